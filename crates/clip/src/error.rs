@@ -1,0 +1,74 @@
+//! One error type for the whole engine: a kind for the caller to branch on, and three texts for people.
+
+use std::fmt;
+
+/// What went wrong, coarse enough to map to an error code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Kind {
+    /// The value itself is unusable: not an image, a truncated file, an empty text.
+    InvalidInput,
+    /// The value is well-formed but of a sort that is not handled: HEIC, a 12-bit JPEG.
+    Unsupported,
+    /// The value is over a configured limit: too many pixels or bytes.
+    LimitExceeded,
+    /// No model of that name.
+    UnknownModel,
+    /// A file that should be there is not: the runtime library, a model's graph.
+    MissingFile,
+    /// A file is there but cannot be used: broken JSON, a graph without the needed inputs.
+    BadModel,
+    /// A defect of this crate or of a library under it.
+    Internal,
+}
+
+/// An error with what a person needs to act on it.
+///
+/// `message` is one lower-case line that names the value; `detail` has the figures; `hint` the way out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    pub kind: Kind,
+    pub message: String,
+    pub detail: Option<String>,
+    pub hint: Option<String>,
+    /// Which item of a batch is at fault, counted from 0.
+    pub element: Option<usize>,
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), detail: None, hint: None, element: None }
+    }
+
+    #[must_use]
+    pub fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    #[must_use]
+    pub fn element(mut self, index: usize) -> Self {
+        self.element = Some(index);
+        self
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        if let Some(detail) = &self.detail {
+            write!(f, " ({detail})")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {}

@@ -1,0 +1,393 @@
+//! From file bytes to a model's pixels.
+//!
+//! Decode within limits, turn upright (EXIF), make RGB, resize and crop as the model's own configuration
+//! says, rescale and normalise into NCHW. The reference is Pillow, as Hugging Face's image processors use
+//! it: alpha is dropped and colour profiles are ignored, because the reference pipelines do so.
+
+use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{ResizeAlg, ResizeOptions, Resizer};
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageFormat, RgbImage};
+use ndarray::ArrayViewMut3;
+
+use crate::error::{Error, Kind, Result};
+use crate::jpeg::Jpeg;
+use crate::preprocess::{CropRounding, Filter, Preprocess, Resize};
+
+/// What a single image may cost. Both are checked before anything of that size is allocated.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Width × height.
+    pub max_pixels: u64,
+    /// Length of the file.
+    pub max_bytes: u64,
+    /// What to call the two settings in a hint, in that order.
+    pub names: (&'static str, &'static str),
+}
+
+impl Default for Limits {
+    /// 100 megapixels (300 MB as RGB; the largest camera sensors have 100–150) and 256 MiB.
+    fn default() -> Self {
+        Self { max_pixels: 100_000_000, max_bytes: 256 << 20, names: ("max_pixels", "max_bytes") }
+    }
+}
+
+/// Decodes an image file to upright RGB.
+///
+/// JPEG, PNG, GIF and WebP (first frame), BMP, TIFF and ICO; told apart by content. EXIF orientation is
+/// applied, as every photo viewer does.
+///
+/// # Errors
+/// [`Kind::InvalidInput`] for what is not an image, is broken or ends too soon; [`Kind::Unsupported`] for
+/// a format that is recognised but not decoded, by name; [`Kind::LimitExceeded`] over `limits`.
+pub fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage> {
+    if bytes.is_empty() {
+        return Err(Error::new(Kind::InvalidInput, "image is empty").detail("It has 0 bytes."));
+    }
+    if bytes.len() as u64 > limits.max_bytes {
+        return Err(Error::new(Kind::LimitExceeded, "image file is too large")
+            .detail(format!("It has {} bytes; the limit is {}.", bytes.len(), limits.max_bytes))
+            .hint(format!("Raise {}, or store a smaller copy.", limits.names.1)));
+    }
+    let format = sniff(bytes)?;
+    // The decoders are fed with strangers' files: a panic in one is that file's error, not the caller's.
+    catch_unwind(AssertUnwindSafe(|| decode_as(format, bytes, limits)))
+        .unwrap_or_else(|_| Err(Error::new(Kind::InvalidInput, format!("{} image is broken", name(format))).detail("The decoder gave up on it.")))
+}
+
+fn decode_as(format: ImageFormat, bytes: &[u8], limits: &Limits) -> Result<RgbImage> {
+    if format == ImageFormat::Jpeg {
+        let jpeg = Jpeg::open(bytes)?;
+        check_pixels(jpeg.width, jpeg.height, limits)?;
+        let orientation = jpeg.exif().and_then(Orientation::from_exif_chunk).unwrap_or(Orientation::NoTransforms);
+        let pixels = jpeg.decode()?;
+        if pixels.truncated {
+            return Err(truncated(format, bytes.len()));
+        }
+        return Ok(upright(DynamicImage::ImageRgb8(pixels.rgb), orientation));
+    }
+
+    let failed = |error: image::ImageError| decoder_error(format, bytes.len(), &error);
+    let mut decoder = image::ImageReader::with_format(Cursor::new(bytes), format).into_decoder().map_err(failed)?;
+    let (width, height) = decoder.dimensions();
+    check_pixels(width, height, limits)?;
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    // The decoder's own limit is for what it needs beside the result: rows, palettes, text chunks.
+    let mut decoder_limits = image::Limits::default();
+    decoder_limits.max_alloc = Some(decoder.total_bytes() + (64 << 20));
+    decoder.set_limits(decoder_limits).map_err(failed)?;
+    let image = DynamicImage::from_decoder(decoder).map_err(failed)?;
+    Ok(upright(image, orientation))
+}
+
+fn upright(mut image: DynamicImage, orientation: Orientation) -> RgbImage {
+    image.apply_orientation(orientation);
+    image.into_rgb8()
+}
+
+fn check_pixels(width: u32, height: u32, limits: &Limits) -> Result<()> {
+    let count = u64::from(width) * u64::from(height);
+    if count == 0 {
+        return Err(Error::new(Kind::InvalidInput, "image has no pixels").detail(format!("It is {width}×{height}.")));
+    }
+    if count > limits.max_pixels {
+        return Err(Error::new(Kind::LimitExceeded, "image has too many pixels")
+            .detail(format!("It is {width}×{height}, {count} pixels; the limit is {}.", limits.max_pixels))
+            .hint(format!("Raise {}, or store a smaller copy.", limits.names.0)));
+    }
+    Ok(())
+}
+
+fn truncated(format: ImageFormat, length: usize) -> Error {
+    Error::new(Kind::InvalidInput, format!("{} image is truncated", name(format)))
+        .detail(format!("Its {length} bytes end before the picture does."))
+        .hint("Upload the file again; part of it is missing.")
+}
+
+fn decoder_error(format: ImageFormat, length: usize, error: &image::ImageError) -> Error {
+    use image::ImageError as E;
+    match error {
+        E::Unsupported(e) => Error::new(Kind::Unsupported, format!("this sort of {} image is not supported", name(format)))
+            .detail(format!("The decoder says: {e}."))
+            .hint("Convert it to an ordinary JPEG or PNG."),
+        E::Limits(e) => Error::new(Kind::LimitExceeded, format!("{} image needs too much memory", name(format)))
+            .detail(format!("The decoder says: {e}.")),
+        E::IoError(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => truncated(format, length),
+        other if other.to_string().to_ascii_lowercase().contains("unexpected end") => truncated(format, length),
+        other => Error::new(Kind::InvalidInput, format!("{} image is broken", name(format))).detail(format!("The decoder says: {other}.")),
+    }
+}
+
+fn name(format: ImageFormat) -> &'static str {
+    match format {
+        ImageFormat::Jpeg => "JPEG",
+        ImageFormat::Png => "PNG",
+        ImageFormat::Gif => "GIF",
+        ImageFormat::WebP => "WebP",
+        ImageFormat::Bmp => "BMP",
+        ImageFormat::Tiff => "TIFF",
+        ImageFormat::Ico => "ICO",
+        _ => "unknown",
+    }
+}
+
+const SUPPORTED: &str = "Supported are JPEG, PNG, WebP, GIF, BMP, TIFF and ICO.";
+
+/// Tells the format by content, and refuses by name what is known but not decoded.
+fn sniff(bytes: &[u8]) -> Result<ImageFormat> {
+    let starts = |magic: &[u8]| bytes.starts_with(magic);
+    let at = |offset: usize, magic: &[u8]| bytes.get(offset..).is_some_and(|rest| rest.starts_with(magic));
+    if starts(b"\xFF\xD8") {
+        return Ok(ImageFormat::Jpeg);
+    }
+    if starts(b"\x89PNG\r\n\x1a\n") {
+        return Ok(ImageFormat::Png);
+    }
+    if starts(b"GIF87a") || starts(b"GIF89a") {
+        return Ok(ImageFormat::Gif);
+    }
+    if starts(b"RIFF") && at(8, b"WEBP") {
+        return Ok(ImageFormat::WebP);
+    }
+    // A BMP's bytes 6–9 are reserved and zero; "BM" alone starts many a text.
+    if starts(b"BM") && at(6, &[0; 4]) {
+        return Ok(ImageFormat::Bmp);
+    }
+    let camera_raw = at(8, b"CR\x02") || starts(b"IIRO") || starts(b"IIRS") || starts(b"IIU\0") || starts(b"FUJIFILMCCD-RAW");
+    if (starts(b"II*\0") || starts(b"MM\0*")) && !camera_raw {
+        return Ok(ImageFormat::Tiff);
+    }
+    if starts(b"\0\0\x01\0") && bytes.get(5) == Some(&0) {
+        return Ok(ImageFormat::Ico);
+    }
+    let brand = |names: &[&[u8]]| at(4, b"ftyp") && names.iter().any(|brand| at(8, brand));
+    let head = String::from_utf8_lossy(&bytes[..bytes.len().min(512)]).to_ascii_lowercase();
+    let known = if brand(&[b"avif", b"avis"]) {
+        "AVIF"
+    } else if brand(&[b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"]) {
+        "HEIC"
+    } else if brand(&[b"crx "]) || camera_raw {
+        "camera RAW"
+    } else if at(4, b"ftyp") {
+        "video"
+    } else if starts(b"\xFF\x0A") || starts(b"\0\0\0\x0CJXL ") {
+        "JPEG XL"
+    } else if starts(b"\0\0\0\x0CjP  ") || starts(b"\xFF\x4F\xFF\x51") {
+        "JPEG 2000"
+    } else if starts(b"%PDF") {
+        "PDF"
+    } else if starts(b"8BPS") {
+        "Photoshop (PSD)"
+    } else if head.contains("<svg") {
+        "SVG"
+    } else {
+        let start = &bytes[..bytes.len().min(8)];
+        let shown: String = start.iter().map(|b| format!("{b:02x}")).collect();
+        return Err(Error::new(Kind::InvalidInput, "not an image")
+            .detail(format!("Its {} bytes start with {shown}, which is no image format's signature.", bytes.len()))
+            .hint(SUPPORTED));
+    };
+    Err(Error::new(Kind::Unsupported, format!("image format {known} is not supported"))
+        .hint(format!("Convert it to JPEG or PNG first. {SUPPORTED}")))
+}
+
+/// Resizes and crops to the model's size: the pixels as they are before rescaling, RGB 0–255.
+///
+/// Only the part of the source that the crop keeps is resampled, so a 5000×1 image costs no more than a
+/// square one (the whole would be 1,120,000 pixels wide).
+pub fn resize_and_crop(image: &RgbImage, p: &Preprocess) -> Result<RgbImage> {
+    let (width, height) = image.dimensions();
+    let (resized_w, resized_h) = match p.resize {
+        Resize::ShortestEdge(size) if width <= height => (size, scaled(size, height, width)),
+        Resize::ShortestEdge(size) => (scaled(size, width, height), size),
+        Resize::Exact(w, h) => (w, h),
+        Resize::LongestEdge(size) => {
+            let scale = f64::from(width.max(height)) / f64::from(size);
+            let side = |length: u32| ((f64::from(length) / scale).round_ties_even() as u32).max(1);
+            (side(width), side(height))
+        }
+        Resize::None => (width, height),
+    };
+    let (out_w, out_h) = p.output_size().unwrap_or((resized_w, resized_h));
+    let x = Span::centred(width, resized_w, out_w, p.crop_rounding);
+    let y = Span::centred(height, resized_h, out_h, p.crop_rounding);
+
+    let window = resample(image, &x, &y, p.filter)?;
+    if (x.length, y.length) == (out_w, out_h) {
+        return Ok(window);
+    }
+    let mut canvas = RgbImage::from_pixel(out_w, out_h, image::Rgb([p.fill; 3]));
+    image::imageops::replace(&mut canvas, &window, i64::from(x.target), i64::from(y.target));
+    Ok(canvas)
+}
+
+/// `int(size * long / short)`, the truncation that Hugging Face and torchvision share.
+fn scaled(size: u32, long: u32, short: u32) -> u32 {
+    ((u64::from(size) * u64::from(long)) as f64 / f64::from(short)) as u32
+}
+
+/// One axis of the crop: which source interval fills which output pixels.
+struct Span {
+    /// Start and length in source pixels, fractional.
+    source: (f64, f64),
+    /// Output pixels that the picture covers.
+    length: u32,
+    /// Where they start in the output.
+    target: u32,
+}
+
+impl Span {
+    fn centred(source: u32, resized: u32, out: u32, rounding: CropRounding) -> Self {
+        let spare = i64::from(resized) - i64::from(out);
+        let offset = match rounding {
+            CropRounding::Floor => spare.div_euclid(2),
+            CropRounding::HalfEven => (spare as f64 / 2.0).round_ties_even() as i64,
+        };
+        let scale = f64::from(source) / f64::from(resized);
+        if offset <= 0 && spare <= 0 {
+            // The picture is smaller than the output: all of it, surrounded by fill.
+            return Self { source: (0.0, f64::from(source)), length: resized, target: (-offset) as u32 };
+        }
+        let start = offset as f64 * scale;
+        let length = (f64::from(out) * scale).min(f64::from(source) - start);
+        Self { source: (start, length), length: out, target: 0 }
+    }
+}
+
+fn resample(image: &RgbImage, x: &Span, y: &Span, filter: Filter) -> Result<RgbImage> {
+    let internal = |e: &dyn std::fmt::Display| Error::new(Kind::Internal, "the image could not be resized").detail(e.to_string());
+    let (width, height) = image.dimensions();
+    let mut pixels = vec![0; x.length as usize * y.length as usize * 3];
+    let source = TypedImageRef::<U8x3>::from_buffer(width, height, image.as_raw()).map_err(|e| internal(&e))?;
+    let mut target = TypedImage::<U8x3>::from_buffer(x.length, y.length, &mut pixels).map_err(|e| internal(&e))?;
+    let algorithm = match filter {
+        Filter::Nearest => ResizeAlg::Nearest,
+        Filter::Convolution(filter) => ResizeAlg::Convolution(filter),
+    };
+    let options = ResizeOptions::new().resize_alg(algorithm).crop(x.source.0, y.source.0, x.source.1, y.source.1);
+    // Typed, since the untyped call compiles the resampler for thirteen pixel types (two minutes).
+    Resizer::new().resize_typed(&source, &mut target, &options).map_err(|e| internal(&e))?;
+    Ok(RgbImage::from_raw(x.length, y.length, pixels).expect("three bytes a pixel"))
+}
+
+/// Writes `(value × rescale − mean) / std` into a (3, height, width) view.
+pub fn normalise(image: &RgbImage, p: &Preprocess, mut out: ArrayViewMut3<f32>) {
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    assert_eq!(out.dim(), (3, height, width), "the tensor must have the image's size");
+    for (channel, mut plane) in out.outer_iter_mut().enumerate() {
+        // 256 possible values: a table makes this exact and cheap.
+        let table: [f32; 256] = std::array::from_fn(|v| (v as f32 * p.rescale - p.mean[channel]) / p.std[channel]);
+        for (target, pixel) in plane.iter_mut().zip(image.pixels()) {
+            *target = table[usize::from(pixel.0[channel])];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn png(image: &DynamicImage) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        image.write_to(&mut Cursor::new(&mut bytes), ImageFormat::Png).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn refuses_by_name() {
+        for (bytes, word) in [
+            (b"\0\0\0\x18ftypheic\0\0\0\0mif1".as_slice(), "HEIC"),
+            (b"\0\0\0\x1cftypavif\0\0\0\0", "AVIF"),
+            (b"\0\0\0\x20ftypisom", "video"),
+            (b"\xFF\x0A\xFA", "JPEG XL"),
+            (b"%PDF-1.7", "PDF"),
+            (b"<?xml version='1.0'?><svg/>", "SVG"),
+            (b"8BPS\0\x01", "PSD"),
+        ] {
+            let error = decode(bytes, &Limits::default()).unwrap_err();
+            assert_eq!(error.kind, Kind::Unsupported, "{error}");
+            assert!(error.message.contains(word), "{error}");
+            assert!(error.hint.as_deref().unwrap_or_default().contains("Convert"), "{error}");
+        }
+        for bytes in [b"hello".as_slice(), b"BMW is a car", b"\0"] {
+            let error = decode(bytes, &Limits::default()).unwrap_err();
+            assert_eq!((error.kind, error.message.as_str()), (Kind::InvalidInput, "not an image"));
+        }
+        assert_eq!(decode(b"", &Limits::default()).unwrap_err().message, "image is empty");
+    }
+
+    #[test]
+    fn limits_come_before_memory() {
+        // A PNG header that claims 60000 × 60000: 10.8 GB as RGB.
+        let mut bomb = png(&DynamicImage::new_rgb8(1, 1));
+        bomb[16..24].copy_from_slice(&[0, 0, 0xEA, 0x60, 0, 0, 0xEA, 0x60]);
+        let crc = crc32(&bomb[12..29]);
+        bomb[29..33].copy_from_slice(&crc.to_be_bytes());
+        let error = decode(&bomb, &Limits::default()).unwrap_err();
+        assert_eq!(error.kind, Kind::LimitExceeded, "{error}");
+        assert!(error.detail.as_deref().unwrap().contains("60000×60000"), "{error}");
+
+        let small = png(&DynamicImage::new_rgb8(10, 10));
+        let limits = Limits { max_bytes: 20, ..Limits::default() };
+        let error = decode(&small, &limits).unwrap_err();
+        assert_eq!(error.message, "image file is too large");
+        assert!(decode(&small, &Limits { max_pixels: 99, ..Limits::default() }).is_err());
+        assert!(decode(&small, &Limits { max_pixels: 100, ..Limits::default() }).is_ok());
+    }
+
+    /// The PNG checksum, so that the forged header is otherwise valid (ISO 3309, reflected).
+    fn crc32(bytes: &[u8]) -> u32 {
+        !bytes.iter().fold(!0u32, |crc, byte| {
+            (0..8).fold(crc ^ u32::from(*byte), |c, _| if c & 1 == 1 { 0xEDB8_8320 ^ (c >> 1) } else { c >> 1 })
+        })
+    }
+
+    #[test]
+    fn a_png_cut_short_is_truncated() {
+        let noise = RgbImage::from_fn(64, 64, |x, y| image::Rgb([(x * 7 + y * 13) as u8, (x * y) as u8, (x ^ y) as u8]));
+        let bytes = png(&DynamicImage::ImageRgb8(noise));
+        let error = decode(&bytes[..bytes.len() / 2], &Limits::default()).unwrap_err();
+        assert_eq!((error.kind, error.message.as_str()), (Kind::InvalidInput, "PNG image is truncated"));
+    }
+
+    #[test]
+    fn sixteen_bits_keep_their_scale() {
+        let ramp = image::ImageBuffer::from_fn(256, 4, |x, _| image::Luma([(x * 257) as u16]));
+        let rgb = decode(&png(&DynamicImage::ImageLuma16(ramp)), &Limits::default()).unwrap();
+        for x in 0..256 {
+            assert_eq!(rgb.get_pixel(x, 0).0, [x as u8; 3]);
+        }
+    }
+
+    #[test]
+    fn extreme_aspects_cost_little() {
+        for (w, h) in [(5000, 1), (1, 5000), (65500, 1)] {
+            let out = resize_and_crop(&RgbImage::from_pixel(w, h, image::Rgb([10, 20, 30])), &Preprocess::clip(224)).unwrap();
+            assert_eq!(out.dimensions(), (224, 224));
+            assert!(out.pixels().all(|p| p.0 == [10, 20, 30]));
+        }
+    }
+
+    #[test]
+    fn a_crop_larger_than_the_picture_is_filled() {
+        let p = Preprocess { resize: Resize::None, crop: Some((4, 4)), fill: 9, ..Preprocess::clip(4) };
+        let out = resize_and_crop(&RgbImage::from_pixel(2, 2, image::Rgb([1, 1, 1])), &p).unwrap();
+        assert_eq!(out.dimensions(), (4, 4));
+        assert_eq!((out.get_pixel(0, 0).0, out.get_pixel(1, 1).0, out.get_pixel(3, 3).0), ([9; 3], [1; 3], [9; 3]));
+    }
+
+    #[test]
+    fn normalises_into_planes() {
+        let mut image = RgbImage::new(2, 1);
+        image.put_pixel(1, 0, image::Rgb([255, 0, 51]));
+        let p = Preprocess { mean: [0.5, 0.0, 0.0], std: [0.5, 1.0, 2.0], ..Preprocess::clip(2) };
+        let mut out = ndarray::Array3::zeros((3, 1, 2));
+        normalise(&image, &p, out.view_mut());
+        let expected = ndarray::arr3(&[[[-1.0, 1.0]], [[0.0, 0.0]], [[0.0, 0.1]]]);
+        assert!(out.iter().zip(&expected).all(|(a, b): (&f32, &f32)| (a - b).abs() < 1e-6), "{out}");
+    }
+}

@@ -1,0 +1,170 @@
+//! JPEG by libjpeg-turbo, the decoder behind Pillow, so that pixels equal the reference's to the bit.
+//!
+//! The unsafe calls are to its TurboJPEG API (version 3), which catches its own errors and never unwinds.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, c_int};
+use std::ptr::NonNull;
+
+use image::RgbImage;
+use turbojpeg_sys as tj;
+
+use crate::error::{Error, Kind, Result};
+
+/// More scans than any encoder writes (libjpeg-turbo's own progressive script has 10); a file with
+/// thousands is an attack on the decoder's time.
+const MAX_SCANS: c_int = 500;
+
+/// A JPEG whose header has been read.
+pub(crate) struct Jpeg<'a> {
+    handle: Handle,
+    bytes: &'a [u8],
+    pub width: u32,
+    pub height: u32,
+    colorspace: c_int,
+}
+
+/// What the decoder made of the pixel data.
+pub(crate) struct Pixels {
+    pub rgb: RgbImage,
+    /// The file ends before its picture does; the missing part is grey.
+    pub truncated: bool,
+}
+
+struct Handle(NonNull<std::ffi::c_void>);
+
+impl Handle {
+    fn get(&self, parameter: tj::TJPARAM) -> c_int {
+        // SAFETY: the handle is live; reading a parameter has no other precondition.
+        unsafe { tj::tj3Get(self.0.as_ptr(), parameter as c_int) }
+    }
+
+    fn set(&self, parameter: tj::TJPARAM, value: c_int) {
+        // SAFETY: the handle is live; a value that is out of range is refused, not stored.
+        unsafe { tj::tj3Set(self.0.as_ptr(), parameter as c_int, value) };
+    }
+
+    /// The message of the last call, and whether it was only a warning.
+    fn last_error(&self) -> (String, bool) {
+        // SAFETY: the handle is live, and the string it returns lives in it until the next call.
+        unsafe {
+            let message = CStr::from_ptr(tj::tj3GetErrorStr(self.0.as_ptr()));
+            let warning = tj::tj3GetErrorCode(self.0.as_ptr()) == tj::TJERR_TJERR_WARNING as c_int;
+            (message.to_string_lossy().into_owned(), warning)
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: made by tj3Init and destroyed here only.
+        unsafe { tj::tj3Destroy(self.0.as_ptr()) }
+    }
+}
+
+impl<'a> Jpeg<'a> {
+    /// Reads the header; no pixel memory is allocated.
+    pub fn open(bytes: &'a [u8]) -> Result<Self> {
+        // SAFETY: no precondition; a null result is handled.
+        let handle = NonNull::new(unsafe { tj::tj3Init(tj::TJINIT_TJINIT_DECOMPRESS as c_int) })
+            .map(Handle)
+            .ok_or_else(|| Error::new(Kind::Internal, "the JPEG decoder could not be set up"))?;
+        handle.set(tj::TJPARAM_TJPARAM_SCANLIMIT, MAX_SCANS);
+        // SAFETY: pointer and length are of one live slice.
+        let status = unsafe { tj::tj3DecompressHeader(handle.0.as_ptr(), bytes.as_ptr(), bytes.len() as tj::size_t) };
+        if status != 0 {
+            let (message, warning) = handle.last_error();
+            if !warning {
+                return Err(broken(&message));
+            }
+        }
+        let (width, height) = (handle.get(tj::TJPARAM_TJPARAM_JPEGWIDTH), handle.get(tj::TJPARAM_TJPARAM_JPEGHEIGHT));
+        if width <= 0 || height <= 0 {
+            return Err(broken("it has no size"));
+        }
+        let precision = handle.get(tj::TJPARAM_TJPARAM_PRECISION);
+        if precision != 8 {
+            return Err(Error::new(Kind::Unsupported, format!("JPEG with {precision} bits a channel is not supported"))
+                .hint("Convert it to an 8-bit JPEG or to PNG."));
+        }
+        let colorspace = handle.get(tj::TJPARAM_TJPARAM_COLORSPACE);
+        Ok(Self { handle, bytes, width: width as u32, height: height as u32, colorspace })
+    }
+
+    /// The EXIF block's payload (what follows `Exif\0\0`), if there is one.
+    pub fn exif(&self) -> Option<&'a [u8]> {
+        segments(self.bytes).find_map(|(marker, payload)| {
+            (marker == 0xE1).then(|| payload.strip_prefix(b"Exif\0\0"))?
+        })
+    }
+
+    /// Decodes to RGB. CMYK and YCCK become RGB as Pillow does it.
+    pub fn decode(self) -> Result<Pixels> {
+        let cmyk = self.colorspace == tj::TJCS_TJCS_CMYK as c_int || self.colorspace == tj::TJCS_TJCS_YCCK as c_int;
+        let (format, channels) = if cmyk { (tj::TJPF_TJPF_CMYK, 4) } else { (tj::TJPF_TJPF_RGB, 3) };
+        let mut pixels = vec![0u8; self.width as usize * self.height as usize * channels];
+        // SAFETY: the buffer holds width × height × channels bytes, the size in the header that this
+        // handle read from these bytes, with rows packed (pitch 0).
+        let status = unsafe {
+            tj::tj3Decompress8(
+                self.handle.0.as_ptr(),
+                self.bytes.as_ptr(),
+                self.bytes.len() as tj::size_t,
+                pixels.as_mut_ptr(),
+                0,
+                format,
+            )
+        };
+        let mut truncated = false;
+        if status != 0 {
+            let (message, warning) = self.handle.last_error();
+            if !warning {
+                return Err(broken(&message));
+            }
+            // Pillow lets warnings pass except where the data ends too soon, and so does this.
+            truncated = message.to_ascii_lowercase().contains("premature end");
+        }
+        if cmyk {
+            pixels = cmyk_to_rgb(&pixels);
+        }
+        let rgb = RgbImage::from_raw(self.width, self.height, pixels).expect("the buffer was sized for it");
+        Ok(Pixels { rgb, truncated })
+    }
+}
+
+fn broken(reason: &str) -> Error {
+    Error::new(Kind::InvalidInput, "JPEG image is broken").detail(format!("The decoder says: {reason}."))
+}
+
+/// Walks the marker segments before the picture data: (marker, payload).
+fn segments(bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    let mut at = 2;
+    std::iter::from_fn(move || {
+        while bytes.get(at) == Some(&0xFF) && bytes.get(at + 1) == Some(&0xFF) {
+            at += 1; // fill bytes
+        }
+        let [0xFF, marker, high, low] = *bytes.get(at..at + 4)? else { return None };
+        if marker == 0xDA {
+            return None; // start of scan
+        }
+        let length = usize::from(u16::from_be_bytes([high, low]));
+        let payload = bytes.get(at + 4..at + 2 + length)?;
+        at += 2 + length;
+        Some((marker, payload))
+    })
+}
+
+/// Adobe stores CMYK inverted, and Pillow assumes that of every four-channel JPEG:
+/// with stored values, `r = k - (255 - c) * k / 255`, rounded as Pillow's `MULDIV255` rounds.
+fn cmyk_to_rgb(cmyk: &[u8]) -> Vec<u8> {
+    cmyk.as_chunks::<4>()
+        .0
+        .iter()
+        .flat_map(|&[c, m, y, k]| {
+            [c, m, y].map(|ink| {
+                let product = (255 - u32::from(ink)) * u32::from(k) + 128;
+                k - (((product >> 8) + product) >> 8) as u8
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,24 @@
+//! CLIP inference on the CPU: image bytes or text in, L2-normalised vectors out.
+//!
+//! Nothing here knows PostgreSQL. The pieces, in the order in which data passes them:
+//!
+//! | module | does |
+//! |---|---|
+//! | [`image`] | bytes → upright RGB within limits → resized, cropped, normalised NCHW |
+//! | [`text`] | text → token ids |
+//! | [`model`] | a model directory: its files, preprocessing and tokenizer settings |
+//! | [`session`] | ONNX Runtime: library, environment, one tower |
+//! | [`embedder`] | the pieces together |
+//! | [`cluster`] | the arithmetic of grouping |
+
+pub mod cluster;
+pub mod embedder;
+mod error;
+pub mod image;
+mod jpeg;
+pub mod model;
+pub mod preprocess;
+pub mod session;
+pub mod text;
+
+pub use error::{Error, Kind, Result};

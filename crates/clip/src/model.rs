@@ -1,0 +1,168 @@
+//! Model directories: where they are looked for, and which files they hold.
+//!
+//! A model is a directory in one of the usual ONNX export layouts. No model is known by name: everything
+//! is read from its files.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::error::{Error, Kind, Result};
+
+/// Where exporters put the two towers, without the ending: Hugging Face's `onnx/` (Xenova, optimum split),
+/// the same at the top, Immich's `visual/` and `textual/`, and flat exports of open_clip.
+const VISION: [&str; 5] = ["onnx/vision_model", "vision_model", "visual/model", "visual", "onnx/visual"];
+const TEXT: [&str; 5] = ["onnx/text_model", "text_model", "textual/model", "textual", "onnx/textual"];
+
+/// The files of one model.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// As the user named it, with the variant if one was given.
+    pub name: String,
+    pub directory: PathBuf,
+    pub vision: Option<PathBuf>,
+    pub text: Option<PathBuf>,
+    pub tokenizer: Option<PathBuf>,
+    pub preprocess: Option<PathBuf>,
+}
+
+impl Model {
+    /// Finds `name` or `name:variant` in the directories of `search`, first match first.
+    ///
+    /// # Errors
+    /// [`Kind::UnknownModel`] where there is none, listing those there are; [`Kind::MissingFile`] where the
+    /// directory lacks the variant.
+    pub fn find(search: &[PathBuf], spec: &str) -> Result<Self> {
+        let (name, variant) = match spec.split_once(':') {
+            Some((name, variant)) => (name, Some(variant)),
+            None => (spec, None),
+        };
+        if !is_name(name) || variant.is_some_and(|v| !is_name(v)) {
+            return Err(Error::new(Kind::UnknownModel, format!("\"{spec}\" is not a model name"))
+                .hint("A model is named by its directory: letters, digits, dots, dashes and underscores, then optionally a colon and a variant."));
+        }
+        let Some(directory) = search.iter().map(|dir| dir.join(name)).find(|dir| dir.is_dir()) else {
+            let known: Vec<String> = Self::list(search).into_iter().map(|model| model.name).collect();
+            let places: Vec<String> = search.iter().map(|dir| format!("\"{}\"", dir.display())).collect();
+            return Err(Error::new(Kind::UnknownModel, format!("model \"{name}\" does not exist"))
+                .detail(match known.len() {
+                    0 => format!("There is no model in {}.", places.join(", ")),
+                    _ => format!("Models found: {}.", known.join(", ")),
+                })
+                .hint(format!("Choose one of them, or put the model's directory into {}.", places.join(" or "))));
+        };
+        let model = Self::open(spec, &directory, variant);
+        if model.vision.is_none() && model.text.is_none() {
+            let suffix = variant.map(|v| format!(" of variant \"{v}\"")).unwrap_or_default();
+            return Err(Error::new(Kind::MissingFile, format!("model \"{spec}\" has no ONNX file{suffix}"))
+                .detail(format!("Looked in \"{}\" for {}.onnx and {}.onnx.", directory.display(), VISION[0], TEXT[0]))
+                .hint("Download the ONNX export of the model, with its onnx/ folder."));
+        }
+        Ok(model)
+    }
+
+    /// Every model in the directories of `search`, by name; the first of a name hides later ones.
+    pub fn list(search: &[PathBuf]) -> Vec<Self> {
+        let mut models: Vec<Self> = Vec::new();
+        for directory in search.iter().filter_map(|dir| dir.read_dir().ok()).flatten().flatten().map(|entry| entry.path()) {
+            let Some(name) = directory.file_name().and_then(|n| n.to_str()).filter(|n| is_name(n)) else { continue };
+            let model = Self::open(name, &directory, None);
+            if (model.vision.is_some() || model.text.is_some()) && models.iter().all(|m| m.name != name) {
+                models.push(model);
+            }
+        }
+        models.sort_by(|a, b| a.name.cmp(&b.name));
+        models
+    }
+
+    fn open(name: &str, directory: &Path, variant: Option<&str>) -> Self {
+        let suffix = variant.map(|v| format!("_{v}")).unwrap_or_default();
+        let graph = |stems: &[&str]| stems.iter().map(|stem| directory.join(format!("{stem}{suffix}.onnx"))).find(|file| file.is_file());
+        let first = |names: &[&str]| names.iter().map(|name| directory.join(name)).find(|file| file.is_file());
+        Self {
+            name: name.to_owned(),
+            vision: graph(&VISION),
+            text: graph(&TEXT),
+            tokenizer: first(&["tokenizer.json", "textual/tokenizer.json"]),
+            preprocess: first(&["preprocessor_config.json", "preprocess_cfg.json", "visual/preprocess_cfg.json"]),
+            directory: directory.to_owned(),
+        }
+    }
+
+    /// Length of the vectors as the configuration states it, without loading a graph.
+    pub fn stated_dimensions(&self) -> Option<usize> {
+        let config = read_json(&self.directory.join("config.json")).ok()?;
+        ["projection_dim", "embed_dim"].iter().find_map(|key| config[*key].as_u64()).map(|n| n as usize)
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    !name.is_empty()
+        && !name.starts_with('.')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
+}
+
+/// Reads a file of the model.
+pub(crate) fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|e| {
+        let kind = if e.kind() == std::io::ErrorKind::NotFound { Kind::MissingFile } else { Kind::BadModel };
+        Error::new(kind, format!("model file \"{}\" cannot be read", path.display())).detail(format!("{e}."))
+    })
+}
+
+pub(crate) fn read_json(path: &Path) -> Result<Value> {
+    serde_json::from_str(&read(path)?)
+        .map_err(|e| Error::new(Kind::BadModel, format!("model file \"{}\" is not JSON", path.display())).detail(format!("The parser says: {e}.")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory(test: &str, files: &[&str]) -> PathBuf {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/test-models").join(test);
+        let _ = std::fs::remove_dir_all(&root);
+        for file in files {
+            let path = root.join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "").unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn finds_layouts_and_variants() {
+        let root = directory("layouts", &[
+            "xenova/onnx/vision_model.onnx", "xenova/onnx/text_model.onnx", "xenova/onnx/text_model_quantized.onnx",
+            "immich/visual/model.onnx", "immich/textual/model.onnx", "immich/visual/preprocess_cfg.json", "empty/readme.txt",
+        ]);
+        let search = [root.clone()];
+        let names: Vec<_> = Model::list(&search).into_iter().map(|m| m.name).collect();
+        assert_eq!(names, ["immich", "xenova"]);
+        let immich = Model::find(&search, "immich").unwrap();
+        assert_eq!(immich.preprocess.unwrap(), root.join("immich/visual/preprocess_cfg.json"));
+        let quantized = Model::find(&search, "xenova:quantized").unwrap();
+        assert!(quantized.text.unwrap().ends_with("onnx/text_model_quantized.onnx"));
+        assert!(quantized.vision.is_none());
+        assert_eq!(Model::find(&search, "xenova:int4").unwrap_err().kind, Kind::MissingFile);
+        assert_eq!(Model::find(&search, "empty").unwrap_err().kind, Kind::MissingFile);
+    }
+
+    #[test]
+    fn an_unknown_name_lists_the_known() {
+        let root = directory("unknown", &["photo-mini/onnx/text_model.onnx"]);
+        let error = Model::find(&[root], "clip").unwrap_err();
+        assert_eq!(error.kind, Kind::UnknownModel);
+        assert_eq!(error.message, "model \"clip\" does not exist");
+        assert_eq!(error.detail.as_deref(), Some("Models found: photo-mini."));
+    }
+
+    #[test]
+    fn names_stay_inside_the_search_path() {
+        for name in ["", "..", "../photo-mini", "/etc", "a/b", ".hidden", "a:../b", "a b", "ä"] {
+            let error = Model::find(&[PathBuf::from("/")], name).unwrap_err();
+            assert_eq!(error.kind, Kind::UnknownModel, "{name}");
+            assert!(error.message.contains("is not a model name"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Text to token ids, by the model's own `tokenizer.json`.
+
+use tokenizers::{PostProcessor, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
+
+use crate::error::{Error, Kind, Result};
+use crate::model::{Model, read_json};
+
+/// CLIP's context length (Radford et al. 2021, section 2.4: 76 BPE tokens and one special, 77 in the code),
+/// where neither the graph nor the tokenizer states one.
+const CLIP_CONTEXT: usize = 77;
+
+/// A model's tokenizer with its limits.
+pub struct TextEncoder {
+    tokenizer: Tokenizer,
+    /// Most ids that a text may have, special ones included.
+    pub context_length: usize,
+    /// What a shorter text is filled with where the graph wants a fixed length.
+    pub pad_id: u32,
+    /// Ids that the post-processor adds: start and end of text.
+    special: usize,
+}
+
+/// A text's ids, special ones included.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    pub ids: Vec<u32>,
+    /// How many of them are the text's; what follows is padding.
+    pub length: usize,
+    /// The text had more, and was cut.
+    pub truncated: bool,
+}
+
+impl TextEncoder {
+    /// Loads the tokenizer of a model. `fixed_length` is the sequence length that the graph is bound to.
+    ///
+    /// The context length is the least of what the graph, `tokenizer_config.json` and `tokenizer.json`
+    /// state; the padding id is the tokenizer's. `config.json` is not asked: CLIP's own says pad 1 and
+    /// EOS 2 where both are 49407.
+    ///
+    /// # Errors
+    /// [`Kind::MissingFile`] without a `tokenizer.json`, [`Kind::BadModel`] where it cannot be used.
+    pub fn load(model: &Model, fixed_length: Option<usize>) -> Result<Self> {
+        let file = model.tokenizer.as_ref().ok_or_else(|| {
+            Error::new(Kind::MissingFile, format!("model \"{}\" has no tokenizer.json", model.name))
+                .detail(format!("Looked in \"{}\".", model.directory.display()))
+        })?;
+        let unusable = |e: &dyn std::fmt::Display| {
+            Error::new(Kind::BadModel, format!("tokenizer \"{}\" cannot be used", file.display())).detail(format!("The tokenizers library says: {e}."))
+        };
+        let mut tokenizer = Tokenizer::from_file(file).map_err(|e| unusable(&e))?;
+        let config = read_json(&file.with_file_name("tokenizer_config.json")).unwrap_or_default();
+
+        // Exporters write 1e30 for "no limit".
+        let stated = config["model_max_length"].as_f64().filter(|n| (1.0..1e6).contains(n)).map(|n| n as usize);
+        let truncation = tokenizer.get_truncation().map(|t| t.max_length);
+        let context_length = [fixed_length, stated, truncation].into_iter().flatten().min().unwrap_or(CLIP_CONTEXT);
+
+        let pad_token = config["pad_token"].as_str().or_else(|| config["pad_token"]["content"].as_str());
+        let pad_id = pad_token
+            .and_then(|token| tokenizer.token_to_id(token))
+            .or_else(|| tokenizer.get_padding().map(|p| p.pad_id))
+            .unwrap_or(0);
+
+        let special = tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(false));
+        if context_length <= special {
+            return Err(unusable(&format!("a context of {context_length} tokens leaves no room beside {special} special ones")));
+        }
+        tokenizer.with_padding(None);
+        tokenizer
+            .with_truncation(Some(TruncationParams {
+                max_length: context_length,
+                direction: TruncationDirection::Right,
+                strategy: TruncationStrategy::LongestFirst,
+                stride: 0,
+            }))
+            .map_err(|e| unusable(&e))?;
+        Ok(Self { tokenizer, context_length, pad_id, special })
+    }
+
+    /// The ids of a text. One that is too long is cut before the special tokens are added, so the end
+    /// token stays last.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidInput`] for a text with nothing in it.
+    pub fn encode(&self, text: &str) -> Result<Tokens> {
+        let encoding = self
+            .tokenizer
+            .encode_fast(text, true)
+            .map_err(|e| Error::new(Kind::InvalidInput, "text cannot be tokenized").detail(format!("The tokenizers library says: {e}.")))?;
+        let ids = encoding.get_ids().to_vec();
+        if ids.len() <= self.special {
+            let detail = match text.len() {
+                0 => "It has no characters.".to_owned(),
+                n => format!("Its {n} bytes are nothing but white space to the tokenizer."),
+            };
+            return Err(Error::new(Kind::InvalidInput, "text is empty").detail(detail).hint("Use NULL where there is no text."));
+        }
+        Ok(Tokens { truncated: !encoding.get_overflowing().is_empty(), length: ids.len(), ids })
+    }
+}

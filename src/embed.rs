@@ -1,0 +1,92 @@
+//! Embedding functions.
+//!
+//! The one-argument forms read `clip_search.model`, so they are STABLE; with the model named the result is
+//! a function of its arguments, IMMUTABLE by the same convention as `to_tsvector(regconfig, text)`: a model
+//! directory is not changed in place. Costs are in `cpu_operator_cost`: an image takes 15–120 ms and a text
+//! 4–80 ms, some 10^5 operators; a text is usually remembered, so its cost is set lower, which also keeps
+//! the planner from compiling (JIT, from cost 100,000 on) a sequential scan of a few hundred rows.
+
+use pgrx::prelude::*;
+
+use crate::engine;
+use crate::error::SqlResult;
+use crate::settings;
+use crate::vector::Vector;
+
+/// The vector of a single value.
+fn one(mut vectors: Vec<Option<Vector>>) -> Vector {
+    vectors.pop().flatten().expect("one value that is not NULL gives one vector")
+}
+
+#[pg_extern(stable, strict, parallel_safe, cost = 100000)]
+fn clip_embed_image(image: &[u8]) -> SqlResult<Vector> {
+    engine::embed_images(&settings::model(), &[Some(image)]).map(one)
+}
+
+#[pg_extern(immutable, strict, parallel_safe, cost = 100000, name = "clip_embed_image")]
+fn clip_embed_image_by_model(image: &[u8], model: &str) -> SqlResult<Vector> {
+    engine::embed_images(model, &[Some(image)]).map(one)
+}
+
+#[pg_extern(stable, strict, parallel_safe, cost = 10000)]
+fn clip_embed_text(query: &str) -> SqlResult<Vector> {
+    engine::embed_texts(&settings::model(), &[Some(query)]).map(one)
+}
+
+#[pg_extern(immutable, strict, parallel_safe, cost = 10000, name = "clip_embed_text")]
+fn clip_embed_text_by_model(query: &str, model: &str) -> SqlResult<Vector> {
+    engine::embed_texts(model, &[Some(query)]).map(one)
+}
+
+#[pg_extern(stable, strict, parallel_safe, cost = 1000000)]
+fn clip_embed_images(images: Array<&[u8]>) -> SqlResult<Vec<Option<Vector>>> {
+    engine::embed_images(&settings::model(), &images.iter().collect::<Vec<_>>())
+}
+
+#[pg_extern(immutable, strict, parallel_safe, cost = 1000000, name = "clip_embed_images")]
+fn clip_embed_images_by_model(images: Array<&[u8]>, model: &str) -> SqlResult<Vec<Option<Vector>>> {
+    engine::embed_images(model, &images.iter().collect::<Vec<_>>())
+}
+
+#[pg_extern(stable, strict, parallel_safe, cost = 100000)]
+fn clip_embed_texts(queries: Array<&str>) -> SqlResult<Vec<Option<Vector>>> {
+    engine::embed_texts(&settings::model(), &queries.iter().collect::<Vec<_>>())
+}
+
+#[pg_extern(immutable, strict, parallel_safe, cost = 100000, name = "clip_embed_texts")]
+fn clip_embed_texts_by_model(queries: Array<&str>, model: &str) -> SqlResult<Vec<Option<Vector>>> {
+    engine::embed_texts(model, &queries.iter().collect::<Vec<_>>())
+}
+
+#[pg_extern(stable, parallel_restricted)]
+#[allow(clippy::type_complexity)]
+fn clip_models() -> TableIterator<
+    'static,
+    (
+        name!(name, String),
+        name!(path, String),
+        name!(dimensions, Option<i32>),
+        name!(selected, bool),
+        name!(loaded, bool),
+        name!(image_loaded, bool),
+        name!(text_loaded, bool),
+        name!(images, i64),
+        name!(texts, i64),
+    ),
+> {
+    let selected = settings::model();
+    TableIterator::new(engine::status().into_iter().map(move |m| {
+        let is_selected = m.name == selected;
+        let loaded = m.image_loaded || m.text_loaded;
+        (m.name, m.path, m.dimensions, is_selected, loaded, m.image_loaded, m.text_loaded, m.images, m.texts)
+    }))
+}
+
+#[pg_extern(stable, parallel_restricted)]
+fn clip_version() -> String {
+    let runtime = match clip::session::Runtime::loaded() {
+        Some(runtime) => format!("ONNX Runtime {}", runtime.version),
+        None => "ONNX Runtime not loaded yet".to_owned(),
+    };
+    format!("clip_search {} ({runtime})", env!("CARGO_PKG_VERSION"))
+}

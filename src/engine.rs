@@ -1,0 +1,157 @@
+//! The backend's models: loaded on first use, kept until it ends.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+
+use clip::Error;
+use clip::embedder::Embedder;
+use clip::model::Model;
+use lru::LruCache;
+
+use crate::error::{SqlResult, report, warn};
+use crate::settings;
+use crate::vector::Vector;
+
+/// Query texts whose vectors are remembered, per model. `ORDER BY embedding <=> clip_embed_text('…')` asks
+/// for the same text once a row wherever no index serves it; 256 vectors of 512 dimensions are 0.5 MB.
+const MEMO_TEXTS: usize = 256;
+/// Longer texts are captions or documents, seldom asked for twice.
+const MEMO_TEXT_BYTES: usize = 2048;
+
+struct Loaded {
+    key: Key,
+    embedder: Embedder,
+    memo: LruCache<String, Vec<f32>>,
+}
+
+/// What a loaded model depends on; a change of any reloads it.
+#[derive(PartialEq)]
+struct Key {
+    spec: String,
+    search: Vec<PathBuf>,
+    threads: usize,
+}
+
+thread_local! {
+    /// Leaked on purpose: at the end of a process ONNX Runtime's threads may be gone, and joining them would hang.
+    static MODELS: &'static RefCell<Vec<Loaded>> = Box::leak(Box::default());
+}
+
+/// What `clip_models()` shows of a model.
+pub struct Status {
+    pub name: String,
+    pub path: String,
+    pub dimensions: Option<i32>,
+    pub image_loaded: bool,
+    pub text_loaded: bool,
+    pub images: i64,
+    pub texts: i64,
+}
+
+/// Runs `f` with the model of that name, and shows what it has to remark.
+///
+/// `f` returns its result with the places that its items have in what the user gave, so that errors and
+/// warnings can name them.
+fn with_model<T>(spec: &str, count: usize, f: impl FnOnce(&mut Loaded) -> (clip::Result<T>, Vec<usize>)) -> SqlResult<T> {
+    let key = Key { spec: spec.to_owned(), search: settings::model_path(), threads: settings::threads() };
+    let (result, warnings) = MODELS.with(|models| {
+        let mut models = models.borrow_mut();
+        let index = match models.iter().position(|loaded| loaded.key == key) {
+            Some(index) => index,
+            None => {
+                let model = Model::find(&key.search, spec).map_err(report)?;
+                let embedder = Embedder::new(model, settings::onnxruntime(), key.threads);
+                // A model of the same name under other settings makes room: two copies would double the memory.
+                models.retain(|loaded| loaded.key.spec != spec);
+                let memo = LruCache::new(MEMO_TEXTS.try_into().expect("not zero"));
+                models.push(Loaded { key, embedder, memo });
+                models.len() - 1
+            }
+        };
+        let loaded = &mut models[index];
+        let (result, places) = f(loaded);
+        let place = |mut error: Error| {
+            // A single value has no place worth naming.
+            error.element = error.element.filter(|_| count > 1).map(|item| places[item]);
+            error
+        };
+        let warnings: Vec<Error> = loaded.embedder.take_warnings().into_iter().map(place).collect();
+        SqlResult::Ok((result.map_err(place), warnings))
+    })?;
+    // Raised only now that nothing is borrowed, since a WARNING can run a hook.
+    warnings.into_iter().for_each(warn);
+    result.map_err(report)
+}
+
+/// Lets a cancel, a timeout or a shutdown act between two pieces of work.
+fn pulse() {
+    pgrx::check_for_interrupts!();
+}
+
+/// Embeds the image files that are not NULL with the named model, each into its own place. All or an error.
+pub fn embed_images(spec: &str, files: &[Option<&[u8]>]) -> SqlResult<Vec<Option<Vector>>> {
+    let limits = settings::limits();
+    with_model(spec, files.len(), |loaded| {
+        let (places, present): (Vec<usize>, Vec<&[u8]>) = files.iter().enumerate().filter_map(|(i, file)| Some((i, (*file)?))).unzip();
+        let embedded = loaded.embedder.embed_images(&present, &limits, &mut pulse);
+        let result = embedded.map(|embedded| {
+            let mut vectors = vec![None; files.len()];
+            for (index, vector) in places.iter().zip(embedded) {
+                vectors[*index] = Some(Vector(vector));
+            }
+            vectors
+        });
+        (result, places)
+    })
+}
+
+/// Embeds the texts that are not NULL with the named model, each into its own place. All or an error.
+pub fn embed_texts(spec: &str, texts: &[Option<&str>]) -> SqlResult<Vec<Option<Vector>>> {
+    let truncate = settings::truncate_text();
+    with_model(spec, texts.len(), |loaded| {
+        let memo = &mut loaded.memo;
+        let mut vectors: Vec<Option<Vector>> = texts.iter().map(|text| memo.get((*text)?).cloned().map(Vector)).collect();
+        let unknown = texts.iter().enumerate().filter(|(i, _)| vectors[*i].is_none());
+        let (places, present): (Vec<usize>, Vec<&str>) = unknown.filter_map(|(i, text)| Some((i, (*text)?))).unzip();
+        if present.is_empty() {
+            return (Ok(vectors), places);
+        }
+        let embedded = loaded.embedder.embed_texts(&present, truncate, &mut pulse);
+        let result = embedded.map(|embedded| {
+            for ((index, text), item) in places.iter().zip(&present).zip(embedded) {
+                // A text that was cut is embedded anew each time, so that its warning is not lost.
+                if text.len() <= MEMO_TEXT_BYTES && !item.truncated {
+                    memo.put((*text).to_owned(), item.vector.clone());
+                }
+                vectors[*index] = Some(Vector(item.vector));
+            }
+            vectors
+        });
+        (result, places)
+    })
+}
+
+/// Every model on the search path, with what this backend has done with it.
+pub fn status() -> Vec<Status> {
+    let search = settings::model_path();
+    let describe = |model: &Model, loaded: Option<&Loaded>| Status {
+        name: model.name.clone(),
+        path: model.directory.display().to_string(),
+        dimensions: loaded.map_or_else(|| model.stated_dimensions(), |l| l.embedder.dimensions()).map(|n| n as i32),
+        image_loaded: loaded.is_some_and(|l| l.embedder.image_loaded()),
+        text_loaded: loaded.is_some_and(|l| l.embedder.text_loaded()),
+        images: loaded.map_or(0, |l| l.embedder.images as i64),
+        texts: loaded.map_or(0, |l| l.embedder.texts as i64),
+    };
+    MODELS.with(|models| {
+        let models = models.borrow();
+        let mut rows: Vec<Status> = Model::list(&search)
+            .iter()
+            .map(|model| describe(model, models.iter().find(|l| l.embedder.model.name == model.name && l.embedder.model.directory == model.directory)))
+            .collect();
+        // Variants are loaded under their own name, beside the directory that they come from.
+        rows.extend(models.iter().filter(|l| l.key.spec.contains(':')).map(|l| describe(&l.embedder.model, Some(l))));
+        rows.sort_by(|a, b| a.name.cmp(&b.name));
+        rows
+    })
+}

@@ -1,0 +1,23 @@
+//! PostgreSQL extension: CLIP image and text embeddings on the CPU inside the backend, for pgvector.
+//!
+//! Only what touches PostgreSQL is here; the engine is `crates/clip`.
+
+use pgrx::prelude::*;
+
+mod cluster;
+mod embed;
+mod engine;
+mod error;
+mod settings;
+mod vector;
+
+::pgrx::pg_module_magic!(name, version);
+
+extension_sql_file!("../sql/bootstrap.sql", bootstrap);
+extension_sql_file!("../sql/finalize.sql", finalize);
+
+/// Runs when a process loads the library. Models are loaded by the first call that needs one, not here.
+#[pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    settings::register();
+}

@@ -1,0 +1,163 @@
+//! Every setting (GUC) of the extension.
+
+use std::ffi::CString;
+use std::path::PathBuf;
+
+use clip::image::Limits;
+use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
+use pgrx::pg_sys;
+
+static MODEL: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"photo-mini"));
+static MODEL_PATH: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"$system"));
+static ONNXRUNTIME: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"$libdir/clip_search/libonnxruntime.so"));
+static THREADS: GucSetting<i32> = GucSetting::<i32>::new(1);
+static MAX_IMAGE_PIXELS: GucSetting<i32> = GucSetting::<i32>::new(100_000_000);
+static MAX_IMAGE_BYTES: GucSetting<i32> = GucSetting::<i32>::new(256 << 20);
+static CLUSTER_THRESHOLD: GucSetting<f64> = GucSetting::<f64>::new(0.82);
+static TRUNCATE_TEXT: GucSetting<bool> = GucSetting::<bool>::new(true);
+
+/// Defines them; called once a process.
+pub fn register() {
+    GucRegistry::define_string_guc(
+        c"clip_search.model",
+        c"The model that the embedding functions use when none is named.",
+        c"The name of a directory in clip_search.model_path, optionally with a variant: name or name:variant.",
+        &MODEL,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_string_guc(
+        c"clip_search.model_path",
+        c"Directories that are searched for models, separated by colons.",
+        c"$system stands for the clip_search/models directory below PostgreSQL's shared files.",
+        &MODEL_PATH,
+        GucContext::Suset,
+        GucFlags::SUPERUSER_ONLY,
+    );
+    GucRegistry::define_string_guc(
+        c"clip_search.onnxruntime",
+        c"The path of libonnxruntime, version 1.17 or later.",
+        c"$libdir stands for PostgreSQL's library directory. A process loads the library once; a change reaches new connections.",
+        &ONNXRUNTIME,
+        GucContext::Suset,
+        GucFlags::SUPERUSER_ONLY,
+    );
+    GucRegistry::define_int_guc(
+        c"clip_search.threads",
+        c"Threads that one backend uses for one inference.",
+        c"1 suits servers with many connections; raise it for a single session that loads data. A change reloads the model on the next call.",
+        &THREADS,
+        1,
+        256,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"clip_search.max_image_pixels",
+        c"The largest image that is decoded, in pixels (width times height).",
+        c"Decoding takes three to eight bytes of memory a pixel. Larger images are refused before memory is taken.",
+        &MAX_IMAGE_PIXELS,
+        1,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"clip_search.max_image_bytes",
+        c"The largest image file that is decoded, in bytes.",
+        c"Larger files are refused before they are looked at.",
+        &MAX_IMAGE_BYTES,
+        1,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::UNIT_BYTE,
+    );
+    GucRegistry::define_float_guc(
+        c"clip_search.cluster_threshold",
+        c"The cosine to a cluster's centroid from which on an embedding joins it.",
+        c"1 joins only equal vectors. The value suits image-image cosines; those between text and image are far lower.",
+        &CLUSTER_THRESHOLD,
+        -1.0,
+        1.0,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
+        c"clip_search.truncate_text",
+        c"Cut a text that is longer than the model's context, with a warning.",
+        c"On, as the reference tokenizers do it. Off makes such a text an error.",
+        &TRUNCATE_TEXT,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    // SAFETY: PostgreSQL copies the name; called in _PG_init after every setting is defined.
+    #[allow(unsafe_code)]
+    #[cfg(not(feature = "pg14"))]
+    unsafe {
+        pg_sys::MarkGUCPrefixReserved(c"clip_search".as_ptr());
+    }
+}
+
+fn string(setting: &'static GucSetting<Option<CString>>) -> String {
+    setting.get().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+pub fn model() -> String {
+    string(&MODEL)
+}
+
+/// The directories of `clip_search.model_path`, in order.
+pub fn model_path() -> Vec<PathBuf> {
+    string(&MODEL_PATH)
+        .split(':')
+        .filter(|entry| !entry.is_empty())
+        .map(|entry| if entry == "$system" { share_directory().join("clip_search/models") } else { PathBuf::from(entry) })
+        .collect()
+}
+
+/// The path of libonnxruntime.
+pub fn onnxruntime() -> PathBuf {
+    let path = string(&ONNXRUNTIME);
+    match path.strip_prefix("$libdir/") {
+        Some(rest) => library_directory().join(rest),
+        None => PathBuf::from(path),
+    }
+}
+
+pub fn threads() -> usize {
+    THREADS.get() as usize
+}
+
+pub fn limits() -> Limits {
+    Limits {
+        max_pixels: MAX_IMAGE_PIXELS.get() as u64,
+        max_bytes: MAX_IMAGE_BYTES.get() as u64,
+        names: ("clip_search.max_image_pixels", "clip_search.max_image_bytes"),
+    }
+}
+
+pub fn cluster_threshold() -> f64 {
+    CLUSTER_THRESHOLD.get()
+}
+
+pub fn truncate_text() -> bool {
+    TRUNCATE_TEXT.get()
+}
+
+/// PostgreSQL's shared files of the running installation (`pg_config --sharedir`), wherever it was moved to.
+#[allow(unsafe_code)]
+fn share_directory() -> PathBuf {
+    let mut buffer = [0; pg_sys::MAXPGPATH as usize];
+    // SAFETY: my_exec_path is set at start-up, and the function writes at most MAXPGPATH bytes with their nul.
+    unsafe {
+        pg_sys::get_share_path((&raw const pg_sys::my_exec_path).cast(), buffer.as_mut_ptr());
+        PathBuf::from(std::ffi::CStr::from_ptr(buffer.as_ptr()).to_string_lossy().into_owned())
+    }
+}
+
+/// Where PostgreSQL's loadable modules are (`pg_config --pkglibdir`).
+#[allow(unsafe_code)]
+fn library_directory() -> PathBuf {
+    // SAFETY: pkglib_path is a nul-terminated static that is set at start-up.
+    unsafe { PathBuf::from(std::ffi::CStr::from_ptr((&raw const pg_sys::pkglib_path).cast()).to_string_lossy().into_owned()) }
+}

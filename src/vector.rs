@@ -1,0 +1,169 @@
+//! pgvector's `vector` as an argument and a result. All code that depends on its layout is here.
+//!
+//! Layout (pgvector's src/vector.h): a varlena header of 4 bytes, the dimensions as an int16, 16 unused
+//! bits, then that many float4.
+#![allow(unsafe_code)]
+
+use std::cell::Cell;
+
+use clip::{Error, Kind};
+use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
+use pgrx::datum::{FromDatum, IntoDatum, UnboxDatum};
+use pgrx::pg_sys;
+
+use crate::error::report;
+
+const HEADER: usize = 8;
+/// pgvector's VECTOR_MAX_DIM.
+const MAX_DIMENSIONS: usize = 16_000;
+
+/// An owned vector.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Vector(pub Vec<f32>);
+
+impl FromDatum for Vector {
+    unsafe fn from_polymorphic_datum(datum: pg_sys::Datum, is_null: bool, _: pg_sys::Oid) -> Option<Self> {
+        if is_null {
+            return None;
+        }
+        // SAFETY: a non-null datum of a varlena type points to one; detoasting gives a 4-byte header and
+        // 4-byte alignment. The length is checked against the dimensions before the components are read.
+        unsafe {
+            let original = datum.cast_mut_ptr::<pg_sys::varlena>();
+            let detoasted = pg_sys::pg_detoast_datum(original);
+            let base = detoasted.cast::<u8>();
+            let size = pgrx::varlena::varsize_4b(detoasted);
+            let dimensions = if size >= HEADER { base.add(4).cast::<i16>().read() } else { 0 };
+            let expected = HEADER + 4 * usize::try_from(dimensions).unwrap_or(0);
+            if dimensions < 1 || size != expected {
+                report(Error::new(Kind::Internal, "malformed vector").detail(format!("It has {size} bytes for {dimensions} dimensions.")))
+                    .report(pgrx::PgLogLevel::ERROR);
+            }
+            let values = std::slice::from_raw_parts(base.add(HEADER).cast::<f32>(), dimensions as usize).to_vec();
+            if detoasted != original {
+                pg_sys::pfree(detoasted.cast());
+            }
+            Some(Self(values))
+        }
+    }
+}
+
+impl IntoDatum for Vector {
+    fn into_datum(self) -> Option<pg_sys::Datum> {
+        let Self(values) = self;
+        // pgvector checks these on input; a value made here must keep the same promise.
+        if values.is_empty() || values.len() > MAX_DIMENSIONS || values.iter().any(|v| !v.is_finite()) {
+            report(
+                Error::new(Kind::Internal, "refusing to make an invalid vector")
+                    .detail(format!("It has {} dimensions (1 to {MAX_DIMENSIONS} are allowed), or a component that is not finite.", values.len())),
+            )
+            .report(pgrx::PgLogLevel::ERROR);
+        }
+        let size = HEADER + 4 * values.len();
+        // SAFETY: palloc0 gives `size` zeroed bytes, aligned for float4; the writes stay within them.
+        unsafe {
+            let base = pg_sys::palloc0(size).cast::<u8>();
+            pgrx::varlena::set_varsize_4b(base.cast(), size as i32);
+            base.add(4).cast::<i16>().write(values.len() as i16);
+            std::ptr::copy_nonoverlapping(values.as_ptr(), base.add(HEADER).cast::<f32>(), values.len());
+            Some(pg_sys::Datum::from(base))
+        }
+    }
+
+    fn type_oid() -> pg_sys::Oid {
+        type_oid()
+    }
+
+    fn is_compatible_with(other: pg_sys::Oid) -> bool {
+        other == type_oid()
+    }
+}
+
+// SAFETY: the value is copied out of the datum, so no lifetime is tied to it.
+unsafe impl UnboxDatum for Vector {
+    type As<'src> = Vector;
+    unsafe fn unbox<'src>(datum: pgrx::datum::Datum<'src>) -> Vector
+    where
+        Self: 'src,
+    {
+        // SAFETY: the caller vouches that the datum is a non-null vector.
+        unsafe { Vector::from_datum(datum.sans_lifetime(), false).expect("not null") }
+    }
+}
+
+pgrx::impl_sql_translatable!(Vector, "vector");
+
+// SAFETY: the argument is declared `vector` in SQL, and functions that take it are strict.
+unsafe impl<'fcx> ArgAbi<'fcx> for Vector {
+    unsafe fn unbox_arg_unchecked(arg: Arg<'_, 'fcx>) -> Self {
+        // SAFETY: as above.
+        unsafe { arg.unbox_arg_using_from_datum().expect("strict functions get no NULL") }
+    }
+}
+
+// SAFETY: the result is declared `vector` in SQL.
+unsafe impl BoxRet for Vector {
+    unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> pgrx::datum::Datum<'fcx> {
+        match self.into_datum() {
+            // SAFETY: into_datum made a vector, palloc'd in the current context.
+            Some(datum) => unsafe { fcinfo.return_raw_datum(datum) },
+            None => fcinfo.return_null(),
+        }
+    }
+}
+
+thread_local! {
+    /// pgvector's extension oid and its type's, as last looked up; a re-created extension has another oid.
+    static TYPE: Cell<Option<(pg_sys::Oid, pg_sys::Oid)>> = const { Cell::new(None) };
+}
+
+/// The oid of pgvector's type, wherever it is installed and whatever the search_path.
+fn type_oid() -> pg_sys::Oid {
+    // SAFETY: a catalogue look-up with a constant name inside a transaction.
+    let extension = unsafe { pg_sys::get_extension_oid(c"vector".as_ptr(), true) };
+    if let Some((cached, oid)) = TYPE.get()
+        && cached == extension
+    {
+        return oid;
+    }
+    let oid = pgrx::Spi::get_one_with_args::<pg_sys::Oid>(
+        "SELECT t.oid FROM pg_catalog.pg_type t JOIN pg_catalog.pg_extension e ON t.typnamespace OPERATOR(pg_catalog.=) e.extnamespace \
+         WHERE e.oid OPERATOR(pg_catalog.=) $1 AND t.typname OPERATOR(pg_catalog.=) 'vector'",
+        &[extension.into()],
+    );
+    match oid {
+        Ok(Some(oid)) => {
+            TYPE.set(Some((extension, oid)));
+            oid
+        }
+        _ => {
+            report(Error::new(Kind::UnknownModel, "extension \"vector\" is not installed").hint("CREATE EXTENSION vector;"))
+                .report(pgrx::PgLogLevel::ERROR);
+            unreachable!("an ERROR does not return")
+        }
+    }
+}
+
+/// The quoted name of the schema that pgvector is in, for its operators.
+pub fn schema() -> String {
+    // SAFETY: both are cache look-ups of an existing type; the name is palloc'd and copied at once.
+    unsafe {
+        let name = pg_sys::get_namespace_name(type_namespace(type_oid()));
+        pgrx::spi::quote_identifier(std::ffi::CStr::from_ptr(name).to_string_lossy())
+    }
+}
+
+/// A type's schema.
+///
+/// # Safety
+/// `oid` must be an existing type's.
+unsafe fn type_namespace(oid: pg_sys::Oid) -> pg_sys::Oid {
+    // SAFETY: the tuple is released before returning, and only a by-value field is read from it.
+    unsafe {
+        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::TYPEOID as i32, oid.into());
+        let form = pg_sys::heap_tuple_get_struct::<pg_sys::FormData_pg_type>(tuple);
+        let namespace = (*form).typnamespace;
+        pg_sys::ReleaseSysCache(tuple);
+        namespace
+    }
+}
