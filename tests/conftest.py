@@ -1,0 +1,98 @@
+"""Fixtures: throw-away databases, and models where the server finds them."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from psycopg import sql
+
+import support
+
+
+def pytest_sessionstart() -> None:
+    missing = [name for name in ("PGHOST", "PGPORT", "PGUSER") if not os.environ.get(name)]
+    if missing:
+        pytest.exit(
+            f"{', '.join(missing)} not set: run `make test`, or eval \"$(make -s env)\" first", returncode=4
+        )
+    if not os.environ["PGHOST"].startswith("/"):
+        pytest.exit(
+            f"PGHOST={os.environ['PGHOST']} is not a socket directory: these tests give files to the server, "
+            "so run them against the cluster of `make cluster`",
+            returncode=4,
+        )
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[support.Database]:
+    """A database with the extension, for the tests of one file."""
+    made = support.Database()
+    try:
+        yield made
+    finally:
+        made.drop()
+
+
+@pytest.fixture
+def empty_database() -> Iterator[support.Database]:
+    """A database without the extension, for one test."""
+    made = support.Database(extension=False)
+    try:
+        yield made
+    finally:
+        made.drop()
+
+
+@pytest.fixture
+def plain_role(database: support.Database) -> Iterator[str]:
+    """A role that may log in and make tables in a schema of its own; nothing else."""
+    name = f"clip_test_{uuid.uuid4().hex[:12]}"
+    identifier = sql.Identifier(name)
+    with database.connect() as db:
+        db.execute(sql.SQL("CREATE ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE").format(identifier))
+        db.execute(sql.SQL("CREATE SCHEMA {} AUTHORIZATION {}").format(identifier, identifier))
+    try:
+        yield name
+    finally:
+        with database.connect() as db:
+            db.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(identifier))
+            db.execute(sql.SQL("DROP ROLE {}").format(identifier))
+
+
+@pytest.fixture(scope="session")
+def server_folder() -> Iterator[support.ServerFolder]:
+    """A folder that the server can read."""
+    folder = support.ServerFolder()
+    try:
+        yield folder
+    finally:
+        folder.remove()
+
+
+@pytest.fixture(scope="session")
+def clip_mini(server_folder: support.ServerFolder) -> pathlib.Path:
+    """The committed miniature, where the server can read it, as a model of that name."""
+    return server_folder.add(support.FIXTURES / "clip-mini")
+
+
+@pytest.fixture(scope="session")
+def pg_program():
+    """Finds a program of the server's installation, such as pg_dump."""
+    config = os.environ.get("PG_CONFIG") or "pg_config"
+    assert shutil.which(config), f"{config} is not a program: set PG_CONFIG to your server's pg_config"
+    folder = subprocess.run([config, "--bindir"], capture_output=True, text=True, check=True).stdout.strip()
+
+    def find(name: str) -> str:
+        path = pathlib.Path(folder, name)
+        assert (
+            path.exists()
+        ), f"{path} is missing: install PostgreSQL's client programs of the server's version"
+        return str(path)
+
+    return find

@@ -1,0 +1,205 @@
+"""What the tests share: connections, throw-away databases, and model directories that the server can read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import psycopg
+from psycopg import sql
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FIXTURES = ROOT / "tests" / "fixtures"
+MODELS = ROOT / "target" / "test-models"
+MAKE_CLIP = ROOT / "models" / "make_clip.py"
+
+
+# ---------------------------------------------------------------- databases
+
+
+def connect(database: str, user: str | None = None, autocommit: bool = True) -> psycopg.Connection:
+    """A new connection to a database of the server that PGHOST and PGPORT name."""
+    return psycopg.connect(dbname=database, user=user, autocommit=autocommit, connect_timeout=20)
+
+
+class Database:
+    """A database of its own, dropped at the end with whoever is still connected."""
+
+    def __init__(self, extension: bool = True):
+        self.name = f"clip_test_{uuid.uuid4().hex[:12]}"
+        with connect("postgres") as db:
+            db.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(self.name)))
+        if extension:
+            with self.connect() as db:
+                db.execute("SET client_min_messages = warning")
+                db.execute("CREATE EXTENSION clip_search CASCADE")
+
+    def connect(self, user: str | None = None, autocommit: bool = True) -> psycopg.Connection:
+        return connect(self.name, user, autocommit)
+
+    def drop(self) -> None:
+        with connect("postgres") as db:
+            db.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(self.name)))
+
+
+def value(db: psycopg.Connection, query: str, *arguments: object) -> object:
+    """The single value that a query returns."""
+    row = db.execute(query, arguments or None).fetchone()
+    assert row is not None and len(row) == 1, f"{query} returned {row}"
+    return row[0]
+
+
+def vector_text(vector: Iterable[float]) -> str:
+    """pgvector's input form; nine digits are enough to bring every float4 back exactly."""
+    return "[" + ",".join(f"{float(v):.9g}" for v in vector) + "]"
+
+
+def vector(text: str | None) -> np.ndarray | None:
+    """The float4 components of pgvector's output form."""
+    if text is None:
+        return None
+    assert isinstance(text, str) and text[0] == "[" and text[-1] == "]", f"not a vector: {text!r}"
+    return np.array(text[1:-1].split(","), dtype=np.float32)
+
+
+def embed_one(db: psycopg.Connection, what: str, item: bytes | str, *model: str) -> np.ndarray:
+    """`clip_embed_image` or `clip_embed_text`, with the model named where one is given."""
+    second = ", %s" if model else ""
+    return vector(value(db, f"SELECT clip_embed_{what}(%s{second})::text", item, *model))
+
+
+def embed_many(db: psycopg.Connection, what: str, items: Sequence, *model: str) -> list[np.ndarray | None]:
+    """`clip_embed_images` or `clip_embed_texts`: one array in, one array out."""
+    kind = {"images": "bytea[]", "texts": "text[]"}[what]
+    second = ", %s" if model else ""
+    call = f"clip_embed_{what}(%s::{kind}{second})"
+    query = f"SELECT v::text FROM unnest({call}) WITH ORDINALITY AS u (v, n) ORDER BY n"
+    rows = db.execute(query, (list(items), *model))
+    return [vector(row[0]) for row in rows]
+
+
+def sqlstate(db: psycopg.Connection, query: str, *arguments: object) -> tuple[str | None, str]:
+    """The error that a query must raise: its SQLSTATE and all of its text."""
+    try:
+        rows = db.execute(query, arguments or None)
+    except psycopg.Error as error:
+        diag = error.diag
+        parts = (diag.message_primary or str(error), diag.message_detail, diag.message_hint)
+        return error.sqlstate, "\n".join(part for part in parts if part)
+    returned = rows.fetchall() if rows.description else "nothing"
+    raise AssertionError(f"{query} raised no error but returned {returned}")
+
+
+# ---------------------------------------------------------------- threads
+
+
+def in_parallel(jobs: Sequence[Callable[[], object]], timeout: float = 90) -> list:
+    """Runs the jobs at once, each in a thread; returns their results, or raises the first error."""
+    results: list = [None] * len(jobs)
+    errors: list[BaseException] = []
+
+    def run(index: int) -> None:
+        try:
+            results[index] = jobs[index]()
+        except BaseException as error:  # noqa: BLE001 - raised again below, in the main thread
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(index,), daemon=True) for index in range(len(jobs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout)
+    if errors:
+        raise errors[0]
+    assert not any(thread.is_alive() for thread in threads), f"a session still waits after {timeout} s"
+    return results
+
+
+# ---------------------------------------------------------------- models
+
+
+def stamp() -> str:
+    """Changes with whatever decides what make_clip.py writes."""
+    files = (MAKE_CLIP, MAKE_CLIP.with_name("packages.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def make_clip(name: str, *options: str) -> pathlib.Path:
+    """A model directory of models/make_clip.py, kept in target/ for as long as the script is the same."""
+    directory, wanted = MODELS / name, f"{stamp()} {' '.join(options)}\n"
+    mark = directory / "made-by"
+    if not mark.exists() or mark.read_text() != wanted:
+        shutil.rmtree(directory, ignore_errors=True)
+        done = subprocess.run(
+            [sys.executable, str(MAKE_CLIP), "--out", str(directory), *options],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"make_clip.py failed: {done.stderr.strip()}"
+        mark.write_text(wanted)
+    return directory
+
+
+class ServerFolder:
+    """A folder whose files the server's user can read, for the time of the tests.
+
+    The server may run as another user than the tests do, and that user may not get into the checkout (say,
+    below a home directory of mode 0700). Then the files go into the folder of the server's socket.
+    """
+
+    def __init__(self) -> None:
+        self.path: pathlib.Path | None = None
+        name = f"test-{uuid.uuid4().hex[:12]}"
+        candidates = [MODELS / name, pathlib.Path(os.environ["PGHOST"]) / name]
+        with connect("postgres") as db:
+            for path in candidates:
+                path.mkdir(parents=True)
+                path.chmod(0o755)
+                probe = path / "probe"
+                probe.write_text("x")
+                probe.chmod(0o644)
+                if self._readable(db, probe):
+                    self.path = path
+                    return
+                shutil.rmtree(path)
+        raise AssertionError(f"the server can read neither of {', '.join(str(c.parent) for c in candidates)}")
+
+    @staticmethod
+    def _readable(db: psycopg.Connection, path: pathlib.Path) -> bool:
+        try:
+            return value(db, "SELECT pg_read_file(%s, 0, 1)", str(path)) == "x"
+        except psycopg.Error:
+            return False
+
+    def add(self, source: pathlib.Path, name: str | None = None, copy: bool = False) -> pathlib.Path:
+        """A directory's files under another name here; hard links where that works, unless `copy`."""
+        target = self.path / (name or source.name)
+        for file in sorted(path for path in source.rglob("*") if path.is_file()):
+            place = target / file.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                if copy or not file.stat().st_mode & 0o004:
+                    raise OSError("a link would not do")
+                os.link(file, place)
+            except OSError:
+                shutil.copyfile(file, place)
+                place.chmod(0o644)
+        self.open(target)
+        return target
+
+    def open(self, target: pathlib.Path) -> None:
+        """Lets the server into the directories made here, whatever the umask."""
+        target.mkdir(parents=True, exist_ok=True)
+        for directory in (target, *(path for path in target.rglob("*") if path.is_dir())):
+            directory.chmod(0o755)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path)
