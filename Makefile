@@ -1,0 +1,51 @@
+# clip_search. `make help` lists what there is to do.
+# The work is done by scripts/*.sh; this file says what needs what.
+
+# The server to build for: its pg_config, by default the one on PATH, or that of the server `make deps` installs.
+PG_CONFIG ?=
+# Any Python from 3.10 to 3.13; it runs the tests, and fetches ONNX Runtime by pip.
+PYTHON ?= python3
+# Stages an installation below another directory, for packagers.
+DESTDIR ?=
+export PG_CONFIG PYTHON DESTDIR TESTS K UNIT
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := all
+.PHONY: all help deps build-deps install test demo cluster env stop model clean
+
+all: build-deps
+	@scripts/build.sh
+
+help:
+	@scripts/help.sh
+
+deps:
+	@scripts/deps.sh
+
+build-deps:
+	@scripts/deps.sh build
+
+install: deps
+	@scripts/build.sh install
+
+cluster: install
+	@scripts/cluster.sh start
+
+env:
+	@scripts/cluster.sh env
+
+stop:
+	@scripts/cluster.sh stop
+
+test: cluster
+	@scripts/test.sh
+
+demo: cluster
+	@scripts/demo.sh
+
+model:
+	@scripts/model.sh
+
+clean:
+	@scripts/cluster.sh remove
+	@rm -rf target

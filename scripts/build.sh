@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# shellcheck disable=SC1091,SC2154
+# Build the extension into target/stage; with `install`, copy it to the server's directories (under DESTDIR, if set).
+source "$(dirname "$0")/common.sh"
+require_pg
+find_cargo_pgrx || die "no cargo-pgrx $pgrx_version: run make deps"
+
+# cargo-pgrx looks its PostgreSQL up in $PGRX_HOME/config.toml, which `cargo pgrx init` writes for servers that it
+# builds itself. One that is installed already takes these two lines.
+export PGRX_HOME=$target/pgrx
+mkdir -p "$PGRX_HOME"
+config=$(printf '[configs]\npg%s = "%s"' "$pg_major" "$pg_config")
+[ "$(cat "$PGRX_HOME/config.toml" 2>/dev/null)" = "$config" ] || echo "$config" >"$PGRX_HOME/config.toml"
+
+# On x86-64, without cargo-pgrx's --no-gc-sections: the linker keeps pgrx's schema section there by itself. The
+# library of a one-function extension comes to 0.6 MB in place of 3.7 MB, and since compiler flags are then those of
+# plain cargo, `cargo test` shares every compiled dependency. Lost sections stop the build with an error, so this
+# can't go wrong silently; on aarch64 they have been lost (cargo-pgrx 0.18.1, src/cargo.rs).
+[ "$(uname -m)" != x86_64 ] || export CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND=1
+
+# pgrx formats the bindings it writes, and stops without a rustfmt (rustup's minimal profile has none). Nobody reads
+# them, so any program that succeeds will do.
+rustfmt --version >/dev/null 2>&1 || export RUSTFMT=true
+
+stage=$target/stage/pg$pg_major
+package() {
+    rm -rf "$stage"
+    cd "$root"
+    "$cargo_pgrx_program" pgrx package --pg-config "$pg_config" --out-dir "$stage" \
+        --no-default-features --features "pg$pg_major"
+}
+step build "building clip_search for PostgreSQL $pg_major (minutes the first time, seconds after)" package
+if [ "${1:-}" = install ]; then
+    install_tree "$stage" "installing clip_search in $destdir$pg_lib and $destdir$pg_share/extension"
+fi

@@ -1,0 +1,171 @@
+#!/usr/bin/env bash
+# shellcheck disable=SC1091,SC2154
+# What clip_search is built and run with; only what is missing is installed.
+#   deps.sh build   to build: PostgreSQL's headers, a C compiler, Rust, cargo-pgrx
+#   deps.sh         also to run: pgvector, ONNX Runtime, the default model, in the server's directories
+source "$(dirname "$0")/common.sh"
+source "$root/scripts/onnxruntime.sh"
+
+# The source package of Debian 13 (trixie); its newest as this was written, and the extension needs 0.5 or newer.
+pgvector_version=0.8.0-1
+pgvector_release=trixie
+
+# --- system packages -------------------------------------------------------------------------------------------
+
+have_libclang() {
+    [ -n "${LIBCLANG_PATH:-}" ] && return 0
+    compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null || compgen -G '/usr/lib*/libclang*.so*' >/dev/null ||
+        compgen -G '/usr/lib/*/libclang*.so*' >/dev/null
+}
+
+system_packages() {
+    local missing=()
+    command -v cc >/dev/null && command -v make >/dev/null && [ -e /usr/include/stdio.h ] || missing+=(build-essential)
+    command -v pkg-config >/dev/null || missing+=(pkg-config)
+    command -v cmake >/dev/null || missing+=(cmake)
+    command -v nasm >/dev/null || [ "$(uname -m)" != x86_64 ] || missing+=(nasm)
+    command -v runuser >/dev/null && command -v flock >/dev/null || missing+=(util-linux)
+    have_libclang || missing+=(libclang-dev)
+    [ -e /etc/ssl/certs/ca-certificates.crt ] || [ -e /etc/pki/tls/cert.pem ] || missing+=(ca-certificates)
+    [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}"
+}
+
+# A server to run in and the headers to build against, of one and the same major version.
+postgresql() {
+    local missing=()
+    if ! find_pg; then
+        [ -z "${PG_CONFIG:-}" ] || die "PG_CONFIG=$PG_CONFIG does not run: give the path of your server's pg_config"
+        apt_update
+        pg_major=$(LC_ALL=C apt-cache depends postgresql 2>/dev/null | sed -nE 's/.*Depends: postgresql-([0-9]+)$/\1/p' | head -1)
+        [ -n "$pg_major" ] || die "no pg_config on PATH and no package postgresql in apt: install PostgreSQL, set PG_CONFIG"
+        apt_install "postgresql-$pg_major" "postgresql-server-dev-$pg_major"
+        PG_CONFIG=/usr/lib/postgresql/$pg_major/bin/pg_config
+        find_pg || die "$PG_CONFIG does not run although postgresql-server-dev-$pg_major was installed"
+    fi
+    [ -x "$pg_bin/postgres" ] && [ -x "$pg_bin/initdb" ] || missing+=("postgresql-$pg_major")
+    [ -e "$("$pg_config" --includedir-server)/postgres.h" ] && [ -e "$("$pg_config" --pgxs)" ] ||
+        missing+=("postgresql-server-dev-$pg_major")
+    if [ ${#missing[@]} -gt 0 ]; then
+        apt_install "${missing[@]}"
+        find_pg
+        [ -e "$("$pg_config" --includedir-server)/postgres.h" ] ||
+            die "$pg_config still has no server headers: set PG_CONFIG to a server's own pg_config"
+    fi
+}
+
+# --- Rust ------------------------------------------------------------------------------------------------------
+
+rust() {
+    local have need
+    command -v cargo >/dev/null ||
+        die "cargo is not on PATH: install Rust with rustup (https://rustup.rs), then open a new shell"
+    need=$(sed -nE 's/^rust-version *= *"(.*)"/\1/p' "$root/Cargo.toml" | head -1)
+    have=$(cd "$root" && rustc --version | awk '{print $2}')
+    [ "$(printf '%s\n' "$need" "$have" | sort -V | head -1)" = "$need" ] ||
+        die "rustc $have is too old, clip_search needs $need or newer: run rustup update stable"
+}
+
+# cargo-pgrx must be of pgrx's own version. It goes where cargo puts programs, unless another version lives there.
+cargo_pgrx() {
+    local where=()
+    find_cargo_pgrx && return 0
+    if command -v cargo-pgrx >/dev/null || [ -e "${CARGO_HOME:-$HOME/.cargo}/bin/cargo-pgrx" ]; then
+        where=(--root "$target/tools")
+    fi
+    # --debug: it only drives the build, and compiles in half the time.
+    step cargo-pgrx "building cargo-pgrx $pgrx_version (2 to 7 minutes, once)" \
+        cargo install --locked --debug "${where[@]}" cargo-pgrx --version "$pgrx_version"
+    find_cargo_pgrx || die "cargo-pgrx $pgrx_version was installed but is not found: is \$CARGO_HOME/bin on PATH?"
+}
+
+# --- pgvector --------------------------------------------------------------------------------------------------
+
+# The Debian mirror that this machine already uses; other vendors' sources and security archives don't count.
+debian_mirror() {
+    # shellcheck disable=SC2016
+    apt-get indextargets --format '$(ORIGIN) $(CODENAME) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
+        awk '$1 == "Debian" && $2 !~ /-/ { print $3; exit }'
+}
+
+# apt with lists, cache and sources of its own under target/apt: the machine's settings are read, never changed.
+# Archive keys are the machine's; the proxy and TLS settings in /etc/apt/apt.conf.d apply as usual.
+private_apt() {
+    (cd "$target/apt" && apt-get -q \
+        -o Dir::Etc::SourceList="$target/apt/sources.list" -o Dir::Etc::SourceParts=/dev/null \
+        -o Dir::State::Lists="$target/apt/lists" -o Dir::Cache="$target/apt/cache" \
+        -o APT::Sandbox::User="$(id -un)" -o APT::Get::List-Cleanup=false "$@")
+}
+
+fetch_pgvector() {
+    private_apt update -o APT::Update::Error-Mode=any
+    private_apt source --download-only "pgvector=$pgvector_version"
+}
+
+build_pgvector() {
+    rm -rf "$target/pgvector"
+    mkdir -p "$target/pgvector/source"
+    tar -xf "$target/apt/pgvector_${pgvector_version%-*}.orig.tar.gz" -C "$target/pgvector/source" --strip-components=1
+    # OPTFLAGS is empty for a library that runs on any CPU of this architecture (its default is -march=native);
+    # without LLVM bitcode, which serves only to inline it into compiled expressions.
+    make -C "$target/pgvector/source" OPTFLAGS="" with_llvm=no PG_CONFIG="$pg_config"
+    make -C "$target/pgvector/source" OPTFLAGS="" with_llvm=no PG_CONFIG="$pg_config" \
+        DESTDIR="$target/pgvector/stage" install
+}
+
+pgvector() {
+    local mirror signed_by='' keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    [ ! -e "$pg_share/extension/vector.control" ] || return 0
+    if command -v apt-get >/dev/null && [ "$pg_share" = "/usr/share/postgresql/$pg_major" ]; then
+        apt_update
+        if apt-cache show "postgresql-$pg_major-pgvector" >/dev/null 2>&1; then
+            apt_install "postgresql-$pg_major-pgvector"
+            return 0
+        fi
+    fi
+    command -v apt-get >/dev/null ||
+        die "no pgvector in $pg_share/extension: install it from its source (pgvector, 0.8 or newer), then try again"
+    mirror=$(debian_mirror)
+    if [ -z "$mirror" ]; then
+        apt_update
+        mirror=$(debian_mirror)
+    fi
+    [ -n "$mirror" ] || die "no pgvector in $pg_share/extension, and apt here knows no Debian mirror with its source:" \
+        "install pgvector 0.8 or newer from its source, then try again"
+    mkdir -p "$target/apt/lists/partial" "$target/apt/cache/archives/partial"
+    [ ! -e "$keyring" ] || signed_by="[signed-by=$keyring] "
+    echo "deb-src $signed_by$mirror $pgvector_release main" >"$target/apt/sources.list"
+    if [ ! -e "$target/apt/pgvector_${pgvector_version%-*}.orig.tar.gz" ]; then
+        step pgvector-source "downloading pgvector $pgvector_version (Debian source, checked by apt)" fetch_pgvector
+    fi
+    step pgvector "building pgvector ${pgvector_version%-*} for PostgreSQL $pg_major" build_pgvector
+    install_tree "$target/pgvector/stage" "installing pgvector ${pgvector_version%-*} in $pg_lib and $pg_share"
+}
+
+# --- the default model -----------------------------------------------------------------------------------------
+
+model() {
+    local source=$root/models/photo-mini stage=$target/model-stage to
+    [ -e "$source/SHA256SUMS" ] || die "$source/SHA256SUMS is missing: is this checkout complete?"
+    (cd "$source" && sha256sum --check --quiet --strict SHA256SUMS) >&2 ||
+        die "$source is not what SHA256SUMS says: restore it (git checkout models/photo-mini), or rebuild it (make model)"
+    to=$stage/${pg_share#/}/clip_search/models/photo-mini
+    rm -rf "$stage"
+    sed -E 's/^[0-9a-f]{64} [ *]//' "$source/SHA256SUMS" | while IFS= read -r file; do
+        mkdir -p "$(dirname "$to/$file")"
+        ln "$source/$file" "$to/$file" 2>/dev/null || cp "$source/$file" "$to/$file"
+    done
+    cp "$source/SHA256SUMS" "$to/SHA256SUMS"
+    install_tree "$stage" "installing the model photo-mini in $destdir$pg_share/clip_search/models/"
+    rm -rf "$stage"
+}
+
+system_packages
+postgresql
+rust
+cargo_pgrx
+if [ "${1:-}" != build ]; then
+    # A package being made (DESTDIR) needs no pgvector: it declares the dependency.
+    [ -n "$destdir" ] || pgvector
+    install_onnxruntime
+    model
+fi

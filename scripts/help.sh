@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+cat <<'HELP'
+clip_search: CLIP image and text embeddings inside PostgreSQL
+
+  make              build the extension
+  make install      build it, and install it with ONNX Runtime and the default model
+  make demo         see it work: real photos, found by words, grouped by likeness
+  make test         unit tests, SQL tests, parity and concurrency
+  make clean        remove target/ and the throw-away cluster
+
+A server to play with, which goes away with make clean:
+  make cluster      start it, with clip_search created in database clip_search
+  eval "$(make -s env)" && psql
+  make stop         stop it
+
+Less often:
+  make deps         install what is missing to build and run (the others call it)
+  make model        rebuild the default model from its parts and compare
+
+Settings:
+  PG_CONFIG=/path/to/pg_config   the server to build for (default: the one on PATH)
+  PYTHON=/path/to/python3        Python 3.10 to 3.13, for the tests
+  DESTDIR=/some/directory        install below it instead (for packagers)
+  UNIT=resize                    make test: only the unit tests of this name
+  TESTS=embed                    make test: only this file of tests/sql (or several: a,b)
+  K='pillow or tokenizer'        make test: only the pytest tests that match
+HELP

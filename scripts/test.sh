@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# shellcheck disable=SC1091,SC2154
+# The tests, in three stages; the cluster of `make cluster` is up. The last line is pytest's.
+#   UNIT=name   only unit tests of crates/clip whose name contains it
+#   TESTS=a,b   only these tests of tests/sql (setup comes first by itself)
+#   K=words     only pytest's tests that match (its -k)
+source "$(dirname "$0")/common.sh"
+require_pg
+eval "$("$root/scripts/cluster.sh" env)"
+cd "$root"
+# Where the engine's unit tests find what the extension finds by itself.
+export ORT_DYLIB_PATH=$pg_lib/clip_search/libonnxruntime.so PG_CONFIG=$pg_config
+
+unit=${UNIT:-} tests=${TESTS:-} k=${K:-}
+wanted() { [ -z "$unit$tests$k" ] || [ -n "$1" ]; }
+stage() { printf '\n== %s ==\n' "$*"; }
+
+unit_tests() {
+    stage "unit tests: crates/clip"
+    step unit-build "building the unit tests" cargo test --release -p clip --no-run
+    cargo test --release -p clip --quiet -- ${unit:+"$unit"} || die "unit tests failed: see above"
+}
+
+regression_tests() {
+    local program names output=$target/regress
+    stage "SQL tests: tests/sql"
+    program=$(dirname "$("$pg_config" --pgxs)")/../test/regress/pg_regress
+    [ -x "$program" ] || die "$program is missing: install postgresql-server-dev-$pg_major"
+    if [ -n "$tests" ]; then
+        names=${tests//,/ }
+    else
+        names=$(cd tests/sql && printf '%s\n' *.sql | sed 's/\.sql$//' | LC_ALL=C sort)
+    fi
+    names=$(tr ' ' '\n' <<<"$names" | grep -vx setup || true)
+    mkdir -p "$output"
+    # shellcheck disable=SC2086
+    if ! "$program" --host="$PGHOST" --port="$PGPORT" --user="$PGUSER" --dbname=contrib_regression \
+        --bindir="$pg_bin" --inputdir=tests --outputdir="$output" setup $names; then
+        [ ! -s "$output/regression.diffs" ] || cat "$output/regression.diffs"
+        die "SQL tests failed: the difference is above and in $output/regression.diffs"
+    fi
+}
+
+# The tests' packages, as tests/requirements.txt pins them; done again only when that file has changed.
+python_packages() {
+    local stamp=$target/venv/requirements.sha256 hash
+    ensure_venv
+    hash=$(sha256sum <tests/requirements.txt)
+    [ "$(cat "$stamp" 2>/dev/null)" != "$hash" ] || return 0
+    step pip "installing the tests' Python packages in target/venv" \
+        "$target/venv/bin/python" -m pip install --require-hashes --no-deps --only-binary=:all: -r tests/requirements.txt
+    echo "$hash" >"$stamp"
+}
+
+python_tests() {
+    python_packages
+    stage "parity, concurrency, demo: pytest"
+    PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest tests -o cache_dir="$target/pytest" ${k:+-k "$k"}
+}
+
+if wanted "$unit"; then unit_tests; fi
+if wanted "$tests"; then regression_tests; fi
+if wanted "$k"; then python_tests; fi
