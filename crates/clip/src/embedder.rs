@@ -116,7 +116,7 @@ impl Embedder {
             for (index, (file, plane)) in chunk.iter().zip(pixels.outer_iter_mut()).enumerate() {
                 pulse();
                 let rgb = image::decode(file, limits).map_err(|e| e.element(start + index))?;
-                let rgb = image::resize_and_crop(&rgb, &vision.preprocess)?;
+                let rgb = image::resize_and_crop(&rgb, &vision.preprocess);
                 image::normalise(&rgb, &vision.preprocess, plane);
             }
             pulse();

@@ -7,16 +7,14 @@
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use fast_image_resize::images::{TypedImage, TypedImageRef};
-use fast_image_resize::pixels::U8x3;
-use fast_image_resize::{ResizeAlg, ResizeOptions, Resizer};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, RgbImage};
 use ndarray::ArrayViewMut3;
 
 use crate::error::{Error, Kind, Result};
 use crate::jpeg::Jpeg;
-use crate::preprocess::{CropRounding, Filter, Preprocess, Resize};
+use crate::preprocess::{CropRounding, Preprocess, Resize};
+use crate::resample::{self, Axis};
 
 /// What a single image may cost. Both are checked before anything of that size is allocated.
 #[derive(Clone, Copy, Debug)]
@@ -197,9 +195,7 @@ fn sniff(bytes: &[u8]) -> Result<ImageFormat> {
 
 /// Resizes and crops to the model's size: the pixels as they are before rescaling, RGB 0–255.
 ///
-/// Only the part of the source that the crop keeps is resampled, so a 5000×1 image costs no more than a
-/// square one (the whole would be 1,120,000 pixels wide).
-pub fn resize_and_crop(image: &RgbImage, p: &Preprocess) -> Result<RgbImage> {
+pub fn resize_and_crop(image: &RgbImage, p: &Preprocess) -> RgbImage {
     let (width, height) = image.dimensions();
     let (resized_w, resized_h) = match p.resize {
         Resize::ShortestEdge(size) if width <= height => (size, scaled(size, height, width)),
@@ -213,16 +209,15 @@ pub fn resize_and_crop(image: &RgbImage, p: &Preprocess) -> Result<RgbImage> {
         Resize::None => (width, height),
     };
     let (out_w, out_h) = p.output_size().unwrap_or((resized_w, resized_h));
-    let x = Span::centred(width, resized_w, out_w, p.crop_rounding);
-    let y = Span::centred(height, resized_h, out_h, p.crop_rounding);
-
-    let window = resample(image, &x, &y, p.filter)?;
+    let (x, left) = centred(width, resized_w, out_w, p.crop_rounding);
+    let (y, top) = centred(height, resized_h, out_h, p.crop_rounding);
+    let picture = resample::resize(image, x, y, p.filter);
     if (x.length, y.length) == (out_w, out_h) {
-        return Ok(window);
+        return picture;
     }
     let mut canvas = RgbImage::from_pixel(out_w, out_h, image::Rgb([p.fill; 3]));
-    image::imageops::replace(&mut canvas, &window, i64::from(x.target), i64::from(y.target));
-    Ok(canvas)
+    image::imageops::replace(&mut canvas, &picture, i64::from(left), i64::from(top));
+    canvas
 }
 
 /// `int(size * long / short)`, the truncation that Hugging Face and torchvision share.
@@ -230,48 +225,16 @@ fn scaled(size: u32, long: u32, short: u32) -> u32 {
     ((u64::from(size) * u64::from(long)) as f64 / f64::from(short)) as u32
 }
 
-/// One axis of the crop: which source interval fills which output pixels.
-struct Span {
-    /// Start and length in source pixels, fractional.
-    source: (f64, f64),
-    /// Output pixels that the picture covers.
-    length: u32,
-    /// Where they start in the output.
-    target: u32,
-}
-
-impl Span {
-    fn centred(source: u32, resized: u32, out: u32, rounding: CropRounding) -> Self {
-        let spare = i64::from(resized) - i64::from(out);
-        let offset = match rounding {
-            CropRounding::Floor => spare.div_euclid(2),
-            CropRounding::HalfEven => (spare as f64 / 2.0).round_ties_even() as i64,
-        };
-        let scale = f64::from(source) / f64::from(resized);
-        if offset <= 0 && spare <= 0 {
-            // The picture is smaller than the output: all of it, surrounded by fill.
-            return Self { source: (0.0, f64::from(source)), length: resized, target: (-offset) as u32 };
-        }
-        let start = offset as f64 * scale;
-        let length = (f64::from(out) * scale).min(f64::from(source) - start);
-        Self { source: (start, length), length: out, target: 0 }
-    }
-}
-
-fn resample(image: &RgbImage, x: &Span, y: &Span, filter: Filter) -> Result<RgbImage> {
-    let internal = |e: &dyn std::fmt::Display| Error::new(Kind::Internal, "the image could not be resized").detail(e.to_string());
-    let (width, height) = image.dimensions();
-    let mut pixels = vec![0; x.length as usize * y.length as usize * 3];
-    let source = TypedImageRef::<U8x3>::from_buffer(width, height, image.as_raw()).map_err(|e| internal(&e))?;
-    let mut target = TypedImage::<U8x3>::from_buffer(x.length, y.length, &mut pixels).map_err(|e| internal(&e))?;
-    let algorithm = match filter {
-        Filter::Nearest => ResizeAlg::Nearest,
-        Filter::Convolution(filter) => ResizeAlg::Convolution(filter),
+/// Which stretch of a resized axis the centre crop to `out` pixels keeps, and where it goes in the output:
+/// not at 0 only where the picture is smaller than the crop.
+fn centred(source: u32, resized: u32, out: u32, rounding: CropRounding) -> (Axis, u32) {
+    let spare = i64::from(resized) - i64::from(out);
+    let start = match rounding {
+        CropRounding::Floor => spare.div_euclid(2),
+        CropRounding::HalfEven => (spare as f64 / 2.0).round_ties_even() as i64,
     };
-    let options = ResizeOptions::new().resize_alg(algorithm).crop(x.source.0, y.source.0, x.source.1, y.source.1);
-    // Typed, since the untyped call compiles the resampler for thirteen pixel types (two minutes).
-    Resizer::new().resize_typed(&source, &mut target, &options).map_err(|e| internal(&e))?;
-    Ok(RgbImage::from_raw(x.length, y.length, pixels).expect("three bytes a pixel"))
+    let axis = Axis { source, resized, start: start.max(0) as u32, length: resized.min(out) };
+    (axis, (-start).max(0) as u32)
 }
 
 /// Writes `(value × rescale − mean) / std` into a (3, height, width) view.
@@ -366,7 +329,7 @@ mod tests {
     #[test]
     fn extreme_aspects_cost_little() {
         for (w, h) in [(5000, 1), (1, 5000), (65500, 1)] {
-            let out = resize_and_crop(&RgbImage::from_pixel(w, h, image::Rgb([10, 20, 30])), &Preprocess::clip(224)).unwrap();
+            let out = resize_and_crop(&RgbImage::from_pixel(w, h, image::Rgb([10, 20, 30])), &Preprocess::clip(224));
             assert_eq!(out.dimensions(), (224, 224));
             assert!(out.pixels().all(|p| p.0 == [10, 20, 30]));
         }
@@ -375,7 +338,7 @@ mod tests {
     #[test]
     fn a_crop_larger_than_the_picture_is_filled() {
         let p = Preprocess { resize: Resize::None, crop: Some((4, 4)), fill: 9, ..Preprocess::clip(4) };
-        let out = resize_and_crop(&RgbImage::from_pixel(2, 2, image::Rgb([1, 1, 1])), &p).unwrap();
+        let out = resize_and_crop(&RgbImage::from_pixel(2, 2, image::Rgb([1, 1, 1])), &p);
         assert_eq!(out.dimensions(), (4, 4));
         assert_eq!((out.get_pixel(0, 0).0, out.get_pixel(1, 1).0, out.get_pixel(3, 3).0), ([9; 3], [1; 3], [9; 3]));
     }

@@ -5,8 +5,10 @@
 //! | module | does |
 //! |---|---|
 //! | [`image`] | bytes → upright RGB within limits → resized, cropped, normalised NCHW |
+//! | [`resample`] | Pillow's resampling |
+//! | [`preprocess`] | what a model's configuration says about the above |
 //! | [`text`] | text → token ids |
-//! | [`model`] | a model directory: its files, preprocessing and tokenizer settings |
+//! | [`model`] | a model directory: where it is found, which files it has |
 //! | [`session`] | ONNX Runtime: library, environment, one tower |
 //! | [`embedder`] | the pieces together |
 //! | [`cluster`] | the arithmetic of grouping |
@@ -18,6 +20,7 @@ pub mod image;
 mod jpeg;
 pub mod model;
 pub mod preprocess;
+pub mod resample;
 pub mod session;
 pub mod text;
 

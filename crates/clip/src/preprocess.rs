@@ -3,10 +3,10 @@
 //! Five dialects are in use (Hugging Face with integer sizes, Hugging Face with dictionaries, SigLIP's
 //! squash, Jina's, open_clip's `preprocess_cfg.json`); [`Preprocess::parse`] reads them all.
 
-use fast_image_resize::FilterType;
 use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
+use crate::resample::Filter;
 
 /// How the image is brought to the model's size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,13 +19,6 @@ pub enum Resize {
     LongestEdge(u32),
     /// The image keeps its size.
     None,
-}
-
-/// The resampling filter, in Pillow's sense: antialiased when shrinking, except `Nearest`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Filter {
-    Nearest,
-    Convolution(FilterType),
 }
 
 /// Where the crop starts when the spare pixels are odd in number.
@@ -82,7 +75,7 @@ impl Preprocess {
     pub fn clip(size: u32) -> Self {
         Self {
             resize: Resize::ShortestEdge(size),
-            filter: Filter::Convolution(FilterType::CatmullRom),
+            filter: Filter::Bicubic,
             crop: Some((size, size)),
             crop_rounding: CropRounding::Floor,
             fill: 0,
@@ -166,7 +159,7 @@ impl Preprocess {
             ([0.0; 3], [1.0; 3])
         };
         let filter = match &json["resample"] {
-            Value::Null => Filter::Convolution(FilterType::CatmullRom),
+            Value::Null => Filter::Bicubic,
             value => pillow_filter(value)?,
         };
         Ok(Self { resize, filter, crop, crop_rounding: CropRounding::Floor, fill: 0, rescale, mean, std })
@@ -190,10 +183,10 @@ impl Preprocess {
             }
         };
         let filter = match json["interpolation"].as_str().unwrap_or("bicubic") {
-            "bicubic" => Filter::Convolution(FilterType::CatmullRom),
-            "bilinear" => Filter::Convolution(FilterType::Bilinear),
+            "bicubic" => Filter::Bicubic,
+            "bilinear" => Filter::Bilinear,
             "nearest" => Filter::Nearest,
-            "lanczos" => Filter::Convolution(FilterType::Lanczos3),
+            "lanczos" => Filter::Lanczos,
             other => return Err(Error::new(Kind::Unsupported, format!("interpolation \"{other}\" is not supported"))
                 .detail("Supported: nearest, bilinear, bicubic, lanczos.")),
         };
@@ -227,11 +220,11 @@ impl Preprocess {
 fn pillow_filter(value: &Value) -> Result<Filter> {
     Ok(match value.as_u64() {
         Some(0) => Filter::Nearest,
-        Some(1) => Filter::Convolution(FilterType::Lanczos3),
-        Some(2) => Filter::Convolution(FilterType::Bilinear),
-        Some(3) => Filter::Convolution(FilterType::CatmullRom),
-        Some(4) => Filter::Convolution(FilterType::Box),
-        Some(5) => Filter::Convolution(FilterType::Hamming),
+        Some(1) => Filter::Lanczos,
+        Some(2) => Filter::Bilinear,
+        Some(3) => Filter::Bicubic,
+        Some(4) => Filter::Box,
+        Some(5) => Filter::Hamming,
         _ => return Err(bad_field("resample", value)),
     })
 }
@@ -289,7 +282,7 @@ mod tests {
 
         let open_clip = Preprocess::parse(r#"{"size":[256,256],"mode":"RGB","mean":[0,0,0],"std":[1,1,1],
             "interpolation":"bilinear","resize_mode":"squash","fill_color":0}"#).unwrap();
-        assert_eq!((open_clip.resize, open_clip.filter), (Resize::Exact(256, 256), Filter::Convolution(FilterType::Bilinear)));
+        assert_eq!((open_clip.resize, open_clip.filter), (Resize::Exact(256, 256), Filter::Bilinear));
     }
 
     #[test]

@@ -44,14 +44,14 @@ fn pixels_equal_pillows() {
     for entry in index.as_array().unwrap() {
         let path = |key: &str| fixtures().join(entry[key].as_str().unwrap());
         let ours = decode(&std::fs::read(path("input")).unwrap(), &Limits::default()).unwrap();
-        let ours = resize_and_crop(&ours, &preprocess).unwrap();
+        let ours = resize_and_crop(&ours, &preprocess);
         let reference = decode(&std::fs::read(path("reference")).unwrap(), &Limits::default()).unwrap();
         assert_eq!(ours.dimensions(), reference.dimensions());
         let differences: Vec<u8> = ours.iter().zip(reference.iter()).map(|(a, b)| a.abs_diff(*b)).collect();
         let worst = differences.iter().max().unwrap();
         let off = differences.iter().filter(|d| **d > 0).count();
         println!("{}: at most {worst}, {off} of {} values differ", entry["input"], differences.len());
-        assert!(*worst <= 1, "{}: a value differs by {worst}/255", entry["input"]);
+        assert!(*worst == 0, "{}: {off} values differ, by up to {worst}/255", entry["input"]);
         compared += 1;
     }
     assert!(compared >= 15, "only {compared} images");
@@ -187,8 +187,8 @@ fn broken_models_say_what_is_wrong() {
         Embedder::new(Model::find(std::slice::from_ref(&root), name).unwrap(), library(), 1)
     };
     let image = std::fs::read(fixtures().join("images/cat.png")).unwrap();
-    let mut embed = |mut model: Embedder| model.embed_images(&[&image], &Limits::default(), &mut || ()).map(|_| model.take_warnings());
-    let mut embed_text = |mut model: Embedder| model.embed_texts(&["a cat"], true, &mut || ()).map(|_| ());
+    let embed = |mut model: Embedder| model.embed_images(&[&image], &Limits::default(), &mut || ()).map(|_| model.take_warnings());
+    let embed_text = |mut model: Embedder| model.embed_texts(&["a cat"], true, &mut || ()).map(|_| ());
 
     let error = embed(make("no-graph", "onnx/vision_model.onnx", &[])).unwrap_err();
     assert!(error.message.contains("has no image tower"), "{error}");
