@@ -22,6 +22,8 @@ struct Loaded {
     key: Key,
     embedder: Embedder,
     memo: LruCache<String, Vec<f32>>,
+    /// A call failed: the model's files are looked up anew by the next, for they may have been mended.
+    failed: bool,
 }
 
 /// What a loaded model depends on; a change of any reloads it.
@@ -29,6 +31,7 @@ struct Loaded {
 struct Key {
     spec: String,
     search: Vec<PathBuf>,
+    library: PathBuf,
     threads: usize,
 }
 
@@ -53,23 +56,30 @@ pub struct Status {
 /// `f` returns its result with the places that its items have in what the user gave, so that errors and
 /// warnings can name them.
 fn with_model<T>(spec: &str, count: usize, f: impl FnOnce(&mut Loaded) -> (clip::Result<T>, Vec<usize>)) -> SqlResult<T> {
-    let key = Key { spec: spec.to_owned(), search: settings::model_path(), threads: settings::threads() };
+    let key = Key { spec: spec.to_owned(), search: settings::model_path(), library: settings::onnxruntime(), threads: settings::threads() };
     let (result, warnings) = MODELS.with(|models| {
         let mut models = models.borrow_mut();
         let index = match models.iter().position(|loaded| loaded.key == key) {
-            Some(index) => index,
+            Some(index) => {
+                let loaded = &mut models[index];
+                if loaded.failed {
+                    loaded.embedder.model = Model::find(&key.search, spec).map_err(report)?;
+                }
+                index
+            }
             None => {
                 let model = Model::find(&key.search, spec).map_err(report)?;
-                let embedder = Embedder::new(model, settings::onnxruntime(), key.threads);
+                let embedder = Embedder::new(model, key.library.clone(), key.threads);
                 // A model of the same name under other settings makes room: two copies would double the memory.
                 models.retain(|loaded| loaded.key.spec != spec);
                 let memo = LruCache::new(MEMO_TEXTS.try_into().expect("not zero"));
-                models.push(Loaded { key, embedder, memo });
+                models.push(Loaded { key, embedder, memo, failed: false });
                 models.len() - 1
             }
         };
         let loaded = &mut models[index];
         let (result, places) = f(loaded);
+        loaded.failed = result.is_err();
         let place = |mut error: Error| {
             // A single value has no place worth naming.
             error.element = error.element.filter(|_| count > 1).map(|item| places[item]);

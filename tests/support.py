@@ -18,7 +18,7 @@ from psycopg import sql
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
-MODELS = ROOT / "target" / "test-models"
+MODELS = ROOT / "target" / "pytest-models"
 MAKE_CLIP = ROOT / "models" / "make_clip.py"
 
 

@@ -100,7 +100,7 @@ class Background:
 
 
 def test_one_photo_inserted_by_all_is_one_cluster(database: support.Database, db: psycopg.Connection) -> None:
-    """The plain case of a gallery, through the trigger of examples/gallery: embed, then group, in every session.
+    """The plain case, through the trigger of examples/gallery: embed, then group, in every session.
 
     Each holds its transaction open for 30 ms: embedding takes turns on few cores, and sessions that never
     overlap would find each other's cluster without any care being taken.

@@ -144,7 +144,7 @@ impl Embedder {
             if encoded.truncated {
                 let remark = too_long(string, text.encoder.context_length, &self.model.name).element(index);
                 if !truncate {
-                    return Err(remark.hint("Embed a shorter text, or a summary."));
+                    return Err(remark.hint("Embed a shorter text, or let it be cut: clip_search.truncate_text."));
                 }
                 self.warnings.push(remark);
             }

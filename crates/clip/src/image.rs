@@ -116,7 +116,8 @@ fn decoder_error(format: ImageFormat, length: usize, error: &image::ImageError) 
             .detail(format!("The decoder says: {e}.")),
         E::IoError(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => truncated(format, length),
         other if other.to_string().to_ascii_lowercase().contains("unexpected end") => truncated(format, length),
-        other => Error::new(Kind::InvalidInput, format!("{} image is broken", name(format))).detail(format!("The decoder says: {other}.")),
+        other => Error::new(Kind::InvalidInput, format!("{} image is broken", name(format)))
+            .detail(format!("The decoder says: {}.", other.to_string().trim_end_matches('.'))),
     }
 }
 

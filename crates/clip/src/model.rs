@@ -44,18 +44,19 @@ impl Model {
         let Some(directory) = search.iter().map(|dir| dir.join(name)).find(|dir| dir.is_dir()) else {
             let known: Vec<String> = Self::list(search).into_iter().map(|model| model.name).collect();
             let places: Vec<String> = search.iter().map(|dir| format!("\"{}\"", dir.display())).collect();
-            return Err(Error::new(Kind::UnknownModel, format!("model \"{name}\" does not exist"))
-                .detail(match known.len() {
-                    0 => format!("There is no model in {}.", places.join(", ")),
-                    _ => format!("Models found: {}.", known.join(", ")),
-                })
-                .hint(format!("Choose one of them, or put the model's directory into {}.", places.join(" or "))));
+            let error = Error::new(Kind::UnknownModel, format!("model \"{name}\" does not exist"));
+            let put = format!("ut the model's directory into {}.", places.join(" or "));
+            return Err(match known.len() {
+                0 => error.detail(format!("There is no model in {}.", places.join(", "))).hint(format!("P{put}")),
+                _ => error.detail(format!("Models found: {}.", known.join(", "))).hint(format!("Choose one of them, or p{put}")),
+            });
         };
         let model = Self::open(spec, &directory, variant);
         if model.vision.is_none() && model.text.is_none() {
             let suffix = variant.map(|v| format!(" of variant \"{v}\"")).unwrap_or_default();
+            let ending = variant.map(|v| format!("_{v}")).unwrap_or_default();
             return Err(Error::new(Kind::MissingFile, format!("model \"{spec}\" has no ONNX file{suffix}"))
-                .detail(format!("Looked in \"{}\" for {}.onnx and {}.onnx.", directory.display(), VISION[0], TEXT[0]))
+                .detail(format!("Looked in \"{}\" for {}{ending}.onnx, {}{ending}.onnx and the other usual names.", directory.display(), VISION[0], TEXT[0]))
                 .hint("Download the ONNX export of the model, with its onnx/ folder."));
         }
         Ok(model)

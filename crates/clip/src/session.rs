@@ -69,7 +69,7 @@ fn library_error(path: &Path, error: &LoadDynamicError) -> Error {
                 .hint("Set clip_search.onnxruntime to the path of libonnxruntime.so.")
         }
         LoadDynamicError::Dlopen { error, .. } => Error::new(Kind::BadModel, format!("ONNX Runtime at \"{path}\" cannot be loaded"))
-            .detail(format!("The loader says: {error}."))
+            .detail(format!("The loader says: {}.", std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)))
             .hint("Set clip_search.onnxruntime to the path of libonnxruntime.so for this machine."),
     }
 }
