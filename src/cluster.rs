@@ -66,7 +66,9 @@ fn lock_collection(client: &mut SpiClient<'_>, collection: &str, dimensions: usi
         Some(known) if known as usize != dimensions => Err(with_sqlstate(
             PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
             Error::new(Kind::InvalidInput, format!("different vector dimensions {known} and {dimensions}"))
-                .detail(format!("Collection \"{collection}\" holds vectors of {known} dimensions; this one has {dimensions}."))
+                .detail(format!(
+                    "Collection \"{collection}\" holds vectors of {known} dimensions; this one has {dimensions}."
+                ))
                 .hint("Vectors of different models don't mix: use a collection for each."),
         )),
         _ => Ok(()),
@@ -88,7 +90,9 @@ fn nearest(client: &mut SpiClient<'_>, collection: &str, member: &[f32]) -> SqlR
     let resultant = row.get::<f64>(3).map_err(spi)?;
     let size = row.get::<i64>(4).map_err(spi)?;
     Ok(match (id, direction, resultant, size) {
-        (Some(id), Some(Vector(direction)), Some(resultant), Some(size)) => Some((id, Centroid { direction, resultant, size: size as u64 })),
+        (Some(id), Some(Vector(direction)), Some(resultant), Some(size)) => {
+            Some((id, Centroid { direction, resultant, size: size as u64 }))
+        }
         _ => None,
     })
 }
@@ -124,7 +128,11 @@ fn run(client: &mut SpiClient<'_>, query: &str, arguments: &[pgrx::datum::DatumW
 }
 
 /// The first column of the first row, if there is one.
-fn first<T: FromDatum + IntoDatum>(client: &mut SpiClient<'_>, query: &str, arguments: &[pgrx::datum::DatumWithOid<'_>]) -> SqlResult<Option<T>> {
+fn first<T: FromDatum + IntoDatum>(
+    client: &mut SpiClient<'_>,
+    query: &str,
+    arguments: &[pgrx::datum::DatumWithOid<'_>],
+) -> SqlResult<Option<T>> {
     let rows = client.update(query, Some(1), arguments).map_err(spi)?;
     match rows.into_iter().next() {
         Some(row) => row.get::<T>(1).map_err(spi),

@@ -55,8 +55,17 @@ pub struct Status {
 ///
 /// `f` returns its result with the places that its items have in what the user gave, so that errors and
 /// warnings can name them.
-fn with_model<T>(spec: &str, count: usize, f: impl FnOnce(&mut Loaded) -> (clip::Result<T>, Vec<usize>)) -> SqlResult<T> {
-    let key = Key { spec: spec.to_owned(), search: settings::model_path(), library: settings::onnxruntime(), threads: settings::threads() };
+fn with_model<T>(
+    spec: &str,
+    count: usize,
+    f: impl FnOnce(&mut Loaded) -> (clip::Result<T>, Vec<usize>),
+) -> SqlResult<T> {
+    let key = Key {
+        spec: spec.to_owned(),
+        search: settings::model_path(),
+        library: settings::onnxruntime(),
+        threads: settings::threads(),
+    };
     let (result, warnings) = MODELS.with(|models| {
         let mut models = models.borrow_mut();
         let index = match models.iter().position(|loaded| loaded.key == key) {
@@ -102,7 +111,8 @@ fn pulse() {
 pub fn embed_images(spec: &str, files: &[Option<&[u8]>]) -> SqlResult<Vec<Option<Vector>>> {
     let limits = settings::limits();
     with_model(spec, files.len(), |loaded| {
-        let (places, present): (Vec<usize>, Vec<&[u8]>) = files.iter().enumerate().filter_map(|(i, file)| Some((i, (*file)?))).unzip();
+        let (places, present): (Vec<usize>, Vec<&[u8]>) =
+            files.iter().enumerate().filter_map(|(i, file)| Some((i, (*file)?))).unzip();
         let embedded = loaded.embedder.embed_images(&present, &limits, &mut pulse);
         let result = embedded.map(|embedded| {
             let mut vectors = vec![None; files.len()];
@@ -120,7 +130,8 @@ pub fn embed_texts(spec: &str, texts: &[Option<&str>]) -> SqlResult<Vec<Option<V
     let truncate = settings::truncate_text();
     with_model(spec, texts.len(), |loaded| {
         let memo = &mut loaded.memo;
-        let mut vectors: Vec<Option<Vector>> = texts.iter().map(|text| memo.get((*text)?).cloned().map(Vector)).collect();
+        let mut vectors: Vec<Option<Vector>> =
+            texts.iter().map(|text| memo.get((*text)?).cloned().map(Vector)).collect();
         let unknown = texts.iter().enumerate().filter(|(i, _)| vectors[*i].is_none());
         let (places, present): (Vec<usize>, Vec<&str>) = unknown.filter_map(|(i, text)| Some((i, (*text)?))).unzip();
         if present.is_empty() {
@@ -157,7 +168,14 @@ pub fn status() -> Vec<Status> {
         let models = models.borrow();
         let mut rows: Vec<Status> = Model::list(&search)
             .iter()
-            .map(|model| describe(model, models.iter().find(|l| l.embedder.model.name == model.name && l.embedder.model.directory == model.directory)))
+            .map(|model| {
+                describe(
+                    model,
+                    models
+                        .iter()
+                        .find(|l| l.embedder.model.name == model.name && l.embedder.model.directory == model.directory),
+                )
+            })
             .collect();
         // Variants are loaded under their own name, beside the directory that they come from.
         rows.extend(models.iter().filter(|l| l.key.spec.contains(':')).map(|l| describe(&l.embedder.model, Some(l))));

@@ -9,7 +9,8 @@ use pgrx::pg_sys;
 
 static MODEL: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"photo-mini"));
 static MODEL_PATH: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"$system"));
-static ONNXRUNTIME: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"$libdir/clip_search/libonnxruntime.so"));
+static ONNXRUNTIME: GucSetting<Option<CString>> =
+    GucSetting::<Option<CString>>::new(Some(c"$libdir/clip_search/libonnxruntime.so"));
 static THREADS: GucSetting<i32> = GucSetting::<i32>::new(1);
 static MAX_IMAGE_PIXELS: GucSetting<i32> = GucSetting::<i32>::new(100_000_000);
 static MAX_IMAGE_BYTES: GucSetting<i32> = GucSetting::<i32>::new(256 << 20);
@@ -111,7 +112,11 @@ pub fn model_path() -> Vec<PathBuf> {
     string(&MODEL_PATH)
         .split(':')
         .filter(|entry| !entry.is_empty())
-        .map(|entry| if entry == "$system" { share_directory().join("clip_search/models") } else { PathBuf::from(entry) })
+        .map(
+            |entry| {
+                if entry == "$system" { share_directory().join("clip_search/models") } else { PathBuf::from(entry) }
+            },
+        )
         .collect()
 }
 
@@ -159,5 +164,7 @@ fn share_directory() -> PathBuf {
 #[allow(unsafe_code)]
 fn library_directory() -> PathBuf {
     // SAFETY: pkglib_path is a nul-terminated static that is set at start-up.
-    unsafe { PathBuf::from(std::ffi::CStr::from_ptr((&raw const pg_sys::pkglib_path).cast()).to_string_lossy().into_owned()) }
+    unsafe {
+        PathBuf::from(std::ffi::CStr::from_ptr((&raw const pg_sys::pkglib_path).cast()).to_string_lossy().into_owned())
+    }
 }

@@ -36,8 +36,11 @@ impl FromDatum for Vector {
             let dimensions = if size >= HEADER { base.add(4).cast::<i16>().read() } else { 0 };
             let expected = HEADER + 4 * usize::try_from(dimensions).unwrap_or(0);
             if dimensions < 1 || size != expected {
-                report(Error::new(Kind::Internal, "malformed vector").detail(format!("It has {size} bytes for {dimensions} dimensions.")))
-                    .report(pgrx::PgLogLevel::ERROR);
+                report(
+                    Error::new(Kind::Internal, "malformed vector")
+                        .detail(format!("It has {size} bytes for {dimensions} dimensions.")),
+                )
+                .report(pgrx::PgLogLevel::ERROR);
             }
             let values = std::slice::from_raw_parts(base.add(HEADER).cast::<f32>(), dimensions as usize).to_vec();
             if detoasted != original {
@@ -53,10 +56,10 @@ impl IntoDatum for Vector {
         let Self(values) = self;
         // pgvector checks these on input; a value made here must keep the same promise.
         if values.is_empty() || values.len() > MAX_DIMENSIONS || values.iter().any(|v| !v.is_finite()) {
-            report(
-                Error::new(Kind::Internal, "refusing to make an invalid vector")
-                    .detail(format!("It has {} dimensions (1 to {MAX_DIMENSIONS} are allowed), or a component that is not finite.", values.len())),
-            )
+            report(Error::new(Kind::Internal, "refusing to make an invalid vector").detail(format!(
+                "It has {} dimensions (1 to {MAX_DIMENSIONS} are allowed), or a component that is not finite.",
+                values.len()
+            )))
             .report(pgrx::PgLogLevel::ERROR);
         }
         let size = HEADER + 4 * values.len();
@@ -137,8 +140,11 @@ fn type_oid() -> pg_sys::Oid {
             oid
         }
         _ => {
-            report(Error::new(Kind::UnknownModel, "extension \"vector\" is not installed").hint("CREATE EXTENSION vector;"))
-                .report(pgrx::PgLogLevel::ERROR);
+            report(
+                Error::new(Kind::UnknownModel, "extension \"vector\" is not installed")
+                    .hint("CREATE EXTENSION vector;"),
+            )
+            .report(pgrx::PgLogLevel::ERROR);
             unreachable!("an ERROR does not return")
         }
     }

@@ -70,7 +70,8 @@ impl Centroid {
             .collect();
         let resultant = mean.iter().map(|v| v * v).sum::<f64>().sqrt();
         if resultant < 1e-6 {
-            return Err(Error::new(Kind::InvalidInput, "the members of the cluster cancel out").detail("Their mean has no direction."));
+            return Err(Error::new(Kind::InvalidInput, "the members of the cluster cancel out")
+                .detail("Their mean has no direction."));
         }
         let direction = mean.iter().map(|v| (v / resultant) as f32).collect();
         Ok(Self { direction, resultant: resultant.min(1.0), size })

@@ -134,7 +134,12 @@ impl Embedder {
     ///
     /// # Errors
     /// As [`Self::embed_images`].
-    pub fn embed_texts(&mut self, texts: &[&str], truncate: bool, pulse: &mut dyn FnMut()) -> Result<Vec<TextEmbedding>> {
+    pub fn embed_texts(
+        &mut self,
+        texts: &[&str],
+        truncate: bool,
+        pulse: &mut dyn FnMut(),
+    ) -> Result<Vec<TextEmbedding>> {
         self.load_text()?;
         let text = self.text.get_mut().expect("loaded above");
         let mut tokens = Vec::with_capacity(texts.len());
@@ -156,7 +161,9 @@ impl Embedder {
         order.sort_by_key(|i| tokens[*i].ids.len());
         let mut vectors = vec![Vec::new(); texts.len()];
         let batch_size = text.batch;
-        for group in order.chunk_by(|a, b| tokens[*a].ids.len() == tokens[*b].ids.len()).flat_map(|g| g.chunks(batch_size)) {
+        for group in
+            order.chunk_by(|a, b| tokens[*a].ids.len() == tokens[*b].ids.len()).flat_map(|g| g.chunks(batch_size))
+        {
             pulse();
             let batch: Vec<&Tokens> = group.iter().map(|i| &tokens[*i]).collect();
             for (vector, i) in unit_rows(&text.run(&batch)?, &self.model)?.into_iter().zip(group) {
@@ -226,15 +233,25 @@ impl Embedder {
             let file = model.text.as_ref().ok_or_else(|| missing_tower(model, "text"))?;
             let tower = Tower::load(Runtime::load(&self.library)?, file, self.threads)?;
             let unusable = |what: &str| unusable(&tower, what);
-            let ids = tower.input(&["input_ids", "text", "input"]).ok_or_else(|| unusable("it has no input for token ids"))?.clone();
+            let ids = tower
+                .input(&["input_ids", "text", "input"])
+                .ok_or_else(|| unusable("it has no input for token ids"))?
+                .clone();
             let mask = tower.input(&["attention_mask"]).cloned();
             let zeros: Vec<Port> = tower.input(&["token_type_ids"]).into_iter().cloned().collect();
             for port in [&ids].into_iter().chain(&mask).chain(&zeros) {
-                if !matches!(port.element, TensorElementType::Int64 | TensorElementType::Int32) || port.shape.len() != 2 {
-                    return Err(unusable(&format!("its input \"{}\" is not int64 or int32 of shape (batch, sequence)", port.name)));
+                if !matches!(port.element, TensorElementType::Int64 | TensorElementType::Int32) || port.shape.len() != 2
+                {
+                    return Err(unusable(&format!(
+                        "its input \"{}\" is not int64 or int32 of shape (batch, sequence)",
+                        port.name
+                    )));
                 }
             }
-            let output = pick_output(&tower, &["text_embeds", "l2norm_text_embeddings", "text_embeddings", "embedding", "pooler_output", "output"])?;
+            let output = pick_output(
+                &tower,
+                &["text_embeds", "l2norm_text_embeddings", "text_embeddings", "embedding", "pooler_output", "output"],
+            )?;
             same_width(model, &output, image_output.as_ref())?;
             let fixed = ids.fixed(1);
             let encoder = TextEncoder::load(model, fixed)?;
@@ -306,8 +323,9 @@ fn unit_rows(output: &Array2<f32>, model: &Model) -> Result<Vec<Vec<f32>>> {
 
 fn too_long(text: &str, context: usize, model: &str) -> Error {
     // How many tokens there are in all is not known: the tokenizer stops where it may.
-    Error::new(Kind::LimitExceeded, format!("text is longer than the model's context of {context} tokens"))
-        .detail(format!("It has {} characters; model \"{model}\" reads the first {context} tokens.", text.chars().count()))
+    Error::new(Kind::LimitExceeded, format!("text is longer than the model's context of {context} tokens")).detail(
+        format!("It has {} characters; model \"{model}\" reads the first {context} tokens.", text.chars().count()),
+    )
 }
 
 fn missing_tower(model: &Model, what: &str) -> Error {
@@ -316,7 +334,8 @@ fn missing_tower(model: &Model, what: &str) -> Error {
 }
 
 fn unusable(tower: &Tower, what: &str) -> Error {
-    Error::new(Kind::BadModel, format!("model file \"{}\" cannot be used: {what}", tower.file.display())).detail(format!("It has {}.", tower.describe()))
+    Error::new(Kind::BadModel, format!("model file \"{}\" cannot be used: {what}", tower.file.display()))
+        .detail(format!("It has {}.", tower.describe()))
 }
 
 /// The embedding among a graph's outputs: by name, else the only one.
@@ -333,8 +352,10 @@ fn pick_output(tower: &Tower, names: &[&str]) -> Result<Port> {
 /// Both towers must embed into one space.
 fn same_width(model: &Model, this: &Port, other: Option<&Port>) -> Result<()> {
     match (this.fixed(1), other.and_then(|port| port.fixed(1))) {
-        (Some(a), Some(b)) if a != b => Err(Error::new(Kind::BadModel, format!("model \"{}\" has towers of unequal width", model.name))
-            .detail(format!("Output \"{}\" has {a} dimensions, the other tower's has {b}.", this.name))),
+        (Some(a), Some(b)) if a != b => {
+            Err(Error::new(Kind::BadModel, format!("model \"{}\" has towers of unequal width", model.name))
+                .detail(format!("Output \"{}\" has {a} dimensions, the other tower's has {b}.", this.name)))
+        }
         _ => Ok(()),
     }
 }
@@ -343,7 +364,11 @@ fn tensor(array: Array4<f32>) -> Result<SessionInputValue<'static>> {
     Tensor::from_array(array).map(Into::into).map_err(tensor_failed)
 }
 
-fn integers(port: &Port, shape: (usize, usize), values: impl Iterator<Item = i64>) -> Result<SessionInputValue<'static>> {
+fn integers(
+    port: &Port,
+    shape: (usize, usize),
+    values: impl Iterator<Item = i64>,
+) -> Result<SessionInputValue<'static>> {
     let shape = [shape.0, shape.1];
     if port.element == TensorElementType::Int32 {
         Tensor::from_array((shape, values.map(|v| v as i32).collect::<Vec<_>>())).map(Into::into).map_err(tensor_failed)

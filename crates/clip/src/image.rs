@@ -53,8 +53,10 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage> {
     }
     let format = sniff(bytes)?;
     // The decoders are fed with strangers' files: a panic in one is that file's error, not the caller's.
-    catch_unwind(AssertUnwindSafe(|| decode_as(format, bytes, limits)))
-        .unwrap_or_else(|_| Err(Error::new(Kind::InvalidInput, format!("{} image is broken", name(format))).detail("The decoder gave up on it.")))
+    catch_unwind(AssertUnwindSafe(|| decode_as(format, bytes, limits))).unwrap_or_else(|_| {
+        Err(Error::new(Kind::InvalidInput, format!("{} image is broken", name(format)))
+            .detail("The decoder gave up on it."))
+    })
 }
 
 fn decode_as(format: ImageFormat, bytes: &[u8], limits: &Limits) -> Result<RgbImage> {
@@ -109,9 +111,11 @@ fn truncated(format: ImageFormat, length: usize) -> Error {
 fn decoder_error(format: ImageFormat, length: usize, error: &image::ImageError) -> Error {
     use image::ImageError as E;
     match error {
-        E::Unsupported(e) => Error::new(Kind::Unsupported, format!("this sort of {} image is not supported", name(format)))
-            .detail(format!("The decoder says: {e}."))
-            .hint("Convert it to an ordinary JPEG or PNG."),
+        E::Unsupported(e) => {
+            Error::new(Kind::Unsupported, format!("this sort of {} image is not supported", name(format)))
+                .detail(format!("The decoder says: {e}."))
+                .hint("Convert it to an ordinary JPEG or PNG.")
+        }
         E::Limits(e) => Error::new(Kind::LimitExceeded, format!("{} image needs too much memory", name(format)))
             .detail(format!("The decoder says: {e}.")),
         E::IoError(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => truncated(format, length),
@@ -156,7 +160,8 @@ fn sniff(bytes: &[u8]) -> Result<ImageFormat> {
     if starts(b"BM") && at(6, &[0; 4]) {
         return Ok(ImageFormat::Bmp);
     }
-    let camera_raw = at(8, b"CR\x02") || starts(b"IIRO") || starts(b"IIRS") || starts(b"IIU\0") || starts(b"FUJIFILMCCD-RAW");
+    let camera_raw =
+        at(8, b"CR\x02") || starts(b"IIRO") || starts(b"IIRS") || starts(b"IIU\0") || starts(b"FUJIFILMCCD-RAW");
     if (starts(b"II*\0") || starts(b"MM\0*")) && !camera_raw {
         return Ok(ImageFormat::Tiff);
     }
@@ -312,7 +317,8 @@ mod tests {
 
     #[test]
     fn a_png_cut_short_is_truncated() {
-        let noise = RgbImage::from_fn(64, 64, |x, y| image::Rgb([(x * 7 + y * 13) as u8, (x * y) as u8, (x ^ y) as u8]));
+        let noise =
+            RgbImage::from_fn(64, 64, |x, y| image::Rgb([(x * 7 + y * 13) as u8, (x * y) as u8, (x ^ y) as u8]));
         let bytes = png(&DynamicImage::ImageRgb8(noise));
         let error = decode(&bytes[..bytes.len() / 2], &Limits::default()).unwrap_err();
         assert_eq!((error.kind, error.message.as_str()), (Kind::InvalidInput, "PNG image is truncated"));

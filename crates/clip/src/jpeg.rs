@@ -84,8 +84,11 @@ impl<'a> Jpeg<'a> {
         }
         let precision = handle.get(tj::TJPARAM_TJPARAM_PRECISION);
         if precision != 8 {
-            return Err(Error::new(Kind::Unsupported, format!("JPEG with {precision} bits a channel is not supported"))
-                .hint("Convert it to an 8-bit JPEG or to PNG."));
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!("JPEG with {precision} bits a channel is not supported"),
+            )
+            .hint("Convert it to an 8-bit JPEG or to PNG."));
         }
         let colorspace = handle.get(tj::TJPARAM_TJPARAM_COLORSPACE);
         Ok(Self { handle, bytes, width: width as u32, height: height as u32, colorspace })
@@ -93,9 +96,8 @@ impl<'a> Jpeg<'a> {
 
     /// The EXIF block's payload (what follows `Exif\0\0`), if there is one.
     pub fn exif(&self) -> Option<&'a [u8]> {
-        segments(self.bytes).find_map(|(marker, payload)| {
-            (marker == 0xE1).then(|| payload.strip_prefix(b"Exif\0\0"))?
-        })
+        segments(self.bytes)
+            .find_map(|(marker, payload)| (marker == 0xE1).then(|| payload.strip_prefix(b"Exif\0\0"))?)
     }
 
     /// Decodes to RGB. CMYK and YCCK become RGB as Pillow does it.

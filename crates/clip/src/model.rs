@@ -48,7 +48,9 @@ impl Model {
             let put = format!("ut the model's directory into {}.", places.join(" or "));
             return Err(match known.len() {
                 0 => error.detail(format!("There is no model in {}.", places.join(", "))).hint(format!("P{put}")),
-                _ => error.detail(format!("Models found: {}.", known.join(", "))).hint(format!("Choose one of them, or p{put}")),
+                _ => error
+                    .detail(format!("Models found: {}.", known.join(", ")))
+                    .hint(format!("Choose one of them, or p{put}")),
             });
         };
         let model = Self::open(spec, &directory, variant);
@@ -56,7 +58,12 @@ impl Model {
             let suffix = variant.map(|v| format!(" of variant \"{v}\"")).unwrap_or_default();
             let ending = variant.map(|v| format!("_{v}")).unwrap_or_default();
             return Err(Error::new(Kind::MissingFile, format!("model \"{spec}\" has no ONNX file{suffix}"))
-                .detail(format!("Looked in \"{}\" for {}{ending}.onnx, {}{ending}.onnx and the other usual names.", directory.display(), VISION[0], TEXT[0]))
+                .detail(format!(
+                    "Looked in \"{}\" for {}{ending}.onnx, {}{ending}.onnx and the other usual names.",
+                    directory.display(),
+                    VISION[0],
+                    TEXT[0]
+                ))
                 .hint("Download the ONNX export of the model, with its onnx/ folder."));
         }
         Ok(model)
@@ -65,7 +72,9 @@ impl Model {
     /// Every model in the directories of `search`, by name; the first of a name hides later ones.
     pub fn list(search: &[PathBuf]) -> Vec<Self> {
         let mut models: Vec<Self> = Vec::new();
-        for directory in search.iter().filter_map(|dir| dir.read_dir().ok()).flatten().flatten().map(|entry| entry.path()) {
+        for directory in
+            search.iter().filter_map(|dir| dir.read_dir().ok()).flatten().flatten().map(|entry| entry.path())
+        {
             let Some(name) = directory.file_name().and_then(|n| n.to_str()).filter(|n| is_name(n)) else { continue };
             let model = Self::open(name, &directory, None);
             if (model.vision.is_some() || model.text.is_some()) && models.iter().all(|m| m.name != name) {
@@ -78,7 +87,9 @@ impl Model {
 
     fn open(name: &str, directory: &Path, variant: Option<&str>) -> Self {
         let suffix = variant.map(|v| format!("_{v}")).unwrap_or_default();
-        let graph = |stems: &[&str]| stems.iter().map(|stem| directory.join(format!("{stem}{suffix}.onnx"))).find(|file| file.is_file());
+        let graph = |stems: &[&str]| {
+            stems.iter().map(|stem| directory.join(format!("{stem}{suffix}.onnx"))).find(|file| file.is_file())
+        };
         let first = |names: &[&str]| names.iter().map(|name| directory.join(name)).find(|file| file.is_file());
         Self {
             name: name.to_owned(),
@@ -112,8 +123,10 @@ pub(crate) fn read(path: &Path) -> Result<String> {
 }
 
 pub(crate) fn read_json(path: &Path) -> Result<Value> {
-    serde_json::from_str(&read(path)?)
-        .map_err(|e| Error::new(Kind::BadModel, format!("model file \"{}\" is not JSON", path.display())).detail(format!("The parser says: {e}.")))
+    serde_json::from_str(&read(path)?).map_err(|e| {
+        Error::new(Kind::BadModel, format!("model file \"{}\" is not JSON", path.display()))
+            .detail(format!("The parser says: {e}."))
+    })
 }
 
 #[cfg(test)]
@@ -133,10 +146,18 @@ mod tests {
 
     #[test]
     fn finds_layouts_and_variants() {
-        let root = directory("layouts", &[
-            "xenova/onnx/vision_model.onnx", "xenova/onnx/text_model.onnx", "xenova/onnx/text_model_quantized.onnx",
-            "immich/visual/model.onnx", "immich/textual/model.onnx", "immich/visual/preprocess_cfg.json", "empty/readme.txt",
-        ]);
+        let root = directory(
+            "layouts",
+            &[
+                "xenova/onnx/vision_model.onnx",
+                "xenova/onnx/text_model.onnx",
+                "xenova/onnx/text_model_quantized.onnx",
+                "immich/visual/model.onnx",
+                "immich/textual/model.onnx",
+                "immich/visual/preprocess_cfg.json",
+                "empty/readme.txt",
+            ],
+        );
         let search = [root.clone()];
         let names: Vec<_> = Model::list(&search).into_iter().map(|m| m.name).collect();
         assert_eq!(names, ["immich", "xenova"]);

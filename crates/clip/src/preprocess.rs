@@ -100,8 +100,8 @@ impl Preprocess {
     /// [`Kind::Unsupported`] for an image processor of another family, named; [`Kind::BadModel`] for a
     /// field of the wrong form.
     pub fn parse(text: &str) -> Result<Self> {
-        let json: Value = serde_json::from_str(text)
-            .map_err(|e| bad("is not JSON").detail(format!("The parser says: {e}.")))?;
+        let json: Value =
+            serde_json::from_str(text).map_err(|e| bad("is not JSON").detail(format!("The parser says: {e}.")))?;
         if !json.is_object() {
             return Err(bad("is not a JSON object"));
         }
@@ -122,14 +122,20 @@ impl Preprocess {
 
     fn hugging_face(json: &Value) -> Result<Self> {
         let enabled = |key: &str| json[key].as_bool().unwrap_or(true);
-        let siglip = json["image_processor_type"].as_str().is_some_and(|name| name.starts_with("Siglip") || name.starts_with("ViT"));
+        let siglip = json["image_processor_type"]
+            .as_str()
+            .is_some_and(|name| name.starts_with("Siglip") || name.starts_with("ViT"));
         let resize = if !enabled("do_resize") {
             Resize::None
         } else {
             match &json["size"] {
                 Value::Null => Resize::ShortestEdge(224),
-                size if size.get("shortest_edge").is_some() => Resize::ShortestEdge(pixels(&size["shortest_edge"], "size.shortest_edge")?),
-                size if size.is_object() => Resize::Exact(pixels(&size["width"], "size.width")?, pixels(&size["height"], "size.height")?),
+                size if size.get("shortest_edge").is_some() => {
+                    Resize::ShortestEdge(pixels(&size["shortest_edge"], "size.shortest_edge")?)
+                }
+                size if size.is_object() => {
+                    Resize::Exact(pixels(&size["width"], "size.width")?, pixels(&size["height"], "size.height")?)
+                }
                 // An integer is the shortest edge for CLIP, but a square for the families that squash.
                 size if siglip => Resize::Exact(pixels(size, "size")?, pixels(size, "size")?),
                 size => Resize::ShortestEdge(pixels(size, "size")?),
@@ -144,7 +150,9 @@ impl Preprocess {
                     Resize::ShortestEdge(size) => Some((size, size)),
                     _ => None,
                 },
-                size if size.is_object() => Some((pixels(&size["width"], "crop_size.width")?, pixels(&size["height"], "crop_size.height")?)),
+                size if size.is_object() => {
+                    Some((pixels(&size["width"], "crop_size.width")?, pixels(&size["height"], "crop_size.height")?))
+                }
                 size => Some((pixels(size, "crop_size")?, pixels(size, "crop_size")?)),
             }
         };
@@ -178,8 +186,11 @@ impl Preprocess {
             "longest" if width == height => (Resize::LongestEdge(width), None),
             "squash" => (Resize::Exact(width, height), None),
             _ => {
-                return Err(Error::new(Kind::Unsupported, format!("resize mode \"{mode}\" of {width}×{height} is not supported"))
-                    .detail("Supported: shortest and longest of a square, squash."));
+                return Err(Error::new(
+                    Kind::Unsupported,
+                    format!("resize mode \"{mode}\" of {width}×{height} is not supported"),
+                )
+                .detail("Supported: shortest and longest of a square, squash."));
             }
         };
         let filter = match json["interpolation"].as_str().unwrap_or("bicubic") {
@@ -187,8 +198,10 @@ impl Preprocess {
             "bilinear" => Filter::Bilinear,
             "nearest" => Filter::Nearest,
             "lanczos" => Filter::Lanczos,
-            other => return Err(Error::new(Kind::Unsupported, format!("interpolation \"{other}\" is not supported"))
-                .detail("Supported: nearest, bilinear, bicubic, lanczos.")),
+            other => {
+                return Err(Error::new(Kind::Unsupported, format!("interpolation \"{other}\" is not supported"))
+                    .detail("Supported: nearest, bilinear, bicubic, lanczos."));
+            }
         };
         let fill = match &json["fill_color"] {
             Value::Null => 0,
@@ -231,11 +244,7 @@ fn pillow_filter(value: &Value) -> Result<Filter> {
 
 /// A side in pixels. 4096 is far above any CLIP's (the largest published is 512).
 fn pixels(value: &Value, field: &str) -> Result<u32> {
-    value
-        .as_u64()
-        .filter(|v| (1..=4096).contains(v))
-        .map(|v| v as u32)
-        .ok_or_else(|| bad_field(field, value))
+    value.as_u64().filter(|v| (1..=4096).contains(v)).map(|v| v as u32).ok_or_else(|| bad_field(field, value))
 }
 
 fn channels(json: &Value, field: &str, default: [f32; 3]) -> Result<[f32; 3]> {
@@ -263,25 +272,43 @@ mod tests {
 
     #[test]
     fn reads_the_five_dialects() {
-        let old = Preprocess::parse(r#"{"crop_size":224,"do_center_crop":true,"do_normalize":true,"do_resize":true,
+        let old = Preprocess::parse(
+            r#"{"crop_size":224,"do_center_crop":true,"do_normalize":true,"do_resize":true,
             "feature_extractor_type":"CLIPFeatureExtractor","image_mean":[0.48145466,0.4578275,0.40821073],
-            "image_std":[0.26862954,0.26130258,0.27577711],"resample":3,"size":224}"#).unwrap();
+            "image_std":[0.26862954,0.26130258,0.27577711],"resample":3,"size":224}"#,
+        )
+        .unwrap();
         assert_eq!(old, Preprocess::clip(224));
 
-        let new = Preprocess::parse(r#"{"crop_size":{"height":224,"width":224},"image_processor_type":"CLIPImageProcessor",
-            "resample":3,"rescale_factor":0.00392156862745098,"size":{"shortest_edge":224}}"#).unwrap();
+        let new = Preprocess::parse(
+            r#"{"crop_size":{"height":224,"width":224},"image_processor_type":"CLIPImageProcessor",
+            "resample":3,"rescale_factor":0.00392156862745098,"size":{"shortest_edge":224}}"#,
+        )
+        .unwrap();
         assert_eq!(new, Preprocess::clip(224));
 
-        let siglip = Preprocess::parse(r#"{"image_processor_type":"SiglipImageProcessor","image_mean":[0.5,0.5,0.5],
-            "image_std":[0.5,0.5,0.5],"resample":3,"size":{"height":224,"width":224}}"#).unwrap();
+        let siglip = Preprocess::parse(
+            r#"{"image_processor_type":"SiglipImageProcessor","image_mean":[0.5,0.5,0.5],
+            "image_std":[0.5,0.5,0.5],"resample":3,"size":{"height":224,"width":224}}"#,
+        )
+        .unwrap();
         assert_eq!((siglip.resize, siglip.crop, siglip.mean), (Resize::Exact(224, 224), None, [0.5; 3]));
 
-        let jina = Preprocess::parse(r#"{"size":512,"mean":[0.5,0.5,0.5],"std":[0.25,0.25,0.25],"resize_mode":"shortest",
-            "interpolation":"bicubic","fill_color":0,"image_processor_type":"JinaCLIPImageProcessor"}"#).unwrap();
-        assert_eq!((jina.resize, jina.std, jina.crop_rounding), (Resize::ShortestEdge(512), [0.25; 3], CropRounding::HalfEven));
+        let jina = Preprocess::parse(
+            r#"{"size":512,"mean":[0.5,0.5,0.5],"std":[0.25,0.25,0.25],"resize_mode":"shortest",
+            "interpolation":"bicubic","fill_color":0,"image_processor_type":"JinaCLIPImageProcessor"}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            (jina.resize, jina.std, jina.crop_rounding),
+            (Resize::ShortestEdge(512), [0.25; 3], CropRounding::HalfEven)
+        );
 
-        let open_clip = Preprocess::parse(r#"{"size":[256,256],"mode":"RGB","mean":[0,0,0],"std":[1,1,1],
-            "interpolation":"bilinear","resize_mode":"squash","fill_color":0}"#).unwrap();
+        let open_clip = Preprocess::parse(
+            r#"{"size":[256,256],"mode":"RGB","mean":[0,0,0],"std":[1,1,1],
+            "interpolation":"bilinear","resize_mode":"squash","fill_color":0}"#,
+        )
+        .unwrap();
         assert_eq!((open_clip.resize, open_clip.filter), (Resize::Exact(256, 256), Filter::Bilinear));
     }
 
@@ -290,8 +317,16 @@ mod tests {
         let error = Preprocess::parse(r#"{"image_processor_type":"BitImageProcessor","size":224}"#).unwrap_err();
         assert_eq!(error.kind, Kind::Unsupported);
         assert!(error.message.contains("BitImageProcessor"), "{error}");
-        for broken in ["{", "[]", r#"{"size":"big"}"#, r#"{"size":0}"#, r#"{"size":{"height":224}}"#, r#"{"image_mean":[1,2]}"#,
-                       r#"{"image_std":[0,1,1]}"#, r#"{"resample":9}"#] {
+        for broken in [
+            "{",
+            "[]",
+            r#"{"size":"big"}"#,
+            r#"{"size":0}"#,
+            r#"{"size":{"height":224}}"#,
+            r#"{"image_mean":[1,2]}"#,
+            r#"{"image_std":[0,1,1]}"#,
+            r#"{"resample":9}"#,
+        ] {
             assert_eq!(Preprocess::parse(broken).unwrap_err().kind, Kind::BadModel, "{broken}");
         }
     }

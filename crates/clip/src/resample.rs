@@ -87,7 +87,8 @@ impl Axis {
                 // Truncation towards zero after adding a half, then clamped: as the C code has it.
                 let first = (center - support + 0.5).max(0.0) as usize;
                 let last = ((center + support + 0.5) as usize).min(self.source as usize);
-                let weights: Vec<f64> = (first..last).map(|x| filter.weight((x as f64 - center + 0.5) / filter_scale)).collect();
+                let weights: Vec<f64> =
+                    (first..last).map(|x| filter.weight((x as f64 - center + 0.5) / filter_scale)).collect();
                 let sum: f64 = weights.iter().sum();
                 let fixed = |w: f64| (w / sum * f64::from(1 << PRECISION)).round() as i32;
                 Taps { first, weights: weights.into_iter().map(fixed).collect() }
@@ -121,7 +122,9 @@ fn resample_rows(image: &RgbImage, columns: &[Taps], rows: std::ops::Range<usize
     let (width, height) = (columns.len(), rows.len());
     let stride = image.width() as usize * 3;
     let mut out = vec![0u8; width * height * 3];
-    for (source, target) in image.as_raw()[rows.start * stride..rows.end * stride].chunks_exact(stride).zip(out.chunks_exact_mut(width * 3)) {
+    for (source, target) in
+        image.as_raw()[rows.start * stride..rows.end * stride].chunks_exact(stride).zip(out.chunks_exact_mut(width * 3))
+    {
         for (taps, pixel) in columns.iter().zip(target.as_chunks_mut::<3>().0) {
             let window = &source[taps.first * 3..(taps.first + taps.weights.len()) * 3];
             let (mut r, mut g, mut b) = (HALF, HALF, HALF);
@@ -163,7 +166,9 @@ mod tests {
         let image = RgbImage::from_fn(7, 5, |x, y| image::Rgb([x as u8 * 30, y as u8 * 50, 7]));
         let x = Axis { source: 7, resized: 7, start: 2, length: 3 };
         let y = Axis { source: 5, resized: 5, start: 1, length: 4 };
-        for filter in [Filter::Nearest, Filter::Box, Filter::Bilinear, Filter::Hamming, Filter::Bicubic, Filter::Lanczos] {
+        for filter in
+            [Filter::Nearest, Filter::Box, Filter::Bilinear, Filter::Hamming, Filter::Bicubic, Filter::Lanczos]
+        {
             let out = resize(&image, x, y, filter);
             assert!(out.enumerate_pixels().all(|(i, j, pixel)| pixel == image.get_pixel(i + 2, j + 1)), "{filter:?}");
         }
@@ -171,10 +176,16 @@ mod tests {
 
     #[test]
     fn a_stretch_is_cut_from_the_whole() {
-        let image = RgbImage::from_fn(90, 61, |x, y| image::Rgb([(x * 37 + y * 11) as u8, (x * y) as u8, (x ^ y) as u8]));
+        let image =
+            RgbImage::from_fn(90, 61, |x, y| image::Rgb([(x * 37 + y * 11) as u8, (x * y) as u8, (x ^ y) as u8]));
         let whole = |source, resized| Axis { source, resized, start: 0, length: resized };
         let full = resize(&image, whole(90, 33), whole(61, 22), Filter::Bicubic);
-        let part = resize(&image, Axis { start: 5, length: 20, ..whole(90, 33) }, Axis { start: 3, length: 9, ..whole(61, 22) }, Filter::Bicubic);
+        let part = resize(
+            &image,
+            Axis { start: 5, length: 20, ..whole(90, 33) },
+            Axis { start: 3, length: 9, ..whole(61, 22) },
+            Filter::Bicubic,
+        );
         assert!(part.enumerate_pixels().all(|(i, j, pixel)| pixel == full.get_pixel(i + 5, j + 3)));
     }
 }

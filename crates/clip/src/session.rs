@@ -68,9 +68,14 @@ fn library_error(path: &Path, error: &LoadDynamicError) -> Error {
             Error::new(Kind::BadModel, format!("\"{path}\" is not an ONNX Runtime library"))
                 .hint("Set clip_search.onnxruntime to the path of libonnxruntime.so.")
         }
-        LoadDynamicError::Dlopen { error, .. } => Error::new(Kind::BadModel, format!("ONNX Runtime at \"{path}\" cannot be loaded"))
-            .detail(format!("The loader says: {}.", std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)))
-            .hint("Set clip_search.onnxruntime to the path of libonnxruntime.so for this machine."),
+        LoadDynamicError::Dlopen { error, .. } => {
+            Error::new(Kind::BadModel, format!("ONNX Runtime at \"{path}\" cannot be loaded"))
+                .detail(format!(
+                    "The loader says: {}.",
+                    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+                ))
+                .hint("Set clip_search.onnxruntime to the path of libonnxruntime.so for this machine.")
+        }
     }
 }
 
@@ -80,7 +85,8 @@ fn version_of(path: &Path) -> String {
     // initialisation anew; OrtGetApiBase has this signature in every version and its strings are static.
     let version = unsafe {
         libloading::Library::new(path).and_then(|library| {
-            let base: libloading::Symbol<unsafe extern "C" fn() -> *const ort::sys::OrtApiBase> = library.get(b"OrtGetApiBase")?;
+            let base: libloading::Symbol<unsafe extern "C" fn() -> *const ort::sys::OrtApiBase> =
+                library.get(b"OrtGetApiBase")?;
             let version = ((*base()).GetVersionString)();
             Ok(std::ffi::CStr::from_ptr(version).to_string_lossy().into_owned())
         })
@@ -176,13 +182,17 @@ impl Tower {
     pub fn run(&mut self, inputs: Vec<(String, SessionInputValue<'_>)>, output: &str) -> Result<ndarray::Array2<f32>> {
         let file = &self.file;
         let failed = |e: &dyn std::fmt::Display| {
-            Error::new(Kind::BadModel, format!("model file \"{}\" failed to run", file.display())).detail(format!("ONNX Runtime says: {e}"))
+            Error::new(Kind::BadModel, format!("model file \"{}\" failed to run", file.display()))
+                .detail(format!("ONNX Runtime says: {e}"))
         };
         let outputs = self.session.run(inputs).map_err(|e| failed(&e.message()))?;
         let array = outputs[output].try_extract_array::<f32>().map_err(|e| failed(&e.message()))?;
         array.into_dimensionality::<ndarray::Ix2>().map(|a| a.to_owned()).map_err(|_| {
-            Error::new(Kind::BadModel, format!("model output \"{output}\" is not one vector an item"))
-                .detail(format!("\"{}\" returned shape {:?}.", file.display(), outputs[output].dtype().tensor_shape()))
+            Error::new(Kind::BadModel, format!("model output \"{output}\" is not one vector an item")).detail(format!(
+                "\"{}\" returned shape {:?}.",
+                file.display(),
+                outputs[output].dtype().tensor_shape()
+            ))
         })
     }
 

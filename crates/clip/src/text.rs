@@ -45,7 +45,8 @@ impl TextEncoder {
                 .detail(format!("Looked in \"{}\".", model.directory.display()))
         })?;
         let unusable = |e: &dyn std::fmt::Display| {
-            Error::new(Kind::BadModel, format!("tokenizer \"{}\" cannot be used", file.display())).detail(format!("The tokenizers library says: {e}."))
+            Error::new(Kind::BadModel, format!("tokenizer \"{}\" cannot be used", file.display()))
+                .detail(format!("The tokenizers library says: {e}."))
         };
         let mut tokenizer = Tokenizer::from_file(file).map_err(|e| unusable(&e))?;
         let config = read_json(&file.with_file_name("tokenizer_config.json")).unwrap_or_default();
@@ -63,7 +64,9 @@ impl TextEncoder {
 
         let special = tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(false));
         if context_length <= special {
-            return Err(unusable(&format!("a context of {context_length} tokens leaves no room beside {special} special ones")));
+            return Err(unusable(&format!(
+                "a context of {context_length} tokens leaves no room beside {special} special ones"
+            )));
         }
         tokenizer.with_padding(None);
         tokenizer
@@ -83,17 +86,19 @@ impl TextEncoder {
     /// # Errors
     /// [`Kind::InvalidInput`] for a text with nothing in it.
     pub fn encode(&self, text: &str) -> Result<Tokens> {
-        let encoding = self
-            .tokenizer
-            .encode_fast(text, true)
-            .map_err(|e| Error::new(Kind::InvalidInput, "text cannot be tokenized").detail(format!("The tokenizers library says: {e}.")))?;
+        let encoding = self.tokenizer.encode_fast(text, true).map_err(|e| {
+            Error::new(Kind::InvalidInput, "text cannot be tokenized")
+                .detail(format!("The tokenizers library says: {e}."))
+        })?;
         let ids = encoding.get_ids().to_vec();
         if ids.len() <= self.special {
             let detail = match text.len() {
                 0 => "It has no characters.".to_owned(),
                 n => format!("Its {n} bytes are nothing but white space to the tokenizer."),
             };
-            return Err(Error::new(Kind::InvalidInput, "text is empty").detail(detail).hint("Use NULL where there is no text."));
+            return Err(Error::new(Kind::InvalidInput, "text is empty")
+                .detail(detail)
+                .hint("Use NULL where there is no text."));
         }
         Ok(Tokens { truncated: !encoding.get_overflowing().is_empty(), length: ids.len(), ids })
     }

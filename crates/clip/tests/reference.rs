@@ -19,7 +19,9 @@ fn json(file: &str) -> Value {
 
 /// The library that `make install` puts beside the extension.
 fn library() -> PathBuf {
-    std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from).expect("set ORT_DYLIB_PATH to libonnxruntime.so, or run \"make test\"")
+    std::env::var_os("ORT_DYLIB_PATH")
+        .map(PathBuf::from)
+        .expect("set ORT_DYLIB_PATH to libonnxruntime.so, or run \"make test\"")
 }
 
 fn clip_mini() -> Embedder {
@@ -39,7 +41,9 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
 #[test]
 fn pixels_equal_pillows() {
     let index = json("pixels/index.json");
-    let preprocess = Preprocess::parse(&std::fs::read_to_string(fixtures().join("clip-mini/preprocessor_config.json")).unwrap()).unwrap();
+    let preprocess =
+        Preprocess::parse(&std::fs::read_to_string(fixtures().join("clip-mini/preprocessor_config.json")).unwrap())
+            .unwrap();
     let mut compared = 0;
     for entry in index.as_array().unwrap() {
         let path = |key: &str| fixtures().join(entry[key].as_str().unwrap());
@@ -66,13 +70,17 @@ fn ids_equal_the_reference_tokenizers() {
     for entry in texts {
         let text = entry["text"].as_str().unwrap();
         let tokens = clip.tokens(text).unwrap();
-        let reference: Vec<u32> = entry["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
+        let reference: Vec<u32> =
+            entry["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
         assert_eq!(tokens.ids, reference, "{text}");
         assert_eq!(tokens.ids.last(), Some(&49407), "the end token stays: {text}");
         assert_eq!(tokens.length, tokens.ids.len(), "a causal tower is not padded: {text}");
         assert!(tokens.ids.len() <= 77);
     }
-    assert!(texts.iter().any(|entry| entry["ids"].as_array().unwrap().len() == 77), "one text must be over the context");
+    assert!(
+        texts.iter().any(|entry| entry["ids"].as_array().unwrap().len() == 77),
+        "one text must be over the context"
+    );
 }
 
 #[test]
@@ -176,7 +184,13 @@ fn broken_models_say_what_is_wrong() {
     let make = |name: &str, without: &str, change: &[(&str, &[u8])]| {
         let directory = root.join(name);
         std::fs::create_dir_all(directory.join("onnx")).unwrap();
-        for file in ["onnx/vision_model.onnx", "onnx/text_model.onnx", "preprocessor_config.json", "tokenizer.json", "config.json"] {
+        for file in [
+            "onnx/vision_model.onnx",
+            "onnx/text_model.onnx",
+            "preprocessor_config.json",
+            "tokenizer.json",
+            "config.json",
+        ] {
             if file != without {
                 std::fs::copy(fixtures().join("clip-mini").join(file), directory.join(file)).unwrap();
             }
@@ -187,7 +201,9 @@ fn broken_models_say_what_is_wrong() {
         Embedder::new(Model::find(std::slice::from_ref(&root), name).unwrap(), library(), 1)
     };
     let image = std::fs::read(fixtures().join("images/cat.png")).unwrap();
-    let embed = |mut model: Embedder| model.embed_images(&[&image], &Limits::default(), &mut || ()).map(|_| model.take_warnings());
+    let embed = |mut model: Embedder| {
+        model.embed_images(&[&image], &Limits::default(), &mut || ()).map(|_| model.take_warnings())
+    };
     let embed_text = |mut model: Embedder| model.embed_texts(&["a cat"], true, &mut || ()).map(|_| ());
 
     let error = embed(make("no-graph", "onnx/vision_model.onnx", &[])).unwrap_err();
@@ -196,7 +212,8 @@ fn broken_models_say_what_is_wrong() {
     assert!(error.kind == clip::Kind::BadModel && error.message.contains("cannot be loaded"), "{error}");
     let error = embed(make("bad-json", "", &[("preprocessor_config.json", b"{")])).unwrap_err();
     assert!(error.kind == clip::Kind::BadModel && error.message.contains("is not JSON"), "{error}");
-    let error = embed(make("wrong-size", "", &[("preprocessor_config.json", br#"{"size":64,"crop_size":64}"#)])).unwrap_err();
+    let error =
+        embed(make("wrong-size", "", &[("preprocessor_config.json", br#"{"size":64,"crop_size":64}"#)])).unwrap_err();
     assert!(error.message.contains("224×224") && error.message.contains("64×64"), "{error}");
     let error = embed_text(make("no-tokenizer", "tokenizer.json", &[])).unwrap_err();
     assert!(error.kind == clip::Kind::MissingFile && error.message.contains("has no tokenizer.json"), "{error}");
