@@ -26,7 +26,8 @@ stage=$target/stage/pg$pg_major
 package() {
     rm -rf "$stage"
     cd "$root"
-    "$cargo_pgrx_program" pgrx package --pg-config "$pg_config" --out-dir "$stage" \
+    # A compile error must be the end of the log, not a backtrace of the tool.
+    RUST_BACKTRACE=0 RUST_LIB_BACKTRACE=0 "$cargo_pgrx_program" pgrx package --pg-config "$pg_config" --out-dir "$stage" \
         --no-default-features --features "pg$pg_major"
 }
 step build "building clip_search for PostgreSQL $pg_major (minutes the first time, seconds after)" package

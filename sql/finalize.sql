@@ -5,6 +5,8 @@ SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster', '');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_id_seq', '');
 
 -- Everyone may embed, group and read groups. The tables change only through the functions, which run as the owner.
+-- It reads any directory that the server may read.
+REVOKE ALL ON FUNCTION clip_check_model(text) FROM PUBLIC;
 GRANT USAGE ON SCHEMA clip_search TO PUBLIC;
 GRANT SELECT ON clip_search.collection, clip_search.cluster TO PUBLIC;
 
@@ -37,4 +39,5 @@ COMMENT ON FUNCTION clip_embed_texts(text[], text) IS 'Embeddings of texts in ba
 COMMENT ON FUNCTION clip_assign_cluster(vector) IS 'Joins the nearest cluster at cosine >= clip_search.cluster_threshold, else founds one; returns its id';
 COMMENT ON FUNCTION clip_assign_cluster(vector, text) IS 'The same within a named collection';
 COMMENT ON FUNCTION clip_models() IS 'Models that can be used, and what this connection has loaded and embedded';
+COMMENT ON FUNCTION clip_check_model(text) IS 'Looks over a model, named or by its directory: files, inputs, outputs, preprocessing, and whether it tells colours apart';
 COMMENT ON FUNCTION clip_version() IS 'Version of the extension and of the loaded ONNX Runtime';

@@ -6,6 +6,7 @@
 //! 4–80 ms, some 10^5 operators; a text is usually remembered, so its cost is set lower, which also keeps
 //! the planner from compiling (JIT, from cost 100,000 on) a sequential scan of a few hundred rows.
 
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use crate::engine;
@@ -80,6 +81,13 @@ fn clip_models() -> TableIterator<
         let loaded = m.image_loaded || m.text_loaded;
         (m.name, m.path, m.dimensions, is_selected, loaded, m.image_loaded, m.text_loaded, m.images, m.texts)
     }))
+}
+
+#[pg_extern(volatile, strict, parallel_restricted)]
+fn clip_check_model(
+    model: &str,
+) -> Result<TableIterator<'static, (name!(item, String), name!(value, String))>, ErrorReport> {
+    engine::check(model).map(TableIterator::new)
 }
 
 #[pg_extern(stable, parallel_restricted)]

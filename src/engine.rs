@@ -1,7 +1,7 @@
 //! The backend's models: loaded on first use, kept until it ends.
 
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clip::Error;
 use clip::embedder::Embedder;
@@ -150,6 +150,42 @@ pub fn embed_texts(spec: &str, texts: &[Option<&str>]) -> SqlResult<Vec<Option<V
         });
         (result, places)
     })
+}
+
+/// Looks a model over, loading both of its towers for this alone: (what, value).
+pub fn check(spec: &str) -> SqlResult<Vec<(String, String)>> {
+    // A path names a directory anywhere; it is split into the directory to search and the name in it.
+    let path = Path::new(spec);
+    let (search, name) = match (path.is_absolute(), path.parent(), path.file_name().and_then(|n| n.to_str())) {
+        (true, Some(parent), Some(name)) => (vec![parent.to_owned()], name),
+        _ => (settings::model_path(), spec),
+    };
+    let model = Model::find(&search, name).map_err(report)?;
+    let mut rows = vec![("directory".to_owned(), model.directory.display().to_string())];
+    let mut embedder = Embedder::new(model, settings::onnxruntime(), settings::threads());
+    let mut verdict = Vec::new();
+    for (what, value) in embedder.describe() {
+        match value {
+            Ok(value) => rows.push((what.to_owned(), value)),
+            Err(error) => verdict.push(format!("{what}: {error}")),
+        }
+    }
+    if let Some(dimensions) = embedder.dimensions() {
+        rows.push(("dimensions".to_owned(), dimensions.to_string()));
+    }
+    if verdict.is_empty() {
+        let cosines = embedder.tell_colours().map_err(report)?;
+        let shown: Vec<String> = cosines.iter().map(|row| row.map(|c| format!("{c:.3}")).join(" ")).collect();
+        rows.push(("red, green, blue: texts by images".to_owned(), shown.join("; ")));
+        let told = (0..3).all(|text| (0..3).all(|image| image == text || cosines[text][text] > cosines[text][image]));
+        verdict.extend((!told).then(|| {
+            "it does not tell red, green and blue squares apart, as a CLIP that is exported rightly does".to_owned()
+        }));
+    }
+    verdict.extend(embedder.take_warnings().iter().map(ToString::to_string));
+    let verdict = if verdict.is_empty() { "good".to_owned() } else { verdict.join("; ") };
+    rows.push(("verdict".to_owned(), verdict));
+    Ok(rows)
 }
 
 /// Every model on the search path, with what this backend has done with it.

@@ -15,6 +15,7 @@ static THREADS: GucSetting<i32> = GucSetting::<i32>::new(1);
 static MAX_IMAGE_PIXELS: GucSetting<i32> = GucSetting::<i32>::new(100_000_000);
 static MAX_IMAGE_BYTES: GucSetting<i32> = GucSetting::<i32>::new(256 << 20);
 static CLUSTER_THRESHOLD: GucSetting<f64> = GucSetting::<f64>::new(0.82);
+static ALLOW_TRUNCATED_IMAGES: GucSetting<bool> = GucSetting::<bool>::new(false);
 static TRUNCATE_TEXT: GucSetting<bool> = GucSetting::<bool>::new(true);
 
 /// Defines them; called once a process.
@@ -84,6 +85,14 @@ pub fn register() {
         GucFlags::default(),
     );
     GucRegistry::define_bool_guc(
+        c"clip_search.allow_truncated_images",
+        c"Embed an image file that ends too soon as far as it goes, with a warning.",
+        c"Off makes such a file an error. The missing part of the picture is grey or black.",
+        &ALLOW_TRUNCATED_IMAGES,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
         c"clip_search.truncate_text",
         c"Cut a text that is longer than the model's context, with a warning.",
         c"On, as the reference tokenizers do it. Off makes such a text an error.",
@@ -137,6 +146,7 @@ pub fn limits() -> Limits {
     Limits {
         max_pixels: MAX_IMAGE_PIXELS.get() as u64,
         max_bytes: MAX_IMAGE_BYTES.get() as u64,
+        allow_truncated: ALLOW_TRUNCATED_IMAGES.get(),
         names: ("clip_search.max_image_pixels", "clip_search.max_image_bytes"),
     }
 }

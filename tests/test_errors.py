@@ -159,7 +159,7 @@ DAMAGES = {
     "vision graph missing": (remove(VISION), IMAGE_QUERY, UNDEFINED_FILE, "no image tower"),
     "text graph missing": (remove(TEXT), TEXT_QUERY, UNDEFINED_FILE, "no text tower"),
     "towers swapped, image": (swap_towers, IMAGE_QUERY, CONFIG_FILE_ERROR, "no image input"),
-    "towers swapped, text": (swap_towers, TEXT_QUERY, CONFIG_FILE_ERROR, "no input for token ids"),
+    "towers swapped, text": (swap_towers, TEXT_QUERY, CONFIG_FILE_ERROR, "no text input"),
     "preprocessing not JSON": (
         write("preprocessor_config.json", "{"),
         IMAGE_QUERY,

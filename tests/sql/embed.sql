@@ -33,6 +33,16 @@ SET clip_search.truncate_text = off;
 SELECT * FROM outcome($$ SELECT clip_embed_text(repeat('word ', 200)) $$) \gx
 RESET clip_search.truncate_text;
 
+-- An image that ends too soon is an error, or is used as far as it goes, with a warning.
+SELECT * FROM outcome($$ SELECT clip_embed_image(substr(data, 1, length(data) * 9 / 10)) FROM image WHERE name = 'cat.jpg' $$) \gx
+SET clip_search.allow_truncated_images = on;
+SELECT clip_embed_image(data) <=> clip_embed_image(substr(data, 1, length(data) * 9 / 10)) < 0.2 AS similar FROM image WHERE name = 'cat.jpg';
+SELECT array_length(clip_embed_images(ARRAY[data, NULL, substr(data, 1, length(data) / 2)]), 1) FROM image WHERE name = 'cat.png';
+RESET clip_search.allow_truncated_images;
+
+-- A model looked over.
+SELECT item, plain(value) AS value FROM clip_check_model('photo-mini') WHERE item NOT LIKE '%texts by images';
+
 -- With the model named the functions are IMMUTABLE: generated columns and expression indexes work.
 CREATE TABLE document (body text, embedding vector(512) GENERATED ALWAYS AS (clip_embed_text(body, 'photo-mini')) STORED);
 INSERT INTO document (body) VALUES ('a cat'), (NULL);

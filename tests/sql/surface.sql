@@ -19,12 +19,14 @@ FROM pg_attribute
 WHERE attrelid IN ('clip_search.cluster'::regclass, 'clip_search.collection'::regclass) AND attnum > 0
   AND col_description(attrelid, attnum) IS NULL;
 
--- Settings.
+-- Settings, which a session knows once it has called a function of the extension.
+SELECT clip_version() IS NOT NULL AS loaded;
 SELECT name, vartype, unit, context, min_val, max_val, boot_val FROM pg_settings WHERE name LIKE 'clip\_search.%' ORDER BY name;
 SET clip_search.nonsense = 1;
 SET clip_search.threads = 0;
 SET clip_search.cluster_threshold = 1.5;
 
+\c -
 SELECT name, dimensions, selected, loaded, images, texts FROM clip_models();
 SELECT clip_version() ~ '^clip_search \d+\.\d+\.\d+ \(ONNX Runtime not loaded yet\)$' AS version;
 SELECT vector_dims(clip_embed_text('a cat'));

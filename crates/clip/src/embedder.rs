@@ -1,6 +1,8 @@
 //! The pieces together: images or texts in, unit vectors out.
 
-use std::path::PathBuf;
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use ndarray::{Array2, Array4};
 use once_cell::unsync::OnceCell;
@@ -9,6 +11,7 @@ use ort::value::{Tensor, TensorElementType};
 
 use crate::cluster;
 use crate::error::{Error, Kind, Result};
+use crate::head::Head;
 use crate::image::{self, Limits};
 use crate::model::{self, Model};
 use crate::preprocess::Preprocess;
@@ -21,11 +24,34 @@ const IMAGE_BATCH: usize = 8;
 /// Texts of equal length run together.
 const TEXT_BATCH: usize = 32;
 
+const IMAGE_INPUTS: [&str; 4] = ["pixel_values", "image", "images", "input"];
+const TEXT_INPUTS: [&str; 3] = ["input_ids", "text", "input"];
+const IMAGE_OUTPUTS: [&str; 7] = [
+    "image_embeds",
+    "l2norm_image_embeddings",
+    "image_embeddings",
+    "embedding",
+    "sentence_embedding",
+    "pooler_output",
+    "output",
+];
+const TEXT_OUTPUTS: [&str; 7] = [
+    "text_embeds",
+    "l2norm_text_embeddings",
+    "text_embeddings",
+    "embedding",
+    "sentence_embedding",
+    "pooler_output",
+    "output",
+];
+
 /// A model with its towers, each loaded when it is first called.
 pub struct Embedder {
     pub model: Model,
     library: PathBuf,
     threads: usize,
+    /// A graph that serves both towers is loaded once.
+    shared: OnceCell<Rc<RefCell<Tower>>>,
     vision: OnceCell<Vision>,
     text: OnceCell<Text>,
     warnings: Vec<Error>,
@@ -42,9 +68,12 @@ pub struct TextEmbedding {
 }
 
 struct Vision {
-    tower: Tower,
-    input: String,
+    tower: Rc<RefCell<Tower>>,
+    input: Port,
+    /// What the text half of a combined graph is given.
+    idle: Vec<Port>,
     output: Port,
+    head: Head,
     preprocess: Preprocess,
     /// (height, width)
     size: (usize, usize),
@@ -52,16 +81,27 @@ struct Vision {
 }
 
 struct Text {
-    tower: Tower,
+    tower: Rc<RefCell<Tower>>,
     encoder: TextEncoder,
     ids: Port,
     mask: Option<Port>,
-    /// Further inputs that take zeros: `token_type_ids`.
-    zeros: Vec<Port>,
+    /// `token_type_ids` take zeros, `position_ids` count.
+    zeros: Option<Port>,
+    positions: Option<Port>,
+    /// What the image half of a combined graph is given.
+    idle: Option<Idle>,
     output: Port,
+    head: Head,
     /// Texts are filled to this length.
     pad_to: Option<usize>,
     batch: usize,
+}
+
+/// Pixels for the half of a combined graph that is not asked.
+struct Idle {
+    input: Port,
+    /// (images, 3, height, width); no image at all where the graph bears it.
+    shape: [usize; 4],
 }
 
 impl Embedder {
@@ -71,6 +111,7 @@ impl Embedder {
             model,
             library,
             threads,
+            shared: OnceCell::new(),
             vision: OnceCell::new(),
             text: OnceCell::new(),
             warnings: Vec::new(),
@@ -89,8 +130,8 @@ impl Embedder {
 
     /// Length of the vectors: the graph's where one is loaded, else what the configuration states.
     pub fn dimensions(&self) -> Option<usize> {
-        let vision = self.vision.get().and_then(|v| v.output.fixed(1));
-        let text = self.text.get().and_then(|t| t.output.fixed(1));
+        let vision = self.vision.get().and_then(|v| width(&v.output, &v.head));
+        let text = self.text.get().and_then(|t| width(&t.output, &t.head));
         vision.or(text).or_else(|| self.model.stated_dimensions())
     }
 
@@ -108,20 +149,21 @@ impl Embedder {
     /// of the others.
     pub fn embed_images(&mut self, files: &[&[u8]], limits: &Limits, pulse: &mut dyn FnMut()) -> Result<Vec<Vec<f32>>> {
         self.load_vision()?;
-        let vision = self.vision.get_mut().expect("loaded above");
+        let vision = self.vision.get().expect("loaded above");
         let (height, width) = vision.size;
         let mut vectors = Vec::with_capacity(files.len());
         for (chunk, start) in files.chunks(vision.batch).zip((0..).step_by(vision.batch)) {
             let mut pixels = Array4::<f32>::zeros((chunk.len(), 3, height, width));
             for (index, (file, plane)) in chunk.iter().zip(pixels.outer_iter_mut()).enumerate() {
                 pulse();
-                let rgb = image::decode(file, limits).map_err(|e| e.element(start + index))?;
+                let image::Decoded { rgb, truncated } =
+                    image::decode(file, limits).map_err(|e| e.element(start + index))?;
+                self.warnings.extend(truncated.map(|remark| remark.element(start + index)));
                 let rgb = image::resize_and_crop(&rgb, &vision.preprocess);
                 image::normalise(&rgb, &vision.preprocess, plane);
             }
             pulse();
-            let inputs = vec![(vision.input.clone(), tensor(pixels)?)];
-            vectors.extend(unit_rows(&vision.tower.run(inputs, &vision.output.name)?, &self.model)?);
+            vectors.extend(unit_rows(&vision.run(pixels)?, &self.model)?);
         }
         self.images += files.len() as u64;
         Ok(vectors)
@@ -141,7 +183,7 @@ impl Embedder {
         pulse: &mut dyn FnMut(),
     ) -> Result<Vec<TextEmbedding>> {
         self.load_text()?;
-        let text = self.text.get_mut().expect("loaded above");
+        let text = self.text.get().expect("loaded above");
         let mut tokens = Vec::with_capacity(texts.len());
         for (index, string) in texts.iter().enumerate() {
             pulse();
@@ -175,6 +217,33 @@ impl Embedder {
         Ok(vectors.into_iter().zip(truncated).map(|(vector, truncated)| TextEmbedding { vector, truncated }).collect())
     }
 
+    /// Whether the model tells red, green and blue squares apart by their names, as any CLIP does that was
+    /// exported and is preprocessed rightly: swapped channels, a broken quantisation and a transposed axis
+    /// all show. Returns the cosines, rows texts and columns images, in that order of colours.
+    ///
+    /// # Errors
+    /// As for embedding.
+    pub fn tell_colours(&mut self) -> Result<[[f32; 3]; 3]> {
+        let colours = [("red", [255, 0, 0]), ("green", [0, 255, 0]), ("blue", [0, 0, 255])];
+        let texts: Vec<String> = colours.iter().map(|(name, _)| format!("a {name} square")).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let texts = self.embed_texts(&texts, true, &mut || ())?;
+        self.load_vision()?;
+        let vision = self.vision.get().expect("loaded above");
+        let (height, width) = vision.size;
+        let mut cosines = [[0.0; 3]; 3];
+        for (column, (_, rgb)) in colours.iter().enumerate() {
+            let square = ::image::RgbImage::from_pixel(width as u32, height as u32, ::image::Rgb(*rgb));
+            let mut pixels = Array4::zeros((1, 3, height, width));
+            image::normalise(&square, &vision.preprocess, pixels.index_axis_mut(ndarray::Axis(0), 0));
+            let image = &unit_rows(&vision.run(pixels)?, &self.model)?[0];
+            for (row, text) in texts.iter().enumerate() {
+                cosines[row][column] = text.vector.iter().zip(image).map(|(a, b)| a * b).sum();
+            }
+        }
+        Ok(cosines)
+    }
+
     /// The ids of a text as the model's text tower gets them, with padding where it needs some.
     ///
     /// # Errors
@@ -187,82 +256,150 @@ impl Embedder {
         Ok(tokens)
     }
 
+    /// What was found and chosen, for a person: (what, value), or why a tower can't be used.
+    pub fn describe(&mut self) -> Vec<(&'static str, Result<String>)> {
+        let (image, text) = (self.load_vision(), self.load_text());
+        let mut rows = Vec::new();
+        if let Err(error) = image {
+            rows.push(("image tower", Err(error)));
+        } else if let Some(vision) = self.vision.get() {
+            let tower = vision.tower.borrow();
+            rows.push(("image graph", Ok(tower.file.display().to_string())));
+            rows.push(("image graph's ports", Ok(tower.describe())));
+            rows.push(("image output", Ok(chosen(&vision.output, &vision.head))));
+            rows.push(("preprocessing", Ok(vision.preprocess.to_string())));
+        }
+        if let Err(error) = text {
+            rows.push(("text tower", Err(error)));
+        } else if let Some(text) = self.text.get() {
+            let tower = text.tower.borrow();
+            rows.push(("text graph", Ok(tower.file.display().to_string())));
+            rows.push(("text graph's ports", Ok(tower.describe())));
+            rows.push(("text output", Ok(chosen(&text.output, &text.head))));
+            let padding = match text.pad_to {
+                Some(length) => format!("filled to {length} with id {}", text.encoder.pad_id),
+                None => "not filled up".to_owned(),
+            };
+            rows.push(("tokens", Ok(format!("at most {}, {padding}", text.encoder.context_length))));
+        }
+        rows
+    }
+
     fn load_vision(&mut self) -> Result<()> {
         let (model, warnings) = (&self.model, &mut self.warnings);
-        let text_output = self.text.get().map(|t| t.output.clone());
+        let text_width = self.text.get().and_then(|t| width(&t.output, &t.head));
         self.vision.get_or_try_init(|| {
             let file = model.vision.as_ref().ok_or_else(|| missing_tower(model, "image"))?;
-            let tower = Tower::load(Runtime::load(&self.library)?, file, self.threads)?;
+            let shared = open(&self.shared, model.combined, &self.library, file, self.threads)?;
+            let tower = shared.borrow();
             let unusable = |what: &str| unusable(&tower, what);
-            let input = tower.input(&["pixel_values", "image", "images", "input"]).ok_or_else(|| unusable("it has no image input"))?.clone();
-            if input.element != TensorElementType::Float32 || input.shape.len() != 4 || input.fixed(1).is_some_and(|c| c != 3) {
-                return Err(unusable("its image input is not float32 of shape (batch, 3, height, width)"));
+            let input = image_input(&tower).ok_or_else(|| missing_half(model, &tower, "image"))?;
+            let float = matches!(input.element, TensorElementType::Float32 | TensorElementType::Float16);
+            if !float || input.shape.len() != 4 || input.fixed(1).is_some_and(|c| c != 3) {
+                return Err(unusable("its image input is not float32 or float16 of shape (batch, 3, height, width)"));
             }
-            let output = pick_output(&tower, &["image_embeds", "l2norm_image_embeddings", "image_embeddings", "embedding", "pooler_output", "output"])?;
+            let idle: Vec<Port> = tower.inputs.iter().filter(|port| port.name != input.name).cloned().collect();
+            if let Some(unknown) = idle.iter().find(|port| !is_integer(port) || port.shape.len() != 2) {
+                return Err(unusable(&format!("nothing is known to give to its input \"{}\"", unknown.name)));
+            }
+            let head = Head::read(&model.directory)?;
+            let output = pick_output(&tower, &IMAGE_OUTPUTS, &head)?;
             let graph_size = input.fixed(2).zip(input.fixed(3));
             let preprocess = match &model.preprocess {
-                Some(file) => Preprocess::parse(&model::read(file)?).map_err(|e| Error { message: format!("{} (\"{}\")", e.message, file.display()), ..e })?,
+                Some(file) => Preprocess::parse(&model::read(file)?)
+                    .map_err(|e| Error { message: format!("{} (\"{}\")", e.message, file.display()), ..e })?,
                 None => {
                     let size = graph_size.map_or(224, |(height, _)| height as u32);
-                    warnings.push(
-                        Error::new(Kind::MissingFile, format!("model \"{}\" has no preprocessor_config.json", model.name))
-                            .detail(format!("CLIP's preprocessing is used: shortest edge {size} by bicubic resampling, centre crop, CLIP's mean and standard deviation.")),
-                    );
+                    let message = format!("model \"{}\" has no preprocessor_config.json", model.name);
+                    warnings.push(Error::new(Kind::MissingFile, message).detail(format!(
+                        "CLIP's preprocessing is used: shortest edge {size} by bicubic resampling, centre crop, CLIP's \
+                         mean and standard deviation."
+                    )));
                     Preprocess::clip(size)
                 }
             };
             let configured = preprocess.output_size().map(|(width, height)| (height as usize, width as usize));
             let size = match (configured, graph_size) {
                 (Some(c), Some(g)) if c != g => {
-                    return Err(unusable(&format!("it takes images of {}×{} pixels, but its preprocessing makes {}×{}", g.1, g.0, c.1, c.0)));
+                    return Err(unusable(&format!(
+                        "it takes images of {}×{} pixels, but its preprocessing makes {}×{}",
+                        g.1, g.0, c.1, c.0
+                    )));
                 }
                 (Some(size), _) => size,
                 (None, _) => return Err(unusable("its preprocessing leaves images of unequal sizes")),
             };
-            same_width(model, &output, text_output.as_ref())?;
+            same_width(model, &output, &head, text_width)?;
             let batch = input.fixed(0).map_or(IMAGE_BATCH, |_| 1);
-            Ok(Vision { input: input.name, output, preprocess, size, batch, tower })
+            drop(tower);
+            let vision = Vision { tower: shared, input, idle, output, head, preprocess, size, batch };
+            // One black image, so that a graph which cannot run fails when it is loaded.
+            vision.run(Array4::zeros((1, 3, size.0, size.1)))?;
+            Ok(vision)
         })?;
         Ok(())
     }
 
     fn load_text(&mut self) -> Result<()> {
-        let model = &self.model;
-        let image_output = self.vision.get().map(|v| v.output.clone());
+        let (model, warnings) = (&self.model, &mut self.warnings);
+        let image_width = self.vision.get().and_then(|v| width(&v.output, &v.head));
         self.text.get_or_try_init(|| {
             let file = model.text.as_ref().ok_or_else(|| missing_tower(model, "text"))?;
-            let tower = Tower::load(Runtime::load(&self.library)?, file, self.threads)?;
+            let shared = open(&self.shared, model.combined, &self.library, file, self.threads)?;
+            let tower = shared.borrow();
             let unusable = |what: &str| unusable(&tower, what);
-            let ids = tower
-                .input(&["input_ids", "text", "input"])
-                .ok_or_else(|| unusable("it has no input for token ids"))?
-                .clone();
-            let mask = tower.input(&["attention_mask"]).cloned();
-            let zeros: Vec<Port> = tower.input(&["token_type_ids"]).into_iter().cloned().collect();
-            for port in [&ids].into_iter().chain(&mask).chain(&zeros) {
-                if !matches!(port.element, TensorElementType::Int64 | TensorElementType::Int32) || port.shape.len() != 2
-                {
-                    return Err(unusable(&format!(
-                        "its input \"{}\" is not int64 or int32 of shape (batch, sequence)",
-                        port.name
-                    )));
+            let ids = tower.input(&TEXT_INPUTS).filter(|port| is_integer(port)).cloned();
+            let ids = ids.ok_or_else(|| missing_half(model, &tower, "text"))?;
+            let named = |name: &str| tower.input(&[name]).cloned();
+            let (mask, zeros, positions) = (named("attention_mask"), named("token_type_ids"), named("position_ids"));
+            let pixels = image_input(&tower).filter(|port| port.name != ids.name);
+            for port in [&ids].into_iter().chain(&mask).chain(&zeros).chain(&positions) {
+                if !is_integer(port) || port.shape.len() != 2 {
+                    let what = "is not int64 or int32 of shape (batch, sequence)";
+                    return Err(unusable(&format!("its input \"{}\" {what}", port.name)));
                 }
             }
-            let output = pick_output(
-                &tower,
-                &["text_embeds", "l2norm_text_embeddings", "text_embeddings", "embedding", "pooler_output", "output"],
-            )?;
-            same_width(model, &output, image_output.as_ref())?;
-            let fixed = ids.fixed(1);
-            let encoder = TextEncoder::load(model, fixed)?;
+            let known = [Some(&ids), mask.as_ref(), zeros.as_ref(), positions.as_ref(), pixels.as_ref()];
+            let unknown = tower.inputs.iter().find(|port| known.iter().flatten().all(|k| k.name != port.name));
+            if let Some(unknown) = unknown {
+                return Err(unusable(&format!("nothing is known to give to its input \"{}\"", unknown.name)));
+            }
+            let head = Head::read(&model.text_directory)?;
+            let output = pick_output(&tower, &TEXT_OUTPUTS, &head)?;
+            same_width(model, &output, &head, image_width)?;
+            let pad_to = ids.fixed(1);
+            let encoder = TextEncoder::load(model, pad_to)?;
             let batch = ids.fixed(0).map_or(TEXT_BATCH, |_| 1);
-            let mut text = Text { tower, encoder, ids, mask, zeros, output, pad_to: fixed, batch };
+            let idle = pixels.map(|input| {
+                let side = |axis| input.fixed(axis).unwrap_or(224);
+                Idle { shape: [0, 3, side(2), side(3)], input }
+            });
+            drop(tower);
+            let mut text =
+                Text { tower: shared, encoder, ids, mask, zeros, positions, idle, output, head, pad_to, batch };
+            warnings.extend(text.try_out(model)?);
             if text.pad_to.is_none() && text.mask.is_none() && text.padding_matters()? {
                 text.pad_to = Some(text.encoder.context_length);
             }
             Ok(text)
         })?;
         Ok(())
+    }
+}
+
+impl Vision {
+    /// Runs images of the model's size. Returns shape (images, dimensions).
+    fn run(&self, pixels: Array4<f32>) -> Result<Array2<f32>> {
+        let count = pixels.dim().0;
+        let mut inputs = vec![(self.input.name.clone(), floats(&self.input, pixels)?)];
+        for port in &self.idle {
+            // A text of two ids, which a combined graph wants to have and whose result nobody reads.
+            let shape = (port.fixed(0).unwrap_or(1), port.fixed(1).unwrap_or(2));
+            inputs.push((port.name.clone(), integers(port, shape, std::iter::repeat_n(1, shape.0 * shape.1))?));
+        }
+        let output = self.tower.borrow_mut().run(inputs, &self.output.name)?;
+        let positions = output.shape().get(1).copied().unwrap_or(1);
+        self.head.apply(output, &vec![positions; count])
     }
 }
 
@@ -274,18 +411,43 @@ impl Text {
     }
 
     /// Runs texts of one length. Returns shape (texts, dimensions).
-    fn run(&mut self, batch: &[&Tokens]) -> Result<Array2<f32>> {
+    fn run(&self, batch: &[&Tokens]) -> Result<Array2<f32>> {
         let shape = (batch.len(), batch[0].ids.len());
         let ids = batch.iter().flat_map(|tokens| tokens.ids.iter().map(|id| i64::from(*id)));
         let mut inputs = vec![(self.ids.name.clone(), integers(&self.ids, shape, ids)?)];
-        if let Some(mask) = &self.mask {
-            let values = batch.iter().flat_map(|tokens| (0..tokens.ids.len()).map(|i| i64::from(i < tokens.length)));
-            inputs.push((mask.name.clone(), integers(mask, shape, values)?));
+        if let Some(port) = &self.mask {
+            let values = batch.iter().flat_map(|tokens| (0..shape.1).map(|i| i64::from(i < tokens.length)));
+            inputs.push((port.name.clone(), integers(port, shape, values)?));
         }
-        for port in &self.zeros {
+        if let Some(port) = &self.zeros {
             inputs.push((port.name.clone(), integers(port, shape, std::iter::repeat_n(0, shape.0 * shape.1))?));
         }
-        self.tower.run(inputs, &self.output.name)
+        if let Some(port) = &self.positions {
+            inputs.push((port.name.clone(), integers(port, shape, (0..shape.0).flat_map(|_| 0..shape.1 as i64))?));
+        }
+        if let Some(Idle { input, shape }) = &self.idle {
+            inputs.push((input.name.clone(), floats(input, Array4::zeros(*shape))?));
+        }
+        let output = self.tower.borrow_mut().run(inputs, &self.output.name)?;
+        let lengths: Vec<usize> = batch.iter().map(|tokens| tokens.length).collect();
+        self.head.apply(output, &lengths)
+    }
+
+    /// One short text, so that a graph which cannot run fails when it is loaded. A combined graph is first
+    /// given no image at all, and a black one if it cannot do with that, which is remarked.
+    fn try_out(&mut self, model: &Model) -> Result<Option<Error>> {
+        let mut tokens = self.encoder.encode("a photo")?;
+        self.pad(&mut tokens);
+        let result = self.run(&[&tokens]);
+        let (Err(_), Some(idle)) = (&result, &mut self.idle) else { return result.map(|_| None) };
+        idle.shape[0] = 1;
+        self.run(&[&tokens])?;
+        let message = format!("model \"{}\" runs its image tower for every text", model.name);
+        Ok(Some(
+            Error::new(Kind::BadModel, message)
+                .detail("Its two towers are one graph, which needs an image whenever it runs.")
+                .hint("Take an export with separate towers: texts are several times faster with it."),
+        ))
     }
 
     /// Whether ids after the end of a text change its vector.
@@ -295,7 +457,7 @@ impl Text {
     /// causal, was trained on padded texts, and loses its meaning without (10 against 80 points of
     /// accuracy, embeddings-benchmark/mteb#1424). The graph itself tells which: eight more ids are put
     /// behind a short text. Rounding leaves a cosine above 0.999.
-    fn padding_matters(&mut self) -> Result<bool> {
+    fn padding_matters(&self) -> Result<bool> {
         let plain = self.encoder.encode("a photo")?;
         let mut padded = plain.clone();
         padded.ids.resize((plain.length + 8).min(self.encoder.context_length), self.encoder.pad_id);
@@ -338,30 +500,93 @@ fn unusable(tower: &Tower, what: &str) -> Error {
         .detail(format!("It has {}.", tower.describe()))
 }
 
-/// The embedding among a graph's outputs: by name, else the only one.
-fn pick_output(tower: &Tower, names: &[&str]) -> Result<Port> {
-    let port = tower.output(names).or(match tower.outputs.as_slice() {
-        [only] => Some(only),
-        _ => None,
-    });
-    port.filter(|p| p.element == TensorElementType::Float32 && p.shape.len() == 2)
-        .cloned()
-        .ok_or_else(|| unusable(tower, "it has no output with one float32 vector an item"))
+/// A graph without an input for this kind of item.
+fn missing_half(model: &Model, tower: &Tower, what: &str) -> Error {
+    if model.combined {
+        missing_tower(model, what)
+            .hint("Where the towers are two directories, name both: image directory, a plus sign, text directory.")
+    } else {
+        unusable(tower, &format!("it has no {what} input"))
+    }
+}
+
+/// The embedding among a graph's outputs: one vector an item, by name or the only one; else one vector a
+/// position, if the model says how to pool them.
+fn pick_output(tower: &Tower, names: &[&str], head: &Head) -> Result<Port> {
+    let usable = |port: &&Port, rank: usize| {
+        port.shape.len() == rank && matches!(port.element, TensorElementType::Float32 | TensorElementType::Float16)
+    };
+    let only = if tower.outputs.len() == 1 { tower.outputs.first() } else { None };
+    let choose = |names: &[&str], rank: usize| {
+        let mut named = names.iter().filter_map(|name| tower.outputs.iter().find(|port| port.name == *name));
+        named.find(|port| usable(port, rank)).or(only.filter(|port| usable(port, rank)))
+    };
+    if let Some(port) = choose(names, 2) {
+        return Ok(port.clone());
+    }
+    match choose(&["last_hidden_state", "token_embeddings"], 3) {
+        Some(port) if head.pooling.is_some() => Ok(port.clone()),
+        Some(port) => {
+            let what = "has one vector a position, and nothing says how to pool them";
+            Err(unusable(tower, &format!("its output \"{}\" {what}", port.name)).hint(
+                "Say it in 1_Pooling/config.json: {\"pooling_mode_cls_token\": true} or {\"pooling_mode_mean_tokens\": true}.",
+            ))
+        }
+        None => Err(unusable(tower, "it has no output with one float vector an item")),
+    }
 }
 
 /// Both towers must embed into one space.
-fn same_width(model: &Model, this: &Port, other: Option<&Port>) -> Result<()> {
-    match (this.fixed(1), other.and_then(|port| port.fixed(1))) {
+fn same_width(model: &Model, output: &Port, head: &Head, other: Option<usize>) -> Result<()> {
+    match (width(output, head), other) {
         (Some(a), Some(b)) if a != b => {
             Err(Error::new(Kind::BadModel, format!("model \"{}\" has towers of unequal width", model.name))
-                .detail(format!("Output \"{}\" has {a} dimensions, the other tower's has {b}.", this.name)))
+                .detail(format!("Output \"{}\" has {a} dimensions, the other tower's has {b}.", output.name)))
         }
         _ => Ok(()),
     }
 }
 
-fn tensor(array: Array4<f32>) -> Result<SessionInputValue<'static>> {
-    Tensor::from_array(array).map(Into::into).map_err(tensor_failed)
+/// Length of the vectors that an output gives, where the graph fixes it.
+fn width(output: &Port, head: &Head) -> Option<usize> {
+    let last = output.fixed(output.shape.len() - 1)?;
+    Some(if output.shape.len() == 3 { head.width(last) } else { last })
+}
+
+fn chosen(output: &Port, head: &Head) -> String {
+    match (output.shape.len(), head.pooling) {
+        (3, Some(pooling)) => format!("{output}, pooled: {}", format!("{pooling:?}").to_lowercase()),
+        _ => output.to_string(),
+    }
+}
+
+/// Loads a graph; one that serves both towers only once.
+fn open(
+    shared: &OnceCell<Rc<RefCell<Tower>>>,
+    combined: bool,
+    library: &Path,
+    file: &Path,
+    threads: usize,
+) -> Result<Rc<RefCell<Tower>>> {
+    let load = || Ok(Rc::new(RefCell::new(Tower::load(Runtime::load(library)?, file, threads)?)));
+    if combined { shared.get_or_try_init(load).cloned() } else { load() }
+}
+
+fn is_integer(port: &Port) -> bool {
+    matches!(port.element, TensorElementType::Int64 | TensorElementType::Int32)
+}
+
+/// The input for pixels: by name, but not a text tower's input of the same name.
+fn image_input(tower: &Tower) -> Option<Port> {
+    tower.input(&IMAGE_INPUTS).filter(|port| !is_integer(port)).cloned()
+}
+
+fn floats(port: &Port, array: Array4<f32>) -> Result<SessionInputValue<'static>> {
+    if port.element == TensorElementType::Float16 {
+        Tensor::from_array(array.mapv(half::f16::from_f32)).map(Into::into).map_err(tensor_failed)
+    } else {
+        Tensor::from_array(array).map(Into::into).map_err(tensor_failed)
+    }
 }
 
 fn integers(

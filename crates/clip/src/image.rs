@@ -8,7 +8,7 @@ use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageFormat, RgbImage};
+use image::{ColorType, DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, RgbImage};
 use ndarray::ArrayViewMut3;
 
 use crate::error::{Error, Kind, Result};
@@ -23,6 +23,8 @@ pub struct Limits {
     pub max_pixels: u64,
     /// Length of the file.
     pub max_bytes: u64,
+    /// Whether a file that ends too soon is used as far as it goes.
+    pub allow_truncated: bool,
     /// What to call the two settings in a hint, in that order.
     pub names: (&'static str, &'static str),
 }
@@ -30,8 +32,21 @@ pub struct Limits {
 impl Default for Limits {
     /// 100 megapixels (300 MB as RGB; the largest camera sensors have 100–150) and 256 MiB.
     fn default() -> Self {
-        Self { max_pixels: 100_000_000, max_bytes: 256 << 20, names: ("max_pixels", "max_bytes") }
+        Self {
+            max_pixels: 100_000_000,
+            max_bytes: 256 << 20,
+            allow_truncated: false,
+            names: ("max_pixels", "max_bytes"),
+        }
     }
+}
+
+/// A decoded image.
+#[derive(Debug)]
+pub struct Decoded {
+    pub rgb: RgbImage,
+    /// The file ended before the picture did; the rest of the picture is grey or black.
+    pub truncated: Option<Error>,
 }
 
 /// Decodes an image file to upright RGB.
@@ -42,7 +57,7 @@ impl Default for Limits {
 /// # Errors
 /// [`Kind::InvalidInput`] for what is not an image, is broken or ends too soon; [`Kind::Unsupported`] for
 /// a format that is recognised but not decoded, by name; [`Kind::LimitExceeded`] over `limits`.
-pub fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage> {
+pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Decoded> {
     if bytes.is_empty() {
         return Err(Error::new(Kind::InvalidInput, "image is empty").detail("It has 0 bytes."));
     }
@@ -59,29 +74,62 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage> {
     })
 }
 
-fn decode_as(format: ImageFormat, bytes: &[u8], limits: &Limits) -> Result<RgbImage> {
-    if format == ImageFormat::Jpeg {
+fn decode_as(format: ImageFormat, bytes: &[u8], limits: &Limits) -> Result<Decoded> {
+    let too_short = || truncated(format, bytes.len());
+    let (image, orientation, complete) = if format == ImageFormat::Jpeg {
         let jpeg = Jpeg::open(bytes)?;
         check_pixels(jpeg.width, jpeg.height, limits)?;
-        let orientation = jpeg.exif().and_then(Orientation::from_exif_chunk).unwrap_or(Orientation::NoTransforms);
+        let orientation = jpeg.exif().and_then(Orientation::from_exif_chunk);
         let pixels = jpeg.decode()?;
-        if pixels.truncated {
-            return Err(truncated(format, bytes.len()));
-        }
-        return Ok(upright(DynamicImage::ImageRgb8(pixels.rgb), orientation));
+        (DynamicImage::ImageRgb8(pixels.rgb), orientation, !pixels.truncated)
+    } else {
+        let failed = |error: image::ImageError| decoder_error(format, bytes.len(), &error);
+        let mut decoder = image::ImageReader::with_format(Cursor::new(bytes), format).into_decoder().map_err(failed)?;
+        let (width, height) = decoder.dimensions();
+        check_pixels(width, height, limits)?;
+        let orientation = decoder.orientation().ok();
+        let (color, size) = (decoder.color_type(), decoder.total_bytes());
+        // The decoder's own limit is for what it needs beside the result: rows, palettes, text chunks.
+        let mut decoder_limits = image::Limits::default();
+        decoder_limits.max_alloc = Some(size + (64 << 20));
+        decoder.set_limits(decoder_limits).map_err(failed)?;
+        let mut buffer = vec![0; size as usize];
+        let complete = match decoder.read_image(&mut buffer) {
+            Ok(()) => true,
+            // What was decoded before the end is in the buffer.
+            Err(error) if limits.allow_truncated && ends_too_soon(&error) => false,
+            Err(error) => return Err(failed(error)),
+        };
+        (from_buffer(color, width, height, buffer)?, orientation, complete)
+    };
+    if !complete && !limits.allow_truncated {
+        return Err(too_short());
     }
+    let rgb = upright(image, orientation.unwrap_or(Orientation::NoTransforms));
+    Ok(Decoded { rgb, truncated: (!complete).then(too_short) })
+}
 
-    let failed = |error: image::ImageError| decoder_error(format, bytes.len(), &error);
-    let mut decoder = image::ImageReader::with_format(Cursor::new(bytes), format).into_decoder().map_err(failed)?;
-    let (width, height) = decoder.dimensions();
-    check_pixels(width, height, limits)?;
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    // The decoder's own limit is for what it needs beside the result: rows, palettes, text chunks.
-    let mut decoder_limits = image::Limits::default();
-    decoder_limits.max_alloc = Some(decoder.total_bytes() + (64 << 20));
-    decoder.set_limits(decoder_limits).map_err(failed)?;
-    let image = DynamicImage::from_decoder(decoder).map_err(failed)?;
-    Ok(upright(image, orientation))
+/// An image from a decoder's bytes, which are in native order for 16-bit and float samples.
+fn from_buffer(color: ColorType, width: u32, height: u32, buffer: Vec<u8>) -> Result<DynamicImage> {
+    let wide = |buffer: &[u8]| buffer.as_chunks::<2>().0.iter().map(|b| u16::from_ne_bytes(*b)).collect::<Vec<u16>>();
+    let float = |buffer: &[u8]| buffer.as_chunks::<4>().0.iter().map(|b| f32::from_ne_bytes(*b)).collect::<Vec<f32>>();
+    let image = match color {
+        ColorType::L8 => ImageBuffer::from_raw(width, height, buffer).map(DynamicImage::ImageLuma8),
+        ColorType::La8 => ImageBuffer::from_raw(width, height, buffer).map(DynamicImage::ImageLumaA8),
+        ColorType::Rgb8 => ImageBuffer::from_raw(width, height, buffer).map(DynamicImage::ImageRgb8),
+        ColorType::Rgba8 => ImageBuffer::from_raw(width, height, buffer).map(DynamicImage::ImageRgba8),
+        ColorType::L16 => ImageBuffer::from_raw(width, height, wide(&buffer)).map(DynamicImage::ImageLuma16),
+        ColorType::La16 => ImageBuffer::from_raw(width, height, wide(&buffer)).map(DynamicImage::ImageLumaA16),
+        ColorType::Rgb16 => ImageBuffer::from_raw(width, height, wide(&buffer)).map(DynamicImage::ImageRgb16),
+        ColorType::Rgba16 => ImageBuffer::from_raw(width, height, wide(&buffer)).map(DynamicImage::ImageRgba16),
+        ColorType::Rgb32F => ImageBuffer::from_raw(width, height, float(&buffer)).map(DynamicImage::ImageRgb32F),
+        ColorType::Rgba32F => ImageBuffer::from_raw(width, height, float(&buffer)).map(DynamicImage::ImageRgba32F),
+        other => {
+            return Err(Error::new(Kind::Unsupported, format!("images with {other:?} pixels are not supported"))
+                .hint("Convert it to an ordinary JPEG or PNG."));
+        }
+    };
+    image.ok_or_else(|| Error::new(Kind::Internal, "the decoder returned too few pixels"))
 }
 
 fn upright(mut image: DynamicImage, orientation: Orientation) -> RgbImage {
@@ -118,11 +166,16 @@ fn decoder_error(format: ImageFormat, length: usize, error: &image::ImageError) 
         }
         E::Limits(e) => Error::new(Kind::LimitExceeded, format!("{} image needs too much memory", name(format)))
             .detail(format!("The decoder says: {e}.")),
-        E::IoError(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => truncated(format, length),
-        other if other.to_string().to_ascii_lowercase().contains("unexpected end") => truncated(format, length),
+        error if ends_too_soon(error) => truncated(format, length),
         other => Error::new(Kind::InvalidInput, format!("{} image is broken", name(format)))
             .detail(format!("The decoder says: {}.", other.to_string().trim_end_matches('.'))),
     }
+}
+
+/// Whether a decoder ran out of bytes.
+fn ends_too_soon(error: &image::ImageError) -> bool {
+    matches!(error, image::ImageError::IoError(e) if e.kind() == std::io::ErrorKind::UnexpectedEof)
+        || error.to_string().to_ascii_lowercase().contains("unexpected end")
 }
 
 fn name(format: ImageFormat) -> &'static str {
@@ -322,12 +375,23 @@ mod tests {
         let bytes = png(&DynamicImage::ImageRgb8(noise));
         let error = decode(&bytes[..bytes.len() / 2], &Limits::default()).unwrap_err();
         assert_eq!((error.kind, error.message.as_str()), (Kind::InvalidInput, "PNG image is truncated"));
+
+        // Where that is allowed, the part that is there is right and the rest is black.
+        let limits = Limits { allow_truncated: true, ..Limits::default() };
+        let whole = decode(&bytes, &limits).unwrap();
+        let half = decode(&bytes[..bytes.len() / 2], &limits).unwrap();
+        assert!(whole.truncated.is_none() && half.truncated.is_some());
+        assert_eq!(
+            whole.rgb.rows().next().unwrap().collect::<Vec<_>>(),
+            half.rgb.rows().next().unwrap().collect::<Vec<_>>()
+        );
+        assert_eq!(half.rgb.get_pixel(63, 63).0, [0; 3]);
     }
 
     #[test]
     fn sixteen_bits_keep_their_scale() {
         let ramp = image::ImageBuffer::from_fn(256, 4, |x, _| image::Luma([(x * 257) as u16]));
-        let rgb = decode(&png(&DynamicImage::ImageLuma16(ramp)), &Limits::default()).unwrap();
+        let rgb = decode(&png(&DynamicImage::ImageLuma16(ramp)), &Limits::default()).unwrap().rgb;
         for x in 0..256 {
             assert_eq!(rgb.get_pixel(x, 0).0, [x as u8; 3]);
         }

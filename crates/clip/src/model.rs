@@ -13,6 +13,8 @@ use crate::error::{Error, Kind, Result};
 /// the same at the top, Immich's `visual/` and `textual/`, and flat exports of open_clip.
 const VISION: [&str; 5] = ["onnx/vision_model", "vision_model", "visual/model", "visual", "onnx/visual"];
 const TEXT: [&str; 5] = ["onnx/text_model", "text_model", "textual/model", "textual", "onnx/textual"];
+/// One graph for both, or a directory with a single tower: optimum's plain export, Qdrant's, jina-clip-v2.
+const EITHER: [&str; 2] = ["onnx/model", "model"];
 
 /// The files of one model.
 #[derive(Clone, Debug)]
@@ -22,17 +24,37 @@ pub struct Model {
     pub directory: PathBuf,
     pub vision: Option<PathBuf>,
     pub text: Option<PathBuf>,
+    /// The graphs above are one file, which may hold both towers or only one.
+    pub combined: bool,
+    /// Where the text tower's other files are: `directory`, unless two directories are used as a pair.
+    pub text_directory: PathBuf,
     pub tokenizer: Option<PathBuf>,
     pub preprocess: Option<PathBuf>,
 }
 
 impl Model {
-    /// Finds `name` or `name:variant` in the directories of `search`, first match first.
+    /// Finds a model in the directories of `search`, first match first.
+    ///
+    /// `spec` is `name` or `name:variant`; two of these joined by `+` are used as a pair, images by the first
+    /// and texts by the second, as models are that are published one tower a directory.
     ///
     /// # Errors
     /// [`Kind::UnknownModel`] where there is none, listing those there are; [`Kind::MissingFile`] where the
     /// directory lacks the variant.
     pub fn find(search: &[PathBuf], spec: &str) -> Result<Self> {
+        let Some((image, text)) = spec.split_once('+') else { return Self::find_one(search, spec) };
+        let (image, text) = (Self::find_one(search, image)?, Self::find_one(search, text)?);
+        Ok(Self {
+            name: spec.to_owned(),
+            combined: false,
+            text: text.text,
+            text_directory: text.directory,
+            tokenizer: text.tokenizer,
+            ..image
+        })
+    }
+
+    fn find_one(search: &[PathBuf], spec: &str) -> Result<Self> {
         let (name, variant) = match spec.split_once(':') {
             Some((name, variant)) => (name, Some(variant)),
             None => (spec, None),
@@ -91,11 +113,15 @@ impl Model {
             stems.iter().map(|stem| directory.join(format!("{stem}{suffix}.onnx"))).find(|file| file.is_file())
         };
         let first = |names: &[&str]| names.iter().map(|name| directory.join(name)).find(|file| file.is_file());
+        let (vision, text) = (graph(&VISION), graph(&TEXT));
+        let either = if vision.is_none() && text.is_none() { graph(&EITHER) } else { None };
         Self {
             name: name.to_owned(),
-            vision: graph(&VISION),
-            text: graph(&TEXT),
-            tokenizer: first(&["tokenizer.json", "textual/tokenizer.json"]),
+            combined: either.is_some(),
+            vision: vision.or_else(|| either.clone()),
+            text: text.or(either),
+            text_directory: directory.to_owned(),
+            tokenizer: first(&["tokenizer.json", "textual/tokenizer.json", "onnx/tokenizer.json"]),
             preprocess: first(&["preprocessor_config.json", "preprocess_cfg.json", "visual/preprocess_cfg.json"]),
             directory: directory.to_owned(),
         }

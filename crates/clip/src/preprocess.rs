@@ -229,6 +229,22 @@ impl Preprocess {
     }
 }
 
+impl std::fmt::Display for Preprocess {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.resize {
+            Resize::ShortestEdge(size) => write!(f, "shortest edge {size}")?,
+            Resize::Exact(width, height) => write!(f, "squashed to {width}×{height}")?,
+            Resize::LongestEdge(size) => write!(f, "longest edge {size}, filled with {}", self.fill)?,
+            Resize::None => write!(f, "not resized")?,
+        }
+        write!(f, ", {}", format!("{:?}", self.filter).to_lowercase())?;
+        if let Some((width, height)) = self.crop {
+            write!(f, ", centre crop {width}×{height}")?;
+        }
+        write!(f, ", mean {:?}, std {:?}", self.mean, self.std)
+    }
+}
+
 /// Pillow's `Image.Resampling` numbers, as Hugging Face stores them.
 fn pillow_filter(value: &Value) -> Result<Filter> {
     Ok(match value.as_u64() {

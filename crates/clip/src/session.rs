@@ -175,25 +175,22 @@ impl Tower {
         find(&self.outputs, names)
     }
 
-    /// Runs the graph and returns one output of shape (batch, width).
+    /// Runs the graph and returns one output, as float32.
     ///
     /// # Errors
-    /// [`Kind::BadModel`] where the graph fails on these inputs or the output has another shape.
-    pub fn run(&mut self, inputs: Vec<(String, SessionInputValue<'_>)>, output: &str) -> Result<ndarray::Array2<f32>> {
+    /// [`Kind::BadModel`] where the graph fails on these inputs or the output is of another type.
+    pub fn run(&mut self, inputs: Vec<(String, SessionInputValue<'_>)>, output: &str) -> Result<ndarray::ArrayD<f32>> {
         let file = &self.file;
-        let failed = |e: &dyn std::fmt::Display| {
+        let failed = |e: ort::Error| {
             Error::new(Kind::BadModel, format!("model file \"{}\" failed to run", file.display()))
-                .detail(format!("ONNX Runtime says: {e}"))
+                .detail(format!("ONNX Runtime says: {}", e.message()))
         };
-        let outputs = self.session.run(inputs).map_err(|e| failed(&e.message()))?;
-        let array = outputs[output].try_extract_array::<f32>().map_err(|e| failed(&e.message()))?;
-        array.into_dimensionality::<ndarray::Ix2>().map(|a| a.to_owned()).map_err(|_| {
-            Error::new(Kind::BadModel, format!("model output \"{output}\" is not one vector an item")).detail(format!(
-                "\"{}\" returned shape {:?}.",
-                file.display(),
-                outputs[output].dtype().tensor_shape()
-            ))
-        })
+        let outputs = self.session.run(inputs).map_err(failed)?;
+        if outputs[output].dtype().tensor_type() == Some(TensorElementType::Float16) {
+            let array = outputs[output].try_extract_array::<half::f16>().map_err(failed)?;
+            return Ok(array.mapv(half::f16::to_f32));
+        }
+        Ok(outputs[output].try_extract_array::<f32>().map_err(failed)?.to_owned())
     }
 
     /// "inputs: …; outputs: …", for error messages.

@@ -18,6 +18,8 @@ pub struct TextEncoder {
     pub pad_id: u32,
     /// Ids that the post-processor adds: start and end of text.
     special: usize,
+    /// The tokenizer expects its caller to have lower-cased the text and taken its punctuation out.
+    canonicalize: bool,
 }
 
 /// A text's ids, special ones included.
@@ -54,7 +56,13 @@ impl TextEncoder {
         // Exporters write 1e30 for "no limit".
         let stated = config["model_max_length"].as_f64().filter(|n| (1.0..1e6).contains(n)).map(|n| n as usize);
         let truncation = tokenizer.get_truncation().map(|t| t.max_length);
-        let context_length = [fixed_length, stated, truncation].into_iter().flatten().min().unwrap_or(CLIP_CONTEXT);
+        // open_clip's configuration, as Immich ships it, states the context that the model was trained with.
+        let open_clip = read_json(&model.text_directory.join("config.json")).unwrap_or_default();
+        let open_clip = open_clip.get("model_cfg").unwrap_or(&open_clip)["text_cfg"].clone();
+        let trained = open_clip["context_length"].as_u64().map(|n| n as usize);
+        let canonicalize = open_clip["tokenizer_kwargs"]["clean"].as_str() == Some("canonicalize");
+        let context_length =
+            [fixed_length, stated, truncation, trained].into_iter().flatten().min().unwrap_or(CLIP_CONTEXT);
 
         let pad_token = config["pad_token"].as_str().or_else(|| config["pad_token"]["content"].as_str());
         let pad_id = pad_token
@@ -77,7 +85,7 @@ impl TextEncoder {
                 stride: 0,
             }))
             .map_err(|e| unusable(&e))?;
-        Ok(Self { tokenizer, context_length, pad_id, special })
+        Ok(Self { tokenizer, context_length, pad_id, special, canonicalize })
     }
 
     /// The ids of a text. One that is too long is cut before the special tokens are added, so the end
@@ -86,7 +94,8 @@ impl TextEncoder {
     /// # Errors
     /// [`Kind::InvalidInput`] for a text with nothing in it.
     pub fn encode(&self, text: &str) -> Result<Tokens> {
-        let encoding = self.tokenizer.encode_fast(text, true).map_err(|e| {
+        let canonical = self.canonicalize.then(|| canonicalize(text));
+        let encoding = self.tokenizer.encode_fast(canonical.as_deref().unwrap_or(text), true).map_err(|e| {
             Error::new(Kind::InvalidInput, "text cannot be tokenized")
                 .detail(format!("The tokenizers library says: {e}."))
         })?;
@@ -101,5 +110,23 @@ impl TextEncoder {
                 .hint("Use NULL where there is no text."));
         }
         Ok(Tokens { truncated: !encoding.get_overflowing().is_empty(), length: ids.len(), ids })
+    }
+}
+
+/// SigLIP's text cleaning as open_clip does it in code (`canonicalize_text`): underscores become spaces,
+/// ASCII punctuation goes, letters are lower-cased, white space is collapsed.
+fn canonicalize(text: &str) -> String {
+    let text: String = text.replace('_', " ").chars().filter(|c| !c.is_ascii_punctuation()).collect();
+    text.to_lowercase().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::canonicalize;
+
+    #[test]
+    fn canonical_text_has_no_punctuation() {
+        assert_eq!(canonicalize("  A Photo_of:\ta \"CAT\"!  "), "a photo of a cat");
+        assert_eq!(canonicalize("naïve Äpfel—ok"), "naïve äpfel—ok");
     }
 }

@@ -1,0 +1,226 @@
+//! What some exports leave outside the graph: pooling over positions, and a dense layer.
+//!
+//! sentence-transformers describes them in `modules.json`, one directory a step. A graph that returns one
+//! vector an item needs neither.
+
+use std::path::{Path, PathBuf};
+
+use ndarray::{Array1, Array2, ArrayD, Axis, Ix2, Ix3};
+use safetensors::{Dtype, SafeTensors};
+
+use crate::error::{Error, Kind, Result};
+use crate::model::read_json;
+
+/// How the vectors of an item's positions become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// The first position: the class token.
+    First,
+    /// The mean over the positions that are not padding.
+    Mean,
+    /// The last position that is not padding.
+    Last,
+    /// The largest value over the positions that are not padding.
+    Max,
+}
+
+/// A linear layer: `weight · x + bias`, then perhaps tanh.
+pub struct Dense {
+    /// (out, in)
+    weight: Array2<f32>,
+    bias: Option<Array1<f32>>,
+    tanh: bool,
+}
+
+/// The steps after the graph.
+#[derive(Default)]
+pub struct Head {
+    pub pooling: Option<Pooling>,
+    pub dense: Option<Dense>,
+}
+
+impl Head {
+    /// Reads what a directory declares: `modules.json`, or else only `1_Pooling/config.json`.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] for a module of another sort, by name; [`Kind::BadModel`] where a file is broken.
+    pub fn read(directory: &Path) -> Result<Self> {
+        let mut head = Self::default();
+        let list = directory.join("modules.json");
+        if !list.is_file() {
+            let pooling = directory.join("1_Pooling/config.json");
+            head.pooling = if pooling.is_file() { Some(read_pooling(&pooling)?) } else { None };
+            return Ok(head);
+        }
+        for module in read_json(&list)?.as_array().into_iter().flatten() {
+            let kind = module["type"].as_str().unwrap_or_default();
+            let files: PathBuf = directory.join(module["path"].as_str().unwrap_or_default());
+            match kind.rsplit('.').next().unwrap_or_default() {
+                "Transformer" | "CLIPModel" | "Normalize" => {}
+                "Pooling" => head.pooling = Some(read_pooling(&files.join("config.json"))?),
+                "Dense" => head.dense = Some(Dense::read(&files)?),
+                _ => {
+                    return Err(Error::new(Kind::Unsupported, format!("module \"{kind}\" is not supported")).detail(
+                        format!(
+                            "\"{}\" lists it. Supported: Transformer, CLIPModel, Pooling, Dense, Normalize.",
+                            list.display()
+                        ),
+                    ));
+                }
+            }
+        }
+        Ok(head)
+    }
+
+    /// One vector an item, shape (items, width), from a graph's output of shape (items, width) or
+    /// (items, positions, width). `lengths` are the positions of each item that are not padding.
+    ///
+    /// # Errors
+    /// [`Kind::BadModel`] where the output has another shape, or the dense layer another width.
+    pub fn apply(&self, output: ArrayD<f32>, lengths: &[usize]) -> Result<Array2<f32>> {
+        let shape = output.shape().to_vec();
+        let bad = |what: &str| {
+            Error::new(Kind::BadModel, format!("the model's output {what}")).detail(format!("Its shape is {shape:?}."))
+        };
+        let vectors = match (shape.len(), self.pooling) {
+            (2, _) => output.into_dimensionality::<Ix2>().map_err(|_| bad("has no usable shape"))?,
+            (3, Some(pooling)) => {
+                let positions = output.into_dimensionality::<Ix3>().map_err(|_| bad("has no usable shape"))?;
+                if positions.shape().contains(&0) || positions.shape()[0] != lengths.len() {
+                    return Err(bad("does not have one vector a position"));
+                }
+                let mut vectors = Array2::zeros((shape[0], shape[2]));
+                for ((item, length), mut vector) in positions.outer_iter().zip(lengths).zip(vectors.outer_iter_mut()) {
+                    let real = item.slice(ndarray::s![..(*length).clamp(1, item.nrows()), ..]);
+                    match pooling {
+                        Pooling::First => vector.assign(&real.row(0)),
+                        Pooling::Last => vector.assign(&real.row(real.nrows() - 1)),
+                        Pooling::Mean => vector.assign(&real.mean_axis(Axis(0)).expect("at least one position")),
+                        Pooling::Max => vector.assign(&real.fold_axis(Axis(0), f32::NEG_INFINITY, |a, b| a.max(*b))),
+                    }
+                }
+                vectors
+            }
+            _ => return Err(bad("is not one vector an item")),
+        };
+        match &self.dense {
+            // A graph that returns one vector an item has its dense layer inside.
+            Some(dense) if shape.len() == 3 => dense.apply(&vectors),
+            _ => Ok(vectors),
+        }
+    }
+
+    /// Length of the vectors that come out where `width` go in.
+    pub fn width(&self, width: usize) -> usize {
+        self.dense.as_ref().map_or(width, |dense| dense.weight.nrows())
+    }
+}
+
+fn read_pooling(file: &Path) -> Result<Pooling> {
+    let config = read_json(file)?;
+    let modes = [
+        ("pooling_mode_cls_token", Pooling::First),
+        ("pooling_mode_mean_tokens", Pooling::Mean),
+        ("pooling_mode_max_tokens", Pooling::Max),
+        ("pooling_mode_lasttoken", Pooling::Last),
+    ];
+    let chosen: Vec<Pooling> =
+        modes.iter().filter(|(key, _)| config[*key].as_bool() == Some(true)).map(|(_, p)| *p).collect();
+    match chosen.as_slice() {
+        [pooling] => Ok(*pooling),
+        _ => Err(Error::new(Kind::Unsupported, format!("pooling in \"{}\" is not supported", file.display())).detail(
+            format!(
+                "It names {} modes; exactly one of cls_token, mean_tokens, max_tokens, lasttoken is needed.",
+                chosen.len()
+            ),
+        )),
+    }
+}
+
+impl Dense {
+    fn read(directory: &Path) -> Result<Self> {
+        let config = read_json(&directory.join("config.json"))?;
+        let activation = config["activation_function"].as_str().unwrap_or("torch.nn.modules.activation.Tanh");
+        let tanh = match activation.rsplit('.').next().unwrap_or_default() {
+            "Identity" => false,
+            "Tanh" => true,
+            _ => {
+                return Err(Error::new(Kind::Unsupported, format!("activation \"{activation}\" is not supported"))
+                    .detail("Supported: Identity, Tanh."));
+            }
+        };
+        let file = directory.join("model.safetensors");
+        let bytes = std::fs::read(&file).map_err(|e| {
+            Error::new(Kind::MissingFile, format!("model file \"{}\" cannot be read", file.display()))
+                .detail(format!("{e}."))
+                .hint("Weights in PyTorch's own format are not read; convert them to safetensors.")
+        })?;
+        let bad = |what: String| {
+            Error::new(Kind::BadModel, format!("model file \"{}\" cannot be used: {what}", file.display()))
+        };
+        let tensors = SafeTensors::deserialize(&bytes).map_err(|e| bad(e.to_string()))?;
+        let read = |name: &str| -> Result<(Vec<usize>, Vec<f32>)> {
+            let tensor = tensors.tensor(name).map_err(|e| bad(e.to_string()))?;
+            let values = match tensor.dtype() {
+                Dtype::F32 => tensor.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+                Dtype::F16 => {
+                    tensor.data().as_chunks::<2>().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect()
+                }
+                other => return Err(bad(format!("\"{name}\" has type {other:?}, not F32 or F16"))),
+            };
+            Ok((tensor.shape().to_vec(), values))
+        };
+        let (shape, values) = read("linear.weight")?;
+        let [rows, columns] = shape[..] else { return Err(bad(format!("\"linear.weight\" has shape {shape:?}"))) };
+        let weight = Array2::from_shape_vec((rows, columns), values).map_err(|e| bad(e.to_string()))?;
+        let bias = match config["bias"].as_bool() {
+            Some(false) => None,
+            _ => Some(Array1::from_vec(read("linear.bias")?.1)),
+        };
+        if bias.as_ref().is_some_and(|b| b.len() != rows) {
+            return Err(bad("weight and bias differ in length".to_owned()));
+        }
+        Ok(Self { weight, bias, tanh })
+    }
+
+    fn apply(&self, vectors: &Array2<f32>) -> Result<Array2<f32>> {
+        if vectors.ncols() != self.weight.ncols() {
+            return Err(Error::new(Kind::BadModel, "the dense layer does not fit the model's output").detail(format!(
+                "It takes {} values; the output has {}.",
+                self.weight.ncols(),
+                vectors.ncols()
+            )));
+        }
+        let mut out = vectors.dot(&self.weight.t());
+        if let Some(bias) = &self.bias {
+            out += bias;
+        }
+        if self.tanh {
+            out.mapv_inplace(f32::tanh);
+        }
+        Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pools_what_is_not_padding() {
+        let output = ndarray::arr3(&[[[1.0, 8.0], [3.0, 2.0], [100.0, 100.0]]]).into_dyn();
+        let pooled = |pooling| {
+            Head { pooling: Some(pooling), dense: None }
+                .apply(output.clone(), &[2])
+                .unwrap()
+                .into_raw_vec_and_offset()
+                .0
+        };
+        assert_eq!(pooled(Pooling::First), [1.0, 8.0]);
+        assert_eq!(pooled(Pooling::Mean), [2.0, 5.0]);
+        assert_eq!(pooled(Pooling::Last), [3.0, 2.0]);
+        assert_eq!(pooled(Pooling::Max), [3.0, 8.0]);
+        assert!(Head::default().apply(output.clone(), &[2]).is_err());
+        assert!(Head { pooling: Some(Pooling::Mean), dense: None }.apply(output, &[2, 2]).is_err());
+    }
+}
