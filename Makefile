@@ -11,7 +11,7 @@ export PG_CONFIG PYTHON DESTDIR TESTS K UNIT
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := all
-.PHONY: all help deps build-deps install test demo cluster env stop model clean
+.PHONY: all help deps build-deps install test demo cluster env stop model fuzz clean
 
 all: build-deps
 	@scripts/build.sh
@@ -45,6 +45,9 @@ demo: cluster
 
 model:
 	@scripts/model.sh
+
+fuzz: install
+	@scripts/fuzz.sh
 
 clean:
 	@scripts/cluster.sh remove

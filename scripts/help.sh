@@ -16,6 +16,7 @@ A server to play with, which goes away with make clean:
 Less often:
   make deps         install what is missing to build and run (the others call it)
   make model        rebuild the default model from its parts and compare
+  make fuzz         mutated images, texts, configurations and models (ten minutes)
 
 Settings:
   PG_CONFIG=/path/to/pg_config   the server to build for (default: the one on PATH)

@@ -305,9 +305,8 @@ impl Embedder {
             let head = Head::read(&model.directory)?;
             let output = pick_output(&tower, &IMAGE_OUTPUTS, &head)?;
             let graph_size = input.fixed(2).zip(input.fixed(3));
-            let preprocess = match &model.preprocess {
-                Some(file) => Preprocess::parse(&model::read(file)?)
-                    .map_err(|e| Error { message: format!("{} (\"{}\")", e.message, file.display()), ..e })?,
+            let preprocess = match read_preprocess(model)? {
+                Some(preprocess) => preprocess,
                 None => {
                     let size = graph_size.map_or(224, |(height, _)| height as u32);
                     let message = format!("model \"{}\" has no preprocessor_config.json", model.name);
@@ -370,10 +369,15 @@ impl Embedder {
             let pad_to = ids.fixed(1);
             let encoder = TextEncoder::load(model, pad_to)?;
             let batch = ids.fixed(0).map_or(TEXT_BATCH, |_| 1);
-            let idle = pixels.map(|input| {
-                let side = |axis| input.fixed(axis).unwrap_or(224);
-                Idle { shape: [0, 3, side(2), side(3)], input }
-            });
+            let idle = match pixels {
+                Some(input) => {
+                    let configured = read_preprocess(model)?.and_then(|p| p.output_size()).unwrap_or((224, 224));
+                    let height = input.fixed(2).unwrap_or(configured.1 as usize);
+                    let width = input.fixed(3).unwrap_or(configured.0 as usize);
+                    Some(Idle { shape: [0, 3, height, width], input })
+                }
+                None => None,
+            };
             drop(tower);
             let mut text =
                 Text { tower: shared, encoder, ids, mask, zeros, positions, idle, output, head, pad_to, batch };
@@ -534,6 +538,13 @@ fn pick_output(tower: &Tower, names: &[&str], head: &Head) -> Result<Port> {
         }
         None => Err(unusable(tower, "it has no output with one float vector an item")),
     }
+}
+
+/// The model's own preprocessing, where it states one.
+fn read_preprocess(model: &Model) -> Result<Option<Preprocess>> {
+    let Some(file) = &model.preprocess else { return Ok(None) };
+    let named = |e: Error| Error { message: format!("{} (\"{}\")", e.message, file.display()), ..e };
+    Preprocess::parse(&model::read(file)?).map(Some).map_err(named)
 }
 
 /// Both towers must embed into one space.

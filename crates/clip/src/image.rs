@@ -5,13 +5,12 @@
 //! it: alpha is dropped and colour profiles are ignored, because the reference pipelines do so.
 
 use std::io::Cursor;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, RgbImage};
 use ndarray::ArrayViewMut3;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, without_panic};
 use crate::jpeg::Jpeg;
 use crate::preprocess::{CropRounding, Preprocess, Resize};
 use crate::resample::{self, Axis};
@@ -67,11 +66,13 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Decoded> {
             .hint(format!("Raise {}, or store a smaller copy.", limits.names.1)));
     }
     let format = sniff(bytes)?;
-    // The decoders are fed with strangers' files: a panic in one is that file's error, not the caller's.
-    catch_unwind(AssertUnwindSafe(|| decode_as(format, bytes, limits))).unwrap_or_else(|_| {
-        Err(Error::new(Kind::InvalidInput, format!("{} image is broken", name(format)))
-            .detail("The decoder gave up on it."))
-    })
+    without_panic(
+        || {
+            Error::new(Kind::InvalidInput, format!("{} image is broken", name(format)))
+                .detail("The decoder gave up on it.")
+        },
+        || decode_as(format, bytes, limits),
+    )
 }
 
 fn decode_as(format: ImageFormat, bytes: &[u8], limits: &Limits) -> Result<Decoded> {
@@ -260,11 +261,8 @@ pub fn resize_and_crop(image: &RgbImage, p: &Preprocess) -> RgbImage {
         Resize::ShortestEdge(size) if width <= height => (size, scaled(size, height, width)),
         Resize::ShortestEdge(size) => (scaled(size, width, height), size),
         Resize::Exact(w, h) => (w, h),
-        Resize::LongestEdge(size) => {
-            let scale = f64::from(width.max(height)) / f64::from(size);
-            let side = |length: u32| ((f64::from(length) / scale).round_ties_even() as u32).max(1);
-            (side(width), side(height))
-        }
+        Resize::Cover(w, h) => scaled_by(image, ratio(width, w).min(ratio(height, h))),
+        Resize::Fit(w, h) => scaled_by(image, ratio(width, w).max(ratio(height, h))),
         Resize::None => (width, height),
     };
     let (out_w, out_h) = p.output_size().unwrap_or((resized_w, resized_h));
@@ -279,6 +277,17 @@ pub fn resize_and_crop(image: &RgbImage, p: &Preprocess) -> RgbImage {
     canvas
 }
 
+fn ratio(length: u32, target: u32) -> f64 {
+    f64::from(length) / f64::from(target)
+}
+
+/// Both sides divided by `ratio` and rounded, halves to even, as open_clip does where it keeps the aspect. A side
+/// that rounds to nothing, where open_clip raises an error, becomes 1.
+fn scaled_by(image: &RgbImage, ratio: f64) -> (u32, u32) {
+    let side = |length: u32| ((f64::from(length) / ratio).round_ties_even() as u32).max(1);
+    (side(image.width()), side(image.height()))
+}
+
 /// `int(size * long / short)`, the truncation that Hugging Face and torchvision share.
 fn scaled(size: u32, long: u32, short: u32) -> u32 {
     ((u64::from(size) * u64::from(long)) as f64 / f64::from(short)) as u32
@@ -290,6 +299,8 @@ fn centred(source: u32, resized: u32, out: u32, rounding: CropRounding) -> (Axis
     let spare = i64::from(resized) - i64::from(out);
     let start = match rounding {
         CropRounding::Floor => spare.div_euclid(2),
+        // Padding is not rounded as cropping is: torchvision gives the odd pixel to the right and the bottom.
+        CropRounding::HalfEven if spare < 0 => spare / 2,
         CropRounding::HalfEven => (spare as f64 / 2.0).round_ties_even() as i64,
     };
     let axis = Axis { source, resized, start: start.max(0) as u32, length: resized.min(out) };

@@ -15,8 +15,10 @@ pub enum Resize {
     ShortestEdge(u32),
     /// Both sides are set, the aspect is not kept ("squash"). (width, height)
     Exact(u32, u32),
-    /// The longer side becomes this many pixels; the rest of the square is filled.
-    LongestEdge(u32),
+    /// The aspect is kept and the picture just covers this box; the crop takes the rest away. (width, height)
+    Cover(u32, u32),
+    /// The aspect is kept and the picture just fits into this box, whose rest is filled. (width, height)
+    Fit(u32, u32),
     /// The image keeps its size.
     None,
 }
@@ -70,6 +72,32 @@ const PROCESSORS: [&str; 12] = [
     "JinaCLIPImageProcessor",
 ];
 
+/// Whose defaults hold for what a Hugging Face configuration leaves out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Family {
+    Clip,
+    Siglip,
+    Vit,
+    /// Neither key names a processor.
+    Unnamed,
+}
+
+impl Family {
+    fn of(json: &Value) -> Self {
+        match json["image_processor_type"].as_str().or_else(|| json["feature_extractor_type"].as_str()) {
+            Some(name) if name.starts_with("Siglip") => Self::Siglip,
+            Some(name) if name.starts_with("ViT") => Self::Vit,
+            Some(_) => Self::Clip,
+            None => Self::Unnamed,
+        }
+    }
+
+    /// Sets both sides, does not crop, and normalises with 0.5.
+    fn squashes(self) -> bool {
+        matches!(self, Self::Siglip | Self::Vit)
+    }
+}
+
 impl Preprocess {
     /// CLIP's default for a given input size in pixels.
     pub fn clip(size: u32) -> Self {
@@ -89,8 +117,8 @@ impl Preprocess {
     pub fn output_size(&self) -> Option<(u32, u32)> {
         self.crop.or(match self.resize {
             Resize::Exact(width, height) => Some((width, height)),
-            Resize::LongestEdge(size) => Some((size, size)),
-            Resize::ShortestEdge(_) | Resize::None => None,
+            Resize::Fit(width, height) => Some((width, height)),
+            Resize::ShortestEdge(_) | Resize::Cover(..) | Resize::None => None,
         })
     }
 
@@ -112,103 +140,111 @@ impl Preprocess {
                     .hint("Choose an export of the CLIP or SigLIP family."));
             }
         }
-        let parsed = if json.get("resize_mode").is_some() || json.get("interpolation").is_some() {
-            Self::open_clip(&json)
-        } else {
-            Self::hugging_face(&json)
-        }?;
+        let open_clip = json["image_processor_type"] == "JinaCLIPImageProcessor"
+            || ["resize_mode", "interpolation", "fill_color", "mean", "std"].iter().any(|key| json.get(key).is_some());
+        let parsed = if open_clip { Self::open_clip(&json) } else { Self::hugging_face(&json) }?;
         parsed.validated()
     }
 
     fn hugging_face(json: &Value) -> Result<Self> {
-        let enabled = |key: &str| json[key].as_bool().unwrap_or(true);
-        let siglip = json["image_processor_type"]
-            .as_str()
-            .is_some_and(|name| name.starts_with("Siglip") || name.starts_with("ViT"));
-        let resize = if !enabled("do_resize") {
-            Resize::None
-        } else {
-            match &json["size"] {
-                Value::Null => Resize::ShortestEdge(224),
-                size if size.get("shortest_edge").is_some() => {
-                    Resize::ShortestEdge(pixels(&size["shortest_edge"], "size.shortest_edge")?)
-                }
-                size if size.is_object() => {
-                    Resize::Exact(pixels(&size["width"], "size.width")?, pixels(&size["height"], "size.height")?)
-                }
-                // An integer is the shortest edge for CLIP, but a square for the families that squash.
-                size if siglip => Resize::Exact(pixels(size, "size")?, pixels(size, "size")?),
-                size => Resize::ShortestEdge(pixels(size, "size")?),
+        let flag = |key: &str, default: bool| match &json[key] {
+            Value::Null => Ok(default),
+            value => value.as_bool().ok_or_else(|| bad_field(key, value)),
+        };
+        let family = Family::of(json);
+        if flag("do_pad", false)? {
+            return Err(Error::new(Kind::Unsupported, "image processors that pad (\"do_pad\") are not supported")
+                .hint("Choose an export of the CLIP or SigLIP family."));
+        }
+        let resize = match &json["size"] {
+            _ if !flag("do_resize", true)? => Resize::None,
+            Value::Null if family.squashes() => Resize::Exact(224, 224),
+            Value::Null => Resize::ShortestEdge(224),
+            size if size.get("shortest_edge").is_some() && size.get("longest_edge").is_none_or(Value::is_null) => {
+                Resize::ShortestEdge(pixels(&size["shortest_edge"], "size.shortest_edge")?)
+            }
+            // The shortest edge for CLIP, a square for the families that squash.
+            size if size.is_number() && !family.squashes() => Resize::ShortestEdge(pixels(size, "size")?),
+            size => {
+                let (width, height) = sides(size, "size")?;
+                Resize::Exact(width, height)
             }
         };
-        // SigLIP's and ViT's processors have no crop at all.
-        let crop = if siglip || !enabled("do_center_crop") {
-            None
-        } else {
-            match &json["crop_size"] {
-                Value::Null => match resize {
-                    Resize::ShortestEdge(size) => Some((size, size)),
-                    _ => None,
-                },
-                size if size.is_object() => {
-                    Some((pixels(&size["width"], "crop_size.width")?, pixels(&size["height"], "crop_size.height")?))
-                }
-                size => Some((pixels(size, "crop_size")?, pixels(size, "crop_size")?)),
-            }
+        let crops = match (family, resize) {
+            // Nobody says which processor it is: a box without a crop is how the squashing ones are configured.
+            (Family::Unnamed, Resize::Exact(..)) => !json["crop_size"].is_null(),
+            (family, _) => !family.squashes(),
         };
-        let rescale = match (&json["rescale_factor"], enabled("do_rescale")) {
-            (_, false) => 1.0,
-            (Value::Null, true) => 1.0 / 255.0,
-            (value, true) => value.as_f64().ok_or_else(|| bad_field("rescale_factor", value))? as f32,
+        let crop = match &json["crop_size"] {
+            _ if !flag("do_center_crop", crops)? => None,
+            Value::Null => match (family, resize) {
+                (Family::Unnamed, Resize::ShortestEdge(size)) => Some((size, size)),
+                // CLIP's processor has this default, whatever its size is.
+                (family, _) if !family.squashes() => Some((224, 224)),
+                _ => return Err(bad("has \"do_center_crop\" without \"crop_size\"")),
+            },
+            size => Some(sides(size, "crop_size")?),
         };
-        let (mean, std) = if enabled("do_normalize") {
-            (channels(json, "image_mean", CLIP_MEAN)?, channels(json, "image_std", CLIP_STD)?)
+        let rescale = match &json["rescale_factor"] {
+            _ if !flag("do_rescale", true)? => 1.0,
+            Value::Null => 1.0 / 255.0,
+            value => value.as_f64().ok_or_else(|| bad_field("rescale_factor", value))? as f32,
+        };
+        let (mean, std) = if flag("do_normalize", true)? {
+            let (mean, std) = if family.squashes() { ([0.5; 3], [0.5; 3]) } else { (CLIP_MEAN, CLIP_STD) };
+            (channels(json, "image_mean", mean)?, channels(json, "image_std", std)?)
         } else {
             ([0.0; 3], [1.0; 3])
         };
         let filter = match &json["resample"] {
+            Value::Null if family == Family::Vit => Filter::Bilinear,
             Value::Null => Filter::Bicubic,
             value => pillow_filter(value)?,
         };
         Ok(Self { resize, filter, crop, crop_rounding: CropRounding::Floor, fill: 0, rescale, mean, std })
     }
 
+    /// open_clip's `preprocess_cfg.json`, and Jina's, whose processor is open_clip's with other defaults. A key that
+    /// is missing or null has open_clip's default (`PreprocessCfg` in its transform.py).
     fn open_clip(json: &Value) -> Result<Self> {
-        let (width, height) = match &json["size"] {
-            Value::Array(sides) if sides.len() == 2 => (pixels(&sides[1], "size")?, pixels(&sides[0], "size")?),
-            Value::Array(sides) if sides.len() == 1 => (pixels(&sides[0], "size")?, pixels(&sides[0], "size")?),
-            size => (pixels(size, "size")?, pixels(size, "size")?),
+        let text = |key: &str, default: &'static str| match &json[key] {
+            Value::Null => Ok(default.to_owned()),
+            value => value.as_str().map(str::to_owned).ok_or_else(|| bad_field(key, value)),
         };
-        let mode = json["resize_mode"].as_str().unwrap_or("shortest");
-        let (resize, crop) = match mode {
-            // With two different sides open_clip cannot use the shortest edge alone; its models are square.
+        let (width, height) = match &json["size"] {
+            Value::Null => (224, 224),
+            Value::Array(sides) if sides.len() == 1 => (pixels(&sides[0], "size")?, pixels(&sides[0], "size")?),
+            size => sides(size, "size")?,
+        };
+        let mode = text("resize_mode", "shortest")?;
+        let (resize, crop) = match mode.as_str() {
             "shortest" if width == height => (Resize::ShortestEdge(width), Some((width, height))),
-            "longest" if width == height => (Resize::LongestEdge(width), None),
+            "shortest" => (Resize::Cover(width, height), Some((width, height))),
+            "longest" => (Resize::Fit(width, height), None),
             "squash" => (Resize::Exact(width, height), None),
             _ => {
-                return Err(Error::new(
-                    Kind::Unsupported,
-                    format!("resize mode \"{mode}\" of {width}×{height} is not supported"),
-                )
-                .detail("Supported: shortest and longest of a square, squash."));
+                return Err(Error::new(Kind::Unsupported, format!("resize mode \"{mode}\" is not supported"))
+                    .detail("Supported: shortest, longest, squash."));
             }
         };
-        let filter = match json["interpolation"].as_str().unwrap_or("bicubic") {
-            "bicubic" => Filter::Bicubic,
+        let filter = match text("interpolation", "bicubic")?.as_str() {
+            // open_clip draws one at random in training only, and then infers with bicubic.
+            "bicubic" | "random" => Filter::Bicubic,
             "bilinear" => Filter::Bilinear,
             "nearest" => Filter::Nearest,
             "lanczos" => Filter::Lanczos,
+            "box" => Filter::Box,
+            "hamming" => Filter::Hamming,
             other => {
                 return Err(Error::new(Kind::Unsupported, format!("interpolation \"{other}\" is not supported"))
-                    .detail("Supported: nearest, bilinear, bicubic, lanczos."));
+                    .detail("Supported: nearest, box, bilinear, hamming, bicubic, lanczos."));
             }
         };
         let fill = match &json["fill_color"] {
             Value::Null => 0,
             value => value.as_u64().and_then(|v| u8::try_from(v).ok()).ok_or_else(|| bad_field("fill_color", value))?,
         };
-        let mean_key = if json.get("mean").is_some() { "mean" } else { "image_mean" };
-        let std_key = if json.get("std").is_some() { "std" } else { "image_std" };
+        let key = |short: &'static str, long: &'static str| if json[short].is_null() { long } else { short };
         Ok(Self {
             resize,
             filter,
@@ -216,12 +252,15 @@ impl Preprocess {
             crop_rounding: CropRounding::HalfEven,
             fill,
             rescale: 1.0 / 255.0,
-            mean: channels(json, mean_key, CLIP_MEAN)?,
-            std: channels(json, std_key, CLIP_STD)?,
+            mean: channels(json, key("mean", "image_mean"), CLIP_MEAN)?,
+            std: channels(json, key("std", "image_std"), CLIP_STD)?,
         })
     }
 
     fn validated(self) -> Result<Self> {
+        if let Some(odd) = self.mean.iter().chain([&self.rescale]).find(|v| !v.is_finite()) {
+            return Err(bad("has an unusable mean or rescale factor").detail(format!("One of them is {odd}.")));
+        }
         if let Some(zero) = self.std.iter().find(|v| **v == 0.0 || !v.is_finite()) {
             return Err(bad("has an unusable standard deviation").detail(format!("A channel is divided by {zero}.")));
         }
@@ -234,7 +273,8 @@ impl std::fmt::Display for Preprocess {
         match self.resize {
             Resize::ShortestEdge(size) => write!(f, "shortest edge {size}")?,
             Resize::Exact(width, height) => write!(f, "squashed to {width}×{height}")?,
-            Resize::LongestEdge(size) => write!(f, "longest edge {size}, filled with {}", self.fill)?,
+            Resize::Cover(width, height) => write!(f, "covering {width}×{height}")?,
+            Resize::Fit(width, height) => write!(f, "fitted into {width}×{height}, filled with {}", self.fill)?,
             Resize::None => write!(f, "not resized")?,
         }
         write!(f, ", {}", format!("{:?}", self.filter).to_lowercase())?;
@@ -263,9 +303,29 @@ fn pixels(value: &Value, field: &str) -> Result<u32> {
     value.as_u64().filter(|v| (1..=4096).contains(v)).map(|v| v as u32).ok_or_else(|| bad_field(field, value))
 }
 
+/// (width, height) of a number, of `[height, width]`, or of `{"height": …, "width": …}`.
+fn sides(value: &Value, field: &str) -> Result<(u32, u32)> {
+    match value {
+        Value::Array(sides) if sides.len() == 2 => Ok((pixels(&sides[1], field)?, pixels(&sides[0], field)?)),
+        Value::Object(keys) => {
+            // "max_height", "longest_edge" and the like ask for another arithmetic.
+            if let Some(key) = keys.keys().find(|key| !value[*key].is_null() && !matches!(key.as_str(), "height" | "width"))
+            {
+                return Err(Error::new(Kind::Unsupported, format!("\"{key}\" in \"{field}\" is not supported"))
+                    .detail("Supported: height and width, or shortest_edge alone."));
+            }
+            let side = |key: &str| pixels(&value[key], &format!("{field}.{key}"));
+            Ok((side("width")?, side("height")?))
+        }
+        value => Ok((pixels(value, field)?, pixels(value, field)?)),
+    }
+}
+
+/// One value a channel, or one for all.
 fn channels(json: &Value, field: &str, default: [f32; 3]) -> Result<[f32; 3]> {
     match &json[field] {
         Value::Null => Ok(default),
+        Value::Number(number) => Ok([number.as_f64().unwrap_or(f64::NAN) as f32; 3]),
         value => {
             let numbers: Option<Vec<f32>> =
                 value.as_array().and_then(|a| a.iter().map(|v| v.as_f64().map(|v| v as f32)).collect());

@@ -2,7 +2,7 @@
 
 use tokenizers::{PostProcessor, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, without_panic};
 use crate::model::{Model, read_json};
 
 /// CLIP's context length (Radford et al. 2021, section 2.4: 76 BPE tokens and one special, 77 in the code),
@@ -50,7 +50,10 @@ impl TextEncoder {
             Error::new(Kind::BadModel, format!("tokenizer \"{}\" cannot be used", file.display()))
                 .detail(format!("The tokenizers library says: {e}."))
         };
-        let mut tokenizer = Tokenizer::from_file(file).map_err(|e| unusable(&e))?;
+        let mut tokenizer = without_panic(
+            || unusable(&"it gave up on the file"),
+            || Tokenizer::from_file(file).map_err(|e| unusable(&e)),
+        )?;
         let config = read_json(&file.with_file_name("tokenizer_config.json")).unwrap_or_default();
 
         // Exporters write 1e30 for "no limit".
@@ -95,10 +98,15 @@ impl TextEncoder {
     /// [`Kind::InvalidInput`] for a text with nothing in it.
     pub fn encode(&self, text: &str) -> Result<Tokens> {
         let canonical = self.canonicalize.then(|| canonicalize(text));
-        let encoding = self.tokenizer.encode_fast(canonical.as_deref().unwrap_or(text), true).map_err(|e| {
-            Error::new(Kind::InvalidInput, "text cannot be tokenized")
-                .detail(format!("The tokenizers library says: {e}."))
-        })?;
+        let refused = |why: String| Error::new(Kind::InvalidInput, "text cannot be tokenized").detail(why);
+        let encoding = without_panic(
+            || refused("The tokenizers library gave up on it.".to_owned()),
+            || {
+                let text = canonical.as_deref().unwrap_or(text);
+                let encoded = self.tokenizer.encode_fast(text, true);
+                encoded.map_err(|e| refused(format!("The tokenizers library says: {e}.")))
+            },
+        )?;
         let ids = encoding.get_ids().to_vec();
         if ids.len() <= self.special {
             let detail = match text.len() {

@@ -1,0 +1,278 @@
+//! Mutated input: nothing may panic, abort, hang or take unbounded memory.
+//!
+//! A generator with a fixed seed, so that a finding repeats. `cargo test` runs a short slice; `make fuzz`
+//! sets the counts for the long run. A finding is kept in `target/fuzz/`, and its seed is printed.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clip::embedder::Embedder;
+use clip::image::{Limits, decode, resize_and_crop};
+use clip::model::Model;
+use clip::preprocess::Preprocess;
+use clip::text::TextEncoder;
+
+/// One item may take this long in a release build; the limits below make the largest take about 0.5 s.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
+}
+
+/// The number of items that an environment variable asks for.
+fn count(variable: &str, short: u64) -> u64 {
+    std::env::var(variable).ok().map_or(short, |value| value.parse().expect("a number of items"))
+}
+
+/// xorshift64*, seeded by the item's number: each item can be made again alone.
+struct Random(u64);
+
+impl Random {
+    fn new(item: u64) -> Self {
+        Self(item.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        (self.next() % limit.max(1) as u64) as usize
+    }
+}
+
+/// One to eight changes: bits, bytes at the edges of their range, lengths, stretches moved, cut or doubled,
+/// and the head of one file on the tail of another.
+fn mutate(bytes: &mut Vec<u8>, other: &[u8], random: &mut Random) {
+    for _ in 0..=random.below(8) {
+        if bytes.is_empty() {
+            return;
+        }
+        let at = random.below(bytes.len());
+        // Headers decide most, so half of the changes go there.
+        let at = if random.next() % 2 == 0 { at.min(random.below(64)) } else { at };
+        match random.below(9) {
+            0 => bytes[at] ^= 1 << random.below(8),
+            1 => bytes[at] = [0, 1, 0x7F, 0x80, 0xFE, 0xFF][random.below(6)],
+            2 => bytes[at] = random.next() as u8,
+            3 => {
+                let value = [0u32, 1, 0x7FFF, 0x8000, 0xFFFF, 0x7FFF_FFFF, 0x8000_0000, u32::MAX][random.below(8)];
+                let value = if random.next() % 2 == 0 { value.to_be_bytes() } else { value.to_le_bytes() };
+                let end = (at + 4).min(bytes.len());
+                bytes[at..end].copy_from_slice(&value[..end - at]);
+            }
+            4 => bytes.truncate(at),
+            5 => {
+                let length = random.below(64).min(bytes.len() - at);
+                bytes.drain(at..at + length);
+            }
+            6 => {
+                let length = random.below(256).min(bytes.len() - at);
+                let copy = bytes[at..at + length].to_vec();
+                let to = random.below(bytes.len());
+                bytes.splice(to..to, copy);
+            }
+            7 => {
+                let from = random.below(other.len());
+                let length = random.below(256).min(other.len() - from);
+                let end = (at + length).min(bytes.len());
+                bytes.splice(at..end, other[from..from + length].iter().copied());
+            }
+            _ => {
+                bytes.truncate(at);
+                bytes.extend_from_slice(&other[random.below(other.len())..]);
+            }
+        }
+        bytes.truncate(1 << 20);
+    }
+}
+
+/// Runs one item and keeps its input if it panics or takes too long.
+fn attempt(target: &str, item: u64, input: &[u8], run: impl FnOnce()) {
+    let start = Instant::now();
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+    let time = start.elapsed();
+    if result.is_err() || time > PATIENCE {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/fuzz");
+        std::fs::create_dir_all(&folder).unwrap();
+        let file = folder.join(format!("{target}-{item}"));
+        std::fs::write(&file, input).unwrap();
+        panic!(
+            "{target}, item {item}: {} after {time:?}; the input is in {}",
+            if result.is_err() { "panic" } else { "too slow" },
+            file.display()
+        );
+    }
+}
+
+/// The largest resident size of this process so far, in MB.
+fn peak_megabytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+}
+
+fn files_below(folder: &Path, keep: &dyn Fn(&Path) -> bool) -> Vec<Vec<u8>> {
+    let mut paths = Vec::new();
+    let mut open = vec![folder.to_owned()];
+    while let Some(folder) = open.pop() {
+        for path in std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path()) {
+            if path.is_dir() {
+                open.push(path);
+            } else if keep(&path) {
+                paths.push(path);
+            }
+        }
+    }
+    paths.sort(); // the order of a directory is not fixed, the seed's meaning must be
+    paths.iter().map(|path| std::fs::read(path).unwrap()).collect()
+}
+
+#[test]
+fn images() {
+    let is_image = |path: &Path| {
+        path.metadata().is_ok_and(|m| m.len() < 64 << 10) && path.extension().is_none_or(|e| e != "json" && e != "md")
+    };
+    let mut seeds = files_below(&fixtures().join("images"), &is_image);
+    seeds.extend(files_below(&fixtures().join("corpus"), &is_image));
+    // 4 megapixels: at most 32 MB a decoded image, whatever a header claims.
+    let limits = Limits { max_pixels: 4_000_000, allow_truncated: true, ..Limits::default() };
+    let preprocess = Preprocess::clip(224);
+    let (mut usable, total) = (0, count("CLIP_FUZZ_IMAGES", 2_000));
+    for item in 0..total {
+        let mut random = Random::new(item);
+        let mut bytes = seeds[random.below(seeds.len())].clone();
+        let other = &seeds[random.below(seeds.len())];
+        mutate(&mut bytes, other, &mut random);
+        attempt("image", item, &bytes, || {
+            if let Ok(decoded) = decode(&bytes, &limits) {
+                let (width, height) = decoded.rgb.dimensions();
+                assert!(u64::from(width) * u64::from(height) <= limits.max_pixels);
+                assert_eq!(resize_and_crop(&decoded.rgb, &preprocess).dimensions(), (224, 224));
+                usable += 1;
+            }
+        });
+    }
+    let peak = peak_megabytes();
+    println!("{total} images, {usable} of them usable; {peak} MB at most");
+    assert!(
+        usable > total / 50,
+        "only {usable} of {total} mutated images were usable: the mutation is too coarse to test much"
+    );
+    assert!(peak < 1024, "{peak} MB");
+}
+
+#[test]
+fn texts() {
+    let model = |folder: &Path, name: &str| Model::find(&[folder.to_owned()], name).unwrap();
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models");
+    let encoders = [
+        TextEncoder::load(&model(&fixtures(), "clip-mini"), None).unwrap(),
+        TextEncoder::load(&model(&models, "photo-mini"), None).unwrap(),
+    ];
+    let seeds: Vec<Vec<u8>> = [
+        "a photo of a cat",
+        "You should've done this!",
+        "生活的真谛是",
+        "naïve café — ÅÄÖ",
+        "👩‍👩‍👧‍👦 🇩🇪 emoji",
+        "مرحبا بالعالم",
+        "<|endoftext|> [SEP] <s>",
+        "\u{200B}\u{FEFF}\u{202E}\t\r\n\u{0}",
+        "e\u{301}\u{302}\u{303}\u{304}",
+        "𝕳𝖊𝖑𝖑𝖔 ﷺ ﬃ",
+        "12345678901234567890 0x1F 3.14e-10",
+        "ÿþ\u{FFFD}\u{10FFFF}",
+    ]
+    .iter()
+    .map(|text| text.as_bytes().to_vec())
+    .collect();
+    let total = count("CLIP_FUZZ_TEXTS", 20_000);
+    for item in 0..total {
+        let mut random = Random::new(item);
+        let mut bytes = seeds[random.below(seeds.len())].repeat(1 + random.below(4));
+        let other = &seeds[random.below(seeds.len())];
+        mutate(&mut bytes, other, &mut random);
+        // PostgreSQL hands over valid UTF-8 only.
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        attempt("text", item, text.as_bytes(), || {
+            for encoder in &encoders {
+                if let Ok(tokens) = encoder.encode(&text) {
+                    assert!(tokens.ids.len() <= encoder.context_length && tokens.length == tokens.ids.len());
+                }
+            }
+        });
+    }
+    println!("{total} texts");
+}
+
+#[test]
+fn configurations() {
+    let is_json =
+        |name: &'static str| move |path: &Path| path.file_name().is_some_and(|n| n.to_string_lossy().contains(name));
+    let mut seeds = files_below(&fixtures(), &is_json("preprocess"));
+    seeds.retain(|bytes| bytes.len() < 4096);
+    let total = count("CLIP_FUZZ_CONFIGURATIONS", 20_000);
+    for item in 0..total {
+        let mut random = Random::new(item);
+        let mut bytes = seeds[random.below(seeds.len())].clone();
+        let other = &seeds[random.below(seeds.len())];
+        mutate(&mut bytes, other, &mut random);
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        attempt("configuration", item, text.as_bytes(), || {
+            if let Ok(preprocess) = Preprocess::parse(&text) {
+                let image = image::RgbImage::new(30, 20);
+                let out = resize_and_crop(&image, &preprocess);
+                assert!(out.width() <= 4096 * 2 && out.height() <= 4096 * 2);
+            }
+        });
+    }
+    println!("{total} configurations");
+}
+
+/// Model files come from the administrator, not from strangers; a broken download must still not take the
+/// process down.
+#[test]
+fn models() {
+    let library =
+        std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from).expect("set ORT_DYLIB_PATH to libonnxruntime.so");
+    let layouts = fixtures().join("layouts");
+    let source = layouts.join("xenova-split");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/test-models/fuzz");
+    let target = root.join("mutant");
+    std::fs::create_dir_all(target.join("onnx")).unwrap();
+    let names = [
+        "onnx/text_model.onnx",
+        "onnx/vision_model.onnx",
+        "tokenizer.json",
+        "preprocessor_config.json",
+        "tokenizer_config.json",
+    ];
+    let originals: Vec<Vec<u8>> = names.iter().map(|name| std::fs::read(source.join(name)).unwrap()).collect();
+    let photo = std::fs::read(fixtures().join("images/cat.png")).unwrap();
+    let (mut usable, total) = (0, count("CLIP_FUZZ_MODELS", 300));
+    for item in 0..total {
+        let mut random = Random::new(item);
+        let victim = random.below(names.len());
+        let mut mutant = Vec::new();
+        for (index, (name, original)) in names.iter().zip(&originals).enumerate() {
+            let mut bytes = original.clone();
+            if index == victim {
+                mutate(&mut bytes, &originals[random.below(originals.len())], &mut random);
+                mutant = bytes.clone();
+            }
+            std::fs::write(target.join(name), bytes).unwrap();
+        }
+        attempt("model", item, &mutant, || {
+            let Ok(model) = Model::find(std::slice::from_ref(&root), "mutant") else { return };
+            let mut embedder = Embedder::new(model, library.clone(), 1);
+            let image = embedder.embed_images(&[&photo], &Limits::default(), &mut || ());
+            let text = embedder.embed_texts(&["a photo of a cat"], true, &mut || ());
+            usable += u64::from(image.is_ok() && text.is_ok());
+        });
+    }
+    println!("{total} models, {usable} of them usable; {} MB at most", peak_megabytes());
+}
