@@ -24,7 +24,8 @@ system_packages() {
     command -v pkg-config >/dev/null || missing+=(pkg-config)
     command -v cmake >/dev/null || missing+=(cmake)
     command -v nasm >/dev/null || [ "$(uname -m)" != x86_64 ] || missing+=(nasm)
-    command -v runuser >/dev/null && command -v flock >/dev/null || missing+=(util-linux)
+    # runuser serves root alone, and is not on everyone else's PATH.
+    command -v flock >/dev/null && { [ "$(id -u)" -ne 0 ] || command -v runuser >/dev/null; } || missing+=(util-linux)
     have_libclang || missing+=(libclang-dev)
     [ -e /etc/ssl/certs/ca-certificates.crt ] || [ -e /etc/pki/tls/cert.pem ] || missing+=(ca-certificates)
     [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}"
