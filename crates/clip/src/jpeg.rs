@@ -44,15 +44,30 @@ impl Handle {
         unsafe { tj::tj3Set(self.0.as_ptr(), parameter as c_int, value) };
     }
 
-    /// The message of the last call, and whether it was only a warning.
-    fn last_error(&self) -> (String, bool) {
+    /// What the last call failed with.
+    fn last_error(&self) -> Failure {
         // SAFETY: the handle is live, and the string it returns lives in it until the next call.
-        unsafe {
-            let message = CStr::from_ptr(tj::tj3GetErrorStr(self.0.as_ptr()));
-            let warning = tj::tj3GetErrorCode(self.0.as_ptr()) == tj::TJERR_TJERR_WARNING as c_int;
-            (message.to_string_lossy().into_owned(), warning)
-        }
+        let message = unsafe { CStr::from_ptr(tj::tj3GetErrorStr(self.0.as_ptr())) }.to_string_lossy().into_owned();
+        // The library's own flag says "warning" even where a fatal error has followed one, and the message
+        // is then the error's. These are the beginnings of all warnings (jerror.h, JWRN_).
+        const WARNINGS: [&str; 7] = [
+            "Application transferred",
+            "Corrupt JPEG data",
+            "Inconsistent progression",
+            "Invalid SOS parameters",
+            "Premature end",
+            "Unknown Adobe color",
+            "Warning:",
+        ];
+        Failure { warning: WARNINGS.iter().any(|start| message.starts_with(start)), message }
     }
+}
+
+/// What TurboJPEG says after a call that did not succeed.
+struct Failure {
+    message: String,
+    /// There is a picture nonetheless.
+    warning: bool,
 }
 
 impl Drop for Handle {
@@ -73,9 +88,9 @@ impl<'a> Jpeg<'a> {
         // SAFETY: pointer and length are of one live slice.
         let status = unsafe { tj::tj3DecompressHeader(handle.0.as_ptr(), bytes.as_ptr(), bytes.len() as tj::size_t) };
         if status != 0 {
-            let (message, warning) = handle.last_error();
-            if !warning {
-                return Err(broken(&message));
+            let failure = handle.last_error();
+            if !failure.warning {
+                return Err(broken(&failure.message));
             }
         }
         let (width, height) = (handle.get(tj::TJPARAM_TJPARAM_JPEGWIDTH), handle.get(tj::TJPARAM_TJPARAM_JPEGHEIGHT));
@@ -100,6 +115,13 @@ impl<'a> Jpeg<'a> {
             .find_map(|(marker, payload)| (marker == 0xE1).then(|| payload.strip_prefix(b"Exif\0\0"))?)
     }
 
+    /// Whether an end marker follows the start of the picture data, in which the marker itself cannot occur.
+    fn has_end(&self) -> bool {
+        let scan = segments(self.bytes).map(|(_, payload)| payload.as_ptr_range().end as usize).last();
+        let start = scan.map_or(2, |end| end - self.bytes.as_ptr() as usize);
+        self.bytes[start..].windows(2).any(|pair| pair == [0xFF, 0xD9])
+    }
+
     /// Decodes to RGB. CMYK and YCCK become RGB as Pillow does it.
     pub fn decode(self) -> Result<Pixels> {
         let cmyk = self.colorspace == tj::TJCS_TJCS_CMYK as c_int || self.colorspace == tj::TJCS_TJCS_YCCK as c_int;
@@ -119,12 +141,16 @@ impl<'a> Jpeg<'a> {
         };
         let mut truncated = false;
         if status != 0 {
-            let (message, warning) = self.handle.last_error();
-            if !warning {
-                return Err(broken(&message));
+            let failure = self.handle.last_error();
+            // A file without an end marker has been cut, whatever the decoder stumbled over first.
+            truncated = !self.has_end() || failure.message.to_ascii_lowercase().contains("premature end");
+            if !failure.warning {
+                return Err(if truncated {
+                    crate::image::truncated(image::ImageFormat::Jpeg, self.bytes.len())
+                } else {
+                    broken(&failure.message)
+                });
             }
-            // Pillow lets warnings pass except where the data ends too soon, and so does this.
-            truncated = message.to_ascii_lowercase().contains("premature end");
         }
         if cmyk {
             pixels = cmyk_to_rgb(&pixels);

@@ -16,6 +16,7 @@
 pub mod cluster;
 pub mod embedder;
 mod error;
+mod format;
 mod head;
 pub mod image;
 mod jpeg;

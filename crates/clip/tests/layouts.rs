@@ -24,7 +24,8 @@ fn spec(directory: &str, file: &str) -> String {
 }
 
 fn embedder(spec: &str) -> clip::Result<Embedder> {
-    let library = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from).expect("set ORT_DYLIB_PATH to libonnxruntime.so");
+    let library =
+        std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from).expect("set ORT_DYLIB_PATH to libonnxruntime.so");
     Ok(Embedder::new(Model::find(&[fixtures().join("layouts")], spec)?, library, 1))
 }
 
@@ -94,7 +95,8 @@ fn every_layout() {
     let mut checked = Vec::new();
     for directory in directories.iter().filter(|path| path.is_dir()) {
         let name = directory.file_name().unwrap().to_str().unwrap();
-        for file in std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()) {
+        for file in std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        {
             if file.starts_with("expected") {
                 let expected = serde_json::from_slice(&std::fs::read(directory.join(&file)).unwrap()).unwrap();
                 let spec = spec(name, &file);

@@ -1,0 +1,178 @@
+//! Image files by their first bytes, and what has to be read from a container before its decoder runs.
+
+use image::ImageFormat;
+
+use crate::error::{Error, Kind, Result};
+
+const SUPPORTED: &str = "Supported are JPEG, PNG, WebP, GIF, BMP, TIFF and ICO.";
+
+/// How a person calls it.
+pub(crate) fn name(format: ImageFormat) -> &'static str {
+    match format {
+        ImageFormat::Jpeg => "JPEG",
+        ImageFormat::Png => "PNG",
+        ImageFormat::Gif => "GIF",
+        ImageFormat::WebP => "WebP",
+        ImageFormat::Bmp => "BMP",
+        ImageFormat::Tiff => "TIFF",
+        ImageFormat::Ico => "ICO",
+        _ => "unknown",
+    }
+}
+
+/// Tells the format by content.
+///
+/// # Errors
+/// [`Kind::Unsupported`] for what is known but not decoded, by name; [`Kind::InvalidInput`] for the rest.
+pub(crate) fn sniff(bytes: &[u8]) -> Result<ImageFormat> {
+    let starts = |magic: &[u8]| bytes.starts_with(magic);
+    let at = |offset: usize, magic: &[u8]| bytes.get(offset..).is_some_and(|rest| rest.starts_with(magic));
+    let raw = at(8, b"CR\x02") || [b"IIRO".as_slice(), b"IIRS", b"IIU\0", b"FUJIFILMCCD-RAW"].into_iter().any(starts);
+    if starts(b"\xFF\xD8") {
+        return Ok(ImageFormat::Jpeg);
+    }
+    if starts(b"\x89PNG\r\n\x1a\n") {
+        return Ok(ImageFormat::Png);
+    }
+    if starts(b"GIF87a") || starts(b"GIF89a") {
+        return Ok(ImageFormat::Gif);
+    }
+    if starts(b"RIFF") && at(8, b"WEBP") {
+        return Ok(ImageFormat::WebP);
+    }
+    // A BMP's bytes 6–9 are reserved and zero; "BM" alone starts many a text.
+    if starts(b"BM") && at(6, &[0; 4]) {
+        return Ok(ImageFormat::Bmp);
+    }
+    // Classic and big TIFF in both byte orders.
+    if [b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"].into_iter().any(|magic| starts(magic)) && !raw {
+        return Ok(ImageFormat::Tiff);
+    }
+    if starts(b"\0\0\x01\0") && bytes.get(5) == Some(&0) {
+        return Ok(ImageFormat::Ico);
+    }
+    let known = if at(4, b"ftyp") {
+        container(bytes)
+    } else if raw {
+        "camera RAW"
+    } else if starts(b"\xFF\x0A") || starts(b"\0\0\0\x0CJXL ") {
+        "JPEG XL"
+    } else if starts(b"\0\0\0\x0CjP  ") || starts(b"\xFF\x4F\xFF\x51") {
+        "JPEG 2000"
+    } else if starts(b"%PDF") {
+        "PDF"
+    } else if starts(b"8BPS") {
+        "Photoshop (PSD)"
+    } else if is_svg(bytes) {
+        "SVG"
+    } else {
+        let shown: String = bytes.iter().take(8).map(|b| format!("{b:02x}")).collect();
+        return Err(Error::new(Kind::InvalidInput, "not an image")
+            .detail(format!("Its {} bytes start with {shown}, which is no image format's signature.", bytes.len()))
+            .hint(SUPPORTED));
+    };
+    Err(Error::new(Kind::Unsupported, format!("image format {known} is not supported"))
+        .hint(format!("Convert it to JPEG or PNG first. {SUPPORTED}")))
+}
+
+/// What an ISO base media file holds, by its brands: the major one is often the general `mif1`.
+fn container(bytes: &[u8]) -> &'static str {
+    let length = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
+    let brands = &bytes[8..length.clamp(8, bytes.len())];
+    let any = |names: &[&[u8; 4]]| {
+        brands.as_chunks::<4>().0.iter().any(|brand| names.contains(&brand))
+            || bytes.get(8..12).is_some_and(|major| names.iter().any(|name| name.as_slice() == major))
+    };
+    if any(&[b"avif", b"avis"]) {
+        "AVIF"
+    } else if any(&[b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"]) {
+        "HEIC"
+    } else if any(&[b"crx "]) {
+        "camera RAW"
+    } else {
+        "video"
+    }
+}
+
+/// SVG is XML, where a long comment or declaration may come first.
+fn is_svg(bytes: &[u8]) -> bool {
+    let text = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes).trim_ascii_start();
+    text.starts_with(b"<") && text[..text.len().min(1 << 16)].windows(4).any(|tag| tag.eq_ignore_ascii_case(b"<svg"))
+}
+
+/// The EXIF block of a PNG, wherever it stands: the specification allows it after the picture.
+pub(crate) fn png_exif(bytes: &[u8]) -> Option<&[u8]> {
+    let mut at = 8;
+    loop {
+        let length = u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?) as usize;
+        let kind = bytes.get(at + 4..at + 8)?;
+        let payload = bytes.get(at + 8..(at + 8).checked_add(length)?)?;
+        if kind == b"eXIf" {
+            return Some(payload);
+        }
+        at += 12 + length;
+    }
+}
+
+/// Whether a WebP file is shorter than its RIFF header says.
+pub(crate) fn webp_is_cut(bytes: &[u8]) -> bool {
+    let stated = bytes.get(4..).and_then(|rest| rest.first_chunk()).map_or(0, |size| u32::from_le_bytes(*size));
+    bytes.len() < 8 + stated as usize
+}
+
+/// Whether a BMP's header says that it has no pixels, which its decoder calls too many.
+pub(crate) fn bmp_is_empty(bytes: &[u8]) -> bool {
+    let side = |at: usize| bytes.get(at..).and_then(|rest| rest.first_chunk()).map(|n| i32::from_le_bytes(*n));
+    // A header of 12 bytes is OS/2's, with 16-bit sides.
+    side(14) != Some(12) && (side(18) == Some(0) || side(22) == Some(0))
+}
+
+/// The largest picture of an icon, where it is a PNG file: the icon decoder takes RGBA ones only.
+pub(crate) fn ico_png(bytes: &[u8]) -> Option<&[u8]> {
+    let count = usize::from(u16::from_le_bytes([*bytes.get(4)?, *bytes.get(5)?]));
+    let entries = bytes.get(6..6 + count * 16)?.as_chunks::<16>().0;
+    // A side of 256 is stored as 0. Among equal sizes the one with more bits a pixel is meant.
+    let side = |byte: u8| if byte == 0 { 256 } else { u32::from(byte) };
+    let best = entries.iter().max_by_key(|e| (side(e[0]) * side(e[1]), u16::from_le_bytes([e[6], e[7]])))?;
+    let number = |at: usize| u32::from_le_bytes([best[at], best[at + 1], best[at + 2], best[at + 3]]) as usize;
+    let picture = bytes.get(number(12)..number(12).checked_add(number(8))?)?;
+    picture.starts_with(b"\x89PNG\r\n\x1a\n").then_some(picture)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_by_name() {
+        for (bytes, word) in [
+            (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic".as_slice(), "HEIC"),
+            (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf", "AVIF"),
+            (b"\0\0\0\x1cftypavif\0\0\0\0", "AVIF"),
+            (b"\0\0\0\x20ftypisom", "video"),
+            (b"\0\0\0\x20ftyp", "video"),
+            (b"\xFF\x0A\xFA", "JPEG XL"),
+            (b"%PDF-1.7", "PDF"),
+            (b"<?xml version='1.0'?><svg/>", "SVG"),
+            (b"8BPS\0\x01", "PSD"),
+        ] {
+            let error = sniff(bytes).unwrap_err();
+            assert_eq!(error.kind, Kind::Unsupported, "{error}");
+            assert!(error.message.contains(word), "{error}");
+            assert!(error.hint.as_deref().unwrap_or_default().contains("Convert"), "{error}");
+        }
+        for bytes in [b"hello".as_slice(), b"BMW is a car", b"\0", b"<html></html>"] {
+            let error = sniff(bytes).unwrap_err();
+            assert_eq!((error.kind, error.message.as_str()), (Kind::InvalidInput, "not an image"));
+        }
+    }
+
+    #[test]
+    fn short_files_have_no_blocks() {
+        for length in 0..30 {
+            let bytes = vec![0xFF; length];
+            assert!(png_exif(&bytes).is_none() && ico_png(&bytes).is_none());
+            assert!(!bmp_is_empty(&bytes));
+        }
+    }
+}

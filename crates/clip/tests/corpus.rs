@@ -1,0 +1,138 @@
+//! Image files of every sort, as `tests/fixtures/corpus.py` makes them with what must come of each: right pixels, or
+//! an error of the right kind that names the trouble. No panic, no file that costs memory or time out of proportion.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clip::image::{Limits, decode};
+use serde_json::Value;
+
+/// What a hostile file may add to the process's peak, in KiB: the least of the decoders' own limits.
+const HOSTILE_GROWTH: u64 = 64 << 10;
+/// Far more than any of these small files needs, and far less than an attack wants. Debug builds are 30 times slower.
+const SLOWEST: Duration = Duration::from_secs(if cfg!(debug_assertions) { 60 } else { 2 });
+
+fn corpus() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/corpus")
+}
+
+fn index() -> Vec<Value> {
+    let text = std::fs::read(corpus().join("index.json")).unwrap();
+    serde_json::from_slice::<Value>(&text).unwrap().as_array().unwrap().clone()
+}
+
+fn file(entry: &Value) -> (&str, Vec<u8>) {
+    let name = entry["file"].as_str().unwrap();
+    (name, std::fs::read(corpus().join(name)).unwrap())
+}
+
+/// The process's peak resident memory in KiB since the last reset (`man 5 proc`: status, clear_refs).
+fn peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Lets the peak start from what is resident now. Without the right to do so it stays, and so does the limit on what
+/// all hostile files together may add.
+fn reset_peak() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+/// What is wrong with the outcome of one file, if anything.
+fn judge(entry: &Value, bytes: &[u8]) -> Result<(), String> {
+    let started = Instant::now();
+    let outcome = std::panic::catch_unwind(|| decode(bytes, &Limits::default())).map_err(|_| "it panics".to_owned())?;
+    if started.elapsed() > SLOWEST {
+        return Err(format!("it takes {:.1} s", started.elapsed().as_secs_f64()));
+    }
+    match (outcome, entry.get("expect"), entry.get("error")) {
+        (Ok(decoded), Some(expect), _) => {
+            let image = decoded.rgb;
+            let numbers = |v: &Value| v.as_array().unwrap().iter().map(|n| n.as_f64().unwrap()).collect::<Vec<_>>();
+            let (size, mean, tolerance) =
+                (numbers(&expect["size"]), numbers(&expect["mean"]), expect["tolerance"].as_f64().unwrap());
+            if size != [f64::from(image.width()), f64::from(image.height())] {
+                return Err(format!("size {}×{}, not {size:?}", image.width(), image.height()));
+            }
+            let pixels = f64::from(image.width()) * f64::from(image.height());
+            let found = [0, 1, 2].map(|c| image.pixels().map(|p| f64::from(p.0[c])).sum::<f64>() / pixels);
+            if found.iter().zip(&mean).any(|(a, b)| (a - b).abs() > tolerance) {
+                return Err(format!("mean {found:.1?}, not {mean:?}"));
+            }
+            // A mean is blind to turns; four single pixels are not. They may be off by rounding, and twice as far as
+            // the mean.
+            for spot in expect["at"].as_array().unwrap().iter().map(numbers) {
+                let pixel = image.get_pixel(spot[0] as u32, spot[1] as u32).0;
+                if pixel.iter().zip(&spot[2..]).any(|(a, b)| (f64::from(*a) - b).abs() > 2.0 * tolerance) {
+                    return Err(format!("pixel {:?} is {pixel:?}, not {:?}", &spot[..2], &spot[2..]));
+                }
+            }
+            Ok(())
+        }
+        (Err(error), _, Some(expected)) => {
+            let kind = format!("{:?}", error.kind);
+            let kinds = expected["kinds"].as_array().unwrap();
+            let word = expected["contains"].as_str().unwrap();
+            if !kinds.iter().any(|k| *k == kind.as_str()) {
+                return Err(format!("{kind} \"{error}\", not of {kinds:?}"));
+            }
+            if !error.message.contains(word) {
+                return Err(format!("\"{error}\" does not say \"{word}\""));
+            }
+            Ok(())
+        }
+        (Ok(decoded), None, Some(expected)) => {
+            let image = decoded.rgb;
+            Err(format!("it decodes to {}×{}, where {expected} is right", image.width(), image.height()))
+        }
+        (Err(error), Some(_), None) => Err(format!("{:?} \"{error}\", where it should decode", error.kind)),
+        _ => Err("index.json expects neither or both".to_owned()),
+    }
+}
+
+/// One test, since the peak is the whole process's.
+#[test]
+fn every_file_comes_out_right() {
+    let index = index();
+    let mut wrong = Vec::new();
+    let mut note = |name: &str, about: &Value, what: String| wrong.push(format!("{name} ({about}): {what}"));
+    // Hostile files first: the peak they must not raise is lowest then.
+    for entry in index.iter().filter(|entry| entry["hostile"] == true) {
+        let (name, bytes) = file(entry);
+        reset_peak();
+        let before = peak();
+        let verdict = judge(entry, &bytes);
+        let grown = peak().saturating_sub(before);
+        if let Err(what) = verdict {
+            note(name, &entry["about"], what);
+        }
+        if grown >= HOSTILE_GROWTH {
+            note(name, &entry["about"], format!("it adds {} MiB to the peak", grown >> 10));
+        }
+    }
+    for entry in index.iter().filter(|entry| entry["hostile"] != true) {
+        let (name, bytes) = file(entry);
+        if let Err(what) = judge(entry, &bytes) {
+            note(name, &entry["about"], what);
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {} files:\n{}", wrong.len(), index.len(), wrong.join("\n"));
+}
+
+/// Each file is listed once, and both sorts of outcome are there in numbers.
+#[test]
+fn the_index_is_whole() {
+    let index = index();
+    let listed: BTreeSet<String> = index.iter().map(|entry| entry["file"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(listed.len(), index.len());
+    let present: BTreeSet<String> = std::fs::read_dir(corpus())
+        .unwrap()
+        .map(|file| file.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name != "index.json")
+        .collect();
+    assert_eq!(listed, present);
+    let good = index.iter().filter(|entry| entry.get("expect").is_some()).count();
+    assert!(good >= 120 && index.len() - good >= 80, "{good} of {} decode", index.len());
+}
