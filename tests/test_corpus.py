@@ -1,0 +1,80 @@
+"""Every file of the corpus through SQL in one connection: an error or a vector, and the backend lives."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import psycopg
+
+import support
+from support import embed_one, value
+
+CORPUS = support.ROOT / "tests" / "fixtures" / "corpus"
+SQLSTATES = {"InvalidInput": "22023", "Unsupported": "0A000", "LimitExceeded": "54000"}
+# Above what one image of 100 megapixels would cost is a leak; below 64 MB is a decoder's scratch memory.
+GROWTH_MB = 64
+
+
+def resident_megabytes(pid: int) -> float:
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("RssAnon:"))
+    return int(line.split()[1]) / 1024
+
+
+def outcome(db: psycopg.Connection, data: bytes) -> tuple[str | None, str]:
+    """SQLSTATE and message; none where the image was embedded."""
+    try:
+        assert value(db, "SELECT clip_embed_image(%s) IS NOT NULL", data)
+    except psycopg.Error as error:
+        return error.sqlstate, f"{error.diag.message_primary}\n{error.diag.message_detail}"
+    return None, ""
+
+
+def test_no_file_takes_the_backend_down(database: support.Database) -> None:
+    """peers.md 10 to 28: bombs, cut files, odd formats. Twice over, so that what is kept would show."""
+    entries = json.loads((CORPUS / "index.json").read_text())
+    photo = (support.ROOT / "examples" / "gallery" / "photos" / "cat.jpg").read_bytes()
+    wrong: list[str] = []
+    with database.connect() as db:
+        before_vector = embed_one(db, "image", photo)
+        pid = value(db, "SELECT pg_backend_pid()")
+        assert isinstance(pid, int)
+        resident = 0.0
+        for turn in range(2):
+            for entry in entries:
+                data = (CORPUS / entry["file"]).read_bytes()
+                found, message = outcome(db, data)
+                if "error" in entry:
+                    right = [SQLSTATES[kind] for kind in entry["error"]["kinds"]]
+                    if found not in right or entry["error"]["contains"] not in message:
+                        wrong.append(f"{entry['file']}: {found} {message}, not {right}")
+                elif found is not None:
+                    wrong.append(f"{entry['file']}: {found} {message}")
+            assert not wrong, "\n".join(wrong)
+            if turn == 0:
+                resident = resident_megabytes(pid)
+        grown = resident_megabytes(pid) - resident
+        assert grown < GROWTH_MB, f"{grown:.0f} MB more after the second turn"
+        assert value(db, "SELECT pg_backend_pid()") == pid, "the connection has another backend"
+        after = embed_one(db, "image", photo)
+        assert float(before_vector @ after) > 0.999999
+
+
+def test_a_bad_row_leaves_the_transaction_usable(database: support.Database) -> None:
+    """The rest of a batch goes in by savepoints, as an application would do it (immich#26150)."""
+    files = [CORPUS / name for name in ("png_rgb.png", "gif_half.gif", "jpeg_half.jpg", "png_rgba.png")]
+    with database.connect(autocommit=False) as db:
+        db.execute("CREATE TEMP TABLE kept (name text, embedding vector(512))")
+        failed = 0
+        for file in files:
+            try:
+                with db.transaction():
+                    query = "INSERT INTO kept SELECT %s, clip_embed_image(%s)"
+                    db.execute(query, (file.name, file.read_bytes()))
+            except psycopg.Error as error:
+                assert error.sqlstate == "22023"
+                failed += 1
+        assert failed == 2
+        assert value(db, "SELECT count(*) FROM kept") == 2
+        db.rollback()
