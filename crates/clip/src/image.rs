@@ -2,12 +2,13 @@
 //!
 //! Decode within limits, turn upright (EXIF), make RGB, resize and crop as the model's own configuration
 //! says, rescale and normalise into NCHW. The reference is Pillow, as Hugging Face's image processors use
-//! it: alpha is dropped and colour profiles are ignored, because the reference pipelines do so.
+//! it: transparency goes on white (transformers 5; a logo is seen on a page that way, too), and colour
+//! profiles are ignored.
 
 use std::io::Cursor;
 
 use image::metadata::Orientation;
-use image::{ColorType, DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, RgbImage};
+use image::{ColorType, DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, Rgb, RgbImage, RgbaImage};
 use ndarray::ArrayViewMut3;
 
 use crate::error::{Error, Kind, Result, without_panic};
@@ -151,7 +152,18 @@ fn from_buffer(color: ColorType, width: u32, height: u32, buffer: Vec<u8>) -> Re
 
 fn upright(mut image: DynamicImage, orientation: Orientation) -> RgbImage {
     image.apply_orientation(orientation);
-    image.into_rgb8()
+    if image.color().has_alpha() { on_white(&image.into_rgba8()) } else { image.into_rgb8() }
+}
+
+/// Composites onto white as Pillow's `alpha_composite` does, with its fixed-point rounding (7 bits).
+fn on_white(image: &RgbaImage) -> RgbImage {
+    RgbImage::from_fn(image.width(), image.height(), |x, y| {
+        let [r, g, b, alpha] = image.get_pixel(x, y).0.map(u32::from);
+        Rgb([r, g, b].map(|value| {
+            let sum = ((value * alpha + 255 * (255 - alpha)) << 7) + (128 << 7);
+            ((((sum >> 8) + sum) >> 8) >> 7) as u8
+        }))
+    })
 }
 
 fn check_pixels(width: u32, height: u32, limits: &Limits) -> Result<()> {
@@ -330,6 +342,15 @@ mod tests {
         for x in 0..256 {
             assert_eq!(rgb.get_pixel(x, 0).0, [x as u8; 3]);
         }
+    }
+
+    #[test]
+    fn transparency_goes_on_white() {
+        let pixels = [[10, 20, 30, 0], [10, 20, 30, 255], [0, 255, 100, 128], [7, 7, 7, 1]];
+        let image = RgbaImage::from_raw(4, 1, pixels.concat()).unwrap();
+        let rgb = decode(&png(&DynamicImage::ImageRgba8(image)), &Limits::default()).unwrap().rgb;
+        // By Pillow 12.3: Image.alpha_composite(white, image).
+        assert_eq!(rgb.as_raw(), &[255, 255, 255, 10, 20, 30, 127, 255, 177, 254, 254, 254]);
     }
 
     #[test]

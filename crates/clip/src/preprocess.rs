@@ -147,9 +147,11 @@ impl Preprocess {
     }
 
     fn hugging_face(json: &Value) -> Result<Self> {
-        let flag = |key: &str, default: bool| match &json[key] {
-            Value::Null => Ok(default),
-            value => value.as_bool().ok_or_else(|| bad_field(key, value)),
+        // A null is no default but "off": the processors hand it on as it is, and find it false.
+        let flag = |key: &str, default: bool| match json.get(key) {
+            None => Ok(default),
+            Some(Value::Null) => Ok(false),
+            Some(value) => value.as_bool().ok_or_else(|| bad_field(key, value)),
         };
         let family = Family::of(json);
         if flag("do_pad", false)? {
@@ -309,7 +311,8 @@ fn sides(value: &Value, field: &str) -> Result<(u32, u32)> {
         Value::Array(sides) if sides.len() == 2 => Ok((pixels(&sides[1], field)?, pixels(&sides[0], field)?)),
         Value::Object(keys) => {
             // "max_height", "longest_edge" and the like ask for another arithmetic.
-            if let Some(key) = keys.keys().find(|key| !value[*key].is_null() && !matches!(key.as_str(), "height" | "width"))
+            if let Some(key) =
+                keys.keys().find(|key| !value[*key].is_null() && !matches!(key.as_str(), "height" | "width"))
             {
                 return Err(Error::new(Kind::Unsupported, format!("\"{key}\" in \"{field}\" is not supported"))
                     .detail("Supported: height and width, or shortest_edge alone."));
@@ -389,6 +392,53 @@ mod tests {
     }
 
     #[test]
+    fn missing_keys_have_the_processors_own_defaults() {
+        let read = |text: &str| Preprocess::parse(text).unwrap();
+        let clip = read(r#"{"image_processor_type":"CLIPImageProcessor","size":{"shortest_edge":336}}"#);
+        assert_eq!(clip.crop, Some((224, 224)), "CLIP's processor crops to 224 whatever the size");
+        let unnamed = read(r#"{"size":336}"#);
+        assert_eq!(unnamed.crop, Some((336, 336)), "without a processor's name the size is the better guess");
+        let siglip = read(r#"{"image_processor_type":"SiglipImageProcessor"}"#);
+        assert_eq!((siglip.resize, siglip.crop, siglip.mean), (Resize::Exact(224, 224), None, [0.5; 3]));
+        let vit = read(r#"{"image_processor_type":"ViTImageProcessor","size":384}"#);
+        assert_eq!((vit.resize, vit.filter, vit.std), (Resize::Exact(384, 384), Filter::Bilinear, [0.5; 3]));
+        let open_clip = read(r#"{"mean":0.5,"std":null,"resize_mode":null}"#);
+        assert_eq!((open_clip.resize, open_clip.mean, open_clip.std), (Resize::ShortestEdge(224), [0.5; 3], CLIP_STD));
+        // Null is off, missing is on.
+        let off = read(r#"{"size":30,"crop_size":20,"do_center_crop":null,"do_normalize":null}"#);
+        assert_eq!((off.crop, off.mean, off.std), (None, [0.0; 3], [1.0; 3]));
+    }
+
+    #[test]
+    fn two_sides_are_height_and_width() {
+        let read = |text: &str| Preprocess::parse(text).unwrap();
+        let open_clip = |mode: &str| read(&format!(r#"{{"size":[25,44],"resize_mode":"{mode}","fill_color":9}}"#));
+        assert_eq!(open_clip("shortest").resize, Resize::Cover(44, 25));
+        assert_eq!(open_clip("longest").resize, Resize::Fit(44, 25));
+        assert_eq!(open_clip("squash").resize, Resize::Exact(44, 25));
+        for mode in ["shortest", "longest", "squash"] {
+            assert_eq!(open_clip(mode).output_size(), Some((44, 25)), "{mode}");
+        }
+        let hugging_face = read(r#"{"size":[33,46],"crop_size":{"height":25,"width":44}}"#);
+        assert_eq!((hugging_face.resize, hugging_face.crop), (Resize::Exact(46, 33), Some((44, 25))));
+    }
+
+    #[test]
+    fn another_arithmetic_is_refused_by_name() {
+        for (text, word) in [
+            (r#"{"size":{"shortest_edge":224,"longest_edge":448}}"#, "longest_edge"),
+            (r#"{"size":{"max_height":224,"max_width":224}}"#, "max_"),
+            (r#"{"do_pad":true,"size":224}"#, "do_pad"),
+            (r#"{"size":224,"resize_mode":"stretch"}"#, "stretch"),
+            (r#"{"size":224,"interpolation":"area"}"#, "area"),
+        ] {
+            let error = Preprocess::parse(text).unwrap_err();
+            assert_eq!(error.kind, Kind::Unsupported, "{text}");
+            assert!(error.message.contains(word), "{error}");
+        }
+    }
+
+    #[test]
     fn refuses_what_it_does_not_know() {
         let error = Preprocess::parse(r#"{"image_processor_type":"BitImageProcessor","size":224}"#).unwrap_err();
         assert_eq!(error.kind, Kind::Unsupported);
@@ -402,6 +452,12 @@ mod tests {
             r#"{"image_mean":[1,2]}"#,
             r#"{"image_std":[0,1,1]}"#,
             r#"{"resample":9}"#,
+            r#"{"do_resize":"yes"}"#,
+            r#"{"size":[1,2,3]}"#,
+            r#"{"size":224,"fill_color":256}"#,
+            r#"{"size":224,"mean":[0.5]}"#,
+            r#"{"image_mean":1e999}"#,
+            r#"{"image_processor_type":"SiglipImageProcessor","do_center_crop":true}"#,
         ] {
             assert_eq!(Preprocess::parse(broken).unwrap_err().kind, Kind::BadModel, "{broken}");
         }

@@ -76,12 +76,21 @@ impl Axis {
     /// The taps of every output pixel of the stretch.
     fn taps(&self, filter: Filter) -> Vec<Taps> {
         let scale = f64::from(self.source) / f64::from(self.resized);
+        if filter == Filter::Nearest {
+            // Pillow steps from centre to centre (ImagingScaleAffine in libImaging/Geometry.c), and the sum's rounding
+            // decides where a centre falls between two pixels: 166.67 added 30 times is not 166.67 × 30.
+            return std::iter::successors(Some(scale * 0.5), |center| Some(center + scale))
+                .skip(self.start as usize)
+                .take(self.length as usize)
+                .map(|center| Taps {
+                    first: (center as usize).min(self.source as usize - 1),
+                    weights: vec![1 << PRECISION],
+                })
+                .collect();
+        }
         (self.start..self.start + self.length)
             .map(|out| {
                 let center = (f64::from(out) + 0.5) * scale;
-                if filter == Filter::Nearest {
-                    return Taps { first: center as usize, weights: vec![1 << PRECISION] };
-                }
                 let filter_scale = scale.max(1.0);
                 let support = filter.support() * filter_scale;
                 // Truncation towards zero after adding a half, then clamped: as the C code has it.

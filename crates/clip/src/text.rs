@@ -9,6 +9,10 @@ use crate::model::{Model, read_json};
 /// where neither the graph nor the tokenizer states one.
 const CLIP_CONTEXT: usize = 77;
 
+/// How much of a long text is tokenized at first and at most, in bytes.
+const FIRST_PIECE: usize = 64 << 10;
+const LAST_PIECE: usize = 16 << 20;
+
 /// A model's tokenizer with its limits.
 pub struct TextEncoder {
     tokenizer: Tokenizer,
@@ -94,9 +98,35 @@ impl TextEncoder {
     /// The ids of a text. One that is too long is cut before the special tokens are added, so the end
     /// token stays last.
     ///
+    /// The tokenizers library takes some 100 bytes of memory for each byte of text (1 GB for 10 MB), all of
+    /// which but the beginning is then cut off. So a long text is given to it from the start in growing
+    /// pieces, until there are more tokens than the context holds.
+    ///
     /// # Errors
-    /// [`Kind::InvalidInput`] for a text with nothing in it.
+    /// [`Kind::InvalidInput`] for a text with nothing in it; [`Kind::LimitExceeded`] where 16 MiB of it do not
+    /// fill the context.
     pub fn encode(&self, text: &str) -> Result<Tokens> {
+        // 64 bytes a token, where a word has five: what the cut does to the last word is far behind the context.
+        let mut size = FIRST_PIECE.max(64 * self.context_length);
+        loop {
+            let piece = &text[..text.floor_char_boundary(size)];
+            let tokens = self.encode_piece(piece)?;
+            if tokens.truncated || piece.len() == text.len() {
+                return if tokens.length > self.special { Ok(tokens) } else { Err(empty(text)) };
+            }
+            if size >= LAST_PIECE {
+                return Err(Error::new(Kind::LimitExceeded, "text is too long for what it says").detail(format!(
+                    "It has {} bytes, of which the first {} make only {} tokens.",
+                    text.len(),
+                    piece.len(),
+                    tokens.length
+                )));
+            }
+            size *= 4;
+        }
+    }
+
+    fn encode_piece(&self, text: &str) -> Result<Tokens> {
         let canonical = self.canonicalize.then(|| canonicalize(text));
         let refused = |why: String| Error::new(Kind::InvalidInput, "text cannot be tokenized").detail(why);
         let encoding = without_panic(
@@ -108,17 +138,16 @@ impl TextEncoder {
             },
         )?;
         let ids = encoding.get_ids().to_vec();
-        if ids.len() <= self.special {
-            let detail = match text.len() {
-                0 => "It has no characters.".to_owned(),
-                n => format!("Its {n} bytes are nothing but white space to the tokenizer."),
-            };
-            return Err(Error::new(Kind::InvalidInput, "text is empty")
-                .detail(detail)
-                .hint("Use NULL where there is no text."));
-        }
         Ok(Tokens { truncated: !encoding.get_overflowing().is_empty(), length: ids.len(), ids })
     }
+}
+
+fn empty(text: &str) -> Error {
+    let detail = match text.len() {
+        0 => "It has no characters.".to_owned(),
+        n => format!("Its {n} bytes are nothing but white space to the tokenizer."),
+    };
+    Error::new(Kind::InvalidInput, "text is empty").detail(detail).hint("Use NULL where there is no text.")
 }
 
 /// SigLIP's text cleaning as open_clip does it in code (`canonicalize_text`): underscores become spaces,
