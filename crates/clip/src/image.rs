@@ -106,6 +106,12 @@ fn decode_as(format: ImageFormat, bytes: &[u8], limits: &Limits) -> Result<Decod
         check_pixels(width, height, limits)?;
         let orientation = match format {
             ImageFormat::Png => format::png_exif(bytes).and_then(Orientation::from_exif_chunk),
+            // Many programs write JPEG's prefix here too.
+            ImageFormat::WebP => decoder
+                .exif_metadata()
+                .ok()
+                .flatten()
+                .and_then(|exif| Orientation::from_exif_chunk(exif.strip_prefix(b"Exif\0\0").unwrap_or(&exif))),
             _ => decoder.orientation().ok(),
         };
         let (color, size) = (decoder.color_type(), decoder.total_bytes());

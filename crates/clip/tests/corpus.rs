@@ -136,3 +136,74 @@ fn the_index_is_whole() {
     let good = index.iter().filter(|entry| entry.get("expect").is_some()).count();
     assert!(good >= 120 && index.len() - good >= 80, "{good} of {} decode", index.len());
 }
+
+/// Files of `pillow_images.py` that come out otherwise than in Pillow, and why that is right or accepted.
+const OTHERWISE: [(&str, &[&str]); 6] = [
+    (
+        "sixteen bits a channel: Pillow clips or rounds",
+        &[
+            "12in16bit",
+            "16_bit_noise",
+            "16bit.",
+            "apng__mode_16bit",
+            "cmx3g8_wv",
+            "i_trns",
+            "ifd_tag_type",
+            "imagedraw_rectangle_I",
+            "tiff_16bit_RGB",
+            "tiff_strip_planar_16bit_RGB",
+            "uint16_1_4660",
+        ],
+    ),
+    ("five and six bits a channel: Pillow widens by shifting", &["bmp__g__rgb16"]),
+    (
+        "bytes that the file does not set, or a header that is wrong",
+        &["bmp__q__pal4rletrns", "bmp__q__pal8rletrns", "mmap_error"],
+    ),
+    (
+        "orientation in XMP or in ImageMagick's text chunk, which viewers don't apply either",
+        &["exif_imagemagick_orientation", "xmp_tags_orientation"],
+    ),
+    ("another JPEG decoder inside TIFF", &["hopper_jpg.tif", "tiff_strip_cmyk_jpeg", "tiff_tiled_cmyk_jpeg", "pil168"]),
+    ("premultiplied alpha in TIFF", &["pil136"]),
+];
+
+/// Not a part of every run: the images are 47 MB.
+#[test]
+fn pillows_own_images() {
+    let Some(folder) = std::env::var_os("CLIP_PILLOW_IMAGES").map(PathBuf::from) else { return };
+    let index: Value = serde_json::from_slice(&std::fs::read(folder.join("index.json")).unwrap()).unwrap();
+    let read = |name: &Value| std::fs::read(folder.join(name.as_str().unwrap())).unwrap();
+    let (mut same, mut refused, mut excused, mut wrong) = (0, Vec::new(), 0, Vec::new());
+    for entry in index.as_array().unwrap() {
+        let name = entry["file"].as_str().unwrap();
+        let ours = decode(&read(&entry["file"]), &Limits::default());
+        let (Ok(ours), Some(_)) = (&ours, entry.get("reference")) else {
+            // What only one of the two decodes is told, not judged.
+            match ours {
+                Err(error) if entry.get("reference").is_some() => refused.push(format!("{name}: {error}")),
+                _ => {}
+            }
+            continue;
+        };
+        let reference = decode(&read(&entry["reference"]), &Limits::default()).unwrap().rgb;
+        let worst = match ours.rgb.dimensions() == reference.dimensions() {
+            true => ours.rgb.iter().zip(reference.iter()).map(|(a, b)| a.abs_diff(*b)).max().unwrap(),
+            false => 255,
+        };
+        if worst == 0 {
+            same += 1;
+        } else if OTHERWISE.iter().any(|(_, names)| names.iter().any(|start| name.starts_with(start))) {
+            excused += 1;
+        } else {
+            wrong.push(format!("{name}: by up to {worst}/255"));
+        }
+    }
+    println!(
+        "{same} the same, {excused} otherwise for a known reason, {} refused here:\n{}",
+        refused.len(),
+        refused.join("\n")
+    );
+    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(same > 300, "only {same} were compared");
+}
