@@ -53,14 +53,14 @@ fn mutate(bytes: &mut Vec<u8>, other: &[u8], random: &mut Random) {
         }
         let at = random.below(bytes.len());
         // Headers decide most, so half of the changes go there.
-        let at = if random.next() % 2 == 0 { at.min(random.below(64)) } else { at };
+        let at = if random.next().is_multiple_of(2) { at.min(random.below(64)) } else { at };
         match random.below(9) {
             0 => bytes[at] ^= 1 << random.below(8),
             1 => bytes[at] = [0, 1, 0x7F, 0x80, 0xFE, 0xFF][random.below(6)],
             2 => bytes[at] = random.next() as u8,
             3 => {
                 let value = [0u32, 1, 0x7FFF, 0x8000, 0xFFFF, 0x7FFF_FFFF, 0x8000_0000, u32::MAX][random.below(8)];
-                let value = if random.next() % 2 == 0 { value.to_be_bytes() } else { value.to_le_bytes() };
+                let value = if random.next().is_multiple_of(2) { value.to_be_bytes() } else { value.to_le_bytes() };
                 let end = (at + 4).min(bytes.len());
                 bytes[at..end].copy_from_slice(&value[..end - at]);
             }
