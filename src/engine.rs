@@ -26,6 +26,15 @@ struct Loaded {
     failed: bool,
 }
 
+impl Loaded {
+    fn new(key: Key) -> clip::Result<Self> {
+        let model = Model::find(&key.search, &key.spec)?;
+        let embedder = Embedder::new(model, key.library.clone(), key.threads);
+        let memo = LruCache::new(MEMO_TEXTS.try_into().expect("not zero"));
+        Ok(Self { key, embedder, memo, failed: false })
+    }
+}
+
 /// What a loaded model depends on; a change of any reloads it.
 #[derive(PartialEq)]
 struct Key {
@@ -33,6 +42,13 @@ struct Key {
     search: Vec<PathBuf>,
     library: PathBuf,
     threads: usize,
+}
+
+impl Key {
+    /// The key of a model under the settings that are in force.
+    fn new(spec: &str, threads: usize) -> Self {
+        Self { spec: spec.to_owned(), search: settings::model_path(), library: settings::onnxruntime(), threads }
+    }
 }
 
 thread_local! {
@@ -60,12 +76,7 @@ fn with_model<T>(
     count: usize,
     f: impl FnOnce(&mut Loaded) -> (clip::Result<T>, Vec<usize>),
 ) -> SqlResult<T> {
-    let key = Key {
-        spec: spec.to_owned(),
-        search: settings::model_path(),
-        library: settings::onnxruntime(),
-        threads: settings::threads(),
-    };
+    let key = Key::new(spec, settings::threads());
     let (result, warnings) = MODELS.with(|models| {
         let mut models = models.borrow_mut();
         let index = match models.iter().position(|loaded| loaded.key == key) {
@@ -77,12 +88,10 @@ fn with_model<T>(
                 index
             }
             None => {
-                let model = Model::find(&key.search, spec).map_err(report)?;
-                let embedder = Embedder::new(model, key.library.clone(), key.threads);
+                let loaded = Loaded::new(key).map_err(report)?;
                 // A model of the same name under other settings makes room: two copies would double the memory.
                 models.retain(|loaded| loaded.key.spec != spec);
-                let memo = LruCache::new(MEMO_TEXTS.try_into().expect("not zero"));
-                models.push(Loaded { key, embedder, memo, failed: false });
+                models.push(loaded);
                 models.len() - 1
             }
         };
@@ -149,6 +158,34 @@ pub fn embed_texts(spec: &str, texts: &[Option<&str>]) -> SqlResult<Vec<Option<V
             vectors
         });
         (result, places)
+    })
+}
+
+/// Loads both towers of each model, for this process and those that it forks. Returns what there is to remark.
+pub fn preload(specs: &[String]) -> Result<Vec<String>, String> {
+    MODELS.with(|models| {
+        let mut models = models.borrow_mut();
+        let mut remarks = Vec::new();
+        for spec in specs {
+            // One thread: a pool would not survive the fork.
+            let mut loaded = Loaded::new(Key::new(spec, 1)).map_err(|e| e.to_string())?;
+            loaded.embedder.load().map_err(|e| e.to_string())?;
+            remarks.extend(loaded.embedder.take_warnings().iter().map(ToString::to_string));
+            models.push(loaded);
+        }
+        Ok(remarks)
+    })
+}
+
+/// Uses each preloaded model once, in a process that has inherited it.
+pub fn try_preloaded(specs: &[String]) -> Result<(), String> {
+    MODELS.with(|models| {
+        for loaded in models.borrow_mut().iter_mut().filter(|loaded| specs.contains(&loaded.key.spec)) {
+            if loaded.embedder.text_loaded() {
+                loaded.embedder.embed_texts(&["a photo"], true, &mut || ()).map_err(|e| e.to_string())?;
+            }
+        }
+        Ok(())
     })
 }
 

@@ -8,6 +8,7 @@ mod cluster;
 mod embed;
 mod engine;
 mod error;
+mod preload;
 mod settings;
 mod vector;
 
@@ -16,8 +17,10 @@ mod vector;
 extension_sql_file!("../sql/bootstrap.sql", bootstrap);
 extension_sql_file!("../sql/finalize.sql", finalize);
 
-/// Runs when a process loads the library. Models are loaded by the first call that needs one, not here.
+/// Runs when a process loads the library. Models are loaded by the first call that needs one, or by a
+/// postmaster that is told to preload them.
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     settings::register();
+    preload::run();
 }

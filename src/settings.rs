@@ -11,6 +11,7 @@ static MODEL: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(S
 static MODEL_PATH: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"$system"));
 static ONNXRUNTIME: GucSetting<Option<CString>> =
     GucSetting::<Option<CString>>::new(Some(c"$libdir/clip_search/libonnxruntime.so"));
+static PRELOAD: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static THREADS: GucSetting<i32> = GucSetting::<i32>::new(1);
 static MAX_IMAGE_PIXELS: GucSetting<i32> = GucSetting::<i32>::new(100_000_000);
 static MAX_IMAGE_BYTES: GucSetting<i32> = GucSetting::<i32>::new(256 << 20);
@@ -43,6 +44,14 @@ pub fn register() {
         &ONNXRUNTIME,
         GucContext::Suset,
         GucFlags::SUPERUSER_ONLY,
+    );
+    GucRegistry::define_string_guc(
+        c"clip_search.preload",
+        c"Models that the server loads at its start for all connections, separated by commas.",
+        c"Needs clip_search in shared_preload_libraries. Connections with clip_search.threads above 1 still load their own.",
+        &PRELOAD,
+        preload_context(),
+        GucFlags::default(),
     );
     GucRegistry::define_int_guc(
         c"clip_search.threads",
@@ -136,6 +145,24 @@ pub fn onnxruntime() -> PathBuf {
         Some(rest) => library_directory().join(rest),
         None => PathBuf::from(path),
     }
+}
+
+/// Fixed at the server's start; PostgreSQL lets no setting of that kind be defined later, and a library that
+/// is loaded later can't preload anyway.
+#[allow(unsafe_code)]
+fn preload_context() -> GucContext {
+    // SAFETY: a flag that only this thread writes.
+    if unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
+        GucContext::Postmaster
+    } else {
+        GucContext::Sighup
+    }
+}
+
+/// The models of `clip_search.preload`.
+pub fn preload() -> Vec<String> {
+    let list = string(&PRELOAD);
+    list.split(',').map(str::trim).filter(|spec| !spec.is_empty()).map(str::to_owned).collect()
 }
 
 pub fn threads() -> usize {

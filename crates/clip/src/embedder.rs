@@ -256,6 +256,24 @@ impl Embedder {
         Ok(tokens)
     }
 
+    /// Loads both towers now, or the one that the model has.
+    ///
+    /// # Errors
+    /// As for embedding.
+    pub fn load(&mut self) -> Result<()> {
+        let missing = |e: &Error| e.kind == Kind::MissingFile;
+        match (self.load_vision(), self.load_text()) {
+            (Ok(()), Ok(())) => Ok(()),
+            (Ok(()), Err(e)) | (Err(e), Ok(())) if missing(&e) && self.single_tower() => Ok(()),
+            (Err(e), _) | (_, Err(e)) => Err(e),
+        }
+    }
+
+    /// Whether the model has only one of the two.
+    fn single_tower(&self) -> bool {
+        self.model.combined || self.model.vision.is_none() || self.model.text.is_none()
+    }
+
     /// What was found and chosen, for a person: (what, value), or why a tower can't be used.
     pub fn describe(&mut self) -> Vec<(&'static str, Result<String>)> {
         let (image, text) = (self.load_vision(), self.load_text());
