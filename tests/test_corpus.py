@@ -32,7 +32,7 @@ def outcome(db: psycopg.Connection, data: bytes) -> tuple[str | None, str]:
 
 
 def test_no_file_takes_the_backend_down(database: support.Database) -> None:
-    """peers.md 10 to 28: bombs, cut files, odd formats. Twice over, so that what is kept would show."""
+    """Bombs, cut files, odd formats. Twice over, so that what is kept would show."""
     entries = json.loads((CORPUS / "index.json").read_text())
     photo = (support.ROOT / "examples" / "gallery" / "photos" / "cat.jpg").read_bytes()
     wrong: list[str] = []
