@@ -134,7 +134,9 @@ start_server() {
     [ -d "$run_dir" ] || choose_run_dir # /tmp may have been swept
     say "starting the throw-away cluster"
     # Descriptors above 2 are closed for the server: it would hold our lock, and make's pipes, for its lifetime.
-    if ! as_server "$pg_bin/pg_ctl" -D "$real_data" -l "$log" -w -t 60 -s -o "-k '$run_dir'" start \
+    # Where a developer's shell asks for Rust backtraces, a cancelled query would carry one as its DETAIL.
+    if ! as_server env -u RUST_BACKTRACE -u RUST_LIB_BACKTRACE \
+        "$pg_bin/pg_ctl" -D "$real_data" -l "$log" -w -t 60 -s -o "-k '$run_dir'" start \
         >/dev/null 2>&1 </dev/null 9>&-; then
         as_server tail -n 20 "$log" | sed 's/^/  | /' >&2
         die "the cluster did not start (log: $log); make clean, then make cluster, begins anew"

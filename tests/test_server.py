@@ -57,6 +57,7 @@ def test_a_timeout_ends_a_long_query_and_the_connection_goes_on(db: psycopg.Conn
     with pytest.raises(psycopg.Error) as caught:
         db.execute(query, {"photo": PHOTO})
     assert caught.value.sqlstate == QUERY_CANCELED
+    assert caught.value.diag.message_detail is None, "the way through the code is no detail for a user"
     assert 0.15 < time.monotonic() - start < SOON
     db.execute("RESET statement_timeout")
     assert np.array_equal(embed_one(db, "image", PHOTO), before_image)
