@@ -82,7 +82,10 @@ fn with_model<T>(
         let index = match models.iter().position(|loaded| loaded.key == key) {
             Some(index) => {
                 let loaded = &mut models[index];
-                if loaded.failed {
+                if loaded.failed && !loaded.embedder.image_loaded() && !loaded.embedder.text_loaded() {
+                    // Nothing of it is in use, so all goes, a graph that both towers share included.
+                    *loaded = Loaded::new(key).map_err(report)?;
+                } else if loaded.failed {
                     loaded.embedder.model = Model::find(&key.search, spec).map_err(report)?;
                 }
                 index
@@ -180,10 +183,8 @@ pub fn preload(specs: &[String]) -> Result<Vec<String>, String> {
 /// Uses each preloaded model once, in a process that has inherited it.
 pub fn try_preloaded(specs: &[String]) -> Result<(), String> {
     MODELS.with(|models| {
-        for loaded in models.borrow_mut().iter_mut().filter(|loaded| specs.contains(&loaded.key.spec)) {
-            if loaded.embedder.text_loaded() {
-                loaded.embedder.embed_texts(&["a photo"], true, &mut || ()).map_err(|e| e.to_string())?;
-            }
+        for loaded in models.borrow().iter().filter(|loaded| specs.contains(&loaded.key.spec)) {
+            loaded.embedder.try_out().map_err(|e| e.to_string())?;
         }
         Ok(())
     })
@@ -250,8 +251,9 @@ pub fn status() -> Vec<Status> {
                 )
             })
             .collect();
-        // Variants are loaded under their own name, beside the directory that they come from.
-        rows.extend(models.iter().filter(|l| l.key.spec.contains(':')).map(|l| describe(&l.embedder.model, Some(l))));
+        // Variants and pairs are loaded under their own names, beside the directories that they come from.
+        let composed = |l: &&Loaded| l.key.spec.contains([':', '+']);
+        rows.extend(models.iter().filter(composed).map(|l| describe(&l.embedder.model, Some(l))));
         rows.sort_by(|a, b| a.name.cmp(&b.name));
         rows
     })

@@ -26,25 +26,6 @@ const TEXT_BATCH: usize = 32;
 
 const IMAGE_INPUTS: [&str; 4] = ["pixel_values", "image", "images", "input"];
 const TEXT_INPUTS: [&str; 3] = ["input_ids", "text", "input"];
-const IMAGE_OUTPUTS: [&str; 7] = [
-    "image_embeds",
-    "l2norm_image_embeddings",
-    "image_embeddings",
-    "embedding",
-    "sentence_embedding",
-    "pooler_output",
-    "output",
-];
-const TEXT_OUTPUTS: [&str; 7] = [
-    "text_embeds",
-    "l2norm_text_embeddings",
-    "text_embeddings",
-    "embedding",
-    "sentence_embedding",
-    "pooler_output",
-    "output",
-];
-
 /// A model with its towers, each loaded when it is first called.
 pub struct Embedder {
     pub model: Model,
@@ -140,6 +121,11 @@ impl Embedder {
         std::mem::take(&mut self.warnings)
     }
 
+    /// Drops remarks about items: a call that was interrupted left them, and the items were its own.
+    fn forget_items(&mut self) {
+        self.warnings.retain(|remark| remark.element.is_none());
+    }
+
     /// Embeds image files, in order; each vector has length 1.
     ///
     /// `pulse` is called between pieces of work that take milliseconds; it may unwind.
@@ -148,8 +134,18 @@ impl Embedder {
     /// The first failing image's, with its place in the array where there are several; nothing is returned
     /// of the others.
     pub fn embed_images(&mut self, files: &[&[u8]], limits: &Limits, pulse: &mut dyn FnMut()) -> Result<Vec<Vec<f32>>> {
+        self.forget_items();
         self.load_vision()?;
-        let vision = self.vision.get().expect("loaded above");
+        let result = self.run_images(files, limits, pulse);
+        if matches!(&result, Err(e) if e.kind == Kind::BadModel) {
+            // The graph doesn't run. Loaded anew by the next call, since its file may have been mended.
+            self.vision.take();
+        }
+        result
+    }
+
+    fn run_images(&mut self, files: &[&[u8]], limits: &Limits, pulse: &mut dyn FnMut()) -> Result<Vec<Vec<f32>>> {
+        let vision = self.vision.get().expect("loaded by the caller");
         let (height, width) = vision.size;
         let mut vectors = Vec::with_capacity(files.len());
         for (chunk, start) in files.chunks(vision.batch).zip((0..).step_by(vision.batch)) {
@@ -182,6 +178,7 @@ impl Embedder {
         truncate: bool,
         pulse: &mut dyn FnMut(),
     ) -> Result<Vec<TextEmbedding>> {
+        self.forget_items();
         self.load_text()?;
         let text = self.text.get().expect("loaded above");
         let mut tokens = Vec::with_capacity(texts.len());
@@ -256,17 +253,33 @@ impl Embedder {
         Ok(tokens)
     }
 
-    /// Loads both towers now, or the one that the model has.
+    /// Loads both towers now, or the one that the model has, and runs each once.
     ///
     /// # Errors
     /// As for embedding.
     pub fn load(&mut self) -> Result<()> {
         let missing = |e: &Error| e.kind == Kind::MissingFile;
-        match (self.load_vision(), self.load_text()) {
+        match (self.load_and_run_vision(), self.load_text()) {
             (Ok(()), Ok(())) => Ok(()),
             (Ok(()), Err(e)) | (Err(e), Ok(())) if missing(&e) && self.single_tower() => Ok(()),
             (Err(e), _) | (_, Err(e)) => Err(e),
         }
+    }
+
+    /// Loads the image tower and gives it a black image, where no real one follows to show that it runs: an
+    /// inference costs 120 ms for ViT-B/32, which a connection's first photo shall not pay twice.
+    fn load_and_run_vision(&mut self) -> Result<()> {
+        self.load_vision()?;
+        self.vision.get().expect("loaded above").run_black()
+    }
+
+    /// Runs each loaded tower once.
+    ///
+    /// # Errors
+    /// As for embedding.
+    pub fn try_out(&self) -> Result<()> {
+        self.vision.get().map_or(Ok(()), Vision::run_black)?;
+        self.text.get().map_or(Ok(()), |text| text.run(&[&text.sample()?]).map(|_| ()))
     }
 
     /// Whether the model has only one of the two.
@@ -276,7 +289,7 @@ impl Embedder {
 
     /// What was found and chosen, for a person: (what, value), or why a tower can't be used.
     pub fn describe(&mut self) -> Vec<(&'static str, Result<String>)> {
-        let (image, text) = (self.load_vision(), self.load_text());
+        let (image, text) = (self.load_and_run_vision(), self.load_text());
         let mut rows = Vec::new();
         if let Err(error) = image {
             rows.push(("image tower", Err(error)));
@@ -321,7 +334,7 @@ impl Embedder {
                 return Err(unusable(&format!("nothing is known to give to its input \"{}\"", unknown.name)));
             }
             let head = Head::read(&model.directory)?;
-            let output = pick_output(&tower, &IMAGE_OUTPUTS, &head)?;
+            let output = pick_output(&tower, "image", &head)?;
             let graph_size = input.fixed(2).zip(input.fixed(3));
             let preprocess = match read_preprocess(model)? {
                 Some(preprocess) => preprocess,
@@ -349,10 +362,7 @@ impl Embedder {
             same_width(model, &output, &head, text_width)?;
             let batch = input.fixed(0).map_or(IMAGE_BATCH, |_| 1);
             drop(tower);
-            let vision = Vision { tower: shared, input, idle, output, head, preprocess, size, batch };
-            // One black image, so that a graph which cannot run fails when it is loaded.
-            vision.run(Array4::zeros((1, 3, size.0, size.1)))?;
-            Ok(vision)
+            Ok(Vision { tower: shared, input, idle, output, head, preprocess, size, batch })
         })?;
         Ok(())
     }
@@ -382,7 +392,7 @@ impl Embedder {
                 return Err(unusable(&format!("nothing is known to give to its input \"{}\"", unknown.name)));
             }
             let head = Head::read(&model.text_directory)?;
-            let output = pick_output(&tower, &TEXT_OUTPUTS, &head)?;
+            let output = pick_output(&tower, "text", &head)?;
             same_width(model, &output, &head, image_width)?;
             let pad_to = ids.fixed(1);
             let encoder = TextEncoder::load(model, pad_to)?;
@@ -399,8 +409,8 @@ impl Embedder {
             drop(tower);
             let mut text =
                 Text { tower: shared, encoder, ids, mask, zeros, positions, idle, output, head, pad_to, batch };
-            warnings.extend(text.try_out(model)?);
-            if text.pad_to.is_none() && text.mask.is_none() && text.padding_matters()? {
+            let sample = text.run_sample(model, warnings)?;
+            if text.pad_to.is_none() && text.mask.is_none() && text.padding_matters(&sample)? {
                 text.pad_to = Some(text.encoder.context_length);
             }
             Ok(text)
@@ -410,6 +420,10 @@ impl Embedder {
 }
 
 impl Vision {
+    fn run_black(&self) -> Result<()> {
+        self.run(Array4::zeros((1, 3, self.size.0, self.size.1))).map(|_| ())
+    }
+
     /// Runs images of the model's size. Returns shape (images, dimensions).
     fn run(&self, pixels: Array4<f32>) -> Result<Array2<f32>> {
         let count = pixels.dim().0;
@@ -455,21 +469,28 @@ impl Text {
         self.head.apply(output, &lengths)
     }
 
-    /// One short text, so that a graph which cannot run fails when it is loaded. A combined graph is first
-    /// given no image at all, and a black one if it cannot do with that, which is remarked.
-    fn try_out(&mut self, model: &Model) -> Result<Option<Error>> {
+    /// A short text as the graph wants it.
+    fn sample(&self) -> Result<Tokens> {
         let mut tokens = self.encoder.encode("a photo")?;
         self.pad(&mut tokens);
+        Ok(tokens)
+    }
+
+    /// Runs one short text, so that a graph which cannot run fails when it is loaded. A combined graph is
+    /// first given no image at all, and a black one if it cannot do with that, which is remarked.
+    fn run_sample(&mut self, model: &Model, warnings: &mut Vec<Error>) -> Result<Array2<f32>> {
+        let tokens = self.sample()?;
         let result = self.run(&[&tokens]);
-        let (Err(_), Some(idle)) = (&result, &mut self.idle) else { return result.map(|_| None) };
+        let (Err(_), Some(idle)) = (&result, &mut self.idle) else { return result };
         idle.shape[0] = 1;
-        self.run(&[&tokens])?;
+        let output = self.run(&[&tokens])?;
         let message = format!("model \"{}\" runs its image tower for every text", model.name);
-        Ok(Some(
+        warnings.push(
             Error::new(Kind::BadModel, message)
                 .detail("Its two towers are one graph, which needs an image whenever it runs.")
                 .hint("Take an export with separate towers: texts are several times faster with it."),
-        ))
+        );
+        Ok(output)
     }
 
     /// Whether ids after the end of a text change its vector.
@@ -479,11 +500,12 @@ impl Text {
     /// causal, was trained on padded texts, and loses its meaning without (10 against 80 points of
     /// accuracy, embeddings-benchmark/mteb#1424). The graph itself tells which: eight more ids are put
     /// behind a short text. Rounding leaves a cosine above 0.999.
-    fn padding_matters(&self) -> Result<bool> {
-        let plain = self.encoder.encode("a photo")?;
-        let mut padded = plain.clone();
-        padded.ids.resize((plain.length + 8).min(self.encoder.context_length), self.encoder.pad_id);
-        let (a, b) = (self.run(&[&plain])?, self.run(&[&padded])?);
+    ///
+    /// `a` is what the sample gives without.
+    fn padding_matters(&self, a: &Array2<f32>) -> Result<bool> {
+        let mut padded = self.sample()?;
+        padded.ids.resize((padded.length + 8).min(self.encoder.context_length), self.encoder.pad_id);
+        let b = self.run(&[&padded])?;
         let cosine = a.row(0).dot(&b.row(0)) / (a.row(0).dot(&a.row(0)) * b.row(0).dot(&b.row(0))).sqrt();
         Ok(cosine.is_nan() || cosine < 0.999)
     }
@@ -533,8 +555,11 @@ fn missing_half(model: &Model, tower: &Tower, what: &str) -> Error {
 }
 
 /// The embedding among a graph's outputs: one vector an item, by name or the only one; else one vector a
-/// position, if the model says how to pool them.
-fn pick_output(tower: &Tower, names: &[&str], head: &Head) -> Result<Port> {
+/// position, if the model says how to pool them. `kind` is "image" or "text", as it stands in the names.
+fn pick_output(tower: &Tower, kind: &str, head: &Head) -> Result<Port> {
+    let own = [format!("{kind}_embeds"), format!("l2norm_{kind}_embeddings"), format!("{kind}_embeddings")];
+    let general = ["embedding", "sentence_embedding", "pooler_output", "output"];
+    let names: Vec<&str> = own.iter().map(String::as_str).chain(general).collect();
     let usable = |port: &&Port, rank: usize| {
         port.shape.len() == rank && matches!(port.element, TensorElementType::Float32 | TensorElementType::Float16)
     };
@@ -543,7 +568,7 @@ fn pick_output(tower: &Tower, names: &[&str], head: &Head) -> Result<Port> {
         let mut named = names.iter().filter_map(|name| tower.outputs.iter().find(|port| port.name == *name));
         named.find(|port| usable(port, rank)).or(only.filter(|port| usable(port, rank)))
     };
-    if let Some(port) = choose(names, 2) {
+    if let Some(port) = choose(&names, 2) {
         return Ok(port.clone());
     }
     match choose(&["last_hidden_state", "token_embeddings"], 3) {

@@ -214,7 +214,6 @@ fn ends_too_soon(error: &image::ImageError) -> bool {
 }
 
 /// Resizes and crops to the model's size: the pixels as they are before rescaling, RGB 0–255.
-///
 pub fn resize_and_crop(image: &RgbImage, p: &Preprocess) -> RgbImage {
     let (width, height) = image.dimensions();
     let (resized_w, resized_h) = match p.resize {

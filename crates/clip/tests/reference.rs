@@ -225,3 +225,22 @@ fn broken_models_say_what_is_wrong() {
     assert_eq!(warnings.len(), 1);
     assert!(warnings[0].message.contains("has no preprocessor_config.json"), "{}", warnings[0]);
 }
+
+/// A cancelled query unwinds out of the middle of a call; what that call had to remark is nobody's any more.
+#[test]
+fn an_interrupted_call_leaves_no_remarks() {
+    let mut clip = clip_mini();
+    let long = "word ".repeat(200);
+    let texts = ["short", "short too", long.as_str(), "never reached"];
+    let mut pulses = 0;
+    let interrupted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let mut pulse = || {
+            pulses += 1;
+            assert!(pulses < 4, "cancelled");
+        };
+        clip.embed_texts(&texts, true, &mut pulse).is_ok()
+    }));
+    assert!(interrupted.is_err());
+    assert_eq!(clip.embed_texts(&["short"], true, &mut || ()).unwrap().len(), 1);
+    assert!(clip.take_warnings().is_empty());
+}
