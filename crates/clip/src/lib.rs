@@ -12,7 +12,9 @@
 //! | [`session`] | ONNX Runtime: library, environment, one tower |
 //! | [`embedder`] | the pieces together |
 //! | [`cluster`] | the arithmetic of grouping |
+//! | [`agglomerative`] | clusters of a whole collection at once |
 
+pub mod agglomerative;
 pub mod cluster;
 pub mod embedder;
 mod error;
