@@ -9,7 +9,7 @@ use std::error::Error;
 use std::time::Instant;
 
 use clip::agglomerative::{Linkage, agglomerate};
-use ndarray::ArrayView2;
+use ndarray::Array2;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().collect();
@@ -21,11 +21,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         "single" => Linkage::Single,
         other => return Err(format!("no linkage \"{other}\"").into()),
     };
-    let (shape, values) = read(&std::fs::read(input)?)?;
-    let rows = ArrayView2::from_shape(shape, &values)?;
+    let rows = read(&std::fs::read(input)?)?;
     let start = Instant::now();
     let (mut last, mut longest) = (start, 0.0f64);
-    let labels = agglomerate(rows, threshold.parse()?, linkage, &mut |_| {
+    let labels = agglomerate(rows.view(), threshold.parse()?, linkage, &mut |_| {
         longest = longest.max(last.elapsed().as_secs_f64());
         last = Instant::now();
     })?;
@@ -40,8 +39,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Shape and values of a file that numpy.save has made of a C-contiguous float32 matrix (NEP 1, version 1.0).
-fn read(bytes: &[u8]) -> Result<((usize, usize), Vec<f32>), Box<dyn Error>> {
+/// The matrix of a file that numpy.save has made of C-contiguous float32 (NEP 1, version 1.0).
+fn read(bytes: &[u8]) -> Result<Array2<f32>, Box<dyn Error>> {
     let length = bytes.get(8..10).ok_or("too short for a .npy file")?;
     let start = 10 + usize::from(u16::from_le_bytes([length[0], length[1]]));
     let header = std::str::from_utf8(bytes.get(10..start).ok_or("the header is cut off")?)?;
@@ -52,7 +51,7 @@ fn read(bytes: &[u8]) -> Result<((usize, usize), Vec<f32>), Box<dyn Error>> {
     let sizes: Vec<usize> = shape.split(',').map(|size| size.trim().parse()).collect::<Result<_, _>>()?;
     let [n, width] = sizes.as_slice() else { return Err("not a matrix".into()) };
     let values: Vec<f32> = bytes[start..].as_chunks().0.iter().map(|value| f32::from_le_bytes(*value)).collect();
-    Ok(((*n, *width), values))
+    Ok(Array2::from_shape_vec((*n, *width), values)?)
 }
 
 fn write(labels: &[u32]) -> Vec<u8> {

@@ -146,7 +146,7 @@ impl<'a> Points<'a> {
             clock.tick("read", index, rows.nrows());
             let row = slice(&rows, index);
             let norm = dot(row, row).sqrt();
-            if !((norm - 1.0).abs() <= UNIT) {
+            if norm.is_nan() || (norm - 1.0).abs() > UNIT {
                 let error = if norm.is_finite() {
                     Error::new(Kind::InvalidInput, format!("vector of length {norm} is not a unit vector"))
                 } else {
@@ -297,7 +297,7 @@ fn compare<T: Scalar>(
     clock: &mut Clock<'_>,
 ) {
     let n = vectors.nrows();
-    let pairs = wanted * n - wanted * (wanted + 1) / 2;
+    let pairs: usize = (0..wanted).step_by(BLOCK_ROWS).map(|top| BLOCK_ROWS.min(wanted - top) * (n - top)).sum();
     let mut done = 0;
     let mut products = Array2::<T>::zeros((BLOCK_ROWS, BLOCK_COLUMNS));
     for top in (0..wanted).step_by(BLOCK_ROWS) {
@@ -325,6 +325,9 @@ fn compare<T: Scalar>(
     }
 }
 
+/// Is given a row, a column and their product, and says whether to go on.
+type Hit<'a, T> = dyn FnMut(&mut dyn Sink<T>, usize, usize, T) -> bool + 'a;
+
 /// The products of a range of vectors with another range, which starts at or after the first.
 struct Block<'a, T> {
     rows: Range<usize>,
@@ -340,8 +343,8 @@ impl<T: Scalar> Block<'_, T> {
         general_mat_mul(T::one(), &a, &b.t(), T::zero(), &mut out);
     }
 
-    /// Calls `hit` for what is above the floor of its row or of its column, while that returns true.
-    fn hits(&self, sink: &mut dyn Sink<T>, hit: &mut dyn FnMut(&mut dyn Sink<T>, usize, usize, T) -> bool) {
+    /// Calls `hit` for what is above the floor of its row or of its column, while it returns true.
+    fn hits(&self, sink: &mut dyn Sink<T>, hit: &mut Hit<'_, T>) {
         const CHUNK: usize = 16;
         let mut found = [0u16; CHUNK];
         for row in self.rows.clone() {
@@ -421,8 +424,8 @@ struct Sketch<T> {
     penalty: u32,
 }
 
-/// Fewer vectors are multiplied out before a basis is found.
-const SKETCHED_FROM: usize = 4000;
+/// Fewer pairs are multiplied out in about the time in which a basis is found (0.1 s).
+const SKETCHED_FROM: usize = 12_000_000;
 /// Vectors that the basis, and the choice of its size, is made from.
 const SAMPLE: usize = 1024;
 /// One product in f64, one pair at a time, takes as long as this many in a block.
@@ -450,7 +453,7 @@ impl Sketch<f32> {
     /// compared with `floor`.
     fn plan(vectors: ArrayView2<'_, f32>, wanted: usize, floor: f32, clock: &mut Clock<'_>) -> Option<Self> {
         let (n, width) = vectors.dim();
-        if n < SKETCHED_FROM || wanted < BLOCK_ROWS || width < 64 {
+        if wanted * n < SKETCHED_FROM || width < 64 {
             return None;
         }
         let sample = n.min(SAMPLE);
@@ -1000,5 +1003,72 @@ impl<T: Scalar> Sink<T> for Top<T> {
     fn take(&mut self, row: usize, column: usize, product: T) {
         self.push(row, product, column);
         self.push(column, product, row);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Vectors of at most length 1, near `axes` of `width` axes.
+    fn vectors(n: usize, width: usize, axes: usize, off: f64) -> Array2<f32> {
+        let mut state = 1u32;
+        let mut random = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            f64::from(state >> 8) / f64::from(1 << 24) - 0.5
+        };
+        let main = Array2::from_shape_simple_fn((axes, width), &mut random);
+        let weights = Array2::from_shape_simple_fn((n, axes), &mut random);
+        let mut rows = weights.dot(&main) + Array2::from_shape_simple_fn((n, width), || off * random());
+        for (index, mut row) in rows.outer_iter_mut().enumerate() {
+            let length = row.dot(&row).sqrt() * if index % 3 == 0 { 1.3 } else { 1.0 };
+            row /= length;
+        }
+        rows.mapv(|v| v as f32)
+    }
+
+    #[test]
+    fn sketches_bound_products() {
+        let mut pulse = |_| ();
+        let mut clock = Clock { pulse: &mut pulse, last: Instant::now() };
+        // 40 columns of 5 axes: some of the basis stays empty.
+        for (axes, off) in [(5, 0.0), (5, 0.01), (60, 0.2), (200, 1.0)] {
+            let rows = vectors(300, 160, axes, off);
+            let basis = principal_basis(&rows, 40, &mut clock);
+            let sketched = sketch(rows.view(), &basis, &mut clock).mapv(f64::from);
+            let (bounds, wide) = (sketched.dot(&sketched.t()), rows.mapv(f64::from));
+            let products = wide.dot(&wide.t());
+            for (bound, product) in bounds.iter().zip(&products) {
+                assert!(bound >= product, "{axes} axes: {bound} for {product}");
+            }
+            let slack = (&bounds - &products).mean().unwrap();
+            assert!(slack < if off < 0.1 { 0.02 } else { 1.0 }, "{axes} axes: {slack} too high in the mean");
+        }
+    }
+
+    #[test]
+    fn sketches_are_made_where_they_help() {
+        let mut pulse = |_| ();
+        let mut clock = Clock { pulse: &mut pulse, last: Instant::now() };
+        let few = vectors(4000, 160, 20, 0.01);
+        assert!(Sketch::plan(few.view(), 4000, 0.8, &mut clock).is_some());
+        assert!(Sketch::plan(few.view(), 100, 0.8, &mut clock).is_none(), "too few pairs to be worth it");
+        assert!(Sketch::plan(few.view(), 4000, -0.5, &mut clock).is_none(), "most pairs survive");
+        let all = vectors(4000, 160, 160, 1.0);
+        assert!(Sketch::plan(all.view(), 4000, 0.3, &mut clock).is_none(), "no axes are better than others");
+    }
+
+    #[test]
+    fn products_commute_to_the_bit() {
+        let rows = vectors(60, 83, 83, 1.0);
+        let rows = rows.view();
+        for (i, j) in (0..60).flat_map(|i| (0..i).map(move |j| (i, j))) {
+            let (a, b) = (slice(&rows, i), slice(&rows, j));
+            let wide: Vec<f64> = b.iter().map(|v| f64::from(*v) / 3.0).collect();
+            assert_eq!(dot(a, b).to_bits(), dot(b, a).to_bits());
+            assert_eq!(dot(a, &wide).to_bits(), dot(&wide, a).to_bits());
+            let plain: f64 = a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
+            assert!((dot(a, b) - plain).abs() < 1e-15);
+        }
     }
 }
