@@ -21,118 +21,181 @@ pub fn normalise(vector: &mut [f32]) -> Result<()> {
     Ok(())
 }
 
-/// The mean of unit vectors, kept as a direction and a length.
+/// The sum of unit vectors, the members of a cluster, with their number.
 ///
-/// The direction alone forgets how far its members spread, and then a new member would pull too little or
-/// too much; the length of the mean (the *mean resultant length* of directional statistics, 1 where all
-/// members are equal) makes the running mean exact.
+/// Its direction is the cluster's centroid (the normalised mean), and its length by the number of members is the
+/// *mean resultant length* of directional statistics: 1 where all members are equal, less the more they spread, and
+/// equal to the mean cosine of the members to the centroid. Sums can be added and taken apart in any order, so each
+/// member is written once, by itself, and whoever reads adds up.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Centroid {
-    /// Unit vector.
-    pub direction: Vec<f32>,
-    /// Length of the mean, in (0, 1].
-    pub resultant: f64,
-    /// Members.
-    pub size: u64,
+pub struct Sum {
+    vector: Vec<f64>,
+    pub size: i64,
 }
 
-impl Centroid {
-    /// A group of one. `member` is a unit vector.
-    pub fn found(member: Vec<f32>) -> Self {
-        Self { direction: member, resultant: 1.0, size: 1 }
+impl Sum {
+    pub fn new(dimensions: usize) -> Self {
+        Self { vector: vec![0.0; dimensions], size: 0 }
     }
 
-    /// Cosine of the angle to a vector, in [-1, 1]. Equal vectors give 1 to the last bit of a double.
+    pub fn dimensions(&self) -> usize {
+        self.vector.len()
+    }
+
+    /// Adds what another sum was split into ([`Sum::split`]): `size` members whose sum is `high + low`. A member that
+    /// leaves has the size -1 and its vector negated.
+    pub fn add(&mut self, high: &[f32], low: Option<&[f32]>, size: i64) {
+        for part in [Some(high), low].into_iter().flatten() {
+            assert_eq!(part.len(), self.vector.len(), "dimensions are checked by the caller");
+            self.vector.iter_mut().zip(part).for_each(|(sum, value)| *sum += f64::from(*value));
+        }
+        self.size += size;
+    }
+
+    /// The sum as a single-precision vector and the remainder, which together keep 48 bits: after a million members
+    /// have come and all but one have gone, 24 bits would leave an error of a hundredth.
+    pub fn split(&self) -> (Vec<f32>, Vec<f32>) {
+        self.vector.iter().map(|&value| (value as f32, (value - f64::from(value as f32)) as f32)).unzip()
+    }
+
+    pub fn norm(&self) -> f64 {
+        self.vector.iter().map(|v| v * v).sum::<f64>().sqrt()
+    }
+
+    /// The centroid, of length 1; none for a group without members, or whose members cancel out.
+    pub fn direction(&self) -> Option<Vec<f32>> {
+        let norm = self.norm();
+        let some = self.size > 0 && norm > 1e-6 * self.size as f64;
+        some.then(|| self.vector.iter().map(|v| (v / norm) as f32).collect())
+    }
+
+    /// Cosine of the centroid to a vector, in [-1, 1]; equal vectors give 1 but for 1e-15.
     pub fn cosine(&self, vector: &[f32]) -> f64 {
-        assert_eq!(self.direction.len(), vector.len(), "dimensions are checked by the caller");
-        let (mut dot, mut a, mut b) = (0.0, 0.0, 0.0);
-        for (x, y) in self.direction.iter().zip(vector) {
-            let (x, y) = (f64::from(*x), f64::from(*y));
-            dot += x * y;
-            a += x * x;
-            b += y * y;
-        }
-        (dot / (a * b).sqrt()).clamp(-1.0, 1.0)
+        let dot: f64 = self.vector.iter().zip(vector).map(|(x, y)| x * f64::from(*y)).sum();
+        let norm = vector.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt() * self.norm();
+        if norm > 0.0 { (dot / norm).clamp(-1.0, 1.0) } else { 0.0 }
     }
 
-    /// The centroid with one more member, a unit vector of the same length.
-    ///
-    /// # Errors
-    /// [`Kind::InvalidInput`] where the members cancel out exactly, so that there is no mean direction.
-    pub fn join(&self, member: &[f32]) -> Result<Self> {
-        assert_eq!(self.direction.len(), member.len(), "dimensions are checked by the caller");
-        let (n, size) = (self.size as f64, self.size + 1);
-        let mean: Vec<f64> = self
-            .direction
-            .iter()
-            .zip(member)
-            .map(|(c, m)| (n * self.resultant * f64::from(*c) + f64::from(*m)) / size as f64)
-            .collect();
-        let resultant = mean.iter().map(|v| v * v).sum::<f64>().sqrt();
-        if resultant < 1e-6 {
-            return Err(Error::new(Kind::InvalidInput, "the members of the cluster cancel out")
-                .detail("Their mean has no direction."));
-        }
-        let direction = mean.iter().map(|v| (v / resultant) as f32).collect();
-        Ok(Self { direction, resultant: resultant.min(1.0), size })
+    /// Whether a unit vector can be one of the members: without it, the others' sum is no longer than their number.
+    /// The rounding of members to single precision stays below 1e-4 a member.
+    pub fn may_hold(&self, member: &[f32]) -> bool {
+        let rest = self.vector.iter().zip(member).map(|(s, m)| (s - f64::from(*m)).powi(2)).sum::<f64>().sqrt();
+        self.size >= 1 && rest <= (self.size - 1) as f64 + 1e-4 * self.size as f64
     }
+}
+
+/// Cosine of the angle between two vectors, in [-1, 1], in double precision.
+pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let (mut dot, mut aa, mut bb) = (0.0, 0.0, 0.0);
+    for (x, y) in a.iter().zip(b) {
+        let (x, y) = (f64::from(*x), f64::from(*y));
+        dot += x * y;
+        aa += x * x;
+        bb += y * y;
+    }
+    let norm = (aa * bb).sqrt();
+    if norm > 0.0 { (dot / norm).clamp(-1.0, 1.0) } else { 0.0 }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn running_mean_equals_the_mean_of_all() {
-        // A fixed linear congruence stands for data: 200 vectors around a direction.
+    /// Unit vectors around a direction; a fixed linear congruence stands for data.
+    fn around(count: usize) -> Vec<Vec<f32>> {
         let mut state = 1u32;
         let mut random = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             (state >> 8) as f32 / (1 << 24) as f32 - 0.5
         };
-        let members: Vec<Vec<f32>> = (0..200)
+        (0..count)
             .map(|_| {
                 let mut v: Vec<f32> = (0..16).map(|i| if i == 3 { 1.0 } else { random() }).collect();
                 normalise(&mut v).unwrap();
                 v
             })
-            .collect();
-        let mut running = Centroid::found(members[0].clone());
-        for member in &members[1..] {
-            running = running.join(member).unwrap();
-        }
+            .collect()
+    }
+
+    #[test]
+    fn sums_give_the_mean_of_all_in_any_grouping() {
+        let members = around(200);
         let mut mean = vec![0.0f32; 16];
         for member in &members {
-            for (m, v) in mean.iter_mut().zip(member) {
-                *m += v / 200.0;
-            }
+            mean.iter_mut().zip(member).for_each(|(m, v)| *m += v / 200.0);
         }
         let length = mean.iter().map(|v| v * v).sum::<f32>().sqrt();
         normalise(&mut mean).unwrap();
-        assert_eq!(running.size, 200);
-        assert!((running.resultant - f64::from(length)).abs() < 1e-5);
-        for (a, b) in running.direction.iter().zip(&mean) {
-            assert!((a - b).abs() < 1e-5, "{a} {b}");
+        for group in [1, 7, 200] {
+            let mut all = Sum::new(16);
+            for chunk in members.chunks(group) {
+                let mut part = Sum::new(16);
+                chunk.iter().for_each(|m| part.add(m, None, 1));
+                let (high, low) = part.split();
+                all.add(&high, Some(&low), part.size);
+            }
+            assert_eq!(all.size, 200);
+            assert!((all.norm() / 200.0 - f64::from(length)).abs() < 1e-6);
+            for (a, b) in all.direction().unwrap().iter().zip(&mean) {
+                assert!((a - b).abs() < 1e-6, "{a} {b}");
+            }
+            let cosines = members.iter().map(|m| all.cosine(m)).sum::<f64>() / 200.0;
+            assert!((all.norm() / 200.0 - cosines).abs() < 1e-6, "the resultant is the mean cosine");
         }
+    }
+
+    #[test]
+    fn members_that_leave_take_all_of_themselves_along() {
+        let members = around(3000);
+        let mut sum = Sum::new(16);
+        let store = |sum: &mut Sum| {
+            let (high, low) = sum.split();
+            let size = sum.size;
+            *sum = Sum::new(16);
+            sum.add(&high, Some(&low), size);
+        };
+        for member in &members {
+            sum.add(member, None, 1);
+            store(&mut sum);
+        }
+        for member in &members[1..] {
+            assert!(sum.may_hold(member));
+            let negated: Vec<f32> = member.iter().map(|v| -v).collect();
+            sum.add(&negated, None, -1);
+            store(&mut sum);
+        }
+        assert_eq!(sum.size, 1);
+        assert!(sum.may_hold(&members[0]) && !sum.may_hold(&members[1]));
+        for (a, b) in sum.direction().unwrap().iter().zip(&members[0]) {
+            assert!((a - b).abs() < 1e-6, "{a} {b}");
+        }
+        let negated: Vec<f32> = members[0].iter().map(|v| -v).collect();
+        sum.add(&negated, None, -1);
+        assert_eq!(sum.direction(), None);
     }
 
     #[test]
     fn equal_vectors_have_cosine_one() {
         let mut v: Vec<f32> = (1..=512).map(|i| (i as f32).sin()).collect();
         normalise(&mut v).unwrap();
-        let mut group = Centroid::found(v.clone());
+        let mut group = Sum::new(512);
         for _ in 0..100 {
-            group = group.join(&v).unwrap();
+            group.add(&v, None, 1);
             assert!(group.cosine(&v) > 1.0 - 1e-12);
         }
-        assert!(Centroid::found(vec![1.0, 0.0]).cosine(&[0.0, 1.0]).abs() < 1e-15);
+        assert!(cosine(&v, &v) > 1.0 - 1e-15);
+        assert!(cosine(&[1.0, 0.0], &[0.0, 1.0]).abs() < 1e-15);
+        assert_eq!(cosine(&[0.0, 0.0], &[0.0, 1.0]), 0.0);
     }
 
     #[test]
     fn vectors_without_direction_are_refused() {
         assert_eq!(normalise(&mut [0.0; 4]).unwrap_err().message, "zero vector has no direction");
         assert_eq!(normalise(&mut [1.0, f32::NAN]).unwrap_err().kind, Kind::InvalidInput);
-        assert!(Centroid::found(vec![1.0, 0.0]).join(&[-1.0, 0.0]).is_err());
+        let mut opposite = Sum::new(2);
+        opposite.add(&[1.0, 0.0], None, 1);
+        opposite.add(&[-1.0, 0.0], None, 1);
+        assert_eq!(opposite.direction(), None);
         // Tiny components are still a direction.
         let mut tiny = [1e-30f32, 0.0];
         normalise(&mut tiny).unwrap();

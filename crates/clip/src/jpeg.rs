@@ -160,6 +160,35 @@ impl<'a> Jpeg<'a> {
     }
 }
 
+/// Encodes with the quality given, 1 to 100, and full chroma resolution.
+pub(crate) fn encode(rgb: &RgbImage, quality: c_int) -> Result<Vec<u8>> {
+    let failed = |detail: String| Error::new(Kind::Internal, "the JPEG could not be encoded").detail(detail);
+    // SAFETY: no precondition; a null result is handled.
+    let handle = NonNull::new(unsafe { tj::tj3Init(tj::TJINIT_TJINIT_COMPRESS as c_int) })
+        .map(Handle)
+        .ok_or_else(|| failed("The encoder could not be set up.".to_owned()))?;
+    handle.set(tj::TJPARAM_TJPARAM_QUALITY, quality);
+    handle.set(tj::TJPARAM_TJPARAM_SUBSAMP, tj::TJSAMP_TJSAMP_444 as c_int);
+    let (mut buffer, mut size) = (std::ptr::null_mut::<u8>(), 0);
+    // SAFETY: the pixels are width × height × 3 bytes with rows packed (pitch 0); a null buffer is allocated by the
+    // library, which says how much of it is filled; it is freed by the library's own function, whatever the outcome.
+    unsafe {
+        let status = tj::tj3Compress8(
+            handle.0.as_ptr(),
+            rgb.as_ptr(),
+            rgb.width() as c_int,
+            0,
+            rgb.height() as c_int,
+            tj::TJPF_TJPF_RGB,
+            &raw mut buffer,
+            &raw mut size,
+        );
+        let encoded = (status == 0).then(|| std::slice::from_raw_parts(buffer, size as usize).to_vec());
+        tj::tj3Free(buffer.cast());
+        encoded.ok_or_else(|| failed(handle.last_error().message))
+    }
+}
+
 fn broken(reason: &str) -> Error {
     Error::new(Kind::InvalidInput, "JPEG image is broken").detail(format!("The decoder says: {reason}."))
 }

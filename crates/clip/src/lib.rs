@@ -11,11 +11,14 @@
 //! | [`model`] | a model directory: where it is found, which files it has |
 //! | [`session`] | ONNX Runtime: library, environment, one tower |
 //! | [`embedder`] | the pieces together |
+//! | [`thumbnail`] | small copies for galleries |
 //! | [`cluster`] | the arithmetic of grouping |
 //! | [`agglomerative`] | clusters of a whole collection at once |
+//! | [`code`] | binary codes that find near vectors among a million |
 
 pub mod agglomerative;
 pub mod cluster;
+pub mod code;
 pub mod embedder;
 mod error;
 mod format;
@@ -27,5 +30,6 @@ pub mod preprocess;
 pub mod resample;
 pub mod session;
 pub mod text;
+pub mod thumbnail;
 
 pub use error::{Error, Kind, Result};
