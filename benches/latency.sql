@@ -38,6 +38,6 @@ BEGIN
     PERFORM clip_assign_cluster(embedding, 'latency') FROM gallery.photo;
     passed := extract(epoch FROM clock_timestamp() - start) * 1000;
     INSERT INTO timing (step, items, ms) SELECT 'cluster assignment, in a collection of ten', count(*), passed FROM gallery.photo;
-    DELETE FROM clip_search.collection WHERE name = 'latency';
+    PERFORM clip_drop_collection('latency');
 END $$;
 SELECT step, items, round((ms / items)::numeric, 2) AS "ms each" FROM timing ORDER BY n;

@@ -1,24 +1,89 @@
 -- Tables of the extension. They come before the functions, which read and write them by qualified name.
+--
+-- A cluster is the sum of its members (unit vectors), kept as several rows: one in cluster_sum from its founding on, and
+-- one in cluster_change for each member that has come or gone since. So joining only ever adds a row, and waits for
+-- nobody. Rows are merged now and then by whoever happens to read many.
 
 CREATE SCHEMA clip_search;
 
-CREATE TABLE clip_search.collection (
-    name       text PRIMARY KEY CHECK (name <> ''),
-    dimensions integer NOT NULL CHECK (dimensions BETWEEN 1 AND 16000),
-    clusters   bigint NOT NULL DEFAULT 0,
+CREATE TABLE clip_search.collection_setting (
+    name       text COLLATE "C" PRIMARY KEY CHECK (name <> '' AND octet_length(name) <= 63),
+    dimensions integer CHECK (dimensions BETWEEN 1 AND 16000),
+    threshold  double precision CHECK (threshold > -1 AND threshold <= 1),
+    model      text,
+    members    regclass,
+    embedding  name,
+    cluster    name,
+    key        name,
+    labels     name,
+    image      name,
     created_at timestamptz NOT NULL DEFAULT now()
 );
 
-CREATE TABLE clip_search.cluster (
-    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    collection text NOT NULL REFERENCES clip_search.collection ON UPDATE CASCADE ON DELETE CASCADE,
-    centroid   vector NOT NULL,
-    resultant  double precision NOT NULL CHECK (resultant > 0 AND resultant <= 1),
-    size       bigint NOT NULL CHECK (size > 0),
-    created_at timestamptz NOT NULL DEFAULT now(),
-    updated_at timestamptz NOT NULL DEFAULT now()
--- A centroid of 512 dimensions has 2056 bytes, just over the size from which PostgreSQL moves values out
--- of line; every search reads every centroid, so they stay in the row up to a full page.
-) WITH (toast_tuple_target = 8160, fillfactor = 80);
+CREATE SEQUENCE clip_search.cluster_id_seq;
 
-CREATE INDEX cluster_collection_idx ON clip_search.cluster (collection);
+-- A sum of 512 dimensions has 2056 bytes, just over the size from which PostgreSQL moves values out of line; searches
+-- read them, so they stay in the row up to a full page.
+CREATE TABLE clip_search.cluster_sum (
+    collection text COLLATE "C" NOT NULL,
+    cluster    bigint NOT NULL,
+    size       bigint NOT NULL,
+    sum        vector NOT NULL,
+    rest       vector,
+    code       bytea,
+    model      text,
+    made_at    timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now()
+) WITH (toast_tuple_target = 8160);
+CREATE INDEX cluster_sum_cluster_idx ON clip_search.cluster_sum (cluster);
+CREATE INDEX cluster_sum_collection_idx ON clip_search.cluster_sum (collection, cluster);
+CREATE INDEX cluster_sum_recent_idx ON clip_search.cluster_sum (collection, cluster) WHERE code IS NULL;
+
+CREATE TABLE clip_search.cluster_change (
+    collection text COLLATE "C" NOT NULL,
+    cluster    bigint NOT NULL,
+    size       bigint NOT NULL,
+    sum        vector NOT NULL,
+    rest       vector,
+    made_at    timestamptz NOT NULL DEFAULT now()
+) WITH (toast_tuple_target = 8160);
+CREATE INDEX cluster_change_cluster_idx ON clip_search.cluster_change (cluster);
+
+-- Read from end to end by every search, so in pages that are as full as can be.
+CREATE TABLE clip_search.cluster_code (
+    collection text COLLATE "C" NOT NULL,
+    first      bigint NOT NULL,
+    last       bigint NOT NULL,
+    entries    bytea NOT NULL
+) WITH (toast_tuple_target = 8160);
+ALTER TABLE clip_search.cluster_code ALTER entries SET STORAGE PLAIN;
+CREATE INDEX cluster_code_collection_idx ON clip_search.cluster_code (collection, last);
+
+-- What people read.
+CREATE VIEW clip_search.cluster AS
+SELECT cluster AS id, collection, l2_normalize(sum(sum)) AS centroid, least(vector_norm(sum(sum)) / sum(size)::double precision, 1) AS resultant,
+       sum(size)::bigint AS size, min(made_at) AS created_at, max(updated_at) AS updated_at
+FROM (SELECT cluster, collection, size, sum, made_at, updated_at FROM clip_search.cluster_sum
+      UNION ALL
+      SELECT cluster, collection, size, sum, made_at, made_at FROM clip_search.cluster_change) AS part
+GROUP BY cluster, collection HAVING sum(size) > 0;
+
+-- Collections come to be by the first assignment; those with settings are stored. The names of the others are found by
+-- stepping through the index.
+CREATE VIEW clip_search.collection AS
+WITH RECURSIVE used AS (
+    (SELECT collection FROM clip_search.cluster_sum ORDER BY collection LIMIT 1)
+    UNION ALL
+    SELECT (SELECT s.collection FROM clip_search.cluster_sum s WHERE s.collection > used.collection ORDER BY s.collection LIMIT 1)
+    FROM used WHERE used.collection IS NOT NULL
+)
+SELECT coalesce(setting.name, used.collection) AS name,
+       coalesce(setting.dimensions, (SELECT vector_dims(s.sum) FROM clip_search.cluster_sum s
+                                     WHERE s.collection = used.collection ORDER BY s.cluster LIMIT 1)) AS dimensions,
+       -- A session that has not called the extension yet does not know the setting, and goes by its default.
+       coalesce(setting.threshold, nullif(pg_catalog.current_setting('clip_search.cluster_threshold', true), '')::double precision, 0.82) AS threshold,
+       coalesce(setting.model, (SELECT s.model FROM clip_search.cluster_sum s
+                                WHERE s.collection = used.collection ORDER BY s.cluster LIMIT 1)) AS model,
+       setting.members, setting.embedding, setting.cluster, setting.key, setting.labels, setting.image, setting.created_at
+FROM clip_search.collection_setting AS setting
+FULL JOIN (SELECT collection FROM used WHERE collection IS NOT NULL) AS used ON used.collection = setting.name;

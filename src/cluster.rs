@@ -1,19 +1,50 @@
 //! Grouping on insert: a vector joins the nearest cluster of its collection, or founds one.
+//!
+//! Nobody waits for another transaction's end here, so nobody deadlocks. A cluster is a set of rows that each add to
+//! its sum (sql/bootstrap.sql); who joins adds a row. Clusters that other transactions have founded and not committed
+//! yet are seen by dirty scans ([`Store::scan`]) and joined like any other: if the founder rolls back, the cluster
+//! consists of those who joined. Two who would found the same cluster at once are kept apart by a lock that is held
+//! while one looks again and writes its row ([`Store::latch`]), not to the end of the transaction.
+//!
+//! The nearest cluster is found by binary codes of the centroids (`clip::code`): all codes of the collection are
+//! compared, and those clusters whose codes are near are compared exactly. An HNSW index of pgvector would not do: it
+//! refuses dirty snapshots, and each join would move an entry.
 
-use clip::cluster::{Centroid, normalise};
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use clip::cluster::{Sum, cosine, normalise};
+use clip::code::{self, Block, Code, Coder, Nearest};
 use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
+use crate::engine;
 use crate::error::{SqlResult, report, with_sqlstate};
 use crate::settings;
-use crate::vector::{self, Vector};
+use crate::statements;
+use crate::store::{self, Condition, Index, Row, Sees, Store, sees_the_latest};
+use crate::vector::Vector;
 
-const DEFAULT_COLLECTION: &str = "default";
+pub const DEFAULT_COLLECTION: &str = "default";
 
 /// Equal vectors have a cosine of 1 but for rounding: the components are float4, whose last bit moves a
 /// cosine by about 1e-15. With this much room a threshold of 1 means equal.
-const ROUNDING: f64 = 1e-12;
+pub const ROUNDING: f64 = 1e-12;
+
+/// Bits by which a stored code may differ from that of the centroid of today. 16 of 256 is an angle of 11 degrees.
+const DRIFT: u32 = 16;
+/// Clusters compared exactly, of those whose codes are near; each costs 3 µs.
+const CANDIDATES: usize = 512;
+/// A centroid may have moved from the sum that is searched by what has changed since; members of one cluster are within
+/// the threshold of its centroid, so by far less than this cosine.
+const MOVED: f64 = 0.2;
+/// Changes of a cluster that are left standing before they are added to its sum.
+const CHANGES: usize = 16;
+/// Clusters without a code before codes are made: searching two blocks' worth of sums costs 0.2 ms.
+const RECENT: usize = 2 * code::BLOCK;
+/// Clusters of other transactions that a session looks up singly to spare itself a longer scan.
+const LEFT_OVER: usize = 64;
 
 #[pg_extern(volatile, strict, parallel_unsafe, security_definer, cost = 5000)]
 #[search_path(pg_catalog, pg_temp)]
@@ -27,119 +58,569 @@ fn clip_assign_cluster_in(embedding: Vector, collection: &str) -> SqlResult<i64>
     assign(embedding, collection)
 }
 
-fn assign(embedding: Vector, collection: &str) -> SqlResult<i64> {
-    if collection.is_empty() {
-        return Err(report(Error::new(Kind::InvalidInput, "collection name is empty")));
+#[pg_extern(volatile, strict, parallel_unsafe, security_definer, cost = 5000)]
+#[search_path(pg_catalog, pg_temp)]
+fn clip_leave_cluster(cluster: i64, embedding: Vector) -> SqlResult<()> {
+    leave(cluster, embedding)
+}
+
+/// What is settled about a collection: by [`clip_create_collection`](crate::collection), else by its first cluster.
+pub struct Collection {
+    pub name: String,
+    pub dimensions: Option<i32>,
+    pub threshold: f64,
+    model: Option<String>,
+}
+
+impl Collection {
+    pub fn find(store: &Store, name: &str) -> SqlResult<Self> {
+        check_name(name)?;
+        let mut known =
+            Self { name: name.to_owned(), dimensions: None, threshold: settings::cluster_threshold(), model: None };
+        store.scan(Sees::Everything, Index::SettingName, &[Condition::TextIs(1, name)], |row| {
+            if row.inserting {
+                return true; // not a collection yet
+            }
+            known.dimensions = row.integer(2);
+            known.threshold = row.double(3).unwrap_or(known.threshold);
+            known.model = row.text(4);
+            false
+        });
+        for sees in [Sees::Everything, Sees::Settled] {
+            if known.dimensions.is_some() && known.model.is_some() {
+                break;
+            }
+            store.scan(sees, Index::SumCollection, &[Condition::TextIs(1, name)], |row| {
+                known.dimensions = known.dimensions.or_else(|| row.vector(4).map(|sum| sum.len() as i32));
+                known.model = known.model.take().or_else(|| row.text(7));
+                false
+            });
+        }
+        if !(known.threshold > -1.0) {
+            return Err(report(
+                Error::new(Kind::InvalidInput, format!("cluster threshold {} is not over -1", known.threshold))
+                    .detail("Every vector has a cosine of at least -1 to every other, so all would be one cluster.")
+                    .hint("Set clip_search.cluster_threshold to a value over -1, up to 1."),
+            ));
+        }
+        Ok(known)
     }
+
+    /// Vectors of several models, or lengths, can't be compared.
+    fn check(&self, dimensions: usize, model: Option<&str>) -> SqlResult<()> {
+        let name = &self.name;
+        let mixed = |message: String, detail: String| {
+            Err(with_sqlstate(
+                PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
+                Error::new(Kind::InvalidInput, message)
+                    .detail(detail)
+                    .hint("Vectors of different models don't mix: use a collection for each."),
+            ))
+        };
+        match (self.dimensions, &self.model, model) {
+            (Some(known), _, _) if known as usize != dimensions => mixed(
+                format!("different vector dimensions {known} and {dimensions}"),
+                format!("Collection \"{name}\" holds vectors of {known} dimensions; this one has {dimensions}."),
+            ),
+            (_, Some(known), Some(model)) if engine::base_name(known) != engine::base_name(model) => mixed(
+                format!("collection \"{name}\" holds vectors of model \"{known}\", not of \"{model}\""),
+                format!("This vector is what \"{model}\" has just returned in this session."),
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
+pub fn check_name(collection: &str) -> SqlResult<()> {
+    // As long as PostgreSQL's own names. It stands in every row, and codes are stored in full pages.
+    const LONGEST: usize = 63;
+    let bad = |message: String, detail: String| Err(report(Error::new(Kind::InvalidInput, message).detail(detail)));
+    match collection.len() {
+        0 => bad("collection name is empty".to_owned(), "A name has 1 to 63 bytes.".to_owned()),
+        1..=LONGEST => Ok(()),
+        long => bad("collection name is too long".to_owned(), format!("It has {long} bytes; {LONGEST} are allowed.")),
+    }
+}
+
+fn assign(embedding: Vector, collection: &str) -> SqlResult<i64> {
+    let store = Store::open(c"clip_assign_cluster()");
+    let model = engine::model_of(&embedding.0);
     let Vector(mut member) = embedding;
     normalise(&mut member).map_err(report)?;
+    check_name(collection)?;
+    store.hold(collection);
+    let collection = Collection::find(&store, collection)?;
+    collection.check(member.len(), model.as_deref())?;
+    let search = Search::new(&store, &collection, &member);
     Spi::connect_mut(|client| {
-        lock_collection(client, collection, member.len())?;
-        match nearest(client, collection, &member)? {
-            Some((id, centroid)) if centroid.cosine(&member) + ROUNDING >= settings::cluster_threshold() => {
-                join(client, id, &centroid, &member)?;
-                Ok(id)
+        // Under the latch, since there is a moment between the giving of an id and the writing of its row.
+        let mark = {
+            let _latch = store.latch(&collection.name, false);
+            statements::last_id(client)?
+        };
+        let near = search.nearest(0);
+        let joins = |found: &Cluster| found.cosine + ROUNDING >= collection.threshold;
+        let mut joined = None;
+        let found_before = near.as_ref().is_some_and(joins);
+        if let Some(found) = near.as_ref().filter(|found| joins(found)) {
+            let _latch = store.latch(&collection.name, false);
+            // It may have moved, or gone, since it was found.
+            joined = search.look_up(found.id).filter(|cluster| cluster.alive() && joins(cluster));
+            if let Some(found) = &joined {
+                join(client, &collection, found, &member)?;
             }
-            _ => found(client, collection, member),
         }
+        let mut founded = false;
+        let cluster = match joined {
+            Some(found) => found,
+            None => {
+                let _latch = store.latch(&collection.name, true);
+                // Whoever had the latch before has written its rows. Only clusters that are newer than the first look
+                // can have been missed by it.
+                let found = search.nearest(if found_before { 0 } else { mark }).filter(joins);
+                match found {
+                    Some(found) => {
+                        join(client, &collection, &found, &member)?;
+                        found
+                    }
+                    None => {
+                        founded = true;
+                        Cluster::new(statements::found(client, &collection.name, &member, model.as_deref())?)
+                    }
+                }
+            }
+        };
+        if sees_the_latest() {
+            if cluster.wants_folding() {
+                fold(client, &collection, cluster.id)?;
+            }
+            if founded && search.recent.get() >= RECENT {
+                pack(client, &store, &collection)?;
+            }
+        }
+        Ok(cluster.id)
     })
 }
 
-/// Makes this transaction the only one that assigns in the collection, until it ends.
+/// Adds a member to a cluster.
+fn join(client: &mut SpiClient<'_>, collection: &Collection, cluster: &Cluster, member: &[f32]) -> SqlResult<()> {
+    let mut sum = cluster.sum.clone();
+    sum.add(member, None, 1);
+    if sum.direction().is_none() {
+        return Err(report(
+            Error::new(Kind::InvalidInput, "the members of the cluster cancel out")
+                .detail(format!("The mean of cluster {} with this vector has no direction.", cluster.id))
+                .hint("Use a higher threshold."),
+        ));
+    }
+    if cluster.settled {
+        statements::change(client, &collection.name, cluster.id, 1, member)
+    } else {
+        // The row that searches find it by may yet be undone, so this transaction writes one of its own.
+        statements::found_again(client, &collection.name, cluster.id, member, cluster.model.as_deref())
+    }
+}
+
+fn leave(id: i64, embedding: Vector) -> SqlResult<()> {
+    let store = Store::open(c"clip_leave_cluster()");
+    let Vector(mut member) = embedding;
+    normalise(&mut member).map_err(report)?;
+    let unknown = || {
+        with_sqlstate(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+            Error::new(Kind::InvalidInput, format!("cluster {id} does not exist")),
+        )
+    };
+    let Some(name) = collection_of(&store, id) else { return Err(unknown()) };
+    store.hold(&name);
+    let collection = Collection::find(&store, &name)?;
+    collection.check(member.len(), None)?;
+    Spi::connect_mut(|client| {
+        let search = Search::new(&store, &collection, &member);
+        let left = {
+            let _latch = store.latch(&name, false);
+            let Some(cluster) = search.look_up(id).filter(Cluster::alive) else { return Err(unknown()) };
+            if !cluster.sum.may_hold(&member) {
+                return Err(report(
+                    Error::new(Kind::InvalidInput, format!("the vector is not a member of cluster {id}"))
+                        .detail(format!(
+                            "The cluster has size {}; its members can't add up to its centroid with this vector among them.",
+                            cluster.sum.size
+                        ))
+                        .hint("Give the vector that was assigned, as it was then."),
+                ));
+            }
+            statements::change(client, &name, id, -1, &member.iter().map(|v| -v).collect::<Vec<_>>())?;
+            cluster.sum.size - 1
+        };
+        if left == 0 && sees_the_latest() {
+            forget(client, &store, &search, id)?;
+        }
+        Ok(())
+    })
+}
+
+/// The collection that a cluster belongs to.
+fn collection_of(store: &Store, id: i64) -> Option<String> {
+    let mut name = None;
+    for sees in [Sees::Everything, Sees::Settled] {
+        store.scan(sees, Index::SumCluster, &[Condition::BigintIs(2, id)], |row| {
+            name = row.text(1);
+            false
+        });
+    }
+    name
+}
+
+/// A cluster as it stands now, with what transactions under way have added.
+struct Cluster {
+    id: i64,
+    sum: Sum,
+    /// To the vector that is looked for.
+    cosine: f64,
+    model: Option<String>,
+    /// It has a row that searches find and that can't vanish but by this transaction's own doing.
+    settled: bool,
+    /// Rows that no other transaction is writing: sums and changes.
+    rows: (usize, usize),
+    /// Members in those rows, and in the sums alone.
+    members: i64,
+    base: i64,
+    /// Other transactions are adding to it or taking away.
+    under_way: bool,
+}
+
+impl Cluster {
+    /// One that has just been founded.
+    fn new(id: i64) -> Self {
+        Self {
+            id,
+            sum: Sum::new(0),
+            cosine: 1.0,
+            model: None,
+            settled: true,
+            rows: (1, 0),
+            members: 1,
+            base: 1,
+            under_way: false,
+        }
+    }
+
+    /// Whether it has members, or may have.
+    fn alive(&self) -> bool {
+        self.members > 0 || self.under_way
+    }
+
+    /// At first with each doubling, so that what searches compare is never far from the centroid; later when reading
+    /// the changes begins to cost.
+    fn wants_folding(&self) -> bool {
+        self.rows.0 > 1 || self.rows.1 >= CHANGES || (self.rows.1 as i64) >= self.base.max(1)
+    }
+}
+
+/// Looks for a vector among the clusters of a collection.
+struct Search<'a> {
+    store: &'a Store,
+    collection: &'a Collection,
+    member: &'a [f32],
+    code: Code,
+    /// Clusters without a code, as of the longest search.
+    recent: std::cell::Cell<usize>,
+}
+
+impl<'a> Search<'a> {
+    fn new(store: &'a Store, collection: &'a Collection, member: &'a [f32]) -> Self {
+        let code = with_coder(member.len(), |coder| coder.encode(member));
+        Self { store, collection, member, code, recent: std::cell::Cell::new(0) }
+    }
+
+    /// The nearest of the clusters with ids above `after`, unless all are clearly below the threshold.
+    ///
+    /// Sums without a code come first, codes second: a code that is made between the two is then seen in one of them.
+    fn nearest(&self, after: i64) -> Option<Cluster> {
+        let candidates = self.recent(after);
+        let mut best: Option<Cluster> = None;
+        let mut consider = |id| {
+            let cluster = self.look_up(id).filter(Cluster::alive);
+            let better = |cluster: &Cluster, best: &Cluster| {
+                cluster.cosine > best.cosine || (cluster.cosine == best.cosine && cluster.id < best.id)
+            };
+            if let Some(cluster) = cluster
+                && best.as_ref().is_none_or(|best| better(&cluster, best))
+            {
+                best = Some(cluster);
+            }
+            best.as_ref().map_or(self.collection.threshold, |best| best.cosine.max(self.collection.threshold))
+        };
+        for (near, id) in candidates {
+            if near + MOVED < consider(id) {
+                break;
+            }
+        }
+        let reach = code::reach(self.collection.threshold, DRIFT);
+        let mut nearest = Nearest::new(self.code, reach, CANDIDATES);
+        let conditions = [Condition::TextIs(1, &self.collection.name), Condition::BigintOver(3, after)];
+        self.store.scan(Sees::Everything, Index::CodeCollection, &conditions, |row| {
+            nearest.scan(row.bigint(2), row.bytes(4).unwrap_or_default());
+            true
+        });
+        for (distance, id) in nearest.into_sorted() {
+            if distance > code::reach(consider(id), DRIFT) {
+                break;
+            }
+        }
+        best
+    }
+
+    /// (cosine, id) of the sums without a code that are not clearly below the threshold.
+    fn recent(&self, after: i64) -> Vec<(f64, i64)> {
+        let (mut near, mut count) = (Vec::new(), 0);
+        // Sums are replaced when changes are added to them, so both scans are needed; see there.
+        let mut visit = |row: &Row| {
+            count += 1;
+            if let Some(sum) = row.vector(4) {
+                let cosine = cosine(&sum, self.member);
+                if cosine + MOVED >= self.collection.threshold {
+                    near.push((cosine, row.bigint(2)));
+                }
+            }
+            true
+        };
+        let (from, left_over) = Packed::known(self.store, &self.collection.name, after);
+        let conditions = [Condition::TextIs(1, &self.collection.name), Condition::BigintOver(2, from)];
+        for sees in [Sees::Everything, Sees::Settled] {
+            for &id in &left_over {
+                self.store.scan(sees, Index::SumCluster, &[Condition::BigintIs(2, id)], &mut visit);
+            }
+            self.store.scan(sees, Index::SumRecent, &conditions, &mut visit);
+        }
+        near.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        near.dedup_by_key(|(_, id)| *id);
+        self.recent.set((count / 2).max(self.recent.get()));
+        near
+    }
+
+    /// A cluster with all that belongs to it, if anything does.
+    fn look_up(&self, id: i64) -> Option<Cluster> {
+        let seen = self.read(id, Sees::Everything);
+        // A row that was just being replaced may have been missed.
+        if seen.as_ref().is_some_and(|cluster| cluster.rows.0 > 0 && cluster.alive()) {
+            seen
+        } else {
+            self.read(id, Sees::Settled).filter(Cluster::alive).or(seen)
+        }
+    }
+
+    fn read(&self, id: i64, sees: Sees) -> Option<Cluster> {
+        let mut cluster = Cluster {
+            sum: Sum::new(self.member.len()),
+            settled: false,
+            rows: (0, 0),
+            members: 0,
+            base: 0,
+            ..Cluster::new(id)
+        };
+        let (mut replaced, mut place) = (false, None);
+        let condition = [Condition::BigintIs(2, id)];
+        // Changes come first: what is moved from there to a sum meanwhile is counted twice, but not missed.
+        self.store.scan(sees, Index::ChangeCluster, &condition, |row| {
+            cluster.under_way |= row.inserting || row.deleting;
+            if !row.inserting {
+                cluster.members += row.bigint(3);
+                cluster.rows.1 += 1;
+            }
+            add(&mut cluster.sum, row);
+            true
+        });
+        self.store.scan(sees, Index::SumCluster, &condition, |row| {
+            cluster.under_way |= row.inserting || row.deleting;
+            replaced |= row.deleting;
+            if !row.inserting {
+                cluster.members += row.bigint(3);
+                cluster.base += row.bigint(3);
+                cluster.rows.0 += 1;
+            }
+            // Settled is also what another has replaced or deleted since the snapshot; only the other scan knows.
+            cluster.settled |= sees == Sees::Everything && !row.inserting && !row.deleting;
+            cluster.model = cluster.model.take().or_else(|| row.text(7));
+            // What replaces a row is that row once more.
+            if !(row.inserting && replaced) {
+                add(&mut cluster.sum, row);
+            }
+            place = place.take().or_else(|| row.vector(4).map(|sum| sum.to_vec()));
+            true
+        });
+        // Where its last member is just leaving, the cluster is where that one was.
+        cluster.cosine = match (cluster.sum.direction(), place) {
+            (Some(_), _) => cluster.sum.cosine(self.member),
+            (None, Some(place)) => cosine(&place, self.member),
+            (None, None) => return None,
+        };
+        Some(cluster)
+    }
+}
+
+fn add(sum: &mut Sum, row: &Row) {
+    if let Some(high) = row.vector(4)
+        && high.len() == sum.dimensions()
+    {
+        sum.add(&high, row.vector(5).as_deref(), row.bigint(3));
+    }
+}
+
+/// Deletes a cluster that has no members left, if no other transaction has to do with it.
+fn forget(client: &mut SpiClient<'_>, store: &Store, search: &Search<'_>, id: i64) -> SqlResult<()> {
+    // No one may join while it is made sure that no one has.
+    let _latch = store.latch(&search.collection.name, true);
+    let Some(cluster) = search.look_up(id).filter(|cluster| !cluster.alive()) else { return Ok(()) };
+    let sums = statements::lock_sums(client, id)?;
+    let changes = statements::lock_changes(client, id)?;
+    if (sums.len(), changes.len()) == cluster.rows {
+        statements::delete_sums(client, &sums)?;
+        statements::delete_changes(client, &changes)?;
+    }
+    Ok(())
+}
+
+/// Adds up the rows of a cluster that no other transaction is at work on.
+fn fold(client: &mut SpiClient<'_>, collection: &Collection, id: i64) -> SqlResult<()> {
+    let sums = statements::lock_sums(client, id)?;
+    let changes = statements::lock_changes(client, id)?;
+    let Some(dimensions) = sums.iter().chain(&changes).map(|row| row.high.len()).next() else { return Ok(()) };
+    let mut total = Sum::new(dimensions);
+    for row in sums.iter().chain(&changes) {
+        total.add(&row.high, row.low.as_deref(), row.size);
+    }
+    // An emptied cluster is kept apart until it is forgotten: a sum of zero could not be found again.
+    if sums.len() + changes.len() < 2 || total.size <= 0 || total.direction().is_none() {
+        return Ok(());
+    }
+    match sums.first() {
+        Some(kept) => {
+            // A code that the centroid has moved away from is dropped; the cluster is then searched by its sum.
+            let code = kept.code.as_deref().and_then(|bytes| {
+                let (high, _) = total.split();
+                let now = with_coder(dimensions, |coder| coder.encode(&high));
+                let then = code::from_bytes(bytes)?;
+                (code::distance(&now, &then) <= DRIFT).then_some(bytes)
+            });
+            statements::replace(client, kept, &total, code)?;
+            statements::delete_sums(client, &sums[1..])?;
+            statements::delete_changes(client, &changes)
+        }
+        None => {
+            statements::merged(client, &collection.name, id, &total)?;
+            statements::delete_changes(client, &changes)
+        }
+    }
+}
+
+/// Makes codes for the clusters that have none.
+fn pack(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) -> SqlResult<()> {
+    let mut rows = statements::lock_recent(client, &collection.name, RECENT)?;
+    if rows.len() < code::BLOCK {
+        return Ok(()); // others are at it
+    }
+    rows.sort_by_key(|row| row.cluster);
+    let mut entries: Vec<(i64, Code)> =
+        rows.iter().map(|row| (row.cluster, with_coder(row.high.len(), |coder| coder.encode(&row.high)))).collect();
+    let codes: Vec<Vec<u8>> = entries.iter().map(|(_, code)| code::to_bytes(code)).collect();
+    statements::set_codes(client, &rows, codes)?;
+    entries.dedup_by_key(|(id, _)| *id);
+    for block in Block::pack(&entries) {
+        statements::block(client, &collection.name, block)?;
+    }
+    let Some(&(last, _)) = entries.last() else { return Ok(()) };
+    // What is still without a code up to there: rows of others.
+    let _latch = store.latch(&collection.name, false);
+    let mut left_over = Vec::new();
+    for sees in [Sees::Everything, Sees::Settled] {
+        store.scan(sees, Index::SumRecent, &[Condition::TextIs(1, &collection.name)], |row| {
+            let id = row.bigint(2);
+            if id <= last {
+                left_over.push(id);
+            }
+            id <= last && left_over.len() <= 4 * LEFT_OVER
+        });
+    }
+    left_over.sort_unstable();
+    left_over.dedup();
+    Packed::remember(&collection.name, last, left_over);
+    Ok(())
+}
+
+/// Replaces all clusters of a collection, which this transaction has to itself: `ids[i]` is the cluster of `sums[i]`.
+pub fn write_anew(client: &mut SpiClient<'_>, collection: &str, ids: &[i64], sums: &[Sum]) -> SqlResult<()> {
+    let known = statements::clear(client, collection)?;
+    let mut entries: Vec<(i64, Code)> = Vec::with_capacity(ids.len());
+    for (id, sum) in ids.iter().zip(sums) {
+        pgrx::check_for_interrupts!();
+        let code = with_coder(sum.dimensions(), |coder| coder.encode(&sum.split().0));
+        statements::insert(client, collection, *id, sum, &code::to_bytes(&code), known.get(id))?;
+        entries.push((*id, code));
+    }
+    entries.sort_unstable();
+    for block in Block::pack(&entries) {
+        statements::block(client, collection, block)?;
+    }
+    Ok(())
+}
+
+/// Up to which id this session has given codes to all clusters of a collection but those listed.
 ///
-/// Two sessions that insert the same photo at once must end in one cluster, so the second has to see what
-/// the first did, or that it was undone. The statements after this one see all that has been committed
-/// (READ COMMITTED); under stricter isolation PostgreSQL raises 40001 here if a cluster was founded since
-/// the snapshot, because the row has then changed.
-fn lock_collection(client: &mut SpiClient<'_>, collection: &str, dimensions: usize) -> SqlResult<()> {
-    const LOCK: &str = "SELECT dimensions FROM clip_search.collection WHERE name OPERATOR(pg_catalog.=) $1 FOR UPDATE";
-    let mut known = first::<i32>(client, LOCK, &[collection.into()])?;
-    if known.is_none() {
-        run(
-            client,
-            "INSERT INTO clip_search.collection (name, dimensions) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING",
-            &[collection.into(), (dimensions as i32).into()],
-        )?;
-        known = first::<i32>(client, LOCK, &[collection.into()])?;
+/// Rows that are replaced in a transaction stay in the index until it ends, and a search would step over each of them:
+/// a transaction that founds 100,000 clusters would be stepping most of its time.
+struct Packed {
+    /// By whom, and which block is the last.
+    writer: pgrx::pg_sys::TransactionId,
+    last: i64,
+    left_over: Vec<i64>,
+}
+
+thread_local! {
+    static PACKED: RefCell<HashMap<String, Packed>> = RefCell::default();
+    static CODERS: RefCell<Vec<Coder>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Packed {
+    fn remember(collection: &str, last: i64, left_over: Vec<i64>) {
+        PACKED.with_borrow_mut(|all| {
+            if left_over.len() <= LEFT_OVER {
+                all.insert(collection.to_owned(), Self { writer: store::writer(), last, left_over });
+            } else {
+                all.remove(collection);
+            }
+        });
     }
-    match known {
-        Some(known) if known as usize != dimensions => Err(with_sqlstate(
-            PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
-            Error::new(Kind::InvalidInput, format!("different vector dimensions {known} and {dimensions}"))
-                .detail(format!(
-                    "Collection \"{collection}\" holds vectors of {known} dimensions; this one has {dimensions}."
-                ))
-                .hint("Vectors of different models don't mix: use a collection for each."),
-        )),
-        _ => Ok(()),
+
+    /// From where the rows without a code have to be scanned, and which to look up besides. The block is looked for
+    /// first: if it was rolled back, or has been replaced since, this knowledge is void.
+    fn known(store: &Store, collection: &str, after: i64) -> (i64, Vec<i64>) {
+        PACKED.with_borrow_mut(|all| {
+            let Some(packed) = all.get(collection).filter(|packed| packed.last > after) else {
+                return (after, Vec::new());
+            };
+            let mut stands = false;
+            let conditions = [Condition::TextIs(1, collection), Condition::BigintIs(3, packed.last)];
+            store.scan(Sees::Everything, Index::CodeCollection, &conditions, |row| {
+                stands = row.writer == packed.writer && !row.inserting && !row.deleting;
+                !stands
+            });
+            if !stands {
+                all.remove(collection);
+                return (after, Vec::new());
+            }
+            (packed.last, packed.left_over.clone())
+        })
     }
 }
 
-/// The cluster whose centroid has the highest cosine to `member`.
-fn nearest(client: &mut SpiClient<'_>, collection: &str, member: &[f32]) -> SqlResult<Option<(i64, Centroid)>> {
-    let distance = format!("OPERATOR({}.<=>)", vector::schema());
-    let query = format!(
-        "SELECT id, centroid, resultant, size FROM clip_search.cluster WHERE collection OPERATOR(pg_catalog.=) $1 \
-         ORDER BY centroid {distance} $2, id LIMIT 1"
-    );
-    // An update, so that the statement takes a snapshot of its own, after the lock.
-    let rows = client.update(&query, Some(1), &[collection.into(), Vector(member.to_vec()).into()]).map_err(spi)?;
-    let Some(row) = rows.into_iter().next() else { return Ok(None) };
-    let id = row.get::<i64>(1).map_err(spi)?;
-    let direction = row.get::<Vector>(2).map_err(spi)?;
-    let resultant = row.get::<f64>(3).map_err(spi)?;
-    let size = row.get::<i64>(4).map_err(spi)?;
-    Ok(match (id, direction, resultant, size) {
-        (Some(id), Some(Vector(direction)), Some(resultant), Some(size)) => {
-            Some((id, Centroid { direction, resultant, size: size as u64 }))
+/// Runs `f` with the coder for vectors of that length; a session uses few.
+pub fn with_coder<T>(dimensions: usize, f: impl FnOnce(&Coder) -> T) -> T {
+    CODERS.with_borrow_mut(|coders| {
+        if !coders.iter().any(|coder| coder.dimensions() == dimensions) {
+            coders.push(Coder::new(dimensions));
         }
-        _ => None,
+        f(coders.iter().find(|coder| coder.dimensions() == dimensions).expect("just made"))
     })
-}
-
-fn join(client: &mut SpiClient<'_>, id: i64, centroid: &Centroid, member: &[f32]) -> SqlResult<()> {
-    let Centroid { direction, resultant, size } = centroid.join(member).map_err(report)?;
-    run(
-        client,
-        "UPDATE clip_search.cluster SET centroid = $2, resultant = $3, size = $4, updated_at = pg_catalog.now() \
-         WHERE id OPERATOR(pg_catalog.=) $1",
-        &[id.into(), Vector(direction).into(), resultant.into(), (size as i64).into()],
-    )
-}
-
-fn found(client: &mut SpiClient<'_>, collection: &str, member: Vec<f32>) -> SqlResult<i64> {
-    run(
-        client,
-        "UPDATE clip_search.collection SET clusters = clusters OPERATOR(pg_catalog.+) 1 WHERE name OPERATOR(pg_catalog.=) $1",
-        &[collection.into()],
-    )?;
-    let Centroid { direction, resultant, size } = Centroid::found(member);
-    let id = first::<i64>(
-        client,
-        "INSERT INTO clip_search.cluster (collection, centroid, resultant, size) VALUES ($1, $2, $3, $4) RETURNING id",
-        &[collection.into(), Vector(direction).into(), resultant.into(), (size as i64).into()],
-    )?;
-    id.ok_or_else(|| report(Error::new(Kind::Internal, "the new cluster has no id")))
-}
-
-/// Runs a statement that changes something.
-fn run(client: &mut SpiClient<'_>, query: &str, arguments: &[pgrx::datum::DatumWithOid<'_>]) -> SqlResult<()> {
-    client.update(query, None, arguments).map(|_| ()).map_err(spi)
-}
-
-/// The first column of the first row, if there is one.
-fn first<T: FromDatum + IntoDatum>(
-    client: &mut SpiClient<'_>,
-    query: &str,
-    arguments: &[pgrx::datum::DatumWithOid<'_>],
-) -> SqlResult<Option<T>> {
-    let rows = client.update(query, Some(1), arguments).map_err(spi)?;
-    match rows.into_iter().next() {
-        Some(row) => row.get::<T>(1).map_err(spi),
-        None => Ok(None),
-    }
-}
-
-fn spi(error: pgrx::spi::Error) -> pgrx::pg_sys::panic::ErrorReport {
-    report(Error::new(Kind::Internal, "the cluster tables could not be read or written").detail(error.to_string()))
 }

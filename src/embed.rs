@@ -6,11 +6,12 @@
 //! 4–80 ms, some 10^5 operators; a text is usually remembered, so its cost is set lower, which also keeps
 //! the planner from compiling (JIT, from cost 100,000 on) a sequential scan of a few hundred rows.
 
+use clip::thumbnail::{Format, thumbnail};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use crate::engine;
-use crate::error::SqlResult;
+use crate::error::{SqlResult, report};
 use crate::settings;
 use crate::vector::Vector;
 
@@ -57,6 +58,12 @@ fn clip_embed_texts(queries: Array<&str>) -> SqlResult<Vec<Option<Vector>>> {
 #[pg_extern(immutable, strict, parallel_safe, cost = 100000, name = "clip_embed_texts")]
 fn clip_embed_texts_by_model(queries: Array<&str>, model: &str) -> SqlResult<Vec<Option<Vector>>> {
     engine::embed_texts(model, &queries.iter().collect::<Vec<_>>())
+}
+
+#[pg_extern(stable, strict, parallel_safe, cost = 50000)]
+fn clip_thumbnail(image: &[u8], edge: default!(i32, "256"), format: default!(&str, "'jpeg'")) -> SqlResult<Vec<u8>> {
+    let format = Format::named(format).map_err(report)?;
+    thumbnail(image, u32::try_from(edge).unwrap_or(0), format, &settings::limits()).map_err(report)
 }
 
 #[pg_extern(stable, parallel_restricted)]

@@ -1,7 +1,9 @@
 //! The backend's models: loaded on first use, kept until it ends.
 
 use std::cell::RefCell;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use clip::Error;
 use clip::embedder::Embedder;
@@ -17,6 +19,10 @@ use crate::vector::Vector;
 const MEMO_TEXTS: usize = 256;
 /// Longer texts are captions or documents, seldom asked for twice.
 const MEMO_TEXT_BYTES: usize = 2048;
+
+/// Vectors whose model is remembered, so that clusters can refuse those of another: a trigger assigns what it has
+/// just embedded. 8 bytes each, and the name.
+const ORIGINS: usize = 1024;
 
 struct Loaded {
     key: Key,
@@ -54,6 +60,8 @@ impl Key {
 thread_local! {
     /// Leaked on purpose: at the end of a process ONNX Runtime's threads may be gone, and joining them would hang.
     static MODELS: &'static RefCell<Vec<Loaded>> = Box::leak(Box::default());
+    /// A vector's hash -> the model that made it.
+    static ORIGIN: RefCell<LruCache<u64, Rc<str>>> = RefCell::new(LruCache::new(ORIGINS.try_into().expect("not zero")));
 }
 
 /// What `clip_models()` shows of a model.
@@ -114,6 +122,33 @@ fn with_model<T>(
     result.map_err(report)
 }
 
+fn hash(vector: &[f32]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    vector.iter().for_each(|value| value.to_bits().hash(&mut hasher));
+    hasher.finish()
+}
+
+/// Notes by which model vectors were made.
+fn note_origin(spec: &str, vectors: &[Option<Vector>]) {
+    let name: Rc<str> = spec.into();
+    ORIGIN.with_borrow_mut(|origins| {
+        // More would push out each other.
+        for vector in vectors.iter().flatten().take(ORIGINS) {
+            origins.put(hash(&vector.0), name.clone());
+        }
+    });
+}
+
+/// The model that has made a vector in this session, if that was not long ago.
+pub fn model_of(vector: &[f32]) -> Option<String> {
+    ORIGIN.with_borrow_mut(|origins| origins.get(&hash(vector)).map(|name| name.to_string()))
+}
+
+/// A model's name without its variant: those of one model are close enough to be compared.
+pub fn base_name(spec: &str) -> &str {
+    spec.split(':').next().unwrap_or(spec)
+}
+
 /// Lets a cancel, a timeout or a shutdown act between two pieces of work.
 fn pulse() {
     pgrx::check_for_interrupts!();
@@ -122,7 +157,7 @@ fn pulse() {
 /// Embeds the image files that are not NULL with the named model, each into its own place. All or an error.
 pub fn embed_images(spec: &str, files: &[Option<&[u8]>]) -> SqlResult<Vec<Option<Vector>>> {
     let limits = settings::limits();
-    with_model(spec, files.len(), |loaded| {
+    let vectors = with_model(spec, files.len(), |loaded| {
         let (places, present): (Vec<usize>, Vec<&[u8]>) =
             files.iter().enumerate().filter_map(|(i, file)| Some((i, (*file)?))).unzip();
         let embedded = loaded.embedder.embed_images(&present, &limits, &mut pulse);
@@ -134,13 +169,15 @@ pub fn embed_images(spec: &str, files: &[Option<&[u8]>]) -> SqlResult<Vec<Option
             vectors
         });
         (result, places)
-    })
+    })?;
+    note_origin(spec, &vectors);
+    Ok(vectors)
 }
 
 /// Embeds the texts that are not NULL with the named model, each into its own place. All or an error.
 pub fn embed_texts(spec: &str, texts: &[Option<&str>]) -> SqlResult<Vec<Option<Vector>>> {
     let truncate = settings::truncate_text();
-    with_model(spec, texts.len(), |loaded| {
+    let vectors = with_model(spec, texts.len(), |loaded| {
         let memo = &mut loaded.memo;
         let mut vectors: Vec<Option<Vector>> =
             texts.iter().map(|text| memo.get((*text)?).cloned().map(Vector)).collect();
@@ -161,7 +198,9 @@ pub fn embed_texts(spec: &str, texts: &[Option<&str>]) -> SqlResult<Vec<Option<V
             vectors
         });
         (result, places)
-    })
+    })?;
+    note_origin(spec, &vectors);
+    Ok(vectors)
 }
 
 /// Loads both towers of each model, for this process and those that it forks. Returns what there is to remark.

@@ -5,11 +5,15 @@
 use pgrx::prelude::*;
 
 mod cluster;
+mod collection;
 mod embed;
 mod engine;
 mod error;
 mod preload;
+mod recluster;
 mod settings;
+mod statements;
+mod store;
 mod vector;
 
 ::pgrx::pg_module_magic!(name, version);

@@ -21,11 +21,17 @@ const MAX_DIMENSIONS: usize = 16_000;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Vector(pub Vec<f32>);
 
-impl FromDatum for Vector {
-    unsafe fn from_polymorphic_datum(datum: pg_sys::Datum, is_null: bool, _: pg_sys::Oid) -> Option<Self> {
-        if is_null {
-            return None;
-        }
+/// The components of a vector where PostgreSQL has them; a copy only of those that are stored out of line, compressed
+/// or with a short header.
+pub struct Components<'a> {
+    values: &'a [f32],
+    copy: Option<*mut pg_sys::varlena>,
+}
+
+impl Components<'_> {
+    /// # Safety
+    /// `datum` must be a non-null `vector` that stays where it is for the lifetime.
+    pub unsafe fn new(datum: pg_sys::Datum) -> Self {
         // SAFETY: a non-null datum of a varlena type points to one; detoasting gives a 4-byte header and
         // 4-byte alignment. The length is checked against the dimensions before the components are read.
         unsafe {
@@ -42,12 +48,33 @@ impl FromDatum for Vector {
                 )
                 .report(pgrx::PgLogLevel::ERROR);
             }
-            let values = std::slice::from_raw_parts(base.add(HEADER).cast::<f32>(), dimensions as usize).to_vec();
-            if detoasted != original {
-                pg_sys::pfree(detoasted.cast());
-            }
-            Some(Self(values))
+            let values = std::slice::from_raw_parts(base.add(HEADER).cast::<f32>(), dimensions as usize);
+            Self { values, copy: (detoasted != original).then_some(detoasted) }
         }
+    }
+}
+
+impl std::ops::Deref for Components<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        self.values
+    }
+}
+
+impl Drop for Components<'_> {
+    fn drop(&mut self) {
+        if let Some(copy) = self.copy {
+            // SAFETY: palloc'd by detoasting, and nothing else knows of it.
+            unsafe { pg_sys::pfree(copy.cast()) };
+        }
+    }
+}
+
+impl FromDatum for Vector {
+    unsafe fn from_polymorphic_datum(datum: pg_sys::Datum, is_null: bool, _: pg_sys::Oid) -> Option<Self> {
+        // SAFETY: a non-null vector, by the contract of this function; it is copied at once.
+        (!is_null).then(|| Self(unsafe { Components::new(datum) }.to_vec()))
     }
 }
 
@@ -121,7 +148,7 @@ thread_local! {
 }
 
 /// The oid of pgvector's type, wherever it is installed and whatever the search_path.
-fn type_oid() -> pg_sys::Oid {
+pub fn type_oid() -> pg_sys::Oid {
     // SAFETY: a catalogue look-up with a constant name inside a transaction.
     let extension = unsafe { pg_sys::get_extension_oid(c"vector".as_ptr(), true) };
     if let Some((cached, oid)) = TYPE.get()
@@ -152,7 +179,7 @@ fn type_oid() -> pg_sys::Oid {
 
 /// The quoted name of the schema that pgvector is in, for its operators.
 pub fn schema() -> String {
-    // SAFETY: both are cache look-ups of an existing type; the name is palloc'd and copied at once.
+    // SAFETY: cache look-ups of an existing type; the name is palloc'd and copied at once.
     unsafe {
         let name = pg_sys::get_namespace_name(type_namespace(type_oid()));
         pgrx::spi::quote_identifier(std::ffi::CStr::from_ptr(name).to_string_lossy())

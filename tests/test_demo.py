@@ -100,8 +100,8 @@ def test_the_demo_fails_if_a_query_finds_another_photo(
 
 
 def test_the_demo_fails_if_groups_are_wrong(gallery: support.Database) -> None:
-    """A threshold of 1 leaves every copy alone, one of -1 throws all together."""
-    for threshold, words in (("1", "is split over clusters"), ("-1", "mixes subjects")):
+    """A threshold of 1 leaves every copy alone, one of -0.99 throws all together."""
+    for threshold, words in (("1", "is split over clusters"), ("-0.99", "mixes subjects")):
         done = run(gallery, PGOPTIONS=f"-c clip_search.cluster_threshold={threshold}")
         assert done.returncode != 0, done.stdout
         assert words in done.stderr and "\nRIGHT" not in done.stdout

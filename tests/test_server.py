@@ -105,14 +105,15 @@ def test_a_plain_role_embeds_and_groups_through_a_trigger(
         assert embed_one(mine, "text", "a cat").shape == (512,)
         assert value(mine, "SELECT count(*) FROM clip_models() WHERE loaded") == 1
         for query in (
-            "INSERT INTO clip_search.cluster (collection, centroid, resultant, size) "
-            "VALUES ('plain', '[1]', 1, 1)",
-            "UPDATE clip_search.cluster SET size = 1",
-            "DELETE FROM clip_search.cluster",
-            "TRUNCATE clip_search.cluster",
-            "INSERT INTO clip_search.collection (name, dimensions) VALUES ('x', 1)",
-            "UPDATE clip_search.collection SET dimensions = 1",
-            "DELETE FROM clip_search.collection",
+            "INSERT INTO clip_search.cluster_sum (collection, cluster, size, sum) VALUES ('plain', 1, 1, '[1]')",
+            "UPDATE clip_search.cluster_sum SET size = 1",
+            "DELETE FROM clip_search.cluster_change",
+            "TRUNCATE clip_search.cluster_sum",
+            "INSERT INTO clip_search.collection_setting (name, dimensions) VALUES ('x', 1)",
+            "UPDATE clip_search.collection_setting SET dimensions = 1",
+            "DELETE FROM clip_search.cluster_code",
+            "SELECT clip_create_collection('mine')",
+            "SELECT clip_drop_collection('plain')",
             "SELECT nextval('clip_search.cluster_id_seq')",
             "CREATE TABLE clip_search.mine ()",
         ):
@@ -252,9 +253,11 @@ def test_a_dump_keeps_clusters_and_the_id_sequence(
             CREATE INDEX ON photo USING hnsw (embedding vector_cosine_ops);
             """)
         db.execute("INSERT INTO photo SELECT n, %s FROM generate_series(1, 3) n", (PHOTO,))
-        for n in range(5):  # ids 2 to 6, of which the last leaves no row
+        for n in range(4):  # ids 2 to 5; 6 leaves no row
             value(db, "SELECT clip_assign_cluster(%s, 'axes')", axis(*[0.0] * n, 1.0))
-        db.execute("DELETE FROM clip_search.cluster WHERE id = (SELECT max(id) FROM clip_search.cluster)")
+        db.execute("SELECT clip_create_collection('photo', 0.9, members => 'photo')")
+        value(db, "SELECT clip_assign_cluster(%s, 'gone')", axis(1.0))
+        db.execute("SELECT clip_drop_collection('gone')")
         tables = {
             table: db.execute(f"SELECT t::text FROM {table} t ORDER BY 1").fetchall()
             for table in ("clip_search.collection", "clip_search.cluster", "photo")

@@ -19,7 +19,7 @@ BEGIN
 END $$;
 DROP SCHEMA IF EXISTS gallery CASCADE;
 CREATE EXTENSION IF NOT EXISTS clip_search CASCADE;
-DELETE FROM clip_search.collection WHERE name = 'gallery';    -- and, by cascade, its clusters
+SELECT clip_drop_collection(name) FROM clip_search.collection WHERE name = 'gallery' \g /dev/null
 CREATE SCHEMA gallery;
 COMMENT ON SCHEMA gallery IS 'clip_search gallery demo';
 SET search_path = gallery, public;

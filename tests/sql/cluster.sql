@@ -10,7 +10,7 @@ SELECT clip_assign_cluster('[1,1,0]', 'demo') NOT IN (:a, :b) AS founded;
 SELECT size, round(resultant::numeric, 6) AS resultant, round((centroid <=> (l2_normalize('[1,0,0]'::vector) + l2_normalize('[2,0.2,0]'::vector)))::numeric, 6) AS off,
        round(vector_norm(centroid)::numeric, 6) AS norm
 FROM clip_search.cluster WHERE id = :a;
-SELECT name, dimensions, clusters FROM clip_search.collection WHERE name = 'demo';
+SELECT name, dimensions, threshold FROM clip_search.collection WHERE name = 'demo';
 
 -- The threshold is a setting: at 0.7 the vector joins the nearest, at 1 only equal ones do.
 SET clip_search.cluster_threshold = 0.7;
@@ -49,7 +49,7 @@ BEGIN
 END $$;
 CREATE TRIGGER photo_embed BEFORE INSERT ON photo FOR EACH ROW EXECUTE FUNCTION photo_embed();
 INSERT INTO photo (name, data) SELECT name, data FROM image ORDER BY name;
-SELECT array_agg(name ORDER BY name) AS members, c.size FROM photo JOIN clip_search.cluster c ON c.id = cluster_id GROUP BY c.id ORDER BY 1;
+SELECT array_agg(name ORDER BY name) AS members, c.size FROM photo JOIN clip_search.cluster c ON c.id = cluster_id GROUP BY c.id, c.size ORDER BY 1;
 DROP TABLE photo;
 DROP FUNCTION photo_embed;
 
@@ -58,12 +58,14 @@ CREATE ROLE clip_plain_user;
 SET ROLE clip_plain_user;
 SELECT clip_assign_cluster('[1,0,0]', 'demo') = :a AS joined;
 SELECT count(*) > 0 AS readable FROM clip_search.cluster;
-DELETE FROM clip_search.cluster;
-UPDATE clip_search.collection SET dimensions = 4;
+DELETE FROM clip_search.cluster_sum;
+UPDATE clip_search.collection_setting SET dimensions = 4;
+SELECT clip_create_collection('mine');
+SELECT clip_drop_collection('demo');
 SET clip_search.model_path = '/tmp';
 SET clip_search.onnxruntime = '/tmp/x.so';
 RESET ROLE;
 DROP ROLE clip_plain_user;
 
-DELETE FROM clip_search.collection;
+SELECT clip_drop_collection(name) FROM clip_search.collection;
 SELECT count(*) FROM clip_search.cluster;

@@ -65,4 +65,4 @@ SET clip_search.onnxruntime = '$libdir/vector.so';
 SELECT code, message, hint FROM outcome($$ SELECT clip_embed_text('a cat') $$);
 RESET clip_search.onnxruntime;
 SELECT vector_dims(clip_embed_text('a cat'));
-DELETE FROM clip_search.collection WHERE name = 'three';
+SELECT clip_drop_collection('three');
