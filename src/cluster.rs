@@ -32,13 +32,15 @@ pub const DEFAULT_COLLECTION: &str = "default";
 /// cosine by about 1e-15. With this much room a threshold of 1 means equal.
 pub const ROUNDING: f64 = 1e-12;
 
-/// Bits by which a stored code may differ from that of the centroid of today. 16 of 256 is an angle of 11 degrees.
-const DRIFT: u32 = 16;
-/// Clusters compared exactly, of those whose codes are near; each costs 3 µs.
+/// Bits by which a stored code may differ from that of the centroid of today. 12 of 256 is an angle of 8 degrees.
+const DRIFT: u32 = 12;
+/// Clusters compared exactly, of those whose codes are near; each costs 2 µs.
 const CANDIDATES: usize = 512;
-/// A centroid may have moved from the sum that is searched by what has changed since; members of one cluster are within
-/// the threshold of its centroid, so by far less than this cosine.
-const MOVED: f64 = 0.2;
+/// So many of them at first, and always twice as many after that, until those that are left can't be nearer.
+const FIRST: usize = 16;
+/// By how much a cosine to a centroid may exceed the one to the sum that is searched. What has changed since has less
+/// weight than the sum (see [`Cluster::wants_folding`]), and members are within some 20 degrees of their centroid.
+const MOVED: f64 = 0.1;
 /// Changes of a cluster that are left standing before they are added to its sum.
 const CHANGES: usize = 16;
 /// Clusters without a code before codes are made: searching two blocks' worth of sums costs 0.2 ms.
@@ -338,38 +340,39 @@ impl<'a> Search<'a> {
     ///
     /// Sums without a code come first, codes second: a code that is made between the two is then seen in one of them.
     fn nearest(&self, after: i64) -> Option<Cluster> {
-        let candidates = self.recent(after);
-        let mut best: Option<Cluster> = None;
-        let mut consider = |id| {
-            let cluster = self.look_up(id).filter(Cluster::alive);
-            let better = |cluster: &Cluster, best: &Cluster| {
-                cluster.cosine > best.cosine || (cluster.cosine == best.cosine && cluster.id < best.id)
-            };
-            if let Some(cluster) = cluster
-                && best.as_ref().is_none_or(|best| better(&cluster, best))
-            {
-                best = Some(cluster);
-            }
-            best.as_ref().map_or(self.collection.threshold, |best| best.cosine.max(self.collection.threshold))
-        };
-        for (near, id) in candidates {
-            if near + MOVED < consider(id) {
-                break;
-            }
-        }
-        let reach = code::reach(self.collection.threshold, DRIFT);
-        let mut nearest = Nearest::new(self.code, reach, CANDIDATES);
+        let mut best = Best { search: self, cluster: None };
+        best.consider(self.recent(after));
+        let reach = |cosine| code::reach(cosine, DRIFT);
+        let mut nearest = Nearest::new(self.code, reach(self.collection.threshold), CANDIDATES);
         let conditions = [Condition::TextIs(1, &self.collection.name), Condition::BigintOver(3, after)];
         self.store.scan(Sees::Everything, Index::CodeCollection, &conditions, |row| {
             nearest.scan(row.bigint(2), row.bytes(4).unwrap_or_default());
             true
         });
-        for (distance, id) in nearest.into_sorted() {
-            if distance > code::reach(consider(id), DRIFT) {
-                break;
-            }
+        let (mut left, mut count) = (nearest.into_sorted().peekable(), FIRST);
+        while left.peek().is_some_and(|(distance, _)| *distance <= reach(best.cosine())) {
+            best.consider(self.sums(left.by_ref().take(count).map(|(_, id)| id).collect()));
+            count *= 2;
         }
-        best
+        best.cluster
+    }
+
+    /// (cosine, id) of the sums of clusters that are not clearly below the threshold.
+    fn sums(&self, mut ids: Vec<i64>) -> Vec<(f64, i64)> {
+        let mut near = Vec::with_capacity(ids.len());
+        ids.sort_unstable();
+        let mut seen = vec![false; ids.len()];
+        self.store.scan(Sees::Everything, Index::SumCluster, &[Condition::BigintIn(2, &ids)], |row| {
+            let (id, sum) = (row.bigint(2), row.vector(4));
+            if let (Some(sum), Ok(place)) = (sum, ids.binary_search(&id)) {
+                seen[place] = true;
+                near.push((cosine(&sum, self.member), id));
+            }
+            true
+        });
+        // What was just being replaced may have been missed; it is looked up again.
+        near.extend(ids.iter().zip(seen).filter(|(_, seen)| !seen).map(|(id, _)| (1.0, *id)));
+        near
     }
 
     /// (cosine, id) of the sums without a code that are not clearly below the threshold.
@@ -394,8 +397,6 @@ impl<'a> Search<'a> {
             }
             self.store.scan(sees, Index::SumRecent, &conditions, &mut visit);
         }
-        near.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        near.dedup_by_key(|(_, id)| *id);
         self.recent.set((count / 2).max(self.recent.get()));
         near
     }
@@ -457,6 +458,37 @@ impl<'a> Search<'a> {
             (None, None) => return None,
         };
         Some(cluster)
+    }
+}
+
+/// The nearest cluster so far.
+struct Best<'a> {
+    search: &'a Search<'a>,
+    cluster: Option<Cluster>,
+}
+
+impl Best<'_> {
+    /// What another has to reach.
+    fn cosine(&self) -> f64 {
+        let threshold = self.search.collection.threshold;
+        self.cluster.as_ref().map_or(threshold, |cluster| cluster.cosine.max(threshold))
+    }
+
+    /// Looks up those of the candidates, (cosine, id), that may be nearer.
+    fn consider(&mut self, mut candidates: Vec<(f64, i64)>) {
+        candidates.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        candidates.dedup_by_key(|(_, id)| *id);
+        for (near, id) in candidates {
+            if near + MOVED < self.cosine() {
+                break;
+            }
+            let found = self.search.look_up(id).filter(Cluster::alive);
+            if let Some(found) = found
+                && self.cluster.as_ref().is_none_or(|best| (found.cosine, best.id) > (best.cosine, found.id))
+            {
+                self.cluster = Some(found);
+            }
+        }
     }
 }
 

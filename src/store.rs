@@ -66,6 +66,8 @@ pub enum Condition<'a> {
     TextIs(i16, &'a str),
     BigintIs(i16, i64),
     BigintOver(i16, i64),
+    /// One of several; the index is walked for each in turn.
+    BigintIn(i16, &'a [i64]),
 }
 
 /// A row under the cursor of a scan.
@@ -121,8 +123,8 @@ impl Row {
 
 /// The tables, opened and locked against changes of their definition until the transaction ends.
 pub struct Store {
-    schema: pg_sys::Oid,
     relations: [pg_sys::Relation; TABLES.len()],
+    indexes: [pg_sys::Oid; INDEXES.len()],
 }
 
 impl Store {
@@ -137,7 +139,8 @@ impl Store {
             let relations = TABLES.map(|name| {
                 pg_sys::table_open(pg_sys::get_relname_relid(name.as_ptr(), schema), pg_sys::RowExclusiveLock as i32)
             });
-            Self { schema, relations }
+            let indexes = INDEXES.map(|name| pg_sys::get_relname_relid(name.as_ptr(), schema));
+            Self { relations, indexes }
         }
     }
 
@@ -160,7 +163,7 @@ impl Store {
                 Sees::Settled => Some(pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot())),
             };
             let snapshot = latest.unwrap_or(&raw mut dirty);
-            let index = pg_sys::get_relname_relid(INDEXES[index as usize].as_ptr(), self.schema);
+            let index = self.indexes[index as usize];
             let mut keys: Vec<pg_sys::ScanKeyData> = conditions.iter().map(scan_key).collect();
             let scan =
                 pg_sys::systable_beginscan(relation, index, true, snapshot, keys.len() as i32, keys.as_mut_ptr());
@@ -332,12 +335,18 @@ fn scan_key(condition: &Condition<'_>) -> pg_sys::ScanKeyData {
         Condition::BigintOver(column, value) => {
             (column, pg_sys::BTGreaterStrategyNumber, pg_sys::F_INT8GT, Some(value.into()))
         }
+        Condition::BigintIn(column, values) => {
+            (column, pg_sys::BTEqualStrategyNumber, pg_sys::F_INT8EQ, pgrx::IntoDatum::into_datum(values.to_vec()))
+        }
     };
     let mut key = pg_sys::ScanKeyData::default();
     // SAFETY: it fills the key; the functions are PostgreSQL's own, of the columns' types.
     unsafe {
         let argument = argument.expect("a text and a number have datums");
         pg_sys::ScanKeyInit(&raw mut key, column, strategy as u16, function.into(), argument);
+    }
+    if let Condition::BigintIn(..) = condition {
+        key.sk_flags = pg_sys::SK_SEARCHARRAY as i32;
     }
     key
 }

@@ -94,8 +94,8 @@ pub fn from_bytes(bytes: &[u8]) -> Option<Code> {
     (bytes.len() == BYTES).then_some(code)
 }
 
-/// The distance up to which a code can belong to a vector of at least this cosine: the expectation, 4.5 standard
-/// deviations (of 100,000 such vectors less than one lies beyond), and `drift` bits by which a stored code may be out
+/// The distance up to which a code can belong to a vector of at least this cosine: the expectation, 3.5 standard
+/// deviations (of 10,000 such vectors two lie beyond), and `drift` bits by which a stored code may be out
 /// of date.
 pub fn reach(cosine: f64, drift: u32) -> u32 {
     let p = cosine.clamp(-1.0, 1.0).acos() / std::f64::consts::PI;
@@ -104,7 +104,7 @@ pub fn reach(cosine: f64, drift: u32) -> u32 {
 }
 
 fn deviations(p: f64) -> f64 {
-    4.5 * (BITS as f64 * p * (1.0 - p)).sqrt()
+    3.5 * (BITS as f64 * p * (1.0 - p)).sqrt()
 }
 
 /// Ids and codes as they are stored together: the offsets of the ids from the first (4 bytes each, little-endian), then
@@ -298,7 +298,7 @@ mod tests {
     fn reach_grows_with_the_angle_and_never_misses_by_drift() {
         assert_eq!(reach(1.0, 0), 0);
         assert_eq!(reach(-1.0, 16), BITS as u32);
-        assert!((reach(0.0, 0) as i32 - 164).abs() <= 1);
+        assert!((reach(0.0, 0) as i32 - 156).abs() <= 1);
         assert_eq!(reach(0.82, 16), reach(0.82, 0) + 16);
     }
 }
