@@ -7,11 +7,12 @@ PG_CONFIG ?=
 PYTHON ?= python3
 # Stages an installation below another directory, for packagers.
 DESTDIR ?=
-export PG_CONFIG PYTHON DESTDIR TESTS K UNIT
+SOAK ?=
+export PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := all
-.PHONY: all help deps build-deps install test demo cluster env stop model fuzz clean
+.PHONY: all help deps build-deps install test demo cluster env stop model fuzz soak clean
 
 all: build-deps
 	@scripts/build.sh
@@ -48,6 +49,9 @@ model:
 
 fuzz: install
 	@scripts/fuzz.sh
+
+soak: cluster
+	@SOAK=$(or $(SOAK),20) K=storm scripts/test.sh
 
 clean:
 	@scripts/cluster.sh remove

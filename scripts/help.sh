@@ -17,6 +17,7 @@ Less often:
   make deps         install what is missing to build and run (the others call it)
   make model        rebuild the default model from its parts and compare
   make fuzz         mutated images, texts, configurations and models (ten minutes)
+  make soak         sessions that group against each other, for twenty seeds (SOAK=n for n)
 
 Settings:
   PG_CONFIG=/path/to/pg_config   the server to build for (default: the one on PATH)

@@ -65,7 +65,7 @@ COMMENT ON FUNCTION clip_embed_texts(text[]) IS 'Embeddings of texts in batches;
 COMMENT ON FUNCTION clip_embed_texts(text[], text) IS 'Embeddings of texts in batches by the named model; NULL elements stay NULL';
 COMMENT ON FUNCTION clip_assign_cluster(vector) IS 'Joins the nearest cluster at cosine >= clip_search.cluster_threshold, else founds one; returns its id';
 COMMENT ON FUNCTION clip_assign_cluster(vector, text) IS 'The same within a named collection';
-COMMENT ON FUNCTION clip_leave_cluster(bigint, vector) IS 'Takes a member out of its cluster; the last one takes the cluster along';
+COMMENT ON FUNCTION clip_leave_cluster(bigint, vector) IS 'Takes a member out of its cluster, the last one with the cluster; false if there is no such cluster';
 COMMENT ON FUNCTION clip_create_collection(text, double precision, integer, text, regclass, text, text, text, text, text) IS 'Makes a collection of clusters with its threshold, dimensions and model, and says in which table and columns its members are';
 COMMENT ON FUNCTION clip_drop_collection(text) IS 'Drops a collection with its clusters; the members'' table stays as it is';
 COMMENT ON FUNCTION clip_recluster(text, text) IS 'Groups all members of a collection anew (agglomerative, linkage average or single, cosine); returns what has changed';

@@ -62,7 +62,7 @@ fn clip_assign_cluster_in(embedding: Vector, collection: &str) -> SqlResult<i64>
 
 #[pg_extern(volatile, strict, parallel_unsafe, security_definer, cost = 5000)]
 #[search_path(pg_catalog, pg_temp)]
-fn clip_leave_cluster(cluster: i64, embedding: Vector) -> SqlResult<()> {
+fn clip_leave_cluster(cluster: i64, embedding: Vector) -> SqlResult<bool> {
     leave(cluster, embedding)
 }
 
@@ -223,17 +223,12 @@ fn join(client: &mut SpiClient<'_>, collection: &Collection, cluster: &Cluster, 
     }
 }
 
-fn leave(id: i64, embedding: Vector) -> SqlResult<()> {
+/// Takes a member out of a cluster; false if there is no such cluster, as after its collection was dropped.
+fn leave(id: i64, embedding: Vector) -> SqlResult<bool> {
     let store = Store::open(c"clip_leave_cluster()");
     let Vector(mut member) = embedding;
     normalise(&mut member).map_err(report)?;
-    let unknown = || {
-        with_sqlstate(
-            PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
-            Error::new(Kind::InvalidInput, format!("cluster {id} does not exist")),
-        )
-    };
-    let Some(name) = collection_of(&store, id) else { return Err(unknown()) };
+    let Some(name) = collection_of(&store, id) else { return Ok(false) };
     store.hold(&name);
     let collection = Collection::find(&store, &name)?;
     collection.check(member.len(), None)?;
@@ -241,7 +236,7 @@ fn leave(id: i64, embedding: Vector) -> SqlResult<()> {
         let search = Search::new(&store, &collection, &member);
         let left = {
             let _latch = store.latch(&name, false);
-            let Some(cluster) = search.look_up(id).filter(Cluster::alive) else { return Err(unknown()) };
+            let Some(cluster) = search.look_up(id).filter(Cluster::alive) else { return Ok(false) };
             if !cluster.sum.may_hold(&member) {
                 return Err(report(
                     Error::new(Kind::InvalidInput, format!("the vector is not a member of cluster {id}"))
@@ -258,7 +253,7 @@ fn leave(id: i64, embedding: Vector) -> SqlResult<()> {
         if left == 0 && sees_the_latest() {
             forget(client, &store, &search, id)?;
         }
-        Ok(())
+        Ok(true)
     })
 }
 

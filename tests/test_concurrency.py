@@ -230,7 +230,7 @@ def test_a_storm_of_sessions_keeps_one_exact_cluster_a_subject(
 
     Other seeds, for longer: `make soak`.
     """
-    seeds = int(os.environ.get("SOAK", "1"))
+    seeds = int(os.environ.get("SOAK") or "1")
     for seed in range(1, seeds + 1):
         committed, killed = storm(database, f"{collection}-{seed}", subjects, each, seed, leave, kill)
         assert len(committed) == subjects * each or leave
@@ -320,7 +320,7 @@ def test_members_leave_and_the_last_takes_the_cluster_along(db: psycopg.Connecti
     assert not clusters(db, collection)
     for table in ("cluster_sum", "cluster_change"):
         assert value(db, f"SELECT count(*) FROM clip_search.{table} WHERE collection = %s", collection) == 0
-    assert sqlstate(db, LEAVE, id, vector_text(rows[-1]))[0] == "42704"
+    assert value(db, LEAVE, id, vector_text(rows[-1])) is False
     assert value(db, ASSIGN, vector_text(rows[0]), collection) != id
 
 

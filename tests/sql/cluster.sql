@@ -43,13 +43,27 @@ SELECT count(DISTINCT clip_assign_cluster(v, 'many')) AS clusters FROM unnest(AR
 CREATE TABLE photo (name text PRIMARY KEY, data bytea, embedding vector(512), cluster_id bigint);
 CREATE FUNCTION photo_embed() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
+    IF TG_OP <> 'INSERT' THEN
+        PERFORM clip_leave_cluster(OLD.cluster_id, OLD.embedding);
+    END IF;
+    IF TG_OP = 'DELETE' THEN
+        RETURN OLD;
+    END IF;
     NEW.embedding := clip_embed_image(NEW.data);
     NEW.cluster_id := clip_assign_cluster(NEW.embedding, 'photo');
     RETURN NEW;
 END $$;
-CREATE TRIGGER photo_embed BEFORE INSERT ON photo FOR EACH ROW EXECUTE FUNCTION photo_embed();
+CREATE TRIGGER photo_embed BEFORE INSERT OR DELETE OR UPDATE OF data ON photo FOR EACH ROW EXECUTE FUNCTION photo_embed();
 INSERT INTO photo (name, data) SELECT name, data FROM image ORDER BY name;
 SELECT array_agg(name ORDER BY name) AS members, c.size FROM photo JOIN clip_search.cluster c ON c.id = cluster_id GROUP BY c.id, c.size ORDER BY 1;
+-- A photo that is replaced changes its group, one that is deleted leaves it; a change of anything else does nothing.
+UPDATE photo SET data = (SELECT data FROM image WHERE name = 'rocket.jpg') WHERE name = 'cat.png';
+DELETE FROM photo WHERE name IN ('coffee.png', 'cat_exif6.jpg');
+UPDATE photo SET name = upper(name);
+SELECT array_agg(name ORDER BY name) AS members, c.size FROM photo JOIN clip_search.cluster c ON c.id = cluster_id GROUP BY c.id, c.size ORDER BY 1;
+SELECT count(*), sum(size) FROM clip_search.cluster WHERE collection = 'photo';
+SELECT clip_drop_collection('photo');
+DELETE FROM photo;
 DROP TABLE photo;
 DROP FUNCTION photo_embed;
 

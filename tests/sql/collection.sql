@@ -29,7 +29,7 @@ DO $$ BEGIN
     PERFORM clip_leave_cluster(cluster_id, '[0,0,1]') FROM pets WHERE name = 'tom';
 EXCEPTION WHEN invalid_parameter_value THEN RAISE NOTICE '%', regexp_replace(SQLERRM, '\d+', 'N');
 END $$;
-SELECT clip_leave_cluster(-1, '[0,0,1]');
+SELECT clip_leave_cluster(-1, '[0,0,1]') AS left;
 
 -- Grouped anew: wolf has been put in the wrong group by hand, and a cat has come that nobody assigned.
 UPDATE pets SET cluster_id = (SELECT cluster_id FROM pets WHERE name = 'tom') WHERE name = 'wolf';
