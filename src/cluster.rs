@@ -35,7 +35,7 @@ pub const ROUNDING: f64 = 1e-12;
 /// Bits by which a stored code may differ from that of the centroid of today. 12 of 256 is an angle of 8 degrees.
 const DRIFT: u32 = 12;
 /// Clusters compared exactly, of those whose codes are near; each costs 2 µs.
-const CANDIDATES: usize = 512;
+const CANDIDATES: usize = 256;
 /// So many of them at first, and always twice as many after that, until those that are left can't be nearer.
 const FIRST: usize = 16;
 /// By how much a cosine to a centroid may exceed the one to the sum that is searched. What has changed since has less

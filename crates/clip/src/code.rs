@@ -6,7 +6,7 @@
 //! are compared exactly. The rotation is three rounds of random signs and a Walsh–Hadamard transform
 //! (Andoni et al., *Practical and optimal LSH for angular distance*, 2015), which needs no matrix.
 //!
-//! The one unsafe call is to a function compiled for a CPU feature that has just been detected.
+//! The unsafe calls are to a function compiled for a CPU feature that has just been detected, and a hint to the cache.
 #![allow(unsafe_code)]
 
 /// Bits of a code. With 256, unrelated vectors differ in 128 ± 8 bits and those of cosine 0.82 in 50 ± 6.
@@ -137,6 +137,21 @@ impl Block {
     }
 }
 
+/// A million codes don't stay in a cache, and most of the time goes by waiting for memory: so many bytes ahead are asked
+/// for. At the end of a page that is the beginning of the next one, where pages lie in order.
+const AHEAD: usize = 2048;
+
+#[inline(always)]
+fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint; it reads nothing and no address faults.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// The ids with the nearest codes seen so far, at most `limit` of them and none beyond the reach.
 pub struct Nearest {
     query: Code,
@@ -179,6 +194,7 @@ impl Nearest {
     fn scan_with(&mut self, first: i64, entries: &[u8]) {
         let (offsets, codes) = entries.split_at(entries.len() / ENTRY * 4);
         for (index, code) in codes.chunks_exact(BYTES).enumerate() {
+            prefetch(code.as_ptr().wrapping_add(AHEAD));
             let mut distance = 0;
             for (word, bytes) in self.query.iter().zip(code.chunks_exact(8)) {
                 distance += (word ^ u64::from_le_bytes(bytes.try_into().expect("eight bytes"))).count_ones() as usize;
