@@ -720,6 +720,8 @@ impl<'p, 'r> Average<'p, 'r> {
                         self.finished[group as usize] = true;
                         self.lists[group as usize] = Neighbours::default();
                         self.settled += 1;
+                        // Two sides can only differ about a tie at the cut; nobody may go on waiting.
+                        self.release_followers(group, &mut asking);
                     }
                     Nearest::Unknown => unsure.push(group),
                 }
@@ -833,14 +835,19 @@ impl<'p, 'r> Average<'p, 'r> {
         self.needs_f64[a as usize] |= self.needs_f64[b as usize];
         for part in [a, b] {
             self.nearest[part as usize] = NONE;
-            for follower in std::mem::take(&mut self.followers[part as usize]) {
-                if self.nearest[follower as usize] == part && self.is_active(follower) {
-                    self.nearest[follower as usize] = NONE;
-                    asking.push(follower);
-                }
-            }
+            self.release_followers(part, asking);
         }
         asking.push(a);
+    }
+
+    /// Groups that had this one for their nearest have to ask anew.
+    fn release_followers(&mut self, group: u32, asking: &mut Vec<u32>) {
+        for follower in std::mem::take(&mut self.followers[group as usize]) {
+            if self.nearest[follower as usize] == group && self.is_active(follower) {
+                self.nearest[follower as usize] = NONE;
+                asking.push(follower);
+            }
+        }
     }
 
     fn take_sum(&mut self, group: u32) -> Box<[f64]> {
