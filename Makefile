@@ -8,11 +8,12 @@ PYTHON ?= python3
 # Stages an installation below another directory, for packagers.
 DESTDIR ?=
 SOAK ?=
-export PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK
+BENCH ?=
+export PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK BENCH
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := all
-.PHONY: all help deps build-deps install test demo cluster env stop model fuzz soak clean
+.PHONY: all help deps build-deps install test demo cluster env stop model fuzz soak bench clean
 
 all: build-deps
 	@scripts/build.sh
@@ -52,6 +53,9 @@ fuzz: install
 
 soak: cluster
 	@SOAK=$(or $(SOAK),20) K=storm scripts/test.sh
+
+bench: cluster
+	@scripts/bench.sh
 
 clean:
 	@scripts/cluster.sh remove

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # shellcheck disable=SC1091,SC2154
 # The benchmarks of clusters, for benches/README.md; the cluster of `make cluster` is up. Tables go to stdout.
-#   BENCH=assign,recluster   only these
+#   BENCH=assign,recluster,sweep   only these
 source "$(dirname "$0")/common.sh"
 require_pg
 eval "$("$root/scripts/cluster.sh" env)"
@@ -25,7 +25,11 @@ for name in $(tr ',' ' ' <<<"${BENCH:-assign,recluster}"); do
         step bench-build "building the benchmark" cargo build --release -p clip --example recluster
         run benches/clusters/recluster.py --json "$results/recluster.json"
         ;;
-    *) die "no benchmark $name: BENCH takes assign, recluster" ;;
+    sweep)
+        step bench-build "building the benchmark" cargo build --release -p clip --example recluster
+        run benches/clusters/sweep.py
+        ;;
+    *) die "no benchmark $name: BENCH takes assign, recluster, sweep" ;;
     esac
 done
 say "raw figures: $results"

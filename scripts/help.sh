@@ -17,6 +17,7 @@ Less often:
   make deps         install what is missing to build and run (the others call it)
   make model        rebuild the default model from its parts and compare
   make fuzz         mutated images, texts, configurations and models (ten minutes)
+  make bench        the benchmarks of clusters, for half an hour (BENCH=assign for one of them)
   make soak         sessions that group against each other, for twenty seeds (SOAK=n for n)
 
 Settings:
