@@ -152,11 +152,10 @@ impl Embedder {
             let mut pixels = Array4::<f32>::zeros((chunk.len(), 3, height, width));
             for (index, (file, plane)) in chunk.iter().zip(pixels.outer_iter_mut()).enumerate() {
                 pulse();
-                let image::Decoded { rgb, truncated } =
-                    image::decode(file, limits).map_err(|e| e.element(start + index))?;
-                self.warnings.extend(truncated.map(|remark| remark.element(start + index)));
-                let rgb = image::resize_and_crop(&rgb, &vision.preprocess);
-                image::normalise(&rgb, &vision.preprocess, plane);
+                let mut decoded =
+                    image::decode_for(file, limits, &vision.preprocess).map_err(|e| e.element(start + index))?;
+                self.warnings.extend(decoded.truncated.take().map(|remark| remark.element(start + index)));
+                image::normalise(&decoded.prepare(&vision.preprocess), &vision.preprocess, plane);
             }
             pulse();
             vectors.extend(unit_rows(&vision.run(pixels)?, &self.model)?);

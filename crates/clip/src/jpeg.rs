@@ -22,6 +22,8 @@ pub(crate) struct Jpeg<'a> {
     pub width: u32,
     pub height: u32,
     colorspace: c_int,
+    /// Made without a DCT (ITU-T T.81, process 14): can't be decoded at another size.
+    lossless: bool,
 }
 
 /// What the decoder made of the pixel data.
@@ -106,7 +108,19 @@ impl<'a> Jpeg<'a> {
             .hint("Convert it to an 8-bit JPEG or to PNG."));
         }
         let colorspace = handle.get(tj::TJPARAM_TJPARAM_COLORSPACE);
-        Ok(Self { handle, bytes, width: width as u32, height: height as u32, colorspace })
+        let lossless = handle.get(tj::TJPARAM_TJPARAM_LOSSLESS) == 1;
+        Ok(Self { handle, bytes, width: width as u32, height: height as u32, colorspace, lossless })
+    }
+
+    /// The most that [`Self::decode`] may shrink so that `ratio`, the source's size over the target's, is still at
+    /// least `spare` afterwards.
+    ///
+    /// Only powers of two: libjpeg-turbo has SIMD code for these, and they are what Pillow's `draft` offers.
+    pub fn shrink(&self, ratio: f64, spare: f64) -> u32 {
+        if self.lossless {
+            return 1;
+        }
+        [8, 4, 2].into_iter().find(|shrink| ratio / f64::from(*shrink) >= spare).unwrap_or(1)
     }
 
     /// The EXIF block's payload (what follows `Exif\0\0`), if there is one.
@@ -122,13 +136,24 @@ impl<'a> Jpeg<'a> {
         self.bytes[start..].windows(2).any(|pair| pair == [0xFF, 0xD9])
     }
 
-    /// Decodes to RGB. CMYK and YCCK become RGB as Pillow does it.
-    pub fn decode(self) -> Result<Pixels> {
+    /// Decodes to RGB at 1/1, 1/2, 1/4 or 1/8 of the size, each side rounded up. CMYK and YCCK become RGB as Pillow
+    /// does it.
+    ///
+    /// A smaller size comes from the low frequencies of each block (a smaller inverse DCT), as in Pillow's
+    /// `Image.draft`. Entropy decoding is the same whatever the size, so the same files are broken or cut short.
+    pub fn decode(self, shrink: u32) -> Result<Pixels> {
+        let scale = tj::tjscalingfactor { num: 1, denom: shrink as c_int };
+        // SAFETY: the handle is live; a factor that is not offered is refused, not stored.
+        if unsafe { tj::tj3SetScalingFactor(self.handle.0.as_ptr(), scale) } != 0 {
+            return Err(Error::new(Kind::Internal, format!("the JPEG decoder does not scale by 1/{shrink}")));
+        }
+        let (width, height) = (self.width.div_ceil(shrink), self.height.div_ceil(shrink));
         let cmyk = self.colorspace == tj::TJCS_TJCS_CMYK as c_int || self.colorspace == tj::TJCS_TJCS_YCCK as c_int;
         let (format, channels) = if cmyk { (tj::TJPF_TJPF_CMYK, 4) } else { (tj::TJPF_TJPF_RGB, 3) };
-        let mut pixels = vec![0u8; self.width as usize * self.height as usize * channels];
-        // SAFETY: the buffer holds width × height × channels bytes, the size in the header that this
-        // handle read from these bytes, with rows packed (pitch 0).
+        let mut pixels = vec![0u8; width as usize * height as usize * channels];
+        // SAFETY: the buffer holds width × height × channels bytes, the size in the header that this handle read
+        // from these bytes, scaled as TJSCALED says (rounded up), with rows packed (pitch 0). Lossless files, for
+        // which the library ignores the factor, are opened as such and never asked to shrink.
         let status = unsafe {
             tj::tj3Decompress8(
                 self.handle.0.as_ptr(),
@@ -155,7 +180,7 @@ impl<'a> Jpeg<'a> {
         if cmyk {
             pixels = cmyk_to_rgb(&pixels);
         }
-        let rgb = RgbImage::from_raw(self.width, self.height, pixels).expect("the buffer was sized for it");
+        let rgb = RgbImage::from_raw(width, height, pixels).expect("the buffer was sized for it");
         Ok(Pixels { rgb, truncated })
     }
 }
