@@ -55,7 +55,8 @@ impl Bench {
         let limits = Limits { exact_jpeg: request["exact"] == true, ..Limits::default() };
         match request["op"].as_str().ok_or("no \"op\"")? {
             "images" => {
-                let files = strings(&request["files"])?.iter().map(std::fs::read).collect::<std::io::Result<Vec<_>>>()?;
+                let files =
+                    strings(&request["files"])?.iter().map(std::fs::read).collect::<std::io::Result<Vec<_>>>()?;
                 let files: Vec<&[u8]> = files.iter().map(Vec::as_slice).collect();
                 let start = Instant::now();
                 let vectors = self.embedder.embed_images(&files, &limits, &mut || ())?;

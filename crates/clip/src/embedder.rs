@@ -126,7 +126,8 @@ impl Embedder {
         self.warnings.retain(|remark| remark.element.is_none());
     }
 
-    /// Embeds image files, in order; each vector has length 1.
+    /// Embeds image files, in order; each vector has length 1. Very large JPEGs are decoded smaller than they are
+    /// ([`image::decode_for`]) unless [`Limits::exact_jpeg`].
     ///
     /// `pulse` is called between pieces of work that take milliseconds; it may unwind.
     ///

@@ -171,10 +171,7 @@ fn decode_as(format: ImageFormat, bytes: &[u8], limits: &Limits, smaller: Option
     let beyond = |side: u32| f64::from(side.div_ceil(shrink)) - f64::from(side) / f64::from(shrink);
     let (left, top) = mirrored(orientation);
     let upright_size = turned(size, orientation);
-    let origin = (
-        if left { beyond(upright_size.0) } else { 0.0 },
-        if top { beyond(upright_size.1) } else { 0.0 },
-    );
+    let origin = (if left { beyond(upright_size.0) } else { 0.0 }, if top { beyond(upright_size.1) } else { 0.0 });
     let rgb = upright(image, orientation.unwrap_or(Orientation::NoTransforms));
     Ok(Decoded { rgb, shrink, size: upright_size, origin, truncated: (!complete).then(too_short) })
 }

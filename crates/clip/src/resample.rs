@@ -402,7 +402,8 @@ mod tests {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             (state >> 24) as u8
         };
-        let sizes = [(1, 1, 9, 7), (3, 200, 11, 5), (300, 2, 7, 6), (97, 61, 32, 20), (640, 33, 30, 8), (31, 40, 90, 77)];
+        let sizes =
+            [(1, 1, 9, 7), (3, 200, 11, 5), (300, 2, 7, 6), (97, 61, 32, 20), (640, 33, 30, 8), (31, 40, 90, 77)];
         for (width, height, across_to, down_to) in sizes {
             // Noise, and the two extremes side by side, which overshoot most.
             let noise = RgbImage::from_fn(width, height, |_, _| image::Rgb([byte(), byte(), byte()]));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clip::embedder::Embedder;
-use clip::image::{Limits, decode, resize_and_crop};
+use clip::image::{Limits, decode, decode_for, resize_and_crop};
 use clip::model::Model;
 use clip::preprocess::Preprocess;
 use clip::text::TextEncoder;
@@ -148,7 +148,18 @@ fn images() {
         let other = &seeds[random.below(seeds.len())];
         mutate(&mut bytes, other, &mut random);
         attempt("image", item, &bytes, || {
-            if let Ok(decoded) = decode(&bytes, &limits) {
+            let full = decode(&bytes, &limits);
+            // Decoded smaller, a JPEG has the same faults.
+            let tiny = Preprocess::clip(4);
+            match (decode_for(&bytes, &limits, &tiny), &full) {
+                (Ok(small), Ok(full)) => {
+                    assert_eq!((small.size, small.truncated.is_some()), (full.size, full.truncated.is_some()));
+                    assert_eq!(small.prepare(&tiny).dimensions(), (4, 4));
+                }
+                (Err(small), Err(full)) => assert_eq!(small.to_string(), full.to_string()),
+                (small, full) => panic!("smaller {:?}, in full {:?}", small.err(), full.as_ref().err()),
+            }
+            if let Ok(decoded) = full {
                 let (width, height) = decoded.rgb.dimensions();
                 assert!(u64::from(width) * u64::from(height) <= limits.max_pixels);
                 assert_eq!(resize_and_crop(&decoded.rgb, &preprocess).dimensions(), (224, 224));
