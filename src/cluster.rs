@@ -98,7 +98,7 @@ impl Collection {
                 false
             });
         }
-        if !(known.threshold > -1.0) {
+        if known.threshold <= -1.0 {
             return Err(report(
                 Error::new(Kind::InvalidInput, format!("cluster threshold {} is not over -1", known.threshold))
                     .detail("Every vector has a cosine of at least -1 to every other, so all would be one cluster.")

@@ -18,10 +18,6 @@ use crate::recluster;
 use crate::store::Store;
 use crate::vector::{self, Vector};
 
-/// Cosine from which on two photos are taken for the same one; immich uses 0.99, after 0.97 and 0.985 had shown similar
-/// photos as duplicates (its issues 9781 and 10703).
-const SAME: f64 = 0.99;
-
 #[pg_extern(volatile, parallel_unsafe, security_definer)]
 #[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::too_many_arguments)]
@@ -364,6 +360,8 @@ fn clip_cluster_groups(collection: &str, min_size: default!(i64, "2")) -> SqlRes
     })
 }
 
+/// 0.99 is what immich has come to, after 0.97 and 0.985 had shown similar photos as duplicates (its issues 9781 and
+/// 10703).
 #[pg_extern(stable, strict, parallel_restricted, cost = 100000)]
 #[allow(clippy::type_complexity)]
 fn clip_duplicates(
@@ -371,7 +369,6 @@ fn clip_duplicates(
     threshold: default!(f64, "0.99"),
 ) -> Result<TableIterator<'static, (name!(original, String), name!(duplicate, String), name!(cosine, f64))>, ErrorReport>
 {
-    debug_assert!(SAME == 0.99, "the default is spelled out in the signature");
     let found = Spi::connect_mut(|client| {
         let members = Members::known(client, collection)?;
         let query = format!(

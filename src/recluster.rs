@@ -284,7 +284,7 @@ fn regroup(rows: &Rows, labels: &[u32], now: &Rows, threshold: f64) -> (Vec<u32>
     let mut sums: Vec<Sum> = Vec::new();
     let mut result = vec![0; now.len()];
     let mut strangers = Vec::new();
-    for index in 0..now.len() {
+    for (index, place) in result.iter_mut().enumerate() {
         let vector = now.row(index);
         match grouped(vector) {
             Some(label) => {
@@ -293,7 +293,7 @@ fn regroup(rows: &Rows, labels: &[u32], now: &Rows, threshold: f64) -> (Vec<u32>
                     sums.len() as u32 - 1
                 });
                 sums[number as usize].add(vector, None, 1);
-                result[index] = number;
+                *place = number;
             }
             None => strangers.push(index),
         }

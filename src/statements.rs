@@ -201,7 +201,6 @@ pub fn block(client: &mut SpiClient<'_>, collection: &str, block: Block) -> SqlR
 /// Deletes all clusters of a collection; returns what is to be kept of them.
 pub fn clear(client: &mut SpiClient<'_>, collection: &str) -> SqlResult<HashMap<i64, Founding>> {
     let known = run(client, FOUNDINGS, &[collection.into()])?
-        .into_iter()
         .map(|row| {
             let id = row.get::<i64>(1).map_err(spi)?.unwrap_or_default();
             Ok((id, (row.get(2).map_err(spi)?, row.get(3).map_err(spi)?)))

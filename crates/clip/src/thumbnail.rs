@@ -61,7 +61,7 @@ fn fit(rgb: RgbImage, edge: u32) -> RgbImage {
     }
     let side = |length: u32| {
         let scaled = (u64::from(length) * u64::from(edge) + u64::from(longest) / 2) / u64::from(longest);
-        Axis { source: length, resized: (scaled as u32).max(1), start: 0, length: (scaled as u32).max(1) }
+        Axis::whole(length, (scaled as u32).max(1))
     };
     resample::resize(&rgb, side(width), side(height), Filter::Lanczos)
 }
