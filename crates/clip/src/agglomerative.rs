@@ -798,14 +798,16 @@ impl<'p, 'r> Average<'p, 'r> {
             }
         }
         near.drain(..asked);
-        near.extend(known.iter().filter(|(c, _)| *c > rest).map(|(cosine, other)| (upwards(*cosine), *other)));
+        // Nearest but for rounding is nearest: a tie must not make all groups be looked at for each merge.
+        let tied = rest - 4.0 * product_error::<f64>(self.points.width());
+        near.extend(known.iter().filter(|(c, _)| *c > tied).map(|(cosine, other)| (upwards(*cosine), *other)));
         near.sort_unstable_by(order);
         self.lists[index] = Neighbours { near, rest };
 
         // A scan in f64 is only unsure about what differs by rounding.
         let trusted = rest < self.cut || scan == Scan::Wide;
         match best {
-            Some((cosine, other)) if cosine >= self.cut && (cosine > rest || trusted) => Nearest::Group(other, cosine),
+            Some((cosine, other)) if cosine >= self.cut && (cosine > tied || trusted) => Nearest::Group(other, cosine),
             _ if trusted => Nearest::Nobody,
             _ => {
                 self.needs_f64[index] |= scan == Scan::Narrow;
