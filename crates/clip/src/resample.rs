@@ -99,6 +99,12 @@ impl Axis {
                 })
                 .collect();
         }
+        if self.resized == self.source && (self.from, self.extent) == (0.0, f64::from(self.source)) {
+            // Every filter is 1 at the centre and 0 at the other whole distances.
+            return (self.start..self.start + self.length)
+                .map(|out| Taps { first: out as usize, weights: vec![1 << PRECISION] })
+                .collect();
+        }
         (self.start..self.start + self.length)
             .map(|out| {
                 let center = self.from + (f64::from(out) + 0.5) * scale;
