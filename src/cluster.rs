@@ -26,7 +26,7 @@ use crate::statements;
 use crate::store::{self, Condition, Index, Row, Sees, Store, sees_the_latest};
 use crate::vector::Vector;
 
-pub const DEFAULT_COLLECTION: &str = "default";
+const DEFAULT_COLLECTION: &str = "default";
 
 /// Equal vectors have a cosine of 1 but for rounding: the components are float4, whose last bit moves a
 /// cosine by about 1e-15. With this much room a threshold of 1 means equal.
@@ -149,7 +149,6 @@ fn assign(embedding: Vector, collection: &str) -> SqlResult<i64> {
     let model = engine::model_of(&embedding.0);
     let Vector(mut member) = embedding;
     normalise(&mut member).map_err(report)?;
-    check_name(collection)?;
     store.hold(collection);
     let collection = Collection::find(&store, collection)?;
     collection.check(member.len(), model.as_deref())?;
@@ -265,6 +264,9 @@ fn collection_of(store: &Store, id: i64) -> Option<String> {
             name = row.text(1);
             false
         });
+        if name.is_some() {
+            break;
+        }
     }
     name
 }
