@@ -23,7 +23,8 @@ CREATE TABLE clip_search.collection_setting (
 CREATE SEQUENCE clip_search.cluster_id_seq;
 
 -- A sum of 512 dimensions has 2056 bytes, just over the size from which PostgreSQL moves values out of line; searches
--- read them, so they stay in the row up to a full page.
+-- read them, so they stay in the row up to a full page. Marks tell in which order rows came into the index of those
+-- without a code: who has searched up to a mark looks for later ones only.
 CREATE TABLE clip_search.cluster_sum (
     collection text COLLATE "C" NOT NULL,
     cluster    bigint NOT NULL,
@@ -33,11 +34,12 @@ CREATE TABLE clip_search.cluster_sum (
     code       bytea,
     model      text,
     made_at    timestamptz NOT NULL DEFAULT now(),
-    updated_at timestamptz NOT NULL DEFAULT now()
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    mark       bigint NOT NULL DEFAULT nextval('clip_search.cluster_id_seq')
 ) WITH (toast_tuple_target = 8160);
 CREATE INDEX cluster_sum_cluster_idx ON clip_search.cluster_sum (cluster);
 CREATE INDEX cluster_sum_collection_idx ON clip_search.cluster_sum (collection, cluster);
-CREATE INDEX cluster_sum_recent_idx ON clip_search.cluster_sum (collection, cluster) WHERE code IS NULL;
+CREATE INDEX cluster_sum_recent_idx ON clip_search.cluster_sum (collection, mark) WHERE code IS NULL;
 
 CREATE TABLE clip_search.cluster_change (
     collection text COLLATE "C" NOT NULL,
@@ -53,11 +55,11 @@ CREATE INDEX cluster_change_cluster_idx ON clip_search.cluster_change (cluster);
 CREATE TABLE clip_search.cluster_code (
     collection text COLLATE "C" NOT NULL,
     first      bigint NOT NULL,
-    last       bigint NOT NULL,
+    mark       bigint NOT NULL,
     entries    bytea NOT NULL
 ) WITH (toast_tuple_target = 8160);
 ALTER TABLE clip_search.cluster_code ALTER entries SET STORAGE PLAIN;
-CREATE INDEX cluster_code_collection_idx ON clip_search.cluster_code (collection, last);
+CREATE INDEX cluster_code_collection_idx ON clip_search.cluster_code (collection, mark);
 
 -- What people read.
 CREATE VIEW clip_search.cluster AS

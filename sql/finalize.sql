@@ -45,9 +45,11 @@ COMMENT ON COLUMN clip_search.cluster_sum.sum IS 'Sum of unit vectors, rounded t
 COMMENT ON COLUMN clip_search.cluster_sum.rest IS 'What the rounding took away';
 COMMENT ON COLUMN clip_search.cluster_sum.code IS 'Binary code of the sum as it stands in cluster_code; NULL: not there, searches read the sum';
 COMMENT ON COLUMN clip_search.cluster_sum.model IS 'The model of the founding vector, if known';
+COMMENT ON COLUMN clip_search.cluster_sum.mark IS 'Grows with each row that is new to searches: its place in the order of writing';
 COMMENT ON TABLE clip_search.cluster_change IS 'Members that have come or gone since the sums were written; read them in clip_search.cluster';
 COMMENT ON TABLE clip_search.cluster_code IS 'Binary codes of clusters, many to a row, for the search of the nearest';
-COMMENT ON SEQUENCE clip_search.cluster_id_seq IS 'Ids of clusters';
+COMMENT ON COLUMN clip_search.cluster_code.mark IS 'The highest mark of the sums whose codes it holds';
+COMMENT ON SEQUENCE clip_search.cluster_id_seq IS 'Ids of clusters, and marks';
 COMMENT ON INDEX clip_search.collection_setting_pkey IS 'Names are unique';
 COMMENT ON INDEX clip_search.cluster_sum_cluster_idx IS 'The sums of a cluster';
 COMMENT ON INDEX clip_search.cluster_sum_collection_idx IS 'The sums of a collection';

@@ -14,7 +14,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use clip::cluster::{Sum, cosine, normalise};
-use clip::code::{self, Block, Code, Coder, Nearest};
+use clip::code::{self, Block, Code, Coder, Entry, Nearest};
 use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
@@ -154,19 +154,18 @@ fn assign(embedding: Vector, collection: &str) -> SqlResult<i64> {
     collection.check(member.len(), model.as_deref())?;
     let search = Search::new(&store, &collection, &member);
     Spi::connect_mut(|client| {
-        // Under the latch, since there is a moment between the giving of an id and the writing of its row.
+        // Under the latch, since there is a moment between the giving of a mark and the writing of its row.
         let mark = {
             let _latch = store.latch(&collection.name, false);
             statements::last_id(client)?
         };
-        let near = search.nearest(0);
-        let joins = |found: &Cluster| found.cosine + ROUNDING >= collection.threshold;
+        let joins = |found: &Cluster| found.alive() && found.cosine + ROUNDING >= collection.threshold;
+        let near = search.nearest(0).filter(joins).map(|found| found.id);
         let mut joined = None;
-        let found_before = near.as_ref().is_some_and(joins);
-        if let Some(found) = near.as_ref().filter(|found| joins(found)) {
+        if let Some(id) = near {
             let _latch = store.latch(&collection.name, false);
-            // It may have moved, or gone, since it was found.
-            joined = search.look_up(found.id).filter(|cluster| cluster.alive() && joins(cluster));
+            // It may have moved, or gone, since it was found. What could yet be undone is joined below.
+            joined = search.look_up(id).filter(|cluster| joins(cluster) && cluster.settled);
             if let Some(found) = &joined {
                 join(client, &collection, found, &member)?;
             }
@@ -176,9 +175,12 @@ fn assign(embedding: Vector, collection: &str) -> SqlResult<i64> {
             Some(found) => found,
             None => {
                 let _latch = store.latch(&collection.name, true);
-                // Whoever had the latch before has written its rows. Only clusters that are newer than the first look
+                // Whoever had the latch before has written its rows. Only those that were written after the first look
                 // can have been missed by it.
-                let found = search.nearest(if found_before { 0 } else { mark }).filter(joins);
+                let found = match near {
+                    Some(id) => search.look_up(id).filter(joins).or_else(|| search.nearest(0).filter(joins)),
+                    None => search.nearest(mark).filter(joins),
+                };
                 match found {
                     Some(found) => {
                         join(client, &collection, &found, &member)?;
@@ -193,7 +195,7 @@ fn assign(embedding: Vector, collection: &str) -> SqlResult<i64> {
         };
         if sees_the_latest() {
             if cluster.wants_folding() {
-                fold(client, &collection, cluster.id)?;
+                fold(client, &store, &collection, cluster.id)?;
             }
             if founded && search.recent.get() >= RECENT {
                 pack(client, &store, &collection)?;
@@ -203,7 +205,10 @@ fn assign(embedding: Vector, collection: &str) -> SqlResult<i64> {
     })
 }
 
-/// Adds a member to a cluster.
+/// Adds a member to a cluster, under the latch: the exclusive one, unless the cluster is settled.
+///
+/// A cluster that is not can vanish at any time from the looks of others who search without the latch, and be back with
+/// the row written here. The row's mark makes it one that they have not seen.
 fn join(client: &mut SpiClient<'_>, collection: &Collection, cluster: &Cluster, member: &[f32]) -> SqlResult<()> {
     let mut sum = cluster.sum.clone();
     sum.add(member, None, 1);
@@ -333,7 +338,7 @@ impl<'a> Search<'a> {
         Self { store, collection, member, code, recent: std::cell::Cell::new(0) }
     }
 
-    /// The nearest of the clusters with ids above `after`, unless all are clearly below the threshold.
+    /// The nearest of the clusters with rows of marks above `after`, unless all are clearly below the threshold.
     ///
     /// Sums without a code come first, codes second: a code that is made between the two is then seen in one of them.
     fn nearest(&self, after: i64) -> Option<Cluster> {
@@ -354,26 +359,40 @@ impl<'a> Search<'a> {
         best.cluster
     }
 
-    /// (cosine, id) of the sums of clusters that are not clearly below the threshold.
-    fn sums(&self, mut ids: Vec<i64>) -> Vec<(f64, i64)> {
-        let mut near = Vec::with_capacity(ids.len());
+    /// Clusters by their sums.
+    fn sums(&self, mut ids: Vec<i64>) -> Vec<Near> {
         ids.sort_unstable();
-        let mut seen = vec![false; ids.len()];
-        self.store.scan(Sees::Everything, Index::SumCluster, &[Condition::BigintIn(2, &ids)], |row| {
-            let (id, sum) = (row.bigint(2), row.vector(4));
-            if let (Some(sum), Ok(place)) = (sum, ids.binary_search(&id)) {
-                seen[place] = true;
-                near.push((cosine(&sum, self.member), id));
+        ids.dedup();
+        let place = |id| ids.binary_search(&id).ok();
+        // Changes first: those that are added to a sum meanwhile make it look changed, but not the other way round.
+        let mut changed = vec![false; ids.len()];
+        let condition = [Condition::BigintIn(2, &ids)];
+        self.store.scan(Sees::Everything, Index::ChangeCluster, &condition, |row| {
+            if let Some(place) = place(row.bigint(2)) {
+                changed[place] = true;
             }
             true
         });
+        let mut seen = vec![0; ids.len()];
+        let mut near = Vec::with_capacity(ids.len());
+        self.store.scan(Sees::Everything, Index::SumCluster, &condition, |row| {
+            let id = row.bigint(2);
+            if let (Some(sum), Some(place)) = (row.vector(4), place(id)) {
+                seen[place] += 1;
+                changed[place] |= row.inserting || row.deleting || seen[place] > 1;
+                near.push(Near { id, cosine: cosine(&sum, self.member), moved: true });
+            }
+            true
+        });
+        near.iter_mut().for_each(|near| near.moved = place(near.id).is_none_or(|place| changed[place]));
         // What was just being replaced may have been missed; it is looked up again.
-        near.extend(ids.iter().zip(seen).filter(|(_, seen)| !seen).map(|(id, _)| (1.0, *id)));
+        let missed = ids.iter().zip(seen).filter(|(_, seen)| *seen == 0);
+        near.extend(missed.map(|(&id, _)| Near { id, cosine: 1.0, moved: true }));
         near
     }
 
-    /// (cosine, id) of the sums without a code that are not clearly below the threshold.
-    fn recent(&self, after: i64) -> Vec<(f64, i64)> {
+    /// Clusters by sums without a code that are not clearly below the threshold.
+    fn recent(&self, after: i64) -> Vec<Near> {
         let (mut near, mut count) = (Vec::new(), 0);
         // Sums are replaced when changes are added to them, so both scans are needed; see there.
         let mut visit = |row: &Row| {
@@ -381,13 +400,13 @@ impl<'a> Search<'a> {
             if let Some(sum) = row.vector(4) {
                 let cosine = cosine(&sum, self.member);
                 if cosine + MOVED >= self.collection.threshold {
-                    near.push((cosine, row.bigint(2)));
+                    near.push(Near { id: row.bigint(2), cosine, moved: true });
                 }
             }
             true
         };
         let (from, left_over) = Packed::known(self.store, &self.collection.name, after);
-        let conditions = [Condition::TextIs(1, &self.collection.name), Condition::BigintOver(2, from)];
+        let conditions = [Condition::TextIs(1, &self.collection.name), Condition::BigintOver(10, from)];
         for sees in [Sees::Everything, Sees::Settled] {
             for &id in &left_over {
                 self.store.scan(sees, Index::SumCluster, &[Condition::BigintIs(2, id)], &mut visit);
@@ -458,6 +477,22 @@ impl<'a> Search<'a> {
     }
 }
 
+/// A cluster by one of its sums.
+struct Near {
+    id: i64,
+    /// To the vector that is looked for; 1 if not known.
+    cosine: f64,
+    /// The sum may not be all of the cluster.
+    moved: bool,
+}
+
+impl Near {
+    /// How near the cluster may be.
+    fn at_most(&self) -> f64 {
+        if self.moved { self.cosine + MOVED } else { self.cosine }
+    }
+}
+
 /// The nearest cluster so far.
 struct Best<'a> {
     search: &'a Search<'a>,
@@ -471,15 +506,15 @@ impl Best<'_> {
         self.cluster.as_ref().map_or(threshold, |cluster| cluster.cosine.max(threshold))
     }
 
-    /// Looks up those of the candidates, (cosine, id), that may be nearer.
-    fn consider(&mut self, mut candidates: Vec<(f64, i64)>) {
-        candidates.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        candidates.dedup_by_key(|(_, id)| *id);
-        for (near, id) in candidates {
-            if near + MOVED < self.cosine() {
+    /// Looks up those of the candidates that may be nearer.
+    fn consider(&mut self, mut candidates: Vec<Near>) {
+        candidates.sort_by(|a, b| b.at_most().total_cmp(&a.at_most()).then(a.id.cmp(&b.id)));
+        candidates.dedup_by_key(|near| near.id);
+        for near in candidates {
+            if near.at_most() + ROUNDING < self.cosine() {
                 break;
             }
-            let found = self.search.look_up(id).filter(Cluster::alive);
+            let found = self.search.look_up(near.id).filter(Cluster::alive);
             if let Some(found) = found
                 && self.cluster.as_ref().is_none_or(|best| (found.cosine, best.id) > (best.cosine, found.id))
             {
@@ -512,7 +547,7 @@ fn forget(client: &mut SpiClient<'_>, store: &Store, search: &Search<'_>, id: i6
 }
 
 /// Adds up the rows of a cluster that no other transaction is at work on.
-fn fold(client: &mut SpiClient<'_>, collection: &Collection, id: i64) -> SqlResult<()> {
+fn fold(client: &mut SpiClient<'_>, store: &Store, collection: &Collection, id: i64) -> SqlResult<()> {
     let sums = statements::lock_sums(client, id)?;
     let changes = statements::lock_changes(client, id)?;
     let Some(dimensions) = sums.iter().chain(&changes).map(|row| row.high.len()).next() else { return Ok(()) };
@@ -533,7 +568,11 @@ fn fold(client: &mut SpiClient<'_>, collection: &Collection, id: i64) -> SqlResu
                 let then = code::from_bytes(bytes)?;
                 (code::distance(&now, &then) <= DRIFT).then_some(bytes)
             });
-            statements::replace(client, kept, &total, code)?;
+            {
+                // A row without a code gets a mark.
+                let _latch = (kept.code.is_some() && code.is_none()).then(|| store.latch(&collection.name, true));
+                statements::replace(client, kept, &total, code)?;
+            }
             statements::delete_sums(client, &sums[1..])?;
             statements::delete_changes(client, &changes)
         }
@@ -551,25 +590,30 @@ fn pack(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) -> S
         return Ok(()); // others are at it
     }
     rows.sort_by_key(|row| row.cluster);
-    let mut entries: Vec<(i64, Code)> =
-        rows.iter().map(|row| (row.cluster, with_coder(row.high.len(), |coder| coder.encode(&row.high)))).collect();
-    let codes: Vec<Vec<u8>> = entries.iter().map(|(_, code)| code::to_bytes(code)).collect();
+    let entries: Vec<Entry> = rows
+        .iter()
+        .map(|row| Entry {
+            id: row.cluster,
+            mark: row.mark,
+            code: with_coder(row.high.len(), |coder| coder.encode(&row.high)),
+        })
+        .collect();
+    let codes: Vec<Vec<u8>> = entries.iter().map(|entry| code::to_bytes(&entry.code)).collect();
     statements::set_codes(client, &rows, codes)?;
-    entries.dedup_by_key(|(id, _)| *id);
+    let last = entries.iter().map(|entry| entry.mark).max().unwrap_or_default();
     for block in Block::pack(&entries) {
         statements::block(client, &collection.name, block)?;
     }
-    let Some(&(last, _)) = entries.last() else { return Ok(()) };
     // What is still without a code up to there: rows of others.
     let _latch = store.latch(&collection.name, false);
     let mut left_over = Vec::new();
     for sees in [Sees::Everything, Sees::Settled] {
         store.scan(sees, Index::SumRecent, &[Condition::TextIs(1, &collection.name)], |row| {
-            let id = row.bigint(2);
-            if id <= last {
-                left_over.push(id);
+            let before = row.bigint(10) <= last;
+            if before {
+                left_over.push(row.bigint(2));
             }
-            id <= last && left_over.len() <= 4 * LEFT_OVER
+            before && left_over.len() <= 4 * LEFT_OVER
         });
     }
     left_over.sort_unstable();
@@ -581,28 +625,28 @@ fn pack(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) -> S
 /// Replaces all clusters of a collection, which this transaction has to itself: `ids[i]` is the cluster of `sums[i]`.
 pub fn write_anew(client: &mut SpiClient<'_>, collection: &str, ids: &[i64], sums: &[Sum]) -> SqlResult<()> {
     let known = statements::clear(client, collection)?;
-    let mut entries: Vec<(i64, Code)> = Vec::with_capacity(ids.len());
+    let mut entries: Vec<Entry> = Vec::with_capacity(ids.len());
     for (id, sum) in ids.iter().zip(sums) {
         pgrx::check_for_interrupts!();
         let code = with_coder(sum.dimensions(), |coder| coder.encode(&sum.split().0));
         statements::insert(client, collection, *id, sum, &code::to_bytes(&code), known.get(id))?;
-        entries.push((*id, code));
+        entries.push(Entry { id: *id, mark: *id, code });
     }
-    entries.sort_unstable();
+    entries.sort_unstable_by_key(|entry| entry.id);
     for block in Block::pack(&entries) {
         statements::block(client, collection, block)?;
     }
     Ok(())
 }
 
-/// Up to which id this session has given codes to all clusters of a collection but those listed.
+/// Up to which mark this session has given codes to all sums of a collection but those of the clusters listed.
 ///
 /// Rows that are replaced in a transaction stay in the index until it ends, and a search would step over each of them:
 /// a transaction that founds 100,000 clusters would be stepping most of its time.
 struct Packed {
-    /// By whom, and which block is the last.
+    /// By whom, and the mark of the last block.
     writer: pgrx::pg_sys::TransactionId,
-    last: i64,
+    mark: i64,
     left_over: Vec<i64>,
 }
 
@@ -612,10 +656,10 @@ thread_local! {
 }
 
 impl Packed {
-    fn remember(collection: &str, last: i64, left_over: Vec<i64>) {
+    fn remember(collection: &str, mark: i64, left_over: Vec<i64>) {
         PACKED.with_borrow_mut(|all| {
             if left_over.len() <= LEFT_OVER {
-                all.insert(collection.to_owned(), Self { writer: store::writer(), last, left_over });
+                all.insert(collection.to_owned(), Self { writer: store::writer(), mark, left_over });
             } else {
                 all.remove(collection);
             }
@@ -626,11 +670,11 @@ impl Packed {
     /// first: if it was rolled back, or has been replaced since, this knowledge is void.
     fn known(store: &Store, collection: &str, after: i64) -> (i64, Vec<i64>) {
         PACKED.with_borrow_mut(|all| {
-            let Some(packed) = all.get(collection).filter(|packed| packed.last > after) else {
+            let Some(packed) = all.get(collection).filter(|packed| packed.mark > after) else {
                 return (after, Vec::new());
             };
             let mut stands = false;
-            let conditions = [Condition::TextIs(1, collection), Condition::BigintIs(3, packed.last)];
+            let conditions = [Condition::TextIs(1, collection), Condition::BigintIs(3, packed.mark)];
             store.scan(Sees::Everything, Index::CodeCollection, &conditions, |row| {
                 stands = row.writer == packed.writer && !row.inserting && !row.deleting;
                 !stands
@@ -639,7 +683,7 @@ impl Packed {
                 all.remove(collection);
                 return (after, Vec::new());
             }
-            (packed.last, packed.left_over.clone())
+            (packed.mark, packed.left_over.clone())
         })
     }
 }

@@ -16,27 +16,29 @@ use crate::vector::{self, Vector};
 
 /// A sequence that has given none yet says 1, too.
 const LAST_ID: &str = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM clip_search.cluster_id_seq";
-const FOUND: &str = "INSERT INTO clip_search.cluster_sum (collection, cluster, size, sum, model) \
-     VALUES ($1, pg_catalog.nextval('clip_search.cluster_id_seq'), 1, $2, $3) RETURNING cluster";
+const FOUND: &str = "INSERT INTO clip_search.cluster_sum (collection, cluster, mark, size, sum, model) \
+     SELECT $1, n, n, 1, $2, $3 FROM pg_catalog.nextval('clip_search.cluster_id_seq') AS n RETURNING cluster";
 const FOUND_AGAIN: &str =
     "INSERT INTO clip_search.cluster_sum (collection, cluster, size, sum, model) VALUES ($1, $2, 1, $3, $4)";
 const CHANGE: &str = "INSERT INTO clip_search.cluster_change (collection, cluster, size, sum) VALUES ($1, $2, $3, $4)";
 const MERGED: &str =
     "INSERT INTO clip_search.cluster_change (collection, cluster, size, sum, rest) VALUES ($1, $2, $3, $4, $5)";
-const REPLACE: &str = "UPDATE clip_search.cluster_sum SET size = $2, sum = $3, rest = $4, code = $5, updated_at = pg_catalog.now() \
+/// A row that loses its code is new to the searches of those without one.
+const REPLACE: &str = "UPDATE clip_search.cluster_sum SET size = $2, sum = $3, rest = $4, code = $5, updated_at = pg_catalog.now(), \
+         mark = CASE WHEN code IS NOT NULL AND $5 IS NULL THEN pg_catalog.nextval('clip_search.cluster_id_seq') ELSE mark END \
      WHERE ctid OPERATOR(pg_catalog.=) $1";
 const DELETE_SUMS: &str = "DELETE FROM clip_search.cluster_sum WHERE ctid OPERATOR(pg_catalog.=) ANY ($1)";
 const DELETE_CHANGES: &str = "DELETE FROM clip_search.cluster_change WHERE ctid OPERATOR(pg_catalog.=) ANY ($1)";
-const LOCK_SUMS: &str = "SELECT ctid, cluster, size, sum, rest, code FROM clip_search.cluster_sum \
+const LOCK_SUMS: &str = "SELECT ctid, cluster, size, sum, rest, code, mark FROM clip_search.cluster_sum \
      WHERE cluster OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED";
 /// Not all of ten thousand at once, should ever so many have come together.
-const LOCK_CHANGES: &str = "SELECT ctid, cluster, size, sum, rest, NULL::bytea FROM clip_search.cluster_change \
+const LOCK_CHANGES: &str = "SELECT ctid, cluster, size, sum, rest, NULL::bytea, 0::bigint FROM clip_search.cluster_change \
      WHERE cluster OPERATOR(pg_catalog.=) $1 LIMIT 1000 FOR UPDATE SKIP LOCKED";
-const RECENT: &str = "SELECT ctid, cluster, size, sum, NULL, NULL::bytea FROM clip_search.cluster_sum \
-     WHERE collection OPERATOR(pg_catalog.=) $1 AND code IS NULL ORDER BY cluster LIMIT $2 FOR UPDATE SKIP LOCKED";
+const RECENT: &str = "SELECT ctid, cluster, size, sum, NULL, NULL::bytea, mark FROM clip_search.cluster_sum \
+     WHERE collection OPERATOR(pg_catalog.=) $1 AND code IS NULL ORDER BY mark LIMIT $2 FOR UPDATE SKIP LOCKED";
 const SET_CODES: &str = "UPDATE clip_search.cluster_sum s SET code = n.code \
      FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS n (tid, code) WHERE s.ctid OPERATOR(pg_catalog.=) n.tid";
-const BLOCK: &str = "INSERT INTO clip_search.cluster_code (collection, first, last, entries) VALUES ($1, $2, $3, $4)";
+const BLOCK: &str = "INSERT INTO clip_search.cluster_code (collection, first, mark, entries) VALUES ($1, $2, $3, $4)";
 
 const FOUNDINGS: &str = "SELECT cluster, pg_catalog.min(made_at), pg_catalog.min(model) FROM clip_search.cluster_sum \
      WHERE collection OPERATOR(pg_catalog.=) $1 GROUP BY cluster";
@@ -45,8 +47,8 @@ const CLEAR: [&str; 3] = [
     "DELETE FROM clip_search.cluster_change WHERE collection OPERATOR(pg_catalog.=) $1",
     "DELETE FROM clip_search.cluster_code WHERE collection OPERATOR(pg_catalog.=) $1",
 ];
-const INSERT: &str = "INSERT INTO clip_search.cluster_sum (collection, cluster, size, sum, rest, code, made_at, model) \
-     VALUES ($1, $2, $3, $4, $5, $6, coalesce($7, pg_catalog.now()), $8)";
+const INSERT: &str = "INSERT INTO clip_search.cluster_sum (collection, cluster, mark, size, sum, rest, code, made_at, model) \
+     VALUES ($1, $2, $2, $3, $4, $5, $6, coalesce($7, pg_catalog.now()), $8)";
 
 /// When a cluster was founded, and by a vector of which model.
 pub type Founding = (Option<TimestampWithTimeZone>, Option<String>);
@@ -59,6 +61,8 @@ pub struct Stored {
     pub high: Vec<f32>,
     pub low: Option<Vec<f32>>,
     pub code: Option<Vec<u8>>,
+    /// 0 for a change.
+    pub mark: i64,
 }
 
 type Plans = HashMap<&'static str, OwnedPreparedStatement>;
@@ -99,7 +103,7 @@ fn first_bigint(rows: SpiTupleTable<'_>) -> SqlResult<i64> {
     value.ok_or_else(|| report(Error::new(Kind::Internal, "a cluster has no id")))
 }
 
-/// The id that was given last.
+/// The id, or mark, that was given last.
 pub fn last_id(client: &mut SpiClient<'_>) -> SqlResult<i64> {
     first_bigint(run(client, LAST_ID, &[])?)
 }
@@ -167,6 +171,7 @@ fn stored(rows: SpiTupleTable<'_>) -> SqlResult<Vec<Stored>> {
                 high: row.get::<Vector>(4).map_err(spi)?.ok_or_else(missing)?.0,
                 low: row.get::<Vector>(5).map_err(spi)?.map(|low| low.0),
                 code: row.get::<Vec<u8>>(6).map_err(spi)?,
+                mark: row.get::<i64>(7).map_err(spi)?.ok_or_else(missing)?,
             })
         })
         .collect()
@@ -195,7 +200,7 @@ pub fn set_codes(client: &mut SpiClient<'_>, rows: &[Stored], codes: Vec<Vec<u8>
 }
 
 pub fn block(client: &mut SpiClient<'_>, collection: &str, block: Block) -> SqlResult<()> {
-    run(client, BLOCK, &[collection.into(), block.first.into(), block.last.into(), block.entries.into()]).map(drop)
+    run(client, BLOCK, &[collection.into(), block.first.into(), block.mark.into(), block.entries.into()]).map(drop)
 }
 
 /// Deletes all clusters of a collection; returns what is to be kept of them.

@@ -95,7 +95,7 @@ def fill(db, rows: np.ndarray) -> None:
                 copy.write(struct.pack(">h", 5) + name + b"".join(map(field, values)))
             copy.write(struct.pack(">h", -1))
         with db.cursor().copy(
-            "COPY clip_search.cluster_code (collection, first, last, entries) FROM STDIN (FORMAT binary)"
+            "COPY clip_search.cluster_code (collection, first, mark, entries) FROM STDIN (FORMAT binary)"
         ) as copy:
             copy.write(start)
             for block in range(0, len(part), BLOCK):

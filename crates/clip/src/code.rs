@@ -107,11 +107,21 @@ fn deviations(p: f64) -> f64 {
     3.5 * (BITS as f64 * p * (1.0 - p)).sqrt()
 }
 
+/// What a code belongs to.
+#[derive(Clone, Copy)]
+pub struct Entry {
+    pub id: i64,
+    /// Its place in the order of writing.
+    pub mark: i64,
+    pub code: Code,
+}
+
 /// Ids and codes as they are stored together: the offsets of the ids from the first (4 bytes each, little-endian), then
 /// the codes.
 pub struct Block {
     pub first: i64,
-    pub last: i64,
+    /// The highest of its entries'.
+    pub mark: i64,
     pub entries: Vec<u8>,
 }
 
@@ -121,16 +131,17 @@ pub const BLOCK: usize = 216;
 
 impl Block {
     /// Blocks of up to [`BLOCK`] entries; the ids must ascend.
-    pub fn pack(entries: &[(i64, Code)]) -> Vec<Self> {
+    pub fn pack(entries: &[Entry]) -> Vec<Self> {
         let mut blocks = Vec::new();
         let mut rest = entries;
-        while let Some(&(first, _)) = rest.first() {
-            let fits = rest.iter().take(BLOCK).take_while(|(id, _)| u32::try_from(id - first).is_ok()).count();
+        while let Some(&Entry { id: first, .. }) = rest.first() {
+            let fits = rest.iter().take(BLOCK).take_while(|entry| u32::try_from(entry.id - first).is_ok()).count();
             let (taken, left) = rest.split_at(fits);
             let mut bytes = Vec::with_capacity(taken.len() * ENTRY);
-            bytes.extend(taken.iter().flat_map(|(id, _)| ((id - first) as u32).to_le_bytes()));
-            bytes.extend(taken.iter().flat_map(|(_, code)| to_bytes(code)));
-            blocks.push(Self { first, last: taken[taken.len() - 1].0, entries: bytes });
+            bytes.extend(taken.iter().flat_map(|entry| ((entry.id - first) as u32).to_le_bytes()));
+            bytes.extend(taken.iter().flat_map(|entry| to_bytes(&entry.code)));
+            let mark = taken.iter().map(|entry| entry.mark).max().unwrap_or_default();
+            blocks.push(Self { first, mark, entries: bytes });
             rest = left;
         }
         blocks
@@ -284,17 +295,22 @@ mod tests {
     fn the_nearest_of_many_blocks_are_found_in_order() {
         let coder = Coder::new(64);
         let vectors = random(3000, 64);
-        let entries: Vec<(i64, Code)> = vectors
+        let entries: Vec<Entry> = vectors
             .iter()
             .zip(0..)
-            .map(|(v, i)| (5 + 3 * i + if i > 1000 { 1 << 40 } else { 0 }, coder.encode(v)))
+            .map(|(v, i)| Entry {
+                id: 5 + 3 * i + if i > 1000 { 1 << 40 } else { 0 },
+                mark: 9000 - i,
+                code: coder.encode(v),
+            })
             .collect();
         let blocks = Block::pack(&entries);
         // The jump of the ids after 1001 entries starts a block of its own.
         assert_eq!(blocks.len(), 1001usize.div_ceil(BLOCK) + 1999usize.div_ceil(BLOCK));
-        assert!(blocks.iter().all(|b| b.entries.len() <= BLOCK * 36 && b.first <= b.last));
+        assert!(blocks.iter().all(|b| b.entries.len() <= BLOCK * 36));
+        assert_eq!((blocks[0].mark, blocks[1].mark), (9000, 9000 - BLOCK as i64));
         let query = coder.encode(&vectors[1234]);
-        let mut truth: Vec<(u32, i64)> = entries.iter().map(|(id, code)| (distance(&query, code), *id)).collect();
+        let mut truth: Vec<(u32, i64)> = entries.iter().map(|e| (distance(&query, &e.code), e.id)).collect();
         truth.sort();
         let mut nearest = Nearest::new(query, BITS as u32, 50);
         let mut short = Nearest::new(query, truth[4].0, 50);
@@ -304,7 +320,7 @@ mod tests {
         }
         let found: Vec<(u32, i64)> = nearest.into_sorted().collect();
         // The last distance is kept whole, so that no tie is cut in two.
-        assert!(found.len() >= 50 && found[0] == (0, entries[1234].0));
+        assert!(found.len() >= 50 && found[0] == (0, entries[1234].id));
         assert_eq!(found, truth[..found.len()]);
         let within = truth.iter().filter(|(d, _)| *d <= truth[4].0).count();
         assert_eq!(short.into_sorted().collect::<Vec<_>>(), truth[..within]);
