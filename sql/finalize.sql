@@ -12,6 +12,8 @@ REVOKE ALL ON FUNCTION clip_check_model(text) FROM PUBLIC;
 -- They decide what belongs together, for everybody who uses the collection.
 REVOKE ALL ON FUNCTION clip_create_collection(text, double precision, integer, text, regclass, text, text, text, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION clip_drop_collection(text) FROM PUBLIC;
+-- It may be everybody's figures.
+REVOKE ALL ON FUNCTION clip_reset_stats() FROM PUBLIC;
 GRANT USAGE ON SCHEMA clip_search TO PUBLIC;
 GRANT SELECT ON clip_search.collection, clip_search.cluster TO PUBLIC;
 
@@ -77,4 +79,7 @@ COMMENT ON FUNCTION clip_duplicates(text, double precision) IS 'Members of a col
 COMMENT ON FUNCTION clip_thumbnail(bytea, integer, text) IS 'Small upright copy of an image file that fits a square: jpeg, png or webp';
 COMMENT ON FUNCTION clip_models() IS 'Models that can be used, and what this connection has loaded and embedded';
 COMMENT ON FUNCTION clip_check_model(text) IS 'Looks over a model, named or by its directory: files, inputs, outputs, preprocessing, and whether it tells colours apart';
+COMMENT ON FUNCTION clip_stats() IS 'What the embedding functions have done, for each model: of all connections where shared, else of this one';
+COMMENT ON FUNCTION clip_reset_stats() IS 'Begins clip_stats() anew';
+COMMENT ON FUNCTION clip_benchmark(text) IS 'Latency of each step on made-up photos and texts, in a connection that has not loaded the model';
 COMMENT ON FUNCTION clip_version() IS 'Version of the extension and of the loaded ONNX Runtime';

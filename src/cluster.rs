@@ -34,10 +34,17 @@ pub const ROUNDING: f64 = 1e-12;
 
 /// Bits by which a stored code may differ from that of the centroid of today. 12 of 256 is an angle of 8 degrees.
 const DRIFT: u32 = 12;
-/// Clusters compared exactly, of those whose codes are near; each costs 2 µs.
-const CANDIDATES: usize = 256;
-/// So many of them at first, and always twice as many after that, until those that are left can't be nearer.
+/// Clusters compared exactly, of those whose codes are near, at most. Each costs 2 µs, or 12 where its page has to be
+/// fetched from the operating system.
+const CANDIDATES: usize = 640;
+/// So many of them at first, and always thrice as many after that.
 const FIRST: usize = 16;
+/// So many are always compared, as long as their codes are within reach. Among a million photo-like centroids the nearest
+/// was never further down than the fifth (300 queries).
+const SURE: usize = 64;
+/// More are, while some come as close to the nearest as this. Vectors of one code distance have cosines with a standard
+/// deviation of 0.04.
+const SPREAD: f64 = 0.05;
 /// By how much a cosine to a centroid may exceed the one to the sum that is searched. What has changed since has less
 /// weight than the sum (see [`Cluster::wants_folding`]), and members are within some 20 degrees of their centroid.
 const MOVED: f64 = 0.1;
@@ -352,9 +359,14 @@ impl<'a> Search<'a> {
             true
         });
         let (mut left, mut count) = (nearest.into_sorted().peekable(), FIRST);
-        while left.peek().is_some_and(|(distance, _)| *distance <= reach(best.cosine())) {
-            best.consider(self.sums(left.by_ref().take(count).map(|(_, id)| id).collect()));
-            count *= 2;
+        let (mut compared, mut promising) = (0, true);
+        while promising && left.peek().is_some_and(|(distance, _)| *distance <= reach(best.cosine())) {
+            let near = self.sums(left.by_ref().take(count).map(|(_, id)| id).collect());
+            let closest = near.iter().map(|near| near.cosine).fold(-1.0, f64::max);
+            best.consider(near);
+            compared += count;
+            promising = compared < SURE || closest + SPREAD >= best.cosine();
+            count *= 3;
         }
         best.cluster
     }

@@ -2,21 +2,22 @@
 
 use std::cell::RefCell;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Instant;
 
 use clip::Error;
 use clip::embedder::Embedder;
 use clip::model::Model;
+use clip::stats::Figures;
 use lru::LruCache;
 
 use crate::error::{SqlResult, report, warn};
 use crate::settings;
+use crate::stats;
 use crate::vector::Vector;
 
-/// Query texts whose vectors are remembered, per model. `ORDER BY embedding <=> clip_embed_text('…')` asks
-/// for the same text once a row wherever no index serves it; 256 vectors of 512 dimensions are 0.5 MB.
-const MEMO_TEXTS: usize = 256;
 /// Longer texts are captions or documents, seldom asked for twice.
 const MEMO_TEXT_BYTES: usize = 2048;
 
@@ -27,7 +28,10 @@ const ORIGINS: usize = 1024;
 struct Loaded {
     key: Key,
     embedder: Embedder,
+    /// Texts that were asked for lately. `ORDER BY embedding <=> clip_embed_text('…')` asks for the same one once a row
+    /// wherever no index serves it.
     memo: LruCache<String, Vec<f32>>,
+    memo_hits: u64,
     /// A call failed: the model's files are looked up anew by the next, for they may have been mended.
     failed: bool,
 }
@@ -35,9 +39,9 @@ struct Loaded {
 impl Loaded {
     fn new(key: Key) -> clip::Result<Self> {
         let model = Model::find(&key.search, &key.spec)?;
-        let embedder = Embedder::new(model, key.library.clone(), key.threads);
-        let memo = LruCache::new(MEMO_TEXTS.try_into().expect("not zero"));
-        Ok(Self { key, embedder, memo, failed: false })
+        let embedder = Embedder::new(model, key.library.clone(), key.threads).with_cache(settings::cache());
+        let memo = LruCache::new(NonZeroUsize::MIN);
+        Ok(Self { key, embedder, memo, memo_hits: 0, failed: false })
     }
 }
 
@@ -85,7 +89,7 @@ fn with_model<T>(
     f: impl FnOnce(&mut Loaded) -> (clip::Result<T>, Vec<usize>),
 ) -> SqlResult<T> {
     let key = Key::new(spec, settings::threads());
-    let (result, warnings) = MODELS.with(|models| {
+    let (result, warnings, notes, figures) = MODELS.with(|models| {
         let mut models = models.borrow_mut();
         let index = match models.iter().position(|loaded| loaded.key == key) {
             Some(index) => {
@@ -107,16 +111,21 @@ fn with_model<T>(
             }
         };
         let loaded = &mut models[index];
+        let (before, hits, start) = (loaded.embedder.counters, loaded.memo_hits, Instant::now());
         let (result, places) = f(loaded);
         loaded.failed = result.is_err();
+        let (after, hits) = (&loaded.embedder.counters, loaded.memo_hits - hits);
+        let figures = Figures::of_call(&before, after, start.elapsed(), result.is_err(), hits);
         let place = |mut error: Error| {
             // A single value has no place worth naming.
             error.element = error.element.filter(|_| count > 1).map(|item| places[item]);
             error
         };
         let warnings: Vec<Error> = loaded.embedder.take_warnings().into_iter().map(place).collect();
-        SqlResult::Ok((result.map_err(place), warnings))
+        SqlResult::Ok((result.map_err(place), warnings, loaded.embedder.take_notes(), figures))
     })?;
+    stats::record(spec, &figures);
+    notes.into_iter().for_each(|note| pgrx::log!("clip_search: {note}"));
     // Raised only now that nothing is borrowed, since a WARNING can run a hook.
     warnings.into_iter().for_each(warn);
     result.map_err(report)
@@ -178,9 +187,15 @@ pub fn embed_images(spec: &str, files: &[Option<&[u8]>]) -> SqlResult<Vec<Option
 pub fn embed_texts(spec: &str, texts: &[Option<&str>]) -> SqlResult<Vec<Option<Vector>>> {
     let truncate = settings::truncate_text();
     let vectors = with_model(spec, texts.len(), |loaded| {
-        let memo = &mut loaded.memo;
+        let Loaded { memo, memo_hits, .. } = loaded;
+        match NonZeroUsize::new(settings::memo_texts()) {
+            Some(most) if memo.cap() != most => memo.resize(most),
+            Some(_) => {}
+            None => memo.clear(),
+        }
         let mut vectors: Vec<Option<Vector>> =
             texts.iter().map(|text| memo.get((*text)?).cloned().map(Vector)).collect();
+        *memo_hits += vectors.iter().flatten().count() as u64;
         let unknown = texts.iter().enumerate().filter(|(i, _)| vectors[*i].is_none());
         let (places, present): (Vec<usize>, Vec<&str>) = unknown.filter_map(|(i, text)| Some((i, (*text)?))).unzip();
         if present.is_empty() {
@@ -190,7 +205,7 @@ pub fn embed_texts(spec: &str, texts: &[Option<&str>]) -> SqlResult<Vec<Option<V
         let result = embedded.map(|embedded| {
             for ((index, text), item) in places.iter().zip(&present).zip(embedded) {
                 // A text that was cut is embedded anew each time, so that its warning is not lost.
-                if text.len() <= MEMO_TEXT_BYTES && !item.truncated {
+                if text.len() <= MEMO_TEXT_BYTES && !item.truncated && settings::memo_texts() > 0 {
                     memo.put((*text).to_owned(), item.vector.clone());
                 }
                 vectors[*index] = Some(Vector(item.vector));
@@ -213,6 +228,7 @@ pub fn preload(specs: &[String]) -> Result<Vec<String>, String> {
             let mut loaded = Loaded::new(Key::new(spec, 1)).map_err(|e| e.to_string())?;
             loaded.embedder.load().map_err(|e| e.to_string())?;
             remarks.extend(loaded.embedder.take_warnings().iter().map(ToString::to_string));
+            remarks.extend(loaded.embedder.take_notes());
             models.push(loaded);
         }
         Ok(remarks)
@@ -227,6 +243,12 @@ pub fn try_preloaded(specs: &[String]) -> Result<(), String> {
         }
         Ok(())
     })
+}
+
+/// A model that is not loaded yet, whatever this backend has of it.
+pub fn fresh(spec: &str) -> SqlResult<Embedder> {
+    let model = Model::find(&settings::model_path(), spec).map_err(report)?;
+    Ok(Embedder::new(model, settings::onnxruntime(), settings::threads()).with_cache(settings::cache()))
 }
 
 /// Looks a model over, loading both of its towers for this alone: (what, value).
@@ -274,8 +296,8 @@ pub fn status() -> Vec<Status> {
         dimensions: loaded.map_or_else(|| model.stated_dimensions(), |l| l.embedder.dimensions()).map(|n| n as i32),
         image_loaded: loaded.is_some_and(|l| l.embedder.image_loaded()),
         text_loaded: loaded.is_some_and(|l| l.embedder.text_loaded()),
-        images: loaded.map_or(0, |l| l.embedder.images as i64),
-        texts: loaded.map_or(0, |l| l.embedder.texts as i64),
+        images: loaded.map_or(0, |l| l.embedder.counters.images as i64),
+        texts: loaded.map_or(0, |l| l.embedder.counters.texts as i64),
     };
     MODELS.with(|models| {
         let models = models.borrow();

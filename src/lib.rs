@@ -13,6 +13,7 @@ mod preload;
 mod recluster;
 mod settings;
 mod statements;
+mod stats;
 mod store;
 mod vector;
 
@@ -26,5 +27,6 @@ extension_sql_file!("../sql/finalize.sql", finalize);
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     settings::register();
+    stats::register();
     preload::run();
 }

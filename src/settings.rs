@@ -11,8 +11,11 @@ static MODEL: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(S
 static MODEL_PATH: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"$system"));
 static ONNXRUNTIME: GucSetting<Option<CString>> =
     GucSetting::<Option<CString>>::new(Some(c"$libdir/clip_search/libonnxruntime.so"));
+static CACHE_PATH: GucSetting<Option<CString>> =
+    GucSetting::<Option<CString>>::new(Some(c"$data/pgsql_tmp.clip_search"));
 static PRELOAD: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static THREADS: GucSetting<i32> = GucSetting::<i32>::new(1);
+static MEMO_TEXTS: GucSetting<i32> = GucSetting::<i32>::new(256);
 static MAX_IMAGE_PIXELS: GucSetting<i32> = GucSetting::<i32>::new(100_000_000);
 static MAX_IMAGE_BYTES: GucSetting<i32> = GucSetting::<i32>::new(256 << 20);
 static CLUSTER_THRESHOLD: GucSetting<f64> = GucSetting::<f64>::new(0.82);
@@ -47,6 +50,14 @@ pub fn register() {
         GucFlags::SUPERUSER_ONLY,
     );
     GucRegistry::define_string_guc(
+        c"clip_search.cache_path",
+        c"Directory for rewritten models, from which connections map weights instead of loading them.",
+        c"$data stands for the data directory. Takes the size of the models in use. Empty: no cache.",
+        &CACHE_PATH,
+        GucContext::Suset,
+        GucFlags::SUPERUSER_ONLY,
+    );
+    GucRegistry::define_string_guc(
         c"clip_search.preload",
         c"Models that the server loads at its start for all connections, separated by commas.",
         c"Needs clip_search in shared_preload_libraries. Connections with clip_search.threads above 1 still load their own.",
@@ -72,6 +83,16 @@ pub fn register() {
         1,
         i32::MAX,
         GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"clip_search.memo_texts",
+        c"Texts whose embeddings a connection remembers, for each model.",
+        c"The least recently used ones go. 0: none. A vector of 512 dimensions has 2 kB.",
+        &MEMO_TEXTS,
+        0,
+        1 << 20,
+        GucContext::Userset,
         GucFlags::default(),
     );
     GucRegistry::define_int_guc(
@@ -156,6 +177,23 @@ pub fn onnxruntime() -> PathBuf {
     }
 }
 
+/// Where rewritten graphs are kept, if at all.
+///
+/// The default is in the data directory under a name that base backups leave out (they skip all that begins with
+/// `pgsql_tmp`).
+#[allow(unsafe_code)]
+pub fn cache() -> Option<PathBuf> {
+    let path = string(&CACHE_PATH);
+    match path.strip_prefix("$data/") {
+        // SAFETY: a nul-terminated string that is set at the server's start.
+        Some(rest) => Some(unsafe {
+            let data = std::ffi::CStr::from_ptr((&raw const pg_sys::DataDir).read());
+            PathBuf::from(data.to_string_lossy().into_owned()).join(rest)
+        }),
+        None => (!path.is_empty()).then(|| PathBuf::from(path)),
+    }
+}
+
 /// Fixed at the server's start; PostgreSQL lets no setting of that kind be defined later, and a library that
 /// is loaded later can't preload anyway.
 #[allow(unsafe_code)]
@@ -176,6 +214,10 @@ pub fn preload() -> Vec<String> {
 
 pub fn threads() -> usize {
     THREADS.get() as usize
+}
+
+pub fn memo_texts() -> usize {
+    MEMO_TEXTS.get() as usize
 }
 
 pub fn limits() -> Limits {

@@ -96,3 +96,9 @@ def pg_program():
         return str(path)
 
     return find
+
+
+@pytest.fixture(scope="session")
+def bindir(pg_program) -> pathlib.Path:
+    """Where the server's programs are."""
+    return pathlib.Path(pg_program("pg_ctl")).parent

@@ -41,7 +41,7 @@ struct Bench {
 
 fn tower<'a>(slot: &'a mut Option<Tower>, file: Option<&Path>, library: &Path) -> Result<&'a mut Tower> {
     if slot.is_none() {
-        *slot = Some(Tower::load(Runtime::load(library)?, file.ok_or("the model lacks this tower")?, 1)?);
+        *slot = Some(Tower::load(Runtime::load(library)?, file.ok_or("the model lacks this tower")?, 1, None)?);
     }
     Ok(slot.as_mut().expect("set above"))
 }

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use ndarray::{Array2, Array4};
 use once_cell::unsync::OnceCell;
@@ -15,12 +16,14 @@ use crate::head::Head;
 use crate::image::{self, Limits};
 use crate::model::{self, Model};
 use crate::preprocess::Preprocess;
-use crate::session::{Port, Runtime, Tower};
+use crate::session::{Port, Runtime, Tower, with_signals_blocked};
 use crate::text::{TextEncoder, Tokens};
 
-/// Images run together. ViT-B/32 gains 12 % over single images, on one thread and on two (107 against
-/// 121 ms an image), for some 50 MB; a small convolutional net such as photo-mini's loses as much.
+/// Images run together, where that is faster ([`Pace`]): ViT-B/32 gains 12 % over single images, on one thread and on two
+/// (107 against 121 ms an image), for some 50 MB; a small convolutional net such as photo-mini's loses as much.
 const IMAGE_BATCH: usize = 8;
+/// Pixels of a batch, at most: eight images of 224 × 224. Activations take some ten times their memory.
+const BATCH_PIXELS: usize = IMAGE_BATCH * 224 * 224;
 /// Texts of equal length run together.
 const TEXT_BATCH: usize = 32;
 
@@ -31,14 +34,34 @@ pub struct Embedder {
     pub model: Model,
     library: PathBuf,
     threads: usize,
+    cache: Option<PathBuf>,
     /// A graph that serves both towers is loaded once.
     shared: OnceCell<Rc<RefCell<Tower>>>,
     vision: OnceCell<Vision>,
     text: OnceCell<Text>,
     warnings: Vec<Error>,
-    /// Items embedded so far.
+    notes: Vec<String>,
+    /// What it has done so far.
+    pub counters: Counters,
+}
+
+/// Work done, and the time that it took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters {
+    /// Images embedded.
     pub images: u64,
+    /// Texts embedded.
     pub texts: u64,
+    /// Runs of a graph, with one item or several.
+    pub runs: u64,
+    /// Graphs loaded.
+    pub loads: u64,
+    /// Time for loading graphs and tokenizers.
+    pub loading: Duration,
+    /// Time from an image file to the graph's input.
+    pub decoding: Duration,
+    /// Time inside the graphs.
+    pub inference: Duration,
 }
 
 /// A text's vector.
@@ -58,7 +81,45 @@ struct Vision {
     preprocess: Preprocess,
     /// (height, width)
     size: (usize, usize),
-    batch: usize,
+    pace: Pace,
+}
+
+/// Whether images are run together or singly: the first batch is timed, then as many singly, and the faster way is kept.
+struct Pace {
+    /// Images of a batch; 1 where the graph takes no more.
+    most: usize,
+    /// Seconds an image.
+    together: Option<f64>,
+    singly: Option<f64>,
+}
+
+impl Pace {
+    fn batch(&self) -> usize {
+        match (self.together, self.singly) {
+            (None, _) => self.most,
+            (Some(_), None) => 1,
+            (Some(together), Some(singly)) if together <= singly => self.most,
+            _ => 1,
+        }
+    }
+
+    /// Learns from a run of `count` images.
+    fn note(&mut self, count: usize, taken: Duration) {
+        let each = taken.as_secs_f64() / count as f64;
+        if self.together.is_none() && self.most > 1 && count == self.most {
+            self.together = Some(each);
+        } else if self.together.is_some() && count == 1 {
+            // The fastest of all: what disturbs a run makes it slower.
+            self.singly = Some(self.singly.map_or(each, |fastest| fastest.min(each)));
+        }
+    }
+}
+
+/// Images as the graph takes them.
+struct Prepared {
+    pixels: Array4<f32>,
+    remarks: Vec<Error>,
+    taken: Duration,
 }
 
 struct Text {
@@ -92,13 +153,20 @@ impl Embedder {
             model,
             library,
             threads,
+            cache: None,
             shared: OnceCell::new(),
             vision: OnceCell::new(),
             text: OnceCell::new(),
             warnings: Vec::new(),
-            images: 0,
-            texts: 0,
+            notes: Vec::new(),
+            counters: Counters::default(),
         }
+    }
+
+    /// Keeps rewritten graphs in this directory ([`crate::cache`]).
+    pub fn with_cache(mut self, cache: Option<PathBuf>) -> Self {
+        self.cache = cache;
+        self
     }
 
     pub fn image_loaded(&self) -> bool {
@@ -119,6 +187,11 @@ impl Embedder {
     /// Remarks since the last call, for the user to see once.
     pub fn take_warnings(&mut self) -> Vec<Error> {
         std::mem::take(&mut self.warnings)
+    }
+
+    /// What an administrator may want to know of, since the last call.
+    pub fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
     }
 
     /// Drops remarks about items: a call that was interrupted left them, and the items were its own.
@@ -145,24 +218,51 @@ impl Embedder {
         result
     }
 
+    /// With more threads than one, the next images are decoded while the graph runs.
     fn run_images(&mut self, files: &[&[u8]], limits: &Limits, pulse: &mut dyn FnMut()) -> Result<Vec<Vec<f32>>> {
-        let vision = self.vision.get().expect("loaded by the caller");
-        let (height, width) = vision.size;
-        let mut vectors = Vec::with_capacity(files.len());
-        for (chunk, start) in files.chunks(vision.batch).zip((0..).step_by(vision.batch)) {
-            let mut pixels = Array4::<f32>::zeros((chunk.len(), 3, height, width));
-            for (index, (file, plane)) in chunk.iter().zip(pixels.outer_iter_mut()).enumerate() {
-                pulse();
-                let mut decoded =
-                    image::decode_for(file, limits, &vision.preprocess).map_err(|e| e.element(start + index))?;
-                self.warnings.extend(decoded.truncated.take().map(|remark| remark.element(start + index)));
-                image::normalise(&decoded.prepare(&vision.preprocess), &vision.preprocess, plane);
-            }
-            pulse();
-            vectors.extend(unit_rows(&vision.run(pixels)?, &self.model)?);
+        // A graph that is given no image at all may divide by the number of images.
+        if files.is_empty() {
+            return Ok(Vec::new());
         }
-        self.images += files.len() as u64;
-        Ok(vectors)
+        let vision = self.vision.get_mut().expect("loaded by the caller");
+        let (preprocess, size) = (vision.preprocess.clone(), vision.size);
+        let mut vectors: Vec<Vec<f32>> = Vec::with_capacity(files.len());
+        let chunk = |from: usize, most: usize| &files[from..files.len().min(from + most)];
+        let mut now = chunk(0, vision.pace.batch());
+        let mut prepared = prepare(now, 0, limits, &preprocess, size, pulse);
+        loop {
+            let Prepared { pixels, remarks, taken } = prepared?;
+            self.warnings.extend(remarks);
+            self.counters.decoding += taken;
+            let from = vectors.len() + now.len();
+            let next = chunk(from, vision.pace.batch());
+            pulse();
+            let run = || -> Result<()> {
+                let start = Instant::now();
+                let output = vision.run(pixels)?;
+                let taken = start.elapsed();
+                vision.pace.note(now.len(), taken);
+                self.counters.inference += taken;
+                self.counters.runs += 1;
+                vectors.extend(unit_rows(&output, &self.model)?);
+                Ok(())
+            };
+            if next.is_empty() {
+                run()?;
+                self.counters.images += files.len() as u64;
+                return Ok(vectors);
+            }
+            prepared = if self.threads > 1 {
+                let ahead = || prepare(next, from, limits, &preprocess, size, &mut || ());
+                let (result, prepared) = with_helper(&ahead, run);
+                result?;
+                prepared
+            } else {
+                run()?;
+                prepare(next, from, limits, &preprocess, size, pulse)
+            };
+            now = next;
+        }
     }
 
     /// Embeds texts, in order; each vector has length 1.
@@ -205,11 +305,15 @@ impl Embedder {
         {
             pulse();
             let batch: Vec<&Tokens> = group.iter().map(|i| &tokens[*i]).collect();
-            for (vector, i) in unit_rows(&text.run(&batch)?, &self.model)?.into_iter().zip(group) {
+            let start = Instant::now();
+            let output = text.run(&batch)?;
+            self.counters.inference += start.elapsed();
+            self.counters.runs += 1;
+            for (vector, i) in unit_rows(&output, &self.model)?.into_iter().zip(group) {
                 vectors[*i] = vector;
             }
         }
-        self.texts += texts.len() as u64;
+        self.counters.texts += texts.len() as u64;
         let truncated = tokens.iter().map(|tokens| tokens.truncated);
         Ok(vectors.into_iter().zip(truncated).map(|(vector, truncated)| TextEmbedding { vector, truncated }).collect())
     }
@@ -253,17 +357,20 @@ impl Embedder {
         Ok(tokens)
     }
 
-    /// Loads both towers now, or the one that the model has, and runs each once.
+    /// Loads both towers now, or the one that the model has, and runs each once; for a process that shares them with many.
     ///
     /// # Errors
     /// As for embedding.
     pub fn load(&mut self) -> Result<()> {
         let missing = |e: &Error| e.kind == Kind::MissingFile;
         match (self.load_and_run_vision(), self.load_text()) {
-            (Ok(()), Ok(())) => Ok(()),
-            (Ok(()), Err(e)) | (Err(e), Ok(())) if missing(&e) && self.single_tower() => Ok(()),
-            (Err(e), _) | (_, Err(e)) => Err(e),
+            (Ok(()), Ok(())) => {}
+            (Ok(()), Err(e)) | (Err(e), Ok(())) if missing(&e) && self.single_tower() => {}
+            (Err(e), _) | (_, Err(e)) => return Err(e),
         }
+        let towers = [self.vision.get().map(|v| &v.tower), self.text.get().map(|t| &t.tower)];
+        towers.into_iter().flatten().for_each(|tower| tower.borrow_mut().lay_out());
+        Ok(())
     }
 
     /// Loads the image tower and gives it a black image, where no real one follows to show that it runs: an
@@ -317,11 +424,12 @@ impl Embedder {
     }
 
     fn load_vision(&mut self) -> Result<()> {
-        let (model, warnings) = (&self.model, &mut self.warnings);
+        let (model, warnings, notes) = (&self.model, &mut self.warnings, &mut self.notes);
+        let (cache, counters, start) = (self.cache.as_deref(), &mut self.counters, Instant::now());
         let text_width = self.text.get().and_then(|t| width(&t.output, &t.head));
         self.vision.get_or_try_init(|| {
             let file = model.vision.as_ref().ok_or_else(|| missing_tower(model, "image"))?;
-            let shared = open(&self.shared, model.combined, &self.library, file, self.threads)?;
+            let shared = open(&self.shared, model.combined, &self.library, file, self.threads, cache, notes)?;
             let tower = shared.borrow();
             let unusable = |what: &str| unusable(&tower, what);
             let input = image_input(&tower).ok_or_else(|| missing_half(model, &tower, "image"))?;
@@ -360,19 +468,23 @@ impl Embedder {
                 (None, _) => return Err(unusable("its preprocessing leaves images of unequal sizes")),
             };
             same_width(model, &output, &head, text_width)?;
-            let batch = input.fixed(0).map_or(IMAGE_BATCH, |_| 1);
+            let most = input.fixed(0).map_or((BATCH_PIXELS / (size.0 * size.1)).clamp(1, IMAGE_BATCH), |_| 1);
+            let pace = Pace { most, together: None, singly: None };
             drop(tower);
-            Ok(Vision { tower: shared, input, idle, output, head, preprocess, size, batch })
+            counters.loads += 1;
+            counters.loading += start.elapsed();
+            Ok(Vision { tower: shared, input, idle, output, head, preprocess, size, pace })
         })?;
         Ok(())
     }
 
     fn load_text(&mut self) -> Result<()> {
-        let (model, warnings) = (&self.model, &mut self.warnings);
+        let (model, warnings, notes) = (&self.model, &mut self.warnings, &mut self.notes);
+        let (cache, counters, start) = (self.cache.as_deref(), &mut self.counters, Instant::now());
         let image_width = self.vision.get().and_then(|v| width(&v.output, &v.head));
         self.text.get_or_try_init(|| {
             let file = model.text.as_ref().ok_or_else(|| missing_tower(model, "text"))?;
-            let shared = open(&self.shared, model.combined, &self.library, file, self.threads)?;
+            let shared = open(&self.shared, model.combined, &self.library, file, self.threads, cache, notes)?;
             let tower = shared.borrow();
             let unusable = |what: &str| unusable(&tower, what);
             let ids = tower.input(&TEXT_INPUTS).filter(|port| is_integer(port)).cloned();
@@ -413,10 +525,48 @@ impl Embedder {
             if text.pad_to.is_none() && text.mask.is_none() && text.padding_matters(&sample)? {
                 text.pad_to = Some(text.encoder.context_length);
             }
+            counters.loads += 1;
+            counters.loading += start.elapsed();
             Ok(text)
         })?;
         Ok(())
     }
+}
+
+/// Decodes, resizes and normalises images. `from` is the first one's place in what the user gave.
+fn prepare(
+    files: &[&[u8]],
+    from: usize,
+    limits: &Limits,
+    preprocess: &Preprocess,
+    (height, width): (usize, usize),
+    pulse: &mut dyn FnMut(),
+) -> Result<Prepared> {
+    let start = Instant::now();
+    let mut pixels = Array4::<f32>::zeros((files.len(), 3, height, width));
+    let mut remarks = Vec::new();
+    for ((file, plane), place) in files.iter().zip(pixels.outer_iter_mut()).zip(from..) {
+        pulse();
+        let mut decoded = image::decode_for(file, limits, preprocess).map_err(|e| e.element(place))?;
+        remarks.extend(decoded.truncated.take().map(|remark| remark.element(place)));
+        image::normalise(&decoded.prepare(preprocess), preprocess, plane);
+    }
+    Ok(Prepared { pixels, remarks, taken: start.elapsed() })
+}
+
+/// Runs `aside` in a thread of its own while `work` runs here; after it where no thread can be had.
+///
+/// The thread takes no signals: they are the process's own business.
+fn with_helper<T: Send, U>(aside: &(impl Fn() -> T + Sync), work: impl FnOnce() -> U) -> (U, T) {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("clip decode".to_owned());
+        let helper = with_signals_blocked(|| thread.spawn_scoped(scope, aside));
+        let done = work();
+        match helper {
+            Ok(helper) => (done, helper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))),
+            Err(_) => (done, aside()),
+        }
+    })
 }
 
 impl Vision {
@@ -621,8 +771,14 @@ fn open(
     library: &Path,
     file: &Path,
     threads: usize,
+    cache: Option<&Path>,
+    notes: &mut Vec<String>,
 ) -> Result<Rc<RefCell<Tower>>> {
-    let load = || Ok(Rc::new(RefCell::new(Tower::load(Runtime::load(library)?, file, threads)?)));
+    let mut load = || {
+        let mut tower = Tower::load(Runtime::load(library)?, file, threads, cache)?;
+        notes.extend(tower.note.take());
+        Ok(Rc::new(RefCell::new(tower)))
+    };
     if combined { shared.get_or_try_init(load).cloned() } else { load() }
 }
 

@@ -10,13 +10,17 @@
 //! | [`text`] | text → token ids |
 //! | [`model`] | a model directory: where it is found, which files it has |
 //! | [`session`] | ONNX Runtime: library, environment, one tower |
+//! | [`cache`] | rewritten graphs on disk, to be mapped |
 //! | [`embedder`] | the pieces together |
 //! | [`thumbnail`] | small copies for galleries |
+//! | [`stats`] | what embedders have done, for each model |
+//! | [`sample`] | made-up photos, to measure with |
 //! | [`cluster`] | the arithmetic of grouping |
 //! | [`agglomerative`] | clusters of a whole collection at once |
 //! | [`code`] | binary codes that find near vectors among a million |
 
 pub mod agglomerative;
+pub mod cache;
 pub mod cluster;
 pub mod code;
 pub mod embedder;
@@ -28,7 +32,9 @@ mod jpeg;
 pub mod model;
 pub mod preprocess;
 pub mod resample;
+pub mod sample;
 pub mod session;
+pub mod stats;
 pub mod text;
 pub mod thumbnail;
 

@@ -122,12 +122,41 @@ fn batches_equal_single_calls() {
         .collect();
     let files: Vec<&[u8]> = files.iter().map(Vec::as_slice).collect();
     let batch = clip.embed_images(&files, &Limits::default(), &mut || ()).unwrap();
-    assert_eq!((batch.len(), clip.images), (11, 11));
+    assert_eq!((batch.len(), clip.counters.images), (11, 11));
     for (file, item) in files.iter().zip(&batch) {
         let single = &clip.embed_images(&[file], &Limits::default(), &mut || ()).unwrap()[0];
         let worst = single.iter().zip(item).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(worst <= 1e-4, "{worst}");
     }
+}
+
+#[test]
+fn images_decoded_ahead_are_the_same_and_errors_keep_their_places() {
+    let files: Vec<Vec<u8>> = ["cat.png", "coffee.png", "cat_palette.png", "coffee.png"]
+        .iter()
+        .cycle()
+        .take(21)
+        .map(|name| std::fs::read(fixtures().join("images").join(name)).unwrap())
+        .collect();
+    let mut files: Vec<&[u8]> = files.iter().map(Vec::as_slice).collect();
+    let model = || Model::find(&[fixtures()], "clip-mini").unwrap();
+    let mut two = Embedder::new(model(), library(), 2);
+    let ahead = two.embed_images(&files, &Limits::default(), &mut || ()).unwrap();
+    assert_eq!((ahead.len(), two.counters.images), (21, 21));
+    let expected = clip_mini().embed_images(&files, &Limits::default(), &mut || ()).unwrap();
+    for (ours, theirs) in ahead.iter().zip(&expected) {
+        assert!(cosine(ours, theirs) > 0.999_999_9);
+    }
+    for place in [0, 7, 8, 20] {
+        let whole = std::mem::replace(&mut files[place], b"not an image");
+        for clip in [&mut two, &mut clip_mini()] {
+            let error = clip.embed_images(&files, &Limits::default(), &mut || ()).err().unwrap();
+            assert_eq!((error.kind, error.element), (clip::Kind::InvalidInput, Some(place)));
+        }
+        files[place] = whole;
+    }
+    assert_eq!(two.embed_images(&files, &Limits::default(), &mut || ()).unwrap().len(), 21);
+    assert!(two.embed_images(&[], &Limits::default(), &mut || ()).unwrap().is_empty());
 }
 
 #[test]

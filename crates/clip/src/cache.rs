@@ -1,0 +1,221 @@
+//! Optimised graphs on disk, whose weights a process maps instead of reading and copying them.
+//!
+//! ONNX Runtime reads a graph's weights into memory, rewrites the graph, and copies the weights once more into the
+//! layout that its matrix products like: 1 s and 580 MB for the image tower of ViT-B/32, in every process. A graph that
+//! it has rewritten before and whose weights are a file of their own is mapped instead, and all processes share those
+//! pages: 20 ms, and 9 MB of the process's own.
+
+use std::collections::hash_map::DefaultHasher;
+use std::fs::{self, DirBuilder, File};
+use std::hash::{Hash, Hasher};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+/// The weights' file beside the graph.
+pub const WEIGHTS: &str = "weights.bin";
+const GRAPH: &str = "graph.onnx";
+/// What a process that died has left half written is removed after this time, and where writing has failed (a full
+/// disk), it is not tried again before: each try takes as long as the graph takes to load.
+const PATIENCE: Duration = Duration::from_secs(3600);
+
+/// Where a graph is kept.
+pub struct Entry {
+    cache: PathBuf,
+    /// Its source's path, hashed.
+    source: String,
+    directory: PathBuf,
+}
+
+impl Entry {
+    /// The place for the graph in `file`, as the library of that version and this CPU would have it. None where the
+    /// file can't be looked at.
+    ///
+    /// Files are told by length, inode, and times of the last change of content and of status, to the nanosecond: a hash
+    /// of 600 MB would take as long as loading them. Weights may lie in files beside the graph, so these count, too.
+    pub fn of(cache: &Path, file: &Path, version: &str) -> Option<Self> {
+        let file = file.canonicalize().ok()?;
+        let mut state = DefaultHasher::new();
+        (version, std::env::consts::ARCH, cpu(), env!("CARGO_PKG_VERSION")).hash(&mut state);
+        let mut files: Vec<_> = fs::read_dir(file.parent()?).ok()?.collect::<Result<_, _>>().ok()?;
+        files.sort_by_key(fs::DirEntry::file_name);
+        for neighbour in files {
+            let about = fs::metadata(neighbour.path()).ok()?;
+            neighbour.file_name().hash(&mut state);
+            (about.len(), about.ino(), about.mtime(), about.mtime_nsec(), about.ctime(), about.ctime_nsec())
+                .hash(&mut state);
+        }
+        let mut source = DefaultHasher::new();
+        file.hash(&mut source);
+        let source = format!("{:016x}", source.finish());
+        let directory = cache.join(format!("{source}-{:016x}", state.finish()));
+        Some(Self { cache: cache.to_owned(), source, directory })
+    }
+
+    /// The graph that is kept, if one is.
+    pub fn graph(&self) -> Option<PathBuf> {
+        let graph = self.directory.join(GRAPH);
+        graph.is_file().then_some(graph)
+    }
+
+    /// Forgets it.
+    pub fn remove(&self) {
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+
+    /// Has `write` write the graph to a path and its weights to [`WEIGHTS`] beside it, and puts both in their place.
+    /// None where that has failed not long ago.
+    ///
+    /// # Errors
+    /// Why it could not be written, in one line.
+    pub fn write(&self, write: impl FnOnce(&Path) -> Result<(), String>) -> Option<Result<(), String>> {
+        let failed = self.directory.with_extension("failed");
+        if is_young(&failed) {
+            return None;
+        }
+        let result = self.try_write(write);
+        if result.is_err() {
+            let _ = File::create(&failed);
+        }
+        Some(result)
+    }
+
+    fn try_write(&self, write: impl FnOnce(&Path) -> Result<(), String>) -> Result<(), String> {
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |e: std::io::Error| format!("\"{}\": {e}", path.display())
+        };
+        let mut builder = DirBuilder::new();
+        builder.mode(0o700).recursive(true).create(&self.cache).map_err(at(&self.cache))?;
+        self.sweep();
+        let draft = self.cache.join(format!("draft-{}-{}", self.source, std::process::id()));
+        let _ = fs::remove_dir_all(&draft);
+        builder.recursive(false).create(&draft).map_err(at(&draft))?;
+        let result = write(&draft.join(GRAPH)).and_then(|()| {
+            // Without this a crash of the machine could leave files of the right length that are empty.
+            for entry in fs::read_dir(&draft).map_err(at(&draft))?.flatten() {
+                File::open(entry.path()).and_then(|file| file.sync_all()).map_err(at(&entry.path()))?;
+            }
+            match fs::rename(&draft, &self.directory) {
+                // Another process was faster.
+                Err(_) if self.graph().is_some() => Ok(()),
+                other => other.map_err(at(&self.directory)),
+            }
+        });
+        let _ = fs::remove_dir_all(&draft);
+        result
+    }
+
+    /// Removes what is left of earlier states of the source, and of processes that died.
+    fn sweep(&self) {
+        for entry in fs::read_dir(&self.cache).into_iter().flatten().flatten() {
+            let (path, name) = (entry.path(), entry.file_name());
+            let name = name.to_string_lossy();
+            let outdated = name.starts_with(&format!("{}-", self.source)) && path != self.directory;
+            let abandoned = name.starts_with("draft-") && !is_young(&path);
+            if outdated || abandoned {
+                let _ = fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path));
+            }
+        }
+    }
+}
+
+fn is_young(path: &Path) -> bool {
+    let changed = fs::metadata(path).and_then(|about| about.modified());
+    changed.is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|age| age < PATIENCE))
+}
+
+/// What the rewriting of a graph depends on in a CPU. A data directory can move to another machine.
+fn cpu() -> Vec<bool> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::is_x86_feature_detected as has;
+        vec![
+            has!("avx"),
+            has!("avx2"),
+            has!("fma"),
+            has!("avx512f"),
+            has!("avx512bw"),
+            has!("avx512vnni"),
+            has!("avx512bf16"),
+            has!("avxvnni"),
+        ]
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        use std::arch::is_aarch64_feature_detected as has;
+        vec![has!("dotprod"), has!("fp16"), has!("i8mm"), has!("bf16"), has!("sve")]
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    Vec::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("clip-cache-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(folder.join("model")).unwrap();
+        fs::write(folder.join("model/graph.onnx"), "graph").unwrap();
+        folder
+    }
+
+    fn draft(path: &Path) -> Result<(), String> {
+        fs::write(path, "better graph").map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn an_entry_stands_until_its_source_changes() {
+        let folder = folder("stands");
+        let (cache, file) = (folder.join("cache"), folder.join("model/graph.onnx"));
+        let entry = Entry::of(&cache, &file, "1").unwrap();
+        assert_eq!(entry.graph(), None);
+        assert_eq!(entry.write(draft), Some(Ok(())));
+        assert_eq!(fs::read_to_string(entry.graph().unwrap()).unwrap(), "better graph");
+        assert!(Entry::of(&cache, &file, "1").unwrap().graph().is_some());
+        assert!(Entry::of(&cache, &file, "2").unwrap().graph().is_none());
+        // Weights beside the graph count.
+        fs::write(folder.join("model/graph.onnx_data"), "weights").unwrap();
+        let changed = Entry::of(&cache, &file, "1").unwrap();
+        assert!(changed.graph().is_none());
+        assert_eq!(changed.write(draft), Some(Ok(())));
+        let left: Vec<_> = fs::read_dir(&cache).unwrap().flatten().map(|e| e.path()).collect();
+        assert_eq!(left, std::slice::from_ref(&changed.directory), "the outdated one goes");
+        changed.remove();
+        assert!(changed.graph().is_none());
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_failure_leaves_nothing_and_is_not_repeated_at_once() {
+        let folder = folder("fails");
+        let (cache, file) = (folder.join("cache"), folder.join("model/graph.onnx"));
+        let entry = Entry::of(&cache, &file, "1").unwrap();
+        let full = |path: &Path| {
+            draft(path)?;
+            Err("no space left".to_owned())
+        };
+        assert_eq!(entry.write(full), Some(Err("no space left".to_owned())));
+        assert!(entry.graph().is_none());
+        assert_eq!(fs::read_dir(&cache).unwrap().count(), 1, "a note of the failure only");
+        assert_eq!(entry.write(draft), None);
+        let old = SystemTime::now() - 2 * PATIENCE;
+        File::options().write(true).open(entry.directory.with_extension("failed")).unwrap().set_modified(old).unwrap();
+        assert_eq!(entry.write(draft), Some(Ok(())));
+        assert!(entry.graph().is_some());
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_said() {
+        let folder = folder("denied");
+        fs::write(folder.join("cache"), "a file, not a directory").unwrap();
+        let entry = Entry::of(&folder.join("cache"), &folder.join("model/graph.onnx"), "1").unwrap();
+        let said = entry.write(draft).unwrap().unwrap_err();
+        assert!(said.contains("cache\": "), "{said}");
+        assert!(Entry::of(&folder, &folder.join("nothing"), "1").is_none());
+        fs::remove_dir_all(folder).unwrap();
+    }
+}

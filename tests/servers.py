@@ -1,0 +1,86 @@
+"""Servers of a test's own, run by the user who owns the socket directory of the running one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import pwd
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator
+
+import psycopg
+
+from support import value
+
+
+class Server:
+    """A cluster below the running one's socket directory, where its user may write."""
+
+    def __init__(self, pg_bindir: pathlib.Path, settings: dict[str, str]):
+        base = pathlib.Path(os.environ["PGHOST"])
+        self.bindir, self.user = pg_bindir, base.owner()
+        self.folder = base / f"preload-{uuid.uuid4().hex[:8]}"
+        self.data, self.log = self.folder / "data", self.folder / "log"
+        self.run("mkdir", "-m", "700", str(self.folder))
+        self.run(str(pg_bindir / "initdb"), "-D", str(self.data), "-A", "trust", "-U", "postgres", "-N")
+        lines = {
+            "listen_addresses": "",
+            "unix_socket_directories": str(self.folder),
+            "shared_preload_libraries": "clip_search",
+            "fsync": "off",
+            **settings,
+        }
+        text = "".join(f"{name} = '{setting}'\n" for name, setting in lines.items())
+        self.run("tee", "-a", str(self.data / "postgresql.conf"), input=text)
+
+    def run(self, *command: str, input: str | None = None) -> None:
+        as_owner = [] if pwd.getpwuid(os.getuid()).pw_name == self.user else ["runuser", "-u", self.user, "--"]
+        done = subprocess.run([*as_owner, *command], cwd="/", input=input, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+
+    def start(self) -> None:
+        pg_ctl = str(self.bindir / "pg_ctl")
+        # Not captured: the server would hold the pipe open.
+        self.run("sh", "-c", f"{pg_ctl} -w -t 60 -D {self.data} -l {self.log} start >/dev/null 2>&1")
+
+    def stop(self, mode: str = "fast") -> None:
+        self.run(str(self.bindir / "pg_ctl"), "-w", "-D", str(self.data), "-m", mode, "stop")
+
+    def connect(self) -> psycopg.Connection:
+        return psycopg.connect(host=str(self.folder), user="postgres", dbname="postgres", autocommit=True)
+
+    @property
+    def postmaster(self) -> int:
+        return int((self.data / "postmaster.pid").read_text().split()[0])
+
+    def messages(self) -> str:
+        return self.log.read_text()
+
+
+@contextlib.contextmanager
+def server(bindir: pathlib.Path, **settings: str) -> Iterator[Server]:
+    made = Server(bindir, {f"clip_search.{name}": setting for name, setting in settings.items()})
+    try:
+        made.start()
+        with made.connect() as db:
+            db.execute("SET client_min_messages = warning")
+            db.execute("CREATE EXTENSION clip_search CASCADE")
+        yield made
+    finally:
+        with contextlib.suppress(AssertionError):
+            made.stop("immediate")
+        shutil.rmtree(made.folder, ignore_errors=True)
+
+
+def private_megabytes(db: psycopg.Connection) -> float:
+    """What the backend has that it doesn't share with the postmaster."""
+    pid = value(db, "SELECT pg_backend_pid()")
+    lines = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty:")) / 1024
+
+
+def threads(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/task"))
