@@ -156,6 +156,8 @@ pub struct Tower {
     session: Session,
     /// Where it is mapped from, and how often it has run.
     mapped: Option<(PathBuf, usize)>,
+    /// Where the rewritten graph is kept, if it is.
+    kept: Option<PathBuf>,
     threads: usize,
     /// What there is to remark about its loading, for an administrator.
     pub note: Option<String>,
@@ -188,7 +190,22 @@ impl Tower {
         };
         let ports = |outlets: &[ort::value::Outlet]| outlets.iter().filter_map(port).collect();
         let (inputs, outputs) = (ports(session.inputs()), ports(session.outputs()));
-        Ok(Self { session, mapped, threads, note, file: file.to_owned(), inputs, outputs })
+        let kept = mapped.as_ref().and_then(|(graph, _): &(PathBuf, usize)| graph.parent().map(Path::to_owned));
+        Ok(Self { session, mapped, kept, threads, note, file: file.to_owned(), inputs, outputs })
+    }
+
+    /// What [`Self::remember`] was told under this name, by whichever process.
+    pub fn recall(&self, name: &str) -> Option<String> {
+        std::fs::read_to_string(self.kept.as_ref()?.join(name)).ok()
+    }
+
+    /// Keeps what was found out about the graph, as long as its rewritten form is kept. A failure costs the next process the
+    /// time to find out anew.
+    pub fn remember(&self, name: &str, value: &str) {
+        if let Some(kept) = &self.kept {
+            let draft = kept.join(format!("{name}-{}", std::process::id()));
+            let _ = std::fs::write(&draft, value).and_then(|()| std::fs::rename(&draft, kept.join(name)));
+        }
     }
 
     /// Copies mapped weights into the layout that is fastest, which a process that runs often gains by.

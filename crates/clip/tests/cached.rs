@@ -63,6 +63,22 @@ fn vectors_are_the_same_from_the_cache() {
 }
 
 #[test]
+fn whether_texts_are_filled_up_is_kept() {
+    // One whose text tower is causal, one that takes the mean over all positions.
+    let layouts = fixtures().join("layouts");
+    for (root, name, padded) in [(fixtures(), "clip-mini", false), (layouts, "siglip", true)] {
+        let cache = folder(&format!("padding-{name}"));
+        let ids = |cache: Option<&Path>| embedder(&root, name, cache).tokens("a cat").unwrap().ids;
+        let expected = ids(None);
+        assert_eq!(expected.len() > 40, padded, "{name}: {} ids", expected.len());
+        for _ in 0..3 {
+            assert_eq!(ids(Some(&cache)), expected, "{name}");
+        }
+        fs::remove_dir_all(cache).unwrap();
+    }
+}
+
+#[test]
 fn what_is_damaged_is_written_anew() {
     let cache = folder("damaged");
     let expected = vectors(&mut embedder(&fixtures(), "clip-mini", None));
