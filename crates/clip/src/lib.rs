@@ -11,6 +11,7 @@
 //! | [`model`] | a model directory: where it is found, which files it has |
 //! | [`session`] | ONNX Runtime: library, environment, one tower |
 //! | [`embedder`] | the pieces together |
+//! | [`info`] | what a file says of itself |
 //! | [`thumbnail`] | small copies for galleries |
 //! | [`cluster`] | the arithmetic of grouping |
 //! | [`agglomerative`] | clusters of a whole collection at once |
@@ -24,6 +25,7 @@ mod error;
 mod format;
 mod head;
 pub mod image;
+pub mod info;
 mod jpeg;
 pub mod model;
 pub mod preprocess;
