@@ -16,6 +16,10 @@ GRANT USAGE ON SCHEMA clip_search TO PUBLIC;
 GRANT SELECT ON clip_search.collection, clip_search.cluster TO PUBLIC;
 
 -- What the planner expects of them, in place of 1000 rows.
+ALTER FUNCTION clip_classify(bytea, text[], text, text) ROWS 10;
+ALTER FUNCTION clip_classify(bytea, text[], text[], text) ROWS 10;
+ALTER FUNCTION clip_classify(vector, text[], text, text) ROWS 10;
+ALTER FUNCTION clip_classify(vector, text[], text[], text) ROWS 10;
 ALTER FUNCTION clip_image_info(bytea) ROWS 1;
 
 COMMENT ON SCHEMA clip_search IS 'Tables of the extension clip_search';
@@ -66,6 +70,10 @@ COMMENT ON FUNCTION clip_embed_images(bytea[]) IS 'Embeddings of image files in 
 COMMENT ON FUNCTION clip_embed_images(bytea[], text) IS 'Embeddings of image files in batches by the named model; NULL elements stay NULL';
 COMMENT ON FUNCTION clip_embed_texts(text[]) IS 'Embeddings of texts in batches; NULL elements stay NULL';
 COMMENT ON FUNCTION clip_embed_texts(text[], text) IS 'Embeddings of texts in batches by the named model; NULL elements stay NULL';
+COMMENT ON FUNCTION clip_classify(bytea, text[], text, text) IS 'Zero-shot classification of an image file: labels with their probabilities, the most probable first, each embedded in the template (clip_search.model where no model is named)';
+COMMENT ON FUNCTION clip_classify(bytea, text[], text[], text) IS 'The same by an ensemble of templates';
+COMMENT ON FUNCTION clip_classify(vector, text[], text, text) IS 'The same of an embedding that is stored';
+COMMENT ON FUNCTION clip_classify(vector, text[], text[], text) IS 'The same of an embedding that is stored, by an ensemble of templates';
 COMMENT ON FUNCTION clip_assign_cluster(vector) IS 'Joins the nearest cluster at cosine >= clip_search.cluster_threshold, else founds one; returns its id';
 COMMENT ON FUNCTION clip_assign_cluster(vector, text) IS 'The same within a named collection';
 COMMENT ON FUNCTION clip_leave_cluster(bigint, vector) IS 'Takes a member out of its cluster, the last one with the cluster; false if there is no such cluster';

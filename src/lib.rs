@@ -4,6 +4,7 @@
 
 use pgrx::prelude::*;
 
+mod classify;
 mod cluster;
 mod collection;
 mod embed;

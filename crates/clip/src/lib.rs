@@ -11,6 +11,7 @@
 //! | [`model`] | a model directory: where it is found, which files it has |
 //! | [`session`] | ONNX Runtime: library, environment, one tower |
 //! | [`embedder`] | the pieces together |
+//! | [`classify`] | from cosines to probabilities |
 //! | [`info`] | what a file says of itself |
 //! | [`thumbnail`] | small copies for galleries |
 //! | [`cluster`] | the arithmetic of grouping |
@@ -18,6 +19,7 @@
 //! | [`code`] | binary codes that find near vectors among a million |
 
 pub mod agglomerative;
+pub mod classify;
 pub mod cluster;
 pub mod code;
 pub mod embedder;
