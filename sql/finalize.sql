@@ -21,6 +21,7 @@ ALTER FUNCTION clip_classify(bytea, text[], text[], text) ROWS 10;
 ALTER FUNCTION clip_classify(vector, text[], text, text) ROWS 10;
 ALTER FUNCTION clip_classify(vector, text[], text[], text) ROWS 10;
 ALTER FUNCTION clip_image_info(bytea) ROWS 1;
+ALTER FUNCTION clip_diversify(vector, anyarray, vector[], integer, double precision) ROWS 10;
 
 COMMENT ON SCHEMA clip_search IS 'Tables of the extension clip_search';
 
@@ -74,6 +75,8 @@ COMMENT ON FUNCTION clip_classify(bytea, text[], text, text) IS 'Zero-shot class
 COMMENT ON FUNCTION clip_classify(bytea, text[], text[], text) IS 'The same by an ensemble of templates';
 COMMENT ON FUNCTION clip_classify(vector, text[], text, text) IS 'The same of an embedding that is stored';
 COMMENT ON FUNCTION clip_classify(vector, text[], text[], text) IS 'The same of an embedding that is stored, by an ensemble of templates';
+COMMENT ON FUNCTION clip_query(text[], double precision[], bytea[], double precision[], vector[], double precision[], text) IS 'Weighted sum of texts, image files and vectors, each as a unit vector, scaled to length 1; negative weights lead away, no weights are 1 each';
+COMMENT ON FUNCTION clip_diversify(vector, anyarray, vector[], integer, double precision) IS 'The k best of some candidates by maximal marginal relevance: near the query and, the more so the smaller lambda, unlike each other';
 COMMENT ON FUNCTION clip_assign_cluster(vector) IS 'Joins the nearest cluster at cosine >= clip_search.cluster_threshold, else founds one; returns its id';
 COMMENT ON FUNCTION clip_assign_cluster(vector, text) IS 'The same within a named collection';
 COMMENT ON FUNCTION clip_leave_cluster(bigint, vector) IS 'Takes a member out of its cluster, the last one with the cluster; false if there is no such cluster';

@@ -191,7 +191,7 @@ pub fn check_dimensions(found: usize, models: usize, spec: &str) -> SqlResult<()
 }
 
 /// Lets a cancel, a timeout or a shutdown act between two pieces of work.
-fn pulse() {
+pub fn pulse() {
     pgrx::check_for_interrupts!();
 }
 

@@ -11,6 +11,7 @@ mod embed;
 mod engine;
 mod error;
 mod preload;
+mod query;
 mod recluster;
 mod settings;
 mod statements;

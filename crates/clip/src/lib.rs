@@ -12,6 +12,7 @@
 //! | [`session`] | ONNX Runtime: library, environment, one tower |
 //! | [`embedder`] | the pieces together |
 //! | [`classify`] | from cosines to probabilities |
+//! | [`query`] | queries of several parts, diversity |
 //! | [`info`] | what a file says of itself |
 //! | [`thumbnail`] | small copies for galleries |
 //! | [`cluster`] | the arithmetic of grouping |
@@ -31,6 +32,7 @@ pub mod info;
 mod jpeg;
 pub mod model;
 pub mod preprocess;
+pub mod query;
 pub mod resample;
 pub mod session;
 pub mod text;
