@@ -9,11 +9,13 @@ PYTHON ?= python3
 DESTDIR ?=
 SOAK ?=
 BENCH ?=
-export PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK BENCH
+MODEL ?=
+STAMPS ?=
+export PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK BENCH MODEL STAMPS
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := all
-.PHONY: all help deps build-deps install test demo cluster env stop model fuzz soak bench clean
+.PHONY: all help deps build-deps install test demo cluster env stop model fuzz soak bench eval clean
 
 all: build-deps
 	@scripts/build.sh
@@ -56,6 +58,9 @@ soak: cluster
 
 bench: cluster
 	@scripts/bench.sh
+
+eval: cluster
+	@scripts/eval.sh
 
 clean:
 	@scripts/cluster.sh remove

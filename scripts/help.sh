@@ -18,6 +18,7 @@ Less often:
   make model        rebuild the default model from its parts and compare
   make fuzz         mutated images, texts, configurations and models (ten minutes)
   make bench        the benchmarks of clusters, for half an hour (BENCH=assign for one of them)
+  make eval         how well a model finds, on 310 labelled photographs (MODEL=name or directory)
   make soak         sessions that group against each other, for twenty seeds (SOAK=n for n)
 
 Settings:
