@@ -47,6 +47,10 @@ test: cluster
 demo: cluster
 	@scripts/demo.sh
 
+.PHONY: browser-test
+browser-test: cluster
+	@scripts/browser.sh
+
 model:
 	@scripts/model.sh
 
