@@ -10,8 +10,9 @@ DESTDIR ?=
 SOAK ?=
 BENCH ?=
 MODEL ?=
+PORT ?=
 STAMPS ?=
-export PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK BENCH MODEL STAMPS
+export PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK BENCH MODEL STAMPS PORT
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := all
@@ -46,6 +47,10 @@ test: cluster
 
 demo: cluster
 	@scripts/demo.sh
+
+.PHONY: webapp
+webapp: cluster
+	@scripts/webapp.sh
 
 .PHONY: browser-test
 browser-test: cluster

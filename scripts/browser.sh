@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # shellcheck disable=SC1091,SC2154
-# What people look at, in a real browser: the gallery page; the cluster of `make cluster` is up.
+# What people look at, in a real browser: the gallery page and the web application; the cluster of `make cluster` is up.
 #   K=words             only the tests that match (pytest's -k)
 #   CHROMIUM=/a/path    another Chromium or Chrome than the one on PATH
 source "$(dirname "$0")/common.sh"
@@ -17,6 +17,7 @@ if [ -z "${CHROMIUM:-}" ]; then
 fi
 export CHROMIUM
 venv venv-browser "$root/tests/browser/requirements.txt"
+venv venv-webapp "$root/examples/webapp/requirements.txt"
 # --confcutdir: the fixtures of tests/ are for other packages.
 PYTHONDONTWRITEBYTECODE=1 "$target/venv-browser/bin/python" -m pytest tests/browser --confcutdir=tests/browser \
     -o cache_dir="$target/pytest" ${K:+-k "$K"}
