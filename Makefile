@@ -56,6 +56,10 @@ webapp: cluster
 browser-test: cluster
 	@scripts/browser.sh
 
+.PHONY: feasibility
+feasibility: cluster
+	@scripts/feasibility.sh
+
 model:
 	@scripts/model.sh
 

@@ -170,7 +170,9 @@ async def database_error(request: Request, raised: psycopg.Error) -> Response:
         return error(422, str(raised))
     if state is None or state[:2] in ("08", "57"):
         log.error("%s", raised)
-        return error(503, said.message_primary or "the database can't be reached", said.message_detail, said.message_hint)
+        return error(
+            503, said.message_primary or "the database can't be reached", said.message_detail, said.message_hint
+        )
     # Of these the caller's value is the cause: 22 data, 23 constraints, 0A and 54 formats and limits.
     theirs = state[:2] in ("22", "23", "0A", "54")
     if not theirs:

@@ -71,9 +71,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
 
             page.on("console", heard)
             page.on("pageerror", lambda error: complaints.append(f"{name}: {error}"))
-            page.on(
-                "dialog", lambda dialog: (complaints.append(f"{name}: {dialog.message}"), dialog.dismiss())
-            )
+            page.on("dialog", lambda dialog: (complaints.append(f"{name}: {dialog.message}"), dialog.dismiss()))
             return page
 
         yield open_page

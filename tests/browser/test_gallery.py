@@ -70,12 +70,10 @@ def test_it_works_by_keyboard(gallery: pathlib.Path, open_page) -> None:
     stops = []
     for _ in range(40):
         page.keyboard.press("Tab")
-        stop = page.evaluate(
-            """() => { const e = document.activeElement, s = getComputedStyle(e);
+        stop = page.evaluate("""() => { const e = document.activeElement, s = getComputedStyle(e);
             return e === document.body ? null : [e.tagName, e.getAttribute('aria-label') ?? e.getAttribute('href'),
                                                  s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) >= 2,
-                                                 e.getBoundingClientRect().top + scrollY] }"""
-        )
+                                                 e.getBoundingClientRect().top + scrollY] }""")
         if stop is None:
             break
         stops.append(stop)
@@ -94,7 +92,8 @@ def test_a_title_is_text_whatever_it_says(
     with psycopg.connect(dbname=database, autocommit=True) as db:
         db.execute("SET search_path = gallery, public")
         db.execute(
-            "INSERT INTO photo (title, keywords, data, credit) SELECT %s, ARRAY[%s], data, %s FROM photo WHERE title = 'Dahlia'",
+            """INSERT INTO photo (title, keywords, data, credit)
+               SELECT %s, ARRAY[%s], data, %s FROM photo WHERE title = 'Dahlia'""",
             (HOSTILE, HOSTILE, HOSTILE),
         )
     made = tmp_path / "page.html"

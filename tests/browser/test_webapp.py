@@ -153,7 +153,9 @@ def test_a_deleted_photo_leaves_its_group(address: str, database: str, open_page
     page.goto(address)
     page.locator("#files").set_input_files(PHOTOS / "pagoda-cropped.jpg")
     expect(page.locator("#content .name").first).to_have_text("Pagoda cropped")
-    sizes = "SELECT c.size FROM clip_search.cluster c JOIN webapp.photo p ON p.cluster_id = c.id WHERE p.title = 'Pagoda'"
+    sizes = (
+        "SELECT c.size FROM clip_search.cluster c JOIN webapp.photo p ON p.cluster_id = c.id WHERE p.title = 'Pagoda'"
+    )
     with psycopg.connect(dbname=database, autocommit=True) as db:
         assert db.execute(sizes).fetchall() == [(2,)]
         page.locator(".card", has_text="Pagoda cropped").click()
