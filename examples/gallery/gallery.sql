@@ -75,20 +75,20 @@ ANALYZE photo;
 -- The photos nearest to some words, the best one of each group: three copies of one cat would hide what comes
 -- second. 40 candidates is what an HNSW index gives at the default of hnsw.ef_search.
 CREATE FUNCTION search(words text, wanted int DEFAULT 3)
-RETURNS TABLE (rank bigint, title text, cosine float8) LANGUAGE sql STABLE AS $$
+RETURNS TABLE (rank bigint, id bigint, title text, cosine float8) LANGUAGE sql STABLE AS $$
     WITH asked AS MATERIALIZED (
         SELECT clip_embed_text(words) AS embedding
     ), near AS (
-        SELECT p.title, p.cluster_id, p.embedding <=> (SELECT a.embedding FROM asked a) AS distance
+        SELECT p.id, p.title, p.cluster_id, p.embedding <=> (SELECT a.embedding FROM asked a) AS distance
         FROM gallery.photo p
         ORDER BY distance
         LIMIT 40
     ), best AS (
-        SELECT DISTINCT ON (n.cluster_id) n.title, 1 - n.distance AS cosine
+        SELECT DISTINCT ON (n.cluster_id) n.id, n.title, 1 - n.distance AS cosine
         FROM near n
         ORDER BY n.cluster_id, n.distance
     )
-    SELECT row_number() OVER (ORDER BY b.cosine DESC), b.title, b.cosine
+    SELECT row_number() OVER (ORDER BY b.cosine DESC), b.id, b.title, b.cosine
     FROM best b
     ORDER BY b.cosine DESC
     LIMIT wanted
@@ -108,7 +108,7 @@ INSERT INTO query (words, subject) VALUES
     ('outer space', 'Deep Space');
 
 CREATE TABLE answer AS
-SELECT q.id, q.words, q.subject, s.*, split_part(s.title, ' (', 1) = q.subject AS is_right
+SELECT q.id, q.words, q.subject, s.rank, s.title, s.cosine, split_part(s.title, ' (', 1) = q.subject AS is_right
 FROM query q CROSS JOIN LATERAL search(q.words) s;
 
 \echo 'SEARCH BY WORDS: the three nearest subjects (best copy of each) and their cosine'

@@ -191,7 +191,7 @@ SELECT format('<article class="query"><h3>%s</h3><ol>', html(q.words))
                             img(p, CASE a.rank WHEN 1 THEN 480 ELSE 240 END, p.title), html(subject(p.title)),
                             to_char(a.cosine, 'FM0.000'), bar(a.cosine)), E'\n' ORDER BY a.rank)
        || '</ol></article>'
-FROM query q JOIN answer a ON a.id = q.id JOIN photo p ON p.title = a.title
+FROM query q CROSS JOIN LATERAL search(q.words) a JOIN photo p ON p.id = a.id
 GROUP BY q.id, q.words
 ORDER BY q.id;
 SELECT '</div>
