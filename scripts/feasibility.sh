@@ -12,7 +12,8 @@ cd "$root"
 
 packages() {
     [ -x "$target/venv-bench/bin/python" ] || "$python" -m venv "$target/venv-bench"
-    "$target/venv-bench/bin/python" -m pip install --disable-pip-version-check --only-binary=:all: -r benches/requirements.txt
+    "$target/venv-bench/bin/python" -m pip install --disable-pip-version-check --only-binary=:all: \
+        -r benches/requirements.txt
 }
 ensure_python
 step bench-pip "installing the Python packages of benches/requirements.txt in target/venv-bench" packages
@@ -21,4 +22,5 @@ if [ "${STAMPS:-}" != none ]; then find_stamps; fi
 options=()
 [ -z "${stamps:-}" ] || options+=(--stamps "$stamps")
 [ -z "${MODEL:-}" ] || options+=(--model "$MODEL")
-PYTHONDONTWRITEBYTECODE=1 "$target/venv-bench/bin/python" examples/feasibility/study.py --out "$target/feasibility" "${options[@]}"
+PYTHONDONTWRITEBYTECODE=1 "$target/venv-bench/bin/python" examples/feasibility/study.py \
+    --out "$target/feasibility" "${options[@]}"

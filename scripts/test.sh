@@ -44,7 +44,8 @@ regression_tests() {
 python_tests() {
     python_packages
     stage "parity, concurrency, demo: pytest"
-    PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest tests --ignore=tests/browser -o cache_dir="$target/pytest" ${k:+-k "$k"}
+    PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest tests --ignore=tests/browser \
+        -o cache_dir="$target/pytest" ${k:+-k "$k"}
 }
 
 if wanted "$unit"; then unit_tests; fi

@@ -21,5 +21,5 @@ if [ "$("$pg_bin/psql" -XAtc 'SELECT count(*) FROM webapp.photo')" = 0 ]; then
     run "$app/load.py" "${samples[@]}" >&2
 fi
 printf '\n  http://127.0.0.1:%s\n\n' "$port"
-PYTHONDONTWRITEBYTECODE=1 exec "$target/venv-webapp/bin/python" -m uvicorn server:app --app-dir "$app" --host 127.0.0.1 --port "$port" \
-    --log-level warning --no-server-header
+PYTHONDONTWRITEBYTECODE=1 exec "$target/venv-webapp/bin/python" -m uvicorn server:app --app-dir "$app" \
+    --host 127.0.0.1 --port "$port" --log-level warning --no-server-header

@@ -159,14 +159,14 @@ SELECT '</style>
 </div>
 <div class="wrap hero"><div>
 <h1>Photos in PostgreSQL, found by words</h1>';
-SELECT format('<p class="lead">%s photos went into a table. A trigger embedded each one and found its group; the rest of this '
-              'page is what SQL then answered. No second service, no queue, no network.</p>', count(*))
+SELECT format('<p class="lead">%s photos went into a table. A trigger embedded each one and found its group; the rest of '
+              'this page is what SQL then answered. No second service, no queue, no network.</p>', count(*))
 FROM photo;
 SELECT format('<ul class="facts" aria-label="Made by"><li>PostgreSQL %s</li><li>%s</li><li>%s</li><li>model %s</li></ul>',
               html(split_part(current_setting('server_version'), ' ', 1)), html(split_part(clip_version(), ' (', 1)),
               html(substring(clip_version() FROM '\((.*)\)')), html(current_setting('clip_search.model')));
-SELECT '<p class="note"><strong>photo-mini is a stand-in, not CLIP.</strong> It works at once and offline, and knows things, '
-       'animals, food, vehicles and buildings. Take a CLIP model for real use.</p>'
+SELECT '<p class="note"><strong>photo-mini is a stand-in, not CLIP.</strong> It works at once and offline, and knows '
+       'things, animals, food, vehicles and buildings. Take a CLIP model for real use.</p>'
 WHERE current_setting('clip_search.model') = 'photo-mini';
 -- One picture of each of the largest groups. They come again below with their titles, so here they are silent.
 SELECT '</div><div class="collage">'
@@ -183,11 +183,13 @@ SELECT '<section id="search" aria-labelledby="search-title"><div class="wrap">
 <h2 id="search-title">Search by words</h2>
 <p class="about">The three nearest subjects for each query, with the cosine of words and photo. Nobody tagged the photos for
 this: the words are embedded, and the nearest photos are next to them.</p>'
-       || code('The search as SQL', 'SELECT title FROM photo ORDER BY embedding <=> clip_embed_text(''sleepy striped house cat'') LIMIT 3;')
+       || code('The search as SQL', 'SELECT title FROM photo ORDER BY embedding <=> '
+                                    'clip_embed_text(''sleepy striped house cat'') LIMIT 3;')
        || '
 <div class="queries">';
 SELECT format('<article class="query"><h3>%s</h3><ol>', html(q.words))
-       || string_agg(format('<li>%s<div class="caption"><span class="title">%s</span><span class="number">%s</span>%s</div></li>',
+       || string_agg(format('<li>%s<div class="caption"><span class="title">%s</span>'
+                            '<span class="number">%s</span>%s</div></li>',
                             img(p, CASE a.rank WHEN 1 THEN 480 ELSE 240 END, p.title), html(subject(p.title)),
                             to_char(a.cosine, 'FM0.000'), bar(a.cosine)), E'\n' ORDER BY a.rank)
        || '</ol></article>'
@@ -195,8 +197,8 @@ FROM query q CROSS JOIN LATERAL search(q.words) a JOIN photo p ON p.id = a.id
 GROUP BY q.id, q.words
 ORDER BY q.id;
 SELECT '</div>
-<p class="about small">Cosines of words and photos are low with every CLIP; read them as a ranking. Right pairs are the highest
-of their row, not high as such.</p>
+<p class="about small">Cosines of words and photos are low with every CLIP; read them as a ranking. Right pairs are the
+highest of their row, not high as such.</p>
 </div></section>';
 
 -- Groups
@@ -209,7 +211,8 @@ that came of it: the most typical photo large, the others beside it, and their m
               (SELECT CASE WHEN count(*) > 24 THEN format('are the 24 largest of %s groups', count(*))
                            WHEN count(*) = 1 THEN 'is the one group' ELSE format('are the %s groups', count(*)) END
                FROM clip_clusters('gallery', 1)),
-              code('The groups as SQL', 'SELECT size, representative, cohesion, lowest, labels FROM clip_clusters(''gallery'');'));
+              code('The groups as SQL',
+                   'SELECT size, representative, cohesion, lowest, labels FROM clip_clusters(''gallery'');'));
 -- The members nearest the centroid come first. Four are shown, which fills a card; the count tells of the others.
 WITH shown AS (
     SELECT c.*, o.place, o.asset
@@ -220,11 +223,14 @@ WITH shown AS (
          LATERAL jsonb_array_elements(item->'assets') WITH ORDINALITY AS o (asset, place)
     WHERE o.place <= 4
 )
-SELECT format('<article class="group" id="group-%s"><h3>%s</h3><ul class="members">%s</ul><ul class="tags" aria-label="Keywords">%s</ul>'
-              '<p class="figures">%s photos<br>mean cosine <span class="number">%s</span><br>lowest <span class="number">%s</span></p></article>',
+SELECT format('<article class="group" id="group-%s"><h3>%s</h3><ul class="members">%s</ul>'
+              '<ul class="tags" aria-label="Keywords">%s</ul>'
+              '<p class="figures">%s photos<br>mean cosine <span class="number">%s</span><br>'
+              'lowest <span class="number">%s</span></p></article>',
               s.id, html(min(subject(p.title)) FILTER (WHERE s.place = 1)),
               string_agg('<li>' || CASE s.place
-                  WHEN 1 THEN format('<img src="data:image/jpeg;base64,%s" alt="%s">', replace(s.thumbnail, E'\n', ''), html(p.title))
+                  WHEN 1 THEN format('<img src="data:image/jpeg;base64,%s" alt="%s">',
+                                     replace(s.thumbnail, E'\n', ''), html(p.title))
                   ELSE img(p, 160, p.title) END || '</li>', '' ORDER BY s.place),
               (SELECT string_agg(format('<li>%s</li>', html(word)), '' ORDER BY n)
                FROM jsonb_array_elements_text(s.labels) WITH ORDINALITY AS l (word, n) WHERE n <= 3),
@@ -238,12 +244,14 @@ SELECT '</div>
 -- Labels
 SELECT '<section id="labels" aria-labelledby="labels-title"><div class="wrap">
 <h2 id="labels-title">Zero-shot labels</h2>'
-       || format('<p class="about">Which of %s labels fits a photo best? Nothing was trained for them; they are words, thought of just now: %s.</p>',
+       || format('<p class="about">Which of %s labels fits a photo best? Nothing was trained for them; they are words, '
+                 'thought of just now: %s.</p>',
                  (SELECT count(*) FROM label), (SELECT html(string_agg(word, ', ')) FROM label))
        || code('The labels as SQL', 'SELECT label, probability FROM clip_classify(embedding, ARRAY[''cat'', ''dog'', …]);')
        || '
 <div class="guesses">';
-SELECT format('<article class="guess">%s<div><h3>%s</h3><dl>%s</dl></div></article>', img(p, 240, p.title), html(subject(p.title)),
+SELECT format('<article class="guess">%s<div><h3>%s</h3><dl>%s</dl></div></article>',
+              img(p, 240, p.title), html(subject(p.title)),
               (SELECT string_agg(format('<div%s><dt>%s</dt><dd><span class="number">%s %%</span>%s</dd></div>',
                                         CASE WHEN g.rank = 1 THEN ' class="first"' END, html(g.label),
                                         to_char(100 * g.probability, 'FM990'), bar(g.probability)), '' ORDER BY g.rank)
@@ -257,8 +265,8 @@ SELECT '</div>
 -- Map
 SELECT format('<section id="map" aria-labelledby="map-title"><div class="wrap">
 <h2 id="map-title">The collection as a map</h2>
-<p class="about">%s numbers a photo, flattened to the two directions in which the photos differ most (principal components; they
-show %s %% of the variance). Each dot is a photo. A picture stands above its group, moved aside where it would cover another;
+<p class="about">%s numbers a photo, flattened to the two directions in which the photos differ most (principal components;
+they show %s %% of the variance). Each dot is a photo. A picture stands above its group, moved aside where it would cover another;
 it leads to the group.</p>
 <div class="map"><svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true" focusable="false">',
               (SELECT vector_dims(embedding) FROM photo LIMIT 1), (SELECT round(100 * max(explained)::numeric) FROM spot));
@@ -268,7 +276,8 @@ SELECT string_agg(format('<line x1="%s" y1="%s" x2="%s" y2="%s"/>', round(s.x::n
 FROM picture p JOIN spot s ON s.cluster_id = p.cluster_id;
 SELECT '</svg>';
 SELECT '<ul>';
-SELECT format('<li style="left:%s%%;top:%s%%"><a href="#group-%s">%s</a></li>', round(m.left_::numeric, 2), round(m.top_::numeric, 2),
+SELECT format('<li style="left:%s%%;top:%s%%"><a href="#group-%s">%s</a></li>',
+              round(m.left_::numeric, 2), round(m.top_::numeric, 2),
               m.cluster_id, img(p, 160, 'Group: ' || p.title))
 FROM picture m JOIN large l USING (cluster_id) JOIN photo p ON p.id = l.id
 ORDER BY m.top_, m.left_;
