@@ -9,11 +9,14 @@ PYTHON ?= python3
 DESTDIR ?=
 SOAK ?=
 BENCH ?=
-export PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK BENCH
+MODEL ?=
+PORT ?=
+STAMPS ?=
+export PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK BENCH MODEL STAMPS PORT
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := all
-.PHONY: all help deps build-deps install test demo cluster env stop model fuzz soak bench clean
+.PHONY: all help deps build-deps install test demo cluster env stop model fuzz soak bench eval clean
 
 all: build-deps
 	@scripts/build.sh
@@ -45,6 +48,18 @@ test: cluster
 demo: cluster
 	@scripts/demo.sh
 
+.PHONY: webapp
+webapp: cluster
+	@scripts/webapp.sh
+
+.PHONY: browser-test
+browser-test: cluster
+	@scripts/browser.sh
+
+.PHONY: feasibility
+feasibility: cluster
+	@scripts/feasibility.sh
+
 model:
 	@scripts/model.sh
 
@@ -56,6 +71,9 @@ soak: cluster
 
 bench: cluster
 	@scripts/bench.sh
+
+eval: cluster
+	@scripts/eval.sh
 
 clean:
 	@scripts/cluster.sh remove

@@ -152,6 +152,17 @@ ensure_venv() {
     step venv "making a Python environment in target/venv" "$python" -m venv --clear "$target/venv"
 }
 
+# The tests' packages, as tests/requirements.txt pins them; done again only when that file has changed.
+python_packages() {
+    local stamp=$target/venv/requirements.sha256 hash
+    ensure_venv
+    hash=$(sha256sum <"$root/tests/requirements.txt")
+    [ "$(cat "$stamp" 2>/dev/null)" != "$hash" ] || return 0
+    step pip "installing the tests' Python packages in target/venv" \
+        "$target/venv/bin/python" -m pip install --require-hashes --no-deps --only-binary=:all: -r "$root/tests/requirements.txt"
+    echo "$hash" >"$stamp"
+}
+
 # find_cargo_pgrx: sets cargo_pgrx_program to a cargo-pgrx of the pinned version; called directly, since `cargo pgrx`
 # would take the first on PATH.
 find_cargo_pgrx() {

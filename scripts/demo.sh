@@ -5,4 +5,4 @@ source "$(dirname "$0")/common.sh"
 require_pg
 eval "$("$root/scripts/cluster.sh" env)"
 export PG_CONFIG=$pg_config PATH=$pg_bin:$PATH
-exec "$root/examples/gallery/run.sh"
+exec "$root/examples/gallery/run.sh" "$target/demo/gallery.html"

@@ -4,8 +4,9 @@ clip_search: CLIP image and text embeddings inside PostgreSQL
 
   make              build the extension
   make install      build it, and install it with ONNX Runtime and the default model
-  make demo         see it work: real photos, found by words, grouped by likeness
+  make demo         see it work: real photos, found by words, grouped by likeness; writes target/demo/gallery.html
   make test         unit tests, SQL tests, parity and concurrency
+  make webapp       search photos of yours in the browser, on 127.0.0.1 (PORT=8080), until Ctrl-C
   make clean        remove target/ and the throw-away cluster
 
 A server to play with, which goes away with make clean:
@@ -18,6 +19,9 @@ Less often:
   make model        rebuild the default model from its parts and compare
   make fuzz         mutated images, texts, configurations and models (ten minutes)
   make bench        the benchmarks of clusters, for half an hour (BENCH=assign for one of them)
+  make eval         how well a model finds, on 310 labelled photographs (MODEL=name or directory)
+  make browser-test what people look at, in a real browser: screenshots, axe-core (installs Chromium if there is none)
+  make feasibility  the study in examples/feasibility: CLIP in SQL beside Python, in one run
   make soak         sessions that group against each other, for twenty seeds (SOAK=n for n)
 
 Settings:

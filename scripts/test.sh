@@ -41,21 +41,11 @@ regression_tests() {
     fi
 }
 
-# The tests' packages, as tests/requirements.txt pins them; done again only when that file has changed.
-python_packages() {
-    local stamp=$target/venv/requirements.sha256 hash
-    ensure_venv
-    hash=$(sha256sum <tests/requirements.txt)
-    [ "$(cat "$stamp" 2>/dev/null)" != "$hash" ] || return 0
-    step pip "installing the tests' Python packages in target/venv" \
-        "$target/venv/bin/python" -m pip install --require-hashes --no-deps --only-binary=:all: -r tests/requirements.txt
-    echo "$hash" >"$stamp"
-}
-
 python_tests() {
     python_packages
     stage "parity, concurrency, demo: pytest"
-    PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest tests -o cache_dir="$target/pytest" ${k:+-k "$k"}
+    PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest tests --ignore=tests/browser \
+        -o cache_dir="$target/pytest" ${k:+-k "$k"}
 }
 
 if wanted "$unit"; then unit_tests; fi

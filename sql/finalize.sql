@@ -17,6 +17,14 @@ REVOKE ALL ON FUNCTION clip_reset_stats() FROM PUBLIC;
 GRANT USAGE ON SCHEMA clip_search TO PUBLIC;
 GRANT SELECT ON clip_search.collection, clip_search.cluster TO PUBLIC;
 
+-- What the planner expects of them, in place of 1000 rows.
+ALTER FUNCTION clip_classify(bytea, text[], text, text) ROWS 10;
+ALTER FUNCTION clip_classify(bytea, text[], text[], text) ROWS 10;
+ALTER FUNCTION clip_classify(vector, text[], text, text) ROWS 10;
+ALTER FUNCTION clip_classify(vector, text[], text[], text) ROWS 10;
+ALTER FUNCTION clip_image_info(bytea) ROWS 1;
+ALTER FUNCTION clip_diversify(vector, anyarray, vector[], integer, double precision) ROWS 10;
+
 COMMENT ON SCHEMA clip_search IS 'Tables of the extension clip_search';
 
 COMMENT ON VIEW clip_search.collection IS 'Sets of clusters that are kept apart, with their settings; made by clip_create_collection or the first assignment to a name';
@@ -67,6 +75,12 @@ COMMENT ON FUNCTION clip_embed_images(bytea[]) IS 'Embeddings of image files in 
 COMMENT ON FUNCTION clip_embed_images(bytea[], text) IS 'Embeddings of image files in batches by the named model; NULL elements stay NULL';
 COMMENT ON FUNCTION clip_embed_texts(text[]) IS 'Embeddings of texts in batches; NULL elements stay NULL';
 COMMENT ON FUNCTION clip_embed_texts(text[], text) IS 'Embeddings of texts in batches by the named model; NULL elements stay NULL';
+COMMENT ON FUNCTION clip_classify(bytea, text[], text, text) IS 'Zero-shot classification of an image file: labels with their probabilities, the most probable first, each embedded in the template (clip_search.model where no model is named)';
+COMMENT ON FUNCTION clip_classify(bytea, text[], text[], text) IS 'The same by an ensemble of templates';
+COMMENT ON FUNCTION clip_classify(vector, text[], text, text) IS 'The same of an embedding that is stored';
+COMMENT ON FUNCTION clip_classify(vector, text[], text[], text) IS 'The same of an embedding that is stored, by an ensemble of templates';
+COMMENT ON FUNCTION clip_query(text[], double precision[], bytea[], double precision[], vector[], double precision[], text) IS 'Weighted sum of texts, image files and vectors, each as a unit vector, scaled to length 1; negative weights lead away, no weights are 1 each';
+COMMENT ON FUNCTION clip_diversify(vector, anyarray, vector[], integer, double precision) IS 'The k best of some candidates by maximal marginal relevance: near the query and, the more so the smaller lambda, unlike each other';
 COMMENT ON FUNCTION clip_assign_cluster(vector) IS 'Joins the nearest cluster at cosine >= clip_search.cluster_threshold, else founds one; returns its id';
 COMMENT ON FUNCTION clip_assign_cluster(vector, text) IS 'The same within a named collection';
 COMMENT ON FUNCTION clip_leave_cluster(bigint, vector) IS 'Takes a member out of its cluster, the last one with the cluster; false if there is no such cluster';
@@ -77,6 +91,7 @@ COMMENT ON FUNCTION clip_clusters(text, bigint) IS 'Clusters of a collection wit
 COMMENT ON FUNCTION clip_cluster_groups(text, bigint) IS 'Clusters of a collection as JSON: representative with thumbnail, members, keywords';
 COMMENT ON FUNCTION clip_duplicates(text, double precision) IS 'Members of a collection that are within a strict threshold of one before them, each with the nearest such';
 COMMENT ON FUNCTION clip_thumbnail(bytea, integer, text) IS 'Small upright copy of an image file that fits a square: jpeg, png or webp';
+COMMENT ON FUNCTION clip_image_info(bytea) IS 'What an image file says of itself, without decoding it: format, width and height as stored, EXIF orientation, channels, frames or pages, bytes';
 COMMENT ON FUNCTION clip_models() IS 'Models that can be used, and what this connection has loaded and embedded';
 COMMENT ON FUNCTION clip_check_model(text) IS 'Looks over a model, named or by its directory: files, inputs, outputs, preprocessing, and whether it tells colours apart';
 COMMENT ON FUNCTION clip_stats() IS 'What the embedding functions have done, for each model: of all connections where shared, else of this one';

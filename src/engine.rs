@@ -7,19 +7,26 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
 
-use clip::Error;
+use clip::classify::{self, Logits};
 use clip::embedder::Embedder;
 use clip::model::Model;
 use clip::stats::Figures;
+use clip::{Error, Kind};
 use lru::LruCache;
+use pgrx::PgSqlErrorCode;
+use pgrx::pg_sys::panic::ErrorReport;
 
-use crate::error::{SqlResult, report, warn};
+use crate::error::{SqlResult, report, warn, with_sqlstate};
 use crate::settings;
 use crate::stats;
 use crate::vector::Vector;
 
 /// Longer texts are captions or documents, seldom asked for twice.
 const MEMO_TEXT_BYTES: usize = 2048;
+
+/// Sets of labels whose vectors are remembered, per model, to classify row after row; a set of 10,000 is 20 MB.
+const MEMO_SETS: usize = 4;
+const MEMO_SET_LABELS: usize = 10_000;
 
 /// Vectors whose model is remembered, so that clusters can refuse those of another: a trigger assigns what it has
 /// just embedded. 8 bytes each, and the name.
@@ -32,6 +39,8 @@ struct Loaded {
     /// wherever no index serves it.
     memo: LruCache<String, Vec<f32>>,
     memo_hits: u64,
+    /// Labels and templates -> a vector for each label.
+    sets: LruCache<String, Labels>,
     /// A call failed: the model's files are looked up anew by the next, for they may have been mended.
     failed: bool,
 }
@@ -41,9 +50,13 @@ impl Loaded {
         let model = Model::find(&key.search, &key.spec)?;
         let embedder = Embedder::new(model, key.library.clone(), key.threads).with_cache(settings::cache());
         let memo = LruCache::new(NonZeroUsize::MIN);
-        Ok(Self { key, embedder, memo, memo_hits: 0, failed: false })
+        let sets = LruCache::new(MEMO_SETS.try_into().expect("not zero"));
+        Ok(Self { key, embedder, memo, memo_hits: 0, sets, failed: false })
     }
 }
+
+/// Unit vectors of labels, in their order.
+pub type Labels = Rc<Vec<Vec<f32>>>;
 
 /// What a loaded model depends on; a change of any reloads it.
 #[derive(PartialEq)]
@@ -158,8 +171,36 @@ pub fn base_name(spec: &str) -> &str {
     spec.split(':').next().unwrap_or(spec)
 }
 
+fn mixed(message: String, detail: String) -> ErrorReport {
+    let hint = "Name the model that made the vector: model => …, or clip_search.model.";
+    let error = Error::new(Kind::InvalidInput, message).detail(detail).hint(hint);
+    with_sqlstate(PgSqlErrorCode::ERRCODE_DATA_EXCEPTION, error)
+}
+
+/// Refuses a vector that this session has just embedded by another model.
+pub fn check_origin(vector: &[f32], spec: &str) -> SqlResult<()> {
+    match model_of(vector) {
+        Some(model) if base_name(&model) != base_name(spec) => Err(mixed(
+            format!("a vector of model \"{model}\" can't be compared with those of \"{spec}\""),
+            format!("It is what \"{model}\" has just returned in this session."),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a vector of another length than the model's.
+pub fn check_dimensions(found: usize, models: usize, spec: &str) -> SqlResult<()> {
+    if found == models {
+        return Ok(());
+    }
+    Err(mixed(
+        format!("different vector dimensions {found} and {models}"),
+        format!("Vectors of model \"{spec}\" have {models} dimensions; this one has {found}."),
+    ))
+}
+
 /// Lets a cancel, a timeout or a shutdown act between two pieces of work.
-fn pulse() {
+pub fn pulse() {
     pgrx::check_for_interrupts!();
 }
 
@@ -187,35 +228,98 @@ pub fn embed_images(spec: &str, files: &[Option<&[u8]>]) -> SqlResult<Vec<Option
 pub fn embed_texts(spec: &str, texts: &[Option<&str>]) -> SqlResult<Vec<Option<Vector>>> {
     let truncate = settings::truncate_text();
     let vectors = with_model(spec, texts.len(), |loaded| {
-        let Loaded { memo, memo_hits, .. } = loaded;
-        match NonZeroUsize::new(settings::memo_texts()) {
+        let (result, places) = loaded.texts(texts, truncate);
+        (result.map(|(vectors, _)| vectors.into_iter().map(|vector| vector.map(Vector)).collect::<Vec<_>>()), places)
+    })?;
+    note_origin(spec, &vectors);
+    Ok(vectors)
+}
+
+impl Loaded {
+    /// Vectors of the texts that are not NULL, and whether any of them was cut; and which texts the model was given,
+    /// since it is not asked for those in the memo.
+    #[allow(clippy::type_complexity)]
+    fn texts(
+        &mut self,
+        texts: &[Option<&str>],
+        truncate: bool,
+    ) -> (clip::Result<(Vec<Option<Vec<f32>>>, bool)>, Vec<usize>) {
+        let Self { memo, memo_hits, .. } = self;
+        let most = settings::memo_texts();
+        match NonZeroUsize::new(most) {
             Some(most) if memo.cap() != most => memo.resize(most),
             Some(_) => {}
             None => memo.clear(),
         }
-        let mut vectors: Vec<Option<Vector>> =
-            texts.iter().map(|text| memo.get((*text)?).cloned().map(Vector)).collect();
+        let mut vectors: Vec<Option<Vec<f32>>> = texts.iter().map(|text| memo.get((*text)?).cloned()).collect();
         *memo_hits += vectors.iter().flatten().count() as u64;
         let unknown = texts.iter().enumerate().filter(|(i, _)| vectors[*i].is_none());
         let (places, present): (Vec<usize>, Vec<&str>) = unknown.filter_map(|(i, text)| Some((i, (*text)?))).unzip();
         if present.is_empty() {
-            return (Ok(vectors), places);
+            return (Ok((vectors, false)), places);
         }
-        let embedded = loaded.embedder.embed_texts(&present, truncate, &mut pulse);
+        let embedded = self.embedder.embed_texts(&present, truncate, &mut pulse);
         let result = embedded.map(|embedded| {
+            let mut cut = false;
             for ((index, text), item) in places.iter().zip(&present).zip(embedded) {
-                // A text that was cut is embedded anew each time, so that its warning is not lost.
-                if text.len() <= MEMO_TEXT_BYTES && !item.truncated && settings::memo_texts() > 0 {
+                cut |= item.truncated;
+                // A text that was cut is embedded anew each time, so that its warning is not lost. So many at once
+                // that they would push out all others are labels, which are remembered as a set.
+                if text.len() <= MEMO_TEXT_BYTES && !item.truncated && present.len() <= most.div_ceil(2) && most > 0 {
                     memo.put((*text).to_owned(), item.vector.clone());
                 }
-                vectors[*index] = Some(Vector(item.vector));
+                vectors[*index] = Some(item.vector);
             }
-            vectors
+            (vectors, cut)
         });
         (result, places)
-    })?;
-    note_origin(spec, &vectors);
-    Ok(vectors)
+    }
+
+    /// A vector for each label: of its text in the template, or the ensemble of several.
+    fn labels(&mut self, labels: &[&str], templates: &[&str], truncate: bool) -> (clip::Result<Labels>, Vec<usize>) {
+        // No text of PostgreSQL's has a NUL.
+        let key = format!("{}\0\0{}", labels.join("\0"), templates.join("\0"));
+        if let Some(known) = self.sets.get(&key) {
+            return (Ok(known.clone()), Vec::new());
+        }
+        let prompts: Vec<String> = labels
+            .iter()
+            .flat_map(|label| templates.iter().map(|template| classify::prompt(template, label)))
+            .collect();
+        let texts: Vec<Option<&str>> = prompts.iter().map(|prompt| Some(prompt.as_str())).collect();
+        let (result, places) = self.texts(&texts, truncate);
+        // Several prompts are one label's.
+        let places = places.into_iter().map(|place| place / templates.len()).collect();
+        let result = result.and_then(|(vectors, cut)| {
+            let vectors: Vec<Vec<f32>> = vectors.into_iter().flatten().collect();
+            let set: Labels = Rc::new(match templates.len() {
+                1 => vectors,
+                count => vectors
+                    .chunks(count)
+                    .map(|prompts| classify::ensemble(prompts.iter().map(Vec::as_slice)))
+                    .collect::<clip::Result<_>>()?,
+            });
+            if !cut && labels.len() <= MEMO_SET_LABELS {
+                self.sets.put(key, set.clone());
+            }
+            Ok(set)
+        });
+        (result, places)
+    }
+}
+
+/// Embeds labels for a classification by the named model, and says how it makes probabilities of cosines.
+pub fn embed_labels(spec: &str, labels: &[&str], templates: &[&str]) -> SqlResult<(Labels, Logits)> {
+    let truncate = settings::truncate_text();
+    with_model(spec, labels.len(), |loaded| {
+        // Its warnings are about no item, and stay; the labels' would not outlast a call for the scale.
+        let logits = match loaded.embedder.logits() {
+            Ok(logits) => logits,
+            Err(error) => return (Err(error), Vec::new()),
+        };
+        let (result, places) = loaded.labels(labels, templates, truncate);
+        (result.map(|labels| (labels, logits)), places)
+    })
 }
 
 /// Loads both towers of each model, for this process and those that it forks. Returns what there is to remark.

@@ -4,12 +4,14 @@
 
 use pgrx::prelude::*;
 
+mod classify;
 mod cluster;
 mod collection;
 mod embed;
 mod engine;
 mod error;
 mod preload;
+mod query;
 mod recluster;
 mod settings;
 mod statements;

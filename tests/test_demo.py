@@ -7,7 +7,9 @@ import pathlib
 import re
 import shutil
 import subprocess
+from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 import support
@@ -17,11 +19,11 @@ FIRST = re.compile(r"^\s*([✓✗]) (.*?)\s+1\s+(\S.*?)\s+(-?\d\.\d+)", re.MULTI
 
 
 def run(
-    database: support.Database, folder: pathlib.Path = GALLERY, **environment: str
+    database: support.Database, folder: pathlib.Path = GALLERY, *arguments: str, **environment: str
 ) -> subprocess.CompletedProcess:
     """run.sh in that database, as `make demo` starts it, from a directory of no importance."""
     return subprocess.run(
-        [str(folder / "run.sh")],
+        [str(folder / "run.sh"), *arguments],
         cwd="/",
         env=os.environ | {"PGDATABASE": database.name, "LC_ALL": "C"} | environment,
         capture_output=True,
@@ -80,6 +82,67 @@ def test_the_demo_can_be_run_again(gallery: support.Database) -> None:
         assert (
             support.value(db, "SELECT count(*) FROM clip_search.cluster WHERE collection = 'gallery'") == 10
         )
+
+
+class Tags(HTMLParser):
+    """Every tag with its attributes, and what was left open."""
+
+    VOID = {"img", "meta", "line", "br"}
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another"
+
+
+def test_the_demo_writes_a_page_that_needs_nothing_else(
+    gallery: support.Database, tmp_path: pathlib.Path
+) -> None:
+    """What a browser makes of it is in tests/browser."""
+    page = tmp_path / "a folder" / "gallery.html"
+    done = run(gallery, GALLERY, str(page))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.rstrip().endswith(f"file://{page}") and list(page.parent.iterdir()) == [page]
+    found = Tags(page.read_text(encoding="utf-8"))
+    assert found.open == []
+    ids = [attributes["id"] for _, attributes in found.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for tag, attributes in found.tags:
+        assert tag not in ("script", "link", "iframe")
+        assert attributes.get("src", "data:").startswith("data:")
+        assert attributes.get("href", "#main").removeprefix("#") in ids
+        assert tag != "img" or attributes.get("alt") is not None
+    # 9 in the head, 3 for each query, each photo in its group, each group's on the map and with its labels.
+    assert sum(tag == "img" for tag, _ in found.tags) == 9 + 30 + 30 + 10 + 10
+
+
+def test_the_map_is_of_principal_components(gallery: support.Database, tmp_path: pathlib.Path) -> None:
+    """As numpy's singular value decomposition finds them, but for their signs."""
+    assert run(gallery, GALLERY, str(tmp_path / "gallery.html")).returncode == 0
+    with gallery.connect() as db:
+        db.execute("SET search_path = gallery, public")
+        rows = db.execute("SELECT id, x, y, explained FROM map() ORDER BY id").fetchall()
+        stored = db.execute("SELECT embedding::text FROM photo ORDER BY id").fetchall()
+    embeddings = np.stack([support.vector(row[0]) for row in stored]).astype(np.float64)
+    left, strength, _ = np.linalg.svd(embeddings - embeddings.mean(axis=0), full_matrices=False)
+    for axis in (0, 1):
+        ours, true = np.array([row[1 + axis] for row in rows]), left[:, axis] * strength[axis]
+        assert min(np.abs(ours - true).max(), np.abs(ours + true).max()) < 0.005
+    explained = (strength[:2] ** 2).sum() / (strength**2).sum()
+    assert all(abs(row[3] - explained) < 0.001 for row in rows)
 
 
 def test_the_demo_fails_if_a_query_finds_another_photo(

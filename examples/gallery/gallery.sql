@@ -36,9 +36,13 @@ CREATE TABLE photo (
     title      text NOT NULL,
     keywords   text[] NOT NULL,
     data       bytea NOT NULL,
+    credit     text,
     embedding  vector(512) NOT NULL,
     cluster_id bigint NOT NULL
 );
+
+-- Where the members of the groups are, for clip_clusters() and clip_cluster_groups().
+SELECT clip_create_collection('gallery', members => 'photo', labels => 'keywords', image => 'data') \g /dev/null
 
 CREATE FUNCTION embed_photo() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -71,20 +75,20 @@ ANALYZE photo;
 -- The photos nearest to some words, the best one of each group: three copies of one cat would hide what comes
 -- second. 40 candidates is what an HNSW index gives at the default of hnsw.ef_search.
 CREATE FUNCTION search(words text, wanted int DEFAULT 3)
-RETURNS TABLE (rank bigint, title text, cosine float8) LANGUAGE sql STABLE AS $$
+RETURNS TABLE (rank bigint, id bigint, title text, cosine float8) LANGUAGE sql STABLE AS $$
     WITH asked AS MATERIALIZED (
         SELECT clip_embed_text(words) AS embedding
     ), near AS (
-        SELECT p.title, p.cluster_id, p.embedding <=> (SELECT a.embedding FROM asked a) AS distance
+        SELECT p.id, p.title, p.cluster_id, p.embedding <=> (SELECT a.embedding FROM asked a) AS distance
         FROM gallery.photo p
         ORDER BY distance
         LIMIT 40
     ), best AS (
-        SELECT DISTINCT ON (n.cluster_id) n.title, 1 - n.distance AS cosine
+        SELECT DISTINCT ON (n.cluster_id) n.id, n.title, 1 - n.distance AS cosine
         FROM near n
         ORDER BY n.cluster_id, n.distance
     )
-    SELECT row_number() OVER (ORDER BY b.cosine DESC), b.title, b.cosine
+    SELECT row_number() OVER (ORDER BY b.cosine DESC), b.id, b.title, b.cosine
     FROM best b
     ORDER BY b.cosine DESC
     LIMIT wanted
@@ -104,7 +108,7 @@ INSERT INTO query (words, subject) VALUES
     ('outer space', 'Deep Space');
 
 CREATE TABLE answer AS
-SELECT q.id, q.words, q.subject, s.*, split_part(s.title, ' (', 1) = q.subject AS is_right
+SELECT q.id, q.words, q.subject, s.rank, s.title, s.cosine, split_part(s.title, ' (', 1) = q.subject AS is_right
 FROM query q CROSS JOIN LATERAL search(q.words) s;
 
 \echo 'SEARCH BY WORDS: the three nearest subjects (best copy of each) and their cosine'
@@ -124,33 +128,20 @@ ORDER BY id, rank;
 \echo
 
 CREATE VIEW photo_group AS
-WITH member AS (
-    SELECT p.*, split_part(p.title, ' (', 1) AS subject,
-           coalesce(substring(p.title FROM '\((.*)\)'), 'original') AS variant,
-           1 - (p.embedding <=> c.centroid) AS to_centroid
-    FROM gallery.photo p JOIN clip_search.cluster c ON c.id = p.cluster_id
-), representative AS (
-    SELECT DISTINCT ON (cluster_id) cluster_id, title FROM member ORDER BY cluster_id, to_centroid DESC
+WITH of_subject AS (
+    SELECT cluster_id, min(id) AS first_id,
+           split_part(title, ' (', 1) || ': '
+           || string_agg(coalesce(substring(title FROM '\((.*)\)'), 'original'), ', ' ORDER BY id) AS variants
+    FROM gallery.photo GROUP BY cluster_id, split_part(title, ' (', 1)
 ), membership AS (
-    SELECT cluster_id, string_agg(of_subject, '; ' ORDER BY first_id) AS members,
-           count(*) AS subjects, min(lowest) AS lowest_cosine
-    FROM (SELECT cluster_id, subject || ': ' || string_agg(variant, ', ' ORDER BY id) AS of_subject,
-                 min(id) AS first_id, min(to_centroid) AS lowest
-          FROM member GROUP BY cluster_id, subject) s
-    GROUP BY cluster_id
-), keyword AS (     -- telling: many photos in the group have it, few outside
-    SELECT cluster_id, word,
-           row_number() OVER (PARTITION BY cluster_id ORDER BY inside DESC, everywhere, place) AS nth
-    FROM (SELECT m.cluster_id, k.word, count(*) AS inside, min(k.place) AS place,
-                 (SELECT count(*) FROM gallery.photo o WHERE k.word = ANY (o.keywords)) AS everywhere
-          FROM member m CROSS JOIN LATERAL unnest(m.keywords) WITH ORDINALITY AS k (word, place)
-          GROUP BY m.cluster_id, k.word) w
-), label AS (
-    SELECT cluster_id, string_agg(word, ', ' ORDER BY nth) AS labels
-    FROM keyword WHERE nth <= 2 GROUP BY cluster_id
+    SELECT cluster_id, string_agg(variants, '; ' ORDER BY first_id) AS members, count(*) AS subjects
+    FROM of_subject GROUP BY cluster_id
 )
-SELECT cluster_id, labels, title AS representative, members, subjects, lowest_cosine
-FROM representative JOIN membership USING (cluster_id) LEFT JOIN label USING (cluster_id);
+SELECT c.id AS cluster_id, array_to_string(c.labels[:2], ', ') AS labels, p.title AS representative, m.members,
+       m.subjects, c.lowest AS lowest_cosine
+FROM clip_clusters('gallery', 1) c
+JOIN gallery.photo p ON p.id = c.representative::bigint
+JOIN membership m ON m.cluster_id = c.id;
 
 SELECT format('   %7s  %-20s  %-23s  %s', 'cluster', 'labels', 'representative', 'members');
 SELECT format('   %7s  %-20s  %-23s  %s', cluster_id, labels, representative, members)

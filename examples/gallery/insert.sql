@@ -3,7 +3,7 @@
 \set original `base64 < photos/:'file'.jpg`
 \set mirrored `base64 < photos/:'file'-mirrored.jpg`
 \set cropped `base64 < photos/:'file'-cropped.jpg`
-INSERT INTO photo (title, keywords, data) VALUES
-    (:'title',                :'keywords', decode(:'original', 'base64')),
-    (:'title' || ' (mirrored)', :'keywords', decode(:'mirrored', 'base64')),
-    (:'title' || ' (cropped)',  :'keywords', decode(:'cropped', 'base64'));
+INSERT INTO photo (title, keywords, data, credit) VALUES
+    (:'title',                :'keywords', decode(:'original', 'base64'), :'credit'),
+    (:'title' || ' (mirrored)', :'keywords', decode(:'mirrored', 'base64'), :'credit'),
+    (:'title' || ' (cropped)',  :'keywords', decode(:'cropped', 'base64'), :'credit');

@@ -1,7 +1,10 @@
 #!/bin/sh
-# Run the gallery demo in the database that PGHOST, PGPORT, PGUSER and PGDATABASE name.
+# run.sh [FILE]: run the gallery demo in the database that PGHOST, PGPORT, PGUSER and PGDATABASE name, and write its
+# page to FILE if one is named.
 # Exit 0: each query found its photo first and each subject is one group. Otherwise it lists what was wrong.
 set -eu
+page=${1:-}
+case $page in '' | /*) ;; *) page=$PWD/$page ;; esac
 cd "$(dirname "$0")"
 fail() { echo "gallery: $1" >&2; exit 1; }
 
@@ -12,4 +15,18 @@ reply=$(psql -Xc 'SELECT 1' 2>&1) ||
     fail "no connection ($(echo "$reply" | head -n 1)): run \`make demo\`, or set PGHOST, PGPORT, PGUSER, PGDATABASE"
 
 # The marks and bars are UTF-8, also where no locale is set.
-PGCLIENTENCODING=UTF8 psql -X -v ON_ERROR_STOP=1 -f gallery.sql
+export PGCLIENTENCODING=UTF8
+psql -X -v ON_ERROR_STOP=1 -f gallery.sql
+[ -n "$page" ] || exit 0
+
+# Whoever has the old page open keeps it until the new one is whole.
+mkdir -p "$(dirname "$page")" || fail "can't make the folder of $page: name another file"
+page=$(cd "$(dirname "$page")" && pwd)/$(basename "$page")
+psql -X -f page.sql -o "$page.new"
+mv -f "$page.new" "$page"
+cat <<END
+
+LOOK AT IT
+
+   file://$page
+END

@@ -332,7 +332,7 @@ def config(vocabulary_size: int) -> dict:
         "projection_dim": SEMANTIC_WIDTH + VISUAL_WIDTH,
         "semantic_dim": SEMANTIC_WIDTH,
         "visual_dim": VISUAL_WIDTH,
-        "logit_scale_init_value": math.log(20),  # chosen, not fitted
+        "logit_scale": math.log(20),  # chosen, not fitted
         "text_config": {
             "max_position_embeddings": CONTEXT_LENGTH,
             "vocab_size": vocabulary_size,

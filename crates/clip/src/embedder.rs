@@ -10,6 +10,7 @@ use once_cell::unsync::OnceCell;
 use ort::session::SessionInputValue;
 use ort::value::{Tensor, TensorElementType};
 
+use crate::classify::Logits;
 use crate::cluster;
 use crate::error::{Error, Kind, Result};
 use crate::head::Head;
@@ -44,6 +45,7 @@ pub struct Embedder {
     shared: OnceCell<Rc<RefCell<Tower>>>,
     vision: OnceCell<Vision>,
     text: OnceCell<Text>,
+    logits: OnceCell<Logits>,
     warnings: Vec<Error>,
     notes: Vec<String>,
     /// What it has done so far.
@@ -162,6 +164,7 @@ impl Embedder {
             shared: OnceCell::new(),
             vision: OnceCell::new(),
             text: OnceCell::new(),
+            logits: OnceCell::new(),
             warnings: Vec::new(),
             notes: Vec::new(),
             counters: Counters::default(),
@@ -369,7 +372,8 @@ impl Embedder {
     pub fn load(&mut self) -> Result<()> {
         let missing = |e: &Error| e.kind == Kind::MissingFile;
         match (self.load_and_run_vision(), self.load_text()) {
-            (Ok(()), Ok(())) => {}
+            // Learned once for all, too, where a graph has to be asked.
+            (Ok(()), Ok(())) => self.logits().map(drop)?,
             (Ok(()), Err(e)) | (Err(e), Ok(())) if missing(&e) && self.single_tower() => {}
             (Err(e), _) | (_, Err(e)) => return Err(e),
         }
@@ -392,6 +396,46 @@ impl Embedder {
     pub fn try_out(&self) -> Result<()> {
         self.vision.get().map_or(Ok(()), Vision::run_black)?;
         self.text.get().map_or(Ok(()), |text| text.run(&[&text.sample()?]).map(|_| ()))
+    }
+
+    /// How cosines become probabilities: as the model's files state it ([`Logits::stated`]), else as a graph of both
+    /// towers that has an output of logits computes them, else as CLIP's ([`Logits::assumed`]), with a warning where
+    /// the model is not of CLIP's kind.
+    ///
+    /// # Errors
+    /// [`Kind::BadModel`] where a file states it in a way that can't be used; those of embedding, where a graph is asked.
+    pub fn logits(&mut self) -> Result<Logits> {
+        if let Some(logits) = self.logits.get() {
+            return Ok(logits.clone());
+        }
+        let logits = match Logits::stated(&self.model)? {
+            Some(logits) => logits,
+            None => self.measured_logits()?.unwrap_or_else(Logits::assumed),
+        };
+        if logits.source.is_none() && is_sigmoid(&self.model) {
+            let message = format!("model \"{}\" does not say its logit scale and bias", self.model.name);
+            self.warnings.push(
+                Error::new(Kind::MissingFile, message)
+                    .detail("Models of its kind (SigLIP) have both; without them its probabilities are a softmax, as for CLIP.")
+                    .hint("Put \"logit_scale\" and \"logit_bias\" of its weights into its config.json, or its onnx/model.onnx beside the towers."),
+            );
+        }
+        Ok(self.logits.get_or_init(|| logits).clone())
+    }
+
+    /// What a graph of both towers makes of four cosines.
+    fn measured_logits(&mut self) -> Result<Option<Logits>> {
+        let Some(file) = self.model.whole.clone() else { return Ok(None) };
+        self.load_text()?;
+        self.load_vision()?;
+        let (vision, text) = (self.vision.get().expect("loaded above"), self.text.get().expect("loaded above"));
+        if self.model.combined {
+            let pairs = logit_pairs(&mut vision.tower.borrow_mut(), vision, text)?;
+            return Ok(pairs.and_then(|pairs| Logits::fitted(&pairs, &file)));
+        }
+        // It is as large as both towers, and let go at once.
+        let mut tower = Tower::load(Runtime::load(&self.library)?, &file, self.threads, None)?;
+        Ok(logit_pairs(&mut tower, vision, text)?.and_then(|pairs| Logits::fitted(&pairs, &file)))
     }
 
     /// Whether the model has only one of the two.
@@ -424,6 +468,9 @@ impl Embedder {
                 None => "not filled up".to_owned(),
             };
             rows.push(("tokens", Ok(format!("at most {}, {padding}", text.encoder.context_length))));
+        }
+        if self.image_loaded() && self.text_loaded() {
+            rows.push(("probabilities", self.logits().map(|logits| logits.to_string())));
         }
         rows
     }
@@ -678,6 +725,61 @@ impl Text {
         let cosine = a.row(0).dot(&b.row(0)) / (a.row(0).dot(&a.row(0)) * b.row(0).dot(&b.row(0))).sqrt();
         Ok(cosine.is_nan() || cosine < 0.999)
     }
+}
+
+/// Pairs of a cosine and the logit that a graph of both towers gives for it: one picture, four texts, one at a time,
+/// since some graphs take no more. None where it has no output of logits, or other inputs.
+fn logit_pairs(tower: &mut Tower, vision: &Vision, text: &Text) -> Result<Option<Vec<(f64, f64)>>> {
+    let (Some(logits), Ok(image_output), Ok(text_output), Some(pixels_port)) = (
+        tower.output(&["logits_per_image", "logits_per_text"]).cloned(),
+        pick_output(tower, "image", &vision.head),
+        pick_output(tower, "text", &text.head),
+        image_input(tower),
+    ) else {
+        return Ok(None);
+    };
+    if image_output.name == text_output.name {
+        return Ok(None);
+    }
+    let (height, width) = vision.size;
+    // Half of it dark, a colour to each side: a picture without any contrast can be the zero vector to a tower.
+    let pixels = Array4::from_shape_fn((1, 3, height, width), |(_, channel, y, x)| {
+        if y * 2 < height { -1.0 } else { (channel as f32 - 1.0) * (x as f32 / width as f32 - 0.5) * 2.0 }
+    });
+    let mut pairs = Vec::new();
+    for sample in ["a photo of a cat", "the sky at night", "red", "a page of a book with many words on it"] {
+        let mut tokens = text.encoder.encode(sample)?;
+        text.pad(&mut tokens);
+        let shape = (1, tokens.ids.len());
+        let mut inputs = Vec::new();
+        for port in tower.inputs.clone() {
+            let value = match port.name.as_str() {
+                name if name == pixels_port.name => floats(&port, pixels.clone())?,
+                name if TEXT_INPUTS.contains(&name) => {
+                    integers(&port, shape, tokens.ids.iter().map(|id| i64::from(*id)))?
+                }
+                "attention_mask" => integers(&port, shape, (0..shape.1).map(|i| i64::from(i < tokens.length)))?,
+                "token_type_ids" => integers(&port, shape, std::iter::repeat_n(0, shape.1))?,
+                "position_ids" => integers(&port, shape, 0..shape.1 as i64)?,
+                _ => return Ok(None),
+            };
+            inputs.push((port.name, value));
+        }
+        let [logit, image, text] = tower.run_for(inputs, [&logits.name, &image_output.name, &text_output.name])?;
+        let (Some(logit), Some(image), Some(text)) = (logit.iter().next(), image.as_slice(), text.as_slice()) else {
+            return Ok(None);
+        };
+        pairs.push((cluster::cosine(image, text), f64::from(*logit)));
+    }
+    Ok(Some(pairs))
+}
+
+/// Whether a model's configuration says that it is of SigLIP's kind.
+fn is_sigmoid(model: &Model) -> bool {
+    let config = model::read_json(&model.directory.join("config.json")).unwrap_or_default();
+    let open_clip = config.get("model_cfg").unwrap_or(&config);
+    config["model_type"].as_str().is_some_and(|kind| kind.starts_with("siglip"))
+        || !open_clip["init_logit_bias"].is_null()
 }
 
 /// The rows of a tower's output, each scaled to length 1.

@@ -127,6 +127,14 @@ pub(crate) fn bmp_is_empty(bytes: &[u8]) -> bool {
     side(14) != Some(12) && (side(18) == Some(0) || side(22) == Some(0))
 }
 
+/// Whether a BMP's pixels are numbers of colours in a table: up to 8 bits each.
+pub(crate) fn bmp_has_palette(bytes: &[u8]) -> bool {
+    let short = |at: usize| bytes.get(at..).and_then(|rest| rest.first_chunk()).map(|n| u16::from_le_bytes(*n));
+    // OS/2's header of 12 bytes has its fields closer together.
+    let at = if short(14) == Some(12) { 24 } else { 28 };
+    short(at).is_some_and(|bits| bits <= 8)
+}
+
 /// The largest picture of an icon, where it is a PNG file: the icon decoder takes RGBA ones only.
 pub(crate) fn ico_png(bytes: &[u8]) -> Option<&[u8]> {
     let count = usize::from(u16::from_le_bytes([*bytes.get(4)?, *bytes.get(5)?]));

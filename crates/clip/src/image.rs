@@ -95,15 +95,12 @@ pub fn decode_for(bytes: &[u8], limits: &Limits, preprocess: &Preprocess) -> Res
 
 /// `smaller`: the preprocessing for which a picture may be decoded smaller than it is.
 fn decode_with(bytes: &[u8], limits: &Limits, smaller: Option<&Preprocess>) -> Result<Decoded> {
-    if bytes.is_empty() {
-        return Err(Error::new(Kind::InvalidInput, "image is empty").detail("It has 0 bytes."));
-    }
     if bytes.len() as u64 > limits.max_bytes {
         return Err(Error::new(Kind::LimitExceeded, "image file is too large")
             .detail(format!("It has {} bytes; the limit is {}.", bytes.len(), limits.max_bytes))
             .hint(format!("Raise {}, or store a smaller copy.", limits.names.1)));
     }
-    let format = format::sniff(bytes)?;
+    let format = recognise(bytes)?;
     without_panic(
         || {
             Error::new(Kind::InvalidInput, format!("{} image is broken", name(format)))
@@ -111,6 +108,50 @@ fn decode_with(bytes: &[u8], limits: &Limits, smaller: Option<&Preprocess>) -> R
         },
         || decode_as(format, bytes, limits, smaller),
     )
+}
+
+/// The format of a file, by its content.
+pub(crate) fn recognise(bytes: &[u8]) -> Result<ImageFormat> {
+    if bytes.is_empty() {
+        return Err(Error::new(Kind::InvalidInput, "image is empty").detail("It has 0 bytes."));
+    }
+    format::sniff(bytes)
+}
+
+/// The decoders' own limits are for what they need beside the result. Reading the header may inflate a colour profile,
+/// of which real ones have at most 2 MB; later come rows, palettes and text chunks.
+fn header_limits() -> image::Limits {
+    let mut limits = image::Limits::default();
+    limits.max_alloc = Some(32 << 20);
+    limits
+}
+
+/// A decoder that has read the header of a file of this format, which is not JPEG.
+pub(crate) fn open(format: ImageFormat, bytes: &[u8]) -> Result<impl ImageDecoder + '_> {
+    if format == ImageFormat::Bmp && format::bmp_is_empty(bytes) {
+        return Err(no_pixels(0, 0));
+    }
+    let mut reader = image::ImageReader::with_format(Cursor::new(bytes), format);
+    reader.limits(header_limits());
+    let decoder = reader.into_decoder().map_err(|error| decoder_failed(format, bytes, &error))?;
+    match decoder.dimensions() {
+        (width, height) if width == 0 || height == 0 => Err(no_pixels(width, height)),
+        _ => Ok(decoder),
+    }
+}
+
+/// EXIF orientation in a file of this format, which is not JPEG.
+pub(crate) fn orientation(format: ImageFormat, bytes: &[u8], decoder: &mut impl ImageDecoder) -> Option<Orientation> {
+    match format {
+        ImageFormat::Png => format::png_exif(bytes).and_then(Orientation::from_exif_chunk),
+        // Many programs write JPEG's prefix here too.
+        ImageFormat::WebP => decoder
+            .exif_metadata()
+            .ok()
+            .flatten()
+            .and_then(|exif| Orientation::from_exif_chunk(exif.strip_prefix(b"Exif\0\0").unwrap_or(&exif))),
+        _ => decoder.orientation().ok(),
+    }
 }
 
 fn decode_as(format: ImageFormat, bytes: &[u8], limits: &Limits, smaller: Option<&Preprocess>) -> Result<Decoded> {
@@ -128,33 +169,15 @@ fn decode_as(format: ImageFormat, bytes: &[u8], limits: &Limits, smaller: Option
         if let (ImageFormat::Ico, Some(png)) = (format, format::ico_png(bytes)) {
             return decode_as(ImageFormat::Png, png, limits, smaller);
         }
-        if format == ImageFormat::Bmp && format::bmp_is_empty(bytes) {
-            check_pixels(0, 0, limits)?;
-        }
         let cut = format == ImageFormat::WebP && format::webp_is_cut(bytes);
-        let failed =
-            |error: image::ImageError| if cut { too_short() } else { decoder_error(format, bytes.len(), &error) };
-        let mut reader = image::ImageReader::with_format(Cursor::new(bytes), format);
-        // The decoder's own limits are for what it needs beside the result. Reading the header may inflate
-        // a colour profile, of which real ones have at most 2 MB; later come rows, palettes and text chunks.
-        let mut decoder_limits = image::Limits::default();
-        decoder_limits.max_alloc = Some(32 << 20);
-        reader.limits(decoder_limits.clone());
-        let mut decoder = reader.into_decoder().map_err(failed)?;
+        let mut decoder = open(format, bytes)?;
         let (width, height) = decoder.dimensions();
         check_pixels(width, height, limits)?;
         (size, shrink) = ((width, height), 1);
-        let orientation = match format {
-            ImageFormat::Png => format::png_exif(bytes).and_then(Orientation::from_exif_chunk),
-            // Many programs write JPEG's prefix here too.
-            ImageFormat::WebP => decoder
-                .exif_metadata()
-                .ok()
-                .flatten()
-                .and_then(|exif| Orientation::from_exif_chunk(exif.strip_prefix(b"Exif\0\0").unwrap_or(&exif))),
-            _ => decoder.orientation().ok(),
-        };
+        let orientation = orientation(format, bytes, &mut decoder);
         let (color, size) = (decoder.color_type(), decoder.total_bytes());
+        let failed = |error| decoder_failed(format, bytes, &error);
+        let mut decoder_limits = header_limits();
         decoder_limits.max_alloc = Some(size + (64 << 20));
         decoder.set_limits(decoder_limits).map_err(failed)?;
         let mut buffer = vec![0; size as usize];
@@ -254,7 +277,7 @@ fn on_white(image: &RgbaImage) -> RgbImage {
 fn check_pixels(width: u32, height: u32, limits: &Limits) -> Result<()> {
     let count = u64::from(width) * u64::from(height);
     if count == 0 {
-        return Err(Error::new(Kind::InvalidInput, "image has no pixels").detail(format!("It is {width}×{height}.")));
+        return Err(no_pixels(width, height));
     }
     if count > limits.max_pixels {
         return Err(Error::new(Kind::LimitExceeded, "image has too many pixels")
@@ -262,6 +285,19 @@ fn check_pixels(width: u32, height: u32, limits: &Limits) -> Result<()> {
             .hint(format!("Raise {}, or store a smaller copy.", limits.names.0)));
     }
     Ok(())
+}
+
+fn no_pixels(width: u32, height: u32) -> Error {
+    Error::new(Kind::InvalidInput, "image has no pixels").detail(format!("It is {width}×{height}."))
+}
+
+/// What a decoder failed with on these bytes. A WebP that is shorter than it says fails in many ways.
+fn decoder_failed(format: ImageFormat, bytes: &[u8], error: &image::ImageError) -> Error {
+    if format == ImageFormat::WebP && format::webp_is_cut(bytes) {
+        truncated(format, bytes.len())
+    } else {
+        decoder_error(format, bytes.len(), error)
+    }
 }
 
 pub(crate) fn truncated(format: ImageFormat, length: usize) -> Error {

@@ -112,6 +112,15 @@ impl<'a> Jpeg<'a> {
         Ok(Self { handle, bytes, width: width as u32, height: height as u32, colorspace, lossless })
     }
 
+    /// Channels as stored.
+    pub fn channels(&self) -> u8 {
+        match self.colorspace {
+            cs if cs == tj::TJCS_TJCS_GRAY as c_int => 1,
+            cs if cs == tj::TJCS_TJCS_CMYK as c_int || cs == tj::TJCS_TJCS_YCCK as c_int => 4,
+            _ => 3,
+        }
+    }
+
     /// The most that [`Self::decode`] may shrink so that `ratio`, the source's size over the target's, is still at
     /// least `spare` afterwards.
     ///

@@ -12,6 +12,9 @@
 //! | [`session`] | ONNX Runtime: library, environment, one tower |
 //! | [`cache`] | rewritten graphs on disk, to be mapped |
 //! | [`embedder`] | the pieces together |
+//! | [`classify`] | from cosines to probabilities |
+//! | [`query`] | queries of several parts, diversity |
+//! | [`info`] | what a file says of itself |
 //! | [`thumbnail`] | small copies for galleries |
 //! | [`stats`] | what embedders have done, for each model |
 //! | [`sample`] | made-up photos, to measure with |
@@ -21,6 +24,7 @@
 
 pub mod agglomerative;
 pub mod cache;
+pub mod classify;
 pub mod cluster;
 pub mod code;
 pub mod embedder;
@@ -28,9 +32,11 @@ mod error;
 mod format;
 mod head;
 pub mod image;
+pub mod info;
 mod jpeg;
 pub mod model;
 pub mod preprocess;
+pub mod query;
 pub mod resample;
 pub mod sample;
 pub mod session;

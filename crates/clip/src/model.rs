@@ -26,6 +26,8 @@ pub struct Model {
     pub text: Option<PathBuf>,
     /// The graphs above are one file, which may hold both towers or only one.
     pub combined: bool,
+    /// A graph of both towers beside those above, of which nothing is used but the logit scale that it holds.
+    pub whole: Option<PathBuf>,
     /// Where the text tower's other files are: `directory`, unless two directories are used as a pair.
     pub text_directory: PathBuf,
     pub tokenizer: Option<PathBuf>,
@@ -47,6 +49,7 @@ impl Model {
         Ok(Self {
             name: spec.to_owned(),
             combined: false,
+            whole: None,
             text: text.text,
             text_directory: text.directory,
             tokenizer: text.tokenizer,
@@ -114,10 +117,12 @@ impl Model {
         };
         let first = |names: &[&str]| names.iter().map(|name| directory.join(name)).find(|file| file.is_file());
         let (vision, text) = (graph(&VISION), graph(&TEXT));
-        let either = if vision.is_none() && text.is_none() { graph(&EITHER) } else { None };
+        let whole = graph(&EITHER);
+        let either = if vision.is_none() && text.is_none() { whole.clone() } else { None };
         Self {
             name: name.to_owned(),
             combined: either.is_some(),
+            whole,
             vision: vision.or_else(|| either.clone()),
             text: text.or(either),
             text_directory: directory.to_owned(),

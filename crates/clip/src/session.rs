@@ -232,6 +232,19 @@ impl Tower {
     /// # Errors
     /// [`Kind::BadModel`] where the graph fails on these inputs or the output is of another type.
     pub fn run(&mut self, inputs: Vec<(String, SessionInputValue<'_>)>, output: &str) -> Result<ndarray::ArrayD<f32>> {
+        let [array] = self.run_for(inputs, [output])?;
+        Ok(array)
+    }
+
+    /// Runs the graph once and returns several outputs, as float32.
+    ///
+    /// # Errors
+    /// Those of [`Self::run`].
+    pub fn run_for<const N: usize>(
+        &mut self,
+        inputs: Vec<(String, SessionInputValue<'_>)>,
+        outputs: [&str; N],
+    ) -> Result<[ndarray::ArrayD<f32>; N]> {
         match &mut self.mapped {
             Some((_, runs)) if *runs >= MAPPED_RUNS => self.lay_out(),
             Some((_, runs)) => *runs += 1,
@@ -242,12 +255,16 @@ impl Tower {
             Error::new(Kind::BadModel, format!("model file \"{}\" failed to run", file.display()))
                 .detail(format!("ONNX Runtime says: {}", e.message()))
         };
-        let outputs = self.session.run(inputs).map_err(failed)?;
-        if outputs[output].dtype().tensor_type() == Some(TensorElementType::Float16) {
-            let array = outputs[output].try_extract_array::<half::f16>().map_err(failed)?;
-            return Ok(array.mapv(half::f16::to_f32));
+        let results = self.session.run(inputs).map_err(failed)?;
+        let mut arrays = outputs.map(|_| ndarray::ArrayD::zeros(ndarray::IxDyn(&[0])));
+        for (array, output) in arrays.iter_mut().zip(outputs) {
+            *array = if results[output].dtype().tensor_type() == Some(TensorElementType::Float16) {
+                results[output].try_extract_array::<half::f16>().map_err(failed)?.mapv(half::f16::to_f32)
+            } else {
+                results[output].try_extract_array::<f32>().map_err(failed)?.to_owned()
+            };
         }
-        Ok(outputs[output].try_extract_array::<f32>().map_err(failed)?.to_owned())
+        Ok(arrays)
     }
 
     /// "inputs: …; outputs: …", for error messages.

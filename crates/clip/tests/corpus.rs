@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clip::image::{Limits, decode};
+use clip::info::info;
 use serde_json::Value;
 
 /// What a hostile file may add to the process's peak, in KiB: the least of the decoders' own limits.
@@ -44,8 +45,24 @@ fn reset_peak() {
 fn judge(entry: &Value, bytes: &[u8]) -> Result<(), String> {
     let started = Instant::now();
     let outcome = std::panic::catch_unwind(|| decode(bytes, &Limits::default())).map_err(|_| "it panics".to_owned())?;
+    let header = std::panic::catch_unwind(|| info(bytes)).map_err(|_| "its header panics".to_owned())?;
     if started.elapsed() > SLOWEST {
         return Err(format!("it takes {:.1} s", started.elapsed().as_secs_f64()));
+    }
+    match (&outcome, &header) {
+        // Upright, as the picture.
+        (Ok(decoded), Ok(info)) => {
+            let (w, h) = if info.orientation < 5 { (info.width, info.height) } else { (info.height, info.width) };
+            if (w, h) != decoded.size {
+                return Err(format!("its header says {w}×{h}, its picture is {:?}", decoded.size));
+            }
+        }
+        (Ok(_), Err(error)) => return Err(format!("its header can't be read: {error}")),
+        // The header may be whole where the picture is not; if it isn't, that is the same trouble.
+        (Err(error), Err(of_header)) if error.kind != of_header.kind => {
+            return Err(format!("its header has \"{of_header}\", its picture \"{error}\""));
+        }
+        _ => {}
     }
     match (outcome, entry.get("expect"), entry.get("error")) {
         (Ok(decoded), Some(expect), _) => {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use clip::embedder::Embedder;
 use clip::image::{Limits, decode, decode_for, resize_and_crop};
+use clip::info::info;
 use clip::model::Model;
 use clip::preprocess::Preprocess;
 use clip::text::TextEncoder;
@@ -149,6 +150,7 @@ fn images() {
         mutate(&mut bytes, other, &mut random);
         attempt("image", item, &bytes, || {
             let full = decode(&bytes, &limits);
+            assert!(info(&bytes).is_ok() || full.is_err());
             // Decoded smaller, a JPEG has the same faults.
             let tiny = Preprocess::clip(4);
             match (decode_for(&bytes, &limits, &tiny), &full) {

@@ -4,9 +4,13 @@
 use std::path::{Path, PathBuf};
 
 use clip::Kind;
+use clip::classify::Logits;
+use clip::cluster::cosine;
 use clip::embedder::Embedder;
 use clip::image::Limits;
 use clip::model::Model;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
 use serde_json::Value;
 
 fn fixtures() -> PathBuf {
@@ -72,6 +76,18 @@ fn check(spec: &str, expected: &Value) {
         let file = image(&entry["image"]);
         close(&embedder.embed_images(&[&file], &Limits::default(), &mut || ()).unwrap()[0], entry, &entry["image"]);
     }
+    // What the whole graph makes of each image and all texts; six decimals are stored.
+    for (entry, wanted) in images.iter().zip(expected["probabilities"].as_array().into_iter().flatten()) {
+        let logits = embedder.logits().unwrap();
+        let file = image(&entry["image"]);
+        let image = &embedder.embed_images(&[&file], &Limits::default(), &mut || ()).unwrap()[0];
+        let strings: Vec<&str> = texts.iter().map(|entry| entry["text"].as_str().unwrap()).collect();
+        let texts = embedder.embed_texts(&strings, true, &mut || ()).unwrap();
+        let cosines: Vec<f64> = texts.iter().map(|text| cosine(&text.vector, image)).collect();
+        for (ours, wanted) in logits.probabilities(&cosines).iter().zip(wanted.as_array().unwrap()) {
+            assert!((ours - wanted.as_f64().unwrap()).abs() < 2e-5, "{spec}, {}: {ours}, not {wanted}", entry["image"]);
+        }
+    }
     let warnings = embedder.take_warnings();
     if let Some(word) = expected["warns"].as_str() {
         assert!(warnings.iter().any(|w| w.to_string().contains(word)), "{spec}: no warning with {word}: {warnings:?}");
@@ -107,4 +123,65 @@ fn every_layout() {
     }
     println!("{} layouts: {}", checked.len(), checked.join(", "));
     assert!(checked.len() >= 20, "only {}: {checked:?}", checked.len());
+}
+
+/// A model directory in target/ with nothing in it but what says the logit scale.
+fn stated(name: &str, file: &str, content: &[u8]) -> clip::Result<Option<Logits>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/test-models/logits");
+    let directory = root.join(name);
+    let _ = std::fs::remove_dir_all(&directory);
+    for (path, content) in [("onnx/text_model.onnx", b"".as_slice()), (file, content)] {
+        let path = directory.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+    Logits::stated(&Model::find(&[root], name).unwrap())
+}
+
+#[test]
+fn the_logit_scale_is_read_where_files_state_it() {
+    let about = |found: Option<Logits>| found.map(|logits| (logits.scale, logits.bias));
+    let config = |text: &str| stated("config", "config.json", text.as_bytes());
+    assert_eq!(about(config(r#"{"logit_scale": 0, "logit_bias": -10}"#).unwrap()), Some((1.0, Some(-10.0))));
+    let (scale, bias) = about(config(r#"{"logit_scale": 4.605170185988092}"#).unwrap()).unwrap();
+    assert!((scale - 100.0).abs() < 1e-9 && bias.is_none());
+    // Where training began is not where it ended.
+    assert_eq!(config(r#"{"logit_scale_init_value": 2.6592}"#).unwrap(), None);
+    for broken in [r#"{"logit_scale": "100"}"#, r#"{"logit_scale": 100}"#, r#"{"logit_scale": 1, "logit_bias": []}"#] {
+        assert_eq!(config(broken).unwrap_err().kind, Kind::BadModel, "{broken}");
+    }
+
+    // As the crate that Hugging Face publishes writes them.
+    let scale = 4.7650f32.to_le_bytes();
+    let bias = half::f16::from_f32(-12.9375).to_le_bytes();
+    let weight = [0u8; 4096];
+    let tensors = [
+        ("logit_bias", TensorView::new(Dtype::F16, vec![1], &bias).unwrap()),
+        ("logit_scale", TensorView::new(Dtype::F32, vec![], &scale).unwrap()),
+        ("weight", TensorView::new(Dtype::F32, vec![32, 32], &weight).unwrap()),
+    ];
+    let whole = safetensors::serialize(tensors, None).unwrap();
+    let (scale, bias) = about(stated("weights", "model.safetensors", &whole).unwrap()).unwrap();
+    assert!((scale - 4.765f64.exp()).abs() < 1e-4 && bias == Some(-12.9375), "{scale} {bias:?}");
+    let other = [("weight", TensorView::new(Dtype::F32, vec![32, 32], &weight).unwrap())];
+    let other = safetensors::serialize(other, None).unwrap();
+    assert_eq!(stated("others", "model.safetensors", &other).unwrap(), None);
+    for cut in [0, 7, 9, whole.len() - 4096 - 4] {
+        let error = stated("cut", "model.safetensors", &whole[..cut]).unwrap_err();
+        assert_eq!(error.kind, Kind::BadModel, "{error}");
+    }
+    let mut endless = whole.clone();
+    endless[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    assert!(stated("endless", "model.safetensors", &endless).is_err());
+}
+
+/// SigLIP without its two numbers is told from CLIP without its one.
+#[test]
+fn what_is_assumed_is_said_where_it_matters() {
+    for (spec, warns) in [("siglip", true), ("xenova-split", false)] {
+        let mut embedder = embedder(spec).unwrap();
+        assert_eq!(embedder.logits().unwrap(), Logits::assumed());
+        let warnings = embedder.take_warnings();
+        assert_eq!(warnings.iter().any(|w| w.message.contains("logit scale")), warns, "{spec}: {warnings:?}");
+    }
 }

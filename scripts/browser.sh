@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# shellcheck disable=SC1091,SC2154
+# What people look at, in a real browser: the gallery page and the web application; the cluster of `make cluster` is up.
+#   K=words             only the tests that match (pytest's -k)
+#   CHROMIUM=/a/path    another Chromium or Chrome than the one on PATH
+source "$(dirname "$0")/common.sh"
+source "$root/scripts/venv.sh"
+require_pg
+eval "$("$root/scripts/cluster.sh" env)"
+cd "$root"
+export PG_CONFIG=$pg_config PATH=$pg_bin:$PATH
+
+if [ -z "${CHROMIUM:-}" ]; then
+    # Inter is what the pages ask for first; with it, screenshots look alike on every machine.
+    command -v chromium >/dev/null || apt_install chromium fonts-inter
+    CHROMIUM=$(command -v chromium) || die "no chromium on PATH after its installation: set CHROMIUM to a Chromium or Chrome"
+fi
+export CHROMIUM
+venv venv-browser "$root/tests/browser/requirements.txt"
+venv venv-webapp "$root/examples/webapp/requirements.txt"
+# --confcutdir: the fixtures of tests/ are for other packages.
+PYTHONDONTWRITEBYTECODE=1 "$target/venv-browser/bin/python" -m pytest tests/browser --confcutdir=tests/browser \
+    -o cache_dir="$target/pytest" ${K:+-k "$K"}
+say "screenshots: $target/browser"

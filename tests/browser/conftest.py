@@ -1,0 +1,92 @@
+"""Fixtures: the browser, throw-away databases, and what every page must be."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import uuid
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, sync_playwright
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SCREENSHOTS = ROOT / "target" / "browser"
+# (name, width, height, colour scheme)
+SCREENS = (
+    ("wide-light", 1280, 800, "light"),
+    ("wide-dark", 1280, 800, "dark"),
+    ("phone-light", 390, 844, "light"),
+    ("phone-dark", 320, 640, "dark"),  # the narrowest that WCAG's reflow asks for
+)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    # Chromium's sandbox refuses to run as root, as in a container.
+    flags = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=os.environ["CHROMIUM"], args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    """The name of an empty database, dropped at the end."""
+    name = f"clip_test_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(dbname="postgres", autocommit=True) as db:
+        db.execute(f"CREATE DATABASE {name} TEMPLATE template0")
+    yield name
+    with psycopg.connect(dbname="postgres", autocommit=True) as db:
+        db.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Opens pages, and fails the test for anything that went to a console or asked for a dialogue.
+
+    `expected` are beginnings of console messages that the test provokes.
+    """
+    complaints: list[str] = []
+    with contextlib.ExitStack() as stack:
+
+        def open_page(screen: tuple = SCREENS[0], expected: tuple[str, ...] = (), **options: object) -> Page:
+            name, width, height, scheme = screen
+            context = browser.new_context(
+                viewport={"width": width, "height": height},
+                color_scheme=scheme,
+                reduced_motion="reduce",
+                **options,
+            )
+            stack.callback(context.close)
+            page = context.new_page()
+
+            def heard(message) -> None:
+                if not message.text.startswith(expected or ("\0",)):
+                    complaints.append(f"{name}: {message.type}: {message.text}")
+
+            page.on("console", heard)
+            page.on("pageerror", lambda error: complaints.append(f"{name}: {error}"))
+            page.on("dialog", lambda dialog: (complaints.append(f"{name}: {dialog.message}"), dialog.dismiss()))
+            return page
+
+        yield open_page
+    assert not complaints, complaints
+
+
+def check_page(page: Page, name: str, whole: bool = True) -> None:
+    """Takes a screenshot, and holds the page against axe-core and the width of its screen."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=whole)
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+    # A run that looked at nothing has no violations either.
+    assert len(found.response["passes"]) > 10
+    inside, width = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert inside <= width, f"{name} is {inside} pixels wide on a screen of {width}"
+    broken = page.evaluate("[...document.images].filter(i => i.hasAttribute('src') && !i.naturalWidth).map(i => i.alt)")
+    assert broken == [], f"images that show nothing: {broken}"

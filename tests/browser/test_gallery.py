@@ -1,0 +1,112 @@
+"""The gallery's page in a browser: it needs nothing else, reads well, and works by keyboard."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+
+import psycopg
+import pytest
+from conftest import ROOT, SCREENS, check_page
+
+GALLERY = ROOT / "examples" / "gallery"
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)> & co'
+
+
+@pytest.fixture(scope="module")
+def gallery(database: str, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    page = tmp_path_factory.mktemp("gallery") / "gallery.html"
+    done = subprocess.run(
+        [str(GALLERY / "run.sh"), str(page)],
+        env=os.environ | {"PGDATABASE": database},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"file://{page}" in done.stdout.splitlines()[-1]
+    return page
+
+
+@pytest.mark.parametrize("screen", SCREENS, ids=lambda screen: screen[0])
+def test_it_reads_well(gallery: pathlib.Path, open_page, screen: tuple) -> None:
+    page = open_page(screen)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(gallery.as_uri())
+    check_page(page, f"gallery-{screen[0]}")
+    assert [url for url in asked if not url.startswith("data:")] == [gallery.as_uri()]
+    assert page.locator("article.query").count() == 10
+    assert page.locator("article.group").count() == 10
+    assert page.locator("article.guess").count() == 10
+    assert page.locator(".map a").count() == 10 and page.locator(".map > i").count() == 30
+    # The right subject is first, large, and by its name for who can't see it.
+    coffee = page.locator("article.query", has_text="a cup of coffee").locator("img").first
+    assert coffee.get_attribute("alt").startswith("Espresso") and coffee.bounding_box()["width"] > 150
+
+
+def test_its_pictures_do_not_cover_each_other(gallery: pathlib.Path, open_page) -> None:
+    for screen in SCREENS:
+        page = open_page(screen)
+        page.goto(gallery.as_uri())
+        boxes = [box.bounding_box() for box in page.locator(".map li").all()]
+        for i, a in enumerate(boxes):
+            for b in boxes[:i]:
+                across = min(a["x"] + a["width"], b["x"] + b["width"]) - max(a["x"], b["x"])
+                down = min(a["y"] + a["height"], b["y"] + b["height"]) - max(a["y"], b["y"])
+                assert across <= 0 or down <= 0, (screen[0], a, b)
+
+
+def test_it_works_by_keyboard(gallery: pathlib.Path, open_page) -> None:
+    page = open_page()
+    page.goto(gallery.as_uri())
+    page.keyboard.press("Tab")
+    skip = page.locator(":focus")
+    assert skip.inner_text() == "Skip to the photos" and skip.bounding_box()["y"] >= 0
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    # From there on: what can be used, in the order of the page, each with an outline.
+    stops = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        stop = page.evaluate("""() => { const e = document.activeElement, s = getComputedStyle(e);
+            return e === document.body ? null : [e.tagName, e.getAttribute('aria-label') ?? e.getAttribute('href'),
+                                                 s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) >= 2,
+                                                 e.getBoundingClientRect().top + scrollY] }""")
+        if stop is None:
+            break
+        stops.append(stop)
+    assert [stop[1] for stop in stops[:3]] == ["The search as SQL", "The groups as SQL", "The labels as SQL"]
+    assert sum(stop[1].startswith("#group-") for stop in stops) == 10
+    assert all(stop[2] for stop in stops), stops
+    tops = [stop[3] for stop in stops]
+    assert tops == sorted(tops), stops
+    page.locator(".map a").first.press("Enter")
+    assert page.evaluate("document.querySelector(':target').className") == "group"
+
+
+def test_a_title_is_text_whatever_it_says(
+    gallery: pathlib.Path, database: str, open_page, tmp_path: pathlib.Path
+) -> None:
+    with psycopg.connect(dbname=database, autocommit=True) as db:
+        db.execute("SET search_path = gallery, public")
+        db.execute(
+            """INSERT INTO photo (title, keywords, data, credit)
+               SELECT %s, ARRAY[%s], data, %s FROM photo WHERE title = 'Dahlia'""",
+            (HOSTILE, HOSTILE, HOSTILE),
+        )
+    made = tmp_path / "page.html"
+    subprocess.run(
+        ["psql", "-X", "-f", "page.sql", "-o", str(made)],
+        cwd=GALLERY,
+        env=os.environ | {"PGDATABASE": database, "PGCLIENTENCODING": "UTF8"},
+        check=True,
+        timeout=120,
+    )
+    page = open_page()
+    page.goto(made.as_uri())
+    assert page.locator(f"img[alt={psycopg.sql.Literal(HOSTILE).as_string()}]").count() > 0
+    assert page.locator("footer li", has_text="<script>alert(1)</script>").count() == 1
+    assert page.locator("script").count() == 0
+    check_page(page, "gallery-hostile")

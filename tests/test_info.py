@@ -1,0 +1,100 @@
+"""clip_image_info against Pillow, on every file of the corpus that both can read, and on the fixtures' images."""
+
+from __future__ import annotations
+
+import io
+import json
+import pathlib
+import warnings
+
+import psycopg
+import pytest
+from PIL import Image, UnidentifiedImageError
+
+import support
+
+CORPUS = support.FIXTURES / "corpus"
+IMAGES = support.FIXTURES / "images"
+SQLSTATES = {"InvalidInput": "22023", "Unsupported": "0A000", "LimitExceeded": "54000"}
+Row = tuple[str, int, int, int, int, int, int]
+
+# What Pillow says otherwise, and why ours is right or accepted.
+OTHERWISE = {
+    "png_greya16.png": "Pillow has no mode for 16-bit grey with alpha, and opens it as RGBA",
+    "tiff_orientation6.tif": "Pillow gives the upright size of a TIFF, and the stored one of all else",
+}
+
+
+def files() -> list[pathlib.Path]:
+    return sorted(path for path in [*CORPUS.iterdir(), *IMAGES.iterdir()] if path.suffix not in (".json", ".md"))
+
+
+def info(db: psycopg.Connection, data: bytes) -> Row:
+    rows = db.execute("SELECT * FROM clip_image_info(%s)", (data,)).fetchall()
+    assert len(rows) == 1
+    return rows[0]
+
+
+def by_pillow(data: bytes) -> Row:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data)) as image:
+            stated = image.getexif().get(274, 1)
+            orientation = stated if stated in range(1, 9) else 1
+            name = {"WEBP": "WebP", "MPO": "JPEG"}.get(image.format, image.format)
+            frames, size, channels = getattr(image, "n_frames", 1), image.size, len(image.getbands())
+            return (name, *size, orientation, channels, frames, len(data))
+
+
+def test_headers_are_pillows(database: support.Database) -> None:
+    compared, wrong, otherwise = 0, [], set()
+    with database.connect() as db:
+        for path in files():
+            data = path.read_bytes()
+            try:
+                wanted = by_pillow(data)
+            except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                continue
+            try:
+                found = info(db, data)
+            except psycopg.Error as error:
+                # A sort of file that Pillow reads and the embedding functions refuse; see test_errors_are_the_decoders.
+                assert error.sqlstate in SQLSTATES.values(), f"{path.name}: {error}"
+                continue
+            compared += 1
+            if found != wanted and path.name in OTHERWISE:
+                otherwise.add(path.name)
+            elif found != wanted:
+                wrong.append(f"{path.name}: {found}, by Pillow {wanted}")
+    assert not wrong, "\n".join(wrong)
+    assert otherwise == set(OTHERWISE)
+    assert compared > 130, f"only {compared} files were compared"
+
+
+def test_errors_are_the_decoders(database: support.Database) -> None:
+    """A header that can't be read is the error that embedding the file gives; one that can is described, limits or not."""
+    wrong, described = [], []
+    with database.connect() as db:
+        for entry in json.loads((CORPUS / "index.json").read_text()):
+            data = (CORPUS / entry["file"]).read_bytes()
+            try:
+                info(db, data)
+                described.append(entry["file"])
+            except psycopg.Error as error:
+                kinds = [SQLSTATES[kind] for kind in entry.get("error", {}).get("kinds", [])]
+                if error.sqlstate not in kinds:
+                    wrong.append(f"{entry['file']}: {error.sqlstate} {error}, not of {kinds}")
+    assert not wrong, "\n".join(wrong)
+    # Headers of files that are too large to embed, or whose pixels are broken.
+    for name in ("png_60000.png", "jpeg_65500.jpg", "tiff_60000.tif", "jpeg_half.jpg", "png_half.png"):
+        assert name in described
+
+
+@pytest.mark.parametrize("limit", ["max_image_pixels", "max_image_bytes"])
+def test_limits_do_not_apply(database: support.Database, limit: str) -> None:
+    data = (IMAGES / "cat.png").read_bytes()
+    with database.connect() as db:
+        db.execute("SELECT clip_version()")
+        db.execute(f"SET clip_search.{limit} = 1")
+        assert info(db, data)[:3] == ("PNG", 150, 97)
+        assert support.sqlstate(db, "SELECT clip_embed_image(%s)", data)[0] == "54000"
