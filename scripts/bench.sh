@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # shellcheck disable=SC1091,SC2154
-# The benchmarks of clusters, for benches/README.md; the cluster of `make cluster` is up. Tables go to stdout.
-#   BENCH=assign,recluster,sweep   only these
+# The benchmarks, for benches/README.md; the cluster of `make cluster` is up. Tables go to stdout, raw figures to target/bench.
+#   BENCH=embed,server,assign,recluster   only these; sweep compares partitions and times nothing
+#   MODEL=directory                       a model of one's own in place of ViT-B/32 with random weights
 source "$(dirname "$0")/common.sh"
 require_pg
 eval "$("$root/scripts/cluster.sh" env)"
 cd "$root"
+export PG_CONFIG=$pg_config
 
 packages() {
     [ -x "$target/venv-bench/bin/python" ] || "$python" -m venv "$target/venv-bench"
@@ -17,9 +19,30 @@ run() { PYTHONDONTWRITEBYTECODE=1 "$target/venv-bench/bin/python" "$@"; }
 
 results=$target/bench
 mkdir -p "$results"
-for name in $(tr ',' ' ' <<<"${BENCH:-assign,recluster}"); do
+
+# The true architecture of OpenAI's ViT-B/32; weights don't matter for time.
+model() {
+    model=${MODEL:-$results/clip-vit-base-patch32}
+    [ -e "$model/onnx/vision_model.onnx" ] ||
+        step bench-model "writing CLIP ViT-B/32 with random weights" run models/make_clip.py --out "$model"
+}
+
+for name in $(tr ',' ' ' <<<"${BENCH:-embed,server,assign,recluster}"); do
     printf '\n== %s ==\n' "$name"
     case $name in
+    embed)
+        model
+        step bench-build "building the benchmark" cargo build --release -p clip --example embed_bench
+        [ -e "$results/photos/small-coffee.jpg" ] ||
+            step bench-photos "making photos to measure with" run benches/peers/photos.py "$results/photos"
+        run benches/peers/embed.py --bench target/release/examples/embed_bench \
+            --library "$pg_lib/clip_search/libonnxruntime.so" --photos "$results/photos" \
+            --json "$results/embed.json" "$model" models/photo-mini
+        ;;
+    server)
+        model
+        run benches/server/measure.py --model "$model" --json "$results/server.json"
+        ;;
     assign) run benches/clusters/assign.py --json "$results/assign.json" ;;
     recluster)
         step bench-build "building the benchmark" cargo build --release -p clip --example recluster
@@ -29,7 +52,7 @@ for name in $(tr ',' ' ' <<<"${BENCH:-assign,recluster}"); do
         step bench-build "building the benchmark" cargo build --release -p clip --example recluster
         run benches/clusters/sweep.py
         ;;
-    *) die "no benchmark $name: BENCH takes assign, recluster, sweep" ;;
+    *) die "no benchmark $name: BENCH takes embed, server, assign, recluster, sweep" ;;
     esac
 done
 say "raw figures: $results"

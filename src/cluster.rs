@@ -11,7 +11,7 @@
 //! refuses dirty snapshots, and each join would move an entry.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use clip::cluster::{Sum, cosine, normalise};
 use clip::code::{self, Block, Code, Coder, Entry, Nearest};
@@ -52,6 +52,8 @@ const MOVED: f64 = 0.1;
 const CHANGES: usize = 16;
 /// Clusters without a code before codes are made: searching two blocks' worth of sums costs 0.2 ms.
 const RECENT: usize = 2 * code::BLOCK;
+/// Blocks that are looked over whenever two or three are written: more than are written, so that none grows old unseen.
+const THINNED_BLOCKS: usize = 6;
 /// Clusters of other transactions that a session looks up singly to spare itself a longer scan.
 const LEFT_OVER: usize = 64;
 
@@ -617,7 +619,7 @@ fn pack(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) -> S
         statements::block(client, &collection.name, block)?;
     }
     // What is still without a code up to there: rows of others.
-    let _latch = store.latch(&collection.name, false);
+    let latch = store.latch(&collection.name, false);
     let mut left_over = Vec::new();
     for sees in [Sees::Everything, Sees::Settled] {
         store.scan(sees, Index::SumRecent, &[Condition::TextIs(1, &collection.name)], |row| {
@@ -631,6 +633,42 @@ fn pack(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) -> S
     left_over.sort_unstable();
     left_over.dedup();
     Packed::remember(&collection.name, last, left_over);
+    drop(latch);
+    thin(client, store, collection)
+}
+
+/// Looks over some blocks, and dissolves those of which less than half is still in use.
+///
+/// Clusters that have gone, or moved so far that they have lost their code, leave theirs behind, and searches would read
+/// more and more of them. The sums whose codes are still right become ones without a code, with new marks: who searches
+/// meanwhile and sees them neither in the block nor without a code looks for marks that are newer than its search before
+/// it founds a cluster.
+fn thin(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) -> SqlResult<()> {
+    let mut after = THINNED.with_borrow(|all| all.get(&collection.name).copied().unwrap_or(0));
+    for _ in 0..THINNED_BLOCKS {
+        let Some(block) = statements::next_block(client, &collection.name, after)? else {
+            after = 0;
+            break;
+        };
+        after = block.mark;
+        let entries: HashSet<(i64, Code)> = code::unpack(block.first, &block.entries).collect();
+        let ids: Vec<i64> = entries.iter().map(|(id, _)| *id).collect();
+        let in_block = |sum: &statements::Coded| {
+            code::from_bytes(&sum.code).is_some_and(|code| entries.contains(&(sum.cluster, code)))
+        };
+        let used = statements::coded(client, &ids, false)?.iter().filter(|sum| in_block(sum)).count();
+        if 2 * used >= entries.len() {
+            continue;
+        }
+        let sums: Vec<_> = statements::coded(client, &ids, true)?.into_iter().filter(in_block).collect();
+        // Others are at work on some of them: another time.
+        if sums.len() == used {
+            // Marks are given, and the rows that have them written, before anyone looks for what is newer.
+            let _latch = store.latch(&collection.name, true);
+            statements::dissolve(client, &block, &sums)?;
+        }
+    }
+    THINNED.with_borrow_mut(|all| all.insert(collection.name.clone(), after));
     Ok(())
 }
 
@@ -664,6 +702,8 @@ struct Packed {
 
 thread_local! {
     static PACKED: RefCell<HashMap<String, Packed>> = RefCell::default();
+    /// Up to which mark this session has looked over a collection's blocks.
+    static THINNED: RefCell<HashMap<String, i64>> = RefCell::default();
     static CODERS: RefCell<Vec<Coder>> = const { RefCell::new(Vec::new()) };
 }
 

@@ -86,7 +86,7 @@ pub fn pulse() -> impl FnMut(Progress) {
         if last.elapsed() >= REPORT {
             last = Instant::now();
             let percent = 100 * progress.done / progress.total.max(1);
-            pgrx::notice!("clip_search: {} {percent} % ({} of {})", progress.stage, progress.done, progress.total);
+            pgrx::notice!("clip_search: {}, {percent} %", progress.stage);
         }
     }
 }

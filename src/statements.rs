@@ -40,6 +40,16 @@ const SET_CODES: &str = "UPDATE clip_search.cluster_sum s SET code = n.code \
      FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS n (tid, code) WHERE s.ctid OPERATOR(pg_catalog.=) n.tid";
 const BLOCK: &str = "INSERT INTO clip_search.cluster_code (collection, first, mark, entries) VALUES ($1, $2, $3, $4)";
 
+const NEXT_BLOCK: &str = "SELECT ctid, mark, first, entries FROM clip_search.cluster_code \
+     WHERE collection OPERATOR(pg_catalog.=) $1 AND mark OPERATOR(pg_catalog.>) $2 ORDER BY mark LIMIT 1 FOR UPDATE SKIP LOCKED";
+const CODED: &str = "SELECT ctid, cluster, code FROM clip_search.cluster_sum \
+     WHERE cluster OPERATOR(pg_catalog.=) ANY ($1) AND code IS NOT NULL";
+const LOCK_CODED: &str = "SELECT ctid, cluster, code FROM clip_search.cluster_sum \
+     WHERE cluster OPERATOR(pg_catalog.=) ANY ($1) AND code IS NOT NULL FOR UPDATE SKIP LOCKED";
+const FORGET_CODES: &str = "UPDATE clip_search.cluster_sum SET code = NULL, mark = pg_catalog.nextval('clip_search.cluster_id_seq') \
+     WHERE ctid OPERATOR(pg_catalog.=) ANY ($1)";
+const DELETE_BLOCK: &str = "DELETE FROM clip_search.cluster_code WHERE ctid OPERATOR(pg_catalog.=) $1";
+
 const FOUNDINGS: &str = "SELECT cluster, pg_catalog.min(made_at), pg_catalog.min(model) FROM clip_search.cluster_sum \
      WHERE collection OPERATOR(pg_catalog.=) $1 GROUP BY cluster";
 const CLEAR: [&str; 3] = [
@@ -201,6 +211,57 @@ pub fn set_codes(client: &mut SpiClient<'_>, rows: &[Stored], codes: Vec<Vec<u8>
 
 pub fn block(client: &mut SpiClient<'_>, collection: &str, block: Block) -> SqlResult<()> {
     run(client, BLOCK, &[collection.into(), block.first.into(), block.mark.into(), block.entries.into()]).map(drop)
+}
+
+/// A block of codes as it is stored.
+pub struct StoredBlock {
+    tid: pg_sys::ItemPointerData,
+    pub mark: i64,
+    pub first: i64,
+    pub entries: Vec<u8>,
+}
+
+/// The first block after a mark that nobody else has locked, locked.
+pub fn next_block(client: &mut SpiClient<'_>, collection: &str, after: i64) -> SqlResult<Option<StoredBlock>> {
+    let mut rows = run(client, NEXT_BLOCK, &[collection.into(), after.into()])?;
+    let Some(row) = rows.next() else { return Ok(None) };
+    let missing = || report(Error::new(Kind::Internal, "a block of codes has a NULL"));
+    Ok(Some(StoredBlock {
+        tid: row.get::<pg_sys::ItemPointerData>(1).map_err(spi)?.ok_or_else(missing)?,
+        mark: row.get::<i64>(2).map_err(spi)?.ok_or_else(missing)?,
+        first: row.get::<i64>(3).map_err(spi)?.ok_or_else(missing)?,
+        entries: row.get::<Vec<u8>>(4).map_err(spi)?.ok_or_else(missing)?,
+    }))
+}
+
+/// Where a sum with a code is, and which code.
+pub struct Coded {
+    tid: pg_sys::ItemPointerData,
+    pub cluster: i64,
+    pub code: Vec<u8>,
+}
+
+/// The sums of clusters that have a code; with `lock`, those that nobody else has locked, locked.
+pub fn coded(client: &mut SpiClient<'_>, clusters: &[i64], lock: bool) -> SqlResult<Vec<Coded>> {
+    let missing = || report(Error::new(Kind::Internal, "a row of the cluster tables has a NULL"));
+    run(client, if lock { LOCK_CODED } else { CODED }, &[clusters.to_vec().into()])?
+        .map(|row| {
+            Ok(Coded {
+                tid: row.get::<pg_sys::ItemPointerData>(1).map_err(spi)?.ok_or_else(missing)?,
+                cluster: row.get::<i64>(2).map_err(spi)?.ok_or_else(missing)?,
+                code: row.get::<Vec<u8>>(3).map_err(spi)?.ok_or_else(missing)?,
+            })
+        })
+        .collect()
+}
+
+/// Takes the codes of sums away and deletes the block that they are in. What is passed was locked by this transaction.
+pub fn dissolve(client: &mut SpiClient<'_>, block: &StoredBlock, sums: &[Coded]) -> SqlResult<()> {
+    if !sums.is_empty() {
+        let tids: Vec<pg_sys::ItemPointerData> = sums.iter().map(|sum| sum.tid).collect();
+        run(client, FORGET_CODES, &[tids.into()])?;
+    }
+    run(client, DELETE_BLOCK, &[block.tid.into()]).map(drop)
 }
 
 /// Deletes all clusters of a collection; returns what is to be kept of them.

@@ -355,6 +355,57 @@ def test_sessions_in_different_collections_do_not_wait_for_each_other(
         one.rollback()
 
 
+def test_codes_of_clusters_that_are_gone_go_too(
+    database: support.Database, db: psycopg.Connection, collection: str
+) -> None:
+    """Eight sessions found clusters that all leave again, while they go on joining those that stay.
+
+    Codes are made in blocks as clusters come, and blocks are dissolved of which most is no longer in use: those that stay
+    must be found all the while, and what searches read must not grow with what has been.
+    """
+    staying, rounds, each = 20, 4, 150
+    sessions = 8
+    expected = collections.Counter()
+    lock = threading.Lock()
+
+    def session(number: int) -> None:
+        rng = random.Random(number)
+        with database.connect(autocommit=False) as mine:
+            for round in range(rounds):
+                left = []
+                for n in range(each):
+                    seed = 1_000_000 + (number * rounds + round) * each + n
+                    own = vector_text(direction(seed))
+                    left.append((value(mine, ASSIGN, own, collection), own))
+                    if n % 10 == 0:
+                        subject = rng.randrange(staying)
+                        (row,) = variants(subject, 1, seed)
+                        value(mine, ASSIGN, vector_text(row), collection)
+                        with lock:
+                            expected[subject] += 1
+                    if rng.random() < 0.3:
+                        mine.commit()
+                mine.commit()
+                for id, own in left:
+                    assert value(mine, LEAVE, id, own) is True
+                mine.commit()
+
+    in_parallel([functools.partial(session, n) for n in range(sessions)], 300)
+    found = clusters(db, collection)
+    assert sorted(size for size, _, _ in found.values()) == sorted(expected.values()), "one cluster a subject"
+    # Once more, alone: enough foundings to look over every block that there is.
+    with db.transaction():
+        for n in range(1500):
+            value(db, ASSIGN, vector_text(direction(9_000_000 + n)), collection)
+    kept = value(
+        db, "SELECT sum(length(entries) / 36) FROM clip_search.cluster_code WHERE collection = %s", collection
+    )
+    assert kept < 2 * (staying + 1500), f"{kept} codes are kept, of {rounds * sessions * each} that were made"
+    for subject in range(staying):
+        (row,) = variants(subject, 1, 77_000 + subject)
+        assert value(db, ASSIGN, vector_text(row), collection) in found
+
+
 # ---------------------------------------------------------------- ends of transactions
 
 

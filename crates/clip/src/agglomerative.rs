@@ -143,7 +143,7 @@ impl<'a> Points<'a> {
         let mut point_of_row = Vec::with_capacity(rows.nrows());
         let mut by_hash: HashMap<u64, Vec<u32>> = HashMap::new();
         for index in 0..rows.nrows() {
-            clock.tick("read", index, rows.nrows());
+            clock.tick("reading", index, rows.nrows());
             let row = slice(&rows, index);
             let norm = dot(row, row).sqrt();
             if norm.is_nan() || (norm - 1.0).abs() > UNIT {
@@ -303,7 +303,7 @@ fn compare<T: Scalar>(
     for top in (0..wanted).step_by(BLOCK_ROWS) {
         let rows = top..(top + BLOCK_ROWS).min(wanted);
         for left in (top..n).step_by(BLOCK_COLUMNS) {
-            clock.tick("compare", done, pairs);
+            clock.tick("comparing", done, pairs);
             let columns = left..(left + BLOCK_COLUMNS).min(n);
             done += rows.len() * columns.len();
             if sink.skips(&rows, &columns) {
@@ -466,7 +466,7 @@ impl Sketch<f32> {
             if size > basis.ncols() {
                 break;
             }
-            clock.tick("compare", 0, wanted * n);
+            clock.tick("comparing", 0, wanted * n);
             let sketched = sketch(sample.view(), &basis.slice(s![.., ..size]).to_owned(), clock);
             let half = sample.nrows() / 2;
             let bounds = sketched.slice(s![..half, ..]).dot(&sketched.slice(s![half.., ..]).t());
@@ -499,7 +499,7 @@ fn principal_basis(rows: &Array2<f32>, size: usize, clock: &mut Clock<'_>) -> Ar
         // Gram–Schmidt, twice over, in f64.
         let mut done: Vec<Vec<f64>> = Vec::with_capacity(size);
         for mut column in basis.columns_mut() {
-            clock.tick("compare", 0, 1);
+            clock.tick("comparing", 0, 1);
             let mut vector: Vec<f64> = column.iter().map(|v| f64::from(*v)).collect();
             let scale = dot(&vector, &vector).sqrt();
             for _ in 0..2 {
@@ -538,7 +538,7 @@ fn sketch(vectors: ArrayView2<'_, f32>, basis: &Array2<f32>, clock: &mut Clock<'
     let margin = (1.01 * error + product_error::<f32>(size + 2)).sqrt() as f32;
     let mut out = Array2::<f32>::zeros((n, size + 2));
     for from in (0..n).step_by(BLOCK_ROWS) {
-        clock.tick("compare", from, n);
+        clock.tick("comparing", from, n);
         let rows = from..(from + BLOCK_ROWS).min(n);
         let coordinates = vectors.slice(s![rows.clone(), ..]).dot(basis);
         for (index, p) in rows.zip(coordinates.outer_iter()) {
@@ -611,7 +611,7 @@ impl Sink<f32> for Components<'_, '_> {
 fn unit_rows(points: &Points<'_>, clock: &mut Clock<'_>) -> Array2<f32> {
     let mut out = Array2::zeros((points.len(), points.width()));
     for (point, mut line) in out.outer_iter_mut().enumerate() {
-        clock.tick("read", point, points.len());
+        clock.tick("reading", point, points.len());
         let inverse = points.inverse[point];
         for (to, from) in line.iter_mut().zip(points.row(point as u32)) {
             *to = (f64::from(*from) * inverse) as f32;
@@ -703,7 +703,7 @@ impl<'p, 'r> Average<'p, 'r> {
         let mut pairs = Vec::new();
         loop {
             while let Some(group) = asking.pop() {
-                clock.tick("merge", self.settled, n);
+                clock.tick("merging", self.settled, n);
                 if !self.is_active(group) || self.nearest[group as usize] != NONE {
                     continue;
                 }
@@ -734,7 +734,7 @@ impl<'p, 'r> Average<'p, 'r> {
                 }
             }
             for (a, b) in pairs.drain(..) {
-                clock.tick("merge", self.settled, n);
+                clock.tick("merging", self.settled, n);
                 self.merge(a, b, &mut asking);
             }
             if asking.is_empty() {
@@ -913,7 +913,7 @@ impl<'p, 'r> Average<'p, 'r> {
         let width = self.points.width();
         let mut means = Array2::<T>::zeros((ids.len(), width));
         for (&id, mut line) in ids.iter().zip(means.outer_iter_mut()) {
-            clock.tick("merge", self.settled, n);
+            clock.tick("merging", self.settled, n);
             let scale = self.scale(id);
             match &self.sums[id as usize] {
                 Some(sum) => line.iter_mut().zip(sum).for_each(|(to, from)| *to = T::narrow(from * scale)),
@@ -932,7 +932,7 @@ impl<'p, 'r> Average<'p, 'r> {
         compare(means.view(), groups.len(), sketch, &mut top, clock);
         drop(means);
         for (index, near) in top.near.iter_mut().enumerate() {
-            clock.tick("merge", self.settled, n);
+            clock.tick("merging", self.settled, n);
             shorten(near, &mut top.floors[index]);
             let near = std::mem::take(near);
             let bound = |product: T| upwards(product.wide() + error);

@@ -148,6 +148,15 @@ impl Block {
     }
 }
 
+/// The ids and codes of a block that was stored.
+pub fn unpack(first: i64, entries: &[u8]) -> impl Iterator<Item = (i64, Code)> {
+    let (offsets, codes) = entries.split_at(entries.len() / ENTRY * 4);
+    offsets.chunks_exact(4).zip(codes.chunks_exact(BYTES)).map(move |(offset, code)| {
+        let offset = u32::from_le_bytes(offset.try_into().expect("four bytes"));
+        (first + i64::from(offset), from_bytes(code).expect("as many bytes as a code has"))
+    })
+}
+
 /// A million codes don't stay in a cache, and most of the time goes by waiting for memory: so many bytes ahead are asked
 /// for. At the end of a page that is the beginning of the next one, where pages lie in order.
 const AHEAD: usize = 2048;
@@ -309,6 +318,9 @@ mod tests {
         assert_eq!(blocks.len(), 1001usize.div_ceil(BLOCK) + 1999usize.div_ceil(BLOCK));
         assert!(blocks.iter().all(|b| b.entries.len() <= BLOCK * 36));
         assert_eq!((blocks[0].mark, blocks[1].mark), (9000, 9000 - BLOCK as i64));
+        let unpacked: Vec<_> = blocks.iter().flat_map(|block| unpack(block.first, &block.entries)).collect();
+        assert_eq!(unpacked, entries.iter().map(|entry| (entry.id, entry.code)).collect::<Vec<_>>());
+        assert_eq!(unpack(1, b"not a block").count(), 0);
         let query = coder.encode(&vectors[1234]);
         let mut truth: Vec<(u32, i64)> = entries.iter().map(|e| (distance(&query, &e.code), e.id)).collect();
         truth.sort();

@@ -312,7 +312,7 @@ fn pulses_come_often() {
             longest = longest.max(last.elapsed());
             last = Instant::now();
             if let Some(p) = at {
-                assert!(p.done <= p.total && ["read", "compare", "merge"].contains(&p.stage), "{p:?}");
+                assert!(p.done <= p.total && ["reading", "comparing", "merging"].contains(&p.stage), "{p:?}");
             }
         };
         let labels = agglomerate(rows.view(), threshold, linkage, &mut |p| gap(Some(p))).unwrap();
