@@ -67,7 +67,7 @@ fuzz: install
 	@scripts/fuzz.sh
 
 soak: cluster
-	@SOAK=$(or $(SOAK),20) K=storm scripts/test.sh
+	@SOAK=$(or $(SOAK),20) K="storm or memory" scripts/test.sh
 
 bench: cluster
 	@scripts/bench.sh
