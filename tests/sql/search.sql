@@ -31,3 +31,15 @@ EXPLAIN (COSTS off) SELECT id, clip_embed_text('thing number ' || id) FROM photo
 CREATE TABLE copy AS SELECT id, clip_embed_text('thing number ' || id) AS embedding FROM photo;
 SELECT count(*), bool_and(copy.embedding <=> photo.embedding < 1e-6) AS same FROM copy JOIN photo USING (id);
 DROP TABLE photo, copy;
+
+-- Parallel workers embed a table, by the planner's own choice, where the table asks for them: what photos weigh is stored
+-- out of line, so by its size alone it would not get any.
+CREATE TABLE album (id int, data bytea) WITH (parallel_workers = 2);
+INSERT INTO album SELECT n, data FROM generate_series(1, 40) AS n, (SELECT data FROM image WHERE name = 'cat.jpg') AS i;
+ANALYZE album;
+EXPLAIN (COSTS off) SELECT id, clip_embed_image(data) FROM album;
+EXPLAIN (COSTS off) CREATE TABLE vectors AS SELECT id, clip_embed_image(data) AS embedding FROM album;
+CREATE TABLE vectors AS SELECT id, clip_embed_image(data) AS embedding FROM album;
+SELECT count(*), max(embedding <=> (SELECT embedding FROM vectors WHERE id = 1)) < 1e-6 AS alike FROM vectors;
+EXPLAIN (COSTS off) SELECT id FROM album WHERE clip_embed_image(data) <=> clip_embed_text('a cat') < 0.8;
+DROP TABLE album, vectors;
