@@ -1,0 +1,384 @@
+"""Columns that are kept true: whatever is done to a watched table, its rows have the embedding of their source.
+
+The oracle for embeddings is clip_embed_image and clip_embed_text (whose own is onnxruntime, tests/test_parity.py), for
+clusters the sum of their members in numpy.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import psycopg
+import pytest
+from psycopg import sql
+
+import support
+from support import embed_one, in_parallel, sqlstate, value, vector, vector_text
+
+PHOTOS = {name: (support.ROOT / "examples" / "gallery" / "photos" / f"{name}.jpg").read_bytes() for name in ("cat", "rocket", "pagoda")}
+# Each is a cluster of its own (cosines below 0.75).
+WORDS = ("a sleepy cat", "a steam locomotive", "chocolate cake with cherries", "the ocean at night", "an old guitar")
+
+
+@pytest.fixture
+def db(database: support.Database) -> Iterator[psycopg.Connection]:
+    with database.connect() as connection:
+        connection.execute("SET client_min_messages = warning")
+        yield connection
+        for (table,) in connection.execute("SELECT DISTINCT relation::text FROM clip_search.watch").fetchall():
+            connection.execute(f"DROP TABLE {table} CASCADE")
+        connection.execute("DROP TABLE IF EXISTS note CASCADE")
+        connection.execute("SELECT clip_drop_collection(name) FROM clip_search.collection")
+
+
+def check(db: psycopg.Connection, table: str, columns: str = "body, embedding::text, cluster_id", collection: str | None = None) -> int:
+    """Every row has the embedding of its text, or none if it has no text, and the clusters are the sums of their
+    members. Returns how many rows there are."""
+    members = collections.defaultdict(list)
+    known: dict[str, np.ndarray] = {}
+    rows = db.execute(f"SELECT {columns} FROM {table}").fetchall()
+    for body, embedding, cluster in rows:
+        if body is None:
+            assert embedding is None and cluster is None
+            continue
+        if body not in known:
+            known[body] = embed_one(db, "text", body)
+        assert embedding is not None and np.array_equal(vector(embedding), known[body]), body
+        members[cluster].append(known[body].astype(np.float64))
+    name = collection or table
+    found = db.execute("SELECT id, size, centroid::text FROM clip_search.cluster WHERE collection = %s", (name,)).fetchall()
+    assert {id: size for id, size, _ in found} == {id: len(rows) for id, rows in members.items()}
+    for id, _, centroid in found:
+        mean = np.mean(members[id], axis=0)
+        assert np.abs(vector(centroid) - mean / np.linalg.norm(mean)).max() < 1e-5
+    return len(rows)
+
+
+def notes(db: psycopg.Connection, watch: str = "", key: str = "id int PRIMARY KEY", rest: str = "") -> None:
+    db.execute(f"CREATE TABLE note ({key}, body text, title text) {rest}")
+    db.execute(f"SELECT clip_watch('note', 'body', cluster => 'cluster_id'{watch})")
+
+
+def fill(db: psycopg.Connection, count: int = 10) -> None:
+    db.execute(
+        "INSERT INTO note (id, body) SELECT n, (%s::text[])[1 + n %% 5] FROM generate_series(1, %s) n", (list(WORDS), count)
+    )
+
+
+# ---------------------------------------------------------------- immediate
+
+
+def test_rows_follow_their_source(db: psycopg.Connection) -> None:
+    notes(db)
+    fill(db)
+    assert check(db, "note") == 10
+    before = db.execute("SELECT id, ctid FROM note").fetchall()
+    assert value(db, "SELECT count(DISTINCT cluster_id) FROM note") == 5
+    db.execute("UPDATE note SET body = 'an old guitar' WHERE id <= 3")
+    db.execute("UPDATE note SET body = NULL WHERE id = 4")
+    db.execute("DELETE FROM note WHERE id = 5")
+    db.execute("UPDATE note SET body = body, title = 'x' WHERE id = 6")
+    assert check(db, "note") == 9
+    assert len(before) == 10
+    db.execute("UPDATE note SET body = 'a sleepy cat' WHERE id = 4")
+    db.execute("MERGE INTO note USING (VALUES (6), (7), (20)) AS v (n) ON id = n WHEN MATCHED AND n = 6 THEN DELETE "
+               "WHEN MATCHED THEN UPDATE SET body = 'the ocean at night' WHEN NOT MATCHED THEN INSERT (id, body) VALUES (n, 'a sleepy cat')")
+    assert check(db, "note") == 9
+    db.execute("TRUNCATE note")
+    assert check(db, "note") == 0
+
+
+IMAGES = "SELECT images FROM clip_models() WHERE name = 'photo-mini'"  # this session has embedded; texts are remembered
+
+
+def test_only_a_changed_source_is_embedded(db: psycopg.Connection) -> None:
+    db.execute("CREATE TABLE photo (id int PRIMARY KEY, data bytea, title text) PARTITION BY RANGE (id)")
+    db.execute("CREATE TABLE photo_a PARTITION OF photo FOR VALUES FROM (0) TO (100)")
+    db.execute("CREATE TABLE photo_b PARTITION OF photo FOR VALUES FROM (100) TO (200)")
+    db.execute("SELECT clip_watch('photo', 'data', cluster => 'cluster_id')")
+    db.execute("INSERT INTO photo SELECT n, %s FROM generate_series(1, 3) n", (PHOTOS["cat"],))
+    before = value(db, IMAGES)
+    rows = "SELECT embedding::text, cluster_id FROM photo ORDER BY id"
+    stored = db.execute(rows).fetchall()
+    db.execute("UPDATE photo SET title = 'x', data = data")
+    db.execute("UPDATE photo SET data = %s", (PHOTOS["cat"],))  # the same bytes once more
+    db.execute("UPDATE photo SET id = id + 100")  # to the other partition
+    db.execute("UPDATE photo SET cluster_id = cluster_id")
+    assert value(db, IMAGES) == before and db.execute(rows).fetchall() == stored
+    assert value(db, "SELECT size FROM clip_search.cluster WHERE collection = 'photo'") == 3
+    db.execute("UPDATE photo SET id = id - 100, data = %s WHERE id = 103", (PHOTOS["rocket"],))
+    assert value(db, IMAGES) == before + 1
+    assert db.execute("SELECT size FROM clip_search.cluster WHERE collection = 'photo' ORDER BY 1").fetchall() == [(1,), (2,)]
+
+
+@pytest.mark.parametrize("conflict", ["DO NOTHING", "DO UPDATE SET body = excluded.body", "DO UPDATE SET title = 'again'"])
+def test_on_conflict(db: psycopg.Connection, conflict: str) -> None:
+    """A row that is not inserted after all is in no cluster, in a transaction with savepoints as well."""
+    notes(db)
+    fill(db, 5)
+    insert = f"INSERT INTO note (id, body) SELECT n, 'a sleepy cat' FROM generate_series(3, 8) n ON CONFLICT (id) {conflict}"
+    db.execute(insert)
+    assert check(db, "note") == 8
+    with db.transaction():
+        db.execute(insert)
+        with db.transaction(force_rollback=True):
+            db.execute(insert)
+            db.execute("DELETE FROM note WHERE id = 8")
+        db.execute("UPDATE note SET body = 'an old guitar' WHERE id = 8")
+        db.execute(insert)
+        # Counts what is there, so nothing may be left over from the rows that conflicted.
+        db.execute("SELECT * FROM clip_recluster('note')")
+        check(db, "note")
+    check(db, "note")
+
+
+def test_other_triggers(db: psycopg.Connection) -> None:
+    """One that changes the source comes before; one that turns a deletion into an update, or drops a row, is respected."""
+    notes(db)
+    db.execute("""
+        CREATE FUNCTION tidy() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            IF TG_OP = 'DELETE' THEN
+                RETURN NULL;
+            END IF;
+            NEW.body := btrim(NEW.body);
+            RETURN CASE WHEN NEW.body = 'drop me' THEN NULL ELSE NEW END;
+        END $$;
+        CREATE TRIGGER tidy BEFORE INSERT OR UPDATE OR DELETE ON note FOR EACH ROW EXECUTE FUNCTION tidy();
+        CREATE TRIGGER zzz_tidy BEFORE INSERT OR UPDATE ON note FOR EACH ROW EXECUTE FUNCTION tidy();
+        """)
+    fill(db, 5)
+    db.execute("INSERT INTO note (id, body) VALUES (6, ' a sleepy cat '), (7, 'drop me')")
+    db.execute("DELETE FROM note WHERE id = 1")
+    db.execute("UPDATE note SET body = 'drop me' WHERE id = 2")
+    assert check(db, "note") == 6
+    # One that comes after and drops the row undoes what was done for it.
+    db.execute("DROP TRIGGER tidy ON note")
+    db.execute("INSERT INTO note (id, body) VALUES (8, 'drop me')")
+    db.execute("UPDATE note SET body = 'drop me' WHERE id = 3")
+    assert check(db, "note") == 6
+
+
+def test_a_partitioned_table(db: psycopg.Connection) -> None:
+    """Rows move between partitions with their embedding and cluster, whether their source changes with it or not."""
+    notes(db, rest="PARTITION BY RANGE (id)", key="id int, tag text DEFAULT 'it''s a \"key\"{,}\\', PRIMARY KEY (id, tag)")
+    db.execute("""
+        CREATE TABLE low PARTITION OF note FOR VALUES FROM (0) TO (100);
+        CREATE TABLE high (title text, cluster_id bigint, gone int, body text, tag text NOT NULL, embedding vector(512), id int NOT NULL);
+        ALTER TABLE high DROP COLUMN gone;
+        ALTER TABLE note ATTACH PARTITION high FOR VALUES FROM (100) TO (200);
+        """)
+    fill(db)
+    assert check(db, "note") == 10
+    db.execute("UPDATE note SET id = id + 100 WHERE id <= 5")
+    assert value(db, "SELECT count(*) FROM high") == 5
+    assert check(db, "note") == 10
+    db.execute("UPDATE note SET id = id - 100, body = 'an old guitar' WHERE id > 102")
+    assert check(db, "note") == 10
+    db.execute("DELETE FROM note WHERE id IN (3, 101)")
+    db.execute("INSERT INTO low (id, body) VALUES (50, 'a steam locomotive')")
+    db.execute("INSERT INTO note (id, body) VALUES (50, 'a steam locomotive') ON CONFLICT (id, tag) DO UPDATE SET body = 'a sleepy cat'")
+    assert check(db, "note") == 9
+    # Large texts are stored out of line, images the more.
+    db.execute("UPDATE note SET body = repeat(md5(id::text) || ' ', 500)")
+    with db.transaction():
+        db.execute("UPDATE note SET id = id + 100 WHERE id < 100")
+        db.execute("UPDATE note SET id = id - 100 WHERE id > 107")
+    assert check(db, "note") == 9
+    assert value(db, "SELECT count(*) FROM clip_search.pending") == 0
+    db.execute("SELECT count(*) FROM clip_recluster('note')")
+    assert check(db, "note") == 9
+
+
+def test_odd_names_keys_and_row_security(database: support.Database, db: psycopg.Connection, plain_role: str) -> None:
+    role = sql.Identifier(plain_role)
+    with database.connect(user=plain_role) as mine:
+        mine.execute("SET client_min_messages = warning")
+        mine.execute("SET search_path = ''")
+        mine.execute(sql.SQL("""
+            CREATE TABLE {}."the ""odd"" One" ("Key" uuid DEFAULT gen_random_uuid(), "day" date DEFAULT '2024-02-29',
+                n int, twice int GENERATED ALWAYS AS (n * 2) STORED, "The text" text, PRIMARY KEY ("Key", twice, "day"))
+            """).format(role))
+        table = sql.SQL('{}."the ""odd"" One"').format(role).as_string(mine)
+        mine.execute(
+            "SELECT public.clip_watch(%s, 'The text', embedding => 'Vec tor', cluster => 'Group', collection => %s, on_error => 'skip', index => true)",
+            (table, "it's \"odd\""),
+        )
+        mine.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY; CREATE POLICY none ON {table} USING (n > 1000)")
+        mine.execute("SET datestyle = 'German'")
+        mine.execute(f'INSERT INTO {table} (n, "The text") SELECT n, (%s::text[])[n] FROM generate_series(1, 5) n', (list(WORDS),))
+        mine.execute(f"INSERT INTO {table} (n, \"The text\") VALUES (6, '')")
+        assert value(mine, "SELECT key[2:3] FROM clip_search.failure") == ["12", "2024-02-29"]
+        mine.execute("SET datestyle = 'SQL, DMY'")
+        assert value(mine, f"SELECT public.clip_retry('{table}')") == 0
+        mine.execute(f"UPDATE {table} SET n = 7 WHERE n = 6")
+        assert value(mine, "SELECT key[2] FROM clip_search.failure") == "14"
+        mine.execute(f"UPDATE {table} SET \"The text\" = 'a cat' WHERE n = 7")
+        assert value(mine, "SELECT count(*) FROM clip_search.failure") == 0
+        columns = '"The text", "Vec tor"::text, "Group"'
+        assert check(db, table, columns, "it's \"odd\"") == 6
+        assert mine.execute("SELECT rows, embedded, pending, failed, active FROM clip_search.watch").fetchone() == (6, 6, 0, 0, True)
+        mine.execute(f"SELECT public.clip_unwatch('{table}')")
+        shown = mine.execute("SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum", (table,))
+        assert [name for (name,) in shown] == ["Key", "day", "n", "twice", "The text"]
+        assert value(mine, "SELECT count(*) FROM clip_search.collection") == 0
+
+
+def test_image_and_text_are_averaged(db: psycopg.Connection) -> None:
+    db.execute("CREATE TABLE photo (id int PRIMARY KEY, data bytea, caption varchar(100))")
+    db.execute("SELECT clip_watch('photo', 'data', text_source => 'caption', text_weight => 0.25)")
+    image, text = embed_one(db, "image", PHOTOS["cat"]), embed_one(db, "text", "my cat")
+    rows = [(1, PHOTOS["cat"], "my cat"), (2, PHOTOS["cat"], None), (3, None, "my cat"), (4, None, None), (5, PHOTOS["cat"], " ")]
+    for row in rows:
+        db.execute("INSERT INTO photo VALUES (%s, %s, %s)", row)
+    found = {id: vector(v) for id, v in db.execute("SELECT id, embedding::text FROM photo")}
+    mean = 0.75 * image.astype(np.float64) + 0.25 * text
+    assert np.abs(found[1] - mean / np.linalg.norm(mean)).max() < 1e-6
+    assert np.array_equal(found[2], image) and np.array_equal(found[3], text) and found[4] is None and np.array_equal(found[5], image)
+    db.execute("UPDATE photo SET caption = NULL WHERE id = 1")
+    assert np.array_equal(vector(value(db, "SELECT embedding::text FROM photo WHERE id = 1")), image)
+
+
+def test_errors_are_raised_or_skipped(db: psycopg.Connection) -> None:
+    db.execute("CREATE TABLE photo (id int PRIMARY KEY, data bytea)")
+    db.execute("SELECT clip_watch('photo', 'data', cluster => 'cluster_id')")
+    state, text = sqlstate(db, "INSERT INTO photo VALUES (1, 'not an image')")
+    assert state == "22023" and text.startswith("not an image")
+    db.execute("SELECT clip_watch('photo', 'data', cluster => 'cluster_id', on_error => 'skip')")
+    db.execute("INSERT INTO photo VALUES (1, 'not an image'), (2, %s), (3, NULL), (4, 'nor this')", (PHOTOS["cat"],))
+    failed = "SELECT key, sqlstate, message, attempts FROM clip_search.failure ORDER BY key"
+    assert db.execute(failed).fetchall() == [(["1"], "22023", "not an image", 1), (["4"], "22023", "not an image", 1)]
+    assert db.execute("SELECT rows, embedded, pending, failed FROM clip_search.watch").fetchone() == (4, 1, 0, 2)
+    # Rolled back, deleted, mended, renamed: the list follows.
+    with db.transaction(force_rollback=True):
+        db.execute("INSERT INTO photo VALUES (5, 'no')")
+        assert value(db, "SELECT count(*) FROM clip_search.failure") == 3
+    db.execute("UPDATE photo SET id = 40 WHERE id = 4")
+    assert [key for key, *_ in db.execute(failed)] == [["1"], ["40"]]
+    db.execute("CALL clip_backfill('photo')")
+    assert [key for key, *_ in db.execute(failed)] == [["1"], ["40"]], "known failures are not tried again unasked"
+    assert value(db, "SELECT clip_retry('photo')") == 0
+    assert [(key, attempts) for key, _, _, attempts in db.execute(failed)] == [(["1"], 1), (["40"], 1)]
+    db.execute("UPDATE photo SET data = %s WHERE id = 1", (PHOTOS["rocket"],))
+    db.execute("DELETE FROM photo WHERE id = 40")
+    assert db.execute(failed).fetchall() == []
+    assert db.execute("SELECT rows, embedded, pending, failed FROM clip_search.watch").fetchone() == (3, 2, 0, 0)
+    # What was a failure because of a setting is none after it.
+    db.execute("SET clip_search.max_image_pixels = 100")
+    db.execute("INSERT INTO photo VALUES (6, %s)", (PHOTOS["pagoda"],))
+    assert value(db, "SELECT sqlstate FROM clip_search.failure") == "54000"
+    db.execute("RESET clip_search.max_image_pixels")
+    assert value(db, "SELECT clip_retry('photo')") == 1
+    assert value(db, "SELECT count(*) FROM photo WHERE embedding IS NOT NULL AND cluster_id IS NOT NULL") == 3
+    assert value(db, "SELECT count(*) FROM clip_search.failure") == 0
+
+
+def test_one_model_a_column(db: psycopg.Connection, clip_mini) -> None:
+    notes(db)
+    fill(db, 5)
+    db.execute(f"SET clip_search.model_path = '$system:{clip_mini.parent}'")
+    state, text = sqlstate(db, "SELECT clip_watch('note', 'body', cluster => 'cluster_id', model => 'clip-mini')")
+    assert state == "55000" and "clip_reembed" in text
+    state, text = sqlstate(db, "UPDATE note SET embedding = clip_embed_text(body, 'clip-mini')")
+    assert state in ("22000", "22023"), text
+    db.execute("ALTER TABLE note DROP COLUMN embedding CASCADE; ALTER TABLE note ADD embedding vector")
+    state, text = sqlstate(db, "UPDATE note SET embedding = clip_embed_text(body, 'clip-mini')")
+    assert state == "22000" and "clip_reembed" in text
+    db.execute("UPDATE note SET embedding = clip_embed_text(body)")
+
+
+def test_sessions_at_once(database: support.Database, db: psycopg.Connection) -> None:
+    """Rows of the same few texts are written, rewritten, moved and deleted by many; clusters end as their members."""
+    notes(db, key="id int PRIMARY KEY", rest="PARTITION BY HASH (id)")
+    for n in range(3):
+        db.execute(f"CREATE TABLE note_{n} PARTITION OF note FOR VALUES WITH (MODULUS 3, REMAINDER {n})")
+
+    def session(number: int) -> None:
+        rng = np.random.default_rng(number)
+        with database.connect() as mine:
+            for _ in range(25):
+                id, word = int(rng.integers(12)), WORDS[rng.integers(5)]
+                try:
+                    with mine.transaction(force_rollback=bool(rng.integers(5) == 0)):
+                        mine.execute("INSERT INTO note (id, body) VALUES (%s, %s) ON CONFLICT (id) DO UPDATE SET body = excluded.body", (id, word))
+                        if rng.integers(3) == 0:
+                            mine.execute("DELETE FROM note WHERE id = %s", (int(rng.integers(12)),))
+                        if rng.integers(3) == 0:
+                            mine.execute("UPDATE note SET id = id + 100 WHERE id = %s AND NOT EXISTS (SELECT FROM note WHERE id = %s)", (id, id + 100))
+                except (psycopg.errors.DeadlockDetected, psycopg.errors.UniqueViolation, psycopg.errors.SerializationFailure):
+                    pass  # by the rows themselves, in no order
+
+    in_parallel([lambda n=n: session(n) for n in range(8)])
+    assert check(db, "note") > 0
+    assert value(db, "SELECT count(*) FROM clip_search.failure") == 0
+
+
+# ---------------------------------------------------------------- backfill
+
+
+def test_backfill_commits_and_goes_on(database: support.Database, db: psycopg.Connection) -> None:
+    """Several at once, one of them cancelled: all rows are embedded, once."""
+    db.execute("CREATE TABLE note (id int PRIMARY KEY, body text, writes int DEFAULT 0)")
+    db.execute("INSERT INTO note SELECT n, 'text number ' || n FROM generate_series(1, 300) n")
+    db.execute("INSERT INTO note VALUES (301, NULL), (302, ''), (303, 'another text')")
+    db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id')")
+    db.execute("""
+        CREATE FUNCTION count_writes() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.writes := OLD.writes + 1; RETURN NEW; END $$;
+        CREATE TRIGGER count_writes BEFORE UPDATE ON note FOR EACH ROW EXECUTE FUNCTION count_writes()""")
+    assert db.execute("SELECT rows, embedded, pending, failed FROM clip_search.watch").fetchone() == (303, 0, 302, 0)
+
+    with database.connect() as first:
+        pid = first.info.backend_pid
+        found: list = []
+        thread = threading.Thread(target=lambda: found.append(sqlstate(first, "CALL clip_backfill('note', batch => 4)")))
+        thread.start()
+        while value(db, "SELECT embedded FROM clip_search.watch") < 8:
+            time.sleep(0.01)
+        db.execute("SELECT pg_cancel_backend(%s)", (pid,))
+        thread.join(10)
+        assert found[0][0] == "57014"
+    done = value(db, "SELECT embedded FROM clip_search.watch")
+    assert 8 <= done < 302
+
+    locker = database.connect(autocommit=False)
+    locker.execute("SELECT FROM note WHERE id = 303 FOR UPDATE")
+
+    def backfill(batch: int) -> None:
+        with database.connect() as mine:
+            mine.execute("SET client_min_messages = error")
+            mine.execute("CALL clip_backfill('note', batch => %s)", (batch,))
+
+    in_parallel([lambda n=n: backfill(n) for n in (1, 5, 16)])
+    assert db.execute("SELECT rows, embedded, pending, failed FROM clip_search.watch").fetchone() == (303, 300, 1, 1)
+    assert value(db, "SELECT key FROM clip_search.pending") == ["303"], "nobody waits for a row that another session has"
+    locker.rollback()
+    locker.close()
+    db.execute("CALL clip_backfill('note')")
+    db.execute("DELETE FROM note WHERE id = 302")
+    assert check(db, "note") == 302
+    assert db.execute("SELECT writes, count(*) FROM note GROUP BY 1 ORDER BY 1").fetchall() == [(0, 1), (1, 301)]
+    assert value(db, "SELECT count(*) FROM clip_search.pending") == 0
+
+
+def test_backfill_groups_what_is_embedded_already(db: psycopg.Connection) -> None:
+    """Without a look at the source, as these show, which nobody could have made from it."""
+    db.execute("CREATE TABLE note (id int PRIMARY KEY, body text, embedding vector(512))")
+    db.execute("INSERT INTO note SELECT n, 'same', clip_embed_text(w) FROM unnest(%s::text[]) WITH ORDINALITY AS u (w, n)", (list(WORDS),))
+    db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id')")
+    db.execute("CALL clip_backfill('note')")
+    assert value(db, "SELECT count(DISTINCT cluster_id) FROM note") == 5
+    db.execute("ALTER TABLE note DISABLE TRIGGER ALL")
+    assert value(db, "SELECT active FROM clip_search.watch") is False
+    db.execute("UPDATE note SET body = (%s::text[])[id]", (list(WORDS),))
+    db.execute("ALTER TABLE note ENABLE TRIGGER ALL")
+    assert check(db, "note") == 5
+    db.execute("SELECT clip_unwatch('note')")
+    shown = db.execute("SELECT attname FROM pg_attribute WHERE attrelid = 'note'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum")
+    assert [name for (name,) in shown] == ["id", "body", "embedding"], "only what it has added"
+    db.execute("DROP TABLE note")
