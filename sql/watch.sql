@@ -171,6 +171,22 @@ BEGIN
         pg_catalog.round(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) began)::pg_catalog.numeric, 1);
 END $$;
 
+CREATE PROCEDURE clip_reembed(relation regclass, model text, embedding text DEFAULT NULL, batch integer DEFAULT 16)
+LANGUAGE plpgsql AS $$
+DECLARE
+    next text;
+BEGIN
+    next := clip_search.reembed_begin(relation, model, embedding);
+    COMMIT;
+    LOOP
+        CALL @extschema@.clip_backfill(relation, batch, next);
+        EXIT WHEN clip_search.reembed_finish(relation, next);
+        -- Rows have come meanwhile, more than others should wait for.
+        COMMIT;
+    END LOOP;
+    COMMIT;
+END $$;
+
 SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_setting', '');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_queue_id_seq', '');
@@ -240,3 +256,6 @@ COMMENT ON FUNCTION clip_search.watch_progress(regclass, name, name, name, name)
 COMMENT ON FUNCTION clip_search.backfill_begin(regclass, text) IS 'A step of clip_backfill: queues what is missing';
 COMMENT ON FUNCTION clip_search.backfill_claim(bigint, bigint, bigint, integer) IS 'A step of clip_backfill: the next entries';
 COMMENT ON FUNCTION clip_search.backfill_work(bigint, bigint[]) IS 'A step of clip_backfill: embeds them';
+COMMENT ON PROCEDURE clip_reembed(regclass, text, text, integer) IS 'Embeds a watched table by another model into a column beside the old one, and swaps the two when it is complete';
+COMMENT ON FUNCTION clip_search.reembed_begin(regclass, text, text) IS 'A step of clip_reembed: the column beside, which is watched, too';
+COMMENT ON FUNCTION clip_search.reembed_finish(regclass, text) IS 'A step of clip_reembed: the swap; false if rows are missing';

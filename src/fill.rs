@@ -245,7 +245,7 @@ impl Queries {
             return Err(crate::error::with_sqlstate(
                 PgSqlErrorCode::ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
                 Error::new(Kind::InvalidInput, "the row could not be updated")
-                    .detail(format!("A trigger or a rule on {} keeps it from that.", watch.table)),
+                    .detail(format!("A trigger or a rule on {} keeps it from that.", watch.name())),
             ));
         }
         Ok(Written::Done)
@@ -255,7 +255,7 @@ impl Queries {
 fn key_changed(watch: &Watch) -> ErrorReport {
     crate::error::with_sqlstate(
         PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-        Error::new(Kind::InvalidInput, format!("the key ({}) of {} has changed", watch.key.join(", "), watch.table))
+        Error::new(Kind::InvalidInput, format!("the key ({}) of {} has changed", watch.key.join(", "), watch.name()))
             .hint("Call clip_watch again, with the same arguments."),
     )
 }
@@ -425,7 +425,7 @@ fn write_all(watch: &Watch, queries: &Queries, rows: &[(&Row, Vector)]) -> SqlRe
 }
 
 /// Runs a statement on the extension's tables.
-fn own<T>(f: impl FnOnce(&mut SpiClient<'_>) -> SqlResult<T>) -> SqlResult<T> {
+pub fn own<T>(f: impl FnOnce(&mut SpiClient<'_>) -> SqlResult<T>) -> SqlResult<T> {
     let _rights = Rights::of_extension();
     Spi::connect_mut(f)
 }

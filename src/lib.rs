@@ -12,6 +12,7 @@ mod error;
 mod fill;
 mod preload;
 mod recluster;
+mod reembed;
 mod rights;
 mod settings;
 mod statements;
@@ -33,7 +34,9 @@ extension_sql_file!(
         fill::clip_retry,
         fill::clip_search::backfill_begin,
         fill::clip_search::backfill_claim,
-        fill::clip_search::backfill_work
+        fill::clip_search::backfill_work,
+        reembed::clip_search::reembed_begin,
+        reembed::clip_search::reembed_finish
     ]
 );
 extension_sql_file!("../sql/finalize.sql", finalize);

@@ -142,16 +142,14 @@ pub fn settle() -> SqlResult<()> {
 unsafe extern "C-unwind" fn at_end(event: pg_sys::XactEvent::Type, _nothing: *mut c_void) {
     use pg_sys::XactEvent::*;
     match event {
-        XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => {
-            if STATE.with_borrow(|state| !state.joined.is_empty()) {
-                // SAFETY: the transaction is still in progress, and the snapshot goes before it ends.
-                unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
-                if let Err(report) = settle() {
-                    report.report(PgLogLevel::ERROR);
-                }
-                // SAFETY: as pushed.
-                unsafe { pg_sys::PopActiveSnapshot() };
+        XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE if STATE.with_borrow(|state| !state.joined.is_empty()) => {
+            // SAFETY: the transaction is still in progress, and the snapshot goes before it ends.
+            unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
+            if let Err(report) = settle() {
+                report.report(PgLogLevel::ERROR);
             }
+            // SAFETY: as pushed.
+            unsafe { pg_sys::PopActiveSnapshot() };
         }
         XACT_EVENT_COMMIT | XACT_EVENT_ABORT | XACT_EVENT_PREPARE => {
             STATE.with_borrow_mut(|state| *state = State { registered: true, ..State::default() });
@@ -271,7 +269,7 @@ impl Tuple {
             let datum = self.datum(column).ok_or_else(|| {
                 with_sqlstate(
                     PgSqlErrorCode::ERRCODE_NOT_NULL_VIOLATION,
-                    Error::new(Kind::InvalidInput, format!("the key of a row of {} is NULL", plan.watch.table)),
+                    Error::new(Kind::InvalidInput, format!("the key of a row of {} is NULL", plan.watch.name())),
                 )
             })?;
             // SAFETY: an attribute of the row, and the output function of its type; the text is copied.
@@ -362,7 +360,7 @@ fn plan(id: i64, table: pg_sys::Oid) -> SqlResult<Rc<Plan>> {
             column if column > 0 => Ok(column),
             _ => Err(with_sqlstate(
                 PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
-                Error::new(Kind::InvalidInput, format!("watched table {} has no column \"{name}\"", watch.table))
+                Error::new(Kind::InvalidInput, format!("watched table {} has no column \"{name}\"", watch.name()))
                     .detail("It has been renamed or dropped since clip_watch was called.")
                     .hint("Name it as it was, or have it watched under its new name: clip_unwatch(…, keep_columns => true), then clip_watch."),
             )),

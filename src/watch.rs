@@ -72,7 +72,7 @@ impl Watch {
     /// Watches that meet a condition; the caller has the rights of the extension.
     fn find(client: &mut SpiClient<'_>, condition: &str, arguments: &[DatumWithOid<'_>]) -> SqlResult<Vec<Self>> {
         let query = format!("SELECT {COLUMNS} FROM {FROM} WHERE {condition} ORDER BY w.id");
-        client.update(&query, None, arguments).map_err(spi)?.into_iter().map(|row| Self::read(&row)).collect()
+        client.update(&query, None, arguments).map_err(spi)?.map(|row| Self::read(&row)).collect()
     }
 
     /// The watch of that number, if its table exists.
@@ -89,6 +89,12 @@ impl Watch {
             let condition = "w.id = $1 AND (w.relation::oid = $2 OR w.relation IN (SELECT pg_catalog.pg_partition_ancestors($2::oid)))";
             Ok(Self::find(client, condition, &[id.into(), relation.into()])?.pop())
         })
+    }
+
+    /// The watch whose column is to replace that of another.
+    pub fn replacing(id: i64) -> SqlResult<Option<Self>> {
+        let _rights = Rights::of_extension();
+        Spi::connect_mut(|client| Ok(Self::find(client, "w.replaces = $1", &[id.into()])?.pop()))
     }
 
     /// The watches that the background worker is to see to: queued, and with their triggers in place.
@@ -142,6 +148,11 @@ impl Watch {
         Ok(found.remove(0))
     }
 
+    /// The table's name, for people.
+    pub fn name(&self) -> &str {
+        self.table.trim_start_matches("ONLY ")
+    }
+
     /// An expression that is true for rows that have something to embed.
     pub fn has_source(&self) -> String {
         let columns = [&self.image, &self.text].into_iter().flatten();
@@ -155,11 +166,11 @@ impl Watch {
 }
 
 /// What the catalogue says of a table.
-struct Table {
+pub struct Table {
     oid: pg_sys::Oid,
     /// Quoted, with its schema.
-    name: String,
-    plain_name: String,
+    pub name: String,
+    pub plain_name: String,
     kind: String,
     persistence: String,
     owned: bool,
@@ -169,7 +180,7 @@ struct Table {
 }
 
 impl Table {
-    fn describe(oid: pg_sys::Oid) -> SqlResult<Self> {
+    pub fn describe(oid: pg_sys::Oid) -> SqlResult<Self> {
         let _rights = Rights::of_caller();
         Spi::connect_mut(|client| {
             let query = "SELECT format('%I.%I', n.nspname, c.relname), c.relname::text, c.relkind::text, c.relpersistence::text, \
@@ -498,14 +509,7 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
     let rights = Rights::of_extension();
     let collection = cluster.map(|_| wanted.collection.unwrap_or(&table.plain_name).to_owned());
     let id = Spi::connect_mut(|client| {
-        // Of tables that have been dropped since.
-        for gone in [
-            "DELETE FROM clip_search.watch_setting w WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = w.relation::oid)",
-            "DELETE FROM clip_search.watch_queue q WHERE NOT EXISTS (SELECT FROM clip_search.watch_setting w WHERE w.id = q.watch)",
-            "DELETE FROM clip_search.watch_failure f WHERE NOT EXISTS (SELECT FROM clip_search.watch_setting w WHERE w.id = f.watch)",
-        ] {
-            client.update(gone, None, &[]).map_err(spi)?;
-        }
+        forget_dropped(client, &store)?;
         let made = match (&collection, cluster) {
             (Some(collection), Some(cluster)) => {
                 let key = name_of_members(client, oid, &key)?;
@@ -553,7 +557,7 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
     if queued {
         fill::enqueue_missing(&watch)?;
         worker::wake_at_commit();
-        if !worker::is_preloaded() {
+        if wanted.replaces.is_none() && !worker::is_preloaded() {
             warn(
                 Error::new(Kind::Unsupported, format!("no background worker will embed the rows of {}", table.name))
                     .detail("clip_search is not in shared_preload_libraries, so the server has not started one.")
@@ -573,6 +577,30 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
     Ok(watch)
 }
 
+/// Removes what is left of watches whose tables have been dropped.
+fn forget_dropped(client: &mut SpiClient<'_>, store: &Store) -> SqlResult<()> {
+    let query = "DELETE FROM clip_search.watch_setting w \
+         WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = w.relation::oid) \
+         RETURNING w.id, CASE WHEN w.added_collection THEN w.collection END";
+    let gone: Vec<(Option<i64>, Option<String>)> = client
+        .update(query, None, &[])
+        .map_err(spi)?
+        .map(|row| Ok((get(&row, 1)?, get(&row, 2)?)))
+        .collect::<SqlResult<_>>()?;
+    for (id, collection) in gone {
+        for table in ["watch_queue", "watch_failure"] {
+            client
+                .update(&format!("DELETE FROM clip_search.{table} WHERE watch = $1"), None, &[id.into()])
+                .map_err(spi)?;
+        }
+        if let Some(collection) = collection {
+            store.take(&collection, true);
+            drop_rows(client, &collection)?;
+        }
+    }
+    Ok(())
+}
+
 fn alter(client: &mut SpiClient<'_>, table: &Table, what: &str) -> SqlResult<()> {
     client.update(&format!("ALTER TABLE {} {what}", table.name), None, &[]).map(drop).map_err(spi)
 }
@@ -587,7 +615,7 @@ fn existing(client: &mut SpiClient<'_>, oid: pg_sys::Oid, embedding: &str) -> Sq
             PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
             Error::new(
                 Kind::InvalidInput,
-                format!("column \"{embedding}\" is watched by {} already", other.table.trim_start_matches("ONLY ")),
+                format!("column \"{embedding}\" is watched by {} already", other.name()),
             )
             .hint("A partitioned table is watched as a whole, or partition by partition."),
         ));
@@ -715,7 +743,7 @@ impl Bind<'_> {
                 format!("cluster threshold {threshold} is not over -1 and up to 1"),
             )));
         }
-        let query = "SELECT s.members::oid, s.embedding = $2 AND s.cluster = $3 FROM clip_search.collection_setting s WHERE s.name = $1";
+        let query = "SELECT (SELECT c.oid FROM pg_catalog.pg_class c WHERE c.oid = s.members::oid), s.embedding = $2 AND s.cluster = $3 FROM clip_search.collection_setting s WHERE s.name = $1";
         let rows =
             client.update(query, Some(1), &[name.into(), wanted.embedding.into(), self.cluster.into()]).map_err(spi)?;
         let found = rows
@@ -735,7 +763,7 @@ impl Bind<'_> {
         ];
         match found {
             Some((Some(members), Some(true))) if members == table => return Ok(false),
-            Some((Some(members), _)) if members != pg_sys::Oid::INVALID => {
+            Some((Some(_), _)) => {
                 return Err(with_sqlstate(
                     PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
                     Error::new(Kind::InvalidInput, format!("collection \"{name}\" has its members elsewhere"))
@@ -780,7 +808,7 @@ fn trigger_names(watch: i64) -> [String; 3] {
     ["", "_after", "_truncate"].map(|end| format!("zz_clip_watch_{watch}{end}"))
 }
 
-fn drop_triggers(client: &mut SpiClient<'_>, relation: pg_sys::Oid, name: &str, watch: i64) -> SqlResult<()> {
+pub fn drop_triggers(client: &mut SpiClient<'_>, relation: pg_sys::Oid, name: &str, watch: i64) -> SqlResult<()> {
     for trigger in trigger_names(watch) {
         let there = "SELECT 1 FROM pg_catalog.pg_trigger WHERE tgrelid = $1 AND tgname = $2";
         if !client.update(there, Some(1), &[relation.into(), trigger.as_str().into()]).map_err(spi)?.is_empty() {
@@ -790,7 +818,7 @@ fn drop_triggers(client: &mut SpiClient<'_>, relation: pg_sys::Oid, name: &str, 
     Ok(())
 }
 
-fn create_triggers(client: &mut SpiClient<'_>, table: &Table, watch: &Watch) -> SqlResult<()> {
+pub fn create_triggers(client: &mut SpiClient<'_>, table: &Table, watch: &Watch) -> SqlResult<()> {
     drop_triggers(client, table.oid, &table.name, watch.id)?;
     let function = format!("{}.clip_watch_row('{}')", own_schema(client)?, watch.id);
     let [before, after, truncate] = trigger_names(watch.id);
@@ -820,11 +848,7 @@ fn clip_unwatch(
     drop(relation);
     let watch = Watch::one_of_table(oid, embedding)?;
     // What was to take its place goes first.
-    let replacement = {
-        let _rights = Rights::of_extension();
-        Spi::connect_mut(|client| Watch::find(client, "w.replaces = $1", &[watch.id.into()]))?.pop()
-    };
-    if let Some(replacement) = replacement {
+    if let Some(replacement) = Watch::replacing(watch.id)? {
         unwatch(&replacement, false)?;
     }
     unwatch(&watch, keep_columns)

@@ -491,7 +491,7 @@ impl Worker {
         for (id, failure) in outcome.stuck {
             let rest = self.resting.get(&id).map_or(Duration::from_secs(1), |(_, rest)| (*rest * 2).min(LONGEST_REST));
             self.resting.insert(id, (Instant::now() + rest, rest));
-            let name = watches.iter().find(|watch| watch.id == id).map_or("", |watch| watch.table.as_str());
+            let name = watches.iter().find(|watch| watch.id == id).map_or("", Watch::name);
             pgrx::warning!(
                 "clip_search: rows of {name} can't be embedded, trying again in {} s: {}",
                 rest.as_secs(),

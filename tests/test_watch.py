@@ -382,3 +382,170 @@ def test_backfill_groups_what_is_embedded_already(db: psycopg.Connection) -> Non
     shown = db.execute("SELECT attname FROM pg_attribute WHERE attrelid = 'note'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum")
     assert [name for (name,) in shown] == ["id", "body", "embedding"], "only what it has added"
     db.execute("DROP TABLE note")
+
+
+# ---------------------------------------------------------------- another model
+
+
+def test_reembed_swaps_when_it_is_complete(database: support.Database, db: psycopg.Connection, clip_mini, plain_role: str) -> None:
+    """Until then the old column serves, and writers keep both true; afterwards nothing is left of the way there."""
+    db.execute(f"ALTER DATABASE {database.name} SET clip_search.model_path = '$system:{clip_mini.parent}'")
+    db.execute(f"SET clip_search.model_path = '$system:{clip_mini.parent}'")
+    notes(db, watch=", index => true, threshold => 0.9, on_error => 'skip'")
+    db.execute("INSERT INTO note (id, body) SELECT n, 'text number ' || n % 40 FROM generate_series(1, 400) n")
+    db.execute("INSERT INTO note (id, body) VALUES (1001, ''), (1002, NULL)")
+    db.execute("CREATE INDEX \"by Group\" ON note (cluster_id)")
+    db.execute("ALTER INDEX note_embedding_idx RENAME TO \"my Index\"; COMMENT ON COLUMN note.embedding IS 'it''s mine'")
+    db.execute(f"GRANT SELECT (embedding) ON note TO {plain_role}")
+    db.execute("CREATE VIEW show AS SELECT embedding FROM note")
+    state, text = sqlstate(db, "CALL clip_reembed('note', 'clip-mini')")
+    assert state == "2BP01" and "view public.show" in text
+    db.execute("DROP VIEW show")
+    state, text = sqlstate(db, "CALL clip_reembed('note', 'photo-mini')")
+    assert state == "22023" and "already" in text
+    assert sqlstate(db, "CALL clip_reembed('note', 'nope')")[0] == "42704"
+
+    # Cancelled, it leaves both columns true and goes on later.
+    def reembed() -> tuple[str | None, str]:
+        return sqlstate(mine, "CALL clip_reembed('note', 'clip-mini', batch => 2)")
+
+    mine = database.connect()
+    found: list = []
+    thread = threading.Thread(target=lambda: found.append(reembed()))
+    thread.start()
+    while (value(db, "SELECT max(embedded) FROM clip_search.watch WHERE replaces = 'embedding'") or 0) < 20:
+        time.sleep(0.01)
+    db.execute("SELECT pg_cancel_backend(%s)", (mine.info.backend_pid,))
+    thread.join(20)
+    assert found[0][0] == "57014"
+    assert value(db, "SELECT vector_dims(embedding) FROM note LIMIT 1") == 512
+    check(db, "note WHERE id < 1000", collection="note")
+    db.execute("UPDATE note SET body = 'the ocean' WHERE id <= 50; DELETE FROM note WHERE id BETWEEN 51 AND 60")
+    db.execute("INSERT INTO note (id, body) VALUES (500, 'an old guitar')")
+    check(db, "note WHERE id < 1000", collection="note")
+    shadow = value(db, "SELECT embedding FROM clip_search.watch WHERE replaces IS NOT NULL")
+    for id, body, embedding in db.execute(f"SELECT id, body, {shadow}::text FROM note WHERE {shadow} IS NOT NULL").fetchall():
+        assert np.array_equal(vector(embedding), embed_one(db, "text", body, "clip-mini")), id
+    state, text = sqlstate(db, "CALL clip_reembed('note', 'photo-mini:none')")
+    assert state == "55000" and "clip_unwatch" in text
+
+    # Readers and writers meanwhile.
+    stop = threading.Event()
+
+    def reader() -> set[int]:
+        seen = set()
+        with database.connect() as reads:
+            while not stop.is_set():
+                rows = reads.execute("SELECT DISTINCT vector_dims(embedding) FROM note WHERE id < 500").fetchall()
+                assert len(rows) == 1, "one model at a time, and no gap"
+                seen.add(rows[0][0])
+        return seen
+
+    def writer() -> int:
+        number = 0
+        with database.connect() as writes:
+            while not stop.is_set():
+                number += 1
+                writes.execute("INSERT INTO note (id, body) VALUES (%s, %s)", (2000 + number, f"text number {number % 40}"))
+                writes.execute("UPDATE note SET body = %s WHERE id = %s", (WORDS[number % 5], 60 + number))
+                time.sleep(0.02)
+        return number
+
+    def main() -> None:
+        with database.connect() as calls:
+            calls.execute("SET client_min_messages = error")
+            calls.execute("CALL clip_reembed('note', 'clip-mini')")
+        stop.set()
+
+    (seen, written, _) = in_parallel([reader, writer, main])
+    mine.close()
+    dimensions = value(db, "SELECT vector_dims(clip_embed_text('x', 'clip-mini'))")
+    assert seen <= {512, dimensions} and 512 in seen and written > 0
+    for id, body, embedding in db.execute("SELECT id, body, embedding::text FROM note WHERE body <> ''").fetchall():
+        assert embedding is not None and np.array_equal(vector(embedding), embed_one(db, "text", body, "clip-mini")), id
+    members = dict(db.execute("SELECT cluster_id, count(*) FROM note WHERE embedding IS NOT NULL GROUP BY 1").fetchall())
+    assert dict(db.execute("SELECT id, size FROM clip_search.cluster WHERE collection = 'note'").fetchall()) == members
+    assert db.execute("SELECT name, dimensions, threshold, model FROM clip_search.collection").fetchall() == [("note", dimensions, 0.9, "clip-mini")]
+    assert db.execute("SELECT embedding, model, replaces, pending, failed FROM clip_search.watch").fetchall() == [("embedding", "clip-mini", None, 0, 1)]
+    assert value(db, "SELECT key FROM clip_search.failure") == ["1001"]
+    names = db.execute("SELECT attname FROM pg_attribute WHERE attrelid = 'note'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum")
+    assert [name for (name,) in names] == ["id", "body", "title", "embedding", "cluster_id"]
+    names = db.execute("SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid = 'note'::regclass ORDER BY 1")
+    assert [name for (name,) in names] == ['"by Group"', '"my Index"', "note_pkey"]
+    assert value(db, "SELECT col_description('note'::regclass, attnum) FROM pg_attribute WHERE attrelid = 'note'::regclass AND attname = 'embedding'") == "it's mine"
+    assert value(db, f"SELECT has_column_privilege('{plain_role}', 'note', 'embedding', 'SELECT')")
+    assert value(db, "SELECT count(*) FROM pg_trigger WHERE tgrelid = 'note'::regclass") == 3
+    db.execute("INSERT INTO note (id, body) VALUES (9000, 'a new text'); DELETE FROM note WHERE id = 9000; SELECT count(*) FROM clip_recluster('note')")
+    db.execute("SELECT clip_unwatch('note')")
+    names = db.execute("SELECT attname FROM pg_attribute WHERE attrelid = 'note'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum")
+    assert [name for (name,) in names] == ["id", "body", "title"]
+    db.execute("DROP TABLE note")
+    db.execute(f"ALTER DATABASE {database.name} RESET clip_search.model_path")
+
+
+# ---------------------------------------------------------------- dump, restore, drop
+
+
+@pytest.mark.parametrize("schema", ["public", "its Own"])
+def test_a_dump_keeps_what_is_watched(empty_database: support.Database, pg_program, tmp_path, schema: str) -> None:
+    """Restored in one go, nothing is embedded anew (a row shows that, whose embedding is not its source's), what is
+    queued and what failed is still listed, and the triggers work."""
+    with empty_database.connect() as db:
+        db.execute("SET client_min_messages = warning")
+        if schema != "public":
+            db.execute('CREATE SCHEMA v; CREATE SCHEMA "its Own"; CREATE EXTENSION vector SCHEMA v; CREATE EXTENSION clip_search SCHEMA "its Own"')
+        else:
+            db.execute("CREATE EXTENSION clip_search CASCADE")
+        db.execute(f'SET search_path = public, "{schema}", v')
+        db.execute("CREATE SCHEMA app; CREATE TABLE app.\"The notes\" (id bigint GENERATED ALWAYS AS IDENTITY, day date, body text, PRIMARY KEY (id, day)) PARTITION BY RANGE (day)")
+        db.execute("CREATE TABLE app.p1 PARTITION OF app.\"The notes\" FOR VALUES FROM ('2024-01-01') TO ('2025-01-01')")
+        db.execute("CREATE TABLE app.p2 PARTITION OF app.\"The notes\" FOR VALUES FROM ('2025-01-01') TO ('2026-01-01')")
+        db.execute("SELECT clip_watch('app.\"The notes\"', 'body', cluster => 'cluster_id', on_error => 'skip', index => true)")
+        insert = "INSERT INTO app.\"The notes\" (day, body) SELECT '2024-12-20'::date + n::int, w FROM unnest(%s::text[]) WITH ORDINALITY AS u (w, n)"
+        db.execute(insert, ([*WORDS * 4, "", None],))
+        db.execute("CREATE TABLE later (id int PRIMARY KEY, body text)")
+        db.execute("SELECT clip_watch('later', 'body', mode => 'queued')")
+        db.execute("INSERT INTO later VALUES (1, 'a cat')")
+        db.execute("ALTER TABLE app.p1 DISABLE TRIGGER USER")
+        db.execute("UPDATE app.p1 SET body = 'never embedded' WHERE id = 1")
+        db.execute("ALTER TABLE app.p1 ENABLE TRIGGER USER")
+        views = {
+            query: db.execute(query).fetchall()
+            for query in (
+                "SELECT * FROM clip_search.watch ORDER BY 1",
+                "SELECT * FROM clip_search.pending",
+                "SELECT * FROM clip_search.failure",
+                "SELECT id, collection, size, centroid::text FROM clip_search.cluster ORDER BY 1",
+                "SELECT t::text FROM app.\"The notes\" t ORDER BY id",
+            )
+        }
+    dump = tmp_path / "dump"
+    subprocess.run([pg_program("pg_dump"), "--format=custom", f"--file={dump}", empty_database.name], check=True, capture_output=True)
+    restored = support.Database(extension=False)
+    try:
+        done = subprocess.run([pg_program("pg_restore"), "--exit-on-error", "-d", restored.name, str(dump)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        with restored.connect() as db:
+            db.execute(f'SET search_path = public, "{schema}", v')
+            for query, rows in views.items():
+                assert rows and db.execute(query).fetchall() == rows, query
+            db.execute(insert, (list(WORDS),))
+            db.execute("UPDATE app.\"The notes\" SET body = 'a cat' WHERE id = 1")
+            db.execute("UPDATE app.\"The notes\" SET day = day + 300 WHERE day < '2025-01-01'")
+            db.execute("DELETE FROM app.\"The notes\" WHERE id = 2")
+            assert check(db, "app.\"The notes\" WHERE body <> ''", collection="The notes") == 24
+            assert value(db, "SELECT count(*) FROM clip_search.failure") == 1
+            db.execute("SET client_min_messages = error")
+            db.execute("CALL clip_backfill('later')")
+            assert value(db, "SELECT embedding IS NOT NULL FROM later")
+            # The extension's end: it says what hangs on it, and CASCADE leaves the tables, and nothing else.
+            state, text = sqlstate(db, "DROP EXTENSION clip_search")
+            assert state == "2BP01" and "trigger zz_clip_watch_1 on table app.\"The notes\"" in text
+            db.execute("DROP EXTENSION clip_search CASCADE")
+            assert value(db, "SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal") == 0
+            assert value(db, "SELECT count(*) FROM pg_namespace WHERE nspname = 'clip_search'") == 0
+            assert value(db, "SELECT count(*) FROM pg_proc WHERE proname LIKE 'clip\\_%'") == 0
+            db.execute(insert, (["no trigger"],))
+            assert value(db, "SELECT count(*) FROM app.\"The notes\" WHERE embedding IS NOT NULL") == 24
+    finally:
+        restored.drop()
