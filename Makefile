@@ -8,12 +8,13 @@ PYTHON ?= python3
 # Stages an installation below another directory, for packagers.
 DESTDIR ?=
 SOAK ?=
+KILLS ?=
 BENCH ?=
-export PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK BENCH
+export PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK KILLS BENCH
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := all
-.PHONY: all help deps build-deps install test demo cluster env stop model fuzz soak bench clean
+.PHONY: all help deps build-deps install test demo cluster env stop model fuzz soak soak-kill bench clean
 
 all: build-deps
 	@scripts/build.sh
@@ -53,6 +54,9 @@ fuzz: install
 
 soak: cluster
 	@SOAK=$(or $(SOAK),20) K=storm scripts/test.sh
+
+soak-kill: cluster
+	@KILLS=$(or $(KILLS),200) K=test_kill scripts/test.sh
 
 bench: cluster
 	@scripts/bench.sh

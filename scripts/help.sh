@@ -18,6 +18,7 @@ Less often:
   make model        rebuild the default model from its parts and compare
   make fuzz         mutated images, texts, configurations and models (ten minutes)
   make bench        the benchmarks of clusters, for half an hour (BENCH=assign for one of them)
+  make soak-kill    the server and its worker killed two hundred times while rows are written (KILLS=n for n)
   make soak         sessions that group against each other, for twenty seeds (SOAK=n for n)
 
 Settings:

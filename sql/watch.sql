@@ -39,6 +39,7 @@ CREATE TABLE clip_search.watch_queue (
     queued_at timestamptz NOT NULL DEFAULT now()
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 CREATE INDEX watch_queue_due_idx ON clip_search.watch_queue (due, id);
+CREATE INDEX watch_queue_tried_idx ON clip_search.watch_queue (attempts) WHERE attempts > 0;
 CREATE INDEX watch_queue_watch_idx ON clip_search.watch_queue (watch, key);
 
 CREATE TABLE clip_search.watch_failure (
@@ -244,6 +245,7 @@ COMMENT ON INDEX clip_search.watch_setting_pkey IS 'Numbers are unique';
 COMMENT ON INDEX clip_search.watch_setting_column_key IS 'A column is watched once';
 COMMENT ON INDEX clip_search.watch_queue_pkey IS 'Numbers are unique';
 COMMENT ON INDEX clip_search.watch_queue_due_idx IS 'What is to be done next';
+COMMENT ON INDEX clip_search.watch_queue_tried_idx IS 'What has been tried before';
 COMMENT ON INDEX clip_search.watch_queue_watch_idx IS 'The entries of a watch, and of a row';
 COMMENT ON INDEX clip_search.watch_failure_pkey IS 'A row is listed once';
 

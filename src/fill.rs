@@ -19,7 +19,7 @@ use crate::collection::get;
 use crate::error::{SqlResult, report};
 use crate::rights::{Failure, Rights, attempt};
 use crate::vector::Vector;
-use crate::watch::{Watch, spi};
+use crate::watch::{Watch, spi, table_of};
 use crate::{engine, settings};
 
 /// Files that are in memory at a time.
@@ -539,10 +539,10 @@ fn rest_after(attempts: i32) -> i64 {
     first.saturating_mul(1 << attempts.clamp(1, 21).saturating_sub(1)).min(LONGEST_REST)
 }
 
-/// Entries to work on next. An attempt is counted before it is made, so that a row that brings the server down is
-/// known by it: the next time it is tried alone, and after some times not at all. What is returned has to be committed
-/// before the work begins.
-pub fn claim(watches: &[i64], count: i64, between: Option<(i64, i64)>) -> SqlResult<Vec<i64>> {
+/// Entries to work on next, all of one watch. An attempt is counted before it is made, so that a row that brings the
+/// server down is known by it: the next time it is tried alone, and after some times not at all. What is returned has to
+/// be committed before the work begins.
+pub fn claim(watches: &[i64], count: i64, between: Option<(i64, i64)>) -> SqlResult<Option<(i64, Vec<i64>)>> {
     own(|client| {
         // The worker takes what is due; clip_backfill what comes next.
         let (condition, order) = match between {
@@ -550,24 +550,26 @@ pub fn claim(watches: &[i64], count: i64, between: Option<(i64, i64)>) -> SqlRes
             None => ("due <= pg_catalog.clock_timestamp()".to_owned(), "due, id"),
         };
         let query = format!(
-            "SELECT id, attempts FROM clip_search.watch_queue WHERE watch = ANY ($1) AND {condition} ORDER BY {order} LIMIT $2 FOR UPDATE SKIP LOCKED"
+            "SELECT id, watch, attempts FROM clip_search.watch_queue WHERE watch = ANY ($1) AND {condition} ORDER BY {order} LIMIT $2 FOR UPDATE SKIP LOCKED"
         );
         let rows = client.update(&query, None, &[watches.to_vec().into(), count.into()]).map_err(spi)?;
-        let mut found: Vec<(i64, i32)> = rows
-            .into_iter()
-            .map(|row| Ok((get(&row, 1)?.unwrap_or_default(), get(&row, 2)?.unwrap_or_default())))
+        let mut found: Vec<(i64, i64, i32)> = rows
+            .map(|row| {
+                let (id, watch) = (get(&row, 1)?.unwrap_or_default(), get(&row, 2)?.unwrap_or_default());
+                Ok((id, watch, get(&row, 3)?.unwrap_or_default()))
+            })
             .collect::<SqlResult<_>>()?;
-        if found.first().is_some_and(|(_, attempts)| *attempts > 0) {
+        let Some(&(_, watch, attempts)) = found.first() else { return Ok(None) };
+        if attempts > 0 {
             found.truncate(1);
         } else {
-            found.retain(|(_, attempts)| *attempts == 0);
+            found.retain(|&(_, other, attempts)| other == watch && attempts == 0);
         }
-        let ids: Vec<i64> = found.iter().map(|(id, _)| *id).collect();
-        let attempts = found.first().map_or(0, |(_, attempts)| *attempts);
+        let ids: Vec<i64> = found.iter().map(|(id, ..)| *id).collect();
         let query = "UPDATE clip_search.watch_queue SET attempts = attempts + 1, \
              due = pg_catalog.clock_timestamp() + $2 * interval '1 millisecond' WHERE id = ANY ($1)";
         client.update(query, None, &[ids.clone().into(), rest_after(attempts + 1).into()]).map_err(spi)?;
-        Ok(ids)
+        Ok(Some((watch, ids)))
     })
 }
 
@@ -575,11 +577,11 @@ pub fn claim(watches: &[i64], count: i64, between: Option<(i64, i64)>) -> SqlRes
 pub fn give_up(watches: &[i64]) -> SqlResult<i64> {
     own(|client| {
         let query = "WITH gone AS (DELETE FROM clip_search.watch_queue WHERE id IN (SELECT id FROM clip_search.watch_queue \
-                 WHERE watch = ANY ($1) AND attempts >= $2 AND due <= pg_catalog.clock_timestamp() FOR UPDATE SKIP LOCKED) \
+                 WHERE watch = ANY ($1) AND attempts > 0 AND attempts >= $2 AND due <= pg_catalog.clock_timestamp() FOR UPDATE SKIP LOCKED) \
                  RETURNING watch, key, attempts, sqlstate, message) \
              INSERT INTO clip_search.watch_failure AS f (watch, key, sqlstate, message, attempts) \
              SELECT DISTINCT ON (watch, key) watch, key, coalesce(sqlstate, '57P02'), \
-                 coalesce(message, 'the server ended while it embedded this row'), attempts FROM gone \
+                 coalesce(message, 'embedding this row was begun ' || attempts || ' times and never ended'), attempts FROM gone \
              ON CONFLICT (watch, key) DO UPDATE SET failed_at = pg_catalog.now(), sqlstate = excluded.sqlstate, \
                  message = excluded.message, attempts = f.attempts + excluded.attempts";
         let arguments = [watches.to_vec().into(), settings::worker_attempts().into()];
@@ -650,11 +652,10 @@ mod clip_search {
     /// Queues what is missing; the watches to see to, how many entries they have, and which is the last.
     #[pg_extern(volatile, parallel_unsafe, cost = 1000000)]
     fn backfill_begin(
-        relation: PgRelation,
+        relation: Option<PgRelation>,
         embedding: Option<&str>,
     ) -> Result<TableIterator<'static, (name!(watch, i64), name!(queued, i64), name!(last, i64))>, ErrorReport> {
-        let oid = relation.oid();
-        drop(relation);
+        let oid = table_of(relation)?;
         let mut found = Vec::new();
         for watch in Watch::of_table(oid, embedding)? {
             enqueue_missing(&watch)?;
@@ -675,7 +676,7 @@ mod clip_search {
             return Err(report(Error::new(Kind::InvalidInput, format!("batch {batch} is not at least 1"))));
         }
         check_owner(watch)?;
-        claim(&[watch], i64::from(batch), Some((after, last)))
+        Ok(claim(&[watch], i64::from(batch), Some((after, last)))?.map(|(_, ids)| ids).unwrap_or_default())
     }
 
     /// Embeds the rows of entries; how many were embedded, how many failed.
@@ -706,9 +707,8 @@ fn check_owner(watch: i64) -> SqlResult<()> {
 /// Takes rows off the list of failures. Where a worker keeps the table true it gets them; otherwise they are tried at
 /// once. Returns how many are on the list no longer.
 #[pg_extern(volatile, parallel_unsafe, cost = 1000000)]
-fn clip_retry(relation: PgRelation, embedding: default!(Option<&str>, "NULL")) -> SqlResult<i64> {
-    let oid = relation.oid();
-    drop(relation);
+fn clip_retry(relation: Option<PgRelation>, embedding: default!(Option<&str>, "NULL")) -> SqlResult<i64> {
+    let oid = table_of(relation)?;
     let mut retried = 0;
     for watch in Watch::of_table(oid, embedding)? {
         let ids: Vec<i64> = own(|client| {

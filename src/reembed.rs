@@ -14,7 +14,7 @@ use crate::error::{SqlResult, report, with_sqlstate};
 use crate::fill::{self, Patience, own};
 use crate::rights::Rights;
 use crate::store::Store;
-use crate::watch::{self, Table, Wanted, Watch, spi};
+use crate::watch::{self, Table, Wanted, Watch, spi, table_of};
 use crate::{engine, statements};
 
 /// Rows that are still embedded while the table is locked for the swap: two seconds' worth of CLIP ViT-B/32.
@@ -27,9 +27,15 @@ pub mod clip_search {
 
     /// Makes the column beside, or finds it; its name.
     #[pg_extern(volatile, parallel_unsafe)]
-    fn reembed_begin(relation: PgRelation, model: &str, embedding: Option<&str>) -> SqlResult<String> {
-        let oid = relation.oid();
-        drop(relation);
+    fn reembed_begin(relation: Option<PgRelation>, model: Option<&str>, embedding: Option<&str>) -> SqlResult<String> {
+        let oid = table_of(relation)?;
+        let model = model.ok_or_else(|| {
+            with_sqlstate(
+                PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+                Error::new(Kind::InvalidInput, "the model is NULL")
+                    .hint("SELECT name FROM clip_models() lists those there are."),
+            )
+        })?;
         let watch = Watch::one_of_table(oid, embedding)?;
         if let Some(next) = Watch::replacing(watch.id)? {
             if next.model != model {
@@ -71,7 +77,7 @@ pub mod clip_search {
                 text_weight: watch.text_weight,
                 embedding: &name,
                 cluster: watch.cluster.as_deref().map(|_| cluster.as_str()),
-                model: model.to_owned(),
+                model: Some(model),
                 collection: Some(&name),
                 queued: watch.queued,
                 skip: watch.skip,
@@ -132,7 +138,8 @@ fn check_dependents(watch: &Watch) -> SqlResult<()> {
                 Kind::InvalidInput,
                 format!(
                     "the embedding or cluster column of {} can't be replaced: {} depends on it",
-                    watch.name(), names[0]
+                    watch.name(),
+                    names[0]
                 ),
             )
             .detail(names.join("; "))

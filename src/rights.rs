@@ -14,12 +14,28 @@ use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 use pgrx::prelude::*;
 
 use crate::error::{SqlResult, sqlstate};
+use crate::settings;
+
+/// In utils/timeout.h, which pgrx does not bind; the same from PostgreSQL 14 to 18.
+const STATEMENT_TIMEOUT: i32 = 3;
+
+unsafe extern "C-unwind" {
+    fn enable_timeout_after(id: i32, milliseconds: i32);
+    fn disable_timeout(id: i32, keep_indicator: bool);
+}
+
+/// Stops the clock that [`Rights::of_table_owner`] has started, after an error that has left it running.
+pub fn stop_clock() {
+    // SAFETY: what does not run is left alone.
+    unsafe { disable_timeout(STATEMENT_TIMEOUT, false) };
+}
 
 /// Other rights and a search_path that nobody can add to, for as long as it lives.
 pub struct Rights {
     user: pg_sys::Oid,
     context: i32,
     nest: i32,
+    timed: bool,
 }
 
 impl Rights {
@@ -44,7 +60,15 @@ impl Rights {
     /// roles, leave anything behind in the session or put anything off to the end of the transaction, where it would
     /// run with the rights of this process.
     pub fn of_table_owner(owner: pg_sys::Oid) -> Self {
-        let rights = Self::take(owner, pg_sys::SECURITY_RESTRICTED_OPERATION);
+        let mut rights = Self::take(owner, pg_sys::SECURITY_RESTRICTED_OPERATION);
+        // A session has its statement_timeout; the worker does others' work, and must come back to it.
+        // SAFETY: a variable that is set at the start of the process, and the timeout of PostgreSQL's own that cancels.
+        unsafe {
+            rights.timed = !(&raw const pg_sys::MyBgworkerEntry).read().is_null();
+            if rights.timed {
+                enable_timeout_after(STATEMENT_TIMEOUT, settings::worker_timeout());
+            }
+        }
         // A row that a policy hides would be taken for deleted; off, it is an error.
         set(c"row_security", c"off");
         normal_form();
@@ -62,7 +86,7 @@ impl Rights {
         // SAFETY: balanced by drop, or by the end of the (sub)transaction.
         let nest = unsafe { pg_sys::NewGUCNestLevel() };
         set(c"search_path", c"pg_catalog, pg_temp");
-        Self { user, context, nest }
+        Self { user, context, nest, timed: false }
     }
 
     fn take(user: pg_sys::Oid, flags: u32) -> Self {
@@ -79,6 +103,9 @@ impl Drop for Rights {
         if !std::thread::panicking() {
             // SAFETY: the nest level was opened by this guard, and the user is the one that was in force.
             unsafe {
+                if self.timed {
+                    disable_timeout(STATEMENT_TIMEOUT, false);
+                }
                 pg_sys::AtEOXact_GUC(false, self.nest);
                 pg_sys::SetUserIdAndSecContext(self.user, self.context);
             }

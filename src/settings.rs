@@ -22,6 +22,7 @@ static TRUNCATE_TEXT: GucSetting<bool> = GucSetting::<bool>::new(true);
 static WORKER_BATCH: GucSetting<i32> = GucSetting::<i32>::new(16);
 static WORKER_ATTEMPTS: GucSetting<i32> = GucSetting::<i32>::new(5);
 static WORKER_RETRY_DELAY: GucSetting<i32> = GucSetting::<i32>::new(1000);
+static WORKER_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60_000);
 
 /// Defines them; called once a process.
 pub fn register() {
@@ -151,6 +152,16 @@ pub fn register() {
         GucContext::Sighup,
         GucFlags::UNIT_MS,
     );
+    GucRegistry::define_int_guc(
+        c"clip_search.worker_timeout",
+        c"How long a table's own triggers may take when the background worker writes a row.",
+        c"A table whose triggers take longer makes the rows of others wait, so it is put off.",
+        &WORKER_TIMEOUT,
+        100,
+        3_600_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
     // SAFETY: PostgreSQL copies the name; called in _PG_init after every setting is defined.
     #[allow(unsafe_code)]
     #[cfg(not(feature = "pg14"))]
@@ -236,6 +247,11 @@ pub fn worker_attempts() -> i32 {
 /// The first delay, in milliseconds.
 pub fn worker_retry_delay() -> i32 {
     WORKER_RETRY_DELAY.get()
+}
+
+/// In milliseconds.
+pub fn worker_timeout() -> i32 {
+    WORKER_TIMEOUT.get()
 }
 
 pub fn truncate_text() -> bool {

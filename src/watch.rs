@@ -356,7 +356,7 @@ fn sources(
 #[pg_extern(volatile, parallel_unsafe)]
 #[allow(clippy::too_many_arguments)]
 fn clip_watch(
-    relation: PgRelation,
+    relation: Option<PgRelation>,
     source: &str,
     embedding: default!(&str, "'embedding'"),
     cluster: default!(Option<&str>, "NULL"),
@@ -383,7 +383,7 @@ fn clip_watch(
         text_weight,
         embedding,
         cluster,
-        model: model.map_or_else(settings::model, str::to_owned),
+        model,
         collection,
         queued: choice("mode", mode, "immediate", "queued")?,
         skip: choice("on_error", on_error, "raise", "skip")?,
@@ -397,9 +397,17 @@ fn clip_watch(
                 .detail("It is the text's share in the mean of an image's vector and a text's."),
         ));
     }
-    let oid = relation.oid();
-    drop(relation); // which would count as a use of the table, so that nobody may alter it
-    watch(oid, &wanted).map(drop)
+    watch(table_of(relation)?, &wanted).map(drop)
+}
+
+/// The table that a function is called for. It is closed: an open one counts as used, and could not be altered.
+pub fn table_of(relation: Option<PgRelation>) -> SqlResult<pg_sys::Oid> {
+    relation.map(|relation| relation.oid()).ok_or_else(|| {
+        with_sqlstate(
+            PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+            Error::new(Kind::InvalidInput, "the table is NULL").hint("Give its name, or oid."),
+        )
+    })
 }
 
 /// What is asked for.
@@ -409,7 +417,9 @@ pub struct Wanted<'a> {
     pub text_weight: f64,
     pub embedding: &'a str,
     pub cluster: Option<&'a str>,
-    pub model: String,
+    /// None: what it is already, else that of clip_search.model.
+    pub model: Option<&'a str>,
+    /// None: what it is already, else one named like the table.
     pub collection: Option<&'a str>,
     pub queued: bool,
     pub skip: bool,
@@ -445,18 +455,26 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
         let (image, text) = sources(client, &table, wanted.source, wanted.text_source, queued)?;
         Ok::<_, pg_sys::panic::ErrorReport>((image, text, table.key(client)?, existing(client, oid, embedding)?))
     })?;
+    // As long as the lock was waited for, another table might have come to have that name.
+    if Table::describe(oid)?.name != table.name {
+        return Err(with_sqlstate(
+            PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
+            Error::new(Kind::InvalidInput, format!("{} has just been renamed", table.name)).hint("Try again."),
+        ));
+    }
     if let Some(existing) = &existing {
         check_change(existing, wanted, image.as_deref(), text.as_deref())?;
     }
-    let dimensions = engine::dimensions(&wanted.model, image.is_some())?;
+    let model = wanted.model.map(str::to_owned).or_else(|| existing.as_ref().map(|known| known.model.clone()));
+    let model = model.unwrap_or_else(settings::model);
+    let dimensions = engine::dimensions(&model, image.is_some())?;
     if image.is_some() && text.is_some() {
-        let of_texts = engine::dimensions(&wanted.model, false)?;
+        let of_texts = engine::dimensions(&model, false)?;
         if of_texts != dimensions {
             return Err(report(Error::new(
                 Kind::BadModel,
                 format!(
-                    "model \"{}\" makes vectors of {dimensions} dimensions of images and of {of_texts} of texts",
-                    wanted.model
+                    "model \"{model}\" makes vectors of {dimensions} dimensions of images and of {of_texts} of texts"
                 ),
             )));
         }
@@ -507,13 +525,14 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
 
     // The extension's own tables.
     let rights = Rights::of_extension();
-    let collection = cluster.map(|_| wanted.collection.unwrap_or(&table.plain_name).to_owned());
+    let known = existing.as_ref().and_then(|known| known.collection.as_deref());
+    let collection = cluster.map(|_| wanted.collection.or(known).unwrap_or(&table.plain_name).to_owned());
     let id = Spi::connect_mut(|client| {
         forget_dropped(client, &store)?;
         let made = match (&collection, cluster) {
             (Some(collection), Some(cluster)) => {
                 let key = name_of_members(client, oid, &key)?;
-                let bind = Bind { collection, dimensions, cluster, key: &key, may_take };
+                let bind = Bind { collection, model: &model, dimensions, cluster, key: &key, may_take };
                 bind.run(client, &store, oid, wanted)?
             }
             _ => false,
@@ -534,7 +553,7 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
             wanted.text_weight.into(),
             embedding.into(),
             cluster.into(),
-            wanted.model.as_str().into(),
+            model.as_str().into(),
             collection.as_deref().into(),
             queued.into(),
             wanted.skip.into(),
@@ -613,11 +632,8 @@ fn existing(client: &mut SpiClient<'_>, oid: pg_sys::Oid, embedding: &str) -> Sq
     if let Some(other) = found.iter().find(|watch| watch.relation != oid) {
         return Err(with_sqlstate(
             PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
-            Error::new(
-                Kind::InvalidInput,
-                format!("column \"{embedding}\" is watched by {} already", other.name()),
-            )
-            .hint("A partitioned table is watched as a whole, or partition by partition."),
+            Error::new(Kind::InvalidInput, format!("column \"{embedding}\" is watched by {} already", other.name()))
+                .hint("A partitioned table is watched as a whole, or partition by partition."),
         ));
     }
     Ok(found.pop())
@@ -632,9 +648,11 @@ fn check_change(existing: &Watch, wanted: &Wanted<'_>, image: Option<&str>, text
         ))
     };
     let column = &existing.embedding;
-    if engine::base_name(&existing.model) != engine::base_name(&wanted.model) {
+    if let Some(model) = wanted.model
+        && engine::base_name(&existing.model) != engine::base_name(model)
+    {
         return refuse(
-            format!("column \"{column}\" holds vectors of model \"{}\", not of \"{}\"", existing.model, wanted.model),
+            format!("column \"{column}\" holds vectors of model \"{}\", not of \"{model}\"", existing.model),
             "Vectors of different models don't mix: CALL clip_reembed(table, model) changes the model.",
         );
     }
@@ -718,6 +736,7 @@ fn name_of_members(client: &mut SpiClient<'_>, table: pg_sys::Oid, key: &[String
 
 struct Bind<'a> {
     collection: &'a str,
+    model: &'a str,
     dimensions: usize,
     cluster: &'a str,
     key: &'a str,
@@ -758,7 +777,7 @@ impl Bind<'_> {
             self.cluster.into(),
             self.key.into(),
             (self.dimensions as i32).into(),
-            wanted.model.as_str().into(),
+            self.model.into(),
             wanted.threshold.into(),
         ];
         match found {
@@ -840,13 +859,11 @@ pub fn create_triggers(client: &mut SpiClient<'_>, table: &Table, watch: &Watch)
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn clip_unwatch(
-    relation: PgRelation,
+    relation: Option<PgRelation>,
     embedding: default!(Option<&str>, "NULL"),
     keep_columns: default!(bool, "false"),
 ) -> SqlResult<()> {
-    let oid = relation.oid();
-    drop(relation);
-    let watch = Watch::one_of_table(oid, embedding)?;
+    let watch = Watch::one_of_table(table_of(relation)?, embedding)?;
     // What was to take its place goes first.
     if let Some(replacement) = Watch::replacing(watch.id)? {
         unwatch(&replacement, false)?;

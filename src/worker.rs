@@ -22,7 +22,7 @@ use pgrx::shmem::PGRXSharedMemory;
 
 use crate::error::SqlResult;
 use crate::fill::{self, Patience};
-use crate::rights::{Failure, Rights, catch};
+use crate::rights::{Failure, Rights, catch, stop_clock};
 use crate::settings;
 use crate::watch::{Watch, spi};
 
@@ -32,7 +32,8 @@ const DATABASES: usize = 64;
 const NAP: Duration = Duration::from_secs(5);
 /// Before a worker that has ended is started again.
 const PAUSE: Duration = Duration::from_secs(5);
-/// The longest that a watch rests whose model can't be used.
+/// How long a watch rests whose model can't be used, or whose triggers take too long, and the longest.
+const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(60);
 /// The least time between two messages about the progress.
 const REPORT: Duration = Duration::from_secs(1);
@@ -141,6 +142,7 @@ fn transaction<T>(f: impl FnOnce() -> SqlResult<T>) -> Result<T, Failure> {
         pg_sys::StartTransactionCommand();
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
         let outcome = catch(f);
+        stop_clock();
         match &outcome {
             Ok(_) => {
                 pg_sys::PopActiveSnapshot();
@@ -209,6 +211,7 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
     let mut unseen: Vec<u32> = databases().unwrap_or_default();
     let mut workers: HashMap<u32, (DynamicBackgroundWorker, Instant)> = HashMap::new();
     let mut ended: HashMap<u32, Instant> = HashMap::new();
+    let mut complained = false;
     loop {
         reload();
         workers.retain(|database, (worker, since)| {
@@ -269,13 +272,16 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
             match place.then(|| started.load_dynamic()) {
                 Some(Ok(worker)) => {
                     workers.insert(database, (worker, Instant::now()));
+                    complained = false;
                 }
                 _ => {
                     ended.insert(database, Instant::now());
-                    unseen.retain(|other| *other != database);
-                    pgrx::warning!(
-                        "clip_search: no worker for database {database} could be started: max_worker_processes is too low"
-                    );
+                    if !std::mem::replace(&mut complained, true) {
+                        pgrx::warning!(
+                            "clip_search: no worker for database {database} could be started, trying again: \
+                             max_worker_processes is too low"
+                        );
+                    }
                 }
             }
         }
@@ -472,36 +478,44 @@ impl Worker {
             .map(|watch| watch.id)
             .filter(|id| self.resting.get(id).is_none_or(|(until, _)| *until <= now))
             .collect();
-        let entries = transaction(|| {
+        let claimed = transaction(|| {
             let given_up = fill::give_up(&ready)?;
             if given_up > 0 {
                 pgrx::log!("clip_search: {given_up} rows are given up, see clip_search.failure");
             }
             fill::claim(&ready, settings::worker_batch(), None)
         })?;
-        if entries.is_empty() {
+        let Some((id, entries)) = claimed else {
             self.tell(&watches, true)?;
             return self.next(&ready).map(Some);
-        }
-        let activity =
-            std::ffi::CString::new(format!("clip_search: embedding {} rows", entries.len())).unwrap_or_default();
+        };
+        let name = watches.iter().find(|watch| watch.id == id).map_or("", Watch::name);
+        let activity = std::ffi::CString::new(format!("clip_search: embedding {} rows of {name}", entries.len()))
+            .unwrap_or_default();
         // SAFETY: the text is copied.
         unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, activity.as_ptr()) };
-        let outcome = transaction(|| fill::work(&entries, Patience::Some))?;
-        for (id, failure) in outcome.stuck {
-            let rest = self.resting.get(&id).map_or(Duration::from_secs(1), |(_, rest)| (*rest * 2).min(LONGEST_REST));
-            self.resting.insert(id, (Instant::now() + rest, rest));
-            let name = watches.iter().find(|watch| watch.id == id).map_or("", Watch::name);
-            pgrx::warning!(
-                "clip_search: rows of {name} can't be embedded, trying again in {} s: {}",
-                rest.as_secs(),
-                failure.message
-            );
-        }
-        for (id, (embedded, failed)) in outcome.done {
-            self.resting.remove(&id);
-            let news = self.news.entry(id).or_default();
-            *news = (news.0 + embedded, news.1 + failed);
+        let outcome = transaction(|| fill::work(&entries, Patience::Some));
+        let failure = match outcome {
+            Ok(mut outcome) => {
+                let done = outcome.done.remove(&id).unwrap_or_default();
+                let news = self.news.entry(id).or_default();
+                *news = (news.0 + done.0, news.1 + done.1);
+                outcome.stuck.remove(&id)
+            }
+            Err(failure) => Some(failure),
+        };
+        match failure {
+            None => drop(self.resting.remove(&id)),
+            Some(failure) => {
+                // Others' rows come first for a while.
+                let rest = self.resting.get(&id).map_or(FIRST_REST, |(_, rest)| (*rest * 2).min(LONGEST_REST));
+                self.resting.insert(id, (Instant::now() + rest, rest));
+                pgrx::warning!(
+                    "clip_search: rows of {name} can't be embedded, trying again in {} s: {}",
+                    rest.as_secs(),
+                    failure.message
+                );
+            }
         }
         self.tell(&watches, false)?;
         Ok(Some(Duration::ZERO))

@@ -230,6 +230,57 @@ def test_odd_names_keys_and_row_security(database: support.Database, db: psycopg
         assert value(mine, "SELECT count(*) FROM clip_search.collection") == 0
 
 
+def test_nobody_elses_functions_are_run(database: support.Database, db: psycopg.Connection, plain_role: str) -> None:
+    """Operators, functions and temporary tables of the caller's that are called like PostgreSQL's or the extension's:
+    whatever runs with more rights than the caller's takes none of them, and nothing else is put off its way."""
+    role = sql.Identifier(plain_role)
+    with database.connect(user=plain_role) as mine:
+        mine.execute("SET client_min_messages = warning")
+        mine.execute(sql.SQL("SET search_path = {}, pg_catalog, public").format(role))
+        for kind in ("text, text", "bigint, bigint", "int, int", "oid, oid", "text[], text[]", "timestamptz, timestamptz", "name, name", "bytea, bytea"):
+            mine.execute(f"CREATE FUNCTION trap({kind}) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'trapped as %', current_user; END $$")
+            left, right = kind.split(", ")
+            for operator in ("=", "<>", "<=", ">", ">=", "+"):
+                if operator == "+" and left not in ("int", "bigint"):
+                    continue
+                mine.execute(f"CREATE OPERATOR {operator} (FUNCTION = trap, LEFTARG = {left}, RIGHTARG = {right})")
+        for name, arguments in (("now", ""), ("clock_timestamp", ""), ("format", "text"), ("pg_has_role", "oid, text"), ("unnest", "text[]"), ("count", "bigint")):
+            mine.execute(f"CREATE FUNCTION {name}({arguments}) RETURNS timestamptz LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'trapped as %', current_user; END $$")
+        for table in ("watch_setting", "watch_queue", "watch_failure", "watch_live", "pg_class", "pg_trigger", "cluster_sum", "collection_setting"):
+            mine.execute(f"CREATE TEMPORARY TABLE {table} (id bigint)")
+        assert sqlstate(mine, "SELECT 1 = 1")[1].startswith("trapped")  # the traps do work
+        mine.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
+        mine.execute("INSERT INTO note VALUES (0, 'a cat'), (-1, '')")
+        mine.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', on_error => 'skip', collection => 'trapped')")
+        mine.execute("CALL clip_backfill('note')")
+        mine.execute("INSERT INTO note VALUES (1, 'a cat'), (2, 'a dog'), (3, '')")
+        mine.execute("INSERT INTO note VALUES (1, 'a dog') ON CONFLICT (id) DO UPDATE SET body = excluded.body")
+        mine.execute("SELECT clip_retry('note')")
+        mine.execute("UPDATE note SET body = 'x' || body")
+        mine.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', mode => 'queued')")
+        mine.execute("UPDATE note SET body = 'y' || body")
+        mine.execute("CALL clip_backfill('note')")
+        mine.execute("SELECT * FROM clip_search.watch, clip_search.failure, clip_search.pending")
+        mine.execute("DELETE FROM note")
+        mine.execute("INSERT INTO note VALUES (10, 'a cat')")
+        mine.execute("CALL clip_backfill('note')")
+        check(db, f"{plain_role}.note", collection="trapped")
+        mine.execute("SELECT clip_unwatch('note')")
+        # Others' collections, and tables that are not one's own.
+        db.execute("SELECT clip_assign_cluster(clip_embed_text('a cat'), 'theirs')")
+        state, text = sqlstate(mine, "SELECT clip_watch('note', 'body', collection => 'theirs', cluster => 'c')")
+        assert state == "42501" and "theirs" in text
+        db.execute("CREATE TABLE public.theirs (id int PRIMARY KEY, body text)")
+        db.execute(f"GRANT ALL ON public.theirs TO {plain_role}")
+        state, text = sqlstate(mine, "SELECT clip_watch('public.theirs', 'body')")
+        assert state == "42501" and "must be owner" in text
+        db.execute("DROP TABLE public.theirs")
+        db.execute(f"ALTER TABLE {plain_role}.note FORCE ROW LEVEL SECURITY, ENABLE ROW LEVEL SECURITY")
+        state, text = sqlstate(mine, "SELECT clip_watch('note', 'body', mode => 'queued')")
+        assert state == "55000" and "policies" in text
+        mine.execute("SELECT clip_watch('note', 'body')")
+
+
 def test_image_and_text_are_averaged(db: psycopg.Connection) -> None:
     db.execute("CREATE TABLE photo (id int PRIMARY KEY, data bytea, caption varchar(100))")
     db.execute("SELECT clip_watch('photo', 'data', text_source => 'caption', text_weight => 0.25)")

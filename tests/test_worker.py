@@ -172,6 +172,30 @@ def test_poison_rows_back_off_and_are_listed(preloaded: Server, db: psycopg.Conn
     db.execute("DROP FUNCTION fail CASCADE")
 
 
+def test_a_table_whose_triggers_take_forever_is_put_off(db: psycopg.Connection) -> None:
+    """Its rows wait, others' do not, and in the end they are listed."""
+    db.execute("ALTER SYSTEM SET clip_search.worker_timeout = '300ms'")
+    db.execute("ALTER SYSTEM SET clip_search.worker_attempts = 2")
+    db.execute("SELECT pg_reload_conf()")
+    db.execute("CREATE TABLE photo (id int PRIMARY KEY, body text)")
+    db.execute("SELECT clip_watch('photo', 'body', mode => 'queued')")
+    db.execute("CREATE FUNCTION forever() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN LOOP END LOOP; END $$")
+    db.execute("CREATE TRIGGER forever BEFORE UPDATE ON photo FOR EACH ROW WHEN (old.id > 5) EXECUTE FUNCTION forever()")
+    db.execute("INSERT INTO photo SELECT n, 'text ' || n FROM generate_series(1, 7) n")
+    notes(db)
+    db.execute("INSERT INTO note SELECT n, 'text ' || n FROM generate_series(1, 50) n")
+    until(lambda: value(db, "SELECT count(*) FROM note WHERE embedding IS NOT NULL") == 50)
+    check(db)
+    until(lambda: drained(db))
+    assert value(db, "SELECT count(*) FROM photo WHERE embedding IS NOT NULL") == 5
+    listed = db.execute("SELECT key, sqlstate, message FROM clip_search.failure ORDER BY key").fetchall()
+    assert listed == [([n], "57P02", "embedding this row was begun 2 times and never ended") for n in ("6", "7")]
+    for name in ("timeout", "attempts"):
+        db.execute(f"ALTER SYSTEM RESET clip_search.worker_{name}")
+    db.execute("SELECT pg_reload_conf()")
+    db.execute("DROP FUNCTION forever CASCADE")
+
+
 def test_a_model_that_is_not_there_is_waited_for(preloaded: Server, db: psycopg.Connection) -> None:
     """It is no fault of the rows: they stay queued, and other tables go on."""
     models = preloaded.folder / "models"
