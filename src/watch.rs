@@ -586,7 +586,7 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
                     )),
             );
         }
-    } else if wanted.replaces.is_none() && fill::any_missing(&watch)? {
+    } else if wanted.replaces.is_none() && !table.forces_policies && fill::any_missing(&watch)? {
         pgrx::notice!(
             "rows of {} that are there already have no embedding yet: CALL clip_backfill({});",
             table.name,
