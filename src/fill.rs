@@ -469,6 +469,14 @@ fn lock_entries(ids: &[i64]) -> SqlResult<Vec<(i64, Vec<Entry>)>> {
     })
 }
 
+/// Deletes a watch's entries, but for those that another session has: it will find that there is nothing to do. Waiting
+/// for it, with a lock on the table that it waits for, would be a deadlock.
+pub fn forget_all(client: &mut SpiClient<'_>, watch: i64) -> SqlResult<()> {
+    let query = "DELETE FROM clip_search.watch_queue WHERE id IN \
+         (SELECT q.id FROM clip_search.watch_queue q WHERE q.watch = $1 FOR UPDATE SKIP LOCKED)";
+    client.update(query, None, &[watch.into()]).map(drop).map_err(spi)
+}
+
 fn forget_entries(ids: &[i64]) -> SqlResult<()> {
     if ids.is_empty() {
         return Ok(());
@@ -479,9 +487,11 @@ fn forget_entries(ids: &[i64]) -> SqlResult<()> {
     })
 }
 
+/// One that a writer is just taking off the list is left to it.
 fn forget_failure(watch: i64, key: &str) -> SqlResult<()> {
     own(|client| {
-        let query = "DELETE FROM clip_search.watch_failure WHERE watch = $1 AND key = $2::text[]";
+        let query = "DELETE FROM clip_search.watch_failure WHERE (watch, key) IN (SELECT f.watch, f.key FROM clip_search.watch_failure f \
+             WHERE f.watch = $1 AND f.key = $2::text[] FOR UPDATE SKIP LOCKED)";
         client.update(query, None, &[watch.into(), key.into()]).map(drop).map_err(spi)
     })
 }
@@ -510,14 +520,21 @@ fn note(watch: &Watch, entry: &Entry, failure: Failure, patience: Patience, outc
             client.update(query, None, &arguments).map(drop).map_err(spi)
         });
     }
-    outcome.of(watch).1 += 1;
-    add_failure(watch.id, &entry.key, &failure, i64::from(entry.attempts.max(1)))?;
-    forget_entries(&[entry.id])
+    match attempt(|| add_failure(watch.id, &entry.key, &failure, i64::from(entry.attempts.max(1)))) {
+        Ok(()) => {
+            outcome.of(watch).1 += 1;
+            forget_entries(&[entry.id])
+        }
+        // A writer is at the row; what it leaves is seen to after it.
+        Err(passing) if passing.is_passing() => put_back(&[entry.id], 1000),
+        Err(failure) => Err(failure.into_report()),
+    }
 }
 
 /// Lists a row as failed.
 pub fn add_failure(watch: i64, key: &str, failure: &Failure, attempts: i64) -> SqlResult<()> {
-    own(|client| {
+    let _rights = Rights::of_extension_in_a_hurry();
+    Spi::connect_mut(|client| {
         let query = "INSERT INTO clip_search.watch_failure AS f (watch, key, sqlstate, message, detail, attempts) \
              VALUES ($1, $2::text[], $3, $4, $5, $6) ON CONFLICT (watch, key) DO UPDATE SET failed_at = pg_catalog.now(), \
                  sqlstate = excluded.sqlstate, message = excluded.message, detail = excluded.detail, attempts = f.attempts + excluded.attempts";

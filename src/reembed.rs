@@ -203,16 +203,23 @@ fn finish(watch: &Watch, next: &Watch) -> SqlResult<bool> {
     }
     // From here on nobody writes. What has come since the last look is few, or too much to keep everybody waiting.
     fill::enqueue_missing(next)?;
-    let left = own(|client| {
-        let query = "SELECT id FROM clip_search.watch_queue WHERE watch = $1 LIMIT $2";
-        let rows = client.update(query, None, &[next.id.into(), (LAST_ROWS as i64 + 1).into()]).map_err(spi)?;
-        rows.map(|row| Ok(get(&row, 1)?.unwrap_or_default())).collect::<SqlResult<Vec<i64>>>()
-    })?;
-    if left.len() > LAST_ROWS {
+    let left = || {
+        own(|client| {
+            let query = "SELECT id FROM clip_search.watch_queue WHERE watch = $1 LIMIT $2";
+            let rows = client.update(query, None, &[next.id.into(), (LAST_ROWS as i64 + 1).into()]).map_err(spi)?;
+            rows.map(|row| Ok(get(&row, 1)?.unwrap_or_default())).collect::<SqlResult<Vec<i64>>>()
+        })
+    };
+    let last = left()?;
+    if last.len() > LAST_ROWS {
         return Ok(false);
     }
-    if let Some(failure) = fill::work(&left, Patience::None)?.stuck.into_values().next() {
+    if let Some(failure) = fill::work(&last, Patience::None)?.stuck.into_values().next() {
         return Err(failure.into_report());
+    }
+    // The worker has some, and waits for the table.
+    if !left()?.is_empty() {
+        return Ok(false);
     }
     check_dependents(watch)?;
 
@@ -271,7 +278,7 @@ fn finish(watch: &Watch, next: &Watch) -> SqlResult<bool> {
         let run = |client: &mut SpiClient<'_>, query: &str| {
             client.update(query, None, &[watch.id.into(), next.id.into()]).map(drop).map_err(spi)
         };
-        run(client, "DELETE FROM clip_search.watch_queue WHERE watch IN ($1, $2)")?;
+        fill::forget_all(client, watch.id)?;
         run(client, "DELETE FROM clip_search.watch_failure WHERE watch = $1 AND $2 > 0")?;
         run(client, "UPDATE clip_search.watch_failure SET watch = $1 WHERE watch = $2")?;
         run(

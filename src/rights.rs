@@ -75,6 +75,14 @@ impl Rights {
         rights
     }
 
+    /// The same for what may have to wait for a writer, who may be waiting for this transaction: it fails before
+    /// PostgreSQL looks for a deadlock (deadlock_timeout, a second), and might end the writer's.
+    pub fn of_extension_in_a_hurry() -> Self {
+        let rights = Self::of_extension();
+        set(c"lock_timeout", c"500ms");
+        rights
+    }
+
     /// The caller's own rights, but its search_path not.
     pub fn of_caller() -> Self {
         // SAFETY: it only writes to the two places.

@@ -671,10 +671,9 @@ fn after_delete(plan: &Plan, old: &Tuple) -> SqlResult<()> {
 fn after_truncate(plan: &Plan) -> SqlResult<()> {
     let rights = Rights::of_extension();
     Spi::connect_mut(|client| {
-        for table in ["watch_queue", "watch_failure"] {
-            let query = format!("DELETE FROM clip_search.{table} WHERE watch = $1");
-            client.update(&query, None, &[plan.watch.id.into()]).map_err(spi)?;
-        }
+        fill::forget_all(client, plan.watch.id)?;
+        let query = "DELETE FROM clip_search.watch_failure WHERE watch = $1";
+        client.update(query, None, &[plan.watch.id.into()]).map_err(spi)?;
         Ok::<_, ErrorReport>(())
     })?;
     if let Some(collection) = &plan.watch.collection {

@@ -314,17 +314,16 @@ fn sources(
     table: &Table,
     source: &str,
     text_source: Option<&str>,
-    queued: bool,
 ) -> SqlResult<(Option<String>, Option<String>)> {
     let mut kinds = Vec::new();
     for name in [Some(source), text_source].into_iter().flatten() {
         let column = table.known_column(client, name)?;
-        if column.generated && !queued {
+        if column.generated {
             return Err(with_sqlstate(
                 PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
                 Error::new(Kind::InvalidInput, format!("column \"{name}\" of {} is generated", table.name))
                     .detail("PostgreSQL computes it after the trigger that would embed it.")
-                    .hint("Watch the columns that it is made of, or use mode => 'queued'."),
+                    .hint("Watch the column that it is made of, or have a trigger of your own make it."),
             ));
         }
         kinds.push(match column.kind {
@@ -452,7 +451,7 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
     let caller = Rights::of_caller();
     let (image, text, key, existing) = Spi::connect_mut(|client| {
         client.update(&format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE", table.name), None, &[]).map_err(spi)?;
-        let (image, text) = sources(client, &table, wanted.source, wanted.text_source, queued)?;
+        let (image, text) = sources(client, &table, wanted.source, wanted.text_source)?;
         Ok::<_, pg_sys::panic::ErrorReport>((image, text, table.key(client)?, existing(client, oid, embedding)?))
     })?;
     // As long as the lock was waited for, another table might have come to have that name.

@@ -30,6 +30,8 @@ use crate::watch::{Watch, spi};
 const DATABASES: usize = 64;
 /// Between two looks at the queue, should a message have been lost.
 const NAP: Duration = Duration::from_secs(5);
+/// Between two looks into all databases: one may have been restored, or copied from another, with rows that are queued.
+const RESCAN: Duration = Duration::from_secs(600);
 /// Before a worker that has ended is started again.
 const PAUSE: Duration = Duration::from_secs(5);
 /// How long a watch rests whose model can't be used, or whose triggers take too long, and the longest.
@@ -212,8 +214,14 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
     let mut workers: HashMap<u32, (DynamicBackgroundWorker, Instant)> = HashMap::new();
     let mut ended: HashMap<u32, Instant> = HashMap::new();
     let mut complained = false;
+    let mut scanned = Instant::now();
     loop {
         reload();
+        if scanned.elapsed() >= RESCAN {
+            scanned = Instant::now();
+            unseen = databases().unwrap_or_default();
+            unseen.retain(|database| !workers.contains_key(database));
+        }
         workers.retain(|database, (worker, since)| {
             let runs = matches!(worker.pid(), Ok(_) | Err(BackgroundWorkerStatus::NotYetStarted));
             if !runs {
@@ -231,8 +239,9 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
             let shared = SHARED.share();
             shared.slots.iter().filter(|slot| slot.database != 0 && slot.wanted).map(|slot| slot.database).collect()
         };
-        // Databases that were there at the start are looked into one after the other.
-        if wanted.is_empty() && workers.is_empty() {
+        // Databases are looked into one after the other.
+        let looking = workers.values().any(|(_, since)| since.elapsed() < PAUSE);
+        if wanted.is_empty() && !looking {
             wanted.extend(unseen.pop());
         }
         let mut soonest = NAP;

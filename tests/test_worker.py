@@ -196,6 +196,61 @@ def test_a_table_whose_triggers_take_forever_is_put_off(db: psycopg.Connection) 
     db.execute("DROP FUNCTION forever CASCADE")
 
 
+def test_writers_never_wait_for_the_worker_for_long(preloaded: Server, db: psycopg.Connection) -> None:
+    """A session alone with the worker: rows that fail and are mended, in any order, renamed, deleted, truncated. It is in
+    no deadlock, and in the end all is as it should be."""
+    db.execute("ALTER SYSTEM SET clip_search.worker_attempts = 1")
+    db.execute("SELECT pg_reload_conf()")
+    notes(db)
+    rng, end, longest = random.Random(3), time.monotonic() + 8, 0.0
+    while time.monotonic() < end:
+        with db.transaction():
+            for _ in range(rng.randrange(1, 12)):
+                start, id = time.monotonic(), rng.randrange(40)
+                what = rng.random()
+                if what < 0.7:
+                    body = "" if rng.random() < 0.4 else f"text number {rng.randrange(30)}"
+                    db.execute("INSERT INTO note VALUES (%s, %s) ON CONFLICT (id) DO UPDATE SET body = excluded.body", (id, body))
+                elif what < 0.8:
+                    db.execute("DELETE FROM note WHERE id = %s", (id,))
+                elif what < 0.98:
+                    db.execute("UPDATE note SET id = %s WHERE id = %s AND NOT EXISTS (SELECT FROM note WHERE id = %s)", (id + 1000, id, id + 1000))
+                else:
+                    db.execute("TRUNCATE note")
+                longest = max(longest, time.monotonic() - start)
+                time.sleep(rng.random() * 0.02)
+    until(lambda: drained(db))
+    failed = {int(key[0]) for (key,) in db.execute("SELECT key FROM clip_search.failure")}
+    assert failed == {id for (id,) in db.execute("SELECT id FROM note WHERE body = ''")}
+    db.execute("DELETE FROM note WHERE body = ''")
+    check(db)
+    assert longest < 5, f"a statement took {longest:.1f} s"
+    db.execute("ALTER SYSTEM RESET clip_search.worker_attempts")
+    db.execute("SELECT pg_reload_conf()")
+
+
+def test_databases_are_looked_into_at_the_start(preloaded: Server) -> None:
+    """Also when the first has a worker that stays."""
+    names = ("one", "two", "three")
+    with preloaded.connect() as db:
+        for name in names:
+            db.execute(f"CREATE DATABASE {name}")
+    for name in names[1:]:
+        with psycopg.connect(host=str(preloaded.folder), user="postgres", dbname=name, autocommit=True) as other:
+            other.execute("SET client_min_messages = warning")
+            other.execute("CREATE EXTENSION clip_search CASCADE")
+            notes(other)
+            other.execute("INSERT INTO note SELECT n, 'text number ' || n FROM generate_series(1, 2000) n")
+    preloaded.stop("fast")
+    preloaded.start()
+    with preloaded.connect() as db:
+        for name in names[1:]:
+            until(lambda: workers(db, name))
+        assert not workers(db, "one")
+        for name in names:
+            db.execute(f"DROP DATABASE {name}")
+
+
 def test_a_model_that_is_not_there_is_waited_for(preloaded: Server, db: psycopg.Connection) -> None:
     """It is no fault of the rows: they stay queued, and other tables go on."""
     models = preloaded.folder / "models"
