@@ -8,15 +8,16 @@ PYTHON ?= python3
 # Stages an installation below another directory, for packagers.
 DESTDIR ?=
 SOAK ?=
+KILLS ?=
 BENCH ?=
 MODEL ?=
 PORT ?=
 STAMPS ?=
-export PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK BENCH MODEL STAMPS PORT
+export PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK KILLS BENCH MODEL STAMPS PORT
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := all
-.PHONY: all help deps build-deps install test demo cluster env stop model fuzz soak bench eval clean
+.PHONY: all help deps build-deps install test demo cluster env stop model fuzz soak soak-kill bench eval clean
 
 all: build-deps
 	@scripts/build.sh
@@ -68,6 +69,9 @@ fuzz: install
 
 soak: cluster
 	@SOAK=$(or $(SOAK),20) K="storm or memory" scripts/test.sh
+
+soak-kill: cluster
+	@KILLS=$(or $(KILLS),200) K=test_kill scripts/test.sh
 
 bench: cluster
 	@scripts/bench.sh

@@ -22,6 +22,7 @@ Less often:
   make eval         how well a model finds, on 310 labelled photographs (MODEL=name or directory)
   make browser-test what people look at, in a real browser: screenshots, axe-core (installs Chromium if there is none)
   make feasibility  the study in examples/feasibility: CLIP in SQL beside Python, in one run
+  make soak-kill    the server and its worker killed two hundred times while rows are written (KILLS=n for n)
   make soak         sessions that group against each other, for twenty seeds (SOAK=n for n)
 
 Settings:

@@ -20,7 +20,7 @@ use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
 use crate::engine;
-use crate::error::{SqlResult, report, with_sqlstate};
+use crate::error::{SqlResult, report, warn, with_sqlstate};
 use crate::settings;
 use crate::statements;
 use crate::store::{self, Condition, Index, Row, Sees, Store, sees_the_latest};
@@ -72,7 +72,7 @@ fn clip_assign_cluster_in(embedding: Vector, collection: &str) -> SqlResult<i64>
 #[pg_extern(volatile, strict, parallel_unsafe, security_definer, cost = 5000)]
 #[search_path(pg_catalog, pg_temp)]
 fn clip_leave_cluster(cluster: i64, embedding: Vector) -> SqlResult<bool> {
-    leave(cluster, embedding)
+    leave(cluster, embedding, None)
 }
 
 /// What is settled about a collection: by [`clip_create_collection`](crate::collection), else by its first cluster.
@@ -153,7 +153,7 @@ pub fn check_name(collection: &str) -> SqlResult<()> {
     }
 }
 
-fn assign(embedding: Vector, collection: &str) -> SqlResult<i64> {
+pub fn assign(embedding: Vector, collection: &str) -> SqlResult<i64> {
     let store = Store::open(c"clip_assign_cluster()");
     let model = engine::model_of(&embedding.0);
     let Vector(mut member) = embedding;
@@ -237,13 +237,22 @@ fn join(client: &mut SpiClient<'_>, collection: &Collection, cluster: &Cluster, 
 }
 
 /// Takes a member out of a cluster; false if there is no such cluster, as after its collection was dropped.
-fn leave(id: i64, embedding: Vector) -> SqlResult<bool> {
+///
+/// With `only` a cluster of another collection is let alone, and a vector that is no member is a warning: what somebody
+/// has written into a row by hand must not keep the row from being deleted.
+pub fn leave(id: i64, embedding: Vector, only: Option<&str>) -> SqlResult<bool> {
     let store = Store::open(c"clip_leave_cluster()");
     let Vector(mut member) = embedding;
     normalise(&mut member).map_err(report)?;
     let Some(name) = collection_of(&store, id) else { return Ok(false) };
+    if only.is_some_and(|only| only != name) {
+        return Ok(false);
+    }
     store.hold(&name);
     let collection = Collection::find(&store, &name)?;
+    if only.is_some() && collection.dimensions.is_some_and(|known| known as usize != member.len()) {
+        return Ok(false);
+    }
     collection.check(member.len(), None)?;
     Spi::connect_mut(|client| {
         let search = Search::new(&store, &collection, &member);
@@ -251,14 +260,20 @@ fn leave(id: i64, embedding: Vector) -> SqlResult<bool> {
             let _latch = store.latch(&name, false);
             let Some(cluster) = search.look_up(id).filter(Cluster::alive) else { return Ok(false) };
             if !cluster.sum.may_hold(&member) {
-                return Err(report(
-                    Error::new(Kind::InvalidInput, format!("the vector is not a member of cluster {id}"))
-                        .detail(format!(
-                            "The cluster has size {}; its members can't add up to its centroid with this vector among them.",
-                            cluster.sum.size
-                        ))
-                        .hint("Give the vector that was assigned, as it was then."),
-                ));
+                let error = Error::new(Kind::InvalidInput, format!("the vector is not a member of cluster {id}"))
+                    .detail(format!(
+                        "The cluster has size {}; its members can't add up to its centroid with this vector among them.",
+                        cluster.sum.size
+                    ));
+                return match only {
+                    None => Err(report(error.hint("Give the vector that was assigned, as it was then."))),
+                    Some(_) => {
+                        warn(error.hint(
+                            "The embedding or the cluster was written by hand; clip_recluster counts the members anew.",
+                        ));
+                        Ok(false)
+                    }
+                };
             }
             statements::change(client, &name, id, -1, &member.iter().map(|v| -v).collect::<Vec<_>>())?;
             cluster.sum.size - 1

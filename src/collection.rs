@@ -119,19 +119,22 @@ fn clip_drop_collection(collection: &str) -> SqlResult<()> {
     let store = Store::open(c"clip_drop_collection()");
     check_name(collection)?;
     store.take(collection, true);
-    Spi::connect_mut(|client| {
-        let mut gone = 0;
-        for (table, column) in [
-            ("collection_setting", "name"),
-            ("cluster_sum", "collection"),
-            ("cluster_change", "collection"),
-            ("cluster_code", "collection"),
-        ] {
-            let delete = format!("DELETE FROM clip_search.{table} WHERE {column} = $1");
-            gone += client.update(&delete, None, &[collection.into()]).map_err(spi)?.len();
-        }
-        if gone == 0 { Err(unknown(collection)) } else { Ok(()) }
-    })
+    Spi::connect_mut(|client| if drop_rows(client, collection)? == 0 { Err(unknown(collection)) } else { Ok(()) })
+}
+
+/// Deletes what there is of a collection; returns how many rows that were.
+pub fn drop_rows(client: &mut SpiClient<'_>, collection: &str) -> SqlResult<usize> {
+    let mut gone = 0;
+    for (table, column) in [
+        ("collection_setting", "name"),
+        ("cluster_sum", "collection"),
+        ("cluster_change", "collection"),
+        ("cluster_code", "collection"),
+    ] {
+        let delete = format!("DELETE FROM clip_search.{table} WHERE {column} = $1");
+        gone += client.update(&delete, None, &[collection.into()]).map_err(spi)?.len();
+    }
+    Ok(gone)
 }
 
 fn unknown(collection: &str) -> ErrorReport {
@@ -420,7 +423,7 @@ fn duplicates(rows: &recluster::Rows, threshold: f64) -> SqlResult<Vec<(usize, u
 }
 
 /// The quoted name of the schema that the functions are in.
-fn own_schema(client: &mut SpiClient<'_>) -> SqlResult<String> {
+pub fn own_schema(client: &mut SpiClient<'_>) -> SqlResult<String> {
     let query = "SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_extension e \
          JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace WHERE e.extname OPERATOR(pg_catalog.=) 'clip_search'";
     let schema = client.update(query, Some(1), &[]).map_err(spi)?.first().get::<String>(1).map_err(spi)?;

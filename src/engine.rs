@@ -27,6 +27,8 @@ const MEMO_TEXT_BYTES: usize = 2048;
 /// Sets of labels whose vectors are remembered, per model, to classify row after row; a set of 10,000 is 20 MB.
 const MEMO_SETS: usize = 4;
 const MEMO_SET_LABELS: usize = 10_000;
+/// An image of one white pixel, for finding out how long a model's vectors are.
+const PIXEL: &[u8] = b"GIF89a\x01\0\x01\0\x80\0\0\xff\xff\xff\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;";
 
 /// Vectors whose model is remembered, so that clusters can refuse those of another: a trigger assigns what it has
 /// just embedded. 8 bytes each, and the name.
@@ -100,7 +102,7 @@ fn with_model<T>(
     spec: &str,
     count: usize,
     f: impl FnOnce(&mut Loaded) -> (clip::Result<T>, Vec<usize>),
-) -> SqlResult<T> {
+) -> clip::Result<T> {
     let key = Key::new(spec, settings::threads());
     let (result, warnings, notes, figures) = MODELS.with(|models| {
         let mut models = models.borrow_mut();
@@ -109,14 +111,14 @@ fn with_model<T>(
                 let loaded = &mut models[index];
                 if loaded.failed && !loaded.embedder.image_loaded() && !loaded.embedder.text_loaded() {
                     // Nothing of it is in use, so all goes, a graph that both towers share included.
-                    *loaded = Loaded::new(key).map_err(report)?;
+                    *loaded = Loaded::new(key)?;
                 } else if loaded.failed {
-                    loaded.embedder.model = Model::find(&key.search, spec).map_err(report)?;
+                    loaded.embedder.model = Model::find(&key.search, spec)?;
                 }
                 index
             }
             None => {
-                let loaded = Loaded::new(key).map_err(report)?;
+                let loaded = Loaded::new(key)?;
                 // A model of the same name under other settings makes room: two copies would double the memory.
                 models.retain(|loaded| loaded.key.spec != spec);
                 models.push(loaded);
@@ -135,13 +137,13 @@ fn with_model<T>(
             error
         };
         let warnings: Vec<Error> = loaded.embedder.take_warnings().into_iter().map(place).collect();
-        SqlResult::Ok((result.map_err(place), warnings, loaded.embedder.take_notes(), figures))
+        clip::Result::Ok((result.map_err(place), warnings, loaded.embedder.take_notes(), figures))
     })?;
     stats::record(spec, &figures);
     notes.into_iter().for_each(|note| pgrx::log!("clip_search: {note}"));
     // Raised only now that nothing is borrowed, since a WARNING can run a hook.
     warnings.into_iter().for_each(warn);
-    result.map_err(report)
+    result
 }
 
 fn hash(vector: &[f32]) -> u64 {
@@ -206,6 +208,11 @@ pub fn pulse() {
 
 /// Embeds the image files that are not NULL with the named model, each into its own place. All or an error.
 pub fn embed_images(spec: &str, files: &[Option<&[u8]>]) -> SqlResult<Vec<Option<Vector>>> {
+    try_images(spec, files).map_err(report)
+}
+
+/// The same, with the error as the engine has it.
+pub fn try_images(spec: &str, files: &[Option<&[u8]>]) -> clip::Result<Vec<Option<Vector>>> {
     let limits = settings::limits();
     let vectors = with_model(spec, files.len(), |loaded| {
         let (places, present): (Vec<usize>, Vec<&[u8]>) =
@@ -226,6 +233,11 @@ pub fn embed_images(spec: &str, files: &[Option<&[u8]>]) -> SqlResult<Vec<Option
 
 /// Embeds the texts that are not NULL with the named model, each into its own place. All or an error.
 pub fn embed_texts(spec: &str, texts: &[Option<&str>]) -> SqlResult<Vec<Option<Vector>>> {
+    try_texts(spec, texts).map_err(report)
+}
+
+/// The same, with the error as the engine has it.
+pub fn try_texts(spec: &str, texts: &[Option<&str>]) -> clip::Result<Vec<Option<Vector>>> {
     let truncate = settings::truncate_text();
     let vectors = with_model(spec, texts.len(), |loaded| {
         let (result, places) = loaded.texts(texts, truncate);
@@ -320,6 +332,14 @@ pub fn embed_labels(spec: &str, labels: &[&str], templates: &[&str]) -> SqlResul
         let (result, places) = loaded.labels(labels, templates, truncate);
         (result.map(|labels| (labels, logits)), places)
     })
+    .map_err(report)
+}
+
+/// How long the vectors of a model are that it makes of images, or of texts. It is tried, so a model that can't is an
+/// error.
+pub fn dimensions(spec: &str, images: bool) -> SqlResult<usize> {
+    let made = if images { embed_images(spec, &[Some(PIXEL)])? } else { embed_texts(spec, &[Some("a photo")])? };
+    Ok(made.into_iter().flatten().map(|vector| vector.0.len()).sum())
 }
 
 /// Loads both towers of each model, for this process and those that it forks. Returns what there is to remark.

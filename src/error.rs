@@ -8,7 +8,7 @@ use pgrx::prelude::*;
 pub type SqlResult<T> = Result<T, ErrorReport>;
 
 /// The SQLSTATE for a kind of error. Class XX is for our own defects only.
-fn sqlstate(kind: Kind) -> PgSqlErrorCode {
+pub fn sqlstate(kind: Kind) -> PgSqlErrorCode {
     match kind {
         Kind::InvalidInput => PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
         Kind::Unsupported => PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,

@@ -123,6 +123,8 @@ fn clip_recluster(
             ));
         }
     };
+    // What this transaction has assigned and then not written is no member.
+    crate::trigger::settle()?;
     let store = Store::open(c"clip_recluster()");
     let changes = Spi::connect_mut(|client| {
         let members = Members::known(client, collection)?;

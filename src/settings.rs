@@ -22,6 +22,10 @@ static CLUSTER_THRESHOLD: GucSetting<f64> = GucSetting::<f64>::new(0.82);
 static ALLOW_TRUNCATED_IMAGES: GucSetting<bool> = GucSetting::<bool>::new(false);
 static EXACT_JPEG: GucSetting<bool> = GucSetting::<bool>::new(false);
 static TRUNCATE_TEXT: GucSetting<bool> = GucSetting::<bool>::new(true);
+static WORKER_BATCH: GucSetting<i32> = GucSetting::<i32>::new(16);
+static WORKER_ATTEMPTS: GucSetting<i32> = GucSetting::<i32>::new(5);
+static WORKER_RETRY_DELAY: GucSetting<i32> = GucSetting::<i32>::new(1000);
+static WORKER_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60_000);
 
 /// Defines them; called once a process.
 pub fn register() {
@@ -139,6 +143,46 @@ pub fn register() {
         GucContext::Userset,
         GucFlags::default(),
     );
+    GucRegistry::define_int_guc(
+        c"clip_search.worker_batch",
+        c"Rows that the background worker embeds in one transaction.",
+        c"Their files are in memory together, up to 64 MB. A transaction that fails is repeated row by row.",
+        &WORKER_BATCH,
+        1,
+        1024,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"clip_search.worker_attempts",
+        c"Attempts at a row before the background worker gives it up and lists it in clip_search.failure.",
+        c"An attempt that ended with the server counts, so that a row that brings it down does so this often at most.",
+        &WORKER_ATTEMPTS,
+        1,
+        100,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"clip_search.worker_retry_delay",
+        c"How long the background worker lets a row rest that has failed.",
+        c"It doubles with each attempt, up to an hour.",
+        &WORKER_RETRY_DELAY,
+        10,
+        3_600_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"clip_search.worker_timeout",
+        c"How long a table's own triggers may take when the background worker writes a row.",
+        c"A table whose triggers take longer makes the rows of others wait, so it is put off.",
+        &WORKER_TIMEOUT,
+        100,
+        3_600_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
     // SAFETY: PostgreSQL copies the name; called in _PG_init after every setting is defined.
     #[allow(unsafe_code)]
     #[cfg(not(feature = "pg14"))]
@@ -232,6 +276,24 @@ pub fn limits() -> Limits {
 
 pub fn cluster_threshold() -> f64 {
     CLUSTER_THRESHOLD.get()
+}
+
+pub fn worker_batch() -> i64 {
+    i64::from(WORKER_BATCH.get())
+}
+
+pub fn worker_attempts() -> i32 {
+    WORKER_ATTEMPTS.get()
+}
+
+/// The first delay, in milliseconds.
+pub fn worker_retry_delay() -> i32 {
+    WORKER_RETRY_DELAY.get()
+}
+
+/// In milliseconds.
+pub fn worker_timeout() -> i32 {
+    WORKER_TIMEOUT.get()
 }
 
 pub fn truncate_text() -> bool {

@@ -84,7 +84,7 @@ thread_local! {
 }
 
 /// Runs a statement, planned once, on a snapshot of its own.
-fn run<'conn>(
+pub fn run<'conn>(
     client: &mut SpiClient<'conn>,
     query: &'static str,
     arguments: &[DatumWithOid<'_>],

@@ -16,7 +16,8 @@ WHERE refclassid = 'pg_extension'::regclass AND deptype = 'e'
   AND obj_description(objid, (SELECT relname FROM pg_class WHERE oid = classid)) IS NULL;
 SELECT attrelid::regclass, attname AS without_comment
 FROM pg_attribute
-WHERE attrelid IN ('clip_search.cluster'::regclass, 'clip_search.collection'::regclass) AND attnum > 0
+WHERE attrelid IN ('clip_search.cluster'::regclass, 'clip_search.collection'::regclass, 'clip_search.watch'::regclass,
+                   'clip_search.pending'::regclass, 'clip_search.failure'::regclass) AND attnum > 0
   AND col_description(attrelid, attnum) IS NULL;
 
 -- Settings, which a session knows once it has called a function of the extension.

@@ -1,0 +1,263 @@
+-- Columns that are kept true: what is watched, what is still to be embedded, and what could not be.
+
+CREATE SEQUENCE clip_search.watch_id_seq;
+
+CREATE TABLE clip_search.watch_setting (
+    id               bigint PRIMARY KEY DEFAULT nextval('clip_search.watch_id_seq'),
+    relation         regclass NOT NULL,
+    image            name,
+    text             name,
+    text_weight      double precision NOT NULL CHECK (text_weight > 0 AND text_weight < 1),
+    embedding        name NOT NULL,
+    cluster          name,
+    model            text NOT NULL,
+    collection       text COLLATE "C",
+    queued           boolean NOT NULL,
+    skip             boolean NOT NULL,
+    key              name[] NOT NULL,
+    replaces         bigint,
+    added_columns    name[] NOT NULL,
+    added_index      name,
+    added_collection boolean NOT NULL,
+    created_at       timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT watch_setting_column_key UNIQUE (relation, embedding),
+    CHECK (image IS NOT NULL OR text IS NOT NULL),
+    CHECK ((cluster IS NULL) = (collection IS NULL))
+);
+
+-- Entries are only ever added by writers, so nobody waits here; there may be several for a row. Half of what is written
+-- is dead soon after.
+CREATE SEQUENCE clip_search.watch_queue_id_seq;
+CREATE TABLE clip_search.watch_queue (
+    id        bigint PRIMARY KEY DEFAULT nextval('clip_search.watch_queue_id_seq'),
+    watch     bigint NOT NULL,
+    key       text[] COLLATE "C" NOT NULL,
+    attempts  integer NOT NULL DEFAULT 0,
+    due       timestamptz NOT NULL DEFAULT now(),
+    sqlstate  text,
+    message   text,
+    queued_at timestamptz NOT NULL DEFAULT now()
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+CREATE INDEX watch_queue_due_idx ON clip_search.watch_queue (due, id);
+CREATE INDEX watch_queue_tried_idx ON clip_search.watch_queue (attempts) WHERE attempts > 0;
+CREATE INDEX watch_queue_watch_idx ON clip_search.watch_queue (watch, key);
+
+CREATE TABLE clip_search.watch_failure (
+    watch     bigint NOT NULL,
+    key       text[] COLLATE "C" NOT NULL,
+    failed_at timestamptz NOT NULL DEFAULT now(),
+    sqlstate  text NOT NULL,
+    message   text NOT NULL,
+    detail    text,
+    attempts  bigint NOT NULL DEFAULT 1,
+    PRIMARY KEY (watch, key)
+);
+
+-- By their number in the trigger's argument. Not strict, since triggers have no arguments of that kind.
+CREATE FUNCTION clip_watch_row() RETURNS trigger LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'clip_watch_row';
+
+-- Those whose triggers are in place: not so in the middle of a restore, or when somebody has dropped them.
+CREATE VIEW clip_search.watch_live AS
+SELECT w.id, w.relation
+FROM clip_search.watch_setting w
+WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger t
+              WHERE t.tgrelid = w.relation::oid AND NOT t.tgisinternal AND t.tgfoid = '@extschema@.clip_watch_row()'::regprocedure::oid
+                AND t.tgenabled <> 'D' AND t.tgargs = convert_to(w.id::text, 'UTF8') || '\x00');
+
+-- With the caller's rights, so it tells nobody how many rows a table has who may not count them.
+CREATE FUNCTION clip_search.watch_progress(relation regclass, image name, text name, embedding name, cluster name,
+                                           OUT rows bigint, OUT embedded bigint, OUT open bigint)
+LANGUAGE plpgsql STABLE PARALLEL SAFE COST 100000 SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    source text;
+    target text;
+BEGIN
+    IF NOT has_table_privilege(relation, 'SELECT') THEN
+        RETURN;
+    END IF;
+    SELECT format('%s%I.%I', CASE WHEN c.relkind = 'p' THEN '' ELSE 'ONLY ' END, n.nspname, c.relname) INTO target
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = watch_progress.relation;
+    SELECT string_agg(format('%I IS NOT NULL', s.name), ' OR ') INTO source FROM unnest(ARRAY[image, text]) AS s (name) WHERE s.name IS NOT NULL;
+    EXECUTE format('SELECT count(*), count(%1$I), count(*) FILTER (WHERE (%1$I IS NULL%2$s) AND (%3$s)) FROM %4$s', embedding,
+                   CASE WHEN cluster IS NULL THEN '' ELSE format(' OR %I IS NULL', cluster) END, source, target)
+    INTO rows, embedded, open;
+EXCEPTION WHEN undefined_column THEN
+    NULL; -- renamed or dropped: writers are told
+END $$;
+
+CREATE VIEW clip_search.watch AS
+SELECT w.relation, coalesce(w.image, w.text) AS source, CASE WHEN w.image IS NOT NULL THEN w.text END AS text_source,
+       CASE WHEN w.image IS NOT NULL AND w.text IS NOT NULL THEN w.text_weight END AS text_weight,
+       w.embedding, w.cluster, w.model, w.collection,
+       CASE WHEN w.queued THEN 'queued' ELSE 'immediate' END AS mode, CASE WHEN w.skip THEN 'skip' ELSE 'raise' END AS on_error,
+       r.embedding AS replaces, w.id IN (SELECT l.id FROM clip_search.watch_live l) AS active,
+       p.rows, p.embedded, greatest(p.open - f.count, 0) AS pending, f.count AS failed
+FROM clip_search.watch_setting w
+JOIN pg_catalog.pg_class c ON c.oid = w.relation::oid
+LEFT JOIN clip_search.watch_setting r ON r.id = w.replaces
+CROSS JOIN LATERAL (SELECT count(*) FROM clip_search.watch_failure f WHERE f.watch = w.id) AS f
+CROSS JOIN LATERAL clip_search.watch_progress(w.relation, w.image, w.text, w.embedding, w.cluster) AS p
+WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE') OR pg_catalog.has_table_privilege(c.oid, 'SELECT');
+
+-- Keys and messages tell of rows, so they are for those who own the table.
+CREATE VIEW clip_search.pending AS
+SELECT w.relation, w.embedding, q.key, q.queued_at, q.due, q.attempts, q.sqlstate, q.message
+FROM clip_search.watch_queue q
+JOIN clip_search.watch_setting w ON w.id = q.watch
+JOIN pg_catalog.pg_class c ON c.oid = w.relation::oid
+WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE');
+
+CREATE VIEW clip_search.failure AS
+SELECT w.relation, w.embedding, f.key, f.failed_at, f.sqlstate, f.message, f.detail, f.attempts
+FROM clip_search.watch_failure f
+JOIN clip_search.watch_setting w ON w.id = f.watch
+JOIN pg_catalog.pg_class c ON c.oid = w.relation::oid
+WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE');
+
+-- It runs as the caller, who may have any search_path, and can't set one since it commits: so all is qualified.
+CREATE PROCEDURE clip_backfill(relation regclass, batch integer DEFAULT 16, embedding text DEFAULT NULL)
+LANGUAGE plpgsql AS $$
+DECLARE
+    watches  bigint[];
+    lasts    bigint[];
+    entries  bigint[];
+    total    bigint;
+    done     bigint := 0;
+    failed   bigint := 0;
+    now_done bigint;
+    now_failed bigint;
+    in_pass  bigint;
+    after    bigint;
+    began    timestamptz := pg_catalog.clock_timestamp();
+    told     timestamptz := began;
+    seconds  double precision;
+BEGIN
+    SELECT pg_catalog.array_agg(b.watch), pg_catalog.array_agg(b.last), coalesce(pg_catalog.sum(b.queued), 0)
+    INTO watches, lasts, total FROM clip_search.backfill_begin(relation, embedding) AS b;
+    COMMIT;
+    FOR i IN 1..pg_catalog.cardinality(watches) LOOP
+        -- Once more, for what another session had, until nothing is left that can be had.
+        LOOP
+            after := 0;
+            in_pass := 0;
+            LOOP
+                entries := clip_search.backfill_claim(watches[i], after, lasts[i], batch);
+                -- An attempt is on record before it is made.
+                COMMIT;
+                EXIT WHEN pg_catalog.cardinality(entries) OPERATOR(pg_catalog.=) 0;
+                SELECT b.embedded, b.failed INTO now_done, now_failed FROM clip_search.backfill_work(watches[i], entries) AS b;
+                SELECT pg_catalog.max(e.id) INTO after FROM pg_catalog.unnest(entries) AS e (id);
+                done := done OPERATOR(pg_catalog.+) now_done;
+                failed := failed OPERATOR(pg_catalog.+) now_failed;
+                in_pass := in_pass OPERATOR(pg_catalog.+) now_done OPERATOR(pg_catalog.+) now_failed;
+                IF pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>) (told OPERATOR(pg_catalog.+) '5 seconds'::pg_catalog.interval) THEN
+                    told := pg_catalog.clock_timestamp();
+                    seconds := pg_catalog.date_part('epoch', told OPERATOR(pg_catalog.-) began);
+                    RAISE NOTICE 'clip_search: % of % rows, % a second, % s left', done OPERATOR(pg_catalog.+) failed, total,
+                        pg_catalog.round(((done OPERATOR(pg_catalog.+) failed) OPERATOR(pg_catalog./) seconds)::pg_catalog.numeric, 1),
+                        pg_catalog.round((GREATEST(total OPERATOR(pg_catalog.-) done OPERATOR(pg_catalog.-) failed, 0)
+                            OPERATOR(pg_catalog.*) seconds OPERATOR(pg_catalog./) GREATEST(done OPERATOR(pg_catalog.+) failed, 1))::pg_catalog.numeric);
+                    PERFORM pg_catalog.pg_notify('clip_search', pg_catalog.json_build_object('table', relation::pg_catalog.text, 'embedded', done,
+                        'failed', failed, 'queued', GREATEST(total OPERATOR(pg_catalog.-) done OPERATOR(pg_catalog.-) failed, 0))::pg_catalog.text);
+                END IF;
+                COMMIT;
+            END LOOP;
+            EXIT WHEN in_pass OPERATOR(pg_catalog.=) 0;
+        END LOOP;
+    END LOOP;
+    IF failed OPERATOR(pg_catalog.>) 0 THEN
+        RAISE WARNING '% rows could not be embedded', failed USING HINT = 'SELECT * FROM clip_search.failure says why; clip_retry tries them again.';
+    END IF;
+    RAISE NOTICE 'clip_search: % rows embedded in % s', done,
+        pg_catalog.round(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) began)::pg_catalog.numeric, 1);
+END $$;
+
+CREATE PROCEDURE clip_reembed(relation regclass, model text, embedding text DEFAULT NULL, batch integer DEFAULT 16)
+LANGUAGE plpgsql AS $$
+DECLARE
+    next text;
+BEGIN
+    next := clip_search.reembed_begin(relation, model, embedding);
+    COMMIT;
+    LOOP
+        CALL @extschema@.clip_backfill(relation, batch, next);
+        EXIT WHEN clip_search.reembed_finish(relation, next);
+        -- Rows have come meanwhile, more than others should wait for.
+        COMMIT;
+    END LOOP;
+    COMMIT;
+END $$;
+
+SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_setting', '');
+SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_queue_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_queue', '');
+SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_failure', '');
+
+-- The functions check that the caller owns the table.
+GRANT SELECT ON clip_search.watch, clip_search.pending, clip_search.failure TO PUBLIC;
+
+COMMENT ON VIEW clip_search.watch IS 'Columns that clip_watch keeps true, and how far along they are';
+COMMENT ON COLUMN clip_search.watch.relation IS 'The watched table';
+COMMENT ON COLUMN clip_search.watch.source IS 'The column that is embedded: of images (bytea) or texts';
+COMMENT ON COLUMN clip_search.watch.text_source IS 'The column of texts whose vectors are averaged with the images''';
+COMMENT ON COLUMN clip_search.watch.text_weight IS 'Share of the text in that average';
+COMMENT ON COLUMN clip_search.watch.embedding IS 'The column that is kept true';
+COMMENT ON COLUMN clip_search.watch.cluster IS 'The column with the cluster''s id, if rows are grouped';
+COMMENT ON COLUMN clip_search.watch.model IS 'The model that embeds';
+COMMENT ON COLUMN clip_search.watch.collection IS 'The collection that the clusters are of';
+COMMENT ON COLUMN clip_search.watch.mode IS 'immediate: as a row is written; queued: by the background worker';
+COMMENT ON COLUMN clip_search.watch.on_error IS 'raise: the statement fails; skip: the row is stored without an embedding and listed in clip_search.failure';
+COMMENT ON COLUMN clip_search.watch.replaces IS 'The column that clip_reembed will replace by this one';
+COMMENT ON COLUMN clip_search.watch.active IS 'Whether its triggers are in place and enabled';
+COMMENT ON COLUMN clip_search.watch.rows IS 'Rows of the table; NULL for those who may not read it';
+COMMENT ON COLUMN clip_search.watch.embedded IS 'Rows with an embedding';
+COMMENT ON COLUMN clip_search.watch.pending IS 'Rows that have something to embed and are not done yet, those that failed not counted';
+COMMENT ON COLUMN clip_search.watch.failed IS 'Rows that could not be embedded';
+
+COMMENT ON VIEW clip_search.pending IS 'Rows of one''s own tables that are to be embedded: by the background worker, or by clip_backfill';
+COMMENT ON COLUMN clip_search.pending.relation IS 'The watched table';
+COMMENT ON COLUMN clip_search.pending.embedding IS 'Its column';
+COMMENT ON COLUMN clip_search.pending.key IS 'The row''s key';
+COMMENT ON COLUMN clip_search.pending.queued_at IS 'Since when it waits';
+COMMENT ON COLUMN clip_search.pending.due IS 'When it is tried next';
+COMMENT ON COLUMN clip_search.pending.attempts IS 'How often it has been tried';
+COMMENT ON COLUMN clip_search.pending.sqlstate IS 'The last error';
+COMMENT ON COLUMN clip_search.pending.message IS 'The last error';
+
+COMMENT ON VIEW clip_search.failure IS 'Rows of one''s own tables that could not be embedded; clip_retry tries them again';
+COMMENT ON COLUMN clip_search.failure.relation IS 'The watched table';
+COMMENT ON COLUMN clip_search.failure.embedding IS 'Its column';
+COMMENT ON COLUMN clip_search.failure.key IS 'The row''s key';
+COMMENT ON COLUMN clip_search.failure.failed_at IS 'When it failed last';
+COMMENT ON COLUMN clip_search.failure.sqlstate IS 'The error''s SQLSTATE';
+COMMENT ON COLUMN clip_search.failure.message IS 'The error';
+COMMENT ON COLUMN clip_search.failure.detail IS 'The error''s details';
+COMMENT ON COLUMN clip_search.failure.attempts IS 'How often it was tried';
+
+COMMENT ON TABLE clip_search.watch_setting IS 'What clip_watch was told; read it in clip_search.watch';
+COMMENT ON TABLE clip_search.watch_queue IS 'Rows that are to be embedded; read them in clip_search.pending';
+COMMENT ON TABLE clip_search.watch_failure IS 'Rows that could not be embedded; read them in clip_search.failure';
+COMMENT ON VIEW clip_search.watch_live IS 'Watches whose triggers are in place';
+COMMENT ON SEQUENCE clip_search.watch_id_seq IS 'Numbers of watches';
+COMMENT ON SEQUENCE clip_search.watch_queue_id_seq IS 'Numbers of entries of the queue';
+COMMENT ON INDEX clip_search.watch_setting_pkey IS 'Numbers are unique';
+COMMENT ON INDEX clip_search.watch_setting_column_key IS 'A column is watched once';
+COMMENT ON INDEX clip_search.watch_queue_pkey IS 'Numbers are unique';
+COMMENT ON INDEX clip_search.watch_queue_due_idx IS 'What is to be done next';
+COMMENT ON INDEX clip_search.watch_queue_tried_idx IS 'What has been tried before';
+COMMENT ON INDEX clip_search.watch_queue_watch_idx IS 'The entries of a watch, and of a row';
+COMMENT ON INDEX clip_search.watch_failure_pkey IS 'A row is listed once';
+
+COMMENT ON FUNCTION clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean) IS 'Keeps a table''s embedding, and its cluster, true to the image or text in another column';
+COMMENT ON FUNCTION clip_unwatch(regclass, text, boolean) IS 'Undoes clip_watch, with the columns, index and collection that it has added';
+COMMENT ON FUNCTION clip_retry(regclass, text) IS 'Takes rows off clip_search.failure to be embedded again; returns how many';
+COMMENT ON FUNCTION clip_watch_row() IS 'Trigger of watched tables';
+COMMENT ON PROCEDURE clip_backfill(regclass, integer, text) IS 'Embeds the rows of a watched table that have no embedding, a batch a transaction';
+COMMENT ON FUNCTION clip_search.watch_progress(regclass, name, name, name, name) IS 'Counts a watched table''s rows, for clip_search.watch';
+COMMENT ON FUNCTION clip_search.backfill_begin(regclass, text) IS 'A step of clip_backfill: queues what is missing';
+COMMENT ON FUNCTION clip_search.backfill_claim(bigint, bigint, bigint, integer) IS 'A step of clip_backfill: the next entries';
+COMMENT ON FUNCTION clip_search.backfill_work(bigint, bigint[]) IS 'A step of clip_backfill: embeds them';
+COMMENT ON PROCEDURE clip_reembed(regclass, text, text, integer) IS 'Embeds a watched table by another model into a column beside the old one, and swaps the two when it is complete';
+COMMENT ON FUNCTION clip_search.reembed_begin(regclass, text, text) IS 'A step of clip_reembed: the column beside, which is watched, too';
+COMMENT ON FUNCTION clip_search.reembed_finish(regclass, text) IS 'A step of clip_reembed: the swap; false if rows are missing';
