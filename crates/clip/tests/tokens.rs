@@ -124,8 +124,8 @@ fn long_text(kind: &str, unit: &str) {
         let took = start.elapsed().as_secs_f64();
         println!("{}: {megabytes} MB, {kind}: {} ids in {took:.2} s", family.name, tokens.ids.len());
         assert_eq!(tokens.ids, family.ids[position], "{}: {kind}", family.name);
-        // 3 to 8 seconds on one core of a small server; a quadratic algorithm would take days.
-        assert!(took < 20.0, "{}: {kind} took {took} s", family.name);
+        // 3 to 8 seconds on one idle core, minutes on a crowded machine; a quadratic algorithm would take days.
+        assert!(took < 900.0, "{}: {kind} took {took} s", family.name);
     }
 }
 
