@@ -24,7 +24,7 @@ import pytest
 
 import support
 from support import embed_one, value, vector
-from test_preload import Server, bindir, server  # noqa: F401 - bindir is a fixture
+from servers import Server, server
 
 KILLS = int(os.environ.get("KILLS") or 8)
 PATIENCE = 120.0

@@ -19,7 +19,7 @@ import pytest
 from psycopg import sql
 
 import support
-from support import embed_one, in_parallel, sqlstate, value, vector, vector_text
+from support import close, embed_one, in_parallel, sqlstate, value, vector, vector_text
 
 PHOTOS = {name: (support.ROOT / "examples" / "gallery" / "photos" / f"{name}.jpg").read_bytes() for name in ("cat", "rocket", "pagoda")}
 # Each is a cluster of its own (cosines below 0.75).
@@ -49,7 +49,7 @@ def check(db: psycopg.Connection, table: str, columns: str = "body, embedding::t
             continue
         if body not in known:
             known[body] = embed_one(db, "text", body)
-        assert embedding is not None and np.array_equal(vector(embedding), known[body]), body
+        assert embedding is not None and close(vector(embedding), known[body]), body
         members[cluster].append(known[body].astype(np.float64))
     name = collection or table
     found = db.execute("SELECT id, size, centroid::text FROM clip_search.cluster WHERE collection = %s", (name,)).fetchall()
@@ -291,9 +291,9 @@ def test_image_and_text_are_averaged(db: psycopg.Connection) -> None:
     found = {id: vector(v) for id, v in db.execute("SELECT id, embedding::text FROM photo")}
     mean = 0.75 * image.astype(np.float64) + 0.25 * text
     assert np.abs(found[1] - mean / np.linalg.norm(mean)).max() < 1e-6
-    assert np.array_equal(found[2], image) and np.array_equal(found[3], text) and found[4] is None and np.array_equal(found[5], image)
+    assert close(found[2], image) and close(found[3], text) and found[4] is None and close(found[5], image)
     db.execute("UPDATE photo SET caption = NULL WHERE id = 1")
-    assert np.array_equal(vector(value(db, "SELECT embedding::text FROM photo WHERE id = 1")), image)
+    assert close(vector(value(db, "SELECT embedding::text FROM photo WHERE id = 1")), image)
 
 
 def test_errors_are_raised_or_skipped(db: psycopg.Connection) -> None:
@@ -476,7 +476,7 @@ def test_reembed_swaps_when_it_is_complete(database: support.Database, db: psyco
     check(db, "note WHERE id < 1000", collection="note")
     shadow = value(db, "SELECT embedding FROM clip_search.watch WHERE replaces IS NOT NULL")
     for id, body, embedding in db.execute(f"SELECT id, body, {shadow}::text FROM note WHERE {shadow} IS NOT NULL").fetchall():
-        assert np.array_equal(vector(embedding), embed_one(db, "text", body, "clip-mini")), id
+        assert close(vector(embedding), embed_one(db, "text", body, "clip-mini")), id
     state, text = sqlstate(db, "CALL clip_reembed('note', 'photo-mini:none')")
     assert state == "55000" and "clip_unwatch" in text
 
@@ -513,7 +513,7 @@ def test_reembed_swaps_when_it_is_complete(database: support.Database, db: psyco
     dimensions = value(db, "SELECT vector_dims(clip_embed_text('x', 'clip-mini'))")
     assert seen <= {512, dimensions} and 512 in seen and written > 0
     for id, body, embedding in db.execute("SELECT id, body, embedding::text FROM note WHERE body <> ''").fetchall():
-        assert embedding is not None and np.array_equal(vector(embedding), embed_one(db, "text", body, "clip-mini")), id
+        assert embedding is not None and close(vector(embedding), embed_one(db, "text", body, "clip-mini")), id
     members = dict(db.execute("SELECT cluster_id, count(*) FROM note WHERE embedding IS NOT NULL GROUP BY 1").fetchall())
     assert dict(db.execute("SELECT id, size FROM clip_search.cluster WHERE collection = 'note'").fetchall()) == members
     assert db.execute("SELECT name, dimensions, threshold, model FROM clip_search.collection").fetchall() == [("note", dimensions, 0.9, "clip-mini")]

@@ -22,7 +22,7 @@ import pytest
 
 import support
 from support import embed_one, sqlstate, value, vector
-from test_preload import Server, bindir, server  # noqa: F401 - bindir is a fixture
+from servers import Server, server
 
 # Longer than any of these needs on a busy machine.
 PATIENCE = 60.0
