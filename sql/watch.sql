@@ -53,7 +53,7 @@ CREATE TABLE clip_search.watch_failure (
     PRIMARY KEY (watch, key)
 );
 
--- By their number in the trigger's argument. Not strict, since triggers have no arguments of that kind.
+-- Its argument, in CREATE TRIGGER, is the number of a watch.
 CREATE FUNCTION clip_watch_row() RETURNS trigger LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'clip_watch_row';
 
 -- Those whose triggers are in place: not so in the middle of a restore, or when somebody has dropped them.

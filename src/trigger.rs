@@ -460,13 +460,13 @@ fn before_insert(plan: &Plan, new: &Tuple) -> SqlResult<pg_sys::HeapTuple> {
     if is_moved_here(plan, new) {
         return Ok(new.tuple);
     }
-    written(plan, new).map(|(tuple, _)| tuple)
+    written(plan, new)
 }
 
 fn before_update(plan: &Plan, table: pg_sys::Oid, old: &Tuple, new: &Tuple) -> SqlResult<pg_sys::HeapTuple> {
     let changed = !unchanged(plan, old, new);
     let result = if changed {
-        written(plan, new)?.0
+        written(plan, new)?
     } else {
         check_model(plan, old, new)?;
         new.tuple
@@ -527,11 +527,11 @@ fn is_moved_here(plan: &Plan, new: &Tuple) -> bool {
     is
 }
 
-/// The row as it is to be stored, and whether it has an embedding.
-fn written(plan: &Plan, new: &Tuple) -> SqlResult<(pg_sys::HeapTuple, bool)> {
+/// The row as it is to be stored.
+fn written(plan: &Plan, new: &Tuple) -> SqlResult<pg_sys::HeapTuple> {
     let watch = &plan.watch;
     if watch.queued || !new.has_source(plan) {
-        return Ok((new.with(plan, None, None), false));
+        return Ok(new.with(plan, None, None));
     }
     let text = new.bytes(plan.text).map(|bytes| String::from_utf8_lossy(bytes));
     let source = Source { image: new.bytes(plan.image), text: text.as_deref() };
@@ -540,7 +540,7 @@ fn written(plan: &Plan, new: &Tuple) -> SqlResult<(pg_sys::HeapTuple, bool)> {
         Err(error) => Err(error),
     };
     match outcome {
-        Ok(None) => Ok((new.with(plan, None, None), false)),
+        Ok(None) => Ok(new.with(plan, None, None)),
         Ok(Some(vector)) => {
             let cluster = match &plan.collection {
                 Some(collection) if plan.cluster.is_some() => {
@@ -557,7 +557,7 @@ fn written(plan: &Plan, new: &Tuple) -> SqlResult<(pg_sys::HeapTuple, bool)> {
                 }
                 _ => None,
             };
-            Ok((new.with(plan, Some(vector), cluster), true))
+            Ok(new.with(plan, Some(vector), cluster))
         }
         Err(error) if watch.skip => {
             let failure = Failure::from(&error);
@@ -566,7 +566,7 @@ fn written(plan: &Plan, new: &Tuple) -> SqlResult<(pg_sys::HeapTuple, bool)> {
                 let failure = state.until((hash, failure));
                 state.failures.push(failure);
             });
-            Ok((new.with(plan, None, None), false))
+            Ok(new.with(plan, None, None))
         }
         Err(error) => Err(report(error)),
     }

@@ -50,6 +50,8 @@ struct Slot {
     worker: i32,
     /// There is something to do that no worker has seen yet.
     wanted: bool,
+    /// The last worker ended since it had nothing to do, and not by an error or for somebody else's sake.
+    at_peace: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -225,9 +227,12 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
         workers.retain(|database, (worker, since)| {
             let runs = matches!(worker.pid(), Ok(_) | Err(BackgroundWorkerStatus::NotYetStarted));
             if !runs {
-                ended.insert(*database, *since);
                 let mut shared = SHARED.exclusive();
-                if let Some(slot) = shared.slots.iter_mut().find(|slot| slot.database == *database) {
+                let slot = shared.slots.iter_mut().find(|slot| slot.database == *database);
+                if !slot.as_ref().is_some_and(|slot| slot.at_peace) {
+                    ended.insert(*database, *since);
+                }
+                if let Some(slot) = slot {
                     slot.worker = 0;
                     // One that has nothing more to do says so itself.
                     slot.database = if slot.wanted { slot.database } else { 0 };
@@ -253,6 +258,10 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
                 soonest = soonest.min(PAUSE - since);
                 continue;
             }
+            if is_database_wanted(database) {
+                soonest = soonest.min(Duration::from_secs(1));
+                continue;
+            }
             if !databases().is_some_and(|all| all.contains(&database)) {
                 let mut shared = SHARED.exclusive();
                 shared
@@ -265,7 +274,7 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
             }
             let place = {
                 let mut shared = SHARED.exclusive();
-                slot(&mut shared.slots, database).map(|slot| slot.wanted = true).is_some()
+                slot(&mut shared.slots, database).map(|slot| (slot.wanted, slot.at_peace) = (true, false)).is_some()
             };
             // SAFETY: a variable that is set at the start of the process.
             let me = unsafe { pg_sys::MyProcPid };
@@ -379,7 +388,13 @@ pub unsafe extern "C-unwind" fn clip_search_worker(database: pg_sys::Datum) {
                 fails = 0;
                 rest
             }
-            Ok(None) => return,
+            Ok(None) => {
+                let mut shared = SHARED.exclusive();
+                if let Some(slot) = slot(&mut shared.slots, database) {
+                    slot.at_peace = true;
+                }
+                return;
+            }
             Err(failure) => {
                 fails += 1;
                 pgrx::log!("clip_search: the worker goes on after an error: {}", failure.message);

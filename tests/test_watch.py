@@ -7,7 +7,6 @@ clusters the sum of their members in numpy.
 from __future__ import annotations
 
 import collections
-import json
 import subprocess
 import threading
 import time
@@ -19,7 +18,7 @@ import pytest
 from psycopg import sql
 
 import support
-from support import close, embed_one, in_parallel, sqlstate, value, vector, vector_text
+from support import close, embed_one, in_parallel, sqlstate, value, vector
 
 PHOTOS = {name: (support.ROOT / "examples" / "gallery" / "photos" / f"{name}.jpg").read_bytes() for name in ("cat", "rocket", "pagoda")}
 # Each is a cluster of its own (cosines below 0.75).

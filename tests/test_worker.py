@@ -1,18 +1,16 @@
 """The background worker: what is queued is embedded, once, whatever happens to server and worker.
 
-These tests start a server of their own that preloads the extension (test_preload).
+These tests start a server of their own that preloads the extension.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pathlib
 import random
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -309,7 +307,9 @@ def test_reload_terminate_drop_and_create(preloaded: Server, db: psycopg.Connect
     check(db)
     db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', mode => 'queued')")
     db.execute("INSERT INTO note VALUES (202, 'a text')")
+    start = time.monotonic()
     until(lambda: drained(db))
+    assert time.monotonic() - start < 4, "one that ended in peace is not put off"
     check(db)
     start = time.monotonic()
     db.execute("DROP EXTENSION clip_search CASCADE")
@@ -346,7 +346,6 @@ def test_databases_can_be_dropped_copied_and_renamed(preloaded: Server, db: psyc
         start = time.monotonic()
         db.execute(f"DROP DATABASE {name}")
         assert time.monotonic() - start < 5, "PostgreSQL gives up after five seconds"
-    assert not [line for line in preloaded.messages().splitlines() if "FATAL" in line and "does not exist" in line]
 
 
 def test_it_goes_on_after_a_restart(preloaded: Server) -> None:
