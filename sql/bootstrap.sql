@@ -4,12 +4,36 @@
 -- one in cluster_change for each member that has come or gone since. So joining only ever adds a row, and waits for
 -- nobody. Rows are merged now and then by whoever happens to read many.
 
+-- In this file a name that isn't qualified is one of pg_catalog or pgvector's. (@extschema:vector@ would say so for
+-- pgvector's, but PostgreSQL 16 was the first to know it.) Others may have put objects of the same names into the schema
+-- that the extension is created in, whose functions then take pgvector's type, so a type that hides it is refused.
+DO $$
+DECLARE
+    pgvector record;
+    found record;
+BEGIN
+    SELECT t.oid, pg_catalog.quote_ident(n.nspname) AS schema INTO STRICT pgvector
+    FROM pg_catalog.pg_extension e
+    JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace
+    JOIN pg_catalog.pg_type t ON t.typnamespace OPERATOR(pg_catalog.=) n.oid
+    WHERE e.extname OPERATOR(pg_catalog.=) 'vector' AND t.typname OPERATOR(pg_catalog.=) 'vector';
+    SELECT t.oid, pg_catalog.quote_ident(n.nspname) AS schema INTO found
+    FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) t.typnamespace
+    WHERE t.oid OPERATOR(pg_catalog.=) pg_catalog.to_regtype('vector')::pg_catalog.oid;
+    IF found.oid OPERATOR(pg_catalog.<>) pgvector.oid THEN
+        RAISE EXCEPTION USING ERRCODE = 'duplicate_object',
+            MESSAGE = pg_catalog.format('type %s.vector hides pgvector''s type %s.vector', found.schema, pgvector.schema),
+            HINT = 'Drop or rename it, or create the extension in another schema (CREATE EXTENSION … SCHEMA).';
+    END IF;
+    PERFORM pg_catalog.set_config('search_path', pgvector.schema OPERATOR(pg_catalog.||) ', pg_temp', true);
+END $$;
+
 CREATE SCHEMA clip_search;
 
 CREATE TABLE clip_search.collection_setting (
-    name       text COLLATE "C" PRIMARY KEY CHECK (name <> '' AND octet_length(name) <= 63),
-    dimensions integer CHECK (dimensions BETWEEN 1 AND 16000),
-    threshold  double precision CHECK (threshold > -1 AND threshold <= 1),
+    name       text COLLATE "C" PRIMARY KEY CHECK (name OPERATOR(pg_catalog.<>) '' AND pg_catalog.octet_length(name) OPERATOR(pg_catalog.<=) 63),
+    dimensions integer CHECK (dimensions OPERATOR(pg_catalog.>=) 1 AND dimensions OPERATOR(pg_catalog.<=) 16000),
+    threshold  double precision CHECK (threshold OPERATOR(pg_catalog.>) -1 AND threshold OPERATOR(pg_catalog.<=) 1),
     model      text,
     members    regclass,
     embedding  name,
@@ -17,7 +41,7 @@ CREATE TABLE clip_search.collection_setting (
     key        name,
     labels     name,
     image      name,
-    created_at timestamptz NOT NULL DEFAULT now()
+    created_at timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
 
 CREATE SEQUENCE clip_search.cluster_id_seq;
@@ -33,9 +57,9 @@ CREATE TABLE clip_search.cluster_sum (
     rest       vector,
     code       bytea,
     model      text,
-    made_at    timestamptz NOT NULL DEFAULT now(),
-    updated_at timestamptz NOT NULL DEFAULT now(),
-    mark       bigint NOT NULL DEFAULT nextval('clip_search.cluster_id_seq')
+    made_at    timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    updated_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    mark       bigint NOT NULL DEFAULT pg_catalog.nextval('clip_search.cluster_id_seq')
 ) WITH (toast_tuple_target = 8160);
 CREATE INDEX cluster_sum_cluster_idx ON clip_search.cluster_sum (cluster);
 CREATE INDEX cluster_sum_collection_idx ON clip_search.cluster_sum (collection, cluster);
@@ -47,7 +71,7 @@ CREATE TABLE clip_search.cluster_change (
     size       bigint NOT NULL,
     sum        vector NOT NULL,
     rest       vector,
-    made_at    timestamptz NOT NULL DEFAULT now()
+    made_at    timestamptz NOT NULL DEFAULT pg_catalog.now()
 ) WITH (toast_tuple_target = 8160);
 CREATE INDEX cluster_change_cluster_idx ON clip_search.cluster_change (cluster);
 
@@ -63,12 +87,13 @@ CREATE INDEX cluster_code_collection_idx ON clip_search.cluster_code (collection
 
 -- What people read.
 CREATE VIEW clip_search.cluster AS
-SELECT cluster AS id, collection, l2_normalize(sum(sum)) AS centroid, least(vector_norm(sum(sum)) / sum(size)::double precision, 1) AS resultant,
-       sum(size)::bigint AS size, min(made_at) AS created_at, max(updated_at) AS updated_at
+SELECT cluster AS id, collection, l2_normalize(sum(sum)) AS centroid,
+       least(vector_norm(sum(sum)) OPERATOR(pg_catalog./) pg_catalog.sum(size)::double precision, 1) AS resultant,
+       pg_catalog.sum(size)::bigint AS size, pg_catalog.min(made_at) AS created_at, pg_catalog.max(updated_at) AS updated_at
 FROM (SELECT cluster, collection, size, sum, made_at, updated_at FROM clip_search.cluster_sum
       UNION ALL
       SELECT cluster, collection, size, sum, made_at, made_at FROM clip_search.cluster_change) AS part
-GROUP BY cluster, collection HAVING sum(size) > 0;
+GROUP BY cluster, collection HAVING pg_catalog.sum(size) OPERATOR(pg_catalog.>) 0;
 
 -- Collections come to be by the first assignment; those with settings are stored. The names of the others are found by
 -- stepping through the index.
@@ -76,16 +101,23 @@ CREATE VIEW clip_search.collection AS
 WITH RECURSIVE used AS (
     (SELECT collection FROM clip_search.cluster_sum ORDER BY collection LIMIT 1)
     UNION ALL
-    SELECT (SELECT s.collection FROM clip_search.cluster_sum s WHERE s.collection > used.collection ORDER BY s.collection LIMIT 1)
+    SELECT (SELECT s.collection FROM clip_search.cluster_sum s WHERE s.collection OPERATOR(pg_catalog.>) used.collection
+            ORDER BY s.collection LIMIT 1)
     FROM used WHERE used.collection IS NOT NULL
 )
 SELECT coalesce(setting.name, used.collection) AS name,
        coalesce(setting.dimensions, (SELECT vector_dims(s.sum) FROM clip_search.cluster_sum s
-                                     WHERE s.collection = used.collection ORDER BY s.cluster LIMIT 1)) AS dimensions,
+                                     WHERE s.collection OPERATOR(pg_catalog.=) used.collection ORDER BY s.cluster LIMIT 1)) AS dimensions,
        -- A session that has not called the extension yet does not know the setting, and goes by its default.
-       coalesce(setting.threshold, nullif(pg_catalog.current_setting('clip_search.cluster_threshold', true), '')::double precision, 0.82) AS threshold,
+       coalesce(setting.threshold,
+                CASE WHEN pg_catalog.current_setting('clip_search.cluster_threshold', true) OPERATOR(pg_catalog.<>) ''
+                     THEN pg_catalog.current_setting('clip_search.cluster_threshold', true)::double precision END,
+                0.82) AS threshold,
        coalesce(setting.model, (SELECT s.model FROM clip_search.cluster_sum s
-                                WHERE s.collection = used.collection ORDER BY s.cluster LIMIT 1)) AS model,
+                                WHERE s.collection OPERATOR(pg_catalog.=) used.collection ORDER BY s.cluster LIMIT 1)) AS model,
        setting.members, setting.embedding, setting.cluster, setting.key, setting.labels, setting.image, setting.created_at
 FROM clip_search.collection_setting AS setting
-FULL JOIN (SELECT collection FROM used WHERE collection IS NOT NULL) AS used ON used.collection = setting.name;
+FULL JOIN (SELECT collection FROM used WHERE collection IS NOT NULL) AS used ON used.collection OPERATOR(pg_catalog.=) setting.name;
+
+-- What follows is created in the extension's schema.
+SELECT pg_catalog.set_config('search_path', '@extschema@, ' OPERATOR(pg_catalog.||) pg_catalog.current_setting('search_path'), true);

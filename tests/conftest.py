@@ -106,3 +106,10 @@ def pg_program():
 def bindir(pg_program) -> pathlib.Path:
     """Where the server's programs are."""
     return pathlib.Path(pg_program("pg_ctl")).parent
+
+
+@pytest.fixture(scope="session")
+def sharedir() -> pathlib.Path:
+    """Where the server has its extensions' scripts."""
+    config = os.environ.get("PG_CONFIG") or "pg_config"
+    return pathlib.Path(subprocess.run([config, "--sharedir"], capture_output=True, text=True, check=True).stdout.strip())

@@ -94,8 +94,8 @@ def sqlstate(db: psycopg.Connection, query: str, *arguments: object) -> tuple[st
         diag = error.diag
         parts = (diag.message_primary or str(error), diag.message_detail, diag.message_hint)
         return error.sqlstate, "\n".join(part for part in parts if part)
-    returned = rows.fetchall() if rows.description else "nothing"
-    raise AssertionError(f"{query} raised no error but returned {returned}")
+    returned = str(rows.fetchall()) if rows.description else "nothing"
+    raise AssertionError(f"{query} raised no error but returned {returned[:200]}")
 
 
 # ---------------------------------------------------------------- threads

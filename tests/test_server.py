@@ -73,6 +73,12 @@ def test_another_session_can_cancel(database: support.Database, db: psycopg.Conn
         query = LONG_QUERIES["one array of images"].replace("%(photo)s", "%s")
         thread = threading.Thread(target=lambda: found.append(sqlstate(busy, query, PHOTO)), daemon=True)
         thread.start()
+        # A backend that is still idle would not be cancelled; the photo has a way to go first on a busy machine.
+        deadline = time.monotonic() + 60
+        running = "SELECT state = 'active' AND query LIKE 'SELECT clip_embed_images%%' FROM pg_stat_activity WHERE pid = %s"
+        while not value(db, running, busy.info.backend_pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         time.sleep(0.3)
         assert value(db, "SELECT pg_cancel_backend(%s)", busy.info.backend_pid)
         thread.join(SOON)
@@ -185,6 +191,44 @@ def test_other_objects_of_the_same_name_are_not_used(
         assert len(set(ids)) == 1
         assert embed_one(mine, "text", "a cat").shape == (512,)
     assert value(db, "SELECT size FROM clip_search.cluster WHERE id = %s", ids[0]) == 3
+
+
+TRAPS = """
+CREATE SCHEMA pgv;
+CREATE EXTENSION vector SCHEMA pgv;
+CREATE SCHEMA ext;
+CREATE FUNCTION ext.trap(pgv.vector) RETURNS pgv.vector LANGUAGE plpgsql AS
+    $$ BEGIN RAISE EXCEPTION 'trapped as %', current_user; END $$;
+CREATE FUNCTION ext.trap(pgv.vector, pgv.vector) RETURNS pgv.vector LANGUAGE plpgsql AS
+    $$ BEGIN RAISE EXCEPTION 'trapped as %', current_user; END $$;
+CREATE FUNCTION ext.l2_normalize(pgv.vector) RETURNS pgv.vector LANGUAGE sql AS $$ SELECT ext.trap($1) $$;
+CREATE FUNCTION ext.vector_norm(pgv.vector) RETURNS float8 LANGUAGE sql AS $$ SELECT 1 FROM ext.trap($1) $$;
+CREATE FUNCTION ext.vector_dims(pgv.vector) RETURNS int LANGUAGE sql AS $$ SELECT 1 FROM ext.trap($1) $$;
+CREATE AGGREGATE ext.sum(pgv.vector) (SFUNC = ext.trap, STYPE = pgv.vector);
+-- A closer match than pg_catalog's.
+CREATE FUNCTION ext.trap(numeric, int) RETURNS boolean LANGUAGE plpgsql AS
+    $$ BEGIN RAISE EXCEPTION 'trapped as %', current_user; END $$;
+CREATE OPERATOR ext.> (FUNCTION = ext.trap, LEFTARG = numeric, RIGHTARG = int);
+"""
+
+
+def test_what_is_in_its_schema_does_not_get_into_its_views(empty_database: support.Database) -> None:
+    """Whoever may create objects there waits for the superuser to create the extension, and for others to read."""
+    with empty_database.connect() as db:
+        db.execute(TRAPS)
+        db.execute("CREATE EXTENSION clip_search SCHEMA ext")
+        assert value(db, "SELECT ext.clip_assign_cluster(%s, 'axes')", "[3,4]") == 1
+        assert value(db, "SELECT centroid::text FROM clip_search.cluster") == "[0.6,0.8]"
+        assert value(db, "SELECT resultant FROM clip_search.cluster") == 1
+        assert value(db, "SELECT dimensions FROM clip_search.collection") == 2
+
+
+def test_a_type_that_hides_pgvectors_is_refused(empty_database: support.Database) -> None:
+    with empty_database.connect() as db:
+        db.execute("CREATE SCHEMA pgv; CREATE EXTENSION vector SCHEMA pgv; CREATE SCHEMA ext")
+        db.execute("CREATE DOMAIN ext.vector AS bytea")
+        state, text = sqlstate(db, "CREATE EXTENSION clip_search SCHEMA ext")
+        assert state == "42710" and "type ext.vector hides pgvector's type pgv.vector" in text, (state, text)
 
 
 # ---------------------------------------------------------------- schemas
