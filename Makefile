@@ -13,7 +13,9 @@ BENCH ?=
 MODEL ?=
 PORT ?=
 STAMPS ?=
-export PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK KILLS BENCH MODEL STAMPS PORT
+PG_CONFIGS ?=
+PGVECTOR_SRC ?=
+export PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK KILLS BENCH MODEL STAMPS PORT PG_CONFIGS PGVECTOR_SRC
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := all
@@ -60,6 +62,10 @@ browser-test: cluster
 .PHONY: feasibility
 feasibility: cluster
 	@scripts/feasibility.sh
+
+.PHONY: matrix
+matrix:
+	@scripts/matrix.sh
 
 model:
 	@scripts/model.sh

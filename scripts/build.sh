@@ -6,8 +6,9 @@ require_pg
 find_cargo_pgrx || die "no cargo-pgrx $pgrx_version: run make deps"
 
 # cargo-pgrx looks its PostgreSQL up in $PGRX_HOME/config.toml, which `cargo pgrx init` writes for servers that it
-# builds itself. One that is installed already takes these two lines.
-export PGRX_HOME=$target/pgrx
+# builds itself. One that is installed already takes these two lines. A folder for each major version: pgrx's bindings
+# are made anew whenever the file has changed.
+export PGRX_HOME=$target/pgrx/pg$pg_major
 mkdir -p "$PGRX_HOME"
 config=$(printf '[configs]\npg%s = "%s"' "$pg_major" "$pg_config")
 [ "$(cat "$PGRX_HOME/config.toml" 2>/dev/null)" = "$config" ] || echo "$config" >"$PGRX_HOME/config.toml"

@@ -9,10 +9,11 @@
 # PostgreSQL refuses to run as root. Then user postgres runs it (another: CLUSTER_USER=…), and where that user can't
 # reach the checkout, say below a private temporary directory, the data lies in the run directory and
 # target/cluster is a link to it. The run directory also holds the socket, whose path may have 107 bytes only.
+# CLUSTER=name is another cluster beside that one.
 source "$(dirname "$0")/common.sh"
 
-data=$target/cluster
-state=$target/cluster.state # run directory, server user and checkout of the cluster that is there: three lines
+data=$target/cluster${CLUSTER:+.$CLUSTER}
+state=$data.state # run directory, server user and checkout of the cluster that is there: three lines
 database=clip_search
 port=5432 # names the socket file; nothing listens on TCP
 
@@ -53,7 +54,7 @@ read_state() {
 # A socket path longer than 107 bytes can't be bound (sockaddr_un), so a long TMPDIR gives way to /tmp.
 choose_run_dir() {
     local base name
-    name=clip_search-$(printf %s "$root" | sha256sum | cut -c1-10)
+    name=clip_search-$(printf %s "$root${CLUSTER:-}" | sha256sum | cut -c1-10)
     for base in "${TMPDIR:-/tmp}" /tmp; do
         run_dir=${base%/}/$name
         [ ${#run_dir} -gt 90 ] || ! as_server test -w "$base" || break
@@ -179,7 +180,7 @@ case ${1:-} in
 start)
     require_pg
     mkdir -p "$target"
-    exec 9>"$target/cluster.lock"
+    exec 9>"$data.lock"
     flock 9
     id "$server_user" >/dev/null 2>&1 ||
         die "root can't run PostgreSQL and there is no user $server_user: set CLUSTER_USER, or run make as another user"

@@ -5,10 +5,7 @@
 #   deps.sh         also to run: pgvector, ONNX Runtime, the default model, in the server's directories
 source "$(dirname "$0")/common.sh"
 source "$root/scripts/onnxruntime.sh"
-
-# The source package of Debian 13 (trixie); its newest as this was written, and the extension needs 0.5 or newer.
-pgvector_version=0.8.0-1
-pgvector_release=trixie
+source "$root/scripts/sources.sh"
 
 # --- system packages -------------------------------------------------------------------------------------------
 
@@ -81,31 +78,22 @@ cargo_pgrx() {
 
 # --- pgvector --------------------------------------------------------------------------------------------------
 
-# The Debian mirror that this machine already uses; other vendors' sources and security archives don't count.
-debian_mirror() {
-    # shellcheck disable=SC2016
-    apt-get indextargets --format '$(ORIGIN) $(CODENAME) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
-        awk '$1 == "Debian" && $2 !~ /-/ { print $3; exit }'
-}
-
-# apt with lists, cache and sources of its own under target/apt: the machine's settings are read, never changed.
-# Archive keys are the machine's; the proxy and TLS settings in /etc/apt/apt.conf.d apply as usual.
-private_apt() {
-    (cd "$target/apt" && apt-get -q \
-        -o Dir::Etc::SourceList="$target/apt/sources.list" -o Dir::Etc::SourceParts=/dev/null \
-        -o Dir::State::Lists="$target/apt/lists" -o Dir::Cache="$target/apt/cache" \
-        -o APT::Sandbox::User="$(id -un)" -o APT::Get::List-Cleanup=false "$@")
-}
-
-fetch_pgvector() {
-    private_apt update -o APT::Update::Error-Mode=any
-    private_apt source --download-only "pgvector=$pgvector_version"
+# PGVECTOR_SRC is a directory with pgvector's source, or a git repository of it, whose HEAD is taken.
+unpack_pgvector() {
+    if [ -z "${PGVECTOR_SRC:-}" ]; then
+        tar -xf "$source_archive" -C "$1" --strip-components=1
+    elif [ -e "$PGVECTOR_SRC/vector.control" ]; then
+        cp -R "$PGVECTOR_SRC/." "$1"
+        make -C "$1" clean PG_CONFIG="$pg_config" # objects of another server
+    else
+        git -C "$PGVECTOR_SRC" archive HEAD | tar -x -C "$1"
+    fi
 }
 
 build_pgvector() {
     rm -rf "$target/pgvector"
     mkdir -p "$target/pgvector/source"
-    tar -xf "$target/apt/pgvector_${pgvector_version%-*}.orig.tar.gz" -C "$target/pgvector/source" --strip-components=1
+    unpack_pgvector "$target/pgvector/source"
     # OPTFLAGS is empty for a library that runs on any CPU of this architecture (its default is -march=native);
     # without LLVM bitcode, which serves only to inline it into compiled expressions.
     make -C "$target/pgvector/source" OPTFLAGS="" with_llvm=no PG_CONFIG="$pg_config"
@@ -114,32 +102,26 @@ build_pgvector() {
 }
 
 pgvector() {
-    local mirror signed_by='' keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    local what
     [ ! -e "$pg_share/extension/vector.control" ] || return 0
-    if command -v apt-get >/dev/null && [ "$pg_share" = "/usr/share/postgresql/$pg_major" ]; then
+    if [ -z "${PGVECTOR_SRC:-}" ] && command -v apt-get >/dev/null && [ "$pg_share" = "/usr/share/postgresql/$pg_major" ]; then
         apt_update
         if apt-cache show "postgresql-$pg_major-pgvector" >/dev/null 2>&1; then
             apt_install "postgresql-$pg_major-pgvector"
             return 0
         fi
     fi
-    command -v apt-get >/dev/null ||
-        die "no pgvector in $pg_share/extension: install it from its source (pgvector, 0.8 or newer), then try again"
-    mirror=$(debian_mirror)
-    if [ -z "$mirror" ]; then
-        apt_update
-        mirror=$(debian_mirror)
+    if [ -n "${PGVECTOR_SRC:-}" ]; then
+        what="pgvector of $PGVECTOR_SRC"
+    else
+        # In a subshell first: its own messages say what is missing, this one what to do.
+        (debian_source pgvector "$pg_major") || die "no pgvector in $pg_share/extension: install pgvector 0.8 or newer" \
+            "from its source, or set PGVECTOR_SRC to it, then try again"
+        debian_source pgvector "$pg_major"
+        what="pgvector $(basename "$source_archive" | sed -E 's/^pgvector_(.*)\.orig.*/\1/')"
     fi
-    [ -n "$mirror" ] || die "no pgvector in $pg_share/extension, and apt here knows no Debian mirror with its source:" \
-        "install pgvector 0.8 or newer from its source, then try again"
-    mkdir -p "$target/apt/lists/partial" "$target/apt/cache/archives/partial"
-    [ ! -e "$keyring" ] || signed_by="[signed-by=$keyring] "
-    echo "deb-src $signed_by$mirror $pgvector_release main" >"$target/apt/sources.list"
-    if [ ! -e "$target/apt/pgvector_${pgvector_version%-*}.orig.tar.gz" ]; then
-        step pgvector-source "downloading pgvector $pgvector_version (Debian source, checked by apt)" fetch_pgvector
-    fi
-    step pgvector "building pgvector ${pgvector_version%-*} for PostgreSQL $pg_major" build_pgvector
-    install_tree "$target/pgvector/stage" "installing pgvector ${pgvector_version%-*} in $pg_lib and $pg_share"
+    step pgvector "building $what for PostgreSQL $pg_major" build_pgvector
+    install_tree "$target/pgvector/stage" "installing $what in $pg_lib and $pg_share"
 }
 
 # --- the default model -----------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # shellcheck disable=SC1091,SC2154
 # The tests, in three stages; the cluster of `make cluster` is up. The last line is pytest's.
+#   test.sh [unit] [sql] [python] [upgrade]   only these stages; the last is not run otherwise (make matrix)
 #   UNIT=name   only unit tests of crates/clip whose name contains it
 #   TESTS=a,b   only these tests of tests/sql (setup comes first by itself)
 #   K=words     only pytest's tests that match (its -k)
@@ -12,7 +13,9 @@ cd "$root"
 export ORT_DYLIB_PATH=$pg_lib/clip_search/libonnxruntime.so PG_CONFIG=$pg_config
 
 unit=${UNIT:-} tests=${TESTS:-} k=${K:-}
-wanted() { [ -z "$unit$tests$k" ] || [ -n "$1" ]; }
+stages=" ${*:-unit sql python} "
+# wanted STAGE FILTER
+wanted() { [[ $stages == *" $1 "* ]] && { [ -z "$unit$tests$k" ] || [ -n "$2" ]; }; }
 stage() { printf '\n== %s ==\n' "$*"; }
 
 unit_tests() {
@@ -22,7 +25,7 @@ unit_tests() {
 }
 
 regression_tests() {
-    local program names output=$target/regress
+    local program names output=$target/regress${CLUSTER:+.$CLUSTER}
     stage "SQL tests: tests/sql"
     program=$(dirname "$("$pg_config" --pgxs)")/../test/regress/pg_regress
     [ -x "$program" ] || die "$program is missing: install postgresql-server-dev-$pg_major"
@@ -44,10 +47,17 @@ regression_tests() {
 python_tests() {
     python_packages
     stage "parity, concurrency, demo: pytest"
-    PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest tests --ignore=tests/browser \
+    PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest tests --ignore=tests/browser --ignore=tests/matrix \
         -o cache_dir="$target/pytest" ${k:+-k "$k"}
 }
 
-if wanted "$unit"; then unit_tests; fi
-if wanted "$tests"; then regression_tests; fi
-if wanted "$k"; then python_tests; fi
+upgrade_tests() {
+    python_packages
+    stage "pg_upgrade from $OLD_PG_CONFIG to $pg_config"
+    PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest tests/matrix -o cache_dir="$target/pytest"
+}
+
+if wanted unit "$unit"; then unit_tests; fi
+if wanted sql "$tests"; then regression_tests; fi
+if wanted python "$k"; then python_tests; fi
+if [[ $stages == *" upgrade "* ]]; then upgrade_tests; fi

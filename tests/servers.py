@@ -19,13 +19,13 @@ from support import value
 class Server:
     """A cluster below the running one's socket directory, where its user may write."""
 
-    def __init__(self, pg_bindir: pathlib.Path, settings: dict[str, str]):
+    def __init__(self, pg_bindir: pathlib.Path, settings: dict[str, str], *initdb: str):
         base = pathlib.Path(os.environ["PGHOST"])
         self.bindir, self.user = pg_bindir, base.owner()
         self.folder = base / f"preload-{uuid.uuid4().hex[:8]}"
         self.data, self.log = self.folder / "data", self.folder / "log"
         self.run("mkdir", "-m", "700", str(self.folder))
-        self.run(str(pg_bindir / "initdb"), "-D", str(self.data), "-A", "trust", "-U", "postgres", "-N")
+        self.run(str(pg_bindir / "initdb"), "-D", str(self.data), "-A", "trust", "-U", "postgres", "-N", *initdb)
         lines = {
             "listen_addresses": "",
             "unix_socket_directories": str(self.folder),
@@ -49,6 +49,12 @@ class Server:
     def stop(self, mode: str = "fast") -> None:
         self.run(str(self.bindir / "pg_ctl"), "-w", "-D", str(self.data), "-m", mode, "stop")
 
+    def remove(self) -> None:
+        """Stops it, should it run, and deletes it."""
+        with contextlib.suppress(AssertionError):
+            self.stop("immediate")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def connect(self) -> psycopg.Connection:
         return psycopg.connect(host=str(self.folder), user="postgres", dbname="postgres", autocommit=True)
 
@@ -70,9 +76,7 @@ def server(bindir: pathlib.Path, **settings: str) -> Iterator[Server]:
             db.execute("CREATE EXTENSION clip_search CASCADE")
         yield made
     finally:
-        with contextlib.suppress(AssertionError):
-            made.stop("immediate")
-        shutil.rmtree(made.folder, ignore_errors=True)
+        made.remove()
 
 
 def private_megabytes(db: psycopg.Connection) -> float:

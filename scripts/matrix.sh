@@ -1,0 +1,169 @@
+#!/usr/bin/env bash
+# shellcheck disable=SC1091,SC2154
+# The SQL tests and pytest on every PostgreSQL from 15 to 18 that is here or can be built here, each with a build of the
+# extension of its own; then pg_upgrade from the oldest to the newest. Prints a table; fails if anything in it does.
+#   PG_CONFIGS="path path …"   these servers only
+#   PGVECTOR_SRC=path          pgvector from this directory or git repository, for servers that have none
+#   TESTS=… K=…                as in make test
+# Otherwise a major version is the one of PG_CONFIG, or of Debian's packages, or built from Debian's source package in
+# target/matrix, with assertions (--enable-cassert).
+source "$(dirname "$0")/common.sh"
+source "$root/scripts/sources.sh"
+
+place=$target/matrix
+configs=() rows=() failed=
+
+# --- servers ---------------------------------------------------------------------------------------------------
+
+usable() {
+    local include pgxs
+    [ -x "$1" ] && include=$("$1" --includedir-server) && pgxs=$("$1" --pgxs) &&
+        [ -e "$include/postgres.h" ] && [ -x "$(dirname "$pgxs")/../test/regress/pg_regress" ] && [ -x "$("$1" --bindir)/initdb" ]
+}
+major_of() { "$1" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/'; }
+
+unpack_and_configure() {
+    rm -rf "$place/source" "$2"
+    mkdir -p "$place/source"
+    tar -xf "$source_archive" -C "$place/source" --strip-components=1
+    cd "$place/source"
+    # What the tests don't use is left out: it would be one more package to install.
+    ./configure --prefix="$2" --enable-cassert --enable-debug --without-readline --without-icu --without-llvm --quiet
+}
+compile() {
+    make -C "$place/source" -s -j "$(nproc)"
+    make -C "$place/source" -s install
+    rm -rf "$place/source"
+}
+
+# build_server MAJOR PREFIX: as a subshell, since whatever is missing ends it.
+build_server() (
+    missing=()
+    command -v cc >/dev/null && command -v make >/dev/null || missing+=(build-essential)
+    command -v perl >/dev/null || missing+=(perl)
+    command -v bison >/dev/null || missing+=(bison)
+    command -v flex >/dev/null || missing+=(flex)
+    [ -e /usr/include/zlib.h ] || missing+=(zlib1g-dev)
+    [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}"
+    debian_source "postgresql-$1"
+    step "matrix-pg$1-configure" "configuring PostgreSQL $1 ($(basename "$source_archive"))" unpack_and_configure "$1" "$2"
+    step "matrix-pg$1-server" "building PostgreSQL $1 with assertions (some minutes, once)" compile
+)
+
+# The servers may be several of one major version.
+cluster_name() { echo "matrix-$1-pg$(major_of "${configs[$1]}")"; }
+add_row() { rows+=("$(printf '%s\t' "$@")"); }
+
+find_server() {
+    local major=$1 config
+    for config in "${PG_CONFIG:-}" "/usr/lib/postgresql/$major/bin/pg_config" "$place/pg$major/bin/pg_config"; do
+        if [ -n "$config" ] && usable "$config" && [ "$(major_of "$config")" = "$major" ]; then
+            configs+=("$config")
+            return 0
+        fi
+    done
+    if ! source_pin "postgresql-$major"; then
+        add_row "$major" - - "not available: no Debian release has it; give it by PG_CONFIGS" -
+    elif build_server "$major" "$place/pg$major" && usable "$place/pg$major/bin/pg_config"; then
+        configs+=("$place/pg$major/bin/pg_config")
+    else
+        add_row "$major" - - "not available: see the message above" -
+    fi
+}
+
+# --- one server ------------------------------------------------------------------------------------------------
+
+# run_tests CONFIG: the stages one after the other; the first that fails ends it, and is named in target/log/….stage.
+run_tests() {
+    local stage
+    for stage in "deps.sh" "build.sh install" "cluster.sh start" "test.sh sql" "test.sh python"; do
+        printf '\n### %s\n' "$stage"
+        echo "$stage" >"$1"
+        # The SQL tests and pytest both run, whichever fails.
+        # shellcheck disable=SC2086
+        "$root/scripts/"$stage || {
+            [ "$stage" = "test.sh sql" ] || return 1
+            sql_failed=yes
+        }
+    done
+    [ -z "${sql_failed:-}" ] || { echo "test.sh sql" >"$1" && return 1; }
+}
+
+# Lines can be megabytes long, where a test prints what it got.
+show_end() { tail -n 40 "$1" | cut -c 1-160 | sed 's/^/  | /' >&2; }
+
+test_server() {
+    local config=$1 name=$2 version cassert=no log start=$SECONDS vector result
+    version=$("$config" --version | sed -E 's/^PostgreSQL ([^ ]+).*/\1/')
+    "$config" --configure | grep -q -- --enable-cassert && cassert=yes
+    log=$logs/$name
+    mkdir -p "$logs"
+    say "PostgreSQL $version: building the extension, and testing (log: $log.log)"
+    export PG_CONFIG=$config CLUSTER=$name
+    if (run_tests "$log.stage") >"$log.log" 2>&1 </dev/null; then
+        # The totals of pg_regress (TAP from 16 on) and pytest.
+        result="passed: $(sed -nE 's/^(# )?All ([0-9]+) tests passed.*/\2 SQL/p; s/^=+ (.*) in [0-9.]+s.*/\1/p' "$log.log" | paste -sd, | sed 's/,/, /g')"
+    else
+        result="FAILED: $(cat "$log.stage")"
+        failed=yes
+        show_end "$log.log"
+    fi
+    # A backend that stops at an assertion is a crash, which a test that expects one would not notice.
+    if eval "$("$root/scripts/cluster.sh" env 2>/dev/null)" && cp "$PGHOST/server.log" "$log.server.log" 2>/dev/null &&
+        grep -m 3 '^TRAP:' "$log.server.log" >&2; then
+        result="FAILED: an assertion of the server, see $log.server.log"
+        failed=yes
+    fi
+    vector=$(sed -nE "s/^default_version *= *'(.*)'/\1/p" "$("$config" --sharedir)/extension/vector.control" 2>/dev/null || true)
+    add_row "$version" "$cassert" "${vector:--}" "$result" $((SECONDS - start))
+}
+
+test_upgrade() {
+    local old=$1 new=$2 name=$3 start=$SECONDS log=$logs/matrix-upgrade.log result
+    say "pg_upgrade from $(major_of "$old") to $(major_of "$new") (log: $log)"
+    if PG_CONFIG=$new CLUSTER=$name OLD_PG_CONFIG=$old K='' TESTS='' \
+        "$root/scripts/test.sh" upgrade >"$log" 2>&1 </dev/null; then
+        result="passed: $(sed -nE 's/^=+ (.*) in [0-9.]+s.*/\1/p' "$log" | tail -n 1)"
+    else
+        result="FAILED: see $log"
+        failed=yes
+        show_end "$log"
+    fi
+    add_row "pg_upgrade $(major_of "$old") to $(major_of "$new")" - - "$result" $((SECONDS - start))
+}
+
+remove_clusters() {
+    local n
+    for n in "${!configs[@]}"; do PG_CONFIG=${configs[n]} CLUSTER=$(cluster_name "$n") "$root/scripts/cluster.sh" remove; done
+}
+
+# --- all of them -----------------------------------------------------------------------------------------------
+
+if [ -n "${PG_CONFIGS:-}" ]; then
+    for config in $PG_CONFIGS; do
+        usable "$config" || die "$config of PG_CONFIGS is no pg_config of a server with headers and pg_regress"
+        configs+=("$config")
+    done
+else
+    for major in 15 16 17 18; do find_server "$major"; done
+fi
+mapfile -t configs < <(for config in "${configs[@]}"; do echo "$(major_of "$config") $config"; done | sort -s -n -k 1,1 | cut -d ' ' -f 2-)
+[ ${#configs[@]} -gt 0 ] || die "no PostgreSQL to test with: set PG_CONFIGS"
+trap remove_clusters EXIT
+for n in "${!configs[@]}"; do test_server "${configs[n]}" "$(cluster_name "$n")"; done
+if [ ${#configs[@]} -gt 1 ] && [ "$(major_of "${configs[0]}")" -lt "$(major_of "${configs[-1]}")" ]; then
+    test_upgrade "${configs[0]}" "${configs[-1]}" "$(cluster_name $((${#configs[@]} - 1)))"
+fi
+
+printf '\n'
+{
+    printf 'PostgreSQL\tassertions\tpgvector\tresult\tseconds\n'
+    printf '%s\n' "${rows[@]}" | LC_ALL=C sort -V
+} | "$python" -c '
+import sys
+rows = [line.rstrip("\t\n").split("\t") for line in sys.stdin]
+widths = [max(len(row[n]) for row in rows) for n in range(5)]
+for row in rows:
+    print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+'
+[ -z "$failed" ] || die "not all of it passed: the logs are $logs/matrix-*.log"

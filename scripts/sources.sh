@@ -1,0 +1,86 @@
+# shellcheck shell=bash disable=SC2034,SC2154
+# Upstream's source archives, taken from the Debian mirror that this machine already uses. Sourced after common.sh.
+
+# source_pin PACKAGE [MAJOR]: sets pin_version, pin_archive, pin_sha256 and pin_release; fails where no Debian
+# release has the package. The hashes are those of the .dsc files, whose signatures debian-keyring vouched for.
+source_pin() {
+    case $1 in
+    postgresql-15)
+        pin_version=15.18 pin_release=bookworm
+        pin_sha256=11df0df97fe3ea4ba9a791faaf39cee1d2fe571e78885b5b55d8517d27c323b4
+        ;;
+    postgresql-17)
+        pin_version=17.11 pin_release=trixie
+        pin_sha256=dd27f2b3c59e73ed14aa3324901242bf69a032a6347805f274e6260322d42979
+        ;;
+    postgresql-18)
+        pin_version=18.6 pin_release=unstable
+        pin_sha256=555610c24d53e4316da5b7d3fc25c279d96856d5e0e23ee308c328c5fa881d9f
+        ;;
+    # What Debian 13 has; the extension needs 0.5 or newer.
+    pgvector)
+        pin_version=0.8.0 pin_release=trixie
+        pin_sha256=867a2c328d4928a5a9d6f052cd3bc78c7d60228a9b914ad32aa3db88e9de27b0
+        ;;
+    *) return 1 ;;
+    esac
+    # The first that PostgreSQL 18 builds is 0.8.1.
+    if [ "$1 ${2:-}" = "pgvector 18" ]; then
+        pin_version=0.8.6 pin_release=unstable
+        pin_sha256=25c9b78cfdaa43c66788d7490246ac24e4fe1c86f19c4b60c089b723f84a4a0d
+    fi
+    case $1 in
+    pgvector) pin_archive=${1}_$pin_version.orig.tar.gz ;;
+    *) pin_archive=${1}_$pin_version.orig.tar.bz2 ;;
+    esac
+}
+
+# The Debian mirror that this machine already uses; other vendors' sources and security archives don't count.
+debian_mirror() {
+    # shellcheck disable=SC2016
+    apt-get indextargets --format '$(ORIGIN) $(CODENAME) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
+        awk '$1 == "Debian" && $2 !~ /-/ { sub("/$", "", $3); print $3; exit }'
+}
+
+# apt with lists, cache and sources of its own under target/apt: the machine's settings are read, never changed.
+# Archive keys are the machine's; the proxy and TLS settings in /etc/apt/apt.conf.d apply as usual.
+private_apt() {
+    (cd "$target/apt" && apt-get -q \
+        -o Dir::Etc::SourceList="$target/apt/sources.list" -o Dir::Etc::SourceParts=/dev/null \
+        -o Dir::State::Lists="$target/apt/lists" -o Dir::Cache="$target/apt/cache" \
+        -o APT::Sandbox::User="$(id -un)" -o APT::Get::List-Cleanup=false "$@")
+}
+
+# A mirror drops a version some time after its successor has come. Then the newest of the release is taken, which apt
+# checks by the archive's signature.
+download_source() {
+    local package=$1 mirror=$2 signed_by='' keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    mkdir -p "$target/apt/lists/partial" "$target/apt/cache/archives/partial"
+    /usr/lib/apt/apt-helper download-file "$mirror/pool/main/p/$package/$pin_archive" "$target/apt/$pin_archive.new" \
+        "SHA256:$pin_sha256" && mv "$target/apt/$pin_archive.new" "$target/apt/$pin_archive" && return 0
+    rm -f "$target/apt/$pin_archive.new"
+    [ ! -e "$keyring" ] || signed_by="[signed-by=$keyring] "
+    echo "deb-src $signed_by$mirror $pin_release main" >"$target/apt/sources.list"
+    private_apt update -o APT::Update::Error-Mode=any
+    private_apt source --download-only "$package"
+}
+
+# debian_source PACKAGE [MAJOR]: sets source_archive to the file, and downloads it if it isn't there.
+debian_source() {
+    local package=$1 mirror
+    source_pin "$@" || die "no Debian release has a source package $package"
+    source_archive=$target/apt/$pin_archive
+    [ ! -e "$source_archive" ] || return 0
+    command -v apt-get >/dev/null || die "$package has to be built from its source, which is fetched by apt, and there is none"
+    mirror=$(debian_mirror)
+    if [ -z "$mirror" ]; then
+        apt_update
+        mirror=$(debian_mirror)
+    fi
+    [ -n "$mirror" ] || die "apt here knows no Debian mirror, which has the source of $package"
+    step "$package-source" "downloading $package $pin_version (Debian's source archive, checked)" \
+        download_source "$package" "$mirror"
+    [ -e "$source_archive" ] || source_archive=$(find "$target/apt" -name "${package}_*.orig.tar.*" -newer "$target/apt/sources.list" |
+        sort -V | tail -n 1)
+    [ -n "$source_archive" ] || die "apt downloaded no source of $package: see $logs/$package-source.log"
+}

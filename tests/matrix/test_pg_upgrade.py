@@ -1,0 +1,132 @@
+"""pg_upgrade from the server of OLD_PG_CONFIG to that of PG_CONFIG; both have the extension. Run by `make matrix`."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+
+import psycopg
+import pytest
+from servers import Server
+
+import support
+from support import embed_one, value, vector
+
+PHOTOS = support.ROOT / "examples" / "gallery" / "photos"
+# Three views of one subject, which are one group, and others that are alone.
+NAMES = ("cat.jpg", "cat.jpg", "espresso.jpg", "rocket.jpg")
+
+SCHEMA = """
+CREATE SCHEMA pgv;
+CREATE EXTENSION vector SCHEMA pgv;
+CREATE EXTENSION clip_search;
+CREATE TABLE photo (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, title text NOT NULL, data bytea, embedding pgv.vector(512), cluster_id bigint,
+    described pgv.vector(512) GENERATED ALWAYS AS (public.clip_embed_text(title, 'photo-mini')) STORED
+);
+CREATE INDEX photo_embedding_idx ON photo USING hnsw (embedding pgv.vector_cosine_ops);
+CREATE FUNCTION photo_embed() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.embedding := public.clip_embed_image(NEW.data);
+    NEW.cluster_id := public.clip_assign_cluster(NEW.embedding, 'photo');
+    RETURN NEW;
+END $$;
+CREATE TRIGGER photo_embed BEFORE INSERT ON photo FOR EACH ROW EXECUTE FUNCTION photo_embed();
+SELECT clip_create_collection('photo', threshold => 0.9, members => 'photo', key => 'title');
+"""
+# All that the extension and its users have stored; a row's place and transaction are those of the old files if nothing
+# has been written anew.
+STORED = (
+    "SELECT t::text FROM clip_search.collection t ORDER BY 1",
+    "SELECT t::text FROM clip_search.cluster t ORDER BY 1",
+    "SELECT t::text FROM clip_search.cluster_sum t ORDER BY 1",
+    "SELECT t::text FROM clip_search.cluster_change t ORDER BY 1",
+    "SELECT t::text FROM clip_search.cluster_code t ORDER BY 1",
+    "SELECT last_value::text FROM clip_search.cluster_id_seq",
+    "SELECT xmin::text || ctid::text || t::text FROM photo t ORDER BY t.id",
+    "SELECT p.oid::regprocedure::text || p.proacl::text FROM pg_proc p WHERE p.proacl IS NOT NULL AND p.proname LIKE 'clip%' ORDER BY 1",
+)
+
+
+def bindir(variable: str) -> pathlib.Path:
+    config = os.environ.get(variable)
+    assert config, f"{variable} is not set: run make matrix"
+    return pathlib.Path(subprocess.run([config, "--bindir"], capture_output=True, text=True, check=True).stdout.strip())
+
+
+def nearest(db: psycopg.Connection, text: str) -> list[tuple[str, float]]:
+    """By the HNSW index, which must serve it."""
+    query = (
+        "SELECT title, 1 - (embedding OPERATOR(pgv.<=>) clip_embed_text(%s)) FROM photo "
+        "ORDER BY embedding OPERATOR(pgv.<=>) clip_embed_text(%s) LIMIT 3"
+    )
+    db.execute("SET enable_seqscan = off")
+    plan = "\n".join(row[0] for row in db.execute(f"EXPLAIN {query}", (text, text)))
+    assert "photo_embedding_idx" in plan, plan
+    return db.execute(query, (text, text)).fetchall()
+
+
+def insert(db: psycopg.Connection, name: str) -> None:
+    db.execute("INSERT INTO photo (title, data) VALUES (%s, %s)", (name, (PHOTOS / name).read_bytes()))
+
+
+@pytest.fixture
+def upgraded(request: pytest.FixtureRequest):
+    """The old server with photos in it, and the new one that pg_upgrade will fill; both stopped at the end."""
+    # Checksums are the default from 18 on, and both must agree.
+    servers = [Server(bindir(variable), {}, "--data-checksums") for variable in ("OLD_PG_CONFIG", "PG_CONFIG")]
+    yield servers
+    for server in servers:
+        server.remove()
+
+
+@pytest.mark.parametrize("mode", ["--copy", "--link"])
+def test_pg_upgrade_keeps_vectors_and_clusters(upgraded: list[Server], mode: str) -> None:
+    old, new = upgraded
+    old.start()
+    with old.connect() as db:
+        db.execute(SCHEMA)
+        for name in NAMES:
+            insert(db, name)
+        db.execute("DELETE FROM photo WHERE title = 'rocket.jpg'")  # a hole, and a group without a member's row
+        group = value(db, "SELECT DISTINCT cluster_id FROM photo WHERE title = 'cat.jpg'")
+        stored = [db.execute(query).fetchall() for query in STORED]
+        assert all(stored[n] for n in (0, 1, 2, 6, 7))
+        found, text = nearest(db, "a sleepy cat"), embed_one(db, "text", "a sleepy cat")
+        assert found[0][0] == "cat.jpg"
+    old.stop()
+
+    command = (
+        f"cd {new.folder} && {new.bindir}/pg_upgrade {mode} -U postgres -s {new.folder} "
+        f"-b {old.bindir} -B {new.bindir} -d {old.data} -D {new.data}"
+    )
+    new.run("sh", "-c", command, "--check")
+    new.run("sh", "-c", command)
+
+    new.start()
+    with new.connect() as db:
+        assert [db.execute(query).fetchall() for query in STORED] == stored
+        # The same vectors of new calls, the same ranking by the index as it was.
+        assert (embed_one(db, "text", "a sleepy cat") == text).all()
+        assert nearest(db, "a sleepy cat") == found
+        # A look-alike joins the group from before; another photo founds one of a new number.
+        last = value(db, "SELECT last_value FROM clip_search.cluster_id_seq")
+        size = value(db, "SELECT size FROM clip_search.cluster WHERE id = %s", group)
+        insert(db, "cat.jpg")
+        insert(db, "clock.jpg")
+        assert value(db, "SELECT cluster_id FROM photo ORDER BY id DESC OFFSET 1 LIMIT 1") == group
+        assert value(db, "SELECT size FROM clip_search.cluster WHERE id = %s", group) == size + 1
+        assert value(db, "SELECT cluster_id FROM photo ORDER BY id DESC LIMIT 1") > last
+        assert value(db, "SELECT max(size) FROM clip_clusters('photo')") == 3
+        db.execute("SELECT * FROM clip_recluster('photo')")
+        rows = db.execute("SELECT title, embedding::text, clip_embed_image(data)::text FROM photo").fetchall()
+        assert len(rows) == 5
+        for title, kept, computed in rows:
+            assert (vector(kept) == vector(computed)).all(), title
+        # pgvector's and this extension's own updates are as possible as before.
+        db.execute("ALTER EXTENSION vector UPDATE")
+        db.execute("ALTER EXTENSION clip_search UPDATE")
+        assert nearest(db, "a sleepy cat")[0][0] == "cat.jpg"
+        db.execute("DROP EXTENSION clip_search CASCADE")
+        assert value(db, "SELECT count(*) FROM pg_namespace WHERE nspname = 'clip_search'") == 0
