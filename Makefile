@@ -67,6 +67,13 @@ feasibility: cluster
 matrix:
 	@scripts/matrix.sh
 
+.PHONY: deb deb-test
+deb:
+	@scripts/deb.sh
+
+deb-test:
+	@scripts/deb.sh test
+
 model:
 	@scripts/model.sh
 

@@ -24,6 +24,7 @@ Less often:
   make feasibility  the study in examples/feasibility: CLIP in SQL beside Python, in one run
   make soak-kill    the server and its worker killed two hundred times while rows are written (KILLS=n for n)
   make matrix       the tests on PostgreSQL 15 to 18, as far as they are here or can be built, then pg_upgrade
+  make deb          Debian packages, in target/deb; make deb-test installs and uses them on a clean root
   make soak         sessions that group against each other, for twenty seeds (SOAK=n for n)
 
 Settings:

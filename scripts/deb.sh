@@ -1,0 +1,186 @@
+#!/usr/bin/env bash
+# shellcheck disable=SC1091,SC2154
+# Debian packages in target/deb, for the PostgreSQL of PG_CONFIG, out of an installation staged by DESTDIR.
+#   deb.sh         make them
+#   deb.sh test    then install them on a clean root and use them there (root rights and debootstrap)
+# By plain dpkg-deb: cargo fetches crates while it builds, which debhelper's rules are made to forbid, and the staged
+# tree is what `make install` installs everywhere else.
+#   postgresql-NN-clip-search   the extension for one major version
+#   clip-search-onnxruntime     ONNX Runtime, for all of them
+#   clip-search-photo-mini      the default model, for all of them
+#   postgresql-NN-pgvector      only where apt has none, as on Debian 12: the extension can't be created without
+source "$(dirname "$0")/common.sh"
+source "$root/scripts/onnxruntime.sh"
+source "$root/scripts/sources.sh"
+require_pg
+
+out=$target/deb
+architecture=$(dpkg --print-architecture 2>/dev/null) || die "there is no dpkg here: packages are made on Debian or Ubuntu"
+version=$(sed -nE 's/^version *= *"(.*)"/\1/p' "$root/Cargo.toml" | head -1)-1
+maintainer=${DEB_MAINTAINER:-clip_search <clip-search@localhost>}
+# Where Debian's servers look, whatever PG_CONFIG says.
+deb_lib=usr/lib/postgresql/$pg_major/lib
+deb_share=usr/share/postgresql/$pg_major
+# Beside them, since no major version owns these.
+runtime=usr/lib/clip-search
+models=usr/share/clip-search/models
+# Dates in the packages are the last commit's, so that the same sources give the same packages.
+SOURCE_DATE_EPOCH=$(git -C "$root" log -1 --format=%ct 2>/dev/null || stat -c %Y "$root/Cargo.toml")
+export SOURCE_DATE_EPOCH
+
+[[ $pg_lib == */$deb_lib && $pg_share == */$deb_share ]] ||
+    die "$pg_config is not of a Debian package (its libraries are in $pg_lib): set PG_CONFIG to /usr/lib/postgresql/NN/bin/pg_config"
+! "$pg_config" --configure | grep -q -- --enable-cassert ||
+    die "$pg_config has assertions, and what is built for it does not load elsewhere: set PG_CONFIG to another"
+
+# --- parts -----------------------------------------------------------------------------------------------------
+
+staged() {
+    rm -rf "$out"
+    mkdir -p "$out/stage"
+    DESTDIR=$out/stage PG_CONFIG=$pg_config "$root/scripts/deps.sh"
+    DESTDIR=$out/stage PG_CONFIG=$pg_config "$root/scripts/build.sh" install
+}
+
+# put FILE PACKAGE PATH [MODE]
+put() { install -D -m "${4:-644}" "$1" "$out/$2/$3"; }
+
+# shared_libraries FILE…: Depends of what they are linked to.
+shared_libraries() {
+    mkdir -p "$out/shlibs/debian"
+    printf 'Source: clip-search\n\nPackage: clip-search\nArchitecture: any\n' >"$out/shlibs/debian/control"
+    (cd "$out/shlibs" && dpkg-shlibdeps -O "$@" 2>/dev/null) | sed -n 's/^shlibs:Depends=//p'
+}
+
+# copyright PACKAGE COMMENT FILE…: the licences, one after the other, below a line that says what they are of.
+copyright() {
+    local package=$1 comment=$2 file
+    shift 2
+    mkdir -p "$out/$package/usr/share/doc/$package"
+    {
+        printf '%s\n' "$comment"
+        for file in "$@"; do
+            printf '\n%s\n\n' "------------------------------------------------------------------------"
+            cat "$file"
+        done
+    } >"$out/$package/usr/share/doc/$package/copyright"
+}
+
+# package NAME VERSION ARCHITECTURE SECTION, control fields on standard input.
+package() {
+    local name=$1 tree=$out/$1
+    if [ "$name" = "postgresql-$pg_major-clip-search" ]; then
+        put "$root/CHANGELOG.md" "$name" "usr/share/doc/$name/CHANGELOG.md"
+        put "$root/README.md" "$name" "usr/share/doc/$name/README.md"
+    fi
+    mkdir -p "$tree/DEBIAN"
+    (cd "$tree" && find usr -type f -print0 | sort -z | xargs -0 md5sum) >"$tree/DEBIAN/md5sums"
+    {
+        printf 'Package: %s\nVersion: %s\nArchitecture: %s\nSection: %s\nPriority: optional\n' "$name" "$2" "$3" "$4"
+        printf 'Maintainer: %s\nInstalled-Size: %s\n' "$maintainer" "$(du -sk --apparent-size "$tree/usr" | cut -f1)"
+        cat
+    } >"$tree/DEBIAN/control"
+    chmod -R u=rwX,go=rX "$tree"
+    find "$tree" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+    dpkg-deb --root-owner-group -Zxz --build "$tree" "$out/${name}_$2_$3.deb"
+}
+
+extension_package() {
+    local name=postgresql-$pg_major-clip-search file
+    put "$out/stage$pg_lib/clip_search.so" "$name" "$deb_lib/clip_search.so"
+    strip --strip-unneeded "$out/$name/$deb_lib/clip_search.so"
+    for file in "$out/stage$pg_share/extension/"clip_search*; do put "$file" "$name" "$deb_share/extension/$(basename "$file")"; done
+    mkdir -p "$out/$name/$deb_lib/clip_search" "$out/$name/$deb_share/clip_search"
+    ln -s "/$runtime/libonnxruntime.so" "$out/$name/$deb_lib/clip_search/libonnxruntime.so"
+    ln -s "/$models" "$out/$name/$deb_share/clip_search/models"
+    "$python" "$root/packaging/licences.py" "$root" >"$out/crates.txt"
+    copyright "$name" "clip_search, and the libraries that are built into it." "$root/LICENSE" "$out/crates.txt"
+    package "$name" "$version" "$architecture" database <<CONTROL
+Depends: postgresql-$pg_major, postgresql-$pg_major-pgvector (>= 0.5), clip-search-onnxruntime (>= 1.17), $(shared_libraries "$out/$name/$deb_lib/clip_search.so")
+Recommends: clip-search-photo-mini
+Description: CLIP embeddings of images and texts inside PostgreSQL $pg_major
+ Finds photos by words, by example and in groups of look-alikes, in plain SQL
+ with pgvector, on the CPU. CREATE EXTENSION clip_search CASCADE makes it
+ available in a database.
+CONTROL
+}
+
+runtime_package() {
+    local name=clip-search-onnxruntime wheel
+    put "$out/stage$pg_lib/clip_search/libonnxruntime.so" "$name" "$runtime/libonnxruntime.so"
+    wheel=$(find "$target/onnxruntime/$ort_version-$ort_platform" -name '*.whl' -print -quit)
+    [ -n "$wheel" ] || die "the wheel that ONNX Runtime came in is gone: rm -r $target/onnxruntime, then try again"
+    "$python" -m zipfile -e "$wheel" "$out/wheel"
+    copyright "$name" "ONNX Runtime $ort_version, the library of the wheel onnxruntime, and what is built into it." \
+        "$out/wheel/onnxruntime/LICENSE" "$out/wheel/onnxruntime/ThirdPartyNotices.txt"
+    package "$name" "$ort_version-1" "$architecture" libs <<CONTROL
+Depends: $(shared_libraries "$out/$name/$runtime/libonnxruntime.so")
+Description: ONNX Runtime, as clip_search for PostgreSQL uses it
+ The library alone, in a directory of its own, where no other program finds it.
+CONTROL
+}
+
+model_package() {
+    local name=clip-search-photo-mini
+    mkdir -p "$out/$name/$models"
+    cp -R "$out/stage$pg_share/clip_search/models/photo-mini" "$out/$name/$models/"
+    copyright "$name" "photo-mini, and the models and data it is made from." "$root/models/photo-mini/LICENSE"
+    put "$root/models/photo-mini/README.md" "$name" "usr/share/doc/$name/README.md"
+    package "$name" "$version" all database <<CONTROL
+Description: small image and text model for clip_search
+ The model that clip_search uses where no other is named: 34 MB, at once and
+ offline. It is not CLIP.
+CONTROL
+}
+
+pgvector_source() { debian_source pgvector "$pg_major"; }
+build_pgvector() {
+    rm -rf "$out/pgvector"
+    mkdir -p "$out/pgvector"
+    tar -xf "$source_archive" -C "$out/pgvector" --strip-components=1
+    # As in deps.sh: for any CPU of the architecture, and no bitcode.
+    make -C "$out/pgvector" OPTFLAGS="" with_llvm=no PG_CONFIG="$pg_config"
+    make -C "$out/pgvector" OPTFLAGS="" with_llvm=no PG_CONFIG="$pg_config" DESTDIR="$out/pgvector-stage" install
+}
+pgvector_package() {
+    local name=postgresql-$pg_major-pgvector has=$1 file
+    put "$out/pgvector-stage$pg_lib/vector.so" "$name" "$deb_lib/vector.so"
+    strip --strip-unneeded "$out/$name/$deb_lib/vector.so"
+    for file in "$out/pgvector-stage$pg_share/extension/"vector*; do put "$file" "$name" "$deb_share/extension/$(basename "$file")"; done
+    copyright "$name" "pgvector $has" "$out/pgvector/LICENSE"
+    # A revision below 1: whichever archive has this version of pgvector, its package replaces this one.
+    package "$name" "$has-0clip1" "$architecture" database <<CONTROL
+Depends: postgresql-$pg_major, $(shared_libraries "$out/$name/$deb_lib/vector.so")
+Description: vectors and their indexes in PostgreSQL $pg_major (pgvector)
+ Built from Debian's source of pgvector, for releases that have it for other
+ versions of PostgreSQL only.
+CONTROL
+}
+
+make_packages() {
+    local has
+    command -v dpkg-shlibdeps >/dev/null || apt_install dpkg-dev
+    ensure_python
+    say "staging an installation in ${out#"$root/"}/stage"
+    staged
+    if ! apt-cache show "postgresql-$pg_major-pgvector" >/dev/null 2>&1; then
+        pgvector_source
+        has=$(basename "$source_archive" | sed -E 's/^pgvector_(.*)\.orig.*/\1/')
+        step deb-pgvector "building pgvector $has" build_pgvector
+        step deb-pgvector-package "packing postgresql-$pg_major-pgvector" pgvector_package "$has"
+    fi
+    step deb-extension "packing postgresql-$pg_major-clip-search" extension_package
+    step deb-runtime "packing clip-search-onnxruntime" runtime_package
+    step deb-model "packing clip-search-photo-mini" model_package
+    find "$out" -mindepth 1 -maxdepth 1 ! -name '*.deb' -exec rm -rf {} +
+    ls -l "$out"
+}
+
+case ${1:-} in
+'') make_packages ;;
+test)
+    make_packages
+    as_root "a clean root" "$root/packaging/clean-root.sh" "$out" "$pg_major" "$(debian_mirror)"
+    ;;
+*) die "usage: deb.sh [test]" ;;
+esac
