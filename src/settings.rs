@@ -23,6 +23,7 @@ static ALLOW_TRUNCATED_IMAGES: GucSetting<bool> = GucSetting::<bool>::new(false)
 static EXACT_JPEG: GucSetting<bool> = GucSetting::<bool>::new(false);
 static TRUNCATE_TEXT: GucSetting<bool> = GucSetting::<bool>::new(true);
 static WORKER_BATCH: GucSetting<i32> = GucSetting::<i32>::new(16);
+static WORKER: GucSetting<bool> = GucSetting::<bool>::new(true);
 static WORKER_ATTEMPTS: GucSetting<i32> = GucSetting::<i32>::new(5);
 static WORKER_RETRY_DELAY: GucSetting<i32> = GucSetting::<i32>::new(1000);
 static WORKER_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60_000);
@@ -141,6 +142,14 @@ pub fn register() {
         c"On, as the reference tokenizers do it. Off makes such a text an error.",
         &TRUNCATE_TEXT,
         GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
+        c"clip_search.worker",
+        c"Let the background worker embed what is queued.",
+        c"Off, the queue grows until it is on again or clip_backfill is called.",
+        &WORKER,
+        GucContext::Sighup,
         GucFlags::default(),
     );
     GucRegistry::define_int_guc(
@@ -280,6 +289,10 @@ pub fn cluster_threshold() -> f64 {
 
 pub fn worker_batch() -> i64 {
     i64::from(WORKER_BATCH.get())
+}
+
+pub fn worker() -> bool {
+    WORKER.get()
 }
 
 pub fn worker_attempts() -> i32 {

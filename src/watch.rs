@@ -575,14 +575,20 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
     if queued {
         fill::enqueue_missing(&watch)?;
         worker::wake_at_commit();
-        if wanted.replaces.is_none() && !worker::is_preloaded() {
+        let missing = match (worker::is_preloaded(), settings::worker()) {
+            (false, _) => Some((
+                "clip_search is not in shared_preload_libraries, so the server has not started one.",
+                "Add it there and restart the server",
+            )),
+            (true, false) => Some(("clip_search.worker is off.", "Set it to on and reload the server's configuration")),
+            (true, true) => None,
+        };
+        if let Some((why, way_out)) = missing.filter(|_| wanted.replaces.is_none()) {
+            let call = format!("CALL clip_backfill({})", quote_literal(&table.name));
             warn(
                 Error::new(Kind::Unsupported, format!("no background worker will embed the rows of {}", table.name))
-                    .detail("clip_search is not in shared_preload_libraries, so the server has not started one.")
-                    .hint(format!(
-                        "Add it there and restart the server; until then CALL clip_backfill({}) embeds what is queued.",
-                        quote_literal(&table.name)
-                    )),
+                    .detail(why)
+                    .hint(format!("{way_out}; until then {call} embeds what is queued.")),
             );
         }
     } else if wanted.replaces.is_none() && !table.forces_policies && fill::any_missing(&watch)? {

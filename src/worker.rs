@@ -244,9 +244,12 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
             let shared = SHARED.share();
             shared.slots.iter().filter(|slot| slot.database != 0 && slot.wanted).map(|slot| slot.database).collect()
         };
+        if !settings::worker() {
+            wanted.clear();
+        }
         // Databases are looked into one after the other.
         let looking = workers.values().any(|(_, since)| since.elapsed() < PAUSE);
-        if wanted.is_empty() && !looking {
+        if wanted.is_empty() && !looking && settings::worker() {
             wanted.extend(unseen.pop());
         }
         let mut soonest = NAP;
@@ -378,7 +381,7 @@ pub unsafe extern "C-unwind" fn clip_search_worker(database: pg_sys::Datum) {
     let mut fails = 0;
     loop {
         reload();
-        if is_database_wanted(database) {
+        if is_database_wanted(database) || !settings::worker() {
             set_wanted(database, true); // the launcher comes back to it
             return;
         }
@@ -406,7 +409,7 @@ pub unsafe extern "C-unwind" fn clip_search_worker(database: pg_sys::Datum) {
             unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null()) };
             // So often that whoever wants to drop the database does not wait.
             let until = Instant::now() + rest;
-            while Instant::now() < until && !is_set(database) && !is_database_wanted(database) {
+            while Instant::now() < until && !is_set(database) && !is_database_wanted(database) && settings::worker() {
                 BackgroundWorker::wait_latch(Some((until - Instant::now()).min(Duration::from_secs(1))));
                 reload();
             }

@@ -82,6 +82,15 @@ def test_a_place_that_can_not_be_written_is_logged(own: Server) -> None:
     assert own.messages().count("could not be kept: \"/proc/clip_search\"") == 1
 
 
+def test_nothing_is_loaded_before_it_is_asked_for(own: Server) -> None:
+    with own.connect() as db:
+        assert value(db, "SELECT clip_version()").endswith("(ONNX Runtime not loaded yet)")
+        loaded = "SELECT image_loaded, text_loaded FROM clip_models() WHERE name = 'photo-mini'"
+        assert db.execute(loaded).fetchone() == (False, False)
+        embed_one(db, "text", "a cat")
+        assert db.execute(loaded).fetchone() == (False, True)
+
+
 def test_only_a_superuser_says_where(own: Server) -> None:
     with own.connect() as db:
         db.execute("CREATE ROLE plain; SET ROLE plain")

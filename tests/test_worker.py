@@ -113,6 +113,28 @@ def test_the_worker_embeds_what_is_queued(db: psycopg.Connection) -> None:
     check(db)
 
 
+def test_it_can_be_switched_off(db: psycopg.Connection) -> None:
+    notes(db)
+    db.execute("INSERT INTO note VALUES (1, 'a cat')")
+    until(lambda: drained(db))
+    try:
+        db.execute("ALTER SYSTEM SET clip_search.worker = off")
+        db.execute("SELECT pg_reload_conf()")
+        until(lambda: not workers(db), "its end")
+        db.execute("INSERT INTO note VALUES (2, 'a dog')")
+        time.sleep(1)
+        assert not drained(db) and not workers(db)
+        heard: list[str | None] = []
+        db.add_notice_handler(lambda notice: heard.append(notice.message_detail))
+        db.execute("CREATE TABLE photo (id int PRIMARY KEY, data bytea); SELECT clip_watch('photo', 'data', mode => 'queued')")
+        assert heard == ["clip_search.worker is off."]
+    finally:
+        db.execute("ALTER SYSTEM RESET clip_search.worker")
+        db.execute("SELECT pg_reload_conf()")
+    until(lambda: drained(db), "what was queued meanwhile")
+    check(db)
+
+
 def test_rolled_back_rows_leave_nothing(db: psycopg.Connection) -> None:
     notes(db)
     with db.transaction(force_rollback=True):
