@@ -5,6 +5,8 @@ set -euo pipefail
 packages=$1 major=$2 mirror=$3
 here=$(cd "$(dirname "$0")/.." && pwd -P)
 root=$(mktemp -d "${TMPDIR:-/tmp}/clip_search-root.XXXXXX")
+# The root itself is / for users of lesser rights.
+chmod 755 "$root"
 trap 'rm -rf --one-file-system "$root"' EXIT
 # shellcheck disable=SC1091
 suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")

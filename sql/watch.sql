@@ -3,11 +3,11 @@
 CREATE SEQUENCE clip_search.watch_id_seq;
 
 CREATE TABLE clip_search.watch_setting (
-    id               bigint PRIMARY KEY DEFAULT nextval('clip_search.watch_id_seq'),
+    id               bigint PRIMARY KEY DEFAULT pg_catalog.nextval('clip_search.watch_id_seq'),
     relation         regclass NOT NULL,
     image            name,
     text             name,
-    text_weight      double precision NOT NULL CHECK (text_weight > 0 AND text_weight < 1),
+    text_weight      double precision NOT NULL CHECK (text_weight OPERATOR(pg_catalog.>) 0 AND text_weight OPERATOR(pg_catalog.<) 1),
     embedding        name NOT NULL,
     cluster          name,
     model            text NOT NULL,
@@ -19,33 +19,33 @@ CREATE TABLE clip_search.watch_setting (
     added_columns    name[] NOT NULL,
     added_index      name,
     added_collection boolean NOT NULL,
-    created_at       timestamptz NOT NULL DEFAULT now(),
+    created_at       timestamptz NOT NULL DEFAULT pg_catalog.now(),
     CONSTRAINT watch_setting_column_key UNIQUE (relation, embedding),
     CHECK (image IS NOT NULL OR text IS NOT NULL),
-    CHECK ((cluster IS NULL) = (collection IS NULL))
+    CHECK ((cluster IS NULL) OPERATOR(pg_catalog.=) (collection IS NULL))
 );
 
 -- Entries are only ever added by writers, so nobody waits here; there may be several for a row. Half of what is written
 -- is dead soon after.
 CREATE SEQUENCE clip_search.watch_queue_id_seq;
 CREATE TABLE clip_search.watch_queue (
-    id        bigint PRIMARY KEY DEFAULT nextval('clip_search.watch_queue_id_seq'),
+    id        bigint PRIMARY KEY DEFAULT pg_catalog.nextval('clip_search.watch_queue_id_seq'),
     watch     bigint NOT NULL,
     key       text[] COLLATE "C" NOT NULL,
     attempts  integer NOT NULL DEFAULT 0,
-    due       timestamptz NOT NULL DEFAULT now(),
+    due       timestamptz NOT NULL DEFAULT pg_catalog.now(),
     sqlstate  text,
     message   text,
-    queued_at timestamptz NOT NULL DEFAULT now()
+    queued_at timestamptz NOT NULL DEFAULT pg_catalog.now()
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 CREATE INDEX watch_queue_due_idx ON clip_search.watch_queue (due, id);
-CREATE INDEX watch_queue_tried_idx ON clip_search.watch_queue (attempts) WHERE attempts > 0;
+CREATE INDEX watch_queue_tried_idx ON clip_search.watch_queue (attempts) WHERE attempts OPERATOR(pg_catalog.>) 0;
 CREATE INDEX watch_queue_watch_idx ON clip_search.watch_queue (watch, key);
 
 CREATE TABLE clip_search.watch_failure (
     watch     bigint NOT NULL,
     key       text[] COLLATE "C" NOT NULL,
-    failed_at timestamptz NOT NULL DEFAULT now(),
+    failed_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
     sqlstate  text NOT NULL,
     message   text NOT NULL,
     detail    text,
@@ -61,8 +61,11 @@ CREATE VIEW clip_search.watch_live AS
 SELECT w.id, w.relation
 FROM clip_search.watch_setting w
 WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger t
-              WHERE t.tgrelid = w.relation::oid AND NOT t.tgisinternal AND t.tgfoid = '@extschema@.clip_watch_row()'::regprocedure::oid
-                AND t.tgenabled <> 'D' AND t.tgargs = convert_to(w.id::text, 'UTF8') || '\x00');
+              WHERE t.tgrelid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid AND NOT t.tgisinternal
+                AND t.tgfoid OPERATOR(pg_catalog.=) '@extschema@.clip_watch_row()'::pg_catalog.regprocedure::pg_catalog.oid
+                AND t.tgenabled OPERATOR(pg_catalog.<>) 'D'
+                AND t.tgargs OPERATOR(pg_catalog.=)
+                    (pg_catalog.convert_to(w.id::pg_catalog.text, 'UTF8') OPERATOR(pg_catalog.||) '\x00'));
 
 -- With the caller's rights, so it tells nobody how many rows a table has who may not count them.
 CREATE FUNCTION clip_search.watch_progress(relation regclass, image name, text name, embedding name, cluster name,
@@ -90,12 +93,12 @@ SELECT w.relation, coalesce(w.image, w.text) AS source, CASE WHEN w.image IS NOT
        CASE WHEN w.image IS NOT NULL AND w.text IS NOT NULL THEN w.text_weight END AS text_weight,
        w.embedding, w.cluster, w.model, w.collection,
        CASE WHEN w.queued THEN 'queued' ELSE 'immediate' END AS mode, CASE WHEN w.skip THEN 'skip' ELSE 'raise' END AS on_error,
-       r.embedding AS replaces, w.id IN (SELECT l.id FROM clip_search.watch_live l) AS active,
-       p.rows, p.embedded, greatest(p.open - f.count, 0) AS pending, f.count AS failed
+       r.embedding AS replaces, EXISTS (SELECT FROM clip_search.watch_live l WHERE l.id OPERATOR(pg_catalog.=) w.id) AS active,
+       p.rows, p.embedded, greatest(p.open OPERATOR(pg_catalog.-) f.count, 0) AS pending, f.count AS failed
 FROM clip_search.watch_setting w
-JOIN pg_catalog.pg_class c ON c.oid = w.relation::oid
-LEFT JOIN clip_search.watch_setting r ON r.id = w.replaces
-CROSS JOIN LATERAL (SELECT count(*) FROM clip_search.watch_failure f WHERE f.watch = w.id) AS f
+JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid
+LEFT JOIN clip_search.watch_setting r ON r.id OPERATOR(pg_catalog.=) w.replaces
+CROSS JOIN LATERAL (SELECT pg_catalog.count(*) FROM clip_search.watch_failure f WHERE f.watch OPERATOR(pg_catalog.=) w.id) AS f
 CROSS JOIN LATERAL clip_search.watch_progress(w.relation, w.image, w.text, w.embedding, w.cluster) AS p
 WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE') OR pg_catalog.has_table_privilege(c.oid, 'SELECT');
 
@@ -103,15 +106,15 @@ WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE') OR pg_catalog.has_table_privil
 CREATE VIEW clip_search.pending AS
 SELECT w.relation, w.embedding, q.key, q.queued_at, q.due, q.attempts, q.sqlstate, q.message
 FROM clip_search.watch_queue q
-JOIN clip_search.watch_setting w ON w.id = q.watch
-JOIN pg_catalog.pg_class c ON c.oid = w.relation::oid
+JOIN clip_search.watch_setting w ON w.id OPERATOR(pg_catalog.=) q.watch
+JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid
 WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE');
 
 CREATE VIEW clip_search.failure AS
 SELECT w.relation, w.embedding, f.key, f.failed_at, f.sqlstate, f.message, f.detail, f.attempts
 FROM clip_search.watch_failure f
-JOIN clip_search.watch_setting w ON w.id = f.watch
-JOIN pg_catalog.pg_class c ON c.oid = w.relation::oid
+JOIN clip_search.watch_setting w ON w.id OPERATOR(pg_catalog.=) f.watch
+JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid
 WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE');
 
 -- It runs as the caller, who may have any search_path, and can't set one since it commits: so all is qualified.
