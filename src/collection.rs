@@ -209,12 +209,12 @@ pub struct Members {
 
 impl Members {
     /// None for a collection that was not told where its members are.
-    pub fn find(client: &mut SpiClient<'_>, collection: &str) -> SqlResult<Option<Self>> {
+    pub fn find(client: &SpiClient<'_>, collection: &str) -> SqlResult<Option<Self>> {
         let query = "SELECT c.threshold, pg_catalog.format('%I.%I', n.nspname, r.relname), r.oid, \
                     c.embedding::text, c.cluster::text, c.key::text, c.labels::text, c.image::text \
              FROM clip_search.collection c LEFT JOIN pg_catalog.pg_class r ON r.oid OPERATOR(pg_catalog.=) c.members::pg_catalog.oid \
              LEFT JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) r.relnamespace WHERE c.name OPERATOR(pg_catalog.=) $1";
-        let rows = client.update(query, Some(1), &[collection.into()]).map_err(spi)?;
+        let rows = client.select(query, Some(1), &[collection.into()]).map_err(spi)?;
         let Some(row) = rows.into_iter().next() else { return Err(unknown(collection)) };
         let quoted = |column| Ok(get::<String>(&row, column)?.map(quote_identifier));
         let (Some(table), Some(oid), Some(embedding), Some(cluster), Some(key)) =
@@ -226,7 +226,7 @@ impl Members {
         Ok(Some(Self { threshold, table, oid, embedding, cluster, key, labels: quoted(7)?, image: quoted(8)? }))
     }
 
-    pub fn known(client: &mut SpiClient<'_>, collection: &str) -> SqlResult<Self> {
+    pub fn known(client: &SpiClient<'_>, collection: &str) -> SqlResult<Self> {
         Self::find(client, collection)?.ok_or_else(|| {
             with_sqlstate(
                 PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -242,6 +242,8 @@ impl Members {
         })
     }
 }
+
+// What follows only reads, by `select` throughout: `update` assigns a transaction id, which a standby can't.
 
 #[pg_extern(stable, strict, parallel_restricted, cost = 10000)]
 #[allow(clippy::type_complexity)]
@@ -263,7 +265,7 @@ fn clip_clusters(
     >,
     ErrorReport,
 > {
-    let rows = Spi::connect_mut(|client| {
+    let rows = Spi::connect(|client| {
         let members = Members::find(client, collection)?;
         let query = match &members {
             None => {
@@ -278,7 +280,7 @@ fn clip_clusters(
                 members.words("c.id")
             ),
         };
-        let rows = client.update(&query, None, &[collection.into(), min_size.into()]).map_err(spi)?;
+        let rows = client.select(&query, None, &[collection.into(), min_size.into()]).map_err(spi)?;
         let missing = || report(Error::new(Kind::Internal, "a cluster has no id, size or centroid"));
         rows.into_iter()
             .map(|row| {
@@ -333,7 +335,7 @@ impl Members {
 
 #[pg_extern(stable, strict, parallel_restricted, cost = 10000)]
 fn clip_cluster_groups(collection: &str, min_size: default!(i64, "2")) -> SqlResult<pgrx::JsonB> {
-    Spi::connect_mut(|client| {
+    Spi::connect(|client| {
         let members = Members::known(client, collection)?;
         let image = match &members.image {
             // The representative is the member nearest the centroid.
@@ -357,7 +359,7 @@ fn clip_cluster_groups(collection: &str, min_size: default!(i64, "2")) -> SqlRes
             members.grouped(),
             members.words("c.id")
         );
-        let rows = client.update(&query, Some(1), &[collection.into(), min_size.into()]).map_err(spi)?;
+        let rows = client.select(&query, Some(1), &[collection.into(), min_size.into()]).map_err(spi)?;
         let value = rows.first().get::<pgrx::JsonB>(1).map_err(spi)?;
         value.ok_or_else(|| report(Error::new(Kind::Internal, "no groups came back")))
     })
@@ -372,7 +374,7 @@ fn clip_duplicates(
     threshold: default!(f64, "0.99"),
 ) -> Result<TableIterator<'static, (name!(original, String), name!(duplicate, String), name!(cosine, f64))>, ErrorReport>
 {
-    let found = Spi::connect_mut(|client| {
+    let found = Spi::connect(|client| {
         let members = Members::known(client, collection)?;
         let query = format!(
             "SELECT {embedding}, {key}::text FROM {table} WHERE {embedding} IS NOT NULL ORDER BY {key}",
@@ -381,7 +383,8 @@ fn clip_duplicates(
             table = members.table
         );
         let mut keys = Vec::new();
-        let rows = recluster::read(client, &query, |row| {
+        let cursor = client.try_open_cursor(&query, &[]).map_err(spi)?;
+        let rows = recluster::read(cursor, |row| {
             keys.push(get::<String>(row, 2)?.unwrap_or_default());
             Ok(())
         })?;
@@ -423,10 +426,10 @@ fn duplicates(rows: &recluster::Rows, threshold: f64) -> SqlResult<Vec<(usize, u
 }
 
 /// The quoted name of the schema that the functions are in.
-pub fn own_schema(client: &mut SpiClient<'_>) -> SqlResult<String> {
+pub fn own_schema(client: &SpiClient<'_>) -> SqlResult<String> {
     let query = "SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_extension e \
          JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace WHERE e.extname OPERATOR(pg_catalog.=) 'clip_search'";
-    let schema = client.update(query, Some(1), &[]).map_err(spi)?.first().get::<String>(1).map_err(spi)?;
+    let schema = client.select(query, Some(1), &[]).map_err(spi)?.first().get::<String>(1).map_err(spi)?;
     schema.ok_or_else(|| report(Error::new(Kind::Internal, "extension \"clip_search\" is not installed")))
 }
 

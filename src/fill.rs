@@ -20,7 +20,7 @@ use crate::error::{SqlResult, report};
 use crate::rights::{Failure, Rights, attempt};
 use crate::vector::Vector;
 use crate::watch::{Watch, spi, table_of};
-use crate::{engine, settings};
+use crate::{engine, settings, store};
 
 /// Files that are in memory at a time.
 const BYTES: usize = 64 << 20;
@@ -672,6 +672,7 @@ mod clip_search {
         relation: Option<PgRelation>,
         embedding: Option<&str>,
     ) -> Result<TableIterator<'static, (name!(watch, i64), name!(queued, i64), name!(last, i64))>, ErrorReport> {
+        store::check_writable(c"clip_backfill()");
         let oid = table_of(relation)?;
         let mut found = Vec::new();
         for watch in Watch::of_table(oid, embedding)? {
@@ -725,6 +726,7 @@ fn check_owner(watch: i64) -> SqlResult<()> {
 /// once. Returns how many are on the list no longer.
 #[pg_extern(volatile, parallel_unsafe, cost = 1000000)]
 fn clip_retry(relation: Option<PgRelation>, embedding: default!(Option<&str>, "NULL")) -> SqlResult<i64> {
+    store::check_writable(c"clip_retry()");
     let oid = table_of(relation)?;
     let mut retried = 0;
     for watch in Watch::of_table(oid, embedding)? {

@@ -10,7 +10,7 @@ use clip::{Error, Kind};
 use ndarray::ArrayView2;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
-use pgrx::spi::{SpiClient, SpiHeapTupleData};
+use pgrx::spi::{SpiClient, SpiCursor, SpiHeapTupleData};
 
 use crate::cluster::{ROUNDING, write_anew};
 use crate::collection::{Members, get, spi};
@@ -45,13 +45,10 @@ impl Rows {
 
 /// Reads the vectors in the first column of a query's result, and has the other columns visited.
 pub fn read(
-    client: &mut SpiClient<'_>,
-    query: &str,
+    mut cursor: SpiCursor<'_>,
     mut visit: impl FnMut(&SpiHeapTupleData<'_>) -> SqlResult<()>,
 ) -> SqlResult<Rows> {
     let mut rows = Rows { values: Vec::new(), dimensions: 0 };
-    // A cursor that changes data takes a snapshot of its own.
-    let mut cursor = client.try_open_cursor_mut(query, &[]).map_err(spi)?;
     loop {
         pgrx::check_for_interrupts!();
         let fetched = cursor.fetch(FETCH).map_err(spi)?;
@@ -146,6 +143,11 @@ fn without_row_security<T>(
     Ok(result)
 }
 
+/// A cursor that may change data takes a snapshot of its own.
+fn fresh<'conn>(client: &mut SpiClient<'conn>, query: &str) -> SqlResult<SpiCursor<'conn>> {
+    client.try_open_cursor_mut(query, &[]).map_err(spi)
+}
+
 fn recluster(
     client: &mut SpiClient<'_>,
     store: &Store,
@@ -155,14 +157,15 @@ fn recluster(
 ) -> SqlResult<Vec<Change>> {
     let Members { table, embedding, cluster, .. } = members;
     // The long part locks nothing.
-    let rows = read(client, &format!("SELECT {embedding} FROM {table} WHERE {embedding} IS NOT NULL"), |_| Ok(()))?;
+    let rows =
+        read(fresh(client, &format!("SELECT {embedding} FROM {table} WHERE {embedding} IS NOT NULL"))?, |_| Ok(()))?;
     let labels = agglomerate(rows.view(), members.threshold, linkage, &mut pulse()).map_err(report)?;
 
     // From here on nobody writes members; those that have come, gone or changed meanwhile are seen to.
     lock(store, collection, members);
     let mut places = Vec::new();
     let query = format!("SELECT {embedding}, tableoid, ctid, {cluster} FROM {table} WHERE {embedding} IS NOT NULL");
-    let now = read(client, &query, |row| {
+    let now = read(fresh(client, &query)?, |row| {
         let missing = || report(Error::new(Kind::Internal, "a member has no place"));
         let tid = get(row, 3)?.ok_or_else(missing)?;
         places.push(Place { table: get(row, 2)?.ok_or_else(missing)?, tid, cluster: get(row, 4)? });

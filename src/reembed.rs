@@ -15,7 +15,7 @@ use crate::fill::{self, Patience, own};
 use crate::rights::Rights;
 use crate::store::Store;
 use crate::watch::{self, Table, Wanted, Watch, spi, table_of};
-use crate::{engine, statements};
+use crate::{engine, statements, store};
 
 /// Rows that are still embedded while the table is locked for the swap: two seconds' worth of CLIP ViT-B/32.
 const LAST_ROWS: usize = 16;
@@ -28,6 +28,7 @@ pub mod clip_search {
     /// Makes the column beside, or finds it; its name.
     #[pg_extern(volatile, parallel_unsafe)]
     fn reembed_begin(relation: Option<PgRelation>, model: Option<&str>, embedding: Option<&str>) -> SqlResult<String> {
+        store::check_writable(c"clip_reembed()");
         let oid = table_of(relation)?;
         let model = model.ok_or_else(|| {
             with_sqlstate(

@@ -127,14 +127,22 @@ pub struct Store {
     indexes: [pg_sys::Oid; INDEXES.len()],
 }
 
+/// Raises 25006 in a read-only transaction or on a standby, 25000 in a parallel worker.
+pub fn check_writable(function: &CStr) {
+    // SAFETY: both only look at the state of the transaction, and raise an error.
+    unsafe {
+        pg_sys::PreventCommandIfReadOnly(function.as_ptr());
+        pg_sys::PreventCommandIfParallelMode(function.as_ptr());
+    }
+}
+
 impl Store {
-    /// Raises 25006 in a read-only transaction or on a standby, 25000 in a parallel worker.
+    /// Raises the errors of `check_writable`.
     pub fn open(function: &CStr) -> Self {
+        check_writable(function);
         // SAFETY: catalogue look-ups inside a transaction; an extension that is installed has its tables, and
         // table_open raises an error for an oid that is none.
         unsafe {
-            pg_sys::PreventCommandIfReadOnly(function.as_ptr());
-            pg_sys::PreventCommandIfParallelMode(function.as_ptr());
             let schema = pg_sys::get_namespace_oid(c"clip_search".as_ptr(), false);
             let relations = TABLES.map(|name| {
                 pg_sys::table_open(pg_sys::get_relname_relid(name.as_ptr(), schema), pg_sys::RowExclusiveLock as i32)

@@ -156,11 +156,13 @@ pub fn type_oid() -> pg_sys::Oid {
     {
         return oid;
     }
-    let oid = pgrx::Spi::get_one_with_args::<pg_sys::Oid>(
-        "SELECT t.oid FROM pg_catalog.pg_type t JOIN pg_catalog.pg_extension e ON t.typnamespace OPERATOR(pg_catalog.=) e.extnamespace \
-         WHERE e.oid OPERATOR(pg_catalog.=) $1 AND t.typname OPERATOR(pg_catalog.=) 'vector'",
-        &[extension.into()],
-    );
+    // Not by Spi::get_one, which assigns a transaction id: a standby and a parallel worker can't.
+    let query = "SELECT t.oid FROM pg_catalog.pg_type t \
+         JOIN pg_catalog.pg_extension e ON t.typnamespace OPERATOR(pg_catalog.=) e.extnamespace \
+         WHERE e.oid OPERATOR(pg_catalog.=) $1 AND t.typname OPERATOR(pg_catalog.=) 'vector'";
+    let oid = pgrx::Spi::connect(|client| {
+        client.select(query, Some(1), &[extension.into()])?.first().get_one::<pg_sys::Oid>()
+    });
     match oid {
         Ok(Some(oid)) => {
             TYPE.set(Some((extension, oid)));

@@ -13,7 +13,7 @@ use crate::cluster::check_name;
 use crate::collection::{drop_rows, get, own_schema};
 use crate::error::{SqlResult, report, warn, with_sqlstate};
 use crate::rights::Rights;
-use crate::store::Store;
+use crate::store::{self, Store};
 use crate::{engine, fill, settings, vector, worker};
 
 /// What a watched column is, and how it is kept true.
@@ -868,6 +868,7 @@ fn clip_unwatch(
     embedding: default!(Option<&str>, "NULL"),
     keep_columns: default!(bool, "false"),
 ) -> SqlResult<()> {
+    store::check_writable(c"clip_unwatch()");
     let watch = Watch::one_of_table(table_of(relation)?, embedding)?;
     // What was to take its place goes first.
     if let Some(replacement) = Watch::replacing(watch.id)? {

@@ -526,3 +526,17 @@ def test_an_old_snapshot_does_not_undo_anothers_joining(
     assert size == 61
     mean = unit(subject + np.sum(rows, axis=0) + 20 * unit(subject + 0.1 * other))
     assert np.abs(centroid - mean).max() < 1e-5
+
+
+def test_parallel_workers_embed_arrays(database: support.Database) -> None:
+    """A worker can't assign a transaction id, as looking up pgvector's type once did."""
+    with database.connect() as db:
+        rows = "SELECT ARRAY['thing number ' || i] AS words FROM generate_series(1, 2000) AS i"
+        db.execute(f"CREATE TABLE words AS {rows}")
+        for name in ("min_parallel_table_scan_size", "parallel_setup_cost", "parallel_tuple_cost"):
+            db.execute(f"SET {name} = 0")
+        db.execute("SET parallel_leader_participation = off")
+        query = "SELECT cardinality(clip_embed_texts(words)) FROM words LIMIT 5"
+        plan = str(db.execute(f"EXPLAIN (VERBOSE) {query}").fetchall())
+        assert "clip_embed_texts" in plan.partition("Parallel Seq Scan")[2], plan
+        assert db.execute(query).fetchall() == [(1,)] * 5
