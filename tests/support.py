@@ -180,13 +180,19 @@ class ServerFolder:
             return False
 
     def add(self, source: pathlib.Path, name: str | None = None, copy: bool = False) -> pathlib.Path:
-        """A directory's files under another name here; hard links where that works, unless `copy`."""
+        """A directory's files under another name here; hard links where that works, unless `copy`.
+
+        Only what lies in target/ is linked: who writes into a link writes into the checkout otherwise. For the same
+        reason a file that is here already is removed, not written over.
+        """
         target = self.path / (name or source.name)
+        linked = not copy and ROOT / "target" in source.resolve().parents
         for file in sorted(path for path in source.rglob("*") if path.is_file()):
             place = target / file.relative_to(source)
             place.parent.mkdir(parents=True, exist_ok=True)
+            place.unlink(missing_ok=True)
             try:
-                if copy or not file.stat().st_mode & 0o004:
+                if not linked or not file.stat().st_mode & 0o004:
                     raise OSError("a link would not do")
                 os.link(file, place)
             except OSError:
