@@ -74,6 +74,10 @@ deb:
 deb-test:
 	@scripts/deb.sh test
 
+.PHONY: docs
+docs: cluster
+	@scripts/docs.sh
+
 model:
 	@scripts/model.sh
 

@@ -21,6 +21,7 @@ Less often:
   make bench        the benchmarks of clusters, for half an hour (BENCH=assign for one of them)
   make eval         how well a model finds, on 310 labelled photographs (MODEL=name or directory)
   make browser-test what people look at, in a real browser: screenshots, axe-core (installs Chromium if there is none)
+  make docs         write anew what is generated in docs/: the reference, the output of examples
   make feasibility  the study in examples/feasibility: CLIP in SQL beside Python, in one run
   make soak-kill    the server and its worker killed two hundred times while rows are written (KILLS=n for n)
   make matrix       the tests on PostgreSQL 15 to 18, as far as they are here or can be built, then pg_upgrade

@@ -252,15 +252,37 @@ COMMENT ON INDEX clip_search.watch_queue_tried_idx IS 'What has been tried befor
 COMMENT ON INDEX clip_search.watch_queue_watch_idx IS 'The entries of a watch, and of a row';
 COMMENT ON INDEX clip_search.watch_failure_pkey IS 'A row is listed once';
 
-COMMENT ON FUNCTION clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean) IS 'Keeps a table''s embedding, and its cluster, true to the image or text in another column';
-COMMENT ON FUNCTION clip_unwatch(regclass, text, boolean) IS 'Undoes clip_watch, with the columns, index and collection that it has added';
-COMMENT ON FUNCTION clip_retry(regclass, text) IS 'Takes rows off clip_search.failure to be embedded again; returns how many';
+COMMENT ON FUNCTION clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean) IS 'Keeps a table''s embedding, and its cluster, true to the image or text in another column
+For the table''s owner. Columns, index and collection that are missing are made; rows that are there already are for clip_backfill.
+source: the column of images (bytea) or of texts
+embedding: the column that is kept true
+cluster: the column with the cluster''s id; NULL: rows are not grouped
+model: else clip_search.model
+collection: of the clusters; else one named like the table
+mode: immediate, as a row is written; or queued, by the background worker, with NULL until then
+on_error: raise, the statement fails; or skip, the row is stored without an embedding and listed in clip_search.failure
+text_source: a column of texts whose vectors are averaged with the images''
+text_weight: share of the text in that average, between 0 and 1
+threshold: of the collection; NULL: its own as it is, else clip_search.cluster_threshold
+index: whether to make an HNSW index for cosine distance';
+COMMENT ON FUNCTION clip_unwatch(regclass, text, boolean) IS 'Undoes clip_watch, with the columns, index and collection that it has added
+embedding: the column; NULL: the only one that is watched in this table
+keep_columns: takes the triggers away, and leaves columns, index and collection';
+COMMENT ON FUNCTION clip_retry(regclass, text) IS 'Tries rows of clip_search.failure again; returns how many are listed no longer
+embedding: of this column; NULL: of all that are watched in this table';
 COMMENT ON FUNCTION clip_watch_row() IS 'Trigger of watched tables';
-COMMENT ON PROCEDURE clip_backfill(regclass, integer, text) IS 'Embeds the rows of a watched table that have no embedding, a batch a transaction';
+COMMENT ON PROCEDURE clip_backfill(regclass, integer, text) IS 'Embeds the rows of a watched table that have no embedding, a batch a transaction
+Not inside a transaction. It may be called again, and by several sessions at once.
+batch: rows in one transaction
+embedding: of this column; NULL: of all that are watched in this table';
 COMMENT ON FUNCTION clip_search.watch_progress(regclass, name, name, name, name) IS 'Counts a watched table''s rows, for clip_search.watch';
 COMMENT ON FUNCTION clip_search.backfill_begin(regclass, text) IS 'A step of clip_backfill: queues what is missing';
 COMMENT ON FUNCTION clip_search.backfill_claim(bigint, bigint, bigint, integer) IS 'A step of clip_backfill: the next entries';
 COMMENT ON FUNCTION clip_search.backfill_work(bigint, bigint[]) IS 'A step of clip_backfill: embeds them';
-COMMENT ON PROCEDURE clip_reembed(regclass, text, text, integer) IS 'Embeds a watched table by another model into a column beside the old one, and swaps the two when it is complete';
+COMMENT ON PROCEDURE clip_reembed(regclass, text, text, integer) IS 'Embeds a watched table by another model into a column beside the old one, and swaps the two when it is complete
+Not inside a transaction. Called again, it goes on where it ended.
+model: the new one
+embedding: the column; NULL: the only one that is watched in this table
+batch: rows in one transaction';
 COMMENT ON FUNCTION clip_search.reembed_begin(regclass, text, text) IS 'A step of clip_reembed: the column beside, which is watched, too';
 COMMENT ON FUNCTION clip_search.reembed_finish(regclass, text) IS 'A step of clip_reembed: the swap; false if rows are missing';

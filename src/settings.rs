@@ -65,7 +65,7 @@ pub fn register() {
     GucRegistry::define_string_guc(
         c"clip_search.preload",
         c"Models that the server loads at its start for all connections, separated by commas.",
-        c"Needs clip_search in shared_preload_libraries. Connections with clip_search.threads above 1 still load their own.",
+        c"Needs clip_search in shared_preload_libraries, and a restart. Connections with clip_search.threads above 1 still load their own.",
         &PRELOAD,
         preload_context(),
         GucFlags::default(),

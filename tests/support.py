@@ -33,10 +33,11 @@ def connect(database: str, user: str | None = None, autocommit: bool = True) -> 
 class Database:
     """A database of its own, dropped at the end with whoever is still connected."""
 
-    def __init__(self, extension: bool = True):
+    def __init__(self, extension: bool = True, template: str = "template0"):
         self.name = f"clip_test_{uuid.uuid4().hex[:12]}"
         with connect("postgres") as db:
-            db.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(self.name)))
+            names = sql.Identifier(self.name), sql.Identifier(template)
+            db.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(*names))
         if extension:
             with self.connect() as db:
                 db.execute("SET client_min_messages = warning")
