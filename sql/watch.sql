@@ -67,10 +67,11 @@ WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger t
                 AND t.tgargs OPERATOR(pg_catalog.=)
                     (pg_catalog.convert_to(w.id::pg_catalog.text, 'UTF8') OPERATOR(pg_catalog.||) '\x00'));
 
--- With the caller's rights, so it tells nobody how many rows a table has who may not count them.
+-- With the caller's rights, so it tells nobody how many rows a table has who may not count them. An EXCEPTION clause is a
+-- subtransaction, which can't begin while a query runs in parallel.
 CREATE FUNCTION clip_search.watch_progress(relation regclass, image name, text name, embedding name, cluster name,
                                            OUT rows bigint, OUT embedded bigint, OUT open bigint)
-LANGUAGE plpgsql STABLE PARALLEL SAFE COST 100000 SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE COST 100000 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     source text;
     target text;

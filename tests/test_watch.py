@@ -599,3 +599,20 @@ def test_a_dump_keeps_what_is_watched(empty_database: support.Database, pg_progr
             assert value(db, "SELECT count(*) FROM app.\"The notes\" WHERE embedding IS NOT NULL") == 24
     finally:
         restored.drop()
+
+
+def test_progress_can_be_read_where_queries_run_in_parallel(db) -> None:
+    """What counts the rows can't run in a parallel query, and may not keep others from it."""
+    db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
+    db.execute("SELECT clip_watch('note', 'body')")
+    db.execute("INSERT INTO note VALUES (1, 'a sleepy cat'), (2, NULL)")
+    for name in ("min_parallel_table_scan_size", "parallel_setup_cost", "parallel_tuple_cost"):
+        db.execute(f"SET {name} = 0")
+    db.execute("CREATE TABLE note_size AS SELECT generate_series(1, 100000) AS size")
+    try:
+        db.execute("ANALYZE note_size")
+        query = "SELECT count(*) FROM note_size s"
+        assert "Gather" in str(db.execute(f"EXPLAIN {query}").fetchall())
+        assert value(db, f"{query} JOIN clip_search.watch w ON s.size = w.rows AND w.embedded = 1") == 1
+    finally:
+        db.execute("DROP TABLE note_size")
