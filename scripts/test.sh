@@ -2,7 +2,7 @@
 # shellcheck disable=SC1091,SC2154
 # The tests, in three stages; the cluster of `make cluster` is up. The last line is pytest's.
 #   test.sh [unit] [sql] [python] [upgrade]   only these stages; the last is not run otherwise (make matrix)
-#   UNIT=name   only unit tests of crates/clip whose name contains it
+#   UNIT=name   only unit tests of crates/ whose name contains it
 #   TESTS=a,b   only these tests of tests/sql (setup comes first by itself)
 #   K=words     only pytest's tests that match (its -k)
 source "$(dirname "$0")/common.sh"
@@ -19,9 +19,10 @@ wanted() { [[ $stages == *" $1 "* ]] && { [ -z "$unit$tests$k" ] || [ -n "$2" ];
 stage() { printf '\n== %s ==\n' "$*"; }
 
 unit_tests() {
-    stage "unit tests: crates/clip"
-    step unit-build "building the unit tests" cargo test --release -p clip --no-run
-    cargo test --release -p clip --quiet -- ${unit:+"$unit"} || die "unit tests failed: see above"
+    stage "unit tests: crates"
+    # Together, and clip-embed below: each set of packages on its own would compile dependencies anew.
+    step unit-build "building the unit tests" cargo test --release -p clip -p clip-embed --no-run
+    cargo test --release -p clip -p clip-embed --quiet -- ${unit:+"$unit"} || die "unit tests failed: see above"
 }
 
 regression_tests() {
@@ -46,6 +47,7 @@ regression_tests() {
 
 python_tests() {
     python_packages
+    step clip-embed "building clip-embed" cargo build --release -p clip-embed
     stage "parity, concurrency, demo: pytest"
     PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest tests --ignore=tests/browser --ignore=tests/matrix \
         -o cache_dir="$target/pytest" ${k:+-k "$k"}

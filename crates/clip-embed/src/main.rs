@@ -1,0 +1,328 @@
+//! Embeds image files outside the server, as clip_search does inside, and writes what COPY reads.
+//!
+//! One thread reads the list of files and writes, the others embed. The output only grows, record by record, so that
+//! a run that was killed goes on where it stopped.
+
+mod input;
+mod output;
+mod progress;
+
+use std::collections::HashSet;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+
+use clap::Parser;
+use clip::embedder::Embedder;
+use clip::image::Limits;
+use clip::model::Model;
+use clip::{Error, Kind};
+
+use input::Item;
+use output::{Failures, Format, Key, Output};
+use progress::Progress;
+
+/// Some files could not be embedded, or not be found; all others are done.
+const SOME_FAILED: u8 = 3;
+
+/// Embeds image files and writes what COPY reads: one vector a file, as clip_embed_image makes it.
+///
+/// With as many --threads as clip_search.threads the vectors are the extension's bit for bit where that computes single
+/// images without mapped weights (clip_search.cache_path = ''); otherwise up to rounding, a cosine above 1 - 1e-12.
+///
+/// The output only grows. After a run was killed, the same command goes on where it stopped; files that failed are
+/// tried again.
+///
+/// Exit status: 0, all files are embedded; 3, some are not, and the failures' file says why; 1, nothing could be done,
+/// or not go on; 2, the command line is wrong.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Arguments {
+    /// A directory, searched to its depth for image files; or a CSV file of paths, with a header; "-" reads that from
+    /// standard input.
+    input: PathBuf,
+    /// The file to write, or to go on with. Beside it: FILE.failures.csv, and FILE.json with what it was made by.
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// csv: COPY … FROM … (FORMAT csv, HEADER), for vector and halfvec columns; binary: (FORMAT binary), for vector ones.
+    #[arg(short, long, default_value = "csv")]
+    format: Format,
+    /// The type of the key's column in the table, which binary COPY must know.
+    #[arg(long, default_value = "text")]
+    key_type: Key,
+    /// Column of the CSV that has the paths.
+    #[arg(long, value_name = "NAME", default_value = "path")]
+    path_column: String,
+    /// Column of the CSV whose value is written beside each vector [default: the path's].
+    #[arg(long, value_name = "NAME")]
+    key_column: Option<String>,
+    /// Where relative paths of the CSV begin [default: the CSV's directory; with "-", the current one].
+    #[arg(long, value_name = "DIRECTORY")]
+    root: Option<PathBuf>,
+    /// In a directory, take every file, whatever its name ends in.
+    #[arg(long)]
+    every_file: bool,
+    /// The model, as clip_search.model names it.
+    #[arg(short, long, default_value = "photo-mini")]
+    model: String,
+    /// Directories to search for models, separated by colons [default: where "make install" puts them].
+    #[arg(long, value_name = "PATH")]
+    model_path: Option<String>,
+    /// libonnxruntime [default: the one that "make install" puts beside the extension].
+    #[arg(long, value_name = "FILE", env = "ORT_DYLIB_PATH")]
+    onnxruntime: Option<PathBuf>,
+    /// Says where the two are installed.
+    #[arg(long, value_name = "PROGRAM", env = "PG_CONFIG", default_value = "pg_config")]
+    pg_config: PathBuf,
+    /// Files that are embedded at once, each by a worker with a copy of the model [default: the cores].
+    #[arg(short, long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    jobs: Option<u16>,
+    /// Threads of one inference, as clip_search.threads. More jobs make more of the cores than more threads.
+    #[arg(short, long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    threads: u16,
+    /// The largest image that is decoded, in pixels.
+    #[arg(long, value_name = "N", default_value_t = Limits::default().max_pixels)]
+    max_image_pixels: u64,
+    /// The largest file that is read, in bytes.
+    #[arg(long, value_name = "N", default_value_t = Limits::default().max_bytes)]
+    max_image_bytes: u64,
+    /// Embed files that end too soon as far as they go.
+    #[arg(long)]
+    allow_truncated_images: bool,
+    /// Decode JPEGs in full that are far larger than the model's input.
+    #[arg(long)]
+    exact_jpeg: bool,
+    /// No progress bar.
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// What a worker has to say.
+enum Message {
+    /// Its model is loaded.
+    Ready,
+    Done {
+        item: usize,
+        result: clip::Result<Vec<f32>>,
+        remarks: Vec<Error>,
+    },
+    /// It can't go on, for a reason that is no file's.
+    Broken(Error),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::from(SOME_FAILED),
+        Err(error) => {
+            eprintln!("clip-embed: {}", error.message);
+            for (what, text) in [("detail", error.detail), ("hint", error.hint)] {
+                text.into_iter().for_each(|text| eprintln!("  {what}: {text}"));
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Embeds what is not in the output yet; returns how many files failed.
+fn run(arguments: &Arguments) -> clip::Result<usize> {
+    let search = match &arguments.model_path {
+        Some(path) => path.split(':').map(PathBuf::from).collect(),
+        None => vec![installed(arguments, "--sharedir", "--model-path")?.join("clip_search/models")],
+    };
+    let library = match &arguments.onnxruntime {
+        Some(path) => path.clone(),
+        None => installed(arguments, "--pkglibdir", "--onnxruntime")?.join("clip_search/libonnxruntime.so"),
+    };
+    let model = Model::find(&search, &arguments.model)?;
+    if model.vision.is_none() {
+        return Err(Error::new(Kind::MissingFile, format!("model \"{}\" has no image tower", model.name))
+            .detail(format!("No ONNX file for it is in \"{}\".", model.directory.display())));
+    }
+    let list = input::list(arguments)?;
+    let mut output =
+        Output::open(&arguments.output, arguments.format, arguments.key_type, &made_by(arguments, &model))?;
+    let given = list.items.len();
+    let mut failures = Failures::create(&arguments.output)?;
+    let mut failed = 0;
+    for (path, error) in &list.unusable {
+        failures.add(path, error)?;
+        failed += 1;
+    }
+    let (mut items, mut seen) = (Vec::new(), HashSet::new());
+    let (mut there, mut repeated) = (0, 0);
+    for Item { key, path } in list.items {
+        match arguments.key_type.canonical(&key) {
+            Ok(key) if !seen.insert(key.clone()) => repeated += 1,
+            Ok(key) if output.has(&key) => there += 1,
+            Ok(key) => items.push(Item { key, path }),
+            Err(error) => {
+                failures.add(&key, &error)?;
+                failed += 1;
+            }
+        }
+    }
+    drop(seen);
+    let progress = Progress::new(items.len() as u64, arguments.quiet);
+    if list.left_out > 0 {
+        progress
+            .say(&format!("{} files whose names don't end as an image's are left out (--every-file)", list.left_out));
+    }
+    if repeated > 0 {
+        progress.say(&format!("{repeated} of {given} keys are there more than once; the first of each is taken"));
+    }
+    if there > 0 {
+        progress.say(&format!("{there} of {given} are in \"{}\" already", arguments.output.display()));
+    }
+    let jobs = arguments.jobs.map_or_else(cores, usize::from).min(items.len());
+    let limits = Limits {
+        max_pixels: arguments.max_image_pixels,
+        max_bytes: arguments.max_image_bytes,
+        allow_truncated: arguments.allow_truncated_images,
+        exact_jpeg: arguments.exact_jpeg,
+        names: ("--max-image-pixels", "--max-image-bytes"),
+    };
+    let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+    // A few results may wait for the disk; no more, so that memory stays as it is.
+    let (sender, receiver) = sync_channel(4 * jobs.max(1));
+    let written = std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            let (sender, model, library) = (sender.clone(), model.clone(), library.clone());
+            let (items, next, stop, limits) = (&items, &next, &stop, &limits);
+            scope.spawn(move || {
+                let embedder = Embedder::new(model, library, usize::from(arguments.threads));
+                // An error here is that nobody listens any more.
+                let _ = work(embedder, items, next, stop, limits, &sender);
+            });
+        }
+        drop(sender);
+        let mut write = || -> clip::Result<()> {
+            let mut told = HashSet::new();
+            for message in &receiver {
+                let (item, result, remarks) = match message {
+                    Message::Ready => {
+                        progress.begin();
+                        continue;
+                    }
+                    Message::Broken(error) => return Err(error),
+                    Message::Done { item, result, remarks } => (&items[item], result, remarks),
+                };
+                for remark in remarks {
+                    match remark.element {
+                        Some(_) => progress.say(&format!("\"{}\": {remark}", item.key)),
+                        // About the model, from each worker.
+                        None if told.insert(remark.message.clone()) => progress.say(&remark.to_string()),
+                        None => {}
+                    }
+                }
+                match result {
+                    Ok(vector) => output.write(&item.key, &vector)?,
+                    Err(error) => {
+                        failures.add(&item.key, &error)?;
+                        failed += 1;
+                        progress.fail();
+                    }
+                }
+                progress.step();
+            }
+            Ok(())
+        };
+        let written = write();
+        stop.store(true, Ordering::Relaxed);
+        // Whoever waits to send is woken.
+        drop(receiver);
+        written
+    });
+    written?;
+    output.finish()?;
+    failures.finish()?;
+    progress.finish(output.count(), failed, &arguments.output, failures.path());
+    Ok(failed)
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// A worker: takes the next file until there is none.
+fn work(
+    mut embedder: Embedder,
+    items: &[Item],
+    next: &AtomicUsize,
+    stop: &AtomicBool,
+    limits: &Limits,
+    sender: &SyncSender<Message>,
+) -> Result<(), std::sync::mpsc::SendError<Message>> {
+    let mut pulse = || ();
+    // Shows what is wrong with the model before it is held against a file.
+    let sample = clip::sample::photo(64, 64, 1)
+        .and_then(|photo| embedder.embed_images(&[&photo], &Limits::default(), &mut pulse));
+    if let Err(error) = sample {
+        return sender.send(Message::Broken(error));
+    }
+    sender.send(Message::Ready)?;
+    while !stop.load(Ordering::Relaxed) {
+        let item = next.fetch_add(1, Ordering::Relaxed);
+        let Some(Item { path, .. }) = items.get(item) else { return Ok(()) };
+        let vector = read(path, limits)
+            .and_then(|file| embedder.embed_images(&[&file], limits, &mut pulse).map(|mut vectors| vectors.remove(0)));
+        match vector {
+            Err(error) if matches!(error.kind, Kind::BadModel | Kind::MissingFile | Kind::UnknownModel) => {
+                return sender.send(Message::Broken(error));
+            }
+            result => sender.send(Message::Done { item, result, remarks: embedder.take_warnings() })?,
+        }
+    }
+    Ok(())
+}
+
+/// An image file's content. One that is too large is not read.
+fn read(path: &Path, limits: &Limits) -> clip::Result<Vec<u8>> {
+    let failed = |e: std::io::Error| Error::new(Kind::InvalidInput, "file cannot be read").detail(format!("{e}."));
+    let about = std::fs::metadata(path).map_err(failed)?;
+    if !about.is_file() {
+        return Err(Error::new(Kind::InvalidInput, "not a regular file"));
+    }
+    if about.len() > limits.max_bytes {
+        return Err(Error::new(Kind::LimitExceeded, "image file is too large")
+            .detail(format!("It has {} bytes; the limit is {}.", about.len(), limits.max_bytes))
+            .hint(format!("Raise {}, or store a smaller copy.", limits.names.1)));
+    }
+    let mut bytes = Vec::with_capacity(about.len() as usize);
+    std::fs::File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)).map_err(failed)?;
+    Ok(bytes)
+}
+
+/// What two runs must have in common to add to one output.
+fn made_by(arguments: &Arguments, model: &Model) -> serde_json::Value {
+    let graph = model.vision.as_ref();
+    serde_json::json!({
+        "format": arguments.format.to_string(),
+        "key_type": arguments.key_type.to_string(),
+        "key_column": arguments.key_column,
+        "model": model.name,
+        "graph_bytes": graph.and_then(|graph| std::fs::metadata(graph).ok()).map(|about| about.len()),
+        "exact_jpeg": arguments.exact_jpeg,
+        "clip_embed": env!("CARGO_PKG_VERSION"),
+    })
+}
+
+/// A directory of the server's installation.
+fn installed(arguments: &Arguments, which: &str, option: &str) -> clip::Result<PathBuf> {
+    let program = &arguments.pg_config;
+    let failed = |why: String| {
+        Error::new(Kind::MissingFile, format!("\"{} {which}\" failed", program.display()))
+            .detail(why)
+            .hint(format!("Set PG_CONFIG to your server's pg_config, or give {option}."))
+    };
+    let answer = Command::new(program).arg(which).output().map_err(|e| failed(format!("{e}.")))?;
+    let text = String::from_utf8_lossy(&answer.stdout).trim().to_owned();
+    if answer.status.success() && !text.is_empty() {
+        Ok(PathBuf::from(text))
+    } else {
+        Err(failed(format!("It says: {}", String::from_utf8_lossy(&answer.stderr).trim())))
+    }
+}

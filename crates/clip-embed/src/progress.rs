@@ -1,0 +1,94 @@
+//! A progress bar, or a line now and then where no terminal looks on.
+
+use std::cell::Cell;
+use std::io::IsTerminal;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+
+/// Between two lines in a log.
+const PAUSE: Duration = Duration::from_secs(30);
+
+pub struct Progress {
+    bar: ProgressBar,
+    /// Lines in place of the bar.
+    lines: bool,
+    begun: Cell<Option<Instant>>,
+    told: Cell<Instant>,
+    failed: Cell<u64>,
+}
+
+impl Progress {
+    pub fn new(files: u64, quiet: bool) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let bar = if terminal && !quiet { ProgressBar::new(files) } else { ProgressBar::hidden() };
+        bar.set_length(files);
+        let style = "{wide_bar} {human_pos} of {human_len} · {per_sec} · {eta} left{msg}";
+        bar.set_style(ProgressStyle::with_template(style).expect("a template that a test draws"));
+        let (begun, told) = (Cell::new(None), Cell::new(Instant::now()));
+        Self { bar, lines: !terminal && !quiet, begun, told, failed: Cell::new(0) }
+    }
+
+    /// A model is loaded: rates count from here.
+    pub fn begin(&self) {
+        if self.begun.get().is_none() {
+            self.begun.set(Some(Instant::now()));
+            self.bar.reset_eta();
+        }
+    }
+
+    pub fn step(&self) {
+        self.bar.inc(1);
+        if self.lines && self.told.get().elapsed() >= PAUSE {
+            self.told.set(Instant::now());
+            eprintln!("clip-embed: {}", self.line());
+        }
+    }
+
+    fn rate(&self) -> f64 {
+        let seconds = self.begun.get().map_or(0.0, |begun| begun.elapsed().as_secs_f64());
+        self.bar.position() as f64 / seconds.max(1e-3)
+    }
+
+    fn line(&self) -> String {
+        let (done, of, rate) = (self.bar.position(), self.bar.length().unwrap_or(0), self.rate());
+        let left = Duration::try_from_secs_f64((of - done) as f64 / rate.max(1e-9)).unwrap_or(Duration::MAX);
+        let failed = self.failed.get();
+        format!("{done} of {of} files, {rate:.1} a second, {} left, {failed} failed", HumanDuration(left))
+    }
+
+    pub fn fail(&self) {
+        self.failed.set(self.failed.get() + 1);
+        self.bar.set_message(format!(" · {} failed", self.failed.get()));
+    }
+
+    /// A remark that stays.
+    pub fn say(&self, text: &str) {
+        self.bar.suspend(|| eprintln!("clip-embed: {text}"));
+    }
+
+    pub fn finish(&self, rows: usize, failed: usize, output: &Path, failures: &Path) {
+        self.bar.finish_and_clear();
+        let (done, rate) = (self.bar.position(), self.rate());
+        eprintln!("clip-embed: {done} files at {rate:.1} a second; {rows} vectors in \"{}\"", output.display());
+        if failed > 0 {
+            eprintln!("clip-embed: {failed} files failed: see \"{}\"", failures.display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Progress;
+
+    #[test]
+    fn says_how_far_it_is() {
+        let progress = Progress::new(10, true);
+        progress.begin();
+        progress.step();
+        progress.fail();
+        let line = progress.line();
+        assert!(line.starts_with("1 of 10 files, ") && line.ends_with(" left, 1 failed"), "{line}");
+    }
+}

@@ -1,0 +1,209 @@
+"""clip-embed, outside the server: the extension's vectors, COPY takes them, and a killed run goes on."""
+
+from __future__ import annotations
+
+import csv
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+import support
+from support import embed_one, value
+
+PROGRAM = support.ROOT / "target" / "release" / "clip-embed"
+PHOTOS = support.ROOT / "examples" / "gallery" / "photos"
+# A connection that maps a model's weights computes its first 20 calls in another order, and a batch in yet another:
+# 1.2e-13 on the demo's photos.
+ROUNDING = 1e-12
+
+
+def command(*arguments: object) -> list[str]:
+    assert PROGRAM.exists(), f"{PROGRAM} is missing: run `make test`, or cargo build --release -p clip-embed"
+    return [str(PROGRAM), *map(str, arguments)]
+
+
+def run(*arguments: object, code: int = 0, input: str | None = None) -> str:
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, input=input, timeout=120)
+    assert done.returncode == code, f"{done.args} ended with {done.returncode}: {done.stderr}"
+    assert done.stdout == ""
+    return done.stderr
+
+
+def rows(path: pathlib.Path) -> dict[str, np.ndarray]:
+    with path.open(newline="") as file:
+        return {row["key"]: support.vector(row["embedding"]) for row in csv.DictReader(file)}
+
+
+def psql(pg_program, database: support.Database, script: str) -> None:
+    done = subprocess.run(
+        [pg_program("psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", database.name, "-c", script],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def folder(tmp_path: pathlib.Path) -> pathlib.Path:
+    """The demo's photos, some of them deeper."""
+    photos = tmp_path / "photos"
+    (photos / "more, \"quoted\"").mkdir(parents=True)
+    for number, photo in enumerate(sorted(PHOTOS.glob("*.jpg"))[:24]):
+        shutil.copy(photo, photos / ("more, \"quoted\"" if number % 2 else "") / photo.name)
+    (photos / "notes.txt").write_text("no image")
+    (photos / ".hidden.jpg").write_text("no image either")
+    return photos
+
+
+@pytest.mark.parametrize("model", ["photo-mini", "clip-mini"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_vectors_are_the_extensions(
+    database: support.Database, server_folder, clip_mini: pathlib.Path, folder: pathlib.Path, tmp_path, pg_program,
+    model: str, threads: int,
+) -> None:
+    output = tmp_path / "vectors.csv"
+    path = f"{server_folder.path}:{share(pg_program)}/clip_search/models"
+    run(folder, "-o", output, "-m", model, "--model-path", path, "--threads", threads, "--jobs", 3)
+    found = rows(output)
+    assert len(found) == 24 and set(found) == {
+        str(path.relative_to(folder)) for path in folder.rglob("*.jpg") if path.name != ".hidden.jpg"
+    }
+    names = list(found)
+    with database.connect() as db:
+        db.execute("LOAD 'clip_search'")
+        db.execute(f"SET clip_search.model_path = '{server_folder.path}:$system'")
+        db.execute(f"SET clip_search.threads = {threads}; SET clip_search.cache_path = ''")
+        # Without mapped weights and one by one: bit for bit.
+        files = [(folder / name).read_bytes() for name in names]
+        for name, file in zip(names, files):
+            assert np.array_equal(embed_one(db, "image", file, model), found[name]), name
+        for name, vector in zip(names, support.embed_many(db, "images", files, model)):
+            assert distance(vector, found[name]) < ROUNDING, name
+    with database.connect() as db:
+        db.execute("LOAD 'clip_search'")
+        db.execute(f"SET clip_search.model_path = '{server_folder.path}:$system'; SET clip_search.threads = {threads}")
+        # With them: up to rounding, on either side of the 20 calls after which the weights are laid out.
+        for name, file in zip(names, files):
+            assert distance(embed_one(db, "image", file, model), found[name]) < ROUNDING, name
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a.astype(float), b.astype(float)
+    return 1 - a @ b / np.sqrt((a @ a) * (b @ b))
+
+
+def share(pg_program) -> str:
+    config = os.environ.get("PG_CONFIG") or "pg_config"
+    return subprocess.run([config, "--sharedir"], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_copy_takes_both_formats(database: support.Database, folder: pathlib.Path, tmp_path, pg_program) -> None:
+    csv_file, binary = tmp_path / "v.csv", tmp_path / "v.bin"
+    run(folder, "-o", csv_file)
+    run(folder, "-o", binary, "--format", "binary")
+    with database.connect() as db:
+        db.execute("CREATE TABLE c (path text, v vector(512)); CREATE TABLE b (LIKE c); CREATE TABLE h (path text, v halfvec(512))")
+        psql(pg_program, database, f"\\copy c FROM '{csv_file}' (FORMAT csv, HEADER)")
+        psql(pg_program, database, f"\\copy b FROM '{binary}' (FORMAT binary)")
+        psql(pg_program, database, f"\\copy h FROM '{csv_file}' (FORMAT csv, HEADER)")
+        assert value(db, "SELECT count(*) FROM c") == 24
+        assert value(db, "SELECT count(*) FROM c JOIN b USING (path) WHERE vector_send(c.v) = vector_send(b.v)") == 24
+        # Rounded once, as a cast rounds.
+        assert value(db, "SELECT count(*) FROM c JOIN h USING (path) WHERE c.v::halfvec = h.v") == 24
+        expected = rows(csv_file)
+        for path, text in db.execute("SELECT path, v::text FROM c"):
+            assert np.array_equal(support.vector(text), expected[path])
+
+
+def test_a_list_with_ids(database: support.Database, folder: pathlib.Path, tmp_path, pg_program) -> None:
+    first = next(str(p.relative_to(folder)) for p in folder.rglob("cat.jpg"))
+    listing = tmp_path / "list.csv"
+    with listing.open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "file"], [7, first], [8, "nowhere.jpg"], [9, "notes.txt"], ["007", first], ["x", first]])
+    output = tmp_path / "v.bin"
+    options = ["-o", output, "-f", "binary", "--key-type", "bigint", "--path-column", "file", "--key-column", "id"]
+    assert "3 files failed" in run(listing, "--root", folder, *options, code=3)
+    failures = list(csv.DictReader((tmp_path / "v.bin.failures.csv").open(newline="")))
+    why = {row["key"]: row["message"] for row in failures}
+    assert sorted(why) == ["8", "9", "x"]
+    assert (why["8"], why["x"]) == ("file cannot be read", "key \"x\" is not a bigint")
+    with database.connect() as db:
+        db.execute("CREATE TABLE ids (id bigint, v vector(512))")
+        psql(pg_program, database, f"\\copy ids FROM '{output}' (FORMAT binary)")
+        assert db.execute("SELECT id FROM ids").fetchall() == [(7,)]
+        # The engine's message is the server's.
+        state, text = support.sqlstate(db, "SELECT clip_embed_image(%b)", b"no image")
+        assert (state, text.splitlines()[0]) == ("22023", why["9"])
+    # What was mended is tried again, and nothing else; the list may come by a pipe.
+    shutil.copy(PHOTOS / "cat.jpg", folder / "nowhere.jpg")
+    told = run("-", "--root", folder, *options, code=0, input="id,file\n7,cat.jpg\n8,nowhere.jpg\n")
+    assert "1 of 2 are in" in told and not (tmp_path / "v.bin.failures.csv").exists()
+
+
+@pytest.mark.parametrize("form", ["csv", "binary"])
+def test_a_killed_run_goes_on(folder: pathlib.Path, tmp_path, form: str) -> None:
+    photos = [photo for photo in folder.rglob("*.jpg") if photo.name != ".hidden.jpg"]
+    for photo in photos:
+        for number in range(4):
+            os.link(photo, folder / f"{number}-{photo.name}")
+    whole, output = tmp_path / "whole", tmp_path / "killed"
+    run(folder, "-o", whole, "-f", form, "--jobs", 1)
+    size = whole.stat().st_size
+    kills = 0
+    while True:
+        process = subprocess.Popen(command(folder, "-o", output, "-f", form, "--jobs", 1, "-q"), stderr=subprocess.DEVNULL)
+        before = output.stat().st_size if output.exists() else 0
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if output.exists() and kills < 3 and output.stat().st_size > before + size // 6:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.005)
+        if process.wait() == 0:
+            break
+        # Half a row, as a full disk leaves it.
+        with output.open("ab") as file:
+            file.write(whole.read_bytes()[19:100])
+    assert kills == 3
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_what_stops_it(folder: pathlib.Path, tmp_path, pg_program) -> None:
+    output = tmp_path / "v.csv"
+    assert "model \"nope\" does not exist" in run(folder, "-o", output, "-m", "nope", code=1)
+    assert not output.exists()
+    assert "cannot be read" in run(tmp_path / "nothing", "-o", output, code=1)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "there is no image file in" in run(empty, "-o", output, code=1)
+    listing = tmp_path / "list.csv"
+    listing.write_text("id,file\n1,a.jpg\n")
+    assert "has no column \"path\"" in run(listing, "-o", output, code=1)
+    run(folder, "-o", output)
+    told = run(folder, "-o", output, "--exact-jpeg", code=1)
+    assert "was made otherwise" in told and "exact_jpeg" in told
+    run(folder, "-o", tmp_path / "w.csv", "--jobs", "0", code=2)
+    broken = tmp_path / "models" / "broken" / "onnx"
+    broken.mkdir(parents=True)
+    (broken / "vision_model.onnx").write_text("nothing")
+    told = run(folder, "-o", tmp_path / "x.csv", "--model-path", broken.parent.parent, "-m", "broken", code=1)
+    assert "cannot be loaded" in told
+
+
+def test_limits_are_named_as_its_own(folder: pathlib.Path, tmp_path) -> None:
+    output = tmp_path / "v.csv"
+    run(folder, "-o", output, "--max-image-pixels", 1000, "--max-image-bytes", 40_000, code=3)
+    failures = list(csv.DictReader((tmp_path / "v.csv.failures.csv").open(newline="")))
+    assert len(failures) == 24
+    hints = {row["message"]: row["hint"] for row in failures}
+    assert hints == {
+        "image has too many pixels": "Raise --max-image-pixels, or store a smaller copy.",
+        "image file is too large": "Raise --max-image-bytes, or store a smaller copy.",
+    }
