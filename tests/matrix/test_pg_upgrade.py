@@ -34,6 +34,10 @@ BEGIN
 END $$;
 CREATE TRIGGER photo_embed BEFORE INSERT ON photo FOR EACH ROW EXECUTE FUNCTION photo_embed();
 SELECT clip_create_collection('photo', threshold => 0.9, members => 'photo', key => 'title');
+CREATE TABLE note (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, body text);
+SELECT clip_watch('note', 'body', cluster => 'cluster_id', mode => 'queued', index => true);
+CREATE TABLE scan (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, data bytea);
+SELECT clip_watch('scan', 'data', on_error => 'skip');
 """
 # All that the extension and its users have stored; a row's place and transaction are those of the old files if nothing
 # has been written anew.
@@ -45,6 +49,10 @@ STORED = (
     "SELECT t::text FROM clip_search.cluster_code t ORDER BY 1",
     "SELECT last_value::text FROM clip_search.cluster_id_seq",
     "SELECT xmin::text || ctid::text || t::text FROM photo t ORDER BY t.id",
+    "SELECT xmin::text || ctid::text || t::text FROM note t ORDER BY t.id",
+    "SELECT t::text FROM clip_search.watch t ORDER BY 1",
+    "SELECT t::text FROM clip_search.pending t ORDER BY 1",
+    "SELECT t::text FROM clip_search.failure t ORDER BY 1",
     "SELECT p.oid::regprocedure::text || p.proacl::text FROM pg_proc p WHERE p.proacl IS NOT NULL AND p.proname LIKE 'clip%' ORDER BY 1",
 )
 
@@ -91,8 +99,12 @@ def test_pg_upgrade_keeps_vectors_and_clusters(upgraded: list[Server], mode: str
             insert(db, name)
         db.execute("DELETE FROM photo WHERE title = 'rocket.jpg'")  # a hole, and a group without a member's row
         group = value(db, "SELECT DISTINCT cluster_id FROM photo WHERE title = 'cat.jpg'")
+        db.execute("INSERT INTO note (body) VALUES ('a steam locomotive'), ('an old guitar')")
+        db.execute("CALL clip_backfill('note')")
+        db.execute("INSERT INTO note (body) VALUES ('the ocean at night')")  # still to be embedded
+        db.execute("INSERT INTO scan (data) VALUES ('no image'), (%s)", ((PHOTOS / "cat.jpg").read_bytes(),))
         stored = [db.execute(query).fetchall() for query in STORED]
-        assert all(stored[n] for n in (0, 1, 2, 6, 7))
+        assert all(rows for query, rows in zip(STORED, stored) if "cluster_change" not in query and "cluster_code" not in query)
         found, text = nearest(db, "a sleepy cat"), embed_one(db, "text", "a sleepy cat")
         assert found[0][0] == "cat.jpg"
     old.stop()
@@ -124,6 +136,14 @@ def test_pg_upgrade_keeps_vectors_and_clusters(upgraded: list[Server], mode: str
         assert len(rows) == 5
         for title, kept, computed in rows:
             assert (vector(kept) == vector(computed)).all(), title
+        # What was watched is: the row that waited, a new one, and one that failed and is mended.
+        db.execute("INSERT INTO note (body) VALUES ('chocolate cake with cherries')")
+        db.execute("CALL clip_backfill('note')")
+        for body, embedding in db.execute("SELECT body, embedding::text FROM note").fetchall():
+            assert support.close(vector(embedding), embed_one(db, "text", body)), body
+        db.execute("UPDATE scan SET data = %s WHERE embedding IS NULL", ((PHOTOS / "clock.jpg").read_bytes(),))
+        watched = "SELECT relation::text, rows, embedded, pending, failed, active FROM clip_search.watch ORDER BY 1"
+        assert db.execute(watched).fetchall() == [("note", 4, 4, 0, 0, True), ("scan", 2, 2, 0, 0, True)]
         # pgvector's and this extension's own updates are as possible as before.
         db.execute("ALTER EXTENSION vector UPDATE")
         db.execute("ALTER EXTENSION clip_search UPDATE")
