@@ -44,8 +44,16 @@ env:
 
 stop:
 	@scripts/cluster.sh stop
+	@CLUSTER=test scripts/cluster.sh stop
 
-test: cluster
+# The tests have a server of their own, which preloads nothing.
+.PHONY: test-cluster
+test-cluster: export CLUSTER = test
+test-cluster: install
+	@scripts/cluster.sh start
+
+test: export CLUSTER = test
+test: test-cluster
 	@scripts/test.sh
 
 demo: cluster
@@ -75,7 +83,8 @@ deb-test:
 	@scripts/deb.sh test
 
 .PHONY: docs
-docs: cluster
+docs: export CLUSTER = test
+docs: test-cluster
 	@scripts/docs.sh
 
 model:
@@ -84,10 +93,12 @@ model:
 fuzz: install
 	@scripts/fuzz.sh
 
-soak: cluster
+soak: export CLUSTER = test
+soak: test-cluster
 	@SOAK=$(or $(SOAK),20) K="storm or memory" scripts/test.sh
 
-soak-kill: cluster
+soak-kill: export CLUSTER = test
+soak-kill: test-cluster
 	@KILLS=$(or $(KILLS),200) K=test_kill scripts/test.sh
 
 bench: cluster
@@ -98,4 +109,5 @@ eval: cluster
 
 clean:
 	@scripts/cluster.sh remove
+	@CLUSTER=test scripts/cluster.sh remove
 	@rm -rf target

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # shellcheck disable=SC1091,SC2154
 # The benchmarks, for benches/README.md; the cluster of `make cluster` is up. Tables go to stdout, raw figures to target/bench.
-#   BENCH=embed,server,assign,recluster   only these; sweep compares partitions and times nothing
+#   BENCH=embed,server,assign,recluster   only these; shapes times other models' towers, sweep compares partitions and
+#                                         times nothing
 #   MODEL=directory                       a model of one's own in place of ViT-B/32 with random weights
 source "$(dirname "$0")/common.sh"
 require_pg
@@ -39,6 +40,15 @@ for name in $(tr ',' ' ' <<<"${BENCH:-embed,server,assign,recluster}"); do
             --library "$pg_lib/clip_search/libonnxruntime.so" --photos "$results/photos" \
             --json "$results/embed.json" "$model" models/photo-mini
         ;;
+    shapes)
+        step bench-build "building the benchmark" cargo build --release -p clip --example embed_bench
+        [ -e "$results/photos/small-coffee.jpg" ] ||
+            step bench-photos "making photos to measure with" run benches/peers/photos.py "$results/photos"
+        step bench-shapes "writing towers with random weights" run benches/peers/shapes.py "$results"
+        run benches/peers/embed.py --bench target/release/examples/embed_bench --files 3 --rounds 2 \
+            --library "$pg_lib/clip_search/libonnxruntime.so" --photos "$results/photos" \
+            --json "$results/shapes.json" "$results/siglip-base-patch16-224" "$results/mobileclip-s0"
+        ;;
     server)
         model
         run benches/server/measure.py --model "$model" --json "$results/server.json"
@@ -52,7 +62,7 @@ for name in $(tr ',' ' ' <<<"${BENCH:-embed,server,assign,recluster}"); do
         step bench-build "building the benchmark" cargo build --release -p clip --example recluster
         run benches/clusters/sweep.py
         ;;
-    *) die "no benchmark $name: BENCH takes embed, server, assign, recluster, sweep" ;;
+    *) die "no benchmark $name: BENCH takes embed, shapes, server, assign, recluster, sweep" ;;
     esac
 done
 say "raw figures: $results"

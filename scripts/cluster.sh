@@ -9,7 +9,8 @@
 # PostgreSQL refuses to run as root. Then user postgres runs it (another: CLUSTER_USER=…), and where that user can't
 # reach the checkout, say below a private temporary directory, the data lies in the run directory and
 # target/cluster is a link to it. The run directory also holds the socket, whose path may have 107 bytes only.
-# CLUSTER=name is another cluster beside that one.
+# CLUSTER=name is another cluster beside that one. The one without a name preloads the default model, as a server that
+# embeds would; others don't, so that tests see the extension load.
 source "$(dirname "$0")/common.sh"
 
 data=$target/cluster${CLUSTER:+.$CLUSTER}
@@ -129,6 +130,17 @@ make_cluster() {
     step initdb "making a throw-away cluster (PostgreSQL $pg_major, user $server_user)" init_cluster
 }
 
+# Written where a line of it may be changed, or be another by ALTER SYSTEM; false if it is there already.
+configure_preload() {
+    local conf
+    conf=$(readlink "$data" || echo "$data")/postgresql.conf
+    [ -z "${CLUSTER:-}" ] && ! as_server grep -q '^shared_preload_libraries' "$conf" || return 1
+    as_server tee -a "$conf" >/dev/null <<CONF
+shared_preload_libraries = 'clip_search'
+clip_search.preload = 'photo-mini'
+CONF
+}
+
 start_server() {
     local log=$run_dir/server.log real_data
     real_data=$(readlink "$data" || echo "$data")
@@ -195,7 +207,7 @@ start)
         rm -rf "$data"
         make_cluster
     fi
-    if ! answers || preloads_old_library; then
+    if configure_preload || ! answers || preloads_old_library; then
         stop_server
         start_server
     fi

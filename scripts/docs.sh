@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # shellcheck disable=SC1091,SC2154
-# The parts of docs/ that are not written by hand, in the cluster of `make cluster`: the reference from the catalogue,
+# The parts of docs/ that are not written by hand, in the cluster of `make test-cluster`: the reference from the catalogue,
 # and what psql prints after each example.
 source "$(dirname "$0")/common.sh"
 require_pg

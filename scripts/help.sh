@@ -10,7 +10,7 @@ clip_search: CLIP image and text embeddings inside PostgreSQL
   make clean        remove target/ and the throw-away cluster
 
 A server to play with, which goes away with make clean:
-  make cluster      start it, with clip_search created in database clip_search
+  make cluster      start it, with the default model preloaded and clip_search created in database clip_search
   eval "$(make -s env)" && psql
   make stop         stop it
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # shellcheck disable=SC1091,SC2154
-# The tests, in three stages; the cluster of `make cluster` is up. The last line is pytest's.
+# The tests, in three stages; the cluster of `make test-cluster` is up. The last line is pytest's.
 #   test.sh [unit] [sql] [python] [upgrade]   only these stages; the last is not run otherwise (make matrix)
 #   UNIT=name   only unit tests of crates/ whose name contains it
 #   TESTS=a,b   only these tests of tests/sql (setup comes first by itself)

@@ -23,12 +23,12 @@ def pytest_sessionstart() -> None:
     missing = [name for name in ("PGHOST", "PGPORT", "PGUSER") if not os.environ.get(name)]
     if missing:
         pytest.exit(
-            f"{', '.join(missing)} not set: run `make test`, or eval \"$(make -s env)\" first", returncode=4
+            f"{', '.join(missing)} not set: run `make test`, or eval \"$(CLUSTER=test make -s env)\" first", returncode=4
         )
     if not os.environ["PGHOST"].startswith("/"):
         pytest.exit(
             f"PGHOST={os.environ['PGHOST']} is not a socket directory: these tests give files to the server, "
-            "so run them against the cluster of `make cluster`",
+            "so run them against the cluster of `make test-cluster`",
             returncode=4,
         )
 

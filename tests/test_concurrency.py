@@ -276,7 +276,7 @@ def test_a_prepared_transaction_is_one_under_way(
 ) -> None:
     """Its founding is joined before it is decided, whichever way that goes."""
     if value(db, "SHOW max_prepared_transactions") == "0":
-        pytest.fail("the cluster of `make cluster` sets max_prepared_transactions")
+        pytest.fail("the cluster of `make test-cluster` sets max_prepared_transactions")
     for subject, ends in ((22, "COMMIT"), (23, "ROLLBACK")):
         row = vector_text(direction(subject))
         with database.connect(autocommit=False) as other:

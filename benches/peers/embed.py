@@ -357,7 +357,8 @@ def main() -> int:
         for group, files in groups.items():
             found[group] = compare(f"JPEG of {group}", contestants, [[file] for file in files], rounds)
         found["stages"] = stages(engine, groups, rounds)
-        found["texts"] = texts(engine, model, 10 * rounds)
+        if (model / "onnx" / "text_model.onnx").exists():
+            found["texts"] = texts(engine, model, 10 * rounds)
         found["batches"] = batches(engine, model, small, rounds)
         engine.close()
         found["int8"] = int8(command, model, small, 1)
