@@ -164,9 +164,11 @@ preloads_old_library() {
     [ -n "$started" ] && [ "$(stat -c %Y "$pg_lib/clip_search.so")" -ge "$started" ]
 }
 
-# The extension's installed SQL. A database remembers, in its comment, which it was created with.
+# The extension's installed SQL. A database remembers, in its comment, which it was created with. Lines are sorted, and
+# those that say where in the source a function is are left out: cargo-pgrx writes functions in another order each time.
 sql_hash() {
-    (cd "$pg_share/extension" && sha256sum clip_search.control clip_search--*.sql | sha256sum | cut -c1-16)
+    (cd "$pg_share/extension" && cat clip_search.control clip_search--*.sql) | grep -v '^-- src/' | LC_ALL=C sort |
+        sha256sum | cut -c1-16
 }
 
 create_extension() {
