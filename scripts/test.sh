@@ -56,7 +56,7 @@ python_tests() {
 upgrade_tests() {
     python_packages
     stage "pg_upgrade from $OLD_PG_CONFIG to $pg_config"
-    PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest tests/matrix -o cache_dir="$target/pytest"
+    PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest tests/matrix -rs -o cache_dir="$target/pytest"
 }
 
 if wanted unit "$unit"; then unit_tests; fi

@@ -89,6 +89,37 @@ def upgraded(request: pytest.FixtureRequest):
         server.remove()
 
 
+def command(old: Server, new: Server, mode: str) -> str:
+    return (
+        f"cd {new.folder} && {new.bindir}/pg_upgrade {mode} -U postgres -s {new.folder} "
+        f"-b {old.bindir} -B {new.bindir} -d {old.data} -D {new.data}"
+    )
+
+
+@pytest.fixture(scope="session")
+def possible() -> None:
+    """Skips where the two servers can't upgrade anything. 15.20 stores the option pg_attver with every column, which
+    servers older than it don't know: 18.6 ends at the first table, with or without an extension."""
+    old, new = (Server(bindir(variable), {"shared_preload_libraries": ""}, "--data-checksums") for variable in ("OLD_PG_CONFIG", "PG_CONFIG"))
+    try:
+        old.start()
+        with old.connect() as db:
+            db.execute("CREATE TABLE plain (id int)")
+        old.stop()
+        try:
+            new.run("sh", "-c", command(old, new, "--copy"))
+        except AssertionError:
+            logs = sorted((new.data / "pg_upgrade_output.d").glob("*/log/pg_upgrade_dump_*.log"))
+            errors = [line for log in logs for line in log.read_text().splitlines() if "unrecognized parameter" in line]
+            if not errors:
+                raise
+            pytest.skip(f"a table without the extension can't be upgraded either: {errors[0]}")
+    finally:
+        old.remove()
+        new.remove()
+
+
+@pytest.mark.usefixtures("possible")
 @pytest.mark.parametrize("mode", ["--copy", "--link"])
 def test_pg_upgrade_keeps_vectors_and_clusters(upgraded: list[Server], mode: str) -> None:
     old, new = upgraded
@@ -109,12 +140,8 @@ def test_pg_upgrade_keeps_vectors_and_clusters(upgraded: list[Server], mode: str
         assert found[0][0] == "cat.jpg"
     old.stop()
 
-    command = (
-        f"cd {new.folder} && {new.bindir}/pg_upgrade {mode} -U postgres -s {new.folder} "
-        f"-b {old.bindir} -B {new.bindir} -d {old.data} -D {new.data}"
-    )
-    new.run("sh", "-c", command, "--check")
-    new.run("sh", "-c", command)
+    new.run("sh", "-c", f"{command(old, new, mode)} --check")
+    new.run("sh", "-c", command(old, new, mode))
 
     new.start()
     with new.connect() as db:
