@@ -153,7 +153,7 @@ def test_output_is_real(databases: Databases, path: pathlib.Path) -> None:
 def test_plans_use_the_index() -> None:
     """Read from the page, which the test above holds to the truth."""
     plans = [written for block, written in Page(DOCS / "cookbook.md").blocks if "EXPLAIN" in block]
-    assert len(plans) == 3 and all("Index Scan using photo_embedding_idx" in plan for plan in plans)
+    assert len(plans) == 5 and all("Index Scan using photo_embedding_idx" in plan for plan in plans)
 
 
 def test_reference_is_the_catalogues(database: support.Database) -> None:

@@ -22,8 +22,8 @@ READ_ONLY = "25006"
 class Standby:
     """A base backup of a server that streams from it, with a socket of its own."""
 
-    def __init__(self, primary: Server):
-        self.primary, self.folder = primary, primary.folder / "standby"
+    def __init__(self, primary: Server, name: str = "standby"):
+        self.primary, self.folder = primary, primary.folder / name
         self.data = self.folder / "data"
         primary.run("mkdir", "-m", "700", str(self.folder))
         program, socket = str(primary.bindir / "pg_basebackup"), str(primary.folder)
