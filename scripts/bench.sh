@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # shellcheck disable=SC1091,SC2154
 # The benchmarks, for benches/README.md; the cluster of `make cluster` is up. Tables go to stdout, raw figures to target/bench.
-#   BENCH=embed,server,assign,recluster   only these; shapes times other models' towers, sweep compares partitions and
+#   BENCH=embed,server,assign,recluster   only these; jpeg times decoders, shapes other models' towers, sweep compares partitions and
 #                                         times nothing
 #   MODEL=directory                       a model of one's own in place of ViT-B/32 with random weights
 source "$(dirname "$0")/common.sh"
@@ -40,6 +40,15 @@ for name in $(tr ',' ' ' <<<"${BENCH:-embed,server,assign,recluster}"); do
             --library "$pg_lib/clip_search/libonnxruntime.so" --photos "$results/photos" \
             --json "$results/embed.json" "$model" models/photo-mini
         ;;
+    jpeg)
+        step bench-jpeg "building the decoders" env CARGO_TARGET_DIR="$results/jpeg" \
+            cargo build --release --manifest-path benches/peers/jpeg/Cargo.toml
+        [ -e "$results/photos/small-coffee.jpg" ] ||
+            step bench-photos "making photos to measure with" run benches/peers/photos.py "$results/photos"
+        "$results/jpeg/release/jpeg-decoders" 20 "$results"/photos/small-*.jpg
+        "$results/jpeg/release/jpeg-decoders" 3 "$results"/photos/enlarged-{astronaut,coffee,chelsea,rocket,flower,china}.jpg \
+            "$results"/photos/mosaic-*.jpg
+        ;;
     shapes)
         step bench-build "building the benchmark" cargo build --release -p clip --example embed_bench
         [ -e "$results/photos/small-coffee.jpg" ] ||
@@ -62,7 +71,7 @@ for name in $(tr ',' ' ' <<<"${BENCH:-embed,server,assign,recluster}"); do
         step bench-build "building the benchmark" cargo build --release -p clip --example recluster
         run benches/clusters/sweep.py
         ;;
-    *) die "no benchmark $name: BENCH takes embed, shapes, server, assign, recluster, sweep" ;;
+    *) die "no benchmark $name: BENCH takes embed, jpeg, shapes, server, assign, recluster, sweep" ;;
     esac
 done
 say "raw figures: $results"
