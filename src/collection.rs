@@ -210,7 +210,7 @@ pub struct Members {
 impl Members {
     /// None for a collection that was not told where its members are.
     pub fn find(client: &SpiClient<'_>, collection: &str) -> SqlResult<Option<Self>> {
-        let query = "SELECT c.threshold, pg_catalog.format('%I.%I', n.nspname, r.relname), r.oid, \
+        let query = "SELECT c.threshold, CASE WHEN r.oid IS NOT NULL THEN pg_catalog.format('%I.%I', n.nspname, r.relname) END, r.oid, \
                     c.embedding::text, c.cluster::text, c.key::text, c.labels::text, c.image::text \
              FROM clip_search.collection c LEFT JOIN pg_catalog.pg_class r ON r.oid OPERATOR(pg_catalog.=) c.members::pg_catalog.oid \
              LEFT JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) r.relnamespace WHERE c.name OPERATOR(pg_catalog.=) $1";
