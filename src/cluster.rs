@@ -19,6 +19,7 @@ use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
+use crate::citus;
 use crate::engine;
 use crate::error::{SqlResult, report, warn, with_sqlstate};
 use crate::settings;
@@ -60,18 +61,21 @@ const LEFT_OVER: usize = 64;
 #[pg_extern(volatile, strict, parallel_unsafe, security_definer, cost = 5000)]
 #[search_path(pg_catalog, pg_temp)]
 fn clip_assign_cluster(embedding: Vector) -> SqlResult<i64> {
+    citus::refuse_worker("clip_assign_cluster()")?;
     assign(embedding, DEFAULT_COLLECTION)
 }
 
 #[pg_extern(volatile, strict, parallel_unsafe, security_definer, cost = 5000, name = "clip_assign_cluster")]
 #[search_path(pg_catalog, pg_temp)]
 fn clip_assign_cluster_in(embedding: Vector, collection: &str) -> SqlResult<i64> {
+    citus::refuse_worker("clip_assign_cluster()")?;
     assign(embedding, collection)
 }
 
 #[pg_extern(volatile, strict, parallel_unsafe, security_definer, cost = 5000)]
 #[search_path(pg_catalog, pg_temp)]
 fn clip_leave_cluster(cluster: i64, embedding: Vector) -> SqlResult<bool> {
+    citus::refuse_worker("clip_leave_cluster()")?;
     leave(cluster, embedding, None)
 }
 

@@ -12,6 +12,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, SpiHeapTupleData, quote_identifier};
 
+use crate::citus;
 use crate::cluster::check_name;
 use crate::error::{SqlResult, report, with_sqlstate};
 use crate::recluster;
@@ -75,6 +76,7 @@ fn clip_create_collection(
         let table = members.as_ref().map(PgRelation::oid);
         let key = match table {
             Some(table) => {
+                refuse_citus(client, table)?;
                 let vector = Some(vector::type_oid());
                 check_column(client, table, embedding, vector, "vector")?;
                 check_column(client, table, cluster, Some(pg_sys::INT8OID), "bigint")?;
@@ -223,6 +225,7 @@ impl Members {
             return Ok(None);
         };
         let threshold = get::<f64>(&row, 1)?.unwrap_or_default();
+        refuse_citus(client, oid)?;
         Ok(Some(Self { threshold, table, oid, embedding, cluster, key, labels: quoted(7)?, image: quoted(8)? }))
     }
 
@@ -241,6 +244,18 @@ impl Members {
             )
         })
     }
+}
+
+/// Members are told apart, and written, by `ctid`: tables of Citus have the same one in several shards.
+fn refuse_citus(client: &SpiClient<'_>, table: pg_sys::Oid) -> SqlResult<()> {
+    citus::refuse(
+        client,
+        table,
+        "it can't be what a collection knows its members by",
+        "Members are read and regrouped by their place in a table of this server.",
+        "SELECT clip_create_collection(…) without members; clip_assign_cluster works, and docs/citus.md says how to join \
+         clip_search.cluster to the rows.",
+    )
 }
 
 // What follows only reads, by `select` throughout: `update` assigns a transaction id, which a standby can't.

@@ -4,6 +4,7 @@
 
 use pgrx::prelude::*;
 
+mod citus;
 mod classify;
 mod cluster;
 mod collection;

@@ -14,7 +14,7 @@ use crate::collection::{drop_rows, get, own_schema};
 use crate::error::{SqlResult, report, warn, with_sqlstate};
 use crate::rights::Rights;
 use crate::store::{self, Store};
-use crate::{engine, fill, settings, vector, worker};
+use crate::{citus, engine, fill, settings, vector, worker};
 
 /// What a watched column is, and how it is kept true.
 #[derive(Clone, Debug)]
@@ -121,6 +121,7 @@ impl Watch {
             })?
         };
         if found.is_empty() {
+            table.check_local()?;
             let what = match embedding {
                 Some(embedding) => format!("column \"{embedding}\" of {} is not watched", table.name),
                 None => format!("table {} is not watched", table.name),
@@ -220,8 +221,24 @@ impl Table {
         ))
     }
 
+    /// Tables of Citus have their rows elsewhere.
+    fn check_local(&self) -> SqlResult<()> {
+        let _rights = Rights::of_caller();
+        Spi::connect(|client| {
+            citus::refuse(
+                client,
+                self.oid,
+                "it can't be watched",
+                "Its rows are in shards, mostly on other servers; a watch, its queue and its groups are of this server.",
+                "Embed where the rows are: UPDATE … SET embedding = clip_embed_image(data, model), or a trigger of your \
+                 own that does (docs/citus.md).",
+            )
+        })
+    }
+
     fn check(&self, queued: bool) -> SqlResult<()> {
         self.check_owner()?;
+        self.check_local()?;
         let refuse = |code, what: &str| {
             Err(with_sqlstate(code, Error::new(Kind::InvalidInput, format!("{} {what}", self.name))))
         };
