@@ -305,6 +305,11 @@ def test_one_subject_is_one_group_over_all_shards(shards: Shards, filled: psycop
         # At most what was on its way when the shard went down is counted wrong; the page's statement mends that.
         changed = db.execute("SELECT change, moved FROM clip_recluster('item')").fetchall()
         assert all(change == "moved" and moved == 0 for change, moved in changed), changed
+        # What it writes, it writes to the shards.
+        before = db.execute("SELECT id, cluster_id FROM item ORDER BY id").fetchall()
+        db.execute("UPDATE item SET cluster_id = NULL WHERE id % 7 = 0")
+        changed = db.execute("SELECT sum(moved) FROM clip_recluster('item')").fetchone()[0]
+        assert changed == len(range(0, len(rows), 7)) and db.execute("SELECT id, cluster_id FROM item ORDER BY id").fetchall() == before
         members = collections.defaultdict(list)
         for _, cluster, text in db.execute("SELECT id, cluster_id, embedding::text FROM item").fetchall():
             members[cluster].append(vector(text))
