@@ -38,7 +38,7 @@ CONDITIONS = {
     "duplicate_object": "the collection exists already, or has its members elsewhere; the column is watched already",
     "trigger_protocol_violated": "a trigger function was called other than by its trigger",
     "feature_not_supported": "an image format that is recognised and not decoded (HEIC, AVIF, …), or an image "
-    "processor of another family",
+    "processor of another family; a table of Citus, for what needs its rows on this server",
     "insufficient_privilege": "a right is missing, on the function or on the table that it works on",
     "internal_error": "a defect of the extension: please report it",
     "invalid_parameter_value": "not an image, or an empty, truncated or broken one; an empty text; a zero vector; no "
@@ -95,11 +95,15 @@ SETTINGS = """
 SELECT name, vartype, unit, context, min_val, max_val, boot_val, short_desc, extra_desc
 FROM pg_settings WHERE name LIKE 'clip\\_search.%' ORDER BY name COLLATE "C"
 """
-# Kinds of objects that the page would leave out.
+# Kinds of objects that the page would leave out. From PostgreSQL 17 on, the types that come with tables are members too.
 OTHERS = """
 SELECT pg_describe_object(classid, objid, objsubid) FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
 WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND e.extname = 'clip_search'
   AND classid NOT IN ('pg_proc'::regclass, 'pg_class'::regclass, 'pg_namespace'::regclass)
+  AND NOT EXISTS (
+      SELECT FROM pg_type t LEFT JOIN pg_type element ON element.oid = t.typelem
+      WHERE classid = 'pg_type'::regclass AND t.oid = objid AND (t.typrelid <> 0 OR element.typrelid <> 0)
+  )
 """
 
 VOLATILITY = {"i": "IMMUTABLE", "s": "STABLE", "v": "VOLATILE"}
