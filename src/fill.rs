@@ -205,22 +205,26 @@ impl Queries {
         })
     }
 
+    /// Locks a row to the end of the transaction, if it still is what was read and no other session has it.
+    fn lock(&self, watch: &Watch, row: &Row) -> SqlResult<Locked> {
+        let source = [row.entry.key.as_str().into(), row.image.as_deref().into(), row.text.as_deref().into()];
+        let _rights = Rights::of_table_owner(watch.owner);
+        Spi::connect_mut(|client| {
+            if !client.update(&self.lock, Some(1), &source).map_err(spi)?.is_empty() {
+                return Ok(Locked::Here);
+            }
+            let there = !client.update(&self.there, Some(1), &source).map_err(spi)?.is_empty();
+            Ok(if there { Locked::Elsewhere } else { Locked::Superseded })
+        })
+    }
+
     /// Writes a row's embedding, if the row still is what was embedded.
     fn write(&self, watch: &Watch, row: &Row, vector: &Vector) -> SqlResult<Written> {
         let key = row.entry.key.as_str();
-        let source = [key.into(), row.image.as_deref().into(), row.text.as_deref().into()];
-        {
-            let _rights = Rights::of_table_owner(watch.owner);
-            let found = Spi::connect_mut(|client| {
-                if !client.update(&self.lock, Some(1), &source).map_err(spi)?.is_empty() {
-                    return Ok(None);
-                }
-                let there = !client.update(&self.there, Some(1), &source).map_err(spi)?.is_empty();
-                Ok::<_, ErrorReport>(Some(if there { Written::Locked } else { Written::Superseded }))
-            })?;
-            if let Some(written) = found {
-                return Ok(written);
-            }
+        match self.lock(watch, row)? {
+            Locked::Here => {}
+            Locked::Elsewhere => return Ok(Written::Locked),
+            Locked::Superseded => return Ok(Written::Superseded),
         }
         let cluster = match &watch.collection {
             Some(collection) if self.has_cluster => {
@@ -258,6 +262,15 @@ fn key_changed(watch: &Watch) -> ErrorReport {
         Error::new(Kind::InvalidInput, format!("the key ({}) of {} has changed", watch.key.join(", "), watch.name()))
             .hint("Call clip_watch again, with the same arguments."),
     )
+}
+
+/// Who has a row.
+enum Locked {
+    Here,
+    /// Another session.
+    Elsewhere,
+    /// It is gone, or has another source, which has its own entry.
+    Superseded,
 }
 
 enum Written {
@@ -346,7 +359,7 @@ fn chunk(
             return Ok(entries.len());
         }
         Err(failure) if entries.len() == 1 => {
-            note(watch, &entries[0], failure, patience, outcome)?;
+            note(watch, &entries[0], None, failure, patience, outcome)?;
             return Ok(1);
         }
         Err(_) => return chunk(watch, queries, &entries[..1], patience, outcome),
@@ -373,7 +386,7 @@ fn chunk(
                     ready.push((row, vector));
                 }
             }
-            Err(error) => note(watch, &row.entry, Failure::from(&error), patience, outcome)?,
+            Err(error) => note(watch, &row.entry, Some((queries, row)), Failure::from(&error), patience, outcome)?,
         }
     }
     let mut open: Vec<i64> = Vec::new();
@@ -390,7 +403,9 @@ fn chunk(
                         open.extend(locked);
                     }
                     Err(failure) if failure.is_passing() => open.push(pair.0.entry.id),
-                    Err(failure) => note(watch, &pair.0.entry, failure, patience, outcome)?,
+                    Err(failure) => {
+                        note(watch, &pair.0.entry, Some((queries, pair.0)), failure, patience, outcome)?;
+                    }
                 }
             }
         }
@@ -509,17 +524,38 @@ fn put_back(ids: &[i64], rest: i64) -> SqlResult<()> {
 }
 
 /// Notes that a row has failed.
-fn note(watch: &Watch, entry: &Entry, failure: Failure, patience: Patience, outcome: &mut Outcome) -> SqlResult<()> {
-    outcome.noted.push(entry.id);
+fn note(
+    watch: &Watch,
+    entry: &Entry,
+    row: Option<(&Queries, &Row)>,
+    failure: Failure,
+    patience: Patience,
+    outcome: &mut Outcome,
+) -> SqlResult<()> {
     if patience == Patience::Some && entry.attempts < settings::worker_attempts() {
         return own(|client| {
             let query = "UPDATE clip_search.watch_queue SET sqlstate = $2, message = $3, \
                  due = pg_catalog.clock_timestamp() + $4 * interval '1 millisecond' WHERE id = $1";
             let arguments =
                 [entry.id.into(), failure.code.into(), failure.message.into(), rest_after(entry.attempts).into()];
+            outcome.noted.push(entry.id);
             client.update(query, None, &arguments).map(drop).map_err(spi)
         });
     }
+    // Who deletes or renames the row waits from here on for what is listed, and takes it off the list. Without that the list
+    // had a row that was renamed meanwhile twice.
+    if let Some((queries, row)) = row {
+        match attempt(|| queries.lock(watch, row)) {
+            Ok(Locked::Elsewhere) => {
+                outcome.noted.push(entry.id);
+                return put_back(&[entry.id], 1000);
+            }
+            Ok(Locked::Superseded) => return Ok(()),
+            // If it can't be locked at all, that is what it fails by.
+            Ok(Locked::Here) | Err(_) => {}
+        }
+    }
+    outcome.noted.push(entry.id);
     match attempt(|| add_failure(watch.id, &entry.key, &failure, i64::from(entry.attempts.max(1)))) {
         Ok(()) => {
             outcome.of(watch).1 += 1;

@@ -416,6 +416,37 @@ def test_backfill_commits_and_goes_on(database: support.Database, db: psycopg.Co
     assert value(db, "SELECT count(*) FROM clip_search.pending") == 0
 
 
+@pytest.mark.parametrize(
+    "meanwhile", ["DELETE FROM note WHERE id = 1", "UPDATE note SET id = 2 WHERE id = 1", "UPDATE note SET body = 'a cat'"]
+)
+def test_a_row_that_is_changed_while_it_fails_is_not_listed_for_ever(
+    database: support.Database, db: psycopg.Connection, meanwhile: str
+) -> None:
+    db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
+    db.execute("SELECT clip_watch('note', 'body', mode => 'queued', on_error => 'skip')")
+    db.execute("INSERT INTO note VALUES (1, '')")
+    work = "SELECT failed FROM clip_search.watch_queue q, clip_search.backfill_work(q.watch, ARRAY[q.id])"
+    with database.connect() as other:
+        with other.transaction():
+            assert value(other, work) == 1  # listed, and not yet committed
+            pid = value(db, "SELECT pg_backend_pid()")
+            writer = threading.Thread(target=db.execute, args=(meanwhile,))
+            writer.start()
+            waits = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s"
+            deadline = time.monotonic() + 20
+            while not value(other, waits, pid) and writer.is_alive():
+                assert time.monotonic() < deadline
+                other.execute("SELECT pg_stat_clear_snapshot()")
+                time.sleep(0.01)
+        writer.join()
+    listed = "SELECT count(*) FROM clip_search.failure WHERE key = '{1}'"
+    assert value(db, listed) == 0
+    db.execute("CALL clip_backfill('note')")
+    assert value(db, listed) == 0
+    assert value(db, "SELECT count(*) FROM clip_search.failure") == value(db, "SELECT count(*) FROM note WHERE body = ''")
+    assert value(db, "SELECT count(*) FROM clip_search.pending") == 0
+
+
 def test_backfill_groups_what_is_embedded_already(db: psycopg.Connection) -> None:
     """Without a look at the source, as these show, which nobody could have made from it."""
     db.execute("CREATE TABLE note (id int PRIMARY KEY, body text, embedding vector(512))")
