@@ -84,3 +84,40 @@ debian_source() {
         sort -V | tail -n 1)
     [ -n "$source_archive" ] || die "apt downloaded no source of $package: see $logs/$package-source.log"
 }
+
+# --- servers ---------------------------------------------------------------------------------------------------
+
+usable() {
+    local include pgxs
+    [ -x "$1" ] && include=$("$1" --includedir-server) && pgxs=$("$1" --pgxs) &&
+        [ -e "$include/postgres.h" ] && [ -x "$(dirname "$pgxs")/../test/regress/pg_regress" ] && [ -x "$("$1" --bindir)/initdb" ]
+}
+major_of() { "$1" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/'; }
+
+unpack_and_configure() {
+    rm -rf "$target/matrix/source" "$2"
+    mkdir -p "$target/matrix/source"
+    tar -xf "$source_archive" -C "$target/matrix/source" --strip-components=1
+    cd "$target/matrix/source"
+    # What the tests don't use is left out: it would be one more package to install.
+    ./configure --prefix="$2" --enable-cassert --enable-debug --without-readline --without-icu --without-llvm --quiet
+}
+compile() {
+    make -C "$target/matrix/source" -s -j "$(nproc)"
+    make -C "$target/matrix/source" -s install
+    rm -rf "$target/matrix/source"
+}
+
+# build_server MAJOR PREFIX: as a subshell, since whatever is missing ends it.
+build_server() (
+    missing=()
+    command -v cc >/dev/null && command -v make >/dev/null || missing+=(build-essential)
+    command -v perl >/dev/null || missing+=(perl)
+    command -v bison >/dev/null || missing+=(bison)
+    command -v flex >/dev/null || missing+=(flex)
+    [ -e /usr/include/zlib.h ] || missing+=(zlib1g-dev)
+    [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}"
+    debian_source "postgresql-$1"
+    step "matrix-pg$1-configure" "configuring PostgreSQL $1 ($(basename "$source_archive"))" unpack_and_configure "$1" "$2"
+    step "matrix-pg$1-server" "building PostgreSQL $1 with assertions (some minutes, once)" compile
+)
