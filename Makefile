@@ -15,7 +15,8 @@ PORT ?=
 STAMPS ?=
 PG_CONFIGS ?=
 PGVECTOR_SRC ?=
-export PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK KILLS BENCH MODEL STAMPS PORT PG_CONFIGS PGVECTOR_SRC
+CITUS_SRC ?=
+export PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK KILLS BENCH MODEL STAMPS PORT PG_CONFIGS PGVECTOR_SRC CITUS_SRC
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := all
@@ -74,6 +75,10 @@ feasibility: cluster
 .PHONY: matrix
 matrix:
 	@scripts/matrix.sh
+
+.PHONY: citus
+citus:
+	@scripts/citus.sh
 
 .PHONY: deb deb-test
 deb:

@@ -25,6 +25,7 @@ Less often:
   make feasibility  the study in examples/feasibility: CLIP in SQL beside Python, in one run
   make soak-kill    the server and its worker killed two hundred times while rows are written (KILLS=n for n)
   make matrix       the tests on PostgreSQL 15 to 18, as far as they are here or can be built, then pg_upgrade
+  make citus        the statements of docs/citus.md on Citus (CITUS_SRC=, PGVECTOR_SRC=), with a table of speed and recall
   make deb          Debian packages, in target/deb; make deb-test installs and uses them on a clean root
   make soak         sessions that group against each other, for twenty seeds (SOAK=n for n)
 
@@ -32,6 +33,7 @@ Settings:
   PG_CONFIG=/path/to/pg_config   the server to build for (default: the one on PATH)
   PG_CONFIGS='path path'         make matrix: these servers only
   PGVECTOR_SRC=/path             build pgvector from this source, for servers that have none
+  CITUS_SRC=/path                make citus: the source of Citus, a directory or a git repository
   PYTHON=/path/to/python3        Python 3.10 to 3.13, for the tests
   DESTDIR=/some/directory        install below it instead (for packagers)
   UNIT=resize                    make test: only the unit tests of this name

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # shellcheck disable=SC1091,SC2154
 # The tests, in three stages; the cluster of `make test-cluster` is up. The last line is pytest's.
-#   test.sh [unit] [sql] [python] [upgrade]   only these stages; the last is not run otherwise (make matrix)
+#   test.sh [unit] [sql] [python] [upgrade] [citus]   only these stages; the last two are not run otherwise (make matrix,
+#               make citus)
 #   UNIT=name   only unit tests of crates/ whose name contains it
 #   TESTS=a,b   only these tests of tests/sql (setup comes first by itself)
 #   K=words     only pytest's tests that match (its -k)
@@ -50,7 +51,7 @@ python_tests() {
     step clip-embed "building clip-embed" cargo build --release -p clip-embed
     stage "parity, concurrency, demo: pytest"
     PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest tests --ignore=tests/browser --ignore=tests/matrix \
-        -o cache_dir="$target/pytest" ${k:+-k "$k"}
+        --ignore=tests/citus -o cache_dir="$target/pytest" ${k:+-k "$k"}
 }
 
 upgrade_tests() {
@@ -59,7 +60,14 @@ upgrade_tests() {
     PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest tests/matrix -rs -o cache_dir="$target/pytest"
 }
 
+citus_tests() {
+    python_packages
+    stage "Citus: a coordinator and two workers"
+    PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest tests/citus -o cache_dir="$target/pytest" ${k:+-k "$k"}
+}
+
 if wanted unit "$unit"; then unit_tests; fi
 if wanted sql "$tests"; then regression_tests; fi
 if wanted python "$k"; then python_tests; fi
 if [[ $stages == *" upgrade "* ]]; then upgrade_tests; fi
+if [[ $stages == *" citus "* ]]; then citus_tests; fi
