@@ -50,10 +50,16 @@ clip_search.preload = 'photo-mini'" >>"/etc/postgresql/$MAJOR/main/postgresql.co
 pg_ctlcluster "$MAJOR" main restart
 grep 'clip_search: preloaded photo-mini' "/var/log/postgresql/postgresql-$MAJOR-main.log"
 [ "$("${psql[@]}" -c "SELECT vector_dims(clip_embed_text('a cat'))")" = 512 ]
+# Without pg_config, which is in none of them: the packages' own places.
+! command -v pg_config
+clip-embed /packages -o /tmp/vectors.csv
+same=$("${psql[@]}" -c "CREATE TABLE made (key text, embedding vector(512))" -c "\\copy made FROM '/tmp/vectors.csv' (FORMAT csv, HEADER)" \
+    -c "SELECT m.key, round((1 - (m.embedding <=> p.embedding))::numeric, 9) FROM made m, photo p")
+[ "$same" = 'cat.jpg|1.000000000' ]
 pg_ctlcluster "$MAJOR" main stop
 # Nothing of the packages is left behind.
 apt-get purge -y -q '*clip-search*' "postgresql-$MAJOR-pgvector"
-[ ! -e /usr/lib/clip-search ] && [ ! -e /usr/share/clip-search ] && [ ! -e "/usr/lib/postgresql/$MAJOR/lib/clip_search" ]
+[ ! -e /usr/bin/clip-embed ] && [ ! -e /usr/lib/clip-search ] && [ ! -e /usr/share/clip-search ] && [ ! -e "/usr/lib/postgresql/$MAJOR/lib/clip_search" ]
 echo "installed, used and removed"
 TEST
 # A server needs /proc and /dev/shm; with the namespace they go, and what still runs in it is killed.

@@ -1,4 +1,6 @@
-"""The licences of the crates that are built into the extension, as Cargo.lock has them: licences.py CHECKOUT > FILE
+"""The licences of the crates that are built into a package of the workspace, as Cargo.lock has them:
+
+    licences.py CHECKOUT [PACKAGE] > FILE      (clip_search)
 
 A text that several crates share is printed once, below all of their names.
 """
@@ -14,13 +16,15 @@ NAMES = ("licen[cs]e*", "copying*", "notice*", "copyright*", "unlicense*", "read
 FOLDERS = ("", "libjpeg-turbo/", "oniguruma/")
 
 
-def built_in(root: pathlib.Path) -> dict[str, dict]:
-    """Packages by id: what `clip_search` is linked from, without build tools and macros' own dependencies."""
+def built_in(root: pathlib.Path, name: str) -> dict[str, dict]:
+    """Packages by id: what `name` is linked from, without build tools and macros' own dependencies."""
     command = ["cargo", "metadata", "--format-version", "1", "--locked", "--filter-platform", host()]
     metadata = json.loads(subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout)
     packages = {package["id"]: package for package in metadata["packages"]}
     nodes = {node["id"]: node for node in metadata["resolve"]["nodes"]}
-    found, waiting = {}, [metadata["resolve"]["root"]]
+    found, waiting = {}, [id for id in metadata["workspace_members"] if packages[id]["name"] == name]
+    if not waiting:
+        sys.exit(f"licences.py: the workspace has no package {name}")
     while waiting:
         package = packages[waiting.pop()]
         if package["id"] in found:
@@ -49,11 +53,11 @@ def texts(folder: pathlib.Path) -> list[str]:
 
 
 def main() -> None:
-    root = pathlib.Path(sys.argv[1])
+    root, name = pathlib.Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "clip_search"
     names: dict[str, list[str]] = collections.defaultdict(list)
     print("Crates (name, version, licence):\n")
     missing = []
-    for package in sorted(built_in(root).values(), key=lambda package: (package["name"], package["version"])):
+    for package in sorted(built_in(root, name).values(), key=lambda package: (package["name"], package["version"])):
         if package["source"] is None:  # this project's own
             continue
         name, licence = f"{package['name']} {package['version']}", package["license"] or package["license_file"]

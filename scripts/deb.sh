@@ -8,6 +8,7 @@
 #   postgresql-NN-clip-search   the extension for one major version
 #   clip-search-onnxruntime     ONNX Runtime, for all of them
 #   clip-search-photo-mini      the default model, for all of them
+#   clip-search-tools           clip-embed, which embeds files outside the server
 #   postgresql-NN-pgvector      only where apt has none, as on Debian 12: the extension can't be created without
 source "$(dirname "$0")/common.sh"
 source "$root/scripts/onnxruntime.sh"
@@ -133,6 +134,22 @@ Description: small image and text model for clip_search
 CONTROL
 }
 
+tools_package() {
+    local name=clip-search-tools
+    (cd "$root" && cargo build --release -p clip-embed)
+    put "$target/release/clip-embed" "$name" usr/bin/clip-embed 755
+    strip --strip-unneeded "$out/$name/usr/bin/clip-embed"
+    "$python" "$root/packaging/licences.py" "$root" clip-embed >"$out/crates.txt"
+    copyright "$name" "clip-embed, and the libraries that are built into it." "$root/LICENSE" "$out/crates.txt"
+    package "$name" "$version" "$architecture" database <<CONTROL
+Depends: clip-search-onnxruntime (>= 1.17), $(shared_libraries "$out/$name/usr/bin/clip-embed")
+Recommends: clip-search-photo-mini
+Description: embeds image files for clip_search outside the server
+ clip-embed makes the vectors of clip_embed_image on any machine, from a
+ directory or a list of files, and writes what COPY reads.
+CONTROL
+}
+
 pgvector_source() { debian_source pgvector "$pg_major"; }
 build_pgvector() {
     rm -rf "$out/pgvector"
@@ -171,6 +188,7 @@ make_packages() {
     fi
     step deb-extension "packing postgresql-$pg_major-clip-search" extension_package
     step deb-runtime "packing clip-search-onnxruntime" runtime_package
+    step deb-tools "packing clip-search-tools" tools_package
     step deb-model "packing clip-search-photo-mini" model_package
     find "$out" -mindepth 1 -maxdepth 1 ! -name '*.deb' -exec rm -rf {} +
     ls -l "$out"

@@ -16,7 +16,7 @@ PHOTOS = sorted((support.ROOT / "examples" / "gallery" / "photos").glob("*.jpg")
 
 def statements(mark: str) -> list[str]:
     text = re.search(rf"<!-- run: {mark} -->\n```sql\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[1]
-    return [statement for statement in text.split(";\n") if statement.strip()]
+    return [statement for statement in re.split(r";\n| \\gexec\n", text) if statement.strip()]
 
 
 def plan(db: psycopg.Connection, query: str) -> str:
@@ -43,7 +43,8 @@ def test_halfvec_and_bits(database: support.Database) -> None:
         ids = [id for (id,) in db.execute(assign)]
         assert len(set(ids)) == len({re.sub("-(mirrored|cropped)$", "", photo.stem) for photo in PHOTOS})
 
-        create, effort, search = statements("bits")
+        centre, create, effort, search = statements("bits")
+        db.execute(value(db, centre))
         db.execute(create)
         db.execute(effort)
         found = [id for (id,) in db.execute(search)]

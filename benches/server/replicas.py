@@ -30,7 +30,7 @@ from servers import Server, private_megabytes, server  # noqa: E402
 from support import in_parallel, value  # noqa: E402
 from test_standby import Standby  # noqa: E402
 
-SECONDS, CLIENTS = 10, 4
+SECONDS, CLIENTS = 10.0, 4
 SEARCH = "SELECT id FROM photo ORDER BY embedding <=> clip_embed_text(%s) LIMIT 10"
 numbers = itertools.count()
 
@@ -101,7 +101,16 @@ def check_pool(made: Server, connect) -> dict:
         first.execute("RESET clip_search.truncate_text")
         with made.connect() as db:
             hits, runs = db.execute("SELECT sum(memo_hits)::int, sum(runs)::int FROM clip_stats()").fetchone()
-        memory = max(private_megabytes(db) for db in clients)
+            db.execute("ALTER ROLE postgres SET clip_search.truncate_text = off")
+            db.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = ANY (%s)", (list(pids),))
+        # The pool opens new connections, which have it.
+        with contextlib.suppress(psycopg.OperationalError):
+            clients[2].execute("SELECT 1")
+        with connect() as db:
+            assert value(db, "SHOW clip_search.truncate_text") == "off"
+        with made.connect() as db:
+            db.execute("ALTER ROLE postgres RESET clip_search.truncate_text")
+        memory = max(private_megabytes(db) for db in clients[3:])
         return {"server_connections": len(pids), "memo_hits": hits, "runs": runs, "leaked": "off" in seen, "private_mb": memory}
 
 

@@ -24,6 +24,10 @@ use input::Item;
 use output::{Failures, Format, Key, Output};
 use progress::Progress;
 
+/// Where the Debian packages have models and library (scripts/deb.sh).
+const PACKAGED_MODELS: &str = "/usr/share/clip-search/models";
+const PACKAGED_LIBRARY: &str = "/usr/lib/clip-search/libonnxruntime.so";
+
 /// Some files could not be embedded, or not be found; all others are done.
 const SOME_FAILED: u8 = 3;
 
@@ -131,11 +135,13 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> clip::Result<usize> {
     let search = match &arguments.model_path {
         Some(path) => path.split(':').map(PathBuf::from).collect(),
-        None => vec![installed(arguments, "--sharedir", "--model-path")?.join("clip_search/models")],
+        None => vec![installed(arguments, "--sharedir", "clip_search/models", PACKAGED_MODELS, "--model-path")?],
     };
     let library = match &arguments.onnxruntime {
         Some(path) => path.clone(),
-        None => installed(arguments, "--pkglibdir", "--onnxruntime")?.join("clip_search/libonnxruntime.so"),
+        None => {
+            installed(arguments, "--pkglibdir", "clip_search/libonnxruntime.so", PACKAGED_LIBRARY, "--onnxruntime")?
+        }
     };
     let model = Model::find(&search, &arguments.model)?;
     if model.vision.is_none() {
@@ -310,19 +316,25 @@ fn made_by(arguments: &Arguments, model: &Model) -> serde_json::Value {
     })
 }
 
-/// A directory of the server's installation.
-fn installed(arguments: &Arguments, which: &str, option: &str) -> clip::Result<PathBuf> {
+/// What is installed at `below` in a directory of the server, or by the Debian packages, which need no pg_config.
+fn installed(arguments: &Arguments, which: &str, below: &str, packaged: &str, option: &str) -> clip::Result<PathBuf> {
     let program = &arguments.pg_config;
     let failed = |why: String| {
-        Error::new(Kind::MissingFile, format!("\"{} {which}\" failed", program.display()))
+        if Path::new(packaged).exists() {
+            return Ok(PathBuf::from(packaged));
+        }
+        Err(Error::new(Kind::MissingFile, format!("\"{} {which}\" failed", program.display()))
             .detail(why)
-            .hint(format!("Set PG_CONFIG to your server's pg_config, or give {option}."))
+            .hint(format!("Set PG_CONFIG to your server's pg_config, or give {option}.")))
     };
-    let answer = Command::new(program).arg(which).output().map_err(|e| failed(format!("{e}.")))?;
+    let answer = match Command::new(program).arg(which).output() {
+        Ok(answer) => answer,
+        Err(e) => return failed(format!("{e}.")),
+    };
     let text = String::from_utf8_lossy(&answer.stdout).trim().to_owned();
     if answer.status.success() && !text.is_empty() {
-        Ok(PathBuf::from(text))
+        Ok(PathBuf::from(text).join(below))
     } else {
-        Err(failed(format!("It says: {}", String::from_utf8_lossy(&answer.stderr).trim())))
+        failed(format!("It says: {}", String::from_utf8_lossy(&answer.stderr).trim()))
     }
 }
