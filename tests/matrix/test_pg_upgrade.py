@@ -83,7 +83,9 @@ def insert(db: psycopg.Connection, name: str) -> None:
 def upgraded(request: pytest.FixtureRequest):
     """The old server with photos in it, and the new one that pg_upgrade will fill; both stopped at the end."""
     # Checksums are the default from 18 on, and both must agree.
-    servers = [Server(bindir(variable), {}, "--data-checksums") for variable in ("OLD_PG_CONFIG", "PG_CONFIG")]
+    # The row that waits is to wait until both have been compared.
+    settings = {"clip_search.worker": "off"}
+    servers = [Server(bindir(variable), settings, "--data-checksums") for variable in ("OLD_PG_CONFIG", "PG_CONFIG")]
     yield servers
     for server in servers:
         server.remove()
