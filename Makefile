@@ -80,6 +80,13 @@ matrix:
 citus:
 	@scripts/citus.sh
 
+# In a folder of its own, since it is another profile. Debian's gcc-aarch64-linux-gnu compiles libjpeg-turbo.
+.PHONY: check-arm64
+check-arm64: build-deps
+	@CARGO_TARGET_DIR=target/arm64 CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc \
+	    CXX_aarch64_unknown_linux_gnu=aarch64-linux-gnu-g++ PGRX_HOME="$(CURDIR)/target/pgrx/pg15" \
+	    cargo check --workspace --target aarch64-unknown-linux-gnu
+
 .PHONY: deb deb-test
 deb:
 	@scripts/deb.sh

@@ -26,6 +26,7 @@ Less often:
   make soak-kill    the server and its worker killed two hundred times while rows are written (KILLS=n for n)
   make matrix       the tests on PostgreSQL 15 to 18, as far as they are here or can be built, then pg_upgrade
   make citus        the statements of docs/citus.md on Citus (CITUS_SRC=, PGVECTOR_SRC=), with a table of speed and recall
+  make check-arm64  whether it compiles for arm64 (rustup target add aarch64-unknown-linux-gnu; gcc-aarch64-linux-gnu)
   make deb          Debian packages, in target/deb; make deb-test installs and uses them on a clean root
   make soak         sessions that group against each other, for twenty seeds (SOAK=n for n)
 
