@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # shellcheck disable=SC1091,SC2154
 # Build the extension into target/stage; with `install`, copy it to the server's directories (under DESTDIR, if set).
+# `release VERSION SOURCE` builds an earlier version from its source into target/releases, with the dependencies of this one.
 source "$(dirname "$0")/common.sh"
 require_pg
 find_cargo_pgrx || die "no cargo-pgrx $pgrx_version: run make deps"
@@ -23,15 +24,19 @@ config=$(printf '[configs]\npg%s = "%s"' "$pg_major" "$pg_config")
 # them, so any program that succeeds will do.
 rustfmt --version >/dev/null 2>&1 || export RUSTFMT=true
 
-stage=$target/stage/pg$pg_major
+stage=$target/stage/pg$pg_major source=$root name=clip_search
+if [ "${1:-}" = release ]; then
+    stage=$target/releases/$2/pg$pg_major source=$3 name="clip_search $2"
+    export CARGO_TARGET_DIR=$target
+fi
 package() {
     rm -rf "$stage"
-    cd "$root"
+    cd "$source"
     # A compile error must be the end of the log, not a backtrace of the tool.
     RUST_BACKTRACE=0 RUST_LIB_BACKTRACE=0 "$cargo_pgrx_program" pgrx package --pg-config "$pg_config" --out-dir "$stage" \
         --no-default-features --features "pg$pg_major"
 }
-step build "building clip_search for PostgreSQL $pg_major (minutes the first time, seconds after)" package
+step build "building $name for PostgreSQL $pg_major (minutes the first time, seconds after)" package
 if [ "${1:-}" = install ]; then
     install_tree "$stage" "installing clip_search in $destdir$pg_lib and $destdir$pg_share/extension"
 fi

@@ -49,9 +49,10 @@ regression_tests() {
 python_tests() {
     python_packages
     step clip-embed "building clip-embed" cargo build --release -p clip-embed
+    if [ -z "$k" ] || [[ $k == *update* ]]; then "$root/scripts/releases.sh"; fi
     stage "parity, concurrency, demo: pytest"
     PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest tests --ignore=tests/browser --ignore=tests/matrix \
-        --ignore=tests/citus -o cache_dir="$target/pytest" ${k:+-k "$k"}
+        --ignore=tests/citus -rs -o cache_dir="$target/pytest" ${k:+-k "$k"}
 }
 
 upgrade_tests() {

@@ -25,6 +25,11 @@ ACCEPTED = collections.Counter({
     "PS005: Function without explicit search_path: clip_backfill(relation regclass,batch integer,embedding text)": 1,
     "PS005: Function without explicit search_path: clip_reembed(relation regclass,model text,embedding text,batch integer)": 1,
 })
+# Views that an update replaces are the extension's own: PostgreSQL refuses CREATE OR REPLACE of what is not (since 15.0,
+# CVE-2022-2625), and clip_search, the schema, is too.
+REPLACED = collections.Counter(
+    f"PS015: Unsafe view creation: clip_search.{view}" for view in ("cluster", "collection", "failure", "pending", "watch", "watch_live")
+)
 
 
 def findings(*scripts: pathlib.Path) -> list[str]:
@@ -47,7 +52,9 @@ def test_the_scripts_have_no_finding_that_is_not_accepted(sharedir: pathlib.Path
     assert scripts, f"no script of the extension in {sharedir}"
     for script in scripts:
         found = collections.Counter(findings(script))
-        assert not found - ACCEPTED, f"{script.name}: {sorted((found - ACCEPTED).elements())}"
-        # Upgrade scripts have fewer.
-        if script.name.count("--") == 1:
+        update = script.name.count("--") > 1
+        bad = found - ACCEPTED - (REPLACED if update else collections.Counter())
+        assert not bad, f"{script.name}: {sorted(bad.elements())}"
+        # Updates have fewer.
+        if not update:
             assert not ACCEPTED - found, f"{script.name}: accepted, and not found {sorted(ACCEPTED - found)}"

@@ -1,7 +1,7 @@
 """ALTER EXTENSION UPDATE from every version of the CHANGELOG, and what DROP EXTENSION leaves: nothing.
 
 sql/clip_search--A--B.sql, which the build installs as it is, updates version A to B. With a release, the SQL that it
-installed goes into tests/fixtures/releases, from where test_update_gives_what_create_does takes it.
+installed goes into tests/fixtures/releases, and its commit into the list there, from which scripts/releases.sh builds it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import pathlib
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 
 import psycopg
@@ -63,8 +64,8 @@ def config(what: str) -> pathlib.Path:
 
 
 class Copy:
-    """The server's programs and scripts in another place, where versions can be added. PostgreSQL finds its directories
-    relative to its program; the libraries are the installed ones."""
+    """The server's programs and scripts in another place, where other versions can be put. PostgreSQL finds its directories
+    relative to its program; the libraries are the installed ones, but for the extension's."""
 
     def __init__(self, folder: pathlib.Path):
         binaries, scripts, libraries = config("bindir"), config("sharedir"), config("pkglibdir")
@@ -75,15 +76,26 @@ class Copy:
         for name in ("postgres", "initdb", "pg_ctl", "pg_config"):
             shutil.copy2((binaries / name).resolve(), self.bindir / name)
         shutil.copytree(scripts, folder / scripts.relative_to(root), symlinks=False)
-        linked = folder / libraries.relative_to(root)
-        linked.parent.mkdir(parents=True, exist_ok=True)
-        linked.symlink_to(libraries)
+        self.libraries = folder / libraries.relative_to(root)
+        self.libraries.mkdir(parents=True)
+        for path in libraries.iterdir():
+            (self.libraries / path.name).symlink_to(path)
         for path in (folder, *folder.rglob("*")):
             if not path.is_symlink():
                 path.chmod(0o755 if path.is_dir() or path.parent == self.bindir else 0o644)
 
+    def put(self, share: pathlib.Path, library: pathlib.Path) -> None:
+        """Installs a version over the one that is there, as a package does."""
+        for path in (share / "extension").glob("clip_search*"):
+            shutil.copyfile(path, self.extension / path.name)
+            (self.extension / path.name).chmod(0o644)
+        new = self.libraries / "clip_search.so.new"
+        shutil.copyfile(library, new)
+        new.chmod(0o755)
+        new.rename(self.libraries / "clip_search.so")
 
-@pytest.fixture(scope="module")
+
+@pytest.fixture
 def copy() -> Iterator[Copy]:
     folder = pathlib.Path(os.environ["PGHOST"]) / f"copy-{os.getpid()}"
     try:
@@ -92,90 +104,208 @@ def copy() -> Iterator[Copy]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-# An earlier version is made of this one's script, less what its update adds; released ones are files.
-EARLIER = "0.0.0"
-ADDED = "clip_version"
-
-
-def halves(script: str) -> tuple[str, str]:
-    """The script without the function, and what creates it."""
-    create = re.search(rf'^CREATE +FUNCTION "?{ADDED}"?\(.*?;\n', script, re.MULTILINE | re.DOTALL)
-    comment = re.search(rf"^COMMENT ON FUNCTION {ADDED}\(.*?;\n", script, re.MULTILINE | re.DOTALL)
-    assert create and comment
-    return script.replace(create[0], "").replace(comment[0], ""), create[0] + comment[0]
-
-
 # What belongs to the extension, each with its definition, rights and comment, and no oid.
 MEMBERS = """
+    WITH member AS (
+        SELECT d.classid, d.objid FROM pg_depend d JOIN pg_extension e ON d.refobjid = e.oid
+        WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND e.extname = 'clip_search'
+    )
     SELECT pg_describe_object(d.classid, d.objid, 0),
            CASE d.classid WHEN 'pg_proc'::regclass THEN CASE (SELECT prokind FROM pg_proc WHERE oid = d.objid) WHEN 'a' THEN ''
                 ELSE pg_get_functiondef(d.objid) END
-                WHEN 'pg_class'::regclass THEN (SELECT string_agg(format('%s %s %s %s', a.attname, format_type(a.atttypid, a.atttypmod),
-                    a.attnotnull, pg_get_expr(f.adbin, f.adrelid)), E'\\n' ORDER BY a.attname) FROM pg_attribute a
-                    LEFT JOIN pg_attrdef f ON f.adrelid = a.attrelid AND f.adnum = a.attnum
+                WHEN 'pg_class'::regclass THEN (SELECT string_agg(format('%s %s %s %s %s', a.attname, format_type(a.atttypid, a.atttypmod),
+                    a.attnotnull, pg_get_expr(f.adbin, f.adrelid), col_description(a.attrelid, a.attnum)), E'\\n' ORDER BY a.attname)
+                    FROM pg_attribute a LEFT JOIN pg_attrdef f ON f.adrelid = a.attrelid AND f.adnum = a.attnum
                     WHERE a.attrelid = d.objid AND a.attnum > 0 AND NOT a.attisdropped) END,
            (SELECT proacl::text FROM pg_proc WHERE d.classid = 'pg_proc'::regclass AND oid = d.objid),
-           (SELECT relacl::text FROM pg_class WHERE d.classid = 'pg_class'::regclass AND oid = d.objid),
-           obj_description(d.objid, (SELECT relname FROM pg_class WHERE oid = d.classid))
-    FROM pg_depend d JOIN pg_extension e ON d.refobjid = e.oid
-    WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND e.extname = 'clip_search' ORDER BY 1"""
+           (SELECT format('%s %s %s', relacl, reloptions, CASE relkind WHEN 'v' THEN pg_get_viewdef(oid) END)
+            FROM pg_class WHERE d.classid = 'pg_class'::regclass AND oid = d.objid),
+           obj_description(d.objid, (SELECT relname FROM pg_class WHERE oid = d.classid)) FROM member d
+    UNION ALL
+    SELECT 'constraint ' || conname, pg_get_constraintdef(oid), '', '', obj_description(oid, 'pg_constraint') FROM pg_constraint
+    WHERE conrelid IN (SELECT objid FROM member WHERE classid = 'pg_class'::regclass)
+    UNION ALL
+    SELECT 'index ' || indexrelid::regclass, pg_get_indexdef(indexrelid), '', '', obj_description(indexrelid, 'pg_class') FROM pg_index
+    WHERE indrelid IN (SELECT objid FROM member WHERE classid = 'pg_class'::regclass)
+    UNION ALL
+    SELECT 'dumped ' || t.relation::regclass, t.condition, '', '', '' FROM pg_extension,
+        unnest(extconfig, extcondition) AS t (relation, condition) WHERE extname = 'clip_search'
+    ORDER BY 1"""
 
-STORED = ("clip_search.watch", "clip_search.collection", "clip_search.cluster", "note")
+
+def members(db: psycopg.Connection) -> dict[str, tuple]:
+    return {name: rest for name, *rest in db.execute(MEMBERS)}
 
 
-def test_update_gives_what_create_does(copy: Copy) -> None:
-    """By the scripts of an installation: settings, groups and watched tables are as they were, and the objects those of
-    CREATE EXTENSION."""
-    script = (copy.extension / f"clip_search--{CURRENT}.sql").read_text()
-    before, update = halves(script)
-    (copy.extension / f"clip_search--{EARLIER}.sql").write_text(before)
-    (copy.extension / f"clip_search--{EARLIER}--{CURRENT}.sql").write_text(
-        "SELECT pg_catalog.set_config('search_path', '@extschema@', true);\n" + update
-    )
-    versions = [EARLIER, *released((support.ROOT / "CHANGELOG.md").read_text())]
-    for version in versions:
-        if (RELEASES / f"clip_search--{version}.sql").exists():
-            shutil.copy(RELEASES / f"clip_search--{version}.sql", copy.extension)
+def check_members(found: dict[str, tuple], created: dict[str, tuple]) -> None:
+    assert found.keys() == created.keys()
+    assert {name: found[name] for name in found if found[name] != created[name]} == \
+        {name: created[name] for name in found if found[name] != created[name]}
+
+
+STORED = ("clip_search.collection", "clip_search.cluster", "clip_search.failure", "note", "photo")
+
+
+def stored(db: psycopg.Connection) -> list[list[tuple]]:
+    return [db.execute(f"SELECT t::text FROM {table} t ORDER BY 1").fetchall() for table in STORED]
+
+
+def settings(db: psycopg.Connection) -> list[tuple]:
+    return db.execute("SELECT to_jsonb(w) - 'rows' - 'embedded' - 'pending' - 'failed' FROM clip_search.watch w ORDER BY 1").fetchall()
+
+
+CAT, ROCKET = (
+    (support.ROOT / "examples" / "gallery" / "photos" / f"{name}.jpg").read_bytes() for name in ("cat", "rocket")
+)
+
+
+def fill(db: psycopg.Connection) -> None:
+    """What an installation has: groups, watched tables of both kinds, a row that failed and one that is put off."""
+    db.execute("CREATE TABLE note (id bigint PRIMARY KEY, body text)")
+    db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id')")
+    db.execute("INSERT INTO note VALUES (1, 'a cat'), (2, 'a steam locomotive'), (3, NULL)")
+    db.execute("CREATE TABLE photo (id bigint PRIMARY KEY, data bytea)")
+    db.execute("SELECT clip_watch('photo', 'data', cluster => 'group', on_error => 'skip', threshold => 0.9)")
+    db.execute("INSERT INTO photo VALUES (1, %b), (2, %b), (3, 'no image')", (CAT, ROCKET))
+    db.execute("SELECT clip_create_collection('own', 0.5, model => 'photo-mini')")
+    db.execute("SELECT clip_assign_cluster(embedding, 'own') FROM note")
+
+
+def check_works(db: psycopg.Connection, number: int) -> None:
+    """Everything that reads and writes what is stored. `number` is one that no row has."""
+    db.execute("INSERT INTO note VALUES (%s, 'a cat')", (number,))
+    db.execute("INSERT INTO photo VALUES (%s, %b)", (number, CAT))
+    for table, kind, source in (("note", "text", "body"), ("photo", "image", "data")):
+        for content, embedding in db.execute(f"SELECT {source}, embedding::text FROM {table}").fetchall():
+            assert (embedding is None) == (content is None or content == b"no image")
+            assert embedding is None or support.close(vector(embedding), embed_one(db, kind, content)), content
+    assert value(db, "SELECT count(DISTINCT cluster_id) FROM note WHERE body = 'a cat'") == 1
+    assert value(db, 'SELECT count(DISTINCT "group") FROM photo WHERE data = %b', CAT) == 1
+    own = value(db, "SELECT clip_assign_cluster(embedding, 'own') FROM note WHERE id = 1")
+    assert value(db, "SELECT clip_leave_cluster(%s, embedding) FROM note WHERE id = 1", own)
+    for table, column in (("note", "cluster_id"), ("photo", '"group"')):
+        counted = db.execute(f"SELECT {column}, count(*) FROM {table} WHERE {column} IS NOT NULL GROUP BY 1 ORDER BY 1").fetchall()
+        assert db.execute("SELECT id, size FROM clip_search.cluster WHERE collection = %s ORDER BY 1", (table,)).fetchall() == counted
+    db.execute("DELETE FROM note WHERE id = %s", (number,))
+    db.execute("DELETE FROM photo WHERE id = %s", (number,))
+    assert value(db, "SELECT failed FROM clip_search.watch WHERE relation = 'photo'::regclass AND embedding = 'embedding'") == 1
+    assert value(db, "SELECT key[1] FROM clip_search.failure") == "3"
+    db.execute("CALL clip_backfill('note')")
+    assert value(db, "SELECT sum(moved) FROM clip_recluster('note')") is None
+
+
+def wait(db: psycopg.Connection, query: str) -> None:
+    deadline = time.monotonic() + 60
+    while not value(db, query):
+        assert time.monotonic() < deadline, f"not within a minute: {query}"
+        time.sleep(0.05)
+
+
+def updated(db: psycopg.Connection) -> None:
+    db.execute("ALTER EXTENSION clip_search UPDATE")
+    assert value(db, "SELECT extversion FROM pg_extension WHERE extname = 'clip_search'") == CURRENT
+
+
+@pytest.mark.parametrize("version", released((support.ROOT / "CHANGELOG.md").read_text()))
+@pytest.mark.parametrize("schema", ["public", "Ours"])
+def test_update_gives_what_create_does(copy: Copy, version: str, schema: str) -> None:
+    """Of the SQL that a version has installed, in a schema that has had objects in wait for it."""
+    shutil.copy(RELEASES / f"clip_search--{version}.sql", copy.extension)
     made = Server(copy.bindir, {})
     try:
         made.start()
-        for version in versions:
-            with made.connect() as db:
-                db.execute("SET client_min_messages = warning")
-                db.execute("CREATE EXTENSION vector")
-                db.execute("CREATE EXTENSION clip_search")
-                created = db.execute(MEMBERS).fetchall()
-                assert len(created) > 50
-                db.execute("DROP EXTENSION clip_search")
-                db.execute(f"CREATE EXTENSION clip_search VERSION '{version}'")
-                if version == EARLIER:
-                    assert value(db, "SELECT to_regproc(%s)", ADDED) is None
-                    assert len(db.execute(MEMBERS).fetchall()) == len(created) - 1
-                db.execute("CREATE TABLE note (id bigint PRIMARY KEY, body text)")
-                db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id')")
-                db.execute("INSERT INTO note VALUES (1, 'a cat'), (2, 'a steam locomotive'), (3, NULL)")
-                stored = [db.execute(f"SELECT t::text FROM {table} t ORDER BY 1").fetchall() for table in STORED]
-            # A session of the old version's, whose plans are of before, and one that comes later.
-            with made.connect() as db:
-                db.execute("SET client_min_messages = warning")
-                db.execute("UPDATE note SET body = body")
-                db.execute("ALTER EXTENSION clip_search UPDATE")
-                assert value(db, "SELECT extversion FROM pg_extension WHERE extname = 'clip_search'") == CURRENT
-                assert db.execute(MEMBERS).fetchall() == created
-                assert [db.execute(f"SELECT t::text FROM {table} t ORDER BY 1").fetchall() for table in STORED] == stored
-                db.execute("INSERT INTO note VALUES (4, 'an old guitar')")
-            with made.connect() as db:
-                assert CURRENT in value(db, "SELECT clip_version()::text")
-                db.execute("INSERT INTO note VALUES (5, 'a cat')")
-                rows = db.execute("SELECT body, embedding::text, cluster_id FROM note ORDER BY id").fetchall()
-                for body, embedding, _ in rows:
-                    assert (embedding is None) == (body is None)
-                    assert body is None or support.close(vector(embedding), embed_one(db, "text", body)), body
-                assert rows[0][2] == rows[4][2] and rows[3][2] not in (rows[0][2], rows[1][2])
-                db.execute("SET client_min_messages = warning")
-                db.execute("DROP EXTENSION clip_search CASCADE")
-                db.execute("DROP EXTENSION vector CASCADE")
-                db.execute("DROP TABLE note")
+        with made.connect() as db:
+            db.execute("SET client_min_messages = warning")
+            db.execute("CREATE EXTENSION vector")
+            db.execute(f'CREATE SCHEMA IF NOT EXISTS "{schema}"; SET search_path = "{schema}", public')
+            db.execute(f'CREATE EXTENSION clip_search SCHEMA "{schema}"')
+            created = members(db)
+            assert len(created) > 90
+            db.execute("DROP EXTENSION clip_search")
+            if schema != "public":
+                # 0.1.0 takes it; a later version has to be none the worse.
+                db.execute(f'CREATE FUNCTION "{schema}".vector_norm(public.vector) RETURNS float8 LANGUAGE sql AS $$ SELECT 0.5::float8 $$')
+            db.execute(f"CREATE EXTENSION clip_search SCHEMA \"{schema}\" VERSION '{version}'")
+            assert members(db) != created
+            fill(db)
+            before = stored(db), settings(db)
+        # A session of the old version's, whose plans are of before, and one that comes later.
+        with made.connect() as db:
+            db.execute(f'SET client_min_messages = warning; SET search_path = "{schema}", public')
+            if schema == "public":
+                check_works(db, 10)
+                before = stored(db), settings(db)
+            updated(db)
+            if schema != "public":
+                db.execute(f'DROP FUNCTION "{schema}".vector_norm')
+                before = stored(db), settings(db)
+            check_members(members(db), created)
+            assert (stored(db), settings(db)) == before
+            check_works(db, 20)
+        with made.connect() as db:
+            db.execute(f'SET search_path = "{schema}", public')
+            assert CURRENT in value(db, "SELECT clip_version()::text")
+            check_works(db, 30)
+    finally:
+        made.remove()
+
+
+@pytest.mark.parametrize("version", released((support.ROOT / "CHANGELOG.md").read_text()))
+def test_an_earlier_build_is_updated(copy: Copy, version: str) -> None:
+    """The version's own library writes, with its worker; then a package with the new one comes, first without the update."""
+    sharedir, libraries = config("sharedir"), config("pkglibdir")
+    major = re.search(r"\d+", subprocess.run([os.environ["PG_CONFIG"], "--version"], capture_output=True, text=True).stdout)[0]
+    built = support.ROOT / "target" / "releases" / version / f"pg{major}"
+    library = built / libraries.relative_to("/") / "clip_search.so"
+    if not library.exists():
+        pytest.skip(f"{version} is not built: its commit is not in the history here (scripts/releases.sh)")
+    for path in copy.extension.glob("clip_search*"):
+        path.unlink()
+    copy.put(built / sharedir.relative_to("/"), library)
+    assert {path.name for path in copy.extension.glob("clip_search*")} == {"clip_search.control", f"clip_search--{version}.sql"}
+    made = Server(copy.bindir, {"clip_search.preload": "photo-mini", "clip_search.worker_retry_delay": "3600000"})
+    try:
+        made.start()
+        with made.connect() as db:
+            db.execute("SET client_min_messages = warning")
+            db.execute("CREATE EXTENSION clip_search CASCADE")
+            assert value(db, "SELECT extversion FROM pg_extension WHERE extname = 'clip_search'") == version
+            assert f" {version}" in value(db, "SELECT clip_version()::text")
+            assert (copy.extension / f"clip_search--{version}.sql").read_text().count("CREATE VIEW") == \
+                (RELEASES / f"clip_search--{version}.sql").read_text().count("CREATE VIEW")
+            fill(db)
+            db.execute("CREATE TABLE later (id bigint PRIMARY KEY, data bytea)")
+            db.execute("SELECT clip_watch('later', 'data', mode => 'queued', on_error => 'skip')")
+            db.execute("INSERT INTO later VALUES (1, %b), (2, 'no image')", (CAT,))
+            embedded = "SELECT count(*) = {} FROM later WHERE embedding IS NOT NULL"
+            wait(db, embedded.format(1))
+            wait(db, "SELECT max(attempts) = 1 FROM clip_search.pending")
+            check_works(db, 10)
+            before = stored(db), settings(db)
+        made.stop()
+        copy.put(sharedir, libraries / "clip_search.so")
+        made.start()
+        with made.connect() as db:
+            assert value(db, "SELECT extversion FROM pg_extension WHERE extname = 'clip_search'") == version
+            assert (stored(db), settings(db)) == before
+            check_works(db, 20)
+            db.execute("INSERT INTO later VALUES (3, %b)", (ROCKET,))
+            wait(db, embedded.format(2))
+            before = stored(db), settings(db)
+            updated(db)
+            assert (stored(db), settings(db)) == before
+            found = members(db)
+            check_works(db, 30)
+            # The row that was put off is still there, and mended.
+            assert [key for (key,) in db.execute("SELECT key[1] FROM clip_search.pending")] == ["2"]
+            db.execute("UPDATE later SET data = %b WHERE id = 2", (CAT,))
+            wait(db, embedded.format(3))
+            assert value(db, "SELECT count(*) FROM clip_search.pending") == 0
+            db.execute("CREATE DATABASE fresh TEMPLATE template0")
+        with psycopg.connect(host=str(made.folder), user="postgres", dbname="fresh", autocommit=True) as db:
+            db.execute("SET client_min_messages = warning")
+            db.execute("CREATE EXTENSION clip_search CASCADE")
+            check_members(found, members(db))
     finally:
         made.remove()
 

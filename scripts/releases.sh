@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# shellcheck disable=SC1091,SC2154
+# The released versions, built from their commits into target/releases, for the update that tests/test_update.py does from
+# each: half a minute each, once, since they are built with this version's dependencies. Where the history does not reach
+# back to a commit (an archive, a shallow clone), the test says so and is skipped.
+source "$(dirname "$0")/common.sh"
+require_pg
+cd "$root"
+while read -r version commit; do
+    built=$target/releases/$version/pg$pg_major$pg_lib/clip_search.so
+    [ ! -e "$built" ] || continue
+    if ! git cat-file -e "$commit^{commit}" 2>/dev/null; then
+        say "clip_search $version can't be built: commit ${commit:0:10} is not in the history here"
+        continue
+    fi
+    source=$target/releases/$version/source
+    rm -rf "$source"
+    mkdir -p "$source"
+    git archive "$commit" | tar -x -C "$source"
+    "$root/scripts/build.sh" release "$version" "$source"
+    rm -rf "$source"
+done < <(grep -v '^#' tests/fixtures/releases/commits)
