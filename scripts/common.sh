@@ -145,6 +145,7 @@ ensure_python() {
         apt_install python3-venv
     }
 }
+has_sha256() { [ -r "$1" ] && [ "$(sha256sum <"$1")" = "$2  -" ]; }
 # ensure_venv: target/venv with pip and nothing else; the tests' packages come with `make test`.
 ensure_venv() {
     [ -x "$target/venv/bin/python" ] && "$target/venv/bin/python" -c 'import pip' 2>/dev/null && return 0

