@@ -27,7 +27,13 @@ rustfmt --version >/dev/null 2>&1 || export RUSTFMT=true
 stage=$target/stage/pg$pg_major source=$root name=clip_search
 if [ "${1:-}" = release ]; then
     stage=$target/releases/$2/pg$pg_major source=$3 name="clip_search $2"
-    export CARGO_TARGET_DIR=$target
+    # Of its own, since cargo gives the libraries of both the same name, and would take one for the other. Compiled
+    # dependencies are linked into it, which cargo never writes to.
+    export CARGO_TARGET_DIR=$target/releases/build
+    rm -rf "$CARGO_TARGET_DIR"
+    mkdir -p "$CARGO_TARGET_DIR"
+    cp -al "$target/release" "$CARGO_TARGET_DIR/release"
+    find "$CARGO_TARGET_DIR/release" -depth \( -name '*clip*' -o -name incremental \) -exec rm -r {} +
 fi
 package() {
     rm -rf "$stage"

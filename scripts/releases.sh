@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # shellcheck disable=SC1091,SC2154
 # The released versions, built from their commits into target/releases, for the update that tests/test_update.py does from
-# each: half a minute each, once, since they are built with this version's dependencies. Where the history does not reach
+# each: a minute each, once, since they are built with this version's dependencies. Where the history does not reach
 # back to a commit (an archive, a shallow clone), the test says so and is skipped.
 source "$(dirname "$0")/common.sh"
 require_pg
@@ -18,5 +18,5 @@ while read -r version commit; do
     mkdir -p "$source"
     git archive "$commit" | tar -x -C "$source"
     "$root/scripts/build.sh" release "$version" "$source"
-    rm -rf "$source"
+    rm -rf "$source" "$target/releases/build"
 done < <(grep -v '^#' tests/fixtures/releases/commits)

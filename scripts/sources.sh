@@ -143,6 +143,8 @@ unpack_server_wheel() {
     "$target/venv/bin/python" -m zipfile -e "$wheel" "$folder"
     chmod +x "$folder"/pgserver/pginstall/bin/* "$folder"/pgserver/pginstall/lib/postgresql/pgxs/src/test/regress/pg_regress \
         "$folder"/pgserver/pginstall/lib/postgresql/pgxs/config/*
+    # Beside those that nothing here is linked to.
+    cp "$folder"/pgserver.libs/* "$folder"/pgserver/pginstall/lib/
     # Its pgvector is 0.6.
     rm "$folder"/pgserver/pginstall/lib/postgresql/vector.so "$folder"/pgserver/pginstall/share/postgresql/extension/vector*
     ln -s "$(basename "$folder")/pgserver/pginstall" "$1"

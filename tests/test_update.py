@@ -96,7 +96,9 @@ class Copy:
 
 
 @pytest.fixture
-def copy() -> Iterator[Copy]:
+def copy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Copy]:
+    # Programs may look for libpq relative to where they are.
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(config("libdir")))
     folder = pathlib.Path(os.environ["PGHOST"]) / f"copy-{os.getpid()}"
     try:
         yield Copy(folder)

@@ -1,0 +1,120 @@
+"""PgBouncer in transaction mode before the server: settings, the memo of texts and preloaded models, with more clients than
+connections. Skipped where pgbouncer (the package of that name) isn't installed."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+
+from servers import Server, private_megabytes, server
+from support import close, embed_one, in_parallel, value, vector
+
+CLIENTS, CONNECTIONS = 20, 2
+Connect = Callable[[], psycopg.Connection]
+
+
+def program() -> str | None:
+    return shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+
+
+@contextlib.contextmanager
+def pgbouncer(made: Server, pool: int) -> Iterator[Connect]:
+    folder = made.folder / "pool"
+    made.run("mkdir", "-m", "700", str(folder))
+    config = folder / "pgbouncer.ini"
+    made.run(
+        "tee",
+        str(config),
+        input=f"[databases]\npostgres = host={made.folder} user=postgres\n[pgbouncer]\nunix_socket_dir = {folder}\n"
+        f"listen_port = 5432\nauth_type = any\npool_mode = transaction\ndefault_pool_size = {pool}\n"
+        f"max_client_conn = 200\nlogfile = {folder}/log\npidfile = {folder}/pid\n",
+    )
+    made.run("sh", "-c", f"{program()} -d -q {config} >/dev/null 2>&1")
+    try:
+        for _ in range(100):
+            if (folder / ".s.PGSQL.5432").exists():
+                break
+            time.sleep(0.05)
+        # Statements that are prepared in one connection would be asked for in another.
+        yield lambda: psycopg.connect(
+            host=str(folder), user="postgres", dbname="postgres", autocommit=True, prepare_threshold=None
+        )
+    finally:
+        made.run("sh", "-c", f"kill $(cat {folder}/pid) && rm -r {folder}")
+
+
+@pytest.fixture(scope="module")
+def made(bindir: pathlib.Path) -> Iterator[Server]:
+    if not program():
+        pytest.skip("no pgbouncer")
+    with server(bindir, preload="photo-mini") as made:
+        yield made
+
+
+@pytest.fixture
+def connect(made: Server) -> Iterator[Connect]:
+    with pgbouncer(made, pool=CONNECTIONS) as connect:
+        yield connect
+
+
+@pytest.fixture
+def clients(connect: Connect) -> Iterator[list[psycopg.Connection]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(connect()) for _ in range(CLIENTS)]
+
+
+def test_clients_share_connections_texts_and_the_model(made: Server, clients: list[psycopg.Connection]) -> None:
+    with made.connect() as db:
+        db.execute("SELECT clip_reset_stats()")
+        expected = embed_one(db, "text", "the same words")
+
+    def ask(db: psycopg.Connection) -> set[int]:
+        pids = set()
+        for _ in range(5):
+            pid, found = db.execute("SELECT pg_backend_pid(), clip_embed_text('the same words')::text").fetchone()
+            assert close(vector(found), expected)
+            pids.add(pid)
+        return pids
+
+    pids = set.union(*in_parallel([lambda db=db: ask(db) for db in clients]))
+    assert len(pids) == CONNECTIONS
+    with made.connect() as db:
+        hits, runs, loads = db.execute("SELECT sum(memo_hits)::int, sum(runs)::int, sum(loads)::int FROM clip_stats()").fetchone()
+    # Once by each of them, and once here.
+    assert (hits, runs) == (5 * CLIENTS - CONNECTIONS, CONNECTIONS + 1), "each connection remembers what any client asked"
+    assert loads == 0, "the model is the server's"
+    assert max(private_megabytes(db) for db in clients) < 60
+
+
+def test_settings_are_a_transactions_a_roles_or_everybodys(made: Server, clients: list[psycopg.Connection]) -> None:
+    show = "SHOW clip_search.truncate_text"
+    first, *others = clients
+    with first.transaction():
+        first.execute("SET LOCAL clip_search.truncate_text = off")
+        assert value(first, show) == "off" and {value(db, show) for db in others} == {"on"}
+    assert {value(db, show) for db in clients} == {"on"}
+    # A session's setting is left to whoever gets the connection next, as every setting of PostgreSQL is.
+    first.execute("SET clip_search.truncate_text = off")
+    assert "off" in [value(db, show) for db in clients]
+    for db in clients:
+        with db.transaction():
+            db.execute("RESET clip_search.truncate_text")
+    # A role's holds for new connections, which the pool makes when the old ones are gone.
+    with made.connect() as db:
+        try:
+            db.execute("ALTER ROLE postgres SET clip_search.truncate_text = off")
+            db.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()")
+            deadline = time.monotonic() + 30
+            seen: set[object] = set()
+            while seen != {"off"}:
+                assert time.monotonic() < deadline, seen
+                with contextlib.suppress(psycopg.OperationalError):
+                    seen = {value(db, show) for db in others if not db.broken}
+        finally:
+            db.execute("ALTER ROLE postgres RESET clip_search.truncate_text")
