@@ -365,8 +365,22 @@ pub fn writer() -> pg_sys::TransactionId {
     unsafe { pg_sys::GetCurrentTransactionId() }
 }
 
-/// Whether statements of this transaction see what others have committed since it began (READ COMMITTED).
-pub fn sees_the_latest() -> bool {
+/// What a statement of this transaction may do with rows that others have replaced since it began.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Isolation {
+    /// Each statement sees what is committed by then.
+    ReadCommitted,
+    /// Such rows are a failure (40001), of that statement alone.
+    RepeatableRead,
+    /// What is read makes transactions fail that are at work on the same.
+    Serializable,
+}
+
+pub fn isolation() -> Isolation {
     // SAFETY: a variable that only this thread writes.
-    unsafe { (&raw const pg_sys::XactIsoLevel).read() < pg_sys::XACT_REPEATABLE_READ as i32 }
+    match unsafe { (&raw const pg_sys::XactIsoLevel).read() } as u32 {
+        pg_sys::XACT_SERIALIZABLE => Isolation::Serializable,
+        pg_sys::XACT_REPEATABLE_READ => Isolation::RepeatableRead,
+        _ => Isolation::ReadCommitted,
+    }
 }

@@ -28,6 +28,7 @@ DIMENSIONS = 512
 ASSIGN = "SELECT clip_assign_cluster(%s::vector, %s)"
 LEAVE = "SELECT clip_leave_cluster(%s, %s::vector)"
 PHOTOS = support.ROOT / "examples" / "gallery" / "photos"
+LEVELS = [psycopg.IsolationLevel.REPEATABLE_READ, psycopg.IsolationLevel.SERIALIZABLE]
 
 
 @pytest.fixture
@@ -119,7 +120,14 @@ class Member:
 
 
 def storm(
-    database: support.Database, collection: str, subjects: int, each: int, seed: int, leave: bool, kill: bool
+    database: support.Database,
+    collection: str,
+    subjects: int,
+    each: int,
+    seed: int,
+    leave: bool,
+    kill: bool,
+    level: psycopg.IsolationLevel = psycopg.IsolationLevel.READ_COMMITTED,
 ) -> tuple[list[Member], int]:
     """Sixteen sessions assign `each` variants of every subject between them, in random order.
 
@@ -142,6 +150,7 @@ def storm(
             try:
                 with database.connect(autocommit=False) as mine:
                     backends[number] = mine.info.backend_pid
+                    mine.isolation_level = level
                     while queue:
                         batch = queue[: rng.choice((1, 1, 2, 5, 20))]
                         if rng.random() < 0.5:
@@ -459,7 +468,30 @@ def test_rollback_to_a_savepoint_leaves_nothing(db: psycopg.Connection, collecti
 
 # ---------------------------------------------------------------- isolation levels
 
-LEVELS = [psycopg.IsolationLevel.REPEATABLE_READ, psycopg.IsolationLevel.SERIALIZABLE]
+
+def test_a_storm_in_repeatable_read(database: support.Database, db: psycopg.Connection, collection: str) -> None:
+    """Of sessions like those of postgres_fdw: each adds up rows and makes codes where its snapshot lets it, and nobody's
+    transaction fails because it can't."""
+    committed, _ = storm(database, collection, 700, 4, 3, leave=True, kill=False, level=LEVELS[0])
+    check_clusters(db, collection, committed)
+    codes = "SELECT count(*) FILTER (WHERE code IS NULL), count(*) FROM clip_search.cluster_sum WHERE collection = %s"
+    without, count = db.execute(codes, (collection,)).fetchone()
+    assert count >= 700 and without < 600, "codes are made whenever 432 clusters have none"
+
+
+def test_searches_stay_short_in_repeatable_read(database: support.Database, collection: str) -> None:
+    with database.connect(autocommit=False) as mine:
+        mine.isolation_level = LEVELS[0]
+        for n in range(1000):
+            value(mine, ASSIGN, vector_text(direction(200_000 + n)), collection)
+            mine.commit()
+        for row in variants(200_000, 200, seed=4):
+            value(mine, ASSIGN, vector_text(row), collection)
+            mine.commit()
+        codes = "SELECT count(*) FROM clip_search.cluster_sum WHERE collection = %s AND code IS NULL"
+        assert value(mine, codes, collection) < 500
+        changes = "SELECT count(*) FROM clip_search.cluster_change WHERE collection = %s"
+        assert value(mine, changes, collection) <= 16
 
 
 @pytest.fixture(params=LEVELS, ids=lambda level: level.name)

@@ -37,9 +37,9 @@ def pgbouncer(made: Server, pool: int) -> Iterator[Connect]:
     )
     made.run("sh", "-c", f"{program()} -d -q {config} >/dev/null 2>&1")
     try:
-        for _ in range(100):
-            if (folder / ".s.PGSQL.5432").exists():
-                break
+        deadline = time.monotonic() + 60
+        while not (folder / ".s.PGSQL.5432").exists():
+            assert time.monotonic() < deadline, (folder / "log").read_text()
             time.sleep(0.05)
         # Statements that are prepared in one connection would be asked for in another.
         yield lambda: psycopg.connect(
