@@ -76,6 +76,10 @@ feasibility: cluster
 matrix:
 	@scripts/matrix.sh
 
+.PHONY: valgrind
+valgrind:
+	@scripts/valgrind.sh
+
 .PHONY: citus
 citus:
 	@scripts/citus.sh

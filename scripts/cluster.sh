@@ -149,7 +149,7 @@ start_server() {
     # Descriptors above 2 are closed for the server: it would hold our lock, and make's pipes, for its lifetime.
     # Where a developer's shell asks for Rust backtraces, a cancelled query would carry one as its DETAIL.
     if ! as_server env -u RUST_BACKTRACE -u RUST_LIB_BACKTRACE \
-        "$pg_bin/pg_ctl" -D "$real_data" -l "$log" -w -t 60 -s -o "-k '$run_dir' -c max_prepared_transactions=20" start \
+        "$pg_bin/pg_ctl" -D "$real_data" -l "$log" -w -t "${PGCTLTIMEOUT:-60}" -s -o "-k '$run_dir' -c max_prepared_transactions=20" start \
         >/dev/null 2>&1 </dev/null 9>&-; then
         as_server tail -n 20 "$log" | sed 's/^/  | /' >&2
         die "the cluster did not start (log: $log); make clean, then make cluster, begins anew"

@@ -94,13 +94,18 @@ usable() {
 }
 major_of() { "$1" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/'; }
 
+# unpack_and_configure PREFIX [VARIABLE=value…]: the variables are configure's.
 unpack_and_configure() {
-    rm -rf "$target/matrix/source" "$2"
+    local prefix=$1
+    shift
+    rm -rf "$target/matrix/source" "$prefix"
     mkdir -p "$target/matrix/source"
     tar -xf "$source_archive" -C "$target/matrix/source" --strip-components=1
     cd "$target/matrix/source"
     # What the tests don't use is left out: it would be one more package to install.
-    ./configure --prefix="$2" --enable-cassert --enable-debug --without-readline --without-icu --without-llvm --quiet
+    ./configure --prefix="$prefix" --enable-cassert --enable-debug --without-readline --without-icu --without-llvm --quiet "$@"
+    # What valgrind reports of the server itself and is no error; the sources are deleted below.
+    install -D -m 644 src/tools/valgrind.supp "$prefix/share/valgrind.supp"
 }
 compile() {
     make -C "$target/matrix/source" -s -j "$(nproc)"
@@ -110,18 +115,19 @@ compile() {
     rm -rf "$target/matrix/source"
 }
 
-# build_server MAJOR PREFIX: as a subshell, since whatever is missing ends it.
+# build_server MAJOR PREFIX [VARIABLE=value…]: as a subshell, since whatever is missing ends it.
 build_server() (
-    missing=()
+    major=$1 missing=()
+    shift
     command -v cc >/dev/null && command -v make >/dev/null || missing+=(build-essential)
     command -v perl >/dev/null || missing+=(perl)
     command -v bison >/dev/null || missing+=(bison)
     command -v flex >/dev/null || missing+=(flex)
     [ -e /usr/include/zlib.h ] || missing+=(zlib1g-dev)
     [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}"
-    debian_source "postgresql-$1"
-    step "matrix-pg$1-configure" "configuring PostgreSQL $1 ($(basename "$source_archive"))" unpack_and_configure "$1" "$2"
-    step "matrix-pg$1-server" "building PostgreSQL $1 with assertions (some minutes, once)" compile
+    debian_source "postgresql-$major"
+    step "matrix-pg$major-configure" "configuring PostgreSQL $major ($(basename "$source_archive"))" unpack_and_configure "$@"
+    step "matrix-pg$major-server" "building PostgreSQL $major with assertions (some minutes, once)" compile
 )
 
 # --- PostgreSQL 16 ---------------------------------------------------------------------------------------------

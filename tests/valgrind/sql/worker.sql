@@ -1,0 +1,34 @@
+-- In a server that preloads: shared memory, inherited models, the background worker.
+SET client_min_messages = warning;
+SELECT name, loaded, image_loaded, text_loaded FROM clip_models() WHERE name = 'mini';
+SELECT vector_dims(clip_embed_text('a cat')) AS text, vector_dims(clip_embed_image(data)) AS image FROM image WHERE name = 'cat.png';
+SELECT model, texts > 0 AS texts, shared FROM clip_stats() WHERE model = 'mini';
+CREATE TABLE note (id int PRIMARY KEY, body text);
+SELECT clip_watch('note', 'body', cluster => 'cluster_id', mode => 'queued');
+INSERT INTO note SELECT n, CASE WHEN n % 9 = 0 THEN '' ELSE 'text ' || n % 20 END FROM generate_series(1, 60) n;
+CALL until('NOT EXISTS (SELECT FROM clip_search.watch_queue)');
+SELECT rows, embedded, pending, failed FROM clip_search.watch;
+UPDATE note SET body = 'another text' WHERE id IN (1, 9);
+DELETE FROM note WHERE id = 2;
+BEGIN;
+INSERT INTO note VALUES (100, 'never');
+SAVEPOINT s;
+INSERT INTO note VALUES (101, 'nor this');
+ROLLBACK;
+CALL until('NOT EXISTS (SELECT FROM clip_search.watch_queue)');
+SELECT rows, embedded, pending, failed FROM clip_search.watch;
+SELECT clip_retry('note');
+CALL until('NOT EXISTS (SELECT FROM clip_search.watch_queue)');
+-- Settings read again, a worker that is ended, one that comes back, one whose last watch is gone.
+ALTER SYSTEM SET clip_search.worker_batch = 2;
+SELECT pg_reload_conf();
+SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE backend_type = 'clip_search worker';
+INSERT INTO note SELECT n, 'text ' || n FROM generate_series(200, 210) n;
+CALL until('NOT EXISTS (SELECT FROM clip_search.watch_queue)');
+ALTER SYSTEM RESET clip_search.worker_batch;
+SELECT pg_reload_conf();
+SELECT rows, embedded, pending, failed FROM clip_search.watch;
+SELECT clip_unwatch('note');
+CALL until($$NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'clip_search worker')$$);
+SELECT clip_reset_stats();
+DROP EXTENSION clip_search CASCADE;
