@@ -102,6 +102,11 @@ def main() -> None:
             seconds = load(made.shards, "item", parts)
             good, groups = whole(made.shards, "item", local=False)
             found["one home"] = {"ms a row": seconds / len(rows) * 1e3, "whole": good, "groups": groups}
+            start = time.perf_counter()
+            db.execute("SELECT count(*) FROM clip_recluster('item')")
+            seconds = time.perf_counter() - start
+            good, groups = whole(made.shards, "item", local=False)
+            found["one home, clip_recluster"] = {"s": seconds, "whole": good, "groups": groups}
             seconds = load(made.shards, "piece", parts)
             good, groups = whole(made.shards, "piece", local=True)
             found["a shard's own"] = {"ms a row": seconds / len(rows) * 1e3, "whole": good, "groups": groups}
