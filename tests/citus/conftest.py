@@ -44,6 +44,7 @@ class Citus:
                     "clip_search.preload": "photo-mini",
                     "wal_level": "logical",
                     "max_prepared_transactions": "100",
+                    "citus.recover_2pc_interval": "5s",
                 },
             )
             for _ in range(WORKERS + 1)
@@ -62,14 +63,18 @@ class Citus:
             for worker in self.workers:
                 db.execute("SELECT citus_add_node(%s, %s)", (str(worker.folder), PORT))
 
-    def run(self, name: str) -> list[tuple]:
-        """Runs statements of the page on the coordinator; the rows of the last one."""
-        self.done.add(name)
+    def run(self, name: str, table: str = "photo") -> list[tuple]:
+        """Runs statements of the page on the coordinator, for another table if one is named; the rows of the last one."""
+        text = self.blocks[name]
+        if table == "photo":
+            self.done.add(name)
+        else:
+            text = re.sub(r"photo(?!-mini|s\b)", table, text).replace("CREATE EXTENSION", "CREATE EXTENSION IF NOT EXISTS")
         with self.coordinator.connect() as db:
             db.execute("SET client_min_messages = warning")
             rows: list[tuple] = []
             # One at a time, as psql sends them: Citus sends a CREATE EXTENSION on with all that came with it.
-            for statement in statements(self.blocks[name]):
+            for statement in statements(text):
                 cursor = db.execute(statement)
                 if cursor.description:
                     rows = cursor.fetchall()
