@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # shellcheck disable=SC1091,SC2154
-# The statements of docs/citus.md on Citus: a coordinator and two workers, and one server to compare with (tests/citus). Builds
-# what is missing, prints a table, and fails if any of it does.
+# The statements of docs/citus.md and the gallery on Citus: a coordinator and two workers, and one server to compare with
+# (tests/citus). Builds what is missing, prints the gallery's searches and groups and a table, and fails if any of it does.
 #   CITUS_SRC=path PGVECTOR_SRC=path   directories with their sources, or git repositories, whose HEAD is taken
 #   K=…                                as in make test
 # PostgreSQL 16 to 18: that of PG_CONFIG, or of Debian's packages, or built from Debian's source package in target/matrix.
@@ -90,11 +90,15 @@ citus
 trap '"$root/scripts/cluster.sh" remove' EXIT
 "$root/scripts/cluster.sh" start
 mkdir -p "$place"
-export CITUS_TABLE=$place/table.txt
-rm -f "$CITUS_TABLE"
+export CITUS_TABLE=$place/table.txt CITUS_DEMO=$place/gallery.txt
+rm -f "$CITUS_TABLE" "$CITUS_DEMO"
 TESTS='' UNIT='' "$root/scripts/test.sh" citus
 assertions='without assertions'
 ! "$pg_config" --configure | grep -q -- --enable-cassert || assertions='with assertions, which take time'
+if [ -s "$CITUS_DEMO" ]; then
+    printf '\n'
+    cat "$CITUS_DEMO"
+fi
 if [ -s "$CITUS_TABLE" ]; then
     version=$(sed -nE "s/^default_version *= *'(.*)'/\1/p" "$pg_share/extension/citus.control")
     vector=$(sed -nE "s/^default_version *= *'(.*)'/\1/p" "$pg_share/extension/vector.control")
