@@ -471,12 +471,16 @@ def test_rollback_to_a_savepoint_leaves_nothing(db: psycopg.Connection, collecti
 
 def test_a_storm_in_repeatable_read(database: support.Database, db: psycopg.Connection, collection: str) -> None:
     """Of sessions like those of postgres_fdw: each adds up rows and makes codes where its snapshot lets it, and nobody's
-    transaction fails because it can't."""
+    transaction fails because it can't. At the latest the next that finds quiet makes them."""
     committed, _ = storm(database, collection, 700, 4, 3, leave=True, kill=False, level=LEVELS[0])
     check_clusters(db, collection, committed)
+    with database.connect(autocommit=False) as later:
+        later.isolation_level = LEVELS[0]
+        value(later, ASSIGN, vector_text(direction(300_000)), collection)
+        later.commit()
     codes = "SELECT count(*) FILTER (WHERE code IS NULL), count(*) FROM clip_search.cluster_sum WHERE collection = %s"
     without, count = db.execute(codes, (collection,)).fetchone()
-    assert count >= 700 and without < 600, "codes are made whenever 432 clusters have none"
+    assert count >= 700 and without < 500, "codes are made whenever 432 clusters have none"
 
 
 def test_searches_stay_short_in_repeatable_read(database: support.Database, collection: str) -> None:

@@ -36,15 +36,22 @@ def pgbouncer(made: Server, pool: int) -> Iterator[Connect]:
         f"max_client_conn = 200\nlogfile = {folder}/log\npidfile = {folder}/pid\n",
     )
     made.run("sh", "-c", f"{program()} -d -q {config} >/dev/null 2>&1")
+
+    def connect() -> psycopg.Connection:
+        # Statements that are prepared in one connection would be asked for in another.
+        return psycopg.connect(host=str(folder), user="postgres", dbname="postgres", autocommit=True, prepare_threshold=None)
+
     try:
         deadline = time.monotonic() + 60
-        while not (folder / ".s.PGSQL.5432").exists():
-            assert time.monotonic() < deadline, (folder / "log").read_text()
-            time.sleep(0.05)
-        # Statements that are prepared in one connection would be asked for in another.
-        yield lambda: psycopg.connect(
-            host=str(folder), user="postgres", dbname="postgres", autocommit=True, prepare_threshold=None
-        )
+        # The socket is there a moment before it takes connections.
+        while True:
+            try:
+                connect().close()
+                break
+            except psycopg.OperationalError:
+                assert time.monotonic() < deadline, (folder / "log").read_text()
+                time.sleep(0.05)
+        yield connect
     finally:
         made.run("sh", "-c", f"kill $(cat {folder}/pid) && rm -r {folder}")
 
