@@ -71,7 +71,7 @@ test_server() {
     export PG_CONFIG=$config CLUSTER=$name
     if (run_tests "$log.stage") >"$log.log" 2>&1 </dev/null; then
         # The totals of pg_regress (TAP from 16 on) and pytest.
-        result="passed: $(sed -nE 's/^(# )?All ([0-9]+) tests passed.*/\2 SQL/p; s/^=+ (.*) in [0-9.]+s.*/\1/p' "$log.log" | paste -sd, | sed 's/,/, /g')"
+        result="passed: $(sed -nE 's/^(# | )?All ([0-9]+) tests passed.*/\2 SQL/p; s/^=+ (.*) in [0-9.]+s.*/\1/p' "$log.log" | paste -sd, | sed 's/,/, /g')"
     else
         result="FAILED: $(cat "$log.stage")"
         failed=yes
