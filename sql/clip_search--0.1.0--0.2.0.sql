@@ -110,7 +110,7 @@ COMMENT ON INDEX clip_search.watch_queue_tried_idx IS 'What has been tried befor
 COMMENT ON FUNCTION clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean) IS 'Keeps a table''s embedding, and its cluster, true to the image or text in another column
 For the table''s owner. Columns, index and collection that are missing are made; rows that are there already are for clip_backfill.
 source: the column of images (bytea) or of texts
-embedding: the column that is kept true
+embedding: the column that is kept true, a vector or halfvec; made as a vector
 cluster: the column with the cluster''s id; NULL: rows are not grouped
 model: else clip_search.model
 collection: of the clusters; else one named like the table
@@ -174,7 +174,7 @@ threshold: cosine from which on a vector joins a cluster; else clip_search.clust
 dimensions: of its vectors; else those of the first
 model: whose vectors it takes; else that of the first, if known
 members: the table of the members
-embedding, cluster: its columns of the embedding (vector) and of the cluster''s id (bigint)
+embedding, cluster: its columns of the embedding (vector or halfvec) and of the cluster''s id (bigint)
 key: its column that names a member; else its primary key
 labels: its column of keywords (text[])
 image: its column of image files (bytea), for thumbnails';

@@ -103,7 +103,7 @@ threshold: cosine from which on a vector joins a cluster; else clip_search.clust
 dimensions: of its vectors; else those of the first
 model: whose vectors it takes; else that of the first, if known
 members: the table of the members
-embedding, cluster: its columns of the embedding (vector) and of the cluster''s id (bigint)
+embedding, cluster: its columns of the embedding (vector or halfvec) and of the cluster''s id (bigint)
 key: its column that names a member; else its primary key
 labels: its column of keywords (text[])
 image: its column of image files (bytea), for thumbnails';

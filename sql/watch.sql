@@ -256,7 +256,7 @@ COMMENT ON INDEX clip_search.watch_failure_pkey IS 'A row is listed once';
 COMMENT ON FUNCTION clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean) IS 'Keeps a table''s embedding, and its cluster, true to the image or text in another column
 For the table''s owner. Columns, index and collection that are missing are made; rows that are there already are for clip_backfill.
 source: the column of images (bytea) or of texts
-embedding: the column that is kept true
+embedding: the column that is kept true, a vector or halfvec; made as a vector
 cluster: the column with the cluster''s id; NULL: rows are not grouped
 model: else clip_search.model
 collection: of the clusters; else one named like the table

@@ -17,7 +17,7 @@ use crate::cluster::check_name;
 use crate::error::{SqlResult, report, with_sqlstate};
 use crate::recluster;
 use crate::store::Store;
-use crate::vector::{self, Vector};
+use crate::vector::{self, Storage, Vector};
 
 #[pg_extern(volatile, parallel_unsafe, security_definer)]
 #[search_path(pg_catalog, pg_temp)]
@@ -77,20 +77,20 @@ fn clip_create_collection(
         let key = match table {
             Some(table) => {
                 refuse_citus(client, table)?;
-                let vector = Some(vector::type_oid());
-                check_column(client, table, embedding, vector, "vector")?;
-                check_column(client, table, cluster, Some(pg_sys::INT8OID), "bigint")?;
+                let is = |wanted| move |kind| kind == wanted;
+                check_column(client, table, embedding, |kind| Storage::of(kind).is_some(), "vector or halfvec")?;
+                check_column(client, table, cluster, is(pg_sys::INT8OID), "bigint")?;
                 if let Some(labels) = labels {
-                    check_column(client, table, labels, Some(pg_sys::TEXTARRAYOID), "text[]")?;
+                    check_column(client, table, labels, is(pg_sys::TEXTARRAYOID), "text[]")?;
                 }
                 if let Some(image) = image {
-                    check_column(client, table, image, Some(pg_sys::BYTEAOID), "bytea")?;
+                    check_column(client, table, image, is(pg_sys::BYTEAOID), "bytea")?;
                 }
                 let key = match key {
                     Some(key) => key.to_owned(),
                     None => primary_key(client, table)?,
                 };
-                check_column(client, table, &key, None, "")?;
+                check_column(client, table, &key, |_| true, "")?;
                 Some(key)
             }
             None => None,
@@ -147,12 +147,12 @@ fn unknown(collection: &str) -> ErrorReport {
     )
 }
 
-/// Whether a table has a column, of that type if one is given.
+/// Whether a table has a column, of a type that will do.
 fn check_column(
     client: &mut SpiClient<'_>,
     table: pg_sys::Oid,
     column: &str,
-    wanted: Option<pg_sys::Oid>,
+    will_do: impl Fn(pg_sys::Oid) -> bool,
     name: &str,
 ) -> SqlResult<()> {
     let query = "SELECT t.oid, pg_catalog.format_type(t.oid, a.atttypmod), $1::regclass::text FROM pg_catalog.pg_attribute a \
@@ -165,9 +165,8 @@ fn check_column(
                 .hint("Name the columns: embedding => …, cluster => …, key => …"),
         ));
     };
-    let found: Option<pg_sys::Oid> = get(&row, 1)?;
-    match wanted {
-        Some(wanted) if found != Some(wanted) => Err(with_sqlstate(
+    match get::<pg_sys::Oid>(&row, 1)? {
+        Some(found) if !will_do(found) => Err(with_sqlstate(
             PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
             Error::new(
                 Kind::InvalidInput,
@@ -227,6 +226,11 @@ impl Members {
         let threshold = get::<f64>(&row, 1)?.unwrap_or_default();
         refuse_citus(client, oid)?;
         Ok(Some(Self { threshold, table, oid, embedding, cluster, key, labels: quoted(7)?, image: quoted(8)? }))
+    }
+
+    /// The embedding as a vector, be it a halfvec.
+    pub fn vector(&self) -> String {
+        format!("{}::{}.vector", self.embedding, vector::schema())
     }
 
     pub fn known(client: &SpiClient<'_>, collection: &str) -> SqlResult<Self> {
@@ -325,7 +329,7 @@ impl Members {
             "cluster AS MATERIALIZED (SELECT id, size, centroid, resultant FROM clip_search.cluster \
                  WHERE collection OPERATOR(pg_catalog.=) $1 AND size OPERATOR(pg_catalog.>=) $2), \
              member AS MATERIALIZED (SELECT c.id, t.{key}::text AS key, {labels} AS labels, t.tableoid, t.ctid, \
-                 1 OPERATOR(pg_catalog.-) (t.{embedding} OPERATOR({schema}.<=>) c.centroid) AS cosine \
+                 1 OPERATOR(pg_catalog.-) (t.{embedding}::{schema}.vector OPERATOR({schema}.<=>) c.centroid) AS cosine \
                  FROM {table} t JOIN cluster c ON c.id OPERATOR(pg_catalog.=) t.{cluster} WHERE t.{embedding} IS NOT NULL), \
              grouped AS (SELECT id, pg_catalog.array_agg(key ORDER BY cosine DESC, key) AS keys, pg_catalog.min(cosine) AS lowest \
                  FROM member GROUP BY id), \
@@ -392,7 +396,8 @@ fn clip_duplicates(
     let found = Spi::connect(|client| {
         let members = Members::known(client, collection)?;
         let query = format!(
-            "SELECT {embedding}, {key}::text FROM {table} WHERE {embedding} IS NOT NULL ORDER BY {key}",
+            "SELECT {vector}, {key}::text FROM {table} WHERE {embedding} IS NOT NULL ORDER BY {key}",
+            vector = members.vector(),
             embedding = members.embedding,
             key = members.key,
             table = members.table

@@ -18,7 +18,7 @@ use crate::cluster::assign;
 use crate::collection::get;
 use crate::error::{SqlResult, report};
 use crate::rights::{Failure, Rights, attempt};
-use crate::vector::Vector;
+use crate::vector::{self, Storage, Vector};
 use crate::watch::{Watch, spi, table_of};
 use crate::{engine, settings, store};
 
@@ -118,6 +118,7 @@ struct Queries {
     lock: String,
     update: String,
     has_cluster: bool,
+    storage: Storage,
 }
 
 impl Queries {
@@ -149,6 +150,13 @@ impl Queries {
             let or_null = |name: &Option<String>, kind: &str| column(name).unwrap_or_else(|| format!("NULL::{kind}"));
             let Watch { table, .. } = watch;
             let embedding = quote_identifier(&watch.embedding);
+            // Of a type that it can't be any more: writing says so.
+            let query = "SELECT atttypid FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attname = $2 AND NOT attisdropped";
+            let kind = client
+                .update(query, Some(1), &[watch.relation.into(), watch.embedding.as_str().into()])
+                .map_err(spi)?;
+            let kind = kind.into_iter().next().map(|row| get::<pg_sys::Oid>(&row, 1)).transpose()?.flatten();
+            let storage = kind.and_then(Storage::of).unwrap_or(Storage::Vector);
             let cluster = column(&watch.cluster);
             // What has to be done to a row: embedded, or only grouped.
             let open = match &cluster {
@@ -162,9 +170,10 @@ impl Queries {
             let there = format!("SELECT 1 FROM {table} WHERE {key} AND {open} AND {}", same.join(" AND "));
             Ok(Self {
                 read: format!(
-                    "SELECT {}, {}, {embedding} FROM {table} WHERE {key} AND {open} AND ({})",
+                    "SELECT {}, {}, {embedding}::{}.vector FROM {table} WHERE {key} AND {open} AND ({})",
                     or_null(&watch.image, "bytea"),
                     or_null(&watch.text, "text"),
+                    vector::schema(),
                     watch.has_source()
                 ),
                 lock: format!("{there} FOR NO KEY UPDATE SKIP LOCKED"),
@@ -174,6 +183,7 @@ impl Queries {
                     None => format!("UPDATE {table} SET {embedding} = $2 WHERE {key}"),
                 },
                 has_cluster: cluster.is_some(),
+                storage,
             })
         })
     }
@@ -226,6 +236,7 @@ impl Queries {
             Locked::Elsewhere => return Ok(Written::Locked),
             Locked::Superseded => return Ok(Written::Superseded),
         }
+        let vector = self.storage.round(vector.clone());
         let cluster = match &watch.collection {
             Some(collection) if self.has_cluster => {
                 let _rights = Rights::of_extension();

@@ -156,15 +156,17 @@ fn recluster(
     linkage: Linkage,
 ) -> SqlResult<Vec<Change>> {
     let Members { table, embedding, cluster, .. } = members;
+    let vector = members.vector();
     // The long part locks nothing.
     let rows =
-        read(fresh(client, &format!("SELECT {embedding} FROM {table} WHERE {embedding} IS NOT NULL"))?, |_| Ok(()))?;
+        read(fresh(client, &format!("SELECT {vector} FROM {table} WHERE {embedding} IS NOT NULL"))?, |_| Ok(()))?;
     let labels = agglomerate(rows.view(), members.threshold, linkage, &mut pulse()).map_err(report)?;
 
     // From here on nobody writes members; those that have come, gone or changed meanwhile are seen to.
     lock(store, collection, members);
     let mut places = Vec::new();
-    let query = format!("SELECT {embedding}, tableoid, ctid, {cluster} FROM {table} WHERE {embedding} IS NOT NULL");
+    let query =
+        format!("SELECT {vector}, tableoid, ctid, {cluster}::bigint FROM {table} WHERE {embedding} IS NOT NULL");
     let now = read(fresh(client, &query)?, |row| {
         let missing = || report(Error::new(Kind::Internal, "a member has no place"));
         let tid = get(row, 3)?.ok_or_else(missing)?;

@@ -70,6 +70,11 @@ pub mod clip_search {
             let rows = client.update(query, Some(1), &[watch.collection.as_deref().into()]).map_err(spi)?;
             rows.into_iter().next().map(|row| get::<f64>(&row, 1)).transpose()
         })?;
+        let half = {
+            let table = Table::describe(oid)?;
+            let _rights = Rights::of_caller();
+            Spi::connect_mut(|client| watch::is_half(client, &table, &watch.embedding))?
+        };
         let next = watch::watch(
             oid,
             &Wanted {
@@ -84,6 +89,7 @@ pub mod clip_search {
                 skip: watch.skip,
                 threshold: threshold.flatten(),
                 index: false,
+                half,
                 replaces: Some(watch.id),
             },
         )?;

@@ -26,7 +26,7 @@ use crate::error::{SqlResult, report, with_sqlstate};
 use crate::fill::{self, Source};
 use crate::rights::{Failure, Rights, normal_form};
 use crate::statements;
-use crate::vector::Vector;
+use crate::vector::{Storage, Vector};
 use crate::watch::{Watch, spi};
 use crate::{engine, worker};
 
@@ -37,6 +37,9 @@ struct Plan {
     image: Option<i16>,
     text: Option<i16>,
     embedding: i16,
+    storage: Storage,
+    /// Of the embedding's column, if it says.
+    dimensions: Option<usize>,
     cluster: Option<i16>,
     key: Vec<i16>,
 }
@@ -220,14 +223,14 @@ impl Tuple {
         }
     }
 
-    fn vector(&self, column: i16) -> Option<Vec<f32>> {
-        // SAFETY: the column is a vector; plans check that.
-        self.datum(column).and_then(|datum| unsafe { Vector::from_datum(datum, false) }).map(|vector| vector.0)
+    fn vector(&self, plan: &Plan) -> Option<Vec<f32>> {
+        // SAFETY: the column is of that kind; plans check that.
+        self.datum(plan.embedding).map(|datum| unsafe { plan.storage.load(datum) }.0)
     }
 
     fn member(&self, plan: &Plan) -> Option<Member> {
         let cluster = self.datum(plan.cluster?)?.value() as i64;
-        Some(Member { collection: plan.collection.clone()?, cluster, vector: self.vector(plan.embedding)? })
+        Some(Member { collection: plan.collection.clone()?, cluster, vector: self.vector(plan)? })
     }
 
     fn has_source(&self, plan: &Plan) -> bool {
@@ -286,7 +289,7 @@ impl Tuple {
 
     fn with(&self, plan: &Plan, embedding: Option<Vector>, cluster: Option<i64>) -> pg_sys::HeapTuple {
         let mut columns = vec![i32::from(plan.embedding)];
-        let mut values = vec![embedding.and_then(IntoDatum::into_datum)];
+        let mut values = vec![embedding.and_then(|vector| plan.storage.store(vector))];
         if let Some(column) = plan.cluster {
             columns.push(i32::from(column));
             values.push(cluster.map(pg_sys::Datum::from));
@@ -342,7 +345,10 @@ fn unchanged(plan: &Plan, old: &Tuple, new: &Tuple) -> bool {
 }
 
 /// The plan for a watch and a table; none where the trigger is not of that table's watch.
-fn plan(id: i64, table: pg_sys::Oid) -> SqlResult<Rc<Plan>> {
+///
+/// What the columns are is looked at here, and what clip_watch saw is not relied on: values are read and written by
+/// their bytes, and ALTER TABLE … TYPE may have made a column another type since.
+fn plan(id: i64, table: pg_sys::Oid, shape: pg_sys::TupleDesc) -> SqlResult<Rc<Plan>> {
     if let Some(plan) = STATE.with_borrow(|state| state.plans.get(&(id, table)).cloned()) {
         return Ok(plan);
     }
@@ -353,11 +359,11 @@ fn plan(id: i64, table: pg_sys::Oid) -> SqlResult<Rc<Plan>> {
                 .hint("Drop the trigger, and call clip_watch for the table."),
         ));
     };
-    let column = |name: &str| {
+    let number = |name: &str| {
         let c = CString::new(name).unwrap_or_default();
         // SAFETY: a cache look-up; the table is open.
         match unsafe { pg_sys::get_attnum(table, c.as_ptr()) } {
-            column if column > 0 => Ok(column),
+            number if number > 0 => Ok(number),
             _ => Err(with_sqlstate(
                 PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
                 Error::new(Kind::InvalidInput, format!("watched table {} has no column \"{name}\"", watch.name()))
@@ -366,13 +372,50 @@ fn plan(id: i64, table: pg_sys::Oid) -> SqlResult<Rc<Plan>> {
             )),
         }
     };
-    let optional = |name: &Option<String>| name.as_deref().map(&column).transpose();
+    let column = |name: &str, is: &dyn Fn(pg_sys::Oid) -> bool, wanted: &str| {
+        let number = number(name)?;
+        let attribute = attribute(shape, number);
+        if is(attribute.atttypid) && attribute.attgenerated == 0 {
+            return Ok(number);
+        }
+        // SAFETY: a cache look-up, whose text is copied.
+        let shown = unsafe {
+            let shown = pg_sys::format_type_with_typemod(attribute.atttypid, attribute.atttypmod);
+            CStr::from_ptr(shown).to_string_lossy().into_owned()
+        };
+        let generated = if attribute.attgenerated == 0 { "" } else { ", generated" };
+        Err(with_sqlstate(
+            PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
+            Error::new(
+                Kind::InvalidInput,
+                format!(
+                    "column \"{name}\" of watched table {} is of type {shown}{generated}, not {wanted}",
+                    watch.name()
+                ),
+            )
+            .detail("It has been altered since clip_watch was called.")
+            .hint(
+                "Make it what it was, or clip_unwatch the table; ALTER TABLE … DISABLE TRIGGER lets rows in meanwhile.",
+            ),
+        ))
+    };
+    let optional = |name: &Option<String>, kinds: &[pg_sys::Oid], wanted: &str| {
+        name.as_deref().map(|name| column(name, &|kind| kinds.contains(&kind), wanted)).transpose()
+    };
+    let storage = Cell::new(None);
+    let is_storage = |kind| {
+        storage.set(Storage::of(kind));
+        storage.get().is_some()
+    };
+    let embedding = column(&watch.embedding, &is_storage, "vector or halfvec")?;
     let plan = Rc::new(Plan {
-        image: optional(&watch.image)?,
-        text: optional(&watch.text)?,
-        embedding: column(&watch.embedding)?,
-        cluster: optional(&watch.cluster)?,
-        key: watch.key.iter().map(|name| column(name)).collect::<SqlResult<_>>()?,
+        image: optional(&watch.image, &[pg_sys::BYTEAOID], "bytea")?,
+        text: optional(&watch.text, &[pg_sys::TEXTOID, pg_sys::VARCHAROID], "text")?,
+        embedding,
+        storage: storage.get().unwrap_or(Storage::Vector),
+        dimensions: usize::try_from(attribute(shape, embedding).atttypmod).ok(),
+        cluster: optional(&watch.cluster, &[pg_sys::INT8OID], "bigint")?,
+        key: watch.key.iter().map(|name| number(name)).collect::<SqlResult<_>>()?,
         collection: watch.collection.as_deref().map(Rc::from),
         watch,
     });
@@ -430,7 +473,7 @@ unsafe fn run(data: &pg_sys::TriggerData, event: &TriggerEvent) -> SqlResult<pg_
                 .hint("clip_watch makes the triggers."),
         )
     })?;
-    let plan = plan(id, table)?;
+    let plan = plan(id, table, shape)?;
     let (first, second) = (Tuple { tuple: data.tg_trigtuple, shape }, Tuple { tuple: data.tg_newtuple, shape });
     match (event.fired_for_row(), event.fired_before()) {
         (true, true) if event.fired_by_insert() => before_insert(&plan, &first),
@@ -476,7 +519,7 @@ fn before_update(plan: &Plan, table: pg_sys::Oid, old: &Tuple, new: &Tuple) -> S
     if partition {
         let result = Tuple { tuple: result, shape: new.shape };
         let member = result.member(plan);
-        let embedding = result.vector(plan.embedding);
+        let embedding = result.vector(plan);
         let source = result.stored_source(plan);
         // SAFETY: the old row is one that is stored.
         let tid = unsafe { (*old.tuple).t_self };
@@ -515,7 +558,7 @@ fn is_moved_here(plan: &Plan, new: &Tuple) -> bool {
     };
     let update = update.what;
     let is = update.source == new.stored_source(plan)
-        && update.embedding == new.vector(plan.embedding)
+        && update.embedding == new.vector(plan)
         && update.member == new.member(plan);
     if let Some(member) = update.member.filter(|_| is && !update.changed) {
         STATE.with_borrow_mut(|state| {
@@ -542,6 +585,26 @@ fn written(plan: &Plan, new: &Tuple) -> SqlResult<pg_sys::HeapTuple> {
     match outcome {
         Ok(None) => Ok(new.with(plan, None, None)),
         Ok(Some(vector)) => {
+            if let Some(dimensions) = plan.dimensions.filter(|&dimensions| dimensions != vector.0.len()) {
+                return Err(with_sqlstate(
+                    PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
+                    Error::new(
+                        Kind::InvalidInput,
+                        format!("different vector dimensions {dimensions} and {}", vector.0.len()),
+                    )
+                    .detail(format!(
+                        "Column \"{}\" of {} is for {dimensions}, and has been altered since clip_watch was called; \"{}\" makes the other.",
+                        watch.embedding,
+                        watch.name(),
+                        watch.model
+                    ))
+                    .hint(format!(
+                        "ALTER TABLE … ALTER COLUMN … TYPE vector({}) USING NULL, then CALL clip_backfill, which fills it.",
+                        vector.0.len()
+                    )),
+                ));
+            }
+            let vector = plan.storage.round(vector);
             let cluster = match &plan.collection {
                 Some(collection) if plan.cluster.is_some() => {
                     let cluster = {
@@ -577,7 +640,7 @@ fn check_model(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<()> {
     if same(old.datum(plan.embedding), new.datum(plan.embedding)) {
         return Ok(());
     }
-    let Some(vector) = new.vector(plan.embedding) else { return Ok(()) };
+    let Some(vector) = new.vector(plan) else { return Ok(()) };
     match engine::model_of(&vector) {
         Some(model) if engine::base_name(&model) != engine::base_name(&plan.watch.model) => Err(with_sqlstate(
             PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,

@@ -14,6 +14,7 @@ use crate::collection::{drop_rows, get, own_schema};
 use crate::error::{SqlResult, report, warn, with_sqlstate};
 use crate::rights::Rights;
 use crate::store::{self, Store};
+use crate::vector::Storage;
 use crate::{citus, engine, fill, settings, vector, worker};
 
 /// What a watched column is, and how it is kept true.
@@ -405,6 +406,7 @@ fn clip_watch(
         skip: choice("on_error", on_error, "raise", "skip")?,
         threshold,
         index,
+        half: false,
         replaces: None,
     };
     if !(text_weight > 0.0 && text_weight < 1.0) {
@@ -441,6 +443,8 @@ pub struct Wanted<'a> {
     pub skip: bool,
     pub threshold: Option<f64>,
     pub index: bool,
+    /// Whether a column that is made is a halfvec.
+    pub half: bool,
     pub replaces: Option<i64>,
 }
 
@@ -504,7 +508,11 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
                 alter(
                     client,
                     &table,
-                    &format!("ADD COLUMN {} {schema}.vector({dimensions})", quote_identifier(embedding)),
+                    &format!(
+                        "ADD COLUMN {} {schema}.{}({dimensions})",
+                        quote_identifier(embedding),
+                        if wanted.half { "halfvec" } else { "vector" }
+                    ),
                 )?;
                 added.push(embedding.to_owned());
             }
@@ -704,12 +712,15 @@ fn check_change(existing: &Watch, wanted: &Wanted<'_>, image: Option<&str>, text
 }
 
 fn check_embedding(table: &Table, name: &str, column: &Column, dimensions: usize) -> SqlResult<()> {
-    if column.kind != vector::type_oid() || column.generated {
+    if Storage::of(column.kind).is_none() || column.generated {
         return Err(with_sqlstate(
             PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
             Error::new(
                 Kind::InvalidInput,
-                format!("column \"{name}\" of {} is of type {}, not a plain vector", table.name, column.shown),
+                format!(
+                    "column \"{name}\" of {} is of type {}, not a plain vector or halfvec",
+                    table.name, column.shown
+                ),
             ),
         ));
     }
@@ -723,16 +734,23 @@ fn check_embedding(table: &Table, name: &str, column: &Column, dimensions: usize
     Ok(())
 }
 
+/// Whether embeddings are kept in half the space.
+pub fn is_half(client: &mut SpiClient<'_>, table: &Table, embedding: &str) -> SqlResult<bool> {
+    let column = table.column(client, embedding)?;
+    Ok(column.and_then(|column| Storage::of(column.kind)).is_some_and(|storage| storage != Storage::Vector))
+}
+
 /// Whether an index for cosine distance is there.
 fn has_index(client: &mut SpiClient<'_>, table: &Table, embedding: &str) -> SqlResult<bool> {
     let query = "SELECT 1 FROM pg_catalog.pg_index i JOIN pg_catalog.pg_opclass o ON o.oid = i.indclass[0] \
          JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] \
-         WHERE i.indrelid = $1 AND a.attname = $2 AND o.opcname = 'vector_cosine_ops'";
+         WHERE i.indrelid = $1 AND a.attname = $2 AND o.opcname IN ('vector_cosine_ops', 'halfvec_cosine_ops')";
     Ok(!client.update(query, Some(1), &[table.oid.into(), embedding.into()]).map_err(spi)?.is_empty())
 }
 
 /// PostgreSQL chooses the name, which comes back.
 fn create_index(client: &mut SpiClient<'_>, table: &Table, embedding: &str, schema: &str) -> SqlResult<String> {
+    let operators = if is_half(client, table, embedding)? { "halfvec_cosine_ops" } else { "vector_cosine_ops" };
     let embedding = quote_identifier(embedding);
     const NEWEST: &str = "SELECT c.relname::text FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid \
          WHERE i.indrelid = $1 ORDER BY c.oid::bigint";
@@ -741,7 +759,7 @@ fn create_index(client: &mut SpiClient<'_>, table: &Table, embedding: &str, sche
         rows.into_iter().map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect::<SqlResult<Vec<_>>>()
     };
     let before = names(client)?;
-    let query = format!("CREATE INDEX ON {} USING hnsw ({embedding} {schema}.vector_cosine_ops)", table.name);
+    let query = format!("CREATE INDEX ON {} USING hnsw ({embedding} {schema}.{operators})", table.name);
     client.update(&query, None, &[]).map_err(spi)?;
     Ok(names(client)?.into_iter().find(|name| !before.contains(name)).unwrap_or_default())
 }
