@@ -14,7 +14,7 @@ use pgrx::spi::{SpiClient, SpiHeapTupleData, quote_identifier};
 
 use crate::citus;
 use crate::cluster::check_name;
-use crate::error::{SqlResult, report, with_sqlstate};
+use crate::error::{SqlResult, given, report, with_sqlstate};
 use crate::recluster;
 use crate::store::Store;
 use crate::vector::{self, Storage, Vector};
@@ -23,17 +23,19 @@ use crate::vector::{self, Storage, Vector};
 #[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::too_many_arguments)]
 fn clip_create_collection(
-    collection: &str,
+    collection: Option<&str>,
     threshold: default!(Option<f64>, "NULL"),
     dimensions: default!(Option<i32>, "NULL"),
     model: default!(Option<&str>, "NULL"),
     members: default!(Option<PgRelation>, "NULL"),
-    embedding: default!(&str, "'embedding'"),
-    cluster: default!(&str, "'cluster_id'"),
+    embedding: default!(Option<&str>, "'embedding'"),
+    cluster: default!(Option<&str>, "'cluster_id'"),
     key: default!(Option<&str>, "NULL"),
     labels: default!(Option<&str>, "NULL"),
     image: default!(Option<&str>, "NULL"),
 ) -> SqlResult<()> {
+    let collection = given("collection", collection)?;
+    let (embedding, cluster) = (given("embedding", embedding)?, given("cluster", cluster)?);
     check_name(collection)?;
     if let Some(threshold) = threshold
         && !(threshold > -1.0 && threshold <= 1.0)

@@ -43,3 +43,14 @@ pub fn with_sqlstate(code: PgSqlErrorCode, error: Error) -> ErrorReport {
 pub fn warn(error: Error) {
     report(error).report(PgLogLevel::WARNING);
 }
+
+/// An argument that has to have a value.
+pub fn given<T>(name: &str, value: Option<T>) -> SqlResult<T> {
+    value.ok_or_else(|| {
+        with_sqlstate(
+            PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+            Error::new(Kind::InvalidInput, format!("argument \"{name}\" is NULL"))
+                .hint("Give a value, or leave it out where it has a default."),
+        )
+    })
+}

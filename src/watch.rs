@@ -11,7 +11,7 @@ use pgrx::spi::{SpiClient, SpiHeapTupleData, quote_identifier, quote_literal};
 
 use crate::cluster::check_name;
 use crate::collection::{drop_rows, get, own_schema};
-use crate::error::{SqlResult, report, warn, with_sqlstate};
+use crate::error::{SqlResult, given, report, warn, with_sqlstate};
 use crate::rights::Rights;
 use crate::store::{self, Store};
 use crate::vector::Storage;
@@ -374,18 +374,20 @@ fn sources(
 #[allow(clippy::too_many_arguments)]
 fn clip_watch(
     relation: Option<PgRelation>,
-    source: &str,
-    embedding: default!(&str, "'embedding'"),
+    source: Option<&str>,
+    embedding: default!(Option<&str>, "'embedding'"),
     cluster: default!(Option<&str>, "NULL"),
     model: default!(Option<&str>, "NULL"),
     collection: default!(Option<&str>, "NULL"),
-    mode: default!(&str, "'immediate'"),
-    on_error: default!(&str, "'raise'"),
+    mode: default!(Option<&str>, "'immediate'"),
+    on_error: default!(Option<&str>, "'raise'"),
     text_source: default!(Option<&str>, "NULL"),
-    text_weight: default!(f64, "0.5"),
+    text_weight: default!(Option<f64>, "0.5"),
     threshold: default!(Option<f64>, "NULL"),
-    index: default!(bool, "false"),
+    index: default!(Option<bool>, "false"),
 ) -> SqlResult<()> {
+    let oid = table_of(relation)?;
+    let text_weight = given("text_weight", text_weight)?;
     let choice = |name: &str, value: &str, first: &str, second: &str| match value {
         _ if value == first => Ok(false),
         _ if value == second => Ok(true),
@@ -395,17 +397,17 @@ fn clip_watch(
         )),
     };
     let wanted = Wanted {
-        source,
+        source: given("source", source)?,
         text_source,
         text_weight,
-        embedding,
+        embedding: given("embedding", embedding)?,
         cluster,
         model,
         collection,
-        queued: choice("mode", mode, "immediate", "queued")?,
-        skip: choice("on_error", on_error, "raise", "skip")?,
+        queued: choice("mode", given("mode", mode)?, "immediate", "queued")?,
+        skip: choice("on_error", given("on_error", on_error)?, "raise", "skip")?,
         threshold,
-        index,
+        index: given("index", index)?,
         half: false,
         replaces: None,
     };
@@ -415,7 +417,7 @@ fn clip_watch(
                 .detail("It is the text's share in the mean of an image's vector and a text's."),
         ));
     }
-    watch(table_of(relation)?, &wanted).map(drop)
+    watch(oid, &wanted).map(drop)
 }
 
 /// The table that a function is called for. It is closed: an open one counts as used, and could not be altered.
@@ -901,8 +903,9 @@ pub fn create_triggers(client: &mut SpiClient<'_>, table: &Table, watch: &Watch)
 fn clip_unwatch(
     relation: Option<PgRelation>,
     embedding: default!(Option<&str>, "NULL"),
-    keep_columns: default!(bool, "false"),
+    keep_columns: default!(Option<bool>, "false"),
 ) -> SqlResult<()> {
+    let keep_columns = given("keep_columns", keep_columns)?;
     store::check_writable(c"clip_unwatch()");
     let watch = Watch::one_of_table(table_of(relation)?, embedding)?;
     // What was to take its place goes first.

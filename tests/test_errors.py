@@ -271,3 +271,40 @@ def test_a_bad_element_is_named_by_its_place(db: psycopg.Connection) -> None:
     state, text = sqlstate(db, "SELECT clip_embed_texts(ARRAY['a', NULL, 'b', ''])")
     assert state == "22023" and "element 4 of the array" in text, (state, text)
     assert embed_one(db, "text", "b").shape == (512,)
+
+
+# ---------------------------------------------------------------- NULL for each argument
+
+
+def test_no_argument_that_is_null_is_an_internal_error(db: psycopg.Connection) -> None:
+    """Of functions that are called on NULL: each argument in turn, the others as they are by default or should be."""
+    functions = db.execute(
+        "SELECT p.oid::regprocedure::text, quote_ident(n.nspname) || '.' || quote_ident(p.proname), p.prokind, p.proargnames, p.pronargs, "
+        "p.pronargs - p.pronargdefaults, ARRAY(SELECT format_type(t, NULL) FROM unnest(p.proargtypes) t) "
+        "FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'clip_search' "
+        "JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND p.oid = d.objid JOIN pg_namespace n ON n.oid = p.pronamespace "
+        "WHERE NOT p.proisstrict AND p.pronargs > 0 AND n.nspname <> 'clip_search'"
+    ).fetchall()
+    names = {name.split("(")[0] for name, *_ in functions}
+    assert {"clip_watch", "clip_unwatch", "clip_backfill", "clip_create_collection", "clip_query"} <= names, names
+    db.execute("CREATE TABLE nulls (id int PRIMARY KEY, body text, embedding vector, cluster_id bigint)")
+    values = {"regclass": "'nulls'", "text": "'body'", "vector": "'[1,2]'", "bytea": "'\\x00'"}
+    refused = 0
+    for shown, name, kind, arguments, count, required, types in functions:
+        for null in range(count):
+            given = [
+                f"{arguments[n]} => {'NULL' if n == null else values.get(types[n], 'NULL')}::{types[n]}"
+                for n in range(count)
+                if n < required or n == null
+            ]
+            call = f"{name}({', '.join(given)})"
+            statement = f"CALL {call}" if kind == "p" else f"SELECT * FROM {call}"
+            # Procedures end transactions, which they can't here: what comes before that is what is looked at.
+            with db.transaction(force_rollback=True):
+                try:
+                    db.execute(statement)
+                except psycopg.Error as error:
+                    assert error.sqlstate and not error.sqlstate.startswith("XX"), (shown, statement, error)
+                    refused += error.sqlstate == "22004"
+    assert refused > 10
+    assert sqlstate(db, "SELECT clip_watch('nulls', 'body', mode => NULL)")[1].startswith('argument "mode" is NULL')
