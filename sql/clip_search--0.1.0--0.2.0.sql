@@ -79,7 +79,7 @@ SELECT w.relation, coalesce(w.image, w.text) AS source, CASE WHEN w.image IS NOT
        w.embedding, w.cluster, w.model, w.collection,
        CASE WHEN w.queued THEN 'queued' ELSE 'immediate' END AS mode, CASE WHEN w.skip THEN 'skip' ELSE 'raise' END AS on_error,
        r.embedding AS replaces, EXISTS (SELECT FROM clip_search.watch_live l WHERE l.id OPERATOR(pg_catalog.=) w.id) AS active,
-       p.rows, p.embedded, greatest(p.open OPERATOR(pg_catalog.-) f.count, 0) AS pending, f.count AS failed
+       p.rows, p.embedded, CASE WHEN p.rows IS NOT NULL THEN greatest(p.open OPERATOR(pg_catalog.-) f.count, 0) END AS pending, f.count AS failed
 FROM clip_search.watch_setting w
 JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid
 LEFT JOIN clip_search.watch_setting r ON r.id OPERATOR(pg_catalog.=) w.replaces
@@ -103,8 +103,114 @@ WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE');
 
 SELECT pg_catalog.set_config('search_path', '@extschema@, ' OPERATOR(pg_catalog.||) pg_catalog.current_setting('search_path'), true);
 
--- An EXCEPTION clause is a subtransaction, which can't begin while a query runs in parallel.
-ALTER FUNCTION clip_search.watch_progress(regclass, name, name, name, name) PARALLEL UNSAFE;
+-- Policies are not run with the rights of whoever counts, and an EXCEPTION clause is a subtransaction, which can't begin
+-- while a query runs in parallel.
+CREATE OR REPLACE FUNCTION clip_search.watch_progress(relation regclass, image name, text name, embedding name, cluster name,
+                                           OUT rows bigint, OUT embedded bigint, OUT open bigint)
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE COST 100000
+SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+DECLARE
+    source text;
+    target text;
+BEGIN
+    IF NOT has_table_privilege(relation, 'SELECT') THEN
+        RETURN;
+    END IF;
+    SELECT format('%s%I.%I', CASE WHEN c.relkind = 'p' THEN '' ELSE 'ONLY ' END, n.nspname, c.relname) INTO target
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = watch_progress.relation;
+    SELECT string_agg(format('%I IS NOT NULL', s.name), ' OR ') INTO source FROM unnest(ARRAY[image, text]) AS s (name) WHERE s.name IS NOT NULL;
+    EXECUTE format('SELECT count(*), count(%1$I), count(*) FILTER (WHERE (%1$I IS NULL%2$s) AND (%3$s)) FROM %4$s', embedding,
+                   CASE WHEN cluster IS NULL THEN '' ELSE format(' OR %I IS NULL', cluster) END, source, target)
+    INTO rows, embedded, open;
+EXCEPTION
+    WHEN undefined_column THEN
+        NULL; -- renamed or dropped: writers are told
+    WHEN insufficient_privilege THEN
+        NULL; -- no USAGE on the schema, or a policy
+END $$;
+
+CREATE OR REPLACE PROCEDURE clip_backfill(relation regclass, batch integer DEFAULT 16, embedding text DEFAULT NULL)
+LANGUAGE plpgsql AS $$
+DECLARE
+    watches  bigint[];
+    lasts    bigint[];
+    entries  bigint[];
+    total    bigint;
+    done     bigint := 0;
+    failed   bigint := 0;
+    now_done bigint;
+    now_failed bigint;
+    in_pass  bigint;
+    after    bigint;
+    began    timestamptz := pg_catalog.clock_timestamp();
+    told     timestamptz := began;
+    seconds  double precision;
+BEGIN
+    IF batch IS NULL THEN
+        RAISE EXCEPTION 'argument "batch" is NULL' USING ERRCODE = 'null_value_not_allowed',
+            HINT = 'Give a value, or leave it out where it has a default.';
+    END IF;
+    SELECT pg_catalog.array_agg(b.watch), pg_catalog.array_agg(b.last), coalesce(pg_catalog.sum(b.queued), 0)
+    INTO watches, lasts, total FROM clip_search.backfill_begin(relation, embedding) AS b;
+    COMMIT;
+    FOR i IN 1..pg_catalog.cardinality(watches) LOOP
+        -- Once more, for what another session had, until nothing is left that can be had.
+        LOOP
+            after := 0;
+            in_pass := 0;
+            LOOP
+                entries := clip_search.backfill_claim(watches[i], after, lasts[i], batch);
+                -- An attempt is on record before it is made.
+                COMMIT;
+                EXIT WHEN pg_catalog.cardinality(entries) OPERATOR(pg_catalog.=) 0;
+                SELECT b.embedded, b.failed INTO now_done, now_failed FROM clip_search.backfill_work(watches[i], entries) AS b;
+                SELECT pg_catalog.max(e.id) INTO after FROM pg_catalog.unnest(entries) AS e (id);
+                done := done OPERATOR(pg_catalog.+) now_done;
+                failed := failed OPERATOR(pg_catalog.+) now_failed;
+                in_pass := in_pass OPERATOR(pg_catalog.+) now_done OPERATOR(pg_catalog.+) now_failed;
+                IF pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>) (told OPERATOR(pg_catalog.+) '5 seconds'::pg_catalog.interval) THEN
+                    told := pg_catalog.clock_timestamp();
+                    seconds := pg_catalog.date_part('epoch', told OPERATOR(pg_catalog.-) began);
+                    RAISE NOTICE 'clip_search: % of % rows, % a second, % s left', done OPERATOR(pg_catalog.+) failed, total,
+                        pg_catalog.round(((done OPERATOR(pg_catalog.+) failed) OPERATOR(pg_catalog./) seconds)::pg_catalog.numeric, 1),
+                        pg_catalog.round((GREATEST(total OPERATOR(pg_catalog.-) done OPERATOR(pg_catalog.-) failed, 0)
+                            OPERATOR(pg_catalog.*) seconds OPERATOR(pg_catalog./) GREATEST(done OPERATOR(pg_catalog.+) failed, 1))::pg_catalog.numeric);
+                    PERFORM pg_catalog.pg_notify('clip_search', pg_catalog.json_build_object('table', relation::pg_catalog.text, 'embedded', done,
+                        'failed', failed, 'queued', GREATEST(total OPERATOR(pg_catalog.-) done OPERATOR(pg_catalog.-) failed, 0))::pg_catalog.text);
+                END IF;
+                COMMIT;
+            END LOOP;
+            EXIT WHEN in_pass OPERATOR(pg_catalog.=) 0;
+        END LOOP;
+    END LOOP;
+    IF failed OPERATOR(pg_catalog.>) 0 THEN
+        RAISE WARNING '% rows could not be embedded', failed USING HINT = 'SELECT * FROM clip_search.failure says why; clip_retry tries them again.';
+    END IF;
+    RAISE NOTICE 'clip_search: % rows embedded in % s', done,
+        pg_catalog.round(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) began)::pg_catalog.numeric, 1);
+END $$;
+
+CREATE OR REPLACE PROCEDURE clip_reembed(relation regclass, model text, embedding text DEFAULT NULL, batch integer DEFAULT 16)
+LANGUAGE plpgsql AS $$
+DECLARE
+    next text;
+BEGIN
+    IF batch IS NULL THEN
+        RAISE EXCEPTION 'argument "batch" is NULL' USING ERRCODE = 'null_value_not_allowed',
+            HINT = 'Give a value, or leave it out where it has a default.';
+    END IF;
+    next := clip_search.reembed_begin(relation, model, embedding);
+    COMMIT;
+    LOOP
+        CALL @extschema@.clip_backfill(relation, batch, next);
+        EXIT WHEN clip_search.reembed_finish(relation, next);
+        -- Rows have come meanwhile, more than others should wait for.
+        COMMIT;
+    END LOOP;
+    COMMIT;
+END $$;
+
+COMMENT ON COLUMN clip_search.watch.rows IS 'Rows of the table; NULL for those who may not read them all';
 
 COMMENT ON INDEX clip_search.watch_queue_tried_idx IS 'What has been tried before';
 COMMENT ON FUNCTION clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean) IS 'Keeps a table''s embedding, and its cluster, true to the image or text in another column

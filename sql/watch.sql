@@ -67,11 +67,13 @@ WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger t
                 AND t.tgargs OPERATOR(pg_catalog.=)
                     (pg_catalog.convert_to(w.id::pg_catalog.text, 'UTF8') OPERATOR(pg_catalog.||) '\x00'));
 
--- With the caller's rights, so it tells nobody how many rows a table has who may not count them. An EXCEPTION clause is a
--- subtransaction, which can't begin while a query runs in parallel.
+-- With the caller's rights, so it tells nobody how many rows a table has who may not count them; but policies, which are
+-- functions of the table's owner, are not run with them: where one would hide rows, there is no count. An EXCEPTION clause
+-- is a subtransaction, which can't begin while a query runs in parallel.
 CREATE FUNCTION clip_search.watch_progress(relation regclass, image name, text name, embedding name, cluster name,
                                            OUT rows bigint, OUT embedded bigint, OUT open bigint)
-LANGUAGE plpgsql STABLE PARALLEL UNSAFE COST 100000 SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE COST 100000
+SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
     source text;
     target text;
@@ -85,8 +87,11 @@ BEGIN
     EXECUTE format('SELECT count(*), count(%1$I), count(*) FILTER (WHERE (%1$I IS NULL%2$s) AND (%3$s)) FROM %4$s', embedding,
                    CASE WHEN cluster IS NULL THEN '' ELSE format(' OR %I IS NULL', cluster) END, source, target)
     INTO rows, embedded, open;
-EXCEPTION WHEN undefined_column THEN
-    NULL; -- renamed or dropped: writers are told
+EXCEPTION
+    WHEN undefined_column THEN
+        NULL; -- renamed or dropped: writers are told
+    WHEN insufficient_privilege THEN
+        NULL; -- no USAGE on the schema, or a policy
 END $$;
 
 CREATE VIEW clip_search.watch AS
@@ -95,7 +100,7 @@ SELECT w.relation, coalesce(w.image, w.text) AS source, CASE WHEN w.image IS NOT
        w.embedding, w.cluster, w.model, w.collection,
        CASE WHEN w.queued THEN 'queued' ELSE 'immediate' END AS mode, CASE WHEN w.skip THEN 'skip' ELSE 'raise' END AS on_error,
        r.embedding AS replaces, EXISTS (SELECT FROM clip_search.watch_live l WHERE l.id OPERATOR(pg_catalog.=) w.id) AS active,
-       p.rows, p.embedded, greatest(p.open OPERATOR(pg_catalog.-) f.count, 0) AS pending, f.count AS failed
+       p.rows, p.embedded, CASE WHEN p.rows IS NOT NULL THEN greatest(p.open OPERATOR(pg_catalog.-) f.count, 0) END AS pending, f.count AS failed
 FROM clip_search.watch_setting w
 JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid
 LEFT JOIN clip_search.watch_setting r ON r.id OPERATOR(pg_catalog.=) w.replaces
@@ -136,6 +141,10 @@ DECLARE
     told     timestamptz := began;
     seconds  double precision;
 BEGIN
+    IF batch IS NULL THEN
+        RAISE EXCEPTION 'argument "batch" is NULL' USING ERRCODE = 'null_value_not_allowed',
+            HINT = 'Give a value, or leave it out where it has a default.';
+    END IF;
     SELECT pg_catalog.array_agg(b.watch), pg_catalog.array_agg(b.last), coalesce(pg_catalog.sum(b.queued), 0)
     INTO watches, lasts, total FROM clip_search.backfill_begin(relation, embedding) AS b;
     COMMIT;
@@ -181,6 +190,10 @@ LANGUAGE plpgsql AS $$
 DECLARE
     next text;
 BEGIN
+    IF batch IS NULL THEN
+        RAISE EXCEPTION 'argument "batch" is NULL' USING ERRCODE = 'null_value_not_allowed',
+            HINT = 'Give a value, or leave it out where it has a default.';
+    END IF;
     next := clip_search.reembed_begin(relation, model, embedding);
     COMMIT;
     LOOP
@@ -214,7 +227,7 @@ COMMENT ON COLUMN clip_search.watch.mode IS 'immediate: as a row is written; que
 COMMENT ON COLUMN clip_search.watch.on_error IS 'raise: the statement fails; skip: the row is stored without an embedding and listed in clip_search.failure';
 COMMENT ON COLUMN clip_search.watch.replaces IS 'The column that clip_reembed will replace by this one';
 COMMENT ON COLUMN clip_search.watch.active IS 'Whether its triggers are in place and enabled';
-COMMENT ON COLUMN clip_search.watch.rows IS 'Rows of the table; NULL for those who may not read it';
+COMMENT ON COLUMN clip_search.watch.rows IS 'Rows of the table; NULL for those who may not read them all';
 COMMENT ON COLUMN clip_search.watch.embedded IS 'Rows with an embedding';
 COMMENT ON COLUMN clip_search.watch.pending IS 'Rows that have something to embed and are not done yet, those that failed not counted';
 COMMENT ON COLUMN clip_search.watch.failed IS 'Rows that could not be embedded';

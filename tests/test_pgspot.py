@@ -27,10 +27,17 @@ ACCEPTED = collections.Counter({
     "PS005: Function without explicit search_path: clip_backfill(relation regclass,batch integer,embedding text)": 1,
     "PS005: Function without explicit search_path: clip_reembed(relation regclass,model text,embedding text,batch integer)": 1,
 })
-# Views that an update replaces are the extension's own: PostgreSQL refuses CREATE OR REPLACE of what is not (since 15.0,
+# Views and functions that an update replaces are the extension's own: PostgreSQL refuses CREATE OR REPLACE of what is not (since 15.0,
 # CVE-2022-2625), and clip_search, the schema, is too.
 REPLACED = collections.Counter(
     f"PS015: Unsafe view creation: clip_search.{view}" for view in ("cluster", "collection", "failure", "pending", "watch", "watch_live")
+)
+REPLACED.update(
+    f"PS002: Unsafe function creation: {function}" for function in (
+        "clip_backfill(relation regclass,batch integer,embedding text)",
+        "clip_reembed(relation regclass,model text,embedding text,batch integer)",
+        "clip_search.watch_progress(relation regclass,image name,text name,embedding name,cluster name,OUT rows bigint,OUT embedded bigint,OUT open bigint)",
+    )
 )
 
 
