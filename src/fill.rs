@@ -17,7 +17,7 @@ use pgrx::spi::{SpiClient, quote_identifier};
 use crate::cluster::assign;
 use crate::collection::get;
 use crate::error::{SqlResult, report};
-use crate::rights::{Failure, Rights, attempt};
+use crate::rights::{Failure, Rights, attempt, key_form};
 use crate::vector::{self, Storage, Vector};
 use crate::watch::{Watch, spi, table_of};
 use crate::{engine, settings, store};
@@ -684,6 +684,7 @@ pub fn enqueue_missing(watch: &Watch) -> SqlResult<i64> {
             pgrx::check_for_interrupts!();
             let keys = {
                 let _rights = Rights::of_table_owner(watch.owner);
+                key_form();
                 let mut cursor = client.find_cursor(&cursor).map_err(spi)?;
                 let rows = cursor.fetch(KEYS).map_err(spi)?;
                 let keys = rows

@@ -160,6 +160,13 @@ pub fn normal_form() {
     set(c"bytea_output", c"hex");
 }
 
+/// The same for what is kept, so that two sessions write one key alike. What runs users' triggers goes without: they have
+/// the session's time zone.
+pub fn key_form() {
+    normal_form();
+    set(c"timezone", c"UTC");
+}
+
 /// Why a row could not be embedded.
 #[derive(Debug)]
 pub struct Failure {

@@ -24,7 +24,7 @@ use pgrx::trigger_support::{PgTrigger, TriggerEvent};
 use crate::cluster::{assign, leave};
 use crate::error::{SqlResult, report, with_sqlstate};
 use crate::fill::{self, Source};
-use crate::rights::{Failure, Rights, normal_form};
+use crate::rights::{Failure, Rights, key_form};
 use crate::statements;
 use crate::vector::{Storage, Vector};
 use crate::watch::{Watch, spi};
@@ -266,7 +266,7 @@ impl Tuple {
     /// The key as an array of texts, in its text form.
     fn key(&self, plan: &Plan) -> SqlResult<String> {
         let _rights = Rights::of_caller();
-        normal_form();
+        key_form();
         let mut parts = Vec::with_capacity(plan.key.len());
         for &column in &plan.key {
             let datum = self.datum(column).ok_or_else(|| {

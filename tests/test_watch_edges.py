@@ -55,3 +55,32 @@ def test_the_view_runs_nobodys_policies(database: support.Database, db: psycopg.
                 assert found == [(value(db, "SELECT 'note'::regclass::oid"), 3, 3, 0), (oid, None, None, None)]
     finally:
         db.execute(f"DROP OWNED BY {other}; DROP ROLE {other}; DROP TABLE {table}")
+
+
+def failures(db: psycopg.Connection) -> list[list[str]]:
+    return [key for (key,) in db.execute("SELECT key FROM clip_search.failure ORDER BY key")]
+
+
+def test_a_failure_is_known_by_its_key_in_every_time_zone(db: psycopg.Connection) -> None:  # noqa: F811
+    notes(db, ", on_error => 'skip'", key="id int, at timestamptz, zoned timetz DEFAULT '12:00+03', PRIMARY KEY (at, id, zoned)")
+    db.execute("SET timezone = 'Asia/Tokyo'")
+    db.execute("INSERT INTO note (id, at, body) VALUES (1, '2024-01-01 00:00+00', ''), (2, '2024-01-01 00:00+00', '')")
+    db.execute("SET timezone = 'America/New_York'")
+    assert len(failures(db)) == 2
+    db.execute("UPDATE note SET body = 'a cat' WHERE id = 1")
+    db.execute("DELETE FROM note WHERE id = 2")
+    assert failures(db) == []
+    # clip_backfill, too, and with the session's time zone in the table's own triggers.
+    db.execute("ALTER TABLE note DISABLE TRIGGER USER; INSERT INTO note (id, at, body) VALUES (3, '2024-01-01 00:00+00', ''); ALTER TABLE note ENABLE TRIGGER USER")
+    db.execute("CALL clip_backfill('note')")
+    assert len(failures(db)) == 1
+    db.execute("RESET timezone")
+    db.execute("CREATE FUNCTION zone() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.title := current_setting('timezone'); RETURN NEW; END $$")
+    db.execute("CREATE TRIGGER zone BEFORE UPDATE ON note FOR EACH ROW EXECUTE FUNCTION zone()")
+    db.execute("SET timezone = 'Asia/Tokyo'")
+    db.execute("UPDATE note SET body = 'a dog' WHERE id = 3")
+    assert failures(db) == []
+    db.execute("UPDATE note SET embedding = NULL")
+    db.execute("CALL clip_backfill('note')")
+    assert db.execute("SELECT DISTINCT title FROM note WHERE embedding IS NOT NULL").fetchall() == [("Asia/Tokyo",)]
+    check(db, "note")
