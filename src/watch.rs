@@ -1,6 +1,6 @@
 //! Columns that are kept true: which table is watched, and how.
 //!
-//! A watch is a row of clip_search.watch_setting and two or three triggers on the table, whose argument is the row's id.
+//! A watch is a row of clip_search.watch_setting and three triggers on the table, whose argument is the row's id.
 //! The triggers are in `trigger`, what fills in embeddings later in `fill`, the background worker in `worker`.
 
 use clip::{Error, Kind};
@@ -161,8 +161,9 @@ impl Watch {
         columns.map(|column| format!("{} IS NOT NULL", quote_identifier(column))).collect::<Vec<_>>().join(" OR ")
     }
 
-    /// Whether anything beyond the embedding depends on what becomes of a row.
-    fn needs_after(&self) -> bool {
+    /// Whether anything beyond the embedding depends on a new row's being written. Of others something may: clip_backfill
+    /// and former settings list failures whatever the settings are.
+    fn needs_after_insert(&self) -> bool {
         self.cluster.is_some() || self.queued || self.skip
     }
 }
@@ -886,14 +887,12 @@ pub fn create_triggers(client: &mut SpiClient<'_>, table: &Table, watch: &Watch)
     // An update that moves a row to another partition is a deletion and an insertion to them; the trigger has to see
     // the deletion to know one.
     let moves = if table.kind == "p" { " OR DELETE" } else { "" };
-    let mut statements =
-        vec![format!("CREATE TRIGGER {before} BEFORE INSERT OR UPDATE{moves} ON {} FOR EACH ROW", table.name)];
-    if watch.needs_after() {
-        statements
-            .push(format!("CREATE TRIGGER {after} AFTER INSERT OR UPDATE OR DELETE ON {} FOR EACH ROW", table.name));
-        statements.push(format!("CREATE TRIGGER {truncate} AFTER TRUNCATE ON {} FOR EACH STATEMENT", table.name));
-    }
-    for statement in statements {
+    let inserts = if watch.needs_after_insert() { "INSERT OR " } else { "" };
+    for statement in [
+        format!("CREATE TRIGGER {before} BEFORE INSERT OR UPDATE{moves} ON {} FOR EACH ROW", table.name),
+        format!("CREATE TRIGGER {after} AFTER {inserts}UPDATE OR DELETE ON {} FOR EACH ROW", table.name),
+        format!("CREATE TRIGGER {truncate} AFTER TRUNCATE ON {} FOR EACH STATEMENT", table.name),
+    ] {
         client.update(&format!("{statement} EXECUTE FUNCTION {function}"), None, &[]).map_err(spi)?;
     }
     Ok(())

@@ -84,3 +84,21 @@ def test_a_failure_is_known_by_its_key_in_every_time_zone(db: psycopg.Connection
     db.execute("CALL clip_backfill('note')")
     assert db.execute("SELECT DISTINCT title FROM note WHERE embedding IS NOT NULL").fetchall() == [("Asia/Tokyo",)]
     check(db, "note")
+
+
+def test_failures_are_forgotten_whatever_the_settings_are_by_then(db: psycopg.Connection) -> None:  # noqa: F811
+    """Those listed while errors were skipped, and those of clip_backfill on a table that raises them."""
+    db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
+    db.execute("INSERT INTO note SELECT n, '' FROM generate_series(1, 4) n")
+    db.execute("SELECT clip_watch('note', 'body')")
+    db.execute("CALL clip_backfill('note')")
+    assert failures(db) == [["1"], ["2"], ["3"], ["4"]]
+    for settings in ("on_error => 'skip'", "on_error => 'raise'"):
+        db.execute(f"SELECT clip_watch('note', 'body', {settings})")
+    db.execute("UPDATE note SET body = 'a cat' WHERE id = 1")
+    db.execute("DELETE FROM note WHERE id = 2")
+    db.execute("UPDATE note SET id = 30 WHERE id = 3")
+    assert failures(db) == [["30"], ["4"]]
+    assert db.execute("SELECT rows, embedded, pending, failed FROM clip_search.watch").fetchone() == (3, 1, 0, 2)
+    db.execute("TRUNCATE note")
+    assert failures(db) == []
