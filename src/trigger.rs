@@ -678,6 +678,9 @@ fn after_update(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<()> {
     if changed {
         confirm(plan, new);
         part(plan, old)?;
+    } else if new.datum(plan.embedding).is_none() || plan.cluster.is_some_and(|cluster| new.datum(cluster).is_none()) {
+        // Set to NULL by hand, as to have it made anew: it will join again.
+        part(plan, old)?;
     }
     let renamed = plan.key.iter().any(|&column| !same_value(old, new, column));
     let (was_open, open) = (old.datum(plan.embedding).is_none(), new.datum(plan.embedding).is_none());
@@ -693,7 +696,7 @@ fn after_update(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<()> {
     if open && new.has_source(plan) {
         if changed {
             note(plan, new)?;
-        } else if renamed && was_open {
+        } else if if was_open { renamed } else { plan.watch.queued } {
             enqueue(plan, new)?;
         }
     }

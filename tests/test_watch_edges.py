@@ -102,3 +102,23 @@ def test_failures_are_forgotten_whatever_the_settings_are_by_then(db: psycopg.Co
     assert db.execute("SELECT rows, embedded, pending, failed FROM clip_search.watch").fetchone() == (3, 1, 0, 2)
     db.execute("TRUNCATE note")
     assert failures(db) == []
+
+
+@pytest.mark.parametrize("column", ["embedding", "cluster_id"])
+def test_what_is_set_to_null_by_hand_leaves_its_cluster(db: psycopg.Connection, column: str) -> None:  # noqa: F811
+    notes(db)
+    fill(db)
+    db.execute(f"UPDATE note SET {column} = NULL WHERE id <= 6")
+    assert value(db, "SELECT sum(size) FROM clip_search.cluster") == 4
+    db.execute("CALL clip_backfill('note')")
+    assert check(db, "note") == 10
+    db.execute("DELETE FROM note")
+    assert check(db, "note") == 0
+    # Where a worker sees to it, it is told.
+    db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', mode => 'queued')")
+    fill(db)
+    db.execute("CALL clip_backfill('note')")
+    db.execute("UPDATE note SET embedding = NULL WHERE id <= 3")
+    assert value(db, "SELECT count(*) FROM clip_search.pending") == 3
+    db.execute("CALL clip_backfill('note')")
+    assert check(db, "note") == 10
