@@ -175,6 +175,7 @@ pub struct Failure {
     state: PgSqlErrorCode,
     pub message: String,
     pub detail: Option<String>,
+    hint: Option<String>,
     caught: Option<CaughtError>,
 }
 
@@ -186,19 +187,22 @@ impl Failure {
 
     /// As an error of this statement.
     pub fn into_report(self) -> ErrorReport {
-        let report = ErrorReport::new(self.state, self.message, "clip_search");
-        match self.detail {
-            Some(detail) => report.set_detail(detail),
-            None => report,
+        let mut report = ErrorReport::new(self.state, self.message, "clip_search");
+        if let Some(detail) = self.detail {
+            report = report.set_detail(detail);
         }
+        if let Some(hint) = self.hint {
+            report = report.set_hint(hint);
+        }
+        report
     }
 }
 
 impl From<&clip::Error> for Failure {
     fn from(error: &clip::Error) -> Self {
         let state = sqlstate(error.kind);
-        let (message, detail) = (error.message.clone(), error.detail.clone());
-        Self { code: unpack(state as i32), state, message, detail, caught: None }
+        let (message, detail, hint) = (error.message.clone(), error.detail.clone(), error.hint.clone());
+        Self { code: unpack(state as i32), state, message, detail, hint, caught: None }
     }
 }
 
@@ -209,7 +213,8 @@ impl From<CaughtError> for Failure {
         | CaughtError::RustPanic { ereport: report, .. }) = &caught;
         let state = report.sql_error_code();
         let (message, detail) = (report.message().to_owned(), report.detail().map(str::to_owned));
-        Self { code: unpack(state as i32), state, message, detail, caught: Some(caught) }
+        let hint = report.hint().map(str::to_owned);
+        Self { code: unpack(state as i32), state, message, detail, hint, caught: Some(caught) }
     }
 }
 

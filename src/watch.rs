@@ -556,6 +556,14 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
     let collection = cluster.map(|_| wanted.collection.or(known).unwrap_or(&table.plain_name).to_owned());
     let id = Spi::connect_mut(|client| {
         forget_dropped(client, &store)?;
+        // What is noted by another key names no row any more. The rows are missing, and found as such.
+        if let Some(known) = existing.as_ref().filter(|known| known.key != key) {
+            for list in ["watch_queue", "watch_failure"] {
+                client
+                    .update(&format!("DELETE FROM clip_search.{list} WHERE watch = $1"), None, &[known.id.into()])
+                    .map_err(spi)?;
+            }
+        }
         let made = match (&collection, cluster) {
             (Some(collection), Some(cluster)) => {
                 let key = name_of_members(client, oid, &key)?;
