@@ -418,6 +418,13 @@ fn clip_watch(
                 .detail("It is the text's share in the mean of an image's vector and a text's."),
         ));
     }
+    let of_clusters = [("threshold", threshold.is_some()), ("collection", collection.is_some())];
+    if let Some((name, _)) = of_clusters.iter().find(|(_, given)| *given && cluster.is_none()) {
+        return Err(report(
+            Error::new(Kind::InvalidInput, format!("{name} is of clusters, and rows are not grouped without a column"))
+                .hint("Name it, cluster => 'cluster_id', or leave the argument out."),
+        ));
+    }
     watch(oid, &wanted).map(drop)
 }
 
@@ -501,6 +508,9 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
                 ),
             )));
         }
+    }
+    if let Some(cluster) = cluster {
+        check_cluster(&table, embedding, cluster, &key)?;
     }
     let schema = vector::schema();
     let (added, added_index) = Spi::connect_mut(|client| {
@@ -722,6 +732,31 @@ fn check_change(existing: &Watch, wanted: &Wanted<'_>, image: Option<&str>, text
     Ok(())
 }
 
+/// A column that is written by this watch alone.
+fn check_cluster(table: &Table, embedding: &str, cluster: &str, key: &[String]) -> SqlResult<()> {
+    let refuse = |what: String| {
+        Err(report(
+            Error::new(Kind::InvalidInput, format!("column \"{cluster}\" of {} {what}", table.name))
+                .detail("It is overwritten with the id of each row's cluster.")
+                .hint("Name another; one that is not there is made."),
+        ))
+    };
+    if key.iter().any(|column| column == cluster) {
+        return refuse("is part of its key".to_owned());
+    }
+    let others = {
+        let _rights = Rights::of_extension();
+        let condition = "w.relation::oid = $1 AND w.embedding <> $2 AND w.cluster = $3";
+        Spi::connect_mut(|client| {
+            Watch::find(client, condition, &[table.oid.into(), embedding.into(), cluster.into()])
+        })?
+    };
+    match others.first() {
+        Some(other) => refuse(format!("has the clusters of column \"{}\" already", other.embedding)),
+        None => Ok(()),
+    }
+}
+
 fn check_embedding(table: &Table, name: &str, column: &Column, dimensions: usize) -> SqlResult<()> {
     if Storage::of(column.kind).is_none() || column.generated {
         return Err(with_sqlstate(
@@ -832,7 +867,15 @@ impl Bind<'_> {
             wanted.threshold.into(),
         ];
         match found {
-            Some((Some(members), Some(true))) if members == table => return Ok(false),
+            Some((Some(members), Some(true))) if members == table => {
+                // A key that somebody has chosen stays; one that has been renamed, or dropped, is followed.
+                let query = "UPDATE clip_search.collection_setting s SET threshold = coalesce($3, s.threshold), \
+                         key = CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = $4 AND a.attname = s.key \
+                                                 AND NOT a.attisdropped) THEN s.key ELSE $2 END WHERE s.name = $1";
+                let arguments = [name.into(), self.key.into(), wanted.threshold.into(), table.into()];
+                client.update(query, None, &arguments).map_err(spi)?;
+                return Ok(false);
+            }
             Some((Some(_), _)) => {
                 return Err(with_sqlstate(
                     PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,

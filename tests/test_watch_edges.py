@@ -122,3 +122,42 @@ def test_what_is_set_to_null_by_hand_leaves_its_cluster(db: psycopg.Connection, 
     assert value(db, "SELECT count(*) FROM clip_search.pending") == 3
     db.execute("CALL clip_backfill('note')")
     assert check(db, "note") == 10
+
+
+def test_another_key(db: psycopg.Connection) -> None:  # noqa: F811
+    """What is listed by a former key is listed by the new one once clip_watch knows it; groups name their members by it."""
+    notes(db, ", on_error => 'skip'", key="id int PRIMARY KEY, other uuid NOT NULL DEFAULT gen_random_uuid()")
+    db.execute("INSERT INTO note (id, body) VALUES (1, ''), (2, 'a cat'), (3, 'a cat')")
+    db.execute("ALTER TABLE note DROP CONSTRAINT note_pkey, ADD PRIMARY KEY (other)")
+    with pytest.raises(psycopg.Error) as caught:
+        db.execute("SELECT clip_retry('note')")
+    assert caught.value.sqlstate == "55000" and "clip_watch" in (caught.value.diag.message_hint or "")
+    db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', on_error => 'skip')")
+    assert db.execute("SELECT pending, failed FROM clip_search.watch").fetchone() == (1, 0)
+    db.execute("CALL clip_backfill('note')")
+    assert db.execute("SELECT sqlstate FROM clip_search.failure WHERE key[1] IN (SELECT other::text FROM note WHERE id = 1)").fetchall() == [("22023",)]
+    db.execute("ALTER TABLE note DROP COLUMN id")
+    db.execute("ALTER TABLE note RENAME other TO number")
+    db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', on_error => 'skip')")
+    db.execute("UPDATE note SET body = 'a dog' WHERE body = ''")
+    assert failures(db) == []
+    members = {str(number) for (number,) in db.execute("SELECT number FROM note WHERE body = 'a cat'")}
+    assert value(db, "SELECT representative FROM clip_clusters('note')") in members
+
+
+def test_arguments_of_clusters(db: psycopg.Connection) -> None:  # noqa: F811
+    """No column is overwritten that has another use, and no argument passed over in silence."""
+    db.execute("CREATE TABLE note (id bigint PRIMARY KEY, body text, title text)")
+    state, text = sqlstate(db, "SELECT clip_watch('note', 'body', cluster => 'id')")
+    assert state == "22023" and "part of its key" in text
+    for argument in ("threshold => 0.9", "collection => 'x'"):
+        state, text = sqlstate(db, f"SELECT clip_watch('note', 'body', {argument})")
+        assert state == "22023" and text.startswith(argument.split()[0])
+    db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', threshold => 0.9)")
+    state, text = sqlstate(db, "SELECT clip_watch('note', 'title', 'other', cluster => 'cluster_id', collection => 'x')")
+    assert state == "22023" and 'clusters of column "embedding"' in text
+    threshold = "SELECT threshold FROM clip_search.collection WHERE name = 'note'"
+    db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id')")
+    assert value(db, threshold) == 0.9
+    db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', threshold => 0.5)")
+    assert value(db, threshold) == 0.5
