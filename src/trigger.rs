@@ -356,7 +356,7 @@ fn plan(id: i64, table: pg_sys::Oid, shape: pg_sys::TupleDesc) -> SqlResult<Rc<P
         return Err(with_sqlstate(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             Error::new(Kind::InvalidInput, "a trigger of clip_watch is on a table that is not watched")
-                .hint("Drop the trigger, and call clip_watch for the table."),
+                .hint("Call clip_watch for the table, which drops the trigger, or drop it."),
         ));
     };
     let number = |name: &str| {

@@ -931,8 +931,32 @@ pub fn drop_triggers(client: &mut SpiClient<'_>, relation: pg_sys::Oid, name: &s
     Ok(())
 }
 
+/// Drops triggers of watches that are not there: a dump of the schema alone, or of a single table, brings such.
+fn drop_orphans(client: &mut SpiClient<'_>, table: &Table) -> SqlResult<()> {
+    let known: Vec<String> = {
+        let _rights = Rights::of_extension();
+        let query = "SELECT w.id::text FROM clip_search.watch_setting w WHERE w.relation::oid = $1";
+        let rows = client.update(query, None, &[table.oid.into()]).map_err(spi)?;
+        rows.into_iter().map(|row| Ok(get(&row, 1)?.unwrap_or_default())).collect::<SqlResult<_>>()?
+    };
+    let query = format!(
+        "SELECT pg_catalog.quote_ident(t.tgname) FROM pg_catalog.pg_trigger t WHERE t.tgrelid = $1 AND NOT t.tgisinternal \
+             AND t.tgparentid = 0 AND t.tgfoid = {}::regprocedure::oid \
+             AND t.tgargs <> ALL (SELECT pg_catalog.convert_to(k.id, 'UTF8') || '\\x00'::bytea FROM unnest($2::text[]) AS k (id))",
+        quote_literal(format!("{}.clip_watch_row()", own_schema(client)?))
+    );
+    let rows = client.update(&query, None, &[table.oid.into(), known.into()]).map_err(spi)?;
+    let orphans =
+        rows.into_iter().map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect::<SqlResult<Vec<_>>>()?;
+    for trigger in orphans {
+        client.update(&format!("DROP TRIGGER {trigger} ON {}", table.name), None, &[]).map_err(spi)?;
+    }
+    Ok(())
+}
+
 pub fn create_triggers(client: &mut SpiClient<'_>, table: &Table, watch: &Watch) -> SqlResult<()> {
     drop_triggers(client, table.oid, &table.name, watch.id)?;
+    drop_orphans(client, table)?;
     let function = format!("{}.clip_watch_row('{}')", own_schema(client)?, watch.id);
     let [before, after, truncate] = trigger_names(watch.id);
     // An update that moves a row to another partition is a deletion and an insertion to them; the trigger has to see

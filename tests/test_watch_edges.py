@@ -161,3 +161,23 @@ def test_arguments_of_clusters(db: psycopg.Connection) -> None:  # noqa: F811
     assert value(db, threshold) == 0.9
     db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', threshold => 0.5)")
     assert value(db, threshold) == 0.5
+
+
+def test_a_dump_of_the_schema_alone_can_be_watched_again(empty_database: support.Database, pg_program) -> None:
+    """It has the triggers, and not what they are of."""
+    with empty_database.connect() as db:  # noqa: F811
+        db.execute("CREATE EXTENSION clip_search CASCADE")
+        for table in ("one", "two", "three"):
+            db.execute(f"CREATE TABLE {table} (id int PRIMARY KEY, body text) PARTITION BY LIST (id)")
+            db.execute(f"CREATE TABLE {table}_default PARTITION OF {table} DEFAULT")
+            db.execute(f"SELECT clip_watch('{table}', 'body', cluster => 'cluster_id')")
+        # What a dump without the rows of the extension's tables leaves.
+        db.execute("TRUNCATE clip_search.watch_setting, clip_search.collection_setting; ALTER SEQUENCE clip_search.watch_id_seq RESTART")
+        with pytest.raises(psycopg.Error, match="not watched"):
+            db.execute("INSERT INTO one VALUES (1, 'a cat')")
+        for table in ("three", "one", "two"):
+            db.execute(f"SELECT clip_watch('{table}', 'body', cluster => 'cluster_id')")
+        for table in ("one", "two", "three"):
+            db.execute(f"INSERT INTO {table} VALUES (1, 'a cat')")
+            check(db, table)
+            assert value(db, "SELECT count(*) FROM pg_trigger WHERE tgrelid = %s::regclass AND NOT tgisinternal", table) == 3
