@@ -86,7 +86,8 @@ struct State {
     arriving: Vec<Until<Member>>,
     /// Why rows of that source have no embedding.
     failures: Vec<Until<(u64, Failure)>>,
-    update: Option<Until<Move>>,
+    /// The last of each watch.
+    updates: Vec<Until<Move>>,
 }
 
 thread_local! {
@@ -178,7 +179,7 @@ unsafe extern "C-unwind" fn at_subtransaction(
             state.moving.retain(|known| known.subtransaction < subtransaction);
             state.arriving.retain(|known| known.subtransaction < subtransaction);
             state.failures.retain(|known| known.subtransaction < subtransaction);
-            state.update = state.update.take().filter(|known| known.subtransaction < subtransaction);
+            state.updates.retain(|known| known.subtransaction < subtransaction);
         });
     }
 }
@@ -526,7 +527,9 @@ fn before_update(plan: &Plan, table: pg_sys::Oid, old: &Tuple, new: &Tuple) -> S
         STATE.with_borrow_mut(|state| {
             let (sent, watch) = (sent(), plan.watch.id);
             let what = Move { sent, watch, table, tid, changed, deleted: false, source, member, embedding };
-            state.update = Some(state.until(what));
+            state.updates.retain(|known| known.what.watch != watch);
+            let what = state.until(what);
+            state.updates.push(what);
         });
     }
     Ok(result)
@@ -536,10 +539,9 @@ fn before_delete(plan: &Plan, table: pg_sys::Oid, old: &Tuple) {
     // SAFETY: the old row is one that is stored.
     let tid = unsafe { (*old.tuple).t_self };
     STATE.with_borrow_mut(|state| {
-        if let Some(update) = &mut state.update {
+        if let Some(update) = state.updates.iter_mut().find(|known| known.what.watch == plan.watch.id) {
             let update = &mut update.what;
             update.deleted = update.sent == sent()
-                && update.watch == plan.watch.id
                 && update.table == table
                 && (update.tid.ip_blkid.bi_hi, update.tid.ip_blkid.bi_lo, update.tid.ip_posid)
                     == (tid.ip_blkid.bi_hi, tid.ip_blkid.bi_lo, tid.ip_posid);
@@ -552,7 +554,7 @@ fn is_moved_here(plan: &Plan, new: &Tuple) -> bool {
     let Some(update) = STATE.with_borrow_mut(|state| {
         let moves =
             |known: &Until<Move>| known.what.deleted && known.what.sent == sent() && known.what.watch == plan.watch.id;
-        if state.update.as_ref().is_some_and(moves) { state.update.take() } else { None }
+        state.updates.iter().position(moves).map(|place| state.updates.swap_remove(place))
     }) else {
         return false;
     };
@@ -673,7 +675,7 @@ fn after_insert(plan: &Plan, new: &Tuple) -> SqlResult<()> {
 
 fn after_update(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<()> {
     // It was one, and no move.
-    STATE.with_borrow_mut(|state| state.update = None);
+    STATE.with_borrow_mut(|state| state.updates.retain(|known| known.what.watch != plan.watch.id));
     let changed = !unchanged(plan, old, new);
     if changed {
         confirm(plan, new);

@@ -181,3 +181,24 @@ def test_a_dump_of_the_schema_alone_can_be_watched_again(empty_database: support
             db.execute(f"INSERT INTO {table} VALUES (1, 'a cat')")
             check(db, table)
             assert value(db, "SELECT count(*) FROM pg_trigger WHERE tgrelid = %s::regclass AND NOT tgisinternal", table) == 3
+
+
+def test_two_columns_of_a_partitioned_table(db: psycopg.Connection) -> None:  # noqa: F811
+    """A row that moves keeps both of its embeddings, whichever mode they are in."""
+    db.execute("CREATE TABLE note (id int PRIMARY KEY, body text, data bytea) PARTITION BY RANGE (id)")
+    db.execute("CREATE TABLE low PARTITION OF note FOR VALUES FROM (0) TO (100)")
+    db.execute("CREATE TABLE high PARTITION OF note FOR VALUES FROM (100) TO (200)")
+    db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', mode => 'queued')")
+    db.execute("SELECT clip_watch('note', 'data', 'other', cluster => 'other_id', collection => 'other')")
+    db.execute("INSERT INTO note (id, body, data) SELECT n, 'a cat', %b FROM generate_series(1, 3) n", (PHOTOS["cat"],))
+    db.execute("CALL clip_backfill('note')")
+    images = "SELECT images FROM clip_models() WHERE name = 'photo-mini'"
+    rows = "SELECT embedding::text, cluster_id, other::text, other_id FROM note ORDER BY id"
+    before, stored = value(db, images), db.execute(rows).fetchall()
+    db.execute("UPDATE note SET id = id + 100")
+    assert db.execute(rows).fetchall() == stored and value(db, images) == before
+    db.execute("UPDATE note SET id = id - 100, data = %b WHERE id > 101", (PHOTOS["rocket"],))
+    assert value(db, images) == before + 2
+    assert value(db, "SELECT count(*) FROM clip_search.pending") == 0
+    assert check(db, "note") == 3
+    assert db.execute("SELECT size FROM clip_search.cluster WHERE collection = 'other' ORDER BY 1").fetchall() == [(1,), (2,)]
