@@ -1033,7 +1033,15 @@ pub fn unwatch(watch: &Watch, keep_columns: bool) -> SqlResult<()> {
                 }
             }
             for column in &columns {
-                if table.column(client, column)?.is_some() {
+                let Some(there) = table.column(client, column)? else { continue };
+                // Another may have that name since.
+                let ours = match *column == watch.embedding {
+                    true => Storage::of(there.kind).is_some(),
+                    false => there.kind == pg_sys::INT8OID,
+                };
+                if there.generated || !ours {
+                    pgrx::warning!("column \"{column}\" of {} is not the one that was added, and stays", table.name);
+                } else {
                     alter(client, &table, &format!("DROP COLUMN {}", quote_identifier(column)))?;
                 }
             }

@@ -202,3 +202,12 @@ def test_two_columns_of_a_partitioned_table(db: psycopg.Connection) -> None:  # 
     assert value(db, "SELECT count(*) FROM clip_search.pending") == 0
     assert check(db, "note") == 3
     assert db.execute("SELECT size FROM clip_search.cluster WHERE collection = 'other' ORDER BY 1").fetchall() == [(1,), (2,)]
+
+
+def test_unwatch_leaves_a_column_that_has_the_name_since(db: psycopg.Connection) -> None:  # noqa: F811
+    notes(db)
+    db.execute("ALTER TABLE note RENAME embedding TO before; ALTER TABLE note RENAME cluster_id TO before_id")
+    db.execute("ALTER TABLE note ADD embedding text DEFAULT 'mine', ADD cluster_id int")
+    db.execute("SELECT clip_unwatch('note')")
+    shown = "SELECT array_agg(attname::text ORDER BY attnum) FROM pg_attribute WHERE attrelid = 'note'::regclass AND attnum > 0"
+    assert value(db, shown) == ["id", "body", "title", "before", "before_id", "embedding", "cluster_id"]
