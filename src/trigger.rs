@@ -276,13 +276,14 @@ impl Tuple {
                     Error::new(Kind::InvalidInput, format!("the key of a row of {} is NULL", plan.watch.name())),
                 )
             })?;
-            // SAFETY: an attribute of the row, and the output function of its type; the text is copied.
+            // SAFETY: an attribute of the row, and the output function of its type, whose text lives as long as the call.
             let text = unsafe {
                 let kind = attribute(self.shape, column).atttypid;
                 let (mut output, mut varlena) = (pg_sys::Oid::INVALID, false);
                 pg_sys::getTypeOutputInfo(kind, &raw mut output, &raw mut varlena);
-                CStr::from_ptr(pg_sys::OidOutputFunctionCall(output, datum)).to_string_lossy().into_owned()
+                CStr::from_ptr(pg_sys::OidOutputFunctionCall(output, datum))
             };
+            let text = utf8("key", text.to_bytes()).map_err(report)?;
             parts.push(format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")));
         }
         Ok(format!("{{{}}}", parts.join(",")))
@@ -309,6 +310,29 @@ impl Tuple {
             )
         }
     }
+}
+
+/// The database's encoding, if its texts can't be read: they are taken for UTF-8, which in other encodings ASCII alone is.
+pub fn foreign_encoding() -> Option<String> {
+    // SAFETY: reads what is set at the session's start; the name is a constant of PostgreSQL's.
+    let (encoding, name) =
+        unsafe { (pg_sys::GetDatabaseEncoding(), CStr::from_ptr(pg_sys::GetDatabaseEncodingName())) };
+    let known = [pg_sys::pg_enc::PG_UTF8, pg_sys::pg_enc::PG_SQL_ASCII].iter().any(|&known| known as i32 == encoding);
+    (!known).then(|| name.to_string_lossy().into_owned())
+}
+
+/// Bytes of a text of the database's.
+fn utf8<'a>(what: &str, bytes: &'a [u8]) -> clip::Result<&'a str> {
+    let foreign = if bytes.is_ascii() { None } else { foreign_encoding() };
+    let text = if foreign.is_none() { std::str::from_utf8(bytes).ok() } else { None };
+    text.ok_or_else(|| {
+        Error::new(Kind::Unsupported, format!("{what} is not UTF-8"))
+            .detail(format!(
+                "The database's encoding is {}; what is beyond ASCII is read as UTF-8.",
+                foreign.as_deref().unwrap_or("SQL_ASCII")
+            ))
+            .hint("Use a database of encoding UTF8.")
+    })
 }
 
 /// What the catalogue says of a column of a row.
@@ -578,12 +602,10 @@ fn written(plan: &Plan, new: &Tuple) -> SqlResult<pg_sys::HeapTuple> {
     if watch.queued || !new.has_source(plan) {
         return Ok(new.with(plan, None, None));
     }
-    let text = new.bytes(plan.text).map(|bytes| String::from_utf8_lossy(bytes));
-    let source = Source { image: new.bytes(plan.image), text: text.as_deref() };
-    let outcome = match fill::embed(watch, &[source]) {
-        Ok(mut rows) => rows.pop().unwrap_or(Ok(None)),
-        Err(error) => Err(error),
-    };
+    let outcome = new.bytes(plan.text).map(|bytes| utf8("text", bytes)).transpose().and_then(|text| {
+        let source = Source { image: new.bytes(plan.image), text };
+        fill::embed(watch, &[source])?.pop().unwrap_or(Ok(None))
+    });
     match outcome {
         Ok(None) => Ok(new.with(plan, None, None)),
         Ok(Some(vector)) => {

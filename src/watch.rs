@@ -14,6 +14,7 @@ use crate::collection::{drop_rows, get, own_schema};
 use crate::error::{SqlResult, given, report, warn, with_sqlstate};
 use crate::rights::Rights;
 use crate::store::{self, Store};
+use crate::trigger::foreign_encoding;
 use crate::vector::Storage;
 use crate::{citus, engine, fill, settings, vector, worker};
 
@@ -347,7 +348,19 @@ fn sources(
         }
         kinds.push(match column.kind {
             pg_sys::BYTEAOID => true,
-            pg_sys::TEXTOID | pg_sys::VARCHAROID => false,
+            pg_sys::TEXTOID | pg_sys::VARCHAROID => {
+                if let Some(encoding) = foreign_encoding() {
+                    return Err(report(
+                        Error::new(
+                            Kind::Unsupported,
+                            format!("texts of a database of encoding {encoding} can't be embedded"),
+                        )
+                        .detail("They are read as UTF-8.")
+                        .hint("Use a database of encoding UTF8."),
+                    ));
+                }
+                false
+            }
             _ => {
                 return Err(with_sqlstate(
                     PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,

@@ -211,3 +211,32 @@ def test_unwatch_leaves_a_column_that_has_the_name_since(db: psycopg.Connection)
     db.execute("SELECT clip_unwatch('note')")
     shown = "SELECT array_agg(attname::text ORDER BY attnum) FROM pg_attribute WHERE attrelid = 'note'::regclass AND attnum > 0"
     assert value(db, shown) == ["id", "body", "title", "before", "before_id", "embedding", "cluster_id"]
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_texts_of_another_encoding_are_not_misread(database: support.Database, encoding: str) -> None:
+    name = f"clip_{encoding.lower()}"
+    with database.connect() as db:  # noqa: F811
+        db.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING {encoding} LOCALE 'C'")
+    try:
+        with support.connect(name) as db:  # noqa: F811
+            db.execute("SET client_min_messages = warning")
+            db.execute("CREATE EXTENSION clip_search CASCADE")
+            db.execute("CREATE TABLE note (id text PRIMARY KEY, body text)")
+            if encoding == "LATIN1":
+                state, text = sqlstate(db, "SELECT clip_watch('note', 'body')")
+                assert state == "0A000" and "LATIN1" in text
+            else:
+                db.execute("SELECT clip_watch('note', 'body', on_error => 'skip')")
+                db.execute("INSERT INTO note VALUES ('1', E'caf\\xe9'), ('2', E'caf\\xc3\\xa9')")
+                assert db.execute("SELECT convert_to(key[1] || ' ' || sqlstate, 'SQL_ASCII') FROM clip_search.failure").fetchall() == [(b"1 0A000",)]
+            # Keys are texts, too.
+            db.execute("CREATE TABLE photo (id text PRIMARY KEY, data bytea)")
+            db.execute("SELECT clip_watch('photo', 'data', on_error => 'skip')")
+            db.execute("INSERT INTO photo VALUES ('a', 'no photo')")
+            state, text = sqlstate(db, "INSERT INTO photo VALUES (E'\\xe9', 'no photo')")
+            assert state == "0A000" and text.startswith("key is not UTF-8")
+            db.execute("INSERT INTO photo VALUES (E'\\xe9', %b)", (PHOTOS["cat"],))
+    finally:
+        with database.connect() as db:  # noqa: F811
+            db.execute(f"DROP DATABASE {name} WITH (FORCE)")
