@@ -85,6 +85,12 @@ CREATE TABLE clip_search.cluster_code (
 ALTER TABLE clip_search.cluster_code ALTER entries SET STORAGE PLAIN;
 CREATE INDEX cluster_code_collection_idx ON clip_search.cluster_code (collection, mark);
 
+-- In a publication FOR ALL TABLES a table whose rows can't be told apart could not be written any more. Without logical
+-- replication nothing is added to the log by it.
+ALTER TABLE clip_search.cluster_sum REPLICA IDENTITY FULL;
+ALTER TABLE clip_search.cluster_change REPLICA IDENTITY FULL;
+ALTER TABLE clip_search.cluster_code REPLICA IDENTITY FULL;
+
 -- What people read.
 CREATE VIEW clip_search.cluster AS
 SELECT cluster AS id, collection, l2_normalize(sum(sum)) AS centroid,

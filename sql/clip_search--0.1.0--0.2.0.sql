@@ -32,6 +32,11 @@ ALTER TABLE clip_search.watch_failure ALTER failed_at SET DEFAULT pg_catalog.now
 DROP INDEX clip_search.watch_queue_tried_idx;
 CREATE INDEX watch_queue_tried_idx ON clip_search.watch_queue (attempts) WHERE attempts OPERATOR(pg_catalog.>) 0;
 
+-- In a publication FOR ALL TABLES they could not be written.
+ALTER TABLE clip_search.cluster_sum REPLICA IDENTITY FULL;
+ALTER TABLE clip_search.cluster_change REPLICA IDENTITY FULL;
+ALTER TABLE clip_search.cluster_code REPLICA IDENTITY FULL;
+
 CREATE OR REPLACE VIEW clip_search.cluster AS
 SELECT cluster AS id, collection, l2_normalize(sum(sum)) AS centroid,
        least(vector_norm(sum(sum)) OPERATOR(pg_catalog./) pg_catalog.sum(size)::double precision, 1) AS resultant,

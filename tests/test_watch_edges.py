@@ -213,6 +213,21 @@ def test_unwatch_leaves_a_column_that_has_the_name_since(db: psycopg.Connection)
     assert value(db, shown) == ["id", "body", "title", "before", "before_id", "embedding", "cluster_id"]
 
 
+def test_a_publication_for_all_tables_stops_nobody(db: psycopg.Connection) -> None:  # noqa: F811
+    db.execute("CREATE PUBLICATION everything FOR ALL TABLES")
+    try:
+        notes(db)
+        fill(db, 40)
+        db.execute("UPDATE note SET body = 'an old guitar' WHERE id < 20")
+        db.execute("DELETE FROM note WHERE id > 30")
+        assert check(db, "note") == 30
+        db.execute("SELECT count(*) FROM clip_recluster('note')")
+        db.execute("TRUNCATE note")
+        assert check(db, "note") == 0
+    finally:
+        db.execute("DROP PUBLICATION everything")
+
+
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
 def test_texts_of_another_encoding_are_not_misread(database: support.Database, encoding: str) -> None:
     name = f"clip_{encoding.lower()}"
