@@ -708,11 +708,13 @@ fn after_update(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<()> {
     }
     let renamed = plan.key.iter().any(|&column| !same_value(old, new, column));
     let (was_open, open) = (old.datum(plan.embedding).is_none(), new.datum(plan.embedding).is_none());
+    let mut listed = false;
     if was_open && (changed || renamed || !open) {
         let old_key = old.key(plan)?;
         if renamed && !changed && open {
             // What is known of the row goes with it.
-            own(RENAME_FAILURE, &[plan.watch.id.into(), old_key.as_str().into(), new.key(plan)?.into()])?;
+            let arguments = [plan.watch.id.into(), old_key.as_str().into(), new.key(plan)?.into()];
+            listed = own(RENAME_FAILURE, &arguments)? > 0;
         } else {
             own(DELETE_FAILURE, &[plan.watch.id.into(), old_key.as_str().into()])?;
         }
@@ -720,7 +722,7 @@ fn after_update(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<()> {
     if open && new.has_source(plan) {
         if changed {
             note(plan, new)?;
-        } else if if was_open { renamed } else { plan.watch.queued } {
+        } else if if was_open { renamed && !listed } else { plan.watch.queued } {
             enqueue(plan, new)?;
         }
     }
@@ -821,8 +823,8 @@ const DELETE_FAILURE: &str = "DELETE FROM clip_search.watch_failure WHERE watch 
 const RENAME_FAILURE: &str = "UPDATE clip_search.watch_failure SET key = $3::pg_catalog.text[] \
      WHERE watch OPERATOR(pg_catalog.=) $1 AND key OPERATOR(pg_catalog.=) $2::pg_catalog.text[]";
 
-/// Runs a statement on the extension's tables.
-fn own(query: &'static str, arguments: &[pgrx::datum::DatumWithOid<'_>]) -> SqlResult<()> {
+/// Runs a statement on the extension's tables; how many rows it was of.
+fn own(query: &'static str, arguments: &[pgrx::datum::DatumWithOid<'_>]) -> SqlResult<usize> {
     let _rights = Rights::of_extension();
-    Spi::connect_mut(|client| statements::run(client, query, arguments).map(drop))
+    Spi::connect_mut(|client| Ok(statements::run(client, query, arguments)?.len()))
 }

@@ -104,6 +104,15 @@ def test_failures_are_forgotten_whatever_the_settings_are_by_then(db: psycopg.Co
     assert failures(db) == []
 
 
+def test_a_failed_row_that_is_renamed_does_not_wait(db: psycopg.Connection) -> None:  # noqa: F811
+    notes(db, ", on_error => 'skip'")
+    db.execute("INSERT INTO note (id, body) VALUES (1, '')")
+    db.execute("UPDATE note SET id = 2")
+    assert failures(db) == [["2"]] and value(db, "SELECT count(*) FROM clip_search.pending") == 0
+    db.execute("CALL clip_backfill('note')")
+    assert value(db, "SELECT attempts FROM clip_search.failure") == 1, "it is not tried again unasked"
+
+
 @pytest.mark.parametrize("column", ["embedding", "cluster_id"])
 def test_what_is_set_to_null_by_hand_leaves_its_cluster(db: psycopg.Connection, column: str) -> None:  # noqa: F811
     notes(db)
