@@ -503,6 +503,14 @@ pub fn forget_all(client: &mut SpiClient<'_>, watch: i64) -> SqlResult<()> {
     client.update(query, None, &[watch.into()]).map(drop).map_err(spi)
 }
 
+/// The same, and those of its rows that are listed as failed.
+pub fn forget_lists(client: &mut SpiClient<'_>, watch: i64) -> SqlResult<()> {
+    forget_all(client, watch)?;
+    let query = "DELETE FROM clip_search.watch_failure WHERE (watch, key) IN \
+         (SELECT f.watch, f.key FROM clip_search.watch_failure f WHERE f.watch = $1 FOR UPDATE SKIP LOCKED)";
+    client.update(query, None, &[watch.into()]).map(drop).map_err(spi)
+}
+
 fn forget_entries(ids: &[i64]) -> SqlResult<()> {
     if ids.is_empty() {
         return Ok(());

@@ -581,11 +581,7 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
         forget_dropped(client, &store)?;
         // What is noted by another key names no row any more. The rows are missing, and found as such.
         if let Some(known) = existing.as_ref().filter(|known| known.key != key) {
-            for list in ["watch_queue", "watch_failure"] {
-                client
-                    .update(&format!("DELETE FROM clip_search.{list} WHERE watch = $1"), None, &[known.id.into()])
-                    .map_err(spi)?;
-            }
+            fill::forget_lists(client, known.id)?;
         }
         let made = match (&collection, cluster) {
             (Some(collection), Some(cluster)) => {
@@ -660,26 +656,24 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
     Ok(watch)
 }
 
-/// Removes what is left of watches whose tables have been dropped.
+/// Removes what is left of watches whose tables have been dropped, or that are no more.
 fn forget_dropped(client: &mut SpiClient<'_>, store: &Store) -> SqlResult<()> {
     let query = "DELETE FROM clip_search.watch_setting w \
          WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = w.relation::oid) \
-         RETURNING w.id, CASE WHEN w.added_collection THEN w.collection END";
-    let gone: Vec<(Option<i64>, Option<String>)> = client
-        .update(query, None, &[])
-        .map_err(spi)?
-        .map(|row| Ok((get(&row, 1)?, get(&row, 2)?)))
-        .collect::<SqlResult<_>>()?;
-    for (id, collection) in gone {
-        for table in ["watch_queue", "watch_failure"] {
-            client
-                .update(&format!("DELETE FROM clip_search.{table} WHERE watch = $1"), None, &[id.into()])
-                .map_err(spi)?;
-        }
-        if let Some(collection) = collection {
-            store.take(&collection, true);
-            drop_rows(client, &collection)?;
-        }
+         RETURNING CASE WHEN w.added_collection THEN w.collection END";
+    let gone: Vec<Option<String>> =
+        client.update(query, None, &[]).map_err(spi)?.map(|row| get(&row, 1)).collect::<SqlResult<_>>()?;
+    for collection in gone.into_iter().flatten() {
+        store.take(&collection, true);
+        drop_rows(client, &collection)?;
+    }
+    // Of those, and what others had in hand when clip_unwatch was called.
+    for table in ["watch_queue", "watch_failure"] {
+        let query = format!(
+            "DELETE FROM clip_search.{table} WHERE ctid = ANY (ARRAY(SELECT l.ctid FROM clip_search.{table} l \
+             WHERE NOT EXISTS (SELECT FROM clip_search.watch_setting w WHERE w.id = l.watch) FOR UPDATE OF l SKIP LOCKED))"
+        );
+        client.update(&query, None, &[]).map_err(spi)?;
     }
     Ok(())
 }
@@ -1006,6 +1000,14 @@ fn clip_unwatch(
 pub fn unwatch(watch: &Watch, keep_columns: bool) -> SqlResult<()> {
     let store = Store::open(c"clip_unwatch()");
     let table = Table::describe(watch.relation)?;
+    {
+        // Who works on its rows is waited for here, where nothing is held yet that they would wait for.
+        let _caller = Rights::of_caller();
+        Spi::connect_mut(|client| {
+            let lock = format!("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", table.name);
+            client.update(&lock, None, &[]).map(drop).map_err(spi)
+        })?;
+    }
     let (columns, index, collection) = {
         let _rights = Rights::of_extension();
         Spi::connect_mut(|client| {
@@ -1021,11 +1023,7 @@ pub fn unwatch(watch: &Watch, keep_columns: bool) -> SqlResult<()> {
                 ),
                 None => (Vec::new(), None, false),
             };
-            for other in ["watch_queue", "watch_failure"] {
-                client
-                    .update(&format!("DELETE FROM clip_search.{other} WHERE watch = $1"), None, &[watch.id.into()])
-                    .map_err(spi)?;
-            }
+            fill::forget_lists(client, watch.id)?;
             Ok::<_, pg_sys::panic::ErrorReport>((columns.into_iter().flatten().collect::<Vec<_>>(), index, collection))
         })?
     };

@@ -264,3 +264,18 @@ def test_texts_of_another_encoding_are_not_misread(database: support.Database, e
     finally:
         with database.connect() as db:  # noqa: F811
             db.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_unwatch_waits_for_nobody_who_works_on_the_queue(database: support.Database, db: psycopg.Connection) -> None:  # noqa: F811
+    """Whoever does has entries, and waits for the table: after ALTER TABLE in the same transaction it was a deadlock."""
+    notes(db, ", mode => 'queued'")
+    fill(db, 5)
+    with database.connect() as worker, worker.transaction():
+        assert len(worker.execute("SELECT FROM clip_search.watch_queue FOR UPDATE").fetchall()) == 5
+        with db.transaction():
+            db.execute("SET LOCAL lock_timeout = '5s'")
+            db.execute("ALTER TABLE note ADD tags text[]")
+            db.execute("SELECT clip_unwatch('note')")
+    # What it had in hand is for no watch, and does not stay.
+    db.execute("SELECT clip_watch('note', 'title', 'title_embedding')")
+    assert value(db, "SELECT count(*) FROM clip_search.watch_queue") == 0
