@@ -108,6 +108,17 @@ WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE');
 
 SELECT pg_catalog.set_config('search_path', '@extschema@, ' OPERATOR(pg_catalog.||) pg_catalog.current_setting('search_path'), true);
 
+-- Dumped is all but what is left of tables that have been dropped: a dump names tables, and those would come back as numbers, which
+-- another table might have there.
+SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_setting',
+    'WHERE EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) relation::pg_catalog.oid)');
+SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_queue',
+    'WHERE EXISTS (SELECT FROM clip_search.watch_setting w JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid
+                   WHERE w.id OPERATOR(pg_catalog.=) watch)');
+SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_failure',
+    'WHERE EXISTS (SELECT FROM clip_search.watch_setting w JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid
+                   WHERE w.id OPERATOR(pg_catalog.=) watch)');
+
 -- Policies are not run with the rights of whoever counts, and an EXCEPTION clause is a subtransaction, which can't begin
 -- while a query runs in parallel.
 CREATE OR REPLACE FUNCTION clip_search.watch_progress(relation regclass, image name, text name, embedding name, cluster name,

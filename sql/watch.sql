@@ -206,10 +206,17 @@ BEGIN
 END $$;
 
 SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_id_seq', '');
-SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_setting', '');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_queue_id_seq', '');
-SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_queue', '');
-SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_failure', '');
+-- But what is left of tables that have been dropped: a dump names tables, and those would come back as numbers, which
+-- another table might have there.
+SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_setting',
+    'WHERE EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) relation::pg_catalog.oid)');
+SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_queue',
+    'WHERE EXISTS (SELECT FROM clip_search.watch_setting w JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid
+                   WHERE w.id OPERATOR(pg_catalog.=) watch)');
+SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_failure',
+    'WHERE EXISTS (SELECT FROM clip_search.watch_setting w JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid
+                   WHERE w.id OPERATOR(pg_catalog.=) watch)');
 
 -- The functions check that the caller owns the table.
 GRANT SELECT ON clip_search.watch, clip_search.pending, clip_search.failure TO PUBLIC;

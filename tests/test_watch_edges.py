@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import psycopg
 import pytest
 from psycopg import sql
@@ -279,3 +281,22 @@ def test_unwatch_waits_for_nobody_who_works_on_the_queue(database: support.Datab
     # What it had in hand is for no watch, and does not stay.
     db.execute("SELECT clip_watch('note', 'title', 'title_embedding')")
     assert value(db, "SELECT count(*) FROM clip_search.watch_queue") == 0
+
+
+def test_a_dump_leaves_out_what_is_of_dropped_tables(database: support.Database, db: psycopg.Connection, pg_program) -> None:  # noqa: F811
+    notes(db, ", on_error => 'skip'")
+    db.execute("INSERT INTO note (id, body) VALUES (1, '')")
+    oid = value(db, "SELECT 'note'::regclass::oid::text")
+    db.execute("CREATE TABLE stays (id int PRIMARY KEY, body text)")
+    db.execute("SELECT clip_watch('stays', 'body', mode => 'queued', on_error => 'skip')")
+    db.execute("INSERT INTO stays VALUES (1, 'a cat')")
+    db.execute("DROP TABLE note")
+    assert value(db, "SELECT count(*) FROM clip_search.watch_setting") == 2
+    command = [pg_program("pg_dump"), "--data-only", "--dbname", database.name]
+    dump = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = {table: dump.split(f"COPY clip_search.{table} ")[1].split("FROM stdin;\n")[1].split("\\.")[0].splitlines()
+            for table in ("watch_setting", "watch_queue", "watch_failure")}
+    assert {table: len(lines) for table, lines in rows.items()} == {"watch_setting": 1, "watch_queue": 1, "watch_failure": 0}
+    assert "public.stays" in rows["watch_setting"][0] and oid not in rows["watch_setting"][0]
+    db.execute("SELECT clip_unwatch('stays')")
+    db.execute("DROP TABLE stays")
