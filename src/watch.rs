@@ -961,9 +961,33 @@ fn drop_orphans(client: &mut SpiClient<'_>, table: &Table) -> SqlResult<()> {
     Ok(())
 }
 
+/// Warns of a trigger that fires after this watch's, and may change what has been embedded by then.
+fn warn_of_later(client: &mut SpiClient<'_>, table: &Table, watch: &Watch) -> SqlResult<()> {
+    // For each row, before INSERT or UPDATE: the bits of tgtype.
+    let query = format!(
+        "SELECT t.tgname::text FROM pg_catalog.pg_trigger t WHERE t.tgrelid = $1 AND NOT t.tgisinternal AND t.tgtype & 3 = 3 \
+             AND t.tgtype & 20 <> 0 AND t.tgname > $2::name AND t.tgfoid <> {}::regprocedure::oid ORDER BY t.tgname",
+        quote_literal(format!("{}.clip_watch_row()", own_schema(client)?))
+    );
+    let [name, ..] = trigger_names(watch.id);
+    let rows = client.update(&query, Some(1), &[table.oid.into(), name.as_str().into()]).map_err(spi)?;
+    if let Some(later) = rows.into_iter().next().map(|row| get::<String>(&row, 1)).transpose()?.flatten() {
+        warn(
+            Error::new(
+                Kind::Unsupported,
+                format!("trigger \"{later}\" of {} fires after the one that embeds", table.name),
+            )
+            .detail("Triggers fire by name. If it changes the source, what was there before is embedded.")
+            .hint(format!("ALTER TRIGGER … RENAME TO a name that sorts before \"{name}\".")),
+        );
+    }
+    Ok(())
+}
+
 pub fn create_triggers(client: &mut SpiClient<'_>, table: &Table, watch: &Watch) -> SqlResult<()> {
     drop_triggers(client, table.oid, &table.name, watch.id)?;
     drop_orphans(client, table)?;
+    warn_of_later(client, table, watch)?;
     let function = format!("{}.clip_watch_row('{}')", own_schema(client)?, watch.id);
     let [before, after, truncate] = trigger_names(watch.id);
     // An update that moves a row to another partition is a deletion and an insertion to them; the trigger has to see

@@ -283,6 +283,20 @@ def test_unwatch_waits_for_nobody_who_works_on_the_queue(database: support.Datab
     assert value(db, "SELECT count(*) FROM clip_search.watch_queue") == 0
 
 
+def test_a_trigger_that_comes_later_is_told_of(db: psycopg.Connection) -> None:  # noqa: F811
+    db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
+    db.execute("CREATE FUNCTION tidy() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.body := btrim(NEW.body); RETURN NEW; END $$")
+    heard: list[str] = []
+    db.add_notice_handler(lambda notice: heard.append(notice.message_primary))
+    for name, event in (("tidy", "BEFORE UPDATE"), ("zzz", "AFTER INSERT")):
+        db.execute(f"CREATE TRIGGER {name} {event} ON note FOR EACH ROW EXECUTE FUNCTION tidy()")
+    db.execute("SELECT clip_watch('note', 'body'), clip_watch('note', 'body', 'other')")
+    assert heard == []
+    db.execute("CREATE TRIGGER überarbeiten BEFORE INSERT ON note FOR EACH ROW EXECUTE FUNCTION tidy()")
+    db.execute("SELECT clip_watch('note', 'body')")
+    assert heard == ['trigger "überarbeiten" of public.note fires after the one that embeds']
+
+
 def test_a_dump_leaves_out_what_is_of_dropped_tables(database: support.Database, db: psycopg.Connection, pg_program) -> None:  # noqa: F811
     notes(db, ", on_error => 'skip'")
     db.execute("INSERT INTO note (id, body) VALUES (1, '')")
