@@ -16,7 +16,7 @@ use crate::rights::Rights;
 use crate::store::{self, Store};
 use crate::trigger::foreign_encoding;
 use crate::vector::Storage;
-use crate::{citus, engine, fill, settings, vector, worker};
+use crate::{citus, engine, fill, settings, statements, vector, worker};
 
 /// What a watched column is, and how it is kept true.
 #[derive(Clone, Debug)]
@@ -582,6 +582,11 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
         // What is noted by another key names no row any more. The rows are missing, and found as such.
         if let Some(known) = existing.as_ref().filter(|known| known.key != key) {
             fill::forget_lists(client, known.id)?;
+        }
+        // Where the embeddings or the clusters' ids had been dropped, no row is in a cluster any more.
+        if let Some(collection) = known.filter(|_| !added.is_empty()) {
+            store.take(collection, true);
+            statements::clear(client, collection)?;
         }
         let made = match (&collection, cluster) {
             (Some(collection), Some(cluster)) => {

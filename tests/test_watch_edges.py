@@ -106,6 +106,18 @@ def test_failures_are_forgotten_whatever_the_settings_are_by_then(db: psycopg.Co
     assert failures(db) == []
 
 
+@pytest.mark.parametrize("column", ["embedding", "cluster_id"])
+def test_a_column_that_was_dropped_is_made_and_filled_anew(db: psycopg.Connection, column: str) -> None:  # noqa: F811
+    """Its rows are in no cluster by then, so none is counted twice."""
+    notes(db)
+    fill(db)
+    db.execute(f"ALTER TABLE note DROP COLUMN {column}")
+    db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id')")
+    db.execute("INSERT INTO note (id, body) VALUES (100, 'an old guitar')")
+    db.execute("CALL clip_backfill('note')")
+    assert check(db, "note") == 11
+
+
 def test_a_failed_row_that_is_renamed_does_not_wait(db: psycopg.Connection) -> None:  # noqa: F811
     notes(db, ", on_error => 'skip'")
     db.execute("INSERT INTO note (id, body) VALUES (1, '')")
