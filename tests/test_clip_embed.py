@@ -197,6 +197,17 @@ def test_what_stops_it(folder: pathlib.Path, tmp_path, pg_program) -> None:
     assert "cannot be loaded" in told
 
 
+def test_it_goes_on_where_nobody_listens(folder: pathlib.Path, tmp_path) -> None:
+    output = tmp_path / "v.csv"
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(command(folder, "-o", output), stderr=writer, timeout=120)
+    finally:
+        os.close(writer)
+    assert (done.returncode, len(rows(output))) == (0, 24)
+
+
 def test_limits_are_named_as_its_own(folder: pathlib.Path, tmp_path) -> None:
     output = tmp_path / "v.csv"
     run(folder, "-o", output, "--max-image-pixels", 1000, "--max-image-bytes", 40_000, code=3)

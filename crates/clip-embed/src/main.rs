@@ -22,7 +22,7 @@ use clip::{Error, Kind};
 
 use input::Item;
 use output::{Failures, Format, Key, Output};
-use progress::Progress;
+use progress::{Progress, tell};
 
 /// Where the Debian packages have models and library (scripts/deb.sh).
 const PACKAGED_MODELS: &str = "/usr/share/clip-search/models";
@@ -122,9 +122,9 @@ fn main() -> ExitCode {
         Ok(0) => ExitCode::SUCCESS,
         Ok(_) => ExitCode::from(SOME_FAILED),
         Err(error) => {
-            eprintln!("clip-embed: {}", error.message);
+            tell(format_args!("clip-embed: {}", error.message));
             for (what, text) in [("detail", error.detail), ("hint", error.hint)] {
-                text.into_iter().for_each(|text| eprintln!("  {what}: {text}"));
+                text.into_iter().for_each(|text| tell(format_args!("  {what}: {text}")));
             }
             ExitCode::FAILURE
         }

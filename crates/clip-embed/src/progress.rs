@@ -1,7 +1,8 @@
 //! A progress bar, or a line now and then where no terminal looks on.
 
 use std::cell::Cell;
-use std::io::IsTerminal;
+use std::fmt::Arguments;
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -42,7 +43,7 @@ impl Progress {
         self.bar.inc(1);
         if self.lines && self.told.get().elapsed() >= PAUSE {
             self.told.set(Instant::now());
-            eprintln!("clip-embed: {}", self.line());
+            tell(format_args!("clip-embed: {}", self.line()));
         }
     }
 
@@ -65,17 +66,23 @@ impl Progress {
 
     /// A remark that stays.
     pub fn say(&self, text: &str) {
-        self.bar.suspend(|| eprintln!("clip-embed: {text}"));
+        self.bar.suspend(|| tell(format_args!("clip-embed: {text}")));
     }
 
     pub fn finish(&self, rows: usize, failed: usize, output: &Path, failures: &Path) {
         self.bar.finish_and_clear();
         let (done, rate) = (self.bar.position(), self.rate());
-        eprintln!("clip-embed: {done} files at {rate:.1} a second; {rows} vectors in \"{}\"", output.display());
+        let path = output.display();
+        tell(format_args!("clip-embed: {done} files at {rate:.1} a second; {rows} vectors in \"{path}\""));
         if failed > 0 {
-            eprintln!("clip-embed: {failed} files failed: see \"{}\"", failures.display());
+            tell(format_args!("clip-embed: {failed} files failed: see \"{}\"", failures.display()));
         }
     }
+}
+
+/// A line on standard error. `eprintln` would panic, and end a run of days, once a terminal or a pipe has gone.
+pub fn tell(line: Arguments) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 #[cfg(test)]
