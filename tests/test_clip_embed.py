@@ -208,6 +208,27 @@ def test_it_goes_on_where_nobody_listens(folder: pathlib.Path, tmp_path) -> None
     assert (done.returncode, len(rows(output))) == (0, 24)
 
 
+def test_two_models_of_one_name_are_told_apart(folder: pathlib.Path, tmp_path, pg_program) -> None:
+    output, mine = tmp_path / "v.csv", tmp_path / "models" / "mine"
+    shutil.copytree(pathlib.Path(share(pg_program)) / "clip_search/models/photo-mini", mine)
+    options = [folder, "-o", output, "--model-path", mine.parent, "-m", "mine"]
+    run(*options)
+    before = output.read_bytes()
+    for file in ("onnx/vision_model.onnx", "preprocessor_config.json"):
+        content = (mine / file).read_bytes()
+        # Of the same length: a bit of a weight, a digit of the mean.
+        at = len(content) // 2 if file.endswith("onnx") else content.index(b"0.") + 2
+        (mine / file).write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        told = run(*options, code=1)
+        assert "was made otherwise" in told and "model_sha256" in told, file
+        assert output.read_bytes() == before
+        (mine / file).write_bytes(content)
+    # The text tower has no part in it.
+    (mine / "onnx" / "text_model.onnx").unlink()
+    run(*options)
+    assert output.read_bytes() == before
+
+
 def test_limits_are_named_as_its_own(folder: pathlib.Path, tmp_path) -> None:
     output = tmp_path / "v.csv"
     run(folder, "-o", output, "--max-image-pixels", 1000, "--max-image-bytes", 40_000, code=3)
