@@ -229,6 +229,27 @@ def test_two_models_of_one_name_are_told_apart(folder: pathlib.Path, tmp_path, p
     assert output.read_bytes() == before
 
 
+def test_what_is_no_file(folder: pathlib.Path, tmp_path) -> None:
+    output = tmp_path / "v.csv"
+    for name in (".#cat.jpg", "gone.txt"):
+        (folder / name).symlink_to("nowhere")
+    # A lock of Emacs and a note that is gone are no image files, as they would not be if they were there.
+    assert "2 files whose names" in run(folder, "-o", output)
+    (folder / "gone.jpg").symlink_to("nowhere")
+    (folder / "again").symlink_to(".")
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / os.fsdecode(b"\xff.jpg")).write_bytes(b"")
+    run(folder, "-o", output, code=3)
+    failures = csv.DictReader((tmp_path / "v.csv.failures.csv").open(newline="", encoding="utf-8"))
+    # Keys are paths from the directory on, as of the rows.
+    assert {row["key"]: row["message"] for row in failures} == {
+        "gone.jpg": "file cannot be read",
+        "again": "file cannot be read",
+        "\ufffd.jpg": "file name is not UTF-8",
+    }
+    assert len(rows(output)) == 24
+
+
 def test_limits_are_named_as_its_own(folder: pathlib.Path, tmp_path) -> None:
     output = tmp_path / "v.csv"
     run(folder, "-o", output, "--max-image-pixels", 1000, "--max-image-bytes", 40_000, code=3)

@@ -57,32 +57,52 @@ pub fn list(arguments: &Arguments) -> Result<List> {
 fn directory(root: &Path, every_file: bool) -> List {
     let mut list = List::default();
     let hidden = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b".");
+    let wanted = |path: &Path| {
+        let ending = path.extension().and_then(|e| e.to_str()).map(str::to_lowercase);
+        every_file || ending.is_some_and(|ending| ENDINGS.contains(&ending.as_str()))
+    };
+    // The root itself has no path from there on.
+    let key = |path: &Path| {
+        let below = path.strip_prefix(root).ok().filter(|below| !below.as_os_str().is_empty());
+        below.unwrap_or(path).to_string_lossy().into_owned()
+    };
     let walk = WalkDir::new(root).follow_links(true).sort_by_file_name().into_iter();
     for entry in walk.filter_entry(|entry| entry.depth() == 0 || !hidden(entry.file_name())) {
         let entry = match entry {
             Ok(entry) => entry,
             Err(e) => {
-                let path = e.path().unwrap_or(root).display().to_string();
+                let path = e.path().unwrap_or(root);
+                let name = path.file_name().unwrap_or_default();
+                // Links that lead nowhere come here, whatever they are named: Emacs locks a file by ".#cat.jpg".
+                let gone = e.io_error().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound) && e.depth() > 0;
+                if e.depth() > 0 && hidden(name) {
+                    continue;
+                }
+                if gone && !wanted(path) {
+                    list.left_out += 1;
+                    continue;
+                }
+                let why = e.io_error().map_or_else(|| e.to_string(), ToString::to_string);
                 list.unusable
-                    .push((path, Error::new(Kind::InvalidInput, "file cannot be read").detail(format!("{e}."))));
+                    .push((key(path), Error::new(Kind::InvalidInput, "file cannot be read").detail(format!("{why}."))));
                 continue;
             }
         };
         if !entry.file_type().is_file() {
             continue;
         }
-        let ending = entry.path().extension().and_then(|e| e.to_str()).map(str::to_lowercase);
-        if !every_file && !ending.is_some_and(|ending| ENDINGS.contains(&ending.as_str())) {
+        if !wanted(entry.path()) {
             list.left_out += 1;
             continue;
         }
         let path = entry.into_path();
         match path.strip_prefix(root).unwrap_or(&path).to_str() {
-            Some(key) => list.items.push(Item { key: key.to_owned(), path }),
+            Some(name) => list.items.push(Item { key: name.to_owned(), path }),
             None => list.unusable.push((
-                path.to_string_lossy().into_owned(),
+                key(&path),
                 Error::new(Kind::InvalidInput, "file name is not UTF-8")
-                    .hint("Rename it, or name it in no column of text."),
+                    .detail("What COPY reads is UTF-8, and so is a key.")
+                    .hint("Rename it."),
             )),
         }
     }
