@@ -250,6 +250,24 @@ def test_what_is_no_file(folder: pathlib.Path, tmp_path) -> None:
     assert len(rows(output)) == 24
 
 
+def test_copy_takes_any_key(database: support.Database, tmp_path, pg_program) -> None:
+    keys = ["\\.", "\\.\nx", "x\\.", "x\n\\.y", "x\r\ny", "x\n\\.", "NULL", "\\N", '"', "é\t", "x\n\\.\ny", "x\n\\.\r\ny", "a\0b"]
+    unfit = {"csv": set(keys[-3:]), "binary": set(keys[-1:])}
+    listing = tmp_path / "list.csv"
+    with listing.open("w", newline="") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows([["path", "id"], *([PHOTOS / "cat.jpg", key] for key in keys)])
+    with database.connect() as db:
+        for form, options in (("csv", "FORMAT csv, HEADER"), ("binary", "FORMAT binary")):
+            output = tmp_path / form
+            run(listing, "-o", output, "-f", form, "--key-column", "id", code=3)
+            failures = list(csv.DictReader((tmp_path / f"{form}.failures.csv").open(newline="")))
+            assert {row["key"] for row in failures} == unfit[form]
+            assert all(row["message"].endswith("cannot be loaded") for row in failures)
+            db.execute("DROP TABLE IF EXISTS k; CREATE TABLE k (key text, v vector(512))")
+            psql(pg_program, database, f"\\copy k FROM '{output}' ({options})")
+            assert {key for key, in db.execute("SELECT key FROM k")} == set(keys) - unfit[form]
+
+
 def test_limits_are_named_as_its_own(folder: pathlib.Path, tmp_path) -> None:
     output = tmp_path / "v.csv"
     run(folder, "-o", output, "--max-image-pixels", 1000, "--max-image-bytes", 40_000, code=3)

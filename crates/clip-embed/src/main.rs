@@ -163,7 +163,7 @@ fn run(arguments: &Arguments) -> clip::Result<usize> {
     let (mut items, mut seen) = (Vec::new(), HashSet::new());
     let (mut there, mut repeated) = (0, 0);
     for Item { key, path } in list.items {
-        match arguments.key_type.canonical(&key) {
+        match arguments.key_type.canonical(&key, arguments.format) {
             Ok(key) if !seen.insert(key.clone()) => repeated += 1,
             Ok(key) if output.has(&key) => there += 1,
             Ok(key) => items.push(Item { key, path }),

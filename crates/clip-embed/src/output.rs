@@ -41,9 +41,18 @@ impl Key {
     /// The key as a row that is there gives it back: "007" is 7 in a bigint column.
     ///
     /// # Errors
-    /// Where it is not of the column's type.
-    pub fn canonical(self, key: &str) -> Result<String> {
+    /// Where it is not of the column's type, or COPY would take no row of a file with it.
+    pub fn canonical(self, key: &str, format: Format) -> Result<String> {
+        let unfit = |why: &str| Error::new(Kind::InvalidInput, format!("key {key:?} cannot be loaded")).detail(why);
         match self {
+            Self::Text if key.contains('\0') => {
+                Err(unfit("No text of PostgreSQL has a NUL character.").hint("Take another --key-column."))
+            }
+            // In quotes or not: psql looks for it line by line.
+            Self::Text if format == Format::Csv && ["\n\\.\n", "\n\\.\r\n"].iter().any(|line| key.contains(line)) => {
+                Err(unfit("Up to PostgreSQL 17 psql takes its line \"\\.\" for the end of the file.")
+                    .hint("Take --format binary, or rename the file."))
+            }
             Self::Text => Ok(key.to_owned()),
             Self::Bigint => bigint(key).map(|number| number.to_string()),
         }
@@ -282,7 +291,8 @@ impl Output {
     }
 }
 
-/// Both fields in quotes: COPY takes an empty one without for NULL, and up to PostgreSQL 16 a lone `\.` for the end.
+/// Both fields in quotes: COPY takes an empty one without for NULL, and up to PostgreSQL 17 a row that is `\.` for the
+/// end. [`Key::canonical`] refuses what quotes don't help.
 fn csv_row(key: &str, vector: &[f32]) -> Vec<u8> {
     // The shortest decimals that give the same float back, never with an exponent.
     let values: Vec<String> = vector.iter().map(f32::to_string).collect();
@@ -438,10 +448,10 @@ mod tests {
 
     #[test]
     fn a_key_must_be_of_its_type() {
-        assert_eq!(Key::Bigint.canonical("007").unwrap(), "7");
-        assert_eq!(Key::Text.canonical("007").unwrap(), "007");
+        assert_eq!(Key::Bigint.canonical("007", Format::Csv).unwrap(), "7");
+        assert_eq!(Key::Text.canonical("007", Format::Csv).unwrap(), "007");
         for key in ["x", "9223372036854775808", "1.5"] {
-            let error = Key::Bigint.canonical(key).unwrap_err();
+            let error = Key::Bigint.canonical(key, Format::Csv).unwrap_err();
             assert_eq!(error.message, format!("key \"{key}\" is not a bigint"));
         }
     }
