@@ -268,6 +268,24 @@ def test_copy_takes_any_key(database: support.Database, tmp_path, pg_program) ->
             assert {key for key, in db.execute("SELECT key FROM k")} == set(keys) - unfit[form]
 
 
+def test_the_output_is_a_file(folder: pathlib.Path, tmp_path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for output in (pipe, "/dev/full"):
+        assert "is not a regular file" in run(folder, "-o", output, code=1)
+        assert not pathlib.Path(f"{output}.json").exists()
+    assert "cannot be standard output" in run(folder, "-o", "-", code=1)
+    # What a full disk leaves goes on.
+    output = tmp_path / "v.csv"
+    limit = subprocess.run(
+        ["bash", "-c", 'trap "" XFSZ; ulimit -f 64; exec "$@"', "bash", *command(folder, "-o", output)],
+        capture_output=True, text=True, timeout=120,
+    )
+    assert limit.returncode == 1 and "cannot be written" in limit.stderr, limit.stderr
+    assert output.stat().st_size == 64 * 1024
+    assert "are in" in run(folder, "-o", output) and len(rows(output)) == 24
+
+
 def test_limits_are_named_as_its_own(folder: pathlib.Path, tmp_path) -> None:
     output = tmp_path / "v.csv"
     run(folder, "-o", output, "--max-image-pixels", 1000, "--max-image-bytes", 40_000, code=3)

@@ -95,8 +95,18 @@ impl Output {
     /// Where another run writes to it, it was made otherwise than `made_by` says, or is no such file.
     pub fn open(path: &Path, format: Format, key: Key, made_by: &Value) -> Result<Self> {
         let failed = |e: std::io::Error| failed(path, &e);
+        if path == Path::new("-") {
+            return Err(Error::new(Kind::InvalidInput, "the output cannot be standard output")
+                .detail("It is read again to go on after a run that was killed.")
+                .hint("Give --output the path of a file; one that is named so is \"./-\"."));
+        }
         let mut options = OpenOptions::new();
         let mut file = options.read(true).write(true).create(true).truncate(false).open(path).map_err(failed)?;
+        if !file.metadata().map_err(failed)?.is_file() {
+            return Err(Error::new(Kind::InvalidInput, format!("\"{}\" is not a regular file", path.display()))
+                .detail("It is read again to go on after a run that was killed, which a pipe or a device can't be.")
+                .hint("Give --output the path of a file."));
+        }
         if let Err(e) = file.try_lock() {
             return Err(Error::new(Kind::InvalidInput, format!("\"{}\" is in use", path.display()))
                 .detail(match e {
