@@ -286,6 +286,18 @@ def test_the_output_is_a_file(folder: pathlib.Path, tmp_path) -> None:
     assert "are in" in run(folder, "-o", output) and len(rows(output)) == 24
 
 
+def test_a_list_by_a_pipe(folder: pathlib.Path, tmp_path) -> None:
+    listing = b"path,id\n%s,1\n,2\nx.jpg,\n" % next(p.name for p in folder.glob("*.jpg") if p.name != ".hidden.jpg").encode()
+    arguments = ["-o", tmp_path / "v.csv", "--key-column", "id"]
+    done = subprocess.run(command("/dev/stdin", *arguments), capture_output=True, input=listing, cwd=folder, timeout=120)
+    assert done.returncode == 3 and set(rows(tmp_path / "v.csv")) == {"1"}, done.stderr
+    failures = csv.DictReader((tmp_path / "v.csv.failures.csv").open(newline=""))
+    assert [(row["key"], row["message"]) for row in failures] == [
+        ("2", "line 3 has no path or no key"), ("x.jpg", "line 4 has no path or no key")
+    ]
+    assert "\"-\" lists no file" in run("-", "-o", tmp_path / "w.csv", code=1, input="path\n")
+
+
 def test_limits_are_named_as_its_own(folder: pathlib.Path, tmp_path) -> None:
     output = tmp_path / "v.csv"
     run(folder, "-o", output, "--max-image-pixels", 1000, "--max-image-bytes", 40_000, code=3)

@@ -42,10 +42,16 @@ pub fn list(arguments: &Arguments) -> Result<List> {
         let file = std::fs::File::open(input).map_err(|e| {
             Error::new(Kind::MissingFile, format!("\"{}\" cannot be read", input.display())).detail(format!("{e}."))
         })?;
-        let beside = || input.parent().unwrap_or(Path::new("")).to_owned();
+        // What a shell puts for <(…), and /dev/stdin, lie in /dev; no list begins there.
+        let piped = !file.metadata().is_ok_and(|about| about.is_file());
+        let beside = || input.parent().filter(|_| !piped).unwrap_or(Path::new("")).to_owned();
         table(file, &input.display().to_string(), &arguments.root.clone().unwrap_or_else(beside), arguments)?
     };
     if list.items.is_empty() && list.unusable.is_empty() {
+        if !input.is_dir() {
+            return Err(Error::new(Kind::InvalidInput, format!("\"{}\" lists no file", input.display()))
+                .detail("It has a header and nothing else."));
+        }
         return Err(Error::new(Kind::InvalidInput, format!("there is no image file in \"{}\"", input.display()))
             .detail(format!("{} files have names that don't end as an image's.", list.left_out)));
     }
@@ -134,7 +140,7 @@ fn table(reader: impl Read, name: &str, root: &Path, arguments: &Arguments) -> R
         if path.is_empty() || key.is_empty() {
             let line = record.position().map_or(0, csv::Position::line);
             let error = Error::new(Kind::InvalidInput, format!("line {line} has no path or no key"));
-            list.unusable.push((path.to_owned(), error));
+            list.unusable.push((if key.is_empty() { path } else { key }.to_owned(), error));
         } else {
             list.items.push(Item { key: key.to_owned(), path: root.join(path) });
         }

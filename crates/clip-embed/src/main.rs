@@ -64,7 +64,8 @@ struct Arguments {
     /// Column of the CSV whose value is written beside each vector [default: the path's].
     #[arg(long, value_name = "NAME")]
     key_column: Option<String>,
-    /// Where relative paths of the CSV begin [default: the CSV's directory; with "-", the current one].
+    /// Where relative paths of the CSV begin [default: the CSV's directory; with a pipe, the current
+    /// one].
     #[arg(long, value_name = "DIRECTORY")]
     root: Option<PathBuf>,
     /// In a directory, take every file, whatever its name ends in.
