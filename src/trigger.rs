@@ -532,12 +532,14 @@ fn before_insert(plan: &Plan, new: &Tuple) -> SqlResult<pg_sys::HeapTuple> {
 }
 
 fn before_update(plan: &Plan, table: pg_sys::Oid, old: &Tuple, new: &Tuple) -> SqlResult<pg_sys::HeapTuple> {
-    let changed = !unchanged(plan, old, new);
+    let mut changed = !unchanged(plan, old, new);
     let result = if changed {
         written(plan, new)?
     } else {
         check_model(plan, old, new)?;
-        new.tuple
+        let regrouped = regrouped(plan, old, new)?;
+        changed = regrouped.is_some();
+        regrouped.unwrap_or(new.tuple)
     };
     // SAFETY: the relation is open as long as the trigger runs.
     let partition = unsafe { pg_sys::get_rel_relispartition(table) };
@@ -630,18 +632,7 @@ fn written(plan: &Plan, new: &Tuple) -> SqlResult<pg_sys::HeapTuple> {
             }
             let vector = plan.storage.round(vector);
             let cluster = match &plan.collection {
-                Some(collection) if plan.cluster.is_some() => {
-                    let cluster = {
-                        let _rights = Rights::of_extension();
-                        assign(vector.clone(), collection)?
-                    };
-                    STATE.with_borrow_mut(|state| {
-                        let member =
-                            state.until(Member { collection: collection.clone(), cluster, vector: vector.0.clone() });
-                        state.joined.push(member);
-                    });
-                    Some(cluster)
-                }
+                Some(collection) if plan.cluster.is_some() => Some(join(collection, &vector.0)?),
                 _ => None,
             };
             Ok(new.with(plan, Some(vector), cluster))
@@ -657,6 +648,31 @@ fn written(plan: &Plan, new: &Tuple) -> SqlResult<pg_sys::HeapTuple> {
         }
         Err(error) => Err(report(error)),
     }
+}
+
+/// A member whose embedding is written by hand, its source being the same, goes to the group of what it is now; where it
+/// is set to NULL, to none. A group that is written by hand is left alone.
+fn regrouped(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<Option<pg_sys::HeapTuple>> {
+    let (Some(member), Some(cluster)) = (old.member(plan), plan.cluster) else { return Ok(None) };
+    if same(old.datum(plan.embedding), new.datum(plan.embedding)) || !same_value(old, new, cluster) {
+        return Ok(None);
+    }
+    let Some(vector) = new.vector(plan) else { return Ok(Some(new.with(plan, None, None))) };
+    let cluster = join(&member.collection, &vector)?;
+    Ok(Some(new.with(plan, Some(Vector(vector)), Some(cluster))))
+}
+
+/// Joins a cluster, for a row that is yet to be written.
+fn join(collection: &Rc<str>, vector: &[f32]) -> SqlResult<i64> {
+    let cluster = {
+        let _rights = Rights::of_extension();
+        assign(Vector(vector.to_vec()), collection)?
+    };
+    STATE.with_borrow_mut(|state| {
+        let member = state.until(Member { collection: collection.clone(), cluster, vector: vector.to_vec() });
+        state.joined.push(member);
+    });
+    Ok(cluster)
 }
 
 /// An embedding that is written by hand must be of the column's model, as far as can be told.
@@ -702,9 +718,15 @@ fn after_update(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<()> {
     if changed {
         confirm(plan, new);
         part(plan, old)?;
-    } else if new.datum(plan.embedding).is_none() || plan.cluster.is_some_and(|cluster| new.datum(cluster).is_none()) {
-        // Set to NULL by hand, as to have it made anew: it will join again.
-        part(plan, old)?;
+    } else if let Some(was) = old.member(plan) {
+        // By hand: grouped anew before it was written (`regrouped`), or without a group until it is made anew.
+        let parted = match new.member(plan) {
+            Some(is) => is != was && confirm(plan, new),
+            None => true,
+        };
+        if parted {
+            part(plan, old)?;
+        }
     }
     let renamed = plan.key.iter().any(|&column| !same_value(old, new, column));
     let (was_open, open) = (old.datum(plan.embedding).is_none(), new.datum(plan.embedding).is_none());
@@ -777,11 +799,9 @@ fn after_truncate(plan: &Plan) -> SqlResult<()> {
     Ok(())
 }
 
-/// The row is written, so its cluster has it.
-fn confirm(plan: &Plan, new: &Tuple) {
-    if let Some(member) = new.member(plan) {
-        STATE.with_borrow_mut(|state| State::take(&mut state.joined, &member));
-    }
+/// The row is written, so its cluster has it. Whether it has just joined.
+fn confirm(plan: &Plan, new: &Tuple) -> bool {
+    new.member(plan).is_some_and(|member| STATE.with_borrow_mut(|state| State::take(&mut state.joined, &member)))
 }
 
 /// The row leaves its cluster.

@@ -474,6 +474,15 @@ pub struct Wanted<'a> {
 pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
     let Wanted { embedding, cluster, queued, .. } = *wanted;
     let store = Store::open(c"clip_watch()");
+    // PostgreSQL cuts longer names, which then can't be found by what was given.
+    let long = |name: &&str| name.len() >= pg_sys::NAMEDATALEN as usize;
+    if let Some(name) = [Some(embedding), cluster].into_iter().flatten().find(long) {
+        return Err(with_sqlstate(
+            PgSqlErrorCode::ERRCODE_NAME_TOO_LONG,
+            Error::new(Kind::InvalidInput, format!("column name \"{name}\" has {} bytes", name.len()))
+                .detail("PostgreSQL's names have 63 at most."),
+        ));
+    }
     let table = Table::describe(oid)?;
     table.check(queued)?;
     if table.has_children {

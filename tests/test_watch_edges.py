@@ -147,6 +147,58 @@ def test_what_is_set_to_null_by_hand_leaves_its_cluster(db: psycopg.Connection, 
     assert check(db, "note") == 10
 
 
+def test_an_embedding_written_by_hand_changes_the_group(db: psycopg.Connection) -> None:  # noqa: F811
+    """The groups are the sums of what their members' column has, whoever wrote it."""
+    key = "id int, part int, PRIMARY KEY (id, part)"
+    notes(db, key=key, rest="PARTITION BY LIST (part)")
+    db.execute("CREATE TABLE note_1 PARTITION OF note FOR VALUES IN (1); CREATE TABLE note_2 PARTITION OF note FOR VALUES IN (2)")
+    db.execute("INSERT INTO note (id, part, body) SELECT i, 1, CASE WHEN i <= 5 THEN 'a cat' ELSE 'a red rocket' END FROM generate_series(1, 10) i")
+    cat, rocket = (value(db, "SELECT cluster_id FROM note WHERE id = %s", id) for id in (1, 10))
+    assert cat != rocket
+
+    def groups() -> dict[int, int]:
+        found = dict(db.execute("SELECT id, size FROM clip_search.cluster").fetchall())
+        sums = db.execute(
+            "SELECT c.id, c.size, count(*), max(abs(1 - (c.centroid <#> l2_normalize(n.mean)) / -1)) FROM clip_search.cluster c "
+            "JOIN (SELECT cluster_id, avg(embedding) AS mean, count(*) AS count FROM note GROUP BY 1) n ON n.cluster_id = c.id "
+            "WHERE n.count = c.size GROUP BY c.id, c.size"
+        ).fetchall()
+        assert len(sums) == len(found) and all(row[3] < 1e-5 for row in sums)
+        return found
+
+    # Written, rolled back, written while the row moves to another partition, and written as it was.
+    with db.transaction(force_rollback=True):
+        db.execute("UPDATE note SET embedding = clip_embed_text('a red rocket') WHERE id <= 2")
+        assert groups() == {cat: 3, rocket: 7}
+    assert groups() == {cat: 5, rocket: 5}
+    db.execute("UPDATE note SET embedding = clip_embed_text('a red rocket'), part = id WHERE id <= 2")
+    assert groups() == {cat: 3, rocket: 7}
+    assert value(db, "SELECT array_agg(cluster_id ORDER BY id) FROM note WHERE id <= 3") == [rocket, rocket, cat]
+    db.execute("UPDATE note SET embedding = embedding, title = 'x'")
+    assert groups() == {cat: 3, rocket: 7}
+    # A row that is suppressed afterwards has joined nothing.
+    db.execute(
+        "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; SET client_min_messages = error;"
+        "CREATE TRIGGER zzzz BEFORE UPDATE ON note_1 FOR EACH ROW EXECUTE FUNCTION no()"
+    )
+    try:
+        db.execute("UPDATE note SET embedding = clip_embed_text('a red rocket') WHERE id = 3")
+        assert groups() == {cat: 3, rocket: 7}
+    finally:
+        db.execute("DROP FUNCTION no CASCADE")
+    db.execute("UPDATE note SET body = body || '.'")
+    assert check(db, "note") == 10
+
+
+def test_a_name_that_is_too_long(db: psycopg.Connection) -> None:  # noqa: F811
+    """PostgreSQL would cut it, and nothing would be found by it."""
+    db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
+    for argument in ("embedding", "cluster"):
+        state, text = sqlstate(db, f"SELECT clip_watch('note', 'body', {argument} => repeat('é', 32))")
+        assert state == "42622" and text.startswith('column name "éé') and "has 64 bytes" in text
+    db.execute("SELECT clip_watch('note', 'body', cluster => repeat('é', 31) || 'x')")
+
+
 def test_another_key(db: psycopg.Connection) -> None:  # noqa: F811
     """What is listed by a former key is listed by the new one once clip_watch knows it; groups name their members by it."""
     notes(db, ", on_error => 'skip'", key="id int PRIMARY KEY, other uuid NOT NULL DEFAULT gen_random_uuid()")
