@@ -38,15 +38,17 @@ CONDITIONS = {
     "duplicate_object": "the collection exists already, or has its members elsewhere; the column is watched already",
     "trigger_protocol_violated": "a trigger function was called other than by its trigger",
     "feature_not_supported": "an image format that is recognised and not decoded (HEIC, AVIF, …), or an image "
-    "processor of another family; a table of Citus, for what needs its rows on this server",
+    "processor of another family; a text in a database of another encoding than UTF-8; a table of Citus, for what needs "
+    "its rows on this server",
     "insufficient_privilege": "a right is missing, on the function or on the table that it works on",
     "internal_error": "a defect of the extension: please report it",
     "invalid_parameter_value": "not an image, or an empty, truncated or broken one; an empty text; a zero vector; no "
     "label, or a template without {}; terms of a query that cancel out; any other argument out of its range",
     "invalid_transaction_state": "assignment to a cluster, or a change of a collection or a watch, in a parallel "
     "worker",
+    "name_too_long": "the name of a column that clip_watch is to add would be cut by PostgreSQL",
     "not_null_violation": "the key of a watched row is NULL",
-    "null_value_not_allowed": "the table or the model is NULL",
+    "null_value_not_allowed": "an argument is NULL that needs a value",
     "object_in_use": "the watched table, or a column of it, has just been renamed",
     "object_not_in_prerequisite_state": "the collection does not know its members' table; a table can't be watched "
     "(it has no primary key, say), or not in that way",
