@@ -30,13 +30,14 @@ TOPICS = {
 
 # When a condition is raised, by PostgreSQL's name for it.
 CONDITIONS = {
+    "active_sql_transaction": "clip_backfill or clip_reembed is called inside a transaction",
     "ambiguous_parameter": "several columns of the table are watched: name the one that is meant",
     "config_file_error": "a file of the model can't be used, or ONNX Runtime is too old",
     "data_exception": "a vector of another length or model than the collection's, or than those it is compared with",
     "datatype_mismatch": "a column is of another type than it has to be",
     "dependent_objects_still_exist": "a view or the like keeps clip_reembed from replacing a column",
     "duplicate_object": "the collection exists already, or has its members elsewhere; the column is watched already",
-    "trigger_protocol_violated": "a trigger function was called other than by its trigger",
+    "trigger_protocol_violated": "a trigger function was called other than by the trigger that clip_watch makes",
     "feature_not_supported": "an image format that is recognised and not decoded (HEIC, AVIF, …), or an image "
     "processor of another family; a text in a database of another encoding than UTF-8; a table of Citus, for what needs "
     "its rows on this server",
@@ -53,7 +54,7 @@ CONDITIONS = {
     "object_not_in_prerequisite_state": "the collection does not know its members' table; a table can't be watched "
     "(it has no primary key, say), or not in that way",
     "program_limit_exceeded": "an image over clip_search.max_image_pixels or max_image_bytes; a text over the model's "
-    "context with clip_search.truncate_text off",
+    "context with clip_search.truncate_text off; a key that is too long to be noted for clip_watch",
     "read_only_sql_transaction": "assignment to a cluster, or a change of a collection or a watch, in a read-only "
     "transaction or on a standby",
     "triggered_data_change_violation": "a trigger or a rule on a table kept rows from being updated",

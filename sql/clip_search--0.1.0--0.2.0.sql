@@ -76,7 +76,7 @@ WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger t
                 AND t.tgfoid OPERATOR(pg_catalog.=) '@extschema@.clip_watch_row()'::pg_catalog.regprocedure::pg_catalog.oid
                 AND t.tgenabled OPERATOR(pg_catalog.<>) 'D'
                 AND t.tgargs OPERATOR(pg_catalog.=)
-                    (pg_catalog.convert_to(w.id::pg_catalog.text, 'UTF8') OPERATOR(pg_catalog.||) '\x00'));
+                    (pg_catalog.convert_to(w.id::pg_catalog.text, 'UTF8') OPERATOR(pg_catalog.||) pg_catalog.decode('00', 'hex')));
 
 CREATE OR REPLACE VIEW clip_search.watch AS
 SELECT w.relation, coalesce(w.image, w.text) AS source, CASE WHEN w.image IS NOT NULL THEN w.text END AS text_source,
@@ -165,6 +165,8 @@ BEGIN
     IF batch IS NULL THEN
         RAISE EXCEPTION 'argument "batch" is NULL' USING ERRCODE = 'null_value_not_allowed',
             HINT = 'Give a value, or leave it out where it has a default.';
+    ELSIF batch OPERATOR(pg_catalog.<) 1 THEN
+        RAISE EXCEPTION 'batch % is not at least 1', batch USING ERRCODE = 'invalid_parameter_value';
     END IF;
     SELECT pg_catalog.array_agg(b.watch), pg_catalog.array_agg(b.last), coalesce(pg_catalog.sum(b.queued), 0)
     INTO watches, lasts, total FROM clip_search.backfill_begin(relation, embedding) AS b;
@@ -191,8 +193,11 @@ BEGIN
                         pg_catalog.round(((done OPERATOR(pg_catalog.+) failed) OPERATOR(pg_catalog./) seconds)::pg_catalog.numeric, 1),
                         pg_catalog.round((GREATEST(total OPERATOR(pg_catalog.-) done OPERATOR(pg_catalog.-) failed, 0)
                             OPERATOR(pg_catalog.*) seconds OPERATOR(pg_catalog./) GREATEST(done OPERATOR(pg_catalog.+) failed, 1))::pg_catalog.numeric);
-                    PERFORM pg_catalog.pg_notify('clip_search', pg_catalog.json_build_object('table', relation::pg_catalog.text, 'embedded', done,
-                        'failed', failed, 'queued', GREATEST(total OPERATOR(pg_catalog.-) done OPERATOR(pg_catalog.-) failed, 0))::pg_catalog.text);
+                    PERFORM pg_catalog.pg_notify('clip_search', pg_catalog.json_build_object('table',
+                            (SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_class c
+                             JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+                             WHERE c.oid OPERATOR(pg_catalog.=) relation::pg_catalog.oid),
+                        'embedded', done, 'failed', failed, 'queued', GREATEST(total OPERATOR(pg_catalog.-) done OPERATOR(pg_catalog.-) failed, 0))::pg_catalog.text);
                 END IF;
                 COMMIT;
             END LOOP;
@@ -206,6 +211,10 @@ BEGIN
         pg_catalog.round(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) began)::pg_catalog.numeric, 1);
 END $$;
 
+CREATE FUNCTION clip_search.reembed_goes_on(relation regclass, embedding text, model text) RETURNS boolean
+STRICT VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'reembed_goes_on_wrapper';
+COMMENT ON FUNCTION clip_search.reembed_goes_on(regclass, text, text) IS 'A step of clip_reembed: whether the column is still to be filled, or another session has seen to it';
+
 CREATE OR REPLACE PROCEDURE clip_reembed(relation regclass, model text, embedding text DEFAULT NULL, batch integer DEFAULT 16)
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -214,10 +223,13 @@ BEGIN
     IF batch IS NULL THEN
         RAISE EXCEPTION 'argument "batch" is NULL' USING ERRCODE = 'null_value_not_allowed',
             HINT = 'Give a value, or leave it out where it has a default.';
+    ELSIF batch OPERATOR(pg_catalog.<) 1 THEN
+        RAISE EXCEPTION 'batch % is not at least 1', batch USING ERRCODE = 'invalid_parameter_value';
     END IF;
     next := clip_search.reembed_begin(relation, model, embedding);
     COMMIT;
-    LOOP
+    -- Several sessions may fill the column; one of them puts it in its place.
+    WHILE clip_search.reembed_goes_on(relation, next, model) LOOP
         CALL @extschema@.clip_backfill(relation, batch, next);
         EXIT WHEN clip_search.reembed_finish(relation, next);
         -- Rows have come meanwhile, more than others should wait for.

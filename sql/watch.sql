@@ -65,7 +65,7 @@ WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger t
                 AND t.tgfoid OPERATOR(pg_catalog.=) '@extschema@.clip_watch_row()'::pg_catalog.regprocedure::pg_catalog.oid
                 AND t.tgenabled OPERATOR(pg_catalog.<>) 'D'
                 AND t.tgargs OPERATOR(pg_catalog.=)
-                    (pg_catalog.convert_to(w.id::pg_catalog.text, 'UTF8') OPERATOR(pg_catalog.||) '\x00'));
+                    (pg_catalog.convert_to(w.id::pg_catalog.text, 'UTF8') OPERATOR(pg_catalog.||) pg_catalog.decode('00', 'hex')));
 
 -- With the caller's rights, so it tells nobody how many rows a table has who may not count them; but policies, which are
 -- functions of the table's owner, are not run with them: where one would hide rows, there is no count. An EXCEPTION clause
@@ -144,6 +144,8 @@ BEGIN
     IF batch IS NULL THEN
         RAISE EXCEPTION 'argument "batch" is NULL' USING ERRCODE = 'null_value_not_allowed',
             HINT = 'Give a value, or leave it out where it has a default.';
+    ELSIF batch OPERATOR(pg_catalog.<) 1 THEN
+        RAISE EXCEPTION 'batch % is not at least 1', batch USING ERRCODE = 'invalid_parameter_value';
     END IF;
     SELECT pg_catalog.array_agg(b.watch), pg_catalog.array_agg(b.last), coalesce(pg_catalog.sum(b.queued), 0)
     INTO watches, lasts, total FROM clip_search.backfill_begin(relation, embedding) AS b;
@@ -170,8 +172,11 @@ BEGIN
                         pg_catalog.round(((done OPERATOR(pg_catalog.+) failed) OPERATOR(pg_catalog./) seconds)::pg_catalog.numeric, 1),
                         pg_catalog.round((GREATEST(total OPERATOR(pg_catalog.-) done OPERATOR(pg_catalog.-) failed, 0)
                             OPERATOR(pg_catalog.*) seconds OPERATOR(pg_catalog./) GREATEST(done OPERATOR(pg_catalog.+) failed, 1))::pg_catalog.numeric);
-                    PERFORM pg_catalog.pg_notify('clip_search', pg_catalog.json_build_object('table', relation::pg_catalog.text, 'embedded', done,
-                        'failed', failed, 'queued', GREATEST(total OPERATOR(pg_catalog.-) done OPERATOR(pg_catalog.-) failed, 0))::pg_catalog.text);
+                    PERFORM pg_catalog.pg_notify('clip_search', pg_catalog.json_build_object('table',
+                            (SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_class c
+                             JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+                             WHERE c.oid OPERATOR(pg_catalog.=) relation::pg_catalog.oid),
+                        'embedded', done, 'failed', failed, 'queued', GREATEST(total OPERATOR(pg_catalog.-) done OPERATOR(pg_catalog.-) failed, 0))::pg_catalog.text);
                 END IF;
                 COMMIT;
             END LOOP;
@@ -193,10 +198,13 @@ BEGIN
     IF batch IS NULL THEN
         RAISE EXCEPTION 'argument "batch" is NULL' USING ERRCODE = 'null_value_not_allowed',
             HINT = 'Give a value, or leave it out where it has a default.';
+    ELSIF batch OPERATOR(pg_catalog.<) 1 THEN
+        RAISE EXCEPTION 'batch % is not at least 1', batch USING ERRCODE = 'invalid_parameter_value';
     END IF;
     next := clip_search.reembed_begin(relation, model, embedding);
     COMMIT;
-    LOOP
+    -- Several sessions may fill the column; one of them puts it in its place.
+    WHILE clip_search.reembed_goes_on(relation, next, model) LOOP
         CALL @extschema@.clip_backfill(relation, batch, next);
         EXIT WHEN clip_search.reembed_finish(relation, next);
         -- Rows have come meanwhile, more than others should wait for.
@@ -306,4 +314,5 @@ model: the new one
 embedding: the column; NULL: the only one that is watched in this table
 batch: rows in one transaction';
 COMMENT ON FUNCTION clip_search.reembed_begin(regclass, text, text) IS 'A step of clip_reembed: the column beside, which is watched, too';
+COMMENT ON FUNCTION clip_search.reembed_goes_on(regclass, text, text) IS 'A step of clip_reembed: whether the column is still to be filled, or another session has seen to it';
 COMMENT ON FUNCTION clip_search.reembed_finish(regclass, text) IS 'A step of clip_reembed: the swap; false if rows are missing';

@@ -6,7 +6,6 @@
 use clip::agglomerative::{Linkage, agglomerate};
 use clip::cluster::cosine;
 use clip::{Error, Kind};
-use pgrx::PgRelation;
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -16,8 +15,10 @@ use crate::citus;
 use crate::cluster::check_name;
 use crate::error::{SqlResult, given, report, with_sqlstate};
 use crate::recluster;
+use crate::relation::Regclass;
 use crate::store::Store;
 use crate::vector::{self, Storage, Vector};
+use crate::watch;
 
 #[pg_extern(volatile, parallel_unsafe, security_definer)]
 #[search_path(pg_catalog, pg_temp)]
@@ -27,7 +28,7 @@ fn clip_create_collection(
     threshold: default!(Option<f64>, "NULL"),
     dimensions: default!(Option<i32>, "NULL"),
     model: default!(Option<&str>, "NULL"),
-    members: default!(Option<PgRelation>, "NULL"),
+    members: default!(Option<Regclass>, "NULL"),
     embedding: default!(Option<&str>, "'embedding'"),
     cluster: default!(Option<&str>, "'cluster_id'"),
     key: default!(Option<&str>, "NULL"),
@@ -75,9 +76,10 @@ fn clip_create_collection(
                     .detail(format!("Collection \"{collection}\" holds vectors of {known} dimensions.")),
             ));
         }
-        let table = members.as_ref().map(PgRelation::oid);
+        let table = members.map(|Regclass(oid)| oid);
         let key = match table {
             Some(table) => {
+                watch::Table::describe(table)?; // there is one of that oid
                 refuse_citus(client, table)?;
                 let is = |wanted| move |kind| kind == wanted;
                 check_column(client, table, embedding, |kind| Storage::of(kind).is_some(), "vector or halfvec")?;

@@ -9,7 +9,6 @@ use std::collections::HashMap;
 
 use clip::cluster::normalise;
 use clip::{Error, Kind};
-use pgrx::PgRelation;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, quote_identifier};
@@ -17,9 +16,10 @@ use pgrx::spi::{SpiClient, quote_identifier};
 use crate::cluster::assign;
 use crate::collection::get;
 use crate::error::{SqlResult, report};
+use crate::relation::Regclass;
 use crate::rights::{Failure, Rights, attempt, key_form};
 use crate::vector::{self, Storage, Vector};
-use crate::watch::{Watch, spi, table_of};
+use crate::watch::{Table, Watch, spi, table_of};
 use crate::{engine, settings, store};
 
 /// Files that are in memory at a time.
@@ -586,6 +586,26 @@ fn note(
     }
 }
 
+/// Runs what notes rows by their keys, the longest of so many bytes. An entry of the index that finds them has 2,704 bytes
+/// at most, compressed: which keys are too long shows as one is noted.
+pub fn noted<T>(watch: &Watch, longest: usize, note: impl FnOnce() -> SqlResult<T>) -> SqlResult<T> {
+    if longest < 2000 {
+        return note();
+    }
+    attempt(note).map_err(|failure| match failure.code.as_str() {
+        "54000" => crate::error::with_sqlstate(
+            PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            Error::new(Kind::LimitExceeded, format!("a key of {} is too long to be noted", watch.name()))
+                .detail(format!(
+                    "As a text it has {longest} bytes; rows that are yet to be embedded, or could not be, are noted by their key, \
+                     compressed in 2700."
+                ))
+                .hint(format!("Give {} a shorter key, and call clip_watch again.", watch.name())),
+        ),
+        _ => failure.into_report(),
+    })
+}
+
 /// Lists a row as failed.
 pub fn add_failure(watch: i64, key: &str, failure: &Failure, attempts: i64) -> SqlResult<()> {
     let _rights = Rights::of_extension_in_a_hurry();
@@ -711,7 +731,10 @@ pub fn enqueue_missing(watch: &Watch) -> SqlResult<i64> {
                 let query = "INSERT INTO clip_search.watch_queue (watch, key) SELECT $1, k.key::text[] FROM unnest($2::text[]) AS k (key) \
                      WHERE NOT EXISTS (SELECT FROM clip_search.watch_queue q WHERE q.watch = $1 AND q.key = k.key::text[]) \
                      AND NOT EXISTS (SELECT FROM clip_search.watch_failure f WHERE f.watch = $1 AND f.key = k.key::text[])";
-                Ok(client.update(query, None, &[watch.id.into(), keys.into()]).map_err(spi)?.len() as i64)
+                let longest = keys.iter().map(String::len).max().unwrap_or_default();
+                let insert =
+                    || Ok(client.update(query, None, &[watch.id.into(), keys.into()]).map_err(spi)?.len() as i64);
+                noted(watch, longest, insert)
             })?;
         }
     })
@@ -725,13 +748,15 @@ mod clip_search {
     /// Queues what is missing; the watches to see to, how many entries they have, and which is the last.
     #[pg_extern(volatile, parallel_unsafe, cost = 1000000)]
     fn backfill_begin(
-        relation: Option<PgRelation>,
+        relation: Option<Regclass>,
         embedding: Option<&str>,
     ) -> Result<TableIterator<'static, (name!(watch, i64), name!(queued, i64), name!(last, i64))>, ErrorReport> {
         store::check_writable(c"clip_backfill()");
         let oid = table_of(relation)?;
         let mut found = Vec::new();
-        for watch in Watch::of_table(oid, embedding)? {
+        let watches = Watch::of_table(oid, embedding)?;
+        store::check_may_commit("clip_backfill()")?;
+        for watch in watches {
             enqueue_missing(&watch)?;
             let queued = own(|client| {
                 let query = "SELECT pg_catalog.count(*), coalesce(pg_catalog.max(id), 0) FROM clip_search.watch_queue WHERE watch = $1";
@@ -743,13 +768,18 @@ mod clip_search {
         Ok(TableIterator::new(found))
     }
 
-    /// The ids of a watch's next entries between two; the caller owns the table.
+    /// The ids of a watch's next entries between two; the caller owns the table. None if it is not watched any more.
     #[pg_extern(volatile, strict, parallel_unsafe)]
     fn backfill_claim(watch: i64, after: i64, last: i64, batch: i32) -> SqlResult<Vec<i64>> {
         if batch < 1 {
             return Err(report(Error::new(Kind::InvalidInput, format!("batch {batch} is not at least 1"))));
         }
-        check_owner(watch)?;
+        if !is_own(watch)? {
+            pgrx::notice!(
+                "clip_search: a column is not watched any more, by clip_unwatch or since clip_reembed is done"
+            );
+            return Ok(Vec::new());
+        }
         Ok(claim(&[watch], i64::from(batch), Some((after, last)))?.map(|(_, ids)| ids).unwrap_or_default())
     }
 
@@ -759,7 +789,9 @@ mod clip_search {
         watch: i64,
         entries: Vec<i64>,
     ) -> Result<TableIterator<'static, (name!(embedded, i64), name!(failed, i64))>, ErrorReport> {
-        check_owner(watch)?;
+        if !is_own(watch)? {
+            return Ok(TableIterator::once((0, 0)));
+        }
         let entries = own(|client| {
             let query = "SELECT id FROM clip_search.watch_queue WHERE watch = $1 AND id = ANY ($2)";
             let rows = client.update(query, None, &[watch.into(), entries.into()]).map_err(spi)?;
@@ -769,19 +801,17 @@ mod clip_search {
     }
 }
 
-fn check_owner(watch: i64) -> SqlResult<()> {
-    let known = Watch::by_id(watch)?;
-    let relation = known.map(|known| (known.relation, known.embedding));
-    match relation {
-        Some((relation, embedding)) => Watch::of_table(relation, Some(&embedding)).map(drop),
-        None => Err(report(Error::new(Kind::InvalidInput, format!("there is no watch {watch}")))),
-    }
+/// Whether there is a watch of that number; its table must be the caller's.
+fn is_own(watch: i64) -> SqlResult<bool> {
+    let Some(watch) = Watch::by_id(watch)? else { return Ok(false) };
+    Table::describe(watch.relation)?.check_owner()?;
+    Ok(true)
 }
 
 /// Takes rows off the list of failures. Where a worker keeps the table true it gets them; otherwise they are tried at
 /// once. Returns how many are on the list no longer.
 #[pg_extern(volatile, parallel_unsafe, cost = 1000000)]
-fn clip_retry(relation: Option<PgRelation>, embedding: default!(Option<&str>, "NULL")) -> SqlResult<i64> {
+fn clip_retry(relation: Option<Regclass>, embedding: default!(Option<&str>, "NULL")) -> SqlResult<i64> {
     store::check_writable(c"clip_retry()");
     let oid = table_of(relation)?;
     let mut retried = 0;

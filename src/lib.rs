@@ -16,6 +16,7 @@ mod preload;
 mod query;
 mod recluster;
 mod reembed;
+mod relation;
 mod rights;
 mod settings;
 mod statements;
@@ -40,6 +41,7 @@ extension_sql_file!(
         fill::clip_search::backfill_claim,
         fill::clip_search::backfill_work,
         reembed::clip_search::reembed_begin,
+        reembed::clip_search::reembed_goes_on,
         reembed::clip_search::reembed_finish
     ]
 );

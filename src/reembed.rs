@@ -4,7 +4,6 @@
 //! row is missing, the two change places in one transaction that renames and copies nothing.
 
 use clip::{Error, Kind};
-use pgrx::PgRelation;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, quote_identifier, quote_literal};
@@ -12,6 +11,7 @@ use pgrx::spi::{SpiClient, quote_identifier, quote_literal};
 use crate::collection::{drop_rows, get};
 use crate::error::{SqlResult, report, with_sqlstate};
 use crate::fill::{self, Patience, own};
+use crate::relation::Regclass;
 use crate::rights::Rights;
 use crate::store::Store;
 use crate::watch::{self, Table, Wanted, Watch, spi, table_of};
@@ -27,7 +27,7 @@ pub mod clip_search {
 
     /// Makes the column beside, or finds it; its name.
     #[pg_extern(volatile, parallel_unsafe)]
-    fn reembed_begin(relation: Option<PgRelation>, model: Option<&str>, embedding: Option<&str>) -> SqlResult<String> {
+    fn reembed_begin(relation: Option<Regclass>, model: Option<&str>, embedding: Option<&str>) -> SqlResult<String> {
         store::check_writable(c"clip_reembed()");
         let oid = table_of(relation)?;
         let model = model.ok_or_else(|| {
@@ -37,6 +37,10 @@ pub mod clip_search {
                     .hint("SELECT name FROM clip_models() lists those there are."),
             )
         })?;
+        // Two sessions that call it at once make one column; the lock is the one that makes it.
+        Watch::one_of_table(oid, embedding)?;
+        store::check_may_commit("clip_reembed()")?;
+        lock(&Table::describe(oid)?, "SHARE ROW EXCLUSIVE")?;
         let watch = Watch::one_of_table(oid, embedding)?;
         if let Some(next) = Watch::replacing(watch.id)? {
             if next.model != model {
@@ -63,7 +67,7 @@ pub mod clip_search {
             )));
         }
         check_dependents(&watch)?;
-        let name = format!("clip_reembed_{}", watch.id);
+        let name = column_beside(watch.id);
         let cluster = format!("{name}_cluster");
         let threshold = own(|client| {
             let query = "SELECT threshold FROM clip_search.collection_setting WHERE name = $1";
@@ -97,17 +101,60 @@ pub mod clip_search {
         Ok(next.embedding)
     }
 
-    /// Puts the column in the place of the one that it was made for; false if too many rows have none yet.
+    /// Whether the column is still to be filled; not if another session has put it in its place meanwhile. It is not put
+    /// there before this transaction ends.
+    #[pg_extern(volatile, strict, parallel_unsafe)]
+    fn reembed_goes_on(relation: Regclass, embedding: &str, model: &str) -> SqlResult<bool> {
+        let Regclass(oid) = relation;
+        let table = Table::describe(oid)?;
+        table.check_owner()?;
+        lock(&table, "ACCESS SHARE")?;
+        let watches = watches(oid)?;
+        if watches.iter().any(|watch| watch.embedding == embedding) {
+            return Ok(true);
+        }
+        if watches.iter().any(|watch| column_beside(watch.id) == embedding && watch.model == model) {
+            return Ok(false);
+        }
+        Err(with_sqlstate(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            Error::new(Kind::InvalidInput, format!("column \"{embedding}\" of {} is not watched any more", table.name))
+                .detail("Another session has called clip_unwatch while clip_reembed filled it."),
+        ))
+    }
+
+    /// Puts the column in the place of the one that it was made for; false if too many rows have none yet, or another
+    /// session has been quicker.
     #[pg_extern(volatile, strict, parallel_unsafe, cost = 1000000)]
-    fn reembed_finish(relation: PgRelation, embedding: &str) -> SqlResult<bool> {
-        let oid = relation.oid();
-        drop(relation);
-        let next = Watch::one_of_table(oid, Some(embedding))?;
+    fn reembed_finish(relation: Regclass, embedding: &str) -> SqlResult<bool> {
+        let Regclass(oid) = relation;
+        let table = Table::describe(oid)?;
+        table.check_owner()?;
+        lock(&table, "ACCESS EXCLUSIVE")?;
+        // Another session may have been quicker; clip_search.reembed_goes_on tells.
+        let Some(next) = watches(oid)?.into_iter().find(|watch| watch.embedding == embedding) else { return Ok(false) };
         let watch = next.replaces.map(Watch::by_id).transpose()?.flatten().ok_or_else(|| {
             report(Error::new(Kind::InvalidInput, format!("column \"{embedding}\" is not to replace another")))
         })?;
         finish(&watch, &next)
     }
+}
+
+/// The name of the column that is filled to replace that of a watch.
+fn column_beside(watch: i64) -> String {
+    format!("clip_reembed_{watch}")
+}
+
+/// All watches of a table, those that are to replace others among them.
+fn watches(relation: pg_sys::Oid) -> SqlResult<Vec<Watch>> {
+    own(|client| Watch::find(client, "w.relation::oid = $1", &[relation.into()]))
+}
+
+/// Locks a table to the end of the transaction.
+fn lock(table: &Table, mode: &str) -> SqlResult<()> {
+    let _rights = Rights::of_caller();
+    let query = format!("LOCK TABLE {} IN {mode} MODE", table.name);
+    Spi::connect_mut(|client| client.update(&query, None, &[]).map(drop).map_err(spi))
 }
 
 /// Columns that change places: the old one's name and the new one's.
@@ -155,18 +202,22 @@ fn check_dependents(watch: &Watch) -> SqlResult<()> {
     })
 }
 
-/// Indexes of a column: their names, and what makes them the same.
-fn indexes(client: &mut SpiClient<'_>, relation: pg_sys::Oid, column: &str) -> SqlResult<Vec<(String, String)>> {
+/// An index's name, what makes it the same as another, and its comment.
+type Index = (String, String, Option<String>);
+
+/// Indexes of a column.
+fn indexes(client: &mut SpiClient<'_>, relation: pg_sys::Oid, column: &str) -> SqlResult<Vec<Index>> {
     let query = "SELECT c.relname::text, format('USING %I (%%I %I.%I)%s%s', m.amname, n.nspname, o.opcname, \
              coalesce(' WITH (' || pg_catalog.array_to_string(c.reloptions, ', ') || ')', ''), \
-             coalesce(' TABLESPACE ' || pg_catalog.quote_ident(s.spcname), '')) \
+             coalesce(' TABLESPACE ' || pg_catalog.quote_ident(s.spcname), '')), \
+             pg_catalog.obj_description(c.oid, 'pg_class') \
          FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid JOIN pg_catalog.pg_am m ON m.oid = c.relam \
          JOIN pg_catalog.pg_opclass o ON o.oid = i.indclass[0] JOIN pg_catalog.pg_namespace n ON n.oid = o.opcnamespace \
          JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] \
          LEFT JOIN pg_catalog.pg_tablespace s ON s.oid = c.reltablespace \
          WHERE i.indrelid = $1 AND i.indnatts = 1 AND a.attname = $2 ORDER BY c.oid::bigint";
     let rows = client.update(query, None, &[relation.into(), column.into()]).map_err(spi)?;
-    rows.map(|row| Ok((get(&row, 1)?.unwrap_or_default(), get(&row, 2)?.unwrap_or_default()))).collect()
+    rows.map(|row| Ok((get(&row, 1)?.unwrap_or_default(), get(&row, 2)?.unwrap_or_default(), get(&row, 3)?))).collect()
 }
 
 /// The indexes that the old columns have and the new ones have not; with the old ones' names.
@@ -174,7 +225,7 @@ fn missing_indexes(client: &mut SpiClient<'_>, watch: &Watch, next: &Watch) -> S
     let mut missing = Vec::new();
     for (old, new) in pairs(watch, next) {
         let mut there: Vec<String> = indexes(client, watch.relation, new)?.into_iter().map(|index| index.1).collect();
-        for (name, shape) in indexes(client, watch.relation, old)? {
+        for (name, shape, _) in indexes(client, watch.relation, old)? {
             match there.iter().position(|other| *other == shape) {
                 Some(place) => drop(there.remove(place)),
                 None => missing.push((name, shape.replacen("%I", &quote_identifier(new), 1))),
@@ -199,16 +250,7 @@ fn make_indexes(watch: &Watch, next: &Watch) -> SqlResult<()> {
 fn finish(watch: &Watch, next: &Watch) -> SqlResult<bool> {
     let store = Store::open(c"clip_reembed()");
     let table = Table::describe(watch.relation)?;
-    {
-        let _rights = Rights::of_caller();
-        Spi::connect_mut(|client| {
-            client
-                .update(&format!("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", table.name), None, &[])
-                .map(drop)
-                .map_err(spi)
-        })?;
-    }
-    // From here on nobody writes. What has come since the last look is few, or too much to keep everybody waiting.
+    // The table is locked, so nobody writes. What has come since the last look is few, or too much to keep everybody waiting.
     fill::enqueue_missing(next)?;
     let left = || {
         own(|client| {
@@ -243,8 +285,7 @@ fn finish(watch: &Watch, next: &Watch) -> SqlResult<bool> {
             }
             watch::drop_triggers(client, watch.relation, &table.name, next.id)?;
             for (old, new) in pairs(watch, next) {
-                let names: Vec<String> =
-                    indexes(client, watch.relation, old)?.into_iter().map(|index| index.0).collect();
+                let indexes = indexes(client, watch.relation, old)?;
                 let twins = twins(client, watch.relation, old, new)?;
                 let mut statements = like(client, &table, watch.relation, old)?;
                 statements.insert(0, format!("ALTER TABLE {} DROP COLUMN {}", table.name, quote_identifier(old)));
@@ -259,12 +300,12 @@ fn finish(watch: &Watch, next: &Watch) -> SqlResult<bool> {
                 );
                 let schema =
                     table.name.split_at(table.name.len() - quote_identifier(&table.plain_name).len()).0.to_owned();
-                for (name, twin) in names.iter().zip(&twins) {
-                    statements.push(format!(
-                        "ALTER INDEX {schema}{} RENAME TO {}",
-                        quote_identifier(twin),
-                        quote_identifier(name)
-                    ));
+                for ((name, _, comment), twin) in indexes.iter().zip(&twins) {
+                    let (name, twin) = (quote_identifier(name), quote_identifier(twin));
+                    statements.push(format!("ALTER INDEX {schema}{twin} RENAME TO {name}"));
+                    if let Some(comment) = comment {
+                        statements.push(format!("COMMENT ON INDEX {schema}{name} IS {}", quote_literal(comment)));
+                    }
                 }
                 for statement in statements {
                     client.update(&statement, None, &[]).map_err(spi)?;
@@ -319,7 +360,7 @@ fn finish(watch: &Watch, next: &Watch) -> SqlResult<bool> {
 fn twins(client: &mut SpiClient<'_>, relation: pg_sys::Oid, old: &str, new: &str) -> SqlResult<Vec<String>> {
     let mut there = indexes(client, relation, new)?;
     let mut twins = Vec::new();
-    for (_, shape) in indexes(client, relation, old)? {
+    for (_, shape, _) in indexes(client, relation, old)? {
         if let Some(place) = there.iter().position(|other| other.1 == shape) {
             twins.push(there.remove(place).0);
         }
@@ -328,7 +369,8 @@ fn twins(client: &mut SpiClient<'_>, relation: pg_sys::Oid, old: &str, new: &str
 }
 
 /// Statements that give a column of that name, once it is another, what else the present one has: comment, storage,
-/// statistics, NOT NULL and grants.
+/// compression, statistics' target, NOT NULL, grants, and n_distinct, which the options are but for those that a server has
+/// for itself.
 fn like(client: &mut SpiClient<'_>, table: &Table, relation: pg_sys::Oid, column: &str) -> SqlResult<Vec<String>> {
     let query = "SELECT format('COMMENT ON COLUMN %s.%I IS %L', $3::text, a.attname, pg_catalog.col_description($1, a.attnum)) \
              FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attname = $2 AND pg_catalog.col_description($1, a.attnum) IS NOT NULL \
@@ -338,6 +380,12 @@ fn like(client: &mut SpiClient<'_>, table: &Table, relation: pg_sys::Oid, column
              WHERE a.attrelid = $1 AND a.attname = $2 AND a.attstorage <> t.typstorage \
          UNION ALL SELECT format('ALTER TABLE %s ALTER COLUMN %I SET STATISTICS %s', $3::text, a.attname, a.attstattarget) \
              FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attname = $2 AND a.attstattarget >= 0 \
+         UNION ALL SELECT format('ALTER TABLE %s ALTER COLUMN %I SET COMPRESSION %s', $3::text, a.attname, \
+                 CASE a.attcompression::text WHEN 'p' THEN 'pglz' ELSE 'lz4' END) \
+             FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attname = $2 AND a.attcompression::text <> '' \
+         UNION ALL SELECT format('ALTER TABLE %s ALTER COLUMN %I SET (%s)', $3::text, a.attname, o.option) \
+             FROM pg_catalog.pg_attribute a, unnest(a.attoptions) AS o (option) \
+             WHERE a.attrelid = $1 AND a.attname = $2 AND pg_catalog.left(o.option, 10) = 'n_distinct' \
          UNION ALL SELECT format('ALTER TABLE %s ALTER COLUMN %I SET NOT NULL', $3::text, a.attname) \
              FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attname = $2 AND a.attnotnull \
          UNION ALL SELECT format('GRANT %s (%I) ON %s TO %s%s', x.privilege_type, a.attname, $3::text, \

@@ -7,8 +7,11 @@
 
 use std::ffi::CStr;
 
+use clip::{Error, Kind};
 use pgrx::pg_sys;
+use pgrx::prelude::PgSqlErrorCode;
 
+use crate::error::{SqlResult, with_sqlstate};
 use crate::vector::Components;
 
 #[derive(Clone, Copy)]
@@ -134,6 +137,23 @@ pub fn check_writable(function: &CStr) {
         pg_sys::PreventCommandIfReadOnly(function.as_ptr());
         pg_sys::PreventCommandIfParallelMode(function.as_ptr());
     }
+}
+
+/// Raises 25001 where the transaction is the client's, so that a procedure can't commit.
+///
+/// # Errors
+/// Inside BEGIN … COMMIT, or among several statements that are sent as one.
+pub fn check_may_commit(procedure: &str) -> SqlResult<()> {
+    // SAFETY: looks at the state of the transaction.
+    if !unsafe { pg_sys::IsTransactionBlock() } {
+        return Ok(());
+    }
+    Err(with_sqlstate(
+        PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
+        Error::new(Kind::InvalidInput, format!("{procedure} can't run inside a transaction block"))
+            .detail("It commits each batch.")
+            .hint("COMMIT first, and CALL it by itself; a driver needs autocommit, psql a -c of its own."),
+    ))
 }
 
 impl Store {

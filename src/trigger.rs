@@ -469,7 +469,7 @@ pub unsafe extern "C-unwind" fn clip_watch_row(call: pg_sys::FunctionCallInfo) -
     let outcome = unsafe {
         match call.as_ref().map(|call| PgTrigger::from_fcinfo(call)) {
             Some(Ok(trigger)) => run(&*(*call).context.cast::<pg_sys::TriggerData>(), &trigger.event()),
-            _ => pgrx::error!("clip_watch_row() is called by triggers only"),
+            _ => Err(out_of_place("clip_watch_row() is called by triggers only")),
         }
     };
     match outcome {
@@ -479,6 +479,13 @@ pub unsafe extern "C-unwind" fn clip_watch_row(call: pg_sys::FunctionCallInfo) -
             unreachable!("an ERROR does not return")
         }
     }
+}
+
+fn out_of_place(what: &str) -> ErrorReport {
+    with_sqlstate(
+        PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+        Error::new(Kind::InvalidInput, what).hint("clip_watch makes the triggers."),
+    )
 }
 
 /// # Safety
@@ -491,13 +498,7 @@ unsafe fn run(data: &pg_sys::TriggerData, event: &TriggerEvent) -> SqlResult<pg_
         let id = argument.and_then(|argument| argument.parse::<i64>().ok());
         (id, (*data.tg_relation).rd_id, (*data.tg_relation).rd_att)
     };
-    let id = id.ok_or_else(|| {
-        with_sqlstate(
-            PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
-            Error::new(Kind::InvalidInput, "clip_watch_row() takes the number of a watch")
-                .hint("clip_watch makes the triggers."),
-        )
-    })?;
+    let id = id.ok_or_else(|| out_of_place("clip_watch_row() takes the number of a watch"))?;
     let plan = plan(id, table, shape)?;
     let (first, second) = (Tuple { tuple: data.tg_trigtuple, shape }, Tuple { tuple: data.tg_newtuple, shape });
     match (event.fired_for_row(), event.fired_before()) {
@@ -516,6 +517,9 @@ unsafe fn run(data: &pg_sys::TriggerData, event: &TriggerEvent) -> SqlResult<pg_
                 after_delete(&plan, &first)?;
             }
             Ok(std::ptr::null_mut())
+        }
+        (false, _) if !event.fired_by_truncate() => {
+            Err(out_of_place("clip_watch_row() is called for each row, and for a statement by TRUNCATE only"))
         }
         (false, _) => {
             after_truncate(&plan)?;
@@ -735,8 +739,9 @@ fn after_update(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<()> {
         let old_key = old.key(plan)?;
         if renamed && !changed && open {
             // What is known of the row goes with it.
-            let arguments = [plan.watch.id.into(), old_key.as_str().into(), new.key(plan)?.into()];
-            listed = own(RENAME_FAILURE, &arguments)? > 0;
+            let key = new.key(plan)?;
+            let arguments = [plan.watch.id.into(), old_key.as_str().into(), key.as_str().into()];
+            listed = fill::noted(&plan.watch, key.len(), || own(RENAME_FAILURE, &arguments))? > 0;
         } else {
             own(DELETE_FAILURE, &[plan.watch.id.into(), old_key.as_str().into()])?;
         }
@@ -823,14 +828,16 @@ fn note(plan: &Plan, new: &Tuple) -> SqlResult<()> {
             Some(state.failures.swap_remove(place).what.1)
         });
         if let Some(failure) = failure {
-            return fill::add_failure(plan.watch.id, &new.key(plan)?, &failure, 1);
+            let key = new.key(plan)?;
+            return fill::noted(&plan.watch, key.len(), || fill::add_failure(plan.watch.id, &key, &failure, 1));
         }
     }
     enqueue(plan, new)
 }
 
 fn enqueue(plan: &Plan, new: &Tuple) -> SqlResult<()> {
-    own(ENQUEUE, &[plan.watch.id.into(), new.key(plan)?.into()])?;
+    let key = new.key(plan)?;
+    fill::noted(&plan.watch, key.len(), || own(ENQUEUE, &[plan.watch.id.into(), key.as_str().into()]))?;
     if plan.watch.queued {
         wake_at_commit();
     }

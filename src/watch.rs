@@ -4,7 +4,6 @@
 //! The triggers are in `trigger`, what fills in embeddings later in `fill`, the background worker in `worker`.
 
 use clip::{Error, Kind};
-use pgrx::PgRelation;
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, SpiHeapTupleData, quote_identifier, quote_literal};
@@ -12,6 +11,7 @@ use pgrx::spi::{SpiClient, SpiHeapTupleData, quote_identifier, quote_literal};
 use crate::cluster::check_name;
 use crate::collection::{drop_rows, get, own_schema};
 use crate::error::{SqlResult, given, report, warn, with_sqlstate};
+use crate::relation::Regclass;
 use crate::rights::Rights;
 use crate::store::{self, Store};
 use crate::trigger::foreign_encoding;
@@ -72,7 +72,7 @@ impl Watch {
     }
 
     /// Watches that meet a condition; the caller has the rights of the extension.
-    fn find(client: &mut SpiClient<'_>, condition: &str, arguments: &[DatumWithOid<'_>]) -> SqlResult<Vec<Self>> {
+    pub fn find(client: &mut SpiClient<'_>, condition: &str, arguments: &[DatumWithOid<'_>]) -> SqlResult<Vec<Self>> {
         let query = format!("SELECT {COLUMNS} FROM {FROM} WHERE {condition} ORDER BY w.id");
         client.update(&query, None, arguments).map_err(spi)?.map(|row| Self::read(&row)).collect()
     }
@@ -214,7 +214,7 @@ impl Table {
         })
     }
 
-    fn check_owner(&self) -> SqlResult<()> {
+    pub fn check_owner(&self) -> SqlResult<()> {
         if self.owned {
             return Ok(());
         }
@@ -281,14 +281,23 @@ impl Table {
         let key = rows.into_iter().next().map(|row| get::<Vec<Option<String>>>(&row, 1)).transpose()?.flatten();
         let key: Vec<String> = key.unwrap_or_default().into_iter().flatten().collect();
         if key.is_empty() {
+            let query =
+                "SELECT 1 FROM pg_catalog.pg_index i WHERE i.indrelid = $1 AND i.indisprimary AND NOT i.indimmediate";
+            let deferrable = !client.update(query, Some(1), &[self.oid.into()]).map_err(spi)?.is_empty();
+            let what = if deferrable { "the primary key of {} is deferrable" } else { "{} has no primary key" };
             return Err(with_sqlstate(
                 PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                Error::new(Kind::InvalidInput, format!("{} has no primary key", self.name))
-                    .detail("Rows that are yet to be embedded, or could not be, are noted by their key.")
-                    .hint(format!(
-                        "ALTER TABLE {} ADD PRIMARY KEY (…), or a unique index on NOT NULL columns.",
-                        self.name
-                    )),
+                Error::new(Kind::InvalidInput, what.replace("{}", &self.name))
+                    .detail(if deferrable {
+                        "Rows that are yet to be embedded, or could not be, are noted by their key; two may have one for a while."
+                    } else {
+                        "Rows that are yet to be embedded, or could not be, are noted by their key."
+                    })
+                    .hint(if deferrable {
+                        format!("Make it anew without DEFERRABLE, or a unique index on NOT NULL columns of {}.", self.name)
+                    } else {
+                        format!("ALTER TABLE {} ADD PRIMARY KEY (…), or a unique index on NOT NULL columns.", self.name)
+                    }),
             ));
         }
         Ok(key)
@@ -387,7 +396,7 @@ fn sources(
 #[pg_extern(volatile, parallel_unsafe)]
 #[allow(clippy::too_many_arguments)]
 fn clip_watch(
-    relation: Option<PgRelation>,
+    relation: Option<Regclass>,
     source: Option<&str>,
     embedding: default!(Option<&str>, "'embedding'"),
     cluster: default!(Option<&str>, "NULL"),
@@ -441,9 +450,9 @@ fn clip_watch(
     watch(oid, &wanted).map(drop)
 }
 
-/// The table that a function is called for. It is closed: an open one counts as used, and could not be altered.
-pub fn table_of(relation: Option<PgRelation>) -> SqlResult<pg_sys::Oid> {
-    relation.map(|relation| relation.oid()).ok_or_else(|| {
+/// The table that a function is called for.
+pub fn table_of(relation: Option<Regclass>) -> SqlResult<pg_sys::Oid> {
+    relation.map(|Regclass(oid)| oid).ok_or_else(|| {
         with_sqlstate(
             PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
             Error::new(Kind::InvalidInput, "the table is NULL").hint("Give its name, or oid."),
@@ -963,7 +972,7 @@ fn drop_orphans(client: &mut SpiClient<'_>, table: &Table) -> SqlResult<()> {
     let query = format!(
         "SELECT pg_catalog.quote_ident(t.tgname) FROM pg_catalog.pg_trigger t WHERE t.tgrelid = $1 AND NOT t.tgisinternal \
              AND t.tgparentid = 0 AND t.tgfoid = {}::regprocedure::oid \
-             AND t.tgargs <> ALL (SELECT pg_catalog.convert_to(k.id, 'UTF8') || '\\x00'::bytea FROM unnest($2::text[]) AS k (id))",
+             AND t.tgargs <> ALL (SELECT pg_catalog.convert_to(k.id, 'UTF8') || pg_catalog.decode('00', 'hex') FROM unnest($2::text[]) AS k (id))",
         quote_literal(format!("{}.clip_watch_row()", own_schema(client)?))
     );
     let rows = client.update(&query, None, &[table.oid.into(), known.into()]).map_err(spi)?;
@@ -1020,7 +1029,7 @@ pub fn create_triggers(client: &mut SpiClient<'_>, table: &Table, watch: &Watch)
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn clip_unwatch(
-    relation: Option<PgRelation>,
+    relation: Option<Regclass>,
     embedding: default!(Option<&str>, "NULL"),
     keep_columns: default!(Option<bool>, "false"),
 ) -> SqlResult<()> {

@@ -2,7 +2,8 @@
 //!
 //! One launcher for the server starts a worker in each database that has something for it. At the server's start it
 //! looks into all of them; from then on a transaction that queues rows tells it, by shared memory. A worker ends when
-//! its database has no queued watch any more, and when somebody wants to drop, rename or copy the database. It connects
+//! its database has no queued watch any more, and when somebody wants to drop, rename or copy the database. Where there
+//! are more databases than max_worker_processes leaves workers for, they take turns. It connects
 //! as the superuser that the server was made with, and lends those rights to nobody: what touches a watched table runs
 //! as the table's owner (`rights`).
 #![allow(unsafe_code)]
@@ -37,6 +38,8 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// How long a watch rests whose model can't be used, or whose triggers take too long, and the longest.
 const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(60);
+/// How long a worker goes on while other databases wait for one: loading a model may take the first seconds.
+const TURN: Duration = Duration::from_secs(30);
 /// The least time between two messages about the progress.
 const REPORT: Duration = Duration::from_secs(1);
 
@@ -52,17 +55,32 @@ struct Slot {
     wanted: bool,
     /// The last worker ended since it had nothing to do, and not by an error or for somebody else's sake.
     at_peace: bool,
+    /// When there will be something to do again, though no worker waits for it: 0, or PostgreSQL's time.
+    due: pg_sys::TimestampTz,
+}
+
+impl Slot {
+    fn is_wanted(&self) -> bool {
+        self.wanted || (self.due != 0 && self.due <= now())
+    }
+}
+
+fn now() -> pg_sys::TimestampTz {
+    // SAFETY: reads the clock.
+    unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
 #[derive(Clone, Copy)]
 struct Shared {
     launcher: i32,
+    /// Databases wait for a worker, and no more can be started.
+    crowded: bool,
     slots: [Slot; DATABASES],
 }
 
 impl Default for Shared {
     fn default() -> Self {
-        Self { launcher: 0, slots: [Slot::default(); DATABASES] }
+        Self { launcher: 0, crowded: false, slots: [Slot::default(); DATABASES] }
     }
 }
 
@@ -211,10 +229,14 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
         // SAFETY: a variable that is set at the start of the process.
         shared.launcher = unsafe { pg_sys::MyProcPid };
         shared.slots.iter_mut().for_each(|slot| slot.worker = 0);
+        shared.crowded = false;
     }
     let mut unseen: Vec<u32> = databases().unwrap_or_default();
     let mut workers: HashMap<u32, (DynamicBackgroundWorker, Instant)> = HashMap::new();
     let mut ended: HashMap<u32, Instant> = HashMap::new();
+    // When each database had a worker last, and those that could have none.
+    let mut served: HashMap<u32, Instant> = HashMap::new();
+    let mut refused: HashMap<u32, Instant> = HashMap::new();
     let mut complained = false;
     let mut scanned = Instant::now();
     loop {
@@ -235,26 +257,39 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
                 if let Some(slot) = slot {
                     slot.worker = 0;
                     // One that has nothing more to do says so itself.
-                    slot.database = if slot.wanted { slot.database } else { 0 };
+                    slot.database = if slot.wanted || slot.due != 0 { slot.database } else { 0 };
                 }
+                // Its place is free.
+                refused.clear();
             }
             runs
         });
-        let mut wanted: Vec<u32> = {
+        let (mut wanted, mut soonest) = {
             let shared = SHARED.share();
-            shared.slots.iter().filter(|slot| slot.database != 0 && slot.wanted).map(|slot| slot.database).collect()
+            let slots = shared.slots.iter().filter(|slot| slot.database != 0);
+            let due = slots.clone().filter(|slot| slot.due != 0 && !slot.is_wanted()).map(|slot| slot.due).min();
+            let soonest = due.map_or(NAP, |due| Duration::from_micros((due - now()).max(0) as u64).min(NAP));
+            (slots.filter(|slot| slot.is_wanted()).map(|slot| slot.database).collect::<Vec<u32>>(), soonest)
         };
         if !settings::worker() {
             wanted.clear();
+            soonest = NAP;
         }
+        // Whoever has waited the longest comes first.
+        wanted.sort_by_key(|database| served.get(database).copied());
         // Databases are looked into one after the other.
         let looking = workers.values().any(|(_, since)| since.elapsed() < PAUSE);
         if wanted.is_empty() && !looking && settings::worker() {
             wanted.extend(unseen.pop());
         }
-        let mut soonest = NAP;
+        let mut crowded = false;
         for database in wanted {
             if workers.contains_key(&database) {
+                continue;
+            }
+            if let Some(since) = refused.get(&database).map(Instant::elapsed).filter(|since| *since < PAUSE) {
+                crowded = true;
+                soonest = soonest.min(PAUSE - since);
                 continue;
             }
             if let Some(since) = ended.get(&database).map(Instant::elapsed).filter(|since| *since < PAUSE) {
@@ -273,6 +308,7 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
                     .filter(|slot| slot.database == database)
                     .for_each(|slot| *slot = Slot::default());
                 ended.remove(&database);
+                served.remove(&database);
                 continue;
             }
             let place = {
@@ -293,19 +329,23 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
             match place.then(|| started.load_dynamic()) {
                 Some(Ok(worker)) => {
                     workers.insert(database, (worker, Instant::now()));
-                    complained = false;
+                    served.insert(database, Instant::now());
                 }
                 _ => {
-                    ended.insert(database, Instant::now());
+                    crowded = true;
+                    refused.insert(database, Instant::now());
+                    soonest = soonest.min(PAUSE);
                     if !std::mem::replace(&mut complained, true) {
                         pgrx::warning!(
-                            "clip_search: no worker for database {database} could be started, trying again: \
+                            "clip_search: no worker for database {database} could be started, so databases take turns: \
                              max_worker_processes is too low"
                         );
                     }
                 }
             }
         }
+        SHARED.exclusive().crowded = crowded;
+        complained &= crowded;
         if !unseen.is_empty() {
             soonest = soonest.min(Duration::from_millis(100));
         }
@@ -363,6 +403,8 @@ pub unsafe extern "C-unwind" fn clip_search_worker(database: pg_sys::Datum) {
             (c"default_transaction_isolation", c"read committed"),
             (c"default_transaction_read_only", c"off"),
             (c"synchronous_commit", c"local"),
+            #[cfg(any(feature = "pg17", feature = "pg18"))]
+            (c"transaction_timeout", c"0"),
         ] {
             pg_sys::SetConfigOption(
                 name.as_ptr(),
@@ -375,10 +417,12 @@ pub unsafe extern "C-unwind" fn clip_search_worker(database: pg_sys::Datum) {
         let mut shared = SHARED.exclusive();
         if let Some(slot) = slot(&mut shared.slots, database) {
             slot.worker = pg_sys::MyProcPid;
+            slot.due = 0;
         }
     }
     let mut worker = Worker::default();
     let mut fails = 0;
+    let begun = Instant::now();
     loop {
         reload();
         if is_database_wanted(database) || !settings::worker() {
@@ -401,15 +445,31 @@ pub unsafe extern "C-unwind" fn clip_search_worker(database: pg_sys::Datum) {
             Err(failure) => {
                 fails += 1;
                 pgrx::log!("clip_search: the worker goes on after an error: {}", failure.message);
-                Duration::from_secs(1 << fails.min(5))
+                let rest = Duration::from_secs(1 << fails.min(5));
+                worker.due = Some(rest);
+                rest
             }
         };
+        if is_crowded() && (!rest.is_zero() || begun.elapsed() >= TURN) {
+            // The launcher comes back to it in time, after the others; where nothing is queued, when something is.
+            let mut shared = SHARED.exclusive();
+            if let Some(slot) = slot(&mut shared.slots, database) {
+                slot.due = worker.due.map_or(0, |due| now() + due.as_micros() as i64);
+                slot.at_peace = true;
+            }
+            return;
+        }
         if !rest.is_zero() {
             // SAFETY: tells pg_stat_activity; a null text is none.
             unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null()) };
             // So often that whoever wants to drop the database does not wait.
             let until = Instant::now() + rest;
-            while Instant::now() < until && !is_set(database) && !is_database_wanted(database) && settings::worker() {
+            while Instant::now() < until
+                && !is_set(database)
+                && !is_database_wanted(database)
+                && settings::worker()
+                && !is_crowded()
+            {
                 BackgroundWorker::wait_latch(Some((until - Instant::now()).min(Duration::from_secs(1))));
                 reload();
             }
@@ -422,6 +482,10 @@ fn set_wanted(database: u32, wanted: bool) {
     if let Some(slot) = slot(&mut shared.slots, database) {
         slot.wanted = wanted;
     }
+}
+
+fn is_crowded() -> bool {
+    SHARED.share().crowded
 }
 
 fn is_set(database: u32) -> bool {
@@ -478,6 +542,8 @@ struct Worker {
     told: Option<Instant>,
     /// What counting the queue took last.
     counted: Duration,
+    /// How long until there is something to do; None: until something is queued.
+    due: Option<Duration>,
 }
 
 impl Worker {
@@ -516,6 +582,7 @@ impl Worker {
             self.tell(&watches, true)?;
             return self.next(&ready).map(Some);
         };
+        self.due = Some(Duration::ZERO);
         let name = watches.iter().find(|watch| watch.id == id).map_or("", Watch::name);
         let activity = std::ffi::CString::new(format!("clip_search: embedding {} rows of {name}", entries.len()))
             .unwrap_or_default();
@@ -549,7 +616,7 @@ impl Worker {
     }
 
     /// How long until the next entry is due, or a watch has rested.
-    fn next(&self, ready: &[i64]) -> Result<Duration, Failure> {
+    fn next(&mut self, ready: &[i64]) -> Result<Duration, Failure> {
         let due = transaction(|| {
             let _rights = Rights::of_extension();
             Spi::connect_mut(|client| {
@@ -558,11 +625,11 @@ impl Worker {
                 client.update(query, Some(1), &[ready.to_vec().into()]).map_err(spi)?.first().get::<i64>(1).map_err(spi)
             })
         })?;
-        let due = due.map_or(NAP, |due| Duration::from_millis(u64::try_from(due).unwrap_or(0).max(10)));
+        let due = due.map(|due| Duration::from_millis(u64::try_from(due).unwrap_or(0)));
         let now = Instant::now();
-        let rested =
-            self.resting.values().map(|(until, _)| until.saturating_duration_since(now).max(Duration::from_millis(10)));
-        Ok(rested.fold(due.min(NAP), Duration::min))
+        let rested = self.resting.values().map(|(until, _)| until.saturating_duration_since(now));
+        self.due = rested.chain(due).min();
+        Ok(self.due.map_or(NAP, |due| due.clamp(Duration::from_millis(10), NAP)))
     }
 
     /// NOTIFY clip_search, with what has been done and what is left: once a second, and when the queue is empty. Counting

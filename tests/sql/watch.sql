@@ -8,7 +8,7 @@ SELECT relation, source, text_source, text_weight, embedding, cluster, model, co
 SELECT name, dimensions, threshold, model, members, embedding, cluster, key FROM clip_search.collection;
 RESET client_min_messages;
 CALL clip_backfill('shot', batch => 0);
-DO $$ BEGIN CALL clip_backfill('shot'); EXCEPTION WHEN invalid_transaction_termination THEN RAISE NOTICE 'not in a transaction of the caller''s'; END $$;
+DO $$ BEGIN CALL clip_backfill('shot'); EXCEPTION WHEN active_sql_transaction THEN RAISE NOTICE 'not in a transaction of the caller''s'; END $$;
 SET client_min_messages = warning;
 CALL clip_backfill('shot');
 INSERT INTO shot (id, picture) SELECT 2, data FROM image WHERE name = 'cat.jpg';

@@ -9,6 +9,9 @@ use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
 
+/// Linux's limit for the name of a directory.
+const LONGEST_NAME: usize = 255;
+
 /// Where exporters put the two towers, without the ending: Hugging Face's `onnx/` (Xenova, optimum split),
 /// the same at the top, Immich's `visual/` and `textual/`, and flat exports of open_clip.
 const VISION: [&str; 5] = ["onnx/vision_model", "vision_model", "visual/model", "visual", "onnx/visual"];
@@ -62,6 +65,11 @@ impl Model {
             Some((name, variant)) => (name, Some(variant)),
             None => (spec, None),
         };
+        if spec.len() > LONGEST_NAME {
+            return Err(Error::new(Kind::UnknownModel, format!("a text of {} bytes is not a model name", spec.len()))
+                .detail(format!("It begins with \"{}\".", spec.chars().take(40).collect::<String>()))
+                .hint(format!("A model is named by its directory, in {LONGEST_NAME} bytes at most.")));
+        }
         if !is_name(name) || variant.is_some_and(|v| !is_name(v)) {
             return Err(Error::new(Kind::UnknownModel, format!("\"{spec}\" is not a model name"))
                 .hint("A model is named by its directory: letters, digits, dots, dashes and underscores, then optionally a colon and a variant."));
@@ -217,5 +225,8 @@ mod tests {
             assert_eq!(error.kind, Kind::UnknownModel, "{name}");
             assert!(error.message.contains("is not a model name"), "{error}");
         }
+        let error = Model::find(&[PathBuf::from("/")], &"ä".repeat(50_000)).unwrap_err();
+        assert_eq!(error.message, "a text of 100000 bytes is not a model name");
+        assert_eq!(error.detail.map(|detail| detail.chars().count()), Some(58));
     }
 }

@@ -1,0 +1,29 @@
+//! `regclass` as an argument: a table's oid, which need not be one's.
+//!
+//! pgrx opens the relation as it reads the argument: an oid without a table is an internal error (XX000) then, and a table
+//! that is open counts as used, so that it could not be altered.
+#![allow(unsafe_code)]
+
+use pgrx::callconv::{Arg, ArgAbi};
+use pgrx::datum::FromDatum;
+use pgrx::pg_sys;
+
+#[derive(Clone, Copy)]
+pub struct Regclass(pub pg_sys::Oid);
+
+impl FromDatum for Regclass {
+    unsafe fn from_polymorphic_datum(datum: pg_sys::Datum, is_null: bool, kind: pg_sys::Oid) -> Option<Self> {
+        // SAFETY: a regclass is an oid, by the contract of this function.
+        unsafe { pg_sys::Oid::from_polymorphic_datum(datum, is_null, kind).map(Self) }
+    }
+}
+
+pgrx::impl_sql_translatable!(Regclass, "regclass");
+
+// SAFETY: the argument is declared `regclass` in SQL; where it may be NULL it is an Option.
+unsafe impl<'fcx> ArgAbi<'fcx> for Regclass {
+    unsafe fn unbox_arg_unchecked(arg: Arg<'_, 'fcx>) -> Self {
+        // SAFETY: as above.
+        unsafe { arg.unbox_arg_using_from_datum().expect("strict functions get no NULL") }
+    }
+}
