@@ -237,7 +237,7 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
     // When each database had a worker last, and those that could have none.
     let mut served: HashMap<u32, Instant> = HashMap::new();
     let mut refused: HashMap<u32, Instant> = HashMap::new();
-    let mut complained = false;
+    let mut complained: Option<Instant> = None;
     let mut scanned = Instant::now();
     loop {
         reload();
@@ -335,7 +335,8 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
                     crowded = true;
                     refused.insert(database, Instant::now());
                     soonest = soonest.min(PAUSE);
-                    if !std::mem::replace(&mut complained, true) {
+                    if complained.is_none_or(|since| since.elapsed() >= RESCAN) {
+                        complained = Some(Instant::now());
                         pgrx::warning!(
                             "clip_search: no worker for database {database} could be started, so databases take turns: \
                              max_worker_processes is too low"
@@ -345,7 +346,6 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
             }
         }
         SHARED.exclusive().crowded = crowded;
-        complained &= crowded;
         if !unseen.is_empty() {
             soonest = soonest.min(Duration::from_millis(100));
         }
