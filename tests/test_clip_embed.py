@@ -188,6 +188,9 @@ def test_what_stops_it(folder: pathlib.Path, tmp_path, pg_program) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "there is no image file in" in run(empty, "-o", output, code=1)
+    shutil.copy(LISTS / "snappy.parquet", empty)
+    told = run(empty, "-o", output, code=1)
+    assert "1 files have names" in told and "give the path of a list" in told
     listing = tmp_path / "list.csv"
     listing.write_text("id,file\n1,a.jpg\n")
     assert "has no column \"path\"" in run(listing, "-o", output, code=1)

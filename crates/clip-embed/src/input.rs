@@ -89,7 +89,8 @@ pub fn list(arguments: &Arguments) -> Result<List> {
                 .detail("It has column names and no rows."));
         }
         return Err(Error::new(Kind::InvalidInput, format!("there is no image file in \"{}\"", input.display()))
-            .detail(format!("{} files have names that don't end as an image's.", list.left_out)));
+            .detail(format!("{} files have names that don't end as an image's.", list.left_out))
+            .hint("Take them all by --every-file, or give the path of a list, one at a time."));
     }
     Ok(list)
 }

@@ -78,10 +78,10 @@ struct Arguments {
     #[arg(long, value_name = "PATH")]
     model_path: Option<String>,
     /// libonnxruntime [default: the one that "make install" puts beside the extension].
-    #[arg(long, value_name = "FILE", env = "ORT_DYLIB_PATH")]
+    #[arg(long, value_name = "FILE", env = "ORT_DYLIB_PATH", hide_env_values = true)]
     onnxruntime: Option<PathBuf>,
     /// Says where the two are installed.
-    #[arg(long, value_name = "PROGRAM", env = "PG_CONFIG", default_value = "pg_config")]
+    #[arg(long, value_name = "PROGRAM", env = "PG_CONFIG", hide_env_values = true, default_value = "pg_config")]
     pg_config: PathBuf,
     /// Files that are embedded at once, each by a worker with a copy of the model [default: the cores].
     #[arg(short, long, value_parser = clap::value_parser!(u16).range(1..=1024))]
