@@ -1,12 +1,13 @@
-//! Which files to embed: a directory's, or those that a CSV names.
+//! Which files to embed: a directory's, or those that a list names.
 
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use clip::{Error, Kind, Result};
 use walkdir::WalkDir;
 
-use crate::Arguments;
+use crate::{Arguments, columns, output};
 
 /// What names of image files end in: the formats that are decoded, and those that are refused by name.
 const ENDINGS: [&str; 19] = [
@@ -29,39 +30,90 @@ pub struct List {
     pub left_out: usize,
 }
 
+impl List {
+    /// A row of a list. Relative paths begin at `root`.
+    pub fn add(&mut self, path: String, key: String, root: &Path, place: impl Fn() -> String) {
+        if path.is_empty() || key.is_empty() {
+            let error = Error::new(Kind::InvalidInput, format!("{} has no path or no key", place()));
+            self.unusable.push((if key.is_empty() { path } else { key }, error));
+        } else {
+            self.items.push(Item { key, path: root.join(path) });
+        }
+    }
+}
+
 /// # Errors
 /// Where the input is not there or has no such column; or lists nothing at all.
 pub fn list(arguments: &Arguments) -> Result<List> {
     let input = &arguments.input;
+    let of_lists = || idle("--every-file", arguments.every_file, "a list", "All files that it names are taken");
     let list = if input == Path::new("-") {
+        of_lists()?;
         let root = arguments.root.clone().unwrap_or_default();
-        table(std::io::stdin().lock(), "standard input", &root, arguments)?
+        let (first, stdin) = begin(std::io::stdin().lock(), input)?;
+        not_parquet(&first, "standard input")?;
+        table(stdin, "standard input", &root, arguments)?
     } else if input.is_dir() {
-        directory(input, arguments.every_file)
+        for (option, given) in [
+            ("--path-column", arguments.path_column.is_some()),
+            ("--key-column", arguments.key_column.is_some()),
+            ("--root", arguments.root.is_some()),
+        ] {
+            idle(option, given, "a directory", "The paths of its files, from there on, are the keys")?;
+        }
+        directory(arguments)?
     } else {
         let file = std::fs::File::open(input).map_err(|e| {
             Error::new(Kind::MissingFile, format!("\"{}\" cannot be read", input.display())).detail(format!("{e}."))
         })?;
+        of_lists()?;
         // What a shell puts for <(…), and /dev/stdin, lie in /dev; no list begins there.
         let piped = !file.metadata().is_ok_and(|about| about.is_file());
         let beside = || input.parent().filter(|_| !piped).unwrap_or(Path::new("")).to_owned();
-        table(file, &input.display().to_string(), &arguments.root.clone().unwrap_or_else(beside), arguments)?
+        let (name, root) = (input.display().to_string(), arguments.root.clone().unwrap_or_else(beside));
+        let (first, reader) = begin(&file, input)?;
+        if piped {
+            not_parquet(&first, &name)?;
+        }
+        // Told by what it begins with: names are anybody's.
+        if is_parquet(&first) {
+            drop(reader);
+            columns::list(file, &name, &root, arguments)?
+        } else {
+            table(reader, &name, &root, arguments)?
+        }
     };
     if list.items.is_empty() && list.unusable.is_empty() {
         if !input.is_dir() {
             return Err(Error::new(Kind::InvalidInput, format!("\"{}\" lists no file", input.display()))
-                .detail("It has a header and nothing else."));
+                .detail("It has column names and no rows."));
         }
         return Err(Error::new(Kind::InvalidInput, format!("there is no image file in \"{}\"", input.display()))
-            .detail(format!("{} files have names that don't end as an image's.", list.left_out)));
+            .detail(format!("{} files have names that don't end as an image's.", list.left_out))
+            .hint("Take them all by --every-file, or give the path of a list, one at a time."));
     }
     Ok(list)
 }
 
+/// An option that would do nothing is a mistake.
+fn idle(option: &str, given: bool, input: &str, why: &str) -> Result<()> {
+    if !given {
+        return Ok(());
+    }
+    Err(Error::new(Kind::InvalidInput, format!("{option} has no effect on {input}"))
+        .detail(format!("{why}."))
+        .hint("Leave it out, or give another input."))
+}
+
 /// Files at any depth, in the order of their names; links are followed, hidden ones left out. Keys are paths from the
 /// directory on.
-fn directory(root: &Path, every_file: bool) -> List {
+fn directory(arguments: &Arguments) -> Result<List> {
+    let (root, every_file) = (arguments.input.as_path(), arguments.every_file);
     let mut list = List::default();
+    // What a run before has written may lie among them, under names by way of links.
+    let identity = |about: std::fs::Metadata| (about.dev(), about.ino());
+    let own: Vec<_> =
+        output::files(&arguments.output).iter().filter_map(|path| path.metadata().ok()).map(identity).collect();
     let hidden = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b".");
     let wanted = |path: &Path| {
         let ending = path.extension().and_then(|e| e.to_str()).map(str::to_lowercase);
@@ -77,11 +129,16 @@ fn directory(root: &Path, every_file: bool) -> List {
         let entry = match entry {
             Ok(entry) => entry,
             Err(e) => {
+                if e.depth() == 0 {
+                    let why = e.io_error().map_or_else(|| e.to_string(), ToString::to_string);
+                    return Err(Error::new(Kind::MissingFile, format!("\"{}\" cannot be read", root.display()))
+                        .detail(format!("{why}.")));
+                }
                 let path = e.path().unwrap_or(root);
                 let name = path.file_name().unwrap_or_default();
                 // Links that lead nowhere come here, whatever they are named: Emacs locks a file by ".#cat.jpg".
-                let gone = e.io_error().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound) && e.depth() > 0;
-                if e.depth() > 0 && hidden(name) {
+                let gone = e.io_error().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound);
+                if hidden(name) {
                     continue;
                 }
                 if gone && !wanted(path) {
@@ -101,6 +158,9 @@ fn directory(root: &Path, every_file: bool) -> List {
             list.left_out += 1;
             continue;
         }
+        if !own.is_empty() && entry.metadata().is_ok_and(|about| own.contains(&identity(about))) {
+            continue;
+        }
         let path = entry.into_path();
         match path.strip_prefix(root).unwrap_or(&path).to_str() {
             Some(name) => list.items.push(Item { key: name.to_owned(), path }),
@@ -112,38 +172,69 @@ fn directory(root: &Path, every_file: bool) -> List {
             )),
         }
     }
-    list
+    Ok(list)
+}
+
+/// The first bytes, and a reader of all.
+fn begin<R: Read>(mut reader: R, input: &Path) -> Result<(Vec<u8>, impl Read + use<R>)> {
+    let mut first = Vec::new();
+    reader.by_ref().take(4).read_to_end(&mut first).map_err(|e| {
+        Error::new(Kind::InvalidInput, format!("\"{}\" cannot be read", input.display())).detail(format!("{e}."))
+    })?;
+    Ok((first.clone(), std::io::Cursor::new(first).chain(reader)))
+}
+
+fn is_parquet(first: &[u8]) -> bool {
+    first == columns::MAGIC || first == columns::ENCRYPTED
+}
+
+fn not_parquet(first: &[u8], name: &str) -> Result<()> {
+    if is_parquet(first) {
+        return Err(Error::new(Kind::InvalidInput, format!("\"{name}\" is Parquet that comes by a pipe"))
+            .detail("What it has where is said at its end, so that it can't be read from front to back.")
+            .hint("Give the path of a file, or pipe CSV."));
+    }
+    Ok(())
 }
 
 /// The files that a CSV names. Relative paths begin at `root`.
 fn table(reader: impl Read, name: &str, root: &Path, arguments: &Arguments) -> Result<List> {
     let unreadable = |e: csv::Error| {
-        Error::new(Kind::InvalidInput, format!("\"{name}\" is not a CSV file")).detail(format!("The parser says: {e}."))
+        let hint = match e.kind() {
+            csv::ErrorKind::UnequalLengths { .. } => "Put values that have a comma between quotes.",
+            _ => "A list is CSV in UTF-8 with a header, or Parquet.",
+        };
+        Error::new(Kind::InvalidInput, format!("\"{name}\" is not a CSV file"))
+            .detail(format!("The parser says: {e}."))
+            .hint(hint)
     };
     let mut reader = csv::Reader::from_reader(reader);
     let header = reader.headers().map_err(unreadable)?.clone();
+    if header.is_empty() {
+        return Err(Error::new(Kind::InvalidInput, format!("\"{name}\" is empty"))
+            .hint("A list is CSV in UTF-8 with a header, or Parquet."));
+    }
     let column = |wanted: &str, option: &str| {
         header.iter().position(|column| column == wanted).ok_or_else(|| {
-            let columns: Vec<String> = header.iter().map(|column| format!("\"{column}\"")).collect();
+            // Escaped: it may be anything, and goes to a terminal.
+            let columns: Vec<String> = header.iter().map(|column| format!("{column:?}")).collect();
+            let other = header.iter().next().filter(|_| header.len() == 1).and_then(|line| line.find([';', '\t', '|']));
             Error::new(Kind::InvalidInput, format!("\"{name}\" has no column \"{wanted}\""))
                 .detail(format!("Its first line has: {}.", columns.join(", ")))
-                .hint(format!("Name one of them by {option}."))
+                .hint(match other.map(|at| header[0].as_bytes()[at] as char) {
+                    Some(separator) => format!("Separate values by commas, not by {separator:?}."),
+                    None => format!("Name one of them by {option}."),
+                })
         })
     };
-    let path = column(&arguments.path_column, "--path-column")?;
+    let path = column(arguments.path_column(), "--path-column")?;
     let key = arguments.key_column.as_ref().map_or(Ok(path), |key| column(key, "--key-column"))?;
     let mut list = List::default();
     let mut record = csv::StringRecord::new();
     while reader.read_record(&mut record).map_err(unreadable)? {
+        let line = || format!("line {}", record.position().map_or(0, csv::Position::line));
         // The reader has seen to it that there are as many fields as in the header.
-        let (path, key) = (&record[path], &record[key]);
-        if path.is_empty() || key.is_empty() {
-            let line = record.position().map_or(0, csv::Position::line);
-            let error = Error::new(Kind::InvalidInput, format!("line {line} has no path or no key"));
-            list.unusable.push((if key.is_empty() { path } else { key }.to_owned(), error));
-        } else {
-            list.items.push(Item { key: key.to_owned(), path: root.join(path) });
-        }
+        list.add(record[path].to_owned(), record[key].to_owned(), root, line);
     }
     Ok(list)
 }

@@ -3,6 +3,7 @@
 //! One thread reads the list of files and writes, the others embed. The output only grows, record by record, so that
 //! a run that was killed goes on where it stopped.
 
+mod columns;
 mod input;
 mod output;
 mod progress;
@@ -46,8 +47,8 @@ const SOME_FAILED: u8 = 3;
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
 struct Arguments {
-    /// A directory, searched to its depth for image files; or a CSV file of paths, with a header; "-" reads that from
-    /// standard input.
+    /// A directory, searched to its depth for image files; or a list of paths: a CSV file with a header, or a Parquet
+    /// file. "-" reads CSV from standard input.
     input: PathBuf,
     /// The file to write, or to go on with. Beside it: FILE.failures.csv, and FILE.json with what it was made by.
     #[arg(short, long, value_name = "FILE")]
@@ -58,14 +59,13 @@ struct Arguments {
     /// The type of the key's column in the table, which binary COPY must know.
     #[arg(long, default_value = "text")]
     key_type: Key,
-    /// Column of the CSV that has the paths.
-    #[arg(long, value_name = "NAME", default_value = "path")]
-    path_column: String,
-    /// Column of the CSV whose value is written beside each vector [default: the path's].
+    /// Column of the list that has the paths [default: path].
+    #[arg(long, value_name = "NAME")]
+    path_column: Option<String>,
+    /// Column of the list whose value is written beside each vector [default: the path's].
     #[arg(long, value_name = "NAME")]
     key_column: Option<String>,
-    /// Where relative paths of the CSV begin [default: the CSV's directory; with a pipe, the current
-    /// one].
+    /// Where relative paths of the list begin [default: the list's directory; with a pipe, the current one].
     #[arg(long, value_name = "DIRECTORY")]
     root: Option<PathBuf>,
     /// In a directory, take every file, whatever its name ends in.
@@ -78,10 +78,10 @@ struct Arguments {
     #[arg(long, value_name = "PATH")]
     model_path: Option<String>,
     /// libonnxruntime [default: the one that "make install" puts beside the extension].
-    #[arg(long, value_name = "FILE", env = "ORT_DYLIB_PATH")]
+    #[arg(long, value_name = "FILE", env = "ORT_DYLIB_PATH", hide_env_values = true)]
     onnxruntime: Option<PathBuf>,
     /// Says where the two are installed.
-    #[arg(long, value_name = "PROGRAM", env = "PG_CONFIG", default_value = "pg_config")]
+    #[arg(long, value_name = "PROGRAM", env = "PG_CONFIG", hide_env_values = true, default_value = "pg_config")]
     pg_config: PathBuf,
     /// Files that are embedded at once, each by a worker with a copy of the model [default: the cores].
     #[arg(short, long, value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -104,6 +104,12 @@ struct Arguments {
     /// No progress bar.
     #[arg(short, long)]
     quiet: bool,
+}
+
+impl Arguments {
+    fn path_column(&self) -> &str {
+        self.path_column.as_deref().unwrap_or("path")
+    }
 }
 
 /// What a worker has to say.

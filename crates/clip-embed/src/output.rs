@@ -76,6 +76,9 @@ impl fmt::Display for Key {
 const BINARY_HEADER: [u8; 19] = *b"PGCOPY\n\xFF\r\n\0\0\0\0\0\0\0\0\0";
 /// A count of fields that ends the file.
 const BINARY_END: [u8; 2] = [0xFF, 0xFF];
+/// How the names of the two files beside the output end.
+const ABOUT: &str = ".json";
+const FAILURES: &str = ".failures.csv";
 const CSV_HEADER: &str = "\"key\",\"embedding\"\n";
 
 pub struct Output {
@@ -123,7 +126,7 @@ impl Output {
             keys: HashSet::new(),
             written: 0,
         };
-        let about = beside(path, ".json");
+        let about = beside(path, ABOUT);
         let length = file.metadata().map_err(failed)?.len();
         if length == 0 {
             let text = format!("{made_by:#}\n");
@@ -333,6 +336,11 @@ fn failed(path: &Path, e: &std::io::Error) -> Error {
     Error::new(Kind::InvalidInput, format!("\"{}\" cannot be written", path.display())).detail(format!("{e}."))
 }
 
+/// What a run writes.
+pub fn files(output: &Path) -> [PathBuf; 3] {
+    [output.to_owned(), beside(output, ABOUT), beside(output, FAILURES)]
+}
+
 /// The path with something behind it.
 fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
@@ -348,7 +356,7 @@ pub struct Failures {
 
 impl Failures {
     pub fn create(output: &Path) -> Result<Self> {
-        let path = beside(output, ".failures.csv");
+        let path = beside(output, FAILURES);
         match std::fs::remove_file(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed(&path, &e)),
             _ => Ok(Self { path, writer: None }),
