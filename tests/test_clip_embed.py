@@ -190,7 +190,7 @@ def test_what_stops_it(folder: pathlib.Path, tmp_path, pg_program) -> None:
     assert "there is no image file in" in run(empty, "-o", output, code=1)
     shutil.copy(LISTS / "snappy.parquet", empty)
     told = run(empty, "-o", output, code=1)
-    assert "1 files have names" in told and "give the path of a list" in told
+    assert "names: 1 file." in told and "give the path of a list" in told
     listing = tmp_path / "list.csv"
     listing.write_text("id,file\n1,a.jpg\n")
     assert "has no column \"path\"" in run(listing, "-o", output, code=1)
@@ -242,7 +242,7 @@ def test_what_is_no_file(folder: pathlib.Path, tmp_path) -> None:
     for name in (".#cat.jpg", "gone.txt"):
         (folder / name).symlink_to("nowhere")
     # A lock of Emacs and a note that is gone are no image files, as they would not be if they were there.
-    assert "2 files whose names" in run(folder, "-o", output)
+    assert "names: 2 files (--every-file takes all)" in run(folder, "-o", output)
     (folder / "gone.jpg").symlink_to("nowhere")
     (folder / "again").symlink_to(".")
     os.mkfifo(folder / "pipe.jpg")
@@ -366,7 +366,7 @@ def test_a_run_goes_on_with_the_list_in_parquet(listed: pathlib.Path, tmp_path) 
     # Whatever it is called, and where relative paths begin with none given.
     shutil.copy(LISTS / "groups.parquet", listed / "list.txt")
     told = run(listed / "list.txt", *options[:-2], code=3)
-    assert "7 of 9 are in" in told and "1 files at" in told
+    assert "7 of 9 are in" in told and "1 file at" in told
     # A row more, before the mark of the end.
     after = output.read_bytes()
     assert len(after) == len(before) + 2 + 4 + 8 + 4 + 4 + 4 * 512 and after[: len(before) - 2] == before[:-2]

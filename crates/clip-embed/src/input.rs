@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clip::{Error, Kind, Result};
 use walkdir::WalkDir;
 
-use crate::{Arguments, columns, output};
+use crate::{Arguments, columns, output, progress};
 
 /// What names of image files end in: the formats that are decoded, and those that are refused by name.
 const ENDINGS: [&str; 19] = [
@@ -89,7 +89,7 @@ pub fn list(arguments: &Arguments) -> Result<List> {
                 .detail("It has column names and no rows."));
         }
         return Err(Error::new(Kind::InvalidInput, format!("there is no image file in \"{}\"", input.display()))
-            .detail(format!("{} files have names that don't end as an image's.", list.left_out))
+            .detail(format!("Left out by the end of their names: {}.", progress::files(list.left_out as u64)))
             .hint("Take them all by --every-file, or give the path of a list, one at a time."));
     }
     Ok(list)

@@ -25,7 +25,7 @@ use sha2::{Digest, Sha256};
 
 use input::Item;
 use output::{Failures, Format, Key, Output};
-use progress::{Progress, tell};
+use progress::{Progress, files, tell};
 
 /// Where the Debian packages have models and library (scripts/deb.sh).
 const PACKAGED_MODELS: &str = "/usr/share/clip-search/models";
@@ -183,8 +183,10 @@ fn run(arguments: &Arguments) -> clip::Result<usize> {
     drop(seen);
     let progress = Progress::new(items.len() as u64, arguments.quiet);
     if list.left_out > 0 {
-        progress
-            .say(&format!("{} files whose names don't end as an image's are left out (--every-file)", list.left_out));
+        progress.say(&format!(
+            "left out by the end of their names: {} (--every-file takes all)",
+            files(list.left_out as u64)
+        ));
     }
     if repeated > 0 {
         progress.say(&format!("{repeated} of {given} keys are there more than once; the first of each is taken"));

@@ -73,11 +73,16 @@ impl Progress {
         self.bar.finish_and_clear();
         let (done, rate) = (self.bar.position(), self.rate());
         let path = output.display();
-        tell(format_args!("clip-embed: {done} files at {rate:.1} a second; {rows} vectors in \"{path}\""));
+        tell(format_args!("clip-embed: {} at {rate:.1} a second; vectors in \"{path}\": {rows}", files(done)));
         if failed > 0 {
-            tell(format_args!("clip-embed: {failed} files failed: see \"{}\"", failures.display()));
+            tell(format_args!("clip-embed: {} failed: see \"{}\"", files(failed as u64), failures.display()));
         }
     }
+}
+
+/// So many, in words.
+pub fn files(count: u64) -> String {
+    if count == 1 { "1 file".to_owned() } else { format!("{count} files") }
 }
 
 /// A line on standard error. `eprintln` would panic, and end a run of days, once a terminal or a pipe has gone.
