@@ -108,6 +108,8 @@ unpack_and_configure() {
     install -D -m 644 src/tools/valgrind.supp "$prefix/share/valgrind.supp"
 }
 compile() {
+    # PostgreSQL makes its headers first only where no other make has called its own.
+    unset MAKELEVEL MAKEFLAGS MFLAGS
     make -C "$target/matrix/source" -s -j "$(nproc)"
     make -C "$target/matrix/source" -s install
     # Of contrib, what tests/test_shards.py creates and loads.
