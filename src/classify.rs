@@ -8,6 +8,7 @@ use pgrx::prelude::*;
 use crate::engine;
 use crate::error::{SqlResult, report};
 use crate::settings;
+use crate::text::{Text, texts};
 use crate::vector::Vector;
 
 type Rows = TableIterator<'static, (name!(label, String), name!(probability, f64))>;
@@ -15,13 +16,13 @@ type Rows = TableIterator<'static, (name!(label, String), name!(probability, f64
 #[pg_extern(stable, parallel_safe, cost = 100000)]
 fn clip_classify(
     image: Option<&[u8]>,
-    labels: Option<Array<&str>>,
-    template: default!(Option<&str>, "'a photo of a {}'"),
+    labels: Option<Array<Text<'_>>>,
+    template: default!(Option<Text<'_>>, "'a photo of a {}'"),
     model: default!(Option<&str>, "NULL"),
 ) -> Result<TableIterator<'static, (name!(label, String), name!(probability, f64))>, ErrorReport> {
     match (image, labels, template) {
         (Some(image), Some(labels), Some(template)) => {
-            classify_image(image, labels.iter().collect(), vec![Some(template)], model)
+            classify_image(image, texts(&labels), vec![Some(template.0)], model)
         }
         _ => Ok(TableIterator::empty()),
     }
@@ -30,14 +31,12 @@ fn clip_classify(
 #[pg_extern(stable, parallel_safe, cost = 100000, name = "clip_classify")]
 fn clip_classify_by_templates(
     image: Option<&[u8]>,
-    labels: Option<Array<&str>>,
-    templates: Option<Array<&str>>,
+    labels: Option<Array<Text<'_>>>,
+    templates: Option<Array<Text<'_>>>,
     model: default!(Option<&str>, "NULL"),
 ) -> Result<TableIterator<'static, (name!(label, String), name!(probability, f64))>, ErrorReport> {
     match (image, labels, templates) {
-        (Some(image), Some(labels), Some(templates)) => {
-            classify_image(image, labels.iter().collect(), templates.iter().collect(), model)
-        }
+        (Some(image), Some(labels), Some(templates)) => classify_image(image, texts(&labels), texts(&templates), model),
         _ => Ok(TableIterator::empty()),
     }
 }
@@ -45,13 +44,13 @@ fn clip_classify_by_templates(
 #[pg_extern(stable, parallel_safe, cost = 10000, name = "clip_classify")]
 fn clip_classify_vector(
     embedding: Option<Vector>,
-    labels: Option<Array<&str>>,
-    template: default!(Option<&str>, "'a photo of a {}'"),
+    labels: Option<Array<Text<'_>>>,
+    template: default!(Option<Text<'_>>, "'a photo of a {}'"),
     model: default!(Option<&str>, "NULL"),
 ) -> Result<TableIterator<'static, (name!(label, String), name!(probability, f64))>, ErrorReport> {
     match (embedding, labels, template) {
         (Some(embedding), Some(labels), Some(template)) => {
-            classify_vector(embedding, labels.iter().collect(), vec![Some(template)], model)
+            classify_vector(embedding, texts(&labels), vec![Some(template.0)], model)
         }
         _ => Ok(TableIterator::empty()),
     }
@@ -60,13 +59,13 @@ fn clip_classify_vector(
 #[pg_extern(stable, parallel_safe, cost = 10000, name = "clip_classify")]
 fn clip_classify_vector_by_templates(
     embedding: Option<Vector>,
-    labels: Option<Array<&str>>,
-    templates: Option<Array<&str>>,
+    labels: Option<Array<Text<'_>>>,
+    templates: Option<Array<Text<'_>>>,
     model: default!(Option<&str>, "NULL"),
 ) -> Result<TableIterator<'static, (name!(label, String), name!(probability, f64))>, ErrorReport> {
     match (embedding, labels, templates) {
         (Some(embedding), Some(labels), Some(templates)) => {
-            classify_vector(embedding, labels.iter().collect(), templates.iter().collect(), model)
+            classify_vector(embedding, texts(&labels), texts(&templates), model)
         }
         _ => Ok(TableIterator::empty()),
     }

@@ -14,6 +14,7 @@ use pgrx::prelude::*;
 use crate::engine;
 use crate::error::{SqlResult, report};
 use crate::settings;
+use crate::text::{Text, texts};
 use crate::vector::Vector;
 
 /// The vector of a single value.
@@ -32,13 +33,13 @@ fn clip_embed_image_by_model(image: &[u8], model: &str) -> SqlResult<Vector> {
 }
 
 #[pg_extern(stable, strict, parallel_safe, cost = 10000)]
-fn clip_embed_text(query: &str) -> SqlResult<Vector> {
-    engine::embed_texts(&settings::model(), &[Some(query)]).map(one)
+fn clip_embed_text(query: Text<'_>) -> SqlResult<Vector> {
+    engine::embed_texts(&settings::model(), &[Some(query.0)]).map(one)
 }
 
 #[pg_extern(immutable, strict, parallel_safe, cost = 10000, name = "clip_embed_text")]
-fn clip_embed_text_by_model(query: &str, model: &str) -> SqlResult<Vector> {
-    engine::embed_texts(model, &[Some(query)]).map(one)
+fn clip_embed_text_by_model(query: Text<'_>, model: &str) -> SqlResult<Vector> {
+    engine::embed_texts(model, &[Some(query.0)]).map(one)
 }
 
 #[pg_extern(stable, strict, parallel_safe, cost = 1000000)]
@@ -52,13 +53,13 @@ fn clip_embed_images_by_model(images: Array<&[u8]>, model: &str) -> SqlResult<Ve
 }
 
 #[pg_extern(stable, strict, parallel_safe, cost = 100000)]
-fn clip_embed_texts(queries: Array<&str>) -> SqlResult<Vec<Option<Vector>>> {
-    engine::embed_texts(&settings::model(), &queries.iter().collect::<Vec<_>>())
+fn clip_embed_texts(queries: Array<Text<'_>>) -> SqlResult<Vec<Option<Vector>>> {
+    engine::embed_texts(&settings::model(), &texts(&queries))
 }
 
 #[pg_extern(immutable, strict, parallel_safe, cost = 100000, name = "clip_embed_texts")]
-fn clip_embed_texts_by_model(queries: Array<&str>, model: &str) -> SqlResult<Vec<Option<Vector>>> {
-    engine::embed_texts(model, &queries.iter().collect::<Vec<_>>())
+fn clip_embed_texts_by_model(queries: Array<Text<'_>>, model: &str) -> SqlResult<Vec<Option<Vector>>> {
+    engine::embed_texts(model, &texts(&queries))
 }
 
 #[pg_extern(stable, strict, parallel_safe, cost = 50000)]

@@ -22,6 +22,7 @@ mod settings;
 mod statements;
 mod stats;
 mod store;
+mod text;
 mod trigger;
 mod vector;
 mod watch;

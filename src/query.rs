@@ -10,12 +10,13 @@ use pgrx::prelude::*;
 use crate::engine;
 use crate::error::{SqlResult, report, with_sqlstate};
 use crate::settings;
+use crate::text::{self, Text};
 use crate::vector::Vector;
 
 /// The cost is that of texts, of which most are in the memo.
 #[pg_extern(stable, parallel_safe, cost = 10000)]
 fn clip_query(
-    texts: default!(Option<Array<&str>>, "NULL"),
+    texts: default!(Option<Array<Text<'_>>>, "NULL"),
     weights: default!(Option<Array<f64>>, "NULL"),
     images: default!(Option<Array<&[u8]>>, "NULL"),
     image_weights: default!(Option<Array<f64>>, "NULL"),
@@ -23,7 +24,7 @@ fn clip_query(
     vector_weights: default!(Option<Array<f64>>, "NULL"),
     model: default!(Option<&str>, "NULL"),
 ) -> SqlResult<Vector> {
-    let texts = present(texts.iter().flat_map(|array| array.iter()).collect(), "text of the query")?;
+    let texts = present(texts.as_ref().map(text::texts).unwrap_or_default(), "text of the query")?;
     let images = present(images.iter().flat_map(|array| array.iter()).collect(), "image of the query")?;
     let mut vectors = present(vectors.iter().flat_map(|array| array.iter()).collect(), "vector of the query")?;
     let mut weights = weights_of(texts.len(), weights, "text")?;

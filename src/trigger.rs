@@ -26,6 +26,7 @@ use crate::error::{SqlResult, report, with_sqlstate};
 use crate::fill::{self, Source};
 use crate::rights::{Failure, Rights, key_form};
 use crate::statements;
+use crate::text::utf8;
 use crate::vector::{Storage, Vector};
 use crate::watch::{Watch, spi};
 use crate::{engine, worker};
@@ -310,29 +311,6 @@ impl Tuple {
             )
         }
     }
-}
-
-/// The database's encoding, if its texts can't be read: they are taken for UTF-8, which in other encodings ASCII alone is.
-pub fn foreign_encoding() -> Option<String> {
-    // SAFETY: reads what is set at the session's start; the name is a constant of PostgreSQL's.
-    let (encoding, name) =
-        unsafe { (pg_sys::GetDatabaseEncoding(), CStr::from_ptr(pg_sys::GetDatabaseEncodingName())) };
-    let known = [pg_sys::pg_enc::PG_UTF8, pg_sys::pg_enc::PG_SQL_ASCII].iter().any(|&known| known as i32 == encoding);
-    (!known).then(|| name.to_string_lossy().into_owned())
-}
-
-/// Bytes of a text of the database's.
-fn utf8<'a>(what: &str, bytes: &'a [u8]) -> clip::Result<&'a str> {
-    let foreign = if bytes.is_ascii() { None } else { foreign_encoding() };
-    let text = if foreign.is_none() { std::str::from_utf8(bytes).ok() } else { None };
-    text.ok_or_else(|| {
-        Error::new(Kind::Unsupported, format!("{what} is not UTF-8"))
-            .detail(format!(
-                "The database's encoding is {}; what is beyond ASCII is read as UTF-8.",
-                foreign.as_deref().unwrap_or("SQL_ASCII")
-            ))
-            .hint("Use a database of encoding UTF8.")
-    })
 }
 
 /// What the catalogue says of a column of a row.

@@ -14,7 +14,7 @@ use crate::error::{SqlResult, given, report, warn, with_sqlstate};
 use crate::relation::Regclass;
 use crate::rights::Rights;
 use crate::store::{self, Store};
-use crate::trigger::foreign_encoding;
+use crate::text::foreign_encoding;
 use crate::vector::Storage;
 use crate::{citus, engine, fill, settings, statements, vector, worker};
 

@@ -320,6 +320,21 @@ def test_texts_of_another_encoding_are_not_misread(database: support.Database, e
                 db.execute("SELECT clip_watch('note', 'body', on_error => 'skip')")
                 db.execute("INSERT INTO note VALUES ('1', E'caf\\xe9'), ('2', E'caf\\xc3\\xa9')")
                 assert db.execute("SELECT convert_to(key[1] || ' ' || sqlstate, 'SQL_ASCII') FROM clip_search.failure").fetchall() == [(b"1 0A000",)]
+            # Of UTF-8 an SQL_ASCII database knows nothing and takes any bytes; LATIN1 is what these two would be there.
+            e_acute, broken = ("E'caf\\xc3\\xa9'", "E'caf\\xe9'") if encoding == "SQL_ASCII" else ("'cafe'", "E'caf\\xe9'")
+            for call in (
+                "clip_embed_text({})",
+                "clip_embed_text({}, 'photo-mini')",
+                "clip_embed_texts(ARRAY['a cat', {}])",
+                "clip_embed_texts(ARRAY[{}], 'photo-mini')",
+                "clip_query(ARRAY[{}])",
+                "clip_classify(clip_embed_text('a cat'), ARRAY['a dog', {}])",
+                "clip_classify(clip_embed_text('a cat'), ARRAY['a dog'], {} || ' {{}}')",
+                "clip_classify(clip_embed_text('a cat'), ARRAY['a dog'], ARRAY[{} || ' {{}}'])",
+            ):
+                assert value(db, f"SELECT count(*) FROM (SELECT {call.format(e_acute)}) AS found") > 0
+                state, text = sqlstate(db, f"SELECT {call.format(broken)}")
+                assert state == "0A000" and text.startswith(f"text is not UTF-8\nThe database's encoding is {encoding}"), call
             # Keys are texts, too.
             db.execute("CREATE TABLE photo (id text PRIMARY KEY, data bytea)")
             db.execute("SELECT clip_watch('photo', 'data', on_error => 'skip')")
