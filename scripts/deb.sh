@@ -197,6 +197,8 @@ make_packages() {
 case ${1:-} in
 '') make_packages ;;
 test)
+    # First: making the packages takes minutes.
+    command -v debootstrap >/dev/null || apt_install debootstrap
     make_packages
     as_root "a clean root" "$root/packaging/clean-root.sh" "$out" "$pg_major" "$(debian_mirror)"
     ;;
