@@ -78,7 +78,8 @@ DECLARE
     source text;
     target text;
 BEGIN
-    IF NOT has_table_privilege(relation, 'SELECT') THEN
+    -- NULL of a table that has been dropped, which the view may ask for before it leaves it out.
+    IF has_table_privilege(relation, 'SELECT') IS NOT TRUE THEN
         RETURN;
     END IF;
     SELECT format('%s%I.%I', CASE WHEN c.relkind = 'p' THEN '' ELSE 'ONLY ' END, n.nspname, c.relname) INTO target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import subprocess
 import threading
 import time
 
@@ -192,6 +193,17 @@ def test_procedures_inside_a_transaction(db: psycopg.Connection, with_clip) -> N
     assert check(db, "note") == 3
 
 
+def test_progress_of_a_table_that_is_dropped(db: psycopg.Connection) -> None:  # noqa: F811
+    """Whether the view clip_search.watch asks for it, before it leaves the table out, is the planner's choice."""
+    notes(db)
+    found = db.execute("SELECT rows, embedded, open FROM clip_search.watch_progress(4000000000, NULL, 'body', 'embedding', NULL)")
+    assert found.fetchall() == [(None, None, None)]
+    for join in ("hashjoin", "mergejoin", "nestloop"):
+        db.execute(f"SET enable_{join} = off")
+    db.execute("DROP TABLE note")
+    assert db.execute("SELECT * FROM clip_search.watch").fetchall() == []
+
+
 @pytest.mark.parametrize("call", ["clip_watch({}, 'body')", "clip_unwatch({})", "clip_retry({})", "clip_create_collection('x', members => {})"])
 def test_an_oid_of_no_table(db: psycopg.Connection, call: str) -> None:  # noqa: F811
     assert sqlstate(db, f"SELECT {call.format(4000000000)}") == ("42P01", "there is no table with oid 4000000000")
@@ -232,3 +244,37 @@ def test_the_trigger_function_out_of_place(db: psycopg.Connection) -> None:  # n
     assert state == "39P01" and "for a statement by TRUNCATE only" in text
     db.execute("DROP TRIGGER mine ON note")
     assert check(db, "note") == 4
+
+
+def test_the_owner_of_a_database_dumps_it(empty_database: support.Database, pg_program, tmp_path: pathlib.Path) -> None:
+    """Who is no superuser could dump all that he owns before the extension was there, and can afterwards; others can't read
+    the extension's tables."""
+    name, owner = empty_database.name, f"{empty_database.name}_owner"
+    with empty_database.connect() as db:  # noqa: F811
+        db.execute("SET client_min_messages = warning")
+        db.execute("CREATE EXTENSION clip_search CASCADE")
+        db.execute(f"CREATE ROLE {owner} LOGIN; CREATE ROLE {owner}_other LOGIN; ALTER DATABASE {name} OWNER TO {owner}")
+    restored = support.Database(extension=False)
+    try:
+        with empty_database.connect(user=owner) as mine:
+            notes(mine, watch=", on_error => 'skip'")
+            fill(mine, 5)
+            mine.execute("INSERT INTO note (id, body) VALUES (6, '')")
+        dump = tmp_path / "dump"
+        command = [pg_program("pg_dump"), "--format=custom", f"--file={dump}"]
+        done = subprocess.run([*command, f"--username={owner}", name], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        done = subprocess.run([*command, f"--username={owner}_other", name], capture_output=True, text=True)
+        assert done.returncode == 1 and "permission denied" in done.stderr
+        subprocess.run([*command, f"--username={owner}", name], check=True, capture_output=True)
+        subprocess.run([pg_program("pg_restore"), "--exit-on-error", "-d", restored.name, str(dump)], check=True, capture_output=True)
+        with restored.connect() as db:
+            assert check(db, "note WHERE body <> ''", collection="note") == 5
+            assert value(db, "SELECT key FROM clip_search.failure") == ["6"]
+            # What CREATE EXTENSION grants is not repeated in a dump, and is there.
+            assert value(db, "SELECT has_table_privilege('pg_database_owner', 'clip_search.watch_queue', 'SELECT')")
+    finally:
+        restored.drop()
+        with support.connect("postgres") as db:
+            db.execute(f"DROP DATABASE {name} WITH (FORCE)")
+            db.execute(f"DROP ROLE {owner}; DROP ROLE {owner}_other")
