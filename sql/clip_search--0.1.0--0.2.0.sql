@@ -147,6 +147,8 @@ BEGIN
 EXCEPTION
     WHEN undefined_column THEN
         NULL; -- renamed or dropped: writers are told
+    WHEN undefined_table OR invalid_schema_name THEN
+        NULL; -- dropped, or renamed, by a transaction that this has waited for
     WHEN insufficient_privilege THEN
         NULL; -- no USAGE on the schema, or a policy
 END $$;

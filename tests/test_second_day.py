@@ -204,6 +204,22 @@ def test_progress_of_a_table_that_is_dropped(db: psycopg.Connection) -> None:  #
     assert db.execute("SELECT * FROM clip_search.watch").fetchall() == []
 
 
+def test_progress_of_a_table_that_is_being_dropped(database: support.Database, db: psycopg.Connection) -> None:  # noqa: F811
+    notes(db)
+    found: list = []
+    with database.connect() as drops, database.connect() as looks:
+        with drops.transaction():
+            drops.execute("DROP TABLE note")
+            query = "SELECT relation::oid, rows, embedded, pending FROM clip_search.watch"
+            thread = threading.Thread(target=lambda: found.append(looks.execute(query).fetchall()))
+            thread.start()
+            waits = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
+            until(lambda: value(db, waits, looks.info.backend_pid) == 1)
+        thread.join(30)
+        assert [row[1:] for row in found[0]] == [(None, None, None)]
+    assert db.execute("SELECT * FROM clip_search.watch").fetchall() == []
+
+
 @pytest.mark.parametrize("call", ["clip_watch({}, 'body')", "clip_unwatch({})", "clip_retry({})", "clip_create_collection('x', members => {})"])
 def test_an_oid_of_no_table(db: psycopg.Connection, call: str) -> None:  # noqa: F811
     assert sqlstate(db, f"SELECT {call.format(4000000000)}") == ("42P01", "there is no table with oid 4000000000")
