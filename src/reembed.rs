@@ -40,7 +40,7 @@ pub mod clip_search {
         // Two sessions that call it at once make one column; the lock is the one that makes it.
         Watch::one_of_table(oid, embedding)?;
         store::check_may_commit("clip_reembed()")?;
-        lock(&Table::describe(oid)?, "SHARE ROW EXCLUSIVE")?;
+        Table::describe(oid)?.lock("SHARE ROW EXCLUSIVE")?;
         let watch = Watch::one_of_table(oid, embedding)?;
         if let Some(next) = Watch::replacing(watch.id)? {
             if next.model != model {
@@ -108,7 +108,7 @@ pub mod clip_search {
         let Regclass(oid) = relation;
         let table = Table::describe(oid)?;
         table.check_owner()?;
-        lock(&table, "ACCESS SHARE")?;
+        table.lock("ACCESS SHARE")?;
         let watches = watches(oid)?;
         if watches.iter().any(|watch| watch.embedding == embedding) {
             return Ok(true);
@@ -130,7 +130,7 @@ pub mod clip_search {
         let Regclass(oid) = relation;
         let table = Table::describe(oid)?;
         table.check_owner()?;
-        lock(&table, "ACCESS EXCLUSIVE")?;
+        table.lock("ACCESS EXCLUSIVE")?;
         // Another session may have been quicker; clip_search.reembed_goes_on tells.
         let Some(next) = watches(oid)?.into_iter().find(|watch| watch.embedding == embedding) else { return Ok(false) };
         let watch = next.replaces.map(Watch::by_id).transpose()?.flatten().ok_or_else(|| {
@@ -148,13 +148,6 @@ fn column_beside(watch: i64) -> String {
 /// All watches of a table, those that are to replace others among them.
 fn watches(relation: pg_sys::Oid) -> SqlResult<Vec<Watch>> {
     own(|client| Watch::find(client, "w.relation::oid = $1", &[relation.into()]))
-}
-
-/// Locks a table to the end of the transaction.
-fn lock(table: &Table, mode: &str) -> SqlResult<()> {
-    let _rights = Rights::of_caller();
-    let query = format!("LOCK TABLE {} IN {mode} MODE", table.name);
-    Spi::connect_mut(|client| client.update(&query, None, &[]).map(drop).map_err(spi))
 }
 
 /// Columns that change places: the old one's name and the new one's.

@@ -214,6 +214,13 @@ impl Table {
         })
     }
 
+    /// Locks it to the end of the transaction, with the caller's rights.
+    pub fn lock(&self, mode: &str) -> SqlResult<()> {
+        let _rights = Rights::of_caller();
+        let query = format!("LOCK TABLE {} IN {mode} MODE", self.name);
+        Spi::connect_mut(|client| client.update(&query, None, &[]).map(drop).map_err(spi))
+    }
+
     pub fn check_owner(&self) -> SqlResult<()> {
         if self.owned {
             return Ok(());
@@ -284,20 +291,22 @@ impl Table {
             let query =
                 "SELECT 1 FROM pg_catalog.pg_index i WHERE i.indrelid = $1 AND i.indisprimary AND NOT i.indimmediate";
             let deferrable = !client.update(query, Some(1), &[self.oid.into()]).map_err(spi)?.is_empty();
-            let what = if deferrable { "the primary key of {} is deferrable" } else { "{} has no primary key" };
+            let (what, why, way_out) = if deferrable {
+                (
+                    format!("the primary key of {} is deferrable", self.name),
+                    "Rows that are yet to be embedded, or could not be, are noted by their key; two may have one for a while.",
+                    format!("Make it anew without DEFERRABLE, or a unique index on NOT NULL columns of {}.", self.name),
+                )
+            } else {
+                (
+                    format!("{} has no primary key", self.name),
+                    "Rows that are yet to be embedded, or could not be, are noted by their key.",
+                    format!("ALTER TABLE {} ADD PRIMARY KEY (…), or a unique index on NOT NULL columns.", self.name),
+                )
+            };
             return Err(with_sqlstate(
                 PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                Error::new(Kind::InvalidInput, what.replace("{}", &self.name))
-                    .detail(if deferrable {
-                        "Rows that are yet to be embedded, or could not be, are noted by their key; two may have one for a while."
-                    } else {
-                        "Rows that are yet to be embedded, or could not be, are noted by their key."
-                    })
-                    .hint(if deferrable {
-                        format!("Make it anew without DEFERRABLE, or a unique index on NOT NULL columns of {}.", self.name)
-                    } else {
-                        format!("ALTER TABLE {} ADD PRIMARY KEY (…), or a unique index on NOT NULL columns.", self.name)
-                    }),
+                Error::new(Kind::InvalidInput, what).detail(why).hint(way_out),
             ));
         }
         Ok(key)
@@ -511,8 +520,8 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
 
     // The table, with the caller's rights.
     let caller = Rights::of_caller();
+    table.lock("SHARE ROW EXCLUSIVE")?;
     let (image, text, key, existing) = Spi::connect_mut(|client| {
-        client.update(&format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE", table.name), None, &[]).map_err(spi)?;
         let (image, text) = sources(client, &table, wanted.source, wanted.text_source)?;
         Ok::<_, pg_sys::panic::ErrorReport>((image, text, table.key(client)?, existing(client, oid, embedding)?))
     })?;
@@ -1047,14 +1056,8 @@ fn clip_unwatch(
 pub fn unwatch(watch: &Watch, keep_columns: bool) -> SqlResult<()> {
     let store = Store::open(c"clip_unwatch()");
     let table = Table::describe(watch.relation)?;
-    {
-        // Who works on its rows is waited for here, where nothing is held yet that they would wait for.
-        let _caller = Rights::of_caller();
-        Spi::connect_mut(|client| {
-            let lock = format!("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", table.name);
-            client.update(&lock, None, &[]).map(drop).map_err(spi)
-        })?;
-    }
+    // Who works on its rows is waited for here, where nothing is held yet that they would wait for.
+    table.lock("ACCESS EXCLUSIVE")?;
     let (columns, index, collection) = {
         let _rights = Rights::of_extension();
         Spi::connect_mut(|client| {
