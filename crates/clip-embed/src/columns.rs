@@ -2,10 +2,9 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use clip::{Error, Kind, Result};
+use clip::{Error, Kind, Result, without_panic};
 use parquet::basic::{Compression, ConvertedType, LogicalType, Type as Physical};
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, DataType};
@@ -126,7 +125,7 @@ pub fn list(file: File, name: &str, root: &Path, arguments: &Arguments) -> Resul
         }
         Ok(list)
     };
-    without_panic(read).unwrap_or_else(|| Err(broken("The parser gave up on it.".to_owned())))
+    quietly(|| without_panic(|| broken("The parser gave up on it.".to_owned()), read))
 }
 
 impl Value {
@@ -142,13 +141,14 @@ fn words(e: &ParquetError) -> String {
     short.unwrap_or(&text).trim_end_matches('.').to_owned()
 }
 
-/// The library has assertions on what files say. Nothing else runs yet whose panics would have to be seen.
-fn without_panic<T>(f: impl FnOnce() -> T) -> Option<T> {
+/// Panics that are caught write nothing: the library has assertions on what files say. Nothing else runs yet whose panics
+/// would have to be seen.
+fn quietly<T>(f: impl FnOnce() -> T) -> T {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| ()));
-    let result = catch_unwind(AssertUnwindSafe(f));
+    let result = f();
     std::panic::set_hook(hook);
-    result.ok()
+    result
 }
 
 /// Sees that the file's end is there, and can be read.

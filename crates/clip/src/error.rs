@@ -74,6 +74,6 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 /// Runs code of a library that is fed with files from outside: a panic in it is that file's error.
-pub(crate) fn without_panic<T>(on_panic: impl FnOnce() -> Error, f: impl FnOnce() -> Result<T>) -> Result<T> {
+pub fn without_panic<T>(on_panic: impl FnOnce() -> Error, f: impl FnOnce() -> Result<T>) -> Result<T> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).unwrap_or_else(|_| Err(on_panic()))
 }

@@ -44,4 +44,4 @@ pub mod stats;
 pub mod text;
 pub mod thumbnail;
 
-pub use error::{Error, Kind, Result};
+pub use error::{Error, Kind, Result, without_panic};
