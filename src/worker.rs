@@ -3,12 +3,12 @@
 //! One launcher for the server starts a worker in each database that has something for it. At the server's start it
 //! looks into all of them; from then on a transaction that queues rows tells it, by shared memory. A worker ends when
 //! its database has no queued watch any more, and when somebody wants to drop, rename or copy the database. Where there
-//! are more databases than max_worker_processes leaves workers for, they take turns. It connects
-//! as the superuser that the server was made with, and lends those rights to nobody: what touches a watched table runs
-//! as the table's owner (`rights`).
+//! are more databases than max_worker_processes leaves workers for, they take turns. It connects as the superuser that
+//! the server was made with, and lends those rights to nobody: what touches a watched table runs as the table's owner
+//! (`rights`).
 #![allow(unsafe_code)]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -232,10 +232,10 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
         shared.crowded = false;
     }
     let mut unseen: Vec<u32> = databases().unwrap_or_default();
-    let mut workers: HashMap<u32, (DynamicBackgroundWorker, Instant)> = HashMap::new();
-    let mut ended: HashMap<u32, Instant> = HashMap::new();
-    // When each database had a worker last, and those that could have none.
+    let mut workers: HashMap<u32, DynamicBackgroundWorker> = HashMap::new();
+    // When each database was given a worker last, those whose last one has not ended at peace, and when one could not be had.
     let mut served: HashMap<u32, Instant> = HashMap::new();
+    let mut ended: HashSet<u32> = HashSet::new();
     let mut refused: HashMap<u32, Instant> = HashMap::new();
     let mut complained: Option<Instant> = None;
     let mut scanned = Instant::now();
@@ -246,13 +246,15 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
             unseen = databases().unwrap_or_default();
             unseen.retain(|database| !workers.contains_key(database));
         }
-        workers.retain(|database, (worker, since)| {
+        workers.retain(|database, worker| {
             let runs = matches!(worker.pid(), Ok(_) | Err(BackgroundWorkerStatus::NotYetStarted));
             if !runs {
                 let mut shared = SHARED.exclusive();
                 let slot = shared.slots.iter_mut().find(|slot| slot.database == *database);
-                if !slot.as_ref().is_some_and(|slot| slot.at_peace) {
-                    ended.insert(*database, *since);
+                if slot.as_ref().is_some_and(|slot| slot.at_peace) {
+                    ended.remove(database);
+                } else {
+                    ended.insert(*database);
                 }
                 if let Some(slot) = slot {
                     slot.worker = 0;
@@ -278,7 +280,8 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
         // Whoever has waited the longest comes first.
         wanted.sort_by_key(|database| served.get(database).copied());
         // Databases are looked into one after the other.
-        let looking = workers.values().any(|(_, since)| since.elapsed() < PAUSE);
+        let paused = |since: Option<&Instant>| since.and_then(|since| PAUSE.checked_sub(since.elapsed()));
+        let looking = workers.keys().any(|database| paused(served.get(database)).is_some());
         if wanted.is_empty() && !looking && settings::worker() {
             wanted.extend(unseen.pop());
         }
@@ -287,13 +290,13 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
             if workers.contains_key(&database) {
                 continue;
             }
-            if let Some(since) = refused.get(&database).map(Instant::elapsed).filter(|since| *since < PAUSE) {
+            if let Some(left) = paused(refused.get(&database)) {
                 crowded = true;
-                soonest = soonest.min(PAUSE - since);
+                soonest = soonest.min(left);
                 continue;
             }
-            if let Some(since) = ended.get(&database).map(Instant::elapsed).filter(|since| *since < PAUSE) {
-                soonest = soonest.min(PAUSE - since);
+            if let Some(left) = paused(served.get(&database).filter(|_| ended.contains(&database))) {
+                soonest = soonest.min(left);
                 continue;
             }
             if is_database_wanted(database) {
@@ -328,7 +331,7 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
                 .enable_spi_access();
             match place.then(|| started.load_dynamic()) {
                 Some(Ok(worker)) => {
-                    workers.insert(database, (worker, Instant::now()));
+                    workers.insert(database, worker);
                     served.insert(database, Instant::now());
                 }
                 _ => {
