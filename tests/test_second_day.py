@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 import support
-from servers import Server
+from servers import Server, server
 from support import close, embed_one, in_parallel, sqlstate, value, vector
 from test_watch import check, db, fill, notes  # noqa: F401
 from test_worker import drained, until, workers
@@ -53,12 +53,9 @@ def test_databases_take_turns_at_the_worker(bindir: pathlib.Path) -> None:
 
 def test_the_worker_has_its_own_timeouts(bindir: pathlib.Path) -> None:
     """A database may have such for the sake of its sessions."""
-    made = Server(bindir, {"clip_search.preload": "photo-mini"})
-    try:
-        made.start()
+    with server(bindir, preload="photo-mini") as made:
         with made.connect() as db:  # noqa: F811
             db.execute("SET client_min_messages = warning")
-            db.execute("CREATE EXTENSION clip_search CASCADE")
             names = ["statement_timeout", "idle_in_transaction_session_timeout"]
             names += ["transaction_timeout"] if db.info.server_version >= 170000 else []
             db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
@@ -73,8 +70,6 @@ def test_the_worker_has_its_own_timeouts(bindir: pathlib.Path) -> None:
             assert value(db, "SELECT count(*) FROM note WHERE embedding IS NOT NULL") == 2
             assert value(db, "SELECT count(*) FROM clip_search.failure") == 0
         assert "timeout" not in made.messages()
-    finally:
-        made.remove()
 
 
 @pytest.fixture
