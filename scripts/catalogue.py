@@ -4,7 +4,7 @@
     catalogue.py > docs/reference.md        (make docs)
 
 It reads the database that PGHOST, PGPORT, PGUSER and PGDATABASE name, as a superuser. The texts are those of COMMENT ON
-(sql/) and of the settings (src/settings.rs), which psql's \\df+, \\d+ and pg_settings show. Written here are only the
+(sql/) and of the settings (src/guc.rs), which psql's \\df+, \\d+ and pg_settings show. Written here are only the
 topics, and when each SQLSTATE is raised; a function without a topic and a SQLSTATE that is not explained are errors.
 """
 
@@ -254,7 +254,7 @@ def views(db: psycopg.Connection) -> list[str]:
 
 
 def conditions() -> list[str]:
-    source = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "src").glob("*.rs")))
+    source = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "src").rglob("*.rs")))
     # E_R_I_E: its class, external routine invocation exception.
     raised = {name.lower() for name in re.findall(r"PgSqlErrorCode::ERRCODE_(?:E_R_I_E_)?(\w+)", source)}
     raised |= {condition for call, condition in CALLED.items() if call in source}

@@ -4,29 +4,12 @@
 
 use pgrx::prelude::*;
 
-mod citus;
-mod classify;
 mod cluster;
-mod collection;
 mod embed;
-mod engine;
-mod error;
-mod fill;
-mod preload;
-mod query;
-mod recluster;
-mod reembed;
-mod relation;
-mod rights;
-mod settings;
-mod statements;
-mod stats;
-mod store;
-mod text;
-mod trigger;
-mod vector;
+mod guc;
+mod model;
+mod pg;
 mod watch;
-mod worker;
 
 ::pgrx::pg_module_magic!(name, version);
 
@@ -35,15 +18,15 @@ extension_sql_file!(
     "../sql/watch.sql",
     name = "watch",
     requires = [
-        watch::clip_watch,
-        watch::clip_unwatch,
-        fill::clip_retry,
-        fill::clip_search::backfill_begin,
-        fill::clip_search::backfill_claim,
-        fill::clip_search::backfill_work,
-        reembed::clip_search::reembed_begin,
-        reembed::clip_search::reembed_goes_on,
-        reembed::clip_search::reembed_finish
+        watch::define::clip_watch,
+        watch::define::clip_unwatch,
+        watch::queue::clip_retry,
+        watch::queue::clip_search::backfill_begin,
+        watch::queue::clip_search::backfill_claim,
+        watch::queue::clip_search::backfill_work,
+        watch::reembed::clip_search::reembed_begin,
+        watch::reembed::clip_search::reembed_goes_on,
+        watch::reembed::clip_search::reembed_finish
     ]
 );
 extension_sql_file!("../sql/finalize.sql", finalize);
@@ -52,8 +35,8 @@ extension_sql_file!("../sql/finalize.sql", finalize);
 /// postmaster that is told to preload them; a postmaster starts the background worker, too.
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
-    settings::register();
-    stats::register();
-    preload::run();
-    worker::register();
+    guc::register();
+    model::stats::register();
+    model::preload::run();
+    watch::worker::register();
 }

@@ -62,7 +62,7 @@ def near(rows: np.ndarray, seed: int) -> np.ndarray:
 
 
 def codes(rows: np.ndarray) -> np.ndarray:
-    """The codes of crates/clip/src/code.rs, written down a second time: three rounds of signs and a transform."""
+    """The codes of crates/clip/src/clustering/binary_code.rs, written down a second time: three rounds of signs and a transform."""
     state, signs = 0x0063_6C69_705F_7321, []
     for _ in range(3 * DIMENSIONS):
         state = (state + 0x9E37_79B9_7F4A_7C15) % 2**64

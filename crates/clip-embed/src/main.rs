@@ -275,7 +275,7 @@ fn work(
 ) -> Result<(), std::sync::mpsc::SendError<Message>> {
     let mut pulse = || ();
     // Shows what is wrong with the model before it is held against a file.
-    let sample = clip::sample::photo(64, 64, 1)
+    let sample = clip::image::synthetic::photo(64, 64, 1)
         .and_then(|photo| embedder.embed_images(&[&photo], &Limits::default(), &mut pulse));
     if let Err(error) = sample {
         return sender.send(Message::Broken(error));

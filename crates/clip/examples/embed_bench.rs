@@ -17,10 +17,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clip::embedder::Embedder;
+use clip::image::preprocess::Preprocess;
 use clip::image::{Limits, decode_for, normalise};
 use clip::model::Model;
-use clip::preprocess::Preprocess;
-use clip::session::{Runtime, Tower};
+use clip::model::session::{Runtime, Tower};
 use ort::value::Tensor;
 use serde_json::{Value, json};
 

@@ -8,7 +8,7 @@
 use std::error::Error;
 use std::time::Instant;
 
-use clip::agglomerative::{Linkage, agglomerate};
+use clip::clustering::agglomerative::{Linkage, agglomerate};
 use ndarray::Array2;
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -1,6 +1,6 @@
 //! Queries of several parts, and results that don't repeat themselves.
 
-use crate::cluster::{cosine, normalise};
+use crate::clustering::centroid::{cosine, normalise};
 use crate::error::{Error, Kind, Result};
 
 /// A sum that is shorter than this, by the sum of the weights' amounts, is noise: rounding of the terms to single

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clip::Kind;
-use clip::agglomerative::{Linkage, Progress, agglomerate};
+use clip::clustering::agglomerative::{Linkage, Progress, agglomerate};
 use ndarray::{Array2, ArrayView2, Axis, array};
 use serde_json::Value;
 

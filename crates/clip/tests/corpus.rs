@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use clip::image::info::info;
 use clip::image::{Limits, decode};
-use clip::info::info;
 use serde_json::Value;
 
 /// What a hostile file may add to the process's peak, in KiB: the least of the decoders' own limits.

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clip::embedder::Embedder;
+use clip::image::info::info;
+use clip::image::preprocess::Preprocess;
 use clip::image::{Limits, decode, decode_for, resize_and_crop};
-use clip::info::info;
 use clip::model::Model;
-use clip::preprocess::Preprocess;
 use clip::text::TextEncoder;
 
 /// One item may take this long in a release build; the limits below make the largest take about 0.5 s.

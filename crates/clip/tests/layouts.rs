@@ -4,9 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use clip::Kind;
-use clip::classify::Logits;
-use clip::cluster::cosine;
+use clip::clustering::centroid::cosine;
 use clip::embedder::Embedder;
+use clip::embedder::logits::Logits;
 use clip::image::Limits;
 use clip::model::Model;
 use safetensors::Dtype;

@@ -6,8 +6,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use clip::image::preprocess::Preprocess;
 use clip::image::{Limits, decode, normalise, resize_and_crop};
-use clip::preprocess::Preprocess;
 use ndarray::Array3;
 use serde_json::Value;
 

@@ -4,9 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use clip::embedder::Embedder;
+use clip::image::preprocess::Preprocess;
 use clip::image::{Limits, decode, resize_and_crop};
 use clip::model::Model;
-use clip::preprocess::Preprocess;
 use serde_json::Value;
 
 fn fixtures() -> PathBuf {

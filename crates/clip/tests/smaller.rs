@@ -4,10 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use clip::embedder::Embedder;
+use clip::image::preprocess::Preprocess;
+use clip::image::resample::Filter;
 use clip::image::{Decoded, Limits, SPARE, decode, decode_for, resize_and_crop};
 use clip::model::Model;
-use clip::preprocess::Preprocess;
-use clip::resample::Filter;
 use clip::{Kind, Result};
 use serde_json::Value;
 
@@ -64,7 +64,7 @@ fn what_is_asked_to_be_exact_is() {
     }
     // The side that is resized least decides.
     let squash = |width, height| Preprocess {
-        resize: clip::preprocess::Resize::Exact(width, height),
+        resize: clip::image::preprocess::Resize::Exact(width, height),
         crop: None,
         ..clip.clone()
     };

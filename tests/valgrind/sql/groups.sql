@@ -1,4 +1,4 @@
--- Clusters, the tables below them, and rows of others that are not decided yet: the dirty snapshots of src/store.rs.
+-- Clusters, the tables below them, and rows of others that are not decided yet: the dirty snapshots of src/cluster/tables.rs.
 SET clip_search.cluster_threshold = 0.9;
 SELECT count(DISTINCT clip_assign_cluster(v, 'demo')) AS clusters FROM unnest(ARRAY['[1,0,0]', '[0,1,0]', '[1,0.1,0]', '[0.1,1,0]', '[0,0,1]']::vector[]) AS v;
 SELECT size, centroid, round(resultant::numeric, 5) AS resultant FROM clip_search.cluster WHERE collection = 'demo' ORDER BY id;

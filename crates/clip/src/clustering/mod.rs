@@ -1,0 +1,5 @@
+//! The arithmetic of grouping: centroids, binary codes to find them by, agglomerative clustering of a whole collection.
+
+pub mod agglomerative;
+pub mod binary_code;
+pub mod centroid;

@@ -1,0 +1,239 @@
+//! Zero-shot classification: from the cosines of an image to labels to probabilities, as the model was trained to.
+//!
+//! CLIP takes the softmax over all labels of `scale × cosine`. SigLIP takes the sigmoid of `scale × cosine + bias` for
+//! each label by itself, so that its probabilities need not add up to 1. Scale and bias were learned with the weights;
+//! where an export keeps them differs, see [`Logits::stated`] and [`crate::embedder::Embedder::logits`].
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::clustering::centroid::normalise;
+use crate::error::{Error, Kind, Result};
+use crate::model::{Model, read_json};
+
+/// What a label stands for in a template.
+pub const PLACE: &str = "{}";
+
+/// exp(logit_scale) of OpenAI's CLIP, where training ran into its upper limit, as open_clip's does.
+const CLIP_SCALE: f64 = 100.0;
+/// A sigmoid's bias is -10 and less (it starts at -10, so that most labels are wrong); CLIP has none. Measured on a
+/// quantised graph it may be off by tenths.
+const LEAST_BIAS: f64 = 1.0;
+/// Where weights are that may hold the two: Hugging Face's, open_clip's and sentence-transformers' names.
+const WEIGHTS: [&str; 3] = ["model.safetensors", "open_clip_model.safetensors", "0_CLIPModel/model.safetensors"];
+/// A header lists every tensor, at some 100 bytes; ViT-L has 600 of them.
+const LONGEST_HEADER: u64 = 16 << 20;
+
+/// How cosines become probabilities.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logits {
+    /// What cosines are multiplied by, exp(logit_scale).
+    pub scale: f64,
+    /// Where there is one, each label has a probability of its own, by the sigmoid.
+    pub bias: Option<f64>,
+    /// The file that says so; none: assumed, since nothing says otherwise.
+    pub source: Option<PathBuf>,
+}
+
+impl Logits {
+    /// CLIP's own.
+    pub fn assumed() -> Self {
+        Self { scale: CLIP_SCALE, bias: None, source: None }
+    }
+
+    /// What a model's files state, without running it: `logit_scale` and `logit_bias` at the top of `config.json`, or
+    /// the tensors of these names in its safetensors. The scale is a logarithm there, as in the weights.
+    ///
+    /// `logit_scale_init_value` is not read: it is where training began (2.6592, a scale of 14.3, for the CLIP whose
+    /// trained scale is 100).
+    ///
+    /// # Errors
+    /// [`Kind::BadModel`] where one is there and can't be used.
+    pub fn stated(model: &Model) -> Result<Option<Self>> {
+        for directory in [&model.directory, &model.text_directory] {
+            let file = directory.join("config.json");
+            if file.is_file() {
+                let config = read_json(&file)?;
+                let number = |key: &str| match &config[key] {
+                    Value::Null => Ok(None),
+                    value => value.as_f64().map(Some).ok_or_else(|| unusable(&file, key, &value.to_string())),
+                };
+                if let Some(scale) = number("logit_scale")? {
+                    return Self::new(scale, number("logit_bias")?, &file).map(Some);
+                }
+            }
+            for file in WEIGHTS.map(|name| directory.join(name)).into_iter().filter(|file| file.is_file()) {
+                let [scale, bias] = scalars(&file, ["logit_scale", "logit_bias"])?;
+                if let Some(scale) = scale {
+                    return Self::new(scale, bias, &file).map(Some);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn new(logarithm: f64, bias: Option<f64>, file: &Path) -> Result<Self> {
+        let scale = logarithm.exp();
+        // e^20 is 5 × 10^8; CLIP's own training stops at 100.
+        if !(-20.0..=20.0).contains(&logarithm) {
+            return Err(unusable(file, "logit_scale", &logarithm.to_string()));
+        }
+        if let Some(bias) = bias.filter(|bias| !bias.is_finite()) {
+            return Err(unusable(file, "logit_bias", &bias.to_string()));
+        }
+        Ok(Self { scale, bias, source: Some(file.to_owned()) })
+    }
+
+    /// The two from pairs of a cosine and the logit that a graph gives for it, by least squares. None where they do not
+    /// lie on a rising line.
+    pub fn fitted(pairs: &[(f64, f64)], file: &Path) -> Option<Self> {
+        let count = pairs.len() as f64;
+        let (x, y) = pairs.iter().fold((0.0, 0.0), |(x, y), pair| (x + pair.0 / count, y + pair.1 / count));
+        let spread = pairs.iter().map(|pair| (pair.0 - x).powi(2)).sum::<f64>();
+        let scale = pairs.iter().map(|pair| (pair.0 - x) * (pair.1 - y)).sum::<f64>() / spread;
+        let bias = y - scale * x;
+        let worst = pairs.iter().map(|pair| (scale * pair.0 + bias - pair.1).abs()).fold(0.0, f64::max);
+        // Quantised graphs are off by a hundredth of what the logits span.
+        let straight = scale.is_finite() && scale > 0.0 && worst <= 0.05 * scale * (spread / count).sqrt();
+        let bias = (bias.abs() >= LEAST_BIAS).then_some(bias);
+        straight.then(|| Self { scale, bias, source: Some(file.to_owned()) })
+    }
+
+    /// Probabilities of labels with these cosines to an image.
+    pub fn probabilities(&self, cosines: &[f64]) -> Vec<f64> {
+        if let Some(bias) = self.bias {
+            return cosines.iter().map(|cosine| 1.0 / (1.0 + (-(self.scale * cosine + bias)).exp())).collect();
+        }
+        // The largest logit is taken off, so that nothing overflows.
+        let largest = cosines.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let odds: Vec<f64> = cosines.iter().map(|cosine| (self.scale * (cosine - largest)).exp()).collect();
+        let total: f64 = odds.iter().sum();
+        odds.into_iter().map(|odd| odd / total).collect()
+    }
+}
+
+impl std::fmt::Display for Logits {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.bias {
+            Some(bias) => write!(f, "sigmoid of {:.4} × cosine - {:.4}", self.scale, -bias)?,
+            None => write!(f, "softmax of {:.4} × cosine", self.scale)?,
+        }
+        match &self.source {
+            Some(file) => write!(f, ", by {}", file.display()),
+            None => f.write_str(", assumed: the model's files do not say"),
+        }
+    }
+}
+
+fn unusable(file: &Path, key: &str, value: &str) -> Error {
+    Error::new(Kind::BadModel, format!("{key} {value} of model file \"{}\" cannot be used", file.display()))
+        .hint("logit_scale is a logarithm, 4.6052 for a scale of 100; logit_bias is a number.")
+}
+
+/// Single values of a safetensors file (8 bytes with the length of a JSON header, the header, the tensors), of which no
+/// more than these is read: the files have hundreds of megabytes.
+fn scalars<const N: usize>(path: &Path, names: [&str; N]) -> Result<[Option<f64>; N]> {
+    let broken = |why: String| {
+        Error::new(Kind::BadModel, format!("model file \"{}\" is not a safetensors file", path.display())).detail(why)
+    };
+    let io = |e: std::io::Error| broken(format!("{e}."));
+    let mut file = File::open(path).map_err(io)?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(io)?;
+    let length = u64::from_le_bytes(length);
+    if length > LONGEST_HEADER {
+        return Err(broken(format!("Its header would have {length} bytes.")));
+    }
+    let mut header = vec![0; length as usize];
+    file.read_exact(&mut header).map_err(io)?;
+    let header: Value = serde_json::from_slice(&header).map_err(|e| broken(format!("The parser says: {e}.")))?;
+    let mut found = [None; N];
+    for (name, found) in names.into_iter().zip(&mut found) {
+        let tensor = &header[name];
+        let (Some(kind), Some(begin)) = (tensor["dtype"].as_str(), tensor["data_offsets"][0].as_u64()) else {
+            continue;
+        };
+        let mut bytes = [0; 4];
+        let width = if kind == "F32" { 4 } else { 2 };
+        file.seek(SeekFrom::Start((8 + length).saturating_add(begin))).map_err(io)?;
+        file.read_exact(&mut bytes[..width]).map_err(io)?;
+        let half = [bytes[0], bytes[1]];
+        *found = Some(match kind {
+            "F32" => f64::from(f32::from_le_bytes(bytes)),
+            "F16" => half::f16::from_le_bytes(half).to_f64(),
+            "BF16" => half::bf16::from_le_bytes(half).to_f64(),
+            _ => return Err(unusable(path, name, &format!("of type {kind}"))),
+        });
+    }
+    Ok(found)
+}
+
+/// A label put into a template, in each place that it has for one.
+pub fn prompt(template: &str, label: &str) -> String {
+    template.replace(PLACE, label)
+}
+
+/// One vector of several prompts for a label: the mean of the unit vectors, scaled to length 1, as in CLIP's notebook
+/// of prompt ensembles.
+///
+/// # Errors
+/// [`Kind::InvalidInput`] where the prompts cancel out.
+pub fn ensemble<'a>(prompts: impl IntoIterator<Item = &'a [f32]>) -> Result<Vec<f32>> {
+    let mut sum: Vec<f64> = Vec::new();
+    for prompt in prompts {
+        sum.resize(prompt.len(), 0.0);
+        sum.iter_mut().zip(prompt).for_each(|(sum, value)| *sum += f64::from(*value));
+    }
+    let mut mean: Vec<f32> = sum.into_iter().map(|value| value as f32).collect();
+    normalise(&mut mean)?;
+    Ok(mean)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn softmax_and_sigmoid_are_those_of_the_papers() {
+        // numpy: x = 100 * np.array([.3, .28, .1]); np.exp(x) / np.exp(x).sum()
+        let clip = Logits::assumed().probabilities(&[0.3, 0.28, 0.1]);
+        for (found, wanted) in clip.iter().zip([0.880797076379, 0.119202921806, 1.815458e-9]) {
+            assert!((found - wanted).abs() < 1e-9, "{clip:?}");
+        }
+        // 1 / (1 + np.exp(-(117.33 * np.array([.15, .1]) - 12.93)))
+        let siglip = Logits { scale: 117.33, bias: Some(-12.93), source: None }.probabilities(&[0.15, 0.1]);
+        for (found, wanted) in siglip.iter().zip([0.990710154, 0.232009330]) {
+            assert!((found - wanted).abs() < 1e-6, "{siglip:?}");
+        }
+        // Nothing overflows, whatever the scale.
+        let steep = Logits { scale: 1e8, bias: None, source: None }.probabilities(&[1.0, -1.0]);
+        assert_eq!(steep, [1.0, 0.0]);
+        let steep = Logits { scale: 1e8, bias: Some(-10.0), source: None }.probabilities(&[1.0, -1.0]);
+        assert_eq!(steep, [1.0, 0.0]);
+    }
+
+    #[test]
+    fn a_line_is_found_and_nothing_else() {
+        let file = Path::new("model.onnx");
+        let line = |scale: f64, bias: f64| [0.1, 0.15, 0.12, 0.2].map(|x| (x, scale * x + bias));
+        let clip = Logits::fitted(&line(100.0, 0.0), file).unwrap();
+        assert!((clip.scale - 100.0).abs() < 1e-9 && clip.bias.is_none(), "{clip:?}");
+        let siglip = Logits::fitted(&line(117.0, -12.9), file).unwrap();
+        assert!((siglip.scale - 117.0).abs() < 1e-9 && (siglip.bias.unwrap() + 12.9).abs() < 1e-9, "{siglip:?}");
+        assert_eq!(Logits::fitted(&line(-5.0, 0.0), file), None);
+        assert_eq!(Logits::fitted(&[(0.1, 1.0), (0.1, 2.0)], file), None);
+        assert_eq!(Logits::fitted(&[(0.1, 1.0), (0.2, 20.0), (0.3, 2.0)], file), None);
+        assert_eq!(Logits::fitted(&[(0.1, f64::NAN), (0.2, 20.0)], file), None);
+    }
+
+    #[test]
+    fn prompts_are_averaged() {
+        assert_eq!(prompt("a {} in a photo of a {}", "cat {}"), "a cat {} in a photo of a cat {}");
+        let mean = ensemble([[1.0, 0.0].as_slice(), &[0.0, 1.0], &[1.0, 0.0]]).unwrap();
+        assert!((mean[0] - 0.894_427_2).abs() < 1e-6 && (mean[1] - 0.447_213_6).abs() < 1e-6, "{mean:?}");
+        assert_eq!(ensemble([[1.0, 0.0].as_slice(), &[-1.0, 0.0]]).unwrap_err().kind, Kind::InvalidInput);
+    }
+}

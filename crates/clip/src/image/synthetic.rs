@@ -1,0 +1,54 @@
+//! Made-up photos, for measuring without any.
+
+use image::RgbImage;
+
+use crate::error::Result;
+use crate::image::jpeg;
+
+/// A JPEG file (quality 90, subsampled as cameras do) of a picture with large shapes and grain, about as many bytes a
+/// pixel as a photo has. Equal for equal arguments.
+///
+/// # Errors
+/// Where the encoder refuses the size.
+pub fn photo(width: u32, height: u32, seed: u64) -> Result<Vec<u8>> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut random = move || {
+        // xorshift64 (Marsaglia 2003).
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1 << 24) as f32
+    };
+    let waves: Vec<[f32; 5]> =
+        (0..6).map(|_| [1.0 + 9.0 * random(), 1.0 + 9.0 * random(), random(), random(), random()]).collect();
+    let mut picture = RgbImage::new(width, height);
+    for (x, y, pixel) in picture.enumerate_pixels_mut() {
+        let (u, v) = (x as f32 / width as f32, y as f32 / height as f32);
+        let mut rgb = [0.5; 3];
+        for [a, b, red, green, blue] in &waves {
+            let wave = (a * u + b * v).sin() / 6.0;
+            rgb[0] += wave * red;
+            rgb[1] += wave * green;
+            rgb[2] += wave * blue;
+        }
+        let grain = 0.06 * (random() - 0.5);
+        pixel.0 = rgb.map(|value| (255.0 * (value + grain)).clamp(0.0, 255.0) as u8);
+    }
+    jpeg::encode(&picture, 90)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::photo;
+    use crate::image::{Limits, decode};
+
+    #[test]
+    fn photos_are_of_the_size_and_not_all_alike() {
+        let files = [photo(320, 200, 1).unwrap(), photo(320, 200, 1).unwrap(), photo(320, 200, 2).unwrap()];
+        assert!(files[0] == files[1] && files[0] != files[2]);
+        let decoded = decode(&files[0], &Limits::default()).unwrap();
+        assert_eq!(decoded.rgb.dimensions(), (320, 200));
+        // Photos have 0.1 to 0.6 bytes a pixel.
+        assert!((6_000..40_000).contains(&files[0].len()), "{}", files[0].len());
+    }
+}

@@ -1,0 +1,8 @@
+//! A model on disk and in memory: its files, ONNX Runtime's sessions, rewritten graphs, pooling after the graph.
+
+mod files;
+pub mod graph_cache;
+pub mod pooling;
+pub mod session;
+
+pub use files::*;

@@ -1,0 +1,347 @@
+//! ONNX Runtime: one library and one environment a process, one session a tower.
+#![allow(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+
+use once_cell::sync::OnceCell;
+use ort::LoadDynamicError;
+use ort::environment::Environment;
+use ort::logging::LogLevel;
+use ort::session::builder::GraphOptimizationLevel;
+use ort::session::{Session, SessionInputValue};
+use ort::value::{TensorElementType, ValueType};
+
+use crate::error::{Error, Kind, Result};
+use crate::model::graph_cache::{Entry, WEIGHTS};
+
+/// The loaded libonnxruntime. It stays for the life of the process: the library allows one environment,
+/// and taking it down at exit would join threads that a signal may have stopped.
+pub struct Runtime {
+    environment: Environment,
+    pub path: PathBuf,
+    pub version: String,
+}
+
+static RUNTIME: OnceCell<Runtime> = OnceCell::new();
+
+impl Runtime {
+    /// Loads the library on the first call; later calls return that one whatever the path.
+    ///
+    /// # Errors
+    /// [`Kind::MissingFile`] where there is no such library, [`Kind::BadModel`] where it is too old or not
+    /// ONNX Runtime. Nothing is kept of a failed attempt.
+    pub fn load(path: &Path) -> Result<&'static Self> {
+        RUNTIME.get_or_try_init(|| {
+            if !path.is_file() {
+                return Err(Error::new(Kind::MissingFile, format!("ONNX Runtime not found at \"{}\"", path.display()))
+                    .hint("Install libonnxruntime there (\"make install\" does), or set clip_search.onnxruntime to its path."));
+            }
+            // Threads that the library starts must not take the process's signals.
+            with_signals_blocked(|| {
+                let environment = ort::init_from(path)
+                    .map_err(|e| library_error(path, &e))?
+                    .with_name("clip_search")
+                    .with_telemetry(false)
+                    .build()
+                    .map_err(|e| Error::new(Kind::Internal, "ONNX Runtime could not be started").detail(e.message().to_owned()))?;
+                // Its messages would go to stderr beside the errors that it returns.
+                environment.set_log_level(LogLevel::Fatal);
+                Ok(Self { environment, path: path.to_owned(), version: version_of(path) })
+            })
+        })
+    }
+
+    /// The library that is loaded, if one is.
+    pub fn loaded() -> Option<&'static Self> {
+        RUNTIME.get()
+    }
+}
+
+fn library_error(path: &Path, error: &LoadDynamicError) -> Error {
+    let path = path.display();
+    match error {
+        LoadDynamicError::BadVersion { version_str, .. } => {
+            Error::new(Kind::BadModel, format!("ONNX Runtime {version_str} is too old"))
+                .detail(format!("\"{path}\" has version {version_str}; 1.{} or later is needed.", ort::MINOR_VERSION))
+                .hint("Install a newer libonnxruntime, or set clip_search.onnxruntime to one.")
+        }
+        LoadDynamicError::MissingApi { .. } | LoadDynamicError::InvalidVersionString => {
+            Error::new(Kind::BadModel, format!("\"{path}\" is not an ONNX Runtime library"))
+                .hint("Set clip_search.onnxruntime to the path of libonnxruntime.so.")
+        }
+        LoadDynamicError::Dlopen { error, .. } => {
+            Error::new(Kind::BadModel, format!("ONNX Runtime at \"{path}\" cannot be loaded"))
+                .detail(format!(
+                    "The loader says: {}.",
+                    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+                ))
+                .hint("Set clip_search.onnxruntime to the path of libonnxruntime.so for this machine.")
+        }
+    }
+}
+
+/// The version that a loaded library states, such as "1.24.4".
+fn version_of(path: &Path) -> String {
+    // SAFETY: the library is in the process already and has been used, so this runs no code of its
+    // initialisation anew; OrtGetApiBase has this signature in every version and its strings are static.
+    let version = unsafe {
+        libloading::Library::new(path).and_then(|library| {
+            let base: libloading::Symbol<unsafe extern "C" fn() -> *const ort::sys::OrtApiBase> =
+                library.get(b"OrtGetApiBase")?;
+            let version = ((*base()).GetVersionString)();
+            Ok(std::ffi::CStr::from_ptr(version).to_string_lossy().into_owned())
+        })
+    };
+    version.unwrap_or_else(|_| "of unknown version".to_owned())
+}
+
+/// Runs `f`, and starts whatever threads it starts, with all signals blocked.
+pub(crate) fn with_signals_blocked<T>(f: impl FnOnce() -> T) -> T {
+    // SAFETY: both sets are plain data which libc fills before they are read, and the old mask is put back
+    // before returning. A panic in `f` would leave signals blocked, so it is caught and passed on after.
+    unsafe {
+        let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
+        libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
+        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+/// An input or output of a graph.
+#[derive(Clone, Debug)]
+pub struct Port {
+    pub name: String,
+    pub element: TensorElementType,
+    /// -1 where dynamic.
+    pub shape: Vec<i64>,
+}
+
+impl Port {
+    /// Size of an axis, where the graph fixes it.
+    pub fn fixed(&self, axis: usize) -> Option<usize> {
+        self.shape.get(axis).filter(|size| **size > 0).map(|size| *size as usize)
+    }
+}
+
+impl std::fmt::Display for Port {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let axes: Vec<String> = self.shape.iter().map(|n| if *n < 0 { "?".into() } else { n.to_string() }).collect();
+        write!(f, "{} {}[{}]", self.name, format!("{:?}", self.element).to_lowercase(), axes.join(","))
+    }
+}
+
+/// After so many runs of a mapped graph its weights are copied into the layout that matrix products like. Until then each
+/// run lays them out anew, which costs an image a fifth more, and a text of seven tokens as much again; the copy costs
+/// as much as some 20 such runs, and 330 MB for the image tower of ViT-B/32, 150 for its text tower.
+const MAPPED_RUNS: usize = 20;
+/// Weights of fewer bytes stay in the graph's own file.
+const SMALL: &str = "1024";
+
+/// How a session is made.
+enum How<'a> {
+    /// From a model's own file: weights are read, the graph is rewritten, weights are laid out.
+    Whole,
+    /// The same, written to this path for later sessions, and not meant to be run.
+    Written(&'a Path),
+    /// From what was written: weights are mapped.
+    Mapped,
+    /// From what was written: weights are laid out.
+    LaidOut,
+}
+
+/// A graph, ready to run.
+pub struct Tower {
+    session: Session,
+    /// Where it is mapped from, and how often it has run.
+    mapped: Option<(PathBuf, usize)>,
+    /// Where the rewritten graph is kept, if it is.
+    kept: Option<PathBuf>,
+    threads: usize,
+    /// What there is to remark about its loading, for an administrator.
+    pub note: Option<String>,
+    pub file: PathBuf,
+    pub inputs: Vec<Port>,
+    pub outputs: Vec<Port>,
+}
+
+impl Tower {
+    /// Loads a graph with a fixed number of threads (the calling one included).
+    ///
+    /// With a directory for a cache, what takes long is done once and kept there ([`crate::model::graph_cache`]).
+    ///
+    /// # Errors
+    /// [`Kind::BadModel`] where the file is not a graph that this library runs.
+    pub fn load(runtime: &Runtime, file: &Path, threads: usize, cache: Option<&Path>) -> Result<Self> {
+        let failed = |e: String| {
+            Error::new(Kind::BadModel, format!("model file \"{}\" cannot be loaded", file.display()))
+                .detail(format!("ONNX Runtime says: {}", e.trim()))
+                .hint("Download the file again, or choose an export that ONNX Runtime supports.")
+        };
+        let entry = cache.and_then(|cache| Entry::of(cache, file, &runtime.version));
+        let (kept, note) = entry.map_or((None, None), |entry| kept(runtime, file, threads, &entry));
+        let (session, mapped) = match kept {
+            Some((session, graph)) => (session, Some((graph, 0))),
+            None => {
+                let whole = session(runtime, file, threads, &How::Whole);
+                (whole.map_err(|e| failed(e.message().to_owned()))?, None)
+            }
+        };
+        let ports = |outlets: &[ort::value::Outlet]| outlets.iter().filter_map(port).collect();
+        let (inputs, outputs) = (ports(session.inputs()), ports(session.outputs()));
+        let kept = mapped.as_ref().and_then(|(graph, _): &(PathBuf, usize)| graph.parent().map(Path::to_owned));
+        Ok(Self { session, mapped, kept, threads, note, file: file.to_owned(), inputs, outputs })
+    }
+
+    /// What [`Self::remember`] was told under this name, by whichever process.
+    pub fn recall(&self, name: &str) -> Option<String> {
+        std::fs::read_to_string(self.kept.as_ref()?.join(name)).ok()
+    }
+
+    /// Keeps what was found out about the graph, as long as its rewritten form is kept. A failure costs the next process the
+    /// time to find out anew.
+    pub fn remember(&self, name: &str, value: &str) {
+        if let Some(kept) = &self.kept {
+            let draft = kept.join(format!("{name}-{}", std::process::id()));
+            let _ = std::fs::write(&draft, value).and_then(|()| std::fs::rename(&draft, kept.join(name)));
+        }
+    }
+
+    /// Copies mapped weights into the layout that is fastest, which a process that runs often gains by.
+    pub fn lay_out(&mut self) {
+        let Some((graph, _)) = self.mapped.take() else { return };
+        // Where the graph has gone meanwhile, the mapped one stays: its pages are there as long as it is.
+        if let Some(Ok(session)) = Runtime::loaded().map(|r| session(r, &graph, self.threads, &How::LaidOut)) {
+            self.session = session;
+        }
+    }
+
+    /// The input with one of these names, in this order of preference.
+    pub fn input(&self, names: &[&str]) -> Option<&Port> {
+        find(&self.inputs, names)
+    }
+
+    /// The output with one of these names, in this order of preference.
+    pub fn output(&self, names: &[&str]) -> Option<&Port> {
+        find(&self.outputs, names)
+    }
+
+    /// Runs the graph and returns one output, as float32.
+    ///
+    /// # Errors
+    /// [`Kind::BadModel`] where the graph fails on these inputs or the output is of another type.
+    pub fn run(&mut self, inputs: Vec<(String, SessionInputValue<'_>)>, output: &str) -> Result<ndarray::ArrayD<f32>> {
+        let [array] = self.run_for(inputs, [output])?;
+        Ok(array)
+    }
+
+    /// Runs the graph once and returns several outputs, as float32.
+    ///
+    /// # Errors
+    /// Those of [`Self::run`].
+    pub fn run_for<const N: usize>(
+        &mut self,
+        inputs: Vec<(String, SessionInputValue<'_>)>,
+        outputs: [&str; N],
+    ) -> Result<[ndarray::ArrayD<f32>; N]> {
+        match &mut self.mapped {
+            Some((_, runs)) if *runs >= MAPPED_RUNS => self.lay_out(),
+            Some((_, runs)) => *runs += 1,
+            None => {}
+        }
+        let file = &self.file;
+        let failed = |e: ort::Error| {
+            Error::new(Kind::BadModel, format!("model file \"{}\" failed to run", file.display()))
+                .detail(format!("ONNX Runtime says: {}", e.message()))
+        };
+        let results = self.session.run(inputs).map_err(failed)?;
+        let mut arrays = outputs.map(|_| ndarray::ArrayD::zeros(ndarray::IxDyn(&[0])));
+        for (array, output) in arrays.iter_mut().zip(outputs) {
+            *array = if results[output].dtype().tensor_type() == Some(TensorElementType::Float16) {
+                results[output].try_extract_array::<half::f16>().map_err(failed)?.mapv(half::f16::to_f32)
+            } else {
+                results[output].try_extract_array::<f32>().map_err(failed)?.to_owned()
+            };
+        }
+        Ok(arrays)
+    }
+
+    /// "inputs: …; outputs: …", for error messages.
+    pub fn describe(&self) -> String {
+        let list = |ports: &[Port]| ports.iter().map(Port::to_string).collect::<Vec<_>>().join(", ");
+        format!("inputs: {}; outputs: {}", list(&self.inputs), list(&self.outputs))
+    }
+}
+
+fn session(runtime: &Runtime, file: &Path, threads: usize, how: &How<'_>) -> ort::Result<Session> {
+    with_signals_blocked(|| {
+        // Counts are always set: the library would otherwise start one thread a core in every backend.
+        // Spinning threads would burn a core between calls.
+        let builder = Session::builder(&runtime.environment)?
+            .with_intra_threads(threads)?
+            .with_inter_threads(1)?
+            .with_intra_op_spinning(false)?
+            .with_log_level(LogLevel::Fatal)?;
+        let mut builder = match how {
+            How::Whole => builder.with_optimization_level(GraphOptimizationLevel::All)?,
+            How::Written(graph) => builder
+                .with_optimization_level(GraphOptimizationLevel::All)?
+                .with_prepacking(false)?
+                .with_optimized_model_path(graph)?
+                .with_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS)?
+                .with_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", SMALL)?,
+            How::Mapped => builder.with_optimization_level(GraphOptimizationLevel::Disable)?.with_prepacking(false)?,
+            How::LaidOut => builder.with_optimization_level(GraphOptimizationLevel::Disable)?,
+        };
+        builder.commit_from_file(file)
+    })
+}
+
+/// The session of a graph that is kept in the cache, or written to it now, with its file there; and a remark.
+fn kept(runtime: &Runtime, file: &Path, threads: usize, entry: &Entry) -> (Option<(Session, PathBuf)>, Option<String>) {
+    let open = || {
+        let graph = entry.graph()?;
+        session(runtime, &graph, threads, &How::Mapped).ok().map(|session| (session, graph))
+    };
+    if let Some(found) = open() {
+        return (Some(found), None);
+    }
+    // Damaged, if it is there at all.
+    entry.remove();
+    let write = |graph: &Path| {
+        session(runtime, file, threads, &How::Written(graph)).map(drop).map_err(|e| e.message().trim().to_owned())
+    };
+    match entry.write(write) {
+        Some(Ok(())) => {
+            give_back_memory();
+            (open(), None)
+        }
+        Some(Err(why)) => {
+            (None, Some(format!("the rewritten graph of \"{}\" could not be kept: {why}", file.display())))
+        }
+        None => (None, None),
+    }
+}
+
+/// The C library keeps what the writing of a graph has freed, 300 MB for the image tower of ViT-B/32.
+fn give_back_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it returns free pages to the system and touches no memory in use.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+fn find<'a>(ports: &'a [Port], names: &[&str]) -> Option<&'a Port> {
+    names.iter().find_map(|name| ports.iter().find(|port| port.name == *name))
+}
+
+fn port(outlet: &ort::value::Outlet) -> Option<Port> {
+    match outlet.dtype() {
+        ValueType::Tensor { ty, shape, .. } => {
+            Some(Port { name: outlet.name().to_owned(), element: *ty, shape: shape.iter().copied().collect() })
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,5 @@
+//! Text to token ids.
+
+mod encoder;
+
+pub use encoder::{TextEncoder, Tokens};

@@ -1,0 +1,7 @@
+//! Groups of look-alikes: assignment, their tables, collections, regrouping.
+
+pub mod assign;
+pub mod collection;
+pub mod recluster;
+pub mod statements;
+pub mod tables;

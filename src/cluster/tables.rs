@@ -1,0 +1,406 @@
+//! The cluster tables below SQL: scans that see what other transactions have not committed yet, and short locks.
+//!
+//! SQL sees committed rows only. Whether another session is just now founding the cluster that a vector belongs to is
+//! answered by a *dirty* snapshot, the means by which PostgreSQL itself checks exclusion constraints. The unsafe calls
+//! are to the scan, lock and transaction functions of PostgreSQL's C interface.
+#![allow(unsafe_code)]
+
+use std::ffi::CStr;
+
+use clip::{Error, Kind};
+use pgrx::pg_sys;
+use pgrx::prelude::PgSqlErrorCode;
+
+use crate::pg::error::{SqlResult, with_sqlstate};
+use crate::pg::vector::Components;
+
+#[derive(Clone, Copy)]
+pub enum Table {
+    Setting,
+    Sum,
+    Change,
+    Code,
+}
+
+#[derive(Clone, Copy)]
+pub enum Index {
+    SettingName,
+    SumCluster,
+    SumCollection,
+    SumRecent,
+    ChangeCluster,
+    CodeCollection,
+}
+
+impl Index {
+    fn table(self) -> Table {
+        match self {
+            Self::SettingName => Table::Setting,
+            Self::SumCluster | Self::SumCollection | Self::SumRecent => Table::Sum,
+            Self::ChangeCluster => Table::Change,
+            Self::CodeCollection => Table::Code,
+        }
+    }
+}
+
+const TABLES: [&CStr; 4] = [c"collection_setting", c"cluster_sum", c"cluster_change", c"cluster_code"];
+const INDEXES: [&CStr; 6] = [
+    c"collection_setting_pkey",
+    c"cluster_sum_cluster_idx",
+    c"cluster_sum_collection_idx",
+    c"cluster_sum_recent_idx",
+    c"cluster_change_cluster_idx",
+    c"cluster_code_collection_idx",
+];
+/// As many columns as the widest table has.
+const COLUMNS: usize = 11;
+
+/// Which rows a scan sees.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Sees {
+    /// Committed ones, this transaction's own, and those that others are writing.
+    Everything,
+    /// Committed ones and this transaction's own, as of the beginning of the scan.
+    Settled,
+}
+
+/// A condition on a column, counted from 1 as PostgreSQL does.
+pub enum Condition<'a> {
+    TextIs(i16, &'a str),
+    BigintIs(i16, i64),
+    BigintOver(i16, i64),
+    /// One of several; the index is walked for each in turn.
+    BigintIn(i16, &'a [i64]),
+}
+
+/// A row under the cursor of a scan.
+pub struct Row {
+    values: [pg_sys::Datum; COLUMNS],
+    nulls: [bool; COLUMNS],
+    /// Another transaction has written it and not ended yet.
+    pub inserting: bool,
+    /// Another transaction has deleted or replaced it and not ended yet.
+    pub deleting: bool,
+    /// The (sub)transaction that has written it.
+    pub writer: pg_sys::TransactionId,
+}
+
+impl Row {
+    fn value(&self, column: usize) -> Option<pg_sys::Datum> {
+        (!self.nulls[column - 1]).then(|| self.values[column - 1])
+    }
+
+    /// A column that is declared `bigint NOT NULL`.
+    pub fn bigint(&self, column: usize) -> i64 {
+        self.value(column).map_or(0, |datum| datum.value() as i64)
+    }
+
+    /// A column that is declared `integer`.
+    pub fn integer(&self, column: usize) -> Option<i32> {
+        self.value(column).map(|datum| datum.value() as i32)
+    }
+
+    /// A column that is declared `double precision`.
+    pub fn double(&self, column: usize) -> Option<f64> {
+        self.value(column).map(|datum| f64::from_bits(datum.value() as u64))
+    }
+
+    /// A column that is declared `vector`.
+    pub fn vector(&self, column: usize) -> Option<Components<'_>> {
+        // SAFETY: the column is a vector, and the tuple that it is in stays pinned as long as the row is borrowed.
+        self.value(column).map(|datum| unsafe { Components::new(datum) })
+    }
+
+    /// A column that is declared `bytea`, not compressed or out of line.
+    pub fn bytes(&self, column: usize) -> Option<&[u8]> {
+        // SAFETY: as above; storage PLAIN and values below 127 bytes are always in the row.
+        self.value(column).map(|datum| unsafe { pgrx::varlena::varlena_to_byte_slice(datum.cast_mut_ptr()) })
+    }
+
+    /// A column that is declared `text`.
+    pub fn text(&self, column: usize) -> Option<String> {
+        // SAFETY: as above; the value is copied.
+        self.value(column).and_then(|datum| unsafe { pgrx::FromDatum::from_datum(datum, false) })
+    }
+}
+
+/// The tables, opened and locked against changes of their definition until the transaction ends.
+pub struct Store {
+    relations: [pg_sys::Relation; TABLES.len()],
+    indexes: [pg_sys::Oid; INDEXES.len()],
+}
+
+/// Raises 25006 in a read-only transaction or on a standby, 25000 in a parallel worker.
+pub fn check_writable(function: &CStr) {
+    // SAFETY: both only look at the state of the transaction, and raise an error.
+    unsafe {
+        pg_sys::PreventCommandIfReadOnly(function.as_ptr());
+        pg_sys::PreventCommandIfParallelMode(function.as_ptr());
+    }
+}
+
+/// Raises 25001 where the transaction is the client's, so that a procedure can't commit.
+///
+/// # Errors
+/// Inside BEGIN … COMMIT, or among several statements that are sent as one.
+pub fn check_may_commit(procedure: &str) -> SqlResult<()> {
+    // SAFETY: looks at the state of the transaction.
+    if !unsafe { pg_sys::IsTransactionBlock() } {
+        return Ok(());
+    }
+    Err(with_sqlstate(
+        PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
+        Error::new(Kind::InvalidInput, format!("{procedure} can't run inside a transaction block"))
+            .detail("It commits each batch.")
+            .hint("COMMIT first, and CALL it by itself; a driver needs autocommit, psql a -c of its own."),
+    ))
+}
+
+impl Store {
+    /// Raises the errors of `check_writable`.
+    pub fn open(function: &CStr) -> Self {
+        check_writable(function);
+        // SAFETY: catalogue look-ups inside a transaction; an extension that is installed has its tables, and
+        // table_open raises an error for an oid that is none.
+        unsafe {
+            let schema = pg_sys::get_namespace_oid(c"clip_search".as_ptr(), false);
+            let relations = TABLES.map(|name| {
+                pg_sys::table_open(pg_sys::get_relname_relid(name.as_ptr(), schema), pg_sys::RowExclusiveLock as i32)
+            });
+            let indexes = INDEXES.map(|name| pg_sys::get_relname_relid(name.as_ptr(), schema));
+            Self { relations, indexes }
+        }
+    }
+
+    /// Visits the rows that meet all conditions, in the order of the index. The visit returns whether to go on.
+    ///
+    /// A scan that sees everything may miss a row that another transaction replaces and commits just then: the index
+    /// page was read before the new row was entered there, and the old row is dead when the scan comes to it. A scan
+    /// of what is settled that begins later sees the new row. Who must not miss a row that can be replaced does both,
+    /// in this order.
+    pub fn scan(&self, sees: Sees, index: Index, conditions: &[Condition<'_>], mut visit: impl FnMut(&Row) -> bool) {
+        let relation = self.relations[index.table() as usize];
+        let mut dirty =
+            pg_sys::SnapshotData { snapshot_type: pg_sys::SnapshotType::SNAPSHOT_DIRTY, ..Default::default() };
+        // SAFETY: keys, snapshot and relation outlive the scan; each tuple is used only until the next is fetched;
+        // the arrays have as many places as the table has columns. If the visit panics, the scan is closed with the
+        // resources of the transaction, which fails then.
+        unsafe {
+            let latest = match sees {
+                Sees::Everything => None,
+                Sees::Settled => Some(pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot())),
+            };
+            let snapshot = latest.unwrap_or(&raw mut dirty);
+            let index = self.indexes[index as usize];
+            let mut keys: Vec<pg_sys::ScanKeyData> = conditions.iter().map(scan_key).collect();
+            let scan =
+                pg_sys::systable_beginscan(relation, index, true, snapshot, keys.len() as i32, keys.as_mut_ptr());
+            let description = (*relation).rd_att;
+            assert!((*description).natts as usize <= COLUMNS, "a table has grown");
+            let mut row = Row {
+                values: [0.into(); COLUMNS],
+                nulls: [true; COLUMNS],
+                inserting: false,
+                deleting: false,
+                writer: pg_sys::InvalidTransactionId,
+            };
+            loop {
+                let tuple = pg_sys::systable_getnext(scan);
+                if tuple.is_null() {
+                    break;
+                }
+                row.inserting = dirty.xmin != pg_sys::InvalidTransactionId;
+                row.deleting = dirty.xmax != pg_sys::InvalidTransactionId;
+                row.writer = (*(*tuple).t_data).t_choice.t_heap.t_xmin;
+                pg_sys::heap_deform_tuple(tuple, description, row.values.as_mut_ptr(), row.nulls.as_mut_ptr());
+                if !visit(&row) {
+                    break;
+                }
+            }
+            pg_sys::systable_endscan(scan);
+            if let Some(latest) = latest {
+                pg_sys::UnregisterSnapshot(latest);
+            }
+        }
+    }
+
+    /// Keeps the collection from being dropped or regrouped until the transaction ends.
+    pub fn hold(&self, collection: &str) {
+        self.lock(collection, Purpose::Hold, pg_sys::RowExclusiveLock, true);
+    }
+
+    /// Makes this transaction the only one at the collection until it ends: waits for those that hold it. Without
+    /// `wait`, says whether it has succeeded.
+    pub fn take(&self, collection: &str, wait: bool) -> bool {
+        self.lock(collection, Purpose::Hold, pg_sys::AccessExclusiveLock, wait)
+    }
+
+    /// Locks a table against writers and the collection as [`Store::take`] does, if both can be had at once.
+    pub fn try_lock(&self, table: pg_sys::Oid, collection: &str) -> bool {
+        let mode = pg_sys::ShareRowExclusiveLock as i32;
+        // SAFETY: the table exists; its lock is given back only where it was taken here.
+        unsafe {
+            if !pg_sys::ConditionalLockRelationOid(table, mode) {
+                return false;
+            }
+            if !self.take(collection, false) {
+                pg_sys::UnlockRelationOid(table, mode);
+                return false;
+            }
+            true
+        }
+    }
+
+    /// The same, waiting.
+    pub fn lock_members(&self, table: pg_sys::Oid, collection: &str) {
+        // SAFETY: the table exists; the lock is held to the end of the transaction.
+        unsafe { pg_sys::LockRelationOid(table, pg_sys::ShareRowExclusiveLock as i32) };
+        self.take(collection, true);
+    }
+
+    /// Keeps others from founding clusters in the collection for a moment: as long as the guard lives. `exclusive`
+    /// keeps them from joining, too. Who has it waits for nobody, so it can't be part of a deadlock.
+    pub fn latch(&self, collection: &str, exclusive: bool) -> Latch {
+        let mode = if exclusive { pg_sys::ExclusiveLock } else { pg_sys::ShareLock };
+        self.lock(collection, Purpose::Latch, mode, true);
+        Latch { tag: self.tag(collection, Purpose::Latch), mode: mode as i32 }
+    }
+
+    fn lock(&self, collection: &str, purpose: Purpose, mode: u32, wait: bool) -> bool {
+        let tag = self.tag(collection, purpose);
+        // SAFETY: the tag is copied; the lock is the transaction's and goes with it if not before.
+        let result = unsafe { pg_sys::LockAcquire(&raw const tag, mode as i32, false, !wait) };
+        result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
+    }
+
+    /// A lock on an object of the table of sums, which has none by that number: the collection's name, hashed.
+    fn tag(&self, collection: &str, purpose: Purpose) -> pg_sys::LOCKTAG {
+        // FNV-1a; two names of one hash would only wait for each other.
+        let hash = collection.bytes().fold(0x811c_9dc5_u32, |hash, b| (hash ^ u32::from(b)).wrapping_mul(0x0100_0193));
+        // SAFETY: an open relation, and a variable that is set at the start of the process.
+        let (table, database) =
+            unsafe { ((*self.relations[Table::Sum as usize]).rd_id, (&raw const pg_sys::MyDatabaseId).read()) };
+        pg_sys::LOCKTAG {
+            locktag_field1: database.to_u32(),
+            locktag_field2: table.to_u32(),
+            locktag_field3: hash,
+            locktag_field4: purpose as u16,
+            locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
+            locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
+        }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: opened by `open`; the locks stay until the transaction ends.
+            self.relations.iter().for_each(|relation| unsafe { pg_sys::table_close(*relation, pg_sys::NoLock as i32) });
+        }
+    }
+}
+
+/// Runs what follows with the rights of the tables' owner, for as long as it lives.
+pub struct AsOwner {
+    user: pg_sys::Oid,
+    context: i32,
+}
+
+impl AsOwner {
+    pub fn new(store: &Store) -> Self {
+        let (mut user, mut context) = (pg_sys::Oid::INVALID, 0);
+        // SAFETY: an open relation has its catalogue row; the user is set back when this is dropped, or by the end of
+        // the (sub)transaction that fails.
+        unsafe {
+            pg_sys::GetUserIdAndSecContext(&raw mut user, &raw mut context);
+            let owner = (*(*store.relations[Table::Sum as usize]).rd_rel).relowner;
+            pg_sys::SetUserIdAndSecContext(owner, context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32);
+        }
+        Self { user, context }
+    }
+}
+
+impl Drop for AsOwner {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: the values that were in force.
+            unsafe { pg_sys::SetUserIdAndSecContext(self.user, self.context) };
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Purpose {
+    Hold = 1,
+    Latch = 2,
+}
+
+/// A lock for as long as it lives.
+pub struct Latch {
+    tag: pg_sys::LOCKTAG,
+    mode: i32,
+}
+
+impl Drop for Latch {
+    fn drop(&mut self) {
+        // After an error the lock goes with the (sub)transaction.
+        if !std::thread::panicking() {
+            // SAFETY: taken by `latch` in this mode.
+            unsafe { pg_sys::LockRelease(&raw const self.tag, self.mode, false) };
+        }
+    }
+}
+
+/// A text is copied into the memory context of the statement, which outlives the scan.
+fn scan_key(condition: &Condition<'_>) -> pg_sys::ScanKeyData {
+    let (column, strategy, function, argument) = match *condition {
+        Condition::TextIs(column, text) => {
+            (column, pg_sys::BTEqualStrategyNumber, pg_sys::F_TEXTEQ, pgrx::IntoDatum::into_datum(text))
+        }
+        Condition::BigintIs(column, value) => {
+            (column, pg_sys::BTEqualStrategyNumber, pg_sys::F_INT8EQ, Some(value.into()))
+        }
+        Condition::BigintOver(column, value) => {
+            (column, pg_sys::BTGreaterStrategyNumber, pg_sys::F_INT8GT, Some(value.into()))
+        }
+        Condition::BigintIn(column, values) => {
+            (column, pg_sys::BTEqualStrategyNumber, pg_sys::F_INT8EQ, pgrx::IntoDatum::into_datum(values.to_vec()))
+        }
+    };
+    let mut key = pg_sys::ScanKeyData::default();
+    // SAFETY: it fills the key; the functions are PostgreSQL's own, of the columns' types.
+    unsafe {
+        let argument = argument.expect("a text and a number have datums");
+        pg_sys::ScanKeyInit(&raw mut key, column, strategy as u16, function.into(), argument);
+    }
+    if let Condition::BigintIn(..) = condition {
+        key.sk_flags = pg_sys::SK_SEARCHARRAY as i32;
+    }
+    key
+}
+
+/// The (sub)transaction that rows are written by now.
+pub fn writer() -> pg_sys::TransactionId {
+    // SAFETY: inside a transaction that has written rows, or may.
+    unsafe { pg_sys::GetCurrentTransactionId() }
+}
+
+/// What a statement of this transaction may do with rows that others have replaced since it began.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Isolation {
+    /// Each statement sees what is committed by then.
+    ReadCommitted,
+    /// Such rows are a failure (40001), of that statement alone.
+    RepeatableRead,
+    /// What is read makes transactions fail that are at work on the same.
+    Serializable,
+}
+
+pub fn isolation() -> Isolation {
+    // SAFETY: a variable that only this thread writes.
+    match unsafe { (&raw const pg_sys::XactIsoLevel).read() } as u32 {
+        pg_sys::XACT_SERIALIZABLE => Isolation::Serializable,
+        pg_sys::XACT_REPEATABLE_READ => Isolation::RepeatableRead,
+        _ => Isolation::ReadCommitted,
+    }
+}

@@ -1,0 +1,5 @@
+//! The SQL functions over embeddings: images, texts, queries, classification.
+
+pub mod classify;
+pub mod functions;
+pub mod query;

@@ -1,0 +1,5 @@
+//! Models in this process: loading, preloading, statistics.
+
+pub mod loaded;
+pub mod preload;
+pub mod stats;

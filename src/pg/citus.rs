@@ -1,0 +1,56 @@
+//! Tables of Citus, whose rows are in shards on several servers. Citus is recognised, not needed: where it isn't, its
+//! catalogue isn't.
+#![allow(unsafe_code)]
+
+use clip::{Error, Kind};
+use pgrx::prelude::*;
+use pgrx::spi::SpiClient;
+
+use crate::cluster::collection::get;
+use crate::pg::error::{SqlResult, report, with_sqlstate};
+
+/// Refuses tables of Citus for what needs the rows here.
+pub fn refuse(client: &SpiClient<'_>, table: pg_sys::Oid, what: &str, detail: &str, hint: &str) -> SqlResult<()> {
+    let catalogue = "SELECT 1 WHERE pg_catalog.to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL";
+    if client.select(catalogue, Some(1), &[]).map_err(spi)?.is_empty() {
+        return Ok(());
+    }
+    let query = "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_dist_partition AS d \
+         JOIN pg_catalog.pg_class AS c ON c.oid OPERATOR(pg_catalog.=) d.logicalrelid::pg_catalog.oid \
+         JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace WHERE c.oid OPERATOR(pg_catalog.=) $1";
+    let rows = client.select(query, Some(1), &[table.into()]).map_err(spi)?;
+    let Some(row) = rows.into_iter().next() else { return Ok(()) };
+    let name = get::<String>(&row, 1)?.unwrap_or_default();
+    Err(with_sqlstate(
+        PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+        Error::new(Kind::InvalidInput, format!("{name} is a table of Citus, so {what}")).detail(detail).hint(hint),
+    ))
+}
+
+/// Refuses a worker of Citus: each would have groups of its own, with the ids of other workers' groups. A function that a
+/// query on a distributed table calls may be run on any of them.
+pub fn refuse_worker(function: &str) -> SqlResult<()> {
+    // SAFETY: a look-up in the system cache, with a name that ends in NUL.
+    let catalogue =
+        unsafe { pg_sys::get_relname_relid(c"pg_dist_local_group".as_ptr(), pg_sys::PG_CATALOG_NAMESPACE.into()) };
+    if catalogue == pg_sys::Oid::INVALID {
+        return Ok(());
+    }
+    let worker = Spi::connect(|client| {
+        let query = "SELECT 1 FROM pg_catalog.pg_dist_local_group WHERE groupid OPERATOR(pg_catalog.>) 0";
+        Ok::<_, pg_sys::panic::ErrorReport>(!client.select(query, Some(1), &[]).map_err(spi)?.is_empty())
+    })?;
+    if !worker {
+        return Ok(());
+    }
+    Err(with_sqlstate(
+        PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+        Error::new(Kind::InvalidInput, format!("{function} was called on a worker of Citus"))
+            .detail("Groups are kept on the coordinator; those of a worker would miss the photos of the others.")
+            .hint("Have it evaluated on the coordinator: in VALUES, or over a materialized CTE (docs/citus.md)."),
+    ))
+}
+
+fn spi(error: pgrx::spi::Error) -> pg_sys::panic::ErrorReport {
+    report(Error::new(Kind::Internal, "the catalogue of Citus could not be read").detail(error.to_string()))
+}

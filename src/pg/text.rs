@@ -1,0 +1,91 @@
+//! Texts as arguments: UTF-8, which is what tokenizers read.
+//!
+//! pgrx takes a database of encoding UTF8 at its word, and panics (XX000) at bytes of another that it can't read.
+#![allow(unsafe_code)]
+
+use std::ffi::CStr;
+
+use clip::{Error, Kind};
+use pgrx::callconv::{Arg, ArgAbi};
+use pgrx::datum::{Array, FromDatum, UnboxDatum};
+use pgrx::pg_sys;
+
+use crate::pg::error::report;
+
+/// A text that is to be embedded.
+#[derive(Clone, Copy)]
+pub struct Text<'a>(pub &'a str);
+
+impl FromDatum for Text<'_> {
+    unsafe fn from_polymorphic_datum(datum: pg_sys::Datum, is_null: bool, _: pg_sys::Oid) -> Option<Self> {
+        if is_null {
+            return None;
+        }
+        // SAFETY: a non-null text, by the contract of this function; what is detoasted lives as long as the call's memory.
+        let bytes = unsafe {
+            let detoasted = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
+            pgrx::varlena::varlena_to_byte_slice(detoasted)
+        };
+        match utf8("text", bytes) {
+            Ok(text) => Some(Self(text)),
+            Err(error) => {
+                report(error).report(pgrx::PgLogLevel::ERROR);
+                unreachable!("an ERROR does not return")
+            }
+        }
+    }
+}
+
+// SAFETY: the text lives in the memory of the call, as the datum does.
+unsafe impl UnboxDatum for Text<'_> {
+    type As<'src>
+        = Text<'src>
+    where
+        Self: 'src;
+
+    unsafe fn unbox<'src>(datum: pgrx::datum::Datum<'src>) -> Text<'src>
+    where
+        Self: 'src,
+    {
+        // SAFETY: the caller vouches that the datum is a non-null text.
+        unsafe { Text::from_datum(datum.sans_lifetime(), false).expect("not null") }
+    }
+}
+
+pgrx::impl_sql_translatable!(Text<'_>, "text");
+
+// SAFETY: the argument is declared `text` in SQL; where it may be NULL it is an Option.
+unsafe impl<'fcx> ArgAbi<'fcx> for Text<'fcx> {
+    unsafe fn unbox_arg_unchecked(arg: Arg<'_, 'fcx>) -> Self {
+        // SAFETY: as above.
+        unsafe { arg.unbox_arg_using_from_datum().expect("strict functions get no NULL") }
+    }
+}
+
+/// The elements of an array.
+pub fn texts<'a>(array: &'a Array<'_, Text<'_>>) -> Vec<Option<&'a str>> {
+    array.iter().map(|text| text.map(|Text(text)| text)).collect()
+}
+
+/// The database's encoding, if its texts can't be read: they are taken for UTF-8, which in other encodings ASCII alone is.
+pub fn foreign_encoding() -> Option<String> {
+    // SAFETY: reads what is set at the session's start; the name is a constant of PostgreSQL's.
+    let (encoding, name) =
+        unsafe { (pg_sys::GetDatabaseEncoding(), CStr::from_ptr(pg_sys::GetDatabaseEncodingName())) };
+    let known = [pg_sys::pg_enc::PG_UTF8, pg_sys::pg_enc::PG_SQL_ASCII].iter().any(|&known| known as i32 == encoding);
+    (!known).then(|| name.to_string_lossy().into_owned())
+}
+
+/// Bytes of a text of the database's.
+pub fn utf8<'a>(what: &str, bytes: &'a [u8]) -> clip::Result<&'a str> {
+    let foreign = if bytes.is_ascii() { None } else { foreign_encoding() };
+    let text = if foreign.is_none() { std::str::from_utf8(bytes).ok() } else { None };
+    text.ok_or_else(|| {
+        Error::new(Kind::Unsupported, format!("{what} is not UTF-8"))
+            .detail(format!(
+                "The database's encoding is {}; what is beyond ASCII is read as UTF-8.",
+                foreign.as_deref().unwrap_or("SQL_ASCII")
+            ))
+            .hint("Use a database of encoding UTF8.")
+    })
+}

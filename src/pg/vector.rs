@@ -1,0 +1,291 @@
+//! pgvector's `vector` as an argument and a result. All code that depends on its layout is here.
+//!
+//! Layout (pgvector's src/vector.h): a varlena header of 4 bytes, the dimensions as an int16, 16 unused
+//! bits, then that many float4.
+#![allow(unsafe_code)]
+
+use std::cell::Cell;
+
+use clip::{Error, Kind};
+use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
+use pgrx::datum::{FromDatum, IntoDatum, UnboxDatum};
+use pgrx::pg_sys;
+
+use crate::pg::error::report;
+
+const HEADER: usize = 8;
+/// pgvector's VECTOR_MAX_DIM.
+const MAX_DIMENSIONS: usize = 16_000;
+
+/// An owned vector.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Vector(pub Vec<f32>);
+
+/// The components of a vector where PostgreSQL has them; a copy only of those that are stored out of line, compressed
+/// or with a short header.
+pub struct Components<'a> {
+    values: &'a [f32],
+    copy: Option<*mut pg_sys::varlena>,
+}
+
+impl Components<'_> {
+    /// # Safety
+    /// `datum` must be a non-null `vector` that stays where it is for the lifetime.
+    pub unsafe fn new(datum: pg_sys::Datum) -> Self {
+        // SAFETY: a non-null datum of a varlena type points to one; detoasting gives a 4-byte header and
+        // 4-byte alignment. The length is checked against the dimensions before the components are read.
+        unsafe {
+            let original = datum.cast_mut_ptr::<pg_sys::varlena>();
+            let detoasted = pg_sys::pg_detoast_datum(original);
+            let base = detoasted.cast::<u8>();
+            let size = pgrx::varlena::varsize_4b(detoasted);
+            let dimensions = if size >= HEADER { base.add(4).cast::<i16>().read() } else { 0 };
+            let expected = HEADER + 4 * usize::try_from(dimensions).unwrap_or(0);
+            if dimensions < 1 || size != expected {
+                report(
+                    Error::new(Kind::Internal, "malformed vector")
+                        .detail(format!("It has {size} bytes for {dimensions} dimensions.")),
+                )
+                .report(pgrx::PgLogLevel::ERROR);
+            }
+            let values = std::slice::from_raw_parts(base.add(HEADER).cast::<f32>(), dimensions as usize);
+            Self { values, copy: (detoasted != original).then_some(detoasted) }
+        }
+    }
+}
+
+impl std::ops::Deref for Components<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        self.values
+    }
+}
+
+impl Drop for Components<'_> {
+    fn drop(&mut self) {
+        if let Some(copy) = self.copy {
+            // SAFETY: palloc'd by detoasting, and nothing else knows of it.
+            unsafe { pg_sys::pfree(copy.cast()) };
+        }
+    }
+}
+
+impl FromDatum for Vector {
+    unsafe fn from_polymorphic_datum(datum: pg_sys::Datum, is_null: bool, _: pg_sys::Oid) -> Option<Self> {
+        // SAFETY: a non-null vector, by the contract of this function; it is copied at once.
+        (!is_null).then(|| Self(unsafe { Components::new(datum) }.to_vec()))
+    }
+}
+
+impl IntoDatum for Vector {
+    fn into_datum(self) -> Option<pg_sys::Datum> {
+        let Self(values) = self;
+        // pgvector checks these on input; a value made here must keep the same promise.
+        if values.is_empty() || values.len() > MAX_DIMENSIONS || values.iter().any(|v| !v.is_finite()) {
+            report(Error::new(Kind::Internal, "refusing to make an invalid vector").detail(format!(
+                "It has {} dimensions (1 to {MAX_DIMENSIONS} are allowed), or a component that is not finite.",
+                values.len()
+            )))
+            .report(pgrx::PgLogLevel::ERROR);
+        }
+        let size = HEADER + 4 * values.len();
+        // SAFETY: palloc0 gives `size` zeroed bytes, aligned for float4; the writes stay within them.
+        unsafe {
+            let base = pg_sys::palloc0(size).cast::<u8>();
+            pgrx::varlena::set_varsize_4b(base.cast(), size as i32);
+            base.add(4).cast::<i16>().write(values.len() as i16);
+            std::ptr::copy_nonoverlapping(values.as_ptr(), base.add(HEADER).cast::<f32>(), values.len());
+            Some(pg_sys::Datum::from(base))
+        }
+    }
+
+    fn type_oid() -> pg_sys::Oid {
+        type_oid()
+    }
+
+    fn is_compatible_with(other: pg_sys::Oid) -> bool {
+        other == type_oid()
+    }
+}
+
+// SAFETY: the value is copied out of the datum, so no lifetime is tied to it.
+unsafe impl UnboxDatum for Vector {
+    type As<'src> = Vector;
+    unsafe fn unbox<'src>(datum: pgrx::datum::Datum<'src>) -> Vector
+    where
+        Self: 'src,
+    {
+        // SAFETY: the caller vouches that the datum is a non-null vector.
+        unsafe { Vector::from_datum(datum.sans_lifetime(), false).expect("not null") }
+    }
+}
+
+pgrx::impl_sql_translatable!(Vector, "vector");
+
+// SAFETY: the argument is declared `vector` in SQL, and functions that take it are strict.
+unsafe impl<'fcx> ArgAbi<'fcx> for Vector {
+    unsafe fn unbox_arg_unchecked(arg: Arg<'_, 'fcx>) -> Self {
+        // SAFETY: as above.
+        unsafe { arg.unbox_arg_using_from_datum().expect("strict functions get no NULL") }
+    }
+}
+
+// SAFETY: the result is declared `vector` in SQL.
+unsafe impl BoxRet for Vector {
+    unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> pgrx::datum::Datum<'fcx> {
+        match self.into_datum() {
+            // SAFETY: into_datum made a vector, palloc'd in the current context.
+            Some(datum) => unsafe { fcinfo.return_raw_datum(datum) },
+            None => fcinfo.return_null(),
+        }
+    }
+}
+
+thread_local! {
+    /// pgvector's extension oid and its type's, as last looked up; a re-created extension has another oid.
+    static TYPE: Cell<Option<(pg_sys::Oid, pg_sys::Oid)>> = const { Cell::new(None) };
+}
+
+/// The oid of pgvector's type, wherever it is installed and whatever the search_path.
+pub fn type_oid() -> pg_sys::Oid {
+    // SAFETY: a catalogue look-up with a constant name inside a transaction.
+    let extension = unsafe { pg_sys::get_extension_oid(c"vector".as_ptr(), true) };
+    if let Some((cached, oid)) = TYPE.get()
+        && cached == extension
+    {
+        return oid;
+    }
+    // Not by Spi::get_one, which assigns a transaction id: a standby and a parallel worker can't.
+    let query = "SELECT t.oid FROM pg_catalog.pg_type t \
+         JOIN pg_catalog.pg_extension e ON t.typnamespace OPERATOR(pg_catalog.=) e.extnamespace \
+         WHERE e.oid OPERATOR(pg_catalog.=) $1 AND t.typname OPERATOR(pg_catalog.=) 'vector'";
+    let oid = pgrx::Spi::connect(|client| {
+        client.select(query, Some(1), &[extension.into()])?.first().get_one::<pg_sys::Oid>()
+    });
+    match oid {
+        Ok(Some(oid)) => {
+            TYPE.set(Some((extension, oid)));
+            oid
+        }
+        _ => {
+            report(
+                Error::new(Kind::UnknownModel, "extension \"vector\" is not installed")
+                    .hint("CREATE EXTENSION vector;"),
+            )
+            .report(pgrx::PgLogLevel::ERROR);
+            unreachable!("an ERROR does not return")
+        }
+    }
+}
+
+/// How a column keeps embeddings.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Storage {
+    Vector,
+    /// As a `halfvec`, by the functions of pgvector's casts.
+    Half {
+        to: pg_sys::Oid,
+        from: pg_sys::Oid,
+    },
+}
+
+impl Storage {
+    /// None for a type that can't keep embeddings.
+    pub fn of(kind: pg_sys::Oid) -> Option<Self> {
+        let vector = type_oid();
+        if kind == vector {
+            return Some(Self::Vector);
+        }
+        // `halfvec` came with pgvector 0.7.
+        let query = "SELECT o.castfunc::pg_catalog.oid, i.castfunc::pg_catalog.oid FROM pg_catalog.pg_type t \
+             JOIN pg_catalog.pg_type v ON v.oid OPERATOR(pg_catalog.=) $1 AND v.typnamespace OPERATOR(pg_catalog.=) t.typnamespace \
+             JOIN pg_catalog.pg_cast o ON o.castsource OPERATOR(pg_catalog.=) v.oid AND o.casttarget OPERATOR(pg_catalog.=) t.oid \
+             JOIN pg_catalog.pg_cast i ON i.castsource OPERATOR(pg_catalog.=) t.oid AND i.casttarget OPERATOR(pg_catalog.=) v.oid \
+             WHERE t.oid OPERATOR(pg_catalog.=) $2 AND t.typname OPERATOR(pg_catalog.=) 'halfvec'";
+        let found = pgrx::Spi::connect(|client| {
+            let rows = client.select(query, Some(1), &[vector.into(), kind.into()])?;
+            if rows.is_empty() { Ok((None, None)) } else { rows.first().get_two::<pg_sys::Oid, pg_sys::Oid>() }
+        });
+        match found {
+            Ok((Some(to), Some(from))) => Some(Self::Half { to, from }),
+            Ok(_) => None,
+            Err(error) => {
+                report(Error::new(Kind::Internal, "pgvector's types could not be read").detail(error.to_string()))
+                    .report(pgrx::PgLogLevel::ERROR);
+                unreachable!("an ERROR does not return")
+            }
+        }
+    }
+
+    /// A vector as such a column keeps it.
+    pub fn store(self, vector: Vector) -> Option<pg_sys::Datum> {
+        let datum = vector.into_datum()?;
+        match self {
+            Self::Vector => Some(datum),
+            // SAFETY: the function of the cast from vector, which takes a value, a type modifier and whether it is asked for.
+            Self::Half { to, .. } => Some(unsafe { cast(to, datum) }),
+        }
+    }
+
+    /// # Safety
+    /// `datum` must be a non-null value of a column of this kind.
+    pub unsafe fn load(self, datum: pg_sys::Datum) -> Vector {
+        // SAFETY: by the contract; the function is that of the cast to vector.
+        unsafe {
+            let datum = match self {
+                Self::Vector => datum,
+                Self::Half { from, .. } => cast(from, datum),
+            };
+            Vector(Components::new(datum).to_vec())
+        }
+    }
+
+    /// What is read back of a vector that is stored: clusters are sums of that.
+    pub fn round(self, vector: Vector) -> Vector {
+        match self {
+            Self::Vector => vector,
+            // SAFETY: what is loaded is what was stored.
+            Self::Half { .. } => unsafe { self.store(vector).map(|datum| self.load(datum)).expect("a value") },
+        }
+    }
+}
+
+/// # Safety
+/// `function` must be that of a cast which takes a type modifier, too, and `datum` a value of its source.
+unsafe fn cast(function: pg_sys::Oid, datum: pg_sys::Datum) -> pg_sys::Datum {
+    // SAFETY: by the contract; -1 is the modifier of a type without one.
+    unsafe {
+        pg_sys::OidFunctionCall3Coll(
+            function,
+            pg_sys::InvalidOid,
+            datum,
+            pg_sys::Datum::from(-1i32),
+            pg_sys::Datum::from(false),
+        )
+    }
+}
+
+/// The quoted name of the schema that pgvector is in, for its operators.
+pub fn schema() -> String {
+    // SAFETY: cache look-ups of an existing type; the name is palloc'd and copied at once.
+    unsafe {
+        let name = pg_sys::get_namespace_name(type_namespace(type_oid()));
+        pgrx::spi::quote_identifier(std::ffi::CStr::from_ptr(name).to_string_lossy())
+    }
+}
+
+/// A type's schema.
+///
+/// # Safety
+/// `oid` must be an existing type's.
+unsafe fn type_namespace(oid: pg_sys::Oid) -> pg_sys::Oid {
+    // SAFETY: the tuple is released before returning, and only a by-value field is read from it.
+    unsafe {
+        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::TYPEOID as i32, oid.into());
+        let form = pg_sys::heap_tuple_get_struct::<pg_sys::FormData_pg_type>(tuple);
+        let namespace = (*form).typnamespace;
+        pg_sys::ReleaseSysCache(tuple);
+        namespace
+    }
+}
