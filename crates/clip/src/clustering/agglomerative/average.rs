@@ -38,6 +38,7 @@ pub(super) enum Nearest {
 pub(super) struct Average<'p, 'r> {
     points: &'p Points<'r>,
     cut: f64,
+    threads: usize,
     forest: Forest,
     size: Vec<u64>,
     /// Sums of the unit vectors of groups of more than one row; a lone row is its own.
@@ -56,7 +57,7 @@ pub(super) struct Average<'p, 'r> {
 }
 
 impl<'p, 'r> Average<'p, 'r> {
-    pub(super) fn new(points: &'p Points<'r>, cut: f64) -> Self {
+    pub(super) fn new(points: &'p Points<'r>, cut: f64, threads: usize) -> Self {
         let n = points.len();
         let mut sums = vec![None; n];
         for (point, sum) in sums.iter_mut().enumerate() {
@@ -69,6 +70,7 @@ impl<'p, 'r> Average<'p, 'r> {
         Self {
             points,
             cut,
+            threads,
             forest: Forest::new(n),
             size: points.weight.iter().map(|w| u64::from(*w)).collect(),
             sums,
@@ -316,7 +318,7 @@ impl<'p, 'r> Average<'p, 'r> {
         let mut floors = vec![floor; groups.len()];
         floors.resize(ids.len(), T::INFINITY);
         let mut top = Top { floors, near: vec![Vec::new(); groups.len()] };
-        compare(means.view(), groups.len(), sketch, &mut top, clock);
+        compare(means.view(), groups.len(), sketch, &mut top, self.threads, clock);
         drop(means);
         for (index, near) in top.near.iter_mut().enumerate() {
             clock.tick("merging", self.settled, n);

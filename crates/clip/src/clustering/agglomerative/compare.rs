@@ -1,6 +1,7 @@
 //! Products of all pairs, block by block: what lies above a floor is handed on.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array2, ArrayView2, s};
@@ -8,108 +9,193 @@ use ndarray::{Array2, ArrayView2, s};
 use super::points::{Scalar, dot, slice};
 use super::sketch::{MOST_SURVIVORS, Sketch};
 use super::{BLOCK_COLUMNS, BLOCK_ROWS, Clock};
+use crate::model::session::with_signals_blocked;
 
-/// What is done with the products of pairs.
-pub(super) trait Sink<T> {
+/// What is done with the products of pairs. Threads read it while nobody writes to it.
+pub(super) trait Sink<T>: Sync {
     /// Whether no pair of a block can matter any more.
     fn skips(&mut self, _rows: &Range<usize>, _columns: &Range<usize>) -> bool {
         false
     }
-    /// For each vector: products of which it need not hear, those up to this.
+    /// For each vector: products up to this are not needed. Floors only rise.
     fn floors(&self) -> &[T];
-    fn wants(&mut self, _row: usize, _column: usize) -> bool {
+    fn wants(&self, _row: usize, _column: usize) -> bool {
         true
     }
     fn take(&mut self, row: usize, column: usize, product: T);
 }
 
+/// Blocks that a thread multiplies between two looks at the clock: 16 ms at 512 dimensions, against some 50 µs to start
+/// a thread.
+const BLOCKS_OF_A_WAVE: usize = 8;
+
 /// Hands `sink` the product of each of the first `wanted` vectors with each other vector, once for a pair, where it is
 /// above the floor of either.
+///
+/// Blocks are multiplied by `threads` threads, in waves, and their hits taken in the order of the blocks by this one. A
+/// wave reads the floors of its beginning, which let a few more pairs through; they are compared again when they are
+/// taken. So the sink hears of the same products in the same order whatever the number of threads.
 pub(super) fn compare<T: Scalar>(
     vectors: ArrayView2<'_, T>,
     wanted: usize,
     mut sketch: Option<Sketch<T>>,
     sink: &mut dyn Sink<T>,
+    threads: usize,
     clock: &mut Clock<'_>,
 ) {
     let n = vectors.nrows();
     let pairs: usize = (0..wanted).step_by(BLOCK_ROWS).map(|top| BLOCK_ROWS.min(wanted - top) * (n - top)).sum();
     let mut done = 0;
-    let mut products = Array2::<T>::zeros((BLOCK_ROWS, BLOCK_COLUMNS));
-    for top in (0..wanted).step_by(BLOCK_ROWS) {
+    let threads = threads.clamp(1, pairs.div_ceil(BLOCK_ROWS * BLOCK_COLUMNS).max(1));
+    let length = if threads == 1 { 1 } else { threads * BLOCKS_OF_A_WAVE };
+    let mut buffers = vec![Array2::<T>::zeros((BLOCK_ROWS, BLOCK_COLUMNS)); threads];
+    let mut blocks = (0..wanted).step_by(BLOCK_ROWS).flat_map(|top| {
         let rows = top..(top + BLOCK_ROWS).min(wanted);
-        for left in (top..n).step_by(BLOCK_COLUMNS) {
-            clock.tick("comparing", done, pairs);
-            let columns = left..(left + BLOCK_COLUMNS).min(n);
+        (top..n).step_by(BLOCK_COLUMNS).map(move |left| (rows.clone(), left..(left + BLOCK_COLUMNS).min(n)))
+    });
+    let mut wave = Vec::with_capacity(length);
+    loop {
+        clock.tick("comparing", done, pairs);
+        wave.clear();
+        for (rows, columns) in blocks.by_ref() {
             done += rows.len() * columns.len();
-            if sink.skips(&rows, &columns) {
-                continue;
+            if !sink.skips(&rows, &columns) {
+                let sketched = sketch.as_mut().is_some_and(Sketch::worth_trying);
+                wave.push(Block { rows, columns, sketched });
+                if wave.len() == length {
+                    break;
+                }
+            } else {
+                clock.tick("comparing", done, pairs);
             }
-            let mut block = Block { rows: rows.clone(), columns: columns.clone(), products: &mut products };
+        }
+        if wave.is_empty() {
+            return;
+        }
+        let sketched = sketch.as_ref().map(|sketch| sketch.vectors.view());
+        for (block, hits) in wave.iter().zip(multiply(&wave, vectors, sketched, &*sink, &mut buffers)) {
             if let Some(sketch) = &mut sketch
-                && sketch.worth_trying()
+                && block.sketched
             {
-                block.multiply(sketch.vectors.view());
-                let budget = rows.len() * columns.len() / MOST_SURVIVORS;
-                if sketch.report(block.visit_survivors(vectors, budget, sink)) {
-                    continue;
+                sketch.report(hits.by_sketch);
+            }
+            for (row, column, product) in hits.pairs {
+                let (row, column) = (row as usize, column as usize);
+                if (product > sink.floors()[row] || product > sink.floors()[column]) && sink.wants(row, column) {
+                    sink.take(row, column, product);
                 }
             }
-            block.multiply(vectors);
-            block.visit(sink);
         }
     }
 }
 
-/// Is given a row, a column and their product, and says whether to go on.
-pub(super) type Hit<'a, T> = dyn FnMut(&mut dyn Sink<T>, usize, usize, T) -> bool + 'a;
-
-/// The products of a range of vectors with another range, which starts at or after the first.
-pub(super) struct Block<'a, T> {
-    rows: Range<usize>,
-    columns: Range<usize>,
-    products: &'a mut Array2<T>,
+/// The pairs of a block that are above a floor, with their products.
+struct Hits<T> {
+    /// The sketch has told most pairs apart.
+    by_sketch: bool,
+    pairs: Vec<(u32, u32, T)>,
 }
 
-impl<T: Scalar> Block<'_, T> {
-    pub(super) fn multiply(&mut self, vectors: ArrayView2<'_, T>) {
+/// The hits of each block. Other threads touch nothing but what they are given: signals are for this one.
+fn multiply<T: Scalar>(
+    wave: &[Block],
+    vectors: ArrayView2<'_, T>,
+    sketched: Option<ArrayView2<'_, T>>,
+    sink: &dyn Sink<T>,
+    buffers: &mut [Array2<T>],
+) -> Vec<Hits<T>> {
+    let next = AtomicUsize::new(0);
+    let work = |products: &mut Array2<T>| {
+        let mut found = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(block) = wave.get(index) else { return found };
+            found.push((index, block.hits(vectors, sketched, sink, products)));
+        }
+    };
+    let (own, others) = buffers.split_first_mut().expect("one buffer a thread");
+    let mut found = if others.is_empty() || wave.len() == 1 {
+        work(own)
+    } else {
+        std::thread::scope(|scope| {
+            let work = &work;
+            let others: Vec<_> =
+                with_signals_blocked(|| others.iter_mut().map(|buffer| scope.spawn(move || work(buffer))).collect());
+            let mut found = work(own);
+            for other in others {
+                found.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            }
+            found
+        })
+    };
+    found.sort_unstable_by_key(|(index, _)| *index);
+    found.into_iter().map(|(_, hits)| hits).collect()
+}
+
+/// A range of vectors and another range, which starts at or after the first.
+struct Block {
+    rows: Range<usize>,
+    columns: Range<usize>,
+    /// Whether a sketch is tried first.
+    sketched: bool,
+}
+
+impl Block {
+    fn hits<T: Scalar>(
+        &self,
+        vectors: ArrayView2<'_, T>,
+        sketched: Option<ArrayView2<'_, T>>,
+        sink: &dyn Sink<T>,
+        products: &mut Array2<T>,
+    ) -> Hits<T> {
+        if let Some(sketched) = sketched
+            && self.sketched
+        {
+            self.multiply(sketched, products);
+            if let Some(pairs) = self.survivors(vectors, sink, products) {
+                return Hits { by_sketch: true, pairs };
+            }
+        }
+        self.multiply(vectors, products);
+        let mut pairs = Vec::new();
+        self.visit(sink, products, &mut |row, column, product| {
+            pairs.push((row as u32, column as u32, product));
+            true
+        });
+        Hits { by_sketch: false, pairs }
+    }
+
+    fn multiply<T: Scalar>(&self, vectors: ArrayView2<'_, T>, products: &mut Array2<T>) {
         let a = vectors.slice(s![self.rows.clone(), ..]);
         let b = vectors.slice(s![self.columns.clone(), ..]);
-        let mut out = self.products.slice_mut(s![..self.rows.len(), ..self.columns.len()]);
+        let mut out = products.slice_mut(s![..self.rows.len(), ..self.columns.len()]);
         general_mat_mul(T::one(), &a, &b.t(), T::zero(), &mut out);
     }
 
-    /// Calls `hit` for what is above the floor of its row or of its column, while it returns true.
-    pub(super) fn hits(&self, sink: &mut dyn Sink<T>, hit: &mut Hit<'_, T>) {
+    /// Calls `hit` for each pair that the sink wants and that is above the floor of its row or of its column, while it
+    /// returns true.
+    fn visit<T: Scalar>(&self, sink: &dyn Sink<T>, products: &Array2<T>, hit: &mut dyn FnMut(usize, usize, T) -> bool) {
         const CHUNK: usize = 16;
-        let mut found = [0u16; CHUNK];
+        let all = sink.floors();
         for row in self.rows.clone() {
             let from = self.columns.start.max(row + 1);
             if from >= self.columns.end {
                 continue;
             }
-            let line = self.products.row(row - self.rows.start);
+            let line = products.row(row - self.rows.start);
             let line = &line.as_slice().expect("standard layout")[from - self.columns.start..self.columns.len()];
+            let floor = all[row];
             for (index, values) in line.chunks(CHUNK).enumerate() {
                 let column = from + index * CHUNK;
-                let floors = sink.floors();
-                let floor = floors[row];
-                let floors = &floors[column..column + values.len()];
+                let floors = &all[column..column + values.len()];
                 // Branches once for a chunk, so that the comparisons are vector instructions: hits are rare.
                 let above = values.iter().zip(floors).fold(false, |any, (v, f)| any | (*v > floor) | (*v > *f));
                 if !above {
                     continue;
                 }
-                let mut count = 0;
-                for (offset, (v, f)) in values.iter().zip(floors).enumerate() {
-                    if *v > floor || *v > *f {
-                        found[count] = offset as u16;
-                        count += 1;
-                    }
-                }
-                for &offset in &found[..count] {
-                    let offset = usize::from(offset);
-                    if !hit(sink, row, column + offset, values[offset]) {
+                for (offset, (value, own)) in values.iter().zip(floors).enumerate() {
+                    let column = column + offset;
+                    if (*value > floor || *value > *own) && sink.wants(row, column) && !hit(row, column, *value) {
                         return;
                     }
                 }
@@ -117,35 +203,26 @@ impl<T: Scalar> Block<'_, T> {
         }
     }
 
-    pub(super) fn visit(&self, sink: &mut dyn Sink<T>) {
-        self.hits(sink, &mut |sink, row, column, product| {
-            if sink.wants(row, column) {
-                sink.take(row, column, product);
-            }
-            true
-        });
-    }
-
-    /// Where the products are bounds: takes the true product of those above a floor. False, with nothing taken, where
-    /// they are more than `budget`.
-    pub(super) fn visit_survivors(&self, vectors: ArrayView2<'_, T>, budget: usize, sink: &mut dyn Sink<T>) -> bool {
-        let mut survivors: Vec<(u32, u32)> = Vec::new();
-        self.hits(sink, &mut |sink, row, column, _| {
-            if sink.wants(row, column) {
-                survivors.push((row as u32, column as u32));
-            }
+    /// Where the products are bounds: the true products of those above a floor. None where they are more than the
+    /// budget of a block.
+    fn survivors<T: Scalar>(
+        &self,
+        vectors: ArrayView2<'_, T>,
+        sink: &dyn Sink<T>,
+        bounds: &Array2<T>,
+    ) -> Option<Vec<(u32, u32, T)>> {
+        let budget = self.rows.len() * self.columns.len() / MOST_SURVIVORS;
+        let mut survivors: Vec<(u32, u32, T)> = Vec::new();
+        self.visit(sink, bounds, &mut |row, column, bound| {
+            survivors.push((row as u32, column as u32, bound));
             survivors.len() <= budget
         });
         if survivors.len() > budget {
-            return false;
+            return None;
         }
-        for (row, column) in survivors {
-            let (row, column) = (row as usize, column as usize);
-            let product = T::narrow(dot(slice(&vectors, row), slice(&vectors, column)));
-            if product > sink.floors()[row] || product > sink.floors()[column] {
-                sink.take(row, column, product);
-            }
+        for (row, column, product) in &mut survivors {
+            *product = T::narrow(dot(slice(&vectors, *row as usize), slice(&vectors, *column as usize)));
         }
-        true
+        Some(survivors)
     }
 }

@@ -74,7 +74,8 @@ const NONE: u32 = u32::MAX;
 /// The result has a label for each row, numbered from 0 in the order of first appearance. Equal rows share a label;
 /// the same rows give the same labels; ties go to the lowest index.
 ///
-/// One thread. Time is that of at most n²/2 products of length d, plus some of them again where groups have more than
+/// Products are computed by `threads` threads, which touch nothing but the vectors; the labels are the same whatever
+/// their number. Time is that of at most n²/2 products of length d, plus some of them again where groups have more than
 /// 64 others above the threshold; memory beside the rows is about twice theirs. `pulse` is called at least every
 /// 0.1 s or so and may unwind.
 ///
@@ -85,6 +86,7 @@ pub fn agglomerate(
     rows: ArrayView2<'_, f32>,
     threshold: f64,
     linkage: Linkage,
+    threads: usize,
     pulse: &mut dyn FnMut(Progress),
 ) -> Result<Vec<u32>> {
     if !(threshold > -1.0 && threshold <= 1.0) {
@@ -98,8 +100,8 @@ pub fn agglomerate(
     let (points, point_of_row) = Points::read(rows.view(), &mut clock)?;
     let cut = threshold - ROUNDING;
     let mut forest = match linkage {
-        Linkage::Average => Average::new(&points, cut).run(&mut clock),
-        Linkage::Single => single(&points, cut, &mut clock),
+        Linkage::Average => Average::new(&points, cut, threads).run(&mut clock),
+        Linkage::Single => single(&points, cut, threads, &mut clock),
     };
     let mut labels = vec![NONE; points.len()];
     let mut next = 0;
@@ -136,6 +138,14 @@ struct Forest(Vec<u32>);
 impl Forest {
     fn new(n: usize) -> Self {
         Self((0..n as u32).collect())
+    }
+
+    /// As [`Forest::find`], for those who may only read.
+    fn root(&self, mut point: u32) -> u32 {
+        while self.0[point as usize] != point {
+            point = self.0[point as usize];
+        }
+        point
     }
 
     fn find(&mut self, mut point: u32) -> u32 {

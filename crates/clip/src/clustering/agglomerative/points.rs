@@ -94,7 +94,7 @@ pub(super) fn dot<A: Scalar, B: Scalar>(a: &[A], b: &[B]) -> f64 {
     ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7])) + rest
 }
 /// What products are made of: f32, or f64 where f32 cannot tell groups apart.
-pub(super) trait Scalar: LinalgScalar + PartialOrd {
+pub(super) trait Scalar: LinalgScalar + PartialOrd + Send + Sync {
     const INFINITY: Self;
     /// Half the distance from 1 to the next number.
     const ROUNDOFF: f64;

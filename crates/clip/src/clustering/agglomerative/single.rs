@@ -10,7 +10,7 @@ use super::sketch::Sketch;
 use super::{Clock, Forest};
 
 /// Single linkage: joins the points of each pair that reaches `cut`.
-pub(super) fn single(points: &Points<'_>, cut: f64, clock: &mut Clock<'_>) -> Forest {
+pub(super) fn single(points: &Points<'_>, cut: f64, threads: usize, clock: &mut Clock<'_>) -> Forest {
     let vectors = unit_rows(points, clock);
     let error = product_error::<f32>(points.width());
     let floor = f32::narrow(cut - 2.0 * error);
@@ -22,7 +22,7 @@ pub(super) fn single(points: &Points<'_>, cut: f64, clock: &mut Clock<'_>) -> Fo
         floors: vec![floor; points.len()],
         forest: Forest::new(points.len()),
     };
-    compare(vectors.view(), points.len(), sketch, &mut sink, clock);
+    compare(vectors.view(), points.len(), sketch, &mut sink, threads, clock);
     sink.forest
 }
 
@@ -45,13 +45,13 @@ impl Sink<f32> for Components<'_, '_> {
         &self.floors
     }
 
-    fn wants(&mut self, row: usize, column: usize) -> bool {
-        self.forest.find(row as u32) != self.forest.find(column as u32)
+    fn wants(&self, row: usize, column: usize) -> bool {
+        self.forest.root(row as u32) != self.forest.root(column as u32)
     }
 
     fn take(&mut self, row: usize, column: usize, product: f32) {
         let (a, b) = (row as u32, column as u32);
-        if self.wants(row, column) && (product > self.sure || self.points.cosine(a, b) >= self.cut) {
+        if product > self.sure || self.points.cosine(a, b) >= self.cut {
             self.forest.unite(a, b);
         }
     }
