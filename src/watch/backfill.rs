@@ -13,7 +13,7 @@ use crate::pg::error::{SqlResult, report};
 use crate::pg::regclass::Regclass;
 use crate::pg::user_context::{Rights, key_form};
 use crate::watch::queue::{claim, noted, own};
-use crate::watch::rows::{Patience, work};
+use crate::watch::rows::{OnRowError, work};
 use crate::watch::setting::{Watch, spi, table_of};
 use crate::watch::wakeup;
 
@@ -67,9 +67,7 @@ pub fn enqueue_missing(watch: &Watch) -> SqlResult<i64> {
                 return Ok(count);
             }
             count += own(|client| {
-                let query = "INSERT INTO clip_search.watch_queue (watch, key) SELECT $1, k.key::text[] FROM unnest($2::text[]) AS k (key) \
-                     WHERE NOT EXISTS (SELECT FROM clip_search.watch_queue q WHERE q.watch = $1 AND q.key = k.key::text[]) \
-                     AND NOT EXISTS (SELECT FROM clip_search.watch_failure f WHERE f.watch = $1 AND f.key = k.key::text[])";
+                let query = include_str!("sql/enqueue_missing.sql");
                 let longest = keys.iter().map(String::len).max().unwrap_or_default();
                 let insert =
                     || Ok(client.update(query, None, &[watch.id.into(), keys.into()]).map_err(spi)?.len() as i64);
@@ -136,7 +134,7 @@ pub mod clip_search {
             let rows = client.update(query, None, &[watch.into(), entries.into()]).map_err(spi)?;
             rows.into_iter().map(|row| Ok(get(&row, 1)?.unwrap_or_default())).collect::<SqlResult<Vec<i64>>>()
         })?;
-        work(&entries, Patience::None)?.single().map(TableIterator::once)
+        work(&entries, OnRowError::Record)?.single().map(TableIterator::once)
     }
 }
 
@@ -168,7 +166,7 @@ fn clip_retry(relation: Option<Regclass>, embedding: default!(Option<&str>, "NUL
             continue;
         }
         for ids in ids.chunks(guc::worker_batch() as usize) {
-            retried -= work(ids, Patience::None)?.single()?.1;
+            retried -= work(ids, OnRowError::Record)?.single()?.1;
         }
     }
     Ok(retried)

@@ -70,9 +70,7 @@ impl Bind<'_> {
         match found {
             Some((Some(members), Some(true))) if members == table => {
                 // A key that somebody has chosen stays; one that has been renamed, or dropped, is followed.
-                let query = "UPDATE clip_search.collection_setting s SET threshold = coalesce($3, s.threshold), \
-                         key = CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = $4 AND a.attname = s.key \
-                                                 AND NOT a.attisdropped) THEN s.key ELSE $2 END WHERE s.name = $1";
+                let query = include_str!("sql/rebind.sql");
                 let arguments = [name.into(), self.key.into(), wanted.threshold.into(), table.into()];
                 client.update(query, None, &arguments).map_err(spi)?;
                 return Ok(false);

@@ -120,7 +120,7 @@ pub fn put_back(ids: &[i64], rest: i64) -> SqlResult<()> {
     })
 }
 
-/// Runs what notes rows by their keys, the longest of so many bytes. An entry of the index that finds them has 2,704 bytes
+/// Inserts into the queue or the list of failures, and turns "index row size exceeds" into a readable error. An entry
 /// at most, compressed: which keys are too long shows as one is noted.
 pub fn noted<T>(watch: &Watch, longest: usize, note: impl FnOnce() -> SqlResult<T>) -> SqlResult<T> {
     if longest < 2000 {
@@ -144,9 +144,7 @@ pub fn noted<T>(watch: &Watch, longest: usize, note: impl FnOnce() -> SqlResult<
 pub fn add_failure(watch: i64, key: &str, failure: &Failure, attempts: i64) -> SqlResult<()> {
     let _rights = Rights::of_extension_in_a_hurry();
     Spi::connect_mut(|client| {
-        let query = "INSERT INTO clip_search.watch_failure AS f (watch, key, sqlstate, message, detail, attempts) \
-             VALUES ($1, $2::text[], $3, $4, $5, $6) ON CONFLICT (watch, key) DO UPDATE SET failed_at = pg_catalog.now(), \
-                 sqlstate = excluded.sqlstate, message = excluded.message, detail = excluded.detail, attempts = f.attempts + excluded.attempts";
+        let query = include_str!("sql/add_failure.sql");
         let arguments = [
             watch.into(),
             key.into(),
@@ -202,14 +200,7 @@ pub fn claim(watches: &[i64], count: i64, between: Option<(i64, i64)>) -> SqlRes
 /// Lists those of the worker's rows as failed that have been begun too often and never ended.
 pub fn give_up(watches: &[i64]) -> SqlResult<i64> {
     own(|client| {
-        let query = "WITH gone AS (DELETE FROM clip_search.watch_queue WHERE id IN (SELECT id FROM clip_search.watch_queue \
-                 WHERE watch = ANY ($1) AND attempts > 0 AND attempts >= $2 AND due <= pg_catalog.clock_timestamp() FOR UPDATE SKIP LOCKED) \
-                 RETURNING watch, key, attempts, sqlstate, message) \
-             INSERT INTO clip_search.watch_failure AS f (watch, key, sqlstate, message, attempts) \
-             SELECT DISTINCT ON (watch, key) watch, key, coalesce(sqlstate, '57P02'), \
-                 coalesce(message, 'embedding this row was begun ' || attempts || ' times and never ended'), attempts FROM gone \
-             ON CONFLICT (watch, key) DO UPDATE SET failed_at = pg_catalog.now(), sqlstate = excluded.sqlstate, \
-                 message = excluded.message, attempts = f.attempts + excluded.attempts";
+        let query = include_str!("sql/give_up.sql");
         let arguments = [watches.to_vec().into(), guc::worker_attempts().into()];
         Ok(client.update(query, None, &arguments).map_err(spi)?.len() as i64)
     })

@@ -46,17 +46,7 @@ impl Queries {
         let _rights = Rights::of_caller();
         Spi::connect_mut(|client| {
             // The operator of the index that keeps the key unique, whatever schema it is in.
-            let query = "SELECT DISTINCT ON (u.n) format('%I OPERATOR(%I.%s) (($1::text[])[%s])::%s', a.attname, n.nspname, o.oprname, u.n, \
-                     pg_catalog.format_type(a.atttypid, a.atttypmod)), u.n \
-                 FROM unnest($2::text[]) WITH ORDINALITY AS u (name, n) \
-                 JOIN pg_catalog.pg_attribute a ON a.attrelid = $1 AND a.attname = u.name AND NOT a.attisdropped \
-                 JOIN pg_catalog.pg_index i ON i.indrelid = $1 AND i.indisunique \
-                 JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[]) AS k (attnum, class) ON k.attnum = a.attnum \
-                 JOIN pg_catalog.pg_opclass c ON c.oid = k.class \
-                 JOIN pg_catalog.pg_amop m ON m.amopfamily = c.opcfamily AND m.amopstrategy = 3 AND m.amoplefttype = c.opcintype \
-                     AND m.amoprighttype = c.opcintype \
-                 JOIN pg_catalog.pg_operator o ON o.oid = m.amopopr JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace \
-                 ORDER BY u.n, i.indisprimary DESC";
+            let query = include_str!("sql/key_operators.sql");
             let rows = client.update(query, None, &[watch.relation.into(), watch.key.clone().into()]).map_err(spi)?;
             let equal = rows
                 .into_iter()
@@ -239,7 +229,7 @@ impl Outcome {
 
 /// What is done about a row that fails.
 #[derive(Clone, Copy, PartialEq)]
-pub enum Patience {
+pub enum OnRowError {
     /// It is tried again later, some times.
     Some,
     /// It is listed in clip_search.failure.
@@ -248,7 +238,7 @@ pub enum Patience {
 
 /// Sees to entries of the queue: all in this transaction, each row that fails undone by itself. Entries that another
 /// session has locked are left to it.
-pub fn work(ids: &[i64], patience: Patience) -> SqlResult<Outcome> {
+pub fn work(ids: &[i64], on_error: OnRowError) -> SqlResult<Outcome> {
     let mut outcome = Outcome::default();
     for (watch, entries) in lock_entries(ids)? {
         let Some(watch) = Watch::by_id(watch)? else {
@@ -259,7 +249,7 @@ pub fn work(ids: &[i64], patience: Patience) -> SqlResult<Outcome> {
             Ok(queries) => {
                 let mut left = entries.as_slice();
                 while !left.is_empty() {
-                    left = &left[chunk(&watch, &queries, left, patience, &mut outcome)?..];
+                    left = &left[chunk(&watch, &queries, left, on_error, &mut outcome)?..];
                     if outcome.stuck.contains_key(&watch.id) {
                         break;
                     }
@@ -280,7 +270,7 @@ fn chunk(
     watch: &Watch,
     queries: &Queries,
     entries: &[Entry],
-    patience: Patience,
+    on_error: OnRowError,
     outcome: &mut Outcome,
 ) -> SqlResult<usize> {
     let (count, rows) = match attempt(|| queries.read(watch, entries)) {
@@ -290,10 +280,10 @@ fn chunk(
             return Ok(entries.len());
         }
         Err(failure) if entries.len() == 1 => {
-            note(watch, &entries[0], None, failure, patience, outcome)?;
+            note(watch, &entries[0], None, failure, on_error, outcome)?;
             return Ok(1);
         }
-        Err(_) => return chunk(watch, queries, &entries[..1], patience, outcome),
+        Err(_) => return chunk(watch, queries, &entries[..1], on_error, outcome),
     };
     let sources: Vec<Source<'_>> = rows
         .iter()
@@ -317,7 +307,7 @@ fn chunk(
                     ready.push((row, vector));
                 }
             }
-            Err(error) => note(watch, &row.entry, Some((queries, row)), Failure::from(&error), patience, outcome)?,
+            Err(error) => note(watch, &row.entry, Some((queries, row)), Failure::from(&error), on_error, outcome)?,
         }
     }
     let mut open: Vec<i64> = Vec::new();
@@ -335,7 +325,7 @@ fn chunk(
                     }
                     Err(failure) if failure.is_passing() => open.push(pair.0.entry.id),
                     Err(failure) => {
-                        note(watch, &pair.0.entry, Some((queries, pair.0)), failure, patience, outcome)?;
+                        note(watch, &pair.0.entry, Some((queries, pair.0)), failure, on_error, outcome)?;
                     }
                 }
             }
@@ -376,10 +366,10 @@ fn note(
     entry: &Entry,
     row: Option<(&Queries, &Row)>,
     failure: Failure,
-    patience: Patience,
+    on_error: OnRowError,
     outcome: &mut Outcome,
 ) -> SqlResult<()> {
-    if patience == Patience::Some && entry.attempts < guc::worker_attempts() {
+    if on_error == OnRowError::Retry && entry.attempts < guc::worker_attempts() {
         return own(|client| {
             let query = "UPDATE clip_search.watch_queue SET sqlstate = $2, message = $3, \
                  due = pg_catalog.clock_timestamp() + $4 * interval '1 millisecond' WHERE id = $1";

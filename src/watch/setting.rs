@@ -156,7 +156,7 @@ impl Watch {
         columns.map(|column| format!("{} IS NOT NULL", quote_identifier(column))).collect::<Vec<_>>().join(" OR ")
     }
 
-    /// Whether anything beyond the embedding depends on a new row's being written. Of others something may: clip_backfill
+    /// Whether the AFTER trigger must fire on INSERT: only if the watch groups, queues or skips errors. clip_backfill
     /// and former settings list failures whatever the settings are.
     pub fn needs_after_insert(&self) -> bool {
         self.cluster.is_some() || self.queued || self.skip

@@ -14,7 +14,7 @@ use crate::pg::error::{SqlResult, with_sqlstate};
 use crate::pg::user_context::Rights;
 use crate::watch::backfill::enqueue_missing;
 use crate::watch::queue::{self, own};
-use crate::watch::rows::{Patience, work};
+use crate::watch::rows::{OnRowError, work};
 use crate::watch::setting::{Watch, spi};
 use crate::watch::trigger::install::drop_triggers;
 
@@ -32,17 +32,7 @@ fn pairs<'a>(watch: &'a Watch, next: &'a Watch) -> Vec<(&'a str, &'a str)> {
 pub fn check_dependents(watch: &Watch) -> SqlResult<()> {
     let _rights = Rights::of_caller();
     Spi::connect_mut(|client| {
-        let query = "WITH tree AS (SELECT $1::oid AS relid UNION SELECT relid::oid FROM pg_catalog.pg_partition_tree($1::oid)), \
-             col AS (SELECT a.attrelid, a.attnum FROM tree JOIN pg_catalog.pg_attribute a ON a.attrelid = tree.relid \
-                     WHERE a.attname = ANY ($2) AND NOT a.attisdropped) \
-             SELECT pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid) FROM col \
-             JOIN pg_catalog.pg_depend d ON d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = col.attrelid AND d.refobjsubid = col.attnum \
-             LEFT JOIN pg_catalog.pg_index i ON d.classid = 'pg_catalog.pg_class'::regclass AND i.indexrelid = d.objid \
-             LEFT JOIN pg_catalog.pg_constraint k ON d.classid = 'pg_catalog.pg_constraint'::regclass AND k.oid = d.objid \
-             WHERE d.deptype IN ('n', 'a') AND coalesce(k.contype, '') <> 'n' AND (i.indexrelid IS NULL \
-                 OR i.indnatts <> 1 OR i.indisunique OR i.indisexclusion OR i.indpred IS NOT NULL OR i.indexprs IS NOT NULL OR i.indoption[0] <> 0 \
-                 OR (col.attrelid <> $1 AND NOT EXISTS (SELECT FROM pg_catalog.pg_inherits h WHERE h.inhrelid = i.indexrelid))) \
-             ORDER BY 1";
+        let query = include_str!("sql/dependents.sql");
         let columns: Vec<String> =
             [Some(&watch.embedding), watch.cluster.as_ref()].into_iter().flatten().cloned().collect();
         let rows = client.update(query, None, &[watch.relation.into(), columns.into()]).map_err(spi)?;
@@ -71,15 +61,7 @@ type Index = (String, String, Option<String>);
 
 /// Indexes of a column.
 fn indexes(client: &mut SpiClient<'_>, relation: pg_sys::Oid, column: &str) -> SqlResult<Vec<Index>> {
-    let query = "SELECT c.relname::text, format('USING %I (%%I %I.%I)%s%s', m.amname, n.nspname, o.opcname, \
-             coalesce(' WITH (' || pg_catalog.array_to_string(c.reloptions, ', ') || ')', ''), \
-             coalesce(' TABLESPACE ' || pg_catalog.quote_ident(s.spcname), '')), \
-             pg_catalog.obj_description(c.oid, 'pg_class') \
-         FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid JOIN pg_catalog.pg_am m ON m.oid = c.relam \
-         JOIN pg_catalog.pg_opclass o ON o.oid = i.indclass[0] JOIN pg_catalog.pg_namespace n ON n.oid = o.opcnamespace \
-         JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] \
-         LEFT JOIN pg_catalog.pg_tablespace s ON s.oid = c.reltablespace \
-         WHERE i.indrelid = $1 AND i.indnatts = 1 AND a.attname = $2 ORDER BY c.oid::bigint";
+    let query = include_str!("sql/indexes.sql");
     let rows = client.update(query, None, &[relation.into(), column.into()]).map_err(spi)?;
     rows.map(|row| Ok((get(&row, 1)?.unwrap_or_default(), get(&row, 2)?.unwrap_or_default(), get(&row, 3)?))).collect()
 }
@@ -127,7 +109,7 @@ pub fn finish(watch: &Watch, next: &Watch) -> SqlResult<bool> {
     if last.len() > LAST_ROWS {
         return Ok(false);
     }
-    if let Some(failure) = work(&last, Patience::None)?.stuck.into_values().next() {
+    if let Some(failure) = work(&last, OnRowError::Record)?.stuck.into_values().next() {
         return Err(failure.into_report());
     }
     // The worker has some, and waits for the table.
@@ -236,27 +218,7 @@ fn twins(client: &mut SpiClient<'_>, relation: pg_sys::Oid, old: &str, new: &str
 /// compression, statistics' target, NOT NULL, grants, and n_distinct, which the options are but for those that a server has
 /// for itself.
 fn like(client: &mut SpiClient<'_>, table: &Table, relation: pg_sys::Oid, column: &str) -> SqlResult<Vec<String>> {
-    let query = "SELECT format('COMMENT ON COLUMN %s.%I IS %L', $3::text, a.attname, pg_catalog.col_description($1, a.attnum)) \
-             FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attname = $2 AND pg_catalog.col_description($1, a.attnum) IS NOT NULL \
-         UNION ALL SELECT format('ALTER TABLE %s ALTER COLUMN %I SET STORAGE %s', $3::text, a.attname, \
-                 CASE a.attstorage WHEN 'p' THEN 'PLAIN' WHEN 'e' THEN 'EXTERNAL' WHEN 'm' THEN 'MAIN' ELSE 'EXTENDED' END) \
-             FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
-             WHERE a.attrelid = $1 AND a.attname = $2 AND a.attstorage <> t.typstorage \
-         UNION ALL SELECT format('ALTER TABLE %s ALTER COLUMN %I SET STATISTICS %s', $3::text, a.attname, a.attstattarget) \
-             FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attname = $2 AND a.attstattarget >= 0 \
-         UNION ALL SELECT format('ALTER TABLE %s ALTER COLUMN %I SET COMPRESSION %s', $3::text, a.attname, \
-                 CASE a.attcompression::text WHEN 'p' THEN 'pglz' ELSE 'lz4' END) \
-             FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attname = $2 AND a.attcompression::text <> '' \
-         UNION ALL SELECT format('ALTER TABLE %s ALTER COLUMN %I SET (%s)', $3::text, a.attname, o.option) \
-             FROM pg_catalog.pg_attribute a, unnest(a.attoptions) AS o (option) \
-             WHERE a.attrelid = $1 AND a.attname = $2 AND pg_catalog.left(o.option, 10) = 'n_distinct' \
-         UNION ALL SELECT format('ALTER TABLE %s ALTER COLUMN %I SET NOT NULL', $3::text, a.attname) \
-             FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attname = $2 AND a.attnotnull \
-         UNION ALL SELECT format('GRANT %s (%I) ON %s TO %s%s', x.privilege_type, a.attname, $3::text, \
-                 CASE WHEN x.grantee = 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(r.rolname) END, \
-                 CASE WHEN x.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END) \
-             FROM pg_catalog.pg_attribute a, pg_catalog.aclexplode(a.attacl) x LEFT JOIN pg_catalog.pg_roles r ON r.oid = x.grantee \
-             WHERE a.attrelid = $1 AND a.attname = $2";
+    let query = include_str!("sql/column_properties.sql");
     let rows =
         client.update(query, None, &[relation.into(), column.into(), table.name.as_str().into()]).map_err(spi)?;
     rows.map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect()

@@ -8,7 +8,7 @@ use pgrx::prelude::*;
 
 use crate::guc;
 use crate::watch::wakeup::{SHARED, now, set_latch, slot};
-use crate::watch::worker::process::{attach_signals, is_database_wanted, reload};
+use crate::watch::worker::process::{attach_signals, database_is_being_dropped_or_copied, reload};
 use crate::watch::worker::round::Worker;
 
 /// How long a worker goes on while other databases wait for one: loading a model may take the first seconds.
@@ -57,7 +57,7 @@ pub unsafe extern "C-unwind" fn clip_search_worker(database: pg_sys::Datum) {
     let begun = Instant::now();
     loop {
         reload();
-        if is_database_wanted(database) || !guc::worker() {
+        if database_is_being_dropped_or_copied(database) || !guc::worker() {
             set_wanted(database, true); // the launcher comes back to it
             return;
         }
@@ -98,7 +98,7 @@ pub unsafe extern "C-unwind" fn clip_search_worker(database: pg_sys::Datum) {
             let until = Instant::now() + rest;
             while Instant::now() < until
                 && !is_set(database)
-                && !is_database_wanted(database)
+                && !database_is_being_dropped_or_copied(database)
                 && guc::worker()
                 && !is_crowded()
             {

@@ -12,7 +12,7 @@ use pgrx::prelude::*;
 use crate::guc;
 use crate::watch::wakeup::{self, SHARED, Slot, now, slot};
 use crate::watch::worker::NAP;
-use crate::watch::worker::process::{attach_signals, is_database_wanted, reload, transaction};
+use crate::watch::worker::process::{attach_signals, database_is_being_dropped_or_copied, reload, transaction};
 
 /// Between two looks into all databases: one may have been restored, or copied from another, with rows that are queued.
 const RESCAN: Duration = Duration::from_secs(600);
@@ -119,7 +119,7 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
                 soonest = soonest.min(left);
                 continue;
             }
-            if is_database_wanted(database) {
+            if database_is_being_dropped_or_copied(database) {
                 soonest = soonest.min(Duration::from_secs(1));
                 continue;
             }

@@ -63,8 +63,8 @@ pub fn reload() {
     }
 }
 
-/// Whether somebody wants to drop, rename or copy the database, which this process keeps from it.
-pub fn is_database_wanted(database: u32) -> bool {
+/// Whether DROP DATABASE, ALTER DATABASE … RENAME or CREATE DATABASE … TEMPLATE waits for this connection to end.
+pub fn database_is_being_dropped_or_copied(database: u32) -> bool {
     let tag = pg_sys::LOCKTAG {
         locktag_field1: 0,
         locktag_field2: pg_sys::DatabaseRelationId.to_u32(),

@@ -9,7 +9,7 @@ use pgrx::prelude::*;
 use crate::guc;
 use crate::pg::user_context::{Failure, Rights};
 use crate::watch::queue;
-use crate::watch::rows::{self, Patience};
+use crate::watch::rows::{self, OnRowError};
 use crate::watch::setting::{Watch, spi};
 use crate::watch::worker::NAP;
 use crate::watch::worker::process::transaction;
@@ -76,7 +76,7 @@ impl Worker {
             .unwrap_or_default();
         // SAFETY: the text is copied.
         unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, activity.as_ptr()) };
-        let outcome = transaction(|| rows::work(&entries, Patience::Some));
+        let outcome = transaction(|| rows::work(&entries, OnRowError::Retry));
         let failure = match outcome {
             Ok(mut outcome) => {
                 let done = outcome.done.remove(&id).unwrap_or_default();
