@@ -15,11 +15,11 @@ use crate::cluster::assign::check_name;
 use crate::cluster::recluster;
 use crate::cluster::tables::Store;
 use crate::guc;
+use crate::pg::catalog::Table;
 use crate::pg::citus;
 use crate::pg::error::{SqlResult, given, report, with_sqlstate};
 use crate::pg::regclass::Regclass;
 use crate::pg::vector::{self, Storage, Vector};
-use crate::watch::define;
 
 #[pg_extern(volatile, parallel_unsafe, security_definer)]
 #[search_path(pg_catalog, pg_temp)]
@@ -80,7 +80,7 @@ fn clip_create_collection(
         let table = members.map(|Regclass(oid)| oid);
         let key = match table {
             Some(table) => {
-                define::Table::describe(table)?; // there is one of that oid
+                Table::describe(table)?; // there is one of that oid
                 refuse_citus(client, table)?;
                 let is = |wanted| move |kind| kind == wanted;
                 check_column(client, table, embedding, |kind| Storage::of(kind).is_some(), "vector or halfvec")?;

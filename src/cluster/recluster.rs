@@ -122,7 +122,7 @@ fn clip_recluster(
         }
     };
     // What this transaction has assigned and then not written is no member.
-    crate::watch::trigger::settle()?;
+    crate::cluster::pending::settle()?;
     let store = Store::open(c"clip_recluster()");
     let changes = Spi::connect_mut(|client| {
         let members = Members::known(client, collection)?;
