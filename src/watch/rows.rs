@@ -231,9 +231,9 @@ impl Outcome {
 #[derive(Clone, Copy, PartialEq)]
 pub enum OnRowError {
     /// It is tried again later, some times.
-    Some,
+    Retry,
     /// It is listed in clip_search.failure.
-    None,
+    Record,
 }
 
 /// Sees to entries of the queue: all in this transaction, each row that fails undone by itself. Entries that another
