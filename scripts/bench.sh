@@ -4,18 +4,13 @@
 #   BENCH=embed,server,assign,recluster   only these; jpeg times decoders, shapes other models' towers, sweep compares partitions and
 #                                         times nothing
 #   MODEL=directory                       a model of one's own in place of ViT-B/32 with random weights
-source "$(dirname "$0")/common.sh"
+source "$(dirname "$0")/lib/common.sh"
 require_pg
 eval "$("$root/scripts/cluster.sh" env)"
 cd "$root"
 export PG_CONFIG=$pg_config
 
-packages() {
-    [ -x "$target/venv-bench/bin/python" ] || "$python" -m venv "$target/venv-bench"
-    "$target/venv-bench/bin/python" -m pip install --only-binary=:all: -r benches/requirements.txt
-}
-ensure_python
-step bench-pip "installing the benchmarks' Python packages in target/venv-bench" packages
+python_environment venv-bench benches/requirements.txt
 run() { PYTHONDONTWRITEBYTECODE=1 "$target/venv-bench/bin/python" "$@"; }
 
 results=$target/bench

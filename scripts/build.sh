@@ -2,7 +2,7 @@
 # shellcheck disable=SC1091,SC2154
 # Build the extension into target/stage; with `install`, copy it to the server's directories (under DESTDIR, if set).
 # `release VERSION SOURCE` builds an earlier version from its source into target/releases, with the dependencies of this one.
-source "$(dirname "$0")/common.sh"
+source "$(dirname "$0")/lib/common.sh"
 require_pg
 find_cargo_pgrx || die "no cargo-pgrx $pgrx_version: run make deps"
 

@@ -5,8 +5,8 @@
 #   CITUS_SRC=path PGVECTOR_SRC=path   directories with their sources, or git repositories, whose HEAD is taken
 #   K=…                                as in make test
 # PostgreSQL 16 to 18: that of PG_CONFIG, or of Debian's packages, or built from Debian's source package in target/matrix.
-source "$(dirname "$0")/common.sh"
-source "$root/scripts/sources.sh"
+source "$(dirname "$0")/lib/common.sh"
+source "$root/scripts/lib/sources.sh"
 
 place=$target/citus
 

@@ -11,7 +11,7 @@
 # target/cluster is a link to it. The run directory also holds the socket, whose path may have 107 bytes only.
 # CLUSTER=name is another cluster beside that one. The one without a name preloads the default model, as a server that
 # embeds would; others don't, so that tests see the extension load.
-source "$(dirname "$0")/common.sh"
+source "$(dirname "$0")/lib/common.sh"
 
 data=$target/cluster${CLUSTER:+.$CLUSTER}
 state=$data.state # run directory, server user and checkout of the cluster that is there: three lines

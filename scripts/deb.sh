@@ -10,9 +10,9 @@
 #   clip-search-photo-mini      the default model, for all of them
 #   clip-search-tools           clip-embed, which embeds files outside the server
 #   postgresql-NN-pgvector      only where apt has none, as on Debian 12: the extension can't be created without
-source "$(dirname "$0")/common.sh"
-source "$root/scripts/onnxruntime.sh"
-source "$root/scripts/sources.sh"
+source "$(dirname "$0")/lib/common.sh"
+source "$root/scripts/lib/onnxruntime.sh"
+source "$root/scripts/lib/sources.sh"
 require_pg
 
 out=$target/deb

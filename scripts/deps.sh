@@ -3,9 +3,9 @@
 # What clip_search is built and run with; only what is missing is installed.
 #   deps.sh build   to build: PostgreSQL's headers, a C compiler, Rust, cargo-pgrx
 #   deps.sh         also to run: pgvector, ONNX Runtime, the default model, in the server's directories
-source "$(dirname "$0")/common.sh"
-source "$root/scripts/onnxruntime.sh"
-source "$root/scripts/sources.sh"
+source "$(dirname "$0")/lib/common.sh"
+source "$root/scripts/lib/onnxruntime.sh"
+source "$root/scripts/lib/sources.sh"
 
 # --- system packages -------------------------------------------------------------------------------------------
 

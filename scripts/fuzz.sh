@@ -2,7 +2,7 @@
 # shellcheck disable=SC1091,SC2154
 # Mutated images, texts, configurations and models, with a fixed seed (crates/clip/tests/fuzz.rs).
 #   IMAGES=200000 STRINGS=1000000 CONFIGURATIONS=200000 MODELS=5000   how many; some ten minutes on one core
-source "$(dirname "$0")/common.sh"
+source "$(dirname "$0")/lib/common.sh"
 require_pg
 cd "$root"
 export ORT_DYLIB_PATH=$pg_lib/clip_search/libonnxruntime.so

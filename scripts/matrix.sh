@@ -9,8 +9,8 @@
 # Otherwise a major version is the one of PG_CONFIG, or of Debian's packages, or built from Debian's source package in
 # target/matrix, with assertions (--enable-cassert). PostgreSQL 16 is that of a Python package, without contrib: the tests of
 # postgres_fdw are skipped.
-source "$(dirname "$0")/common.sh"
-source "$root/scripts/sources.sh"
+source "$(dirname "$0")/lib/common.sh"
+source "$root/scripts/lib/sources.sh"
 
 place=$target/matrix
 configs=() rows=() failed=

@@ -5,8 +5,8 @@
 #               make citus)
 #   UNIT=name   only unit tests of crates/ whose name contains it
 #   TESTS=a,b   only these tests of tests/sql (setup comes first by itself)
-#   K=words     only pytest's tests that match (its -k)
-source "$(dirname "$0")/common.sh"
+#   K=words     only pytest's tests that match (its -k): K=watch is those of tests/watch and others with the word in their name
+source "$(dirname "$0")/lib/common.sh"
 require_pg
 eval "$("$root/scripts/cluster.sh" env)"
 cd "$root"
@@ -46,25 +46,27 @@ regression_tests() {
     fi
 }
 
+# Without a path: the folders that pyproject.toml lists.
+run_pytest() { PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest -o cache_dir="$target/pytest" "$@"; }
+
 python_tests() {
     python_packages
     step clip-embed "building clip-embed" cargo build --release -p clip-embed
-    if [ -z "$k" ] || [[ $k == *update* ]]; then "$root/scripts/releases.sh"; fi
-    stage "parity, concurrency, demo: pytest"
-    PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest tests --ignore=tests/browser --ignore=tests/matrix \
-        --ignore=tests/citus -rs -o cache_dir="$target/pytest" ${k:+-k "$k"}
+    if [ -z "$k" ] || [[ $k == *update* || $k == *release* ]]; then "$root/scripts/releases.sh"; fi
+    stage "Python tests: pytest"
+    run_pytest -rs ${k:+-k "$k"}
 }
 
 upgrade_tests() {
     python_packages
     stage "pg_upgrade from $OLD_PG_CONFIG to $pg_config"
-    PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest tests/matrix -rs -o cache_dir="$target/pytest"
+    run_pytest tests/matrix -rs
 }
 
 citus_tests() {
     python_packages
     stage "Citus: a coordinator and two workers"
-    PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest tests/citus -o cache_dir="$target/pytest" ${k:+-k "$k"}
+    run_pytest tests/citus ${k:+-k "$k"}
 }
 
 if wanted unit "$unit"; then unit_tests; fi

@@ -12,8 +12,8 @@
 # The server is PostgreSQL 17 from Debian's source archive, in target/valgrind: with USE_VALGRIND it tells memcheck what is
 # palloc'd and what is freed (all of it is one malloc'd block otherwise), and with assertions it overwrites what is freed.
 # Processes that run the server's programs natively in between (initdb, psql) are not looked at.
-source "$(dirname "$0")/common.sh"
-source "$root/scripts/sources.sh"
+source "$(dirname "$0")/lib/common.sh"
+source "$root/scripts/lib/sources.sh"
 
 place=$target/valgrind
 prefix=$place/pg17
@@ -80,7 +80,7 @@ step valgrind-control "building the control" build_control
 
 # Where the server's user can write, and other users can't.
 running=$(mktemp -d "${TMPDIR:-/tmp}/clip_search-valgrind.XXXXXX")
-cp "$root/scripts/valgrind.supp" "$running/clip_search.supp"
+cp "$root/scripts/lib/valgrind.supp" "$running/clip_search.supp"
 # The miniature takes a photo in a second. Two of one content: clip_reembed is from one name to another.
 mkdir -p "$running/models"
 for model in mini copy; do cp -R "$root/tests/fixtures/clip-mini" "$running/models/$model"; done
@@ -140,5 +140,5 @@ mkdir -p "$reports"
 cp "$running"/*.log "$reports"
 
 printf '\n== memcheck, %d s of tests ==\n' "$took"
-"$python" "$root/scripts/valgrind.py" "$reports" clip_search_control || failed+=" memcheck"
+"$python" "$root/scripts/lib/valgrind.py" "$reports" clip_search_control || failed+=" memcheck"
 [ -z "$failed" ] || die "failed:$failed (the logs: $reports/*.log)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import pathlib
 import shutil
@@ -14,9 +13,6 @@ import pytest
 from psycopg import sql
 
 import support
-
-# They need a browser and packages of their own: make browser-test.
-collect_ignore = [] if importlib.util.find_spec("axe_playwright_python") else ["browser"]
 
 
 def pytest_sessionstart() -> None:

@@ -2,4 +2,5 @@
 
 pub mod classify;
 pub mod functions;
+pub mod images;
 pub mod query;

@@ -37,7 +37,7 @@ install_onnxruntime() {
         rm -rf "$cache/stage"
         wheel=$(find "$cache" -name '*.whl' -print -quit 2>/dev/null || true)
         if [ -z "$wheel" ]; then
-            ensure_venv
+            python_environment venv
             mkdir -p "$cache"
             step onnxruntime "downloading ONNX Runtime $ort_version (the wheel onnxruntime, 17 MB, by pip)" \
                 fetch_onnxruntime "$cache"

@@ -112,7 +112,7 @@ compile() {
     unset MAKELEVEL MAKEFLAGS MFLAGS
     make -C "$target/matrix/source" -s -j "$(nproc)"
     make -C "$target/matrix/source" -s install
-    # Of contrib, what tests/test_shards.py creates and loads.
+    # Of contrib, what tests/server/test_shards.py creates and loads.
     for module in postgres_fdw auto_explain; do make -C "$target/matrix/source/contrib/$module" -s install || return 1; done
     rm -rf "$target/matrix/source"
 }
@@ -160,6 +160,6 @@ unpack_server_wheel() {
 # unpack_server PREFIX: as a subshell, since whatever is missing ends it.
 unpack_server() (
     [ "$(uname -m)" = x86_64 ] || die "$server_wheel has PostgreSQL 16 for x86-64 only"
-    ensure_venv
+    python_environment venv
     step matrix-pg16-server "downloading PostgreSQL 16 (the wheel $server_wheel, by pip)" unpack_server_wheel "$1"
 )

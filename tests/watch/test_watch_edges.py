@@ -10,10 +10,10 @@ from psycopg import sql
 
 import support
 from support import sqlstate, value
-from test_watch import PHOTOS, check, db, fill, notes  # noqa: F401
+from watched import PHOTOS, check, fill, notes
 
 
-def test_a_batch_of_null_is_refused(db: psycopg.Connection) -> None:  # noqa: F811
+def test_a_batch_of_null_is_refused(db: psycopg.Connection) -> None:
     """It was taken for an entry of the queue without end."""
     notes(db)
     db.execute("SET statement_timeout = '10s'")
@@ -23,7 +23,7 @@ def test_a_batch_of_null_is_refused(db: psycopg.Connection) -> None:  # noqa: F8
     db.execute("RESET statement_timeout")
 
 
-def test_the_view_runs_nobodys_policies(database: support.Database, db: psycopg.Connection, plain_role: str) -> None:  # noqa: F811
+def test_the_view_runs_nobodys_policies(database: support.Database, db: psycopg.Connection, plain_role: str) -> None:
     """Whoever looks at clip_search.watch lends his rights to no policy of somebody else's table, and is not kept from the
     rest by a table that he can't get at."""
     with database.connect(user=plain_role) as mine:
@@ -63,7 +63,7 @@ def failures(db: psycopg.Connection) -> list[list[str]]:
     return [key for (key,) in db.execute("SELECT key FROM clip_search.failure ORDER BY key")]
 
 
-def test_a_failure_is_known_by_its_key_in_every_time_zone(db: psycopg.Connection) -> None:  # noqa: F811
+def test_a_failure_is_known_by_its_key_in_every_time_zone(db: psycopg.Connection) -> None:
     notes(db, ", on_error => 'skip'", key="id int, at timestamptz, zoned timetz DEFAULT '12:00+03', PRIMARY KEY (at, id, zoned)")
     db.execute("SET timezone = 'Asia/Tokyo'")
     db.execute("INSERT INTO note (id, at, body) VALUES (1, '2024-01-01 00:00+00', ''), (2, '2024-01-01 00:00+00', '')")
@@ -88,7 +88,7 @@ def test_a_failure_is_known_by_its_key_in_every_time_zone(db: psycopg.Connection
     check(db, "note")
 
 
-def test_failures_are_forgotten_whatever_the_settings_are_by_then(db: psycopg.Connection) -> None:  # noqa: F811
+def test_failures_are_forgotten_whatever_the_settings_are_by_then(db: psycopg.Connection) -> None:
     """Those listed while errors were skipped, and those of clip_backfill on a table that raises them."""
     db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
     db.execute("INSERT INTO note SELECT n, '' FROM generate_series(1, 4) n")
@@ -107,7 +107,7 @@ def test_failures_are_forgotten_whatever_the_settings_are_by_then(db: psycopg.Co
 
 
 @pytest.mark.parametrize("column", ["embedding", "cluster_id"])
-def test_a_column_that_was_dropped_is_made_and_filled_anew(db: psycopg.Connection, column: str) -> None:  # noqa: F811
+def test_a_column_that_was_dropped_is_made_and_filled_anew(db: psycopg.Connection, column: str) -> None:
     """Its rows are in no cluster by then, so none is counted twice."""
     notes(db)
     fill(db)
@@ -118,7 +118,7 @@ def test_a_column_that_was_dropped_is_made_and_filled_anew(db: psycopg.Connectio
     assert check(db, "note") == 11
 
 
-def test_a_failed_row_that_is_renamed_does_not_wait(db: psycopg.Connection) -> None:  # noqa: F811
+def test_a_failed_row_that_is_renamed_does_not_wait(db: psycopg.Connection) -> None:
     notes(db, ", on_error => 'skip'")
     db.execute("INSERT INTO note (id, body) VALUES (1, '')")
     db.execute("UPDATE note SET id = 2")
@@ -128,7 +128,7 @@ def test_a_failed_row_that_is_renamed_does_not_wait(db: psycopg.Connection) -> N
 
 
 @pytest.mark.parametrize("column", ["embedding", "cluster_id"])
-def test_what_is_set_to_null_by_hand_leaves_its_cluster(db: psycopg.Connection, column: str) -> None:  # noqa: F811
+def test_what_is_set_to_null_by_hand_leaves_its_cluster(db: psycopg.Connection, column: str) -> None:
     notes(db)
     fill(db)
     db.execute(f"UPDATE note SET {column} = NULL WHERE id <= 6")
@@ -147,7 +147,7 @@ def test_what_is_set_to_null_by_hand_leaves_its_cluster(db: psycopg.Connection, 
     assert check(db, "note") == 10
 
 
-def test_an_embedding_written_by_hand_changes_the_group(db: psycopg.Connection) -> None:  # noqa: F811
+def test_an_embedding_written_by_hand_changes_the_group(db: psycopg.Connection) -> None:
     """The groups are the sums of what their members' column has, whoever wrote it."""
     key = "id int, part int, PRIMARY KEY (id, part)"
     notes(db, key=key, rest="PARTITION BY LIST (part)")
@@ -190,7 +190,7 @@ def test_an_embedding_written_by_hand_changes_the_group(db: psycopg.Connection) 
     assert check(db, "note") == 10
 
 
-def test_a_name_that_is_too_long(db: psycopg.Connection) -> None:  # noqa: F811
+def test_a_name_that_is_too_long(db: psycopg.Connection) -> None:
     """PostgreSQL would cut it, and nothing would be found by it."""
     db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
     for argument in ("embedding", "cluster"):
@@ -199,7 +199,7 @@ def test_a_name_that_is_too_long(db: psycopg.Connection) -> None:  # noqa: F811
     db.execute("SELECT clip_watch('note', 'body', cluster => repeat('é', 31) || 'x')")
 
 
-def test_another_key(db: psycopg.Connection) -> None:  # noqa: F811
+def test_another_key(db: psycopg.Connection) -> None:
     """What is listed by a former key is listed by the new one once clip_watch knows it; groups name their members by it."""
     notes(db, ", on_error => 'skip'", key="id int PRIMARY KEY, other uuid NOT NULL DEFAULT gen_random_uuid()")
     db.execute("INSERT INTO note (id, body) VALUES (1, ''), (2, 'a cat'), (3, 'a cat')")
@@ -220,7 +220,7 @@ def test_another_key(db: psycopg.Connection) -> None:  # noqa: F811
     assert value(db, "SELECT representative FROM clip_clusters('note')") in members
 
 
-def test_arguments_of_clusters(db: psycopg.Connection) -> None:  # noqa: F811
+def test_arguments_of_clusters(db: psycopg.Connection) -> None:
     """No column is overwritten that has another use, and no argument passed over in silence."""
     db.execute("CREATE TABLE note (id bigint PRIMARY KEY, body text, title text)")
     state, text = sqlstate(db, "SELECT clip_watch('note', 'body', cluster => 'id')")
@@ -240,7 +240,7 @@ def test_arguments_of_clusters(db: psycopg.Connection) -> None:  # noqa: F811
 
 def test_a_dump_of_the_schema_alone_can_be_watched_again(empty_database: support.Database, pg_program) -> None:
     """It has the triggers, and not what they are of."""
-    with empty_database.connect() as db:  # noqa: F811
+    with empty_database.connect() as db:
         db.execute("CREATE EXTENSION clip_search CASCADE")
         for table in ("one", "two", "three"):
             db.execute(f"CREATE TABLE {table} (id int PRIMARY KEY, body text) PARTITION BY LIST (id)")
@@ -258,7 +258,7 @@ def test_a_dump_of_the_schema_alone_can_be_watched_again(empty_database: support
             assert value(db, "SELECT count(*) FROM pg_trigger WHERE tgrelid = %s::regclass AND NOT tgisinternal", table) == 3
 
 
-def test_two_columns_of_a_partitioned_table(db: psycopg.Connection) -> None:  # noqa: F811
+def test_two_columns_of_a_partitioned_table(db: psycopg.Connection) -> None:
     """A row that moves keeps both of its embeddings, whichever mode they are in."""
     db.execute("CREATE TABLE note (id int PRIMARY KEY, body text, data bytea) PARTITION BY RANGE (id)")
     db.execute("CREATE TABLE low PARTITION OF note FOR VALUES FROM (0) TO (100)")
@@ -279,7 +279,7 @@ def test_two_columns_of_a_partitioned_table(db: psycopg.Connection) -> None:  # 
     assert db.execute("SELECT size FROM clip_search.cluster WHERE collection = 'other' ORDER BY 1").fetchall() == [(1,), (2,)]
 
 
-def test_unwatch_leaves_a_column_that_has_the_name_since(db: psycopg.Connection) -> None:  # noqa: F811
+def test_unwatch_leaves_a_column_that_has_the_name_since(db: psycopg.Connection) -> None:
     notes(db)
     db.execute("ALTER TABLE note RENAME embedding TO before; ALTER TABLE note RENAME cluster_id TO before_id")
     db.execute("ALTER TABLE note ADD embedding text DEFAULT 'mine', ADD cluster_id int")
@@ -288,7 +288,7 @@ def test_unwatch_leaves_a_column_that_has_the_name_since(db: psycopg.Connection)
     assert value(db, shown) == ["id", "body", "title", "before", "before_id", "embedding", "cluster_id"]
 
 
-def test_a_publication_for_all_tables_stops_nobody(db: psycopg.Connection) -> None:  # noqa: F811
+def test_a_publication_for_all_tables_stops_nobody(db: psycopg.Connection) -> None:
     db.execute("CREATE PUBLICATION everything FOR ALL TABLES")
     try:
         notes(db)
@@ -306,10 +306,10 @@ def test_a_publication_for_all_tables_stops_nobody(db: psycopg.Connection) -> No
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
 def test_texts_of_another_encoding_are_not_misread(database: support.Database, encoding: str) -> None:
     name = f"clip_{encoding.lower()}"
-    with database.connect() as db:  # noqa: F811
+    with database.connect() as db:
         db.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING {encoding} LOCALE 'C'")
     try:
-        with support.connect(name) as db:  # noqa: F811
+        with support.connect(name) as db:
             db.execute("SET client_min_messages = warning")
             db.execute("CREATE EXTENSION clip_search CASCADE")
             db.execute("CREATE TABLE note (id text PRIMARY KEY, body text)")
@@ -343,11 +343,11 @@ def test_texts_of_another_encoding_are_not_misread(database: support.Database, e
             assert state == "0A000" and text.startswith("key is not UTF-8")
             db.execute("INSERT INTO photo VALUES (E'\\xe9', %b)", (PHOTOS["cat"],))
     finally:
-        with database.connect() as db:  # noqa: F811
+        with database.connect() as db:
             db.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def test_unwatch_waits_for_nobody_who_works_on_the_queue(database: support.Database, db: psycopg.Connection) -> None:  # noqa: F811
+def test_unwatch_waits_for_nobody_who_works_on_the_queue(database: support.Database, db: psycopg.Connection) -> None:
     """Whoever does has entries, and waits for the table: after ALTER TABLE in the same transaction it was a deadlock."""
     notes(db, ", mode => 'queued'")
     fill(db, 5)
@@ -362,7 +362,7 @@ def test_unwatch_waits_for_nobody_who_works_on_the_queue(database: support.Datab
     assert value(db, "SELECT count(*) FROM clip_search.watch_queue") == 0
 
 
-def test_a_trigger_that_comes_later_is_told_of(db: psycopg.Connection) -> None:  # noqa: F811
+def test_a_trigger_that_comes_later_is_told_of(db: psycopg.Connection) -> None:
     db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
     db.execute("CREATE FUNCTION tidy() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.body := btrim(NEW.body); RETURN NEW; END $$")
     heard: list[str] = []
@@ -376,7 +376,7 @@ def test_a_trigger_that_comes_later_is_told_of(db: psycopg.Connection) -> None: 
     assert heard == ['trigger "überarbeiten" of public.note fires after the one that embeds']
 
 
-def test_a_dump_leaves_out_what_is_of_dropped_tables(database: support.Database, db: psycopg.Connection, pg_program) -> None:  # noqa: F811
+def test_a_dump_leaves_out_what_is_of_dropped_tables(database: support.Database, db: psycopg.Connection, pg_program) -> None:
     notes(db, ", on_error => 'skip'")
     db.execute("INSERT INTO note (id, body) VALUES (1, '')")
     oid = value(db, "SELECT 'note'::regclass::oid::text")

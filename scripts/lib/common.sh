@@ -1,9 +1,9 @@
 # shellcheck shell=bash disable=SC2034
-# Shared by the scripts next to it: progress lines, root rights, the server's directories.
+# What the scripts share: progress lines, root rights, the server's directories, Python environments.
 # Sourced, never run. Progress goes to stderr, so that stdout stays free for `make -s env`.
 set -euo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 target=$root/target
 logs=$target/log
 python=${PYTHON:-python3}
@@ -131,38 +131,7 @@ copy_files() {
     done
 }
 
-# ensure_python: a python3 that can make virtual environments.
-ensure_python() {
-    command -v "$python" >/dev/null || {
-        [ "$python" = python3 ] || die "PYTHON=$python is not a program: give the path of a Python 3.10 or newer"
-        apt_install python3 python3-venv
-    }
-    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-        die "$("$python" -V 2>&1) is too old: set PYTHON to a Python 3.10 to 3.13"
-    "$python" -c 'import ensurepip, venv' 2>/dev/null || {
-        [ "$(command -v "$python")" = /usr/bin/python3 ] ||
-            die "$python has no ensurepip, so it can't make a virtual environment: set PYTHON to one that has"
-        apt_install python3-venv
-    }
-}
 has_sha256() { [ -r "$1" ] && [ "$(sha256sum <"$1")" = "$2  -" ]; }
-# ensure_venv: target/venv with pip and nothing else; the tests' packages come with `make test`.
-ensure_venv() {
-    [ -x "$target/venv/bin/python" ] && "$target/venv/bin/python" -c 'import pip' 2>/dev/null && return 0
-    ensure_python
-    step venv "making a Python environment in target/venv" "$python" -m venv --clear "$target/venv"
-}
-
-# The tests' packages, as tests/requirements.txt pins them; done again only when that file has changed.
-python_packages() {
-    local stamp=$target/venv/requirements.sha256 hash
-    ensure_venv
-    hash=$(sha256sum <"$root/tests/requirements.txt")
-    [ "$(cat "$stamp" 2>/dev/null)" != "$hash" ] || return 0
-    step pip "installing the tests' Python packages in target/venv" \
-        "$target/venv/bin/python" -m pip install --require-hashes --no-deps --only-binary=:all: -r "$root/tests/requirements.txt"
-    echo "$hash" >"$stamp"
-}
 
 # find_cargo_pgrx: sets cargo_pgrx_program to a cargo-pgrx of the pinned version; called directly, since `cargo pgrx`
 # would take the first on PATH.
@@ -176,3 +145,5 @@ find_cargo_pgrx() {
     done
     return 1
 }
+
+source "$root/scripts/lib/python.sh"

@@ -19,11 +19,10 @@ import psycopg
 import pytest
 
 import support
-from support import embed_one, sqlstate, value, vector
 from servers import Server, server
+from support import PATIENCE, embed_one, sqlstate, until, value, vector
+from watched import drained, workers
 
-# Longer than any of these needs on a busy machine.
-PATIENCE = 60.0
 PHOTOS = support.ROOT / "examples" / "gallery" / "photos"
 
 
@@ -39,22 +38,6 @@ def db(preloaded: Server) -> Iterator[psycopg.Connection]:
         connection.execute("SET client_min_messages = warning")
         yield connection
         connection.execute("DROP TABLE IF EXISTS note, photo CASCADE")
-
-
-def until(condition: Callable[[], object], what: str = "it") -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} has not come about within {PATIENCE} s"
-        time.sleep(0.05)
-
-
-def drained(db: psycopg.Connection) -> bool:
-    return value(db, "SELECT count(*) FROM clip_search.watch_queue") == 0
-
-
-def workers(db: psycopg.Connection, database: str = "postgres") -> list[int]:
-    query = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'clip_search worker' AND datname = %s"
-    return [pid for (pid,) in db.execute(query, (database,))]
 
 
 def notes(db: psycopg.Connection, rest: str = "") -> None:

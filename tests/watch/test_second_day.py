@@ -12,9 +12,8 @@ import pytest
 
 import support
 from servers import Server, server
-from support import close, embed_one, in_parallel, sqlstate, value, vector
-from test_watch import check, db, fill, notes  # noqa: F401
-from test_worker import drained, until, workers
+from support import close, embed_one, in_parallel, sqlstate, until, value, vector
+from watched import check, drained, fill, notes, workers
 
 
 def test_databases_take_turns_at_the_worker(bindir: pathlib.Path) -> None:
@@ -25,7 +24,7 @@ def test_databases_take_turns_at_the_worker(bindir: pathlib.Path) -> None:
     try:
         made.start()
         others: dict[str, psycopg.Connection] = {}
-        with made.connect() as db:  # noqa: F811
+        with made.connect() as db:
             for name in names:
                 db.execute(f"CREATE DATABASE {name}")
         for name in names:
@@ -54,7 +53,7 @@ def test_databases_take_turns_at_the_worker(bindir: pathlib.Path) -> None:
 def test_the_worker_has_its_own_timeouts(bindir: pathlib.Path) -> None:
     """A database may have such for the sake of its sessions."""
     with server(bindir, preload="photo-mini") as made:
-        with made.connect() as db:  # noqa: F811
+        with made.connect() as db:
             db.execute("SET client_min_messages = warning")
             names = ["statement_timeout", "idle_in_transaction_session_timeout"]
             names += ["transaction_timeout"] if db.info.server_version >= 170000 else []
@@ -73,7 +72,7 @@ def test_the_worker_has_its_own_timeouts(bindir: pathlib.Path) -> None:
 
 
 @pytest.fixture
-def with_clip(database: support.Database, db: psycopg.Connection, clip_mini: pathlib.Path):  # noqa: F811
+def with_clip(database: support.Database, db: psycopg.Connection, clip_mini: pathlib.Path):
     """A second model in every session of the database."""
     path = f"$system:{clip_mini.parent}"
     db.execute(f"ALTER DATABASE {database.name} SET clip_search.model_path = '{path}'")
@@ -82,7 +81,7 @@ def with_clip(database: support.Database, db: psycopg.Connection, clip_mini: pat
     db.execute(f"ALTER DATABASE {database.name} RESET clip_search.model_path")
 
 
-def test_sessions_share_a_reembedding(database: support.Database, db: psycopg.Connection, with_clip) -> None:  # noqa: F811
+def test_sessions_share_a_reembedding(database: support.Database, db: psycopg.Connection, with_clip) -> None:
     """None of them fails, whichever is the one that puts the column in its place."""
     notes(db)
     db.execute("INSERT INTO note (id, body) SELECT n, 'text number ' || n % 40 FROM generate_series(1, 200) n")
@@ -108,7 +107,7 @@ def test_sessions_share_a_reembedding(database: support.Database, db: psycopg.Co
     assert value(db, "SELECT count(*) FROM pg_trigger WHERE tgrelid = 'note'::regclass") == 3
 
 
-def test_a_reembedding_that_is_given_up_meanwhile(database: support.Database, db: psycopg.Connection, with_clip) -> None:  # noqa: F811
+def test_a_reembedding_that_is_given_up_meanwhile(database: support.Database, db: psycopg.Connection, with_clip) -> None:
     notes(db)
     db.execute("INSERT INTO note (id, body) SELECT n, 'text number ' || n FROM generate_series(1, 300) n")
     found: list[tuple[str | None, str]] = []
@@ -124,14 +123,14 @@ def test_a_reembedding_that_is_given_up_meanwhile(database: support.Database, db
     assert value(db, "SELECT array_agg(model) FROM clip_search.watch") == ["photo-mini"]
 
 
-def test_a_batch_below_one_makes_nothing(db: psycopg.Connection, with_clip) -> None:  # noqa: F811
+def test_a_batch_below_one_makes_nothing(db: psycopg.Connection, with_clip) -> None:
     notes(db)
     for call in ("CALL clip_reembed('note', 'clip-mini', batch => 0)", "CALL clip_backfill('note', 0)"):
         assert sqlstate(db, call) == ("22023", "batch 0 is not at least 1")
     assert value(db, "SELECT count(*) FROM clip_search.watch") == 1
 
 
-def test_what_a_swap_keeps(db: psycopg.Connection, with_clip) -> None:  # noqa: F811
+def test_what_a_swap_keeps(db: psycopg.Connection, with_clip) -> None:
     notes(db, watch=", index => true")
     db.execute("CREATE INDEX \"my Index\" ON note (cluster_id); COMMENT ON INDEX \"my Index\" IS 'it''s \\ mine'")
     db.execute("ALTER TABLE note ALTER embedding SET (n_distinct = -0.5), ALTER embedding SET STATISTICS 7, ALTER embedding SET COMPRESSION pglz")
@@ -152,7 +151,7 @@ def test_what_a_swap_keeps(db: psycopg.Connection, with_clip) -> None:  # noqa: 
 
 def test_strings_of_the_old_kind(empty_database: support.Database) -> None:
     """A database may have standard_conforming_strings off, where a backslash in a literal means something."""
-    with empty_database.connect() as db:  # noqa: F811
+    with empty_database.connect() as db:
         db.execute(f"ALTER DATABASE {empty_database.name} SET standard_conforming_strings = off")
         db.execute(f"ALTER DATABASE {empty_database.name} SET client_min_messages = warning")
     with empty_database.connect() as db:
@@ -172,7 +171,7 @@ def test_strings_of_the_old_kind(empty_database: support.Database) -> None:
         assert not [text for text in heard if text and "escape" in text], heard
 
 
-def test_procedures_inside_a_transaction(db: psycopg.Connection, with_clip) -> None:  # noqa: F811
+def test_procedures_inside_a_transaction(db: psycopg.Connection, with_clip) -> None:
     notes(db)
     db.execute("ALTER TABLE note DISABLE TRIGGER ALL")
     fill(db, 3)
@@ -188,7 +187,7 @@ def test_procedures_inside_a_transaction(db: psycopg.Connection, with_clip) -> N
     assert check(db, "note") == 3
 
 
-def test_progress_of_a_table_that_is_dropped(db: psycopg.Connection) -> None:  # noqa: F811
+def test_progress_of_a_table_that_is_dropped(db: psycopg.Connection) -> None:
     """Whether the view clip_search.watch asks for it, before it leaves the table out, is the planner's choice."""
     notes(db)
     found = db.execute("SELECT rows, embedded, open FROM clip_search.watch_progress(4000000000, NULL, 'body', 'embedding', NULL)")
@@ -199,7 +198,7 @@ def test_progress_of_a_table_that_is_dropped(db: psycopg.Connection) -> None:  #
     assert db.execute("SELECT * FROM clip_search.watch").fetchall() == []
 
 
-def test_progress_of_a_table_that_is_being_dropped(database: support.Database, db: psycopg.Connection) -> None:  # noqa: F811
+def test_progress_of_a_table_that_is_being_dropped(database: support.Database, db: psycopg.Connection) -> None:
     notes(db)
     found: list = []
     with database.connect() as drops, database.connect() as looks:
@@ -216,12 +215,12 @@ def test_progress_of_a_table_that_is_being_dropped(database: support.Database, d
 
 
 @pytest.mark.parametrize("call", ["clip_watch({}, 'body')", "clip_unwatch({})", "clip_retry({})", "clip_create_collection('x', members => {})"])
-def test_an_oid_of_no_table(db: psycopg.Connection, call: str) -> None:  # noqa: F811
+def test_an_oid_of_no_table(db: psycopg.Connection, call: str) -> None:
     assert sqlstate(db, f"SELECT {call.format(4000000000)}") == ("42P01", "there is no table with oid 4000000000")
     assert sqlstate(db, "CALL clip_backfill(4000000000)")[0] == "42P01"
 
 
-def test_a_key_that_is_too_long_to_be_noted(database: support.Database, db: psycopg.Connection) -> None:  # noqa: F811
+def test_a_key_that_is_too_long_to_be_noted(database: support.Database, db: psycopg.Connection) -> None:
     """An index takes 2,704 bytes, of which the list's needs some for the watch's number: a key that the table's index has
     room for may be too long for it. It matters only where the row is to be noted."""
     notes(db, key="id text PRIMARY KEY", watch=", on_error => 'skip'")
@@ -238,14 +237,14 @@ def test_a_key_that_is_too_long_to_be_noted(database: support.Database, db: psyc
     assert value(db, "SELECT key FROM clip_search.failure") == [key[:2600]]
 
 
-def test_a_key_that_two_rows_may_have_for_a_while(db: psycopg.Connection) -> None:  # noqa: F811
+def test_a_key_that_two_rows_may_have_for_a_while(db: psycopg.Connection) -> None:
     db.execute("CREATE TABLE note (id int PRIMARY KEY DEFERRABLE, body text)")
     state, text = sqlstate(db, "SELECT clip_watch('note', 'body')")
     assert state == "55000" and "the primary key of public.note is deferrable" in text
     db.execute("ALTER TABLE note ADD other int NOT NULL UNIQUE; SELECT clip_watch('note', 'body')")
 
 
-def test_the_trigger_function_out_of_place(db: psycopg.Connection) -> None:  # noqa: F811
+def test_the_trigger_function_out_of_place(db: psycopg.Connection) -> None:
     notes(db)
     fill(db, 4)
     assert sqlstate(db, "SELECT clip_watch_row()")[0] in ("39P01", "0A000")
@@ -261,7 +260,7 @@ def test_the_owner_of_a_database_dumps_it(empty_database: support.Database, pg_p
     """Who is no superuser could dump all that he owns before the extension was there, and can afterwards; others can't read
     the extension's tables."""
     name, owner = empty_database.name, f"{empty_database.name}_owner"
-    with empty_database.connect() as db:  # noqa: F811
+    with empty_database.connect() as db:
         db.execute("SET client_min_messages = warning")
         db.execute("CREATE EXTENSION clip_search CASCADE")
         db.execute(f"CREATE ROLE {owner} LOGIN; CREATE ROLE {owner}_other LOGIN; ALTER DATABASE {name} OWNER TO {owner}")
