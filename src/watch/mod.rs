@@ -5,6 +5,7 @@ mod checks;
 mod columns;
 pub mod define;
 mod grouping;
+mod hard_limit;
 mod queue;
 pub mod reembed;
 mod rows;
