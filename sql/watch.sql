@@ -38,7 +38,7 @@ CREATE TABLE clip_search.watch_queue (
     message   text,
     queued_at timestamptz NOT NULL DEFAULT pg_catalog.now()
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
-CREATE INDEX watch_queue_due_idx ON clip_search.watch_queue (due, id);
+CREATE INDEX watch_queue_due_idx ON clip_search.watch_queue (watch, due, id);
 CREATE INDEX watch_queue_tried_idx ON clip_search.watch_queue (attempts) WHERE attempts OPERATOR(pg_catalog.>) 0;
 CREATE INDEX watch_queue_watch_idx ON clip_search.watch_queue (watch, key);
 
@@ -66,6 +66,18 @@ WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger t
                 AND t.tgenabled OPERATOR(pg_catalog.<>) 'D'
                 AND t.tgargs OPERATOR(pg_catalog.=)
                     (pg_catalog.convert_to(w.id::pg_catalog.text, 'UTF8') OPERATOR(pg_catalog.||) pg_catalog.decode('00', 'hex')));
+
+-- Whoever drops a watched table need not know of the queue. What is dropped with the table (settings, queue, failures, and
+-- the collection that was made for it) goes in the same transaction.
+CREATE FUNCTION clip_search.forget_dropped() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_event_trigger_dropped_objects() AS d JOIN clip_search.watch_setting AS w ON w.relation::oid = d.objid
+               WHERE d.classid = 'pg_class'::regclass AND d.objsubid = 0) THEN
+        PERFORM clip_search.forget_dropped_tables();
+    END IF;
+END $$;
+CREATE EVENT TRIGGER clip_search_drop ON sql_drop EXECUTE FUNCTION clip_search.forget_dropped();
 
 -- With the caller's rights, so it tells nobody how many rows a table has who may not count them; but policies, which are
 -- functions of the table's owner, are not run with them: where one would hide rows, there is no count. An EXCEPTION clause
@@ -307,6 +319,9 @@ COMMENT ON PROCEDURE clip_backfill(regclass, integer, text) IS 'Embeds the rows 
 Not inside a transaction. It may be called again, and by several sessions at once.
 batch: rows in one transaction
 embedding: of this column; NULL: of all that are watched in this table';
+COMMENT ON FUNCTION clip_search.forget_dropped() IS 'Event trigger: removes what the extension keeps of a watched table that is dropped';
+COMMENT ON FUNCTION clip_search.forget_dropped_tables() IS 'Removes what the extension keeps of tables that have been dropped';
+COMMENT ON EVENT TRIGGER clip_search_drop IS 'Removes settings, queue, failures and groups of a watched table with the table';
 COMMENT ON FUNCTION clip_search.watch_progress(regclass, name, name, name, name) IS 'Counts a watched table''s rows, for clip_search.watch';
 COMMENT ON FUNCTION clip_search.backfill_begin(regclass, text) IS 'A step of clip_backfill: queues what is missing';
 COMMENT ON FUNCTION clip_search.backfill_claim(bigint, bigint, bigint, integer) IS 'A step of clip_backfill: the next entries';

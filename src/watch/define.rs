@@ -6,7 +6,7 @@
 use clip::{Error, Kind};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
-use pgrx::spi::{SpiClient, quote_identifier, quote_literal};
+use pgrx::spi::{quote_identifier, quote_literal};
 
 use crate::cluster::collection::{drop_rows, get, own_schema};
 use crate::cluster::statements;
@@ -22,6 +22,7 @@ use crate::pg::vector::Storage;
 use crate::watch::backfill::{any_missing, enqueue_missing};
 use crate::watch::checks::{check_change, check_cluster, check_embedding, check_table, existing, key, sources};
 use crate::watch::columns::{alter, create_index, has_index};
+use crate::watch::dropped::forget_dropped;
 use crate::watch::grouping::{Bind, name_of_members};
 use crate::watch::queue;
 use crate::watch::setting::{Watch, spi, table_of};
@@ -335,28 +336,6 @@ fn needs_exclusive_lock(table: &Table, wanted: &Wanted<'_>) -> SqlResult<bool> {
         }
         Ok(!orphans(client, table)?.is_empty())
     })
-}
-
-/// Removes what is left of watches whose tables have been dropped, or that are no more.
-fn forget_dropped(client: &mut SpiClient<'_>, store: &Store) -> SqlResult<()> {
-    let query = "DELETE FROM clip_search.watch_setting w \
-         WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = w.relation::oid) \
-         RETURNING CASE WHEN w.added_collection THEN w.collection END";
-    let gone: Vec<Option<String>> =
-        client.update(query, None, &[]).map_err(spi)?.map(|row| get(&row, 1)).collect::<SqlResult<_>>()?;
-    for collection in gone.into_iter().flatten() {
-        store.take(&collection, true);
-        drop_rows(client, &collection)?;
-    }
-    // Of those, and what others had in hand when clip_unwatch was called.
-    for table in ["watch_queue", "watch_failure"] {
-        let query = format!(
-            "DELETE FROM clip_search.{table} WHERE ctid = ANY (ARRAY(SELECT l.ctid FROM clip_search.{table} l \
-             WHERE NOT EXISTS (SELECT FROM clip_search.watch_setting w WHERE w.id = l.watch) FOR UPDATE OF l SKIP LOCKED))"
-        );
-        client.update(&query, None, &[]).map_err(spi)?;
-    }
-    Ok(())
 }
 
 #[pg_extern(volatile, parallel_unsafe)]

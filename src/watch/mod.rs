@@ -4,6 +4,7 @@ pub mod backfill;
 mod checks;
 mod columns;
 pub mod define;
+pub mod dropped;
 mod grouping;
 mod hard_limit;
 mod queue;

@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 
 use pgrx::prelude::*;
 
+use crate::cluster::tables::Store;
 use crate::guc;
 use crate::pg::user_context::{Failure, Rights};
+use crate::watch::dropped::forget_dropped;
 use crate::watch::queue::{self, Next};
 use crate::watch::rows::{self, OnRowError, Terms};
 use crate::watch::setting::{Watch, spi};
@@ -30,6 +32,8 @@ const SLICE: Duration = Duration::from_millis(500);
 /// What the rows of one batch may be expected to take.
 const BATCH: Duration = Duration::from_secs(2);
 
+/// Between two looks for what is left of dropped tables.
+const TIDY: Duration = Duration::from_secs(60);
 /// The least time between two messages about the progress.
 const REPORT: Duration = Duration::from_secs(1);
 
@@ -43,6 +47,7 @@ pub struct Worker {
     /// Embedded and failed since the last message, by watch.
     news: HashMap<i64, (i64, i64)>,
     told: Option<Instant>,
+    tidied: Option<Instant>,
     /// What counting the queue took last.
     counted: Duration,
     /// How long until there is something to do; None: until something is queued.
@@ -65,6 +70,7 @@ impl Worker {
             pace: HashMap::new(),
             news: HashMap::new(),
             told: None,
+            tidied: None,
             counted: Duration::ZERO,
             due: None,
         }
@@ -84,6 +90,10 @@ impl Worker {
             };
             if there { Watch::for_worker() } else { Ok(Vec::new()) }
         })?;
+        if self.tidied.is_none_or(|since| since.elapsed() >= TIDY) {
+            self.tidied = Some(Instant::now());
+            self.tidy()?;
+        }
         if watches.is_empty() {
             return Ok(None);
         }
@@ -110,6 +120,21 @@ impl Worker {
         self.batch(watch)?;
         self.tell(&watches, false)?;
         Ok(Some(Duration::ZERO))
+    }
+
+    /// Removes what is left of dropped tables, if anything is.
+    fn tidy(&self) -> Result<(), Failure> {
+        transaction(|| {
+            let _rights = Rights::of_extension();
+            Spi::connect_mut(|client| {
+                let query = "SELECT 1 FROM clip_search.watch_setting w \
+                     WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = w.relation::oid)";
+                if client.update(query, Some(1), &[]).map_err(spi)?.is_empty() {
+                    return Ok(());
+                }
+                forget_dropped(client, &Store::open(c"clip_watch()"))
+            })
+        })
     }
 
     /// Embeds some rows of a watch.
