@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::path::PathBuf;
 
+use clip::Setting;
 use clip::image::Limits;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use pgrx::pg_sys;
@@ -197,6 +198,14 @@ pub fn register() {
     #[cfg(not(feature = "pg14"))]
     unsafe {
         pg_sys::MarkGUCPrefixReserved(c"clip_search".as_ptr());
+    }
+}
+
+/// What a setting that the engine's hints name is called here.
+pub fn name(setting: Setting) -> &'static str {
+    match setting {
+        Setting::Runtime => "clip_search.onnxruntime",
+        Setting::TruncateText => "clip_search.truncate_text",
     }
 }
 
