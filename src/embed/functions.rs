@@ -6,7 +6,6 @@
 //! 4–80 ms, some 10^5 operators; a text is usually remembered, so its cost is set lower, which also keeps
 //! the planner from compiling (JIT, from cost 100,000 on) a sequential scan of a few hundred rows.
 
-use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use crate::guc;
