@@ -8,6 +8,7 @@ import pathlib
 import pwd
 import shutil
 import subprocess
+import time
 import uuid
 from collections.abc import Iterator
 

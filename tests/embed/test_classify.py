@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import math
-import pathlib
 from collections.abc import Iterator
 
 import numpy as np

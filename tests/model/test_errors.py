@@ -12,7 +12,6 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import psycopg
 import pytest
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import psycopg
 import pytest

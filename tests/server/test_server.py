@@ -6,7 +6,6 @@ import subprocess
 import threading
 import time
 
-import numpy as np
 import psycopg
 import pytest
 from psycopg import sql

@@ -18,8 +18,7 @@ import psycopg
 import pytest
 
 import support
-from servers import Server
-from shard_servers import BLOCKS, PAGE, PHOTOS, SHARDS, Shards, blocks, shown
+from shard_servers import PHOTOS, SHARDS, Shards, blocks, shown
 from support import embed_one, in_parallel, sqlstate, value, vector, vector_text
 
 RANDOM_ROWS = 3000

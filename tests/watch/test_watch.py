@@ -10,7 +10,6 @@ import collections
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 
 import numpy as np
 import psycopg
@@ -19,6 +18,7 @@ from psycopg import sql
 
 import support
 from support import close, embed_one, in_parallel, sqlstate, value, vector
+from watched import PHOTOS, WORDS, check, fill, notes
 
 # ---------------------------------------------------------------- immediate
 

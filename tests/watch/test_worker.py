@@ -12,7 +12,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import psycopg
@@ -20,7 +20,7 @@ import pytest
 
 import support
 from servers import Server, server
-from support import PATIENCE, embed_one, sqlstate, until, value, vector
+from support import embed_one, sqlstate, until, value, vector
 from watched import drained, workers
 
 PHOTOS = support.ROOT / "examples" / "gallery" / "photos"

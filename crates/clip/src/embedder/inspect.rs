@@ -45,7 +45,7 @@ impl Embedder {
             let tower = vision.tower.borrow();
             rows.push(("image graph", Ok(tower.file.display().to_string())));
             rows.push(("image graph's ports", Ok(tower.describe())));
-            rows.push(("image output", Ok(chosen(&vision.output, &vision.head))));
+            rows.push(("image output", Ok(chosen(&vision.output, &vision.pooling))));
             rows.push(("preprocessing", Ok(vision.preprocess.to_string())));
         }
         if let Err(error) = text {
@@ -54,7 +54,7 @@ impl Embedder {
             let tower = text.tower.borrow();
             rows.push(("text graph", Ok(tower.file.display().to_string())));
             rows.push(("text graph's ports", Ok(tower.describe())));
-            rows.push(("text output", Ok(chosen(&text.output, &text.head))));
+            rows.push(("text output", Ok(chosen(&text.output, &text.pooling))));
             let padding = match text.pad_to {
                 Some(length) => format!("filled to {length} with id {}", text.encoder.pad_id),
                 None => "not filled up".to_owned(),

@@ -224,8 +224,8 @@ impl Embedder {
 fn logit_pairs(tower: &mut Tower, vision: &Vision, text: &Text) -> Result<Option<Vec<(f64, f64)>>> {
     let (Some(logits), Ok(image_output), Ok(text_output), Some(pixels_port)) = (
         tower.output(&["logits_per_image", "logits_per_text"]).cloned(),
-        pick_output(tower, "image", &vision.head),
-        pick_output(tower, "text", &text.head),
+        pick_output(tower, "image", &vision.pooling),
+        pick_output(tower, "text", &text.pooling),
         image_input(tower),
     ) else {
         return Ok(None);

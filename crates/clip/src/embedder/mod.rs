@@ -92,8 +92,8 @@ impl Embedder {
 
     /// Length of the vectors: the graph's where one is loaded, else what the configuration states.
     pub fn dimensions(&self) -> Option<usize> {
-        let vision = self.vision.get().and_then(|v| width(&v.output, &v.head));
-        let text = self.text.get().and_then(|t| width(&t.output, &t.head));
+        let vision = self.vision.get().and_then(|v| width(&v.output, &v.pooling));
+        let text = self.text.get().and_then(|t| width(&t.output, &t.pooling));
         vision.or(text).or_else(|| self.model.stated_dimensions())
     }
 

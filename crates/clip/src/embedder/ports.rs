@@ -12,7 +12,7 @@ use ort::value::{Tensor, TensorElementType};
 use crate::clustering::centroid;
 use crate::error::{Error, Kind, Result};
 use crate::model::Model;
-use crate::model::pooling::Head;
+use crate::model::pooling::Pooling;
 use crate::model::session::{Port, Runtime, Tower};
 
 pub(super) const IMAGE_INPUTS: [&str; 4] = ["pixel_values", "image", "images", "input"];
@@ -56,7 +56,7 @@ pub(super) fn missing_half(model: &Model, tower: &Tower, what: &str) -> Error {
 
 /// The embedding among a graph's outputs: one vector an item, by name or the only one; else one vector a
 /// position, if the model says how to pool them. `kind` is "image" or "text", as it stands in the names.
-pub(super) fn pick_output(tower: &Tower, kind: &str, head: &Head) -> Result<Port> {
+pub(super) fn pick_output(tower: &Tower, kind: &str, pooling: &Pooling) -> Result<Port> {
     let own = [format!("{kind}_embeds"), format!("l2norm_{kind}_embeddings"), format!("{kind}_embeddings")];
     let general = ["embedding", "sentence_embedding", "pooler_output", "output"];
     let names: Vec<&str> = own.iter().map(String::as_str).chain(general).collect();
@@ -72,7 +72,7 @@ pub(super) fn pick_output(tower: &Tower, kind: &str, head: &Head) -> Result<Port
         return Ok(port.clone());
     }
     match choose(&["last_hidden_state", "token_embeddings"], 3) {
-        Some(port) if head.pooling.is_some() => Ok(port.clone()),
+        Some(port) if pooling.mode.is_some() => Ok(port.clone()),
         Some(port) => {
             let what = "has one vector a position, and nothing says how to pool them";
             Err(unusable(tower, &format!("its output \"{}\" {what}", port.name)).hint(
@@ -84,8 +84,8 @@ pub(super) fn pick_output(tower: &Tower, kind: &str, head: &Head) -> Result<Port
 }
 
 /// Both towers must embed into one space.
-pub(super) fn same_width(model: &Model, output: &Port, head: &Head, other: Option<usize>) -> Result<()> {
-    match (width(output, head), other) {
+pub(super) fn same_width(model: &Model, output: &Port, pooling: &Pooling, other: Option<usize>) -> Result<()> {
+    match (width(output, pooling), other) {
         (Some(a), Some(b)) if a != b => {
             Err(Error::new(Kind::BadModel, format!("model \"{}\" has towers of unequal width", model.name))
                 .detail(format!("Output \"{}\" has {a} dimensions, the other tower's has {b}.", output.name)))
@@ -95,13 +95,13 @@ pub(super) fn same_width(model: &Model, output: &Port, head: &Head, other: Optio
 }
 
 /// Length of the vectors that an output gives, where the graph fixes it.
-pub(super) fn width(output: &Port, head: &Head) -> Option<usize> {
+pub(super) fn width(output: &Port, pooling: &Pooling) -> Option<usize> {
     let last = output.fixed(output.shape.len() - 1)?;
-    Some(if output.shape.len() == 3 { head.width(last) } else { last })
+    Some(if output.shape.len() == 3 { pooling.width(last) } else { last })
 }
 
-pub(super) fn chosen(output: &Port, head: &Head) -> String {
-    match (output.shape.len(), head.pooling) {
+pub(super) fn chosen(output: &Port, pooling: &Pooling) -> String {
+    match (output.shape.len(), pooling.mode) {
         (3, Some(pooling)) => format!("{output}, pooled: {}", format!("{pooling:?}").to_lowercase()),
         _ => output.to_string(),
     }

@@ -12,9 +12,9 @@ use crate::embedder::ports::{
     unit_rows, unusable, width,
 };
 use crate::embedder::vision::read_preprocess;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, Setting};
 use crate::model::Model;
-use crate::model::pooling::Head;
+use crate::model::pooling::Pooling;
 use crate::model::session::{Port, Tower};
 use crate::text::{TextEncoder, Tokens};
 
@@ -43,7 +43,7 @@ pub(super) struct Text {
     /// What the image half of a combined graph is given.
     pub(super) idle: Option<Idle>,
     pub(super) output: Port,
-    pub(super) head: Head,
+    pub(super) pooling: Pooling,
     /// Texts are filled to this length.
     pub(super) pad_to: Option<usize>,
     pub(super) batch: usize,
@@ -68,19 +68,20 @@ impl Embedder {
         &mut self,
         texts: &[&str],
         truncate: bool,
-        pulse: &mut dyn FnMut(),
+        check_interrupts: &mut dyn FnMut(),
     ) -> Result<Vec<TextEmbedding>> {
         self.forget_items();
         self.load_text()?;
         let text = self.text.get().expect("loaded above");
         let mut tokens = Vec::with_capacity(texts.len());
         for (index, string) in texts.iter().enumerate() {
-            pulse();
+            check_interrupts();
             let mut encoded = text.encoder.encode(string).map_err(|e| e.element(index))?;
             if encoded.truncated {
                 let remark = too_long(string, text.encoder.context_length, &self.model.name).element(index);
                 if !truncate {
-                    return Err(remark.hint("Embed a shorter text, or let it be cut: clip_search.truncate_text."));
+                    return Err(remark
+                        .hint_setting(Setting::TruncateText, "Embed a shorter text, or let it be cut: {setting}."));
                 }
                 self.warnings.push(remark);
             }
@@ -95,7 +96,7 @@ impl Embedder {
         for group in
             order.chunk_by(|a, b| tokens[*a].ids.len() == tokens[*b].ids.len()).flat_map(|g| g.chunks(batch_size))
         {
-            pulse();
+            check_interrupts();
             let batch: Vec<&Tokens> = group.iter().map(|i| &tokens[*i]).collect();
             let start = Instant::now();
             let output = text.run(&batch)?;
@@ -125,7 +126,7 @@ impl Embedder {
     pub(super) fn load_text(&mut self) -> Result<()> {
         let (model, warnings, notes) = (&self.model, &mut self.warnings, &mut self.notes);
         let (cache, counters, start) = (self.cache.as_deref(), &mut self.counters, Instant::now());
-        let image_width = self.vision.get().and_then(|v| width(&v.output, &v.head));
+        let image_width = self.vision.get().and_then(|v| width(&v.output, &v.pooling));
         self.text.get_or_try_init(|| {
             let file = model.text.as_ref().ok_or_else(|| missing_tower(model, "text"))?;
             let shared = open(&self.shared, model.combined, &self.library, file, self.threads, cache, notes)?;
@@ -147,9 +148,9 @@ impl Embedder {
             if let Some(unknown) = unknown {
                 return Err(unusable(&format!("nothing is known to give to its input \"{}\"", unknown.name)));
             }
-            let head = Head::read(&model.text_directory)?;
-            let output = pick_output(&tower, "text", &head)?;
-            same_width(model, &output, &head, image_width)?;
+            let pooling = Pooling::read(&model.text_directory)?;
+            let output = pick_output(&tower, "text", &pooling)?;
+            same_width(model, &output, &pooling, image_width)?;
             let pad_to = ids.fixed(1);
             let encoder = TextEncoder::load(model, pad_to)?;
             let batch = ids.fixed(0).map_or(TEXT_BATCH, |_| 1);
@@ -164,7 +165,7 @@ impl Embedder {
             };
             drop(tower);
             let mut text =
-                Text { tower: shared, encoder, ids, mask, zeros, positions, idle, output, head, pad_to, batch };
+                Text { tower: shared, encoder, ids, mask, zeros, positions, idle, output, pooling, pad_to, batch };
             // A graph that is kept has run before. What was found then spares two runs, 50 ms of a connection's first query.
             let asks = text.pad_to.is_none() && text.mask.is_none() && text.idle.is_none();
             let known = if asks { text.tower.borrow().recall(PADDING) } else { None };
@@ -218,7 +219,7 @@ impl Text {
         }
         let output = self.tower.borrow_mut().run(inputs, &self.output.name)?;
         let lengths: Vec<usize> = batch.iter().map(|tokens| tokens.length).collect();
-        self.head.apply(output, &lengths)
+        self.pooling.apply(output, &lengths)
     }
 
     /// A short text as the graph wants it.

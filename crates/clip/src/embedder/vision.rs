@@ -15,7 +15,7 @@ use crate::embedder::ports::{
 use crate::error::{Error, Kind, Result};
 use crate::image::preprocess::Preprocess;
 use crate::image::{self, Limits};
-use crate::model::pooling::Head;
+use crate::model::pooling::Pooling;
 use crate::model::session::{Port, Tower, with_signals_blocked};
 use crate::model::{self, Model};
 
@@ -31,7 +31,7 @@ pub(super) struct Vision {
     /// What the text half of a combined graph is given.
     pub(super) idle: Vec<Port>,
     pub(super) output: Port,
-    pub(super) head: Head,
+    pub(super) pooling: Pooling,
     pub(super) preprocess: Preprocess,
     /// (height, width)
     pub(super) size: (usize, usize),
@@ -80,15 +80,20 @@ impl Embedder {
     /// Embeds image files, in order; each vector has length 1. Very large JPEGs are decoded smaller than they are
     /// ([`image::decode_for`]) unless [`Limits::exact_jpeg`].
     ///
-    /// `pulse` is called between pieces of work that take milliseconds; it may unwind.
+    /// `check_interrupts` is called between pieces of work that take milliseconds; it may unwind.
     ///
     /// # Errors
     /// The first failing image's, with its place in the array where there are several; nothing is returned
     /// of the others.
-    pub fn embed_images(&mut self, files: &[&[u8]], limits: &Limits, pulse: &mut dyn FnMut()) -> Result<Vec<Vec<f32>>> {
+    pub fn embed_images(
+        &mut self,
+        files: &[&[u8]],
+        limits: &Limits,
+        check_interrupts: &mut dyn FnMut(),
+    ) -> Result<Vec<Vec<f32>>> {
         self.forget_items();
         self.load_vision()?;
-        let result = self.run_images(files, limits, pulse);
+        let result = self.run_images(files, limits, check_interrupts);
         if matches!(&result, Err(e) if e.kind == Kind::BadModel) {
             // The graph doesn't run. Loaded anew by the next call, since its file may have been mended.
             self.vision.take();
@@ -97,7 +102,12 @@ impl Embedder {
     }
 
     /// With more threads than one, the next images are decoded while the graph runs.
-    fn run_images(&mut self, files: &[&[u8]], limits: &Limits, pulse: &mut dyn FnMut()) -> Result<Vec<Vec<f32>>> {
+    fn run_images(
+        &mut self,
+        files: &[&[u8]],
+        limits: &Limits,
+        check_interrupts: &mut dyn FnMut(),
+    ) -> Result<Vec<Vec<f32>>> {
         // A graph that is given no image at all may divide by the number of images.
         if files.is_empty() {
             return Ok(Vec::new());
@@ -107,14 +117,14 @@ impl Embedder {
         let mut vectors: Vec<Vec<f32>> = Vec::with_capacity(files.len());
         let chunk = |from: usize, most: usize| &files[from..files.len().min(from + most)];
         let mut now = chunk(0, vision.pace.batch());
-        let mut prepared = prepare(now, 0, limits, &preprocess, size, pulse);
+        let mut prepared = prepare(now, 0, limits, &preprocess, size, check_interrupts);
         loop {
             let Prepared { pixels, remarks, taken } = prepared?;
             self.warnings.extend(remarks);
             self.counters.decoding += taken;
             let from = vectors.len() + now.len();
             let next = chunk(from, vision.pace.batch());
-            pulse();
+            check_interrupts();
             let run = || -> Result<()> {
                 let start = Instant::now();
                 let output = vision.run(pixels)?;
@@ -137,7 +147,7 @@ impl Embedder {
                 prepared
             } else {
                 run()?;
-                prepare(next, from, limits, &preprocess, size, pulse)
+                prepare(next, from, limits, &preprocess, size, check_interrupts)
             };
             now = next;
         }
@@ -153,7 +163,7 @@ impl Embedder {
     pub(super) fn load_vision(&mut self) -> Result<()> {
         let (model, warnings, notes) = (&self.model, &mut self.warnings, &mut self.notes);
         let (cache, counters, start) = (self.cache.as_deref(), &mut self.counters, Instant::now());
-        let text_width = self.text.get().and_then(|t| width(&t.output, &t.head));
+        let text_width = self.text.get().and_then(|t| width(&t.output, &t.pooling));
         self.vision.get_or_try_init(|| {
             let file = model.vision.as_ref().ok_or_else(|| missing_tower(model, "image"))?;
             let shared = open(&self.shared, model.combined, &self.library, file, self.threads, cache, notes)?;
@@ -168,8 +178,8 @@ impl Embedder {
             if let Some(unknown) = idle.iter().find(|port| !is_integer(port) || port.shape.len() != 2) {
                 return Err(unusable(&format!("nothing is known to give to its input \"{}\"", unknown.name)));
             }
-            let head = Head::read(&model.directory)?;
-            let output = pick_output(&tower, "image", &head)?;
+            let pooling = Pooling::read(&model.directory)?;
+            let output = pick_output(&tower, "image", &pooling)?;
             let graph_size = input.fixed(2).zip(input.fixed(3));
             let preprocess = match read_preprocess(model)? {
                 Some(preprocess) => preprocess,
@@ -194,13 +204,13 @@ impl Embedder {
                 (Some(size), _) => size,
                 (None, _) => return Err(unusable("its preprocessing leaves images of unequal sizes")),
             };
-            same_width(model, &output, &head, text_width)?;
+            same_width(model, &output, &pooling, text_width)?;
             let most = input.fixed(0).map_or((BATCH_PIXELS / (size.0 * size.1)).clamp(1, IMAGE_BATCH), |_| 1);
             let pace = Pace { most, together: None, singly: None };
             drop(tower);
             counters.loads += 1;
             counters.loading += start.elapsed();
-            Ok(Vision { tower: shared, input, idle, output, head, preprocess, size, pace })
+            Ok(Vision { tower: shared, input, idle, output, pooling, preprocess, size, pace })
         })?;
         Ok(())
     }
@@ -213,13 +223,13 @@ fn prepare(
     limits: &Limits,
     preprocess: &Preprocess,
     (height, width): (usize, usize),
-    pulse: &mut dyn FnMut(),
+    check_interrupts: &mut dyn FnMut(),
 ) -> Result<Prepared> {
     let start = Instant::now();
     let mut pixels = Array4::<f32>::zeros((files.len(), 3, height, width));
     let mut remarks = Vec::new();
     for ((file, plane), place) in files.iter().zip(pixels.outer_iter_mut()).zip(from..) {
-        pulse();
+        check_interrupts();
         let mut decoded = image::decode_for(file, limits, preprocess).map_err(|e| e.element(place))?;
         remarks.extend(decoded.truncated.take().map(|remark| remark.element(place)));
         image::to_tensor(&decoded.prepare(preprocess), preprocess, plane);
@@ -258,7 +268,7 @@ impl Vision {
         }
         let output = self.tower.borrow_mut().run(inputs, &self.output.name)?;
         let positions = output.shape().get(1).copied().unwrap_or(1);
-        self.head.apply(output, &vec![positions; count])
+        self.pooling.apply(output, &vec![positions; count])
     }
 }
 
