@@ -51,6 +51,11 @@ run_pytest() { PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest -o 
 
 python_tests() {
     python_packages
+    # PgBouncer before the server, for tests/server/test_pool.py. Without apt its tests are skipped.
+    if { [ -z "$k" ] || [[ $k == *pool* || $k == *server* ]]; } && command -v apt-get >/dev/null &&
+        ! PATH=$PATH:/usr/sbin command -v pgbouncer >/dev/null; then
+        apt_install pgbouncer
+    fi
     if [ -z "$k" ] || [[ $k == *update* || $k == *release* ]]; then "$root/scripts/releases.sh"; fi
     stage "Python tests: pytest"
     run_pytest -rs ${k:+-k "$k"}
