@@ -7,7 +7,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use crate::guc;
-use crate::model::loaded;
+use crate::model::{loaded, origin};
 use crate::pg::error::{SqlResult, report};
 use crate::pg::text::{Text, texts};
 use crate::pg::vector::Vector;
@@ -93,7 +93,7 @@ fn classify_vector(
 ) -> SqlResult<Rows> {
     let model = model.map_or_else(guc::model, str::to_owned);
     let (labels, templates) = check(labels, templates)?;
-    loaded::check_origin(&vector, &model)?;
+    origin::check_origin(&vector, &model)?;
     normalise(&mut vector).map_err(report)?;
     classify(&vector, &labels, &templates, &model)
 }
@@ -129,7 +129,7 @@ fn present<'a>(texts: Vec<Option<&'a str>>, what: &str) -> SqlResult<Vec<&'a str
 /// Labels with their probabilities, the most probable first, equal ones in the order given.
 fn classify(vector: &[f32], labels: &[&str], templates: &[&str], model: &str) -> SqlResult<Rows> {
     let (vectors, logits) = loaded::embed_labels(model, labels, templates)?;
-    loaded::check_dimensions(vector.len(), vectors[0].len(), model)?;
+    origin::check_dimensions(vector.len(), vectors[0].len(), model)?;
     let cosines: Vec<f64> = vectors.iter().map(|label| cosine(label, vector)).collect();
     let mut rows: Vec<(String, f64)> =
         labels.iter().map(|label| (*label).to_owned()).zip(logits.probabilities(&cosines)).collect();

@@ -1,24 +1,23 @@
 //! The backend's models: loaded on first use, kept until it ends.
 
 use std::cell::RefCell;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Instant;
 
+use clip::Error;
 use clip::embedder::Embedder;
 use clip::embedder::logits::{self, Logits};
 use clip::model::Model;
 use clip::stats::Figures;
-use clip::{Error, Kind};
 use lru::LruCache;
-use pgrx::PgSqlErrorCode;
-use pgrx::pg_sys::panic::ErrorReport;
 
 use crate::guc;
+use crate::model::origin::note_origin;
+pub use crate::model::origin::{base_name, model_of};
 use crate::model::stats;
-use crate::pg::error::{SqlResult, report, warn, with_sqlstate};
+use crate::pg::error::{SqlResult, report, warn};
 use crate::pg::vector::Vector;
 
 /// Longer texts are captions or documents, seldom asked for twice.
@@ -30,13 +29,9 @@ const MEMO_SET_LABELS: usize = 10_000;
 /// An image of one white pixel, for finding out how long a model's vectors are.
 const PIXEL: &[u8] = b"GIF89a\x01\0\x01\0\x80\0\0\xff\xff\xff\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;";
 
-/// Vectors whose model is remembered, so that clusters can refuse those of another: a trigger assigns what it has
-/// just embedded. 8 bytes each, and the name.
-const ORIGINS: usize = 1024;
-
-struct Loaded {
-    key: Key,
-    embedder: Embedder,
+pub(super) struct Loaded {
+    pub(super) key: Key,
+    pub(super) embedder: Embedder,
     /// Texts that were asked for lately. `ORDER BY embedding <=> clip_embed_text('…')` asks for the same one once a row
     /// wherever no index serves it.
     memo: LruCache<String, Vec<f32>>,
@@ -62,8 +57,8 @@ pub type Labels = Rc<Vec<Vec<f32>>>;
 
 /// What a loaded model depends on; a change of any reloads it.
 #[derive(PartialEq)]
-struct Key {
-    spec: String,
+pub(super) struct Key {
+    pub(super) spec: String,
     search: Vec<PathBuf>,
     library: PathBuf,
     threads: usize,
@@ -79,19 +74,6 @@ impl Key {
 thread_local! {
     /// Leaked on purpose: at the end of a process ONNX Runtime's threads may be gone, and joining them would hang.
     static MODELS: &'static RefCell<Vec<Loaded>> = Box::leak(Box::default());
-    /// A vector's hash -> the model that made it.
-    static ORIGIN: RefCell<LruCache<u64, Rc<str>>> = RefCell::new(LruCache::new(ORIGINS.try_into().expect("not zero")));
-}
-
-/// What `clip_models()` shows of a model.
-pub struct Status {
-    pub name: String,
-    pub path: String,
-    pub dimensions: Option<i32>,
-    pub image_loaded: bool,
-    pub text_loaded: bool,
-    pub images: i64,
-    pub texts: i64,
 }
 
 /// Runs `f` with the model of that name, and shows what it has to remark.
@@ -146,63 +128,8 @@ fn with_model<T>(
     result
 }
 
-fn hash(vector: &[f32]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    vector.iter().for_each(|value| value.to_bits().hash(&mut hasher));
-    hasher.finish()
-}
-
-/// Notes by which model vectors were made.
-fn note_origin(spec: &str, vectors: &[Option<Vector>]) {
-    let name: Rc<str> = spec.into();
-    ORIGIN.with_borrow_mut(|origins| {
-        // More would push out each other.
-        for vector in vectors.iter().flatten().take(ORIGINS) {
-            origins.put(hash(&vector.0), name.clone());
-        }
-    });
-}
-
-/// The model that has made a vector in this session, if that was not long ago.
-pub fn model_of(vector: &[f32]) -> Option<String> {
-    ORIGIN.with_borrow_mut(|origins| origins.get(&hash(vector)).map(|name| name.to_string()))
-}
-
-/// A model's name without its variant: those of one model are close enough to be compared.
-pub fn base_name(spec: &str) -> &str {
-    spec.split(':').next().unwrap_or(spec)
-}
-
-fn mixed(message: String, detail: String) -> ErrorReport {
-    let hint = "Name the model that made the vector: model => …, or clip_search.model.";
-    let error = Error::new(Kind::InvalidInput, message).detail(detail).hint(hint);
-    with_sqlstate(PgSqlErrorCode::ERRCODE_DATA_EXCEPTION, error)
-}
-
-/// Refuses a vector that this session has just embedded by another model.
-pub fn check_origin(vector: &[f32], spec: &str) -> SqlResult<()> {
-    match model_of(vector) {
-        Some(model) if base_name(&model) != base_name(spec) => Err(mixed(
-            format!("a vector of model \"{model}\" can't be compared with those of \"{spec}\""),
-            format!("It is what \"{model}\" has just returned in this session."),
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// Refuses a vector of another length than the model's.
-pub fn check_dimensions(found: usize, models: usize, spec: &str) -> SqlResult<()> {
-    if found == models {
-        return Ok(());
-    }
-    Err(mixed(
-        format!("different vector dimensions {found} and {models}"),
-        format!("Vectors of model \"{spec}\" have {models} dimensions; this one has {found}."),
-    ))
-}
-
 /// Lets a cancel, a timeout or a shutdown act between two pieces of work.
-pub fn pulse() {
+pub fn check_interrupts() {
     pgrx::check_for_interrupts!();
 }
 
@@ -217,7 +144,7 @@ pub fn try_images(spec: &str, files: &[Option<&[u8]>]) -> clip::Result<Vec<Optio
     let vectors = with_model(spec, files.len(), |loaded| {
         let (places, present): (Vec<usize>, Vec<&[u8]>) =
             files.iter().enumerate().filter_map(|(i, file)| Some((i, (*file)?))).unzip();
-        let embedded = loaded.embedder.embed_images(&present, &limits, &mut pulse);
+        let embedded = loaded.embedder.embed_images(&present, &limits, &mut check_interrupts);
         let result = embedded.map(|embedded| {
             let mut vectors = vec![None; files.len()];
             for (index, vector) in places.iter().zip(embedded) {
@@ -270,7 +197,7 @@ impl Loaded {
         if present.is_empty() {
             return (Ok((vectors, false)), places);
         }
-        let embedded = self.embedder.embed_texts(&present, truncate, &mut pulse);
+        let embedded = self.embedder.embed_texts(&present, truncate, &mut check_interrupts);
         let result = embedded.map(|embedded| {
             let mut cut = false;
             for ((index, text), item) in places.iter().zip(&present).zip(embedded) {
@@ -367,77 +294,13 @@ pub fn try_preloaded(specs: &[String]) -> Result<(), String> {
     })
 }
 
+/// Runs `f` with what this backend has loaded.
+pub(super) fn with_all<T>(f: impl FnOnce(&[Loaded]) -> T) -> T {
+    MODELS.with(|models| f(&models.borrow()))
+}
+
 /// A model that is not loaded yet, whatever this backend has of it.
 pub fn fresh(spec: &str) -> SqlResult<Embedder> {
     let model = Model::find(&guc::model_path(), spec).map_err(report)?;
     Ok(Embedder::new(model, guc::onnxruntime(), guc::threads()).with_cache(guc::cache()))
-}
-
-/// Looks a model over, loading both of its towers for this alone: (what, value).
-pub fn check(spec: &str) -> SqlResult<Vec<(String, String)>> {
-    // A path names a directory anywhere; it is split into the directory to search and the name in it.
-    let path = Path::new(spec);
-    let (search, name) = match (path.is_absolute(), path.parent(), path.file_name().and_then(|n| n.to_str())) {
-        (true, Some(parent), Some(name)) => (vec![parent.to_owned()], name),
-        _ => (guc::model_path(), spec),
-    };
-    let model = Model::find(&search, name).map_err(report)?;
-    let mut rows = vec![("directory".to_owned(), model.directory.display().to_string())];
-    let mut embedder = Embedder::new(model, guc::onnxruntime(), guc::threads());
-    let mut verdict = Vec::new();
-    for (what, value) in embedder.describe() {
-        match value {
-            Ok(value) => rows.push((what.to_owned(), value)),
-            Err(error) => verdict.push(format!("{what}: {error}")),
-        }
-    }
-    if let Some(dimensions) = embedder.dimensions() {
-        rows.push(("dimensions".to_owned(), dimensions.to_string()));
-    }
-    if verdict.is_empty() {
-        let cosines = embedder.tell_colours().map_err(report)?;
-        let shown: Vec<String> = cosines.iter().map(|row| row.map(|c| format!("{c:.3}")).join(" ")).collect();
-        rows.push(("red, green, blue: texts by images".to_owned(), shown.join("; ")));
-        let told = (0..3).all(|text| (0..3).all(|image| image == text || cosines[text][text] > cosines[text][image]));
-        verdict.extend((!told).then(|| {
-            "it does not tell red, green and blue squares apart, as a CLIP that is exported rightly does".to_owned()
-        }));
-    }
-    verdict.extend(embedder.take_warnings().iter().map(ToString::to_string));
-    let verdict = if verdict.is_empty() { "good".to_owned() } else { verdict.join("; ") };
-    rows.push(("verdict".to_owned(), verdict));
-    Ok(rows)
-}
-
-/// Every model on the search path, with what this backend has done with it.
-pub fn status() -> Vec<Status> {
-    let search = guc::model_path();
-    let describe = |model: &Model, loaded: Option<&Loaded>| Status {
-        name: model.name.clone(),
-        path: model.directory.display().to_string(),
-        dimensions: loaded.map_or_else(|| model.stated_dimensions(), |l| l.embedder.dimensions()).map(|n| n as i32),
-        image_loaded: loaded.is_some_and(|l| l.embedder.image_loaded()),
-        text_loaded: loaded.is_some_and(|l| l.embedder.text_loaded()),
-        images: loaded.map_or(0, |l| l.embedder.counters.images as i64),
-        texts: loaded.map_or(0, |l| l.embedder.counters.texts as i64),
-    };
-    MODELS.with(|models| {
-        let models = models.borrow();
-        let mut rows: Vec<Status> = Model::list(&search)
-            .iter()
-            .map(|model| {
-                describe(
-                    model,
-                    models
-                        .iter()
-                        .find(|l| l.embedder.model.name == model.name && l.embedder.model.directory == model.directory),
-                )
-            })
-            .collect();
-        // Variants and pairs are loaded under their own names, beside the directories that they come from.
-        let composed = |l: &&Loaded| l.key.spec.contains([':', '+']);
-        rows.extend(models.iter().filter(composed).map(|l| describe(&l.embedder.model, Some(l))));
-        rows.sort_by(|a, b| a.name.cmp(&b.name));
-        rows
-    })
 }

@@ -4,6 +4,8 @@ use clip::{Error, Kind};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
+use crate::guc;
+
 /// What every SQL function returns: an `Err` is raised with its own SQLSTATE, DETAIL and HINT.
 pub type SqlResult<T> = Result<T, ErrorReport>;
 
@@ -27,13 +29,14 @@ pub fn report(error: Error) -> ErrorReport {
 
 /// The same, where PostgreSQL has a closer SQLSTATE than the kind's.
 pub fn with_sqlstate(code: PgSqlErrorCode, error: Error) -> ErrorReport {
+    let hint = error.hint_for(guc::name);
     let mut report = ErrorReport::new(code, error.message, "clip_search");
     let place = error.element.map(|index| format!("This is element {} of the array.", index + 1));
     let detail: Vec<String> = [place, error.detail].into_iter().flatten().collect();
     if !detail.is_empty() {
         report = report.set_detail(detail.join(" "));
     }
-    if let Some(hint) = error.hint {
+    if let Some(hint) = hint {
         report = report.set_hint(hint);
     }
     report

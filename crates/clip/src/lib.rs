@@ -21,4 +21,4 @@ pub mod query;
 pub mod stats;
 pub mod text;
 
-pub use error::{Error, Kind, Result, without_panic};
+pub use error::{Error, Kind, Result, Setting, without_panic};
