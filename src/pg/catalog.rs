@@ -1,11 +1,10 @@
 //! What the catalogue says of tables and their columns.
 
-use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
-use crate::cluster::collection::get;
-use crate::pg::error::{SqlResult, report, with_sqlstate};
+use crate::pg::error::{SqlResult, sql_error};
+use crate::pg::spi::{get, spi};
 use crate::pg::user_context::Rights;
 
 /// What the catalogue says of a table.
@@ -29,9 +28,9 @@ impl Table {
             let query = include_str!("sql/table.sql");
             let rows = client.update(query, Some(1), &[oid.into()]).map_err(spi)?;
             let missing = || {
-                with_sqlstate(
+                sql_error(
                     PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
-                    Error::new(Kind::InvalidInput, format!("there is no table with oid {}", oid.to_u32())),
+                    format!("there is no table with oid {}", oid.to_u32()),
                 )
             };
             let row = rows.into_iter().next().ok_or_else(missing)?;
@@ -59,10 +58,7 @@ impl Table {
         if self.owned {
             return Ok(());
         }
-        Err(with_sqlstate(
-            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-            Error::new(Kind::InvalidInput, format!("must be owner of table {}", self.name)),
-        ))
+        Err(sql_error(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, format!("must be owner of table {}", self.name)))
     }
 
     pub fn column(&self, client: &mut SpiClient<'_>, name: &str) -> SqlResult<Option<Column>> {
@@ -84,10 +80,7 @@ impl Table {
 
     pub fn known_column(&self, client: &mut SpiClient<'_>, name: &str) -> SqlResult<Column> {
         self.column(client, name)?.ok_or_else(|| {
-            with_sqlstate(
-                PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
-                Error::new(Kind::InvalidInput, format!("table {} has no column \"{name}\"", self.name)),
-            )
+            sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN, format!("table {} has no column \"{name}\"", self.name))
         })
     }
 }
@@ -97,8 +90,4 @@ pub struct Column {
     pub shown: String,
     pub modifier: i32,
     pub generated: bool,
-}
-
-fn spi(error: pgrx::spi::Error) -> pg_sys::panic::ErrorReport {
-    report(Error::new(Kind::Internal, "the catalogue could not be read").detail(error.to_string()))
 }

@@ -8,7 +8,7 @@ use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, quote_identifier, quote_literal};
 
-use crate::cluster::collection::{drop_rows, get, own_schema};
+use crate::cluster::collection::drop_rows;
 use crate::cluster::statements;
 use crate::cluster::tables::{self, Store};
 use crate::guc;
@@ -16,15 +16,16 @@ use crate::model::loaded;
 use crate::pg::catalog::Table;
 use crate::pg::error::{SqlResult, given, report, warn, with_sqlstate};
 use crate::pg::regclass::Regclass;
+use crate::pg::spi::{get, own_schema, spi};
 use crate::pg::user_context::Rights;
 use crate::pg::vector;
-use crate::pg::vector::Storage;
+use crate::pg::vector_column::Storage;
 use crate::watch::backfill::{any_missing, enqueue_missing};
 use crate::watch::checks::{check_change, check_cluster, check_embedding, check_table, existing, key, sources};
 use crate::watch::columns::{alter, create_index, has_index};
 use crate::watch::grouping::{Bind, name_of_members};
 use crate::watch::queue;
-use crate::watch::setting::{Watch, spi, table_of};
+use crate::watch::setting::{Watch, table_of};
 use crate::watch::trigger::install::{create_triggers, drop_triggers};
 use crate::watch::wakeup;
 

@@ -10,11 +10,12 @@ use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
-use crate::cluster::collection::get;
 use crate::guc;
 use crate::pg::error::{SqlResult, report, with_sqlstate};
-use crate::pg::user_context::{Failure, Rights, attempt};
-use crate::watch::setting::{Watch, spi};
+use crate::pg::spi::{get, spi};
+use crate::pg::subtransaction::{Failure, attempt};
+use crate::pg::user_context::Rights;
+use crate::watch::setting::Watch;
 
 /// The longest that a row rests between two attempts, in milliseconds.
 const LONGEST_REST: i64 = 3_600_000;

@@ -8,15 +8,17 @@ use pgrx::prelude::*;
 use pgrx::spi::quote_identifier;
 
 use crate::cluster::assign::assign;
-use crate::cluster::collection::get;
 use crate::guc;
 use crate::pg::error::{SqlResult, with_sqlstate};
-use crate::pg::user_context::{Failure, Rights, attempt};
-use crate::pg::vector::{self, Storage, Vector};
+use crate::pg::spi::{get, spi};
+use crate::pg::subtransaction::{Failure, attempt};
+use crate::pg::user_context::Rights;
+use crate::pg::vector::{self, Vector};
+use crate::pg::vector_column::Storage;
 use crate::watch::queue::{
     Entry, add_failure, forget_entries, forget_failure, lock_entries, own, put_back, rest_after,
 };
-use crate::watch::setting::{Watch, spi};
+use crate::watch::setting::Watch;
 use crate::watch::source::{Source, embed};
 
 /// Files that are in memory at a time.

@@ -8,10 +8,10 @@ use crate::cluster::pending::{self, Member};
 use crate::cluster::statements;
 use crate::cluster::tables::Store;
 use crate::pg::error::SqlResult;
+use crate::pg::spi::{run, spi};
 use crate::pg::user_context::Rights;
 use crate::pg::vector::Vector;
 use crate::watch::queue;
-use crate::watch::setting::spi;
 use crate::watch::trigger::before::take_failure;
 use crate::watch::trigger::moves;
 use crate::watch::trigger::plan::Plan;
@@ -138,5 +138,5 @@ const RENAME_FAILURE: &str = "UPDATE clip_search.watch_failure SET key = $3::pg_
 /// Runs a statement on the extension's tables; how many rows it was of.
 fn own(query: &'static str, arguments: &[pgrx::datum::DatumWithOid<'_>]) -> SqlResult<usize> {
     let _rights = Rights::of_extension();
-    Spi::connect_mut(|client| Ok(statements::run(client, query, arguments)?.len()))
+    Spi::connect_mut(|client| Ok(run(client, query, arguments)?.len()))
 }

@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 use pgrx::prelude::*;
 
 use crate::guc;
-use crate::pg::user_context::{Failure, Rights};
+use crate::pg::spi::spi;
+use crate::pg::subtransaction::Failure;
+use crate::pg::user_context::Rights;
 use crate::watch::queue;
 use crate::watch::rows::{self, OnRowError};
-use crate::watch::setting::{Watch, spi};
+use crate::watch::setting::Watch;
 use crate::watch::worker::NAP;
 use crate::watch::worker::process::transaction;
 
