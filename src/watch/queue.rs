@@ -143,7 +143,7 @@ pub fn noted<T>(watch: &Watch, longest: usize, note: impl FnOnce() -> SqlResult<
 
 /// Lists a row as failed.
 pub fn add_failure(watch: i64, key: &str, failure: &Failure, attempts: i64) -> SqlResult<()> {
-    let _rights = Rights::of_extension_in_a_hurry();
+    let _rights = Rights::of_extension_with_lock_timeout();
     Spi::connect_mut(|client| {
         let query = include_str!("sql/add_failure.sql");
         let arguments = [
