@@ -37,6 +37,7 @@ extension_sql_file!("../sql/finalize.sql", finalize);
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     guc::register();
+    pg::user_context::register();
     model::stats::register();
     model::preload::run();
     watch::worker::register();

@@ -4,16 +4,16 @@ use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
-use crate::cluster::collection::get;
 use crate::model::loaded;
 use crate::pg::catalog::{Column, Table};
 use crate::pg::citus;
 use crate::pg::error::{SqlResult, report, with_sqlstate};
+use crate::pg::spi::{get, spi};
 use crate::pg::text::foreign_encoding;
 use crate::pg::user_context::Rights;
-use crate::pg::vector::Storage;
+use crate::pg::vector_column::Storage;
 use crate::watch::define::Wanted;
-use crate::watch::setting::{Watch, spi};
+use crate::watch::setting::Watch;
 
 /// Tables of Citus have their rows elsewhere.
 pub fn check_local(table: &Table) -> SqlResult<()> {
