@@ -155,12 +155,14 @@ fn hostile(random: &mut Random, length: usize) -> String {
             1 => text.extend((0..times).map(|_| char::from(b'a' + random.below(26) as u8))),
             2 => text.push_str(&random.pick(&[" ", "\n", "\u{a0}", "\t ", "\u{3000}"]).repeat(times)),
             3 => text.push_str(&random.pick(&["猫", "犬山", "😀🐶", "\u{1F469}\u{200D}\u{1F467}"]).repeat(times)),
-            4 => text.push_str(&random.pick(&["e\u{301}", "각", "\u{1100}\u{1161}", "ﬁ", "İ"]).repeat(times.min(5_000))),
+            4 => {
+                text.push_str(&random.pick(&["e\u{301}", "각", "\u{1100}\u{1161}", "ﬁ", "İ"]).repeat(times.min(5_000)))
+            }
             5 => text.push_str(&random.pick(&["\u{1}", "\u{200B}", "\u{FEFF}", "\u{AD}"]).repeat(times)),
-            6 => text.push_str(&random.pick(&["</s>", "[SEP]", "<|endoftext|>", "<unk>", "<pad>"]).repeat(times.min(100))),
-            7 => text.extend((0..times.min(5_000)).map(|_| {
-                char::from_u32(random.below(0x3000) as u32 + 1).unwrap_or(' ')
-            })),
+            6 => text
+                .push_str(&random.pick(&["</s>", "[SEP]", "<|endoftext|>", "<unk>", "<pad>"]).repeat(times.min(100))),
+            7 => text
+                .extend((0..times.min(5_000)).map(|_| char::from_u32(random.below(0x3000) as u32 + 1).unwrap_or(' '))),
             _ => (0..times.min(300)).for_each(|_| {
                 text.push_str(random.pick(&["a photo of ", "the sea, ", "Ünder ", "on 2 walls. ", "don't "]));
             }),

@@ -146,9 +146,8 @@ impl TextEncoder {
                 }
             };
             let look: RefCell<&mut dyn FnMut()> = RefCell::new(&mut look);
-            let encoded = without_panic(refused, || {
-                pieces::encode(&self.tokenizer, piece, whole, self.context_length, &look)
-            });
+            let encoded =
+                without_panic(refused, || pieces::encode(&self.tokenizer, piece, whole, self.context_length, &look));
             if let Some(panic) = interrupted.into_inner() {
                 resume_unwind(panic);
             }

@@ -63,8 +63,7 @@ pub(super) fn encode(
     check_interrupts: &RefCell<&mut dyn FnMut()>,
 ) -> Result<Option<Encoding>> {
     let refused = |e: tokenizers::Error| {
-        Error::new(Kind::InvalidInput, "text cannot be tokenized")
-            .detail(format!("The tokenizers library says: {e}."))
+        Error::new(Kind::InvalidInput, "text cannot be tokenized").detail(format!("The tokenizers library says: {e}."))
     };
     let reserve = Reserve::new(MEMORY * piece.len() + (1 << 20))?;
     let mut words = tokenizer.get_added_vocabulary().extract_and_normalize(tokenizer.get_normalizer(), piece);

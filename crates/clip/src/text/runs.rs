@@ -186,7 +186,8 @@ mod tests {
         short.text
     }
 
-    const UNIGRAM: &str = r#"{"model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0], ["a", -1], ["猫", -2]]}}"#;
+    const UNIGRAM: &str =
+        r#"{"model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0], ["a", -1], ["猫", -2]]}}"#;
     const WORDS: &str = r###"{"normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
         "strip_accents": null, "lowercase": true}, "pre_tokenizer": {"type": "BertPreTokenizer"},
         "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
