@@ -24,10 +24,11 @@ extension_sql_file!(
     requires = [
         watch::define::clip_watch,
         watch::define::clip_unwatch,
-        watch::queue::clip_retry,
-        watch::queue::clip_search::backfill_begin,
-        watch::queue::clip_search::backfill_claim,
-        watch::queue::clip_search::backfill_work,
+        watch::dropped::clip_search::forget_dropped_tables,
+        watch::backfill::clip_retry,
+        watch::backfill::clip_search::backfill_begin,
+        watch::backfill::clip_search::backfill_claim,
+        watch::backfill::clip_search::backfill_work,
         watch::reembed::clip_search::reembed_begin,
         watch::reembed::clip_search::reembed_goes_on,
         watch::reembed::clip_search::reembed_finish

@@ -20,11 +20,12 @@ use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
 use crate::cluster::statements;
-use crate::cluster::tables::{self, Condition, Index, Isolation, Row, Sees, Store};
+use crate::cluster::tables::{self, Condition, Index, Row, Sees, Store};
 use crate::guc;
 use crate::model::loaded;
 use crate::pg::citus;
 use crate::pg::error::{SqlResult, report, warn, with_sqlstate};
+use crate::pg::transaction::{Isolation, isolation};
 use crate::pg::user_context;
 use crate::pg::vector::Vector;
 
@@ -570,7 +571,7 @@ fn add(sum: &mut Sum, row: &Row) {
 /// fails by that is undone, and left to the next. Sessions of postgres_fdw are such, so a collection may be written by no
 /// others; without this an assignment took 10 ms after 20,000, and more with each.
 fn tidy(work: impl FnOnce() -> SqlResult<()>) -> SqlResult<()> {
-    match tables::isolation() {
+    match isolation() {
         Isolation::ReadCommitted => work(),
         Isolation::RepeatableRead => match user_context::attempt(work) {
             Err(failure) if !failure.is_passing() => Err(failure.into_report()),

@@ -14,11 +14,12 @@ use pgrx::spi::{SpiClient, SpiHeapTupleData, quote_identifier};
 use crate::cluster::assign::check_name;
 use crate::cluster::recluster;
 use crate::cluster::tables::Store;
+use crate::guc;
+use crate::pg::catalog::Table;
 use crate::pg::citus;
 use crate::pg::error::{SqlResult, given, report, with_sqlstate};
 use crate::pg::regclass::Regclass;
 use crate::pg::vector::{self, Storage, Vector};
-use crate::watch::define;
 
 #[pg_extern(volatile, parallel_unsafe, security_definer)]
 #[search_path(pg_catalog, pg_temp)]
@@ -79,7 +80,7 @@ fn clip_create_collection(
         let table = members.map(|Regclass(oid)| oid);
         let key = match table {
             Some(table) => {
-                define::Table::describe(table)?; // there is one of that oid
+                Table::describe(table)?; // there is one of that oid
                 refuse_citus(client, table)?;
                 let is = |wanted| move |kind| kind == wanted;
                 check_column(client, table, embedding, |kind| Storage::of(kind).is_some(), "vector or halfvec")?;
@@ -426,7 +427,8 @@ fn clip_duplicates(
 /// threshold; then it is a duplicate of the nearest such. So no chain leads from one photo to another that differs.
 fn duplicates(rows: &recluster::Rows, threshold: f64) -> SqlResult<Vec<(usize, usize, f64)>> {
     // Whoever is within the threshold of another is in one group of single linkage with it.
-    let labels = agglomerate(rows.view(), threshold, Linkage::Single, &mut recluster::pulse()).map_err(report)?;
+    let labels = agglomerate(rows.view(), threshold, Linkage::Single, guc::threads(), &mut recluster::pulse())
+        .map_err(report)?;
     let mut originals: Vec<Vec<usize>> = Vec::new();
     let mut found = Vec::new();
     for (row, label) in labels.into_iter().enumerate() {

@@ -2,6 +2,7 @@
 
 pub mod assign;
 pub mod collection;
+pub mod pending;
 pub mod recluster;
 pub mod statements;
 pub mod tables;

@@ -15,6 +15,7 @@ use pgrx::spi::{SpiClient, SpiCursor, SpiHeapTupleData};
 use crate::cluster::assign::{ROUNDING, write_anew};
 use crate::cluster::collection::{Members, get, spi};
 use crate::cluster::tables::{AsOwner, Store};
+use crate::guc;
 use crate::pg::error::{SqlResult, report, with_sqlstate};
 use crate::pg::vector::Vector;
 
@@ -121,7 +122,7 @@ fn clip_recluster(
         }
     };
     // What this transaction has assigned and then not written is no member.
-    crate::watch::trigger::settle()?;
+    crate::cluster::pending::settle()?;
     let store = Store::open(c"clip_recluster()");
     let changes = Spi::connect_mut(|client| {
         let members = Members::known(client, collection)?;
@@ -160,7 +161,7 @@ fn recluster(
     // The long part locks nothing.
     let rows =
         read(fresh(client, &format!("SELECT {vector} FROM {table} WHERE {embedding} IS NOT NULL"))?, |_| Ok(()))?;
-    let labels = agglomerate(rows.view(), members.threshold, linkage, &mut pulse()).map_err(report)?;
+    let labels = agglomerate(rows.view(), members.threshold, linkage, guc::threads(), &mut pulse()).map_err(report)?;
 
     // From here on nobody writes members; those that have come, gone or changed meanwhile are seen to.
     lock(store, collection, members);

@@ -384,23 +384,3 @@ pub fn writer() -> pg_sys::TransactionId {
     // SAFETY: inside a transaction that has written rows, or may.
     unsafe { pg_sys::GetCurrentTransactionId() }
 }
-
-/// What a statement of this transaction may do with rows that others have replaced since it began.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Isolation {
-    /// Each statement sees what is committed by then.
-    ReadCommitted,
-    /// Such rows are a failure (40001), of that statement alone.
-    RepeatableRead,
-    /// What is read makes transactions fail that are at work on the same.
-    Serializable,
-}
-
-pub fn isolation() -> Isolation {
-    // SAFETY: a variable that only this thread writes.
-    match unsafe { (&raw const pg_sys::XactIsoLevel).read() } as u32 {
-        pg_sys::XACT_SERIALIZABLE => Isolation::Serializable,
-        pg_sys::XACT_REPEATABLE_READ => Isolation::RepeatableRead,
-        _ => Isolation::ReadCommitted,
-    }
-}

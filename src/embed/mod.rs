@@ -3,4 +3,5 @@
 mod benchmark;
 pub mod classify;
 pub mod functions;
+pub mod images;
 pub mod query;

@@ -1,8 +1,10 @@
 //! What any extension in Rust could use: nothing of CLIP, clusters or watches.
 
+pub mod catalog;
 pub mod citus;
 pub mod error;
 pub mod regclass;
 pub mod text;
+pub mod transaction;
 pub mod user_context;
 pub mod vector;

@@ -26,7 +26,7 @@ impl Embedder {
         for (column, (_, rgb)) in colours.iter().enumerate() {
             let square = ::image::RgbImage::from_pixel(width as u32, height as u32, ::image::Rgb(*rgb));
             let mut pixels = Array4::zeros((1, 3, height, width));
-            image::normalise(&square, &vision.preprocess, pixels.index_axis_mut(ndarray::Axis(0), 0));
+            image::to_tensor(&square, &vision.preprocess, pixels.index_axis_mut(ndarray::Axis(0), 0));
             let image = &unit_rows(&vision.run(pixels)?, &self.model)?[0];
             for (row, text) in texts.iter().enumerate() {
                 cosines[row][column] = text.vector.iter().zip(image).map(|(a, b)| a * b).sum();

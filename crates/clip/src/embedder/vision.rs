@@ -232,7 +232,7 @@ fn prepare(
         check_interrupts();
         let mut decoded = image::decode_for(file, limits, preprocess).map_err(|e| e.element(place))?;
         remarks.extend(decoded.truncated.take().map(|remark| remark.element(place)));
-        image::normalise(&decoded.prepare(preprocess), preprocess, plane);
+        image::to_tensor(&decoded.prepare(preprocess), preprocess, plane);
     }
     Ok(Prepared { pixels, remarks, taken: start.elapsed() })
 }

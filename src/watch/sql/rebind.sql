@@ -1,0 +1,3 @@
+UPDATE clip_search.collection_setting s SET threshold = coalesce($3, s.threshold),
+    key = CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = $4 AND a.attname = s.key
+                            AND NOT a.attisdropped) THEN s.key ELSE $2 END WHERE s.name = $1
