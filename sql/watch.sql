@@ -38,7 +38,7 @@ CREATE TABLE clip_search.watch_queue (
     message   text,
     queued_at timestamptz NOT NULL DEFAULT pg_catalog.now()
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
-CREATE INDEX watch_queue_due_idx ON clip_search.watch_queue (due, id);
+CREATE INDEX watch_queue_due_idx ON clip_search.watch_queue (watch, due, id);
 CREATE INDEX watch_queue_tried_idx ON clip_search.watch_queue (attempts) WHERE attempts OPERATOR(pg_catalog.>) 0;
 CREATE INDEX watch_queue_watch_idx ON clip_search.watch_queue (watch, key);
 
@@ -66,6 +66,18 @@ WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger t
                 AND t.tgenabled OPERATOR(pg_catalog.<>) 'D'
                 AND t.tgargs OPERATOR(pg_catalog.=)
                     (pg_catalog.convert_to(w.id::pg_catalog.text, 'UTF8') OPERATOR(pg_catalog.||) pg_catalog.decode('00', 'hex')));
+
+-- Whoever drops a watched table need not know of the queue. What is dropped with the table (settings, queue, failures, and
+-- the collection that was made for it) goes in the same transaction.
+CREATE FUNCTION clip_search.forget_dropped() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_event_trigger_dropped_objects() AS d JOIN clip_search.watch_setting AS w ON w.relation::oid = d.objid
+               WHERE d.classid = 'pg_class'::regclass AND d.objsubid = 0) THEN
+        PERFORM clip_search.forget_dropped_tables();
+    END IF;
+END $$;
+CREATE EVENT TRIGGER clip_search_drop ON sql_drop EXECUTE FUNCTION clip_search.forget_dropped();
 
 -- It runs with the caller's privileges, so only a role that may count the table's rows learns their number. Row-level
 -- security policies can call functions of the table's owner, which must not run with those privileges: row_security = off
@@ -280,7 +292,7 @@ COMMENT ON SEQUENCE clip_search.watch_queue_id_seq IS 'Ids of queue entries';
 COMMENT ON INDEX clip_search.watch_setting_pkey IS 'Unique ids';
 COMMENT ON INDEX clip_search.watch_setting_column_key IS 'Each column is watched at most once';
 COMMENT ON INDEX clip_search.watch_queue_pkey IS 'Unique ids';
-COMMENT ON INDEX clip_search.watch_queue_due_idx IS 'Entries in the order in which they are due';
+COMMENT ON INDEX clip_search.watch_queue_due_idx IS 'Entries of a watch in the order in which they are due';
 COMMENT ON INDEX clip_search.watch_queue_tried_idx IS 'Entries that have been tried before';
 COMMENT ON INDEX clip_search.watch_queue_watch_idx IS 'Entries by watch and row';
 COMMENT ON INDEX clip_search.watch_failure_pkey IS 'Each row is listed at most once';
@@ -320,3 +332,6 @@ batch: rows per transaction';
 COMMENT ON FUNCTION clip_search.reembed_begin(regclass, text, text) IS 'Step of clip_reembed: adds and watches the second column';
 COMMENT ON FUNCTION clip_search.reembed_goes_on(regclass, text, text) IS 'Step of clip_reembed: whether the second column still has to be filled; false if another session has finished';
 COMMENT ON FUNCTION clip_search.reembed_finish(regclass, text) IS 'Step of clip_reembed: swaps the columns; false if rows are missing';
+COMMENT ON FUNCTION clip_search.forget_dropped() IS 'Event trigger: removes what the extension keeps of a watched table that is dropped';
+COMMENT ON FUNCTION clip_search.forget_dropped_tables() IS 'Removes what the extension keeps of tables that have been dropped';
+COMMENT ON EVENT TRIGGER clip_search_drop IS 'Removes settings, queue, failures and groups of a watched table with the table';

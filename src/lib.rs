@@ -20,6 +20,7 @@ extension_sql_file!(
     requires = [
         watch::define::clip_watch,
         watch::define::clip_unwatch,
+        watch::dropped::clip_search::forget_dropped_tables,
         watch::backfill::clip_retry,
         watch::backfill::clip_search::backfill_begin,
         watch::backfill::clip_search::backfill_claim,

@@ -1,12 +1,70 @@
-//! What the catalogue says of tables and their columns.
+//! What the catalogue says of tables and their columns, and locks on tables.
+//!
+//! A table is locked by its oid before it is used by its name: under the lock the name stays the table's, whatever was
+//! renamed while the lock was waited for. Names come from the system caches, which are up to date in every isolation
+//! level; a query on pg_class would see it as of the transaction's snapshot.
+#![allow(unsafe_code)]
+
+use std::ffi::CStr;
 
 use clip::{Error, Kind};
 use pgrx::prelude::*;
-use pgrx::spi::SpiClient;
+use pgrx::spi::{SpiClient, quote_identifier};
 
 use crate::cluster::collection::get;
 use crate::pg::error::{SqlResult, report, with_sqlstate};
 use crate::pg::user_context::Rights;
+
+/// A lock on a table, by PostgreSQL's name for it.
+#[derive(Clone, Copy)]
+pub enum Lock {
+    AccessShare = pg_sys::AccessShareLock as isize,
+    RowExclusive = pg_sys::RowExclusiveLock as isize,
+    ShareRowExclusive = pg_sys::ShareRowExclusiveLock as isize,
+    AccessExclusive = pg_sys::AccessExclusiveLock as isize,
+}
+
+/// Locks a table to the end of the transaction. An oid that is no table's any more is locked, too, and harms nobody.
+pub fn lock(oid: pg_sys::Oid, lock: Lock) {
+    // SAFETY: takes any oid; waits as LOCK TABLE does, and raises the same errors.
+    unsafe { pg_sys::LockRelationOid(oid, lock as i32) };
+}
+
+/// The same without waiting; whether it could be had.
+pub fn try_lock(oid: pg_sys::Oid, lock: Lock) -> bool {
+    // SAFETY: as above.
+    unsafe { pg_sys::ConditionalLockRelationOid(oid, lock as i32) }
+}
+
+/// The quoted name of a table, with its schema; None if there is no such table.
+pub fn qualified_name(oid: pg_sys::Oid) -> Option<String> {
+    // SAFETY: cache look-ups, which return null for what is not there.
+    let schema = unsafe { pg_sys::get_namespace_name(pg_sys::get_rel_namespace(oid)) };
+    Some(format!("{}.{}", quote_identifier(text(schema)?), quote_identifier(plain_name(oid)?)))
+}
+
+fn plain_name(oid: pg_sys::Oid) -> Option<String> {
+    // SAFETY: a cache look-up, which returns null for what is not there.
+    text(unsafe { pg_sys::get_rel_name(oid) })
+}
+
+/// A name that a cache look-up has returned, in memory of its own.
+fn text(name: *mut std::ffi::c_char) -> Option<String> {
+    // SAFETY: null, or a string that ends in a nul.
+    (!name.is_null()).then(|| unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned())
+}
+
+/// Fails if a table has another name than the one by which it was just read or written: a schema may be renamed whatever
+/// is locked in it. What was done is undone by the error, and can be tried again.
+pub fn check_still_named(oid: pg_sys::Oid, name: &str) -> SqlResult<()> {
+    if qualified_name(oid).is_some_and(|now| now == name) {
+        return Ok(());
+    }
+    Err(with_sqlstate(
+        PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
+        Error::new(Kind::InvalidInput, format!("{name} has just been renamed")).hint("Try again."),
+    ))
+}
 
 /// What the catalogue says of a table.
 pub struct Table {
@@ -37,8 +95,8 @@ impl Table {
             let row = rows.into_iter().next().ok_or_else(missing)?;
             Ok(Self {
                 oid,
-                name: get(&row, 1)?.ok_or_else(missing)?,
-                plain_name: get(&row, 2)?.ok_or_else(missing)?,
+                name: qualified_name(oid).ok_or_else(missing)?,
+                plain_name: plain_name(oid).ok_or_else(missing)?,
                 kind: get(&row, 3)?.ok_or_else(missing)?,
                 persistence: get(&row, 4)?.ok_or_else(missing)?,
                 owned: get(&row, 5)?.unwrap_or_default(),
@@ -48,11 +106,15 @@ impl Table {
         })
     }
 
-    /// Locks it to the end of the transaction, with the caller's rights.
-    pub fn lock(&self, mode: &str) -> SqlResult<()> {
-        let _rights = Rights::of_caller();
-        let query = format!("LOCK TABLE {} IN {mode} MODE", self.name);
-        Spi::connect_mut(|client| client.update(&query, None, &[]).map(drop).map_err(spi))
+    /// A table of the caller's, locked to the end of the transaction. Only its owner may lock it: others would hold up
+    /// everybody.
+    pub fn locked(oid: pg_sys::Oid, mode: Lock) -> SqlResult<Self> {
+        Self::describe(oid)?.check_owner()?;
+        lock(oid, mode);
+        // It may have been renamed, dropped or given away meanwhile.
+        let table = Self::describe(oid)?;
+        table.check_owner()?;
+        Ok(table)
     }
 
     pub fn check_owner(&self) -> SqlResult<()> {

@@ -8,12 +8,12 @@ use pgrx::spi::quote_identifier;
 use crate::cluster::collection::get;
 use crate::cluster::tables;
 use crate::guc;
-use crate::pg::catalog::Table;
+use crate::pg::catalog::{self, Lock, Table};
 use crate::pg::error::{SqlResult, report};
 use crate::pg::regclass::Regclass;
 use crate::pg::user_context::{Rights, key_form};
-use crate::watch::queue::{claim, noted, own};
-use crate::watch::rows::{OnRowError, work};
+use crate::watch::queue::{Next, claim, noted, own};
+use crate::watch::rows::{Terms, work};
 use crate::watch::setting::{Watch, spi, table_of};
 use crate::watch::wakeup;
 
@@ -42,7 +42,9 @@ pub fn enqueue_missing(watch: &Watch) -> SqlResult<i64> {
     let key = format!("ARRAY[{}]::text", values.collect::<Vec<_>>().join(", "));
     let query = missing(watch, &key);
     let mut count = 0;
-    Spi::connect_mut(|client| {
+    catalog::lock(watch.relation, Lock::AccessShare);
+    watch.check_still_named()?;
+    let count = Spi::connect_mut(|client| {
         let cursor = {
             let _rights = Rights::of_table_owner(watch.owner);
             client.try_open_cursor_mut(&query, &[]).map_err(spi)?.detach_into_name()
@@ -64,7 +66,7 @@ pub fn enqueue_missing(watch: &Watch) -> SqlResult<i64> {
                 keys
             };
             if keys.is_empty() {
-                return Ok(count);
+                return Ok::<_, ErrorReport>(count);
             }
             count += own(|client| {
                 let query = include_str!("sql/enqueue_missing.sql");
@@ -74,7 +76,9 @@ pub fn enqueue_missing(watch: &Watch) -> SqlResult<i64> {
                 noted(watch, longest, insert)
             })?;
         }
-    })
+    })?;
+    watch.check_still_named()?;
+    Ok(count)
 }
 
 /// The steps of CALL clip_backfill, which commits between them (sql/watch.sql).
@@ -94,6 +98,7 @@ pub mod clip_search {
         let watches = Watch::of_table(oid, embedding)?;
         tables::check_may_commit("clip_backfill()")?;
         for watch in watches {
+            let watch = watch.locked(Lock::AccessShare)?;
             enqueue_missing(&watch)?;
             let queued = own(|client| {
                 let query = "SELECT pg_catalog.count(*), coalesce(pg_catalog.max(id), 0) FROM clip_search.watch_queue WHERE watch = $1";
@@ -117,7 +122,7 @@ pub mod clip_search {
             );
             return Ok(Vec::new());
         }
-        Ok(claim(&[watch], i64::from(batch), Some((after, last)))?.map(|(_, ids)| ids).unwrap_or_default())
+        claim(watch, i64::from(batch), Next::Between(after, last))
     }
 
     /// Embeds the rows of entries; how many were embedded, how many failed.
@@ -134,7 +139,7 @@ pub mod clip_search {
             let rows = client.update(query, None, &[watch.into(), entries.into()]).map_err(spi)?;
             rows.into_iter().map(|row| Ok(get(&row, 1)?.unwrap_or_default())).collect::<SqlResult<Vec<i64>>>()
         })?;
-        work(&entries, OnRowError::Record)?.single().map(TableIterator::once)
+        work(&entries, Terms::ALL)?.single().map(TableIterator::once)
     }
 }
 
@@ -166,7 +171,7 @@ fn clip_retry(relation: Option<Regclass>, embedding: default!(Option<&str>, "NUL
             continue;
         }
         for ids in ids.chunks(guc::worker_batch() as usize) {
-            retried -= work(ids, OnRowError::Record)?.single()?.1;
+            retried -= work(ids, Terms::ALL)?.single()?.1;
         }
     }
     Ok(retried)

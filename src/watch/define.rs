@@ -6,14 +6,14 @@
 use clip::{Error, Kind};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
-use pgrx::spi::{SpiClient, quote_identifier, quote_literal};
+use pgrx::spi::{quote_identifier, quote_literal};
 
 use crate::cluster::collection::{drop_rows, get, own_schema};
 use crate::cluster::statements;
 use crate::cluster::tables::{self, Store};
 use crate::guc;
 use crate::model::loaded;
-use crate::pg::catalog::Table;
+use crate::pg::catalog::{Lock, Table};
 use crate::pg::error::{SqlResult, given, report, warn, with_sqlstate};
 use crate::pg::regclass::Regclass;
 use crate::pg::user_context::Rights;
@@ -22,10 +22,11 @@ use crate::pg::vector::Storage;
 use crate::watch::backfill::{any_missing, enqueue_missing};
 use crate::watch::checks::{check_change, check_cluster, check_embedding, check_table, existing, key, sources};
 use crate::watch::columns::{alter, create_index, has_index};
+use crate::watch::dropped::forget_dropped;
 use crate::watch::grouping::{Bind, name_of_members};
 use crate::watch::queue;
 use crate::watch::setting::{Watch, spi, table_of};
-use crate::watch::trigger::install::{create_triggers, drop_triggers};
+use crate::watch::trigger::install::{create_triggers, drop_triggers, orphans};
 use crate::watch::wakeup;
 
 #[pg_extern(volatile, parallel_unsafe)]
@@ -136,34 +137,15 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
 
     // The table, with the caller's rights.
     let caller = Rights::of_caller();
-    table.lock("SHARE ROW EXCLUSIVE")?;
-    let (image, text, key, existing) = Spi::connect_mut(|client| {
-        let (image, text) = sources(client, &table, wanted.source, wanted.text_source)?;
-        Ok::<_, pg_sys::panic::ErrorReport>((image, text, key(client, &table)?, existing(client, oid, embedding)?))
-    })?;
-    // As long as the lock was waited for, another table might have come to have that name.
-    if Table::describe(oid)?.name != table.name {
+    // Before anybody has to wait for this: a model takes seconds to load.
+    Plan::make(&table, wanted)?;
+    let (table, lock) = lock_table(table, wanted)?;
+    let Plan { image, text, key, existing, model, dimensions } = Plan::make(&table, wanted)?;
+    if !matches!(lock, Lock::AccessExclusive) && needs_exclusive_lock(&table, wanted)? {
         return Err(with_sqlstate(
-            PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
-            Error::new(Kind::InvalidInput, format!("{} has just been renamed", table.name)).hint("Try again."),
+            PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
+            Error::new(Kind::InvalidInput, format!("{} has just been altered", table.name)).hint("Try again."),
         ));
-    }
-    if let Some(existing) = &existing {
-        check_change(existing, wanted, image.as_deref(), text.as_deref())?;
-    }
-    let model = wanted.model.map(str::to_owned).or_else(|| existing.as_ref().map(|known| known.model.clone()));
-    let model = model.unwrap_or_else(guc::model);
-    let dimensions = loaded::dimensions(&model, image.is_some())?;
-    if image.is_some() && text.is_some() {
-        let of_texts = loaded::dimensions(&model, false)?;
-        if of_texts != dimensions {
-            return Err(report(Error::new(
-                Kind::BadModel,
-                format!(
-                    "model \"{model}\" makes vectors of {dimensions} dimensions of images and of {of_texts} of texts"
-                ),
-            )));
-        }
     }
     if let Some(cluster) = cluster {
         check_cluster(&table, embedding, cluster, &key)?;
@@ -296,26 +278,64 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
     Ok(watch)
 }
 
-/// Removes what is left of watches whose tables have been dropped, or that are no more.
-fn forget_dropped(client: &mut SpiClient<'_>, store: &Store) -> SqlResult<()> {
-    let query = "DELETE FROM clip_search.watch_setting w \
-         WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = w.relation::oid) \
-         RETURNING CASE WHEN w.added_collection THEN w.collection END";
-    let gone: Vec<Option<String>> =
-        client.update(query, None, &[]).map_err(spi)?.map(|row| get(&row, 1)).collect::<SqlResult<_>>()?;
-    for collection in gone.into_iter().flatten() {
-        store.take(&collection, true);
-        drop_rows(client, &collection)?;
+/// What a watch is to be made of, as the table and its watch are now.
+struct Plan {
+    image: Option<String>,
+    text: Option<String>,
+    key: Vec<String>,
+    existing: Option<Watch>,
+    model: String,
+    dimensions: usize,
+}
+
+impl Plan {
+    fn make(table: &Table, wanted: &Wanted<'_>) -> SqlResult<Self> {
+        let (image, text, key, existing) = Spi::connect_mut(|client| {
+            let (image, text) = sources(client, table, wanted.source, wanted.text_source)?;
+            let existing = existing(client, table.oid, wanted.embedding)?;
+            Ok::<_, pg_sys::panic::ErrorReport>((image, text, key(client, table)?, existing))
+        })?;
+        if let Some(existing) = &existing {
+            check_change(existing, wanted, image.as_deref(), text.as_deref())?;
+        }
+        let model = wanted.model.map(str::to_owned).or_else(|| existing.as_ref().map(|known| known.model.clone()));
+        let model = model.unwrap_or_else(guc::model);
+        let dimensions = loaded::dimensions(&model, image.is_some())?;
+        if image.is_some() && text.is_some() {
+            let of_texts = loaded::dimensions(&model, false)?;
+            if of_texts != dimensions {
+                return Err(report(Error::new(
+                    Kind::BadModel,
+                    format!(
+                        "model \"{model}\" makes vectors of {dimensions} dimensions of images and of {of_texts} of texts"
+                    ),
+                )));
+            }
+        }
+        Ok(Self { image, text, key, existing, model, dimensions })
     }
-    // Of those, and what others had in hand when clip_unwatch was called.
-    for table in ["watch_queue", "watch_failure"] {
-        let query = format!(
-            "DELETE FROM clip_search.{table} WHERE ctid = ANY (ARRAY(SELECT l.ctid FROM clip_search.{table} l \
-             WHERE NOT EXISTS (SELECT FROM clip_search.watch_setting w WHERE w.id = l.watch) FOR UPDATE OF l SKIP LOCKED))"
-        );
-        client.update(&query, None, &[]).map_err(spi)?;
-    }
-    Ok(())
+}
+
+/// Locks the table as strongly as what follows needs. A lock that was raised later would be a deadlock with every
+/// transaction that has read the table and is about to write it.
+fn lock_table(table: Table, wanted: &Wanted<'_>) -> SqlResult<(Table, Lock)> {
+    let lock = if needs_exclusive_lock(&table, wanted)? { Lock::AccessExclusive } else { Lock::ShareRowExclusive };
+    let table = Table::locked(table.oid, lock)?;
+    check_table(&table, wanted.queued)?;
+    Ok((table, lock))
+}
+
+/// Whether a column has to be added or a trigger dropped. Triggers alone are made, or replaced, under a lock that lets
+/// others read.
+fn needs_exclusive_lock(table: &Table, wanted: &Wanted<'_>) -> SqlResult<bool> {
+    Spi::connect_mut(|client| {
+        for name in [Some(wanted.embedding), wanted.cluster].into_iter().flatten() {
+            if table.column(client, name)?.is_none() {
+                return Ok(true);
+            }
+        }
+        Ok(!orphans(client, table)?.is_empty())
+    })
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
@@ -327,6 +347,8 @@ fn clip_unwatch(
     let keep_columns = given("keep_columns", keep_columns)?;
     tables::check_writable(c"clip_unwatch()");
     let watch = Watch::one_of_table(table_of(relation)?, embedding)?;
+    // Whoever works on its rows is waited for here, where nothing is held yet that they would wait for.
+    let watch = watch.locked(Lock::AccessExclusive)?;
     // What was to take its place goes first.
     if let Some(replacement) = Watch::replacing(watch.id)? {
         unwatch(&replacement, false)?;
@@ -337,9 +359,7 @@ fn clip_unwatch(
 /// Removes what a watch has added.
 pub fn unwatch(watch: &Watch, keep_columns: bool) -> SqlResult<()> {
     let store = Store::open(c"clip_unwatch()");
-    let table = Table::describe(watch.relation)?;
-    // Who works on its rows is waited for here, where nothing is held yet that they would wait for.
-    table.lock("ACCESS EXCLUSIVE")?;
+    let table = Table::locked(watch.relation, Lock::AccessExclusive)?;
     let (columns, index, collection) = {
         let _rights = Rights::of_extension();
         Spi::connect_mut(|client| {

@@ -18,6 +18,8 @@ use crate::watch::setting::{Watch, spi};
 
 /// The longest that a row rests between two attempts, in milliseconds.
 const LONGEST_REST: i64 = 3_600_000;
+/// How long a row rests at least that has ended a worker, or the server, twice, in milliseconds.
+const UNENDED_REST: i64 = 60_000;
 
 /// An entry of the queue, which this transaction has locked.
 #[derive(Clone)]
@@ -121,7 +123,7 @@ pub fn put_back(ids: &[i64], rest: i64) -> SqlResult<()> {
 }
 
 /// Inserts into the queue or the list of failures, and turns "index row size exceeds" into a readable error. An entry
-/// at most, compressed: which keys are too long shows as one is noted.
+/// of the index that finds them has 2,704 bytes at most, compressed: which keys are too long shows as one is noted.
 pub fn noted<T>(watch: &Watch, longest: usize, note: impl FnOnce() -> SqlResult<T>) -> SqlResult<T> {
     if longest < 2000 {
         return note();
@@ -163,37 +165,67 @@ pub fn rest_after(attempts: i32) -> i64 {
     first.saturating_mul(1 << attempts.clamp(1, 21).saturating_sub(1)).min(LONGEST_REST)
 }
 
-/// Entries to work on next, all of one watch. An attempt is counted before it is made, so that a row that brings the
-/// server down is known by it: the next time it is tried alone, and after some times not at all. What is returned has to
-/// be committed before the work begins.
-pub fn claim(watches: &[i64], count: i64, between: Option<(i64, i64)>) -> SqlResult<Option<(i64, Vec<i64>)>> {
+/// Which entries of a watch are claimed next.
+#[derive(Clone, Copy)]
+pub enum Next {
+    /// The worker's: what is due.
+    Due,
+    /// clip_backfill's: those with ids over the first number, up to the second.
+    Between(i64, i64),
+}
+
+/// Entries of a watch to work on next. An attempt is counted before it is made, so that a row that brings the server
+/// down is known by it: the next time it is tried alone, and after some times not at all. What is returned has to be
+/// committed before the work begins.
+pub fn claim(watch: i64, count: i64, next: Next) -> SqlResult<Vec<i64>> {
     own(|client| {
-        // The worker takes what is due; clip_backfill what comes next.
-        let (condition, order) = match between {
-            Some((after, last)) => (format!("id > {after} AND id <= {last}"), "id"),
-            None => ("due <= pg_catalog.clock_timestamp()".to_owned(), "due, id"),
+        let (condition, order) = match next {
+            Next::Between(after, last) => (format!("id > {after} AND id <= {last}"), "id"),
+            Next::Due => ("due <= pg_catalog.clock_timestamp()".to_owned(), "due, id"),
         };
         let query = format!(
-            "SELECT id, watch, attempts FROM clip_search.watch_queue WHERE watch = ANY ($1) AND {condition} ORDER BY {order} LIMIT $2 FOR UPDATE SKIP LOCKED"
+            "SELECT id, attempts, sqlstate IS NULL FROM clip_search.watch_queue WHERE watch = $1 AND {condition} \
+             ORDER BY {order} LIMIT $2 FOR UPDATE SKIP LOCKED"
         );
-        let rows = client.update(&query, None, &[watches.to_vec().into(), count.into()]).map_err(spi)?;
-        let mut found: Vec<(i64, i64, i32)> = rows
+        let rows = client.update(&query, None, &[watch.into(), count.into()]).map_err(spi)?;
+        let mut found: Vec<(i64, i32, bool)> = rows
             .map(|row| {
-                let (id, watch) = (get(&row, 1)?.unwrap_or_default(), get(&row, 2)?.unwrap_or_default());
-                Ok((id, watch, get(&row, 3)?.unwrap_or_default()))
+                let (id, attempts) = (get(&row, 1)?.unwrap_or_default(), get(&row, 2)?.unwrap_or_default());
+                Ok((id, attempts, get(&row, 3)?.unwrap_or_default()))
             })
             .collect::<SqlResult<_>>()?;
-        let Some(&(_, watch, attempts)) = found.first() else { return Ok(None) };
+        let Some(&(_, attempts, unended)) = found.first() else { return Ok(Vec::new()) };
         if attempts > 0 {
             found.truncate(1);
         } else {
-            found.retain(|&(_, other, attempts)| other == watch && attempts == 0);
+            found.retain(|&(_, attempts, _)| attempts == 0);
         }
+        // One that has ended a worker, and ends this one, too, rests longer than one that fails.
+        let rest = rest_after(attempts + 1).max(if attempts > 0 && unended { UNENDED_REST } else { 0 });
         let ids: Vec<i64> = found.iter().map(|(id, ..)| *id).collect();
         let query = "UPDATE clip_search.watch_queue SET attempts = attempts + 1, \
              due = pg_catalog.clock_timestamp() + $2 * interval '1 millisecond' WHERE id = ANY ($1)";
-        client.update(query, None, &[ids.clone().into(), rest_after(attempts + 1).into()]).map_err(spi)?;
-        Ok(Some((watch, ids)))
+        client.update(query, None, &[ids.clone().into(), rest.into()]).map_err(spi)?;
+        Ok(ids)
+    })
+}
+
+/// Those of the watches that have something due.
+pub fn due(watches: &[i64]) -> SqlResult<Vec<i64>> {
+    own(|client| {
+        let query = "SELECT w.id FROM unnest($1) AS w (id) WHERE EXISTS (SELECT FROM clip_search.watch_queue q \
+             WHERE q.watch = w.id AND q.due <= pg_catalog.clock_timestamp())";
+        let rows = client.update(query, None, &[watches.to_vec().into()]).map_err(spi)?;
+        rows.map(|row| Ok(get(&row, 1)?.unwrap_or_default())).collect()
+    })
+}
+
+/// In how many milliseconds the next entry of the watches is due; less than 0 if it has been for some time.
+pub fn next_due(watches: &[i64]) -> SqlResult<Option<i64>> {
+    own(|client| {
+        let query = "SELECT (EXTRACT(epoch FROM min(n.due) - clock_timestamp()) * 1000)::bigint FROM unnest($1) AS w (id), \
+             LATERAL (SELECT q.due FROM clip_search.watch_queue q WHERE q.watch = w.id ORDER BY q.due LIMIT 1) AS n";
+        client.update(query, Some(1), &[watches.to_vec().into()]).map_err(spi)?.first().get::<i64>(1).map_err(spi)
     })
 }
 

@@ -9,7 +9,7 @@ use pgrx::spi::quote_literal;
 
 use crate::cluster::collection::get;
 use crate::cluster::tables;
-use crate::pg::catalog::Table;
+use crate::pg::catalog::{Lock, Table};
 use crate::pg::error::{SqlResult, report, with_sqlstate};
 use crate::pg::regclass::Regclass;
 use crate::pg::user_context::Rights;
@@ -39,7 +39,9 @@ pub mod clip_search {
         // Two sessions that call it at once make one column; the lock is the one that makes it.
         Watch::one_of_table(oid, embedding)?;
         tables::check_may_commit("clip_reembed()")?;
-        Table::describe(oid)?.lock("SHARE ROW EXCLUSIVE")?;
+        // A column may have to be added: who has read the table and is about to write it must not meet a lock that is
+        // raised.
+        Table::locked(oid, Lock::AccessExclusive)?;
         let watch = Watch::one_of_table(oid, embedding)?;
         if let Some(next) = Watch::replacing(watch.id)? {
             if next.model != model {
@@ -105,9 +107,7 @@ pub mod clip_search {
     #[pg_extern(volatile, strict, parallel_unsafe)]
     fn reembed_goes_on(relation: Regclass, embedding: &str, model: &str) -> SqlResult<bool> {
         let Regclass(oid) = relation;
-        let table = Table::describe(oid)?;
-        table.check_owner()?;
-        table.lock("ACCESS SHARE")?;
+        let table = Table::locked(oid, Lock::AccessShare)?;
         let watches = watches(oid)?;
         if watches.iter().any(|watch| watch.embedding == embedding) {
             return Ok(true);
@@ -127,9 +127,7 @@ pub mod clip_search {
     #[pg_extern(volatile, strict, parallel_unsafe, cost = 1000000)]
     fn reembed_finish(relation: Regclass, embedding: &str) -> SqlResult<bool> {
         let Regclass(oid) = relation;
-        let table = Table::describe(oid)?;
-        table.check_owner()?;
-        table.lock("ACCESS EXCLUSIVE")?;
+        Table::locked(oid, Lock::AccessExclusive)?;
         // Another session may have been quicker; clip_search.reembed_goes_on tells.
         let Some(next) = watches(oid)?.into_iter().find(|watch| watch.embedding == embedding) else { return Ok(false) };
         let watch = next.replaces.map(Watch::by_id).transpose()?.flatten().ok_or_else(|| {

@@ -14,7 +14,7 @@ use crate::pg::error::{SqlResult, with_sqlstate};
 use crate::pg::user_context::Rights;
 use crate::watch::backfill::enqueue_missing;
 use crate::watch::queue::{self, own};
-use crate::watch::rows::{OnRowError, work};
+use crate::watch::rows::{Terms, work};
 use crate::watch::setting::{Watch, spi};
 use crate::watch::trigger::install::drop_triggers;
 
@@ -109,7 +109,7 @@ pub fn finish(watch: &Watch, next: &Watch) -> SqlResult<bool> {
     if last.len() > LAST_ROWS {
         return Ok(false);
     }
-    if let Some(failure) = work(&last, OnRowError::Record)?.stuck.into_values().next() {
+    if let Some(failure) = work(&last, Terms::ALL)?.stuck.into_values().next() {
         return Err(failure.into_report());
     }
     // The worker has some, and waits for the table.

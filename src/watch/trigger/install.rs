@@ -25,8 +25,8 @@ pub fn drop_triggers(client: &mut SpiClient<'_>, relation: pg_sys::Oid, name: &s
     Ok(())
 }
 
-/// Drops triggers of watches that are not there: a dump of the schema alone, or of a single table, brings such.
-fn drop_orphans(client: &mut SpiClient<'_>, table: &Table) -> SqlResult<()> {
+/// Triggers of watches that are not there, quoted: a dump of the schema alone, or of a single table, brings such.
+pub fn orphans(client: &mut SpiClient<'_>, table: &Table) -> SqlResult<Vec<String>> {
     let known: Vec<String> = {
         let _rights = Rights::of_extension();
         let query = "SELECT w.id::text FROM clip_search.watch_setting w WHERE w.relation::oid = $1";
@@ -40,12 +40,7 @@ fn drop_orphans(client: &mut SpiClient<'_>, table: &Table) -> SqlResult<()> {
         quote_literal(format!("{}.clip_watch_row()", own_schema(client)?))
     );
     let rows = client.update(&query, None, &[table.oid.into(), known.into()]).map_err(spi)?;
-    let orphans =
-        rows.into_iter().map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect::<SqlResult<Vec<_>>>()?;
-    for trigger in orphans {
-        client.update(&format!("DROP TRIGGER {trigger} ON {}", table.name), None, &[]).map_err(spi)?;
-    }
-    Ok(())
+    rows.into_iter().map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect()
 }
 
 /// Warns of a trigger that fires after this watch's, and may change what has been embedded by then.
@@ -72,8 +67,9 @@ fn warn_of_later(client: &mut SpiClient<'_>, table: &Table, watch: &Watch) -> Sq
 }
 
 pub fn create_triggers(client: &mut SpiClient<'_>, table: &Table, watch: &Watch) -> SqlResult<()> {
-    drop_triggers(client, table.oid, &table.name, watch.id)?;
-    drop_orphans(client, table)?;
+    for trigger in orphans(client, table)? {
+        client.update(&format!("DROP TRIGGER {trigger} ON {}", table.name), None, &[]).map_err(spi)?;
+    }
     warn_of_later(client, table, watch)?;
     let function = format!("{}.clip_watch_row('{}')", own_schema(client)?, watch.id);
     let [before, after, truncate] = trigger_names(watch.id);
@@ -82,9 +78,9 @@ pub fn create_triggers(client: &mut SpiClient<'_>, table: &Table, watch: &Watch)
     let moves = if table.kind == "p" { " OR DELETE" } else { "" };
     let inserts = if watch.needs_after_insert() { "INSERT OR " } else { "" };
     for statement in [
-        format!("CREATE TRIGGER {before} BEFORE INSERT OR UPDATE{moves} ON {} FOR EACH ROW", table.name),
-        format!("CREATE TRIGGER {after} AFTER {inserts}UPDATE OR DELETE ON {} FOR EACH ROW", table.name),
-        format!("CREATE TRIGGER {truncate} AFTER TRUNCATE ON {} FOR EACH STATEMENT", table.name),
+        format!("CREATE OR REPLACE TRIGGER {before} BEFORE INSERT OR UPDATE{moves} ON {} FOR EACH ROW", table.name),
+        format!("CREATE OR REPLACE TRIGGER {after} AFTER {inserts}UPDATE OR DELETE ON {} FOR EACH ROW", table.name),
+        format!("CREATE OR REPLACE TRIGGER {truncate} AFTER TRUNCATE ON {} FOR EACH STATEMENT", table.name),
     ] {
         client.update(&format!("{statement} EXECUTE FUNCTION {function}"), None, &[]).map_err(spi)?;
     }
