@@ -49,6 +49,8 @@ CONDITIONS = {
     "label, or a template without {}; terms of a query that cancel out; any other argument that is out of range",
     "invalid_transaction_state": "assignment to a cluster, or a change to a collection or a watch, in a parallel "
     "worker",
+    "lock_not_available": "another session uses the table: clip_watch, clip_unwatch and clip_reembed don't wait long for "
+    "it; try again",
     "name_too_long": "the name of a column that clip_watch would add exceeds PostgreSQL's limit",
     "not_null_violation": "the key of a watched row is NULL",
     "null_value_not_allowed": "an argument that needs a value is NULL",
@@ -100,11 +102,11 @@ SETTINGS = """
 SELECT name, vartype, unit, context, min_val, max_val, boot_val, short_desc, extra_desc
 FROM pg_settings WHERE name LIKE 'clip\\_search.%' ORDER BY name COLLATE "C"
 """
-# Objects of kinds that the page does not show. Since PostgreSQL 17, the row types of tables are members, too.
+# Objects of kinds that the page does not show. Event triggers are internal. Since PostgreSQL 17, the row types of tables are members, too.
 OTHERS = """
 SELECT pg_describe_object(classid, objid, objsubid) FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
 WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND e.extname = 'clip_search'
-  AND classid NOT IN ('pg_proc'::regclass, 'pg_class'::regclass, 'pg_namespace'::regclass)
+  AND classid NOT IN ('pg_proc'::regclass, 'pg_class'::regclass, 'pg_namespace'::regclass, 'pg_event_trigger'::regclass)
   AND NOT EXISTS (
       SELECT FROM pg_type t LEFT JOIN pg_type element ON element.oid = t.typelem
       WHERE classid = 'pg_type'::regclass AND t.oid = objid AND (t.typrelid <> 0 OR element.typrelid <> 0)
