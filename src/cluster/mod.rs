@@ -1,5 +1,6 @@
 //! Groups of look-alikes: assignment, their tables, collections, regrouping.
 
+pub mod access;
 pub mod assign;
 pub mod collection;
 pub mod duplicates;

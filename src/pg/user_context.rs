@@ -204,8 +204,7 @@ impl OwnersTable {
     pub fn as_owner<T>(&self, work: impl FnOnce(&str) -> SqlResult<T>) -> SqlResult<T> {
         // The owner's own session: what its code leaves there is its own affair.
         // SAFETY: reads variables of the process.
-        let (session, restricted) =
-            unsafe { (pg_sys::GetSessionUserId(), pg_sys::InSecurityRestrictedOperation()) };
+        let (session, restricted) = unsafe { (pg_sys::GetSessionUserId(), pg_sys::InSecurityRestrictedOperation()) };
         if session == self.owner && current_role() == self.owner && !restricted {
             let _rights = Rights::of_caller();
             set(c"row_security", c"off");
@@ -278,6 +277,11 @@ impl OwnersTable {
             .set_hint("ALTER TABLE … OWNER TO gives both to one role.")),
         }
     }
+}
+
+/// The owner of a table, if there is one of that oid.
+pub fn owner_of_table(oid: pg_sys::Oid) -> Option<pg_sys::Oid> {
+    relation(oid).map(|(owner, _)| owner)
 }
 
 /// Owner and kind of a relation.
