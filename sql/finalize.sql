@@ -1,23 +1,25 @@
 -- What a dump must carry, who may do what, and the documentation that psql shows (\df+, \d+).
 
 SELECT pg_catalog.pg_extension_config_dump('clip_search.collection_setting', '');
+-- But grants to roles that have been dropped: they would come back as numbers, which another role might have there.
+SELECT pg_catalog.pg_extension_config_dump('clip_search.collection_grant',
+    'WHERE grantee::pg_catalog.oid OPERATOR(pg_catalog.=) 0::pg_catalog.oid
+        OR EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) grantee::pg_catalog.oid)');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_sum', '');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_change', '');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_code', '');
 
--- Everyone may embed, group and read groups. The tables change only through the functions, which run as the owner.
+-- Everyone may embed, and group in collections that are open or that their owners have granted. The tables change only
+-- through the functions, which look whose rights the caller has.
 -- It reads any directory that the server may read.
 REVOKE ALL ON FUNCTION clip_check_model(text) FROM PUBLIC;
--- They decide what belongs together, for everybody who uses the collection.
-REVOKE ALL ON FUNCTION clip_create_collection(text, double precision, integer, text, regclass, text, text, text, text, text) FROM PUBLIC;
-REVOKE ALL ON FUNCTION clip_drop_collection(text) FROM PUBLIC;
 -- It may be everybody's figures.
 REVOKE ALL ON FUNCTION clip_reset_stats() FROM PUBLIC;
 GRANT USAGE ON SCHEMA clip_search TO PUBLIC;
 GRANT SELECT ON clip_search.collection, clip_search.cluster TO PUBLIC;
 -- Whoever owns the database can dump it, as he could before; the tables have keys and messages of all tables' rows.
-GRANT SELECT ON clip_search.collection_setting, clip_search.cluster_sum, clip_search.cluster_change, clip_search.cluster_code,
+GRANT SELECT ON clip_search.collection_setting, clip_search.collection_grant, clip_search.cluster_sum, clip_search.cluster_change, clip_search.cluster_code,
     clip_search.watch_setting, clip_search.watch_queue, clip_search.watch_failure TO pg_database_owner;
 GRANT SELECT ON SEQUENCE clip_search.cluster_id_seq, clip_search.watch_id_seq, clip_search.watch_queue_id_seq TO pg_database_owner;
 
@@ -42,6 +44,7 @@ COMMENT ON COLUMN clip_search.collection.cluster IS 'The column of that table wi
 COMMENT ON COLUMN clip_search.collection.key IS 'The column of that table that names a member';
 COMMENT ON COLUMN clip_search.collection.labels IS 'The column of that table with keywords (text[])';
 COMMENT ON COLUMN clip_search.collection.image IS 'The column of that table with the image file';
+COMMENT ON COLUMN clip_search.collection.owner IS 'The role that it belongs to';
 COMMENT ON COLUMN clip_search.collection.created_at IS 'When clip_create_collection made it; NULL for one that came to be by its first cluster';
 
 COMMENT ON VIEW clip_search.cluster IS 'Groups of look-alikes, as clip_assign_cluster and clip_recluster keep them';
@@ -54,6 +57,13 @@ COMMENT ON COLUMN clip_search.cluster.created_at IS 'When it was founded';
 COMMENT ON COLUMN clip_search.cluster.updated_at IS 'When a member last came or went';
 
 COMMENT ON TABLE clip_search.collection_setting IS 'Settings of collections, written by clip_create_collection; read them in clip_search.collection';
+COMMENT ON TABLE clip_search.collection_grant IS 'What roles may do with collections, written by clip_grant_collection and clip_revoke_collection';
+COMMENT ON COLUMN clip_search.collection_grant.grantee IS 'The role; 0 (-) for PUBLIC';
+COMMENT ON COLUMN clip_search.collection_grant.privilege IS 'select, assign or recluster; owner for collections without settings';
+COMMENT ON COLUMN clip_search.collection_setting.owner IS 'The role that it belongs to; the owner of the database if there is no such role';
+COMMENT ON VIEW clip_search.collection_owner IS 'Owners of collections';
+COMMENT ON VIEW clip_search.collection_visible IS 'Collections whose clusters the current role may see';
+COMMENT ON INDEX clip_search.collection_grant_collection_idx IS 'The grants of a collection';
 COMMENT ON TABLE clip_search.cluster_sum IS 'Sums of the members of clusters; read them in clip_search.cluster';
 COMMENT ON COLUMN clip_search.cluster_sum.sum IS 'Sum of unit vectors, rounded to single precision';
 COMMENT ON COLUMN clip_search.cluster_sum.rest IS 'What the rounding took away';
@@ -112,21 +122,35 @@ key: its column that names a member; else its primary key
 labels: its column of keywords (text[])
 image: its column of image files (bytea), for thumbnails';
 COMMENT ON FUNCTION clip_drop_collection(text) IS 'Drops a collection with its clusters; the members'' table stays as it is';
+COMMENT ON FUNCTION clip_alter_collection(text, text, double precision, text, text, text, text) IS 'Changes the settings of a collection that are given, and nothing else; for its owner
+owner: a role that the caller is a member of, and that owns the members'' table
+threshold: cosine from which on a vector joins a cluster
+model: whose vectors it takes
+key: the column that names a member; labels: that of its keywords (text[]); image: that of its image file (bytea)';
+COMMENT ON FUNCTION clip_grant_collection(text, text, text) IS 'Gives a role, or PUBLIC, rights to a collection; for its owner
+privilege: select, to see its clusters and reports; assign, to join and leave; recluster; or all three';
+COMMENT ON FUNCTION clip_revoke_collection(text, text, text) IS 'Takes rights to a collection from a role, or from PUBLIC; for its owner
+privilege: select, assign, recluster or all three';
+COMMENT ON FUNCTION clip_has_collection_privilege(text, text) IS 'Whether the current role has a right to a collection
+privilege: select, assign, recluster, all three, or owner';
 COMMENT ON FUNCTION clip_recluster(text, text) IS 'Groups all members of a collection anew by agglomerative clustering, writes that to their table and returns what has changed
 linkage: average, or single (a chain of near ones is one group)
 cluster: the group; it keeps the id of the one that most of its members were in
 change: new, merged (of several, whole), split (a part of one) or moved (members came or went)
 sources: the clusters that its members were in
 moved: members that were not in it before';
-COMMENT ON FUNCTION clip_clusters(text, bigint) IS 'Clusters of a collection with at least min_size members, the largest first
+COMMENT ON FUNCTION clip_clusters(text, bigint, regclass) IS 'Clusters of a collection with at least min_size members, the largest first
 representative: key of the member nearest the centroid
 cohesion: mean cosine of the members to the centroid; lowest: the lowest
 labels: its five most telling keywords
+members: the members'' table, if row-level policies or a view decide what the caller sees of it
 Of a collection that was not told its members'' table, representative, lowest and labels are NULL.';
-COMMENT ON FUNCTION clip_cluster_groups(text, bigint) IS 'Clusters of a collection as JSON for a user interface: representative with thumbnail, members, keywords
+COMMENT ON FUNCTION clip_cluster_groups(text, bigint, regclass) IS 'Clusters of a collection as JSON for a user interface: representative with thumbnail, members, keywords
+members: the members'' table, if row-level policies or a view decide what the caller sees of it
 Its shape is that of docs/cluster_groups.schema.json.';
-COMMENT ON FUNCTION clip_duplicates(text, double precision) IS 'Members of a collection that nearly equal one before them, each with the nearest such, by their keys
-threshold: the cosine from which on they do';
+COMMENT ON FUNCTION clip_duplicates(text, double precision, regclass) IS 'Members of a collection that nearly equal one before them, each with the nearest such, by their keys
+threshold: the cosine from which on they do
+members: the members'' table, if row-level policies or a view decide what the caller sees of it';
 COMMENT ON FUNCTION clip_thumbnail(bytea, integer, text) IS 'Small upright copy of an image file, in its proportions; smaller images keep their size
 edge: the longer side in pixels, from 1 to 4096
 format: jpeg (quality 85), png or webp (lossless)';

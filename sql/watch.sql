@@ -67,35 +67,14 @@ WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger t
                 AND t.tgargs OPERATOR(pg_catalog.=)
                     (pg_catalog.convert_to(w.id::pg_catalog.text, 'UTF8') OPERATOR(pg_catalog.||) pg_catalog.decode('00', 'hex')));
 
--- With the caller's rights, so it tells nobody how many rows a table has who may not count them; but policies, which are
--- functions of the table's owner, are not run with them: where one would hide rows, there is no count. An EXCEPTION clause
--- is a subtransaction, which can't begin while a query runs in parallel.
+-- Counted as the table's owner, by a function that first looks whether the caller may read the whole table: planning a
+-- query evaluates index expressions, which are the owner's code. NULL for those who may not, and where policies decide.
 CREATE FUNCTION clip_search.watch_progress(relation regclass, image name, text name, embedding name, cluster name,
                                            OUT rows bigint, OUT embedded bigint, OUT open bigint)
-LANGUAGE plpgsql STABLE PARALLEL UNSAFE COST 100000
-SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
-DECLARE
-    source text;
-    target text;
-BEGIN
-    -- NULL of a table that has been dropped, which the view may ask for before it leaves it out.
-    IF has_table_privilege(relation, 'SELECT') IS NOT TRUE THEN
-        RETURN;
-    END IF;
-    SELECT format('%s%I.%I', CASE WHEN c.relkind = 'p' THEN '' ELSE 'ONLY ' END, n.nspname, c.relname) INTO target
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = watch_progress.relation;
-    SELECT string_agg(format('%I IS NOT NULL', s.name), ' OR ') INTO source FROM unnest(ARRAY[image, text]) AS s (name) WHERE s.name IS NOT NULL;
-    EXECUTE format('SELECT count(*), count(%1$I), count(*) FILTER (WHERE (%1$I IS NULL%2$s) AND (%3$s)) FROM %4$s', embedding,
-                   CASE WHEN cluster IS NULL THEN '' ELSE format(' OR %I IS NULL', cluster) END, source, target)
-    INTO rows, embedded, open;
-EXCEPTION
-    WHEN undefined_column THEN
-        NULL; -- renamed or dropped: writers are told
-    WHEN undefined_table OR invalid_schema_name THEN
-        NULL; -- dropped, or renamed, by a transaction that this has waited for
-    WHEN insufficient_privilege THEN
-        NULL; -- no USAGE on the schema, or a policy
-END $$;
+LANGUAGE sql STABLE PARALLEL UNSAFE COST 100000 SET search_path = pg_catalog, pg_temp AS $$
+    SELECT c.rows, c.embedded, c.open
+    FROM clip_search.count_rows(relation, ARRAY[image::text, text::text], embedding::text, cluster::text) AS c
+$$;
 
 CREATE VIEW clip_search.watch AS
 SELECT w.relation, coalesce(w.image, w.text) AS source, CASE WHEN w.image IS NOT NULL THEN w.text END AS text_source,
@@ -308,6 +287,7 @@ Not inside a transaction. It may be called again, and by several sessions at onc
 batch: rows in one transaction
 embedding: of this column; NULL: of all that are watched in this table';
 COMMENT ON FUNCTION clip_search.watch_progress(regclass, name, name, name, name) IS 'Counts a watched table''s rows, for clip_search.watch';
+COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text) IS 'Counts a table''s rows as its owner, for a caller who may read them all; NULL for others';
 COMMENT ON FUNCTION clip_search.backfill_begin(regclass, text) IS 'A step of clip_backfill: queues what is missing';
 COMMENT ON FUNCTION clip_search.backfill_claim(bigint, bigint, bigint, integer) IS 'A step of clip_backfill: the next entries';
 COMMENT ON FUNCTION clip_search.backfill_work(bigint, bigint[]) IS 'A step of clip_backfill: embeds them';

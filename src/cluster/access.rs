@@ -65,6 +65,8 @@ pub struct Access {
     /// 0 for PUBLIC.
     grants: Vec<(pg_sys::Oid, String)>,
     has_clusters: bool,
+    /// The objects of 0.2.0, which knew no owners: everybody may do everything, until ALTER EXTENSION … UPDATE.
+    outdated: bool,
 }
 
 impl Access {
@@ -77,6 +79,7 @@ impl Access {
             pending: Vec::new(),
             grants: Vec::new(),
             has_clusters: false,
+            outdated: store.is_outdated(),
         };
         let by_name = [Condition::TextIs(1, name)];
         store.scan(Sees::Settled, Index::SettingName, &by_name, |row| {
@@ -114,6 +117,24 @@ impl Access {
         self.has_settings || self.has_clusters || !self.founders.is_empty()
     }
 
+    /// Whether members in a table of that owner are this collection's to read and write.
+    pub fn is_with(&self, owner: pg_sys::Oid) -> bool {
+        self.outdated || self.owner() == owner
+    }
+
+    /// # Errors
+    /// 55000 if the extension's objects are those of 0.2.0.
+    pub fn check_current(&self) -> SqlResult<()> {
+        if !self.outdated {
+            return Ok(());
+        }
+        Err(sql_error(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "the objects of extension clip_search are those of an earlier version",
+        )
+        .set_hint("ALTER EXTENSION clip_search UPDATE;"))
+    }
+
     pub fn has_settings(&self) -> bool {
         self.has_settings
     }
@@ -139,7 +160,8 @@ impl Access {
     }
 
     pub fn is_owned_by(&self, role: pg_sys::Oid) -> bool {
-        has_rights_of(role, self.owner())
+        self.outdated
+            || has_rights_of(role, self.owner())
             || (!self.has_settings && self.founders.iter().any(|&owner| has_rights_of(role, owner)))
     }
 
@@ -206,7 +228,7 @@ impl Access {
     /// Whether the role becomes an owner by the assignment that is about to be made. A row of this transaction's own is
     /// written even where another transaction has one that is not committed, which may be rolled back.
     pub fn wants_owner(&self) -> bool {
-        let owned = self.has_settings || !self.founders.is_empty() || self.name == DEFAULT_COLLECTION;
+        let owned = self.outdated || self.has_settings || !self.founders.is_empty() || self.name == DEFAULT_COLLECTION;
         !owned && (!self.has_clusters || !self.pending.is_empty())
     }
 
@@ -269,6 +291,7 @@ pub fn role_named(name: &str) -> SqlResult<pg_sys::Oid> {
 pub fn own_collection(store: &Store, collection: &str) -> SqlResult<Access> {
     check_name(collection)?;
     let access = Access::find(store, collection);
+    access.check_current()?;
     if !access.exists() && !access.is_open_default() {
         return Err(unknown(collection));
     }

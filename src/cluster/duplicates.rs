@@ -15,9 +15,9 @@ use crate::pg::user_context::current_role;
 
 /// 0.99 is what immich has come to, after 0.97 and 0.985 had shown similar photos as duplicates (its issues 9781 and
 /// 10703).
-#[pg_extern(stable, parallel_restricted, cost = 100000)]
+#[pg_extern(stable, parallel_restricted, cost = 100000, name = "clip_duplicates")]
 #[allow(clippy::type_complexity)]
-fn clip_duplicates(
+fn clip_duplicates_of(
     collection: Option<&str>,
     threshold: default!(Option<f64>, "0.99"),
     members: default!(Option<Regclass>, "NULL"),
@@ -42,6 +42,17 @@ fn clip_duplicates(
     let found = duplicates(&rows, threshold)?;
     let named = found.into_iter().map(|(a, b, cosine)| (keys[a].clone(), keys[b].clone(), cosine));
     Ok(TableIterator::new(named.collect::<Vec<_>>()))
+}
+
+/// As SQL of 0.2.0 declares it, which works with this library until it is updated.
+#[pg_extern(sql = false)]
+#[allow(clippy::type_complexity)]
+fn clip_duplicates(
+    collection: &str,
+    threshold: f64,
+) -> Result<TableIterator<'static, (name!(original, String), name!(duplicate, String), name!(cosine, f64))>, ErrorReport>
+{
+    clip_duplicates_of(Some(collection), Some(threshold), None)
 }
 
 /// (original, duplicate, cosine): in the order of the rows, each is an original unless one before it is within the

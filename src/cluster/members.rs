@@ -108,7 +108,7 @@ impl Members {
             let (labels, image) = (named(6)?, named(7)?);
             let Some(table) = OwnersTable::find(oid)? else { return Ok(None) };
             refuse_citus(client, oid)?;
-            if table.owner != access.owner() {
+            if !access.is_with(table.owner) {
                 return Err(parted(collection, &table, access.owner()));
             }
             let columns = [Some(&embedding), Some(&cluster), Some(&key), labels.as_ref(), image.as_ref()];

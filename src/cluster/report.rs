@@ -17,9 +17,9 @@ use crate::pg::vector::{self, Vector};
 /// A row of clip_clusters.
 type Found = (i64, i64, Vector, Option<String>, f64, Option<f64>, Option<Vec<Option<String>>>);
 
-#[pg_extern(stable, parallel_restricted, cost = 10000)]
+#[pg_extern(stable, parallel_restricted, cost = 10000, name = "clip_clusters")]
 #[allow(clippy::type_complexity)]
-fn clip_clusters(
+fn clip_clusters_of(
     collection: Option<&str>,
     min_size: default!(Option<i64>, "2"),
     members: default!(Option<Regclass>, "NULL"),
@@ -75,6 +75,30 @@ fn clip_clusters(
     Ok(TableIterator::new(rows))
 }
 
+/// As SQL of 0.2.0 declares it, which works with this library until it is updated.
+#[pg_extern(sql = false)]
+#[allow(clippy::type_complexity)]
+fn clip_clusters(
+    collection: &str,
+    min_size: i64,
+) -> Result<
+    TableIterator<
+        'static,
+        (
+            name!(id, i64),
+            name!(size, i64),
+            name!(centroid, Vector),
+            name!(representative, Option<String>),
+            name!(cohesion, f64),
+            name!(lowest, Option<f64>),
+            name!(labels, Option<Vec<Option<String>>>),
+        ),
+    >,
+    ErrorReport,
+> {
+    clip_clusters_of(Some(collection), Some(min_size), None)
+}
+
 impl Members {
     /// Common table expressions: `cluster` (the clusters of collection $1 with $2 members or more), `member` (their
     /// members), `grouped` and `word`.
@@ -100,8 +124,8 @@ impl Members {
     }
 }
 
-#[pg_extern(stable, parallel_restricted, cost = 10000)]
-fn clip_cluster_groups(
+#[pg_extern(stable, parallel_restricted, cost = 10000, name = "clip_cluster_groups")]
+fn clip_cluster_groups_of(
     collection: Option<&str>,
     min_size: default!(Option<i64>, "2"),
     members: default!(Option<Regclass>, "NULL"),
@@ -130,4 +154,10 @@ fn clip_cluster_groups(
             value.map(Some).ok_or_else(|| report(Error::new(Kind::Internal, "no groups came back")))
         })
     })
+}
+
+/// As SQL of 0.2.0 declares it.
+#[pg_extern(sql = false)]
+fn clip_cluster_groups(collection: &str, min_size: i64) -> SqlResult<Option<pgrx::JsonB>> {
+    clip_cluster_groups_of(Some(collection), Some(min_size), None)
 }

@@ -189,6 +189,11 @@ impl Store {
         }
     }
 
+    /// Whether the extension's objects are those of a version without owners of collections.
+    pub fn is_outdated(&self) -> bool {
+        self.relations[Table::Grant as usize].is_null()
+    }
+
     /// Visits the rows that meet all conditions, in the order of the index. The visit returns whether to go on.
     ///
     /// A scan that sees everything may miss a row that another transaction replaces and commits just then: the index
@@ -197,6 +202,9 @@ impl Store {
     /// in this order.
     pub fn scan(&self, sees: Sees, index: Index, conditions: &[Condition<'_>], mut visit: impl FnMut(&Row) -> bool) {
         let relation = self.relations[index.table() as usize];
+        if relation.is_null() {
+            return;
+        }
         let mut dirty =
             pg_sys::SnapshotData { snapshot_type: pg_sys::SnapshotType::SNAPSHOT_DIRTY, ..Default::default() };
         // SAFETY: keys, snapshot and relation outlive the scan; each tuple is used only until the next is fetched;
@@ -311,8 +319,9 @@ impl Store {
 impl Drop for Store {
     fn drop(&mut self) {
         if !std::thread::panicking() {
+            let opened = self.relations.iter().filter(|relation| !relation.is_null());
             // SAFETY: opened by `open`; the locks stay until the transaction ends.
-            self.relations.iter().for_each(|relation| unsafe { pg_sys::table_close(*relation, pg_sys::NoLock as i32) });
+            opened.for_each(|relation| unsafe { pg_sys::table_close(*relation, pg_sys::NoLock as i32) });
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::pg::user_context::{OwnersTable, current_role};
 type Counts = (Option<i64>, Option<i64>, Option<i64>);
 
 #[pg_schema]
-mod clip_search {
+pub mod clip_search {
     use super::*;
 
     /// Counts, for clip_search.watch, as the table's owner: planning a query evaluates what the owner has put into index
@@ -26,10 +26,7 @@ mod clip_search {
         embedding: Option<&str>,
         cluster: Option<&str>,
     ) -> Result<
-        TableIterator<
-            'static,
-            (name!(rows, Option<i64>), name!(embedded, Option<i64>), name!(open, Option<i64>)),
-        >,
+        TableIterator<'static, (name!(rows, Option<i64>), name!(embedded, Option<i64>), name!(open, Option<i64>))>,
         ErrorReport,
     > {
         let none = (None, None, None);
@@ -57,7 +54,8 @@ fn count(oid: pg_sys::Oid, sources: &[String], embedding: &str, cluster: Option<
     let only = if table.kind == pg_sys::RELKIND_PARTITIONED_TABLE { "" } else { "ONLY " };
     let embedding = quote_identifier(embedding);
     let cluster = cluster.map(|cluster| format!(" OR {} IS NULL", quote_identifier(cluster))).unwrap_or_default();
-    let source: Vec<String> = sources.iter().map(|source| format!("{} IS NOT NULL", quote_identifier(source))).collect();
+    let source: Vec<String> =
+        sources.iter().map(|source| format!("{} IS NOT NULL", quote_identifier(source))).collect();
     table.as_owner(|table| {
         let query = format!(
             include_str!("sql/count_rows.sql"),
@@ -68,9 +66,7 @@ fn count(oid: pg_sys::Oid, sources: &[String], embedding: &str, cluster: Option<
         );
         Spi::connect(|client| {
             let rows = client.select(&query, Some(1), &[]).map_err(spi)?;
-            rows.into_iter()
-                .next()
-                .map_or(Ok(NONE), |row| Ok((get(&row, 1)?, get(&row, 2)?, get(&row, 3)?)))
+            rows.into_iter().next().map_or(Ok(NONE), |row| Ok((get(&row, 1)?, get(&row, 2)?, get(&row, 3)?)))
         })
     })
 }
@@ -78,6 +74,12 @@ fn count(oid: pg_sys::Oid, sources: &[String], embedding: &str, cluster: Option<
 fn may_select(oid: pg_sys::Oid) -> SqlResult<bool> {
     Spi::connect(|client| {
         let query = "SELECT pg_catalog.has_table_privilege($1, 'SELECT')";
-        Ok(client.select(query, Some(1), &[oid.into()]).map_err(spi)?.first().get::<bool>(1).map_err(spi)?.unwrap_or(false))
+        Ok(client
+            .select(query, Some(1), &[oid.into()])
+            .map_err(spi)?
+            .first()
+            .get::<bool>(1)
+            .map_err(spi)?
+            .unwrap_or(false))
     })
 }

@@ -100,6 +100,7 @@ impl Bind<'_> {
             ));
         }
         let access = Access::find(store, name);
+        access.check_current()?;
         if access.exists() || name == DEFAULT_COLLECTION {
             access.check_owner(self.role)?;
         }
