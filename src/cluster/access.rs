@@ -5,6 +5,7 @@
 //! them wait for each other. A check comes before any lock on the collection, so that a role without the right to it can
 //! hold up nobody.
 
+use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -87,16 +88,6 @@ impl Access {
             access.owner = row.role(12);
             false
         });
-        store.scan(Sees::Everything, Index::GrantCollection, &by_name, |row| {
-            let (Some(role), Some(privilege)) = (row.role(2), row.text(3)) else { return true };
-            match (privilege.as_str(), row.inserting) {
-                ("owner", true) => access.pending.push(role),
-                ("owner", false) => access.founders.push(role),
-                (_, true) => {}
-                (_, false) => access.grants.push((role, privilege)),
-            }
-            true
-        });
         if !access.has_settings {
             store.scan(Sees::Everything, Index::SettingName, &by_name, |row| {
                 if row.inserting {
@@ -109,6 +100,17 @@ impl Access {
                 false
             });
         }
+        // After the clusters: the owner of a new collection is written before its first cluster.
+        store.scan(Sees::Everything, Index::GrantCollection, &by_name, |row| {
+            let (Some(role), Some(privilege)) = (row.role(2), row.text(3)) else { return true };
+            match (privilege.as_str(), row.inserting) {
+                ("owner", true) => access.pending.push(role),
+                ("owner", false) => access.founders.push(role),
+                (_, true) => {}
+                (_, false) => access.grants.push((role, privilege)),
+            }
+            true
+        });
         access
     }
 
@@ -195,12 +197,13 @@ impl Access {
     /// # Errors
     /// 42501 if the role may not assign: the collection belongs to others, or others are just now making it.
     pub fn check_assign(&self, role: pg_sys::Oid) -> SqlResult<()> {
-        if self.exists() || self.is_open_default() {
-            return self.check(role, Privilege::Assign);
-        }
+        let is_settled = self.has_settings || !self.founders.is_empty() || self.is_open_default();
         match self.pending.iter().find(|&&owner| !has_rights_of(role, owner)) {
-            None => Ok(()),
-            Some(&owner) => Err(self.denied(&format!("Role {} is just now making it.", role_name(owner)))),
+            Some(&owner) if !is_settled => {
+                Err(self.denied(&format!("Role {} is just now making it.", role_name(owner))))
+            }
+            _ if is_settled || (self.has_clusters && self.pending.is_empty()) => self.check(role, Privilege::Assign),
+            _ => Ok(()),
         }
     }
 
@@ -262,9 +265,14 @@ fn add_grants(
     privileges: &[Privilege],
 ) -> SqlResult<()> {
     client
-        .update(include_str!("sql/grant.sql"), None, &[collection.into(), role.into(), names(privileges).into()])
+        .update(include_str!("sql/grant.sql"), None, &[collection.into(), number(role), names(privileges).into()])
         .map(drop)
         .map_err(spi)
+}
+
+/// As an argument: pgrx passes the oid 0, which is PUBLIC, as NULL.
+fn number<'a>(role: pg_sys::Oid) -> DatumWithOid<'a> {
+    i64::from(role.to_u32()).into()
 }
 
 fn names(privileges: &[Privilege]) -> Vec<String> {
@@ -331,8 +339,8 @@ fn clip_revoke_collection(
     let role = grantee(role)?;
     Spi::connect_mut(|client| {
         access.write_defaults(client)?;
-        let query = "DELETE FROM clip_search.collection_grant WHERE collection = $1 AND grantee::pg_catalog.oid = $2 AND privilege = ANY ($3)";
-        client.update(query, None, &[collection.into(), role.into(), names(&privileges).into()]).map(drop).map_err(spi)
+        let query = "DELETE FROM clip_search.collection_grant WHERE collection = $1 AND grantee::pg_catalog.oid = $2::pg_catalog.oid AND privilege = ANY ($3)";
+        client.update(query, None, &[collection.into(), number(role), names(&privileges).into()]).map(drop).map_err(spi)
     })
 }
 

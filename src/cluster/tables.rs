@@ -120,10 +120,16 @@ impl Row {
         self.value(column).map(|datum| unsafe { Components::new(datum) })
     }
 
-    /// A column that is declared `bytea`, not compressed or out of line.
+    /// A column that is declared `bytea`. None of a value that is compressed or out of line, which PLAIN storage and
+    /// fewer than 127 bytes exclude unless somebody has altered the table.
     pub fn bytes(&self, column: usize) -> Option<&[u8]> {
-        // SAFETY: as above; storage PLAIN and values below 127 bytes are always in the row.
-        self.value(column).map(|datum| unsafe { pgrx::varlena::varlena_to_byte_slice(datum.cast_mut_ptr()) })
+        use pgrx::varlena::{varatt_is_1b, varatt_is_1b_e, varatt_is_4b_u, varlena_to_byte_slice};
+        // SAFETY: as above; the header says which form the value has.
+        self.value(column).and_then(|datum| unsafe {
+            let value: *const pg_sys::varlena = datum.cast_mut_ptr();
+            let plain = varatt_is_4b_u(value) || (varatt_is_1b(value) && !varatt_is_1b_e(value));
+            plain.then(|| varlena_to_byte_slice(value))
+        })
     }
 
     /// A column that is declared `text`.
