@@ -165,10 +165,7 @@ impl Queries {
         }
         let vector = self.storage.round(vector.clone());
         let cluster = match &watch.collection {
-            Some(collection) if self.has_cluster => {
-                let _rights = Rights::of_extension();
-                Some(assign(vector.clone(), collection)?)
-            }
+            Some(collection) if self.has_cluster => Some(assign(vector.clone(), collection, watch.owner)?),
             _ => None,
         };
         let done = {
