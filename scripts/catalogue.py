@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 TOPICS = {
     "Embedding": r"clip_embed_.*",
     "Searching": r"clip_query|clip_diversify|clip_classify",
-    "Grouping": r".*_clusters?|.*_collection|clip_cluster_groups|clip_recluster|clip_duplicates",
+    "Grouping": r".*_clusters?|.*_collection|clip_has_collection_privilege|clip_cluster_groups|clip_recluster|clip_duplicates",
     "Keeping embeddings in sync": r"clip_(un)?watch|clip_watch_row|clip_backfill|clip_retry|clip_reembed",
     "Image files": r"clip_thumbnail|clip_image_info",
     "Models and statistics": r"clip_models|clip_check_model|.*_stats|clip_benchmark|clip_version",

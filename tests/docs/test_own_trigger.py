@@ -116,6 +116,28 @@ def test_what_is_rolled_back_is_not_counted(db: psycopg.Connection) -> None:
     check(db, 3)
 
 
+def test_a_role_without_privileges_on_the_collection_writes(db: psycopg.Connection) -> None:
+    role = f"clip_test_writer_{support.value(db, 'SELECT pg_backend_pid()')}"
+    db.execute(f"CREATE ROLE {role}")
+    try:
+        db.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON photo TO {role}")
+        db.execute(f"SET ROLE {role}")
+        insert(db, 1, "cat")
+        insert(db, 2, "rocket")
+        db.execute("UPDATE photo SET data = %s WHERE id = 2", (photo("cat"),))
+        db.execute("DELETE FROM photo WHERE id = 1")
+        db.execute("RESET ROLE")
+        check(db, 1)
+        db.execute(f"SET ROLE {role}")
+        db.execute("TRUNCATE photo")
+        db.execute("RESET ROLE")
+        check(db, 0)
+    finally:
+        db.execute("RESET ROLE")
+        db.execute(f"DROP OWNED BY {role} CASCADE")
+        db.execute(f"DROP ROLE {role}")
+
+
 def test_truncate_empties_the_groups(db: psycopg.Connection) -> None:
     for key, name in enumerate(SUBJECTS, 1):
         insert(db, key, name)
