@@ -43,6 +43,9 @@ pub(super) fn after_update(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<(
         if parted {
             part(plan, old)?;
         }
+    } else {
+        // The worker has grouped a row again that was in no group.
+        confirm(plan, new);
     }
     let renamed = plan.key.iter().any(|&column| !same_value(old, new, column));
     let (was_open, open) = (old.datum(plan.embedding).is_none(), new.datum(plan.embedding).is_none());
