@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# shellcheck disable=SC1091,SC2154
 # What people look at, in a real browser: the gallery page and the web application; the cluster of `make cluster` is up.
 #   K=words             only the tests that match (pytest's -k)
 #   CHROMIUM=/a/path    another Chromium or Chrome than the one on PATH
+# shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
 require_pg
 eval "$("$root/scripts/cluster.sh" env)"

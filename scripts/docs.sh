@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# shellcheck disable=SC1091,SC2154
 # The parts of docs/ that are not written by hand, in the cluster of `make test-cluster`: the reference from the catalogue,
 # and what psql prints after each example.
+# shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
 require_pg
 eval "$("$root/scripts/cluster.sh" env)"

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# shellcheck disable=SC1091,SC2154
 # The feasibility study of examples/feasibility, on the cluster of `make cluster`; into target/feasibility.
 #   STAMPS=dir    usr/share/tuxpaint/stamps of Debian's package tuxpaint-stamps-default (default: fetched by apt, 161 MB)
 #   STAMPS=none   without its three pictures
 #   MODEL=name    another model than photo-mini
+# shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
+# shellcheck source=scripts/lib/stamps.sh
 source "$root/scripts/lib/stamps.sh"
 require_pg
 eval "$("$root/scripts/cluster.sh" env)"

@@ -1,5 +1,4 @@
 #!/usr/bin/env bash
-# shellcheck disable=SC1091,SC2154
 # The extension inside a server that runs under valgrind's memcheck: the tests of tests/valgrind, first as connections load
 # the library and then in a server that preloads it. Fails if memcheck reports anything, or a test fails; prints a summary,
 # errors that go through clip_search.so first.
@@ -12,7 +11,9 @@
 # The server is PostgreSQL 17 from Debian's source archive, in target/valgrind: with USE_VALGRIND it tells memcheck what is
 # palloc'd and what is freed (all of it is one malloc'd block otherwise), and with assertions it overwrites what is freed.
 # Processes that run the server's programs natively in between (initdb, psql) are not looked at.
+# shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
+# shellcheck source=scripts/lib/sources.sh
 source "$root/scripts/lib/sources.sh"
 
 place=$target/valgrind

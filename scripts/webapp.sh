@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# shellcheck disable=SC1091,SC2154
 # The web application of examples/webapp, on the cluster of `make cluster`, until Ctrl-C.
 #   PORT=8080       where it listens, on 127.0.0.1 alone
+# shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
 require_pg
 eval "$("$root/scripts/cluster.sh" env)"

@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use clip::Setting;
 use clip::image::Limits;
@@ -16,6 +17,8 @@ static CACHE_PATH: GucSetting<Option<CString>> =
     GucSetting::<Option<CString>>::new(Some(c"$data/pgsql_tmp.clip_search"));
 static PRELOAD: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static THREADS: GucSetting<i32> = GucSetting::<i32>::new(1);
+static MAX_THREADS: GucSetting<i32> = GucSetting::<i32>::new(0);
+static CORES: OnceLock<usize> = OnceLock::new();
 static MEMO_TEXTS: GucSetting<i32> = GucSetting::<i32>::new(256);
 static MAX_IMAGE_PIXELS: GucSetting<i32> = GucSetting::<i32>::new(100_000_000);
 static MAX_IMAGE_BYTES: GucSetting<i32> = GucSetting::<i32>::new(256 << 20);
@@ -79,6 +82,16 @@ pub fn register() {
         1,
         256,
         GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"clip_search.max_threads",
+        c"The most threads that clip_search.threads gives a backend.",
+        c"0: as many as the server has cores. Only a superuser can change it. A larger clip_search.threads has the effect of this number.",
+        &MAX_THREADS,
+        0,
+        256,
+        GucContext::Suset,
         GucFlags::default(),
     );
     GucRegistry::define_int_guc(
@@ -274,8 +287,14 @@ pub fn preload() -> Vec<String> {
     list.split(',').map(str::trim).filter(|spec| !spec.is_empty()).map(str::to_owned).collect()
 }
 
+/// Threads of one inference: what the session asks for, as far as an administrator lets it.
 pub fn threads() -> usize {
-    THREADS.get() as usize
+    let most = match MAX_THREADS.get() {
+        // Asked of the system once, since it reads files.
+        0 => *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from)),
+        most => most as usize,
+    };
+    (THREADS.get() as usize).min(most)
 }
 
 pub fn memo_texts() -> usize {

@@ -13,6 +13,10 @@ mod watch;
 
 ::pgrx::pg_module_magic!(name, version);
 
+/// Lets libraries' work on images fail with an error where memory runs out; see [`clip::memory`].
+#[global_allocator]
+static ALLOCATOR: clip::memory::Allocator = clip::memory::Allocator(std::alloc::System);
+
 extension_sql_file!("../sql/bootstrap.sql", bootstrap);
 extension_sql_file!(
     "../sql/watch.sql",
@@ -40,6 +44,7 @@ extension_sql_file!("../sql/finalize.sql", finalize);
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     guc::register();
+    pg::user_context::register();
     model::stats::register();
     model::preload::run();
     watch::worker::register();

@@ -19,7 +19,7 @@ import sys
 import support
 
 DOCS = support.ROOT / "docs"
-PAGES = [DOCS / "cookbook.md", *sorted((DOCS / "how-to").glob("*.md"))]
+PAGES = [support.ROOT / "README.md", DOCS / "cookbook.md", *sorted((DOCS / "how-to").glob("*.md"))]
 # A statement block, and the output block after it if there is one.
 BLOCKS = re.compile(r"```sql\n(.*?)```\n(?:```\n(.*?)```\n)?", re.DOTALL)
 DATABASE = re.compile(r"<!-- database: (\w+) -->\n")

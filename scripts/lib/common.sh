@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2034
+# shellcheck shell=bash disable=SC2034,SC2154,SC2164
 # What the scripts share: progress lines, root rights, the server's directories, Python environments.
 # Sourced, never run. Progress goes to stderr, so that stdout stays free for `make -s env`.
 set -euo pipefail
@@ -146,4 +146,24 @@ find_cargo_pgrx() {
     return 1
 }
 
+# cargo_setup: what every call of cargo needs, after require_pg. Cargo gives a dependency the features that the selected
+# packages ask for: with another selection, half of them would be compiled again. So all calls select the whole workspace,
+# by "${workspace[@]}", and cargo-pgrx's call does by PGRX_BUILD_FLAGS. tests/release/test_build.py compares.
+cargo_setup() {
+    local config
+    workspace=(--workspace --no-default-features --features "pg$pg_major")
+    export PGRX_BUILD_FLAGS="--workspace --bins --locked"
+    # cargo-pgrx looks its PostgreSQL up in $PGRX_HOME/config.toml, which `cargo pgrx init` writes for servers that it
+    # builds itself. An installed one needs these two lines. Each major version has a folder, since pgrx generates its
+    # bindings again whenever the file has changed.
+    export PGRX_HOME=$target/pgrx/pg$pg_major
+    mkdir -p "$PGRX_HOME"
+    config=$(printf '[configs]\npg%s = "%s"' "$pg_major" "$pg_config")
+    [ "$(cat "$PGRX_HOME/config.toml" 2>/dev/null)" = "$config" ] || echo "$config" >"$PGRX_HOME/config.toml"
+    # pgrx formats the bindings it writes, and stops without a rustfmt (rustup's minimal profile has none). Nobody reads
+    # them, so any program that succeeds will do.
+    rustfmt --version >/dev/null 2>&1 || export RUSTFMT=true
+}
+
+# shellcheck source=scripts/lib/python.sh
 source "$root/scripts/lib/python.sh"

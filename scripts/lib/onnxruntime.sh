@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2154
+# shellcheck shell=bash disable=SC2034,SC2154,SC2164
 # ONNX Runtime: the library inside the wheel `onnxruntime`, put where the extension looks for it. Sourced by deps.sh.
 #
 # 1.24.4 starts no thread of its own with one intra-op thread; 1.30.0 and 1.32.0 do, and a postmaster that

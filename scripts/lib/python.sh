@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2154
+# shellcheck shell=bash disable=SC2034,SC2154,SC2164
 # Python environments under target/. Sourced by common.sh.
 
 # ensure_python: a python3 that can make virtual environments.

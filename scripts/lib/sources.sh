@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2034,SC2154
+# shellcheck shell=bash disable=SC2034,SC2154,SC2164
 # Upstream's source archives, taken from the Debian mirror that this machine already uses. Sourced after common.sh.
 
 # source_pin PACKAGE [MAJOR]: sets pin_version, pin_archive, pin_sha256 and pin_release; fails where no Debian

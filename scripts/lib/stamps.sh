@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC1091,SC2154
+# shellcheck shell=bash disable=SC2034,SC2154,SC2164
 # The labelled photographs of Debian's tuxpaint-stamps-default (GPL-2: read from the package, never copied).
 # Sourced after common.sh.
 package=tuxpaint-stamps-default
@@ -18,7 +18,7 @@ find_stamps() {
         [ -n "$stamps" ] || [ ! -d "$place/tuxpaint/stamps/animals" ] || stamps=$place/tuxpaint/stamps
     done
     if [ -z "$stamps" ]; then
-        command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null ||
+        { command -v apt-get && command -v dpkg-deb; } >/dev/null ||
             die "no apt-get to fetch the pictures with: unpack Debian's $package, and set STAMPS to its usr/share/tuxpaint/stamps"
         step eval-stamps "fetching 310 labelled pictures (Debian's $package, 161 MB)" fetch_stamps
         stamps=$target/eval/package/unpacked/usr/share/tuxpaint/stamps

@@ -1,19 +1,18 @@
 //! The statements that write the cluster tables. Plans are made once a session.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 
 use clip::clustering::binary_code::Block;
 use clip::clustering::centroid::Sum;
 use clip::{Error, Kind};
-use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use pgrx::spi::{OwnedPreparedStatement, SpiClient, SpiTupleTable};
+use pgrx::spi::{SpiClient, SpiTupleTable};
 
 use crate::pg::error::{SqlResult, report};
+use crate::pg::spi::{run, spi};
 use crate::pg::transaction::run_on_latest;
-use crate::pg::vector::{self, Vector};
+use crate::pg::vector::Vector;
 
 /// A sequence that has given none yet says 1, too.
 const LAST_ID: &str = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM clip_search.cluster_id_seq";
@@ -74,39 +73,6 @@ pub struct Stored {
     pub code: Option<Vec<u8>>,
     /// 0 for a change.
     pub mark: i64,
-}
-
-type Plans = HashMap<&'static str, OwnedPreparedStatement>;
-
-thread_local! {
-    /// With the oid of pgvector's type that they were made for. Leaked on purpose: at the end of a process the memory
-    /// that plans are in may be gone before they are.
-    static PLANS: &'static RefCell<(pg_sys::Oid, Plans)> = Box::leak(Box::new(RefCell::new((pg_sys::Oid::INVALID, HashMap::new()))));
-}
-
-/// Runs a statement, planned once, on a snapshot of its own.
-pub fn run<'conn>(
-    client: &mut SpiClient<'conn>,
-    query: &'static str,
-    arguments: &[DatumWithOid<'_>],
-) -> SqlResult<SpiTupleTable<'conn>> {
-    let vector = vector::type_oid();
-    PLANS.with(|plans| {
-        let mut plans = plans.borrow_mut();
-        if plans.0 != vector {
-            *plans = (vector, HashMap::new());
-        }
-        if !plans.1.contains_key(query) {
-            let types: Vec<PgOid> = arguments.iter().map(|argument| PgOid::from(argument.oid())).collect();
-            let plan = client.prepare_mut(query, &types).map_err(spi)?.keep();
-            plans.1.insert(query, plan);
-        }
-        client.update(&plans.1[query], None, arguments).map_err(spi)
-    })
-}
-
-fn spi(error: pgrx::spi::Error) -> pgrx::pg_sys::panic::ErrorReport {
-    report(Error::new(Kind::Internal, "the cluster tables could not be read or written").detail(error.to_string()))
 }
 
 fn first_bigint(rows: SpiTupleTable<'_>) -> SqlResult<i64> {

@@ -7,11 +7,10 @@
 
 use std::ffi::CStr;
 
-use clip::{Error, Kind};
 use pgrx::pg_sys;
 use pgrx::prelude::PgSqlErrorCode;
 
-use crate::pg::error::{SqlResult, with_sqlstate};
+use crate::pg::error::{SqlResult, sql_error};
 use crate::pg::vector::Components;
 
 #[derive(Clone, Copy)]
@@ -148,12 +147,12 @@ pub fn check_may_commit(procedure: &str) -> SqlResult<()> {
     if !unsafe { pg_sys::IsTransactionBlock() } {
         return Ok(());
     }
-    Err(with_sqlstate(
+    Err(sql_error(
         PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
-        Error::new(Kind::InvalidInput, format!("{procedure} can't run inside a transaction block"))
-            .detail("It commits each batch.")
-            .hint("COMMIT first, and CALL it by itself; a driver needs autocommit, psql a -c of its own."),
-    ))
+        format!("{procedure} can't run inside a transaction block"),
+    )
+    .set_detail("It commits each batch.")
+    .set_hint("COMMIT first, and CALL it by itself; a driver needs autocommit, psql a -c of its own."))
 }
 
 impl Store {

@@ -3,10 +3,10 @@
 use std::cell::RefCell;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::time::Instant;
 
 use clip::Error;
+use clip::clustering::centroid::cosine;
 use clip::embedder::Embedder;
 use clip::embedder::logits::{self, Logits};
 use clip::model::Model;
@@ -14,7 +14,7 @@ use clip::stats::Figures;
 use lru::LruCache;
 
 use crate::guc;
-use crate::model::origin::note_origin;
+use crate::model::origin::{self, note_origin};
 pub use crate::model::origin::{base_name, model_of};
 use crate::model::stats;
 use crate::pg::error::{SqlResult, report, warn};
@@ -26,6 +26,10 @@ const MEMO_TEXT_BYTES: usize = 2048;
 /// Sets of labels whose vectors are remembered, per model, to classify row after row; a set of 10,000 is 20 MB.
 const MEMO_SETS: usize = 4;
 const MEMO_SET_LABELS: usize = 10_000;
+const MEMO_SET_BYTES: usize = 1 << 20;
+/// Prompts that are in memory together: so many, of so many bytes.
+const PROMPT_BATCH: usize = 256;
+const PROMPT_BYTES: usize = 4 << 20;
 /// An image of one white pixel, for finding out how long a model's vectors are.
 const PIXEL: &[u8] = b"GIF89a\x01\0\x01\0\x80\0\0\xff\xff\xff\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;";
 
@@ -37,7 +41,7 @@ pub(super) struct Loaded {
     memo: LruCache<String, Vec<f32>>,
     memo_hits: u64,
     /// Labels and templates -> a vector for each label.
-    sets: LruCache<String, Labels>,
+    sets: LruCache<String, Vec<Vec<f32>>>,
     /// A call failed: the model's files are looked up anew by the next, for they may have been mended.
     failed: bool,
 }
@@ -51,9 +55,6 @@ impl Loaded {
         Ok(Self { key, embedder, memo, memo_hits: 0, sets, failed: false })
     }
 }
-
-/// Unit vectors of labels, in their order.
-pub type Labels = Rc<Vec<Vec<f32>>>;
 
 /// What a loaded model depends on; a change of any reloads it.
 #[derive(PartialEq)]
@@ -214,50 +215,105 @@ impl Loaded {
         (result, places)
     }
 
-    /// A vector for each label: of its text in the template, or the ensemble of several.
-    fn labels(&mut self, labels: &[&str], templates: &[&str], truncate: bool) -> (clip::Result<Labels>, Vec<usize>) {
+    /// The cosines of a vector to the labels: to the text of each in the template, or to the ensemble of several. Prompts
+    /// are made and embedded a batch at a time, so that many labels take no more memory than their cosines do.
+    fn cosines(
+        &mut self,
+        vector: &[f32],
+        labels: &[&str],
+        templates: &[&str],
+        truncate: bool,
+    ) -> clip::Result<LabelCosines> {
+        let bytes: usize = labels.iter().chain(templates).map(|text| text.len()).sum();
+        let remembers = labels.len() <= MEMO_SET_LABELS && bytes <= MEMO_SET_BYTES;
         // No text of PostgreSQL's has a NUL.
-        let key = format!("{}\0\0{}", labels.join("\0"), templates.join("\0"));
-        if let Some(known) = self.sets.get(&key) {
-            return (Ok(known.clone()), Vec::new());
+        let key = remembers.then(|| format!("{}\0\0{}", labels.join("\0"), templates.join("\0")));
+        if let Some(known) = key.as_ref().and_then(|key| self.sets.get(key)) {
+            return Ok(LabelCosines::of(known, vector));
         }
-        let prompts: Vec<String> =
-            labels.iter().flat_map(|label| templates.iter().map(|template| logits::prompt(template, label))).collect();
-        let texts: Vec<Option<&str>> = prompts.iter().map(|prompt| Some(prompt.as_str())).collect();
-        let (result, places) = self.texts(&texts, truncate);
-        // Several prompts are one label's.
-        let places = places.into_iter().map(|place| place / templates.len()).collect();
-        let result = result.and_then(|(vectors, cut)| {
-            let vectors: Vec<Vec<f32>> = vectors.into_iter().flatten().collect();
-            let set: Labels = Rc::new(match templates.len() {
-                1 => vectors,
-                count => vectors
-                    .chunks(count)
-                    .map(|prompts| logits::ensemble(prompts.iter().map(Vec::as_slice)))
-                    .collect::<clip::Result<_>>()?,
-            });
-            if !cut && labels.len() <= MEMO_SET_LABELS {
-                self.sets.put(key, set.clone());
+        let mut cosines: Vec<f64> = clip::memory::with_capacity(labels.len())?;
+        let (mut set, mut any_cut, mut warnings) = (Vec::new(), false, Vec::new());
+        let mut pairs = (0..labels.len()).flat_map(|label| templates.iter().map(move |template| (label, *template)));
+        let mut of_label: Vec<Vec<f32>> = Vec::new();
+        loop {
+            let (mut prompts, mut owners, mut bytes) = (Vec::new(), Vec::new(), 0);
+            while prompts.len() < PROMPT_BATCH && bytes < PROMPT_BYTES {
+                let Some((label, template)) = pairs.next() else { break };
+                let prompt = logits::prompt(template, labels[label]).map_err(|e| e.element(label))?;
+                bytes += prompt.len();
+                prompts.push(prompt);
+                owners.push(label);
             }
-            Ok(set)
-        });
-        (result, places)
+            if prompts.is_empty() {
+                break;
+            }
+            let texts: Vec<Option<&str>> = prompts.iter().map(|prompt| Some(prompt.as_str())).collect();
+            let (result, places) = self.texts(&texts, truncate);
+            // Several prompts are one label's.
+            let place = |mut error: Error| {
+                error.element = error.element.map(|item| owners[places[item]]);
+                error
+            };
+            // These would not outlast the next batch.
+            warnings.extend(self.embedder.take_warnings().into_iter().map(place));
+            let (vectors, cut) = result.map_err(place)?;
+            any_cut |= cut;
+            for prompt in vectors.into_iter().flatten() {
+                of_label.push(prompt);
+                if of_label.len() < templates.len() {
+                    continue;
+                }
+                let label = match of_label.len() {
+                    1 => of_label.pop().unwrap_or_default(),
+                    _ => logits::ensemble(of_label.drain(..).collect::<Vec<_>>().iter().map(Vec::as_slice))?,
+                };
+                if label.len() != vector.len() {
+                    return Ok(LabelCosines { width: label.len(), cosines: Vec::new() });
+                }
+                cosines.push(cosine(&label, vector));
+                if remembers {
+                    set.push(label);
+                }
+            }
+        }
+        self.embedder.add_warnings(warnings);
+        // A set of which something was cut is embedded each time, so that its warning is not lost.
+        if let Some(key) = key.filter(|_| !any_cut) {
+            self.sets.put(key, set);
+        }
+        Ok(LabelCosines { width: vector.len(), cosines })
     }
 }
 
-/// Embeds labels for a classification by the named model, and says how it makes probabilities of cosines.
-pub fn embed_labels(spec: &str, labels: &[&str], templates: &[&str]) -> SqlResult<(Labels, Logits)> {
+/// The cosines of a vector to labels; none where the labels' vectors are of another width.
+struct LabelCosines {
+    width: usize,
+    cosines: Vec<f64>,
+}
+
+impl LabelCosines {
+    fn of(labels: &[Vec<f32>], vector: &[f32]) -> Self {
+        let width = labels.first().map_or(vector.len(), Vec::len);
+        let fits = width == vector.len();
+        let cosines = labels.iter().filter(|_| fits).map(|label| cosine(label, vector)).collect();
+        Self { width, cosines }
+    }
+}
+
+/// The cosines of a vector to labels, and how the model makes probabilities of them.
+pub fn label_cosines(spec: &str, vector: &[f32], labels: &[&str], templates: &[&str]) -> SqlResult<(Vec<f64>, Logits)> {
     let truncate = guc::truncate_text();
-    with_model(spec, labels.len(), |loaded| {
+    let (found, logits) = with_model(spec, labels.len(), |loaded| {
         // Its warnings are about no item, and stay; the labels' would not outlast a call for the scale.
-        let logits = match loaded.embedder.logits() {
-            Ok(logits) => logits,
-            Err(error) => return (Err(error), Vec::new()),
-        };
-        let (result, places) = loaded.labels(labels, templates, truncate);
-        (result.map(|labels| (labels, logits)), places)
+        let result = loaded
+            .embedder
+            .logits()
+            .and_then(|logits| loaded.cosines(vector, labels, templates, truncate).map(|cosines| (cosines, logits)));
+        (result, (0..labels.len()).collect())
     })
-    .map_err(report)
+    .map_err(report)?;
+    origin::check_dimensions(vector.len(), found.width, spec)?;
+    Ok((found.cosines, logits))
 }
 
 /// How long the vectors of a model are that it makes of images, or of texts. It is tried, so a model that can't is an

@@ -7,12 +7,11 @@
 
 use std::ffi::CStr;
 
-use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, quote_identifier};
 
-use crate::cluster::collection::get;
-use crate::pg::error::{SqlResult, report, with_sqlstate};
+use crate::pg::error::{SqlResult, sql_error};
+use crate::pg::spi::{get, spi};
 use crate::pg::user_context::Rights;
 
 /// A lock on a table, by PostgreSQL's name for it.
@@ -60,10 +59,8 @@ pub fn check_still_named(oid: pg_sys::Oid, name: &str) -> SqlResult<()> {
     if qualified_name(oid).is_some_and(|now| now == name) {
         return Ok(());
     }
-    Err(with_sqlstate(
-        PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
-        Error::new(Kind::InvalidInput, format!("{name} has just been renamed")).hint("Try again."),
-    ))
+    Err(sql_error(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, format!("{name} has just been renamed"))
+        .set_hint("Try again."))
 }
 
 /// What the catalogue says of a table.
@@ -87,9 +84,9 @@ impl Table {
             let query = include_str!("sql/table.sql");
             let rows = client.update(query, Some(1), &[oid.into()]).map_err(spi)?;
             let missing = || {
-                with_sqlstate(
+                sql_error(
                     PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
-                    Error::new(Kind::InvalidInput, format!("there is no table with oid {}", oid.to_u32())),
+                    format!("there is no table with oid {}", oid.to_u32()),
                 )
             };
             let row = rows.into_iter().next().ok_or_else(missing)?;
@@ -121,10 +118,7 @@ impl Table {
         if self.owned {
             return Ok(());
         }
-        Err(with_sqlstate(
-            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-            Error::new(Kind::InvalidInput, format!("must be owner of table {}", self.name)),
-        ))
+        Err(sql_error(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, format!("must be owner of table {}", self.name)))
     }
 
     pub fn column(&self, client: &mut SpiClient<'_>, name: &str) -> SqlResult<Option<Column>> {
@@ -148,10 +142,7 @@ impl Table {
 
     pub fn known_column(&self, client: &mut SpiClient<'_>, name: &str) -> SqlResult<Column> {
         self.column(client, name)?.ok_or_else(|| {
-            with_sqlstate(
-                PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
-                Error::new(Kind::InvalidInput, format!("table {} has no column \"{name}\"", self.name)),
-            )
+            sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN, format!("table {} has no column \"{name}\"", self.name))
         })
     }
 }
@@ -163,8 +154,4 @@ pub struct Column {
     pub generated: bool,
     pub not_null: bool,
     pub identity: bool,
-}
-
-fn spi(error: pgrx::spi::Error) -> pg_sys::panic::ErrorReport {
-    report(Error::new(Kind::Internal, "the catalogue could not be read").detail(error.to_string()))
 }

@@ -5,16 +5,17 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::spi::quote_identifier;
 
-use crate::cluster::collection::get;
 use crate::cluster::tables;
 use crate::guc;
 use crate::pg::catalog::{self, Lock, Table};
 use crate::pg::error::{SqlResult, report};
 use crate::pg::regclass::Regclass;
+use crate::pg::spi::get;
+use crate::pg::spi::spi;
 use crate::pg::user_context::{Rights, key_form};
 use crate::watch::queue::{Next, claim, has_again, noted, own};
 use crate::watch::rows::{Terms, work};
-use crate::watch::setting::{Watch, spi, table_of};
+use crate::watch::setting::{Watch, table_of};
 use crate::watch::wakeup;
 
 /// Keys that are read and queued at a time.

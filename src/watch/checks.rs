@@ -4,15 +4,15 @@ use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
-use crate::cluster::collection::get;
 use crate::model::loaded;
 use crate::pg::catalog::{Column, Table};
 use crate::pg::citus;
 use crate::pg::error::{SqlResult, report, with_sqlstate};
+use crate::pg::spi::{get, spi};
 use crate::pg::text::foreign_encoding;
 use crate::pg::user_context::Rights;
-use crate::pg::vector::Storage;
-use crate::watch::setting::{Watch, spi};
+use crate::pg::vector_column::Storage;
+use crate::watch::setting::Watch;
 use crate::watch::wanted::{Plan, Wanted};
 
 /// Tables of Citus have their rows elsewhere.

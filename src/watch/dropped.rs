@@ -7,12 +7,13 @@
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
-use crate::cluster::collection::{drop_rows, get};
+use crate::cluster::collection::drop_rows;
 use crate::cluster::statements;
 use crate::cluster::tables::Store;
 use crate::pg::error::SqlResult;
+use crate::pg::spi::get;
+use crate::pg::spi::spi;
 use crate::pg::transaction::run_on_latest;
-use crate::watch::setting::spi;
 
 /// Removes it, with the rights of the extension. A collection that another transaction has in hand stays for the next
 /// time, with its watch; nothing is waited for.

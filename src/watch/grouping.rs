@@ -4,12 +4,11 @@ use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
-use crate::cluster::assign::{Collection, check_name};
-use crate::cluster::collection::get;
+use crate::cluster::collection::{Collection, check_name};
 use crate::cluster::tables::Store;
 use crate::pg::catalog::Table;
 use crate::pg::error::{SqlResult, report, with_sqlstate};
-use crate::watch::setting::spi;
+use crate::pg::spi::{get, spi};
 use crate::watch::wanted::Wanted;
 
 /// The column by which groups name their members: the last of the key that is not there for the partitions' sake.

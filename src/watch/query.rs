@@ -8,10 +8,11 @@ use crate::model::loaded;
 use crate::pg::catalog::Table;
 use crate::pg::error::{SqlResult, given, with_sqlstate};
 use crate::pg::regclass::Regclass;
+use crate::pg::spi::spi;
 use crate::pg::text::Text;
 use crate::pg::user_context::Rights;
 use crate::pg::vector::Vector;
-use crate::watch::setting::{Watch, spi, table_of};
+use crate::watch::setting::{Watch, table_of};
 
 #[pg_extern(stable, parallel_restricted, cost = 10000)]
 fn clip_embed_text_for(

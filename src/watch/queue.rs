@@ -10,11 +10,12 @@ use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
-use crate::cluster::collection::get;
 use crate::guc;
 use crate::pg::error::{SqlResult, report, with_sqlstate};
-use crate::pg::user_context::{Failure, Rights, attempt};
-use crate::watch::setting::{Watch, spi};
+use crate::pg::spi::{get, spi};
+use crate::pg::subtransaction::{Failure, attempt};
+use crate::pg::user_context::Rights;
+use crate::watch::setting::Watch;
 
 /// The longest that a row rests between two attempts, in milliseconds.
 const LONGEST_REST: i64 = 3_600_000;
@@ -199,7 +200,7 @@ pub fn noted<T>(watch: &Watch, longest: usize, note: impl FnOnce() -> SqlResult<
 
 /// Lists a row as failed.
 pub fn add_failure(watch: i64, key: &str, failure: &Failure, attempts: i64) -> SqlResult<()> {
-    let _rights = Rights::of_extension_in_a_hurry();
+    let _rights = Rights::of_extension_with_lock_timeout();
     Spi::connect_mut(|client| {
         let query = include_str!("sql/add_failure.sql");
         let arguments = [

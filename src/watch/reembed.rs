@@ -7,17 +7,17 @@ use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::quote_literal;
 
-use crate::cluster::collection::get;
 use crate::cluster::tables;
 use crate::model::loaded;
 use crate::pg::catalog::{Lock, Table};
 use crate::pg::error::{SqlResult, report, with_sqlstate};
 use crate::pg::regclass::Regclass;
+use crate::pg::spi::{get, spi};
 use crate::pg::user_context::Rights;
 use crate::watch::columns::is_half;
 use crate::watch::define;
 use crate::watch::queue::own;
-use crate::watch::setting::{Watch, spi, table_of};
+use crate::watch::setting::{Watch, table_of};
 use crate::watch::swap::{check_dependents, finish, make_indexes};
 use crate::watch::wanted::Wanted;
 

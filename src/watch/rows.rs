@@ -10,18 +10,22 @@ use pgrx::prelude::*;
 use pgrx::spi::quote_identifier;
 
 use crate::cluster::assign::assign;
-use crate::cluster::collection::get;
 use crate::cluster::pending::join;
 use crate::guc;
 use crate::pg::catalog::{self, Lock};
 use crate::pg::error::{SqlResult, with_sqlstate};
-use crate::pg::user_context::{Failure, Rights, attempt};
-use crate::pg::vector::{self, Storage, Vector};
+use crate::pg::spi::get;
+use crate::pg::spi::spi;
+use crate::pg::subtransaction::Failure;
+use crate::pg::subtransaction::attempt;
+use crate::pg::user_context::Rights;
+use crate::pg::vector::{self, Vector};
+use crate::pg::vector_column::Storage;
 use crate::watch::hard_limit::HardLimit;
 use crate::watch::queue::{
     Entry, add_failure, forget_entries, forget_failure, lock_entries, own, put_back, rest_after,
 };
-use crate::watch::setting::{Watch, spi};
+use crate::watch::setting::Watch;
 use crate::watch::source::{Source, embed};
 
 /// How long entries rest whose row or table another session has locked, in milliseconds.

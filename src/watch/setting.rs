@@ -5,10 +5,10 @@ use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, SpiHeapTupleData, quote_identifier};
 
-use crate::cluster::collection::get;
 use crate::pg::catalog::{self, Lock, Table};
 use crate::pg::error::{SqlResult, report, with_sqlstate};
 use crate::pg::regclass::Regclass;
+use crate::pg::spi::{get, spi};
 use crate::pg::user_context::Rights;
 use crate::watch::checks::check_local;
 
@@ -200,8 +200,4 @@ pub fn table_of(relation: Option<Regclass>) -> SqlResult<pg_sys::Oid> {
             Error::new(Kind::InvalidInput, "the table is NULL").hint("Give its name, or oid."),
         )
     })
-}
-
-pub fn spi(error: pgrx::spi::Error) -> pg_sys::panic::ErrorReport {
-    report(Error::new(Kind::Internal, "a watched table could not be read or written").detail(error.to_string()))
 }

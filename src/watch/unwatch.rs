@@ -4,16 +4,18 @@ use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::quote_identifier;
 
-use crate::cluster::collection::{drop_rows, get};
+use crate::cluster::collection::drop_rows;
 use crate::cluster::tables::{self, Store};
 use crate::pg::catalog::{Lock, Table};
 use crate::pg::error::{SqlResult, given, report};
 use crate::pg::regclass::Regclass;
+use crate::pg::spi::get;
+use crate::pg::spi::spi;
 use crate::pg::user_context::Rights;
-use crate::pg::vector::Storage;
+use crate::pg::vector_column::Storage;
 use crate::watch::columns::alter;
 use crate::watch::queue;
-use crate::watch::setting::{Watch, spi, table_of};
+use crate::watch::setting::{Watch, table_of};
 use crate::watch::trigger::install::drop_triggers;
 
 #[pg_extern(volatile, parallel_unsafe, name = "clip_unwatch")]

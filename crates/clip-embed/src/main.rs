@@ -5,6 +5,7 @@
 
 mod columns;
 mod input;
+mod list;
 mod output;
 mod progress;
 
@@ -23,7 +24,7 @@ use clip::{Error, Kind, Setting};
 
 use sha2::{Digest, Sha256};
 
-use input::Item;
+use list::Item;
 use output::{Failures, Format, Key, Output};
 use progress::{Progress, files, tell};
 

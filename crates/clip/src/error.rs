@@ -12,6 +12,10 @@ pub enum Kind {
     Unsupported,
     /// The value is over a configured limit: too many pixels or bytes.
     LimitExceeded,
+    /// The system has no more memory to give, though the value is within its limits.
+    OutOfMemory,
+    /// The caller asked for the work to stop: a cancel, a timeout, a shutdown.
+    Interrupted,
     /// No model of that name.
     UnknownModel,
     /// A file that should be there is not: the runtime library, a model's graph.
@@ -79,6 +83,11 @@ impl Error {
     pub fn hint_for(&self, name: impl Fn(Setting) -> &'static str) -> Option<String> {
         let hint = self.hint.as_ref()?;
         Some(self.setting.map_or_else(|| hint.clone(), |setting| hint.replace(SETTING, name(setting))))
+    }
+
+    /// The error of an allocation that failed.
+    pub fn out_of_memory(bytes: usize) -> Self {
+        Self::new(Kind::OutOfMemory, "out of memory").detail(format!("{bytes} bytes could not be allocated."))
     }
 
     #[must_use]

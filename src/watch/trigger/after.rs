@@ -8,6 +8,7 @@ use crate::cluster::pending::{self, Member};
 use crate::cluster::statements;
 use crate::cluster::tables::Store;
 use crate::pg::error::SqlResult;
+use crate::pg::spi::run;
 use crate::pg::transaction::{Isolation, isolation, run_on_latest};
 use crate::pg::user_context::Rights;
 use crate::pg::vector::Vector;
@@ -123,9 +124,7 @@ fn enqueue(plan: &Plan, new: &Tuple) -> SqlResult<()> {
     let key = new.key(plan)?;
     queue::noted(&plan.watch, key.len(), || {
         let _rights = Rights::of_extension();
-        Spi::connect_mut(|client| {
-            statements::run(client, ENQUEUE, &[plan.watch.id.into(), key.as_str().into()]).map(drop)
-        })
+        Spi::connect_mut(|client| run(client, ENQUEUE, &[plan.watch.id.into(), key.as_str().into()]).map(drop))
     })?;
     if plan.watch.queued {
         wake_at_commit();
@@ -147,9 +146,7 @@ fn change_failures(query: &'static str, arguments: &[DatumWithOid<'_>]) -> SqlRe
     let _rights = Rights::of_extension();
     match isolation() {
         // Each statement sees what is committed by then, and this one's plan is kept.
-        Isolation::ReadCommitted => {
-            Spi::connect_mut(|client| Ok(statements::run(client, query, arguments)?.len() as u64))
-        }
+        Isolation::ReadCommitted => Spi::connect_mut(|client| Ok(run(client, query, arguments)?.len() as u64)),
         _ => run_on_latest(query, arguments),
     }
 }

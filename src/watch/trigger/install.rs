@@ -4,11 +4,11 @@ use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, quote_literal};
 
-use crate::cluster::collection::{get, own_schema};
 use crate::pg::catalog::Table;
 use crate::pg::error::{SqlResult, warn};
+use crate::pg::spi::{get, own_schema, spi};
 use crate::pg::user_context::Rights;
-use crate::watch::setting::{Watch, spi};
+use crate::watch::setting::Watch;
 
 /// The names sort behind most others', since triggers fire by name: ones that prepare the image come first.
 fn trigger_names(watch: i64) -> [String; 3] {

@@ -12,7 +12,7 @@ use pgrx::prelude::*;
 
 use crate::pg::error::{SqlResult, with_sqlstate};
 use crate::pg::transaction;
-use crate::pg::vector::Storage;
+use crate::pg::vector_column::Storage;
 use crate::watch::setting::Watch;
 use crate::watch::trigger::row::attribute;
 

@@ -5,7 +5,8 @@ use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::prelude::*;
 
 use crate::pg::error::SqlResult;
-use crate::pg::user_context::{Failure, catch, stop_clock};
+use crate::pg::subtransaction::{Failure, catch};
+use crate::pg::user_context::stop_clock;
 
 /// Runs a transaction; an error undoes it and comes back.
 pub fn transaction<T>(f: impl FnOnce() -> SqlResult<T>) -> Result<T, Failure> {

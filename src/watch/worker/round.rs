@@ -12,11 +12,13 @@ use pgrx::prelude::*;
 
 use crate::cluster::tables::Store;
 use crate::guc;
-use crate::pg::user_context::{Failure, Rights};
+use crate::pg::spi::spi;
+use crate::pg::subtransaction::Failure;
+use crate::pg::user_context::Rights;
 use crate::watch::dropped::forget_dropped;
 use crate::watch::queue::{self, Next};
 use crate::watch::rows::{self, OnRowError, Terms};
-use crate::watch::setting::{Watch, spi};
+use crate::watch::setting::Watch;
 use crate::watch::wakeup;
 use crate::watch::worker::NAP;
 use crate::watch::worker::process::transaction;

@@ -274,9 +274,32 @@ fn is_sigmoid(model: &Model) -> bool {
         || !open_clip["init_logit_bias"].is_null()
 }
 
+/// Bytes of a prompt, at most: what is tokenized of a text is far less.
+const LONGEST_PROMPT: usize = 16 << 20;
+
 /// A label put into a template, in each place that it has for one.
-pub fn prompt(template: &str, label: &str) -> String {
-    template.replace(PLACE, label)
+///
+/// # Errors
+/// [`Kind::LimitExceeded`] where that makes a prompt of more than 16 MiB; [`Kind::OutOfMemory`].
+pub fn prompt(template: &str, label: &str) -> Result<String> {
+    let places = template.matches(PLACE).count();
+    let bytes = places.saturating_mul(label.len()).saturating_add(template.len() - places * PLACE.len());
+    if bytes > LONGEST_PROMPT {
+        return Err(Error::new(Kind::LimitExceeded, "label is too long for its template").detail(format!(
+            "It has {} bytes, and the template {} places for it: the prompt would have {bytes}; the limit is {LONGEST_PROMPT}.",
+            label.len(),
+            places
+        )));
+    }
+    let mut prompt = String::new();
+    prompt.try_reserve_exact(bytes).map_err(|_| Error::out_of_memory(bytes))?;
+    let mut parts = template.split(PLACE);
+    prompt.push_str(parts.next().unwrap_or_default());
+    parts.for_each(|part| {
+        prompt.push_str(label);
+        prompt.push_str(part);
+    });
+    Ok(prompt)
 }
 
 /// One vector of several prompts for a label: the mean of the unit vectors, scaled to length 1, as in CLIP's notebook
@@ -334,7 +357,10 @@ mod tests {
 
     #[test]
     fn prompts_are_averaged() {
-        assert_eq!(prompt("a {} in a photo of a {}", "cat {}"), "a cat {} in a photo of a cat {}");
+        assert_eq!(prompt("a {} in a photo of a {}", "cat {}").unwrap(), "a cat {} in a photo of a cat {}");
+        let error = prompt(&"{}".repeat(1000), &"x".repeat(100_000)).unwrap_err();
+        assert_eq!(error.kind, Kind::LimitExceeded);
+        assert!(error.detail.unwrap().contains("the prompt would have 100000000"));
         let mean = ensemble([[1.0, 0.0].as_slice(), &[0.0, 1.0], &[1.0, 0.0]]).unwrap();
         assert!((mean[0] - 0.894_427_2).abs() < 1e-6 && (mean[1] - 0.447_213_6).abs() < 1e-6, "{mean:?}");
         assert_eq!(ensemble([[1.0, 0.0].as_slice(), &[-1.0, 0.0]]).unwrap_err().kind, Kind::InvalidInput);

@@ -102,6 +102,11 @@ impl Embedder {
         std::mem::take(&mut self.warnings)
     }
 
+    /// Puts remarks back, for a caller that took them to change their places.
+    pub fn add_warnings(&mut self, warnings: Vec<Error>) {
+        self.warnings.extend(warnings);
+    }
+
     /// What an administrator may want to know of, since the last call.
     pub fn take_notes(&mut self) -> Vec<String> {
         std::mem::take(&mut self.notes)

@@ -13,13 +13,18 @@ use crate::embedder::ports::{
 };
 use crate::embedder::vision::read_preprocess;
 use crate::error::{Error, Kind, Result, Setting};
+use crate::memory;
 use crate::model::Model;
 use crate::model::pooling::Pooling;
 use crate::model::session::{Port, Tower};
 use crate::text::{TextEncoder, Tokens};
 
-/// Texts of equal length run together.
+/// Texts of equal length run together: as many as this, of as many tokens in all. A token takes the text tower of ViT-B/32
+/// a millisecond, and no interrupt is seen meanwhile; long texts gain nothing by company.
 const TEXT_BATCH: usize = 32;
+const BATCH_TOKENS: usize = 256;
+/// Texts whose tokens are in memory together: 0.3 MB for CLIP's context.
+const WINDOW: usize = 1024;
 /// What is kept about a text graph: whether texts must be filled up.
 const PADDING: &str = "padding";
 const NEEDED: &str = "needed";
@@ -46,7 +51,8 @@ pub(super) struct Text {
     pub(super) pooling: Pooling,
     /// Texts are filled to this length.
     pub(super) pad_to: Option<usize>,
-    pub(super) batch: usize,
+    /// Most texts of a run; 1 where the graph takes no more.
+    pub(super) most: usize,
 }
 
 /// Pixels for the half of a combined graph that is not asked.
@@ -72,11 +78,27 @@ impl Embedder {
     ) -> Result<Vec<TextEmbedding>> {
         self.forget_items();
         self.load_text()?;
-        let text = self.text.get().expect("loaded above");
+        let mut embedded = memory::with_capacity(texts.len())?;
+        for (window, from) in texts.chunks(WINDOW).zip((0..).step_by(WINDOW)) {
+            self.embed_window(window, from, truncate, check_interrupts, &mut embedded)?;
+        }
+        self.counters.texts += texts.len() as u64;
+        Ok(embedded)
+    }
+
+    /// Embeds some of the texts, of which the first is at `from` in what the user gave.
+    fn embed_window(
+        &mut self,
+        texts: &[&str],
+        from: usize,
+        truncate: bool,
+        check_interrupts: &mut dyn FnMut(),
+        embedded: &mut Vec<TextEmbedding>,
+    ) -> Result<()> {
+        let text = self.text.get().expect("loaded by the caller");
         let mut tokens = Vec::with_capacity(texts.len());
-        for (index, string) in texts.iter().enumerate() {
-            check_interrupts();
-            let mut encoded = text.encoder.encode(string).map_err(|e| e.element(index))?;
+        for (string, index) in texts.iter().zip(from..) {
+            let mut encoded = text.encoder.encode_checked(string, check_interrupts).map_err(|e| e.element(index))?;
             if encoded.truncated {
                 let remark = too_long(string, text.encoder.context_length, &self.model.name).element(index);
                 if !truncate {
@@ -92,10 +114,8 @@ impl Embedder {
         let mut order: Vec<usize> = (0..texts.len()).collect();
         order.sort_by_key(|i| tokens[*i].ids.len());
         let mut vectors = vec![Vec::new(); texts.len()];
-        let batch_size = text.batch;
-        for group in
-            order.chunk_by(|a, b| tokens[*a].ids.len() == tokens[*b].ids.len()).flat_map(|g| g.chunks(batch_size))
-        {
+        let same_length = order.chunk_by(|a, b| tokens[*a].ids.len() == tokens[*b].ids.len());
+        for group in same_length.flat_map(|group| group.chunks(text.batch(tokens[group[0]].ids.len()))) {
             check_interrupts();
             let batch: Vec<&Tokens> = group.iter().map(|i| &tokens[*i]).collect();
             let start = Instant::now();
@@ -106,9 +126,10 @@ impl Embedder {
                 vectors[*i] = vector;
             }
         }
-        self.counters.texts += texts.len() as u64;
         let truncated = tokens.iter().map(|tokens| tokens.truncated);
-        Ok(vectors.into_iter().zip(truncated).map(|(vector, truncated)| TextEmbedding { vector, truncated }).collect())
+        embedded
+            .extend(vectors.into_iter().zip(truncated).map(|(vector, truncated)| TextEmbedding { vector, truncated }));
+        Ok(())
     }
 
     /// The ids of a text as the model's text tower gets them, with padding where it needs some.
@@ -153,7 +174,7 @@ impl Embedder {
             same_width(model, &output, &pooling, image_width)?;
             let pad_to = ids.fixed(1);
             let encoder = TextEncoder::load(model, pad_to)?;
-            let batch = ids.fixed(0).map_or(TEXT_BATCH, |_| 1);
+            let most = ids.fixed(0).map_or(TEXT_BATCH, |_| 1);
             let idle = match pixels {
                 Some(input) => {
                     let configured = read_preprocess(model)?.and_then(|p| p.output_size()).unwrap_or((224, 224));
@@ -165,7 +186,7 @@ impl Embedder {
             };
             drop(tower);
             let mut text =
-                Text { tower: shared, encoder, ids, mask, zeros, positions, idle, output, pooling, pad_to, batch };
+                Text { tower: shared, encoder, ids, mask, zeros, positions, idle, output, pooling, pad_to, most };
             // A graph that is kept has run before. What was found then spares two runs, 50 ms of a connection's first query.
             let asks = text.pad_to.is_none() && text.mask.is_none() && text.idle.is_none();
             let known = if asks { text.tower.borrow().recall(PADDING) } else { None };
@@ -193,6 +214,11 @@ impl Embedder {
 }
 
 impl Text {
+    /// How many texts of so many tokens run together.
+    fn batch(&self, tokens: usize) -> usize {
+        (BATCH_TOKENS / tokens.max(1)).clamp(1, self.most)
+    }
+
     pub(super) fn pad(&self, tokens: &mut Tokens) {
         if let Some(length) = self.pad_to {
             tokens.ids.resize(length, self.encoder.pad_id);
