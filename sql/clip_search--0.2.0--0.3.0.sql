@@ -399,12 +399,80 @@ COMMENT ON FUNCTION clip_search.reembed_finish(regclass, text) IS 'Step of clip_
 SELECT pg_catalog.set_config('search_path', '@extschema@, ' OPERATOR(pg_catalog.||) pg_catalog.current_setting('search_path'), true);
 -- End of the comments.
 
--- Watches: what is kept of a watched table is dropped with the table; the queue is searched by table.
+-- Watches: what is kept of a watched table is dropped with the table; the queue is searched by table, and knows rows whose
+-- vectors are to be replaced; a second call of clip_watch changes what it names.
 DROP INDEX clip_search.watch_queue_due_idx;
 CREATE INDEX watch_queue_due_idx ON clip_search.watch_queue (watch, due, id);
-COMMENT ON INDEX clip_search.watch_queue_due_idx IS 'Entries of a watch in the order in which they are due';
-CREATE FUNCTION clip_search.forget_dropped_tables() RETURNS void VOLATILE PARALLEL UNSAFE LANGUAGE c
-    AS 'MODULE_PATHNAME', 'forget_dropped_tables_wrapper';
+ALTER TABLE clip_search.watch_queue ADD COLUMN again boolean NOT NULL DEFAULT false;
+CREATE INDEX watch_queue_again_idx ON clip_search.watch_queue (watch) WHERE again;
+DROP FUNCTION @extschema@.clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean);
+DROP FUNCTION @extschema@.clip_unwatch(regclass, text, boolean);
+DROP FUNCTION @extschema@.clip_retry(regclass, text);
+CREATE FUNCTION @extschema@.clip_watch(
+	"relation" regclass,
+	"source" TEXT DEFAULT NULL,
+	"embedding" TEXT DEFAULT 'embedding',
+	"cluster" TEXT DEFAULT NULL,
+	"model" TEXT DEFAULT NULL,
+	"collection" TEXT DEFAULT NULL,
+	"mode" TEXT DEFAULT NULL,
+	"on_error" TEXT DEFAULT NULL,
+	"text_source" TEXT DEFAULT NULL,
+	"text_weight" double precision DEFAULT NULL,
+	"threshold" double precision DEFAULT NULL,
+	"index" bool DEFAULT NULL,
+	"existing" TEXT DEFAULT NULL,
+	"key" TEXT DEFAULT NULL,
+	"labels" TEXT DEFAULT NULL,
+	"image" TEXT DEFAULT NULL
+) RETURNS VOID
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'set_watch_wrapper';
+CREATE FUNCTION @extschema@.clip_unwatch(
+	"relation" regclass,
+	"embedding" TEXT DEFAULT NULL,
+	"keep_columns" bool DEFAULT NULL,
+	"drop_columns" bool DEFAULT false
+) RETURNS VOID
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'end_watch_wrapper';
+CREATE FUNCTION @extschema@.clip_retry(
+	"relation" regclass,
+	"embedding" TEXT DEFAULT NULL,
+	"sqlstate" TEXT DEFAULT NULL
+) RETURNS bigint
+VOLATILE PARALLEL UNSAFE  COST 1000000
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'retry_wrapper';
+CREATE FUNCTION @extschema@.clip_embed_text_for(
+	"relation" regclass,
+	"query" text,
+	"embedding" TEXT DEFAULT NULL
+) RETURNS vector
+STABLE PARALLEL RESTRICTED COST 10000
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'clip_embed_text_for_wrapper';
+CREATE FUNCTION @extschema@.clip_embed_image_for(
+	"relation" regclass,
+	"query" bytea,
+	"embedding" TEXT DEFAULT NULL
+) RETURNS vector
+STABLE PARALLEL RESTRICTED COST 100000
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'clip_embed_image_for_wrapper';
+CREATE FUNCTION clip_search.backfill_left(
+	"watch" bigint,
+	"last" bigint
+) RETURNS bigint
+STRICT VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'backfill_left_wrapper';
+CREATE FUNCTION clip_search.forget_dropped_tables() RETURNS VOID
+STRICT VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'forget_dropped_tables_wrapper';
 CREATE FUNCTION clip_search.forget_dropped() RETURNS event_trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -414,6 +482,139 @@ BEGIN
     END IF;
 END $$;
 CREATE EVENT TRIGGER clip_search_drop ON sql_drop EXECUTE FUNCTION clip_search.forget_dropped();
+CREATE OR REPLACE VIEW clip_search.watch AS
+SELECT w.relation, coalesce(w.image, w.text) AS source, CASE WHEN w.image IS NOT NULL THEN w.text END AS text_source,
+       CASE WHEN w.image IS NOT NULL AND w.text IS NOT NULL THEN w.text_weight END AS text_weight,
+       w.embedding, w.cluster, w.model, w.collection,
+       CASE WHEN w.queued THEN 'queued' ELSE 'immediate' END AS mode, CASE WHEN w.skip THEN 'skip' ELSE 'raise' END AS on_error,
+       r.embedding AS replaces, EXISTS (SELECT FROM clip_search.watch_live l WHERE l.id OPERATOR(pg_catalog.=) w.id) AS active,
+       p.rows, p.embedded, CASE WHEN p.rows IS NOT NULL THEN greatest(p.open OPERATOR(pg_catalog.-) f.count, 0) OPERATOR(pg_catalog.+) a.count END AS pending,
+       f.count AS failed, a.count AS outdated
+FROM clip_search.watch_setting w
+JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid
+LEFT JOIN clip_search.watch_setting r ON r.id OPERATOR(pg_catalog.=) w.replaces
+CROSS JOIN LATERAL (SELECT pg_catalog.count(*) FROM clip_search.watch_failure f WHERE f.watch OPERATOR(pg_catalog.=) w.id) AS f
+CROSS JOIN LATERAL (SELECT pg_catalog.count(DISTINCT q.key) FROM clip_search.watch_queue q
+                    WHERE q.watch OPERATOR(pg_catalog.=) w.id AND q.again) AS a
+CROSS JOIN LATERAL clip_search.watch_progress(w.relation, w.image, w.text, w.embedding, w.cluster) AS p
+WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE') OR pg_catalog.has_table_privilege(c.oid, 'SELECT');
+CREATE OR REPLACE PROCEDURE @extschema@.clip_backfill(relation regclass, batch integer DEFAULT 16, embedding text DEFAULT NULL)
+LANGUAGE plpgsql AS $$
+DECLARE
+    watches  bigint[];
+    lasts    bigint[];
+    entries  bigint[];
+    total    bigint;
+    done     bigint := 0;
+    failed   bigint := 0;
+    now_done bigint;
+    now_failed bigint;
+    in_pass  bigint;
+    held     bigint;
+    waits    boolean := false;
+    after    bigint;
+    began    timestamptz := pg_catalog.clock_timestamp();
+    told     timestamptz := began;
+    seconds  double precision;
+BEGIN
+    IF batch IS NULL THEN
+        RAISE EXCEPTION 'argument "batch" is NULL' USING ERRCODE = 'null_value_not_allowed',
+            HINT = 'Give a value, or leave it out where it has a default.';
+    ELSIF batch OPERATOR(pg_catalog.<) 1 THEN
+        RAISE EXCEPTION 'batch % is not at least 1', batch USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    SELECT pg_catalog.array_agg(b.watch), pg_catalog.array_agg(b.last), coalesce(pg_catalog.sum(b.queued), 0)
+    INTO watches, lasts, total FROM clip_search.backfill_begin(relation, embedding) AS b;
+    COMMIT;
+    FOR i IN 1..pg_catalog.cardinality(watches) LOOP
+        -- Once more, for what another session had, until none is left of the rows that were there at the beginning.
+        LOOP
+            after := 0;
+            in_pass := 0;
+            LOOP
+                entries := clip_search.backfill_claim(watches[i], after, lasts[i], batch);
+                -- An attempt is on record before it is made.
+                COMMIT;
+                EXIT WHEN pg_catalog.cardinality(entries) OPERATOR(pg_catalog.=) 0;
+                SELECT b.embedded, b.failed INTO now_done, now_failed FROM clip_search.backfill_work(watches[i], entries) AS b;
+                SELECT pg_catalog.max(e.id) INTO after FROM pg_catalog.unnest(entries) AS e (id);
+                done := done OPERATOR(pg_catalog.+) now_done;
+                failed := failed OPERATOR(pg_catalog.+) now_failed;
+                in_pass := in_pass OPERATOR(pg_catalog.+) now_done OPERATOR(pg_catalog.+) now_failed;
+                IF pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>) (told OPERATOR(pg_catalog.+) '5 seconds'::pg_catalog.interval) THEN
+                    told := pg_catalog.clock_timestamp();
+                    seconds := pg_catalog.date_part('epoch', told OPERATOR(pg_catalog.-) began);
+                    RAISE NOTICE 'clip_search: % of % rows, % a second, % s left', done OPERATOR(pg_catalog.+) failed, total,
+                        pg_catalog.round(((done OPERATOR(pg_catalog.+) failed) OPERATOR(pg_catalog./) seconds)::pg_catalog.numeric, 1),
+                        pg_catalog.round((GREATEST(total OPERATOR(pg_catalog.-) done OPERATOR(pg_catalog.-) failed, 0)
+                            OPERATOR(pg_catalog.*) seconds OPERATOR(pg_catalog./) GREATEST(done OPERATOR(pg_catalog.+) failed, 1))::pg_catalog.numeric);
+                    PERFORM pg_catalog.pg_notify('clip_search', pg_catalog.json_build_object('table',
+                            (SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_class c
+                             JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+                             WHERE c.oid OPERATOR(pg_catalog.=) relation::pg_catalog.oid),
+                        'embedded', done, 'failed', failed, 'queued', GREATEST(total OPERATOR(pg_catalog.-) done OPERATOR(pg_catalog.-) failed, 0))::pg_catalog.text);
+                END IF;
+                COMMIT;
+            END LOOP;
+            IF in_pass OPERATOR(pg_catalog.=) 0 THEN
+                held := clip_search.backfill_left(watches[i], lasts[i]);
+                EXIT WHEN held OPERATOR(pg_catalog.=) 0;
+                IF NOT waits THEN
+                    waits := true;
+                    RAISE NOTICE 'clip_search: waiting for % rows that the background worker or another session has in hand', held;
+                END IF;
+                COMMIT;
+                PERFORM pg_catalog.pg_sleep(0.1);
+            END IF;
+        END LOOP;
+    END LOOP;
+    IF failed OPERATOR(pg_catalog.>) 0 THEN
+        RAISE WARNING '% rows could not be embedded', failed USING HINT = 'SELECT * FROM clip_search.failure says why; clip_retry tries them again.';
+    END IF;
+    RAISE NOTICE 'clip_search: % rows embedded in % s', done,
+        pg_catalog.round(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) began)::pg_catalog.numeric, 1);
+END $$;
+COMMENT ON FUNCTION @extschema@.clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean, text, text, text, text) IS 'Keeps a table''s embeddings, and optionally its clusters, in sync with a column of images or texts
+Only the table''s owner can call it. It creates missing columns, index and collection; clip_backfill embeds existing rows.
+A second call changes the arguments that it names, and keeps the others.
+source: the column of images (bytea) or texts
+embedding: the column that receives the embedding, a vector or halfvec; created as a vector
+cluster: the column that receives the cluster''s id; without it rows are not grouped
+model: defaults to clip_search.model
+collection: the collection of the clusters; defaults to one named after the table
+mode: immediate (default): embeds when a row is written; queued: the background worker embeds, and the column is NULL until then
+on_error: raise (default): the statement fails; skip: the row is stored without an embedding and listed in clip_search.failure
+text_source: a column of texts whose vectors are averaged with those of the images
+text_weight: weight of the text in that average, between 0 and 1; 0.5 by default
+threshold: the collection''s threshold; NULL: keep its own, or use clip_search.cluster_threshold
+index: whether to create an HNSW index for cosine distance
+existing: what becomes of vectors that are in the column before it is watched: replace (default): they count as pending and are embedded again; keep: they are taken over as they are
+key: the column by which the collection names its members; defaults to the primary key
+labels: a column of keywords (text[]) that describe the collection''s clusters
+image: a column of images (bytea) that the collection''s clusters are shown by';
+COMMENT ON FUNCTION @extschema@.clip_unwatch(regclass, text, boolean, boolean) IS 'Stops watching a table; its columns, index and collection stay
+embedding: the watched column; NULL: the only one in this table
+keep_columns: deprecated; false is what drop_columns => true says
+drop_columns: drops the columns, index and collection that clip_watch added';
+COMMENT ON FUNCTION @extschema@.clip_retry(regclass, text, text) IS 'Retries the rows of clip_search.failure; returns the number of rows that are no longer listed
+embedding: the watched column; NULL: all watched columns of this table
+sqlstate: only rows that failed by this SQLSTATE, or by one of this class (its first two characters)';
+COMMENT ON FUNCTION @extschema@.clip_embed_text_for(regclass, text, text) IS 'Embeds a text by the model of a watched column, to search that column
+Whoever may read the table can call it.
+embedding: the watched column; NULL: the only one in this table';
+COMMENT ON FUNCTION @extschema@.clip_embed_image_for(regclass, bytea, text) IS 'Embeds an image by the model of a watched column, to search that column
+Whoever may read the table can call it.
+embedding: the watched column; NULL: the only one in this table';
+COMMENT ON PROCEDURE @extschema@.clip_backfill(regclass, integer, text) IS 'Embeds the rows of a watched table that have no embedding, one transaction per batch
+It returns when the rows that were there when it was called are embedded or listed as failed.
+It can''t run inside a transaction block. It can be interrupted and called again, and run in several sessions at once.
+batch: rows per transaction
+embedding: the watched column; NULL: all watched columns of this table';
+COMMENT ON FUNCTION clip_search.backfill_left(bigint, bigint) IS 'Step of clip_backfill: counts the entries that another session has in hand';
 COMMENT ON FUNCTION clip_search.forget_dropped() IS 'Event trigger: removes what the extension keeps of a watched table that is dropped';
 COMMENT ON FUNCTION clip_search.forget_dropped_tables() IS 'Removes what the extension keeps of tables that have been dropped';
 COMMENT ON EVENT TRIGGER clip_search_drop IS 'Removes settings, queue, failures and groups of a watched table with the table';
+COMMENT ON INDEX clip_search.watch_queue_due_idx IS 'Entries of a watch in the order in which they are due';
+COMMENT ON INDEX clip_search.watch_queue_again_idx IS 'Rows whose vector is to be replaced';
+COMMENT ON COLUMN clip_search.watch.outdated IS 'Rows whose embedding is from before the watch, or of an earlier source, weight or model; they count as pending';
+COMMENT ON COLUMN clip_search.watch.embedded IS 'Rows with an embedding, outdated ones included';

@@ -122,7 +122,7 @@ impl Table {
     }
 
     pub fn column(&self, client: &mut SpiClient<'_>, name: &str) -> SqlResult<Option<Column>> {
-        let query = "SELECT a.atttypid, pg_catalog.format_type(a.atttypid, a.atttypmod), a.atttypmod, a.attgenerated <> '' \
+        let query = "SELECT a.atttypid, pg_catalog.format_type(a.atttypid, a.atttypmod), a.atttypmod, a.attgenerated <> '', a.attnotnull, a.attidentity <> '' \
              FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attname = $2 AND a.attnum > 0 AND NOT a.attisdropped";
         let rows = client.update(query, Some(1), &[self.oid.into(), name.into()]).map_err(spi)?;
         rows.into_iter()
@@ -133,6 +133,8 @@ impl Table {
                     shown: get(&row, 2)?.unwrap_or_default(),
                     modifier: get(&row, 3)?.unwrap_or(-1),
                     generated: get(&row, 4)?.unwrap_or_default(),
+                    not_null: get(&row, 5)?.unwrap_or_default(),
+                    identity: get(&row, 6)?.unwrap_or_default(),
                 })
             })
             .transpose()
@@ -150,4 +152,6 @@ pub struct Column {
     pub shown: String,
     pub modifier: i32,
     pub generated: bool,
+    pub not_null: bool,
+    pub identity: bool,
 }

@@ -8,6 +8,7 @@ use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
 use crate::cluster::collection::drop_rows;
+use crate::cluster::statements;
 use crate::cluster::tables::Store;
 use crate::pg::error::SqlResult;
 use crate::pg::spi::get;
@@ -29,6 +30,7 @@ pub fn forget_dropped(client: &mut SpiClient<'_>, store: &Store) -> SqlResult<()
             if !store.take(collection, false) {
                 continue;
             }
+            statements::clear_latest(collection)?;
             drop_rows(client, collection)?;
         }
         let query = "DELETE FROM clip_search.watch_setting WHERE id = $1";

@@ -126,16 +126,21 @@ impl Watch {
         };
         if found.is_empty() {
             check_local(&table)?;
-            let what = match embedding {
-                Some(embedding) => format!("column \"{embedding}\" of {} is not watched", table.name),
-                None => format!("table {} is not watched", table.name),
-            };
-            return Err(with_sqlstate(
-                PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
-                Error::new(Kind::InvalidInput, what).hint("SELECT * FROM clip_search.watch lists what is watched."),
-            ));
+            return Err(Self::none_of(&table.name, embedding));
         }
         Ok(found)
+    }
+
+    /// The error of a table, or of its column, that is not watched.
+    pub fn none_of(table: &str, embedding: Option<&str>) -> pg_sys::panic::ErrorReport {
+        let what = match embedding {
+            Some(embedding) => format!("column \"{embedding}\" of {table} is not watched"),
+            None => format!("table {table} is not watched"),
+        };
+        with_sqlstate(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+            Error::new(Kind::InvalidInput, what).hint("SELECT * FROM clip_search.watch lists what is watched."),
+        )
     }
 
     /// The one watch of a table, or of its column.

@@ -10,7 +10,7 @@ use crate::cluster::statements;
 use crate::cluster::tables::Store;
 use crate::model::loaded;
 use crate::pg::catalog::Table;
-use crate::pg::error::{SqlResult, with_sqlstate};
+use crate::pg::error::{SqlResult, report, with_sqlstate};
 use crate::pg::spi::get;
 use crate::pg::spi::spi;
 use crate::pg::user_context::Rights;
@@ -195,12 +195,25 @@ pub fn finish(watch: &Watch, next: &Watch) -> SqlResult<bool> {
         }
         Ok::<_, ErrorReport>(())
     })?;
-    pgrx::notice!(
-        "column \"{}\" of {} holds vectors of model \"{}\" now",
-        watch.embedding,
-        table.name,
-        loaded::base_name(&next.model)
-    );
+    report(
+        Error::new(
+            Kind::InvalidInput,
+            format!(
+                "column \"{}\" of {} holds vectors of model \"{}\" now",
+                watch.embedding,
+                table.name,
+                loaded::base_name(&next.model)
+            ),
+        )
+        .detail("Searches must embed their queries by that model.")
+        .hint(format!(
+            "Search by clip_embed_text_for({}, …), which knows the model, or set the default: \
+             ALTER DATABASE … SET clip_search.model = {}, or ALTER ROLE.",
+            quote_literal(&table.name),
+            quote_literal(&next.model)
+        )),
+    )
+    .report(PgLogLevel::NOTICE);
     Ok(true)
 }
 

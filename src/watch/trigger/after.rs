@@ -5,6 +5,7 @@ use pgrx::prelude::*;
 
 use crate::cluster::assign::leave;
 use crate::cluster::pending::{self, Member};
+use crate::cluster::statements;
 use crate::cluster::tables::Store;
 use crate::pg::error::SqlResult;
 use crate::pg::spi::run;
@@ -43,6 +44,9 @@ pub(super) fn after_update(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<(
         if parted {
             part(plan, old)?;
         }
+    } else {
+        // The worker has grouped a row again that was in no group.
+        confirm(plan, new);
     }
     let renamed = plan.key.iter().any(|&column| !same_value(old, new, column));
     let (was_open, open) = (old.datum(plan.embedding).is_none(), new.datum(plan.embedding).is_none());
@@ -88,9 +92,7 @@ pub(super) fn after_truncate(plan: &Plan) -> SqlResult<()> {
     if let Some(collection) = &plan.watch.collection {
         let store = Store::open(c"TRUNCATE");
         store.take(collection, true);
-        for query in CLEAR {
-            run_on_latest(query, &[collection.as_str().into()])?;
-        }
+        statements::clear_latest(collection)?;
     }
     Ok(())
 }
@@ -137,12 +139,6 @@ const DELETE_FAILURE: &str = "DELETE FROM clip_search.watch_failure WHERE watch 
     AND key OPERATOR(pg_catalog.=) $2::pg_catalog.text[]";
 const RENAME_FAILURE: &str = "UPDATE clip_search.watch_failure SET key = $3::pg_catalog.text[] \
     WHERE watch OPERATOR(pg_catalog.=) $1 AND key OPERATOR(pg_catalog.=) $2::pg_catalog.text[]";
-const CLEAR: [&str; 3] = [
-    "DELETE FROM clip_search.cluster_sum WHERE collection OPERATOR(pg_catalog.=) $1",
-    "DELETE FROM clip_search.cluster_change WHERE collection OPERATOR(pg_catalog.=) $1",
-    "DELETE FROM clip_search.cluster_code WHERE collection OPERATOR(pg_catalog.=) $1",
-];
-
 /// Changes the list of failures, as it is now: a worker may have listed a row since this transaction began. How many rows
 /// it was of.
 fn change_failures(query: &'static str, arguments: &[DatumWithOid<'_>]) -> SqlResult<u64> {

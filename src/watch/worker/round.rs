@@ -176,7 +176,10 @@ impl Worker {
                 }
                 outcome.stuck.remove(&watch.id)
             }
-            Err(failure) => Some(failure),
+            Err(failure) => {
+                transaction(|| queue::attempt_ended(&entries))?;
+                Some(failure)
+            }
         };
         match failure {
             None => drop(self.resting.remove(&watch.id)),
