@@ -21,7 +21,9 @@ def photo(name: str) -> bytes:
 
 def statements() -> list[str]:
     """The page's blocks up to the one that inserts photos, which is psql's."""
-    blocks = re.findall(r"```sql\n(.*?)```", (DOCS / "how-to" / "own-trigger.md").read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(
+        r"```sql\n(.*?)```", (DOCS / "how-to" / "own-trigger.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     assert len(blocks) == 5 and blocks[-1].startswith("\\set")
     return blocks[:-1]
 
@@ -33,7 +35,9 @@ def db(request: pytest.FixtureRequest) -> Iterator[psycopg.Connection]:
         with made.connect() as db:
             for block in statements():
                 if request.param and "CREATE TABLE" in block:
-                    block, count = re.subn(r"(CREATE TABLE photo .*)\);", r"\1) PARTITION BY RANGE (id);", block, count=1)
+                    block, count = re.subn(
+                        r"(CREATE TABLE photo .*)\);", r"\1) PARTITION BY RANGE (id);", block, count=1
+                    )
                     assert count == 1
                     block = block.replace(
                         "SELECT clip",
@@ -69,7 +73,10 @@ def test_every_row_is_counted_once(db: psycopg.Connection) -> None:
         for key in (11, 12):
             copy.write_row((key, f"copied {key}", photo("cat-mirrored")))
     check(db, 6)
-    assert support.value(db, "SELECT count(*) FROM photo WHERE cluster_id = (SELECT cluster_id FROM photo WHERE id = 1)") == 3
+    assert (
+        support.value(db, "SELECT count(*) FROM photo WHERE cluster_id = (SELECT cluster_id FROM photo WHERE id = 1)")
+        == 3
+    )
 
     upsert = "ON CONFLICT (id) DO UPDATE SET title = EXCLUDED.title, data = EXCLUDED.data"
     insert(db, 1, "rocket", upsert)
