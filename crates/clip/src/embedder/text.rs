@@ -11,10 +11,10 @@ use crate::embedder::ports::{
     TEXT_INPUTS, floats, image_input, integers, is_integer, missing_half, missing_tower, open, pick_output, same_width,
     unit_rows, unusable, width,
 };
-use crate::embedder::vision::read_preprocess;
 use crate::error::{Error, Kind, Result, Setting};
 use crate::memory;
 use crate::model::Model;
+use crate::model::config::preparation;
 use crate::model::pooling::Pooling;
 use crate::model::session::{Port, Tower};
 use crate::text::{TextEncoder, Tokens};
@@ -173,11 +173,13 @@ impl Embedder {
             let output = pick_output(&tower, "text", &pooling)?;
             same_width(model, &output, &pooling, image_width)?;
             let pad_to = ids.fixed(1);
-            let encoder = TextEncoder::load(model, pad_to)?;
+            let encoder = TextEncoder::load(model, pad_to, warnings)?;
             let most = ids.fixed(0).map_or(TEXT_BATCH, |_| 1);
             let idle = match pixels {
                 Some(input) => {
-                    let configured = read_preprocess(model)?.and_then(|p| p.output_size()).unwrap_or((224, 224));
+                    let graph = input.fixed(2).zip(input.fixed(3));
+                    let prepared = preparation(model, graph)?.preprocess.output_size();
+                    let configured = prepared.unwrap_or((224, 224));
                     let height = input.fixed(2).unwrap_or(configured.1 as usize);
                     let width = input.fixed(3).unwrap_or(configured.0 as usize);
                     Some(Idle { shape: [0, 3, height, width], input })
@@ -221,7 +223,7 @@ impl Text {
 
     pub(super) fn pad(&self, tokens: &mut Tokens) {
         if let Some(length) = self.pad_to {
-            tokens.ids.resize(length, self.encoder.pad_id);
+            self.encoder.pad(tokens, length);
         }
     }
 
