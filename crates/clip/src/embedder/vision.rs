@@ -1,6 +1,7 @@
 //! Image files to vectors: decoding, batches, the image tower.
 
 use std::cell::RefCell;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use crate::error::{Error, Kind, Result};
 use crate::image::preprocess::Preprocess;
 use crate::image::{self, Limits};
 use crate::model::config::{Preparation, preparation};
+use crate::model::operators::quantizes_dynamically;
 use crate::model::pooling::Pooling;
 use crate::model::session::{Port, Tower, with_signals_blocked};
 
@@ -33,6 +35,10 @@ pub(super) struct Vision {
     pub(super) output: Port,
     pub(super) pooling: Pooling,
     pub(super) preprocess: Preprocess,
+    /// The file that states it.
+    pub(super) prepared_by: Option<PathBuf>,
+    /// Images run singly, since the graph's ranges would span a batch.
+    pub(super) alone: bool,
     /// (height, width)
     pub(super) size: (usize, usize),
     pub(super) pace: Pace,
@@ -181,7 +187,7 @@ impl Embedder {
             let pooling = Pooling::read(&model.directory)?;
             let output = pick_output(&tower, "image", &pooling)?;
             let graph_size = input.fixed(2).zip(input.fixed(3));
-            let Preparation { preprocess, guess, .. } = preparation(model, graph_size)?;
+            let Preparation { preprocess, file: prepared_by, guess } = preparation(model, graph_size)?;
             warnings.extend(guess);
             let configured = preprocess.output_size().map(|(width, height)| (height as usize, width as usize));
             let size = match (configured, graph_size) {
@@ -195,12 +201,13 @@ impl Embedder {
                 (None, _) => return Err(unusable("its preprocessing leaves images of unequal sizes")),
             };
             same_width(model, &output, &pooling, text_width)?;
-            let most = input.fixed(0).map_or((BATCH_PIXELS / (size.0 * size.1)).clamp(1, IMAGE_BATCH), |_| 1);
+            let alone = quantizes_dynamically(file);
+            let most = input.fixed(0).map(drop).or(alone.then_some(())).map_or((BATCH_PIXELS / (size.0 * size.1)).clamp(1, IMAGE_BATCH), |_| 1);
             let pace = Pace { most, together: None, singly: None };
             drop(tower);
             counters.loads += 1;
             counters.loading += start.elapsed();
-            Ok(Vision { tower: shared, input, idle, output, pooling, preprocess, size, pace })
+            Ok(Vision { tower: shared, input, idle, output, pooling, preprocess, prepared_by, alone, size, pace })
         })?;
         Ok(())
     }

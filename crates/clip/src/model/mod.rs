@@ -3,6 +3,7 @@
 pub mod config;
 mod files;
 pub mod graph_cache;
+pub mod operators;
 pub mod pooling;
 pub mod session;
 
