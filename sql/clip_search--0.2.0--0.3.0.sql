@@ -24,6 +24,17 @@ SELECT pg_catalog.pg_extension_config_dump('clip_search.collection_grant',
     'WHERE grantee::pg_catalog.oid OPERATOR(pg_catalog.=) 0::pg_catalog.oid
         OR EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) grantee::pg_catalog.oid)');
 
+CREATE SEQUENCE clip_search.cluster_change_id_seq;
+ALTER TABLE clip_search.cluster_change
+    ADD COLUMN mark bigint NOT NULL DEFAULT pg_catalog.nextval('clip_search.cluster_change_id_seq');
+DROP INDEX clip_search.cluster_change_cluster_idx;
+CREATE INDEX cluster_change_cluster_idx ON clip_search.cluster_change (cluster, mark);
+GRANT SELECT ON SEQUENCE clip_search.cluster_change_id_seq TO pg_database_owner;
+SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_change_id_seq', '');
+COMMENT ON COLUMN clip_search.cluster_change.mark IS 'Grows with each row: the order of writing';
+COMMENT ON SEQUENCE clip_search.cluster_change_id_seq IS 'Marks of changes';
+COMMENT ON INDEX clip_search.cluster_change_cluster_idx IS 'The changes of a cluster';
+
 -- A collection goes to the owner of its members' table, others to the owner of the database, and stays open as it was.
 UPDATE clip_search.collection_setting s
 SET owner = coalesce((SELECT c.relowner FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) s.members::pg_catalog.oid),

@@ -6,6 +6,7 @@ SELECT pg_catalog.pg_extension_config_dump('clip_search.collection_grant',
     'WHERE grantee::pg_catalog.oid OPERATOR(pg_catalog.=) 0::pg_catalog.oid
         OR EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) grantee::pg_catalog.oid)');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_change_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_sum', '');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_change', '');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_code', '');
@@ -21,7 +22,7 @@ GRANT SELECT ON clip_search.collection, clip_search.cluster TO PUBLIC;
 -- Whoever owns the database can dump it, as he could before; the tables have keys and messages of all tables' rows.
 GRANT SELECT ON clip_search.collection_setting, clip_search.collection_grant, clip_search.cluster_sum, clip_search.cluster_change, clip_search.cluster_code,
     clip_search.watch_setting, clip_search.watch_queue, clip_search.watch_failure TO pg_database_owner;
-GRANT SELECT ON SEQUENCE clip_search.cluster_id_seq, clip_search.watch_id_seq, clip_search.watch_queue_id_seq TO pg_database_owner;
+GRANT SELECT ON SEQUENCE clip_search.cluster_id_seq, clip_search.cluster_change_id_seq, clip_search.watch_id_seq, clip_search.watch_queue_id_seq TO pg_database_owner;
 
 -- What the planner expects of them, in place of 1000 rows.
 ALTER FUNCTION clip_classify(bytea, text[], text, text) ROWS 10;
@@ -74,6 +75,8 @@ COMMENT ON TABLE clip_search.cluster_change IS 'Members that have come or gone s
 COMMENT ON TABLE clip_search.cluster_code IS 'Binary codes of clusters, many to a row, for the search of the nearest';
 COMMENT ON COLUMN clip_search.cluster_code.mark IS 'The highest mark of the sums whose codes it holds';
 COMMENT ON SEQUENCE clip_search.cluster_id_seq IS 'Ids of clusters, and marks';
+COMMENT ON COLUMN clip_search.cluster_change.mark IS 'Grows with each row: the order of writing';
+COMMENT ON SEQUENCE clip_search.cluster_change_id_seq IS 'Marks of changes';
 COMMENT ON INDEX clip_search.collection_setting_pkey IS 'Names are unique';
 COMMENT ON INDEX clip_search.cluster_sum_cluster_idx IS 'The sums of a cluster';
 COMMENT ON INDEX clip_search.cluster_sum_collection_idx IS 'The sums of a collection';

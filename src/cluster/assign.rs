@@ -100,7 +100,7 @@ pub fn assign(embedding: Vector, collection: &str, role: pg_sys::Oid) -> SqlResu
             }
         };
         if cluster.wants_folding() {
-            tidy(|| fold(client, &store, &collection, cluster.id))?;
+            tidy(|| fold(client, &store, &collection, &cluster))?;
         }
         if founded && search.recent.get() >= RECENT {
             tidy(|| pack(client, &store, &collection))?;
