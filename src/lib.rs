@@ -13,18 +13,26 @@ mod watch;
 
 ::pgrx::pg_module_magic!(name, version);
 
+/// Lets libraries' work on images fail with an error where memory runs out; see [`clip::memory`].
+#[global_allocator]
+static ALLOCATOR: clip::memory::Allocator = clip::memory::Allocator(std::alloc::System);
+
 extension_sql_file!("../sql/bootstrap.sql", bootstrap);
 extension_sql_file!(
     "../sql/watch.sql",
     name = "watch",
     requires = [
         pg::row_counts::clip_search::count_rows,
-        watch::define::clip_watch,
-        watch::define::clip_unwatch,
-        watch::backfill::clip_retry,
+        watch::define::set_watch,
+        watch::unwatch::end_watch,
+        watch::dropped::clip_search::forget_dropped_tables,
+        watch::backfill::retry,
         watch::backfill::clip_search::backfill_begin,
         watch::backfill::clip_search::backfill_claim,
+        watch::backfill::clip_search::backfill_left,
         watch::backfill::clip_search::backfill_work,
+        watch::query::clip_embed_text_for,
+        watch::query::clip_embed_image_for,
         watch::reembed::clip_search::reembed_begin,
         watch::reembed::clip_search::reembed_goes_on,
         watch::reembed::clip_search::reembed_finish

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 
@@ -122,6 +123,18 @@ def in_parallel(jobs: Sequence[Callable[[], object]], timeout: float = 90) -> li
         raise errors[0]
     assert not any(thread.is_alive() for thread in threads), f"a session still waits after {timeout} s"
     return results
+
+
+# Longer than any condition of these tests takes on a busy machine.
+PATIENCE = 60.0
+
+
+def until(condition: Callable[[], object], what: str = "it") -> None:
+    """Polls until the condition holds; fails after PATIENCE seconds."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} has not come about within {PATIENCE} s"
+        time.sleep(0.05)
 
 
 # ---------------------------------------------------------------- models

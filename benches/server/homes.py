@@ -25,8 +25,10 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benches" / "clusters")]
 import assign  # noqa: E402
+from servers import Server  # noqa: E402
+from shard_servers import SHARDS, Shards  # noqa: E402
 from support import in_parallel, value, vector_text  # noqa: E402
-from test_shards import SHARDS, Server, Shards  # noqa: E402
+
 
 EACH = 4
 OWN = """

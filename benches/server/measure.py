@@ -24,7 +24,6 @@ import sys
 import threading
 import time
 
-import numpy as np
 import psycopg
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent

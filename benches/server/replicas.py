@@ -6,7 +6,7 @@
 
 A search embeds a text that was not asked before and takes the nearest ten of photo-like vectors by HNSW. All servers
 share this machine's cores: more servers can't do more than the cores. The second part needs pgbouncer (the package of
-that name) and is left out without; what a pool changes otherwise is in tests/test_pool.py.
+that name) and is left out without; what a pool changes otherwise is in tests/server/test_pool.py.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benches" / "clusters")]
 import assign  # noqa: E402
-from servers import server  # noqa: E402
+from pooler import pgbouncer, program  # noqa: E402
+from servers import Standby, server  # noqa: E402
 from support import in_parallel  # noqa: E402
-from test_pool import pgbouncer, program  # noqa: E402
-from test_standby import Standby  # noqa: E402
 
 SECONDS, CLIENTS = 10.0, 4
 SEARCH = "SELECT id FROM photo ORDER BY embedding <=> clip_embed_text(%s) LIMIT 10"

@@ -24,8 +24,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benches" / "clusters")]
 import assign  # noqa: E402
 from servers import Server, server  # noqa: E402
-from support import in_parallel, value, vector_text  # noqa: E402
-from test_shards import PHOTOS, Shards  # noqa: E402
+from shard_servers import PHOTOS, Shards  # noqa: E402
+from support import in_parallel, vector_text  # noqa: E402
 
 QUERIES, INSERTS = 100, 120
 FIRST = 1_000_000  # id of the first loaded row

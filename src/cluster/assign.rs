@@ -11,8 +11,8 @@ use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
-use crate::cluster::access::{Access, Privilege, add_owner};
-use crate::cluster::collection::{Collection, DEFAULT_COLLECTION, check_name};
+use crate::cluster::access::{Access, DEFAULT_COLLECTION, Privilege, add_owner, check_name};
+use crate::cluster::collection::Collection;
 use crate::cluster::maintenance::{RECENT, fold, forget, pack, tidy};
 use crate::cluster::search::{Cluster, Search};
 use crate::cluster::statements;

@@ -2,11 +2,10 @@
 
 use clip::{Error, Kind};
 use pgrx::datum::DatumWithOid;
-use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
-use crate::cluster::access::{Access, add_owner, own_collection, role_named};
+use crate::cluster::access::{Access, DEFAULT_COLLECTION, add_owner, check_name, own_collection, role_named, unknown};
 use crate::cluster::members::{check_column, primary_key, refuse_citus};
 use crate::cluster::tables::{Condition, Index, Sees, Store};
 use crate::guc;
@@ -17,8 +16,6 @@ use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, spi};
 use crate::pg::user_context::{OwnersTable, Rights, current_role, has_rights_of, role_name};
 use crate::pg::vector_column::Storage;
-
-pub const DEFAULT_COLLECTION: &str = "default";
 
 /// What is settled about a collection: by [`clip_create_collection`](crate::cluster::collection), else by its first cluster.
 pub struct Collection {
@@ -81,17 +78,6 @@ impl Collection {
             ),
             _ => Ok(()),
         }
-    }
-}
-
-pub fn check_name(collection: &str) -> SqlResult<()> {
-    // As long as PostgreSQL's own names. It stands in every row, and codes are stored in full pages.
-    const LONGEST: usize = 63;
-    let bad = |message: String, detail: String| Err(report(Error::new(Kind::InvalidInput, message).detail(detail)));
-    match collection.len() {
-        0 => bad("collection name is empty".to_owned(), "A name has 1 to 63 bytes.".to_owned()),
-        1..=LONGEST => Ok(()),
-        long => bad("collection name is too long".to_owned(), format!("It has {long} bytes; {LONGEST} are allowed.")),
     }
 }
 
@@ -343,9 +329,4 @@ pub fn drop_rows(client: &mut SpiClient<'_>, collection: &str) -> SqlResult<usiz
         gone += client.update(&delete, None, &[collection.into()]).map_err(spi)?.len();
     }
     Ok(gone)
-}
-
-pub fn unknown(collection: &str) -> ErrorReport {
-    sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT, format!("collection \"{collection}\" does not exist"))
-        .set_hint("SELECT name FROM clip_search.collection lists those there are.")
 }

@@ -8,6 +8,7 @@ use pgrx::prelude::*;
 
 use crate::cluster::access::Privilege;
 use crate::cluster::members::{self, Members};
+use crate::guc;
 use crate::pg::error::{SqlResult, report};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, spi};
@@ -59,8 +60,8 @@ fn clip_duplicates(
 /// threshold; then it is a duplicate of the nearest such. So no chain leads from one photo to another that differs.
 fn duplicates(rows: &Rows, threshold: f64) -> SqlResult<Vec<(usize, usize, f64)>> {
     // Whoever is within the threshold of another is in one group of single linkage with it.
-    let labels =
-        agglomerate(rows.view(), threshold, Linkage::Single, &mut members::check_interrupts()).map_err(report)?;
+    let labels = agglomerate(rows.view(), threshold, Linkage::Single, guc::threads(), &mut members::check_interrupts())
+        .map_err(report)?;
     let mut originals: Vec<Vec<usize>> = Vec::new();
     let mut found = Vec::new();
     for (row, label) in labels.into_iter().enumerate() {

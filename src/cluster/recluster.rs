@@ -15,6 +15,7 @@ use crate::cluster::maintenance::replace_all;
 use crate::cluster::members::{FETCH, Members, check_interrupts, read};
 use crate::cluster::statements;
 use crate::cluster::tables::Store;
+use crate::guc;
 use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::spi::{get, spi};
 use crate::pg::user_context::{OwnersTable, Rights, current_role};
@@ -74,7 +75,8 @@ fn recluster(
     let rows = members.table.as_owner(|table| {
         read_now(&format!("SELECT {vector} FROM {table} WHERE {embedding} IS NOT NULL"), |_| Ok(()))
     })?;
-    let labels = agglomerate(rows.view(), members.threshold, linkage, &mut check_interrupts()).map_err(report)?;
+    let labels = agglomerate(rows.view(), members.threshold, linkage, guc::threads(), &mut check_interrupts())
+        .map_err(report)?;
 
     // From here on nobody writes members; those that came, went or changed meanwhile are read again.
     lock(store, collection, members);

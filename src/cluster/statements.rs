@@ -13,6 +13,7 @@ use crate::cluster::search::merged_up_to;
 use crate::cluster::tables::Store;
 use crate::pg::error::{SqlResult, report};
 use crate::pg::spi::{get, run, spi};
+use crate::pg::transaction::run_on_latest;
 use crate::pg::vector::Vector;
 
 /// A sequence that has given none yet says 1, too.
@@ -253,6 +254,11 @@ pub fn clear(client: &mut SpiClient<'_>, collection: &str) -> SqlResult<HashMap<
         run(client, query, &[collection.into()])?;
     }
     Ok(known)
+}
+
+/// Deletes all clusters of a collection, those included that have come since this transaction's snapshot was taken.
+pub fn clear_latest(collection: &str) -> SqlResult<()> {
+    CLEAR.iter().try_for_each(|query| run_on_latest(query, &[collection.into()]).map(drop))
 }
 
 /// Writes a cluster whole.

@@ -6,14 +6,11 @@
 //! 4–80 ms, some 10^5 operators; a text is usually remembered, so its cost is set lower, which also keeps
 //! the planner from compiling (JIT, from cost 100,000 on) a sequential scan of a few hundred rows.
 
-use clip::image::info::info;
-use clip::image::thumbnail::{Format, thumbnail};
-use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use crate::guc;
 use crate::model::loaded;
-use crate::pg::error::{SqlResult, report};
+use crate::pg::error::SqlResult;
 use crate::pg::text::{Text, texts};
 use crate::pg::vector::Vector;
 
@@ -60,74 +57,6 @@ fn clip_embed_texts(queries: Array<Text<'_>>) -> SqlResult<Vec<Option<Vector>>> 
 #[pg_extern(immutable, strict, parallel_safe, cost = 100000, name = "clip_embed_texts")]
 fn clip_embed_texts_by_model(queries: Array<Text<'_>>, model: &str) -> SqlResult<Vec<Option<Vector>>> {
     loaded::embed_texts(model, &texts(&queries))
-}
-
-#[pg_extern(stable, strict, parallel_safe, cost = 50000)]
-fn clip_thumbnail(image: &[u8], edge: default!(i32, "256"), format: default!(&str, "'jpeg'")) -> SqlResult<Vec<u8>> {
-    let format = Format::named(format).map_err(report)?;
-    thumbnail(image, u32::try_from(edge).unwrap_or(0), format, &guc::limits()).map_err(report)
-}
-
-#[pg_extern(immutable, strict, parallel_safe, cost = 100)]
-#[allow(clippy::type_complexity)]
-fn clip_image_info(
-    image: &[u8],
-) -> Result<
-    TableIterator<
-        'static,
-        (
-            name!(format, String),
-            name!(width, i64),
-            name!(height, i64),
-            name!(orientation, i32),
-            name!(channels, i32),
-            name!(frames, i64),
-            name!(bytes, i64),
-        ),
-    >,
-    ErrorReport,
-> {
-    let info = info(image).map_err(report)?;
-    Ok(TableIterator::once((
-        info.format.to_owned(),
-        i64::from(info.width),
-        i64::from(info.height),
-        i32::from(info.orientation),
-        i32::from(info.channels),
-        i64::from(info.frames),
-        info.bytes as i64,
-    )))
-}
-
-#[pg_extern(stable, parallel_restricted)]
-#[allow(clippy::type_complexity)]
-fn clip_models() -> TableIterator<
-    'static,
-    (
-        name!(name, String),
-        name!(path, String),
-        name!(dimensions, Option<i32>),
-        name!(selected, bool),
-        name!(loaded, bool),
-        name!(image_loaded, bool),
-        name!(text_loaded, bool),
-        name!(images, i64),
-        name!(texts, i64),
-    ),
-> {
-    let selected = guc::model();
-    TableIterator::new(loaded::status().into_iter().map(move |m| {
-        let is_selected = m.name == selected;
-        let loaded = m.image_loaded || m.text_loaded;
-        (m.name, m.path, m.dimensions, is_selected, loaded, m.image_loaded, m.text_loaded, m.images, m.texts)
-    }))
-}
-
-#[pg_extern(volatile, strict, parallel_restricted)]
-fn clip_check_model(
-    model: &str,
-) -> Result<TableIterator<'static, (name!(item, String), name!(value, String))>, ErrorReport> {
-    loaded::check(model).map(TableIterator::new)
 }
 
 #[pg_extern(stable, parallel_restricted)]

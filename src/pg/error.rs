@@ -4,6 +4,8 @@ use clip::{Error, Kind};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
+use crate::guc;
+
 /// What every SQL function returns: an `Err` is raised with its own SQLSTATE, DETAIL and HINT.
 pub type SqlResult<T> = Result<T, ErrorReport>;
 
@@ -13,6 +15,8 @@ pub fn sqlstate(kind: Kind) -> PgSqlErrorCode {
         Kind::InvalidInput => PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
         Kind::Unsupported => PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
         Kind::LimitExceeded => PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+        Kind::OutOfMemory => PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY,
+        Kind::Interrupted => PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
         Kind::UnknownModel => PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
         Kind::MissingFile => PgSqlErrorCode::ERRCODE_UNDEFINED_FILE,
         Kind::BadModel => PgSqlErrorCode::ERRCODE_CONFIG_FILE_ERROR,
@@ -27,13 +31,14 @@ pub fn report(error: Error) -> ErrorReport {
 
 /// An engine error for which PostgreSQL has a closer SQLSTATE than the one of its kind.
 pub fn with_sqlstate(code: PgSqlErrorCode, error: Error) -> ErrorReport {
+    let hint = error.hint_for(guc::name);
     let mut report = ErrorReport::new(code, error.message, "clip_search");
     let place = error.element.map(|index| format!("This is element {} of the array.", index + 1));
     let detail: Vec<String> = [place, error.detail].into_iter().flatten().collect();
     if !detail.is_empty() {
         report = report.set_detail(detail.join(" "));
     }
-    if let Some(hint) = error.hint {
+    if let Some(hint) = hint {
         report = report.set_hint(hint);
     }
     report

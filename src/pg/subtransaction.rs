@@ -43,7 +43,7 @@ impl Failure {
 impl From<&clip::Error> for Failure {
     fn from(error: &clip::Error) -> Self {
         let state = sqlstate(error.kind);
-        let (message, detail, hint) = (error.message.clone(), error.detail.clone(), error.hint.clone());
+        let (message, detail, hint) = (error.message.clone(), error.detail.clone(), error.hint_for(crate::guc::name));
         Self { code: unpack(state as i32), state, message, detail, hint, caught: None }
     }
 }

@@ -2,13 +2,15 @@
 #![allow(unsafe_code)]
 
 use std::cell::{Cell, RefCell};
-use std::ffi::c_void;
+use std::ffi::{CString, c_void};
 use std::rc::Rc;
 
+use clip::{Error, Kind};
+use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
-use crate::pg::error::SqlResult;
+use crate::pg::error::{SqlResult, report};
 
 /// A list whose entries go with the transaction, or with the subtransaction in which they were added if that fails.
 /// Meant to be `thread_local!`.
@@ -153,6 +155,46 @@ unsafe extern "C-unwind" fn at_subtransaction_end(
     if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
         LISTS.with_borrow(|lists| lists.iter().for_each(|truncate| truncate(subtransaction)));
     }
+}
+
+/// Runs a statement that writes on what is committed by now, whatever the isolation level, as the checks of foreign keys
+/// do; how many rows it was of. A transaction of REPEATABLE READ would not see rows that others have written since it
+/// began, and leave them behind.
+pub fn run_on_latest(query: &str, arguments: &[DatumWithOid<'_>]) -> SqlResult<u64> {
+    let mut types: Vec<pg_sys::Oid> = arguments.iter().map(|argument| argument.oid()).collect();
+    let mut values: Vec<pg_sys::Datum> =
+        arguments.iter().map(|argument| argument.datum().map_or(0.into(), |datum| datum.sans_lifetime())).collect();
+    let nulls: Vec<std::ffi::c_char> = arguments
+        .iter()
+        .map(|argument| if argument.datum().is_none() { b'n' } else { b' ' } as std::ffi::c_char)
+        .collect();
+    let failed = |what: &str, code: i32| {
+        Err(report(Error::new(Kind::Internal, "a statement could not be run").detail(format!("{what}: {code}"))))
+    };
+    let query = CString::new(query).map_err(|error| {
+        report(Error::new(Kind::Internal, "a statement has a zero byte in it").detail(error.to_string()))
+    })?;
+    Spi::connect_mut(|_client| {
+        // SAFETY: connected to SPI; three arrays of the same length, of which values and nulls outlive the call; the plan
+        // is SPI's, and goes as it is left.
+        unsafe {
+            let plan = pg_sys::SPI_prepare(query.as_ptr(), types.len() as i32, types.as_mut_ptr());
+            if plan.is_null() {
+                return failed("SPI_prepare", pg_sys::SPI_result);
+            }
+            let code = pg_sys::SPI_execute_snapshot(
+                plan,
+                values.as_mut_ptr(),
+                nulls.as_ptr(),
+                pg_sys::GetLatestSnapshot(),
+                std::ptr::null_mut(),
+                false,
+                true,
+                0,
+            );
+            if code < 0 { failed("SPI_execute_snapshot", code) } else { Ok(pg_sys::SPI_processed) }
+        }
+    })
 }
 
 /// What a statement of this transaction may do with rows that others have replaced since it began.

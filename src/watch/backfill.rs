@@ -7,13 +7,14 @@ use pgrx::spi::quote_identifier;
 
 use crate::cluster::tables;
 use crate::guc;
-use crate::pg::catalog::Table;
+use crate::pg::catalog::{self, Lock, Table};
 use crate::pg::error::{SqlResult, report};
 use crate::pg::regclass::Regclass;
-use crate::pg::spi::{get, spi};
+use crate::pg::spi::get;
+use crate::pg::spi::spi;
 use crate::pg::user_context::{Rights, key_form};
-use crate::watch::queue::{claim, noted, own};
-use crate::watch::rows::{OnRowError, work};
+use crate::watch::queue::{Next, claim, has_again, noted, own};
+use crate::watch::rows::{Terms, work};
 use crate::watch::setting::{Watch, table_of};
 use crate::watch::wakeup;
 
@@ -38,14 +39,33 @@ pub fn any_missing(watch: &Watch) -> SqlResult<bool> {
 
 /// Queues the rows that have no embedding and are neither queued nor listed as failed; how many.
 pub fn enqueue_missing(watch: &Watch) -> SqlResult<i64> {
+    enqueue(watch, &missing(watch, &key_of(watch)), false)
+}
+
+/// Queues the rows that have an embedding, which is to be made anew; how many.
+pub fn enqueue_existing(watch: &Watch) -> SqlResult<i64> {
+    if !has_again() {
+        return Ok(0); // the SQL of 0.2.0, which can't say so
+    }
+    let embedding = quote_identifier(&watch.embedding);
+    enqueue(watch, &format!("SELECT {} FROM {} WHERE {embedding} IS NOT NULL", key_of(watch), watch.table), true)
+}
+
+/// An expression for a row's key as the queue has it.
+fn key_of(watch: &Watch) -> String {
     let values = watch.key.iter().map(|column| format!("pg_catalog.format('%s', {})", quote_identifier(column)));
-    let key = format!("ARRAY[{}]::text", values.collect::<Vec<_>>().join(", "));
-    let query = missing(watch, &key);
+    format!("ARRAY[{}]::text", values.collect::<Vec<_>>().join(", "))
+}
+
+/// Queues the rows whose keys a query returns.
+fn enqueue(watch: &Watch, query: &str, again: bool) -> SqlResult<i64> {
     let mut count = 0;
-    Spi::connect_mut(|client| {
+    catalog::lock(watch.relation, Lock::AccessShare);
+    watch.check_still_named()?;
+    let count = Spi::connect_mut(|client| {
         let cursor = {
             let _rights = Rights::of_table_owner(watch.owner);
-            client.try_open_cursor_mut(&query, &[]).map_err(spi)?.detach_into_name()
+            client.try_open_cursor_mut(query, &[]).map_err(spi)?.detach_into_name()
         };
         loop {
             pgrx::check_for_interrupts!();
@@ -64,17 +84,23 @@ pub fn enqueue_missing(watch: &Watch) -> SqlResult<i64> {
                 keys
             };
             if keys.is_empty() {
-                return Ok(count);
+                return Ok::<_, ErrorReport>(count);
             }
             count += own(|client| {
-                let query = include_str!("sql/enqueue_missing.sql");
+                let query = if again {
+                    include_str!("sql/enqueue_existing.sql")
+                } else {
+                    include_str!("sql/enqueue_missing.sql")
+                };
                 let longest = keys.iter().map(String::len).max().unwrap_or_default();
                 let insert =
                     || Ok(client.update(query, None, &[watch.id.into(), keys.into()]).map_err(spi)?.len() as i64);
                 noted(watch, longest, insert)
             })?;
         }
-    })
+    })?;
+    watch.check_still_named()?;
+    Ok(count)
 }
 
 /// The steps of CALL clip_backfill, which commits between them (sql/watch.sql).
@@ -94,6 +120,7 @@ pub mod clip_search {
         let watches = Watch::of_table(oid, embedding)?;
         tables::check_may_commit("clip_backfill()")?;
         for watch in watches {
+            let watch = watch.locked(Lock::AccessShare)?;
             enqueue_missing(&watch)?;
             let queued = own(|client| {
                 let query = "SELECT pg_catalog.count(*), coalesce(pg_catalog.max(id), 0) FROM clip_search.watch_queue WHERE watch = $1";
@@ -117,7 +144,21 @@ pub mod clip_search {
             );
             return Ok(Vec::new());
         }
-        Ok(claim(&[watch], i64::from(batch), Some((after, last)))?.map(|(_, ids)| ids).unwrap_or_default())
+        claim(watch, i64::from(batch), Next::Between(after, last))
+    }
+
+    /// How many of a watch's entries up to one are left: the background worker, or another session, has them in hand, or
+    /// their rows.
+    #[pg_extern(volatile, strict, parallel_unsafe)]
+    fn backfill_left(watch: i64, last: i64) -> SqlResult<i64> {
+        if !is_own(watch)? {
+            return Ok(0);
+        }
+        own(|client| {
+            let query = "SELECT pg_catalog.count(*) FROM clip_search.watch_queue WHERE watch = $1 AND id <= $2";
+            let rows = client.update(query, Some(1), &[watch.into(), last.into()]).map_err(spi)?;
+            Ok(rows.first().get::<i64>(1).map_err(spi)?.unwrap_or_default())
+        })
     }
 
     /// Embeds the rows of entries; how many were embedded, how many failed.
@@ -134,7 +175,7 @@ pub mod clip_search {
             let rows = client.update(query, None, &[watch.into(), entries.into()]).map_err(spi)?;
             rows.into_iter().map(|row| Ok(get(&row, 1)?.unwrap_or_default())).collect::<SqlResult<Vec<i64>>>()
         })?;
-        work(&entries, OnRowError::Record)?.single().map(TableIterator::once)
+        work(&entries, Terms::ALL)?.single().map(TableIterator::once)
     }
 }
 
@@ -145,19 +186,36 @@ fn is_own(watch: i64) -> SqlResult<bool> {
     Ok(true)
 }
 
-/// Takes rows off the list of failures. Where a worker keeps the table true it gets them; otherwise they are tried at
-/// once. Returns how many are on the list no longer.
-#[pg_extern(volatile, parallel_unsafe, cost = 1000000)]
-fn clip_retry(relation: Option<Regclass>, embedding: default!(Option<&str>, "NULL")) -> SqlResult<i64> {
+/// Takes rows off the list of failures: all, or those of a SQLSTATE or a class of them. Where a worker keeps the table in
+/// sync it gets them; otherwise they are tried at once. Returns how many are on the list no longer.
+#[pg_extern(volatile, parallel_unsafe, cost = 1000000, name = "clip_retry")]
+fn retry(
+    relation: Option<Regclass>,
+    embedding: default!(Option<&str>, "NULL"),
+    sqlstate: default!(Option<&str>, "NULL"),
+) -> SqlResult<i64> {
+    call(relation, embedding, sqlstate)
+}
+
+pub fn call(relation: Option<Regclass>, embedding: Option<&str>, sqlstate: Option<&str>) -> SqlResult<i64> {
     tables::check_writable(c"clip_retry()");
     let oid = table_of(relation)?;
+    if let Some(state) = sqlstate.filter(|state| ![2, 5].contains(&state.len())) {
+        return Err(report(
+            Error::new(Kind::InvalidInput, format!("sqlstate \"{state}\" is neither a SQLSTATE nor a class of them"))
+                .hint("Use the five characters that clip_search.failure shows, or the first two."),
+        ));
+    }
     let mut retried = 0;
     for watch in Watch::of_table(oid, embedding)? {
+        let watch = watch.locked(Lock::RowExclusive)?;
         let ids: Vec<i64> = own(|client| {
-            let query = "WITH taken AS (DELETE FROM clip_search.watch_failure WHERE watch = $1 RETURNING key) \
+            let query = "WITH taken AS (DELETE FROM clip_search.watch_failure WHERE watch = $1 \
+                 AND ($3 IS NULL OR pg_catalog.left(sqlstate, pg_catalog.length($3)) = $3) RETURNING key) \
                  INSERT INTO clip_search.watch_queue (watch, key, attempts) SELECT $1, key, $2 FROM taken RETURNING id";
             // To be tried at once it counts as begun.
-            let rows = client.update(query, None, &[watch.id.into(), i32::from(!watch.queued).into()]).map_err(spi)?;
+            let arguments = [watch.id.into(), i32::from(!watch.queued).into(), sqlstate.into()];
+            let rows = client.update(query, None, &arguments).map_err(spi)?;
             rows.into_iter().map(|row| Ok(get(&row, 1)?.unwrap_or_default())).collect::<SqlResult<_>>()
         })?;
         retried += ids.len() as i64;
@@ -166,7 +224,7 @@ fn clip_retry(relation: Option<Regclass>, embedding: default!(Option<&str>, "NUL
             continue;
         }
         for ids in ids.chunks(guc::worker_batch() as usize) {
-            retried -= work(ids, OnRowError::Record)?.single()?.1;
+            retried -= work(ids, Terms::ALL)?.single()?.1;
         }
     }
     Ok(retried)

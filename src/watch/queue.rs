@@ -4,7 +4,7 @@
 //! which its embedding is written, and only if it still has the source that was embedded. So writers never wait for an
 //! inference, and of several entries for a row any one will do.
 
-use std::collections::HashMap;
+#![allow(unsafe_code)]
 
 use clip::{Error, Kind};
 use pgrx::prelude::*;
@@ -19,6 +19,8 @@ use crate::watch::setting::Watch;
 
 /// The longest that a row rests between two attempts, in milliseconds.
 const LONGEST_REST: i64 = 3_600_000;
+/// How long a row rests at least that has ended a worker, or the server, twice, in milliseconds.
+const UNENDED_REST: i64 = 60_000;
 
 /// An entry of the queue, which this transaction has locked.
 #[derive(Clone)]
@@ -27,6 +29,8 @@ pub struct Entry {
     /// The text form of an array of texts.
     pub key: String,
     pub attempts: i32,
+    /// The row is embedded even if it has a vector, which is of another source, weight or model, or nobody knows.
+    pub again: bool,
 }
 
 /// Runs a statement on the extension's tables.
@@ -39,9 +43,10 @@ pub fn own<T>(f: impl FnOnce(&mut SpiClient<'_>) -> SqlResult<T>) -> SqlResult<T
 /// they stand for.
 pub fn lock_entries(ids: &[i64]) -> SqlResult<Vec<(i64, Vec<Entry>)>> {
     own(|client| {
-        let query = "SELECT id, watch, key::text, attempts FROM clip_search.watch_queue WHERE id = ANY ($1) ORDER BY id FOR UPDATE SKIP LOCKED";
+        // Before ALTER EXTENSION clip_search UPDATE there is no such column.
+        let query = "SELECT id, watch, key::text, attempts, coalesce((pg_catalog.to_jsonb(q) ->> 'again')::boolean, false) \
+             FROM clip_search.watch_queue q WHERE id = ANY ($1) ORDER BY id FOR UPDATE SKIP LOCKED";
         let mut groups: Vec<(i64, Vec<Entry>)> = Vec::new();
-        let mut seen: HashMap<(i64, String), ()> = HashMap::new();
         let mut surplus: Vec<i64> = Vec::new();
         for row in client.update(query, None, &[ids.to_vec().into()]).map_err(spi)? {
             let missing = || report(Error::new(Kind::Internal, "a row of clip_search.watch_queue has a NULL"));
@@ -49,28 +54,80 @@ pub fn lock_entries(ids: &[i64]) -> SqlResult<Vec<(i64, Vec<Entry>)>> {
                 id: get(&row, 1)?.ok_or_else(missing)?,
                 key: get(&row, 3)?.ok_or_else(missing)?,
                 attempts: get(&row, 4)?.unwrap_or_default(),
+                again: get(&row, 5)?.unwrap_or_default(),
             };
             let watch: i64 = get(&row, 2)?.ok_or_else(missing)?;
-            if seen.insert((watch, entry.key.clone()), ()).is_some() {
-                surplus.push(entry.id);
-                continue;
-            }
-            match groups.iter_mut().find(|group| group.0 == watch) {
-                Some(group) => group.1.push(entry),
-                None => groups.push((watch, vec![entry])),
+            let place = groups.iter().position(|group| group.0 == watch).unwrap_or_else(|| {
+                groups.push((watch, Vec::new()));
+                groups.len() - 1
+            });
+            let group = &mut groups[place].1;
+            match group.iter_mut().find(|known| known.key == entry.key) {
+                Some(known) => {
+                    known.again |= entry.again;
+                    surplus.push(entry.id);
+                }
+                None => group.push(entry),
             }
         }
-        for (watch, entries) in &groups {
+        for (watch, entries) in &mut groups {
             let keys: Vec<String> = entries.iter().map(|entry| entry.key.clone()).collect();
             let mine: Vec<i64> = entries.iter().map(|entry| entry.id).collect();
-            let query = "DELETE FROM clip_search.watch_queue WHERE id IN (SELECT q.id FROM clip_search.watch_queue q \
-                 JOIN unnest($2::text[]) AS k (key) ON q.key = k.key::text[] WHERE q.watch = $1 AND q.id <> ALL ($3) FOR UPDATE OF q SKIP LOCKED)";
-            client.update(query, None, &[(*watch).into(), keys.into(), mine.into()]).map_err(spi)?;
+            let query = include_str!("sql/take_over.sql");
+            let rows = client.update(query, None, &[(*watch).into(), keys.into(), mine.into()]).map_err(spi)?;
+            for row in rows {
+                let (key, again): (Option<String>, Option<bool>) = (get(&row, 1)?, get(&row, 2)?);
+                if again == Some(true) {
+                    entries
+                        .iter_mut()
+                        .filter(|entry| Some(&entry.key) == key.as_ref())
+                        .for_each(|entry| entry.again = true);
+                }
+            }
+            // Should the row have to wait, it is still known.
+            let again: Vec<i64> = entries.iter().filter(|entry| entry.again).map(|entry| entry.id).collect();
+            if !again.is_empty() {
+                let query = "UPDATE clip_search.watch_queue SET again = true WHERE id = ANY ($1) AND NOT again";
+                client.update(query, None, &[again.into()]).map_err(spi)?;
+            }
         }
         client
             .update("DELETE FROM clip_search.watch_queue WHERE id = ANY ($1)", None, &[surplus.into()])
             .map_err(spi)?;
         Ok(groups)
+    })
+}
+
+/// Whether the queue can say that a row is to be embedded again: not so before ALTER EXTENSION clip_search UPDATE.
+pub fn has_again() -> bool {
+    // SAFETY: catalogue look-ups by constant names; an oid or a column that is not there gives none.
+    unsafe {
+        let schema = pg_sys::get_namespace_oid(c"clip_search".as_ptr(), true);
+        let table = pg_sys::get_relname_relid(c"watch_queue".as_ptr(), schema);
+        pg_sys::get_attnum(table, c"again".as_ptr()) > 0
+    }
+}
+
+/// The process has survived an attempt that has failed as a whole, say by a timeout: its entries don't rest as those do
+/// that have ended a worker.
+pub fn attempt_ended(ids: &[i64]) -> SqlResult<()> {
+    own(|client| {
+        let query = "UPDATE clip_search.watch_queue SET due = least(due, pg_catalog.clock_timestamp() \
+             + least($2 * 2 ^ least(greatest(attempts - 1, 0), 20), $3) * interval '1 millisecond') WHERE id = ANY ($1)";
+        let arguments =
+            [ids.to_vec().into(), f64::from(guc::worker_retry_delay()).into(), (LONGEST_REST as f64).into()];
+        client.update(query, None, &arguments).map(drop).map_err(spi)
+    })
+}
+
+/// Takes the vectors that are in the column for what the watch would make.
+pub fn keep_existing(watch: i64) -> SqlResult<()> {
+    if !has_again() {
+        return Ok(());
+    }
+    own(|client| {
+        let query = "DELETE FROM clip_search.watch_queue WHERE watch = $1 AND again";
+        client.update(query, None, &[watch.into()]).map(drop).map_err(spi)
     })
 }
 
@@ -164,37 +221,67 @@ pub fn rest_after(attempts: i32) -> i64 {
     first.saturating_mul(1 << attempts.clamp(1, 21).saturating_sub(1)).min(LONGEST_REST)
 }
 
-/// Entries to work on next, all of one watch. An attempt is counted before it is made, so that a row that brings the
-/// server down is known by it: the next time it is tried alone, and after some times not at all. What is returned has to
-/// be committed before the work begins.
-pub fn claim(watches: &[i64], count: i64, between: Option<(i64, i64)>) -> SqlResult<Option<(i64, Vec<i64>)>> {
+/// Which entries of a watch are claimed next.
+#[derive(Clone, Copy)]
+pub enum Next {
+    /// The worker's: what is due.
+    Due,
+    /// clip_backfill's: those with ids over the first number, up to the second.
+    Between(i64, i64),
+}
+
+/// Entries of a watch to work on next. An attempt is counted before it is made, so that a row that brings the server
+/// down is known by it: the next time it is tried alone, and after some times not at all. What is returned has to be
+/// committed before the work begins.
+pub fn claim(watch: i64, count: i64, next: Next) -> SqlResult<Vec<i64>> {
     own(|client| {
-        // The worker takes what is due; clip_backfill what comes next.
-        let (condition, order) = match between {
-            Some((after, last)) => (format!("id > {after} AND id <= {last}"), "id"),
-            None => ("due <= pg_catalog.clock_timestamp()".to_owned(), "due, id"),
+        let (condition, order) = match next {
+            Next::Between(after, last) => (format!("id > {after} AND id <= {last}"), "id"),
+            Next::Due => ("due <= pg_catalog.clock_timestamp()".to_owned(), "due, id"),
         };
         let query = format!(
-            "SELECT id, watch, attempts FROM clip_search.watch_queue WHERE watch = ANY ($1) AND {condition} ORDER BY {order} LIMIT $2 FOR UPDATE SKIP LOCKED"
+            "SELECT id, attempts, sqlstate IS NULL FROM clip_search.watch_queue WHERE watch = $1 AND {condition} \
+             ORDER BY {order} LIMIT $2 FOR UPDATE SKIP LOCKED"
         );
-        let rows = client.update(&query, None, &[watches.to_vec().into(), count.into()]).map_err(spi)?;
-        let mut found: Vec<(i64, i64, i32)> = rows
+        let rows = client.update(&query, None, &[watch.into(), count.into()]).map_err(spi)?;
+        let mut found: Vec<(i64, i32, bool)> = rows
             .map(|row| {
-                let (id, watch) = (get(&row, 1)?.unwrap_or_default(), get(&row, 2)?.unwrap_or_default());
-                Ok((id, watch, get(&row, 3)?.unwrap_or_default()))
+                let (id, attempts) = (get(&row, 1)?.unwrap_or_default(), get(&row, 2)?.unwrap_or_default());
+                Ok((id, attempts, get(&row, 3)?.unwrap_or_default()))
             })
             .collect::<SqlResult<_>>()?;
-        let Some(&(_, watch, attempts)) = found.first() else { return Ok(None) };
+        let Some(&(_, attempts, unended)) = found.first() else { return Ok(Vec::new()) };
         if attempts > 0 {
             found.truncate(1);
         } else {
-            found.retain(|&(_, other, attempts)| other == watch && attempts == 0);
+            found.retain(|&(_, attempts, _)| attempts == 0);
         }
+        // One that has ended a worker, and ends this one, too, rests longer than one that fails.
+        let rest = rest_after(attempts + 1).max(if attempts > 0 && unended { UNENDED_REST } else { 0 });
         let ids: Vec<i64> = found.iter().map(|(id, ..)| *id).collect();
         let query = "UPDATE clip_search.watch_queue SET attempts = attempts + 1, \
              due = pg_catalog.clock_timestamp() + $2 * interval '1 millisecond' WHERE id = ANY ($1)";
-        client.update(query, None, &[ids.clone().into(), rest_after(attempts + 1).into()]).map_err(spi)?;
-        Ok(Some((watch, ids)))
+        client.update(query, None, &[ids.clone().into(), rest.into()]).map_err(spi)?;
+        Ok(ids)
+    })
+}
+
+/// Those of the watches that have something due.
+pub fn due(watches: &[i64]) -> SqlResult<Vec<i64>> {
+    own(|client| {
+        let query = "SELECT w.id FROM unnest($1) AS w (id) WHERE EXISTS (SELECT FROM clip_search.watch_queue q \
+             WHERE q.watch = w.id AND q.due <= pg_catalog.clock_timestamp())";
+        let rows = client.update(query, None, &[watches.to_vec().into()]).map_err(spi)?;
+        rows.map(|row| Ok(get(&row, 1)?.unwrap_or_default())).collect()
+    })
+}
+
+/// In how many milliseconds the next entry of the watches is due; less than 0 if it has been for some time.
+pub fn next_due(watches: &[i64]) -> SqlResult<Option<i64>> {
+    own(|client| {
+        let query = "SELECT (EXTRACT(epoch FROM min(n.due) - clock_timestamp()) * 1000)::bigint FROM unnest($1) AS w (id), \
+             LATERAL (SELECT q.due FROM clip_search.watch_queue q WHERE q.watch = w.id ORDER BY q.due LIMIT 1) AS n";
+        client.update(query, Some(1), &[watches.to_vec().into()]).map_err(spi)?.first().get::<i64>(1).map_err(spi)
     })
 }
 

@@ -1,6 +1,8 @@
 //! Embeds the rows that entries of the queue name: read, embedded, locked and written.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use clip::{Error, Kind};
 use pgrx::pg_sys::panic::ErrorReport;
@@ -8,19 +10,26 @@ use pgrx::prelude::*;
 use pgrx::spi::quote_identifier;
 
 use crate::cluster::assign::assign;
+use crate::cluster::pending::join;
 use crate::guc;
+use crate::pg::catalog::{self, Lock};
 use crate::pg::error::{SqlResult, with_sqlstate};
-use crate::pg::spi::{get, spi};
-use crate::pg::subtransaction::{Failure, attempt};
+use crate::pg::spi::get;
+use crate::pg::spi::spi;
+use crate::pg::subtransaction::Failure;
+use crate::pg::subtransaction::attempt;
 use crate::pg::user_context::Rights;
 use crate::pg::vector::{self, Vector};
 use crate::pg::vector_column::Storage;
+use crate::watch::hard_limit::HardLimit;
 use crate::watch::queue::{
     Entry, add_failure, forget_entries, forget_failure, lock_entries, own, put_back, rest_after,
 };
 use crate::watch::setting::Watch;
 use crate::watch::source::{Source, embed};
 
+/// How long entries rest whose row or table another session has locked, in milliseconds.
+const LOCKED_REST: i64 = 1000;
 /// Files that are in memory at a time.
 const BYTES: usize = 64 << 20;
 
@@ -77,12 +86,16 @@ impl Queries {
             };
             let same: Vec<String> = [(&watch.image, 2), (&watch.text, 3)]
                 .into_iter()
-                .filter_map(|(name, n)| Some(format!("{} IS NOT DISTINCT FROM ${n}", column(name)?)))
+                .filter_map(|(name, n)| {
+                    // By its bytes: two texts that a collation takes for equal have two embeddings.
+                    let (kind, bytes) = if n == 2 { ("bytea", "") } else { ("text", " COLLATE pg_catalog.\"C\"") };
+                    Some(format!("{}::{kind}{bytes} IS NOT DISTINCT FROM ${n}::{kind}{bytes}", column(name)?))
+                })
                 .collect();
-            let there = format!("SELECT 1 FROM {table} WHERE {key} AND {open} AND {}", same.join(" AND "));
+            let there = format!("SELECT 1 FROM {table} WHERE {key} AND ($4 OR {open}) AND {}", same.join(" AND "));
             Ok(Self {
                 read: format!(
-                    "SELECT {}, {}, {embedding}::{}.vector FROM {table} WHERE {key} AND {open} AND ({})",
+                    "SELECT {}, {}, {embedding}::{}.vector FROM {table} WHERE {key} AND ($2 OR {open} AND ({}))",
                     or_null(&watch.image, "bytea"),
                     or_null(&watch.text, "text"),
                     vector::schema(),
@@ -103,18 +116,21 @@ impl Queries {
     /// Reads rows until their files come to 64 MB; how many entries were looked at, and the rows among them that there
     /// is something to do to.
     fn read(&self, watch: &Watch, entries: &[Entry]) -> SqlResult<(usize, Vec<Row>)> {
-        let _rights = Rights::of_table_owner(watch.owner);
-        Spi::connect_mut(|client| {
+        let read = Spi::connect_mut(|client| {
+            let _rights = Rights::of_table_owner(watch.owner);
             let (mut rows, mut bytes) = (Vec::new(), 0);
             for (index, entry) in entries.iter().enumerate() {
                 pgrx::check_for_interrupts!();
-                let found = client.update(&self.read, Some(1), &[entry.key.as_str().into()]).map_err(spi)?;
+                let _limit = HardLimit::start();
+                let found = client
+                    .update(&self.read, Some(1), &[entry.key.as_str().into(), entry.again.into()])
+                    .map_err(spi)?;
                 if let Some(row) = found.into_iter().next() {
                     let row = Row {
                         entry: entry.clone(),
                         image: get(&row, 1)?,
                         text: get(&row, 2)?,
-                        embedding: get(&row, 3)?,
+                        embedding: if entry.again { None } else { get(&row, 3)? },
                     };
                     bytes += row.image.as_ref().map_or(0, Vec::len) + row.text.as_ref().map_or(0, String::len);
                     rows.push(row);
@@ -124,13 +140,21 @@ impl Queries {
                 }
             }
             Ok((entries.len(), rows))
-        })
+        })?;
+        watch.check_still_named()?;
+        Ok(read)
     }
 
     /// Locks a row to the end of the transaction, if it still is what was read and no other session has it.
     fn lock(&self, watch: &Watch, row: &Row) -> SqlResult<Locked> {
-        let source = [row.entry.key.as_str().into(), row.image.as_deref().into(), row.text.as_deref().into()];
+        let source = [
+            row.entry.key.as_str().into(),
+            row.image.as_deref().into(),
+            row.text.as_deref().into(),
+            row.entry.again.into(),
+        ];
         let _rights = Rights::of_table_owner(watch.owner);
+        let _limit = HardLimit::start();
         Spi::connect_mut(|client| {
             if !client.update(&self.lock, Some(1), &source).map_err(spi)?.is_empty() {
                 return Ok(Locked::Here);
@@ -140,23 +164,29 @@ impl Queries {
         })
     }
 
-    /// Writes a row's embedding, if the row still is what was embedded.
-    fn write(&self, watch: &Watch, row: &Row, vector: &Vector) -> SqlResult<Written> {
+    /// Writes a row's embedding, or none, if the row still is what was embedded.
+    fn write(&self, watch: &Watch, row: &Row, vector: Option<&Vector>) -> SqlResult<Written> {
         let key = row.entry.key.as_str();
         match self.lock(watch, row)? {
             Locked::Here => {}
             Locked::Elsewhere => return Ok(Written::Locked),
             Locked::Superseded => return Ok(Written::Superseded),
         }
-        let vector = self.storage.round(vector.clone());
-        let cluster = match &watch.collection {
-            Some(collection) if self.has_cluster => Some(assign(vector.clone(), collection, watch.owner)?),
+        let vector = vector.map(|vector| self.storage.round(vector.clone()));
+        let cluster = match (&watch.collection, &vector) {
+            // Such a row may be in a group already: the trigger confirms that it is in another, and takes it out of the old.
+            (Some(collection), Some(vector)) if self.has_cluster && row.entry.again => {
+                Some(join(&Rc::from(collection.as_str()), &vector.0, watch.owner)?)
+            }
+            (Some(collection), Some(vector)) if self.has_cluster => {
+                Some(assign(vector.clone(), collection, watch.owner)?)
+            }
             _ => None,
         };
         let done = {
             let _rights = Rights::of_table_owner(watch.owner);
+            let _limit = HardLimit::start();
             Spi::connect_mut(|client| {
-                let vector = Some(vector.clone());
                 let done = if self.has_cluster {
                     client.update(&self.update, None, &[key.into(), vector.into(), cluster.into()])
                 } else {
@@ -208,6 +238,8 @@ pub struct Outcome {
     pub done: HashMap<i64, (i64, i64)>,
     /// Why no row can be embedded for now.
     pub stuck: HashMap<i64, Failure>,
+    /// Watches whose tables another session has locked.
+    pub locked: HashSet<i64>,
     /// Entries whose rows have failed.
     noted: Vec<i64>,
 }
@@ -235,28 +267,59 @@ pub enum OnRowError {
     Record,
 }
 
-/// Sees to entries of the queue: all in this transaction, each row that fails undone by itself. Entries that another
-/// session has locked are left to it.
-pub fn work(ids: &[i64], on_error: OnRowError) -> SqlResult<Outcome> {
+/// How much one call of [`work`] does, and what it does about a row that fails.
+#[derive(Clone, Copy)]
+pub struct Terms {
+    pub on_error: OnRowError,
+    /// The worker's: it writes no more rows after this time, and does not wait for a table that is locked. Others' rows
+    /// would wait meanwhile.
+    pub slice: Option<Duration>,
+}
+
+impl Terms {
+    /// A session's, which does all and lists what fails.
+    pub const ALL: Self = Self { on_error: OnRowError::Record, slice: None };
+}
+
+/// Embeds the rows of entries of the queue: all in this transaction, each row that fails undone by itself. Entries that
+/// another session has locked are left to it.
+pub fn work(ids: &[i64], terms: Terms) -> SqlResult<Outcome> {
     let mut outcome = Outcome::default();
-    for (watch, entries) in lock_entries(ids)? {
-        let Some(watch) = Watch::by_id(watch)? else {
-            forget_entries(&entries.iter().map(|entry| entry.id).collect::<Vec<_>>())?;
+    let begun = Instant::now();
+    for (id, entries) in lock_entries(ids)? {
+        let all = |entries: &[Entry]| entries.iter().map(|entry| entry.id).collect::<Vec<_>>();
+        let Some(watch) = Watch::by_id(id)? else {
+            forget_entries(&all(&entries))?;
+            continue;
+        };
+        // From here on the table keeps its name and columns.
+        match terms.slice {
+            Some(_) if !catalog::try_lock(watch.relation, Lock::RowExclusive) => {
+                put_back(&all(&entries), LOCKED_REST)?;
+                outcome.locked.insert(id);
+                continue;
+            }
+            Some(_) => {}
+            None => catalog::lock(watch.relation, Lock::RowExclusive),
+        }
+        let Some(watch) = Watch::by_id(id)? else {
+            forget_entries(&all(&entries))?;
             continue;
         };
         match attempt(|| Queries::new(&watch)) {
             Ok(queries) => {
+                let work = Work { watch: &watch, queries: &queries, terms, begun };
                 let mut left = entries.as_slice();
-                while !left.is_empty() {
-                    left = &left[chunk(&watch, &queries, left, on_error, &mut outcome)?..];
+                while !left.is_empty() && !work.is_over() {
+                    left = &left[work.chunk(left, &mut outcome)?..];
                     if outcome.stuck.contains_key(&watch.id) {
                         break;
                     }
                 }
-                put_back(&left.iter().map(|entry| entry.id).collect::<Vec<_>>(), 0)?;
+                put_back(&all(left), 0)?;
             }
             Err(failure) => {
-                put_back(&entries.iter().map(|entry| entry.id).collect::<Vec<_>>(), 0)?;
+                put_back(&all(&entries), 0)?;
                 outcome.stuck.insert(watch.id, failure);
             }
         }
@@ -264,141 +327,181 @@ pub fn work(ids: &[i64], on_error: OnRowError) -> SqlResult<Outcome> {
     Ok(outcome)
 }
 
-/// Sees to the first of the entries; returns how many.
-fn chunk(
-    watch: &Watch,
-    queries: &Queries,
-    entries: &[Entry],
-    on_error: OnRowError,
-    outcome: &mut Outcome,
-) -> SqlResult<usize> {
-    let (count, rows) = match attempt(|| queries.read(watch, entries)) {
-        Ok(read) => read,
-        Err(failure) if failure.is_passing() => {
-            put_back(&entries.iter().map(|entry| entry.id).collect::<Vec<_>>(), 1000)?;
-            return Ok(entries.len());
-        }
-        Err(failure) if entries.len() == 1 => {
-            note(watch, &entries[0], None, failure, on_error, outcome)?;
-            return Ok(1);
-        }
-        Err(_) => return chunk(watch, queries, &entries[..1], on_error, outcome),
-    };
-    let sources: Vec<Source<'_>> = rows
-        .iter()
-        .map(|row| match &row.embedding {
-            Some(_) => Source { image: None, text: None },
-            None => Source { image: row.image.as_deref(), text: row.text.as_deref() },
-        })
-        .collect();
-    let vectors = match embed(watch, &sources) {
-        Ok(vectors) => vectors,
-        Err(error) => {
-            outcome.stuck.insert(watch.id, Failure::from(&error));
-            return Ok(0);
-        }
-    };
-    let mut ready = Vec::new();
-    for (row, vector) in rows.iter().zip(vectors) {
-        match vector {
-            Ok(vector) => {
-                if let Some(vector) = row.embedding.clone().or(vector) {
-                    ready.push((row, vector));
-                }
-            }
-            Err(error) => note(watch, &row.entry, Some((queries, row)), Failure::from(&error), on_error, outcome)?,
-        }
-    }
-    let mut open: Vec<i64> = Vec::new();
-    match attempt(|| write_all(watch, queries, &ready)) {
-        Ok((done, locked)) => {
-            outcome.of(watch).0 += done;
-            open.extend(locked);
-        }
-        Err(_) => {
-            for pair in &ready {
-                match attempt(|| write_all(watch, queries, std::slice::from_ref(pair))) {
-                    Ok((done, locked)) => {
-                        outcome.of(watch).0 += done;
-                        open.extend(locked);
-                    }
-                    Err(failure) if failure.is_passing() => open.push(pair.0.entry.id),
-                    Err(failure) => {
-                        note(watch, &pair.0.entry, Some((queries, pair.0)), failure, on_error, outcome)?;
-                    }
-                }
-            }
-        }
-    }
-    // Another session will not have the row for long.
-    put_back(&open, 1000)?;
-    // What is neither embedded nor failed nor open is gone, or has been embedded by somebody else, or has nothing to embed.
-    let rest: Vec<i64> = entries[..count]
-        .iter()
-        .map(|entry| entry.id)
-        .filter(|id| !open.contains(id) && !outcome.noted.contains(id))
-        .collect();
-    forget_entries(&rest)?;
-    Ok(count)
+/// One watch's share of a call of [`work`].
+struct Work<'a> {
+    watch: &'a Watch,
+    queries: &'a Queries,
+    terms: Terms,
+    begun: Instant,
 }
 
-/// Writes all, or fails; how many were embedded, and the entries of those that another session has.
-fn write_all(watch: &Watch, queries: &Queries, rows: &[(&Row, Vector)]) -> SqlResult<(i64, Vec<i64>)> {
-    let (mut done, mut locked) = (0, Vec::new());
-    for (row, vector) in rows {
-        pgrx::check_for_interrupts!();
-        match queries.write(watch, row, vector)? {
-            Written::Done => {
-                done += 1;
-                forget_failure(watch.id, &row.entry.key)?;
-            }
-            Written::Locked => locked.push(row.entry.id),
-            Written::Superseded => {}
-        }
+impl Work<'_> {
+    /// The worker has given this table its time.
+    fn is_over(&self) -> bool {
+        self.terms.slice.is_some_and(|slice| self.begun.elapsed() >= slice)
     }
-    Ok((done, locked))
 }
 
-/// Notes that a row has failed.
-fn note(
-    watch: &Watch,
-    entry: &Entry,
-    row: Option<(&Queries, &Row)>,
-    failure: Failure,
-    on_error: OnRowError,
-    outcome: &mut Outcome,
-) -> SqlResult<()> {
-    if on_error == OnRowError::Retry && entry.attempts < guc::worker_attempts() {
-        return own(|client| {
-            let query = "UPDATE clip_search.watch_queue SET sqlstate = $2, message = $3, \
+impl Work<'_> {
+    /// Embeds the rows of the first of the entries; returns how many entries are done with.
+    fn chunk(&self, entries: &[Entry], outcome: &mut Outcome) -> SqlResult<usize> {
+        let Self { watch, queries, .. } = *self;
+        let (count, rows) = match attempt(|| queries.read(watch, entries)) {
+            Ok(read) => read,
+            Err(failure) if failure.is_passing() => {
+                put_back(&entries.iter().map(|entry| entry.id).collect::<Vec<_>>(), LOCKED_REST)?;
+                return Ok(entries.len());
+            }
+            Err(failure) if entries.len() == 1 => {
+                self.note(&entries[0], None, failure, outcome)?;
+                return Ok(1);
+            }
+            Err(_) => return self.chunk(&entries[..1], outcome),
+        };
+        let sources: Vec<Source<'_>> = rows
+            .iter()
+            .map(|row| match &row.embedding {
+                Some(_) => Source { image: None, text: None },
+                None => Source { image: row.image.as_deref(), text: row.text.as_deref() },
+            })
+            .collect();
+        let vectors = match embed(watch, &sources) {
+            Ok(vectors) => vectors,
+            Err(error) => {
+                outcome.stuck.insert(watch.id, Failure::from(&error));
+                return Ok(0);
+            }
+        };
+        let mut ready = Vec::new();
+        for (row, vector) in rows.iter().zip(vectors) {
+            match vector {
+                Ok(vector) => {
+                    let vector = row.embedding.clone().or(vector);
+                    // A row whose vector is made anew, and that has nothing to embed any more, gets none.
+                    if vector.is_some() || row.entry.again {
+                        ready.push((row, vector));
+                    }
+                }
+                Err(error) => self.note(&row.entry, Some(row), Failure::from(&error), outcome)?,
+            }
+        }
+        let mut open: Vec<i64> = Vec::new();
+        // What there was no time for.
+        let mut later: Vec<i64> = Vec::new();
+        match attempt(|| self.write_all(&ready)) {
+            Ok(written) => {
+                outcome.of(watch).0 += written.done;
+                open.extend(written.locked);
+                later.extend(written.later);
+            }
+            Err(_) => {
+                for (index, pair) in ready.iter().enumerate() {
+                    if index > 0 && self.is_over() {
+                        later.extend(ready[index..].iter().map(|pair| pair.0.entry.id));
+                        break;
+                    }
+                    match attempt(|| self.write_all(std::slice::from_ref(pair))) {
+                        Ok(written) => {
+                            outcome.of(watch).0 += written.done;
+                            open.extend(written.locked);
+                        }
+                        Err(failure) if failure.is_passing() => open.push(pair.0.entry.id),
+                        Err(failure) => {
+                            self.note(&pair.0.entry, Some(pair.0), failure, outcome)?;
+                        }
+                    }
+                }
+            }
+        }
+        put_back(&later, 0)?;
+        // Another session will not have the row for long.
+        put_back(&open, LOCKED_REST)?;
+        // What is neither embedded nor failed nor open is gone, or has been embedded by somebody else, or has nothing to embed.
+        let rest: Vec<i64> = entries[..count]
+            .iter()
+            .map(|entry| entry.id)
+            .filter(|id| !open.contains(id) && !later.contains(id) && !outcome.noted.contains(id))
+            .collect();
+        forget_entries(&rest)?;
+        Ok(count)
+    }
+
+    /// Writes rows until the time is over, one at least; or fails.
+    fn write_all(&self, rows: &[(&Row, Option<Vector>)]) -> SqlResult<AllWritten> {
+        let mut written = AllWritten::default();
+        for (index, (row, vector)) in rows.iter().enumerate() {
+            pgrx::check_for_interrupts!();
+            if index > 0 && self.is_over() {
+                written.later.extend(rows[index..].iter().map(|(row, _)| row.entry.id));
+                break;
+            }
+            match self.queries.write(self.watch, row, vector.as_ref())? {
+                Written::Done => {
+                    written.done += 1;
+                    forget_failure(self.watch.id, &row.entry.key)?;
+                }
+                Written::Locked => written.locked.push(row.entry.id),
+                Written::Superseded => {}
+            }
+        }
+        self.watch.check_still_named()?;
+        Ok(written)
+    }
+
+    /// Notes that a row has failed.
+    fn note(&self, entry: &Entry, row: Option<&Row>, failure: Failure, outcome: &mut Outcome) -> SqlResult<()> {
+        let Self { watch, queries, .. } = *self;
+        if self.terms.on_error == OnRowError::Retry
+            && !is_permanent(&failure)
+            && entry.attempts < guc::worker_attempts()
+        {
+            return own(|client| {
+                let query = "UPDATE clip_search.watch_queue SET sqlstate = $2, message = $3, \
                  due = pg_catalog.clock_timestamp() + $4 * interval '1 millisecond' WHERE id = $1";
-            let arguments =
-                [entry.id.into(), failure.code.into(), failure.message.into(), rest_after(entry.attempts).into()];
-            outcome.noted.push(entry.id);
-            client.update(query, None, &arguments).map(drop).map_err(spi)
-        });
-    }
-    // Who deletes or renames the row waits from here on for what is listed, and takes it off the list. Without that the list
-    // had a row that was renamed meanwhile twice.
-    if let Some((queries, row)) = row {
-        match attempt(|| queries.lock(watch, row)) {
-            Ok(Locked::Elsewhere) => {
+                let arguments =
+                    [entry.id.into(), failure.code.into(), failure.message.into(), rest_after(entry.attempts).into()];
                 outcome.noted.push(entry.id);
-                return put_back(&[entry.id], 1000);
+                client.update(query, None, &arguments).map(drop).map_err(spi)
+            });
+        }
+        // Who deletes or renames the row waits from here on for what is listed, and takes it off the list. Without that the list
+        // had a row that was renamed meanwhile twice.
+        if let Some(row) = row {
+            match attempt(|| queries.lock(watch, row)) {
+                Ok(Locked::Elsewhere) => {
+                    outcome.noted.push(entry.id);
+                    return put_back(&[entry.id], LOCKED_REST);
+                }
+                Ok(Locked::Superseded) => return Ok(()),
+                // If it can't be locked at all, that is what it fails by.
+                Ok(Locked::Here) | Err(_) => {}
             }
-            Ok(Locked::Superseded) => return Ok(()),
-            // If it can't be locked at all, that is what it fails by.
-            Ok(Locked::Here) | Err(_) => {}
+        }
+        outcome.noted.push(entry.id);
+        match attempt(|| add_failure(watch.id, &entry.key, &failure, i64::from(entry.attempts.max(1)))) {
+            Ok(()) => {
+                outcome.of(watch).1 += 1;
+                forget_entries(&[entry.id])
+            }
+            // A writer is at the row; what it leaves is seen to after it.
+            Err(passing) if passing.is_passing() => put_back(&[entry.id], LOCKED_REST),
+            Err(failure) => Err(failure.into_report()),
         }
     }
-    outcome.noted.push(entry.id);
-    match attempt(|| add_failure(watch.id, &entry.key, &failure, i64::from(entry.attempts.max(1)))) {
-        Ok(()) => {
-            outcome.of(watch).1 += 1;
-            forget_entries(&[entry.id])
-        }
-        // A writer is at the row; what it leaves is seen to after it.
-        Err(passing) if passing.is_passing() => put_back(&[entry.id], 1000),
-        Err(failure) => Err(failure.into_report()),
-    }
+}
+
+/// Whether a row would fail in the same way again: its image is broken or of a format that is not read (22023, 0A000),
+/// or beyond a limit (54000). Others, such as a trigger's error, may have passed by the next attempt.
+fn is_permanent(failure: &Failure) -> bool {
+    ["22", "0A", "54"].iter().any(|class| failure.code.starts_with(class))
+}
+
+/// What has become of rows that were to be written.
+#[derive(Default)]
+struct AllWritten {
+    done: i64,
+    /// Entries whose rows another session has.
+    locked: Vec<i64>,
+    /// Entries that there was no time for.
+    later: Vec<i64>,
 }

@@ -5,7 +5,7 @@ use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, SpiHeapTupleData, quote_identifier};
 
-use crate::pg::catalog::Table;
+use crate::pg::catalog::{self, Lock, Table};
 use crate::pg::error::{SqlResult, report, with_sqlstate};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, spi};
@@ -44,11 +44,12 @@ const FROM: &str = "clip_search.watch_setting w JOIN pg_catalog.pg_class c ON c.
 impl Watch {
     fn read(row: &SpiHeapTupleData<'_>) -> SqlResult<Self> {
         let missing = || report(Error::new(Kind::Internal, "a row of clip_search.watch_setting has a NULL"));
-        let name: String = get(row, 3)?.ok_or_else(missing)?;
+        let relation = get(row, 2)?.ok_or_else(missing)?;
+        let name = catalog::qualified_name(relation).or(get(row, 3)?).ok_or_else(missing)?;
         let partitioned: bool = get(row, 4)?.unwrap_or_default();
         Ok(Self {
             id: get(row, 1)?.ok_or_else(missing)?,
-            relation: get(row, 2)?.ok_or_else(missing)?,
+            relation,
             table: if partitioned { name } else { format!("ONLY {name}") },
             owner: get(row, 5)?.ok_or_else(missing)?,
             image: get(row, 6)?,
@@ -75,6 +76,13 @@ impl Watch {
     pub fn by_id(id: i64) -> SqlResult<Option<Self>> {
         let _rights = Rights::of_extension();
         Spi::connect_mut(|client| Ok(Self::find(client, "w.id = $1", &[id.into()])?.pop()))
+    }
+
+    /// The same with its table locked to the end of the transaction, so that it keeps its name. None if either is gone.
+    pub fn lock(id: i64, mode: Lock) -> SqlResult<Option<Self>> {
+        let Some(watch) = Self::by_id(id)? else { return Ok(None) };
+        catalog::lock(watch.relation, mode);
+        Self::by_id(id)
     }
 
     /// The same as seen by a trigger on `relation`, which must be the watched table or a partition of it: anybody may
@@ -118,16 +126,21 @@ impl Watch {
         };
         if found.is_empty() {
             check_local(&table)?;
-            let what = match embedding {
-                Some(embedding) => format!("column \"{embedding}\" of {} is not watched", table.name),
-                None => format!("table {} is not watched", table.name),
-            };
-            return Err(with_sqlstate(
-                PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
-                Error::new(Kind::InvalidInput, what).hint("SELECT * FROM clip_search.watch lists what is watched."),
-            ));
+            return Err(Self::none_of(&table.name, embedding));
         }
         Ok(found)
+    }
+
+    /// The error of a table, or of its column, that is not watched.
+    pub fn none_of(table: &str, embedding: Option<&str>) -> pg_sys::panic::ErrorReport {
+        let what = match embedding {
+            Some(embedding) => format!("column \"{embedding}\" of {table} is not watched"),
+            None => format!("table {table} is not watched"),
+        };
+        with_sqlstate(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+            Error::new(Kind::InvalidInput, what).hint("SELECT * FROM clip_search.watch lists what is watched."),
+        )
     }
 
     /// The one watch of a table, or of its column.
@@ -143,6 +156,22 @@ impl Watch {
             ));
         }
         Ok(found.remove(0))
+    }
+
+    /// Locks its table to the end of the transaction; the watch as it is then.
+    pub fn locked(self, mode: Lock) -> SqlResult<Self> {
+        Self::lock(self.id, mode)?.ok_or_else(|| {
+            with_sqlstate(
+                PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+                Error::new(Kind::InvalidInput, format!("{} is not watched any more", self.name()))
+                    .detail("Another session has dropped the table or called clip_unwatch."),
+            )
+        })
+    }
+
+    /// Fails if the table has another name now than the one that has just been used.
+    pub fn check_still_named(&self) -> SqlResult<()> {
+        catalog::check_still_named(self.relation, self.name())
     }
 
     /// The table's name, for people.

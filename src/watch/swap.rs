@@ -10,12 +10,13 @@ use crate::cluster::statements;
 use crate::cluster::tables::Store;
 use crate::model::loaded;
 use crate::pg::catalog::Table;
-use crate::pg::error::{SqlResult, with_sqlstate};
-use crate::pg::spi::{get, spi};
+use crate::pg::error::{SqlResult, report, with_sqlstate};
+use crate::pg::spi::get;
+use crate::pg::spi::spi;
 use crate::pg::user_context::Rights;
 use crate::watch::backfill::enqueue_missing;
 use crate::watch::queue::{self, own};
-use crate::watch::rows::{OnRowError, work};
+use crate::watch::rows::{Terms, work};
 use crate::watch::setting::Watch;
 use crate::watch::trigger::install::drop_triggers;
 
@@ -110,7 +111,7 @@ pub fn finish(watch: &Watch, next: &Watch) -> SqlResult<bool> {
     if last.len() > LAST_ROWS {
         return Ok(false);
     }
-    if let Some(failure) = work(&last, OnRowError::Record)?.stuck.into_values().next() {
+    if let Some(failure) = work(&last, Terms::ALL)?.stuck.into_values().next() {
         return Err(failure.into_report());
     }
     // The worker has some, and waits for the table.
@@ -194,12 +195,25 @@ pub fn finish(watch: &Watch, next: &Watch) -> SqlResult<bool> {
         }
         Ok::<_, ErrorReport>(())
     })?;
-    pgrx::notice!(
-        "column \"{}\" of {} holds vectors of model \"{}\" now",
-        watch.embedding,
-        table.name,
-        loaded::base_name(&next.model)
-    );
+    report(
+        Error::new(
+            Kind::InvalidInput,
+            format!(
+                "column \"{}\" of {} holds vectors of model \"{}\" now",
+                watch.embedding,
+                table.name,
+                loaded::base_name(&next.model)
+            ),
+        )
+        .detail("Searches must embed their queries by that model.")
+        .hint(format!(
+            "Search by clip_embed_text_for({}, …), which knows the model, or set the default: \
+             ALTER DATABASE … SET clip_search.model = {}, or ALTER ROLE.",
+            quote_literal(&table.name),
+            quote_literal(&next.model)
+        )),
+    )
+    .report(PgLogLevel::NOTICE);
     Ok(true)
 }
 

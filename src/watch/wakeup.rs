@@ -12,6 +12,11 @@ use crate::pg::transaction;
 
 /// Workers at a time; max_worker_processes is 8 by default.
 const DATABASES: usize = 64;
+/// Watches of a database that are left for last since they have ended a worker; the earliest makes room for another.
+const SUSPECTS: usize = 8;
+/// How long, in microseconds: PostgreSQL's unit of time.
+const FIRST_SUSPICION: i64 = 5_000_000;
+const LONGEST_SUSPICION: i64 = 3_600_000_000;
 
 #[derive(Clone, Copy, Default)]
 pub struct Slot {
@@ -23,11 +28,38 @@ pub struct Slot {
     pub wanted: bool,
     /// The last worker ended since it had nothing to do, and not by an error or for somebody else's sake.
     pub at_peace: bool,
+    /// The watch whose rows the worker has in hand; 0: none.
+    pub in_hand: i64,
+    /// Watches whose rows have ended a worker.
+    pub suspects: [Suspect; SUSPECTS],
     /// When there will be something to do again, though no worker waits for it: 0, or PostgreSQL's time.
     pub due: pg_sys::TimestampTz,
 }
 
+/// A watch whose rows have ended a worker. It comes last for a while: first for 5 s, then four times as long each time, up
+/// to an hour.
+#[derive(Clone, Copy, Default)]
+pub struct Suspect {
+    /// 0: none.
+    pub watch: i64,
+    pub until: pg_sys::TimestampTz,
+    rest: i64,
+}
+
 impl Slot {
+    /// Remembers the watch whose rows a worker had in hand as it ended.
+    pub fn suspect(&mut self) {
+        if self.in_hand == 0 {
+            return;
+        }
+        let known = self.suspects.iter().position(|suspect| suspect.watch == self.in_hand);
+        let soonest = (0..SUSPECTS).min_by_key(|&place| self.suspects[place].until).unwrap_or(0);
+        let suspect = &mut self.suspects[known.unwrap_or(soonest)];
+        let rest = if known.is_some() { (suspect.rest * 4).min(LONGEST_SUSPICION) } else { FIRST_SUSPICION };
+        *suspect = Suspect { watch: self.in_hand, until: now() + rest, rest };
+        self.in_hand = 0;
+    }
+
     pub fn is_wanted(&self) -> bool {
         self.wanted || (self.due != 0 && self.due <= now())
     }
@@ -36,6 +68,28 @@ impl Slot {
 pub fn now() -> pg_sys::TimestampTz {
     // SAFETY: reads the clock.
     unsafe { pg_sys::GetCurrentTimestamp() }
+}
+
+/// Notes which watch's rows this database's worker has in hand, 0 for none, and that the last ones have come to an end.
+pub fn set_in_hand(database: u32, watch: i64) {
+    let mut shared = SHARED.exclusive();
+    if let Some(slot) = slot(&mut shared.slots, database) {
+        let ended = std::mem::replace(&mut slot.in_hand, watch);
+        if watch == 0 {
+            slot.suspects
+                .iter_mut()
+                .filter(|suspect| suspect.watch == ended)
+                .for_each(|suspect| *suspect = Suspect::default());
+        }
+    }
+}
+
+/// Watches of this database that are left for last, and until when.
+pub fn suspects(database: u32) -> Vec<(i64, pg_sys::TimestampTz)> {
+    let shared = SHARED.share();
+    let slot = shared.slots.iter().find(|slot| slot.database == database);
+    let suspects = slot.map(|slot| slot.suspects).unwrap_or_default();
+    suspects.iter().filter(|suspect| suspect.watch != 0).map(|suspect| (suspect.watch, suspect.until)).collect()
 }
 
 #[derive(Clone, Copy)]
@@ -104,8 +158,11 @@ fn wake() {
 /// The place of a database, a free one if it has none.
 pub fn slot(slots: &mut [Slot; DATABASES], database: u32) -> Option<&mut Slot> {
     let place = slots.iter().position(|slot| slot.database == database);
-    let place = place.or_else(|| slots.iter().position(|slot| slot.database == 0))?;
-    slots[place].database = database;
+    let place = place.or_else(|| {
+        let free = slots.iter().position(|slot| slot.database == 0)?;
+        slots[free] = Slot { database, ..Slot::default() };
+        Some(free)
+    })?;
     Some(&mut slots[place])
 }
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from conftest import ROOT, SCREENS, check_page
+from screens import ROOT, SCREENS, check_page
 from playwright.sync_api import Page, expect
 
 APP = ROOT / "examples" / "webapp"

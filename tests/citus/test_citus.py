@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import psycopg
-from conftest import PORT, Citus
+from citus_servers import PORT, Citus
 from servers import Server
 
 import support

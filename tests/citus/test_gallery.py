@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from conftest import Citus
+from citus_servers import Citus
 
 import support
 from support import value

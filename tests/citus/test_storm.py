@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import psycopg
 import pytest
-from conftest import Citus
+from citus_servers import Citus
 from servers import Server
 
 from support import in_parallel, sqlstate, value, vector, vector_text

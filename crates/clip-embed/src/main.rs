@@ -5,6 +5,7 @@
 
 mod columns;
 mod input;
+mod list;
 mod output;
 mod progress;
 
@@ -19,11 +20,11 @@ use clap::Parser;
 use clip::embedder::Embedder;
 use clip::image::Limits;
 use clip::model::Model;
-use clip::{Error, Kind};
+use clip::{Error, Kind, Setting};
 
 use sha2::{Digest, Sha256};
 
-use input::Item;
+use list::Item;
 use output::{Failures, Format, Key, Output};
 use progress::{Progress, files, tell};
 
@@ -132,11 +133,20 @@ fn main() -> ExitCode {
         Ok(_) => ExitCode::from(SOME_FAILED),
         Err(error) => {
             tell(format_args!("clip-embed: {}", error.message));
-            for (what, text) in [("detail", error.detail), ("hint", error.hint)] {
+            let hint = error.hint_for(option);
+            for (what, text) in [("detail", error.detail), ("hint", hint)] {
                 text.into_iter().for_each(|text| tell(format_args!("  {what}: {text}")));
             }
             ExitCode::FAILURE
         }
+    }
+}
+
+/// What a setting that the engine's hints name is called here. Texts are not embedded.
+fn option(setting: Setting) -> &'static str {
+    match setting {
+        Setting::Runtime => "--onnxruntime",
+        Setting::TruncateText => "",
     }
 }
 
@@ -273,10 +283,10 @@ fn work(
     limits: &Limits,
     sender: &SyncSender<Message>,
 ) -> Result<(), std::sync::mpsc::SendError<Message>> {
-    let mut pulse = || ();
+    let mut check_interrupts = || ();
     // Shows what is wrong with the model before it is held against a file.
     let sample = clip::image::synthetic::photo(64, 64, 1)
-        .and_then(|photo| embedder.embed_images(&[&photo], &Limits::default(), &mut pulse));
+        .and_then(|photo| embedder.embed_images(&[&photo], &Limits::default(), &mut check_interrupts));
     if let Err(error) = sample {
         return sender.send(Message::Broken(error));
     }
@@ -284,8 +294,9 @@ fn work(
     while !stop.load(Ordering::Relaxed) {
         let item = next.fetch_add(1, Ordering::Relaxed);
         let Some(Item { path, .. }) = items.get(item) else { return Ok(()) };
-        let vector = read(path, limits)
-            .and_then(|file| embedder.embed_images(&[&file], limits, &mut pulse).map(|mut vectors| vectors.remove(0)));
+        let vector = read(path, limits).and_then(|file| {
+            embedder.embed_images(&[&file], limits, &mut check_interrupts).map(|mut vectors| vectors.remove(0))
+        });
         match vector {
             Err(error) if matches!(error.kind, Kind::BadModel | Kind::MissingFile | Kind::UnknownModel) => {
                 return sender.send(Message::Broken(error));

@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use clip::embedder::Embedder;
 use clip::image::preprocess::Preprocess;
-use clip::image::{Limits, decode_for, normalise};
+use clip::image::{Limits, decode_for, to_tensor};
 use clip::model::Model;
 use clip::model::session::{Runtime, Tower};
 use ort::value::Tensor;
@@ -72,14 +72,14 @@ impl Bench {
                 let prepare = milliseconds(start);
                 let start = Instant::now();
                 let mut tensor = ndarray::Array4::zeros((1, 3, pixels.height() as usize, pixels.width() as usize));
-                normalise(&pixels, &self.preprocess, tensor.index_axis_mut(ndarray::Axis(0), 0));
-                let normalise = milliseconds(start);
+                to_tensor(&pixels, &self.preprocess, tensor.index_axis_mut(ndarray::Axis(0), 0));
+                let to_tensor = milliseconds(start);
                 let vision = tower(&mut self.vision, self.embedder.model.vision.as_deref(), &self.library)?;
                 let (input, output) = (vision.inputs[0].name.clone(), vision.outputs[0].name.clone());
                 let start = Instant::now();
                 vision.run(vec![(input, Tensor::from_array(tensor)?.into())], &output)?;
                 let run = milliseconds(start);
-                Ok(json!({"decode": decode, "prepare": prepare, "normalise": normalise, "run": run,
+                Ok(json!({"decode": decode, "prepare": prepare, "normalise": to_tensor, "run": run,
                           "shrink": decoded.shrink}))
             }
             "texts" => {

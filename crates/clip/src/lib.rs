@@ -9,6 +9,7 @@
 //! | [`model`] | a model directory, ONNX Runtime's sessions, rewritten graphs on disk, pooling |
 //! | [`embedder`] | the pieces together; from cosines to probabilities |
 //! | [`query`] | queries of several parts, diversity |
+//! | [`memory`] | allocations that fail with an error instead of ending the process |
 //! | [`stats`] | what embedders have done, for each model |
 //! | [`clustering`] | centroids, binary codes, agglomerative clustering |
 
@@ -16,9 +17,10 @@ pub mod clustering;
 pub mod embedder;
 mod error;
 pub mod image;
+pub mod memory;
 pub mod model;
 pub mod query;
 pub mod stats;
 pub mod text;
 
-pub use error::{Error, Kind, Result, without_panic};
+pub use error::{Error, Kind, Result, Setting, without_panic};

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use clip::image::preprocess::Preprocess;
-use clip::image::{Limits, decode, normalise, resize_and_crop};
+use clip::image::{Limits, decode, resize_and_crop, to_tensor};
 use ndarray::Array3;
 use serde_json::Value;
 
@@ -44,7 +44,7 @@ fn difference(folder: &Path, entry: &Value) -> Option<String> {
     }
 
     let mut tensor = Array3::zeros((3, ours.height() as usize, ours.width() as usize));
-    normalise(&ours, &preprocess, tensor.view_mut());
+    to_tensor(&ours, &preprocess, tensor.view_mut());
     let tensor = tensor.as_slice().unwrap();
     let close = |ours: f64, reference: f64| (ours - reference).abs() <= 1e-6 * reference.abs().max(1.0);
     for point in entry["points"].as_array().unwrap() {

@@ -1,6 +1,6 @@
 //! After a row has been written: what depends on it, such as its membership of a cluster and its entry in the queue.
 
-use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 
 use crate::cluster::assign::leave;
@@ -8,7 +8,8 @@ use crate::cluster::pending::{self, Member};
 use crate::cluster::statements;
 use crate::cluster::tables::Store;
 use crate::pg::error::SqlResult;
-use crate::pg::spi::{run, spi};
+use crate::pg::spi::run;
+use crate::pg::transaction::{Isolation, isolation, run_on_latest};
 use crate::pg::user_context::Rights;
 use crate::pg::vector::Vector;
 use crate::watch::queue;
@@ -43,6 +44,9 @@ pub(super) fn after_update(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<(
         if parted {
             part(plan, old)?;
         }
+    } else {
+        // The worker has grouped a row again that was in no group.
+        confirm(plan, new);
     }
     let renamed = plan.key.iter().any(|&column| !same_value(old, new, column));
     let (was_open, open) = (old.datum(plan.embedding).is_none(), new.datum(plan.embedding).is_none());
@@ -53,9 +57,9 @@ pub(super) fn after_update(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<(
             // What is known of the row goes with it.
             let key = new.key(plan)?;
             let arguments = [plan.watch.id.into(), old_key.as_str().into(), key.as_str().into()];
-            listed = queue::noted(&plan.watch, key.len(), || own(RENAME_FAILURE, &arguments))? > 0;
+            listed = queue::noted(&plan.watch, key.len(), || change_failures(RENAME_FAILURE, &arguments))? > 0;
         } else {
-            own(DELETE_FAILURE, &[plan.watch.id.into(), old_key.as_str().into()])?;
+            change_failures(DELETE_FAILURE, &[plan.watch.id.into(), old_key.as_str().into()])?;
         }
     }
     if open && new.has_source(plan) {
@@ -75,25 +79,21 @@ pub(super) fn after_delete(plan: &Plan, old: &Tuple) -> SqlResult<()> {
         part(plan, old)?;
     }
     if old.datum(plan.embedding).is_none() && old.has_source(plan) {
-        own(DELETE_FAILURE, &[plan.watch.id.into(), old.key(plan)?.into()])?;
+        change_failures(DELETE_FAILURE, &[plan.watch.id.into(), old.key(plan)?.into()])?;
     }
     Ok(())
 }
 
 pub(super) fn after_truncate(plan: &Plan) -> SqlResult<()> {
-    let rights = Rights::of_extension();
-    Spi::connect_mut(|client| {
-        queue::forget_all(client, plan.watch.id)?;
-        let query = "DELETE FROM clip_search.watch_failure WHERE watch = $1";
-        client.update(query, None, &[plan.watch.id.into()]).map_err(spi)?;
-        Ok::<_, ErrorReport>(())
-    })?;
+    let _rights = Rights::of_extension();
+    // Entries that another session has in hand are left to it: it will find that their rows are gone.
+    run_on_latest(FORGET_QUEUE, &[plan.watch.id.into()])?;
+    run_on_latest(FORGET_FAILURES, &[plan.watch.id.into()])?;
     if let Some(collection) = &plan.watch.collection {
         let store = Store::open(c"TRUNCATE");
         store.take(collection, true);
-        Spi::connect_mut(|client| statements::clear(client, collection).map(drop))?;
+        statements::clear_latest(collection)?;
     }
-    drop(rights);
     Ok(())
 }
 
@@ -121,7 +121,10 @@ fn note(plan: &Plan, new: &Tuple) -> SqlResult<()> {
 
 fn enqueue(plan: &Plan, new: &Tuple) -> SqlResult<()> {
     let key = new.key(plan)?;
-    queue::noted(&plan.watch, key.len(), || own(ENQUEUE, &[plan.watch.id.into(), key.as_str().into()]))?;
+    queue::noted(&plan.watch, key.len(), || {
+        let _rights = Rights::of_extension();
+        Spi::connect_mut(|client| run(client, ENQUEUE, &[plan.watch.id.into(), key.as_str().into()]).map(drop))
+    })?;
     if plan.watch.queued {
         wake_at_commit();
     }
@@ -129,13 +132,20 @@ fn enqueue(plan: &Plan, new: &Tuple) -> SqlResult<()> {
 }
 
 const ENQUEUE: &str = "INSERT INTO clip_search.watch_queue (watch, key) VALUES ($1, $2::pg_catalog.text[])";
+const FORGET_QUEUE: &str = "DELETE FROM clip_search.watch_queue WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(\
+    SELECT q.id FROM clip_search.watch_queue q WHERE q.watch OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED))";
+const FORGET_FAILURES: &str = "DELETE FROM clip_search.watch_failure WHERE watch OPERATOR(pg_catalog.=) $1";
 const DELETE_FAILURE: &str = "DELETE FROM clip_search.watch_failure WHERE watch OPERATOR(pg_catalog.=) $1 \
-     AND key OPERATOR(pg_catalog.=) $2::pg_catalog.text[]";
+    AND key OPERATOR(pg_catalog.=) $2::pg_catalog.text[]";
 const RENAME_FAILURE: &str = "UPDATE clip_search.watch_failure SET key = $3::pg_catalog.text[] \
-     WHERE watch OPERATOR(pg_catalog.=) $1 AND key OPERATOR(pg_catalog.=) $2::pg_catalog.text[]";
-
-/// Runs a statement on the extension's tables; how many rows it was of.
-fn own(query: &'static str, arguments: &[pgrx::datum::DatumWithOid<'_>]) -> SqlResult<usize> {
+    WHERE watch OPERATOR(pg_catalog.=) $1 AND key OPERATOR(pg_catalog.=) $2::pg_catalog.text[]";
+/// Changes the list of failures, as it is now: a worker may have listed a row since this transaction began. How many rows
+/// it was of.
+fn change_failures(query: &'static str, arguments: &[DatumWithOid<'_>]) -> SqlResult<u64> {
     let _rights = Rights::of_extension();
-    Spi::connect_mut(|client| Ok(run(client, query, arguments)?.len()))
+    match isolation() {
+        // Each statement sees what is committed by then, and this one's plan is kept.
+        Isolation::ReadCommitted => Spi::connect_mut(|client| Ok(run(client, query, arguments)?.len() as u64)),
+        _ => run_on_latest(query, arguments),
+    }
 }

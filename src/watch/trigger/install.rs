@@ -25,8 +25,8 @@ pub fn drop_triggers(client: &mut SpiClient<'_>, relation: pg_sys::Oid, name: &s
     Ok(())
 }
 
-/// Drops triggers of watches that are not there: a dump of the schema alone, or of a single table, brings such.
-fn drop_orphans(client: &mut SpiClient<'_>, table: &Table) -> SqlResult<()> {
+/// Triggers of watches that are not there, quoted: a dump of the schema alone, or of a single table, brings such.
+pub fn orphans(client: &mut SpiClient<'_>, table: &Table) -> SqlResult<Vec<String>> {
     let known: Vec<String> = {
         let _rights = Rights::of_extension();
         let query = "SELECT w.id::text FROM clip_search.watch_setting w WHERE w.relation::oid = $1";
@@ -40,12 +40,7 @@ fn drop_orphans(client: &mut SpiClient<'_>, table: &Table) -> SqlResult<()> {
         quote_literal(format!("{}.clip_watch_row()", own_schema(client)?))
     );
     let rows = client.update(&query, None, &[table.oid.into(), known.into()]).map_err(spi)?;
-    let orphans =
-        rows.into_iter().map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect::<SqlResult<Vec<_>>>()?;
-    for trigger in orphans {
-        client.update(&format!("DROP TRIGGER {trigger} ON {}", table.name), None, &[]).map_err(spi)?;
-    }
-    Ok(())
+    rows.into_iter().map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect()
 }
 
 /// Warns of a trigger that fires after this watch's, and may change what has been embedded by then.
@@ -71,10 +66,32 @@ fn warn_of_later(client: &mut SpiClient<'_>, table: &Table, watch: &Watch) -> Sq
     Ok(())
 }
 
+/// Warns of triggers that write what this watch writes, or count its members once more: such as one that embedded before
+/// the table was watched. Their source says so; of those in C nothing is known.
+fn warn_of_others(client: &mut SpiClient<'_>, table: &Table, watch: &Watch) -> SqlResult<()> {
+    let query = include_str!("../sql/other_triggers.sql");
+    let arguments = [table.oid.into(), watch.embedding.as_str().into(), watch.cluster.as_deref().into()];
+    let rows = client.update(query, None, &arguments).map_err(spi)?;
+    for row in rows {
+        let (Some(trigger), Some(what)) = (get::<String>(&row, 1)?, get::<String>(&row, 2)?) else { continue };
+        warn(
+            Error::new(
+                Kind::Unsupported,
+                format!("trigger \"{trigger}\" of {} {what}, as clip_watch does", table.name),
+            )
+            .detail("Rows are embedded twice, or counted in two groups.")
+            .hint(format!("DROP TRIGGER {trigger} ON {}, if clip_watch is to take its place.", table.name)),
+        );
+    }
+    Ok(())
+}
+
 pub fn create_triggers(client: &mut SpiClient<'_>, table: &Table, watch: &Watch) -> SqlResult<()> {
-    drop_triggers(client, table.oid, &table.name, watch.id)?;
-    drop_orphans(client, table)?;
+    for trigger in orphans(client, table)? {
+        client.update(&format!("DROP TRIGGER {trigger} ON {}", table.name), None, &[]).map_err(spi)?;
+    }
     warn_of_later(client, table, watch)?;
+    warn_of_others(client, table, watch)?;
     let function = format!("{}.clip_watch_row('{}')", own_schema(client)?, watch.id);
     let [before, after, truncate] = trigger_names(watch.id);
     // An update that moves a row to another partition is a deletion and an insertion to them; the trigger has to see
@@ -82,9 +99,9 @@ pub fn create_triggers(client: &mut SpiClient<'_>, table: &Table, watch: &Watch)
     let moves = if table.kind == "p" { " OR DELETE" } else { "" };
     let inserts = if watch.needs_after_insert() { "INSERT OR " } else { "" };
     for statement in [
-        format!("CREATE TRIGGER {before} BEFORE INSERT OR UPDATE{moves} ON {} FOR EACH ROW", table.name),
-        format!("CREATE TRIGGER {after} AFTER {inserts}UPDATE OR DELETE ON {} FOR EACH ROW", table.name),
-        format!("CREATE TRIGGER {truncate} AFTER TRUNCATE ON {} FOR EACH STATEMENT", table.name),
+        format!("CREATE OR REPLACE TRIGGER {before} BEFORE INSERT OR UPDATE{moves} ON {} FOR EACH ROW", table.name),
+        format!("CREATE OR REPLACE TRIGGER {after} AFTER {inserts}UPDATE OR DELETE ON {} FOR EACH ROW", table.name),
+        format!("CREATE OR REPLACE TRIGGER {truncate} AFTER TRUNCATE ON {} FOR EACH STATEMENT", table.name),
     ] {
         client.update(&format!("{statement} EXECUTE FUNCTION {function}"), None, &[]).map_err(spi)?;
     }

@@ -7,6 +7,7 @@ use pgrx::bgworkers::BackgroundWorker;
 use pgrx::prelude::*;
 
 use crate::guc;
+use crate::watch::hard_limit::has_expired;
 use crate::watch::wakeup::{SHARED, now, set_latch, slot};
 use crate::watch::worker::process::{attach_signals, database_is_being_dropped_or_copied, reload};
 use crate::watch::worker::round::Worker;
@@ -50,9 +51,10 @@ pub unsafe extern "C-unwind" fn clip_search_worker(database: pg_sys::Datum) {
         if let Some(slot) = slot(&mut shared.slots, database) {
             slot.worker = pg_sys::MyProcPid;
             slot.due = 0;
+            slot.in_hand = 0;
         }
     }
-    let mut worker = Worker::default();
+    let mut worker = Worker::new(database);
     let mut fails = 0;
     let begun = Instant::now();
     loop {
@@ -129,11 +131,24 @@ fn is_set(database: u32) -> bool {
 unsafe extern "C-unwind" fn at_exit(code: i32, database: pg_sys::Datum) {
     let mut shared = SHARED.exclusive();
     let database = database.value() as u32;
+    let mut ended_by = 0;
     if let Some(slot) = shared.slots.iter_mut().find(|slot| slot.database == database) {
         slot.worker = 0;
         slot.wanted |= code != 0;
+        if has_expired() {
+            ended_by = slot.in_hand;
+            // The table rests; the others' rows need not wait.
+            slot.at_peace = true;
+        }
+        slot.suspect();
     }
     let launcher = shared.launcher;
     drop(shared);
     set_latch(launcher);
+    if ended_by != 0 {
+        pgrx::log!(
+            "clip_search: the worker of database {database} ended itself, since rows of watch {ended_by} took longer than \
+             clip_search.worker_timeout and ignored the cancel; other tables come first for a while"
+        );
+    }
 }

@@ -11,6 +11,7 @@ mod database;
 mod launcher;
 mod process;
 mod round;
+mod shares;
 
 use std::time::Duration;
 

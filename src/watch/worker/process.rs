@@ -31,7 +31,19 @@ pub fn transaction<T>(f: impl FnOnce() -> SqlResult<T>) -> Result<T, Failure> {
             }
             Err(_) => pg_sys::AbortCurrentTransaction(),
         }
+        clean_session();
         outcome
+    }
+}
+
+/// Removes what code of a table's owner may have left in this process, which other tables' rows would meet. A restricted
+/// context refuses temporary tables, cursors WITH HOLD, PREPARE, LISTEN and SET ROLE, and undoes settings; advisory
+/// locks of the session are beyond it.
+fn clean_session() {
+    // SAFETY: outside a transaction, as DISCARD ALL does both.
+    unsafe {
+        pg_sys::LockReleaseAll(pg_sys::USER_LOCKMETHOD as u16, true);
+        pg_sys::DropAllPreparedStatements();
     }
 }
 

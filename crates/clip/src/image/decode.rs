@@ -8,14 +8,16 @@
 use std::io::Cursor;
 
 use image::metadata::Orientation;
-use image::{ColorType, DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, Rgb, RgbImage, RgbaImage};
-use ndarray::ArrayViewMut3;
+use image::{ColorType, DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, RgbImage};
 
 use crate::error::{Error, Kind, Result, without_panic};
-use crate::image::format::{self, name};
+use crate::image::format::{name, sniff};
 use crate::image::jpeg::Jpeg;
-use crate::image::preprocess::{CropRounding, Preprocess, Resize};
-use crate::image::resample::{self, Axis, Filter};
+use crate::image::orientation::{self, mirrored, turned, upright};
+use crate::image::prepare::reduction;
+use crate::image::preprocess::Preprocess;
+use crate::image::resample::Filter;
+use crate::image::{bmp, webp};
 
 /// How many times larger than the target a JPEG must still be when it is decoded smaller than it is.
 ///
@@ -65,7 +67,7 @@ pub struct Decoded {
     pub size: (u32, u32),
     /// Where in `rgb` the picture begins, (x, y) in its pixels: not at 0 where `shrink` doesn't divide a side whose
     /// rounded-up end EXIF orientation has turned to the front.
-    origin: (f64, f64),
+    pub(super) origin: (f64, f64),
     /// The file ended before the picture did; the rest of the picture is grey or black.
     pub truncated: Option<Error>,
 }
@@ -115,7 +117,7 @@ pub(crate) fn recognise(bytes: &[u8]) -> Result<ImageFormat> {
     if bytes.is_empty() {
         return Err(Error::new(Kind::InvalidInput, "image is empty").detail("It has 0 bytes."));
     }
-    format::sniff(bytes)
+    sniff(bytes)
 }
 
 /// The decoders' own limits are for what they need beside the result. Reading the header may inflate a colour profile,
@@ -128,7 +130,7 @@ fn header_limits() -> image::Limits {
 
 /// A decoder that has read the header of a file of this format, which is not JPEG.
 pub(crate) fn open(format: ImageFormat, bytes: &[u8]) -> Result<impl ImageDecoder + '_> {
-    if format == ImageFormat::Bmp && format::bmp_is_empty(bytes) {
+    if format == ImageFormat::Bmp && bmp::is_empty(bytes) {
         return Err(no_pixels(0, 0));
     }
     let mut reader = image::ImageReader::with_format(Cursor::new(bytes), format);
@@ -137,20 +139,6 @@ pub(crate) fn open(format: ImageFormat, bytes: &[u8]) -> Result<impl ImageDecode
     match decoder.dimensions() {
         (width, height) if width == 0 || height == 0 => Err(no_pixels(width, height)),
         _ => Ok(decoder),
-    }
-}
-
-/// EXIF orientation in a file of this format, which is not JPEG.
-pub(crate) fn orientation(format: ImageFormat, bytes: &[u8], decoder: &mut impl ImageDecoder) -> Option<Orientation> {
-    match format {
-        ImageFormat::Png => format::png_exif(bytes).and_then(Orientation::from_exif_chunk),
-        // Many programs write JPEG's prefix here too.
-        ImageFormat::WebP => decoder
-            .exif_metadata()
-            .ok()
-            .flatten()
-            .and_then(|exif| Orientation::from_exif_chunk(exif.strip_prefix(b"Exif\0\0").unwrap_or(&exif))),
-        _ => decoder.orientation().ok(),
     }
 }
 
@@ -166,15 +154,15 @@ fn decode_as(format: ImageFormat, bytes: &[u8], limits: &Limits, smaller: Option
         let pixels = jpeg.decode(shrink)?;
         (DynamicImage::ImageRgb8(pixels.rgb), orientation, !pixels.truncated)
     } else {
-        if let (ImageFormat::Ico, Some(png)) = (format, format::ico_png(bytes)) {
+        if let (ImageFormat::Ico, Some(png)) = (format, bmp::ico_png(bytes)) {
             return decode_as(ImageFormat::Png, png, limits, smaller);
         }
-        let cut = format == ImageFormat::WebP && format::webp_is_cut(bytes);
+        let cut = format == ImageFormat::WebP && webp::is_cut(bytes);
         let mut decoder = open(format, bytes)?;
         let (width, height) = decoder.dimensions();
         check_pixels(width, height, limits)?;
         (size, shrink) = ((width, height), 1);
-        let orientation = orientation(format, bytes, &mut decoder);
+        let orientation = orientation::of_file(format, bytes, &mut decoder);
         let (color, size) = (decoder.color_type(), decoder.total_bytes());
         let failed = |error| decoder_failed(format, bytes, &error);
         let mut decoder_limits = header_limits();
@@ -201,40 +189,6 @@ fn decode_as(format: ImageFormat, bytes: &[u8], limits: &Limits, smaller: Option
     Ok(Decoded { rgb, shrink, size: upright_size, origin, truncated: (!complete).then(too_short) })
 }
 
-/// A stored (width, height) as it is upright.
-fn turned((width, height): (u32, u32), orientation: Option<Orientation>) -> (u32, u32) {
-    use Orientation as O;
-    match orientation {
-        Some(O::Rotate90 | O::Rotate270 | O::Rotate90FlipH | O::Rotate270FlipH) => (height, width),
-        _ => (width, height),
-    }
-}
-
-/// Whether the stored picture's right or bottom end is at the left, and at the top, of the upright one.
-fn mirrored(orientation: Option<Orientation>) -> (bool, bool) {
-    use Orientation as O;
-    match orientation.unwrap_or(O::NoTransforms) {
-        O::NoTransforms => (false, false),
-        O::FlipHorizontal => (true, false),
-        O::Rotate180 => (true, true),
-        O::FlipVertical => (false, true),
-        // EXIF 5, the transpose: flipped after the turn to the right.
-        O::Rotate90FlipH => (false, false),
-        // EXIF 6: the bottom comes to the left.
-        O::Rotate90 => (true, false),
-        // EXIF 7, the transverse.
-        O::Rotate270FlipH => (true, true),
-        // EXIF 8: the right end comes to the top.
-        O::Rotate270 => (false, true),
-    }
-}
-
-/// How many times larger a picture is than what it is resized to, on the side where that is least.
-fn reduction((width, height): (u32, u32), p: &Preprocess) -> f64 {
-    let (resized_w, resized_h) = resized_size((width, height), p);
-    (f64::from(width) / f64::from(resized_w)).min(f64::from(height) / f64::from(resized_h))
-}
-
 /// An image from a decoder's bytes, which are in native order for 16-bit and float samples.
 fn from_buffer(color: ColorType, width: u32, height: u32, buffer: Vec<u8>) -> Result<DynamicImage> {
     let wide = |buffer: &[u8]| buffer.as_chunks::<2>().0.iter().map(|b| u16::from_ne_bytes(*b)).collect::<Vec<u16>>();
@@ -258,22 +212,6 @@ fn from_buffer(color: ColorType, width: u32, height: u32, buffer: Vec<u8>) -> Re
     image.ok_or_else(|| Error::new(Kind::Internal, "the decoder returned too few pixels"))
 }
 
-fn upright(mut image: DynamicImage, orientation: Orientation) -> RgbImage {
-    image.apply_orientation(orientation);
-    if image.color().has_alpha() { on_white(&image.into_rgba8()) } else { image.into_rgb8() }
-}
-
-/// Composites onto white as Pillow's `alpha_composite` does, with its fixed-point rounding (7 bits).
-fn on_white(image: &RgbaImage) -> RgbImage {
-    RgbImage::from_fn(image.width(), image.height(), |x, y| {
-        let [r, g, b, alpha] = image.get_pixel(x, y).0.map(u32::from);
-        Rgb([r, g, b].map(|value| {
-            let sum = ((value * alpha + 255 * (255 - alpha)) << 7) + (128 << 7);
-            ((((sum >> 8) + sum) >> 8) >> 7) as u8
-        }))
-    })
-}
-
 fn check_pixels(width: u32, height: u32, limits: &Limits) -> Result<()> {
     let count = u64::from(width) * u64::from(height);
     if count == 0 {
@@ -293,7 +231,7 @@ fn no_pixels(width: u32, height: u32) -> Error {
 
 /// What a decoder failed with on these bytes. A WebP that is shorter than it says fails in many ways.
 fn decoder_failed(format: ImageFormat, bytes: &[u8], error: &image::ImageError) -> Error {
-    if format == ImageFormat::WebP && format::webp_is_cut(bytes) {
+    if format == ImageFormat::WebP && webp::is_cut(bytes) {
         truncated(format, bytes.len())
     } else {
         decoder_error(format, bytes.len(), error)
@@ -328,100 +266,10 @@ fn ends_too_soon(error: &image::ImageError) -> bool {
         || error.to_string().to_ascii_lowercase().contains("unexpected end")
 }
 
-/// Resizes and crops to the model's size: the pixels as they are before rescaling, RGB 0–255.
-pub fn resize_and_crop(image: &RgbImage, p: &Preprocess) -> RgbImage {
-    resize_part(image, image.dimensions(), 1, (0.0, 0.0), p)
-}
-
-impl Decoded {
-    /// Resizes and crops to the model's size, as [`resize_and_crop`], from the file's own proportions.
-    pub fn prepare(&self, p: &Preprocess) -> RgbImage {
-        resize_part(&self.rgb, self.size, self.shrink, self.origin, p)
-    }
-}
-
-/// Resizes and crops a picture of which `image` is a copy, `shrink` times smaller, that begins at `origin`.
-fn resize_part(
-    image: &RgbImage,
-    (width, height): (u32, u32),
-    shrink: u32,
-    origin: (f64, f64),
-    p: &Preprocess,
-) -> RgbImage {
-    let (resized_w, resized_h) = resized_size((width, height), p);
-    let (out_w, out_h) = p.output_size().unwrap_or((resized_w, resized_h));
-    let axis = |source: u32, side: u32, from: f64, resized: u32, out: u32| {
-        let (start, length, margin) = centred(resized, out, p.crop_rounding);
-        let extent = f64::from(side) / f64::from(shrink);
-        (Axis { source, from, extent, resized, start, length }, margin)
-    };
-    let (x, left) = axis(image.width(), width, origin.0, resized_w, out_w);
-    let (y, top) = axis(image.height(), height, origin.1, resized_h, out_h);
-    let picture = resample::resize(image, x, y, p.filter);
-    if (x.length, y.length) == (out_w, out_h) {
-        return picture;
-    }
-    let mut canvas = RgbImage::from_pixel(out_w, out_h, image::Rgb([p.fill; 3]));
-    image::imageops::replace(&mut canvas, &picture, i64::from(left), i64::from(top));
-    canvas
-}
-
-/// What a picture is resized to, before the crop: (width, height).
-fn resized_size((width, height): (u32, u32), p: &Preprocess) -> (u32, u32) {
-    let scaled_by = |ratio: f64| (scaled_by(width, ratio), scaled_by(height, ratio));
-    match p.resize {
-        Resize::ShortestEdge(size) if width <= height => (size, scaled(size, height, width)),
-        Resize::ShortestEdge(size) => (scaled(size, width, height), size),
-        Resize::Exact(w, h) => (w, h),
-        Resize::Cover(w, h) => scaled_by(ratio(width, w).min(ratio(height, h))),
-        Resize::Fit(w, h) => scaled_by(ratio(width, w).max(ratio(height, h))),
-        Resize::None => (width, height),
-    }
-}
-
-fn ratio(length: u32, target: u32) -> f64 {
-    f64::from(length) / f64::from(target)
-}
-
-/// A side divided by `ratio` and rounded, halves to even, as open_clip does where it keeps the aspect. A side that
-/// rounds to nothing, where open_clip raises an error, becomes 1.
-fn scaled_by(side: u32, ratio: f64) -> u32 {
-    ((f64::from(side) / ratio).round_ties_even() as u32).max(1)
-}
-
-/// `int(size * long / short)`, the truncation that Hugging Face and torchvision share.
-fn scaled(size: u32, long: u32, short: u32) -> u32 {
-    ((u64::from(size) * u64::from(long)) as f64 / f64::from(short)) as u32
-}
-
-/// Which stretch of a resized axis the centre crop to `out` pixels keeps (start, length), and where it goes in the
-/// output: not at 0 only where the picture is smaller than the crop.
-fn centred(resized: u32, out: u32, rounding: CropRounding) -> (u32, u32, u32) {
-    let spare = i64::from(resized) - i64::from(out);
-    let start = match rounding {
-        CropRounding::Floor => spare.div_euclid(2),
-        // Padding is not rounded as cropping is: torchvision gives the odd pixel to the right and the bottom.
-        CropRounding::HalfEven if spare < 0 => spare / 2,
-        CropRounding::HalfEven => (spare as f64 / 2.0).round_ties_even() as i64,
-    };
-    (start.max(0) as u32, resized.min(out), (-start).max(0) as u32)
-}
-
-/// Writes `(value × rescale − mean) / std` into a (3, height, width) view.
-pub fn normalise(image: &RgbImage, p: &Preprocess, mut out: ArrayViewMut3<f32>) {
-    let (width, height) = (image.width() as usize, image.height() as usize);
-    assert_eq!(out.dim(), (3, height, width), "the tensor must have the image's size");
-    for (channel, mut plane) in out.outer_iter_mut().enumerate() {
-        // 256 possible values: a table makes this exact and cheap.
-        let table: [f32; 256] = std::array::from_fn(|v| (v as f32 * p.rescale - p.mean[channel]) / p.std[channel]);
-        for (target, pixel) in plane.iter_mut().zip(image.pixels()) {
-            *target = table[usize::from(pixel.0[channel])];
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use image::RgbaImage;
+
     use super::*;
 
     fn png(image: &DynamicImage) -> Vec<u8> {
@@ -497,33 +345,5 @@ mod tests {
         let rgb = decode(&png(&DynamicImage::ImageRgba8(image)), &Limits::default()).unwrap().rgb;
         // By Pillow 12.3: Image.alpha_composite(white, image).
         assert_eq!(rgb.as_raw(), &[255, 255, 255, 10, 20, 30, 127, 255, 177, 254, 254, 254]);
-    }
-
-    #[test]
-    fn extreme_aspects_cost_little() {
-        for (w, h) in [(5000, 1), (1, 5000), (65500, 1)] {
-            let out = resize_and_crop(&RgbImage::from_pixel(w, h, image::Rgb([10, 20, 30])), &Preprocess::clip(224));
-            assert_eq!(out.dimensions(), (224, 224));
-            assert!(out.pixels().all(|p| p.0 == [10, 20, 30]));
-        }
-    }
-
-    #[test]
-    fn a_crop_larger_than_the_picture_is_filled() {
-        let p = Preprocess { resize: Resize::None, crop: Some((4, 4)), fill: 9, ..Preprocess::clip(4) };
-        let out = resize_and_crop(&RgbImage::from_pixel(2, 2, image::Rgb([1, 1, 1])), &p);
-        assert_eq!(out.dimensions(), (4, 4));
-        assert_eq!((out.get_pixel(0, 0).0, out.get_pixel(1, 1).0, out.get_pixel(3, 3).0), ([9; 3], [1; 3], [9; 3]));
-    }
-
-    #[test]
-    fn normalises_into_planes() {
-        let mut image = RgbImage::new(2, 1);
-        image.put_pixel(1, 0, image::Rgb([255, 0, 51]));
-        let p = Preprocess { mean: [0.5, 0.0, 0.0], std: [0.5, 1.0, 2.0], ..Preprocess::clip(2) };
-        let mut out = ndarray::Array3::zeros((3, 1, 2));
-        normalise(&image, &p, out.view_mut());
-        let expected = ndarray::arr3(&[[[-1.0, 1.0]], [[0.0, 0.0]], [[0.0, 0.1]]]);
-        assert!(out.iter().zip(&expected).all(|(a, b): (&f32, &f32)| (a - b).abs() < 1e-6), "{out}");
     }
 }

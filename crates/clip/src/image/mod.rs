@@ -1,13 +1,23 @@
 //! Image bytes to the tensor that a vision tower takes, and what else is asked of a file: its header, a thumbnail.
 
+mod bmp;
 mod decode;
 mod format;
+mod gif;
 pub mod info;
 mod jpeg;
+mod orientation;
+mod png;
+mod prepare;
 pub mod preprocess;
 pub mod resample;
 pub mod synthetic;
 pub mod thumbnail;
+mod tiff;
+mod to_tensor;
+mod webp;
 
 pub(crate) use decode::truncated;
-pub use decode::{Decoded, Limits, SPARE, decode, decode_for, normalise, resize_and_crop};
+pub use decode::{Decoded, Limits, SPARE, decode, decode_for};
+pub use prepare::resize_and_crop;
+pub use to_tensor::to_tensor;

@@ -1,17 +1,19 @@
 //! Text to token ids, by the model's own `tokenizer.json`.
 
-use tokenizers::{PostProcessor, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use once_cell::unsync::OnceCell;
+use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
 
 use crate::error::{Error, Kind, Result, without_panic};
 use crate::model::{Model, read_json};
+use crate::text::pieces;
+use crate::text::runs::Runs;
 
 /// CLIP's context length (Radford et al. 2021, section 2.4: 76 BPE tokens and one special, 77 in the code),
 /// where neither the graph nor the tokenizer states one.
 const CLIP_CONTEXT: usize = 77;
-
-/// How much of a long text is tokenized at first and at most, in bytes.
-const FIRST_PIECE: usize = 64 << 10;
-const LAST_PIECE: usize = 16 << 20;
 
 /// A model's tokenizer with its limits.
 pub struct TextEncoder {
@@ -24,6 +26,7 @@ pub struct TextEncoder {
     special: usize,
     /// The tokenizer expects its caller to have lower-cased the text and taken its punctuation out.
     canonicalize: bool,
+    runs: OnceCell<Runs>,
 }
 
 /// A text's ids, special ones included.
@@ -92,53 +95,93 @@ impl TextEncoder {
                 stride: 0,
             }))
             .map_err(|e| unusable(&e))?;
-        Ok(Self { tokenizer, context_length, pad_id, special, canonicalize })
+        Ok(Self { tokenizer, context_length, pad_id, special, canonicalize, runs: OnceCell::new() })
     }
 
-    /// The ids of a text. One that is too long is cut before the special tokens are added, so the end
-    /// token stays last.
-    ///
-    /// The tokenizers library takes some 100 bytes of memory for each byte of text (1 GB for 10 MB), all of
-    /// which but the beginning is then cut off. So a long text is given to it from the start in growing
-    /// pieces, until there are more tokens than the context holds.
+    /// The ids of a text, special ones included. A longer text is cut before the special tokens are added, so that the
+    /// end token stays last.
     ///
     /// # Errors
-    /// [`Kind::InvalidInput`] for a text with nothing in it; [`Kind::LimitExceeded`] where 16 MiB of it do not
-    /// fill the context.
+    /// As [`Self::encode_checked`].
     pub fn encode(&self, text: &str) -> Result<Tokens> {
-        // 64 bytes a token, where a word has five: what the cut does to the last word is far behind the context.
-        let mut size = FIRST_PIECE.max(64 * self.context_length);
+        self.encode_checked(text, &mut || ())
+    }
+
+    /// The same, with calls of `check_interrupts` every few milliseconds, which may unwind.
+    ///
+    /// The tokenizers library takes some 100 bytes of memory and a microsecond for each byte of text. So a long text is
+    /// given to it from the start in growing pieces, until they fill the context with tokens that are those of the
+    /// whole text; see [`super::pieces`] and [`super::runs`].
+    ///
+    /// # Errors
+    /// [`Kind::InvalidInput`] for a text with nothing in it; [`Kind::LimitExceeded`] where the longest piece does not
+    /// fill the context; [`Kind::OutOfMemory`].
+    pub fn encode_checked(&self, text: &str, check_interrupts: &mut dyn FnMut()) -> Result<Tokens> {
+        let refused = || {
+            Error::new(Kind::InvalidInput, "text cannot be tokenized").detail("The tokenizers library gave up on it.")
+        };
+        let check = RefCell::new(check_interrupts);
+        let (first, last) = (pieces::first(self.context_length), pieces::last(self.context_length));
+        let given = text;
+        let shortened;
+        let (text, ends) = if text.len() <= first {
+            (text, true)
+        } else {
+            shortened = self.runs().shorten(text, last, &self.tokenizer, &|| check.borrow_mut()())?;
+            (shortened.text.as_str(), shortened.whole)
+        };
+        let mut size = first;
         loop {
-            let piece = &text[..text.floor_char_boundary(size)];
-            let tokens = self.encode_piece(piece)?;
-            if tokens.truncated || piece.len() == text.len() {
-                return if tokens.length > self.special { Ok(tokens) } else { Err(empty(text)) };
+            let piece = pieces::cut(text, size)?;
+            let whole = ends && piece.len() == text.len();
+            let canonical = self.canonicalize.then(|| canonicalize(piece));
+            let piece = canonical.as_deref().unwrap_or(piece);
+            // The library panics on some texts; an interrupt that unwinds is not one of these.
+            let interrupted = RefCell::new(None);
+            let mut look = || {
+                let result = catch_unwind(AssertUnwindSafe(|| check.borrow_mut()()));
+                if let Err(panic) = result {
+                    *interrupted.borrow_mut() = Some(panic);
+                    resume_unwind(Box::new("interrupted"));
+                }
+            };
+            let look: RefCell<&mut dyn FnMut()> = RefCell::new(&mut look);
+            let encoded =
+                without_panic(refused, || pieces::encode(&self.tokenizer, piece, whole, self.context_length, &look));
+            if let Some(panic) = interrupted.into_inner() {
+                resume_unwind(panic);
             }
-            if size >= LAST_PIECE {
+            if let Some(encoding) = encoded? {
+                return self.finish(encoding, given);
+            }
+            if size >= last {
                 return Err(Error::new(Kind::LimitExceeded, "text is too long for what it says").detail(format!(
-                    "It has {} bytes, of which the first {} make only {} tokens.",
-                    text.len(),
+                    "Its first {} bytes, with long runs shortened, make fewer than the {} tokens of the context.",
                     piece.len(),
-                    tokens.length
+                    self.context_length
                 )));
             }
-            size *= 4;
+            size = (4 * size).min(last);
         }
     }
 
-    fn encode_piece(&self, text: &str) -> Result<Tokens> {
-        let canonical = self.canonicalize.then(|| canonicalize(text));
-        let refused = |why: String| Error::new(Kind::InvalidInput, "text cannot be tokenized").detail(why);
-        let encoding = without_panic(
-            || refused("The tokenizers library gave up on it.".to_owned()),
-            || {
-                let text = canonical.as_deref().unwrap_or(text);
-                let encoded = self.tokenizer.encode_fast(text, true);
-                encoded.map_err(|e| refused(format!("The tokenizers library says: {e}.")))
-            },
-        )?;
+    /// Cuts to the context and adds the special tokens.
+    fn finish(&self, encoding: Encoding, text: &str) -> Result<Tokens> {
+        let refused = |e: tokenizers::Error| {
+            Error::new(Kind::InvalidInput, "text cannot be tokenized")
+                .detail(format!("The tokenizers library says: {e}."))
+        };
+        let encoding = self.tokenizer.post_process(encoding, None, true).map_err(refused)?;
         let ids = encoding.get_ids().to_vec();
+        if ids.len() <= self.special {
+            return Err(empty(text));
+        }
         Ok(Tokens { truncated: !encoding.get_overflowing().is_empty(), length: ids.len(), ids })
+    }
+
+    /// What the tokenizer does to long runs, found out for the first long text.
+    fn runs(&self) -> &Runs {
+        self.runs.get_or_init(|| Runs::of(&self.tokenizer, self.context_length))
     }
 }
 

@@ -1,5 +1,7 @@
 //! Text to token ids.
 
 mod encoder;
+mod pieces;
+mod runs;
 
 pub use encoder::{TextEncoder, Tokens};

@@ -1,0 +1,114 @@
+//! A decoded picture brought to the model's size: resized and cropped as its configuration says.
+
+use image::RgbImage;
+
+use crate::image::decode::Decoded;
+use crate::image::preprocess::{CropRounding, Preprocess, Resize};
+use crate::image::resample::{self, Axis};
+
+/// Resizes and crops to the model's size: the pixels as they are before rescaling, RGB 0–255.
+pub fn resize_and_crop(image: &RgbImage, p: &Preprocess) -> RgbImage {
+    resize_part(image, image.dimensions(), 1, (0.0, 0.0), p)
+}
+
+impl Decoded {
+    /// Resizes and crops to the model's size, as [`resize_and_crop`], from the file's own proportions.
+    pub fn prepare(&self, p: &Preprocess) -> RgbImage {
+        resize_part(&self.rgb, self.size, self.shrink, self.origin, p)
+    }
+}
+
+/// Resizes and crops a picture of which `image` is a copy, `shrink` times smaller, that begins at `origin`.
+fn resize_part(
+    image: &RgbImage,
+    (width, height): (u32, u32),
+    shrink: u32,
+    origin: (f64, f64),
+    p: &Preprocess,
+) -> RgbImage {
+    let (resized_w, resized_h) = resized_size((width, height), p);
+    let (out_w, out_h) = p.output_size().unwrap_or((resized_w, resized_h));
+    let axis = |source: u32, side: u32, from: f64, resized: u32, out: u32| {
+        let (start, length, margin) = centred(resized, out, p.crop_rounding);
+        let extent = f64::from(side) / f64::from(shrink);
+        (Axis { source, from, extent, resized, start, length }, margin)
+    };
+    let (x, left) = axis(image.width(), width, origin.0, resized_w, out_w);
+    let (y, top) = axis(image.height(), height, origin.1, resized_h, out_h);
+    let picture = resample::resize(image, x, y, p.filter);
+    if (x.length, y.length) == (out_w, out_h) {
+        return picture;
+    }
+    let mut canvas = RgbImage::from_pixel(out_w, out_h, image::Rgb([p.fill; 3]));
+    image::imageops::replace(&mut canvas, &picture, i64::from(left), i64::from(top));
+    canvas
+}
+
+/// How many times larger a picture is than what it is resized to, on the side where that is least.
+pub(crate) fn reduction((width, height): (u32, u32), p: &Preprocess) -> f64 {
+    let (resized_w, resized_h) = resized_size((width, height), p);
+    (f64::from(width) / f64::from(resized_w)).min(f64::from(height) / f64::from(resized_h))
+}
+
+/// What a picture is resized to, before the crop: (width, height).
+fn resized_size((width, height): (u32, u32), p: &Preprocess) -> (u32, u32) {
+    let scaled_by = |ratio: f64| (scaled_by(width, ratio), scaled_by(height, ratio));
+    match p.resize {
+        Resize::ShortestEdge(size) if width <= height => (size, scaled(size, height, width)),
+        Resize::ShortestEdge(size) => (scaled(size, width, height), size),
+        Resize::Exact(w, h) => (w, h),
+        Resize::Cover(w, h) => scaled_by(ratio(width, w).min(ratio(height, h))),
+        Resize::Fit(w, h) => scaled_by(ratio(width, w).max(ratio(height, h))),
+        Resize::None => (width, height),
+    }
+}
+
+fn ratio(length: u32, target: u32) -> f64 {
+    f64::from(length) / f64::from(target)
+}
+
+/// A side divided by `ratio` and rounded, halves to even, as open_clip does where it keeps the aspect. A side that
+/// rounds to nothing, where open_clip raises an error, becomes 1.
+fn scaled_by(side: u32, ratio: f64) -> u32 {
+    ((f64::from(side) / ratio).round_ties_even() as u32).max(1)
+}
+
+/// `int(size * long / short)`, the truncation that Hugging Face and torchvision share.
+fn scaled(size: u32, long: u32, short: u32) -> u32 {
+    ((u64::from(size) * u64::from(long)) as f64 / f64::from(short)) as u32
+}
+
+/// Which stretch of a resized axis the centre crop to `out` pixels keeps (start, length), and where it goes in the
+/// output: not at 0 only where the picture is smaller than the crop.
+fn centred(resized: u32, out: u32, rounding: CropRounding) -> (u32, u32, u32) {
+    let spare = i64::from(resized) - i64::from(out);
+    let start = match rounding {
+        CropRounding::Floor => spare.div_euclid(2),
+        // Padding is not rounded as cropping is: torchvision gives the odd pixel to the right and the bottom.
+        CropRounding::HalfEven if spare < 0 => spare / 2,
+        CropRounding::HalfEven => (spare as f64 / 2.0).round_ties_even() as i64,
+    };
+    (start.max(0) as u32, resized.min(out), (-start).max(0) as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extreme_aspects_cost_little() {
+        for (w, h) in [(5000, 1), (1, 5000), (65500, 1)] {
+            let out = resize_and_crop(&RgbImage::from_pixel(w, h, image::Rgb([10, 20, 30])), &Preprocess::clip(224));
+            assert_eq!(out.dimensions(), (224, 224));
+            assert!(out.pixels().all(|p| p.0 == [10, 20, 30]));
+        }
+    }
+
+    #[test]
+    fn a_crop_larger_than_the_picture_is_filled() {
+        let p = Preprocess { resize: Resize::None, crop: Some((4, 4)), fill: 9, ..Preprocess::clip(4) };
+        let out = resize_and_crop(&RgbImage::from_pixel(2, 2, image::Rgb([1, 1, 1])), &p);
+        assert_eq!(out.dimensions(), (4, 4));
+        assert_eq!((out.get_pixel(0, 0).0, out.get_pixel(1, 1).0, out.get_pixel(3, 3).0), ([9; 3], [1; 3], [9; 3]));
+    }
+}

@@ -1,0 +1,46 @@
+//! What else is asked of an image file: a thumbnail, its header.
+
+use clip::image::info::info;
+use clip::image::thumbnail::{Format, thumbnail};
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+use crate::guc;
+use crate::pg::error::{SqlResult, report};
+
+#[pg_extern(stable, strict, parallel_safe, cost = 50000)]
+fn clip_thumbnail(image: &[u8], edge: default!(i32, "256"), format: default!(&str, "'jpeg'")) -> SqlResult<Vec<u8>> {
+    let format = Format::named(format).map_err(report)?;
+    thumbnail(image, u32::try_from(edge).unwrap_or(0), format, &guc::limits()).map_err(report)
+}
+
+#[pg_extern(immutable, strict, parallel_safe, cost = 100)]
+#[allow(clippy::type_complexity)]
+fn clip_image_info(
+    image: &[u8],
+) -> Result<
+    TableIterator<
+        'static,
+        (
+            name!(format, String),
+            name!(width, i64),
+            name!(height, i64),
+            name!(orientation, i32),
+            name!(channels, i32),
+            name!(frames, i64),
+            name!(bytes, i64),
+        ),
+    >,
+    ErrorReport,
+> {
+    let info = info(image).map_err(report)?;
+    Ok(TableIterator::once((
+        info.format.to_owned(),
+        i64::from(info.width),
+        i64::from(info.height),
+        i32::from(info.orientation),
+        i32::from(info.channels),
+        i64::from(info.frames),
+        info.bytes as i64,
+    )))
+}
