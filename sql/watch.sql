@@ -81,36 +81,14 @@ BEGIN
 END $$;
 CREATE EVENT TRIGGER clip_search_drop ON sql_drop EXECUTE FUNCTION clip_search.forget_dropped();
 
--- It runs with the caller's privileges, so only a role that may count the table's rows learns their number. Row-level
--- security policies can call functions of the table's owner, which must not run with those privileges: row_security = off
--- makes such a table an error, and the counts stay NULL. The EXCEPTION clause starts a subtransaction, which is not allowed
--- in parallel mode.
+-- Counts as the table's owner, by a function that first checks whether the caller may read the whole table: planning a
+-- query evaluates index expressions, which are the owner's code. NULL for other callers, and where policies apply.
 CREATE FUNCTION clip_search.watch_progress(relation regclass, image name, text name, embedding name, cluster name,
                                            OUT rows bigint, OUT embedded bigint, OUT open bigint)
-LANGUAGE plpgsql STABLE PARALLEL UNSAFE COST 100000
-SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
-DECLARE
-    source text;
-    target text;
-BEGIN
-    -- NULL of a table that has been dropped, which the view may ask for before it leaves it out.
-    IF has_table_privilege(relation, 'SELECT') IS NOT TRUE THEN
-        RETURN;
-    END IF;
-    SELECT format('%s%I.%I', CASE WHEN c.relkind = 'p' THEN '' ELSE 'ONLY ' END, n.nspname, c.relname) INTO target
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = watch_progress.relation;
-    SELECT string_agg(format('%I IS NOT NULL', s.name), ' OR ') INTO source FROM unnest(ARRAY[image, text]) AS s (name) WHERE s.name IS NOT NULL;
-    EXECUTE format('SELECT count(*), count(%1$I), count(*) FILTER (WHERE (%1$I IS NULL%2$s) AND (%3$s)) FROM %4$s', embedding,
-                   CASE WHEN cluster IS NULL THEN '' ELSE format(' OR %I IS NULL', cluster) END, source, target)
-    INTO rows, embedded, open;
-EXCEPTION
-    WHEN undefined_column THEN
-        NULL; -- renamed or dropped: writers are told
-    WHEN undefined_table OR invalid_schema_name THEN
-        NULL; -- dropped, or renamed, by a transaction that this has waited for
-    WHEN insufficient_privilege THEN
-        NULL; -- no USAGE on the schema, or a policy
-END $$;
+LANGUAGE sql STABLE PARALLEL UNSAFE COST 100000 SET search_path = pg_catalog, pg_temp AS $$
+    SELECT c.rows, c.embedded, c.open
+    FROM clip_search.count_rows(relation, ARRAY[image::text, text::text], embedding::text, cluster::text) AS c
+$$;
 
 CREATE VIEW clip_search.watch AS
 SELECT w.relation, coalesce(w.image, w.text) AS source, CASE WHEN w.image IS NOT NULL THEN w.text END AS text_source,
@@ -353,6 +331,7 @@ It can''t run inside a transaction block. It can be interrupted and called again
 batch: rows per transaction
 embedding: the watched column; NULL: all watched columns of this table';
 COMMENT ON FUNCTION clip_search.watch_progress(regclass, name, name, name, name) IS 'Counts the rows of a watched table for clip_search.watch';
+COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text) IS 'Counts a table''s rows as its owner, for a caller that may read all of them; NULL for others';
 COMMENT ON FUNCTION clip_search.backfill_begin(regclass, text) IS 'Step of clip_backfill: queues the rows without an embedding';
 COMMENT ON FUNCTION clip_search.backfill_claim(bigint, bigint, bigint, integer) IS 'Step of clip_backfill: claims the next queue entries';
 COMMENT ON FUNCTION clip_search.backfill_left(bigint, bigint) IS 'Step of clip_backfill: counts the entries that another session has in hand';

@@ -22,6 +22,7 @@ extension_sql_file!(
     "../sql/watch.sql",
     name = "watch",
     requires = [
+        pg::row_counts::clip_search::count_rows,
         watch::define::set_watch,
         watch::unwatch::end_watch,
         watch::dropped::clip_search::forget_dropped_tables,

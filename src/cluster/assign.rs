@@ -4,64 +4,73 @@
 //! its sum (sql/bootstrap.sql); who joins adds a row. Clusters that other transactions have founded and not committed
 //! yet are seen by dirty scans ([`Store::scan`]) and joined like any other: if the founder rolls back, the cluster
 //! consists of those who joined. Two who would found the same cluster at once are kept apart by a lock that is held
-//! while one looks again and writes its row ([`Store::latch`]), not to the end of the transaction.
+//! while one looks again and writes its row ([`Store::lock_shortly`]), not to the end of the transaction.
 
 use clip::clustering::centroid::{ROUNDING, normalise};
 use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
-use crate::cluster::collection::{Collection, DEFAULT_COLLECTION};
+use crate::cluster::access::{Access, Privilege, add_owner};
+use crate::cluster::collection::Collection;
 use crate::cluster::maintenance::{RECENT, fold, forget, pack, tidy};
+use crate::cluster::name::{DEFAULT_COLLECTION, check_name};
 use crate::cluster::search::{Cluster, Search};
 use crate::cluster::statements;
 use crate::cluster::tables::{Condition, Index, Sees, Store};
 use crate::model::loaded;
 use crate::pg::citus;
 use crate::pg::error::{SqlResult, report, warn};
+use crate::pg::user_context::{Rights, current_role};
 use crate::pg::vector::Vector;
 
-#[pg_extern(volatile, strict, parallel_unsafe, security_definer, cost = 5000)]
-#[search_path(pg_catalog, pg_temp)]
+#[pg_extern(volatile, strict, parallel_unsafe, cost = 5000)]
 fn clip_assign_cluster(embedding: Vector) -> SqlResult<i64> {
     citus::refuse_worker("clip_assign_cluster()")?;
-    assign(embedding, DEFAULT_COLLECTION)
+    assign(embedding, DEFAULT_COLLECTION, current_role())
 }
 
-#[pg_extern(volatile, strict, parallel_unsafe, security_definer, cost = 5000, name = "clip_assign_cluster")]
-#[search_path(pg_catalog, pg_temp)]
+#[pg_extern(volatile, strict, parallel_unsafe, cost = 5000, name = "clip_assign_cluster")]
 fn clip_assign_cluster_in(embedding: Vector, collection: &str) -> SqlResult<i64> {
     citus::refuse_worker("clip_assign_cluster()")?;
-    assign(embedding, collection)
+    assign(embedding, collection, current_role())
 }
 
-#[pg_extern(volatile, strict, parallel_unsafe, security_definer, cost = 5000)]
-#[search_path(pg_catalog, pg_temp)]
+#[pg_extern(volatile, strict, parallel_unsafe, cost = 5000)]
 fn clip_leave_cluster(cluster: i64, embedding: Vector) -> SqlResult<bool> {
     citus::refuse_worker("clip_leave_cluster()")?;
-    leave(cluster, embedding, None)
+    leave(cluster, embedding, None, Some(current_role()))
 }
 
-pub fn assign(embedding: Vector, collection: &str) -> SqlResult<i64> {
+/// Joins the nearest cluster of a collection, or founds one, on behalf of a role: the caller, or the owner of a watched
+/// table, whose every writer may write its groups.
+pub fn assign(embedding: Vector, collection: &str, role: pg_sys::Oid) -> SqlResult<i64> {
+    check_name(collection)?;
+    let _rights = Rights::of_extension();
     let store = Store::open(c"clip_assign_cluster()");
+    // Before any lock: a role that may not assign holds up nobody who may.
+    Access::find(&store, collection).check_assign(role)?;
     let model = loaded::model_of(&embedding.0);
     let Vector(mut member) = embedding;
     normalise(&mut member).map_err(report)?;
     store.hold(collection);
+    // While it waited for the lock, the collection may have been dropped, and another one made.
+    Access::find(&store, collection).check_assign(role)?;
     let collection = Collection::find(&store, collection)?;
     collection.check(member.len(), model.as_deref())?;
     let search = Search::new(&store, &collection, &member);
     Spi::connect_mut(|client| {
-        // Under the latch, since there is a moment between the giving of a mark and the writing of its row.
+        claim(client, &store, &collection.name, role)?;
+        // Under the short lock, since there is a moment between the giving of a mark and the writing of its row.
         let mark = {
-            let _latch = store.latch(&collection.name, false);
+            let _lock = store.lock_shortly(&collection.name, false);
             statements::last_id(client)?
         };
         let joins = |found: &Cluster| found.alive() && found.cosine + ROUNDING >= collection.threshold;
         let near = search.nearest(0).filter(joins).map(|found| found.id);
         let mut joined = None;
         if let Some(id) = near {
-            let _latch = store.latch(&collection.name, false);
+            let _lock = store.lock_shortly(&collection.name, false);
             // It may have moved, or gone, since it was found. What could yet be undone is joined below.
             joined = search.look_up(id).filter(|cluster| joins(cluster) && cluster.settled);
             if let Some(found) = &joined {
@@ -72,8 +81,8 @@ pub fn assign(embedding: Vector, collection: &str) -> SqlResult<i64> {
         let cluster = match joined {
             Some(found) => found,
             None => {
-                let _latch = store.latch(&collection.name, true);
-                // Whoever had the latch before has written its rows. Only those that were written after the first look
+                let _lock = store.lock_shortly(&collection.name, true);
+                // Whoever had the lock before has written its rows. Only those that were written after the first look
                 // can have been missed by it.
                 let found = match near {
                     Some(id) => search.look_up(id).filter(joins).or_else(|| search.nearest(0).filter(joins)),
@@ -86,7 +95,7 @@ pub fn assign(embedding: Vector, collection: &str) -> SqlResult<i64> {
                     }
                     None => {
                         founded = true;
-                        Cluster::new(statements::found(client, &collection.name, &member, model.as_deref())?)
+                        Cluster::new(statements::insert_cluster(client, &collection.name, &member, model.as_deref())?)
                     }
                 }
             }
@@ -101,9 +110,24 @@ pub fn assign(embedding: Vector, collection: &str) -> SqlResult<i64> {
     })
 }
 
-/// Adds a member to a cluster, under the latch: the exclusive one, unless the cluster is settled.
+/// Makes the role that assigns to a new collection first its owner. Under the short lock one of two who would do that at
+/// once sees the other's row, which is not committed yet.
+fn claim(client: &mut SpiClient<'_>, store: &Store, collection: &str, role: pg_sys::Oid) -> SqlResult<()> {
+    if !Access::find(store, collection).wants_owner() {
+        return Ok(());
+    }
+    let _lock = store.lock_shortly(collection, true);
+    let access = Access::find(store, collection);
+    access.check_assign(role)?;
+    if access.wants_owner() {
+        add_owner(client, collection, role)?;
+    }
+    Ok(())
+}
+
+/// Adds a member to a cluster, under the short lock: the exclusive one, unless the cluster is settled.
 ///
-/// A cluster that is not can vanish at any time from the looks of others who search without the latch, and be back with
+/// A cluster that is not can vanish at any time from the looks of others who search without it, and be back with
 /// the row written here. The row's mark makes it one that they have not seen.
 fn join(client: &mut SpiClient<'_>, collection: &Collection, cluster: &Cluster, member: &[f32]) -> SqlResult<()> {
     let mut sum = cluster.sum.clone();
@@ -119,7 +143,7 @@ fn join(client: &mut SpiClient<'_>, collection: &Collection, cluster: &Cluster, 
         statements::change(client, &collection.name, cluster.id, 1, member)
     } else {
         // The row that searches find it by may yet be undone, so this transaction writes one of its own.
-        statements::found_again(client, &collection.name, cluster.id, member, cluster.model.as_deref())
+        statements::insert_cluster_row(client, &collection.name, cluster.id, member, cluster.model.as_deref())
     }
 }
 
@@ -127,7 +151,10 @@ fn join(client: &mut SpiClient<'_>, collection: &Collection, cluster: &Cluster, 
 ///
 /// With `only` a cluster of another collection is let alone, and a vector that is no member is a warning: what somebody
 /// has written into a row by hand must not keep the row from being deleted.
-pub fn leave(id: i64, embedding: Vector, only: Option<&str>) -> SqlResult<bool> {
+///
+/// On behalf of a role; without one, for a member that this transaction itself has added.
+pub fn leave(id: i64, embedding: Vector, only: Option<&str>, role: Option<pg_sys::Oid>) -> SqlResult<bool> {
+    let _rights = Rights::of_extension();
     let store = Store::open(c"clip_leave_cluster()");
     let Vector(mut member) = embedding;
     normalise(&mut member).map_err(report)?;
@@ -135,7 +162,10 @@ pub fn leave(id: i64, embedding: Vector, only: Option<&str>) -> SqlResult<bool> 
     if only.is_some_and(|only| only != name) {
         return Ok(false);
     }
+    let check = || role.map_or(Ok(()), |role| Access::find(&store, &name).check(role, Privilege::Assign));
+    check()?;
     store.hold(&name);
+    check()?;
     let collection = Collection::find(&store, &name)?;
     if only.is_some() && collection.dimensions.is_some_and(|known| known as usize != member.len()) {
         return Ok(false);
@@ -144,7 +174,7 @@ pub fn leave(id: i64, embedding: Vector, only: Option<&str>) -> SqlResult<bool> 
     Spi::connect_mut(|client| {
         let search = Search::new(&store, &collection, &member);
         let left = {
-            let _latch = store.latch(&name, false);
+            let _lock = store.lock_shortly(&name, false);
             let Some(cluster) = search.look_up(id).filter(Cluster::alive) else { return Ok(false) };
             if !cluster.sum.may_hold(&member) {
                 let error = Error::new(Kind::InvalidInput, format!("the vector is not a member of cluster {id}"))

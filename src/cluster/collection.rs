@@ -1,24 +1,22 @@
-//! Collections: their settings, the table that their members are in, and what applications read of them.
-//!
-//! What reads or writes the members' table runs with the rights of the caller; what writes the cluster tables runs as
-//! their owner.
+//! Collections: their settings, and how they are made, altered and dropped.
 
 use clip::{Error, Kind};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
-use crate::cluster::members::{check_column, primary_key, refuse_citus, unknown};
+use crate::cluster::access::{Access, add_owner, own_collection, role_named};
+use crate::cluster::members::{check_column, primary_key, refuse_citus};
+use crate::cluster::name::{DEFAULT_COLLECTION, check_name, unknown};
 use crate::cluster::tables::{Condition, Index, Sees, Store};
 use crate::guc;
 use crate::model::loaded;
 use crate::pg::catalog::Table;
 use crate::pg::error::{SqlResult, given, report, sql_error};
 use crate::pg::regclass::Regclass;
-use crate::pg::spi::spi;
+use crate::pg::spi::{get, spi};
+use crate::pg::user_context::{OwnersTable, Rights, current_role, has_rights_of, role_name};
 use crate::pg::vector_column::Storage;
-
-pub const DEFAULT_COLLECTION: &str = "default";
 
 /// What is settled about a collection: by [`clip_create_collection`](crate::cluster::collection), else by its first cluster.
 pub struct Collection {
@@ -84,19 +82,18 @@ impl Collection {
     }
 }
 
-pub fn check_name(collection: &str) -> SqlResult<()> {
-    // As long as PostgreSQL's own names. It stands in every row, and codes are stored in full pages.
-    const LONGEST: usize = 63;
-    let bad = |message: String, detail: String| Err(report(Error::new(Kind::InvalidInput, message).detail(detail)));
-    match collection.len() {
-        0 => bad("collection name is empty".to_owned(), "A name has 1 to 63 bytes.".to_owned()),
-        1..=LONGEST => Ok(()),
-        long => bad("collection name is too long".to_owned(), format!("It has {long} bytes; {LONGEST} are allowed.")),
+fn check_threshold(threshold: Option<f64>) -> SqlResult<()> {
+    match threshold {
+        Some(threshold) if !(threshold > -1.0 && threshold <= 1.0) => Err(report(
+            Error::new(Kind::InvalidInput, format!("cluster threshold {threshold} is not over -1 and up to 1")).detail(
+                "It is the cosine to a cluster's centroid from which on a vector joins; 1 joins equal vectors only.",
+            ),
+        )),
+        _ => Ok(()),
     }
 }
 
-#[pg_extern(volatile, parallel_unsafe, security_definer)]
-#[search_path(pg_catalog, pg_temp)]
+#[pg_extern(volatile, parallel_unsafe)]
 #[allow(clippy::too_many_arguments)]
 fn clip_create_collection(
     collection: Option<&str>,
@@ -113,15 +110,7 @@ fn clip_create_collection(
     let collection = given("collection", collection)?;
     let (embedding, cluster) = (given("embedding", embedding)?, given("cluster", cluster)?);
     check_name(collection)?;
-    if let Some(threshold) = threshold
-        && !(threshold > -1.0 && threshold <= 1.0)
-    {
-        return Err(report(
-            Error::new(Kind::InvalidInput, format!("cluster threshold {threshold} is not over -1 and up to 1")).detail(
-                "It is the cosine to a cluster's centroid from which on a vector joins; 1 joins equal vectors only.",
-            ),
-        ));
-    }
+    check_threshold(threshold)?;
     if let Some(dimensions) = dimensions
         && !(1..=16_000).contains(&dimensions)
     {
@@ -130,13 +119,28 @@ fn clip_create_collection(
             format!("{dimensions} dimensions are not between 1 and 16000"),
         )));
     }
+    let role = current_role();
     let store = Store::open(c"clip_create_collection()");
+    let access = Access::find(&store, collection);
+    access.check_current()?;
+    // Clusters of that name, or the open collection default, must be the caller's to take.
+    if access.exists() || collection == DEFAULT_COLLECTION {
+        access.check_owner(role)?;
+    }
+    let members = members.map(|Regclass(oid)| owned_members(oid, role)).transpose()?;
+    let _rights = Rights::of_extension();
+    let _lock = store.lock_shortly(collection, true);
     Spi::connect_mut(|client| {
-        let exists = "SELECT 1 FROM clip_search.collection_setting WHERE name = $1";
-        if !client.update(exists, Some(1), &[collection.into()]).map_err(spi)?.is_empty() {
-            return Err(sql_error(PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT, format!("collection \"{collection}\" exists already"))
-                    .set_hint("clip_drop_collection drops it with its clusters. An administrator can change its row in clip_search.collection_setting."));
+        // Another may have made it since.
+        let access = Access::find(&store, collection);
+        if access.has_settings() {
+            return Err(sql_error(
+                PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
+                format!("collection \"{collection}\" exists already"),
+            )
+            .set_hint("clip_alter_collection changes its settings; clip_drop_collection drops it with its clusters."));
         }
+        access.check_assign(role)?;
         // Clusters that the name has already must be of those dimensions.
         let known = Collection::find(&store, collection)?.dimensions;
         if let (Some(known), Some(dimensions)) = (known, dimensions)
@@ -148,34 +152,24 @@ fn clip_create_collection(
             )
             .set_detail(format!("Collection \"{collection}\" holds vectors of {known} dimensions.")));
         }
-        let table = members.map(|Regclass(oid)| oid);
+        let table = members.as_ref().map(|table| table.oid);
         let key = match table {
             Some(table) => {
-                Table::describe(table)?; // there is one of that oid
                 refuse_citus(client, table)?;
-                let is = |wanted| move |kind| kind == wanted;
                 check_column(client, table, embedding, |kind| Storage::of(kind).is_some(), "vector or halfvec")?;
-                check_column(client, table, cluster, is(pg_sys::INT8OID), "bigint")?;
-                if let Some(labels) = labels {
-                    check_column(client, table, labels, is(pg_sys::TEXTARRAYOID), "text[]")?;
-                }
-                if let Some(image) = image {
-                    check_column(client, table, image, is(pg_sys::BYTEAOID), "bytea")?;
-                }
+                check_column(client, table, cluster, |kind| kind == pg_sys::INT8OID, "bigint")?;
                 let key = match key {
                     Some(key) => key.to_owned(),
                     None => primary_key(client, table)?,
                 };
-                check_column(client, table, &key, |_| true, "")?;
+                check_optional_columns(client, table, Some(&key), labels, image)?;
                 Some(key)
             }
             None => None,
         };
         let of_table = |column: &str| table.map(|_| column.to_owned());
-        let insert = "INSERT INTO clip_search.collection_setting \
-             (name, dimensions, threshold, model, members, embedding, cluster, key, labels, image) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
-        let arguments: [DatumWithOid<'_>; 10] = [
+        let owner = members.as_ref().map_or(if access.exists() { access.owner() } else { role }, |table| table.owner);
+        let arguments: [DatumWithOid<'_>; 11] = [
             collection.into(),
             dimensions.into(),
             threshold.into(),
@@ -186,18 +180,135 @@ fn clip_create_collection(
             key.into(),
             table.and(labels).into(),
             table.and(image).into(),
+            owner.into(),
         ];
-        client.update(insert, None, &arguments).map(drop).map_err(spi)
+        client.update(include_str!("sql/create_collection.sql"), None, &arguments).map_err(spi)?;
+        access.keep_grants(client)
     })
 }
 
-#[pg_extern(volatile, strict, parallel_unsafe, security_definer)]
-#[search_path(pg_catalog, pg_temp)]
+/// The table that members are to be in, which a role must own: it is read and written as its owner from now on.
+fn owned_members(oid: pg_sys::Oid, role: pg_sys::Oid) -> SqlResult<OwnersTable> {
+    Table::describe(oid)?; // there is one of that oid
+    let table = OwnersTable::find(oid)?
+        .ok_or_else(|| sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, "the members' table does not exist"))?;
+    if !has_rights_of(role, table.owner) {
+        return Err(sql_error(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            format!("must be owner of table {}", table.shown()),
+        ));
+    }
+    Ok(table)
+}
+
+fn check_optional_columns(
+    client: &mut SpiClient<'_>,
+    table: pg_sys::Oid,
+    key: Option<&str>,
+    labels: Option<&str>,
+    image: Option<&str>,
+) -> SqlResult<()> {
+    if let Some(labels) = labels {
+        check_column(client, table, labels, |kind| kind == pg_sys::TEXTARRAYOID, "text[]")?;
+    }
+    if let Some(image) = image {
+        check_column(client, table, image, |kind| kind == pg_sys::BYTEAOID, "bytea")?;
+    }
+    key.map_or(Ok(()), |key| check_column(client, table, key, |_| true, ""))
+}
+
+/// Changes what it is given, and nothing else.
+#[pg_extern(volatile, parallel_unsafe)]
+#[allow(clippy::too_many_arguments)]
+fn clip_alter_collection(
+    collection: Option<&str>,
+    owner: default!(Option<&str>, "NULL"),
+    threshold: default!(Option<f64>, "NULL"),
+    model: default!(Option<&str>, "NULL"),
+    key: default!(Option<&str>, "NULL"),
+    labels: default!(Option<&str>, "NULL"),
+    image: default!(Option<&str>, "NULL"),
+) -> SqlResult<()> {
+    let collection = given("collection", collection)?;
+    check_threshold(threshold)?;
+    let role = current_role();
+    let store = Store::open(c"clip_alter_collection()");
+    let access = own_collection(&store, collection)?;
+    let _rights = Rights::of_extension();
+    let owner = owner.map(role_named).transpose()?;
+    if let Some(owner) = owner
+        && !has_rights_of(role, owner)
+    {
+        return Err(sql_error(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            format!("must be member of role \"{}\"", role_name(owner)),
+        ));
+    }
+    Spi::connect_mut(|client| {
+        if !access.has_settings() {
+            let query = "INSERT INTO clip_search.collection_setting (name, owner) VALUES ($1, $2)";
+            client.update(query, None, &[collection.into(), access.owner().into()]).map_err(spi)?;
+            access.keep_grants(client)?;
+        }
+        let query = "SELECT c.oid, c.relowner FROM clip_search.collection_setting s \
+             JOIN pg_catalog.pg_class c ON c.oid = s.members::pg_catalog.oid WHERE s.name = $1";
+        let rows = client.update(query, Some(1), &[collection.into()]).map_err(spi)?;
+        let members = match rows.into_iter().next() {
+            Some(row) => get::<pg_sys::Oid>(&row, 1)?.zip(get::<pg_sys::Oid>(&row, 2)?),
+            None => None,
+        };
+        match members {
+            Some((_, of_table)) if owner.is_some_and(|owner| owner != of_table) => {
+                return Err(sql_error(
+                    PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                    format!(
+                        "the table of the members of collection \"{collection}\" belongs to {}",
+                        role_name(of_table)
+                    ),
+                )
+                .set_detail("Members are read and written as the table's owner, who must own the collection as well.")
+                .set_hint("ALTER TABLE … OWNER TO first."));
+            }
+            Some((table, _)) => check_optional_columns(client, table, key, labels, image)?,
+            None => {
+                if let Some((name, _)) =
+                    [("key", key), ("labels", labels), ("image", image)].iter().find(|(_, value)| value.is_some())
+                {
+                    return Err(sql_error(
+                        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                        format!(
+                            "{name} is a column, and collection \"{collection}\" does not know the table of its members"
+                        ),
+                    ));
+                }
+            }
+        }
+        let arguments: [DatumWithOid<'_>; 7] =
+            [collection.into(), owner.into(), threshold.into(), model.into(), key.into(), labels.into(), image.into()];
+        client.update(include_str!("sql/alter_collection.sql"), None, &arguments).map(drop).map_err(spi)
+    })
+}
+
+#[pg_extern(volatile, strict, parallel_unsafe)]
 fn clip_drop_collection(collection: &str) -> SqlResult<()> {
     let store = Store::open(c"clip_drop_collection()");
-    check_name(collection)?;
+    own_collection(&store, collection)?;
+    let role = current_role();
+    let _rights = Rights::of_extension();
     store.take(collection, true);
-    Spi::connect_mut(|client| if drop_rows(client, collection)? == 0 { Err(unknown(collection)) } else { Ok(()) })
+    // While it waited for the lock, the collection may have been dropped, and another one made.
+    let access = Access::find(&store, collection);
+    access.check_owner(role)?;
+    Spi::connect_mut(|client| {
+        if drop_rows(client, collection)? == 0 {
+            return Err(unknown(collection));
+        }
+        // A collection default that was closed stays closed.
+        if collection == DEFAULT_COLLECTION && !access.is_public() {
+            add_owner(client, collection, access.owner())?;
+        }
+        Ok(())
+    })
 }
 
 /// Deletes what there is of a collection; returns how many rows that were.
@@ -208,7 +319,13 @@ pub fn drop_rows(client: &mut SpiClient<'_>, collection: &str) -> SqlResult<usiz
         ("cluster_sum", "collection"),
         ("cluster_change", "collection"),
         ("cluster_code", "collection"),
+        ("collection_grant", "collection"),
     ] {
+        // 0.2.0 had no grants; its objects work with this library until they are updated.
+        let there = format!("SELECT 1 WHERE pg_catalog.to_regclass('clip_search.{table}') IS NOT NULL");
+        if client.update(&there, Some(1), &[]).map_err(spi)?.is_empty() {
+            continue;
+        }
         let delete = format!("DELETE FROM clip_search.{table} WHERE {column} = $1");
         gone += client.update(&delete, None, &[collection.into()]).map_err(spi)?.len();
     }

@@ -44,7 +44,7 @@ pub fn tidy(work: impl FnOnce() -> SqlResult<()>) -> SqlResult<()> {
 /// Deletes a cluster that has no members left, if no other transaction has to do with it.
 pub fn forget(client: &mut SpiClient<'_>, store: &Store, search: &Search<'_>, id: i64) -> SqlResult<()> {
     // No one may join while it is made sure that no one has.
-    let _latch = store.latch(&search.collection.name, true);
+    let _lock = store.lock_shortly(&search.collection.name, true);
     let Some(cluster) = search.look_up(id).filter(|cluster| !cluster.alive()) else { return Ok(()) };
     let sums = statements::lock_sums(client, id)?;
     let changes = statements::lock_changes(client, id)?;
@@ -79,7 +79,7 @@ pub fn fold(client: &mut SpiClient<'_>, store: &Store, collection: &Collection, 
             });
             {
                 // A row without a code gets a mark.
-                let _latch = (kept.code.is_some() && code.is_none()).then(|| store.latch(&collection.name, true));
+                let _lock = (kept.code.is_some() && code.is_none()).then(|| store.lock_shortly(&collection.name, true));
                 statements::replace(client, kept, &total, code)?;
             }
             statements::delete_sums(client, &sums[1..])?;
@@ -114,7 +114,7 @@ pub fn pack(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) 
         statements::block(client, &collection.name, block)?;
     }
     // What is still without a code up to there: rows of others.
-    let latch = store.latch(&collection.name, false);
+    let lock = store.lock_shortly(&collection.name, false);
     let mut left_over = Vec::new();
     for sees in [Sees::Everything, Sees::Settled] {
         store.scan(sees, Index::SumRecent, &[Condition::TextIs(1, &collection.name)], |row| {
@@ -128,7 +128,7 @@ pub fn pack(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) 
     left_over.sort_unstable();
     left_over.dedup();
     Packed::remember(&collection.name, last, left_over);
-    drop(latch);
+    drop(lock);
     thin(client, store, collection)
 }
 
@@ -159,7 +159,7 @@ pub fn thin(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) 
         // Others are at work on some of them: another time.
         if sums.len() == used {
             // Marks are given, and the rows that have them written, before anyone looks for what is newer.
-            let _latch = store.latch(&collection.name, true);
+            let _lock = store.lock_shortly(&collection.name, true);
             statements::dissolve(client, &block, &sums)?;
         }
     }
@@ -168,7 +168,7 @@ pub fn thin(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) 
 }
 
 /// Replaces all clusters of a collection, which this transaction has to itself: `ids[i]` is the cluster of `sums[i]`.
-pub fn write_anew(client: &mut SpiClient<'_>, collection: &str, ids: &[i64], sums: &[Sum]) -> SqlResult<()> {
+pub fn replace_all(client: &mut SpiClient<'_>, collection: &str, ids: &[i64], sums: &[Sum]) -> SqlResult<()> {
     let known = statements::clear(client, collection)?;
     let mut entries: Vec<Entry> = Vec::with_capacity(ids.len());
     for (id, sum) in ids.iter().zip(sums) {

@@ -6,12 +6,18 @@ use clip::clustering::agglomerative::Progress;
 use clip::clustering::centroid::normalise;
 use clip::clustering::regroup::Rows;
 use clip::{Error, Kind};
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, SpiCursor, SpiHeapTupleData, quote_identifier};
 
+use crate::cluster::access::{Access, Privilege};
+use crate::cluster::name::unknown;
+use crate::cluster::tables::Store;
+use crate::guc;
 use crate::pg::citus;
 use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::spi::{get, spi};
+use crate::pg::user_context::{OwnersTable, Rights, current_role, role_name};
 use crate::pg::vector::{self, Vector};
 
 /// Between two messages about the progress.
@@ -65,45 +71,63 @@ pub fn primary_key(client: &mut SpiClient<'_>, table: pg_sys::Oid) -> SqlResult<
     })
 }
 
-/// A collection's table of members, quoted for use in queries.
+/// A collection's table of members, with its columns quoted for use in queries.
 pub struct Members {
     pub threshold: f64,
-    pub table: String,
-    pub oid: pg_sys::Oid,
+    pub table: OwnersTable,
     pub embedding: String,
     pub cluster: String,
     pub key: String,
     pub labels: Option<String>,
     pub image: Option<String>,
+    /// The columns as they are named.
+    columns: Vec<String>,
 }
 
 impl Members {
     /// None for a collection that was not told where its members are.
-    pub fn find(client: &SpiClient<'_>, collection: &str) -> SqlResult<Option<Self>> {
-        let query = "SELECT c.threshold, CASE WHEN r.oid IS NOT NULL THEN pg_catalog.format('%I.%I', n.nspname, r.relname) END, r.oid, \
-                    c.embedding::text, c.cluster::text, c.key::text, c.labels::text, c.image::text \
-             FROM clip_search.collection c LEFT JOIN pg_catalog.pg_class r ON r.oid OPERATOR(pg_catalog.=) c.members::pg_catalog.oid \
-             LEFT JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) r.relnamespace WHERE c.name OPERATOR(pg_catalog.=) $1";
-        let rows = client.select(query, Some(1), &[collection.into()]).map_err(spi)?;
-        let Some(row) = rows.into_iter().next() else { return Err(unknown(collection)) };
-        let quoted = |column| Ok(get::<String>(&row, column)?.map(quote_identifier));
-        let (Some(table), Some(oid), Some(embedding), Some(cluster), Some(key)) =
-            (get::<String>(&row, 2)?, get::<pg_sys::Oid>(&row, 3)?, quoted(4)?, quoted(5)?, quoted(6)?)
-        else {
-            return Ok(None);
-        };
-        let threshold = get::<f64>(&row, 1)?.unwrap_or_default();
-        refuse_citus(client, oid)?;
-        Ok(Some(Self { threshold, table, oid, embedding, cluster, key, labels: quoted(7)?, image: quoted(8)? }))
+    ///
+    /// # Errors
+    /// 42501 if the role has no such right to the collection, 42704 if there is no such collection.
+    pub fn find(collection: &str, role: pg_sys::Oid, privilege: Privilege) -> SqlResult<Option<Self>> {
+        let access = Access::find(&Store::open_to_read(), collection);
+        if !access.exists() {
+            return Err(unknown(collection));
+        }
+        access.check(role, privilege)?;
+        let _rights = Rights::of_extension();
+        Spi::connect(|client| {
+            let rows = client.select(include_str!("sql/members.sql"), Some(1), &[collection.into()]).map_err(spi)?;
+            let Some(row) = rows.into_iter().next() else { return Ok(None) };
+            let named = |column| get::<String>(&row, column);
+            let (Some(oid), Some(embedding), Some(cluster), Some(key)) =
+                (get::<pg_sys::Oid>(&row, 2)?, named(3)?, named(4)?, named(5)?)
+            else {
+                return Ok(None);
+            };
+            let (labels, image) = (named(6)?, named(7)?);
+            let Some(table) = OwnersTable::find(oid)? else { return Ok(None) };
+            refuse_citus(client, oid)?;
+            if !access.is_with(table.owner) {
+                return Err(parted(collection, &table, access.owner()));
+            }
+            let columns = [Some(&embedding), Some(&cluster), Some(&key), labels.as_ref(), image.as_ref()];
+            let columns = columns.into_iter().flatten().cloned().collect();
+            Ok(Some(Self {
+                threshold: get::<f64>(&row, 1)?.unwrap_or_else(guc::cluster_threshold),
+                table,
+                embedding: quote_identifier(embedding),
+                cluster: quote_identifier(cluster),
+                key: quote_identifier(key),
+                labels: labels.map(quote_identifier),
+                image: image.map(quote_identifier),
+                columns,
+            }))
+        })
     }
 
-    /// The embedding as a vector, be it a halfvec.
-    pub fn vector(&self) -> String {
-        format!("{}::{}.vector", self.embedding, vector::schema())
-    }
-
-    pub fn known(client: &SpiClient<'_>, collection: &str) -> SqlResult<Self> {
-        Self::find(client, collection)?.ok_or_else(|| {
+    pub fn known(collection: &str, role: pg_sys::Oid, privilege: Privilege) -> SqlResult<Self> {
+        Self::find(collection, role, privilege)?.ok_or_else(|| {
             sql_error(
                 PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 format!("collection \"{collection}\" does not know the table of its members"),
@@ -114,6 +138,69 @@ impl Members {
             ))
         })
     }
+
+    /// The embedding as a vector, be it a halfvec.
+    pub fn vector(&self) -> String {
+        format!("{}::{}.vector", self.embedding, vector::schema())
+    }
+
+    /// Runs queries on the table, by its quoted name, for a caller who may read it: as its owner, or as the caller where
+    /// the caller has named the table.
+    ///
+    /// # Errors
+    /// 42501 if the caller may not read the columns, or may not read every row. A policy is code of the table's owner;
+    /// naming a collection is no consent to run it, and without it the caller would see what the policy hides.
+    pub fn read<T>(&self, named: Option<pg_sys::Oid>, work: impl FnOnce(&str) -> SqlResult<T>) -> SqlResult<T> {
+        let table = &self.table;
+        if let Some(named) = named {
+            if named != table.oid {
+                return Err(sql_error(
+                    PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                    format!("the members of the collection are in {}, not in the table given", table.shown()),
+                ));
+            }
+            return table.as_caller(work);
+        }
+        let columns: Vec<&str> = self.columns.iter().map(String::as_str).collect();
+        if !table.may_read(current_role(), &columns)? {
+            return Err(sql_error(
+                PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+                format!("permission denied for table {}", table.shown()),
+            )
+            .set_detail(format!("SELECT on its columns {} is needed.", self.columns.join(", "))));
+        }
+        // A view decides by current_user, as policies do.
+        if table.has_policies_for_caller() || table.kind == pg_sys::RELKIND_VIEW {
+            return Err(sql_error(
+                PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+                format!("{} decides row by row what {} sees", table.shown(), role_name(current_role())),
+            )
+            .set_detail("Its row-level security policies, or the view's query, are code of its owner.")
+            .set_hint(format!(
+                "Name the table to run it and read the rows that it shows: members => {}",
+                pgrx::spi::quote_literal(table.shown())
+            )));
+        }
+        table.as_owner(work)
+    }
+}
+
+fn parted(collection: &str, table: &OwnersTable, owner: pg_sys::Oid) -> ErrorReport {
+    sql_error(
+        PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+        format!("collection \"{collection}\" and the table of its members have different owners"),
+    )
+    .set_detail(format!(
+        "{} belongs to {}, the collection to {}.",
+        table.shown(),
+        role_name(table.owner),
+        role_name(owner)
+    ))
+    .set_hint(format!(
+        "SELECT clip_alter_collection({}, owner => {}); or ALTER TABLE … OWNER TO.",
+        pgrx::spi::quote_literal(collection),
+        pgrx::spi::quote_literal(role_name(table.owner))
+    ))
 }
 
 /// Members are told apart, and written, by `ctid`: tables of Citus have the same one in several shards.
@@ -165,9 +252,4 @@ pub fn check_interrupts() -> impl FnMut(Progress) {
             pgrx::notice!("clip_search: {}, {percent} %", progress.stage);
         }
     }
-}
-
-pub fn unknown(collection: &str) -> pgrx::pg_sys::panic::ErrorReport {
-    sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT, format!("collection \"{collection}\" does not exist"))
-        .set_hint("SELECT name FROM clip_search.collection lists those there are.")
 }

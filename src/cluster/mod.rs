@@ -1,10 +1,12 @@
 //! Groups of look-alikes: assignment, their tables, collections, regrouping.
 
+pub mod access;
 pub mod assign;
 pub mod collection;
 pub mod duplicates;
 pub mod maintenance;
 pub mod members;
+pub mod name;
 pub mod pending;
 pub mod recluster;
 pub mod report;

@@ -10,15 +10,15 @@ use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, SpiTupleTable};
 
 use crate::pg::error::{SqlResult, report};
-use crate::pg::spi::{run, spi};
+use crate::pg::spi::{get, run, spi};
 use crate::pg::transaction::run_on_latest;
 use crate::pg::vector::Vector;
 
 /// A sequence that has given none yet says 1, too.
 const LAST_ID: &str = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM clip_search.cluster_id_seq";
-const FOUND: &str = "INSERT INTO clip_search.cluster_sum (collection, cluster, mark, size, sum, model) \
+const INSERT_CLUSTER: &str = "INSERT INTO clip_search.cluster_sum (collection, cluster, mark, size, sum, model) \
      SELECT $1, n, n, 1, $2, $3 FROM pg_catalog.nextval('clip_search.cluster_id_seq') AS n RETURNING cluster";
-const FOUND_AGAIN: &str =
+const INSERT_CLUSTER_ROW: &str =
     "INSERT INTO clip_search.cluster_sum (collection, cluster, size, sum, model) VALUES ($1, $2, 1, $3, $4)";
 const CHANGE: &str = "INSERT INTO clip_search.cluster_change (collection, cluster, size, sum) VALUES ($1, $2, $3, $4)";
 const MERGED: &str =
@@ -86,12 +86,17 @@ pub fn last_id(client: &mut SpiClient<'_>) -> SqlResult<i64> {
 }
 
 /// A new cluster of one member; its id.
-pub fn found(client: &mut SpiClient<'_>, collection: &str, member: &[f32], model: Option<&str>) -> SqlResult<i64> {
-    first_bigint(run(client, FOUND, &[collection.into(), Vector(member.to_vec()).into(), model.into()])?)
+pub fn insert_cluster(
+    client: &mut SpiClient<'_>,
+    collection: &str,
+    member: &[f32],
+    model: Option<&str>,
+) -> SqlResult<i64> {
+    first_bigint(run(client, INSERT_CLUSTER, &[collection.into(), Vector(member.to_vec()).into(), model.into()])?)
 }
 
 /// A row of this transaction's own for a cluster whose founder is under way.
-pub fn found_again(
+pub fn insert_cluster_row(
     client: &mut SpiClient<'_>,
     collection: &str,
     cluster: i64,
@@ -99,7 +104,7 @@ pub fn found_again(
     model: Option<&str>,
 ) -> SqlResult<()> {
     let member = Vector(member.to_vec());
-    run(client, FOUND_AGAIN, &[collection.into(), cluster.into(), member.into(), model.into()]).map(drop)
+    run(client, INSERT_CLUSTER_ROW, &[collection.into(), cluster.into(), member.into(), model.into()]).map(drop)
 }
 
 /// A member more (1), or one fewer (-1, its vector negated).
@@ -272,4 +277,21 @@ pub fn insert(
         model.into(),
     ];
     run(client, INSERT, &arguments).map(drop)
+}
+
+/// The clusters of a collection with their sizes.
+pub fn sizes(collection: &str) -> impl FnOnce(&mut SpiClient<'_>) -> SqlResult<HashMap<i64, i64>> {
+    move |client| {
+        let rows = client.update(include_str!("sql/sizes.sql"), None, &[collection.into()]).map_err(spi)?;
+        rows.map(|row| Ok((get(&row, 1)?.unwrap_or_default(), get(&row, 2)?.unwrap_or_default()))).collect()
+    }
+}
+
+/// Ids that no cluster has.
+pub fn fresh_ids(count: usize) -> impl FnOnce(&mut SpiClient<'_>) -> SqlResult<Vec<i64>> {
+    const IDS: &str = "SELECT pg_catalog.nextval('clip_search.cluster_id_seq') FROM pg_catalog.generate_series(1, $1)";
+    move |client| {
+        let rows = client.update(IDS, None, &[(count as i64).into()]).map_err(spi)?;
+        rows.map(|row| Ok(get(&row, 1)?.unwrap_or_default())).collect()
+    }
 }

@@ -279,6 +279,11 @@ impl OwnersTable {
     }
 }
 
+/// The owner of a table, if there is one of that oid.
+pub fn owner_of_table(oid: pg_sys::Oid) -> Option<pg_sys::Oid> {
+    relation(oid).map(|(owner, _)| owner)
+}
+
 /// Owner and kind of a relation.
 fn relation(oid: pg_sys::Oid) -> Option<(pg_sys::Oid, u8)> {
     // SAFETY: a cache look-up inside a transaction; the tuple is released before the row is used.

@@ -14,9 +14,8 @@ use crate::guc;
 use crate::pg::catalog::Table;
 use crate::pg::error::{SqlResult, given, report, warn, with_sqlstate};
 use crate::pg::regclass::Regclass;
-use crate::pg::spi::own_schema;
 use crate::pg::spi::spi;
-use crate::pg::user_context::Rights;
+use crate::pg::user_context::{Rights, current_role};
 use crate::pg::vector;
 use crate::watch::backfill::{any_missing, enqueue_existing, enqueue_missing};
 use crate::watch::checks::{check_cluster, check_embedding, check_nulls, check_table};
@@ -111,17 +110,7 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
     if table.has_children {
         pgrx::warning!("rows of the tables that inherit from {} are not watched", table.name);
     }
-    // As clip_create_collection is by GRANT: whether somebody else's clusters may become this table's.
-    let may_take = Spi::connect_mut(|client| {
-        let query = format!(
-            "SELECT pg_catalog.has_function_privilege(p.oid, 'EXECUTE') FROM pg_catalog.pg_proc p \
-             WHERE p.proname OPERATOR(pg_catalog.=) 'clip_create_collection' AND p.pronamespace OPERATOR(pg_catalog.=) {}::pg_catalog.regnamespace",
-            quote_literal(own_schema(client)?)
-        );
-        Ok::<_, pg_sys::panic::ErrorReport>(
-            client.update(&query, Some(1), &[]).map_err(spi)?.first().get::<bool>(1).map_err(spi)?.unwrap_or_default(),
-        )
-    })?;
+    let role = current_role();
 
     // The table, with the caller's rights.
     let caller = Rights::of_caller();
@@ -215,7 +204,7 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
                     Some(key) => key.to_owned(),
                     None => name_of_members(client, oid, key)?,
                 };
-                let bind = Bind { collection, model, dimensions, cluster, key: &key, may_take };
+                let bind = Bind { collection, model, dimensions, cluster, key: &key, role };
                 bind.run(client, &store, oid, wanted)?
             }
             _ => false,

@@ -4,11 +4,14 @@ use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
-use crate::cluster::collection::{Collection, check_name};
+use crate::cluster::access::Access;
+use crate::cluster::collection::Collection;
+use crate::cluster::name::{DEFAULT_COLLECTION, check_name};
 use crate::cluster::tables::Store;
 use crate::pg::catalog::Table;
 use crate::pg::error::{SqlResult, report, with_sqlstate};
 use crate::pg::spi::{get, spi};
+use crate::pg::user_context::owner_of_table;
 use crate::watch::wanted::Wanted;
 
 /// The column by which groups name their members: the last of the key that is not there for the partitions' sake.
@@ -27,7 +30,8 @@ pub struct Bind<'a> {
     pub dimensions: usize,
     pub cluster: &'a str,
     pub key: &'a str,
-    pub may_take: bool,
+    /// The caller, who must own a collection that is there already.
+    pub role: pg_sys::Oid,
 }
 
 impl Bind<'_> {
@@ -86,6 +90,7 @@ impl Bind<'_> {
             wanted.threshold.into(),
             wanted.labels.into(),
             wanted.image.into(),
+            owner_of_table(table).into(),
         ];
         match found {
             Some((Some(members), Some(true))) if members == table => {
@@ -124,22 +129,21 @@ impl Bind<'_> {
                 .detail(format!("Collection \"{name}\" holds vectors of {} dimensions.", known.unwrap_or(0))),
             ));
         }
-        if (found.is_some() || known.is_some()) && !self.may_take {
-            return Err(with_sqlstate(
-                PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-                Error::new(Kind::InvalidInput, format!("collection \"{name}\" exists already, and may be others'"))
-                    .hint("Name another: collection => …, or have the right to execute clip_create_collection."),
-            ));
+        let access = Access::find(store, name);
+        access.check_current()?;
+        if access.exists() || name == DEFAULT_COLLECTION {
+            access.check_owner(self.role)?;
         }
         let query = if found.is_some() {
             "UPDATE clip_search.collection_setting SET members = $2, embedding = $3, cluster = $4, key = $5, dimensions = $6, \
                  model = coalesce(model, $7), threshold = coalesce($8, threshold), labels = coalesce($9, labels), \
-                 image = coalesce($10, image) WHERE name = $1"
+                 image = coalesce($10, image), owner = $11 WHERE name = $1"
         } else {
-            "INSERT INTO clip_search.collection_setting (name, members, embedding, cluster, key, dimensions, model, threshold, labels, image) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+            "INSERT INTO clip_search.collection_setting (name, members, embedding, cluster, key, dimensions, model, threshold, labels, image, owner) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
         };
         client.update(query, None, &settings).map_err(spi)?;
+        access.keep_grants(client)?;
         Ok(found.is_none())
     }
 }

@@ -176,11 +176,10 @@ impl Queries {
         let cluster = match (&watch.collection, &vector) {
             // Such a row may be in a group already: the trigger confirms that it is in another, and takes it out of the old.
             (Some(collection), Some(vector)) if self.has_cluster && row.entry.again => {
-                Some(join(&Rc::from(collection.as_str()), &vector.0)?)
+                Some(join(&Rc::from(collection.as_str()), &vector.0, watch.owner)?)
             }
             (Some(collection), Some(vector)) if self.has_cluster => {
-                let _rights = Rights::of_extension();
-                Some(assign(vector.clone(), collection)?)
+                Some(assign(vector.clone(), collection, watch.owner)?)
             }
             _ => None,
         };

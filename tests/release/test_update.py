@@ -27,7 +27,7 @@ CURRENT = re.search(r'^version = "(.*)"', (support.ROOT / "Cargo.toml").read_tex
 
 def released(changelog: str) -> list[str]:
     """The versions that somebody may have: headings with a date, or with nothing."""
-    headings = re.findall(r"^## (\S+)(.*)$", changelog, re.MULTILINE)
+    headings = re.findall(r"^## \[?([^\s\]]+)\]?(.*)$", changelog, re.MULTILINE)
     return [version for version, rest in headings if "unreleased" not in rest]
 
 
@@ -36,7 +36,7 @@ def without_update(versions: list[str], paths: dict[str, str | None]) -> list[st
 
 
 def test_a_version_without_an_update_is_found() -> None:
-    changelog = f"## {CURRENT} (unreleased)\n\n- ### no heading\n\n## 0.0.3 (2026-03-01)\n\n## 0.0.2\n"
+    changelog = f"## [{CURRENT}] - unreleased\n\n### Added\n\n- ## no heading\n\n## [0.0.3] - 2026-03-01\n\n## [0.0.2]\n"
     assert released(changelog) == ["0.0.3", "0.0.2"]
     assert without_update(["0.0.3", "0.0.2"], {"0.0.3": f"0.0.3--{CURRENT}", "0.0.2": None}) == ["0.0.2"]
     assert without_update(["0.0.3", CURRENT], {}) == ["0.0.3"]
@@ -44,7 +44,7 @@ def test_a_version_without_an_update_is_found() -> None:
 
 def test_every_released_version_can_be_updated(database: support.Database) -> None:
     changelog = (support.ROOT / "CHANGELOG.md").read_text()
-    assert re.search(r"^## (\S+)", changelog, re.MULTILINE)[1] == CURRENT, "CHANGELOG.md begins with the version of Cargo.toml"
+    assert re.search(r"^## \[?([^\s\]]+)", changelog, re.MULTILINE)[1] == CURRENT, "CHANGELOG.md begins with the version of Cargo.toml"
     with database.connect() as db:
         assert value(db, "SELECT extversion FROM pg_extension WHERE extname = 'clip_search'") == CURRENT
         assert value(db, "SELECT default_version FROM pg_available_extensions WHERE name = 'clip_search'") == CURRENT

@@ -105,8 +105,7 @@ fn confirm(plan: &Plan, new: &Tuple) -> bool {
 /// The row leaves its cluster.
 fn part(plan: &Plan, old: &Tuple) -> SqlResult<()> {
     if let Some(Member { collection, cluster, vector }) = old.member(plan) {
-        let _rights = Rights::of_extension();
-        leave(cluster, Vector(vector), Some(&collection))?;
+        leave(cluster, Vector(vector), Some(&collection), Some(plan.watch.owner))?;
     }
     Ok(())
 }
