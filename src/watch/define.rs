@@ -283,8 +283,8 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
     Ok(watch)
 }
 
-/// Decides about the vectors that are in the column from before, which may be of another source, weight or model: they
-/// are taken over, or made anew; how many are made anew.
+/// Keeps or queues the vectors that were in the column before, which may be of another source, weight or model. Returns
+/// how many rows will be embedded again.
 fn settle_existing(watch: &Watch, table: &Table, wanted: &Wanted<'_>, in_doubt: bool) -> SqlResult<i64> {
     match wanted.existing {
         Some(Existing::Keep) => {
