@@ -82,6 +82,14 @@ def test_a_circle_is_named_step_by_step(tmp_path: pathlib.Path) -> None:
     }
 
 
+def test_a_child_may_use_its_parents_type(tmp_path: pathlib.Path) -> None:
+    """Methods of one type in several files; a sibling by way of the parent is a circle all the same."""
+    write(tmp_path, lib=LIB, guc="", pg__mod="", watch__mod="mod a;\nmod b;\nuse a::go;\npub struct Watch;\n", watch__a="use super::Watch;\n", watch__b="")
+    assert run(tmp_path) == (0, "")
+    write(tmp_path, watch__a="use super::{Watch, b};\n", watch__b="use super::a::go;\n")
+    assert run(tmp_path)[0] == 1
+
+
 def test_a_room_that_is_not_known(tmp_path: pathlib.Path) -> None:
     write(tmp_path, lib=LIB, guc="use crate::attic::f;\n", attic="pub fn f() {}\n")
     status, text = run(tmp_path)
