@@ -33,9 +33,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
-
 import packages
+from onnx import TensorProto, helper, numpy_helper
 
 IMAGE_SIZE, PATCH_SIZE, CONTEXT_LENGTH, PROJECTION = 224, 32, 77, 512
 VOCABULARY = 49408

@@ -129,7 +129,7 @@ def in_parallel(jobs: Sequence[Callable[[], object]], timeout: float = 90) -> li
     def run(index: int) -> None:
         try:
             results[index] = jobs[index]()
-        except BaseException as error:  # noqa: BLE001 - raised again below, in the main thread
+        except BaseException as error:
             errors.append(error)
 
     threads = [threading.Thread(target=run, args=(index,), daemon=True) for index in range(len(jobs))]

@@ -25,8 +25,9 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "fixtures")]
-import support  # noqa: E402
-from codes import BITS, BLOCK, codes  # noqa: E402
+from codes import BLOCK, codes
+
+import support
 
 DIMENSIONS = 512
 CALLS = 1000
@@ -138,7 +139,7 @@ def measure(kind: str, count: int) -> dict:
         del product
         result = {"vectors": kind, "clusters": count}
         with database.connect(autocommit=False) as db:
-            for threshold_calls in range(2):  # the first round warms the caches
+            for _ in range(2):  # the first round warms the caches
                 ms, ids = assign(db, variants)
             # Those whose nearest is at the threshold to within rounding may be judged either way.
             clear = best > THRESHOLD + 1e-6

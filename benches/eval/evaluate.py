@@ -22,11 +22,10 @@ import pathlib
 import sys
 import time
 
+import plot
 import psycopg
 from PIL import Image
 from psycopg import sql
-
-import plot
 
 LEFT_OUT = ("cartoon", "mirror", "roadsigns", "flags")
 SMALLEST_SIDE, LEAST_OPAQUE = 80, 500  # pixels
@@ -217,7 +216,7 @@ def table(result: dict) -> str:
     found, rows = result["retrieval"], []
     rows.append(("text to picture", ", ".join(f"R@{k} {found[f'recall_at_{k}']:.3f}" for k in (1, 5, 10))))
     rows.append(("", f"mean reciprocal rank {found['mean_reciprocal_rank']:.3f}"))
-    share = lambda entry: f"{entry['right'] / entry['of']:.3f} ({entry['right']} of {entry['of']})"  # noqa: E731
+    share = lambda entry: f"{entry['right'] / entry['of']:.3f} ({entry['right']} of {entry['of']})"
     for column, entry in result["neighbours"].items():
         about = {"folder": "of the same folder", "category": "of the same top folder"}[column]
         rows.append((f"nearest picture {about}", share(entry)))

@@ -23,23 +23,24 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[variable] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-import numpy as np  # noqa: E402
-import onnxruntime  # noqa: E402
-import PIL  # noqa: E402
-import transformers  # noqa: E402
-from PIL import Image, ImageOps  # noqa: E402
-from tokenizers import Tokenizer  # noqa: E402
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil  # noqa: E402
+import numpy as np
+import onnxruntime
+import PIL
+import transformers
+from PIL import Image, ImageOps
+from tokenizers import Tokenizer
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(REPOSITORY / "models"))
-import quantize  # noqa: E402
+import quantize
 
 CONTEXT = 77
 BATCHES = (1, 2, 4, 8, 16)

@@ -27,7 +27,7 @@ import onnx
 from onnx import TensorProto, helper
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent.parent / "models"))
-import make_clip  # noqa: E402
+import make_clip
 
 
 class Graph(make_clip.Graph):

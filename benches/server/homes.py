@@ -24,11 +24,11 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benches" / "clusters")]
-import assign  # noqa: E402
-from servers import Server  # noqa: E402
-from shard_servers import SHARDS, Shards  # noqa: E402
-from support import in_parallel, value, vector_text  # noqa: E402
+import assign
 
+from servers import Server
+from shard_servers import SHARDS, Shards
+from support import in_parallel, value, vector_text
 
 EACH = 4
 OWN = """

@@ -28,10 +28,11 @@ import psycopg
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benches" / "clusters")]
-import assign  # noqa: E402
-import support  # noqa: E402
-from servers import Server, private_megabytes, server  # noqa: E402
-from support import value  # noqa: E402
+import assign
+
+import support
+from servers import Server, private_megabytes, server
+from support import value
 
 ROUNDS = 5
 PHOTOS = sorted((ROOT / "examples" / "gallery" / "photos").glob("*.jpg"))
@@ -256,8 +257,8 @@ class Bench:
 
             found = {"one session": [], "two sessions": [], "a query": [], "with a worker": [], "by two workers": []}
             for _ in range(ROUNDS):
-                for (name, figures), way in zip(
-                    found.items(),
+                for figures, way in zip(
+                    found.values(),
                     [lambda: together(1), lambda: together(2), lambda: workers(0), lambda: workers(1), lambda: workers(2)],
                 ):
                     figures.append(way())

@@ -22,10 +22,11 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benches" / "clusters")]
-import assign  # noqa: E402
-from pooler import pgbouncer, program  # noqa: E402
-from servers import Standby, server  # noqa: E402
-from support import in_parallel  # noqa: E402
+import assign
+
+from pooler import pgbouncer, program
+from servers import Standby, server
+from support import in_parallel
 
 SECONDS, CLIENTS = 10.0, 4
 SEARCH = "SELECT id FROM photo ORDER BY embedding <=> clip_embed_text(%s) LIMIT 10"

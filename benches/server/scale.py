@@ -23,10 +23,11 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benches" / "clusters")]
-import assign  # noqa: E402
-import support  # noqa: E402
-from servers import server  # noqa: E402
-from support import value  # noqa: E402
+import assign
+
+import support
+from servers import server
+from support import value
 
 QUERIES = 100
 INSERTS = 200

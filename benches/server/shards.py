@@ -22,10 +22,11 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benches" / "clusters")]
-import assign  # noqa: E402
-from servers import Server, server  # noqa: E402
-from shard_servers import PHOTOS, Shards  # noqa: E402
-from support import in_parallel, vector_text  # noqa: E402
+import assign
+
+from servers import Server, server
+from shard_servers import PHOTOS, Shards
+from support import in_parallel, vector_text
 
 QUERIES, INSERTS = 100, 120
 FIRST = 1_000_000  # id of the first loaded row

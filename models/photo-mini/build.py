@@ -32,7 +32,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-import packages  # noqa: E402
+import packages
 
 IMAGE_SIZE = 224
 SEMANTIC_WIDTH = 384  # all-MiniLM-L6-v2's sentence embedding

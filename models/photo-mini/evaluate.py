@@ -20,7 +20,7 @@ import json
 import pathlib
 import sys
 import time
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 import onnxruntime
@@ -29,7 +29,7 @@ from tokenizers import Tokenizer
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-import packages  # noqa: E402
+import packages
 
 CLUSTER_THRESHOLD = 0.82  # clip_search.cluster_threshold's default
 ROUNDS = 10  # of each timing

@@ -9,10 +9,10 @@ import time
 
 import numpy as np
 import psycopg
-from citus_servers import PORT, Citus
-from servers import Server
 
 import support
+from citus_servers import PORT, Citus
+from servers import Server
 from support import embed_one, sqlstate, value, vector, vector_text
 
 PHOTOS = sorted((support.ROOT / "examples" / "gallery" / "photos").glob("*.jpg"))
@@ -119,7 +119,7 @@ def test_a_moved_shard_keeps_its_trigger(citus: Citus, db: psycopg.Connection) -
         db.execute("UPDATE photo SET data = data WHERE id = %s", (id,))
     after = citus.images()
     where = 1 + [str(worker.folder) for worker in citus.workers].index(target)
-    assert [a - b for a, b in zip(after, before)] == [size if n == where else 0 for n in range(len(before))]
+    assert [a - b for a, b in zip(after, before, strict=True)] == [size if n == where else 0 for n in range(len(before))]
 
 
 def explain(db: psycopg.Connection, query: str) -> str:

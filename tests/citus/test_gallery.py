@@ -9,9 +9,9 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from citus_servers import Citus
 
 import support
+from citus_servers import Citus
 from support import value
 
 GALLERY = support.ROOT / "examples" / "gallery"
@@ -37,7 +37,7 @@ def gallery(citus: Citus) -> Iterator[subprocess.CompletedProcess]:
     before = citus.images()
     done = run(citus)
     assert done.returncode == 0, done.stdout + done.stderr
-    done.embedded = [after - count for after, count in zip(citus.images(), before)]
+    done.embedded = [after - count for after, count in zip(citus.images(), before, strict=True)]
     yield done
     with citus.coordinator.connect() as db:
         db.execute("SET client_min_messages = warning")

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import psycopg
 import pytest
+
 from citus_servers import Citus
 from servers import Server
-
 from support import in_parallel, sqlstate, value, vector, vector_text
 
 # A server that is down, or goes down while it is asked.
@@ -193,7 +193,7 @@ def test_one_subject_is_one_group_whoever_is_lost(citus: Citus) -> None:
     lost: list[set] = []
 
     def crashes() -> None:
-        for share, server in zip((0.2, 0.45, 0.7), (citus.workers[1], citus.coordinator, citus.workers[0])):
+        for share, server in zip((0.2, 0.45, 0.7), (citus.workers[1], citus.coordinator, citus.workers[0]), strict=True):
             while sum(writer.written for writer in writers) < share * len(rows):
                 storm.check()
                 time.sleep(0.02)

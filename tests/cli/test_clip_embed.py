@@ -86,15 +86,15 @@ def test_vectors_are_the_extensions(
         db.execute(f"SET clip_search.threads = {threads}; SET clip_search.cache_path = ''")
         # Without mapped weights and one by one: bit for bit.
         files = [(folder / name).read_bytes() for name in names]
-        for name, file in zip(names, files):
+        for name, file in zip(names, files, strict=True):
             assert np.array_equal(embed_one(db, "image", file, model), found[name]), name
-        for name, vector in zip(names, support.embed_many(db, "images", files, model)):
+        for name, vector in zip(names, support.embed_many(db, "images", files, model), strict=True):
             assert distance(vector, found[name]) < ROUNDING, name
     with database.connect() as db:
         db.execute("LOAD 'clip_search'")
         db.execute(f"SET clip_search.model_path = '{server_folder.path}:$system'; SET clip_search.threads = {threads}")
         # With them: up to rounding, on either side of the 20 calls after which the weights are laid out.
-        for name, file in zip(names, files):
+        for name, file in zip(names, files, strict=True):
             assert distance(embed_one(db, "image", file, model), found[name]) < ROUNDING, name
 
 
@@ -447,7 +447,7 @@ def test_csv_of_spreadsheets(listed: pathlib.Path, tmp_path) -> None:
     listing, output = listed / "list.csv", tmp_path / "v.csv"
     listing.write_bytes("path,id\r\ncat.jpg,1\r\n\"größe, \"\"quoted\"\"/clock.jpg\",2\r\na b/cat.jpg,3\r\n".encode("utf-8-sig"))
     run(listing, "-o", output, "--key-column", "id")
-    assert list(sorted(rows(output))) == ["1", "2", "3"]
+    assert sorted(rows(output)) == ["1", "2", "3"]
     for content, words in (
         ("id;path\n1;cat.jpg\n", ["has no column \"path\"", "\"id;path\"", "not by ';'"]),
         ("id\tpath\n1\tcat.jpg\n", ["has no column \"path\"", "not by '\\t'"]),

@@ -105,7 +105,7 @@ def test_one_photo_inserted_by_all_is_one_cluster(database: support.Database, db
         "SELECT round, count(*), count(DISTINCT cluster_id), min(cluster_id) FROM photo GROUP BY round"
     )
     found = {round: (inserted, distinct, id) for round, inserted, distinct, id in rows}
-    assert {round: counts[:2] for round, counts in found.items()} == {n: (SESSIONS, 1) for n in range(3)}
+    assert {round: counts[:2] for round, counts in found.items()} == dict.fromkeys(range(3), (SESSIONS, 1))
     sizes = {id: size for id, (size, _, _) in clusters(db, "photo").items()}
     assert sizes == {id: SESSIONS for _, _, id in found.values()}
 
@@ -171,7 +171,7 @@ def storm(
                         mine.commit()
                         if gone is not None:
                             committed.pop(gone)
-                        committed += [Member(subject, row, id) for (subject, row), id in zip(batch, ids)]
+                        committed += [Member(subject, row, id) for (subject, row), id in zip(batch, ids, strict=True)]
                         queue = queue[len(batch) :]
             except psycopg.OperationalError as error:
                 # 57P01, or a connection that is gone; a commit is not cut in two, see killer().

@@ -13,6 +13,7 @@ from psycopg import sql
 import support
 from support import sqlstate, value
 
+
 class Roles:
     """Ordinary roles that own a schema each, in one database."""
 

@@ -18,7 +18,7 @@ import support
 from support import value, vector_text
 
 sys.path.append(str(support.FIXTURES))
-from codes import BLOCK, codes  # noqa: E402
+from codes import BLOCK, codes
 
 DIMENSIONS, CLUSTERS, THRESHOLD = 512, 5_000, 0.82
 

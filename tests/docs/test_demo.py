@@ -47,7 +47,7 @@ def test_the_demo_finds_every_photo_and_groups_every_subject(gallery: support.Da
     assert done.returncode == 0, done.stdout + done.stderr
     titles = ["PHOTOS IN", "SEARCH BY WORDS", "GROUPS", "LATENCY", "THE PLAN", "RIGHT", "GO ON"]
     places = [done.stdout.find(f"\n{title}") for title in titles]
-    assert -1 not in places and places == sorted(places), dict(zip(titles, places))
+    assert -1 not in places and places == sorted(places), dict(zip(titles, places, strict=True))
 
     first = {words: (mark, title, float(cosine)) for mark, words, title, cosine in FIRST.findall(done.stdout)}
     assert len(first) == 10, done.stdout

@@ -97,7 +97,7 @@ def test_figures_are_those_of_numpy(stamps: pathlib.Path, tmp_path: pathlib.Path
     assert result["neighbours"]["folder"]["of"] == len(rows)
 
     best = [names[index] for index in (images @ labels.T).argmax(1)]
-    right = sum(name == folder.rpartition("/")[2].replace("_", " ") for name, folder in zip(best, folders))
+    right = sum(name == folder.rpartition("/")[2].replace("_", " ") for name, folder in zip(best, folders, strict=True))
     entry = next(e for e in result["zero_shot"] if e["names"] == "folder" and e["templates"] == '"a photo of a {}"')
     assert (entry["right"], entry["of"], entry["labels"]) == (right, len(rows), len(names))
 

@@ -55,7 +55,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 def close(found: dict, labels: list[str], wanted: np.ndarray, tolerance: float) -> None:
     assert list(found) != [] and set(found) == set(labels)
-    for label, probability in zip(labels, wanted):
+    for label, probability in zip(labels, wanted, strict=True):
         assert math.isclose(found[label], probability, abs_tol=tolerance), f"{label}: {found[label]}, not {probability}"
 
 
@@ -96,7 +96,7 @@ def test_scale_and_bias_of_the_graph(layouts, server_folder, name: str) -> None:
     server_folder.add(LAYOUTS / name, f"classify-{name}")
     expected = json.loads((LAYOUTS / name / "expected.json").read_text())
     texts = [entry["text"] for entry in expected["texts"]]
-    for entry, wanted in zip(expected["images"], expected["probabilities"]):
+    for entry, wanted in zip(expected["images"], expected["probabilities"], strict=True):
         data = (FIXTURES / entry["image"]).read_bytes()
         close(rows(layouts, data, texts, "{}", model=f"classify-{name}"), texts, np.array(wanted), 2e-5)
         sum_of_all = sum(wanted)

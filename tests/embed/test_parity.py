@@ -184,7 +184,7 @@ def test_a_long_text_is_cut_with_its_end_token_kept(
     reference = references[FULL]
     assert reference.ids(LONG)[-1] == 49407 and len(reference.ids(LONG)) == CLIP_CONTEXT
     notices: list[str] = []
-    handler = lambda diag: notices.append(diag.message_primary)  # noqa: E731
+    handler = lambda diag: notices.append(diag.message_primary)
     db.add_notice_handler(handler)
     try:
         fits, over, other_end, other_tail = (
@@ -224,7 +224,7 @@ def test_image_batches_equal_single_calls(db: psycopg.Connection, model: str) ->
     files = [*SOME_IMAGES, None, *(file for file, _ in list(IMAGES.values())[3:9]), None, SOME_IMAGES[0]]
     batch = embed_many(db, "images", files, model)
     assert len(batch) == len(files)
-    for file, row in zip(files, batch):
+    for file, row in zip(files, batch, strict=True):
         if file is None:
             assert row is None
         else:
@@ -243,7 +243,7 @@ def test_text_batches_equal_single_calls(database: support.Database, db, server_
         fresh.execute(f"SET clip_search.model_path = '$system:{server_folder.path}'")
         batch = embed_many(fresh, "texts", texts, model)
     assert len(batch) == len(texts)
-    for text, row in zip(texts, batch):
+    for text, row in zip(texts, batch, strict=True):
         if text is None:
             assert row is None
         else:
@@ -282,8 +282,8 @@ def test_the_model_named_equals_the_model_set(
         pairs = [
             (embed_one(fresh, "text", texts[0]), embed_one(db, "text", texts[0], model)),
             (embed_one(fresh, "image", files[0]), embed_one(db, "image", files[0], model)),
-            *zip(embed_many(fresh, "texts", texts), embed_many(db, "texts", texts, model)),
-            *zip(embed_many(fresh, "images", files), embed_many(db, "images", files, model)),
+            *zip(embed_many(fresh, "texts", texts), embed_many(db, "texts", texts, model), strict=True),
+            *zip(embed_many(fresh, "images", files), embed_many(db, "images", files, model), strict=True),
         ]
     for set_, named in pairs:
         assert np.abs(set_ - named).max() < 1e-6

@@ -77,7 +77,7 @@ def test_query_is_the_weighted_sum(db: psycopg.Connection) -> None:
     terms = [support.embed_one(db, "text", text) for text in texts]
     terms += [support.embed_one(db, "image", file) for file in files]
     terms += list(vectors)
-    wanted = unit(sum(weight * unit(term) for weight, term in zip(weights, terms)))
+    wanted = unit(sum(weight * unit(term) for weight, term in zip(weights, terms, strict=True)))
     query = "SELECT clip_query(%s, %s::float8[], %s::bytea[], %s::float8[], %s::vector[], %s::float8[])::text"
     given = (list(weights[:3]), files, list(weights[3:5]), [vector_text(v) for v in vectors], list(weights[5:]))
     found = vector(value(db, query, texts, *given))

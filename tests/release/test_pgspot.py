@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 
-
 from support import ROOT
 
 PGSPOT = pathlib.Path(sys.executable).with_name("pgspot")

@@ -125,7 +125,7 @@ class Storm:
                         self.errors.append(error)
                         return
                     time.sleep(0.05)
-                except BaseException as error:  # noqa: BLE001 - raised by end()
+                except BaseException as error:
                     error.add_note(f"in {what} as {user}")
                     self.errors.append(error)
                     return
@@ -140,7 +140,7 @@ class Storm:
             thread.join(PATIENCE)
             assert not thread.is_alive(), f"{thread.name} has not ended"
         if self.errors:
-            raise BaseExceptionGroup("what must not happen", self.errors)
+            raise AssertionError("what must not happen:\n" + "\n".join(map(repr, self.errors))) from self.errors[0]
 
 
 # ---------------------------------------------------------------- alice and bob
@@ -217,7 +217,7 @@ def quiet(db: psycopg.Connection, rng: random.Random) -> None:
     db.execute(rng.choice(("TRUNCATE quiet", "DELETE FROM quiet WHERE id > 2")))
     assert value(db, size) == value(db, "SELECT count(*) FROM quiet")
     if rng.random() < 0.2:
-        db.execute(f"SELECT count(*) FROM clip_recluster(current_user || '_quiet')")
+        db.execute("SELECT count(*) FROM clip_recluster(current_user || '_quiet')")
     time.sleep(rng.random() * 0.2)
 
 

@@ -97,7 +97,7 @@ def test_ordering_and_limits_go_to_the_shards(shards: Shards, filled: psycopg.Co
     filled.execute("LOAD 'auto_explain'; SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on")
     filled.execute("SET auto_explain.log_verbose = on; SET client_min_messages = log")
     notices: list[str] = []
-    handler = lambda notice: notices.append(str(notice.message_primary))  # noqa: E731
+    handler = lambda notice: notices.append(str(notice.message_primary))
     filled.add_notice_handler(handler)
     try:
         filled.execute("SELECT * FROM photo_nearest(clip_embed_text('a cat'), 5)")

@@ -96,7 +96,7 @@ class Writers:
                     self.errors.append(error)
                     return
                 time.sleep(0.05)
-            except BaseException as error:  # noqa: BLE001 - raised by end()
+            except BaseException as error:
                 self.errors.append(error)
                 return
 
@@ -182,7 +182,7 @@ KILLS = int(os.environ.get("KILLS") or len(HARMS))
 INTERNAL = re.compile(r"^.*\b(XX\d\d\d|panicked)\b.*$", re.MULTILINE)
 
 
-def test_nothing_is_lost_or_done_twice(bindir: pathlib.Path) -> None:  # noqa: F811
+def test_nothing_is_lost_or_done_twice(bindir: pathlib.Path) -> None:
     with server(
         bindir, preload="photo-mini", worker_retry_delay="50ms", worker_batch="8", model_path="$system:/nowhere"
     ) as made:
@@ -243,7 +243,7 @@ def test_nothing_is_lost_or_done_twice(bindir: pathlib.Path) -> None:  # noqa: F
                 assert state in ("57P02",), (table, state, message)
             for each in writers:
                 rows = {id: (body, embedding, cluster) for id, body, embedding, cluster in db.execute(f"SELECT id, body, embedding::text, cluster_id FROM {each.table}")}
-                for known, doubt in zip(each.known, each.doubt):
+                for known, doubt in zip(each.known, each.doubt, strict=True):
                     assert sum(id in rows for id in known) == len(known), "a committed row is not there"
                     for id, body in known.items():
                         assert rows[id][0] == body or rows[id][0] in doubt.get(id, ()), id

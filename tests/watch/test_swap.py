@@ -116,7 +116,7 @@ def test_to_and_fro_for_some_seconds(preloaded, db):
                 own.execute("SET client_min_messages = error")
                 while not stop.is_set():
                     work(own)
-        except BaseException as error:  # noqa: BLE001 - raised again below
+        except BaseException as error:
             errors.append(error)
 
     def rename(own: psycopg.Connection) -> None:

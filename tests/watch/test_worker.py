@@ -27,7 +27,7 @@ PHOTOS = support.ROOT / "examples" / "gallery" / "photos"
 
 
 @pytest.fixture(scope="module")
-def preloaded(bindir: pathlib.Path) -> Iterator[Server]:  # noqa: F811
+def preloaded(bindir: pathlib.Path) -> Iterator[Server]:
     with server(bindir, preload="photo-mini", worker_retry_delay="20ms") as made:
         yield made
 
