@@ -112,7 +112,9 @@ def system_settings(db: psycopg.Connection, **settings: str) -> Iterator[None]:
     finally:
         # By a connection of its own: the test's may be broken.
         info = db.info
-        with psycopg.connect(host=info.host, port=info.port, user=info.user, dbname=info.dbname, autocommit=True) as other:
+        with psycopg.connect(
+            host=info.host, port=info.port, user=info.user, dbname=info.dbname, autocommit=True
+        ) as other:
             for name in settings:
                 other.execute(f"ALTER SYSTEM RESET clip_search.{name}")
             other.execute("SELECT pg_reload_conf()")

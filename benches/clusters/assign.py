@@ -134,7 +134,9 @@ def measure(kind: str, count: int) -> dict:
             loaded = time.monotonic() - started
         chosen = np.random.default_rng(2).integers(0, count, CALLS)
         variants = near(rows[chosen], seed=3)
-        product = variants @ rows.T if count <= 100_000 else np.concatenate([v @ rows.T for v in np.split(variants, 20)])
+        product = (
+            variants @ rows.T if count <= 100_000 else np.concatenate([v @ rows.T for v in np.split(variants, 20)])
+        )
         truth, best = product.argmax(axis=1) + 1, product.max(axis=1)
         del product
         result = {"vectors": kind, "clusters": count}

@@ -184,9 +184,7 @@ def groups(db: psycopg.Connection) -> list[dict]:
         )
         db.execute("SELECT count(*) FROM clip_recluster(%s)", (collection,))
         number, grouped, right, pairs = one(db, GROUPS)
-        found.append(
-            {"threshold": threshold, "groups": number, "pictures": grouped, "right": right, "pairs": pairs}
-        )
+        found.append({"threshold": threshold, "groups": number, "pictures": grouped, "right": right, "pairs": pairs})
         db.execute("UPDATE stamp SET cluster_id = NULL")
         db.execute("SELECT clip_drop_collection(%s)", (collection,))
     return found
@@ -224,7 +222,9 @@ def table(result: dict) -> str:
         rows.append((f"zero-shot, {entry['labels']} labels, {entry['templates']}", share(entry)))
     for entry in result["groups"]:
         if entry["threshold"] in SHOWN:
-            of_pairs = f"{entry['right'] / entry['pairs']:.3f} of {entry['pairs']} pairs right" if entry["pairs"] else "none"
+            of_pairs = (
+                f"{entry['right'] / entry['pairs']:.3f} of {entry['pairs']} pairs right" if entry["pairs"] else "none"
+            )
             about = f"{entry['groups']} groups of {entry['pictures']} pictures, {of_pairs}"
             rows.append((f"groups at {entry['threshold']:.2f}", about))
     for entry in result["hnsw"]:
@@ -244,7 +244,9 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = pictures(arguments.stamps)
     if not rows:
-        sys.exit(f"evaluate.py: no labelled stamps in {arguments.stamps}: give usr/share/tuxpaint/stamps of the package")
+        sys.exit(
+            f"evaluate.py: no labelled stamps in {arguments.stamps}: give usr/share/tuxpaint/stamps of the package"
+        )
     with connect("postgres", arguments.model) as db:
         database = sql.Identifier(arguments.database)
         db.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(database))

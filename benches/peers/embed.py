@@ -99,9 +99,7 @@ def python_images(model: pathlib.Path) -> Contestant:
 
     def embed(files: list[pathlib.Path]) -> tuple[float, np.ndarray]:
         data = [file.read_bytes() for file in files]
-        return clocked(
-            lambda: quantize.unit(graph.run(None, {"pixel_values": pixel_values(processor, data)})[0])
-        )
+        return clocked(lambda: quantize.unit(graph.run(None, {"pixel_values": pixel_values(processor, data)})[0]))
 
     return embed
 
@@ -121,9 +119,7 @@ def openvino_images(model: pathlib.Path) -> Contestant:
 
     def embed(files: list[pathlib.Path]) -> tuple[float, np.ndarray]:
         data = [file.read_bytes() for file in files]
-        return clocked(
-            lambda: quantize.unit(np.array(graph({"pixel_values": pixel_values(processor, data)})[0]))
-        )
+        return clocked(lambda: quantize.unit(np.array(graph({"pixel_values": pixel_values(processor, data)})[0])))
 
     return embed
 
@@ -317,7 +313,11 @@ def int8(command: list[str], model: pathlib.Path, files: list[pathlib.Path], rou
 
 
 def versions() -> dict[str, str]:
-    found = {"onnxruntime": onnxruntime.__version__, "Pillow": PIL.__version__, "transformers": transformers.__version__}
+    found = {
+        "onnxruntime": onnxruntime.__version__,
+        "Pillow": PIL.__version__,
+        "transformers": transformers.__version__,
+    }
     for name in ("openvino", "fastembed"):
         try:
             found[name] = str(__import__(name).__version__)

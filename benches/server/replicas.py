@@ -67,7 +67,9 @@ def main() -> None:
                 copy.set_types(["int8", "bytea"])
                 for n, row in enumerate(assign.vectors("photo-like", arguments.rows, seed=1)):
                     copy.write_row((n, assign.struct.pack(">hh", 512, 0) + row.astype(">f4").tobytes()))
-            db.execute("SET maintenance_work_mem = '1GB'; CREATE INDEX ON photo USING hnsw (embedding vector_cosine_ops)")
+            db.execute(
+                "SET maintenance_work_mem = '1GB'; CREATE INDEX ON photo USING hnsw (embedding vector_cosine_ops)"
+            )
             db.execute("VACUUM ANALYZE photo")
         found["one client"] = searches([primary.connect], 1)
         found["0 standbys"] = searches([primary.connect], CLIENTS)

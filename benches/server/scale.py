@@ -102,7 +102,9 @@ def measure(db, count: int, kinds: list[str]) -> list[dict]:
 
     recall, ms = ask(PLAIN, queries["stranger"][:10], best["stranger"][1][:10])
     heap = value(db, "SELECT pg_table_size('photo') / 1e6")
-    found.append({"rows": count, "index": "none (exact)", "copy_s": copied, "size_mb": float(heap), "stranger": recall, "ms": ms})
+    found.append(
+        {"rows": count, "index": "none (exact)", "copy_s": copied, "size_mb": float(heap), "stranger": recall, "ms": ms}
+    )
     spare = assign.vectors("photo-like", INSERTS, seed=77)
     for kind in kinds:
         columns, query, efforts = INDEXES[kind]

@@ -67,7 +67,9 @@ def test_it_can_be_run_again(citus: Citus, gallery: subprocess.CompletedProcess)
         assert value(db, "SELECT count(*) FROM clip_search.cluster WHERE collection = 'gallery'") == 10
 
 
-def test_a_photo_that_is_not_found_fails_the_demo(citus: Citus, gallery: subprocess.CompletedProcess, tmp_path: pathlib.Path) -> None:
+def test_a_photo_that_is_not_found_fails_the_demo(
+    citus: Citus, gallery: subprocess.CompletedProcess, tmp_path: pathlib.Path
+) -> None:
     wrong = (GALLERY / "citus.sql").read_text(encoding="utf-8")
     wrong = re.sub(r"\('rocket launch', 'Rocket'\)", "('rocket launch', 'Raccoon')", wrong)
     wrong = wrong.replace("\\ir photos.sql", "\\i photos.sql")

@@ -117,7 +117,9 @@ def test_scale_and_bias_of_the_configuration(layouts, server_folder, bias: float
     wanted = softmax(30 * cosines) if bias is None else 1 / (1 + np.exp(-(30 * cosines + bias)))
     close(rows(layouts, vector, LABELS, "{}", model=name), LABELS, wanted, 1e-6)
     checked = dict(layouts.execute("SELECT item, value FROM clip_check_model(%s)", (name,)).fetchall())
-    assert checked["probabilities"].startswith("softmax of 30.0000" if bias is None else "sigmoid of 30.0000 × cosine - 3.5")
+    assert checked["probabilities"].startswith(
+        "softmax of 30.0000" if bias is None else "sigmoid of 30.0000 × cosine - 3.5"
+    )
 
 
 def test_clip_has_a_scale_of_100_and_siglip_a_warning(layouts, server_folder) -> None:

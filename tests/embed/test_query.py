@@ -58,7 +58,9 @@ def test_diversify_is_mmr(db: psycopg.Connection, weight: float, seed: int) -> N
 
 
 def test_lambda_1_is_the_order_of_the_index(db: psycopg.Connection) -> None:
-    db.execute("CREATE TEMP TABLE t AS SELECT i, ARRAY[sin(i), cos(i * i), sin(i * 0.3)]::vector AS v FROM generate_series(1, 50) AS i")
+    db.execute(
+        "CREATE TEMP TABLE t AS SELECT i, ARRAY[sin(i), cos(i * i), sin(i * 0.3)]::vector AS v FROM generate_series(1, 50) AS i"
+    )
     ranked = "SELECT array_agg(i) FROM (SELECT i FROM t ORDER BY v <=> '[1,2,3]' LIMIT 10) AS best"
     chosen = """
         SELECT array_agg(id ORDER BY rank)
