@@ -13,6 +13,10 @@ mod watch;
 
 ::pgrx::pg_module_magic!(name, version);
 
+/// Lets libraries' work on images fail with an error where memory runs out; see [`clip::memory`].
+#[global_allocator]
+static ALLOCATOR: clip::memory::Allocator = clip::memory::Allocator(std::alloc::System);
+
 extension_sql_file!("../sql/bootstrap.sql", bootstrap);
 extension_sql_file!(
     "../sql/watch.sql",

@@ -13,6 +13,8 @@ pub fn sqlstate(kind: Kind) -> PgSqlErrorCode {
         Kind::InvalidInput => PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
         Kind::Unsupported => PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
         Kind::LimitExceeded => PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+        Kind::OutOfMemory => PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY,
+        Kind::Interrupted => PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
         Kind::UnknownModel => PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
         Kind::MissingFile => PgSqlErrorCode::ERRCODE_UNDEFINED_FILE,
         Kind::BadModel => PgSqlErrorCode::ERRCODE_CONFIG_FILE_ERROR,

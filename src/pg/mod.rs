@@ -2,6 +2,7 @@
 
 pub mod citus;
 pub mod error;
+pub mod interrupt;
 pub mod regclass;
 pub mod text;
 pub mod user_context;

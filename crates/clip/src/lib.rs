@@ -10,12 +10,14 @@
 //! | [`embedder`] | the pieces together; from cosines to probabilities |
 //! | [`query`] | queries of several parts, diversity |
 //! | [`stats`] | what embedders have done, for each model |
+//! | [`memory`] | allocations that fail with an error instead of ending the process |
 //! | [`clustering`] | centroids, binary codes, agglomerative clustering |
 
 pub mod clustering;
 pub mod embedder;
 mod error;
 pub mod image;
+pub mod memory;
 pub mod model;
 pub mod query;
 pub mod stats;
