@@ -53,8 +53,11 @@ CONDITIONS = {
     "object_in_use": "the watched table, or a column of it, has just been renamed",
     "object_not_in_prerequisite_state": "the collection does not know its members' table; a table can't be watched "
     "(it has no primary key, say), or not in that way",
-    "program_limit_exceeded": "an image over clip_search.max_image_pixels or max_image_bytes; a text over the model's "
-    "context with clip_search.truncate_text off; a key that is too long to be noted for clip_watch",
+    "out_of_memory": "the system has no more memory to give to the work on an image",
+    "program_limit_exceeded": "an image over clip_search.max_image_pixels, clip_search.max_image_bytes or "
+    "clip_search.max_image_memory; a text over the model's context with clip_search.truncate_text off; a key that "
+    "is too long to be noted for clip_watch",
+    "query_canceled": "a cancel or a timeout, seen in the midst of an image",
     "read_only_sql_transaction": "assignment to a cluster, or a change of a collection or a watch, in a read-only "
     "transaction or on a standby",
     "triggered_data_change_violation": "a trigger or a rule on a table kept rows from being updated",
