@@ -8,6 +8,8 @@ PYTHON ?= python3
 # Stages an installation below another directory, for packagers.
 DESTDIR ?=
 SOAK ?=
+FUZZ ?=
+TARGETS ?=
 KILLS ?=
 BENCH ?=
 MODEL ?=
@@ -16,7 +18,7 @@ STAMPS ?=
 PG_CONFIGS ?=
 PGVECTOR_SRC ?=
 CITUS_SRC ?=
-export PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK KILLS BENCH MODEL STAMPS PORT PG_CONFIGS PGVECTOR_SRC CITUS_SRC
+export PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK FUZZ TARGETS KILLS BENCH MODEL STAMPS PORT PG_CONFIGS PGVECTOR_SRC CITUS_SRC
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := all
@@ -106,7 +108,8 @@ docs: test-cluster
 model:
 	@scripts/model.sh
 
-fuzz: install
+# With FUZZ=seconds guided by coverage, which needs no server.
+fuzz: $(if $(FUZZ),,install)
 	@scripts/fuzz.sh
 
 soak: export CLUSTER = test
