@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import pathlib
-import resource
+import pwd
+import subprocess
 import time
 
 import numpy as np
@@ -122,6 +124,13 @@ def noise(form: str, **options) -> bytes:
     return out.getvalue()
 
 
+def as_owner(*command: str) -> None:
+    """By the server's user: a process of another one needs a capability that containers lack."""
+    owner = pathlib.Path(os.environ["PGHOST"]).owner()
+    switch = [] if pwd.getpwuid(os.getuid()).pw_name == owner else ["runuser", "-u", owner, "--"]
+    subprocess.run([*switch, *command], check=True)
+
+
 def test_a_backend_without_memory_fails_and_lives(database: support.Database) -> None:
     """An address space that is nearly used up, as `ulimit -v` and vm.overcommit_memory = 2 leave it."""
     large = {
@@ -139,6 +148,7 @@ def test_a_backend_without_memory_fails_and_lives(database: support.Database) ->
             for room in (4, 12, 24):
                 with database.connect() as db:
                     db.execute("SELECT clip_embed_image(%b)", (PHOTO,))
+                    db.execute("SET jit = off")
                     # The file is in place before memory gets scarce.
                     db.execute("CREATE TEMP TABLE f AS SELECT %b::bytea AS data", (data,))
                     db.execute("ALTER TABLE f ALTER data SET STORAGE EXTERNAL")
@@ -146,10 +156,7 @@ def test_a_backend_without_memory_fails_and_lives(database: support.Database) ->
                     status = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
                     size = next(int(line.split()[1]) for line in status if line.startswith("VmSize:"))
                     limit = (size + room * 1024 + 2 * len(data) // 1024) * 1024
-                    try:
-                        resource.prlimit(pid, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-                    except PermissionError:
-                        pytest.skip("the server's processes belong to another user")
+                    as_owner("prlimit", "--pid", str(pid), f"--as={limit}:")
                     try:
                         db.execute(f"SELECT {call} FROM f".replace("%b", "data"))
                     except psycopg.OperationalError as error:
