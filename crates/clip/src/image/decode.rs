@@ -14,7 +14,7 @@ use crate::image::orientation::{mirrored, swaps_sides, turned, upright};
 use crate::image::prepare::reduction;
 use crate::image::preprocess::Preprocess;
 use crate::image::resample::Filter;
-use crate::image::{bmp, gif, png, tiff, webp};
+use crate::image::{bmp, gif, png, raw, tiff, webp};
 
 /// How many times larger than the target a JPEG must still be when it is decoded smaller than it is.
 ///
@@ -72,7 +72,8 @@ pub(crate) enum Short {
 
 /// Decodes an image file to upright RGB.
 ///
-/// JPEG, PNG, GIF and WebP (first frame), BMP, TIFF and ICO; told apart by content. The orientation that the file states
+/// JPEG, PNG, GIF and WebP (first frame), BMP, TIFF (first page), ICO, HEIC (primary image) and camera RAW (the
+/// largest preview); told apart by content. The orientation that the file states
 /// is applied, as every photo viewer does.
 ///
 /// A file that ends too soon is decoded without a remark if it has all pixels, and with one
@@ -117,11 +118,12 @@ fn decode_as(format: Format, bytes: &[u8], limits: &Limits, smaller: Option<&Pre
     let picture = match format {
         Format::Jpeg => {
             let jpeg = Jpeg::open(bytes, limits)?;
-            let size = (jpeg.width, jpeg.height);
-            limits.check_pixels(size)?;
-            let upright_size = turned(size, jpeg.orientation());
-            let shrink = smaller.map_or(1, |p| jpeg.shrink(reduction(upright_size, p), SPARE));
-            jpeg.decode(shrink)?
+            let orientation = jpeg.orientation();
+            decode_jpeg(jpeg, orientation, limits, smaller)?
+        }
+        Format::Raw => {
+            let preview = raw::preview(bytes, limits)?;
+            decode_jpeg(preview.jpeg, preview.orientation, limits, smaller)?
         }
         Format::Png => png::decode(bytes, limits)?,
         Format::Gif => gif::decode(bytes, limits)?,
@@ -129,6 +131,8 @@ fn decode_as(format: Format, bytes: &[u8], limits: &Limits, smaller: Option<&Pre
         Format::Tiff => tiff::decode(bytes, limits)?,
         Format::Bmp => bmp::decode(bytes, limits)?,
         Format::Ico => bmp::decode_icon(bytes, limits)?,
+        #[cfg(feature = "heic")]
+        Format::Heic => crate::image::heif::decode(bytes, limits)?,
     };
     let is_truncated = match picture.short {
         Short::Nothing => false,
@@ -137,6 +141,14 @@ fn decode_as(format: Format, bytes: &[u8], limits: &Limits, smaller: Option<&Pre
         _ => return Err(truncated(format, bytes.len())),
     };
     finish(picture, limits, is_truncated.then(|| truncated(format, bytes.len())))
+}
+
+fn decode_jpeg(jpeg: Jpeg, orientation: Orientation, limits: &Limits, smaller: Option<&Preprocess>) -> Result<Picture> {
+    let size = (jpeg.width, jpeg.height);
+    limits.check_pixels(size)?;
+    let upright_size = turned(size, orientation);
+    let shrink = smaller.map_or(1, |p| jpeg.shrink(reduction(upright_size, p), SPARE));
+    jpeg.decode(shrink, orientation)
 }
 
 /// Turns a picture upright.

@@ -1,8 +1,13 @@
 //! Image files by their first bytes, and by the names that people know.
 
 use crate::error::{Error, Kind, Result};
+use crate::image::raw;
 
-const SUPPORTED: &str = "Supported are JPEG, PNG, WebP, GIF, BMP, TIFF and ICO.";
+const SUPPORTED: &str = if cfg!(feature = "heic") {
+    "Supported are JPEG, PNG, WebP, GIF, BMP, TIFF, ICO and HEIC."
+} else {
+    "Supported are JPEG, PNG, WebP, GIF, BMP, TIFF and ICO."
+};
 
 /// A format that is decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +19,10 @@ pub(crate) enum Format {
     Bmp,
     Tiff,
     Ico,
+    /// Known by its preview.
+    Raw,
+    #[cfg(feature = "heic")]
+    Heic,
 }
 
 impl Format {
@@ -27,6 +36,9 @@ impl Format {
             Self::Bmp => "BMP",
             Self::Tiff => "TIFF",
             Self::Ico => "ICO",
+            Self::Raw => "camera RAW",
+            #[cfg(feature = "heic")]
+            Self::Heic => "HEIC",
         }
     }
 
@@ -50,7 +62,6 @@ impl Format {
 pub(crate) fn sniff(bytes: &[u8]) -> Result<Format> {
     let starts = |magic: &[u8]| bytes.starts_with(magic);
     let at = |offset: usize, magic: &[u8]| bytes.get(offset..).is_some_and(|rest| rest.starts_with(magic));
-    let raw = at(8, b"CR\x02") || [b"IIRO".as_slice(), b"IIRS", b"IIU\0", b"FUJIFILMCCD-RAW"].into_iter().any(starts);
     if starts(b"\xFF\xD8") {
         return Ok(Format::Jpeg);
     }
@@ -68,16 +79,22 @@ pub(crate) fn sniff(bytes: &[u8]) -> Result<Format> {
         return Ok(Format::Bmp);
     }
     // Classic and big TIFF in both byte orders.
-    if [b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"].into_iter().any(|magic| starts(magic)) && !raw {
+    let is_tiff = [b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"].into_iter().any(|magic| starts(magic));
+    if raw::is_raw(bytes, is_tiff) {
+        return Ok(Format::Raw);
+    }
+    if is_tiff {
         return Ok(Format::Tiff);
     }
     if starts(b"\0\0\x01\0") && bytes.get(5) == Some(&0) {
         return Ok(Format::Ico);
     }
+    #[cfg(feature = "heic")]
+    if at(4, b"ftyp") && container(bytes) == "HEIC" {
+        return Ok(Format::Heic);
+    }
     let known = if at(4, b"ftyp") {
         container(bytes)
-    } else if raw {
-        "camera RAW"
     } else if starts(b"\xFF\x0A") || starts(b"\0\0\0\x0CJXL ") {
         "JPEG XL"
     } else if starts(b"\0\0\0\x0CjP  ") || starts(b"\xFF\x4F\xFF\x51") {
@@ -131,8 +148,9 @@ mod tests {
     #[test]
     fn refuses_by_name() {
         for (bytes, word) in [
+            #[cfg(not(feature = "heic"))]
             (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic".as_slice(), "HEIC"),
-            (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf", "AVIF"),
+            (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf".as_slice(), "AVIF"),
             (b"\0\0\0\x1cftypavif\0\0\0\0", "AVIF"),
             (b"\0\0\0\x20ftypisom", "video"),
             (b"\0\0\0\x20ftyp", "video"),

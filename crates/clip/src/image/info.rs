@@ -7,12 +7,13 @@ use crate::image::decode::recognise;
 use crate::image::format::Format;
 use crate::image::jpeg::Jpeg;
 use crate::image::limits::Limits;
-use crate::image::{bmp, gif, png, tiff, webp};
+use crate::image::{bmp, gif, png, raw, tiff, webp};
 
 /// The header of an image file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Info {
-    /// JPEG, PNG, GIF, WebP, BMP, TIFF or ICO.
+    /// JPEG, PNG, GIF, WebP, BMP, TIFF, ICO or HEIC; of camera RAW its own name, DNG, CR2, NEF, ARW, PEF, ORF, RW2 or
+    /// RAF, and the rest is the preview's.
     pub format: &'static str,
     /// Pixels as stored, before the orientation.
     pub width: u32,
@@ -53,7 +54,7 @@ pub fn info(bytes: &[u8], limits: &Limits) -> Result<Info> {
     let Header { size, channels, bits, orientation, frames } =
         without_panic(gave_up, || header(format, bytes, limits))?;
     Ok(Info {
-        format: format.name(),
+        format: if format == Format::Raw { raw::name(bytes) } else { format.name() },
         width: size.0,
         height: size.1,
         orientation: orientation.to_exif(),
@@ -71,11 +72,14 @@ fn header(format: Format, bytes: &[u8], limits: &Limits) -> Result<Header> {
             let size = (jpeg.width, jpeg.height);
             Ok(Header { size, channels: jpeg.channels(), bits: 8, orientation: jpeg.orientation(), frames: 1 })
         }
+        Format::Raw => raw::header(bytes, limits),
         Format::Png => png::header(bytes, limits),
         Format::Gif => gif::header(bytes, limits),
         Format::WebP => webp::header(bytes, limits),
         Format::Tiff => tiff::header(bytes, limits),
         Format::Bmp | Format::Ico => bmp::header(format, bytes, limits),
+        #[cfg(feature = "heic")]
+        Format::Heic => crate::image::heif::header(bytes),
     }
 }
 

@@ -188,10 +188,15 @@ impl<'a> Jpeg<'a> {
     /// Only powers of two: libjpeg-turbo has SIMD code for these, and they are what Pillow's `draft` offers.
     pub fn shrink(&self, ratio: f64, spare: f64) -> u32 {
         // Without a DCT there is no other size.
-        if frame(self.bytes).is_none_or(|frame| frame.is_lossless()) {
+        if self.is_lossless() {
             return 1;
         }
         [8, 4, 2].into_iter().find(|shrink| ratio / f64::from(*shrink) >= spare).unwrap_or(1)
+    }
+
+    /// A preview of a camera's raw data is an ordinary picture, and the raw data are not.
+    pub fn is_lossless(&self) -> bool {
+        frame(self.bytes).is_none_or(|frame| frame.is_lossless())
     }
 
     /// The orientation that the file states, in EXIF or XMP.
@@ -224,10 +229,11 @@ impl<'a> Jpeg<'a> {
     ///
     /// A smaller size comes from the low frequencies of each block (a smaller inverse DCT), as in Pillow's
     /// `Image.draft`. Entropy decoding is the same whatever the size, so the same files are broken or cut short.
-    pub fn decode(self, shrink: u32) -> Result<Picture> {
+    ///
+    /// `orientation` is what the file states, or what surrounds it.
+    pub fn decode(self, shrink: u32, orientation: Orientation) -> Result<Picture> {
         let size = (self.width, self.height);
         let scans = if self.header.multiscan != 0 { Some(check_scans(self.bytes, self.limits)?) } else { None };
-        let orientation = self.orientation();
         let reduced = (self.width.div_ceil(shrink), self.height.div_ceil(shrink));
         let peak = Picture::peak(reduced, self.decoder_bytes(), orientation);
         self.limits.check_memory("JPEG image", size, peak)?;

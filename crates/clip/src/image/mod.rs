@@ -1,9 +1,12 @@
 //! Image bytes to the tensor that a vision tower takes, and what else is asked of a file: its header, a thumbnail.
 
+mod aside;
 mod bmp;
 mod decode;
 mod format;
 mod gif;
+#[cfg(feature = "heic")]
+mod heif;
 pub mod info;
 mod jpeg;
 mod library;
@@ -13,6 +16,7 @@ mod pixels;
 mod png;
 mod prepare;
 pub mod preprocess;
+mod raw;
 pub mod resample;
 pub mod synthetic;
 pub mod thumbnail;

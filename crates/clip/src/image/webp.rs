@@ -3,16 +3,35 @@
 use image::ImageDecoder;
 use image::metadata::Orientation;
 
-use crate::error::Result;
+use crate::error::{Result, without_panic};
+use crate::image::aside::aside;
 use crate::image::decode::{Picture, truncated};
 use crate::image::format::Format;
 use crate::image::info::Header;
 use crate::image::limits::{Limits, bytes_of};
 use crate::image::{library, orientation};
 
+/// A larger picture takes longer than 0.05 s, in one call that nothing stops once its data are read.
+const QUICK: u64 = 1 << 20;
+
 pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
+    Container::read(bytes, limits)?.check_end(bytes)?;
+    let decoder = library::open(Format::WebP, bytes, limits)?;
+    let size = decoder.dimensions();
+    drop(decoder);
+    limits.check_pixels(size)?;
+    if bytes_of(size, 1) <= QUICK {
+        return decode_at_once(bytes, limits, 0);
+    }
+    let gave_up = || Format::WebP.broken("The decoder gave up on it.");
+    aside(bytes, limits, gave_up, move |bytes, limits| {
+        without_panic(gave_up, || decode_at_once(bytes, limits, bytes.len() as u64))
+    })
+}
+
+/// `copied`: bytes of the file that are in memory once more.
+fn decode_at_once(bytes: &[u8], limits: &Limits, copied: u64) -> Result<Picture> {
     let file = Container::read(bytes, limits)?;
-    file.check_end(bytes)?;
     let beside = |size: (u32, u32)| {
         // The decoder's planes of a lossy picture (one byte of luma, half a byte of chroma), filled up to 16 pixels; the
         // opacity beside it (a lossless picture of four bytes, and one byte); a lossless picture as a whole.
@@ -20,7 +39,7 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
         let frame = if file.is_lossless { bytes_of(size, 4) } else { lossy }
             + if file.has_opacity { bytes_of(size, 5) } else { 0 };
         // An animation's frame and its canvas; its frames' chunks are inside of others.
-        if file.frames > 0 { lossy + bytes_of(size, 4 + 5 + 4 + 4) } else { frame }
+        copied + if file.frames > 0 { lossy + bytes_of(size, 4 + 5 + 4 + 4) } else { frame }
     };
     // The decoder doesn't say how far it came.
     library::decode(Format::WebP, bytes, limits, file.orientation(), beside, || None)

@@ -70,6 +70,13 @@ impl<'a> File<'a> {
         Some(Directory { file: *self, at, entries })
     }
 
+    /// The directory after another.
+    pub fn next(&self, directory: &Directory) -> Option<Directory<'a>> {
+        let (_, entry, offset) = self.widths();
+        let at = self.number(directory.at + directory.entries * entry, offset)?;
+        if at == 0 { None } else { self.directory(at) }
+    }
+
     /// Directories, each of which has the next one's place at its end, as far as the file goes. A
     /// circle is found in constant memory (Brent's algorithm): 200 MB hold 30 million of them.
     ///

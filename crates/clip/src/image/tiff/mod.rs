@@ -4,7 +4,7 @@
 //! whole picture, know no palettes, Lab or fax group 3, and can't be interrupted.
 
 mod compression;
-mod directory;
+pub(crate) mod directory;
 mod samples;
 
 use std::io;
