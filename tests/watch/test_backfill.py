@@ -91,7 +91,7 @@ def test_failures_are_tried_again_by_kind(db):
     assert value(db, "SELECT clip_retry('note', sqlstate => '0A000')") == 2
     assert value(db, "SELECT clip_retry('note', NULL, '54')") == 1
     assert value(db, "SELECT clip_retry('note', sqlstate => '42000')") == 0
-    assert value(db, "SELECT array_agg(key[1] ORDER BY 1) FROM clip_search.pending") == ["1", "5", "6"]
+    assert value(db, "SELECT array_agg(key[1] ORDER BY key) FROM clip_search.pending") == ["1", "5", "6"]
     assert value(db, "SELECT clip_retry('note')") == 3
     assert value(db, "SELECT count(*) FROM clip_search.failure") == 0
     assert sqlstate(db, "SELECT clip_retry('note', sqlstate => '0A0')")[0] == "22023"
@@ -124,6 +124,7 @@ def test_sources_are_compared_by_their_bytes(database, db):
 
 
 def test_a_query_is_embedded_by_the_columns_model(db, clip_mini, plain_role, database):
+    db.execute("LOAD 'clip_search'")
     db.execute("SELECT set_config('clip_search.model_path', current_setting('clip_search.model_path') || ':' || %s, false)", (str(clip_mini.parent),))
     notes(db, f", model => '{clip_mini.name}'")
     expected = embed_one(db, "text", "a cat", clip_mini.name)
