@@ -112,7 +112,9 @@ impl TextEncoder {
             let by_name = pad_token.and_then(|token| tokenizer.token_to_id(token));
             by_name.or_else(|| tokenizer.get_padding().map(|p| p.pad_id)).unwrap_or(0)
         };
-        let pad_id = if config.has_simple_tokenizer() { 0 } else { own_padding() };
+        // Some exports of open_clip's models leave the name of another tokenizer out.
+        let simple = config.has_simple_tokenizer() && tokenizer.token_to_id("<|startoftext|>").is_some();
+        let pad_id = if simple { 0 } else { own_padding() };
         let pad_left = match stated["padding_side"].as_str() {
             Some(side) => side == "left",
             None => {
@@ -138,7 +140,7 @@ impl TextEncoder {
                 stride: 0,
             }))
             .map_err(|e| unusable(&e))?;
-        let cleaning = Cleaning::of(&config, stated);
+        let cleaning = Cleaning::of(&config, simple, stated);
         let runs = OnceCell::new();
         Ok(Self { tokenizer, context_length, context_source, pad_id, pad_left, special, cleaning, stripped, runs })
     }
