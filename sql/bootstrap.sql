@@ -41,8 +41,20 @@ CREATE TABLE clip_search.collection_setting (
     key        name,
     labels     name,
     image      name,
-    created_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+    created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    owner      regrole
 );
+
+-- What roles may do with collections; grantee 0 (-) is PUBLIC. Owners are here for collections without settings, which
+-- came to be by their first assignment: there may be several rows for one, since a unique one would make transactions
+-- wait for each other.
+CREATE TABLE clip_search.collection_grant (
+    collection text COLLATE "C" NOT NULL,
+    grantee    regrole NOT NULL,
+    privilege  text COLLATE "C" NOT NULL
+        CHECK (privilege OPERATOR(pg_catalog.=) ANY (ARRAY['owner', 'select', 'assign', 'recluster']))
+);
+CREATE INDEX collection_grant_collection_idx ON clip_search.collection_grant (collection);
 
 CREATE SEQUENCE clip_search.cluster_id_seq;
 
@@ -65,15 +77,19 @@ CREATE INDEX cluster_sum_cluster_idx ON clip_search.cluster_sum (cluster);
 CREATE INDEX cluster_sum_collection_idx ON clip_search.cluster_sum (collection, cluster);
 CREATE INDEX cluster_sum_recent_idx ON clip_search.cluster_sum (collection, mark) WHERE code IS NULL;
 
+-- Rows that a transaction has added and merged stay in the index until it ends. Their marks are below those of the rows
+-- that count, so its searches start after them.
+CREATE SEQUENCE clip_search.cluster_change_id_seq;
 CREATE TABLE clip_search.cluster_change (
     collection text COLLATE "C" NOT NULL,
     cluster    bigint NOT NULL,
     size       bigint NOT NULL,
     sum        vector NOT NULL,
     rest       vector,
-    made_at    timestamptz NOT NULL DEFAULT pg_catalog.now()
+    made_at    timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    mark       bigint NOT NULL DEFAULT pg_catalog.nextval('clip_search.cluster_change_id_seq')
 ) WITH (toast_tuple_target = 8160);
-CREATE INDEX cluster_change_cluster_idx ON clip_search.cluster_change (cluster);
+CREATE INDEX cluster_change_cluster_idx ON clip_search.cluster_change (cluster, mark);
 
 -- Every search reads this table from end to end, so its pages are packed as full as possible.
 CREATE TABLE clip_search.cluster_code (
@@ -87,23 +103,51 @@ CREATE INDEX cluster_code_collection_idx ON clip_search.cluster_code (collection
 
 -- A publication FOR ALL TABLES rejects updates of a table without a replica identity. Without logical replication this
 -- adds nothing to the WAL.
+ALTER TABLE clip_search.collection_grant REPLICA IDENTITY FULL;
 ALTER TABLE clip_search.cluster_sum REPLICA IDENTITY FULL;
 ALTER TABLE clip_search.cluster_change REPLICA IDENTITY FULL;
 ALTER TABLE clip_search.cluster_code REPLICA IDENTITY FULL;
 
--- The views that users read.
-CREATE VIEW clip_search.cluster AS
+-- The owners of collections; a role that has been dropped is replaced by the owner of the database.
+CREATE VIEW clip_search.collection_owner AS
+SELECT o.name, coalesce(r.oid, d.datdba)::pg_catalog.regrole AS owner
+FROM (SELECT s.name, s.owner::pg_catalog.oid AS role FROM clip_search.collection_setting s
+      UNION ALL
+      SELECT g.collection, g.grantee::pg_catalog.oid FROM clip_search.collection_grant g
+      WHERE g.privilege OPERATOR(pg_catalog.=) 'owner'
+        AND NOT EXISTS (SELECT FROM clip_search.collection_setting s WHERE s.name OPERATOR(pg_catalog.=) g.collection)) AS o
+JOIN pg_catalog.pg_database d ON d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+LEFT JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) o.role;
+
+-- The collections whose clusters the reader may see: its own, those granted to it or to PUBLIC, and default until it has
+-- settings or grants.
+CREATE VIEW clip_search.collection_visible AS
+SELECT o.name FROM clip_search.collection_owner o WHERE pg_catalog.pg_has_role(o.owner::pg_catalog.oid, 'USAGE')
+UNION ALL
+SELECT g.collection FROM clip_search.collection_grant g
+WHERE g.privilege OPERATOR(pg_catalog.=) 'select'
+  AND (g.grantee::pg_catalog.oid OPERATOR(pg_catalog.=) 0::pg_catalog.oid OR pg_catalog.pg_has_role(g.grantee::pg_catalog.oid, 'USAGE'))
+UNION ALL
+SELECT 'default' COLLATE "C"
+WHERE NOT EXISTS (SELECT FROM clip_search.collection_setting s WHERE s.name OPERATOR(pg_catalog.=) 'default')
+  AND NOT EXISTS (SELECT FROM clip_search.collection_grant g WHERE g.collection OPERATOR(pg_catalog.=) 'default');
+
+-- The views that users read. The owner of the database dumps every collection, and so sees all of them.
+CREATE VIEW clip_search.cluster WITH (security_barrier = true) AS
 SELECT cluster AS id, collection, l2_normalize(sum(sum)) AS centroid,
        least(vector_norm(sum(sum)) OPERATOR(pg_catalog./) pg_catalog.sum(size)::double precision, 1) AS resultant,
        pg_catalog.sum(size)::bigint AS size, pg_catalog.min(made_at) AS created_at, pg_catalog.max(updated_at) AS updated_at
 FROM (SELECT cluster, collection, size, sum, made_at, updated_at FROM clip_search.cluster_sum
       UNION ALL
       SELECT cluster, collection, size, sum, made_at, made_at FROM clip_search.cluster_change) AS part
+WHERE (SELECT pg_catalog.pg_has_role(d.datdba, 'USAGE') FROM pg_catalog.pg_database d
+       WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())
+   OR collection IN (SELECT v.name FROM clip_search.collection_visible v)
 GROUP BY cluster, collection HAVING pg_catalog.sum(size) OPERATOR(pg_catalog.>) 0;
 
 -- The first assignment to a name creates a collection without a row of its own; clip_create_collection stores a row. The
 -- names of the former come from a skip scan of the index.
-CREATE VIEW clip_search.collection AS
+CREATE VIEW clip_search.collection WITH (security_barrier = true) AS
 WITH RECURSIVE used AS (
     (SELECT collection FROM clip_search.cluster_sum ORDER BY collection LIMIT 1)
     UNION ALL
@@ -121,9 +165,15 @@ SELECT coalesce(setting.name, used.collection) AS name,
                 0.82) AS threshold,
        coalesce(setting.model, (SELECT s.model FROM clip_search.cluster_sum s
                                 WHERE s.collection OPERATOR(pg_catalog.=) used.collection ORDER BY s.cluster LIMIT 1)) AS model,
-       setting.members, setting.embedding, setting.cluster, setting.key, setting.labels, setting.image, setting.created_at
+       setting.members, setting.embedding, setting.cluster, setting.key, setting.labels, setting.image, setting.created_at,
+       coalesce((SELECT o.owner FROM clip_search.collection_owner o
+                 WHERE o.name OPERATOR(pg_catalog.=) coalesce(setting.name, used.collection) LIMIT 1),
+                d.datdba::pg_catalog.regrole) AS owner
 FROM clip_search.collection_setting AS setting
-FULL JOIN (SELECT collection FROM used WHERE collection IS NOT NULL) AS used ON used.collection OPERATOR(pg_catalog.=) setting.name;
+FULL JOIN (SELECT collection FROM used WHERE collection IS NOT NULL) AS used ON used.collection OPERATOR(pg_catalog.=) setting.name
+JOIN pg_catalog.pg_database d ON d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+WHERE pg_catalog.pg_has_role(d.datdba, 'USAGE')
+   OR coalesce(setting.name, used.collection) IN (SELECT v.name FROM clip_search.collection_visible v);
 
 -- Everything below is created in the extension's schema.
 SELECT pg_catalog.set_config('search_path', '@extschema@, ' OPERATOR(pg_catalog.||) pg_catalog.current_setting('search_path'), true);

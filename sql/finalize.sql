@@ -1,26 +1,29 @@
 -- The tables that pg_dump includes, privileges, and the documentation that psql shows (\df+, \d+).
 
 SELECT pg_catalog.pg_extension_config_dump('clip_search.collection_setting', '');
+-- But grants to roles that have been dropped: they would come back as numbers, which another role might have there.
+SELECT pg_catalog.pg_extension_config_dump('clip_search.collection_grant',
+    'WHERE grantee::pg_catalog.oid OPERATOR(pg_catalog.=) 0::pg_catalog.oid
+        OR EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) grantee::pg_catalog.oid)');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_change_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_sum', '');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_change', '');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_code', '');
 
--- Every role may embed, group and read groups. Only the functions, which run as the owner, change the tables.
+-- Every role may embed, and group in collections that are its own, open or granted to it. Only the functions change the
+-- tables, and they check the caller's privileges first.
 -- clip_check_model reads any directory that the server can read.
 REVOKE ALL ON FUNCTION clip_check_model(text) FROM PUBLIC;
--- These two decide what belongs together for all users of a collection.
-REVOKE ALL ON FUNCTION clip_create_collection(text, double precision, integer, text, regclass, text, text, text, text, text) FROM PUBLIC;
-REVOKE ALL ON FUNCTION clip_drop_collection(text) FROM PUBLIC;
 -- The figures may be those of all connections.
 REVOKE ALL ON FUNCTION clip_reset_stats() FROM PUBLIC;
 GRANT USAGE ON SCHEMA clip_search TO PUBLIC;
 GRANT SELECT ON clip_search.collection, clip_search.cluster TO PUBLIC;
 -- The database's owner must be able to dump it. Other roles can't read these tables: they contain keys and error messages
 -- of rows of any table.
-GRANT SELECT ON clip_search.collection_setting, clip_search.cluster_sum, clip_search.cluster_change, clip_search.cluster_code,
+GRANT SELECT ON clip_search.collection_setting, clip_search.collection_grant, clip_search.cluster_sum, clip_search.cluster_change, clip_search.cluster_code,
     clip_search.watch_setting, clip_search.watch_queue, clip_search.watch_failure TO pg_database_owner;
-GRANT SELECT ON SEQUENCE clip_search.cluster_id_seq, clip_search.watch_id_seq, clip_search.watch_queue_id_seq TO pg_database_owner;
+GRANT SELECT ON SEQUENCE clip_search.cluster_id_seq, clip_search.cluster_change_id_seq, clip_search.watch_id_seq, clip_search.watch_queue_id_seq TO pg_database_owner;
 
 -- Row estimates for the planner, whose default is 1000.
 ALTER FUNCTION clip_classify(bytea, text[], text, text) ROWS 10;
@@ -43,6 +46,7 @@ COMMENT ON COLUMN clip_search.collection.cluster IS 'Column of that table with t
 COMMENT ON COLUMN clip_search.collection.key IS 'Column of that table that identifies a member';
 COMMENT ON COLUMN clip_search.collection.labels IS 'Column of that table with keywords (text[])';
 COMMENT ON COLUMN clip_search.collection.image IS 'Column of that table with the image file';
+COMMENT ON COLUMN clip_search.collection.owner IS 'Role that owns it';
 COMMENT ON COLUMN clip_search.collection.created_at IS 'When clip_create_collection created it; NULL if the first assignment did';
 
 COMMENT ON VIEW clip_search.cluster IS 'Clusters of similar vectors, maintained by clip_assign_cluster and clip_recluster';
@@ -55,6 +59,15 @@ COMMENT ON COLUMN clip_search.cluster.created_at IS 'When its first member arriv
 COMMENT ON COLUMN clip_search.cluster.updated_at IS 'When a member last joined or left';
 
 COMMENT ON TABLE clip_search.collection_setting IS 'Settings of collections, written by clip_create_collection; the view clip_search.collection shows them';
+COMMENT ON COLUMN clip_search.collection_setting.owner IS 'Role that owns it; the owner of the database if that role no longer exists';
+COMMENT ON TABLE clip_search.collection_grant IS 'Privileges on collections, written by clip_grant_collection and clip_revoke_collection';
+COMMENT ON COLUMN clip_search.collection_grant.grantee IS 'Role; 0 (-) for PUBLIC';
+COMMENT ON COLUMN clip_search.collection_grant.privilege IS 'select, assign or recluster; owner for collections without settings';
+COMMENT ON VIEW clip_search.collection_owner IS 'Owners of collections';
+COMMENT ON VIEW clip_search.collection_visible IS 'Collections whose clusters the current role may see';
+COMMENT ON INDEX clip_search.collection_grant_collection_idx IS 'Grants by collection';
+COMMENT ON COLUMN clip_search.cluster_change.mark IS 'Sequence number: the order in which changes were written';
+COMMENT ON SEQUENCE clip_search.cluster_change_id_seq IS 'Sequence numbers of changes';
 COMMENT ON TABLE clip_search.cluster_sum IS 'Sums of the members of clusters; the view clip_search.cluster shows them';
 COMMENT ON COLUMN clip_search.cluster_sum.sum IS 'Sum of unit vectors, rounded to single precision';
 COMMENT ON COLUMN clip_search.cluster_sum.rest IS 'Remainder of that rounding';
@@ -113,21 +126,35 @@ key: its column that identifies a member; defaults to the primary key
 labels: its column with keywords (text[])
 image: its column with image files (bytea), for thumbnails';
 COMMENT ON FUNCTION clip_drop_collection(text) IS 'Drops a collection and its clusters; the members'' table is not changed';
+COMMENT ON FUNCTION clip_alter_collection(text, text, double precision, text, text, text, text) IS 'Changes the settings of a collection that are passed, and no others; only its owner can call it
+owner: a role that the caller is a member of, and that owns the members'' table
+threshold: lowest cosine at which a vector joins a cluster
+model: model that makes the vectors
+key: column that identifies a member; labels: column with keywords (text[]); image: column with image files (bytea)';
+COMMENT ON FUNCTION clip_grant_collection(text, text, text) IS 'Grants a role, or PUBLIC, privileges on a collection; only its owner can call it
+privilege: select (see clusters and reports), assign (join and leave), recluster, or all';
+COMMENT ON FUNCTION clip_revoke_collection(text, text, text) IS 'Revokes privileges on a collection from a role, or from PUBLIC; only its owner can call it
+privilege: select, assign, recluster or all';
+COMMENT ON FUNCTION clip_has_collection_privilege(text, text) IS 'Whether the current role has a privilege on a collection
+privilege: select, assign, recluster, all or owner';
 COMMENT ON FUNCTION clip_recluster(text, text) IS 'Regroups all members of a collection by agglomerative clustering, updates their table and returns what changed
 linkage: average, or single (a chain of similar members forms one cluster)
 cluster: the cluster, which keeps the id of the cluster that most of its members come from
 change: new, merged (from several whole clusters), split (a part of one) or moved (members joined or left)
 sources: the clusters that the members come from
 moved: the number of members that were not in this cluster before';
-COMMENT ON FUNCTION clip_clusters(text, bigint) IS 'Clusters of a collection with at least min_size members, largest first
+COMMENT ON FUNCTION clip_clusters(text, bigint, regclass) IS 'Clusters of a collection with at least min_size members, largest first
 representative: key of the member nearest to the centroid
 cohesion: mean cosine of the members to the centroid; lowest: the lowest such cosine
 labels: the five most characteristic keywords
+members: the members'' table, which the caller names if row-level policies or a view decide what it sees of it
 If the collection has no members'' table, representative, lowest and labels are NULL.';
-COMMENT ON FUNCTION clip_cluster_groups(text, bigint) IS 'Clusters of a collection as JSON for a user interface: representative with thumbnail, members, keywords
+COMMENT ON FUNCTION clip_cluster_groups(text, bigint, regclass) IS 'Clusters of a collection as JSON for a user interface: representative with thumbnail, members, keywords
+members: the members'' table, which the caller names if row-level policies or a view decide what it sees of it
 The JSON Schema is docs/cluster_groups.schema.json.';
-COMMENT ON FUNCTION clip_duplicates(text, double precision) IS 'Near-duplicates in a collection: each member that nearly equals an earlier one (by key), with the nearest such member
-threshold: lowest cosine of near-duplicates';
+COMMENT ON FUNCTION clip_duplicates(text, double precision, regclass) IS 'Near-duplicates in a collection: each member that nearly equals an earlier one (by key), with the nearest such member
+threshold: lowest cosine of near-duplicates
+members: the members'' table, which the caller names if row-level policies or a view decide what it sees of it';
 COMMENT ON FUNCTION clip_thumbnail(bytea, integer, text) IS 'Thumbnail of an image file, upright and with its aspect ratio; smaller images keep their size
 edge: length of the longer side in pixels, from 1 to 4096
 format: jpeg (quality 85), png or webp (lossless)';

@@ -36,11 +36,13 @@ CREATE TABLE clip_search.watch_queue (
     due       timestamptz NOT NULL DEFAULT pg_catalog.now(),
     sqlstate  text,
     message   text,
-    queued_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+    queued_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    again     boolean NOT NULL DEFAULT false
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 CREATE INDEX watch_queue_due_idx ON clip_search.watch_queue (watch, due, id);
 CREATE INDEX watch_queue_tried_idx ON clip_search.watch_queue (attempts) WHERE attempts OPERATOR(pg_catalog.>) 0;
 CREATE INDEX watch_queue_watch_idx ON clip_search.watch_queue (watch, key);
+CREATE INDEX watch_queue_again_idx ON clip_search.watch_queue (watch) WHERE again;
 
 CREATE TABLE clip_search.watch_failure (
     watch     bigint NOT NULL,
@@ -79,36 +81,14 @@ BEGIN
 END $$;
 CREATE EVENT TRIGGER clip_search_drop ON sql_drop EXECUTE FUNCTION clip_search.forget_dropped();
 
--- It runs with the caller's privileges, so only a role that may count the table's rows learns their number. Row-level
--- security policies can call functions of the table's owner, which must not run with those privileges: row_security = off
--- makes such a table an error, and the counts stay NULL. The EXCEPTION clause starts a subtransaction, which is not allowed
--- in parallel mode.
+-- Counts as the table's owner, by a function that first checks whether the caller may read the whole table: planning a
+-- query evaluates index expressions, which are the owner's code. NULL for other callers, and where policies apply.
 CREATE FUNCTION clip_search.watch_progress(relation regclass, image name, text name, embedding name, cluster name,
                                            OUT rows bigint, OUT embedded bigint, OUT open bigint)
-LANGUAGE plpgsql STABLE PARALLEL UNSAFE COST 100000
-SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
-DECLARE
-    source text;
-    target text;
-BEGIN
-    -- NULL of a table that has been dropped, which the view may ask for before it leaves it out.
-    IF has_table_privilege(relation, 'SELECT') IS NOT TRUE THEN
-        RETURN;
-    END IF;
-    SELECT format('%s%I.%I', CASE WHEN c.relkind = 'p' THEN '' ELSE 'ONLY ' END, n.nspname, c.relname) INTO target
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = watch_progress.relation;
-    SELECT string_agg(format('%I IS NOT NULL', s.name), ' OR ') INTO source FROM unnest(ARRAY[image, text]) AS s (name) WHERE s.name IS NOT NULL;
-    EXECUTE format('SELECT count(*), count(%1$I), count(*) FILTER (WHERE (%1$I IS NULL%2$s) AND (%3$s)) FROM %4$s', embedding,
-                   CASE WHEN cluster IS NULL THEN '' ELSE format(' OR %I IS NULL', cluster) END, source, target)
-    INTO rows, embedded, open;
-EXCEPTION
-    WHEN undefined_column THEN
-        NULL; -- renamed or dropped: writers are told
-    WHEN undefined_table OR invalid_schema_name THEN
-        NULL; -- dropped, or renamed, by a transaction that this has waited for
-    WHEN insufficient_privilege THEN
-        NULL; -- no USAGE on the schema, or a policy
-END $$;
+LANGUAGE sql STABLE PARALLEL UNSAFE COST 100000 SET search_path = pg_catalog, pg_temp AS $$
+    SELECT c.rows, c.embedded, c.open
+    FROM clip_search.count_rows(relation, ARRAY[image::text, text::text], embedding::text, cluster::text) AS c
+$$;
 
 CREATE VIEW clip_search.watch AS
 SELECT w.relation, coalesce(w.image, w.text) AS source, CASE WHEN w.image IS NOT NULL THEN w.text END AS text_source,
@@ -116,11 +96,14 @@ SELECT w.relation, coalesce(w.image, w.text) AS source, CASE WHEN w.image IS NOT
        w.embedding, w.cluster, w.model, w.collection,
        CASE WHEN w.queued THEN 'queued' ELSE 'immediate' END AS mode, CASE WHEN w.skip THEN 'skip' ELSE 'raise' END AS on_error,
        r.embedding AS replaces, EXISTS (SELECT FROM clip_search.watch_live l WHERE l.id OPERATOR(pg_catalog.=) w.id) AS active,
-       p.rows, p.embedded, CASE WHEN p.rows IS NOT NULL THEN greatest(p.open OPERATOR(pg_catalog.-) f.count, 0) END AS pending, f.count AS failed
+       p.rows, p.embedded, CASE WHEN p.rows IS NOT NULL THEN greatest(p.open OPERATOR(pg_catalog.-) f.count, 0) OPERATOR(pg_catalog.+) a.count END AS pending,
+       f.count AS failed, a.count AS outdated
 FROM clip_search.watch_setting w
 JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid
 LEFT JOIN clip_search.watch_setting r ON r.id OPERATOR(pg_catalog.=) w.replaces
 CROSS JOIN LATERAL (SELECT pg_catalog.count(*) FROM clip_search.watch_failure f WHERE f.watch OPERATOR(pg_catalog.=) w.id) AS f
+CROSS JOIN LATERAL (SELECT pg_catalog.count(DISTINCT q.key) FROM clip_search.watch_queue q
+                    WHERE q.watch OPERATOR(pg_catalog.=) w.id AND q.again) AS a
 CROSS JOIN LATERAL clip_search.watch_progress(w.relation, w.image, w.text, w.embedding, w.cluster) AS p
 WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE') OR pg_catalog.has_table_privilege(c.oid, 'SELECT');
 
@@ -152,6 +135,8 @@ DECLARE
     now_done bigint;
     now_failed bigint;
     in_pass  bigint;
+    held     bigint;
+    waits    boolean := false;
     after    bigint;
     began    timestamptz := pg_catalog.clock_timestamp();
     told     timestamptz := began;
@@ -167,7 +152,7 @@ BEGIN
     INTO watches, lasts, total FROM clip_search.backfill_begin(relation, embedding) AS b;
     COMMIT;
     FOR i IN 1..pg_catalog.cardinality(watches) LOOP
-        -- Once more, for what another session had, until nothing is left that can be had.
+        -- Once more, for what another session had, until none is left of the rows that were there at the beginning.
         LOOP
             after := 0;
             in_pass := 0;
@@ -196,7 +181,16 @@ BEGIN
                 END IF;
                 COMMIT;
             END LOOP;
-            EXIT WHEN in_pass OPERATOR(pg_catalog.=) 0;
+            IF in_pass OPERATOR(pg_catalog.=) 0 THEN
+                held := clip_search.backfill_left(watches[i], lasts[i]);
+                EXIT WHEN held OPERATOR(pg_catalog.=) 0;
+                IF NOT waits THEN
+                    waits := true;
+                    RAISE NOTICE 'clip_search: waiting for % rows that the background worker or another session has in hand', held;
+                END IF;
+                COMMIT;
+                PERFORM pg_catalog.pg_sleep(0.1);
+            END IF;
         END LOOP;
     END LOOP;
     IF failed OPERATOR(pg_catalog.>) 0 THEN
@@ -259,9 +253,10 @@ COMMENT ON COLUMN clip_search.watch.on_error IS 'raise: the statement fails; ski
 COMMENT ON COLUMN clip_search.watch.replaces IS 'Column that clip_reembed will replace by this one';
 COMMENT ON COLUMN clip_search.watch.active IS 'Whether the triggers exist and are enabled';
 COMMENT ON COLUMN clip_search.watch.rows IS 'Rows of the table; NULL if the current role may not read them all';
-COMMENT ON COLUMN clip_search.watch.embedded IS 'Rows with an embedding';
+COMMENT ON COLUMN clip_search.watch.embedded IS 'Rows with an embedding, outdated ones included';
 COMMENT ON COLUMN clip_search.watch.pending IS 'Rows that still need embedding or grouping, without those that failed';
 COMMENT ON COLUMN clip_search.watch.failed IS 'Rows that could not be embedded';
+COMMENT ON COLUMN clip_search.watch.outdated IS 'Rows whose embedding is older than the watch, or made with an earlier source, weight or model; they count as pending';
 
 COMMENT ON VIEW clip_search.pending IS 'Rows of the current role''s tables that await embedding by the background worker or by clip_backfill';
 COMMENT ON COLUMN clip_search.pending.relation IS 'Watched table';
@@ -295,34 +290,51 @@ COMMENT ON INDEX clip_search.watch_queue_pkey IS 'Unique ids';
 COMMENT ON INDEX clip_search.watch_queue_due_idx IS 'Entries of a watch in the order in which they are due';
 COMMENT ON INDEX clip_search.watch_queue_tried_idx IS 'Entries that have been tried before';
 COMMENT ON INDEX clip_search.watch_queue_watch_idx IS 'Entries by watch and row';
+COMMENT ON INDEX clip_search.watch_queue_again_idx IS 'Rows whose vector is to be replaced';
 COMMENT ON INDEX clip_search.watch_failure_pkey IS 'Each row is listed at most once';
 
-COMMENT ON FUNCTION clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean) IS 'Keeps a table''s embeddings, and optionally its clusters, in sync with a column of images or texts
+COMMENT ON FUNCTION clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean, text, text, text, text) IS 'Keeps a table''s embeddings, and optionally its clusters, in sync with a column of images or texts
 Only the table''s owner can call it. It creates missing columns, index and collection; clip_backfill embeds existing rows.
+A second call changes the settings that it names, and keeps the others.
 source: the column of images (bytea) or texts
 embedding: the column that receives the embedding, a vector or halfvec; created as a vector
-cluster: the column that receives the cluster''s id; NULL: rows are not grouped
+cluster: the column that receives the cluster''s id; without it rows are not grouped
 model: defaults to clip_search.model
 collection: the collection of the clusters; defaults to one named after the table
-mode: immediate: embeds when a row is written; queued: the background worker embeds, and the column is NULL until then
-on_error: raise: the statement fails; skip: the row is stored without an embedding and listed in clip_search.failure
+mode: immediate (default) embeds when a row is written; queued leaves it to the background worker, and the column is NULL until then
+on_error: raise (default) fails the statement; skip stores the row without an embedding and lists it in clip_search.failure
 text_source: a column of texts whose vectors are averaged with those of the images
-text_weight: weight of the text in that average, between 0 and 1
+text_weight: weight of the text in that average, between 0 and 1; 0.5 by default
 threshold: the collection''s threshold; NULL: keep its own, or use clip_search.cluster_threshold
-index: whether to create an HNSW index for cosine distance';
-COMMENT ON FUNCTION clip_unwatch(regclass, text, boolean) IS 'Stops watching a table, and drops the columns, index and collection that clip_watch added
+index: whether to create an HNSW index for cosine distance
+existing: vectors that the column already contains: replace (default) counts them as pending, to be embedded again; keep takes them over
+key: the column that identifies a member of the collection; defaults to the primary key
+labels: the column with keywords (text[]) that describe clusters
+image: the column with image files (bytea), for thumbnails of clusters';
+COMMENT ON FUNCTION clip_unwatch(regclass, text, boolean, boolean) IS 'Stops watching a table, and keeps its columns, index and collection
 embedding: the watched column; NULL: the only one in this table
-keep_columns: drops only the triggers, and keeps the columns, index and collection';
-COMMENT ON FUNCTION clip_retry(regclass, text) IS 'Retries the rows of clip_search.failure; returns the number of rows that are no longer listed
-embedding: the watched column; NULL: all watched columns of this table';
+keep_columns: deprecated: false means drop_columns => true
+drop_columns: drops the columns, index and collection that clip_watch added';
+COMMENT ON FUNCTION clip_retry(regclass, text, text) IS 'Retries the rows of clip_search.failure; returns the number of rows that are no longer listed
+embedding: the watched column; NULL: all watched columns of this table
+sqlstate: retries only rows that failed with this SQLSTATE, or with one of this class (its first two characters)';
+COMMENT ON FUNCTION clip_embed_text_for(regclass, text, text) IS 'Embeds a text by the model of a watched column, to search that column
+Every role that can read the table can call it.
+embedding: the watched column; NULL: the only one in this table';
+COMMENT ON FUNCTION clip_embed_image_for(regclass, bytea, text) IS 'Embeds an image by the model of a watched column, to search that column
+Every role that can read the table can call it.
+embedding: the watched column; NULL: the only one in this table';
 COMMENT ON FUNCTION clip_watch_row() IS 'Trigger function of watched tables';
 COMMENT ON PROCEDURE clip_backfill(regclass, integer, text) IS 'Embeds the rows of a watched table that have no embedding, one transaction per batch
+It returns when all rows that existed when it was called are embedded or listed as failed.
 It can''t run inside a transaction block. It can be interrupted and called again, and run in several sessions at once.
 batch: rows per transaction
 embedding: the watched column; NULL: all watched columns of this table';
 COMMENT ON FUNCTION clip_search.watch_progress(regclass, name, name, name, name) IS 'Counts the rows of a watched table for clip_search.watch';
+COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text) IS 'Counts a table''s rows as its owner, for a caller that may read all of them; NULL for others';
 COMMENT ON FUNCTION clip_search.backfill_begin(regclass, text) IS 'Step of clip_backfill: queues the rows without an embedding';
 COMMENT ON FUNCTION clip_search.backfill_claim(bigint, bigint, bigint, integer) IS 'Step of clip_backfill: claims the next queue entries';
+COMMENT ON FUNCTION clip_search.backfill_left(bigint, bigint) IS 'Step of clip_backfill: counts the entries that other sessions are working on';
 COMMENT ON FUNCTION clip_search.backfill_work(bigint, bigint[]) IS 'Step of clip_backfill: embeds the claimed entries';
 COMMENT ON PROCEDURE clip_reembed(regclass, text, text, integer) IS 'Embeds a watched table by another model into a second column, and swaps the columns once the second is complete
 It can''t run inside a transaction block. If interrupted, call it again: it resumes.

@@ -24,10 +24,11 @@ import time
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "fixtures")]
 import support  # noqa: E402
+from codes import BITS, BLOCK, codes  # noqa: E402
 
-DIMENSIONS, BITS, BLOCK = 512, 256, 216
+DIMENSIONS = 512
 CALLS = 1000
 TOPICS = 1000
 THRESHOLD = 0.82
@@ -59,24 +60,6 @@ def near(rows: np.ndarray, seed: int) -> np.ndarray:
     noise = rng.standard_normal(rows.shape, dtype=np.float32)
     noise = unit(noise - (noise * rows).sum(1, keepdims=True) * rows)
     return unit(cosine * rows + np.sqrt(1 - cosine**2) * noise)
-
-
-def codes(rows: np.ndarray) -> np.ndarray:
-    """The codes of crates/clip/src/clustering/binary_code.rs, written down a second time: three rounds of signs and a transform."""
-    state, signs = 0x0063_6C69_705F_7321, []
-    for _ in range(3 * DIMENSIONS):
-        state = (state + 0x9E37_79B9_7F4A_7C15) % 2**64
-        z = state
-        z = (z ^ (z >> 30)) * 0xBF58_476D_1CE4_E5B9 % 2**64
-        z = (z ^ (z >> 27)) * 0x94D0_49BB_1331_11EB % 2**64
-        signs.append(1 if (z ^ (z >> 31)) & 1 == 0 else -1)
-    hadamard = np.array([[1]], dtype=np.float32)
-    while len(hadamard) < DIMENSIONS:
-        hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
-    rotation = np.eye(DIMENSIONS, dtype=np.float32)
-    for turn in np.array(signs, dtype=np.float32).reshape(3, DIMENSIONS):
-        rotation = rotation * turn @ hadamard
-    return np.packbits(rows @ rotation[:, :BITS] >= 0, axis=1, bitorder="little")
 
 
 def field(value: bytes) -> bytes:

@@ -6,10 +6,11 @@
 
 use std::rc::Rc;
 
+use pgrx::pg_sys;
+
 use crate::cluster::assign::{assign, leave};
 use crate::pg::error::SqlResult;
 use crate::pg::transaction::{RollbackList, before_commit};
-use crate::pg::user_context::Rights;
 use crate::pg::vector::Vector;
 
 /// A member as clusters know it.
@@ -24,12 +25,9 @@ thread_local! {
     static JOINED: RollbackList<Member> = RollbackList::new();
 }
 
-/// Joins a cluster, for a row that is yet to be written.
-pub fn join(collection: &Rc<str>, vector: &[f32]) -> SqlResult<i64> {
-    let cluster = {
-        let _rights = Rights::of_extension();
-        assign(Vector(vector.to_vec()), collection)?
-    };
+/// Joins a cluster on behalf of a role, for a row that is yet to be written.
+pub fn join(collection: &Rc<str>, vector: &[f32], role: pg_sys::Oid) -> SqlResult<i64> {
+    let cluster = assign(Vector(vector.to_vec()), collection, role)?;
     JOINED.with(|joined| joined.push(Member { collection: collection.clone(), cluster, vector: vector.to_vec() }));
     before_commit(settle);
     Ok(cluster)
@@ -43,8 +41,7 @@ pub fn confirm(member: &Member) -> bool {
 /// Undoes what was joined for rows that were not written.
 pub fn settle() -> SqlResult<()> {
     while let Some(Member { collection, cluster, vector }) = JOINED.with(RollbackList::pop) {
-        let _rights = Rights::of_extension();
-        leave(cluster, Vector(vector), Some(&collection))?;
+        leave(cluster, Vector(vector), Some(&collection), None)?;
     }
     Ok(())
 }

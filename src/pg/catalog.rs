@@ -7,12 +7,11 @@
 
 use std::ffi::CStr;
 
-use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, quote_identifier};
 
-use crate::cluster::collection::get;
-use crate::pg::error::{SqlResult, report, with_sqlstate};
+use crate::pg::error::{SqlResult, sql_error};
+use crate::pg::spi::{get, spi};
 use crate::pg::user_context::Rights;
 
 /// A lock on a table, by PostgreSQL's name for it.
@@ -48,6 +47,16 @@ fn plain_name(oid: pg_sys::Oid) -> Option<String> {
     text(unsafe { pg_sys::get_rel_name(oid) })
 }
 
+/// Whether a table has a column of that name.
+pub fn has_column(schema: &CStr, table: &CStr, column: &CStr) -> bool {
+    // SAFETY: cache look-ups by strings that end in a nul; a name that does not exist gives the oid 0, which has no columns.
+    unsafe {
+        let schema = pg_sys::get_namespace_oid(schema.as_ptr(), true);
+        let table = pg_sys::get_relname_relid(table.as_ptr(), schema);
+        pg_sys::get_attnum(table, column.as_ptr()) > 0
+    }
+}
+
 /// A name that a cache look-up has returned, in memory of its own.
 fn text(name: *mut std::ffi::c_char) -> Option<String> {
     // SAFETY: null, or a string that ends in a nul.
@@ -60,10 +69,8 @@ pub fn check_still_named(oid: pg_sys::Oid, name: &str) -> SqlResult<()> {
     if qualified_name(oid).is_some_and(|now| now == name) {
         return Ok(());
     }
-    Err(with_sqlstate(
-        PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
-        Error::new(Kind::InvalidInput, format!("{name} has just been renamed")).hint("Try again."),
-    ))
+    Err(sql_error(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, format!("{name} has just been renamed"))
+        .set_hint("Try again."))
 }
 
 /// What the catalogue says of a table.
@@ -87,9 +94,9 @@ impl Table {
             let query = include_str!("sql/table.sql");
             let rows = client.update(query, Some(1), &[oid.into()]).map_err(spi)?;
             let missing = || {
-                with_sqlstate(
+                sql_error(
                     PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
-                    Error::new(Kind::InvalidInput, format!("there is no table with oid {}", oid.to_u32())),
+                    format!("there is no table with oid {}", oid.to_u32()),
                 )
             };
             let row = rows.into_iter().next().ok_or_else(missing)?;
@@ -121,14 +128,11 @@ impl Table {
         if self.owned {
             return Ok(());
         }
-        Err(with_sqlstate(
-            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-            Error::new(Kind::InvalidInput, format!("must be owner of table {}", self.name)),
-        ))
+        Err(sql_error(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, format!("must be owner of table {}", self.name)))
     }
 
     pub fn column(&self, client: &mut SpiClient<'_>, name: &str) -> SqlResult<Option<Column>> {
-        let query = "SELECT a.atttypid, pg_catalog.format_type(a.atttypid, a.atttypmod), a.atttypmod, a.attgenerated <> '' \
+        let query = "SELECT a.atttypid, pg_catalog.format_type(a.atttypid, a.atttypmod), a.atttypmod, a.attgenerated <> '', a.attnotnull, a.attidentity <> '' \
              FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attname = $2 AND a.attnum > 0 AND NOT a.attisdropped";
         let rows = client.update(query, Some(1), &[self.oid.into(), name.into()]).map_err(spi)?;
         rows.into_iter()
@@ -139,6 +143,8 @@ impl Table {
                     shown: get(&row, 2)?.unwrap_or_default(),
                     modifier: get(&row, 3)?.unwrap_or(-1),
                     generated: get(&row, 4)?.unwrap_or_default(),
+                    not_null: get(&row, 5)?.unwrap_or_default(),
+                    identity: get(&row, 6)?.unwrap_or_default(),
                 })
             })
             .transpose()
@@ -146,10 +152,7 @@ impl Table {
 
     pub fn known_column(&self, client: &mut SpiClient<'_>, name: &str) -> SqlResult<Column> {
         self.column(client, name)?.ok_or_else(|| {
-            with_sqlstate(
-                PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
-                Error::new(Kind::InvalidInput, format!("table {} has no column \"{name}\"", self.name)),
-            )
+            sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN, format!("table {} has no column \"{name}\"", self.name))
         })
     }
 }
@@ -159,8 +162,6 @@ pub struct Column {
     pub shown: String,
     pub modifier: i32,
     pub generated: bool,
-}
-
-fn spi(error: pgrx::spi::Error) -> pg_sys::panic::ErrorReport {
-    report(Error::new(Kind::Internal, "the catalogue could not be read").detail(error.to_string()))
+    pub not_null: bool,
+    pub identity: bool,
 }

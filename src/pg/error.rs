@@ -29,7 +29,7 @@ pub fn report(error: Error) -> ErrorReport {
     with_sqlstate(sqlstate(error.kind), error)
 }
 
-/// The same, where PostgreSQL has a closer SQLSTATE than the kind's.
+/// An engine error for which PostgreSQL has a closer SQLSTATE than the one of its kind.
 pub fn with_sqlstate(code: PgSqlErrorCode, error: Error) -> ErrorReport {
     let hint = error.hint_for(guc::name);
     let mut report = ErrorReport::new(code, error.message, "clip_search");
@@ -44,6 +44,11 @@ pub fn with_sqlstate(code: PgSqlErrorCode, error: Error) -> ErrorReport {
     report
 }
 
+/// An error that is not the engine's.
+pub fn sql_error(code: PgSqlErrorCode, message: impl Into<String>) -> ErrorReport {
+    ErrorReport::new(code, message.into(), "clip_search")
+}
+
 /// Shows an engine error as a WARNING.
 pub fn warn(error: Error) {
     report(error).report(PgLogLevel::WARNING);
@@ -52,10 +57,7 @@ pub fn warn(error: Error) {
 /// An argument that has to have a value.
 pub fn given<T>(name: &str, value: Option<T>) -> SqlResult<T> {
     value.ok_or_else(|| {
-        with_sqlstate(
-            PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
-            Error::new(Kind::InvalidInput, format!("argument \"{name}\" is NULL"))
-                .hint("Give a value, or leave it out where it has a default."),
-        )
+        sql_error(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, format!("argument \"{name}\" is NULL"))
+            .set_hint("Give a value, or leave it out where it has a default.")
     })
 }

@@ -5,22 +5,23 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::spi::quote_identifier;
 
-use crate::cluster::collection::get;
 use crate::cluster::tables;
 use crate::guc;
 use crate::pg::catalog::{self, Lock, Table};
 use crate::pg::error::{SqlResult, report};
 use crate::pg::regclass::Regclass;
+use crate::pg::spi::get;
+use crate::pg::spi::spi;
 use crate::pg::user_context::{Rights, key_form};
-use crate::watch::queue::{Next, claim, noted, own};
+use crate::watch::queue::{Next, claim, has_again, noted, own};
 use crate::watch::rows::{Terms, work};
-use crate::watch::setting::{Watch, spi, table_of};
+use crate::watch::setting::{Watch, table_of};
 use crate::watch::wakeup;
 
 /// Keys that are read and queued at a time.
 const KEYS: i64 = 10_000;
 
-/// A query for rows without what they should have.
+/// A query for rows that lack an embedding or a cluster.
 fn missing(watch: &Watch, what: &str) -> String {
     let embedding = quote_identifier(&watch.embedding);
     let ungrouped = watch
@@ -36,18 +37,35 @@ pub fn any_missing(watch: &Watch) -> SqlResult<bool> {
     Spi::connect_mut(|client| Ok(!client.update(&missing(watch, "1"), Some(1), &[]).map_err(spi)?.is_empty()))
 }
 
-/// Queues the rows that have no embedding and are neither queued nor listed as failed; how many.
+/// Queues the rows that have no embedding and are neither queued nor listed as failed. Returns their number.
 pub fn enqueue_missing(watch: &Watch) -> SqlResult<i64> {
+    enqueue(watch, &missing(watch, &key_of(watch)), false)
+}
+
+/// Queues the rows that have an embedding, to be embedded again. Returns their number.
+pub fn enqueue_existing(watch: &Watch) -> SqlResult<i64> {
+    if !has_again() {
+        return Ok(0); // the SQL of 0.2.0, which can't say so
+    }
+    let embedding = quote_identifier(&watch.embedding);
+    enqueue(watch, &format!("SELECT {} FROM {} WHERE {embedding} IS NOT NULL", key_of(watch), watch.table), true)
+}
+
+/// An expression for a row's key in the form in which the queue stores it.
+fn key_of(watch: &Watch) -> String {
     let values = watch.key.iter().map(|column| format!("pg_catalog.format('%s', {})", quote_identifier(column)));
-    let key = format!("ARRAY[{}]::text", values.collect::<Vec<_>>().join(", "));
-    let query = missing(watch, &key);
+    format!("ARRAY[{}]::text", values.collect::<Vec<_>>().join(", "))
+}
+
+/// Queues the rows whose keys a query returns. Returns the number of new entries.
+fn enqueue(watch: &Watch, query: &str, again: bool) -> SqlResult<i64> {
     let mut count = 0;
     catalog::lock(watch.relation, Lock::AccessShare);
     watch.check_still_named()?;
     let count = Spi::connect_mut(|client| {
         let cursor = {
             let _rights = Rights::of_table_owner(watch.owner);
-            client.try_open_cursor_mut(&query, &[]).map_err(spi)?.detach_into_name()
+            client.try_open_cursor_mut(query, &[]).map_err(spi)?.detach_into_name()
         };
         loop {
             pgrx::check_for_interrupts!();
@@ -69,7 +87,11 @@ pub fn enqueue_missing(watch: &Watch) -> SqlResult<i64> {
                 return Ok::<_, ErrorReport>(count);
             }
             count += own(|client| {
-                let query = include_str!("sql/enqueue_missing.sql");
+                let query = if again {
+                    include_str!("sql/enqueue_existing.sql")
+                } else {
+                    include_str!("sql/enqueue_missing.sql")
+                };
                 let longest = keys.iter().map(String::len).max().unwrap_or_default();
                 let insert =
                     || Ok(client.update(query, None, &[watch.id.into(), keys.into()]).map_err(spi)?.len() as i64);
@@ -86,7 +108,7 @@ pub fn enqueue_missing(watch: &Watch) -> SqlResult<i64> {
 pub mod clip_search {
     use super::*;
 
-    /// Queues what is missing; the watches to see to, how many entries they have, and which is the last.
+    /// Queues the missing rows. Returns the watches, the number of entries of each, and the id of its last entry.
     #[pg_extern(volatile, parallel_unsafe, cost = 1000000)]
     fn backfill_begin(
         relation: Option<Regclass>,
@@ -125,6 +147,20 @@ pub mod clip_search {
         claim(watch, i64::from(batch), Next::Between(after, last))
     }
 
+    /// How many of a watch's entries up to one are left: the background worker, or another session, has them in hand, or
+    /// their rows.
+    #[pg_extern(volatile, strict, parallel_unsafe)]
+    fn backfill_left(watch: i64, last: i64) -> SqlResult<i64> {
+        if !is_own(watch)? {
+            return Ok(0);
+        }
+        own(|client| {
+            let query = "SELECT pg_catalog.count(*) FROM clip_search.watch_queue WHERE watch = $1 AND id <= $2";
+            let rows = client.update(query, Some(1), &[watch.into(), last.into()]).map_err(spi)?;
+            Ok(rows.first().get::<i64>(1).map_err(spi)?.unwrap_or_default())
+        })
+    }
+
     /// Embeds the rows of entries; how many were embedded, how many failed.
     #[pg_extern(volatile, strict, parallel_unsafe, cost = 1000000)]
     fn backfill_work(
@@ -150,19 +186,36 @@ fn is_own(watch: i64) -> SqlResult<bool> {
     Ok(true)
 }
 
-/// Takes rows off the list of failures. Where a worker keeps the table true it gets them; otherwise they are tried at
-/// once. Returns how many are on the list no longer.
-#[pg_extern(volatile, parallel_unsafe, cost = 1000000)]
-fn clip_retry(relation: Option<Regclass>, embedding: default!(Option<&str>, "NULL")) -> SqlResult<i64> {
+/// Takes rows off the list of failures: all, or those of a SQLSTATE or a class of them. Where a worker keeps the table in
+/// sync it gets them; otherwise they are tried at once. Returns how many are on the list no longer.
+#[pg_extern(volatile, parallel_unsafe, cost = 1000000, name = "clip_retry")]
+fn retry(
+    relation: Option<Regclass>,
+    embedding: default!(Option<&str>, "NULL"),
+    sqlstate: default!(Option<&str>, "NULL"),
+) -> SqlResult<i64> {
+    call(relation, embedding, sqlstate)
+}
+
+pub fn call(relation: Option<Regclass>, embedding: Option<&str>, sqlstate: Option<&str>) -> SqlResult<i64> {
     tables::check_writable(c"clip_retry()");
     let oid = table_of(relation)?;
+    if let Some(state) = sqlstate.filter(|state| ![2, 5].contains(&state.len())) {
+        return Err(report(
+            Error::new(Kind::InvalidInput, format!("sqlstate \"{state}\" is neither a SQLSTATE nor a class of them"))
+                .hint("Use the five characters that clip_search.failure shows, or the first two."),
+        ));
+    }
     let mut retried = 0;
     for watch in Watch::of_table(oid, embedding)? {
+        let watch = watch.locked(Lock::RowExclusive)?;
         let ids: Vec<i64> = own(|client| {
-            let query = "WITH taken AS (DELETE FROM clip_search.watch_failure WHERE watch = $1 RETURNING key) \
+            let query = "WITH taken AS (DELETE FROM clip_search.watch_failure WHERE watch = $1 \
+                 AND ($3 IS NULL OR pg_catalog.left(sqlstate, pg_catalog.length($3)) = $3) RETURNING key) \
                  INSERT INTO clip_search.watch_queue (watch, key, attempts) SELECT $1, key, $2 FROM taken RETURNING id";
             // To be tried at once it counts as begun.
-            let rows = client.update(query, None, &[watch.id.into(), i32::from(!watch.queued).into()]).map_err(spi)?;
+            let arguments = [watch.id.into(), i32::from(!watch.queued).into(), sqlstate.into()];
+            let rows = client.update(query, None, &arguments).map_err(spi)?;
             rows.into_iter().map(|row| Ok(get(&row, 1)?.unwrap_or_default())).collect::<SqlResult<_>>()
         })?;
         retried += ids.len() as i64;

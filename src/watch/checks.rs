@@ -4,16 +4,16 @@ use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
-use crate::cluster::collection::get;
 use crate::model::loaded;
 use crate::pg::catalog::{Column, Table};
 use crate::pg::citus;
 use crate::pg::error::{SqlResult, report, with_sqlstate};
+use crate::pg::spi::{get, spi};
 use crate::pg::text::foreign_encoding;
 use crate::pg::user_context::Rights;
-use crate::pg::vector::Storage;
-use crate::watch::define::Wanted;
-use crate::watch::setting::{Watch, spi};
+use crate::pg::vector_column::Storage;
+use crate::watch::setting::Watch;
+use crate::watch::wanted::{Plan, Wanted};
 
 /// Tables of Citus have their rows elsewhere.
 pub fn check_local(table: &Table) -> SqlResult<()> {
@@ -157,8 +157,8 @@ pub fn existing(client: &mut SpiClient<'_>, oid: pg_sys::Oid, embedding: &str) -
     Ok(found.pop())
 }
 
-/// What may not be changed about a watch, since the embeddings that are there would be wrong.
-pub fn check_change(existing: &Watch, wanted: &Wanted<'_>, image: Option<&str>, text: Option<&str>) -> SqlResult<()> {
+/// What a second call of clip_watch can't change.
+pub fn check_change(existing: &Watch, wanted: &Wanted<'_>) -> SqlResult<()> {
     let refuse = |message: String, hint: &str| {
         Err(with_sqlstate(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -174,20 +174,13 @@ pub fn check_change(existing: &Watch, wanted: &Wanted<'_>, image: Option<&str>, 
             "Vectors of different models don't mix: CALL clip_reembed(table, model) changes the model.",
         );
     }
-    let weight = existing.image.is_none() || existing.text.is_none() || existing.text_weight == wanted.text_weight;
-    if existing.image.as_deref() != image || existing.text.as_deref() != text || !weight {
-        return refuse(
-            format!("column \"{column}\" is watched with another source already"),
-            "clip_unwatch it first, with its column if the embeddings are to be made anew.",
-        );
-    }
     if existing.cluster.is_some()
-        && (existing.cluster.as_deref() != wanted.cluster
+        && (wanted.cluster.is_some_and(|wanted| existing.cluster.as_deref() != Some(wanted))
             || wanted.collection.is_some_and(|wanted| existing.collection.as_deref() != Some(wanted)))
     {
         return refuse(
             format!("column \"{column}\" is watched with another cluster column or collection already"),
-            "clip_unwatch it first.",
+            "clip_unwatch it first; columns, index and collection stay.",
         );
     }
     if existing.replaces != wanted.replaces {
@@ -225,7 +218,7 @@ pub fn check_cluster(table: &Table, embedding: &str, cluster: &str, key: &[Strin
 }
 
 pub fn check_embedding(table: &Table, name: &str, column: &Column, dimensions: usize) -> SqlResult<()> {
-    if Storage::of(column.kind).is_none() || column.generated {
+    if Storage::of(column.kind).is_none() || column.generated || column.identity {
         return Err(with_sqlstate(
             PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
             Error::new(
@@ -245,4 +238,34 @@ pub fn check_embedding(table: &Table, name: &str, column: &Column, dimensions: u
         ));
     }
     Ok(())
+}
+
+/// A column that is NOT NULL must have a value whenever a row is written: not so while the row waits for the worker, where
+/// its image can't be read, or where it has none.
+pub fn check_nulls(
+    client: &mut SpiClient<'_>,
+    table: &Table,
+    name: &str,
+    column: &Column,
+    plan: &Plan,
+) -> SqlResult<()> {
+    if !column.not_null {
+        return Ok(());
+    }
+    let mut has_source = false;
+    for source in [&plan.image, &plan.text].into_iter().flatten() {
+        has_source |= table.known_column(client, source)?.not_null;
+    }
+    let (why, way_out) = match (plan.queued, plan.skip, has_source) {
+        (true, ..) => ("Rows that are queued have none until the worker has embedded them.", "or mode => 'immediate'"),
+        (_, true, _) => ("With on_error => 'skip' rows that can't be embedded have none.", "or on_error => 'raise'"),
+        (_, _, false) => ("Rows without a source have none.", "or make the source NOT NULL"),
+        _ => return Ok(()),
+    };
+    Err(with_sqlstate(
+        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        Error::new(Kind::InvalidInput, format!("column \"{name}\" of {} is NOT NULL", table.name))
+            .detail(why)
+            .hint(format!("ALTER TABLE {} ALTER COLUMN {name} DROP NOT NULL, {way_out}.", table.name)),
+    ))
 }

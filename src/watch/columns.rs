@@ -2,11 +2,10 @@
 
 use pgrx::spi::{SpiClient, quote_identifier};
 
-use crate::cluster::collection::get;
 use crate::pg::catalog::Table;
 use crate::pg::error::SqlResult;
-use crate::pg::vector::Storage;
-use crate::watch::setting::spi;
+use crate::pg::spi::{get, spi};
+use crate::pg::vector_column::Storage;
 
 pub fn alter(client: &mut SpiClient<'_>, table: &Table, what: &str) -> SqlResult<()> {
     client.update(&format!("ALTER TABLE {} {what}", table.name), None, &[]).map(drop).map_err(spi)

@@ -7,14 +7,16 @@
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
-use crate::cluster::collection::{drop_rows, get};
+use crate::cluster::collection::drop_rows;
+use crate::cluster::statements;
 use crate::cluster::tables::Store;
 use crate::pg::error::SqlResult;
+use crate::pg::spi::get;
+use crate::pg::spi::spi;
 use crate::pg::transaction::run_on_latest;
-use crate::watch::setting::spi;
 
 /// Removes it, with the rights of the extension. A collection that another transaction has in hand stays for the next
-/// time, with its watch; nothing is waited for.
+/// time, with its watch: this function waits for nobody.
 pub fn forget_dropped(client: &mut SpiClient<'_>, store: &Store) -> SqlResult<()> {
     let query = "SELECT w.id, CASE WHEN w.added_collection THEN w.collection END FROM clip_search.watch_setting w \
          WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = w.relation::oid) FOR UPDATE OF w SKIP LOCKED";
@@ -28,6 +30,7 @@ pub fn forget_dropped(client: &mut SpiClient<'_>, store: &Store) -> SqlResult<()
             if !store.take(collection, false) {
                 continue;
             }
+            statements::clear_latest(collection)?;
             drop_rows(client, collection)?;
         }
         let query = "DELETE FROM clip_search.watch_setting WHERE id = $1";

@@ -4,12 +4,14 @@ use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
-use crate::cluster::assign::{Collection, check_name};
-use crate::cluster::collection::get;
+use crate::cluster::access::{Access, DEFAULT_COLLECTION, check_name};
+use crate::cluster::collection::Collection;
 use crate::cluster::tables::Store;
+use crate::pg::catalog::Table;
 use crate::pg::error::{SqlResult, report, with_sqlstate};
-use crate::watch::define::Wanted;
-use crate::watch::setting::spi;
+use crate::pg::spi::{get, spi};
+use crate::pg::user_context::owner_of_table;
+use crate::watch::wanted::Wanted;
 
 /// The column by which groups name their members: the last of the key that is not there for the partitions' sake.
 pub fn name_of_members(client: &mut SpiClient<'_>, table: pg_sys::Oid, key: &[String]) -> SqlResult<String> {
@@ -27,7 +29,8 @@ pub struct Bind<'a> {
     pub dimensions: usize,
     pub cluster: &'a str,
     pub key: &'a str,
-    pub may_take: bool,
+    /// The caller, who must own a collection that is there already.
+    pub role: pg_sys::Oid,
 }
 
 impl Bind<'_> {
@@ -57,6 +60,24 @@ impl Bind<'_> {
             .next()
             .map(|row| Ok::<_, pg_sys::panic::ErrorReport>((get::<pg_sys::Oid>(&row, 1)?, get::<bool>(&row, 2)?)))
             .transpose()?;
+        let described = Table::describe(table)?;
+        for (column, kind, shown) in [
+            (wanted.key, None, ""),
+            (wanted.labels, Some(pg_sys::TEXTARRAYOID), "text[]"),
+            (wanted.image, Some(pg_sys::BYTEAOID), "bytea"),
+        ] {
+            let Some(name) = column else { continue };
+            let column = described.known_column(client, name)?;
+            if kind.is_some_and(|kind| column.kind != kind) {
+                return Err(with_sqlstate(
+                    PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
+                    Error::new(
+                        Kind::InvalidInput,
+                        format!("column \"{name}\" of {} is of type {}, not {shown}", described.name, column.shown),
+                    ),
+                ));
+            }
+        }
         let settings = [
             name.into(),
             table.into(),
@@ -66,12 +87,23 @@ impl Bind<'_> {
             (self.dimensions as i32).into(),
             self.model.into(),
             wanted.threshold.into(),
+            wanted.labels.into(),
+            wanted.image.into(),
+            owner_of_table(table).into(),
         ];
         match found {
             Some((Some(members), Some(true))) if members == table => {
                 // A key that somebody has chosen stays; one that has been renamed, or dropped, is followed.
                 let query = include_str!("sql/rebind.sql");
-                let arguments = [name.into(), self.key.into(), wanted.threshold.into(), table.into()];
+                let arguments = [
+                    name.into(),
+                    self.key.into(),
+                    wanted.threshold.into(),
+                    table.into(),
+                    wanted.key.is_some().into(),
+                    wanted.labels.into(),
+                    wanted.image.into(),
+                ];
                 client.update(query, None, &arguments).map_err(spi)?;
                 return Ok(false);
             }
@@ -96,21 +128,21 @@ impl Bind<'_> {
                 .detail(format!("Collection \"{name}\" holds vectors of {} dimensions.", known.unwrap_or(0))),
             ));
         }
-        if (found.is_some() || known.is_some()) && !self.may_take {
-            return Err(with_sqlstate(
-                PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-                Error::new(Kind::InvalidInput, format!("collection \"{name}\" exists already, and may be others'"))
-                    .hint("Name another: collection => …, or have the right to execute clip_create_collection."),
-            ));
+        let access = Access::find(store, name);
+        access.check_current()?;
+        if access.exists() || name == DEFAULT_COLLECTION {
+            access.check_owner(self.role)?;
         }
         let query = if found.is_some() {
             "UPDATE clip_search.collection_setting SET members = $2, embedding = $3, cluster = $4, key = $5, dimensions = $6, \
-                 model = coalesce(model, $7), threshold = coalesce($8, threshold) WHERE name = $1"
+                 model = coalesce(model, $7), threshold = coalesce($8, threshold), labels = coalesce($9, labels), \
+                 image = coalesce($10, image), owner = $11 WHERE name = $1"
         } else {
-            "INSERT INTO clip_search.collection_setting (name, members, embedding, cluster, key, dimensions, model, threshold) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
+            "INSERT INTO clip_search.collection_setting (name, members, embedding, cluster, key, dimensions, model, threshold, labels, image, owner) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
         };
         client.update(query, None, &settings).map_err(spi)?;
+        access.keep_grants(client)?;
         Ok(found.is_none())
     }
 }

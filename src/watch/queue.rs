@@ -4,17 +4,17 @@
 //! which its embedding is written, and only if it still has the source that was embedded. So writers never wait for an
 //! inference, and of several entries for a row any one will do.
 
-use std::collections::HashMap;
-
 use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
-use crate::cluster::collection::get;
 use crate::guc;
+use crate::pg::catalog;
 use crate::pg::error::{SqlResult, report, with_sqlstate};
-use crate::pg::user_context::{Failure, Rights, attempt};
-use crate::watch::setting::{Watch, spi};
+use crate::pg::spi::{get, spi};
+use crate::pg::subtransaction::{Failure, attempt};
+use crate::pg::user_context::Rights;
+use crate::watch::setting::Watch;
 
 /// The longest that a row rests between two attempts, in milliseconds.
 const LONGEST_REST: i64 = 3_600_000;
@@ -28,6 +28,8 @@ pub struct Entry {
     /// The text form of an array of texts.
     pub key: String,
     pub attempts: i32,
+    /// The row is embedded even if it has a vector, which is of another source, weight or model, or nobody knows.
+    pub again: bool,
 }
 
 /// Runs a statement on the extension's tables.
@@ -40,9 +42,10 @@ pub fn own<T>(f: impl FnOnce(&mut SpiClient<'_>) -> SqlResult<T>) -> SqlResult<T
 /// they stand for.
 pub fn lock_entries(ids: &[i64]) -> SqlResult<Vec<(i64, Vec<Entry>)>> {
     own(|client| {
-        let query = "SELECT id, watch, key::text, attempts FROM clip_search.watch_queue WHERE id = ANY ($1) ORDER BY id FOR UPDATE SKIP LOCKED";
+        // Before ALTER EXTENSION clip_search UPDATE there is no such column.
+        let query = "SELECT id, watch, key::text, attempts, coalesce((pg_catalog.to_jsonb(q) ->> 'again')::boolean, false) \
+             FROM clip_search.watch_queue q WHERE id = ANY ($1) ORDER BY id FOR UPDATE SKIP LOCKED";
         let mut groups: Vec<(i64, Vec<Entry>)> = Vec::new();
-        let mut seen: HashMap<(i64, String), ()> = HashMap::new();
         let mut surplus: Vec<i64> = Vec::new();
         for row in client.update(query, None, &[ids.to_vec().into()]).map_err(spi)? {
             let missing = || report(Error::new(Kind::Internal, "a row of clip_search.watch_queue has a NULL"));
@@ -50,23 +53,42 @@ pub fn lock_entries(ids: &[i64]) -> SqlResult<Vec<(i64, Vec<Entry>)>> {
                 id: get(&row, 1)?.ok_or_else(missing)?,
                 key: get(&row, 3)?.ok_or_else(missing)?,
                 attempts: get(&row, 4)?.unwrap_or_default(),
+                again: get(&row, 5)?.unwrap_or_default(),
             };
             let watch: i64 = get(&row, 2)?.ok_or_else(missing)?;
-            if seen.insert((watch, entry.key.clone()), ()).is_some() {
-                surplus.push(entry.id);
-                continue;
-            }
-            match groups.iter_mut().find(|group| group.0 == watch) {
-                Some(group) => group.1.push(entry),
-                None => groups.push((watch, vec![entry])),
+            let place = groups.iter().position(|group| group.0 == watch).unwrap_or_else(|| {
+                groups.push((watch, Vec::new()));
+                groups.len() - 1
+            });
+            let group = &mut groups[place].1;
+            match group.iter_mut().find(|known| known.key == entry.key) {
+                Some(known) => {
+                    known.again |= entry.again;
+                    surplus.push(entry.id);
+                }
+                None => group.push(entry),
             }
         }
-        for (watch, entries) in &groups {
+        for (watch, entries) in &mut groups {
             let keys: Vec<String> = entries.iter().map(|entry| entry.key.clone()).collect();
             let mine: Vec<i64> = entries.iter().map(|entry| entry.id).collect();
-            let query = "DELETE FROM clip_search.watch_queue WHERE id IN (SELECT q.id FROM clip_search.watch_queue q \
-                 JOIN unnest($2::text[]) AS k (key) ON q.key = k.key::text[] WHERE q.watch = $1 AND q.id <> ALL ($3) FOR UPDATE OF q SKIP LOCKED)";
-            client.update(query, None, &[(*watch).into(), keys.into(), mine.into()]).map_err(spi)?;
+            let query = include_str!("sql/take_over.sql");
+            let rows = client.update(query, None, &[(*watch).into(), keys.into(), mine.into()]).map_err(spi)?;
+            for row in rows {
+                let (key, again): (Option<String>, Option<bool>) = (get(&row, 1)?, get(&row, 2)?);
+                if again == Some(true) {
+                    entries
+                        .iter_mut()
+                        .filter(|entry| Some(&entry.key) == key.as_ref())
+                        .for_each(|entry| entry.again = true);
+                }
+            }
+            // Should the row have to wait, it is still known.
+            let again: Vec<i64> = entries.iter().filter(|entry| entry.again).map(|entry| entry.id).collect();
+            if !again.is_empty() {
+                let query = "UPDATE clip_search.watch_queue SET again = true WHERE id = ANY ($1) AND NOT again";
+                client.update(query, None, &[again.into()]).map_err(spi)?;
+            }
         }
         client
             .update("DELETE FROM clip_search.watch_queue WHERE id = ANY ($1)", None, &[surplus.into()])
@@ -75,8 +97,36 @@ pub fn lock_entries(ids: &[i64]) -> SqlResult<Vec<(i64, Vec<Entry>)>> {
     })
 }
 
-/// Deletes a watch's entries, but for those that another session has: it will find that there is nothing to do. Waiting
-/// for it, with a lock on the table that it waits for, would be a deadlock.
+/// Whether the queue can say that a row is to be embedded again: not so before ALTER EXTENSION clip_search UPDATE.
+pub fn has_again() -> bool {
+    catalog::has_column(c"clip_search", c"watch_queue", c"again")
+}
+
+/// The process has survived an attempt that has failed as a whole, say by a timeout: its entries don't rest as those do
+/// that have ended a worker.
+pub fn attempt_ended(ids: &[i64]) -> SqlResult<()> {
+    own(|client| {
+        let query = "UPDATE clip_search.watch_queue SET due = least(due, pg_catalog.clock_timestamp() \
+             + least($2 * 2 ^ least(greatest(attempts - 1, 0), 20), $3) * interval '1 millisecond') WHERE id = ANY ($1)";
+        let arguments =
+            [ids.to_vec().into(), f64::from(guc::worker_retry_delay()).into(), (LONGEST_REST as f64).into()];
+        client.update(query, None, &arguments).map(drop).map_err(spi)
+    })
+}
+
+/// Takes the vectors that are in the column for what the watch would make.
+pub fn keep_existing(watch: i64) -> SqlResult<()> {
+    if !has_again() {
+        return Ok(());
+    }
+    own(|client| {
+        let query = "DELETE FROM clip_search.watch_queue WHERE watch = $1 AND again";
+        client.update(query, None, &[watch.into()]).map(drop).map_err(spi)
+    })
+}
+
+/// Deletes a watch's entries, except those that another session has locked: that session will find nothing to do. Waiting
+/// for it, while holding a lock on the table that it waits for, would be a deadlock.
 pub fn forget_all(client: &mut SpiClient<'_>, watch: i64) -> SqlResult<()> {
     let query = "DELETE FROM clip_search.watch_queue WHERE id IN \
          (SELECT q.id FROM clip_search.watch_queue q WHERE q.watch = $1 FOR UPDATE SKIP LOCKED)";
@@ -144,7 +194,7 @@ pub fn noted<T>(watch: &Watch, longest: usize, note: impl FnOnce() -> SqlResult<
 
 /// Lists a row as failed.
 pub fn add_failure(watch: i64, key: &str, failure: &Failure, attempts: i64) -> SqlResult<()> {
-    let _rights = Rights::of_extension_in_a_hurry();
+    let _rights = Rights::of_extension_with_lock_timeout();
     Spi::connect_mut(|client| {
         let query = include_str!("sql/add_failure.sql");
         let arguments = [

@@ -7,17 +7,19 @@ use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::quote_literal;
 
-use crate::cluster::collection::get;
 use crate::cluster::tables;
+use crate::model::loaded;
 use crate::pg::catalog::{Lock, Table};
 use crate::pg::error::{SqlResult, report, with_sqlstate};
 use crate::pg::regclass::Regclass;
+use crate::pg::spi::{get, spi};
 use crate::pg::user_context::Rights;
 use crate::watch::columns::is_half;
-use crate::watch::define::{self, Wanted};
+use crate::watch::define;
 use crate::watch::queue::own;
-use crate::watch::setting::{Watch, spi, table_of};
+use crate::watch::setting::{Watch, table_of};
 use crate::watch::swap::{check_dependents, finish, make_indexes};
+use crate::watch::wanted::Wanted;
 
 /// The steps of CALL clip_reembed, which commits between them (sql/watch.sql).
 #[pg_schema]
@@ -37,8 +39,10 @@ pub mod clip_search {
             )
         })?;
         // Two sessions that call it at once make one column; the lock is the one that makes it.
-        Watch::one_of_table(oid, embedding)?;
+        let watch = Watch::one_of_table(oid, embedding)?;
         tables::check_may_commit("clip_reembed()")?;
+        // A model that is not there, or can't be used, is an error before anybody has to wait.
+        loaded::dimensions(model, watch.image.is_some())?;
         // A column may have to be added: who has read the table and is about to write it must not meet a lock that is
         // raised.
         Table::locked(oid, Lock::AccessExclusive)?;
@@ -83,19 +87,23 @@ pub mod clip_search {
         let next = define::watch(
             oid,
             &Wanted {
-                source: watch.image.as_deref().or(watch.text.as_deref()).unwrap_or_default(),
+                source: watch.image.as_deref().or(watch.text.as_deref()),
                 text_source: watch.image.as_deref().and(watch.text.as_deref()),
-                text_weight: watch.text_weight,
+                text_weight: Some(watch.text_weight),
                 embedding: &name,
                 cluster: watch.cluster.as_deref().map(|_| cluster.as_str()),
                 model: Some(model),
                 collection: Some(&name),
-                queued: watch.queued,
-                skip: watch.skip,
+                queued: Some(watch.queued),
+                skip: Some(watch.skip),
                 threshold: threshold.flatten(),
                 index: false,
                 half,
                 replaces: Some(watch.id),
+                existing: None,
+                key: None,
+                labels: None,
+                image: None,
             },
         )?;
         make_indexes(&watch, &next)?;

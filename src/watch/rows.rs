@@ -1,6 +1,7 @@
 //! Embeds the rows that entries of the queue name: read, embedded, locked and written.
 
 use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use clip::{Error, Kind};
@@ -9,17 +10,22 @@ use pgrx::prelude::*;
 use pgrx::spi::quote_identifier;
 
 use crate::cluster::assign::assign;
-use crate::cluster::collection::get;
+use crate::cluster::pending::join;
 use crate::guc;
 use crate::pg::catalog::{self, Lock};
 use crate::pg::error::{SqlResult, with_sqlstate};
-use crate::pg::user_context::{Failure, Rights, attempt};
-use crate::pg::vector::{self, Storage, Vector};
+use crate::pg::spi::get;
+use crate::pg::spi::spi;
+use crate::pg::subtransaction::Failure;
+use crate::pg::subtransaction::attempt;
+use crate::pg::user_context::Rights;
+use crate::pg::vector::{self, Vector};
+use crate::pg::vector_column::Storage;
 use crate::watch::hard_limit::HardLimit;
 use crate::watch::queue::{
     Entry, add_failure, forget_entries, forget_failure, lock_entries, own, put_back, rest_after,
 };
-use crate::watch::setting::{Watch, spi};
+use crate::watch::setting::Watch;
 use crate::watch::source::{Source, embed};
 
 /// How long entries rest whose row or table another session has locked, in milliseconds.
@@ -86,10 +92,10 @@ impl Queries {
                     Some(format!("{}::{kind}{bytes} IS NOT DISTINCT FROM ${n}::{kind}{bytes}", column(name)?))
                 })
                 .collect();
-            let there = format!("SELECT 1 FROM {table} WHERE {key} AND {open} AND {}", same.join(" AND "));
+            let there = format!("SELECT 1 FROM {table} WHERE {key} AND ($4 OR {open}) AND {}", same.join(" AND "));
             Ok(Self {
                 read: format!(
-                    "SELECT {}, {}, {embedding}::{}.vector FROM {table} WHERE {key} AND {open} AND ({})",
+                    "SELECT {}, {}, {embedding}::{}.vector FROM {table} WHERE {key} AND ($2 OR {open} AND ({}))",
                     or_null(&watch.image, "bytea"),
                     or_null(&watch.text, "text"),
                     vector::schema(),
@@ -116,13 +122,15 @@ impl Queries {
             for (index, entry) in entries.iter().enumerate() {
                 pgrx::check_for_interrupts!();
                 let _limit = HardLimit::start();
-                let found = client.update(&self.read, Some(1), &[entry.key.as_str().into()]).map_err(spi)?;
+                let found = client
+                    .update(&self.read, Some(1), &[entry.key.as_str().into(), entry.again.into()])
+                    .map_err(spi)?;
                 if let Some(row) = found.into_iter().next() {
                     let row = Row {
                         entry: entry.clone(),
                         image: get(&row, 1)?,
                         text: get(&row, 2)?,
-                        embedding: get(&row, 3)?,
+                        embedding: if entry.again { None } else { get(&row, 3)? },
                     };
                     bytes += row.image.as_ref().map_or(0, Vec::len) + row.text.as_ref().map_or(0, String::len);
                     rows.push(row);
@@ -139,7 +147,12 @@ impl Queries {
 
     /// Locks a row to the end of the transaction, if it still is what was read and no other session has it.
     fn lock(&self, watch: &Watch, row: &Row) -> SqlResult<Locked> {
-        let source = [row.entry.key.as_str().into(), row.image.as_deref().into(), row.text.as_deref().into()];
+        let source = [
+            row.entry.key.as_str().into(),
+            row.image.as_deref().into(),
+            row.text.as_deref().into(),
+            row.entry.again.into(),
+        ];
         let _rights = Rights::of_table_owner(watch.owner);
         let _limit = HardLimit::start();
         Spi::connect_mut(|client| {
@@ -151,19 +164,22 @@ impl Queries {
         })
     }
 
-    /// Writes a row's embedding, if the row still is what was embedded.
-    fn write(&self, watch: &Watch, row: &Row, vector: &Vector) -> SqlResult<Written> {
+    /// Writes a row's embedding, or none, if the row still is what was embedded.
+    fn write(&self, watch: &Watch, row: &Row, vector: Option<&Vector>) -> SqlResult<Written> {
         let key = row.entry.key.as_str();
         match self.lock(watch, row)? {
             Locked::Here => {}
             Locked::Elsewhere => return Ok(Written::Locked),
             Locked::Superseded => return Ok(Written::Superseded),
         }
-        let vector = self.storage.round(vector.clone());
-        let cluster = match &watch.collection {
-            Some(collection) if self.has_cluster => {
-                let _rights = Rights::of_extension();
-                Some(assign(vector.clone(), collection)?)
+        let vector = vector.map(|vector| self.storage.round(vector.clone()));
+        let cluster = match (&watch.collection, &vector) {
+            // Such a row may be in a group already: the trigger confirms that it is in another, and takes it out of the old.
+            (Some(collection), Some(vector)) if self.has_cluster && row.entry.again => {
+                Some(join(&Rc::from(collection.as_str()), &vector.0, watch.owner)?)
+            }
+            (Some(collection), Some(vector)) if self.has_cluster => {
+                Some(assign(vector.clone(), collection, watch.owner)?)
             }
             _ => None,
         };
@@ -171,7 +187,6 @@ impl Queries {
             let _rights = Rights::of_table_owner(watch.owner);
             let _limit = HardLimit::start();
             Spi::connect_mut(|client| {
-                let vector = Some(vector.clone());
                 let done = if self.has_cluster {
                     client.update(&self.update, None, &[key.into(), vector.into(), cluster.into()])
                 } else {
@@ -361,7 +376,9 @@ impl Work<'_> {
         for (row, vector) in rows.iter().zip(vectors) {
             match vector {
                 Ok(vector) => {
-                    if let Some(vector) = row.embedding.clone().or(vector) {
+                    let vector = row.embedding.clone().or(vector);
+                    // A row that is embedded again and has no source any more loses its vector.
+                    if vector.is_some() || row.entry.again {
                         ready.push((row, vector));
                     }
                 }
@@ -410,7 +427,7 @@ impl Work<'_> {
     }
 
     /// Writes rows until the time is over, one at least; or fails.
-    fn write_all(&self, rows: &[(&Row, Vector)]) -> SqlResult<AllWritten> {
+    fn write_all(&self, rows: &[(&Row, Option<Vector>)]) -> SqlResult<AllWritten> {
         let mut written = AllWritten::default();
         for (index, (row, vector)) in rows.iter().enumerate() {
             pgrx::check_for_interrupts!();
@@ -418,7 +435,7 @@ impl Work<'_> {
                 written.later.extend(rows[index..].iter().map(|(row, _)| row.entry.id));
                 break;
             }
-            match self.queries.write(self.watch, row, vector)? {
+            match self.queries.write(self.watch, row, vector.as_ref())? {
                 Written::Done => {
                     written.done += 1;
                     forget_failure(self.watch.id, &row.entry.key)?;
@@ -466,7 +483,7 @@ impl Work<'_> {
                 outcome.of(watch).1 += 1;
                 forget_entries(&[entry.id])
             }
-            // A writer is at the row; what it leaves is seen to after it.
+            // Another session is writing the row; the entry is tried again afterwards.
             Err(passing) if passing.is_passing() => put_back(&[entry.id], LOCKED_REST),
             Err(failure) => Err(failure.into_report()),
         }

@@ -5,10 +5,10 @@ use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, SpiHeapTupleData, quote_identifier};
 
-use crate::cluster::collection::get;
 use crate::pg::catalog::{self, Lock, Table};
 use crate::pg::error::{SqlResult, report, with_sqlstate};
 use crate::pg::regclass::Regclass;
+use crate::pg::spi::{get, spi};
 use crate::pg::user_context::Rights;
 use crate::watch::checks::check_local;
 
@@ -101,7 +101,7 @@ impl Watch {
         Spi::connect_mut(|client| Ok(Self::find(client, "w.replaces = $1", &[id.into()])?.pop()))
     }
 
-    /// The watches that the background worker is to see to: queued, and with their triggers in place.
+    /// The watches of the background worker: queued mode, with enabled triggers.
     pub fn for_worker() -> SqlResult<Vec<Self>> {
         let _rights = Rights::of_extension();
         Spi::connect_mut(|client| {
@@ -126,16 +126,21 @@ impl Watch {
         };
         if found.is_empty() {
             check_local(&table)?;
-            let what = match embedding {
-                Some(embedding) => format!("column \"{embedding}\" of {} is not watched", table.name),
-                None => format!("table {} is not watched", table.name),
-            };
-            return Err(with_sqlstate(
-                PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
-                Error::new(Kind::InvalidInput, what).hint("SELECT * FROM clip_search.watch lists what is watched."),
-            ));
+            return Err(Self::none_of(&table.name, embedding));
         }
         Ok(found)
+    }
+
+    /// The error of a table, or of its column, that is not watched.
+    pub fn none_of(table: &str, embedding: Option<&str>) -> pg_sys::panic::ErrorReport {
+        let what = match embedding {
+            Some(embedding) => format!("column \"{embedding}\" of {table} is not watched"),
+            None => format!("table {table} is not watched"),
+        };
+        with_sqlstate(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+            Error::new(Kind::InvalidInput, what).hint("SELECT * FROM clip_search.watch lists what is watched."),
+        )
     }
 
     /// The one watch of a table, or of its column.
@@ -195,8 +200,4 @@ pub fn table_of(relation: Option<Regclass>) -> SqlResult<pg_sys::Oid> {
             Error::new(Kind::InvalidInput, "the table is NULL").hint("Give its name, or oid."),
         )
     })
-}
-
-pub fn spi(error: pgrx::spi::Error) -> pg_sys::panic::ErrorReport {
-    report(Error::new(Kind::Internal, "a watched table could not be read or written").detail(error.to_string()))
 }

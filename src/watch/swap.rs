@@ -5,17 +5,19 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, quote_identifier, quote_literal};
 
-use crate::cluster::collection::{drop_rows, get};
+use crate::cluster::collection::drop_rows;
 use crate::cluster::statements;
 use crate::cluster::tables::Store;
 use crate::model::loaded;
 use crate::pg::catalog::Table;
-use crate::pg::error::{SqlResult, with_sqlstate};
+use crate::pg::error::{SqlResult, report, with_sqlstate};
+use crate::pg::spi::get;
+use crate::pg::spi::spi;
 use crate::pg::user_context::Rights;
 use crate::watch::backfill::enqueue_missing;
 use crate::watch::queue::{self, own};
 use crate::watch::rows::{Terms, work};
-use crate::watch::setting::{Watch, spi};
+use crate::watch::setting::Watch;
 use crate::watch::trigger::install::drop_triggers;
 
 /// Rows that are still embedded while the table is locked for the swap: two seconds' worth of CLIP ViT-B/32.
@@ -193,12 +195,25 @@ pub fn finish(watch: &Watch, next: &Watch) -> SqlResult<bool> {
         }
         Ok::<_, ErrorReport>(())
     })?;
-    pgrx::notice!(
-        "column \"{}\" of {} holds vectors of model \"{}\" now",
-        watch.embedding,
-        table.name,
-        loaded::base_name(&next.model)
-    );
+    report(
+        Error::new(
+            Kind::InvalidInput,
+            format!(
+                "column \"{}\" of {} holds vectors of model \"{}\" now",
+                watch.embedding,
+                table.name,
+                loaded::base_name(&next.model)
+            ),
+        )
+        .detail("Searches must embed their queries by that model.")
+        .hint(format!(
+            "Search by clip_embed_text_for({}, …), which knows the model, or set the default: \
+             ALTER DATABASE … SET clip_search.model = {}, or ALTER ROLE.",
+            quote_literal(&table.name),
+            quote_literal(&next.model)
+        )),
+    )
+    .report(PgLogLevel::NOTICE);
     Ok(true)
 }
 

@@ -173,7 +173,7 @@ def test_odd_names_keys_and_row_security(database: support.Database, db: psycopg
         columns = '"The text", "Vec tor"::text, "Group"'
         assert check(db, table, columns, "it's \"odd\"") == 6
         assert mine.execute("SELECT rows, embedded, pending, failed, active FROM clip_search.watch").fetchone() == (6, 6, 0, 0, True)
-        mine.execute(f"SELECT public.clip_unwatch('{table}')")
+        mine.execute(f"SELECT public.clip_unwatch('{table}', drop_columns => true)")
         shown = mine.execute("SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum", (table,))
         assert [name for (name,) in shown] == ["Key", "day", "n", "twice", "The text"]
         assert value(mine, "SELECT count(*) FROM clip_search.collection") == 0
@@ -214,7 +214,7 @@ def test_nobody_elses_functions_are_run(database: support.Database, db: psycopg.
         mine.execute("INSERT INTO note VALUES (10, 'a cat')")
         mine.execute("CALL clip_backfill('note')")
         check(db, f"{plain_role}.note", collection="trapped")
-        mine.execute("SELECT clip_unwatch('note')")
+        mine.execute("SELECT clip_unwatch('note', drop_columns => true)")
         # Others' collections, and tables that are not one's own.
         db.execute("SELECT clip_assign_cluster(clip_embed_text('a cat'), 'theirs')")
         state, text = sqlstate(mine, "SELECT clip_watch('note', 'body', collection => 'theirs', cluster => 'c')")
@@ -302,8 +302,9 @@ def check_half(db: psycopg.Connection, model: str) -> int:
     for embedding, expected, cluster, size in rows:
         assert size == 8 + 2 * 512
         stored, exact = vector(embedding), vector(expected)
-        # What is written comes of a batch perhaps, and then may be on the other side of the middle between two halves.
-        assert np.allclose(stored, exact.astype(np.float16), rtol=2**-10, atol=2e-6)
+        # To the nearest of the numbers that 16 bits can hold, half of whose distance is 2**-11; 1e-6 for graphs that round in
+        # other places as they are batched.
+        assert np.allclose(stored, exact, rtol=2**-11, atol=1e-6)
         members[cluster].append(stored / np.linalg.norm(stored.astype(np.float64)))
     found = db.execute("SELECT id, size, centroid::text FROM clip_search.cluster WHERE collection = 'note'").fetchall()
     assert {id: size for id, size, _ in found} == {id: len(rows) for id, rows in members.items()}
@@ -404,15 +405,13 @@ def test_sessions_at_once(database: support.Database, db: psycopg.Connection) ->
         with database.connect() as mine:
             for _ in range(25):
                 id, word = int(rng.integers(12)), WORDS[rng.integers(5)]
-                try:
-                    with mine.transaction(force_rollback=bool(rng.integers(5) == 0)):
-                        mine.execute("INSERT INTO note (id, body) VALUES (%s, %s) ON CONFLICT (id) DO UPDATE SET body = excluded.body", (id, word))
-                        if rng.integers(3) == 0:
-                            mine.execute("DELETE FROM note WHERE id = %s", (int(rng.integers(12)),))
-                        if rng.integers(3) == 0:
-                            mine.execute("UPDATE note SET id = id + 100 WHERE id = %s AND NOT EXISTS (SELECT FROM note WHERE id = %s)", (id, id + 100))
-                except (psycopg.errors.DeadlockDetected, psycopg.errors.UniqueViolation, psycopg.errors.SerializationFailure):
-                    pass  # by the rows themselves, in no order
+                # Rows in the order of their ids, so that none waits for another in a circle, whatever the clusters are.
+                with mine.transaction(force_rollback=bool(rng.integers(5) == 0)):
+                    mine.execute("INSERT INTO note (id, body) VALUES (%s, %s) ON CONFLICT (id) DO UPDATE SET body = excluded.body", (id, word))
+                    if rng.integers(3) == 0:
+                        mine.execute("UPDATE note SET id = id + 100 WHERE id = %s AND NOT EXISTS (SELECT FROM note WHERE id = %s)", (id, id + 100))
+                    elif rng.integers(2) == 0:
+                        mine.execute("DELETE FROM note WHERE id = %s", (int(rng.integers(id, 12)),))
 
     in_parallel([lambda n=n: session(n) for n in range(8)])
     assert check(db, "note") > 0
@@ -509,7 +508,7 @@ def test_backfill_groups_what_is_embedded_already(db: psycopg.Connection) -> Non
     db.execute("UPDATE note SET body = (%s::text[])[id]", (list(WORDS),))
     db.execute("ALTER TABLE note ENABLE TRIGGER ALL")
     assert check(db, "note") == 5
-    db.execute("SELECT clip_unwatch('note')")
+    db.execute("SELECT clip_unwatch('note', drop_columns => true)")
     shown = db.execute("SELECT attname FROM pg_attribute WHERE attrelid = 'note'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum")
     assert [name for (name,) in shown] == ["id", "body", "embedding"], "only what it has added"
     db.execute("DROP TABLE note")
@@ -607,7 +606,7 @@ def test_reembed_swaps_when_it_is_complete(database: support.Database, db: psyco
     assert value(db, f"SELECT has_column_privilege('{plain_role}', 'note', 'embedding', 'SELECT')")
     assert value(db, "SELECT count(*) FROM pg_trigger WHERE tgrelid = 'note'::regclass") == 3
     db.execute("INSERT INTO note (id, body) VALUES (9000, 'a new text'); DELETE FROM note WHERE id = 9000; SELECT count(*) FROM clip_recluster('note')")
-    db.execute("SELECT clip_unwatch('note')")
+    db.execute("SELECT clip_unwatch('note', drop_columns => true)")
     names = db.execute("SELECT attname FROM pg_attribute WHERE attrelid = 'note'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum")
     assert [name for (name,) in names] == ["id", "body", "title"]
     db.execute("DROP TABLE note")

@@ -8,6 +8,7 @@ use crate::cluster::pending::{self, Member};
 use crate::cluster::statements;
 use crate::cluster::tables::Store;
 use crate::pg::error::SqlResult;
+use crate::pg::spi::run;
 use crate::pg::transaction::{Isolation, isolation, run_on_latest};
 use crate::pg::user_context::Rights;
 use crate::pg::vector::Vector;
@@ -35,7 +36,8 @@ pub(super) fn after_update(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<(
         confirm(plan, new);
         part(plan, old)?;
     } else if let Some(was) = old.member(plan) {
-        // By hand: grouped anew before it was written (`regrouped`), or without a group until it is made anew.
+        // Changed by hand: `regrouped` has joined a group before the row was written, or the row has no group until it is
+        // embedded again.
         let parted = match new.member(plan) {
             Some(is) => is != was && confirm(plan, new),
             None => true,
@@ -43,6 +45,9 @@ pub(super) fn after_update(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<(
         if parted {
             part(plan, old)?;
         }
+    } else {
+        // The worker has grouped a row again that was in no group.
+        confirm(plan, new);
     }
     let renamed = plan.key.iter().any(|&column| !same_value(old, new, column));
     let (was_open, open) = (old.datum(plan.embedding).is_none(), new.datum(plan.embedding).is_none());
@@ -88,9 +93,7 @@ pub(super) fn after_truncate(plan: &Plan) -> SqlResult<()> {
     if let Some(collection) = &plan.watch.collection {
         let store = Store::open(c"TRUNCATE");
         store.take(collection, true);
-        for query in CLEAR {
-            run_on_latest(query, &[collection.as_str().into()])?;
-        }
+        statements::clear_latest(collection)?;
     }
     Ok(())
 }
@@ -103,8 +106,7 @@ fn confirm(plan: &Plan, new: &Tuple) -> bool {
 /// The row leaves its cluster.
 fn part(plan: &Plan, old: &Tuple) -> SqlResult<()> {
     if let Some(Member { collection, cluster, vector }) = old.member(plan) {
-        let _rights = Rights::of_extension();
-        leave(cluster, Vector(vector), Some(&collection))?;
+        leave(cluster, Vector(vector), Some(&collection), Some(plan.watch.owner))?;
     }
     Ok(())
 }
@@ -122,9 +124,7 @@ fn enqueue(plan: &Plan, new: &Tuple) -> SqlResult<()> {
     let key = new.key(plan)?;
     queue::noted(&plan.watch, key.len(), || {
         let _rights = Rights::of_extension();
-        Spi::connect_mut(|client| {
-            statements::run(client, ENQUEUE, &[plan.watch.id.into(), key.as_str().into()]).map(drop)
-        })
+        Spi::connect_mut(|client| run(client, ENQUEUE, &[plan.watch.id.into(), key.as_str().into()]).map(drop))
     })?;
     if plan.watch.queued {
         wake_at_commit();
@@ -140,21 +140,13 @@ const DELETE_FAILURE: &str = "DELETE FROM clip_search.watch_failure WHERE watch 
     AND key OPERATOR(pg_catalog.=) $2::pg_catalog.text[]";
 const RENAME_FAILURE: &str = "UPDATE clip_search.watch_failure SET key = $3::pg_catalog.text[] \
     WHERE watch OPERATOR(pg_catalog.=) $1 AND key OPERATOR(pg_catalog.=) $2::pg_catalog.text[]";
-const CLEAR: [&str; 3] = [
-    "DELETE FROM clip_search.cluster_sum WHERE collection OPERATOR(pg_catalog.=) $1",
-    "DELETE FROM clip_search.cluster_change WHERE collection OPERATOR(pg_catalog.=) $1",
-    "DELETE FROM clip_search.cluster_code WHERE collection OPERATOR(pg_catalog.=) $1",
-];
-
 /// Changes the list of failures, as it is now: a worker may have listed a row since this transaction began. How many rows
 /// it was of.
 fn change_failures(query: &'static str, arguments: &[DatumWithOid<'_>]) -> SqlResult<u64> {
     let _rights = Rights::of_extension();
     match isolation() {
         // Each statement sees what is committed by then, and this one's plan is kept.
-        Isolation::ReadCommitted => {
-            Spi::connect_mut(|client| Ok(statements::run(client, query, arguments)?.len() as u64))
-        }
+        Isolation::ReadCommitted => Spi::connect_mut(|client| Ok(run(client, query, arguments)?.len() as u64)),
         _ => run_on_latest(query, arguments),
     }
 }

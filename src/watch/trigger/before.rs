@@ -8,9 +8,9 @@ use pgrx::prelude::*;
 use crate::cluster::pending::join;
 use crate::model::loaded;
 use crate::pg::error::{SqlResult, report, with_sqlstate};
+use crate::pg::subtransaction::Failure;
 use crate::pg::text::utf8;
 use crate::pg::transaction::RollbackList;
-use crate::pg::user_context::Failure;
 use crate::pg::vector::Vector;
 use crate::watch::source::{self, Source};
 use crate::watch::trigger::moves::{is_moved_here, note_update};
@@ -90,7 +90,7 @@ fn written(plan: &Plan, new: &Tuple) -> SqlResult<pg_sys::HeapTuple> {
             }
             let vector = plan.storage.round(vector);
             let cluster = match &plan.collection {
-                Some(collection) if plan.cluster.is_some() => Some(join(collection, &vector.0)?),
+                Some(collection) if plan.cluster.is_some() => Some(join(collection, &vector.0, plan.watch.owner)?),
                 _ => None,
             };
             Ok(new.with(plan, Some(vector), cluster))
@@ -113,7 +113,7 @@ fn regrouped(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<Option<pg_sys::
         return Ok(None);
     }
     let Some(vector) = new.vector(plan) else { return Ok(Some(new.with(plan, None, None))) };
-    let cluster = join(&member.collection, &vector)?;
+    let cluster = join(&member.collection, &vector, plan.watch.owner)?;
     Ok(Some(new.with(plan, Some(Vector(vector)), Some(cluster))))
 }
 

@@ -4,11 +4,11 @@ use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, quote_literal};
 
-use crate::cluster::collection::{get, own_schema};
 use crate::pg::catalog::Table;
 use crate::pg::error::{SqlResult, warn};
+use crate::pg::spi::{get, own_schema, spi};
 use crate::pg::user_context::Rights;
-use crate::watch::setting::{Watch, spi};
+use crate::watch::setting::Watch;
 
 /// The names sort behind most others', since triggers fire by name: ones that prepare the image come first.
 fn trigger_names(watch: i64) -> [String; 3] {
@@ -66,11 +66,32 @@ fn warn_of_later(client: &mut SpiClient<'_>, table: &Table, watch: &Watch) -> Sq
     Ok(())
 }
 
+/// Warns of triggers that write what this watch writes, or count its members once more: such as one that embedded before
+/// the table was watched. Their source says so; of those in C nothing is known.
+fn warn_of_others(client: &mut SpiClient<'_>, table: &Table, watch: &Watch) -> SqlResult<()> {
+    let query = include_str!("../sql/other_triggers.sql");
+    let arguments = [table.oid.into(), watch.embedding.as_str().into(), watch.cluster.as_deref().into()];
+    let rows = client.update(query, None, &arguments).map_err(spi)?;
+    for row in rows {
+        let (Some(trigger), Some(what)) = (get::<String>(&row, 1)?, get::<String>(&row, 2)?) else { continue };
+        warn(
+            Error::new(
+                Kind::Unsupported,
+                format!("trigger \"{trigger}\" of {} {what}, as clip_watch does", table.name),
+            )
+            .detail("Rows are embedded twice, or counted in two groups.")
+            .hint(format!("DROP TRIGGER {trigger} ON {}, if clip_watch is to take its place.", table.name)),
+        );
+    }
+    Ok(())
+}
+
 pub fn create_triggers(client: &mut SpiClient<'_>, table: &Table, watch: &Watch) -> SqlResult<()> {
     for trigger in orphans(client, table)? {
         client.update(&format!("DROP TRIGGER {trigger} ON {}", table.name), None, &[]).map_err(spi)?;
     }
     warn_of_later(client, table, watch)?;
+    warn_of_others(client, table, watch)?;
     let function = format!("{}.clip_watch_row('{}')", own_schema(client)?, watch.id);
     let [before, after, truncate] = trigger_names(watch.id);
     // An update that moves a row to another partition is a deletion and an insertion to them; the trigger has to see

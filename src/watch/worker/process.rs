@@ -5,7 +5,8 @@ use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::prelude::*;
 
 use crate::pg::error::SqlResult;
-use crate::pg::user_context::{Failure, catch, stop_clock};
+use crate::pg::subtransaction::{Failure, catch};
+use crate::pg::user_context::stop_clock;
 
 /// Runs a transaction; an error undoes it and comes back.
 pub fn transaction<T>(f: impl FnOnce() -> SqlResult<T>) -> Result<T, Failure> {
@@ -47,7 +48,7 @@ fn clean_session() {
 }
 
 unsafe extern "C-unwind" {
-    // Declared anew, since pgrx wraps them in functions of Rust, which a signal handler must not be.
+    // Declared here because pgrx wraps them in Rust functions, which a signal handler must not be.
     #[link_name = "die"]
     fn die(signal: i32);
     #[link_name = "StatementCancelHandler"]

@@ -12,11 +12,13 @@ use pgrx::prelude::*;
 
 use crate::cluster::tables::Store;
 use crate::guc;
-use crate::pg::user_context::{Failure, Rights};
+use crate::pg::spi::spi;
+use crate::pg::subtransaction::Failure;
+use crate::pg::user_context::Rights;
 use crate::watch::dropped::forget_dropped;
 use crate::watch::queue::{self, Next};
 use crate::watch::rows::{self, OnRowError, Terms};
-use crate::watch::setting::{Watch, spi};
+use crate::watch::setting::Watch;
 use crate::watch::wakeup;
 use crate::watch::worker::NAP;
 use crate::watch::worker::process::transaction;
@@ -174,7 +176,10 @@ impl Worker {
                 }
                 outcome.stuck.remove(&watch.id)
             }
-            Err(failure) => Some(failure),
+            Err(failure) => {
+                transaction(|| queue::attempt_ended(&entries))?;
+                Some(failure)
+            }
         };
         match failure {
             None => drop(self.resting.remove(&watch.id)),

@@ -3,9 +3,15 @@
 use ndarray::Array2;
 
 use super::compare::{Sink, compare};
+use super::forest::Forest;
 use super::points::{Points, Scalar, dot, product_error, upwards};
+use super::progress::Clock;
 use super::sketch::{Plan, Sketch};
-use super::{Clock, Forest, LIST, LONGEST_LIST, NONE};
+
+/// Nearest groups that a list starts with, and what a list may grow to in merges.
+const LIST: usize = 64;
+const LONGEST_LIST: usize = 256;
+const NONE: u32 = u32::MAX;
 
 /// The nearest groups of a group, and a bound on the rest.
 #[derive(Clone, Default)]

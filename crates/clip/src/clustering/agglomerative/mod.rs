@@ -20,18 +20,22 @@
 
 mod average;
 mod compare;
+mod forest;
 mod points;
+mod progress;
 mod single;
 mod sketch;
 #[cfg(test)]
 mod tests;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ndarray::ArrayView2;
 
 use self::average::Average;
 use self::points::Points;
+use self::progress::Clock;
+pub use self::progress::Progress;
 use self::single::single;
 use crate::error::{Error, Kind, Result};
 
@@ -44,27 +48,9 @@ pub enum Linkage {
     Single,
 }
 
-/// How far the work is. `done` and `total` count within `stage`; a stage can come again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// `read` (rows), `compare` (pairs) or `merge` (groups that have found their end).
-    pub stage: &'static str,
-    pub done: u64,
-    pub total: u64,
-}
-
 /// As in the grouping on insert: the last bit of an f32 moves a cosine by about 1e-15, so that with this much room a
 /// threshold of 1 means equal.
 const ROUNDING: f64 = 1e-12;
-/// Vectors stored as f16 have a length within 1e-3 of 1; what is further off was never normalised.
-const UNIT: f64 = 1e-3;
-/// Nearest groups that a list starts with, and what a list may grow to in merges.
-const LIST: usize = 64;
-const LONGEST_LIST: usize = 256;
-/// A block of products: 512 KiB of f32, which stays in the second-level cache, and 2 ms of work at 512 dimensions.
-const BLOCK_ROWS: usize = 256;
-const BLOCK_COLUMNS: usize = 512;
-const PULSE: Duration = Duration::from_millis(20);
 const NONE: u32 = u32::MAX;
 
 /// Groups rows by agglomerative clustering, cut where the linkage falls below a cosine.
@@ -116,50 +102,4 @@ pub fn agglomerate(
             *label
         })
         .collect())
-}
-/// Calls back at intervals, wherever the work is.
-struct Clock<'a> {
-    pulse: &'a mut dyn FnMut(Progress),
-    last: Instant,
-}
-
-impl Clock<'_> {
-    fn tick(&mut self, stage: &'static str, done: usize, total: usize) {
-        if self.last.elapsed() >= PULSE {
-            (self.pulse)(Progress { stage, done: done as u64, total: total as u64 });
-            self.last = Instant::now();
-        }
-    }
-}
-
-/// Sets of points that are one group, each known by its lowest point (union–find with path halving).
-struct Forest(Vec<u32>);
-
-impl Forest {
-    fn new(n: usize) -> Self {
-        Self((0..n as u32).collect())
-    }
-
-    /// As [`Forest::find`], for those who may only read.
-    fn root(&self, mut point: u32) -> u32 {
-        while self.0[point as usize] != point {
-            point = self.0[point as usize];
-        }
-        point
-    }
-
-    fn find(&mut self, mut point: u32) -> u32 {
-        while self.0[point as usize] != point {
-            let parent = self.0[point as usize];
-            self.0[point as usize] = self.0[parent as usize];
-            point = parent;
-        }
-        point
-    }
-
-    fn unite(&mut self, a: u32, b: u32) -> u32 {
-        let (a, b) = (self.find(a), self.find(b));
-        self.0[a.max(b) as usize] = a.min(b);
-        a.min(b)
-    }
 }

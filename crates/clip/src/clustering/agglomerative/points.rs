@@ -6,8 +6,11 @@ use std::hash::Hasher;
 
 use ndarray::{ArrayView2, LinalgScalar};
 
-use super::{Clock, UNIT};
+use super::progress::Clock;
 use crate::error::{Error, Kind, Result};
+
+/// Vectors stored as f16 have a length within 1e-3 of 1; what is further off was never normalised.
+const UNIT: f64 = 1e-3;
 
 /// The distinct rows, each with its multiplicity.
 pub(super) struct Points<'a> {

@@ -5,9 +5,10 @@ use std::ops::Range;
 use ndarray::Array2;
 
 use super::compare::{Sink, compare};
+use super::forest::Forest;
 use super::points::{Points, Scalar, product_error};
+use super::progress::Clock;
 use super::sketch::Sketch;
-use super::{Clock, Forest};
 
 /// Single linkage: joins the points of each pair that reaches `cut`.
 pub(super) fn single(points: &Points<'_>, cut: f64, threads: usize, clock: &mut Clock<'_>) -> Forest {

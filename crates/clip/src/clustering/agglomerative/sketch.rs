@@ -3,7 +3,7 @@
 use ndarray::{Array2, ArrayView2, s};
 
 use super::points::{dot, product_error, slice, upwards};
-use super::{BLOCK_ROWS, Clock};
+use super::progress::Clock;
 
 /// Cheap upper bounds of products: a few coordinates in a basis that holds most of the vectors' length, and the length
 /// of what it leaves.
@@ -15,6 +15,8 @@ pub(super) struct Sketch<T> {
     penalty: u32,
 }
 
+/// Rows between two looks at the clock.
+const SKETCHED_AT_ONCE: usize = 256;
 /// Fewer pairs are multiplied out in about the time in which a basis is found (0.1 s).
 pub(super) const SKETCHED_FROM: usize = 12_000_000;
 /// Vectors that the basis, and the choice of its size, is made from.
@@ -128,9 +130,9 @@ pub(super) fn sketch(vectors: ArrayView2<'_, f32>, basis: &Array2<f32>, clock: &
     let error = 2.0 * coordinates_off + skew.sqrt();
     let margin = (1.01 * error + product_error::<f32>(size + 2)).sqrt() as f32;
     let mut out = Array2::<f32>::zeros((n, size + 2));
-    for from in (0..n).step_by(BLOCK_ROWS) {
+    for from in (0..n).step_by(SKETCHED_AT_ONCE) {
         clock.tick("comparing", from, n);
-        let rows = from..(from + BLOCK_ROWS).min(n);
+        let rows = from..(from + SKETCHED_AT_ONCE).min(n);
         let coordinates = vectors.slice(s![rows.clone(), ..]).dot(basis);
         for (index, p) in rows.zip(coordinates.outer_iter()) {
             let x = slice(&vectors, index);

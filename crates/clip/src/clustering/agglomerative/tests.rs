@@ -2,8 +2,8 @@ use std::time::Instant;
 
 use ndarray::Array2;
 
-use super::Clock;
 use super::points::{dot, slice};
+use super::progress::Clock;
 use super::sketch::{Sketch, principal_basis, sketch};
 
 /// Vectors of at most length 1, near `axes` of `width` axes.
