@@ -179,7 +179,7 @@ fn check(arguments: &Check) -> clip::Result<usize> {
     let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name().and_then(|name| name.to_str())) else {
         return Err(Error::new(Kind::UnknownModel, format!("\"{}\" is not a model's directory", directory.display())));
     };
-    let rows = Embedder::new(Model::find(&[parent.to_owned()], name)?, library, 1).check();
+    let rows = Embedder::new(Model::find(&[parent.to_owned()], name)?, library, 1).check(option);
     let width = rows.iter().map(|(what, _)| what.chars().count()).max().unwrap_or_default();
     for (what, value) in &rows {
         println!("{what:width$}  {value}");
