@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import psycopg
 import pytest
 
@@ -196,6 +197,30 @@ def check_works(db: psycopg.Connection, number: int) -> None:
     assert value(db, "SELECT sum(moved) FROM clip_recluster('note')") is None
 
 
+# Beyond 432 clusters, codes are stored and searched.
+MANY = 700
+
+
+def fill_many(db: psycopg.Connection) -> list[int]:
+    """So many clusters of one member each; their ids."""
+    rows = np.random.default_rng(3).standard_normal((MANY, 512))
+    db.execute("CREATE TABLE many (n int PRIMARY KEY, embedding vector(512))")
+    with db.cursor().copy("COPY many FROM STDIN") as copy:
+        for n, row in enumerate(rows):
+            copy.write_row((n, support.vector_text(row)))
+    ids = [value(db, "SELECT clip_assign_cluster(embedding, 'many') FROM many WHERE n = %s", n) for n in range(MANY)]
+    assert len(set(ids)) == MANY
+    assert value(db, "SELECT sum(length(entries) / 36) FROM clip_search.cluster_code WHERE collection = 'many'") > 400
+    return ids
+
+
+def check_many(db: psycopg.Connection, ids: list[int]) -> None:
+    """Each vector finds its cluster by the code that is stored."""
+    with db.transaction(force_rollback=True):
+        found = [value(db, "SELECT clip_assign_cluster(embedding, 'many') FROM many WHERE n = %s", n) for n in range(MANY)]
+    assert found == ids
+
+
 def wait(db: psycopg.Connection, query: str) -> None:
     deadline = time.monotonic() + 60
     while not value(db, query):
@@ -283,6 +308,7 @@ def test_an_earlier_build_is_updated(copy: Copy, version: str) -> None:
             wait(db, embedded.format(1))
             wait(db, "SELECT max(attempts) = 1 FROM clip_search.pending")
             check_works(db, 10)
+            ids = fill_many(db)
             before = stored(db), settings(db)
         made.stop()
         copy.put(sharedir, libraries / "clip_search.so")
@@ -296,6 +322,7 @@ def test_an_earlier_build_is_updated(copy: Copy, version: str) -> None:
             before = stored(db), settings(db)
             updated(db)
             assert (stored(db), settings(db)) == before
+            check_many(db, ids)
             found = members(db)
             check_works(db, 30)
             # The row that was put off is still there, and mended.
