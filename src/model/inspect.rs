@@ -34,9 +34,7 @@ fn clip_models() -> TableIterator<
 }
 
 #[pg_extern(volatile, strict, parallel_restricted)]
-fn clip_check_model(
-    model: &str,
-) -> TableIterator<'static, (name!(item, String), name!(value, String))> {
+fn clip_check_model(model: &str) -> TableIterator<'static, (name!(item, String), name!(value, String))> {
     TableIterator::new(check(model))
 }
 

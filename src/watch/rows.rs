@@ -377,7 +377,7 @@ impl Work<'_> {
             match vector {
                 Ok(vector) => {
                     let vector = row.embedding.clone().or(vector);
-                    // A row whose vector is made anew, and that has nothing to embed any more, gets none.
+                    // A row that is embedded again and has no source any more loses its vector.
                     if vector.is_some() || row.entry.again {
                         ready.push((row, vector));
                     }
@@ -483,7 +483,7 @@ impl Work<'_> {
                 outcome.of(watch).1 += 1;
                 forget_entries(&[entry.id])
             }
-            // A writer is at the row; what it leaves is seen to after it.
+            // Another session is writing the row; the entry is tried again afterwards.
             Err(passing) if passing.is_passing() => put_back(&[entry.id], LOCKED_REST),
             Err(failure) => Err(failure.into_report()),
         }

@@ -212,7 +212,7 @@ def test_what_does_not_work_says_so(db: psycopg.Connection) -> None:
         db.execute("SET LOCAL citus.enable_unsafe_triggers = on")
         _, text = sqlstate(db, "SELECT create_distributed_table('here', 'id')")
     assert "a trigger of clip_watch is on a table that is not watched" in text
-    db.execute("SELECT clip_unwatch('here', keep_columns => true); SELECT create_distributed_table('here', 'id'); DROP TABLE here")
+    db.execute("SELECT clip_unwatch('here'); SELECT create_distributed_table('here', 'id'); DROP TABLE here")
     db.execute("CREATE TABLE everywhere (id bigint PRIMARY KEY, data bytea); SELECT create_reference_table('everywhere')")
     refused(db, "SELECT clip_watch('everywhere', 'data')", "public.everywhere is a table of Citus")
 

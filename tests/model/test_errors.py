@@ -306,4 +306,5 @@ def test_no_argument_that_is_null_is_an_internal_error(db: psycopg.Connection) -
                     assert error.sqlstate and not error.sqlstate.startswith("XX"), (shown, statement, error)
                     refused += error.sqlstate == "22004"
     assert refused > 10
-    assert sqlstate(db, "SELECT clip_watch('nulls', 'body', mode => NULL)")[1].startswith('argument "mode" is NULL')
+    assert sqlstate(db, "SELECT clip_watch('nulls', 'body', embedding => NULL)")[1].startswith('argument "embedding" is NULL')
+    assert sqlstate(db, "SELECT clip_watch('nulls')")[1].startswith('argument "source" is NULL')

@@ -150,11 +150,12 @@ STORED = ("clip_search.collection", "clip_search.cluster", "clip_search.failure"
 
 
 def stored(db: psycopg.Connection) -> list[list[tuple]]:
-    return [db.execute(f"SELECT t::text FROM {table} t ORDER BY 1").fetchall() for table in STORED]
+    # Collections have owners since 0.3.0.
+    return [db.execute(f"SELECT to_jsonb(t) - 'owner' FROM {table} t ORDER BY 1").fetchall() for table in STORED]
 
 
 def settings(db: psycopg.Connection) -> list[tuple]:
-    return db.execute("SELECT to_jsonb(w) - 'rows' - 'embedded' - 'pending' - 'failed' FROM clip_search.watch w ORDER BY 1").fetchall()
+    return db.execute("SELECT to_jsonb(w) - 'rows' - 'embedded' - 'pending' - 'failed' - 'outdated' FROM clip_search.watch w ORDER BY 1").fetchall()
 
 
 CAT, ROCKET = (
@@ -172,6 +173,8 @@ def fill(db: psycopg.Connection) -> None:
     db.execute("INSERT INTO photo VALUES (1, %b), (2, %b), (3, 'no image')", (CAT, ROCKET))
     db.execute("SELECT clip_create_collection('own', 0.5, model => 'photo-mini')")
     db.execute("SELECT clip_assign_cluster(embedding, 'own') FROM note")
+    # One that came to be by its first assignment, and the one without a name.
+    db.execute("SELECT clip_assign_cluster(embedding, 'loose'), clip_assign_cluster(embedding) FROM note")
 
 
 def check_works(db: psycopg.Connection, number: int) -> None:
@@ -229,7 +232,31 @@ def wait(db: psycopg.Connection, query: str) -> None:
 
 
 def updated(db: psycopg.Connection) -> None:
+    """Collections have owners afterwards, and are open as they were, which a NOTICE says."""
+    told: list[str] = []
+    db.add_notice_handler(lambda notice: told.append(f"{notice.message_primary} {notice.message_hint}"))
+    role = f"clip_role_{os.getpid()}"
+    db.execute(f"CREATE ROLE {role} LOGIN; ALTER TABLE note OWNER TO {role}; SET client_min_messages = notice")
     db.execute("ALTER EXTENSION clip_search UPDATE")
+    db.execute("SET client_min_messages = warning")
+    told = [text for text in told if "can still see" in text]
+    assert len(told) == 1 and "loose, note, own, photo" in told[0] and "clip_revoke_collection(name, 'PUBLIC')" in told[0]
+    owner = value(db, "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = current_database()")
+    found = dict(db.execute("SELECT name, owner::text FROM clip_search.collection").fetchall())
+    assert found == {"note": role, "photo": owner, "own": owner, "loose": owner, "default": owner}
+    db.execute(f"GRANT USAGE ON SCHEMA {value(db, 'SELECT quote_ident(current_schema())')} TO {role}")
+    with psycopg.connect(db.info.dsn, user=role, password="", autocommit=True) as other:
+        other.execute(f"SET search_path = {value(db, 'SHOW search_path')}")
+        assert {name for (name,) in other.execute("SELECT name FROM clip_search.collection")} == found.keys()
+        for name in ("own", "loose"):
+            cluster = value(other, "SELECT clip_assign_cluster(embedding, %s) FROM note WHERE id = 1", name)
+            assert value(other, "SELECT clip_leave_cluster(%s, embedding) FROM note WHERE id = 1", cluster)
+        db.execute("SELECT clip_revoke_collection('own', 'PUBLIC')")
+        assert support.sqlstate(other, "SELECT clip_assign_cluster(embedding, 'own') FROM note WHERE id = 1")[0] == "42501"
+    db.execute("SELECT clip_grant_collection('own', 'PUBLIC')")
+    db.execute(f"ALTER TABLE note OWNER TO {owner}; DROP OWNED BY {role}; DROP ROLE {role}")
+    # What a dropped or changed owner leaves is brought in line by a call.
+    db.execute("SELECT clip_alter_collection('note', owner => %s)", (owner,))
     assert value(db, "SELECT extversion FROM pg_extension WHERE extname = 'clip_search'") == CURRENT
 
 

@@ -33,13 +33,15 @@ def test_databases_take_turns_at_the_worker(bindir: pathlib.Path) -> None:
             other.execute("CREATE EXTENSION clip_search CASCADE")
             other.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
             other.execute("SELECT clip_watch('note', 'body', mode => 'queued')")
+            other.execute("CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not now'; END $$")
+            other.execute("CREATE TRIGGER refuse BEFORE UPDATE ON note FOR EACH ROW WHEN (old.body = 'not now') EXECUTE FUNCTION refuse()")
         for turn in range(3):
             for other in others.values():
                 other.execute("INSERT INTO note SELECT n, 'text number ' || n FROM generate_series(%s::int, %s) n", (turn * 100, turn * 100 + 20))
                 # It fails, and rests.
-                other.execute("INSERT INTO note VALUES (%s, '')", (turn * 100 + 50,))
+                other.execute("INSERT INTO note VALUES (%s, 'not now')", (turn * 100 + 50,))
             for name, other in others.items():
-                until(lambda: value(other, "SELECT count(*) FROM note WHERE body <> '' AND embedding IS NULL") == 0, f"turn {turn} of {name}")
+                until(lambda: value(other, "SELECT count(*) FROM note WHERE body <> 'not now' AND embedding IS NULL") == 0, f"turn {turn} of {name}")
         with made.connect() as db:
             until(lambda: sum(len(workers(db, name)) for name in names) <= 1)
         for other in others.values():

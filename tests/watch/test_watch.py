@@ -173,7 +173,7 @@ def test_odd_names_keys_and_row_security(database: support.Database, db: psycopg
         columns = '"The text", "Vec tor"::text, "Group"'
         assert check(db, table, columns, "it's \"odd\"") == 6
         assert mine.execute("SELECT rows, embedded, pending, failed, active FROM clip_search.watch").fetchone() == (6, 6, 0, 0, True)
-        mine.execute(f"SELECT public.clip_unwatch('{table}')")
+        mine.execute(f"SELECT public.clip_unwatch('{table}', drop_columns => true)")
         shown = mine.execute("SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum", (table,))
         assert [name for (name,) in shown] == ["Key", "day", "n", "twice", "The text"]
         assert value(mine, "SELECT count(*) FROM clip_search.collection") == 0
@@ -214,7 +214,7 @@ def test_nobody_elses_functions_are_run(database: support.Database, db: psycopg.
         mine.execute("INSERT INTO note VALUES (10, 'a cat')")
         mine.execute("CALL clip_backfill('note')")
         check(db, f"{plain_role}.note", collection="trapped")
-        mine.execute("SELECT clip_unwatch('note')")
+        mine.execute("SELECT clip_unwatch('note', drop_columns => true)")
         # Others' collections, and tables that are not one's own.
         db.execute("SELECT clip_assign_cluster(clip_embed_text('a cat'), 'theirs')")
         state, text = sqlstate(mine, "SELECT clip_watch('note', 'body', collection => 'theirs', cluster => 'c')")
@@ -508,7 +508,7 @@ def test_backfill_groups_what_is_embedded_already(db: psycopg.Connection) -> Non
     db.execute("UPDATE note SET body = (%s::text[])[id]", (list(WORDS),))
     db.execute("ALTER TABLE note ENABLE TRIGGER ALL")
     assert check(db, "note") == 5
-    db.execute("SELECT clip_unwatch('note')")
+    db.execute("SELECT clip_unwatch('note', drop_columns => true)")
     shown = db.execute("SELECT attname FROM pg_attribute WHERE attrelid = 'note'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum")
     assert [name for (name,) in shown] == ["id", "body", "embedding"], "only what it has added"
     db.execute("DROP TABLE note")
@@ -606,7 +606,7 @@ def test_reembed_swaps_when_it_is_complete(database: support.Database, db: psyco
     assert value(db, f"SELECT has_column_privilege('{plain_role}', 'note', 'embedding', 'SELECT')")
     assert value(db, "SELECT count(*) FROM pg_trigger WHERE tgrelid = 'note'::regclass") == 3
     db.execute("INSERT INTO note (id, body) VALUES (9000, 'a new text'); DELETE FROM note WHERE id = 9000; SELECT count(*) FROM clip_recluster('note')")
-    db.execute("SELECT clip_unwatch('note')")
+    db.execute("SELECT clip_unwatch('note', drop_columns => true)")
     names = db.execute("SELECT attname FROM pg_attribute WHERE attrelid = 'note'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum")
     assert [name for (name,) in names] == ["id", "body", "title"]
     db.execute("DROP TABLE note")

@@ -196,7 +196,9 @@ fn option(setting: Setting) -> &'static str {
 fn run(arguments: &Arguments) -> clip::Result<usize> {
     let search = match &arguments.model_path {
         Some(path) => path.split(':').map(PathBuf::from).collect(),
-        None => vec![installed(&arguments.pg_config, "--sharedir", "clip_search/models", PACKAGED_MODELS, "--model-path")?],
+        None => {
+            vec![installed(&arguments.pg_config, "--sharedir", "clip_search/models", PACKAGED_MODELS, "--model-path")?]
+        }
     };
     let library = library(arguments.onnxruntime.as_ref(), &arguments.pg_config)?;
     let model = Model::find(&search, &arguments.model)?;

@@ -194,8 +194,20 @@ impl Embedder {
                 None => None,
             };
             drop(tower);
-            let mut text =
-                Text { tower: shared, encoder, ids, mask, zeros, positions, idle, output, pooling, pad_to, fills, most };
+            let mut text = Text {
+                tower: shared,
+                encoder,
+                ids,
+                mask,
+                zeros,
+                positions,
+                idle,
+                output,
+                pooling,
+                pad_to,
+                fills,
+                most,
+            };
             // A graph that is kept has run before. What was found then spares two runs, 50 ms of a connection's first query.
             let asks = text.pad_to.is_none() && text.mask.is_none() && text.idle.is_none();
             let known = if asks { text.tower.borrow().recall(PADDING) } else { None };
@@ -242,7 +254,8 @@ impl Text {
         if let Some(port) = &self.mask {
             let seen = |tokens: &&Tokens| {
                 let (length, left) = (tokens.length, self.encoder.pad_left);
-                (0..shape.1).map(move |i| i64::from(self.fills || if left { i + length >= shape.1 } else { i < length }))
+                (0..shape.1)
+                    .map(move |i| i64::from(self.fills || if left { i + length >= shape.1 } else { i < length }))
             };
             let values = batch.iter().flat_map(seen);
             inputs.push((port.name.clone(), integers(port, shape, values)?));

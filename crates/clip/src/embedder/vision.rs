@@ -202,7 +202,11 @@ impl Embedder {
             };
             same_width(model, &output, &pooling, text_width)?;
             let alone = quantizes_dynamically(file);
-            let most = input.fixed(0).map(drop).or(alone.then_some(())).map_or((BATCH_PIXELS / (size.0 * size.1)).clamp(1, IMAGE_BATCH), |_| 1);
+            let most = input
+                .fixed(0)
+                .map(drop)
+                .or(alone.then_some(()))
+                .map_or((BATCH_PIXELS / (size.0 * size.1)).clamp(1, IMAGE_BATCH), |_| 1);
             let pace = Pace { most, together: None, singly: None };
             drop(tower);
             counters.loads += 1;

@@ -109,9 +109,10 @@ impl Config {
         };
         let positions = text["max_position_embeddings"].as_u64()? as usize;
         let kinds = [text["model_type"].as_str(), self.model_type.as_deref()];
-        let reserved = kinds.into_iter().flatten().any(|kind| {
-            kind.contains("roberta") || kind.contains("camembert") || kind.starts_with("altclip")
-        });
+        let reserved = kinds
+            .into_iter()
+            .flatten()
+            .any(|kind| kind.contains("roberta") || kind.contains("camembert") || kind.starts_with("altclip"));
         Some(if reserved { positions.saturating_sub(2) } else { positions })
     }
 
@@ -181,12 +182,15 @@ pub fn preparation(model: &Model, graph: Option<(usize, usize)>) -> Result<Prepa
     let stated = config.image_size().map(|(width, height)| (height as usize, width as usize));
     let (height, width) = graph.or(stated).unwrap_or((224, 224));
     let message = format!("model \"{}\" has no preprocessor_config.json", model.name);
-    let hint = "Download preprocessor_config.json, processor_config.json or open_clip_config.json of the model beside it.";
+    let hint =
+        "Download preprocessor_config.json, processor_config.json or open_clip_config.json of the model beside it.";
     let missing = Error::new(Kind::MissingFile, message).hint(hint);
     let size = match (height == width, config.is_sigmoid() && config.family != Family::OpenClip) {
         (true, _) | (false, true) => format!("{width}×{height}"),
         (false, false) => {
-            return Err(missing.detail(format!("Its images of {width}×{height} pixels are not prepared as CLIP's are.")));
+            return Err(
+                missing.detail(format!("Its images of {width}×{height} pixels are not prepared as CLIP's are."))
+            );
         }
     };
     match config.family {
@@ -197,7 +201,8 @@ pub fn preparation(model: &Model, graph: Option<(usize, usize)>) -> Result<Prepa
                 "size": {"height": height, "width": width},
             });
             let preprocess = Preprocess::parse(&json.to_string())?;
-            let detail = format!("SigLIP's preprocessing is used: squashed to {size}, mean and standard deviation 0.5.");
+            let detail =
+                format!("SigLIP's preprocessing is used: squashed to {size}, mean and standard deviation 0.5.");
             Ok(Preparation { preprocess, file: None, guess: Some(missing.detail(detail)) })
         }
         Family::OpenClip if config.is_sigmoid() => Err(missing.detail(
@@ -236,7 +241,9 @@ fn section(json: &Value, config: &Config) -> Option<Value> {
     }
     let mut section = open_clip.or_else(|| Some(json).filter(|json| json.get("model_cfg").is_none())).cloned();
     let map = section.get_or_insert_with(|| Value::Object(Default::default())).as_object_mut()?;
-    if map.get("size").is_none_or(Value::is_null) && let Some((width, height)) = config.image_size() {
+    if map.get("size").is_none_or(Value::is_null)
+        && let Some((width, height)) = config.image_size()
+    {
         map.insert("size".to_owned(), serde_json::json!([height, width]));
     }
     // Which tells open_clip's dialect from the others.

@@ -16,8 +16,7 @@ const LONGEST_NAME: usize = 255;
 /// Where exporters put the two towers, without the ending: Hugging Face's `onnx/` (Xenova, optimum split),
 /// the same at the top, Immich's `visual/` and `textual/`, and flat exports of open_clip.
 /// Those of tutorials for OpenAI's own code come last.
-const VISION: [&str; 6] =
-    ["onnx/vision_model", "vision_model", "visual/model", "visual", "onnx/visual", "clip_visual"];
+const VISION: [&str; 6] = ["onnx/vision_model", "vision_model", "visual/model", "visual", "onnx/visual", "clip_visual"];
 const TEXT: [&str; 6] = ["onnx/text_model", "text_model", "textual/model", "textual", "onnx/textual", "clip_textual"];
 /// One graph for both, or a directory with a single tower: optimum's plain export, Qdrant's, jina-clip-v2.
 const EITHER: [&str; 2] = ["onnx/model", "model"];
@@ -154,7 +153,8 @@ fn graphs_in(directory: &Path) -> Vec<String> {
         let entries: Vec<PathBuf> =
             folder.read_dir().into_iter().flatten().flatten().map(|entry| entry.path()).collect();
         let graphs = entries.iter().filter(|path| path.extension().is_some_and(|end| end == "onnx") && path.is_file());
-        found.extend(graphs.filter_map(|path| path.strip_prefix(directory).ok()).map(|path| path.display().to_string()));
+        found
+            .extend(graphs.filter_map(|path| path.strip_prefix(directory).ok()).map(|path| path.display().to_string()));
         entries.into_iter().filter(|path| path.is_dir()).collect()
     };
     for folder in look(directory) {

@@ -232,7 +232,10 @@ mod tests {
             std::fs::write(&file, content).unwrap();
             read_pooling(&file).map_err(|e| e.detail.unwrap())
         };
-        assert_eq!(read(r#"{"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": false}"#), Ok(PoolingMode::Mean));
+        assert_eq!(
+            read(r#"{"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": false}"#),
+            Ok(PoolingMode::Mean)
+        );
         assert_eq!(read(r#"{"embedding_dimension": 8, "pooling_mode": "mean"}"#), Ok(PoolingMode::Mean));
         assert_eq!(read(r#"{"pooling_mode": ["cls"]}"#), Ok(PoolingMode::First));
         assert!(read(r#"{"pooling_mode": ["cls", "mean"]}"#).unwrap_err().contains("2 modes"));

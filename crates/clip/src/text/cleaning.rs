@@ -46,8 +46,20 @@ impl Cleaning {
         match class.trim_end_matches("Fast") {
             "SiglipTokenizer" => Self::Siglip { lower: lower.unwrap_or(true) },
             // transformers 5 reads SigLIP 2's files with this class, whatever class they name.
-            "Siglip2Tokenizer" => if lower == Some(false) { Self::None } else { Self::Lower },
-            "GemmaTokenizer" if siglip => if lower == Some(false) { Self::None } else { Self::Lower },
+            "Siglip2Tokenizer" => {
+                if lower == Some(false) {
+                    Self::None
+                } else {
+                    Self::Lower
+                }
+            }
+            "GemmaTokenizer" if siglip => {
+                if lower == Some(false) {
+                    Self::None
+                } else {
+                    Self::Lower
+                }
+            }
             _ => Self::None,
         }
     }
@@ -114,7 +126,8 @@ fn basic(text: &str) -> String {
 
 /// ftfy's steps, in its order, but for `fix_encoding`.
 fn fix_text(text: &str) -> String {
-    if text.is_ascii() && !text.contains(|c: char| c == '&' || c == '\r' || (c.is_ascii_control() && c != '\n' && c != '\t'))
+    if text.is_ascii()
+        && !text.contains(|c: char| c == '&' || c == '\r' || (c.is_ascii_control() && c != '\n' && c != '\t'))
     {
         return text.to_owned();
     }
@@ -179,8 +192,8 @@ fn fix_text(text: &str) -> String {
 /// The character that Windows-1252 has where Latin-1 has a control: what HTML reads, too.
 fn windows_1252(c: char) -> char {
     const TABLE: [char; 32] = [
-        '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8D}', 'Ž', '\u{8F}', '\u{90}', '‘', '’',
-        '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9D}', 'ž', 'Ÿ',
+        '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8D}', 'Ž', '\u{8F}', '\u{90}', '‘',
+        '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9D}', 'ž', 'Ÿ',
     ];
     TABLE[(c as usize - 0x80).min(31)]
 }

@@ -98,9 +98,12 @@ impl TextEncoder {
                 let (length, known) = config.usual_context();
                 if !known {
                     warnings.push(
-                        Error::new(Kind::MissingFile, format!("model \"{}\" does not say its context length", model.name))
-                            .detail(format!("Texts are cut to {length} tokens, as CLIP's are."))
-                            .hint("Put \"model_max_length\" into its tokenizer_config.json."),
+                        Error::new(
+                            Kind::MissingFile,
+                            format!("model \"{}\" does not say its context length", model.name),
+                        )
+                        .detail(format!("Texts are cut to {length} tokens, as CLIP's are."))
+                        .hint("Put \"model_max_length\" into its tokenizer_config.json."),
                     );
                 }
                 (length, if known { "as its family has it".to_owned() } else { "a guess".to_owned() })
@@ -115,9 +118,7 @@ impl TextEncoder {
         let pad_id = if config.has_simple_tokenizer() { 0 } else { own_padding() };
         let pad_left = match stated["padding_side"].as_str() {
             Some(side) => side == "left",
-            None => {
-                tokenizer.get_padding().is_some_and(|p| matches!(p.direction, PaddingDirection::Left))
-            },
+            None => tokenizer.get_padding().is_some_and(|p| matches!(p.direction, PaddingDirection::Left)),
         };
         let strips = config.tokenizer_options()["strip_sep_token"].as_bool() == Some(true);
         let separator = stated["sep_token"].as_str().or_else(|| stated["sep_token"]["content"].as_str());
