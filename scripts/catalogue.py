@@ -58,7 +58,8 @@ CONDITIONS = {
     "object_not_in_prerequisite_state": "the collection has no members' table; the table can't be watched (it has no "
     "primary key, for example), or not in that mode",
     "out_of_memory": "the system refuses the memory that an image or a text takes",
-    "program_limit_exceeded": "an image over clip_search.max_image_pixels or max_image_bytes; a text over the model's "
+    "program_limit_exceeded": "an image over clip_search.max_image_pixels, "
+    "max_image_bytes or max_image_memory; a text over the model's "
     "context with clip_search.truncate_text off; a key that is too long for the queue of clip_watch",
     "query_canceled": "a cancel or a timeout interrupts the function",
     "read_only_sql_transaction": "assignment to a cluster, or a change to a collection or a watch, in a read-only "

@@ -58,7 +58,7 @@ fn check(spec: &str) -> Vec<(String, String)> {
         _ => (guc::model_path(), spec),
     };
     match Model::find(&search, name) {
-        Ok(model) => Embedder::new(model, guc::onnxruntime(), guc::threads()).check(),
+        Ok(model) => Embedder::new(model, guc::onnxruntime(), guc::threads()).check(guc::name),
         Err(error) => {
             let hint = error.hint_for(guc::name).map(|hint| format!(" {hint}")).unwrap_or_default();
             vec![("verdict".to_owned(), format!("{error}{hint}"))]

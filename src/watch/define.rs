@@ -273,7 +273,7 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
                     .hint(format!("{way_out}; until then {call} embeds what is queued.")),
             );
         }
-    } else if wanted.replaces.is_none() && !table.forces_policies && any_missing(&watch)? {
+    } else if replaced == 0 && wanted.replaces.is_none() && !table.forces_policies && any_missing(&watch)? {
         pgrx::notice!(
             "rows of {} that are there already have no embedding yet: CALL clip_backfill({});",
             table.name,

@@ -464,8 +464,8 @@ impl Work<'_> {
                 client.update(query, None, &arguments).map(drop).map_err(spi)
             });
         }
-        // Who deletes or renames the row waits from here on for what is listed, and takes it off the list. Without that the list
-        // had a row that was renamed meanwhile twice.
+        // A session that deletes the row or changes its key waits from here on, and then takes it off the list. Without the
+        // lock, a row whose key was changed meanwhile was listed twice.
         if let Some(row) = row {
             match attempt(|| queries.lock(watch, row)) {
                 Ok(Locked::Elsewhere) => {
@@ -475,6 +475,11 @@ impl Work<'_> {
                 Ok(Locked::Superseded) => return Ok(()),
                 // If it can't be locked at all, that is what it fails by.
                 Ok(Locked::Here) | Err(_) => {}
+            }
+            // The vector that it has is not one of this watch's. If a trigger keeps it from being removed, the row is listed all
+            // the same.
+            if entry.again {
+                let _ = attempt(|| queries.write(watch, row, None).map(drop));
             }
         }
         outcome.noted.push(entry.id);

@@ -98,6 +98,9 @@ struct Arguments {
     /// The largest file that is read, in bytes.
     #[arg(long, value_name = "N", default_value_t = Limits::default().max_bytes)]
     max_image_bytes: u64,
+    /// The memory that decoding an image may take, in bytes.
+    #[arg(long, value_name = "N", default_value_t = Limits::default().max_memory)]
+    max_image_memory: u64,
     /// Embed files that end too soon as far as they go.
     #[arg(long)]
     allow_truncated_images: bool,
@@ -176,7 +179,7 @@ fn check(arguments: &Check) -> clip::Result<usize> {
     let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name().and_then(|name| name.to_str())) else {
         return Err(Error::new(Kind::UnknownModel, format!("\"{}\" is not a model's directory", directory.display())));
     };
-    let rows = Embedder::new(Model::find(&[parent.to_owned()], name)?, library, 1).check();
+    let rows = Embedder::new(Model::find(&[parent.to_owned()], name)?, library, 1).check(option);
     let width = rows.iter().map(|(what, _)| what.chars().count()).max().unwrap_or_default();
     for (what, value) in &rows {
         println!("{what:width$}  {value}");
@@ -249,7 +252,9 @@ fn run(arguments: &Arguments) -> clip::Result<usize> {
         max_bytes: arguments.max_image_bytes,
         allow_truncated: arguments.allow_truncated_images,
         exact_jpeg: arguments.exact_jpeg,
-        names: ("--max-image-pixels", "--max-image-bytes"),
+        max_memory: arguments.max_image_memory,
+        interrupted: || false,
+        names: ("--max-image-pixels", "--max-image-bytes", "--max-image-memory"),
     };
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
     // A few results may wait for the disk; no more, so that memory stays as it is.

@@ -30,7 +30,7 @@ fn answer(models: &[PathBuf], name: &str, request: &Value, library: &std::path::
         Ok(model) => model,
         Err(error) => return json!({"error": format!("{error} {}", error.hint.clone().unwrap_or_default())}),
     };
-    let check = Embedder::new(model.clone(), library.to_owned(), 1).check();
+    let check = Embedder::new(model.clone(), library.to_owned(), 1).check(|_| "ORT_DYLIB_PATH");
     let mut embedder = Embedder::new(model, library.to_owned(), 1);
     let limits = Limits { exact_jpeg: true, ..Limits::default() };
     let strings = |key: &str| -> Vec<String> {

@@ -45,7 +45,8 @@ fn reset_peak() {
 fn judge(entry: &Value, bytes: &[u8]) -> Result<(), String> {
     let started = Instant::now();
     let outcome = std::panic::catch_unwind(|| decode(bytes, &Limits::default())).map_err(|_| "it panics".to_owned())?;
-    let header = std::panic::catch_unwind(|| info(bytes)).map_err(|_| "its header panics".to_owned())?;
+    let header =
+        std::panic::catch_unwind(|| info(bytes, &Limits::default())).map_err(|_| "its header panics".to_owned())?;
     if started.elapsed() > SLOWEST {
         return Err(format!("it takes {:.1} s", started.elapsed().as_secs_f64()));
     }

@@ -29,7 +29,7 @@ fn difference(folder: &Path, entry: &Value) -> Option<String> {
         Ok(preprocess) => preprocess,
         Err(error) => return Some(format!("refused: {error}")),
     };
-    let ours = resize_and_crop(&read("input"), &preprocess);
+    let ours = resize_and_crop(&read("input"), &preprocess, &Limits::default()).unwrap();
     let reference = read("reference");
     if ours.dimensions() != reference.dimensions() {
         return Some(format!("{:?} pixels, not {:?}", ours.dimensions(), reference.dimensions()));

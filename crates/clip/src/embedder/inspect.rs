@@ -9,7 +9,7 @@ use crate::embedder::Embedder;
 use crate::embedder::ports::{chosen, unit_rows};
 use crate::embedder::text::Text;
 use crate::embedder::vision::Vision;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, Setting};
 use crate::image;
 
 impl Embedder {
@@ -41,8 +41,12 @@ impl Embedder {
     }
 
     /// Looks the model over for a person: (what, value), the last of which is a verdict that says what to do. Whatever is
-    /// wrong is a row.
-    pub fn check(&mut self) -> Vec<(String, String)> {
+    /// wrong is a row. `name` is what the caller calls its settings.
+    pub fn check(&mut self, name: impl Fn(Setting) -> &'static str) -> Vec<(String, String)> {
+        let with_hint = |error: &Error| match error.hint_for(&name) {
+            Some(hint) => format!("{error} {hint}"),
+            None => error.to_string(),
+        };
         let mut rows = vec![("directory".to_owned(), self.model.directory.display().to_string())];
         let mut wrong = Vec::new();
         let image = self.load_and_run_vision();
@@ -58,12 +62,16 @@ impl Embedder {
             (Ok(()), None) => {}
         }
         match (image, text) {
-            (Ok(()), Ok(())) => self.check_both(&mut rows, &mut wrong),
+            (Ok(()), Ok(())) => {
+                let mut errors = Vec::new();
+                self.check_both(&mut rows, &mut wrong, &mut errors);
+                wrong.extend(errors.iter().map(&with_hint));
+            }
             // A directory may well have one tower; it serves, or is one of a pair.
-            (Ok(()), Err(error)) if error.kind == Kind::MissingFile && self.model.text.is_none() => {
+            (Ok(()), Err(error)) if error.kind == Kind::MissingFile && self.single_tower() => {
                 wrong.push(format!("it embeds images alone: {}", with_hint(&error)));
             }
-            (Err(error), Ok(())) if error.kind == Kind::MissingFile && self.model.vision.is_none() => {
+            (Err(error), Ok(())) if error.kind == Kind::MissingFile && self.single_tower() => {
                 wrong.push(format!("it embeds texts alone: {}", with_hint(&error)));
             }
             (image, text) => {
@@ -74,7 +82,7 @@ impl Embedder {
         if let Some(dimensions) = self.dimensions() {
             rows.push(("dimensions".to_owned(), dimensions.to_string()));
         }
-        wrong.extend(self.take_warnings().iter().map(with_hint));
+        wrong.extend(self.take_warnings().iter().map(&with_hint));
         let verdict = if wrong.is_empty() { "good".to_owned() } else { wrong.join("; ") };
         rows.push(("verdict".to_owned(), verdict));
         rows
@@ -113,10 +121,10 @@ impl Embedder {
     }
 
     /// What takes both towers: probabilities, colours, and how fast it is here.
-    fn check_both(&mut self, rows: &mut Vec<(String, String)>, wrong: &mut Vec<String>) {
+    fn check_both(&mut self, rows: &mut Vec<(String, String)>, wrong: &mut Vec<String>, errors: &mut Vec<Error>) {
         match self.logits() {
             Ok(logits) => rows.push(("probabilities".to_owned(), logits.to_string())),
-            Err(error) => wrong.push(with_hint(&error)),
+            Err(error) => errors.push(error),
         }
         match self.tell_colours() {
             Ok(cosines) => {
@@ -130,7 +138,7 @@ impl Embedder {
                     );
                 }
             }
-            Err(error) => wrong.push(with_hint(&error)),
+            Err(error) => errors.push(error),
         }
         let fastest = |run: &dyn Fn() -> Result<()>| {
             let times = (0..3).map(|_| {
@@ -148,14 +156,6 @@ impl Embedder {
             };
             rows.push(("speed here".to_owned(), format!("image {image:.1} ms, text {text:.1} ms, {threads}")));
         }
-    }
-}
-
-/// An error in one line, with what to do.
-fn with_hint(error: &Error) -> String {
-    match error.hint_for(|_| "the setting for it") {
-        Some(hint) => format!("{error} {hint}"),
-        None => error.to_string(),
     }
 }
 

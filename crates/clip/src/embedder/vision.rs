@@ -233,7 +233,8 @@ fn prepare(
         check_interrupts();
         let mut decoded = image::decode_for(file, limits, preprocess).map_err(|e| e.element(place))?;
         remarks.extend(decoded.truncated.take().map(|remark| remark.element(place)));
-        image::to_tensor(&decoded.prepare(preprocess), preprocess, plane);
+        let pixels = decoded.prepare(preprocess, limits).map_err(|e| e.element(place))?;
+        image::to_tensor(&pixels, preprocess, plane);
     }
     Ok(Prepared { pixels, remarks, taken: start.elapsed() })
 }

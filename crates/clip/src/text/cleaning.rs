@@ -29,14 +29,15 @@ pub enum Cleaning {
 }
 
 impl Cleaning {
-    /// By the class that `tokenizer_config.json` names, and open_clip's options.
-    pub(super) fn of(config: &Config, tokenizer: &Value) -> Self {
+    /// By open_clip's options, whose own tokenizer this is if `simple`, and by the class that `tokenizer_config.json`
+    /// names.
+    pub(super) fn of(config: &Config, simple: bool, tokenizer: &Value) -> Self {
         if config.family == Family::OpenClip {
             return match config.tokenizer_options()["clean"].as_str() {
                 Some("canonicalize") => Self::OpenClipCanonical,
                 Some("lower") => Self::OpenClipLower,
                 Some("whitespace") => Self::OpenClip,
-                _ if config.has_simple_tokenizer() => Self::OpenClipLower,
+                _ if simple => Self::OpenClipLower,
                 _ => Self::OpenClip,
             };
         }

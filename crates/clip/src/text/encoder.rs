@@ -115,7 +115,9 @@ impl TextEncoder {
             let by_name = pad_token.and_then(|token| tokenizer.token_to_id(token));
             by_name.or_else(|| tokenizer.get_padding().map(|p| p.pad_id)).unwrap_or(0)
         };
-        let pad_id = if config.has_simple_tokenizer() { 0 } else { own_padding() };
+        // Some exports of open_clip's models leave the name of another tokenizer out.
+        let simple = config.has_simple_tokenizer() && tokenizer.token_to_id("<|startoftext|>").is_some();
+        let pad_id = if simple { 0 } else { own_padding() };
         let pad_left = match stated["padding_side"].as_str() {
             Some(side) => side == "left",
             None => tokenizer.get_padding().is_some_and(|p| matches!(p.direction, PaddingDirection::Left)),
@@ -139,7 +141,7 @@ impl TextEncoder {
                 stride: 0,
             }))
             .map_err(|e| unusable(&e))?;
-        let cleaning = Cleaning::of(&config, stated);
+        let cleaning = Cleaning::of(&config, simple, stated);
         let runs = OnceCell::new();
         Ok(Self { tokenizer, context_length, context_source, pad_id, pad_left, special, cleaning, stripped, runs })
     }
