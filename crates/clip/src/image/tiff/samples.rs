@@ -1,8 +1,8 @@
 //! TIFF's samples as RGB: unpacking, undoing predictions, and colours.
 
 use crate::error::Result;
-use crate::image::format::Format;
 use crate::image::jpeg::cmyk_to_rgb;
+use crate::image::picture::Format;
 use crate::image::pixels::{narrow, on_white};
 
 use super::directory::{Directory, Values};
