@@ -77,15 +77,19 @@ CREATE INDEX cluster_sum_cluster_idx ON clip_search.cluster_sum (cluster);
 CREATE INDEX cluster_sum_collection_idx ON clip_search.cluster_sum (collection, cluster);
 CREATE INDEX cluster_sum_recent_idx ON clip_search.cluster_sum (collection, mark) WHERE code IS NULL;
 
+-- Rows that a transaction has added and merged stay in the index until it ends. Their marks are below those of the rows
+-- that count, so its searches start after them.
+CREATE SEQUENCE clip_search.cluster_change_id_seq;
 CREATE TABLE clip_search.cluster_change (
     collection text COLLATE "C" NOT NULL,
     cluster    bigint NOT NULL,
     size       bigint NOT NULL,
     sum        vector NOT NULL,
     rest       vector,
-    made_at    timestamptz NOT NULL DEFAULT pg_catalog.now()
+    made_at    timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    mark       bigint NOT NULL DEFAULT pg_catalog.nextval('clip_search.cluster_change_id_seq')
 ) WITH (toast_tuple_target = 8160);
-CREATE INDEX cluster_change_cluster_idx ON clip_search.cluster_change (cluster);
+CREATE INDEX cluster_change_cluster_idx ON clip_search.cluster_change (cluster, mark);
 
 -- Every search reads this table from end to end, so its pages are packed as full as possible.
 CREATE TABLE clip_search.cluster_code (

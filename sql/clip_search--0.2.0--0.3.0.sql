@@ -1,189 +1,5 @@
 -- From 0.2.0 to 0.3.0.
 
--- Owners of collections, and with whose rights tables are read.
-SELECT pg_catalog.set_config('search_path', pg_catalog.quote_ident(n.nspname) OPERATOR(pg_catalog.||) ', pg_temp', true)
-FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace
-WHERE e.extname OPERATOR(pg_catalog.=) 'vector';
-
-ALTER TABLE clip_search.collection_setting ADD COLUMN owner regrole;
-
--- What roles may do with collections; grantee 0 (-) is PUBLIC. Owners are here for collections without settings, which
--- came to be by their first assignment: there may be several rows for one, since a unique one would make transactions
--- wait for each other.
-CREATE TABLE clip_search.collection_grant (
-    collection text COLLATE "C" NOT NULL,
-    grantee    regrole NOT NULL,
-    privilege  text COLLATE "C" NOT NULL
-        CHECK (privilege OPERATOR(pg_catalog.=) ANY (ARRAY['owner', 'select', 'assign', 'recluster']))
-);
-CREATE INDEX collection_grant_collection_idx ON clip_search.collection_grant (collection);
-ALTER TABLE clip_search.collection_grant REPLICA IDENTITY FULL;
-GRANT SELECT ON clip_search.collection_grant TO pg_database_owner;
--- But grants to roles that have been dropped: they would come back as numbers, which another role might have there.
-SELECT pg_catalog.pg_extension_config_dump('clip_search.collection_grant',
-    'WHERE grantee::pg_catalog.oid OPERATOR(pg_catalog.=) 0::pg_catalog.oid
-        OR EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) grantee::pg_catalog.oid)');
-
--- A collection goes to the owner of its members' table, others to the owner of the database, and stays open as it was.
-UPDATE clip_search.collection_setting s
-SET owner = coalesce((SELECT c.relowner FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) s.members::pg_catalog.oid),
-                     (SELECT d.datdba FROM pg_catalog.pg_database d WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()));
-DO $$
-DECLARE
-    opened text[];
-BEGIN
-    SELECT pg_catalog.array_agg(c.name ORDER BY c.name) INTO opened FROM clip_search.collection c
-    WHERE c.name OPERATOR(pg_catalog.<>) 'default' OR EXISTS (SELECT FROM clip_search.collection_setting s WHERE s.name OPERATOR(pg_catalog.=) c.name);
-    IF opened IS NULL THEN
-        RETURN;
-    END IF;
-    INSERT INTO clip_search.collection_grant (collection, grantee, privilege)
-    SELECT o.name, d.datdba, 'owner'
-    FROM pg_catalog.unnest(opened) AS o (name)
-    JOIN pg_catalog.pg_database d ON d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
-    WHERE NOT EXISTS (SELECT FROM clip_search.collection_setting s WHERE s.name OPERATOR(pg_catalog.=) o.name);
-    INSERT INTO clip_search.collection_grant (collection, grantee, privilege)
-    SELECT o.name, 0, p.name
-    FROM pg_catalog.unnest(opened) AS o (name), (VALUES ('select'), ('assign'), ('recluster')) AS p (name);
-    RAISE NOTICE 'every role can still see and change the clusters of % collections: %',
-        pg_catalog.cardinality(opened), pg_catalog.array_to_string(opened, ', ')
-        USING HINT = 'Close one with SELECT clip_revoke_collection(name, ''PUBLIC''), and clip_grant_collection to the roles that use it.';
-END $$;
-
--- The owners of collections; a role that has been dropped is replaced by the owner of the database.
-CREATE VIEW clip_search.collection_owner AS
-SELECT o.name, coalesce(r.oid, d.datdba)::pg_catalog.regrole AS owner
-FROM (SELECT s.name, s.owner::pg_catalog.oid AS role FROM clip_search.collection_setting s
-      UNION ALL
-      SELECT g.collection, g.grantee::pg_catalog.oid FROM clip_search.collection_grant g
-      WHERE g.privilege OPERATOR(pg_catalog.=) 'owner'
-        AND NOT EXISTS (SELECT FROM clip_search.collection_setting s WHERE s.name OPERATOR(pg_catalog.=) g.collection)) AS o
-JOIN pg_catalog.pg_database d ON d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
-LEFT JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) o.role;
-
--- The collections whose clusters the reader may see: its own, those that it or PUBLIC was granted, and default as long as
--- nothing is set about it.
-CREATE VIEW clip_search.collection_visible AS
-SELECT o.name FROM clip_search.collection_owner o WHERE pg_catalog.pg_has_role(o.owner::pg_catalog.oid, 'USAGE')
-UNION ALL
-SELECT g.collection FROM clip_search.collection_grant g
-WHERE g.privilege OPERATOR(pg_catalog.=) 'select'
-  AND (g.grantee::pg_catalog.oid OPERATOR(pg_catalog.=) 0::pg_catalog.oid OR pg_catalog.pg_has_role(g.grantee::pg_catalog.oid, 'USAGE'))
-UNION ALL
-SELECT 'default' COLLATE "C"
-WHERE NOT EXISTS (SELECT FROM clip_search.collection_setting s WHERE s.name OPERATOR(pg_catalog.=) 'default')
-  AND NOT EXISTS (SELECT FROM clip_search.collection_grant g WHERE g.collection OPERATOR(pg_catalog.=) 'default');
-
--- What people read. The owner of the database dumps every collection, and so sees them all.
-CREATE OR REPLACE VIEW clip_search.cluster WITH (security_barrier = true) AS
-SELECT cluster AS id, collection, l2_normalize(sum(sum)) AS centroid,
-       least(vector_norm(sum(sum)) OPERATOR(pg_catalog./) pg_catalog.sum(size)::double precision, 1) AS resultant,
-       pg_catalog.sum(size)::bigint AS size, pg_catalog.min(made_at) AS created_at, pg_catalog.max(updated_at) AS updated_at
-FROM (SELECT cluster, collection, size, sum, made_at, updated_at FROM clip_search.cluster_sum
-      UNION ALL
-      SELECT cluster, collection, size, sum, made_at, made_at FROM clip_search.cluster_change) AS part
-WHERE (SELECT pg_catalog.pg_has_role(d.datdba, 'USAGE') FROM pg_catalog.pg_database d
-       WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())
-   OR collection IN (SELECT v.name FROM clip_search.collection_visible v)
-GROUP BY cluster, collection HAVING pg_catalog.sum(size) OPERATOR(pg_catalog.>) 0;
-
--- Collections come to be by the first assignment; those with settings are stored. The names of the others are found by
--- stepping through the index.
-CREATE OR REPLACE VIEW clip_search.collection WITH (security_barrier = true) AS
-WITH RECURSIVE used AS (
-    (SELECT collection FROM clip_search.cluster_sum ORDER BY collection LIMIT 1)
-    UNION ALL
-    SELECT (SELECT s.collection FROM clip_search.cluster_sum s WHERE s.collection OPERATOR(pg_catalog.>) used.collection
-            ORDER BY s.collection LIMIT 1)
-    FROM used WHERE used.collection IS NOT NULL
-)
-SELECT coalesce(setting.name, used.collection) AS name,
-       coalesce(setting.dimensions, (SELECT vector_dims(s.sum) FROM clip_search.cluster_sum s
-                                     WHERE s.collection OPERATOR(pg_catalog.=) used.collection ORDER BY s.cluster LIMIT 1)) AS dimensions,
-       -- A session that has not called the extension yet does not know the setting, and goes by its default.
-       coalesce(setting.threshold,
-                CASE WHEN pg_catalog.current_setting('clip_search.cluster_threshold', true) OPERATOR(pg_catalog.<>) ''
-                     THEN pg_catalog.current_setting('clip_search.cluster_threshold', true)::double precision END,
-                0.82) AS threshold,
-       coalesce(setting.model, (SELECT s.model FROM clip_search.cluster_sum s
-                                WHERE s.collection OPERATOR(pg_catalog.=) used.collection ORDER BY s.cluster LIMIT 1)) AS model,
-       setting.members, setting.embedding, setting.cluster, setting.key, setting.labels, setting.image, setting.created_at,
-       coalesce((SELECT o.owner FROM clip_search.collection_owner o
-                 WHERE o.name OPERATOR(pg_catalog.=) coalesce(setting.name, used.collection) LIMIT 1),
-                d.datdba::pg_catalog.regrole) AS owner
-FROM clip_search.collection_setting AS setting
-FULL JOIN (SELECT collection FROM used WHERE collection IS NOT NULL) AS used ON used.collection OPERATOR(pg_catalog.=) setting.name
-JOIN pg_catalog.pg_database d ON d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
-WHERE pg_catalog.pg_has_role(d.datdba, 'USAGE')
-   OR coalesce(setting.name, used.collection) IN (SELECT v.name FROM clip_search.collection_visible v);
-
-COMMENT ON COLUMN clip_search.collection.owner IS 'Role that owns it';
-COMMENT ON TABLE clip_search.collection_grant IS 'Privileges on collections, written by clip_grant_collection and clip_revoke_collection';
-COMMENT ON COLUMN clip_search.collection_grant.grantee IS 'Role; 0 (-) for PUBLIC';
-COMMENT ON COLUMN clip_search.collection_grant.privilege IS 'select, assign or recluster; owner for collections without settings';
-COMMENT ON COLUMN clip_search.collection_setting.owner IS 'Role that owns it; the owner of the database if that role no longer exists';
-COMMENT ON VIEW clip_search.collection_owner IS 'Owners of collections';
-COMMENT ON VIEW clip_search.collection_visible IS 'Collections whose clusters the current role may see';
-COMMENT ON INDEX clip_search.collection_grant_collection_idx IS 'Grants by collection';
-
--- These look whose rights the caller has before they take those of the extension.
-ALTER FUNCTION @extschema@.clip_assign_cluster(vector) SECURITY INVOKER RESET ALL;
-ALTER FUNCTION @extschema@.clip_assign_cluster(vector, text) SECURITY INVOKER RESET ALL;
-ALTER FUNCTION @extschema@.clip_leave_cluster(bigint, vector) SECURITY INVOKER RESET ALL;
-
--- Made again, so that they have no trace of having been for some roles only.
-DROP FUNCTION @extschema@.clip_create_collection(text, double precision, integer, text, regclass, text, text, text, text, text);
-CREATE FUNCTION @extschema@.clip_create_collection(collection text, threshold double precision DEFAULT NULL, dimensions integer DEFAULT NULL,
-    model text DEFAULT NULL, members regclass DEFAULT NULL, embedding text DEFAULT 'embedding', cluster text DEFAULT 'cluster_id',
-    key text DEFAULT NULL, labels text DEFAULT NULL, image text DEFAULT NULL) RETURNS void
-VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'clip_create_collection_wrapper';
-DROP FUNCTION @extschema@.clip_drop_collection(text);
-CREATE FUNCTION @extschema@.clip_drop_collection(collection text) RETURNS void
-STRICT VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'clip_drop_collection_wrapper';
-
-DROP FUNCTION @extschema@.clip_clusters(text, bigint);
-CREATE FUNCTION @extschema@.clip_clusters(collection text, min_size bigint DEFAULT 2, members regclass DEFAULT NULL)
-RETURNS TABLE (id bigint, size bigint, centroid vector, representative text, cohesion double precision, lowest double precision, labels text[])
-STABLE PARALLEL RESTRICTED COST 10000 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_clusters_of_wrapper';
-DROP FUNCTION @extschema@.clip_cluster_groups(text, bigint);
-CREATE FUNCTION @extschema@.clip_cluster_groups(collection text, min_size bigint DEFAULT 2, members regclass DEFAULT NULL) RETURNS jsonb
-STABLE PARALLEL RESTRICTED COST 10000 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_cluster_groups_of_wrapper';
-DROP FUNCTION @extschema@.clip_duplicates(text, double precision);
-CREATE FUNCTION @extschema@.clip_duplicates(collection text, threshold double precision DEFAULT 0.99, members regclass DEFAULT NULL)
-RETURNS TABLE (original text, duplicate text, cosine double precision)
-STABLE PARALLEL RESTRICTED COST 100000 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_duplicates_of_wrapper';
-CREATE FUNCTION @extschema@.clip_alter_collection(collection text, owner text DEFAULT NULL, threshold double precision DEFAULT NULL,
-    model text DEFAULT NULL, key text DEFAULT NULL, labels text DEFAULT NULL, image text DEFAULT NULL) RETURNS void
-VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'clip_alter_collection_wrapper';
-CREATE FUNCTION @extschema@.clip_grant_collection(collection text, role text, privilege text DEFAULT 'all') RETURNS void
-VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'clip_grant_collection_wrapper';
-CREATE FUNCTION @extschema@.clip_revoke_collection(collection text, role text, privilege text DEFAULT 'all') RETURNS void
-VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'clip_revoke_collection_wrapper';
-CREATE FUNCTION @extschema@.clip_has_collection_privilege(collection text, privilege text) RETURNS boolean
-STRICT STABLE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'clip_has_collection_privilege_wrapper';
-CREATE FUNCTION clip_search.count_rows(relation regclass, sources text[], embedding text, cluster text)
-RETURNS TABLE (rows bigint, embedded bigint, open bigint)
-STABLE PARALLEL UNSAFE COST 100000 LANGUAGE c AS 'MODULE_PATHNAME', 'count_rows_wrapper';
-CREATE OR REPLACE FUNCTION clip_search.watch_progress(relation regclass, image name, text name, embedding name, cluster name,
-                                           OUT rows bigint, OUT embedded bigint, OUT open bigint)
-LANGUAGE sql STABLE PARALLEL UNSAFE COST 100000 SET search_path = pg_catalog, pg_temp AS $$
-    SELECT c.rows, c.embedded, c.open
-    FROM clip_search.count_rows(relation, ARRAY[image::text, text::text], embedding::text, cluster::text) AS c
-$$;
-
-COMMENT ON FUNCTION @extschema@.clip_alter_collection(text, text, double precision, text, text, text, text) IS 'Changes the settings of a collection that are passed, and no others; only its owner can call it
-owner: a role that the caller is a member of, and that owns the members'' table
-threshold: lowest cosine at which a vector joins a cluster
-model: model that makes the vectors
-key: column that identifies a member; labels: column with keywords (text[]); image: column with image files (bytea)';
-COMMENT ON FUNCTION @extschema@.clip_grant_collection(text, text, text) IS 'Grants a role, or PUBLIC, privileges on a collection; only its owner can call it
-privilege: select (see clusters and reports), assign (join and leave), recluster, or all';
-COMMENT ON FUNCTION @extschema@.clip_revoke_collection(text, text, text) IS 'Revokes privileges on a collection from a role, or from PUBLIC; only its owner can call it
-privilege: select, assign, recluster or all';
-COMMENT ON FUNCTION @extschema@.clip_has_collection_privilege(text, text) IS 'Whether the current role has a privilege on a collection
-privilege: select, assign, recluster, all or owner';
-COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text) IS 'Counts a table''s rows as its owner, for a caller that may read all of them; NULL for others';
-
 -- The comments that psql shows, in the words of 0.3.0.
 -- In the types of arguments, vector is pgvector's.
 SELECT pg_catalog.set_config('search_path', pg_catalog.quote_ident(n.nspname) OPERATOR(pg_catalog.||) ', pg_temp', true)
@@ -272,18 +88,6 @@ cluster: the cluster, which keeps the id of the cluster that most of its members
 change: new, merged (from several whole clusters), split (a part of one) or moved (members joined or left)
 sources: the clusters that the members come from
 moved: the number of members that were not in this cluster before';
-COMMENT ON FUNCTION @extschema@.clip_clusters(text, bigint, regclass) IS 'Clusters of a collection with at least min_size members, largest first
-representative: key of the member nearest to the centroid
-cohesion: mean cosine of the members to the centroid; lowest: the lowest such cosine
-labels: the five most characteristic keywords
-members: the members'' table, which the caller names if row-level policies or a view decide what it sees of it
-If the collection has no members'' table, representative, lowest and labels are NULL.';
-COMMENT ON FUNCTION @extschema@.clip_cluster_groups(text, bigint, regclass) IS 'Clusters of a collection as JSON for a user interface: representative with thumbnail, members, keywords
-members: the members'' table, which the caller names if row-level policies or a view decide what it sees of it
-The JSON Schema is docs/cluster_groups.schema.json.';
-COMMENT ON FUNCTION @extschema@.clip_duplicates(text, double precision, regclass) IS 'Near-duplicates in a collection: each member that nearly equals an earlier one (by key), with the nearest such member
-threshold: lowest cosine of near-duplicates
-members: the members'' table, which the caller names if row-level policies or a view decide what it sees of it';
 COMMENT ON FUNCTION @extschema@.clip_thumbnail(bytea, integer, text) IS 'Thumbnail of an image file, upright and with its aspect ratio; smaller images keep their size
 edge: length of the longer side in pixels, from 1 to 4096
 format: jpeg (quality 85), png or webp (lossless)';
@@ -360,26 +164,9 @@ COMMENT ON INDEX clip_search.watch_queue_due_idx IS 'Entries of a watch in the o
 COMMENT ON INDEX clip_search.watch_queue_tried_idx IS 'Entries that have been tried before';
 COMMENT ON INDEX clip_search.watch_queue_watch_idx IS 'Entries by watch and row';
 COMMENT ON INDEX clip_search.watch_failure_pkey IS 'Each row is listed at most once';
-COMMENT ON FUNCTION @extschema@.clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean) IS 'Keeps a table''s embeddings, and optionally its clusters, in sync with a column of images or texts
-Only the table''s owner can call it. It creates missing columns, index and collection; clip_backfill embeds existing rows.
-source: the column of images (bytea) or texts
-embedding: the column that receives the embedding, a vector or halfvec; created as a vector
-cluster: the column that receives the cluster''s id; NULL: rows are not grouped
-model: defaults to clip_search.model
-collection: the collection of the clusters; defaults to one named after the table
-mode: immediate: embeds when a row is written; queued: the background worker embeds, and the column is NULL until then
-on_error: raise: the statement fails; skip: the row is stored without an embedding and listed in clip_search.failure
-text_source: a column of texts whose vectors are averaged with those of the images
-text_weight: weight of the text in that average, between 0 and 1
-threshold: the collection''s threshold; NULL: keep its own, or use clip_search.cluster_threshold
-index: whether to create an HNSW index for cosine distance';
-COMMENT ON FUNCTION @extschema@.clip_unwatch(regclass, text, boolean) IS 'Stops watching a table, and drops the columns, index and collection that clip_watch added
-embedding: the watched column; NULL: the only one in this table
-keep_columns: drops only the triggers, and keeps the columns, index and collection';
-COMMENT ON FUNCTION @extschema@.clip_retry(regclass, text) IS 'Retries the rows of clip_search.failure; returns the number of rows that are no longer listed
-embedding: the watched column; NULL: all watched columns of this table';
 COMMENT ON FUNCTION @extschema@.clip_watch_row() IS 'Trigger function of watched tables';
 COMMENT ON PROCEDURE @extschema@.clip_backfill(regclass, integer, text) IS 'Embeds the rows of a watched table that have no embedding, one transaction per batch
+It returns when all rows that existed when it was called are embedded or listed as failed.
 It can''t run inside a transaction block. It can be interrupted and called again, and run in several sessions at once.
 batch: rows per transaction
 embedding: the watched column; NULL: all watched columns of this table';
@@ -576,45 +363,262 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION @extschema@.clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean, text, text, text, text) IS 'Keeps a table''s embeddings, and optionally its clusters, in sync with a column of images or texts
 Only the table''s owner can call it. It creates missing columns, index and collection; clip_backfill embeds existing rows.
-A second call changes the arguments that it names, and keeps the others.
+A second call changes the settings that it names, and keeps the others.
 source: the column of images (bytea) or texts
 embedding: the column that receives the embedding, a vector or halfvec; created as a vector
 cluster: the column that receives the cluster''s id; without it rows are not grouped
 model: defaults to clip_search.model
 collection: the collection of the clusters; defaults to one named after the table
-mode: immediate (default): embeds when a row is written; queued: the background worker embeds, and the column is NULL until then
-on_error: raise (default): the statement fails; skip: the row is stored without an embedding and listed in clip_search.failure
+mode: immediate (default) embeds when a row is written; queued leaves it to the background worker, and the column is NULL until then
+on_error: raise (default) fails the statement; skip stores the row without an embedding and lists it in clip_search.failure
 text_source: a column of texts whose vectors are averaged with those of the images
 text_weight: weight of the text in that average, between 0 and 1; 0.5 by default
 threshold: the collection''s threshold; NULL: keep its own, or use clip_search.cluster_threshold
 index: whether to create an HNSW index for cosine distance
-existing: what becomes of vectors that are in the column before it is watched: replace (default): they count as pending and are embedded again; keep: they are taken over as they are
-key: the column by which the collection names its members; defaults to the primary key
-labels: a column of keywords (text[]) that describe the collection''s clusters
-image: a column of images (bytea) that the collection''s clusters are shown by';
-COMMENT ON FUNCTION @extschema@.clip_unwatch(regclass, text, boolean, boolean) IS 'Stops watching a table; its columns, index and collection stay
+existing: vectors that the column already contains: replace (default) counts them as pending, to be embedded again; keep takes them over
+key: the column that identifies a member of the collection; defaults to the primary key
+labels: the column with keywords (text[]) that describe clusters
+image: the column with image files (bytea), for thumbnails of clusters';
+COMMENT ON FUNCTION @extschema@.clip_unwatch(regclass, text, boolean, boolean) IS 'Stops watching a table, and keeps its columns, index and collection
 embedding: the watched column; NULL: the only one in this table
-keep_columns: deprecated; false is what drop_columns => true says
+keep_columns: deprecated: false means drop_columns => true
 drop_columns: drops the columns, index and collection that clip_watch added';
 COMMENT ON FUNCTION @extschema@.clip_retry(regclass, text, text) IS 'Retries the rows of clip_search.failure; returns the number of rows that are no longer listed
 embedding: the watched column; NULL: all watched columns of this table
-sqlstate: only rows that failed by this SQLSTATE, or by one of this class (its first two characters)';
+sqlstate: retries only rows that failed with this SQLSTATE, or with one of this class (its first two characters)';
 COMMENT ON FUNCTION @extschema@.clip_embed_text_for(regclass, text, text) IS 'Embeds a text by the model of a watched column, to search that column
-Whoever may read the table can call it.
+Every role that can read the table can call it.
 embedding: the watched column; NULL: the only one in this table';
 COMMENT ON FUNCTION @extschema@.clip_embed_image_for(regclass, bytea, text) IS 'Embeds an image by the model of a watched column, to search that column
-Whoever may read the table can call it.
+Every role that can read the table can call it.
 embedding: the watched column; NULL: the only one in this table';
 COMMENT ON PROCEDURE @extschema@.clip_backfill(regclass, integer, text) IS 'Embeds the rows of a watched table that have no embedding, one transaction per batch
-It returns when the rows that were there when it was called are embedded or listed as failed.
+It returns when all rows that existed when it was called are embedded or listed as failed.
 It can''t run inside a transaction block. It can be interrupted and called again, and run in several sessions at once.
 batch: rows per transaction
 embedding: the watched column; NULL: all watched columns of this table';
-COMMENT ON FUNCTION clip_search.backfill_left(bigint, bigint) IS 'Step of clip_backfill: counts the entries that another session has in hand';
+COMMENT ON FUNCTION clip_search.backfill_left(bigint, bigint) IS 'Step of clip_backfill: counts the entries that other sessions are working on';
 COMMENT ON FUNCTION clip_search.forget_dropped() IS 'Event trigger: removes what the extension keeps of a watched table that is dropped';
 COMMENT ON FUNCTION clip_search.forget_dropped_tables() IS 'Removes what the extension keeps of tables that have been dropped';
 COMMENT ON EVENT TRIGGER clip_search_drop IS 'Removes settings, queue, failures and groups of a watched table with the table';
 COMMENT ON INDEX clip_search.watch_queue_due_idx IS 'Entries of a watch in the order in which they are due';
 COMMENT ON INDEX clip_search.watch_queue_again_idx IS 'Rows whose vector is to be replaced';
-COMMENT ON COLUMN clip_search.watch.outdated IS 'Rows whose embedding is from before the watch, or of an earlier source, weight or model; they count as pending';
+COMMENT ON COLUMN clip_search.watch.outdated IS 'Rows whose embedding is older than the watch, or made with an earlier source, weight or model; they count as pending';
 COMMENT ON COLUMN clip_search.watch.embedded IS 'Rows with an embedding, outdated ones included';
+
+-- Owners of collections, and with whose rights tables are read.
+SELECT pg_catalog.set_config('search_path', pg_catalog.quote_ident(n.nspname) OPERATOR(pg_catalog.||) ', pg_temp', true)
+FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace
+WHERE e.extname OPERATOR(pg_catalog.=) 'vector';
+
+ALTER TABLE clip_search.collection_setting ADD COLUMN owner regrole;
+
+-- What roles may do with collections; grantee 0 (-) is PUBLIC. Owners are here for collections without settings, which
+-- came to be by their first assignment: there may be several rows for one, since a unique one would make transactions
+-- wait for each other.
+CREATE TABLE clip_search.collection_grant (
+    collection text COLLATE "C" NOT NULL,
+    grantee    regrole NOT NULL,
+    privilege  text COLLATE "C" NOT NULL
+        CHECK (privilege OPERATOR(pg_catalog.=) ANY (ARRAY['owner', 'select', 'assign', 'recluster']))
+);
+CREATE INDEX collection_grant_collection_idx ON clip_search.collection_grant (collection);
+ALTER TABLE clip_search.collection_grant REPLICA IDENTITY FULL;
+GRANT SELECT ON clip_search.collection_grant TO pg_database_owner;
+-- But grants to roles that have been dropped: they would come back as numbers, which another role might have there.
+SELECT pg_catalog.pg_extension_config_dump('clip_search.collection_grant',
+    'WHERE grantee::pg_catalog.oid OPERATOR(pg_catalog.=) 0::pg_catalog.oid
+        OR EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) grantee::pg_catalog.oid)');
+
+CREATE SEQUENCE clip_search.cluster_change_id_seq;
+ALTER TABLE clip_search.cluster_change
+    ADD COLUMN mark bigint NOT NULL DEFAULT pg_catalog.nextval('clip_search.cluster_change_id_seq');
+DROP INDEX clip_search.cluster_change_cluster_idx;
+CREATE INDEX cluster_change_cluster_idx ON clip_search.cluster_change (cluster, mark);
+GRANT SELECT ON SEQUENCE clip_search.cluster_change_id_seq TO pg_database_owner;
+SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_change_id_seq', '');
+COMMENT ON COLUMN clip_search.cluster_change.mark IS 'Sequence number: the order in which changes were written';
+COMMENT ON SEQUENCE clip_search.cluster_change_id_seq IS 'Sequence numbers of changes';
+COMMENT ON INDEX clip_search.cluster_change_cluster_idx IS 'Changes by cluster';
+
+-- A collection goes to the owner of its members' table, others to the owner of the database, and stays open as it was.
+UPDATE clip_search.collection_setting s
+SET owner = coalesce((SELECT c.relowner FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) s.members::pg_catalog.oid),
+                     (SELECT d.datdba FROM pg_catalog.pg_database d WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()));
+DO $$
+DECLARE
+    opened text[];
+BEGIN
+    SELECT pg_catalog.array_agg(c.name ORDER BY c.name) INTO opened FROM clip_search.collection c
+    WHERE c.name OPERATOR(pg_catalog.<>) 'default' OR EXISTS (SELECT FROM clip_search.collection_setting s WHERE s.name OPERATOR(pg_catalog.=) c.name);
+    IF opened IS NULL THEN
+        RETURN;
+    END IF;
+    INSERT INTO clip_search.collection_grant (collection, grantee, privilege)
+    SELECT o.name, d.datdba, 'owner'
+    FROM pg_catalog.unnest(opened) AS o (name)
+    JOIN pg_catalog.pg_database d ON d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+    WHERE NOT EXISTS (SELECT FROM clip_search.collection_setting s WHERE s.name OPERATOR(pg_catalog.=) o.name);
+    INSERT INTO clip_search.collection_grant (collection, grantee, privilege)
+    SELECT o.name, 0, p.name
+    FROM pg_catalog.unnest(opened) AS o (name), (VALUES ('select'), ('assign'), ('recluster')) AS p (name);
+    RAISE NOTICE 'every role can still see and change the clusters of % collections: %',
+        pg_catalog.cardinality(opened), pg_catalog.array_to_string(opened, ', ')
+        USING HINT = 'Close one with SELECT clip_revoke_collection(name, ''PUBLIC''), and clip_grant_collection to the roles that use it.';
+END $$;
+
+-- The owners of collections; a role that has been dropped is replaced by the owner of the database.
+CREATE VIEW clip_search.collection_owner AS
+SELECT o.name, coalesce(r.oid, d.datdba)::pg_catalog.regrole AS owner
+FROM (SELECT s.name, s.owner::pg_catalog.oid AS role FROM clip_search.collection_setting s
+      UNION ALL
+      SELECT g.collection, g.grantee::pg_catalog.oid FROM clip_search.collection_grant g
+      WHERE g.privilege OPERATOR(pg_catalog.=) 'owner'
+        AND NOT EXISTS (SELECT FROM clip_search.collection_setting s WHERE s.name OPERATOR(pg_catalog.=) g.collection)) AS o
+JOIN pg_catalog.pg_database d ON d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+LEFT JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) o.role;
+
+-- The collections whose clusters the reader may see: its own, those that it or PUBLIC was granted, and default as long as
+-- nothing is set about it.
+CREATE VIEW clip_search.collection_visible AS
+SELECT o.name FROM clip_search.collection_owner o WHERE pg_catalog.pg_has_role(o.owner::pg_catalog.oid, 'USAGE')
+UNION ALL
+SELECT g.collection FROM clip_search.collection_grant g
+WHERE g.privilege OPERATOR(pg_catalog.=) 'select'
+  AND (g.grantee::pg_catalog.oid OPERATOR(pg_catalog.=) 0::pg_catalog.oid OR pg_catalog.pg_has_role(g.grantee::pg_catalog.oid, 'USAGE'))
+UNION ALL
+SELECT 'default' COLLATE "C"
+WHERE NOT EXISTS (SELECT FROM clip_search.collection_setting s WHERE s.name OPERATOR(pg_catalog.=) 'default')
+  AND NOT EXISTS (SELECT FROM clip_search.collection_grant g WHERE g.collection OPERATOR(pg_catalog.=) 'default');
+
+-- What people read. The owner of the database dumps every collection, and so sees them all.
+CREATE OR REPLACE VIEW clip_search.cluster WITH (security_barrier = true) AS
+SELECT cluster AS id, collection, l2_normalize(sum(sum)) AS centroid,
+       least(vector_norm(sum(sum)) OPERATOR(pg_catalog./) pg_catalog.sum(size)::double precision, 1) AS resultant,
+       pg_catalog.sum(size)::bigint AS size, pg_catalog.min(made_at) AS created_at, pg_catalog.max(updated_at) AS updated_at
+FROM (SELECT cluster, collection, size, sum, made_at, updated_at FROM clip_search.cluster_sum
+      UNION ALL
+      SELECT cluster, collection, size, sum, made_at, made_at FROM clip_search.cluster_change) AS part
+WHERE (SELECT pg_catalog.pg_has_role(d.datdba, 'USAGE') FROM pg_catalog.pg_database d
+       WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())
+   OR collection IN (SELECT v.name FROM clip_search.collection_visible v)
+GROUP BY cluster, collection HAVING pg_catalog.sum(size) OPERATOR(pg_catalog.>) 0;
+
+-- Collections come to be by the first assignment; those with settings are stored. The names of the others are found by
+-- stepping through the index.
+CREATE OR REPLACE VIEW clip_search.collection WITH (security_barrier = true) AS
+WITH RECURSIVE used AS (
+    (SELECT collection FROM clip_search.cluster_sum ORDER BY collection LIMIT 1)
+    UNION ALL
+    SELECT (SELECT s.collection FROM clip_search.cluster_sum s WHERE s.collection OPERATOR(pg_catalog.>) used.collection
+            ORDER BY s.collection LIMIT 1)
+    FROM used WHERE used.collection IS NOT NULL
+)
+SELECT coalesce(setting.name, used.collection) AS name,
+       coalesce(setting.dimensions, (SELECT vector_dims(s.sum) FROM clip_search.cluster_sum s
+                                     WHERE s.collection OPERATOR(pg_catalog.=) used.collection ORDER BY s.cluster LIMIT 1)) AS dimensions,
+       -- A session that has not called the extension yet does not know the setting, and goes by its default.
+       coalesce(setting.threshold,
+                CASE WHEN pg_catalog.current_setting('clip_search.cluster_threshold', true) OPERATOR(pg_catalog.<>) ''
+                     THEN pg_catalog.current_setting('clip_search.cluster_threshold', true)::double precision END,
+                0.82) AS threshold,
+       coalesce(setting.model, (SELECT s.model FROM clip_search.cluster_sum s
+                                WHERE s.collection OPERATOR(pg_catalog.=) used.collection ORDER BY s.cluster LIMIT 1)) AS model,
+       setting.members, setting.embedding, setting.cluster, setting.key, setting.labels, setting.image, setting.created_at,
+       coalesce((SELECT o.owner FROM clip_search.collection_owner o
+                 WHERE o.name OPERATOR(pg_catalog.=) coalesce(setting.name, used.collection) LIMIT 1),
+                d.datdba::pg_catalog.regrole) AS owner
+FROM clip_search.collection_setting AS setting
+FULL JOIN (SELECT collection FROM used WHERE collection IS NOT NULL) AS used ON used.collection OPERATOR(pg_catalog.=) setting.name
+JOIN pg_catalog.pg_database d ON d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+WHERE pg_catalog.pg_has_role(d.datdba, 'USAGE')
+   OR coalesce(setting.name, used.collection) IN (SELECT v.name FROM clip_search.collection_visible v);
+
+COMMENT ON COLUMN clip_search.collection.owner IS 'Role that owns it';
+COMMENT ON TABLE clip_search.collection_grant IS 'Privileges on collections, written by clip_grant_collection and clip_revoke_collection';
+COMMENT ON COLUMN clip_search.collection_grant.grantee IS 'Role; 0 (-) for PUBLIC';
+COMMENT ON COLUMN clip_search.collection_grant.privilege IS 'select, assign or recluster; owner for collections without settings';
+COMMENT ON COLUMN clip_search.collection_setting.owner IS 'Role that owns it; the owner of the database if that role no longer exists';
+COMMENT ON VIEW clip_search.collection_owner IS 'Owners of collections';
+COMMENT ON VIEW clip_search.collection_visible IS 'Collections whose clusters the current role may see';
+COMMENT ON INDEX clip_search.collection_grant_collection_idx IS 'Grants by collection';
+
+-- These look whose rights the caller has before they take those of the extension.
+ALTER FUNCTION @extschema@.clip_assign_cluster(vector) SECURITY INVOKER RESET ALL;
+ALTER FUNCTION @extschema@.clip_assign_cluster(vector, text) SECURITY INVOKER RESET ALL;
+ALTER FUNCTION @extschema@.clip_leave_cluster(bigint, vector) SECURITY INVOKER RESET ALL;
+
+-- Made again, so that they have no trace of having been for some roles only.
+DROP FUNCTION @extschema@.clip_create_collection(text, double precision, integer, text, regclass, text, text, text, text, text);
+CREATE FUNCTION @extschema@.clip_create_collection(collection text, threshold double precision DEFAULT NULL, dimensions integer DEFAULT NULL,
+    model text DEFAULT NULL, members regclass DEFAULT NULL, embedding text DEFAULT 'embedding', cluster text DEFAULT 'cluster_id',
+    key text DEFAULT NULL, labels text DEFAULT NULL, image text DEFAULT NULL) RETURNS void
+VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'clip_create_collection_wrapper';
+DROP FUNCTION @extschema@.clip_drop_collection(text);
+CREATE FUNCTION @extschema@.clip_drop_collection(collection text) RETURNS void
+STRICT VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'clip_drop_collection_wrapper';
+COMMENT ON FUNCTION @extschema@.clip_create_collection(text, double precision, integer, text, regclass, text, text, text, text, text) IS 'Creates a collection, or sets up one that an assignment created: its settings and the table of its members
+threshold: lowest cosine at which a vector joins a cluster; defaults to clip_search.cluster_threshold
+dimensions: dimensions of the vectors; defaults to those of the first
+model: model that makes the vectors; defaults to that of the first, if known
+members: the table of the members
+embedding, cluster: its columns with the embedding (vector or halfvec) and the cluster''s id (bigint)
+key: its column that identifies a member; defaults to the primary key
+labels: its column with keywords (text[])
+image: its column with image files (bytea), for thumbnails';
+COMMENT ON FUNCTION @extschema@.clip_drop_collection(text) IS 'Drops a collection and its clusters; the members'' table is not changed';
+
+DROP FUNCTION @extschema@.clip_clusters(text, bigint);
+CREATE FUNCTION @extschema@.clip_clusters(collection text, min_size bigint DEFAULT 2, members regclass DEFAULT NULL)
+RETURNS TABLE (id bigint, size bigint, centroid vector, representative text, cohesion double precision, lowest double precision, labels text[])
+STABLE PARALLEL RESTRICTED COST 10000 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_clusters_of_wrapper';
+DROP FUNCTION @extschema@.clip_cluster_groups(text, bigint);
+CREATE FUNCTION @extschema@.clip_cluster_groups(collection text, min_size bigint DEFAULT 2, members regclass DEFAULT NULL) RETURNS jsonb
+STABLE PARALLEL RESTRICTED COST 10000 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_cluster_groups_of_wrapper';
+DROP FUNCTION @extschema@.clip_duplicates(text, double precision);
+CREATE FUNCTION @extschema@.clip_duplicates(collection text, threshold double precision DEFAULT 0.99, members regclass DEFAULT NULL)
+RETURNS TABLE (original text, duplicate text, cosine double precision)
+STABLE PARALLEL RESTRICTED COST 100000 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_duplicates_of_wrapper';
+CREATE FUNCTION @extschema@.clip_alter_collection(collection text, owner text DEFAULT NULL, threshold double precision DEFAULT NULL,
+    model text DEFAULT NULL, key text DEFAULT NULL, labels text DEFAULT NULL, image text DEFAULT NULL) RETURNS void
+VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'clip_alter_collection_wrapper';
+CREATE FUNCTION @extschema@.clip_grant_collection(collection text, role text, privilege text DEFAULT 'all') RETURNS void
+VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'clip_grant_collection_wrapper';
+CREATE FUNCTION @extschema@.clip_revoke_collection(collection text, role text, privilege text DEFAULT 'all') RETURNS void
+VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'clip_revoke_collection_wrapper';
+CREATE FUNCTION @extschema@.clip_has_collection_privilege(collection text, privilege text) RETURNS boolean
+STRICT STABLE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'clip_has_collection_privilege_wrapper';
+CREATE FUNCTION clip_search.count_rows(relation regclass, sources text[], embedding text, cluster text)
+RETURNS TABLE (rows bigint, embedded bigint, open bigint)
+STABLE PARALLEL UNSAFE COST 100000 LANGUAGE c AS 'MODULE_PATHNAME', 'count_rows_wrapper';
+CREATE OR REPLACE FUNCTION clip_search.watch_progress(relation regclass, image name, text name, embedding name, cluster name,
+                                           OUT rows bigint, OUT embedded bigint, OUT open bigint)
+LANGUAGE sql STABLE PARALLEL UNSAFE COST 100000 SET search_path = pg_catalog, pg_temp AS $$
+    SELECT c.rows, c.embedded, c.open
+    FROM clip_search.count_rows(relation, ARRAY[image::text, text::text], embedding::text, cluster::text) AS c
+$$;
+
+COMMENT ON FUNCTION @extschema@.clip_alter_collection(text, text, double precision, text, text, text, text) IS 'Changes the settings of a collection that are passed, and no others; only its owner can call it
+owner: a role that the caller is a member of, and that owns the members'' table
+threshold: lowest cosine at which a vector joins a cluster
+model: model that makes the vectors
+key: column that identifies a member; labels: column with keywords (text[]); image: column with image files (bytea)';
+COMMENT ON FUNCTION @extschema@.clip_grant_collection(text, text, text) IS 'Grants a role, or PUBLIC, privileges on a collection; only its owner can call it
+privilege: select (see clusters and reports), assign (join and leave), recluster, or all';
+COMMENT ON FUNCTION @extschema@.clip_revoke_collection(text, text, text) IS 'Revokes privileges on a collection from a role, or from PUBLIC; only its owner can call it
+privilege: select, assign, recluster or all';
+COMMENT ON FUNCTION @extschema@.clip_has_collection_privilege(text, text) IS 'Whether the current role has a privilege on a collection
+privilege: select, assign, recluster, all or owner';
+COMMENT ON FUNCTION @extschema@.clip_clusters(text, bigint, regclass) IS 'Clusters of a collection with at least min_size members, largest first
+representative: key of the member nearest to the centroid
+cohesion: mean cosine of the members to the centroid; lowest: the lowest such cosine
+labels: the five most characteristic keywords
+members: the members'' table, which the caller names if row-level policies or a view decide what it sees of it
+If the collection has no members'' table, representative, lowest and labels are NULL.';
+COMMENT ON FUNCTION @extschema@.clip_cluster_groups(text, bigint, regclass) IS 'Clusters of a collection as JSON for a user interface: representative with thumbnail, members, keywords
+members: the members'' table, which the caller names if row-level policies or a view decide what it sees of it
+The JSON Schema is docs/cluster_groups.schema.json.';
+COMMENT ON FUNCTION @extschema@.clip_duplicates(text, double precision, regclass) IS 'Near-duplicates in a collection: each member that nearly equals an earlier one (by key), with the nearest such member
+threshold: lowest cosine of near-duplicates
+members: the members'' table, which the caller names if row-level policies or a view decide what it sees of it';
+COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text) IS 'Counts a table''s rows as its owner, for a caller that may read all of them; NULL for others';

@@ -6,6 +6,7 @@ SELECT pg_catalog.pg_extension_config_dump('clip_search.collection_grant',
     'WHERE grantee::pg_catalog.oid OPERATOR(pg_catalog.=) 0::pg_catalog.oid
         OR EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) grantee::pg_catalog.oid)');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_change_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_sum', '');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_change', '');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_code', '');
@@ -22,7 +23,7 @@ GRANT SELECT ON clip_search.collection, clip_search.cluster TO PUBLIC;
 -- of rows of any table.
 GRANT SELECT ON clip_search.collection_setting, clip_search.collection_grant, clip_search.cluster_sum, clip_search.cluster_change, clip_search.cluster_code,
     clip_search.watch_setting, clip_search.watch_queue, clip_search.watch_failure TO pg_database_owner;
-GRANT SELECT ON SEQUENCE clip_search.cluster_id_seq, clip_search.watch_id_seq, clip_search.watch_queue_id_seq TO pg_database_owner;
+GRANT SELECT ON SEQUENCE clip_search.cluster_id_seq, clip_search.cluster_change_id_seq, clip_search.watch_id_seq, clip_search.watch_queue_id_seq TO pg_database_owner;
 
 -- Row estimates for the planner, whose default is 1000.
 ALTER FUNCTION clip_classify(bytea, text[], text, text) ROWS 10;
@@ -65,6 +66,8 @@ COMMENT ON COLUMN clip_search.collection_grant.privilege IS 'select, assign or r
 COMMENT ON VIEW clip_search.collection_owner IS 'Owners of collections';
 COMMENT ON VIEW clip_search.collection_visible IS 'Collections whose clusters the current role may see';
 COMMENT ON INDEX clip_search.collection_grant_collection_idx IS 'Grants by collection';
+COMMENT ON COLUMN clip_search.cluster_change.mark IS 'Sequence number: the order in which changes were written';
+COMMENT ON SEQUENCE clip_search.cluster_change_id_seq IS 'Sequence numbers of changes';
 COMMENT ON TABLE clip_search.cluster_sum IS 'Sums of the members of clusters; the view clip_search.cluster shows them';
 COMMENT ON COLUMN clip_search.cluster_sum.sum IS 'Sum of unit vectors, rounded to single precision';
 COMMENT ON COLUMN clip_search.cluster_sum.rest IS 'Remainder of that rounding';

@@ -281,8 +281,11 @@ def sql_way(model: str, photos: list[Photo], first: int, texts: list[str]) -> di
         server = db.execute("SHOW server_version").fetchone()[0].split()[0]
         db.execute("CREATE INDEX photo_embedding_idx ON photo USING hnsw (embedding vector_cosine_ops)")
         db.execute("ANALYZE photo")
-        plan = [row[0] for row in db.execute("""EXPLAIN (COSTS off)
-                   SELECT title FROM photo ORDER BY embedding <=> clip_embed_text('red sports car') LIMIT 3""")]
+        plan = [
+            row[0]
+            for row in db.execute("""EXPLAIN (COSTS off)
+                   SELECT title FROM photo ORDER BY embedding <=> clip_embed_text('red sports car') LIMIT 3""")
+        ]
         db.execute(f"DROP SCHEMA {SCHEMA} CASCADE")
         db.execute("SELECT clip_drop_collection(%s)", (SCHEMA,))
     return {

@@ -260,6 +260,10 @@ SELECT format('%s is split over clusters %s',
               split_part(title, ' (', 1), string_agg(DISTINCT cluster_id::text, ', '))
 FROM photo GROUP BY split_part(title, ' (', 1) HAVING count(DISTINCT cluster_id) > 1
 UNION ALL
+SELECT format('%s clusters of %s subjects', clusters, subjects)
+FROM (SELECT count(DISTINCT cluster_id) AS clusters, count(DISTINCT split_part(title, ' (', 1)) AS subjects FROM photo) n
+WHERE clusters <> subjects OR subjects <> 10
+UNION ALL
 SELECT format('photo "%s" is in cluster %s, which is not in collection gallery', title, cluster_id)
 FROM photo WHERE cluster_id NOT IN (SELECT id FROM clip_search.cluster WHERE collection = 'gallery');
 

@@ -5,17 +5,35 @@
 //! them wait for each other. A check comes before any lock on the collection, so that a role without the right to it can
 //! hold up nobody.
 
+use clip::{Error, Kind};
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, quote_literal};
 
-use crate::cluster::name::{DEFAULT_COLLECTION, check_name, unknown};
 use crate::cluster::tables::{Condition, Index, Sees, Store};
-use crate::pg::error::{SqlResult, given, sql_error};
+use crate::pg::error::{SqlResult, given, report, sql_error};
 use crate::pg::spi::spi;
 use crate::pg::user_context::{Rights, current_role, database_owner, has_rights_of, role_exists, role_name};
+
+pub const DEFAULT_COLLECTION: &str = "default";
+
+pub fn check_name(collection: &str) -> SqlResult<()> {
+    // As long as PostgreSQL's own names. It stands in every row, and codes are stored in full pages.
+    const LONGEST: usize = 63;
+    let bad = |message: String, detail: String| Err(report(Error::new(Kind::InvalidInput, message).detail(detail)));
+    match collection.len() {
+        0 => bad("collection name is empty".to_owned(), "A name has 1 to 63 bytes.".to_owned()),
+        1..=LONGEST => Ok(()),
+        long => bad("collection name is too long".to_owned(), format!("It has {long} bytes; {LONGEST} are allowed.")),
+    }
+}
+
+pub fn unknown(collection: &str) -> ErrorReport {
+    sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT, format!("collection \"{collection}\" does not exist"))
+        .set_hint("SELECT name FROM clip_search.collection lists those there are.")
+}
 
 /// What a role can be granted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

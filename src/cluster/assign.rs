@@ -11,10 +11,9 @@ use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
-use crate::cluster::access::{Access, Privilege, add_owner};
+use crate::cluster::access::{Access, DEFAULT_COLLECTION, Privilege, add_owner, check_name};
 use crate::cluster::collection::Collection;
 use crate::cluster::maintenance::{RECENT, fold, forget, pack, tidy};
-use crate::cluster::name::{DEFAULT_COLLECTION, check_name};
 use crate::cluster::search::{Cluster, Search};
 use crate::cluster::statements;
 use crate::cluster::tables::{Condition, Index, Sees, Store};
@@ -101,7 +100,7 @@ pub fn assign(embedding: Vector, collection: &str, role: pg_sys::Oid) -> SqlResu
             }
         };
         if cluster.wants_folding() {
-            tidy(|| fold(client, &store, &collection, cluster.id))?;
+            tidy(|| fold(client, &store, &collection, &cluster))?;
         }
         if founded && search.recent.get() >= RECENT {
             tidy(|| pack(client, &store, &collection))?;

@@ -5,9 +5,8 @@ use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
-use crate::cluster::access::{Access, add_owner, own_collection, role_named};
+use crate::cluster::access::{Access, DEFAULT_COLLECTION, add_owner, check_name, own_collection, role_named, unknown};
 use crate::cluster::members::{check_column, primary_key, refuse_citus};
-use crate::cluster::name::{DEFAULT_COLLECTION, check_name, unknown};
 use crate::cluster::tables::{Condition, Index, Sees, Store};
 use crate::guc;
 use crate::model::loaded;

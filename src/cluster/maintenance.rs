@@ -8,7 +8,7 @@ use clip::clustering::centroid::Sum;
 use pgrx::spi::SpiClient;
 
 use crate::cluster::collection::Collection;
-use crate::cluster::search::{DRIFT, LEFT_OVER, Packed, Search, with_coder};
+use crate::cluster::search::{Cluster, DRIFT, LEFT_OVER, Packed, Search, remember_merged, with_coder};
 use crate::cluster::statements;
 use crate::cluster::tables::{Condition, Index, Sees, Store};
 use crate::pg::error::SqlResult;
@@ -17,6 +17,8 @@ use crate::pg::transaction::{Isolation, isolation};
 
 /// Clusters without a code before codes are made: searching two blocks' worth of sums costs 0.2 ms.
 pub const RECENT: usize = 2 * binary_code::BLOCK;
+/// A sum is replaced once its changes have a quarter of its weight.
+const LIGHT: i64 = 4;
 /// Blocks that are looked over whenever two or three are written: more than are written, so that none grows old unseen.
 const THINNED_BLOCKS: usize = 6;
 
@@ -47,7 +49,7 @@ pub fn forget(client: &mut SpiClient<'_>, store: &Store, search: &Search<'_>, id
     let _lock = store.lock_shortly(&search.collection.name, true);
     let Some(cluster) = search.look_up(id).filter(|cluster| !cluster.alive()) else { return Ok(()) };
     let sums = statements::lock_sums(client, id)?;
-    let changes = statements::lock_changes(client, id)?;
+    let changes = statements::lock_changes(client, store, id)?;
     if (sums.len(), changes.len()) == cluster.rows {
         statements::delete_sums(client, &sums)?;
         statements::delete_changes(client, &changes)?;
@@ -56,9 +58,24 @@ pub fn forget(client: &mut SpiClient<'_>, store: &Store, search: &Search<'_>, id
 }
 
 /// Adds up the rows of a cluster that no other transaction is at work on.
-pub fn fold(client: &mut SpiClient<'_>, store: &Store, collection: &Collection, id: i64) -> SqlResult<()> {
+pub fn fold(client: &mut SpiClient<'_>, store: &Store, collection: &Collection, cluster: &Cluster) -> SqlResult<()> {
+    let id = cluster.id;
+    let changes = statements::lock_changes(client, store, id)?;
+    let last = changes.iter().map(|change| change.mark).max().unwrap_or_default();
+    // Changes become one as long as they weigh little against the sum, which is then not written: a sum that is
+    // replaced stays in three indexes until the transaction ends.
+    let weight: i64 = changes.iter().map(|change| change.size.abs()).sum();
+    if cluster.rows.0 == 1 && changes.len() > 1 && LIGHT * weight < cluster.base {
+        let mut total = Sum::new(changes[0].high.len());
+        for row in &changes {
+            total.add(&row.high, row.low.as_deref(), row.size);
+        }
+        statements::merged(client, &collection.name, id, &total)?;
+        statements::delete_changes(client, &changes)?;
+        remember_merged(store, &collection.name, id, last);
+        return Ok(());
+    }
     let sums = statements::lock_sums(client, id)?;
-    let changes = statements::lock_changes(client, id)?;
     let Some(dimensions) = sums.iter().chain(&changes).map(|row| row.high.len()).next() else { return Ok(()) };
     let mut total = Sum::new(dimensions);
     for row in sums.iter().chain(&changes) {
@@ -83,13 +100,12 @@ pub fn fold(client: &mut SpiClient<'_>, store: &Store, collection: &Collection, 
                 statements::replace(client, kept, &total, code)?;
             }
             statements::delete_sums(client, &sums[1..])?;
-            statements::delete_changes(client, &changes)
         }
-        None => {
-            statements::merged(client, &collection.name, id, &total)?;
-            statements::delete_changes(client, &changes)
-        }
+        None => statements::merged(client, &collection.name, id, &total)?,
     }
+    statements::delete_changes(client, &changes)?;
+    remember_merged(store, &collection.name, id, last);
+    Ok(())
 }
 
 /// Makes codes for the clusters that have none.

@@ -10,8 +10,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, SpiCursor, SpiHeapTupleData, quote_identifier};
 
-use crate::cluster::access::{Access, Privilege};
-use crate::cluster::name::unknown;
+use crate::cluster::access::{Access, Privilege, unknown};
 use crate::cluster::tables::Store;
 use crate::guc;
 use crate::pg::citus;

@@ -6,7 +6,6 @@ pub mod collection;
 pub mod duplicates;
 pub mod maintenance;
 pub mod members;
-pub mod name;
 pub mod pending;
 pub mod recluster;
 pub mod report;

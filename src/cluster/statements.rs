@@ -9,6 +9,8 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, SpiTupleTable};
 
+use crate::cluster::search::merged_up_to;
+use crate::cluster::tables::Store;
 use crate::pg::error::{SqlResult, report};
 use crate::pg::spi::{get, run, spi};
 use crate::pg::transaction::run_on_latest;
@@ -32,7 +34,9 @@ const DELETE_CHANGES: &str = "DELETE FROM clip_search.cluster_change WHERE ctid 
 const LOCK_SUMS: &str = "SELECT ctid, cluster, size, sum, rest, code, mark FROM clip_search.cluster_sum \
      WHERE cluster OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED";
 /// Not all of ten thousand at once, should ever so many have come together.
-const LOCK_CHANGES: &str = "SELECT ctid, cluster, size, sum, rest, NULL::bytea, 0::bigint FROM clip_search.cluster_change \
+const LOCK_CHANGES: &str = include_str!("sql/lock_changes.sql");
+/// As 0.2.0 has the table.
+const LOCK_CHANGES_WITHOUT_MARK: &str = "SELECT ctid, cluster, size, sum, rest, NULL::bytea, 0::bigint FROM clip_search.cluster_change \
      WHERE cluster OPERATOR(pg_catalog.=) $1 LIMIT 1000 FOR UPDATE SKIP LOCKED";
 const RECENT: &str = "SELECT ctid, cluster, size, sum, NULL, NULL::bytea, mark FROM clip_search.cluster_sum \
      WHERE collection OPERATOR(pg_catalog.=) $1 AND code IS NULL ORDER BY mark LIMIT $2 FOR UPDATE SKIP LOCKED";
@@ -71,7 +75,6 @@ pub struct Stored {
     pub high: Vec<f32>,
     pub low: Option<Vec<f32>>,
     pub code: Option<Vec<u8>>,
-    /// 0 for a change.
     pub mark: i64,
 }
 
@@ -133,8 +136,11 @@ pub fn lock_sums(client: &mut SpiClient<'_>, cluster: i64) -> SqlResult<Vec<Stor
 }
 
 /// Locks the changes of a cluster that nobody else has locked.
-pub fn lock_changes(client: &mut SpiClient<'_>, cluster: i64) -> SqlResult<Vec<Stored>> {
-    stored(run(client, LOCK_CHANGES, &[cluster.into()])?)
+pub fn lock_changes(client: &mut SpiClient<'_>, store: &Store, cluster: i64) -> SqlResult<Vec<Stored>> {
+    if store.is_outdated() {
+        return stored(run(client, LOCK_CHANGES_WITHOUT_MARK, &[cluster.into()])?);
+    }
+    stored(run(client, LOCK_CHANGES, &[cluster.into(), merged_up_to(store, cluster).into()])?)
 }
 
 /// Locks the oldest sums without a code, but those that somebody else has locked.

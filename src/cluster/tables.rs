@@ -382,6 +382,12 @@ fn scan_key(condition: &Condition<'_>) -> pg_sys::ScanKeyData {
     key
 }
 
+/// Whether a (sub)transaction is this one, or part of it and not undone.
+pub fn is_own(writer: pg_sys::TransactionId) -> bool {
+    // SAFETY: reads the state of the process's transaction.
+    unsafe { pg_sys::TransactionIdIsCurrentTransactionId(writer) }
+}
+
 /// The (sub)transaction that rows are written by now.
 pub fn writer() -> pg_sys::TransactionId {
     // SAFETY: inside a transaction that has written rows, or may.

@@ -4,9 +4,8 @@ use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
-use crate::cluster::access::Access;
+use crate::cluster::access::{Access, DEFAULT_COLLECTION, check_name};
 use crate::cluster::collection::Collection;
-use crate::cluster::name::{DEFAULT_COLLECTION, check_name};
 use crate::cluster::tables::Store;
 use crate::pg::catalog::Table;
 use crate::pg::error::{SqlResult, report, with_sqlstate};

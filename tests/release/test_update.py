@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import psycopg
 import pytest
 
@@ -149,7 +150,8 @@ STORED = ("clip_search.collection", "clip_search.cluster", "clip_search.failure"
 
 
 def stored(db: psycopg.Connection) -> list[list[tuple]]:
-    return [db.execute(f"SELECT t::text FROM {table} t ORDER BY 1").fetchall() for table in STORED]
+    # Collections have owners since 0.3.0.
+    return [db.execute(f"SELECT to_jsonb(t) - 'owner' FROM {table} t ORDER BY 1").fetchall() for table in STORED]
 
 
 def settings(db: psycopg.Connection) -> list[tuple]:
@@ -171,6 +173,8 @@ def fill(db: psycopg.Connection) -> None:
     db.execute("INSERT INTO photo VALUES (1, %b), (2, %b), (3, 'no image')", (CAT, ROCKET))
     db.execute("SELECT clip_create_collection('own', 0.5, model => 'photo-mini')")
     db.execute("SELECT clip_assign_cluster(embedding, 'own') FROM note")
+    # One that came to be by its first assignment, and the one without a name.
+    db.execute("SELECT clip_assign_cluster(embedding, 'loose'), clip_assign_cluster(embedding) FROM note")
 
 
 def check_works(db: psycopg.Connection, number: int) -> None:
@@ -196,6 +200,30 @@ def check_works(db: psycopg.Connection, number: int) -> None:
     assert value(db, "SELECT sum(moved) FROM clip_recluster('note')") is None
 
 
+# Beyond 432 clusters, codes are stored and searched.
+MANY = 700
+
+
+def fill_many(db: psycopg.Connection) -> list[int]:
+    """So many clusters of one member each; their ids."""
+    rows = np.random.default_rng(3).standard_normal((MANY, 512))
+    db.execute("CREATE TABLE many (n int PRIMARY KEY, embedding vector(512))")
+    with db.cursor().copy("COPY many FROM STDIN") as copy:
+        for n, row in enumerate(rows):
+            copy.write_row((n, support.vector_text(row)))
+    ids = [value(db, "SELECT clip_assign_cluster(embedding, 'many') FROM many WHERE n = %s", n) for n in range(MANY)]
+    assert len(set(ids)) == MANY
+    assert value(db, "SELECT sum(length(entries) / 36) FROM clip_search.cluster_code WHERE collection = 'many'") > 400
+    return ids
+
+
+def check_many(db: psycopg.Connection, ids: list[int]) -> None:
+    """Each vector finds its cluster by the code that is stored."""
+    with db.transaction(force_rollback=True):
+        found = [value(db, "SELECT clip_assign_cluster(embedding, 'many') FROM many WHERE n = %s", n) for n in range(MANY)]
+    assert found == ids
+
+
 def wait(db: psycopg.Connection, query: str) -> None:
     deadline = time.monotonic() + 60
     while not value(db, query):
@@ -204,7 +232,31 @@ def wait(db: psycopg.Connection, query: str) -> None:
 
 
 def updated(db: psycopg.Connection) -> None:
+    """Collections have owners afterwards, and are open as they were, which a NOTICE says."""
+    told: list[str] = []
+    db.add_notice_handler(lambda notice: told.append(f"{notice.message_primary} {notice.message_hint}"))
+    role = f"clip_role_{os.getpid()}"
+    db.execute(f"CREATE ROLE {role} LOGIN; ALTER TABLE note OWNER TO {role}; SET client_min_messages = notice")
     db.execute("ALTER EXTENSION clip_search UPDATE")
+    db.execute("SET client_min_messages = warning")
+    told = [text for text in told if "can still see" in text]
+    assert len(told) == 1 and "loose, note, own, photo" in told[0] and "clip_revoke_collection(name, 'PUBLIC')" in told[0]
+    owner = value(db, "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = current_database()")
+    found = dict(db.execute("SELECT name, owner::text FROM clip_search.collection").fetchall())
+    assert found == {"note": role, "photo": owner, "own": owner, "loose": owner, "default": owner}
+    db.execute(f"GRANT USAGE ON SCHEMA {value(db, 'SELECT quote_ident(current_schema())')} TO {role}")
+    with psycopg.connect(db.info.dsn, user=role, password="", autocommit=True) as other:
+        other.execute(f"SET search_path = {value(db, 'SHOW search_path')}")
+        assert {name for (name,) in other.execute("SELECT name FROM clip_search.collection")} == found.keys()
+        for name in ("own", "loose"):
+            cluster = value(other, "SELECT clip_assign_cluster(embedding, %s) FROM note WHERE id = 1", name)
+            assert value(other, "SELECT clip_leave_cluster(%s, embedding) FROM note WHERE id = 1", cluster)
+        db.execute("SELECT clip_revoke_collection('own', 'PUBLIC')")
+        assert support.sqlstate(other, "SELECT clip_assign_cluster(embedding, 'own') FROM note WHERE id = 1")[0] == "42501"
+    db.execute("SELECT clip_grant_collection('own', 'PUBLIC')")
+    db.execute(f"ALTER TABLE note OWNER TO {owner}; DROP OWNED BY {role}; DROP ROLE {role}")
+    # What a dropped or changed owner leaves is brought in line by a call.
+    db.execute("SELECT clip_alter_collection('note', owner => %s)", (owner,))
     assert value(db, "SELECT extversion FROM pg_extension WHERE extname = 'clip_search'") == CURRENT
 
 
@@ -283,6 +335,7 @@ def test_an_earlier_build_is_updated(copy: Copy, version: str) -> None:
             wait(db, embedded.format(1))
             wait(db, "SELECT max(attempts) = 1 FROM clip_search.pending")
             check_works(db, 10)
+            ids = fill_many(db)
             before = stored(db), settings(db)
         made.stop()
         copy.put(sharedir, libraries / "clip_search.so")
@@ -296,6 +349,7 @@ def test_an_earlier_build_is_updated(copy: Copy, version: str) -> None:
             before = stored(db), settings(db)
             updated(db)
             assert (stored(db), settings(db)) == before
+            check_many(db, ids)
             found = members(db)
             check_works(db, 30)
             # The row that was put off is still there, and mended.

@@ -302,8 +302,9 @@ def check_half(db: psycopg.Connection, model: str) -> int:
     for embedding, expected, cluster, size in rows:
         assert size == 8 + 2 * 512
         stored, exact = vector(embedding), vector(expected)
-        # What is written comes of a batch perhaps, and then may be on the other side of the middle between two halves.
-        assert np.allclose(stored, exact.astype(np.float16), rtol=2**-10, atol=2e-6)
+        # To the nearest of the numbers that 16 bits can hold, half of whose distance is 2**-11; 1e-6 for graphs that round in
+        # other places as they are batched.
+        assert np.allclose(stored, exact, rtol=2**-11, atol=1e-6)
         members[cluster].append(stored / np.linalg.norm(stored.astype(np.float64)))
     found = db.execute("SELECT id, size, centroid::text FROM clip_search.cluster WHERE collection = 'note'").fetchall()
     assert {id: size for id, size, _ in found} == {id: len(rows) for id, rows in members.items()}
@@ -404,15 +405,13 @@ def test_sessions_at_once(database: support.Database, db: psycopg.Connection) ->
         with database.connect() as mine:
             for _ in range(25):
                 id, word = int(rng.integers(12)), WORDS[rng.integers(5)]
-                try:
-                    with mine.transaction(force_rollback=bool(rng.integers(5) == 0)):
-                        mine.execute("INSERT INTO note (id, body) VALUES (%s, %s) ON CONFLICT (id) DO UPDATE SET body = excluded.body", (id, word))
-                        if rng.integers(3) == 0:
-                            mine.execute("DELETE FROM note WHERE id = %s", (int(rng.integers(12)),))
-                        if rng.integers(3) == 0:
-                            mine.execute("UPDATE note SET id = id + 100 WHERE id = %s AND NOT EXISTS (SELECT FROM note WHERE id = %s)", (id, id + 100))
-                except (psycopg.errors.DeadlockDetected, psycopg.errors.UniqueViolation, psycopg.errors.SerializationFailure):
-                    pass  # by the rows themselves, in no order
+                # Rows in the order of their ids, so that none waits for another in a circle, whatever the clusters are.
+                with mine.transaction(force_rollback=bool(rng.integers(5) == 0)):
+                    mine.execute("INSERT INTO note (id, body) VALUES (%s, %s) ON CONFLICT (id) DO UPDATE SET body = excluded.body", (id, word))
+                    if rng.integers(3) == 0:
+                        mine.execute("UPDATE note SET id = id + 100 WHERE id = %s AND NOT EXISTS (SELECT FROM note WHERE id = %s)", (id, id + 100))
+                    elif rng.integers(2) == 0:
+                        mine.execute("DELETE FROM note WHERE id = %s", (int(rng.integers(id, 12)),))
 
     in_parallel([lambda n=n: session(n) for n in range(8)])
     assert check(db, "note") > 0

@@ -20,7 +20,7 @@ import pytest
 
 import support
 from servers import Server, server
-from support import embed_one, sqlstate, until, value, vector
+from support import embed_one, sqlstate, system_settings, until, value, vector
 from watched import drained, workers
 
 PHOTOS = support.ROOT / "examples" / "gallery" / "photos"
@@ -100,9 +100,7 @@ def test_it_can_be_switched_off(db: psycopg.Connection) -> None:
     notes(db)
     db.execute("INSERT INTO note VALUES (1, 'a cat')")
     until(lambda: drained(db))
-    try:
-        db.execute("ALTER SYSTEM SET clip_search.worker = off")
-        db.execute("SELECT pg_reload_conf()")
+    with system_settings(db, worker="off"):
         until(lambda: not workers(db), "its end")
         db.execute("INSERT INTO note VALUES (2, 'a dog')")
         time.sleep(1)
@@ -111,9 +109,6 @@ def test_it_can_be_switched_off(db: psycopg.Connection) -> None:
         db.add_notice_handler(lambda notice: heard.append(notice.message_detail))
         db.execute("CREATE TABLE photo (id int PRIMARY KEY, data bytea); SELECT clip_watch('photo', 'data', mode => 'queued')")
         assert heard == ["clip_search.worker is off."]
-    finally:
-        db.execute("ALTER SYSTEM RESET clip_search.worker")
-        db.execute("SELECT pg_reload_conf()")
     until(lambda: drained(db), "what was queued meanwhile")
     check(db)
 
@@ -185,59 +180,51 @@ def test_poison_rows_back_off_and_are_listed(preloaded: Server, db: psycopg.Conn
 
 def test_a_table_whose_triggers_take_forever_is_put_off(db: psycopg.Connection) -> None:
     """Its rows wait, others' do not, and in the end they are listed."""
-    db.execute("ALTER SYSTEM SET clip_search.worker_timeout = '300ms'")
-    db.execute("ALTER SYSTEM SET clip_search.worker_attempts = 2")
-    db.execute("SELECT pg_reload_conf()")
-    db.execute("CREATE TABLE photo (id int PRIMARY KEY, body text)")
-    db.execute("SELECT clip_watch('photo', 'body', mode => 'queued')")
-    db.execute("CREATE FUNCTION forever() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN LOOP END LOOP; END $$")
-    db.execute("CREATE TRIGGER forever BEFORE UPDATE ON photo FOR EACH ROW WHEN (old.id > 5) EXECUTE FUNCTION forever()")
-    db.execute("INSERT INTO photo SELECT n, 'text ' || n FROM generate_series(1, 7) n")
-    notes(db)
-    db.execute("INSERT INTO note SELECT n, 'text ' || n FROM generate_series(1, 50) n")
-    until(lambda: value(db, "SELECT count(*) FROM note WHERE embedding IS NOT NULL") == 50)
-    check(db)
-    until(lambda: drained(db))
-    assert value(db, "SELECT count(*) FROM photo WHERE embedding IS NOT NULL") == 5
-    listed = db.execute("SELECT key, sqlstate, message FROM clip_search.failure ORDER BY key").fetchall()
-    assert listed == [([n], "57P02", "embedding this row was begun 2 times and never ended") for n in ("6", "7")]
-    for name in ("timeout", "attempts"):
-        db.execute(f"ALTER SYSTEM RESET clip_search.worker_{name}")
-    db.execute("SELECT pg_reload_conf()")
+    with system_settings(db, worker_timeout="300ms", worker_attempts="2"):
+        db.execute("CREATE TABLE photo (id int PRIMARY KEY, body text)")
+        db.execute("SELECT clip_watch('photo', 'body', mode => 'queued')")
+        db.execute("CREATE FUNCTION forever() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN LOOP END LOOP; END $$")
+        db.execute("CREATE TRIGGER forever BEFORE UPDATE ON photo FOR EACH ROW WHEN (old.id > 5) EXECUTE FUNCTION forever()")
+        db.execute("INSERT INTO photo SELECT n, 'text ' || n FROM generate_series(1, 7) n")
+        notes(db)
+        db.execute("INSERT INTO note SELECT n, 'text ' || n FROM generate_series(1, 50) n")
+        until(lambda: value(db, "SELECT count(*) FROM note WHERE embedding IS NOT NULL") == 50)
+        check(db)
+        until(lambda: drained(db))
+        assert value(db, "SELECT count(*) FROM photo WHERE embedding IS NOT NULL") == 5
+        listed = db.execute("SELECT key, sqlstate, message FROM clip_search.failure ORDER BY key").fetchall()
+        assert listed == [([n], "57P02", "embedding this row was begun 2 times and never ended") for n in ("6", "7")]
     db.execute("DROP FUNCTION forever CASCADE")
 
 
 def test_writers_never_wait_for_the_worker_for_long(preloaded: Server, db: psycopg.Connection) -> None:
     """A session alone with the worker: rows that fail and are mended, in any order, renamed, deleted, truncated. It is in
     no deadlock, and in the end all is as it should be."""
-    db.execute("ALTER SYSTEM SET clip_search.worker_attempts = 1")
-    db.execute("SELECT pg_reload_conf()")
-    notes(db)
-    rng, end, longest = random.Random(3), time.monotonic() + 8, 0.0
-    while time.monotonic() < end:
-        with db.transaction():
-            for _ in range(rng.randrange(1, 12)):
-                start, id = time.monotonic(), rng.randrange(40)
-                what = rng.random()
-                if what < 0.7:
-                    body = "" if rng.random() < 0.4 else f"text number {rng.randrange(30)}"
-                    db.execute("INSERT INTO note VALUES (%s, %s) ON CONFLICT (id) DO UPDATE SET body = excluded.body", (id, body))
-                elif what < 0.8:
-                    db.execute("DELETE FROM note WHERE id = %s", (id,))
-                elif what < 0.98:
-                    db.execute("UPDATE note SET id = %s WHERE id = %s AND NOT EXISTS (SELECT FROM note WHERE id = %s)", (id + 1000, id, id + 1000))
-                else:
-                    db.execute("TRUNCATE note")
-                longest = max(longest, time.monotonic() - start)
-                time.sleep(rng.random() * 0.02)
-    until(lambda: drained(db))
-    failed = {int(key[0]) for (key,) in db.execute("SELECT key FROM clip_search.failure")}
-    assert failed == {id for (id,) in db.execute("SELECT id FROM note WHERE body = ''")}
-    db.execute("DELETE FROM note WHERE body = ''")
-    check(db)
-    assert longest < 5, f"a statement took {longest:.1f} s"
-    db.execute("ALTER SYSTEM RESET clip_search.worker_attempts")
-    db.execute("SELECT pg_reload_conf()")
+    with system_settings(db, worker_attempts="1"):
+        notes(db)
+        rng, end, longest = random.Random(3), time.monotonic() + 8, 0.0
+        while time.monotonic() < end:
+            with db.transaction():
+                for _ in range(rng.randrange(1, 12)):
+                    start, id = time.monotonic(), rng.randrange(40)
+                    what = rng.random()
+                    if what < 0.7:
+                        body = "" if rng.random() < 0.4 else f"text number {rng.randrange(30)}"
+                        db.execute("INSERT INTO note VALUES (%s, %s) ON CONFLICT (id) DO UPDATE SET body = excluded.body", (id, body))
+                    elif what < 0.8:
+                        db.execute("DELETE FROM note WHERE id = %s", (id,))
+                    elif what < 0.98:
+                        db.execute("UPDATE note SET id = %s WHERE id = %s AND NOT EXISTS (SELECT FROM note WHERE id = %s)", (id + 1000, id, id + 1000))
+                    else:
+                        db.execute("TRUNCATE note")
+                    longest = max(longest, time.monotonic() - start)
+                    time.sleep(rng.random() * 0.02)
+        until(lambda: drained(db))
+        failed = {int(key[0]) for (key,) in db.execute("SELECT key FROM clip_search.failure")}
+        assert failed == {id for (id,) in db.execute("SELECT id FROM note WHERE body = ''")}
+        db.execute("DELETE FROM note WHERE body = ''")
+        check(db)
+        assert longest < 5, f"a statement took {longest:.1f} s"
 
 
 def test_databases_are_looked_into_at_the_start(preloaded: Server) -> None:
@@ -269,41 +256,35 @@ def test_a_model_that_is_not_there_is_waited_for(preloaded: Server, db: psycopg.
     source = support.FIXTURES / "clip-mini"
     copy = f"mkdir -p {models}/clip-mini && cp -rL {source}/. {models}/clip-mini/"
     subprocess.run(["sh", "-c", f"{copy} && chmod -R a+rX {models}"], check=True)
-    db.execute(f"ALTER SYSTEM SET clip_search.model_path = '$system:{models}'")
-    db.execute("SELECT pg_reload_conf()")
-    until(lambda: value(db, "SELECT count(*) FROM clip_models() WHERE name = 'clip-mini'") == 1)
-    db.execute("CREATE TABLE photo (id int PRIMARY KEY, body text)")
-    db.execute("SELECT clip_watch('photo', 'body', mode => 'queued', model => 'clip-mini')")
-    db.execute("INSERT INTO photo VALUES (1, 'a cat')")
-    until(lambda: drained(db))
-    preloaded.run("mv", str(models / "clip-mini"), str(models / "gone"))
-    # The worker has the model in memory; another does not.
-    os.kill(workers(db)[0], signal.SIGTERM)
-    db.execute("INSERT INTO photo VALUES (2, 'a dog')")
-    notes(db)
-    db.execute("INSERT INTO note VALUES (1, 'a text')")
-    until(lambda: value(db, "SELECT embedding IS NOT NULL FROM note"))
-    until(lambda: "rows of public.photo can't be embedded" in preloaded.messages())
-    assert value(db, "SELECT count(*) FROM clip_search.failure") == 0
-    assert db.execute("SELECT key FROM clip_search.pending").fetchall() == [(["2"],)]
-    preloaded.run("mv", str(models / "gone"), str(models / "clip-mini"))
-    until(lambda: drained(db))
-    assert value(db, "SELECT count(*) FROM photo WHERE embedding IS NOT NULL") == 2
-    db.execute("ALTER SYSTEM RESET clip_search.model_path")
-    db.execute("SELECT pg_reload_conf()")
+    with system_settings(db, model_path=f"$system:{models}"):
+        until(lambda: value(db, "SELECT count(*) FROM clip_models() WHERE name = 'clip-mini'") == 1)
+        db.execute("CREATE TABLE photo (id int PRIMARY KEY, body text)")
+        db.execute("SELECT clip_watch('photo', 'body', mode => 'queued', model => 'clip-mini')")
+        db.execute("INSERT INTO photo VALUES (1, 'a cat')")
+        until(lambda: drained(db))
+        preloaded.run("mv", str(models / "clip-mini"), str(models / "gone"))
+        # The worker has the model in memory; another does not.
+        os.kill(workers(db)[0], signal.SIGTERM)
+        db.execute("INSERT INTO photo VALUES (2, 'a dog')")
+        notes(db)
+        db.execute("INSERT INTO note VALUES (1, 'a text')")
+        until(lambda: value(db, "SELECT embedding IS NOT NULL FROM note"))
+        until(lambda: "rows of public.photo can't be embedded" in preloaded.messages())
+        assert value(db, "SELECT count(*) FROM clip_search.failure") == 0
+        assert db.execute("SELECT key FROM clip_search.pending").fetchall() == [(["2"],)]
+        preloaded.run("mv", str(models / "gone"), str(models / "clip-mini"))
+        until(lambda: drained(db))
+        assert value(db, "SELECT count(*) FROM photo WHERE embedding IS NOT NULL") == 2
 
 
 def test_reload_terminate_drop_and_create(preloaded: Server, db: psycopg.Connection) -> None:
     notes(db)
     db.execute("INSERT INTO note VALUES (1, 'a text')")
     until(lambda: drained(db))
-    db.execute("ALTER SYSTEM SET clip_search.worker_batch = 3")
-    db.execute("SELECT pg_reload_conf()")
-    db.execute("INSERT INTO note SELECT n, 'text ' || n FROM generate_series(2, 100) n")
-    until(lambda: drained(db))
-    check(db)
-    db.execute("ALTER SYSTEM RESET clip_search.worker_batch")
-    db.execute("SELECT pg_reload_conf()")
+    with system_settings(db, worker_batch="3"):
+        db.execute("INSERT INTO note SELECT n, 'text ' || n FROM generate_series(2, 100) n")
+        until(lambda: drained(db))
+        check(db)
 
     # Terminated by hand it comes back.
     old = workers(db)

@@ -1,141 +1,212 @@
 //! JPEG by libjpeg-turbo, the decoder behind Pillow, so that pixels equal the reference's to the bit.
 //!
-//! The unsafe calls are to its TurboJPEG API (version 3), which catches its own errors and never unwinds.
+//! Decoding goes row by row through `jpeg.c`, so that it can be interrupted between rows, and between rows of each scan.
+//! The unsafe calls are to it, and to the TurboJPEG API (version 3) for encoding; neither unwinds.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_int};
+use std::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
 use std::ptr::NonNull;
 
 use image::RgbImage;
+use image::metadata::Orientation;
 use turbojpeg_sys as tj;
 
 use crate::error::{Error, Kind, Result};
+use crate::image::decode::{Picture, Short, truncated};
+use crate::image::format::Format;
+use crate::image::limits::{Limits, bytes_of};
+use crate::image::{orientation, pixels};
+use crate::memory;
 
-/// More scans than any encoder writes (libjpeg-turbo's own progressive script has 10); a file with
-/// thousands is an attack on the decoder's time.
-const MAX_SCANS: c_int = 500;
+mod sys {
+    use super::{c_char, c_int, c_long, c_uint, c_ulong, c_void};
+
+    /// `struct clip_jpeg`, which is C's own.
+    #[repr(C)]
+    pub struct Decoder {
+        _private: [u8; 0],
+    }
+
+    /// `struct clip_jpeg_header`.
+    #[repr(C)]
+    #[derive(Default)]
+    pub struct Header {
+        pub width: c_uint,
+        pub height: c_uint,
+        pub precision: c_int,
+        pub channels: c_int,
+        pub colorspace: c_int,
+        pub multiscan: c_int,
+    }
+
+    pub const STOPPED: c_int = 2;
+    pub const MEMORY: c_int = 3;
+
+    /// `J_COLOR_SPACE`.
+    pub const GRAYSCALE: c_int = 1;
+    pub const RGB: c_int = 2;
+    pub const YCBCR: c_int = 3;
+    pub const CMYK: c_int = 4;
+    pub const YCCK: c_int = 5;
+
+    pub type Stop = extern "C" fn(*const c_void) -> c_int;
+
+    unsafe extern "C" {
+        pub fn clip_jpeg_new() -> *mut Decoder;
+        pub fn clip_jpeg_free(jpeg: *mut Decoder);
+        pub fn clip_jpeg_message(jpeg: *const Decoder) -> *const c_char;
+        pub fn clip_jpeg_tables(jpeg: *mut Decoder, bytes: *const u8, length: c_ulong) -> c_int;
+        pub fn clip_jpeg_open(jpeg: *mut Decoder, bytes: *const u8, length: c_ulong, header: *mut Header) -> c_int;
+        #[allow(clippy::too_many_arguments)]
+        pub fn clip_jpeg_start(
+            jpeg: *mut Decoder,
+            stored: c_int,
+            colorspace: c_int,
+            shrink: c_uint,
+            max_memory: c_long,
+            stop: Stop,
+            context: *const c_void,
+            width: *mut c_uint,
+            height: *mut c_uint,
+            channels: *mut c_int,
+        ) -> c_int;
+        pub fn clip_jpeg_row(jpeg: *mut Decoder, row: *mut u8) -> c_int;
+        pub fn clip_jpeg_finish(jpeg: *mut Decoder) -> c_int;
+        pub fn clip_jpeg_extent(jpeg: *const Decoder, is_short: *mut c_int, rows: *mut c_uint, complete: *mut c_int);
+    }
+}
+
+/// More scans than any encoder writes: libjpeg-turbo's own progressive script has 10.
+const MAX_SCANS: usize = 500;
+
+/// How often the scans of a file may pass over its picture. libjpeg-turbo's progressive script does so 7 times, its
+/// most refined ones, where each bit is a scan, 14 times.
+const MAX_PASSES: u64 = 24;
+/// Blocks whose passes cost too little to be counted: some 0.2 s.
+const FREE_BLOCKS: u64 = 10_000_000;
 
 /// A JPEG whose header has been read.
 pub(crate) struct Jpeg<'a> {
     handle: Handle,
     bytes: &'a [u8],
+    header: sys::Header,
+    limits: &'a Limits,
     pub width: u32,
     pub height: u32,
-    colorspace: c_int,
-    /// Made without a DCT (ITU-T T.81, process 14): can't be decoded at another size.
-    lossless: bool,
 }
 
-/// What the decoder made of the pixel data.
-pub(crate) struct Pixels {
-    pub rgb: RgbImage,
-    /// The file ends before its picture does; the missing part is grey.
-    pub truncated: bool,
-}
-
-struct Handle(NonNull<std::ffi::c_void>);
+struct Handle(NonNull<sys::Decoder>);
 
 impl Handle {
-    fn get(&self, parameter: tj::TJPARAM) -> c_int {
-        // SAFETY: the handle is live; reading a parameter has no other precondition.
-        unsafe { tj::tj3Get(self.0.as_ptr(), parameter as c_int) }
+    fn new() -> Result<Self> {
+        // SAFETY: no precondition; a null result is handled.
+        NonNull::new(unsafe { sys::clip_jpeg_new() }).map(Self).ok_or_else(|| Error::out_of_memory(1 << 10))
     }
 
-    fn set(&self, parameter: tj::TJPARAM, value: c_int) {
-        // SAFETY: the handle is live; a value that is out of range is refused, not stored.
-        unsafe { tj::tj3Set(self.0.as_ptr(), parameter as c_int, value) };
+    /// The error for a call that returned this status.
+    fn failure(&self, status: c_int) -> Failure {
+        // SAFETY: the handle is live, and the string it returns lives in it.
+        let message = unsafe { CStr::from_ptr(sys::clip_jpeg_message(self.0.as_ptr())) }.to_string_lossy().into_owned();
+        match status {
+            sys::STOPPED => Failure::Other(Error::interrupted()),
+            sys::MEMORY => Failure::Other(Error::new(Kind::OutOfMemory, "out of memory").detail(message)),
+            _ => Failure::Broken(message),
+        }
     }
-
-    /// What the last call failed with.
-    fn last_error(&self) -> Failure {
-        // SAFETY: the handle is live, and the string it returns lives in it until the next call.
-        let message = unsafe { CStr::from_ptr(tj::tj3GetErrorStr(self.0.as_ptr())) }.to_string_lossy().into_owned();
-        // The library's own flag says "warning" even where a fatal error has followed one, and the message
-        // is then the error's. These are the beginnings of all warnings (jerror.h, JWRN_).
-        const WARNINGS: [&str; 7] = [
-            "Application transferred",
-            "Corrupt JPEG data",
-            "Inconsistent progression",
-            "Invalid SOS parameters",
-            "Premature end",
-            "Unknown Adobe color",
-            "Warning:",
-        ];
-        Failure { warning: WARNINGS.iter().any(|start| message.starts_with(start)), message }
-    }
-}
-
-/// What TurboJPEG says after a call that did not succeed.
-struct Failure {
-    message: String,
-    /// There is a picture nonetheless.
-    warning: bool,
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // SAFETY: made by tj3Init and destroyed here only.
-        unsafe { tj::tj3Destroy(self.0.as_ptr()) }
+        // SAFETY: made by clip_jpeg_new and freed here only.
+        unsafe { sys::clip_jpeg_free(self.0.as_ptr()) }
     }
+}
+
+/// Why the decoder gave up.
+enum Failure {
+    /// The file is at fault; what the decoder says.
+    Broken(String),
+    Other(Error),
+}
+
+extern "C" fn stop(context: *const c_void) -> c_int {
+    // SAFETY: the context is the limits that `start` was given, which outlive the decoder.
+    let limits = unsafe { &*context.cast::<Limits>() };
+    c_int::from((limits.interrupted)())
 }
 
 impl<'a> Jpeg<'a> {
     /// Reads the header; no pixel memory is allocated.
-    pub fn open(bytes: &'a [u8]) -> Result<Self> {
-        // SAFETY: no precondition; a null result is handled.
-        let handle = NonNull::new(unsafe { tj::tj3Init(tj::TJINIT_TJINIT_DECOMPRESS as c_int) })
-            .map(Handle)
-            .ok_or_else(|| Error::new(Kind::Internal, "the JPEG decoder could not be set up"))?;
-        handle.set(tj::TJPARAM_TJPARAM_SCANLIMIT, MAX_SCANS);
-        // SAFETY: pointer and length are of one live slice.
-        let status = unsafe { tj::tj3DecompressHeader(handle.0.as_ptr(), bytes.as_ptr(), bytes.len() as tj::size_t) };
-        if status != 0 {
-            let failure = handle.last_error();
-            if !failure.warning {
-                return Err(broken(&failure.message));
+    pub fn open(bytes: &'a [u8], limits: &'a Limits) -> Result<Self> {
+        Self::open_with(bytes, None, limits)
+    }
+
+    /// The same for a file that leaves out its tables, as strips of a TIFF do.
+    pub fn open_with(bytes: &'a [u8], tables: Option<&[u8]>, limits: &'a Limits) -> Result<Self> {
+        let handle = Handle::new()?;
+        let failed = |status: c_int| match handle.failure(status) {
+            Failure::Broken(message) => broken(&message),
+            Failure::Other(error) => error,
+        };
+        if let Some(tables) = tables {
+            // SAFETY: the handle is live; pointer and length are of one live slice, which is read in this call only.
+            let status = unsafe { sys::clip_jpeg_tables(handle.0.as_ptr(), tables.as_ptr(), tables.len() as c_ulong) };
+            if status != 0 {
+                return Err(failed(status));
             }
         }
-        let (width, height) = (handle.get(tj::TJPARAM_TJPARAM_JPEGWIDTH), handle.get(tj::TJPARAM_TJPARAM_JPEGHEIGHT));
-        if width <= 0 || height <= 0 {
-            return Err(broken("it has no size"));
+        let mut header = sys::Header::default();
+        // SAFETY: the handle is live; pointer and length are of one slice that lives as long as the decoder.
+        let status =
+            unsafe { sys::clip_jpeg_open(handle.0.as_ptr(), bytes.as_ptr(), bytes.len() as c_ulong, &raw mut header) };
+        if status != 0 {
+            return Err(failed(status));
         }
-        let precision = handle.get(tj::TJPARAM_TJPARAM_PRECISION);
-        if precision != 8 {
+        if header.precision != 8 {
             return Err(Error::new(
                 Kind::Unsupported,
-                format!("JPEG with {precision} bits a channel is not supported"),
+                format!("JPEG with {} bits a channel is not supported", header.precision),
             )
             .hint("Convert it to an 8-bit JPEG or to PNG."));
         }
-        let colorspace = handle.get(tj::TJPARAM_TJPARAM_COLORSPACE);
-        let lossless = handle.get(tj::TJPARAM_TJPARAM_LOSSLESS) == 1;
-        Ok(Self { handle, bytes, width: width as u32, height: height as u32, colorspace, lossless })
+        let (width, height) = (header.width, header.height);
+        Ok(Self { handle, bytes, header, limits, width, height })
     }
 
     /// Channels as stored.
     pub fn channels(&self) -> u8 {
-        match self.colorspace {
-            cs if cs == tj::TJCS_TJCS_GRAY as c_int => 1,
-            cs if cs == tj::TJCS_TJCS_CMYK as c_int || cs == tj::TJCS_TJCS_YCCK as c_int => 4,
+        match self.header.colorspace {
+            sys::GRAYSCALE => 1,
+            sys::CMYK | sys::YCCK => 4,
             _ => 3,
         }
     }
 
-    /// The most that [`Self::decode`] may shrink so that `ratio`, the source's size over the target's, is still at
-    /// least `spare` afterwards.
+    /// The most that the picture may be decoded smaller so that `ratio`, the source's size over the target's, is still
+    /// at least `spare` afterwards.
     ///
     /// Only powers of two: libjpeg-turbo has SIMD code for these, and they are what Pillow's `draft` offers.
     pub fn shrink(&self, ratio: f64, spare: f64) -> u32 {
-        if self.lossless {
+        // Without a DCT there is no other size.
+        if self.is_lossless() {
             return 1;
         }
         [8, 4, 2].into_iter().find(|shrink| ratio / f64::from(*shrink) >= spare).unwrap_or(1)
     }
 
-    /// The EXIF block's payload (what follows `Exif\0\0`), if there is one.
-    pub fn exif(&self) -> Option<&'a [u8]> {
-        segments(self.bytes)
-            .find_map(|(marker, payload)| (marker == 0xE1).then(|| payload.strip_prefix(b"Exif\0\0"))?)
+    /// A preview of a camera's raw data is an ordinary picture, and the raw data are not.
+    pub fn is_lossless(&self) -> bool {
+        frame(self.bytes).is_none_or(|frame| frame.is_lossless())
+    }
+
+    /// The orientation that the file states, in EXIF or XMP.
+    pub fn orientation(&self) -> Orientation {
+        let application = |prefix: &'static [u8]| {
+            segments(self.bytes).find_map(|(marker, payload)| (marker == 0xE1).then(|| payload.strip_prefix(prefix))?)
+        };
+        let exif = application(b"Exif\0\0").and_then(orientation::in_exif);
+        exif.or_else(|| application(b"http://ns.adobe.com/xap/1.0/\0").and_then(orientation::in_xmp))
+            .unwrap_or(Orientation::NoTransforms)
     }
 
     /// Whether an end marker follows the start of the picture data, in which the marker itself cannot occur.
@@ -145,52 +216,158 @@ impl<'a> Jpeg<'a> {
         self.bytes[start..].windows(2).any(|pair| pair == [0xFF, 0xD9])
     }
 
+    /// Bytes that the decoder takes beside the picture: rows in several forms, and for files of several scans every
+    /// coefficient.
+    fn decoder_bytes(&self) -> u64 {
+        let rows = u64::from(self.width) * 128;
+        let blocks = frame(self.bytes).map_or(0, |frame| frame.blocks());
+        rows + if self.header.multiscan != 0 { blocks * 128 } else { 0 } + (1 << 20)
+    }
+
     /// Decodes to RGB at 1/1, 1/2, 1/4 or 1/8 of the size, each side rounded up. CMYK and YCCK become RGB as Pillow
     /// does it.
     ///
     /// A smaller size comes from the low frequencies of each block (a smaller inverse DCT), as in Pillow's
     /// `Image.draft`. Entropy decoding is the same whatever the size, so the same files are broken or cut short.
-    pub fn decode(self, shrink: u32) -> Result<Pixels> {
-        let scale = tj::tjscalingfactor { num: 1, denom: shrink as c_int };
-        // SAFETY: the handle is live; a factor that is not offered is refused, not stored.
-        if unsafe { tj::tj3SetScalingFactor(self.handle.0.as_ptr(), scale) } != 0 {
+    ///
+    /// `orientation` is what the file states, or what surrounds it.
+    pub fn decode(self, shrink: u32, orientation: Orientation) -> Result<Picture> {
+        let size = (self.width, self.height);
+        let scans = if self.header.multiscan != 0 { Some(check_scans(self.bytes, self.limits)?) } else { None };
+        let reduced = (self.width.div_ceil(shrink), self.height.div_ceil(shrink));
+        let peak = Picture::peak(reduced, self.decoder_bytes(), orientation);
+        self.limits.check_memory("JPEG image", size, peak)?;
+
+        let mut rgb = pixels::canvas(reduced)?;
+        let cmyk = matches!(self.header.colorspace, sys::CMYK | sys::YCCK);
+        let mut inks = memory::zeroed(if cmyk { reduced.0 as usize * 4 } else { 0 })?;
+        let mut rows = self.start(0, if cmyk { sys::CMYK } else { sys::RGB }, shrink)?;
+        if rows.size != reduced || rows.channels != if cmyk { 4 } else { 3 } {
             return Err(Error::new(Kind::Internal, format!("the JPEG decoder does not scale by 1/{shrink}")));
         }
-        let (width, height) = (self.width.div_ceil(shrink), self.height.div_ceil(shrink));
-        let cmyk = self.colorspace == tj::TJCS_TJCS_CMYK as c_int || self.colorspace == tj::TJCS_TJCS_YCCK as c_int;
-        let (format, channels) = if cmyk { (tj::TJPF_TJPF_CMYK, 4) } else { (tj::TJPF_TJPF_RGB, 3) };
-        let mut pixels = vec![0u8; width as usize * height as usize * channels];
-        // SAFETY: the buffer holds width × height × channels bytes, the size in the header that this handle read
-        // from these bytes, scaled as TJSCALED says (rounded up), with rows packed (pitch 0). Lossless files, for
-        // which the library ignores the factor, are opened as such and never asked to shrink.
-        let status = unsafe {
-            tj::tj3Decompress8(
-                self.handle.0.as_ptr(),
-                self.bytes.as_ptr(),
-                self.bytes.len() as tj::size_t,
-                pixels.as_mut_ptr(),
-                0,
-                format,
-            )
-        };
-        let mut truncated = false;
-        if status != 0 {
-            let failure = self.handle.last_error();
-            // A file without an end marker has been cut, whatever the decoder stumbled over first.
-            truncated = !self.has_end() || failure.message.to_ascii_lowercase().contains("premature end");
-            if !failure.warning {
-                return Err(if truncated {
-                    crate::image::truncated(image::ImageFormat::Jpeg, self.bytes.len())
-                } else {
-                    broken(&failure.message)
-                });
+        for y in 0..reduced.1 as usize {
+            let row = pixels::row_mut(&mut rgb, y);
+            if cmyk {
+                rows.read(&mut inks)?;
+                cmyk_to_rgb(&inks, row);
+            } else {
+                rows.read(row)?;
             }
         }
-        if cmyk {
-            pixels = cmyk_to_rgb(&pixels);
+        let short = rows.finish(scans.is_none_or(|scans| scans.complete))?;
+        Ok(Picture { rgb, size, shrink, orientation, short })
+    }
+
+    /// Rows of samples in the colours given, for a part of a TIFF.
+    pub fn rows(self, colors: Colors) -> Result<Rows<'a>> {
+        if self.header.multiscan != 0 {
+            check_scans(self.bytes, self.limits)?;
         }
-        let rgb = RgbImage::from_raw(width, height, pixels).expect("the buffer was sized for it");
-        Ok(Pixels { rgb, truncated })
+        let needed = self.decoder_bytes();
+        self.limits.check_memory("TIFF image", (self.width, self.height), needed)?;
+        let (stored, out) = match colors {
+            Colors::Grey => (sys::GRAYSCALE, sys::GRAYSCALE),
+            Colors::Rgb => (sys::RGB, sys::RGB),
+            Colors::YcbcrToRgb => (sys::YCBCR, sys::RGB),
+            Colors::Cmyk => (sys::CMYK, sys::CMYK),
+        };
+        self.start(stored, out, 1)
+    }
+
+    fn start(self, stored: c_int, out: c_int, shrink: u32) -> Result<Rows<'a>> {
+        let (mut width, mut height, mut channels) = (0, 0, 0);
+        // SAFETY: the handle is live; the context is what `stop` expects and outlives the decoder.
+        let status = unsafe {
+            sys::clip_jpeg_start(
+                self.handle.0.as_ptr(),
+                stored,
+                out,
+                shrink,
+                c_long::try_from(self.limits.max_memory).unwrap_or(c_long::MAX),
+                stop,
+                std::ptr::from_ref(self.limits).cast(),
+                &raw mut width,
+                &raw mut height,
+                &raw mut channels,
+            )
+        };
+        if status != 0 {
+            return Err(self.error(status));
+        }
+        Ok(Rows { size: (width, height), channels: channels.max(0) as usize, left: height, jpeg: self })
+    }
+
+    /// The error for a call that returned this status while pixels were decoded.
+    fn error(&self, status: c_int) -> Error {
+        match self.handle.failure(status) {
+            // A file without an end marker has been cut, whatever the decoder stumbled over first.
+            Failure::Broken(message) if !self.has_end() || message.to_ascii_lowercase().contains("premature end") => {
+                truncated(Format::Jpeg, self.bytes.len())
+            }
+            Failure::Broken(message) => broken(&message),
+            Failure::Other(error) => error,
+        }
+    }
+}
+
+/// The components of a JPEG that says nothing of them, and what they are to become.
+#[derive(Clone, Copy)]
+pub(crate) enum Colors {
+    Grey,
+    Rgb,
+    YcbcrToRgb,
+    Cmyk,
+}
+
+/// A JPEG whose rows are being decoded.
+pub(crate) struct Rows<'a> {
+    jpeg: Jpeg<'a>,
+    pub size: (u32, u32),
+    channels: usize,
+    left: u32,
+}
+
+impl Rows<'_> {
+    pub fn row_bytes(&self) -> usize {
+        self.size.0 as usize * self.channels
+    }
+
+    /// The next row.
+    pub fn read(&mut self, row: &mut [u8]) -> Result<()> {
+        if self.left == 0 || row.len() != self.row_bytes() {
+            return Err(broken("it has another size"));
+        }
+        self.left -= 1;
+        // SAFETY: the decoder was started, has rows left, and writes width × channels bytes, as checked above.
+        match unsafe { sys::clip_jpeg_row(self.jpeg.handle.0.as_ptr(), row.as_mut_ptr()) } {
+            0 => Ok(()),
+            status => Err(self.jpeg.error(status)),
+        }
+    }
+
+    /// What of the decoded picture the file lacks.
+    fn finish(self, all_components: bool) -> Result<Short> {
+        let handle = self.jpeg.handle.0.as_ptr();
+        let (mut is_short, mut rows, mut complete) = (0, 0, 0);
+        // SAFETY: the handle is live, and the decoder was started.
+        unsafe { sys::clip_jpeg_extent(handle, &raw mut is_short, &raw mut rows, &raw mut complete) };
+        let (complete, ended) = (complete != 0 && all_components, self.jpeg.has_end());
+        if ended {
+            // SAFETY: the handle is live, and all rows were read.
+            match unsafe { sys::clip_jpeg_finish(handle) } {
+                0 => {}
+                status => return Err(self.jpeg.error(status)),
+            }
+        }
+        if is_short == 0 {
+            return Ok(if ended || complete { Short::Nothing } else { Short::Everything });
+        }
+        // The row of blocks in which the data end has some pixels. Of a small picture that is too large a part to lack.
+        let (height, unit) = (self.jpeg.height, frame(self.jpeg.bytes).map_or(8, |frame| frame.row_height()));
+        if !complete || unit > height / 10 {
+            return Ok(Short::Everything);
+        }
+        Ok(Short::Rows(height.saturating_sub((rows + 1).saturating_mul(unit))))
     }
 }
 
@@ -199,16 +376,17 @@ pub(crate) fn encode(rgb: &RgbImage, quality: c_int) -> Result<Vec<u8>> {
     let failed = |detail: String| Error::new(Kind::Internal, "the JPEG could not be encoded").detail(detail);
     // SAFETY: no precondition; a null result is handled.
     let handle = NonNull::new(unsafe { tj::tj3Init(tj::TJINIT_TJINIT_COMPRESS as c_int) })
-        .map(Handle)
-        .ok_or_else(|| failed("The encoder could not be set up.".to_owned()))?;
-    handle.set(tj::TJPARAM_TJPARAM_QUALITY, quality);
-    handle.set(tj::TJPARAM_TJPARAM_SUBSAMP, tj::TJSAMP_TJSAMP_444 as c_int);
+        .ok_or_else(|| failed("The encoder could not be set up.".to_owned()))?
+        .as_ptr();
     let (mut buffer, mut size) = (std::ptr::null_mut::<u8>(), 0);
-    // SAFETY: the pixels are width × height × 3 bytes with rows packed (pitch 0); a null buffer is allocated by the
-    // library, which says how much of it is filled; it is freed by the library's own function, whatever the outcome.
+    // SAFETY: the handle is live until it is destroyed at the end. The pixels are width × height × 3 bytes with rows
+    // packed (pitch 0); a null buffer is allocated by the library, which says how much of it is filled; it is freed by
+    // the library's own function, whatever the outcome. The error text lives in the handle and is copied before.
     unsafe {
+        tj::tj3Set(handle, tj::TJPARAM_TJPARAM_QUALITY as c_int, quality);
+        tj::tj3Set(handle, tj::TJPARAM_TJPARAM_SUBSAMP as c_int, tj::TJSAMP_TJSAMP_444 as c_int);
         let status = tj::tj3Compress8(
-            handle.0.as_ptr(),
+            handle,
             rgb.as_ptr(),
             rgb.width() as c_int,
             0,
@@ -217,9 +395,17 @@ pub(crate) fn encode(rgb: &RgbImage, quality: c_int) -> Result<Vec<u8>> {
             &raw mut buffer,
             &raw mut size,
         );
-        let encoded = (status == 0).then(|| std::slice::from_raw_parts(buffer, size as usize).to_vec());
+        let encoded = if status == 0 {
+            memory::with_capacity(size as usize).map(|mut bytes| {
+                bytes.extend_from_slice(std::slice::from_raw_parts(buffer, size as usize));
+                bytes
+            })
+        } else {
+            Err(failed(CStr::from_ptr(tj::tj3GetErrorStr(handle)).to_string_lossy().into_owned()))
+        };
         tj::tj3Free(buffer.cast());
-        encoded.ok_or_else(|| failed(handle.last_error().message))
+        tj::tj3Destroy(handle);
+        encoded
     }
 }
 
@@ -231,31 +417,136 @@ fn broken(reason: &str) -> Error {
 fn segments(bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     let mut at = 2;
     std::iter::from_fn(move || {
-        while bytes.get(at) == Some(&0xFF) && bytes.get(at + 1) == Some(&0xFF) {
-            at += 1; // fill bytes
-        }
-        let [0xFF, marker, high, low] = *bytes.get(at..at + 4)? else { return None };
-        if marker == 0xDA {
-            return None; // start of scan
-        }
-        let length = usize::from(u16::from_be_bytes([high, low]));
-        let payload = bytes.get(at + 4..at + 2 + length)?;
-        at += 2 + length;
-        Some((marker, payload))
+        let (marker, payload, next) = segment(bytes, at)?;
+        at = next;
+        (marker != 0xDA).then_some((marker, payload)) // until the first scan
     })
+}
+
+/// The segment at a place: its marker, its payload, and what follows it.
+fn segment(bytes: &[u8], mut at: usize) -> Option<(u8, &[u8], usize)> {
+    while bytes.get(at) == Some(&0xFF) && bytes.get(at + 1) == Some(&0xFF) {
+        at += 1; // fill bytes
+    }
+    let [0xFF, marker, high, low] = *bytes.get(at..at + 4)? else { return None };
+    let length = usize::from(u16::from_be_bytes([high, low]));
+    Some((marker, bytes.get(at + 4..at + 2 + length)?, at + 2 + length))
+}
+
+/// The frame header.
+struct Frame {
+    marker: u8,
+    width: u32,
+    height: u32,
+    /// Of each component: its id, its samples across and down in a block group.
+    components: Vec<(u8, u32, u32)>,
+}
+
+impl Frame {
+    fn largest(&self) -> (u32, u32) {
+        let most = |side: fn(&(u8, u32, u32)) -> u32| self.components.iter().map(side).max().unwrap_or(1).max(1);
+        (most(|c| c.1), most(|c| c.2))
+    }
+
+    /// Blocks of a component, filled up to whole groups.
+    fn blocks_of(&self, (_, across, down): (u8, u32, u32)) -> u64 {
+        let (most_across, most_down) = self.largest();
+        let groups = u64::from(self.width.div_ceil(8 * most_across)) * u64::from(self.height.div_ceil(8 * most_down));
+        groups * u64::from(across * down)
+    }
+
+    fn blocks(&self) -> u64 {
+        self.components.iter().map(|component| self.blocks_of(*component)).sum()
+    }
+
+    /// Made without a DCT (ITU-T T.81, process 14).
+    fn is_lossless(&self) -> bool {
+        matches!(self.marker, 0xC3 | 0xC7 | 0xCB | 0xCF)
+    }
+
+    /// Rows of pixels that are decoded together.
+    fn row_height(&self) -> u32 {
+        if self.is_lossless() { self.largest().1 } else { 8 * self.largest().1 }
+    }
+}
+
+fn frame(bytes: &[u8]) -> Option<Frame> {
+    let (marker, payload) =
+        segments(bytes).find(|(m, _)| matches!(m, 0xC0..=0xCF) && !matches!(m, 0xC4 | 0xC8 | 0xCC))?;
+    let number = |at: usize| Some(u32::from(u16::from_be_bytes([*payload.get(at)?, *payload.get(at + 1)?])));
+    let components = payload.get(6..)?.as_chunks::<3>().0.iter();
+    let components = components.map(|c| (c[0], u32::from(c[1] >> 4), u32::from(c[1] & 15))).collect();
+    Some(Frame { marker, height: number(1)?, width: number(3)?, components })
+}
+
+/// What the scans of a file cover.
+#[derive(Debug)]
+struct Scans {
+    /// Every component has a scan.
+    complete: bool,
+}
+
+/// Walks the scans of a file and refuses those that pass over the picture too often: 70 kB of scans that say next to
+/// nothing kept a processor busy for 47 seconds.
+fn check_scans(bytes: &[u8], limits: &Limits) -> Result<Scans> {
+    let Some(frame) = frame(bytes) else { return Ok(Scans { complete: true }) };
+    let (mut at, mut scans, mut blocks, mut seen) = (2, 0, 0u64, Vec::new());
+    while let Some((marker, payload, next)) = segment(bytes, at) {
+        at = next;
+        if marker == 0xDA {
+            scans += 1;
+            let count = usize::from(payload.first().copied().unwrap_or(0));
+            for chosen in payload.get(1..1 + 2 * count).unwrap_or_default().as_chunks::<2>().0 {
+                if let Some(component) = frame.components.iter().find(|c| c.0 == chosen[0]) {
+                    blocks += frame.blocks_of(*component);
+                    if !seen.contains(&component.0) {
+                        seen.push(component.0);
+                    }
+                }
+            }
+            let passes = blocks.div_ceil(frame.blocks().max(1));
+            if scans > MAX_SCANS || (passes > MAX_PASSES && blocks > FREE_BLOCKS) {
+                return Err(Error::new(Kind::LimitExceeded, "JPEG image has too many scans").detail(format!(
+                    "Its first {scans} scans pass over its {}×{} pixels {passes} times; the limits are {MAX_SCANS} \
+                     scans and {MAX_PASSES} passes.",
+                    frame.width, frame.height
+                )));
+            }
+        }
+        at = next_marker(bytes, at, limits)?;
+    }
+    Ok(Scans { complete: seen.len() == frame.components.len() })
+}
+
+/// Where the next marker begins that is no part of picture data.
+fn next_marker(bytes: &[u8], mut at: usize, limits: &Limits) -> Result<usize> {
+    const PIECE: usize = 16 << 20;
+    while at < bytes.len() {
+        let end = bytes.len().min(at + PIECE);
+        let found =
+            bytes[at..end].windows(2).position(|pair| pair[0] == 0xFF && !matches!(pair[1], 0 | 0xD0..=0xD7 | 0xFF));
+        match found {
+            Some(found) => return Ok(at + found),
+            None if end == bytes.len() => break,
+            None => at = end - 1,
+        }
+        limits.check_interrupt()?;
+    }
+    Ok(bytes.len())
 }
 
 /// Adobe stores CMYK inverted, and Pillow assumes that of every four-channel JPEG:
 /// with stored values, `r = k - (255 - c) * k / 255`, rounded as Pillow's `MULDIV255` rounds.
-fn cmyk_to_rgb(cmyk: &[u8]) -> Vec<u8> {
-    cmyk.as_chunks::<4>()
-        .0
-        .iter()
-        .flat_map(|&[c, m, y, k]| {
-            [c, m, y].map(|ink| {
-                let product = (255 - u32::from(ink)) * u32::from(k) + 128;
-                k - (((product >> 8) + product) >> 8) as u8
-            })
-        })
-        .collect()
+pub(crate) fn cmyk_to_rgb(cmyk: &[u8], rgb: &mut [u8]) {
+    for (to, &[c, m, y, k]) in rgb.as_chunks_mut::<3>().0.iter_mut().zip(cmyk.as_chunks::<4>().0) {
+        *to = [c, m, y].map(|ink| {
+            let product = (255 - u32::from(ink)) * u32::from(k) + 128;
+            k - (((product >> 8) + product) >> 8) as u8
+        });
+    }
+}
+
+/// Bytes of memory that the JPEG encoder takes for a picture of this size: its output at worst.
+pub(crate) fn encoder_bytes(size: (u32, u32)) -> u64 {
+    bytes_of(size, 6) + (1 << 20)
 }
