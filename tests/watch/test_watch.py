@@ -17,7 +17,7 @@ import pytest
 from psycopg import sql
 
 import support
-from support import close, embed_one, in_parallel, sqlstate, value, vector
+from support import close, embed_one, in_parallel, sqlstate, until, value, vector
 from watched import PHOTOS, WORDS, check, fill, notes
 
 # ---------------------------------------------------------------- immediate
@@ -453,12 +453,17 @@ def test_backfill_commits_and_goes_on(database: support.Database, db: psycopg.Co
             mine.execute("SET client_min_messages = error")
             mine.execute("CALL clip_backfill('note', batch => %s)", (batch,))
 
-    in_parallel([lambda n=n: backfill(n) for n in (1, 5, 16)])
-    assert db.execute("SELECT rows, embedded, pending, failed FROM clip_search.watch").fetchone() == (303, 300, 1, 1)
-    assert value(db, "SELECT key FROM clip_search.pending") == ["303"], "nobody waits for a row that another session has"
+    sessions = threading.Thread(target=in_parallel, args=([lambda n=n: backfill(n) for n in (1, 5, 16)],))
+    sessions.start()
+    counts = "SELECT rows, embedded, pending, failed FROM clip_search.watch"
+    until(lambda: db.execute(counts).fetchone() == (303, 300, 1, 1), "the other rows")
+    assert value(db, "SELECT key FROM clip_search.pending") == ["303"], "the others don't wait for a row that another session has"
+    time.sleep(0.3)
+    assert sessions.is_alive(), "the calls wait for it"
     locker.rollback()
     locker.close()
-    db.execute("CALL clip_backfill('note')")
+    sessions.join(60)
+    assert not sessions.is_alive()
     db.execute("DELETE FROM note WHERE id = 302")
     assert check(db, "note") == 302
     assert db.execute("SELECT writes, count(*) FROM note GROUP BY 1 ORDER BY 1").fetchall() == [(0, 1), (1, 301)]
