@@ -38,7 +38,7 @@ CONDITIONS = {
     "dependent_objects_still_exist": "a view or the like keeps clip_reembed from replacing a column",
     "duplicate_object": "the collection exists already, or has its members elsewhere; the column is watched already",
     "trigger_protocol_violated": "a trigger function was called other than by the trigger that clip_watch makes",
-    "feature_not_supported": "an image format that is recognised and not decoded (HEIC, AVIF, …), or an image "
+    "feature_not_supported": "an image format that is recognised and not decoded (AVIF, JPEG XL, …), or an image "
     "processor of another family; a text in a database of another encoding than UTF-8; a table of Citus, for what needs "
     "its rows on this server",
     "insufficient_privilege": "a right is missing, on the function or on the table that it works on",
