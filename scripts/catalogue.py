@@ -40,7 +40,7 @@ CONDITIONS = {
     "duplicate_object": "the collection already exists, or has its members in another table; the column is already "
     "watched",
     "trigger_protocol_violated": "a trigger function was called by something other than the trigger of clip_watch",
-    "feature_not_supported": "an image format that is recognised but not decoded (HEIC, AVIF, …); an image processor of "
+    "feature_not_supported": "an image format that is recognised but not decoded (AVIF, JPEG XL, …); an image processor of "
     "another model family; a text in a database whose encoding is not UTF-8; a Citus table, where a function needs its "
     "rows on this server",
     "insufficient_privilege": "a privilege is missing, on the function or on the table that it works on",
