@@ -25,7 +25,7 @@ DIMENSIONS = 64
 def db(database: support.Database) -> Iterator[psycopg.Connection]:
     with database.connect() as connection:
         yield connection
-        connection.execute("DROP TABLE IF EXISTS member; DROP SCHEMA IF EXISTS \"Odd schema\" CASCADE")
+        connection.execute('DROP TABLE IF EXISTS member; DROP SCHEMA IF EXISTS "Odd schema" CASCADE')
         connection.execute("SELECT clip_drop_collection(name) FROM clip_search.collection")
 
 
@@ -97,8 +97,13 @@ def test_groups_and_ids_that_did_not_change_stay(db: psycopg.Connection) -> None
     with db.transaction():
         for id, cluster in wrong.items():
             db.execute("UPDATE member SET cluster_id = %s WHERE id = %s", (cluster, id))
-        db.execute("INSERT INTO clip_search.cluster_sum (collection, cluster, size, sum) VALUES ('c', 1000000, 3, %s)", (stray,))
-    untouched = db.execute("SELECT ctid, * FROM member WHERE id = ANY(%s)", ([id for g in range(5, 30) for id in groups[g]],))
+        db.execute(
+            "INSERT INTO clip_search.cluster_sum (collection, cluster, size, sum) VALUES ('c', 1000000, 3, %s)",
+            (stray,),
+        )
+    untouched = db.execute(
+        "SELECT ctid, * FROM member WHERE id = ANY(%s)", ([id for g in range(5, 30) for id in groups[g]],)
+    )
     untouched = set(untouched.fetchall())
 
     report = {
@@ -118,7 +123,10 @@ def test_groups_and_ids_that_did_not_change_stay(db: psycopg.Connection) -> None
     check_sums(db)
     # Assignment finds the new groups, by the new codes.
     for group in groups.values():
-        assert value(db, "SELECT clip_assign_cluster(embedding, 'c') FROM member WHERE id = %s", group[0]) == after[group[0]]
+        assert (
+            value(db, "SELECT clip_assign_cluster(embedding, 'c') FROM member WHERE id = %s", group[0])
+            == after[group[0]]
+        )
 
 
 def test_a_partitioned_table_with_odd_names(db: psycopg.Connection) -> None:
