@@ -131,7 +131,7 @@ CAST = re.compile(r"(DEFAULT (?:'(?:[^']|'')*'|NULL|-?[\d.]+))::(?:double precis
 # A line of a comment that describes an argument or a column, or several.
 ITEM = re.compile(r"(\w+(?:, \w+)*): (.+)")
 # A function or a setting of the extension, or a variable in a setting.
-NAME = re.compile(r"\bclip_\w+(?:\.\w+)?(?:\(\))?|\$(?:system|data|libdir)\b|(?<=\bor )max_image_bytes\b")
+NAME = re.compile(r"\bclip_\w+(?:\.\w+)?(?:\(\))?|\$(?:system|data|libdir)\b|(?<![\w.])max_image_(?:bytes|memory)\b")
 
 
 class Incomplete(Exception):
