@@ -5,7 +5,7 @@
 
 use image::metadata::Orientation;
 
-use crate::error::{Error, Kind, Result, without_panic};
+use crate::error::{Error, Result, without_panic};
 use crate::image::format::recognise;
 use crate::image::jpeg::Jpeg;
 use crate::image::limits::Limits;
@@ -114,9 +114,10 @@ fn finish(picture: Picture, limits: &Limits, truncated: Option<Error>) -> Result
 mod tests {
     use std::io::Cursor;
 
-    use image::{DynamicImage, ImageFormat, RgbaImage};
+    use image::{DynamicImage, ImageFormat, RgbImage, RgbaImage};
 
     use super::*;
+    use crate::error::Kind;
 
     fn png(image: &DynamicImage) -> Vec<u8> {
         let mut bytes = Vec::new();

@@ -1,12 +1,10 @@
 //! What an image file says of itself, without its pixels.
 
-use image::metadata::Orientation;
-
 use crate::error::{Result, without_panic};
 use crate::image::format::recognise;
 use crate::image::jpeg::Jpeg;
 use crate::image::limits::Limits;
-use crate::image::picture::Format;
+use crate::image::picture::{Format, Header};
 use crate::image::{bmp, gif, png, raw, tiff, webp};
 
 /// The header of an image file.
