@@ -225,7 +225,9 @@ def test_a_rollback_or_a_cancel_leaves_all_as_it_was(database: support.Database,
     assert value(db, "SELECT clip_assign_cluster(embedding, 'c') FROM member WHERE id = 59") is not None
 
 
-def test_rights_are_the_collection_s_and_the_table_owner_s(database: support.Database, db: psycopg.Connection, plain_role: str) -> None:
+def test_rights_are_the_collection_s_and_the_table_owner_s(
+    database: support.Database, db: psycopg.Connection, plain_role: str
+) -> None:
     """Whoever was granted it regroups, as the owner of the members' table; rows that a policy hides are an error, not gone."""
     rows, _ = blobs(3, 4, seed=9)
     fill(db, rows, assign=True)
@@ -235,7 +237,9 @@ def test_rights_are_the_collection_s_and_the_table_owner_s(database: support.Dat
         # Rights to the table are none to the collection.
         db.execute(f"GRANT SELECT, UPDATE ON member TO {plain_role}")
         assert sqlstate(mine, "SELECT * FROM clip_recluster('c')")[0] == "42501"
-        db.execute(f"REVOKE ALL ON member FROM {plain_role}; SELECT clip_grant_collection('c', '{plain_role}', 'recluster')")
+        db.execute(
+            f"REVOKE ALL ON member FROM {plain_role}; SELECT clip_grant_collection('c', '{plain_role}', 'recluster')"
+        )
         mine.execute("SET client_min_messages = warning")
         db.execute("UPDATE member SET cluster_id = NULL WHERE id = 0")
         assert mine.execute("SELECT * FROM clip_recluster('c')").fetchall() != []

@@ -115,7 +115,9 @@ def test_nothing_is_left_in_the_session(database: support.Database, eve: str) ->
             )
 
         # All libraries are loaded, with their settings.
-        admin.execute("SET client_min_messages = warning; SELECT clip_version(), vector_norm('[1]'); DO $$ BEGIN END $$")
+        admin.execute(
+            "SET client_min_messages = warning; SELECT clip_version(), vector_norm('[1]'); DO $$ BEGIN END $$"
+        )
         before = settings()
         assert admin.execute("SELECT * FROM clip_recluster('eve')").fetchall()
         assert settings() == before
