@@ -9,6 +9,8 @@ PYTHON ?= python3
 DESTDIR ?=
 CHECKS ?=
 SOAK ?=
+FUZZ ?=
+TARGETS ?=
 KILLS ?=
 BENCH ?=
 MODEL ?=
@@ -17,7 +19,7 @@ STAMPS ?=
 PG_CONFIGS ?=
 PGVECTOR_SRC ?=
 CITUS_SRC ?=
-export PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK KILLS BENCH MODEL STAMPS PORT PG_CONFIGS PGVECTOR_SRC CITUS_SRC
+export PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK FUZZ TARGETS KILLS BENCH MODEL STAMPS PORT PG_CONFIGS PGVECTOR_SRC CITUS_SRC
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := all
@@ -111,7 +113,8 @@ docs: test-cluster
 model:
 	@scripts/model.sh
 
-fuzz: install
+# With FUZZ=seconds guided by coverage, which needs no server.
+fuzz: $(if $(FUZZ),,install)
 	@scripts/fuzz.sh
 
 soak: export CLUSTER = test

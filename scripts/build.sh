@@ -25,12 +25,15 @@ if [ "${1:-}" = release ]; then
     cp -al "$target/release" "$CARGO_TARGET_DIR/release"
     find "$CARGO_TARGET_DIR/release" -depth \( -name '*clip*' -o -name incremental \) -exec rm -r {} +
 fi
+# HEIC=0 leaves out the decoder of HEIC, whose codec is covered by patents in some countries.
+features=pg$pg_major
+[ "${1:-}" = release ] || [ "${HEIC:-1}" = 0 ] || features="$features heic"
 package() {
     rm -rf "$stage"
     cd "$source"
     # A compile error must be the end of the log, not a backtrace of the tool.
     RUST_BACKTRACE=0 RUST_LIB_BACKTRACE=0 "$cargo_pgrx_program" pgrx package --pg-config "$pg_config" --out-dir "$stage" \
-        --no-default-features --features "pg$pg_major"
+        --no-default-features --features "$features"
 }
 step build "building $name for PostgreSQL $pg_major (minutes the first time, seconds after)" package
 if [ "${1:-}" = install ]; then

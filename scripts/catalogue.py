@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 TOPICS = {
     "Embedding": r"clip_embed_.*",
     "Searching": r"clip_query|clip_diversify|clip_classify",
-    "Grouping": r".*_clusters?|.*_collection|clip_cluster_groups|clip_recluster|clip_duplicates",
+    "Grouping": r".*_clusters?|.*_collection|clip_has_collection_privilege|clip_cluster_groups|clip_recluster|clip_duplicates",
     "Keeping embeddings in sync": r"clip_(un)?watch|clip_watch_row|clip_backfill|clip_retry|clip_reembed",
     "Image files": r"clip_thumbnail|clip_image_info",
     "Models and statistics": r"clip_models|clip_check_model|.*_stats|clip_benchmark|clip_version",
@@ -40,7 +40,7 @@ CONDITIONS = {
     "duplicate_object": "the collection already exists, or has its members in another table; the column is already "
     "watched",
     "trigger_protocol_violated": "a trigger function was called by something other than the trigger of clip_watch",
-    "feature_not_supported": "an image format that is recognised but not decoded (HEIC, AVIF, …); an image processor of "
+    "feature_not_supported": "an image format that is recognised but not decoded (AVIF, JPEG XL, …); an image processor of "
     "another model family; a text in a database whose encoding is not UTF-8; a Citus table, where a function needs its "
     "rows on this server",
     "insufficient_privilege": "a privilege is missing, on the function or on the table that it works on",
@@ -49,14 +49,19 @@ CONDITIONS = {
     "label, or a template without {}; terms of a query that cancel out; any other argument that is out of range",
     "invalid_transaction_state": "assignment to a cluster, or a change to a collection or a watch, in a parallel "
     "worker",
+    "lock_not_available": "another session uses the table: clip_watch, clip_unwatch and clip_reembed don't wait long for "
+    "it; try again",
     "name_too_long": "the name of a column that clip_watch would add exceeds PostgreSQL's limit",
     "not_null_violation": "the key of a watched row is NULL",
     "null_value_not_allowed": "an argument that needs a value is NULL",
     "object_in_use": "the watched table, or one of its columns, was renamed while the function ran",
     "object_not_in_prerequisite_state": "the collection has no members' table; the table can't be watched (it has no "
     "primary key, for example), or not in that mode",
-    "program_limit_exceeded": "an image over clip_search.max_image_pixels or max_image_bytes; a text over the model's "
+    "out_of_memory": "the system refuses the memory that an image or a text takes",
+    "program_limit_exceeded": "an image over clip_search.max_image_pixels, "
+    "max_image_bytes or max_image_memory; a text over the model's "
     "context with clip_search.truncate_text off; a key that is too long for the queue of clip_watch",
+    "query_canceled": "a cancel or a timeout interrupts the function",
     "read_only_sql_transaction": "assignment to a cluster, or a change to a collection or a watch, in a read-only "
     "transaction or on a standby",
     "triggered_data_change_violation": "a trigger or a rule on a table prevented rows from being updated",
@@ -100,11 +105,11 @@ SETTINGS = """
 SELECT name, vartype, unit, context, min_val, max_val, boot_val, short_desc, extra_desc
 FROM pg_settings WHERE name LIKE 'clip\\_search.%' ORDER BY name COLLATE "C"
 """
-# Objects of kinds that the page does not show. Since PostgreSQL 17, the row types of tables are members, too.
+# Objects of kinds that the page does not show. Event triggers are internal. Since PostgreSQL 17, the row types of tables are members, too.
 OTHERS = """
 SELECT pg_describe_object(classid, objid, objsubid) FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
 WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND e.extname = 'clip_search'
-  AND classid NOT IN ('pg_proc'::regclass, 'pg_class'::regclass, 'pg_namespace'::regclass)
+  AND classid NOT IN ('pg_proc'::regclass, 'pg_class'::regclass, 'pg_namespace'::regclass, 'pg_event_trigger'::regclass)
   AND NOT EXISTS (
       SELECT FROM pg_type t LEFT JOIN pg_type element ON element.oid = t.typelem
       WHERE classid = 'pg_type'::regclass AND t.oid = objid AND (t.typrelid <> 0 OR element.typrelid <> 0)
@@ -126,7 +131,7 @@ CAST = re.compile(r"(DEFAULT (?:'(?:[^']|'')*'|NULL|-?[\d.]+))::(?:double precis
 # A line of a comment that describes an argument or a column, or several.
 ITEM = re.compile(r"(\w+(?:, \w+)*): (.+)")
 # A function or a setting of the extension, or a variable in a setting.
-NAME = re.compile(r"\bclip_\w+(?:\.\w+)?(?:\(\))?|\$(?:system|data|libdir)\b|(?<=\bor )max_image_bytes\b")
+NAME = re.compile(r"\bclip_\w+(?:\.\w+)?(?:\(\))?|\$(?:system|data|libdir)\b|(?<![\w.])max_image_(?:bytes|memory)\b")
 
 
 class Incomplete(Exception):

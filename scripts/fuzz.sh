@@ -1,11 +1,48 @@
 #!/usr/bin/env bash
-# Mutated images, texts, configurations and models, with a fixed seed (crates/clip/tests/fuzz.rs).
+# Fuzzing, in two ways.
+#   FUZZ=seconds   guided by coverage, with AddressSanitizer, so long for each target (crates/clip/fuzz; needs cargo-fuzz and
+#                  a nightly compiler). TARGETS="decode thumbnail" chooses; the corpus is kept in target/fuzz/corpus.
+#   otherwise      mutated images, texts, configurations and models, with a fixed seed (crates/clip/tests/fuzz.rs):
 #   IMAGES=200000 STRINGS=1000000 CONFIGURATIONS=200000 MODELS=5000   how many; some ten minutes on one core
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
+cd "$root"
+
+guided() {
+    local target corpus
+    command -v cargo-fuzz >/dev/null || die "cargo-fuzz is missing: cargo install cargo-fuzz --locked"
+    for target in ${TARGETS:-decode thumbnail configuration tokenizer}; do
+        corpus=$root/target/fuzz/corpus/$target
+        mkdir -p "$corpus"
+        seed "$target" "$corpus"
+        say "fuzzing $target for $FUZZ s, from $(find "$corpus" -type f | wc -l) files; a finding is kept in target/fuzz/"
+        (cd crates/clip && CARGO_TARGET_DIR=$root/target/fuzz/build cargo +nightly fuzz run --release "$target" "$corpus" -- \
+            -max_total_time="$FUZZ" -max_len=65536 -timeout=10 -rss_limit_mb=2048 -malloc_limit_mb=512 -print_final_stats=1 \
+            -artifact_prefix="$root/target/fuzz/$target-" 2>&1) |
+            grep -E '^(stat::|Done|#.*(pulse|DONE)|==|SUMMARY|artifact)|ERROR|panicked' ||
+            die "fuzzing $target failed: see target/fuzz/"
+    done
+}
+
+# The files that the tests have, where a target takes such.
+seed() {
+    local file
+    case $1 in
+        decode | thumbnail)
+            find tests/fixtures/corpus tests/fixtures/images -type f -size -64k ! -name '*.json' ! -name '*.md' -print0 ;;
+        configuration) find tests/fixtures -type f -name '*preprocess*.json' -size -8k -print0 ;;
+        *) find tests/fixtures/tokens -type f -size -64k -print0 ;;
+    esac | while IFS= read -r -d '' file; do
+        cp "$file" "$2/$(sha1sum <"$file" | cut -c1-16)"
+    done
+}
+
+if [ -n "${FUZZ:-}" ]; then
+    guided
+    exit
+fi
 require_pg
 cargo_setup
-cd "$root"
 export ORT_DYLIB_PATH=$pg_lib/clip_search/libonnxruntime.so
 export CLIP_FUZZ_IMAGES=${IMAGES:-200000} CLIP_FUZZ_TEXTS=${STRINGS:-1000000}
 export CLIP_FUZZ_CONFIGURATIONS=${CONFIGURATIONS:-200000} CLIP_FUZZ_MODELS=${MODELS:-5000}

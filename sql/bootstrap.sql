@@ -119,8 +119,8 @@ FROM (SELECT s.name, s.owner::pg_catalog.oid AS role FROM clip_search.collection
 JOIN pg_catalog.pg_database d ON d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
 LEFT JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) o.role;
 
--- The collections whose clusters the reader may see: its own, those that it or PUBLIC was granted, and default as long as
--- nothing is set about it.
+-- The collections whose clusters the reader may see: its own, those granted to it or to PUBLIC, and default until it has
+-- settings or grants.
 CREATE VIEW clip_search.collection_visible AS
 SELECT o.name FROM clip_search.collection_owner o WHERE pg_catalog.pg_has_role(o.owner::pg_catalog.oid, 'USAGE')
 UNION ALL
@@ -132,7 +132,7 @@ SELECT 'default' COLLATE "C"
 WHERE NOT EXISTS (SELECT FROM clip_search.collection_setting s WHERE s.name OPERATOR(pg_catalog.=) 'default')
   AND NOT EXISTS (SELECT FROM clip_search.collection_grant g WHERE g.collection OPERATOR(pg_catalog.=) 'default');
 
--- What people read. The owner of the database dumps every collection, and so sees them all.
+-- The views that users read. The owner of the database dumps every collection, and so sees all of them.
 CREATE VIEW clip_search.cluster WITH (security_barrier = true) AS
 SELECT cluster AS id, collection, l2_normalize(sum(sum)) AS centroid,
        least(vector_norm(sum(sum)) OPERATOR(pg_catalog./) pg_catalog.sum(size)::double precision, 1) AS resultant,

@@ -42,7 +42,7 @@ COMMENT ON INDEX clip_search.cluster_sum_collection_idx IS 'Sums by collection';
 COMMENT ON INDEX clip_search.cluster_sum_recent_idx IS 'Sums without a binary code';
 COMMENT ON INDEX clip_search.cluster_change_cluster_idx IS 'Changes by cluster';
 COMMENT ON INDEX clip_search.cluster_code_collection_idx IS 'Binary codes by collection';
-COMMENT ON FUNCTION @extschema@.clip_embed_image(bytea) IS 'Embedding of an image file (JPEG, PNG, WebP, GIF, BMP, TIFF, ICO) by the model clip_search.model, scaled to length 1';
+COMMENT ON FUNCTION @extschema@.clip_embed_image(bytea) IS 'Embedding of an image file (JPEG, PNG, WebP, GIF, BMP, TIFF, ICO, HEIC, RAW) by the model clip_search.model, scaled to length 1';
 COMMENT ON FUNCTION @extschema@.clip_embed_image(bytea, text) IS 'Embedding of an image file by the named model, scaled to length 1; immutable, so a generated column can use it';
 COMMENT ON FUNCTION @extschema@.clip_embed_text(text) IS 'Embedding of a text by the model clip_search.model, scaled to length 1';
 COMMENT ON FUNCTION @extschema@.clip_embed_text(text, text) IS 'Embedding of a text by the named model, scaled to length 1; immutable, so a generated column can use it';
@@ -88,20 +88,11 @@ cluster: the cluster, which keeps the id of the cluster that most of its members
 change: new, merged (from several whole clusters), split (a part of one) or moved (members joined or left)
 sources: the clusters that the members come from
 moved: the number of members that were not in this cluster before';
-COMMENT ON FUNCTION @extschema@.clip_clusters(text, bigint) IS 'Clusters of a collection with at least min_size members, largest first
-representative: key of the member nearest to the centroid
-cohesion: mean cosine of the members to the centroid; lowest: the lowest such cosine
-labels: the five most characteristic keywords
-If the collection has no members'' table, representative, lowest and labels are NULL.';
-COMMENT ON FUNCTION @extschema@.clip_cluster_groups(text, bigint) IS 'Clusters of a collection as JSON for a user interface: representative with thumbnail, members, keywords
-The JSON Schema is docs/cluster_groups.schema.json.';
-COMMENT ON FUNCTION @extschema@.clip_duplicates(text, double precision) IS 'Near-duplicates in a collection: each member that nearly equals an earlier one (by key), with the nearest such member
-threshold: lowest cosine of near-duplicates';
 COMMENT ON FUNCTION @extschema@.clip_thumbnail(bytea, integer, text) IS 'Thumbnail of an image file, upright and with its aspect ratio; smaller images keep their size
 edge: length of the longer side in pixels, from 1 to 4096
 format: jpeg (quality 85), png or webp (lossless)';
 COMMENT ON FUNCTION @extschema@.clip_image_info(bytea) IS 'Reads the header of an image file; no pixel is decoded, and no size limit applies
-format: JPEG, PNG, GIF, WebP, BMP, TIFF or ICO
+format: JPEG, PNG, GIF, WebP, BMP, TIFF, ICO or HEIC; for camera RAW its own name (DNG, CR2, NEF, …)
 width, height: size in pixels as stored, before orientation is applied
 orientation: EXIF orientation, from 1 (upright) to 8; 5 to 8 swap width and height
 channels: samples per pixel: 1 grey or palette, 2 grey with alpha, 3 RGB, 4 RGB with alpha or CMYK
@@ -169,30 +160,13 @@ COMMENT ON SEQUENCE clip_search.watch_queue_id_seq IS 'Ids of queue entries';
 COMMENT ON INDEX clip_search.watch_setting_pkey IS 'Unique ids';
 COMMENT ON INDEX clip_search.watch_setting_column_key IS 'Each column is watched at most once';
 COMMENT ON INDEX clip_search.watch_queue_pkey IS 'Unique ids';
-COMMENT ON INDEX clip_search.watch_queue_due_idx IS 'Entries in the order in which they are due';
+COMMENT ON INDEX clip_search.watch_queue_due_idx IS 'Entries of a watch in the order in which they are due';
 COMMENT ON INDEX clip_search.watch_queue_tried_idx IS 'Entries that have been tried before';
 COMMENT ON INDEX clip_search.watch_queue_watch_idx IS 'Entries by watch and row';
 COMMENT ON INDEX clip_search.watch_failure_pkey IS 'Each row is listed at most once';
-COMMENT ON FUNCTION @extschema@.clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean) IS 'Keeps a table''s embeddings, and optionally its clusters, in sync with a column of images or texts
-Only the table''s owner can call it. It creates missing columns, index and collection; clip_backfill embeds existing rows.
-source: the column of images (bytea) or texts
-embedding: the column that receives the embedding, a vector or halfvec; created as a vector
-cluster: the column that receives the cluster''s id; NULL: rows are not grouped
-model: defaults to clip_search.model
-collection: the collection of the clusters; defaults to one named after the table
-mode: immediate: embeds when a row is written; queued: the background worker embeds, and the column is NULL until then
-on_error: raise: the statement fails; skip: the row is stored without an embedding and listed in clip_search.failure
-text_source: a column of texts whose vectors are averaged with those of the images
-text_weight: weight of the text in that average, between 0 and 1
-threshold: the collection''s threshold; NULL: keep its own, or use clip_search.cluster_threshold
-index: whether to create an HNSW index for cosine distance';
-COMMENT ON FUNCTION @extschema@.clip_unwatch(regclass, text, boolean) IS 'Stops watching a table, and drops the columns, index and collection that clip_watch added
-embedding: the watched column; NULL: the only one in this table
-keep_columns: drops only the triggers, and keeps the columns, index and collection';
-COMMENT ON FUNCTION @extschema@.clip_retry(regclass, text) IS 'Retries the rows of clip_search.failure; returns the number of rows that are no longer listed
-embedding: the watched column; NULL: all watched columns of this table';
 COMMENT ON FUNCTION @extschema@.clip_watch_row() IS 'Trigger function of watched tables';
 COMMENT ON PROCEDURE @extschema@.clip_backfill(regclass, integer, text) IS 'Embeds the rows of a watched table that have no embedding, one transaction per batch
+It returns when all rows that existed when it was called are embedded or listed as failed.
 It can''t run inside a transaction block. It can be interrupted and called again, and run in several sessions at once.
 batch: rows per transaction
 embedding: the watched column; NULL: all watched columns of this table';
@@ -389,47 +363,47 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION @extschema@.clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean, text, text, text, text) IS 'Keeps a table''s embeddings, and optionally its clusters, in sync with a column of images or texts
 Only the table''s owner can call it. It creates missing columns, index and collection; clip_backfill embeds existing rows.
-A second call changes the arguments that it names, and keeps the others.
+A second call changes the settings that it names, and keeps the others.
 source: the column of images (bytea) or texts
 embedding: the column that receives the embedding, a vector or halfvec; created as a vector
 cluster: the column that receives the cluster''s id; without it rows are not grouped
 model: defaults to clip_search.model
 collection: the collection of the clusters; defaults to one named after the table
-mode: immediate (default): embeds when a row is written; queued: the background worker embeds, and the column is NULL until then
-on_error: raise (default): the statement fails; skip: the row is stored without an embedding and listed in clip_search.failure
+mode: immediate (default) embeds when a row is written; queued leaves it to the background worker, and the column is NULL until then
+on_error: raise (default) fails the statement; skip stores the row without an embedding and lists it in clip_search.failure
 text_source: a column of texts whose vectors are averaged with those of the images
 text_weight: weight of the text in that average, between 0 and 1; 0.5 by default
 threshold: the collection''s threshold; NULL: keep its own, or use clip_search.cluster_threshold
 index: whether to create an HNSW index for cosine distance
-existing: what becomes of vectors that are in the column before it is watched: replace (default): they count as pending and are embedded again; keep: they are taken over as they are
-key: the column by which the collection names its members; defaults to the primary key
-labels: a column of keywords (text[]) that describe the collection''s clusters
-image: a column of images (bytea) that the collection''s clusters are shown by';
-COMMENT ON FUNCTION @extschema@.clip_unwatch(regclass, text, boolean, boolean) IS 'Stops watching a table; its columns, index and collection stay
+existing: vectors that the column already contains: replace (default) counts them as pending, to be embedded again; keep takes them over
+key: the column that identifies a member of the collection; defaults to the primary key
+labels: the column with keywords (text[]) that describe clusters
+image: the column with image files (bytea), for thumbnails of clusters';
+COMMENT ON FUNCTION @extschema@.clip_unwatch(regclass, text, boolean, boolean) IS 'Stops watching a table, and keeps its columns, index and collection
 embedding: the watched column; NULL: the only one in this table
-keep_columns: deprecated; false is what drop_columns => true says
+keep_columns: deprecated: false means drop_columns => true
 drop_columns: drops the columns, index and collection that clip_watch added';
 COMMENT ON FUNCTION @extschema@.clip_retry(regclass, text, text) IS 'Retries the rows of clip_search.failure; returns the number of rows that are no longer listed
 embedding: the watched column; NULL: all watched columns of this table
-sqlstate: only rows that failed by this SQLSTATE, or by one of this class (its first two characters)';
+sqlstate: retries only rows that failed with this SQLSTATE, or with one of this class (its first two characters)';
 COMMENT ON FUNCTION @extschema@.clip_embed_text_for(regclass, text, text) IS 'Embeds a text by the model of a watched column, to search that column
-Whoever may read the table can call it.
+Every role that can read the table can call it.
 embedding: the watched column; NULL: the only one in this table';
 COMMENT ON FUNCTION @extschema@.clip_embed_image_for(regclass, bytea, text) IS 'Embeds an image by the model of a watched column, to search that column
-Whoever may read the table can call it.
+Every role that can read the table can call it.
 embedding: the watched column; NULL: the only one in this table';
 COMMENT ON PROCEDURE @extschema@.clip_backfill(regclass, integer, text) IS 'Embeds the rows of a watched table that have no embedding, one transaction per batch
-It returns when the rows that were there when it was called are embedded or listed as failed.
+It returns when all rows that existed when it was called are embedded or listed as failed.
 It can''t run inside a transaction block. It can be interrupted and called again, and run in several sessions at once.
 batch: rows per transaction
 embedding: the watched column; NULL: all watched columns of this table';
-COMMENT ON FUNCTION clip_search.backfill_left(bigint, bigint) IS 'Step of clip_backfill: counts the entries that another session has in hand';
+COMMENT ON FUNCTION clip_search.backfill_left(bigint, bigint) IS 'Step of clip_backfill: counts the entries that other sessions are working on';
 COMMENT ON FUNCTION clip_search.forget_dropped() IS 'Event trigger: removes what the extension keeps of a watched table that is dropped';
 COMMENT ON FUNCTION clip_search.forget_dropped_tables() IS 'Removes what the extension keeps of tables that have been dropped';
 COMMENT ON EVENT TRIGGER clip_search_drop IS 'Removes settings, queue, failures and groups of a watched table with the table';
 COMMENT ON INDEX clip_search.watch_queue_due_idx IS 'Entries of a watch in the order in which they are due';
 COMMENT ON INDEX clip_search.watch_queue_again_idx IS 'Rows whose vector is to be replaced';
-COMMENT ON COLUMN clip_search.watch.outdated IS 'Rows whose embedding is from before the watch, or of an earlier source, weight or model; they count as pending';
+COMMENT ON COLUMN clip_search.watch.outdated IS 'Rows whose embedding is older than the watch, or made with an earlier source, weight or model; they count as pending';
 COMMENT ON COLUMN clip_search.watch.embedded IS 'Rows with an embedding, outdated ones included';
 
 -- Owners of collections, and with whose rights tables are read.
@@ -463,8 +437,8 @@ DROP INDEX clip_search.cluster_change_cluster_idx;
 CREATE INDEX cluster_change_cluster_idx ON clip_search.cluster_change (cluster, mark);
 GRANT SELECT ON SEQUENCE clip_search.cluster_change_id_seq TO pg_database_owner;
 SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_change_id_seq', '');
-COMMENT ON COLUMN clip_search.cluster_change.mark IS 'Grows with each row: the order of writing';
-COMMENT ON SEQUENCE clip_search.cluster_change_id_seq IS 'Marks of changes';
+COMMENT ON COLUMN clip_search.cluster_change.mark IS 'Sequence number: the order in which changes were written';
+COMMENT ON SEQUENCE clip_search.cluster_change_id_seq IS 'Sequence numbers of changes';
 COMMENT ON INDEX clip_search.cluster_change_cluster_idx IS 'Changes by cluster';
 
 -- A collection goes to the owner of its members' table, others to the owner of the database, and stays open as it was.
@@ -563,14 +537,14 @@ JOIN pg_catalog.pg_database d ON d.datname OPERATOR(pg_catalog.=) pg_catalog.cur
 WHERE pg_catalog.pg_has_role(d.datdba, 'USAGE')
    OR coalesce(setting.name, used.collection) IN (SELECT v.name FROM clip_search.collection_visible v);
 
-COMMENT ON COLUMN clip_search.collection.owner IS 'The role that it belongs to';
-COMMENT ON TABLE clip_search.collection_grant IS 'What roles may do with collections, written by clip_grant_collection and clip_revoke_collection';
-COMMENT ON COLUMN clip_search.collection_grant.grantee IS 'The role; 0 (-) for PUBLIC';
+COMMENT ON COLUMN clip_search.collection.owner IS 'Role that owns it';
+COMMENT ON TABLE clip_search.collection_grant IS 'Privileges on collections, written by clip_grant_collection and clip_revoke_collection';
+COMMENT ON COLUMN clip_search.collection_grant.grantee IS 'Role; 0 (-) for PUBLIC';
 COMMENT ON COLUMN clip_search.collection_grant.privilege IS 'select, assign or recluster; owner for collections without settings';
-COMMENT ON COLUMN clip_search.collection_setting.owner IS 'The role that it belongs to; the owner of the database if there is no such role';
+COMMENT ON COLUMN clip_search.collection_setting.owner IS 'Role that owns it; the owner of the database if that role no longer exists';
 COMMENT ON VIEW clip_search.collection_owner IS 'Owners of collections';
 COMMENT ON VIEW clip_search.collection_visible IS 'Collections whose clusters the current role may see';
-COMMENT ON INDEX clip_search.collection_grant_collection_idx IS 'The grants of a collection';
+COMMENT ON INDEX clip_search.collection_grant_collection_idx IS 'Grants by collection';
 
 -- These look whose rights the caller has before they take those of the extension.
 ALTER FUNCTION @extschema@.clip_assign_cluster(vector) SECURITY INVOKER RESET ALL;
@@ -627,27 +601,27 @@ LANGUAGE sql STABLE PARALLEL UNSAFE COST 100000 SET search_path = pg_catalog, pg
     FROM clip_search.count_rows(relation, ARRAY[image::text, text::text], embedding::text, cluster::text) AS c
 $$;
 
-COMMENT ON FUNCTION @extschema@.clip_alter_collection(text, text, double precision, text, text, text, text) IS 'Changes the settings of a collection that are given, and nothing else; for its owner
+COMMENT ON FUNCTION @extschema@.clip_alter_collection(text, text, double precision, text, text, text, text) IS 'Changes the settings of a collection that are passed, and no others; only its owner can call it
 owner: a role that the caller is a member of, and that owns the members'' table
-threshold: cosine from which on a vector joins a cluster
-model: whose vectors it takes
-key: the column that names a member; labels: that of its keywords (text[]); image: that of its image file (bytea)';
-COMMENT ON FUNCTION @extschema@.clip_grant_collection(text, text, text) IS 'Gives a role, or PUBLIC, rights to a collection; for its owner
-privilege: select, to see its clusters and reports; assign, to join and leave; recluster; or all three';
-COMMENT ON FUNCTION @extschema@.clip_revoke_collection(text, text, text) IS 'Takes rights to a collection from a role, or from PUBLIC; for its owner
-privilege: select, assign, recluster or all three';
-COMMENT ON FUNCTION @extschema@.clip_has_collection_privilege(text, text) IS 'Whether the current role has a right to a collection
-privilege: select, assign, recluster, all three, or owner';
+threshold: lowest cosine at which a vector joins a cluster
+model: model that makes the vectors
+key: column that identifies a member; labels: column with keywords (text[]); image: column with image files (bytea)';
+COMMENT ON FUNCTION @extschema@.clip_grant_collection(text, text, text) IS 'Grants a role, or PUBLIC, privileges on a collection; only its owner can call it
+privilege: select (see clusters and reports), assign (join and leave), recluster, or all';
+COMMENT ON FUNCTION @extschema@.clip_revoke_collection(text, text, text) IS 'Revokes privileges on a collection from a role, or from PUBLIC; only its owner can call it
+privilege: select, assign, recluster or all';
+COMMENT ON FUNCTION @extschema@.clip_has_collection_privilege(text, text) IS 'Whether the current role has a privilege on a collection
+privilege: select, assign, recluster, all or owner';
 COMMENT ON FUNCTION @extschema@.clip_clusters(text, bigint, regclass) IS 'Clusters of a collection with at least min_size members, largest first
 representative: key of the member nearest to the centroid
 cohesion: mean cosine of the members to the centroid; lowest: the lowest such cosine
 labels: the five most characteristic keywords
-If the collection has no members'' table, representative, lowest and labels are NULL.
-members: the members'' table, for a caller to whom a view or row-level policies of it apply';
+members: the members'' table, which the caller names if row-level policies or a view decide what it sees of it
+If the collection has no members'' table, representative, lowest and labels are NULL.';
 COMMENT ON FUNCTION @extschema@.clip_cluster_groups(text, bigint, regclass) IS 'Clusters of a collection as JSON for a user interface: representative with thumbnail, members, keywords
-The JSON Schema is docs/cluster_groups.schema.json.
-members: the members'' table, for a caller to whom a view or row-level policies of it apply';
+members: the members'' table, which the caller names if row-level policies or a view decide what it sees of it
+The JSON Schema is docs/cluster_groups.schema.json.';
 COMMENT ON FUNCTION @extschema@.clip_duplicates(text, double precision, regclass) IS 'Near-duplicates in a collection: each member that nearly equals an earlier one (by key), with the nearest such member
 threshold: lowest cosine of near-duplicates
-members: the members'' table, for a caller to whom a view or row-level policies of it apply';
-COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text) IS 'Counts the rows of a table as its owner, for a caller who may read them all; NULL for others';
+members: the members'' table, which the caller names if row-level policies or a view decide what it sees of it';
+COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text) IS 'Counts a table''s rows as its owner, for a caller that may read all of them; NULL for others';

@@ -11,7 +11,8 @@ SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_sum', '');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_change', '');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_code', '');
 
--- Every role may embed, group and read groups. Only the functions, which run as the owner, change the tables.
+-- Every role may embed, and group in collections that are its own, open or granted to it. Only the functions change the
+-- tables, and they check the caller's privileges first.
 -- clip_check_model reads any directory that the server can read.
 REVOKE ALL ON FUNCTION clip_check_model(text) FROM PUBLIC;
 -- The figures may be those of all connections.
@@ -45,7 +46,7 @@ COMMENT ON COLUMN clip_search.collection.cluster IS 'Column of that table with t
 COMMENT ON COLUMN clip_search.collection.key IS 'Column of that table that identifies a member';
 COMMENT ON COLUMN clip_search.collection.labels IS 'Column of that table with keywords (text[])';
 COMMENT ON COLUMN clip_search.collection.image IS 'Column of that table with the image file';
-COMMENT ON COLUMN clip_search.collection.owner IS 'The role that it belongs to';
+COMMENT ON COLUMN clip_search.collection.owner IS 'Role that owns it';
 COMMENT ON COLUMN clip_search.collection.created_at IS 'When clip_create_collection created it; NULL if the first assignment did';
 
 COMMENT ON VIEW clip_search.cluster IS 'Clusters of similar vectors, maintained by clip_assign_cluster and clip_recluster';
@@ -58,15 +59,15 @@ COMMENT ON COLUMN clip_search.cluster.created_at IS 'When its first member arriv
 COMMENT ON COLUMN clip_search.cluster.updated_at IS 'When a member last joined or left';
 
 COMMENT ON TABLE clip_search.collection_setting IS 'Settings of collections, written by clip_create_collection; the view clip_search.collection shows them';
-COMMENT ON TABLE clip_search.collection_grant IS 'What roles may do with collections, written by clip_grant_collection and clip_revoke_collection';
-COMMENT ON COLUMN clip_search.collection_grant.grantee IS 'The role; 0 (-) for PUBLIC';
+COMMENT ON COLUMN clip_search.collection_setting.owner IS 'Role that owns it; the owner of the database if that role no longer exists';
+COMMENT ON TABLE clip_search.collection_grant IS 'Privileges on collections, written by clip_grant_collection and clip_revoke_collection';
+COMMENT ON COLUMN clip_search.collection_grant.grantee IS 'Role; 0 (-) for PUBLIC';
 COMMENT ON COLUMN clip_search.collection_grant.privilege IS 'select, assign or recluster; owner for collections without settings';
-COMMENT ON COLUMN clip_search.collection_setting.owner IS 'The role that it belongs to; the owner of the database if there is no such role';
 COMMENT ON VIEW clip_search.collection_owner IS 'Owners of collections';
 COMMENT ON VIEW clip_search.collection_visible IS 'Collections whose clusters the current role may see';
-COMMENT ON INDEX clip_search.collection_grant_collection_idx IS 'The grants of a collection';
-COMMENT ON COLUMN clip_search.cluster_change.mark IS 'Grows with each row: the order of writing';
-COMMENT ON SEQUENCE clip_search.cluster_change_id_seq IS 'Marks of changes';
+COMMENT ON INDEX clip_search.collection_grant_collection_idx IS 'Grants by collection';
+COMMENT ON COLUMN clip_search.cluster_change.mark IS 'Sequence number: the order in which changes were written';
+COMMENT ON SEQUENCE clip_search.cluster_change_id_seq IS 'Sequence numbers of changes';
 COMMENT ON TABLE clip_search.cluster_sum IS 'Sums of the members of clusters; the view clip_search.cluster shows them';
 COMMENT ON COLUMN clip_search.cluster_sum.sum IS 'Sum of unit vectors, rounded to single precision';
 COMMENT ON COLUMN clip_search.cluster_sum.rest IS 'Remainder of that rounding';
@@ -85,7 +86,7 @@ COMMENT ON INDEX clip_search.cluster_change_cluster_idx IS 'Changes by cluster';
 COMMENT ON INDEX clip_search.cluster_code_collection_idx IS 'Binary codes by collection';
 
 -- The first line says what the function does. Arguments and columns follow, one per line; the reference page lists them.
-COMMENT ON FUNCTION clip_embed_image(bytea) IS 'Embedding of an image file (JPEG, PNG, WebP, GIF, BMP, TIFF, ICO) by the model clip_search.model, scaled to length 1';
+COMMENT ON FUNCTION clip_embed_image(bytea) IS 'Embedding of an image file (JPEG, PNG, WebP, GIF, BMP, TIFF, ICO, HEIC, RAW) by the model clip_search.model, scaled to length 1';
 COMMENT ON FUNCTION clip_embed_image(bytea, text) IS 'Embedding of an image file by the named model, scaled to length 1; immutable, so a generated column can use it';
 COMMENT ON FUNCTION clip_embed_text(text) IS 'Embedding of a text by the model clip_search.model, scaled to length 1';
 COMMENT ON FUNCTION clip_embed_text(text, text) IS 'Embedding of a text by the named model, scaled to length 1; immutable, so a generated column can use it';
@@ -125,17 +126,17 @@ key: its column that identifies a member; defaults to the primary key
 labels: its column with keywords (text[])
 image: its column with image files (bytea), for thumbnails';
 COMMENT ON FUNCTION clip_drop_collection(text) IS 'Drops a collection and its clusters; the members'' table is not changed';
-COMMENT ON FUNCTION clip_alter_collection(text, text, double precision, text, text, text, text) IS 'Changes the settings of a collection that are given, and nothing else; for its owner
+COMMENT ON FUNCTION clip_alter_collection(text, text, double precision, text, text, text, text) IS 'Changes the settings of a collection that are passed, and no others; only its owner can call it
 owner: a role that the caller is a member of, and that owns the members'' table
-threshold: cosine from which on a vector joins a cluster
-model: whose vectors it takes
-key: the column that names a member; labels: that of its keywords (text[]); image: that of its image file (bytea)';
-COMMENT ON FUNCTION clip_grant_collection(text, text, text) IS 'Gives a role, or PUBLIC, rights to a collection; for its owner
-privilege: select, to see its clusters and reports; assign, to join and leave; recluster; or all three';
-COMMENT ON FUNCTION clip_revoke_collection(text, text, text) IS 'Takes rights to a collection from a role, or from PUBLIC; for its owner
-privilege: select, assign, recluster or all three';
-COMMENT ON FUNCTION clip_has_collection_privilege(text, text) IS 'Whether the current role has a right to a collection
-privilege: select, assign, recluster, all three, or owner';
+threshold: lowest cosine at which a vector joins a cluster
+model: model that makes the vectors
+key: column that identifies a member; labels: column with keywords (text[]); image: column with image files (bytea)';
+COMMENT ON FUNCTION clip_grant_collection(text, text, text) IS 'Grants a role, or PUBLIC, privileges on a collection; only its owner can call it
+privilege: select (see clusters and reports), assign (join and leave), recluster, or all';
+COMMENT ON FUNCTION clip_revoke_collection(text, text, text) IS 'Revokes privileges on a collection from a role, or from PUBLIC; only its owner can call it
+privilege: select, assign, recluster or all';
+COMMENT ON FUNCTION clip_has_collection_privilege(text, text) IS 'Whether the current role has a privilege on a collection
+privilege: select, assign, recluster, all or owner';
 COMMENT ON FUNCTION clip_recluster(text, text) IS 'Regroups all members of a collection by agglomerative clustering, updates their table and returns what changed
 linkage: average, or single (a chain of similar members forms one cluster)
 cluster: the cluster, which keeps the id of the cluster that most of its members come from
@@ -146,19 +147,19 @@ COMMENT ON FUNCTION clip_clusters(text, bigint, regclass) IS 'Clusters of a coll
 representative: key of the member nearest to the centroid
 cohesion: mean cosine of the members to the centroid; lowest: the lowest such cosine
 labels: the five most characteristic keywords
-If the collection has no members'' table, representative, lowest and labels are NULL.
-members: the members'' table, for a caller to whom a view or row-level policies of it apply';
+members: the members'' table, which the caller names if row-level policies or a view decide what it sees of it
+If the collection has no members'' table, representative, lowest and labels are NULL.';
 COMMENT ON FUNCTION clip_cluster_groups(text, bigint, regclass) IS 'Clusters of a collection as JSON for a user interface: representative with thumbnail, members, keywords
-The JSON Schema is docs/cluster_groups.schema.json.
-members: the members'' table, for a caller to whom a view or row-level policies of it apply';
+members: the members'' table, which the caller names if row-level policies or a view decide what it sees of it
+The JSON Schema is docs/cluster_groups.schema.json.';
 COMMENT ON FUNCTION clip_duplicates(text, double precision, regclass) IS 'Near-duplicates in a collection: each member that nearly equals an earlier one (by key), with the nearest such member
 threshold: lowest cosine of near-duplicates
-members: the members'' table, for a caller to whom a view or row-level policies of it apply';
+members: the members'' table, which the caller names if row-level policies or a view decide what it sees of it';
 COMMENT ON FUNCTION clip_thumbnail(bytea, integer, text) IS 'Thumbnail of an image file, upright and with its aspect ratio; smaller images keep their size
 edge: length of the longer side in pixels, from 1 to 4096
 format: jpeg (quality 85), png or webp (lossless)';
 COMMENT ON FUNCTION clip_image_info(bytea) IS 'Reads the header of an image file; no pixel is decoded, and no size limit applies
-format: JPEG, PNG, GIF, WebP, BMP, TIFF or ICO
+format: JPEG, PNG, GIF, WebP, BMP, TIFF, ICO or HEIC; for camera RAW its own name (DNG, CR2, NEF, …)
 width, height: size in pixels as stored, before orientation is applied
 orientation: EXIF orientation, from 1 (upright) to 8; 5 to 8 swap width and height
 channels: samples per pixel: 1 grey or palette, 2 grey with alpha, 3 RGB, 4 RGB with alpha or CMYK

@@ -81,8 +81,8 @@ BEGIN
 END $$;
 CREATE EVENT TRIGGER clip_search_drop ON sql_drop EXECUTE FUNCTION clip_search.forget_dropped();
 
--- Counted as the table's owner, by a function that first looks whether the caller may read the whole table: planning a
--- query evaluates index expressions, which are the owner's code. NULL for those who may not, and where policies decide.
+-- Counts as the table's owner, by a function that first checks whether the caller may read the whole table: planning a
+-- query evaluates index expressions, which are the owner's code. NULL for other callers, and where policies apply.
 CREATE FUNCTION clip_search.watch_progress(relation regclass, image name, text name, embedding name, cluster name,
                                            OUT rows bigint, OUT embedded bigint, OUT open bigint)
 LANGUAGE sql STABLE PARALLEL UNSAFE COST 100000 SET search_path = pg_catalog, pg_temp AS $$
@@ -256,7 +256,7 @@ COMMENT ON COLUMN clip_search.watch.rows IS 'Rows of the table; NULL if the curr
 COMMENT ON COLUMN clip_search.watch.embedded IS 'Rows with an embedding, outdated ones included';
 COMMENT ON COLUMN clip_search.watch.pending IS 'Rows that still need embedding or grouping, without those that failed';
 COMMENT ON COLUMN clip_search.watch.failed IS 'Rows that could not be embedded';
-COMMENT ON COLUMN clip_search.watch.outdated IS 'Rows whose embedding is from before the watch, or of an earlier source, weight or model; they count as pending';
+COMMENT ON COLUMN clip_search.watch.outdated IS 'Rows whose embedding is older than the watch, or made with an earlier source, weight or model; they count as pending';
 
 COMMENT ON VIEW clip_search.pending IS 'Rows of the current role''s tables that await embedding by the background worker or by clip_backfill';
 COMMENT ON COLUMN clip_search.pending.relation IS 'Watched table';
@@ -295,46 +295,46 @@ COMMENT ON INDEX clip_search.watch_failure_pkey IS 'Each row is listed at most o
 
 COMMENT ON FUNCTION clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean, text, text, text, text) IS 'Keeps a table''s embeddings, and optionally its clusters, in sync with a column of images or texts
 Only the table''s owner can call it. It creates missing columns, index and collection; clip_backfill embeds existing rows.
-A second call changes the arguments that it names, and keeps the others.
+A second call changes the settings that it names, and keeps the others.
 source: the column of images (bytea) or texts
 embedding: the column that receives the embedding, a vector or halfvec; created as a vector
 cluster: the column that receives the cluster''s id; without it rows are not grouped
 model: defaults to clip_search.model
 collection: the collection of the clusters; defaults to one named after the table
-mode: immediate (default): embeds when a row is written; queued: the background worker embeds, and the column is NULL until then
-on_error: raise (default): the statement fails; skip: the row is stored without an embedding and listed in clip_search.failure
+mode: immediate (default) embeds when a row is written; queued leaves it to the background worker, and the column is NULL until then
+on_error: raise (default) fails the statement; skip stores the row without an embedding and lists it in clip_search.failure
 text_source: a column of texts whose vectors are averaged with those of the images
 text_weight: weight of the text in that average, between 0 and 1; 0.5 by default
 threshold: the collection''s threshold; NULL: keep its own, or use clip_search.cluster_threshold
 index: whether to create an HNSW index for cosine distance
-existing: what becomes of vectors that are in the column before it is watched: replace (default): they count as pending and are embedded again; keep: they are taken over as they are
-key: the column by which the collection names its members; defaults to the primary key
-labels: a column of keywords (text[]) that describe the collection''s clusters
-image: a column of images (bytea) that the collection''s clusters are shown by';
-COMMENT ON FUNCTION clip_unwatch(regclass, text, boolean, boolean) IS 'Stops watching a table; its columns, index and collection stay
+existing: vectors that the column already contains: replace (default) counts them as pending, to be embedded again; keep takes them over
+key: the column that identifies a member of the collection; defaults to the primary key
+labels: the column with keywords (text[]) that describe clusters
+image: the column with image files (bytea), for thumbnails of clusters';
+COMMENT ON FUNCTION clip_unwatch(regclass, text, boolean, boolean) IS 'Stops watching a table, and keeps its columns, index and collection
 embedding: the watched column; NULL: the only one in this table
-keep_columns: deprecated; false is what drop_columns => true says
+keep_columns: deprecated: false means drop_columns => true
 drop_columns: drops the columns, index and collection that clip_watch added';
 COMMENT ON FUNCTION clip_retry(regclass, text, text) IS 'Retries the rows of clip_search.failure; returns the number of rows that are no longer listed
 embedding: the watched column; NULL: all watched columns of this table
-sqlstate: only rows that failed by this SQLSTATE, or by one of this class (its first two characters)';
+sqlstate: retries only rows that failed with this SQLSTATE, or with one of this class (its first two characters)';
 COMMENT ON FUNCTION clip_embed_text_for(regclass, text, text) IS 'Embeds a text by the model of a watched column, to search that column
-Whoever may read the table can call it.
+Every role that can read the table can call it.
 embedding: the watched column; NULL: the only one in this table';
 COMMENT ON FUNCTION clip_embed_image_for(regclass, bytea, text) IS 'Embeds an image by the model of a watched column, to search that column
-Whoever may read the table can call it.
+Every role that can read the table can call it.
 embedding: the watched column; NULL: the only one in this table';
 COMMENT ON FUNCTION clip_watch_row() IS 'Trigger function of watched tables';
 COMMENT ON PROCEDURE clip_backfill(regclass, integer, text) IS 'Embeds the rows of a watched table that have no embedding, one transaction per batch
-It returns when the rows that were there when it was called are embedded or listed as failed.
+It returns when all rows that existed when it was called are embedded or listed as failed.
 It can''t run inside a transaction block. It can be interrupted and called again, and run in several sessions at once.
 batch: rows per transaction
 embedding: the watched column; NULL: all watched columns of this table';
 COMMENT ON FUNCTION clip_search.watch_progress(regclass, name, name, name, name) IS 'Counts the rows of a watched table for clip_search.watch';
-COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text) IS 'Counts the rows of a table as its owner, for a caller who may read them all; NULL for others';
+COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text) IS 'Counts a table''s rows as its owner, for a caller that may read all of them; NULL for others';
 COMMENT ON FUNCTION clip_search.backfill_begin(regclass, text) IS 'Step of clip_backfill: queues the rows without an embedding';
 COMMENT ON FUNCTION clip_search.backfill_claim(bigint, bigint, bigint, integer) IS 'Step of clip_backfill: claims the next queue entries';
-COMMENT ON FUNCTION clip_search.backfill_left(bigint, bigint) IS 'Step of clip_backfill: counts the entries that another session has in hand';
+COMMENT ON FUNCTION clip_search.backfill_left(bigint, bigint) IS 'Step of clip_backfill: counts the entries that other sessions are working on';
 COMMENT ON FUNCTION clip_search.backfill_work(bigint, bigint[]) IS 'Step of clip_backfill: embeds the claimed entries';
 COMMENT ON PROCEDURE clip_reembed(regclass, text, text, integer) IS 'Embeds a watched table by another model into a second column, and swaps the columns once the second is complete
 It can''t run inside a transaction block. If interrupted, call it again: it resumes.

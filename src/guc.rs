@@ -21,6 +21,7 @@ static MAX_THREADS: GucSetting<i32> = GucSetting::<i32>::new(0);
 static CORES: OnceLock<usize> = OnceLock::new();
 static MEMO_TEXTS: GucSetting<i32> = GucSetting::<i32>::new(256);
 static MAX_IMAGE_PIXELS: GucSetting<i32> = GucSetting::<i32>::new(100_000_000);
+static MAX_IMAGE_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(1 << 20);
 static MAX_IMAGE_BYTES: GucSetting<i32> = GucSetting::<i32>::new(256 << 20);
 static CLUSTER_THRESHOLD: GucSetting<f64> = GucSetting::<f64>::new(0.82);
 static ALLOW_TRUNCATED_IMAGES: GucSetting<bool> = GucSetting::<bool>::new(false);
@@ -86,8 +87,8 @@ pub fn register() {
     );
     GucRegistry::define_int_guc(
         c"clip_search.max_threads",
-        c"The most threads that clip_search.threads gives a backend.",
-        c"0: as many as the server has cores. Only a superuser can change it. A larger clip_search.threads has the effect of this number.",
+        c"Upper limit of clip_search.threads.",
+        c"0: the number of the server's cores. A larger clip_search.threads is reduced to this value.",
         &MAX_THREADS,
         0,
         256,
@@ -97,7 +98,7 @@ pub fn register() {
     GucRegistry::define_int_guc(
         c"clip_search.max_image_pixels",
         c"Largest image that is decoded, in pixels (width times height).",
-        c"Decoding takes three to eight bytes of memory per pixel. Larger images are refused before memory is allocated.",
+        c"Larger images are refused before memory is allocated.",
         &MAX_IMAGE_PIXELS,
         1,
         i32::MAX,
@@ -123,6 +124,16 @@ pub fn register() {
         i32::MAX,
         GucContext::Suset,
         GucFlags::UNIT_BYTE,
+    );
+    GucRegistry::define_int_guc(
+        c"clip_search.max_image_memory",
+        c"Memory that decoding and resizing one image may take.",
+        c"An image that would take more is refused before memory is allocated. Most take three bytes per pixel, progressive JPEGs up to nine, lossy WebPs with transparency eleven.",
+        &MAX_IMAGE_MEMORY,
+        1024,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::UNIT_KB,
     );
     GucRegistry::define_float_guc(
         c"clip_search.cluster_threshold",
@@ -305,9 +316,11 @@ pub fn limits() -> Limits {
     Limits {
         max_pixels: MAX_IMAGE_PIXELS.get() as u64,
         max_bytes: MAX_IMAGE_BYTES.get() as u64,
+        max_memory: MAX_IMAGE_MEMORY.get() as u64 * 1024,
         allow_truncated: ALLOW_TRUNCATED_IMAGES.get(),
         exact_jpeg: EXACT_JPEG.get(),
-        names: ("clip_search.max_image_pixels", "clip_search.max_image_bytes"),
+        names: ("clip_search.max_image_pixels", "clip_search.max_image_bytes", "clip_search.max_image_memory"),
+        ..Limits::default()
     }
 }
 

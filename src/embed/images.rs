@@ -7,11 +7,14 @@ use pgrx::prelude::*;
 
 use crate::guc;
 use crate::pg::error::{SqlResult, report};
+use crate::pg::interrupt;
 
 #[pg_extern(stable, strict, parallel_safe, cost = 50000)]
 fn clip_thumbnail(image: &[u8], edge: default!(i32, "256"), format: default!(&str, "'jpeg'")) -> SqlResult<Vec<u8>> {
     let format = Format::named(format).map_err(report)?;
-    thumbnail(image, u32::try_from(edge).unwrap_or(0), format, &guc::limits()).map_err(report)
+    let small = thumbnail(image, u32::try_from(edge).unwrap_or(0), format, &interrupt::watched(guc::limits()));
+    interrupt::raise();
+    small.map_err(report)
 }
 
 #[pg_extern(immutable, strict, parallel_safe, cost = 100)]
@@ -33,7 +36,9 @@ fn clip_image_info(
     >,
     ErrorReport,
 > {
-    let info = info(image).map_err(report)?;
+    let info = info(image, &interrupt::watched(guc::limits()));
+    interrupt::raise();
+    let info = info.map_err(report)?;
     Ok(TableIterator::once((
         info.format.to_owned(),
         i64::from(info.width),

@@ -4,12 +4,10 @@ use std::path::Path;
 
 use clip::embedder::Embedder;
 use clip::model::Model;
-use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use crate::guc;
 use crate::model::loaded::{self, Loaded};
-use crate::pg::error::{SqlResult, report};
 
 #[pg_extern(stable, parallel_restricted)]
 #[allow(clippy::type_complexity)]
@@ -36,10 +34,8 @@ fn clip_models() -> TableIterator<
 }
 
 #[pg_extern(volatile, strict, parallel_restricted)]
-fn clip_check_model(
-    model: &str,
-) -> Result<TableIterator<'static, (name!(item, String), name!(value, String))>, ErrorReport> {
-    check(model).map(TableIterator::new)
+fn clip_check_model(model: &str) -> TableIterator<'static, (name!(item, String), name!(value, String))> {
+    TableIterator::new(check(model))
 }
 
 /// What `clip_models()` shows of a model.
@@ -53,40 +49,21 @@ struct Status {
     texts: i64,
 }
 
-/// Looks a model over, loading both of its towers for this alone: (what, value).
-fn check(spec: &str) -> SqlResult<Vec<(String, String)>> {
+/// Looks a model over, loading both of its towers for this alone: (what, value), the last of which is the verdict.
+fn check(spec: &str) -> Vec<(String, String)> {
     // A path names a directory anywhere; it is split into the directory to search and the name in it.
     let path = Path::new(spec);
     let (search, name) = match (path.is_absolute(), path.parent(), path.file_name().and_then(|n| n.to_str())) {
         (true, Some(parent), Some(name)) => (vec![parent.to_owned()], name),
         _ => (guc::model_path(), spec),
     };
-    let model = Model::find(&search, name).map_err(report)?;
-    let mut rows = vec![("directory".to_owned(), model.directory.display().to_string())];
-    let mut embedder = Embedder::new(model, guc::onnxruntime(), guc::threads());
-    let mut verdict = Vec::new();
-    for (what, value) in embedder.describe() {
-        match value {
-            Ok(value) => rows.push((what.to_owned(), value)),
-            Err(error) => verdict.push(format!("{what}: {error}")),
+    match Model::find(&search, name) {
+        Ok(model) => Embedder::new(model, guc::onnxruntime(), guc::threads()).check(guc::name),
+        Err(error) => {
+            let hint = error.hint_for(guc::name).map(|hint| format!(" {hint}")).unwrap_or_default();
+            vec![("verdict".to_owned(), format!("{error}{hint}"))]
         }
     }
-    if let Some(dimensions) = embedder.dimensions() {
-        rows.push(("dimensions".to_owned(), dimensions.to_string()));
-    }
-    if verdict.is_empty() {
-        let cosines = embedder.tell_colours().map_err(report)?;
-        let shown: Vec<String> = cosines.iter().map(|row| row.map(|c| format!("{c:.3}")).join(" ")).collect();
-        rows.push(("red, green, blue: texts by images".to_owned(), shown.join("; ")));
-        let told = (0..3).all(|text| (0..3).all(|image| image == text || cosines[text][text] > cosines[text][image]));
-        verdict.extend((!told).then(|| {
-            "it does not tell red, green and blue squares apart, as a CLIP that is exported rightly does".to_owned()
-        }));
-    }
-    verdict.extend(embedder.take_warnings().iter().map(ToString::to_string));
-    let verdict = if verdict.is_empty() { "good".to_owned() } else { verdict.join("; ") };
-    rows.push(("verdict".to_owned(), verdict));
-    Ok(rows)
 }
 
 /// Every model on the search path, with what this backend has done with it.

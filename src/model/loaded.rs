@@ -18,6 +18,7 @@ use crate::model::origin::{self, note_origin};
 pub use crate::model::origin::{base_name, model_of};
 use crate::model::stats;
 use crate::pg::error::{SqlResult, report, warn};
+use crate::pg::interrupt;
 use crate::pg::vector::Vector;
 
 /// Longer texts are captions or documents, seldom asked for twice.
@@ -42,7 +43,7 @@ pub(super) struct Loaded {
     memo_hits: u64,
     /// Labels and templates -> a vector for each label.
     sets: LruCache<String, Vec<Vec<f32>>>,
-    /// A call failed: the model's files are looked up anew by the next, for they may have been mended.
+    /// The last call failed: the next one looks the model's files up again, since they may have been repaired.
     failed: bool,
 }
 
@@ -123,6 +124,8 @@ fn with_model<T>(
         clip::Result::Ok((result.map_err(place), warnings, loaded.embedder.take_notes(), figures))
     })?;
     stats::record(spec, &figures);
+    // Nothing is borrowed any more, so it may unwind.
+    interrupt::raise();
     notes.into_iter().for_each(|note| pgrx::log!("clip_search: {note}"));
     // Raised only now that nothing is borrowed, since a WARNING can run a hook.
     warnings.into_iter().for_each(warn);
@@ -141,7 +144,7 @@ pub fn embed_images(spec: &str, files: &[Option<&[u8]>]) -> SqlResult<Vec<Option
 
 /// The same, with the error as the engine has it.
 pub fn try_images(spec: &str, files: &[Option<&[u8]>]) -> clip::Result<Vec<Option<Vector>>> {
-    let limits = guc::limits();
+    let limits = interrupt::watched(guc::limits());
     let vectors = with_model(spec, files.len(), |loaded| {
         let (places, present): (Vec<usize>, Vec<&[u8]>) =
             files.iter().enumerate().filter_map(|(i, file)| Some((i, (*file)?))).unzip();
@@ -203,7 +206,7 @@ impl Loaded {
             let mut cut = false;
             for ((index, text), item) in places.iter().zip(&present).zip(embedded) {
                 cut |= item.truncated;
-                // A text that was cut is embedded anew each time, so that its warning is not lost. So many at once
+                // A text that was cut is embedded each time, so that its warning is not lost. So many at once
                 // that they would push out all others are labels, which are remembered as a set.
                 if text.len() <= MEMO_TEXT_BYTES && !item.truncated && present.len() <= most.div_ceil(2) && most > 0 {
                     memo.put((*text).to_owned(), item.vector.clone());

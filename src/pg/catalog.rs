@@ -47,6 +47,16 @@ fn plain_name(oid: pg_sys::Oid) -> Option<String> {
     text(unsafe { pg_sys::get_rel_name(oid) })
 }
 
+/// Whether a table has a column of that name.
+pub fn has_column(schema: &CStr, table: &CStr, column: &CStr) -> bool {
+    // SAFETY: cache look-ups by strings that end in a nul; a name that does not exist gives the oid 0, which has no columns.
+    unsafe {
+        let schema = pg_sys::get_namespace_oid(schema.as_ptr(), true);
+        let table = pg_sys::get_relname_relid(table.as_ptr(), schema);
+        pg_sys::get_attnum(table, column.as_ptr()) > 0
+    }
+}
+
 /// A name that a cache look-up has returned, in memory of its own.
 fn text(name: *mut std::ffi::c_char) -> Option<String> {
     // SAFETY: null, or a string that ends in a nul.

@@ -3,6 +3,7 @@
 pub mod catalog;
 pub mod citus;
 pub mod error;
+pub mod interrupt;
 pub mod regclass;
 pub mod row_counts;
 pub mod spi;

@@ -21,7 +21,7 @@ use crate::watch::wakeup;
 /// Keys that are read and queued at a time.
 const KEYS: i64 = 10_000;
 
-/// A query for rows without what they should have.
+/// A query for rows that lack an embedding or a cluster.
 fn missing(watch: &Watch, what: &str) -> String {
     let embedding = quote_identifier(&watch.embedding);
     let ungrouped = watch
@@ -37,12 +37,12 @@ pub fn any_missing(watch: &Watch) -> SqlResult<bool> {
     Spi::connect_mut(|client| Ok(!client.update(&missing(watch, "1"), Some(1), &[]).map_err(spi)?.is_empty()))
 }
 
-/// Queues the rows that have no embedding and are neither queued nor listed as failed; how many.
+/// Queues the rows that have no embedding and are neither queued nor listed as failed. Returns their number.
 pub fn enqueue_missing(watch: &Watch) -> SqlResult<i64> {
     enqueue(watch, &missing(watch, &key_of(watch)), false)
 }
 
-/// Queues the rows that have an embedding, which is to be made anew; how many.
+/// Queues the rows that have an embedding, to be embedded again. Returns their number.
 pub fn enqueue_existing(watch: &Watch) -> SqlResult<i64> {
     if !has_again() {
         return Ok(0); // the SQL of 0.2.0, which can't say so
@@ -51,13 +51,13 @@ pub fn enqueue_existing(watch: &Watch) -> SqlResult<i64> {
     enqueue(watch, &format!("SELECT {} FROM {} WHERE {embedding} IS NOT NULL", key_of(watch), watch.table), true)
 }
 
-/// An expression for a row's key as the queue has it.
+/// An expression for a row's key in the form in which the queue stores it.
 fn key_of(watch: &Watch) -> String {
     let values = watch.key.iter().map(|column| format!("pg_catalog.format('%s', {})", quote_identifier(column)));
     format!("ARRAY[{}]::text", values.collect::<Vec<_>>().join(", "))
 }
 
-/// Queues the rows whose keys a query returns.
+/// Queues the rows whose keys a query returns. Returns the number of new entries.
 fn enqueue(watch: &Watch, query: &str, again: bool) -> SqlResult<i64> {
     let mut count = 0;
     catalog::lock(watch.relation, Lock::AccessShare);
@@ -108,7 +108,7 @@ fn enqueue(watch: &Watch, query: &str, again: bool) -> SqlResult<i64> {
 pub mod clip_search {
     use super::*;
 
-    /// Queues what is missing; the watches to see to, how many entries they have, and which is the last.
+    /// Queues the missing rows. Returns the watches, the number of entries of each, and the id of its last entry.
     #[pg_extern(volatile, parallel_unsafe, cost = 1000000)]
     fn backfill_begin(
         relation: Option<Regclass>,

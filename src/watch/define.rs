@@ -117,6 +117,18 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
     let (table, plan) = lock_table(table, wanted)?;
     let Plan { ref existing, ref key, ref model, dimensions, queued, .. } = plan;
     let cluster = plan.cluster.as_deref();
+    if let Some(known) = existing.as_ref().filter(|_| plan.is_changed)
+        && let Some(next) = Watch::replacing(known.id)?
+    {
+        return Err(with_sqlstate(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            Error::new(
+                Kind::InvalidInput,
+                format!("column \"{embedding}\" is being embedded by model \"{}\" already", next.model),
+            )
+            .hint(format!("Let clip_reembed finish, or clip_unwatch column \"{}\" to give it up.", next.embedding)),
+        ));
+    }
     if let Some(cluster) = cluster {
         check_cluster(&table, embedding, cluster, key)?;
     }
@@ -225,17 +237,8 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
         let _caller = Rights::of_caller();
         Spi::connect_mut(|client| create_triggers(client, &table, &watch))?;
     }
-    // What stands in the column from before: of another source, weight or model, or nobody knows.
     let is_new = existing.is_none() && !added.iter().any(|name| name == embedding);
-    let replaced = match wanted.existing {
-        Some(Existing::Keep) => {
-            queue::keep_existing(watch.id)?;
-            0
-        }
-        Some(Existing::Replace) => enqueue_existing(&watch)?,
-        None if (is_new || plan.is_changed) && wanted.replaces.is_none() => enqueue_existing(&watch)?,
-        None => 0,
-    };
+    let replaced = settle_existing(&watch, &table, wanted, is_new || plan.is_changed)?;
     if replaced > 0 {
         let call = if queued {
             String::new()
@@ -270,7 +273,7 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
                     .hint(format!("{way_out}; until then {call} embeds what is queued.")),
             );
         }
-    } else if wanted.replaces.is_none() && !table.forces_policies && any_missing(&watch)? {
+    } else if replaced == 0 && wanted.replaces.is_none() && !table.forces_policies && any_missing(&watch)? {
         pgrx::notice!(
             "rows of {} that are there already have no embedding yet: CALL clip_backfill({});",
             table.name,
@@ -278,4 +281,25 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
         );
     }
     Ok(watch)
+}
+
+/// Keeps or queues the vectors that were in the column before, which may be of another source, weight or model. Returns
+/// how many rows will be embedded again.
+fn settle_existing(watch: &Watch, table: &Table, wanted: &Wanted<'_>, in_doubt: bool) -> SqlResult<i64> {
+    match wanted.existing {
+        Some(Existing::Keep) => {
+            queue::keep_existing(watch.id)?;
+            Ok(0)
+        }
+        None if !in_doubt || wanted.replaces.is_some() => Ok(0),
+        _ if table.forces_policies => Err(with_sqlstate(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            Error::new(Kind::InvalidInput, format!("{} forces its policies on its owner", table.name))
+                .detail("Which rows have a vector from before can't be told: a policy may hide some.")
+                .hint(
+                    "Say existing => 'keep' to take them over, or ALTER TABLE … NO FORCE ROW LEVEL SECURITY meanwhile.",
+                ),
+        )),
+        _ => enqueue_existing(watch),
+    }
 }

@@ -16,7 +16,7 @@ use crate::pg::spi::spi;
 use crate::pg::transaction::run_on_latest;
 
 /// Removes it, with the rights of the extension. A collection that another transaction has in hand stays for the next
-/// time, with its watch; nothing is waited for.
+/// time, with its watch: this function waits for nobody.
 pub fn forget_dropped(client: &mut SpiClient<'_>, store: &Store) -> SqlResult<()> {
     let query = "SELECT w.id, CASE WHEN w.added_collection THEN w.collection END FROM clip_search.watch_setting w \
          WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = w.relation::oid) FOR UPDATE OF w SKIP LOCKED";

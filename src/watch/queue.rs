@@ -4,13 +4,12 @@
 //! which its embedding is written, and only if it still has the source that was embedded. So writers never wait for an
 //! inference, and of several entries for a row any one will do.
 
-#![allow(unsafe_code)]
-
 use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
 use crate::guc;
+use crate::pg::catalog;
 use crate::pg::error::{SqlResult, report, with_sqlstate};
 use crate::pg::spi::{get, spi};
 use crate::pg::subtransaction::{Failure, attempt};
@@ -100,12 +99,7 @@ pub fn lock_entries(ids: &[i64]) -> SqlResult<Vec<(i64, Vec<Entry>)>> {
 
 /// Whether the queue can say that a row is to be embedded again: not so before ALTER EXTENSION clip_search UPDATE.
 pub fn has_again() -> bool {
-    // SAFETY: catalogue look-ups by constant names; an oid or a column that is not there gives none.
-    unsafe {
-        let schema = pg_sys::get_namespace_oid(c"clip_search".as_ptr(), true);
-        let table = pg_sys::get_relname_relid(c"watch_queue".as_ptr(), schema);
-        pg_sys::get_attnum(table, c"again".as_ptr()) > 0
-    }
+    catalog::has_column(c"clip_search", c"watch_queue", c"again")
 }
 
 /// The process has survived an attempt that has failed as a whole, say by a timeout: its entries don't rest as those do
@@ -131,8 +125,8 @@ pub fn keep_existing(watch: i64) -> SqlResult<()> {
     })
 }
 
-/// Deletes a watch's entries, but for those that another session has: it will find that there is nothing to do. Waiting
-/// for it, with a lock on the table that it waits for, would be a deadlock.
+/// Deletes a watch's entries, except those that another session has locked: that session will find nothing to do. Waiting
+/// for it, while holding a lock on the table that it waits for, would be a deadlock.
 pub fn forget_all(client: &mut SpiClient<'_>, watch: i64) -> SqlResult<()> {
     let query = "DELETE FROM clip_search.watch_queue WHERE id IN \
          (SELECT q.id FROM clip_search.watch_queue q WHERE q.watch = $1 FOR UPDATE SKIP LOCKED)";

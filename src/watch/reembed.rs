@@ -93,7 +93,7 @@ pub mod clip_search {
                 embedding: &name,
                 cluster: watch.cluster.as_deref().map(|_| cluster.as_str()),
                 model: Some(model),
-                collection: Some(&name),
+                collection: watch.cluster.as_deref().map(|_| name.as_str()),
                 queued: Some(watch.queued),
                 skip: Some(watch.skip),
                 threshold: threshold.flatten(),

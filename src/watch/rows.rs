@@ -377,7 +377,7 @@ impl Work<'_> {
             match vector {
                 Ok(vector) => {
                     let vector = row.embedding.clone().or(vector);
-                    // A row whose vector is made anew, and that has nothing to embed any more, gets none.
+                    // A row that is embedded again and has no source any more loses its vector.
                     if vector.is_some() || row.entry.again {
                         ready.push((row, vector));
                     }
@@ -464,8 +464,8 @@ impl Work<'_> {
                 client.update(query, None, &arguments).map(drop).map_err(spi)
             });
         }
-        // Who deletes or renames the row waits from here on for what is listed, and takes it off the list. Without that the list
-        // had a row that was renamed meanwhile twice.
+        // A session that deletes the row or changes its key waits from here on, and then takes it off the list. Without the
+        // lock, a row whose key was changed meanwhile was listed twice.
         if let Some(row) = row {
             match attempt(|| queries.lock(watch, row)) {
                 Ok(Locked::Elsewhere) => {
@@ -476,6 +476,11 @@ impl Work<'_> {
                 // If it can't be locked at all, that is what it fails by.
                 Ok(Locked::Here) | Err(_) => {}
             }
+            // The vector that it has is not one of this watch's. If a trigger keeps it from being removed, the row is listed all
+            // the same.
+            if entry.again {
+                let _ = attempt(|| queries.write(watch, row, None).map(drop));
+            }
         }
         outcome.noted.push(entry.id);
         match attempt(|| add_failure(watch.id, &entry.key, &failure, i64::from(entry.attempts.max(1)))) {
@@ -483,7 +488,7 @@ impl Work<'_> {
                 outcome.of(watch).1 += 1;
                 forget_entries(&[entry.id])
             }
-            // A writer is at the row; what it leaves is seen to after it.
+            // Another session is writing the row; the entry is tried again afterwards.
             Err(passing) if passing.is_passing() => put_back(&[entry.id], LOCKED_REST),
             Err(failure) => Err(failure.into_report()),
         }

@@ -101,7 +101,7 @@ impl Watch {
         Spi::connect_mut(|client| Ok(Self::find(client, "w.replaces = $1", &[id.into()])?.pop()))
     }
 
-    /// The watches that the background worker is to see to: queued, and with their triggers in place.
+    /// The watches of the background worker: queued mode, with enabled triggers.
     pub fn for_worker() -> SqlResult<Vec<Self>> {
         let _rights = Rights::of_extension();
         Spi::connect_mut(|client| {

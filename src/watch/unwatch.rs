@@ -42,7 +42,7 @@ fn end_watch(
 pub fn call(relation: Option<Regclass>, embedding: Option<&str>, drops: bool) -> SqlResult<()> {
     tables::check_writable(c"clip_unwatch()");
     let watch = Watch::one_of_table(table_of(relation)?, embedding)?;
-    // Whoever works on its rows is waited for here, where nothing is held yet that they would wait for.
+    // Wait here for sessions that write the table: no lock is held yet that they could wait for.
     let watch = watch.locked(Lock::AccessExclusive)?;
     // What was to take its place goes first.
     if let Some(replacement) = Watch::replacing(watch.id)? {

@@ -34,12 +34,12 @@ pub struct Wanted<'a> {
     pub image: Option<&'a str>,
 }
 
-/// What becomes of vectors that stand in the column already.
+/// What happens to vectors that are already in the column.
 #[derive(Clone, Copy)]
 pub enum Existing {
-    /// The caller says that they are what the watch would make.
+    /// The caller vouches that they are what the watch would produce.
     Keep,
-    /// They are made anew.
+    /// They are embedded again.
     Replace,
 }
 

@@ -14,7 +14,7 @@ def test_the_python_example(database: support.Database) -> None:
     page = (DOCS / "clients.md").read_text(encoding="utf-8")
     (source,) = re.findall(r"<!-- run: python -->\n```python\n(.*?)```", page, re.DOTALL)
     example: dict = {}
-    exec(compile(source, "docs/clients.md", "exec"), example)  # noqa: S102
+    exec(compile(source, "docs/clients.md", "exec"), example)
     with database.connect() as db:
         db.execute("CREATE TABLE photo (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, title text, data bytea)")
         db.execute("SELECT clip_watch('photo', 'data', cluster => 'cluster_id', index => true)")

@@ -21,7 +21,9 @@ def photo(name: str) -> bytes:
 
 def statements() -> list[str]:
     """The page's blocks up to the one that inserts photos, which is psql's."""
-    blocks = re.findall(r"```sql\n(.*?)```", (DOCS / "how-to" / "own-trigger.md").read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(
+        r"```sql\n(.*?)```", (DOCS / "how-to" / "own-trigger.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     assert len(blocks) == 5 and blocks[-1].startswith("\\set")
     return blocks[:-1]
 
@@ -33,7 +35,9 @@ def db(request: pytest.FixtureRequest) -> Iterator[psycopg.Connection]:
         with made.connect() as db:
             for block in statements():
                 if request.param and "CREATE TABLE" in block:
-                    block, count = re.subn(r"(CREATE TABLE photo .*)\);", r"\1) PARTITION BY RANGE (id);", block, count=1)
+                    block, count = re.subn(
+                        r"(CREATE TABLE photo .*)\);", r"\1) PARTITION BY RANGE (id);", block, count=1
+                    )
                     assert count == 1
                     block = block.replace(
                         "SELECT clip",
@@ -69,7 +73,10 @@ def test_every_row_is_counted_once(db: psycopg.Connection) -> None:
         for key in (11, 12):
             copy.write_row((key, f"copied {key}", photo("cat-mirrored")))
     check(db, 6)
-    assert support.value(db, "SELECT count(*) FROM photo WHERE cluster_id = (SELECT cluster_id FROM photo WHERE id = 1)") == 3
+    assert (
+        support.value(db, "SELECT count(*) FROM photo WHERE cluster_id = (SELECT cluster_id FROM photo WHERE id = 1)")
+        == 3
+    )
 
     upsert = "ON CONFLICT (id) DO UPDATE SET title = EXCLUDED.title, data = EXCLUDED.data"
     insert(db, 1, "rocket", upsert)
@@ -114,6 +121,28 @@ def test_what_is_rolled_back_is_not_counted(db: psycopg.Connection) -> None:
         db.execute("UPDATE photo SET data = %s", (photo("rocket"),))
         raise ZeroDivisionError
     check(db, 3)
+
+
+def test_a_role_without_privileges_on_the_collection_writes(db: psycopg.Connection) -> None:
+    role = f"clip_test_writer_{support.value(db, 'SELECT pg_backend_pid()')}"
+    db.execute(f"CREATE ROLE {role}")
+    try:
+        db.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON photo TO {role}")
+        db.execute(f"SET ROLE {role}")
+        insert(db, 1, "cat")
+        insert(db, 2, "rocket")
+        db.execute("UPDATE photo SET data = %s WHERE id = 2", (photo("cat"),))
+        db.execute("DELETE FROM photo WHERE id = 1")
+        db.execute("RESET ROLE")
+        check(db, 1)
+        db.execute(f"SET ROLE {role}")
+        db.execute("TRUNCATE photo")
+        db.execute("RESET ROLE")
+        check(db, 0)
+    finally:
+        db.execute("RESET ROLE")
+        db.execute(f"DROP OWNED BY {role} CASCADE")
+        db.execute(f"DROP ROLE {role}")
 
 
 def test_truncate_empties_the_groups(db: psycopg.Connection) -> None:

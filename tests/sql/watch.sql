@@ -24,7 +24,7 @@ SELECT clip_retry('shot');
 
 -- Again with the same arguments nothing changes; other settings are taken over.
 SELECT clip_watch('shot', 'picture', cluster => 'cluster_id', on_error => 'skip', index => true);
-SELECT clip_watch('shot', 'picture', cluster => 'cluster_id');
+SELECT clip_watch('shot', 'picture', cluster => 'cluster_id', on_error => 'raise');
 SELECT on_error, rows, embedded, pending, failed FROM clip_search.watch;
 INSERT INTO shot (id, picture) VALUES (6, 'no picture');
 SELECT count(*) FROM pg_indexes WHERE tablename = 'shot';
@@ -33,8 +33,8 @@ SELECT count(*) FROM pg_indexes WHERE tablename = 'shot';
 SELECT clip_watch('shot', 'caption', embedding => 'caption_embedding');
 UPDATE shot SET caption = 'a cat' WHERE id = 1;
 SELECT embedding, source, rows, embedded, pending FROM clip_search.watch ORDER BY 1;
-SELECT clip_unwatch('shot');
-SELECT clip_unwatch('shot', 'caption_embedding', keep_columns => true);
+SELECT clip_unwatch('shot', drop_columns => true);
+SELECT clip_unwatch('shot', 'caption_embedding');
 SELECT vector_dims(caption_embedding) FROM shot WHERE id = 1;
 
 -- Queued, where the server has no worker: it says so, and clip_backfill does it.
@@ -48,7 +48,7 @@ UPDATE shot SET caption = 'another picture' WHERE id = 2;
 SELECT id, later IS NOT NULL AS embedded FROM shot ORDER BY id;
 TRUNCATE shot;
 SELECT count(*) FROM clip_search.pending;
-SELECT clip_unwatch('shot', 'later');
+SELECT clip_unwatch('shot', 'later', drop_columns => true);
 RESET client_min_messages;
 SELECT clip_watch('shot', 'caption', embedding => 'later', mode => 'queued');
 
@@ -72,7 +72,6 @@ SELECT statement, o.* FROM unnest(ARRAY[
     $q$SELECT clip_watch('shot', 'picture', embedding => 'e', cluster => 'c', collection => 'shot')$q$,
     $q$SELECT clip_watch('shot', 'picture', cluster => 'other')$q$,
     $q$SELECT clip_watch('shot', 'picture', cluster => 'cluster_id', model => 'another')$q$,
-    $q$SELECT clip_watch('shot', 'picture', embedding => 'later')$q$,
     $q$SELECT clip_watch('clip_search.watch', 'source')$q$,
     $q$SELECT clip_watch('keyless', 'body')$q$,
     $q$SELECT clip_watch('narrow', 'body')$q$,
@@ -103,6 +102,6 @@ DROP TABLE shot;
 SELECT count(*) FROM clip_search.watch;
 SELECT clip_watch('narrow', 'body', embedding => 'e');
 SELECT (SELECT count(*) FROM clip_search.watch_setting) AS watches, (SELECT count(*) FROM clip_search.watch_queue) AS entries;
-SELECT clip_unwatch('narrow');
+SELECT clip_unwatch('narrow', drop_columns => true);
 DROP TABLE narrow, keyless;
 SELECT name FROM clip_search.collection;

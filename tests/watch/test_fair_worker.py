@@ -138,8 +138,7 @@ def test_a_trigger_that_swallows_the_cancel_ends_the_process_and_others_go_on(pr
 
 def test_nothing_of_an_owners_code_stays_in_the_worker(preloaded, db):
     leave = """
-        PERFORM pg_advisory_lock(4711);
-        PERFORM pg_advisory_lock_shared(4712);
+        PERFORM pg_advisory_xact_lock(4711);
         PERFORM set_config('eve.left', 'behind', false);
         PERFORM set_config('search_path', 'eve', false);
     """
@@ -156,7 +155,7 @@ def test_nothing_of_an_owners_code_stays_in_the_worker(preloaded, db):
             bob.execute(f"""
                 CREATE OR REPLACE FUNCTION bob.see() RETURNS trigger LANGUAGE plpgsql AS $$
                 BEGIN
-                    {see.replace('NEW.body', 'NEW.seen')}
+                    {see.replace("NEW.body", "NEW.seen")}
                     RETURN NEW;
                 END $$""")
             bob.execute("CREATE TRIGGER see BEFORE UPDATE ON bob.quick FOR EACH ROW EXECUTE FUNCTION bob.see()")
@@ -168,7 +167,13 @@ def test_nothing_of_an_owners_code_stays_in_the_worker(preloaded, db):
 
 @pytest.mark.parametrize(
     "statement",
-    ["CREATE TEMP TABLE left_behind (i int)", "LISTEN left_behind", "PREPARE left_behind AS SELECT 1", "SET SESSION AUTHORIZATION bob"],
+    [
+        "SELECT pg_advisory_lock(4711)",
+        "CREATE TEMP TABLE left_behind (i int)",
+        "LISTEN left_behind",
+        "PREPARE left_behind AS SELECT 1",
+        "SET SESSION AUTHORIZATION bob",
+    ],
 )
 def test_what_would_stay_is_refused(preloaded, db, statement):
     with watched(preloaded, "eve.slow", f"EXECUTE '{statement}';") as eve:

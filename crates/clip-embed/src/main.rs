@@ -1,7 +1,7 @@
 //! Embeds image files outside the server, as clip_search does inside, and writes what COPY reads.
 //!
 //! One thread reads the list of files and writes, the others embed. The output only grows, record by record, so that
-//! a run that was killed goes on where it stopped.
+//! a run that was killed can be resumed.
 
 mod columns;
 mod input;
@@ -40,18 +40,20 @@ const SOME_FAILED: u8 = 3;
 /// With as many --threads as clip_search.threads the vectors are the extension's bit for bit where that computes single
 /// images without mapped weights (clip_search.cache_path = ''); otherwise up to rounding, a cosine above 1 - 1e-12.
 ///
-/// The output only grows. After a run was killed, the same command goes on where it stopped; files that failed are
+/// "clip-embed check DIRECTORY" looks over a model instead, and "clip-embed check --help" tells of it.
+///
+/// The output only grows. After a run was killed, the same command resumes it; files that failed are
 /// tried again.
 ///
 /// Exit status: 0, all files are embedded; 3, some are not, and the failures' file says why; 1, nothing could be done,
-/// or not go on; 2, the command line is wrong.
+/// or the run had to stop; 2, the command line is wrong.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
 struct Arguments {
     /// A directory, searched to its depth for image files; or a list of paths: a CSV file with a header, or a Parquet
     /// file. "-" reads CSV from standard input.
     input: PathBuf,
-    /// The file to write, or to go on with. Beside it: FILE.failures.csv, and FILE.json with what it was made by.
+    /// The file to write or to resume. Beside it: FILE.failures.csv, and FILE.json with what it was made by.
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
     /// csv: COPY … FROM … (FORMAT csv, HEADER), for vector and halfvec columns; binary: (FORMAT binary), for vector ones.
@@ -96,6 +98,9 @@ struct Arguments {
     /// The largest file that is read, in bytes.
     #[arg(long, value_name = "N", default_value_t = Limits::default().max_bytes)]
     max_image_bytes: u64,
+    /// The memory that decoding an image may take, in bytes.
+    #[arg(long, value_name = "N", default_value_t = Limits::default().max_memory)]
+    max_image_memory: u64,
     /// Embed files that end too soon as far as they go.
     #[arg(long)]
     allow_truncated_images: bool,
@@ -122,13 +127,37 @@ enum Message {
         result: clip::Result<Vec<f32>>,
         remarks: Vec<Error>,
     },
-    /// It can't go on, for a reason that is no file's.
+    /// It can't continue, for a reason that has nothing to do with a file.
     Broken(Error),
 }
 
+/// Looks over a model directory, as clip_check_model does, and prints what it finds; the last line is the verdict.
+///
+/// Exit status: 0, the verdict is good; 3, it is not.
+#[derive(Parser)]
+#[command(name = "clip-embed check", max_term_width = 100)]
+struct Check {
+    /// The model's directory, optionally with a variant: DIRECTORY:variant.
+    directory: PathBuf,
+    /// libonnxruntime [default: the one that "make install" puts beside the extension].
+    #[arg(long, value_name = "FILE", env = "ORT_DYLIB_PATH", hide_env_values = true)]
+    onnxruntime: Option<PathBuf>,
+    /// Says where it is installed.
+    #[arg(long, value_name = "PROGRAM", env = "PG_CONFIG", hide_env_values = true, default_value = "pg_config")]
+    pg_config: PathBuf,
+}
+
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    match run(&arguments) {
+    // Not a subcommand of the parser: its positional argument is a directory, which may have any name.
+    if std::env::args_os().nth(1).is_some_and(|first| first == "check") {
+        return outcome(check(&Check::parse_from(std::env::args_os().skip(1))));
+    }
+    outcome(run(&Arguments::parse()))
+}
+
+/// Prints an error; the status of the process.
+fn outcome(result: clip::Result<usize>) -> ExitCode {
+    match result {
         Ok(0) => ExitCode::SUCCESS,
         Ok(_) => ExitCode::from(SOME_FAILED),
         Err(error) => {
@@ -140,6 +169,22 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Looks over a model; returns how much is wrong with it.
+fn check(arguments: &Check) -> clip::Result<usize> {
+    let library = library(arguments.onnxruntime.as_ref(), &arguments.pg_config)?;
+    let directory = arguments.directory.components().as_path();
+    let absolute = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
+    let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name().and_then(|name| name.to_str())) else {
+        return Err(Error::new(Kind::UnknownModel, format!("\"{}\" is not a model's directory", directory.display())));
+    };
+    let rows = Embedder::new(Model::find(&[parent.to_owned()], name)?, library, 1).check(option);
+    let width = rows.iter().map(|(what, _)| what.chars().count()).max().unwrap_or_default();
+    for (what, value) in &rows {
+        println!("{what:width$}  {value}");
+    }
+    Ok(usize::from(rows.last().is_none_or(|(_, verdict)| verdict != "good")))
 }
 
 /// What a setting that the engine's hints name is called here. Texts are not embedded.
@@ -154,14 +199,11 @@ fn option(setting: Setting) -> &'static str {
 fn run(arguments: &Arguments) -> clip::Result<usize> {
     let search = match &arguments.model_path {
         Some(path) => path.split(':').map(PathBuf::from).collect(),
-        None => vec![installed(arguments, "--sharedir", "clip_search/models", PACKAGED_MODELS, "--model-path")?],
-    };
-    let library = match &arguments.onnxruntime {
-        Some(path) => path.clone(),
         None => {
-            installed(arguments, "--pkglibdir", "clip_search/libonnxruntime.so", PACKAGED_LIBRARY, "--onnxruntime")?
+            vec![installed(&arguments.pg_config, "--sharedir", "clip_search/models", PACKAGED_MODELS, "--model-path")?]
         }
     };
+    let library = library(arguments.onnxruntime.as_ref(), &arguments.pg_config)?;
     let model = Model::find(&search, &arguments.model)?;
     if model.vision.is_none() {
         return Err(Error::new(Kind::MissingFile, format!("model \"{}\" has no image tower", model.name))
@@ -210,7 +252,9 @@ fn run(arguments: &Arguments) -> clip::Result<usize> {
         max_bytes: arguments.max_image_bytes,
         allow_truncated: arguments.allow_truncated_images,
         exact_jpeg: arguments.exact_jpeg,
-        names: ("--max-image-pixels", "--max-image-bytes"),
+        max_memory: arguments.max_image_memory,
+        interrupted: || false,
+        names: ("--max-image-pixels", "--max-image-bytes", "--max-image-memory"),
     };
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
     // A few results may wait for the disk; no more, so that memory stays as it is.
@@ -373,9 +417,16 @@ fn digest(model: &Model) -> clip::Result<String> {
     Ok(format!("{:x}", state.finalize()))
 }
 
+/// libonnxruntime's path.
+fn library(given: Option<&PathBuf>, pg_config: &Path) -> clip::Result<PathBuf> {
+    match given {
+        Some(path) => Ok(path.clone()),
+        None => installed(pg_config, "--pkglibdir", "clip_search/libonnxruntime.so", PACKAGED_LIBRARY, "--onnxruntime"),
+    }
+}
+
 /// What is installed at `below` in a directory of the server, or by the Debian packages, which need no pg_config.
-fn installed(arguments: &Arguments, which: &str, below: &str, packaged: &str, option: &str) -> clip::Result<PathBuf> {
-    let program = &arguments.pg_config;
+fn installed(program: &Path, which: &str, below: &str, packaged: &str, option: &str) -> clip::Result<PathBuf> {
     let failed = |why: String| {
         if Path::new(packaged).exists() {
             return Ok(PathBuf::from(packaged));

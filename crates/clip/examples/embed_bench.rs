@@ -68,7 +68,7 @@ impl Bench {
                 let decoded = decode_for(&file, &limits, &self.preprocess)?;
                 let decode = milliseconds(start);
                 let start = Instant::now();
-                let pixels = decoded.prepare(&self.preprocess);
+                let pixels = decoded.prepare(&self.preprocess, &Limits::default()).unwrap();
                 let prepare = milliseconds(start);
                 let start = Instant::now();
                 let mut tensor = ndarray::Array4::zeros((1, 3, pixels.height() as usize, pixels.width() as usize));

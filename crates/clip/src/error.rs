@@ -1,4 +1,4 @@
-//! One error type for the whole engine: a kind for the caller to branch on, and three texts for people.
+//! One error type for the whole engine: a kind that the caller branches on, and three texts for people.
 
 use std::fmt;
 
@@ -18,9 +18,9 @@ pub enum Kind {
     Interrupted,
     /// No model of that name.
     UnknownModel,
-    /// A file that should be there is not: the runtime library, a model's graph.
+    /// A required file does not exist: the runtime library, a model's graph.
     MissingFile,
-    /// A file is there but cannot be used: broken JSON, a graph without the needed inputs.
+    /// A file exists but cannot be used: broken JSON, a graph without the needed inputs.
     BadModel,
     /// A defect of this crate or of a library under it.
     Internal,
@@ -90,6 +90,11 @@ impl Error {
         Self::new(Kind::OutOfMemory, "out of memory").detail(format!("{bytes} bytes could not be allocated."))
     }
 
+    /// The error of work that [`crate::image::Limits::interrupted`] stopped.
+    pub fn interrupted() -> Self {
+        Self::new(Kind::Interrupted, "the work was interrupted")
+    }
+
     #[must_use]
     pub fn element(mut self, index: usize) -> Self {
         self.element = Some(index);
@@ -109,7 +114,7 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Runs code of a library that is fed with files from outside: a panic in it is that file's error.
+/// Runs library code on a file from outside: a panic in it becomes that file's error.
 pub fn without_panic<T>(on_panic: impl FnOnce() -> Error, f: impl FnOnce() -> Result<T>) -> Result<T> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).unwrap_or_else(|_| Err(on_panic()))
 }

@@ -11,6 +11,7 @@
 //! | [`query`] | queries of several parts, diversity |
 //! | [`memory`] | allocations that fail with an error instead of ending the process |
 //! | [`stats`] | what embedders have done, for each model |
+//! | [`memory`] | allocations that fail with an error instead of ending the process |
 //! | [`clustering`] | centroids, binary codes, agglomerative clustering |
 
 pub mod clustering;

@@ -139,6 +139,7 @@ fn images() {
     };
     let mut seeds = files_below(&fixtures().join("images"), &is_image);
     seeds.extend(files_below(&fixtures().join("corpus"), &is_image));
+    seeds.extend(files_below(&fixtures().join("heic"), &is_image));
     // 4 megapixels: at most 32 MB a decoded image, whatever a header claims.
     let limits = Limits { max_pixels: 4_000_000, allow_truncated: true, ..Limits::default() };
     let preprocess = Preprocess::clip(224);
@@ -150,13 +151,13 @@ fn images() {
         mutate(&mut bytes, other, &mut random);
         attempt("image", item, &bytes, || {
             let full = decode(&bytes, &limits);
-            assert!(info(&bytes).is_ok() || full.is_err());
+            assert!(info(&bytes, &Limits::default()).is_ok() || full.is_err());
             // Decoded smaller, a JPEG has the same faults.
             let tiny = Preprocess::clip(4);
             match (decode_for(&bytes, &limits, &tiny), &full) {
                 (Ok(small), Ok(full)) => {
                     assert_eq!((small.size, small.truncated.is_some()), (full.size, full.truncated.is_some()));
-                    assert_eq!(small.prepare(&tiny).dimensions(), (4, 4));
+                    assert_eq!(small.prepare(&tiny, &Limits::default()).unwrap().dimensions(), (4, 4));
                 }
                 (Err(small), Err(full)) => assert_eq!(small.to_string(), full.to_string()),
                 (small, full) => panic!("smaller {:?}, in full {:?}", small.err(), full.as_ref().err()),
@@ -164,7 +165,10 @@ fn images() {
             if let Ok(decoded) = full {
                 let (width, height) = decoded.rgb.dimensions();
                 assert!(u64::from(width) * u64::from(height) <= limits.max_pixels);
-                assert_eq!(resize_and_crop(&decoded.rgb, &preprocess).dimensions(), (224, 224));
+                assert_eq!(
+                    resize_and_crop(&decoded.rgb, &preprocess, &Limits::default()).unwrap().dimensions(),
+                    (224, 224)
+                );
                 usable += 1;
             }
         });
@@ -183,8 +187,8 @@ fn texts() {
     let model = |folder: &Path, name: &str| Model::find(&[folder.to_owned()], name).unwrap();
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models");
     let encoders = [
-        TextEncoder::load(&model(&fixtures(), "clip-mini"), None).unwrap(),
-        TextEncoder::load(&model(&models, "photo-mini"), None).unwrap(),
+        TextEncoder::load(&model(&fixtures(), "clip-mini"), None, &mut Vec::new()).unwrap(),
+        TextEncoder::load(&model(&models, "photo-mini"), None, &mut Vec::new()).unwrap(),
     ];
     let seeds: Vec<Vec<u8>> = [
         "a photo of a cat",
@@ -238,7 +242,7 @@ fn configurations() {
         attempt("configuration", item, text.as_bytes(), || {
             if let Ok(preprocess) = Preprocess::parse(&text) {
                 let image = image::RgbImage::new(30, 20);
-                let out = resize_and_crop(&image, &preprocess);
+                let out = resize_and_crop(&image, &preprocess, &Limits::default()).unwrap();
                 assert!(out.width() <= 4096 * 2 && out.height() <= 4096 * 2);
             }
         });

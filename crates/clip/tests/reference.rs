@@ -48,7 +48,7 @@ fn pixels_equal_pillows() {
     for entry in index.as_array().unwrap() {
         let path = |key: &str| fixtures().join(entry[key].as_str().unwrap());
         let ours = decode(&std::fs::read(path("input")).unwrap(), &Limits::default()).unwrap().rgb;
-        let ours = resize_and_crop(&ours, &preprocess);
+        let ours = resize_and_crop(&ours, &preprocess, &Limits::default()).unwrap();
         let reference = decode(&std::fs::read(path("reference")).unwrap(), &Limits::default()).unwrap().rgb;
         assert_eq!(ours.dimensions(), reference.dimensions());
         let differences: Vec<u8> = ours.iter().zip(reference.iter()).map(|(a, b)| a.abs_diff(*b)).collect();

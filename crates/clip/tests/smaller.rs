@@ -32,7 +32,7 @@ fn pixels_equal_pillows() {
         let preprocess = Preprocess::clip(entry["edge"].as_u64().unwrap() as u32);
         let decoded = decode_for(&file, &Limits::default(), &preprocess).unwrap();
         assert_eq!(u64::from(decoded.shrink), entry["shrink"].as_u64().unwrap(), "{entry}");
-        let pixels = decoded.prepare(&preprocess);
+        let pixels = decoded.prepare(&preprocess, &Limits::default()).unwrap();
         let reference = decode(&read(entry["reference"].as_str().unwrap()), &Limits::default()).unwrap().rgb;
         let worst = pixels.iter().zip(reference.iter()).map(|(a, b)| a.abs_diff(*b)).max();
         assert_eq!((pixels.dimensions(), worst), (reference.dimensions(), Some(0)), "{entry}");
@@ -41,7 +41,7 @@ fn pixels_equal_pillows() {
         // The same picture as in full: a wrong turn or half a pixel's shift would show.
         let full = decode(&file, &Limits::default()).unwrap();
         assert_eq!((full.shrink, full.size), (1, decoded.size));
-        let full = resize_and_crop(&full.rgb, &preprocess);
+        let full = resize_and_crop(&full.rgb, &preprocess, &Limits::default()).unwrap();
         let off: u64 = pixels.iter().zip(full.iter()).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
         let mean = off as f64 / full.as_raw().len() as f64;
         assert!(mean < 3.0, "{entry}: {mean} of 255 off on average");
@@ -60,7 +60,10 @@ fn what_is_asked_to_be_exact_is() {
     for (limits, preprocess) in [(exact(), &clip), (Limits::default(), &nearest)] {
         let decoded = decode_for(&file, &limits, preprocess).unwrap();
         assert!(decoded.rgb == full);
-        assert!(decoded.prepare(preprocess) == resize_and_crop(&full, preprocess));
+        assert!(
+            decoded.prepare(preprocess, &Limits::default()).unwrap()
+                == resize_and_crop(&full, preprocess, &Limits::default()).unwrap()
+        );
     }
     // The side that is resized least decides.
     let squash = |width, height| Preprocess {

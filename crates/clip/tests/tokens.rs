@@ -32,7 +32,7 @@ fn encoder(tokenizer: &Path) -> TextEncoder {
         directory,
         ..base
     };
-    TextEncoder::load(&model, None).unwrap()
+    TextEncoder::load(&model, None, &mut Vec::new()).unwrap()
 }
 
 struct Family {

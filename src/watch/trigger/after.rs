@@ -36,7 +36,8 @@ pub(super) fn after_update(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<(
         confirm(plan, new);
         part(plan, old)?;
     } else if let Some(was) = old.member(plan) {
-        // By hand: grouped anew before it was written (`regrouped`), or without a group until it is made anew.
+        // Changed by hand: `regrouped` has joined a group before the row was written, or the row has no group until it is
+        // embedded again.
         let parted = match new.member(plan) {
             Some(is) => is != was && confirm(plan, new),
             None => true,

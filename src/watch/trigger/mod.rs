@@ -1,11 +1,12 @@
 //! The trigger of watched tables.
 //!
-//! Before a row is written its embedding is set: made at once, or NULL for the worker to fill in. What depends on the
-//! row's really being written waits until it is: ON CONFLICT and other triggers may yet turn an insertion into nothing,
-//! or an update into a move to another partition. So a cluster is joined before and the joining confirmed after; what is
-//! not confirmed by the end of the transaction is undone. The old row leaves its cluster after.
+//! A BEFORE trigger sets the row's embedding: it embeds the source, or sets NULL for the worker to fill in. Everything
+//! that requires the row to have been written waits for the AFTER trigger, because ON CONFLICT or another trigger may
+//! still suppress the insertion or turn an update into a move to another partition. So the row joins a cluster before it
+//! is written, and the AFTER trigger confirms this; a membership that is not confirmed by the end of the transaction is
+//! undone. The old row leaves its cluster in the AFTER trigger.
 //!
-//! Nothing here depends on which columns an UPDATE names: what counts is whether the source is another than it was.
+//! The set of columns that an UPDATE names does not matter, only whether the source has changed.
 #![allow(unsafe_code)]
 
 pub mod after;

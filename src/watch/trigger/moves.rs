@@ -15,7 +15,7 @@ struct Move {
     watch: i64,
     table: pg_sys::Oid,
     tid: pg_sys::ItemPointerData,
-    /// Its embedding was made anew, and its cluster joined.
+    /// The trigger has embedded the row again and joined a cluster for it.
     changed: bool,
     deleted: bool,
     source: u64,
@@ -36,7 +36,8 @@ fn sent() -> pg_sys::TimestampTz {
     unsafe { pg_sys::GetCurrentStatementStartTimestamp() }
 }
 
-/// Remembers an update of a partition's row, which may turn out to be a move. `changed`: its embedding was made anew.
+/// Remembers an update of a partition's row, which may turn out to be a move. `changed`: the trigger has
+/// embedded the row again.
 pub(super) fn note_update(plan: &Plan, table: pg_sys::Oid, old: &Tuple, new: &Tuple, changed: bool) {
     // SAFETY: the old row is one that is stored.
     let tid = unsafe { (*old.tuple).t_self };

@@ -77,7 +77,9 @@ pub(super) fn plan(id: i64, table: pg_sys::Oid, shape: pg_sys::TupleDesc) -> Sql
                 PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
                 Error::new(Kind::InvalidInput, format!("watched table {} has no column \"{name}\"", watch.name()))
                     .detail("It has been renamed or dropped since clip_watch was called.")
-                    .hint("Name it as it was, or have it watched under its new name: clip_unwatch(…, keep_columns => true), then clip_watch."),
+                    .hint(
+                        "Name it as it was, or have it watched under its new name: clip_unwatch(…), then clip_watch.",
+                    ),
             )),
         }
     };

@@ -12,7 +12,7 @@ use crate::watch::wakeup::{SHARED, now, set_latch, slot};
 use crate::watch::worker::process::{attach_signals, database_is_being_dropped_or_copied, reload};
 use crate::watch::worker::round::Worker;
 
-/// How long a worker goes on while other databases wait for one: loading a model may take the first seconds.
+/// How long a worker continues while other databases wait for one. Loading a model may take the first seconds.
 const TURN: Duration = Duration::from_secs(30);
 
 /// Embeds what is queued in one database.
@@ -96,7 +96,7 @@ pub unsafe extern "C-unwind" fn clip_search_worker(database: pg_sys::Datum) {
         if !rest.is_zero() {
             // SAFETY: tells pg_stat_activity; a null text is none.
             unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null()) };
-            // So often that whoever wants to drop the database does not wait.
+            // Every second, so that DROP DATABASE does not wait for long.
             let until = Instant::now() + rest;
             while Instant::now() < until
                 && !is_set(database)

@@ -1,11 +1,11 @@
-//! The background worker, which embeds what is queued.
+//! The background worker, which embeds queued rows.
 //!
-//! One launcher for the server starts a worker in each database that has something for it. At the server's start it
-//! looks into all of them; from then on a transaction that queues rows tells it, by shared memory. A worker ends when
-//! its database has no queued watch any more, and when somebody wants to drop, rename or copy the database. Where there
-//! are more databases than max_worker_processes leaves workers for, they take turns. It connects as the superuser that
-//! the server was made with, and lends those rights to nobody: what touches a watched table runs as the table's owner
-//! (`rights`).
+//! One launcher per server starts a worker in each database that has queued rows. When the server starts, the launcher
+//! looks into every database; afterwards, a transaction that queues rows notifies it through shared memory. A worker
+//! ends when its database has no queued watch left, and when DROP DATABASE, ALTER DATABASE … RENAME or CREATE DATABASE …
+//! TEMPLATE waits for it. If max_worker_processes is too low for all databases, they take turns. The worker connects as
+//! the bootstrap superuser and lends those rights to nobody: every statement on a watched table runs as the table's
+//! owner (`user_context`).
 
 mod database;
 mod launcher;

@@ -48,7 +48,7 @@ fn clean_session() {
 }
 
 unsafe extern "C-unwind" {
-    // Declared anew, since pgrx wraps them in functions of Rust, which a signal handler must not be.
+    // Declared here because pgrx wraps them in Rust functions, which a signal handler must not be.
     #[link_name = "die"]
     fn die(signal: i32);
     #[link_name = "StatementCancelHandler"]

@@ -1,10 +1,15 @@
 //! What was found in a model's files and chosen, and whether the model works, for a person.
 
+use std::path::Path;
+use std::time::Instant;
+
 use ndarray::Array4;
 
 use crate::embedder::Embedder;
 use crate::embedder::ports::{chosen, unit_rows};
-use crate::error::Result;
+use crate::embedder::text::Text;
+use crate::embedder::vision::Vision;
+use crate::error::{Error, Kind, Result, Setting};
 use crate::image;
 
 impl Embedder {
@@ -35,35 +40,126 @@ impl Embedder {
         Ok(cosines)
     }
 
-    /// What was found and chosen, for a person: (what, value), or why a tower can't be used.
-    pub fn describe(&mut self) -> Vec<(&'static str, Result<String>)> {
-        let (image, text) = (self.load_and_run_vision(), self.load_text());
-        let mut rows = Vec::new();
-        if let Err(error) = image {
-            rows.push(("image tower", Err(error)));
-        } else if let Some(vision) = self.vision.get() {
-            let tower = vision.tower.borrow();
-            rows.push(("image graph", Ok(tower.file.display().to_string())));
-            rows.push(("image graph's ports", Ok(tower.describe())));
-            rows.push(("image output", Ok(chosen(&vision.output, &vision.pooling))));
-            rows.push(("preprocessing", Ok(vision.preprocess.to_string())));
+    /// Looks the model over for a person: (what, value), the last of which is a verdict that says what to do. Whatever is
+    /// wrong is a row. `name` is what the caller calls its settings.
+    pub fn check(&mut self, name: impl Fn(Setting) -> &'static str) -> Vec<(String, String)> {
+        let with_hint = |error: &Error| match error.hint_for(&name) {
+            Some(hint) => format!("{error} {hint}"),
+            None => error.to_string(),
+        };
+        let mut rows = vec![("directory".to_owned(), self.model.directory.display().to_string())];
+        let mut wrong = Vec::new();
+        let image = self.load_and_run_vision();
+        match (&image, self.vision.get()) {
+            (Ok(()), Some(vision)) => self.describe_vision(vision, &mut rows),
+            (Err(error), _) => rows.push(("image tower".to_owned(), with_hint(error))),
+            (Ok(()), None) => {}
         }
-        if let Err(error) = text {
-            rows.push(("text tower", Err(error)));
-        } else if let Some(text) = self.text.get() {
-            let tower = text.tower.borrow();
-            rows.push(("text graph", Ok(tower.file.display().to_string())));
-            rows.push(("text graph's ports", Ok(tower.describe())));
-            rows.push(("text output", Ok(chosen(&text.output, &text.pooling))));
-            let padding = match text.pad_to {
-                Some(length) => format!("filled to {length} with id {}", text.encoder.pad_id),
-                None => "not filled up".to_owned(),
-            };
-            rows.push(("tokens", Ok(format!("at most {}, {padding}", text.encoder.context_length))));
+        let text = self.load_text().and_then(|()| self.text.get().map_or(Ok(()), |text| text.try_run()));
+        match (&text, self.text.get()) {
+            (Ok(()), Some(text)) => self.describe_text(text, &mut rows),
+            (Err(error), _) => rows.push(("text tower".to_owned(), with_hint(error))),
+            (Ok(()), None) => {}
         }
-        if self.image_loaded() && self.text_loaded() {
-            rows.push(("probabilities", self.logits().map(|logits| logits.to_string())));
+        match (image, text) {
+            (Ok(()), Ok(())) => {
+                let mut errors = Vec::new();
+                self.check_both(&mut rows, &mut wrong, &mut errors);
+                wrong.extend(errors.iter().map(&with_hint));
+            }
+            // A directory may well have one tower; it serves, or is one of a pair.
+            (Ok(()), Err(error)) if error.kind == Kind::MissingFile && self.single_tower() => {
+                wrong.push(format!("it embeds images alone: {}", with_hint(&error)));
+            }
+            (Err(error), Ok(())) if error.kind == Kind::MissingFile && self.single_tower() => {
+                wrong.push(format!("it embeds texts alone: {}", with_hint(&error)));
+            }
+            (image, text) => {
+                let failed = [("image", image.err()), ("text", text.err())].into_iter();
+                wrong.extend(failed.filter_map(|(what, error)| Some(format!("{what} tower: {}", with_hint(&error?)))));
+            }
         }
+        if let Some(dimensions) = self.dimensions() {
+            rows.push(("dimensions".to_owned(), dimensions.to_string()));
+        }
+        wrong.extend(self.take_warnings().iter().map(&with_hint));
+        let verdict = if wrong.is_empty() { "good".to_owned() } else { wrong.join("; ") };
+        rows.push(("verdict".to_owned(), verdict));
         rows
     }
+
+    fn describe_vision(&self, vision: &Vision, rows: &mut Vec<(String, String)>) {
+        let tower = vision.tower.borrow();
+        let source = match &vision.prepared_by {
+            Some(file) => format!("by {}", below(file, &self.model.directory)),
+            None => "a guess".to_owned(),
+        };
+        rows.push(("image graph".to_owned(), tower.file.display().to_string()));
+        rows.push(("image graph's ports".to_owned(), tower.describe()));
+        rows.push(("image output".to_owned(), chosen(&vision.output, &vision.pooling)));
+        rows.push(("preprocessing".to_owned(), format!("{}, {source}", vision.preprocess)));
+        if vision.alone {
+            let why = "singly: the graph is quantized with ranges that would span a batch";
+            rows.push(("images run".to_owned(), why.to_owned()));
+        }
+    }
+
+    fn describe_text(&self, text: &Text, rows: &mut Vec<(String, String)>) {
+        let tower = text.tower.borrow();
+        rows.push(("text graph".to_owned(), tower.file.display().to_string()));
+        rows.push(("text graph's ports".to_owned(), tower.describe()));
+        rows.push(("text output".to_owned(), chosen(&text.output, &text.pooling)));
+        let encoder = &text.encoder;
+        let side = if encoder.pad_left { "at the left " } else { "" };
+        let padding = match text.pad_to {
+            Some(length) => format!("filled {side}to {length} with id {}", encoder.pad_id),
+            None => "not filled up".to_owned(),
+        };
+        let most = format!("at most {} {}, {padding}", encoder.context_length, encoder.context_source);
+        rows.push(("tokens".to_owned(), most));
+        rows.push(("texts".to_owned(), encoder.cleaning.to_string()));
+    }
+
+    /// What takes both towers: probabilities, colours, and how fast it is here.
+    fn check_both(&mut self, rows: &mut Vec<(String, String)>, wrong: &mut Vec<String>, errors: &mut Vec<Error>) {
+        match self.logits() {
+            Ok(logits) => rows.push(("probabilities".to_owned(), logits.to_string())),
+            Err(error) => errors.push(error),
+        }
+        match self.tell_colours() {
+            Ok(cosines) => {
+                let shown: Vec<String> = cosines.iter().map(|row| row.map(|c| format!("{c:.3}")).join(" ")).collect();
+                rows.push(("red, green, blue: texts by images".to_owned(), shown.join("; ")));
+                let told = |text: usize, image: usize| image == text || cosines[text][text] > cosines[text][image];
+                if !(0..3).all(|text| (0..3).all(|image| told(text, image))) {
+                    wrong.push(
+                        "it does not tell red, green and blue squares apart, as a CLIP that is exported rightly does"
+                            .to_owned(),
+                    );
+                }
+            }
+            Err(error) => errors.push(error),
+        }
+        let fastest = |run: &dyn Fn() -> Result<()>| {
+            let times = (0..3).map(|_| {
+                let start = Instant::now();
+                run().map(|()| start.elapsed().as_secs_f64() * 1e3)
+            });
+            times.collect::<Result<Vec<f64>>>().map(|times| times.into_iter().fold(f64::INFINITY, f64::min))
+        };
+        if let (Some(vision), Some(text)) = (self.vision.get(), self.text.get())
+            && let (Ok(image), Ok(text)) = (fastest(&|| vision.run_black()), fastest(&|| text.try_run()))
+        {
+            let threads = match self.threads {
+                1 => "on one thread".to_owned(),
+                more => format!("on {more} threads"),
+            };
+            rows.push(("speed here".to_owned(), format!("image {image:.1} ms, text {text:.1} ms, {threads}")));
+        }
+    }
+}
+
+/// A file's path in the model's directory.
+fn below(file: &Path, directory: &Path) -> String {
+    file.strip_prefix(directory).unwrap_or(file).display().to_string()
 }

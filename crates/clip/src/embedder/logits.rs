@@ -17,6 +17,7 @@ use crate::embedder::ports::{TEXT_INPUTS, floats, image_input, integers, pick_ou
 use crate::embedder::text::Text;
 use crate::embedder::vision::Vision;
 use crate::error::{Error, Kind, Result};
+use crate::model::config::Config;
 use crate::model::session::{Runtime, Tower};
 use crate::model::{Model, read_json};
 
@@ -192,12 +193,20 @@ impl Embedder {
             Some(logits) => logits,
             None => self.measured_logits()?.unwrap_or_else(Logits::assumed),
         };
-        if logits.source.is_none() && is_sigmoid(&self.model) {
+        let config = Config::read(&self.model.directory);
+        if logits.source.is_none() && config.is_sigmoid() {
             let message = format!("model \"{}\" does not say its logit scale and bias", self.model.name);
             self.warnings.push(
                 Error::new(Kind::MissingFile, message)
                     .detail("Models of its kind (SigLIP) have both; without them its probabilities are a softmax, as for CLIP.")
                     .hint("Put \"logit_scale\" and \"logit_bias\" of its weights into its config.json, or its onnx/model.onnx beside the towers."),
+            );
+        } else if logits.source.is_none() && !config.is_openai(&self.model.directory) {
+            let message = format!("model \"{}\" does not say its logit scale", self.model.name);
+            self.warnings.push(
+                Error::new(Kind::MissingFile, message)
+                    .detail("Its probabilities are those of a scale of 100, which is that of OpenAI's CLIP.")
+                    .hint("Put \"logit_scale\" of its weights into its config.json: a logarithm, 4.6052 for 100."),
             );
         }
         Ok(self.logits.get_or_init(|| logits).clone())
@@ -264,14 +273,6 @@ fn logit_pairs(tower: &mut Tower, vision: &Vision, text: &Text) -> Result<Option
         pairs.push((centroid::cosine(image, text), f64::from(*logit)));
     }
     Ok(Some(pairs))
-}
-
-/// Whether a model's configuration says that it is of SigLIP's kind.
-fn is_sigmoid(model: &Model) -> bool {
-    let config = read_json(&model.directory.join("config.json")).unwrap_or_default();
-    let open_clip = config.get("model_cfg").unwrap_or(&config);
-    config["model_type"].as_str().is_some_and(|kind| kind.starts_with("siglip"))
-        || !open_clip["init_logit_bias"].is_null()
 }
 
 /// Bytes of a prompt, at most: what is tokenized of a text is far less.

@@ -140,7 +140,7 @@ impl Embedder {
     /// As for embedding.
     pub fn try_out(&self) -> Result<()> {
         self.vision.get().map_or(Ok(()), Vision::run_black)?;
-        self.text.get().map_or(Ok(()), |text| text.run(&[&text.sample()?]).map(|_| ()))
+        self.text.get().map_or(Ok(()), Text::try_run)
     }
 
     /// Whether the model has only one of the two.

@@ -11,10 +11,11 @@ use crate::embedder::ports::{
     TEXT_INPUTS, floats, image_input, integers, is_integer, missing_half, missing_tower, open, pick_output, same_width,
     unit_rows, unusable, width,
 };
-use crate::embedder::vision::read_preprocess;
 use crate::error::{Error, Kind, Result, Setting};
 use crate::memory;
 use crate::model::Model;
+use crate::model::config::{Config, Family, preparation};
+use crate::model::operators::quantizes_dynamically;
 use crate::model::pooling::Pooling;
 use crate::model::session::{Port, Tower};
 use crate::text::{TextEncoder, Tokens};
@@ -51,6 +52,8 @@ pub(super) struct Text {
     pub(super) pooling: Pooling,
     /// Texts are filled to this length.
     pub(super) pad_to: Option<usize>,
+    /// Padding is as good as text to the model, whose mask is all ones.
+    pub(super) fills: bool,
     /// Most texts of a run; 1 where the graph takes no more.
     pub(super) most: usize,
 }
@@ -172,12 +175,18 @@ impl Embedder {
             let pooling = Pooling::read(&model.text_directory)?;
             let output = pick_output(&tower, "text", &pooling)?;
             same_width(model, &output, &pooling, image_width)?;
+            // SigLIP was trained on filled texts without a mask, and its processor gives none.
+            let fills = mask.is_some() && Config::read(&model.text_directory).family == Family::Siglip;
             let pad_to = ids.fixed(1);
-            let encoder = TextEncoder::load(model, pad_to)?;
-            let most = ids.fixed(0).map_or(TEXT_BATCH, |_| 1);
+            let encoder = TextEncoder::load(model, pad_to, warnings)?;
+            let pad_to = pad_to.or(fills.then_some(encoder.context_length));
+            let alone = quantizes_dynamically(file);
+            let most = if alone || ids.fixed(0).is_some() { 1 } else { TEXT_BATCH };
             let idle = match pixels {
                 Some(input) => {
-                    let configured = read_preprocess(model)?.and_then(|p| p.output_size()).unwrap_or((224, 224));
+                    let graph = input.fixed(2).zip(input.fixed(3));
+                    let prepared = preparation(model, graph)?.preprocess.output_size();
+                    let configured = prepared.unwrap_or((224, 224));
                     let height = input.fixed(2).unwrap_or(configured.1 as usize);
                     let width = input.fixed(3).unwrap_or(configured.0 as usize);
                     Some(Idle { shape: [0, 3, height, width], input })
@@ -185,8 +194,20 @@ impl Embedder {
                 None => None,
             };
             drop(tower);
-            let mut text =
-                Text { tower: shared, encoder, ids, mask, zeros, positions, idle, output, pooling, pad_to, most };
+            let mut text = Text {
+                tower: shared,
+                encoder,
+                ids,
+                mask,
+                zeros,
+                positions,
+                idle,
+                output,
+                pooling,
+                pad_to,
+                fills,
+                most,
+            };
             // A graph that is kept has run before. What was found then spares two runs, 50 ms of a connection's first query.
             let asks = text.pad_to.is_none() && text.mask.is_none() && text.idle.is_none();
             let known = if asks { text.tower.borrow().recall(PADDING) } else { None };
@@ -221,7 +242,7 @@ impl Text {
 
     pub(super) fn pad(&self, tokens: &mut Tokens) {
         if let Some(length) = self.pad_to {
-            tokens.ids.resize(length, self.encoder.pad_id);
+            self.encoder.pad(tokens, length);
         }
     }
 
@@ -231,7 +252,12 @@ impl Text {
         let ids = batch.iter().flat_map(|tokens| tokens.ids.iter().map(|id| i64::from(*id)));
         let mut inputs = vec![(self.ids.name.clone(), integers(&self.ids, shape, ids)?)];
         if let Some(port) = &self.mask {
-            let values = batch.iter().flat_map(|tokens| (0..shape.1).map(|i| i64::from(i < tokens.length)));
+            let seen = |tokens: &&Tokens| {
+                let (length, left) = (tokens.length, self.encoder.pad_left);
+                (0..shape.1)
+                    .map(move |i| i64::from(self.fills || if left { i + length >= shape.1 } else { i < length }))
+            };
+            let values = batch.iter().flat_map(seen);
             inputs.push((port.name.clone(), integers(port, shape, values)?));
         }
         if let Some(port) = &self.zeros {
@@ -246,6 +272,11 @@ impl Text {
         let output = self.tower.borrow_mut().run(inputs, &self.output.name)?;
         let lengths: Vec<usize> = batch.iter().map(|tokens| tokens.length).collect();
         self.pooling.apply(output, &lengths)
+    }
+
+    /// Runs one short text.
+    pub(super) fn try_run(&self) -> Result<()> {
+        self.run(&[&self.sample()?]).map(drop)
     }
 
     /// A short text as the graph wants it.

@@ -1,6 +1,7 @@
 //! Image files to vectors: decoding, batches, the image tower.
 
 use std::cell::RefCell;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -15,9 +16,10 @@ use crate::embedder::ports::{
 use crate::error::{Error, Kind, Result};
 use crate::image::preprocess::Preprocess;
 use crate::image::{self, Limits};
+use crate::model::config::{Preparation, preparation};
+use crate::model::operators::quantizes_dynamically;
 use crate::model::pooling::Pooling;
 use crate::model::session::{Port, Tower, with_signals_blocked};
-use crate::model::{self, Model};
 
 /// Images run together, where that is faster ([`Pace`]): ViT-B/32 gains 12 % over single images, on one thread and on two
 /// (107 against 121 ms an image), for some 50 MB; a small convolutional net such as photo-mini's loses as much.
@@ -33,6 +35,10 @@ pub(super) struct Vision {
     pub(super) output: Port,
     pub(super) pooling: Pooling,
     pub(super) preprocess: Preprocess,
+    /// The file that states it.
+    pub(super) prepared_by: Option<PathBuf>,
+    /// Images run singly, since the graph's ranges would span a batch.
+    pub(super) alone: bool,
     /// (height, width)
     pub(super) size: (usize, usize),
     pub(super) pace: Pace,
@@ -181,18 +187,8 @@ impl Embedder {
             let pooling = Pooling::read(&model.directory)?;
             let output = pick_output(&tower, "image", &pooling)?;
             let graph_size = input.fixed(2).zip(input.fixed(3));
-            let preprocess = match read_preprocess(model)? {
-                Some(preprocess) => preprocess,
-                None => {
-                    let size = graph_size.map_or(224, |(height, _)| height as u32);
-                    let message = format!("model \"{}\" has no preprocessor_config.json", model.name);
-                    warnings.push(Error::new(Kind::MissingFile, message).detail(format!(
-                        "CLIP's preprocessing is used: shortest edge {size} by bicubic resampling, centre crop, CLIP's \
-                         mean and standard deviation."
-                    )));
-                    Preprocess::clip(size)
-                }
-            };
+            let Preparation { preprocess, file: prepared_by, guess } = preparation(model, graph_size)?;
+            warnings.extend(guess);
             let configured = preprocess.output_size().map(|(width, height)| (height as usize, width as usize));
             let size = match (configured, graph_size) {
                 (Some(c), Some(g)) if c != g => {
@@ -205,12 +201,17 @@ impl Embedder {
                 (None, _) => return Err(unusable("its preprocessing leaves images of unequal sizes")),
             };
             same_width(model, &output, &pooling, text_width)?;
-            let most = input.fixed(0).map_or((BATCH_PIXELS / (size.0 * size.1)).clamp(1, IMAGE_BATCH), |_| 1);
+            let alone = quantizes_dynamically(file);
+            let most = input
+                .fixed(0)
+                .map(drop)
+                .or(alone.then_some(()))
+                .map_or((BATCH_PIXELS / (size.0 * size.1)).clamp(1, IMAGE_BATCH), |_| 1);
             let pace = Pace { most, together: None, singly: None };
             drop(tower);
             counters.loads += 1;
             counters.loading += start.elapsed();
-            Ok(Vision { tower: shared, input, idle, output, pooling, preprocess, size, pace })
+            Ok(Vision { tower: shared, input, idle, output, pooling, preprocess, prepared_by, alone, size, pace })
         })?;
         Ok(())
     }
@@ -232,7 +233,8 @@ fn prepare(
         check_interrupts();
         let mut decoded = image::decode_for(file, limits, preprocess).map_err(|e| e.element(place))?;
         remarks.extend(decoded.truncated.take().map(|remark| remark.element(place)));
-        image::to_tensor(&decoded.prepare(preprocess), preprocess, plane);
+        let pixels = decoded.prepare(preprocess, limits).map_err(|e| e.element(place))?;
+        image::to_tensor(&pixels, preprocess, plane);
     }
     Ok(Prepared { pixels, remarks, taken: start.elapsed() })
 }
@@ -270,11 +272,4 @@ impl Vision {
         let positions = output.shape().get(1).copied().unwrap_or(1);
         self.pooling.apply(output, &vec![positions; count])
     }
-}
-
-/// The model's own preprocessing, where it states one.
-pub(super) fn read_preprocess(model: &Model) -> Result<Option<Preprocess>> {
-    let Some(file) = &model.preprocess else { return Ok(None) };
-    let named = |e: Error| Error { message: format!("{} (\"{}\")", e.message, file.display()), ..e };
-    Preprocess::parse(&model::read(file)?).map(Some).map_err(named)
 }

@@ -1,18 +1,97 @@
-//! BMP and ICO: the headers that are read beside the decoder.
+//! BMP and ICO: the headers that are read beside the decoder, and what the decoder takes.
+
+use image::ImageDecoder;
+use image::metadata::Orientation;
+
+use crate::error::Result;
+use crate::image::decode::{Picture, Short};
+use crate::image::format::Format;
+use crate::image::info::Header;
+use crate::image::limits::{Limits, no_pixels};
+use crate::image::{library, png};
+
+pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
+    if is_empty(bytes) {
+        return Err(no_pixels(0, 0));
+    }
+    // A row as it is stored and as it is decoded.
+    let beside = |size: (u32, u32)| u64::from(size.0) * 8;
+    library::decode(Format::Bmp, bytes, limits, Orientation::NoTransforms, beside, || missing(bytes))
+}
+
+/// The largest picture of an icon.
+pub(crate) fn decode_icon(bytes: &[u8], limits: &Limits) -> Result<Picture> {
+    match ico_png(bytes) {
+        Some(picture) => png::decode(picture, limits),
+        None => library::decode(
+            Format::Ico,
+            bytes,
+            limits,
+            Orientation::NoTransforms,
+            |size| u64::from(size.0) * 8,
+            || None,
+        ),
+    }
+}
+
+/// What the header says.
+pub(crate) fn header(format: Format, bytes: &[u8], limits: &Limits) -> Result<Header> {
+    if let (Format::Ico, Some(picture)) = (format, ico_png(bytes)) {
+        return Ok(Header { frames: 1, ..png::header(picture, limits)? });
+    }
+    if format == Format::Bmp && is_empty(bytes) {
+        return Err(no_pixels(0, 0));
+    }
+    let decoder = library::open(format, bytes, limits)?;
+    let palette = format == Format::Bmp && has_palette(bytes);
+    let channels = if palette { 1 } else { decoder.original_color_type().channel_count() };
+    let bits = if palette { short(bytes, bits_at(bytes)).unwrap_or(8) as u8 } else { 8 };
+    Ok(Header { size: decoder.dimensions(), channels, bits, orientation: Orientation::NoTransforms, frames: 1 })
+}
+
+fn short(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes.get(at..).and_then(|rest| rest.first_chunk()).map(|n| u16::from_le_bytes(*n))
+}
+
+fn long(bytes: &[u8], at: usize) -> Option<i32> {
+    bytes.get(at..).and_then(|rest| rest.first_chunk()).map(|n| i32::from_le_bytes(*n))
+}
+
+/// Whether the header is OS/2's, of 12 bytes, whose sides have 16 bits and whose fields are closer together.
+fn is_core(bytes: &[u8]) -> bool {
+    long(bytes, 14) == Some(12)
+}
+
+fn bits_at(bytes: &[u8]) -> usize {
+    if is_core(bytes) { 24 } else { 28 }
+}
 
 /// Whether a BMP's header says that it has no pixels, which its decoder calls too many.
 pub(crate) fn is_empty(bytes: &[u8]) -> bool {
-    let side = |at: usize| bytes.get(at..).and_then(|rest| rest.first_chunk()).map(|n| i32::from_le_bytes(*n));
-    // A header of 12 bytes is OS/2's, with 16-bit sides.
-    side(14) != Some(12) && (side(18) == Some(0) || side(22) == Some(0))
+    !is_core(bytes) && (long(bytes, 18) == Some(0) || long(bytes, 22) == Some(0))
 }
 
 /// Whether a BMP's pixels are numbers of colours in a table: up to 8 bits each.
-pub(crate) fn has_palette(bytes: &[u8]) -> bool {
-    let short = |at: usize| bytes.get(at..).and_then(|rest| rest.first_chunk()).map(|n| u16::from_le_bytes(*n));
-    // OS/2's header of 12 bytes has its fields closer together.
-    let at = if short(14) == Some(12) { 24 } else { 28 };
-    short(at).is_some_and(|bits| bits <= 8)
+fn has_palette(bytes: &[u8]) -> bool {
+    short(bytes, bits_at(bytes)).is_some_and(|bits| bits <= 8)
+}
+
+/// What a BMP that ends too soon lacks: computed from the length of its rows, where they are not compressed.
+fn missing(bytes: &[u8]) -> Option<Short> {
+    let (width, height) = if is_core(bytes) {
+        (i32::from(short(bytes, 18)?), i32::from(short(bytes, 20)?))
+    } else {
+        (long(bytes, 18)?, long(bytes, 22)?)
+    };
+    // Run lengths (1, 2) and embedded files (4, 5) have no fixed length.
+    if !is_core(bytes) && !matches!(long(bytes, 30)?, 0 | 3 | 6) {
+        return None;
+    }
+    let bits = u64::from(short(bytes, bits_at(bytes))?);
+    let row = (u64::from(width.unsigned_abs()) * bits).div_ceil(32) * 4;
+    let data = (bytes.len() as u64).saturating_sub(long(bytes, 10)?.max(0) as u64);
+    let rows = data.div_ceil(row.max(1));
+    Some(Short::Rows(u64::from(height.unsigned_abs()).saturating_sub(rows) as u32))
 }
 
 /// The largest picture of an icon, where it is a PNG file: the icon decoder takes RGBA ones only.

@@ -1,22 +1,57 @@
 //! Image files by their first bytes, and by the names that people know.
 
-use image::ImageFormat;
-
 use crate::error::{Error, Kind, Result};
+use crate::image::raw;
 
-const SUPPORTED: &str = "Supported are JPEG, PNG, WebP, GIF, BMP, TIFF and ICO.";
+const SUPPORTED: &str = if cfg!(feature = "heic") {
+    "Supported are JPEG, PNG, WebP, GIF, BMP, TIFF, ICO and HEIC."
+} else {
+    "Supported are JPEG, PNG, WebP, GIF, BMP, TIFF and ICO."
+};
 
-/// How a person calls it.
-pub(crate) fn name(format: ImageFormat) -> &'static str {
-    match format {
-        ImageFormat::Jpeg => "JPEG",
-        ImageFormat::Png => "PNG",
-        ImageFormat::Gif => "GIF",
-        ImageFormat::WebP => "WebP",
-        ImageFormat::Bmp => "BMP",
-        ImageFormat::Tiff => "TIFF",
-        ImageFormat::Ico => "ICO",
-        _ => "unknown",
+/// A format that is decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    Jpeg,
+    Png,
+    Gif,
+    WebP,
+    Bmp,
+    Tiff,
+    Ico,
+    /// Known by its preview.
+    Raw,
+    #[cfg(feature = "heic")]
+    Heic,
+}
+
+impl Format {
+    /// How a person calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Jpeg => "JPEG",
+            Self::Png => "PNG",
+            Self::Gif => "GIF",
+            Self::WebP => "WebP",
+            Self::Bmp => "BMP",
+            Self::Tiff => "TIFF",
+            Self::Ico => "ICO",
+            Self::Raw => "camera RAW",
+            #[cfg(feature = "heic")]
+            Self::Heic => "HEIC",
+        }
+    }
+
+    /// The error for a file of this format that is damaged.
+    pub fn broken(self, detail: impl Into<String>) -> Error {
+        Error::new(Kind::InvalidInput, format!("{} image is broken", self.name())).detail(detail)
+    }
+
+    /// The error for a sort of this format that is not decoded.
+    pub fn unsupported(self, detail: impl Into<String>) -> Error {
+        Error::new(Kind::Unsupported, format!("this sort of {} image is not supported", self.name()))
+            .detail(detail)
+            .hint("Convert it to an ordinary JPEG or PNG.")
     }
 }
 
@@ -24,37 +59,42 @@ pub(crate) fn name(format: ImageFormat) -> &'static str {
 ///
 /// # Errors
 /// [`Kind::Unsupported`] for what is known but not decoded, by name; [`Kind::InvalidInput`] for the rest.
-pub(crate) fn sniff(bytes: &[u8]) -> Result<ImageFormat> {
+pub(crate) fn sniff(bytes: &[u8]) -> Result<Format> {
     let starts = |magic: &[u8]| bytes.starts_with(magic);
     let at = |offset: usize, magic: &[u8]| bytes.get(offset..).is_some_and(|rest| rest.starts_with(magic));
-    let raw = at(8, b"CR\x02") || [b"IIRO".as_slice(), b"IIRS", b"IIU\0", b"FUJIFILMCCD-RAW"].into_iter().any(starts);
     if starts(b"\xFF\xD8") {
-        return Ok(ImageFormat::Jpeg);
+        return Ok(Format::Jpeg);
     }
     if starts(b"\x89PNG\r\n\x1a\n") {
-        return Ok(ImageFormat::Png);
+        return Ok(Format::Png);
     }
     if starts(b"GIF87a") || starts(b"GIF89a") {
-        return Ok(ImageFormat::Gif);
+        return Ok(Format::Gif);
     }
     if starts(b"RIFF") && at(8, b"WEBP") {
-        return Ok(ImageFormat::WebP);
+        return Ok(Format::WebP);
     }
     // A BMP's bytes 6–9 are reserved and zero; "BM" alone starts many a text.
     if starts(b"BM") && at(6, &[0; 4]) {
-        return Ok(ImageFormat::Bmp);
+        return Ok(Format::Bmp);
     }
     // Classic and big TIFF in both byte orders.
-    if [b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"].into_iter().any(|magic| starts(magic)) && !raw {
-        return Ok(ImageFormat::Tiff);
+    let is_tiff = [b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"].into_iter().any(|magic| starts(magic));
+    if raw::is_raw(bytes, is_tiff) {
+        return Ok(Format::Raw);
+    }
+    if is_tiff {
+        return Ok(Format::Tiff);
     }
     if starts(b"\0\0\x01\0") && bytes.get(5) == Some(&0) {
-        return Ok(ImageFormat::Ico);
+        return Ok(Format::Ico);
+    }
+    #[cfg(feature = "heic")]
+    if at(4, b"ftyp") && container(bytes) == "HEIC" {
+        return Ok(Format::Heic);
     }
     let known = if at(4, b"ftyp") {
         container(bytes)
-    } else if raw {
-        "camera RAW"
     } else if starts(b"\xFF\x0A") || starts(b"\0\0\0\x0CJXL ") {
         "JPEG XL"
     } else if starts(b"\0\0\0\x0CjP  ") || starts(b"\xFF\x4F\xFF\x51") {
@@ -103,13 +143,14 @@ fn is_svg(bytes: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::{bmp, png};
+    use crate::image::{Limits, bmp, png};
 
     #[test]
     fn refuses_by_name() {
         for (bytes, word) in [
+            #[cfg(not(feature = "heic"))]
             (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic".as_slice(), "HEIC"),
-            (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf", "AVIF"),
+            (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf".as_slice(), "AVIF"),
             (b"\0\0\0\x1cftypavif\0\0\0\0", "AVIF"),
             (b"\0\0\0\x20ftypisom", "video"),
             (b"\0\0\0\x20ftyp", "video"),
@@ -133,7 +174,7 @@ mod tests {
     fn short_files_have_no_blocks() {
         for length in 0..30 {
             let bytes = vec![0xFF; length];
-            assert!(png::exif(&bytes).is_none() && bmp::ico_png(&bytes).is_none());
+            assert!(png::header(&bytes, &Limits::default()).is_err() && bmp::ico_png(&bytes).is_none());
             assert!(!bmp::is_empty(&bytes));
         }
     }

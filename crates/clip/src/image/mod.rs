@@ -1,15 +1,22 @@
 //! Image bytes to the tensor that a vision tower takes, and what else is asked of a file: its header, a thumbnail.
 
+mod aside;
 mod bmp;
 mod decode;
 mod format;
 mod gif;
+#[cfg(feature = "heic")]
+mod heif;
 pub mod info;
 mod jpeg;
+mod library;
+mod limits;
 mod orientation;
+mod pixels;
 mod png;
 mod prepare;
 pub mod preprocess;
+mod raw;
 pub mod resample;
 pub mod synthetic;
 pub mod thumbnail;
@@ -17,7 +24,7 @@ mod tiff;
 mod to_tensor;
 mod webp;
 
-pub(crate) use decode::truncated;
-pub use decode::{Decoded, Limits, SPARE, decode, decode_for};
+pub use decode::{Decoded, SPARE, decode, decode_for};
+pub use limits::Limits;
 pub use prepare::resize_and_crop;
 pub use to_tensor::to_tensor;

@@ -1,37 +1,47 @@
 //! Which way up a picture is: the orientation that a file states, and turning the picture by it.
+//!
+//! EXIF is asked first, then XMP: programs that write both mean the same by them, and a viewer applies one of them, once.
 
+use image::RgbImage;
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageFormat, Rgb, RgbImage, RgbaImage};
 
-use crate::image::png;
+use crate::error::Result;
+use crate::image::limits::Limits;
+use crate::image::pixels;
 
-/// EXIF orientation in a file of this format, which is not JPEG.
-pub(crate) fn of_file(format: ImageFormat, bytes: &[u8], decoder: &mut impl ImageDecoder) -> Option<Orientation> {
-    match format {
-        ImageFormat::Png => png::exif(bytes).and_then(Orientation::from_exif_chunk),
-        // Many programs write JPEG's prefix here too.
-        ImageFormat::WebP => decoder
-            .exif_metadata()
-            .ok()
-            .flatten()
-            .and_then(|exif| Orientation::from_exif_chunk(exif.strip_prefix(b"Exif\0\0").unwrap_or(&exif))),
-        _ => decoder.orientation().ok(),
-    }
+/// The orientation in an EXIF block, with or without JPEG's prefix, which many programs write into other formats too.
+pub(crate) fn in_exif(exif: &[u8]) -> Option<Orientation> {
+    Orientation::from_exif_chunk(exif.strip_prefix(b"Exif\0\0").unwrap_or(exif))
+}
+
+/// The orientation in an XMP packet: the attribute `tiff:Orientation="6"` or the element `<tiff:Orientation>6<`.
+pub(crate) fn in_xmp(xmp: &[u8]) -> Option<Orientation> {
+    const NAME: &[u8] = b"tiff:Orientation";
+    // Packets have a few kB; of a larger one the beginning is searched.
+    let xmp = &xmp[..xmp.len().min(1 << 20)];
+    let at = xmp.windows(NAME.len()).position(|window| window == NAME)? + NAME.len();
+    let value = match xmp.get(at..)? {
+        [b'>', value, ..] | [b'=', b'"' | b'\'', value, ..] => value,
+        _ => return None,
+    };
+    Orientation::from_exif(value.wrapping_sub(b'0'))
+}
+
+/// Whether the turned picture has the sides of the stored one swapped.
+pub(crate) fn swaps_sides(orientation: Orientation) -> bool {
+    use Orientation as O;
+    matches!(orientation, O::Rotate90 | O::Rotate270 | O::Rotate90FlipH | O::Rotate270FlipH)
 }
 
 /// A stored (width, height) as it is upright.
-pub(crate) fn turned((width, height): (u32, u32), orientation: Option<Orientation>) -> (u32, u32) {
-    use Orientation as O;
-    match orientation {
-        Some(O::Rotate90 | O::Rotate270 | O::Rotate90FlipH | O::Rotate270FlipH) => (height, width),
-        _ => (width, height),
-    }
+pub(crate) fn turned((width, height): (u32, u32), orientation: Orientation) -> (u32, u32) {
+    if swaps_sides(orientation) { (height, width) } else { (width, height) }
 }
 
 /// Whether the stored picture's right or bottom end is at the left, and at the top, of the upright one.
-pub(crate) fn mirrored(orientation: Option<Orientation>) -> (bool, bool) {
+pub(crate) fn mirrored(orientation: Orientation) -> (bool, bool) {
     use Orientation as O;
-    match orientation.unwrap_or(O::NoTransforms) {
+    match orientation {
         O::NoTransforms => (false, false),
         O::FlipHorizontal => (true, false),
         O::Rotate180 => (true, true),
@@ -47,18 +57,95 @@ pub(crate) fn mirrored(orientation: Option<Orientation>) -> (bool, bool) {
     }
 }
 
-pub(crate) fn upright(mut image: DynamicImage, orientation: Orientation) -> RgbImage {
-    image.apply_orientation(orientation);
-    if image.color().has_alpha() { on_white(&image.into_rgba8()) } else { image.into_rgb8() }
+/// Turns a stored picture upright: in its own memory, or in a second picture where the sides are swapped.
+///
+/// # Errors
+/// [`crate::Kind::OutOfMemory`], [`crate::Kind::Interrupted`].
+pub(crate) fn upright(mut picture: RgbImage, orientation: Orientation, limits: &Limits) -> Result<RgbImage> {
+    use Orientation as O;
+    match orientation {
+        O::NoTransforms => {}
+        O::FlipHorizontal => {
+            for y in 0..picture.height() as usize {
+                if y % 64 == 0 {
+                    limits.check_interrupt()?;
+                }
+                pixels::row_mut(&mut picture, y).as_chunks_mut::<3>().0.reverse();
+            }
+        }
+        O::Rotate180 => {
+            let bytes: &mut [u8] = &mut picture;
+            bytes.as_chunks_mut::<3>().0.reverse();
+        }
+        O::FlipVertical => {
+            let stride = picture.width() as usize * 3;
+            let half = picture.height() as usize / 2;
+            let bytes: &mut [u8] = &mut picture;
+            let mut rows = bytes.chunks_exact_mut(stride);
+            for _ in 0..half {
+                if let (Some(top), Some(bottom)) = (rows.next(), rows.next_back()) {
+                    top.swap_with_slice(bottom);
+                }
+            }
+        }
+        O::Rotate90 => return swapped(&picture, true, false, limits),
+        O::Rotate270 => return swapped(&picture, false, true, limits),
+        O::Rotate90FlipH => return swapped(&picture, false, false, limits),
+        O::Rotate270FlipH => return swapped(&picture, true, true, limits),
+    }
+    Ok(picture)
 }
 
-/// Composites onto white as Pillow's `alpha_composite` does, with its fixed-point rounding (7 bits).
-fn on_white(image: &RgbaImage) -> RgbImage {
-    RgbImage::from_fn(image.width(), image.height(), |x, y| {
-        let [r, g, b, alpha] = image.get_pixel(x, y).0.map(u32::from);
-        Rgb([r, g, b].map(|value| {
-            let sum = ((value * alpha + 255 * (255 - alpha)) << 7) + (128 << 7);
-            ((((sum >> 8) + sum) >> 8) >> 7) as u8
-        }))
-    })
+/// The transpose of a picture, its rows and columns in reverse order where that is asked for.
+fn swapped(picture: &RgbImage, from_bottom: bool, from_right: bool, limits: &Limits) -> Result<RgbImage> {
+    /// Rows of the result that are written together: their pixels stand side by side in the source.
+    const BAND: usize = 16;
+    let (width, height) = (picture.width() as usize, picture.height() as usize);
+    let source = picture.as_raw().as_chunks::<3>().0;
+    let mut out = pixels::canvas((picture.height(), picture.width()))?;
+    let bytes: &mut [u8] = &mut out;
+    for (band, rows) in bytes.as_chunks_mut::<3>().0.chunks_mut(BAND * height).enumerate() {
+        limits.check_interrupt()?;
+        for x in 0..height {
+            let y = if from_bottom { height - 1 - x } else { x };
+            let stored = &source[y * width..][..width];
+            for (row, target) in rows.iter_mut().skip(x).step_by(height).enumerate() {
+                let column = band * BAND + row;
+                *target = stored[if from_right { width - 1 - column } else { column }];
+            }
+        }
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use image::DynamicImage;
+
+    use super::*;
+
+    #[test]
+    fn turns_as_the_library_does() {
+        for (width, height) in [(5, 3), (1, 7), (40, 33)] {
+            let stored = RgbImage::from_fn(width, height, |x, y| image::Rgb([x as u8, y as u8, (x * y) as u8]));
+            for value in 1..=8 {
+                let orientation = Orientation::from_exif(value).unwrap();
+                let mut truth = DynamicImage::ImageRgb8(stored.clone());
+                truth.apply_orientation(orientation);
+                let ours = upright(stored.clone(), orientation, &Limits::default()).unwrap();
+                assert!(ours == truth.into_rgb8(), "{width}×{height}, {value}");
+                assert_eq!(ours.dimensions(), turned((width, height), orientation));
+            }
+        }
+    }
+
+    #[test]
+    fn xmp_states_it_in_two_forms() {
+        let of = |xmp: &str| in_xmp(xmp.as_bytes()).map(Orientation::to_exif);
+        assert_eq!(of("<rdf:Description tiff:Orientation=\"6\"/>"), Some(6));
+        assert_eq!(of("<tiff:Orientation>3</tiff:Orientation>"), Some(3));
+        for none in ["", "tiff:Orientation", "tiff:Orientation=\"9\"", "tiff:Orientation=\"x\"", "Orientation=\"6\""] {
+            assert_eq!(of(none), None, "{none}");
+        }
+    }
 }

@@ -2,19 +2,29 @@
 
 use image::RgbImage;
 
+use crate::error::Result;
 use crate::image::decode::Decoded;
+use crate::image::limits::{Limits, bytes_of};
+use crate::image::pixels;
 use crate::image::preprocess::{CropRounding, Preprocess, Resize};
 use crate::image::resample::{self, Axis};
 
 /// Resizes and crops to the model's size: the pixels as they are before rescaling, RGB 0–255.
-pub fn resize_and_crop(image: &RgbImage, p: &Preprocess) -> RgbImage {
-    resize_part(image, image.dimensions(), 1, (0.0, 0.0), p)
+///
+/// # Errors
+/// [`crate::Kind::LimitExceeded`] over [`Limits::max_memory`], [`crate::Kind::OutOfMemory`],
+/// [`crate::Kind::Interrupted`].
+pub fn resize_and_crop(image: &RgbImage, p: &Preprocess, limits: &Limits) -> Result<RgbImage> {
+    resize_part(image, image.dimensions(), 1, (0.0, 0.0), p, limits)
 }
 
 impl Decoded {
     /// Resizes and crops to the model's size, as [`resize_and_crop`], from the file's own proportions.
-    pub fn prepare(&self, p: &Preprocess) -> RgbImage {
-        resize_part(&self.rgb, self.size, self.shrink, self.origin, p)
+    ///
+    /// # Errors
+    /// Those of [`resize_and_crop`].
+    pub fn prepare(&self, p: &Preprocess, limits: &Limits) -> Result<RgbImage> {
+        resize_part(&self.rgb, self.size, self.shrink, self.origin, p, limits)
     }
 }
 
@@ -25,7 +35,8 @@ fn resize_part(
     shrink: u32,
     origin: (f64, f64),
     p: &Preprocess,
-) -> RgbImage {
+    limits: &Limits,
+) -> Result<RgbImage> {
     let (resized_w, resized_h) = resized_size((width, height), p);
     let (out_w, out_h) = p.output_size().unwrap_or((resized_w, resized_h));
     let axis = |source: u32, side: u32, from: f64, resized: u32, out: u32| {
@@ -35,13 +46,16 @@ fn resize_part(
     };
     let (x, left) = axis(image.width(), width, origin.0, resized_w, out_w);
     let (y, top) = axis(image.height(), height, origin.1, resized_h, out_h);
-    let picture = resample::resize(image, x, y, p.filter);
+    let picture = resample::resize(image, x, y, p.filter, limits)?;
     if (x.length, y.length) == (out_w, out_h) {
-        return picture;
+        return Ok(picture);
     }
-    let mut canvas = RgbImage::from_pixel(out_w, out_h, image::Rgb([p.fill; 3]));
+    let peak = [image.dimensions(), picture.dimensions(), (out_w, out_h)].map(|size| bytes_of(size, 3));
+    limits.check_memory("image", (width, height), peak.iter().fold(0, |sum, bytes| sum.saturating_add(*bytes)))?;
+    let mut canvas = pixels::canvas((out_w, out_h))?;
+    canvas.fill(p.fill);
     image::imageops::replace(&mut canvas, &picture, i64::from(left), i64::from(top));
-    canvas
+    Ok(canvas)
 }
 
 /// How many times larger a picture is than what it is resized to, on the side where that is least.
@@ -98,7 +112,8 @@ mod tests {
     #[test]
     fn extreme_aspects_cost_little() {
         for (w, h) in [(5000, 1), (1, 5000), (65500, 1)] {
-            let out = resize_and_crop(&RgbImage::from_pixel(w, h, image::Rgb([10, 20, 30])), &Preprocess::clip(224));
+            let image = RgbImage::from_pixel(w, h, image::Rgb([10, 20, 30]));
+            let out = resize_and_crop(&image, &Preprocess::clip(224), &Limits::default()).unwrap();
             assert_eq!(out.dimensions(), (224, 224));
             assert!(out.pixels().all(|p| p.0 == [10, 20, 30]));
         }
@@ -107,7 +122,8 @@ mod tests {
     #[test]
     fn a_crop_larger_than_the_picture_is_filled() {
         let p = Preprocess { resize: Resize::None, crop: Some((4, 4)), fill: 9, ..Preprocess::clip(4) };
-        let out = resize_and_crop(&RgbImage::from_pixel(2, 2, image::Rgb([1, 1, 1])), &p);
+        let image = RgbImage::from_pixel(2, 2, image::Rgb([1, 1, 1]));
+        let out = resize_and_crop(&image, &p, &Limits::default()).unwrap();
         assert_eq!(out.dimensions(), (4, 4));
         assert_eq!((out.get_pixel(0, 0).0, out.get_pixel(1, 1).0, out.get_pixel(3, 3).0), ([9; 3], [1; 3], [9; 3]));
     }

@@ -1,13 +1,14 @@
 //! Small upright copies of images, for galleries.
 
-use std::io::Cursor;
+use std::io::{self, Write};
 
-use image::{ImageFormat, RgbImage};
+use image::RgbImage;
 
 use crate::error::{Error, Kind, Result};
-use crate::image::jpeg;
+use crate::image::limits::{Limits, bytes_of};
 use crate::image::resample::{self, Axis, Filter};
-use crate::image::{Limits, decode};
+use crate::image::{decode, jpeg};
+use crate::memory::{self, Reserve};
 
 /// How a thumbnail is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,57 +34,155 @@ impl Format {
     }
 }
 
-/// The longest edge that is made.
+/// The longest edge of a thumbnail.
 pub const MAX_EDGE: u32 = 4096;
 
 /// An image file scaled to fit a square of `edge` pixels, upright, in the proportions of the original; smaller images
 /// keep their size.
 ///
 /// # Errors
-/// Those of [`decode`]; [`Kind::InvalidInput`] for an edge that is not from 1 to [`MAX_EDGE`].
+/// Those of [`decode()`]; [`Kind::InvalidInput`] for an edge that is not from 1 to [`MAX_EDGE`].
 pub fn thumbnail(bytes: &[u8], edge: u32, format: Format, limits: &Limits) -> Result<Vec<u8>> {
     if !(1..=MAX_EDGE).contains(&edge) {
         return Err(Error::new(Kind::InvalidInput, format!("thumbnail edge {edge} is not from 1 to {MAX_EDGE}")));
     }
-    let rgb = fit(decode(bytes, limits)?.rgb, edge);
-    match format {
-        Format::Jpeg => jpeg::encode(&rgb, 85),
-        Format::Png => encode(&rgb, ImageFormat::Png),
-        Format::WebP => encode(&rgb, ImageFormat::WebP),
-    }
+    let rgb = fit(decode(bytes, limits)?.rgb, edge, limits)?;
+    encode(&rgb, format, limits)
 }
 
-fn fit(rgb: RgbImage, edge: u32) -> RgbImage {
+fn fit(rgb: RgbImage, edge: u32, limits: &Limits) -> Result<RgbImage> {
     let (width, height) = rgb.dimensions();
     let longest = width.max(height);
     if longest <= edge {
-        return rgb;
+        return Ok(rgb);
     }
     let side = |length: u32| {
         let scaled = (u64::from(length) * u64::from(edge) + u64::from(longest) / 2) / u64::from(longest);
         Axis::whole(length, (scaled as u32).max(1))
     };
-    resample::resize(&rgb, side(width), side(height), Filter::Lanczos)
+    resample::resize(&rgb, side(width), side(height), Filter::Lanczos, limits)
 }
 
-fn encode(rgb: &RgbImage, format: ImageFormat) -> Result<Vec<u8>> {
-    let mut bytes = Cursor::new(Vec::new());
-    rgb.write_to(&mut bytes, format)
-        .map_err(|e| Error::new(Kind::Internal, "the thumbnail could not be encoded").detail(e.to_string()))?;
-    Ok(bytes.into_inner())
+fn encode(rgb: &RgbImage, format: Format, limits: &Limits) -> Result<Vec<u8>> {
+    let size = rgb.dimensions();
+    let beside = match format {
+        Format::Jpeg => jpeg::encoder_bytes(size),
+        // The encoders keep a few rows (PNG) or the picture with four bytes a pixel and its copy (WebP).
+        Format::Png => u64::from(size.0) * 64 + (2 << 20),
+        Format::WebP => bytes_of(size, 12) + (2 << 20),
+    };
+    // The result is no longer than the pixels, but for a little.
+    limits.check_memory(
+        "thumbnail",
+        size,
+        bytes_of(size, 3).saturating_add(beside).saturating_add(bytes_of(size, 4)),
+    )?;
+    limits.check_interrupt()?;
+    let reserve = Reserve::new(beside as usize)?;
+    let bytes = match format {
+        Format::Jpeg => jpeg::encode(rgb, 85),
+        Format::Png => encode_png(rgb, limits),
+        Format::WebP => encode_webp(rgb, limits),
+    }?;
+    reserve.finish()?;
+    Ok(bytes)
+}
+
+/// Collects an encoder's output, and stops the encoder at an interrupt or when memory runs out.
+struct Output<'a> {
+    bytes: Vec<u8>,
+    limits: &'a Limits,
+    error: Option<Error>,
+}
+
+impl Write for &mut Output<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let room = if self.bytes.capacity() - self.bytes.len() >= bytes.len() {
+            Ok(())
+        } else {
+            let more = bytes.len().max(self.bytes.len() / 2).max(1 << 16);
+            self.limits
+                .check_interrupt()
+                .and_then(|()| self.bytes.try_reserve(more).map_err(|_| Error::out_of_memory(more)))
+        };
+        if let Err(error) = room {
+            self.error = Some(error);
+            return Err(io::Error::other("stopped"));
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> Output<'a> {
+    fn new(limits: &'a Limits) -> Self {
+        Self { bytes: Vec::new(), limits, error: None }
+    }
+
+    /// What was written, unless the encoder failed.
+    fn finish<E: std::fmt::Display>(self, result: std::result::Result<(), E>) -> Result<Vec<u8>> {
+        match (self.error, result) {
+            (Some(error), _) => Err(error),
+            (None, Err(e)) => {
+                Err(Error::new(Kind::Internal, "the thumbnail could not be encoded").detail(e.to_string()))
+            }
+            (None, Ok(())) => Ok(self.bytes),
+        }
+    }
+}
+
+fn encode_png(rgb: &RgbImage, limits: &Limits) -> Result<Vec<u8>> {
+    let mut output = Output::new(limits);
+    let write = |output: &mut Output| -> std::result::Result<(), png::EncodingError> {
+        let mut encoder = png::Encoder::new(output, rgb.width(), rgb.height());
+        encoder.set_color(png::ColorType::Rgb);
+        encoder.set_depth(png::BitDepth::Eight);
+        encoder.set_compression(png::Compression::Fast);
+        let mut writer = encoder.write_header()?;
+        let mut stream = writer.stream_writer()?;
+        for (y, row) in rgb.as_raw().chunks_exact(rgb.width() as usize * 3).enumerate() {
+            if y % 16 == 0 && limits.check_interrupt().is_err() {
+                return Err(io::Error::other("interrupted").into());
+            }
+            stream.write_all(row)?;
+        }
+        stream.finish()
+    };
+    let result = write(&mut output);
+    limits.check_interrupt()?;
+    output.finish(result)
+}
+
+fn encode_webp(rgb: &RgbImage, limits: &Limits) -> Result<Vec<u8>> {
+    let mut output = Output::new(limits);
+    // The encoder writes bit by bit.
+    output.bytes = memory::with_capacity(1 << 16)?;
+    let encoder = image::codecs::webp::WebPEncoder::new_lossless(&mut output);
+    let result = encoder.encode(rgb, rgb.width(), rgb.height(), image::ExtendedColorType::Rgb8);
+    output.finish(result)
 }
 
 #[cfg(test)]
 mod tests {
+    use image::ImageFormat;
+
     use super::*;
 
     fn gradient(width: u32, height: u32) -> RgbImage {
         RgbImage::from_fn(width, height, |x, y| image::Rgb([(x * 255 / width) as u8, (y * 255 / height) as u8, 90]))
     }
 
+    fn png(rgb: &RgbImage) -> Vec<u8> {
+        encode(rgb, Format::Png, &Limits::default()).unwrap()
+    }
+
     #[test]
     fn proportions_are_kept_and_nothing_grows() {
-        let file = encode(&gradient(600, 400), ImageFormat::Png).unwrap();
+        let file = png(&gradient(600, 400));
         for (format, kind) in
             [(Format::Jpeg, ImageFormat::Jpeg), (Format::Png, ImageFormat::Png), (Format::WebP, ImageFormat::WebP)]
         {
@@ -98,19 +197,27 @@ mod tests {
         }
         let same = thumbnail(&file, 4096, Format::Png, &Limits::default()).unwrap();
         assert_eq!(decode(&same, &Limits::default()).unwrap().rgb, gradient(600, 400));
-        let sliver = encode(&gradient(3000, 2), ImageFormat::Png).unwrap();
+        let sliver = png(&gradient(3000, 2));
         let sliver = thumbnail(&sliver, 100, Format::Png, &Limits::default()).unwrap();
         assert_eq!(decode(&sliver, &Limits::default()).unwrap().rgb.dimensions(), (100, 1));
     }
 
     #[test]
     fn bad_edges_and_formats_are_refused() {
-        let file = encode(&gradient(4, 4), ImageFormat::Png).unwrap();
+        let file = png(&gradient(4, 4));
         for edge in [0, MAX_EDGE + 1] {
             let error = thumbnail(&file, edge, Format::Png, &Limits::default()).unwrap_err();
             assert_eq!(error.kind, Kind::InvalidInput);
         }
         assert!(Format::named("gif").unwrap_err().message.contains("gif"));
         assert!(thumbnail(b"not an image", 10, Format::Jpeg, &Limits::default()).is_err());
+    }
+
+    #[test]
+    fn an_encoder_stops_when_it_is_told_to() {
+        let limits = Limits { interrupted: || true, ..Limits::default() };
+        for format in [Format::Jpeg, Format::Png, Format::WebP] {
+            assert_eq!(encode(&gradient(400, 400), format, &limits).unwrap_err().kind, Kind::Interrupted);
+        }
     }
 }

@@ -1,19 +1,127 @@
-//! WebP containers: the chunks that are read beside the decoder.
+//! WebP: the chunks that are read beside the decoder, and what the decoder takes.
 
-/// Whether a WebP file is shorter than its RIFF header says.
-pub(crate) fn is_cut(bytes: &[u8]) -> bool {
-    let stated = bytes.get(4..).and_then(|rest| rest.first_chunk()).map_or(0, |size| u32::from_le_bytes(*size));
-    bytes.len() < 8 + stated as usize
+use image::ImageDecoder;
+use image::metadata::Orientation;
+
+use crate::error::{Result, without_panic};
+use crate::image::aside::aside;
+use crate::image::decode::{Picture, truncated};
+use crate::image::format::Format;
+use crate::image::info::Header;
+use crate::image::limits::{Limits, bytes_of};
+use crate::image::{library, orientation};
+
+/// A larger picture takes longer than 0.05 s, in one call that nothing stops once its data are read.
+const QUICK: u64 = 1 << 20;
+
+pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
+    Container::read(bytes, limits)?.check_end(bytes)?;
+    let decoder = library::open(Format::WebP, bytes, limits)?;
+    let size = decoder.dimensions();
+    drop(decoder);
+    limits.check_pixels(size)?;
+    if bytes_of(size, 1) <= QUICK {
+        return decode_at_once(bytes, limits, 0);
+    }
+    let gave_up = || Format::WebP.broken("The decoder gave up on it.");
+    aside(bytes, limits, gave_up, move |bytes, limits| {
+        without_panic(gave_up, || decode_at_once(bytes, limits, bytes.len() as u64))
+    })
 }
 
-/// The chunks of an animation's frames, as far as the file goes; a still picture has none.
-pub(crate) fn frames(bytes: &[u8]) -> u32 {
-    let (mut at, mut frames) = (12, 0u32);
-    while let Some(header) = bytes.get(at..at + 8) {
-        frames += u32::from(header.starts_with(b"ANMF"));
-        let length = u32::from_le_bytes([header[4], header[5], header[6], header[7]]) as usize;
-        // Chunks of odd length are filled up.
-        at = at.saturating_add(8).saturating_add(length + length % 2);
+/// `copied`: bytes of the file that are in memory once more.
+fn decode_at_once(bytes: &[u8], limits: &Limits, copied: u64) -> Result<Picture> {
+    let file = Container::read(bytes, limits)?;
+    let beside = |size: (u32, u32)| {
+        // The decoder's planes of a lossy picture (one byte of luma, half a byte of chroma), filled up to 16 pixels; the
+        // opacity beside it (a lossless picture of four bytes, and one byte); a lossless picture as a whole.
+        let lossy = bytes_of((size.0.next_multiple_of(16), size.1.next_multiple_of(16)), 2);
+        let frame = if file.is_lossless { bytes_of(size, 4) } else { lossy }
+            + if file.has_opacity { bytes_of(size, 5) } else { 0 };
+        // An animation's frame and its canvas; its frames' chunks are inside of others.
+        copied + if file.frames > 0 { lossy + bytes_of(size, 4 + 5 + 4 + 4) } else { frame }
+    };
+    // The decoder doesn't say how far it came.
+    library::decode(Format::WebP, bytes, limits, file.orientation(), beside, || None)
+}
+
+/// What the header says.
+pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
+    let file = Container::read(bytes, limits)?;
+    let decoder = library::open(Format::WebP, bytes, limits)?;
+    let (size, channels) = (decoder.dimensions(), decoder.original_color_type().channel_count());
+    drop(decoder);
+    // A still picture has no frame of its own.
+    Ok(Header { size, channels, bits: 8, orientation: file.orientation(), frames: file.frames.max(1) })
+}
+
+/// What the outer chunks say, as far as the file goes. Nothing is allocated for them, whatever length they claim.
+#[derive(Default)]
+struct Container {
+    is_lossless: bool,
+    has_opacity: bool,
+    /// Of an animation.
+    frames: u32,
+    exif: Option<Orientation>,
+    xmp: Option<Orientation>,
+    /// Pictures or frames that are in the file entirely.
+    pictures: u32,
+    /// A chunk is cut that the picture needs, or that may say which way up it is.
+    is_cut: bool,
+}
+
+impl Container {
+    fn read(bytes: &[u8], limits: &Limits) -> Result<Self> {
+        let mut file = Self::default();
+        for (step, chunk) in chunks(bytes).enumerate() {
+            limits.check_step(step)?;
+            match &chunk.name {
+                b"VP8L" => file.is_lossless = true,
+                b"ALPH" => file.has_opacity = true,
+                b"ANMF" => file.frames += 1,
+                b"EXIF" if file.exif.is_none() => file.exif = orientation::in_exif(chunk.payload),
+                b"XMP " if file.xmp.is_none() => file.xmp = orientation::in_xmp(chunk.payload),
+                _ => {}
+            }
+            // Of an animation the first frame is enough.
+            let is_needed = chunk.name != *b"XMP " && (chunk.name != *b"ANMF" || file.pictures == 0);
+            file.is_cut |= chunk.is_cut && is_needed;
+            let is_picture = matches!(&chunk.name, b"VP8 " | b"VP8L" | b"ANMF");
+            file.pictures += u32::from(is_picture && !chunk.is_cut);
+        }
+        Ok(file)
     }
-    frames.max(1)
+
+    /// The orientation that the file states, in EXIF or XMP.
+    fn orientation(&self) -> Orientation {
+        self.exif.or(self.xmp).unwrap_or(Orientation::NoTransforms)
+    }
+
+    /// Refuses a file that lacks a part of its picture, or of the block that may say which way up it is.
+    fn check_end(&self, bytes: &[u8]) -> Result<()> {
+        let stated = bytes.get(4..).and_then(|rest| rest.first_chunk()).map_or(0, |size| u32::from_le_bytes(*size));
+        let is_short = bytes.len() < 8 + stated as usize;
+        if is_short && (self.is_cut || self.pictures == 0) { Err(truncated(Format::WebP, bytes.len())) } else { Ok(()) }
+    }
+}
+
+struct Chunk<'a> {
+    name: [u8; 4],
+    /// As far as the file goes.
+    payload: &'a [u8],
+    is_cut: bool,
+}
+
+/// The outer chunks of a file, as far as it goes. Nothing is allocated for them, whatever length they claim.
+fn chunks(bytes: &[u8]) -> impl Iterator<Item = Chunk<'_>> {
+    let mut at = 12;
+    std::iter::from_fn(move || {
+        let name = *bytes.get(at..)?.first_chunk()?;
+        let length = u32::from_le_bytes(*bytes.get(at + 4..)?.first_chunk()?) as usize;
+        let end = (at + 8).saturating_add(length);
+        let payload = &bytes[at + 8..end.min(bytes.len())];
+        // Chunks of odd length are filled up.
+        at = end.saturating_add(length % 2);
+        Some(Chunk { name, payload, is_cut: end > bytes.len() })
+    })
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use ndarray::{Array1, Array2, ArrayD, Axis, Ix2, Ix3};
 use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
 use crate::model::read_json;
@@ -121,13 +122,26 @@ impl Pooling {
 fn read_pooling(file: &Path) -> Result<PoolingMode> {
     let config = read_json(file)?;
     let modes = [
-        ("pooling_mode_cls_token", PoolingMode::First),
-        ("pooling_mode_mean_tokens", PoolingMode::Mean),
-        ("pooling_mode_max_tokens", PoolingMode::Max),
-        ("pooling_mode_lasttoken", PoolingMode::Last),
+        ("pooling_mode_cls_token", "cls", PoolingMode::First),
+        ("pooling_mode_mean_tokens", "mean", PoolingMode::Mean),
+        ("pooling_mode_max_tokens", "max", PoolingMode::Max),
+        ("pooling_mode_lasttoken", "lasttoken", PoolingMode::Last),
     ];
-    let chosen: Vec<PoolingMode> =
-        modes.iter().filter(|(key, _)| config[*key].as_bool() == Some(true)).map(|(_, p)| *p).collect();
+    // Since version 5.2 sentence-transformers writes a name, or a list of names, in place of a flag for each mode.
+    let names: Vec<&str> = match &config["pooling_mode"] {
+        Value::String(name) => vec![name],
+        Value::Array(names) => names.iter().filter_map(Value::as_str).collect(),
+        _ => Vec::new(),
+    };
+    if let Some(other) = names.iter().find(|name| modes.iter().all(|(_, short, _)| short != *name)) {
+        return Err(Error::new(Kind::Unsupported, format!("pooling in \"{}\" is not supported", file.display()))
+            .detail(format!("It names the mode \"{other}\"; supported are cls, mean, max, lasttoken.")));
+    }
+    let chosen: Vec<PoolingMode> = modes
+        .iter()
+        .filter(|(key, short, _)| config[*key].as_bool() == Some(true) || names.contains(short))
+        .map(|(_, _, mode)| *mode)
+        .collect();
     match chosen.as_slice() {
         [pooling] => Ok(*pooling),
         _ => Err(Error::new(Kind::Unsupported, format!("pooling in \"{}\" is not supported", file.display())).detail(
@@ -168,7 +182,10 @@ impl Dense {
                 Dtype::F16 => {
                     tensor.data().as_chunks::<2>().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect()
                 }
-                other => return Err(bad(format!("\"{name}\" has type {other:?}, not F32 or F16"))),
+                Dtype::BF16 => {
+                    tensor.data().as_chunks::<2>().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect()
+                }
+                other => return Err(bad(format!("\"{name}\" has type {other:?}, not F32, F16 or BF16"))),
             };
             Ok((tensor.shape().to_vec(), values))
         };
@@ -207,6 +224,24 @@ impl Dense {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_forms_of_a_pooling_configuration_are_read() {
+        let file = std::env::temp_dir().join(format!("clip-pooling-{}.json", std::process::id()));
+        let read = |content: &str| {
+            std::fs::write(&file, content).unwrap();
+            read_pooling(&file).map_err(|e| e.detail.unwrap())
+        };
+        assert_eq!(
+            read(r#"{"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": false}"#),
+            Ok(PoolingMode::Mean)
+        );
+        assert_eq!(read(r#"{"embedding_dimension": 8, "pooling_mode": "mean"}"#), Ok(PoolingMode::Mean));
+        assert_eq!(read(r#"{"pooling_mode": ["cls"]}"#), Ok(PoolingMode::First));
+        assert!(read(r#"{"pooling_mode": ["cls", "mean"]}"#).unwrap_err().contains("2 modes"));
+        assert!(read(r#"{"pooling_mode": "weightedmean"}"#).unwrap_err().contains("\"weightedmean\""));
+        std::fs::remove_file(file).unwrap();
+    }
 
     #[test]
     fn pools_what_is_not_padding() {

@@ -1,31 +1,39 @@
-//! Text to token ids, by the model's own `tokenizer.json`.
+//! Text to token ids, by the model's own tokenizer.
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use once_cell::unsync::OnceCell;
-use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
+use tokenizers::{
+    Encoding, PaddingDirection, PaddingStrategy, PostProcessor, Tokenizer, TruncationDirection, TruncationParams,
+    TruncationStrategy,
+};
 
 use crate::error::{Error, Kind, Result, without_panic};
+use crate::model::config::Config;
 use crate::model::{Model, read_json};
+use crate::text::cleaning::Cleaning;
+use crate::text::files::TokenizerFiles;
 use crate::text::pieces;
 use crate::text::runs::Runs;
-
-/// CLIP's context length (Radford et al. 2021, section 2.4: 76 BPE tokens and one special, 77 in the code),
-/// where neither the graph nor the tokenizer states one.
-const CLIP_CONTEXT: usize = 77;
 
 /// A model's tokenizer with its limits.
 pub struct TextEncoder {
     tokenizer: Tokenizer,
     /// Most ids that a text may have, special ones included.
     pub context_length: usize,
+    /// Which file states the context, for a person.
+    pub context_source: String,
     /// What a shorter text is filled with where the graph wants a fixed length.
     pub pad_id: u32,
+    /// Texts are filled at their beginning.
+    pub pad_left: bool,
     /// Ids that the post-processor adds: start and end of text.
     special: usize,
-    /// The tokenizer expects its caller to have lower-cased the text and taken its punctuation out.
-    canonicalize: bool,
+    /// What the library's tokenizer class does to a text before its `tokenizer.json` is asked.
+    pub cleaning: Cleaning,
+    /// An id that becomes 0, as open_clip's `strip_sep_token` asks.
+    stripped: Option<u32>,
     runs: OnceCell<Runs>,
 }
 
@@ -40,45 +48,83 @@ pub struct Tokens {
 }
 
 impl TextEncoder {
-    /// Loads the tokenizer of a model. `fixed_length` is the sequence length that the graph is bound to.
+    /// Loads the tokenizer of a model. `fixed_length` is the sequence length that the graph is bound to. What has to be
+    /// guessed is added to `warnings`.
     ///
-    /// The context length is the least of what the graph, `tokenizer_config.json` and `tokenizer.json`
-    /// state; the padding id is the tokenizer's. `config.json` is not asked: CLIP's own says pad 1 and
-    /// EOS 2 where both are 49407.
+    /// The context length is the least of what these state: the graph's fixed axis, `model_max_length` of
+    /// `tokenizer_config.json`, truncation and fixed padding of `tokenizer.json`, `max_seq_length` of
+    /// `sentence_bert_config.json`, and the positions of the text tower (`context_length` of open_clip's configuration,
+    /// `max_position_embeddings` of `config.json`). Where none does, it is that of the family.
+    ///
+    /// The padding id is open_clip's 0 where a text goes through its own tokenizer, else the `pad_token` of
+    /// `tokenizer_config.json`, else that of `tokenizer.json`. `config.json` is not asked: CLIP's own says pad 1 and EOS
+    /// 2 where both are 49407.
     ///
     /// # Errors
-    /// [`Kind::MissingFile`] without a `tokenizer.json`, [`Kind::BadModel`] where it cannot be used.
-    pub fn load(model: &Model, fixed_length: Option<usize>) -> Result<Self> {
-        let file = model.tokenizer.as_ref().ok_or_else(|| {
-            Error::new(Kind::MissingFile, format!("model \"{}\" has no tokenizer.json", model.name))
-                .detail(format!("Looked in \"{}\".", model.directory.display()))
-        })?;
+    /// [`Kind::MissingFile`] without files for a tokenizer, [`Kind::BadModel`] where they cannot be used.
+    pub fn load(model: &Model, fixed_length: Option<usize>, warnings: &mut Vec<Error>) -> Result<Self> {
+        let source = TokenizerFiles::of(model)?;
         let unusable = |e: &dyn std::fmt::Display| {
-            Error::new(Kind::BadModel, format!("tokenizer \"{}\" cannot be used", file.display()))
+            Error::new(Kind::BadModel, format!("tokenizer \"{}\" cannot be used", source.file.display()))
                 .detail(format!("The tokenizers library says: {e}."))
         };
-        let mut tokenizer = without_panic(
-            || unusable(&"it gave up on the file"),
-            || Tokenizer::from_file(file).map_err(|e| unusable(&e)),
-        )?;
-        let config = read_json(&file.with_file_name("tokenizer_config.json")).unwrap_or_default();
+        let mut tokenizer = without_panic(|| unusable(&"it gave up on the file"), || source.load())?;
+        let stated = &source.config;
+        let config = Config::read(&model.text_directory);
 
-        // Exporters write 1e30 for "no limit".
-        let stated = config["model_max_length"].as_f64().filter(|n| (1.0..1e6).contains(n)).map(|n| n as usize);
-        let truncation = tokenizer.get_truncation().map(|t| t.max_length);
-        // open_clip's configuration, as Immich ships it, states the context that the model was trained with.
-        let open_clip = read_json(&model.text_directory.join("config.json")).unwrap_or_default();
-        let open_clip = open_clip.get("model_cfg").unwrap_or(&open_clip)["text_cfg"].clone();
-        let trained = open_clip["context_length"].as_u64().map(|n| n as usize);
-        let canonicalize = open_clip["tokenizer_kwargs"]["clean"].as_str() == Some("canonicalize");
-        let context_length =
-            [fixed_length, stated, truncation, trained].into_iter().flatten().min().unwrap_or(CLIP_CONTEXT);
+        let fixed_padding = tokenizer.get_padding().and_then(|padding| match padding.strategy {
+            PaddingStrategy::Fixed(length) => Some(length),
+            PaddingStrategy::BatchLongest => None,
+        });
+        let sentences = ["sentence_bert_config.json", "0_Transformer/sentence_bert_config.json"]
+            .into_iter()
+            .find_map(|name| read_json(&model.text_directory.join(name)).ok()?["max_seq_length"].as_u64());
+        let candidates = [
+            ("the graph", fixed_length),
+            // Exporters write 1e30 for "no limit".
+            (
+                "tokenizer_config.json",
+                stated["model_max_length"].as_f64().filter(|n| (1.0..1e6).contains(n)).map(|n| n as usize),
+            ),
+            ("tokenizer.json, truncation", tokenizer.get_truncation().map(|t| t.max_length)),
+            ("tokenizer.json, padding", fixed_padding),
+            ("sentence_bert_config.json", sentences.map(|n| n as usize)),
+            ("the configuration's positions", config.positions()),
+        ];
+        let least = candidates.into_iter().filter_map(|(from, length)| Some((length?, from))).min_by_key(|(n, _)| *n);
+        let (context_length, context_source) = match least {
+            Some((length, from)) => (length, format!("by {from}")),
+            None => {
+                let (length, known) = config.usual_context();
+                if !known {
+                    warnings.push(
+                        Error::new(
+                            Kind::MissingFile,
+                            format!("model \"{}\" does not say its context length", model.name),
+                        )
+                        .detail(format!("Texts are cut to {length} tokens, as CLIP's are."))
+                        .hint("Put \"model_max_length\" into its tokenizer_config.json."),
+                    );
+                }
+                (length, if known { "as its family has it".to_owned() } else { "a guess".to_owned() })
+            }
+        };
 
-        let pad_token = config["pad_token"].as_str().or_else(|| config["pad_token"]["content"].as_str());
-        let pad_id = pad_token
-            .and_then(|token| tokenizer.token_to_id(token))
-            .or_else(|| tokenizer.get_padding().map(|p| p.pad_id))
-            .unwrap_or(0);
+        let pad_token = stated["pad_token"].as_str().or_else(|| stated["pad_token"]["content"].as_str());
+        let own_padding = || {
+            let by_name = pad_token.and_then(|token| tokenizer.token_to_id(token));
+            by_name.or_else(|| tokenizer.get_padding().map(|p| p.pad_id)).unwrap_or(0)
+        };
+        // Some exports of open_clip's models leave the name of another tokenizer out.
+        let simple = config.has_simple_tokenizer() && tokenizer.token_to_id("<|startoftext|>").is_some();
+        let pad_id = if simple { 0 } else { own_padding() };
+        let pad_left = match stated["padding_side"].as_str() {
+            Some(side) => side == "left",
+            None => tokenizer.get_padding().is_some_and(|p| matches!(p.direction, PaddingDirection::Left)),
+        };
+        let strips = config.tokenizer_options()["strip_sep_token"].as_bool() == Some(true);
+        let separator = stated["sep_token"].as_str().or_else(|| stated["sep_token"]["content"].as_str());
+        let stripped = if strips { separator.and_then(|token| tokenizer.token_to_id(token)) } else { None };
 
         let special = tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(false));
         if context_length <= special {
@@ -95,7 +141,19 @@ impl TextEncoder {
                 stride: 0,
             }))
             .map_err(|e| unusable(&e))?;
-        Ok(Self { tokenizer, context_length, pad_id, special, canonicalize, runs: OnceCell::new() })
+        let cleaning = Cleaning::of(&config, simple, stated);
+        let runs = OnceCell::new();
+        Ok(Self { tokenizer, context_length, context_source, pad_id, pad_left, special, cleaning, stripped, runs })
+    }
+
+    /// Fills the ids of a text up to a length.
+    pub fn pad(&self, tokens: &mut Tokens, length: usize) {
+        let missing = length.saturating_sub(tokens.ids.len());
+        if self.pad_left {
+            tokens.ids.splice(0..0, std::iter::repeat_n(self.pad_id, missing));
+        } else {
+            tokens.ids.resize(tokens.ids.len() + missing, self.pad_id);
+        }
     }
 
     /// The ids of a text, special ones included. A longer text is cut before the special tokens are added, so that the
@@ -134,8 +192,8 @@ impl TextEncoder {
         loop {
             let piece = pieces::cut(text, size)?;
             let whole = ends && piece.len() == text.len();
-            let canonical = self.canonicalize.then(|| canonicalize(piece));
-            let piece = canonical.as_deref().unwrap_or(piece);
+            let cleaned = self.cleaning.clean(piece);
+            let piece = &*cleaned;
             // The library panics on some texts; an interrupt that unwinds is not one of these.
             let interrupted = RefCell::new(None);
             let mut look = || {
@@ -172,7 +230,10 @@ impl TextEncoder {
                 .detail(format!("The tokenizers library says: {e}."))
         };
         let encoding = self.tokenizer.post_process(encoding, None, true).map_err(refused)?;
-        let ids = encoding.get_ids().to_vec();
+        let mut ids = encoding.get_ids().to_vec();
+        if let Some(stripped) = self.stripped {
+            ids.iter_mut().filter(|id| **id == stripped).for_each(|id| *id = 0);
+        }
         if ids.len() <= self.special {
             return Err(empty(text));
         }
@@ -191,22 +252,4 @@ fn empty(text: &str) -> Error {
         n => format!("Its {n} bytes are nothing but white space to the tokenizer."),
     };
     Error::new(Kind::InvalidInput, "text is empty").detail(detail).hint("Use NULL where there is no text.")
-}
-
-/// SigLIP's text cleaning as open_clip does it in code (`canonicalize_text`): underscores become spaces,
-/// ASCII punctuation goes, letters are lower-cased, white space is collapsed.
-fn canonicalize(text: &str) -> String {
-    let text: String = text.replace('_', " ").chars().filter(|c| !c.is_ascii_punctuation()).collect();
-    text.to_lowercase().split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::canonicalize;
-
-    #[test]
-    fn canonical_text_has_no_punctuation() {
-        assert_eq!(canonicalize("  A Photo_of:\ta \"CAT\"!  "), "a photo of a cat");
-        assert_eq!(canonicalize("naïve Äpfel—ok"), "naïve äpfel—ok");
-    }
 }

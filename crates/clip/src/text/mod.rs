@@ -1,6 +1,8 @@
 //! Text to token ids.
 
+mod cleaning;
 mod encoder;
+mod files;
 mod pieces;
 mod runs;
 

@@ -1,0 +1,27 @@
+//! Texts to token ids, by the test model's tokenizer.
+#![no_main]
+
+use std::path::Path;
+use std::sync::LazyLock;
+
+use clip::model::Model;
+use clip::text::TextEncoder;
+use libfuzzer_sys::fuzz_target;
+
+/// Not shared between threads: libFuzzer has one.
+struct Encoder(TextEncoder);
+unsafe impl Send for Encoder {}
+unsafe impl Sync for Encoder {}
+
+static ENCODER: LazyLock<Encoder> = LazyLock::new(|| {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../tests/fixtures");
+    Encoder(TextEncoder::load(&Model::find(&[fixtures], "clip-mini").unwrap(), None).unwrap())
+});
+
+fuzz_target!(|bytes: &[u8]| {
+    // PostgreSQL hands over valid text only.
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Ok(tokens) = ENCODER.0.encode(text) {
+        assert!(tokens.ids.len() <= ENCODER.0.context_length);
+    }
+});

@@ -1,0 +1,80 @@
+//! Library calls that nothing can stop, in a thread of their own, which is left behind at an interrupt.
+//!
+//! A lossy WebP and a HEIC that is coded in one piece are decoded by one call each, for up to a second or two. The caller
+//! waits for the thread and looks for an interrupt meanwhile. A thread that was left behind ends with its call, and until
+//! then no other is begun, so that there is one at a time, whatever is cancelled how often.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::time::Duration;
+
+use crate::error::{Error, Kind, Result};
+use crate::image::limits::Limits;
+use crate::memory;
+use crate::model::session::with_signals_blocked;
+
+/// Threads that are at work.
+static AT_WORK: AtomicUsize = AtomicUsize::new(0);
+/// What they ask instead of [`Limits::interrupted`], which is the caller's: whether they were left behind.
+static ABANDONED: AtomicBool = AtomicBool::new(false);
+
+/// Between two looks for an interrupt.
+const WAIT: Duration = Duration::from_millis(10);
+
+struct Working;
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        AT_WORK.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Runs `work` on a copy of the file.
+///
+/// # Errors
+/// Those of `work`; [`Kind::Interrupted`]; [`Kind::InvalidInput`] where it panics, as `broken` says.
+pub(crate) fn aside<T: Send + 'static>(
+    bytes: &[u8],
+    limits: &Limits,
+    broken: impl FnOnce() -> Error,
+    work: impl FnOnce(&[u8], &Limits) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    // Callers with several threads of their own (clip-embed) are not interrupted, and don't wait for each other.
+    let mut copy: Vec<u8> = memory::with_capacity(bytes.len())?;
+    copy.extend_from_slice(bytes);
+    while ABANDONED.load(Ordering::Acquire) {
+        limits.check_interrupt()?;
+        if AT_WORK.load(Ordering::Acquire) == 0 {
+            ABANDONED.store(false, Ordering::Release);
+        } else {
+            std::thread::sleep(WAIT);
+        }
+    }
+    let inner = Limits { interrupted: || ABANDONED.load(Ordering::Acquire), ..*limits };
+    let (sender, receiver) = sync_channel(1);
+    AT_WORK.fetch_add(1, Ordering::AcqRel);
+    let working = Working;
+    let thread = std::thread::Builder::new().name("clip decode".to_owned());
+    let spawned = with_signals_blocked(|| {
+        thread.spawn(move || {
+            let _working = working;
+            // Nobody may listen any more.
+            let _ = sender.send(work(&copy, &inner));
+        })
+    });
+    if spawned.is_err() {
+        return Err(Error::new(Kind::OutOfMemory, "out of memory").detail("No thread could be started."));
+    }
+    loop {
+        match receiver.recv_timeout(WAIT) {
+            Ok(result) => return result,
+            Err(RecvTimeoutError::Disconnected) => return Err(broken()),
+            Err(RecvTimeoutError::Timeout) => {
+                if let Err(interrupted) = limits.check_interrupt() {
+                    ABANDONED.store(true, Ordering::Release);
+                    return Err(interrupted);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Camera RAW by the JPEG preview that cameras store beside the sensor's data: the largest one, upright.
+//!
+//! DNG, CR2, NEF, ARW, PEF, ORF and RW2 are TIFFs whose directories lead to previews; RAF has a place for one. CR3 is of
+//! another sort and refused by name.
+
+use image::metadata::Orientation;
+
+use crate::error::{Error, Kind, Result};
+use crate::image::info::Header;
+use crate::image::jpeg::Jpeg;
+use crate::image::limits::Limits;
+use crate::image::tiff::directory::{Directory, File};
+
+mod tag {
+    pub const JPG_FROM_RAW: u16 = 0x2E;
+    pub const COMPRESSION: u16 = 259;
+    pub const PHOTOMETRIC: u16 = 262;
+    pub const MAKE: u16 = 271;
+    pub const STRIP_OFFSETS: u16 = 273;
+    pub const ORIENTATION: u16 = 274;
+    pub const STRIP_LENGTHS: u16 = 279;
+    pub const SUB_DIRECTORIES: u16 = 330;
+    pub const JPEG: u16 = 513;
+    pub const JPEG_LENGTH: u16 = 514;
+    pub const DNG_VERSION: u16 = 50706;
+}
+
+/// Photometric interpretations of a sensor's data: a pattern of colours, and linear values.
+const SENSOR: [u64; 2] = [32803, 34892];
+
+/// A smaller preview, less than twice CLIP's input of 224 pixels, would be embedded as another picture: a raw file opens as
+/// its thumbnail of 160 × 120 in many programs.
+const LEAST_SIDE: u32 = 448;
+
+/// Directories that are looked at: cameras write up to six.
+const MOST: usize = 32;
+
+/// A preview whose header has been read.
+pub(crate) struct Preview<'a> {
+    pub jpeg: Jpeg<'a>,
+    pub orientation: Orientation,
+}
+
+/// Whether a file is a camera's raw data. `is_tiff`: it begins as a TIFF does.
+pub(crate) fn is_raw(bytes: &[u8], is_tiff: bool) -> bool {
+    if [b"IIRO".as_slice(), b"IIRS", b"IIU\0", b"FUJIFILMCCD-RAW"].into_iter().any(|magic| bytes.starts_with(magic)) {
+        return true;
+    }
+    is_tiff
+        && (bytes.get(8..11) == Some(b"CR\x02")
+            || directories(bytes).iter().any(|directory| {
+                directory.find(tag::DNG_VERSION).is_some()
+                    || directory.get(tag::PHOTOMETRIC).is_some_and(|sort| SENSOR.contains(&sort))
+            }))
+}
+
+/// What people call the format.
+pub(crate) fn name(bytes: &[u8]) -> &'static str {
+    if bytes.starts_with(b"FUJIFILMCCD-RAW") {
+        return "RAF";
+    }
+    if bytes.get(8..11) == Some(b"CR\x02") {
+        return "CR2";
+    }
+    let directories = directories(bytes);
+    if directories.iter().any(|directory| directory.find(tag::DNG_VERSION).is_some()) {
+        return "DNG";
+    }
+    let make = directories.first().and_then(|first| first.bytes(tag::MAKE)).unwrap_or_default().to_ascii_uppercase();
+    let made_by = |maker: &[u8]| make.starts_with(maker);
+    match bytes {
+        [b'I', b'I', b'R', ..] => "ORF",
+        [b'I', b'I', b'U', ..] => "RW2",
+        _ if made_by(b"NIKON") => "NEF",
+        _ if made_by(b"SONY") => "ARW",
+        _ if made_by(b"PENTAX") || made_by(b"RICOH") => "PEF",
+        _ => "camera RAW",
+    }
+}
+
+/// The largest preview of a file.
+///
+/// # Errors
+/// [`Kind::Unsupported`] where it has none of a useful size.
+pub(crate) fn preview<'a>(bytes: &'a [u8], limits: &'a Limits) -> Result<Preview<'a>> {
+    let directories = directories(bytes);
+    let candidates = directories.iter().flat_map(|directory| jpegs(bytes, directory)).chain(fujis(bytes));
+    let mut best: Option<Jpeg> = None;
+    for candidate in candidates {
+        limits.check_interrupt()?;
+        if let Ok(jpeg) = Jpeg::open(candidate, limits) {
+            let area = |jpeg: &Jpeg| u64::from(jpeg.width) * u64::from(jpeg.height);
+            if !jpeg.is_lossless() && best.as_ref().is_none_or(|best| area(best) < area(&jpeg)) {
+                best = Some(jpeg);
+            }
+        }
+    }
+    let found = best.as_ref().map(|jpeg| (jpeg.width, jpeg.height));
+    match best.filter(|jpeg| jpeg.width.min(jpeg.height) >= LEAST_SIDE) {
+        Some(jpeg) => {
+            // The first directory is about all pictures of the file; a preview's own statement says the same again.
+            let stated = directories.first().and_then(|first| first.get(tag::ORIENTATION));
+            let stated = stated.and_then(|value| Orientation::from_exif(u8::try_from(value).ok()?));
+            let orientation = stated.unwrap_or_else(|| jpeg.orientation());
+            Ok(Preview { jpeg, orientation })
+        }
+        None => {
+            let detail = match found {
+                Some((width, height)) => {
+                    format!("Its largest preview is {width}×{height}; {LEAST_SIDE} pixels a side are needed.")
+                }
+                None => "It has no preview.".to_owned(),
+            };
+            Err(Error::new(Kind::Unsupported, "image format camera RAW is not supported without a preview")
+                .detail(detail)
+                .hint("Develop it and store a JPEG."))
+        }
+    }
+}
+
+/// What the preview's header says.
+pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
+    let Preview { jpeg, orientation } = preview(bytes, limits)?;
+    Ok(Header { size: (jpeg.width, jpeg.height), channels: jpeg.channels(), bits: 8, orientation, frames: 1 })
+}
+
+/// The directories of a file and those below them, in their order.
+fn directories(bytes: &[u8]) -> Vec<Directory<'_>> {
+    let file = File::new(bytes);
+    let mut found: Vec<Directory> = Vec::new();
+    let mut next = file.first().ok();
+    while let Some(directory) = next.filter(|_| found.len() < MOST) {
+        found.push(directory);
+        next = file.next(&directory);
+    }
+    for index in 0..found.len() {
+        let Some(below) = found[index].find(tag::SUB_DIRECTORIES) else { continue };
+        let places = (0..below.count).take(MOST - found.len().min(MOST)).filter_map(|index| below.get(index));
+        let below: Vec<Directory> = places.filter_map(|place| file.directory(place)).collect();
+        found.extend(below);
+    }
+    found
+}
+
+/// The JPEG files that a directory leads to.
+fn jpegs<'a>(bytes: &'a [u8], directory: &Directory<'a>) -> impl Iterator<Item = &'a [u8]> {
+    let slice = |from: u64, length: u64| {
+        let (from, length) = (usize::try_from(from).ok()?, usize::try_from(length).ok()?);
+        bytes.get(from..from.checked_add(length)?.min(bytes.len()))
+    };
+    let linked =
+        directory.get(tag::JPEG).zip(directory.get(tag::JPEG_LENGTH)).and_then(|(at, length)| slice(at, length));
+    let is_jpeg = matches!(directory.get(tag::COMPRESSION), Some(6 | 7));
+    let strips = directory.find(tag::STRIP_OFFSETS).zip(directory.find(tag::STRIP_LENGTHS));
+    let strip = strips
+        .filter(|(offsets, _)| is_jpeg && offsets.count == 1)
+        .and_then(|(offsets, lengths)| slice(offsets.get(0)?, lengths.get(0)?));
+    let whole = directory.bytes(tag::JPG_FROM_RAW);
+    [linked, strip, whole].into_iter().flatten().filter(|bytes| bytes.starts_with(b"\xFF\xD8"))
+}
+
+/// The JPEG file of a Fujifilm RAF, whose place and length stand behind its names.
+fn fujis(bytes: &[u8]) -> Option<&[u8]> {
+    if !bytes.starts_with(b"FUJIFILMCCD-RAW") {
+        return None;
+    }
+    let number = |at: usize| Some(u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?) as usize);
+    let (at, length) = (number(84)?, number(88)?);
+    bytes.get(at..at.checked_add(length)?.min(bytes.len())).filter(|jpeg| jpeg.starts_with(b"\xFF\xD8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::synthetic::photo;
+    use crate::image::{decode, info};
+
+    /// A DNG: a directory that says so, with a thumbnail's size, and one below it with a preview of this size.
+    fn dng(preview: &[u8], orientation: u32) -> Vec<u8> {
+        let mut bytes = b"II*\0".to_vec();
+        let first = 8 + preview.len().next_multiple_of(2) as u32;
+        bytes.extend(first.to_le_bytes());
+        bytes.extend(preview);
+        bytes.resize(first as usize, 0);
+        let entry = |tag: u16, kind: u16, value: u32| {
+            let mut entry = Vec::new();
+            entry.extend(tag.to_le_bytes());
+            entry.extend(kind.to_le_bytes());
+            entry.extend(1u32.to_le_bytes());
+            entry.extend(value.to_le_bytes());
+            entry
+        };
+        let entries = |entries: &[Vec<u8>]| {
+            let mut bytes = (entries.len() as u16).to_le_bytes().to_vec();
+            entries.iter().for_each(|entry| bytes.extend(entry));
+            bytes.extend([0; 4]);
+            bytes
+        };
+        let below = first + 2 + 5 * 12 + 4;
+        bytes.extend(entries(&[
+            entry(256, 4, 16),
+            entry(257, 4, 12),
+            entry(tag::ORIENTATION, 3, orientation),
+            entry(tag::SUB_DIRECTORIES, 4, below),
+            entry(tag::DNG_VERSION, 1, 0x0401),
+        ]));
+        bytes.extend(entries(&[
+            entry(tag::COMPRESSION, 3, 7),
+            entry(tag::PHOTOMETRIC, 3, 6),
+            entry(tag::STRIP_OFFSETS, 4, 8),
+            entry(tag::STRIP_LENGTHS, 4, preview.len() as u32),
+        ]));
+        bytes
+    }
+
+    #[test]
+    fn the_preview_is_embedded_upright() {
+        let limits = Limits::default();
+        let preview = photo(800, 600, 3).unwrap();
+        let file = dng(&preview, 6);
+        let decoded = decode(&file, &limits).unwrap();
+        assert_eq!(decoded.size, (600, 800));
+        let plain = decode(&preview, &limits).unwrap().rgb;
+        assert!(decoded.rgb.get_pixel(599, 0) == plain.get_pixel(0, 0));
+        let header = info::info(&file, &limits).unwrap();
+        assert_eq!((header.format, header.width, header.height, header.orientation), ("DNG", 800, 600, 6));
+    }
+
+    #[test]
+    fn a_thumbnail_is_no_preview() {
+        let error = decode(&dng(&photo(160, 120, 3).unwrap(), 1), &Limits::default()).unwrap_err();
+        assert_eq!(error.kind, Kind::Unsupported);
+        assert!(error.message.contains("camera RAW") && error.detail.unwrap().contains("160×120"));
+    }
+}

@@ -1,0 +1,246 @@
+//! TIFF's compressions, each as a stream of which a row of samples is read at a time.
+
+use std::io::{self, BufRead, Read};
+
+use crate::error::{Error, Result};
+use crate::image::format::Format;
+use crate::image::jpeg::{Colors, Jpeg, Rows};
+use crate::image::limits::{Limits, Watched};
+
+pub(crate) const NONE: u64 = 1;
+pub(crate) const FAX3: u64 = 3;
+pub(crate) const FAX4: u64 = 4;
+pub(crate) const LZW: u64 = 5;
+pub(crate) const OLD_JPEG: u64 = 6;
+pub(crate) const JPEG: u64 = 7;
+pub(crate) const DEFLATE: u64 = 8;
+pub(crate) const OLD_DEFLATE: u64 = 32946;
+pub(crate) const PACKBITS: u64 = 32773;
+
+/// What a stream takes at most: an inflater's window and state, or an LZW dictionary and its buffer.
+pub(crate) const STREAM_BYTES: u64 = 256 << 10;
+
+/// What a strip or tile is like.
+pub(crate) struct Sort<'a> {
+    pub compression: u64,
+    /// Bits of a byte in the other order.
+    pub reversed: bool,
+    pub width: u32,
+    pub height: u32,
+    /// Tables that the parts of a picture share, for JPEG.
+    pub tables: Option<&'a [u8]>,
+    pub colors: Colors,
+}
+
+/// Opens a strip or tile.
+pub(crate) fn open<'a>(sort: &Sort<'a>, bytes: &'a [u8], limits: &'a Limits) -> Result<Box<dyn Source + 'a>> {
+    let input = Input { inner: Watched::new(bytes, limits), reversed: sort.reversed, piece: Vec::new() };
+    Ok(match sort.compression {
+        NONE => Box::new(Stream(input)),
+        LZW => {
+            if matches!(bytes, [0, second, ..] if second & 1 == 1) {
+                return Err(Format::Tiff.unsupported("Its LZW is of the form before TIFF 6."));
+            }
+            let decoder = weezl::decode::Decoder::with_tiff_size_switch(weezl::BitOrder::Msb, 8);
+            Box::new(Stream(Lzw { input, decoder }))
+        }
+        DEFLATE | OLD_DEFLATE => Box::new(Stream(flate2::bufread::ZlibDecoder::new(input))),
+        PACKBITS => Box::new(Stream(PackBits { input, literal: 0, repeated: None })),
+        FAX4 | FAX3 => Box::new(Fax::new(sort, input)?),
+        JPEG => Box::new(Jpeg::open_with(bytes, sort.tables, limits)?.rows(sort.colors)?),
+        OLD_JPEG => return Err(Format::Tiff.unsupported("Its JPEG data are of the form before TIFF technical note 2.")),
+        other => return Err(Format::Tiff.unsupported(format!("Its compression is {other}."))),
+    })
+}
+
+/// Rows of samples.
+pub(crate) trait Source {
+    /// Fills the row. An error of kind [`io::ErrorKind::UnexpectedEof`] where the data end.
+    fn row(&mut self, row: &mut [u8]) -> io::Result<()>;
+}
+
+struct Stream<R>(R);
+
+impl<R: Read> Source for Stream<R> {
+    fn row(&mut self, row: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact(row)
+    }
+}
+
+impl Source for Rows<'_> {
+    fn row(&mut self, row: &mut [u8]) -> io::Result<()> {
+        if row.len() != self.row_bytes() {
+            return Err(io::Error::other("the JPEG data have another width"));
+        }
+        self.read(row).map_err(|error: Error| io::Error::other(error.to_string()))
+    }
+}
+
+/// The compressed bytes.
+struct Input<'a> {
+    inner: Watched<'a>,
+    reversed: bool,
+    /// What was read, in the right order.
+    piece: Vec<u8>,
+}
+
+impl BufRead for Input<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if !self.reversed {
+            return self.inner.fill_buf();
+        }
+        self.piece.clear();
+        self.piece.extend(self.inner.fill_buf()?.iter().map(|byte| byte.reverse_bits()));
+        Ok(&self.piece)
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.inner.consume(amount);
+    }
+}
+
+impl Read for Input<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let piece = self.fill_buf()?;
+        let count = piece.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&piece[..count]);
+        self.consume(count);
+        Ok(count)
+    }
+}
+
+struct Lzw<'a> {
+    input: Input<'a>,
+    decoder: weezl::decode::Decoder,
+}
+
+impl Read for Lzw<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let piece = self.input.fill_buf()?;
+            let is_end = piece.is_empty();
+            let result = self.decoder.decode_bytes(piece, buffer);
+            self.input.consume(result.consumed_in);
+            match result.status {
+                _ if result.consumed_out > 0 => return Ok(result.consumed_out),
+                Ok(weezl::LzwStatus::Done) => return Ok(0),
+                Ok(weezl::LzwStatus::NoProgress) => return Ok(0),
+                Ok(_) if is_end => return Ok(0),
+                Ok(_) => {}
+                Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error.to_string())),
+            }
+        }
+    }
+}
+
+/// Apple's run lengths (TIFF 6, section 9).
+struct PackBits<'a> {
+    input: Input<'a>,
+    /// Bytes to copy as they are.
+    literal: usize,
+    /// How often to repeat which byte.
+    repeated: Option<(usize, u8)>,
+}
+
+impl PackBits<'_> {
+    fn byte(&mut self) -> io::Result<Option<u8>> {
+        let byte = self.input.fill_buf()?.first().copied();
+        self.input.consume(usize::from(byte.is_some()));
+        Ok(byte)
+    }
+}
+
+impl Read for PackBits<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if let Some((count, byte)) = self.repeated {
+                let taken = count.min(buffer.len());
+                buffer[..taken].fill(byte);
+                self.repeated = (count > taken).then_some((count - taken, byte));
+                return Ok(taken);
+            }
+            if self.literal > 0 {
+                let most = self.literal.min(buffer.len());
+                let taken = self.input.read(&mut buffer[..most])?;
+                self.literal = if taken == 0 { 0 } else { self.literal - taken };
+                return Ok(taken);
+            }
+            match self.byte()? {
+                None => return Ok(0),
+                Some(128) => {}
+                Some(count @ 0..128) => self.literal = usize::from(count) + 1,
+                Some(count) => {
+                    let Some(byte) = self.byte()? else { return Ok(0) };
+                    self.repeated = Some((257 - usize::from(count), byte));
+                }
+            }
+        }
+    }
+}
+
+/// CCITT's fax codes: rows of one bit a pixel, 0 for white.
+struct Fax<'a> {
+    decoder: FaxDecoder<'a>,
+    width: u16,
+    /// The decoder has ended.
+    done: bool,
+}
+
+type FaxBytes<'a> = std::iter::Map<io::Bytes<Input<'a>>, fn(io::Result<u8>) -> io::Result<u8>>;
+
+enum FaxDecoder<'a> {
+    Three(fax::decoder::Group3Decoder<FaxBytes<'a>>),
+    Four(fax::decoder::Group4Decoder<FaxBytes<'a>>),
+}
+
+impl<'a> Fax<'a> {
+    fn new(sort: &Sort, input: Input<'a>) -> Result<Self> {
+        let width = u16::try_from(sort.width).map_err(|_| Format::Tiff.unsupported("Its fax rows are too long."))?;
+        let bytes: FaxBytes<'a> = input.bytes().map(std::convert::identity as fn(_) -> _);
+        let broken = |_| Format::Tiff.broken("Its fax data don't begin as they should.");
+        let decoder = if sort.compression == FAX4 {
+            FaxDecoder::Four(fax::decoder::Group4Decoder::new(bytes, width).map_err(|e| broken(format!("{e:?}")))?)
+        } else {
+            FaxDecoder::Three(fax::decoder::Group3Decoder::new(bytes).map_err(|e| broken(format!("{e:?}")))?)
+        };
+        Ok(Self { decoder, width, done: false })
+    }
+}
+
+impl Source for Fax<'_> {
+    fn row(&mut self, row: &mut [u8]) -> io::Result<()> {
+        if self.done {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let invalid = |e: String| {
+            // The decoders tell the end of the data as any other fault of a code.
+            io::Error::new(io::ErrorKind::UnexpectedEof, e)
+        };
+        let transitions = match &mut self.decoder {
+            FaxDecoder::Three(decoder) => {
+                match decoder.advance() {
+                    Ok(status) => self.done = status == fax::decoder::DecodeStatus::End,
+                    // The last row need not have an end of its own.
+                    Err(_) if decoder.transitions().last() == Some(&self.width) => self.done = true,
+                    Err(e) => return Err(invalid(format!("{e:?}"))),
+                }
+                decoder.transitions()
+            }
+            FaxDecoder::Four(decoder) => {
+                let status = decoder.advance().map_err(|e| invalid(format!("{e:?}")))?;
+                if status == fax::decoder::DecodeStatus::End {
+                    self.done = true;
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                decoder.transition()
+            }
+        };
+        row.fill(0);
+        for (x, color) in fax::decoder::pels(transitions, self.width).enumerate() {
+            if color == fax::Color::Black {
+                row[x / 8] |= 0x80 >> (x % 8);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,210 @@
+//! Image files of every format, made here, of any size: mild ones, and ones that claim much in few bytes.
+#![allow(dead_code)]
+
+use std::io::Write;
+
+use image::{ImageFormat, RgbImage, RgbaImage};
+
+/// A file with what the tests call it.
+pub struct File {
+    pub name: &'static str,
+    pub bytes: Vec<u8>,
+}
+
+fn file(name: &'static str, bytes: Vec<u8>) -> File {
+    File { name, bytes }
+}
+
+fn written(image: &RgbImage, format: ImageFormat) -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image.write_to(&mut bytes, format).unwrap();
+    bytes.into_inner()
+}
+
+/// A picture without noise, so that files are small.
+fn gradient(width: u32, height: u32) -> RgbImage {
+    RgbImage::from_fn(width, height, |x, y| image::Rgb([(x / 3) as u8, (y / 2) as u8, (x / 16 + y / 16) as u8]))
+}
+
+pub fn gif(width: u16, height: u16) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let palette: Vec<u8> = (0..=255).flat_map(|i| [i, 255 - i, i / 2]).collect();
+    let mut encoder = gif::Encoder::new(&mut bytes, width, height, &palette).unwrap();
+    let pixels: Vec<u8> = (0..usize::from(width) * usize::from(height)).map(|at| (at / 64) as u8).collect();
+    let frame = gif::Frame { width, height, buffer: pixels.into(), ..Default::default() };
+    encoder.write_frame(&frame).unwrap();
+    drop(encoder);
+    bytes
+}
+
+/// The sorts of samples, beside their number: bits, and whether they are floats.
+#[derive(Clone, Copy)]
+pub struct Samples {
+    pub count: u16,
+    pub bits: u16,
+    pub float: bool,
+}
+
+/// A TIFF in Deflate, whose strips all share one stored strip of zeros: as many pixels as one likes in few bytes.
+pub fn tiff(width: u32, height: u32, samples: Samples, rows: u32) -> Vec<u8> {
+    let Samples { count, bits, float } = samples;
+    let row = (u64::from(width) * u64::from(count) * u64::from(bits)).div_ceil(8) as usize;
+    let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
+    let zeros = vec![0; row];
+    (0..rows).for_each(|_| encoder.write_all(&zeros).unwrap());
+    let strip = encoder.finish().unwrap();
+    let strips = height.div_ceil(rows);
+    let mut bytes = b"II*\0".to_vec();
+    let strip_at = 8;
+    let offsets_at = strip_at + strip.len().next_multiple_of(4) as u32;
+    let lengths_at = offsets_at + 4 * strips;
+    let shorts_at = lengths_at + 4 * strips;
+    let directory_at = shorts_at + 64;
+    bytes.extend(directory_at.to_le_bytes());
+    bytes.extend(&strip);
+    bytes.resize(offsets_at as usize, 0);
+    (0..strips).for_each(|_| bytes.extend(8u32.to_le_bytes()));
+    (0..strips).for_each(|_| bytes.extend((strip.len() as u32).to_le_bytes()));
+    (0..16).for_each(|_| bytes.extend(bits.to_le_bytes()));
+    (0..16).for_each(|_| bytes.extend(if float { 3u16 } else { 1 }.to_le_bytes()));
+    let many = |value: u16, at: u32| if count > 2 { at } else { u32::from(value) | u32::from(value) << 16 };
+    let one = |at: u32, of: u32| if strips > 1 { at } else { of };
+    let photometric = if count < 3 { 1 } else { 2 };
+    let mut entries: Vec<(u16, u16, u32, u32)> = vec![
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, count.into(), many(bits, shorts_at)),
+        (259, 3, 1, 8),
+        (262, 3, 1, photometric),
+        (273, 4, strips, one(offsets_at, 8)),
+        (277, 3, 1, count.into()),
+        (278, 4, 1, rows),
+        (279, 4, strips, one(lengths_at, strip.len() as u32)),
+    ];
+    if count == 2 || count == 4 {
+        entries.push((338, 3, 1, 2));
+    }
+    entries.push((339, 3, count.into(), many(if float { 3 } else { 1 }, shorts_at + 32)));
+    bytes.extend((entries.len() as u16).to_le_bytes());
+    for (tag, kind, count, value) in entries {
+        bytes.extend(tag.to_le_bytes());
+        bytes.extend(kind.to_le_bytes());
+        bytes.extend(count.to_le_bytes());
+        bytes.extend(value.to_le_bytes());
+    }
+    bytes.extend([0; 4]);
+    bytes
+}
+
+/// A PNG of zeros, which is a thousand times smaller than its pixels.
+pub fn png(width: u32, height: u32, color: png::ColorType, depth: png::BitDepth) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, width, height);
+    encoder.set_color(color);
+    encoder.set_depth(depth);
+    let mut writer = encoder.write_header().unwrap();
+    let mut stream = writer.stream_writer().unwrap();
+    let bits = usize::from(depth as u8) * color.samples();
+    let row = vec![0; (width as usize * bits).div_ceil(8)];
+    (0..height).for_each(|_| stream.write_all(&row).unwrap());
+    stream.finish().unwrap();
+    drop(writer);
+    bytes
+}
+
+fn segment(marker: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0xFF, marker];
+    bytes.extend((payload.len() as u16 + 2).to_be_bytes());
+    bytes.extend(payload);
+    bytes
+}
+
+/// A progressive JPEG of three components whose scans say that all coefficients are zero, and say so again and again.
+pub fn progressive(width: u16, height: u16, scans: usize) -> Vec<u8> {
+    let mut bytes = vec![0xFF, 0xD8];
+    let mut table = vec![0];
+    table.extend([1; 64]);
+    bytes.extend(segment(0xDB, &table));
+    let (w, h) = (width.to_be_bytes(), height.to_be_bytes());
+    let mut frame = vec![8, h[0], h[1], w[0], w[1], 3];
+    (1..=3).for_each(|component| frame.extend([component, 0x11, 0]));
+    bytes.extend(segment(0xC2, &frame));
+    // Codes: of DC, "0" for no difference; of AC, "0" for a run of 2^14 blocks and more, "10" for one block.
+    let mut dc = vec![0x00, 1];
+    dc.extend([0; 15]);
+    dc.push(0);
+    bytes.extend(segment(0xC4, &dc));
+    let mut ac = vec![0x10, 1, 1];
+    ac.extend([0; 14]);
+    ac.extend([0xE0, 0x00]);
+    bytes.extend(segment(0xC4, &ac));
+    let blocks = usize::from(width.div_ceil(8)) * usize::from(height.div_ceil(8));
+    let mut bits = String::new();
+    (0..blocks / 32767).for_each(|_| bits.push_str("011111111111111"));
+    let mut rest = blocks % 32767;
+    if rest >= 16384 {
+        bits.push_str(&format!("0{:014b}", rest - 16384));
+        rest = 0;
+    }
+    (0..rest).for_each(|_| bits.push_str("10"));
+    let packed = |bits: &str| -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for eight in bits.as_bytes().chunks(8) {
+            let filled: u8 =
+                (0..8).fold(0, |byte, i| byte << 1 | u8::from(eight.get(i).is_none_or(|bit| *bit == b'1')));
+            bytes.push(filled);
+            if filled == 0xFF {
+                bytes.push(0);
+            }
+        }
+        bytes
+    };
+    let data = packed(&bits);
+    let mut scan = |components: &[u8], [start, end, high, low]: [u8; 4], data: &[u8]| {
+        let mut header = vec![components.len() as u8];
+        components.iter().for_each(|component| header.extend([*component, 0]));
+        header.extend([start, end, high << 4 | low]);
+        bytes.extend(segment(0xDA, &header));
+        bytes.extend(data);
+    };
+    scan(&[1, 2, 3], [0, 0, 0, 0], &packed(&"0".repeat(blocks * 3)));
+    (1..=3).for_each(|component| scan(&[component], [1, 63, 0, 1], &data));
+    (4..scans).for_each(|index| scan(&[1 + (index % 3) as u8], [1, 63, 1, 0], &data));
+    bytes.extend([0xFF, 0xD9]);
+    bytes
+}
+
+/// A file of each format and sort, of this size, as cameras and programs write them.
+pub fn of_every_format(width: u32, height: u32) -> Vec<File> {
+    use png::{BitDepth, ColorType};
+    let picture = gradient(width, height);
+    let clear = RgbaImage::from_fn(width, height, |x, y| image::Rgba([x as u8, y as u8, 9, (x / 4) as u8]));
+    let mut webp_alpha = std::io::Cursor::new(Vec::new());
+    clear.write_to(&mut webp_alpha, ImageFormat::WebP).unwrap();
+    let rgb = Samples { count: 3, bits: 8, float: false };
+    vec![
+        file("JPEG", clip::image::synthetic::photo(width, height, 1).unwrap()),
+        file("progressive JPEG", progressive(width as u16, height as u16, 7)),
+        file("PNG", written(&picture, ImageFormat::Png)),
+        file("PNG of 16-bit RGBA", png(width, height, ColorType::Rgba, BitDepth::Sixteen)),
+        file("GIF", gif(width as u16, height as u16)),
+        file("WebP", written(&picture, ImageFormat::WebP)),
+        file("WebP with transparency", webp_alpha.into_inner()),
+        file("BMP", written(&picture, ImageFormat::Bmp)),
+        file("TIFF", tiff(width, height, rgb, 16)),
+        file("TIFF in one strip", tiff(width, height, rgb, height)),
+        file("TIFF of float RGBA", tiff(width, height, Samples { count: 4, bits: 32, float: true }, 16)),
+    ]
+}
+
+/// What of the process is resident, at its peak since the last reset, in bytes.
+pub fn peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+}
+
+/// Lets the peak start from what is resident now. Whether that was allowed.
+pub fn reset_peak() -> bool {
+    std::fs::write("/proc/self/clear_refs", "5").is_ok()
+}

@@ -1,0 +1,62 @@
+//! Cancels, timeouts and shutdowns in the midst of the engine's work.
+//!
+//! The engine asks every few milliseconds, also from within C code, through which nothing may unwind. So PostgreSQL's
+//! error is caught where it is raised, the engine comes back with an error of its own, and the caller raises the first.
+#![allow(unsafe_code)]
+
+use std::any::Any;
+use std::cell::RefCell;
+
+use clip::image::Limits;
+use pgrx::pg_sys;
+
+thread_local! {
+    /// What was caught and not raised yet.
+    static CAUGHT: RefCell<Option<Box<dyn Any + Send>>> = const { RefCell::new(None) };
+}
+
+/// Limits under which the engine's work ends at an interrupt. [`raise`] must follow it.
+pub fn watched(limits: Limits) -> Limits {
+    Limits { interrupted: is_due, ..limits }
+}
+
+/// Whether the work should end. Doesn't unwind.
+fn is_due() -> bool {
+    // SAFETY: flags that signal handlers set; one that is seen late is seen the next time.
+    let (pending, ends) = unsafe {
+        let read = |flag: *const pg_sys::sig_atomic_t| flag.read_volatile() != 0;
+        (
+            read(&raw const pg_sys::InterruptPending),
+            read(&raw const pg_sys::QueryCancelPending) || read(&raw const pg_sys::ProcDiePending),
+        )
+    };
+    if CAUGHT.with_borrow(Option::is_some) {
+        return true;
+    }
+    if !pending {
+        return false;
+    }
+    // SAFETY: two numbers of the caller's own. PostgreSQL's functions may be called by the main thread only; another one
+    // decodes ahead, and leaves it to that one to raise the error.
+    if unsafe { libc::gettid() != libc::getpid() } {
+        return ends;
+    }
+    let check = || {
+        pgrx::check_for_interrupts!();
+    };
+    match std::panic::catch_unwind(check) {
+        Ok(()) => false,
+        Err(error) => {
+            CAUGHT.set(Some(error));
+            true
+        }
+    }
+}
+
+/// Raises the interrupt for which the engine's work has ended, if any.
+pub fn raise() {
+    if let Some(error) = CAUGHT.take() {
+        std::panic::resume_unwind(error);
+    }
+    pgrx::check_for_interrupts!();
+}
