@@ -505,7 +505,7 @@ def test_backfill_groups_what_is_embedded_already(db: psycopg.Connection) -> Non
     """Without a look at the source, as these show, which nobody could have made from it."""
     db.execute("CREATE TABLE note (id int PRIMARY KEY, body text, embedding vector(512))")
     db.execute("INSERT INTO note SELECT n, 'same', clip_embed_text(w) FROM unnest(%s::text[]) WITH ORDINALITY AS u (w, n)", (list(WORDS),))
-    db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id')")
+    db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', existing => 'keep')")
     db.execute("CALL clip_backfill('note')")
     assert value(db, "SELECT count(DISTINCT cluster_id) FROM note") == 5
     db.execute("ALTER TABLE note DISABLE TRIGGER ALL")
