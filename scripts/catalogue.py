@@ -40,7 +40,7 @@ CONDITIONS = {
     "duplicate_object": "the collection already exists, or has its members in another table; the column is already "
     "watched",
     "trigger_protocol_violated": "a trigger function was called by something other than the trigger of clip_watch",
-    "feature_not_supported": "an image format that is recognised but not decoded (HEIC, AVIF, …); an image processor of "
+    "feature_not_supported": "an image format that is recognised but not decoded (AVIF, JPEG XL, …); an image processor of "
     "another model family; a text in a database whose encoding is not UTF-8; a Citus table, where a function needs its "
     "rows on this server",
     "insufficient_privilege": "a privilege is missing, on the function or on the table that it works on",
@@ -131,7 +131,7 @@ CAST = re.compile(r"(DEFAULT (?:'(?:[^']|'')*'|NULL|-?[\d.]+))::(?:double precis
 # A line of a comment that describes an argument or a column, or several.
 ITEM = re.compile(r"(\w+(?:, \w+)*): (.+)")
 # A function or a setting of the extension, or a variable in a setting.
-NAME = re.compile(r"\bclip_\w+(?:\.\w+)?(?:\(\))?|\$(?:system|data|libdir)\b|(?<=\bor )max_image_bytes\b")
+NAME = re.compile(r"\bclip_\w+(?:\.\w+)?(?:\(\))?|\$(?:system|data|libdir)\b|(?<![\w.])max_image_(?:bytes|memory)\b")
 
 
 class Incomplete(Exception):

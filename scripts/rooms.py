@@ -4,7 +4,8 @@
     rooms.py [ROOT]
 
 The rooms of src/, from the top: watch, cluster, embed, model, pg, guc. A module may use its own room and those below it. In
-each crate, no module may reach itself by way of others. On a lapse, each step is printed with its file and line, and the exit
+each crate, no module may reach itself by way of others; what a module above it in the same folder defines it may use, such as a
+type whose methods are written in several files. On a lapse, each step is printed with its file and line, and the exit
 status is 1.
 
 A module is a file. Dependencies are the paths in it that begin with crate, self, super or the name of a child module, in use
@@ -168,7 +169,8 @@ def circle(steps: list[Step]) -> list[Step]:
     """The shortest way from a module back to it; empty if there is none."""
     following = collections.defaultdict(list)
     for step in steps:
-        following[step.source].append(step)
+        if step.source[: len(step.target)] != step.target:  # not from a child to its parent
+            following[step.source].append(step)
     shortest: list[Step] = []
     for start in list(following):
         ways = collections.deque([[step] for step in following[start]])

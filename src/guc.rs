@@ -87,8 +87,8 @@ pub fn register() {
     );
     GucRegistry::define_int_guc(
         c"clip_search.max_threads",
-        c"The most threads that clip_search.threads gives a backend.",
-        c"0: as many as the server has cores. Only a superuser can change it. A larger clip_search.threads has the effect of this number.",
+        c"Upper limit of clip_search.threads.",
+        c"0: the number of the server's cores. A larger clip_search.threads is reduced to this value.",
         &MAX_THREADS,
         0,
         256,
@@ -127,7 +127,7 @@ pub fn register() {
     );
     GucRegistry::define_int_guc(
         c"clip_search.max_image_memory",
-        c"Most memory that decoding and resizing one image can take.",
+        c"Memory that decoding and resizing one image may take.",
         c"An image that would take more is refused before memory is allocated. Most take three bytes per pixel, progressive JPEGs up to nine, lossy WebPs with transparency eleven.",
         &MAX_IMAGE_MEMORY,
         1024,

@@ -64,7 +64,9 @@ class Citus:
         if table == "photo":
             self.done.add(name)
         else:
-            text = re.sub(r"photo(?!-mini|s\b)", table, text).replace("CREATE EXTENSION", "CREATE EXTENSION IF NOT EXISTS")
+            text = re.sub(r"photo(?!-mini|s\b)", table, text).replace(
+                "CREATE EXTENSION", "CREATE EXTENSION IF NOT EXISTS"
+            )
         with self.coordinator.connect() as db:
             db.execute("SET client_min_messages = warning")
             rows: list[tuple] = []

@@ -19,7 +19,7 @@ def pytest_sessionstart() -> None:
     missing = [name for name in ("PGHOST", "PGPORT", "PGUSER") if not os.environ.get(name)]
     if missing:
         pytest.exit(
-            f"{', '.join(missing)} not set: run `make test`, or eval \"$(CLUSTER=test make -s env)\" first", returncode=4
+            f'{", ".join(missing)} not set: run `make test`, or eval "$(CLUSTER=test make -s env)" first', returncode=4
         )
     if not os.environ["PGHOST"].startswith("/"):
         pytest.exit(
@@ -111,9 +111,7 @@ def pg_program():
 
     def find(name: str) -> str:
         path = pathlib.Path(folder, name)
-        assert (
-            path.exists()
-        ), f"{path} is missing: install PostgreSQL's client programs of the server's version"
+        assert path.exists(), f"{path} is missing: install PostgreSQL's client programs of the server's version"
         return str(path)
 
     return find
@@ -129,4 +127,6 @@ def bindir(pg_program) -> pathlib.Path:
 def sharedir() -> pathlib.Path:
     """Where the server has its extensions' scripts."""
     config = os.environ.get("PG_CONFIG") or "pg_config"
-    return pathlib.Path(subprocess.run([config, "--sharedir"], capture_output=True, text=True, check=True).stdout.strip())
+    return pathlib.Path(
+        subprocess.run([config, "--sharedir"], capture_output=True, text=True, check=True).stdout.strip()
+    )

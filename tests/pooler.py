@@ -34,7 +34,9 @@ def pgbouncer(made: Server, pool: int) -> Iterator[Connect]:
 
     def connect() -> psycopg.Connection:
         # Statements that are prepared in one connection would be asked for in another.
-        return psycopg.connect(host=str(folder), user="postgres", dbname="postgres", autocommit=True, prepare_threshold=None)
+        return psycopg.connect(
+            host=str(folder), user="postgres", dbname="postgres", autocommit=True, prepare_threshold=None
+        )
 
     try:
         deadline = time.monotonic() + 60

@@ -21,7 +21,9 @@ def blocks(*marks: str) -> list[tuple[str, str]]:
 
 def shown(words: str) -> str:
     """The one statement of the page that has these words."""
-    (found,) = [text for _, text in BLOCKS.findall(PAGE.read_text(encoding="utf-8")) if words in text and "CREATE" not in text]
+    (found,) = [
+        text for _, text in BLOCKS.findall(PAGE.read_text(encoding="utf-8")) if words in text and "CREATE" not in text
+    ]
     return found
 
 
@@ -29,7 +31,9 @@ class Shards:
     """A coordinator and three shards."""
 
     def __init__(self, bindir: pathlib.Path):
-        self.coordinator, *self.shards = self.servers = [Server(bindir, {"max_connections": "60"}) for _ in range(SHARDS + 1)]
+        self.coordinator, *self.shards = self.servers = [
+            Server(bindir, {"max_connections": "60"}) for _ in range(SHARDS + 1)
+        ]
 
     def start(self) -> None:
         for made in self.servers:
@@ -56,7 +60,9 @@ class Shards:
             return text if table == "photo" else re.sub(r"photo(?!s)", table, text)
 
         more = [] if watched else ["not for items"]
-        wanted = [f"{who}{suffix}" for who in ("shard", "coordinator") for suffix in ("", ", not for items", ", each shard")]
+        wanted = [
+            f"{who}{suffix}" for who in ("shard", "coordinator") for suffix in ("", ", not for items", ", each shard")
+        ]
         for mark, text in blocks(*wanted):
             if (more and "not for items" in mark) or not re.search("CREATE|clip_watch", text):
                 continue

@@ -112,7 +112,9 @@ def system_settings(db: psycopg.Connection, **settings: str) -> Iterator[None]:
     finally:
         # By a connection of its own: the test's may be broken.
         info = db.info
-        with psycopg.connect(host=info.host, port=info.port, user=info.user, dbname=info.dbname, autocommit=True) as other:
+        with psycopg.connect(
+            host=info.host, port=info.port, user=info.user, dbname=info.dbname, autocommit=True
+        ) as other:
             for name in settings:
                 other.execute(f"ALTER SYSTEM RESET clip_search.{name}")
             other.execute("SELECT pg_reload_conf()")
@@ -129,7 +131,7 @@ def in_parallel(jobs: Sequence[Callable[[], object]], timeout: float = 90) -> li
     def run(index: int) -> None:
         try:
             results[index] = jobs[index]()
-        except BaseException as error:  # noqa: BLE001 - raised again below, in the main thread
+        except BaseException as error:
             errors.append(error)
 
     threads = [threading.Thread(target=run, args=(index,), daemon=True) for index in range(len(jobs))]

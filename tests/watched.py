@@ -10,12 +10,20 @@ import psycopg
 import support
 from support import close, embed_one, value, vector
 
-PHOTOS = {name: (support.ROOT / "examples" / "gallery" / "photos" / f"{name}.jpg").read_bytes() for name in ("cat", "rocket", "pagoda")}
+PHOTOS = {
+    name: (support.ROOT / "examples" / "gallery" / "photos" / f"{name}.jpg").read_bytes()
+    for name in ("cat", "rocket", "pagoda")
+}
 # Each is a cluster of its own (cosines below 0.75).
 WORDS = ("a sleepy cat", "a steam locomotive", "chocolate cake with cherries", "the ocean at night", "an old guitar")
 
 
-def check(db: psycopg.Connection, table: str, columns: str = "body, embedding::text, cluster_id", collection: str | None = None) -> int:
+def check(
+    db: psycopg.Connection,
+    table: str,
+    columns: str = "body, embedding::text, cluster_id",
+    collection: str | None = None,
+) -> int:
     """Every row has the embedding of its text, or none if it has no text, and the clusters are the sums of their
     members. Returns how many rows there are."""
     members = collections.defaultdict(list)
@@ -30,7 +38,9 @@ def check(db: psycopg.Connection, table: str, columns: str = "body, embedding::t
         assert embedding is not None and close(vector(embedding), known[body]), body
         members[cluster].append(known[body].astype(np.float64))
     name = collection or table
-    found = db.execute("SELECT id, size, centroid::text FROM clip_search.cluster WHERE collection = %s", (name,)).fetchall()
+    found = db.execute(
+        "SELECT id, size, centroid::text FROM clip_search.cluster WHERE collection = %s", (name,)
+    ).fetchall()
     assert {id: size for id, size, _ in found} == {id: len(rows) for id, rows in members.items()}
     for id, _, centroid in found:
         mean = np.mean(members[id], axis=0)
@@ -45,7 +55,8 @@ def notes(db: psycopg.Connection, watch: str = "", key: str = "id int PRIMARY KE
 
 def fill(db: psycopg.Connection, count: int = 10) -> None:
     db.execute(
-        "INSERT INTO note (id, body) SELECT n, (%s::text[])[1 + n %% 5] FROM generate_series(1, %s) n", (list(WORDS), count)
+        "INSERT INTO note (id, body) SELECT n, (%s::text[])[1 + n %% 5] FROM generate_series(1, %s) n",
+        (list(WORDS), count),
     )
 
 

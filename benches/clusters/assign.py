@@ -25,8 +25,9 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "fixtures")]
-import support  # noqa: E402
-from codes import BITS, BLOCK, codes  # noqa: E402
+from codes import BLOCK, codes
+
+import support
 
 DIMENSIONS = 512
 CALLS = 1000
@@ -133,12 +134,14 @@ def measure(kind: str, count: int) -> dict:
             loaded = time.monotonic() - started
         chosen = np.random.default_rng(2).integers(0, count, CALLS)
         variants = near(rows[chosen], seed=3)
-        product = variants @ rows.T if count <= 100_000 else np.concatenate([v @ rows.T for v in np.split(variants, 20)])
+        product = (
+            variants @ rows.T if count <= 100_000 else np.concatenate([v @ rows.T for v in np.split(variants, 20)])
+        )
         truth, best = product.argmax(axis=1) + 1, product.max(axis=1)
         del product
         result = {"vectors": kind, "clusters": count}
         with database.connect(autocommit=False) as db:
-            for threshold_calls in range(2):  # the first round warms the caches
+            for _ in range(2):  # the first round warms the caches
                 ms, ids = assign(db, variants)
             # Those whose nearest is at the threshold to within rounding may be judged either way.
             clear = best > THRESHOLD + 1e-6

@@ -1,7 +1,7 @@
 //! Compiles the part of the JPEG decoder that is in C, against the headers of the libjpeg-turbo that turbojpeg-sys built.
 
 fn main() {
-    println!("cargo:rerun-if-changed=src/image/jpeg.c");
+    println!("cargo:rerun-if-changed=src/image/jpeg/jpeg.c");
     let include = std::env::var("DEP_TURBOJPEG_INCLUDE").expect("turbojpeg-sys says where its headers are");
-    cc::Build::new().includes(include.split(',')).file("src/image/jpeg.c").warnings(true).compile("clip_jpeg");
+    cc::Build::new().includes(include.split(',')).file("src/image/jpeg/jpeg.c").warnings(true).compile("clip_jpeg");
 }

@@ -24,9 +24,9 @@ import time
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[variable] = "1"
 
-import numpy as np  # noqa: E402
-import psycopg  # noqa: E402
-from PIL import Image, ImageOps  # noqa: E402
+import numpy as np
+import psycopg
+from PIL import Image, ImageOps
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PHOTOS = ROOT / "examples" / "gallery" / "photos"
@@ -265,10 +265,10 @@ def sql_way(model: str, photos: list[Photo], first: int, texts: list[str]) -> di
         ]
         changed = db.execute("SELECT count(*) FROM clip_recluster(%s)", (SCHEMA,)).fetchone()[0]
         grouped = [row[0] for row in db.execute("SELECT cluster_id FROM photo ORDER BY id")]
-        centroids = dict(
-            (row[0], vector(row[1]))
+        centroids = {
+            row[0]: vector(row[1])
             for row in db.execute("SELECT id, centroid::text FROM clip_search.cluster WHERE collection = %s", (SCHEMA,))
-        )
+        }
         groups = db.execute("SELECT clip_cluster_groups(%s)", (SCHEMA,)).fetchone()[0]
         sizes = db.execute(
             "SELECT title, format, width, height FROM photo, clip_image_info(data) WHERE id < %s ORDER BY id", (first,)

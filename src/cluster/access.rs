@@ -155,6 +155,11 @@ impl Access {
         .set_hint("ALTER EXTENSION clip_search UPDATE;"))
     }
 
+    /// Whether the extension's objects are those of 0.2.0.
+    pub fn is_outdated(&self) -> bool {
+        self.outdated
+    }
+
     pub fn has_settings(&self) -> bool {
         self.has_settings
     }
@@ -264,6 +269,9 @@ impl Access {
 
     /// Moves the owner into the settings, which have just been written.
     pub fn keep_grants(&self, client: &mut SpiClient<'_>) -> SqlResult<()> {
+        if self.outdated {
+            return Ok(());
+        }
         self.write_defaults(client)?;
         let query = "DELETE FROM clip_search.collection_grant WHERE collection = $1 AND privilege = 'owner'";
         client.update(query, None, &[self.name.as_str().into()]).map(drop).map_err(spi)
@@ -317,7 +325,6 @@ pub fn role_named(name: &str) -> SqlResult<pg_sys::Oid> {
 pub fn own_collection(store: &Store, collection: &str) -> SqlResult<Access> {
     check_name(collection)?;
     let access = Access::find(store, collection);
-    access.check_current()?;
     if !access.exists() && !access.is_open_default() {
         return Err(unknown(collection));
     }
@@ -335,6 +342,7 @@ fn clip_grant_collection(
     let privileges = Privilege::parse(given("privilege", privilege)?)?;
     let store = Store::open(c"clip_grant_collection()");
     let access = own_collection(&store, collection)?;
+    access.check_current()?;
     let _rights = Rights::of_extension();
     let role = grantee(role)?;
     Spi::connect_mut(|client| {
@@ -353,6 +361,7 @@ fn clip_revoke_collection(
     let privileges = Privilege::parse(given("privilege", privilege)?)?;
     let store = Store::open(c"clip_revoke_collection()");
     let access = own_collection(&store, collection)?;
+    access.check_current()?;
     let _rights = Rights::of_extension();
     let role = grantee(role)?;
     Spi::connect_mut(|client| {

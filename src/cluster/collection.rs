@@ -121,7 +121,6 @@ fn clip_create_collection(
     let role = current_role();
     let store = Store::open(c"clip_create_collection()");
     let access = Access::find(&store, collection);
-    access.check_current()?;
     // Clusters of that name, or the open collection default, must be the caller's to take.
     if access.exists() || collection == DEFAULT_COLLECTION {
         access.check_owner(role)?;
@@ -181,7 +180,11 @@ fn clip_create_collection(
             table.and(image).into(),
             owner.into(),
         ];
-        client.update(include_str!("sql/create_collection.sql"), None, &arguments).map_err(spi)?;
+        if access.is_outdated() {
+            client.update(include_str!("sql/create_collection_of_0_2.sql"), None, &arguments[..10]).map_err(spi)?;
+        } else {
+            client.update(include_str!("sql/create_collection.sql"), None, &arguments).map_err(spi)?;
+        }
         access.keep_grants(client)
     })
 }
@@ -233,6 +236,7 @@ fn clip_alter_collection(
     let role = current_role();
     let store = Store::open(c"clip_alter_collection()");
     let access = own_collection(&store, collection)?;
+    access.check_current()?;
     let _rights = Rights::of_extension();
     let owner = owner.map(role_named).transpose()?;
     if let Some(owner) = owner

@@ -188,8 +188,14 @@ impl Store {
         // table_open raises an error for an oid that is none.
         unsafe {
             let schema = pg_sys::get_namespace_oid(c"clip_search".as_ptr(), false);
-            let relations =
-                TABLES.map(|name| pg_sys::table_open(pg_sys::get_relname_relid(name.as_ptr(), schema), mode as i32));
+            let relations = TABLES.map(|name| {
+                let table = pg_sys::get_relname_relid(name.as_ptr(), schema);
+                // 0.2.0 had no grants; its objects work with this library until they are updated.
+                if table == pg_sys::InvalidOid && name == TABLES[Table::Grant as usize] {
+                    return std::ptr::null_mut();
+                }
+                pg_sys::table_open(table, mode as i32)
+            });
             let indexes = INDEXES.map(|name| pg_sys::get_relname_relid(name.as_ptr(), schema));
             Self { relations, indexes }
         }

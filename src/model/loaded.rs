@@ -43,7 +43,7 @@ pub(super) struct Loaded {
     memo_hits: u64,
     /// Labels and templates -> a vector for each label.
     sets: LruCache<String, Vec<Vec<f32>>>,
-    /// A call failed: the model's files are looked up anew by the next, for they may have been mended.
+    /// The last call failed: the next one looks the model's files up again, since they may have been repaired.
     failed: bool,
 }
 
@@ -206,7 +206,7 @@ impl Loaded {
             let mut cut = false;
             for ((index, text), item) in places.iter().zip(&present).zip(embedded) {
                 cut |= item.truncated;
-                // A text that was cut is embedded anew each time, so that its warning is not lost. So many at once
+                // A text that was cut is embedded each time, so that its warning is not lost. So many at once
                 // that they would push out all others are labels, which are remembered as a set.
                 if text.len() <= MEMO_TEXT_BYTES && !item.truncated && present.len() <= most.div_ceil(2) && most > 0 {
                     memo.put((*text).to_owned(), item.vector.clone());

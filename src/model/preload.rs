@@ -67,7 +67,7 @@ fn in_child(f: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
     if unsafe { libc::pipe(ends.as_mut_ptr()) } != 0 {
         return Err(format!("no pipe: {}", std::io::Error::last_os_error()));
     }
-    // SAFETY: this process has one thread, so the child may go on running ordinary code.
+    // SAFETY: this process has one thread, so the child may run ordinary code.
     match unsafe { libc::fork() } {
         -1 => Err(format!("no child process: {}", std::io::Error::last_os_error())),
         0 => {

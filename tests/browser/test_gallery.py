@@ -8,6 +8,7 @@ import subprocess
 
 import psycopg
 import pytest
+
 from screens import ROOT, SCREENS, check_page
 
 GALLERY = ROOT / "examples" / "gallery"

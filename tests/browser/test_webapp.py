@@ -13,8 +13,9 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from screens import ROOT, SCREENS, check_page
 from playwright.sync_api import Page, expect
+
+from screens import ROOT, SCREENS, check_page
 
 APP = ROOT / "examples" / "webapp"
 PHOTOS = ROOT / "examples" / "gallery" / "photos"
@@ -171,12 +172,12 @@ def test_what_the_database_refuses_is_said(address: str, open_page, tmp_path: pa
     ready(page)
     before = names(page)
     whole = (PHOTOS / "rocket.jpg").read_bytes()
-    heic = b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(64)
+    avif = b"\x00\x00\x00\x18ftypavif\x00\x00\x00\x00mif1avif" + bytes(64)
     cases = (
         ("notes.jpg", b"no picture at all", ("not an image", "Supported are JPEG, PNG")),
         ("half.jpg", whole[: len(whole) // 2], ("truncated",)),
         ("empty.png", b"", ("empty",)),
-        ("phone.heic", heic, ("HEIC", "onvert")),
+        ("phone.avif", avif, ("AVIF", "onvert")),
         ("large.jpg", whole + bytes(2_000_000), ("larger than the 2 MB",)),
     )
     for name, data, words in cases:

@@ -51,5 +51,5 @@ def table() -> Iterator[list[tuple[str, ...]]]:
     yield rows
     if path := os.environ.get("CITUS_TABLE"):
         widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))] if rows else []
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         pathlib.Path(path).write_text("".join(f"{line}\n" for line in lines))

@@ -58,9 +58,9 @@ def psql(pg_program, database: support.Database, script: str) -> None:
 def folder(tmp_path: pathlib.Path) -> pathlib.Path:
     """The demo's photos, some of them deeper."""
     photos = tmp_path / "photos"
-    (photos / "more, \"quoted\"").mkdir(parents=True)
+    (photos / 'more, "quoted"').mkdir(parents=True)
     for number, photo in enumerate(sorted(PHOTOS.glob("*.jpg"))[:24]):
-        shutil.copy(photo, photos / ("more, \"quoted\"" if number % 2 else "") / photo.name)
+        shutil.copy(photo, photos / ('more, "quoted"' if number % 2 else "") / photo.name)
     (photos / "notes.txt").write_text("no image")
     (photos / ".hidden.jpg").write_text("no image either")
     return photos
@@ -69,8 +69,14 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
 @pytest.mark.parametrize("model", ["photo-mini", "clip-mini"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_vectors_are_the_extensions(
-    database: support.Database, server_folder, clip_mini: pathlib.Path, folder: pathlib.Path, tmp_path, pg_program,
-    model: str, threads: int,
+    database: support.Database,
+    server_folder,
+    clip_mini: pathlib.Path,
+    folder: pathlib.Path,
+    tmp_path,
+    pg_program,
+    model: str,
+    threads: int,
 ) -> None:
     output = tmp_path / "vectors.csv"
     path = f"{server_folder.path}:{share(pg_program)}/clip_search/models"
@@ -86,15 +92,15 @@ def test_vectors_are_the_extensions(
         db.execute(f"SET clip_search.threads = {threads}; SET clip_search.cache_path = ''")
         # Without mapped weights and one by one: bit for bit.
         files = [(folder / name).read_bytes() for name in names]
-        for name, file in zip(names, files):
+        for name, file in zip(names, files, strict=True):
             assert np.array_equal(embed_one(db, "image", file, model), found[name]), name
-        for name, vector in zip(names, support.embed_many(db, "images", files, model)):
+        for name, vector in zip(names, support.embed_many(db, "images", files, model), strict=True):
             assert distance(vector, found[name]) < ROUNDING, name
     with database.connect() as db:
         db.execute("LOAD 'clip_search'")
         db.execute(f"SET clip_search.model_path = '{server_folder.path}:$system'; SET clip_search.threads = {threads}")
         # With them: up to rounding, on either side of the 20 calls after which the weights are laid out.
-        for name, file in zip(names, files):
+        for name, file in zip(names, files, strict=True):
             assert distance(embed_one(db, "image", file, model), found[name]) < ROUNDING, name
 
 
@@ -113,7 +119,9 @@ def test_copy_takes_both_formats(database: support.Database, folder: pathlib.Pat
     run(folder, "-o", csv_file)
     run(folder, "-o", binary, "--format", "binary")
     with database.connect() as db:
-        db.execute("CREATE TABLE c (path text, v vector(512)); CREATE TABLE b (LIKE c); CREATE TABLE h (path text, v halfvec(512))")
+        db.execute(
+            "CREATE TABLE c (path text, v vector(512)); CREATE TABLE b (LIKE c); CREATE TABLE h (path text, v halfvec(512))"
+        )
         psql(pg_program, database, f"\\copy c FROM '{csv_file}' (FORMAT csv, HEADER)")
         psql(pg_program, database, f"\\copy b FROM '{binary}' (FORMAT binary)")
         psql(pg_program, database, f"\\copy h FROM '{csv_file}' (FORMAT csv, HEADER)")
@@ -130,14 +138,16 @@ def test_a_list_with_ids(database: support.Database, folder: pathlib.Path, tmp_p
     first = next(str(p.relative_to(folder)) for p in folder.rglob("cat.jpg"))
     listing = tmp_path / "list.csv"
     with listing.open("w", newline="") as file:
-        csv.writer(file).writerows([["id", "file"], [7, first], [8, "nowhere.jpg"], [9, "notes.txt"], ["007", first], ["x", first]])
+        csv.writer(file).writerows(
+            [["id", "file"], [7, first], [8, "nowhere.jpg"], [9, "notes.txt"], ["007", first], ["x", first]]
+        )
     output = tmp_path / "v.bin"
     options = ["-o", output, "-f", "binary", "--key-type", "bigint", "--path-column", "file", "--key-column", "id"]
     assert "3 files failed" in run(listing, "--root", folder, *options, code=3)
     failures = list(csv.DictReader((tmp_path / "v.bin.failures.csv").open(newline="")))
     why = {row["key"]: row["message"] for row in failures}
     assert sorted(why) == ["8", "9", "x"]
-    assert (why["8"], why["x"]) == ("file cannot be read", "key \"x\" is not a bigint")
+    assert (why["8"], why["x"]) == ("file cannot be read", 'key "x" is not a bigint')
     with database.connect() as db:
         db.execute("CREATE TABLE ids (id bigint, v vector(512))")
         psql(pg_program, database, f"\\copy ids FROM '{output}' (FORMAT binary)")
@@ -163,7 +173,9 @@ def test_a_killed_run_goes_on(folder: pathlib.Path, tmp_path, form: str) -> None
     kills = 0
     # Three that are killed, and one that comes to the end; none that is interrupted before it has written a sixth.
     for _ in range(4):
-        process = subprocess.Popen(command(folder, "-o", output, "-f", form, "--jobs", 1, "-q"), stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command(folder, "-o", output, "-f", form, "--jobs", 1, "-q"), stderr=subprocess.DEVNULL
+        )
         before = output.stat().st_size if output.exists() else 0
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
@@ -183,7 +195,7 @@ def test_a_killed_run_goes_on(folder: pathlib.Path, tmp_path, form: str) -> None
 
 def test_what_stops_it(folder: pathlib.Path, tmp_path, pg_program) -> None:
     output = tmp_path / "v.csv"
-    assert "model \"nope\" does not exist" in run(folder, "-o", output, "-m", "nope", code=1)
+    assert 'model "nope" does not exist' in run(folder, "-o", output, "-m", "nope", code=1)
     assert not output.exists()
     assert "cannot be read" in run(tmp_path / "nothing", "-o", output, code=1)
     empty = tmp_path / "empty"
@@ -194,7 +206,7 @@ def test_what_stops_it(folder: pathlib.Path, tmp_path, pg_program) -> None:
     assert "names: 1 file." in told and "give the path of a list" in told
     listing = tmp_path / "list.csv"
     listing.write_text("id,file\n1,a.jpg\n")
-    assert "has no column \"path\"" in run(listing, "-o", output, code=1)
+    assert 'has no column "path"' in run(listing, "-o", output, code=1)
     run(folder, "-o", output)
     told = run(folder, "-o", output, "--exact-jpeg", code=1)
     assert "was made otherwise" in told and "exact_jpeg" in told
@@ -260,11 +272,27 @@ def test_what_is_no_file(folder: pathlib.Path, tmp_path) -> None:
 
 
 def test_copy_takes_any_key(database: support.Database, tmp_path, pg_program) -> None:
-    keys = ["\\.", "\\.\nx", "x\\.", "x\n\\.y", "x\r\ny", "x\n\\.", "NULL", "\\N", '"', "é\t", "x\n\\.\ny", "x\n\\.\r\ny", "a\0b"]
+    keys = [
+        "\\.",
+        "\\.\nx",
+        "x\\.",
+        "x\n\\.y",
+        "x\r\ny",
+        "x\n\\.",
+        "NULL",
+        "\\N",
+        '"',
+        "é\t",
+        "x\n\\.\ny",
+        "x\n\\.\r\ny",
+        "a\0b",
+    ]
     unfit = {"csv": set(keys[-3:]), "binary": set(keys[-1:])}
     listing = tmp_path / "list.csv"
     with listing.open("w", newline="") as file:
-        csv.writer(file, quoting=csv.QUOTE_ALL).writerows([["path", "id"], *([PHOTOS / "cat.jpg", key] for key in keys)])
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows(
+            [["path", "id"], *([PHOTOS / "cat.jpg", key] for key in keys)]
+        )
     with database.connect() as db:
         for form, options in (("csv", "FORMAT csv, HEADER"), ("binary", "FORMAT binary")):
             output = tmp_path / form
@@ -274,7 +302,7 @@ def test_copy_takes_any_key(database: support.Database, tmp_path, pg_program) ->
             assert all(row["message"].endswith("cannot be loaded") for row in failures)
             db.execute("DROP TABLE IF EXISTS k; CREATE TABLE k (key text, v vector(512))")
             psql(pg_program, database, f"\\copy k FROM '{output}' ({options})")
-            assert {key for key, in db.execute("SELECT key FROM k")} == set(keys) - unfit[form]
+            assert {key for (key,) in db.execute("SELECT key FROM k")} == set(keys) - unfit[form]
 
 
 def test_the_output_is_a_file(folder: pathlib.Path, tmp_path) -> None:
@@ -288,7 +316,9 @@ def test_the_output_is_a_file(folder: pathlib.Path, tmp_path) -> None:
     output = tmp_path / "v.csv"
     limit = subprocess.run(
         ["bash", "-c", 'trap "" XFSZ; ulimit -f 64; exec "$@"', "bash", *command(folder, "-o", output)],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert limit.returncode == 1 and "cannot be written" in limit.stderr, limit.stderr
     assert output.stat().st_size == 64 * 1024
@@ -296,15 +326,20 @@ def test_the_output_is_a_file(folder: pathlib.Path, tmp_path) -> None:
 
 
 def test_a_list_by_a_pipe(folder: pathlib.Path, tmp_path) -> None:
-    listing = b"path,id\n%s,1\n,2\nx.jpg,\n" % next(p.name for p in folder.glob("*.jpg") if p.name != ".hidden.jpg").encode()
+    listing = (
+        b"path,id\n%s,1\n,2\nx.jpg,\n" % next(p.name for p in folder.glob("*.jpg") if p.name != ".hidden.jpg").encode()
+    )
     arguments = ["-o", tmp_path / "v.csv", "--key-column", "id"]
-    done = subprocess.run(command("/dev/stdin", *arguments), capture_output=True, input=listing, cwd=folder, timeout=120)
+    done = subprocess.run(
+        command("/dev/stdin", *arguments), capture_output=True, input=listing, cwd=folder, timeout=120
+    )
     assert done.returncode == 3 and set(rows(tmp_path / "v.csv")) == {"1"}, done.stderr
     failures = csv.DictReader((tmp_path / "v.csv.failures.csv").open(newline=""))
     assert [(row["key"], row["message"]) for row in failures] == [
-        ("2", "line 3 has no path or no key"), ("x.jpg", "line 4 has no path or no key")
+        ("2", "line 3 has no path or no key"),
+        ("x.jpg", "line 4 has no path or no key"),
     ]
-    assert "\"-\" lists no file" in run("-", "-o", tmp_path / "w.csv", code=1, input="path\n")
+    assert '"-" lists no file' in run("-", "-o", tmp_path / "w.csv", code=1, input="path\n")
 
 
 def test_limits_are_named_as_its_own(folder: pathlib.Path, tmp_path) -> None:
@@ -323,7 +358,7 @@ def test_limits_are_named_as_its_own(folder: pathlib.Path, tmp_path) -> None:
 def listed(tmp_path: pathlib.Path) -> pathlib.Path:
     """The photos that LISTS name, but one."""
     photos = tmp_path / "listed"
-    for name in ("cat.jpg", "clock.jpg", "dahlia.jpg", "größe, \"quoted\"/clock.jpg", "a b/cat.jpg"):
+    for name in ("cat.jpg", "clock.jpg", "dahlia.jpg", 'größe, "quoted"/clock.jpg', "a b/cat.jpg"):
         (photos / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(PHOTOS / pathlib.Path(name).name, photos / name)
     return photos
@@ -338,7 +373,11 @@ def test_a_list_in_parquet_is_as_one_in_csv(listed: pathlib.Path, tmp_path) -> N
     lists = {path.stem: path for path in LISTS.glob("*.parquet") if path.stem not in NOT_THE_LIST}
     assert len(lists) >= 15
     tried = [(name, key) for name in lists for key in (None, "name")]
-    tried += [(name, key) for name in ("snappy", "duckdb", "delta") for key in ("path", "id", "unsigned", "narrow", "byte", "uuid")]
+    tried += [
+        (name, key)
+        for name in ("snappy", "duckdb", "delta")
+        for key in ("path", "id", "unsigned", "narrow", "byte", "uuid")
+    ]
     wanted = {}
     for name, key in tried:
         options = ["--root", listed, "--jobs", 1, *(["--key-column", key] if key else [])]
@@ -346,11 +385,15 @@ def test_a_list_in_parquet_is_as_one_in_csv(listed: pathlib.Path, tmp_path) -> N
             output = tmp_path / f"{key}.csv"
             run(LISTS / "list.csv", "-o", output, *options, code=3)
             wanted[key] = output.read_bytes(), refused(output)
-            assert {"line 7 has no path or no key", "line 8 has no path or no key", "file cannot be read"} <= {m for _, m in wanted[key][1]}
+            assert {"line 7 has no path or no key", "line 8 has no path or no key", "file cannot be read"} <= {
+                m for _, m in wanted[key][1]
+            }
         output = tmp_path / f"{name}-{key}"
         run(lists[name], "-o", output, *options, code=3)
         # The header is a line, and no row.
-        lines = [(k, re.sub(r"row (\d+)", lambda row: f"line {int(row[1]) + 1}", message)) for k, message in refused(output)]
+        lines = [
+            (k, re.sub(r"row (\d+)", lambda row: f"line {int(row[1]) + 1}", message)) for k, message in refused(output)
+        ]
         assert (output.read_bytes(), lines) == wanted[key], (name, key)
     assert [key for key, _ in wanted["id"][1]] == ["6", "7", "dahlia.jpg", "4"]
     assert {"-3", "-9223372036854775808", "9223372036854775807"} <= rows(tmp_path / "delta-id").keys()
@@ -384,13 +427,13 @@ def test_parquet_that_is_refused(listed: pathlib.Path, tmp_path) -> None:
     for name in ("time", "nanoseconds", "day", "price", "number", "flag", "bytes", "image", "tags"):
         text = told(LISTS / "wrong.parquet", "--key-column", name)
         what = "is nested" if name in ("image", "tags") else "is not text, an integer or a UUID"
-        assert f"column \"{name}\" of" in text and what in text and "--key-column" in text
+        assert f'column "{name}" of' in text and what in text and "--key-column" in text
         text = told(LISTS / "wrong.parquet", "--path-column", name)
         assert ("is nested" if name in ("image", "tags") else "is not text\n") in text and "--path-column" in text
     assert "INT64 time (TIMESTAMP(MICROS,false))" in told(LISTS / "wrong.parquet", "--path-column", "time")
     text = told(LISTS / "snappy.parquet", "--path-column", "file")
-    assert "has no column \"file\"" in text and "It has: \"path\", \"id\"" in text
-    assert "has no column \"no\"" in told(LISTS / "snappy.parquet", "--key-column", "no")
+    assert 'has no column "file"' in text and 'It has: "path", "id"' in text
+    assert 'has no column "no"' in told(LISTS / "snappy.parquet", "--key-column", "no")
     assert "lists no file" in told(LISTS / "empty.parquet")
     assert "is compressed with Brotli" in told(LISTS / "brotli.parquet")
     assert "is encrypted" in told(LISTS / "encrypted.parquet")
@@ -425,7 +468,9 @@ def test_options_that_would_do_nothing(folder: pathlib.Path, tmp_path) -> None:
     for option, argument in (("--path-column", "path"), ("--key-column", "id"), ("--root", tmp_path)):
         assert f"{option} has no effect on a directory" in run(folder, "-o", output, option, argument, code=1)
     for source in (LISTS / "list.csv", LISTS / "snappy.parquet", "-"):
-        assert "--every-file has no effect on a list" in run(source, "-o", output, "--every-file", code=1, input="path\nx\n")
+        assert "--every-file has no effect on a list" in run(
+            source, "-o", output, "--every-file", code=1, input="path\nx\n"
+        )
     assert not output.exists()
 
 
@@ -445,12 +490,14 @@ def test_the_output_may_lie_among_the_photos(listed: pathlib.Path, tmp_path) -> 
 
 def test_csv_of_spreadsheets(listed: pathlib.Path, tmp_path) -> None:
     listing, output = listed / "list.csv", tmp_path / "v.csv"
-    listing.write_bytes("path,id\r\ncat.jpg,1\r\n\"größe, \"\"quoted\"\"/clock.jpg\",2\r\na b/cat.jpg,3\r\n".encode("utf-8-sig"))
+    listing.write_bytes(
+        'path,id\r\ncat.jpg,1\r\n"größe, ""quoted""/clock.jpg",2\r\na b/cat.jpg,3\r\n'.encode("utf-8-sig")
+    )
     run(listing, "-o", output, "--key-column", "id")
-    assert list(sorted(rows(output))) == ["1", "2", "3"]
+    assert sorted(rows(output)) == ["1", "2", "3"]
     for content, words in (
-        ("id;path\n1;cat.jpg\n", ["has no column \"path\"", "\"id;path\"", "not by ';'"]),
-        ("id\tpath\n1\tcat.jpg\n", ["has no column \"path\"", "not by '\\t'"]),
+        ("id;path\n1;cat.jpg\n", ['has no column "path"', '"id;path"', "not by ';'"]),
+        ("id\tpath\n1\tcat.jpg\n", ['has no column "path"', "not by '\\t'"]),
         ("", ["is empty", "Parquet"]),
         ("\n\n", ["is empty"]),
         ("path,id\na, b.jpg,1\n", ["is not a CSV file", "line: 2", "between quotes"]),
@@ -459,7 +506,11 @@ def test_csv_of_spreadsheets(listed: pathlib.Path, tmp_path) -> None:
         listing.write_text(content)
         told = run(listing, "-o", tmp_path / "w.csv", code=1)
         assert all(word in told for word in words), (content, told)
-    for content in ("path\ngröße.jpg\n".encode("latin-1"), "path\ncat.jpg\n".encode("utf-16"), (PHOTOS / "cat.jpg").read_bytes()):
+    for content in (
+        "path\ngröße.jpg\n".encode("latin-1"),
+        "path\ncat.jpg\n".encode("utf-16"),
+        (PHOTOS / "cat.jpg").read_bytes(),
+    ):
         listing.write_bytes(content)
         assert "CSV in UTF-8" in run(listing, "-o", tmp_path / "w.csv", code=1)
     assert not (tmp_path / "w.csv").exists()
@@ -481,11 +532,13 @@ def test_a_directory_that_cannot_be_read(pg_program) -> None:
         closed.chmod(0)
 
         def start(source: pathlib.Path) -> subprocess.CompletedProcess:
-            return subprocess.run([program, source, "-o", out / "v.csv"], user=user, capture_output=True, text=True, timeout=120, cwd="/")
+            return subprocess.run(
+                [program, source, "-o", out / "v.csv"], user=user, capture_output=True, text=True, timeout=120, cwd="/"
+            )
 
         try:
             done = start(closed)
-            assert (done.returncode, "closed\" cannot be read" in done.stderr) == (1, True), done.stderr
+            assert (done.returncode, 'closed" cannot be read' in done.stderr) == (1, True), done.stderr
             assert list(out.iterdir()) == []
             # Within another it is one that failed.
             assert start(photos).returncode == 3 and refused(out / "v.csv") == [("closed", "file cannot be read")]
@@ -500,7 +553,13 @@ def test_a_directory_that_cannot_be_read(pg_program) -> None:
 
 def test_help_fits_a_terminal() -> None:
     for columns, most in ((80, 80), (200, 100)):
-        done = subprocess.run(command("--help"), capture_output=True, text=True, stdin=subprocess.DEVNULL, env={**os.environ, "COLUMNS": str(columns)})
+        done = subprocess.run(
+            command("--help"),
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "COLUMNS": str(columns)},
+        )
         lines = done.stdout.splitlines()
         assert "Usage: clip-embed [OPTIONS] --output <FILE> <INPUT>" in lines
         assert most - 10 < max(map(len, lines)) <= most

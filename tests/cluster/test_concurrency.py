@@ -101,11 +101,9 @@ def test_one_photo_inserted_by_all_is_one_cluster(database: support.Database, db
                     time.sleep(0.03)
 
     in_parallel([session] * SESSIONS)
-    rows = db.execute(
-        "SELECT round, count(*), count(DISTINCT cluster_id), min(cluster_id) FROM photo GROUP BY round"
-    )
+    rows = db.execute("SELECT round, count(*), count(DISTINCT cluster_id), min(cluster_id) FROM photo GROUP BY round")
     found = {round: (inserted, distinct, id) for round, inserted, distinct, id in rows}
-    assert {round: counts[:2] for round, counts in found.items()} == {n: (SESSIONS, 1) for n in range(3)}
+    assert {round: counts[:2] for round, counts in found.items()} == dict.fromkeys(range(3), (SESSIONS, 1))
     sizes = {id: size for id, (size, _, _) in clusters(db, "photo").items()}
     assert sizes == {id: SESSIONS for _, _, id in found.values()}
 
@@ -171,7 +169,7 @@ def storm(
                         mine.commit()
                         if gone is not None:
                             committed.pop(gone)
-                        committed += [Member(subject, row, id) for (subject, row), id in zip(batch, ids)]
+                        committed += [Member(subject, row, id) for (subject, row), id in zip(batch, ids, strict=True)]
                         queue = queue[len(batch) :]
             except psycopg.OperationalError as error:
                 # 57P01, or a connection that is gone; a commit is not cut in two, see killer().
@@ -257,9 +255,7 @@ def test_a_sequential_run_gives_the_same_groups(db: psycopg.Connection, collecti
     check_clusters(db, collection, members)
 
 
-def test_an_open_transaction_blocks_nobody(
-    database: support.Database, db: psycopg.Connection, collection: str
-) -> None:
+def test_an_open_transaction_blocks_nobody(database: support.Database, db: psycopg.Connection, collection: str) -> None:
     """Neither its founding nor its joining makes others wait, who found and join the same clusters meanwhile."""
     old, new = direction(20), direction(21)
     kept = value(db, ASSIGN, vector_text(old), collection)
@@ -347,7 +343,9 @@ def test_a_last_member_that_leaves_and_one_that_comes_at_once(
             other.commit() if comes else other.rollback()
         left = (not leaves) + comes
         found = clusters(db, collection)
-        assert (found[joined][0] if joined in found else 0) + (found[id][0] if id in found and id != joined else 0) == left
+        assert (found[joined][0] if joined in found else 0) + (
+            found[id][0] if id in found and id != joined else 0
+        ) == left
         if left:
             assert value(db, ASSIGN, row, collection) in (id, joined)
 
@@ -406,9 +404,7 @@ def test_codes_of_clusters_that_are_gone_go_too(
     with db.transaction():
         for n in range(1500):
             value(db, ASSIGN, vector_text(direction(9_000_000 + n)), collection)
-    kept = value(
-        db, "SELECT sum(length(entries) / 36) FROM clip_search.cluster_code WHERE collection = %s", collection
-    )
+    kept = value(db, "SELECT sum(length(entries) / 36) FROM clip_search.cluster_code WHERE collection = %s", collection)
     assert kept < 2 * (staying + 1500), f"{kept} codes are kept, of {rounds * sessions * each} that were made"
     for subject in range(staying):
         (row,) = variants(subject, 1, 77_000 + subject)
@@ -418,9 +414,7 @@ def test_codes_of_clusters_that_are_gone_go_too(
 # ---------------------------------------------------------------- ends of transactions
 
 
-def test_a_killed_session_leaves_nothing(
-    database: support.Database, db: psycopg.Connection, collection: str
-) -> None:
+def test_a_killed_session_leaves_nothing(database: support.Database, db: psycopg.Connection, collection: str) -> None:
     """Its founding and its joining are both gone; who has joined what it founded is the cluster from then on."""
     old, new, lonely = direction(2), direction(3), direction(13)
     kept = value(db, ASSIGN, vector_text(old), collection)

@@ -37,8 +37,12 @@ def db(database: support.Database) -> Iterator[psycopg.Connection]:
             row = (path.stem, words, path.read_bytes())
             connection.execute("INSERT INTO photo (name, words, data) VALUES (%s, %s, %s)", row)
         connection.execute("UPDATE photo SET embedding = clip_embed_image(data)")
-        connection.execute("UPDATE photo SET a = clip_assign_cluster(embedding, 'all'), b = clip_assign_cluster(embedding, 'bare')")
-        connection.execute("SELECT clip_create_collection('all', members => 'photo', cluster => 'a', labels => 'words', image => 'data')")
+        connection.execute(
+            "UPDATE photo SET a = clip_assign_cluster(embedding, 'all'), b = clip_assign_cluster(embedding, 'bare')"
+        )
+        connection.execute(
+            "SELECT clip_create_collection('all', members => 'photo', cluster => 'a', labels => 'words', image => 'data')"
+        )
         connection.execute("SELECT clip_create_collection('bare', members => 'photo', cluster => 'b')")
         connection.execute("SELECT clip_create_collection('empty', members => 'photo', cluster => 'c')")
         yield connection

@@ -43,7 +43,9 @@ def test_ten_thousand_joins_in_one_transaction(database: support.Database) -> No
                 db.execute("SELECT clip_assign_cluster(v, 'hot') FROM hot, generate_series(1, 4)")
             assert value(db, "SELECT size FROM clip_search.cluster WHERE collection = 'hot'") == JOINS
             db.execute("SELECT clip_assign_cluster(v, 'hot') FROM hot")
-        size, resultant = db.execute("SELECT size, resultant FROM clip_search.cluster WHERE collection = 'hot'").fetchone()
+        size, resultant = db.execute(
+            "SELECT size, resultant FROM clip_search.cluster WHERE collection = 'hot'"
+        ).fetchone()
         assert size == JOINS + len(rows)
         unit = np.array([row / np.linalg.norm(row) for row in rows])
         assert abs(resultant - np.linalg.norm(unit.mean(axis=0))) < 1e-6

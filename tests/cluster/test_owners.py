@@ -13,6 +13,7 @@ from psycopg import sql
 import support
 from support import sqlstate, value
 
+
 class Roles:
     """Ordinary roles that own a schema each, in one database."""
 
@@ -37,6 +38,7 @@ class Roles:
             db.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
         self.made.remove(name)
 
+
 @pytest.fixture
 def roles(database: support.Database) -> Iterator[Roles]:
     made = Roles(database)
@@ -48,19 +50,25 @@ def roles(database: support.Database) -> Iterator[Roles]:
     for name in reversed(list(made.made)):
         made.drop(name)
 
+
 def as_role(database: support.Database, role: str, autocommit: bool = True) -> psycopg.Connection:
     return database.connect(user=role, autocommit=autocommit)
+
 
 def fill(db: psycopg.Connection, schema: str, collection: str) -> None:
     """A table with two groups, and its collection."""
     db.execute(f"CREATE TABLE {schema}.pets (id int PRIMARY KEY, embedding vector(3), cluster_id bigint, tags text[])")
-    db.execute("SELECT clip_create_collection(%s, 0.9, members => %s, labels => 'tags')", (collection, f"{schema}.pets"))
+    db.execute(
+        "SELECT clip_create_collection(%s, 0.9, members => %s, labels => 'tags')", (collection, f"{schema}.pets")
+    )
     db.execute(f"""INSERT INTO {schema}.pets (id, embedding, tags) VALUES
         (1, '[1,0,0]', '{{cat}}'), (2, '[1,0.1,0]', '{{cat}}'), (3, '[0,1,0]', '{{dog}}'), (4, '[0.1,1,0]', '{{dog}}')""")
     db.execute(f"UPDATE {schema}.pets SET cluster_id = clip_assign_cluster(embedding, %s)", (collection,))
 
+
 def names(db: psycopg.Connection) -> set[str]:
     return {name for (name,) in db.execute("SELECT name FROM clip_search.collection")}
+
 
 def test_a_stranger_sees_and_changes_nothing(database: support.Database, roles: Roles) -> None:
     bob, eve = roles.new(), roles.new()
@@ -94,12 +102,20 @@ def test_a_stranger_sees_and_changes_nothing(database: support.Database, roles: 
         ):
             state, text = sqlstate(db, call)
             assert state == "42501" and "must be owner" in text, call
-        for table in ("collection_setting", "collection_grant", "cluster_sum", "cluster_change", "cluster_code",
-                      "collection_owner", "collection_visible"):
+        for table in (
+            "collection_setting",
+            "collection_grant",
+            "cluster_sum",
+            "cluster_change",
+            "cluster_code",
+            "collection_owner",
+            "collection_visible",
+        ):
             assert sqlstate(db, f"SELECT * FROM clip_search.{table}")[0] == "42501"
         assert sqlstate(db, "SELECT clip_create_collection('mine', members => %s)", "pg_catalog.pg_am")[0] == "42501"
     with as_role(database, bob) as db:
         assert db.execute("SELECT id, size FROM clip_search.cluster ORDER BY 1").fetchall() == before
+
 
 def test_a_stranger_s_open_transaction_holds_up_nobody(database: support.Database, roles: Roles) -> None:
     bob, eve = roles.new(), roles.new()
@@ -108,9 +124,12 @@ def test_a_stranger_s_open_transaction_holds_up_nobody(database: support.Databas
         db.execute(f"SELECT clip_watch('{bob}.diary', 'body', cluster => 'cluster_id')")
         db.execute(f"INSERT INTO {bob}.diary VALUES (1, 'a cat'), (2, 'a cat'), (3, 'my bank account')")
         cluster = value(db, f"SELECT cluster_id FROM {bob}.diary WHERE id = 3")
-        for call in ("SELECT clip_assign_cluster(clip_embed_text('a cat'), 'diary')",
-                     f"SELECT clip_leave_cluster({cluster}, clip_embed_text('my bank account'))",
-                     "SELECT * FROM clip_recluster('diary')", "SELECT clip_drop_collection('diary')"):
+        for call in (
+            "SELECT clip_assign_cluster(clip_embed_text('a cat'), 'diary')",
+            f"SELECT clip_leave_cluster({cluster}, clip_embed_text('my bank account'))",
+            "SELECT * FROM clip_recluster('diary')",
+            "SELECT clip_drop_collection('diary')",
+        ):
             stranger.execute("SAVEPOINT before")
             assert sqlstate(stranger, call)[0] == "42501"
             stranger.execute("ROLLBACK TO before")
@@ -119,6 +138,7 @@ def test_a_stranger_s_open_transaction_holds_up_nobody(database: support.Databas
         db.execute("SELECT * FROM clip_recluster('diary')")
         db.execute(f"TRUNCATE {bob}.diary")
         db.execute(f"SELECT clip_unwatch('{bob}.diary')")
+
 
 def test_each_privilege_is_granted_and_revoked_by_itself(database: support.Database, roles: Roles) -> None:
     bob, app = roles.new(), roles.new()
@@ -141,7 +161,9 @@ def test_each_privilege_is_granted_and_revoked_by_itself(database: support.Datab
                     found.add(name)
                 except psycopg.errors.InsufficientPrivilege:
                     pass
-            assert {name for name in calls if value(db, "SELECT clip_has_collection_privilege('pets', %s)", name)} == found
+            assert {
+                name for name in calls if value(db, "SELECT clip_has_collection_privilege('pets', %s)", name)
+            } == found
             assert (names(db) == {"pets"}) == ("select" in found)
             return found
 
@@ -178,16 +200,21 @@ def test_each_privilege_is_granted_and_revoked_by_itself(database: support.Datab
         ):
             assert sqlstate(owner, call)[0] == state, call
 
+
 def test_default_is_open_until_it_is_closed(database: support.Database, roles: Roles) -> None:
     bob, eve = roles.new(), roles.new()
     with database.connect() as admin, as_role(database, bob) as db, as_role(database, eve) as other:
         cluster = value(db, "SELECT clip_assign_cluster('[1,0,0]')")
         assert value(other, "SELECT clip_assign_cluster('[1,0,0]')") == cluster
         assert value(other, "SELECT size FROM clip_search.cluster WHERE id = %s", cluster) == 2
-        assert value(other, "SELECT owner FROM clip_search.collection WHERE name = 'default'") == \
-            value(admin, "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = current_database()")
-        for call in ("SELECT clip_revoke_collection('default', 'PUBLIC')", "SELECT clip_create_collection('default')",
-                     "SELECT clip_drop_collection('default')"):
+        assert value(other, "SELECT owner FROM clip_search.collection WHERE name = 'default'") == value(
+            admin, "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = current_database()"
+        )
+        for call in (
+            "SELECT clip_revoke_collection('default', 'PUBLIC')",
+            "SELECT clip_create_collection('default')",
+            "SELECT clip_drop_collection('default')",
+        ):
             assert sqlstate(other, call)[0] == "42501"
         # A grant closes nothing.
         admin.execute("SELECT clip_grant_collection('default', %s)", (bob,))
@@ -202,6 +229,7 @@ def test_default_is_open_until_it_is_closed(database: support.Database, roles: R
         admin.execute("SELECT clip_grant_collection('default', 'PUBLIC')")
         assert value(other, "SELECT clip_assign_cluster('[1,0,0]')") > 0
 
+
 def test_default_keeps_open_when_it_gets_settings(database: support.Database, roles: Roles) -> None:
     eve = roles.new()
     with database.connect() as admin, as_role(database, eve) as db:
@@ -209,6 +237,7 @@ def test_default_keeps_open_when_it_gets_settings(database: support.Database, ro
         assert value(db, "SELECT clip_assign_cluster('[1,0,0]')") > 0
         admin.execute("SELECT clip_alter_collection('default', threshold => 0.5)")
         assert value(db, "SELECT threshold FROM clip_search.collection WHERE name = 'default'") == 0.5
+
 
 def test_a_collection_belongs_to_the_role_that_assigns_first(database: support.Database, roles: Roles) -> None:
     bob, eve = roles.new(), roles.new()
@@ -227,10 +256,14 @@ def test_a_collection_belongs_to_the_role_that_assigns_first(database: support.D
         assert value(other, "SELECT clip_assign_cluster('[1,0,0]', 'loose')") != cluster
         assert sqlstate(db, "SELECT clip_assign_cluster('[1,0,0]', 'loose')")[0] == "42501"
 
+
 def test_nobody_waits_for_a_collection_that_is_being_made(database: support.Database, roles: Roles) -> None:
     bob, eve = roles.new(), roles.new()
-    with as_role(database, bob, autocommit=False) as first, as_role(database, bob, autocommit=False) as second, \
-            as_role(database, eve) as other:
+    with (
+        as_role(database, bob, autocommit=False) as first,
+        as_role(database, bob, autocommit=False) as second,
+        as_role(database, eve) as other,
+    ):
         for db in (first, second, other):
             db.execute("SET statement_timeout = '5s'")
         other.commit()
@@ -245,6 +278,7 @@ def test_nobody_waits_for_a_collection_that_is_being_made(database: support.Data
         assert sqlstate(other, "SELECT clip_assign_cluster('[1,0,0]', 'new')")[0] == "42501"
         assert value(first, "SELECT owner FROM clip_search.collection WHERE name = 'new'") == bob
         assert value(first, "SELECT clip_assign_cluster('[1,0,0]', 'new')") == cluster
+
 
 def test_alter_changes_what_it_names(database: support.Database, roles: Roles) -> None:
     team = roles.new()
@@ -265,8 +299,12 @@ def test_alter_changes_what_it_names(database: support.Database, roles: Roles) -
         assert sqlstate(db, "SELECT clip_alter_collection('pets', owner => %s)", team)[0] == "55000"
         admin.execute(f"GRANT USAGE, CREATE ON SCHEMA {bob} TO {team}")
         db.execute(f"ALTER TABLE {bob}.pets OWNER TO {team}")
-        for call in ("SELECT * FROM clip_recluster('pets')", "SELECT * FROM clip_clusters('pets')",
-                     "SELECT * FROM clip_duplicates('pets')", "SELECT clip_cluster_groups('pets')"):
+        for call in (
+            "SELECT * FROM clip_recluster('pets')",
+            "SELECT * FROM clip_clusters('pets')",
+            "SELECT * FROM clip_duplicates('pets')",
+            "SELECT clip_cluster_groups('pets')",
+        ):
             state, text = sqlstate(db, call)
             assert state == "42501" and "different owners" in text and "clip_alter_collection" in text, call
         db.execute("SELECT clip_alter_collection('pets', owner => %s)", (team,))
@@ -276,8 +314,12 @@ def test_alter_changes_what_it_names(database: support.Database, roles: Roles) -
         assert sqlstate(db, "SELECT clip_alter_collection('loose', key => 'id')")[0] == "42704"
         db.execute("SELECT clip_assign_cluster('[1,0,0]', 'loose')")
         db.execute("SELECT clip_alter_collection('loose', threshold => 0.3)")
-        assert db.execute("SELECT threshold, owner FROM clip_search.collection WHERE name = 'loose'").fetchone() == (0.3, bob)
+        assert db.execute("SELECT threshold, owner FROM clip_search.collection WHERE name = 'loose'").fetchone() == (
+            0.3,
+            bob,
+        )
         assert sqlstate(db, "SELECT clip_alter_collection('loose', key => 'id')")[0] == "55000"
+
 
 def test_a_dropped_role_s_collections_are_the_database_owner_s(database: support.Database, roles: Roles) -> None:
     bob, eve = roles.new(), roles.new()
@@ -288,11 +330,15 @@ def test_a_dropped_role_s_collections_are_the_database_owner_s(database: support
     roles.drop(bob)
     with database.connect() as admin, as_role(database, eve) as db:
         owner = value(admin, "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = current_database()")
-        assert dict(admin.execute("SELECT name, owner::text FROM clip_search.collection").fetchall()) == {"left": owner, "loose": owner}
+        assert dict(admin.execute("SELECT name, owner::text FROM clip_search.collection").fetchall()) == {
+            "left": owner,
+            "loose": owner,
+        }
         assert names(db) == {"left"}
         assert sqlstate(db, "SELECT clip_assign_cluster('[1,0,0]', 'loose')")[0] == "42501"
         admin.execute("SELECT clip_alter_collection('left', owner => %s)", (eve,))
         db.execute("SELECT clip_drop_collection('left')")
+
 
 def test_a_leaky_condition_sees_no_hidden_row(database: support.Database, roles: Roles) -> None:
     bob, eve = roles.new(), roles.new()
@@ -305,18 +351,28 @@ def test_a_leaky_condition_sees_no_hidden_row(database: support.Database, roles:
         db.execute(f"""
             CREATE FUNCTION {eve}.leak(anyelement) RETURNS bool LANGUAGE plpgsql COST 0.0000001 AS
             $$ BEGIN RAISE NOTICE 'leaked %', $1::text; RETURN true; END $$""")
-        for view, column in (("cluster", "collection"), ("cluster", "centroid"), ("cluster", "id"), ("cluster", "size"),
-                             ("collection", "name"), ("collection", "members"), ("collection", "threshold")):
+        for view, column in (
+            ("cluster", "collection"),
+            ("cluster", "centroid"),
+            ("cluster", "id"),
+            ("cluster", "size"),
+            ("collection", "name"),
+            ("collection", "members"),
+            ("collection", "threshold"),
+        ):
             rows = db.execute(f"SELECT * FROM clip_search.{view} WHERE {eve}.leak({column})").fetchall()
             assert len(rows) == 1
         assert len(seen) == 7 and not any("pets" in text for text in seen), seen
+
 
 def test_every_writer_of_a_watched_table_joins(database: support.Database, roles: Roles) -> None:
     bob, writer = roles.new(), roles.new()
     with as_role(database, bob) as db, as_role(database, writer) as other:
         db.execute(f"CREATE TABLE {bob}.note (id int PRIMARY KEY, body text)")
         db.execute(f"SELECT clip_watch('{bob}.note', 'body', cluster => 'cluster_id')")
-        db.execute(f"GRANT USAGE ON SCHEMA {bob} TO {writer}; GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON {bob}.note TO {writer}")
+        db.execute(
+            f"GRANT USAGE ON SCHEMA {bob} TO {writer}; GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON {bob}.note TO {writer}"
+        )
         other.execute(f"INSERT INTO {bob}.note VALUES (1, 'a cat'), (2, 'a cat'), (3, 'a train')")
         other.execute(f"UPDATE {bob}.note SET body = 'a cat' WHERE id = 3")
         other.execute(f"DELETE FROM {bob}.note WHERE id = 1")
@@ -325,6 +381,7 @@ def test_every_writer_of_a_watched_table_joins(database: support.Database, roles
         assert sqlstate(other, "SELECT clip_assign_cluster(clip_embed_text('a cat'), 'note')")[0] == "42501"
         other.execute(f"TRUNCATE {bob}.note")
         assert value(db, "SELECT count(*) FROM clip_search.cluster") == 0
+
 
 def test_watch_takes_no_collection_of_others(database: support.Database, roles: Roles) -> None:
     bob, eve = roles.new(), roles.new()
@@ -337,21 +394,31 @@ def test_watch_takes_no_collection_of_others(database: support.Database, roles: 
             assert sqlstate(other, call)[0] == "42501", name
         assert value(db, "SELECT count(*) FROM clip_search.collection WHERE owner::text = %s", bob) == 2
 
-def test_a_dump_keeps_owners_and_grants(database: support.Database, roles: Roles, pg_program, empty_database: support.Database) -> None:
+
+def test_a_dump_keeps_owners_and_grants(
+    database: support.Database, roles: Roles, pg_program, empty_database: support.Database
+) -> None:
     bob, eve, gone = roles.new(), roles.new(), roles.new()
     with as_role(database, bob) as db:
         fill(db, bob, "pets")
         db.execute("SELECT clip_assign_cluster('[1,0,0]', 'loose')")
         db.execute("SELECT clip_grant_collection('pets', %s, 'select')", (eve,))
-        db.execute("SELECT clip_grant_collection('loose', 'PUBLIC', 'assign'), clip_grant_collection('loose', %s)", (gone,))
+        db.execute(
+            "SELECT clip_grant_collection('loose', 'PUBLIC', 'assign'), clip_grant_collection('loose', %s)", (gone,)
+        )
     roles.drop(gone)
     stored = "SELECT collection, grantee::text, privilege FROM clip_search.collection_grant WHERE grantee = 0 OR grantee IN (SELECT oid FROM pg_roles) ORDER BY 1, 2, 3"
     shown = "SELECT to_jsonb(c) FROM clip_search.collection c ORDER BY name"
     with database.connect() as db:
         before = db.execute(stored).fetchall(), db.execute(shown).fetchall()
     dump = subprocess.run([pg_program("pg_dump"), database.name], capture_output=True, text=True, check=True).stdout
-    subprocess.run([pg_program("psql"), "-Xq", "-v", "ON_ERROR_STOP=1", empty_database.name], input=dump, text=True, check=True,
-                   capture_output=True)
+    subprocess.run(
+        [pg_program("psql"), "-Xq", "-v", "ON_ERROR_STOP=1", empty_database.name],
+        input=dump,
+        text=True,
+        check=True,
+        capture_output=True,
+    )
     with empty_database.connect() as db:
         assert (db.execute(stored).fetchall(), db.execute(shown).fetchall()) == before
     with empty_database.connect(user=bob) as db:

@@ -25,7 +25,7 @@ DIMENSIONS = 64
 def db(database: support.Database) -> Iterator[psycopg.Connection]:
     with database.connect() as connection:
         yield connection
-        connection.execute("DROP TABLE IF EXISTS member; DROP SCHEMA IF EXISTS \"Odd schema\" CASCADE")
+        connection.execute('DROP TABLE IF EXISTS member; DROP SCHEMA IF EXISTS "Odd schema" CASCADE')
         connection.execute("SELECT clip_drop_collection(name) FROM clip_search.collection")
 
 
@@ -97,8 +97,13 @@ def test_groups_and_ids_that_did_not_change_stay(db: psycopg.Connection) -> None
     with db.transaction():
         for id, cluster in wrong.items():
             db.execute("UPDATE member SET cluster_id = %s WHERE id = %s", (cluster, id))
-        db.execute("INSERT INTO clip_search.cluster_sum (collection, cluster, size, sum) VALUES ('c', 1000000, 3, %s)", (stray,))
-    untouched = db.execute("SELECT ctid, * FROM member WHERE id = ANY(%s)", ([id for g in range(5, 30) for id in groups[g]],))
+        db.execute(
+            "INSERT INTO clip_search.cluster_sum (collection, cluster, size, sum) VALUES ('c', 1000000, 3, %s)",
+            (stray,),
+        )
+    untouched = db.execute(
+        "SELECT ctid, * FROM member WHERE id = ANY(%s)", ([id for g in range(5, 30) for id in groups[g]],)
+    )
     untouched = set(untouched.fetchall())
 
     report = {
@@ -118,7 +123,10 @@ def test_groups_and_ids_that_did_not_change_stay(db: psycopg.Connection) -> None
     check_sums(db)
     # Assignment finds the new groups, by the new codes.
     for group in groups.values():
-        assert value(db, "SELECT clip_assign_cluster(embedding, 'c') FROM member WHERE id = %s", group[0]) == after[group[0]]
+        assert (
+            value(db, "SELECT clip_assign_cluster(embedding, 'c') FROM member WHERE id = %s", group[0])
+            == after[group[0]]
+        )
 
 
 def test_a_partitioned_table_with_odd_names(db: psycopg.Connection) -> None:
@@ -217,19 +225,34 @@ def test_a_rollback_or_a_cancel_leaves_all_as_it_was(database: support.Database,
     assert value(db, "SELECT clip_assign_cluster(embedding, 'c') FROM member WHERE id = 59") is not None
 
 
-def test_rights_are_the_callers(database: support.Database, db: psycopg.Connection, plain_role: str) -> None:
-    """Whoever may not update the members can't regroup them; rows that a policy hides are an error, not gone."""
+def test_rights_are_the_collection_s_and_the_table_owner_s(
+    database: support.Database, db: psycopg.Connection, plain_role: str
+) -> None:
+    """Whoever was granted it regroups, as the owner of the members' table; rows that a policy hides are an error, not gone."""
     rows, _ = blobs(3, 4, seed=9)
     fill(db, rows, assign=True)
     with database.connect(user=plain_role) as mine:
         assert sqlstate(mine, "SELECT * FROM clip_recluster('c')")[0] == "42501"
         assert sqlstate(mine, "SELECT * FROM clip_duplicates('c')")[0] == "42501"
+        # Rights to the table are none to the collection.
         db.execute(f"GRANT SELECT, UPDATE ON member TO {plain_role}")
+        assert sqlstate(mine, "SELECT * FROM clip_recluster('c')")[0] == "42501"
+        db.execute(
+            f"REVOKE ALL ON member FROM {plain_role}; SELECT clip_grant_collection('c', '{plain_role}', 'recluster')"
+        )
         mine.execute("SET client_min_messages = warning")
-        assert mine.execute("SELECT * FROM clip_recluster('c')").fetchall() == []
+        db.execute("UPDATE member SET cluster_id = NULL WHERE id = 0")
+        assert mine.execute("SELECT * FROM clip_recluster('c')").fetchall() != []
+        assert value(db, "SELECT count(cluster_id) FROM member") == len(rows)
         assert value(mine, "SELECT current_user") == plain_role
+        # The owner sees every row, whatever policies say, but where they are forced on it. (A superuser is never.)
+        db.execute(f"GRANT CREATE, USAGE ON SCHEMA public TO {plain_role}; ALTER TABLE member OWNER TO {plain_role}")
+        db.execute("SELECT clip_alter_collection('c', owner => %s)", (plain_role,))
         db.execute("ALTER TABLE member ENABLE ROW LEVEL SECURITY; CREATE POLICY few ON member USING (id < 5)")
+        assert mine.execute("SELECT * FROM clip_recluster('c')").fetchall() == []
+        db.execute("ALTER TABLE member FORCE ROW LEVEL SECURITY")
         state, text = sqlstate(mine, "SELECT * FROM clip_recluster('c')")
         assert state == "42501" and "row-level security" in text
         assert value(mine, "SHOW row_security") == "on"
+        db.execute("ALTER TABLE member OWNER TO CURRENT_USER")
     check_sums(db)

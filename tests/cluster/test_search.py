@@ -18,7 +18,7 @@ import support
 from support import value, vector_text
 
 sys.path.append(str(support.FIXTURES))
-from codes import BLOCK, codes  # noqa: E402
+from codes import BLOCK, codes
 
 DIMENSIONS, CLUSTERS, THRESHOLD = 512, 5_000, 0.82
 
@@ -72,7 +72,9 @@ class Clusters:
         """Clusters of one member each, with the ids that follow `before`."""
         coded = codes(rows)
         with self.database.connect() as db:
-            with db.cursor().copy("COPY clip_search.cluster_sum (collection, cluster, size, sum, code) FROM STDIN") as copy:
+            with db.cursor().copy(
+                "COPY clip_search.cluster_sum (collection, cluster, size, sum, code) FROM STDIN"
+            ) as copy:
                 for n, (row, code) in enumerate(zip(rows, coded, strict=True), before + 1):
                     copy.write_row((name, n, 1, vector_text(row), code.tobytes()))
             for first in range(0, len(rows), BLOCK):
@@ -114,7 +116,9 @@ def test_a_crowd_below_the_threshold_ends_no_search(clusters: Clusters) -> None:
     asked: list[tuple[np.ndarray, int]] = []
     for seed in range(1000):
         query = unit(np.random.default_rng(seed).standard_normal((1, DIMENSIONS)))
-        crowd = np.concatenate([near(np.repeat(query, 400, axis=0), 0.78, 0.80, seed), near(query, 0.825, 0.84, seed + 1)])
+        crowd = np.concatenate(
+            [near(np.repeat(query, 400, axis=0), 0.78, 0.80, seed), near(query, 0.825, 0.84, seed + 1)]
+        )
         if ranks(query, crowd, np.array([400]))[0] > 80:
             asked.append((query[0], len(rows) * 401 + 401))
             rows.append(crowd)
@@ -125,7 +129,10 @@ def test_a_crowd_below_the_threshold_ends_no_search(clusters: Clusters) -> None:
     with clusters.database.connect() as db:
         for query, truth in asked:
             with db.transaction(force_rollback=True):
-                assert value(db, "SELECT clip_assign_cluster(%s::vector, 'crowd')", vector_text(query)) == 1_000_000 + truth
+                assert (
+                    value(db, "SELECT clip_assign_cluster(%s::vector, 'crowd')", vector_text(query))
+                    == 1_000_000 + truth
+                )
 
 
 def test_a_new_cluster_that_is_near_ends_no_search(clusters: Clusters) -> None:
@@ -160,7 +167,9 @@ def own(clusters: Clusters) -> Iterator[psycopg.Connection]:
         yield db
 
 
-def test_codes_that_the_extension_writes_are_the_second_implementations(own: psycopg.Connection, clusters: Clusters) -> None:
+def test_codes_that_the_extension_writes_are_the_second_implementations(
+    own: psycopg.Connection, clusters: Clusters
+) -> None:
     """Of clusters beyond the first 432, whose codes are made as they are packed."""
     rows = clusters.rows[:600]
     own.execute("SELECT clip_create_collection('packed', 1.0)")
@@ -175,5 +184,9 @@ def test_codes_that_the_extension_writes_are_the_second_implementations(own: psy
         for n, offset in enumerate(offsets):
             stored[first + int(offset)] = bytes(entries[4 * count + 32 * n : 4 * count + 32 * (n + 1)])
     assert len(stored) >= 400
-    wrong = [id for id, code in stored.items() if sum(bin(a ^ b).count("1") for a, b in zip(code, expected[id], strict=True)) > 2]
+    wrong = [
+        id
+        for id, code in stored.items()
+        if sum(bin(a ^ b).count("1") for a, b in zip(code, expected[id], strict=True)) > 2
+    ]
     assert not wrong, "a component at 0 to within rounding may be of either sign, others not"

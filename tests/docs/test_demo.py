@@ -47,7 +47,7 @@ def test_the_demo_finds_every_photo_and_groups_every_subject(gallery: support.Da
     assert done.returncode == 0, done.stdout + done.stderr
     titles = ["PHOTOS IN", "SEARCH BY WORDS", "GROUPS", "LATENCY", "THE PLAN", "RIGHT", "GO ON"]
     places = [done.stdout.find(f"\n{title}") for title in titles]
-    assert -1 not in places and places == sorted(places), dict(zip(titles, places))
+    assert -1 not in places and places == sorted(places), dict(zip(titles, places, strict=True))
 
     first = {words: (mark, title, float(cosine)) for mark, words, title, cosine in FIRST.findall(done.stdout)}
     assert len(first) == 10, done.stdout
@@ -65,8 +65,7 @@ def test_the_demo_finds_every_photo_and_groups_every_subject(gallery: support.Da
 
     with gallery.connect() as db:
         rows = db.execute(
-            "SELECT split_part(title, ' (', 1), array_agg(DISTINCT cluster_id), count(*) "
-            "FROM gallery.photo GROUP BY 1"
+            "SELECT split_part(title, ' (', 1), array_agg(DISTINCT cluster_id), count(*) FROM gallery.photo GROUP BY 1"
         ).fetchall()
         assert len(rows) == 10 and all(len(ids) == 1 and count == 3 for _, ids, count in rows)
         assert len({ids[0] for _, ids, _ in rows}) == 10
@@ -79,9 +78,7 @@ def test_the_demo_can_be_run_again(gallery: support.Database) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     with gallery.connect() as db:
         assert support.value(db, "SELECT count(*) FROM gallery.photo") == 30
-        assert (
-            support.value(db, "SELECT count(*) FROM clip_search.cluster WHERE collection = 'gallery'") == 10
-        )
+        assert support.value(db, "SELECT count(*) FROM clip_search.cluster WHERE collection = 'gallery'") == 10
 
 
 class Tags(HTMLParser):
@@ -108,9 +105,7 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag, f"</{tag}> closes another"
 
 
-def test_the_demo_writes_a_page_that_needs_nothing_else(
-    gallery: support.Database, tmp_path: pathlib.Path
-) -> None:
+def test_the_demo_writes_a_page_that_needs_nothing_else(gallery: support.Database, tmp_path: pathlib.Path) -> None:
     """What a browser makes of it is in tests/browser."""
     page = tmp_path / "a folder" / "gallery.html"
     done = run(gallery, GALLERY, str(page))
@@ -145,9 +140,7 @@ def test_the_map_is_of_principal_components(gallery: support.Database, tmp_path:
     assert all(abs(row[3] - explained) < 0.001 for row in rows)
 
 
-def test_the_demo_fails_if_a_query_finds_another_photo(
-    gallery: support.Database, tmp_path: pathlib.Path
-) -> None:
+def test_the_demo_fails_if_a_query_finds_another_photo(gallery: support.Database, tmp_path: pathlib.Path) -> None:
     """Here by expecting the rocket from words about coffee."""
     copy = tmp_path / "gallery"
     shutil.copytree(GALLERY, copy)
@@ -173,11 +166,7 @@ def test_the_demo_fails_if_groups_are_wrong(gallery: support.Database) -> None:
 def test_the_demo_says_what_is_missing(gallery: support.Database, tmp_path: pathlib.Path) -> None:
     """One line and a failure: without a server, and with a foreign schema of the demo's name."""
     done = run(gallery, PGHOST=str(tmp_path))
-    assert (
-        done.returncode != 0
-        and done.stderr.startswith("gallery: no connection")
-        and done.stderr.count("\n") == 1
-    )
+    assert done.returncode != 0 and done.stderr.startswith("gallery: no connection") and done.stderr.count("\n") == 1
     foreign = support.Database(extension=False)
     try:
         with foreign.connect() as db:

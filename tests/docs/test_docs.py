@@ -16,7 +16,7 @@ import support
 from pages import DOCS, PAGES, Databases, Page, other_model
 
 sys.path.append(str(support.ROOT / "scripts"))
-import catalogue  # noqa: E402
+import catalogue
 
 NUMBER = re.compile(r"-?\d+\.\d+")
 # Text embeddings are int8 arithmetic, which differs between processors in the third decimal.
@@ -51,11 +51,11 @@ def test_output_is_real(databases: Databases, path: pathlib.Path) -> None:
     assert len(page.blocks) == page.text.count("```sql")
     with support.connect("postgres") as db:
         same_server = support.value(db, "SELECT current_setting('server_version_num')::int / 10000") == 15
-    for (block, written), printed in zip(page.blocks, databases.outputs(page)):
+    for (block, written), printed in zip(page.blocks, databases.outputs(page), strict=True):
         if "EXPLAIN" in block and not same_server:
             continue  # plans are worded otherwise
         assert shape(printed) == shape(written), f"{block}\nprints\n{printed}"
-        for ours, theirs in zip(NUMBER.findall(printed), NUMBER.findall(written)):
+        for ours, theirs in zip(NUMBER.findall(printed), NUMBER.findall(written), strict=True):
             assert abs(float(ours) - float(theirs)) <= TOLERANCE, f"{block}\nprints\n{printed}"
 
 

@@ -19,7 +19,9 @@ from support import value, vector
 
 # Of these names the eval would take the mirrored ones for mirrored stamps.
 PHOTOS = [
-    path for path in sorted((support.ROOT / "examples" / "gallery" / "photos").glob("*.jpg")) if "mirror" not in path.name
+    path
+    for path in sorted((support.ROOT / "examples" / "gallery" / "photos").glob("*.jpg"))
+    if "mirror" not in path.name
 ]
 EVALUATE = support.ROOT / "benches" / "eval" / "evaluate.py"
 
@@ -80,7 +82,11 @@ def test_figures_are_those_of_numpy(stamps: pathlib.Path, tmp_path: pathlib.Path
             db.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(database)))
     result = json.loads((tmp_path / "photo-mini.json").read_text())
     assert result["pictures"] == len(rows) == 2 * len(PHOTOS)
-    assert not [row[0] for row in rows if row[0].startswith("symbols") or pathlib.Path(row[0]).stem in ("mirror", "tiny", "clear")]
+    assert not [
+        row[0]
+        for row in rows
+        if row[0].startswith("symbols") or pathlib.Path(row[0]).stem in ("mirror", "tiny", "clear")
+    ]
 
     images, texts = (np.stack([vector(row[n]) for row in rows]).astype(np.float64) for n in (3, 4))
     folders = [row[1] for row in rows]
@@ -97,7 +103,7 @@ def test_figures_are_those_of_numpy(stamps: pathlib.Path, tmp_path: pathlib.Path
     assert result["neighbours"]["folder"]["of"] == len(rows)
 
     best = [names[index] for index in (images @ labels.T).argmax(1)]
-    right = sum(name == folder.rpartition("/")[2].replace("_", " ") for name, folder in zip(best, folders))
+    right = sum(name == folder.rpartition("/")[2].replace("_", " ") for name, folder in zip(best, folders, strict=True))
     entry = next(e for e in result["zero_shot"] if e["names"] == "folder" and e["templates"] == '"a photo of a {}"')
     assert (entry["right"], entry["of"], entry["labels"]) == (right, len(rows), len(names))
 

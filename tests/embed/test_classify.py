@@ -55,7 +55,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 def close(found: dict, labels: list[str], wanted: np.ndarray, tolerance: float) -> None:
     assert list(found) != [] and set(found) == set(labels)
-    for label, probability in zip(labels, wanted):
+    for label, probability in zip(labels, wanted, strict=True):
         assert math.isclose(found[label], probability, abs_tol=tolerance), f"{label}: {found[label]}, not {probability}"
 
 
@@ -96,7 +96,7 @@ def test_scale_and_bias_of_the_graph(layouts, server_folder, name: str) -> None:
     server_folder.add(LAYOUTS / name, f"classify-{name}")
     expected = json.loads((LAYOUTS / name / "expected.json").read_text())
     texts = [entry["text"] for entry in expected["texts"]]
-    for entry, wanted in zip(expected["images"], expected["probabilities"]):
+    for entry, wanted in zip(expected["images"], expected["probabilities"], strict=True):
         data = (FIXTURES / entry["image"]).read_bytes()
         close(rows(layouts, data, texts, "{}", model=f"classify-{name}"), texts, np.array(wanted), 2e-5)
         sum_of_all = sum(wanted)
@@ -117,7 +117,9 @@ def test_scale_and_bias_of_the_configuration(layouts, server_folder, bias: float
     wanted = softmax(30 * cosines) if bias is None else 1 / (1 + np.exp(-(30 * cosines + bias)))
     close(rows(layouts, vector, LABELS, "{}", model=name), LABELS, wanted, 1e-6)
     checked = dict(layouts.execute("SELECT item, value FROM clip_check_model(%s)", (name,)).fetchall())
-    assert checked["probabilities"].startswith("softmax of 30.0000" if bias is None else "sigmoid of 30.0000 × cosine - 3.5")
+    assert checked["probabilities"].startswith(
+        "softmax of 30.0000" if bias is None else "sigmoid of 30.0000 × cosine - 3.5"
+    )
 
 
 def test_clip_has_a_scale_of_100_and_siglip_a_warning(layouts, server_folder) -> None:

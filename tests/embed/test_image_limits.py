@@ -9,6 +9,7 @@ import pwd
 import subprocess
 import time
 
+import image_files as files
 import numpy as np
 import psycopg
 import pytest
@@ -16,8 +17,6 @@ from PIL import Image
 
 import support
 from support import sqlstate, value
-
-import image_files as files
 
 PHOTO = next((support.ROOT / "examples" / "gallery" / "photos").glob("*.jpg")).read_bytes()
 CANCELLED = "57014"

@@ -63,7 +63,9 @@ def db(database: support.Database, clip_mini: pathlib.Path):
 
 
 @pytest.mark.parametrize("setting", ["on", "off"])
-def test_sql_decodes_as_it_is_told(db: psycopg.Connection, photo: bytes, expected: dict[str, np.ndarray], setting: str) -> None:
+def test_sql_decodes_as_it_is_told(
+    db: psycopg.Connection, photo: bytes, expected: dict[str, np.ndarray], setting: str
+) -> None:
     db.execute(f"SET clip_search.exact_jpeg = {setting}")
     try:
         assert cosine(embed_one(db, "image", photo, "clip-mini"), expected[setting]) > SAME
@@ -79,11 +81,25 @@ def test_it_is_off_unless_set(db: psycopg.Connection, photo: bytes, expected: di
 
 @pytest.mark.parametrize("setting", ["on", "off"])
 def test_clip_embed_decodes_as_it_is_told(
-    db: psycopg.Connection, photo: bytes, expected: dict[str, np.ndarray], setting: str, clip_mini: pathlib.Path, tmp_path: pathlib.Path
+    db: psycopg.Connection,
+    photo: bytes,
+    expected: dict[str, np.ndarray],
+    setting: str,
+    clip_mini: pathlib.Path,
+    tmp_path: pathlib.Path,
 ) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "photo.jpg").write_bytes(photo)
-    command = [PROGRAM, tmp_path / "photos", "-o", tmp_path / "out.csv", "-m", "clip-mini", "--model-path", clip_mini.parent]
+    command = [
+        PROGRAM,
+        tmp_path / "photos",
+        "-o",
+        tmp_path / "out.csv",
+        "-m",
+        "clip-mini",
+        "--model-path",
+        clip_mini.parent,
+    ]
     command += ["--exact-jpeg"] if setting == "on" else []
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

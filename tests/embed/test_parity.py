@@ -68,9 +68,7 @@ def reencoded(photo: str, form: str, **options: object) -> bytes:
 
 def images() -> dict[str, tuple[bytes, float]]:
     """Name -> (file, lowest cosine): the fixtures, and photos of ordinary size in several formats."""
-    found = {
-        entry["input"]: (fixture(entry["input"]), LOSSLESS if entry["lossless"] else JPEG) for entry in INDEX
-    }
+    found = {entry["input"]: (fixture(entry["input"]), LOSSLESS if entry["lossless"] else JPEG) for entry in INDEX}
     found["cat as PNG"] = (reencoded("cat.jpg", "PNG"), LOSSLESS)
     found["rocket as WebP"] = (reencoded("rocket.jpg", "WEBP", lossless=True), LOSSLESS)
     found["clock as BMP"] = (reencoded("clock.jpg", "BMP"), LOSSLESS)
@@ -81,9 +79,7 @@ def images() -> dict[str, tuple[bytes, float]]:
 
 
 IMAGES = images()
-SOME_IMAGES = [
-    IMAGES[name][0] for name in ("images/cat.png", "images/coffee.png", "cat as PNG", "clock as BMP")
-]
+SOME_IMAGES = [IMAGES[name][0] for name in ("images/cat.png", "images/coffee.png", "cat as PNG", "clock as BMP")]
 
 
 @pytest.fixture(scope="module")
@@ -165,18 +161,14 @@ def test_texts_equal_python(db: psycopg.Connection, references: dict[str, Refere
 def test_the_miniature_returns_what_the_fixtures_expect(db: psycopg.Connection) -> None:
     """expected.json comes from other code than reference.py, with ids that OpenAI's tokenizer confirms."""
     for item in EXPECTED["texts"]:
-        assert cosine(embed_one(db, "text", item["text"], "clip-mini"), item["embedding"]) >= LOSSLESS, item[
-            "text"
-        ]
+        assert cosine(embed_one(db, "text", item["text"], "clip-mini"), item["embedding"]) >= LOSSLESS, item["text"]
     for item in EXPECTED["images"]:
         limit = LOSSLESS if item["image"].endswith(".png") else JPEG
         found = cosine(embed_one(db, "image", fixture(item["image"]), "clip-mini"), item["embedding"])
         assert found >= limit, (item["image"], found)
 
 
-def test_a_long_text_is_cut_with_its_end_token_kept(
-    db: psycopg.Connection, references: dict[str, Reference]
-) -> None:
+def test_a_long_text_is_cut_with_its_end_token_kept(db: psycopg.Connection, references: dict[str, Reference]) -> None:
     """open_clip lost the end token on truncation and pooled the start token (mlfoundations/open_clip#1154).
 
     What lies behind the limit has no say, the last word before it has one, and a warning tells of the cut.
@@ -184,7 +176,7 @@ def test_a_long_text_is_cut_with_its_end_token_kept(
     reference = references[FULL]
     assert reference.ids(LONG)[-1] == 49407 and len(reference.ids(LONG)) == CLIP_CONTEXT
     notices: list[str] = []
-    handler = lambda diag: notices.append(diag.message_primary)  # noqa: E731
+    handler = lambda diag: notices.append(diag.message_primary)
     db.add_notice_handler(handler)
     try:
         fits, over, other_end, other_tail = (
@@ -224,7 +216,7 @@ def test_image_batches_equal_single_calls(db: psycopg.Connection, model: str) ->
     files = [*SOME_IMAGES, None, *(file for file, _ in list(IMAGES.values())[3:9]), None, SOME_IMAGES[0]]
     batch = embed_many(db, "images", files, model)
     assert len(batch) == len(files)
-    for file, row in zip(files, batch):
+    for file, row in zip(files, batch, strict=True):
         if file is None:
             assert row is None
         else:
@@ -243,7 +235,7 @@ def test_text_batches_equal_single_calls(database: support.Database, db, server_
         fresh.execute(f"SET clip_search.model_path = '$system:{server_folder.path}'")
         batch = embed_many(fresh, "texts", texts, model)
     assert len(batch) == len(texts)
-    for text, row in zip(texts, batch):
+    for text, row in zip(texts, batch, strict=True):
         if text is None:
             assert row is None
         else:
@@ -255,17 +247,14 @@ def test_empty_and_null_arrays(db: psycopg.Connection) -> None:
         assert value(db, f"SELECT cardinality(clip_embed_{what}('{{}}'::{kind}))") == 0
         assert value(db, f"SELECT clip_embed_{what}(NULL::{kind}) IS NULL")
         assert (
-            value(db, f"SELECT array_to_string(clip_embed_{what}('{{NULL,NULL}}'::{kind}), ',', 'none')")
-            == "none,none"
+            value(db, f"SELECT array_to_string(clip_embed_{what}('{{NULL,NULL}}'::{kind}), ',', 'none')") == "none,none"
         )
     for call in ("clip_embed_image(NULL::bytea)", "clip_embed_text(NULL)", "clip_embed_text('a cat', NULL)"):
         assert value(db, f"SELECT {call} IS NULL"), call
 
 
 @pytest.mark.parametrize("model", ALL)
-def test_the_model_named_equals_the_model_set(
-    database: support.Database, db, server_folder, model: str
-) -> None:
+def test_the_model_named_equals_the_model_set(database: support.Database, db, server_folder, model: str) -> None:
     """clip_embed_*(x, model) and clip_embed_*(x) under SET clip_search.model are one thing, for all four.
 
     The session of the one-argument forms has computed nothing else, so a vector remembered under the wrong
@@ -282,17 +271,15 @@ def test_the_model_named_equals_the_model_set(
         pairs = [
             (embed_one(fresh, "text", texts[0]), embed_one(db, "text", texts[0], model)),
             (embed_one(fresh, "image", files[0]), embed_one(db, "image", files[0], model)),
-            *zip(embed_many(fresh, "texts", texts), embed_many(db, "texts", texts, model)),
-            *zip(embed_many(fresh, "images", files), embed_many(db, "images", files, model)),
+            *zip(embed_many(fresh, "texts", texts), embed_many(db, "texts", texts, model), strict=True),
+            *zip(embed_many(fresh, "images", files), embed_many(db, "images", files, model), strict=True),
         ]
     for set_, named in pairs:
         assert np.abs(set_ - named).max() < 1e-6
     assert cosine(pairs[0][0], elsewhere) < 0.9
 
 
-def test_models_are_listed_with_what_was_done(
-    db: psycopg.Connection, references: dict[str, Reference]
-) -> None:
+def test_models_are_listed_with_what_was_done(db: psycopg.Connection, references: dict[str, Reference]) -> None:
     rows = db.execute("SELECT name, path, dimensions FROM clip_models()").fetchall()
     found = {name: (path, dimensions) for name, path, dimensions in rows}
     assert set(ALL) <= set(found)

@@ -58,7 +58,9 @@ def test_diversify_is_mmr(db: psycopg.Connection, weight: float, seed: int) -> N
 
 
 def test_lambda_1_is_the_order_of_the_index(db: psycopg.Connection) -> None:
-    db.execute("CREATE TEMP TABLE t AS SELECT i, ARRAY[sin(i), cos(i * i), sin(i * 0.3)]::vector AS v FROM generate_series(1, 50) AS i")
+    db.execute(
+        "CREATE TEMP TABLE t AS SELECT i, ARRAY[sin(i), cos(i * i), sin(i * 0.3)]::vector AS v FROM generate_series(1, 50) AS i"
+    )
     ranked = "SELECT array_agg(i) FROM (SELECT i FROM t ORDER BY v <=> '[1,2,3]' LIMIT 10) AS best"
     chosen = """
         SELECT array_agg(id ORDER BY rank)
@@ -77,7 +79,7 @@ def test_query_is_the_weighted_sum(db: psycopg.Connection) -> None:
     terms = [support.embed_one(db, "text", text) for text in texts]
     terms += [support.embed_one(db, "image", file) for file in files]
     terms += list(vectors)
-    wanted = unit(sum(weight * unit(term) for weight, term in zip(weights, terms)))
+    wanted = unit(sum(weight * unit(term) for weight, term in zip(weights, terms, strict=True)))
     query = "SELECT clip_query(%s, %s::float8[], %s::bytea[], %s::float8[], %s::vector[], %s::float8[])::text"
     given = (list(weights[:3]), files, list(weights[3:5]), [vector_text(v) for v in vectors], list(weights[5:]))
     found = vector(value(db, query, texts, *given))

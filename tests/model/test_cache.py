@@ -79,7 +79,7 @@ def test_a_place_that_can_not_be_written_is_logged(own: Server) -> None:
     with own.connect() as db:
         db.execute("LOAD 'clip_search'; SET clip_search.cache_path = '/proc/clip_search'")
         assert len(embed_one(db, "text", "a cat")) == 512
-    assert own.messages().count("could not be kept: \"/proc/clip_search\"") == 1
+    assert own.messages().count('could not be kept: "/proc/clip_search"') == 1
 
 
 def test_nothing_is_loaded_before_it_is_asked_for(own: Server) -> None:

@@ -69,7 +69,9 @@ def test_every_layout_gets_a_verdict(db, server_folder, pg_program, name: str) -
     printed = dict(line.split("  ", 1) for line in done.stdout.splitlines())
     printed = {item.strip(): value.strip() for item, value in printed.items()}
     assert set(printed) == set(found)
-    assert {k: v for k, v in printed.items() if k not in MEASURED} == {k: v for k, v in found.items() if k not in MEASURED}
+    assert {k: v for k, v in printed.items() if k not in MEASURED} == {
+        k: v for k, v in found.items() if k not in MEASURED
+    }
 
 
 def test_what_is_guessed_is_said(db, server_folder) -> None:
@@ -80,11 +82,21 @@ def test_what_is_guessed_is_said(db, server_folder) -> None:
     assert found["preprocessing"].endswith(", a guess")
     assert "SigLIP's preprocessing is used" in found["verdict"] and "logit scale and bias" in found["verdict"]
     # A guess that would be wrong for the family is none.
-    chinese = altered(server_folder, "xenova-split", "check-chinese", preprocessor_config_json=None,
-                      config_json={"model_type": "chinese_clip"})
+    chinese = altered(
+        server_folder,
+        "xenova-split",
+        "check-chinese",
+        preprocessor_config_json=None,
+        config_json={"model_type": "chinese_clip"},
+    )
     assert 'Models of type "chinese_clip" are not prepared as CLIP\'s are' in check(db, chinese)["verdict"]
-    context = altered(server_folder, "xenova-split", "check-context", tokenizer_config_json=None,
-                      config_json={"model_type": "something"})
+    context = altered(
+        server_folder,
+        "xenova-split",
+        "check-context",
+        tokenizer_config_json=None,
+        config_json={"model_type": "something"},
+    )
     found = check(db, context)
     assert found["tokens"].startswith("at most 77 a guess") and "does not say its context length" in found["verdict"]
 
@@ -142,10 +154,10 @@ def test_a_quantized_image_does_not_depend_on_its_neighbours(db, server_folder) 
     files = [(support.FIXTURES / "images" / name).read_bytes() for name in ("cat.png", "coffee.png")]
     model = "check-alone:quantized"
     together = support.embed_many(db, "image", files * 4, model)
-    for file, vector in zip(files * 4, together):
+    for file, vector in zip(files * 4, together, strict=True):
         assert (support.embed_one(db, "image", file, model) == vector).all()
     texts = ["a cat", "a dog", "the sea", "red car"]
     db.execute("SET clip_search.memo_texts = 0")
-    for text, vector in zip(texts, support.embed_many(db, "text", texts, model)):
+    for text, vector in zip(texts, support.embed_many(db, "text", texts, model), strict=True):
         assert (support.embed_one(db, "text", text, model) == vector).all()
     assert "singly" in check(db, server_folder.path / "check-alone:quantized")["images run"]

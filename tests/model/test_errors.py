@@ -212,9 +212,7 @@ def test_a_broken_model_is_named_and_can_be_put_right(
         shutil.rmtree(model, ignore_errors=True)
 
 
-def test_an_empty_directory_is_no_model(
-    db: psycopg.Connection, clip_mini, server_folder: support.ServerFolder
-) -> None:
+def test_an_empty_directory_is_no_model(db: psycopg.Connection, clip_mini, server_folder: support.ServerFolder) -> None:
     server_folder.open(server_folder.path / "nothing")
     db.execute(f"SET clip_search.model_path = '{server_folder.path}'")
     state, text = sqlstate(db, "SELECT clip_embed_text('a cat', 'nothing')")
@@ -263,9 +261,7 @@ def test_an_unknown_name_lists_the_models(
 
 def test_a_bad_element_is_named_by_its_place(db: psycopg.Connection) -> None:
     """NULL elements count, so that the place is the one in the caller's array."""
-    state, text = sqlstate(
-        db, "SELECT clip_embed_images(ARRAY[%s, NULL, 'no image'::bytea, %s])", PHOTO, PHOTO
-    )
+    state, text = sqlstate(db, "SELECT clip_embed_images(ARRAY[%s, NULL, 'no image'::bytea, %s])", PHOTO, PHOTO)
     assert state == "22023" and "element 3 of the array" in text, (state, text)
     state, text = sqlstate(db, "SELECT clip_embed_texts(ARRAY['a', NULL, 'b', ''])")
     assert state == "22023" and "element 4 of the array" in text, (state, text)
@@ -306,5 +302,7 @@ def test_no_argument_that_is_null_is_an_internal_error(db: psycopg.Connection) -
                     assert error.sqlstate and not error.sqlstate.startswith("XX"), (shown, statement, error)
                     refused += error.sqlstate == "22004"
     assert refused > 10
-    assert sqlstate(db, "SELECT clip_watch('nulls', 'body', embedding => NULL)")[1].startswith('argument "embedding" is NULL')
+    assert sqlstate(db, "SELECT clip_watch('nulls', 'body', embedding => NULL)")[1].startswith(
+        'argument "embedding" is NULL'
+    )
     assert sqlstate(db, "SELECT clip_watch('nulls')")[1].startswith('argument "source" is NULL')

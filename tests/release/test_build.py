@@ -46,5 +46,9 @@ def test_no_library_is_compiled_twice() -> None:
     shared = built.keys() & tested.keys()
     names = {re.split("[#@]", library.split(" ")[0].rsplit("/", 1)[1])[-2] for library in shared}
     assert {"clip", "ort", "tokenizers", "image", "memchr"} <= names, names
-    again = {library: files for library in shared if (files := [tested[library][n] for n in tested[library].keys() - built[library]])}
+    again = {
+        library: files
+        for library in shared
+        if (files := [tested[library][n] for n in tested[library].keys() - built[library]])
+    }
     assert not again, f"compiled again: {again}"

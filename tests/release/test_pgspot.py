@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 
-
 from support import ROOT
 
 PGSPOT = pathlib.Path(sys.executable).with_name("pgspot")
@@ -16,23 +15,27 @@ PGSPOT = pathlib.Path(sys.executable).with_name("pgspot")
 # Findings that stand, with how often. pgvector's functions can't be qualified: its schema is not known before the
 # extension is created, and @extschema:vector@ is an error before PostgreSQL 16. sql/bootstrap.sql sets the search_path
 # to that schema for the views that call them, so no other schema's are found; test_server.py tries.
-ACCEPTED = collections.Counter({
-    "PS016: Unqualified function call: l2_normalize": 1,
-    "PS016: Unqualified function call: vector_norm": 1,
-    "PS016: Unqualified function call: vector_dims": 1,
-    "PS016: Unqualified function call: sum": 2,
-    # Procedures that commit may not have a search_path of their own. They run with the caller's rights, and all that
-    # they name is qualified, or it would be listed here.
-    "PS005: Function without explicit search_path: clip_backfill(relation regclass,batch integer,embedding text)": 1,
-    "PS005: Function without explicit search_path: clip_reembed(relation regclass,model text,embedding text,batch integer)": 1,
-})
+ACCEPTED = collections.Counter(
+    {
+        "PS016: Unqualified function call: l2_normalize": 1,
+        "PS016: Unqualified function call: vector_norm": 1,
+        "PS016: Unqualified function call: vector_dims": 1,
+        "PS016: Unqualified function call: sum": 2,
+        # Procedures that commit may not have a search_path of their own. They run with the caller's rights, and all that
+        # they name is qualified, or it would be listed here.
+        "PS005: Function without explicit search_path: clip_backfill(relation regclass,batch integer,embedding text)": 1,
+        "PS005: Function without explicit search_path: clip_reembed(relation regclass,model text,embedding text,batch integer)": 1,
+    }
+)
 # Views and functions that an update replaces are the extension's own: PostgreSQL refuses CREATE OR REPLACE of what is not (since 15.0,
 # CVE-2022-2625), and clip_search, the schema, is too.
 REPLACED = collections.Counter(
-    f"PS015: Unsafe view creation: clip_search.{view}" for view in ("cluster", "collection", "failure", "pending", "watch", "watch_live")
+    f"PS015: Unsafe view creation: clip_search.{view}"
+    for view in ("cluster", "collection", "failure", "pending", "watch", "watch_live")
 )
 REPLACED.update(
-    f"PS002: Unsafe function creation: {function}" for function in (
+    f"PS002: Unsafe function creation: {function}"
+    for function in (
         "clip_backfill(relation regclass,batch integer,embedding text)",
         "clip_reembed(relation regclass,model text,embedding text,batch integer)",
         "clip_search.watch_progress(relation regclass,image name,text name,embedding name,cluster name,OUT rows bigint,OUT embedded bigint,OUT open bigint)",

@@ -35,7 +35,7 @@ def test_a_tree_without_a_lapse(tmp_path: pathlib.Path) -> None:
     write(
         tmp_path,
         lib=LIB,
-        guc="pub fn get() -> &'static str { \"use crate::watch::Watch; crate::watch::go()\" }\n// crate::watch::go()\n",
+        guc='pub fn get() -> &\'static str { "use crate::watch::Watch; crate::watch::go()" }\n// crate::watch::go()\n',
         pg__mod="mod error;\nmod spi;\npub use self::error::Failure;\npub use spi::get;\n",
         pg__error="use crate::guc;\npub struct Failure;\n",
         pg__spi="use super::Failure;\npub fn get() -> Failure { crate::pg::Failure }\n"
@@ -55,7 +55,15 @@ def test_a_tree_without_a_lapse(tmp_path: pathlib.Path) -> None:
     ],
 )
 def test_a_room_that_uses_one_above(tmp_path: pathlib.Path, below: str, line: int) -> None:
-    write(tmp_path, lib=LIB, guc=below, pg__mod="pub mod error;\n", pg__error="", watch__mod="pub mod queue;\n", watch__queue="pub fn run() {}\n")
+    write(
+        tmp_path,
+        lib=LIB,
+        guc=below,
+        pg__mod="pub mod error;\n",
+        pg__error="",
+        watch__mod="pub mod queue;\n",
+        watch__queue="pub fn run() {}\n",
+    )
     status, text = run(tmp_path)
     assert status == 1 and f"src/guc.rs:{line}: crate::guc uses crate::watch" in text and "a room above its own" in text
 
@@ -80,6 +88,22 @@ def test_a_circle_is_named_step_by_step(tmp_path: pathlib.Path) -> None:
         "src/watch/trigger.rs:1: crate::watch::trigger uses crate::watch::rows",
         "src/watch/rows.rs:1: crate::watch::rows uses crate::watch::queue",
     }
+
+
+def test_a_child_may_use_its_parents_type(tmp_path: pathlib.Path) -> None:
+    """Methods of one type in several files; a sibling by way of the parent is a circle all the same."""
+    write(
+        tmp_path,
+        lib=LIB,
+        guc="",
+        pg__mod="",
+        watch__mod="mod a;\nmod b;\nuse a::go;\npub struct Watch;\n",
+        watch__a="use super::Watch;\n",
+        watch__b="",
+    )
+    assert run(tmp_path) == (0, "")
+    write(tmp_path, watch__a="use super::{Watch, b};\n", watch__b="use super::a::go;\n")
+    assert run(tmp_path)[0] == 1
 
 
 def test_a_room_that_is_not_known(tmp_path: pathlib.Path) -> None:

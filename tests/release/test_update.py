@@ -37,7 +37,9 @@ def without_update(versions: list[str], paths: dict[str, str | None]) -> list[st
 
 
 def test_a_version_without_an_update_is_found() -> None:
-    changelog = f"## [{CURRENT}] - unreleased\n\n### Added\n\n- ## no heading\n\n## [0.0.3] - 2026-03-01\n\n## [0.0.2]\n"
+    changelog = (
+        f"## [{CURRENT}] - unreleased\n\n### Added\n\n- ## no heading\n\n## [0.0.3] - 2026-03-01\n\n## [0.0.2]\n"
+    )
     assert released(changelog) == ["0.0.3", "0.0.2"]
     assert without_update(["0.0.3", "0.0.2"], {"0.0.3": f"0.0.3--{CURRENT}", "0.0.2": None}) == ["0.0.2"]
     assert without_update(["0.0.3", CURRENT], {}) == ["0.0.3"]
@@ -45,7 +47,9 @@ def test_a_version_without_an_update_is_found() -> None:
 
 def test_every_released_version_can_be_updated(database: support.Database) -> None:
     changelog = (support.ROOT / "CHANGELOG.md").read_text()
-    assert re.search(r"^## \[?([^\s\]]+)", changelog, re.MULTILINE)[1] == CURRENT, "CHANGELOG.md begins with the version of Cargo.toml"
+    assert re.search(r"^## \[?([^\s\]]+)", changelog, re.MULTILINE)[1] == CURRENT, (
+        "CHANGELOG.md begins with the version of Cargo.toml"
+    )
     with database.connect() as db:
         assert value(db, "SELECT extversion FROM pg_extension WHERE extname = 'clip_search'") == CURRENT
         assert value(db, "SELECT default_version FROM pg_available_extensions WHERE name = 'clip_search'") == CURRENT
@@ -142,8 +146,9 @@ def members(db: psycopg.Connection) -> dict[str, tuple]:
 
 def check_members(found: dict[str, tuple], created: dict[str, tuple]) -> None:
     assert found.keys() == created.keys()
-    assert {name: found[name] for name in found if found[name] != created[name]} == \
-        {name: created[name] for name in found if found[name] != created[name]}
+    assert {name: found[name] for name in found if found[name] != created[name]} == {
+        name: created[name] for name in found if found[name] != created[name]
+    }
 
 
 STORED = ("clip_search.collection", "clip_search.cluster", "clip_search.failure", "note", "photo")
@@ -155,7 +160,9 @@ def stored(db: psycopg.Connection) -> list[list[tuple]]:
 
 
 def settings(db: psycopg.Connection) -> list[tuple]:
-    return db.execute("SELECT to_jsonb(w) - 'rows' - 'embedded' - 'pending' - 'failed' - 'outdated' FROM clip_search.watch w ORDER BY 1").fetchall()
+    return db.execute(
+        "SELECT to_jsonb(w) - 'rows' - 'embedded' - 'pending' - 'failed' - 'outdated' FROM clip_search.watch w ORDER BY 1"
+    ).fetchall()
 
 
 CAT, ROCKET = (
@@ -190,11 +197,19 @@ def check_works(db: psycopg.Connection, number: int) -> None:
     own = value(db, "SELECT clip_assign_cluster(embedding, 'own') FROM note WHERE id = 1")
     assert value(db, "SELECT clip_leave_cluster(%s, embedding) FROM note WHERE id = 1", own)
     for table, column in (("note", "cluster_id"), ("photo", '"group"')):
-        counted = db.execute(f"SELECT {column}, count(*) FROM {table} WHERE {column} IS NOT NULL GROUP BY 1 ORDER BY 1").fetchall()
-        assert db.execute("SELECT id, size FROM clip_search.cluster WHERE collection = %s ORDER BY 1", (table,)).fetchall() == counted
+        counted = db.execute(
+            f"SELECT {column}, count(*) FROM {table} WHERE {column} IS NOT NULL GROUP BY 1 ORDER BY 1"
+        ).fetchall()
+        assert (
+            db.execute("SELECT id, size FROM clip_search.cluster WHERE collection = %s ORDER BY 1", (table,)).fetchall()
+            == counted
+        )
     db.execute("DELETE FROM note WHERE id = %s", (number,))
     db.execute("DELETE FROM photo WHERE id = %s", (number,))
-    assert value(db, "SELECT failed FROM clip_search.watch WHERE relation = 'photo'::regclass AND embedding = 'embedding'") == 1
+    assert (
+        value(db, "SELECT failed FROM clip_search.watch WHERE relation = 'photo'::regclass AND embedding = 'embedding'")
+        == 1
+    )
     assert value(db, "SELECT key[1] FROM clip_search.failure") == "3"
     db.execute("CALL clip_backfill('note')")
     assert value(db, "SELECT sum(moved) FROM clip_recluster('note')") is None
@@ -220,7 +235,9 @@ def fill_many(db: psycopg.Connection) -> list[int]:
 def check_many(db: psycopg.Connection, ids: list[int]) -> None:
     """Each vector finds its cluster by the code that is stored."""
     with db.transaction(force_rollback=True):
-        found = [value(db, "SELECT clip_assign_cluster(embedding, 'many') FROM many WHERE n = %s", n) for n in range(MANY)]
+        found = [
+            value(db, "SELECT clip_assign_cluster(embedding, 'many') FROM many WHERE n = %s", n) for n in range(MANY)
+        ]
     assert found == ids
 
 
@@ -240,7 +257,9 @@ def updated(db: psycopg.Connection) -> None:
     db.execute("ALTER EXTENSION clip_search UPDATE")
     db.execute("SET client_min_messages = warning")
     told = [text for text in told if "can still see" in text]
-    assert len(told) == 1 and "loose, note, own, photo" in told[0] and "clip_revoke_collection(name, 'PUBLIC')" in told[0]
+    assert (
+        len(told) == 1 and "loose, note, own, photo" in told[0] and "clip_revoke_collection(name, 'PUBLIC')" in told[0]
+    )
     owner = value(db, "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = current_database()")
     found = dict(db.execute("SELECT name, owner::text FROM clip_search.collection").fetchall())
     assert found == {"note": role, "photo": owner, "own": owner, "loose": owner, "default": owner}
@@ -252,7 +271,9 @@ def updated(db: psycopg.Connection) -> None:
             cluster = value(other, "SELECT clip_assign_cluster(embedding, %s) FROM note WHERE id = 1", name)
             assert value(other, "SELECT clip_leave_cluster(%s, embedding) FROM note WHERE id = 1", cluster)
         db.execute("SELECT clip_revoke_collection('own', 'PUBLIC')")
-        assert support.sqlstate(other, "SELECT clip_assign_cluster(embedding, 'own') FROM note WHERE id = 1")[0] == "42501"
+        assert (
+            support.sqlstate(other, "SELECT clip_assign_cluster(embedding, 'own') FROM note WHERE id = 1")[0] == "42501"
+        )
     db.execute("SELECT clip_grant_collection('own', 'PUBLIC')")
     db.execute(f"ALTER TABLE note OWNER TO {owner}; DROP OWNED BY {role}; DROP ROLE {role}")
     # What a dropped or changed owner leaves is brought in line by a call.
@@ -278,7 +299,9 @@ def test_update_gives_what_create_does(copy: Copy, version: str, schema: str) ->
             db.execute("DROP EXTENSION clip_search")
             if schema != "public":
                 # 0.1.0 takes it; a later version has to be none the worse.
-                db.execute(f'CREATE FUNCTION "{schema}".vector_norm(public.vector) RETURNS float8 LANGUAGE sql AS $$ SELECT 0.5::float8 $$')
+                db.execute(
+                    f'CREATE FUNCTION "{schema}".vector_norm(public.vector) RETURNS float8 LANGUAGE sql AS $$ SELECT 0.5::float8 $$'
+                )
             db.execute(f"CREATE EXTENSION clip_search SCHEMA \"{schema}\" VERSION '{version}'")
             assert members(db) != created
             fill(db)
@@ -308,7 +331,9 @@ def test_update_gives_what_create_does(copy: Copy, version: str, schema: str) ->
 def test_an_earlier_build_is_updated(copy: Copy, version: str) -> None:
     """The version's own library writes, with its worker; then a package with the new one comes, first without the update."""
     sharedir, libraries = config("sharedir"), config("pkglibdir")
-    major = re.search(r"\d+", subprocess.run([os.environ["PG_CONFIG"], "--version"], capture_output=True, text=True).stdout)[0]
+    major = re.search(
+        r"\d+", subprocess.run([os.environ["PG_CONFIG"], "--version"], capture_output=True, text=True).stdout
+    )[0]
     built = support.ROOT / "target" / "releases" / version / f"pg{major}"
     library = built / libraries.relative_to("/") / "clip_search.so"
     if not library.exists():
@@ -316,7 +341,10 @@ def test_an_earlier_build_is_updated(copy: Copy, version: str) -> None:
     for path in copy.extension.glob("clip_search*"):
         path.unlink()
     copy.put(built / sharedir.relative_to("/"), library)
-    assert {path.name for path in copy.extension.glob("clip_search*")} == {"clip_search.control", f"clip_search--{version}.sql"}
+    assert {path.name for path in copy.extension.glob("clip_search*")} == {
+        "clip_search.control",
+        f"clip_search--{version}.sql",
+    }
     made = Server(copy.bindir, {"clip_search.preload": "photo-mini", "clip_search.worker_retry_delay": "3600000"})
     try:
         made.start()
@@ -325,8 +353,9 @@ def test_an_earlier_build_is_updated(copy: Copy, version: str) -> None:
             db.execute("CREATE EXTENSION clip_search CASCADE")
             assert value(db, "SELECT extversion FROM pg_extension WHERE extname = 'clip_search'") == version
             assert f" {version}" in value(db, "SELECT clip_version()::text")
-            assert (copy.extension / f"clip_search--{version}.sql").read_text().count("CREATE VIEW") == \
-                (RELEASES / f"clip_search--{version}.sql").read_text().count("CREATE VIEW")
+            assert (copy.extension / f"clip_search--{version}.sql").read_text().count("CREATE VIEW") == (
+                RELEASES / f"clip_search--{version}.sql"
+            ).read_text().count("CREATE VIEW")
             fill(db)
             db.execute("CREATE TABLE later (id bigint PRIMARY KEY, data bytea)")
             db.execute("SELECT clip_watch('later', 'data', mode => 'queued', on_error => 'skip')")
@@ -377,7 +406,10 @@ def catalogue(db: psycopg.Connection) -> dict[str, int]:
     ).fetchall()
     counts = {name: value(db, f"SELECT count(*) FROM pg_catalog.{name}") for (name,) in tables}
     for name, column in (("pg_shdepend", "dbid"), ("pg_db_role_setting", "setdatabase")):
-        counts[name] = value(db, f"SELECT count(*) FROM {name} WHERE {column} = (SELECT oid FROM pg_database WHERE datname = current_database())")
+        counts[name] = value(
+            db,
+            f"SELECT count(*) FROM {name} WHERE {column} = (SELECT oid FROM pg_database WHERE datname = current_database())",
+        )
     return counts
 
 
@@ -392,7 +424,13 @@ def test_drop_extension_leaves_no_trace(empty_database: support.Database) -> Non
         db.execute("INSERT INTO note VALUES (1, 'a cat'), (2, 'a steam locomotive')")
         db.execute("SELECT clip_create_collection('other', threshold => 0.5, members => 'note')")
         db.execute("SELECT clip_assign_cluster(embedding, 'other') FROM note")
-        assert {name for name, count in catalogue(db).items() if count > before[name]} >= {"pg_class", "pg_proc", "pg_trigger", "pg_depend", "pg_type"}
+        assert {name for name, count in catalogue(db).items() if count > before[name]} >= {
+            "pg_class",
+            "pg_proc",
+            "pg_trigger",
+            "pg_depend",
+            "pg_type",
+        }
         state, text = support.sqlstate(db, "DROP EXTENSION clip_search")
         assert state == "2BP01" and "note" in text
         db.execute("DROP EXTENSION clip_search CASCADE")

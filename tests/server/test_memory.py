@@ -71,4 +71,6 @@ def test_memory_does_not_grow_with_calls(database: support.Database) -> None:
         after = anonymous_megabytes(db)
         print(f"{before:.1f} MB after {settled} calls, {after:.1f} MB after {CALLS}")
         a_call = (after - before) * 2**20 / (CALLS - settled)
-        assert a_call < LEAK, f"{before:.1f} MB after {settled} calls, {after:.1f} MB after {CALLS}: {a_call:.0f} bytes a call"
+        assert a_call < LEAK, (
+            f"{before:.1f} MB after {settled} calls, {after:.1f} MB after {CALLS}: {a_call:.0f} bytes a call"
+        )

@@ -60,7 +60,9 @@ def test_clients_share_connections_texts_and_the_model(made: Server, clients: li
     assert len(pids) == CONNECTIONS
     assert set.union(*in_parallel([lambda db=db: ask(db) for db in clients])) <= pids
     with made.connect() as db:
-        hits, runs, loads = db.execute("SELECT sum(memo_hits)::int, sum(runs)::int, sum(loads)::int FROM clip_stats()").fetchone()
+        hits, runs, loads = db.execute(
+            "SELECT sum(memo_hits)::int, sum(runs)::int, sum(loads)::int FROM clip_stats()"
+        ).fetchone()
     # Once by each of them, and once here.
     assert (hits, runs) == (5 * CLIENTS, CONNECTIONS + 1), "each connection remembers what any client asked"
     assert loads == 0, "the model is the server's"
@@ -84,7 +86,9 @@ def test_settings_are_a_transactions_a_roles_or_everybodys(made: Server, clients
     with made.connect() as db:
         try:
             db.execute("ALTER ROLE postgres SET clip_search.truncate_text = off")
-            db.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()")
+            db.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+            )
             deadline = time.monotonic() + 30
             seen: set[object] = set()
             while seen != {"off"}:

@@ -40,7 +40,9 @@ def test_a_connection_has_the_model_at_once(preloaded: Server) -> None:
         assert threads(value(db, "SELECT pg_backend_pid()")) == 1
 
 
-def test_it_gives_the_vectors_of_a_model_loaded_by_the_connection(preloaded: Server, database: support.Database) -> None:
+def test_it_gives_the_vectors_of_a_model_loaded_by_the_connection(
+    preloaded: Server, database: support.Database
+) -> None:
     with preloaded.connect() as one, database.connect() as other:
         for what, item in (("text", "a sleepy cat"), ("image", PHOTO)):
             assert float(embed_one(one, what, item) @ embed_one(other, what, item)) > 0.999999

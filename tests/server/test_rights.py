@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 
-import psycopg
 import pytest
 from psycopg import sql
 
@@ -34,7 +33,9 @@ def eve(database: support.Database) -> Iterator[str]:
             CREATE FUNCTION {name}.trigger() RETURNS trigger LANGUAGE plpgsql AS
                 $$ BEGIN PERFORM {name}.note('trigger'); RETURN new; END $$;
             CREATE TABLE {name}.t (id int PRIMARY KEY, embedding vector(3), cluster_id bigint, body text, tags text[])""")
-        db.execute(f"INSERT INTO {name}.t SELECT n, ARRAY[1, n % 2, 0]::vector, NULL, 'a cat', '{{cat}}' FROM generate_series(1, 6) n")
+        db.execute(
+            f"INSERT INTO {name}.t SELECT n, ARRAY[1, n % 2, 0]::vector, NULL, 'a cat', '{{cat}}' FROM generate_series(1, 6) n"
+        )
     yield name
     with database.connect() as db:
         db.execute("SET client_min_messages = warning")
@@ -54,8 +55,8 @@ HOSTILE = {
     "a policy": "CREATE POLICY p ON {0}.t USING ({0}.evil(id, 'policy') > 0); ALTER TABLE {0}.t ENABLE ROW LEVEL SECURITY",
     "a domain": "CREATE DOMAIN {0}.d AS int CHECK ({0}.evil(1, 'domain') = 1); ALTER TABLE {0}.t ADD e {0}.d DEFAULT 1",
     "a cast": "CREATE TYPE {0}.pair AS (a int); CREATE FUNCTION {0}.shown({0}.pair) RETURNS text LANGUAGE plpgsql IMMUTABLE AS "
-              "$$ BEGIN PERFORM {0}.note('cast'); RETURN ($1).a::text; END $$; CREATE CAST ({0}.pair AS text) WITH FUNCTION {0}.shown({0}.pair); "
-              "ALTER TABLE {0}.t ADD k {0}.pair; UPDATE {0}.t SET k = ROW(id); SELECT clip_alter_collection('eve', key => 'k')",
+    "$$ BEGIN PERFORM {0}.note('cast'); RETURN ($1).a::text; END $$; CREATE CAST ({0}.pair AS text) WITH FUNCTION {0}.shown({0}.pair); "
+    "ALTER TABLE {0}.t ADD k {0}.pair; UPDATE {0}.t SET k = ROW(id); SELECT clip_alter_collection('eve', key => 'k')",
 }
 CALLS = (
     "SELECT * FROM clip_search.watch",
@@ -107,11 +108,16 @@ def test_nothing_is_left_in_the_session(database: support.Database, eve: str) ->
             END $$;
             CREATE TRIGGER a BEFORE UPDATE ON {eve}.t FOR EACH ROW EXECUTE FUNCTION {eve}.leave()""")
     with database.connect(autocommit=False) as admin:
-        def settings() -> dict[str, str]:
-            return dict(admin.execute("SELECT name, setting FROM pg_settings WHERE name <> 'transaction_read_only'").fetchall())
 
-        # Both libraries are loaded, with their settings.
-        admin.execute("SET client_min_messages = warning; SELECT clip_version(), vector_norm('[1]')")
+        def settings() -> dict[str, str]:
+            return dict(
+                admin.execute("SELECT name, setting FROM pg_settings WHERE name <> 'transaction_read_only'").fetchall()
+            )
+
+        # All libraries are loaded, with their settings.
+        admin.execute(
+            "SET client_min_messages = warning; SELECT clip_version(), vector_norm('[1]'); DO $$ BEGIN END $$"
+        )
         before = settings()
         assert admin.execute("SELECT * FROM clip_recluster('eve')").fetchall()
         assert settings() == before
@@ -121,12 +127,24 @@ def test_nothing_is_left_in_the_session(database: support.Database, eve: str) ->
         admin.commit()
 
 
-@pytest.mark.parametrize("statement", [
-    "PERFORM pg_advisory_lock(4711)", "PERFORM pg_advisory_lock_shared(4711)", "PERFORM pg_try_advisory_lock(1, 2)",
-    "PERFORM pg_advisory_unlock_all()", "PERFORM pg_advisory_unlock(4712)", "LISTEN bait",
-    "EXECUTE 'PREPARE bait AS SELECT 1'", "SET ROLE postgres", "RESET ROLE", "SET SESSION AUTHORIZATION postgres",
-    "CREATE TEMP TABLE bait (i int)", "EXECUTE 'DECLARE bait CURSOR WITH HOLD FOR SELECT 1'", "EXECUTE 'DISCARD ALL'",
-])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "PERFORM pg_advisory_lock(4711)",
+        "PERFORM pg_advisory_lock_shared(4711)",
+        "PERFORM pg_try_advisory_lock(1, 2)",
+        "PERFORM pg_advisory_unlock_all()",
+        "PERFORM pg_advisory_unlock(4712)",
+        "LISTEN bait",
+        "EXECUTE 'PREPARE bait AS SELECT 1'",
+        "SET ROLE postgres",
+        "RESET ROLE",
+        "SET SESSION AUTHORIZATION postgres",
+        "CREATE TEMP TABLE bait (i int)",
+        "EXECUTE 'DECLARE bait CURSOR WITH HOLD FOR SELECT 1'",
+        "EXECUTE 'DISCARD ALL'",
+    ],
+)
 def test_what_would_outlast_the_call_is_refused(database: support.Database, eve: str, statement: str) -> None:
     with database.connect(user=eve) as db:
         db.execute(f"SELECT clip_create_collection('eve', 0.9, members => '{eve}.t')")
@@ -137,9 +155,14 @@ def test_what_would_outlast_the_call_is_refused(database: support.Database, eve:
         admin.execute("SET client_min_messages = warning")
         admin.execute("SELECT pg_advisory_lock(4712)")
         state, text = sqlstate(admin, "SELECT * FROM clip_recluster('eve')")
-        assert state in ("42501", "0A000", "25001", "2D000") and value(admin, f"SELECT count(cluster_id) FROM {eve}.t") == 0, text
+        assert (
+            state in ("42501", "0A000", "25001", "2D000")
+            and value(admin, f"SELECT count(cluster_id) FROM {eve}.t") == 0
+        ), text
         # The session's own lock is there, and no other.
-        assert admin.execute("SELECT objid::int FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()").fetchall() == [(4712,)]
+        assert admin.execute(
+            "SELECT objid::int FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+        ).fetchall() == [(4712,)]
         # Outside, the caller's own are nobody's concern.
         assert value(admin, "SELECT pg_advisory_unlock(4712)")
 
@@ -168,7 +191,11 @@ def test_policies_are_not_run_without_consent(database: support.Database, eve: s
             GRANT USAGE ON SCHEMA {eve} TO PUBLIC; GRANT SELECT ON {eve}.t TO PUBLIC; GRANT INSERT ON {eve}.ran TO PUBLIC;
             SELECT clip_grant_collection('eve', 'PUBLIC');
             SELECT clip_watch('{eve}.t', 'body', embedding => 'other')""")
-    reading = ("SELECT * FROM clip_clusters('eve', 1{})", "SELECT clip_cluster_groups('eve', 1{})", "SELECT * FROM clip_duplicates('eve', 0.99{})")
+    reading = (
+        "SELECT * FROM clip_clusters('eve', 1{})",
+        "SELECT clip_cluster_groups('eve', 1{})",
+        "SELECT * FROM clip_duplicates('eve', 0.99{})",
+    )
     with database.connect(user=plain_role) as db:
         for call in reading:
             state, text = sqlstate(db, call.format(""))
@@ -178,7 +205,12 @@ def test_policies_are_not_run_without_consent(database: support.Database, eve: s
         members = f", members => '{eve}.t'"
         shown = {r for (r,) in db.execute("SELECT representative FROM clip_clusters('eve', 1" + members + ")")}
         assert shown <= {"1", "2", "3"} and len(shown) == 2
-        assets = value(db, "SELECT array_agg(a ->> 'id') FROM jsonb_array_elements(clip_cluster_groups('eve', 1" + members + ")) g, jsonb_array_elements(g -> 'assets') a")
+        assets = value(
+            db,
+            "SELECT array_agg(a ->> 'id') FROM jsonb_array_elements(clip_cluster_groups('eve', 1"
+            + members
+            + ")) g, jsonb_array_elements(g -> 'assets') a",
+        )
         assert sorted(assets) == ["1", "2", "3"]
         assert db.execute("SELECT * FROM clip_duplicates('eve', 0.99" + members + ")").fetchall() == [("1", "3", 1.0)]
     with database.connect(user=eve) as db:
@@ -225,7 +257,9 @@ def test_a_partition_of_another_owner_is_refused(database: support.Database, eve
             INSERT INTO {eve}.parts VALUES (1, '[1,0,0]'), (2, '[1,0,0]');
             ALTER TABLE {eve}.parts OWNER TO {eve}; ALTER TABLE {eve}.part OWNER TO {plain_role}""")
         assert sqlstate(admin, f"SELECT clip_create_collection('eve', members => '{eve}.parts')")[0] == "42501"
-        admin.execute(f"ALTER TABLE {eve}.part OWNER TO {eve}; SELECT clip_create_collection('eve', members => '{eve}.parts')")
+        admin.execute(
+            f"ALTER TABLE {eve}.part OWNER TO {eve}; SELECT clip_create_collection('eve', members => '{eve}.parts')"
+        )
         admin.execute("SET client_min_messages = warning")
         assert len(admin.execute("SELECT * FROM clip_recluster('eve')").fetchall()) == 1
         admin.execute(f"ALTER TABLE {eve}.part OWNER TO {plain_role}")
@@ -247,8 +281,13 @@ def test_counts_are_for_those_who_may_read(database: support.Database, eve: str,
         assert db.execute(count).fetchone() == (None, None, None)  # no right to the schema
         owner.execute(f"GRANT USAGE ON SCHEMA {eve} TO PUBLIC")
         assert db.execute(count).fetchone() == (6, 0, 6)
-        assert db.execute("SELECT * FROM clip_search.count_rows('pg_class', ARRAY['relname'], 'oid', NULL)").fetchone()[0] > 0
-        assert db.execute("SELECT * FROM clip_search.count_rows('pg_authid', ARRAY['rolname'], 'oid', NULL)").fetchone() == (None, None, None)
+        assert (
+            db.execute("SELECT * FROM clip_search.count_rows('pg_class', ARRAY['relname'], 'oid', NULL)").fetchone()[0]
+            > 0
+        )
+        assert db.execute(
+            "SELECT * FROM clip_search.count_rows('pg_authid', ARRAY['rolname'], 'oid', NULL)"
+        ).fetchone() == (None, None, None)
         # What the owner's code raises is no error of the view's.
         owner.execute(f"""CREATE FUNCTION {eve}.fails() RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$
             BEGIN IF current_query() LIKE '%watch%' THEN RAISE EXCEPTION 'no'; END IF; RETURN 1; END $$""")

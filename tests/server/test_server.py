@@ -39,20 +39,15 @@ LONG_QUERIES = {
     # forgotten before the message Execute is read.
     "one array of images": "SELECT clip_embed_images(array_agg(%(photo)s::bytea)) FROM generate_series(1, 2000)",
     "many calls": (
-        "SELECT count(clip_embed_image(CASE WHEN n > 0 THEN %(photo)s::bytea END)) "
-        "FROM generate_series(1, 2000) n"
+        "SELECT count(clip_embed_image(CASE WHEN n > 0 THEN %(photo)s::bytea END)) FROM generate_series(1, 2000) n"
     ),
-    "one array of texts": (
-        "SELECT clip_embed_texts(array_agg('cat number ' || n)) FROM generate_series(1, 20000) n"
-    ),
+    "one array of texts": ("SELECT clip_embed_texts(array_agg('cat number ' || n)) FROM generate_series(1, 20000) n"),
 }
 
 
 @pytest.mark.parametrize("query", LONG_QUERIES.values(), ids=LONG_QUERIES)
 def test_a_timeout_ends_a_long_query_and_the_connection_goes_on(db: psycopg.Connection, query: str) -> None:
-    before_image, before_text = embed_one(db, "image", PHOTO), embed_one(
-        db, "text", "a cat"
-    )  # loads the model
+    before_image, before_text = embed_one(db, "image", PHOTO), embed_one(db, "text", "a cat")  # loads the model
     db.execute("SET statement_timeout = '200ms'")
     start = time.monotonic()
     with pytest.raises(psycopg.Error) as caught:
@@ -76,7 +71,9 @@ def test_another_session_can_cancel(database: support.Database, db: psycopg.Conn
         thread.start()
         # A backend that is still idle would not be cancelled; the photo has a way to go first on a busy machine.
         deadline = time.monotonic() + 60
-        running = "SELECT state = 'active' AND query LIKE 'SELECT clip_embed_images%%' FROM pg_stat_activity WHERE pid = %s"
+        running = (
+            "SELECT state = 'active' AND query LIKE 'SELECT clip_embed_images%%' FROM pg_stat_activity WHERE pid = %s"
+        )
         while not value(db, running, busy.info.backend_pid):
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -172,7 +169,8 @@ def test_other_objects_of_the_same_name_are_not_used(
     role = sql.Identifier(plain_role)
     with database.connect(user=plain_role) as mine:
         mine.execute(sql.SQL("SET search_path = {}, pg_catalog, public").format(role))
-        mine.execute(sql.SQL("""
+        mine.execute(
+            sql.SQL("""
                 CREATE FUNCTION trap(text, text) RETURNS boolean LANGUAGE plpgsql AS
                     $$ BEGIN RAISE EXCEPTION 'trapped as %', current_user; END $$;
                 CREATE FUNCTION trap(bigint, bigint) RETURNS boolean LANGUAGE plpgsql AS
@@ -186,7 +184,8 @@ def test_other_objects_of_the_same_name_are_not_used(
                 CREATE OPERATOR <=> (FUNCTION = trap, LEFTARG = public.vector, RIGHTARG = public.vector);
                 CREATE TEMPORARY TABLE collection (name text, dimensions int);
                 CREATE TEMPORARY TABLE cluster (id bigint);
-                """))
+                """)
+        )
         assert sqlstate(mine, "SELECT 'a'::text = 'a'::text")[1].startswith("trapped")  # the traps do work
         ids = [value(mine, "SELECT clip_assign_cluster(%s, 'trap')", axis(1.0)) for _ in range(3)]
         assert len(set(ids)) == 1
@@ -258,9 +257,7 @@ def test_it_works_in_another_schema_with_an_empty_search_path(empty_database: su
                                 GENERATED ALWAYS AS (ext.clip_embed_text(x, 'photo-mini')) STORED);
             INSERT INTO ext.t VALUES ('a cat');
             """)
-        assert value(db, "SELECT e::text FROM ext.t") == value(
-            db, "SELECT ext.clip_embed_text('a cat')::text"
-        )
+        assert value(db, "SELECT e::text FROM ext.t") == value(db, "SELECT ext.clip_embed_text('a cat')::text")
 
 
 def test_dropping_and_creating_again_in_one_connection(empty_database: support.Database) -> None:

@@ -70,7 +70,9 @@ def plan(db: psycopg.Connection, query: str, *arguments: object) -> str:
 
 
 def test_rows_are_embedded_where_they_are_stored(shards: Shards, filled: psycopg.Connection) -> None:
-    by_shard = filled.execute("SELECT tableoid::regclass::text, count(*) FROM photo WHERE title IS NOT NULL GROUP BY 1").fetchall()
+    by_shard = filled.execute(
+        "SELECT tableoid::regclass::text, count(*) FROM photo WHERE title IS NOT NULL GROUP BY 1"
+    ).fetchall()
     assert len(by_shard) == SHARDS and sum(count for _, count in by_shard) == len(PHOTOS)
     # The coordinator has not embedded a photo; each shard has its own.
     assert value(filled, "SELECT coalesce(sum(images), 0) FROM clip_stats()") == 0
@@ -94,10 +96,12 @@ def test_ordering_and_limits_go_to_the_shards(shards: Shards, filled: psycopg.Co
     bare = plan(filled, "SELECT id FROM photo ORDER BY embedding <=> clip_embed_text('a cat') LIMIT 10")
     assert "ORDER BY" not in bare, bare
     # The function's own plan: a limit for each shard, all asked at once.
-    filled.execute("LOAD 'auto_explain'; SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on")
+    filled.execute(
+        "LOAD 'auto_explain'; SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on"
+    )
     filled.execute("SET auto_explain.log_verbose = on; SET client_min_messages = log")
     notices: list[str] = []
-    handler = lambda notice: notices.append(str(notice.message_primary))  # noqa: E731
+    handler = lambda notice: notices.append(str(notice.message_primary))
     filled.add_notice_handler(handler)
     try:
         filled.execute("SELECT * FROM photo_nearest(clip_embed_text('a cat'), 5)")
@@ -105,12 +109,18 @@ def test_ordering_and_limits_go_to_the_shards(shards: Shards, filled: psycopg.Co
         filled.remove_notice_handler(handler)
         filled.execute("SET auto_explain.log_min_duration = -1; RESET client_min_messages")
     told = next(text for text in notices if "CTE Scan on candidate" in text)
-    assert told.count("Async Foreign Scan") == SHARDS and len(re.findall(r"Remote SQL: .* LIMIT ", told)) == SHARDS, told
-    assert value(filled, "SELECT srvoptions::text FROM pg_foreign_server WHERE srvname = 'shard_0'").count("cursor_tuple_fraction=0.001")
+    assert told.count("Async Foreign Scan") == SHARDS and len(re.findall(r"Remote SQL: .* LIMIT ", told)) == SHARDS, (
+        told
+    )
+    assert value(filled, "SELECT srvoptions::text FROM pg_foreign_server WHERE srvname = 'shard_0'").count(
+        "cursor_tuple_fraction=0.001"
+    )
     # And the shard's, of what it is sent: its index.
     with shards.shards[0].connect() as there:
         there.execute("LOAD 'clip_search'")
-        query = "SELECT id, title, embedding FROM public.photo ORDER BY (embedding OPERATOR(public.<=>) %s::public.vector)"
+        query = (
+            "SELECT id, title, embedding FROM public.photo ORDER BY (embedding OPERATOR(public.<=>) %s::public.vector)"
+        )
         row = vector_text(embed_one(there, "text", "a cat"))
         for sent in (query + " LIMIT 5", "DECLARE c CURSOR FOR " + query):
             there.execute("SET cursor_tuple_fraction = 0.001")  # as the page has it in the server's options
@@ -142,8 +152,10 @@ def test_the_nearest_are_those_of_one_table(filled: psycopg.Connection) -> None:
 
 
 def test_groups_span_the_shards(filled: psycopg.Connection) -> None:
-    groups = filled.execute("SELECT size, members FROM (SELECT c.id, c.size, (SELECT array_agg(DISTINCT tableoid) FROM photo "
-                            "WHERE cluster_id = c.id) AS members FROM clip_clusters('photo') AS c) AS found").fetchall()
+    groups = filled.execute(
+        "SELECT size, members FROM (SELECT c.id, c.size, (SELECT array_agg(DISTINCT tableoid) FROM photo "
+        "WHERE cluster_id = c.id) AS members FROM clip_clusters('photo') AS c) AS found"
+    ).fetchall()
     subjects = {re.sub("-(mirrored|cropped)$", "", photo.stem) for photo in PHOTOS}
     assert len(groups) == len(subjects) and sum(size for size, _ in groups) == len(PHOTOS)
     assert any(len(tables) > 1 for _, tables in groups), "subjects lie on several shards"
@@ -211,9 +223,7 @@ def test_one_subject_is_one_group_over_all_shards(shards: Shards, filled: psycop
                         batch = mine[: rng.choice((1, 1, 2, 5))]
                         with db.transaction() as transaction:
                             for id, _, row in batch:
-                                db.execute(
-                                    "INSERT INTO item (id, embedding) VALUES (%s, %s)", (id, vector_text(row))
-                                )
+                                db.execute("INSERT INTO item (id, embedding) VALUES (%s, %s)", (id, vector_text(row)))
                             if rng.random() < 0.25:
                                 raise psycopg.Rollback(transaction)
                             done_with = batch
@@ -256,18 +266,25 @@ def test_one_subject_is_one_group_over_all_shards(shards: Shards, filled: psycop
         # At most what was on its way when a server went down is counted wrong.
         stored = collections.Counter(cluster for _, cluster, _ in found)
         counted = dict(db.execute("SELECT id, size FROM clip_search.cluster WHERE collection = 'item'").fetchall())
-        assert sum(abs(counted.get(id, 0) - stored[id]) for id in counted.keys() | stored.keys()) <= 5 * sessions * len(crashes)
+        assert sum(abs(counted.get(id, 0) - stored[id]) for id in counted.keys() | stored.keys()) <= 5 * sessions * len(
+            crashes
+        )
         # The page's statement mends that.
         assert db.execute(shown("FROM clip_recluster").replace("photo", "item")).fetchall() == []
         # What it writes, it writes to the shards.
         before = db.execute("SELECT id, cluster_id FROM item ORDER BY id").fetchall()
         db.execute("UPDATE item SET cluster_id = NULL WHERE id % 7 = 0")
         changed = db.execute("SELECT sum(moved) FROM clip_recluster('item')").fetchone()[0]
-        assert changed == len(range(0, len(rows), 7)) and db.execute("SELECT id, cluster_id FROM item ORDER BY id").fetchall() == before
+        assert (
+            changed == len(range(0, len(rows), 7))
+            and db.execute("SELECT id, cluster_id FROM item ORDER BY id").fetchall() == before
+        )
         members = collections.defaultdict(list)
         for _, cluster, text in db.execute("SELECT id, cluster_id, embedding::text FROM item").fetchall():
             members[cluster].append(vector(text))
-        clusters = db.execute("SELECT id, size, centroid::text FROM clip_search.cluster WHERE collection = 'item'").fetchall()
+        clusters = db.execute(
+            "SELECT id, size, centroid::text FROM clip_search.cluster WHERE collection = 'item'"
+        ).fetchall()
         assert {id: size for id, size, _ in clusters} == {id: len(rows) for id, rows in members.items()}
         for id, _, centroid in clusters:
             mean = np.mean([row.astype(np.float64) for row in members[id]], axis=0)

@@ -67,8 +67,7 @@ def test_it_embeds_and_searches(primary: Server, db: psycopg.Connection) -> None
         for what, item in (("text", "a cat"), ("image", photo)):
             assert (embed_one(db, what, item) == embed_one(there, what, item)).all()
     arrays = (
-        "SELECT vector_dims(t[1]), vector_dims(i[1]) "
-        "FROM clip_embed_texts('{a cat}') AS t, clip_embed_images(%b) AS i"
+        "SELECT vector_dims(t[1]), vector_dims(i[1]) FROM clip_embed_texts('{a cat}') AS t, clip_embed_images(%b) AS i"
     )
     assert db.execute(arrays, ([photo],)).fetchone() == (512, 512)
     near = "SELECT title FROM photo ORDER BY embedding <=> clip_query('{cat}', images => %b) LIMIT 1"

@@ -19,7 +19,7 @@ SET clip_search.max_image_bytes = '1kB';
 SELECT * FROM outcome($$ SELECT clip_embed_image(data) FROM image WHERE name = 'cat.png' $$);
 RESET clip_search.max_image_bytes;
 -- known formats that are not decoded, by name
-SELECT * FROM outcome($$ SELECT clip_embed_image('\x00000018667479706865696300000000') $$);
+SELECT * FROM outcome($$ SELECT clip_embed_image('\x0000000c4a584c200d0a870a') $$);
 SELECT * FROM outcome($$ SELECT clip_embed_image('\x0000001c6674797061766966') $$);
 SELECT * FROM outcome($$ SELECT clip_embed_image('%PDF-1.7') $$);
 -- which element of an array

@@ -99,16 +99,27 @@ def test_failures_are_tried_again_by_kind(db):
 
 def test_sources_are_compared_by_their_bytes(database, db):
     """A text that its collation takes for equal to what is being embedded is another text."""
-    db.execute("CREATE COLLATION IF NOT EXISTS punctuation_blind (provider = icu, locale = 'und-u-ka-shifted', deterministic = false)")
+    db.execute(
+        "CREATE COLLATION IF NOT EXISTS punctuation_blind (provider = icu, locale = 'und-u-ka-shifted', deterministic = false)"
+    )
     db.execute("CREATE TABLE note (id int PRIMARY KEY, image bytea, body text COLLATE punctuation_blind)")
     db.execute("SELECT clip_watch('note', 'image', text_source => 'body', mode => 'queued')")
     photos = list(PHOTOS.values())
-    db.execute("INSERT INTO note SELECT n, (%s::bytea[])[1 + n %% 3], 'black-bird' FROM generate_series(1, 64) n", (photos,))
+    db.execute(
+        "INSERT INTO note SELECT n, (%s::bytea[])[1 + n %% 3], 'black-bird' FROM generate_series(1, 64) n", (photos,)
+    )
     with database.connect() as other:
         thread = threading.Thread(target=lambda: other.execute("CALL clip_backfill('note', 64)"))
         thread.start()
         # It has read the rows, and embeds them.
-        until(lambda: value(db, "SELECT count(*) FROM pg_locks WHERE relation = 'note'::regclass AND mode = 'RowExclusiveLock'") > 0)
+        until(
+            lambda: (
+                value(
+                    db, "SELECT count(*) FROM pg_locks WHERE relation = 'note'::regclass AND mode = 'RowExclusiveLock'"
+                )
+                > 0
+            )
+        )
         time.sleep(0.05)
         db.execute("UPDATE note SET body = 'black bird'")
         thread.join(60)
@@ -125,11 +136,17 @@ def test_sources_are_compared_by_their_bytes(database, db):
 
 def test_a_query_is_embedded_by_the_columns_model(db, clip_mini, plain_role, database):
     db.execute("LOAD 'clip_search'")
-    db.execute("SELECT set_config('clip_search.model_path', current_setting('clip_search.model_path') || ':' || %s, false)", (str(clip_mini.parent),))
+    db.execute(
+        "SELECT set_config('clip_search.model_path', current_setting('clip_search.model_path') || ':' || %s, false)",
+        (str(clip_mini.parent),),
+    )
     notes(db, f", model => '{clip_mini.name}'")
     expected = embed_one(db, "text", "a cat", clip_mini.name)
     assert close(vector(value(db, "SELECT clip_embed_text_for('note', 'a cat')::text")), expected)
-    assert close(vector(value(db, "SELECT clip_embed_image_for('note', %b)::text", PHOTOS["cat"])), embed_one(db, "image", PHOTOS["cat"], clip_mini.name))
+    assert close(
+        vector(value(db, "SELECT clip_embed_image_for('note', %b)::text", PHOTOS["cat"])),
+        embed_one(db, "image", PHOTOS["cat"], clip_mini.name),
+    )
     assert value(db, "SELECT clip_embed_text_for('note', NULL)") is None
     assert sqlstate(db, "SELECT clip_embed_text_for('pg_class', 'a cat')")[0] == "42704"
     assert sqlstate(db, "SELECT clip_embed_text_for(NULL, 'a cat')")[0] == "22004"
@@ -160,5 +177,10 @@ def test_reembed_says_what_searches_need(db):
     db.execute("SET client_min_messages = notice")
     db.add_notice_handler(lambda diag: hints.append(diag.message_hint or ""))
     db.execute("CALL clip_reembed('note', 'photo-mini+photo-mini')")
-    assert any("clip_embed_text_for" in hint and "SET clip_search.model = 'photo-mini+photo-mini'" in hint for hint in hints), hints
-    assert close(vector(value(db, "SELECT embedding::text FROM note")), vector(value(db, "SELECT clip_embed_text_for('note', 'a cat')::text")))
+    assert any(
+        "clip_embed_text_for" in hint and "SET clip_search.model = 'photo-mini+photo-mini'" in hint for hint in hints
+    ), hints
+    assert close(
+        vector(value(db, "SELECT embedding::text FROM note")),
+        vector(value(db, "SELECT clip_embed_text_for('note', 'a cat')::text")),
+    )

@@ -7,16 +7,48 @@ import pytest
 from support import sqlstate, value
 
 REFUSED = {
-    "queued, NOT NULL": ("CREATE TABLE note (id int PRIMARY KEY, body text NOT NULL, embedding vector(512) NOT NULL)", "mode => 'queued'", "55000"),
-    "skip, NOT NULL": ("CREATE TABLE note (id int PRIMARY KEY, body text NOT NULL, embedding vector(512) NOT NULL)", "on_error => 'skip'", "55000"),
-    "NOT NULL of a source that may be NULL": ("CREATE TABLE note (id int PRIMARY KEY, body text, embedding vector(512) NOT NULL)", "", "55000"),
-    "group, NOT NULL": ("CREATE TABLE note (id int PRIMARY KEY, body text, cluster_id bigint NOT NULL)", "cluster => 'cluster_id'", "55000"),
-    "identity": ("CREATE TABLE note (id int PRIMARY KEY, body text, cluster_id bigint GENERATED ALWAYS AS IDENTITY)", "cluster => 'cluster_id'", "42804"),
-    "generated": ("CREATE TABLE note (id int PRIMARY KEY, raw text, body text GENERATED ALWAYS AS (upper(raw)) STORED)", "", "0A000"),
-    "domain": ("CREATE DOMAIN caption AS text CHECK (value <> ''); CREATE TABLE note (id int PRIMARY KEY, body caption)", "", "42804"),
+    "queued, NOT NULL": (
+        "CREATE TABLE note (id int PRIMARY KEY, body text NOT NULL, embedding vector(512) NOT NULL)",
+        "mode => 'queued'",
+        "55000",
+    ),
+    "skip, NOT NULL": (
+        "CREATE TABLE note (id int PRIMARY KEY, body text NOT NULL, embedding vector(512) NOT NULL)",
+        "on_error => 'skip'",
+        "55000",
+    ),
+    "NOT NULL of a source that may be NULL": (
+        "CREATE TABLE note (id int PRIMARY KEY, body text, embedding vector(512) NOT NULL)",
+        "",
+        "55000",
+    ),
+    "group, NOT NULL": (
+        "CREATE TABLE note (id int PRIMARY KEY, body text, cluster_id bigint NOT NULL)",
+        "cluster => 'cluster_id'",
+        "55000",
+    ),
+    "identity": (
+        "CREATE TABLE note (id int PRIMARY KEY, body text, cluster_id bigint GENERATED ALWAYS AS IDENTITY)",
+        "cluster => 'cluster_id'",
+        "42804",
+    ),
+    "generated": (
+        "CREATE TABLE note (id int PRIMARY KEY, raw text, body text GENERATED ALWAYS AS (upper(raw)) STORED)",
+        "",
+        "0A000",
+    ),
+    "domain": (
+        "CREATE DOMAIN caption AS text CHECK (value <> ''); CREATE TABLE note (id int PRIMARY KEY, body caption)",
+        "",
+        "42804",
+    ),
     "view": ("CREATE TABLE base (id int PRIMARY KEY, body text); CREATE VIEW note AS SELECT * FROM base", "", "42809"),
-    "foreign table": ("CREATE FOREIGN DATA WRAPPER nothing; CREATE SERVER nowhere FOREIGN DATA WRAPPER nothing; "
-                      "CREATE FOREIGN TABLE note (id int, body text) SERVER nowhere", "", "42809"),
+    "foreign table": (
+        "CREATE FOREIGN DATA WRAPPER nothing; CREATE SERVER nowhere FOREIGN DATA WRAPPER nothing; "
+        "CREATE FOREIGN TABLE note (id int, body text) SERVER nowhere",
+        "",
+        "42809",
+    ),
 }
 
 
@@ -24,9 +56,14 @@ REFUSED = {
 def clean(db):
     yield
     for what in ("VIEW note", "FOREIGN TABLE note"):
-        if value(db, "SELECT count(*) FROM pg_class WHERE oid = to_regclass('note') AND relkind = %s", what[0].lower()) == 1:
+        if (
+            value(db, "SELECT count(*) FROM pg_class WHERE oid = to_regclass('note') AND relkind = %s", what[0].lower())
+            == 1
+        ):
             db.execute(f"DROP {what}")
-    db.execute("DROP TABLE IF EXISTS note, base, child CASCADE; DROP FOREIGN DATA WRAPPER IF EXISTS nothing CASCADE; DROP DOMAIN IF EXISTS caption CASCADE")
+    db.execute(
+        "DROP TABLE IF EXISTS note, base, child CASCADE; DROP FOREIGN DATA WRAPPER IF EXISTS nothing CASCADE; DROP DOMAIN IF EXISTS caption CASCADE"
+    )
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -40,7 +77,9 @@ def test_refused_when_the_watch_is_made(db, case):
 
 
 def test_a_not_null_column_works_where_every_row_has_an_embedding(db):
-    db.execute("CREATE TABLE note (id int PRIMARY KEY, body text NOT NULL, embedding vector(512) NOT NULL, cluster_id bigint NOT NULL)")
+    db.execute(
+        "CREATE TABLE note (id int PRIMARY KEY, body text NOT NULL, embedding vector(512) NOT NULL, cluster_id bigint NOT NULL)"
+    )
     db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id')")
     db.execute("INSERT INTO note (id, body) VALUES (1, 'a cat')")
     db.execute("UPDATE note SET body = 'a dog'")
@@ -81,7 +120,9 @@ def test_another_trigger_that_does_the_same_is_named(db, source):
     said = []
     db.add_notice_handler(lambda diag: said.append(diag.message_primary))
     db.execute("CREATE TABLE note (id int PRIMARY KEY, body text, embedding_date timestamptz)")
-    db.execute(f"CREATE OR REPLACE FUNCTION other() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {source} RETURN NEW; END $$")
+    db.execute(
+        f"CREATE OR REPLACE FUNCTION other() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {source} RETURN NEW; END $$"
+    )
     db.execute('CREATE TRIGGER "An other" BEFORE UPDATE ON note FOR EACH ROW EXECUTE FUNCTION other()')
     db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id')")
     named = [message for message in said if '"An other"' in message or '""An other""' in message]

@@ -25,8 +25,10 @@ def owner(database, db) -> str:
         own.execute("SET client_min_messages = error")
         own.execute(f"CREATE TABLE {name}.photo (id int PRIMARY KEY, image bytea, body text)")
         own.execute(f"SELECT clip_watch('{name}.photo', 'image', cluster => 'cluster_id', on_error => 'skip')")
-        own.execute(f"SELECT clip_watch('{name}.photo', 'body', embedding => 'of_body', cluster => 'body_cluster', "
-                    "collection => 'bodies')")
+        own.execute(
+            f"SELECT clip_watch('{name}.photo', 'body', embedding => 'of_body', cluster => 'body_cluster', "
+            "collection => 'bodies')"
+        )
         own.execute(f"INSERT INTO {name}.photo VALUES (1, 'not an image', 'a cat'), (2, NULL, 'a dog')")
         own.execute(f"SELECT clip_watch('{name}.photo', 'body', embedding => 'later', mode => 'queued')")
     yield name

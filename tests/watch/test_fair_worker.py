@@ -155,7 +155,7 @@ def test_nothing_of_an_owners_code_stays_in_the_worker(preloaded, db):
             bob.execute(f"""
                 CREATE OR REPLACE FUNCTION bob.see() RETURNS trigger LANGUAGE plpgsql AS $$
                 BEGIN
-                    {see.replace('NEW.body', 'NEW.seen')}
+                    {see.replace("NEW.body", "NEW.seen")}
                     RETURN NEW;
                 END $$""")
             bob.execute("CREATE TRIGGER see BEFORE UPDATE ON bob.quick FOR EACH ROW EXECUTE FUNCTION bob.see()")
@@ -167,7 +167,13 @@ def test_nothing_of_an_owners_code_stays_in_the_worker(preloaded, db):
 
 @pytest.mark.parametrize(
     "statement",
-    ["SELECT pg_advisory_lock(4711)", "CREATE TEMP TABLE left_behind (i int)", "LISTEN left_behind", "PREPARE left_behind AS SELECT 1", "SET SESSION AUTHORIZATION bob"],
+    [
+        "SELECT pg_advisory_lock(4711)",
+        "CREATE TEMP TABLE left_behind (i int)",
+        "LISTEN left_behind",
+        "PREPARE left_behind AS SELECT 1",
+        "SET SESSION AUTHORIZATION bob",
+    ],
 )
 def test_what_would_stay_is_refused(preloaded, db, statement):
     with watched(preloaded, "eve.slow", f"EXECUTE '{statement}';") as eve:

@@ -26,10 +26,14 @@ def test_truncate_forgets_what_came_after_its_snapshot(database, db, level):
     with later(database, level) as other:
         db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', mode => 'queued', on_error => 'skip')")
         db.execute("INSERT INTO note VALUES (11, 'queued'), (12, NULL)")
-        db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', mode => 'immediate', on_error => 'skip')")
+        db.execute(
+            "SELECT clip_watch('note', 'body', cluster => 'cluster_id', mode => 'immediate', on_error => 'skip')"
+        )
         db.execute("INSERT INTO note VALUES (13, 'a group of its own, joined after the snapshot')")
-        db.execute("INSERT INTO clip_search.watch_failure (watch, key, sqlstate, message) "
-                   "SELECT id, '{12}', 'XX000', 'of after the snapshot' FROM clip_search.watch_setting")
+        db.execute(
+            "INSERT INTO clip_search.watch_failure (watch, key, sqlstate, message) "
+            "SELECT id, '{12}', 'XX000', 'of after the snapshot' FROM clip_search.watch_setting"
+        )
         assert value(db, "SELECT count(*) FROM clip_search.watch_queue") == 1
         other.execute("TRUNCATE note")
     assert value(db, "SELECT count(*) FROM clip_search.watch_queue") == 0
@@ -69,7 +73,9 @@ def test_rows_that_are_deleted_leave_groups_that_others_have_joined_since(databa
     notes(db)
     fill(db, 10)
     with later(database, level) as other:
-        db.execute("INSERT INTO note (id, body) SELECT n, (SELECT body FROM note WHERE id = 1) FROM generate_series(11, 60) n")
+        db.execute(
+            "INSERT INTO note (id, body) SELECT n, (SELECT body FROM note WHERE id = 1) FROM generate_series(11, 60) n"
+        )
         other.execute("DELETE FROM note WHERE id <= 5")
         other.execute("UPDATE note SET body = 'something else' WHERE id = 6")
     assert check(db, "note") == 55

@@ -86,7 +86,8 @@ class Writers:
                         doubt[id] = {known.get(id), body}
                         self.writes[number][id] += 1
                         db.execute(
-                            f"INSERT INTO {self.table} (id, body) VALUES (%s, %s) ON CONFLICT (id) DO UPDATE SET body = excluded.body", (id, body)
+                            f"INSERT INTO {self.table} (id, body) VALUES (%s, %s) ON CONFLICT (id) DO UPDATE SET body = excluded.body",
+                            (id, body),
                         )
                         known[id] = body
                         del doubt[id]
@@ -96,7 +97,7 @@ class Writers:
                     self.errors.append(error)
                     return
                 time.sleep(0.05)
-            except BaseException as error:  # noqa: BLE001 - raised by end()
+            except BaseException as error:
                 self.errors.append(error)
                 return
 
@@ -109,7 +110,12 @@ class Writers:
 
 
 def processes(db: psycopg.Connection, kind: str) -> list[int]:
-    return [pid for (pid,) in db.execute("SELECT pid FROM pg_stat_activity WHERE backend_type = %s AND pid <> pg_backend_pid()", (kind,))]
+    return [
+        pid
+        for (pid,) in db.execute(
+            "SELECT pid FROM pg_stat_activity WHERE backend_type = %s AND pid <> pg_backend_pid()", (kind,)
+        )
+    ]
 
 
 def limited(made: Server, pid: int, what: str, limit: int) -> None:
@@ -118,7 +124,10 @@ def limited(made: Server, pid: int, what: str, limit: int) -> None:
         try:
             made.run("prlimit", f"--pid={pid}", f"--{what}={soft}:")
         except AssertionError:
-            assert not pathlib.Path(f"/proc/{pid}/cmdline").exists() or not pathlib.Path(f"/proc/{pid}/cmdline").read_text()
+            assert (
+                not pathlib.Path(f"/proc/{pid}/cmdline").exists()
+                or not pathlib.Path(f"/proc/{pid}/cmdline").read_text()
+            )
             return
         time.sleep(0.3)
 
@@ -182,7 +191,7 @@ KILLS = int(os.environ.get("KILLS") or len(HARMS))
 INTERNAL = re.compile(r"^.*\b(XX\d\d\d|panicked)\b.*$", re.MULTILINE)
 
 
-def test_nothing_is_lost_or_done_twice(bindir: pathlib.Path) -> None:  # noqa: F811
+def test_nothing_is_lost_or_done_twice(bindir: pathlib.Path) -> None:
     with server(
         bindir, preload="photo-mini", worker_retry_delay="50ms", worker_batch="8", model_path="$system:/nowhere"
     ) as made:
@@ -211,8 +220,12 @@ def test_nothing_is_lost_or_done_twice(bindir: pathlib.Path) -> None:  # noqa: F
                 END $$""")
             for table, name in (("note", "photo-mini"), ("other", "clip-mini")):
                 db.execute(f"CREATE TABLE {table} (id int PRIMARY KEY, body text)")
-                db.execute(f"SELECT clip_watch('{table}', 'body', cluster => 'cluster_id', model => '{name}', mode => 'queued')")
-                db.execute(f"CREATE TRIGGER count_writes AFTER UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION count_writes()")
+                db.execute(
+                    f"SELECT clip_watch('{table}', 'body', cluster => 'cluster_id', model => '{name}', mode => 'queued')"
+                )
+                db.execute(
+                    f"CREATE TRIGGER count_writes AFTER UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION count_writes()"
+                )
             watches = dict(db.execute("SELECT relation::regclass::text, id FROM clip_search.watch_setting").fetchall())
 
         writers = [Writers(made, "note"), Writers(made, "other", 1)]
@@ -237,13 +250,20 @@ def test_nothing_is_lost_or_done_twice(bindir: pathlib.Path) -> None:  # noqa: F
             time.sleep(0.2)
         with connect(made) as db:
             db.execute("SET client_min_messages = warning")
-            failed = db.execute("SELECT relation::text, key[1]::int, sqlstate, message FROM clip_search.failure").fetchall()
+            failed = db.execute(
+                "SELECT relation::text, key[1]::int, sqlstate, message FROM clip_search.failure"
+            ).fetchall()
             for table, _, state, message in failed:
                 # Attempts that the kills ended, no others.
                 assert state in ("57P02",), (table, state, message)
             for each in writers:
-                rows = {id: (body, embedding, cluster) for id, body, embedding, cluster in db.execute(f"SELECT id, body, embedding::text, cluster_id FROM {each.table}")}
-                for known, doubt in zip(each.known, each.doubt):
+                rows = {
+                    id: (body, embedding, cluster)
+                    for id, body, embedding, cluster in db.execute(
+                        f"SELECT id, body, embedding::text, cluster_id FROM {each.table}"
+                    )
+                }
+                for known, doubt in zip(each.known, each.doubt, strict=True):
                     assert sum(id in rows for id in known) == len(known), "a committed row is not there"
                     for id, body in known.items():
                         assert rows[id][0] == body or rows[id][0] in doubt.get(id, ()), id
@@ -265,9 +285,15 @@ def test_nothing_is_lost_or_done_twice(bindir: pathlib.Path) -> None:  # noqa: F
                 query = "SELECT id, size FROM clip_search.cluster WHERE collection = %s"
                 assert dict(db.execute(query, (each.table,)).fetchall()) == sizes
                 # A row that was written once was given an embedding once.
-                made_of = dict(db.execute("SELECT id, count(*) FROM embedding_made WHERE tab = %s GROUP BY 1", (each.table,)).fetchall())
+                made_of = dict(
+                    db.execute(
+                        "SELECT id, count(*) FROM embedding_made WHERE tab = %s GROUP BY 1", (each.table,)
+                    ).fetchall()
+                )
                 once = [id for writes in each.writes for id, count in writes.items() if count == 1 and id in rows]
                 assert {id: made_of.get(id, 0) for id in once} == {id: int(rows[id][1] is not None) for id in once}
                 assert len(once) > 10
             assert not (internal := INTERNAL.findall(made.messages())), internal
-            print(f"{KILLS} kills, {sum(len(known) for each in writers for known in each.known)} rows, {len(failed)} failed")
+            print(
+                f"{KILLS} kills, {sum(len(known) for each in writers for known in each.known)} rows, {len(failed)} failed"
+            )

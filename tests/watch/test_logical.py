@@ -47,7 +47,9 @@ def test_a_subscriber_gets_what_is_stored(servers: list[Server]) -> None:
     publisher, subscriber = servers
     with publisher.connect() as there, subscriber.connect() as db:
         for n, photo in enumerate(PHOTOS[:3]):
-            there.execute("INSERT INTO photo (id, title, data) VALUES (%s, %s, %b)", (n, photo.stem, photo.read_bytes()))
+            there.execute(
+                "INSERT INTO photo (id, title, data) VALUES (%s, %s, %b)", (n, photo.stem, photo.read_bytes())
+            )
         there.execute("CREATE PUBLICATION photos FOR TABLE photo")
         db.execute("SELECT clip_reset_stats()")
         db.execute(
@@ -56,7 +58,9 @@ def test_a_subscriber_gets_what_is_stored(servers: list[Server]) -> None:
         # What was there, and what comes after.
         wait(db, "SELECT count(*) FROM photo", 3)
         for n, photo in enumerate(PHOTOS[3:], 3):
-            there.execute("INSERT INTO photo (id, title, data) VALUES (%s, %s, %b)", (n, photo.stem, photo.read_bytes()))
+            there.execute(
+                "INSERT INTO photo (id, title, data) VALUES (%s, %s, %b)", (n, photo.stem, photo.read_bytes())
+            )
         wait(db, "SELECT count(*) FROM photo", len(PHOTOS))
         rows = "SELECT array_agg(md5(vector_send(embedding)) || cluster_id::text ORDER BY id) FROM photo"
         assert value(db, rows) == value(there, rows) and None not in value(db, rows)

@@ -40,8 +40,13 @@ def test_the_worker_says_that_a_policy_is_in_its_way(preloaded: Server, owner: p
     owner.execute(HIDE)
     owner.execute("INSERT INTO note VALUES (1, 'a cat'), (2, 'a dog')")
     with preloaded.connect() as db:
-        until(lambda: drained(db) or value(db, "SELECT count(*) FROM clip_search.watch_queue WHERE sqlstate IS NOT NULL")
-              or "row-level security" in preloaded.messages())
+        until(
+            lambda: (
+                drained(db)
+                or value(db, "SELECT count(*) FROM clip_search.watch_queue WHERE sqlstate IS NOT NULL")
+                or "row-level security" in preloaded.messages()
+            )
+        )
         # Neither is forgotten.
         known = "SELECT count(DISTINCT key) FROM (SELECT key FROM clip_search.watch_queue UNION ALL SELECT key FROM clip_search.watch_failure) AS k"
         assert value(db, known) == 2

@@ -10,7 +10,9 @@ from watched import PHOTOS, check, fill, notes
 
 SETTING = """SELECT source, text_source, text_weight, embedding, cluster, model, collection, mode, on_error
              FROM clip_search.watch WHERE relation = 'note'::regclass"""
-GROUPING = "SELECT threshold, key::text, labels::text, image::text FROM clip_search.collection_setting WHERE name = 'note'"
+GROUPING = (
+    "SELECT threshold, key::text, labels::text, image::text FROM clip_search.collection_setting WHERE name = 'note'"
+)
 
 
 def messages(db: psycopg.Connection) -> list[tuple[str, str, str]]:
@@ -25,8 +27,10 @@ def messages(db: psycopg.Connection) -> list[tuple[str, str, str]]:
 def rich(db: psycopg.Connection) -> psycopg.Connection:
     """A watch of which every argument has been given."""
     db.execute("CREATE TABLE note (id int PRIMARY KEY, name text UNIQUE, words text[], image bytea, body text)")
-    db.execute("SELECT clip_watch('note', 'image', cluster => 'cluster_id', on_error => 'skip', mode => 'queued', text_source => 'body', "
-               "text_weight => 0.25, threshold => 0.7, key => 'name', labels => 'words', image => 'image')")
+    db.execute(
+        "SELECT clip_watch('note', 'image', cluster => 'cluster_id', on_error => 'skip', mode => 'queued', text_source => 'body', "
+        "text_weight => 0.25, threshold => 0.7, key => 'name', labels => 'words', image => 'image')"
+    )
     return db
 
 
@@ -38,18 +42,28 @@ def test_what_is_not_named_stays(rich):
     assert (rich.execute(SETTING).fetchone(), rich.execute(GROUPING).fetchone()) == (setting, grouping)
     for argument, place, new in [("mode => 'immediate'", 7, "immediate"), ("on_error => 'raise'", 8, "raise")]:
         rich.execute(f"SELECT clip_watch('note', {argument})")
-        setting = (*setting[:place], new, *setting[place + 1:])
+        setting = (*setting[:place], new, *setting[place + 1 :])
         assert rich.execute(SETTING).fetchone() == setting
     for argument, place, new in [("threshold => 0.9", 0, 0.9), ("key => 'id'", 1, "id")]:
         rich.execute(f"SELECT clip_watch('note', {argument})")
-        grouping = (*grouping[:place], new, *grouping[place + 1:])
+        grouping = (*grouping[:place], new, *grouping[place + 1 :])
         assert (rich.execute(SETTING).fetchone(), rich.execute(GROUPING).fetchone()) == (setting, grouping)
 
 
 def test_defaults_are_those_of_a_first_call(db):
     db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
     db.execute("SELECT clip_watch('note', 'body')")
-    assert db.execute(SETTING).fetchone() == ("body", None, None, "embedding", None, "photo-mini", None, "immediate", "raise")
+    assert db.execute(SETTING).fetchone() == (
+        "body",
+        None,
+        None,
+        "embedding",
+        None,
+        "photo-mini",
+        None,
+        "immediate",
+        "raise",
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,7 +95,9 @@ def test_another_weight_or_source_makes_the_vectors_outdated(db):
     said = messages(db)
     db.execute("SELECT clip_watch('note', text_weight => 0.9)")
     assert db.execute(counts).fetchone() == (3, 3, 3, 3)
-    assert any("3 rows" in text and "count as pending" in text and "existing => 'keep'" in hint for _, text, hint in said), said
+    assert any(
+        "3 rows" in text and "count as pending" in text and "existing => 'keep'" in hint for _, text, hint in said
+    ), said
     db.execute("CALL clip_backfill('note')")
     assert db.execute(counts).fetchone() == (3, 3, 0, 0)
     for number, (name, photo) in enumerate(PHOTOS.items()):
@@ -121,7 +137,9 @@ def test_unwatch_says_what_it_drops(db):
     said = messages(db)
     db.execute("SELECT clip_unwatch('note', drop_columns => true)")
     text = "\n".join(message for _, message, _ in said)
-    assert all(what in text for what in ('column "embedding"', 'column "cluster_id"', 'index', 'collection "note"')), said
+    assert all(what in text for what in ('column "embedding"', 'column "cluster_id"', "index", 'collection "note"')), (
+        said
+    )
     assert value(db, "SELECT count(*) FROM information_schema.columns WHERE table_name = 'note'") == 3
     assert value(db, "SELECT count(*) FROM clip_search.collection") == 0
 
@@ -141,7 +159,9 @@ def test_a_deprecated_argument_goes_on_working_with_a_notice(db, keep, columns):
 @pytest.mark.parametrize("mode", ["immediate", "queued"])
 def test_vectors_from_before_are_pending_and_replaced(db, mode):
     db.execute("CREATE TABLE note (id int PRIMARY KEY, body text, embedding vector(512), cluster_id bigint)")
-    db.execute("INSERT INTO note SELECT i, 'thing ' || i, clip_embed_text('something else ' || i) FROM generate_series(1, 5) i")
+    db.execute(
+        "INSERT INTO note SELECT i, 'thing ' || i, clip_embed_text('something else ' || i) FROM generate_series(1, 5) i"
+    )
     db.execute("INSERT INTO note VALUES (6, NULL, clip_embed_text('of nothing'))")
     said = messages(db)
     db.execute(f"SELECT clip_watch('note', 'body', cluster => 'cluster_id', mode => '{mode}')")

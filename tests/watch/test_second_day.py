@@ -20,7 +20,10 @@ def test_databases_take_turns_at_the_worker(bindir: pathlib.Path) -> None:
     """Of three places one is the launcher's and one that of logical replication: three databases share the third, whether
     or not anything is left to do in the one that has it. A row that is tried again in an hour keeps nobody waiting."""
     names = ("one", "two", "three")
-    made = Server(bindir, {"max_worker_processes": "3", "clip_search.preload": "photo-mini", "clip_search.worker_retry_delay": "3600s"})
+    made = Server(
+        bindir,
+        {"max_worker_processes": "3", "clip_search.preload": "photo-mini", "clip_search.worker_retry_delay": "3600s"},
+    )
     try:
         made.start()
         others: dict[str, psycopg.Connection] = {}
@@ -33,19 +36,33 @@ def test_databases_take_turns_at_the_worker(bindir: pathlib.Path) -> None:
             other.execute("CREATE EXTENSION clip_search CASCADE")
             other.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
             other.execute("SELECT clip_watch('note', 'body', mode => 'queued')")
-            other.execute("CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not now'; END $$")
-            other.execute("CREATE TRIGGER refuse BEFORE UPDATE ON note FOR EACH ROW WHEN (old.body = 'not now') EXECUTE FUNCTION refuse()")
+            other.execute(
+                "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not now'; END $$"
+            )
+            other.execute(
+                "CREATE TRIGGER refuse BEFORE UPDATE ON note FOR EACH ROW WHEN (old.body = 'not now') EXECUTE FUNCTION refuse()"
+            )
         for turn in range(3):
             for other in others.values():
-                other.execute("INSERT INTO note SELECT n, 'text number ' || n FROM generate_series(%s::int, %s) n", (turn * 100, turn * 100 + 20))
+                other.execute(
+                    "INSERT INTO note SELECT n, 'text number ' || n FROM generate_series(%s::int, %s) n",
+                    (turn * 100, turn * 100 + 20),
+                )
                 # It fails, and rests.
                 other.execute("INSERT INTO note VALUES (%s, 'not now')", (turn * 100 + 50,))
             for name, other in others.items():
-                until(lambda: value(other, "SELECT count(*) FROM note WHERE body <> 'not now' AND embedding IS NULL") == 0, f"turn {turn} of {name}")
+                until(
+                    lambda: (
+                        value(other, "SELECT count(*) FROM note WHERE body <> 'not now' AND embedding IS NULL") == 0
+                    ),
+                    f"turn {turn} of {name}",
+                )
         with made.connect() as db:
             until(lambda: sum(len(workers(db, name)) for name in names) <= 1)
         for other in others.values():
-            assert value(other, "SELECT count(*) FROM clip_search.pending WHERE attempts = 1 AND message IS NOT NULL") == 3
+            assert (
+                value(other, "SELECT count(*) FROM clip_search.pending WHERE attempts = 1 AND message IS NOT NULL") == 3
+            )
             other.close()
         assert made.messages().count("databases take turns") >= 1
     finally:
@@ -63,7 +80,9 @@ def test_the_worker_has_its_own_timeouts(bindir: pathlib.Path) -> None:
             for name in names:
                 db.execute(f"ALTER DATABASE postgres SET {name} = '50ms'")
             # The trigger makes each transaction of the worker's longer than that.
-            db.execute("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.2); RETURN NEW; END'")
+            db.execute(
+                "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.2); RETURN NEW; END'"
+            )
             db.execute("CREATE TRIGGER slow BEFORE UPDATE ON note FOR EACH ROW EXECUTE FUNCTION slow()")
             db.execute("SELECT clip_watch('note', 'body', mode => 'queued')")
             db.execute("INSERT INTO note VALUES (1, 'a cat'), (2, 'a dog')")
@@ -104,17 +123,23 @@ def test_sessions_share_a_reembedding(database: support.Database, db: psycopg.Co
         for id, body, embedding in db.execute("SELECT id, body, embedding::text FROM note").fetchall():
             assert embedding is not None and close(vector(embedding), embed_one(db, "text", body, model)), id
         members = dict(db.execute("SELECT cluster_id, count(*) FROM note GROUP BY 1").fetchall())
-        assert dict(db.execute("SELECT id, size FROM clip_search.cluster WHERE collection = 'note'").fetchall()) == members
+        assert (
+            dict(db.execute("SELECT id, size FROM clip_search.cluster WHERE collection = 'note'").fetchall()) == members
+        )
     assert value(db, "SELECT count(*) FROM clip_search.pending") == 0
     assert value(db, "SELECT count(*) FROM pg_trigger WHERE tgrelid = 'note'::regclass") == 3
 
 
-def test_a_reembedding_that_is_given_up_meanwhile(database: support.Database, db: psycopg.Connection, with_clip) -> None:
+def test_a_reembedding_that_is_given_up_meanwhile(
+    database: support.Database, db: psycopg.Connection, with_clip
+) -> None:
     notes(db)
     db.execute("INSERT INTO note (id, body) SELECT n, 'text number ' || n FROM generate_series(1, 300) n")
     found: list[tuple[str | None, str]] = []
     with database.connect() as calls:
-        thread = threading.Thread(target=lambda: found.append(sqlstate(calls, "CALL clip_reembed('note', 'clip-mini', batch => 1)")))
+        thread = threading.Thread(
+            target=lambda: found.append(sqlstate(calls, "CALL clip_reembed('note', 'clip-mini', batch => 1)"))
+        )
         thread.start()
         while (value(db, "SELECT max(embedded) FROM clip_search.watch WHERE replaces = 'embedding'") or 0) < 3:
             time.sleep(0.01)
@@ -135,7 +160,9 @@ def test_a_batch_below_one_makes_nothing(db: psycopg.Connection, with_clip) -> N
 def test_what_a_swap_keeps(db: psycopg.Connection, with_clip) -> None:
     notes(db, watch=", index => true")
     db.execute("CREATE INDEX \"my Index\" ON note (cluster_id); COMMENT ON INDEX \"my Index\" IS 'it''s \\ mine'")
-    db.execute("ALTER TABLE note ALTER embedding SET (n_distinct = -0.5), ALTER embedding SET STATISTICS 7, ALTER embedding SET COMPRESSION pglz")
+    db.execute(
+        "ALTER TABLE note ALTER embedding SET (n_distinct = -0.5), ALTER embedding SET STATISTICS 7, ALTER embedding SET COMPRESSION pglz"
+    )
     db.execute("ALTER TABLE note ALTER embedding SET STORAGE MAIN; COMMENT ON COLUMN note.embedding IS 'a \\ b'")
     shown = (
         "SELECT array(SELECT o FROM unnest(attoptions) o WHERE o ~ 'distinct'), attstattarget, attcompression, attstorage, col_description(attrelid, attnum) FROM pg_attribute "
@@ -165,7 +192,9 @@ def test_strings_of_the_old_kind(empty_database: support.Database) -> None:
         assert value(db, "SELECT active FROM clip_search.watch")
         assert value(db, "SELECT key FROM clip_search.failure") == ['"e\\']
         assert value(db, "SELECT count(*) FROM note WHERE embedding IS NOT NULL") == 1
-        db.execute("ALTER TABLE note DISABLE TRIGGER ALL; UPDATE note SET embedding = NULL; ALTER TABLE note ENABLE TRIGGER ALL")
+        db.execute(
+            "ALTER TABLE note DISABLE TRIGGER ALL; UPDATE note SET embedding = NULL; ALTER TABLE note ENABLE TRIGGER ALL"
+        )
         db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', mode => 'immediate')")
         db.execute("CALL clip_backfill('note')")
         assert value(db, "SELECT count(*) FROM note WHERE embedding IS NOT NULL") == 1
@@ -192,7 +221,9 @@ def test_procedures_inside_a_transaction(db: psycopg.Connection, with_clip) -> N
 def test_progress_of_a_table_that_is_dropped(db: psycopg.Connection) -> None:
     """Whether the view clip_search.watch asks for it, before it leaves the table out, is the planner's choice."""
     notes(db)
-    found = db.execute("SELECT rows, embedded, open FROM clip_search.watch_progress(4000000000, NULL, 'body', 'embedding', NULL)")
+    found = db.execute(
+        "SELECT rows, embedded, open FROM clip_search.watch_progress(4000000000, NULL, 'body', 'embedding', NULL)"
+    )
     assert found.fetchall() == [(None, None, None)]
     for join in ("hashjoin", "mergejoin", "nestloop"):
         db.execute(f"SET enable_{join} = off")
@@ -216,7 +247,10 @@ def test_progress_of_a_table_that_is_being_dropped(database: support.Database, d
     assert db.execute("SELECT * FROM clip_search.watch").fetchall() == []
 
 
-@pytest.mark.parametrize("call", ["clip_watch({}, 'body')", "clip_unwatch({})", "clip_retry({})", "clip_create_collection('x', members => {})"])
+@pytest.mark.parametrize(
+    "call",
+    ["clip_watch({}, 'body')", "clip_unwatch({})", "clip_retry({})", "clip_create_collection('x', members => {})"],
+)
 def test_an_oid_of_no_table(db: psycopg.Connection, call: str) -> None:
     assert sqlstate(db, f"SELECT {call.format(4000000000)}") == ("42P01", "there is no table with oid 4000000000")
     assert sqlstate(db, "CALL clip_backfill(4000000000)")[0] == "42P01"
@@ -231,8 +265,12 @@ def test_a_key_that_is_too_long_to_be_noted(database: support.Database, db: psyc
     db.execute("INSERT INTO note (id, body) VALUES (%s, 'a cat')", (key,))
     assert check(db, "note") == 1
     state, text = sqlstate(db, "INSERT INTO note (id, body) VALUES (%s, '')", f"x{key[1:]}")
-    assert state == "54000" and text.startswith("a key of public.note is too long to be noted\nAs a text it has 2684 bytes")
-    db.execute("ALTER TABLE note DISABLE TRIGGER ALL; UPDATE note SET embedding = NULL; ALTER TABLE note ENABLE TRIGGER ALL")
+    assert state == "54000" and text.startswith(
+        "a key of public.note is too long to be noted\nAs a text it has 2684 bytes"
+    )
+    db.execute(
+        "ALTER TABLE note DISABLE TRIGGER ALL; UPDATE note SET embedding = NULL; ALTER TABLE note ENABLE TRIGGER ALL"
+    )
     backfilled = sqlstate(db, "CALL clip_backfill('note')")
     assert backfilled[0] == state and backfilled[1].split("\n")[0] == text.split("\n")[0]
     db.execute("INSERT INTO note (id, body) VALUES (%s, '')", (key[:2600],))
@@ -251,7 +289,9 @@ def test_the_trigger_function_out_of_place(db: psycopg.Connection) -> None:
     fill(db, 4)
     assert sqlstate(db, "SELECT clip_watch_row()")[0] in ("39P01", "0A000")
     watch = value(db, "SELECT substring(tgname FROM '[0-9]+') FROM pg_trigger WHERE tgrelid = 'note'::regclass LIMIT 1")
-    db.execute(f"CREATE TRIGGER mine AFTER INSERT ON note FOR EACH STATEMENT EXECUTE FUNCTION clip_watch_row('{watch}')")
+    db.execute(
+        f"CREATE TRIGGER mine AFTER INSERT ON note FOR EACH STATEMENT EXECUTE FUNCTION clip_watch_row('{watch}')"
+    )
     state, text = sqlstate(db, "INSERT INTO note (id, body) VALUES (99, 'a cat')")
     assert state == "39P01" and "for a statement by TRUNCATE only" in text
     db.execute("DROP TRIGGER mine ON note")
@@ -265,7 +305,9 @@ def test_the_owner_of_a_database_dumps_it(empty_database: support.Database, pg_p
     with empty_database.connect() as db:
         db.execute("SET client_min_messages = warning")
         db.execute("CREATE EXTENSION clip_search CASCADE")
-        db.execute(f"CREATE ROLE {owner} LOGIN; CREATE ROLE {owner}_other LOGIN; ALTER DATABASE {name} OWNER TO {owner}")
+        db.execute(
+            f"CREATE ROLE {owner} LOGIN; CREATE ROLE {owner}_other LOGIN; ALTER DATABASE {name} OWNER TO {owner}"
+        )
     restored = support.Database(extension=False)
     try:
         with empty_database.connect(user=owner) as mine:
@@ -279,7 +321,11 @@ def test_the_owner_of_a_database_dumps_it(empty_database: support.Database, pg_p
         done = subprocess.run([*command, f"--username={owner}_other", name], capture_output=True, text=True)
         assert done.returncode == 1 and "permission denied" in done.stderr
         subprocess.run([*command, f"--username={owner}", name], check=True, capture_output=True)
-        subprocess.run([pg_program("pg_restore"), "--exit-on-error", "-d", restored.name, str(dump)], check=True, capture_output=True)
+        subprocess.run(
+            [pg_program("pg_restore"), "--exit-on-error", "-d", restored.name, str(dump)],
+            check=True,
+            capture_output=True,
+        )
         with restored.connect() as db:
             assert check(db, "note WHERE body <> ''", collection="note") == 5
             assert value(db, "SELECT key FROM clip_search.failure") == ["6"]

@@ -11,7 +11,9 @@ import pytest
 from servers import server
 from support import close, embed_one, until, value, vector
 
-IN_ONE = "BEGIN; ALTER TABLE photo RENAME TO photo_old; ALTER TABLE photo_new RENAME TO photo; SELECT pg_sleep({0}); COMMIT"
+IN_ONE = (
+    "BEGIN; ALTER TABLE photo RENAME TO photo_old; ALTER TABLE photo_new RENAME TO photo; SELECT pg_sleep({0}); COMMIT"
+)
 IN_THREE = "ALTER TABLE photo RENAME TO photo_old; ; SELECT pg_sleep({0}); ALTER TABLE photo_new RENAME TO photo"
 BY_SCHEMA = "BEGIN; ALTER SCHEMA here RENAME TO before; ALTER SCHEMA there RENAME TO here; SELECT pg_sleep({0}); COMMIT"
 
@@ -76,10 +78,17 @@ def test_schemas_that_change_places(preloaded, db):
 
 
 @pytest.mark.parametrize("swap", [IN_ONE, IN_THREE], ids=["one", "three"])
-@pytest.mark.parametrize("work", ["CALL clip_backfill('{0}'::oid::regclass)", "CALL clip_reembed('{0}'::oid::regclass, 'photo-mini+photo-mini')",
-                                  "SELECT clip_retry('{0}'::oid::regclass)", "SELECT clip_unwatch('{0}'::oid::regclass)",
-                                  "SELECT clip_watch('{0}'::oid::regclass, 'body', cluster => 'cluster_id')"],
-                         ids=["backfill", "reembed", "retry", "unwatch", "watch"])
+@pytest.mark.parametrize(
+    "work",
+    [
+        "CALL clip_backfill('{0}'::oid::regclass)",
+        "CALL clip_reembed('{0}'::oid::regclass, 'photo-mini+photo-mini')",
+        "SELECT clip_retry('{0}'::oid::regclass)",
+        "SELECT clip_unwatch('{0}'::oid::regclass)",
+        "SELECT clip_watch('{0}'::oid::regclass, 'body', cluster => 'cluster_id')",
+    ],
+    ids=["backfill", "reembed", "retry", "unwatch", "watch"],
+)
 def test_while_a_session_is_at_work(preloaded, db, swap, work):
     """The swap is under way as the call begins, so it waits for the table, and must find the same one."""
     pair(db)
@@ -116,12 +125,15 @@ def test_to_and_fro_for_some_seconds(preloaded, db):
                 own.execute("SET client_min_messages = error")
                 while not stop.is_set():
                     work(own)
-        except BaseException as error:  # noqa: BLE001 - raised again below
+        except BaseException as error:
             errors.append(error)
 
     def rename(own: psycopg.Connection) -> None:
-        run(own, "BEGIN; ALTER TABLE photo RENAME TO aside; ALTER TABLE photo_new RENAME TO photo; "
-                 "ALTER TABLE aside RENAME TO photo_new; COMMIT")
+        run(
+            own,
+            "BEGIN; ALTER TABLE photo RENAME TO aside; ALTER TABLE photo_new RENAME TO photo; "
+            "ALTER TABLE aside RENAME TO photo_new; COMMIT",
+        )
         time.sleep(0.02)
 
     def backfill(own: psycopg.Connection) -> None:

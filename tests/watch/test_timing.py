@@ -60,7 +60,9 @@ def test_each_failure_doubles_the_delay(db: psycopg.Connection) -> None:
         deadline = time.monotonic() + 60
         while value(db, "SELECT count(*) FROM clip_search.failure") == 0:
             assert time.monotonic() < deadline, due
-            row = db.execute("SELECT attempts, extract(epoch FROM due)::float8, sqlstate FROM clip_search.watch_queue").fetchone()
+            row = db.execute(
+                "SELECT attempts, extract(epoch FROM due)::float8, sqlstate FROM clip_search.watch_queue"
+            ).fetchone()
             if row and row[0] > 0 and row[2] is not None:
                 due[row[0]] = row[1]
             time.sleep(0.005)
@@ -82,7 +84,11 @@ def test_no_more_rows_than_a_batch_are_claimed(preloaded: Server, db: psycopg.Co
             CREATE TRIGGER wait BEFORE UPDATE ON note FOR EACH ROW EXECUTE FUNCTION wait()""")
         holder.execute("SELECT pg_advisory_lock(77)")
         db.execute("INSERT INTO note SELECT n, 'text ' || n FROM generate_series(1, 20) n")
-        until(lambda: value(db, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 77 AND NOT granted"))
+        until(
+            lambda: value(
+                db, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 77 AND NOT granted"
+            )
+        )
         # Claims are committed before the work begins.
         assert value(db, "SELECT count(*) FROM clip_search.watch_queue WHERE attempts > 0") == 3
         assert value(db, "SELECT count(*) FROM clip_search.watch_queue WHERE attempts = 0") == 17

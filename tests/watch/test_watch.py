@@ -36,8 +36,10 @@ def test_rows_follow_their_source(db: psycopg.Connection) -> None:
     assert check(db, "note") == 9
     assert len(before) == 10
     db.execute("UPDATE note SET body = 'a sleepy cat' WHERE id = 4")
-    db.execute("MERGE INTO note USING (VALUES (6), (7), (20)) AS v (n) ON id = n WHEN MATCHED AND n = 6 THEN DELETE "
-               "WHEN MATCHED THEN UPDATE SET body = 'the ocean at night' WHEN NOT MATCHED THEN INSERT (id, body) VALUES (n, 'a sleepy cat')")
+    db.execute(
+        "MERGE INTO note USING (VALUES (6), (7), (20)) AS v (n) ON id = n WHEN MATCHED AND n = 6 THEN DELETE "
+        "WHEN MATCHED THEN UPDATE SET body = 'the ocean at night' WHEN NOT MATCHED THEN INSERT (id, body) VALUES (n, 'a sleepy cat')"
+    )
     assert check(db, "note") == 9
     db.execute("TRUNCATE note")
     assert check(db, "note") == 0
@@ -63,15 +65,22 @@ def test_only_a_changed_source_is_embedded(db: psycopg.Connection) -> None:
     assert value(db, "SELECT size FROM clip_search.cluster WHERE collection = 'photo'") == 3
     db.execute("UPDATE photo SET id = id - 100, data = %s WHERE id = 103", (PHOTOS["rocket"],))
     assert value(db, IMAGES) == before + 1
-    assert db.execute("SELECT size FROM clip_search.cluster WHERE collection = 'photo' ORDER BY 1").fetchall() == [(1,), (2,)]
+    assert db.execute("SELECT size FROM clip_search.cluster WHERE collection = 'photo' ORDER BY 1").fetchall() == [
+        (1,),
+        (2,),
+    ]
 
 
-@pytest.mark.parametrize("conflict", ["DO NOTHING", "DO UPDATE SET body = excluded.body", "DO UPDATE SET title = 'again'"])
+@pytest.mark.parametrize(
+    "conflict", ["DO NOTHING", "DO UPDATE SET body = excluded.body", "DO UPDATE SET title = 'again'"]
+)
 def test_on_conflict(db: psycopg.Connection, conflict: str) -> None:
     """A row that is not inserted after all is in no cluster, in a transaction with savepoints as well."""
     notes(db)
     fill(db, 5)
-    insert = f"INSERT INTO note (id, body) SELECT n, 'a sleepy cat' FROM generate_series(3, 8) n ON CONFLICT (id) {conflict}"
+    insert = (
+        f"INSERT INTO note (id, body) SELECT n, 'a sleepy cat' FROM generate_series(3, 8) n ON CONFLICT (id) {conflict}"
+    )
     db.execute(insert)
     assert check(db, "note") == 8
     with db.transaction():
@@ -116,7 +125,9 @@ def test_other_triggers(db: psycopg.Connection) -> None:
 
 def test_a_partitioned_table(db: psycopg.Connection) -> None:
     """Rows move between partitions with their embedding and cluster, whether their source changes with it or not."""
-    notes(db, rest="PARTITION BY RANGE (id)", key="id int, tag text DEFAULT 'it''s a \"key\"{,}\\', PRIMARY KEY (id, tag)")
+    notes(
+        db, rest="PARTITION BY RANGE (id)", key="id int, tag text DEFAULT 'it''s a \"key\"{,}\\', PRIMARY KEY (id, tag)"
+    )
     db.execute("""
         CREATE TABLE low PARTITION OF note FOR VALUES FROM (0) TO (100);
         CREATE TABLE high (title text, cluster_id bigint, gone int, body text, tag text NOT NULL, embedding vector(512), id int NOT NULL);
@@ -132,7 +143,9 @@ def test_a_partitioned_table(db: psycopg.Connection) -> None:
     assert check(db, "note") == 10
     db.execute("DELETE FROM note WHERE id IN (3, 101)")
     db.execute("INSERT INTO low (id, body) VALUES (50, 'a steam locomotive')")
-    db.execute("INSERT INTO note (id, body) VALUES (50, 'a steam locomotive') ON CONFLICT (id, tag) DO UPDATE SET body = 'a sleepy cat'")
+    db.execute(
+        "INSERT INTO note (id, body) VALUES (50, 'a steam locomotive') ON CONFLICT (id, tag) DO UPDATE SET body = 'a sleepy cat'"
+    )
     assert check(db, "note") == 9
     # Large texts are stored out of line, images the more.
     db.execute("UPDATE note SET body = repeat(md5(id::text) || ' ', 500)")
@@ -150,18 +163,23 @@ def test_odd_names_keys_and_row_security(database: support.Database, db: psycopg
     with database.connect(user=plain_role) as mine:
         mine.execute("SET client_min_messages = warning")
         mine.execute("SET search_path = ''")
-        mine.execute(sql.SQL("""
+        mine.execute(
+            sql.SQL("""
             CREATE TABLE {}."the ""odd"" One" ("Key" uuid DEFAULT gen_random_uuid(), "day" date DEFAULT '2024-02-29',
                 n int, twice int GENERATED ALWAYS AS (n * 2) STORED, "The text" text, PRIMARY KEY ("Key", twice, "day"))
-            """).format(role))
+            """).format(role)
+        )
         table = sql.SQL('{}."the ""odd"" One"').format(role).as_string(mine)
         mine.execute(
             "SELECT public.clip_watch(%s, 'The text', embedding => 'Vec tor', cluster => 'Group', collection => %s, on_error => 'skip', index => true)",
-            (table, "it's \"odd\""),
+            (table, 'it\'s "odd"'),
         )
         mine.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY; CREATE POLICY none ON {table} USING (n > 1000)")
         mine.execute("SET datestyle = 'German'")
-        mine.execute(f'INSERT INTO {table} (n, "The text") SELECT n, (%s::text[])[n] FROM generate_series(1, 5) n', (list(WORDS),))
+        mine.execute(
+            f'INSERT INTO {table} (n, "The text") SELECT n, (%s::text[])[n] FROM generate_series(1, 5) n',
+            (list(WORDS),),
+        )
         mine.execute(f"INSERT INTO {table} (n, \"The text\") VALUES (6, '')")
         assert value(mine, "SELECT key[2:3] FROM clip_search.failure") == ["12", "2024-02-29"]
         mine.execute("SET datestyle = 'SQL, DMY'")
@@ -171,10 +189,19 @@ def test_odd_names_keys_and_row_security(database: support.Database, db: psycopg
         mine.execute(f"UPDATE {table} SET \"The text\" = 'a cat' WHERE n = 7")
         assert value(mine, "SELECT count(*) FROM clip_search.failure") == 0
         columns = '"The text", "Vec tor"::text, "Group"'
-        assert check(db, table, columns, "it's \"odd\"") == 6
-        assert mine.execute("SELECT rows, embedded, pending, failed, active FROM clip_search.watch").fetchone() == (6, 6, 0, 0, True)
+        assert check(db, table, columns, 'it\'s "odd"') == 6
+        assert mine.execute("SELECT rows, embedded, pending, failed, active FROM clip_search.watch").fetchone() == (
+            6,
+            6,
+            0,
+            0,
+            True,
+        )
         mine.execute(f"SELECT public.clip_unwatch('{table}', drop_columns => true)")
-        shown = mine.execute("SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum", (table,))
+        shown = mine.execute(
+            "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+            (table,),
+        )
         assert [name for (name,) in shown] == ["Key", "day", "n", "twice", "The text"]
         assert value(mine, "SELECT count(*) FROM clip_search.collection") == 0
 
@@ -186,21 +213,52 @@ def test_nobody_elses_functions_are_run(database: support.Database, db: psycopg.
     with database.connect(user=plain_role) as mine:
         mine.execute("SET client_min_messages = warning")
         mine.execute(sql.SQL("SET search_path = {}, pg_catalog, public").format(role))
-        for kind in ("text, text", "bigint, bigint", "int, int", "oid, oid", "text[], text[]", "timestamptz, timestamptz", "name, name", "bytea, bytea"):
-            mine.execute(f"CREATE FUNCTION trap({kind}) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'trapped as %', current_user; END $$")
+        for kind in (
+            "text, text",
+            "bigint, bigint",
+            "int, int",
+            "oid, oid",
+            "text[], text[]",
+            "timestamptz, timestamptz",
+            "name, name",
+            "bytea, bytea",
+        ):
+            mine.execute(
+                f"CREATE FUNCTION trap({kind}) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'trapped as %', current_user; END $$"
+            )
             left, right = kind.split(", ")
             for operator in ("=", "<>", "<=", ">", ">=", "+"):
                 if operator == "+" and left not in ("int", "bigint"):
                     continue
                 mine.execute(f"CREATE OPERATOR {operator} (FUNCTION = trap, LEFTARG = {left}, RIGHTARG = {right})")
-        for name, arguments in (("now", ""), ("clock_timestamp", ""), ("format", "text"), ("pg_has_role", "oid, text"), ("unnest", "text[]"), ("count", "bigint")):
-            mine.execute(f"CREATE FUNCTION {name}({arguments}) RETURNS timestamptz LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'trapped as %', current_user; END $$")
-        for table in ("watch_setting", "watch_queue", "watch_failure", "watch_live", "pg_class", "pg_trigger", "cluster_sum", "collection_setting"):
+        for name, arguments in (
+            ("now", ""),
+            ("clock_timestamp", ""),
+            ("format", "text"),
+            ("pg_has_role", "oid, text"),
+            ("unnest", "text[]"),
+            ("count", "bigint"),
+        ):
+            mine.execute(
+                f"CREATE FUNCTION {name}({arguments}) RETURNS timestamptz LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'trapped as %', current_user; END $$"
+            )
+        for table in (
+            "watch_setting",
+            "watch_queue",
+            "watch_failure",
+            "watch_live",
+            "pg_class",
+            "pg_trigger",
+            "cluster_sum",
+            "collection_setting",
+        ):
             mine.execute(f"CREATE TEMPORARY TABLE {table} (id bigint)")
         assert sqlstate(mine, "SELECT 1 = 1")[1].startswith("trapped")  # the traps do work
         mine.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
         mine.execute("INSERT INTO note VALUES (0, 'a cat'), (-1, '')")
-        mine.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', on_error => 'skip', collection => 'trapped')")
+        mine.execute(
+            "SELECT clip_watch('note', 'body', cluster => 'cluster_id', on_error => 'skip', collection => 'trapped')"
+        )
         mine.execute("CALL clip_backfill('note')")
         mine.execute("INSERT INTO note VALUES (1, 'a cat'), (2, 'a dog'), (3, '')")
         mine.execute("INSERT INTO note VALUES (1, 'a dog') ON CONFLICT (id) DO UPDATE SET body = excluded.body")
@@ -234,7 +292,13 @@ def test_image_and_text_are_averaged(db: psycopg.Connection) -> None:
     db.execute("CREATE TABLE photo (id int PRIMARY KEY, data bytea, caption varchar(100))")
     db.execute("SELECT clip_watch('photo', 'data', text_source => 'caption', text_weight => 0.25)")
     image, text = embed_one(db, "image", PHOTOS["cat"]), embed_one(db, "text", "my cat")
-    rows = [(1, PHOTOS["cat"], "my cat"), (2, PHOTOS["cat"], None), (3, None, "my cat"), (4, None, None), (5, PHOTOS["cat"], " ")]
+    rows = [
+        (1, PHOTOS["cat"], "my cat"),
+        (2, PHOTOS["cat"], None),
+        (3, None, "my cat"),
+        (4, None, None),
+        (5, PHOTOS["cat"], " "),
+    ]
     for row in rows:
         db.execute("INSERT INTO photo VALUES (%s, %s, %s)", row)
     found = {id: vector(v) for id, v in db.execute("SELECT id, embedding::text FROM photo")}
@@ -297,7 +361,8 @@ def check_half(db: psycopg.Connection, model: str) -> int:
     """Every row has its text's embedding, rounded to 16 bits, and the clusters are the sums of what is stored."""
     members = collections.defaultdict(list)
     rows = db.execute(
-        "SELECT embedding::text, clip_embed_text(body, %s)::text, cluster_id, pg_column_size(embedding) FROM note", (model,)
+        "SELECT embedding::text, clip_embed_text(body, %s)::text, cluster_id, pg_column_size(embedding) FROM note",
+        (model,),
     ).fetchall()
     for embedding, expected, cluster, size in rows:
         assert size == 8 + 2 * 512
@@ -340,9 +405,10 @@ def test_a_column_of_halfvec(database: support.Database, db: psycopg.Connection,
     assert value(db, "SELECT jsonb_array_length(clip_cluster_groups('note'))") == len(sizes)
 
     db.execute("CALL clip_reembed('note', 'clip-mini')")
-    assert value(db, "SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = 'note'::regclass AND attname = 'embedding'") == (
-        "halfvec(512)"
-    )
+    assert value(
+        db,
+        "SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = 'note'::regclass AND attname = 'embedding'",
+    ) == ("halfvec(512)")
     assert value(db, "SELECT pg_get_indexdef('note_embedding_idx'::regclass)") == shape
     assert check_half(db, "clip-mini") == 17
     db.execute("INSERT INTO note (id, body) VALUES (2000, 'a new one')")
@@ -358,12 +424,18 @@ def test_a_column_of_halfvec(database: support.Database, db: psycopg.Connection,
         ("cluster_id", "int", "integer, not bigint"),
     ],
 )
-def test_a_column_that_has_become_another_type_is_not_misread(db: psycopg.Connection, column: str, kind: str, wanted: str) -> None:
+def test_a_column_that_has_become_another_type_is_not_misread(
+    db: psycopg.Connection, column: str, kind: str, wanted: str
+) -> None:
     """Values are read and written by their bytes, so their type is looked at."""
     notes(db)
     fill(db, 5)
     before = db.execute("SELECT id, body::text, embedding::text, cluster_id::text FROM note ORDER BY id").fetchall()
-    original = value(db, "SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = 'note'::regclass AND attname = %s", column)
+    original = value(
+        db,
+        "SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = 'note'::regclass AND attname = %s",
+        column,
+    )
     db.execute(f"ALTER TABLE note ALTER {column} TYPE {kind}")
     for statement in (
         "INSERT INTO note (id, body) VALUES (6, 'a tree')",
@@ -374,9 +446,14 @@ def test_a_column_that_has_become_another_type_is_not_misread(db: psycopg.Connec
         state, text = sqlstate(db, statement)
         assert state == "42804" and f'column "{column}" of watched table public.note is of type {wanted}' in text, text
         assert text.count("\n") == 2, "a DETAIL and a HINT"
-    back = {"body": "convert_from(body, 'UTF8')", "embedding": "embedding::vector", "cluster_id": "cluster_id::bigint"}[column]
+    back = {"body": "convert_from(body, 'UTF8')", "embedding": "embedding::vector", "cluster_id": "cluster_id::bigint"}[
+        column
+    ]
     db.execute(f"ALTER TABLE note ALTER {column} TYPE {original} USING {back}")
-    assert db.execute("SELECT id, body::text, embedding::text, cluster_id::text FROM note ORDER BY id").fetchall() == before
+    assert (
+        db.execute("SELECT id, body::text, embedding::text, cluster_id::text FROM note ORDER BY id").fetchall()
+        == before
+    )
     db.execute("INSERT INTO note (id, body) VALUES (6, 'a tree')")
     assert check(db, "note") == 6
 
@@ -407,9 +484,15 @@ def test_sessions_at_once(database: support.Database, db: psycopg.Connection) ->
                 id, word = int(rng.integers(12)), WORDS[rng.integers(5)]
                 # Rows in the order of their ids, so that none waits for another in a circle, whatever the clusters are.
                 with mine.transaction(force_rollback=bool(rng.integers(5) == 0)):
-                    mine.execute("INSERT INTO note (id, body) VALUES (%s, %s) ON CONFLICT (id) DO UPDATE SET body = excluded.body", (id, word))
+                    mine.execute(
+                        "INSERT INTO note (id, body) VALUES (%s, %s) ON CONFLICT (id) DO UPDATE SET body = excluded.body",
+                        (id, word),
+                    )
                     if rng.integers(3) == 0:
-                        mine.execute("UPDATE note SET id = id + 100 WHERE id = %s AND NOT EXISTS (SELECT FROM note WHERE id = %s)", (id, id + 100))
+                        mine.execute(
+                            "UPDATE note SET id = id + 100 WHERE id = %s AND NOT EXISTS (SELECT FROM note WHERE id = %s)",
+                            (id, id + 100),
+                        )
                     elif rng.integers(2) == 0:
                         mine.execute("DELETE FROM note WHERE id = %s", (int(rng.integers(id, 12)),))
 
@@ -435,7 +518,9 @@ def test_backfill_commits_and_goes_on(database: support.Database, db: psycopg.Co
     with database.connect() as first:
         pid = first.info.backend_pid
         found: list = []
-        thread = threading.Thread(target=lambda: found.append(sqlstate(first, "CALL clip_backfill('note', batch => 4)")))
+        thread = threading.Thread(
+            target=lambda: found.append(sqlstate(first, "CALL clip_backfill('note', batch => 4)"))
+        )
         thread.start()
         while value(db, "SELECT embedded FROM clip_search.watch") < 8:
             time.sleep(0.01)
@@ -457,7 +542,9 @@ def test_backfill_commits_and_goes_on(database: support.Database, db: psycopg.Co
     sessions.start()
     counts = "SELECT rows, embedded, pending, failed FROM clip_search.watch"
     until(lambda: db.execute(counts).fetchone() == (303, 300, 1, 1), "the other rows")
-    assert value(db, "SELECT key FROM clip_search.pending") == ["303"], "the others don't wait for a row that another session has"
+    assert value(db, "SELECT key FROM clip_search.pending") == ["303"], (
+        "the others don't wait for a row that another session has"
+    )
     time.sleep(0.3)
     assert sessions.is_alive(), "the calls wait for it"
     locker.rollback()
@@ -471,7 +558,8 @@ def test_backfill_commits_and_goes_on(database: support.Database, db: psycopg.Co
 
 
 @pytest.mark.parametrize(
-    "meanwhile", ["DELETE FROM note WHERE id = 1", "UPDATE note SET id = 2 WHERE id = 1", "UPDATE note SET body = 'a cat'"]
+    "meanwhile",
+    ["DELETE FROM note WHERE id = 1", "UPDATE note SET id = 2 WHERE id = 1", "UPDATE note SET body = 'a cat'"],
 )
 def test_a_row_that_is_changed_while_it_fails_is_not_listed_for_ever(
     database: support.Database, db: psycopg.Connection, meanwhile: str
@@ -497,14 +585,19 @@ def test_a_row_that_is_changed_while_it_fails_is_not_listed_for_ever(
     assert value(db, listed) == 0
     db.execute("CALL clip_backfill('note')")
     assert value(db, listed) == 0
-    assert value(db, "SELECT count(*) FROM clip_search.failure") == value(db, "SELECT count(*) FROM note WHERE body = ''")
+    assert value(db, "SELECT count(*) FROM clip_search.failure") == value(
+        db, "SELECT count(*) FROM note WHERE body = ''"
+    )
     assert value(db, "SELECT count(*) FROM clip_search.pending") == 0
 
 
 def test_backfill_groups_what_is_embedded_already(db: psycopg.Connection) -> None:
     """Without a look at the source, as these show, which nobody could have made from it."""
     db.execute("CREATE TABLE note (id int PRIMARY KEY, body text, embedding vector(512))")
-    db.execute("INSERT INTO note SELECT n, 'same', clip_embed_text(w) FROM unnest(%s::text[]) WITH ORDINALITY AS u (w, n)", (list(WORDS),))
+    db.execute(
+        "INSERT INTO note SELECT n, 'same', clip_embed_text(w) FROM unnest(%s::text[]) WITH ORDINALITY AS u (w, n)",
+        (list(WORDS),),
+    )
     db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', existing => 'keep')")
     db.execute("CALL clip_backfill('note')")
     assert value(db, "SELECT count(DISTINCT cluster_id) FROM note") == 5
@@ -514,7 +607,9 @@ def test_backfill_groups_what_is_embedded_already(db: psycopg.Connection) -> Non
     db.execute("ALTER TABLE note ENABLE TRIGGER ALL")
     assert check(db, "note") == 5
     db.execute("SELECT clip_unwatch('note', drop_columns => true)")
-    shown = db.execute("SELECT attname FROM pg_attribute WHERE attrelid = 'note'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum")
+    shown = db.execute(
+        "SELECT attname FROM pg_attribute WHERE attrelid = 'note'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum"
+    )
     assert [name for (name,) in shown] == ["id", "body", "embedding"], "only what it has added"
     db.execute("DROP TABLE note")
 
@@ -522,15 +617,19 @@ def test_backfill_groups_what_is_embedded_already(db: psycopg.Connection) -> Non
 # ---------------------------------------------------------------- another model
 
 
-def test_reembed_swaps_when_it_is_complete(database: support.Database, db: psycopg.Connection, clip_mini, plain_role: str) -> None:
+def test_reembed_swaps_when_it_is_complete(
+    database: support.Database, db: psycopg.Connection, clip_mini, plain_role: str
+) -> None:
     """Until then the old column serves, and writers keep both true; afterwards nothing is left of the way there."""
     db.execute(f"ALTER DATABASE {database.name} SET clip_search.model_path = '$system:{clip_mini.parent}'")
     db.execute(f"SET clip_search.model_path = '$system:{clip_mini.parent}'")
     notes(db, watch=", index => true, threshold => 0.9, on_error => 'skip'")
     db.execute("INSERT INTO note (id, body) SELECT n, 'text number ' || n % 40 FROM generate_series(1, 400) n")
     db.execute("INSERT INTO note (id, body) VALUES (1001, ''), (1002, NULL)")
-    db.execute("CREATE INDEX \"by Group\" ON note (cluster_id)")
-    db.execute("ALTER INDEX note_embedding_idx RENAME TO \"my Index\"; COMMENT ON COLUMN note.embedding IS 'it''s mine'")
+    db.execute('CREATE INDEX "by Group" ON note (cluster_id)')
+    db.execute(
+        "ALTER INDEX note_embedding_idx RENAME TO \"my Index\"; COMMENT ON COLUMN note.embedding IS 'it''s mine'"
+    )
     db.execute(f"GRANT SELECT (embedding) ON note TO {plain_role}")
     db.execute("CREATE VIEW show AS SELECT embedding FROM note")
     state, text = sqlstate(db, "CALL clip_reembed('note', 'clip-mini')")
@@ -559,7 +658,9 @@ def test_reembed_swaps_when_it_is_complete(database: support.Database, db: psyco
     db.execute("INSERT INTO note (id, body) VALUES (500, 'an old guitar')")
     check(db, "note WHERE id < 1000", collection="note")
     shadow = value(db, "SELECT embedding FROM clip_search.watch WHERE replaces IS NOT NULL")
-    for id, body, embedding in db.execute(f"SELECT id, body, {shadow}::text FROM note WHERE {shadow} IS NOT NULL").fetchall():
+    for id, body, embedding in db.execute(
+        f"SELECT id, body, {shadow}::text FROM note WHERE {shadow} IS NOT NULL"
+    ).fetchall():
         assert close(vector(embedding), embed_one(db, "text", body, "clip-mini")), id
     state, text = sqlstate(db, "CALL clip_reembed('note', 'photo-mini:none')")
     assert state == "55000" and "clip_unwatch" in text
@@ -581,7 +682,9 @@ def test_reembed_swaps_when_it_is_complete(database: support.Database, db: psyco
         with database.connect() as writes:
             while not stop.is_set():
                 number += 1
-                writes.execute("INSERT INTO note (id, body) VALUES (%s, %s)", (2000 + number, f"text number {number % 40}"))
+                writes.execute(
+                    "INSERT INTO note (id, body) VALUES (%s, %s)", (2000 + number, f"text number {number % 40}")
+                )
                 writes.execute("UPDATE note SET body = %s WHERE id = %s", (WORDS[number % 5], 60 + number))
                 time.sleep(0.02)
         return number
@@ -598,21 +701,39 @@ def test_reembed_swaps_when_it_is_complete(database: support.Database, db: psyco
     assert seen <= {512, dimensions} and 512 in seen and written > 0
     for id, body, embedding in db.execute("SELECT id, body, embedding::text FROM note WHERE body <> ''").fetchall():
         assert embedding is not None and close(vector(embedding), embed_one(db, "text", body, "clip-mini")), id
-    members = dict(db.execute("SELECT cluster_id, count(*) FROM note WHERE embedding IS NOT NULL GROUP BY 1").fetchall())
+    members = dict(
+        db.execute("SELECT cluster_id, count(*) FROM note WHERE embedding IS NOT NULL GROUP BY 1").fetchall()
+    )
     assert dict(db.execute("SELECT id, size FROM clip_search.cluster WHERE collection = 'note'").fetchall()) == members
-    assert db.execute("SELECT name, dimensions, threshold, model FROM clip_search.collection").fetchall() == [("note", dimensions, 0.9, "clip-mini")]
-    assert db.execute("SELECT embedding, model, replaces, pending, failed FROM clip_search.watch").fetchall() == [("embedding", "clip-mini", None, 0, 1)]
+    assert db.execute("SELECT name, dimensions, threshold, model FROM clip_search.collection").fetchall() == [
+        ("note", dimensions, 0.9, "clip-mini")
+    ]
+    assert db.execute("SELECT embedding, model, replaces, pending, failed FROM clip_search.watch").fetchall() == [
+        ("embedding", "clip-mini", None, 0, 1)
+    ]
     assert value(db, "SELECT key FROM clip_search.failure") == ["1001"]
-    names = db.execute("SELECT attname FROM pg_attribute WHERE attrelid = 'note'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum")
+    names = db.execute(
+        "SELECT attname FROM pg_attribute WHERE attrelid = 'note'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum"
+    )
     assert [name for (name,) in names] == ["id", "body", "title", "embedding", "cluster_id"]
     names = db.execute("SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid = 'note'::regclass ORDER BY 1")
     assert [name for (name,) in names] == ['"by Group"', '"my Index"', "note_pkey"]
-    assert value(db, "SELECT col_description('note'::regclass, attnum) FROM pg_attribute WHERE attrelid = 'note'::regclass AND attname = 'embedding'") == "it's mine"
+    assert (
+        value(
+            db,
+            "SELECT col_description('note'::regclass, attnum) FROM pg_attribute WHERE attrelid = 'note'::regclass AND attname = 'embedding'",
+        )
+        == "it's mine"
+    )
     assert value(db, f"SELECT has_column_privilege('{plain_role}', 'note', 'embedding', 'SELECT')")
     assert value(db, "SELECT count(*) FROM pg_trigger WHERE tgrelid = 'note'::regclass") == 3
-    db.execute("INSERT INTO note (id, body) VALUES (9000, 'a new text'); DELETE FROM note WHERE id = 9000; SELECT count(*) FROM clip_recluster('note')")
+    db.execute(
+        "INSERT INTO note (id, body) VALUES (9000, 'a new text'); DELETE FROM note WHERE id = 9000; SELECT count(*) FROM clip_recluster('note')"
+    )
     db.execute("SELECT clip_unwatch('note', drop_columns => true)")
-    names = db.execute("SELECT attname FROM pg_attribute WHERE attrelid = 'note'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum")
+    names = db.execute(
+        "SELECT attname FROM pg_attribute WHERE attrelid = 'note'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum"
+    )
     assert [name for (name,) in names] == ["id", "body", "title"]
     db.execute("DROP TABLE note")
     db.execute(f"ALTER DATABASE {database.name} RESET clip_search.model_path")
@@ -628,14 +749,24 @@ def test_a_dump_keeps_what_is_watched(empty_database: support.Database, pg_progr
     with empty_database.connect() as db:
         db.execute("SET client_min_messages = warning")
         if schema != "public":
-            db.execute('CREATE SCHEMA v; CREATE SCHEMA "its Own"; CREATE EXTENSION vector SCHEMA v; CREATE EXTENSION clip_search SCHEMA "its Own"')
+            db.execute(
+                'CREATE SCHEMA v; CREATE SCHEMA "its Own"; CREATE EXTENSION vector SCHEMA v; CREATE EXTENSION clip_search SCHEMA "its Own"'
+            )
         else:
             db.execute("CREATE EXTENSION clip_search CASCADE")
         db.execute(f'SET search_path = public, "{schema}", v')
-        db.execute("CREATE SCHEMA app; CREATE TABLE app.\"The notes\" (id bigint GENERATED ALWAYS AS IDENTITY, day date, body text, PRIMARY KEY (id, day)) PARTITION BY RANGE (day)")
-        db.execute("CREATE TABLE app.p1 PARTITION OF app.\"The notes\" FOR VALUES FROM ('2024-01-01') TO ('2025-01-01')")
-        db.execute("CREATE TABLE app.p2 PARTITION OF app.\"The notes\" FOR VALUES FROM ('2025-01-01') TO ('2026-01-01')")
-        db.execute("SELECT clip_watch('app.\"The notes\"', 'body', cluster => 'cluster_id', on_error => 'skip', index => true)")
+        db.execute(
+            'CREATE SCHEMA app; CREATE TABLE app."The notes" (id bigint GENERATED ALWAYS AS IDENTITY, day date, body text, PRIMARY KEY (id, day)) PARTITION BY RANGE (day)'
+        )
+        db.execute(
+            "CREATE TABLE app.p1 PARTITION OF app.\"The notes\" FOR VALUES FROM ('2024-01-01') TO ('2025-01-01')"
+        )
+        db.execute(
+            "CREATE TABLE app.p2 PARTITION OF app.\"The notes\" FOR VALUES FROM ('2025-01-01') TO ('2026-01-01')"
+        )
+        db.execute(
+            "SELECT clip_watch('app.\"The notes\"', 'body', cluster => 'cluster_id', on_error => 'skip', index => true)"
+        )
         insert = "INSERT INTO app.\"The notes\" (day, body) SELECT '2024-12-20'::date + n::int, w FROM unnest(%s::text[]) WITH ORDINALITY AS u (w, n)"
         db.execute(insert, ([*WORDS * 4, "", None],))
         db.execute("CREATE TABLE later (id int PRIMARY KEY, body text)")
@@ -651,14 +782,22 @@ def test_a_dump_keeps_what_is_watched(empty_database: support.Database, pg_progr
                 "SELECT * FROM clip_search.pending",
                 "SELECT * FROM clip_search.failure",
                 "SELECT id, collection, size, centroid::text FROM clip_search.cluster ORDER BY 1",
-                "SELECT t::text FROM app.\"The notes\" t ORDER BY id",
+                'SELECT t::text FROM app."The notes" t ORDER BY id',
             )
         }
     dump = tmp_path / "dump"
-    subprocess.run([pg_program("pg_dump"), "--format=custom", f"--file={dump}", empty_database.name], check=True, capture_output=True)
+    subprocess.run(
+        [pg_program("pg_dump"), "--format=custom", f"--file={dump}", empty_database.name],
+        check=True,
+        capture_output=True,
+    )
     restored = support.Database(extension=False)
     try:
-        done = subprocess.run([pg_program("pg_restore"), "--exit-on-error", "-d", restored.name, str(dump)], capture_output=True, text=True)
+        done = subprocess.run(
+            [pg_program("pg_restore"), "--exit-on-error", "-d", restored.name, str(dump)],
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
         with restored.connect() as db:
             db.execute(f'SET search_path = public, "{schema}", v')
@@ -667,7 +806,7 @@ def test_a_dump_keeps_what_is_watched(empty_database: support.Database, pg_progr
             db.execute(insert, (list(WORDS),))
             db.execute("UPDATE app.\"The notes\" SET body = 'a cat' WHERE id = 1")
             db.execute("UPDATE app.\"The notes\" SET day = day + 300 WHERE day < '2025-01-01'")
-            db.execute("DELETE FROM app.\"The notes\" WHERE id = 2")
+            db.execute('DELETE FROM app."The notes" WHERE id = 2')
             assert check(db, "app.\"The notes\" WHERE body <> ''", collection="The notes") == 24
             assert value(db, "SELECT count(*) FROM clip_search.failure") == 1
             db.execute("SET client_min_messages = error")
@@ -675,13 +814,13 @@ def test_a_dump_keeps_what_is_watched(empty_database: support.Database, pg_progr
             assert value(db, "SELECT embedding IS NOT NULL FROM later")
             # The extension's end: it says what hangs on it, and CASCADE leaves the tables, and nothing else.
             state, text = sqlstate(db, "DROP EXTENSION clip_search")
-            assert state == "2BP01" and "trigger zz_clip_watch_1 on table app.\"The notes\"" in text
+            assert state == "2BP01" and 'trigger zz_clip_watch_1 on table app."The notes"' in text
             db.execute("DROP EXTENSION clip_search CASCADE")
             assert value(db, "SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal") == 0
             assert value(db, "SELECT count(*) FROM pg_namespace WHERE nspname = 'clip_search'") == 0
             assert value(db, "SELECT count(*) FROM pg_proc WHERE proname LIKE 'clip\\_%'") == 0
             db.execute(insert, (["no trigger"],))
-            assert value(db, "SELECT count(*) FROM app.\"The notes\" WHERE embedding IS NOT NULL") == 24
+            assert value(db, 'SELECT count(*) FROM app."The notes" WHERE embedding IS NOT NULL') == 24
     finally:
         restored.drop()
 

@@ -53,7 +53,9 @@ def test_the_view_runs_nobodys_policies(database: support.Database, db: psycopg.
             with database.connect(user=other) as theirs:
                 if grant:
                     assert sqlstate(theirs, f"SELECT * FROM {table}")[1] == f"trapped as {other}"  # the trap does work
-                found = theirs.execute("SELECT relation::oid, rows, embedded, pending FROM clip_search.watch ORDER BY rows").fetchall()
+                found = theirs.execute(
+                    "SELECT relation::oid, rows, embedded, pending FROM clip_search.watch ORDER BY rows"
+                ).fetchall()
                 assert found == [(value(db, "SELECT 'note'::regclass::oid"), 3, 3, 0), (oid, None, None, None)]
     finally:
         db.execute(f"DROP OWNED BY {other}; DROP ROLE {other}; DROP TABLE {table}")
@@ -64,7 +66,11 @@ def failures(db: psycopg.Connection) -> list[list[str]]:
 
 
 def test_a_failure_is_known_by_its_key_in_every_time_zone(db: psycopg.Connection) -> None:
-    notes(db, ", on_error => 'skip'", key="id int, at timestamptz, zoned timetz DEFAULT '12:00+03', PRIMARY KEY (at, id, zoned)")
+    notes(
+        db,
+        ", on_error => 'skip'",
+        key="id int, at timestamptz, zoned timetz DEFAULT '12:00+03', PRIMARY KEY (at, id, zoned)",
+    )
     db.execute("SET timezone = 'Asia/Tokyo'")
     db.execute("INSERT INTO note (id, at, body) VALUES (1, '2024-01-01 00:00+00', ''), (2, '2024-01-01 00:00+00', '')")
     db.execute("SET timezone = 'America/New_York'")
@@ -73,11 +79,15 @@ def test_a_failure_is_known_by_its_key_in_every_time_zone(db: psycopg.Connection
     db.execute("DELETE FROM note WHERE id = 2")
     assert failures(db) == []
     # clip_backfill, too, and with the session's time zone in the table's own triggers.
-    db.execute("ALTER TABLE note DISABLE TRIGGER USER; INSERT INTO note (id, at, body) VALUES (3, '2024-01-01 00:00+00', ''); ALTER TABLE note ENABLE TRIGGER USER")
+    db.execute(
+        "ALTER TABLE note DISABLE TRIGGER USER; INSERT INTO note (id, at, body) VALUES (3, '2024-01-01 00:00+00', ''); ALTER TABLE note ENABLE TRIGGER USER"
+    )
     db.execute("CALL clip_backfill('note')")
     assert len(failures(db)) == 1
     db.execute("RESET timezone")
-    db.execute("CREATE FUNCTION zone() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.title := current_setting('timezone'); RETURN NEW; END $$")
+    db.execute(
+        "CREATE FUNCTION zone() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.title := current_setting('timezone'); RETURN NEW; END $$"
+    )
     db.execute("CREATE TRIGGER zone BEFORE UPDATE ON note FOR EACH ROW EXECUTE FUNCTION zone()")
     db.execute("SET timezone = 'Asia/Tokyo'")
     db.execute("UPDATE note SET body = 'a dog' WHERE id = 3")
@@ -151,8 +161,12 @@ def test_an_embedding_written_by_hand_changes_the_group(db: psycopg.Connection) 
     """The groups are the sums of what their members' column has, whoever wrote it."""
     key = "id int, part int, PRIMARY KEY (id, part)"
     notes(db, key=key, rest="PARTITION BY LIST (part)")
-    db.execute("CREATE TABLE note_1 PARTITION OF note FOR VALUES IN (1); CREATE TABLE note_2 PARTITION OF note FOR VALUES IN (2)")
-    db.execute("INSERT INTO note (id, part, body) SELECT i, 1, CASE WHEN i <= 5 THEN 'a cat' ELSE 'a red rocket' END FROM generate_series(1, 10) i")
+    db.execute(
+        "CREATE TABLE note_1 PARTITION OF note FOR VALUES IN (1); CREATE TABLE note_2 PARTITION OF note FOR VALUES IN (2)"
+    )
+    db.execute(
+        "INSERT INTO note (id, part, body) SELECT i, 1, CASE WHEN i <= 5 THEN 'a cat' ELSE 'a red rocket' END FROM generate_series(1, 10) i"
+    )
     cat, rocket = (value(db, "SELECT cluster_id FROM note WHERE id = %s", id) for id in (1, 10))
     assert cat != rocket
 
@@ -210,7 +224,9 @@ def test_another_key(db: psycopg.Connection) -> None:
     db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', on_error => 'skip')")
     assert db.execute("SELECT pending, failed FROM clip_search.watch").fetchone() == (1, 0)
     db.execute("CALL clip_backfill('note')")
-    assert db.execute("SELECT sqlstate FROM clip_search.failure WHERE key[1] IN (SELECT other::text FROM note WHERE id = 1)").fetchall() == [("22023",)]
+    assert db.execute(
+        "SELECT sqlstate FROM clip_search.failure WHERE key[1] IN (SELECT other::text FROM note WHERE id = 1)"
+    ).fetchall() == [("22023",)]
     db.execute("ALTER TABLE note DROP COLUMN id")
     db.execute("ALTER TABLE note RENAME other TO number")
     db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', on_error => 'skip')")
@@ -229,7 +245,9 @@ def test_arguments_of_clusters(db: psycopg.Connection) -> None:
         state, text = sqlstate(db, f"SELECT clip_watch('note', 'body', {argument})")
         assert state == "22023" and text.startswith(argument.split()[0])
     db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', threshold => 0.9)")
-    state, text = sqlstate(db, "SELECT clip_watch('note', 'title', 'other', cluster => 'cluster_id', collection => 'x')")
+    state, text = sqlstate(
+        db, "SELECT clip_watch('note', 'title', 'other', cluster => 'cluster_id', collection => 'x')"
+    )
     assert state == "22023" and 'clusters of column "embedding"' in text
     threshold = "SELECT threshold FROM clip_search.collection WHERE name = 'note'"
     db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id')")
@@ -247,7 +265,9 @@ def test_a_dump_of_the_schema_alone_can_be_watched_again(empty_database: support
             db.execute(f"CREATE TABLE {table}_default PARTITION OF {table} DEFAULT")
             db.execute(f"SELECT clip_watch('{table}', 'body', cluster => 'cluster_id')")
         # What a dump without the rows of the extension's tables leaves.
-        db.execute("TRUNCATE clip_search.watch_setting, clip_search.collection_setting; ALTER SEQUENCE clip_search.watch_id_seq RESTART")
+        db.execute(
+            "TRUNCATE clip_search.watch_setting, clip_search.collection_setting; ALTER SEQUENCE clip_search.watch_id_seq RESTART"
+        )
         with pytest.raises(psycopg.Error, match="not watched"):
             db.execute("INSERT INTO one VALUES (1, 'a cat')")
         for table in ("three", "one", "two"):
@@ -255,7 +275,10 @@ def test_a_dump_of_the_schema_alone_can_be_watched_again(empty_database: support
         for table in ("one", "two", "three"):
             db.execute(f"INSERT INTO {table} VALUES (1, 'a cat')")
             check(db, table)
-            assert value(db, "SELECT count(*) FROM pg_trigger WHERE tgrelid = %s::regclass AND NOT tgisinternal", table) == 3
+            assert (
+                value(db, "SELECT count(*) FROM pg_trigger WHERE tgrelid = %s::regclass AND NOT tgisinternal", table)
+                == 3
+            )
 
 
 def test_two_columns_of_a_partitioned_table(db: psycopg.Connection) -> None:
@@ -276,7 +299,10 @@ def test_two_columns_of_a_partitioned_table(db: psycopg.Connection) -> None:
     assert value(db, images) == before + 2
     assert value(db, "SELECT count(*) FROM clip_search.pending") == 0
     assert check(db, "note") == 3
-    assert db.execute("SELECT size FROM clip_search.cluster WHERE collection = 'other' ORDER BY 1").fetchall() == [(1,), (2,)]
+    assert db.execute("SELECT size FROM clip_search.cluster WHERE collection = 'other' ORDER BY 1").fetchall() == [
+        (1,),
+        (2,),
+    ]
 
 
 def test_unwatch_leaves_a_column_that_has_the_name_since(db: psycopg.Connection) -> None:
@@ -319,9 +345,13 @@ def test_texts_of_another_encoding_are_not_misread(database: support.Database, e
             else:
                 db.execute("SELECT clip_watch('note', 'body', on_error => 'skip')")
                 db.execute("INSERT INTO note VALUES ('1', E'caf\\xe9'), ('2', E'caf\\xc3\\xa9')")
-                assert db.execute("SELECT convert_to(key[1] || ' ' || sqlstate, 'SQL_ASCII') FROM clip_search.failure").fetchall() == [(b"1 0A000",)]
+                assert db.execute(
+                    "SELECT convert_to(key[1] || ' ' || sqlstate, 'SQL_ASCII') FROM clip_search.failure"
+                ).fetchall() == [(b"1 0A000",)]
             # Of UTF-8 an SQL_ASCII database knows nothing and takes any bytes; LATIN1 is what these two would be there.
-            e_acute, broken = ("E'caf\\xc3\\xa9'", "E'caf\\xe9'") if encoding == "SQL_ASCII" else ("'cafe'", "E'caf\\xe9'")
+            e_acute, broken = (
+                ("E'caf\\xc3\\xa9'", "E'caf\\xe9'") if encoding == "SQL_ASCII" else ("'cafe'", "E'caf\\xe9'")
+            )
             for call in (
                 "clip_embed_text({})",
                 "clip_embed_text({}, 'photo-mini')",
@@ -334,7 +364,9 @@ def test_texts_of_another_encoding_are_not_misread(database: support.Database, e
             ):
                 assert value(db, f"SELECT count(*) FROM (SELECT {call.format(e_acute)}) AS found") > 0
                 state, text = sqlstate(db, f"SELECT {call.format(broken)}")
-                assert state == "0A000" and text.startswith(f"text is not UTF-8\nThe database's encoding is {encoding}"), call
+                assert state == "0A000" and text.startswith(
+                    f"text is not UTF-8\nThe database's encoding is {encoding}"
+                ), call
             # Keys are texts, too.
             db.execute("CREATE TABLE photo (id text PRIMARY KEY, data bytea)")
             db.execute("SELECT clip_watch('photo', 'data', on_error => 'skip')")
@@ -364,7 +396,9 @@ def test_unwatch_waits_for_nobody_who_works_on_the_queue(database: support.Datab
 
 def test_a_trigger_that_comes_later_is_told_of(db: psycopg.Connection) -> None:
     db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
-    db.execute("CREATE FUNCTION tidy() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.body := btrim(NEW.body); RETURN NEW; END $$")
+    db.execute(
+        "CREATE FUNCTION tidy() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.body := btrim(NEW.body); RETURN NEW; END $$"
+    )
     heard: list[str] = []
     db.add_notice_handler(lambda notice: heard.append(notice.message_primary))
     for name, event in (("tidy", "BEFORE UPDATE"), ("zzz", "AFTER INSERT")):
@@ -376,7 +410,9 @@ def test_a_trigger_that_comes_later_is_told_of(db: psycopg.Connection) -> None:
     assert heard == ['trigger "überarbeiten" of public.note fires after the one that embeds']
 
 
-def test_a_dump_leaves_out_what_is_of_dropped_tables(database: support.Database, db: psycopg.Connection, pg_program) -> None:
+def test_a_dump_leaves_out_what_is_of_dropped_tables(
+    database: support.Database, db: psycopg.Connection, pg_program
+) -> None:
     notes(db, ", on_error => 'skip'")
     db.execute("INSERT INTO note (id, body) VALUES (1, '')")
     oid = value(db, "SELECT 'note'::regclass::oid::text")
@@ -390,9 +426,15 @@ def test_a_dump_leaves_out_what_is_of_dropped_tables(database: support.Database,
     assert value(db, "SELECT count(*) FROM clip_search.watch_setting") == 2
     command = [pg_program("pg_dump"), "--data-only", "--dbname", database.name]
     dump = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    rows = {table: dump.split(f"COPY clip_search.{table} ")[1].split("FROM stdin;\n")[1].split("\\.")[0].splitlines()
-            for table in ("watch_setting", "watch_queue", "watch_failure")}
-    assert {table: len(lines) for table, lines in rows.items()} == {"watch_setting": 1, "watch_queue": 1, "watch_failure": 0}
+    rows = {
+        table: dump.split(f"COPY clip_search.{table} ")[1].split("FROM stdin;\n")[1].split("\\.")[0].splitlines()
+        for table in ("watch_setting", "watch_queue", "watch_failure")
+    }
+    assert {table: len(lines) for table, lines in rows.items()} == {
+        "watch_setting": 1,
+        "watch_queue": 1,
+        "watch_failure": 0,
+    }
     assert "public.stays" in rows["watch_setting"][0] and oid not in rows["watch_setting"][0]
     db.execute("SELECT clip_unwatch('stays', drop_columns => true)")
     db.execute("DROP TABLE stays")

@@ -27,7 +27,7 @@ PHOTOS = support.ROOT / "examples" / "gallery" / "photos"
 
 
 @pytest.fixture(scope="module")
-def preloaded(bindir: pathlib.Path) -> Iterator[Server]:  # noqa: F811
+def preloaded(bindir: pathlib.Path) -> Iterator[Server]:
     with server(bindir, preload="photo-mini", worker_retry_delay="20ms") as made:
         yield made
 
@@ -57,12 +57,16 @@ def check(db: psycopg.Connection, table: str = "note") -> None:
     """Every row has the embedding of its text; the clusters have as many members as there are rows in them."""
     known: dict[str, np.ndarray] = {}
     sizes: dict[int, int] = {}
-    for body, embedding, cluster in db.execute(f"SELECT body, embedding::text, cluster_id FROM {table} WHERE body IS NOT NULL"):
+    for body, embedding, cluster in db.execute(
+        f"SELECT body, embedding::text, cluster_id FROM {table} WHERE body IS NOT NULL"
+    ):
         if body not in known:
             known[body] = embed_one(db, "text", body)
         assert embedding is not None and float(vector(embedding) @ known[body]) > 0.999999, body
         sizes[cluster] = sizes.get(cluster, 0) + 1
-    assert dict(db.execute("SELECT id, size FROM clip_search.cluster WHERE collection = %s", (table,)).fetchall()) == sizes
+    assert (
+        dict(db.execute("SELECT id, size FROM clip_search.cluster WHERE collection = %s", (table,)).fetchall()) == sizes
+    )
 
 
 def test_the_worker_embeds_what_is_queued(db: psycopg.Connection) -> None:
@@ -75,16 +79,30 @@ def test_the_worker_embeds_what_is_queued(db: psycopg.Connection) -> None:
         assert value(db, "SELECT pending FROM clip_search.watch") > 0
         until(lambda: drained(db))
         check(db)
-        assert db.execute("SELECT rows, embedded, pending, failed FROM clip_search.watch").fetchone() == (500, 500, 0, 0)
+        assert db.execute("SELECT rows, embedded, pending, failed FROM clip_search.watch").fetchone() == (
+            500,
+            500,
+            0,
+            0,
+        )
         assert db.execute("SELECT DISTINCT writes FROM note").fetchall() == [(1,)]
         told = [json.loads(message.payload) for message in listener.notifies(timeout=2)]
         assert sum(message["embedded"] for message in told) == 500
-        assert told[-1] == {"table": "public.note", "embedding": "embedding", "embedded": told[-1]["embedded"], "failed": 0, "queued": 0}
+        assert told[-1] == {
+            "table": "public.note",
+            "embedding": "embedding",
+            "embedded": told[-1]["embedded"],
+            "failed": 0,
+            "queued": 0,
+        }
     assert len(workers(db)) == 1
 
     # Edited, nulled, renamed and deleted, before and after it is done.
     db.execute("UPDATE note SET body = 'another text ' || id WHERE id <= 20")
-    assert value(db, "SELECT count(*) FROM note WHERE id <= 20 AND embedding IS NOT NULL AND body NOT LIKE 'another%'") == 0
+    assert (
+        value(db, "SELECT count(*) FROM note WHERE id <= 20 AND embedding IS NOT NULL AND body NOT LIKE 'another%'")
+        == 0
+    )
     db.execute("UPDATE note SET body = NULL WHERE id = 21")
     db.execute("UPDATE note SET id = id + 1000 WHERE id <= 10")
     db.execute("DELETE FROM note WHERE id IN (11, 22)")
@@ -107,7 +125,9 @@ def test_it_can_be_switched_off(db: psycopg.Connection) -> None:
         assert not drained(db) and not workers(db)
         heard: list[str | None] = []
         db.add_notice_handler(lambda notice: heard.append(notice.message_detail))
-        db.execute("CREATE TABLE photo (id int PRIMARY KEY, data bytea); SELECT clip_watch('photo', 'data', mode => 'queued')")
+        db.execute(
+            "CREATE TABLE photo (id int PRIMARY KEY, data bytea); SELECT clip_watch('photo', 'data', mode => 'queued')"
+        )
         assert heard == ["clip_search.worker is off."]
     until(lambda: drained(db), "what was queued meanwhile")
     check(db)
@@ -149,18 +169,27 @@ def test_poison_rows_back_off_and_are_listed(preloaded: Server, db: psycopg.Conn
     db.execute("CREATE TABLE photo (id int PRIMARY KEY, data bytea)")
     db.execute("SELECT clip_watch('photo', 'data', mode => 'queued')")
     good = (PHOTOS / "cat.jpg").read_bytes()
-    db.execute("INSERT INTO photo SELECT n, CASE WHEN n %% 5 = 0 THEN 'no image'::bytea ELSE %s END FROM generate_series(1, 20) n", (good,))
+    db.execute(
+        "INSERT INTO photo SELECT n, CASE WHEN n %% 5 = 0 THEN 'no image'::bytea ELSE %s END FROM generate_series(1, 20) n",
+        (good,),
+    )
     until(lambda: value(db, "SELECT count(*) FROM photo WHERE embedding IS NOT NULL") == 16)
     until(lambda: drained(db))
-    listed = db.execute("SELECT key, sqlstate, message, attempts FROM clip_search.failure ORDER BY key[1]::int").fetchall()
+    listed = db.execute(
+        "SELECT key, sqlstate, message, attempts FROM clip_search.failure ORDER BY key[1]::int"
+    ).fetchall()
     # No attempt will read it, so it is listed at once.
     assert listed == [([str(n)], "22023", "not an image", 1) for n in (5, 10, 15, 20)]
     # A trigger's error may have passed by the next attempt.
-    db.execute("CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not now'; END $$")
+    db.execute(
+        "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not now'; END $$"
+    )
     db.execute("CREATE TRIGGER refuse BEFORE UPDATE ON photo FOR EACH ROW WHEN (old.id = 21) EXECUTE FUNCTION refuse()")
     db.execute("INSERT INTO photo VALUES (21, %b)", (good,))
     until(lambda: drained(db))
-    listed = db.execute("SELECT key, sqlstate, message, attempts FROM clip_search.failure WHERE key = '{21}'").fetchall()
+    listed = db.execute(
+        "SELECT key, sqlstate, message, attempts FROM clip_search.failure WHERE key = '{21}'"
+    ).fetchall()
     assert listed == [(["21"], "P0001", "not now", 5)]
     assert db.execute("SELECT rows, embedded, pending, failed FROM clip_search.watch").fetchone() == (20, 16, 0, 4)
     db.execute("UPDATE photo SET data = %s WHERE id = 5", (good,))
@@ -169,11 +198,15 @@ def test_poison_rows_back_off_and_are_listed(preloaded: Server, db: psycopg.Conn
     assert value(db, "SELECT clip_retry('photo')") == 3
     until(lambda: value(db, "SELECT count(*) FROM clip_search.failure") == 3)
     # A trigger of the table's that fails is a failure of the row.
-    db.execute("CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not today' USING ERRCODE = 'P0042'; END $$")
+    db.execute(
+        "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not today' USING ERRCODE = 'P0042'; END $$"
+    )
     db.execute("CREATE TRIGGER fail BEFORE UPDATE ON photo FOR EACH ROW WHEN (old.id = 101) EXECUTE FUNCTION fail()")
     db.execute("INSERT INTO photo SELECT n, %s FROM generate_series(100, 105) n", (good,))
     until(lambda: value(db, "SELECT count(*) FROM clip_search.failure") == 4)
-    assert db.execute("SELECT sqlstate, message FROM clip_search.failure WHERE key = '{101}'").fetchone()[1] == "not today"
+    assert (
+        db.execute("SELECT sqlstate, message FROM clip_search.failure WHERE key = '{101}'").fetchone()[1] == "not today"
+    )
     assert value(db, "SELECT embedded FROM clip_search.watch") == 22
     db.execute("DROP FUNCTION fail CASCADE")
 
@@ -184,7 +217,9 @@ def test_a_table_whose_triggers_take_forever_is_put_off(db: psycopg.Connection) 
         db.execute("CREATE TABLE photo (id int PRIMARY KEY, body text)")
         db.execute("SELECT clip_watch('photo', 'body', mode => 'queued')")
         db.execute("CREATE FUNCTION forever() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN LOOP END LOOP; END $$")
-        db.execute("CREATE TRIGGER forever BEFORE UPDATE ON photo FOR EACH ROW WHEN (old.id > 5) EXECUTE FUNCTION forever()")
+        db.execute(
+            "CREATE TRIGGER forever BEFORE UPDATE ON photo FOR EACH ROW WHEN (old.id > 5) EXECUTE FUNCTION forever()"
+        )
         db.execute("INSERT INTO photo SELECT n, 'text ' || n FROM generate_series(1, 7) n")
         notes(db)
         db.execute("INSERT INTO note SELECT n, 'text ' || n FROM generate_series(1, 50) n")
@@ -210,11 +245,17 @@ def test_writers_never_wait_for_the_worker_for_long(preloaded: Server, db: psyco
                     what = rng.random()
                     if what < 0.7:
                         body = "" if rng.random() < 0.4 else f"text number {rng.randrange(30)}"
-                        db.execute("INSERT INTO note VALUES (%s, %s) ON CONFLICT (id) DO UPDATE SET body = excluded.body", (id, body))
+                        db.execute(
+                            "INSERT INTO note VALUES (%s, %s) ON CONFLICT (id) DO UPDATE SET body = excluded.body",
+                            (id, body),
+                        )
                     elif what < 0.8:
                         db.execute("DELETE FROM note WHERE id = %s", (id,))
                     elif what < 0.98:
-                        db.execute("UPDATE note SET id = %s WHERE id = %s AND NOT EXISTS (SELECT FROM note WHERE id = %s)", (id + 1000, id, id + 1000))
+                        db.execute(
+                            "UPDATE note SET id = %s WHERE id = %s AND NOT EXISTS (SELECT FROM note WHERE id = %s)",
+                            (id + 1000, id, id + 1000),
+                        )
                     else:
                         db.execute("TRUNCATE note")
                     longest = max(longest, time.monotonic() - start)
@@ -309,7 +350,9 @@ def test_reload_terminate_drop_and_create(preloaded: Server, db: psycopg.Connect
     db.execute("DROP EXTENSION clip_search CASCADE")
     assert time.monotonic() - start < 10
     until(lambda: not workers(db), "the worker's end")
-    assert value(db, "SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal AND tgrelid = 'note'::regclass") == 1, "but one of its own"
+    assert value(db, "SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal AND tgrelid = 'note'::regclass") == 1, (
+        "but one of its own"
+    )
     db.execute("DROP TABLE note")
     db.execute("CREATE EXTENSION clip_search")
     notes(db)
@@ -348,7 +391,10 @@ def test_it_goes_on_after_a_restart(preloaded: Server) -> None:
         notes(first)
     for number, mode in enumerate(("fast", "immediate")):
         with preloaded.connect() as writer:
-            writer.execute("INSERT INTO note SELECT n, 'text number ' || n %% 100 FROM generate_series(%s::int, %s::int) n", (1 + 400 * number, 400 + 400 * number))
+            writer.execute(
+                "INSERT INTO note SELECT n, 'text number ' || n %% 100 FROM generate_series(%s::int, %s::int) n",
+                (1 + 400 * number, 400 + 400 * number),
+            )
             assert not drained(writer)
             preloaded.stop(mode)
         preloaded.start()
@@ -403,7 +449,7 @@ def test_it_has_the_owners_rights_only(preloaded: Server, db: psycopg.Connection
         for number, attack in enumerate(attacks):
             mallory.execute("INSERT INTO loot VALUES (%s, 'a text', %s)", (number, attack))
         until(lambda: drained(db))
-        assert {who for who, in mallory.execute("SELECT DISTINCT who FROM seen")} == {"mallory"}
+        assert {who for (who,) in mallory.execute("SELECT DISTINCT who FROM seen")} == {"mallory"}
         failed = dict(mallory.execute("SELECT key[1]::int, sqlstate FROM clip_search.failure").fetchall())
         assert set(failed) == {1, 2, 3, 4, 6, 7}, failed
         assert value(mallory, "SELECT count(*) FROM loot WHERE embedding IS NOT NULL") == 2
@@ -419,7 +465,7 @@ def test_it_has_the_owners_rights_only(preloaded: Server, db: psycopg.Connection
         db.execute("CALL clip_backfill('mallory.loot')")
         db.execute("SELECT clip_retry('mallory.loot')")
         until(lambda: drained(db))
-        assert {who for who, in mallory.execute("SELECT DISTINCT who FROM seen")} == {"mallory"}
+        assert {who for (who,) in mallory.execute("SELECT DISTINCT who FROM seen")} == {"mallory"}
 
         # Others' tables.
         notes(db)
@@ -439,7 +485,9 @@ def test_it_has_the_owners_rights_only(preloaded: Server, db: psycopg.Connection
         assert sqlstate(mallory, f"SELECT clip_search.backfill_claim({watch}, 0, 1000, 1)")[0] == "42501"
         assert value(mallory, f"SELECT clip_search.backfill_claim({watch} + 1, 0, 1000, 1)") == []
         assert sqlstate(mallory, f"SELECT * FROM clip_search.backfill_work({watch}, '{{1}}')")[0] == "42501"
-        mallory.execute(f"CREATE TRIGGER fake BEFORE INSERT ON seen FOR EACH ROW EXECUTE FUNCTION public.clip_watch_row('{watch}')")
+        mallory.execute(
+            f"CREATE TRIGGER fake BEFORE INSERT ON seen FOR EACH ROW EXECUTE FUNCTION public.clip_watch_row('{watch}')"
+        )
         state, text = sqlstate(mallory, "INSERT INTO seen VALUES ('x')")
         assert state == "55000" and "not watched" in text
         assert value(mallory, "SELECT count(*) FROM clip_search.pending WHERE relation = 'public.note'::regclass") == 0

@@ -1,7 +1,7 @@
 //! Embeds image files outside the server, as clip_search does inside, and writes what COPY reads.
 //!
 //! One thread reads the list of files and writes, the others embed. The output only grows, record by record, so that
-//! a run that was killed goes on where it stopped.
+//! a run that was killed can be resumed.
 
 mod columns;
 mod input;
@@ -42,18 +42,18 @@ const SOME_FAILED: u8 = 3;
 ///
 /// "clip-embed check DIRECTORY" looks over a model instead, and "clip-embed check --help" tells of it.
 ///
-/// The output only grows. After a run was killed, the same command goes on where it stopped; files that failed are
+/// The output only grows. After a run was killed, the same command resumes it; files that failed are
 /// tried again.
 ///
 /// Exit status: 0, all files are embedded; 3, some are not, and the failures' file says why; 1, nothing could be done,
-/// or not go on; 2, the command line is wrong.
+/// or the run had to stop; 2, the command line is wrong.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
 struct Arguments {
     /// A directory, searched to its depth for image files; or a list of paths: a CSV file with a header, or a Parquet
     /// file. "-" reads CSV from standard input.
     input: PathBuf,
-    /// The file to write, or to go on with. Beside it: FILE.failures.csv, and FILE.json with what it was made by.
+    /// The file to write or to resume. Beside it: FILE.failures.csv, and FILE.json with what it was made by.
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
     /// csv: COPY … FROM … (FORMAT csv, HEADER), for vector and halfvec columns; binary: (FORMAT binary), for vector ones.
@@ -127,7 +127,7 @@ enum Message {
         result: clip::Result<Vec<f32>>,
         remarks: Vec<Error>,
     },
-    /// It can't go on, for a reason that is no file's.
+    /// It can't continue, for a reason that has nothing to do with a file.
     Broken(Error),
 }
 

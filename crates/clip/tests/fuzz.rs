@@ -139,6 +139,7 @@ fn images() {
     };
     let mut seeds = files_below(&fixtures().join("images"), &is_image);
     seeds.extend(files_below(&fixtures().join("corpus"), &is_image));
+    seeds.extend(files_below(&fixtures().join("heic"), &is_image));
     // 4 megapixels: at most 32 MB a decoded image, whatever a header claims.
     let limits = Limits { max_pixels: 4_000_000, allow_truncated: true, ..Limits::default() };
     let preprocess = Preprocess::clip(224);

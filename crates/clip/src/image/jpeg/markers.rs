@@ -1,0 +1,135 @@
+//! JPEG's markers: what is read of a file beside its decoder, and how much work its scans are.
+
+use crate::error::{Error, Kind, Result};
+use crate::image::limits::Limits;
+
+/// More scans than any encoder writes: libjpeg-turbo's own progressive script has 10.
+const MAX_SCANS: usize = 500;
+
+/// How often the scans of a file may pass over its picture. libjpeg-turbo's progressive script does so 7 times, its
+/// most refined ones, where each bit is a scan, 14 times.
+const MAX_PASSES: u64 = 24;
+/// Blocks whose passes cost too little to be counted: some 0.2 s.
+const FREE_BLOCKS: u64 = 10_000_000;
+
+/// Walks the marker segments before the picture data: (marker, payload).
+pub(crate) fn segments(bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    let mut at = 2;
+    std::iter::from_fn(move || {
+        let (marker, payload, next) = segment(bytes, at)?;
+        at = next;
+        (marker != 0xDA).then_some((marker, payload)) // until the first scan
+    })
+}
+
+/// The segment at a place: its marker, its payload, and what follows it.
+fn segment(bytes: &[u8], mut at: usize) -> Option<(u8, &[u8], usize)> {
+    while bytes.get(at) == Some(&0xFF) && bytes.get(at + 1) == Some(&0xFF) {
+        at += 1; // fill bytes
+    }
+    let [0xFF, marker, high, low] = *bytes.get(at..at + 4)? else { return None };
+    let length = usize::from(u16::from_be_bytes([high, low]));
+    Some((marker, bytes.get(at + 4..at + 2 + length)?, at + 2 + length))
+}
+
+/// The frame header.
+pub(crate) struct Frame {
+    marker: u8,
+    width: u32,
+    height: u32,
+    /// Of each component: its id, its samples across and down in a block group.
+    components: Vec<(u8, u32, u32)>,
+}
+
+impl Frame {
+    fn largest(&self) -> (u32, u32) {
+        let most = |side: fn(&(u8, u32, u32)) -> u32| self.components.iter().map(side).max().unwrap_or(1).max(1);
+        (most(|c| c.1), most(|c| c.2))
+    }
+
+    /// Blocks of a component, filled up to whole groups.
+    fn blocks_of(&self, (_, across, down): (u8, u32, u32)) -> u64 {
+        let (most_across, most_down) = self.largest();
+        let groups = u64::from(self.width.div_ceil(8 * most_across)) * u64::from(self.height.div_ceil(8 * most_down));
+        groups * u64::from(across * down)
+    }
+
+    pub fn blocks(&self) -> u64 {
+        self.components.iter().map(|component| self.blocks_of(*component)).sum()
+    }
+
+    /// Made without a DCT (ITU-T T.81, process 14).
+    pub fn is_lossless(&self) -> bool {
+        matches!(self.marker, 0xC3 | 0xC7 | 0xCB | 0xCF)
+    }
+
+    /// Rows of pixels that are decoded together.
+    pub fn row_height(&self) -> u32 {
+        if self.is_lossless() { self.largest().1 } else { 8 * self.largest().1 }
+    }
+}
+
+pub(crate) fn frame(bytes: &[u8]) -> Option<Frame> {
+    let (marker, payload) =
+        segments(bytes).find(|(m, _)| matches!(m, 0xC0..=0xCF) && !matches!(m, 0xC4 | 0xC8 | 0xCC))?;
+    let number = |at: usize| Some(u32::from(u16::from_be_bytes([*payload.get(at)?, *payload.get(at + 1)?])));
+    let components = payload.get(6..)?.as_chunks::<3>().0.iter();
+    let components = components.map(|c| (c[0], u32::from(c[1] >> 4), u32::from(c[1] & 15))).collect();
+    Some(Frame { marker, height: number(1)?, width: number(3)?, components })
+}
+
+/// What the scans of a file cover.
+#[derive(Debug)]
+pub(crate) struct Scans {
+    /// Every component has a scan.
+    pub complete: bool,
+}
+
+/// Walks the scans of a file and refuses those that pass over the picture too often: 70 kB of scans that say next to
+/// nothing kept a processor busy for 47 seconds.
+pub(crate) fn check_scans(bytes: &[u8], limits: &Limits) -> Result<Scans> {
+    let Some(frame) = frame(bytes) else { return Ok(Scans { complete: true }) };
+    let (mut at, mut scans, mut blocks, mut seen) = (2, 0, 0u64, Vec::new());
+    while let Some((marker, payload, next)) = segment(bytes, at) {
+        at = next;
+        if marker == 0xDA {
+            scans += 1;
+            let count = usize::from(payload.first().copied().unwrap_or(0));
+            for chosen in payload.get(1..1 + 2 * count).unwrap_or_default().as_chunks::<2>().0 {
+                if let Some(component) = frame.components.iter().find(|c| c.0 == chosen[0]) {
+                    blocks += frame.blocks_of(*component);
+                    if !seen.contains(&component.0) {
+                        seen.push(component.0);
+                    }
+                }
+            }
+            let passes = blocks.div_ceil(frame.blocks().max(1));
+            if scans > MAX_SCANS || (passes > MAX_PASSES && blocks > FREE_BLOCKS) {
+                return Err(Error::new(Kind::LimitExceeded, "JPEG image has too many scans").detail(format!(
+                    "Its first {scans} scans pass over its {}×{} pixels {passes} times; the limits are {MAX_SCANS} \
+                     scans and {MAX_PASSES} passes.",
+                    frame.width, frame.height
+                )));
+            }
+        }
+        at = next_marker(bytes, at, limits)?;
+    }
+    Ok(Scans { complete: seen.len() == frame.components.len() })
+}
+
+/// Where the next marker begins that is no part of picture data.
+fn next_marker(bytes: &[u8], mut at: usize, limits: &Limits) -> Result<usize> {
+    const PIECE: usize = 16 << 20;
+    while at < bytes.len() {
+        let end = bytes.len().min(at + PIECE);
+        let found =
+            bytes[at..end].windows(2).position(|pair| pair[0] == 0xFF && !matches!(pair[1], 0 | 0xD0..=0xD7 | 0xFF));
+        match found {
+            Some(found) => return Ok(at + found),
+            None if end == bytes.len() => break,
+            None => at = end - 1,
+        }
+        limits.check_interrupt()?;
+    }
+    Ok(bytes.len())
+}
