@@ -462,9 +462,12 @@ BEGIN
     INSERT INTO clip_search.collection_grant (collection, grantee, privilege)
     SELECT o.name, 0, p.name
     FROM pg_catalog.unnest(opened) AS o (name), (VALUES ('select'), ('assign'), ('recluster')) AS p (name);
+    -- PostgreSQL shows only warnings of an extension's script.
+    PERFORM pg_catalog.set_config('client_min_messages', 'notice', true);
     RAISE NOTICE 'every role can still see and change the clusters of % collections: %',
         pg_catalog.cardinality(opened), pg_catalog.array_to_string(opened, ', ')
         USING HINT = 'Close one with SELECT clip_revoke_collection(name, ''PUBLIC''), and clip_grant_collection to the roles that use it.';
+    PERFORM pg_catalog.set_config('client_min_messages', 'warning', true);
 END $$;
 
 -- The owners of collections; a role that has been dropped is replaced by the owner of the database.

@@ -41,8 +41,10 @@ pub mod clip_search {
         // Two sessions that call it at once make one column; the lock is the one that makes it.
         let watch = Watch::one_of_table(oid, embedding)?;
         tables::check_may_commit("clip_reembed()")?;
-        // A model that is not there, or can't be used, is an error before anybody has to wait.
-        loaded::dimensions(model, watch.image.is_some())?;
+        // A model that does not exist, or can't be used, is an error before anybody has to wait.
+        if Watch::replacing(watch.id)?.is_none() {
+            loaded::dimensions(model, watch.image.is_some())?;
+        }
         // A column may have to be added: who has read the table and is about to write it must not meet a lock that is
         // raised.
         Table::locked(oid, Lock::AccessExclusive)?;

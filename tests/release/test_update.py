@@ -267,9 +267,10 @@ def updated(db: psycopg.Connection) -> None:
     with psycopg.connect(db.info.dsn, user=role, password="", autocommit=True) as other:
         other.execute(f"SET search_path = {value(db, 'SHOW search_path')}")
         assert {name for (name,) in other.execute("SELECT name FROM clip_search.collection")} == found.keys()
-        for name in ("own", "loose"):
-            cluster = value(other, "SELECT clip_assign_cluster(embedding, %s) FROM note WHERE id = 1", name)
-            assert value(other, "SELECT clip_leave_cluster(%s, embedding) FROM note WHERE id = 1", cluster)
+        with other.transaction(force_rollback=True):
+            for name in ("own", "loose"):
+                cluster = value(other, "SELECT clip_assign_cluster(embedding, %s) FROM note WHERE id = 1", name)
+                assert value(other, "SELECT clip_leave_cluster(%s, embedding) FROM note WHERE id = 1", cluster)
         db.execute("SELECT clip_revoke_collection('own', 'PUBLIC')")
         assert (
             support.sqlstate(other, "SELECT clip_assign_cluster(embedding, 'own') FROM note WHERE id = 1")[0] == "42501"

@@ -112,6 +112,24 @@ def test_while_a_session_is_at_work(preloaded, db, swap, work):
     assert value(db, "SELECT count(embedding) FROM photo") == 0
 
 
+@pytest.mark.parametrize("swap", [IN_ONE, IN_THREE], ids=["one", "three"])
+def test_while_groups_are_made_again(preloaded, db, swap):
+    pair(db, rest=", cluster => 'cluster_id'")
+    db.execute("INSERT INTO photo SELECT g, 'a cat ' || g FROM generate_series(1, 20) g")
+    db.execute("CALL clip_backfill('photo')")
+    # Of another group than its own, each, so that there is something to move.
+    db.execute("UPDATE photo SET cluster_id = NULL")
+    with preloaded.connect() as other:
+        swapping = threading.Thread(target=run, args=(other, swap.format(1.5)))
+        swapping.start()
+        time.sleep(0.5)
+        db.execute("SELECT count(*) FROM clip_recluster('photo')")
+        swapping.join()
+    assert value(db, "SELECT count(*) FROM photo_old o JOIN clip_search.cluster c ON c.id = o.cluster_id") == 20
+    assert value(db, "SELECT sum(size) FROM clip_search.cluster WHERE collection = 'photo'") == 20
+    assert value(db, "SELECT count(cluster_id) FROM photo") == 0
+
+
 def test_to_and_fro_for_some_seconds(preloaded, db):
     """Renames all the time, while rows are written, embedded and backfilled."""
     pair(db, rest=", cluster => 'cluster_id'")

@@ -598,7 +598,7 @@ def test_backfill_groups_what_is_embedded_already(db: psycopg.Connection) -> Non
         "INSERT INTO note SELECT n, 'same', clip_embed_text(w) FROM unnest(%s::text[]) WITH ORDINALITY AS u (w, n)",
         (list(WORDS),),
     )
-    db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id')")
+    db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', existing => 'keep')")
     db.execute("CALL clip_backfill('note')")
     assert value(db, "SELECT count(DISTINCT cluster_id) FROM note") == 5
     db.execute("ALTER TABLE note DISABLE TRIGGER ALL")

@@ -191,6 +191,7 @@ def test_poison_rows_back_off_and_are_listed(preloaded: Server, db: psycopg.Conn
         "SELECT key, sqlstate, message, attempts FROM clip_search.failure WHERE key = '{21}'"
     ).fetchall()
     assert listed == [(["21"], "P0001", "not now", 5)]
+    db.execute("DELETE FROM photo WHERE id = 21")
     assert db.execute("SELECT rows, embedded, pending, failed FROM clip_search.watch").fetchone() == (20, 16, 0, 4)
     db.execute("UPDATE photo SET data = %s WHERE id = 5", (good,))
     until(lambda: value(db, "SELECT embedded FROM clip_search.watch") == 17)
