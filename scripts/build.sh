@@ -25,9 +25,8 @@ if [ "${1:-}" = release ]; then
     cp -al "$target/release" "$CARGO_TARGET_DIR/release"
     find "$CARGO_TARGET_DIR/release" -depth \( -name '*clip*' -o -name incremental \) -exec rm -r {} +
 fi
-# HEIC=0 leaves out the decoder of HEIC, whose codec is covered by patents in some countries.
-features=pg$pg_major
-[ "${1:-}" = release ] || [ "${HEIC:-1}" = 0 ] || features="$features heic"
+# Earlier versions have no decoder of HEIC.
+[ "${1:-}" != release ] || features=pg$pg_major
 package() {
     rm -rf "$stage"
     cd "$source"

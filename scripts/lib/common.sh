@@ -151,7 +151,10 @@ find_cargo_pgrx() {
 # by "${workspace[@]}", and cargo-pgrx's call does by PGRX_BUILD_FLAGS. tests/release/test_build.py compares.
 cargo_setup() {
     local config
-    workspace=(--workspace --no-default-features --features "pg$pg_major")
+    features="pg$pg_major"
+    # HEIC=0 leaves out the decoder of HEIC, whose codec is covered by patents in some countries.
+    [ "${HEIC:-1}" = 0 ] || features+=" heic"
+    workspace=(--workspace --no-default-features --features "$features")
     export PGRX_BUILD_FLAGS="--workspace --bins --locked"
     # cargo-pgrx looks its PostgreSQL up in $PGRX_HOME/config.toml, which `cargo pgrx init` writes for servers that it
     # builds itself. An installed one needs these two lines. Each major version has a folder, since pgrx generates its

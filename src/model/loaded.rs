@@ -268,7 +268,7 @@ impl Loaded {
                 }
                 let label = match of_label.len() {
                     1 => of_label.pop().unwrap_or_default(),
-                    _ => logits::ensemble(of_label.drain(..).collect::<Vec<_>>().iter().map(Vec::as_slice))?,
+                    _ => logits::ensemble(std::mem::take(&mut of_label).iter().map(Vec::as_slice))?,
                 };
                 if label.len() != vector.len() {
                     return Ok(LabelCosines { width: label.len(), cosines: Vec::new() });

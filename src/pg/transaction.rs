@@ -27,10 +27,13 @@ struct Entry<T> {
 /// the subtransaction's own and those of subtransactions within it.
 type Truncate = Box<dyn Fn(pg_sys::SubTransactionId)>;
 
+/// Runs before a transaction commits, and may still end it.
+type BeforeCommit = fn() -> SqlResult<()>;
+
 thread_local! {
     static REGISTERED: Cell<bool> = const { Cell::new(false) };
     static LISTS: RefCell<Vec<Truncate>> = RefCell::default();
-    static BEFORE_COMMIT: RefCell<Vec<fn() -> SqlResult<()>>> = RefCell::default();
+    static BEFORE_COMMIT: RefCell<Vec<BeforeCommit>> = RefCell::default();
     static AFTER_COMMIT: RefCell<Vec<fn()>> = RefCell::default();
     static AT_END: RefCell<Vec<fn()>> = RefCell::default();
 }

@@ -253,7 +253,7 @@ impl OwnersTable {
     pub fn has_policies_for_caller(&self) -> bool {
         // SAFETY: cache look-ups inside a transaction; an invalid oid stands for the current user, and no error is raised.
         let found = unsafe { pg_sys::check_enable_rls(self.oid, pg_sys::InvalidOid, true) };
-        found as u32 == pg_sys::CheckEnableRlsResult::RLS_ENABLED as u32
+        found as u32 == pg_sys::CheckEnableRlsResult::RLS_ENABLED
     }
 
     fn check_children(&self) -> SqlResult<()> {

@@ -4,31 +4,13 @@ use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
-use crate::model::loaded;
 use crate::pg::catalog::{Column, Table};
-use crate::pg::citus;
 use crate::pg::error::{SqlResult, report, with_sqlstate};
 use crate::pg::spi::{get, spi};
 use crate::pg::text::foreign_encoding;
 use crate::pg::user_context::Rights;
 use crate::pg::vector_column::Storage;
-use crate::watch::setting::Watch;
-use crate::watch::wanted::{Plan, Wanted};
-
-/// Tables of Citus have their rows elsewhere.
-pub fn check_local(table: &Table) -> SqlResult<()> {
-    let _rights = Rights::of_caller();
-    Spi::connect(|client| {
-        citus::refuse(
-            client,
-            table.oid,
-            "it can't be watched",
-            "Its rows are in shards, mostly on other servers; a watch, its queue and its groups are of this server.",
-            "Embed where the rows are: UPDATE … SET embedding = clip_embed_image(data, model), or a trigger of your \
-             own that does (docs/citus.md).",
-        )
-    })
-}
+use crate::watch::setting::{Watch, check_local};
 
 pub fn check_table(table: &Table, queued: bool) -> SqlResult<()> {
     table.check_owner()?;
@@ -157,41 +139,6 @@ pub fn existing(client: &mut SpiClient<'_>, oid: pg_sys::Oid, embedding: &str) -
     Ok(found.pop())
 }
 
-/// What a second call of clip_watch can't change.
-pub fn check_change(existing: &Watch, wanted: &Wanted<'_>) -> SqlResult<()> {
-    let refuse = |message: String, hint: &str| {
-        Err(with_sqlstate(
-            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            Error::new(Kind::InvalidInput, message).hint(hint),
-        ))
-    };
-    let column = &existing.embedding;
-    if let Some(model) = wanted.model
-        && loaded::base_name(&existing.model) != loaded::base_name(model)
-    {
-        return refuse(
-            format!("column \"{column}\" holds vectors of model \"{}\", not of \"{model}\"", existing.model),
-            "Vectors of different models don't mix: CALL clip_reembed(table, model) changes the model.",
-        );
-    }
-    if existing.cluster.is_some()
-        && (wanted.cluster.is_some_and(|wanted| existing.cluster.as_deref() != Some(wanted))
-            || wanted.collection.is_some_and(|wanted| existing.collection.as_deref() != Some(wanted)))
-    {
-        return refuse(
-            format!("column \"{column}\" is watched with another cluster column or collection already"),
-            "clip_unwatch it first; columns, index and collection stay.",
-        );
-    }
-    if existing.replaces != wanted.replaces {
-        return refuse(
-            format!("column \"{column}\" is being filled by clip_reembed"),
-            "Let it finish, or clip_unwatch that column.",
-        );
-    }
-    Ok(())
-}
-
 /// A column that is written by this watch alone.
 pub fn check_cluster(table: &Table, embedding: &str, cluster: &str, key: &[String]) -> SqlResult<()> {
     let refuse = |what: String| {
@@ -238,34 +185,4 @@ pub fn check_embedding(table: &Table, name: &str, column: &Column, dimensions: u
         ));
     }
     Ok(())
-}
-
-/// A column that is NOT NULL must have a value whenever a row is written: not so while the row waits for the worker, where
-/// its image can't be read, or where it has none.
-pub fn check_nulls(
-    client: &mut SpiClient<'_>,
-    table: &Table,
-    name: &str,
-    column: &Column,
-    plan: &Plan,
-) -> SqlResult<()> {
-    if !column.not_null {
-        return Ok(());
-    }
-    let mut has_source = false;
-    for source in [&plan.image, &plan.text].into_iter().flatten() {
-        has_source |= table.known_column(client, source)?.not_null;
-    }
-    let (why, way_out) = match (plan.queued, plan.skip, has_source) {
-        (true, ..) => ("Rows that are queued have none until the worker has embedded them.", "or mode => 'immediate'"),
-        (_, true, _) => ("With on_error => 'skip' rows that can't be embedded have none.", "or on_error => 'raise'"),
-        (_, _, false) => ("Rows without a source have none.", "or make the source NOT NULL"),
-        _ => return Ok(()),
-    };
-    Err(with_sqlstate(
-        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-        Error::new(Kind::InvalidInput, format!("column \"{name}\" of {} is NOT NULL", table.name))
-            .detail(why)
-            .hint(format!("ALTER TABLE {} ALTER COLUMN {name} DROP NOT NULL, {way_out}.", table.name)),
-    ))
 }

@@ -18,7 +18,7 @@ use crate::pg::spi::spi;
 use crate::pg::user_context::{Rights, current_role};
 use crate::pg::vector;
 use crate::watch::backfill::{any_missing, enqueue_existing, enqueue_missing};
-use crate::watch::checks::{check_cluster, check_embedding, check_nulls, check_table};
+use crate::watch::checks::{check_cluster, check_embedding, check_table};
 use crate::watch::columns::{alter, create_index, has_index};
 use crate::watch::dropped::forget_dropped;
 use crate::watch::grouping::{Bind, name_of_members};
@@ -26,7 +26,7 @@ use crate::watch::queue;
 use crate::watch::setting::{Watch, table_of};
 use crate::watch::trigger::install::create_triggers;
 use crate::watch::wakeup;
-use crate::watch::wanted::{Existing, Plan, Wanted, lock_table};
+use crate::watch::wanted::{Existing, Plan, Wanted, check_nulls, lock_table};
 
 #[pg_extern(volatile, parallel_unsafe, name = "clip_watch")]
 #[allow(clippy::too_many_arguments)]

@@ -6,11 +6,11 @@ use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, SpiHeapTupleData, quote_identifier};
 
 use crate::pg::catalog::{self, Lock, Table};
+use crate::pg::citus;
 use crate::pg::error::{SqlResult, report, with_sqlstate};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, spi};
 use crate::pg::user_context::Rights;
-use crate::watch::checks::check_local;
 
 /// What a watched column is, and how it is kept true.
 #[derive(Clone, Debug)]
@@ -198,6 +198,21 @@ pub fn table_of(relation: Option<Regclass>) -> SqlResult<pg_sys::Oid> {
         with_sqlstate(
             PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
             Error::new(Kind::InvalidInput, "the table is NULL").hint("Give its name, or oid."),
+        )
+    })
+}
+
+/// Tables of Citus have their rows elsewhere.
+pub fn check_local(table: &Table) -> SqlResult<()> {
+    let _rights = Rights::of_caller();
+    Spi::connect(|client| {
+        citus::refuse(
+            client,
+            table.oid,
+            "it can't be watched",
+            "Its rows are in shards, mostly on other servers; a watch, its queue and its groups are of this server.",
+            "Embed where the rows are: UPDATE … SET embedding = clip_embed_image(data, model), or a trigger of your \
+             own that does (docs/citus.md).",
         )
     })
 }

@@ -2,12 +2,13 @@
 
 use clip::{Error, Kind};
 use pgrx::prelude::*;
+use pgrx::spi::SpiClient;
 
 use crate::guc;
 use crate::model::loaded;
-use crate::pg::catalog::{Lock, Table};
+use crate::pg::catalog::{Column, Lock, Table};
 use crate::pg::error::{SqlResult, given, report, with_sqlstate};
-use crate::watch::checks::{check_change, check_table, existing, key, sources};
+use crate::watch::checks::{check_table, existing, key, sources};
 use crate::watch::setting::Watch;
 use crate::watch::trigger::install::orphans;
 
@@ -158,4 +159,69 @@ fn needs_exclusive_lock(table: &Table, plan: &Plan, wanted: &Wanted<'_>) -> SqlR
         }
         Ok(!orphans(client, table)?.is_empty())
     })
+}
+
+/// What a second call of clip_watch can't change.
+pub fn check_change(existing: &Watch, wanted: &Wanted<'_>) -> SqlResult<()> {
+    let refuse = |message: String, hint: &str| {
+        Err(with_sqlstate(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            Error::new(Kind::InvalidInput, message).hint(hint),
+        ))
+    };
+    let column = &existing.embedding;
+    if let Some(model) = wanted.model
+        && loaded::base_name(&existing.model) != loaded::base_name(model)
+    {
+        return refuse(
+            format!("column \"{column}\" holds vectors of model \"{}\", not of \"{model}\"", existing.model),
+            "Vectors of different models don't mix: CALL clip_reembed(table, model) changes the model.",
+        );
+    }
+    if existing.cluster.is_some()
+        && (wanted.cluster.is_some_and(|wanted| existing.cluster.as_deref() != Some(wanted))
+            || wanted.collection.is_some_and(|wanted| existing.collection.as_deref() != Some(wanted)))
+    {
+        return refuse(
+            format!("column \"{column}\" is watched with another cluster column or collection already"),
+            "clip_unwatch it first; columns, index and collection stay.",
+        );
+    }
+    if existing.replaces != wanted.replaces {
+        return refuse(
+            format!("column \"{column}\" is being filled by clip_reembed"),
+            "Let it finish, or clip_unwatch that column.",
+        );
+    }
+    Ok(())
+}
+
+/// A column that is NOT NULL must have a value whenever a row is written: not so while the row waits for the worker, where
+/// its image can't be read, or where it has none.
+pub fn check_nulls(
+    client: &mut SpiClient<'_>,
+    table: &Table,
+    name: &str,
+    column: &Column,
+    plan: &Plan,
+) -> SqlResult<()> {
+    if !column.not_null {
+        return Ok(());
+    }
+    let mut has_source = false;
+    for source in [&plan.image, &plan.text].into_iter().flatten() {
+        has_source |= table.known_column(client, source)?.not_null;
+    }
+    let (why, way_out) = match (plan.queued, plan.skip, has_source) {
+        (true, ..) => ("Rows that are queued have none until the worker has embedded them.", "or mode => 'immediate'"),
+        (_, true, _) => ("With on_error => 'skip' rows that can't be embedded have none.", "or on_error => 'raise'"),
+        (_, _, false) => ("Rows without a source have none.", "or make the source NOT NULL"),
+        _ => return Ok(()),
+    };
+    Err(with_sqlstate(
+        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        Error::new(Kind::InvalidInput, format!("column \"{name}\" of {} is NOT NULL", table.name))
+            .detail(why)
+            .hint(format!("ALTER TABLE {} ALTER COLUMN {name} DROP NOT NULL, {way_out}.", table.name)),
+    ))
 }

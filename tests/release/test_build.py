@@ -17,7 +17,8 @@ def libraries(*command: str) -> dict[str, dict[int, str]]:
     config = os.environ.get("PG_CONFIG") or "pg_config"
     version = subprocess.run([config, "--version"], capture_output=True, text=True, check=True).stdout
     major = re.match(r"PostgreSQL (\d+)", version)[1]
-    selection = ["--workspace", "--no-default-features", "--features", f"pg{major}"]
+    features = f"pg{major}" if os.environ.get("HEIC") == "0" else f"pg{major} heic"
+    selection = ["--workspace", "--no-default-features", "--features", features]
     done = subprocess.run(
         [*command, "--locked", "--offline", "--release", *selection, "--message-format=json"],
         cwd=support.ROOT,

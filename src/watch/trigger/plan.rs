@@ -14,7 +14,6 @@ use crate::pg::error::{SqlResult, with_sqlstate};
 use crate::pg::transaction;
 use crate::pg::vector_column::Storage;
 use crate::watch::setting::Watch;
-use crate::watch::trigger::row::attribute;
 
 /// A watch and where its columns are in the table at hand, which may be a partition.
 pub(super) struct Plan {
@@ -137,4 +136,11 @@ pub(super) fn plan(id: i64, table: pg_sys::Oid, shape: pg_sys::TupleDesc) -> Sql
     transaction::at_end(forget_all);
     PLANS.with_borrow_mut(|plans| plans.insert((id, table), plan.clone()));
     Ok(plan)
+}
+
+/// What the catalogue says of a column of a row.
+pub(super) fn attribute(shape: pg_sys::TupleDesc, column: i16) -> pg_sys::FormData_pg_attribute {
+    // SAFETY: the description is the trigger's, and lives as long as its relation is open.
+    let shape = unsafe { pgrx::PgTupleDesc::from_pg_unchecked(shape) };
+    *shape.get(column as usize - 1).expect("a column of the table")
 }

@@ -14,7 +14,7 @@ use crate::pg::error::{SqlResult, report, with_sqlstate};
 use crate::pg::text::utf8;
 use crate::pg::user_context::{Rights, key_form};
 use crate::pg::vector::Vector;
-use crate::watch::trigger::plan::Plan;
+use crate::watch::trigger::plan::{Plan, attribute};
 
 /// A row that a trigger is given.
 #[derive(Clone, Copy)]
@@ -126,13 +126,6 @@ impl Tuple {
             )
         }
     }
-}
-
-/// What the catalogue says of a column of a row.
-pub(super) fn attribute(shape: pg_sys::TupleDesc, column: i16) -> pg_sys::FormData_pg_attribute {
-    // SAFETY: the description is the trigger's, and lives as long as its relation is open.
-    let shape = unsafe { pgrx::PgTupleDesc::from_pg_unchecked(shape) };
-    *shape.get(column as usize - 1).expect("a column of the table")
 }
 
 /// Whether two values of a varlena type are the same bytes. Most updates leave the image alone, and then the two are one

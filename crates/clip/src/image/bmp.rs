@@ -4,10 +4,8 @@ use image::ImageDecoder;
 use image::metadata::Orientation;
 
 use crate::error::Result;
-use crate::image::decode::{Picture, Short};
-use crate::image::format::Format;
-use crate::image::info::Header;
 use crate::image::limits::{Limits, no_pixels};
+use crate::image::picture::{Format, Header, Picture, Short};
 use crate::image::{library, png};
 
 pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {

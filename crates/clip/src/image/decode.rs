@@ -3,14 +3,14 @@
 //! The reference is Pillow, as Hugging Face's image processors use it: transparency goes on white (transformers 5; a logo
 //! is seen on a page that way, too), and colour profiles are ignored. What is particular to a format is in its own file.
 
-use image::RgbImage;
 use image::metadata::Orientation;
 
-use crate::error::{Error, Kind, Result, without_panic};
-use crate::image::format::{Format, sniff};
+use crate::error::{Error, Result, without_panic};
+use crate::image::format::recognise;
 use crate::image::jpeg::Jpeg;
-use crate::image::limits::{Limits, bytes_of};
-use crate::image::orientation::{mirrored, swaps_sides, turned, upright};
+use crate::image::limits::Limits;
+use crate::image::orientation::{mirrored, turned, upright};
+use crate::image::picture::{Decoded, Format, Picture, Short, truncated};
 use crate::image::prepare::reduction;
 use crate::image::preprocess::Preprocess;
 use crate::image::resample::Filter;
@@ -24,51 +24,6 @@ use crate::image::{bmp, gif, png, raw, tiff, webp};
 /// and not looked at for the choice, 4 gives photo-mini 0.99966 and 0.9987. Nearly all were enlarged or put together
 /// from smaller photos, with noise: no camera's own files of that size were at hand.
 pub const SPARE: f64 = 4.0;
-
-/// A decoded image.
-#[derive(Debug)]
-pub struct Decoded {
-    /// Upright, and smaller than the file's picture by `shrink`.
-    pub rgb: RgbImage,
-    /// What the file's own size was divided by, sides rounded up: 1 (the whole), 2, 4 or 8.
-    pub shrink: u32,
-    /// The file's own size, upright: (width, height).
-    pub size: (u32, u32),
-    /// Where in `rgb` the picture begins, (x, y) in its pixels: not at 0 where `shrink` doesn't divide a side whose
-    /// rounded-up end EXIF orientation has turned to the front.
-    pub(super) origin: (f64, f64),
-    /// The file ended before the picture did; the rest of the picture is grey, black or white.
-    pub truncated: Option<Error>,
-}
-
-/// What a format's decoder makes of a file: the picture as it is stored.
-pub(crate) struct Picture {
-    pub rgb: RgbImage,
-    /// The file's own size, of which `rgb` is smaller by `shrink`.
-    pub size: (u32, u32),
-    pub shrink: u32,
-    pub orientation: Orientation,
-    pub short: Short,
-}
-
-impl Picture {
-    /// Bytes that a picture of this size takes until it is upright, at their peak: while it is decoded, and while it is
-    /// turned.
-    pub fn peak(size: (u32, u32), decoder: u64, orientation: Orientation) -> u64 {
-        let rgb = bytes_of(size, 3);
-        rgb.saturating_add(decoder.max(if swaps_sides(orientation) { rgb } else { 0 }))
-    }
-}
-
-/// What of a picture its file lacks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Short {
-    Nothing,
-    /// Some pixels, and so many rows entirely.
-    Rows(u32),
-    /// Enough to make it another picture, or nobody knows how much.
-    Everything,
-}
 
 /// Decodes an image file to upright RGB.
 ///
@@ -104,14 +59,6 @@ fn decode_with(bytes: &[u8], limits: &Limits, smaller: Option<&Preprocess>) -> R
     limits.check_file(bytes)?;
     let format = recognise(bytes)?;
     without_panic(|| format.broken("The decoder gave up on it."), || decode_as(format, bytes, limits, smaller))
-}
-
-/// The format of a file, by its content.
-pub(crate) fn recognise(bytes: &[u8]) -> Result<Format> {
-    if bytes.is_empty() {
-        return Err(Error::new(Kind::InvalidInput, "image is empty").detail("It has 0 bytes."));
-    }
-    sniff(bytes)
 }
 
 fn decode_as(format: Format, bytes: &[u8], limits: &Limits, smaller: Option<&Preprocess>) -> Result<Decoded> {
@@ -163,19 +110,14 @@ fn finish(picture: Picture, limits: &Limits, truncated: Option<Error>) -> Result
     Ok(Decoded { rgb, shrink, size, origin, truncated })
 }
 
-pub(crate) fn truncated(format: Format, length: usize) -> Error {
-    Error::new(Kind::InvalidInput, format!("{} image is truncated", format.name()))
-        .detail(format!("Its {length} bytes end before the picture does."))
-        .hint("Upload the file again; part of it is missing.")
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Cursor;
 
-    use image::{DynamicImage, ImageFormat, RgbaImage};
+    use image::{DynamicImage, ImageFormat, RgbImage, RgbaImage};
 
     use super::*;
+    use crate::error::Kind;
 
     fn png(image: &DynamicImage) -> Vec<u8> {
         let mut bytes = Vec::new();

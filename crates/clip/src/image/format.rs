@@ -1,6 +1,7 @@
 //! Image files by their first bytes, and by the names that people know.
 
 use crate::error::{Error, Kind, Result};
+use crate::image::picture::Format;
 use crate::image::raw;
 
 const SUPPORTED: &str = if cfg!(feature = "heic") {
@@ -9,50 +10,12 @@ const SUPPORTED: &str = if cfg!(feature = "heic") {
     "Supported are JPEG, PNG, WebP, GIF, BMP, TIFF and ICO."
 };
 
-/// A format that is decoded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Format {
-    Jpeg,
-    Png,
-    Gif,
-    WebP,
-    Bmp,
-    Tiff,
-    Ico,
-    /// Known by its preview.
-    Raw,
-    #[cfg(feature = "heic")]
-    Heic,
-}
-
-impl Format {
-    /// How a person calls it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Jpeg => "JPEG",
-            Self::Png => "PNG",
-            Self::Gif => "GIF",
-            Self::WebP => "WebP",
-            Self::Bmp => "BMP",
-            Self::Tiff => "TIFF",
-            Self::Ico => "ICO",
-            Self::Raw => "camera RAW",
-            #[cfg(feature = "heic")]
-            Self::Heic => "HEIC",
-        }
+/// The format of a file, by its content.
+pub(crate) fn recognise(bytes: &[u8]) -> Result<Format> {
+    if bytes.is_empty() {
+        return Err(Error::new(Kind::InvalidInput, "image is empty").detail("It has 0 bytes."));
     }
-
-    /// The error for a file of this format that is damaged.
-    pub fn broken(self, detail: impl Into<String>) -> Error {
-        Error::new(Kind::InvalidInput, format!("{} image is broken", self.name())).detail(detail)
-    }
-
-    /// The error for a sort of this format that is not decoded.
-    pub fn unsupported(self, detail: impl Into<String>) -> Error {
-        Error::new(Kind::Unsupported, format!("this sort of {} image is not supported", self.name()))
-            .detail(detail)
-            .hint("Convert it to an ordinary JPEG or PNG.")
-    }
+    sniff(bytes)
 }
 
 /// Tells the format by content.

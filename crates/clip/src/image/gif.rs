@@ -4,10 +4,8 @@ use gif::{ColorOutput, DecodeOptions, DecodingError};
 use image::metadata::Orientation;
 
 use crate::error::{Error, Kind, Result};
-use crate::image::decode::{Picture, Short, truncated};
-use crate::image::format::Format;
-use crate::image::info::Header;
 use crate::image::limits::{Limits, Watched};
+use crate::image::picture::{Format, Header, Picture, Short, truncated};
 use crate::image::pixels;
 use crate::memory::{self, Reserve};
 

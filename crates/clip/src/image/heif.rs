@@ -11,11 +11,9 @@ use image::metadata::Orientation;
 
 use crate::error::{Error, Result, without_panic};
 use crate::image::aside::aside;
-use crate::image::decode::{Picture, Short, truncated};
-use crate::image::format::Format;
-use crate::image::info::Header;
 use crate::image::limits::{Limits, bytes_of, no_pixels};
 use crate::image::orientation::swaps_sides;
+use crate::image::picture::{Format, Header, Picture, Short, truncated};
 use crate::image::pixels::{self, on_white};
 use crate::memory::Reserve;
 

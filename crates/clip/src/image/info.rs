@@ -1,12 +1,10 @@
 //! What an image file says of itself, without its pixels.
 
-use image::metadata::Orientation;
-
 use crate::error::{Result, without_panic};
-use crate::image::decode::recognise;
-use crate::image::format::Format;
+use crate::image::format::recognise;
 use crate::image::jpeg::Jpeg;
 use crate::image::limits::Limits;
+use crate::image::picture::{Format, Header};
 use crate::image::{bmp, gif, png, raw, tiff, webp};
 
 /// The header of an image file.
@@ -30,17 +28,6 @@ pub struct Info {
     pub frames: u32,
     /// Length of the file.
     pub bytes: u64,
-}
-
-/// What a format's own reader finds in a header.
-pub(crate) struct Header {
-    /// As stored.
-    pub size: (u32, u32),
-    pub channels: u8,
-    /// Of a sample.
-    pub bits: u8,
-    pub orientation: Orientation,
-    pub frames: u32,
 }
 
 /// Reads the header of an image file. No pixel is decoded and nothing of the picture's size allocated, so files over

@@ -3,10 +3,9 @@
 use image::{ColorType, ImageDecoder, ImageError, ImageFormat};
 
 use crate::error::{Error, Kind, Result};
-use crate::image::decode::{Picture, Short, truncated};
-use crate::image::format::Format;
 use crate::image::limits::{Limits, Watched, bytes_of, no_pixels};
 use crate::image::orientation::swaps_sides;
+use crate::image::picture::{Format, Picture, Short, truncated};
 use crate::image::pixels;
 use crate::memory::{self, Reserve};
 

@@ -12,6 +12,7 @@ mod jpeg;
 mod library;
 mod limits;
 mod orientation;
+mod picture;
 mod pixels;
 mod png;
 mod prepare;
@@ -24,7 +25,8 @@ mod tiff;
 mod to_tensor;
 mod webp;
 
-pub use decode::{Decoded, SPARE, decode, decode_for};
+pub use decode::{SPARE, decode, decode_for};
 pub use limits::Limits;
+pub use picture::Decoded;
 pub use prepare::resize_and_crop;
 pub use to_tensor::to_tensor;

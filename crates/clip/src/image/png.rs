@@ -5,10 +5,8 @@ use image::metadata::Orientation;
 use png::{BitDepth, DecodingError, InterlaceInfo, Transformations};
 
 use crate::error::{Error, Kind, Result};
-use crate::image::decode::{Picture, Short, truncated};
-use crate::image::format::Format;
-use crate::image::info::Header;
 use crate::image::limits::{Limits, Watched, no_pixels};
+use crate::image::picture::{Format, Header, Picture, Short, truncated};
 use crate::image::{orientation, pixels};
 use crate::memory::{self, Reserve};
 

@@ -3,8 +3,8 @@
 use image::RgbImage;
 
 use crate::error::Result;
-use crate::image::decode::Decoded;
 use crate::image::limits::{Limits, bytes_of};
+use crate::image::picture::Decoded;
 use crate::image::pixels;
 use crate::image::preprocess::{CropRounding, Preprocess, Resize};
 use crate::image::resample::{self, Axis};

@@ -6,9 +6,9 @@
 use image::metadata::Orientation;
 
 use crate::error::{Error, Kind, Result};
-use crate::image::info::Header;
 use crate::image::jpeg::Jpeg;
 use crate::image::limits::Limits;
+use crate::image::picture::Header;
 use crate::image::tiff::directory::{Directory, File};
 
 mod tag {

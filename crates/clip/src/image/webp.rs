@@ -5,10 +5,8 @@ use image::metadata::Orientation;
 
 use crate::error::{Result, without_panic};
 use crate::image::aside::aside;
-use crate::image::decode::{Picture, truncated};
-use crate::image::format::Format;
-use crate::image::info::Header;
 use crate::image::limits::{Limits, bytes_of};
+use crate::image::picture::{Format, Header, Picture, truncated};
 use crate::image::{library, orientation};
 
 /// A larger picture takes longer than 0.05 s, in one call that nothing stops once its data are read.

@@ -14,9 +14,8 @@ use image::metadata::Orientation;
 use turbojpeg_sys as tj;
 
 use crate::error::{Error, Kind, Result};
-use crate::image::decode::{Picture, Short, truncated};
-use crate::image::format::Format;
 use crate::image::limits::{Limits, bytes_of};
+use crate::image::picture::{Format, Picture, Short, truncated};
 use crate::image::{orientation, pixels};
 use crate::memory;
 

@@ -3,9 +3,9 @@
 use std::io::{self, BufRead, Read};
 
 use crate::error::{Error, Result};
-use crate::image::format::Format;
 use crate::image::jpeg::{Colors, Jpeg, Rows};
 use crate::image::limits::{Limits, Watched};
+use crate::image::picture::Format;
 
 pub(crate) const NONE: u64 = 1;
 pub(crate) const FAX3: u64 = 3;

@@ -1,9 +1,8 @@
 //! TIFF's directories: tags and their values, read in place. Nothing is allocated for what a file claims.
 
 use crate::error::Result;
-use crate::image::decode::truncated;
-use crate::image::format::Format;
 use crate::image::limits::Limits;
+use crate::image::picture::{Format, truncated};
 
 /// A file's byte order and the widths of its numbers.
 #[derive(Clone, Copy)]

@@ -12,11 +12,9 @@ use std::io;
 use image::metadata::Orientation;
 
 use crate::error::{Error, Kind, Result};
-use crate::image::decode::{Picture, Short};
-use crate::image::format::Format;
-use crate::image::info::Header;
 use crate::image::jpeg::Colors;
 use crate::image::limits::{Limits, no_pixels};
+use crate::image::picture::{Format, Header, Picture, Short};
 use crate::image::{orientation, pixels};
 use crate::memory::{self, Reserve};
 

@@ -1,8 +1,8 @@
 //! TIFF's samples as RGB: unpacking, undoing predictions, and colours.
 
 use crate::error::Result;
-use crate::image::format::Format;
 use crate::image::jpeg::cmyk_to_rgb;
+use crate::image::picture::Format;
 use crate::image::pixels::{narrow, on_white};
 
 use super::directory::{Directory, Values};
@@ -279,7 +279,7 @@ fn lab([l, a, b]: [u8; 3], signed: bool) -> [u8; 3] {
     let (x, y, z) = (0.9642 * inverse(fx), inverse(fy), 0.8249 * inverse(fz));
     // XYZ under D50 to linear sRGB, adapted by Bradford's matrix (brucelindbloom.com).
     let linear = [
-        3.133_856_1 * x - 1.616_866_7 * y - 0.490_614_6 * z,
+        3.133_856 * x - 1.616_866_7 * y - 0.490_614_6 * z,
         -0.978_768_4 * x + 1.916_141_5 * y + 0.033_454 * z,
         0.071_945_3 * x - 0.228_991_4 * y + 1.405_242_7 * z,
     ];
