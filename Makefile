@@ -7,6 +7,7 @@ PG_CONFIG ?=
 PYTHON ?= python3
 # Stages an installation below another directory, for packagers.
 DESTDIR ?=
+CHECKS ?=
 SOAK ?=
 FUZZ ?=
 TARGETS ?=
@@ -58,6 +59,10 @@ test-cluster: install
 test: export CLUSTER = test
 test: test-cluster
 	@scripts/test.sh
+
+.PHONY: lint
+lint: build-deps
+	@scripts/lint.sh $(CHECKS)
 
 demo: cluster
 	@scripts/demo.sh

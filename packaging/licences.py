@@ -49,7 +49,9 @@ def texts(folder: pathlib.Path) -> list[str]:
         for path in sorted(folder.glob(below + "*")):
             if path.is_file() and any(pathlib.PurePath(path.name.lower()).match(name) for name in NAMES):
                 files.append(path)
-    return ["\n".join(line.rstrip() for line in file.read_text(errors="replace").strip().splitlines()) for file in files]
+    return [
+        "\n".join(line.rstrip() for line in file.read_text(errors="replace").strip().splitlines()) for file in files
+    ]
 
 
 def main() -> None:

@@ -1,21 +1,17 @@
 #!/usr/bin/env bash
-# shellcheck disable=SC1091,SC2154
 # The benchmarks, for benches/README.md; the cluster of `make cluster` is up. Tables go to stdout, raw figures to target/bench.
 #   BENCH=embed,server,assign,recluster   only these; jpeg times decoders, shapes other models' towers, sweep compares partitions and
 #                                         times nothing
 #   MODEL=directory                       a model of one's own in place of ViT-B/32 with random weights
-source "$(dirname "$0")/common.sh"
+# shellcheck source=scripts/lib/common.sh
+source "$(dirname "$0")/lib/common.sh"
 require_pg
+cargo_setup
 eval "$("$root/scripts/cluster.sh" env)"
 cd "$root"
 export PG_CONFIG=$pg_config
 
-packages() {
-    [ -x "$target/venv-bench/bin/python" ] || "$python" -m venv "$target/venv-bench"
-    "$target/venv-bench/bin/python" -m pip install --only-binary=:all: -r benches/requirements.txt
-}
-ensure_python
-step bench-pip "installing the benchmarks' Python packages in target/venv-bench" packages
+python_environment venv-bench benches/requirements.txt
 run() { PYTHONDONTWRITEBYTECODE=1 "$target/venv-bench/bin/python" "$@"; }
 
 results=$target/bench
@@ -33,7 +29,7 @@ for name in $(tr ',' ' ' <<<"${BENCH:-embed,server,assign,recluster}"); do
     case $name in
     embed)
         model
-        step bench-build "building the benchmark" cargo build --release -p clip --example embed_bench
+        step bench-build "building the benchmark" cargo build --locked --release "${workspace[@]}" --example embed_bench
         [ -e "$results/photos/small-coffee.jpg" ] ||
             step bench-photos "making photos to measure with" run benches/peers/photos.py "$results/photos"
         run benches/peers/embed.py --bench target/release/examples/embed_bench \
@@ -50,7 +46,7 @@ for name in $(tr ',' ' ' <<<"${BENCH:-embed,server,assign,recluster}"); do
             "$results"/photos/mosaic-*.jpg
         ;;
     shapes)
-        step bench-build "building the benchmark" cargo build --release -p clip --example embed_bench
+        step bench-build "building the benchmark" cargo build --locked --release "${workspace[@]}" --example embed_bench
         [ -e "$results/photos/small-coffee.jpg" ] ||
             step bench-photos "making photos to measure with" run benches/peers/photos.py "$results/photos"
         step bench-shapes "writing towers with random weights" run benches/peers/shapes.py "$results"
@@ -64,11 +60,11 @@ for name in $(tr ',' ' ' <<<"${BENCH:-embed,server,assign,recluster}"); do
         ;;
     assign) run benches/clusters/assign.py --json "$results/assign.json" ;;
     recluster)
-        step bench-build "building the benchmark" cargo build --release -p clip --example recluster
+        step bench-build "building the benchmark" cargo build --locked --release "${workspace[@]}" --example recluster
         run benches/clusters/recluster.py --json "$results/recluster.json"
         ;;
     sweep)
-        step bench-build "building the benchmark" cargo build --release -p clip --example recluster
+        step bench-build "building the benchmark" cargo build --locked --release "${workspace[@]}" --example recluster
         run benches/clusters/sweep.py
         ;;
     *) die "no benchmark $name: BENCH takes embed, jpeg, shapes, server, assign, recluster, sweep" ;;

@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# shellcheck disable=SC1091,SC2154
 # What people look at, in a real browser: the gallery page and the web application; the cluster of `make cluster` is up.
 #   K=words             only the tests that match (pytest's -k)
 #   CHROMIUM=/a/path    another Chromium or Chrome than the one on PATH
-source "$(dirname "$0")/common.sh"
-source "$root/scripts/venv.sh"
+# shellcheck source=scripts/lib/common.sh
+source "$(dirname "$0")/lib/common.sh"
 require_pg
 eval "$("$root/scripts/cluster.sh" env)"
 cd "$root"
@@ -16,8 +15,8 @@ if [ -z "${CHROMIUM:-}" ]; then
     CHROMIUM=$(command -v chromium) || die "no chromium on PATH after its installation: set CHROMIUM to a Chromium or Chrome"
 fi
 export CHROMIUM
-venv venv-browser "$root/tests/browser/requirements.txt"
-venv venv-webapp "$root/examples/webapp/requirements.txt"
+python_environment venv-browser "$root/tests/browser/requirements.txt"
+python_environment venv-webapp "$root/examples/webapp/requirements.txt"
 # --confcutdir: the fixtures of tests/ are for other packages.
 PYTHONDONTWRITEBYTECODE=1 "$target/venv-browser/bin/python" -m pytest tests/browser --confcutdir=tests/browser \
     -o cache_dir="$target/pytest" ${K:+-k "$K"}

@@ -1,28 +1,18 @@
 #!/usr/bin/env bash
-# shellcheck disable=SC1091,SC2154
 # Build the extension into target/stage; with `install`, copy it to the server's directories (under DESTDIR, if set).
 # `release VERSION SOURCE` builds an earlier version from its source into target/releases, with the dependencies of this one.
-source "$(dirname "$0")/common.sh"
+# shellcheck source=scripts/lib/common.sh
+source "$(dirname "$0")/lib/common.sh"
 require_pg
 find_cargo_pgrx || die "no cargo-pgrx $pgrx_version: run make deps"
 
-# cargo-pgrx looks its PostgreSQL up in $PGRX_HOME/config.toml, which `cargo pgrx init` writes for servers that it
-# builds itself. One that is installed already takes these two lines. A folder for each major version: pgrx's bindings
-# are made anew whenever the file has changed.
-export PGRX_HOME=$target/pgrx/pg$pg_major
-mkdir -p "$PGRX_HOME"
-config=$(printf '[configs]\npg%s = "%s"' "$pg_major" "$pg_config")
-[ "$(cat "$PGRX_HOME/config.toml" 2>/dev/null)" = "$config" ] || echo "$config" >"$PGRX_HOME/config.toml"
+cargo_setup
 
 # On x86-64, without cargo-pgrx's --no-gc-sections: the linker keeps pgrx's schema section there by itself. The
 # library of a one-function extension comes to 0.6 MB in place of 3.7 MB, and since compiler flags are then those of
 # plain cargo, `cargo test` shares every compiled dependency. Lost sections stop the build with an error, so this
 # can't go wrong silently; on aarch64 they have been lost (cargo-pgrx 0.18.1, src/cargo.rs).
 [ "$(uname -m)" != x86_64 ] || export CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND=1
-
-# pgrx formats the bindings it writes, and stops without a rustfmt (rustup's minimal profile has none). Nobody reads
-# them, so any program that succeeds will do.
-rustfmt --version >/dev/null 2>&1 || export RUSTFMT=true
 
 stage=$target/stage/pg$pg_major source=$root name=clip_search
 if [ "${1:-}" = release ]; then

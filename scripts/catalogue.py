@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Print docs/reference.md: what the catalogue says of every function, setting, view and column, and every SQLSTATE.
+"""Prints docs/reference.md: every function, setting, view and column as the catalogue describes it, and every SQLSTATE.
 
     catalogue.py > docs/reference.md        (make docs)
 
-It reads the database that PGHOST, PGPORT, PGUSER and PGDATABASE name, as a superuser. The texts are those of COMMENT ON
-(sql/) and of the settings (src/guc.rs), which psql's \\df+, \\d+ and pg_settings show. Written here are only the
-topics, and when each SQLSTATE is raised; a function without a topic and a SQLSTATE that is not explained are errors.
+It reads the database that PGHOST, PGPORT, PGUSER and PGDATABASE name, as a superuser. The texts come from COMMENT ON
+(sql/) and from the settings (src/guc.rs); psql shows the same texts in \\df+, \\d+ and pg_settings. This file adds only
+the topics and the explanation of each SQLSTATE. A function without a topic, or a SQLSTATE without an explanation, is an
+error.
 """
 
 from __future__ import annotations
@@ -22,58 +23,61 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 TOPICS = {
     "Embedding": r"clip_embed_.*",
     "Searching": r"clip_query|clip_diversify|clip_classify",
-    "Grouping": r".*_clusters?|.*_collection|clip_cluster_groups|clip_recluster|clip_duplicates",
-    "Keeping columns true": r"clip_(un)?watch|clip_watch_row|clip_backfill|clip_retry|clip_reembed",
+    "Grouping": r".*_clusters?|.*_collection|clip_has_collection_privilege|clip_cluster_groups|clip_recluster|clip_duplicates",
+    "Keeping embeddings in sync": r"clip_(un)?watch|clip_watch_row|clip_backfill|clip_retry|clip_reembed",
     "Image files": r"clip_thumbnail|clip_image_info",
-    "Models and figures": r"clip_models|clip_check_model|.*_stats|clip_benchmark|clip_version",
+    "Models and statistics": r"clip_models|clip_check_model|.*_stats|clip_benchmark|clip_version",
 }
 
-# When a condition is raised, by PostgreSQL's name for it.
+# PostgreSQL's condition names, and when each is raised.
 CONDITIONS = {
-    "active_sql_transaction": "clip_backfill or clip_reembed is called inside a transaction",
-    "ambiguous_parameter": "several columns of the table are watched: name the one that is meant",
+    "active_sql_transaction": "clip_backfill or clip_reembed is called inside a transaction block",
+    "ambiguous_parameter": "several columns of the table are watched: name the one you mean",
     "config_file_error": "a file of the model can't be used, or ONNX Runtime is too old",
-    "data_exception": "a vector of another length or model than the collection's, or than those it is compared with",
-    "datatype_mismatch": "a column is of another type than it has to be",
-    "dependent_objects_still_exist": "a view or the like keeps clip_reembed from replacing a column",
-    "duplicate_object": "the collection exists already, or has its members elsewhere; the column is watched already",
-    "trigger_protocol_violated": "a trigger function was called other than by the trigger that clip_watch makes",
-    "feature_not_supported": "an image format that is recognised and not decoded (AVIF, JPEG XL, …), or an image "
-    "processor of another family; a text in a database of another encoding than UTF-8; a table of Citus, for what needs "
-    "its rows on this server",
-    "insufficient_privilege": "a right is missing, on the function or on the table that it works on",
-    "internal_error": "a defect of the extension: please report it",
-    "invalid_parameter_value": "not an image, or an empty, truncated or broken one; an empty text; a zero vector; no "
-    "label, or a template without {}; terms of a query that cancel out; any other argument out of its range",
-    "invalid_transaction_state": "assignment to a cluster, or a change of a collection or a watch, in a parallel "
+    "data_exception": "a vector differs in length or model from its collection, or from the vectors it is compared with",
+    "datatype_mismatch": "a column has the wrong type",
+    "dependent_objects_still_exist": "an object such as a view prevents clip_reembed from replacing a column",
+    "duplicate_object": "the collection already exists, or has its members in another table; the column is already "
+    "watched",
+    "trigger_protocol_violated": "a trigger function was called by something other than the trigger of clip_watch",
+    "feature_not_supported": "an image format that is recognised but not decoded (AVIF, JPEG XL, …); an image processor of "
+    "another model family; a text in a database whose encoding is not UTF-8; a Citus table, where a function needs its "
+    "rows on this server",
+    "insufficient_privilege": "a privilege is missing, on the function or on the table that it works on",
+    "internal_error": "a bug in the extension: please report it",
+    "invalid_parameter_value": "not an image, or an empty, truncated or corrupt one; an empty text; a zero vector; no "
+    "label, or a template without {}; terms of a query that cancel out; any other argument that is out of range",
+    "invalid_transaction_state": "assignment to a cluster, or a change to a collection or a watch, in a parallel "
     "worker",
-    "name_too_long": "the name of a column that clip_watch is to add would be cut by PostgreSQL",
+    "lock_not_available": "another session uses the table: clip_watch, clip_unwatch and clip_reembed don't wait long for "
+    "it; try again",
+    "name_too_long": "the name of a column that clip_watch would add exceeds PostgreSQL's limit",
     "not_null_violation": "the key of a watched row is NULL",
-    "null_value_not_allowed": "an argument is NULL that needs a value",
-    "object_in_use": "the watched table, or a column of it, has just been renamed",
-    "object_not_in_prerequisite_state": "the collection does not know its members' table; a table can't be watched "
-    "(it has no primary key, say), or not in that way",
-    "out_of_memory": "the system has no more memory to give to the work on an image",
-    "program_limit_exceeded": "an image over clip_search.max_image_pixels, clip_search.max_image_bytes or "
-    "clip_search.max_image_memory; a text over the model's context with clip_search.truncate_text off; a key that "
-    "is too long to be noted for clip_watch",
-    "query_canceled": "a cancel or a timeout, seen in the midst of an image",
-    "read_only_sql_transaction": "assignment to a cluster, or a change of a collection or a watch, in a read-only "
+    "null_value_not_allowed": "an argument that needs a value is NULL",
+    "object_in_use": "the watched table, or one of its columns, was renamed while the function ran",
+    "object_not_in_prerequisite_state": "the collection has no members' table; the table can't be watched (it has no "
+    "primary key, for example), or not in that mode",
+    "out_of_memory": "the system refuses the memory that an image or a text takes",
+    "program_limit_exceeded": "an image over clip_search.max_image_pixels, "
+    "max_image_bytes or max_image_memory; a text over the model's "
+    "context with clip_search.truncate_text off; a key that is too long for the queue of clip_watch",
+    "query_canceled": "a cancel or a timeout interrupts the function",
+    "read_only_sql_transaction": "assignment to a cluster, or a change to a collection or a watch, in a read-only "
     "transaction or on a standby",
-    "triggered_data_change_violation": "a trigger or a rule on a table kept rows from being updated",
+    "triggered_data_change_violation": "a trigger or a rule on a table prevented rows from being updated",
     "undefined_column": "the table has no such column",
     "undefined_file": "ONNX Runtime or a file of the model is missing",
-    "undefined_object": "no such model (the error lists those there are) or collection",
+    "undefined_object": "no such model (the error lists the available ones) or collection",
     "undefined_table": "no such table",
-    "wrong_object_type": "a table of a kind that can't be watched",
+    "wrong_object_type": "this kind of table can't be watched",
 }
-# Raised by functions of PostgreSQL that the code calls.
+# PostgreSQL functions that the code calls, and the conditions that they raise.
 CALLED = {
     "PreventCommandIfReadOnly": "read_only_sql_transaction",
     "PreventCommandIfParallelMode": "invalid_transaction_state",
 }
 
-# Of several by one name, the one that is described at length comes first.
+# Of overloads, the one with the longest description comes first.
 FUNCTIONS = """
 SELECT p.proname, pg_get_function_arguments(p.oid), pg_get_function_result(p.oid), obj_description(p.oid, 'pg_proc'),
        p.prokind, p.provolatile, p.proisstrict, p.proparallel, p.procost, p.prorows, p.prosecdef,
@@ -84,7 +88,7 @@ WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_extension'::regclas
 ORDER BY p.proname COLLATE "C", cardinality(string_to_array(obj_description(p.oid, 'pg_proc'), E'\n')) DESC,
          pg_get_function_identity_arguments(p.oid) COLLATE "C"
 """
-# Views that everyone may read; the rest is the extension's own.
+# Views that every role may read; other relations are internal.
 VIEWS = """
 SELECT c.oid, format('%s.%s', c.relnamespace::regnamespace, c.relname), obj_description(c.oid, 'pg_class')
 FROM pg_depend d JOIN pg_class c ON c.oid = d.objid JOIN pg_extension e ON e.oid = d.refobjid
@@ -101,11 +105,11 @@ SETTINGS = """
 SELECT name, vartype, unit, context, min_val, max_val, boot_val, short_desc, extra_desc
 FROM pg_settings WHERE name LIKE 'clip\\_search.%' ORDER BY name COLLATE "C"
 """
-# Kinds of objects that the page would leave out. From PostgreSQL 17 on, the types that come with tables are members too.
+# Objects of kinds that the page does not show. Event triggers are internal. Since PostgreSQL 17, the row types of tables are members, too.
 OTHERS = """
 SELECT pg_describe_object(classid, objid, objsubid) FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
 WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND e.extname = 'clip_search'
-  AND classid NOT IN ('pg_proc'::regclass, 'pg_class'::regclass, 'pg_namespace'::regclass)
+  AND classid NOT IN ('pg_proc'::regclass, 'pg_class'::regclass, 'pg_namespace'::regclass, 'pg_event_trigger'::regclass)
   AND NOT EXISTS (
       SELECT FROM pg_type t LEFT JOIN pg_type element ON element.oid = t.typelem
       WHERE classid = 'pg_type'::regclass AND t.oid = objid AND (t.typrelid <> 0 OR element.typrelid <> 0)
@@ -120,22 +124,22 @@ CONTEXT = {
     "sighup": "in the server's configuration",
     "postmaster": "in the server's configuration",
 }
-# What the planner expects where nothing is stated.
+# The planner's default.
 UNSTATED_ROWS = 1000
-# A default as it was written: the catalogue adds its type.
+# A default value as it was written; the catalogue adds a cast.
 CAST = re.compile(r"(DEFAULT (?:'(?:[^']|'')*'|NULL|-?[\d.]+))::(?:double precision|[a-z]+)(?:\[\])?")
-# A line of a comment about an argument or a column, or two.
+# A line of a comment that describes an argument or a column, or several.
 ITEM = re.compile(r"(\w+(?:, \w+)*): (.+)")
-# A function or a setting of ours, or a variable in one.
+# A function or a setting of the extension, or a variable in a setting.
 NAME = re.compile(r"\bclip_\w+(?:\.\w+)?(?:\(\))?|\$(?:system|data|libdir)\b|(?<=\bor )max_image_bytes\b")
 
 
 class Incomplete(Exception):
-    """What the page can't say yet."""
+    """Something that the page needs is missing."""
 
 
 def escape(text: str) -> str:
-    """Markdown takes no part in what a comment says; names of ours are code."""
+    """Escapes Markdown, and marks names of the extension as code."""
     return NAME.sub(r"`\g<0>`", re.sub(r"([|<>*\\])", r"\\\1", text))
 
 
@@ -144,16 +148,16 @@ def code(names: str) -> str:
 
 
 def described(comment: str) -> list[str]:
-    """The paragraphs and the list that a comment is."""
+    """A comment as Markdown: paragraphs and a list."""
     lines: list[str] = []
     listed = False
     for line in comment.splitlines():
         item = ITEM.fullmatch(line)
-        # A blank line before and after a list, and between what else stands on lines of its own.
+        # A blank line before and after a list, and between paragraphs.
         if lines and not (item and listed):
             lines.append("")
         if item:
-            # "cohesion: …; lowest: …" is about two.
+            # "cohesion: …; lowest: …" describes two columns.
             rest = re.sub(r"; (\w+(?:, \w+)*): ", lambda m: f"; {code(m[1])}: ", escape(item[2]))
             lines.append(f"- {code(item[1])}: {rest}")
         else:
@@ -189,7 +193,7 @@ def signature(name: str, arguments: str, result: str | None) -> str:
     whole = f"{name}({arguments})" + (f" → {result}" if result else "")
     if len(whole) <= 110:
         return whole
-    # One argument or column a line; commas inside brackets and strings don't count.
+    # One argument or column per line; commas inside brackets and strings don't count.
     split = re.compile(r", (?=\w+ [a-z])")
     inside = ",\n    ".join(split.split(arguments))
     whole = f"{name}(\n    {inside}\n)" if ", " in arguments else f"{name}({arguments})"
@@ -224,7 +228,7 @@ def functions(db: psycopg.Connection) -> list[str]:
 
 
 def in_bytes(number: str) -> str:
-    """As SHOW has it: 256MB."""
+    """As SHOW prints it: 256MB."""
     value, units = int(number), iter(("B", "kB", "MB", "GB"))
     unit = next(units)
     while value % 1024 == 0 and unit != "GB":
@@ -235,7 +239,7 @@ def in_bytes(number: str) -> str:
 def settings(db: psycopg.Connection) -> list[str]:
     # A session knows the settings once it has called a function of the extension.
     db.execute("SELECT clip_version()")
-    lines = ["## Settings", "", "A session knows them once it has called a function of the extension."]
+    lines = ["## Settings", "", "A session knows the settings once it has called a function of the extension."]
     for name, kind, unit, context, low, high, default, short, more in db.execute(SETTINGS):
         lines += ["", f"#### {name}", escape(short), *(["", escape(more)] if more else [])]
         value = f"`{in_bytes(default) if unit == 'B' else default}`" if default else "empty"
@@ -281,11 +285,10 @@ def page(db: psycopg.Connection) -> str:
         "# Reference",
         "",
         "Generated by `make docs` from what psql shows with `\\df+ clip_*`, `\\d+ clip_search.*` and",
-        "`SELECT * FROM pg_settings WHERE name LIKE 'clip_search.%'`; a test keeps it true.",
+        "`SELECT * FROM pg_settings WHERE name LIKE 'clip_search.%'`; a test compares the two.",
         "",
-        "A function that is STRICT returns NULL, or no rows, where an argument is NULL. Costs are in",
-        "`cpu_operator_cost`.",
-        "Everyone may call what is not marked *superusers, and by GRANT*.",
+        "A STRICT function returns NULL, or no rows, if an argument is NULL. Costs are in units of",
+        "`cpu_operator_cost`. Every role may call a function unless it is marked *superusers, and by GRANT*.",
         "",
         *functions(db),
         "",

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# shellcheck disable=SC1091,SC2154
 # The statements of docs/citus.md and the gallery on Citus: a coordinator and two workers, and one server to compare with
 # (tests/citus). Builds what is missing, prints the gallery's searches and groups and a table, and fails if any of it does.
 #   CITUS_SRC=path PGVECTOR_SRC=path   directories with their sources, or git repositories, whose HEAD is taken
 #   K=…                                as in make test
 # PostgreSQL 16 to 18: that of PG_CONFIG, or of Debian's packages, or built from Debian's source package in target/matrix.
-source "$(dirname "$0")/common.sh"
-source "$root/scripts/sources.sh"
+# shellcheck source=scripts/lib/common.sh
+source "$(dirname "$0")/lib/common.sh"
+# shellcheck source=scripts/lib/sources.sh
+source "$root/scripts/lib/sources.sh"
 
 place=$target/citus
 

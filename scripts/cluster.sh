@@ -1,5 +1,4 @@
 #!/usr/bin/env bash
-# shellcheck disable=SC1091,SC2154
 # A throw-away PostgreSQL cluster under target/, with clip_search created in database clip_search.
 #   cluster.sh start   make it, or start it again, or reuse it
 #   cluster.sh env     print how to connect to it
@@ -11,7 +10,8 @@
 # target/cluster is a link to it. The run directory also holds the socket, whose path may have 107 bytes only.
 # CLUSTER=name is another cluster beside that one. The one without a name preloads the default model, as a server that
 # embeds would; others don't, so that tests see the extension load.
-source "$(dirname "$0")/common.sh"
+# shellcheck source=scripts/lib/common.sh
+source "$(dirname "$0")/lib/common.sh"
 
 data=$target/cluster${CLUSTER:+.$CLUSTER}
 state=$data.state # run directory, server user and checkout of the cluster that is there: three lines

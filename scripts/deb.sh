@@ -1,5 +1,4 @@
 #!/usr/bin/env bash
-# shellcheck disable=SC1091,SC2154
 # Debian packages in target/deb, for the PostgreSQL of PG_CONFIG, out of an installation staged by DESTDIR.
 #   deb.sh         make them
 #   deb.sh test    then install them on a clean root and use them there (root rights and debootstrap)
@@ -10,9 +9,12 @@
 #   clip-search-photo-mini      the default model, for all of them
 #   clip-search-tools           clip-embed, which embeds files outside the server
 #   postgresql-NN-pgvector      only where apt has none, as on Debian 12: the extension can't be created without
-source "$(dirname "$0")/common.sh"
-source "$root/scripts/onnxruntime.sh"
-source "$root/scripts/sources.sh"
+# shellcheck source=scripts/lib/common.sh
+source "$(dirname "$0")/lib/common.sh"
+# shellcheck source=scripts/lib/onnxruntime.sh
+source "$root/scripts/lib/onnxruntime.sh"
+# shellcheck source=scripts/lib/sources.sh
+source "$root/scripts/lib/sources.sh"
 require_pg
 
 out=$target/deb
@@ -136,7 +138,6 @@ CONTROL
 
 tools_package() {
     local name=clip-search-tools
-    (cd "$root" && cargo build --release -p clip-embed)
     put "$target/release/clip-embed" "$name" usr/bin/clip-embed 755
     strip --strip-unneeded "$out/$name/usr/bin/clip-embed"
     "$python" "$root/packaging/licences.py" "$root" clip-embed >"$out/crates.txt"

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# shellcheck disable=SC1091,SC2154
 # What clip_search is built and run with; only what is missing is installed.
 #   deps.sh build   to build: PostgreSQL's headers, a C compiler, Rust, cargo-pgrx
 #   deps.sh         also to run: pgvector, ONNX Runtime, the default model, in the server's directories
-source "$(dirname "$0")/common.sh"
-source "$root/scripts/onnxruntime.sh"
-source "$root/scripts/sources.sh"
+# shellcheck source=scripts/lib/common.sh
+source "$(dirname "$0")/lib/common.sh"
+# shellcheck source=scripts/lib/onnxruntime.sh
+source "$root/scripts/lib/onnxruntime.sh"
+# shellcheck source=scripts/lib/sources.sh
+source "$root/scripts/lib/sources.sh"
 
 # --- system packages -------------------------------------------------------------------------------------------
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# shellcheck disable=SC1091,SC2154
 # How well a model finds, in the cluster of `make cluster`: a table to stdout, a plot to target/eval.
 #   MODEL=name    the model: a name, or a directory that the server can read (default: photo-mini)
 #   STAMPS=dir    usr/share/tuxpaint/stamps of Debian's package tuxpaint-stamps-default (default: fetched by apt, 161 MB)
-source "$(dirname "$0")/common.sh"
-source "$root/scripts/stamps.sh"
+# shellcheck source=scripts/lib/common.sh
+source "$(dirname "$0")/lib/common.sh"
+# shellcheck source=scripts/lib/stamps.sh
+source "$root/scripts/lib/stamps.sh"
 require_pg
 eval "$("$root/scripts/cluster.sh" env)"
 cd "$root"

@@ -6,6 +6,7 @@ clip_search: CLIP image and text embeddings inside PostgreSQL
   make install      build it, and install it with ONNX Runtime and the default model
   make demo         see it work: real photos, found by words, grouped by likeness; writes target/demo/gallery.html
   make test         unit tests, SQL tests, parity and concurrency
+  make lint         rustfmt, clippy, ruff, shellcheck, and how modules depend on each other (CHECKS='fmt ruff')
   make webapp       search photos of yours in the browser, on 127.0.0.1 (PORT=8080), until Ctrl-C
   make clean        remove target/ and the throw-away cluster
 

@@ -1,5 +1,4 @@
 #!/usr/bin/env bash
-# shellcheck disable=SC1091,SC2154
 # The SQL tests and pytest on every PostgreSQL from 15 to 18 that is here or can be built here, each with a build of the
 # extension of its own; then pg_upgrade from each to each newer one. Prints a table; fails if anything in it does, or if
 # no two of them could be upgraded.
@@ -9,8 +8,10 @@
 # Otherwise a major version is the one of PG_CONFIG, or of Debian's packages, or built from Debian's source package in
 # target/matrix, with assertions (--enable-cassert). PostgreSQL 16 is that of a Python package, without contrib: the tests of
 # postgres_fdw are skipped.
-source "$(dirname "$0")/common.sh"
-source "$root/scripts/sources.sh"
+# shellcheck source=scripts/lib/common.sh
+source "$(dirname "$0")/lib/common.sh"
+# shellcheck source=scripts/lib/sources.sh
+source "$root/scripts/lib/sources.sh"
 
 place=$target/matrix
 configs=() rows=() failed=
@@ -88,7 +89,8 @@ test_server() {
 }
 
 test_upgrade() {
-    local old=$1 new=$2 name=$3 start=$SECONDS log=$logs/matrix-upgrade-$(major_of "$1")-$(major_of "$2").log result
+    local old=$1 new=$2 name=$3 start=$SECONDS log result
+    log=$logs/matrix-upgrade-$(major_of "$old")-$(major_of "$new").log
     say "pg_upgrade from $(major_of "$old") to $(major_of "$new") (log: $log)"
     if PG_CONFIG=$new CLUSTER=$name OLD_PG_CONFIG=$old K='' TESTS='' \
         "$root/scripts/test.sh" upgrade >"$log" 2>&1 </dev/null; then

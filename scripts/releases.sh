@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# shellcheck disable=SC1091,SC2154
-# The released versions, built from their commits into target/releases, for the update that tests/test_update.py does from
+# The released versions, built from their commits into target/releases, for the update that tests/release/test_update.py does from
 # each: a minute each, once, since they are built with this version's dependencies. Where the history does not reach
 # back to a commit (an archive, a shallow clone), the test says so and is skipped.
-source "$(dirname "$0")/common.sh"
+# shellcheck source=scripts/lib/common.sh
+source "$(dirname "$0")/lib/common.sh"
 require_pg
 cd "$root"
 while read -r version commit; do

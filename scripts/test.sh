@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# shellcheck disable=SC1091,SC2154
 # The tests, in three stages; the cluster of `make test-cluster` is up. The last line is pytest's.
 #   test.sh [unit] [sql] [python] [upgrade] [citus]   only these stages; the last two are not run otherwise (make matrix,
 #               make citus)
 #   UNIT=name   only unit tests of crates/ whose name contains it
 #   TESTS=a,b   only these tests of tests/sql (setup comes first by itself)
-#   K=words     only pytest's tests that match (its -k)
-source "$(dirname "$0")/common.sh"
+#   K=words     only pytest's tests that match (its -k): K=watch is those of tests/watch and others with the word in their name
+# shellcheck source=scripts/lib/common.sh
+source "$(dirname "$0")/lib/common.sh"
 require_pg
+cargo_setup
 eval "$("$root/scripts/cluster.sh" env)"
 cd "$root"
 # Where the engine's unit tests find what the extension finds by itself.
@@ -21,9 +22,8 @@ stage() { printf '\n== %s ==\n' "$*"; }
 
 unit_tests() {
     stage "unit tests: crates"
-    # Together, and clip-embed below: each set of packages on its own would compile dependencies anew.
-    step unit-build "building the unit tests" cargo test --release -p clip -p clip-embed --no-run
-    cargo test --release -p clip -p clip-embed --quiet -- ${unit:+"$unit"} || die "unit tests failed: see above"
+    step unit-build "building the unit tests" cargo test --locked --release "${workspace[@]}" --no-run
+    cargo test --locked --release "${workspace[@]}" --quiet -- ${unit:+"$unit"} || die "unit tests failed: see above"
 }
 
 regression_tests() {
@@ -46,25 +46,31 @@ regression_tests() {
     fi
 }
 
+# Without a path: the folders that pyproject.toml lists.
+run_pytest() { PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest -o cache_dir="$target/pytest" "$@"; }
+
 python_tests() {
     python_packages
-    step clip-embed "building clip-embed" cargo build --release -p clip-embed
-    if [ -z "$k" ] || [[ $k == *update* ]]; then "$root/scripts/releases.sh"; fi
-    stage "parity, concurrency, demo: pytest"
-    PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest tests --ignore=tests/browser --ignore=tests/matrix \
-        --ignore=tests/citus -rs -o cache_dir="$target/pytest" ${k:+-k "$k"}
+    # PgBouncer before the server, for tests/server/test_pool.py. Without apt its tests are skipped.
+    if { [ -z "$k" ] || [[ $k == *pool* || $k == *server* ]]; } && command -v apt-get >/dev/null &&
+        ! PATH=$PATH:/usr/sbin command -v pgbouncer >/dev/null; then
+        apt_install pgbouncer
+    fi
+    if [ -z "$k" ] || [[ $k == *update* || $k == *release* ]]; then "$root/scripts/releases.sh"; fi
+    stage "Python tests: pytest"
+    run_pytest -rs ${k:+-k "$k"}
 }
 
 upgrade_tests() {
     python_packages
     stage "pg_upgrade from $OLD_PG_CONFIG to $pg_config"
-    PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest tests/matrix -rs -o cache_dir="$target/pytest"
+    run_pytest tests/matrix -rs
 }
 
 citus_tests() {
     python_packages
     stage "Citus: a coordinator and two workers"
-    PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest tests/citus -o cache_dir="$target/pytest" ${k:+-k "$k"}
+    run_pytest tests/citus ${k:+-k "$k"}
 }
 
 if wanted unit "$unit"; then unit_tests; fi

@@ -1,5 +1,4 @@
 #!/usr/bin/env bash
-# shellcheck disable=SC1091,SC2154
 # The extension inside a server that runs under valgrind's memcheck: the tests of tests/valgrind, first as connections load
 # the library and then in a server that preloads it. Fails if memcheck reports anything, or a test fails; prints a summary,
 # errors that go through clip_search.so first.
@@ -12,8 +11,10 @@
 # The server is PostgreSQL 17 from Debian's source archive, in target/valgrind: with USE_VALGRIND it tells memcheck what is
 # palloc'd and what is freed (all of it is one malloc'd block otherwise), and with assertions it overwrites what is freed.
 # Processes that run the server's programs natively in between (initdb, psql) are not looked at.
-source "$(dirname "$0")/common.sh"
-source "$root/scripts/sources.sh"
+# shellcheck source=scripts/lib/common.sh
+source "$(dirname "$0")/lib/common.sh"
+# shellcheck source=scripts/lib/sources.sh
+source "$root/scripts/lib/sources.sh"
 
 place=$target/valgrind
 prefix=$place/pg17
@@ -80,7 +81,7 @@ step valgrind-control "building the control" build_control
 
 # Where the server's user can write, and other users can't.
 running=$(mktemp -d "${TMPDIR:-/tmp}/clip_search-valgrind.XXXXXX")
-cp "$root/scripts/valgrind.supp" "$running/clip_search.supp"
+cp "$root/scripts/lib/valgrind.supp" "$running/clip_search.supp"
 # The miniature takes a photo in a second. Two of one content: clip_reembed is from one name to another.
 mkdir -p "$running/models"
 for model in mini copy; do cp -R "$root/tests/fixtures/clip-mini" "$running/models/$model"; done
@@ -140,5 +141,5 @@ mkdir -p "$reports"
 cp "$running"/*.log "$reports"
 
 printf '\n== memcheck, %d s of tests ==\n' "$took"
-"$python" "$root/scripts/valgrind.py" "$reports" clip_search_control || failed+=" memcheck"
+"$python" "$root/scripts/lib/valgrind.py" "$reports" clip_search_control || failed+=" memcheck"
 [ -z "$failed" ] || die "failed:$failed (the logs: $reports/*.log)"

@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
-# shellcheck disable=SC1091,SC2154
 # The web application of examples/webapp, on the cluster of `make cluster`, until Ctrl-C.
 #   PORT=8080       where it listens, on 127.0.0.1 alone
-source "$(dirname "$0")/common.sh"
-source "$root/scripts/venv.sh"
+# shellcheck source=scripts/lib/common.sh
+source "$(dirname "$0")/lib/common.sh"
 require_pg
 eval "$("$root/scripts/cluster.sh" env)"
 app=$root/examples/webapp
 port=${PORT:-8080}
-venv venv-webapp "$app/requirements.txt"
+python_environment venv-webapp "$app/requirements.txt"
 run() { PYTHONDONTWRITEBYTECODE=1 "$target/venv-webapp/bin/python" "$@"; }
 
 if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then

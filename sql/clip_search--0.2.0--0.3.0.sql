@@ -1,1 +1,624 @@
 -- From 0.2.0 to 0.3.0.
+
+-- The comments that psql shows, in the words of 0.3.0.
+-- In the types of arguments, vector is pgvector's.
+SELECT pg_catalog.set_config('search_path', pg_catalog.quote_ident(n.nspname) OPERATOR(pg_catalog.||) ', pg_temp', true)
+FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace
+WHERE e.extname OPERATOR(pg_catalog.=) 'vector';
+COMMENT ON SCHEMA clip_search IS 'Views of the extension clip_search: collection, cluster, watch, pending and failure. Its tables are internal';
+COMMENT ON VIEW clip_search.collection IS 'Separate sets of clusters and their settings; clip_create_collection or the first assignment to a name creates one';
+COMMENT ON COLUMN clip_search.collection.name IS 'Name, as passed to clip_assign_cluster; default if none was passed';
+COMMENT ON COLUMN clip_search.collection.dimensions IS 'Dimensions of the vectors';
+COMMENT ON COLUMN clip_search.collection.threshold IS 'Lowest cosine at which a vector joins a cluster: the collection''s own, else clip_search.cluster_threshold';
+COMMENT ON COLUMN clip_search.collection.model IS 'Model that made the vectors, if known';
+COMMENT ON COLUMN clip_search.collection.members IS 'Table that holds the members';
+COMMENT ON COLUMN clip_search.collection.embedding IS 'Column of that table with the embedding';
+COMMENT ON COLUMN clip_search.collection.cluster IS 'Column of that table with the cluster''s id';
+COMMENT ON COLUMN clip_search.collection.key IS 'Column of that table that identifies a member';
+COMMENT ON COLUMN clip_search.collection.labels IS 'Column of that table with keywords (text[])';
+COMMENT ON COLUMN clip_search.collection.image IS 'Column of that table with the image file';
+COMMENT ON COLUMN clip_search.collection.created_at IS 'When clip_create_collection created it; NULL if the first assignment did';
+COMMENT ON VIEW clip_search.cluster IS 'Clusters of similar vectors, maintained by clip_assign_cluster and clip_recluster';
+COMMENT ON COLUMN clip_search.cluster.id IS 'Id, as returned by clip_assign_cluster';
+COMMENT ON COLUMN clip_search.cluster.collection IS 'Collection of the cluster';
+COMMENT ON COLUMN clip_search.cluster.centroid IS 'Mean of the members, scaled to length 1';
+COMMENT ON COLUMN clip_search.cluster.resultant IS 'Length of the mean of the members, which equals their mean cosine to the centroid: 1 if all are equal';
+COMMENT ON COLUMN clip_search.cluster.size IS 'Number of members';
+COMMENT ON COLUMN clip_search.cluster.created_at IS 'When its first member arrived';
+COMMENT ON COLUMN clip_search.cluster.updated_at IS 'When a member last joined or left';
+COMMENT ON TABLE clip_search.collection_setting IS 'Settings of collections, written by clip_create_collection; the view clip_search.collection shows them';
+COMMENT ON TABLE clip_search.cluster_sum IS 'Sums of the members of clusters; the view clip_search.cluster shows them';
+COMMENT ON COLUMN clip_search.cluster_sum.rest IS 'Remainder of that rounding';
+COMMENT ON COLUMN clip_search.cluster_sum.code IS 'Binary code of the sum, as stored in cluster_code; NULL: not stored there yet, so searches read the sum';
+COMMENT ON COLUMN clip_search.cluster_sum.model IS 'Model of the first vector, if known';
+COMMENT ON COLUMN clip_search.cluster_sum.mark IS 'Sequence number: the order in which rows became visible to searches';
+COMMENT ON TABLE clip_search.cluster_change IS 'Members that joined or left since the sums were written; the view clip_search.cluster includes them';
+COMMENT ON TABLE clip_search.cluster_code IS 'Binary codes of clusters, many in a row, for nearest-neighbor search';
+COMMENT ON COLUMN clip_search.cluster_code.mark IS 'Highest sequence number of the sums whose codes the row holds';
+COMMENT ON SEQUENCE clip_search.cluster_id_seq IS 'Ids of clusters, and sequence numbers of sums';
+COMMENT ON INDEX clip_search.collection_setting_pkey IS 'Unique names';
+COMMENT ON INDEX clip_search.cluster_sum_cluster_idx IS 'Sums by cluster';
+COMMENT ON INDEX clip_search.cluster_sum_collection_idx IS 'Sums by collection';
+COMMENT ON INDEX clip_search.cluster_sum_recent_idx IS 'Sums without a binary code';
+COMMENT ON INDEX clip_search.cluster_change_cluster_idx IS 'Changes by cluster';
+COMMENT ON INDEX clip_search.cluster_code_collection_idx IS 'Binary codes by collection';
+COMMENT ON FUNCTION @extschema@.clip_embed_image(bytea) IS 'Embedding of an image file (JPEG, PNG, WebP, GIF, BMP, TIFF, ICO) by the model clip_search.model, scaled to length 1';
+COMMENT ON FUNCTION @extschema@.clip_embed_image(bytea, text) IS 'Embedding of an image file by the named model, scaled to length 1; immutable, so a generated column can use it';
+COMMENT ON FUNCTION @extschema@.clip_embed_text(text) IS 'Embedding of a text by the model clip_search.model, scaled to length 1';
+COMMENT ON FUNCTION @extschema@.clip_embed_text(text, text) IS 'Embedding of a text by the named model, scaled to length 1; immutable, so a generated column can use it';
+COMMENT ON FUNCTION @extschema@.clip_embed_images(bytea[]) IS 'Embeddings of an array of image files, in batches; NULL elements stay NULL, and one bad file fails the call';
+COMMENT ON FUNCTION @extschema@.clip_embed_images(bytea[], text) IS 'Embeddings of an array of image files by the named model, in batches; NULL elements stay NULL';
+COMMENT ON FUNCTION @extschema@.clip_embed_texts(text[]) IS 'Embeddings of an array of texts, in batches; NULL elements stay NULL, and one bad text fails the call';
+COMMENT ON FUNCTION @extschema@.clip_embed_texts(text[], text) IS 'Embeddings of an array of texts by the named model, in batches; NULL elements stay NULL';
+COMMENT ON FUNCTION @extschema@.clip_classify(bytea, text[], text, text) IS 'Zero-shot classification of an image file, the most probable label first
+labels: the labels to choose from; none may be NULL or empty
+template: the text that is embedded for each label, which replaces {}
+model: defaults to clip_search.model
+probability: computed with the model''s own logit scale: a softmax over the labels, or for SigLIP the sigmoid of each';
+COMMENT ON FUNCTION @extschema@.clip_classify(bytea, text[], text[], text) IS 'Zero-shot classification of an image file by prompt ensembling: each label is the mean of its texts in all templates';
+COMMENT ON FUNCTION @extschema@.clip_classify(vector, text[], text, text) IS 'Zero-shot classification of a stored embedding; the labels must be embedded by the model that made it';
+COMMENT ON FUNCTION @extschema@.clip_classify(vector, text[], text[], text) IS 'Zero-shot classification of a stored embedding by prompt ensembling';
+COMMENT ON FUNCTION @extschema@.clip_query(text[], double precision[], bytea[], double precision[], vector[], double precision[], text) IS 'Combines texts, image files and vectors into one query: their weighted sum, scaled to length 1
+Each term is scaled to length 1 before its weight applies. Weights default to 1; a negative weight leads away from a term.
+weights: weights of the texts, one for each; image_weights and vector_weights are those of the others
+model: defaults to clip_search.model; the vectors must come from the same model';
+COMMENT ON FUNCTION @extschema@.clip_diversify(vector, anyarray, vector[], integer, double precision) IS 'Chooses relevant candidates that differ from each other (maximal marginal relevance)
+ids: identifiers of the candidates, of any type, in the order of their embeddings
+k: the number of candidates to choose, at most
+lambda: weight of relevance, from 0 to 1; the rest is the weight of difference from the candidates already chosen
+score: lambda × cosine to the query − (1 − lambda) × highest cosine to a candidate already chosen';
+COMMENT ON FUNCTION @extschema@.clip_assign_cluster(vector) IS 'Adds a vector to the nearest cluster of the collection default, or to a new one; returns the cluster''s id';
+COMMENT ON FUNCTION @extschema@.clip_assign_cluster(vector, text) IS 'Adds a vector to the nearest cluster of a collection, or to a new one; returns the cluster''s id
+It joins if its cosine to the centroid is at least the collection''s threshold, or clip_search.cluster_threshold if that is not set.';
+COMMENT ON FUNCTION @extschema@.clip_leave_cluster(bigint, vector) IS 'Removes a member from its cluster, and the cluster with its last member; false if there is no such cluster
+embedding: the vector that was assigned';
+COMMENT ON FUNCTION @extschema@.clip_create_collection(text, double precision, integer, text, regclass, text, text, text, text, text) IS 'Creates a collection, or sets up one that an assignment created: its settings and the table of its members
+threshold: lowest cosine at which a vector joins a cluster; defaults to clip_search.cluster_threshold
+dimensions: dimensions of the vectors; defaults to those of the first
+model: model that makes the vectors; defaults to that of the first, if known
+members: the table of the members
+embedding, cluster: its columns with the embedding (vector or halfvec) and the cluster''s id (bigint)
+key: its column that identifies a member; defaults to the primary key
+labels: its column with keywords (text[])
+image: its column with image files (bytea), for thumbnails';
+COMMENT ON FUNCTION @extschema@.clip_drop_collection(text) IS 'Drops a collection and its clusters; the members'' table is not changed';
+COMMENT ON FUNCTION @extschema@.clip_recluster(text, text) IS 'Regroups all members of a collection by agglomerative clustering, updates their table and returns what changed
+linkage: average, or single (a chain of similar members forms one cluster)
+cluster: the cluster, which keeps the id of the cluster that most of its members come from
+change: new, merged (from several whole clusters), split (a part of one) or moved (members joined or left)
+sources: the clusters that the members come from
+moved: the number of members that were not in this cluster before';
+COMMENT ON FUNCTION @extschema@.clip_thumbnail(bytea, integer, text) IS 'Thumbnail of an image file, upright and with its aspect ratio; smaller images keep their size
+edge: length of the longer side in pixels, from 1 to 4096
+format: jpeg (quality 85), png or webp (lossless)';
+COMMENT ON FUNCTION @extschema@.clip_image_info(bytea) IS 'Reads the header of an image file; no pixel is decoded, and no size limit applies
+format: JPEG, PNG, GIF, WebP, BMP, TIFF or ICO
+width, height: size in pixels as stored, before orientation is applied
+orientation: EXIF orientation, from 1 (upright) to 8; 5 to 8 swap width and height
+channels: samples per pixel: 1 grey or palette, 2 grey with alpha, 3 RGB, 4 RGB with alpha or CMYK
+frames: number of frames or pages
+bytes: length of the file';
+COMMENT ON FUNCTION @extschema@.clip_models() IS 'Available models, and what this connection has loaded and embedded
+path: directory of the model; dimensions: dimensions of its vectors, NULL while unknown
+selected: whether clip_search.model names it
+loaded: whether this connection has loaded the image tower or the text tower, which image_loaded and text_loaded tell apart
+images, texts: number of items that this connection has embedded';
+COMMENT ON FUNCTION @extschema@.clip_check_model(text) IS 'Checks a model: its files, inputs, outputs and preprocessing, and whether it distinguishes red, green and blue
+model: a name, or the absolute path of a directory
+The last item is the verdict: good, or what is wrong.';
+COMMENT ON FUNCTION @extschema@.clip_stats() IS 'Counters and timings of the embedding functions for each model
+images, texts: number of items embedded; memo_hits: number of texts answered from the connection''s memory instead
+errors: number of failed calls
+runs: number of inferences, each of one item or a batch; loads: number of graphs loaded
+load_ms, decode_ms, inference_ms: milliseconds spent loading models, turning image files into input, and in inference
+total_ms: milliseconds of all calls
+since: when counting began
+shared: whether all connections are counted (if clip_search is in shared_preload_libraries) or this one only';
+COMMENT ON FUNCTION @extschema@.clip_reset_stats() IS 'Resets the counters of clip_stats() to zero';
+COMMENT ON FUNCTION @extschema@.clip_benchmark(text) IS 'Measures how long each step takes on this server, with generated photos and texts and a freshly loaded model
+model: defaults to clip_search.model
+ms_each: milliseconds per item';
+COMMENT ON FUNCTION @extschema@.clip_version() IS 'Version of the extension, and of ONNX Runtime once it is loaded';
+COMMENT ON VIEW clip_search.watch IS 'Columns that clip_watch keeps in sync, and their progress';
+COMMENT ON COLUMN clip_search.watch.relation IS 'Watched table';
+COMMENT ON COLUMN clip_search.watch.source IS 'Column that is embedded: images (bytea) or texts';
+COMMENT ON COLUMN clip_search.watch.text_source IS 'Column of texts whose vectors are averaged with those of the images';
+COMMENT ON COLUMN clip_search.watch.text_weight IS 'Weight of the text in that average';
+COMMENT ON COLUMN clip_search.watch.embedding IS 'Column that receives the embedding';
+COMMENT ON COLUMN clip_search.watch.cluster IS 'Column that receives the cluster''s id, if rows are grouped';
+COMMENT ON COLUMN clip_search.watch.model IS 'Model that embeds';
+COMMENT ON COLUMN clip_search.watch.collection IS 'Collection of the clusters';
+COMMENT ON COLUMN clip_search.watch.mode IS 'immediate: embeds when a row is written; queued: the background worker embeds';
+COMMENT ON COLUMN clip_search.watch.replaces IS 'Column that clip_reembed will replace by this one';
+COMMENT ON COLUMN clip_search.watch.active IS 'Whether the triggers exist and are enabled';
+COMMENT ON COLUMN clip_search.watch.rows IS 'Rows of the table; NULL if the current role may not read them all';
+COMMENT ON COLUMN clip_search.watch.pending IS 'Rows that still need embedding or grouping, without those that failed';
+COMMENT ON VIEW clip_search.pending IS 'Rows of the current role''s tables that await embedding by the background worker or by clip_backfill';
+COMMENT ON COLUMN clip_search.pending.relation IS 'Watched table';
+COMMENT ON COLUMN clip_search.pending.embedding IS 'Column that receives the embedding';
+COMMENT ON COLUMN clip_search.pending.key IS 'Primary key of the row';
+COMMENT ON COLUMN clip_search.pending.queued_at IS 'When the row was queued';
+COMMENT ON COLUMN clip_search.pending.due IS 'When the next attempt is due';
+COMMENT ON COLUMN clip_search.pending.attempts IS 'Number of attempts so far';
+COMMENT ON COLUMN clip_search.pending.sqlstate IS 'SQLSTATE of the last error';
+COMMENT ON COLUMN clip_search.pending.message IS 'Message of the last error';
+COMMENT ON VIEW clip_search.failure IS 'Rows of the current role''s tables that could not be embedded; clip_retry tries them again';
+COMMENT ON COLUMN clip_search.failure.relation IS 'Watched table';
+COMMENT ON COLUMN clip_search.failure.embedding IS 'Column that receives the embedding';
+COMMENT ON COLUMN clip_search.failure.key IS 'Primary key of the row';
+COMMENT ON COLUMN clip_search.failure.failed_at IS 'When the last attempt failed';
+COMMENT ON COLUMN clip_search.failure.sqlstate IS 'SQLSTATE of the error';
+COMMENT ON COLUMN clip_search.failure.message IS 'Message of the error';
+COMMENT ON COLUMN clip_search.failure.detail IS 'Detail of the error';
+COMMENT ON COLUMN clip_search.failure.attempts IS 'Number of attempts';
+COMMENT ON TABLE clip_search.watch_setting IS 'Arguments of clip_watch; the view clip_search.watch shows them';
+COMMENT ON TABLE clip_search.watch_queue IS 'Rows that await embedding; the view clip_search.pending shows them';
+COMMENT ON TABLE clip_search.watch_failure IS 'Rows that could not be embedded; the view clip_search.failure shows them';
+COMMENT ON VIEW clip_search.watch_live IS 'Watches whose triggers exist and are enabled';
+COMMENT ON SEQUENCE clip_search.watch_id_seq IS 'Ids of watches';
+COMMENT ON SEQUENCE clip_search.watch_queue_id_seq IS 'Ids of queue entries';
+COMMENT ON INDEX clip_search.watch_setting_pkey IS 'Unique ids';
+COMMENT ON INDEX clip_search.watch_setting_column_key IS 'Each column is watched at most once';
+COMMENT ON INDEX clip_search.watch_queue_pkey IS 'Unique ids';
+COMMENT ON INDEX clip_search.watch_queue_due_idx IS 'Entries of a watch in the order in which they are due';
+COMMENT ON INDEX clip_search.watch_queue_tried_idx IS 'Entries that have been tried before';
+COMMENT ON INDEX clip_search.watch_queue_watch_idx IS 'Entries by watch and row';
+COMMENT ON INDEX clip_search.watch_failure_pkey IS 'Each row is listed at most once';
+COMMENT ON FUNCTION @extschema@.clip_watch_row() IS 'Trigger function of watched tables';
+COMMENT ON PROCEDURE @extschema@.clip_backfill(regclass, integer, text) IS 'Embeds the rows of a watched table that have no embedding, one transaction per batch
+It returns when all rows that existed when it was called are embedded or listed as failed.
+It can''t run inside a transaction block. It can be interrupted and called again, and run in several sessions at once.
+batch: rows per transaction
+embedding: the watched column; NULL: all watched columns of this table';
+COMMENT ON FUNCTION clip_search.watch_progress(regclass, name, name, name, name) IS 'Counts the rows of a watched table for clip_search.watch';
+COMMENT ON FUNCTION clip_search.backfill_begin(regclass, text) IS 'Step of clip_backfill: queues the rows without an embedding';
+COMMENT ON FUNCTION clip_search.backfill_claim(bigint, bigint, bigint, integer) IS 'Step of clip_backfill: claims the next queue entries';
+COMMENT ON FUNCTION clip_search.backfill_work(bigint, bigint[]) IS 'Step of clip_backfill: embeds the claimed entries';
+COMMENT ON PROCEDURE @extschema@.clip_reembed(regclass, text, text, integer) IS 'Embeds a watched table by another model into a second column, and swaps the columns once the second is complete
+It can''t run inside a transaction block. If interrupted, call it again: it resumes.
+model: the new model
+embedding: the watched column; NULL: the only one in this table
+batch: rows per transaction';
+COMMENT ON FUNCTION clip_search.reembed_begin(regclass, text, text) IS 'Step of clip_reembed: adds and watches the second column';
+COMMENT ON FUNCTION clip_search.reembed_goes_on(regclass, text, text) IS 'Step of clip_reembed: whether the second column still has to be filled; false if another session has finished';
+COMMENT ON FUNCTION clip_search.reembed_finish(regclass, text) IS 'Step of clip_reembed: swaps the columns; false if rows are missing';
+-- Everything below is created in the extension's schema, as in a new installation.
+SELECT pg_catalog.set_config('search_path', '@extschema@, ' OPERATOR(pg_catalog.||) pg_catalog.current_setting('search_path'), true);
+-- End of the comments.
+
+-- Watches: what is kept of a watched table is dropped with the table; the queue is searched by table, and knows rows whose
+-- vectors are to be replaced; a second call of clip_watch changes what it names.
+DROP INDEX clip_search.watch_queue_due_idx;
+CREATE INDEX watch_queue_due_idx ON clip_search.watch_queue (watch, due, id);
+ALTER TABLE clip_search.watch_queue ADD COLUMN again boolean NOT NULL DEFAULT false;
+CREATE INDEX watch_queue_again_idx ON clip_search.watch_queue (watch) WHERE again;
+DROP FUNCTION @extschema@.clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean);
+DROP FUNCTION @extschema@.clip_unwatch(regclass, text, boolean);
+DROP FUNCTION @extschema@.clip_retry(regclass, text);
+CREATE FUNCTION @extschema@.clip_watch(
+	"relation" regclass,
+	"source" TEXT DEFAULT NULL,
+	"embedding" TEXT DEFAULT 'embedding',
+	"cluster" TEXT DEFAULT NULL,
+	"model" TEXT DEFAULT NULL,
+	"collection" TEXT DEFAULT NULL,
+	"mode" TEXT DEFAULT NULL,
+	"on_error" TEXT DEFAULT NULL,
+	"text_source" TEXT DEFAULT NULL,
+	"text_weight" double precision DEFAULT NULL,
+	"threshold" double precision DEFAULT NULL,
+	"index" bool DEFAULT NULL,
+	"existing" TEXT DEFAULT NULL,
+	"key" TEXT DEFAULT NULL,
+	"labels" TEXT DEFAULT NULL,
+	"image" TEXT DEFAULT NULL
+) RETURNS VOID
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'set_watch_wrapper';
+CREATE FUNCTION @extschema@.clip_unwatch(
+	"relation" regclass,
+	"embedding" TEXT DEFAULT NULL,
+	"keep_columns" bool DEFAULT NULL,
+	"drop_columns" bool DEFAULT false
+) RETURNS VOID
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'end_watch_wrapper';
+CREATE FUNCTION @extschema@.clip_retry(
+	"relation" regclass,
+	"embedding" TEXT DEFAULT NULL,
+	"sqlstate" TEXT DEFAULT NULL
+) RETURNS bigint
+VOLATILE PARALLEL UNSAFE  COST 1000000
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'retry_wrapper';
+CREATE FUNCTION @extschema@.clip_embed_text_for(
+	"relation" regclass,
+	"query" text,
+	"embedding" TEXT DEFAULT NULL
+) RETURNS vector
+STABLE PARALLEL RESTRICTED COST 10000
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'clip_embed_text_for_wrapper';
+CREATE FUNCTION @extschema@.clip_embed_image_for(
+	"relation" regclass,
+	"query" bytea,
+	"embedding" TEXT DEFAULT NULL
+) RETURNS vector
+STABLE PARALLEL RESTRICTED COST 100000
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'clip_embed_image_for_wrapper';
+CREATE FUNCTION clip_search.backfill_left(
+	"watch" bigint,
+	"last" bigint
+) RETURNS bigint
+STRICT VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'backfill_left_wrapper';
+CREATE FUNCTION clip_search.forget_dropped_tables() RETURNS VOID
+STRICT VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'forget_dropped_tables_wrapper';
+CREATE FUNCTION clip_search.forget_dropped() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_event_trigger_dropped_objects() AS d JOIN clip_search.watch_setting AS w ON w.relation::oid = d.objid
+               WHERE d.classid = 'pg_class'::regclass AND d.objsubid = 0) THEN
+        PERFORM clip_search.forget_dropped_tables();
+    END IF;
+END $$;
+CREATE EVENT TRIGGER clip_search_drop ON sql_drop EXECUTE FUNCTION clip_search.forget_dropped();
+CREATE OR REPLACE VIEW clip_search.watch AS
+SELECT w.relation, coalesce(w.image, w.text) AS source, CASE WHEN w.image IS NOT NULL THEN w.text END AS text_source,
+       CASE WHEN w.image IS NOT NULL AND w.text IS NOT NULL THEN w.text_weight END AS text_weight,
+       w.embedding, w.cluster, w.model, w.collection,
+       CASE WHEN w.queued THEN 'queued' ELSE 'immediate' END AS mode, CASE WHEN w.skip THEN 'skip' ELSE 'raise' END AS on_error,
+       r.embedding AS replaces, EXISTS (SELECT FROM clip_search.watch_live l WHERE l.id OPERATOR(pg_catalog.=) w.id) AS active,
+       p.rows, p.embedded, CASE WHEN p.rows IS NOT NULL THEN greatest(p.open OPERATOR(pg_catalog.-) f.count, 0) OPERATOR(pg_catalog.+) a.count END AS pending,
+       f.count AS failed, a.count AS outdated
+FROM clip_search.watch_setting w
+JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid
+LEFT JOIN clip_search.watch_setting r ON r.id OPERATOR(pg_catalog.=) w.replaces
+CROSS JOIN LATERAL (SELECT pg_catalog.count(*) FROM clip_search.watch_failure f WHERE f.watch OPERATOR(pg_catalog.=) w.id) AS f
+CROSS JOIN LATERAL (SELECT pg_catalog.count(DISTINCT q.key) FROM clip_search.watch_queue q
+                    WHERE q.watch OPERATOR(pg_catalog.=) w.id AND q.again) AS a
+CROSS JOIN LATERAL clip_search.watch_progress(w.relation, w.image, w.text, w.embedding, w.cluster) AS p
+WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE') OR pg_catalog.has_table_privilege(c.oid, 'SELECT');
+CREATE OR REPLACE PROCEDURE @extschema@.clip_backfill(relation regclass, batch integer DEFAULT 16, embedding text DEFAULT NULL)
+LANGUAGE plpgsql AS $$
+DECLARE
+    watches  bigint[];
+    lasts    bigint[];
+    entries  bigint[];
+    total    bigint;
+    done     bigint := 0;
+    failed   bigint := 0;
+    now_done bigint;
+    now_failed bigint;
+    in_pass  bigint;
+    held     bigint;
+    waits    boolean := false;
+    after    bigint;
+    began    timestamptz := pg_catalog.clock_timestamp();
+    told     timestamptz := began;
+    seconds  double precision;
+BEGIN
+    IF batch IS NULL THEN
+        RAISE EXCEPTION 'argument "batch" is NULL' USING ERRCODE = 'null_value_not_allowed',
+            HINT = 'Give a value, or leave it out where it has a default.';
+    ELSIF batch OPERATOR(pg_catalog.<) 1 THEN
+        RAISE EXCEPTION 'batch % is not at least 1', batch USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    SELECT pg_catalog.array_agg(b.watch), pg_catalog.array_agg(b.last), coalesce(pg_catalog.sum(b.queued), 0)
+    INTO watches, lasts, total FROM clip_search.backfill_begin(relation, embedding) AS b;
+    COMMIT;
+    FOR i IN 1..pg_catalog.cardinality(watches) LOOP
+        -- Once more, for what another session had, until none is left of the rows that were there at the beginning.
+        LOOP
+            after := 0;
+            in_pass := 0;
+            LOOP
+                entries := clip_search.backfill_claim(watches[i], after, lasts[i], batch);
+                -- An attempt is on record before it is made.
+                COMMIT;
+                EXIT WHEN pg_catalog.cardinality(entries) OPERATOR(pg_catalog.=) 0;
+                SELECT b.embedded, b.failed INTO now_done, now_failed FROM clip_search.backfill_work(watches[i], entries) AS b;
+                SELECT pg_catalog.max(e.id) INTO after FROM pg_catalog.unnest(entries) AS e (id);
+                done := done OPERATOR(pg_catalog.+) now_done;
+                failed := failed OPERATOR(pg_catalog.+) now_failed;
+                in_pass := in_pass OPERATOR(pg_catalog.+) now_done OPERATOR(pg_catalog.+) now_failed;
+                IF pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>) (told OPERATOR(pg_catalog.+) '5 seconds'::pg_catalog.interval) THEN
+                    told := pg_catalog.clock_timestamp();
+                    seconds := pg_catalog.date_part('epoch', told OPERATOR(pg_catalog.-) began);
+                    RAISE NOTICE 'clip_search: % of % rows, % a second, % s left', done OPERATOR(pg_catalog.+) failed, total,
+                        pg_catalog.round(((done OPERATOR(pg_catalog.+) failed) OPERATOR(pg_catalog./) seconds)::pg_catalog.numeric, 1),
+                        pg_catalog.round((GREATEST(total OPERATOR(pg_catalog.-) done OPERATOR(pg_catalog.-) failed, 0)
+                            OPERATOR(pg_catalog.*) seconds OPERATOR(pg_catalog./) GREATEST(done OPERATOR(pg_catalog.+) failed, 1))::pg_catalog.numeric);
+                    PERFORM pg_catalog.pg_notify('clip_search', pg_catalog.json_build_object('table',
+                            (SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_class c
+                             JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+                             WHERE c.oid OPERATOR(pg_catalog.=) relation::pg_catalog.oid),
+                        'embedded', done, 'failed', failed, 'queued', GREATEST(total OPERATOR(pg_catalog.-) done OPERATOR(pg_catalog.-) failed, 0))::pg_catalog.text);
+                END IF;
+                COMMIT;
+            END LOOP;
+            IF in_pass OPERATOR(pg_catalog.=) 0 THEN
+                held := clip_search.backfill_left(watches[i], lasts[i]);
+                EXIT WHEN held OPERATOR(pg_catalog.=) 0;
+                IF NOT waits THEN
+                    waits := true;
+                    RAISE NOTICE 'clip_search: waiting for % rows that the background worker or another session has in hand', held;
+                END IF;
+                COMMIT;
+                PERFORM pg_catalog.pg_sleep(0.1);
+            END IF;
+        END LOOP;
+    END LOOP;
+    IF failed OPERATOR(pg_catalog.>) 0 THEN
+        RAISE WARNING '% rows could not be embedded', failed USING HINT = 'SELECT * FROM clip_search.failure says why; clip_retry tries them again.';
+    END IF;
+    RAISE NOTICE 'clip_search: % rows embedded in % s', done,
+        pg_catalog.round(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) began)::pg_catalog.numeric, 1);
+END $$;
+COMMENT ON FUNCTION @extschema@.clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean, text, text, text, text) IS 'Keeps a table''s embeddings, and optionally its clusters, in sync with a column of images or texts
+Only the table''s owner can call it. It creates missing columns, index and collection; clip_backfill embeds existing rows.
+A second call changes the settings that it names, and keeps the others.
+source: the column of images (bytea) or texts
+embedding: the column that receives the embedding, a vector or halfvec; created as a vector
+cluster: the column that receives the cluster''s id; without it rows are not grouped
+model: defaults to clip_search.model
+collection: the collection of the clusters; defaults to one named after the table
+mode: immediate (default) embeds when a row is written; queued leaves it to the background worker, and the column is NULL until then
+on_error: raise (default) fails the statement; skip stores the row without an embedding and lists it in clip_search.failure
+text_source: a column of texts whose vectors are averaged with those of the images
+text_weight: weight of the text in that average, between 0 and 1; 0.5 by default
+threshold: the collection''s threshold; NULL: keep its own, or use clip_search.cluster_threshold
+index: whether to create an HNSW index for cosine distance
+existing: vectors that the column already contains: replace (default) counts them as pending, to be embedded again; keep takes them over
+key: the column that identifies a member of the collection; defaults to the primary key
+labels: the column with keywords (text[]) that describe clusters
+image: the column with image files (bytea), for thumbnails of clusters';
+COMMENT ON FUNCTION @extschema@.clip_unwatch(regclass, text, boolean, boolean) IS 'Stops watching a table, and keeps its columns, index and collection
+embedding: the watched column; NULL: the only one in this table
+keep_columns: deprecated: false means drop_columns => true
+drop_columns: drops the columns, index and collection that clip_watch added';
+COMMENT ON FUNCTION @extschema@.clip_retry(regclass, text, text) IS 'Retries the rows of clip_search.failure; returns the number of rows that are no longer listed
+embedding: the watched column; NULL: all watched columns of this table
+sqlstate: retries only rows that failed with this SQLSTATE, or with one of this class (its first two characters)';
+COMMENT ON FUNCTION @extschema@.clip_embed_text_for(regclass, text, text) IS 'Embeds a text by the model of a watched column, to search that column
+Every role that can read the table can call it.
+embedding: the watched column; NULL: the only one in this table';
+COMMENT ON FUNCTION @extschema@.clip_embed_image_for(regclass, bytea, text) IS 'Embeds an image by the model of a watched column, to search that column
+Every role that can read the table can call it.
+embedding: the watched column; NULL: the only one in this table';
+COMMENT ON PROCEDURE @extschema@.clip_backfill(regclass, integer, text) IS 'Embeds the rows of a watched table that have no embedding, one transaction per batch
+It returns when all rows that existed when it was called are embedded or listed as failed.
+It can''t run inside a transaction block. It can be interrupted and called again, and run in several sessions at once.
+batch: rows per transaction
+embedding: the watched column; NULL: all watched columns of this table';
+COMMENT ON FUNCTION clip_search.backfill_left(bigint, bigint) IS 'Step of clip_backfill: counts the entries that other sessions are working on';
+COMMENT ON FUNCTION clip_search.forget_dropped() IS 'Event trigger: removes what the extension keeps of a watched table that is dropped';
+COMMENT ON FUNCTION clip_search.forget_dropped_tables() IS 'Removes what the extension keeps of tables that have been dropped';
+COMMENT ON EVENT TRIGGER clip_search_drop IS 'Removes settings, queue, failures and groups of a watched table with the table';
+COMMENT ON INDEX clip_search.watch_queue_due_idx IS 'Entries of a watch in the order in which they are due';
+COMMENT ON INDEX clip_search.watch_queue_again_idx IS 'Rows whose vector is to be replaced';
+COMMENT ON COLUMN clip_search.watch.outdated IS 'Rows whose embedding is older than the watch, or made with an earlier source, weight or model; they count as pending';
+COMMENT ON COLUMN clip_search.watch.embedded IS 'Rows with an embedding, outdated ones included';
+
+-- Owners of collections, and with whose rights tables are read.
+SELECT pg_catalog.set_config('search_path', pg_catalog.quote_ident(n.nspname) OPERATOR(pg_catalog.||) ', pg_temp', true)
+FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace
+WHERE e.extname OPERATOR(pg_catalog.=) 'vector';
+
+ALTER TABLE clip_search.collection_setting ADD COLUMN owner regrole;
+
+-- What roles may do with collections; grantee 0 (-) is PUBLIC. Owners are here for collections without settings, which
+-- came to be by their first assignment: there may be several rows for one, since a unique one would make transactions
+-- wait for each other.
+CREATE TABLE clip_search.collection_grant (
+    collection text COLLATE "C" NOT NULL,
+    grantee    regrole NOT NULL,
+    privilege  text COLLATE "C" NOT NULL
+        CHECK (privilege OPERATOR(pg_catalog.=) ANY (ARRAY['owner', 'select', 'assign', 'recluster']))
+);
+CREATE INDEX collection_grant_collection_idx ON clip_search.collection_grant (collection);
+ALTER TABLE clip_search.collection_grant REPLICA IDENTITY FULL;
+GRANT SELECT ON clip_search.collection_grant TO pg_database_owner;
+-- But grants to roles that have been dropped: they would come back as numbers, which another role might have there.
+SELECT pg_catalog.pg_extension_config_dump('clip_search.collection_grant',
+    'WHERE grantee::pg_catalog.oid OPERATOR(pg_catalog.=) 0::pg_catalog.oid
+        OR EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) grantee::pg_catalog.oid)');
+
+CREATE SEQUENCE clip_search.cluster_change_id_seq;
+ALTER TABLE clip_search.cluster_change
+    ADD COLUMN mark bigint NOT NULL DEFAULT pg_catalog.nextval('clip_search.cluster_change_id_seq');
+DROP INDEX clip_search.cluster_change_cluster_idx;
+CREATE INDEX cluster_change_cluster_idx ON clip_search.cluster_change (cluster, mark);
+GRANT SELECT ON SEQUENCE clip_search.cluster_change_id_seq TO pg_database_owner;
+SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_change_id_seq', '');
+COMMENT ON COLUMN clip_search.cluster_change.mark IS 'Sequence number: the order in which changes were written';
+COMMENT ON SEQUENCE clip_search.cluster_change_id_seq IS 'Sequence numbers of changes';
+COMMENT ON INDEX clip_search.cluster_change_cluster_idx IS 'Changes by cluster';
+
+-- A collection goes to the owner of its members' table, others to the owner of the database, and stays open as it was.
+UPDATE clip_search.collection_setting s
+SET owner = coalesce((SELECT c.relowner FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) s.members::pg_catalog.oid),
+                     (SELECT d.datdba FROM pg_catalog.pg_database d WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()));
+DO $$
+DECLARE
+    opened text[];
+BEGIN
+    SELECT pg_catalog.array_agg(c.name ORDER BY c.name) INTO opened FROM clip_search.collection c
+    WHERE c.name OPERATOR(pg_catalog.<>) 'default' OR EXISTS (SELECT FROM clip_search.collection_setting s WHERE s.name OPERATOR(pg_catalog.=) c.name);
+    IF opened IS NULL THEN
+        RETURN;
+    END IF;
+    INSERT INTO clip_search.collection_grant (collection, grantee, privilege)
+    SELECT o.name, d.datdba, 'owner'
+    FROM pg_catalog.unnest(opened) AS o (name)
+    JOIN pg_catalog.pg_database d ON d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+    WHERE NOT EXISTS (SELECT FROM clip_search.collection_setting s WHERE s.name OPERATOR(pg_catalog.=) o.name);
+    INSERT INTO clip_search.collection_grant (collection, grantee, privilege)
+    SELECT o.name, 0, p.name
+    FROM pg_catalog.unnest(opened) AS o (name), (VALUES ('select'), ('assign'), ('recluster')) AS p (name);
+    RAISE NOTICE 'every role can still see and change the clusters of % collections: %',
+        pg_catalog.cardinality(opened), pg_catalog.array_to_string(opened, ', ')
+        USING HINT = 'Close one with SELECT clip_revoke_collection(name, ''PUBLIC''), and clip_grant_collection to the roles that use it.';
+END $$;
+
+-- The owners of collections; a role that has been dropped is replaced by the owner of the database.
+CREATE VIEW clip_search.collection_owner AS
+SELECT o.name, coalesce(r.oid, d.datdba)::pg_catalog.regrole AS owner
+FROM (SELECT s.name, s.owner::pg_catalog.oid AS role FROM clip_search.collection_setting s
+      UNION ALL
+      SELECT g.collection, g.grantee::pg_catalog.oid FROM clip_search.collection_grant g
+      WHERE g.privilege OPERATOR(pg_catalog.=) 'owner'
+        AND NOT EXISTS (SELECT FROM clip_search.collection_setting s WHERE s.name OPERATOR(pg_catalog.=) g.collection)) AS o
+JOIN pg_catalog.pg_database d ON d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+LEFT JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) o.role;
+
+-- The collections whose clusters the reader may see: its own, those that it or PUBLIC was granted, and default as long as
+-- nothing is set about it.
+CREATE VIEW clip_search.collection_visible AS
+SELECT o.name FROM clip_search.collection_owner o WHERE pg_catalog.pg_has_role(o.owner::pg_catalog.oid, 'USAGE')
+UNION ALL
+SELECT g.collection FROM clip_search.collection_grant g
+WHERE g.privilege OPERATOR(pg_catalog.=) 'select'
+  AND (g.grantee::pg_catalog.oid OPERATOR(pg_catalog.=) 0::pg_catalog.oid OR pg_catalog.pg_has_role(g.grantee::pg_catalog.oid, 'USAGE'))
+UNION ALL
+SELECT 'default' COLLATE "C"
+WHERE NOT EXISTS (SELECT FROM clip_search.collection_setting s WHERE s.name OPERATOR(pg_catalog.=) 'default')
+  AND NOT EXISTS (SELECT FROM clip_search.collection_grant g WHERE g.collection OPERATOR(pg_catalog.=) 'default');
+
+-- What people read. The owner of the database dumps every collection, and so sees them all.
+CREATE OR REPLACE VIEW clip_search.cluster WITH (security_barrier = true) AS
+SELECT cluster AS id, collection, l2_normalize(sum(sum)) AS centroid,
+       least(vector_norm(sum(sum)) OPERATOR(pg_catalog./) pg_catalog.sum(size)::double precision, 1) AS resultant,
+       pg_catalog.sum(size)::bigint AS size, pg_catalog.min(made_at) AS created_at, pg_catalog.max(updated_at) AS updated_at
+FROM (SELECT cluster, collection, size, sum, made_at, updated_at FROM clip_search.cluster_sum
+      UNION ALL
+      SELECT cluster, collection, size, sum, made_at, made_at FROM clip_search.cluster_change) AS part
+WHERE (SELECT pg_catalog.pg_has_role(d.datdba, 'USAGE') FROM pg_catalog.pg_database d
+       WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())
+   OR collection IN (SELECT v.name FROM clip_search.collection_visible v)
+GROUP BY cluster, collection HAVING pg_catalog.sum(size) OPERATOR(pg_catalog.>) 0;
+
+-- Collections come to be by the first assignment; those with settings are stored. The names of the others are found by
+-- stepping through the index.
+CREATE OR REPLACE VIEW clip_search.collection WITH (security_barrier = true) AS
+WITH RECURSIVE used AS (
+    (SELECT collection FROM clip_search.cluster_sum ORDER BY collection LIMIT 1)
+    UNION ALL
+    SELECT (SELECT s.collection FROM clip_search.cluster_sum s WHERE s.collection OPERATOR(pg_catalog.>) used.collection
+            ORDER BY s.collection LIMIT 1)
+    FROM used WHERE used.collection IS NOT NULL
+)
+SELECT coalesce(setting.name, used.collection) AS name,
+       coalesce(setting.dimensions, (SELECT vector_dims(s.sum) FROM clip_search.cluster_sum s
+                                     WHERE s.collection OPERATOR(pg_catalog.=) used.collection ORDER BY s.cluster LIMIT 1)) AS dimensions,
+       -- A session that has not called the extension yet does not know the setting, and goes by its default.
+       coalesce(setting.threshold,
+                CASE WHEN pg_catalog.current_setting('clip_search.cluster_threshold', true) OPERATOR(pg_catalog.<>) ''
+                     THEN pg_catalog.current_setting('clip_search.cluster_threshold', true)::double precision END,
+                0.82) AS threshold,
+       coalesce(setting.model, (SELECT s.model FROM clip_search.cluster_sum s
+                                WHERE s.collection OPERATOR(pg_catalog.=) used.collection ORDER BY s.cluster LIMIT 1)) AS model,
+       setting.members, setting.embedding, setting.cluster, setting.key, setting.labels, setting.image, setting.created_at,
+       coalesce((SELECT o.owner FROM clip_search.collection_owner o
+                 WHERE o.name OPERATOR(pg_catalog.=) coalesce(setting.name, used.collection) LIMIT 1),
+                d.datdba::pg_catalog.regrole) AS owner
+FROM clip_search.collection_setting AS setting
+FULL JOIN (SELECT collection FROM used WHERE collection IS NOT NULL) AS used ON used.collection OPERATOR(pg_catalog.=) setting.name
+JOIN pg_catalog.pg_database d ON d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+WHERE pg_catalog.pg_has_role(d.datdba, 'USAGE')
+   OR coalesce(setting.name, used.collection) IN (SELECT v.name FROM clip_search.collection_visible v);
+
+COMMENT ON COLUMN clip_search.collection.owner IS 'Role that owns it';
+COMMENT ON TABLE clip_search.collection_grant IS 'Privileges on collections, written by clip_grant_collection and clip_revoke_collection';
+COMMENT ON COLUMN clip_search.collection_grant.grantee IS 'Role; 0 (-) for PUBLIC';
+COMMENT ON COLUMN clip_search.collection_grant.privilege IS 'select, assign or recluster; owner for collections without settings';
+COMMENT ON COLUMN clip_search.collection_setting.owner IS 'Role that owns it; the owner of the database if that role no longer exists';
+COMMENT ON VIEW clip_search.collection_owner IS 'Owners of collections';
+COMMENT ON VIEW clip_search.collection_visible IS 'Collections whose clusters the current role may see';
+COMMENT ON INDEX clip_search.collection_grant_collection_idx IS 'Grants by collection';
+
+-- These look whose rights the caller has before they take those of the extension.
+ALTER FUNCTION @extschema@.clip_assign_cluster(vector) SECURITY INVOKER RESET ALL;
+ALTER FUNCTION @extschema@.clip_assign_cluster(vector, text) SECURITY INVOKER RESET ALL;
+ALTER FUNCTION @extschema@.clip_leave_cluster(bigint, vector) SECURITY INVOKER RESET ALL;
+
+-- Made again, so that they have no trace of having been for some roles only.
+DROP FUNCTION @extschema@.clip_create_collection(text, double precision, integer, text, regclass, text, text, text, text, text);
+CREATE FUNCTION @extschema@.clip_create_collection(collection text, threshold double precision DEFAULT NULL, dimensions integer DEFAULT NULL,
+    model text DEFAULT NULL, members regclass DEFAULT NULL, embedding text DEFAULT 'embedding', cluster text DEFAULT 'cluster_id',
+    key text DEFAULT NULL, labels text DEFAULT NULL, image text DEFAULT NULL) RETURNS void
+VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'clip_create_collection_wrapper';
+DROP FUNCTION @extschema@.clip_drop_collection(text);
+CREATE FUNCTION @extschema@.clip_drop_collection(collection text) RETURNS void
+STRICT VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'clip_drop_collection_wrapper';
+COMMENT ON FUNCTION @extschema@.clip_create_collection(text, double precision, integer, text, regclass, text, text, text, text, text) IS 'Creates a collection, or sets up one that an assignment created: its settings and the table of its members
+threshold: lowest cosine at which a vector joins a cluster; defaults to clip_search.cluster_threshold
+dimensions: dimensions of the vectors; defaults to those of the first
+model: model that makes the vectors; defaults to that of the first, if known
+members: the table of the members
+embedding, cluster: its columns with the embedding (vector or halfvec) and the cluster''s id (bigint)
+key: its column that identifies a member; defaults to the primary key
+labels: its column with keywords (text[])
+image: its column with image files (bytea), for thumbnails';
+COMMENT ON FUNCTION @extschema@.clip_drop_collection(text) IS 'Drops a collection and its clusters; the members'' table is not changed';
+
+DROP FUNCTION @extschema@.clip_clusters(text, bigint);
+CREATE FUNCTION @extschema@.clip_clusters(collection text, min_size bigint DEFAULT 2, members regclass DEFAULT NULL)
+RETURNS TABLE (id bigint, size bigint, centroid vector, representative text, cohesion double precision, lowest double precision, labels text[])
+STABLE PARALLEL RESTRICTED COST 10000 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_clusters_of_wrapper';
+DROP FUNCTION @extschema@.clip_cluster_groups(text, bigint);
+CREATE FUNCTION @extschema@.clip_cluster_groups(collection text, min_size bigint DEFAULT 2, members regclass DEFAULT NULL) RETURNS jsonb
+STABLE PARALLEL RESTRICTED COST 10000 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_cluster_groups_of_wrapper';
+DROP FUNCTION @extschema@.clip_duplicates(text, double precision);
+CREATE FUNCTION @extschema@.clip_duplicates(collection text, threshold double precision DEFAULT 0.99, members regclass DEFAULT NULL)
+RETURNS TABLE (original text, duplicate text, cosine double precision)
+STABLE PARALLEL RESTRICTED COST 100000 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_duplicates_of_wrapper';
+CREATE FUNCTION @extschema@.clip_alter_collection(collection text, owner text DEFAULT NULL, threshold double precision DEFAULT NULL,
+    model text DEFAULT NULL, key text DEFAULT NULL, labels text DEFAULT NULL, image text DEFAULT NULL) RETURNS void
+VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'clip_alter_collection_wrapper';
+CREATE FUNCTION @extschema@.clip_grant_collection(collection text, role text, privilege text DEFAULT 'all') RETURNS void
+VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'clip_grant_collection_wrapper';
+CREATE FUNCTION @extschema@.clip_revoke_collection(collection text, role text, privilege text DEFAULT 'all') RETURNS void
+VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'clip_revoke_collection_wrapper';
+CREATE FUNCTION @extschema@.clip_has_collection_privilege(collection text, privilege text) RETURNS boolean
+STRICT STABLE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'clip_has_collection_privilege_wrapper';
+CREATE FUNCTION clip_search.count_rows(relation regclass, sources text[], embedding text, cluster text)
+RETURNS TABLE (rows bigint, embedded bigint, open bigint)
+STABLE PARALLEL UNSAFE COST 100000 LANGUAGE c AS 'MODULE_PATHNAME', 'count_rows_wrapper';
+CREATE OR REPLACE FUNCTION clip_search.watch_progress(relation regclass, image name, text name, embedding name, cluster name,
+                                           OUT rows bigint, OUT embedded bigint, OUT open bigint)
+LANGUAGE sql STABLE PARALLEL UNSAFE COST 100000 SET search_path = pg_catalog, pg_temp AS $$
+    SELECT c.rows, c.embedded, c.open
+    FROM clip_search.count_rows(relation, ARRAY[image::text, text::text], embedding::text, cluster::text) AS c
+$$;
+
+COMMENT ON FUNCTION @extschema@.clip_alter_collection(text, text, double precision, text, text, text, text) IS 'Changes the settings of a collection that are passed, and no others; only its owner can call it
+owner: a role that the caller is a member of, and that owns the members'' table
+threshold: lowest cosine at which a vector joins a cluster
+model: model that makes the vectors
+key: column that identifies a member; labels: column with keywords (text[]); image: column with image files (bytea)';
+COMMENT ON FUNCTION @extschema@.clip_grant_collection(text, text, text) IS 'Grants a role, or PUBLIC, privileges on a collection; only its owner can call it
+privilege: select (see clusters and reports), assign (join and leave), recluster, or all';
+COMMENT ON FUNCTION @extschema@.clip_revoke_collection(text, text, text) IS 'Revokes privileges on a collection from a role, or from PUBLIC; only its owner can call it
+privilege: select, assign, recluster or all';
+COMMENT ON FUNCTION @extschema@.clip_has_collection_privilege(text, text) IS 'Whether the current role has a privilege on a collection
+privilege: select, assign, recluster, all or owner';
+COMMENT ON FUNCTION @extschema@.clip_clusters(text, bigint, regclass) IS 'Clusters of a collection with at least min_size members, largest first
+representative: key of the member nearest to the centroid
+cohesion: mean cosine of the members to the centroid; lowest: the lowest such cosine
+labels: the five most characteristic keywords
+members: the members'' table, which the caller names if row-level policies or a view decide what it sees of it
+If the collection has no members'' table, representative, lowest and labels are NULL.';
+COMMENT ON FUNCTION @extschema@.clip_cluster_groups(text, bigint, regclass) IS 'Clusters of a collection as JSON for a user interface: representative with thumbnail, members, keywords
+members: the members'' table, which the caller names if row-level policies or a view decide what it sees of it
+The JSON Schema is docs/cluster_groups.schema.json.';
+COMMENT ON FUNCTION @extschema@.clip_duplicates(text, double precision, regclass) IS 'Near-duplicates in a collection: each member that nearly equals an earlier one (by key), with the nearest such member
+threshold: lowest cosine of near-duplicates
+members: the members'' table, which the caller names if row-level policies or a view decide what it sees of it';
+COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text) IS 'Counts a table''s rows as its owner, for a caller that may read all of them; NULL for others';

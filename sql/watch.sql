@@ -1,4 +1,4 @@
--- Columns that are kept true: what is watched, what is still to be embedded, and what could not be.
+-- Watched columns: their settings, the queue of rows to embed, and the rows that failed.
 
 CREATE SEQUENCE clip_search.watch_id_seq;
 
@@ -25,8 +25,8 @@ CREATE TABLE clip_search.watch_setting (
     CHECK ((cluster IS NULL) OPERATOR(pg_catalog.=) (collection IS NULL))
 );
 
--- Entries are only ever added by writers, so nobody waits here; there may be several for a row. Half of what is written
--- is dead soon after.
+-- Writers only insert entries, so none of them waits; a row may have several. An entry is deleted soon after it is
+-- written, so autovacuum runs every 1000 dead rows whatever the table's size.
 CREATE SEQUENCE clip_search.watch_queue_id_seq;
 CREATE TABLE clip_search.watch_queue (
     id        bigint PRIMARY KEY DEFAULT pg_catalog.nextval('clip_search.watch_queue_id_seq'),
@@ -36,11 +36,13 @@ CREATE TABLE clip_search.watch_queue (
     due       timestamptz NOT NULL DEFAULT pg_catalog.now(),
     sqlstate  text,
     message   text,
-    queued_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+    queued_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    again     boolean NOT NULL DEFAULT false
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
-CREATE INDEX watch_queue_due_idx ON clip_search.watch_queue (due, id);
+CREATE INDEX watch_queue_due_idx ON clip_search.watch_queue (watch, due, id);
 CREATE INDEX watch_queue_tried_idx ON clip_search.watch_queue (attempts) WHERE attempts OPERATOR(pg_catalog.>) 0;
 CREATE INDEX watch_queue_watch_idx ON clip_search.watch_queue (watch, key);
+CREATE INDEX watch_queue_again_idx ON clip_search.watch_queue (watch) WHERE again;
 
 CREATE TABLE clip_search.watch_failure (
     watch     bigint NOT NULL,
@@ -53,10 +55,10 @@ CREATE TABLE clip_search.watch_failure (
     PRIMARY KEY (watch, key)
 );
 
--- Its argument, in CREATE TRIGGER, is the number of a watch.
+-- Its argument in CREATE TRIGGER is the id of a watch.
 CREATE FUNCTION clip_watch_row() RETURNS trigger LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'clip_watch_row';
 
--- Those whose triggers are in place: not so in the middle of a restore, or when somebody has dropped them.
+-- Watches whose triggers exist and are enabled. They are missing during a restore, or if somebody dropped them.
 CREATE VIEW clip_search.watch_live AS
 SELECT w.id, w.relation
 FROM clip_search.watch_setting w
@@ -67,35 +69,26 @@ WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger t
                 AND t.tgargs OPERATOR(pg_catalog.=)
                     (pg_catalog.convert_to(w.id::pg_catalog.text, 'UTF8') OPERATOR(pg_catalog.||) pg_catalog.decode('00', 'hex')));
 
--- With the caller's rights, so it tells nobody how many rows a table has who may not count them; but policies, which are
--- functions of the table's owner, are not run with them: where one would hide rows, there is no count. An EXCEPTION clause
--- is a subtransaction, which can't begin while a query runs in parallel.
+-- Whoever drops a watched table need not know of the queue. What is dropped with the table (settings, queue, failures, and
+-- the collection that was made for it) goes in the same transaction.
+CREATE FUNCTION clip_search.forget_dropped() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_event_trigger_dropped_objects() AS d JOIN clip_search.watch_setting AS w ON w.relation::oid = d.objid
+               WHERE d.classid = 'pg_class'::regclass AND d.objsubid = 0) THEN
+        PERFORM clip_search.forget_dropped_tables();
+    END IF;
+END $$;
+CREATE EVENT TRIGGER clip_search_drop ON sql_drop EXECUTE FUNCTION clip_search.forget_dropped();
+
+-- Counts as the table's owner, by a function that first checks whether the caller may read the whole table: planning a
+-- query evaluates index expressions, which are the owner's code. NULL for other callers, and where policies apply.
 CREATE FUNCTION clip_search.watch_progress(relation regclass, image name, text name, embedding name, cluster name,
                                            OUT rows bigint, OUT embedded bigint, OUT open bigint)
-LANGUAGE plpgsql STABLE PARALLEL UNSAFE COST 100000
-SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
-DECLARE
-    source text;
-    target text;
-BEGIN
-    -- NULL of a table that has been dropped, which the view may ask for before it leaves it out.
-    IF has_table_privilege(relation, 'SELECT') IS NOT TRUE THEN
-        RETURN;
-    END IF;
-    SELECT format('%s%I.%I', CASE WHEN c.relkind = 'p' THEN '' ELSE 'ONLY ' END, n.nspname, c.relname) INTO target
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = watch_progress.relation;
-    SELECT string_agg(format('%I IS NOT NULL', s.name), ' OR ') INTO source FROM unnest(ARRAY[image, text]) AS s (name) WHERE s.name IS NOT NULL;
-    EXECUTE format('SELECT count(*), count(%1$I), count(*) FILTER (WHERE (%1$I IS NULL%2$s) AND (%3$s)) FROM %4$s', embedding,
-                   CASE WHEN cluster IS NULL THEN '' ELSE format(' OR %I IS NULL', cluster) END, source, target)
-    INTO rows, embedded, open;
-EXCEPTION
-    WHEN undefined_column THEN
-        NULL; -- renamed or dropped: writers are told
-    WHEN undefined_table OR invalid_schema_name THEN
-        NULL; -- dropped, or renamed, by a transaction that this has waited for
-    WHEN insufficient_privilege THEN
-        NULL; -- no USAGE on the schema, or a policy
-END $$;
+LANGUAGE sql STABLE PARALLEL UNSAFE COST 100000 SET search_path = pg_catalog, pg_temp AS $$
+    SELECT c.rows, c.embedded, c.open
+    FROM clip_search.count_rows(relation, ARRAY[image::text, text::text], embedding::text, cluster::text) AS c
+$$;
 
 CREATE VIEW clip_search.watch AS
 SELECT w.relation, coalesce(w.image, w.text) AS source, CASE WHEN w.image IS NOT NULL THEN w.text END AS text_source,
@@ -103,15 +96,18 @@ SELECT w.relation, coalesce(w.image, w.text) AS source, CASE WHEN w.image IS NOT
        w.embedding, w.cluster, w.model, w.collection,
        CASE WHEN w.queued THEN 'queued' ELSE 'immediate' END AS mode, CASE WHEN w.skip THEN 'skip' ELSE 'raise' END AS on_error,
        r.embedding AS replaces, EXISTS (SELECT FROM clip_search.watch_live l WHERE l.id OPERATOR(pg_catalog.=) w.id) AS active,
-       p.rows, p.embedded, CASE WHEN p.rows IS NOT NULL THEN greatest(p.open OPERATOR(pg_catalog.-) f.count, 0) END AS pending, f.count AS failed
+       p.rows, p.embedded, CASE WHEN p.rows IS NOT NULL THEN greatest(p.open OPERATOR(pg_catalog.-) f.count, 0) OPERATOR(pg_catalog.+) a.count END AS pending,
+       f.count AS failed, a.count AS outdated
 FROM clip_search.watch_setting w
 JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid
 LEFT JOIN clip_search.watch_setting r ON r.id OPERATOR(pg_catalog.=) w.replaces
 CROSS JOIN LATERAL (SELECT pg_catalog.count(*) FROM clip_search.watch_failure f WHERE f.watch OPERATOR(pg_catalog.=) w.id) AS f
+CROSS JOIN LATERAL (SELECT pg_catalog.count(DISTINCT q.key) FROM clip_search.watch_queue q
+                    WHERE q.watch OPERATOR(pg_catalog.=) w.id AND q.again) AS a
 CROSS JOIN LATERAL clip_search.watch_progress(w.relation, w.image, w.text, w.embedding, w.cluster) AS p
 WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE') OR pg_catalog.has_table_privilege(c.oid, 'SELECT');
 
--- Keys and messages tell of rows, so they are for those who own the table.
+-- Keys and messages reveal data of rows, so only the table's owner sees them.
 CREATE VIEW clip_search.pending AS
 SELECT w.relation, w.embedding, q.key, q.queued_at, q.due, q.attempts, q.sqlstate, q.message
 FROM clip_search.watch_queue q
@@ -126,7 +122,7 @@ JOIN clip_search.watch_setting w ON w.id OPERATOR(pg_catalog.=) f.watch
 JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid
 WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE');
 
--- It runs as the caller, who may have any search_path, and can't set one since it commits: so all is qualified.
+-- A procedure that commits can't set search_path, and the caller's may be anything, so every name is qualified.
 CREATE PROCEDURE clip_backfill(relation regclass, batch integer DEFAULT 16, embedding text DEFAULT NULL)
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -139,6 +135,8 @@ DECLARE
     now_done bigint;
     now_failed bigint;
     in_pass  bigint;
+    held     bigint;
+    waits    boolean := false;
     after    bigint;
     began    timestamptz := pg_catalog.clock_timestamp();
     told     timestamptz := began;
@@ -154,7 +152,7 @@ BEGIN
     INTO watches, lasts, total FROM clip_search.backfill_begin(relation, embedding) AS b;
     COMMIT;
     FOR i IN 1..pg_catalog.cardinality(watches) LOOP
-        -- Once more, for what another session had, until nothing is left that can be had.
+        -- Once more, for what another session had, until none is left of the rows that were there at the beginning.
         LOOP
             after := 0;
             in_pass := 0;
@@ -183,7 +181,16 @@ BEGIN
                 END IF;
                 COMMIT;
             END LOOP;
-            EXIT WHEN in_pass OPERATOR(pg_catalog.=) 0;
+            IF in_pass OPERATOR(pg_catalog.=) 0 THEN
+                held := clip_search.backfill_left(watches[i], lasts[i]);
+                EXIT WHEN held OPERATOR(pg_catalog.=) 0;
+                IF NOT waits THEN
+                    waits := true;
+                    RAISE NOTICE 'clip_search: waiting for % rows that the background worker or another session has in hand', held;
+                END IF;
+                COMMIT;
+                PERFORM pg_catalog.pg_sleep(0.1);
+            END IF;
         END LOOP;
     END LOOP;
     IF failed OPERATOR(pg_catalog.>) 0 THEN
@@ -218,8 +225,8 @@ END $$;
 
 SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_queue_id_seq', '');
--- But what is left of tables that have been dropped: a dump names tables, and those would come back as numbers, which
--- another table might have there.
+-- Rows that refer to dropped tables are left out: a dump writes a regclass by name, but a dropped table as a bare OID,
+-- which might belong to another table after the restore.
 SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_setting',
     'WHERE EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) relation::pg_catalog.oid)');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_queue',
@@ -229,93 +236,114 @@ SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_failure',
     'WHERE EXISTS (SELECT FROM clip_search.watch_setting w JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid
                    WHERE w.id OPERATOR(pg_catalog.=) watch)');
 
--- The functions check that the caller owns the table.
+-- The functions check that the caller owns the table, and the views filter by it.
 GRANT SELECT ON clip_search.watch, clip_search.pending, clip_search.failure TO PUBLIC;
 
-COMMENT ON VIEW clip_search.watch IS 'Columns that clip_watch keeps true, and how far along they are';
-COMMENT ON COLUMN clip_search.watch.relation IS 'The watched table';
-COMMENT ON COLUMN clip_search.watch.source IS 'The column that is embedded: of images (bytea) or texts';
-COMMENT ON COLUMN clip_search.watch.text_source IS 'The column of texts whose vectors are averaged with the images''';
-COMMENT ON COLUMN clip_search.watch.text_weight IS 'Share of the text in that average';
-COMMENT ON COLUMN clip_search.watch.embedding IS 'The column that is kept true';
-COMMENT ON COLUMN clip_search.watch.cluster IS 'The column with the cluster''s id, if rows are grouped';
-COMMENT ON COLUMN clip_search.watch.model IS 'The model that embeds';
-COMMENT ON COLUMN clip_search.watch.collection IS 'The collection that the clusters are of';
-COMMENT ON COLUMN clip_search.watch.mode IS 'immediate: as a row is written; queued: by the background worker';
+COMMENT ON VIEW clip_search.watch IS 'Columns that clip_watch keeps in sync, and their progress';
+COMMENT ON COLUMN clip_search.watch.relation IS 'Watched table';
+COMMENT ON COLUMN clip_search.watch.source IS 'Column that is embedded: images (bytea) or texts';
+COMMENT ON COLUMN clip_search.watch.text_source IS 'Column of texts whose vectors are averaged with those of the images';
+COMMENT ON COLUMN clip_search.watch.text_weight IS 'Weight of the text in that average';
+COMMENT ON COLUMN clip_search.watch.embedding IS 'Column that receives the embedding';
+COMMENT ON COLUMN clip_search.watch.cluster IS 'Column that receives the cluster''s id, if rows are grouped';
+COMMENT ON COLUMN clip_search.watch.model IS 'Model that embeds';
+COMMENT ON COLUMN clip_search.watch.collection IS 'Collection of the clusters';
+COMMENT ON COLUMN clip_search.watch.mode IS 'immediate: embeds when a row is written; queued: the background worker embeds';
 COMMENT ON COLUMN clip_search.watch.on_error IS 'raise: the statement fails; skip: the row is stored without an embedding and listed in clip_search.failure';
-COMMENT ON COLUMN clip_search.watch.replaces IS 'The column that clip_reembed will replace by this one';
-COMMENT ON COLUMN clip_search.watch.active IS 'Whether its triggers are in place and enabled';
-COMMENT ON COLUMN clip_search.watch.rows IS 'Rows of the table; NULL for those who may not read them all';
-COMMENT ON COLUMN clip_search.watch.embedded IS 'Rows with an embedding';
-COMMENT ON COLUMN clip_search.watch.pending IS 'Rows that have something to embed and are not done yet, those that failed not counted';
+COMMENT ON COLUMN clip_search.watch.replaces IS 'Column that clip_reembed will replace by this one';
+COMMENT ON COLUMN clip_search.watch.active IS 'Whether the triggers exist and are enabled';
+COMMENT ON COLUMN clip_search.watch.rows IS 'Rows of the table; NULL if the current role may not read them all';
+COMMENT ON COLUMN clip_search.watch.embedded IS 'Rows with an embedding, outdated ones included';
+COMMENT ON COLUMN clip_search.watch.pending IS 'Rows that still need embedding or grouping, without those that failed';
 COMMENT ON COLUMN clip_search.watch.failed IS 'Rows that could not be embedded';
+COMMENT ON COLUMN clip_search.watch.outdated IS 'Rows whose embedding is older than the watch, or made with an earlier source, weight or model; they count as pending';
 
-COMMENT ON VIEW clip_search.pending IS 'Rows of one''s own tables that are to be embedded: by the background worker, or by clip_backfill';
-COMMENT ON COLUMN clip_search.pending.relation IS 'The watched table';
-COMMENT ON COLUMN clip_search.pending.embedding IS 'Its column';
-COMMENT ON COLUMN clip_search.pending.key IS 'The row''s key';
-COMMENT ON COLUMN clip_search.pending.queued_at IS 'Since when it waits';
-COMMENT ON COLUMN clip_search.pending.due IS 'When it is tried next';
-COMMENT ON COLUMN clip_search.pending.attempts IS 'How often it has been tried';
-COMMENT ON COLUMN clip_search.pending.sqlstate IS 'The last error';
-COMMENT ON COLUMN clip_search.pending.message IS 'The last error';
+COMMENT ON VIEW clip_search.pending IS 'Rows of the current role''s tables that await embedding by the background worker or by clip_backfill';
+COMMENT ON COLUMN clip_search.pending.relation IS 'Watched table';
+COMMENT ON COLUMN clip_search.pending.embedding IS 'Column that receives the embedding';
+COMMENT ON COLUMN clip_search.pending.key IS 'Primary key of the row';
+COMMENT ON COLUMN clip_search.pending.queued_at IS 'When the row was queued';
+COMMENT ON COLUMN clip_search.pending.due IS 'When the next attempt is due';
+COMMENT ON COLUMN clip_search.pending.attempts IS 'Number of attempts so far';
+COMMENT ON COLUMN clip_search.pending.sqlstate IS 'SQLSTATE of the last error';
+COMMENT ON COLUMN clip_search.pending.message IS 'Message of the last error';
 
-COMMENT ON VIEW clip_search.failure IS 'Rows of one''s own tables that could not be embedded; clip_retry tries them again';
-COMMENT ON COLUMN clip_search.failure.relation IS 'The watched table';
-COMMENT ON COLUMN clip_search.failure.embedding IS 'Its column';
-COMMENT ON COLUMN clip_search.failure.key IS 'The row''s key';
-COMMENT ON COLUMN clip_search.failure.failed_at IS 'When it failed last';
-COMMENT ON COLUMN clip_search.failure.sqlstate IS 'The error''s SQLSTATE';
-COMMENT ON COLUMN clip_search.failure.message IS 'The error';
-COMMENT ON COLUMN clip_search.failure.detail IS 'The error''s details';
-COMMENT ON COLUMN clip_search.failure.attempts IS 'How often it was tried';
+COMMENT ON VIEW clip_search.failure IS 'Rows of the current role''s tables that could not be embedded; clip_retry tries them again';
+COMMENT ON COLUMN clip_search.failure.relation IS 'Watched table';
+COMMENT ON COLUMN clip_search.failure.embedding IS 'Column that receives the embedding';
+COMMENT ON COLUMN clip_search.failure.key IS 'Primary key of the row';
+COMMENT ON COLUMN clip_search.failure.failed_at IS 'When the last attempt failed';
+COMMENT ON COLUMN clip_search.failure.sqlstate IS 'SQLSTATE of the error';
+COMMENT ON COLUMN clip_search.failure.message IS 'Message of the error';
+COMMENT ON COLUMN clip_search.failure.detail IS 'Detail of the error';
+COMMENT ON COLUMN clip_search.failure.attempts IS 'Number of attempts';
 
-COMMENT ON TABLE clip_search.watch_setting IS 'What clip_watch was told; read it in clip_search.watch';
-COMMENT ON TABLE clip_search.watch_queue IS 'Rows that are to be embedded; read them in clip_search.pending';
-COMMENT ON TABLE clip_search.watch_failure IS 'Rows that could not be embedded; read them in clip_search.failure';
-COMMENT ON VIEW clip_search.watch_live IS 'Watches whose triggers are in place';
-COMMENT ON SEQUENCE clip_search.watch_id_seq IS 'Numbers of watches';
-COMMENT ON SEQUENCE clip_search.watch_queue_id_seq IS 'Numbers of entries of the queue';
-COMMENT ON INDEX clip_search.watch_setting_pkey IS 'Numbers are unique';
-COMMENT ON INDEX clip_search.watch_setting_column_key IS 'A column is watched once';
-COMMENT ON INDEX clip_search.watch_queue_pkey IS 'Numbers are unique';
-COMMENT ON INDEX clip_search.watch_queue_due_idx IS 'What is to be done next';
-COMMENT ON INDEX clip_search.watch_queue_tried_idx IS 'What has been tried before';
-COMMENT ON INDEX clip_search.watch_queue_watch_idx IS 'The entries of a watch, and of a row';
-COMMENT ON INDEX clip_search.watch_failure_pkey IS 'A row is listed once';
+COMMENT ON TABLE clip_search.watch_setting IS 'Arguments of clip_watch; the view clip_search.watch shows them';
+COMMENT ON TABLE clip_search.watch_queue IS 'Rows that await embedding; the view clip_search.pending shows them';
+COMMENT ON TABLE clip_search.watch_failure IS 'Rows that could not be embedded; the view clip_search.failure shows them';
+COMMENT ON VIEW clip_search.watch_live IS 'Watches whose triggers exist and are enabled';
+COMMENT ON SEQUENCE clip_search.watch_id_seq IS 'Ids of watches';
+COMMENT ON SEQUENCE clip_search.watch_queue_id_seq IS 'Ids of queue entries';
+COMMENT ON INDEX clip_search.watch_setting_pkey IS 'Unique ids';
+COMMENT ON INDEX clip_search.watch_setting_column_key IS 'Each column is watched at most once';
+COMMENT ON INDEX clip_search.watch_queue_pkey IS 'Unique ids';
+COMMENT ON INDEX clip_search.watch_queue_due_idx IS 'Entries of a watch in the order in which they are due';
+COMMENT ON INDEX clip_search.watch_queue_tried_idx IS 'Entries that have been tried before';
+COMMENT ON INDEX clip_search.watch_queue_watch_idx IS 'Entries by watch and row';
+COMMENT ON INDEX clip_search.watch_queue_again_idx IS 'Rows whose vector is to be replaced';
+COMMENT ON INDEX clip_search.watch_failure_pkey IS 'Each row is listed at most once';
 
-COMMENT ON FUNCTION clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean) IS 'Keeps a table''s embedding, and its cluster, true to the image or text in another column
-For the table''s owner. Columns, index and collection that are missing are made; rows that are there already are for clip_backfill.
-source: the column of images (bytea) or of texts
-embedding: the column that is kept true, a vector or halfvec; made as a vector
-cluster: the column with the cluster''s id; NULL: rows are not grouped
-model: else clip_search.model
-collection: of the clusters; else one named like the table
-mode: immediate, as a row is written; or queued, by the background worker, with NULL until then
-on_error: raise, the statement fails; or skip, the row is stored without an embedding and listed in clip_search.failure
-text_source: a column of texts whose vectors are averaged with the images''
-text_weight: share of the text in that average, between 0 and 1
-threshold: of the collection; NULL: its own as it is, else clip_search.cluster_threshold
-index: whether to make an HNSW index for cosine distance';
-COMMENT ON FUNCTION clip_unwatch(regclass, text, boolean) IS 'Undoes clip_watch, with the columns, index and collection that it has added
-embedding: the column; NULL: the only one that is watched in this table
-keep_columns: takes the triggers away, and leaves columns, index and collection';
-COMMENT ON FUNCTION clip_retry(regclass, text) IS 'Tries rows of clip_search.failure again; returns how many are listed no longer
-embedding: of this column; NULL: of all that are watched in this table';
-COMMENT ON FUNCTION clip_watch_row() IS 'Trigger of watched tables';
-COMMENT ON PROCEDURE clip_backfill(regclass, integer, text) IS 'Embeds the rows of a watched table that have no embedding, a batch a transaction
-Not inside a transaction. It may be called again, and by several sessions at once.
-batch: rows in one transaction
-embedding: of this column; NULL: of all that are watched in this table';
-COMMENT ON FUNCTION clip_search.watch_progress(regclass, name, name, name, name) IS 'Counts a watched table''s rows, for clip_search.watch';
-COMMENT ON FUNCTION clip_search.backfill_begin(regclass, text) IS 'A step of clip_backfill: queues what is missing';
-COMMENT ON FUNCTION clip_search.backfill_claim(bigint, bigint, bigint, integer) IS 'A step of clip_backfill: the next entries';
-COMMENT ON FUNCTION clip_search.backfill_work(bigint, bigint[]) IS 'A step of clip_backfill: embeds them';
-COMMENT ON PROCEDURE clip_reembed(regclass, text, text, integer) IS 'Embeds a watched table by another model into a column beside the old one, and swaps the two when it is complete
-Not inside a transaction. Called again, it goes on where it ended.
-model: the new one
-embedding: the column; NULL: the only one that is watched in this table
-batch: rows in one transaction';
-COMMENT ON FUNCTION clip_search.reembed_begin(regclass, text, text) IS 'A step of clip_reembed: the column beside, which is watched, too';
-COMMENT ON FUNCTION clip_search.reembed_goes_on(regclass, text, text) IS 'A step of clip_reembed: whether the column is still to be filled, or another session has seen to it';
-COMMENT ON FUNCTION clip_search.reembed_finish(regclass, text) IS 'A step of clip_reembed: the swap; false if rows are missing';
+COMMENT ON FUNCTION clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean, text, text, text, text) IS 'Keeps a table''s embeddings, and optionally its clusters, in sync with a column of images or texts
+Only the table''s owner can call it. It creates missing columns, index and collection; clip_backfill embeds existing rows.
+A second call changes the settings that it names, and keeps the others.
+source: the column of images (bytea) or texts
+embedding: the column that receives the embedding, a vector or halfvec; created as a vector
+cluster: the column that receives the cluster''s id; without it rows are not grouped
+model: defaults to clip_search.model
+collection: the collection of the clusters; defaults to one named after the table
+mode: immediate (default) embeds when a row is written; queued leaves it to the background worker, and the column is NULL until then
+on_error: raise (default) fails the statement; skip stores the row without an embedding and lists it in clip_search.failure
+text_source: a column of texts whose vectors are averaged with those of the images
+text_weight: weight of the text in that average, between 0 and 1; 0.5 by default
+threshold: the collection''s threshold; NULL: keep its own, or use clip_search.cluster_threshold
+index: whether to create an HNSW index for cosine distance
+existing: vectors that the column already contains: replace (default) counts them as pending, to be embedded again; keep takes them over
+key: the column that identifies a member of the collection; defaults to the primary key
+labels: the column with keywords (text[]) that describe clusters
+image: the column with image files (bytea), for thumbnails of clusters';
+COMMENT ON FUNCTION clip_unwatch(regclass, text, boolean, boolean) IS 'Stops watching a table, and keeps its columns, index and collection
+embedding: the watched column; NULL: the only one in this table
+keep_columns: deprecated: false means drop_columns => true
+drop_columns: drops the columns, index and collection that clip_watch added';
+COMMENT ON FUNCTION clip_retry(regclass, text, text) IS 'Retries the rows of clip_search.failure; returns the number of rows that are no longer listed
+embedding: the watched column; NULL: all watched columns of this table
+sqlstate: retries only rows that failed with this SQLSTATE, or with one of this class (its first two characters)';
+COMMENT ON FUNCTION clip_embed_text_for(regclass, text, text) IS 'Embeds a text by the model of a watched column, to search that column
+Every role that can read the table can call it.
+embedding: the watched column; NULL: the only one in this table';
+COMMENT ON FUNCTION clip_embed_image_for(regclass, bytea, text) IS 'Embeds an image by the model of a watched column, to search that column
+Every role that can read the table can call it.
+embedding: the watched column; NULL: the only one in this table';
+COMMENT ON FUNCTION clip_watch_row() IS 'Trigger function of watched tables';
+COMMENT ON PROCEDURE clip_backfill(regclass, integer, text) IS 'Embeds the rows of a watched table that have no embedding, one transaction per batch
+It returns when all rows that existed when it was called are embedded or listed as failed.
+It can''t run inside a transaction block. It can be interrupted and called again, and run in several sessions at once.
+batch: rows per transaction
+embedding: the watched column; NULL: all watched columns of this table';
+COMMENT ON FUNCTION clip_search.watch_progress(regclass, name, name, name, name) IS 'Counts the rows of a watched table for clip_search.watch';
+COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text) IS 'Counts a table''s rows as its owner, for a caller that may read all of them; NULL for others';
+COMMENT ON FUNCTION clip_search.backfill_begin(regclass, text) IS 'Step of clip_backfill: queues the rows without an embedding';
+COMMENT ON FUNCTION clip_search.backfill_claim(bigint, bigint, bigint, integer) IS 'Step of clip_backfill: claims the next queue entries';
+COMMENT ON FUNCTION clip_search.backfill_left(bigint, bigint) IS 'Step of clip_backfill: counts the entries that other sessions are working on';
+COMMENT ON FUNCTION clip_search.backfill_work(bigint, bigint[]) IS 'Step of clip_backfill: embeds the claimed entries';
+COMMENT ON PROCEDURE clip_reembed(regclass, text, text, integer) IS 'Embeds a watched table by another model into a second column, and swaps the columns once the second is complete
+It can''t run inside a transaction block. If interrupted, call it again: it resumes.
+model: the new model
+embedding: the watched column; NULL: the only one in this table
+batch: rows per transaction';
+COMMENT ON FUNCTION clip_search.reembed_begin(regclass, text, text) IS 'Step of clip_reembed: adds and watches the second column';
+COMMENT ON FUNCTION clip_search.reembed_goes_on(regclass, text, text) IS 'Step of clip_reembed: whether the second column still has to be filled; false if another session has finished';
+COMMENT ON FUNCTION clip_search.reembed_finish(regclass, text) IS 'Step of clip_reembed: swaps the columns; false if rows are missing';
+COMMENT ON FUNCTION clip_search.forget_dropped() IS 'Event trigger: removes what the extension keeps of a watched table that is dropped';
+COMMENT ON FUNCTION clip_search.forget_dropped_tables() IS 'Removes what the extension keeps of tables that have been dropped';
+COMMENT ON EVENT TRIGGER clip_search_drop IS 'Removes settings, queue, failures and groups of a watched table with the table';

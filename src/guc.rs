@@ -2,7 +2,9 @@
 
 use std::ffi::CString;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
+use clip::Setting;
 use clip::image::Limits;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use pgrx::pg_sys;
@@ -15,6 +17,8 @@ static CACHE_PATH: GucSetting<Option<CString>> =
     GucSetting::<Option<CString>>::new(Some(c"$data/pgsql_tmp.clip_search"));
 static PRELOAD: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static THREADS: GucSetting<i32> = GucSetting::<i32>::new(1);
+static MAX_THREADS: GucSetting<i32> = GucSetting::<i32>::new(0);
+static CORES: OnceLock<usize> = OnceLock::new();
 static MEMO_TEXTS: GucSetting<i32> = GucSetting::<i32>::new(256);
 static MAX_IMAGE_PIXELS: GucSetting<i32> = GucSetting::<i32>::new(100_000_000);
 static MAX_IMAGE_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(1 << 20);
@@ -29,11 +33,11 @@ static WORKER_ATTEMPTS: GucSetting<i32> = GucSetting::<i32>::new(5);
 static WORKER_RETRY_DELAY: GucSetting<i32> = GucSetting::<i32>::new(1000);
 static WORKER_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60_000);
 
-/// Defines them; called once a process.
+/// Defines the settings; called once per process.
 pub fn register() {
     GucRegistry::define_string_guc(
         c"clip_search.model",
-        c"The model that the embedding functions use when none is named.",
+        c"Model that the embedding functions use if the call does not name one.",
         c"The name of a directory in clip_search.model_path, optionally with a variant: name or name:variant.",
         &MODEL,
         GucContext::Userset,
@@ -42,39 +46,39 @@ pub fn register() {
     GucRegistry::define_string_guc(
         c"clip_search.model_path",
         c"Directories that are searched for models, separated by colons.",
-        c"$system stands for the clip_search/models directory below PostgreSQL's shared files.",
+        c"$system stands for the directory clip_search/models below PostgreSQL's shared files (pg_config --sharedir).",
         &MODEL_PATH,
         GucContext::Suset,
         GucFlags::SUPERUSER_ONLY,
     );
     GucRegistry::define_string_guc(
         c"clip_search.onnxruntime",
-        c"The path of libonnxruntime, version 1.17 or later.",
-        c"$libdir stands for PostgreSQL's library directory. A process loads the library once; a change reaches new connections.",
+        c"Path of libonnxruntime, version 1.17 or later.",
+        c"$libdir stands for PostgreSQL's library directory. Each process loads the library once, so a change affects new connections only.",
         &ONNXRUNTIME,
         GucContext::Suset,
         GucFlags::SUPERUSER_ONLY,
     );
     GucRegistry::define_string_guc(
         c"clip_search.cache_path",
-        c"Directory for rewritten models, from which connections map weights instead of loading them.",
-        c"$data stands for the data directory. Takes the size of the models in use. Empty: no cache.",
+        c"Directory for optimized copies of models, whose weights connections map instead of loading.",
+        c"$data stands for the data directory. The cache takes about as much disk space as the models in use. Empty: no cache.",
         &CACHE_PATH,
         GucContext::Suset,
         GucFlags::SUPERUSER_ONLY,
     );
     GucRegistry::define_string_guc(
         c"clip_search.preload",
-        c"Models that the server loads at its start for all connections, separated by commas.",
-        c"Needs clip_search in shared_preload_libraries, and a restart. Connections with clip_search.threads above 1 still load their own.",
+        c"Models that the server loads at startup for all connections, separated by commas.",
+        c"It requires clip_search in shared_preload_libraries and a restart. Connections with clip_search.threads above 1 load their own copy.",
         &PRELOAD,
         preload_context(),
         GucFlags::default(),
     );
     GucRegistry::define_int_guc(
         c"clip_search.threads",
-        c"Threads that one backend uses for one inference.",
-        c"1 suits servers with many connections; raise it for a single session that loads data. A change reloads the model on the next call.",
+        c"Number of threads that a backend uses for one inference.",
+        c"1 suits servers with many connections; raise it in a single session that loads data. After a change, the next call reloads the model.",
         &THREADS,
         1,
         256,
@@ -82,9 +86,19 @@ pub fn register() {
         GucFlags::default(),
     );
     GucRegistry::define_int_guc(
+        c"clip_search.max_threads",
+        c"The most threads that clip_search.threads gives a backend.",
+        c"0: as many as the server has cores. Only a superuser can change it. A larger clip_search.threads has the effect of this number.",
+        &MAX_THREADS,
+        0,
+        256,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
         c"clip_search.max_image_pixels",
-        c"The largest image that is decoded, in pixels (width times height).",
-        c"Larger images are refused before memory is taken.",
+        c"Largest image that is decoded, in pixels (width times height).",
+        c"Larger images are refused before memory is allocated.",
         &MAX_IMAGE_PIXELS,
         1,
         i32::MAX,
@@ -93,8 +107,8 @@ pub fn register() {
     );
     GucRegistry::define_int_guc(
         c"clip_search.memo_texts",
-        c"Texts whose embeddings a connection remembers, for each model.",
-        c"The least recently used ones go. 0: none. A vector of 512 dimensions has 2 kB.",
+        c"Number of text embeddings that a connection caches for each model.",
+        c"The least recently used ones are evicted. 0 disables the cache. A vector of 512 dimensions takes 2 kB.",
         &MEMO_TEXTS,
         0,
         1 << 20,
@@ -103,8 +117,8 @@ pub fn register() {
     );
     GucRegistry::define_int_guc(
         c"clip_search.max_image_bytes",
-        c"The largest image file that is decoded, in bytes.",
-        c"Larger files are refused before they are looked at.",
+        c"Largest image file that is decoded, in bytes.",
+        c"Larger files are refused before their content is read.",
         &MAX_IMAGE_BYTES,
         1,
         i32::MAX,
@@ -113,8 +127,8 @@ pub fn register() {
     );
     GucRegistry::define_int_guc(
         c"clip_search.max_image_memory",
-        c"The memory that decoding and resizing an image may take.",
-        c"An image that would take more is refused before memory is taken. Most take three bytes a pixel, progressive JPEGs up to nine, lossy WebPs with transparency eleven.",
+        c"Most memory that decoding and resizing one image can take.",
+        c"An image that would take more is refused before memory is allocated. Most take three bytes per pixel, progressive JPEGs up to nine, lossy WebPs with transparency eleven.",
         &MAX_IMAGE_MEMORY,
         1024,
         i32::MAX,
@@ -123,8 +137,8 @@ pub fn register() {
     );
     GucRegistry::define_float_guc(
         c"clip_search.cluster_threshold",
-        c"The cosine to a cluster's centroid from which on an embedding joins it.",
-        c"1 joins only equal vectors. The value suits image-image cosines; those between text and image are far lower.",
+        c"Lowest cosine to a cluster's centroid at which an embedding joins the cluster.",
+        c"At 1 only equal vectors join. The default suits cosines between images; those between text and image are far lower.",
         &CLUSTER_THRESHOLD,
         -1.0,
         1.0,
@@ -133,40 +147,40 @@ pub fn register() {
     );
     GucRegistry::define_bool_guc(
         c"clip_search.allow_truncated_images",
-        c"Embed an image file that ends too soon as far as it goes, with a warning.",
-        c"Off makes such a file an error. The missing part of the picture is grey or black.",
+        c"Embed truncated image files with a warning.",
+        c"The missing part of the image is grey or black. Off: a truncated file is an error.",
         &ALLOW_TRUNCATED_IMAGES,
         GucContext::Userset,
         GucFlags::default(),
     );
     GucRegistry::define_bool_guc(
         c"clip_search.exact_jpeg",
-        c"Decode JPEGs in full that are far larger than the model's input.",
-        c"Off decodes those of at least eight times its size at 1/2, 1/4 or 1/8, which is faster; embeddings then have a cosine of 0.9997 to the exact ones.",
+        c"Decode JPEGs at full size even if they are far larger than the model's input.",
+        c"Off: JPEGs of at least eight times that size are decoded at 1/2, 1/4 or 1/8, which is faster; the embeddings have a cosine of 0.9997 to the exact ones.",
         &EXACT_JPEG,
         GucContext::Userset,
         GucFlags::default(),
     );
     GucRegistry::define_bool_guc(
         c"clip_search.truncate_text",
-        c"Cut a text that is longer than the model's context, with a warning.",
-        c"On, as the reference tokenizers do it. Off makes such a text an error.",
+        c"Truncate texts that are longer than the model's context, with a warning.",
+        c"On truncates as the reference tokenizers do. Off: such a text is an error.",
         &TRUNCATE_TEXT,
         GucContext::Userset,
         GucFlags::default(),
     );
     GucRegistry::define_bool_guc(
         c"clip_search.worker",
-        c"Let the background worker embed what is queued.",
-        c"Off, the queue grows until it is on again or clip_backfill is called.",
+        c"Let the background worker embed queued rows.",
+        c"Off: the queue grows until the setting is on again or clip_backfill is called.",
         &WORKER,
         GucContext::Sighup,
         GucFlags::default(),
     );
     GucRegistry::define_int_guc(
         c"clip_search.worker_batch",
-        c"Rows that the background worker embeds in one transaction.",
-        c"Their files are in memory together, up to 64 MB. A transaction that fails is repeated row by row.",
+        c"Number of rows that the background worker embeds in one transaction.",
+        c"Their files are in memory at the same time, up to 64 MB. A failed transaction is repeated row by row.",
         &WORKER_BATCH,
         1,
         1024,
@@ -175,8 +189,8 @@ pub fn register() {
     );
     GucRegistry::define_int_guc(
         c"clip_search.worker_attempts",
-        c"Attempts at a row before the background worker gives it up and lists it in clip_search.failure.",
-        c"An attempt that ended with the server counts, so that a row that brings it down does so this often at most.",
+        c"Number of attempts before the background worker gives up on a row and lists it in clip_search.failure.",
+        c"An attempt that ended in a server crash counts, so a row that crashes the server does so at most this often.",
         &WORKER_ATTEMPTS,
         1,
         100,
@@ -185,8 +199,8 @@ pub fn register() {
     );
     GucRegistry::define_int_guc(
         c"clip_search.worker_retry_delay",
-        c"How long the background worker lets a row rest that has failed.",
-        c"It doubles with each attempt, up to an hour.",
+        c"How long the background worker waits before it retries a failed row.",
+        c"The delay doubles with each attempt, up to one hour.",
         &WORKER_RETRY_DELAY,
         10,
         3_600_000,
@@ -195,8 +209,8 @@ pub fn register() {
     );
     GucRegistry::define_int_guc(
         c"clip_search.worker_timeout",
-        c"How long a table's own triggers may take when the background worker writes a row.",
-        c"A table whose triggers take longer makes the rows of others wait, so it is put off.",
+        c"How long a table's own triggers may run when the background worker writes a row.",
+        c"A table whose triggers run longer would delay the rows of other tables, so its rows are postponed.",
         &WORKER_TIMEOUT,
         100,
         3_600_000,
@@ -208,6 +222,14 @@ pub fn register() {
     #[cfg(not(feature = "pg14"))]
     unsafe {
         pg_sys::MarkGUCPrefixReserved(c"clip_search".as_ptr());
+    }
+}
+
+/// What a setting that the engine's hints name is called here.
+pub fn name(setting: Setting) -> &'static str {
+    match setting {
+        Setting::Runtime => "clip_search.onnxruntime",
+        Setting::TruncateText => "clip_search.truncate_text",
     }
 }
 
@@ -241,9 +263,9 @@ pub fn onnxruntime() -> PathBuf {
     }
 }
 
-/// Where rewritten graphs are kept, if at all.
+/// The directory of the graph cache; `None` if it is disabled.
 ///
-/// The default is in the data directory under a name that base backups leave out (they skip all that begins with
+/// The default is in the data directory under a name that base backups leave out (they skip names that begin with
 /// `pgsql_tmp`).
 #[allow(unsafe_code)]
 pub fn cache() -> Option<PathBuf> {
@@ -258,8 +280,8 @@ pub fn cache() -> Option<PathBuf> {
     }
 }
 
-/// Fixed at the server's start; PostgreSQL lets no setting of that kind be defined later, and a library that
-/// is loaded later can't preload anyway.
+/// `Postmaster` if the server preloads the library. PostgreSQL refuses to define such a setting later, and a library that is
+/// loaded later can't preload models anyway.
 #[allow(unsafe_code)]
 fn preload_context() -> GucContext {
     // SAFETY: a flag that only this thread writes.
@@ -276,8 +298,14 @@ pub fn preload() -> Vec<String> {
     list.split(',').map(str::trim).filter(|spec| !spec.is_empty()).map(str::to_owned).collect()
 }
 
+/// Threads of one inference: what the session asks for, as far as an administrator lets it.
 pub fn threads() -> usize {
-    THREADS.get() as usize
+    let most = match MAX_THREADS.get() {
+        // Asked of the system once, since it reads files.
+        0 => *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from)),
+        most => most as usize,
+    };
+    (THREADS.get() as usize).min(most)
 }
 
 pub fn memo_texts() -> usize {
@@ -312,7 +340,7 @@ pub fn worker_attempts() -> i32 {
     WORKER_ATTEMPTS.get()
 }
 
-/// The first delay, in milliseconds.
+/// The delay after the first failure, in milliseconds.
 pub fn worker_retry_delay() -> i32 {
     WORKER_RETRY_DELAY.get()
 }
@@ -337,7 +365,7 @@ fn share_directory() -> PathBuf {
     }
 }
 
-/// Where PostgreSQL's loadable modules are (`pg_config --pkglibdir`).
+/// The directory of PostgreSQL's loadable modules (`pg_config --pkglibdir`).
 #[allow(unsafe_code)]
 fn library_directory() -> PathBuf {
     // SAFETY: pkglib_path is a nul-terminated static that is set at start-up.

@@ -22,12 +22,17 @@ extension_sql_file!(
     "../sql/watch.sql",
     name = "watch",
     requires = [
-        watch::define::clip_watch,
-        watch::define::clip_unwatch,
-        watch::queue::clip_retry,
-        watch::queue::clip_search::backfill_begin,
-        watch::queue::clip_search::backfill_claim,
-        watch::queue::clip_search::backfill_work,
+        pg::row_counts::clip_search::count_rows,
+        watch::define::set_watch,
+        watch::unwatch::end_watch,
+        watch::dropped::clip_search::forget_dropped_tables,
+        watch::backfill::retry,
+        watch::backfill::clip_search::backfill_begin,
+        watch::backfill::clip_search::backfill_claim,
+        watch::backfill::clip_search::backfill_left,
+        watch::backfill::clip_search::backfill_work,
+        watch::query::clip_embed_text_for,
+        watch::query::clip_embed_image_for,
         watch::reembed::clip_search::reembed_begin,
         watch::reembed::clip_search::reembed_goes_on,
         watch::reembed::clip_search::reembed_finish
@@ -40,6 +45,7 @@ extension_sql_file!("../sql/finalize.sql", finalize);
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     guc::register();
+    pg::user_context::register();
     model::stats::register();
     model::preload::run();
     watch::worker::register();

@@ -58,9 +58,7 @@ class Reference:
         self.crop = crop["height"] if isinstance(crop, dict) else crop
         self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(
-            context_length
-        )  # before the special tokens are added: the end token stays
+        self.tokenizer.enable_truncation(context_length)  # before the special tokens are added: the end token stays
         self._towers: dict[str, onnxruntime.InferenceSession] = {}
 
     def tower(self, name: str) -> onnxruntime.InferenceSession:

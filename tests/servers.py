@@ -8,6 +8,7 @@ import pathlib
 import pwd
 import shutil
 import subprocess
+import time
 import uuid
 from collections.abc import Iterator
 
@@ -77,6 +78,42 @@ def server(bindir: pathlib.Path, **settings: str) -> Iterator[Server]:
         yield made
     finally:
         made.remove()
+
+
+class Standby:
+    """A base backup of a server that streams from it, with a socket of its own."""
+
+    def __init__(self, primary: Server, name: str = "standby"):
+        self.primary, self.folder = primary, primary.folder / name
+        self.data = self.folder / "data"
+        primary.run("mkdir", "-m", "700", str(self.folder))
+        program, socket = str(primary.bindir / "pg_basebackup"), str(primary.folder)
+        primary.run(program, "-h", socket, "-U", "postgres", "-D", str(self.data), "-R", "-c", "fast")
+        self.cache = self.data / "pgsql_tmp.clip_search"
+        assert not self.cache.exists(), "base backups leave it out"
+
+    def start(self) -> None:
+        options = f"-c unix_socket_directories={self.folder}"
+        command = f"{self.primary.bindir}/pg_ctl -w -t 60 -D {self.data} -l {self.folder}/log -o '{options}' start"
+        self.primary.run("sh", "-c", f"{command} >/dev/null 2>&1")
+
+    def stop(self) -> None:
+        self.primary.run(str(self.primary.bindir / "pg_ctl"), "-w", "-D", str(self.data), "-m", "immediate", "stop")
+
+    def promote(self) -> None:
+        self.primary.run(str(self.primary.bindir / "pg_ctl"), "-w", "-D", str(self.data), "promote")
+
+    def connect(self) -> psycopg.Connection:
+        return psycopg.connect(host=str(self.folder), user="postgres", dbname="postgres", autocommit=True)
+
+    def catch_up(self, db: psycopg.Connection) -> None:
+        """Waits until the standby shows what the primary has committed."""
+        with self.primary.connect() as primary:
+            wanted = value(primary, "SELECT pg_current_wal_flush_lsn()::text")
+        deadline = time.monotonic() + 60
+        while not value(db, "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", wanted):
+            assert time.monotonic() < deadline, "the standby does not follow"
+            time.sleep(0.05)
 
 
 def private_megabytes(db: psycopg.Connection) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -9,8 +10,9 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import psycopg
@@ -99,6 +101,25 @@ def sqlstate(db: psycopg.Connection, query: str, *arguments: object) -> tuple[st
     raise AssertionError(f"{query} raised no error but returned {returned[:200]}")
 
 
+@contextlib.contextmanager
+def system_settings(db: psycopg.Connection, **settings: str) -> Iterator[None]:
+    """Settings of the whole server for a while, as ALTER SYSTEM has them: clip_search's by their names without the prefix."""
+    try:
+        for name, setting in settings.items():
+            db.execute(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.SQL(f"clip_search.{name}"), sql.Literal(setting)))
+        db.execute("SELECT pg_reload_conf()")
+        yield
+    finally:
+        # By a connection of its own: the test's may be broken.
+        info = db.info
+        with psycopg.connect(
+            host=info.host, port=info.port, user=info.user, dbname=info.dbname, autocommit=True
+        ) as other:
+            for name in settings:
+                other.execute(f"ALTER SYSTEM RESET clip_search.{name}")
+            other.execute("SELECT pg_reload_conf()")
+
+
 # ---------------------------------------------------------------- threads
 
 
@@ -110,7 +131,7 @@ def in_parallel(jobs: Sequence[Callable[[], object]], timeout: float = 90) -> li
     def run(index: int) -> None:
         try:
             results[index] = jobs[index]()
-        except BaseException as error:  # noqa: BLE001 - raised again below, in the main thread
+        except BaseException as error:
             errors.append(error)
 
     threads = [threading.Thread(target=run, args=(index,), daemon=True) for index in range(len(jobs))]
@@ -122,6 +143,18 @@ def in_parallel(jobs: Sequence[Callable[[], object]], timeout: float = 90) -> li
         raise errors[0]
     assert not any(thread.is_alive() for thread in threads), f"a session still waits after {timeout} s"
     return results
+
+
+# Longer than any condition of these tests takes on a busy machine.
+PATIENCE = 60.0
+
+
+def until(condition: Callable[[], object], what: str = "it") -> None:
+    """Polls until the condition holds; fails after PATIENCE seconds."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} has not come about within {PATIENCE} s"
+        time.sleep(0.05)
 
 
 # ---------------------------------------------------------------- models

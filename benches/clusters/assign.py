@@ -24,10 +24,12 @@ import time
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-import support  # noqa: E402
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "fixtures")]
+from codes import BLOCK, codes
 
-DIMENSIONS, BITS, BLOCK = 512, 256, 216
+import support
+
+DIMENSIONS = 512
 CALLS = 1000
 TOPICS = 1000
 THRESHOLD = 0.82
@@ -59,24 +61,6 @@ def near(rows: np.ndarray, seed: int) -> np.ndarray:
     noise = rng.standard_normal(rows.shape, dtype=np.float32)
     noise = unit(noise - (noise * rows).sum(1, keepdims=True) * rows)
     return unit(cosine * rows + np.sqrt(1 - cosine**2) * noise)
-
-
-def codes(rows: np.ndarray) -> np.ndarray:
-    """The codes of crates/clip/src/clustering/binary_code.rs, written down a second time: three rounds of signs and a transform."""
-    state, signs = 0x0063_6C69_705F_7321, []
-    for _ in range(3 * DIMENSIONS):
-        state = (state + 0x9E37_79B9_7F4A_7C15) % 2**64
-        z = state
-        z = (z ^ (z >> 30)) * 0xBF58_476D_1CE4_E5B9 % 2**64
-        z = (z ^ (z >> 27)) * 0x94D0_49BB_1331_11EB % 2**64
-        signs.append(1 if (z ^ (z >> 31)) & 1 == 0 else -1)
-    hadamard = np.array([[1]], dtype=np.float32)
-    while len(hadamard) < DIMENSIONS:
-        hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
-    rotation = np.eye(DIMENSIONS, dtype=np.float32)
-    for turn in np.array(signs, dtype=np.float32).reshape(3, DIMENSIONS):
-        rotation = rotation * turn @ hadamard
-    return np.packbits(rows @ rotation[:, :BITS] >= 0, axis=1, bitorder="little")
 
 
 def field(value: bytes) -> bytes:
@@ -150,12 +134,14 @@ def measure(kind: str, count: int) -> dict:
             loaded = time.monotonic() - started
         chosen = np.random.default_rng(2).integers(0, count, CALLS)
         variants = near(rows[chosen], seed=3)
-        product = variants @ rows.T if count <= 100_000 else np.concatenate([v @ rows.T for v in np.split(variants, 20)])
+        product = (
+            variants @ rows.T if count <= 100_000 else np.concatenate([v @ rows.T for v in np.split(variants, 20)])
+        )
         truth, best = product.argmax(axis=1) + 1, product.max(axis=1)
         del product
         result = {"vectors": kind, "clusters": count}
         with database.connect(autocommit=False) as db:
-            for threshold_calls in range(2):  # the first round warms the caches
+            for _ in range(2):  # the first round warms the caches
                 ms, ids = assign(db, variants)
             # Those whose nearest is at the threshold to within rounding may be judged either way.
             clear = best > THRESHOLD + 1e-6

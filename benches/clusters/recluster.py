@@ -28,10 +28,9 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 import numpy as np
 import sklearn
+from data import SETS, THRESHOLD
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score
-
-from data import SETS, THRESHOLD
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ENGINE = ROOT / "target/release/examples/recluster"

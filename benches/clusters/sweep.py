@@ -22,12 +22,11 @@ import sys
 import numpy as np
 import skimage
 import sklearn
+from data import unit
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from recluster import ROOT, ours
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score
-
-from data import unit
-from recluster import ROOT, ours
 
 sys.path.insert(0, str(ROOT / "tests"))
 from reference import Reference

@@ -22,11 +22,10 @@ import pathlib
 import sys
 import time
 
+import plot
 import psycopg
 from PIL import Image
 from psycopg import sql
-
-import plot
 
 LEFT_OUT = ("cartoon", "mirror", "roadsigns", "flags")
 SMALLEST_SIDE, LEAST_OPAQUE = 80, 500  # pixels
@@ -185,9 +184,7 @@ def groups(db: psycopg.Connection) -> list[dict]:
         )
         db.execute("SELECT count(*) FROM clip_recluster(%s)", (collection,))
         number, grouped, right, pairs = one(db, GROUPS)
-        found.append(
-            {"threshold": threshold, "groups": number, "pictures": grouped, "right": right, "pairs": pairs}
-        )
+        found.append({"threshold": threshold, "groups": number, "pictures": grouped, "right": right, "pairs": pairs})
         db.execute("UPDATE stamp SET cluster_id = NULL")
         db.execute("SELECT clip_drop_collection(%s)", (collection,))
     return found
@@ -217,7 +214,7 @@ def table(result: dict) -> str:
     found, rows = result["retrieval"], []
     rows.append(("text to picture", ", ".join(f"R@{k} {found[f'recall_at_{k}']:.3f}" for k in (1, 5, 10))))
     rows.append(("", f"mean reciprocal rank {found['mean_reciprocal_rank']:.3f}"))
-    share = lambda entry: f"{entry['right'] / entry['of']:.3f} ({entry['right']} of {entry['of']})"  # noqa: E731
+    share = lambda entry: f"{entry['right'] / entry['of']:.3f} ({entry['right']} of {entry['of']})"
     for column, entry in result["neighbours"].items():
         about = {"folder": "of the same folder", "category": "of the same top folder"}[column]
         rows.append((f"nearest picture {about}", share(entry)))
@@ -225,7 +222,9 @@ def table(result: dict) -> str:
         rows.append((f"zero-shot, {entry['labels']} labels, {entry['templates']}", share(entry)))
     for entry in result["groups"]:
         if entry["threshold"] in SHOWN:
-            of_pairs = f"{entry['right'] / entry['pairs']:.3f} of {entry['pairs']} pairs right" if entry["pairs"] else "none"
+            of_pairs = (
+                f"{entry['right'] / entry['pairs']:.3f} of {entry['pairs']} pairs right" if entry["pairs"] else "none"
+            )
             about = f"{entry['groups']} groups of {entry['pictures']} pictures, {of_pairs}"
             rows.append((f"groups at {entry['threshold']:.2f}", about))
     for entry in result["hnsw"]:
@@ -245,7 +244,9 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = pictures(arguments.stamps)
     if not rows:
-        sys.exit(f"evaluate.py: no labelled stamps in {arguments.stamps}: give usr/share/tuxpaint/stamps of the package")
+        sys.exit(
+            f"evaluate.py: no labelled stamps in {arguments.stamps}: give usr/share/tuxpaint/stamps of the package"
+        )
     with connect("postgres", arguments.model) as db:
         database = sql.Identifier(arguments.database)
         db.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(database))

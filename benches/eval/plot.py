@@ -23,7 +23,7 @@ def text(x: float, y: float, content: str, kind: str = "", anchor: str = "start"
 
 def bars(result: dict) -> list[str]:
     found = result["retrieval"]
-    share = lambda entry: entry["right"] / entry["of"] if entry["of"] else 0.0  # noqa: E731
+    share = lambda entry: entry["right"] / entry["of"] if entry["of"] else 0.0
     rows = [(f"text to picture, R@{k}", found[f"recall_at_{k}"]) for k in (1, 5, 10)]
     rows += [("nearest is of its folder", share(result["neighbours"]["folder"]))]
     rows += [("nearest is of its top folder", share(result["neighbours"]["category"]))]
@@ -45,8 +45,8 @@ def curves(result: dict) -> list[str]:
     left, right, top, bottom = 560, 880, 70, 340
     points = result["groups"]
     low, high = points[0]["threshold"], points[-1]["threshold"]
-    x = lambda threshold: left + (threshold - low) / (high - low) * (right - left)  # noqa: E731
-    y = lambda value: bottom - value * (bottom - top)  # noqa: E731
+    x = lambda threshold: left + (threshold - low) / (high - low) * (right - left)
+    y = lambda value: bottom - value * (bottom - top)
     shapes = [text(left, 50, "groups by threshold")]
     for tenth in range(0, 11, 2):
         shapes.append(f'<path class="grid" d="M{left} {y(tenth / 10):.1f}H{right}"/>')

@@ -23,23 +23,24 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[variable] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-import numpy as np  # noqa: E402
-import onnxruntime  # noqa: E402
-import PIL  # noqa: E402
-import transformers  # noqa: E402
-from PIL import Image, ImageOps  # noqa: E402
-from tokenizers import Tokenizer  # noqa: E402
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil  # noqa: E402
+import numpy as np
+import onnxruntime
+import PIL
+import transformers
+from PIL import Image, ImageOps
+from tokenizers import Tokenizer
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(REPOSITORY / "models"))
-import quantize  # noqa: E402
+import quantize
 
 CONTEXT = 77
 BATCHES = (1, 2, 4, 8, 16)
@@ -98,9 +99,7 @@ def python_images(model: pathlib.Path) -> Contestant:
 
     def embed(files: list[pathlib.Path]) -> tuple[float, np.ndarray]:
         data = [file.read_bytes() for file in files]
-        return clocked(
-            lambda: quantize.unit(graph.run(None, {"pixel_values": pixel_values(processor, data)})[0])
-        )
+        return clocked(lambda: quantize.unit(graph.run(None, {"pixel_values": pixel_values(processor, data)})[0]))
 
     return embed
 
@@ -120,9 +119,7 @@ def openvino_images(model: pathlib.Path) -> Contestant:
 
     def embed(files: list[pathlib.Path]) -> tuple[float, np.ndarray]:
         data = [file.read_bytes() for file in files]
-        return clocked(
-            lambda: quantize.unit(np.array(graph({"pixel_values": pixel_values(processor, data)})[0]))
-        )
+        return clocked(lambda: quantize.unit(np.array(graph({"pixel_values": pixel_values(processor, data)})[0])))
 
     return embed
 
@@ -316,7 +313,11 @@ def int8(command: list[str], model: pathlib.Path, files: list[pathlib.Path], rou
 
 
 def versions() -> dict[str, str]:
-    found = {"onnxruntime": onnxruntime.__version__, "Pillow": PIL.__version__, "transformers": transformers.__version__}
+    found = {
+        "onnxruntime": onnxruntime.__version__,
+        "Pillow": PIL.__version__,
+        "transformers": transformers.__version__,
+    }
     for name in ("openvino", "fastembed"):
         try:
             found[name] = str(__import__(name).__version__)

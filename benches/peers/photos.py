@@ -40,9 +40,7 @@ def sources() -> dict[str, Image.Image]:
         (REPOSITORY / "examples" / "gallery" / "photos", GALLERY),
     ]
     return {
-        pathlib.Path(name).stem: Image.open(folder / name).convert("RGB")
-        for folder, names in folders
-        for name in names
+        pathlib.Path(name).stem: Image.open(folder / name).convert("RGB") for folder, names in folders for name in names
     }
 
 

@@ -27,7 +27,7 @@ import onnx
 from onnx import TensorProto, helper
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent.parent / "models"))
-import make_clip  # noqa: E402
+import make_clip
 
 
 class Graph(make_clip.Graph):
@@ -43,7 +43,9 @@ class Graph(make_clip.Graph):
             gate = self.node("Add", self.node("Erf", gate), one)
         return self.node("Mul", self.node("Mul", x, gate), half)
 
-    def convolution(self, x: str, name: str, inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> str:
+    def convolution(
+        self, x: str, name: str, inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1
+    ) -> str:
         fan_in = inputs // groups * size * size
         kernel = self.weights(name + ".weight", outputs, inputs // groups, size, size, deviation=fan_in**-0.5)
         bias = self.weights(name + ".bias", outputs, deviation=0.1)
@@ -98,14 +100,22 @@ def siglip(folder: pathlib.Path) -> None:
     # One learnt query asks all patches.
     split, join = graph.indices(0, -1, heads, width // heads), graph.indices(0, -1, width)
     probe = graph.weights("probe", 1, heads, 1, width // heads, deviation=1.0)
-    key = graph.node("Transpose", graph.node("Reshape", graph.linear(x, "k", width, width, 1.0), split), perm=[0, 2, 3, 1])
-    value = graph.node("Transpose", graph.node("Reshape", graph.linear(x, "v", width, width, 1.0), split), perm=[0, 2, 1, 3])
-    scores = graph.node("Mul", graph.node("MatMul", probe, key), graph.constant("scale", np.float32((width // heads) ** -0.5)))
+    key = graph.node(
+        "Transpose", graph.node("Reshape", graph.linear(x, "k", width, width, 1.0), split), perm=[0, 2, 3, 1]
+    )
+    value = graph.node(
+        "Transpose", graph.node("Reshape", graph.linear(x, "v", width, width, 1.0), split), perm=[0, 2, 1, 3]
+    )
+    scores = graph.node(
+        "Mul", graph.node("MatMul", probe, key), graph.constant("scale", np.float32((width // heads) ** -0.5))
+    )
     mixed = graph.node("MatMul", graph.node("Softmax", scores, axis=-1), value)
     x = graph.node("Reshape", graph.node("Transpose", mixed, perm=[0, 2, 1, 3]), join)
     x = graph.linear(x, "pool_out", width, width, 1.0)
     y = graph.layer_norm(x, "pool_norm", width)
-    y = graph.linear(graph.gelu(graph.linear(y, "pool_fc1", width, 4 * width, 1.0), tanh=True), "pool_fc2", 4 * width, width, 1.0)
+    y = graph.linear(
+        graph.gelu(graph.linear(y, "pool_fc1", width, 4 * width, 1.0), tanh=True), "pool_fc2", 4 * width, width, 1.0
+    )
     graph.node("Squeeze", graph.node("Add", x, y), graph.indices(1), output="pooler_output")
     graph.write(folder, edge, "pooler_output", width)
     size = {"height": edge, "width": edge}
@@ -136,7 +146,9 @@ def mobileclip(folder: pathlib.Path) -> None:
                 x = graph.convolution(x, f"{part}.mixer", width, width, 3, groups=width)
             else:
                 side = edge // 32
-                tokens = graph.node("Transpose", graph.node("Reshape", x, graph.indices(0, width, side**2)), perm=[0, 2, 1])
+                tokens = graph.node(
+                    "Transpose", graph.node("Reshape", x, graph.indices(0, width, side**2)), perm=[0, 2, 1]
+                )
                 mixed = graph.attention(tokens, f"{part}.attention", width, width // 32, None)
                 mixed = graph.node("Transpose", mixed, perm=[0, 2, 1])
                 x = graph.node("Add", x, graph.node("Reshape", mixed, graph.indices(0, width, side, side)))

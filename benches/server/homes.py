@@ -24,9 +24,11 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benches" / "clusters")]
-import assign  # noqa: E402
-from support import in_parallel, value, vector_text  # noqa: E402
-from test_shards import SHARDS, Server, Shards  # noqa: E402
+import assign
+
+from servers import Server
+from shard_servers import SHARDS, Shards
+from support import in_parallel, value, vector_text
 
 EACH = 4
 OWN = """
@@ -44,13 +46,20 @@ SHARD = """
     CREATE FOREIGN TABLE piece_{n} (id bigint, cluster_id bigint) SERVER shard_{n} OPTIONS (table_name 'piece');
     CREATE FOREIGN TABLE piece_centroid_{n} (id bigint, centroid vector(512)) SERVER shard_{n} OPTIONS (table_name 'piece_centroid')
 """
-MERGE = ["CREATE TABLE merged (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, shard int, cluster bigint, "
-         "embedding vector(512), cluster_id bigint)",
-         "SELECT clip_create_collection('merged', members => 'merged', key => 'id')",
-         *(f"INSERT INTO merged (shard, cluster, embedding) SELECT {n}, id, centroid FROM piece_centroid_{n}" for n in range(SHARDS)),
-         "SELECT count(*) FROM clip_recluster('merged')"]
-WRITE = ("UPDATE piece_{n} AS p SET cluster_id = m.cluster_id FROM merged AS m WHERE m.shard = {n} AND m.cluster = p.cluster_id "
-         "AND m.cluster_id <> p.cluster_id")
+MERGE = [
+    "CREATE TABLE merged (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, shard int, cluster bigint, "
+    "embedding vector(512), cluster_id bigint)",
+    "SELECT clip_create_collection('merged', members => 'merged', key => 'id')",
+    *(
+        f"INSERT INTO merged (shard, cluster, embedding) SELECT {n}, id, centroid FROM piece_centroid_{n}"
+        for n in range(SHARDS)
+    ),
+    "SELECT count(*) FROM clip_recluster('merged')",
+]
+WRITE = (
+    "UPDATE piece_{n} AS p SET cluster_id = m.cluster_id FROM merged AS m WHERE m.shard = {n} AND m.cluster = p.cluster_id "
+    "AND m.cluster_id <> p.cluster_id"
+)
 
 
 def load(servers: list[Server], table: str, parts: list[list[tuple[int, str]]]) -> float:
@@ -119,8 +128,13 @@ def main() -> None:
             changed = sum(db.execute(WRITE.format(n=n)).rowcount for n in range(SHARDS))
             seconds = time.perf_counter() - start
             good, groups = whole(made.shards, "piece", local=False)
-            found["merged"] = {"s": seconds, "centroids": value(db, "SELECT count(*) FROM merged"), "rows renamed": changed,
-                               "whole": good, "groups": groups}
+            found["merged"] = {
+                "s": seconds,
+                "centroids": value(db, "SELECT count(*) FROM merged"),
+                "rows renamed": changed,
+                "whole": good,
+                "groups": groups,
+            }
     finally:
         made.remove()
     for name, figure in found.items():

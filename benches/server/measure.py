@@ -24,15 +24,15 @@ import sys
 import threading
 import time
 
-import numpy as np
 import psycopg
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benches" / "clusters")]
-import assign  # noqa: E402
-import support  # noqa: E402
-from servers import Server, private_megabytes, server  # noqa: E402
-from support import value  # noqa: E402
+import assign
+
+import support
+from servers import Server, private_megabytes, server
+from support import value
 
 ROUNDS = 5
 PHOTOS = sorted((ROOT / "examples" / "gallery" / "photos").glob("*.jpg"))
@@ -211,11 +211,24 @@ class Bench:
                 inserts += bench("INSERT INTO stored SELECT data FROM file WHERE id = $1", 10)
             ratio = statistics.median(b / a for a, b in zip(alone, inserts))
             rows.append(["a photo's embedding", f"{statistics.median(alone):.1f} ms", "1"])
-            rows.append([f"insert with embedding and one of {count:,} clusters", f"{statistics.median(inserts):.1f} ms", f"{ratio:.2f}×"])
+            rows.append(
+                [
+                    f"insert with embedding and one of {count:,} clusters",
+                    f"{statistics.median(inserts):.1f} ms",
+                    f"{ratio:.2f}×",
+                ]
+            )
         print(f"**Calls in a warm connection, {self.name}**\n")
         table(["", "median", "times"], rows)
         print(f"The index took {built / 1e3:.0f} s to build.\n")
-        return {"again": again, "texts": texts, "searches": searches, "alone": alone, "inserts": inserts, "index_ms": built}
+        return {
+            "again": again,
+            "texts": texts,
+            "searches": searches,
+            "alone": alone,
+            "inserts": inserts,
+            "index_ms": built,
+        }
 
     def sessions(self) -> dict:
         """Images a second by one session and by two, and by a query alone, with a worker, and by two workers."""
@@ -257,9 +270,15 @@ class Bench:
 
             found = {"one session": [], "two sessions": [], "a query": [], "with a worker": [], "by two workers": []}
             for _ in range(ROUNDS):
-                for (name, figures), way in zip(
-                    found.items(),
-                    [lambda: together(1), lambda: together(2), lambda: workers(0), lambda: workers(1), lambda: workers(2)],
+                for figures, way in zip(
+                    found.values(),
+                    [
+                        lambda: together(1),
+                        lambda: together(2),
+                        lambda: workers(0),
+                        lambda: workers(1),
+                        lambda: workers(2),
+                    ],
                 ):
                     figures.append(way())
         rows = []
@@ -312,7 +331,9 @@ class Bench:
                     exact, exact_ms = [], []
                     for text in texts[:10]:
                         exact_ms.append(clocked(lambda: exact.append(db.execute(search, (text,)).fetchall())))
-                    built = clocked(lambda: db.execute("CREATE INDEX ON photo USING hnsw (embedding vector_cosine_ops)"))
+                    built = clocked(
+                        lambda: db.execute("CREATE INDEX ON photo USING hnsw (embedding vector_cosine_ops)")
+                    )
                     db.execute("ANALYZE photo; SET enable_seqscan = off")
                     ms, hits = [], 0
                     for _ in range(2):
@@ -334,7 +355,10 @@ class Bench:
         for name, rows in found.items():
             print(f"**Growth with {name}, photo-mini**\n")
             if rows:
-                table(list(rows[0]), [[f"{v:,.2f}" if isinstance(v, float) else f"{v:,}" for v in row.values()] for row in rows])
+                table(
+                    list(rows[0]),
+                    [[f"{v:,.2f}" if isinstance(v, float) else f"{v:,}" for v in row.values()] for row in rows],
+                )
         return found
 
 

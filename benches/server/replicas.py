@@ -6,7 +6,7 @@
 
 A search embeds a text that was not asked before and takes the nearest ten of photo-like vectors by HNSW. All servers
 share this machine's cores: more servers can't do more than the cores. The second part needs pgbouncer (the package of
-that name) and is left out without; what a pool changes otherwise is in tests/test_pool.py.
+that name) and is left out without; what a pool changes otherwise is in tests/server/test_pool.py.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benches" / "clusters")]
-import assign  # noqa: E402
-from servers import server  # noqa: E402
-from support import in_parallel  # noqa: E402
-from test_pool import pgbouncer, program  # noqa: E402
-from test_standby import Standby  # noqa: E402
+import assign
+
+from pooler import pgbouncer, program
+from servers import Standby, server
+from support import in_parallel
 
 SECONDS, CLIENTS = 10.0, 4
 SEARCH = "SELECT id FROM photo ORDER BY embedding <=> clip_embed_text(%s) LIMIT 10"
@@ -67,7 +67,9 @@ def main() -> None:
                 copy.set_types(["int8", "bytea"])
                 for n, row in enumerate(assign.vectors("photo-like", arguments.rows, seed=1)):
                     copy.write_row((n, assign.struct.pack(">hh", 512, 0) + row.astype(">f4").tobytes()))
-            db.execute("SET maintenance_work_mem = '1GB'; CREATE INDEX ON photo USING hnsw (embedding vector_cosine_ops)")
+            db.execute(
+                "SET maintenance_work_mem = '1GB'; CREATE INDEX ON photo USING hnsw (embedding vector_cosine_ops)"
+            )
             db.execute("VACUUM ANALYZE photo")
         found["one client"] = searches([primary.connect], 1)
         found["0 standbys"] = searches([primary.connect], CLIENTS)

@@ -23,10 +23,11 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benches" / "clusters")]
-import assign  # noqa: E402
-import support  # noqa: E402
-from servers import server  # noqa: E402
-from support import value  # noqa: E402
+import assign
+
+import support
+from servers import server
+from support import value
 
 QUERIES = 100
 INSERTS = 200
@@ -101,7 +102,9 @@ def measure(db, count: int, kinds: list[str]) -> list[dict]:
 
     recall, ms = ask(PLAIN, queries["stranger"][:10], best["stranger"][1][:10])
     heap = value(db, "SELECT pg_table_size('photo') / 1e6")
-    found.append({"rows": count, "index": "none (exact)", "copy_s": copied, "size_mb": float(heap), "stranger": recall, "ms": ms})
+    found.append(
+        {"rows": count, "index": "none (exact)", "copy_s": copied, "size_mb": float(heap), "stranger": recall, "ms": ms}
+    )
     spare = assign.vectors("photo-like", INSERTS, seed=77)
     for kind in kinds:
         columns, query, efforts = INDEXES[kind]

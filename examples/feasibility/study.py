@@ -24,9 +24,9 @@ import time
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[variable] = "1"
 
-import numpy as np  # noqa: E402
-import psycopg  # noqa: E402
-from PIL import Image, ImageOps  # noqa: E402
+import numpy as np
+import psycopg
+from PIL import Image, ImageOps
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PHOTOS = ROOT / "examples" / "gallery" / "photos"
@@ -265,10 +265,10 @@ def sql_way(model: str, photos: list[Photo], first: int, texts: list[str]) -> di
         ]
         changed = db.execute("SELECT count(*) FROM clip_recluster(%s)", (SCHEMA,)).fetchone()[0]
         grouped = [row[0] for row in db.execute("SELECT cluster_id FROM photo ORDER BY id")]
-        centroids = dict(
-            (row[0], vector(row[1]))
+        centroids = {
+            row[0]: vector(row[1])
             for row in db.execute("SELECT id, centroid::text FROM clip_search.cluster WHERE collection = %s", (SCHEMA,))
-        )
+        }
         groups = db.execute("SELECT clip_cluster_groups(%s)", (SCHEMA,)).fetchone()[0]
         sizes = db.execute(
             "SELECT title, format, width, height FROM photo, clip_image_info(data) WHERE id < %s ORDER BY id", (first,)
@@ -281,8 +281,11 @@ def sql_way(model: str, photos: list[Photo], first: int, texts: list[str]) -> di
         server = db.execute("SHOW server_version").fetchone()[0].split()[0]
         db.execute("CREATE INDEX photo_embedding_idx ON photo USING hnsw (embedding vector_cosine_ops)")
         db.execute("ANALYZE photo")
-        plan = [row[0] for row in db.execute("""EXPLAIN (COSTS off)
-                   SELECT title FROM photo ORDER BY embedding <=> clip_embed_text('red sports car') LIMIT 3""")]
+        plan = [
+            row[0]
+            for row in db.execute("""EXPLAIN (COSTS off)
+                   SELECT title FROM photo ORDER BY embedding <=> clip_embed_text('red sports car') LIMIT 3""")
+        ]
         db.execute(f"DROP SCHEMA {SCHEMA} CASCADE")
         db.execute("SELECT clip_drop_collection(%s)", (SCHEMA,))
     return {
@@ -472,7 +475,7 @@ def write_findings(v: dict) -> list[str]:
     works = "works" if not missed else "works for most queries" if len(missed) * 2 < len(queries) else "does not work"
     findings.append(
         f"**Zero-shot search {works}.** {v['right']} of {len(queries)} queries find their photo first among {first}, "
-        f"without a tag or training ({v['python_right']} in Python). The two ways rank all {first} photos alike for "
+        f"without tags or training ({v['python_right']} in Python). SQL and Python rank all {first} photos alike for "
         f"{sum(v['orders'])} of {len(queries)} queries; no cosine differs by more than {v['apart']:.1g}."
         + (f" Missed: {'; '.join(missed)}." if missed else "")
     )
@@ -480,7 +483,7 @@ def write_findings(v: dict) -> list[str]:
     images, texts = v["image_cosines"].min(), v["text_cosines"].min()
     same = "The vectors are the same." if min(images, texts) >= ALIKE else "The vectors differ."
     findings.append(
-        f"**{same}** The least cosine between the two ways is {near(images)} for {total} photos and {near(texts)} for "
+        f"**{same}** The lowest cosine between the two is {near(images)} for {total} photos and {near(texts)} for "
         f"{len(queries)} queries."
     )
 
@@ -488,15 +491,15 @@ def write_findings(v: dict) -> list[str]:
     takes = "milliseconds" if slowest < 10 else "tens of milliseconds" if slowest < 100 else "over a tenth of a second"
     cold = "dominates the cold start" if st["load"] > 3 * slowest else "costs little beside it"
     findings.append(
-        f"**An item takes {takes}; loading the model {cold}.** In SQL {short(st['image'])} ms a photo and "
-        f"{short(st['text'])} ms a query, {short(st['load'])} ms to load once a connection; a query asked again takes "
-        f"{st['again']:.2f} ms. Python takes {short(pt['image'])} ms a photo, {pt['image'] / st['image']:.2f} times as "
-        f"much, and {short(pt['text'])} ms a query, {pt['text'] / st['text']:.2f} times as much."
+        f"**An item takes {takes}; loading the model {cold}.** SQL takes {short(st['image'])} ms per photo, "
+        f"{short(st['text'])} ms per query and {short(st['load'])} ms to load once per connection; a repeated query takes "
+        f"{st['again']:.2f} ms. Python takes {short(pt['image'])} ms per photo, {pt['image'] / st['image']:.2f} times as "
+        f"much, and {short(pt['text'])} ms per query, {pt['text'] / st['text']:.2f} times as much."
     )
 
     findings.append(
         f"**Memory** peaks at {ours['peak']:.0f} MB in the database's process and at {theirs['peak']:.0f} MB in "
-        f"Python's; before the model was loaded they had {ours['before']:.0f} and {theirs['before']:.0f} MB. A server that "
+        f"Python's; before the model was loaded they took {ours['before']:.0f} and {theirs['before']:.0f} MB. A server that "
         "preloads the model shares it among all connections."
     )
 
@@ -573,10 +576,10 @@ def write_report(v: dict) -> str:
     }  # fmt: skip
     latency = table(["", "SQL", "Python"], [
         ["model load, both towers", f"{short(st['load'])} ms", f"{short(pt['load'])} ms"],
-        ["photo, one by one", f"{short(st['image'])} ms", f"{short(pt['image'])} ms"],
+        ["photo, single", f"{short(st['image'])} ms", f"{short(pt['image'])} ms"],
         [f"photo, in a batch of {first}", f"{short(st['batch'])} ms", f"{short(pt['batch'])} ms"],
         ["query", f"{short(st['text'])} ms", f"{short(pt['text'])} ms"],
-        ["query, asked again", f"{st['again']:.2f} ms", f"{short(pt['text'])} ms"],
+        ["query, repeated", f"{st['again']:.2f} ms", f"{short(pt['text'])} ms"],
         ["photo, embedded, grouped and stored", f"{short(st['insert'])} ms", ""],
         ["memory before", f"{ours['before']:.0f} MB", f"{theirs['before']:.0f} MB"],
         ["memory at the peak", f"{ours['peak']:.0f} MB", f"{theirs['peak']:.0f} MB"],
@@ -586,9 +589,9 @@ def write_report(v: dict) -> str:
 
     return f"""# CLIP in PostgreSQL: a feasibility study
 
-Do CLIP embeddings on the CPU serve a media search? Everything is done twice: in Python on the model's files, as a
-notebook would, and by clip_search in SQL. Built by `make feasibility` ({time.strftime("%-d %B %Y")}); every number
-and finding is of that one run.
+Are CLIP embeddings on the CPU good enough for a media search? This study does everything twice: in Python on the model's
+files, as a notebook would, and with clip_search in SQL. `make feasibility` wrote it ({time.strftime("%-d %B %Y")}); every
+number and finding comes from that run.
 
 {setup}
 
@@ -598,11 +601,11 @@ and finding is of that one run.
 
 ## The photos
 
-{first} subjects, and each again as its mirror image: {len(photos)} photos.
+{first} subjects, each also mirrored: {len(photos)} photos.
 
 ![The photos](gallery.webp)
 
-{note}Whose the shown ones are: [LICENSES.md](../gallery/photos/LICENSES.md).
+{note}Authors and licences of the others: [LICENSES.md](../gallery/photos/LICENSES.md).
 
 ```sql
 SELECT title, format, width, height FROM photo, clip_image_info(data);
@@ -617,8 +620,8 @@ INSERT INTO photo (id, title, subject, keywords, data, embedding, cluster_id)
 SELECT $1, $2, $3, $4, $5, e, clip_assign_cluster(e, 'feasibility') FROM clip_embed_image($5) AS e;
 ```
 
-Python: Pillow's bicubic, the package tokenizers, onnxruntime on the same files (`tests/reference.py`). The cosine of
-the two ways' vectors:
+Python uses Pillow's bicubic filter, the package tokenizers, and onnxruntime on the same files (`tests/reference.py`). The
+cosines of the two sets of vectors are:
 
 {vectors}
 
@@ -629,11 +632,11 @@ SELECT title, 1 - (embedding <=> clip_embed_text('red sports car')) AS cosine
 FROM photo ORDER BY embedding <=> clip_embed_text('red sports car') LIMIT 3;
 ```
 
-The right photo is bold. The last column compares the order of all {first}.
+The right photo is bold. The last column says whether all {first} photos have the same order.
 
 {search}
 
-With an index on the embeddings:
+The plan, with an index on the embeddings:
 
 ```
 {plan}
@@ -641,14 +644,14 @@ With an index on the embeddings:
 
 ## Groups
 
-Agglomerative clustering with average linkage at a cosine of {THRESHOLD}, of all at once: `clip_recluster` and
-scikit-learn's `AgglomerativeClustering`. The last column is what `clip_assign_cluster` had made of it photo by photo.
+`clip_recluster` and scikit-learn's `AgglomerativeClustering` group all photos at once, with average linkage at a cosine of
+{THRESHOLD}. The last column shows the groups of `clip_assign_cluster`, which were made photo by photo.
 
 ![Groups, as inserted](groups.webp)
 
 {groups}
 
-A group for a user interface, by `clip_cluster_groups` (thumbnail cut off here):
+A group for a user interface, from `clip_cluster_groups` (the thumbnail is shortened here):
 
 ```json
 {json.dumps(payload, indent=2, ensure_ascii=False)}
@@ -656,8 +659,8 @@ A group for a user interface, by `clip_cluster_groups` (thumbnail cut off here):
 
 ## Latency and memory
 
-The fastest of {ROUNDS} rounds, measured by the client, so SQL's include the way of the file to the server. Python's
-load includes its imports.
+The fastest of {ROUNDS} rounds, measured by the client, so the times of SQL include sending the file to the server. The load
+time of Python includes its imports.
 
 {latency}
 """

@@ -1,5 +1,5 @@
 -- A photo gallery in PostgreSQL: embed and group on insert, then search by words. See README.md.
--- Run it through run.sh, which stands in this folder and stops at the first error.
+-- Run it with run.sh in this directory, which stops at the first error.
 
 \set QUIET on
 \set SHOW_CONTEXT never
@@ -41,9 +41,10 @@ CREATE TABLE photo (
     cluster_id bigint NOT NULL
 );
 
--- Where the members of the groups are, for clip_clusters() and clip_cluster_groups().
+-- The table of the groups' members, for clip_clusters() and clip_cluster_groups().
 SELECT clip_create_collection('gallery', members => 'photo', labels => 'keywords', image => 'data') \g /dev/null
 
+-- Photos are only inserted here, without ON CONFLICT; clip_watch, or docs/how-to/own-trigger.md, handles all statements.
 CREATE FUNCTION embed_photo() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     NEW.embedding := clip_embed_image(NEW.data);
@@ -258,6 +259,10 @@ UNION ALL
 SELECT format('%s is split over clusters %s',
               split_part(title, ' (', 1), string_agg(DISTINCT cluster_id::text, ', '))
 FROM photo GROUP BY split_part(title, ' (', 1) HAVING count(DISTINCT cluster_id) > 1
+UNION ALL
+SELECT format('%s clusters of %s subjects', clusters, subjects)
+FROM (SELECT count(DISTINCT cluster_id) AS clusters, count(DISTINCT split_part(title, ' (', 1)) AS subjects FROM photo) n
+WHERE clusters <> subjects OR subjects <> 10
 UNION ALL
 SELECT format('photo "%s" is in cluster %s, which is not in collection gallery', title, cluster_id)
 FROM photo WHERE cluster_id NOT IN (SELECT id FROM clip_search.cluster WHERE collection = 'gallery');

@@ -67,9 +67,7 @@ SOURCES = {
     "rocket": skimage("rocket.jpg", "c2dd0de7c538df8d111e479619b129464d0269d0ae5fd18ca91d33a7fdfea95c"),
     "photographer": skimage("camera.png", "b0793d2adda0fa6ae899c03989482bff9a42d3d5690fc7e3648f2795d730c23a"),
     "clock": skimage("clock_motion.png", "f029226b28b642e80113d86622e9b215ee067a0966feaf5e60604a1e05733955"),
-    "deep-field": skimage(
-        "hubble_deep_field.jpg", "3a19c5dd8a927a9334bb1229a6d63711b1c0c767fb27e2286e7c84a3e2c2f5f4"
-    ),
+    "deep-field": skimage("hubble_deep_field.jpg", "3a19c5dd8a927a9334bb1229a6d63711b1c0c767fb27e2286e7c84a3e2c2f5f4"),
     "pagoda": sklearn("china.jpg", "8378025ad2519d649d02e32bd98990db4ab572357d9f09841c2fbfbb4fefad29"),
     "dahlia": sklearn("flower.jpg", "a77f6ec41e353afdf8bdff2ea981b2955535d8d83294f8cfa49cf4e423dd5638"),
     "raccoon": scipy("face.dat", "9d8b0b4d081313e2b485748c770472e5a95ed1738146883d84c7030493e82886"),
@@ -126,9 +124,7 @@ def jpeg(image: Image.Image, name: str) -> bytes:
     out = io.BytesIO()
     image.save(out, "JPEG", quality=QUALITY, optimize=True)
     if out.tell() > MAX_BYTES:
-        sys.exit(
-            f"make_photos.py: {name} has {out.tell()} bytes, over {MAX_BYTES}: lower QUALITY or LONGEST_SIDE"
-        )
+        sys.exit(f"make_photos.py: {name} has {out.tell()} bytes, over {MAX_BYTES}: lower QUALITY or LONGEST_SIDE")
     return out.getvalue()
 
 
@@ -147,9 +143,7 @@ def make() -> dict[str, bytes]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with photos/ instead of writing")
     arguments = parser.parse_args()
     if PIL.__version__ != PILLOW:

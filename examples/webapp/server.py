@@ -29,8 +29,8 @@ from starlette.staticfiles import StaticFiles
 
 STATIC = pathlib.Path(__file__).parent / "static"
 HOSTS = os.environ.get("WEBAPP_HOSTS", "localhost,127.0.0.1").split(",")
-MAX_BYTES = int(os.environ.get("WEBAPP_MAX_BYTES", 32 * 1024 * 1024))
-CONNECTIONS = int(os.environ.get("WEBAPP_CONNECTIONS", 4))
+MAX_BYTES = int(os.environ.get("WEBAPP_MAX_BYTES") or 32 * 1024 * 1024)
+CONNECTIONS = int(os.environ.get("WEBAPP_CONNECTIONS") or 4)
 SHOWN = 60  # photos an answer has at most; hnsw.ef_search below must not be less
 log = logging.getLogger("uvicorn.error")
 

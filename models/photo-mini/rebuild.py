@@ -41,9 +41,7 @@ print(f"the same graph; constants differ by at most {far:.1e}, cosine {cosine:.1
 def run(command: list, what: str) -> str:
     done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        print(
-            f"rebuild.py: {what} failed with status {done.returncode}; its message is above", file=sys.stderr
-        )
+        print(f"rebuild.py: {what} failed with status {done.returncode}; its message is above", file=sys.stderr)
         sys.exit(2)
     return done.stdout.strip()
 
@@ -70,12 +68,8 @@ def expected_sums() -> dict[str, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--venv", type=pathlib.Path, help="virtual environment (default: TARGET/venv-photo-mini)"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--venv", type=pathlib.Path, help="virtual environment (default: TARGET/venv-photo-mini)")
     parser.add_argument("--target", type=pathlib.Path, default=TARGET, help=f"default: {TARGET.name}/")
     arguments = parser.parse_args()
     python = environment(arguments.venv or arguments.target / "venv-photo-mini")
@@ -89,9 +83,7 @@ def main() -> int:
     for name, expected in expected_sums().items():
         committed, built = HERE / name, out / name
         if hashlib.sha256(committed.read_bytes()).hexdigest() != expected:
-            print(
-                f"  CHANGED  {name}: the committed file is not the one SHA256SUMS names; restore it with git"
-            )
+            print(f"  CHANGED  {name}: the committed file is not the one SHA256SUMS names; restore it with git")
             different += 1
         elif hashlib.sha256(built.read_bytes()).hexdigest() == expected:
             print(f"  same     {name}")

@@ -1,7 +1,14 @@
 //! Groups of look-alikes: assignment, their tables, collections, regrouping.
 
+pub mod access;
 pub mod assign;
 pub mod collection;
+pub mod duplicates;
+pub mod maintenance;
+pub mod members;
+pub mod pending;
 pub mod recluster;
+pub mod report;
+pub mod search;
 pub mod statements;
 pub mod tables;

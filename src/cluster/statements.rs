@@ -1,24 +1,26 @@
 //! The statements that write the cluster tables. Plans are made once a session.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 
 use clip::clustering::binary_code::Block;
 use clip::clustering::centroid::Sum;
 use clip::{Error, Kind};
-use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use pgrx::spi::{OwnedPreparedStatement, SpiClient, SpiTupleTable};
+use pgrx::spi::{SpiClient, SpiTupleTable};
 
+use crate::cluster::search::merged_up_to;
+use crate::cluster::tables::Store;
 use crate::pg::error::{SqlResult, report};
-use crate::pg::vector::{self, Vector};
+use crate::pg::spi::{get, run, spi};
+use crate::pg::transaction::run_on_latest;
+use crate::pg::vector::Vector;
 
 /// A sequence that has given none yet says 1, too.
 const LAST_ID: &str = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM clip_search.cluster_id_seq";
-const FOUND: &str = "INSERT INTO clip_search.cluster_sum (collection, cluster, mark, size, sum, model) \
+const INSERT_CLUSTER: &str = "INSERT INTO clip_search.cluster_sum (collection, cluster, mark, size, sum, model) \
      SELECT $1, n, n, 1, $2, $3 FROM pg_catalog.nextval('clip_search.cluster_id_seq') AS n RETURNING cluster";
-const FOUND_AGAIN: &str =
+const INSERT_CLUSTER_ROW: &str =
     "INSERT INTO clip_search.cluster_sum (collection, cluster, size, sum, model) VALUES ($1, $2, 1, $3, $4)";
 const CHANGE: &str = "INSERT INTO clip_search.cluster_change (collection, cluster, size, sum) VALUES ($1, $2, $3, $4)";
 const MERGED: &str =
@@ -32,7 +34,9 @@ const DELETE_CHANGES: &str = "DELETE FROM clip_search.cluster_change WHERE ctid 
 const LOCK_SUMS: &str = "SELECT ctid, cluster, size, sum, rest, code, mark FROM clip_search.cluster_sum \
      WHERE cluster OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED";
 /// Not all of ten thousand at once, should ever so many have come together.
-const LOCK_CHANGES: &str = "SELECT ctid, cluster, size, sum, rest, NULL::bytea, 0::bigint FROM clip_search.cluster_change \
+const LOCK_CHANGES: &str = include_str!("sql/lock_changes.sql");
+/// As 0.2.0 has the table.
+const LOCK_CHANGES_WITHOUT_MARK: &str = "SELECT ctid, cluster, size, sum, rest, NULL::bytea, 0::bigint FROM clip_search.cluster_change \
      WHERE cluster OPERATOR(pg_catalog.=) $1 LIMIT 1000 FOR UPDATE SKIP LOCKED";
 const RECENT: &str = "SELECT ctid, cluster, size, sum, NULL, NULL::bytea, mark FROM clip_search.cluster_sum \
      WHERE collection OPERATOR(pg_catalog.=) $1 AND code IS NULL ORDER BY mark LIMIT $2 FOR UPDATE SKIP LOCKED";
@@ -71,41 +75,7 @@ pub struct Stored {
     pub high: Vec<f32>,
     pub low: Option<Vec<f32>>,
     pub code: Option<Vec<u8>>,
-    /// 0 for a change.
     pub mark: i64,
-}
-
-type Plans = HashMap<&'static str, OwnedPreparedStatement>;
-
-thread_local! {
-    /// With the oid of pgvector's type that they were made for. Leaked on purpose: at the end of a process the memory
-    /// that plans are in may be gone before they are.
-    static PLANS: &'static RefCell<(pg_sys::Oid, Plans)> = Box::leak(Box::new(RefCell::new((pg_sys::Oid::INVALID, HashMap::new()))));
-}
-
-/// Runs a statement, planned once, on a snapshot of its own.
-pub fn run<'conn>(
-    client: &mut SpiClient<'conn>,
-    query: &'static str,
-    arguments: &[DatumWithOid<'_>],
-) -> SqlResult<SpiTupleTable<'conn>> {
-    let vector = vector::type_oid();
-    PLANS.with(|plans| {
-        let mut plans = plans.borrow_mut();
-        if plans.0 != vector {
-            *plans = (vector, HashMap::new());
-        }
-        if !plans.1.contains_key(query) {
-            let types: Vec<PgOid> = arguments.iter().map(|argument| PgOid::from(argument.oid())).collect();
-            let plan = client.prepare_mut(query, &types).map_err(spi)?.keep();
-            plans.1.insert(query, plan);
-        }
-        client.update(&plans.1[query], None, arguments).map_err(spi)
-    })
-}
-
-fn spi(error: pgrx::spi::Error) -> pgrx::pg_sys::panic::ErrorReport {
-    report(Error::new(Kind::Internal, "the cluster tables could not be read or written").detail(error.to_string()))
 }
 
 fn first_bigint(rows: SpiTupleTable<'_>) -> SqlResult<i64> {
@@ -119,12 +89,17 @@ pub fn last_id(client: &mut SpiClient<'_>) -> SqlResult<i64> {
 }
 
 /// A new cluster of one member; its id.
-pub fn found(client: &mut SpiClient<'_>, collection: &str, member: &[f32], model: Option<&str>) -> SqlResult<i64> {
-    first_bigint(run(client, FOUND, &[collection.into(), Vector(member.to_vec()).into(), model.into()])?)
+pub fn insert_cluster(
+    client: &mut SpiClient<'_>,
+    collection: &str,
+    member: &[f32],
+    model: Option<&str>,
+) -> SqlResult<i64> {
+    first_bigint(run(client, INSERT_CLUSTER, &[collection.into(), Vector(member.to_vec()).into(), model.into()])?)
 }
 
 /// A row of this transaction's own for a cluster whose founder is under way.
-pub fn found_again(
+pub fn insert_cluster_row(
     client: &mut SpiClient<'_>,
     collection: &str,
     cluster: i64,
@@ -132,7 +107,7 @@ pub fn found_again(
     model: Option<&str>,
 ) -> SqlResult<()> {
     let member = Vector(member.to_vec());
-    run(client, FOUND_AGAIN, &[collection.into(), cluster.into(), member.into(), model.into()]).map(drop)
+    run(client, INSERT_CLUSTER_ROW, &[collection.into(), cluster.into(), member.into(), model.into()]).map(drop)
 }
 
 /// A member more (1), or one fewer (-1, its vector negated).
@@ -161,8 +136,11 @@ pub fn lock_sums(client: &mut SpiClient<'_>, cluster: i64) -> SqlResult<Vec<Stor
 }
 
 /// Locks the changes of a cluster that nobody else has locked.
-pub fn lock_changes(client: &mut SpiClient<'_>, cluster: i64) -> SqlResult<Vec<Stored>> {
-    stored(run(client, LOCK_CHANGES, &[cluster.into()])?)
+pub fn lock_changes(client: &mut SpiClient<'_>, store: &Store, cluster: i64) -> SqlResult<Vec<Stored>> {
+    if store.is_outdated() {
+        return stored(run(client, LOCK_CHANGES_WITHOUT_MARK, &[cluster.into()])?);
+    }
+    stored(run(client, LOCK_CHANGES, &[cluster.into(), merged_up_to(store, cluster).into()])?)
 }
 
 /// Locks the oldest sums without a code, but those that somebody else has locked.
@@ -278,6 +256,11 @@ pub fn clear(client: &mut SpiClient<'_>, collection: &str) -> SqlResult<HashMap<
     Ok(known)
 }
 
+/// Deletes all clusters of a collection, those included that have come since this transaction's snapshot was taken.
+pub fn clear_latest(collection: &str) -> SqlResult<()> {
+    CLEAR.iter().try_for_each(|query| run_on_latest(query, &[collection.into()]).map(drop))
+}
+
 /// Writes a cluster whole.
 pub fn insert(
     client: &mut SpiClient<'_>,
@@ -300,4 +283,21 @@ pub fn insert(
         model.into(),
     ];
     run(client, INSERT, &arguments).map(drop)
+}
+
+/// The clusters of a collection with their sizes.
+pub fn sizes(collection: &str) -> impl FnOnce(&mut SpiClient<'_>) -> SqlResult<HashMap<i64, i64>> {
+    move |client| {
+        let rows = client.update(include_str!("sql/sizes.sql"), None, &[collection.into()]).map_err(spi)?;
+        rows.map(|row| Ok((get(&row, 1)?.unwrap_or_default(), get(&row, 2)?.unwrap_or_default()))).collect()
+    }
+}
+
+/// Ids that no cluster has.
+pub fn fresh_ids(count: usize) -> impl FnOnce(&mut SpiClient<'_>) -> SqlResult<Vec<i64>> {
+    const IDS: &str = "SELECT pg_catalog.nextval('clip_search.cluster_id_seq') FROM pg_catalog.generate_series(1, $1)";
+    move |client| {
+        let rows = client.update(IDS, None, &[(count as i64).into()]).map_err(spi)?;
+        rows.map(|row| Ok(get(&row, 1)?.unwrap_or_default())).collect()
+    }
 }

@@ -7,11 +7,10 @@
 
 use std::ffi::CStr;
 
-use clip::{Error, Kind};
 use pgrx::pg_sys;
 use pgrx::prelude::PgSqlErrorCode;
 
-use crate::pg::error::{SqlResult, with_sqlstate};
+use crate::pg::error::{SqlResult, sql_error};
 use crate::pg::vector::Components;
 
 #[derive(Clone, Copy)]
@@ -20,6 +19,7 @@ pub enum Table {
     Sum,
     Change,
     Code,
+    Grant,
 }
 
 #[derive(Clone, Copy)]
@@ -30,6 +30,7 @@ pub enum Index {
     SumRecent,
     ChangeCluster,
     CodeCollection,
+    GrantCollection,
 }
 
 impl Index {
@@ -39,21 +40,24 @@ impl Index {
             Self::SumCluster | Self::SumCollection | Self::SumRecent => Table::Sum,
             Self::ChangeCluster => Table::Change,
             Self::CodeCollection => Table::Code,
+            Self::GrantCollection => Table::Grant,
         }
     }
 }
 
-const TABLES: [&CStr; 4] = [c"collection_setting", c"cluster_sum", c"cluster_change", c"cluster_code"];
-const INDEXES: [&CStr; 6] = [
+const TABLES: [&CStr; 5] =
+    [c"collection_setting", c"cluster_sum", c"cluster_change", c"cluster_code", c"collection_grant"];
+const INDEXES: [&CStr; 7] = [
     c"collection_setting_pkey",
     c"cluster_sum_cluster_idx",
     c"cluster_sum_collection_idx",
     c"cluster_sum_recent_idx",
     c"cluster_change_cluster_idx",
     c"cluster_code_collection_idx",
+    c"collection_grant_collection_idx",
 ];
 /// As many columns as the widest table has.
-const COLUMNS: usize = 11;
+const COLUMNS: usize = 12;
 
 /// Which rows a scan sees.
 #[derive(Clone, Copy, PartialEq)]
@@ -100,6 +104,11 @@ impl Row {
         self.value(column).map(|datum| datum.value() as i32)
     }
 
+    /// A column that is declared `regrole`.
+    pub fn role(&self, column: usize) -> Option<pg_sys::Oid> {
+        self.value(column).map(|datum| pg_sys::Oid::from(datum.value() as u32))
+    }
+
     /// A column that is declared `double precision`.
     pub fn double(&self, column: usize) -> Option<f64> {
         self.value(column).map(|datum| f64::from_bits(datum.value() as u64))
@@ -111,10 +120,16 @@ impl Row {
         self.value(column).map(|datum| unsafe { Components::new(datum) })
     }
 
-    /// A column that is declared `bytea`, not compressed or out of line.
+    /// A column that is declared `bytea`. None of a value that is compressed or out of line, which PLAIN storage and
+    /// fewer than 127 bytes exclude unless somebody has altered the table.
     pub fn bytes(&self, column: usize) -> Option<&[u8]> {
-        // SAFETY: as above; storage PLAIN and values below 127 bytes are always in the row.
-        self.value(column).map(|datum| unsafe { pgrx::varlena::varlena_to_byte_slice(datum.cast_mut_ptr()) })
+        use pgrx::varlena::{varatt_is_1b, varatt_is_1b_e, varatt_is_4b_u, varlena_to_byte_slice};
+        // SAFETY: as above; the header says which form the value has.
+        self.value(column).and_then(|datum| unsafe {
+            let value: *const pg_sys::varlena = datum.cast_mut_ptr();
+            let plain = varatt_is_4b_u(value) || (varatt_is_1b(value) && !varatt_is_1b_e(value));
+            plain.then(|| varlena_to_byte_slice(value))
+        })
     }
 
     /// A column that is declared `text`.
@@ -148,28 +163,41 @@ pub fn check_may_commit(procedure: &str) -> SqlResult<()> {
     if !unsafe { pg_sys::IsTransactionBlock() } {
         return Ok(());
     }
-    Err(with_sqlstate(
+    Err(sql_error(
         PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
-        Error::new(Kind::InvalidInput, format!("{procedure} can't run inside a transaction block"))
-            .detail("It commits each batch.")
-            .hint("COMMIT first, and CALL it by itself; a driver needs autocommit, psql a -c of its own."),
-    ))
+        format!("{procedure} can't run inside a transaction block"),
+    )
+    .set_detail("It commits each batch.")
+    .set_hint("COMMIT first, and CALL it by itself; a driver needs autocommit, psql a -c of its own."))
 }
 
 impl Store {
     /// Raises the errors of `check_writable`.
     pub fn open(function: &CStr) -> Self {
         check_writable(function);
+        Self::open_with(pg_sys::RowExclusiveLock)
+    }
+
+    /// For scans alone, on a standby as well.
+    pub fn open_to_read() -> Self {
+        Self::open_with(pg_sys::AccessShareLock)
+    }
+
+    fn open_with(mode: u32) -> Self {
         // SAFETY: catalogue look-ups inside a transaction; an extension that is installed has its tables, and
         // table_open raises an error for an oid that is none.
         unsafe {
             let schema = pg_sys::get_namespace_oid(c"clip_search".as_ptr(), false);
-            let relations = TABLES.map(|name| {
-                pg_sys::table_open(pg_sys::get_relname_relid(name.as_ptr(), schema), pg_sys::RowExclusiveLock as i32)
-            });
+            let relations =
+                TABLES.map(|name| pg_sys::table_open(pg_sys::get_relname_relid(name.as_ptr(), schema), mode as i32));
             let indexes = INDEXES.map(|name| pg_sys::get_relname_relid(name.as_ptr(), schema));
             Self { relations, indexes }
         }
+    }
+
+    /// Whether the extension's objects are those of a version without owners of collections.
+    pub fn is_outdated(&self) -> bool {
+        self.relations[Table::Grant as usize].is_null()
     }
 
     /// Visits the rows that meet all conditions, in the order of the index. The visit returns whether to go on.
@@ -180,6 +208,9 @@ impl Store {
     /// in this order.
     pub fn scan(&self, sees: Sees, index: Index, conditions: &[Condition<'_>], mut visit: impl FnMut(&Row) -> bool) {
         let relation = self.relations[index.table() as usize];
+        if relation.is_null() {
+            return;
+        }
         let mut dirty =
             pg_sys::SnapshotData { snapshot_type: pg_sys::SnapshotType::SNAPSHOT_DIRTY, ..Default::default() };
         // SAFETY: keys, snapshot and relation outlive the scan; each tuple is used only until the next is fetched;
@@ -260,10 +291,10 @@ impl Store {
 
     /// Keeps others from founding clusters in the collection for a moment: as long as the guard lives. `exclusive`
     /// keeps them from joining, too. Who has it waits for nobody, so it can't be part of a deadlock.
-    pub fn latch(&self, collection: &str, exclusive: bool) -> Latch {
+    pub fn lock_shortly(&self, collection: &str, exclusive: bool) -> ShortLock {
         let mode = if exclusive { pg_sys::ExclusiveLock } else { pg_sys::ShareLock };
-        self.lock(collection, Purpose::Latch, mode, true);
-        Latch { tag: self.tag(collection, Purpose::Latch), mode: mode as i32 }
+        self.lock(collection, Purpose::Short, mode, true);
+        ShortLock { tag: self.tag(collection, Purpose::Short), mode: mode as i32 }
     }
 
     fn lock(&self, collection: &str, purpose: Purpose, mode: u32, wait: bool) -> bool {
@@ -294,37 +325,9 @@ impl Store {
 impl Drop for Store {
     fn drop(&mut self) {
         if !std::thread::panicking() {
+            let opened = self.relations.iter().filter(|relation| !relation.is_null());
             // SAFETY: opened by `open`; the locks stay until the transaction ends.
-            self.relations.iter().for_each(|relation| unsafe { pg_sys::table_close(*relation, pg_sys::NoLock as i32) });
-        }
-    }
-}
-
-/// Runs what follows with the rights of the tables' owner, for as long as it lives.
-pub struct AsOwner {
-    user: pg_sys::Oid,
-    context: i32,
-}
-
-impl AsOwner {
-    pub fn new(store: &Store) -> Self {
-        let (mut user, mut context) = (pg_sys::Oid::INVALID, 0);
-        // SAFETY: an open relation has its catalogue row; the user is set back when this is dropped, or by the end of
-        // the (sub)transaction that fails.
-        unsafe {
-            pg_sys::GetUserIdAndSecContext(&raw mut user, &raw mut context);
-            let owner = (*(*store.relations[Table::Sum as usize]).rd_rel).relowner;
-            pg_sys::SetUserIdAndSecContext(owner, context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32);
-        }
-        Self { user, context }
-    }
-}
-
-impl Drop for AsOwner {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            // SAFETY: the values that were in force.
-            unsafe { pg_sys::SetUserIdAndSecContext(self.user, self.context) };
+            opened.for_each(|relation| unsafe { pg_sys::table_close(*relation, pg_sys::NoLock as i32) });
         }
     }
 }
@@ -332,20 +335,20 @@ impl Drop for AsOwner {
 #[derive(Clone, Copy)]
 enum Purpose {
     Hold = 1,
-    Latch = 2,
+    Short = 2,
 }
 
-/// A lock for as long as it lives.
-pub struct Latch {
+/// A lock for as long as it lives, not for the transaction.
+pub struct ShortLock {
     tag: pg_sys::LOCKTAG,
     mode: i32,
 }
 
-impl Drop for Latch {
+impl Drop for ShortLock {
     fn drop(&mut self) {
         // After an error the lock goes with the (sub)transaction.
         if !std::thread::panicking() {
-            // SAFETY: taken by `latch` in this mode.
+            // SAFETY: taken by `lock_shortly` in this mode.
             unsafe { pg_sys::LockRelease(&raw const self.tag, self.mode, false) };
         }
     }
@@ -379,28 +382,14 @@ fn scan_key(condition: &Condition<'_>) -> pg_sys::ScanKeyData {
     key
 }
 
+/// Whether a (sub)transaction is this one, or part of it and not undone.
+pub fn is_own(writer: pg_sys::TransactionId) -> bool {
+    // SAFETY: reads the state of the process's transaction.
+    unsafe { pg_sys::TransactionIdIsCurrentTransactionId(writer) }
+}
+
 /// The (sub)transaction that rows are written by now.
 pub fn writer() -> pg_sys::TransactionId {
     // SAFETY: inside a transaction that has written rows, or may.
     unsafe { pg_sys::GetCurrentTransactionId() }
-}
-
-/// What a statement of this transaction may do with rows that others have replaced since it began.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Isolation {
-    /// Each statement sees what is committed by then.
-    ReadCommitted,
-    /// Such rows are a failure (40001), of that statement alone.
-    RepeatableRead,
-    /// What is read makes transactions fail that are at work on the same.
-    Serializable,
-}
-
-pub fn isolation() -> Isolation {
-    // SAFETY: a variable that only this thread writes.
-    match unsafe { (&raw const pg_sys::XactIsoLevel).read() } as u32 {
-        pg_sys::XACT_SERIALIZABLE => Isolation::Serializable,
-        pg_sys::XACT_REPEATABLE_READ => Isolation::RepeatableRead,
-        _ => Isolation::ReadCommitted,
-    }
 }

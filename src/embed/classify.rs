@@ -1,13 +1,14 @@
 //! Zero-shot classification.
 
-use clip::clustering::centroid::{cosine, normalise};
+use clip::clustering::centroid::normalise;
 use clip::embedder::logits;
+use clip::memory::Reserve;
 use clip::{Error, Kind};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use crate::guc;
-use crate::model::loaded;
+use crate::model::{loaded, origin};
 use crate::pg::error::{SqlResult, report};
 use crate::pg::text::{Text, texts};
 use crate::pg::vector::Vector;
@@ -93,7 +94,7 @@ fn classify_vector(
 ) -> SqlResult<Rows> {
     let model = model.map_or_else(guc::model, str::to_owned);
     let (labels, templates) = check(labels, templates)?;
-    loaded::check_origin(&vector, &model)?;
+    origin::check_origin(&vector, &model)?;
     normalise(&mut vector).map_err(report)?;
     classify(&vector, &labels, &templates, &model)
 }
@@ -103,8 +104,9 @@ fn check<'a>(labels: Vec<Option<&'a str>>, templates: Vec<Option<&'a str>>) -> S
     let (labels, templates) = (present(labels, "label")?, present(templates, "template")?);
     for template in &templates {
         if !template.contains(logits::PLACE) {
+            let shown: String = template.chars().take(200).collect();
             return Err(report(
-                Error::new(Kind::InvalidInput, format!("template \"{template}\" has no place for the label"))
+                Error::new(Kind::InvalidInput, format!("template \"{shown}\" has no place for the label"))
                     .hint("Put {} where the label belongs, as in 'a photo of a {}'."),
             ));
         }
@@ -128,11 +130,12 @@ fn present<'a>(texts: Vec<Option<&'a str>>, what: &str) -> SqlResult<Vec<&'a str
 
 /// Labels with their probabilities, the most probable first, equal ones in the order given.
 fn classify(vector: &[f32], labels: &[&str], templates: &[&str], model: &str) -> SqlResult<Rows> {
-    let (vectors, logits) = loaded::embed_labels(model, labels, templates)?;
-    loaded::check_dimensions(vector.len(), vectors[0].len(), model)?;
-    let cosines: Vec<f64> = vectors.iter().map(|label| cosine(label, vector)).collect();
+    let (cosines, logits) = loaded::label_cosines(model, vector, labels, templates)?;
+    let bytes = labels.iter().map(|label| label.len() + size_of::<(String, f64)>()).sum();
+    let reserve = Reserve::new(bytes).map_err(report)?;
     let mut rows: Vec<(String, f64)> =
         labels.iter().map(|label| (*label).to_owned()).zip(logits.probabilities(&cosines)).collect();
     rows.sort_by(|a, b| b.1.total_cmp(&a.1));
+    reserve.finish().map_err(report)?;
     Ok(TableIterator::new(rows))
 }

@@ -6,7 +6,6 @@
 //! 4–80 ms, some 10^5 operators; a text is usually remembered, so its cost is set lower, which also keeps
 //! the planner from compiling (JIT, from cost 100,000 on) a sequential scan of a few hundred rows.
 
-use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use crate::guc;
@@ -58,37 +57,6 @@ fn clip_embed_texts(queries: Array<Text<'_>>) -> SqlResult<Vec<Option<Vector>>> 
 #[pg_extern(immutable, strict, parallel_safe, cost = 100000, name = "clip_embed_texts")]
 fn clip_embed_texts_by_model(queries: Array<Text<'_>>, model: &str) -> SqlResult<Vec<Option<Vector>>> {
     loaded::embed_texts(model, &texts(&queries))
-}
-
-#[pg_extern(stable, parallel_restricted)]
-#[allow(clippy::type_complexity)]
-fn clip_models() -> TableIterator<
-    'static,
-    (
-        name!(name, String),
-        name!(path, String),
-        name!(dimensions, Option<i32>),
-        name!(selected, bool),
-        name!(loaded, bool),
-        name!(image_loaded, bool),
-        name!(text_loaded, bool),
-        name!(images, i64),
-        name!(texts, i64),
-    ),
-> {
-    let selected = guc::model();
-    TableIterator::new(loaded::status().into_iter().map(move |m| {
-        let is_selected = m.name == selected;
-        let loaded = m.image_loaded || m.text_loaded;
-        (m.name, m.path, m.dimensions, is_selected, loaded, m.image_loaded, m.text_loaded, m.images, m.texts)
-    }))
-}
-
-#[pg_extern(volatile, strict, parallel_restricted)]
-fn clip_check_model(
-    model: &str,
-) -> Result<TableIterator<'static, (name!(item, String), name!(value, String))>, ErrorReport> {
-    loaded::check(model).map(TableIterator::new)
 }
 
 #[pg_extern(stable, parallel_restricted)]

@@ -1,5 +1,6 @@
-//! The SQL functions over embeddings: images, texts, queries, classification.
+//! The SQL functions over embeddings: images, texts, queries, classification, benchmark.
 
+mod benchmark;
 pub mod classify;
 pub mod functions;
 pub mod images;

@@ -8,7 +8,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use crate::guc;
-use crate::model::loaded;
+use crate::model::{loaded, origin};
 use crate::pg::error::{SqlResult, report, with_sqlstate};
 use crate::pg::text::{self, Text};
 use crate::pg::vector::Vector;
@@ -50,14 +50,14 @@ fn clip_query(
     // Without texts and images no model is asked, and vectors of any will do that go together.
     let (known, whose) = match terms.first() {
         Some(first) => (Some(first.0.len()), Some(named)),
-        None => (None, model.map(str::to_owned).or_else(|| vectors.iter().find_map(|v| loaded::model_of(&v.0)))),
+        None => (None, model.map(str::to_owned).or_else(|| vectors.iter().find_map(|v| origin::model_of(&v.0)))),
     };
     for vector in &vectors {
         if let Some(whose) = &whose {
-            loaded::check_origin(&vector.0, whose)?;
+            origin::check_origin(&vector.0, whose)?;
         }
         match (known, vectors.first()) {
-            (Some(known), _) => loaded::check_dimensions(vector.0.len(), known, whose.as_deref().unwrap_or_default())?,
+            (Some(known), _) => origin::check_dimensions(vector.0.len(), known, whose.as_deref().unwrap_or_default())?,
             (None, Some(first)) if first.0.len() != vector.0.len() => {
                 return Err(with_sqlstate(
                     PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
@@ -131,7 +131,7 @@ fn clip_diversify(
         ));
     }
     let candidates: Vec<&[f32]> = embeddings.iter().map(|embedding| embedding.0.as_slice()).collect();
-    let chosen = diversify(&query.0, &candidates, k as usize, lambda, &mut loaded::pulse);
+    let chosen = diversify(&query.0, &candidates, k as usize, lambda, &mut loaded::check_interrupts);
     let rows: Vec<_> = chosen.into_iter().zip(1..).map(|((place, score), rank)| (ids[place], rank, score)).collect();
     Ok(TableIterator::new(rows))
 }

@@ -1,24 +1,23 @@
 //! The backend's models: loaded on first use, kept until it ends.
 
 use std::cell::RefCell;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::path::PathBuf;
 use std::time::Instant;
 
+use clip::Error;
+use clip::clustering::centroid::cosine;
 use clip::embedder::Embedder;
 use clip::embedder::logits::{self, Logits};
 use clip::model::Model;
 use clip::stats::Figures;
-use clip::{Error, Kind};
 use lru::LruCache;
-use pgrx::PgSqlErrorCode;
-use pgrx::pg_sys::panic::ErrorReport;
 
 use crate::guc;
+use crate::model::origin::{self, note_origin};
+pub use crate::model::origin::{base_name, model_of};
 use crate::model::stats;
-use crate::pg::error::{SqlResult, report, warn, with_sqlstate};
+use crate::pg::error::{SqlResult, report, warn};
 use crate::pg::interrupt;
 use crate::pg::vector::Vector;
 
@@ -28,22 +27,22 @@ const MEMO_TEXT_BYTES: usize = 2048;
 /// Sets of labels whose vectors are remembered, per model, to classify row after row; a set of 10,000 is 20 MB.
 const MEMO_SETS: usize = 4;
 const MEMO_SET_LABELS: usize = 10_000;
+const MEMO_SET_BYTES: usize = 1 << 20;
+/// Prompts that are in memory together: so many, of so many bytes.
+const PROMPT_BATCH: usize = 256;
+const PROMPT_BYTES: usize = 4 << 20;
 /// An image of one white pixel, for finding out how long a model's vectors are.
 const PIXEL: &[u8] = b"GIF89a\x01\0\x01\0\x80\0\0\xff\xff\xff\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;";
 
-/// Vectors whose model is remembered, so that clusters can refuse those of another: a trigger assigns what it has
-/// just embedded. 8 bytes each, and the name.
-const ORIGINS: usize = 1024;
-
-struct Loaded {
-    key: Key,
-    embedder: Embedder,
+pub(super) struct Loaded {
+    pub(super) key: Key,
+    pub(super) embedder: Embedder,
     /// Texts that were asked for lately. `ORDER BY embedding <=> clip_embed_text('…')` asks for the same one once a row
     /// wherever no index serves it.
     memo: LruCache<String, Vec<f32>>,
     memo_hits: u64,
     /// Labels and templates -> a vector for each label.
-    sets: LruCache<String, Labels>,
+    sets: LruCache<String, Vec<Vec<f32>>>,
     /// A call failed: the model's files are looked up anew by the next, for they may have been mended.
     failed: bool,
 }
@@ -58,13 +57,10 @@ impl Loaded {
     }
 }
 
-/// Unit vectors of labels, in their order.
-pub type Labels = Rc<Vec<Vec<f32>>>;
-
 /// What a loaded model depends on; a change of any reloads it.
 #[derive(PartialEq)]
-struct Key {
-    spec: String,
+pub(super) struct Key {
+    pub(super) spec: String,
     search: Vec<PathBuf>,
     library: PathBuf,
     threads: usize,
@@ -80,19 +76,6 @@ impl Key {
 thread_local! {
     /// Leaked on purpose: at the end of a process ONNX Runtime's threads may be gone, and joining them would hang.
     static MODELS: &'static RefCell<Vec<Loaded>> = Box::leak(Box::default());
-    /// A vector's hash -> the model that made it.
-    static ORIGIN: RefCell<LruCache<u64, Rc<str>>> = RefCell::new(LruCache::new(ORIGINS.try_into().expect("not zero")));
-}
-
-/// What `clip_models()` shows of a model.
-pub struct Status {
-    pub name: String,
-    pub path: String,
-    pub dimensions: Option<i32>,
-    pub image_loaded: bool,
-    pub text_loaded: bool,
-    pub images: i64,
-    pub texts: i64,
 }
 
 /// Runs `f` with the model of that name, and shows what it has to remark.
@@ -149,63 +132,8 @@ fn with_model<T>(
     result
 }
 
-fn hash(vector: &[f32]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    vector.iter().for_each(|value| value.to_bits().hash(&mut hasher));
-    hasher.finish()
-}
-
-/// Notes by which model vectors were made.
-fn note_origin(spec: &str, vectors: &[Option<Vector>]) {
-    let name: Rc<str> = spec.into();
-    ORIGIN.with_borrow_mut(|origins| {
-        // More would push out each other.
-        for vector in vectors.iter().flatten().take(ORIGINS) {
-            origins.put(hash(&vector.0), name.clone());
-        }
-    });
-}
-
-/// The model that has made a vector in this session, if that was not long ago.
-pub fn model_of(vector: &[f32]) -> Option<String> {
-    ORIGIN.with_borrow_mut(|origins| origins.get(&hash(vector)).map(|name| name.to_string()))
-}
-
-/// A model's name without its variant: those of one model are close enough to be compared.
-pub fn base_name(spec: &str) -> &str {
-    spec.split(':').next().unwrap_or(spec)
-}
-
-fn mixed(message: String, detail: String) -> ErrorReport {
-    let hint = "Name the model that made the vector: model => …, or clip_search.model.";
-    let error = Error::new(Kind::InvalidInput, message).detail(detail).hint(hint);
-    with_sqlstate(PgSqlErrorCode::ERRCODE_DATA_EXCEPTION, error)
-}
-
-/// Refuses a vector that this session has just embedded by another model.
-pub fn check_origin(vector: &[f32], spec: &str) -> SqlResult<()> {
-    match model_of(vector) {
-        Some(model) if base_name(&model) != base_name(spec) => Err(mixed(
-            format!("a vector of model \"{model}\" can't be compared with those of \"{spec}\""),
-            format!("It is what \"{model}\" has just returned in this session."),
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// Refuses a vector of another length than the model's.
-pub fn check_dimensions(found: usize, models: usize, spec: &str) -> SqlResult<()> {
-    if found == models {
-        return Ok(());
-    }
-    Err(mixed(
-        format!("different vector dimensions {found} and {models}"),
-        format!("Vectors of model \"{spec}\" have {models} dimensions; this one has {found}."),
-    ))
-}
-
 /// Lets a cancel, a timeout or a shutdown act between two pieces of work.
-pub fn pulse() {
+pub fn check_interrupts() {
     pgrx::check_for_interrupts!();
 }
 
@@ -220,7 +148,7 @@ pub fn try_images(spec: &str, files: &[Option<&[u8]>]) -> clip::Result<Vec<Optio
     let vectors = with_model(spec, files.len(), |loaded| {
         let (places, present): (Vec<usize>, Vec<&[u8]>) =
             files.iter().enumerate().filter_map(|(i, file)| Some((i, (*file)?))).unzip();
-        let embedded = loaded.embedder.embed_images(&present, &limits, &mut pulse);
+        let embedded = loaded.embedder.embed_images(&present, &limits, &mut check_interrupts);
         let result = embedded.map(|embedded| {
             let mut vectors = vec![None; files.len()];
             for (index, vector) in places.iter().zip(embedded) {
@@ -273,7 +201,7 @@ impl Loaded {
         if present.is_empty() {
             return (Ok((vectors, false)), places);
         }
-        let embedded = self.embedder.embed_texts(&present, truncate, &mut pulse);
+        let embedded = self.embedder.embed_texts(&present, truncate, &mut check_interrupts);
         let result = embedded.map(|embedded| {
             let mut cut = false;
             for ((index, text), item) in places.iter().zip(&present).zip(embedded) {
@@ -290,50 +218,105 @@ impl Loaded {
         (result, places)
     }
 
-    /// A vector for each label: of its text in the template, or the ensemble of several.
-    fn labels(&mut self, labels: &[&str], templates: &[&str], truncate: bool) -> (clip::Result<Labels>, Vec<usize>) {
+    /// The cosines of a vector to the labels: to the text of each in the template, or to the ensemble of several. Prompts
+    /// are made and embedded a batch at a time, so that many labels take no more memory than their cosines do.
+    fn cosines(
+        &mut self,
+        vector: &[f32],
+        labels: &[&str],
+        templates: &[&str],
+        truncate: bool,
+    ) -> clip::Result<LabelCosines> {
+        let bytes: usize = labels.iter().chain(templates).map(|text| text.len()).sum();
+        let remembers = labels.len() <= MEMO_SET_LABELS && bytes <= MEMO_SET_BYTES;
         // No text of PostgreSQL's has a NUL.
-        let key = format!("{}\0\0{}", labels.join("\0"), templates.join("\0"));
-        if let Some(known) = self.sets.get(&key) {
-            return (Ok(known.clone()), Vec::new());
+        let key = remembers.then(|| format!("{}\0\0{}", labels.join("\0"), templates.join("\0")));
+        if let Some(known) = key.as_ref().and_then(|key| self.sets.get(key)) {
+            return Ok(LabelCosines::of(known, vector));
         }
-        let prompts: Vec<String> =
-            labels.iter().flat_map(|label| templates.iter().map(|template| logits::prompt(template, label))).collect();
-        let texts: Vec<Option<&str>> = prompts.iter().map(|prompt| Some(prompt.as_str())).collect();
-        let (result, places) = self.texts(&texts, truncate);
-        // Several prompts are one label's.
-        let places = places.into_iter().map(|place| place / templates.len()).collect();
-        let result = result.and_then(|(vectors, cut)| {
-            let vectors: Vec<Vec<f32>> = vectors.into_iter().flatten().collect();
-            let set: Labels = Rc::new(match templates.len() {
-                1 => vectors,
-                count => vectors
-                    .chunks(count)
-                    .map(|prompts| logits::ensemble(prompts.iter().map(Vec::as_slice)))
-                    .collect::<clip::Result<_>>()?,
-            });
-            if !cut && labels.len() <= MEMO_SET_LABELS {
-                self.sets.put(key, set.clone());
+        let mut cosines: Vec<f64> = clip::memory::with_capacity(labels.len())?;
+        let (mut set, mut any_cut, mut warnings) = (Vec::new(), false, Vec::new());
+        let mut pairs = (0..labels.len()).flat_map(|label| templates.iter().map(move |template| (label, *template)));
+        let mut of_label: Vec<Vec<f32>> = Vec::new();
+        loop {
+            let (mut prompts, mut owners, mut bytes) = (Vec::new(), Vec::new(), 0);
+            while prompts.len() < PROMPT_BATCH && bytes < PROMPT_BYTES {
+                let Some((label, template)) = pairs.next() else { break };
+                let prompt = logits::prompt(template, labels[label]).map_err(|e| e.element(label))?;
+                bytes += prompt.len();
+                prompts.push(prompt);
+                owners.push(label);
             }
-            Ok(set)
-        });
-        (result, places)
+            if prompts.is_empty() {
+                break;
+            }
+            let texts: Vec<Option<&str>> = prompts.iter().map(|prompt| Some(prompt.as_str())).collect();
+            let (result, places) = self.texts(&texts, truncate);
+            // Several prompts are one label's.
+            let place = |mut error: Error| {
+                error.element = error.element.map(|item| owners[places[item]]);
+                error
+            };
+            // These would not outlast the next batch.
+            warnings.extend(self.embedder.take_warnings().into_iter().map(place));
+            let (vectors, cut) = result.map_err(place)?;
+            any_cut |= cut;
+            for prompt in vectors.into_iter().flatten() {
+                of_label.push(prompt);
+                if of_label.len() < templates.len() {
+                    continue;
+                }
+                let label = match of_label.len() {
+                    1 => of_label.pop().unwrap_or_default(),
+                    _ => logits::ensemble(of_label.drain(..).collect::<Vec<_>>().iter().map(Vec::as_slice))?,
+                };
+                if label.len() != vector.len() {
+                    return Ok(LabelCosines { width: label.len(), cosines: Vec::new() });
+                }
+                cosines.push(cosine(&label, vector));
+                if remembers {
+                    set.push(label);
+                }
+            }
+        }
+        self.embedder.add_warnings(warnings);
+        // A set of which something was cut is embedded each time, so that its warning is not lost.
+        if let Some(key) = key.filter(|_| !any_cut) {
+            self.sets.put(key, set);
+        }
+        Ok(LabelCosines { width: vector.len(), cosines })
     }
 }
 
-/// Embeds labels for a classification by the named model, and says how it makes probabilities of cosines.
-pub fn embed_labels(spec: &str, labels: &[&str], templates: &[&str]) -> SqlResult<(Labels, Logits)> {
+/// The cosines of a vector to labels; none where the labels' vectors are of another width.
+struct LabelCosines {
+    width: usize,
+    cosines: Vec<f64>,
+}
+
+impl LabelCosines {
+    fn of(labels: &[Vec<f32>], vector: &[f32]) -> Self {
+        let width = labels.first().map_or(vector.len(), Vec::len);
+        let fits = width == vector.len();
+        let cosines = labels.iter().filter(|_| fits).map(|label| cosine(label, vector)).collect();
+        Self { width, cosines }
+    }
+}
+
+/// The cosines of a vector to labels, and how the model makes probabilities of them.
+pub fn label_cosines(spec: &str, vector: &[f32], labels: &[&str], templates: &[&str]) -> SqlResult<(Vec<f64>, Logits)> {
     let truncate = guc::truncate_text();
-    with_model(spec, labels.len(), |loaded| {
+    let (found, logits) = with_model(spec, labels.len(), |loaded| {
         // Its warnings are about no item, and stay; the labels' would not outlast a call for the scale.
-        let logits = match loaded.embedder.logits() {
-            Ok(logits) => logits,
-            Err(error) => return (Err(error), Vec::new()),
-        };
-        let (result, places) = loaded.labels(labels, templates, truncate);
-        (result.map(|labels| (labels, logits)), places)
+        let result = loaded
+            .embedder
+            .logits()
+            .and_then(|logits| loaded.cosines(vector, labels, templates, truncate).map(|cosines| (cosines, logits)));
+        (result, (0..labels.len()).collect())
     })
-    .map_err(report)
+    .map_err(report)?;
+    origin::check_dimensions(vector.len(), found.width, spec)?;
+    Ok((found.cosines, logits))
 }
 
 /// How long the vectors of a model are that it makes of images, or of texts. It is tried, so a model that can't is an
@@ -370,77 +353,13 @@ pub fn try_preloaded(specs: &[String]) -> Result<(), String> {
     })
 }
 
+/// Runs `f` with what this backend has loaded.
+pub(super) fn with_all<T>(f: impl FnOnce(&[Loaded]) -> T) -> T {
+    MODELS.with(|models| f(&models.borrow()))
+}
+
 /// A model that is not loaded yet, whatever this backend has of it.
 pub fn fresh(spec: &str) -> SqlResult<Embedder> {
     let model = Model::find(&guc::model_path(), spec).map_err(report)?;
     Ok(Embedder::new(model, guc::onnxruntime(), guc::threads()).with_cache(guc::cache()))
-}
-
-/// Looks a model over, loading both of its towers for this alone: (what, value).
-pub fn check(spec: &str) -> SqlResult<Vec<(String, String)>> {
-    // A path names a directory anywhere; it is split into the directory to search and the name in it.
-    let path = Path::new(spec);
-    let (search, name) = match (path.is_absolute(), path.parent(), path.file_name().and_then(|n| n.to_str())) {
-        (true, Some(parent), Some(name)) => (vec![parent.to_owned()], name),
-        _ => (guc::model_path(), spec),
-    };
-    let model = Model::find(&search, name).map_err(report)?;
-    let mut rows = vec![("directory".to_owned(), model.directory.display().to_string())];
-    let mut embedder = Embedder::new(model, guc::onnxruntime(), guc::threads());
-    let mut verdict = Vec::new();
-    for (what, value) in embedder.describe() {
-        match value {
-            Ok(value) => rows.push((what.to_owned(), value)),
-            Err(error) => verdict.push(format!("{what}: {error}")),
-        }
-    }
-    if let Some(dimensions) = embedder.dimensions() {
-        rows.push(("dimensions".to_owned(), dimensions.to_string()));
-    }
-    if verdict.is_empty() {
-        let cosines = embedder.tell_colours().map_err(report)?;
-        let shown: Vec<String> = cosines.iter().map(|row| row.map(|c| format!("{c:.3}")).join(" ")).collect();
-        rows.push(("red, green, blue: texts by images".to_owned(), shown.join("; ")));
-        let told = (0..3).all(|text| (0..3).all(|image| image == text || cosines[text][text] > cosines[text][image]));
-        verdict.extend((!told).then(|| {
-            "it does not tell red, green and blue squares apart, as a CLIP that is exported rightly does".to_owned()
-        }));
-    }
-    verdict.extend(embedder.take_warnings().iter().map(ToString::to_string));
-    let verdict = if verdict.is_empty() { "good".to_owned() } else { verdict.join("; ") };
-    rows.push(("verdict".to_owned(), verdict));
-    Ok(rows)
-}
-
-/// Every model on the search path, with what this backend has done with it.
-pub fn status() -> Vec<Status> {
-    let search = guc::model_path();
-    let describe = |model: &Model, loaded: Option<&Loaded>| Status {
-        name: model.name.clone(),
-        path: model.directory.display().to_string(),
-        dimensions: loaded.map_or_else(|| model.stated_dimensions(), |l| l.embedder.dimensions()).map(|n| n as i32),
-        image_loaded: loaded.is_some_and(|l| l.embedder.image_loaded()),
-        text_loaded: loaded.is_some_and(|l| l.embedder.text_loaded()),
-        images: loaded.map_or(0, |l| l.embedder.counters.images as i64),
-        texts: loaded.map_or(0, |l| l.embedder.counters.texts as i64),
-    };
-    MODELS.with(|models| {
-        let models = models.borrow();
-        let mut rows: Vec<Status> = Model::list(&search)
-            .iter()
-            .map(|model| {
-                describe(
-                    model,
-                    models
-                        .iter()
-                        .find(|l| l.embedder.model.name == model.name && l.embedder.model.directory == model.directory),
-                )
-            })
-            .collect();
-        // Variants and pairs are loaded under their own names, beside the directories that they come from.
-        let composed = |l: &&Loaded| l.key.spec.contains([':', '+']);
-        rows.extend(models.iter().filter(composed).map(|l| describe(&l.embedder.model, Some(l))));
-        rows.sort_by(|a, b| a.name.cmp(&b.name));
-        rows
-    })
 }

@@ -1,5 +1,7 @@
-//! Models in this process: loading, preloading, statistics.
+//! Models in this process: loading, preloading, inspection, the origin of vectors, statistics.
 
+mod inspect;
 pub mod loaded;
+pub mod origin;
 pub mod preload;
 pub mod stats;

@@ -2,12 +2,11 @@
 //! catalogue isn't.
 #![allow(unsafe_code)]
 
-use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
-use crate::cluster::collection::get;
-use crate::pg::error::{SqlResult, report, with_sqlstate};
+use crate::pg::error::{SqlResult, sql_error};
+use crate::pg::spi::{get, spi};
 
 /// Refuses tables of Citus for what needs the rows here.
 pub fn refuse(client: &SpiClient<'_>, table: pg_sys::Oid, what: &str, detail: &str, hint: &str) -> SqlResult<()> {
@@ -21,10 +20,9 @@ pub fn refuse(client: &SpiClient<'_>, table: pg_sys::Oid, what: &str, detail: &s
     let rows = client.select(query, Some(1), &[table.into()]).map_err(spi)?;
     let Some(row) = rows.into_iter().next() else { return Ok(()) };
     let name = get::<String>(&row, 1)?.unwrap_or_default();
-    Err(with_sqlstate(
-        PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-        Error::new(Kind::InvalidInput, format!("{name} is a table of Citus, so {what}")).detail(detail).hint(hint),
-    ))
+    Err(sql_error(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, format!("{name} is a table of Citus, so {what}"))
+        .set_detail(detail)
+        .set_hint(hint))
 }
 
 /// Refuses a worker of Citus: each would have groups of its own, with the ids of other workers' groups. A function that a
@@ -43,14 +41,7 @@ pub fn refuse_worker(function: &str) -> SqlResult<()> {
     if !worker {
         return Ok(());
     }
-    Err(with_sqlstate(
-        PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-        Error::new(Kind::InvalidInput, format!("{function} was called on a worker of Citus"))
-            .detail("Groups are kept on the coordinator; those of a worker would miss the photos of the others.")
-            .hint("Have it evaluated on the coordinator: in VALUES, or over a materialized CTE (docs/citus.md)."),
-    ))
-}
-
-fn spi(error: pgrx::spi::Error) -> pg_sys::panic::ErrorReport {
-    report(Error::new(Kind::Internal, "the catalogue of Citus could not be read").detail(error.to_string()))
+    Err(sql_error(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, format!("{function} was called on a worker of Citus"))
+        .set_detail("Groups are kept on the coordinator; those of a worker would miss the photos of the others.")
+        .set_hint("Have it evaluated on the coordinator: in VALUES, or over a materialized CTE (docs/citus.md)."))
 }

@@ -4,6 +4,8 @@ use clip::{Error, Kind};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
+use crate::guc;
+
 /// What every SQL function returns: an `Err` is raised with its own SQLSTATE, DETAIL and HINT.
 pub type SqlResult<T> = Result<T, ErrorReport>;
 
@@ -27,18 +29,24 @@ pub fn report(error: Error) -> ErrorReport {
     with_sqlstate(sqlstate(error.kind), error)
 }
 
-/// The same, where PostgreSQL has a closer SQLSTATE than the kind's.
+/// An engine error for which PostgreSQL has a closer SQLSTATE than the one of its kind.
 pub fn with_sqlstate(code: PgSqlErrorCode, error: Error) -> ErrorReport {
+    let hint = error.hint_for(guc::name);
     let mut report = ErrorReport::new(code, error.message, "clip_search");
     let place = error.element.map(|index| format!("This is element {} of the array.", index + 1));
     let detail: Vec<String> = [place, error.detail].into_iter().flatten().collect();
     if !detail.is_empty() {
         report = report.set_detail(detail.join(" "));
     }
-    if let Some(hint) = error.hint {
+    if let Some(hint) = hint {
         report = report.set_hint(hint);
     }
     report
+}
+
+/// An error that is not the engine's.
+pub fn sql_error(code: PgSqlErrorCode, message: impl Into<String>) -> ErrorReport {
+    ErrorReport::new(code, message.into(), "clip_search")
 }
 
 /// Shows an engine error as a WARNING.
@@ -49,10 +57,7 @@ pub fn warn(error: Error) {
 /// An argument that has to have a value.
 pub fn given<T>(name: &str, value: Option<T>) -> SqlResult<T> {
     value.ok_or_else(|| {
-        with_sqlstate(
-            PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
-            Error::new(Kind::InvalidInput, format!("argument \"{name}\" is NULL"))
-                .hint("Give a value, or leave it out where it has a default."),
-        )
+        sql_error(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, format!("argument \"{name}\" is NULL"))
+            .set_hint("Give a value, or leave it out where it has a default.")
     })
 }

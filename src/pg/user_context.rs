@@ -1,20 +1,21 @@
-//! With whose rights a piece of work runs, and what is left of it when it fails.
+//! Whose rights a piece of work runs with, and the one door to tables that the caller did not name.
 //!
-//! Whoever writes to a watched table need not be able to write the extension's own tables, and whoever calls
-//! clip_backfill, the background worker above all, must not lend its rights to the triggers and index expressions of a
-//! table that somebody else owns. The unsafe calls are to the functions by which PostgreSQL itself does this for
+//! A role that writes to a watched table need not be able to write the extension's own tables, and a role that calls
+//! clip_backfill or reads clip_search.watch must not lend its rights to the triggers, policies and index expressions of
+//! a table that somebody else owns. The unsafe calls are to the functions by which PostgreSQL itself does this for
 //! REFRESH MATERIALIZED VIEW, autovacuum and the workers of logical replication.
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
 use std::ffi::CStr;
-use std::panic::AssertUnwindSafe;
 
 use pgrx::pg_sys;
-use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 use pgrx::prelude::*;
+use pgrx::spi::quote_identifier;
 
 use crate::guc;
-use crate::pg::error::{SqlResult, sqlstate};
+use crate::pg::error::{SqlResult, sql_error};
+use crate::pg::spi::{get, spi};
 
 /// In utils/timeout.h, which pgrx does not bind; the same from PostgreSQL 14 to 18.
 const STATEMENT_TIMEOUT: i32 = 3;
@@ -30,37 +31,80 @@ pub fn stop_clock() {
     unsafe { disable_timeout(STATEMENT_TIMEOUT, false) };
 }
 
+/// The role whose rights the calling code has.
+pub fn current_role() -> pg_sys::Oid {
+    // SAFETY: reads a variable of the process.
+    unsafe { pg_sys::GetUserId() }
+}
+
+/// Whether a role has the rights of another: it is that role, inherits from it, or is a superuser.
+pub fn has_rights_of(role: pg_sys::Oid, other: pg_sys::Oid) -> bool {
+    // SAFETY: cache look-ups inside a transaction; an oid without a role has no members.
+    unsafe { pg_sys::has_privs_of_role(role, other) }
+}
+
+pub fn role_exists(role: pg_sys::Oid) -> bool {
+    // SAFETY: a cache look-up inside a transaction.
+    unsafe {
+        let key = pg_sys::SysCacheIdentifier::AUTHOID as i32;
+        pg_sys::SearchSysCacheExists(key, role.into(), 0.into(), 0.into(), 0.into())
+    }
+}
+
+/// A role's name, quoted, for people.
+pub fn role_name(role: pg_sys::Oid) -> String {
+    // SAFETY: a cache look-up inside a transaction; the name is palloc'd and copied.
+    unsafe {
+        let name = pg_sys::GetUserNameFromId(role, true);
+        if name.is_null() { role.to_u32().to_string() } else { CStr::from_ptr(name).to_string_lossy().into_owned() }
+    }
+}
+
+pub fn database_owner() -> pg_sys::Oid {
+    // SAFETY: a cache look-up of the database that this process is in; the tuple is released before the row is used.
+    unsafe {
+        let database = (&raw const pg_sys::MyDatabaseId).read();
+        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::DATABASEOID as i32, database.into());
+        if tuple.is_null() {
+            return pg_sys::Oid::INVALID;
+        }
+        let owner = (*pg_sys::heap_tuple_get_struct::<pg_sys::FormData_pg_database>(tuple)).datdba;
+        pg_sys::ReleaseSysCache(tuple);
+        owner
+    }
+}
+
 /// Other rights and a search_path that nobody can add to, for as long as it lives.
 pub struct Rights {
     user: pg_sys::Oid,
     context: i32,
     nest: i32,
     timed: bool,
+    restricted: bool,
 }
 
 impl Rights {
     /// Those of whoever owns the extension's tables.
     pub fn of_extension() -> Self {
-        // SAFETY: a cache look-up by constant names inside a transaction; the tuple is released before the row is used.
+        // SAFETY: a cache look-up by constant names inside a transaction.
         let owner = unsafe {
             let schema = pg_sys::get_namespace_oid(c"clip_search".as_ptr(), false);
             let table = pg_sys::get_relname_relid(c"watch_setting".as_ptr(), schema);
-            let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::RELOID as i32, table.into());
-            if tuple.is_null() {
-                pgrx::error!("relation \"clip_search.watch_setting\" does not exist");
+            match relation(table) {
+                Some((owner, _)) => owner,
+                None => pgrx::error!("relation \"clip_search.watch_setting\" does not exist"),
             }
-            let owner = (*pg_sys::heap_tuple_get_struct::<pg_sys::FormData_pg_class>(tuple)).relowner;
-            pg_sys::ReleaseSysCache(tuple);
-            owner
         };
         Self::take(owner, pg_sys::SECURITY_LOCAL_USERID_CHANGE)
     }
 
-    /// Those of a watched table's owner, who has written what runs when its rows are read and written. It can't change
-    /// roles, leave anything behind in the session or put anything off to the end of the transaction, where it would
-    /// run with the rights of this process.
+    /// Those of a table's owner, who has written what runs when its rows are planned, read and written. That code can't
+    /// change roles, leave anything behind in the session or put anything off to the end of the transaction, where it
+    /// would run with the rights of this process.
     pub fn of_table_owner(owner: pg_sys::Oid) -> Self {
         let mut rights = Self::take(owner, pg_sys::SECURITY_RESTRICTED_OPERATION);
+        rights.restricted = true;
+        RESTRICTED.set(RESTRICTED.get() + 1);
         // A session has its statement_timeout; the worker does others' work, and must come back to it.
         // SAFETY: a variable that is set at the start of the process, and the timeout of PostgreSQL's own that cancels.
         unsafe {
@@ -75,15 +119,15 @@ impl Rights {
         rights
     }
 
-    /// The same for what may have to wait for a writer, who may be waiting for this transaction: it fails before
-    /// PostgreSQL looks for a deadlock (deadlock_timeout, a second), and might end the writer's.
-    pub fn of_extension_in_a_hurry() -> Self {
+    /// Those of the extension, for what may have to wait for a writer, who may be waiting for this transaction. With
+    /// lock_timeout = 500 ms, shorter than deadlock_timeout (1 s), a cycle fails here and not in the writer.
+    pub fn of_extension_with_lock_timeout() -> Self {
         let rights = Self::of_extension();
         set(c"lock_timeout", c"500ms");
         rights
     }
 
-    /// The caller's own rights, but its search_path not.
+    /// The caller's own rights, without its search_path.
     pub fn of_caller() -> Self {
         // SAFETY: it only writes to the two places.
         let (user, context) = unsafe {
@@ -94,7 +138,7 @@ impl Rights {
         // SAFETY: balanced by drop, or by the end of the (sub)transaction.
         let nest = unsafe { pg_sys::NewGUCNestLevel() };
         set(c"search_path", c"pg_catalog, pg_temp");
-        Self { user, context, nest, timed: false }
+        Self { user, context, nest, timed: false, restricted: false }
     }
 
     fn take(user: pg_sys::Oid, flags: u32) -> Self {
@@ -107,7 +151,10 @@ impl Rights {
 
 impl Drop for Rights {
     fn drop(&mut self) {
-        // After an error PostgreSQL sets both back with the (sub)transaction.
+        if self.restricted {
+            RESTRICTED.set(RESTRICTED.get() - 1);
+        }
+        // After an error PostgreSQL sets the rest back with the (sub)transaction.
         if !std::thread::panicking() {
             // SAFETY: the nest level was opened by this guard, and the user is the one that was in force.
             unsafe {
@@ -120,6 +167,237 @@ impl Drop for Rights {
         }
     }
 }
+
+/// A table that is reached by its oid: its quoted name is given out together with its owner's rights, and to nothing
+/// else. Its owner's code (index expressions and predicates, which run as soon as a query is planned; triggers, defaults,
+/// generated columns, rules, casts and operators) then has those rights, whoever is calling.
+pub struct OwnersTable {
+    pub oid: pg_sys::Oid,
+    pub owner: pg_sys::Oid,
+    pub kind: u8,
+    name: String,
+}
+
+impl OwnersTable {
+    /// Locks the table against being altered or renamed until the transaction ends. None if there is no table of that
+    /// oid.
+    ///
+    /// # Errors
+    /// 42501 if a partition, or a table that inherits from it, belongs to another role, whose code would have the rights
+    /// of this one's owner.
+    pub fn find(oid: pg_sys::Oid) -> SqlResult<Option<Self>> {
+        // SAFETY: a lock on a number, and cache look-ups after it, which see what the lock keeps as it is.
+        let found = unsafe {
+            pg_sys::LockRelationOid(oid, pg_sys::AccessShareLock as i32);
+            relation(oid)
+        };
+        let (Some((owner, kind)), Some(name)) = (found, quoted_name(oid)) else { return Ok(None) };
+        let table = Self { oid, owner, kind, name };
+        table.check_children()?;
+        Ok(Some(table))
+    }
+
+    /// Runs queries on the table, by its quoted name, as its owner. Nothing of what the owner's code does to the session
+    /// is left afterwards: settings go back, cursors are closed, session-level advisory locks are refused
+    /// ([`register`]), and PostgreSQL itself refuses SET ROLE, LISTEN, PREPARE, temporary tables, WITH HOLD and deferred
+    /// triggers there.
+    pub fn as_owner<T>(&self, work: impl FnOnce(&str) -> SqlResult<T>) -> SqlResult<T> {
+        // The owner's own session: what its code leaves there is its own affair.
+        // SAFETY: reads variables of the process.
+        let (session, restricted) = unsafe { (pg_sys::GetSessionUserId(), pg_sys::InSecurityRestrictedOperation()) };
+        if session == self.owner && current_role() == self.owner && !restricted {
+            let _rights = Rights::of_caller();
+            set(c"row_security", c"off");
+            return work(&self.name);
+        }
+        let rights = Rights::of_table_owner(self.owner);
+        let before = cursors()?;
+        let result = work(&self.name)?;
+        close_cursors(&before)?;
+        drop(rights);
+        // Renaming the schema needs no lock on the table.
+        if quoted_name(self.oid).as_deref() != Some(self.name.as_str()) {
+            return Err(sql_error(
+                PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
+                format!("{} was renamed while it was being read", self.name),
+            )
+            .set_hint("Try again."));
+        }
+        Ok(result)
+    }
+
+    /// Runs queries on the table, by its quoted name, as the caller, who has named it and so agrees to run its owner's
+    /// code.
+    pub fn as_caller<T>(&self, work: impl FnOnce(&str) -> SqlResult<T>) -> SqlResult<T> {
+        let _rights = Rights::of_caller();
+        work(&self.name)
+    }
+
+    /// The name, for people.
+    pub fn shown(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether a role may read columns of the table: by a right to the table or to each of them, and to its schema.
+    pub fn may_read(&self, role: pg_sys::Oid, columns: &[&str]) -> SqlResult<bool> {
+        let _rights = Rights::of_caller();
+        Spi::connect(|client| {
+            let columns: Vec<String> = columns.iter().map(|&column| column.to_owned()).collect();
+            let arguments = [role.into(), self.oid.into(), columns.into()];
+            let rows = client.select(include_str!("sql/may_read.sql"), Some(1), &arguments).map_err(spi)?;
+            Ok(rows.first().get::<bool>(1).map_err(spi)?.unwrap_or(false))
+        })
+    }
+
+    /// Whether the table's policies decide which rows the caller sees.
+    pub fn has_policies_for_caller(&self) -> bool {
+        // SAFETY: cache look-ups inside a transaction; an invalid oid stands for the current user, and no error is raised.
+        let found = unsafe { pg_sys::check_enable_rls(self.oid, pg_sys::InvalidOid, true) };
+        found as u32 == pg_sys::CheckEnableRlsResult::RLS_ENABLED as u32
+    }
+
+    fn check_children(&self) -> SqlResult<()> {
+        if self.kind != pg_sys::RELKIND_RELATION && self.kind != pg_sys::RELKIND_PARTITIONED_TABLE {
+            return Ok(());
+        }
+        let _rights = Rights::of_caller();
+        let other = Spi::connect(|client| {
+            let rows = client
+                .select(include_str!("sql/foreign_child.sql"), Some(1), &[self.oid.into(), self.owner.into()])
+                .map_err(spi)?;
+            rows.into_iter().next().map(|row| get::<String>(&row, 1)).transpose()
+        })?;
+        match other.flatten() {
+            None => Ok(()),
+            Some(child) => Err(sql_error(
+                PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+                format!("{child} belongs to another role than {}, which it is a part of", self.name),
+            )
+            .set_detail("Its owner's triggers and index expressions would run with the rights of the other.")
+            .set_hint("ALTER TABLE … OWNER TO gives both to one role.")),
+        }
+    }
+}
+
+/// The owner of a table, if there is one of that oid.
+pub fn owner_of_table(oid: pg_sys::Oid) -> Option<pg_sys::Oid> {
+    relation(oid).map(|(owner, _)| owner)
+}
+
+/// Owner and kind of a relation.
+fn relation(oid: pg_sys::Oid) -> Option<(pg_sys::Oid, u8)> {
+    // SAFETY: a cache look-up inside a transaction; the tuple is released before the row is used.
+    unsafe {
+        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::RELOID as i32, oid.into());
+        if tuple.is_null() {
+            return None;
+        }
+        let form = pg_sys::heap_tuple_get_struct::<pg_sys::FormData_pg_class>(tuple);
+        let found = ((*form).relowner, (*form).relkind as u8);
+        pg_sys::ReleaseSysCache(tuple);
+        Some(found)
+    }
+}
+
+fn quoted_name(oid: pg_sys::Oid) -> Option<String> {
+    // SAFETY: cache look-ups inside a transaction; names are palloc'd and copied.
+    unsafe {
+        let table = pg_sys::get_rel_name(oid);
+        let schema = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(oid));
+        if table.is_null() || schema.is_null() {
+            return None;
+        }
+        let quoted = |name: *mut std::ffi::c_char| quote_identifier(CStr::from_ptr(name).to_string_lossy());
+        Some(format!("{}.{}", quoted(schema), quoted(table)))
+    }
+}
+
+fn cursors() -> SqlResult<Vec<String>> {
+    Spi::connect(|client| {
+        let rows = client.select("SELECT name FROM pg_catalog.pg_cursors", None, &[]).map_err(spi)?;
+        rows.into_iter().map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect()
+    })
+}
+
+/// Closes the cursors that were not open before: whoever fetches from one runs its query.
+fn close_cursors(before: &[String]) -> SqlResult<()> {
+    for name in cursors()?.into_iter().filter(|name| !before.contains(name)) {
+        if let Ok(name) = std::ffi::CString::new(name) {
+            // SAFETY: a portal that exists, found by its name; one that can't be closed is an error.
+            unsafe {
+                let portal = pg_sys::SPI_cursor_find(name.as_ptr());
+                if !portal.is_null() {
+                    pg_sys::SPI_cursor_close(portal);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+thread_local! {
+    /// How many guards of a table's owner are alive.
+    static RESTRICTED: Cell<u32> = const { Cell::new(0) };
+}
+
+/// The hook that was there before.
+static NEXT: std::sync::OnceLock<pg_sys::object_access_hook_type> = std::sync::OnceLock::new();
+
+/// Has PostgreSQL ask before it runs a function, as it asks for security modules: inside [`Rights::of_table_owner`]
+/// those that take or release session-level advisory locks are refused. PostgreSQL lets them through in a
+/// security-restricted operation, and the session would keep the lock, or lose its own.
+pub fn register() {
+    // SAFETY: the library is loaded once in a process, on its only thread.
+    unsafe {
+        if NEXT.set((&raw const pg_sys::object_access_hook).read()).is_ok() {
+            (&raw mut pg_sys::object_access_hook).write(Some(on_object_access));
+        }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn on_object_access(
+    access: pg_sys::ObjectAccessType::Type,
+    class: pg_sys::Oid,
+    object: pg_sys::Oid,
+    sub: std::ffi::c_int,
+    argument: *mut std::ffi::c_void,
+) {
+    if let Some(Some(next)) = NEXT.get() {
+        // SAFETY: the hook that was there, with the arguments that it would have been given.
+        unsafe { next(access, class, object, sub, argument) };
+    }
+    if access == pg_sys::ObjectAccessType::OAT_FUNCTION_EXECUTE
+        && RESTRICTED.get() > 0
+        && SESSION_LOCKS.contains(&object.to_u32())
+        // SAFETY: reads a variable of the process.
+        && unsafe { pg_sys::InSecurityRestrictedOperation() }
+    {
+        sql_error(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            "cannot take or release session-level advisory locks within security-restricted operation",
+        )
+        .set_hint("Use pg_advisory_xact_lock, which lasts until the transaction ends.")
+        .report(PgLogLevel::ERROR);
+    }
+}
+
+/// pg_advisory_lock and its variants that outlive a transaction, and those that release: fixed in pg_proc.dat.
+const SESSION_LOCKS: [u32; 13] = [
+    pg_sys::F_PG_ADVISORY_LOCK_INT8,
+    pg_sys::F_PG_ADVISORY_LOCK_SHARED_INT8,
+    pg_sys::F_PG_TRY_ADVISORY_LOCK_INT8,
+    pg_sys::F_PG_TRY_ADVISORY_LOCK_SHARED_INT8,
+    pg_sys::F_PG_ADVISORY_UNLOCK_INT8,
+    pg_sys::F_PG_ADVISORY_UNLOCK_SHARED_INT8,
+    pg_sys::F_PG_ADVISORY_LOCK_INT4_INT4,
+    pg_sys::F_PG_ADVISORY_LOCK_SHARED_INT4_INT4,
+    pg_sys::F_PG_TRY_ADVISORY_LOCK_INT4_INT4,
+    pg_sys::F_PG_TRY_ADVISORY_LOCK_SHARED_INT4_INT4,
+    pg_sys::F_PG_ADVISORY_UNLOCK_INT4_INT4,
+    pg_sys::F_PG_ADVISORY_UNLOCK_SHARED_INT4_INT4,
+    pg_sys::F_PG_ADVISORY_UNLOCK_ALL,
+];
 
 /// Sets a parameter until the guard goes.
 fn set(name: &CStr, value: &CStr) {
@@ -138,7 +416,7 @@ fn set(name: &CStr, value: &CStr) {
     }
 }
 
-/// Lets values be written in one form whatever the session's taste, as postgres_fdw does: keys are kept as texts.
+/// Has values written in one form whatever the session's settings, as postgres_fdw does: keys are kept as texts.
 pub fn normal_form() {
     // SAFETY: variables that only this thread writes.
     let (date, interval, digits) = unsafe {
@@ -160,106 +438,9 @@ pub fn normal_form() {
     set(c"bytea_output", c"hex");
 }
 
-/// The same for what is kept, so that two sessions write one key alike. What runs users' triggers goes without: they have
-/// the session's time zone.
+/// The same for values that are kept, so that two sessions write one key alike. Code that runs users' triggers does not
+/// call it: they have the session's time zone.
 pub fn key_form() {
     normal_form();
     set(c"timezone", c"UTC");
-}
-
-/// Why a row could not be embedded.
-#[derive(Debug)]
-pub struct Failure {
-    /// The five characters of the SQLSTATE.
-    pub code: String,
-    state: PgSqlErrorCode,
-    pub message: String,
-    pub detail: Option<String>,
-    hint: Option<String>,
-    caught: Option<CaughtError>,
-}
-
-impl Failure {
-    /// The row is not to blame: another session is in the way, and it will not be for long.
-    pub fn is_passing(&self) -> bool {
-        self.code.starts_with("40") || self.code == "55P03"
-    }
-
-    /// As an error of this statement.
-    pub fn into_report(self) -> ErrorReport {
-        let mut report = ErrorReport::new(self.state, self.message, "clip_search");
-        if let Some(detail) = self.detail {
-            report = report.set_detail(detail);
-        }
-        if let Some(hint) = self.hint {
-            report = report.set_hint(hint);
-        }
-        report
-    }
-}
-
-impl From<&clip::Error> for Failure {
-    fn from(error: &clip::Error) -> Self {
-        let state = sqlstate(error.kind);
-        let (message, detail, hint) = (error.message.clone(), error.detail.clone(), error.hint.clone());
-        Self { code: unpack(state as i32), state, message, detail, hint, caught: None }
-    }
-}
-
-impl From<CaughtError> for Failure {
-    fn from(caught: CaughtError) -> Self {
-        let (CaughtError::PostgresError(report)
-        | CaughtError::ErrorReport(report)
-        | CaughtError::RustPanic { ereport: report, .. }) = &caught;
-        let state = report.sql_error_code();
-        let (message, detail) = (report.message().to_owned(), report.detail().map(str::to_owned));
-        let hint = report.hint().map(str::to_owned);
-        Self { code: unpack(state as i32), state, message, detail, hint, caught: Some(caught) }
-    }
-}
-
-/// Cancelled, shut down, out of memory or disk: not the row's fault, and nothing to be noted.
-fn is_interrupt(code: &str) -> bool {
-    code.starts_with("57") || code.starts_with("53") || code == "58030"
-}
-
-/// The five characters of a SQLSTATE, which PostgreSQL keeps in six bits each.
-fn unpack(code: i32) -> String {
-    (0..5).map(|place| char::from(((code >> (6 * place)) & 0x3f) as u8 + b'0')).collect()
-}
-
-/// Runs `f`, and undoes what it did if it fails. What concerns the whole session, such as a cancel, goes on upwards.
-pub fn attempt<T>(f: impl FnOnce() -> SqlResult<T>) -> Result<T, Failure> {
-    // SAFETY: as PL/pgSQL does for a block with an exception clause: the subtransaction is ended in either case, and
-    // memory context and resource owner are those from before afterwards.
-    unsafe {
-        let context = pg_sys::CurrentMemoryContext;
-        let owner = pg_sys::CurrentResourceOwner;
-        pg_sys::BeginInternalSubTransaction(std::ptr::null());
-        pg_sys::MemoryContextSwitchTo(context);
-        let outcome = catch(f);
-        match &outcome {
-            Ok(_) => pg_sys::ReleaseCurrentSubTransaction(),
-            Err(_) => pg_sys::RollbackAndReleaseCurrentSubTransaction(),
-        }
-        pg_sys::MemoryContextSwitchTo(context);
-        pg_sys::CurrentResourceOwner = owner;
-        match outcome {
-            Err(Failure { caught: Some(caught), code, .. }) if is_interrupt(&code) => caught.rethrow(),
-            outcome => outcome,
-        }
-    }
-}
-
-/// Runs `f` and catches its error; the (sub)transaction has to be undone then.
-pub fn catch<T>(f: impl FnOnce() -> SqlResult<T>) -> Result<T, Failure> {
-    PgTryBuilder::new(AssertUnwindSafe(|| match f() {
-        Ok(value) => Ok(value),
-        Err(report) => {
-            report.report(PgLogLevel::ERROR);
-            unreachable!("an ERROR does not return")
-        }
-    }))
-    .catch_others(|caught| Err(Failure::from(caught)))
-    .execute()
 }

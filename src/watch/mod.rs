@@ -1,7 +1,22 @@
 //! Watched tables: clip_watch, its trigger, the queue, the background worker.
 
+pub mod backfill;
+mod checks;
+mod columns;
 pub mod define;
-pub mod queue;
+pub mod dropped;
+mod grouping;
+mod hard_limit;
+mod legacy;
+pub mod query;
+mod queue;
 pub mod reembed;
-pub mod trigger;
+mod rows;
+mod setting;
+mod source;
+mod swap;
+mod trigger;
+pub mod unwatch;
+mod wakeup;
+mod wanted;
 pub mod worker;

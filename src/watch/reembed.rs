@@ -1,26 +1,25 @@
 //! Another model for a watched column, while the old one serves.
 //!
 //! A second column, with a cluster column and a collection of its own, is watched beside the first, and filled. When no
-//! row is missing, the two change places in one transaction that renames and copies nothing.
+//! row is missing, the two change places in one transaction that renames and copies nothing (`swap`).
 
 use clip::{Error, Kind};
-use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
-use pgrx::spi::{SpiClient, quote_identifier, quote_literal};
+use pgrx::spi::quote_literal;
 
-use crate::cluster::collection::{drop_rows, get};
-use crate::cluster::statements;
 use crate::cluster::tables;
-use crate::cluster::tables::Store;
 use crate::model::loaded;
+use crate::pg::catalog::{Lock, Table};
 use crate::pg::error::{SqlResult, report, with_sqlstate};
 use crate::pg::regclass::Regclass;
+use crate::pg::spi::{get, spi};
 use crate::pg::user_context::Rights;
-use crate::watch::define::{self, Table, Wanted, Watch, spi, table_of};
-use crate::watch::queue::{self, Patience, own};
-
-/// Rows that are still embedded while the table is locked for the swap: two seconds' worth of CLIP ViT-B/32.
-const LAST_ROWS: usize = 16;
+use crate::watch::columns::is_half;
+use crate::watch::define;
+use crate::watch::queue::own;
+use crate::watch::setting::{Watch, table_of};
+use crate::watch::swap::{check_dependents, finish, make_indexes};
+use crate::watch::wanted::Wanted;
 
 /// The steps of CALL clip_reembed, which commits between them (sql/watch.sql).
 #[pg_schema]
@@ -40,9 +39,13 @@ pub mod clip_search {
             )
         })?;
         // Two sessions that call it at once make one column; the lock is the one that makes it.
-        Watch::one_of_table(oid, embedding)?;
+        let watch = Watch::one_of_table(oid, embedding)?;
         tables::check_may_commit("clip_reembed()")?;
-        Table::describe(oid)?.lock("SHARE ROW EXCLUSIVE")?;
+        // A model that is not there, or can't be used, is an error before anybody has to wait.
+        loaded::dimensions(model, watch.image.is_some())?;
+        // A column may have to be added: who has read the table and is about to write it must not meet a lock that is
+        // raised.
+        Table::locked(oid, Lock::AccessExclusive)?;
         let watch = Watch::one_of_table(oid, embedding)?;
         if let Some(next) = Watch::replacing(watch.id)? {
             if next.model != model {
@@ -79,24 +82,28 @@ pub mod clip_search {
         let half = {
             let table = Table::describe(oid)?;
             let _rights = Rights::of_caller();
-            Spi::connect_mut(|client| define::is_half(client, &table, &watch.embedding))?
+            Spi::connect_mut(|client| is_half(client, &table, &watch.embedding))?
         };
         let next = define::watch(
             oid,
             &Wanted {
-                source: watch.image.as_deref().or(watch.text.as_deref()).unwrap_or_default(),
+                source: watch.image.as_deref().or(watch.text.as_deref()),
                 text_source: watch.image.as_deref().and(watch.text.as_deref()),
-                text_weight: watch.text_weight,
+                text_weight: Some(watch.text_weight),
                 embedding: &name,
                 cluster: watch.cluster.as_deref().map(|_| cluster.as_str()),
                 model: Some(model),
                 collection: Some(&name),
-                queued: watch.queued,
-                skip: watch.skip,
+                queued: Some(watch.queued),
+                skip: Some(watch.skip),
                 threshold: threshold.flatten(),
                 index: false,
                 half,
                 replaces: Some(watch.id),
+                existing: None,
+                key: None,
+                labels: None,
+                image: None,
             },
         )?;
         make_indexes(&watch, &next)?;
@@ -108,9 +115,7 @@ pub mod clip_search {
     #[pg_extern(volatile, strict, parallel_unsafe)]
     fn reembed_goes_on(relation: Regclass, embedding: &str, model: &str) -> SqlResult<bool> {
         let Regclass(oid) = relation;
-        let table = Table::describe(oid)?;
-        table.check_owner()?;
-        table.lock("ACCESS SHARE")?;
+        let table = Table::locked(oid, Lock::AccessShare)?;
         let watches = watches(oid)?;
         if watches.iter().any(|watch| watch.embedding == embedding) {
             return Ok(true);
@@ -130,9 +135,7 @@ pub mod clip_search {
     #[pg_extern(volatile, strict, parallel_unsafe, cost = 1000000)]
     fn reembed_finish(relation: Regclass, embedding: &str) -> SqlResult<bool> {
         let Regclass(oid) = relation;
-        let table = Table::describe(oid)?;
-        table.check_owner()?;
-        table.lock("ACCESS EXCLUSIVE")?;
+        Table::locked(oid, Lock::AccessExclusive)?;
         // Another session may have been quicker; clip_search.reembed_goes_on tells.
         let Some(next) = watches(oid)?.into_iter().find(|watch| watch.embedding == embedding) else { return Ok(false) };
         let watch = next.replaces.map(Watch::by_id).transpose()?.flatten().ok_or_else(|| {
@@ -150,245 +153,4 @@ fn column_beside(watch: i64) -> String {
 /// All watches of a table, those that are to replace others among them.
 fn watches(relation: pg_sys::Oid) -> SqlResult<Vec<Watch>> {
     own(|client| Watch::find(client, "w.relation::oid = $1", &[relation.into()]))
-}
-
-/// Columns that change places: the old one's name and the new one's.
-fn pairs<'a>(watch: &'a Watch, next: &'a Watch) -> Vec<(&'a str, &'a str)> {
-    let mut pairs = vec![(watch.embedding.as_str(), next.embedding.as_str())];
-    pairs.extend(watch.cluster.as_deref().zip(next.cluster.as_deref()));
-    pairs
-}
-
-/// What depends on a column that will be dropped would go with it, or keep it from being dropped.
-fn check_dependents(watch: &Watch) -> SqlResult<()> {
-    let _rights = Rights::of_caller();
-    Spi::connect_mut(|client| {
-        let query = "WITH tree AS (SELECT $1::oid AS relid UNION SELECT relid::oid FROM pg_catalog.pg_partition_tree($1::oid)), \
-             col AS (SELECT a.attrelid, a.attnum FROM tree JOIN pg_catalog.pg_attribute a ON a.attrelid = tree.relid \
-                     WHERE a.attname = ANY ($2) AND NOT a.attisdropped) \
-             SELECT pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid) FROM col \
-             JOIN pg_catalog.pg_depend d ON d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = col.attrelid AND d.refobjsubid = col.attnum \
-             LEFT JOIN pg_catalog.pg_index i ON d.classid = 'pg_catalog.pg_class'::regclass AND i.indexrelid = d.objid \
-             LEFT JOIN pg_catalog.pg_constraint k ON d.classid = 'pg_catalog.pg_constraint'::regclass AND k.oid = d.objid \
-             WHERE d.deptype IN ('n', 'a') AND coalesce(k.contype, '') <> 'n' AND (i.indexrelid IS NULL \
-                 OR i.indnatts <> 1 OR i.indisunique OR i.indisexclusion OR i.indpred IS NOT NULL OR i.indexprs IS NOT NULL OR i.indoption[0] <> 0 \
-                 OR (col.attrelid <> $1 AND NOT EXISTS (SELECT FROM pg_catalog.pg_inherits h WHERE h.inhrelid = i.indexrelid))) \
-             ORDER BY 1";
-        let columns: Vec<String> =
-            [Some(&watch.embedding), watch.cluster.as_ref()].into_iter().flatten().cloned().collect();
-        let rows = client.update(query, None, &[watch.relation.into(), columns.into()]).map_err(spi)?;
-        let names = rows.map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect::<SqlResult<Vec<_>>>()?;
-        if names.is_empty() {
-            return Ok(());
-        }
-        Err(with_sqlstate(
-            PgSqlErrorCode::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
-            Error::new(
-                Kind::InvalidInput,
-                format!(
-                    "the embedding or cluster column of {} can't be replaced: {} depends on it",
-                    watch.name(),
-                    names[0]
-                ),
-            )
-            .detail(names.join("; "))
-            .hint("Drop what depends on it, and make it anew afterwards. Plain indexes need not be dropped."),
-        ))
-    })
-}
-
-/// An index's name, what makes it the same as another, and its comment.
-type Index = (String, String, Option<String>);
-
-/// Indexes of a column.
-fn indexes(client: &mut SpiClient<'_>, relation: pg_sys::Oid, column: &str) -> SqlResult<Vec<Index>> {
-    let query = "SELECT c.relname::text, format('USING %I (%%I %I.%I)%s%s', m.amname, n.nspname, o.opcname, \
-             coalesce(' WITH (' || pg_catalog.array_to_string(c.reloptions, ', ') || ')', ''), \
-             coalesce(' TABLESPACE ' || pg_catalog.quote_ident(s.spcname), '')), \
-             pg_catalog.obj_description(c.oid, 'pg_class') \
-         FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid JOIN pg_catalog.pg_am m ON m.oid = c.relam \
-         JOIN pg_catalog.pg_opclass o ON o.oid = i.indclass[0] JOIN pg_catalog.pg_namespace n ON n.oid = o.opcnamespace \
-         JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] \
-         LEFT JOIN pg_catalog.pg_tablespace s ON s.oid = c.reltablespace \
-         WHERE i.indrelid = $1 AND i.indnatts = 1 AND a.attname = $2 ORDER BY c.oid::bigint";
-    let rows = client.update(query, None, &[relation.into(), column.into()]).map_err(spi)?;
-    rows.map(|row| Ok((get(&row, 1)?.unwrap_or_default(), get(&row, 2)?.unwrap_or_default(), get(&row, 3)?))).collect()
-}
-
-/// The indexes that the old columns have and the new ones have not; with the old ones' names.
-fn missing_indexes(client: &mut SpiClient<'_>, watch: &Watch, next: &Watch) -> SqlResult<Vec<(String, String)>> {
-    let mut missing = Vec::new();
-    for (old, new) in pairs(watch, next) {
-        let mut there: Vec<String> = indexes(client, watch.relation, new)?.into_iter().map(|index| index.1).collect();
-        for (name, shape, _) in indexes(client, watch.relation, old)? {
-            match there.iter().position(|other| *other == shape) {
-                Some(place) => drop(there.remove(place)),
-                None => missing.push((name, shape.replacen("%I", &quote_identifier(new), 1))),
-            }
-        }
-    }
-    Ok(missing)
-}
-
-/// Makes them on the column while it is empty, so that no writer has to wait for a build.
-fn make_indexes(watch: &Watch, next: &Watch) -> SqlResult<()> {
-    let table = Table::describe(watch.relation)?;
-    let _rights = Rights::of_caller();
-    Spi::connect_mut(|client| {
-        for (_, shape) in missing_indexes(client, watch, next)? {
-            client.update(&format!("CREATE INDEX ON {} {shape}", table.name), None, &[]).map_err(spi)?;
-        }
-        Ok(())
-    })
-}
-
-fn finish(watch: &Watch, next: &Watch) -> SqlResult<bool> {
-    let store = Store::open(c"clip_reembed()");
-    let table = Table::describe(watch.relation)?;
-    // The table is locked, so nobody writes. What has come since the last look is few, or too much to keep everybody waiting.
-    queue::enqueue_missing(next)?;
-    let left = || {
-        own(|client| {
-            let query = "SELECT id FROM clip_search.watch_queue WHERE watch = $1 LIMIT $2";
-            let rows = client.update(query, None, &[next.id.into(), (LAST_ROWS as i64 + 1).into()]).map_err(spi)?;
-            rows.map(|row| Ok(get(&row, 1)?.unwrap_or_default())).collect::<SqlResult<Vec<i64>>>()
-        })
-    };
-    let last = left()?;
-    if last.len() > LAST_ROWS {
-        return Ok(false);
-    }
-    if let Some(failure) = queue::work(&last, Patience::None)?.stuck.into_values().next() {
-        return Err(failure.into_report());
-    }
-    // The worker has some, and waits for the table.
-    if !left()?.is_empty() {
-        return Ok(false);
-    }
-    check_dependents(watch)?;
-
-    // The columns.
-    {
-        let _rights = Rights::of_caller();
-        Spi::connect_mut(|client| {
-            if let Some((name, _)) = missing_indexes(client, watch, next)?.into_iter().next() {
-                return Err(with_sqlstate(
-                    PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                    Error::new(Kind::InvalidInput, format!("index \"{name}\" has no like on the new column"))
-                        .hint("It was made meanwhile. Call clip_reembed again, which makes it."),
-                ));
-            }
-            define::drop_triggers(client, watch.relation, &table.name, next.id)?;
-            for (old, new) in pairs(watch, next) {
-                let indexes = indexes(client, watch.relation, old)?;
-                let twins = twins(client, watch.relation, old, new)?;
-                let mut statements = like(client, &table, watch.relation, old)?;
-                statements.insert(0, format!("ALTER TABLE {} DROP COLUMN {}", table.name, quote_identifier(old)));
-                statements.insert(
-                    1,
-                    format!(
-                        "ALTER TABLE {} RENAME COLUMN {} TO {}",
-                        table.name,
-                        quote_identifier(new),
-                        quote_identifier(old)
-                    ),
-                );
-                let schema =
-                    table.name.split_at(table.name.len() - quote_identifier(&table.plain_name).len()).0.to_owned();
-                for ((name, _, comment), twin) in indexes.iter().zip(&twins) {
-                    let (name, twin) = (quote_identifier(name), quote_identifier(twin));
-                    statements.push(format!("ALTER INDEX {schema}{twin} RENAME TO {name}"));
-                    if let Some(comment) = comment {
-                        statements.push(format!("COMMENT ON INDEX {schema}{name} IS {}", quote_literal(comment)));
-                    }
-                }
-                for statement in statements {
-                    client.update(&statement, None, &[]).map_err(spi)?;
-                }
-            }
-            Ok(())
-        })?;
-    }
-
-    // What is known of them.
-    let _rights = Rights::of_extension();
-    let names = watch.collection.as_deref().zip(next.collection.as_deref());
-    if let Some((old, new)) = names {
-        store.take(old, true);
-        store.take(new, true);
-    }
-    Spi::connect_mut(|client| {
-        let run = |client: &mut SpiClient<'_>, query: &str| {
-            client.update(query, None, &[watch.id.into(), next.id.into()]).map(drop).map_err(spi)
-        };
-        queue::forget_all(client, watch.id)?;
-        run(client, "DELETE FROM clip_search.watch_failure WHERE watch = $1 AND $2 > 0")?;
-        run(client, "UPDATE clip_search.watch_failure SET watch = $1 WHERE watch = $2")?;
-        run(
-            client,
-            "UPDATE clip_search.watch_setting w SET model = n.model FROM clip_search.watch_setting n WHERE w.id = $1 AND n.id = $2",
-        )?;
-        run(client, "DELETE FROM clip_search.watch_setting WHERE id = $2 AND $1 > 0")?;
-        if let Some((old, new)) = names {
-            statements::clear(client, old)?;
-            for part in ["cluster_sum", "cluster_change", "cluster_code"] {
-                let query = format!("UPDATE clip_search.{part} SET collection = $1 WHERE collection = $2");
-                client.update(&query, None, &[old.into(), new.into()]).map_err(spi)?;
-            }
-            let query = "UPDATE clip_search.collection_setting o SET dimensions = n.dimensions, model = n.model \
-                 FROM clip_search.collection_setting n WHERE o.name = $1 AND n.name = $2";
-            client.update(query, None, &[old.into(), new.into()]).map_err(spi)?;
-            drop_rows(client, new)?;
-        }
-        Ok::<_, ErrorReport>(())
-    })?;
-    pgrx::notice!(
-        "column \"{}\" of {} holds vectors of model \"{}\" now",
-        watch.embedding,
-        table.name,
-        loaded::base_name(&next.model)
-    );
-    Ok(true)
-}
-
-/// For each index of the old column the one of the new that is like it.
-fn twins(client: &mut SpiClient<'_>, relation: pg_sys::Oid, old: &str, new: &str) -> SqlResult<Vec<String>> {
-    let mut there = indexes(client, relation, new)?;
-    let mut twins = Vec::new();
-    for (_, shape, _) in indexes(client, relation, old)? {
-        if let Some(place) = there.iter().position(|other| other.1 == shape) {
-            twins.push(there.remove(place).0);
-        }
-    }
-    Ok(twins)
-}
-
-/// Statements that give a column of that name, once it is another, what else the present one has: comment, storage,
-/// compression, statistics' target, NOT NULL, grants, and n_distinct, which the options are but for those that a server has
-/// for itself.
-fn like(client: &mut SpiClient<'_>, table: &Table, relation: pg_sys::Oid, column: &str) -> SqlResult<Vec<String>> {
-    let query = "SELECT format('COMMENT ON COLUMN %s.%I IS %L', $3::text, a.attname, pg_catalog.col_description($1, a.attnum)) \
-             FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attname = $2 AND pg_catalog.col_description($1, a.attnum) IS NOT NULL \
-         UNION ALL SELECT format('ALTER TABLE %s ALTER COLUMN %I SET STORAGE %s', $3::text, a.attname, \
-                 CASE a.attstorage WHEN 'p' THEN 'PLAIN' WHEN 'e' THEN 'EXTERNAL' WHEN 'm' THEN 'MAIN' ELSE 'EXTENDED' END) \
-             FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
-             WHERE a.attrelid = $1 AND a.attname = $2 AND a.attstorage <> t.typstorage \
-         UNION ALL SELECT format('ALTER TABLE %s ALTER COLUMN %I SET STATISTICS %s', $3::text, a.attname, a.attstattarget) \
-             FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attname = $2 AND a.attstattarget >= 0 \
-         UNION ALL SELECT format('ALTER TABLE %s ALTER COLUMN %I SET COMPRESSION %s', $3::text, a.attname, \
-                 CASE a.attcompression::text WHEN 'p' THEN 'pglz' ELSE 'lz4' END) \
-             FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attname = $2 AND a.attcompression::text <> '' \
-         UNION ALL SELECT format('ALTER TABLE %s ALTER COLUMN %I SET (%s)', $3::text, a.attname, o.option) \
-             FROM pg_catalog.pg_attribute a, unnest(a.attoptions) AS o (option) \
-             WHERE a.attrelid = $1 AND a.attname = $2 AND pg_catalog.left(o.option, 10) = 'n_distinct' \
-         UNION ALL SELECT format('ALTER TABLE %s ALTER COLUMN %I SET NOT NULL', $3::text, a.attname) \
-             FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attname = $2 AND a.attnotnull \
-         UNION ALL SELECT format('GRANT %s (%I) ON %s TO %s%s', x.privilege_type, a.attname, $3::text, \
-                 CASE WHEN x.grantee = 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(r.rolname) END, \
-                 CASE WHEN x.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END) \
-             FROM pg_catalog.pg_attribute a, pg_catalog.aclexplode(a.attacl) x LEFT JOIN pg_catalog.pg_roles r ON r.oid = x.grantee \
-             WHERE a.attrelid = $1 AND a.attname = $2";
-    let rows =
-        client.update(query, None, &[relation.into(), column.into(), table.name.as_str().into()]).map_err(spi)?;
-    rows.map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect()
 }

@@ -1,27 +1,17 @@
-"""Fixtures: the browser, throw-away databases, and what every page must be."""
+"""The browser, and a throw-away database."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import pathlib
 import uuid
 from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-SCREENSHOTS = ROOT / "target" / "browser"
-# (name, width, height, colour scheme)
-SCREENS = (
-    ("wide-light", 1280, 800, "light"),
-    ("wide-dark", 1280, 800, "dark"),
-    ("phone-light", 390, 844, "light"),
-    ("phone-dark", 320, 640, "dark"),  # the narrowest that WCAG's reflow asks for
-)
+from screens import SCREENS
 
 
 @pytest.fixture(scope="session")
@@ -76,17 +66,3 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
 
         yield open_page
     assert not complaints, complaints
-
-
-def check_page(page: Page, name: str, whole: bool = True) -> None:
-    """Takes a screenshot, and holds the page against axe-core and the width of its screen."""
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=whole)
-    found = Axe().run(page)
-    assert found.violations_count == 0, found.generate_report()
-    # A run that looked at nothing has no violations either.
-    assert len(found.response["passes"]) > 10
-    inside, width = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
-    assert inside <= width, f"{name} is {inside} pixels wide on a screen of {width}"
-    broken = page.evaluate("[...document.images].filter(i => i.hasAttribute('src') && !i.naturalWidth).map(i => i.alt)")
-    assert broken == [], f"images that show nothing: {broken}"

@@ -8,7 +8,8 @@ import subprocess
 
 import psycopg
 import pytest
-from conftest import ROOT, SCREENS, check_page
+
+from screens import ROOT, SCREENS, check_page
 
 GALLERY = ROOT / "examples" / "gallery"
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)> & co'

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from conftest import ROOT, SCREENS, check_page
 from playwright.sync_api import Page, expect
+
+from screens import ROOT, SCREENS, check_page
 
 APP = ROOT / "examples" / "webapp"
 PHOTOS = ROOT / "examples" / "gallery" / "photos"

@@ -9,10 +9,10 @@ import time
 
 import numpy as np
 import psycopg
-from conftest import PORT, Citus
-from servers import Server
 
 import support
+from citus_servers import PORT, Citus
+from servers import Server
 from support import embed_one, sqlstate, value, vector, vector_text
 
 PHOTOS = sorted((support.ROOT / "examples" / "gallery" / "photos").glob("*.jpg"))
@@ -101,7 +101,9 @@ def test_a_trigger_embeds_on_the_workers(citus: Citus, db: psycopg.Connection) -
 def test_a_moved_shard_keeps_its_trigger(citus: Citus, db: psycopg.Connection) -> None:
     def of(shard: int) -> list[int]:
         ids = [id for (id,) in db.execute("SELECT id FROM photo")]
-        shards = db.execute("SELECT i, get_shard_id_for_distribution_column('photo', i) FROM unnest(%s::bigint[]) AS i", (ids,))
+        shards = db.execute(
+            "SELECT i, get_shard_id_for_distribution_column('photo', i) FROM unnest(%s::bigint[]) AS i", (ids,)
+        )
         return [id for id, where in shards if where == shard]
 
     shards = db.execute("SELECT shardid, nodename FROM citus_shards WHERE table_name = 'photo'::regclass").fetchall()
@@ -119,7 +121,9 @@ def test_a_moved_shard_keeps_its_trigger(citus: Citus, db: psycopg.Connection) -
         db.execute("UPDATE photo SET data = data WHERE id = %s", (id,))
     after = citus.images()
     where = 1 + [str(worker.folder) for worker in citus.workers].index(target)
-    assert [a - b for a, b in zip(after, before)] == [size if n == where else 0 for n in range(len(before))]
+    assert [a - b for a, b in zip(after, before, strict=True)] == [
+        size if n == where else 0 for n in range(len(before))
+    ]
 
 
 def explain(db: psycopg.Connection, query: str) -> str:
@@ -142,12 +146,16 @@ def test_the_limit_goes_to_every_shards_index(citus: Citus, db: psycopg.Connecti
     assert "clip_embed_text" not in text, text
     assert len(re.findall(r"Index Scan using photo_embedding_\d+", text)) == shards, text
     # What the page says of a call without the model's name.
-    assert "clip_embed_text" in explain(db, "SELECT id FROM photo ORDER BY embedding <=> clip_embed_text('a cat') LIMIT 3")
+    assert "clip_embed_text" in explain(
+        db, "SELECT id FROM photo ORDER BY embedding <=> clip_embed_text('a cat') LIMIT 3"
+    )
 
 
 def test_a_text_is_embedded_once(citus: Citus, db: psycopg.Connection) -> None:
     reset(citus)
-    db.execute("PREPARE search (text) AS SELECT id FROM photo ORDER BY embedding <=> clip_embed_text($1, 'photo-mini') LIMIT 3")
+    db.execute(
+        "PREPARE search (text) AS SELECT id FROM photo ORDER BY embedding <=> clip_embed_text($1, 'photo-mini') LIMIT 3"
+    )
     for _ in range(8):  # beyond the fifth, from which on plans may be generic
         assert len(db.execute("EXECUTE search ('a text that nobody has looked for')").fetchall()) == 3
     counts = []
@@ -188,9 +196,18 @@ def test_groups_are_made_on_the_coordinator(citus: Citus, db: psycopg.Connection
 
 
 def test_what_does_not_work_says_so(db: psycopg.Connection) -> None:
-    for call in ("SELECT clip_watch('photo', 'data')", "CALL clip_backfill('photo')", "CALL clip_reembed('photo', 'photo-mini')"):
+    for call in (
+        "SELECT clip_watch('photo', 'data')",
+        "CALL clip_backfill('photo')",
+        "CALL clip_reembed('photo', 'photo-mini')",
+    ):
         refused(db, call, "public.photo is a table of Citus, so it can't be watched", "clip_embed_image")
-    refused(db, "SELECT clip_create_collection('m', members => 'photo')", "public.photo is a table of Citus", "without members")
+    refused(
+        db,
+        "SELECT clip_create_collection('m', members => 'photo')",
+        "public.photo is a table of Citus",
+        "without members",
+    )
     for query in (
         "SELECT clip_assign_cluster(embedding, 'photo') FROM photo",
         "SELECT clip_assign_cluster(embedding) FROM photo WHERE id = (SELECT min(id) FROM photo)",
@@ -212,8 +229,10 @@ def test_what_does_not_work_says_so(db: psycopg.Connection) -> None:
         db.execute("SET LOCAL citus.enable_unsafe_triggers = on")
         _, text = sqlstate(db, "SELECT create_distributed_table('here', 'id')")
     assert "a trigger of clip_watch is on a table that is not watched" in text
-    db.execute("SELECT clip_unwatch('here', keep_columns => true); SELECT create_distributed_table('here', 'id'); DROP TABLE here")
-    db.execute("CREATE TABLE everywhere (id bigint PRIMARY KEY, data bytea); SELECT create_reference_table('everywhere')")
+    db.execute("SELECT clip_unwatch('here'); SELECT create_distributed_table('here', 'id'); DROP TABLE here")
+    db.execute(
+        "CREATE TABLE everywhere (id bigint PRIMARY KEY, data bytea); SELECT create_reference_table('everywhere')"
+    )
     refused(db, "SELECT clip_watch('everywhere', 'data')", "public.everywhere is a table of Citus")
 
 
@@ -256,7 +275,9 @@ def measure(server: Server, name: str, table: list[tuple[str, ...]]) -> None:
             answer = [id for (id,) in db.execute(search, (vector_text(query),))]
             assert len(set(answer)) == 10
             if not found:
-                assert "Index Scan using photo_embedding" in explain(db, search.replace("%s", f"'{vector_text(query)}'"))
+                assert "Index Scan using photo_embedding" in explain(
+                    db, search.replace("%s", f"'{vector_text(query)}'")
+                )
             found += len(good & set(answer))
         recall = found / (10 * len(queries))
         count, start = 0, time.monotonic()
@@ -270,7 +291,9 @@ def measure(server: Server, name: str, table: list[tuple[str, ...]]) -> None:
     assert recall >= 0.99, f"{name}: recall@10 {recall}"
 
 
-def test_search_beside_a_single_server(citus: Citus, single: Server, db: psycopg.Connection, table: list[tuple[str, ...]]) -> None:
+def test_search_beside_a_single_server(
+    citus: Citus, single: Server, db: psycopg.Connection, table: list[tuple[str, ...]]
+) -> None:
     table.append(("servers", "rows", "photos embedded/s", "rows inserted/s", "queries/s", "recall@10"))
     citus.run("settings")
     for worker in citus.workers:

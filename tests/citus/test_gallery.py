@@ -9,9 +9,9 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from conftest import Citus
 
 import support
+from citus_servers import Citus
 from support import value
 
 GALLERY = support.ROOT / "examples" / "gallery"
@@ -37,7 +37,7 @@ def gallery(citus: Citus) -> Iterator[subprocess.CompletedProcess]:
     before = citus.images()
     done = run(citus)
     assert done.returncode == 0, done.stdout + done.stderr
-    done.embedded = [after - count for after, count in zip(citus.images(), before)]
+    done.embedded = [after - count for after, count in zip(citus.images(), before, strict=True)]
     yield done
     with citus.coordinator.connect() as db:
         db.execute("SET client_min_messages = warning")
@@ -67,7 +67,9 @@ def test_it_can_be_run_again(citus: Citus, gallery: subprocess.CompletedProcess)
         assert value(db, "SELECT count(*) FROM clip_search.cluster WHERE collection = 'gallery'") == 10
 
 
-def test_a_photo_that_is_not_found_fails_the_demo(citus: Citus, gallery: subprocess.CompletedProcess, tmp_path: pathlib.Path) -> None:
+def test_a_photo_that_is_not_found_fails_the_demo(
+    citus: Citus, gallery: subprocess.CompletedProcess, tmp_path: pathlib.Path
+) -> None:
     wrong = (GALLERY / "citus.sql").read_text(encoding="utf-8")
     wrong = re.sub(r"\('rocket launch', 'Rocket'\)", "('rocket launch', 'Raccoon')", wrong)
     wrong = wrong.replace("\\ir photos.sql", "\\i photos.sql")

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import psycopg
 import pytest
-from conftest import Citus
-from servers import Server
 
+from citus_servers import Citus
+from servers import Server
 from support import in_parallel, sqlstate, value, vector, vector_text
 
 # A server that is down, or goes down while it is asked.
@@ -31,7 +31,9 @@ LOST = {
 
 def is_lost(error: psycopg.Error) -> bool:
     # psycopg has no SQLSTATE where the coordinator goes away.
-    return error.sqlstate in DOWN | {None} or any(error.sqlstate == state and words in str(error) for state, words in LOST)
+    return error.sqlstate in DOWN | {None} or any(
+        error.sqlstate == state and words in str(error) for state, words in LOST
+    )
 
 
 def variants(subject: int, count: int, seed: int) -> np.ndarray:
@@ -78,10 +80,13 @@ def check(citus: Citus, table: str, subject_of: dict[int, int]) -> None:
             members[cluster].append(vector(text).astype(np.float64))
         assert all(len(clusters) == 1 for clusters in of.values()) and None not in members, of
         assert len(members) == len(of)
-        clusters = db.execute("SELECT id, size, centroid::text FROM clip_search.cluster WHERE collection = %s", (table,)).fetchall()
+        clusters = db.execute(
+            "SELECT id, size, centroid::text FROM clip_search.cluster WHERE collection = %s", (table,)
+        ).fetchall()
     sizes = {id: size for id, size, _ in clusters}
     assert sizes == {id: len(rows) for id, rows in members.items()}, {
-        id: (sizes.get(id), len(members.get(id, ()))) for id in sizes.keys() | members.keys()
+        id: (sizes.get(id), len(members.get(id, ())))
+        for id in sizes.keys() | members.keys()
         if sizes.get(id) != len(members.get(id, ()))
     }
     for id, _, centroid in clusters:
@@ -193,7 +198,9 @@ def test_one_subject_is_one_group_whoever_is_lost(citus: Citus) -> None:
     lost: list[set] = []
 
     def crashes() -> None:
-        for share, server in zip((0.2, 0.45, 0.7), (citus.workers[1], citus.coordinator, citus.workers[0])):
+        for share, server in zip(
+            (0.2, 0.45, 0.7), (citus.workers[1], citus.coordinator, citus.workers[0]), strict=True
+        ):
             while sum(writer.written for writer in writers) < share * len(rows):
                 storm.check()
                 time.sleep(0.02)
@@ -205,7 +212,9 @@ def test_one_subject_is_one_group_whoever_is_lost(citus: Citus) -> None:
             lost.append(set(storm.errors))
 
     in_parallel([storm.job(run) for run in (*(writer.run for writer in writers), crashes)], 180)
-    assert len(lost) == 3 and all(states - {"there already"} for states in lost), f"sessions wrote while a server was down: {lost}"
+    assert len(lost) == 3 and all(states - {"there already"} for states in lost), (
+        f"sessions wrote while a server was down: {lost}"
+    )
     recover(citus)
     with citus.coordinator.connect() as db:
         while value(db, "SELECT item_group()"):
@@ -225,7 +234,10 @@ def lost(citus: Citus) -> Iterator[dict[int, int]]:
     rows = [(id, id % 3) for id in range(6)]
     with citus.coordinator.connect() as db:
         for id, subject in rows:
-            db.execute("INSERT INTO lost (id, embedding) VALUES (%s, %s)", (id, vector_text(variants(9000 + subject, 1, id)[0])))
+            db.execute(
+                "INSERT INTO lost (id, embedding) VALUES (%s, %s)",
+                (id, vector_text(variants(9000 + subject, 1, id)[0])),
+            )
         assert value(db, "SELECT lost_group(4)") == 4
         set_up(citus.coordinator, "citus.recover_2pc_interval = -1")
     yield dict(rows)
@@ -256,7 +268,9 @@ def in_syncrep(server: Server) -> object:
 
 @pytest.mark.parametrize("statement", ["SELECT lost_group()", "SELECT lost_delete(0)"])
 @pytest.mark.parametrize("committed", [True, False], ids=["committed", "not committed"])
-def test_a_coordinator_lost_between_the_phases(citus: Citus, lost: dict[int, int], statement: str, committed: bool) -> None:
+def test_a_coordinator_lost_between_the_phases(
+    citus: Citus, lost: dict[int, int], statement: str, committed: bool
+) -> None:
     """One is lost when the workers have prepared a transaction and don't know how it ends. Who comes next waits for that."""
     # A server that waits for a standby which isn't there stops within its commit: the coordinator after its own, or a
     # worker after it has prepared, so that the coordinator has no word of it.
@@ -274,7 +288,9 @@ def test_a_coordinator_lost_between_the_phases(citus: Citus, lost: dict[int, int
         citus.coordinator.stop("immediate")
         first.join(30)
     finally:
-        citus.coordinator.run("sed", "-i", "/synchronous_standby_names/d", str(citus.coordinator.data / "postgresql.auto.conf"))
+        citus.coordinator.run(
+            "sed", "-i", "/synchronous_standby_names/d", str(citus.coordinator.data / "postgresql.auto.conf")
+        )
         if not committed:
             set_up(stuck, "synchronous_standby_names = ''")
         citus.coordinator.start()

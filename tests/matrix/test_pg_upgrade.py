@@ -8,9 +8,9 @@ import subprocess
 
 import psycopg
 import pytest
-from servers import Server
 
 import support
+from servers import Server
 from support import embed_one, value, vector
 
 PHOTOS = support.ROOT / "examples" / "gallery" / "photos"
@@ -102,7 +102,10 @@ def command(old: Server, new: Server, mode: str) -> str:
 def possible() -> None:
     """Skips where the two servers can't upgrade anything. 15.20 stores the option pg_attver with every column, which
     servers older than it don't know: 18.6 ends at the first table, with or without an extension."""
-    old, new = (Server(bindir(variable), {"shared_preload_libraries": ""}, "--data-checksums") for variable in ("OLD_PG_CONFIG", "PG_CONFIG"))
+    old, new = (
+        Server(bindir(variable), {"shared_preload_libraries": ""}, "--data-checksums")
+        for variable in ("OLD_PG_CONFIG", "PG_CONFIG")
+    )
     try:
         old.start()
         with old.connect() as db:
@@ -137,7 +140,11 @@ def test_pg_upgrade_keeps_vectors_and_clusters(upgraded: list[Server], mode: str
         db.execute("INSERT INTO note (body) VALUES ('the ocean at night')")  # still to be embedded
         db.execute("INSERT INTO scan (data) VALUES ('no image'), (%s)", ((PHOTOS / "cat.jpg").read_bytes(),))
         stored = [db.execute(query).fetchall() for query in STORED]
-        assert all(rows for query, rows in zip(STORED, stored) if "cluster_change" not in query and "cluster_code" not in query)
+        assert all(
+            rows
+            for query, rows in zip(STORED, stored, strict=True)
+            if "cluster_change" not in query and "cluster_code" not in query
+        )
         found, text = nearest(db, "a sleepy cat"), embed_one(db, "text", "a sleepy cat")
         assert found[0][0] == "cat.jpg"
     old.stop()

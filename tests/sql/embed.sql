@@ -41,7 +41,7 @@ SELECT array_length(clip_embed_images(ARRAY[data, NULL, substr(data, 1, length(d
 RESET clip_search.allow_truncated_images;
 
 -- A model looked over.
-SELECT item, plain(value) AS value FROM clip_check_model('photo-mini') WHERE item NOT LIKE '%texts by images';
+SELECT item, plain(value) AS value FROM clip_check_model('photo-mini') WHERE item NOT LIKE '%texts by images' AND item <> 'speed here';
 
 -- With the model named the functions are IMMUTABLE: generated columns and expression indexes work.
 CREATE TABLE document (body text, embedding vector(512) GENERATED ALWAYS AS (clip_embed_text(body, 'photo-mini')) STORED);

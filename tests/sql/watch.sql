@@ -33,8 +33,8 @@ SELECT count(*) FROM pg_indexes WHERE tablename = 'shot';
 SELECT clip_watch('shot', 'caption', embedding => 'caption_embedding');
 UPDATE shot SET caption = 'a cat' WHERE id = 1;
 SELECT embedding, source, rows, embedded, pending FROM clip_search.watch ORDER BY 1;
-SELECT clip_unwatch('shot');
-SELECT clip_unwatch('shot', 'caption_embedding', keep_columns => true);
+SELECT clip_unwatch('shot', drop_columns => true);
+SELECT clip_unwatch('shot', 'caption_embedding');
 SELECT vector_dims(caption_embedding) FROM shot WHERE id = 1;
 
 -- Queued, where the server has no worker: it says so, and clip_backfill does it.
@@ -48,7 +48,7 @@ UPDATE shot SET caption = 'another picture' WHERE id = 2;
 SELECT id, later IS NOT NULL AS embedded FROM shot ORDER BY id;
 TRUNCATE shot;
 SELECT count(*) FROM clip_search.pending;
-SELECT clip_unwatch('shot', 'later');
+SELECT clip_unwatch('shot', 'later', drop_columns => true);
 RESET client_min_messages;
 SELECT clip_watch('shot', 'caption', embedding => 'later', mode => 'queued');
 
@@ -103,6 +103,6 @@ DROP TABLE shot;
 SELECT count(*) FROM clip_search.watch;
 SELECT clip_watch('narrow', 'body', embedding => 'e');
 SELECT (SELECT count(*) FROM clip_search.watch_setting) AS watches, (SELECT count(*) FROM clip_search.watch_queue) AS entries;
-SELECT clip_unwatch('narrow');
+SELECT clip_unwatch('narrow', drop_columns => true);
 DROP TABLE narrow, keyless;
 SELECT name FROM clip_search.collection;

@@ -15,7 +15,7 @@ use parquet::file::serialized_reader::{ReadOptionsBuilder, SerializedFileReader}
 use parquet::schema::types::Type;
 
 use crate::Arguments;
-use crate::input::List;
+use crate::list::List;
 
 /// What the file begins with, and ends with.
 pub const MAGIC: [u8; 4] = *b"PAR1";

@@ -2,11 +2,12 @@
 
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clip::{Error, Kind, Result};
 use walkdir::WalkDir;
 
+use crate::list::{Item, List};
 use crate::{Arguments, columns, output, progress};
 
 /// What names of image files end in: the formats that are decoded, and those that are refused by name.
@@ -14,33 +15,6 @@ const ENDINGS: [&str; 19] = [
     "jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ico", "heic", "heif", "avif",
     "jxl", "jp2", "apng", "svg",
 ];
-
-/// A file, and what is written beside its vector.
-pub struct Item {
-    pub key: String,
-    pub path: PathBuf,
-}
-
-#[derive(Default)]
-pub struct List {
-    pub items: Vec<Item>,
-    /// What is no file that could be tried: (path, why).
-    pub unusable: Vec<(String, Error)>,
-    /// Files of a directory whose names don't look like an image's.
-    pub left_out: usize,
-}
-
-impl List {
-    /// A row of a list. Relative paths begin at `root`.
-    pub fn add(&mut self, path: String, key: String, root: &Path, place: impl Fn() -> String) {
-        if path.is_empty() || key.is_empty() {
-            let error = Error::new(Kind::InvalidInput, format!("{} has no path or no key", place()));
-            self.unusable.push((if key.is_empty() { path } else { key }, error));
-        } else {
-            self.items.push(Item { key, path: root.join(path) });
-        }
-    }
-}
 
 /// # Errors
 /// Where the input is not there or has no such column; or lists nothing at all.

@@ -5,6 +5,7 @@
 
 mod columns;
 mod input;
+mod list;
 mod output;
 mod progress;
 
@@ -19,11 +20,11 @@ use clap::Parser;
 use clip::embedder::Embedder;
 use clip::image::Limits;
 use clip::model::Model;
-use clip::{Error, Kind};
+use clip::{Error, Kind, Setting};
 
 use sha2::{Digest, Sha256};
 
-use input::Item;
+use list::Item;
 use output::{Failures, Format, Key, Output};
 use progress::{Progress, files, tell};
 
@@ -38,6 +39,8 @@ const SOME_FAILED: u8 = 3;
 ///
 /// With as many --threads as clip_search.threads the vectors are the extension's bit for bit where that computes single
 /// images without mapped weights (clip_search.cache_path = ''); otherwise up to rounding, a cosine above 1 - 1e-12.
+///
+/// "clip-embed check DIRECTORY" looks over a model instead, and "clip-embed check --help" tells of it.
 ///
 /// The output only grows. After a run was killed, the same command goes on where it stopped; files that failed are
 /// tried again.
@@ -128,14 +131,39 @@ enum Message {
     Broken(Error),
 }
 
+/// Looks over a model directory, as clip_check_model does, and prints what it finds; the last line is the verdict.
+///
+/// Exit status: 0, the verdict is good; 3, it is not.
+#[derive(Parser)]
+#[command(name = "clip-embed check", max_term_width = 100)]
+struct Check {
+    /// The model's directory, optionally with a variant: DIRECTORY:variant.
+    directory: PathBuf,
+    /// libonnxruntime [default: the one that "make install" puts beside the extension].
+    #[arg(long, value_name = "FILE", env = "ORT_DYLIB_PATH", hide_env_values = true)]
+    onnxruntime: Option<PathBuf>,
+    /// Says where it is installed.
+    #[arg(long, value_name = "PROGRAM", env = "PG_CONFIG", hide_env_values = true, default_value = "pg_config")]
+    pg_config: PathBuf,
+}
+
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    match run(&arguments) {
+    // Not a subcommand of the parser: its positional argument is a directory, which may have any name.
+    if std::env::args_os().nth(1).is_some_and(|first| first == "check") {
+        return outcome(check(&Check::parse_from(std::env::args_os().skip(1))));
+    }
+    outcome(run(&Arguments::parse()))
+}
+
+/// Prints an error; the status of the process.
+fn outcome(result: clip::Result<usize>) -> ExitCode {
+    match result {
         Ok(0) => ExitCode::SUCCESS,
         Ok(_) => ExitCode::from(SOME_FAILED),
         Err(error) => {
             tell(format_args!("clip-embed: {}", error.message));
-            for (what, text) in [("detail", error.detail), ("hint", error.hint)] {
+            let hint = error.hint_for(option);
+            for (what, text) in [("detail", error.detail), ("hint", hint)] {
                 text.into_iter().for_each(|text| tell(format_args!("  {what}: {text}")));
             }
             ExitCode::FAILURE
@@ -143,18 +171,39 @@ fn main() -> ExitCode {
     }
 }
 
+/// Looks over a model; returns how much is wrong with it.
+fn check(arguments: &Check) -> clip::Result<usize> {
+    let library = library(arguments.onnxruntime.as_ref(), &arguments.pg_config)?;
+    let directory = arguments.directory.components().as_path();
+    let absolute = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
+    let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name().and_then(|name| name.to_str())) else {
+        return Err(Error::new(Kind::UnknownModel, format!("\"{}\" is not a model's directory", directory.display())));
+    };
+    let rows = Embedder::new(Model::find(&[parent.to_owned()], name)?, library, 1).check(option);
+    let width = rows.iter().map(|(what, _)| what.chars().count()).max().unwrap_or_default();
+    for (what, value) in &rows {
+        println!("{what:width$}  {value}");
+    }
+    Ok(usize::from(rows.last().is_none_or(|(_, verdict)| verdict != "good")))
+}
+
+/// What a setting that the engine's hints name is called here. Texts are not embedded.
+fn option(setting: Setting) -> &'static str {
+    match setting {
+        Setting::Runtime => "--onnxruntime",
+        Setting::TruncateText => "",
+    }
+}
+
 /// Embeds what is not in the output yet; returns how many files failed.
 fn run(arguments: &Arguments) -> clip::Result<usize> {
     let search = match &arguments.model_path {
         Some(path) => path.split(':').map(PathBuf::from).collect(),
-        None => vec![installed(arguments, "--sharedir", "clip_search/models", PACKAGED_MODELS, "--model-path")?],
-    };
-    let library = match &arguments.onnxruntime {
-        Some(path) => path.clone(),
         None => {
-            installed(arguments, "--pkglibdir", "clip_search/libonnxruntime.so", PACKAGED_LIBRARY, "--onnxruntime")?
+            vec![installed(&arguments.pg_config, "--sharedir", "clip_search/models", PACKAGED_MODELS, "--model-path")?]
         }
     };
+    let library = library(arguments.onnxruntime.as_ref(), &arguments.pg_config)?;
     let model = Model::find(&search, &arguments.model)?;
     if model.vision.is_none() {
         return Err(Error::new(Kind::MissingFile, format!("model \"{}\" has no image tower", model.name))
@@ -278,10 +327,10 @@ fn work(
     limits: &Limits,
     sender: &SyncSender<Message>,
 ) -> Result<(), std::sync::mpsc::SendError<Message>> {
-    let mut pulse = || ();
+    let mut check_interrupts = || ();
     // Shows what is wrong with the model before it is held against a file.
     let sample = clip::image::synthetic::photo(64, 64, 1)
-        .and_then(|photo| embedder.embed_images(&[&photo], &Limits::default(), &mut pulse));
+        .and_then(|photo| embedder.embed_images(&[&photo], &Limits::default(), &mut check_interrupts));
     if let Err(error) = sample {
         return sender.send(Message::Broken(error));
     }
@@ -289,8 +338,9 @@ fn work(
     while !stop.load(Ordering::Relaxed) {
         let item = next.fetch_add(1, Ordering::Relaxed);
         let Some(Item { path, .. }) = items.get(item) else { return Ok(()) };
-        let vector = read(path, limits)
-            .and_then(|file| embedder.embed_images(&[&file], limits, &mut pulse).map(|mut vectors| vectors.remove(0)));
+        let vector = read(path, limits).and_then(|file| {
+            embedder.embed_images(&[&file], limits, &mut check_interrupts).map(|mut vectors| vectors.remove(0))
+        });
         match vector {
             Err(error) if matches!(error.kind, Kind::BadModel | Kind::MissingFile | Kind::UnknownModel) => {
                 return sender.send(Message::Broken(error));
@@ -367,9 +417,16 @@ fn digest(model: &Model) -> clip::Result<String> {
     Ok(format!("{:x}", state.finalize()))
 }
 
+/// libonnxruntime's path.
+fn library(given: Option<&PathBuf>, pg_config: &Path) -> clip::Result<PathBuf> {
+    match given {
+        Some(path) => Ok(path.clone()),
+        None => installed(pg_config, "--pkglibdir", "clip_search/libonnxruntime.so", PACKAGED_LIBRARY, "--onnxruntime"),
+    }
+}
+
 /// What is installed at `below` in a directory of the server, or by the Debian packages, which need no pg_config.
-fn installed(arguments: &Arguments, which: &str, below: &str, packaged: &str, option: &str) -> clip::Result<PathBuf> {
-    let program = &arguments.pg_config;
+fn installed(program: &Path, which: &str, below: &str, packaged: &str, option: &str) -> clip::Result<PathBuf> {
     let failed = |why: String| {
         if Path::new(packaged).exists() {
             return Ok(PathBuf::from(packaged));

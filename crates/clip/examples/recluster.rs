@@ -1,6 +1,6 @@
 //! Clusters the rows of a .npy file of f32, shape (n, d), and writes a .npy of u32 labels:
 //!
-//!     recluster INPUT.npy THRESHOLD average|single LABELS.npy
+//!     recluster INPUT.npy THRESHOLD average|single LABELS.npy [THREADS]
 //!
 //! Prints, as JSON: seconds of the clustering, peak resident memory in MiB, number of clusters, longest time between
 //! two calls of `pulse`.
@@ -13,9 +13,10 @@ use ndarray::Array2;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().collect();
-    let [_, input, threshold, linkage, output] = arguments.as_slice() else {
-        return Err("usage: recluster INPUT.npy THRESHOLD average|single LABELS.npy".into());
+    let [_, input, threshold, linkage, output, threads @ ..] = arguments.as_slice() else {
+        return Err("usage: recluster INPUT.npy THRESHOLD average|single LABELS.npy [THREADS]".into());
     };
+    let threads = threads.first().map_or(Ok(1), |threads| threads.parse())?;
     let linkage = match linkage.as_str() {
         "average" => Linkage::Average,
         "single" => Linkage::Single,
@@ -24,7 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let rows = read(&std::fs::read(input)?)?;
     let start = Instant::now();
     let (mut last, mut longest) = (start, 0.0f64);
-    let labels = agglomerate(rows.view(), threshold.parse()?, linkage, &mut |_| {
+    let labels = agglomerate(rows.view(), threshold.parse()?, linkage, threads, &mut |_| {
         longest = longest.max(last.elapsed().as_secs_f64());
         last = Instant::now();
     })?;

@@ -26,6 +26,18 @@ pub enum Kind {
     Internal,
 }
 
+/// A setting of whoever calls this crate, which a hint names. Only the caller knows what it is called there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Setting {
+    /// The path of libonnxruntime.
+    Runtime,
+    /// Whether a text that is over the model's context is cut.
+    TruncateText,
+}
+
+/// Stands for the setting's name in a hint.
+pub const SETTING: &str = "{setting}";
+
 /// An error with what a person needs to act on it.
 ///
 /// `message` is one lower-case line that names the value; `detail` has the figures; `hint` the way out.
@@ -35,6 +47,8 @@ pub struct Error {
     pub message: String,
     pub detail: Option<String>,
     pub hint: Option<String>,
+    /// What [`SETTING`] in the hint stands for.
+    pub setting: Option<Setting>,
     /// Which item of a batch is at fault, counted from 0.
     pub element: Option<usize>,
 }
@@ -43,7 +57,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), detail: None, hint: None, element: None }
+        Self { kind, message: message.into(), detail: None, hint: None, setting: None, element: None }
     }
 
     #[must_use]
@@ -56,6 +70,19 @@ impl Error {
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// A hint that names a setting of the caller's, where [`SETTING`] stands.
+    #[must_use]
+    pub fn hint_setting(mut self, setting: Setting, hint: impl Into<String>) -> Self {
+        self.setting = Some(setting);
+        self.hint(hint)
+    }
+
+    /// The hint, with the caller's name for the setting in it.
+    pub fn hint_for(&self, name: impl Fn(Setting) -> &'static str) -> Option<String> {
+        let hint = self.hint.as_ref()?;
+        Some(self.setting.map_or_else(|| hint.clone(), |setting| hint.replace(SETTING, name(setting))))
     }
 
     /// The error of an allocation that failed.

@@ -9,6 +9,7 @@
 //! | [`model`] | a model directory, ONNX Runtime's sessions, rewritten graphs on disk, pooling |
 //! | [`embedder`] | the pieces together; from cosines to probabilities |
 //! | [`query`] | queries of several parts, diversity |
+//! | [`memory`] | allocations that fail with an error instead of ending the process |
 //! | [`stats`] | what embedders have done, for each model |
 //! | [`memory`] | allocations that fail with an error instead of ending the process |
 //! | [`clustering`] | centroids, binary codes, agglomerative clustering |
@@ -23,4 +24,4 @@ pub mod query;
 pub mod stats;
 pub mod text;
 
-pub use error::{Error, Kind, Result, without_panic};
+pub use error::{Error, Kind, Result, Setting, without_panic};

@@ -49,20 +49,20 @@ pub fn combine(terms: &[(f64, &[f32])]) -> Result<Vec<f32>> {
 /// each time the one with the greatest `lambda · cos(candidate, query) - (1 - lambda) · max cos(candidate, chosen)`, where
 /// the second part is 0 as long as none is chosen. Returns their places and these values; of equal ones the first.
 ///
-/// `pulse` is called once a choice; it may unwind.
+/// `check_interrupts` is called once a choice; it may unwind.
 pub fn diversify(
     query: &[f32],
     candidates: &[&[f32]],
     k: usize,
     lambda: f64,
-    pulse: &mut dyn FnMut(),
+    check_interrupts: &mut dyn FnMut(),
 ) -> Vec<(usize, f64)> {
     let relevance: Vec<f64> = candidates.iter().map(|candidate| cosine(candidate, query)).collect();
     let mut likest: Vec<Option<f64>> = vec![None; candidates.len()];
     let mut left: Vec<usize> = (0..candidates.len()).collect();
     let mut chosen = Vec::new();
     while chosen.len() < k && !left.is_empty() {
-        pulse();
+        check_interrupts();
         let value = |&place: &usize| lambda * relevance[place] - (1.0 - lambda) * likest[place].unwrap_or(0.0);
         let values: Vec<f64> = left.iter().map(value).collect();
         let mut best = 0;

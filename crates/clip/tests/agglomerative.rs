@@ -77,7 +77,10 @@ fn sets() -> Vec<Value> {
 }
 
 fn cluster(rows: ArrayView2<'_, f32>, threshold: f64, linkage: Linkage) -> Vec<u32> {
-    agglomerate(rows, threshold, linkage, &mut |_| ()).unwrap()
+    let labels = agglomerate(rows, threshold, linkage, 1, &mut |_| ()).unwrap();
+    let by_three = agglomerate(rows, threshold, linkage, 3, &mut |_| ()).unwrap();
+    assert!(labels == by_three, "three threads group otherwise than one");
+    labels
 }
 
 /// Labels anew, in the order of first appearance.
@@ -264,7 +267,7 @@ fn lengths_near_one_do_not_matter() {
 #[test]
 fn bad_input_is_refused() {
     let refused = |rows: Array2<f32>, threshold: f64| {
-        agglomerate(rows.view(), threshold, Linkage::Average, &mut |_| ()).expect_err("an error")
+        agglomerate(rows.view(), threshold, Linkage::Average, 1, &mut |_| ()).expect_err("an error")
     };
     let good = array![[1.0f32, 0.0], [0.0, 1.0]];
     for threshold in [-1.0, -2.0, 1.0 + 1e-9, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
@@ -284,12 +287,12 @@ fn bad_input_is_refused() {
 fn a_pulse_may_unwind() {
     let rows = clique(6000, 64, 0.6, 11);
     let mut stages = Vec::new();
-    let expected = agglomerate(rows.view(), 0.735, Linkage::Average, &mut |p| stages.push(p.stage)).unwrap();
+    let expected = agglomerate(rows.view(), 0.735, Linkage::Average, 1, &mut |p| stages.push(p.stage)).unwrap();
     assert!(stages.len() >= 3, "{stages:?}");
     for stop_at in [0, stages.len() / 2] {
         let mut seen = 0;
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            agglomerate(rows.view(), 0.735, Linkage::Average, &mut |_| {
+            agglomerate(rows.view(), 0.735, Linkage::Average, 1, &mut |_| {
                 seen += 1;
                 if seen > stop_at {
                     std::panic::resume_unwind(Box::new("cancelled"));
@@ -315,7 +318,7 @@ fn pulses_come_often() {
                 assert!(p.done <= p.total && ["reading", "comparing", "merging"].contains(&p.stage), "{p:?}");
             }
         };
-        let labels = agglomerate(rows.view(), threshold, linkage, &mut |p| gap(Some(p))).unwrap();
+        let labels = agglomerate(rows.view(), threshold, linkage, 2, &mut |p| gap(Some(p))).unwrap();
         gap(None);
         assert!(longest < Duration::from_millis(500), "{linkage:?} at {threshold}: {longest:?}");
         assert_eq!(labels.iter().all(|l| *l == 0), threshold == 0.5, "{linkage:?} at {threshold}");

@@ -187,8 +187,8 @@ fn texts() {
     let model = |folder: &Path, name: &str| Model::find(&[folder.to_owned()], name).unwrap();
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models");
     let encoders = [
-        TextEncoder::load(&model(&fixtures(), "clip-mini"), None).unwrap(),
-        TextEncoder::load(&model(&models, "photo-mini"), None).unwrap(),
+        TextEncoder::load(&model(&fixtures(), "clip-mini"), None, &mut Vec::new()).unwrap(),
+        TextEncoder::load(&model(&models, "photo-mini"), None, &mut Vec::new()).unwrap(),
     ];
     let seeds: Vec<Vec<u8>> = [
         "a photo of a cat",

@@ -178,7 +178,7 @@ fn the_logit_scale_is_read_where_files_state_it() {
 /// SigLIP without its two numbers is told from CLIP without its one.
 #[test]
 fn what_is_assumed_is_said_where_it_matters() {
-    for (spec, warns) in [("siglip", true), ("xenova-split", false)] {
+    for (spec, warns) in [("siglip", true), ("xenova-split", false), ("float16", true)] {
         let mut embedder = embedder(spec).unwrap();
         assert_eq!(embedder.logits().unwrap(), Logits::assumed());
         let warnings = embedder.take_warnings();

@@ -28,7 +28,7 @@ CALL until('NOT EXISTS (SELECT FROM clip_search.watch_queue)');
 ALTER SYSTEM RESET clip_search.worker_batch;
 SELECT pg_reload_conf();
 SELECT rows, embedded, pending, failed FROM clip_search.watch;
-SELECT clip_unwatch('note');
+SELECT clip_unwatch('note', drop_columns => true);
 CALL until($$NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'clip_search worker')$$);
 SELECT clip_reset_stats();
 DROP EXTENSION clip_search CASCADE;

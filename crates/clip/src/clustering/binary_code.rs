@@ -150,11 +150,17 @@ impl Block {
 
 /// The ids and codes of a block that was stored.
 pub fn unpack(first: i64, entries: &[u8]) -> impl Iterator<Item = (i64, Code)> {
-    let (offsets, codes) = entries.split_at(entries.len() / ENTRY * 4);
+    let (offsets, codes) = halves(entries);
     offsets.chunks_exact(4).zip(codes.chunks_exact(BYTES)).map(move |(offset, code)| {
         let offset = u32::from_le_bytes(offset.try_into().expect("four bytes"));
-        (first + i64::from(offset), from_bytes(code).expect("as many bytes as a code has"))
+        (first.wrapping_add(i64::from(offset)), from_bytes(code).expect("as many bytes as a code has"))
     })
+}
+
+/// The offsets and the codes of a block as it was read from a table; none of bytes that are no whole number of entries.
+fn halves(entries: &[u8]) -> (&[u8], &[u8]) {
+    let entries = if entries.len().is_multiple_of(ENTRY) { entries } else { &[] };
+    entries.split_at(entries.len() / ENTRY * 4)
 }
 
 /// A million codes don't stay in a cache, and most of the time goes by waiting for memory: so many bytes ahead are asked
@@ -212,7 +218,7 @@ impl Nearest {
 
     #[inline(always)]
     fn scan_with(&mut self, first: i64, entries: &[u8]) {
-        let (offsets, codes) = entries.split_at(entries.len() / ENTRY * 4);
+        let (offsets, codes) = halves(entries);
         for (index, code) in codes.chunks_exact(BYTES).enumerate() {
             prefetch(code.as_ptr().wrapping_add(AHEAD));
             let mut distance = 0;
@@ -221,7 +227,7 @@ impl Nearest {
             }
             if distance < self.cut {
                 let offset = u32::from_le_bytes(offsets[4 * index..][..4].try_into().expect("four bytes"));
-                self.keep(distance, first + i64::from(offset));
+                self.keep(distance, first.wrapping_add(i64::from(offset)));
             }
         }
     }
@@ -336,6 +342,20 @@ mod tests {
         assert_eq!(found, truth[..found.len()]);
         let within = truth.iter().filter(|(d, _)| *d <= truth[4].0).count();
         assert_eq!(short.into_sorted().collect::<Vec<_>>(), truth[..within]);
+    }
+
+    #[test]
+    fn blocks_of_any_bytes_are_scanned_without_a_panic() {
+        let code = [u64::MAX; WORDS];
+        for length in 0..4 * ENTRY {
+            let bytes = vec![0xff; length];
+            let mut nearest = Nearest::new(code, BITS as u32, 10);
+            // The id is beyond the largest one: nonsense, but no panic.
+            nearest.scan(i64::MAX, &bytes);
+            let whole = if length % ENTRY == 0 { length / ENTRY } else { 0 };
+            assert_eq!(nearest.into_sorted().count(), whole, "{length} bytes");
+            assert_eq!(unpack(i64::MAX, &bytes).count(), whole, "{length} bytes");
+        }
     }
 
     #[test]

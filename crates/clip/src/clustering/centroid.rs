@@ -2,6 +2,10 @@
 
 use crate::error::{Error, Kind, Result};
 
+/// Equal vectors have a cosine of 1 but for rounding: the components are float4, whose last bit moves a
+/// cosine by about 1e-15. With this much room a threshold of 1 means equal.
+pub const ROUNDING: f64 = 1e-12;
+
 /// Scales a vector to length 1, in place.
 ///
 /// # Errors

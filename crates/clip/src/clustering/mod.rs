@@ -3,3 +3,4 @@
 pub mod agglomerative;
 pub mod binary_code;
 pub mod centroid;
+pub mod regroup;

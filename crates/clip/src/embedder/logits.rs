@@ -8,10 +8,17 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use ndarray::Array4;
 use serde_json::Value;
 
-use crate::clustering::centroid::normalise;
+use crate::clustering::centroid::{self, normalise};
+use crate::embedder::Embedder;
+use crate::embedder::ports::{TEXT_INPUTS, floats, image_input, integers, pick_output};
+use crate::embedder::text::Text;
+use crate::embedder::vision::Vision;
 use crate::error::{Error, Kind, Result};
+use crate::model::config::Config;
+use crate::model::session::{Runtime, Tower};
 use crate::model::{Model, read_json};
 
 /// What a label stands for in a template.
@@ -171,9 +178,129 @@ fn scalars<const N: usize>(path: &Path, names: [&str; N]) -> Result<[Option<f64>
     Ok(found)
 }
 
+impl Embedder {
+    /// How cosines become probabilities: as the model's files state it ([`Logits::stated`]), else as a graph of both
+    /// towers that has an output of logits computes them, else as CLIP's ([`Logits::assumed`]), with a warning where
+    /// the model is not of CLIP's kind.
+    ///
+    /// # Errors
+    /// [`Kind::BadModel`] where a file states it in a way that can't be used; those of embedding, where a graph is asked.
+    pub fn logits(&mut self) -> Result<Logits> {
+        if let Some(logits) = self.logits.get() {
+            return Ok(logits.clone());
+        }
+        let logits = match Logits::stated(&self.model)? {
+            Some(logits) => logits,
+            None => self.measured_logits()?.unwrap_or_else(Logits::assumed),
+        };
+        let config = Config::read(&self.model.directory);
+        if logits.source.is_none() && config.is_sigmoid() {
+            let message = format!("model \"{}\" does not say its logit scale and bias", self.model.name);
+            self.warnings.push(
+                Error::new(Kind::MissingFile, message)
+                    .detail("Models of its kind (SigLIP) have both; without them its probabilities are a softmax, as for CLIP.")
+                    .hint("Put \"logit_scale\" and \"logit_bias\" of its weights into its config.json, or its onnx/model.onnx beside the towers."),
+            );
+        } else if logits.source.is_none() && !config.is_openai(&self.model.directory) {
+            let message = format!("model \"{}\" does not say its logit scale", self.model.name);
+            self.warnings.push(
+                Error::new(Kind::MissingFile, message)
+                    .detail("Its probabilities are those of a scale of 100, which is that of OpenAI's CLIP.")
+                    .hint("Put \"logit_scale\" of its weights into its config.json: a logarithm, 4.6052 for 100."),
+            );
+        }
+        Ok(self.logits.get_or_init(|| logits).clone())
+    }
+
+    /// What a graph of both towers makes of four cosines.
+    fn measured_logits(&mut self) -> Result<Option<Logits>> {
+        let Some(file) = self.model.whole.clone() else { return Ok(None) };
+        self.load_text()?;
+        self.load_vision()?;
+        let (vision, text) = (self.vision.get().expect("loaded above"), self.text.get().expect("loaded above"));
+        if self.model.combined {
+            let pairs = logit_pairs(&mut vision.tower.borrow_mut(), vision, text)?;
+            return Ok(pairs.and_then(|pairs| Logits::fitted(&pairs, &file)));
+        }
+        // It is as large as both towers, and let go at once.
+        let mut tower = Tower::load(Runtime::load(&self.library)?, &file, self.threads, None)?;
+        Ok(logit_pairs(&mut tower, vision, text)?.and_then(|pairs| Logits::fitted(&pairs, &file)))
+    }
+}
+
+/// Pairs of a cosine and the logit that a graph of both towers gives for it: one picture, four texts, one at a time,
+/// since some graphs take no more. None where it has no output of logits, or other inputs.
+fn logit_pairs(tower: &mut Tower, vision: &Vision, text: &Text) -> Result<Option<Vec<(f64, f64)>>> {
+    let (Some(logits), Ok(image_output), Ok(text_output), Some(pixels_port)) = (
+        tower.output(&["logits_per_image", "logits_per_text"]).cloned(),
+        pick_output(tower, "image", &vision.pooling),
+        pick_output(tower, "text", &text.pooling),
+        image_input(tower),
+    ) else {
+        return Ok(None);
+    };
+    if image_output.name == text_output.name {
+        return Ok(None);
+    }
+    let (height, width) = vision.size;
+    // Half of it dark, a colour to each side: a picture without any contrast can be the zero vector to a tower.
+    let pixels = Array4::from_shape_fn((1, 3, height, width), |(_, channel, y, x)| {
+        if y * 2 < height { -1.0 } else { (channel as f32 - 1.0) * (x as f32 / width as f32 - 0.5) * 2.0 }
+    });
+    let mut pairs = Vec::new();
+    for sample in ["a photo of a cat", "the sky at night", "red", "a page of a book with many words on it"] {
+        let mut tokens = text.encoder.encode(sample)?;
+        text.pad(&mut tokens);
+        let shape = (1, tokens.ids.len());
+        let mut inputs = Vec::new();
+        for port in tower.inputs.clone() {
+            let value = match port.name.as_str() {
+                name if name == pixels_port.name => floats(&port, pixels.clone())?,
+                name if TEXT_INPUTS.contains(&name) => {
+                    integers(&port, shape, tokens.ids.iter().map(|id| i64::from(*id)))?
+                }
+                "attention_mask" => integers(&port, shape, (0..shape.1).map(|i| i64::from(i < tokens.length)))?,
+                "token_type_ids" => integers(&port, shape, std::iter::repeat_n(0, shape.1))?,
+                "position_ids" => integers(&port, shape, 0..shape.1 as i64)?,
+                _ => return Ok(None),
+            };
+            inputs.push((port.name, value));
+        }
+        let [logit, image, text] = tower.run_for(inputs, [&logits.name, &image_output.name, &text_output.name])?;
+        let (Some(logit), Some(image), Some(text)) = (logit.iter().next(), image.as_slice(), text.as_slice()) else {
+            return Ok(None);
+        };
+        pairs.push((centroid::cosine(image, text), f64::from(*logit)));
+    }
+    Ok(Some(pairs))
+}
+
+/// Bytes of a prompt, at most: what is tokenized of a text is far less.
+const LONGEST_PROMPT: usize = 16 << 20;
+
 /// A label put into a template, in each place that it has for one.
-pub fn prompt(template: &str, label: &str) -> String {
-    template.replace(PLACE, label)
+///
+/// # Errors
+/// [`Kind::LimitExceeded`] where that makes a prompt of more than 16 MiB; [`Kind::OutOfMemory`].
+pub fn prompt(template: &str, label: &str) -> Result<String> {
+    let places = template.matches(PLACE).count();
+    let bytes = places.saturating_mul(label.len()).saturating_add(template.len() - places * PLACE.len());
+    if bytes > LONGEST_PROMPT {
+        return Err(Error::new(Kind::LimitExceeded, "label is too long for its template").detail(format!(
+            "It has {} bytes, and the template {} places for it: the prompt would have {bytes}; the limit is {LONGEST_PROMPT}.",
+            label.len(),
+            places
+        )));
+    }
+    let mut prompt = String::new();
+    prompt.try_reserve_exact(bytes).map_err(|_| Error::out_of_memory(bytes))?;
+    let mut parts = template.split(PLACE);
+    prompt.push_str(parts.next().unwrap_or_default());
+    parts.for_each(|part| {
+        prompt.push_str(label);
+        prompt.push_str(part);
+    });
+    Ok(prompt)
 }
 
 /// One vector of several prompts for a label: the mean of the unit vectors, scaled to length 1, as in CLIP's notebook
@@ -231,7 +358,10 @@ mod tests {
 
     #[test]
     fn prompts_are_averaged() {
-        assert_eq!(prompt("a {} in a photo of a {}", "cat {}"), "a cat {} in a photo of a cat {}");
+        assert_eq!(prompt("a {} in a photo of a {}", "cat {}").unwrap(), "a cat {} in a photo of a cat {}");
+        let error = prompt(&"{}".repeat(1000), &"x".repeat(100_000)).unwrap_err();
+        assert_eq!(error.kind, Kind::LimitExceeded);
+        assert!(error.detail.unwrap().contains("the prompt would have 100000000"));
         let mean = ensemble([[1.0, 0.0].as_slice(), &[0.0, 1.0], &[1.0, 0.0]]).unwrap();
         assert!((mean[0] - 0.894_427_2).abs() < 1e-6 && (mean[1] - 0.447_213_6).abs() < 1e-6, "{mean:?}");
         assert_eq!(ensemble([[1.0, 0.0].as_slice(), &[-1.0, 0.0]]).unwrap_err().kind, Kind::InvalidInput);

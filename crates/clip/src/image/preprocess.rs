@@ -57,20 +57,22 @@ pub const CLIP_STD: [f32; 3] = [0.26862954, 0.261_302_6, 0.275_777_1];
 
 /// Image processors whose arithmetic this is. Others may pad, tile or resample otherwise, so they are
 /// refused by name rather than approximated.
-const PROCESSORS: [&str; 12] = [
+const PROCESSORS: [&str; 8] = [
     "CLIPImageProcessor",
-    "CLIPImageProcessorFast",
-    "CLIPImageProcessorPil",
     "CLIPFeatureExtractor",
     "ChineseCLIPImageProcessor",
     "ChineseCLIPFeatureExtractor",
     "SiglipImageProcessor",
-    "SiglipImageProcessorFast",
-    "SiglipImageProcessorPil",
     "ViTImageProcessor",
     "ViTFeatureExtractor",
     "JinaCLIPImageProcessor",
 ];
+
+/// Whether a processor is one of these, by whichever library it resizes: transformers adds `Fast` (torchvision) or `Pil`.
+fn is_supported(processor: &str) -> bool {
+    let plain = ["Fast", "Pil"].iter().find_map(|backend| processor.strip_suffix(backend)).unwrap_or(processor);
+    PROCESSORS.contains(&plain)
+}
 
 /// Whose defaults hold for what a Hugging Face configuration leaves out.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -134,7 +136,7 @@ impl Preprocess {
             return Err(bad("is not a JSON object"));
         }
         for key in ["image_processor_type", "feature_extractor_type"] {
-            if let Some(name) = json[key].as_str().filter(|name| !PROCESSORS.contains(name)) {
+            if let Some(name) = json[key].as_str().filter(|name| !is_supported(name)) {
                 return Err(Error::new(Kind::Unsupported, format!("image processor \"{name}\" is not supported"))
                     .detail(format!("Supported: {}.", PROCESSORS.join(", ")))
                     .hint("Choose an export of the CLIP or SigLIP family."));

@@ -8,14 +8,16 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
+use crate::model::config::{Config, preprocess_file};
 
 /// Linux's limit for the name of a directory.
 const LONGEST_NAME: usize = 255;
 
 /// Where exporters put the two towers, without the ending: Hugging Face's `onnx/` (Xenova, optimum split),
 /// the same at the top, Immich's `visual/` and `textual/`, and flat exports of open_clip.
-const VISION: [&str; 5] = ["onnx/vision_model", "vision_model", "visual/model", "visual", "onnx/visual"];
-const TEXT: [&str; 5] = ["onnx/text_model", "text_model", "textual/model", "textual", "onnx/textual"];
+/// Those of tutorials for OpenAI's own code come last.
+const VISION: [&str; 6] = ["onnx/vision_model", "vision_model", "visual/model", "visual", "onnx/visual", "clip_visual"];
+const TEXT: [&str; 6] = ["onnx/text_model", "text_model", "textual/model", "textual", "onnx/textual", "clip_textual"];
 /// One graph for both, or a directory with a single tower: optimum's plain export, Qdrant's, jina-clip-v2.
 const EITHER: [&str; 2] = ["onnx/model", "model"];
 
@@ -88,16 +90,7 @@ impl Model {
         };
         let model = Self::open(spec, &directory, variant);
         if model.vision.is_none() && model.text.is_none() {
-            let suffix = variant.map(|v| format!(" of variant \"{v}\"")).unwrap_or_default();
-            let ending = variant.map(|v| format!("_{v}")).unwrap_or_default();
-            return Err(Error::new(Kind::MissingFile, format!("model \"{spec}\" has no ONNX file{suffix}"))
-                .detail(format!(
-                    "Looked in \"{}\" for {}{ending}.onnx, {}{ending}.onnx and the other usual names.",
-                    directory.display(),
-                    VISION[0],
-                    TEXT[0]
-                ))
-                .hint("Download the ONNX export of the model, with its onnx/ folder."));
+            return Err(no_graph(spec, name, &directory, variant));
         }
         Ok(model)
     }
@@ -134,16 +127,82 @@ impl Model {
             vision: vision.or_else(|| either.clone()),
             text: text.or(either),
             text_directory: directory.to_owned(),
-            tokenizer: first(&["tokenizer.json", "textual/tokenizer.json", "onnx/tokenizer.json"]),
-            preprocess: first(&["preprocessor_config.json", "preprocess_cfg.json", "visual/preprocess_cfg.json"]),
+            tokenizer: first(&[
+                "tokenizer.json",
+                "textual/tokenizer.json",
+                "onnx/tokenizer.json",
+                "tokenizer/tokenizer.json",
+                "0_CLIPModel/tokenizer.json",
+                "0_Transformer/tokenizer.json",
+            ]),
+            preprocess: preprocess_file(directory),
             directory: directory.to_owned(),
         }
     }
 
     /// Length of the vectors as the configuration states it, without loading a graph.
     pub fn stated_dimensions(&self) -> Option<usize> {
-        let config = read_json(&self.directory.join("config.json")).ok()?;
-        ["projection_dim", "embed_dim"].iter().find_map(|key| config[*key].as_u64()).map(|n| n as usize)
+        Config::read(&self.directory).dimensions()
+    }
+}
+
+/// Graphs in a directory and one level below, by their paths in it.
+fn graphs_in(directory: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut look = |folder: &Path| -> Vec<PathBuf> {
+        let entries: Vec<PathBuf> =
+            folder.read_dir().into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+        let graphs = entries.iter().filter(|path| path.extension().is_some_and(|end| end == "onnx") && path.is_file());
+        found
+            .extend(graphs.filter_map(|path| path.strip_prefix(directory).ok()).map(|path| path.display().to_string()));
+        entries.into_iter().filter(|path| path.is_dir()).collect()
+    };
+    for folder in look(directory) {
+        look(&folder);
+    }
+    found.sort();
+    found
+}
+
+/// Says which graphs there are, where none has the name that is looked for.
+fn no_graph(spec: &str, name: &str, directory: &Path, variant: Option<&str>) -> Error {
+    let suffix = variant.map(|v| format!(" of variant \"{v}\"")).unwrap_or_default();
+    let ending = variant.map(|v| format!("_{v}")).unwrap_or_default();
+    let error = Error::new(Kind::MissingFile, format!("model \"{spec}\" has no ONNX file{suffix}"));
+    let looked = format!(
+        "Looked in \"{}\" for {}{ending}.onnx, {}{ending}.onnx and the other usual names.",
+        directory.display(),
+        VISION[0],
+        TEXT[0]
+    );
+    let graphs = graphs_in(directory);
+    if graphs.is_empty() {
+        return error.detail(looked).hint("Download the ONNX export of the model, with its onnx/ folder.");
+    }
+    let stems = || VISION.iter().chain(&TEXT).chain(&EITHER);
+    let mut variants: Vec<String> = graphs
+        .iter()
+        .filter_map(|graph| {
+            let stem = graph.strip_suffix(".onnx")?;
+            stems().find_map(|usual| stem.strip_prefix(usual)?.strip_prefix('_').map(str::to_owned))
+        })
+        .filter(|variant| is_name(variant))
+        .collect();
+    variants.sort();
+    variants.dedup();
+    let error = error.detail(format!("{looked} ONNX files found: {}.", shown(&graphs)));
+    if !variants.is_empty() {
+        let names: Vec<String> = variants.iter().map(|variant| format!("{name}:{variant}")).collect();
+        return error.hint(format!("Name one of its variants: {}.", shown(&names)));
+    }
+    error.hint(format!("Rename the image tower to {}.onnx and the text tower to {}.onnx.", VISION[0], TEXT[0]))
+}
+
+/// A list for a message, cut where it is long.
+fn shown(names: &[String]) -> String {
+    match names.len() {
+        0..=12 => names.join(", "),
+        more => format!("{} and {} more", names[..12].join(", "), more - 12),
     }
 }
 
@@ -205,8 +264,20 @@ mod tests {
         let quantized = Model::find(&search, "xenova:quantized").unwrap();
         assert!(quantized.text.unwrap().ends_with("onnx/text_model_quantized.onnx"));
         assert!(quantized.vision.is_none());
-        assert_eq!(Model::find(&search, "xenova:int4").unwrap_err().kind, Kind::MissingFile);
+        let error = Model::find(&search, "xenova:int4").unwrap_err();
+        assert_eq!(error.kind, Kind::MissingFile);
+        assert_eq!(error.hint.as_deref(), Some("Name one of its variants: xenova:quantized."));
         assert_eq!(Model::find(&search, "empty").unwrap_err().kind, Kind::MissingFile);
+    }
+
+    #[test]
+    fn graphs_of_other_names_are_listed() {
+        let root = directory("names", &["odd/image.onnx", "odd/export/text.onnx", "q/onnx/vision_model_int8.onnx"]);
+        let error = Model::find(std::slice::from_ref(&root), "odd").unwrap_err();
+        assert!(error.detail.unwrap().ends_with("ONNX files found: export/text.onnx, image.onnx."));
+        assert!(error.hint.unwrap().starts_with("Rename the image tower to onnx/vision_model.onnx"));
+        let error = Model::find(&[root], "q").unwrap_err();
+        assert_eq!(error.hint.as_deref(), Some("Name one of its variants: q:int8."));
     }
 
     #[test]

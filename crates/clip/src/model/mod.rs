@@ -1,7 +1,9 @@
 //! A model on disk and in memory: its files, ONNX Runtime's sessions, rewritten graphs, pooling after the graph.
 
+pub mod config;
 mod files;
 pub mod graph_cache;
+pub mod operators;
 pub mod pooling;
 pub mod session;
 

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 
 use ndarray::{Array1, Array2, ArrayD, Axis, Ix2, Ix3};
 use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
 use crate::model::read_json;
 
 /// How the vectors of an item's positions become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pooling {
+pub enum PoolingMode {
     /// The first position: the class token.
     First,
     /// The mean over the positions that are not padding.
@@ -34,31 +35,31 @@ pub struct Dense {
 
 /// The steps after the graph.
 #[derive(Default)]
-pub struct Head {
-    pub pooling: Option<Pooling>,
+pub struct Pooling {
+    pub mode: Option<PoolingMode>,
     pub dense: Option<Dense>,
 }
 
-impl Head {
+impl Pooling {
     /// Reads what a directory declares: `modules.json`, or else only `1_Pooling/config.json`.
     ///
     /// # Errors
     /// [`Kind::Unsupported`] for a module of another sort, by name; [`Kind::BadModel`] where a file is broken.
     pub fn read(directory: &Path) -> Result<Self> {
-        let mut head = Self::default();
+        let mut steps = Self::default();
         let list = directory.join("modules.json");
         if !list.is_file() {
             let pooling = directory.join("1_Pooling/config.json");
-            head.pooling = if pooling.is_file() { Some(read_pooling(&pooling)?) } else { None };
-            return Ok(head);
+            steps.mode = if pooling.is_file() { Some(read_pooling(&pooling)?) } else { None };
+            return Ok(steps);
         }
         for module in read_json(&list)?.as_array().into_iter().flatten() {
             let kind = module["type"].as_str().unwrap_or_default();
             let files: PathBuf = directory.join(module["path"].as_str().unwrap_or_default());
             match kind.rsplit('.').next().unwrap_or_default() {
                 "Transformer" | "CLIPModel" | "Normalize" => {}
-                "Pooling" => head.pooling = Some(read_pooling(&files.join("config.json"))?),
-                "Dense" => head.dense = Some(Dense::read(&files)?),
+                "Pooling" => steps.mode = Some(read_pooling(&files.join("config.json"))?),
+                "Dense" => steps.dense = Some(Dense::read(&files)?),
                 _ => {
                     return Err(Error::new(Kind::Unsupported, format!("module \"{kind}\" is not supported")).detail(
                         format!(
@@ -69,7 +70,7 @@ impl Head {
                 }
             }
         }
-        Ok(head)
+        Ok(steps)
     }
 
     /// One vector an item, shape (items, width), from a graph's output of shape (items, width) or
@@ -82,7 +83,7 @@ impl Head {
         let bad = |what: &str| {
             Error::new(Kind::BadModel, format!("the model's output {what}")).detail(format!("Its shape is {shape:?}."))
         };
-        let vectors = match (shape.len(), self.pooling) {
+        let vectors = match (shape.len(), self.mode) {
             (2, _) => output.into_dimensionality::<Ix2>().map_err(|_| bad("has no usable shape"))?,
             (3, Some(pooling)) => {
                 let positions = output.into_dimensionality::<Ix3>().map_err(|_| bad("has no usable shape"))?;
@@ -93,10 +94,12 @@ impl Head {
                 for ((item, length), mut vector) in positions.outer_iter().zip(lengths).zip(vectors.outer_iter_mut()) {
                     let real = item.slice(ndarray::s![..(*length).clamp(1, item.nrows()), ..]);
                     match pooling {
-                        Pooling::First => vector.assign(&real.row(0)),
-                        Pooling::Last => vector.assign(&real.row(real.nrows() - 1)),
-                        Pooling::Mean => vector.assign(&real.mean_axis(Axis(0)).expect("at least one position")),
-                        Pooling::Max => vector.assign(&real.fold_axis(Axis(0), f32::NEG_INFINITY, |a, b| a.max(*b))),
+                        PoolingMode::First => vector.assign(&real.row(0)),
+                        PoolingMode::Last => vector.assign(&real.row(real.nrows() - 1)),
+                        PoolingMode::Mean => vector.assign(&real.mean_axis(Axis(0)).expect("at least one position")),
+                        PoolingMode::Max => {
+                            vector.assign(&real.fold_axis(Axis(0), f32::NEG_INFINITY, |a, b| a.max(*b)))
+                        }
                     }
                 }
                 vectors
@@ -116,16 +119,29 @@ impl Head {
     }
 }
 
-fn read_pooling(file: &Path) -> Result<Pooling> {
+fn read_pooling(file: &Path) -> Result<PoolingMode> {
     let config = read_json(file)?;
     let modes = [
-        ("pooling_mode_cls_token", Pooling::First),
-        ("pooling_mode_mean_tokens", Pooling::Mean),
-        ("pooling_mode_max_tokens", Pooling::Max),
-        ("pooling_mode_lasttoken", Pooling::Last),
+        ("pooling_mode_cls_token", "cls", PoolingMode::First),
+        ("pooling_mode_mean_tokens", "mean", PoolingMode::Mean),
+        ("pooling_mode_max_tokens", "max", PoolingMode::Max),
+        ("pooling_mode_lasttoken", "lasttoken", PoolingMode::Last),
     ];
-    let chosen: Vec<Pooling> =
-        modes.iter().filter(|(key, _)| config[*key].as_bool() == Some(true)).map(|(_, p)| *p).collect();
+    // Since version 5.2 sentence-transformers writes a name, or a list of names, in place of a flag for each mode.
+    let names: Vec<&str> = match &config["pooling_mode"] {
+        Value::String(name) => vec![name],
+        Value::Array(names) => names.iter().filter_map(Value::as_str).collect(),
+        _ => Vec::new(),
+    };
+    if let Some(other) = names.iter().find(|name| modes.iter().all(|(_, short, _)| short != *name)) {
+        return Err(Error::new(Kind::Unsupported, format!("pooling in \"{}\" is not supported", file.display()))
+            .detail(format!("It names the mode \"{other}\"; supported are cls, mean, max, lasttoken.")));
+    }
+    let chosen: Vec<PoolingMode> = modes
+        .iter()
+        .filter(|(key, short, _)| config[*key].as_bool() == Some(true) || names.contains(short))
+        .map(|(_, _, mode)| *mode)
+        .collect();
     match chosen.as_slice() {
         [pooling] => Ok(*pooling),
         _ => Err(Error::new(Kind::Unsupported, format!("pooling in \"{}\" is not supported", file.display())).detail(
@@ -166,7 +182,10 @@ impl Dense {
                 Dtype::F16 => {
                     tensor.data().as_chunks::<2>().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect()
                 }
-                other => return Err(bad(format!("\"{name}\" has type {other:?}, not F32 or F16"))),
+                Dtype::BF16 => {
+                    tensor.data().as_chunks::<2>().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect()
+                }
+                other => return Err(bad(format!("\"{name}\" has type {other:?}, not F32, F16 or BF16"))),
             };
             Ok((tensor.shape().to_vec(), values))
         };
@@ -207,20 +226,34 @@ mod tests {
     use super::*;
 
     #[test]
+    fn both_forms_of_a_pooling_configuration_are_read() {
+        let file = std::env::temp_dir().join(format!("clip-pooling-{}.json", std::process::id()));
+        let read = |content: &str| {
+            std::fs::write(&file, content).unwrap();
+            read_pooling(&file).map_err(|e| e.detail.unwrap())
+        };
+        assert_eq!(
+            read(r#"{"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": false}"#),
+            Ok(PoolingMode::Mean)
+        );
+        assert_eq!(read(r#"{"embedding_dimension": 8, "pooling_mode": "mean"}"#), Ok(PoolingMode::Mean));
+        assert_eq!(read(r#"{"pooling_mode": ["cls"]}"#), Ok(PoolingMode::First));
+        assert!(read(r#"{"pooling_mode": ["cls", "mean"]}"#).unwrap_err().contains("2 modes"));
+        assert!(read(r#"{"pooling_mode": "weightedmean"}"#).unwrap_err().contains("\"weightedmean\""));
+        std::fs::remove_file(file).unwrap();
+    }
+
+    #[test]
     fn pools_what_is_not_padding() {
         let output = ndarray::arr3(&[[[1.0, 8.0], [3.0, 2.0], [100.0, 100.0]]]).into_dyn();
-        let pooled = |pooling| {
-            Head { pooling: Some(pooling), dense: None }
-                .apply(output.clone(), &[2])
-                .unwrap()
-                .into_raw_vec_and_offset()
-                .0
+        let pooled = |mode| {
+            Pooling { mode: Some(mode), dense: None }.apply(output.clone(), &[2]).unwrap().into_raw_vec_and_offset().0
         };
-        assert_eq!(pooled(Pooling::First), [1.0, 8.0]);
-        assert_eq!(pooled(Pooling::Mean), [2.0, 5.0]);
-        assert_eq!(pooled(Pooling::Last), [3.0, 2.0]);
-        assert_eq!(pooled(Pooling::Max), [3.0, 8.0]);
-        assert!(Head::default().apply(output.clone(), &[2]).is_err());
-        assert!(Head { pooling: Some(Pooling::Mean), dense: None }.apply(output, &[2, 2]).is_err());
+        assert_eq!(pooled(PoolingMode::First), [1.0, 8.0]);
+        assert_eq!(pooled(PoolingMode::Mean), [2.0, 5.0]);
+        assert_eq!(pooled(PoolingMode::Last), [3.0, 2.0]);
+        assert_eq!(pooled(PoolingMode::Max), [3.0, 8.0]);
+        assert!(Pooling::default().apply(output.clone(), &[2]).is_err());
+        assert!(Pooling { mode: Some(PoolingMode::Mean), dense: None }.apply(output, &[2, 2]).is_err());
     }
 }

@@ -11,7 +11,7 @@ use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{Session, SessionInputValue};
 use ort::value::{TensorElementType, ValueType};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, Setting};
 use crate::model::graph_cache::{Entry, WEIGHTS};
 
 /// The loaded libonnxruntime. It stays for the life of the process: the library allows one environment,
@@ -34,7 +34,10 @@ impl Runtime {
         RUNTIME.get_or_try_init(|| {
             if !path.is_file() {
                 return Err(Error::new(Kind::MissingFile, format!("ONNX Runtime not found at \"{}\"", path.display()))
-                    .hint("Install libonnxruntime there (\"make install\" does), or set clip_search.onnxruntime to its path."));
+                    .hint_setting(
+                        Setting::Runtime,
+                        "Install libonnxruntime there (\"make install\" does), or set {setting} to its path.",
+                    ));
             }
             // Threads that the library starts must not take the process's signals.
             with_signals_blocked(|| {
@@ -43,7 +46,9 @@ impl Runtime {
                     .with_name("clip_search")
                     .with_telemetry(false)
                     .build()
-                    .map_err(|e| Error::new(Kind::Internal, "ONNX Runtime could not be started").detail(e.message().to_owned()))?;
+                    .map_err(|e| {
+                        Error::new(Kind::Internal, "ONNX Runtime could not be started").detail(e.message().to_owned())
+                    })?;
                 // Its messages would go to stderr beside the errors that it returns.
                 environment.set_log_level(LogLevel::Fatal);
                 Ok(Self { environment, path: path.to_owned(), version: version_of(path) })
@@ -63,11 +68,11 @@ fn library_error(path: &Path, error: &LoadDynamicError) -> Error {
         LoadDynamicError::BadVersion { version_str, .. } => {
             Error::new(Kind::BadModel, format!("ONNX Runtime {version_str} is too old"))
                 .detail(format!("\"{path}\" has version {version_str}; 1.{} or later is needed.", ort::MINOR_VERSION))
-                .hint("Install a newer libonnxruntime, or set clip_search.onnxruntime to one.")
+                .hint_setting(Setting::Runtime, "Install a newer libonnxruntime, or set {setting} to one.")
         }
         LoadDynamicError::MissingApi { .. } | LoadDynamicError::InvalidVersionString => {
             Error::new(Kind::BadModel, format!("\"{path}\" is not an ONNX Runtime library"))
-                .hint("Set clip_search.onnxruntime to the path of libonnxruntime.so.")
+                .hint_setting(Setting::Runtime, "Set {setting} to the path of libonnxruntime.so.")
         }
         LoadDynamicError::Dlopen { error, .. } => {
             Error::new(Kind::BadModel, format!("ONNX Runtime at \"{path}\" cannot be loaded"))
@@ -75,7 +80,7 @@ fn library_error(path: &Path, error: &LoadDynamicError) -> Error {
                     "The loader says: {}.",
                     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
                 ))
-                .hint("Set clip_search.onnxruntime to the path of libonnxruntime.so for this machine.")
+                .hint_setting(Setting::Runtime, "Set {setting} to the path of libonnxruntime.so for this machine.")
         }
     }
 }

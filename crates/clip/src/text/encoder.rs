@@ -1,29 +1,40 @@
-//! Text to token ids, by the model's own `tokenizer.json`.
+//! Text to token ids, by the model's own tokenizer.
 
-use tokenizers::{PostProcessor, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use once_cell::unsync::OnceCell;
+use tokenizers::{
+    Encoding, PaddingDirection, PaddingStrategy, PostProcessor, Tokenizer, TruncationDirection, TruncationParams,
+    TruncationStrategy,
+};
 
 use crate::error::{Error, Kind, Result, without_panic};
+use crate::model::config::Config;
 use crate::model::{Model, read_json};
-
-/// CLIP's context length (Radford et al. 2021, section 2.4: 76 BPE tokens and one special, 77 in the code),
-/// where neither the graph nor the tokenizer states one.
-const CLIP_CONTEXT: usize = 77;
-
-/// How much of a long text is tokenized at first and at most, in bytes.
-const FIRST_PIECE: usize = 64 << 10;
-const LAST_PIECE: usize = 16 << 20;
+use crate::text::cleaning::Cleaning;
+use crate::text::files::TokenizerFiles;
+use crate::text::pieces;
+use crate::text::runs::Runs;
 
 /// A model's tokenizer with its limits.
 pub struct TextEncoder {
     tokenizer: Tokenizer,
     /// Most ids that a text may have, special ones included.
     pub context_length: usize,
+    /// Which file states the context, for a person.
+    pub context_source: String,
     /// What a shorter text is filled with where the graph wants a fixed length.
     pub pad_id: u32,
+    /// Texts are filled at their beginning.
+    pub pad_left: bool,
     /// Ids that the post-processor adds: start and end of text.
     special: usize,
-    /// The tokenizer expects its caller to have lower-cased the text and taken its punctuation out.
-    canonicalize: bool,
+    /// What the library's tokenizer class does to a text before its `tokenizer.json` is asked.
+    pub cleaning: Cleaning,
+    /// An id that becomes 0, as open_clip's `strip_sep_token` asks.
+    stripped: Option<u32>,
+    runs: OnceCell<Runs>,
 }
 
 /// A text's ids, special ones included.
@@ -37,45 +48,83 @@ pub struct Tokens {
 }
 
 impl TextEncoder {
-    /// Loads the tokenizer of a model. `fixed_length` is the sequence length that the graph is bound to.
+    /// Loads the tokenizer of a model. `fixed_length` is the sequence length that the graph is bound to. What has to be
+    /// guessed is added to `warnings`.
     ///
-    /// The context length is the least of what the graph, `tokenizer_config.json` and `tokenizer.json`
-    /// state; the padding id is the tokenizer's. `config.json` is not asked: CLIP's own says pad 1 and
-    /// EOS 2 where both are 49407.
+    /// The context length is the least of what these state: the graph's fixed axis, `model_max_length` of
+    /// `tokenizer_config.json`, truncation and fixed padding of `tokenizer.json`, `max_seq_length` of
+    /// `sentence_bert_config.json`, and the positions of the text tower (`context_length` of open_clip's configuration,
+    /// `max_position_embeddings` of `config.json`). Where none does, it is that of the family.
+    ///
+    /// The padding id is open_clip's 0 where a text goes through its own tokenizer, else the `pad_token` of
+    /// `tokenizer_config.json`, else that of `tokenizer.json`. `config.json` is not asked: CLIP's own says pad 1 and EOS
+    /// 2 where both are 49407.
     ///
     /// # Errors
-    /// [`Kind::MissingFile`] without a `tokenizer.json`, [`Kind::BadModel`] where it cannot be used.
-    pub fn load(model: &Model, fixed_length: Option<usize>) -> Result<Self> {
-        let file = model.tokenizer.as_ref().ok_or_else(|| {
-            Error::new(Kind::MissingFile, format!("model \"{}\" has no tokenizer.json", model.name))
-                .detail(format!("Looked in \"{}\".", model.directory.display()))
-        })?;
+    /// [`Kind::MissingFile`] without files for a tokenizer, [`Kind::BadModel`] where they cannot be used.
+    pub fn load(model: &Model, fixed_length: Option<usize>, warnings: &mut Vec<Error>) -> Result<Self> {
+        let source = TokenizerFiles::of(model)?;
         let unusable = |e: &dyn std::fmt::Display| {
-            Error::new(Kind::BadModel, format!("tokenizer \"{}\" cannot be used", file.display()))
+            Error::new(Kind::BadModel, format!("tokenizer \"{}\" cannot be used", source.file.display()))
                 .detail(format!("The tokenizers library says: {e}."))
         };
-        let mut tokenizer = without_panic(
-            || unusable(&"it gave up on the file"),
-            || Tokenizer::from_file(file).map_err(|e| unusable(&e)),
-        )?;
-        let config = read_json(&file.with_file_name("tokenizer_config.json")).unwrap_or_default();
+        let mut tokenizer = without_panic(|| unusable(&"it gave up on the file"), || source.load())?;
+        let stated = &source.config;
+        let config = Config::read(&model.text_directory);
 
-        // Exporters write 1e30 for "no limit".
-        let stated = config["model_max_length"].as_f64().filter(|n| (1.0..1e6).contains(n)).map(|n| n as usize);
-        let truncation = tokenizer.get_truncation().map(|t| t.max_length);
-        // open_clip's configuration, as Immich ships it, states the context that the model was trained with.
-        let open_clip = read_json(&model.text_directory.join("config.json")).unwrap_or_default();
-        let open_clip = open_clip.get("model_cfg").unwrap_or(&open_clip)["text_cfg"].clone();
-        let trained = open_clip["context_length"].as_u64().map(|n| n as usize);
-        let canonicalize = open_clip["tokenizer_kwargs"]["clean"].as_str() == Some("canonicalize");
-        let context_length =
-            [fixed_length, stated, truncation, trained].into_iter().flatten().min().unwrap_or(CLIP_CONTEXT);
+        let fixed_padding = tokenizer.get_padding().and_then(|padding| match padding.strategy {
+            PaddingStrategy::Fixed(length) => Some(length),
+            PaddingStrategy::BatchLongest => None,
+        });
+        let sentences = ["sentence_bert_config.json", "0_Transformer/sentence_bert_config.json"]
+            .into_iter()
+            .find_map(|name| read_json(&model.text_directory.join(name)).ok()?["max_seq_length"].as_u64());
+        let candidates = [
+            ("the graph", fixed_length),
+            // Exporters write 1e30 for "no limit".
+            (
+                "tokenizer_config.json",
+                stated["model_max_length"].as_f64().filter(|n| (1.0..1e6).contains(n)).map(|n| n as usize),
+            ),
+            ("tokenizer.json, truncation", tokenizer.get_truncation().map(|t| t.max_length)),
+            ("tokenizer.json, padding", fixed_padding),
+            ("sentence_bert_config.json", sentences.map(|n| n as usize)),
+            ("the configuration's positions", config.positions()),
+        ];
+        let least = candidates.into_iter().filter_map(|(from, length)| Some((length?, from))).min_by_key(|(n, _)| *n);
+        let (context_length, context_source) = match least {
+            Some((length, from)) => (length, format!("by {from}")),
+            None => {
+                let (length, known) = config.usual_context();
+                if !known {
+                    warnings.push(
+                        Error::new(
+                            Kind::MissingFile,
+                            format!("model \"{}\" does not say its context length", model.name),
+                        )
+                        .detail(format!("Texts are cut to {length} tokens, as CLIP's are."))
+                        .hint("Put \"model_max_length\" into its tokenizer_config.json."),
+                    );
+                }
+                (length, if known { "as its family has it".to_owned() } else { "a guess".to_owned() })
+            }
+        };
 
-        let pad_token = config["pad_token"].as_str().or_else(|| config["pad_token"]["content"].as_str());
-        let pad_id = pad_token
-            .and_then(|token| tokenizer.token_to_id(token))
-            .or_else(|| tokenizer.get_padding().map(|p| p.pad_id))
-            .unwrap_or(0);
+        let pad_token = stated["pad_token"].as_str().or_else(|| stated["pad_token"]["content"].as_str());
+        let own_padding = || {
+            let by_name = pad_token.and_then(|token| tokenizer.token_to_id(token));
+            by_name.or_else(|| tokenizer.get_padding().map(|p| p.pad_id)).unwrap_or(0)
+        };
+        // Some exports of open_clip's models leave the name of another tokenizer out.
+        let simple = config.has_simple_tokenizer() && tokenizer.token_to_id("<|startoftext|>").is_some();
+        let pad_id = if simple { 0 } else { own_padding() };
+        let pad_left = match stated["padding_side"].as_str() {
+            Some(side) => side == "left",
+            None => tokenizer.get_padding().is_some_and(|p| matches!(p.direction, PaddingDirection::Left)),
+        };
+        let strips = config.tokenizer_options()["strip_sep_token"].as_bool() == Some(true);
+        let separator = stated["sep_token"].as_str().or_else(|| stated["sep_token"]["content"].as_str());
+        let stripped = if strips { separator.and_then(|token| tokenizer.token_to_id(token)) } else { None };
 
         let special = tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(false));
         if context_length <= special {
@@ -92,53 +141,108 @@ impl TextEncoder {
                 stride: 0,
             }))
             .map_err(|e| unusable(&e))?;
-        Ok(Self { tokenizer, context_length, pad_id, special, canonicalize })
+        let cleaning = Cleaning::of(&config, simple, stated);
+        let runs = OnceCell::new();
+        Ok(Self { tokenizer, context_length, context_source, pad_id, pad_left, special, cleaning, stripped, runs })
     }
 
-    /// The ids of a text. One that is too long is cut before the special tokens are added, so the end
-    /// token stays last.
-    ///
-    /// The tokenizers library takes some 100 bytes of memory for each byte of text (1 GB for 10 MB), all of
-    /// which but the beginning is then cut off. So a long text is given to it from the start in growing
-    /// pieces, until there are more tokens than the context holds.
-    ///
-    /// # Errors
-    /// [`Kind::InvalidInput`] for a text with nothing in it; [`Kind::LimitExceeded`] where 16 MiB of it do not
-    /// fill the context.
-    pub fn encode(&self, text: &str) -> Result<Tokens> {
-        // 64 bytes a token, where a word has five: what the cut does to the last word is far behind the context.
-        let mut size = FIRST_PIECE.max(64 * self.context_length);
-        loop {
-            let piece = &text[..text.floor_char_boundary(size)];
-            let tokens = self.encode_piece(piece)?;
-            if tokens.truncated || piece.len() == text.len() {
-                return if tokens.length > self.special { Ok(tokens) } else { Err(empty(text)) };
-            }
-            if size >= LAST_PIECE {
-                return Err(Error::new(Kind::LimitExceeded, "text is too long for what it says").detail(format!(
-                    "It has {} bytes, of which the first {} make only {} tokens.",
-                    text.len(),
-                    piece.len(),
-                    tokens.length
-                )));
-            }
-            size *= 4;
+    /// Fills the ids of a text up to a length.
+    pub fn pad(&self, tokens: &mut Tokens, length: usize) {
+        let missing = length.saturating_sub(tokens.ids.len());
+        if self.pad_left {
+            tokens.ids.splice(0..0, std::iter::repeat_n(self.pad_id, missing));
+        } else {
+            tokens.ids.resize(tokens.ids.len() + missing, self.pad_id);
         }
     }
 
-    fn encode_piece(&self, text: &str) -> Result<Tokens> {
-        let canonical = self.canonicalize.then(|| canonicalize(text));
-        let refused = |why: String| Error::new(Kind::InvalidInput, "text cannot be tokenized").detail(why);
-        let encoding = without_panic(
-            || refused("The tokenizers library gave up on it.".to_owned()),
-            || {
-                let text = canonical.as_deref().unwrap_or(text);
-                let encoded = self.tokenizer.encode_fast(text, true);
-                encoded.map_err(|e| refused(format!("The tokenizers library says: {e}.")))
-            },
-        )?;
-        let ids = encoding.get_ids().to_vec();
+    /// The ids of a text, special ones included. A longer text is cut before the special tokens are added, so that the
+    /// end token stays last.
+    ///
+    /// # Errors
+    /// As [`Self::encode_checked`].
+    pub fn encode(&self, text: &str) -> Result<Tokens> {
+        self.encode_checked(text, &mut || ())
+    }
+
+    /// The same, with calls of `check_interrupts` every few milliseconds, which may unwind.
+    ///
+    /// The tokenizers library takes some 100 bytes of memory and a microsecond for each byte of text. So a long text is
+    /// given to it from the start in growing pieces, until they fill the context with tokens that are those of the
+    /// whole text; see [`super::pieces`] and [`super::runs`].
+    ///
+    /// # Errors
+    /// [`Kind::InvalidInput`] for a text with nothing in it; [`Kind::LimitExceeded`] where the longest piece does not
+    /// fill the context; [`Kind::OutOfMemory`].
+    pub fn encode_checked(&self, text: &str, check_interrupts: &mut dyn FnMut()) -> Result<Tokens> {
+        let refused = || {
+            Error::new(Kind::InvalidInput, "text cannot be tokenized").detail("The tokenizers library gave up on it.")
+        };
+        let check = RefCell::new(check_interrupts);
+        let (first, last) = (pieces::first(self.context_length), pieces::last(self.context_length));
+        let given = text;
+        let shortened;
+        let (text, ends) = if text.len() <= first {
+            (text, true)
+        } else {
+            shortened = self.runs().shorten(text, last, &self.tokenizer, &|| check.borrow_mut()())?;
+            (shortened.text.as_str(), shortened.whole)
+        };
+        let mut size = first;
+        loop {
+            let piece = pieces::cut(text, size)?;
+            let whole = ends && piece.len() == text.len();
+            let cleaned = self.cleaning.clean(piece);
+            let piece = &*cleaned;
+            // The library panics on some texts; an interrupt that unwinds is not one of these.
+            let interrupted = RefCell::new(None);
+            let mut look = || {
+                let result = catch_unwind(AssertUnwindSafe(|| check.borrow_mut()()));
+                if let Err(panic) = result {
+                    *interrupted.borrow_mut() = Some(panic);
+                    resume_unwind(Box::new("interrupted"));
+                }
+            };
+            let look: RefCell<&mut dyn FnMut()> = RefCell::new(&mut look);
+            let encoded =
+                without_panic(refused, || pieces::encode(&self.tokenizer, piece, whole, self.context_length, &look));
+            if let Some(panic) = interrupted.into_inner() {
+                resume_unwind(panic);
+            }
+            if let Some(encoding) = encoded? {
+                return self.finish(encoding, given);
+            }
+            if size >= last {
+                return Err(Error::new(Kind::LimitExceeded, "text is too long for what it says").detail(format!(
+                    "Its first {} bytes, with long runs shortened, make fewer than the {} tokens of the context.",
+                    piece.len(),
+                    self.context_length
+                )));
+            }
+            size = (4 * size).min(last);
+        }
+    }
+
+    /// Cuts to the context and adds the special tokens.
+    fn finish(&self, encoding: Encoding, text: &str) -> Result<Tokens> {
+        let refused = |e: tokenizers::Error| {
+            Error::new(Kind::InvalidInput, "text cannot be tokenized")
+                .detail(format!("The tokenizers library says: {e}."))
+        };
+        let encoding = self.tokenizer.post_process(encoding, None, true).map_err(refused)?;
+        let mut ids = encoding.get_ids().to_vec();
+        if let Some(stripped) = self.stripped {
+            ids.iter_mut().filter(|id| **id == stripped).for_each(|id| *id = 0);
+        }
+        if ids.len() <= self.special {
+            return Err(empty(text));
+        }
         Ok(Tokens { truncated: !encoding.get_overflowing().is_empty(), length: ids.len(), ids })
+    }
+
+    /// What the tokenizer does to long runs, found out for the first long text.
+    fn runs(&self) -> &Runs {
+        self.runs.get_or_init(|| Runs::of(&self.tokenizer, self.context_length))
     }
 }
 
@@ -148,22 +252,4 @@ fn empty(text: &str) -> Error {
         n => format!("Its {n} bytes are nothing but white space to the tokenizer."),
     };
     Error::new(Kind::InvalidInput, "text is empty").detail(detail).hint("Use NULL where there is no text.")
-}
-
-/// SigLIP's text cleaning as open_clip does it in code (`canonicalize_text`): underscores become spaces,
-/// ASCII punctuation goes, letters are lower-cased, white space is collapsed.
-fn canonicalize(text: &str) -> String {
-    let text: String = text.replace('_', " ").chars().filter(|c| !c.is_ascii_punctuation()).collect();
-    text.to_lowercase().split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::canonicalize;
-
-    #[test]
-    fn canonical_text_has_no_punctuation() {
-        assert_eq!(canonicalize("  A Photo_of:\ta \"CAT\"!  "), "a photo of a cat");
-        assert_eq!(canonicalize("naïve Äpfel—ok"), "naïve äpfel—ok");
-    }
 }

@@ -1,5 +1,9 @@
 //! Text to token ids.
 
+mod cleaning;
 mod encoder;
+mod files;
+mod pieces;
+mod runs;
 
 pub use encoder::{TextEncoder, Tokens};

@@ -1,0 +1,394 @@
+//! Average linkage by reciprocal nearest neighbours.
+
+use ndarray::Array2;
+
+use super::compare::{Sink, compare};
+use super::forest::Forest;
+use super::points::{Points, Scalar, dot, product_error, upwards};
+use super::progress::Clock;
+use super::sketch::{Plan, Sketch};
+
+/// Nearest groups that a list starts with, and what a list may grow to in merges.
+const LIST: usize = 64;
+const LONGEST_LIST: usize = 256;
+const NONE: u32 = u32::MAX;
+
+/// The nearest groups of a group, and a bound on the rest.
+#[derive(Clone, Default)]
+pub(super) struct Neighbours {
+    /// Upper bounds of the cosine, and the group (or one that has since gone up in it); descending.
+    near: Vec<(f32, u32)>,
+    /// No group that is not in `near` is nearer. Below the cut: all that matter are in `near`.
+    rest: f64,
+}
+
+/// How the list of a group was made, for when it says too little.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scan {
+    /// Not since its last merge.
+    Stale,
+    /// In f32, or in f64, and not yet answered from.
+    Narrow,
+    Wide,
+}
+
+pub(super) enum Nearest {
+    Group(u32, f64),
+    /// No group reaches the cut.
+    Nobody,
+    /// The list does not say.
+    Unknown,
+}
+
+/// Average linkage by reciprocal nearest neighbours. A group is known by its lowest point.
+pub(super) struct Average<'p, 'r> {
+    points: &'p Points<'r>,
+    cut: f64,
+    threads: usize,
+    forest: Forest,
+    size: Vec<u64>,
+    /// Sums of the unit vectors of groups of more than one row; a lone row is its own.
+    sums: Vec<Option<Box<[f64]>>>,
+    lists: Vec<Neighbours>,
+    scans: Vec<Scan>,
+    /// f32 was too coarse before, and will be again.
+    needs_f64: Vec<bool>,
+    nearest: Vec<u32>,
+    cosine: Vec<f64>,
+    /// Groups that had this one for their nearest when they were last asked.
+    followers: Vec<Vec<u32>>,
+    finished: Vec<bool>,
+    /// Groups that are finished or have gone up in another.
+    settled: usize,
+}
+
+impl<'p, 'r> Average<'p, 'r> {
+    pub(super) fn new(points: &'p Points<'r>, cut: f64, threads: usize) -> Self {
+        let n = points.len();
+        let mut sums = vec![None; n];
+        for (point, sum) in sums.iter_mut().enumerate() {
+            let weight = points.weight[point];
+            if weight > 1 {
+                let factor = f64::from(weight) * points.inverse[point];
+                *sum = Some(points.row(point as u32).iter().map(|v| f64::from(*v) * factor).collect());
+            }
+        }
+        Self {
+            points,
+            cut,
+            threads,
+            forest: Forest::new(n),
+            size: points.weight.iter().map(|w| u64::from(*w)).collect(),
+            sums,
+            lists: vec![Neighbours::default(); n],
+            scans: vec![Scan::Stale; n],
+            needs_f64: vec![false; n],
+            nearest: vec![NONE; n],
+            cosine: vec![0.0; n],
+            followers: vec![Vec::new(); n],
+            finished: vec![false; n],
+            settled: 0,
+        }
+    }
+
+    pub(super) fn run(mut self, clock: &mut Clock<'_>) -> Forest {
+        let n = self.points.len();
+        let mut unsure: Vec<u32> = (0..n as u32).collect();
+        let mut asking = Vec::new();
+        let mut pairs = Vec::new();
+        loop {
+            while let Some(group) = asking.pop() {
+                clock.tick("merging", self.settled, n);
+                if !self.is_active(group) || self.nearest[group as usize] != NONE {
+                    continue;
+                }
+                match self.nearest(group) {
+                    Nearest::Group(other, cosine) => {
+                        self.nearest[group as usize] = other;
+                        self.cosine[group as usize] = cosine;
+                        self.followers[other as usize].push(group);
+                        if self.nearest[other as usize] == group {
+                            pairs.push((group, other));
+                        }
+                    }
+                    Nearest::Nobody => {
+                        self.finished[group as usize] = true;
+                        self.lists[group as usize] = Neighbours::default();
+                        self.settled += 1;
+                        // Two sides can only differ about a tie at the cut; nobody may go on waiting.
+                        self.release_followers(group, &mut asking);
+                    }
+                    Nearest::Unknown => unsure.push(group),
+                }
+            }
+            if pairs.is_empty() && unsure.is_empty() {
+                // Groups in a ring, each as near to the next as to the last but for rounding: the best pair is nearest.
+                pairs.extend(self.best_pair());
+                if pairs.is_empty() {
+                    return self.forest;
+                }
+            }
+            for (a, b) in pairs.drain(..) {
+                clock.tick("merging", self.settled, n);
+                self.merge(a, b, &mut asking);
+            }
+            if asking.is_empty() {
+                let (wide, narrow): (Vec<u32>, Vec<u32>) =
+                    unsure.drain(..).partition(|group| self.needs_f64[*group as usize]);
+                self.scan::<f32>(&narrow, Scan::Narrow, clock);
+                self.scan::<f64>(&wide, Scan::Wide, clock);
+                asking.extend(narrow);
+                asking.extend(wide);
+                // They are taken from the end.
+                asking.sort_unstable_by(|a, b| b.cmp(a));
+            }
+        }
+    }
+
+    pub(super) fn is_active(&self, group: u32) -> bool {
+        self.forest.0[group as usize] == group && !self.finished[group as usize]
+    }
+
+    /// The average cosine over the pairs of two groups.
+    pub(super) fn average(&self, a: u32, b: u32) -> f64 {
+        let scale = self.scale(a) * self.scale(b);
+        scale
+            * match (&self.sums[a as usize], &self.sums[b as usize]) {
+                (Some(x), Some(y)) => dot(x, y),
+                (Some(x), None) => dot(x, self.points.row(b)),
+                (None, Some(y)) => dot(self.points.row(a), y),
+                (None, None) => dot(self.points.row(a), self.points.row(b)),
+            }
+    }
+
+    /// What makes the group's sum its mean.
+    pub(super) fn scale(&self, group: u32) -> f64 {
+        let group = group as usize;
+        if self.sums[group].is_some() { 1.0 / self.size[group] as f64 } else { self.points.inverse[group] }
+    }
+
+    /// Answers from the list, and shortens it by what has become known.
+    pub(super) fn nearest(&mut self, group: u32) -> Nearest {
+        let index = group as usize;
+        let Neighbours { mut near, rest } = std::mem::take(&mut self.lists[index]);
+        let scan = std::mem::replace(&mut self.scans[index], Scan::Stale);
+        let mut known: Vec<(f64, u32)> = Vec::new();
+        let mut best: Option<(f64, u32)> = None;
+        let mut asked = 0;
+        for &(bound, other) in &near {
+            if best.is_some_and(|(cosine, _)| cosine > f64::from(bound)) {
+                break;
+            }
+            asked += 1;
+            let other = self.forest.find(other);
+            if other == group || self.finished[other as usize] || known.iter().any(|(_, k)| *k == other) {
+                continue;
+            }
+            let cosine = self.average(group, other);
+            known.push((cosine, other));
+            let pair = |other: u32| (group.min(other), group.max(other));
+            // A total order of pairs, the same from both sides.
+            if best.is_none_or(|(c, o)| cosine > c || (cosine == c && pair(other) < pair(o))) {
+                best = Some((cosine, other));
+            }
+        }
+        near.drain(..asked);
+        // Nearest but for rounding is nearest: a tie must not make all groups be looked at for each merge.
+        let tied = rest - 4.0 * product_error::<f64>(self.points.width());
+        near.extend(known.iter().filter(|(c, _)| *c > tied).map(|(cosine, other)| (upwards(*cosine), *other)));
+        near.sort_unstable_by(order);
+        self.lists[index] = Neighbours { near, rest };
+
+        // A scan in f64 is only unsure about what differs by rounding.
+        let trusted = rest < self.cut || scan == Scan::Wide;
+        match best {
+            Some((cosine, other)) if cosine >= self.cut && (cosine > tied || trusted) => Nearest::Group(other, cosine),
+            _ if trusted => Nearest::Nobody,
+            _ => {
+                self.needs_f64[index] |= scan == Scan::Narrow;
+                Nearest::Unknown
+            }
+        }
+    }
+
+    /// Unites two groups if they are still each other's nearest, and lists who has to ask anew.
+    pub(super) fn merge(&mut self, a: u32, b: u32, asking: &mut Vec<u32>) {
+        let (a, b) = (a.min(b), a.max(b));
+        let still = self.is_active(a) && self.is_active(b) && self.nearest[a as usize] == b;
+        if !still || self.nearest[b as usize] != a {
+            return;
+        }
+        let share = self.size[a as usize] as f64 / (self.size[a as usize] + self.size[b as usize]) as f64;
+        let mut sum = self.take_sum(a);
+        let add = self.take_sum(b);
+        sum.iter_mut().zip(add).for_each(|(s, v)| *s += v);
+        self.sums[a as usize] = Some(sum);
+        self.size[a as usize] += self.size[b as usize];
+        self.forest.unite(a, b);
+        self.settled += 1;
+        let lists = [a, b].map(|group| std::mem::take(&mut self.lists[group as usize]));
+        self.lists[a as usize] = self.join_lists(a, lists, share);
+        self.scans[a as usize] = Scan::Stale;
+        self.needs_f64[a as usize] |= self.needs_f64[b as usize];
+        for part in [a, b] {
+            self.nearest[part as usize] = NONE;
+            self.release_followers(part, asking);
+        }
+        asking.push(a);
+    }
+
+    /// Groups that had this one for their nearest have to ask anew.
+    pub(super) fn release_followers(&mut self, group: u32, asking: &mut Vec<u32>) {
+        for follower in std::mem::take(&mut self.followers[group as usize]) {
+            if self.nearest[follower as usize] == group && self.is_active(follower) {
+                self.nearest[follower as usize] = NONE;
+                asking.push(follower);
+            }
+        }
+    }
+
+    pub(super) fn take_sum(&mut self, group: u32) -> Box<[f64]> {
+        self.sums[group as usize].take().unwrap_or_else(|| {
+            let inverse = self.points.inverse[group as usize];
+            self.points.row(group).iter().map(|v| f64::from(*v) * inverse).collect()
+        })
+    }
+
+    /// What the lists of two groups say about their union, of which the first is `share`.
+    pub(super) fn join_lists(&mut self, union: u32, lists: [Neighbours; 2], share: f64) -> Neighbours {
+        let shares = [share, 1.0 - share];
+        let rests = [lists[0].rest, lists[1].rest];
+        let mut rest = shares[0] * rests[0] + shares[1] * rests[1];
+        let mut all: Vec<(u32, usize, f32)> = Vec::with_capacity(lists[0].near.len() + lists[1].near.len());
+        for (part, list) in lists.iter().enumerate() {
+            for &(bound, other) in &list.near {
+                let other = self.forest.find(other);
+                if other != union && !self.finished[other as usize] {
+                    all.push((other, part, bound));
+                }
+            }
+        }
+        all.sort_unstable_by_key(|(other, ..)| *other);
+        let mut near = Vec::with_capacity(all.len());
+        for entries in all.chunk_by(|x, y| x.0 == y.0) {
+            // A group that grew since is bounded by its nearest part, which may be among the rest.
+            let mut bounds = rests;
+            for &(_, part, bound) in entries {
+                bounds[part] = bounds[part].max(f64::from(bound));
+            }
+            let bound = shares[0] * bounds[0] + shares[1] * bounds[1];
+            if bound > rest {
+                near.push((upwards(bound), entries[0].0));
+            }
+        }
+        near.sort_unstable_by(order);
+        if near.len() > LONGEST_LIST {
+            rest = rest.max(f64::from(near[LONGEST_LIST].0));
+            near.truncate(LONGEST_LIST);
+        }
+        Neighbours { near, rest }
+    }
+
+    /// Makes new lists for `groups`, from the products of their means with those of all active groups.
+    pub(super) fn scan<T: Scalar>(&mut self, groups: &[u32], scan: Scan, clock: &mut Clock<'_>)
+    where
+        Sketch<T>: Plan<T>,
+    {
+        if groups.is_empty() {
+            return;
+        }
+        let n = self.points.len();
+        let mut ids = groups.to_vec();
+        let mut wanted = vec![false; n];
+        for &group in groups {
+            wanted[group as usize] = true;
+            self.lists[group as usize] = Neighbours::default();
+        }
+        ids.extend((0..n as u32).filter(|group| !wanted[*group as usize] && self.is_active(*group)));
+        let width = self.points.width();
+        let mut means = Array2::<T>::zeros((ids.len(), width));
+        for (&id, mut line) in ids.iter().zip(means.outer_iter_mut()) {
+            clock.tick("merging", self.settled, n);
+            let scale = self.scale(id);
+            match &self.sums[id as usize] {
+                Some(sum) => line.iter_mut().zip(sum).for_each(|(to, from)| *to = T::narrow(from * scale)),
+                None => {
+                    let row = self.points.row(id);
+                    line.iter_mut().zip(row).for_each(|(to, from)| *to = T::narrow(f64::from(*from) * scale));
+                }
+            }
+        }
+        let error = product_error::<T>(width);
+        let floor = T::narrow(self.cut - 2.0 * error);
+        let sketch = Sketch::<T>::plan_for(means.view(), groups.len(), floor, clock);
+        let mut floors = vec![floor; groups.len()];
+        floors.resize(ids.len(), T::INFINITY);
+        let mut top = Top { floors, near: vec![Vec::new(); groups.len()] };
+        compare(means.view(), groups.len(), sketch, &mut top, self.threads, clock);
+        drop(means);
+        for (index, near) in top.near.iter_mut().enumerate() {
+            clock.tick("merging", self.settled, n);
+            shorten(near, &mut top.floors[index]);
+            let near = std::mem::take(near);
+            let bound = |product: T| upwards(product.wide() + error);
+            let mut near: Vec<_> = near.into_iter().map(|(v, i)| (bound(v), ids[i as usize])).collect();
+            near.sort_unstable_by(order);
+            let group = ids[index] as usize;
+            self.lists[group] = Neighbours { near, rest: top.floors[index].wide() + error };
+            self.scans[group] = scan;
+        }
+    }
+
+    /// Of all groups and their nearest, the two that are most alike.
+    pub(super) fn best_pair(&mut self) -> Option<(u32, u32)> {
+        let open = (0..self.points.len() as u32).filter(|g| self.is_active(*g) && self.nearest[*g as usize] != NONE);
+        let a = open.max_by(|a, b| self.cosine[*a as usize].total_cmp(&self.cosine[*b as usize]).then(b.cmp(a)))?;
+        let b = self.nearest[a as usize];
+        self.nearest[b as usize] = a;
+        self.followers[a as usize].push(b);
+        Some((a, b))
+    }
+}
+
+/// Descending by bound, then ascending by group.
+pub(super) fn order(a: &(f32, u32), b: &(f32, u32)) -> std::cmp::Ordering {
+    b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
+}
+
+/// The nearest vectors of each, at least [`LIST`] where there are as many above the floor.
+pub(super) struct Top<T> {
+    floors: Vec<T>,
+    near: Vec<Vec<(T, u32)>>,
+}
+
+impl<T: Scalar> Top<T> {
+    pub(super) fn push(&mut self, to: usize, product: T, other: usize) {
+        if product > self.floors[to] {
+            let near = &mut self.near[to];
+            near.push((product, other as u32));
+            if near.len() == 2 * LIST {
+                shorten(near, &mut self.floors[to]);
+            }
+        }
+    }
+}
+
+/// Keeps the [`LIST`] nearest and lifts the floor to what is dropped.
+pub(super) fn shorten<T: Scalar>(near: &mut Vec<(T, u32)>, floor: &mut T) {
+    if near.len() > LIST {
+        near.select_nth_unstable_by(LIST, |a, b| b.0.wide().total_cmp(&a.0.wide()).then(a.1.cmp(&b.1)));
+        *floor = near[LIST].0;
+        near.truncate(LIST);
+    }
+}
+
+impl<T: Scalar> Sink<T> for Top<T> {
+    fn floors(&self) -> &[T] {
+        &self.floors
+    }
+
+    fn take(&mut self, row: usize, column: usize, product: T) {
+        self.push(row, product, column);
+        self.push(column, product, row);
+    }
+}

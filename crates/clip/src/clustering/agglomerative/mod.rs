@@ -1,0 +1,105 @@
+//! Agglomerative clustering of a whole collection at once, with average or single linkage on cosines.
+//!
+//! The partition is the one of scikit-learn's `AgglomerativeClustering(n_clusters=None, metric="cosine",
+//! distance_threshold=1 - threshold)`, without its n²/2 distances in memory.
+//!
+//! - The average cosine between two groups of unit vectors is the product of their means, so groups are kept as sums
+//!   in f64, and no distance is ever updated.
+//! - Average linkage is *reducible*: a union is at most as similar to a third group as the better of its parts (Bruynooghe
+//!   1977; Müllner 2011, "Modern hierarchical, agglomerative clustering algorithms"). Hence groups that are each
+//!   other's nearest may merge in any order, many in one round (Sumengen et al. 2021, "Scaling hierarchical
+//!   agglomerative clustering to billion-sized datasets"), and a group whose nearest is below the threshold is done.
+//! - Each group holds a short list of its nearest groups and one bound on all the others. Reducibility keeps the bound
+//!   true through merges, so the list answers "which is nearest?" exactly until its best falls to the bound; only
+//!   then are all groups looked at again, for all such groups in one blocked matrix product. Where a list holds
+//!   everything above the threshold it never has to be.
+//! - Products are f32 with the error bound of a dot product of d terms (Higham 2002, section 3.1): they decide what
+//!   is looked at. What merges is decided by f64.
+//! - Before a large product a *sketch* is tried: the first k coordinates in an orthonormal basis near the principal
+//!   one, and the length of the rest. x·y ≤ Px·Py + |Rx||Ry| (Cauchy–Schwarz), and most pairs end there.
+
+mod average;
+mod compare;
+mod forest;
+mod points;
+mod progress;
+mod single;
+mod sketch;
+#[cfg(test)]
+mod tests;
+
+use std::time::Instant;
+
+use ndarray::ArrayView2;
+
+use self::average::Average;
+use self::points::Points;
+use self::progress::Clock;
+pub use self::progress::Progress;
+use self::single::single;
+use crate::error::{Error, Kind, Result};
+
+/// How alike two groups are, from the cosines of their members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Linkage {
+    /// The mean over all pairs (UPGMA).
+    Average,
+    /// The best pair: groups are the connected components of the pairs that reach the threshold.
+    Single,
+}
+
+/// As in the grouping on insert: the last bit of an f32 moves a cosine by about 1e-15, so that with this much room a
+/// threshold of 1 means equal.
+const ROUNDING: f64 = 1e-12;
+const NONE: u32 = u32::MAX;
+
+/// Groups rows by agglomerative clustering, cut where the linkage falls below a cosine.
+///
+/// `rows` has shape (n, d), each row of length 1 (within 1e-3; cosines are exact whatever the length). Groups merge
+/// while the linkage between them is at least `threshold`, a cosine in (-1, 1], of which 1e-12 is left to rounding.
+/// The result has a label for each row, numbered from 0 in the order of first appearance. Equal rows share a label;
+/// the same rows give the same labels; ties go to the lowest index.
+///
+/// Products are computed by `threads` threads, which touch nothing but the vectors; the labels are the same whatever
+/// their number. Time is that of at most n²/2 products of length d, plus some of them again where groups have more than
+/// 64 others above the threshold; memory beside the rows is about twice theirs. `pulse` is called at least every
+/// 0.1 s or so and may unwind.
+///
+/// # Errors
+/// [`Kind::InvalidInput`] for a threshold outside (-1, 1], or a row that is not of length 1 or not finite (`element`
+/// says which); [`Kind::LimitExceeded`] for 2³² rows.
+pub fn agglomerate(
+    rows: ArrayView2<'_, f32>,
+    threshold: f64,
+    linkage: Linkage,
+    threads: usize,
+    pulse: &mut dyn FnMut(Progress),
+) -> Result<Vec<u32>> {
+    if !(threshold > -1.0 && threshold <= 1.0) {
+        return Err(Error::new(Kind::InvalidInput, format!("threshold {threshold} is not a cosine in (-1, 1]")));
+    }
+    if rows.nrows() >= NONE as usize {
+        return Err(Error::new(Kind::LimitExceeded, format!("{} rows are too many to cluster", rows.nrows())));
+    }
+    let mut clock = Clock { pulse, last: Instant::now() };
+    let rows = rows.as_standard_layout();
+    let (points, point_of_row) = Points::read(rows.view(), &mut clock)?;
+    let cut = threshold - ROUNDING;
+    let mut forest = match linkage {
+        Linkage::Average => Average::new(&points, cut, threads).run(&mut clock),
+        Linkage::Single => single(&points, cut, threads, &mut clock),
+    };
+    let mut labels = vec![NONE; points.len()];
+    let mut next = 0;
+    Ok(point_of_row
+        .iter()
+        .map(|&point| {
+            let label = &mut labels[forest.find(point) as usize];
+            if *label == NONE {
+                *label = next;
+                next += 1;
+            }
+            *label
+        })
+        .collect())
+}

@@ -1,0 +1,138 @@
+//! Distinct rows, and products of vectors in f64.
+
+use std::collections::HashMap;
+use std::collections::hash_map::DefaultHasher;
+use std::hash::Hasher;
+
+use ndarray::{ArrayView2, LinalgScalar};
+
+use super::progress::Clock;
+use crate::error::{Error, Kind, Result};
+
+/// Vectors stored as f16 have a length within 1e-3 of 1; what is further off was never normalised.
+const UNIT: f64 = 1e-3;
+
+/// The distinct rows, each with its multiplicity.
+pub(super) struct Points<'a> {
+    rows: ArrayView2<'a, f32>,
+    /// Where in `rows` each point is found first.
+    first: Vec<u32>,
+    /// Rows that are equal to it, itself included.
+    pub(super) weight: Vec<u32>,
+    /// One over its length.
+    pub(super) inverse: Vec<f64>,
+}
+
+impl<'a> Points<'a> {
+    /// Also returns the point of each row.
+    pub(super) fn read(rows: ArrayView2<'a, f32>, clock: &mut Clock<'_>) -> Result<(Self, Vec<u32>)> {
+        let mut points = Self { rows, first: Vec::new(), weight: Vec::new(), inverse: Vec::new() };
+        let mut point_of_row = Vec::with_capacity(rows.nrows());
+        let mut by_hash: HashMap<u64, Vec<u32>> = HashMap::new();
+        for index in 0..rows.nrows() {
+            clock.tick("reading", index, rows.nrows());
+            let row = slice(&rows, index);
+            let norm = dot(row, row).sqrt();
+            if norm.is_nan() || (norm - 1.0).abs() > UNIT {
+                let error = if norm.is_finite() {
+                    Error::new(Kind::InvalidInput, format!("vector of length {norm} is not a unit vector"))
+                } else {
+                    Error::new(Kind::InvalidInput, "vector has a component that is not a finite number")
+                };
+                return Err(error.element(index));
+            }
+            let mut hasher = DefaultHasher::new();
+            for value in row {
+                // -0 is 0.
+                hasher.write_u32((value + 0.0).to_bits());
+            }
+            let alike = by_hash.entry(hasher.finish()).or_default();
+            let known = alike.iter().copied().find(|&p| slice(&rows, points.first[p as usize] as usize) == row);
+            let point = known.unwrap_or_else(|| {
+                let point = points.first.len() as u32;
+                points.first.push(index as u32);
+                points.weight.push(0);
+                points.inverse.push(1.0 / norm);
+                alike.push(point);
+                point
+            });
+            points.weight[point as usize] += 1;
+            point_of_row.push(point);
+        }
+        Ok((points, point_of_row))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.first.len()
+    }
+
+    pub(super) fn width(&self) -> usize {
+        self.rows.ncols()
+    }
+
+    pub(super) fn row(&self, point: u32) -> &[f32] {
+        slice(&self.rows, self.first[point as usize] as usize)
+    }
+
+    pub(super) fn cosine(&self, a: u32, b: u32) -> f64 {
+        dot(self.row(a), self.row(b)) * (self.inverse[a as usize] * self.inverse[b as usize])
+    }
+}
+pub(super) fn slice<'a, T>(matrix: &'a ArrayView2<'_, T>, index: usize) -> &'a [T] {
+    let width = matrix.ncols();
+    &matrix.as_slice().expect("standard layout")[index * width..][..width]
+}
+/// The product in f64. Commutative to the last bit, so that two groups always agree on how alike they are.
+pub(super) fn dot<A: Scalar, B: Scalar>(a: &[A], b: &[B]) -> f64 {
+    // Eight sums, since one would wait for each addition.
+    let mut sums = [0.0f64; 8];
+    let (a8, a_rest) = a.as_chunks::<8>();
+    let (b8, b_rest) = b.as_chunks::<8>();
+    for (a, b) in a8.iter().zip(b8) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a.wide() * b.wide();
+        }
+    }
+    let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| a.wide() * b.wide()).sum();
+    ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7])) + rest
+}
+/// What products are made of: f32, or f64 where f32 cannot tell groups apart.
+pub(super) trait Scalar: LinalgScalar + PartialOrd + Send + Sync {
+    const INFINITY: Self;
+    /// Half the distance from 1 to the next number.
+    const ROUNDOFF: f64;
+    fn narrow(value: f64) -> Self;
+    fn wide(self) -> f64;
+}
+
+impl Scalar for f32 {
+    const INFINITY: f32 = f32::INFINITY;
+    const ROUNDOFF: f64 = f32::EPSILON as f64 / 2.0;
+    fn narrow(value: f64) -> f32 {
+        value as f32
+    }
+    fn wide(self) -> f64 {
+        f64::from(self)
+    }
+}
+
+impl Scalar for f64 {
+    const INFINITY: f64 = f64::INFINITY;
+    const ROUNDOFF: f64 = f64::EPSILON / 2.0;
+    fn narrow(value: f64) -> f64 {
+        value
+    }
+    fn wide(self) -> f64 {
+        self
+    }
+}
+/// How far a product of two vectors of at most length 1 can be from the truth: a rounding for each term (their
+/// absolute values add up to at most 1), and a few for rounding the vectors and the comparisons.
+pub(super) fn product_error<T: Scalar>(width: usize) -> f64 {
+    (width + 8) as f64 * T::ROUNDOFF
+}
+/// The next f32 that is not below.
+pub(super) fn upwards(value: f64) -> f32 {
+    let narrow = value as f32;
+    if f64::from(narrow) < value { narrow.next_up() } else { narrow }
+}

@@ -1,0 +1,29 @@
+//! Calling back at intervals, wherever the work is.
+
+use std::time::{Duration, Instant};
+
+const PULSE: Duration = Duration::from_millis(20);
+
+/// How far the work is. `done` and `total` count within `stage`; a stage can come again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// `read` (rows), `compare` (pairs) or `merge` (groups that have found their end).
+    pub stage: &'static str,
+    pub done: u64,
+    pub total: u64,
+}
+
+/// Calls back at intervals, wherever the work is.
+pub(super) struct Clock<'a> {
+    pub(super) pulse: &'a mut dyn FnMut(Progress),
+    pub(super) last: Instant,
+}
+
+impl Clock<'_> {
+    pub(super) fn tick(&mut self, stage: &'static str, done: usize, total: usize) {
+        if self.last.elapsed() >= PULSE {
+            (self.pulse)(Progress { stage, done: done as u64, total: total as u64 });
+            self.last = Instant::now();
+        }
+    }
+}

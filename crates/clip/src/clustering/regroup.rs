@@ -1,0 +1,230 @@
+//! From a new partition of rows to clusters that keep their ids, and what has changed by it.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use ndarray::ArrayView2;
+
+use crate::clustering::centroid::{ROUNDING, Sum};
+
+/// Unit vectors, one after another.
+#[derive(Default)]
+pub struct Rows {
+    values: Vec<f32>,
+    dimensions: usize,
+}
+
+impl Rows {
+    pub fn view(&self) -> ArrayView2<'_, f32> {
+        ArrayView2::from_shape((self.len(), self.dimensions), &self.values).expect("rows are of one length")
+    }
+
+    /// Adds a row; false if it has another length than the rows before.
+    pub fn push(&mut self, row: &[f32]) -> bool {
+        if self.dimensions == 0 {
+            self.dimensions = row.len();
+        }
+        if self.dimensions != row.len() {
+            return false;
+        }
+        self.values.extend_from_slice(row);
+        true
+    }
+
+    /// Of the rows; 0 as long as there is none.
+    pub fn dimensions(&self) -> usize {
+        self.dimensions
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    pub fn len(&self) -> usize {
+        self.values.len().checked_div(self.dimensions).unwrap_or(0)
+    }
+
+    pub fn row(&self, index: usize) -> &[f32] {
+        &self.values[index * self.dimensions..][..self.dimensions]
+    }
+}
+
+/// The labels of the members as they are now, numbered by first appearance, and the groups' sums. A vector that was
+/// among those grouped has the label of its equals; one that was not joins the nearest group at the threshold, or is
+/// one of its own.
+pub fn regroup(
+    rows: &Rows,
+    labels: &[u32],
+    now: &Rows,
+    threshold: f64,
+    check_interrupts: &mut impl FnMut(),
+) -> (Vec<u32>, Vec<Sum>) {
+    let hash = |vector: &[f32]| {
+        let mut hasher = DefaultHasher::new();
+        vector.iter().for_each(|value| value.to_bits().hash(&mut hasher));
+        hasher.finish()
+    };
+    let mut by_hash: HashMap<u64, Vec<u32>> = HashMap::new();
+    for index in 0..rows.len() {
+        let same = by_hash.entry(hash(rows.row(index))).or_default();
+        if !same.iter().any(|&other| rows.row(other as usize) == rows.row(index)) {
+            same.push(index as u32);
+        }
+    }
+    let grouped = |vector: &[f32]| {
+        by_hash
+            .get(&hash(vector))?
+            .iter()
+            .find(|&&row| rows.row(row as usize) == vector)
+            .map(|&row| labels[row as usize])
+    };
+    let mut numbers: HashMap<u32, u32> = HashMap::new();
+    let mut sums: Vec<Sum> = Vec::new();
+    let mut result = vec![0; now.len()];
+    let mut strangers = Vec::new();
+    for (index, place) in result.iter_mut().enumerate() {
+        let vector = now.row(index);
+        match grouped(vector) {
+            Some(label) => {
+                let number = *numbers.entry(label).or_insert_with(|| {
+                    sums.push(Sum::new(vector.len()));
+                    sums.len() as u32 - 1
+                });
+                sums[number as usize].add(vector, None, 1);
+                *place = number;
+            }
+            None => strangers.push(index),
+        }
+    }
+    for index in strangers {
+        check_interrupts();
+        let vector = now.row(index);
+        let near = sums.iter().zip(0..).map(|(sum, number)| (sum.cosine(vector), number));
+        let best = near.max_by(|a: &(f64, u32), b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
+        let number = match best {
+            Some((cosine, number)) if cosine + ROUNDING >= threshold => number,
+            _ => {
+                sums.push(Sum::new(vector.len()));
+                sums.len() as u32 - 1
+            }
+        };
+        sums[number as usize].add(vector, None, 1);
+        result[index] = number;
+    }
+    (result, sums)
+}
+
+/// For each group the id of the cluster that it has most members of, each id for one group only: the pairs with most in
+/// common choose first.
+pub fn keep_ids(labels: &[u32], old: &[Option<i64>], groups: usize) -> Vec<Option<i64>> {
+    let mut common: HashMap<(u32, i64), i64> = HashMap::new();
+    for (label, id) in labels.iter().zip(old) {
+        if let Some(id) = id {
+            *common.entry((*label, *id)).or_default() += 1;
+        }
+    }
+    let mut pairs: Vec<((u32, i64), i64)> = common.into_iter().collect();
+    pairs.sort_by_key(|&((label, id), count)| (-count, id, label));
+    let mut kept = vec![None; groups];
+    let mut taken = HashSet::new();
+    for ((label, id), _) in pairs {
+        if kept[label as usize].is_none() && taken.insert(id) {
+            kept[label as usize] = Some(id);
+        }
+    }
+    kept
+}
+
+/// A cluster whose members have changed: its id, what has happened, the clusters that its members were in, its size and
+/// how many of its members were not in it before.
+pub type Change = (i64, String, Vec<i64>, i64, i64);
+
+/// What has become of the clusters: for each whose members have changed, from which they came.
+pub fn compare(labels: &[u32], old: &[Option<i64>], ids: &[i64]) -> Vec<Change> {
+    let mut sources: Vec<HashMap<i64, i64>> = vec![HashMap::new(); ids.len()];
+    let mut sizes = vec![0i64; ids.len()];
+    let mut targets: HashMap<i64, i64> = HashMap::new();
+    for (label, id) in labels.iter().zip(old) {
+        sizes[*label as usize] += 1;
+        if let Some(id) = id {
+            let count = sources[*label as usize].entry(*id).or_default();
+            *count += 1;
+            // In how many groups the members of a cluster are now.
+            *targets.entry(*id).or_default() += i64::from(*count == 1);
+        }
+    }
+    let mut changes = Vec::new();
+    for ((sources, size), id) in sources.into_iter().zip(sizes).zip(ids) {
+        let whole = sources.keys().all(|source| targets[source] == 1);
+        let moved = size - sources.get(id).copied().unwrap_or(0);
+        let change = match (sources.len(), whole) {
+            (0, _) => "new",
+            (1, true) if moved == 0 => continue,
+            (1, true) => "moved",
+            (1, false) => "split",
+            (_, true) => "merged",
+            (_, false) => "moved",
+        };
+        let mut from: Vec<i64> = sources.into_keys().collect();
+        from.sort_unstable();
+        changes.push((*id, change.to_owned(), from, size, moved));
+    }
+    changes.sort_by_key(|change| change.0);
+    changes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(vectors: &[[f32; 2]]) -> Rows {
+        let mut rows = Rows::default();
+        assert!(vectors.iter().all(|vector| rows.push(vector)));
+        rows
+    }
+
+    #[test]
+    fn rows_are_of_one_length() {
+        let mut rows = rows(&[[1.0, 0.0], [0.0, 1.0]]);
+        assert!(!rows.push(&[1.0, 0.0, 0.0]));
+        assert_eq!((rows.len(), rows.dimensions(), rows.row(1)), (2, 2, &[0.0, 1.0][..]));
+        assert_eq!(rows.view().shape(), [2, 2]);
+        assert!(Rows::default().is_empty() && Rows::default().view().is_empty());
+    }
+
+    #[test]
+    fn members_that_came_meanwhile_join_the_nearest_group_or_one_of_their_own() {
+        let before = rows(&[[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]);
+        // The third has gone; one came near the first two, one far from all, and another beside that.
+        let now = rows(&[[0.8, 0.6], [1.0, 0.0], [0.96, 0.28], [-1.0, 0.0], [-0.96, 0.28]]);
+        let mut looks = 0;
+        let (labels, sums) = regroup(&before, &[7, 7, 3], &now, 0.7, &mut || looks += 1);
+        assert_eq!(labels, [0, 0, 0, 1, 1]);
+        assert_eq!(sums.iter().map(|sum| sum.size).collect::<Vec<_>>(), [3, 2]);
+        assert_eq!(looks, 3, "one look for each that came");
+        // At a threshold that neither reaches, each is alone.
+        let (labels, sums) = regroup(&before, &[7, 7, 3], &now, 0.9999, &mut || {});
+        assert_eq!((labels, sums.len()), (vec![0, 0, 1, 2, 3], 4));
+    }
+
+    #[test]
+    fn groups_keep_the_id_that_most_of_their_members_have() {
+        let old = [Some(10), Some(10), Some(20), None, Some(20), Some(20), Some(30)];
+        let labels = [0, 0, 0, 1, 1, 1, 2];
+        assert_eq!(keep_ids(&labels, &old, 4), [Some(10), Some(20), Some(30), None]);
+        // Two groups that want one id: the one with more of its members has it.
+        assert_eq!(keep_ids(&[0, 1, 1], &[Some(5), Some(5), Some(5)], 2), [None, Some(5)]);
+    }
+
+    #[test]
+    fn changes_say_from_where_members_came() {
+        let ids = [10, 20];
+        assert_eq!(compare(&[0, 1], &[Some(10), Some(20)], &ids), []);
+        let found = compare(&[0, 0, 1], &[Some(10), Some(20), None], &ids);
+        assert_eq!(found[0], (10, "merged".to_owned(), vec![10, 20], 2, 1));
+        assert_eq!(found[1], (20, "new".to_owned(), vec![], 1, 1));
+        let found = compare(&[0, 1, 1], &[Some(10), Some(10), Some(20)], &ids);
+        assert_eq!(found[0], (10, "split".to_owned(), vec![10], 1, 0));
+        assert_eq!(found[1], (20, "moved".to_owned(), vec![10, 20], 2, 1));
+    }
+}

@@ -1,0 +1,165 @@
+//! What was found in a model's files and chosen, and whether the model works, for a person.
+
+use std::path::Path;
+use std::time::Instant;
+
+use ndarray::Array4;
+
+use crate::embedder::Embedder;
+use crate::embedder::ports::{chosen, unit_rows};
+use crate::embedder::text::Text;
+use crate::embedder::vision::Vision;
+use crate::error::{Error, Kind, Result, Setting};
+use crate::image;
+
+impl Embedder {
+    /// Whether the model tells red, green and blue squares apart by their names, as any CLIP does that was
+    /// exported and is preprocessed rightly: swapped channels, a broken quantisation and a transposed axis
+    /// all show. Returns the cosines, rows texts and columns images, in that order of colours.
+    ///
+    /// # Errors
+    /// As for embedding.
+    pub fn tell_colours(&mut self) -> Result<[[f32; 3]; 3]> {
+        let colours = [("red", [255, 0, 0]), ("green", [0, 255, 0]), ("blue", [0, 0, 255])];
+        let texts: Vec<String> = colours.iter().map(|(name, _)| format!("a {name} square")).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let texts = self.embed_texts(&texts, true, &mut || ())?;
+        self.load_vision()?;
+        let vision = self.vision.get().expect("loaded above");
+        let (height, width) = vision.size;
+        let mut cosines = [[0.0; 3]; 3];
+        for (column, (_, rgb)) in colours.iter().enumerate() {
+            let square = ::image::RgbImage::from_pixel(width as u32, height as u32, ::image::Rgb(*rgb));
+            let mut pixels = Array4::zeros((1, 3, height, width));
+            image::to_tensor(&square, &vision.preprocess, pixels.index_axis_mut(ndarray::Axis(0), 0));
+            let image = &unit_rows(&vision.run(pixels)?, &self.model)?[0];
+            for (row, text) in texts.iter().enumerate() {
+                cosines[row][column] = text.vector.iter().zip(image).map(|(a, b)| a * b).sum();
+            }
+        }
+        Ok(cosines)
+    }
+
+    /// Looks the model over for a person: (what, value), the last of which is a verdict that says what to do. Whatever is
+    /// wrong is a row. `name` is what the caller calls its settings.
+    pub fn check(&mut self, name: impl Fn(Setting) -> &'static str) -> Vec<(String, String)> {
+        let with_hint = |error: &Error| match error.hint_for(&name) {
+            Some(hint) => format!("{error} {hint}"),
+            None => error.to_string(),
+        };
+        let mut rows = vec![("directory".to_owned(), self.model.directory.display().to_string())];
+        let mut wrong = Vec::new();
+        let image = self.load_and_run_vision();
+        match (&image, self.vision.get()) {
+            (Ok(()), Some(vision)) => self.describe_vision(vision, &mut rows),
+            (Err(error), _) => rows.push(("image tower".to_owned(), with_hint(error))),
+            (Ok(()), None) => {}
+        }
+        let text = self.load_text().and_then(|()| self.text.get().map_or(Ok(()), |text| text.try_run()));
+        match (&text, self.text.get()) {
+            (Ok(()), Some(text)) => self.describe_text(text, &mut rows),
+            (Err(error), _) => rows.push(("text tower".to_owned(), with_hint(error))),
+            (Ok(()), None) => {}
+        }
+        match (image, text) {
+            (Ok(()), Ok(())) => {
+                let mut errors = Vec::new();
+                self.check_both(&mut rows, &mut wrong, &mut errors);
+                wrong.extend(errors.iter().map(&with_hint));
+            }
+            // A directory may well have one tower; it serves, or is one of a pair.
+            (Ok(()), Err(error)) if error.kind == Kind::MissingFile && self.single_tower() => {
+                wrong.push(format!("it embeds images alone: {}", with_hint(&error)));
+            }
+            (Err(error), Ok(())) if error.kind == Kind::MissingFile && self.single_tower() => {
+                wrong.push(format!("it embeds texts alone: {}", with_hint(&error)));
+            }
+            (image, text) => {
+                let failed = [("image", image.err()), ("text", text.err())].into_iter();
+                wrong.extend(failed.filter_map(|(what, error)| Some(format!("{what} tower: {}", with_hint(&error?)))));
+            }
+        }
+        if let Some(dimensions) = self.dimensions() {
+            rows.push(("dimensions".to_owned(), dimensions.to_string()));
+        }
+        wrong.extend(self.take_warnings().iter().map(&with_hint));
+        let verdict = if wrong.is_empty() { "good".to_owned() } else { wrong.join("; ") };
+        rows.push(("verdict".to_owned(), verdict));
+        rows
+    }
+
+    fn describe_vision(&self, vision: &Vision, rows: &mut Vec<(String, String)>) {
+        let tower = vision.tower.borrow();
+        let source = match &vision.prepared_by {
+            Some(file) => format!("by {}", below(file, &self.model.directory)),
+            None => "a guess".to_owned(),
+        };
+        rows.push(("image graph".to_owned(), tower.file.display().to_string()));
+        rows.push(("image graph's ports".to_owned(), tower.describe()));
+        rows.push(("image output".to_owned(), chosen(&vision.output, &vision.pooling)));
+        rows.push(("preprocessing".to_owned(), format!("{}, {source}", vision.preprocess)));
+        if vision.alone {
+            let why = "singly: the graph is quantized with ranges that would span a batch";
+            rows.push(("images run".to_owned(), why.to_owned()));
+        }
+    }
+
+    fn describe_text(&self, text: &Text, rows: &mut Vec<(String, String)>) {
+        let tower = text.tower.borrow();
+        rows.push(("text graph".to_owned(), tower.file.display().to_string()));
+        rows.push(("text graph's ports".to_owned(), tower.describe()));
+        rows.push(("text output".to_owned(), chosen(&text.output, &text.pooling)));
+        let encoder = &text.encoder;
+        let side = if encoder.pad_left { "at the left " } else { "" };
+        let padding = match text.pad_to {
+            Some(length) => format!("filled {side}to {length} with id {}", encoder.pad_id),
+            None => "not filled up".to_owned(),
+        };
+        let most = format!("at most {} {}, {padding}", encoder.context_length, encoder.context_source);
+        rows.push(("tokens".to_owned(), most));
+        rows.push(("texts".to_owned(), encoder.cleaning.to_string()));
+    }
+
+    /// What takes both towers: probabilities, colours, and how fast it is here.
+    fn check_both(&mut self, rows: &mut Vec<(String, String)>, wrong: &mut Vec<String>, errors: &mut Vec<Error>) {
+        match self.logits() {
+            Ok(logits) => rows.push(("probabilities".to_owned(), logits.to_string())),
+            Err(error) => errors.push(error),
+        }
+        match self.tell_colours() {
+            Ok(cosines) => {
+                let shown: Vec<String> = cosines.iter().map(|row| row.map(|c| format!("{c:.3}")).join(" ")).collect();
+                rows.push(("red, green, blue: texts by images".to_owned(), shown.join("; ")));
+                let told = |text: usize, image: usize| image == text || cosines[text][text] > cosines[text][image];
+                if !(0..3).all(|text| (0..3).all(|image| told(text, image))) {
+                    wrong.push(
+                        "it does not tell red, green and blue squares apart, as a CLIP that is exported rightly does"
+                            .to_owned(),
+                    );
+                }
+            }
+            Err(error) => errors.push(error),
+        }
+        let fastest = |run: &dyn Fn() -> Result<()>| {
+            let times = (0..3).map(|_| {
+                let start = Instant::now();
+                run().map(|()| start.elapsed().as_secs_f64() * 1e3)
+            });
+            times.collect::<Result<Vec<f64>>>().map(|times| times.into_iter().fold(f64::INFINITY, f64::min))
+        };
+        if let (Some(vision), Some(text)) = (self.vision.get(), self.text.get())
+            && let (Ok(image), Ok(text)) = (fastest(&|| vision.run_black()), fastest(&|| text.try_run()))
+        {
+            let threads = match self.threads {
+                1 => "on one thread".to_owned(),
+                more => format!("on {more} threads"),
+            };
+            rows.push(("speed here".to_owned(), format!("image {image:.1} ms, text {text:.1} ms, {threads}")));
+        }
+    }
+}
+
+/// A file's path in the model's directory.
+fn below(file: &Path, directory: &Path) -> String {
+    file.strip_prefix(directory).unwrap_or(file).display().to_string()
+}

@@ -1,0 +1,160 @@
+//! The inputs and outputs of graphs: which ones are used, what they are given, and how their rows become vectors.
+
+use std::cell::RefCell;
+use std::path::Path;
+use std::rc::Rc;
+
+use ndarray::{Array2, Array4};
+use once_cell::unsync::OnceCell;
+use ort::session::SessionInputValue;
+use ort::value::{Tensor, TensorElementType};
+
+use crate::clustering::centroid;
+use crate::error::{Error, Kind, Result};
+use crate::model::Model;
+use crate::model::pooling::Pooling;
+use crate::model::session::{Port, Runtime, Tower};
+
+pub(super) const IMAGE_INPUTS: [&str; 4] = ["pixel_values", "image", "images", "input"];
+pub(super) const TEXT_INPUTS: [&str; 3] = ["input_ids", "text", "input"];
+
+/// The rows of a tower's output, each scaled to length 1.
+pub(super) fn unit_rows(output: &Array2<f32>, model: &Model) -> Result<Vec<Vec<f32>>> {
+    output
+        .outer_iter()
+        .map(|row| {
+            let mut row = row.to_vec();
+            centroid::normalise(&mut row).map_err(|e| {
+                Error::new(Kind::BadModel, format!("model \"{}\" gave no usable vector", model.name))
+                    .detail(format!("Its output: {}.", e.message))
+                    .hint("The model's files may be broken; download them again, or use another variant.")
+            })?;
+            Ok(row)
+        })
+        .collect()
+}
+
+pub(super) fn missing_tower(model: &Model, what: &str) -> Error {
+    Error::new(Kind::MissingFile, format!("model \"{}\" has no {what} tower", model.name))
+        .detail(format!("No ONNX file for it is in \"{}\".", model.directory.display()))
+}
+
+pub(super) fn unusable(tower: &Tower, what: &str) -> Error {
+    Error::new(Kind::BadModel, format!("model file \"{}\" cannot be used: {what}", tower.file.display()))
+        .detail(format!("It has {}.", tower.describe()))
+}
+
+/// A graph without an input for this kind of item.
+pub(super) fn missing_half(model: &Model, tower: &Tower, what: &str) -> Error {
+    if model.combined {
+        missing_tower(model, what)
+            .hint("Where the towers are two directories, name both: image directory, a plus sign, text directory.")
+    } else {
+        unusable(tower, &format!("it has no {what} input"))
+    }
+}
+
+/// The embedding among a graph's outputs: one vector an item, by name or the only one; else one vector a
+/// position, if the model says how to pool them. `kind` is "image" or "text", as it stands in the names.
+pub(super) fn pick_output(tower: &Tower, kind: &str, pooling: &Pooling) -> Result<Port> {
+    let own = [format!("{kind}_embeds"), format!("l2norm_{kind}_embeddings"), format!("{kind}_embeddings")];
+    let general = ["embedding", "sentence_embedding", "pooler_output", "output"];
+    let names: Vec<&str> = own.iter().map(String::as_str).chain(general).collect();
+    let usable = |port: &&Port, rank: usize| {
+        port.shape.len() == rank && matches!(port.element, TensorElementType::Float32 | TensorElementType::Float16)
+    };
+    let only = if tower.outputs.len() == 1 { tower.outputs.first() } else { None };
+    let choose = |names: &[&str], rank: usize| {
+        let mut named = names.iter().filter_map(|name| tower.outputs.iter().find(|port| port.name == *name));
+        named.find(|port| usable(port, rank)).or(only.filter(|port| usable(port, rank)))
+    };
+    if let Some(port) = choose(&names, 2) {
+        return Ok(port.clone());
+    }
+    match choose(&["last_hidden_state", "token_embeddings"], 3) {
+        Some(port) if pooling.mode.is_some() => Ok(port.clone()),
+        Some(port) => {
+            let what = "has one vector a position, and nothing says how to pool them";
+            Err(unusable(tower, &format!("its output \"{}\" {what}", port.name)).hint(
+                "Say it in 1_Pooling/config.json: {\"pooling_mode_cls_token\": true} or {\"pooling_mode_mean_tokens\": true}.",
+            ))
+        }
+        None => Err(unusable(tower, "it has no output with one float vector an item")),
+    }
+}
+
+/// Both towers must embed into one space.
+pub(super) fn same_width(model: &Model, output: &Port, pooling: &Pooling, other: Option<usize>) -> Result<()> {
+    match (width(output, pooling), other) {
+        (Some(a), Some(b)) if a != b => {
+            Err(Error::new(Kind::BadModel, format!("model \"{}\" has towers of unequal width", model.name))
+                .detail(format!("Output \"{}\" has {a} dimensions, the other tower's has {b}.", output.name)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Length of the vectors that an output gives, where the graph fixes it.
+pub(super) fn width(output: &Port, pooling: &Pooling) -> Option<usize> {
+    let last = output.fixed(output.shape.len() - 1)?;
+    Some(if output.shape.len() == 3 { pooling.width(last) } else { last })
+}
+
+pub(super) fn chosen(output: &Port, pooling: &Pooling) -> String {
+    match (output.shape.len(), pooling.mode) {
+        (3, Some(pooling)) => format!("{output}, pooled: {}", format!("{pooling:?}").to_lowercase()),
+        _ => output.to_string(),
+    }
+}
+
+/// Loads a graph; one that serves both towers only once.
+pub(super) fn open(
+    shared: &OnceCell<Rc<RefCell<Tower>>>,
+    combined: bool,
+    library: &Path,
+    file: &Path,
+    threads: usize,
+    cache: Option<&Path>,
+    notes: &mut Vec<String>,
+) -> Result<Rc<RefCell<Tower>>> {
+    let mut load = || {
+        let mut tower = Tower::load(Runtime::load(library)?, file, threads, cache)?;
+        notes.extend(tower.note.take());
+        Ok(Rc::new(RefCell::new(tower)))
+    };
+    if combined { shared.get_or_try_init(load).cloned() } else { load() }
+}
+
+pub(super) fn is_integer(port: &Port) -> bool {
+    matches!(port.element, TensorElementType::Int64 | TensorElementType::Int32)
+}
+
+/// The input for pixels: by name, but not a text tower's input of the same name.
+pub(super) fn image_input(tower: &Tower) -> Option<Port> {
+    tower.input(&IMAGE_INPUTS).filter(|port| !is_integer(port)).cloned()
+}
+
+pub(super) fn floats(port: &Port, array: Array4<f32>) -> Result<SessionInputValue<'static>> {
+    if port.element == TensorElementType::Float16 {
+        Tensor::from_array(array.mapv(half::f16::from_f32)).map(Into::into).map_err(tensor_failed)
+    } else {
+        Tensor::from_array(array).map(Into::into).map_err(tensor_failed)
+    }
+}
+
+pub(super) fn integers(
+    port: &Port,
+    shape: (usize, usize),
+    values: impl Iterator<Item = i64>,
+) -> Result<SessionInputValue<'static>> {
+    let shape = [shape.0, shape.1];
+    if port.element == TensorElementType::Int32 {
+        Tensor::from_array((shape, values.map(|v| v as i32).collect::<Vec<_>>())).map(Into::into).map_err(tensor_failed)
+    } else {
+        Tensor::from_array((shape, values.collect::<Vec<_>>())).map(Into::into).map_err(tensor_failed)
+    }
+}
+
+fn tensor_failed(e: ort::Error) -> Error {
+    Error::new(Kind::Internal, "an input tensor could not be made").detail(e.message().to_owned())
+}

@@ -1,0 +1,329 @@
+//! Texts to vectors: tokens, padding, the text tower.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Instant;
+
+use ndarray::{Array2, Array4};
+
+use crate::embedder::Embedder;
+use crate::embedder::ports::{
+    TEXT_INPUTS, floats, image_input, integers, is_integer, missing_half, missing_tower, open, pick_output, same_width,
+    unit_rows, unusable, width,
+};
+use crate::error::{Error, Kind, Result, Setting};
+use crate::memory;
+use crate::model::Model;
+use crate::model::config::{Config, Family, preparation};
+use crate::model::operators::quantizes_dynamically;
+use crate::model::pooling::Pooling;
+use crate::model::session::{Port, Tower};
+use crate::text::{TextEncoder, Tokens};
+
+/// Texts of equal length run together: as many as this, of as many tokens in all. A token takes the text tower of ViT-B/32
+/// a millisecond, and no interrupt is seen meanwhile; long texts gain nothing by company.
+const TEXT_BATCH: usize = 32;
+const BATCH_TOKENS: usize = 256;
+/// Texts whose tokens are in memory together: 0.3 MB for CLIP's context.
+const WINDOW: usize = 1024;
+/// What is kept about a text graph: whether texts must be filled up.
+const PADDING: &str = "padding";
+const NEEDED: &str = "needed";
+const NOT_NEEDED: &str = "not needed";
+
+/// A text's vector.
+pub struct TextEmbedding {
+    pub vector: Vec<f32>,
+    /// The text was cut to the model's context.
+    pub truncated: bool,
+}
+
+pub(super) struct Text {
+    pub(super) tower: Rc<RefCell<Tower>>,
+    pub(super) encoder: TextEncoder,
+    pub(super) ids: Port,
+    pub(super) mask: Option<Port>,
+    /// `token_type_ids` take zeros, `position_ids` count.
+    pub(super) zeros: Option<Port>,
+    pub(super) positions: Option<Port>,
+    /// What the image half of a combined graph is given.
+    pub(super) idle: Option<Idle>,
+    pub(super) output: Port,
+    pub(super) pooling: Pooling,
+    /// Texts are filled to this length.
+    pub(super) pad_to: Option<usize>,
+    /// Padding is as good as text to the model, whose mask is all ones.
+    pub(super) fills: bool,
+    /// Most texts of a run; 1 where the graph takes no more.
+    pub(super) most: usize,
+}
+
+/// Pixels for the half of a combined graph that is not asked.
+pub(super) struct Idle {
+    pub(super) input: Port,
+    /// (images, 3, height, width); no image at all where the graph bears it.
+    pub(super) shape: [usize; 4],
+}
+
+impl Embedder {
+    /// Embeds texts, in order; each vector has length 1.
+    ///
+    /// A text over the model's context is cut as the reference tokenizer does, which leaves a warning;
+    /// without `truncate` it is an error.
+    ///
+    /// # Errors
+    /// As [`Self::embed_images`].
+    pub fn embed_texts(
+        &mut self,
+        texts: &[&str],
+        truncate: bool,
+        check_interrupts: &mut dyn FnMut(),
+    ) -> Result<Vec<TextEmbedding>> {
+        self.forget_items();
+        self.load_text()?;
+        let mut embedded = memory::with_capacity(texts.len())?;
+        for (window, from) in texts.chunks(WINDOW).zip((0..).step_by(WINDOW)) {
+            self.embed_window(window, from, truncate, check_interrupts, &mut embedded)?;
+        }
+        self.counters.texts += texts.len() as u64;
+        Ok(embedded)
+    }
+
+    /// Embeds some of the texts, of which the first is at `from` in what the user gave.
+    fn embed_window(
+        &mut self,
+        texts: &[&str],
+        from: usize,
+        truncate: bool,
+        check_interrupts: &mut dyn FnMut(),
+        embedded: &mut Vec<TextEmbedding>,
+    ) -> Result<()> {
+        let text = self.text.get().expect("loaded by the caller");
+        let mut tokens = Vec::with_capacity(texts.len());
+        for (string, index) in texts.iter().zip(from..) {
+            let mut encoded = text.encoder.encode_checked(string, check_interrupts).map_err(|e| e.element(index))?;
+            if encoded.truncated {
+                let remark = too_long(string, text.encoder.context_length, &self.model.name).element(index);
+                if !truncate {
+                    return Err(remark
+                        .hint_setting(Setting::TruncateText, "Embed a shorter text, or let it be cut: {setting}."));
+                }
+                self.warnings.push(remark);
+            }
+            text.pad(&mut encoded);
+            tokens.push(encoded);
+        }
+        // Texts of one length run together, so that no batch needs padding.
+        let mut order: Vec<usize> = (0..texts.len()).collect();
+        order.sort_by_key(|i| tokens[*i].ids.len());
+        let mut vectors = vec![Vec::new(); texts.len()];
+        let same_length = order.chunk_by(|a, b| tokens[*a].ids.len() == tokens[*b].ids.len());
+        for group in same_length.flat_map(|group| group.chunks(text.batch(tokens[group[0]].ids.len()))) {
+            check_interrupts();
+            let batch: Vec<&Tokens> = group.iter().map(|i| &tokens[*i]).collect();
+            let start = Instant::now();
+            let output = text.run(&batch)?;
+            self.counters.inference += start.elapsed();
+            self.counters.runs += 1;
+            for (vector, i) in unit_rows(&output, &self.model)?.into_iter().zip(group) {
+                vectors[*i] = vector;
+            }
+        }
+        let truncated = tokens.iter().map(|tokens| tokens.truncated);
+        embedded
+            .extend(vectors.into_iter().zip(truncated).map(|(vector, truncated)| TextEmbedding { vector, truncated }));
+        Ok(())
+    }
+
+    /// The ids of a text as the model's text tower gets them, with padding where it needs some.
+    ///
+    /// # Errors
+    /// As for embedding it.
+    pub fn tokens(&mut self, string: &str) -> Result<Tokens> {
+        self.load_text()?;
+        let text = self.text.get().expect("loaded above");
+        let mut tokens = text.encoder.encode(string)?;
+        text.pad(&mut tokens);
+        Ok(tokens)
+    }
+
+    pub(super) fn load_text(&mut self) -> Result<()> {
+        let (model, warnings, notes) = (&self.model, &mut self.warnings, &mut self.notes);
+        let (cache, counters, start) = (self.cache.as_deref(), &mut self.counters, Instant::now());
+        let image_width = self.vision.get().and_then(|v| width(&v.output, &v.pooling));
+        self.text.get_or_try_init(|| {
+            let file = model.text.as_ref().ok_or_else(|| missing_tower(model, "text"))?;
+            let shared = open(&self.shared, model.combined, &self.library, file, self.threads, cache, notes)?;
+            let tower = shared.borrow();
+            let unusable = |what: &str| unusable(&tower, what);
+            let ids = tower.input(&TEXT_INPUTS).filter(|port| is_integer(port)).cloned();
+            let ids = ids.ok_or_else(|| missing_half(model, &tower, "text"))?;
+            let named = |name: &str| tower.input(&[name]).cloned();
+            let (mask, zeros, positions) = (named("attention_mask"), named("token_type_ids"), named("position_ids"));
+            let pixels = image_input(&tower).filter(|port| port.name != ids.name);
+            for port in [&ids].into_iter().chain(&mask).chain(&zeros).chain(&positions) {
+                if !is_integer(port) || port.shape.len() != 2 {
+                    let what = "is not int64 or int32 of shape (batch, sequence)";
+                    return Err(unusable(&format!("its input \"{}\" {what}", port.name)));
+                }
+            }
+            let known = [Some(&ids), mask.as_ref(), zeros.as_ref(), positions.as_ref(), pixels.as_ref()];
+            let unknown = tower.inputs.iter().find(|port| known.iter().flatten().all(|k| k.name != port.name));
+            if let Some(unknown) = unknown {
+                return Err(unusable(&format!("nothing is known to give to its input \"{}\"", unknown.name)));
+            }
+            let pooling = Pooling::read(&model.text_directory)?;
+            let output = pick_output(&tower, "text", &pooling)?;
+            same_width(model, &output, &pooling, image_width)?;
+            // SigLIP was trained on filled texts without a mask, and its processor gives none.
+            let fills = mask.is_some() && Config::read(&model.text_directory).family == Family::Siglip;
+            let pad_to = ids.fixed(1);
+            let encoder = TextEncoder::load(model, pad_to, warnings)?;
+            let pad_to = pad_to.or(fills.then_some(encoder.context_length));
+            let alone = quantizes_dynamically(file);
+            let most = if alone || ids.fixed(0).is_some() { 1 } else { TEXT_BATCH };
+            let idle = match pixels {
+                Some(input) => {
+                    let graph = input.fixed(2).zip(input.fixed(3));
+                    let prepared = preparation(model, graph)?.preprocess.output_size();
+                    let configured = prepared.unwrap_or((224, 224));
+                    let height = input.fixed(2).unwrap_or(configured.1 as usize);
+                    let width = input.fixed(3).unwrap_or(configured.0 as usize);
+                    Some(Idle { shape: [0, 3, height, width], input })
+                }
+                None => None,
+            };
+            drop(tower);
+            let mut text = Text {
+                tower: shared,
+                encoder,
+                ids,
+                mask,
+                zeros,
+                positions,
+                idle,
+                output,
+                pooling,
+                pad_to,
+                fills,
+                most,
+            };
+            // A graph that is kept has run before. What was found then spares two runs, 50 ms of a connection's first query.
+            let asks = text.pad_to.is_none() && text.mask.is_none() && text.idle.is_none();
+            let known = if asks { text.tower.borrow().recall(PADDING) } else { None };
+            let pads = match known.as_deref() {
+                Some(NEEDED) => true,
+                Some(NOT_NEEDED) => false,
+                _ => {
+                    let sample = text.run_sample(model, warnings)?;
+                    let pads = text.pad_to.is_none() && text.mask.is_none() && text.padding_matters(&sample)?;
+                    if asks {
+                        text.tower.borrow().remember(PADDING, if pads { NEEDED } else { NOT_NEEDED });
+                    }
+                    pads
+                }
+            };
+            if pads {
+                text.pad_to = Some(text.encoder.context_length);
+            }
+            counters.loads += 1;
+            counters.loading += start.elapsed();
+            Ok(text)
+        })?;
+        Ok(())
+    }
+}
+
+impl Text {
+    /// How many texts of so many tokens run together.
+    fn batch(&self, tokens: usize) -> usize {
+        (BATCH_TOKENS / tokens.max(1)).clamp(1, self.most)
+    }
+
+    pub(super) fn pad(&self, tokens: &mut Tokens) {
+        if let Some(length) = self.pad_to {
+            self.encoder.pad(tokens, length);
+        }
+    }
+
+    /// Runs texts of one length. Returns shape (texts, dimensions).
+    pub(super) fn run(&self, batch: &[&Tokens]) -> Result<Array2<f32>> {
+        let shape = (batch.len(), batch[0].ids.len());
+        let ids = batch.iter().flat_map(|tokens| tokens.ids.iter().map(|id| i64::from(*id)));
+        let mut inputs = vec![(self.ids.name.clone(), integers(&self.ids, shape, ids)?)];
+        if let Some(port) = &self.mask {
+            let seen = |tokens: &&Tokens| {
+                let (length, left) = (tokens.length, self.encoder.pad_left);
+                (0..shape.1)
+                    .map(move |i| i64::from(self.fills || if left { i + length >= shape.1 } else { i < length }))
+            };
+            let values = batch.iter().flat_map(seen);
+            inputs.push((port.name.clone(), integers(port, shape, values)?));
+        }
+        if let Some(port) = &self.zeros {
+            inputs.push((port.name.clone(), integers(port, shape, std::iter::repeat_n(0, shape.0 * shape.1))?));
+        }
+        if let Some(port) = &self.positions {
+            inputs.push((port.name.clone(), integers(port, shape, (0..shape.0).flat_map(|_| 0..shape.1 as i64))?));
+        }
+        if let Some(Idle { input, shape }) = &self.idle {
+            inputs.push((input.name.clone(), floats(input, Array4::zeros(*shape))?));
+        }
+        let output = self.tower.borrow_mut().run(inputs, &self.output.name)?;
+        let lengths: Vec<usize> = batch.iter().map(|tokens| tokens.length).collect();
+        self.pooling.apply(output, &lengths)
+    }
+
+    /// Runs one short text.
+    pub(super) fn try_run(&self) -> Result<()> {
+        self.run(&[&self.sample()?]).map(drop)
+    }
+
+    /// A short text as the graph wants it.
+    pub(super) fn sample(&self) -> Result<Tokens> {
+        let mut tokens = self.encoder.encode("a photo")?;
+        self.pad(&mut tokens);
+        Ok(tokens)
+    }
+
+    /// Runs one short text, so that a graph which cannot run fails when it is loaded. A combined graph is
+    /// first given no image at all, and a black one if it cannot do with that, which is remarked.
+    pub(super) fn run_sample(&mut self, model: &Model, warnings: &mut Vec<Error>) -> Result<Array2<f32>> {
+        let tokens = self.sample()?;
+        let result = self.run(&[&tokens]);
+        let (Err(_), Some(idle)) = (&result, &mut self.idle) else { return result };
+        idle.shape[0] = 1;
+        let output = self.run(&[&tokens])?;
+        let message = format!("model \"{}\" runs its image tower for every text", model.name);
+        warnings.push(
+            Error::new(Kind::BadModel, message)
+                .detail("Its two towers are one graph, which needs an image whenever it runs.")
+                .hint("Take an export with separate towers: texts are several times faster with it."),
+        );
+        Ok(output)
+    }
+
+    /// Whether ids after the end of a text change its vector.
+    ///
+    /// CLIP's text tower is causal and reads its output at the end token, so they cannot, and a query of
+    /// seven tokens need not pay for 77 (16 ms against 80 ms for ViT-B/32 on one thread). SigLIP's is not
+    /// causal, was trained on padded texts, and loses its meaning without (10 against 80 points of
+    /// accuracy, embeddings-benchmark/mteb#1424). The graph itself tells which: eight more ids are put
+    /// behind a short text. Rounding leaves a cosine above 0.999.
+    ///
+    /// `a` is what the sample gives without.
+    pub(super) fn padding_matters(&self, a: &Array2<f32>) -> Result<bool> {
+        let mut padded = self.sample()?;
+        padded.ids.resize((padded.length + 8).min(self.encoder.context_length), self.encoder.pad_id);
+        let b = self.run(&[&padded])?;
+        let cosine = a.row(0).dot(&b.row(0)) / (a.row(0).dot(&a.row(0)) * b.row(0).dot(&b.row(0))).sqrt();
+        Ok(cosine.is_nan() || cosine < 0.999)
+    }
+}
+
+fn too_long(text: &str, context: usize, model: &str) -> Error {
+    // How many tokens there are in all is not known: the tokenizer stops where it may.
+    Error::new(Kind::LimitExceeded, format!("text is longer than the model's context of {context} tokens")).detail(
+        format!("It has {} characters; model \"{model}\" reads the first {context} tokens.", text.chars().count()),
+    )
+}

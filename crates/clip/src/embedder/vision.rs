@@ -1,0 +1,275 @@
+//! Image files to vectors: decoding, batches, the image tower.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use ndarray::{Array2, Array4};
+use ort::value::TensorElementType;
+
+use crate::embedder::Embedder;
+use crate::embedder::ports::{
+    floats, image_input, integers, is_integer, missing_half, missing_tower, open, pick_output, same_width, unit_rows,
+    unusable, width,
+};
+use crate::error::{Error, Kind, Result};
+use crate::image::preprocess::Preprocess;
+use crate::image::{self, Limits};
+use crate::model::config::{Preparation, preparation};
+use crate::model::operators::quantizes_dynamically;
+use crate::model::pooling::Pooling;
+use crate::model::session::{Port, Tower, with_signals_blocked};
+
+/// Images run together, where that is faster ([`Pace`]): ViT-B/32 gains 12 % over single images, on one thread and on two
+/// (107 against 121 ms an image), for some 50 MB; a small convolutional net such as photo-mini's loses as much.
+const IMAGE_BATCH: usize = 8;
+/// Pixels of a batch, at most: eight images of 224 × 224. Activations take some ten times their memory.
+const BATCH_PIXELS: usize = IMAGE_BATCH * 224 * 224;
+
+pub(super) struct Vision {
+    pub(super) tower: Rc<RefCell<Tower>>,
+    pub(super) input: Port,
+    /// What the text half of a combined graph is given.
+    pub(super) idle: Vec<Port>,
+    pub(super) output: Port,
+    pub(super) pooling: Pooling,
+    pub(super) preprocess: Preprocess,
+    /// The file that states it.
+    pub(super) prepared_by: Option<PathBuf>,
+    /// Images run singly, since the graph's ranges would span a batch.
+    pub(super) alone: bool,
+    /// (height, width)
+    pub(super) size: (usize, usize),
+    pub(super) pace: Pace,
+}
+
+/// Whether images are run together or singly: the first batch is timed, then as many singly, and the faster way is kept.
+pub(super) struct Pace {
+    /// Images of a batch; 1 where the graph takes no more.
+    most: usize,
+    /// Seconds an image.
+    together: Option<f64>,
+    singly: Option<f64>,
+}
+
+impl Pace {
+    fn batch(&self) -> usize {
+        match (self.together, self.singly) {
+            (None, _) => self.most,
+            (Some(_), None) => 1,
+            (Some(together), Some(singly)) if together <= singly => self.most,
+            _ => 1,
+        }
+    }
+
+    /// Learns from a run of `count` images.
+    fn note(&mut self, count: usize, taken: Duration) {
+        let each = taken.as_secs_f64() / count as f64;
+        if self.together.is_none() && self.most > 1 && count == self.most {
+            self.together = Some(each);
+        } else if self.together.is_some() && count == 1 {
+            // The fastest of all: what disturbs a run makes it slower.
+            self.singly = Some(self.singly.map_or(each, |fastest| fastest.min(each)));
+        }
+    }
+}
+
+/// Images as the graph takes them.
+struct Prepared {
+    pixels: Array4<f32>,
+    remarks: Vec<Error>,
+    taken: Duration,
+}
+
+impl Embedder {
+    /// Embeds image files, in order; each vector has length 1. Very large JPEGs are decoded smaller than they are
+    /// ([`image::decode_for`]) unless [`Limits::exact_jpeg`].
+    ///
+    /// `check_interrupts` is called between pieces of work that take milliseconds; it may unwind.
+    ///
+    /// # Errors
+    /// The first failing image's, with its place in the array where there are several; nothing is returned
+    /// of the others.
+    pub fn embed_images(
+        &mut self,
+        files: &[&[u8]],
+        limits: &Limits,
+        check_interrupts: &mut dyn FnMut(),
+    ) -> Result<Vec<Vec<f32>>> {
+        self.forget_items();
+        self.load_vision()?;
+        let result = self.run_images(files, limits, check_interrupts);
+        if matches!(&result, Err(e) if e.kind == Kind::BadModel) {
+            // The graph doesn't run. Loaded anew by the next call, since its file may have been mended.
+            self.vision.take();
+        }
+        result
+    }
+
+    /// With more threads than one, the next images are decoded while the graph runs.
+    fn run_images(
+        &mut self,
+        files: &[&[u8]],
+        limits: &Limits,
+        check_interrupts: &mut dyn FnMut(),
+    ) -> Result<Vec<Vec<f32>>> {
+        // A graph that is given no image at all may divide by the number of images.
+        if files.is_empty() {
+            return Ok(Vec::new());
+        }
+        let vision = self.vision.get_mut().expect("loaded by the caller");
+        let (preprocess, size) = (vision.preprocess.clone(), vision.size);
+        let mut vectors: Vec<Vec<f32>> = Vec::with_capacity(files.len());
+        let chunk = |from: usize, most: usize| &files[from..files.len().min(from + most)];
+        let mut now = chunk(0, vision.pace.batch());
+        let mut prepared = prepare(now, 0, limits, &preprocess, size, check_interrupts);
+        loop {
+            let Prepared { pixels, remarks, taken } = prepared?;
+            self.warnings.extend(remarks);
+            self.counters.decoding += taken;
+            let from = vectors.len() + now.len();
+            let next = chunk(from, vision.pace.batch());
+            check_interrupts();
+            let run = || -> Result<()> {
+                let start = Instant::now();
+                let output = vision.run(pixels)?;
+                let taken = start.elapsed();
+                vision.pace.note(now.len(), taken);
+                self.counters.inference += taken;
+                self.counters.runs += 1;
+                vectors.extend(unit_rows(&output, &self.model)?);
+                Ok(())
+            };
+            if next.is_empty() {
+                run()?;
+                self.counters.images += files.len() as u64;
+                return Ok(vectors);
+            }
+            prepared = if self.threads > 1 {
+                let ahead = || prepare(next, from, limits, &preprocess, size, &mut || ());
+                let (result, prepared) = with_helper(&ahead, run);
+                result?;
+                prepared
+            } else {
+                run()?;
+                prepare(next, from, limits, &preprocess, size, check_interrupts)
+            };
+            now = next;
+        }
+    }
+
+    /// Loads the image tower and gives it a black image, where no real one follows to show that it runs: an
+    /// inference costs 120 ms for ViT-B/32, which a connection's first photo shall not pay twice.
+    pub(super) fn load_and_run_vision(&mut self) -> Result<()> {
+        self.load_vision()?;
+        self.vision.get().expect("loaded above").run_black()
+    }
+
+    pub(super) fn load_vision(&mut self) -> Result<()> {
+        let (model, warnings, notes) = (&self.model, &mut self.warnings, &mut self.notes);
+        let (cache, counters, start) = (self.cache.as_deref(), &mut self.counters, Instant::now());
+        let text_width = self.text.get().and_then(|t| width(&t.output, &t.pooling));
+        self.vision.get_or_try_init(|| {
+            let file = model.vision.as_ref().ok_or_else(|| missing_tower(model, "image"))?;
+            let shared = open(&self.shared, model.combined, &self.library, file, self.threads, cache, notes)?;
+            let tower = shared.borrow();
+            let unusable = |what: &str| unusable(&tower, what);
+            let input = image_input(&tower).ok_or_else(|| missing_half(model, &tower, "image"))?;
+            let float = matches!(input.element, TensorElementType::Float32 | TensorElementType::Float16);
+            if !float || input.shape.len() != 4 || input.fixed(1).is_some_and(|c| c != 3) {
+                return Err(unusable("its image input is not float32 or float16 of shape (batch, 3, height, width)"));
+            }
+            let idle: Vec<Port> = tower.inputs.iter().filter(|port| port.name != input.name).cloned().collect();
+            if let Some(unknown) = idle.iter().find(|port| !is_integer(port) || port.shape.len() != 2) {
+                return Err(unusable(&format!("nothing is known to give to its input \"{}\"", unknown.name)));
+            }
+            let pooling = Pooling::read(&model.directory)?;
+            let output = pick_output(&tower, "image", &pooling)?;
+            let graph_size = input.fixed(2).zip(input.fixed(3));
+            let Preparation { preprocess, file: prepared_by, guess } = preparation(model, graph_size)?;
+            warnings.extend(guess);
+            let configured = preprocess.output_size().map(|(width, height)| (height as usize, width as usize));
+            let size = match (configured, graph_size) {
+                (Some(c), Some(g)) if c != g => {
+                    return Err(unusable(&format!(
+                        "it takes images of {}×{} pixels, but its preprocessing makes {}×{}",
+                        g.1, g.0, c.1, c.0
+                    )));
+                }
+                (Some(size), _) => size,
+                (None, _) => return Err(unusable("its preprocessing leaves images of unequal sizes")),
+            };
+            same_width(model, &output, &pooling, text_width)?;
+            let alone = quantizes_dynamically(file);
+            let most = input
+                .fixed(0)
+                .map(drop)
+                .or(alone.then_some(()))
+                .map_or((BATCH_PIXELS / (size.0 * size.1)).clamp(1, IMAGE_BATCH), |_| 1);
+            let pace = Pace { most, together: None, singly: None };
+            drop(tower);
+            counters.loads += 1;
+            counters.loading += start.elapsed();
+            Ok(Vision { tower: shared, input, idle, output, pooling, preprocess, prepared_by, alone, size, pace })
+        })?;
+        Ok(())
+    }
+}
+
+/// Decodes, resizes and normalises images. `from` is the first one's place in what the user gave.
+fn prepare(
+    files: &[&[u8]],
+    from: usize,
+    limits: &Limits,
+    preprocess: &Preprocess,
+    (height, width): (usize, usize),
+    check_interrupts: &mut dyn FnMut(),
+) -> Result<Prepared> {
+    let start = Instant::now();
+    let mut pixels = Array4::<f32>::zeros((files.len(), 3, height, width));
+    let mut remarks = Vec::new();
+    for ((file, plane), place) in files.iter().zip(pixels.outer_iter_mut()).zip(from..) {
+        check_interrupts();
+        let mut decoded = image::decode_for(file, limits, preprocess).map_err(|e| e.element(place))?;
+        remarks.extend(decoded.truncated.take().map(|remark| remark.element(place)));
+        let pixels = decoded.prepare(preprocess, limits).map_err(|e| e.element(place))?;
+        image::to_tensor(&pixels, preprocess, plane);
+    }
+    Ok(Prepared { pixels, remarks, taken: start.elapsed() })
+}
+
+/// Runs `aside` in a thread of its own while `work` runs here; after it where no thread can be had.
+///
+/// The thread takes no signals: they are the process's own business.
+fn with_helper<T: Send, U>(aside: &(impl Fn() -> T + Sync), work: impl FnOnce() -> U) -> (U, T) {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("clip decode".to_owned());
+        let helper = with_signals_blocked(|| thread.spawn_scoped(scope, aside));
+        let done = work();
+        match helper {
+            Ok(helper) => (done, helper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))),
+            Err(_) => (done, aside()),
+        }
+    })
+}
+
+impl Vision {
+    pub(super) fn run_black(&self) -> Result<()> {
+        self.run(Array4::zeros((1, 3, self.size.0, self.size.1))).map(|_| ())
+    }
+
+    /// Runs images of the model's size. Returns shape (images, dimensions).
+    pub(super) fn run(&self, pixels: Array4<f32>) -> Result<Array2<f32>> {
+        let count = pixels.dim().0;
+        let mut inputs = vec![(self.input.name.clone(), floats(&self.input, pixels)?)];
+        for port in &self.idle {
+            // A text of two ids, which a combined graph wants to have and whose result nobody reads.
+            let shape = (port.fixed(0).unwrap_or(1), port.fixed(1).unwrap_or(2));
+            inputs.push((port.name.clone(), integers(port, shape, std::iter::repeat_n(1, shape.0 * shape.1))?));
+        }
+        let output = self.tower.borrow_mut().run(inputs, &self.output.name)?;
+        let positions = output.shape().get(1).copied().unwrap_or(1);
+        self.pooling.apply(output, &vec![positions; count])
+    }
+}

@@ -1,0 +1,334 @@
+//! What a model's files say about it, whichever library wrote them.
+//!
+//! transformers writes `config.json` with a `model_type`, open_clip its model under `model_cfg` in
+//! `open_clip_config.json` (or alone as `config.json`, as Immich ships it), sentence-transformers a list of modules. A
+//! value that no file states is a guess, and guesses are kept for the user to see.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::error::{Error, Kind, Result};
+use crate::image::preprocess::Preprocess;
+use crate::model::{Model, read_json};
+
+/// Whose conventions hold for what the files leave open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// OpenAI's CLIP, and models of its architecture in transformers.
+    Clip,
+    /// SigLIP, and SigLIP 2 with a fixed resolution.
+    Siglip,
+    /// A model of open_clip, by its own configuration.
+    OpenClip,
+    /// Another `model_type` of transformers.
+    Other,
+    /// Nothing says so.
+    Unknown,
+}
+
+/// What the configuration files of one directory say.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub family: Family,
+    /// transformers' `model_type`.
+    pub model_type: Option<String>,
+    /// `config.json`, or null.
+    hugging_face: Value,
+    /// open_clip's `model_cfg`, or null.
+    open_clip: Value,
+}
+
+impl Config {
+    /// Reads a directory's files; what is missing or broken says nothing.
+    pub fn read(directory: &Path) -> Self {
+        let json = |name: &str| read_json(&directory.join(name)).unwrap_or_default();
+        let mut hugging_face = json("config.json");
+        if hugging_face["model_type"].is_null() && hugging_face["model_cfg"].is_null() {
+            // sentence-transformers keeps CLIP a level down.
+            let below = json("0_CLIPModel/config.json");
+            if !below.is_null() {
+                hugging_face = below;
+            }
+        }
+        let own = json("open_clip_config.json");
+        let open_clip = [own.get("model_cfg"), hugging_face.get("model_cfg"), Some(&hugging_face)]
+            .into_iter()
+            .flatten()
+            .find(|config| config["text_cfg"].is_object() || config["vision_cfg"].is_object())
+            .cloned()
+            .unwrap_or_default();
+        let model_type = hugging_face["model_type"].as_str().map(str::to_owned);
+        let family = match model_type.as_deref() {
+            _ if !open_clip.is_null() => Family::OpenClip,
+            Some(kind) if kind.starts_with("siglip") => Family::Siglip,
+            Some("clip" | "clip_vision_model" | "clip_text_model" | "altclip" | "metaclip_2") => Family::Clip,
+            Some(_) => Family::Other,
+            None => Family::Unknown,
+        };
+        Self { family, model_type, hugging_face, open_clip }
+    }
+
+    /// Pixels of a side of the model's images, (width, height).
+    pub fn image_size(&self) -> Option<(u32, u32)> {
+        let sizes = [
+            &self.open_clip["vision_cfg"]["image_size"],
+            &self.hugging_face["vision_config"]["image_size"],
+            &self.hugging_face["image_size"],
+        ];
+        let number = |value: &Value| value.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0);
+        sizes.into_iter().find_map(|size| match size.as_array().map(Vec::as_slice) {
+            Some([height, width]) => number(width).zip(number(height)),
+            _ => number(size).map(|side| (side, side)),
+        })
+    }
+
+    /// Length of the vectors.
+    pub fn dimensions(&self) -> Option<usize> {
+        let text = &self.hugging_face["text_config"];
+        let stated = [
+            &self.open_clip["embed_dim"],
+            &self.hugging_face["projection_dim"],
+            &self.hugging_face["embed_dim"],
+            &text["projection_size"],
+        ];
+        let stated = stated.into_iter().find_map(Value::as_u64);
+        let siglip = || text["hidden_size"].as_u64().filter(|_| self.family == Family::Siglip);
+        stated.or_else(siglip).map(|n| n as usize)
+    }
+
+    /// Positions of the text tower: open_clip's context, or the embeddings for positions less those that RoBERTa's kind
+    /// keeps for padding.
+    pub fn positions(&self) -> Option<usize> {
+        if let Some(length) = self.open_clip["text_cfg"]["context_length"].as_u64() {
+            return Some(length as usize);
+        }
+        let text = match &self.hugging_face["text_config"] {
+            Value::Object(_) => &self.hugging_face["text_config"],
+            _ => &self.hugging_face,
+        };
+        let positions = text["max_position_embeddings"].as_u64()? as usize;
+        let kinds = [text["model_type"].as_str(), self.model_type.as_deref()];
+        let reserved = kinds
+            .into_iter()
+            .flatten()
+            .any(|kind| kind.contains("roberta") || kind.contains("camembert") || kind.starts_with("altclip"));
+        Some(if reserved { positions.saturating_sub(2) } else { positions })
+    }
+
+    /// The context of the family's models, where no file states it; and whether that is more than a guess.
+    pub fn usual_context(&self) -> (usize, bool) {
+        match self.family {
+            // SiglipTextConfig and CLIPTextConfig have these defaults, and save only what differs from them.
+            Family::Siglip => (64, true),
+            Family::Clip | Family::OpenClip => (77, true),
+            Family::Other | Family::Unknown => (77, false),
+        }
+    }
+
+    /// open_clip's options of the tokenizer.
+    pub fn tokenizer_options(&self) -> &Value {
+        &self.open_clip["text_cfg"]["tokenizer_kwargs"]
+    }
+
+    /// Whether texts go through open_clip's own tokenizer, which is CLIP's with other padding and cleaning. Without it
+    /// a tokenizer of transformers is used, whose name the configuration has.
+    pub fn has_simple_tokenizer(&self) -> bool {
+        let text = &self.open_clip["text_cfg"];
+        self.family == Family::OpenClip && text["hf_tokenizer_name"].is_null() && text["hf_model_name"].is_null()
+    }
+
+    /// Whether the model was trained with a sigmoid loss, as SigLIP was.
+    pub fn is_sigmoid(&self) -> bool {
+        self.family == Family::Siglip || !self.open_clip["init_logit_bias"].is_null()
+    }
+
+    /// Whether the weights are OpenAI's own, whose logit scale is 100. Exports for transformers.js name what they were
+    /// made from.
+    pub fn is_openai(&self, directory: &Path) -> bool {
+        let published = ["clip-vit-base-patch32", "clip-vit-base-patch16", "clip-vit-large-patch14"];
+        let name = directory.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_ascii_lowercase();
+        let origin = self.hugging_face["_name_or_path"].as_str().unwrap_or_default().to_ascii_lowercase();
+        origin.starts_with("openai/clip")
+            || published.iter().any(|model| name == *model || name == format!("{model}-336"))
+            || name.ends_with("__openai")
+            || name.starts_with("openai")
+    }
+}
+
+/// How images are prepared, and where that was read.
+pub struct Preparation {
+    pub preprocess: Preprocess,
+    /// The file; none for a guess.
+    pub file: Option<PathBuf>,
+    /// What was assumed, for the user.
+    pub guess: Option<Error>,
+}
+
+/// The model's own preprocessing, else that of its family. `graph` is (height, width) where the graph fixes it.
+///
+/// # Errors
+/// [`Kind::BadModel`] and [`Kind::Unsupported`] where the file can't be used; [`Kind::MissingFile`] where there is none and
+/// the model is of a family whose preprocessing differs from model to model.
+pub fn preparation(model: &Model, graph: Option<(usize, usize)>) -> Result<Preparation> {
+    let config = Config::read(&model.directory);
+    if let Some(file) = &model.preprocess {
+        let named = |e: Error| Error { message: format!("{} (\"{}\")", e.message, file.display()), ..e };
+        let json = read_json(file).map_err(named)?;
+        let section = section(&json, &config).unwrap_or(json);
+        let preprocess = Preprocess::parse(&section.to_string()).map_err(named)?;
+        return Ok(Preparation { preprocess, file: Some(file.clone()), guess: None });
+    }
+    let stated = config.image_size().map(|(width, height)| (height as usize, width as usize));
+    let (height, width) = graph.or(stated).unwrap_or((224, 224));
+    let message = format!("model \"{}\" has no preprocessor_config.json", model.name);
+    let hint =
+        "Download preprocessor_config.json, processor_config.json or open_clip_config.json of the model beside it.";
+    let missing = Error::new(Kind::MissingFile, message).hint(hint);
+    let size = match (height == width, config.is_sigmoid() && config.family != Family::OpenClip) {
+        (true, _) | (false, true) => format!("{width}×{height}"),
+        (false, false) => {
+            return Err(
+                missing.detail(format!("Its images of {width}×{height} pixels are not prepared as CLIP's are."))
+            );
+        }
+    };
+    match config.family {
+        Family::Siglip => {
+            // What SiglipImageProcessor does without options; SigLIP 2 has its own filter in the file.
+            let json = serde_json::json!({
+                "image_processor_type": "SiglipImageProcessor",
+                "size": {"height": height, "width": width},
+            });
+            let preprocess = Preprocess::parse(&json.to_string())?;
+            let detail =
+                format!("SigLIP's preprocessing is used: squashed to {size}, mean and standard deviation 0.5.");
+            Ok(Preparation { preprocess, file: None, guess: Some(missing.detail(detail)) })
+        }
+        Family::OpenClip if config.is_sigmoid() => Err(missing.detail(
+            "It is a model of SigLIP's kind by its configuration, and CLIP's preprocessing would give other vectors.",
+        )),
+        Family::Other
+            if ["chinese_clip", "mobileclip", "siglip2_vision_model", "clipseg", "blip", "blip-2"]
+                .contains(&config.model_type.as_deref().unwrap_or_default()) =>
+        {
+            Err(missing.detail(format!(
+                "Models of type \"{}\" are not prepared as CLIP's are.",
+                config.model_type.unwrap_or_default()
+            )))
+        }
+        _ => {
+            let side = height as u32;
+            let detail = format!(
+                "CLIP's preprocessing is used: shortest edge {side} by bicubic resampling, centre crop, CLIP's mean and \
+                 standard deviation."
+            );
+            Ok(Preparation { preprocess: Preprocess::clip(side), file: None, guess: Some(missing.detail(detail)) })
+        }
+    }
+}
+
+/// The part of a configuration that is about images: `image_processor` of transformers 5's `processor_config.json`,
+/// `preprocess_cfg` of `open_clip_config.json`, whose size stands in the model's part.
+fn section(json: &Value, config: &Config) -> Option<Value> {
+    if let Some(nested) = json.get("image_processor").filter(|value| value.is_object()) {
+        return Some(nested.clone());
+    }
+    let open_clip = json.get("preprocess_cfg").filter(|value| value.is_object());
+    let is_open_clip = open_clip.is_some() || json.get("model_cfg").is_some() || json.get("resize_mode").is_some();
+    if !is_open_clip {
+        return None;
+    }
+    let mut section = open_clip.or_else(|| Some(json).filter(|json| json.get("model_cfg").is_none())).cloned();
+    let map = section.get_or_insert_with(|| Value::Object(Default::default())).as_object_mut()?;
+    if map.get("size").is_none_or(Value::is_null)
+        && let Some((width, height)) = config.image_size()
+    {
+        map.insert("size".to_owned(), serde_json::json!([height, width]));
+    }
+    // Which tells open_clip's dialect from the others.
+    map.entry("resize_mode").or_insert_with(|| Value::from("shortest"));
+    section
+}
+
+/// The file that says how images are prepared, of those that a directory has: the first that says anything.
+pub(super) fn preprocess_file(directory: &Path) -> Option<PathBuf> {
+    let names = [
+        "preprocessor_config.json",
+        "processor_config.json",
+        "image_processor/preprocessor_config.json",
+        "preprocess_cfg.json",
+        "visual/preprocess_cfg.json",
+        "open_clip_config.json",
+        "onnx/preprocessor_config.json",
+        "0_CLIPModel/preprocessor_config.json",
+        "0_CLIPModel/processor_config.json",
+    ];
+    names.into_iter().map(|name| directory.join(name)).filter(|file| file.is_file()).find(|file| {
+        // transformers 4 writes a processor_config.json that is about texts and images together, with neither.
+        !file.ends_with("processor_config.json")
+            || read_json(file).is_ok_and(|json| {
+                ["image_processor", "image_processor_type", "size"].iter().any(|key| !json[*key].is_null())
+            })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(test: &str, files: &[(&str, &str)]) -> PathBuf {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/test-models/config").join(test);
+        let _ = std::fs::remove_dir_all(&directory);
+        for (name, content) in files {
+            let path = directory.join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, content).unwrap();
+        }
+        directory
+    }
+
+    #[test]
+    fn families_are_told_by_their_files() {
+        let family = |name: &str, content: &str| Config::read(&of("family", &[(name, content)])).family;
+        assert_eq!(family("config.json", r#"{"model_type": "clip"}"#), Family::Clip);
+        assert_eq!(family("0_CLIPModel/config.json", r#"{"model_type": "clip"}"#), Family::Clip);
+        assert_eq!(family("config.json", r#"{"model_type": "siglip2"}"#), Family::Siglip);
+        assert_eq!(family("config.json", r#"{"text_cfg": {"context_length": 77}}"#), Family::OpenClip);
+        assert_eq!(family("open_clip_config.json", r#"{"model_cfg": {"vision_cfg": {}}}"#), Family::OpenClip);
+        assert_eq!(family("config.json", r#"{"model_type": "nomic_bert"}"#), Family::Other);
+        assert_eq!(family("config.json", "{"), Family::Unknown);
+    }
+
+    #[test]
+    fn positions_are_those_that_a_text_may_take() {
+        let positions = |content: &str| Config::read(&of("positions", &[("config.json", content)])).positions();
+        assert_eq!(positions(r#"{"model_type": "siglip", "text_config": {"max_position_embeddings": 64}}"#), Some(64));
+        assert_eq!(positions(r#"{"model_type": "xlm-roberta", "max_position_embeddings": 514}"#), Some(512));
+        assert_eq!(positions(r#"{"model_type": "bert", "max_position_embeddings": 512}"#), Some(512));
+        assert_eq!(positions(r#"{"text_cfg": {"context_length": 32}}"#), Some(32));
+        assert_eq!(positions(r#"{"model_type": "clip"}"#), None);
+    }
+
+    #[test]
+    fn images_are_prepared_by_whichever_file_says_how() {
+        let siglip = r#"{"image_processor": {"image_processor_type": "SiglipImageProcessor", "size": {"height": 64, "width": 64},
+            "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}, "processor_class": "SiglipProcessor"}"#;
+        let directory = of("v5", &[("processor_config.json", siglip)]);
+        let file = preprocess_file(&directory).unwrap();
+        let json = read_json(&file).unwrap();
+        let found = Preprocess::parse(&section(&json, &Config::read(&directory)).unwrap().to_string()).unwrap();
+        assert_eq!((found.output_size(), found.mean), (Some((64, 64)), [0.5; 3]));
+
+        let directory = of("v4", &[("processor_config.json", r#"{"processor_class": "CLIPProcessor"}"#)]);
+        assert_eq!(preprocess_file(&directory), None);
+
+        let open_clip = r#"{"model_cfg": {"embed_dim": 8, "vision_cfg": {"image_size": [96, 64]}},
+            "preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "interpolation": "bilinear", "resize_mode": "squash"}}"#;
+        let directory = of("open_clip", &[("open_clip_config.json", open_clip)]);
+        let json = read_json(&preprocess_file(&directory).unwrap()).unwrap();
+        let found = Preprocess::parse(&section(&json, &Config::read(&directory)).unwrap().to_string()).unwrap();
+        assert_eq!((found.output_size(), found.mean), (Some((64, 96)), [0.1, 0.2, 0.3]));
+        assert_eq!(Config::read(&directory).dimensions(), Some(8));
+    }
+}

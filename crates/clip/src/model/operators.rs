@@ -1,0 +1,122 @@
+//! Which operators a graph uses, read from its file without loading it.
+//!
+//! An ONNX file is a protobuf message: field 7 of the model is the graph, its field 1 a node, whose field 4 is the operator's
+//! name. Weights are fields, too, and skipped by their length, so that of 600 MB some kilobytes are read.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{BufReader, Error, ErrorKind, Read, Result, Seek};
+use std::path::Path;
+
+const GRAPH: u64 = 7;
+const NODE: u64 = 1;
+const OPERATOR: u64 = 4;
+/// A node lists its inputs, outputs and attributes; a constant in an attribute may be as long.
+const LONGEST_NODE: u64 = 16 << 20;
+const LONGEST_NAME: u64 = 256;
+
+/// Operators that find out the range of their input while they run.
+const DYNAMIC: [&str; 3] = ["DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"];
+
+/// Whether the graph quantizes by ranges that it finds in its input: over a whole batch, so that the vector of an item would
+/// depend on its neighbours.
+pub fn quantizes_dynamically(file: &Path) -> bool {
+    let Ok(operators) = operators(file) else { return false };
+    DYNAMIC.iter().any(|name| operators.contains(*name))
+}
+
+/// The names of the operators of a graph, those of its subgraphs apart.
+///
+/// # Errors
+/// Where the file can't be read or is not of this form.
+fn operators(path: &Path) -> Result<HashSet<String>> {
+    let file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let mut reader = BufReader::new(file);
+    let mut names = HashSet::new();
+    fields(&mut reader, length, |reader, field, length| {
+        if field != GRAPH {
+            return skip(reader, length);
+        }
+        fields(reader, length, |reader, field, length| {
+            if field != NODE || length > LONGEST_NODE {
+                return skip(reader, length);
+            }
+            fields(reader, length, |reader, field, length| {
+                if field != OPERATOR || length > LONGEST_NAME {
+                    return skip(reader, length);
+                }
+                let mut name = vec![0; length as usize];
+                reader.read_exact(&mut name)?;
+                names.insert(String::from_utf8_lossy(&name).into_owned());
+                Ok(())
+            })
+        })
+    })?;
+    Ok(names)
+}
+
+/// Calls `f` with the number and the length of each field of a message that has a length; others are skipped.
+fn fields(
+    reader: &mut BufReader<File>,
+    length: u64,
+    mut f: impl FnMut(&mut BufReader<File>, u64, u64) -> Result<()>,
+) -> Result<()> {
+    let bad = || Error::new(ErrorKind::InvalidData, "not a protobuf message");
+    let end = reader.stream_position()?.checked_add(length).ok_or_else(bad)?;
+    loop {
+        let place = reader.stream_position()?;
+        if place >= end {
+            return if place == end { Ok(()) } else { Err(bad()) };
+        }
+        let key = varint(reader)?;
+        match key & 7 {
+            0 => drop(varint(reader)?),
+            1 => skip(reader, 8)?,
+            5 => skip(reader, 4)?,
+            2 => {
+                let length = varint(reader)?;
+                if reader.stream_position()?.checked_add(length).is_none_or(|after| after > end) {
+                    return Err(bad());
+                }
+                f(reader, key >> 3, length)?;
+            }
+            _ => return Err(bad()),
+        }
+    }
+}
+
+fn skip(reader: &mut BufReader<File>, length: u64) -> Result<()> {
+    reader.seek_relative(i64::try_from(length).map_err(|_| Error::from(ErrorKind::InvalidData))?)
+}
+
+fn varint(reader: &mut impl Read) -> Result<u64> {
+    let (mut value, mut byte) = (0u64, [0; 1]);
+    for shift in (0..64).step_by(7) {
+        reader.read_exact(&mut byte)?;
+        value |= u64::from(byte[0] & 0x7F) << shift;
+        if byte[0] < 0x80 {
+            return Ok(value);
+        }
+    }
+    Err(Error::from(ErrorKind::InvalidData))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(file: &str) -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/layouts").join(file)
+    }
+
+    #[test]
+    fn operators_are_read_from_the_file() {
+        let plain = operators(&layout("xenova-split/onnx/vision_model.onnx")).unwrap();
+        assert!(plain.contains("MatMul") && plain.contains("AveragePool"), "{plain:?}");
+        assert!(!quantizes_dynamically(&layout("xenova-split/onnx/vision_model.onnx")));
+        assert!(quantizes_dynamically(&layout("xenova-split/onnx/vision_model_quantized.onnx")));
+        assert!(!quantizes_dynamically(&layout("xenova-split/config.json")));
+        assert!(!quantizes_dynamically(&layout("nothing")));
+    }
+}

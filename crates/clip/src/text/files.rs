@@ -1,0 +1,111 @@
+//! The files of a tokenizer: `tokenizer.json`, or CLIP's `vocab.json` and `merges.txt`, from which it is made.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use tokenizers::Tokenizer;
+
+use crate::error::{Error, Kind, Result};
+use crate::model::{Model, read, read_json};
+
+const START: &str = "<|startoftext|>";
+const END: &str = "<|endoftext|>";
+
+/// Where a tokenizer is read from.
+pub(super) struct TokenizerFiles {
+    /// `tokenizer.json`, or `vocab.json`.
+    pub file: PathBuf,
+    merges: Option<PathBuf>,
+    /// `tokenizer_config.json`, or null.
+    pub config: Value,
+}
+
+impl TokenizerFiles {
+    /// # Errors
+    /// [`Kind::MissingFile`] where there are none, with the way to make them out of those that a slow tokenizer has.
+    pub(super) fn of(model: &Model) -> Result<Self> {
+        let config_beside = |file: &Path| read_json(&file.with_file_name("tokenizer_config.json")).unwrap_or_default();
+        if let Some(file) = &model.tokenizer {
+            return Ok(Self { file: file.clone(), merges: None, config: config_beside(file) });
+        }
+        let folders = ["", "textual", "tokenizer", "onnx", "0_CLIPModel", "0_Transformer"];
+        let folders = || folders.iter().map(|folder| model.text_directory.join(folder));
+        if let Some(folder) = folders().find(|f| f.join("vocab.json").is_file() && f.join("merges.txt").is_file()) {
+            let (file, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
+            let config = config_beside(&file);
+            return Ok(Self { file, merges: Some(merges), config });
+        }
+        let missing = Error::new(Kind::MissingFile, format!("model \"{}\" has no tokenizer.json", model.name));
+        let others = ["spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "vocab.txt"];
+        let other = folders().find_map(|folder| others.iter().map(|name| folder.join(name)).find(|f| f.is_file()));
+        Err(match other {
+            Some(file) => {
+                let folder = file.parent().unwrap_or(&model.directory).display().to_string();
+                missing
+                    .detail(format!("It has \"{}\", which is not read.", file.display()))
+                    .hint(format!(
+                        "Convert it with transformers and sentencepiece: python3 -c \"from transformers import AutoTokenizer; \
+                         AutoTokenizer.from_pretrained('{folder}', use_fast=True).save_pretrained('{folder}')\""
+                    ))
+            }
+            None => missing
+                .detail(format!("Looked in \"{}\".", model.text_directory.display()))
+                .hint("Download tokenizer.json and tokenizer_config.json of the model beside it."),
+        })
+    }
+
+    pub(super) fn load(&self) -> Result<Tokenizer> {
+        let unusable = |e: tokenizers::Error| {
+            Error::new(Kind::BadModel, format!("tokenizer \"{}\" cannot be used", self.file.display()))
+                .detail(format!("The tokenizers library says: {e}."))
+        };
+        match &self.merges {
+            None => Tokenizer::from_file(&self.file).map_err(unusable),
+            Some(merges) => {
+                let content = clip_tokenizer(&self.file, &read_json(&self.file)?, &read(merges)?)?;
+                serde_json::from_value(content).map_err(|e| unusable(Box::new(e)))
+            }
+        }
+    }
+}
+
+/// CLIP's `tokenizer.json`, as transformers makes it of the two files (`CLIPConverter`). Other models' BPE splits words
+/// otherwise, which no file says.
+fn clip_tokenizer(file: &Path, vocabulary: &Value, merges: &str) -> Result<Value> {
+    let (Some(start), Some(end)) = (vocabulary[START].as_u64(), vocabulary[END].as_u64()) else {
+        return Err(Error::new(Kind::MissingFile, format!("tokenizer \"{}\" is not CLIP's", file.display()))
+            .detail(format!("Its vocabulary lacks {START} or {END}, and how others split words stands in no file."))
+            .hint("Download or make a tokenizer.json."));
+    };
+    let merges: Vec<&str> = merges.lines().filter(|line| !line.starts_with("#version") && !line.is_empty()).collect();
+    let special = |id: u64, content: &str, normalized: bool| {
+        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": normalized, "special": true})
+    };
+    Ok(json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": [special(start, START, true), special(end, END, false)],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "NFC"},
+            {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+            {"type": "Lowercase"},
+        ]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {
+                "type": "Split",
+                "pattern": {"Regex": r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"},
+                "behavior": "Removed",
+                "invert": true,
+            },
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        ]},
+        "post_processor": {"type": "RobertaProcessing", "sep": [END, end], "cls": [START, start],
+            "trim_offsets": false, "add_prefix_space": false},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "dropout": null, "unk_token": END, "continuing_subword_prefix": "",
+            "end_of_word_suffix": "</w>", "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+            "vocab": vocabulary, "merges": merges},
+    }))
+}

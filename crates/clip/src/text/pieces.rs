@@ -1,0 +1,117 @@
+//! How much of a long text is tokenized, and the tokenizing itself, a step at a time.
+
+use std::cell::RefCell;
+
+use tokenizers::{Encoding, Model as _, OffsetType, PreTokenizer as _, Tokenizer};
+
+use crate::error::{Error, Kind, Result};
+use crate::memory::Reserve;
+
+/// Bytes of a text that are tokenized at first, and at most, whatever the context is.
+const FIRST: usize = 32 << 10;
+const LAST: usize = 256 << 10;
+/// The same for each token of the context. Texts have five bytes a token, and 64 in the worst vocabularies.
+const FIRST_BYTES: usize = 16;
+const LAST_BYTES: usize = 64;
+/// Bytes before a cut whose tokens may be others than those of the whole text. A word of WordPiece has a hundred
+/// characters before it is unknown, and the merges of BPE that depend on each other reach less far.
+const MARGIN: usize = 4 << 10;
+/// Memory that the tokenizers library takes for each byte of text: alignments, splits and tokens.
+const MEMORY: usize = 160;
+
+pub(super) fn first(context: usize) -> usize {
+    FIRST.max(FIRST_BYTES * context)
+}
+
+pub(super) fn last(context: usize) -> usize {
+    LAST.max(LAST_BYTES * context)
+}
+
+/// The beginning of a text, of about `most` bytes: cut before white space where some is near, so that no word is torn,
+/// and never between a letter and a mark on it, which normalization would put together.
+///
+/// # Errors
+/// [`Kind::LimitExceeded`] where a letter has thousands of marks.
+pub(super) fn cut(text: &str, most: usize) -> Result<&str> {
+    if text.len() <= most {
+        return Ok(text);
+    }
+    let near = text.floor_char_boundary(most - MARGIN / 4);
+    let end = text.floor_char_boundary(most);
+    if let Some(space) = text[near..end].rfind(|c: char| c.is_ascii_whitespace()) {
+        return Ok(&text[..near + space]);
+    }
+    let starts = |(_, c): &(usize, char)| unicode_normalization::char::canonical_combining_class(*c) == 0;
+    match text[near..end].char_indices().rev().find(starts) {
+        Some((place, _)) => Ok(&text[..near + place]),
+        None => Err(Error::new(Kind::LimitExceeded, "text has too many combining marks in a row")
+            .detail(format!("More than {} bytes from byte {near} on are marks on one letter.", end - near))),
+    }
+}
+
+/// Tokenizes a piece of a text, as [`Tokenizer::encode_fast`] does without special tokens, with a look for interrupts
+/// after each word, and no more than it takes to have `most` tokens that are surely those of the whole text. None where
+/// the piece has fewer of these and is not `whole`.
+///
+/// # Errors
+/// [`Kind::InvalidInput`] where the library refuses the text; [`Kind::OutOfMemory`].
+pub(super) fn encode(
+    tokenizer: &Tokenizer,
+    piece: &str,
+    whole: bool,
+    most: usize,
+    check_interrupts: &RefCell<&mut dyn FnMut()>,
+) -> Result<Option<Encoding>> {
+    let refused = |e: tokenizers::Error| {
+        Error::new(Kind::InvalidInput, "text cannot be tokenized").detail(format!("The tokenizers library says: {e}."))
+    };
+    let reserve = Reserve::new(MEMORY * piece.len() + (1 << 20))?;
+    let mut words = tokenizer.get_added_vocabulary().extract_and_normalize(tokenizer.get_normalizer(), piece);
+    check_interrupts.borrow_mut()();
+    if let Some(pre_tokenizer) = tokenizer.get_pre_tokenizer() {
+        pre_tokenizer.pre_tokenize(&mut words).map_err(refused)?;
+    }
+    check_interrupts.borrow_mut()();
+    let sure = if whole { piece.len() } else { piece.len().saturating_sub(MARGIN) };
+    let count = RefCell::new(0);
+    words
+        .tokenize(|word| {
+            let mut count = count.borrow_mut();
+            if *count > most {
+                return Ok(Vec::new());
+            }
+            check_interrupts.borrow_mut()();
+            let tokens = tokenizer.get_model().tokenize(word.get())?;
+            let (begin, end) = word.offsets_original();
+            *count += if end <= sure {
+                tokens.len()
+            } else {
+                // Inside the word places are those of the normalized text, which is as long, or nearly so.
+                let room = (word.get().len() * sure.saturating_sub(begin)) / (end - begin).max(1);
+                tokens.iter().filter(|token| token.offsets.1 <= room).count()
+            };
+            Ok(tokens)
+        })
+        .map_err(refused)?;
+    let encoding = words.into_encoding(None, 0, OffsetType::None).map_err(refused)?;
+    reserve.finish()?;
+    let enough = whole || count.into_inner() > most;
+    Ok(enough.then_some(encoding))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cut_tears_no_word_and_no_letter() {
+        let text = "word ".repeat(10_000);
+        let piece = cut(&text, 20_002).unwrap();
+        assert!(piece.ends_with("word") && piece.len() > 19_000, "{}", piece.len());
+        assert_eq!(cut("short", 20_000).unwrap(), "short");
+        let marked = "e\u{301}".repeat(20_000);
+        assert!(cut(&marked, 20_000).unwrap().ends_with('\u{301}'));
+        let marks = format!("e{}", "\u{301}".repeat(20_000));
+        assert_eq!(cut(&marks, 20_000).unwrap_err().kind, Kind::LimitExceeded);
+    }
+}

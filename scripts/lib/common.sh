@@ -1,0 +1,169 @@
+# shellcheck shell=bash disable=SC2034,SC2154,SC2164
+# What the scripts share: progress lines, root rights, the server's directories, Python environments.
+# Sourced, never run. Progress goes to stderr, so that stdout stays free for `make -s env`.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
+target=$root/target
+logs=$target/log
+python=${PYTHON:-python3}
+destdir=${DESTDIR:-}
+# The version of pgrx in Cargo.toml: cargo-pgrx must be the same.
+pgrx_version=0.18.1
+
+say() { printf '· %s\n' "$*" >&2; }
+
+# One line: what was wrong, with which value, and the way out.
+die() {
+    printf 'clip_search: %s\n' "$*" >&2
+    exit 1
+}
+
+# step LOG MESSAGE COMMAND…: says what it does, keeps the noise in target/log/LOG.log, shows its end on failure.
+step() {
+    local log=$logs/$1.log message=$2 start=$SECONDS status
+    shift 2
+    mkdir -p "$logs"
+    say "$message…"
+    # In a subshell with set -e of its own: inside `if !`, a function would run on past its failures.
+    set +e
+    (
+        set -e
+        "$@"
+    ) >"$log" 2>&1 </dev/null
+    status=$?
+    set -e
+    if [ "$status" -ne 0 ]; then
+        tail -n 30 "$log" | sed 's/^/  | /' >&2
+        die "failed: $message (the whole log: $log)"
+    fi
+    if ((SECONDS - start >= 5)); then
+        printf '  done in %d s\n' $((SECONDS - start)) >&2
+    fi
+}
+
+# as_root WHY COMMAND…: as root at once, through sudo otherwise.
+as_root() {
+    local why=$1
+    shift
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo -- "$@"
+    else
+        die "$why needs root, and there is no sudo: run make as root, or do it by hand: $*"
+    fi
+}
+
+# Ask for sudo's password before a step sends its output, and with it the question, to a log file.
+warm_sudo() {
+    if [ "$(id -u)" -ne 0 ] && command -v sudo >/dev/null && ! sudo -n true 2>/dev/null; then
+        sudo -v || die "sudo refused: run make as root, or as a user who may use sudo"
+    fi
+}
+
+apt_fresh=
+# apt_install PACKAGE…: the lists are renewed once a run, however many packages follow.
+apt_install() {
+    command -v apt-get >/dev/null || die "missing: $*; there is no apt-get here, install them with your package manager"
+    apt_update
+    step "apt-$1" "installing $* (apt)" as_root "installing $*" \
+        env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+        -o DPkg::Lock::Timeout=300 "$@"
+}
+apt_update() {
+    [ -z "$apt_fresh" ] || return 0
+    warm_sudo
+    step apt-update "renewing the package lists (apt)" as_root "renewing the package lists" \
+        apt-get update -q -o DPkg::Lock::Timeout=300
+    apt_fresh=yes
+}
+
+# find_pg: sets pg_config (absolute), pg_major, pg_bin, pg_lib, pg_share; fails quietly if there is no pg_config.
+find_pg() {
+    local version
+    if [ -n "${PG_CONFIG:-}" ]; then
+        pg_config=$(command -v -- "$PG_CONFIG") || die "PG_CONFIG=$PG_CONFIG is not a program: give the path of pg_config"
+    else
+        pg_config=$(command -v pg_config) || return 1
+    fi
+    pg_config=$(realpath -s -- "$pg_config")
+    version=$("$pg_config" --version 2>/dev/null) || return 1
+    pg_major=$(sed -E 's/^PostgreSQL ([0-9]+).*/\1/' <<<"$version")
+    pg_bin=$("$pg_config" --bindir)
+    pg_lib=$("$pg_config" --pkglibdir)
+    pg_share=$("$pg_config" --sharedir)
+    grep -q "^pg$pg_major *=" "$root/Cargo.toml" ||
+        die "$pg_config is of $version; clip_search builds for" \
+            "$(sed -nE 's/^pg([0-9]+) *=.*/\1/p' "$root/Cargo.toml" | paste -sd' '): set PG_CONFIG to one of those"
+}
+require_pg() { find_pg || die "no PostgreSQL found: run make deps, or set PG_CONFIG to your server's pg_config"; }
+
+# install_tree STAGE MESSAGE: brings DESTDIR/ to hold what STAGE/ holds, files of the same content left alone.
+# A new file replaces the old by rename: a backend that has the old library mapped keeps it whole.
+install_tree() {
+    local stage=$1 message=$2 file dest dir writable=yes changed=()
+    while IFS= read -r -d '' file; do
+        dest=$destdir/$file
+        if ! cmp -s "$stage/$file" "$dest"; then
+            changed+=("$file")
+            dir=$(dirname "$dest")
+            while [ ! -e "$dir" ]; do dir=$(dirname "$dir"); done
+            [ -w "$dir" ] || writable=
+        fi
+    done < <(cd "$stage" && find . -type f -printf '%P\0' | sort -z)
+    [ ${#changed[@]} -gt 0 ] || return 0
+    say "$message"
+    if [ -n "$writable" ]; then
+        copy_files "$stage" "$destdir" "${changed[@]}"
+    else
+        as_root "writing to $dir" bash -euc "$(declare -f copy_files); copy_files \"\$@\"" - \
+            "$stage" "$destdir" "${changed[@]}" || die "could not write to $dir: run make as root, or use DESTDIR"
+    fi
+}
+copy_files() {
+    local stage=$1 dest=$2 file mode
+    shift 2
+    for file in "$@"; do
+        mode=644
+        case $file in *.so) mode=755 ;; esac
+        install -D -m "$mode" "$stage/$file" "$dest/$file.new" && mv -f "$dest/$file.new" "$dest/$file" || return 1
+    done
+}
+
+has_sha256() { [ -r "$1" ] && [ "$(sha256sum <"$1")" = "$2  -" ]; }
+
+# find_cargo_pgrx: sets cargo_pgrx_program to a cargo-pgrx of the pinned version; called directly, since `cargo pgrx`
+# would take the first on PATH.
+find_cargo_pgrx() {
+    for cargo_pgrx_program in "$target/tools/bin/cargo-pgrx" "$(command -v cargo-pgrx || true)" \
+        "${CARGO_HOME:-$HOME/.cargo}/bin/cargo-pgrx"; do
+        if [ -x "$cargo_pgrx_program" ] &&
+            [ "$("$cargo_pgrx_program" pgrx --version 2>/dev/null)" = "cargo-pgrx $pgrx_version" ]; then
+            return 0
+        fi
+    done
+    return 1
+}
+
+# cargo_setup: what every call of cargo needs, after require_pg. Cargo gives a dependency the features that the selected
+# packages ask for: with another selection, half of them would be compiled again. So all calls select the whole workspace,
+# by "${workspace[@]}", and cargo-pgrx's call does by PGRX_BUILD_FLAGS. tests/release/test_build.py compares.
+cargo_setup() {
+    local config
+    workspace=(--workspace --no-default-features --features "pg$pg_major")
+    export PGRX_BUILD_FLAGS="--workspace --bins --locked"
+    # cargo-pgrx looks its PostgreSQL up in $PGRX_HOME/config.toml, which `cargo pgrx init` writes for servers that it
+    # builds itself. An installed one needs these two lines. Each major version has a folder, since pgrx generates its
+    # bindings again whenever the file has changed.
+    export PGRX_HOME=$target/pgrx/pg$pg_major
+    mkdir -p "$PGRX_HOME"
+    config=$(printf '[configs]\npg%s = "%s"' "$pg_major" "$pg_config")
+    [ "$(cat "$PGRX_HOME/config.toml" 2>/dev/null)" = "$config" ] || echo "$config" >"$PGRX_HOME/config.toml"
+    # pgrx formats the bindings it writes, and stops without a rustfmt (rustup's minimal profile has none). Nobody reads
+    # them, so any program that succeeds will do.
+    rustfmt --version >/dev/null 2>&1 || export RUSTFMT=true
+}
+
+# shellcheck source=scripts/lib/python.sh
+source "$root/scripts/lib/python.sh"

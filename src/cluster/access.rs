@@ -1,0 +1,377 @@
+//! Who may do what with a collection: its owner everything, other roles what they were granted.
+//!
+//! A collection with settings names its owner there. One that came to be by its first assignment has a row in
+//! clip_search.collection_grant that says `owner`: several transactions may each write one, since a unique row would make
+//! them wait for each other. A check comes before any lock on the collection, so that a role without the right to it can
+//! hold up nobody.
+
+use clip::{Error, Kind};
+use pgrx::datum::DatumWithOid;
+use pgrx::pg_sys;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+use pgrx::spi::{SpiClient, quote_literal};
+
+use crate::cluster::tables::{Condition, Index, Sees, Store};
+use crate::pg::error::{SqlResult, given, report, sql_error};
+use crate::pg::spi::spi;
+use crate::pg::user_context::{Rights, current_role, database_owner, has_rights_of, role_exists, role_name};
+
+pub const DEFAULT_COLLECTION: &str = "default";
+
+pub fn check_name(collection: &str) -> SqlResult<()> {
+    // As long as PostgreSQL's own names. It stands in every row, and codes are stored in full pages.
+    const LONGEST: usize = 63;
+    let bad = |message: String, detail: String| Err(report(Error::new(Kind::InvalidInput, message).detail(detail)));
+    match collection.len() {
+        0 => bad("collection name is empty".to_owned(), "A name has 1 to 63 bytes.".to_owned()),
+        1..=LONGEST => Ok(()),
+        long => bad("collection name is too long".to_owned(), format!("It has {long} bytes; {LONGEST} are allowed.")),
+    }
+}
+
+pub fn unknown(collection: &str) -> ErrorReport {
+    sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT, format!("collection \"{collection}\" does not exist"))
+        .set_hint("SELECT name FROM clip_search.collection lists those there are.")
+}
+
+/// What a role can be granted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Privilege {
+    /// See the clusters, and reports about them.
+    Select,
+    /// Join and leave clusters.
+    Assign,
+    Recluster,
+}
+
+impl Privilege {
+    const ALL: [Self; 3] = [Self::Select, Self::Assign, Self::Recluster];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Select => "select",
+            Self::Assign => "assign",
+            Self::Recluster => "recluster",
+        }
+    }
+
+    fn parse(text: &str) -> SqlResult<Vec<Self>> {
+        if text.eq_ignore_ascii_case("all") {
+            return Ok(Self::ALL.to_vec());
+        }
+        match Self::ALL.into_iter().find(|privilege| text.eq_ignore_ascii_case(privilege.name())) {
+            Some(privilege) => Ok(vec![privilege]),
+            None => Err(sql_error(
+                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("unrecognized privilege type: \"{text}\""),
+            )
+            .set_hint("Use 'select', 'assign', 'recluster' or 'all'.")),
+        }
+    }
+}
+
+/// A collection's owners and grants, as they are committed or written by this transaction.
+pub struct Access {
+    name: String,
+    /// Of the settings: a collection has one row, or none.
+    owner: Option<pg_sys::Oid>,
+    has_settings: bool,
+    /// Of a collection without settings.
+    founders: Vec<pg_sys::Oid>,
+    /// Of other transactions that are just now making the collection.
+    pending: Vec<pg_sys::Oid>,
+    /// 0 for PUBLIC.
+    grants: Vec<(pg_sys::Oid, String)>,
+    has_clusters: bool,
+    /// The objects of 0.2.0, which knew no owners: everybody may do everything, until ALTER EXTENSION … UPDATE.
+    outdated: bool,
+}
+
+impl Access {
+    pub fn find(store: &Store, name: &str) -> Self {
+        let mut access = Self {
+            name: name.to_owned(),
+            owner: None,
+            has_settings: false,
+            founders: Vec::new(),
+            pending: Vec::new(),
+            grants: Vec::new(),
+            has_clusters: false,
+            outdated: store.is_outdated(),
+        };
+        let by_name = [Condition::TextIs(1, name)];
+        store.scan(Sees::Settled, Index::SettingName, &by_name, |row| {
+            access.has_settings = true;
+            access.owner = row.role(12);
+            false
+        });
+        if !access.has_settings {
+            store.scan(Sees::Everything, Index::SettingName, &by_name, |row| {
+                if row.inserting {
+                    access.pending.extend(row.role(12));
+                }
+                true
+            });
+            store.scan(Sees::Everything, Index::SumCollection, &by_name, |_| {
+                access.has_clusters = true;
+                false
+            });
+        }
+        // After the clusters: the owner of a new collection is written before its first cluster.
+        store.scan(Sees::Everything, Index::GrantCollection, &by_name, |row| {
+            let (Some(role), Some(privilege)) = (row.role(2), row.text(3)) else { return true };
+            match (privilege.as_str(), row.inserting) {
+                ("owner", true) => access.pending.push(role),
+                ("owner", false) => access.founders.push(role),
+                (_, true) => {}
+                (_, false) => access.grants.push((role, privilege)),
+            }
+            true
+        });
+        access
+    }
+
+    /// Whether something is known of a collection of that name.
+    pub fn exists(&self) -> bool {
+        self.has_settings || self.has_clusters || !self.founders.is_empty()
+    }
+
+    /// Whether members in a table of that owner are this collection's to read and write.
+    pub fn is_with(&self, owner: pg_sys::Oid) -> bool {
+        self.outdated || self.owner() == owner
+    }
+
+    /// # Errors
+    /// 55000 if the extension's objects are those of 0.2.0.
+    pub fn check_current(&self) -> SqlResult<()> {
+        if !self.outdated {
+            return Ok(());
+        }
+        Err(sql_error(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "the objects of extension clip_search are those of an earlier version",
+        )
+        .set_hint("ALTER EXTENSION clip_search UPDATE;"))
+    }
+
+    pub fn has_settings(&self) -> bool {
+        self.has_settings
+    }
+
+    /// Whether the collection is `default` as it is before anybody has set anything about it: open to PUBLIC.
+    fn is_open_default(&self) -> bool {
+        self.name == DEFAULT_COLLECTION && !self.has_settings && self.founders.is_empty() && self.grants.is_empty()
+    }
+
+    /// Whether every role may assign.
+    pub fn is_public(&self) -> bool {
+        self.is_open_default()
+            || self
+                .grants
+                .iter()
+                .any(|(role, granted)| *role == pg_sys::InvalidOid && granted == Privilege::Assign.name())
+    }
+
+    /// The owner; the owner of the database where there is none, or its role has been dropped.
+    pub fn owner(&self) -> pg_sys::Oid {
+        let named = if self.has_settings { self.owner } else { self.founders.first().copied() };
+        named.filter(|&role| role_exists(role)).unwrap_or_else(database_owner)
+    }
+
+    pub fn is_owned_by(&self, role: pg_sys::Oid) -> bool {
+        self.outdated
+            || has_rights_of(role, self.owner())
+            || (!self.has_settings && self.founders.iter().any(|&owner| has_rights_of(role, owner)))
+    }
+
+    pub fn allows(&self, role: pg_sys::Oid, privilege: Privilege) -> bool {
+        self.is_owned_by(role)
+            || self.is_open_default()
+            || self.grants.iter().any(|(grantee, granted)| {
+                granted == privilege.name() && (*grantee == pg_sys::InvalidOid || has_rights_of(role, *grantee))
+            })
+            // The owner of the database dumps every collection, and so reads it.
+            || (privilege == Privilege::Select && has_rights_of(role, database_owner()))
+    }
+
+    /// # Errors
+    /// 42501 if the role lacks the privilege.
+    pub fn check(&self, role: pg_sys::Oid, privilege: Privilege) -> SqlResult<()> {
+        if self.allows(role, privilege) {
+            return Ok(());
+        }
+        Err(self.denied(&format!("Role {} needs privilege {} on it.", role_name(role), privilege.name())).set_hint(
+            format!(
+                "Its owner, {}, grants it: SELECT clip_grant_collection({}, {}, '{}');",
+                role_name(self.owner()),
+                quote_literal(&self.name),
+                quote_literal(role_name(role)),
+                privilege.name()
+            ),
+        ))
+    }
+
+    /// # Errors
+    /// 42501 if the role may not assign: the collection belongs to others, or others are just now making it.
+    pub fn check_assign(&self, role: pg_sys::Oid) -> SqlResult<()> {
+        let is_settled = self.has_settings || !self.founders.is_empty() || self.is_open_default();
+        match self.pending.iter().find(|&&owner| !has_rights_of(role, owner)) {
+            Some(&owner) if !is_settled => {
+                Err(self.denied(&format!("Role {} is just now making it.", role_name(owner))))
+            }
+            _ if is_settled || (self.has_clusters && self.pending.is_empty()) => self.check(role, Privilege::Assign),
+            _ => Ok(()),
+        }
+    }
+
+    /// # Errors
+    /// 42501 if the role is neither the owner nor a member of it.
+    pub fn check_owner(&self, role: pg_sys::Oid) -> SqlResult<()> {
+        if self.is_owned_by(role) {
+            return Ok(());
+        }
+        Err(sql_error(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            format!("must be owner of collection \"{}\"", self.name),
+        )
+        .set_detail(format!("It belongs to {}.", role_name(self.owner()))))
+    }
+
+    fn denied(&self, detail: &str) -> ErrorReport {
+        sql_error(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            format!("permission denied for collection \"{}\"", self.name),
+        )
+        .set_detail(detail)
+    }
+
+    /// Whether the role becomes an owner by the assignment that is about to be made. A row of this transaction's own is
+    /// written even where another transaction has one that is not committed, which may be rolled back.
+    pub fn wants_owner(&self) -> bool {
+        let owned = self.outdated || self.has_settings || !self.founders.is_empty() || self.name == DEFAULT_COLLECTION;
+        !owned && (!self.has_clusters || !self.pending.is_empty())
+    }
+
+    /// Writes what holds for the collection without being written: the owner of `default`, and that it is open.
+    fn write_defaults(&self, client: &mut SpiClient<'_>) -> SqlResult<()> {
+        if self.is_open_default() {
+            add_owner(client, &self.name, self.owner())?;
+            add_grants(client, &self.name, pg_sys::InvalidOid, &Privilege::ALL)?;
+        }
+        Ok(())
+    }
+
+    /// Moves the owner into the settings, which have just been written.
+    pub fn keep_grants(&self, client: &mut SpiClient<'_>) -> SqlResult<()> {
+        self.write_defaults(client)?;
+        let query = "DELETE FROM clip_search.collection_grant WHERE collection = $1 AND privilege = 'owner'";
+        client.update(query, None, &[self.name.as_str().into()]).map(drop).map_err(spi)
+    }
+}
+
+/// Makes a role an owner of a collection without settings.
+pub fn add_owner(client: &mut SpiClient<'_>, collection: &str, role: pg_sys::Oid) -> SqlResult<()> {
+    let query = "INSERT INTO clip_search.collection_grant (collection, grantee, privilege) VALUES ($1, $2, 'owner')";
+    client.update(query, None, &[collection.into(), role.into()]).map(drop).map_err(spi)
+}
+
+fn add_grants(
+    client: &mut SpiClient<'_>,
+    collection: &str,
+    role: pg_sys::Oid,
+    privileges: &[Privilege],
+) -> SqlResult<()> {
+    client
+        .update(include_str!("sql/grant.sql"), None, &[collection.into(), number(role), names(privileges).into()])
+        .map(drop)
+        .map_err(spi)
+}
+
+/// As an argument: pgrx passes the oid 0, which is PUBLIC, as NULL.
+fn number<'a>(role: pg_sys::Oid) -> DatumWithOid<'a> {
+    i64::from(role.to_u32()).into()
+}
+
+fn names(privileges: &[Privilege]) -> Vec<String> {
+    privileges.iter().map(|privilege| privilege.name().to_owned()).collect()
+}
+
+/// The role of that name; 0 for PUBLIC.
+fn grantee(name: &str) -> SqlResult<pg_sys::Oid> {
+    if name.eq_ignore_ascii_case("public") { Ok(pg_sys::InvalidOid) } else { role_named(name) }
+}
+
+pub fn role_named(name: &str) -> SqlResult<pg_sys::Oid> {
+    let query = "SELECT oid FROM pg_catalog.pg_roles WHERE rolname = $1";
+    let found = Spi::connect(|client| {
+        let rows = client.select(query, Some(1), &[name.into()]).map_err(spi)?;
+        rows.into_iter().next().map(|row| row.get::<pg_sys::Oid>(1).map_err(spi)).transpose()
+    })?;
+    found
+        .flatten()
+        .ok_or_else(|| sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT, format!("role \"{name}\" does not exist")))
+}
+
+/// The collection, which the calling role must own.
+pub fn own_collection(store: &Store, collection: &str) -> SqlResult<Access> {
+    check_name(collection)?;
+    let access = Access::find(store, collection);
+    access.check_current()?;
+    if !access.exists() && !access.is_open_default() {
+        return Err(unknown(collection));
+    }
+    access.check_owner(current_role())?;
+    Ok(access)
+}
+
+#[pg_extern(volatile, parallel_unsafe)]
+fn clip_grant_collection(
+    collection: Option<&str>,
+    role: Option<&str>,
+    privilege: default!(Option<&str>, "'all'"),
+) -> SqlResult<()> {
+    let (collection, role) = (given("collection", collection)?, given("role", role)?);
+    let privileges = Privilege::parse(given("privilege", privilege)?)?;
+    let store = Store::open(c"clip_grant_collection()");
+    let access = own_collection(&store, collection)?;
+    let _rights = Rights::of_extension();
+    let role = grantee(role)?;
+    Spi::connect_mut(|client| {
+        access.write_defaults(client)?;
+        add_grants(client, collection, role, &privileges)
+    })
+}
+
+#[pg_extern(volatile, parallel_unsafe)]
+fn clip_revoke_collection(
+    collection: Option<&str>,
+    role: Option<&str>,
+    privilege: default!(Option<&str>, "'all'"),
+) -> SqlResult<()> {
+    let (collection, role) = (given("collection", collection)?, given("role", role)?);
+    let privileges = Privilege::parse(given("privilege", privilege)?)?;
+    let store = Store::open(c"clip_revoke_collection()");
+    let access = own_collection(&store, collection)?;
+    let _rights = Rights::of_extension();
+    let role = grantee(role)?;
+    Spi::connect_mut(|client| {
+        access.write_defaults(client)?;
+        let query = "DELETE FROM clip_search.collection_grant WHERE collection = $1 AND grantee::pg_catalog.oid = $2::pg_catalog.oid AND privilege = ANY ($3)";
+        client.update(query, None, &[collection.into(), number(role), names(&privileges).into()]).map(drop).map_err(spi)
+    })
+}
+
+#[pg_extern(stable, strict, parallel_restricted)]
+fn clip_has_collection_privilege(collection: &str, privilege: &str) -> SqlResult<bool> {
+    check_name(collection)?;
+    let access = Access::find(&Store::open_to_read(), collection);
+    if !access.exists() && !access.is_open_default() {
+        return Err(unknown(collection));
+    }
+    let role = current_role();
+    if privilege.eq_ignore_ascii_case("owner") {
+        return Ok(access.is_owned_by(role));
+    }
+    Ok(Privilege::parse(privilege)?.into_iter().all(|privilege| access.allows(role, privilege)))
+}

@@ -1,0 +1,85 @@
+//! Members that nearly equal one before them.
+
+use clip::clustering::agglomerative::{Linkage, agglomerate};
+use clip::clustering::centroid::{ROUNDING, cosine};
+use clip::clustering::regroup::Rows;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+use crate::cluster::access::Privilege;
+use crate::cluster::members::{self, Members};
+use crate::guc;
+use crate::pg::error::{SqlResult, report};
+use crate::pg::regclass::Regclass;
+use crate::pg::spi::{get, spi};
+use crate::pg::user_context::current_role;
+
+/// 0.99 is what immich has come to, after 0.97 and 0.985 had shown similar photos as duplicates (its issues 9781 and
+/// 10703).
+#[pg_extern(stable, parallel_restricted, cost = 100000, name = "clip_duplicates")]
+#[allow(clippy::type_complexity)]
+fn clip_duplicates_of(
+    collection: Option<&str>,
+    threshold: default!(Option<f64>, "0.99"),
+    members: default!(Option<Regclass>, "NULL"),
+) -> Result<TableIterator<'static, (name!(original, String), name!(duplicate, String), name!(cosine, f64))>, ErrorReport>
+{
+    let (Some(collection), Some(threshold)) = (collection, threshold) else {
+        return Ok(TableIterator::new(Vec::new()));
+    };
+    let found = Members::known(collection, current_role(), Privilege::Select)?;
+    let mut keys = Vec::new();
+    let rows = found.read(members.map(|Regclass(oid)| oid), |table| {
+        Spi::connect(|client| {
+            let (vector, embedding, key) = (found.vector(), &found.embedding, &found.key);
+            let query =
+                format!("SELECT {vector}, {key}::text FROM {table} WHERE {embedding} IS NOT NULL ORDER BY {key}");
+            members::read(client.try_open_cursor(&query, &[]).map_err(spi)?, |row| {
+                keys.push(get::<String>(row, 2)?.unwrap_or_default());
+                Ok(())
+            })
+        })
+    })?;
+    let found = duplicates(&rows, threshold)?;
+    let named = found.into_iter().map(|(a, b, cosine)| (keys[a].clone(), keys[b].clone(), cosine));
+    Ok(TableIterator::new(named.collect::<Vec<_>>()))
+}
+
+/// As SQL of 0.2.0 declares it, which works with this library until it is updated.
+#[pg_extern(sql = false)]
+#[allow(clippy::type_complexity)]
+fn clip_duplicates(
+    collection: &str,
+    threshold: f64,
+) -> Result<TableIterator<'static, (name!(original, String), name!(duplicate, String), name!(cosine, f64))>, ErrorReport>
+{
+    clip_duplicates_of(Some(collection), Some(threshold), None)
+}
+
+/// (original, duplicate, cosine): in the order of the rows, each is an original unless one before it is within the
+/// threshold; then it is a duplicate of the nearest such. So no chain leads from one photo to another that differs.
+fn duplicates(rows: &Rows, threshold: f64) -> SqlResult<Vec<(usize, usize, f64)>> {
+    // Whoever is within the threshold of another is in one group of single linkage with it.
+    let labels = agglomerate(rows.view(), threshold, Linkage::Single, guc::threads(), &mut members::check_interrupts())
+        .map_err(report)?;
+    let mut originals: Vec<Vec<usize>> = Vec::new();
+    let mut found = Vec::new();
+    for (row, label) in labels.into_iter().enumerate() {
+        pgrx::check_for_interrupts!();
+        let label = label as usize;
+        if label == originals.len() {
+            originals.push(Vec::new());
+        }
+        let near = originals[label]
+            .iter()
+            .map(|&original| (cosine(rows.row(original), rows.row(row)), original))
+            .filter(|(cosine, _)| cosine + ROUNDING >= threshold)
+            .max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
+        match near {
+            Some((cosine, original)) => found.push((original, row, cosine)),
+            None => originals[label].push(row),
+        }
+    }
+    found.sort_by_key(|&(original, duplicate, _)| (original, duplicate));
+    Ok(found)
+}

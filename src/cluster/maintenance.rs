@@ -1,0 +1,201 @@
+//! Work that keeps the cluster tables quick to search.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+
+use clip::clustering::binary_code::{self, Block, Code, Entry};
+use clip::clustering::centroid::Sum;
+use pgrx::spi::SpiClient;
+
+use crate::cluster::collection::Collection;
+use crate::cluster::search::{Cluster, DRIFT, LEFT_OVER, Packed, Search, remember_merged, with_coder};
+use crate::cluster::statements;
+use crate::cluster::tables::{Condition, Index, Sees, Store};
+use crate::pg::error::SqlResult;
+use crate::pg::subtransaction::attempt;
+use crate::pg::transaction::{Isolation, isolation};
+
+/// Clusters without a code before codes are made: searching two blocks' worth of sums costs 0.2 ms.
+pub const RECENT: usize = 2 * binary_code::BLOCK;
+/// A sum is replaced once its changes have a quarter of its weight.
+const LIGHT: i64 = 4;
+/// Blocks that are looked over whenever two or three are written: more than are written, so that none grows old unseen.
+const THINNED_BLOCKS: usize = 6;
+
+thread_local! {
+    /// Up to which mark this session has looked over a collection's blocks.
+    static THINNED: RefCell<HashMap<String, i64>> = RefCell::default();
+}
+
+/// Work that keeps the tables quick to search, which others do if this transaction can't.
+///
+/// One of REPEATABLE READ sees the rows as they were when it began, and can't touch those that were replaced since: what
+/// fails by that is undone, and left to the next. Sessions of postgres_fdw are such, so a collection may be written by no
+/// others; without this an assignment took 10 ms after 20,000, and more with each.
+pub fn tidy(work: impl FnOnce() -> SqlResult<()>) -> SqlResult<()> {
+    match isolation() {
+        Isolation::ReadCommitted => work(),
+        Isolation::RepeatableRead => match attempt(work) {
+            Err(failure) if !failure.is_passing() => Err(failure.into_report()),
+            _ => Ok(()),
+        },
+        Isolation::Serializable => Ok(()),
+    }
+}
+
+/// Deletes a cluster that has no members left, if no other transaction has to do with it.
+pub fn forget(client: &mut SpiClient<'_>, store: &Store, search: &Search<'_>, id: i64) -> SqlResult<()> {
+    // No one may join while it is made sure that no one has.
+    let _lock = store.lock_shortly(&search.collection.name, true);
+    let Some(cluster) = search.look_up(id).filter(|cluster| !cluster.alive()) else { return Ok(()) };
+    let sums = statements::lock_sums(client, id)?;
+    let changes = statements::lock_changes(client, store, id)?;
+    if (sums.len(), changes.len()) == cluster.rows {
+        statements::delete_sums(client, &sums)?;
+        statements::delete_changes(client, &changes)?;
+    }
+    Ok(())
+}
+
+/// Adds up the rows of a cluster that no other transaction is at work on.
+pub fn fold(client: &mut SpiClient<'_>, store: &Store, collection: &Collection, cluster: &Cluster) -> SqlResult<()> {
+    let id = cluster.id;
+    let changes = statements::lock_changes(client, store, id)?;
+    let last = changes.iter().map(|change| change.mark).max().unwrap_or_default();
+    // Changes become one as long as they weigh little against the sum, which is then not written: a sum that is
+    // replaced stays in three indexes until the transaction ends.
+    let weight: i64 = changes.iter().map(|change| change.size.abs()).sum();
+    if cluster.rows.0 == 1 && changes.len() > 1 && LIGHT * weight < cluster.base {
+        let mut total = Sum::new(changes[0].high.len());
+        for row in &changes {
+            total.add(&row.high, row.low.as_deref(), row.size);
+        }
+        statements::merged(client, &collection.name, id, &total)?;
+        statements::delete_changes(client, &changes)?;
+        remember_merged(store, &collection.name, id, last);
+        return Ok(());
+    }
+    let sums = statements::lock_sums(client, id)?;
+    let Some(dimensions) = sums.iter().chain(&changes).map(|row| row.high.len()).next() else { return Ok(()) };
+    let mut total = Sum::new(dimensions);
+    for row in sums.iter().chain(&changes) {
+        total.add(&row.high, row.low.as_deref(), row.size);
+    }
+    // An emptied cluster is kept apart until it is forgotten: a sum of zero could not be found again.
+    if sums.len() + changes.len() < 2 || total.size <= 0 || total.direction().is_none() {
+        return Ok(());
+    }
+    match sums.first() {
+        Some(kept) => {
+            // A code that the centroid has moved away from is dropped; the cluster is then searched by its sum.
+            let code = kept.code.as_deref().and_then(|bytes| {
+                let (high, _) = total.split();
+                let now = with_coder(dimensions, |coder| coder.encode(&high));
+                let then = binary_code::from_bytes(bytes)?;
+                (binary_code::distance(&now, &then) <= DRIFT).then_some(bytes)
+            });
+            {
+                // A row without a code gets a mark.
+                let _lock = (kept.code.is_some() && code.is_none()).then(|| store.lock_shortly(&collection.name, true));
+                statements::replace(client, kept, &total, code)?;
+            }
+            statements::delete_sums(client, &sums[1..])?;
+        }
+        None => statements::merged(client, &collection.name, id, &total)?,
+    }
+    statements::delete_changes(client, &changes)?;
+    remember_merged(store, &collection.name, id, last);
+    Ok(())
+}
+
+/// Makes codes for the clusters that have none.
+pub fn pack(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) -> SqlResult<()> {
+    let mut rows = statements::lock_recent(client, &collection.name, RECENT)?;
+    if rows.len() < binary_code::BLOCK {
+        return Ok(()); // others are at it
+    }
+    rows.sort_by_key(|row| row.cluster);
+    let entries: Vec<Entry> = rows
+        .iter()
+        .map(|row| Entry {
+            id: row.cluster,
+            mark: row.mark,
+            code: with_coder(row.high.len(), |coder| coder.encode(&row.high)),
+        })
+        .collect();
+    let codes: Vec<Vec<u8>> = entries.iter().map(|entry| binary_code::to_bytes(&entry.code)).collect();
+    statements::set_codes(client, &rows, codes)?;
+    let last = entries.iter().map(|entry| entry.mark).max().unwrap_or_default();
+    for block in Block::pack(&entries) {
+        statements::block(client, &collection.name, block)?;
+    }
+    // What is still without a code up to there: rows of others.
+    let lock = store.lock_shortly(&collection.name, false);
+    let mut left_over = Vec::new();
+    for sees in [Sees::Everything, Sees::Settled] {
+        store.scan(sees, Index::SumRecent, &[Condition::TextIs(1, &collection.name)], |row| {
+            let before = row.bigint(10) <= last;
+            if before {
+                left_over.push(row.bigint(2));
+            }
+            before && left_over.len() <= 4 * LEFT_OVER
+        });
+    }
+    left_over.sort_unstable();
+    left_over.dedup();
+    Packed::remember(&collection.name, last, left_over);
+    drop(lock);
+    thin(client, store, collection)
+}
+
+/// Looks over some blocks, and dissolves those of which less than half is still in use.
+///
+/// Clusters that have gone, or moved so far that they have lost their code, leave theirs behind, and searches would read
+/// more and more of them. The sums whose codes are still right become ones without a code, with new marks: who searches
+/// meanwhile and sees them neither in the block nor without a code looks for marks that are newer than its search before
+/// it founds a cluster.
+pub fn thin(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) -> SqlResult<()> {
+    let mut after = THINNED.with_borrow(|all| all.get(&collection.name).copied().unwrap_or(0));
+    for _ in 0..THINNED_BLOCKS {
+        let Some(block) = statements::next_block(client, &collection.name, after)? else {
+            after = 0;
+            break;
+        };
+        after = block.mark;
+        let entries: HashSet<(i64, Code)> = binary_code::unpack(block.first, &block.entries).collect();
+        let ids: Vec<i64> = entries.iter().map(|(id, _)| *id).collect();
+        let in_block = |sum: &statements::Coded| {
+            binary_code::from_bytes(&sum.code).is_some_and(|code| entries.contains(&(sum.cluster, code)))
+        };
+        let used = statements::coded(client, &ids, false)?.iter().filter(|sum| in_block(sum)).count();
+        if 2 * used >= entries.len() {
+            continue;
+        }
+        let sums: Vec<_> = statements::coded(client, &ids, true)?.into_iter().filter(in_block).collect();
+        // Others are at work on some of them: another time.
+        if sums.len() == used {
+            // Marks are given, and the rows that have them written, before anyone looks for what is newer.
+            let _lock = store.lock_shortly(&collection.name, true);
+            statements::dissolve(client, &block, &sums)?;
+        }
+    }
+    THINNED.with_borrow_mut(|all| all.insert(collection.name.clone(), after));
+    Ok(())
+}
+
+/// Replaces all clusters of a collection, which this transaction has to itself: `ids[i]` is the cluster of `sums[i]`.
+pub fn replace_all(client: &mut SpiClient<'_>, collection: &str, ids: &[i64], sums: &[Sum]) -> SqlResult<()> {
+    let known = statements::clear(client, collection)?;
+    let mut entries: Vec<Entry> = Vec::with_capacity(ids.len());
+    for (id, sum) in ids.iter().zip(sums) {
+        pgrx::check_for_interrupts!();
+        let code = with_coder(sum.dimensions(), |coder| coder.encode(&sum.split().0));
+        statements::insert(client, collection, *id, sum, &binary_code::to_bytes(&code), known.get(id))?;
+        entries.push(Entry { id: *id, mark: *id, code });
+    }
+    entries.sort_unstable_by_key(|entry| entry.id);
+    for block in Block::pack(&entries) {
+        statements::block(client, collection, block)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,254 @@
+//! The table that a collection's members are in: its columns, and the vectors that are read from it.
+
+use std::time::{Duration, Instant};
+
+use clip::clustering::agglomerative::Progress;
+use clip::clustering::centroid::normalise;
+use clip::clustering::regroup::Rows;
+use clip::{Error, Kind};
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+use pgrx::spi::{SpiClient, SpiCursor, SpiHeapTupleData, quote_identifier};
+
+use crate::cluster::access::{Access, Privilege, unknown};
+use crate::cluster::tables::Store;
+use crate::guc;
+use crate::pg::citus;
+use crate::pg::error::{SqlResult, report, sql_error};
+use crate::pg::spi::{get, spi};
+use crate::pg::user_context::{OwnersTable, Rights, current_role, role_name};
+use crate::pg::vector::{self, Vector};
+
+/// Between two messages about the progress.
+const REPORT: Duration = Duration::from_secs(5);
+/// Rows fetched at a time: 20 MB of 512 dimensions.
+pub const FETCH: i64 = 10_000;
+
+/// Whether a table has a column, of a type that will do.
+pub fn check_column(
+    client: &mut SpiClient<'_>,
+    table: pg_sys::Oid,
+    column: &str,
+    will_do: impl Fn(pg_sys::Oid) -> bool,
+    name: &str,
+) -> SqlResult<()> {
+    let query = "SELECT t.oid, pg_catalog.format_type(t.oid, a.atttypmod), $1::regclass::text FROM pg_catalog.pg_attribute a \
+         JOIN pg_catalog.pg_type t ON t.oid = a.atttypid WHERE a.attrelid = $1 AND a.attname = $2 AND a.attnum > 0 AND NOT a.attisdropped";
+    let rows = client.update(query, Some(1), &[table.into(), column.into()]).map_err(spi)?;
+    let Some(row) = rows.into_iter().next() else {
+        return Err(sql_error(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
+            format!("the members' table has no column \"{column}\""),
+        )
+        .set_hint("Name the columns: embedding => …, cluster => …, key => …"));
+    };
+    match get::<pg_sys::Oid>(&row, 1)? {
+        Some(found) if !will_do(found) => Err(sql_error(
+            PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
+            format!(
+                "column \"{column}\" of {} is of type {}, not {name}",
+                get::<String>(&row, 3)?.unwrap_or_default(),
+                get::<String>(&row, 2)?.unwrap_or_default()
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The column of a primary key of one column.
+pub fn primary_key(client: &mut SpiClient<'_>, table: pg_sys::Oid) -> SqlResult<String> {
+    let query = "SELECT a.attname::text FROM pg_catalog.pg_index i \
+         JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] \
+         WHERE i.indrelid = $1 AND i.indisprimary AND i.indnkeyatts = 1";
+    let rows = client.update(query, Some(1), &[table.into()]).map_err(spi)?;
+    let key = rows.into_iter().next().map(|row| get::<String>(&row, 1)).transpose()?.flatten();
+    key.ok_or_else(|| {
+        report(
+            Error::new(Kind::InvalidInput, "the members' table has no primary key of one column")
+                .hint("Name a column that tells members apart: key => …"),
+        )
+    })
+}
+
+/// A collection's table of members, with its columns quoted for use in queries.
+pub struct Members {
+    pub threshold: f64,
+    pub table: OwnersTable,
+    pub embedding: String,
+    pub cluster: String,
+    pub key: String,
+    pub labels: Option<String>,
+    pub image: Option<String>,
+    /// The columns as they are named.
+    columns: Vec<String>,
+}
+
+impl Members {
+    /// None for a collection that was not told where its members are.
+    ///
+    /// # Errors
+    /// 42501 if the role has no such right to the collection, 42704 if there is no such collection.
+    pub fn find(collection: &str, role: pg_sys::Oid, privilege: Privilege) -> SqlResult<Option<Self>> {
+        let access = Access::find(&Store::open_to_read(), collection);
+        if !access.exists() {
+            return Err(unknown(collection));
+        }
+        access.check(role, privilege)?;
+        let _rights = Rights::of_extension();
+        Spi::connect(|client| {
+            let rows = client.select(include_str!("sql/members.sql"), Some(1), &[collection.into()]).map_err(spi)?;
+            let Some(row) = rows.into_iter().next() else { return Ok(None) };
+            let named = |column| get::<String>(&row, column);
+            let (Some(oid), Some(embedding), Some(cluster), Some(key)) =
+                (get::<pg_sys::Oid>(&row, 2)?, named(3)?, named(4)?, named(5)?)
+            else {
+                return Ok(None);
+            };
+            let (labels, image) = (named(6)?, named(7)?);
+            let Some(table) = OwnersTable::find(oid)? else { return Ok(None) };
+            refuse_citus(client, oid)?;
+            if !access.is_with(table.owner) {
+                return Err(parted(collection, &table, access.owner()));
+            }
+            let columns = [Some(&embedding), Some(&cluster), Some(&key), labels.as_ref(), image.as_ref()];
+            let columns = columns.into_iter().flatten().cloned().collect();
+            Ok(Some(Self {
+                threshold: get::<f64>(&row, 1)?.unwrap_or_else(guc::cluster_threshold),
+                table,
+                embedding: quote_identifier(embedding),
+                cluster: quote_identifier(cluster),
+                key: quote_identifier(key),
+                labels: labels.map(quote_identifier),
+                image: image.map(quote_identifier),
+                columns,
+            }))
+        })
+    }
+
+    pub fn known(collection: &str, role: pg_sys::Oid, privilege: Privilege) -> SqlResult<Self> {
+        Self::find(collection, role, privilege)?.ok_or_else(|| {
+            sql_error(
+                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("collection \"{collection}\" does not know the table of its members"),
+            )
+            .set_hint(format!(
+                "SELECT clip_create_collection({}, members => 'your_table');",
+                pgrx::spi::quote_literal(collection)
+            ))
+        })
+    }
+
+    /// The embedding as a vector, be it a halfvec.
+    pub fn vector(&self) -> String {
+        format!("{}::{}.vector", self.embedding, vector::schema())
+    }
+
+    /// Runs queries on the table, by its quoted name, for a caller who may read it: as its owner, or as the caller where
+    /// the caller has named the table.
+    ///
+    /// # Errors
+    /// 42501 if the caller may not read the columns, or may not read every row. A policy is code of the table's owner;
+    /// naming a collection is no consent to run it, and without it the caller would see what the policy hides.
+    pub fn read<T>(&self, named: Option<pg_sys::Oid>, work: impl FnOnce(&str) -> SqlResult<T>) -> SqlResult<T> {
+        let table = &self.table;
+        if let Some(named) = named {
+            if named != table.oid {
+                return Err(sql_error(
+                    PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                    format!("the members of the collection are in {}, not in the table given", table.shown()),
+                ));
+            }
+            return table.as_caller(work);
+        }
+        let columns: Vec<&str> = self.columns.iter().map(String::as_str).collect();
+        if !table.may_read(current_role(), &columns)? {
+            return Err(sql_error(
+                PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+                format!("permission denied for table {}", table.shown()),
+            )
+            .set_detail(format!("SELECT on its columns {} is needed.", self.columns.join(", "))));
+        }
+        // A view decides by current_user, as policies do.
+        if table.has_policies_for_caller() || table.kind == pg_sys::RELKIND_VIEW {
+            return Err(sql_error(
+                PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+                format!("{} decides row by row what {} sees", table.shown(), role_name(current_role())),
+            )
+            .set_detail("Its row-level security policies, or the view's query, are code of its owner.")
+            .set_hint(format!(
+                "Name the table to run it and read the rows that it shows: members => {}",
+                pgrx::spi::quote_literal(table.shown())
+            )));
+        }
+        table.as_owner(work)
+    }
+}
+
+fn parted(collection: &str, table: &OwnersTable, owner: pg_sys::Oid) -> ErrorReport {
+    sql_error(
+        PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+        format!("collection \"{collection}\" and the table of its members have different owners"),
+    )
+    .set_detail(format!(
+        "{} belongs to {}, the collection to {}.",
+        table.shown(),
+        role_name(table.owner),
+        role_name(owner)
+    ))
+    .set_hint(format!(
+        "SELECT clip_alter_collection({}, owner => {}); or ALTER TABLE … OWNER TO.",
+        pgrx::spi::quote_literal(collection),
+        pgrx::spi::quote_literal(role_name(table.owner))
+    ))
+}
+
+/// Members are told apart, and written, by `ctid`: tables of Citus have the same one in several shards.
+pub fn refuse_citus(client: &SpiClient<'_>, table: pg_sys::Oid) -> SqlResult<()> {
+    citus::refuse(
+        client,
+        table,
+        "it can't be what a collection knows its members by",
+        "Members are read and regrouped by their place in a table of this server.",
+        "SELECT clip_create_collection(…) without members; clip_assign_cluster works, and docs/citus.md says how to join \
+         clip_search.cluster to the rows.",
+    )
+}
+
+/// Reads the vectors in the first column of a query's result, and has the other columns visited.
+pub fn read(
+    mut cursor: SpiCursor<'_>,
+    mut visit: impl FnMut(&SpiHeapTupleData<'_>) -> SqlResult<()>,
+) -> SqlResult<Rows> {
+    let mut rows = Rows::default();
+    loop {
+        pgrx::check_for_interrupts!();
+        let fetched = cursor.fetch(FETCH).map_err(spi)?;
+        if fetched.is_empty() {
+            return Ok(rows);
+        }
+        for row in fetched {
+            let Some(Vector(mut vector)) = get::<Vector>(&row, 1)? else { continue };
+            normalise(&mut vector).map_err(report)?;
+            if !rows.push(&vector) {
+                return Err(sql_error(
+                    PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
+                    format!("different vector dimensions {} and {}", rows.dimensions(), vector.len()),
+                ));
+            }
+            visit(&row)?;
+        }
+    }
+}
+
+/// Lets a cancel act, and tells how far the work is.
+pub fn check_interrupts() -> impl FnMut(Progress) {
+    let mut last = Instant::now();
+    move |progress| {
+        pgrx::check_for_interrupts!();
+        if last.elapsed() >= REPORT {
+            last = Instant::now();
+            let percent = 100 * progress.done / progress.total.max(1);
+            pgrx::notice!("clip_search: {}, {percent} %", progress.stage);
+        }
+    }
+}

@@ -1,0 +1,17 @@
+cluster AS MATERIALIZED (
+    SELECT id, size, centroid, resultant FROM clip_search.cluster
+    WHERE collection OPERATOR(pg_catalog.=) $1 AND size OPERATOR(pg_catalog.>=) $2
+),
+member AS MATERIALIZED (
+    SELECT c.id, t.{key}::text AS key, {labels} AS labels, t.tableoid, t.ctid,
+           1 OPERATOR(pg_catalog.-) (t.{embedding}::{schema}.vector OPERATOR({schema}.<=>) c.centroid) AS cosine
+    FROM {table} t JOIN cluster c ON c.id OPERATOR(pg_catalog.=) t.{cluster} WHERE t.{embedding} IS NOT NULL
+),
+grouped AS (
+    SELECT id, pg_catalog.array_agg(key ORDER BY cosine DESC, key) AS keys, pg_catalog.min(cosine) AS lowest
+    FROM member GROUP BY id
+),
+word AS (
+    SELECT id, w AS word, pg_catalog.count(*) AS here, pg_catalog.sum(pg_catalog.count(*)) OVER (PARTITION BY w) AS everywhere
+    FROM member, pg_catalog.unnest(labels) AS w WHERE w IS NOT NULL GROUP BY id, w
+)

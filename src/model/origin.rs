@@ -1,0 +1,77 @@
+//! Which model made a vector: what this session has embedded lately, so that vectors of two models are not compared.
+
+use std::cell::RefCell;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::rc::Rc;
+
+use clip::{Error, Kind};
+use lru::LruCache;
+use pgrx::PgSqlErrorCode;
+use pgrx::pg_sys::panic::ErrorReport;
+
+use crate::pg::error::{SqlResult, with_sqlstate};
+use crate::pg::vector::Vector;
+
+/// Vectors whose model is remembered, so that clusters can refuse those of another: a trigger assigns what it has
+/// just embedded. 8 bytes each, and the name.
+const ORIGINS: usize = 1024;
+
+thread_local! {
+    /// A vector's hash -> the model that made it.
+    static ORIGIN: RefCell<LruCache<u64, Rc<str>>> = RefCell::new(LruCache::new(ORIGINS.try_into().expect("not zero")));
+}
+
+fn hash(vector: &[f32]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    vector.iter().for_each(|value| value.to_bits().hash(&mut hasher));
+    hasher.finish()
+}
+
+/// Notes by which model vectors were made.
+pub fn note_origin(spec: &str, vectors: &[Option<Vector>]) {
+    let name: Rc<str> = spec.into();
+    ORIGIN.with_borrow_mut(|origins| {
+        // More would push out each other.
+        for vector in vectors.iter().flatten().take(ORIGINS) {
+            origins.put(hash(&vector.0), name.clone());
+        }
+    });
+}
+
+/// The model that has made a vector in this session, if that was not long ago.
+pub fn model_of(vector: &[f32]) -> Option<String> {
+    ORIGIN.with_borrow_mut(|origins| origins.get(&hash(vector)).map(|name| name.to_string()))
+}
+
+/// A model's name without its variant: those of one model are close enough to be compared.
+pub fn base_name(spec: &str) -> &str {
+    spec.split(':').next().unwrap_or(spec)
+}
+
+fn mixed(message: String, detail: String) -> ErrorReport {
+    let hint = "Name the model that made the vector: model => …, or clip_search.model.";
+    let error = Error::new(Kind::InvalidInput, message).detail(detail).hint(hint);
+    with_sqlstate(PgSqlErrorCode::ERRCODE_DATA_EXCEPTION, error)
+}
+
+/// Refuses a vector that this session has just embedded by another model.
+pub fn check_origin(vector: &[f32], spec: &str) -> SqlResult<()> {
+    match model_of(vector) {
+        Some(model) if base_name(&model) != base_name(spec) => Err(mixed(
+            format!("a vector of model \"{model}\" can't be compared with those of \"{spec}\""),
+            format!("It is what \"{model}\" has just returned in this session."),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a vector of another length than the model's.
+pub fn check_dimensions(found: usize, models: usize, spec: &str) -> SqlResult<()> {
+    if found == models {
+        return Ok(());
+    }
+    Err(mixed(
+        format!("different vector dimensions {found} and {models}"),
+        format!("Vectors of model \"{spec}\" have {models} dimensions; this one has {found}."),
+    ))
+}

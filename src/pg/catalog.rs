@@ -1,0 +1,167 @@
+//! What the catalogue says of tables and their columns, and locks on tables.
+//!
+//! A table is locked by its oid before it is used by its name: under the lock the name stays the table's, whatever was
+//! renamed while the lock was waited for. Names come from the system caches, which are up to date in every isolation
+//! level; a query on pg_class would see it as of the transaction's snapshot.
+#![allow(unsafe_code)]
+
+use std::ffi::CStr;
+
+use pgrx::prelude::*;
+use pgrx::spi::{SpiClient, quote_identifier};
+
+use crate::pg::error::{SqlResult, sql_error};
+use crate::pg::spi::{get, spi};
+use crate::pg::user_context::Rights;
+
+/// A lock on a table, by PostgreSQL's name for it.
+#[derive(Clone, Copy)]
+pub enum Lock {
+    AccessShare = pg_sys::AccessShareLock as isize,
+    RowExclusive = pg_sys::RowExclusiveLock as isize,
+    ShareRowExclusive = pg_sys::ShareRowExclusiveLock as isize,
+    AccessExclusive = pg_sys::AccessExclusiveLock as isize,
+}
+
+/// Locks a table to the end of the transaction. An oid that is no table's any more is locked, too, and harms nobody.
+pub fn lock(oid: pg_sys::Oid, lock: Lock) {
+    // SAFETY: takes any oid; waits as LOCK TABLE does, and raises the same errors.
+    unsafe { pg_sys::LockRelationOid(oid, lock as i32) };
+}
+
+/// The same without waiting; whether it could be had.
+pub fn try_lock(oid: pg_sys::Oid, lock: Lock) -> bool {
+    // SAFETY: as above.
+    unsafe { pg_sys::ConditionalLockRelationOid(oid, lock as i32) }
+}
+
+/// The quoted name of a table, with its schema; None if there is no such table.
+pub fn qualified_name(oid: pg_sys::Oid) -> Option<String> {
+    // SAFETY: cache look-ups, which return null for what is not there.
+    let schema = unsafe { pg_sys::get_namespace_name(pg_sys::get_rel_namespace(oid)) };
+    Some(format!("{}.{}", quote_identifier(text(schema)?), quote_identifier(plain_name(oid)?)))
+}
+
+fn plain_name(oid: pg_sys::Oid) -> Option<String> {
+    // SAFETY: a cache look-up, which returns null for what is not there.
+    text(unsafe { pg_sys::get_rel_name(oid) })
+}
+
+/// Whether a table has a column of that name.
+pub fn has_column(schema: &CStr, table: &CStr, column: &CStr) -> bool {
+    // SAFETY: cache look-ups by strings that end in a nul; a name that does not exist gives the oid 0, which has no columns.
+    unsafe {
+        let schema = pg_sys::get_namespace_oid(schema.as_ptr(), true);
+        let table = pg_sys::get_relname_relid(table.as_ptr(), schema);
+        pg_sys::get_attnum(table, column.as_ptr()) > 0
+    }
+}
+
+/// A name that a cache look-up has returned, in memory of its own.
+fn text(name: *mut std::ffi::c_char) -> Option<String> {
+    // SAFETY: null, or a string that ends in a nul.
+    (!name.is_null()).then(|| unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned())
+}
+
+/// Fails if a table has another name than the one by which it was just read or written: a schema may be renamed whatever
+/// is locked in it. What was done is undone by the error, and can be tried again.
+pub fn check_still_named(oid: pg_sys::Oid, name: &str) -> SqlResult<()> {
+    if qualified_name(oid).is_some_and(|now| now == name) {
+        return Ok(());
+    }
+    Err(sql_error(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, format!("{name} has just been renamed"))
+        .set_hint("Try again."))
+}
+
+/// What the catalogue says of a table.
+pub struct Table {
+    pub oid: pg_sys::Oid,
+    /// Quoted, with its schema.
+    pub name: String,
+    pub plain_name: String,
+    pub kind: String,
+    pub persistence: String,
+    owned: bool,
+    /// Policies hold for the owner, too, so that what runs with its rights may not see every row.
+    pub forces_policies: bool,
+    pub has_children: bool,
+}
+
+impl Table {
+    pub fn describe(oid: pg_sys::Oid) -> SqlResult<Self> {
+        let _rights = Rights::of_caller();
+        Spi::connect_mut(|client| {
+            let query = include_str!("sql/table.sql");
+            let rows = client.update(query, Some(1), &[oid.into()]).map_err(spi)?;
+            let missing = || {
+                sql_error(
+                    PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
+                    format!("there is no table with oid {}", oid.to_u32()),
+                )
+            };
+            let row = rows.into_iter().next().ok_or_else(missing)?;
+            Ok(Self {
+                oid,
+                name: qualified_name(oid).ok_or_else(missing)?,
+                plain_name: plain_name(oid).ok_or_else(missing)?,
+                kind: get(&row, 3)?.ok_or_else(missing)?,
+                persistence: get(&row, 4)?.ok_or_else(missing)?,
+                owned: get(&row, 5)?.unwrap_or_default(),
+                forces_policies: get(&row, 6)?.unwrap_or_default(),
+                has_children: get(&row, 7)?.unwrap_or_default(),
+            })
+        })
+    }
+
+    /// A table of the caller's, locked to the end of the transaction. Only its owner may lock it: others would hold up
+    /// everybody.
+    pub fn locked(oid: pg_sys::Oid, mode: Lock) -> SqlResult<Self> {
+        Self::describe(oid)?.check_owner()?;
+        lock(oid, mode);
+        // It may have been renamed, dropped or given away meanwhile.
+        let table = Self::describe(oid)?;
+        table.check_owner()?;
+        Ok(table)
+    }
+
+    pub fn check_owner(&self) -> SqlResult<()> {
+        if self.owned {
+            return Ok(());
+        }
+        Err(sql_error(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, format!("must be owner of table {}", self.name)))
+    }
+
+    pub fn column(&self, client: &mut SpiClient<'_>, name: &str) -> SqlResult<Option<Column>> {
+        let query = "SELECT a.atttypid, pg_catalog.format_type(a.atttypid, a.atttypmod), a.atttypmod, a.attgenerated <> '', a.attnotnull, a.attidentity <> '' \
+             FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attname = $2 AND a.attnum > 0 AND NOT a.attisdropped";
+        let rows = client.update(query, Some(1), &[self.oid.into(), name.into()]).map_err(spi)?;
+        rows.into_iter()
+            .next()
+            .map(|row| {
+                Ok(Column {
+                    kind: get(&row, 1)?.unwrap_or(pg_sys::Oid::INVALID),
+                    shown: get(&row, 2)?.unwrap_or_default(),
+                    modifier: get(&row, 3)?.unwrap_or(-1),
+                    generated: get(&row, 4)?.unwrap_or_default(),
+                    not_null: get(&row, 5)?.unwrap_or_default(),
+                    identity: get(&row, 6)?.unwrap_or_default(),
+                })
+            })
+            .transpose()
+    }
+
+    pub fn known_column(&self, client: &mut SpiClient<'_>, name: &str) -> SqlResult<Column> {
+        self.column(client, name)?.ok_or_else(|| {
+            sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN, format!("table {} has no column \"{name}\"", self.name))
+        })
+    }
+}
+
+pub struct Column {
+    pub kind: pg_sys::Oid,
+    pub shown: String,
+    pub modifier: i32,
+    pub generated: bool,
+    pub not_null: bool,
+    pub identity: bool,
+}

@@ -1,0 +1,107 @@
+//! What is left of a piece of work when it fails.
+#![allow(unsafe_code)]
+
+use std::panic::AssertUnwindSafe;
+
+use pgrx::pg_sys;
+use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
+use pgrx::prelude::*;
+
+use crate::pg::error::{SqlResult, sqlstate};
+
+/// Why a row could not be embedded.
+#[derive(Debug)]
+pub struct Failure {
+    /// The five characters of the SQLSTATE.
+    pub code: String,
+    state: PgSqlErrorCode,
+    pub message: String,
+    pub detail: Option<String>,
+    hint: Option<String>,
+    caught: Option<CaughtError>,
+}
+
+impl Failure {
+    /// The row is not to blame: another session is in the way, and it will not be for long.
+    pub fn is_passing(&self) -> bool {
+        self.code.starts_with("40") || self.code == "55P03"
+    }
+
+    /// As an error of this statement.
+    pub fn into_report(self) -> ErrorReport {
+        let mut report = ErrorReport::new(self.state, self.message, "clip_search");
+        if let Some(detail) = self.detail {
+            report = report.set_detail(detail);
+        }
+        if let Some(hint) = self.hint {
+            report = report.set_hint(hint);
+        }
+        report
+    }
+}
+
+impl From<&clip::Error> for Failure {
+    fn from(error: &clip::Error) -> Self {
+        let state = sqlstate(error.kind);
+        let (message, detail, hint) = (error.message.clone(), error.detail.clone(), error.hint_for(crate::guc::name));
+        Self { code: unpack(state as i32), state, message, detail, hint, caught: None }
+    }
+}
+
+impl From<CaughtError> for Failure {
+    fn from(caught: CaughtError) -> Self {
+        let (CaughtError::PostgresError(report)
+        | CaughtError::ErrorReport(report)
+        | CaughtError::RustPanic { ereport: report, .. }) = &caught;
+        let state = report.sql_error_code();
+        let (message, detail) = (report.message().to_owned(), report.detail().map(str::to_owned));
+        let hint = report.hint().map(str::to_owned);
+        Self { code: unpack(state as i32), state, message, detail, hint, caught: Some(caught) }
+    }
+}
+
+/// Cancelled, shut down, out of memory or disk: not the row's fault, and nothing to be noted.
+fn is_interrupt(code: &str) -> bool {
+    code.starts_with("57") || code.starts_with("53") || code == "58030"
+}
+
+/// The five characters of a SQLSTATE, which PostgreSQL keeps in six bits each.
+fn unpack(code: i32) -> String {
+    (0..5).map(|place| char::from(((code >> (6 * place)) & 0x3f) as u8 + b'0')).collect()
+}
+
+/// Runs `f`, and undoes what it did if it fails. What concerns the whole session, such as a cancel, goes on upwards.
+pub fn attempt<T>(f: impl FnOnce() -> SqlResult<T>) -> Result<T, Failure> {
+    // SAFETY: as PL/pgSQL does for a block with an exception clause: the subtransaction is ended in either case, and
+    // memory context and resource owner are those from before afterwards.
+    unsafe {
+        let context = pg_sys::CurrentMemoryContext;
+        let owner = pg_sys::CurrentResourceOwner;
+        pg_sys::BeginInternalSubTransaction(std::ptr::null());
+        pg_sys::MemoryContextSwitchTo(context);
+        let outcome = catch(f);
+        match &outcome {
+            Ok(_) => pg_sys::ReleaseCurrentSubTransaction(),
+            Err(_) => pg_sys::RollbackAndReleaseCurrentSubTransaction(),
+        }
+        pg_sys::MemoryContextSwitchTo(context);
+        pg_sys::CurrentResourceOwner = owner;
+        match outcome {
+            Err(Failure { caught: Some(caught), code, .. }) if is_interrupt(&code) => caught.rethrow(),
+            outcome => outcome,
+        }
+    }
+}
+
+/// Runs `f` and catches its error; the (sub)transaction has to be undone then.
+pub fn catch<T>(f: impl FnOnce() -> SqlResult<T>) -> Result<T, Failure> {
+    PgTryBuilder::new(AssertUnwindSafe(|| match f() {
+        Ok(value) => Ok(value),
+        Err(report) => {
+            report.report(PgLogLevel::ERROR);
+            unreachable!("an ERROR does not return")
+        }
+    }))
+    .catch_others(|caught| Err(Failure::from(caught)))
+    .execute()
+}

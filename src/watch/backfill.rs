@@ -1,0 +1,231 @@
+//! clip_backfill, which embeds what is missing, and clip_retry, which tries failed rows again.
+
+use clip::{Error, Kind};
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+use pgrx::spi::quote_identifier;
+
+use crate::cluster::tables;
+use crate::guc;
+use crate::pg::catalog::{self, Lock, Table};
+use crate::pg::error::{SqlResult, report};
+use crate::pg::regclass::Regclass;
+use crate::pg::spi::get;
+use crate::pg::spi::spi;
+use crate::pg::user_context::{Rights, key_form};
+use crate::watch::queue::{Next, claim, has_again, noted, own};
+use crate::watch::rows::{Terms, work};
+use crate::watch::setting::{Watch, table_of};
+use crate::watch::wakeup;
+
+/// Keys that are read and queued at a time.
+const KEYS: i64 = 10_000;
+
+/// A query for rows that lack an embedding or a cluster.
+fn missing(watch: &Watch, what: &str) -> String {
+    let embedding = quote_identifier(&watch.embedding);
+    let ungrouped = watch
+        .cluster
+        .as_deref()
+        .map(|cluster| format!(" OR {} IS NULL", quote_identifier(cluster)))
+        .unwrap_or_default();
+    format!("SELECT {what} FROM {} WHERE ({embedding} IS NULL{ungrouped}) AND ({})", watch.table, watch.has_source())
+}
+
+pub fn any_missing(watch: &Watch) -> SqlResult<bool> {
+    let _rights = Rights::of_table_owner(watch.owner);
+    Spi::connect_mut(|client| Ok(!client.update(&missing(watch, "1"), Some(1), &[]).map_err(spi)?.is_empty()))
+}
+
+/// Queues the rows that have no embedding and are neither queued nor listed as failed. Returns their number.
+pub fn enqueue_missing(watch: &Watch) -> SqlResult<i64> {
+    enqueue(watch, &missing(watch, &key_of(watch)), false)
+}
+
+/// Queues the rows that have an embedding, to be embedded again. Returns their number.
+pub fn enqueue_existing(watch: &Watch) -> SqlResult<i64> {
+    if !has_again() {
+        return Ok(0); // the SQL of 0.2.0, which can't say so
+    }
+    let embedding = quote_identifier(&watch.embedding);
+    enqueue(watch, &format!("SELECT {} FROM {} WHERE {embedding} IS NOT NULL", key_of(watch), watch.table), true)
+}
+
+/// An expression for a row's key in the form in which the queue stores it.
+fn key_of(watch: &Watch) -> String {
+    let values = watch.key.iter().map(|column| format!("pg_catalog.format('%s', {})", quote_identifier(column)));
+    format!("ARRAY[{}]::text", values.collect::<Vec<_>>().join(", "))
+}
+
+/// Queues the rows whose keys a query returns. Returns the number of new entries.
+fn enqueue(watch: &Watch, query: &str, again: bool) -> SqlResult<i64> {
+    let mut count = 0;
+    catalog::lock(watch.relation, Lock::AccessShare);
+    watch.check_still_named()?;
+    let count = Spi::connect_mut(|client| {
+        let cursor = {
+            let _rights = Rights::of_table_owner(watch.owner);
+            client.try_open_cursor_mut(query, &[]).map_err(spi)?.detach_into_name()
+        };
+        loop {
+            pgrx::check_for_interrupts!();
+            let keys = {
+                let _rights = Rights::of_table_owner(watch.owner);
+                key_form();
+                let mut cursor = client.find_cursor(&cursor).map_err(spi)?;
+                let rows = cursor.fetch(KEYS).map_err(spi)?;
+                let keys = rows
+                    .into_iter()
+                    .map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default()))
+                    .collect::<SqlResult<Vec<_>>>()?;
+                if !keys.is_empty() {
+                    cursor.detach_into_name();
+                }
+                keys
+            };
+            if keys.is_empty() {
+                return Ok::<_, ErrorReport>(count);
+            }
+            count += own(|client| {
+                let query = if again {
+                    include_str!("sql/enqueue_existing.sql")
+                } else {
+                    include_str!("sql/enqueue_missing.sql")
+                };
+                let longest = keys.iter().map(String::len).max().unwrap_or_default();
+                let insert =
+                    || Ok(client.update(query, None, &[watch.id.into(), keys.into()]).map_err(spi)?.len() as i64);
+                noted(watch, longest, insert)
+            })?;
+        }
+    })?;
+    watch.check_still_named()?;
+    Ok(count)
+}
+
+/// The steps of CALL clip_backfill, which commits between them (sql/watch.sql).
+#[pg_schema]
+pub mod clip_search {
+    use super::*;
+
+    /// Queues the missing rows. Returns the watches, the number of entries of each, and the id of its last entry.
+    #[pg_extern(volatile, parallel_unsafe, cost = 1000000)]
+    fn backfill_begin(
+        relation: Option<Regclass>,
+        embedding: Option<&str>,
+    ) -> Result<TableIterator<'static, (name!(watch, i64), name!(queued, i64), name!(last, i64))>, ErrorReport> {
+        tables::check_writable(c"clip_backfill()");
+        let oid = table_of(relation)?;
+        let mut found = Vec::new();
+        let watches = Watch::of_table(oid, embedding)?;
+        tables::check_may_commit("clip_backfill()")?;
+        for watch in watches {
+            let watch = watch.locked(Lock::AccessShare)?;
+            enqueue_missing(&watch)?;
+            let queued = own(|client| {
+                let query = "SELECT pg_catalog.count(*), coalesce(pg_catalog.max(id), 0) FROM clip_search.watch_queue WHERE watch = $1";
+                let rows = client.update(query, None, &[watch.id.into()]).map_err(spi)?;
+                rows.first().get_two::<i64, i64>().map_err(spi)
+            })?;
+            found.push((watch.id, queued.0.unwrap_or_default(), queued.1.unwrap_or_default()));
+        }
+        Ok(TableIterator::new(found))
+    }
+
+    /// The ids of a watch's next entries between two; the caller owns the table. None if it is not watched any more.
+    #[pg_extern(volatile, strict, parallel_unsafe)]
+    fn backfill_claim(watch: i64, after: i64, last: i64, batch: i32) -> SqlResult<Vec<i64>> {
+        if batch < 1 {
+            return Err(report(Error::new(Kind::InvalidInput, format!("batch {batch} is not at least 1"))));
+        }
+        if !is_own(watch)? {
+            pgrx::notice!(
+                "clip_search: a column is not watched any more, by clip_unwatch or since clip_reembed is done"
+            );
+            return Ok(Vec::new());
+        }
+        claim(watch, i64::from(batch), Next::Between(after, last))
+    }
+
+    /// How many of a watch's entries up to one are left: the background worker, or another session, has them in hand, or
+    /// their rows.
+    #[pg_extern(volatile, strict, parallel_unsafe)]
+    fn backfill_left(watch: i64, last: i64) -> SqlResult<i64> {
+        if !is_own(watch)? {
+            return Ok(0);
+        }
+        own(|client| {
+            let query = "SELECT pg_catalog.count(*) FROM clip_search.watch_queue WHERE watch = $1 AND id <= $2";
+            let rows = client.update(query, Some(1), &[watch.into(), last.into()]).map_err(spi)?;
+            Ok(rows.first().get::<i64>(1).map_err(spi)?.unwrap_or_default())
+        })
+    }
+
+    /// Embeds the rows of entries; how many were embedded, how many failed.
+    #[pg_extern(volatile, strict, parallel_unsafe, cost = 1000000)]
+    fn backfill_work(
+        watch: i64,
+        entries: Vec<i64>,
+    ) -> Result<TableIterator<'static, (name!(embedded, i64), name!(failed, i64))>, ErrorReport> {
+        if !is_own(watch)? {
+            return Ok(TableIterator::once((0, 0)));
+        }
+        let entries = own(|client| {
+            let query = "SELECT id FROM clip_search.watch_queue WHERE watch = $1 AND id = ANY ($2)";
+            let rows = client.update(query, None, &[watch.into(), entries.into()]).map_err(spi)?;
+            rows.into_iter().map(|row| Ok(get(&row, 1)?.unwrap_or_default())).collect::<SqlResult<Vec<i64>>>()
+        })?;
+        work(&entries, Terms::ALL)?.single().map(TableIterator::once)
+    }
+}
+
+/// Whether there is a watch of that number; its table must be the caller's.
+fn is_own(watch: i64) -> SqlResult<bool> {
+    let Some(watch) = Watch::by_id(watch)? else { return Ok(false) };
+    Table::describe(watch.relation)?.check_owner()?;
+    Ok(true)
+}
+
+/// Takes rows off the list of failures: all, or those of a SQLSTATE or a class of them. Where a worker keeps the table in
+/// sync it gets them; otherwise they are tried at once. Returns how many are on the list no longer.
+#[pg_extern(volatile, parallel_unsafe, cost = 1000000, name = "clip_retry")]
+fn retry(
+    relation: Option<Regclass>,
+    embedding: default!(Option<&str>, "NULL"),
+    sqlstate: default!(Option<&str>, "NULL"),
+) -> SqlResult<i64> {
+    call(relation, embedding, sqlstate)
+}
+
+pub fn call(relation: Option<Regclass>, embedding: Option<&str>, sqlstate: Option<&str>) -> SqlResult<i64> {
+    tables::check_writable(c"clip_retry()");
+    let oid = table_of(relation)?;
+    if let Some(state) = sqlstate.filter(|state| ![2, 5].contains(&state.len())) {
+        return Err(report(
+            Error::new(Kind::InvalidInput, format!("sqlstate \"{state}\" is neither a SQLSTATE nor a class of them"))
+                .hint("Use the five characters that clip_search.failure shows, or the first two."),
+        ));
+    }
+    let mut retried = 0;
+    for watch in Watch::of_table(oid, embedding)? {
+        let watch = watch.locked(Lock::RowExclusive)?;
+        let ids: Vec<i64> = own(|client| {
+            let query = "WITH taken AS (DELETE FROM clip_search.watch_failure WHERE watch = $1 \
+                 AND ($3 IS NULL OR pg_catalog.left(sqlstate, pg_catalog.length($3)) = $3) RETURNING key) \
+                 INSERT INTO clip_search.watch_queue (watch, key, attempts) SELECT $1, key, $2 FROM taken RETURNING id";
+            // To be tried at once it counts as begun.
+            let arguments = [watch.id.into(), i32::from(!watch.queued).into(), sqlstate.into()];
+            let rows = client.update(query, None, &arguments).map_err(spi)?;
+            rows.into_iter().map(|row| Ok(get(&row, 1)?.unwrap_or_default())).collect::<SqlResult<_>>()
+        })?;
+        retried += ids.len() as i64;
+        if watch.queued {
+            wakeup::wake_at_commit();
+            continue;
+        }
+        for ids in ids.chunks(guc::worker_batch() as usize) {
+            retried -= work(ids, Terms::ALL)?.single()?.1;
+        }
+    }
+    Ok(retried)
+}

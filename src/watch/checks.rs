@@ -1,0 +1,271 @@
+//! What clip_watch refuses: tables and columns that can't be watched, and changes that can't be made to a watch.
+
+use clip::{Error, Kind};
+use pgrx::prelude::*;
+use pgrx::spi::SpiClient;
+
+use crate::model::loaded;
+use crate::pg::catalog::{Column, Table};
+use crate::pg::citus;
+use crate::pg::error::{SqlResult, report, with_sqlstate};
+use crate::pg::spi::{get, spi};
+use crate::pg::text::foreign_encoding;
+use crate::pg::user_context::Rights;
+use crate::pg::vector_column::Storage;
+use crate::watch::setting::Watch;
+use crate::watch::wanted::{Plan, Wanted};
+
+/// Tables of Citus have their rows elsewhere.
+pub fn check_local(table: &Table) -> SqlResult<()> {
+    let _rights = Rights::of_caller();
+    Spi::connect(|client| {
+        citus::refuse(
+            client,
+            table.oid,
+            "it can't be watched",
+            "Its rows are in shards, mostly on other servers; a watch, its queue and its groups are of this server.",
+            "Embed where the rows are: UPDATE … SET embedding = clip_embed_image(data, model), or a trigger of your \
+             own that does (docs/citus.md).",
+        )
+    })
+}
+
+pub fn check_table(table: &Table, queued: bool) -> SqlResult<()> {
+    table.check_owner()?;
+    check_local(table)?;
+    let refuse =
+        |code, what: &str| Err(with_sqlstate(code, Error::new(Kind::InvalidInput, format!("{} {what}", table.name))));
+    if table.kind != "r" && table.kind != "p" {
+        return refuse(PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE, "is not a table, so it can't be watched");
+    }
+    if table.persistence == "t" {
+        return refuse(
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            "is a temporary table, and a watch outlives the session",
+        );
+    }
+    if queued && table.forces_policies {
+        return Err(with_sqlstate(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            Error::new(Kind::InvalidInput, format!("{} forces its policies on its owner", table.name))
+                .detail("The background worker reads and writes rows with the owner's rights, and must see them all.")
+                .hint("ALTER TABLE … NO FORCE ROW LEVEL SECURITY, an owner with BYPASSRLS, or mode => 'immediate'."),
+        ));
+    }
+    Ok(())
+}
+
+/// The columns of the primary key, or else of another key that tells rows apart for good.
+pub fn key(client: &mut SpiClient<'_>, table: &Table) -> SqlResult<Vec<String>> {
+    let query = include_str!("sql/key.sql");
+    let rows = client.update(query, Some(1), &[table.oid.into()]).map_err(spi)?;
+    let key = rows.into_iter().next().map(|row| get::<Vec<Option<String>>>(&row, 1)).transpose()?.flatten();
+    let key: Vec<String> = key.unwrap_or_default().into_iter().flatten().collect();
+    if key.is_empty() {
+        let query =
+            "SELECT 1 FROM pg_catalog.pg_index i WHERE i.indrelid = $1 AND i.indisprimary AND NOT i.indimmediate";
+        let deferrable = !client.update(query, Some(1), &[table.oid.into()]).map_err(spi)?.is_empty();
+        let (what, why, way_out) = if deferrable {
+            (
+                format!("the primary key of {} is deferrable", table.name),
+                "Rows that are yet to be embedded, or could not be, are noted by their key; two may have one for a while.",
+                format!("Make it anew without DEFERRABLE, or a unique index on NOT NULL columns of {}.", table.name),
+            )
+        } else {
+            (
+                format!("{} has no primary key", table.name),
+                "Rows that are yet to be embedded, or could not be, are noted by their key.",
+                format!("ALTER TABLE {} ADD PRIMARY KEY (…), or a unique index on NOT NULL columns.", table.name),
+            )
+        };
+        return Err(with_sqlstate(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            Error::new(Kind::InvalidInput, what).detail(why).hint(way_out),
+        ));
+    }
+    Ok(key)
+}
+
+/// The columns that are embedded: of images, of texts.
+pub fn sources(
+    client: &mut SpiClient<'_>,
+    table: &Table,
+    source: &str,
+    text_source: Option<&str>,
+) -> SqlResult<(Option<String>, Option<String>)> {
+    let mut kinds = Vec::new();
+    for name in [Some(source), text_source].into_iter().flatten() {
+        let column = table.known_column(client, name)?;
+        if column.generated {
+            return Err(with_sqlstate(
+                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                Error::new(Kind::InvalidInput, format!("column \"{name}\" of {} is generated", table.name))
+                    .detail("PostgreSQL computes it after the trigger that would embed it.")
+                    .hint("Watch the column that it is made of, or have a trigger of your own make it."),
+            ));
+        }
+        kinds.push(match column.kind {
+            pg_sys::BYTEAOID => true,
+            pg_sys::TEXTOID | pg_sys::VARCHAROID => {
+                if let Some(encoding) = foreign_encoding() {
+                    return Err(report(
+                        Error::new(
+                            Kind::Unsupported,
+                            format!("texts of a database of encoding {encoding} can't be embedded"),
+                        )
+                        .detail("They are read as UTF-8.")
+                        .hint("Use a database of encoding UTF8."),
+                    ));
+                }
+                false
+            }
+            _ => {
+                return Err(with_sqlstate(
+                    PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
+                    Error::new(
+                        Kind::InvalidInput,
+                        format!("column \"{name}\" of {} is of type {}, not bytea or text", table.name, column.shown),
+                    ),
+                ));
+            }
+        });
+    }
+    match (kinds.as_slice(), text_source) {
+        ([true], _) => Ok((Some(source.to_owned()), None)),
+        ([false], _) => Ok((None, Some(source.to_owned()))),
+        ([true, false], Some(text)) => Ok((Some(source.to_owned()), Some(text.to_owned()))),
+        _ => Err(with_sqlstate(
+            PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
+            Error::new(Kind::InvalidInput, "two sources are an image (bytea) and a text")
+                .hint("source => the column with images, text_source => the one with texts"),
+        )),
+    }
+}
+
+pub fn existing(client: &mut SpiClient<'_>, oid: pg_sys::Oid, embedding: &str) -> SqlResult<Option<Watch>> {
+    let _rights = Rights::of_extension();
+    let condition = "w.embedding = $2 AND (w.relation::oid = $1 OR w.relation IN (SELECT pg_catalog.pg_partition_ancestors($1::oid) \
+         UNION SELECT relid FROM pg_catalog.pg_partition_tree($1::oid)))";
+    let mut found = Watch::find(client, condition, &[oid.into(), embedding.into()])?;
+    if let Some(other) = found.iter().find(|watch| watch.relation != oid) {
+        return Err(with_sqlstate(
+            PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
+            Error::new(Kind::InvalidInput, format!("column \"{embedding}\" is watched by {} already", other.name()))
+                .hint("A partitioned table is watched as a whole, or partition by partition."),
+        ));
+    }
+    Ok(found.pop())
+}
+
+/// What a second call of clip_watch can't change.
+pub fn check_change(existing: &Watch, wanted: &Wanted<'_>) -> SqlResult<()> {
+    let refuse = |message: String, hint: &str| {
+        Err(with_sqlstate(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            Error::new(Kind::InvalidInput, message).hint(hint),
+        ))
+    };
+    let column = &existing.embedding;
+    if let Some(model) = wanted.model
+        && loaded::base_name(&existing.model) != loaded::base_name(model)
+    {
+        return refuse(
+            format!("column \"{column}\" holds vectors of model \"{}\", not of \"{model}\"", existing.model),
+            "Vectors of different models don't mix: CALL clip_reembed(table, model) changes the model.",
+        );
+    }
+    if existing.cluster.is_some()
+        && (wanted.cluster.is_some_and(|wanted| existing.cluster.as_deref() != Some(wanted))
+            || wanted.collection.is_some_and(|wanted| existing.collection.as_deref() != Some(wanted)))
+    {
+        return refuse(
+            format!("column \"{column}\" is watched with another cluster column or collection already"),
+            "clip_unwatch it first; columns, index and collection stay.",
+        );
+    }
+    if existing.replaces != wanted.replaces {
+        return refuse(
+            format!("column \"{column}\" is being filled by clip_reembed"),
+            "Let it finish, or clip_unwatch that column.",
+        );
+    }
+    Ok(())
+}
+
+/// A column that is written by this watch alone.
+pub fn check_cluster(table: &Table, embedding: &str, cluster: &str, key: &[String]) -> SqlResult<()> {
+    let refuse = |what: String| {
+        Err(report(
+            Error::new(Kind::InvalidInput, format!("column \"{cluster}\" of {} {what}", table.name))
+                .detail("It is overwritten with the id of each row's cluster.")
+                .hint("Name another; one that is not there is made."),
+        ))
+    };
+    if key.iter().any(|column| column == cluster) {
+        return refuse("is part of its key".to_owned());
+    }
+    let others = {
+        let _rights = Rights::of_extension();
+        let condition = "w.relation::oid = $1 AND w.embedding <> $2 AND w.cluster = $3";
+        Spi::connect_mut(|client| {
+            Watch::find(client, condition, &[table.oid.into(), embedding.into(), cluster.into()])
+        })?
+    };
+    match others.first() {
+        Some(other) => refuse(format!("has the clusters of column \"{}\" already", other.embedding)),
+        None => Ok(()),
+    }
+}
+
+pub fn check_embedding(table: &Table, name: &str, column: &Column, dimensions: usize) -> SqlResult<()> {
+    if Storage::of(column.kind).is_none() || column.generated || column.identity {
+        return Err(with_sqlstate(
+            PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
+            Error::new(
+                Kind::InvalidInput,
+                format!(
+                    "column \"{name}\" of {} is of type {}, not a plain vector or halfvec",
+                    table.name, column.shown
+                ),
+            ),
+        ));
+    }
+    if column.modifier != -1 && column.modifier as usize != dimensions {
+        return Err(with_sqlstate(
+            PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
+            Error::new(Kind::InvalidInput, format!("different vector dimensions {} and {dimensions}", column.modifier))
+                .detail(format!("Column \"{name}\" of {} is of type {}.", table.name, column.shown)),
+        ));
+    }
+    Ok(())
+}
+
+/// A column that is NOT NULL must have a value whenever a row is written: not so while the row waits for the worker, where
+/// its image can't be read, or where it has none.
+pub fn check_nulls(
+    client: &mut SpiClient<'_>,
+    table: &Table,
+    name: &str,
+    column: &Column,
+    plan: &Plan,
+) -> SqlResult<()> {
+    if !column.not_null {
+        return Ok(());
+    }
+    let mut has_source = false;
+    for source in [&plan.image, &plan.text].into_iter().flatten() {
+        has_source |= table.known_column(client, source)?.not_null;
+    }
+    let (why, way_out) = match (plan.queued, plan.skip, has_source) {
+        (true, ..) => ("Rows that are queued have none until the worker has embedded them.", "or mode => 'immediate'"),
+        (_, true, _) => ("With on_error => 'skip' rows that can't be embedded have none.", "or on_error => 'raise'"),
+        (_, _, false) => ("Rows without a source have none.", "or make the source NOT NULL"),
+        _ => return Ok(()),
+    };
+    Err(with_sqlstate(
+        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        Error::new(Kind::InvalidInput, format!("column \"{name}\" of {} is NOT NULL", table.name))
+            .detail(why)
+            .hint(format!("ALTER TABLE {} ALTER COLUMN {name} DROP NOT NULL, {way_out}.", table.name)),
+    ))
+}

@@ -1,0 +1,64 @@
+//! What is left of watches whose tables have been dropped: settings, queue, failures, and the collection that was made
+//! for the table.
+//!
+//! An event trigger calls this for every command that drops a watched table, be it DROP TABLE, DROP SCHEMA … CASCADE or
+//! DROP OWNED. clip_watch and the worker do, too, for what the command had to leave because another transaction had it.
+
+use pgrx::prelude::*;
+use pgrx::spi::SpiClient;
+
+use crate::cluster::collection::drop_rows;
+use crate::cluster::statements;
+use crate::cluster::tables::Store;
+use crate::pg::error::SqlResult;
+use crate::pg::spi::get;
+use crate::pg::spi::spi;
+use crate::pg::transaction::run_on_latest;
+
+/// Removes it, with the rights of the extension. A collection that another transaction has in hand stays for the next
+/// time, with its watch: this function waits for nobody.
+pub fn forget_dropped(client: &mut SpiClient<'_>, store: &Store) -> SqlResult<()> {
+    let query = "SELECT w.id, CASE WHEN w.added_collection THEN w.collection END FROM clip_search.watch_setting w \
+         WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = w.relation::oid) FOR UPDATE OF w SKIP LOCKED";
+    let gone = client
+        .update(query, None, &[])
+        .map_err(spi)?
+        .map(|row| Ok((get::<i64>(&row, 1)?.unwrap_or_default(), get::<String>(&row, 2)?)))
+        .collect::<SqlResult<Vec<_>>>()?;
+    for (watch, collection) in gone {
+        if let Some(collection) = &collection {
+            if !store.take(collection, false) {
+                continue;
+            }
+            statements::clear_latest(collection)?;
+            drop_rows(client, collection)?;
+        }
+        let query = "DELETE FROM clip_search.watch_setting WHERE id = $1";
+        client.update(query, None, &[watch.into()]).map_err(spi)?;
+    }
+    // Of those, and what others had in hand when clip_unwatch was called.
+    for table in ["watch_queue", "watch_failure"] {
+        run_on_latest(
+            &format!(
+                "DELETE FROM clip_search.{table} WHERE ctid = ANY (ARRAY(SELECT l.ctid FROM clip_search.{table} l \
+                 WHERE NOT EXISTS (SELECT FROM clip_search.watch_setting w WHERE w.id = l.watch) FOR UPDATE OF l SKIP LOCKED))"
+            ),
+            &[],
+        )?;
+    }
+    Ok(())
+}
+
+#[pg_schema]
+pub mod clip_search {
+    use super::*;
+    use crate::pg::user_context::Rights;
+
+    /// What the event trigger calls. Anybody may: it removes nothing but what is of no table any more.
+    #[pg_extern(volatile, parallel_unsafe)]
+    fn forget_dropped_tables() -> SqlResult<()> {
+        let store = Store::open(c"forget_dropped_tables()");
+        let _rights = Rights::of_extension();
+        Spi::connect_mut(|client| forget_dropped(client, &store))
+    }
+}

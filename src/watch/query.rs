@@ -1,0 +1,70 @@
+//! Queries for a watched column, embedded by the column's own model: searches need no setting, and keep working when
+//! clip_reembed changes the model.
+
+use clip::{Error, Kind};
+use pgrx::prelude::*;
+
+use crate::model::loaded;
+use crate::pg::catalog::Table;
+use crate::pg::error::{SqlResult, given, with_sqlstate};
+use crate::pg::regclass::Regclass;
+use crate::pg::spi::spi;
+use crate::pg::text::Text;
+use crate::pg::user_context::Rights;
+use crate::pg::vector::Vector;
+use crate::watch::setting::{Watch, table_of};
+
+#[pg_extern(stable, parallel_restricted, cost = 10000)]
+fn clip_embed_text_for(
+    relation: Option<Regclass>,
+    query: Option<Text<'_>>,
+    embedding: default!(Option<&str>, "NULL"),
+) -> SqlResult<Option<Vector>> {
+    let model = model_of(table_of(relation)?, embedding)?;
+    let Some(Text(query)) = query else { return Ok(None) };
+    Ok(loaded::embed_texts(&model, &[Some(query)])?.pop().flatten())
+}
+
+#[pg_extern(stable, parallel_restricted, cost = 100000)]
+fn clip_embed_image_for(
+    relation: Option<Regclass>,
+    query: Option<&[u8]>,
+    embedding: default!(Option<&str>, "NULL"),
+) -> SqlResult<Option<Vector>> {
+    let model = model_of(table_of(relation)?, embedding)?;
+    let Some(query) = query else { return Ok(None) };
+    Ok(loaded::embed_images(&model, &[Some(query)])?.pop().flatten())
+}
+
+/// The model of a table's watched column, for whoever may read the table.
+fn model_of(relation: pg_sys::Oid, embedding: Option<&str>) -> SqlResult<String> {
+    let table = Table::describe(relation)?;
+    let may_read = Spi::connect(|client| {
+        let query =
+            "SELECT pg_catalog.has_table_privilege($1, 'SELECT') OR pg_catalog.has_any_column_privilege($1, 'SELECT')";
+        client.select(query, Some(1), &[relation.into()]).map_err(spi)?.first().get::<bool>(1).map_err(spi)
+    })?;
+    if may_read != Some(true) {
+        return Err(with_sqlstate(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            Error::new(Kind::InvalidInput, format!("permission denied for table {}", table.name))
+                .hint(format!("Its owner can GRANT SELECT ON {}.", table.name)),
+        ));
+    }
+    let _rights = Rights::of_extension();
+    let found = Spi::connect(|client| {
+        // A partition has its parent's watch.
+        let query = include_str!("sql/model_of.sql");
+        let rows = client.select(query, None, &[relation.into(), embedding.into()]).map_err(spi)?;
+        rows.map(|row| given("model", row.get::<String>(1).map_err(spi)?)).collect::<SqlResult<Vec<String>>>()
+    })?;
+    match found.as_slice() {
+        [model] => Ok(model.clone()),
+        [] => Err(Watch::none_of(&table.name, embedding)),
+        _ => Err(with_sqlstate(
+            PgSqlErrorCode::ERRCODE_AMBIGUOUS_PARAMETER,
+            Error::new(Kind::InvalidInput, format!("{} columns of the table are watched", found.len()))
+                .hint("Say which: embedding => …"),
+        )),
+    }
+}

@@ -1,0 +1,72 @@
+//! What is embedded of a row: an image, a text, or the mean of both.
+
+use clip::clustering::centroid::normalise;
+use clip::{Error, Kind};
+
+use crate::model::loaded;
+use crate::pg::vector::Vector;
+use crate::watch::setting::Watch;
+
+/// What is to be embedded of a row.
+pub struct Source<'a> {
+    pub image: Option<&'a [u8]>,
+    pub text: Option<&'a str>,
+}
+
+/// Whether an error is a row's own; others, say a model that is not there, would be every row's.
+pub fn is_of_row(error: &Error) -> bool {
+    !matches!(error.kind, Kind::UnknownModel | Kind::MissingFile | Kind::BadModel)
+}
+
+/// Embeds rows: each gets its vector, none if it has nothing to embed, or its own error. Err is the model's.
+pub fn embed(watch: &Watch, rows: &[Source<'_>]) -> Result<Vec<Result<Option<Vector>, Error>>, Error> {
+    let images: Vec<Option<&[u8]>> = rows.iter().map(|row| row.image).collect();
+    // An empty caption says as much as none does.
+    let both = watch.image.is_some();
+    let texts: Vec<Option<&str>> =
+        rows.iter().map(|row| row.text.filter(|text| !both || !text.trim().is_empty())).collect();
+    let images = singly(&images, |items| loaded::try_images(&watch.model, items))?;
+    let texts = singly(&texts, |items| loaded::try_texts(&watch.model, items))?;
+    let weight = watch.text_weight as f32;
+    Ok(images
+        .into_iter()
+        .zip(texts)
+        .map(|pair| match (pair.0?, pair.1?) {
+            (Some(Vector(image)), Some(Vector(text))) => {
+                let mut mean: Vec<f32> =
+                    image.iter().zip(&text).map(|(i, t)| (1.0 - weight) * i + weight * t).collect();
+                normalise(&mut mean)?;
+                Ok(Some(Vector(mean)))
+            }
+            (image, text) => Ok(image.or(text)),
+        })
+        .collect())
+}
+
+type Embedded = Result<Option<Vector>, Error>;
+
+/// All at once, or one by one where that fails by the fault of some.
+fn singly<T: Copy>(
+    items: &[Option<T>],
+    embed: impl Fn(&[Option<T>]) -> clip::Result<Vec<Option<Vector>>>,
+) -> Result<Vec<Embedded>, Error> {
+    if items.iter().all(Option::is_none) {
+        return Ok(items.iter().map(|_| Ok(None)).collect());
+    }
+    match embed(items) {
+        Ok(vectors) => Ok(vectors.into_iter().map(Ok).collect()),
+        Err(error) if !is_of_row(&error) => Err(error),
+        Err(mut error) if items.len() == 1 => {
+            error.element = None;
+            Ok(vec![Err(error)])
+        }
+        Err(_) => items
+            .iter()
+            .map(|item| match embed(&[*item]) {
+                Ok(mut vectors) => Ok(Ok(vectors.pop().flatten())),
+                Err(error) if is_of_row(&error) => Ok(Err(error)),
+                Err(error) => Err(error),
+            })
+            .collect(),
+    }
+}

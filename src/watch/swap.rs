@@ -1,0 +1,240 @@
+//! The swap at the end of clip_reembed: the new column takes the old one's place, name, indexes and groups.
+
+use clip::{Error, Kind};
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+use pgrx::spi::{SpiClient, quote_identifier, quote_literal};
+
+use crate::cluster::collection::drop_rows;
+use crate::cluster::statements;
+use crate::cluster::tables::Store;
+use crate::model::loaded;
+use crate::pg::catalog::Table;
+use crate::pg::error::{SqlResult, report, with_sqlstate};
+use crate::pg::spi::get;
+use crate::pg::spi::spi;
+use crate::pg::user_context::Rights;
+use crate::watch::backfill::enqueue_missing;
+use crate::watch::queue::{self, own};
+use crate::watch::rows::{Terms, work};
+use crate::watch::setting::Watch;
+use crate::watch::trigger::install::drop_triggers;
+
+/// Rows that are still embedded while the table is locked for the swap: two seconds' worth of CLIP ViT-B/32.
+const LAST_ROWS: usize = 16;
+
+/// Columns that change places: the old one's name and the new one's.
+fn pairs<'a>(watch: &'a Watch, next: &'a Watch) -> Vec<(&'a str, &'a str)> {
+    let mut pairs = vec![(watch.embedding.as_str(), next.embedding.as_str())];
+    pairs.extend(watch.cluster.as_deref().zip(next.cluster.as_deref()));
+    pairs
+}
+
+/// What depends on a column that will be dropped would go with it, or keep it from being dropped.
+pub fn check_dependents(watch: &Watch) -> SqlResult<()> {
+    let _rights = Rights::of_caller();
+    Spi::connect_mut(|client| {
+        let query = include_str!("sql/dependents.sql");
+        let columns: Vec<String> =
+            [Some(&watch.embedding), watch.cluster.as_ref()].into_iter().flatten().cloned().collect();
+        let rows = client.update(query, None, &[watch.relation.into(), columns.into()]).map_err(spi)?;
+        let names = rows.map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect::<SqlResult<Vec<_>>>()?;
+        if names.is_empty() {
+            return Ok(());
+        }
+        Err(with_sqlstate(
+            PgSqlErrorCode::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
+            Error::new(
+                Kind::InvalidInput,
+                format!(
+                    "the embedding or cluster column of {} can't be replaced: {} depends on it",
+                    watch.name(),
+                    names[0]
+                ),
+            )
+            .detail(names.join("; "))
+            .hint("Drop what depends on it, and make it anew afterwards. Plain indexes need not be dropped."),
+        ))
+    })
+}
+
+/// An index's name, what makes it the same as another, and its comment.
+type Index = (String, String, Option<String>);
+
+/// Indexes of a column.
+fn indexes(client: &mut SpiClient<'_>, relation: pg_sys::Oid, column: &str) -> SqlResult<Vec<Index>> {
+    let query = include_str!("sql/indexes.sql");
+    let rows = client.update(query, None, &[relation.into(), column.into()]).map_err(spi)?;
+    rows.map(|row| Ok((get(&row, 1)?.unwrap_or_default(), get(&row, 2)?.unwrap_or_default(), get(&row, 3)?))).collect()
+}
+
+/// The indexes that the old columns have and the new ones have not; with the old ones' names.
+fn missing_indexes(client: &mut SpiClient<'_>, watch: &Watch, next: &Watch) -> SqlResult<Vec<(String, String)>> {
+    let mut missing = Vec::new();
+    for (old, new) in pairs(watch, next) {
+        let mut there: Vec<String> = indexes(client, watch.relation, new)?.into_iter().map(|index| index.1).collect();
+        for (name, shape, _) in indexes(client, watch.relation, old)? {
+            match there.iter().position(|other| *other == shape) {
+                Some(place) => drop(there.remove(place)),
+                None => missing.push((name, shape.replacen("%I", &quote_identifier(new), 1))),
+            }
+        }
+    }
+    Ok(missing)
+}
+
+/// Makes them on the column while it is empty, so that no writer has to wait for a build.
+pub fn make_indexes(watch: &Watch, next: &Watch) -> SqlResult<()> {
+    let table = Table::describe(watch.relation)?;
+    let _rights = Rights::of_caller();
+    Spi::connect_mut(|client| {
+        for (_, shape) in missing_indexes(client, watch, next)? {
+            client.update(&format!("CREATE INDEX ON {} {shape}", table.name), None, &[]).map_err(spi)?;
+        }
+        Ok(())
+    })
+}
+
+pub fn finish(watch: &Watch, next: &Watch) -> SqlResult<bool> {
+    let store = Store::open(c"clip_reembed()");
+    let table = Table::describe(watch.relation)?;
+    // The table is locked, so nobody writes. What has come since the last look is few, or too much to keep everybody waiting.
+    enqueue_missing(next)?;
+    let left = || {
+        own(|client| {
+            let query = "SELECT id FROM clip_search.watch_queue WHERE watch = $1 LIMIT $2";
+            let rows = client.update(query, None, &[next.id.into(), (LAST_ROWS as i64 + 1).into()]).map_err(spi)?;
+            rows.map(|row| Ok(get(&row, 1)?.unwrap_or_default())).collect::<SqlResult<Vec<i64>>>()
+        })
+    };
+    let last = left()?;
+    if last.len() > LAST_ROWS {
+        return Ok(false);
+    }
+    if let Some(failure) = work(&last, Terms::ALL)?.stuck.into_values().next() {
+        return Err(failure.into_report());
+    }
+    // The worker has some, and waits for the table.
+    if !left()?.is_empty() {
+        return Ok(false);
+    }
+    check_dependents(watch)?;
+
+    // The columns.
+    {
+        let _rights = Rights::of_caller();
+        Spi::connect_mut(|client| {
+            if let Some((name, _)) = missing_indexes(client, watch, next)?.into_iter().next() {
+                return Err(with_sqlstate(
+                    PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                    Error::new(Kind::InvalidInput, format!("index \"{name}\" has no like on the new column"))
+                        .hint("It was made meanwhile. Call clip_reembed again, which makes it."),
+                ));
+            }
+            drop_triggers(client, watch.relation, &table.name, next.id)?;
+            for (old, new) in pairs(watch, next) {
+                let indexes = indexes(client, watch.relation, old)?;
+                let twins = twins(client, watch.relation, old, new)?;
+                let mut statements = like(client, &table, watch.relation, old)?;
+                statements.insert(0, format!("ALTER TABLE {} DROP COLUMN {}", table.name, quote_identifier(old)));
+                statements.insert(
+                    1,
+                    format!(
+                        "ALTER TABLE {} RENAME COLUMN {} TO {}",
+                        table.name,
+                        quote_identifier(new),
+                        quote_identifier(old)
+                    ),
+                );
+                let schema =
+                    table.name.split_at(table.name.len() - quote_identifier(&table.plain_name).len()).0.to_owned();
+                for ((name, _, comment), twin) in indexes.iter().zip(&twins) {
+                    let (name, twin) = (quote_identifier(name), quote_identifier(twin));
+                    statements.push(format!("ALTER INDEX {schema}{twin} RENAME TO {name}"));
+                    if let Some(comment) = comment {
+                        statements.push(format!("COMMENT ON INDEX {schema}{name} IS {}", quote_literal(comment)));
+                    }
+                }
+                for statement in statements {
+                    client.update(&statement, None, &[]).map_err(spi)?;
+                }
+            }
+            Ok(())
+        })?;
+    }
+
+    // What is known of them.
+    let _rights = Rights::of_extension();
+    let names = watch.collection.as_deref().zip(next.collection.as_deref());
+    if let Some((old, new)) = names {
+        store.take(old, true);
+        store.take(new, true);
+    }
+    Spi::connect_mut(|client| {
+        let run = |client: &mut SpiClient<'_>, query: &str| {
+            client.update(query, None, &[watch.id.into(), next.id.into()]).map(drop).map_err(spi)
+        };
+        queue::forget_all(client, watch.id)?;
+        run(client, "DELETE FROM clip_search.watch_failure WHERE watch = $1 AND $2 > 0")?;
+        run(client, "UPDATE clip_search.watch_failure SET watch = $1 WHERE watch = $2")?;
+        run(
+            client,
+            "UPDATE clip_search.watch_setting w SET model = n.model FROM clip_search.watch_setting n WHERE w.id = $1 AND n.id = $2",
+        )?;
+        run(client, "DELETE FROM clip_search.watch_setting WHERE id = $2 AND $1 > 0")?;
+        if let Some((old, new)) = names {
+            statements::clear(client, old)?;
+            for part in ["cluster_sum", "cluster_change", "cluster_code"] {
+                let query = format!("UPDATE clip_search.{part} SET collection = $1 WHERE collection = $2");
+                client.update(&query, None, &[old.into(), new.into()]).map_err(spi)?;
+            }
+            let query = "UPDATE clip_search.collection_setting o SET dimensions = n.dimensions, model = n.model \
+                 FROM clip_search.collection_setting n WHERE o.name = $1 AND n.name = $2";
+            client.update(query, None, &[old.into(), new.into()]).map_err(spi)?;
+            drop_rows(client, new)?;
+        }
+        Ok::<_, ErrorReport>(())
+    })?;
+    report(
+        Error::new(
+            Kind::InvalidInput,
+            format!(
+                "column \"{}\" of {} holds vectors of model \"{}\" now",
+                watch.embedding,
+                table.name,
+                loaded::base_name(&next.model)
+            ),
+        )
+        .detail("Searches must embed their queries by that model.")
+        .hint(format!(
+            "Search by clip_embed_text_for({}, …), which knows the model, or set the default: \
+             ALTER DATABASE … SET clip_search.model = {}, or ALTER ROLE.",
+            quote_literal(&table.name),
+            quote_literal(&next.model)
+        )),
+    )
+    .report(PgLogLevel::NOTICE);
+    Ok(true)
+}
+
+/// For each index of the old column the one of the new that is like it.
+fn twins(client: &mut SpiClient<'_>, relation: pg_sys::Oid, old: &str, new: &str) -> SqlResult<Vec<String>> {
+    let mut there = indexes(client, relation, new)?;
+    let mut twins = Vec::new();
+    for (_, shape, _) in indexes(client, relation, old)? {
+        if let Some(place) = there.iter().position(|other| other.1 == shape) {
+            twins.push(there.remove(place).0);
+        }
+    }
+    Ok(twins)
+}
+
+/// Statements that give a column of that name, once it is another, what else the present one has: comment, storage,
+/// compression, statistics' target, NOT NULL, grants, and n_distinct, which the options are but for those that a server has
+/// for itself.
+fn like(client: &mut SpiClient<'_>, table: &Table, relation: pg_sys::Oid, column: &str) -> SqlResult<Vec<String>> {
+    let query = include_str!("sql/column_properties.sql");
+    let rows =
+        client.update(query, None, &[relation.into(), column.into(), table.name.as_str().into()]).map_err(spi)?;
+    rows.map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect()
+}

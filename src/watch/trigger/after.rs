@@ -1,0 +1,152 @@
+//! After a row has been written: what depends on it, such as its membership of a cluster and its entry in the queue.
+
+use pgrx::datum::DatumWithOid;
+use pgrx::prelude::*;
+
+use crate::cluster::assign::leave;
+use crate::cluster::pending::{self, Member};
+use crate::cluster::statements;
+use crate::cluster::tables::Store;
+use crate::pg::error::SqlResult;
+use crate::pg::spi::run;
+use crate::pg::transaction::{Isolation, isolation, run_on_latest};
+use crate::pg::user_context::Rights;
+use crate::pg::vector::Vector;
+use crate::watch::queue;
+use crate::watch::trigger::before::take_failure;
+use crate::watch::trigger::moves;
+use crate::watch::trigger::plan::Plan;
+use crate::watch::trigger::row::{Tuple, same_value, unchanged};
+use crate::watch::wakeup::wake_at_commit;
+
+pub(super) fn after_insert(plan: &Plan, new: &Tuple) -> SqlResult<()> {
+    if !new.member(plan).is_some_and(|member| moves::has_arrived(&member)) {
+        confirm(plan, new);
+    }
+    if new.datum(plan.embedding).is_none() && new.has_source(plan) {
+        note(plan, new)?;
+    }
+    Ok(())
+}
+
+pub(super) fn after_update(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<()> {
+    moves::forget_update(plan);
+    let changed = !unchanged(plan, old, new);
+    if changed {
+        confirm(plan, new);
+        part(plan, old)?;
+    } else if let Some(was) = old.member(plan) {
+        // Changed by hand: `regrouped` has joined a group before the row was written, or the row has no group until it is
+        // embedded again.
+        let parted = match new.member(plan) {
+            Some(is) => is != was && confirm(plan, new),
+            None => true,
+        };
+        if parted {
+            part(plan, old)?;
+        }
+    } else {
+        // The worker has grouped a row again that was in no group.
+        confirm(plan, new);
+    }
+    let renamed = plan.key.iter().any(|&column| !same_value(old, new, column));
+    let (was_open, open) = (old.datum(plan.embedding).is_none(), new.datum(plan.embedding).is_none());
+    let mut listed = false;
+    if was_open && (changed || renamed || !open) {
+        let old_key = old.key(plan)?;
+        if renamed && !changed && open {
+            // What is known of the row goes with it.
+            let key = new.key(plan)?;
+            let arguments = [plan.watch.id.into(), old_key.as_str().into(), key.as_str().into()];
+            listed = queue::noted(&plan.watch, key.len(), || change_failures(RENAME_FAILURE, &arguments))? > 0;
+        } else {
+            change_failures(DELETE_FAILURE, &[plan.watch.id.into(), old_key.as_str().into()])?;
+        }
+    }
+    if open && new.has_source(plan) {
+        if changed {
+            note(plan, new)?;
+        } else if if was_open { renamed && !listed } else { plan.watch.queued } {
+            enqueue(plan, new)?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn after_delete(plan: &Plan, old: &Tuple) -> SqlResult<()> {
+    if let Some(member) = old.member(plan)
+        && !moves::is_moving(&member)
+    {
+        part(plan, old)?;
+    }
+    if old.datum(plan.embedding).is_none() && old.has_source(plan) {
+        change_failures(DELETE_FAILURE, &[plan.watch.id.into(), old.key(plan)?.into()])?;
+    }
+    Ok(())
+}
+
+pub(super) fn after_truncate(plan: &Plan) -> SqlResult<()> {
+    let _rights = Rights::of_extension();
+    // Entries that another session has in hand are left to it: it will find that their rows are gone.
+    run_on_latest(FORGET_QUEUE, &[plan.watch.id.into()])?;
+    run_on_latest(FORGET_FAILURES, &[plan.watch.id.into()])?;
+    if let Some(collection) = &plan.watch.collection {
+        let store = Store::open(c"TRUNCATE");
+        store.take(collection, true);
+        statements::clear_latest(collection)?;
+    }
+    Ok(())
+}
+
+/// The row is written, so its cluster has it. Whether it has just joined.
+fn confirm(plan: &Plan, new: &Tuple) -> bool {
+    new.member(plan).is_some_and(|member| pending::confirm(&member))
+}
+
+/// The row leaves its cluster.
+fn part(plan: &Plan, old: &Tuple) -> SqlResult<()> {
+    if let Some(Member { collection, cluster, vector }) = old.member(plan) {
+        leave(cluster, Vector(vector), Some(&collection), Some(plan.watch.owner))?;
+    }
+    Ok(())
+}
+
+/// Notes that a row has no embedding: as failed if that is known, else as one that is to be filled in.
+fn note(plan: &Plan, new: &Tuple) -> SqlResult<()> {
+    if let Some(failure) = take_failure(plan, new) {
+        let key = new.key(plan)?;
+        return queue::noted(&plan.watch, key.len(), || queue::add_failure(plan.watch.id, &key, &failure, 1));
+    }
+    enqueue(plan, new)
+}
+
+fn enqueue(plan: &Plan, new: &Tuple) -> SqlResult<()> {
+    let key = new.key(plan)?;
+    queue::noted(&plan.watch, key.len(), || {
+        let _rights = Rights::of_extension();
+        Spi::connect_mut(|client| run(client, ENQUEUE, &[plan.watch.id.into(), key.as_str().into()]).map(drop))
+    })?;
+    if plan.watch.queued {
+        wake_at_commit();
+    }
+    Ok(())
+}
+
+const ENQUEUE: &str = "INSERT INTO clip_search.watch_queue (watch, key) VALUES ($1, $2::pg_catalog.text[])";
+const FORGET_QUEUE: &str = "DELETE FROM clip_search.watch_queue WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(\
+    SELECT q.id FROM clip_search.watch_queue q WHERE q.watch OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED))";
+const FORGET_FAILURES: &str = "DELETE FROM clip_search.watch_failure WHERE watch OPERATOR(pg_catalog.=) $1";
+const DELETE_FAILURE: &str = "DELETE FROM clip_search.watch_failure WHERE watch OPERATOR(pg_catalog.=) $1 \
+    AND key OPERATOR(pg_catalog.=) $2::pg_catalog.text[]";
+const RENAME_FAILURE: &str = "UPDATE clip_search.watch_failure SET key = $3::pg_catalog.text[] \
+    WHERE watch OPERATOR(pg_catalog.=) $1 AND key OPERATOR(pg_catalog.=) $2::pg_catalog.text[]";
+/// Changes the list of failures, as it is now: a worker may have listed a row since this transaction began. How many rows
+/// it was of.
+fn change_failures(query: &'static str, arguments: &[DatumWithOid<'_>]) -> SqlResult<u64> {
+    let _rights = Rights::of_extension();
+    match isolation() {
+        // Each statement sees what is committed by then, and this one's plan is kept.
+        Isolation::ReadCommitted => Spi::connect_mut(|client| Ok(run(client, query, arguments)?.len() as u64)),
+        _ => run_on_latest(query, arguments),
+    }
+}

@@ -1,0 +1,141 @@
+//! Before a row is written: its embedding is made, or set to NULL for the worker.
+#![allow(unsafe_code)]
+
+use clip::{Error, Kind};
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use crate::cluster::pending::join;
+use crate::model::loaded;
+use crate::pg::error::{SqlResult, report, with_sqlstate};
+use crate::pg::subtransaction::Failure;
+use crate::pg::text::utf8;
+use crate::pg::transaction::RollbackList;
+use crate::pg::vector::Vector;
+use crate::watch::source::{self, Source};
+use crate::watch::trigger::moves::{is_moved_here, note_update};
+use crate::watch::trigger::plan::Plan;
+use crate::watch::trigger::row::{Tuple, same, same_value, unchanged};
+
+thread_local! {
+    /// Why rows have no embedding, by a hash of their source.
+    static FAILURES: RollbackList<(u64, Failure)> = RollbackList::new();
+}
+
+/// Why the row that has just been written has no embedding, if that is known.
+pub(super) fn take_failure(plan: &Plan, new: &Tuple) -> Option<Failure> {
+    if FAILURES.with(RollbackList::is_empty) {
+        return None;
+    }
+    let hash = new.source(plan);
+    FAILURES.with(|failures| failures.take(|known| known.0 == hash)).map(|known| known.1)
+}
+
+pub(super) fn before_insert(plan: &Plan, new: &Tuple) -> SqlResult<pg_sys::HeapTuple> {
+    if is_moved_here(plan, new) {
+        return Ok(new.tuple);
+    }
+    written(plan, new)
+}
+
+pub(super) fn before_update(plan: &Plan, table: pg_sys::Oid, old: &Tuple, new: &Tuple) -> SqlResult<pg_sys::HeapTuple> {
+    let mut changed = !unchanged(plan, old, new);
+    let result = if changed {
+        written(plan, new)?
+    } else {
+        check_model(plan, old, new)?;
+        let regrouped = regrouped(plan, old, new)?;
+        changed = regrouped.is_some();
+        regrouped.unwrap_or(new.tuple)
+    };
+    // SAFETY: the relation is open as long as the trigger runs.
+    let partition = unsafe { pg_sys::get_rel_relispartition(table) };
+    if partition {
+        note_update(plan, table, old, &Tuple { tuple: result, shape: new.shape }, changed);
+    }
+    Ok(result)
+}
+
+/// The row as it is to be stored.
+fn written(plan: &Plan, new: &Tuple) -> SqlResult<pg_sys::HeapTuple> {
+    let watch = &plan.watch;
+    if watch.queued || !new.has_source(plan) {
+        return Ok(new.with(plan, None, None));
+    }
+    let outcome = new.bytes(plan.text).map(|bytes| utf8("text", bytes)).transpose().and_then(|text| {
+        let source = Source { image: new.bytes(plan.image), text };
+        source::embed(watch, &[source])?.pop().unwrap_or(Ok(None))
+    });
+    match outcome {
+        Ok(None) => Ok(new.with(plan, None, None)),
+        Ok(Some(vector)) => {
+            if let Some(dimensions) = plan.dimensions.filter(|&dimensions| dimensions != vector.0.len()) {
+                return Err(with_sqlstate(
+                    PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
+                    Error::new(
+                        Kind::InvalidInput,
+                        format!("different vector dimensions {dimensions} and {}", vector.0.len()),
+                    )
+                    .detail(format!(
+                        "Column \"{}\" of {} is for {dimensions}, and has been altered since clip_watch was called; \"{}\" makes the other.",
+                        watch.embedding,
+                        watch.name(),
+                        watch.model
+                    ))
+                    .hint(format!(
+                        "ALTER TABLE … ALTER COLUMN … TYPE vector({}) USING NULL, then CALL clip_backfill, which fills it.",
+                        vector.0.len()
+                    )),
+                ));
+            }
+            let vector = plan.storage.round(vector);
+            let cluster = match &plan.collection {
+                Some(collection) if plan.cluster.is_some() => Some(join(collection, &vector.0, plan.watch.owner)?),
+                _ => None,
+            };
+            Ok(new.with(plan, Some(vector), cluster))
+        }
+        Err(error) if watch.skip => {
+            let failure = Failure::from(&error);
+            let hash = new.source(plan);
+            FAILURES.with(|failures| failures.push((hash, failure)));
+            Ok(new.with(plan, None, None))
+        }
+        Err(error) => Err(report(error)),
+    }
+}
+
+/// A member whose embedding is written by hand, its source being the same, goes to the group of what it is now; where it
+/// is set to NULL, to none. A group that is written by hand is left alone.
+fn regrouped(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<Option<pg_sys::HeapTuple>> {
+    let (Some(member), Some(cluster)) = (old.member(plan), plan.cluster) else { return Ok(None) };
+    if same(old.datum(plan.embedding), new.datum(plan.embedding)) || !same_value(old, new, cluster) {
+        return Ok(None);
+    }
+    let Some(vector) = new.vector(plan) else { return Ok(Some(new.with(plan, None, None))) };
+    let cluster = join(&member.collection, &vector, plan.watch.owner)?;
+    Ok(Some(new.with(plan, Some(Vector(vector)), Some(cluster))))
+}
+
+/// An embedding that is written by hand must be of the column's model, as far as can be told.
+fn check_model(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<()> {
+    if same(old.datum(plan.embedding), new.datum(plan.embedding)) {
+        return Ok(());
+    }
+    let Some(vector) = new.vector(plan) else { return Ok(()) };
+    match loaded::model_of(&vector) {
+        Some(model) if loaded::base_name(&model) != loaded::base_name(&plan.watch.model) => Err(with_sqlstate(
+            PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
+            Error::new(
+                Kind::InvalidInput,
+                format!(
+                    "column \"{}\" holds vectors of model \"{}\", not of \"{model}\"",
+                    plan.watch.embedding, plan.watch.model
+                ),
+            )
+            .detail(format!("This vector is what \"{model}\" has returned in this session."))
+            .hint("Vectors of different models don't mix: CALL clip_reembed(table, model) changes the model."),
+        )),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,109 @@
+//! The triggers that clip_watch puts on a table.
+
+use clip::{Error, Kind};
+use pgrx::prelude::*;
+use pgrx::spi::{SpiClient, quote_literal};
+
+use crate::pg::catalog::Table;
+use crate::pg::error::{SqlResult, warn};
+use crate::pg::spi::{get, own_schema, spi};
+use crate::pg::user_context::Rights;
+use crate::watch::setting::Watch;
+
+/// The names sort behind most others', since triggers fire by name: ones that prepare the image come first.
+fn trigger_names(watch: i64) -> [String; 3] {
+    ["", "_after", "_truncate"].map(|end| format!("zz_clip_watch_{watch}{end}"))
+}
+
+pub fn drop_triggers(client: &mut SpiClient<'_>, relation: pg_sys::Oid, name: &str, watch: i64) -> SqlResult<()> {
+    for trigger in trigger_names(watch) {
+        let there = "SELECT 1 FROM pg_catalog.pg_trigger WHERE tgrelid = $1 AND tgname = $2";
+        if !client.update(there, Some(1), &[relation.into(), trigger.as_str().into()]).map_err(spi)?.is_empty() {
+            client.update(&format!("DROP TRIGGER {trigger} ON {name}"), None, &[]).map_err(spi)?;
+        }
+    }
+    Ok(())
+}
+
+/// Triggers of watches that are not there, quoted: a dump of the schema alone, or of a single table, brings such.
+pub fn orphans(client: &mut SpiClient<'_>, table: &Table) -> SqlResult<Vec<String>> {
+    let known: Vec<String> = {
+        let _rights = Rights::of_extension();
+        let query = "SELECT w.id::text FROM clip_search.watch_setting w WHERE w.relation::oid = $1";
+        let rows = client.update(query, None, &[table.oid.into()]).map_err(spi)?;
+        rows.into_iter().map(|row| Ok(get(&row, 1)?.unwrap_or_default())).collect::<SqlResult<_>>()?
+    };
+    let query = format!(
+        "SELECT pg_catalog.quote_ident(t.tgname) FROM pg_catalog.pg_trigger t WHERE t.tgrelid = $1 AND NOT t.tgisinternal \
+             AND t.tgparentid = 0 AND t.tgfoid = {}::regprocedure::oid \
+             AND t.tgargs <> ALL (SELECT pg_catalog.convert_to(k.id, 'UTF8') || pg_catalog.decode('00', 'hex') FROM unnest($2::text[]) AS k (id))",
+        quote_literal(format!("{}.clip_watch_row()", own_schema(client)?))
+    );
+    let rows = client.update(&query, None, &[table.oid.into(), known.into()]).map_err(spi)?;
+    rows.into_iter().map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect()
+}
+
+/// Warns of a trigger that fires after this watch's, and may change what has been embedded by then.
+fn warn_of_later(client: &mut SpiClient<'_>, table: &Table, watch: &Watch) -> SqlResult<()> {
+    // For each row, before INSERT or UPDATE: the bits of tgtype.
+    let query = format!(
+        "SELECT t.tgname::text FROM pg_catalog.pg_trigger t WHERE t.tgrelid = $1 AND NOT t.tgisinternal AND t.tgtype & 3 = 3 \
+             AND t.tgtype & 20 <> 0 AND t.tgname > $2::name AND t.tgfoid <> {}::regprocedure::oid ORDER BY t.tgname",
+        quote_literal(format!("{}.clip_watch_row()", own_schema(client)?))
+    );
+    let [name, ..] = trigger_names(watch.id);
+    let rows = client.update(&query, Some(1), &[table.oid.into(), name.as_str().into()]).map_err(spi)?;
+    if let Some(later) = rows.into_iter().next().map(|row| get::<String>(&row, 1)).transpose()?.flatten() {
+        warn(
+            Error::new(
+                Kind::Unsupported,
+                format!("trigger \"{later}\" of {} fires after the one that embeds", table.name),
+            )
+            .detail("Triggers fire by name. If it changes the source, what was there before is embedded.")
+            .hint(format!("ALTER TRIGGER … RENAME TO a name that sorts before \"{name}\".")),
+        );
+    }
+    Ok(())
+}
+
+/// Warns of triggers that write what this watch writes, or count its members once more: such as one that embedded before
+/// the table was watched. Their source says so; of those in C nothing is known.
+fn warn_of_others(client: &mut SpiClient<'_>, table: &Table, watch: &Watch) -> SqlResult<()> {
+    let query = include_str!("../sql/other_triggers.sql");
+    let arguments = [table.oid.into(), watch.embedding.as_str().into(), watch.cluster.as_deref().into()];
+    let rows = client.update(query, None, &arguments).map_err(spi)?;
+    for row in rows {
+        let (Some(trigger), Some(what)) = (get::<String>(&row, 1)?, get::<String>(&row, 2)?) else { continue };
+        warn(
+            Error::new(
+                Kind::Unsupported,
+                format!("trigger \"{trigger}\" of {} {what}, as clip_watch does", table.name),
+            )
+            .detail("Rows are embedded twice, or counted in two groups.")
+            .hint(format!("DROP TRIGGER {trigger} ON {}, if clip_watch is to take its place.", table.name)),
+        );
+    }
+    Ok(())
+}
+
+pub fn create_triggers(client: &mut SpiClient<'_>, table: &Table, watch: &Watch) -> SqlResult<()> {
+    for trigger in orphans(client, table)? {
+        client.update(&format!("DROP TRIGGER {trigger} ON {}", table.name), None, &[]).map_err(spi)?;
+    }
+    warn_of_later(client, table, watch)?;
+    warn_of_others(client, table, watch)?;
+    let function = format!("{}.clip_watch_row('{}')", own_schema(client)?, watch.id);
+    let [before, after, truncate] = trigger_names(watch.id);
+    // An update that moves a row to another partition is a deletion and an insertion to them; the trigger has to see
+    // the deletion to know one.
+    let moves = if table.kind == "p" { " OR DELETE" } else { "" };
+    let inserts = if watch.needs_after_insert() { "INSERT OR " } else { "" };
+    for statement in [
+        format!("CREATE OR REPLACE TRIGGER {before} BEFORE INSERT OR UPDATE{moves} ON {} FOR EACH ROW", table.name),
+        format!("CREATE OR REPLACE TRIGGER {after} AFTER {inserts}UPDATE OR DELETE ON {} FOR EACH ROW", table.name),
+        format!("CREATE OR REPLACE TRIGGER {truncate} AFTER TRUNCATE ON {} FOR EACH STATEMENT", table.name),
+    ] {
+        client.update(&format!("{statement} EXECUTE FUNCTION {function}"), None, &[]).map_err(spi)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,109 @@
+//! The trigger of watched tables.
+//!
+//! A BEFORE trigger sets the row's embedding: it embeds the source, or sets NULL for the worker to fill in. Everything
+//! that requires the row to have been written waits for the AFTER trigger, because ON CONFLICT or another trigger may
+//! still suppress the insertion or turn an update into a move to another partition. So the row joins a cluster before it
+//! is written, and the AFTER trigger confirms this; a membership that is not confirmed by the end of the transaction is
+//! undone. The old row leaves its cluster in the AFTER trigger.
+//!
+//! The set of columns that an UPDATE names does not matter, only whether the source has changed.
+#![allow(unsafe_code)]
+
+pub mod after;
+pub mod before;
+pub mod install;
+pub mod moves;
+pub mod plan;
+pub mod row;
+
+use std::ffi::CStr;
+
+use clip::{Error, Kind};
+use pgrx::pg_sys;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+use pgrx::trigger_support::{PgTrigger, TriggerEvent};
+
+use crate::pg::error::{SqlResult, with_sqlstate};
+use crate::watch::trigger::after::{after_delete, after_insert, after_truncate, after_update};
+use crate::watch::trigger::before::{before_insert, before_update};
+use crate::watch::trigger::moves::before_delete;
+use crate::watch::trigger::plan::plan;
+use crate::watch::trigger::row::Tuple;
+
+#[unsafe(no_mangle)]
+#[doc(hidden)]
+pub extern "C" fn pg_finfo_clip_watch_row() -> &'static pg_sys::Pg_finfo_record {
+    const RECORD: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
+    &RECORD
+}
+
+/// `clip_watch_row('id')`, declared in sql/watch.sql.
+///
+/// # Safety
+/// PostgreSQL calls it, as a trigger function.
+#[unsafe(no_mangle)]
+#[pg_guard]
+pub unsafe extern "C-unwind" fn clip_watch_row(call: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    // SAFETY: what PostgreSQL gives a function that it calls as a trigger; checked to be one.
+    let outcome = unsafe {
+        match call.as_ref().map(|call| PgTrigger::from_fcinfo(call)) {
+            Some(Ok(trigger)) => run(&*(*call).context.cast::<pg_sys::TriggerData>(), &trigger.event()),
+            _ => Err(out_of_place("clip_watch_row() is called by triggers only")),
+        }
+    };
+    match outcome {
+        Ok(tuple) => pg_sys::Datum::from(tuple),
+        Err(report) => {
+            report.report(PgLogLevel::ERROR);
+            unreachable!("an ERROR does not return")
+        }
+    }
+}
+
+fn out_of_place(what: &str) -> ErrorReport {
+    with_sqlstate(
+        PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+        Error::new(Kind::InvalidInput, what).hint("clip_watch makes the triggers."),
+    )
+}
+
+/// # Safety
+/// The data must be those of a trigger that is being called.
+unsafe fn run(data: &pg_sys::TriggerData, event: &TriggerEvent) -> SqlResult<pg_sys::HeapTuple> {
+    // SAFETY: by the contract; the argument, if there is one, is a string.
+    let (id, table, shape) = unsafe {
+        let trigger = &*data.tg_trigger;
+        let argument = (trigger.tgnargs == 1).then(|| CStr::from_ptr(*trigger.tgargs).to_string_lossy());
+        let id = argument.and_then(|argument| argument.parse::<i64>().ok());
+        (id, (*data.tg_relation).rd_id, (*data.tg_relation).rd_att)
+    };
+    let id = id.ok_or_else(|| out_of_place("clip_watch_row() takes the number of a watch"))?;
+    let plan = plan(id, table, shape)?;
+    let (first, second) = (Tuple { tuple: data.tg_trigtuple, shape }, Tuple { tuple: data.tg_newtuple, shape });
+    match (event.fired_for_row(), event.fired_before()) {
+        (true, true) if event.fired_by_insert() => before_insert(&plan, &first),
+        (true, true) if event.fired_by_update() => before_update(&plan, table, &first, &second),
+        (true, true) => {
+            before_delete(&plan, table, &first);
+            Ok(first.tuple)
+        }
+        (true, false) => {
+            if event.fired_by_insert() {
+                after_insert(&plan, &first)?;
+            } else if event.fired_by_update() {
+                after_update(&plan, &first, &second)?;
+            } else {
+                after_delete(&plan, &first)?;
+            }
+            Ok(std::ptr::null_mut())
+        }
+        (false, _) if !event.fired_by_truncate() => {
+            Err(out_of_place("clip_watch_row() is called for each row, and for a statement by TRUNCATE only"))
+        }
+        (false, _) => {
+            after_truncate(&plan)?;
+            Ok(std::ptr::null_mut())
+        }
+    }
+}

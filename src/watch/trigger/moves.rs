@@ -1,0 +1,101 @@
+//! Updates that move a row to another partition: to triggers they are an update, a deletion there and an insertion here.
+#![allow(unsafe_code)]
+
+use pgrx::pg_sys;
+
+use crate::cluster::pending::Member;
+use crate::pg::transaction::RollbackList;
+use crate::watch::trigger::plan::Plan;
+use crate::watch::trigger::row::Tuple;
+
+/// An update that may turn out to move its row to another partition.
+struct Move {
+    /// When the client sent what has led to it.
+    sent: pg_sys::TimestampTz,
+    watch: i64,
+    table: pg_sys::Oid,
+    tid: pg_sys::ItemPointerData,
+    /// The trigger has embedded the row again and joined a cluster for it.
+    changed: bool,
+    deleted: bool,
+    source: u64,
+    member: Option<Member>,
+    embedding: Option<Vec<f32>>,
+}
+
+thread_local! {
+    /// Their rows go from one partition to another and stay in their clusters: deleted there, inserted here.
+    static MOVING: RollbackList<Member> = RollbackList::new();
+    static ARRIVING: RollbackList<Member> = RollbackList::new();
+    /// The last of each watch.
+    static UPDATES: RollbackList<Move> = RollbackList::new();
+}
+
+fn sent() -> pg_sys::TimestampTz {
+    // SAFETY: reads a variable of the process.
+    unsafe { pg_sys::GetCurrentStatementStartTimestamp() }
+}
+
+/// Remembers an update of a partition's row, which may turn out to be a move. `changed`: the trigger has
+/// embedded the row again.
+pub(super) fn note_update(plan: &Plan, table: pg_sys::Oid, old: &Tuple, new: &Tuple, changed: bool) {
+    // SAFETY: the old row is one that is stored.
+    let tid = unsafe { (*old.tuple).t_self };
+    let what = Move {
+        sent: sent(),
+        watch: plan.watch.id,
+        table,
+        tid,
+        changed,
+        deleted: false,
+        source: new.stored_source(plan),
+        member: new.member(plan),
+        embedding: new.vector(plan),
+    };
+    forget_update(plan);
+    UPDATES.with(|updates| updates.push(what));
+}
+
+/// It was an update, and no move.
+pub(super) fn forget_update(plan: &Plan) {
+    UPDATES.with(|updates| updates.retain(|known| known.watch != plan.watch.id));
+}
+
+/// Whether a member's row has just arrived from another partition. It has joined nothing, and confirms nothing that an
+/// equal one has.
+pub(super) fn has_arrived(member: &Member) -> bool {
+    ARRIVING.with(|arriving| arriving.take(|known| known == member)).is_some()
+}
+
+/// Whether a member's row leaves for another partition, and stays in its cluster.
+pub(super) fn is_moving(member: &Member) -> bool {
+    MOVING.with(|moving| moving.take(|known| known == member)).is_some()
+}
+
+pub(super) fn before_delete(plan: &Plan, table: pg_sys::Oid, old: &Tuple) {
+    // SAFETY: the old row is one that is stored.
+    let tid = unsafe { (*old.tuple).t_self };
+    let is = |known: &Move| known.watch == plan.watch.id;
+    UPDATES.with(|updates| {
+        updates.change(is, |update| {
+            update.deleted = update.sent == sent()
+                && update.table == table
+                && (update.tid.ip_blkid.bi_hi, update.tid.ip_blkid.bi_lo, update.tid.ip_posid)
+                    == (tid.ip_blkid.bi_hi, tid.ip_blkid.bi_lo, tid.ip_posid);
+        });
+    });
+}
+
+/// Whether the row is the one whose update took it out of another partition just now.
+pub(super) fn is_moved_here(plan: &Plan, new: &Tuple) -> bool {
+    let moves = |known: &Move| known.deleted && known.sent == sent() && known.watch == plan.watch.id;
+    let Some(update) = UPDATES.with(|updates| updates.take(moves)) else { return false };
+    let is = update.source == new.stored_source(plan)
+        && update.embedding == new.vector(plan)
+        && update.member == new.member(plan);
+    if let Some(member) = update.member.filter(|_| is && !update.changed) {
+        MOVING.with(|moving| moving.push(member.clone()));
+        ARRIVING.with(|arriving| arriving.push(member));
+    }
+    is
+}

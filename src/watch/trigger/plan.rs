@@ -1,0 +1,140 @@
+//! A watch and where its columns are in the table at hand, looked up once a transaction.
+#![allow(unsafe_code)]
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::ffi::{CStr, CString};
+use std::rc::Rc;
+
+use clip::{Error, Kind};
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use crate::pg::error::{SqlResult, with_sqlstate};
+use crate::pg::transaction;
+use crate::pg::vector_column::Storage;
+use crate::watch::setting::Watch;
+use crate::watch::trigger::row::attribute;
+
+/// A watch and where its columns are in the table at hand, which may be a partition.
+pub(super) struct Plan {
+    pub(super) watch: Watch,
+    pub(super) collection: Option<Rc<str>>,
+    pub(super) image: Option<i16>,
+    pub(super) text: Option<i16>,
+    pub(super) embedding: i16,
+    pub(super) storage: Storage,
+    /// Of the embedding's column, if it says.
+    pub(super) dimensions: Option<usize>,
+    pub(super) cluster: Option<i16>,
+    pub(super) key: Vec<i16>,
+}
+
+thread_local! {
+    /// They hold as long as the transaction: it has a lock on the table that keeps others from changing it, and what
+    /// it changes itself is announced (`at_invalidation`).
+    static PLANS: RefCell<HashMap<(i64, pg_sys::Oid), Rc<Plan>>> = RefCell::default();
+    static REGISTERED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Plans go with the transaction.
+fn forget_all() {
+    PLANS.with_borrow_mut(HashMap::clear);
+}
+
+/// A table has been altered, or may have been.
+#[pg_guard]
+unsafe extern "C-unwind" fn at_invalidation(_argument: pg_sys::Datum, table: pg_sys::Oid) {
+    // Never while the state is borrowed: nothing that reads the catalogue is called then.
+    PLANS.with(|plans| {
+        if let Ok(mut plans) = plans.try_borrow_mut() {
+            plans.retain(|(_, known), _| table != pg_sys::Oid::INVALID && *known != table);
+        }
+    });
+}
+
+/// The plan for a watch and a table; none where the trigger is not of that table's watch.
+///
+/// What the columns are is looked at here, and what clip_watch saw is not relied on: values are read and written by
+/// their bytes, and ALTER TABLE … TYPE may have made a column another type since.
+pub(super) fn plan(id: i64, table: pg_sys::Oid, shape: pg_sys::TupleDesc) -> SqlResult<Rc<Plan>> {
+    if let Some(plan) = PLANS.with_borrow(|plans| plans.get(&(id, table)).cloned()) {
+        return Ok(plan);
+    }
+    let Some(watch) = Watch::of_trigger(id, table)? else {
+        return Err(with_sqlstate(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            Error::new(Kind::InvalidInput, "a trigger of clip_watch is on a table that is not watched")
+                .hint("Call clip_watch for the table, which drops the trigger, or drop it."),
+        ));
+    };
+    let number = |name: &str| {
+        let c = CString::new(name).unwrap_or_default();
+        // SAFETY: a cache look-up; the table is open.
+        match unsafe { pg_sys::get_attnum(table, c.as_ptr()) } {
+            number if number > 0 => Ok(number),
+            _ => Err(with_sqlstate(
+                PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
+                Error::new(Kind::InvalidInput, format!("watched table {} has no column \"{name}\"", watch.name()))
+                    .detail("It has been renamed or dropped since clip_watch was called.")
+                    .hint(
+                        "Name it as it was, or have it watched under its new name: clip_unwatch(…), then clip_watch.",
+                    ),
+            )),
+        }
+    };
+    let column = |name: &str, is: &dyn Fn(pg_sys::Oid) -> bool, wanted: &str| {
+        let number = number(name)?;
+        let attribute = attribute(shape, number);
+        if is(attribute.atttypid) && attribute.attgenerated == 0 {
+            return Ok(number);
+        }
+        // SAFETY: a cache look-up, whose text is copied.
+        let shown = unsafe {
+            let shown = pg_sys::format_type_with_typemod(attribute.atttypid, attribute.atttypmod);
+            CStr::from_ptr(shown).to_string_lossy().into_owned()
+        };
+        let generated = if attribute.attgenerated == 0 { "" } else { ", generated" };
+        Err(with_sqlstate(
+            PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
+            Error::new(
+                Kind::InvalidInput,
+                format!(
+                    "column \"{name}\" of watched table {} is of type {shown}{generated}, not {wanted}",
+                    watch.name()
+                ),
+            )
+            .detail("It has been altered since clip_watch was called.")
+            .hint(
+                "Make it what it was, or clip_unwatch the table; ALTER TABLE … DISABLE TRIGGER lets rows in meanwhile.",
+            ),
+        ))
+    };
+    let optional = |name: &Option<String>, kinds: &[pg_sys::Oid], wanted: &str| {
+        name.as_deref().map(|name| column(name, &|kind| kinds.contains(&kind), wanted)).transpose()
+    };
+    let storage = Cell::new(None);
+    let is_storage = |kind| {
+        storage.set(Storage::of(kind));
+        storage.get().is_some()
+    };
+    let embedding = column(&watch.embedding, &is_storage, "vector or halfvec")?;
+    let plan = Rc::new(Plan {
+        image: optional(&watch.image, &[pg_sys::BYTEAOID], "bytea")?,
+        text: optional(&watch.text, &[pg_sys::TEXTOID, pg_sys::VARCHAROID], "text")?,
+        embedding,
+        storage: storage.get().unwrap_or(Storage::Vector),
+        dimensions: usize::try_from(attribute(shape, embedding).atttypmod).ok(),
+        cluster: optional(&watch.cluster, &[pg_sys::INT8OID], "bigint")?,
+        key: watch.key.iter().map(|name| number(name)).collect::<SqlResult<_>>()?,
+        collection: watch.collection.as_deref().map(Rc::from),
+        watch,
+    });
+    if !REGISTERED.replace(true) {
+        // SAFETY: the callback is a static function.
+        unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(at_invalidation), 0.into()) };
+    }
+    transaction::at_end(forget_all);
+    PLANS.with_borrow_mut(|plans| plans.insert((id, table), plan.clone()));
+    Ok(plan)
+}

@@ -1,0 +1,182 @@
+//! A row as a trigger is given it.
+#![allow(unsafe_code)]
+
+use std::ffi::CStr;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::num::NonZeroUsize;
+
+use clip::{Error, Kind};
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use crate::cluster::pending::Member;
+use crate::pg::error::{SqlResult, report, with_sqlstate};
+use crate::pg::text::utf8;
+use crate::pg::user_context::{Rights, key_form};
+use crate::pg::vector::Vector;
+use crate::watch::trigger::plan::Plan;
+
+/// A row that a trigger is given.
+#[derive(Clone, Copy)]
+pub(super) struct Tuple {
+    pub(super) tuple: pg_sys::HeapTuple,
+    pub(super) shape: pg_sys::TupleDesc,
+}
+
+impl Tuple {
+    pub(super) fn datum(&self, column: i16) -> Option<pg_sys::Datum> {
+        let column = NonZeroUsize::new(usize::try_from(column).unwrap_or(0))?;
+        // SAFETY: the tuple and its description are the trigger's, and the column one of the table's.
+        unsafe { pgrx::htup::heap_getattr_raw(self.tuple, column, self.shape) }
+    }
+
+    /// A column of type bytea or text, detoasted.
+    pub(super) fn bytes(&self, column: Option<i16>) -> Option<&[u8]> {
+        let datum = self.datum(column?)?;
+        // SAFETY: a varlena; what is detoasted lives as long as the memory of the trigger's call, as the tuple does.
+        unsafe {
+            let detoasted = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
+            Some(pgrx::varlena::varlena_to_byte_slice(detoasted))
+        }
+    }
+
+    pub(super) fn vector(&self, plan: &Plan) -> Option<Vec<f32>> {
+        // SAFETY: the column is of that kind; plans check that.
+        self.datum(plan.embedding).map(|datum| unsafe { plan.storage.load(datum) }.0)
+    }
+
+    pub(super) fn member(&self, plan: &Plan) -> Option<Member> {
+        let cluster = self.datum(plan.cluster?)?.value() as i64;
+        Some(Member { collection: plan.collection.clone()?, cluster, vector: self.vector(plan)? })
+    }
+
+    pub(super) fn has_source(&self, plan: &Plan) -> bool {
+        [plan.image, plan.text].into_iter().flatten().any(|column| self.datum(column).is_some())
+    }
+
+    /// A hash of the source as the row has it, which for what is stored out of line is the pointer to it: the same for
+    /// a row that is on its way from one partition to another.
+    pub(super) fn stored_source(&self, plan: &Plan) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        for column in [plan.image, plan.text].into_iter().flatten() {
+            // SAFETY: a varlena, which is as long as it says.
+            let bytes = self.datum(column).map(|datum| unsafe {
+                let start = datum.cast_mut_ptr::<pg_sys::varlena>();
+                match pgrx::varlena::varatt_is_1b_e(start) {
+                    true => std::slice::from_raw_parts(start.cast::<u8>(), pgrx::varlena::varsize_any(start)),
+                    false => pgrx::varlena::varlena_to_byte_slice(start),
+                }
+            });
+            bytes.hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+
+    /// A hash of what is embedded.
+    pub(super) fn source(&self, plan: &Plan) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.bytes(plan.image).hash(&mut hasher);
+        self.bytes(plan.text).hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// The key as an array of texts, in its text form.
+    pub(super) fn key(&self, plan: &Plan) -> SqlResult<String> {
+        let _rights = Rights::of_caller();
+        key_form();
+        let mut parts = Vec::with_capacity(plan.key.len());
+        for &column in &plan.key {
+            let datum = self.datum(column).ok_or_else(|| {
+                with_sqlstate(
+                    PgSqlErrorCode::ERRCODE_NOT_NULL_VIOLATION,
+                    Error::new(Kind::InvalidInput, format!("the key of a row of {} is NULL", plan.watch.name())),
+                )
+            })?;
+            // SAFETY: an attribute of the row, and the output function of its type, whose text lives as long as the call.
+            let text = unsafe {
+                let kind = attribute(self.shape, column).atttypid;
+                let (mut output, mut varlena) = (pg_sys::Oid::INVALID, false);
+                pg_sys::getTypeOutputInfo(kind, &raw mut output, &raw mut varlena);
+                CStr::from_ptr(pg_sys::OidOutputFunctionCall(output, datum))
+            };
+            let text = utf8("key", text.to_bytes()).map_err(report)?;
+            parts.push(format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")));
+        }
+        Ok(format!("{{{}}}", parts.join(",")))
+    }
+
+    pub(super) fn with(&self, plan: &Plan, embedding: Option<Vector>, cluster: Option<i64>) -> pg_sys::HeapTuple {
+        let mut columns = vec![i32::from(plan.embedding)];
+        let mut values = vec![embedding.and_then(|vector| plan.storage.store(vector))];
+        if let Some(column) = plan.cluster {
+            columns.push(i32::from(column));
+            values.push(cluster.map(pg_sys::Datum::from));
+        }
+        let mut nulls: Vec<bool> = values.iter().map(Option::is_none).collect();
+        let mut values: Vec<pg_sys::Datum> = values.into_iter().map(|value| value.unwrap_or(0.into())).collect();
+        // SAFETY: three arrays of the same length, of columns that the table has, with values of their types.
+        unsafe {
+            pg_sys::heap_modify_tuple_by_cols(
+                self.tuple,
+                self.shape,
+                columns.len() as i32,
+                columns.as_mut_ptr(),
+                values.as_mut_ptr(),
+                nulls.as_mut_ptr(),
+            )
+        }
+    }
+}
+
+/// What the catalogue says of a column of a row.
+pub(super) fn attribute(shape: pg_sys::TupleDesc, column: i16) -> pg_sys::FormData_pg_attribute {
+    // SAFETY: the description is the trigger's, and lives as long as its relation is open.
+    let shape = unsafe { pgrx::PgTupleDesc::from_pg_unchecked(shape) };
+    *shape.get(column as usize - 1).expect("a column of the table")
+}
+
+/// Whether two values of a varlena type are the same bytes. Most updates leave the image alone, and then the two are one
+/// pointer to where it is stored: nothing is read.
+pub(super) fn same(a: Option<pg_sys::Datum>, b: Option<pg_sys::Datum>) -> bool {
+    let (Some(a), Some(b)) = (a, b) else { return a.is_none() && b.is_none() };
+    // SAFETY: two varlenas, each as long as it says.
+    unsafe {
+        let raw = |datum: pg_sys::Datum| {
+            let start = datum.cast_mut_ptr::<pg_sys::varlena>();
+            std::slice::from_raw_parts(start.cast::<u8>(), pgrx::varlena::varsize_any(start))
+        };
+        if raw(a) == raw(b) {
+            return true;
+        }
+        if pg_sys::toast_raw_datum_size(a) != pg_sys::toast_raw_datum_size(b) {
+            return false;
+        }
+        let whole = |datum: pg_sys::Datum| {
+            pgrx::varlena::varlena_to_byte_slice(pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr()))
+        };
+        whole(a) == whole(b)
+    }
+}
+
+pub(super) fn unchanged(plan: &Plan, old: &Tuple, new: &Tuple) -> bool {
+    [plan.image, plan.text].into_iter().flatten().all(|column| same(old.datum(column), new.datum(column)))
+}
+
+/// Whether a column of a key is the same in both rows: by its bytes, which at worst says no too often.
+pub(super) fn same_value(old: &Tuple, new: &Tuple, column: i16) -> bool {
+    let (a, b) = (old.datum(column), new.datum(column));
+    let (Some(a), Some(b)) = (a, b) else { return a.is_none() && b.is_none() };
+    let attribute = attribute(new.shape, column);
+    match attribute.attlen {
+        _ if attribute.attbyval => a == b,
+        -1 => same(Some(a), Some(b)),
+        // SAFETY: two values of that fixed length, or two C strings.
+        length => unsafe {
+            let bytes = |datum: pg_sys::Datum| match usize::try_from(length) {
+                Ok(length) => std::slice::from_raw_parts(datum.cast_mut_ptr::<u8>(), length),
+                Err(_) => CStr::from_ptr(datum.cast_mut_ptr()).to_bytes(),
+            };
+            bytes(a) == bytes(b)
+        },
+    }
+}

@@ -1,0 +1,119 @@
+//! clip_unwatch.
+
+use clip::{Error, Kind};
+use pgrx::prelude::*;
+use pgrx::spi::quote_identifier;
+
+use crate::cluster::collection::drop_rows;
+use crate::cluster::tables::{self, Store};
+use crate::pg::catalog::{Lock, Table};
+use crate::pg::error::{SqlResult, given, report};
+use crate::pg::regclass::Regclass;
+use crate::pg::spi::get;
+use crate::pg::spi::spi;
+use crate::pg::user_context::Rights;
+use crate::pg::vector_column::Storage;
+use crate::watch::columns::alter;
+use crate::watch::queue;
+use crate::watch::setting::{Watch, table_of};
+use crate::watch::trigger::install::drop_triggers;
+
+#[pg_extern(volatile, parallel_unsafe, name = "clip_unwatch")]
+fn end_watch(
+    relation: Option<Regclass>,
+    embedding: default!(Option<&str>, "NULL"),
+    keep_columns: default!(Option<bool>, "NULL"),
+    drop_columns: default!(Option<bool>, "false"),
+) -> SqlResult<()> {
+    let drop_columns = given("drop_columns", drop_columns)?;
+    if let Some(keep_columns) = keep_columns {
+        report(
+            Error::new(Kind::InvalidInput, "argument \"keep_columns\" is deprecated and goes in the next version")
+                .hint("Columns, index and collection stay unless you say drop_columns => true."),
+        )
+        .report(PgLogLevel::NOTICE);
+        if drop_columns && keep_columns {
+            return Err(report(Error::new(Kind::InvalidInput, "both keep_columns and drop_columns are true")));
+        }
+    }
+    call(relation, embedding, drop_columns || keep_columns == Some(false))
+}
+
+pub fn call(relation: Option<Regclass>, embedding: Option<&str>, drops: bool) -> SqlResult<()> {
+    tables::check_writable(c"clip_unwatch()");
+    let watch = Watch::one_of_table(table_of(relation)?, embedding)?;
+    // Wait here for sessions that write the table: no lock is held yet that they could wait for.
+    let watch = watch.locked(Lock::AccessExclusive)?;
+    // What was to take its place goes first.
+    if let Some(replacement) = Watch::replacing(watch.id)? {
+        unwatch(&replacement, true)?;
+    }
+    // What clip_reembed has made serves nobody without it.
+    unwatch(&watch, drops || watch.replaces.is_some())
+}
+
+/// Ends a watch. `drops`: with the columns, index and collection that it has added.
+pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
+    let store = Store::open(c"clip_unwatch()");
+    let table = Table::locked(watch.relation, Lock::AccessExclusive)?;
+    let (columns, index, collection) = {
+        let _rights = Rights::of_extension();
+        Spi::connect_mut(|client| {
+            let query = "DELETE FROM clip_search.watch_setting WHERE id = $1 \
+                 RETURNING added_columns::text[], added_index::text, added_collection";
+            let rows = client.update(query, None, &[watch.id.into()]).map_err(spi)?;
+            let row = rows.into_iter().next();
+            let (columns, index, collection) = match &row {
+                Some(row) => (
+                    get::<Vec<Option<String>>>(row, 1)?.unwrap_or_default(),
+                    get::<String>(row, 2)?,
+                    get::<bool>(row, 3)?.unwrap_or_default(),
+                ),
+                None => (Vec::new(), None, false),
+            };
+            queue::forget_lists(client, watch.id)?;
+            Ok::<_, pg_sys::panic::ErrorReport>((columns.into_iter().flatten().collect::<Vec<_>>(), index, collection))
+        })?
+    };
+    {
+        let _caller = Rights::of_caller();
+        Spi::connect_mut(|client| {
+            drop_triggers(client, table.oid, &table.name, watch.id)?;
+            if !drops {
+                return Ok(());
+            }
+            if let Some(index) = index {
+                let query = "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_index i \
+                     JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                     WHERE i.indrelid = $1 AND c.relname = $2";
+                let rows = client.update(query, Some(1), &[table.oid.into(), index.into()]).map_err(spi)?;
+                if let Some(name) = rows.into_iter().next().map(|row| get::<String>(&row, 1)).transpose()?.flatten() {
+                    client.update(&format!("DROP INDEX {name}"), None, &[]).map_err(spi)?;
+                    pgrx::notice!("clip_search: index {name} is dropped");
+                }
+            }
+            for column in &columns {
+                let Some(there) = table.column(client, column)? else { continue };
+                // Another may have that name since.
+                let ours = match *column == watch.embedding {
+                    true => Storage::of(there.kind).is_some(),
+                    false => there.kind == pg_sys::INT8OID,
+                };
+                if there.generated || !ours {
+                    pgrx::warning!("column \"{column}\" of {} is not the one that was added, and stays", table.name);
+                } else {
+                    alter(client, &table, &format!("DROP COLUMN {}", quote_identifier(column)))?;
+                    pgrx::notice!("clip_search: column \"{column}\" of {} is dropped", table.name);
+                }
+            }
+            Ok::<_, pg_sys::panic::ErrorReport>(())
+        })?;
+    }
+    if let Some(name) = watch.collection.as_deref().filter(|_| collection && drops) {
+        let _rights = Rights::of_extension();
+        store.take(name, true);
+        Spi::connect_mut(|client| drop_rows(client, name))?;
+        pgrx::notice!("clip_search: collection \"{name}\" is dropped");
+    }
+    Ok(())
+}

@@ -1,0 +1,161 @@
+//! What clip_watch is asked for, and what that makes of a table as it is now.
+
+use clip::{Error, Kind};
+use pgrx::prelude::*;
+
+use crate::guc;
+use crate::model::loaded;
+use crate::pg::catalog::{Lock, Table};
+use crate::pg::error::{SqlResult, given, report, with_sqlstate};
+use crate::watch::checks::{check_change, check_table, existing, key, sources};
+use crate::watch::setting::Watch;
+use crate::watch::trigger::install::orphans;
+
+/// What is asked for. None leaves a thing as it is, or takes the default where the table is watched for the first time.
+pub struct Wanted<'a> {
+    pub source: Option<&'a str>,
+    pub text_source: Option<&'a str>,
+    pub text_weight: Option<f64>,
+    pub embedding: &'a str,
+    pub cluster: Option<&'a str>,
+    pub model: Option<&'a str>,
+    pub collection: Option<&'a str>,
+    pub queued: Option<bool>,
+    pub skip: Option<bool>,
+    pub threshold: Option<f64>,
+    pub index: bool,
+    /// Whether a column that is made is a halfvec.
+    pub half: bool,
+    pub replaces: Option<i64>,
+    pub existing: Option<Existing>,
+    /// Columns by which the collection names its members, describes and shows them.
+    pub key: Option<&'a str>,
+    pub labels: Option<&'a str>,
+    pub image: Option<&'a str>,
+}
+
+/// What happens to vectors that are already in the column.
+#[derive(Clone, Copy)]
+pub enum Existing {
+    /// The caller vouches that they are what the watch would produce.
+    Keep,
+    /// They are embedded again.
+    Replace,
+}
+
+/// What a watch is to be, as the table and its watch are now.
+pub struct Plan {
+    pub image: Option<String>,
+    pub text: Option<String>,
+    pub text_weight: f64,
+    pub key: Vec<String>,
+    pub existing: Option<Watch>,
+    pub cluster: Option<String>,
+    pub model: String,
+    pub dimensions: usize,
+    pub queued: bool,
+    pub skip: bool,
+    /// The column is watched with another source, weight or model up to now.
+    pub is_changed: bool,
+}
+
+impl Plan {
+    pub fn make(table: &Table, wanted: &Wanted<'_>) -> SqlResult<Self> {
+        let known = Spi::connect_mut(|client| existing(client, table.oid, wanted.embedding))?;
+        let is = known.as_ref();
+        let source = wanted.source.or(is.and_then(|known| known.image.as_deref().or(known.text.as_deref())));
+        let source = given("source", source)?;
+        let text_source = wanted.text_source.or(is.and_then(|known| known.image.as_ref().and(known.text.as_deref())));
+        let (image, text, key) = Spi::connect_mut(|client| {
+            let (image, text) = sources(client, table, source, text_source)?;
+            Ok::<_, pg_sys::panic::ErrorReport>((image, text, key(client, table)?))
+        })?;
+        if let Some(known) = is {
+            check_change(known, wanted)?;
+        }
+        let model = wanted.model.map(str::to_owned).or_else(|| is.map(|known| known.model.clone()));
+        let model = model.unwrap_or_else(guc::model);
+        let dimensions = loaded::dimensions(&model, image.is_some())?;
+        if image.is_some() && text.is_some() {
+            let of_texts = loaded::dimensions(&model, false)?;
+            if of_texts != dimensions {
+                return Err(report(Error::new(
+                    Kind::BadModel,
+                    format!(
+                        "model \"{model}\" makes vectors of {dimensions} dimensions of images and of {of_texts} of texts"
+                    ),
+                )));
+            }
+        }
+        let cluster = wanted.cluster.map(str::to_owned).or_else(|| is.and_then(|known| known.cluster.clone()));
+        let of_clusters = [
+            ("threshold", wanted.threshold.is_some()),
+            ("collection", wanted.collection.is_some()),
+            ("key", wanted.key.is_some()),
+            ("labels", wanted.labels.is_some()),
+            ("image", wanted.image.is_some()),
+        ];
+        if let Some((name, _)) = of_clusters.iter().find(|(_, given)| *given && cluster.is_none()) {
+            return Err(report(
+                Error::new(
+                    Kind::InvalidInput,
+                    format!("{name} is of clusters, and rows are not grouped without a column"),
+                )
+                .hint("Name it, cluster => 'cluster_id', or leave the argument out."),
+            ));
+        }
+        let text_weight = wanted.text_weight.or(is.map(|known| known.text_weight)).unwrap_or(0.5);
+        let of_both = image.is_some() && text.is_some();
+        let is_changed = is.is_some_and(|known| {
+            known.image != image
+                || known.text != text
+                || (of_both && known.text_weight != text_weight)
+                || known.model != model
+        });
+        Ok(Self {
+            queued: wanted.queued.or(is.map(|known| known.queued)).unwrap_or(false),
+            skip: wanted.skip.or(is.map(|known| known.skip)).unwrap_or(false),
+            image,
+            text,
+            text_weight,
+            key,
+            cluster,
+            model,
+            dimensions,
+            is_changed,
+            existing: known,
+        })
+    }
+}
+
+/// Locks the table as strongly as what follows needs. A lock that was raised later would be a deadlock with every
+/// transaction that has read the table and is about to write it.
+pub fn lock_table(table: Table, wanted: &Wanted<'_>) -> SqlResult<(Table, Plan)> {
+    // Before anybody has to wait: a model takes seconds to load.
+    let plan = Plan::make(&table, wanted)?;
+    let lock =
+        if needs_exclusive_lock(&table, &plan, wanted)? { Lock::AccessExclusive } else { Lock::ShareRowExclusive };
+    let table = Table::locked(table.oid, lock)?;
+    let plan = Plan::make(&table, wanted)?;
+    check_table(&table, plan.queued)?;
+    if !matches!(lock, Lock::AccessExclusive) && needs_exclusive_lock(&table, &plan, wanted)? {
+        return Err(with_sqlstate(
+            PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
+            Error::new(Kind::InvalidInput, format!("{} has just been altered", table.name)).hint("Try again."),
+        ));
+    }
+    Ok((table, plan))
+}
+
+/// Whether a column has to be added or a trigger dropped. Triggers alone are made, or replaced, under a lock that lets
+/// others read.
+fn needs_exclusive_lock(table: &Table, plan: &Plan, wanted: &Wanted<'_>) -> SqlResult<bool> {
+    Spi::connect_mut(|client| {
+        for name in [Some(wanted.embedding), plan.cluster.as_deref()].into_iter().flatten() {
+            if table.column(client, name)?.is_none() {
+                return Ok(true);
+            }
+        }
+        Ok(!orphans(client, table)?.is_empty())
+    })
+}

@@ -1,0 +1,154 @@
+//! The worker of one database: its process from start to end.
+#![allow(unsafe_code)]
+
+use std::time::{Duration, Instant};
+
+use pgrx::bgworkers::BackgroundWorker;
+use pgrx::prelude::*;
+
+use crate::guc;
+use crate::watch::hard_limit::has_expired;
+use crate::watch::wakeup::{SHARED, now, set_latch, slot};
+use crate::watch::worker::process::{attach_signals, database_is_being_dropped_or_copied, reload};
+use crate::watch::worker::round::Worker;
+
+/// How long a worker continues while other databases wait for one. Loading a model may take the first seconds.
+const TURN: Duration = Duration::from_secs(30);
+
+/// Embeds what is queued in one database.
+///
+/// # Safety
+/// The launcher has the postmaster start it as a background worker, with the database's oid.
+#[unsafe(no_mangle)]
+#[pg_guard]
+pub unsafe extern "C-unwind" fn clip_search_worker(database: pg_sys::Datum) {
+    let database = database.value() as u32;
+    attach_signals();
+    BackgroundWorker::connect_worker_to_spi_by_oid(Some(pg_sys::Oid::from(database)), None);
+    // SAFETY: settings of this process alone, whatever the database has set for its sessions.
+    unsafe {
+        for (name, value) in [
+            (c"search_path", c"pg_catalog, pg_temp"),
+            (c"statement_timeout", c"0"),
+            (c"idle_in_transaction_session_timeout", c"0"),
+            // Who holds a table for longer is let have it; the worker comes back.
+            (c"lock_timeout", c"5s"),
+            (c"default_transaction_isolation", c"read committed"),
+            (c"default_transaction_read_only", c"off"),
+            (c"synchronous_commit", c"local"),
+            #[cfg(any(feature = "pg17", feature = "pg18"))]
+            (c"transaction_timeout", c"0"),
+        ] {
+            pg_sys::SetConfigOption(
+                name.as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_SUSET,
+                pg_sys::GucSource::PGC_S_OVERRIDE,
+            );
+        }
+        pg_sys::before_shmem_exit(Some(at_exit), pg_sys::Datum::from(database as usize));
+        let mut shared = SHARED.exclusive();
+        if let Some(slot) = slot(&mut shared.slots, database) {
+            slot.worker = pg_sys::MyProcPid;
+            slot.due = 0;
+            slot.in_hand = 0;
+        }
+    }
+    let mut worker = Worker::new(database);
+    let mut fails = 0;
+    let begun = Instant::now();
+    loop {
+        reload();
+        if database_is_being_dropped_or_copied(database) || !guc::worker() {
+            set_wanted(database, true); // the launcher comes back to it
+            return;
+        }
+        set_wanted(database, false);
+        let rest = match worker.round() {
+            Ok(Some(rest)) => {
+                fails = 0;
+                rest
+            }
+            Ok(None) => {
+                let mut shared = SHARED.exclusive();
+                if let Some(slot) = slot(&mut shared.slots, database) {
+                    slot.at_peace = true;
+                }
+                return;
+            }
+            Err(failure) => {
+                fails += 1;
+                pgrx::log!("clip_search: the worker goes on after an error: {}", failure.message);
+                let rest = Duration::from_secs(1 << fails.min(5));
+                worker.due = Some(rest);
+                rest
+            }
+        };
+        if is_crowded() && (!rest.is_zero() || begun.elapsed() >= TURN) {
+            // The launcher comes back to it in time, after the others; where nothing is queued, when something is.
+            let mut shared = SHARED.exclusive();
+            if let Some(slot) = slot(&mut shared.slots, database) {
+                slot.due = worker.due.map_or(0, |due| now() + due.as_micros() as i64);
+                slot.at_peace = true;
+            }
+            return;
+        }
+        if !rest.is_zero() {
+            // SAFETY: tells pg_stat_activity; a null text is none.
+            unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null()) };
+            // Every second, so that DROP DATABASE does not wait for long.
+            let until = Instant::now() + rest;
+            while Instant::now() < until
+                && !is_set(database)
+                && !database_is_being_dropped_or_copied(database)
+                && guc::worker()
+                && !is_crowded()
+            {
+                BackgroundWorker::wait_latch(Some((until - Instant::now()).min(Duration::from_secs(1))));
+                reload();
+            }
+        }
+    }
+}
+
+fn set_wanted(database: u32, wanted: bool) {
+    let mut shared = SHARED.exclusive();
+    if let Some(slot) = slot(&mut shared.slots, database) {
+        slot.wanted = wanted;
+    }
+}
+
+fn is_crowded() -> bool {
+    SHARED.share().crowded
+}
+
+fn is_set(database: u32) -> bool {
+    SHARED.share().slots.iter().any(|slot| slot.database == database && slot.wanted)
+}
+
+/// Whatever ended it, the launcher learns of it and starts another if need be.
+#[pg_guard]
+unsafe extern "C-unwind" fn at_exit(code: i32, database: pg_sys::Datum) {
+    let mut shared = SHARED.exclusive();
+    let database = database.value() as u32;
+    let mut ended_by = 0;
+    if let Some(slot) = shared.slots.iter_mut().find(|slot| slot.database == database) {
+        slot.worker = 0;
+        slot.wanted |= code != 0;
+        if has_expired() {
+            ended_by = slot.in_hand;
+            // The table rests; the others' rows need not wait.
+            slot.at_peace = true;
+        }
+        slot.suspect();
+    }
+    let launcher = shared.launcher;
+    drop(shared);
+    set_latch(launcher);
+    if ended_by != 0 {
+        pgrx::log!(
+            "clip_search: the worker of database {database} ended itself, since rows of watch {ended_by} took longer than \
+             clip_search.worker_timeout and ignored the cancel; other tables come first for a while"
+        );
+    }
+}

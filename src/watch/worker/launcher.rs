@@ -1,0 +1,204 @@
+//! The launcher, which starts workers in the databases that have something for them.
+#![allow(unsafe_code)]
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use pgrx::bgworkers::{
+    BackgroundWorker, BackgroundWorkerBuilder, BackgroundWorkerStatus, BgWorkerStartTime, DynamicBackgroundWorker,
+};
+use pgrx::prelude::*;
+
+use crate::guc;
+use crate::watch::wakeup::{self, SHARED, Slot, now, slot};
+use crate::watch::worker::NAP;
+use crate::watch::worker::process::{attach_signals, database_is_being_dropped_or_copied, reload, transaction};
+
+/// Between two looks into all databases: one may have been restored, or copied from another, with rows that are queued.
+const RESCAN: Duration = Duration::from_secs(600);
+
+/// Before a worker that has ended is started again.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// Called when the library is loaded. Does nothing but in a postmaster that preloads it.
+pub fn register() {
+    if !wakeup::register() {
+        return;
+    }
+    BackgroundWorkerBuilder::new("clip_search launcher")
+        .set_library("clip_search")
+        .set_function("clip_search_launcher")
+        .set_start_time(BgWorkerStartTime::RecoveryFinished)
+        .set_restart_time(Some(PAUSE))
+        .enable_spi_access()
+        .load();
+}
+
+/// Starts workers where they are wanted.
+///
+/// # Safety
+/// The postmaster starts it as a background worker.
+#[unsafe(no_mangle)]
+#[pg_guard]
+pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
+    attach_signals();
+    // No database: it reads what all share.
+    BackgroundWorker::connect_worker_to_spi(None, None);
+    {
+        let mut shared = SHARED.exclusive();
+        // SAFETY: a variable that is set at the start of the process.
+        shared.launcher = unsafe { pg_sys::MyProcPid };
+        shared.slots.iter_mut().for_each(|slot| slot.worker = 0);
+        shared.crowded = false;
+    }
+    let mut unseen: Vec<u32> = databases().unwrap_or_default();
+    let mut workers: HashMap<u32, DynamicBackgroundWorker> = HashMap::new();
+    // When each database was given a worker last, those whose last one has not ended at peace, and when one could not be had.
+    let mut served: HashMap<u32, Instant> = HashMap::new();
+    let mut ended: HashSet<u32> = HashSet::new();
+    let mut refused: HashMap<u32, Instant> = HashMap::new();
+    let mut complained: Option<Instant> = None;
+    let mut scanned = Instant::now();
+    loop {
+        reload();
+        if scanned.elapsed() >= RESCAN {
+            scanned = Instant::now();
+            unseen = databases().unwrap_or_default();
+            unseen.retain(|database| !workers.contains_key(database));
+        }
+        workers.retain(|database, worker| {
+            let runs = matches!(worker.pid(), Ok(_) | Err(BackgroundWorkerStatus::NotYetStarted));
+            if !runs {
+                let mut shared = SHARED.exclusive();
+                let slot = shared.slots.iter_mut().find(|slot| slot.database == *database);
+                if slot.as_ref().is_some_and(|slot| slot.at_peace) {
+                    ended.remove(database);
+                } else {
+                    ended.insert(*database);
+                }
+                if let Some(slot) = slot {
+                    slot.worker = 0;
+                    // One that has nothing more to do says so itself.
+                    slot.database = if slot.wanted || slot.due != 0 { slot.database } else { 0 };
+                }
+                // Its place is free.
+                refused.clear();
+            }
+            runs
+        });
+        let (mut wanted, mut soonest) = {
+            let shared = SHARED.share();
+            let slots = shared.slots.iter().filter(|slot| slot.database != 0);
+            let due = slots.clone().filter(|slot| slot.due != 0 && !slot.is_wanted()).map(|slot| slot.due).min();
+            let soonest = due.map_or(NAP, |due| Duration::from_micros((due - now()).max(0) as u64).min(NAP));
+            (slots.filter(|slot| slot.is_wanted()).map(|slot| slot.database).collect::<Vec<u32>>(), soonest)
+        };
+        if !guc::worker() {
+            wanted.clear();
+            soonest = NAP;
+        }
+        // Whoever has waited the longest comes first.
+        wanted.sort_by_key(|database| served.get(database).copied());
+        // Databases are looked into one after the other.
+        let paused = |since: Option<&Instant>| since.and_then(|since| PAUSE.checked_sub(since.elapsed()));
+        let looking = workers.keys().any(|database| paused(served.get(database)).is_some());
+        if wanted.is_empty() && !looking && guc::worker() {
+            wanted.extend(unseen.pop());
+        }
+        let mut crowded = false;
+        for database in wanted {
+            if workers.contains_key(&database) {
+                continue;
+            }
+            if let Some(left) = paused(refused.get(&database)) {
+                crowded = true;
+                soonest = soonest.min(left);
+                continue;
+            }
+            if let Some(left) = paused(served.get(&database).filter(|_| ended.contains(&database))) {
+                soonest = soonest.min(left);
+                continue;
+            }
+            if database_is_being_dropped_or_copied(database) {
+                soonest = soonest.min(Duration::from_secs(1));
+                continue;
+            }
+            if !databases().is_some_and(|all| all.contains(&database)) {
+                let mut shared = SHARED.exclusive();
+                shared
+                    .slots
+                    .iter_mut()
+                    .filter(|slot| slot.database == database)
+                    .for_each(|slot| *slot = Slot::default());
+                ended.remove(&database);
+                served.remove(&database);
+                continue;
+            }
+            let place = {
+                let mut shared = SHARED.exclusive();
+                slot(&mut shared.slots, database).map(|slot| (slot.wanted, slot.at_peace) = (true, false)).is_some()
+            };
+            // SAFETY: a variable that is set at the start of the process.
+            let me = unsafe { pg_sys::MyProcPid };
+            let started = BackgroundWorkerBuilder::new(&format!("clip_search worker for database {database}"))
+                .set_type("clip_search worker")
+                .set_library("clip_search")
+                .set_function("clip_search_worker")
+                .set_argument(pg_sys::Oid::from(database).into_datum())
+                .set_start_time(BgWorkerStartTime::RecoveryFinished)
+                .set_restart_time(None)
+                .set_notify_pid(me)
+                .enable_spi_access();
+            match place.then(|| started.load_dynamic()) {
+                Some(Ok(worker)) => {
+                    workers.insert(database, worker);
+                    served.insert(database, Instant::now());
+                }
+                _ => {
+                    crowded = true;
+                    refused.insert(database, Instant::now());
+                    soonest = soonest.min(PAUSE);
+                    if complained.is_none_or(|since| since.elapsed() >= RESCAN) {
+                        complained = Some(Instant::now());
+                        pgrx::warning!(
+                            "clip_search: no worker for database {database} could be started, so databases take turns: \
+                             max_worker_processes is too low"
+                        );
+                    }
+                }
+            }
+        }
+        SHARED.exclusive().crowded = crowded;
+        if !unseen.is_empty() {
+            soonest = soonest.min(Duration::from_millis(100));
+        }
+        BackgroundWorker::wait_latch(Some(soonest));
+    }
+}
+
+/// The databases that one can connect to.
+fn databases() -> Option<Vec<u32>> {
+    transaction(|| {
+        let mut found = Vec::new();
+        // SAFETY: a scan of a catalogue that is shared by all databases, inside a transaction; each tuple is used only
+        // until the next is fetched.
+        unsafe {
+            let table = pg_sys::table_open(pg_sys::DatabaseRelationId, pg_sys::AccessShareLock as i32);
+            let scan = pg_sys::table_beginscan_catalog(table, 0, std::ptr::null_mut());
+            loop {
+                let tuple = pg_sys::heap_getnext(scan, pg_sys::ScanDirection::ForwardScanDirection);
+                if tuple.is_null() {
+                    break;
+                }
+                let row = &*pg_sys::heap_tuple_get_struct::<pg_sys::FormData_pg_database>(tuple);
+                if row.datallowconn && row.datconnlimit != -2 {
+                    found.push(row.oid.to_u32());
+                }
+            }
+            pg_sys::table_endscan(scan);
+            pg_sys::table_close(table, pg_sys::AccessShareLock as i32);
+        }
+        Ok(found)
+    })
+    .ok()
+}

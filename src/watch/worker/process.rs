@@ -1,0 +1,104 @@
+//! What launcher and worker are made of as processes: transactions, signals, settings.
+#![allow(unsafe_code)]
+
+use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
+use pgrx::prelude::*;
+
+use crate::pg::error::SqlResult;
+use crate::pg::subtransaction::{Failure, catch};
+use crate::pg::user_context::stop_clock;
+
+/// Runs a transaction; an error undoes it and comes back.
+pub fn transaction<T>(f: impl FnOnce() -> SqlResult<T>) -> Result<T, Failure> {
+    // SAFETY: as PostgreSQL's own workers do around each piece of work.
+    unsafe {
+        pg_sys::SetCurrentStatementStartTimestamp();
+        pg_sys::StartTransactionCommand();
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        let outcome = catch(f);
+        stop_clock();
+        match &outcome {
+            Ok(_) => {
+                pg_sys::PopActiveSnapshot();
+                // What fails at the commit is undone like the rest.
+                if let Err(failure) = catch(|| {
+                    pg_sys::CommitTransactionCommand();
+                    Ok(())
+                }) {
+                    pg_sys::AbortCurrentTransaction();
+                    return Err(failure);
+                }
+            }
+            Err(_) => pg_sys::AbortCurrentTransaction(),
+        }
+        clean_session();
+        outcome
+    }
+}
+
+/// Removes what code of a table's owner may have left in this process, which other tables' rows would meet. A restricted
+/// context refuses temporary tables, cursors WITH HOLD, PREPARE, LISTEN and SET ROLE, and undoes settings; advisory
+/// locks of the session are beyond it.
+fn clean_session() {
+    // SAFETY: outside a transaction, as DISCARD ALL does both.
+    unsafe {
+        pg_sys::LockReleaseAll(pg_sys::USER_LOCKMETHOD as u16, true);
+        pg_sys::DropAllPreparedStatements();
+    }
+}
+
+unsafe extern "C-unwind" {
+    // Declared here because pgrx wraps them in Rust functions, which a signal handler must not be.
+    #[link_name = "die"]
+    fn die(signal: i32);
+    #[link_name = "StatementCancelHandler"]
+    fn cancel(signal: i32);
+}
+
+pub fn attach_signals() {
+    // SAFETY: PostgreSQL's own handlers: the process ends, or what it does is cancelled, at the next point where
+    // interrupts are served.
+    unsafe {
+        #[cfg(not(feature = "pg18"))]
+        let set = pg_sys::pqsignal;
+        #[cfg(feature = "pg18")]
+        let set = pg_sys::pqsignal_be;
+        set(pg_sys::SIGTERM as i32, Some(die));
+        set(pg_sys::SIGINT as i32, Some(cancel));
+    }
+    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP);
+}
+
+pub fn reload() {
+    if BackgroundWorker::sighup_received() {
+        // SAFETY: as every process of the server does after SIGHUP.
+        unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+    }
+}
+
+/// Whether DROP DATABASE, ALTER DATABASE … RENAME or CREATE DATABASE … TEMPLATE waits for this connection to end.
+pub fn database_is_being_dropped_or_copied(database: u32) -> bool {
+    let tag = pg_sys::LOCKTAG {
+        locktag_field1: 0,
+        locktag_field2: pg_sys::DatabaseRelationId.to_u32(),
+        locktag_field3: database,
+        locktag_field4: 0,
+        locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
+        locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
+    };
+    // The lock that a new connection takes for a moment; it is not to be had while one of those commands runs.
+    let mode = pg_sys::RowExclusiveLock as i32;
+    transaction(|| {
+        // SAFETY: the tag is copied, and the lock given back at once.
+        let free = unsafe {
+            let result = pg_sys::LockAcquire(&raw const tag, mode, false, true);
+            let free = result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL;
+            if free {
+                pg_sys::LockRelease(&raw const tag, mode, false);
+            }
+            free
+        };
+        Ok(!free)
+    })
+    .unwrap_or(false)
+}

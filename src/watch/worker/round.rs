@@ -1,0 +1,243 @@
+//! What a worker does next: which rows, and how long it rests.
+//!
+//! Time is shared out by owner, and an owner's share by table: whoever has had least of it comes next, so that one
+//! table's slow triggers cost others one row's time at most. How many rows are claimed follows from what the table's
+//! rows took last.
+#![allow(unsafe_code)]
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use pgrx::prelude::*;
+
+use crate::cluster::tables::Store;
+use crate::guc;
+use crate::pg::spi::spi;
+use crate::pg::subtransaction::Failure;
+use crate::pg::user_context::Rights;
+use crate::watch::dropped::forget_dropped;
+use crate::watch::queue::{self, Next};
+use crate::watch::rows::{self, OnRowError, Terms};
+use crate::watch::setting::Watch;
+use crate::watch::wakeup;
+use crate::watch::worker::NAP;
+use crate::watch::worker::process::transaction;
+use crate::watch::worker::shares::Shares;
+
+/// How long a watch rests whose model can't be used, or whose triggers take too long, and the longest.
+const FIRST_REST: Duration = Duration::from_secs(1);
+const LONGEST_REST: Duration = Duration::from_secs(60);
+/// How long a watch rests whose table another session has locked.
+const LOCKED_REST: Duration = Duration::from_millis(500);
+/// After this long a batch writes no more rows: others may have come meanwhile.
+const SLICE: Duration = Duration::from_millis(500);
+/// What the rows of one batch may be expected to take.
+const BATCH: Duration = Duration::from_secs(2);
+
+/// Between two looks for what is left of dropped tables.
+const TIDY: Duration = Duration::from_secs(60);
+/// The least time between two messages about the progress.
+const REPORT: Duration = Duration::from_secs(1);
+
+pub struct Worker {
+    database: u32,
+    /// Watches that can't be worked on: until when they rest, and how long that was.
+    resting: HashMap<i64, (Instant, Duration)>,
+    shares: Shares,
+    /// What a row took last, by watch.
+    pace: HashMap<i64, Duration>,
+    /// Embedded and failed since the last message, by watch.
+    news: HashMap<i64, (i64, i64)>,
+    told: Option<Instant>,
+    tidied: Option<Instant>,
+    /// What counting the queue took last.
+    counted: Duration,
+    /// How long until there is something to do; None: until something is queued.
+    pub due: Option<Duration>,
+}
+
+impl Worker {
+    pub fn new(database: u32) -> Self {
+        let resting = wakeup::suspects(database)
+            .into_iter()
+            .map(|(watch, until)| {
+                let left = Duration::from_micros(u64::try_from(until - wakeup::now()).unwrap_or(0));
+                (watch, (Instant::now() + left, FIRST_REST))
+            })
+            .collect();
+        Self {
+            database,
+            resting,
+            shares: Shares::default(),
+            pace: HashMap::new(),
+            news: HashMap::new(),
+            told: None,
+            tidied: None,
+            counted: Duration::ZERO,
+            due: None,
+        }
+    }
+
+    /// Embeds some rows; how long to rest then. None: nothing is left to watch in this database.
+    pub fn round(&mut self) -> Result<Option<Duration>, Failure> {
+        let watches = transaction(|| {
+            // SAFETY: catalogue look-ups by constant names.
+            let there = unsafe {
+                pg_sys::get_extension_oid(c"clip_search".as_ptr(), true) != pg_sys::Oid::INVALID
+                    && pg_sys::get_namespace_oid(c"clip_search".as_ptr(), true) != pg_sys::Oid::INVALID
+                    && pg_sys::get_relname_relid(
+                        c"watch_live".as_ptr(),
+                        pg_sys::get_namespace_oid(c"clip_search".as_ptr(), false),
+                    ) != pg_sys::Oid::INVALID
+            };
+            if there { Watch::for_worker() } else { Ok(Vec::new()) }
+        })?;
+        if self.tidied.is_none_or(|since| since.elapsed() >= TIDY) {
+            self.tidied = Some(Instant::now());
+            self.tidy()?;
+        }
+        if watches.is_empty() {
+            return Ok(None);
+        }
+        let now = Instant::now();
+        self.resting.retain(|id, _| watches.iter().any(|watch| watch.id == *id));
+        let ready: Vec<i64> = watches
+            .iter()
+            .map(|watch| watch.id)
+            .filter(|id| self.resting.get(id).is_none_or(|(until, _)| *until <= now))
+            .collect();
+        let due = transaction(|| {
+            let given_up = queue::give_up(&ready)?;
+            if given_up > 0 {
+                pgrx::log!("clip_search: {given_up} rows are given up, see clip_search.failure");
+            }
+            queue::due(&ready)
+        })?;
+        let due: Vec<&Watch> = watches.iter().filter(|watch| due.contains(&watch.id)).collect();
+        let Some(watch) = self.shares.choose(&due) else {
+            self.tell(&watches, true)?;
+            return self.next(&ready).map(Some);
+        };
+        self.due = Some(Duration::ZERO);
+        self.batch(watch)?;
+        self.tell(&watches, false)?;
+        Ok(Some(Duration::ZERO))
+    }
+
+    /// Removes what is left of dropped tables, if anything is.
+    fn tidy(&self) -> Result<(), Failure> {
+        transaction(|| {
+            let _rights = Rights::of_extension();
+            Spi::connect_mut(|client| {
+                let query = "SELECT 1 FROM clip_search.watch_setting w \
+                     WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = w.relation::oid)";
+                if client.update(query, Some(1), &[]).map_err(spi)?.is_empty() {
+                    return Ok(());
+                }
+                forget_dropped(client, &Store::open(c"clip_watch()"))
+            })
+        })
+    }
+
+    /// Embeds some rows of a watch.
+    fn batch(&mut self, watch: &Watch) -> Result<(), Failure> {
+        let begun = Instant::now();
+        let count = match self.pace.get(&watch.id) {
+            Some(pace) => (BATCH.as_micros() / pace.as_micros().max(1)).clamp(1, guc::worker_batch() as u128) as i64,
+            None => guc::worker_batch(),
+        };
+        let entries = transaction(|| queue::claim(watch.id, count, Next::Due))?;
+        // Another session has them all.
+        if entries.is_empty() {
+            self.resting.insert(watch.id, (begun + LOCKED_REST, FIRST_REST));
+            return Ok(());
+        }
+        let name = watch.name();
+        let activity = std::ffi::CString::new(format!("clip_search: embedding {} rows of {name}", entries.len()))
+            .unwrap_or_default();
+        // SAFETY: the text is copied.
+        unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, activity.as_ptr()) };
+        wakeup::set_in_hand(self.database, watch.id);
+        let terms = Terms { on_error: OnRowError::Retry, slice: Some(SLICE) };
+        let outcome = transaction(|| rows::work(&entries, terms));
+        wakeup::set_in_hand(self.database, 0);
+        let spent = begun.elapsed();
+        self.shares.charge(watch, spent);
+        let failure = match outcome {
+            Ok(mut outcome) => {
+                let done = outcome.done.remove(&watch.id).unwrap_or_default();
+                let news = self.news.entry(watch.id).or_default();
+                *news = (news.0 + done.0, news.1 + done.1);
+                // The first batch may have loaded the model; the next tells.
+                self.pace.insert(watch.id, spent / u32::try_from(done.0 + done.1).unwrap_or(1).max(1));
+                if outcome.locked.contains(&watch.id) {
+                    self.resting.insert(watch.id, (Instant::now() + LOCKED_REST, FIRST_REST));
+                    return Ok(());
+                }
+                outcome.stuck.remove(&watch.id)
+            }
+            Err(failure) => {
+                transaction(|| queue::attempt_ended(&entries))?;
+                Some(failure)
+            }
+        };
+        match failure {
+            None => drop(self.resting.remove(&watch.id)),
+            Some(failure) => {
+                // Others' rows come first for a while.
+                let rest = self.resting.get(&watch.id).map_or(FIRST_REST, |(_, rest)| (*rest * 2).min(LONGEST_REST));
+                self.resting.insert(watch.id, (Instant::now() + rest, rest));
+                pgrx::warning!(
+                    "clip_search: rows of {name} can't be embedded, trying again in {} s: {}",
+                    rest.as_secs(),
+                    failure.message
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// How long until the next entry is due, or a watch has rested.
+    fn next(&mut self, ready: &[i64]) -> Result<Duration, Failure> {
+        let due = transaction(|| queue::next_due(ready))?;
+        let due = due.map(|due| Duration::from_millis(u64::try_from(due).unwrap_or(0)));
+        let now = Instant::now();
+        let rested = self.resting.values().map(|(until, _)| until.saturating_duration_since(now));
+        self.due = rested.filter(|rest| !rest.is_zero()).chain(due).min();
+        Ok(self.due.map_or(NAP, |due| due.clamp(Duration::from_millis(10), NAP)))
+    }
+
+    /// NOTIFY clip_search, with what has been done and what is left: once a second, and when the queue is empty. Counting
+    /// may take a twentieth of the time.
+    fn tell(&mut self, watches: &[Watch], now: bool) -> Result<(), Failure> {
+        let pause = REPORT.max(self.counted * 20);
+        if self.news.is_empty() || (!now && self.told.is_some_and(|told| told.elapsed() < pause)) {
+            return Ok(());
+        }
+        let news = std::mem::take(&mut self.news);
+        let start = Instant::now();
+        transaction(|| {
+            let _rights = Rights::of_extension();
+            Spi::connect_mut(|client| {
+                for watch in watches {
+                    let Some((embedded, failed)) = news.get(&watch.id) else { continue };
+                    let query = "SELECT pg_notify('clip_search', json_build_object('table', $1::oid::regclass::text, 'embedding', $2::text, \
+                         'embedded', $3::bigint, 'failed', $4::bigint, \
+                         'queued', (SELECT count(*) FROM clip_search.watch_queue q WHERE q.watch = $5))::text)";
+                    let arguments = [
+                        watch.relation.into(),
+                        watch.embedding.as_str().into(),
+                        (*embedded).into(),
+                        (*failed).into(),
+                        watch.id.into(),
+                    ];
+                    client.update(query, None, &arguments).map_err(spi)?;
+                }
+                Ok(())
+            })
+        })?;
+        self.counted = start.elapsed();
+        self.told = Some(Instant::now());
+        Ok(())
+    }
+}

@@ -1,0 +1,572 @@
+"""Grouping with many sessions at once, and what transactions promise about it.
+
+Two sessions that insert the same photo at the same time must end in one cluster (concurrent grouping made
+one maintainer switch concurrency off, immich PR#8228), and what is rolled back must leave no trace.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import os
+import random
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+
+import numpy as np
+import psycopg
+import pytest
+
+import support
+from support import in_parallel, sqlstate, value, vector, vector_text
+
+SESSIONS = 16
+DIMENSIONS = 512
+ASSIGN = "SELECT clip_assign_cluster(%s::vector, %s)"
+LEAVE = "SELECT clip_leave_cluster(%s, %s::vector)"
+PHOTOS = support.ROOT / "examples" / "gallery" / "photos"
+LEVELS = [psycopg.IsolationLevel.REPEATABLE_READ, psycopg.IsolationLevel.SERIALIZABLE]
+
+
+@pytest.fixture
+def collection() -> str:
+    """A name that no other test uses."""
+    return f"test-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def db(database: support.Database) -> Iterator[psycopg.Connection]:
+    with database.connect() as connection:
+        yield connection
+
+
+def unit(v: np.ndarray) -> np.ndarray:
+    return v / np.linalg.norm(v)
+
+
+def direction(seed: int) -> np.ndarray:
+    """A random direction; two in 512 dimensions have a cosine near 0 (standard deviation 0.04)."""
+    return unit(np.random.default_rng(seed).standard_normal(DIMENSIONS))
+
+
+def variants(subject: int, count: int, seed: int) -> np.ndarray:
+    """Unit float4 vectors with a cosine near 0.93 to their subject's direction, 0.86 to each other."""
+    noise = np.random.default_rng(seed).standard_normal((count, DIMENSIONS)) * (0.4 / DIMENSIONS**0.5)
+    rows = direction(subject) + noise
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def clusters(db: psycopg.Connection, collection: str) -> dict[int, tuple[int, np.ndarray, float]]:
+    """id -> (size, centroid, resultant)"""
+    rows = db.execute(
+        "SELECT id, size, centroid::text, resultant FROM clip_search.cluster WHERE collection = %s",
+        (collection,),
+    )
+    return {id: (size, vector(centroid), resultant) for id, size, centroid, resultant in rows}
+
+
+# ---------------------------------------------------------------- many sessions at once
+
+
+def test_one_photo_inserted_by_all_is_one_cluster(database: support.Database, db: psycopg.Connection) -> None:
+    """The plain case, through the trigger of examples/gallery: embed, then group, in every session.
+
+    Each holds its transaction open for 30 ms: embedding takes turns on few cores, and sessions that never
+    overlap would find each other's cluster without any care being taken.
+    """
+    db.execute("""
+        CREATE TABLE photo (id bigint GENERATED ALWAYS AS IDENTITY, round int, data bytea,
+                            embedding vector(512) NOT NULL, cluster_id bigint NOT NULL);
+        CREATE FUNCTION embed_photo() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            NEW.embedding := clip_embed_image(NEW.data);
+            NEW.cluster_id := clip_assign_cluster(NEW.embedding, 'photo');
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER embed_photo BEFORE INSERT ON photo FOR EACH ROW EXECUTE FUNCTION embed_photo();
+        """)
+    photos = [(PHOTOS / name).read_bytes() for name in ("cat.jpg", "rocket.jpg", "pagoda.jpg")]
+    start = threading.Barrier(SESSIONS, timeout=60)
+
+    def session() -> None:
+        with database.connect() as mine:
+            mine.execute("SELECT clip_embed_image(%s)", (photos[0],))  # so that all are ready to race
+            for number, photo in enumerate(photos):
+                start.wait()
+                with mine.transaction():
+                    mine.execute("INSERT INTO photo (round, data) VALUES (%s, %s)", (number, photo))
+                    time.sleep(0.03)
+
+    in_parallel([session] * SESSIONS)
+    rows = db.execute("SELECT round, count(*), count(DISTINCT cluster_id), min(cluster_id) FROM photo GROUP BY round")
+    found = {round: (inserted, distinct, id) for round, inserted, distinct, id in rows}
+    assert {round: counts[:2] for round, counts in found.items()} == dict.fromkeys(range(3), (SESSIONS, 1))
+    sizes = {id: size for id, (size, _, _) in clusters(db, "photo").items()}
+    assert sizes == {id: SESSIONS for _, _, id in found.values()}
+
+
+@dataclasses.dataclass
+class Member:
+    """A committed member."""
+
+    subject: int
+    vector: np.ndarray
+    cluster: int
+
+
+def storm(
+    database: support.Database,
+    collection: str,
+    subjects: int,
+    each: int,
+    seed: int,
+    leave: bool,
+    kill: bool,
+    level: psycopg.IsolationLevel = psycopg.IsolationLevel.READ_COMMITTED,
+) -> tuple[list[Member], int]:
+    """Sixteen sessions assign `each` variants of every subject between them, in random order.
+
+    Transactions have one row or several, a statement a row or all in one; a quarter is rolled back and tried again.
+    With `leave`, some take a member out again that they have committed. With `kill`, backends are terminated at
+    random, and their sessions reconnect. Any error but that one fails the test. Returns what was committed, and
+    how many backends were killed.
+    """
+    rng = random.Random(seed)
+    rows = [(s, v) for s in range(subjects) for v in variants(1000 * seed + s, each, seed=100 * seed + s)]
+    rng.shuffle(rows)
+    start, end = threading.Barrier(SESSIONS + 1, timeout=60), threading.Event()
+    backends: dict[int, int] = {}
+
+    def session(number: int) -> list[Member]:
+        rng, queue = random.Random(1000 * seed + number), rows[number::SESSIONS]
+        committed: list[Member] = []
+        start.wait()
+        while queue:
+            try:
+                with database.connect(autocommit=False) as mine:
+                    backends[number] = mine.info.backend_pid
+                    mine.isolation_level = level
+                    while queue:
+                        batch = queue[: rng.choice((1, 1, 2, 5, 20))]
+                        if rng.random() < 0.5:
+                            ids = [value(mine, ASSIGN, vector_text(row), collection) for _, row in batch]
+                        else:
+                            found = mine.execute(
+                                "SELECT clip_assign_cluster(v::vector, %s) FROM unnest(%s::text[]) v",
+                                (collection, [vector_text(row) for _, row in batch]),
+                            )
+                            ids = [id for (id,) in found]
+                        gone = None
+                        if leave and committed and rng.random() < 0.3:
+                            gone = rng.randrange(len(committed))
+                            value(mine, LEAVE, committed[gone].cluster, vector_text(committed[gone].vector))
+                        if rng.random() < 0.25:
+                            mine.rollback()
+                            continue
+                        mine.commit()
+                        if gone is not None:
+                            committed.pop(gone)
+                        committed += [Member(subject, row, id) for (subject, row), id in zip(batch, ids, strict=True)]
+                        queue = queue[len(batch) :]
+            except psycopg.OperationalError as error:
+                # 57P01, or a connection that is gone; a commit is not cut in two, see killer().
+                assert kill and (error.sqlstate in ("57P01", None)), error
+        return committed
+
+    def killer() -> int:
+        rng, count = random.Random(seed), 0
+        start.wait()
+        with database.connect() as db:
+            while kill and not end.wait(0.05):
+                # Not one that is just committing: whether that has succeeded could not be known.
+                count += value(
+                    db,
+                    """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                       WHERE pid = %s AND state = 'active' AND query LIKE 'SELECT clip%%'""",
+                    rng.choice(list(backends.values()) or [0]),
+                )
+        return count
+
+    def sessions() -> list[Member]:
+        try:
+            return sum(in_parallel([functools.partial(session, n) for n in range(SESSIONS)], 300), [])
+        finally:
+            end.set()
+
+    committed, killed = in_parallel([sessions, killer], 320)
+    return committed, killed
+
+
+def check_clusters(db: psycopg.Connection, collection: str, committed: list[Member]) -> None:
+    """One cluster a subject, as a sequential run gives, with the size and the mean of its members."""
+    found = clusters(db, collection)
+    by_subject = collections.defaultdict(list)
+    for member in committed:
+        by_subject[member.subject].append(member)
+    extra = {id: size for id, (size, _, _) in found.items() if id not in {member.cluster for member in committed}}
+    assert not extra, "clusters that nobody has been told of, or that all have left"
+    assert len(found) == len(by_subject)
+    for subject, members in by_subject.items():
+        ids = {member.cluster for member in members}
+        assert len(ids) == 1, f"subject {subject} is in clusters {ids}"
+        size, centroid, resultant = found[ids.pop()]
+        assert size == len(members)
+        mean = np.mean([member.vector.astype(np.float64) for member in members], axis=0)
+        assert np.abs(centroid - unit(mean)).max() < 1e-5
+        assert abs(resultant - np.linalg.norm(mean)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("subjects", "each", "leave", "kill"),
+    [(200, 20, False, True), (12, 100, True, True), (500, 2, True, False)],
+    ids=["many-subjects", "hot-clusters", "mostly-founding"],
+)
+def test_a_storm_of_sessions_keeps_one_exact_cluster_a_subject(
+    database: support.Database,
+    db: psycopg.Connection,
+    collection: str,
+    subjects: int,
+    each: int,
+    leave: bool,
+    kill: bool,
+) -> None:
+    """Random order, transactions of one to twenty rows, a quarter undone, killed backends: no deadlock, no duplicate.
+
+    Other seeds, for longer: `make soak`.
+    """
+    seeds = int(os.environ.get("SOAK") or "1")
+    for seed in range(1, seeds + 1):
+        committed, killed = storm(database, f"{collection}-{seed}", subjects, each, seed, leave, kill)
+        assert len(committed) == subjects * each or leave
+        assert killed > 0 or not kill
+        check_clusters(db, f"{collection}-{seed}", committed)
+
+
+def test_a_sequential_run_gives_the_same_groups(db: psycopg.Connection, collection: str) -> None:
+    """What the storms are held to: subjects this far apart are told apart, one by one."""
+    members = [
+        Member(s, row, value(db, ASSIGN, vector_text(row), collection))
+        for s in range(40)
+        for row in variants(1000 + s, 5, seed=100 + s)
+    ]
+    check_clusters(db, collection, members)
+
+
+def test_an_open_transaction_blocks_nobody(database: support.Database, db: psycopg.Connection, collection: str) -> None:
+    """Neither its founding nor its joining makes others wait, who found and join the same clusters meanwhile."""
+    old, new = direction(20), direction(21)
+    kept = value(db, ASSIGN, vector_text(old), collection)
+    with database.connect(autocommit=False) as idle:
+        theirs = value(idle, ASSIGN, vector_text(new), collection)
+        for _ in range(40):  # adds up what it can, and keeps those rows locked
+            assert value(idle, ASSIGN, vector_text(old), collection) == kept
+        db.execute("SET lock_timeout = '1s'")
+        for n in range(60):
+            assert value(db, ASSIGN, vector_text(unit(old + 0.01 * direction(30 + n))), collection) == kept
+            assert value(db, ASSIGN, vector_text(unit(new + 0.01 * direction(30 + n))), collection) == theirs
+        assert sum(size for size, _, _ in clusters(db, collection).values()) == 121
+        idle.rollback()
+    assert {id: size for id, (size, _, _) in clusters(db, collection).items()} == {kept: 61, theirs: 60}
+    # What it had locked is added up by the next.
+    for _ in range(40):
+        value(db, ASSIGN, vector_text(old), collection)
+    assert value(db, "SELECT count(*) FROM clip_search.cluster_change WHERE cluster = %s", kept) <= 16
+
+
+def test_a_prepared_transaction_is_one_under_way(
+    database: support.Database, db: psycopg.Connection, collection: str
+) -> None:
+    """Its founding is joined before it is decided, whichever way that goes."""
+    if value(db, "SHOW max_prepared_transactions") == "0":
+        pytest.fail("the cluster of `make test-cluster` sets max_prepared_transactions")
+    for subject, ends in ((22, "COMMIT"), (23, "ROLLBACK")):
+        row = vector_text(direction(subject))
+        with database.connect(autocommit=False) as other:
+            theirs = value(other, ASSIGN, row, collection)
+            other.execute(f"PREPARE TRANSACTION '{collection}-{ends}'")
+        assert value(db, ASSIGN, row, collection) == theirs
+        db.execute(f"{ends} PREPARED '{collection}-{ends}'")
+        assert clusters(db, collection)[theirs][0] == (2 if ends == "COMMIT" else 1)
+        assert value(db, ASSIGN, row, collection) == theirs
+
+
+def test_where_nothing_may_be_written_it_says_so(db: psycopg.Connection, collection: str) -> None:
+    """25006 in a read-only transaction; and it is never handed to a parallel worker."""
+    with db.transaction():
+        db.execute("SET TRANSACTION READ ONLY")
+        with db.transaction():
+            state, text = "", ""
+            try:
+                with db.transaction():
+                    db.execute(ASSIGN, (vector_text(direction(24)), collection))
+            except psycopg.Error as error:
+                state, text = error.sqlstate, str(error)
+            assert state == "25006" and "clip_assign_cluster" in text
+    assert not clusters(db, collection)
+    assert value(db, "SELECT proparallel FROM pg_proc WHERE proname = 'clip_assign_cluster' LIMIT 1") == "u"
+
+
+def test_members_leave_and_the_last_takes_the_cluster_along(db: psycopg.Connection, collection: str) -> None:
+    rows = variants(25, 50, seed=25)
+    ids = {value(db, ASSIGN, vector_text(row), collection) for row in rows}
+    assert len(ids) == 1
+    (id,) = ids
+    for gone, row in enumerate(rows[:-1], start=1):
+        value(db, LEAVE, id, vector_text(row))
+        size, centroid, _ = clusters(db, collection)[id]
+        assert size == 50 - gone
+        assert np.abs(centroid - unit(np.mean(rows[gone:].astype(np.float64), axis=0))).max() < 1e-5
+    state, text = sqlstate(db, LEAVE, id, vector_text(direction(26)))
+    assert state == "22023" and f"not a member of cluster {id}" in text
+    value(db, LEAVE, id, vector_text(rows[-1]))
+    assert not clusters(db, collection)
+    for table in ("cluster_sum", "cluster_change"):
+        assert value(db, f"SELECT count(*) FROM clip_search.{table} WHERE collection = %s", collection) == 0
+    assert value(db, LEAVE, id, vector_text(rows[-1])) is False
+    assert value(db, ASSIGN, vector_text(rows[0]), collection) != id
+
+
+def test_a_last_member_that_leaves_and_one_that_comes_at_once(
+    database: support.Database, db: psycopg.Connection, collection: str
+) -> None:
+    """Whichever commits or rolls back, the one that came is in a cluster that is found again."""
+    for subject, (leaves, comes) in enumerate([(True, True), (True, False), (False, True), (False, False)]):
+        row = vector_text(direction(40 + subject))
+        id = value(db, ASSIGN, row, collection)
+        with database.connect(autocommit=False) as one, database.connect(autocommit=False) as other:
+            value(one, LEAVE, id, row)
+            joined = value(other, ASSIGN, row, collection)
+            one.commit() if leaves else one.rollback()
+            other.commit() if comes else other.rollback()
+        left = (not leaves) + comes
+        found = clusters(db, collection)
+        assert (found[joined][0] if joined in found else 0) + (
+            found[id][0] if id in found and id != joined else 0
+        ) == left
+        if left:
+            assert value(db, ASSIGN, row, collection) in (id, joined)
+
+
+def test_sessions_in_different_collections_do_not_wait_for_each_other(
+    database: support.Database, collection: str
+) -> None:
+    """A long load into one collection must not stop the others."""
+    row = vector_text(direction(1))
+    with database.connect(autocommit=False) as one, database.connect() as other:
+        value(one, ASSIGN, row, collection)
+        other.execute("SET lock_timeout = '2s'")
+        assert value(other, ASSIGN, row, collection + "-other")
+        one.rollback()
+
+
+def test_codes_of_clusters_that_are_gone_go_too(
+    database: support.Database, db: psycopg.Connection, collection: str
+) -> None:
+    """Eight sessions found clusters that all leave again, while they go on joining those that stay.
+
+    Codes are made in blocks as clusters come, and blocks are dissolved of which most is no longer in use: those that stay
+    must be found all the while, and what searches read must not grow with what has been.
+    """
+    staying, rounds, each = 20, 4, 150
+    sessions = 8
+    expected = collections.Counter()
+    lock = threading.Lock()
+
+    def session(number: int) -> None:
+        rng = random.Random(number)
+        with database.connect(autocommit=False) as mine:
+            for round in range(rounds):
+                left = []
+                for n in range(each):
+                    seed = 1_000_000 + (number * rounds + round) * each + n
+                    own = vector_text(direction(seed))
+                    left.append((value(mine, ASSIGN, own, collection), own))
+                    if n % 10 == 0:
+                        subject = rng.randrange(staying)
+                        (row,) = variants(subject, 1, seed)
+                        value(mine, ASSIGN, vector_text(row), collection)
+                        with lock:
+                            expected[subject] += 1
+                    if rng.random() < 0.3:
+                        mine.commit()
+                mine.commit()
+                for id, own in left:
+                    assert value(mine, LEAVE, id, own) is True
+                mine.commit()
+
+    in_parallel([functools.partial(session, n) for n in range(sessions)], 300)
+    found = clusters(db, collection)
+    assert sorted(size for size, _, _ in found.values()) == sorted(expected.values()), "one cluster a subject"
+    # Once more, alone: enough foundings to look over every block that there is.
+    with db.transaction():
+        for n in range(1500):
+            value(db, ASSIGN, vector_text(direction(9_000_000 + n)), collection)
+    kept = value(db, "SELECT sum(length(entries) / 36) FROM clip_search.cluster_code WHERE collection = %s", collection)
+    assert kept < 2 * (staying + 1500), f"{kept} codes are kept, of {rounds * sessions * each} that were made"
+    for subject in range(staying):
+        (row,) = variants(subject, 1, 77_000 + subject)
+        assert value(db, ASSIGN, vector_text(row), collection) in found
+
+
+# ---------------------------------------------------------------- ends of transactions
+
+
+def test_a_killed_session_leaves_nothing(database: support.Database, db: psycopg.Connection, collection: str) -> None:
+    """Its founding and its joining are both gone; who has joined what it founded is the cluster from then on."""
+    old, new, lonely = direction(2), direction(3), direction(13)
+    kept = value(db, ASSIGN, vector_text(old), collection)
+    before = clusters(db, collection)
+    doomed, other = database.connect(autocommit=False), database.connect()
+    try:
+        value(doomed, ASSIGN, vector_text(unit(old + 0.01 * new)), collection)
+        shared = value(doomed, ASSIGN, vector_text(new), collection)
+        lost = value(doomed, ASSIGN, vector_text(lonely), collection)
+        near = unit(new + 0.1 * old).astype(np.float32)
+        assert value(other, ASSIGN, vector_text(near), collection) == shared
+        assert value(db, "SELECT pg_terminate_backend(%s, 5000)", doomed.info.backend_pid)
+    finally:
+        doomed.close()
+        other.close()
+    found = clusters(db, collection)
+    assert set(found) == {kept, shared}
+    assert found[kept][0] == 1 and np.array_equal(found[kept][1], before[kept][1])
+    assert found[shared][0] == 1 and np.abs(found[shared][1] - near).max() < 1e-6
+    assert value(db, ASSIGN, vector_text(new), collection) == shared
+    assert value(db, ASSIGN, vector_text(lonely), collection) != lost
+
+
+def test_rollback_to_a_savepoint_leaves_nothing(db: psycopg.Connection, collection: str) -> None:
+    """Neither the collection, nor a founding, nor a joining, nor a changed centroid."""
+    old, new = direction(4), direction(5)
+    with db.transaction():
+        with db.transaction(force_rollback=True):
+            value(db, ASSIGN, vector_text(new), collection)
+    assert not clusters(db, collection)
+    assert value(db, "SELECT count(*) FROM clip_search.collection WHERE name = %s", collection) == 0
+
+    kept = value(db, ASSIGN, vector_text(old), collection)
+    with db.transaction():
+        assert value(db, ASSIGN, vector_text(old), collection) == kept
+        outside = clusters(db, collection)
+        with db.transaction(force_rollback=True):
+            assert value(db, ASSIGN, vector_text(unit(old + 0.02 * new)), collection) == kept
+            assert value(db, ASSIGN, vector_text(new), collection) != kept
+            assert {size for size, _, _ in clusters(db, collection).values()} == {3, 1}
+    found = clusters(db, collection)
+    assert list(found) == [kept] and found[kept][0] == 2
+    assert np.array_equal(found[kept][1], outside[kept][1]) and found[kept][2] == outside[kept][2]
+
+
+# ---------------------------------------------------------------- isolation levels
+
+
+def test_a_storm_in_repeatable_read(database: support.Database, db: psycopg.Connection, collection: str) -> None:
+    """Of sessions like those of postgres_fdw: each adds up rows and makes codes where its snapshot lets it, and nobody's
+    transaction fails because it can't. At the latest the next that finds quiet makes them."""
+    committed, _ = storm(database, collection, 700, 4, 3, leave=True, kill=False, level=LEVELS[0])
+    check_clusters(db, collection, committed)
+    with database.connect(autocommit=False) as later:
+        later.isolation_level = LEVELS[0]
+        value(later, ASSIGN, vector_text(direction(300_000)), collection)
+        later.commit()
+    codes = "SELECT count(*) FILTER (WHERE code IS NULL), count(*) FROM clip_search.cluster_sum WHERE collection = %s"
+    without, count = db.execute(codes, (collection,)).fetchone()
+    assert count >= 700 and without < 500, "codes are made whenever 432 clusters have none"
+
+
+def test_searches_stay_short_in_repeatable_read(database: support.Database, collection: str) -> None:
+    with database.connect(autocommit=False) as mine:
+        mine.isolation_level = LEVELS[0]
+        for n in range(1000):
+            value(mine, ASSIGN, vector_text(direction(200_000 + n)), collection)
+            mine.commit()
+        for row in variants(200_000, 200, seed=4):
+            value(mine, ASSIGN, vector_text(row), collection)
+            mine.commit()
+        codes = "SELECT count(*) FROM clip_search.cluster_sum WHERE collection = %s AND code IS NULL"
+        assert value(mine, codes, collection) < 500
+        changes = "SELECT count(*) FROM clip_search.cluster_change WHERE collection = %s"
+        assert value(mine, changes, collection) <= 16
+
+
+@pytest.fixture(params=LEVELS, ids=lambda level: level.name)
+def strict(request, database: support.Database) -> Iterator[psycopg.Connection]:
+    """A session of that isolation level."""
+    with database.connect(autocommit=False) as connection:
+        connection.execute("SELECT clip_version()")
+        connection.commit()
+        connection.isolation_level = request.param
+        yield connection
+        connection.rollback()
+
+
+def take_snapshot(strict: psycopg.Connection) -> None:
+    strict.execute("SELECT count(*) FROM clip_search.cluster")
+
+
+@pytest.mark.parametrize("existing", [False, True], ids=["new-collection", "old-collection"])
+@pytest.mark.parametrize("ends", ["committed", "under-way", "rolled-back"])
+def test_an_old_snapshot_joins_what_it_can_not_see(
+    strict: psycopg.Connection,
+    database: support.Database,
+    db: psycopg.Connection,
+    collection: str,
+    existing: bool,
+    ends: str,
+) -> None:
+    """Clusters are found whatever the snapshot, so a second is never founded, and nobody has to retry."""
+    subject = vector_text(direction(6))
+    if existing:
+        value(db, ASSIGN, vector_text(direction(7)), collection)
+    take_snapshot(strict)
+    with database.connect(autocommit=False) as first:
+        theirs = value(first, ASSIGN, subject, collection)
+        if ends == "committed":
+            first.commit()
+        mine = value(strict, ASSIGN, subject, collection)
+        assert mine == theirs
+        if ends == "rolled-back":
+            first.rollback()
+        strict.commit()
+        first.commit()
+    found = clusters(db, collection)
+    assert found[mine][0] == (1 if ends == "rolled-back" else 2)
+    assert len(found) == 1 + existing
+    assert value(db, ASSIGN, subject, collection) == mine
+
+
+def test_an_old_snapshot_does_not_undo_anothers_joining(
+    strict: psycopg.Connection, db: psycopg.Connection, collection: str
+) -> None:
+    """What it adds is added to what others have added since, also where those have added up the rows."""
+    subject, other = direction(8), direction(9)
+    kept = value(db, ASSIGN, vector_text(subject), collection)
+    take_snapshot(strict)
+    rows = [unit(subject + 0.1 * direction(50 + n)).astype(np.float32) for n in range(40)]
+    for row in rows[:20]:
+        assert value(db, ASSIGN, vector_text(row), collection) == kept
+    for row in rows[20:]:
+        assert value(strict, ASSIGN, vector_text(row), collection) == kept
+        assert value(db, ASSIGN, vector_text(unit(subject + 0.1 * other)), collection) == kept
+    strict.commit()
+    size, centroid, _ = clusters(db, collection)[kept]
+    assert size == 61
+    mean = unit(subject + np.sum(rows, axis=0) + 20 * unit(subject + 0.1 * other))
+    assert np.abs(centroid - mean).max() < 1e-5
+
+
+def test_parallel_workers_embed_arrays(database: support.Database) -> None:
+    """A worker can't assign a transaction id, as looking up pgvector's type once did."""
+    with database.connect() as db:
+        rows = "SELECT ARRAY['thing number ' || i] AS words FROM generate_series(1, 2000) AS i"
+        db.execute(f"CREATE TABLE words AS {rows}")
+        for name in ("min_parallel_table_scan_size", "parallel_setup_cost", "parallel_tuple_cost"):
+            db.execute(f"SET {name} = 0")
+        db.execute("SET parallel_leader_participation = off")
+        query = "SELECT cardinality(clip_embed_texts(words)) FROM words LIMIT 5"
+        plan = str(db.execute(f"EXPLAIN (VERBOSE) {query}").fetchall())
+        assert "clip_embed_texts" in plan.partition("Parallel Seq Scan")[2], plan
+        assert db.execute(query).fetchall() == [(1,)] * 5

@@ -1,0 +1,192 @@
+"""Thousands of clusters that are alike: the search finds the nearest one, as NumPy's exact product does.
+
+Other tests have subjects at right angles, among which any search would do. Here are 5,000 clusters of photos of one topic, with
+cosines of 0.70 +- 0.02 to each other, and vectors at 0.82 to 0.85 to one of them, whose code is not always the nearest. Then
+crowds just below the threshold, among whose codes the right one is beyond the sixty-fourth. The tables are filled with the codes of a second implementation (tests/fixtures/codes.py).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import psycopg
+import pytest
+
+import support
+from support import value, vector_text
+
+sys.path.append(str(support.FIXTURES))
+from codes import BLOCK, codes
+
+DIMENSIONS, CLUSTERS, THRESHOLD = 512, 5_000, 0.82
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def centroids() -> np.ndarray:
+    """Unit vectors whose mean cosine to each other is 0.70; what is each one's own is spread unevenly over the axes."""
+    rng = np.random.default_rng(1)
+    spectrum = 1 / np.sqrt(1 + np.arange(DIMENSIONS) / 20)
+    basis = np.linalg.qr(rng.standard_normal((DIMENSIONS, DIMENSIONS)))[0]
+    own = unit(rng.standard_normal((CLUSTERS, DIMENSIONS)) * spectrum)
+    return unit(np.sqrt(0.70) * unit(rng.standard_normal(DIMENSIONS)) + np.sqrt(0.30) * own @ basis)
+
+
+def near(rows: np.ndarray, low: float, high: float, seed: int) -> np.ndarray:
+    """A vector for each row, at a cosine to it in the range."""
+    rng = np.random.default_rng(seed)
+    cosine = rng.uniform(low, high, (len(rows), 1))
+    noise = rng.standard_normal(rows.shape)
+    noise = unit(noise - (noise * rows).sum(1, keepdims=True) * rows)
+    return unit(cosine * rows + np.sqrt(1 - cosine**2) * noise)
+
+
+def ranks(queries: np.ndarray, rows: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """How many clusters have a code that is nearer to the query's than the true one's."""
+    signs = [np.unpackbits(codes(vectors), axis=1).astype(np.float32) * 2 - 1 for vectors in (queries, rows)]
+    likeness = signs[0] @ signs[1].T
+    return (likeness > likeness[np.arange(len(queries)), truth][:, None]).sum(1)
+
+
+class Clusters:
+    """The collection c, and what is asked of it."""
+
+    def __init__(self, database: support.Database):
+        self.database = database
+        self.rows = centroids()
+        members = np.random.default_rng(2).integers(0, CLUSTERS, 12_000)
+        self.queries = near(self.rows[members], 0.82, 0.85, seed=3)
+        product = self.queries @ self.rows.T
+        # Those at the threshold to within rounding may be judged either way.
+        clear = product.max(1) > THRESHOLD + 1e-5
+        self.queries, product = self.queries[clear], product[clear]
+        self.truth = product.argmax(1)
+        self.product = product
+        self.ranks = ranks(self.queries, self.rows, self.truth)
+
+    def fill(self, name: str, rows: np.ndarray, before: int = 0) -> None:
+        """Clusters of one member each, with the ids that follow `before`."""
+        coded = codes(rows)
+        with self.database.connect() as db:
+            with db.cursor().copy(
+                "COPY clip_search.cluster_sum (collection, cluster, size, sum, code) FROM STDIN"
+            ) as copy:
+                for n, (row, code) in enumerate(zip(rows, coded, strict=True), before + 1):
+                    copy.write_row((name, n, 1, vector_text(row), code.tobytes()))
+            for first in range(0, len(rows), BLOCK):
+                some = coded[first : first + BLOCK]
+                entries = np.arange(len(some), dtype="<u4").tobytes() + some.tobytes()
+                ids = before + first + 1, before + first + len(some)
+                db.execute("INSERT INTO clip_search.cluster_code VALUES (%s, %s, %s, %s)", (name, *ids, entries))
+            db.execute("SELECT setval('clip_search.cluster_id_seq', %s)", (before + len(rows),))
+            db.execute("VACUUM ANALYZE clip_search.cluster_sum, clip_search.cluster_code")
+
+    def recall(self, chosen: np.ndarray) -> float:
+        """The share of these queries that join the nearest cluster. Each call is undone."""
+        found = []
+        with self.database.connect() as db:
+            for query in self.queries[chosen]:
+                with db.transaction(force_rollback=True):
+                    found.append(value(db, "SELECT clip_assign_cluster(%s::vector, 'c')", vector_text(query)) - 1)
+        return float((np.array(found) == self.truth[chosen]).mean())
+
+
+@pytest.fixture(scope="module")
+def clusters(database: support.Database) -> Iterator[Clusters]:
+    made = Clusters(database)
+    made.fill("c", made.rows)
+    yield made
+
+
+def test_the_nearest_of_thousands_is_found(clusters: Clusters) -> None:
+    """Of three in a hundred the code is not the nearest, so that comparing one cluster would not do."""
+    chosen = np.arange(1000)
+    assert (clusters.ranks[chosen] > 0).mean() > 0.02
+    assert clusters.recall(chosen) >= 0.999
+
+
+def test_a_crowd_below_the_threshold_ends_no_search(clusters: Clusters) -> None:
+    """Four hundred clusters at 0.78 to 0.80 to a vector, and one that it belongs to. As long as what is compared comes within
+    0.05 of the threshold, the search goes on beyond the sixty-four that are always compared."""
+    rows: list[np.ndarray] = []
+    asked: list[tuple[np.ndarray, int]] = []
+    for seed in range(1000):
+        query = unit(np.random.default_rng(seed).standard_normal((1, DIMENSIONS)))
+        crowd = np.concatenate(
+            [near(np.repeat(query, 400, axis=0), 0.78, 0.80, seed), near(query, 0.825, 0.84, seed + 1)]
+        )
+        if ranks(query, crowd, np.array([400]))[0] > 80:
+            asked.append((query[0], len(rows) * 401 + 401))
+            rows.append(crowd)
+        if len(asked) == 10:
+            break
+    assert len(asked) == 10
+    clusters.fill("crowd", np.concatenate(rows), 1_000_000)
+    with clusters.database.connect() as db:
+        for query, truth in asked:
+            with db.transaction(force_rollback=True):
+                assert (
+                    value(db, "SELECT clip_assign_cluster(%s::vector, 'crowd')", vector_text(query))
+                    == 1_000_000 + truth
+                )
+
+
+def test_a_new_cluster_that_is_near_ends_no_search(clusters: Clusters) -> None:
+    """One that has no code yet is compared first. Though it is far nearer than the first codes' clusters, the nearest of all is
+    found, whose code is among the sixty-four."""
+    tried = 0
+    with clusters.database.connect() as db:
+        for place in np.flatnonzero((clusters.ranks > 20) & (clusters.ranks < 50))[:200]:
+            query, truth = clusters.queries[place], clusters.truth[place]
+            best = clusters.product[place, truth]
+            others = np.delete(clusters.product[place], truth).max()
+            # A little further from the query than the nearest cluster, on the other side of it.
+            away = query - (query @ clusters.rows[truth]) * clusters.rows[truth]
+            away -= (away @ query) * query
+            cosine = best - 0.005
+            founder = unit(cosine * query + np.sqrt(1 - cosine**2) * unit(away))
+            if others + 0.06 > cosine or (clusters.rows @ founder).max() >= THRESHOLD - 0.01:
+                continue
+            tried += 1
+            with db.transaction(force_rollback=True):
+                new = value(db, "SELECT clip_assign_cluster(%s::vector, 'c')", vector_text(founder))
+                assert new > CLUSTERS, "it founds a cluster"
+                assert value(db, "SELECT clip_assign_cluster(%s::vector, 'c')", vector_text(query)) - 1 == truth
+            if tried == 20:
+                break
+    assert tried >= 10
+
+
+@pytest.fixture
+def own(clusters: Clusters) -> Iterator[psycopg.Connection]:
+    with clusters.database.connect() as db, db.transaction(force_rollback=True):
+        yield db
+
+
+def test_codes_that_the_extension_writes_are_the_second_implementations(
+    own: psycopg.Connection, clusters: Clusters
+) -> None:
+    """Of clusters beyond the first 432, whose codes are made as they are packed."""
+    rows = clusters.rows[:600]
+    own.execute("SELECT clip_create_collection('packed', 1.0)")
+    ids = [value(own, "SELECT clip_assign_cluster(%s::vector, 'packed')", vector_text(row)) for row in rows]
+    assert len(set(ids)) == len(rows)
+    blocks = own.execute("SELECT * FROM clip_search.cluster_code WHERE collection = 'packed' ORDER BY first").fetchall()
+    expected = {id: code.tobytes() for id, code in zip(ids, codes(rows), strict=True)}
+    stored = {}
+    for _, first, _, entries in blocks:
+        count = len(entries) // 36
+        offsets = np.frombuffer(entries[: 4 * count], dtype="<u4")
+        for n, offset in enumerate(offsets):
+            stored[first + int(offset)] = bytes(entries[4 * count + 32 * n : 4 * count + 32 * (n + 1)])
+    assert len(stored) >= 400
+    wrong = [
+        id
+        for id, code in stored.items()
+        if sum(bin(a ^ b).count("1") for a, b in zip(code, expected[id], strict=True)) > 2
+    ]
+    assert not wrong, "a component at 0 to within rounding may be of either sign, others not"

@@ -1,0 +1,148 @@
+"""Texts of any length: their beginning decides, a cancel is seen, memory stays bounded, and none ends the server."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import time
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+import support
+from support import embed_one, value
+
+MEGABYTES = 1 << 20
+
+
+@pytest.fixture
+def db(database: support.Database) -> Iterator[psycopg.Connection]:
+    with database.connect() as connection:
+        yield connection
+
+
+def backend(db: psycopg.Connection) -> int:
+    return int(value(db, "SELECT pg_backend_pid()"))
+
+
+def status(pid: int, key: str) -> int:
+    """A line of /proc/PID/status, in kilobytes where it is a size."""
+    lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+def limit_memory(pid: int, most: str) -> None:
+    """Sets the soft limit of a backend's address space, as the server's own user."""
+    owner = pathlib.Path(f"/proc/{pid}").stat().st_uid
+    subprocess.run(["prlimit", f"--pid={pid}", f"--as={most}:"], check=True, user=owner)
+
+
+@pytest.mark.parametrize("unit", ["a", "abcdefghij", "a photo of a cat, ", " x", "猫", "e\u0301", "😀"])
+def test_sixteen_megabytes_have_the_vector_of_their_beginning(db: psycopg.Connection, unit: str) -> None:
+    db.execute("SET client_min_messages = error")
+    warm = embed_one(db, "text", "a cat")
+    assert warm is not None
+    pid = backend(db)
+    before = status(pid, "VmHWM")
+    start = time.monotonic()
+    long = value(db, "SELECT clip_embed_text(repeat(%s, %s))::text", unit, 16_000_000 // len(unit.encode()))
+    took = time.monotonic() - start
+    short = value(db, "SELECT clip_embed_text(repeat(%s, %s))::text", unit, 20_000 // len(unit.encode()))
+    assert long == short
+    assert took < 10, f"{took} s"  # 0.2 s on an idle core; 14 s before
+    # The text itself, and what PostgreSQL copies of it, in 16 MB each.
+    assert status(pid, "VmHWM") - before < 130 * 1024, f"{status(pid, 'VmHWM') - before} kB more"
+
+
+def test_a_cancel_is_seen_between_texts_and_labels(db: psycopg.Connection) -> None:
+    db.execute("SET client_min_messages = error")
+    embed_one(db, "text", "a cat")
+    statements = [
+        "SELECT clip_embed_texts(array_agg(repeat('x, ', 5000000 + n))) FROM generate_series(1, 20) n",
+        "SELECT clip_embed_texts(array_agg('photo number ' || n)) FROM generate_series(1, 30000) n",
+        "SELECT count(*) FROM clip_classify(clip_embed_text('a cat'),"
+        " (SELECT array_agg('label ' || n) FROM generate_series(1, 30000) n))",
+    ]
+    for statement in statements:
+        db.execute("SET statement_timeout = 400")
+        start = time.monotonic()
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            db.execute(statement)
+        took = time.monotonic() - start
+        db.execute("RESET statement_timeout")
+        assert took < 5, f"{took} s: {statement}"
+
+
+@pytest.mark.parametrize("room", [4, 16, 48, 96])
+def test_a_backend_without_memory_refuses_and_lives(database: support.Database, room: int) -> None:
+    statements = [
+        "SELECT clip_embed_text(repeat('abcdefghij', 1500000))",
+        "SELECT clip_embed_text(repeat('a cat, ', 2000000))",
+        "SELECT count(*) FROM clip_classify(clip_embed_text('a cat'),"
+        " (SELECT array_agg(repeat('ab ', 33000) || n) FROM generate_series(1, 300) n))",
+        "SELECT count(*) FROM clip_classify(clip_embed_text('a cat'), ARRAY[repeat('x', 100000)], repeat('{}', 10000))",
+    ]
+    with database.connect() as db:
+        db.execute("SET client_min_messages = error")
+        embed_one(db, "text", "a cat")
+        pid = backend(db)
+        for statement in statements:
+            limit = status(pid, "VmSize") * 1024 + room * MEGABYTES
+            limit_memory(pid, str(limit))
+            try:
+                db.execute(statement)
+            except psycopg.Error as error:
+                assert error.sqlstate in ("53200", "54000"), f"{statement}: {error.sqlstate} {error}"
+            finally:
+                limit_memory(pid, "unlimited")
+            assert backend(db) == pid
+            assert embed_one(db, "text", "a dog") is not None
+
+
+def test_many_labels_take_little_memory(db: psycopg.Connection) -> None:
+    db.execute("SET client_min_messages = error")
+    few = "SELECT sum(probability) FROM clip_classify(clip_embed_text('a cat'), %s)"
+    assert value(db, few, ["dog", "cat"]) == pytest.approx(1)
+    pid = backend(db)
+    before = status(pid, "VmHWM")
+    labels = ["word " * 20_000 + str(n) for n in range(300)]
+    assert value(db, few, labels) == pytest.approx(1)
+    # 30 MB of labels: PostgreSQL's own copies of the array, and rows with the labels.
+    assert status(pid, "VmHWM") - before < 250 * 1024, f"{status(pid, 'VmHWM') - before} kB more"
+
+
+def test_a_prompt_has_a_limit(db: psycopg.Connection) -> None:
+    with pytest.raises(psycopg.errors.ProgramLimitExceeded, match="label is too long for its template") as raised:
+        db.execute(
+            "SELECT * FROM clip_classify(clip_embed_text('a cat'), ARRAY['a', repeat('x', 100000)], repeat('{}', 1000))"
+        )
+    assert raised.value.diag.message_detail == (
+        "This is element 2 of the array. It has 100000 bytes, and the template 1000 places for it:"
+        " the prompt would have 100000000; the limit is 16777216."
+    )
+
+
+def test_an_ordinary_role_makes_no_more_threads_than_it_may(database: support.Database) -> None:
+    role = f"{database.name}_threads"
+    with database.connect() as db:
+        db.execute(f"CREATE ROLE {role} LOGIN")
+        try:
+            with database.connect(user=role) as theirs:
+                # Before the library is loaded any name may be set; what was set is dropped then.
+                theirs.execute("SET clip_search.max_threads = 256")
+                theirs.execute("SET clip_search.threads = 256")
+                embed_one(theirs, "text", "a cat")
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    theirs.execute("SET clip_search.max_threads = 256")
+                cores = len(os.sched_getaffinity(0))
+                threads = status(backend(theirs), "Threads")
+                assert threads <= cores + 1, f"{threads} threads on {cores} cores"
+            # A superuser decides, in both directions.
+            for most, threads in ((1, 1), (3, 3)):
+                db.execute(f"SET clip_search.max_threads = {most}; SET clip_search.threads = 256")
+                embed_one(db, "text", "a cat")
+                assert status(backend(db), "Threads") <= threads
+        finally:
+            db.execute(f"DROP ROLE {role}")

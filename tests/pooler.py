@@ -1,0 +1,53 @@
+"""PgBouncer in transaction mode before a server."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+
+import psycopg
+
+from servers import Server
+
+Connect = Callable[[], psycopg.Connection]
+
+
+def program() -> str | None:
+    return shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+
+
+@contextlib.contextmanager
+def pgbouncer(made: Server, pool: int) -> Iterator[Connect]:
+    folder = made.folder / "pool"
+    made.run("mkdir", "-m", "700", str(folder))
+    config = folder / "pgbouncer.ini"
+    made.run(
+        "tee",
+        str(config),
+        input=f"[databases]\npostgres = host={made.folder} user=postgres\n[pgbouncer]\nunix_socket_dir = {folder}\n"
+        f"listen_port = 5432\nauth_type = any\npool_mode = transaction\ndefault_pool_size = {pool}\n"
+        f"max_client_conn = 200\nlogfile = {folder}/log\npidfile = {folder}/pid\n",
+    )
+    made.run("sh", "-c", f"{program()} -d -q {config} >/dev/null 2>&1")
+
+    def connect() -> psycopg.Connection:
+        # Statements that are prepared in one connection would be asked for in another.
+        return psycopg.connect(
+            host=str(folder), user="postgres", dbname="postgres", autocommit=True, prepare_threshold=None
+        )
+
+    try:
+        deadline = time.monotonic() + 60
+        # The socket is there a moment before it takes connections.
+        while True:
+            try:
+                connect().close()
+                break
+            except psycopg.OperationalError:
+                assert time.monotonic() < deadline, (folder / "log").read_text()
+                time.sleep(0.05)
+        yield connect
+    finally:
+        made.run("sh", "-c", f"kill $(cat {folder}/pid) && rm -r {folder}")

@@ -1,0 +1,308 @@
+"""Nobody's code runs with another's rights: tables that the caller did not name are planned and run as their owner."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from psycopg import sql
+
+import support
+from support import sqlstate, value
+
+
+@pytest.fixture
+def eve(database: support.Database) -> Iterator[str]:
+    """An ordinary role with a schema, and in it functions that note who runs them."""
+    name = f"clip_role_{uuid.uuid4().hex[:10]}"
+    with database.connect() as db:
+        db.execute(sql.SQL("CREATE ROLE {0} LOGIN; CREATE SCHEMA {0} AUTHORIZATION {0}").format(sql.Identifier(name)))
+    with database.connect(user=name) as db:
+        db.execute(f"""
+            CREATE TABLE {name}.ran (role name, inside text);
+            CREATE FUNCTION {name}.note(place text) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+                BEGIN
+                    INSERT INTO {name}.ran VALUES (current_user, place);
+                    ALTER ROLE {name} SUPERUSER;
+                EXCEPTION WHEN OTHERS THEN
+                    INSERT INTO {name}.ran VALUES (current_user, place);
+                END $$;
+            CREATE FUNCTION {name}.evil(int, place text) RETURNS int LANGUAGE plpgsql IMMUTABLE AS
+                $$ BEGIN PERFORM {name}.note(place); RETURN $1; END $$;
+            CREATE FUNCTION {name}.trigger() RETURNS trigger LANGUAGE plpgsql AS
+                $$ BEGIN PERFORM {name}.note('trigger'); RETURN new; END $$;
+            CREATE TABLE {name}.t (id int PRIMARY KEY, embedding vector(3), cluster_id bigint, body text, tags text[])""")
+        db.execute(
+            f"INSERT INTO {name}.t SELECT n, ARRAY[1, n % 2, 0]::vector, NULL, 'a cat', '{{cat}}' FROM generate_series(1, 6) n"
+        )
+    yield name
+    with database.connect() as db:
+        db.execute("SET client_min_messages = warning")
+        db.execute("SELECT clip_drop_collection(name) FROM clip_search.collection")
+        db.execute(f"DROP SCHEMA {name} CASCADE; DROP OWNED BY {name} CASCADE; DROP ROLE {name}")
+
+
+HOSTILE = {
+    "an index expression": "CREATE INDEX ON {0}.t ((id + {0}.evil(1, 'index')))",
+    "a partial index": "CREATE INDEX ON {0}.t (id) WHERE {0}.evil(1, 'predicate') = 1",
+    "statistics": "CREATE STATISTICS {0}.s ON (id + {0}.evil(1, 'statistics')) FROM {0}.t; ANALYZE {0}.t",
+    "a trigger": "CREATE TRIGGER a BEFORE UPDATE ON {0}.t FOR EACH ROW EXECUTE FUNCTION {0}.trigger()",
+    "a trigger's condition": "CREATE TRIGGER a BEFORE UPDATE ON {0}.t FOR EACH ROW WHEN ({0}.evil(new.id, 'when') > 0) EXECUTE FUNCTION {0}.trigger()",
+    "a generated column": "ALTER TABLE {0}.t ADD g int GENERATED ALWAYS AS ({0}.evil(1, 'generated') + cluster_id::int) STORED",
+    "a check": "ALTER TABLE {0}.t ADD CHECK ({0}.evil(1, 'check') + coalesce(cluster_id, 0) >= 0)",
+    "a rule": "CREATE TABLE {0}.log (id int); CREATE RULE r AS ON UPDATE TO {0}.t DO ALSO INSERT INTO {0}.log VALUES ({0}.evil(new.id, 'rule'))",
+    "a policy": "CREATE POLICY p ON {0}.t USING ({0}.evil(id, 'policy') > 0); ALTER TABLE {0}.t ENABLE ROW LEVEL SECURITY",
+    "a domain": "CREATE DOMAIN {0}.d AS int CHECK ({0}.evil(1, 'domain') = 1); ALTER TABLE {0}.t ADD e {0}.d DEFAULT 1",
+    "a cast": "CREATE TYPE {0}.pair AS (a int); CREATE FUNCTION {0}.shown({0}.pair) RETURNS text LANGUAGE plpgsql IMMUTABLE AS "
+    "$$ BEGIN PERFORM {0}.note('cast'); RETURN ($1).a::text; END $$; CREATE CAST ({0}.pair AS text) WITH FUNCTION {0}.shown({0}.pair); "
+    "ALTER TABLE {0}.t ADD k {0}.pair; UPDATE {0}.t SET k = ROW(id); SELECT clip_alter_collection('eve', key => 'k')",
+}
+CALLS = (
+    "SELECT * FROM clip_search.watch",
+    "SELECT * FROM clip_recluster('eve')",
+    "SELECT * FROM clip_clusters('eve', 1)",
+    "SELECT clip_cluster_groups('eve', 1)",
+    "SELECT * FROM clip_duplicates('eve')",
+)
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_table_s_code_runs_as_its_owner(database: support.Database, eve: str, kind: str) -> None:
+    with database.connect(user=eve) as db:
+        db.execute(f"SELECT clip_create_collection('eve', 0.9, members => '{eve}.t', labels => 'tags')")
+        db.execute("SET client_min_messages = warning")
+        db.execute(f"SELECT clip_watch('{eve}.t', 'body', embedding => 'other')")
+        db.execute(HOSTILE[kind].format(eve))
+    ran: set[str] = set()
+    with database.connect() as admin:
+        admin.execute("SET client_min_messages = warning")
+        for call in CALLS:
+            admin.execute(f"TRUNCATE {eve}.ran")
+            admin.execute(call)
+            roles = {role for (role,) in admin.execute(f"SELECT role FROM {eve}.ran")}
+            assert roles <= {eve}, call
+            ran |= roles
+            assert not value(admin, "SELECT rolsuper FROM pg_roles WHERE rolname = %s", eve)
+        # The view counts what is there.
+        assert admin.execute("SELECT rows, embedded, pending FROM clip_search.watch").fetchone() == (6, 0, 6)
+        assert value(admin, f"SELECT count(DISTINCT cluster_id) FROM {eve}.t") == 2
+    # Otherwise the test would not see what it is about. Policies are not run for an owner, nor a domain's check for
+    # columns that nobody writes.
+    assert ran == {eve} or kind in ("a policy", "a domain")
+
+
+def test_nothing_is_left_in_the_session(database: support.Database, eve: str) -> None:
+    with database.connect(user=eve) as db:
+        db.execute(f"SELECT clip_create_collection('eve', 0.9, members => '{eve}.t')")
+        db.execute(f"""
+            CREATE FUNCTION {eve}.leave() RETURNS trigger LANGUAGE plpgsql AS $$
+            DECLARE c refcursor := 'bait';
+            BEGIN
+                PERFORM set_config('search_path', '{eve}', false), set_config('row_security', 'on', false),
+                        set_config('statement_timeout', '1', false), set_config('{eve}.mark', 'x', false);
+                IF NOT EXISTS (SELECT FROM pg_cursors WHERE name = 'bait') THEN
+                    OPEN c FOR SELECT {eve}.evil(1, 'cursor');
+                END IF;
+                RETURN new;
+            END $$;
+            CREATE TRIGGER a BEFORE UPDATE ON {eve}.t FOR EACH ROW EXECUTE FUNCTION {eve}.leave()""")
+    with database.connect(autocommit=False) as admin:
+
+        def settings() -> dict[str, str]:
+            return dict(
+                admin.execute("SELECT name, setting FROM pg_settings WHERE name <> 'transaction_read_only'").fetchall()
+            )
+
+        # Both libraries are loaded, with their settings.
+        admin.execute("SET client_min_messages = warning; SELECT clip_version(), vector_norm('[1]')")
+        before = settings()
+        assert admin.execute("SELECT * FROM clip_recluster('eve')").fetchall()
+        assert settings() == before
+        assert value(admin, f"SELECT current_setting('{eve}.mark', true)") in (None, "")
+        assert value(admin, "SELECT current_user = session_user")
+        assert admin.execute("SELECT name FROM pg_cursors WHERE name = 'bait'").fetchall() == []
+        admin.commit()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "PERFORM pg_advisory_lock(4711)",
+        "PERFORM pg_advisory_lock_shared(4711)",
+        "PERFORM pg_try_advisory_lock(1, 2)",
+        "PERFORM pg_advisory_unlock_all()",
+        "PERFORM pg_advisory_unlock(4712)",
+        "LISTEN bait",
+        "EXECUTE 'PREPARE bait AS SELECT 1'",
+        "SET ROLE postgres",
+        "RESET ROLE",
+        "SET SESSION AUTHORIZATION postgres",
+        "CREATE TEMP TABLE bait (i int)",
+        "EXECUTE 'DECLARE bait CURSOR WITH HOLD FOR SELECT 1'",
+        "EXECUTE 'DISCARD ALL'",
+    ],
+)
+def test_what_would_outlast_the_call_is_refused(database: support.Database, eve: str, statement: str) -> None:
+    with database.connect(user=eve) as db:
+        db.execute(f"SELECT clip_create_collection('eve', 0.9, members => '{eve}.t')")
+        db.execute(f"""
+            CREATE FUNCTION {eve}.leave() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {statement}; RETURN new; END $$;
+            CREATE TRIGGER a BEFORE UPDATE ON {eve}.t FOR EACH ROW EXECUTE FUNCTION {eve}.leave()""")
+    with database.connect() as admin:
+        admin.execute("SET client_min_messages = warning")
+        admin.execute("SELECT pg_advisory_lock(4712)")
+        state, text = sqlstate(admin, "SELECT * FROM clip_recluster('eve')")
+        assert (
+            state in ("42501", "0A000", "25001", "2D000")
+            and value(admin, f"SELECT count(cluster_id) FROM {eve}.t") == 0
+        ), text
+        # The session's own lock is there, and no other.
+        assert admin.execute(
+            "SELECT objid::int FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+        ).fetchall() == [(4712,)]
+        # Outside, the caller's own are nobody's concern.
+        assert value(admin, "SELECT pg_advisory_unlock(4712)")
+
+
+def test_locks_for_the_transaction_are_allowed(database: support.Database, eve: str) -> None:
+    with database.connect(user=eve) as db:
+        db.execute(f"SELECT clip_create_collection('eve', 0.9, members => '{eve}.t')")
+        db.execute(f"""
+            CREATE FUNCTION {eve}.locks() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN new; END $$;
+            CREATE TRIGGER a BEFORE UPDATE ON {eve}.t FOR EACH ROW EXECUTE FUNCTION {eve}.locks()""")
+    with database.connect() as admin:
+        admin.execute("SET client_min_messages = warning")
+        assert len(admin.execute("SELECT * FROM clip_recluster('eve')").fetchall()) == 2
+        assert value(admin, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()") == 0
+
+
+def test_policies_are_not_run_without_consent(database: support.Database, eve: str, plain_role: str) -> None:
+    """Of a reader whom they apply to; a reader who names the table agrees to run them, and sees what they show."""
+    with database.connect(user=eve) as db:
+        db.execute("SET client_min_messages = warning")
+        db.execute(f"SELECT clip_create_collection('eve', 0.9, members => '{eve}.t', labels => 'tags')")
+        db.execute("SELECT * FROM clip_recluster('eve')")
+        db.execute(f"""
+            ALTER TABLE {eve}.t ENABLE ROW LEVEL SECURITY;
+            CREATE POLICY p ON {eve}.t FOR SELECT USING (id < 4 AND {eve}.evil(id, 'policy') > 0);
+            GRANT USAGE ON SCHEMA {eve} TO PUBLIC; GRANT SELECT ON {eve}.t TO PUBLIC; GRANT INSERT ON {eve}.ran TO PUBLIC;
+            SELECT clip_grant_collection('eve', 'PUBLIC');
+            SELECT clip_watch('{eve}.t', 'body', embedding => 'other')""")
+    reading = (
+        "SELECT * FROM clip_clusters('eve', 1{})",
+        "SELECT clip_cluster_groups('eve', 1{})",
+        "SELECT * FROM clip_duplicates('eve', 0.99{})",
+    )
+    with database.connect(user=plain_role) as db:
+        for call in reading:
+            state, text = sqlstate(db, call.format(""))
+            assert state == "42501" and "row by row" in text and "members =>" in text, call
+        assert db.execute("SELECT rows, pending FROM clip_search.watch").fetchone() == (None, None)
+        assert sqlstate(db, "SELECT * FROM clip_clusters('eve', 1, members => 'pg_class')")[0] == "22023"
+        members = f", members => '{eve}.t'"
+        shown = {r for (r,) in db.execute("SELECT representative FROM clip_clusters('eve', 1" + members + ")")}
+        assert shown <= {"1", "2", "3"} and len(shown) == 2
+        assets = value(
+            db,
+            "SELECT array_agg(a ->> 'id') FROM jsonb_array_elements(clip_cluster_groups('eve', 1"
+            + members
+            + ")) g, jsonb_array_elements(g -> 'assets') a",
+        )
+        assert sorted(assets) == ["1", "2", "3"]
+        assert db.execute("SELECT * FROM clip_duplicates('eve', 0.99" + members + ")").fetchall() == [("1", "3", 1.0)]
+    with database.connect(user=eve) as db:
+        # Its policies are not for the owner, who sees all.
+        assert len(db.execute("SELECT * FROM clip_duplicates('eve')").fetchall()) == 4
+        assert value(db, "SELECT rows FROM clip_search.watch") == 6
+        assert {role for (role,) in db.execute(f"SELECT role FROM {eve}.ran WHERE inside = 'policy'")} == {plain_role}
+    with database.connect() as admin:
+        admin.execute(f"ALTER ROLE {plain_role} BYPASSRLS")
+    with database.connect(user=plain_role) as db:
+        assert len(db.execute("SELECT * FROM clip_duplicates('eve')").fetchall()) == 4
+        assert value(db, "SELECT rows FROM clip_search.watch") == 6
+    # FORCE: not even the owner sees all rows, so nothing is regrouped and nothing counted.
+    with database.connect(user=eve) as db:
+        db.execute(f"ALTER TABLE {eve}.t FORCE ROW LEVEL SECURITY")
+        assert value(db, "SELECT rows FROM clip_search.watch") is None
+    with database.connect() as admin, database.connect(user=eve) as db:
+        for connection in (admin, db):
+            state, text = sqlstate(connection, "SELECT * FROM clip_recluster('eve')")
+            assert state == "42501" and "row-level security" in text
+        assert sqlstate(db, "SELECT * FROM clip_duplicates('eve')")[0] == "42501"
+        assert db.execute(f"SELECT * FROM clip_duplicates('eve', members => '{eve}.t')").fetchall() == [("1", "3", 1.0)]
+
+
+def test_a_view_of_members_is_read_by_consent_only(database: support.Database, eve: str, plain_role: str) -> None:
+    """It may show each reader other rows, by current_user, as policies do."""
+    with database.connect(user=eve) as db:
+        db.execute(f"""
+            CREATE VIEW {eve}.v AS SELECT id, embedding, cluster_id FROM {eve}.t WHERE current_user = '{eve}' OR id < 3;
+            GRANT USAGE ON SCHEMA {eve} TO PUBLIC; GRANT SELECT ON {eve}.v TO PUBLIC;
+            SELECT clip_create_collection('eve', members => '{eve}.v', key => 'id');
+            SELECT clip_grant_collection('eve', 'PUBLIC')""")
+    with database.connect(user=plain_role) as db:
+        state, text = sqlstate(db, "SELECT * FROM clip_duplicates('eve', 0.1)")
+        assert state == "42501" and "members =>" in text
+        assert len(db.execute(f"SELECT * FROM clip_duplicates('eve', 0.1, members => '{eve}.v')").fetchall()) == 1
+
+
+def test_a_partition_of_another_owner_is_refused(database: support.Database, eve: str, plain_role: str) -> None:
+    with database.connect() as admin:
+        admin.execute(f"""
+            CREATE TABLE {eve}.parts (id int PRIMARY KEY, embedding vector(3), cluster_id bigint) PARTITION BY RANGE (id);
+            CREATE TABLE {eve}.part PARTITION OF {eve}.parts FOR VALUES FROM (0) TO (10);
+            INSERT INTO {eve}.parts VALUES (1, '[1,0,0]'), (2, '[1,0,0]');
+            ALTER TABLE {eve}.parts OWNER TO {eve}; ALTER TABLE {eve}.part OWNER TO {plain_role}""")
+        assert sqlstate(admin, f"SELECT clip_create_collection('eve', members => '{eve}.parts')")[0] == "42501"
+        admin.execute(
+            f"ALTER TABLE {eve}.part OWNER TO {eve}; SELECT clip_create_collection('eve', members => '{eve}.parts')"
+        )
+        admin.execute("SET client_min_messages = warning")
+        assert len(admin.execute("SELECT * FROM clip_recluster('eve')").fetchall()) == 1
+        admin.execute(f"ALTER TABLE {eve}.part OWNER TO {plain_role}")
+        for call in ("SELECT * FROM clip_recluster('eve')", "SELECT * FROM clip_duplicates('eve')"):
+            state, text = sqlstate(admin, call)
+            assert state == "42501" and "another role" in text
+        admin.execute(f"ALTER TABLE {eve}.part OWNER TO {eve}")
+
+
+def test_counts_are_for_those_who_may_read(database: support.Database, eve: str, plain_role: str) -> None:
+    with database.connect(user=eve) as db:
+        db.execute("SET client_min_messages = warning")
+        db.execute(f"SELECT clip_watch('{eve}.t', 'body', embedding => 'other')")
+    with database.connect(user=plain_role) as db, database.connect(user=eve) as owner:
+        table = value(owner, f"SELECT '{eve}.t'::regclass::oid")
+        count = f"SELECT * FROM clip_search.count_rows({table}, ARRAY['body'], 'other', NULL)"
+        assert db.execute(count).fetchone() == (None, None, None)
+        owner.execute(f"GRANT SELECT ON {eve}.t TO PUBLIC")
+        assert db.execute(count).fetchone() == (None, None, None)  # no right to the schema
+        owner.execute(f"GRANT USAGE ON SCHEMA {eve} TO PUBLIC")
+        assert db.execute(count).fetchone() == (6, 0, 6)
+        assert (
+            db.execute("SELECT * FROM clip_search.count_rows('pg_class', ARRAY['relname'], 'oid', NULL)").fetchone()[0]
+            > 0
+        )
+        assert db.execute(
+            "SELECT * FROM clip_search.count_rows('pg_authid', ARRAY['rolname'], 'oid', NULL)"
+        ).fetchone() == (None, None, None)
+        # What the owner's code raises is no error of the view's.
+        owner.execute(f"""CREATE FUNCTION {eve}.fails() RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$
+            BEGIN IF current_query() LIKE '%watch%' THEN RAISE EXCEPTION 'no'; END IF; RETURN 1; END $$""")
+        owner.execute(f"CREATE INDEX ON {eve}.t ((id + {eve}.fails()))")
+        assert db.execute("SELECT rows FROM clip_search.watch").fetchall() == [(None,)]
+
+
+def test_an_owner_s_own_session_is_as_free_as_before(database: support.Database, eve: str) -> None:
+    """Nothing is restricted where the owner itself calls: deferred triggers and temporary tables work."""
+    with database.connect(user=eve) as db:
+        db.execute("SET client_min_messages = warning")
+        db.execute(f"SELECT clip_create_collection('eve', 0.9, members => '{eve}.t')")
+        db.execute(f"""
+            CREATE CONSTRAINT TRIGGER late AFTER UPDATE ON {eve}.t DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION {eve}.trigger()""")
+        assert len(db.execute("SELECT * FROM clip_recluster('eve')").fetchall()) == 2
+        assert value(db, f"SELECT count(*) FROM {eve}.ran") == 6
+        db.execute(f"UPDATE {eve}.t SET cluster_id = NULL")
+    with database.connect() as admin:
+        state, text = sqlstate(admin, "SELECT * FROM clip_recluster('eve')")
+        assert state == "42501" and "deferred trigger" in text

@@ -1,0 +1,164 @@
+"""clip_backfill returns when the rows that were there are done; what has failed is tried again by kind; searches know
+the model of a watched column."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import psycopg
+import pytest
+
+from servers import server
+from support import close, embed_one, sqlstate, until, value, vector
+from watched import PHOTOS, notes
+
+
+@pytest.fixture(scope="module")
+def preloaded(bindir):
+    with server(bindir, preload="photo-mini") as made:
+        yield made
+
+
+def test_rows_that_the_worker_has_in_hand_are_waited_for(preloaded):
+    with preloaded.connect() as db:
+        db.execute("SET client_min_messages = warning")
+        for turn in range(20):
+            db.execute("CREATE TABLE early (id int PRIMARY KEY, body text)")
+            db.execute("SELECT clip_watch('early', 'body', mode => 'queued')")
+            db.execute("INSERT INTO early SELECT i, 'thing ' || i FROM generate_series(1, 40) i")
+            db.execute("CALL clip_backfill('early')")
+            assert value(db, "SELECT count(embedding) FROM early") == 40, turn
+            db.execute("DROP TABLE early")
+
+
+def test_a_row_that_another_session_writes_is_waited_for_with_a_notice(database, db):
+    notes(db, ", mode => 'queued'")
+    db.execute("INSERT INTO note VALUES (1, 'a cat'), (2, 'a dog')")
+    said: list[str] = []
+    done: list[float] = []
+
+    def backfill() -> None:
+        with database.connect() as other:
+            other.add_notice_handler(lambda diag: said.append(diag.message_primary))
+            other.execute("CALL clip_backfill('note')")
+            done.append(time.monotonic())
+
+    with database.connect(autocommit=False) as writer:
+        writer.execute("UPDATE note SET title = 'mine' WHERE id = 1")
+        thread = threading.Thread(target=backfill)
+        thread.start()
+        until(lambda: value(db, "SELECT count(embedding) FROM note") == 1, "the other row")
+        time.sleep(0.5)
+        assert not done
+        committed = time.monotonic()
+    thread.join(60)
+    assert done and done[0] > committed
+    assert value(db, "SELECT count(embedding) FROM note") == 2
+    assert sum("waiting for 1 rows" in message for message in said) == 1, said
+
+
+def test_what_comes_later_is_not_waited_for(database, db):
+    notes(db, ", mode => 'queued'")
+    db.execute("INSERT INTO note SELECT n, 'thing ' || n FROM generate_series(1, 30) n")
+    stop = threading.Event()
+
+    def write() -> None:
+        with database.connect() as other:
+            row = 1000
+            while not stop.is_set():
+                other.execute("INSERT INTO note VALUES (%s, 'another')", (row,))
+                row += 1
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        db.execute("SET statement_timeout = '60s'")
+        db.execute("CALL clip_backfill('note')")
+    finally:
+        stop.set()
+        thread.join(60)
+    assert value(db, "SELECT count(*) FROM note WHERE id <= 30 AND embedding IS NULL") == 0
+
+
+def test_failures_are_tried_again_by_kind(db):
+    db.execute("CREATE TABLE note (id int PRIMARY KEY, image bytea)")
+    db.execute("SELECT clip_watch('note', 'image', mode => 'queued', on_error => 'skip')")
+    db.execute("INSERT INTO note SELECT i, 'not an image' FROM generate_series(1, 6) i")
+    db.execute("CALL clip_backfill('note')")
+    db.execute("UPDATE clip_search.watch_failure SET sqlstate = '0A000' WHERE key[1]::int > 4")
+    db.execute("UPDATE clip_search.watch_failure SET sqlstate = '54000' WHERE key = '{1}'")
+    assert value(db, "SELECT clip_retry('note', sqlstate => '0A000')") == 2
+    assert value(db, "SELECT clip_retry('note', NULL, '54')") == 1
+    assert value(db, "SELECT clip_retry('note', sqlstate => '42000')") == 0
+    assert value(db, "SELECT array_agg(key[1] ORDER BY key) FROM clip_search.pending") == ["1", "5", "6"]
+    assert value(db, "SELECT clip_retry('note')") == 3
+    assert value(db, "SELECT count(*) FROM clip_search.failure") == 0
+    assert sqlstate(db, "SELECT clip_retry('note', sqlstate => '0A0')")[0] == "22023"
+
+
+def test_sources_are_compared_by_their_bytes(database, db):
+    """A text that its collation takes for equal to what is being embedded is another text."""
+    db.execute("CREATE COLLATION IF NOT EXISTS punctuation_blind (provider = icu, locale = 'und-u-ka-shifted', deterministic = false)")
+    db.execute("CREATE TABLE note (id int PRIMARY KEY, image bytea, body text COLLATE punctuation_blind)")
+    db.execute("SELECT clip_watch('note', 'image', text_source => 'body', mode => 'queued')")
+    photos = list(PHOTOS.values())
+    db.execute("INSERT INTO note SELECT n, (%s::bytea[])[1 + n %% 3], 'black-bird' FROM generate_series(1, 64) n", (photos,))
+    with database.connect() as other:
+        thread = threading.Thread(target=lambda: other.execute("CALL clip_backfill('note', 64)"))
+        thread.start()
+        # It has read the rows, and embeds them.
+        until(lambda: value(db, "SELECT count(*) FROM pg_locks WHERE relation = 'note'::regclass AND mode = 'RowExclusiveLock'") > 0)
+        time.sleep(0.05)
+        db.execute("UPDATE note SET body = 'black bird'")
+        thread.join(60)
+    db.execute("CALL clip_backfill('note')")
+    text = embed_one(db, "text", "black bird")
+    images = {photo: embed_one(db, "image", photo) for photo in photos}
+    for image, stored in db.execute("SELECT image, embedding::text FROM note"):
+        mean = images[image] + text
+        assert close(vector(stored), mean / (mean @ mean) ** 0.5)
+
+
+# ---------------------------------------------------------------- the column's model
+
+
+def test_a_query_is_embedded_by_the_columns_model(db, clip_mini, plain_role, database):
+    db.execute("LOAD 'clip_search'")
+    db.execute("SELECT set_config('clip_search.model_path', current_setting('clip_search.model_path') || ':' || %s, false)", (str(clip_mini.parent),))
+    notes(db, f", model => '{clip_mini.name}'")
+    expected = embed_one(db, "text", "a cat", clip_mini.name)
+    assert close(vector(value(db, "SELECT clip_embed_text_for('note', 'a cat')::text")), expected)
+    assert close(vector(value(db, "SELECT clip_embed_image_for('note', %b)::text", PHOTOS["cat"])), embed_one(db, "image", PHOTOS["cat"], clip_mini.name))
+    assert value(db, "SELECT clip_embed_text_for('note', NULL)") is None
+    assert sqlstate(db, "SELECT clip_embed_text_for('pg_class', 'a cat')")[0] == "42704"
+    assert sqlstate(db, "SELECT clip_embed_text_for(NULL, 'a cat')")[0] == "22004"
+    assert sqlstate(db, "SELECT clip_embed_text_for('note', 'a cat', 'body')")[0] == "42704"
+    with database.connect(plain_role) as other:
+        state, text = sqlstate(other, "SELECT clip_embed_text_for('note', 'a cat')")
+        assert state == "42501" and "GRANT SELECT" in text
+        db.execute(f"GRANT SELECT (id) ON note TO {plain_role}")
+        # Now it is the model that his session does not find.
+        assert sqlstate(other, "SELECT clip_embed_text_for('note', 'a cat')")[0] == "42704"
+
+
+def test_reembed_with_a_missing_model_changes_nothing(db):
+    notes(db)
+    db.execute("INSERT INTO note VALUES (1, 'a cat')")
+    columns = "SELECT count(*) FROM information_schema.columns WHERE table_name = 'note'"
+    before = value(db, columns)
+    with db.cursor() as cursor, pytest.raises(psycopg.Error) as raised:
+        cursor.execute("CALL clip_reembed('note', 'no-such-model')")
+    assert raised.value.sqlstate == "42704"
+    assert value(db, columns) == before and value(db, "SELECT count(*) FROM clip_search.watch_setting") == 1
+
+
+def test_reembed_says_what_searches_need(db):
+    notes(db)
+    db.execute("INSERT INTO note VALUES (1, 'a cat')")
+    hints: list[str] = []
+    db.execute("SET client_min_messages = notice")
+    db.add_notice_handler(lambda diag: hints.append(diag.message_hint or ""))
+    db.execute("CALL clip_reembed('note', 'photo-mini+photo-mini')")
+    assert any("clip_embed_text_for" in hint and "SET clip_search.model = 'photo-mini+photo-mini'" in hint for hint in hints), hints
+    assert close(vector(value(db, "SELECT embedding::text FROM note")), vector(value(db, "SELECT clip_embed_text_for('note', 'a cat')::text")))

@@ -1,0 +1,183 @@
+"""One owner's tables neither stop nor starve the worker for the others, and leave nothing behind in it.
+
+These tests start a server of their own that preloads the extension.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from servers import Server, server
+from support import until, value
+from watched import workers
+
+
+@pytest.fixture(scope="module")
+def preloaded(bindir) -> Iterator[Server]:
+    with server(bindir, preload="photo-mini", worker_retry_delay="100ms", worker_timeout="6s") as made:
+        with made.connect() as db:
+            for name in ("eve", "bob"):
+                db.execute(f"CREATE ROLE {name} LOGIN")
+                db.execute(f"CREATE SCHEMA {name} AUTHORIZATION {name}")
+        yield made
+
+
+@pytest.fixture
+def db(preloaded: Server) -> Iterator[psycopg.Connection]:
+    with preloaded.connect() as connection:
+        connection.execute("SET client_min_messages = warning")
+        yield connection
+        connection.execute("ALTER SYSTEM RESET ALL")
+        connection.execute("SELECT pg_reload_conf()")
+        connection.execute("DROP TABLE IF EXISTS eve.slow, bob.quick CASCADE")
+
+
+def as_role(preloaded: Server, role: str) -> psycopg.Connection:
+    connection = psycopg.connect(host=str(preloaded.folder), user=role, dbname="postgres", autocommit=True)
+    connection.execute("SET client_min_messages = error")
+    return connection
+
+
+def watched(preloaded: Server, table: str, trigger: str | None = None) -> psycopg.Connection:
+    """A table that its owner watches in queued mode; `trigger` is run when an embedding is written."""
+    role = table.split(".")[0]
+    owner = as_role(preloaded, role)
+    owner.execute(f"CREATE TABLE {table} (id int PRIMARY KEY, body text)")
+    owner.execute(f"SELECT clip_watch('{table}', 'body', mode => 'queued')")
+    if trigger is not None:
+        owner.execute(f"""
+            CREATE OR REPLACE FUNCTION {role}.act() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN
+                IF NEW.embedding IS NOT NULL THEN
+                    {trigger}
+                END IF;
+                RETURN NEW;
+            END $$""")
+        owner.execute(f"CREATE TRIGGER act BEFORE UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION {role}.act()")
+    return owner
+
+
+def embedded(db: psycopg.Connection, table: str) -> int:
+    return value(db, f"SELECT count(embedding) FROM {table}")
+
+
+def test_a_table_whose_trigger_is_slow_holds_others_up_by_one_row(preloaded, db):
+    with watched(preloaded, "eve.slow", "PERFORM pg_sleep(4);") as eve, watched(preloaded, "bob.quick") as bob:
+        eve.execute("INSERT INTO eve.slow SELECT g, 'a cat' FROM generate_series(1, 64) g")
+        time.sleep(1)
+        waits = []
+        for row in range(3):
+            began = time.monotonic()
+            bob.execute("INSERT INTO bob.quick VALUES (%s, 'a dog')", (row,))
+            until(lambda row=row: embedded(db, "bob.quick") == row + 1, "bob's row")
+            waits.append(time.monotonic() - began)
+        # 4 s of the row in hand and the batch's end.
+        assert max(waits) < 6, waits
+        # What was done of a batch that was cut short is kept, and no attempt is held against the rest.
+        assert embedded(db, "eve.slow") >= 1
+        assert value(db, "SELECT max(attempts) FROM clip_search.pending WHERE relation = 'eve.slow'::regclass") <= 1
+        assert value(db, "SELECT count(*) FROM clip_search.failure WHERE relation = 'eve.slow'::regclass") == 0
+
+
+def test_time_is_shared_by_owner_not_by_table(preloaded, db):
+    # Four tables of eve's take no more of the worker than bob's one.
+    trigger = "PERFORM pg_sleep(0.3);"
+    tables = [f"eve.t{i}" for i in range(4)]
+    connections = [watched(preloaded, table, trigger) for table in [*tables, "bob.quick"]]
+    try:
+        db.execute("ALTER SYSTEM SET clip_search.worker = off")
+        db.execute("SELECT pg_reload_conf()")
+        until(lambda: not workers(db), "the worker's end")
+        for connection, table in zip(connections, [*tables, "bob.quick"], strict=True):
+            connection.execute(f"INSERT INTO {table} SELECT g, 'a cat' FROM generate_series(1, 60) g")
+        db.execute("ALTER SYSTEM SET clip_search.worker = on")
+        db.execute("SELECT pg_reload_conf()")
+        until(lambda: embedded(db, "bob.quick") >= 15, "bob's rows")
+        of_eve, of_bob = sum(embedded(db, table) for table in tables), embedded(db, "bob.quick")
+        assert of_eve < 2 * of_bob + 8, (of_eve, of_bob)
+    finally:
+        for table in tables:
+            db.execute(f"DROP TABLE {table} CASCADE")
+        for connection in connections:
+            connection.close()
+
+
+def test_a_trigger_that_swallows_the_cancel_ends_the_process_and_others_go_on(preloaded, db):
+    db.execute("ALTER SYSTEM SET clip_search.worker_timeout = '1s'")
+    db.execute("ALTER SYSTEM SET clip_search.worker_attempts = 2")
+    db.execute("SELECT pg_reload_conf()")
+    never = "LOOP BEGIN PERFORM pg_sleep(100); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP;"
+    with watched(preloaded, "eve.slow", never) as eve, watched(preloaded, "bob.quick") as bob:
+        eve.execute("INSERT INTO eve.slow VALUES (1, 'a cat')")
+        until(lambda: workers(db), "a worker")
+        first = workers(db)[0]
+        time.sleep(0.5)
+        began = time.monotonic()
+        bob.execute("INSERT INTO bob.quick SELECT g, 'a dog' FROM generate_series(1, 5) g")
+        until(lambda: embedded(db, "bob.quick") == 5, "bob's rows")
+        assert time.monotonic() - began < 15
+        until(lambda: workers(db) not in ([], [first]), "another worker")
+        # Twice, and the row rests for a minute; then the attempts are used up.
+        query = "SELECT attempts, due > now() + interval '30 seconds' FROM clip_search.pending WHERE relation = 'eve.slow'::regclass"
+        until(lambda: db.execute(query).fetchone() == (2, True), "the second attempt")
+        until(lambda: "took longer than clip_search.worker_timeout and ignored the cancel" in preloaded.messages())
+        assert "PANIC" not in preloaded.messages() and "was terminated by signal" not in preloaded.messages()
+        bob.execute("INSERT INTO bob.quick SELECT g, 'a dog' FROM generate_series(6, 9) g")
+        until(lambda: embedded(db, "bob.quick") == 9, "bob's rows")
+        until(lambda: workers(db), "a worker")
+        db.execute("UPDATE clip_search.watch_queue SET due = now()")
+        listed = "SELECT sqlstate FROM clip_search.failure WHERE relation = 'eve.slow'::regclass"
+        until(lambda: db.execute(listed).fetchall() == [("57P02",)], "the failure")
+        # Nothing keeps the database from being renamed or dropped.
+        assert value(db, "SELECT count(*) FROM clip_search.pending") == 0
+
+
+def test_nothing_of_an_owners_code_stays_in_the_worker(preloaded, db):
+    leave = """
+        PERFORM pg_advisory_xact_lock(4711);
+        PERFORM set_config('eve.left', 'behind', false);
+        PERFORM set_config('search_path', 'eve', false);
+    """
+    see = "NEW.body := coalesce(nullif(current_setting('eve.left', true), ''), 'nothing') || ', ' || current_setting('search_path');"
+    with watched(preloaded, "eve.slow", leave) as eve:
+        eve.execute("INSERT INTO eve.slow SELECT g, 'a cat' FROM generate_series(1, 3) g")
+        until(lambda: embedded(db, "eve.slow") == 3, "eve's rows")
+        process = workers(db)
+        assert process, "the worker is still the one that has run eve's trigger"
+        until(lambda: value(db, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0, "the locks' release")
+        with as_role(preloaded, "bob") as bob:
+            bob.execute("CREATE TABLE bob.quick (id int PRIMARY KEY, body text, seen text)")
+            bob.execute("SELECT clip_watch('bob.quick', 'body', mode => 'queued')")
+            bob.execute(f"""
+                CREATE OR REPLACE FUNCTION bob.see() RETURNS trigger LANGUAGE plpgsql AS $$
+                BEGIN
+                    {see.replace("NEW.body", "NEW.seen")}
+                    RETURN NEW;
+                END $$""")
+            bob.execute("CREATE TRIGGER see BEFORE UPDATE ON bob.quick FOR EACH ROW EXECUTE FUNCTION bob.see()")
+            bob.execute("INSERT INTO bob.quick VALUES (1, 'a dog')")
+            until(lambda: embedded(db, "bob.quick") == 1, "bob's row")
+        assert workers(db) == process
+        assert value(db, "SELECT seen FROM bob.quick") == "nothing, pg_catalog, pg_temp"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT pg_advisory_lock(4711)",
+        "CREATE TEMP TABLE left_behind (i int)",
+        "LISTEN left_behind",
+        "PREPARE left_behind AS SELECT 1",
+        "SET SESSION AUTHORIZATION bob",
+    ],
+)
+def test_what_would_stay_is_refused(preloaded, db, statement):
+    with watched(preloaded, "eve.slow", f"EXECUTE '{statement}';") as eve:
+        eve.execute("INSERT INTO eve.slow VALUES (1, 'a cat')")
+        query = "SELECT max(message) FROM clip_search.watch_queue"
+        until(lambda: value(db, query) is not None, "the error")
+        assert "security-restricted operation" in value(db, query) or "permission denied" in value(db, query)

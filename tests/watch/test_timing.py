@@ -1,0 +1,97 @@
+"""When the worker begins: at once after a commit, later and later after failures, and with no more rows at a time than it may."""
+
+from __future__ import annotations
+
+import pathlib
+import statistics
+import time
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from servers import Server, server
+from support import system_settings, until, value
+from watched import drained
+
+DELAY = 0.2
+
+
+@pytest.fixture(scope="module")
+def preloaded(bindir: pathlib.Path) -> Iterator[Server]:
+    with server(bindir, preload="photo-mini", worker_retry_delay=f"{DELAY * 1000:.0f}ms") as made:
+        yield made
+
+
+@pytest.fixture
+def db(preloaded: Server) -> Iterator[psycopg.Connection]:
+    with preloaded.connect() as connection:
+        connection.execute("SET client_min_messages = warning")
+        yield connection
+        connection.execute("DROP TABLE IF EXISTS note, photo CASCADE; DROP FUNCTION IF EXISTS wait CASCADE")
+
+
+def test_a_commit_wakes_the_worker(db: psycopg.Connection) -> None:
+    """Within half a second. Without being woken it looks every five seconds, so that seven in a row would take 17 on average."""
+    db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
+    db.execute("SELECT clip_watch('note', 'body', mode => 'queued')")
+    db.execute("INSERT INTO note VALUES (0, 'a text')")
+    until(lambda: drained(db))
+    took = []
+    for id in range(1, 8):
+        # At another moment of the worker's round each time.
+        time.sleep(0.35 + 0.1 * id)
+        start = time.monotonic()
+        db.execute("INSERT INTO note VALUES (%s, 'a text')", (id,))
+        while not value(db, "SELECT embedding IS NOT NULL FROM note WHERE id = %s", id):
+            assert time.monotonic() - start < 30, "the row is not embedded"
+            time.sleep(0.01)
+        took.append(time.monotonic() - start)
+    assert statistics.median(took) < 0.5, took
+
+
+def test_each_failure_doubles_the_delay(db: psycopg.Connection) -> None:
+    with system_settings(db, worker_attempts="5"):
+        db.execute("CREATE TABLE photo (id int PRIMARY KEY, data bytea)")
+        db.execute("SELECT clip_watch('photo', 'data', mode => 'queued')")
+        db.execute("INSERT INTO photo VALUES (1, 'no image')")
+        # When the row is tried again after so many attempts; the last value that was seen counts.
+        due: dict[int, float] = {}
+        deadline = time.monotonic() + 60
+        while value(db, "SELECT count(*) FROM clip_search.failure") == 0:
+            assert time.monotonic() < deadline, due
+            row = db.execute(
+                "SELECT attempts, extract(epoch FROM due)::float8, sqlstate FROM clip_search.watch_queue"
+            ).fetchone()
+            if row and row[0] > 0 and row[2] is not None:
+                due[row[0]] = row[1]
+            time.sleep(0.005)
+        assert {1, 2, 3, 4} <= due.keys(), due
+        for attempts in (1, 2, 3):
+            # It is tried when it is due, and the delay after that is twice the one before.
+            delay = DELAY * 2**attempts
+            assert 0.95 * delay <= due[attempts + 1] - due[attempts] < delay + 1, due
+        assert value(db, "SELECT attempts FROM clip_search.failure") == 5
+
+
+def test_no_more_rows_than_a_batch_are_claimed(preloaded: Server, db: psycopg.Connection) -> None:
+    with system_settings(db, worker_batch="3"), preloaded.connect() as holder:
+        db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
+        db.execute("SELECT clip_watch('note', 'body', mode => 'queued')")
+        db.execute("""
+            CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN PERFORM pg_catalog.pg_advisory_xact_lock(77); RETURN NEW; END $$;
+            CREATE TRIGGER wait BEFORE UPDATE ON note FOR EACH ROW EXECUTE FUNCTION wait()""")
+        holder.execute("SELECT pg_advisory_lock(77)")
+        db.execute("INSERT INTO note SELECT n, 'text ' || n FROM generate_series(1, 20) n")
+        until(
+            lambda: value(
+                db, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 77 AND NOT granted"
+            )
+        )
+        # Claims are committed before the work begins.
+        assert value(db, "SELECT count(*) FROM clip_search.watch_queue WHERE attempts > 0") == 3
+        assert value(db, "SELECT count(*) FROM clip_search.watch_queue WHERE attempts = 0") == 17
+        holder.execute("SELECT pg_advisory_unlock(77)")
+        until(lambda: drained(db))
+    assert value(db, "SELECT count(*) FROM note WHERE embedding IS NOT NULL") == 20

@@ -1,0 +1,837 @@
+"""Columns that are kept true: whatever is done to a watched table, its rows have the embedding of their source.
+
+The oracle for embeddings is clip_embed_image and clip_embed_text (whose own is onnxruntime, tests/embed/test_parity.py), for
+clusters the sum of their members in numpy.
+"""
+
+from __future__ import annotations
+
+import collections
+import subprocess
+import threading
+import time
+
+import numpy as np
+import psycopg
+import pytest
+from psycopg import sql
+
+import support
+from support import close, embed_one, in_parallel, sqlstate, value, vector
+from watched import PHOTOS, WORDS, check, fill, notes
+
+# ---------------------------------------------------------------- immediate
+
+
+def test_rows_follow_their_source(db: psycopg.Connection) -> None:
+    notes(db)
+    fill(db)
+    assert check(db, "note") == 10
+    before = db.execute("SELECT id, ctid FROM note").fetchall()
+    assert value(db, "SELECT count(DISTINCT cluster_id) FROM note") == 5
+    db.execute("UPDATE note SET body = 'an old guitar' WHERE id <= 3")
+    db.execute("UPDATE note SET body = NULL WHERE id = 4")
+    db.execute("DELETE FROM note WHERE id = 5")
+    db.execute("UPDATE note SET body = body, title = 'x' WHERE id = 6")
+    assert check(db, "note") == 9
+    assert len(before) == 10
+    db.execute("UPDATE note SET body = 'a sleepy cat' WHERE id = 4")
+    db.execute(
+        "MERGE INTO note USING (VALUES (6), (7), (20)) AS v (n) ON id = n WHEN MATCHED AND n = 6 THEN DELETE "
+        "WHEN MATCHED THEN UPDATE SET body = 'the ocean at night' WHEN NOT MATCHED THEN INSERT (id, body) VALUES (n, 'a sleepy cat')"
+    )
+    assert check(db, "note") == 9
+    db.execute("TRUNCATE note")
+    assert check(db, "note") == 0
+
+
+IMAGES = "SELECT images FROM clip_models() WHERE name = 'photo-mini'"  # this session has embedded; texts are remembered
+
+
+def test_only_a_changed_source_is_embedded(db: psycopg.Connection) -> None:
+    db.execute("CREATE TABLE photo (id int PRIMARY KEY, data bytea, title text) PARTITION BY RANGE (id)")
+    db.execute("CREATE TABLE photo_a PARTITION OF photo FOR VALUES FROM (0) TO (100)")
+    db.execute("CREATE TABLE photo_b PARTITION OF photo FOR VALUES FROM (100) TO (200)")
+    db.execute("SELECT clip_watch('photo', 'data', cluster => 'cluster_id')")
+    db.execute("INSERT INTO photo SELECT n, %s FROM generate_series(1, 3) n", (PHOTOS["cat"],))
+    before = value(db, IMAGES)
+    rows = "SELECT embedding::text, cluster_id FROM photo ORDER BY id"
+    stored = db.execute(rows).fetchall()
+    db.execute("UPDATE photo SET title = 'x', data = data")
+    db.execute("UPDATE photo SET data = %s", (PHOTOS["cat"],))  # the same bytes once more
+    db.execute("UPDATE photo SET id = id + 100")  # to the other partition
+    db.execute("UPDATE photo SET cluster_id = cluster_id")
+    assert value(db, IMAGES) == before and db.execute(rows).fetchall() == stored
+    assert value(db, "SELECT size FROM clip_search.cluster WHERE collection = 'photo'") == 3
+    db.execute("UPDATE photo SET id = id - 100, data = %s WHERE id = 103", (PHOTOS["rocket"],))
+    assert value(db, IMAGES) == before + 1
+    assert db.execute("SELECT size FROM clip_search.cluster WHERE collection = 'photo' ORDER BY 1").fetchall() == [
+        (1,),
+        (2,),
+    ]
+
+
+@pytest.mark.parametrize(
+    "conflict", ["DO NOTHING", "DO UPDATE SET body = excluded.body", "DO UPDATE SET title = 'again'"]
+)
+def test_on_conflict(db: psycopg.Connection, conflict: str) -> None:
+    """A row that is not inserted after all is in no cluster, in a transaction with savepoints as well."""
+    notes(db)
+    fill(db, 5)
+    insert = (
+        f"INSERT INTO note (id, body) SELECT n, 'a sleepy cat' FROM generate_series(3, 8) n ON CONFLICT (id) {conflict}"
+    )
+    db.execute(insert)
+    assert check(db, "note") == 8
+    with db.transaction():
+        db.execute(insert)
+        with db.transaction(force_rollback=True):
+            db.execute(insert)
+            db.execute("DELETE FROM note WHERE id = 8")
+        db.execute("UPDATE note SET body = 'an old guitar' WHERE id = 8")
+        db.execute(insert)
+        # Counts what is there, so nothing may be left over from the rows that conflicted.
+        db.execute("SELECT * FROM clip_recluster('note')")
+        check(db, "note")
+    check(db, "note")
+
+
+def test_other_triggers(db: psycopg.Connection) -> None:
+    """One that changes the source comes before; one that turns a deletion into an update, or drops a row, is respected."""
+    notes(db)
+    db.execute("""
+        CREATE FUNCTION tidy() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            IF TG_OP = 'DELETE' THEN
+                RETURN NULL;
+            END IF;
+            NEW.body := btrim(NEW.body);
+            RETURN CASE WHEN NEW.body = 'drop me' THEN NULL ELSE NEW END;
+        END $$;
+        CREATE TRIGGER tidy BEFORE INSERT OR UPDATE OR DELETE ON note FOR EACH ROW EXECUTE FUNCTION tidy();
+        CREATE TRIGGER zzz_tidy BEFORE INSERT OR UPDATE ON note FOR EACH ROW EXECUTE FUNCTION tidy();
+        """)
+    fill(db, 5)
+    db.execute("INSERT INTO note (id, body) VALUES (6, ' a sleepy cat '), (7, 'drop me')")
+    db.execute("DELETE FROM note WHERE id = 1")
+    db.execute("UPDATE note SET body = 'drop me' WHERE id = 2")
+    assert check(db, "note") == 6
+    # One that comes after and drops the row undoes what was done for it.
+    db.execute("DROP TRIGGER tidy ON note")
+    db.execute("INSERT INTO note (id, body) VALUES (8, 'drop me')")
+    db.execute("UPDATE note SET body = 'drop me' WHERE id = 3")
+    assert check(db, "note") == 6
+
+
+def test_a_partitioned_table(db: psycopg.Connection) -> None:
+    """Rows move between partitions with their embedding and cluster, whether their source changes with it or not."""
+    notes(
+        db, rest="PARTITION BY RANGE (id)", key="id int, tag text DEFAULT 'it''s a \"key\"{,}\\', PRIMARY KEY (id, tag)"
+    )
+    db.execute("""
+        CREATE TABLE low PARTITION OF note FOR VALUES FROM (0) TO (100);
+        CREATE TABLE high (title text, cluster_id bigint, gone int, body text, tag text NOT NULL, embedding vector(512), id int NOT NULL);
+        ALTER TABLE high DROP COLUMN gone;
+        ALTER TABLE note ATTACH PARTITION high FOR VALUES FROM (100) TO (200);
+        """)
+    fill(db)
+    assert check(db, "note") == 10
+    db.execute("UPDATE note SET id = id + 100 WHERE id <= 5")
+    assert value(db, "SELECT count(*) FROM high") == 5
+    assert check(db, "note") == 10
+    db.execute("UPDATE note SET id = id - 100, body = 'an old guitar' WHERE id > 102")
+    assert check(db, "note") == 10
+    db.execute("DELETE FROM note WHERE id IN (3, 101)")
+    db.execute("INSERT INTO low (id, body) VALUES (50, 'a steam locomotive')")
+    db.execute(
+        "INSERT INTO note (id, body) VALUES (50, 'a steam locomotive') ON CONFLICT (id, tag) DO UPDATE SET body = 'a sleepy cat'"
+    )
+    assert check(db, "note") == 9
+    # Large texts are stored out of line, images the more.
+    db.execute("UPDATE note SET body = repeat(md5(id::text) || ' ', 500)")
+    with db.transaction():
+        db.execute("UPDATE note SET id = id + 100 WHERE id < 100")
+        db.execute("UPDATE note SET id = id - 100 WHERE id > 107")
+    assert check(db, "note") == 9
+    assert value(db, "SELECT count(*) FROM clip_search.pending") == 0
+    db.execute("SELECT count(*) FROM clip_recluster('note')")
+    assert check(db, "note") == 9
+
+
+def test_odd_names_keys_and_row_security(database: support.Database, db: psycopg.Connection, plain_role: str) -> None:
+    role = sql.Identifier(plain_role)
+    with database.connect(user=plain_role) as mine:
+        mine.execute("SET client_min_messages = warning")
+        mine.execute("SET search_path = ''")
+        mine.execute(
+            sql.SQL("""
+            CREATE TABLE {}."the ""odd"" One" ("Key" uuid DEFAULT gen_random_uuid(), "day" date DEFAULT '2024-02-29',
+                n int, twice int GENERATED ALWAYS AS (n * 2) STORED, "The text" text, PRIMARY KEY ("Key", twice, "day"))
+            """).format(role)
+        )
+        table = sql.SQL('{}."the ""odd"" One"').format(role).as_string(mine)
+        mine.execute(
+            "SELECT public.clip_watch(%s, 'The text', embedding => 'Vec tor', cluster => 'Group', collection => %s, on_error => 'skip', index => true)",
+            (table, 'it\'s "odd"'),
+        )
+        mine.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY; CREATE POLICY none ON {table} USING (n > 1000)")
+        mine.execute("SET datestyle = 'German'")
+        mine.execute(
+            f'INSERT INTO {table} (n, "The text") SELECT n, (%s::text[])[n] FROM generate_series(1, 5) n',
+            (list(WORDS),),
+        )
+        mine.execute(f"INSERT INTO {table} (n, \"The text\") VALUES (6, '')")
+        assert value(mine, "SELECT key[2:3] FROM clip_search.failure") == ["12", "2024-02-29"]
+        mine.execute("SET datestyle = 'SQL, DMY'")
+        assert value(mine, f"SELECT public.clip_retry('{table}')") == 0
+        mine.execute(f"UPDATE {table} SET n = 7 WHERE n = 6")
+        assert value(mine, "SELECT key[2] FROM clip_search.failure") == "14"
+        mine.execute(f"UPDATE {table} SET \"The text\" = 'a cat' WHERE n = 7")
+        assert value(mine, "SELECT count(*) FROM clip_search.failure") == 0
+        columns = '"The text", "Vec tor"::text, "Group"'
+        assert check(db, table, columns, 'it\'s "odd"') == 6
+        assert mine.execute("SELECT rows, embedded, pending, failed, active FROM clip_search.watch").fetchone() == (
+            6,
+            6,
+            0,
+            0,
+            True,
+        )
+        mine.execute(f"SELECT public.clip_unwatch('{table}', drop_columns => true)")
+        shown = mine.execute(
+            "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+            (table,),
+        )
+        assert [name for (name,) in shown] == ["Key", "day", "n", "twice", "The text"]
+        assert value(mine, "SELECT count(*) FROM clip_search.collection") == 0
+
+
+def test_nobody_elses_functions_are_run(database: support.Database, db: psycopg.Connection, plain_role: str) -> None:
+    """Operators, functions and temporary tables of the caller's that are called like PostgreSQL's or the extension's:
+    whatever runs with more rights than the caller's takes none of them, and nothing else is put off its way."""
+    role = sql.Identifier(plain_role)
+    with database.connect(user=plain_role) as mine:
+        mine.execute("SET client_min_messages = warning")
+        mine.execute(sql.SQL("SET search_path = {}, pg_catalog, public").format(role))
+        for kind in (
+            "text, text",
+            "bigint, bigint",
+            "int, int",
+            "oid, oid",
+            "text[], text[]",
+            "timestamptz, timestamptz",
+            "name, name",
+            "bytea, bytea",
+        ):
+            mine.execute(
+                f"CREATE FUNCTION trap({kind}) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'trapped as %', current_user; END $$"
+            )
+            left, right = kind.split(", ")
+            for operator in ("=", "<>", "<=", ">", ">=", "+"):
+                if operator == "+" and left not in ("int", "bigint"):
+                    continue
+                mine.execute(f"CREATE OPERATOR {operator} (FUNCTION = trap, LEFTARG = {left}, RIGHTARG = {right})")
+        for name, arguments in (
+            ("now", ""),
+            ("clock_timestamp", ""),
+            ("format", "text"),
+            ("pg_has_role", "oid, text"),
+            ("unnest", "text[]"),
+            ("count", "bigint"),
+        ):
+            mine.execute(
+                f"CREATE FUNCTION {name}({arguments}) RETURNS timestamptz LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'trapped as %', current_user; END $$"
+            )
+        for table in (
+            "watch_setting",
+            "watch_queue",
+            "watch_failure",
+            "watch_live",
+            "pg_class",
+            "pg_trigger",
+            "cluster_sum",
+            "collection_setting",
+        ):
+            mine.execute(f"CREATE TEMPORARY TABLE {table} (id bigint)")
+        assert sqlstate(mine, "SELECT 1 = 1")[1].startswith("trapped")  # the traps do work
+        mine.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
+        mine.execute("INSERT INTO note VALUES (0, 'a cat'), (-1, '')")
+        mine.execute(
+            "SELECT clip_watch('note', 'body', cluster => 'cluster_id', on_error => 'skip', collection => 'trapped')"
+        )
+        mine.execute("CALL clip_backfill('note')")
+        mine.execute("INSERT INTO note VALUES (1, 'a cat'), (2, 'a dog'), (3, '')")
+        mine.execute("INSERT INTO note VALUES (1, 'a dog') ON CONFLICT (id) DO UPDATE SET body = excluded.body")
+        mine.execute("SELECT clip_retry('note')")
+        mine.execute("UPDATE note SET body = 'x' || body")
+        mine.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', mode => 'queued')")
+        mine.execute("UPDATE note SET body = 'y' || body")
+        mine.execute("CALL clip_backfill('note')")
+        mine.execute("SELECT * FROM clip_search.watch, clip_search.failure, clip_search.pending")
+        mine.execute("DELETE FROM note")
+        mine.execute("INSERT INTO note VALUES (10, 'a cat')")
+        mine.execute("CALL clip_backfill('note')")
+        check(db, f"{plain_role}.note", collection="trapped")
+        mine.execute("SELECT clip_unwatch('note', drop_columns => true)")
+        # Others' collections, and tables that are not one's own.
+        db.execute("SELECT clip_assign_cluster(clip_embed_text('a cat'), 'theirs')")
+        state, text = sqlstate(mine, "SELECT clip_watch('note', 'body', collection => 'theirs', cluster => 'c')")
+        assert state == "42501" and "theirs" in text
+        db.execute("CREATE TABLE public.theirs (id int PRIMARY KEY, body text)")
+        db.execute(f"GRANT ALL ON public.theirs TO {plain_role}")
+        state, text = sqlstate(mine, "SELECT clip_watch('public.theirs', 'body')")
+        assert state == "42501" and "must be owner" in text
+        db.execute("DROP TABLE public.theirs")
+        db.execute(f"ALTER TABLE {plain_role}.note FORCE ROW LEVEL SECURITY, ENABLE ROW LEVEL SECURITY")
+        state, text = sqlstate(mine, "SELECT clip_watch('note', 'body', mode => 'queued')")
+        assert state == "55000" and "policies" in text
+        mine.execute("SELECT clip_watch('note', 'body')")
+
+
+def test_image_and_text_are_averaged(db: psycopg.Connection) -> None:
+    db.execute("CREATE TABLE photo (id int PRIMARY KEY, data bytea, caption varchar(100))")
+    db.execute("SELECT clip_watch('photo', 'data', text_source => 'caption', text_weight => 0.25)")
+    image, text = embed_one(db, "image", PHOTOS["cat"]), embed_one(db, "text", "my cat")
+    rows = [
+        (1, PHOTOS["cat"], "my cat"),
+        (2, PHOTOS["cat"], None),
+        (3, None, "my cat"),
+        (4, None, None),
+        (5, PHOTOS["cat"], " "),
+    ]
+    for row in rows:
+        db.execute("INSERT INTO photo VALUES (%s, %s, %s)", row)
+    found = {id: vector(v) for id, v in db.execute("SELECT id, embedding::text FROM photo")}
+    mean = 0.75 * image.astype(np.float64) + 0.25 * text
+    assert np.abs(found[1] - mean / np.linalg.norm(mean)).max() < 1e-6
+    assert close(found[2], image) and close(found[3], text) and found[4] is None and close(found[5], image)
+    db.execute("UPDATE photo SET caption = NULL WHERE id = 1")
+    assert close(vector(value(db, "SELECT embedding::text FROM photo WHERE id = 1")), image)
+
+
+def test_errors_are_raised_or_skipped(db: psycopg.Connection) -> None:
+    db.execute("CREATE TABLE photo (id int PRIMARY KEY, data bytea)")
+    db.execute("SELECT clip_watch('photo', 'data', cluster => 'cluster_id')")
+    state, text = sqlstate(db, "INSERT INTO photo VALUES (1, 'not an image')")
+    assert state == "22023" and text.startswith("not an image")
+    db.execute("SELECT clip_watch('photo', 'data', cluster => 'cluster_id', on_error => 'skip')")
+    db.execute("INSERT INTO photo VALUES (1, 'not an image'), (2, %s), (3, NULL), (4, 'nor this')", (PHOTOS["cat"],))
+    failed = "SELECT key, sqlstate, message, attempts FROM clip_search.failure ORDER BY key"
+    assert db.execute(failed).fetchall() == [(["1"], "22023", "not an image", 1), (["4"], "22023", "not an image", 1)]
+    assert db.execute("SELECT rows, embedded, pending, failed FROM clip_search.watch").fetchone() == (4, 1, 0, 2)
+    # Rolled back, deleted, mended, renamed: the list follows.
+    with db.transaction(force_rollback=True):
+        db.execute("INSERT INTO photo VALUES (5, 'no')")
+        assert value(db, "SELECT count(*) FROM clip_search.failure") == 3
+    db.execute("UPDATE photo SET id = 40 WHERE id = 4")
+    assert [key for key, *_ in db.execute(failed)] == [["1"], ["40"]]
+    db.execute("CALL clip_backfill('photo')")
+    assert [key for key, *_ in db.execute(failed)] == [["1"], ["40"]], "known failures are not tried again unasked"
+    assert value(db, "SELECT clip_retry('photo')") == 0
+    assert [(key, attempts) for key, _, _, attempts in db.execute(failed)] == [(["1"], 1), (["40"], 1)]
+    db.execute("UPDATE photo SET data = %s WHERE id = 1", (PHOTOS["rocket"],))
+    db.execute("DELETE FROM photo WHERE id = 40")
+    assert db.execute(failed).fetchall() == []
+    assert db.execute("SELECT rows, embedded, pending, failed FROM clip_search.watch").fetchone() == (3, 2, 0, 0)
+    # What was a failure because of a setting is none after it.
+    db.execute("SET clip_search.max_image_pixels = 100")
+    db.execute("INSERT INTO photo VALUES (6, %s)", (PHOTOS["pagoda"],))
+    assert value(db, "SELECT sqlstate FROM clip_search.failure") == "54000"
+    db.execute("RESET clip_search.max_image_pixels")
+    assert value(db, "SELECT clip_retry('photo')") == 1
+    assert value(db, "SELECT count(*) FROM photo WHERE embedding IS NOT NULL AND cluster_id IS NOT NULL") == 3
+    assert value(db, "SELECT count(*) FROM clip_search.failure") == 0
+
+
+def test_one_model_a_column(db: psycopg.Connection, clip_mini) -> None:
+    notes(db)
+    fill(db, 5)
+    db.execute(f"SET clip_search.model_path = '$system:{clip_mini.parent}'")
+    state, text = sqlstate(db, "SELECT clip_watch('note', 'body', cluster => 'cluster_id', model => 'clip-mini')")
+    assert state == "55000" and "clip_reembed" in text
+    state, text = sqlstate(db, "UPDATE note SET embedding = clip_embed_text(body, 'clip-mini')")
+    assert state in ("22000", "22023"), text
+    db.execute("ALTER TABLE note DROP COLUMN embedding CASCADE; ALTER TABLE note ADD embedding vector")
+    state, text = sqlstate(db, "UPDATE note SET embedding = clip_embed_text(body, 'clip-mini')")
+    assert state == "22000" and "clip_reembed" in text
+    db.execute("UPDATE note SET embedding = clip_embed_text(body)")
+
+
+def check_half(db: psycopg.Connection, model: str) -> int:
+    """Every row has its text's embedding, rounded to 16 bits, and the clusters are the sums of what is stored."""
+    members = collections.defaultdict(list)
+    rows = db.execute(
+        "SELECT embedding::text, clip_embed_text(body, %s)::text, cluster_id, pg_column_size(embedding) FROM note",
+        (model,),
+    ).fetchall()
+    for embedding, expected, cluster, size in rows:
+        assert size == 8 + 2 * 512
+        stored, exact = vector(embedding), vector(expected)
+        # To the nearest of the numbers that 16 bits can hold, half of whose distance is 2**-11; 1e-6 for graphs that round in
+        # other places as they are batched.
+        assert np.allclose(stored, exact, rtol=2**-11, atol=1e-6)
+        members[cluster].append(stored / np.linalg.norm(stored.astype(np.float64)))
+    found = db.execute("SELECT id, size, centroid::text FROM clip_search.cluster WHERE collection = 'note'").fetchall()
+    assert {id: size for id, size, _ in found} == {id: len(rows) for id, rows in members.items()}
+    for id, _, centroid in found:
+        mean = np.mean(members[id], axis=0)
+        assert np.abs(vector(centroid) - mean / np.linalg.norm(mean)).max() < 1e-6
+    return len(rows)
+
+
+def test_a_column_of_halfvec(database: support.Database, db: psycopg.Connection, clip_mini) -> None:
+    """In half the space: written by the trigger and by clip_backfill, grouped by what is stored, indexed, and the same of
+    another model."""
+    db.execute(f"SET clip_search.model_path = '$system:{clip_mini.parent}'")
+    db.execute("CREATE TABLE note (id int PRIMARY KEY, body text, embedding halfvec(512))")
+    db.execute("INSERT INTO note VALUES (901, 'a sleepy cat'), (902, 'a very sleepy cat')")
+    db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', index => true)")
+    shape = value(db, "SELECT pg_get_indexdef('note_embedding_idx'::regclass)")
+    assert "halfvec_cosine_ops" in shape
+    db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', index => true)")
+    assert value(db, "SELECT count(*) FROM pg_index WHERE indrelid = 'note'::regclass") == 2
+    fill(db, 20)
+    db.execute("CALL clip_backfill('note')")
+    assert check_half(db, "photo-mini") == 22
+    db.execute("UPDATE note SET body = 'an old guitar' WHERE id < 6")
+    db.execute("UPDATE note SET body = 'the oceans' WHERE id = 7")
+    db.execute("DELETE FROM note WHERE id > 15 AND id < 800")
+    assert check_half(db, "photo-mini") == 17
+    assert not db.execute("SELECT * FROM clip_recluster('note')").fetchall(), "the groups are as they should be"
+    pairs = {frozenset(pair) for pair in db.execute("SELECT original, duplicate FROM clip_duplicates('note', 0.999)")}
+    assert frozenset(("1", "2")) in pairs and not any("901" in pair and "1" in pair for pair in pairs)
+    sizes = db.execute("SELECT size, lowest FROM clip_clusters('note')").fetchall()
+    assert sizes and all(0.8 < lowest <= 1.000001 for _, lowest in sizes)
+    assert value(db, "SELECT jsonb_array_length(clip_cluster_groups('note'))") == len(sizes)
+
+    db.execute("CALL clip_reembed('note', 'clip-mini')")
+    assert value(
+        db,
+        "SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = 'note'::regclass AND attname = 'embedding'",
+    ) == ("halfvec(512)")
+    assert value(db, "SELECT pg_get_indexdef('note_embedding_idx'::regclass)") == shape
+    assert check_half(db, "clip-mini") == 17
+    db.execute("INSERT INTO note (id, body) VALUES (2000, 'a new one')")
+    assert check_half(db, "clip-mini") == 18
+
+
+@pytest.mark.parametrize(
+    ("column", "kind", "wanted"),
+    [
+        ("body", "bytea USING convert_to(body, 'UTF8')", "bytea, not text"),
+        ("embedding", "real[] USING embedding::real[]", "real[], not vector or halfvec"),
+        ("cluster_id", "text", "text, not bigint"),
+        ("cluster_id", "int", "integer, not bigint"),
+    ],
+)
+def test_a_column_that_has_become_another_type_is_not_misread(
+    db: psycopg.Connection, column: str, kind: str, wanted: str
+) -> None:
+    """Values are read and written by their bytes, so their type is looked at."""
+    notes(db)
+    fill(db, 5)
+    before = db.execute("SELECT id, body::text, embedding::text, cluster_id::text FROM note ORDER BY id").fetchall()
+    original = value(
+        db,
+        "SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = 'note'::regclass AND attname = %s",
+        column,
+    )
+    db.execute(f"ALTER TABLE note ALTER {column} TYPE {kind}")
+    for statement in (
+        "INSERT INTO note (id, body) VALUES (6, 'a tree')",
+        "UPDATE note SET body = 'a tree' WHERE id = 1",
+        "DELETE FROM note WHERE id = 1",
+        "TRUNCATE note",
+    ):
+        state, text = sqlstate(db, statement)
+        assert state == "42804" and f'column "{column}" of watched table public.note is of type {wanted}' in text, text
+        assert text.count("\n") == 2, "a DETAIL and a HINT"
+    back = {"body": "convert_from(body, 'UTF8')", "embedding": "embedding::vector", "cluster_id": "cluster_id::bigint"}[
+        column
+    ]
+    db.execute(f"ALTER TABLE note ALTER {column} TYPE {original} USING {back}")
+    assert (
+        db.execute("SELECT id, body::text, embedding::text, cluster_id::text FROM note ORDER BY id").fetchall()
+        == before
+    )
+    db.execute("INSERT INTO note (id, body) VALUES (6, 'a tree')")
+    assert check(db, "note") == 6
+
+
+def test_a_column_that_has_become_too_short(db: psycopg.Connection) -> None:
+    notes(db, watch=", on_error => 'skip'")
+    fill(db, 5)
+    db.execute("ALTER TABLE note ALTER embedding TYPE vector(3) USING NULL")
+    state, text = sqlstate(db, "INSERT INTO note (id, body) VALUES (6, 'a tree')")
+    assert state == "22000" and "different vector dimensions 3 and 512" in text and "CALL clip_backfill" in text, text
+    db.execute("ALTER TABLE note ALTER embedding TYPE vector(512) USING NULL")
+    db.execute("UPDATE note SET cluster_id = NULL")
+    db.execute("SELECT clip_recluster('note')")
+    db.execute("CALL clip_backfill('note')")
+    assert check(db, "note") == 5
+
+
+def test_sessions_at_once(database: support.Database, db: psycopg.Connection) -> None:
+    """Rows of the same few texts are written, rewritten, moved and deleted by many; clusters end as their members."""
+    notes(db, key="id int PRIMARY KEY", rest="PARTITION BY HASH (id)")
+    for n in range(3):
+        db.execute(f"CREATE TABLE note_{n} PARTITION OF note FOR VALUES WITH (MODULUS 3, REMAINDER {n})")
+
+    def session(number: int) -> None:
+        rng = np.random.default_rng(number)
+        with database.connect() as mine:
+            for _ in range(25):
+                id, word = int(rng.integers(12)), WORDS[rng.integers(5)]
+                # Rows in the order of their ids, so that none waits for another in a circle, whatever the clusters are.
+                with mine.transaction(force_rollback=bool(rng.integers(5) == 0)):
+                    mine.execute(
+                        "INSERT INTO note (id, body) VALUES (%s, %s) ON CONFLICT (id) DO UPDATE SET body = excluded.body",
+                        (id, word),
+                    )
+                    if rng.integers(3) == 0:
+                        mine.execute(
+                            "UPDATE note SET id = id + 100 WHERE id = %s AND NOT EXISTS (SELECT FROM note WHERE id = %s)",
+                            (id, id + 100),
+                        )
+                    elif rng.integers(2) == 0:
+                        mine.execute("DELETE FROM note WHERE id = %s", (int(rng.integers(id, 12)),))
+
+    in_parallel([lambda n=n: session(n) for n in range(8)])
+    assert check(db, "note") > 0
+    assert value(db, "SELECT count(*) FROM clip_search.failure") == 0
+
+
+# ---------------------------------------------------------------- backfill
+
+
+def test_backfill_commits_and_goes_on(database: support.Database, db: psycopg.Connection) -> None:
+    """Several at once, one of them cancelled: all rows are embedded, once."""
+    db.execute("CREATE TABLE note (id int PRIMARY KEY, body text, writes int DEFAULT 0)")
+    db.execute("INSERT INTO note SELECT n, 'text number ' || n FROM generate_series(1, 300) n")
+    db.execute("INSERT INTO note VALUES (301, NULL), (302, ''), (303, 'another text')")
+    db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id')")
+    db.execute("""
+        CREATE FUNCTION count_writes() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.writes := OLD.writes + 1; RETURN NEW; END $$;
+        CREATE TRIGGER count_writes BEFORE UPDATE ON note FOR EACH ROW EXECUTE FUNCTION count_writes()""")
+    assert db.execute("SELECT rows, embedded, pending, failed FROM clip_search.watch").fetchone() == (303, 0, 302, 0)
+
+    with database.connect() as first:
+        pid = first.info.backend_pid
+        found: list = []
+        thread = threading.Thread(
+            target=lambda: found.append(sqlstate(first, "CALL clip_backfill('note', batch => 4)"))
+        )
+        thread.start()
+        while value(db, "SELECT embedded FROM clip_search.watch") < 8:
+            time.sleep(0.01)
+        db.execute("SELECT pg_cancel_backend(%s)", (pid,))
+        thread.join(10)
+        assert found[0][0] == "57014"
+    done = value(db, "SELECT embedded FROM clip_search.watch")
+    assert 8 <= done < 302
+
+    locker = database.connect(autocommit=False)
+    locker.execute("SELECT FROM note WHERE id = 303 FOR UPDATE")
+
+    def backfill(batch: int) -> None:
+        with database.connect() as mine:
+            mine.execute("SET client_min_messages = error")
+            mine.execute("CALL clip_backfill('note', batch => %s)", (batch,))
+
+    in_parallel([lambda n=n: backfill(n) for n in (1, 5, 16)])
+    assert db.execute("SELECT rows, embedded, pending, failed FROM clip_search.watch").fetchone() == (303, 300, 1, 1)
+    assert value(db, "SELECT key FROM clip_search.pending") == ["303"], (
+        "nobody waits for a row that another session has"
+    )
+    locker.rollback()
+    locker.close()
+    db.execute("CALL clip_backfill('note')")
+    db.execute("DELETE FROM note WHERE id = 302")
+    assert check(db, "note") == 302
+    assert db.execute("SELECT writes, count(*) FROM note GROUP BY 1 ORDER BY 1").fetchall() == [(0, 1), (1, 301)]
+    assert value(db, "SELECT count(*) FROM clip_search.pending") == 0
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    ["DELETE FROM note WHERE id = 1", "UPDATE note SET id = 2 WHERE id = 1", "UPDATE note SET body = 'a cat'"],
+)
+def test_a_row_that_is_changed_while_it_fails_is_not_listed_for_ever(
+    database: support.Database, db: psycopg.Connection, meanwhile: str
+) -> None:
+    db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
+    db.execute("SELECT clip_watch('note', 'body', mode => 'queued', on_error => 'skip')")
+    db.execute("INSERT INTO note VALUES (1, '')")
+    work = "SELECT failed FROM clip_search.watch_queue q, clip_search.backfill_work(q.watch, ARRAY[q.id])"
+    with database.connect() as other:
+        with other.transaction():
+            assert value(other, work) == 1  # listed, and not yet committed
+            pid = value(db, "SELECT pg_backend_pid()")
+            writer = threading.Thread(target=db.execute, args=(meanwhile,))
+            writer.start()
+            waits = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s"
+            deadline = time.monotonic() + 20
+            while not value(other, waits, pid) and writer.is_alive():
+                assert time.monotonic() < deadline
+                other.execute("SELECT pg_stat_clear_snapshot()")
+                time.sleep(0.01)
+        writer.join()
+    listed = "SELECT count(*) FROM clip_search.failure WHERE key = '{1}'"
+    assert value(db, listed) == 0
+    db.execute("CALL clip_backfill('note')")
+    assert value(db, listed) == 0
+    assert value(db, "SELECT count(*) FROM clip_search.failure") == value(
+        db, "SELECT count(*) FROM note WHERE body = ''"
+    )
+    assert value(db, "SELECT count(*) FROM clip_search.pending") == 0
+
+
+def test_backfill_groups_what_is_embedded_already(db: psycopg.Connection) -> None:
+    """Without a look at the source, as these show, which nobody could have made from it."""
+    db.execute("CREATE TABLE note (id int PRIMARY KEY, body text, embedding vector(512))")
+    db.execute(
+        "INSERT INTO note SELECT n, 'same', clip_embed_text(w) FROM unnest(%s::text[]) WITH ORDINALITY AS u (w, n)",
+        (list(WORDS),),
+    )
+    db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id')")
+    db.execute("CALL clip_backfill('note')")
+    assert value(db, "SELECT count(DISTINCT cluster_id) FROM note") == 5
+    db.execute("ALTER TABLE note DISABLE TRIGGER ALL")
+    assert value(db, "SELECT active FROM clip_search.watch") is False
+    db.execute("UPDATE note SET body = (%s::text[])[id]", (list(WORDS),))
+    db.execute("ALTER TABLE note ENABLE TRIGGER ALL")
+    assert check(db, "note") == 5
+    db.execute("SELECT clip_unwatch('note', drop_columns => true)")
+    shown = db.execute(
+        "SELECT attname FROM pg_attribute WHERE attrelid = 'note'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum"
+    )
+    assert [name for (name,) in shown] == ["id", "body", "embedding"], "only what it has added"
+    db.execute("DROP TABLE note")
+
+
+# ---------------------------------------------------------------- another model
+
+
+def test_reembed_swaps_when_it_is_complete(
+    database: support.Database, db: psycopg.Connection, clip_mini, plain_role: str
+) -> None:
+    """Until then the old column serves, and writers keep both true; afterwards nothing is left of the way there."""
+    db.execute(f"ALTER DATABASE {database.name} SET clip_search.model_path = '$system:{clip_mini.parent}'")
+    db.execute(f"SET clip_search.model_path = '$system:{clip_mini.parent}'")
+    notes(db, watch=", index => true, threshold => 0.9, on_error => 'skip'")
+    db.execute("INSERT INTO note (id, body) SELECT n, 'text number ' || n % 40 FROM generate_series(1, 400) n")
+    db.execute("INSERT INTO note (id, body) VALUES (1001, ''), (1002, NULL)")
+    db.execute('CREATE INDEX "by Group" ON note (cluster_id)')
+    db.execute(
+        "ALTER INDEX note_embedding_idx RENAME TO \"my Index\"; COMMENT ON COLUMN note.embedding IS 'it''s mine'"
+    )
+    db.execute(f"GRANT SELECT (embedding) ON note TO {plain_role}")
+    db.execute("CREATE VIEW show AS SELECT embedding FROM note")
+    state, text = sqlstate(db, "CALL clip_reembed('note', 'clip-mini')")
+    assert state == "2BP01" and "view public.show" in text
+    db.execute("DROP VIEW show")
+    state, text = sqlstate(db, "CALL clip_reembed('note', 'photo-mini')")
+    assert state == "22023" and "already" in text
+    assert sqlstate(db, "CALL clip_reembed('note', 'nope')")[0] == "42704"
+
+    # Cancelled, it leaves both columns true and goes on later.
+    def reembed() -> tuple[str | None, str]:
+        return sqlstate(mine, "CALL clip_reembed('note', 'clip-mini', batch => 2)")
+
+    mine = database.connect()
+    found: list = []
+    thread = threading.Thread(target=lambda: found.append(reembed()))
+    thread.start()
+    while (value(db, "SELECT max(embedded) FROM clip_search.watch WHERE replaces = 'embedding'") or 0) < 20:
+        time.sleep(0.01)
+    db.execute("SELECT pg_cancel_backend(%s)", (mine.info.backend_pid,))
+    thread.join(20)
+    assert found[0][0] == "57014"
+    assert value(db, "SELECT vector_dims(embedding) FROM note LIMIT 1") == 512
+    check(db, "note WHERE id < 1000", collection="note")
+    db.execute("UPDATE note SET body = 'the ocean' WHERE id <= 50; DELETE FROM note WHERE id BETWEEN 51 AND 60")
+    db.execute("INSERT INTO note (id, body) VALUES (500, 'an old guitar')")
+    check(db, "note WHERE id < 1000", collection="note")
+    shadow = value(db, "SELECT embedding FROM clip_search.watch WHERE replaces IS NOT NULL")
+    for id, body, embedding in db.execute(
+        f"SELECT id, body, {shadow}::text FROM note WHERE {shadow} IS NOT NULL"
+    ).fetchall():
+        assert close(vector(embedding), embed_one(db, "text", body, "clip-mini")), id
+    state, text = sqlstate(db, "CALL clip_reembed('note', 'photo-mini:none')")
+    assert state == "55000" and "clip_unwatch" in text
+
+    # Readers and writers meanwhile.
+    stop = threading.Event()
+
+    def reader() -> set[int]:
+        seen = set()
+        with database.connect() as reads:
+            while not stop.is_set():
+                rows = reads.execute("SELECT DISTINCT vector_dims(embedding) FROM note WHERE id < 500").fetchall()
+                assert len(rows) == 1, "one model at a time, and no gap"
+                seen.add(rows[0][0])
+        return seen
+
+    def writer() -> int:
+        number = 0
+        with database.connect() as writes:
+            while not stop.is_set():
+                number += 1
+                writes.execute(
+                    "INSERT INTO note (id, body) VALUES (%s, %s)", (2000 + number, f"text number {number % 40}")
+                )
+                writes.execute("UPDATE note SET body = %s WHERE id = %s", (WORDS[number % 5], 60 + number))
+                time.sleep(0.02)
+        return number
+
+    def main() -> None:
+        with database.connect() as calls:
+            calls.execute("SET client_min_messages = error")
+            calls.execute("CALL clip_reembed('note', 'clip-mini')")
+        stop.set()
+
+    (seen, written, _) = in_parallel([reader, writer, main])
+    mine.close()
+    dimensions = value(db, "SELECT vector_dims(clip_embed_text('x', 'clip-mini'))")
+    assert seen <= {512, dimensions} and 512 in seen and written > 0
+    for id, body, embedding in db.execute("SELECT id, body, embedding::text FROM note WHERE body <> ''").fetchall():
+        assert embedding is not None and close(vector(embedding), embed_one(db, "text", body, "clip-mini")), id
+    members = dict(
+        db.execute("SELECT cluster_id, count(*) FROM note WHERE embedding IS NOT NULL GROUP BY 1").fetchall()
+    )
+    assert dict(db.execute("SELECT id, size FROM clip_search.cluster WHERE collection = 'note'").fetchall()) == members
+    assert db.execute("SELECT name, dimensions, threshold, model FROM clip_search.collection").fetchall() == [
+        ("note", dimensions, 0.9, "clip-mini")
+    ]
+    assert db.execute("SELECT embedding, model, replaces, pending, failed FROM clip_search.watch").fetchall() == [
+        ("embedding", "clip-mini", None, 0, 1)
+    ]
+    assert value(db, "SELECT key FROM clip_search.failure") == ["1001"]
+    names = db.execute(
+        "SELECT attname FROM pg_attribute WHERE attrelid = 'note'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum"
+    )
+    assert [name for (name,) in names] == ["id", "body", "title", "embedding", "cluster_id"]
+    names = db.execute("SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid = 'note'::regclass ORDER BY 1")
+    assert [name for (name,) in names] == ['"by Group"', '"my Index"', "note_pkey"]
+    assert (
+        value(
+            db,
+            "SELECT col_description('note'::regclass, attnum) FROM pg_attribute WHERE attrelid = 'note'::regclass AND attname = 'embedding'",
+        )
+        == "it's mine"
+    )
+    assert value(db, f"SELECT has_column_privilege('{plain_role}', 'note', 'embedding', 'SELECT')")
+    assert value(db, "SELECT count(*) FROM pg_trigger WHERE tgrelid = 'note'::regclass") == 3
+    db.execute(
+        "INSERT INTO note (id, body) VALUES (9000, 'a new text'); DELETE FROM note WHERE id = 9000; SELECT count(*) FROM clip_recluster('note')"
+    )
+    db.execute("SELECT clip_unwatch('note', drop_columns => true)")
+    names = db.execute(
+        "SELECT attname FROM pg_attribute WHERE attrelid = 'note'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum"
+    )
+    assert [name for (name,) in names] == ["id", "body", "title"]
+    db.execute("DROP TABLE note")
+    db.execute(f"ALTER DATABASE {database.name} RESET clip_search.model_path")
+
+
+# ---------------------------------------------------------------- dump, restore, drop
+
+
+@pytest.mark.parametrize("schema", ["public", "its Own"])
+def test_a_dump_keeps_what_is_watched(empty_database: support.Database, pg_program, tmp_path, schema: str) -> None:
+    """Restored in one go, nothing is embedded anew (a row shows that, whose embedding is not its source's), what is
+    queued and what failed is still listed, and the triggers work."""
+    with empty_database.connect() as db:
+        db.execute("SET client_min_messages = warning")
+        if schema != "public":
+            db.execute(
+                'CREATE SCHEMA v; CREATE SCHEMA "its Own"; CREATE EXTENSION vector SCHEMA v; CREATE EXTENSION clip_search SCHEMA "its Own"'
+            )
+        else:
+            db.execute("CREATE EXTENSION clip_search CASCADE")
+        db.execute(f'SET search_path = public, "{schema}", v')
+        db.execute(
+            'CREATE SCHEMA app; CREATE TABLE app."The notes" (id bigint GENERATED ALWAYS AS IDENTITY, day date, body text, PRIMARY KEY (id, day)) PARTITION BY RANGE (day)'
+        )
+        db.execute(
+            "CREATE TABLE app.p1 PARTITION OF app.\"The notes\" FOR VALUES FROM ('2024-01-01') TO ('2025-01-01')"
+        )
+        db.execute(
+            "CREATE TABLE app.p2 PARTITION OF app.\"The notes\" FOR VALUES FROM ('2025-01-01') TO ('2026-01-01')"
+        )
+        db.execute(
+            "SELECT clip_watch('app.\"The notes\"', 'body', cluster => 'cluster_id', on_error => 'skip', index => true)"
+        )
+        insert = "INSERT INTO app.\"The notes\" (day, body) SELECT '2024-12-20'::date + n::int, w FROM unnest(%s::text[]) WITH ORDINALITY AS u (w, n)"
+        db.execute(insert, ([*WORDS * 4, "", None],))
+        db.execute("CREATE TABLE later (id int PRIMARY KEY, body text)")
+        db.execute("SELECT clip_watch('later', 'body', mode => 'queued')")
+        db.execute("INSERT INTO later VALUES (1, 'a cat')")
+        db.execute("ALTER TABLE app.p1 DISABLE TRIGGER USER")
+        db.execute("UPDATE app.p1 SET body = 'never embedded' WHERE id = 1")
+        db.execute("ALTER TABLE app.p1 ENABLE TRIGGER USER")
+        views = {
+            query: db.execute(query).fetchall()
+            for query in (
+                "SELECT * FROM clip_search.watch ORDER BY 1",
+                "SELECT * FROM clip_search.pending",
+                "SELECT * FROM clip_search.failure",
+                "SELECT id, collection, size, centroid::text FROM clip_search.cluster ORDER BY 1",
+                'SELECT t::text FROM app."The notes" t ORDER BY id',
+            )
+        }
+    dump = tmp_path / "dump"
+    subprocess.run(
+        [pg_program("pg_dump"), "--format=custom", f"--file={dump}", empty_database.name],
+        check=True,
+        capture_output=True,
+    )
+    restored = support.Database(extension=False)
+    try:
+        done = subprocess.run(
+            [pg_program("pg_restore"), "--exit-on-error", "-d", restored.name, str(dump)],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        with restored.connect() as db:
+            db.execute(f'SET search_path = public, "{schema}", v')
+            for query, rows in views.items():
+                assert rows and db.execute(query).fetchall() == rows, query
+            db.execute(insert, (list(WORDS),))
+            db.execute("UPDATE app.\"The notes\" SET body = 'a cat' WHERE id = 1")
+            db.execute("UPDATE app.\"The notes\" SET day = day + 300 WHERE day < '2025-01-01'")
+            db.execute('DELETE FROM app."The notes" WHERE id = 2')
+            assert check(db, "app.\"The notes\" WHERE body <> ''", collection="The notes") == 24
+            assert value(db, "SELECT count(*) FROM clip_search.failure") == 1
+            db.execute("SET client_min_messages = error")
+            db.execute("CALL clip_backfill('later')")
+            assert value(db, "SELECT embedding IS NOT NULL FROM later")
+            # The extension's end: it says what hangs on it, and CASCADE leaves the tables, and nothing else.
+            state, text = sqlstate(db, "DROP EXTENSION clip_search")
+            assert state == "2BP01" and 'trigger zz_clip_watch_1 on table app."The notes"' in text
+            db.execute("DROP EXTENSION clip_search CASCADE")
+            assert value(db, "SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal") == 0
+            assert value(db, "SELECT count(*) FROM pg_namespace WHERE nspname = 'clip_search'") == 0
+            assert value(db, "SELECT count(*) FROM pg_proc WHERE proname LIKE 'clip\\_%'") == 0
+            db.execute(insert, (["no trigger"],))
+            assert value(db, 'SELECT count(*) FROM app."The notes" WHERE embedding IS NOT NULL') == 24
+    finally:
+        restored.drop()
+
+
+def test_progress_can_be_read_where_queries_run_in_parallel(db) -> None:
+    """What counts the rows can't run in a parallel query, and may not keep others from it."""
+    db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
+    db.execute("SELECT clip_watch('note', 'body')")
+    db.execute("INSERT INTO note VALUES (1, 'a sleepy cat'), (2, NULL)")
+    for name in ("min_parallel_table_scan_size", "parallel_setup_cost", "parallel_tuple_cost"):
+        db.execute(f"SET {name} = 0")
+    db.execute("CREATE TABLE note_size AS SELECT generate_series(1, 100000) AS size")
+    try:
+        db.execute("ANALYZE note_size")
+        query = "SELECT count(*) FROM note_size s"
+        assert "Gather" in str(db.execute(f"EXPLAIN {query}").fetchall())
+        assert value(db, f"{query} JOIN clip_search.watch w ON s.size = w.rows AND w.embedded = 1") == 1
+    finally:
+        db.execute("DROP TABLE note_size")
