@@ -337,7 +337,7 @@ def test_reload_terminate_drop_and_create(preloaded: Server, db: psycopg.Connect
     check(db)
 
     # Without anything to watch it ends, and it begins anew.
-    db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id')")
+    db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', mode => 'immediate')")
     db.execute("INSERT INTO note VALUES (201, 'a text')")
     until(lambda: not workers(db), "the worker's end")
     check(db)

@@ -141,7 +141,16 @@ impl TextEncoder {
                 stride: 0,
             }))
             .map_err(|e| unusable(&e))?;
-        let cleaning = Cleaning::of(&config, simple, stated);
+        // Special tokens have other names in open_clip's own tokenizer, so a text that writes these out means no token.
+        if simple {
+            tokenizer.set_encode_special_tokens(true);
+        }
+        // A tokenizer.json that was converted from SigLIP's class cleans by itself, and finds special tokens before.
+        let normalizer = serde_json::to_string(&tokenizer.get_normalizer()).unwrap_or_default();
+        let cleaning = match Cleaning::of(&config, simple, stated) {
+            Cleaning::Siglip { .. } if normalizer.contains("\"Lowercase\"") => Cleaning::None,
+            cleaning => cleaning,
+        };
         let runs = OnceCell::new();
         Ok(Self { tokenizer, context_length, context_source, pad_id, pad_left, special, cleaning, stripped, runs })
     }
