@@ -195,6 +195,10 @@ fn no_graph(spec: &str, name: &str, directory: &Path, variant: Option<&str>) -> 
         let names: Vec<String> = variants.iter().map(|variant| format!("{name}:{variant}")).collect();
         return error.hint(format!("Name one of its variants: {}.", shown(&names)));
     }
+    let is_plain = |graph: &String| stems().any(|usual| graph.strip_suffix(".onnx") == Some(*usual));
+    if variant.is_some() && graphs.iter().any(is_plain) {
+        return error.hint(format!("The model has no variants: use \"{name}\", or add the files of the variant."));
+    }
     error.hint(format!("Rename the image tower to {}.onnx and the text tower to {}.onnx.", VISION[0], TEXT[0]))
 }
 
