@@ -303,15 +303,21 @@ fn clip_drop_collection(collection: &str) -> SqlResult<()> {
     let access = Access::find(&store, collection);
     access.check_owner(role)?;
     Spi::connect_mut(|client| {
-        if drop_rows(client, collection)? == 0 {
+        if drop_whole(client, &store, collection)? == 0 {
             return Err(unknown(collection));
-        }
-        // A collection default that was closed stays closed.
-        if collection == DEFAULT_COLLECTION && !access.is_public() {
-            add_owner(client, collection, access.owner())?;
         }
         Ok(())
     })
+}
+
+/// Drops a collection; returns how many rows it had. A collection default that was closed stays closed.
+pub fn drop_whole(client: &mut SpiClient<'_>, store: &Store, collection: &str) -> SqlResult<usize> {
+    let access = Access::find(store, collection);
+    let gone = drop_rows(client, collection)?;
+    if gone > 0 && collection == DEFAULT_COLLECTION && !access.is_public() {
+        add_owner(client, collection, access.owner())?;
+    }
+    Ok(gone)
 }
 
 /// Deletes what there is of a collection; returns how many rows that were.

@@ -129,8 +129,9 @@ impl Worker {
         transaction(|| {
             let _rights = Rights::of_extension();
             Spi::connect_mut(|client| {
-                let query = "SELECT 1 FROM clip_search.watch_setting w \
-                     WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = w.relation::oid)";
+                let query = "SELECT 1 FROM (SELECT w.relation::oid FROM clip_search.watch_setting w \
+                     UNION ALL SELECT s.members::oid FROM clip_search.collection_setting s WHERE s.members IS NOT NULL) AS t (id) \
+                     WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = t.id)";
                 if client.update(query, Some(1), &[]).map_err(spi)?.is_empty() {
                     return Ok(());
                 }
