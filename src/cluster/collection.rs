@@ -303,6 +303,14 @@ fn clip_drop_collection(collection: &str) -> SqlResult<()> {
     let access = Access::find(&store, collection);
     access.check_owner(role)?;
     Spi::connect_mut(|client| {
+        let rows = client.update(include_str!("sql/watch_of_collection.sql"), Some(1), &[collection.into()]).map_err(spi)?;
+        if let Some(table) = rows.into_iter().next().map(|row| get::<String>(&row, 1)).transpose()?.flatten() {
+            return Err(sql_error(
+                PgSqlErrorCode::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
+                format!("collection \"{collection}\" is used by the watch of {table}"),
+            )
+            .set_hint(format!("SELECT clip_unwatch({}); first.", pgrx::spi::quote_literal(&table))));
+        }
         if drop_whole(client, &store, collection)? == 0 {
             return Err(unknown(collection));
         }
