@@ -21,7 +21,7 @@ use crate::watch::backfill::{any_missing, enqueue_existing, enqueue_missing};
 use crate::watch::checks::{check_cluster, check_embedding, check_table};
 use crate::watch::columns::{alter, create_index, has_index};
 use crate::watch::dropped::forget_dropped;
-use crate::watch::grouping::{Bind, name_of_members};
+use crate::watch::grouping::{Bind, Bound, name_of_members};
 use crate::watch::queue;
 use crate::watch::setting::{Watch, table_of};
 use crate::watch::trigger::install::create_triggers;
@@ -198,16 +198,16 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
             store.take(collection, true);
             statements::clear(client, collection)?;
         }
-        let made = match (&collection, cluster) {
+        let bound = match (&collection, cluster) {
             (Some(collection), Some(cluster)) => {
                 let key = match wanted.key {
                     Some(key) => key.to_owned(),
                     None => name_of_members(client, oid, key)?,
                 };
                 let bind = Bind { collection, model, dimensions, cluster, key: &key, role };
-                bind.run(client, &store, oid, wanted)?
+                Some(bind.run(client, &store, oid, wanted)?)
             }
-            _ => false,
+            _ => None,
         };
         let query = include_str!("sql/set_watch.sql");
         let arguments: [DatumWithOid<'_>; 15] = [
@@ -225,7 +225,7 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
             wanted.replaces.into(),
             added.clone().into(),
             added_index.into(),
-            made.into(),
+            matches!(bound, Some(Bound::New)).into(),
         ];
         let id = client.update(query, None, &arguments).map_err(spi)?.first().get::<i64>(1).map_err(spi)?;
         id.ok_or_else(|| report(Error::new(Kind::Internal, "a watch has no id")))
