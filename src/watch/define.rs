@@ -21,6 +21,7 @@ use crate::watch::backfill::{any_missing, enqueue_existing, enqueue_missing};
 use crate::watch::checks::{check_cluster, check_embedding, check_table};
 use crate::watch::columns::{alter, create_index, has_index};
 use crate::watch::dropped::forget_dropped;
+use crate::watch::former;
 use crate::watch::grouping::{Bind, Bound, name_of_members};
 use crate::watch::queue;
 use crate::watch::setting::{Watch, table_of};
@@ -187,7 +188,7 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
     let rights = Rights::of_extension();
     let known = existing.as_ref().and_then(|known| known.collection.as_deref());
     let collection = cluster.map(|_| wanted.collection.or(known).unwrap_or(&table.plain_name).to_owned());
-    let id = Spi::connect_mut(|client| {
+    let (id, bound) = Spi::connect_mut(|client| {
         forget_dropped(client, &store)?;
         // What is noted by another key names no row any more. The rows are missing, and found as such.
         if let Some(known) = existing.as_ref().filter(|known| known.key != *key) {
@@ -228,11 +229,19 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
             matches!(bound, Some(Bound::New)).into(),
         ];
         let id = client.update(query, None, &arguments).map_err(spi)?.first().get::<i64>(1).map_err(spi)?;
-        id.ok_or_else(|| report(Error::new(Kind::Internal, "a watch has no id")))
+        let id = id.ok_or_else(|| report(Error::new(Kind::Internal, "a watch has no id")))?;
+        Ok::<_, pg_sys::panic::ErrorReport>((id, bound))
     })?;
     drop(rights);
 
     let watch = Watch::by_id(id)?.ok_or_else(|| report(Error::new(Kind::Internal, "a watch is gone at once")))?;
+    // Nobody kept the column up to now. This comes before the triggers, which would take its ids for groups.
+    if let Some(bound) = &bound
+        && wanted.replaces.is_none()
+        && existing.as_ref().is_none_or(|known| known.cluster.is_none())
+    {
+        former::settle_groups(&watch, matches!(bound, Bound::Same))?;
+    }
     {
         let _caller = Rights::of_caller();
         Spi::connect_mut(|client| create_triggers(client, &table, &watch))?;
