@@ -284,7 +284,7 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
         }
     } else if replaced == 0 && wanted.replaces.is_none() && !table.forces_policies && any_missing(&watch)? {
         pgrx::notice!(
-            "rows of {} that are there already have no embedding yet: CALL clip_backfill({});",
+            "existing rows of {} have no embedding yet: CALL clip_backfill({});",
             table.name,
             quote_literal(&table.name)
         );
