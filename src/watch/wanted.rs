@@ -70,6 +70,7 @@ impl Plan {
             Some(source) => source,
             None => return Err(not_watched_yet(table, wanted.embedding)?),
         };
+        check_not_empty(table, wanted)?;
         let text_source = wanted.text_source.or(is.and_then(|known| known.image.as_ref().and(known.text.as_deref())));
         let (image, text, key) = Spi::connect_mut(|client| {
             let (image, text) = sources(client, table, source, text_source)?;
@@ -145,6 +146,20 @@ fn not_watched_yet(table: &Table, embedding: &str) -> SqlResult<pg_sys::panic::E
     };
     Ok(sql_error(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, what)
         .set_hint("Name the column of images or texts to embed: source => …"))
+}
+
+/// An empty name takes nothing away from a watch.
+fn check_not_empty(table: &Table, wanted: &Wanted<'_>) -> SqlResult<()> {
+    let columns =
+        [("text_source", wanted.text_source), ("key", wanted.key), ("labels", wanted.labels), ("image", wanted.image)];
+    match columns.iter().find(|(_, name)| *name == Some("")) {
+        Some((argument, _)) => Err(sql_error(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
+            format!("table {} has no column \"\"", table.name),
+        )
+        .set_hint(format!("To watch the table without {argument}, call clip_unwatch, then clip_watch without it."))),
+        None => Ok(()),
+    }
 }
 
 /// Locks the table as strongly as what follows needs. A lock that was raised later would be a deadlock with every
