@@ -90,8 +90,10 @@ impl Worker {
                         pg_sys::get_namespace_oid(c"clip_search".as_ptr(), false),
                     ) != pg_sys::Oid::INVALID
             };
-            if there { Watch::for_worker() } else { Ok(Vec::new()) }
+            if there { Watch::for_worker().map(Some) } else { Ok(None) }
         })?;
+        // A database without the extension, as on a server where the library is preloaded first.
+        let Some(watches) = watches else { return Ok(None) };
         if self.tidied.is_none_or(|since| since.elapsed() >= TIDY) {
             self.tidied = Some(Instant::now());
             self.tidy()?;
