@@ -303,7 +303,8 @@ fn clip_drop_collection(collection: &str) -> SqlResult<()> {
     let access = Access::find(&store, collection);
     access.check_owner(role)?;
     Spi::connect_mut(|client| {
-        let rows = client.update(include_str!("sql/watch_of_collection.sql"), Some(1), &[collection.into()]).map_err(spi)?;
+        let rows =
+            client.update(include_str!("sql/watch_of_collection.sql"), Some(1), &[collection.into()]).map_err(spi)?;
         if let Some(table) = rows.into_iter().next().map(|row| get::<String>(&row, 1)).transpose()?.flatten() {
             return Err(sql_error(
                 PgSqlErrorCode::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,

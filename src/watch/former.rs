@@ -58,8 +58,9 @@ pub fn settle_groups(watch: &Watch, same: bool) -> SqlResult<()> {
         );
     }
     if differ {
-        let what =
-            format!("clusters of collection \"{collection}\" may count rows that changed while the table was not watched");
+        let what = format!(
+            "clusters of collection \"{collection}\" may count rows that changed while the table was not watched"
+        );
         let way_out = format!("SELECT * FROM clip_recluster({});", quote_literal(collection));
         notice(Error::new(Kind::InvalidInput, what).hint(way_out));
     }
@@ -87,9 +88,12 @@ fn clear(client: &mut SpiClient<'_>, watch: &Watch, column: &str, ids: &[i64]) -
         0 => Ok(strange),
         left => Err(with_sqlstate(
             PgSqlErrorCode::ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
-            Error::new(Kind::InvalidInput, format!("{left} of {strange} rows could not be taken out of unknown clusters"))
-                .detail(format!("A trigger, a rule or a policy of {} keeps its rows from being updated.", watch.name()))
-                .hint(format!("Set column {column} to NULL where it names no cluster of the collection.")),
+            Error::new(
+                Kind::InvalidInput,
+                format!("{left} of {strange} rows could not be taken out of unknown clusters"),
+            )
+            .detail(format!("A trigger, a rule or a policy of {} keeps its rows from being updated.", watch.name()))
+            .hint(format!("Set column {column} to NULL where it names no cluster of the collection.")),
         )),
     }
 }

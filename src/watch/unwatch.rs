@@ -76,8 +76,11 @@ pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
         })?
     };
     if drops && columns.is_empty() && index.is_none() && !collection {
-        let found: Vec<String> =
-            [Some(&watch.embedding), watch.cluster.as_ref()].into_iter().flatten().map(|c| format!("\"{c}\"")).collect();
+        let found: Vec<String> = [Some(&watch.embedding), watch.cluster.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(|c| format!("\"{c}\""))
+            .collect();
         let (noun, them) = if found.len() == 1 { ("column", "it") } else { ("columns", "them") };
         pgrx::notice!(
             "clip_search: nothing of {} is dropped: clip_watch found {noun} {} and did not create {them}",

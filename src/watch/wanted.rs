@@ -153,11 +153,12 @@ fn check_not_empty(table: &Table, wanted: &Wanted<'_>) -> SqlResult<()> {
     let columns =
         [("text_source", wanted.text_source), ("key", wanted.key), ("labels", wanted.labels), ("image", wanted.image)];
     match columns.iter().find(|(_, name)| *name == Some("")) {
-        Some((argument, _)) => Err(sql_error(
-            PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
-            format!("table {} has no column \"\"", table.name),
-        )
-        .set_hint(format!("To watch the table without {argument}, call clip_unwatch, then clip_watch without it."))),
+        Some((argument, _)) => {
+            Err(sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN, format!("table {} has no column \"\"", table.name))
+                .set_hint(format!(
+                    "To watch the table without {argument}, call clip_unwatch, then clip_watch without it."
+                )))
+        }
         None => Ok(()),
     }
 }
