@@ -36,7 +36,8 @@ CONDITIONS = {
     "config_file_error": "a file of the model can't be used, or ONNX Runtime is too old",
     "data_exception": "a vector differs in length or model from its collection, or from the vectors it is compared with",
     "datatype_mismatch": "a column has the wrong type",
-    "dependent_objects_still_exist": "an object such as a view prevents clip_reembed from replacing a column",
+    "dependent_objects_still_exist": "an object such as a view prevents clip_reembed from replacing a column; a watch uses "
+    "the collection that clip_drop_collection is to drop",
     "duplicate_object": "the collection already exists, or has its members in another table; the column is already "
     "watched",
     "trigger_protocol_violated": "a trigger function was called by something other than the trigger of clip_watch",

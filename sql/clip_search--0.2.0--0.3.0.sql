@@ -263,8 +263,10 @@ AS 'MODULE_PATHNAME', 'forget_dropped_tables_wrapper';
 CREATE FUNCTION clip_search.forget_dropped() RETURNS event_trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF EXISTS (SELECT FROM pg_event_trigger_dropped_objects() AS d JOIN clip_search.watch_setting AS w ON w.relation::oid = d.objid
-               WHERE d.classid = 'pg_class'::regclass AND d.objsubid = 0) THEN
+    IF EXISTS (SELECT FROM pg_event_trigger_dropped_objects() AS d
+               WHERE d.classid = 'pg_class'::regclass AND d.objsubid = 0
+                 AND (EXISTS (SELECT FROM clip_search.watch_setting AS w WHERE w.relation::oid = d.objid)
+                      OR EXISTS (SELECT FROM clip_search.collection_setting AS s WHERE s.members::oid = d.objid))) THEN
         PERFORM clip_search.forget_dropped_tables();
     END IF;
 END $$;
@@ -398,7 +400,7 @@ It can''t run inside a transaction block. It can be interrupted and called again
 batch: rows per transaction
 embedding: the watched column; NULL: all watched columns of this table';
 COMMENT ON FUNCTION clip_search.backfill_left(bigint, bigint) IS 'Step of clip_backfill: counts the entries that other sessions are working on';
-COMMENT ON FUNCTION clip_search.forget_dropped() IS 'Event trigger: removes what the extension keeps of a watched table that is dropped';
+COMMENT ON FUNCTION clip_search.forget_dropped() IS 'Event trigger: removes what the extension keeps of a table that is dropped';
 COMMENT ON FUNCTION clip_search.forget_dropped_tables() IS 'Removes what the extension keeps of tables that have been dropped';
 COMMENT ON EVENT TRIGGER clip_search_drop IS 'Removes settings, queue, failures and groups of a watched table with the table';
 COMMENT ON INDEX clip_search.watch_queue_due_idx IS 'Entries of a watch in the order in which they are due';
@@ -425,6 +427,10 @@ CREATE TABLE clip_search.collection_grant (
 CREATE INDEX collection_grant_collection_idx ON clip_search.collection_grant (collection);
 ALTER TABLE clip_search.collection_grant REPLICA IDENTITY FULL;
 GRANT SELECT ON clip_search.collection_grant TO pg_database_owner;
+-- But collections whose members' table has been dropped: a dump writes its bare OID, which might belong to another table
+-- after the restore.
+SELECT pg_catalog.pg_extension_config_dump('clip_search.collection_setting',
+    'WHERE members IS NULL OR EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) members::pg_catalog.oid)');
 -- But grants to roles that have been dropped: they would come back as numbers, which another role might have there.
 SELECT pg_catalog.pg_extension_config_dump('clip_search.collection_grant',
     'WHERE grantee::pg_catalog.oid OPERATOR(pg_catalog.=) 0::pg_catalog.oid

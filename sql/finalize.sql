@@ -1,6 +1,9 @@
 -- The tables that pg_dump includes, privileges, and the documentation that psql shows (\df+, \d+).
 
-SELECT pg_catalog.pg_extension_config_dump('clip_search.collection_setting', '');
+-- But collections whose members' table has been dropped: a dump writes its bare OID, which might belong to another table
+-- after the restore.
+SELECT pg_catalog.pg_extension_config_dump('clip_search.collection_setting',
+    'WHERE members IS NULL OR EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) members::pg_catalog.oid)');
 -- But grants to roles that have been dropped: they would come back as numbers, which another role might have there.
 SELECT pg_catalog.pg_extension_config_dump('clip_search.collection_grant',
     'WHERE grantee::pg_catalog.oid OPERATOR(pg_catalog.=) 0::pg_catalog.oid

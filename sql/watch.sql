@@ -70,12 +70,14 @@ WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger t
                     (pg_catalog.convert_to(w.id::pg_catalog.text, 'UTF8') OPERATOR(pg_catalog.||) pg_catalog.decode('00', 'hex')));
 
 -- Whoever drops a watched table need not know of the queue. What is dropped with the table (settings, queue, failures, and
--- the collection that was made for it) goes in the same transaction.
+-- the collections whose members it held) goes in the same transaction.
 CREATE FUNCTION clip_search.forget_dropped() RETURNS event_trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF EXISTS (SELECT FROM pg_event_trigger_dropped_objects() AS d JOIN clip_search.watch_setting AS w ON w.relation::oid = d.objid
-               WHERE d.classid = 'pg_class'::regclass AND d.objsubid = 0) THEN
+    IF EXISTS (SELECT FROM pg_event_trigger_dropped_objects() AS d
+               WHERE d.classid = 'pg_class'::regclass AND d.objsubid = 0
+                 AND (EXISTS (SELECT FROM clip_search.watch_setting AS w WHERE w.relation::oid = d.objid)
+                      OR EXISTS (SELECT FROM clip_search.collection_setting AS s WHERE s.members::oid = d.objid))) THEN
         PERFORM clip_search.forget_dropped_tables();
     END IF;
 END $$;
@@ -344,6 +346,6 @@ batch: rows per transaction';
 COMMENT ON FUNCTION clip_search.reembed_begin(regclass, text, text) IS 'Step of clip_reembed: adds and watches the second column';
 COMMENT ON FUNCTION clip_search.reembed_goes_on(regclass, text, text) IS 'Step of clip_reembed: whether the second column still has to be filled; false if another session has finished';
 COMMENT ON FUNCTION clip_search.reembed_finish(regclass, text) IS 'Step of clip_reembed: swaps the columns; false if rows are missing';
-COMMENT ON FUNCTION clip_search.forget_dropped() IS 'Event trigger: removes what the extension keeps of a watched table that is dropped';
+COMMENT ON FUNCTION clip_search.forget_dropped() IS 'Event trigger: removes what the extension keeps of a table that is dropped';
 COMMENT ON FUNCTION clip_search.forget_dropped_tables() IS 'Removes what the extension keeps of tables that have been dropped';
 COMMENT ON EVENT TRIGGER clip_search_drop IS 'Removes settings, queue, failures and groups of a watched table with the table';

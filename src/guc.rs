@@ -225,6 +225,18 @@ pub fn register() {
     }
 }
 
+/// With RUST_BACKTRACE in the server's environment every error of an SQL function would carry 30 lines of backtrace as its
+/// DETAIL. Whoever wants them sets RUST_LIB_BACKTRACE=1.
+#[allow(unsafe_code)]
+pub fn leave_out_backtraces() {
+    const NAME: &str = "RUST_LIB_BACKTRACE";
+    if std::env::var_os(NAME).is_none() {
+        // SAFETY: this process has one thread as the library is loaded: PostgreSQL's processes have no others, and the
+        // engine starts its own later.
+        unsafe { std::env::set_var(NAME, "0") };
+    }
+}
+
 /// What a setting that the engine's hints name is called here.
 pub fn name(setting: Setting) -> &'static str {
     match setting {

@@ -44,6 +44,7 @@ extension_sql_file!("../sql/finalize.sql", finalize);
 /// postmaster that is told to preload them; a postmaster starts the background worker, too.
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
+    guc::leave_out_backtraces();
     guc::register();
     pg::user_context::register();
     model::stats::register();

@@ -303,15 +303,30 @@ fn clip_drop_collection(collection: &str) -> SqlResult<()> {
     let access = Access::find(&store, collection);
     access.check_owner(role)?;
     Spi::connect_mut(|client| {
-        if drop_rows(client, collection)? == 0 {
-            return Err(unknown(collection));
+        let rows =
+            client.update(include_str!("sql/watch_of_collection.sql"), Some(1), &[collection.into()]).map_err(spi)?;
+        if let Some(table) = rows.into_iter().next().map(|row| get::<String>(&row, 1)).transpose()?.flatten() {
+            return Err(sql_error(
+                PgSqlErrorCode::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
+                format!("collection \"{collection}\" is used by the watch of {table}"),
+            )
+            .set_hint(format!("SELECT clip_unwatch({}); first.", pgrx::spi::quote_literal(&table))));
         }
-        // A collection default that was closed stays closed.
-        if collection == DEFAULT_COLLECTION && !access.is_public() {
-            add_owner(client, collection, access.owner())?;
+        if drop_whole(client, &store, collection)? == 0 {
+            return Err(unknown(collection));
         }
         Ok(())
     })
+}
+
+/// Drops a collection; returns how many rows it had. A collection default that was closed stays closed.
+pub fn drop_whole(client: &mut SpiClient<'_>, store: &Store, collection: &str) -> SqlResult<usize> {
+    let access = Access::find(store, collection);
+    let gone = drop_rows(client, collection)?;
+    if gone > 0 && collection == DEFAULT_COLLECTION && !access.is_public() {
+        add_owner(client, collection, access.owner())?;
+    }
+    Ok(gone)
 }
 
 /// Deletes what there is of a collection; returns how many rows that were.

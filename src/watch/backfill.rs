@@ -32,9 +32,32 @@ fn missing(watch: &Watch, what: &str) -> String {
     format!("SELECT {what} FROM {} WHERE ({embedding} IS NULL{ungrouped}) AND ({})", watch.table, watch.has_source())
 }
 
+/// Whether a row lacks an embedding and is not listed as failed.
 pub fn any_missing(watch: &Watch) -> SqlResult<bool> {
-    let _rights = Rights::of_table_owner(watch.owner);
-    Spi::connect_mut(|client| Ok(!client.update(&missing(watch, "1"), Some(1), &[]).map_err(spi)?.is_empty()))
+    let failed = own(|client| {
+        let query = "SELECT pg_catalog.count(*) FROM clip_search.watch_failure WHERE watch = $1";
+        client.update(query, Some(1), &[watch.id.into()]).map_err(spi)?.first().get::<i64>(1).map_err(spi)
+    })?;
+    // Of one row more than are listed, one is not.
+    let keys: Vec<String> = {
+        let _rights = Rights::of_table_owner(watch.owner);
+        key_form();
+        let (embedding, key) = (quote_identifier(&watch.embedding), key_of(watch));
+        let query = format!(
+            "SELECT {key} FROM {} WHERE {embedding} IS NULL AND ({}) LIMIT {}",
+            watch.table,
+            watch.has_source(),
+            failed.unwrap_or_default() + 1
+        );
+        Spi::connect_mut(|client| {
+            let rows = client.update(&query, None, &[]).map_err(spi)?;
+            rows.into_iter().map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect::<SqlResult<_>>()
+        })?
+    };
+    own(|client| {
+        let query = include_str!("sql/not_failed.sql");
+        Ok(!client.update(query, Some(1), &[watch.id.into(), keys.into()]).map_err(spi)?.is_empty())
+    })
 }
 
 /// Queues the rows that have no embedding and are neither queued nor listed as failed. Returns their number.

@@ -2,7 +2,7 @@
 
 use clip::{Error, Kind};
 use pgrx::prelude::*;
-use pgrx::spi::SpiClient;
+use pgrx::spi::{SpiClient, quote_identifier};
 
 use crate::pg::catalog::{Column, Table};
 use crate::pg::error::{SqlResult, report, with_sqlstate};
@@ -166,16 +166,19 @@ pub fn check_cluster(table: &Table, embedding: &str, cluster: &str, key: &[Strin
 
 pub fn check_embedding(table: &Table, name: &str, column: &Column, dimensions: usize) -> SqlResult<()> {
     if Storage::of(column.kind).is_none() || column.generated || column.identity {
-        return Err(with_sqlstate(
-            PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
-            Error::new(
-                Kind::InvalidInput,
-                format!(
-                    "column \"{name}\" of {} is of type {}, not a plain vector or halfvec",
-                    table.name, column.shown
-                ),
-            ),
-        ));
+        let error = Error::new(
+            Kind::InvalidInput,
+            format!("column \"{name}\" of {} is of type {}, not a plain vector or halfvec", table.name, column.shown),
+        );
+        let error = match Storage::of(column.kind) {
+            Some(_) if column.generated => error.hint(format!(
+                "ALTER TABLE {} ALTER COLUMN {} DROP EXPRESSION, then clip_watch(…, existing => 'keep').",
+                table.name,
+                quote_identifier(name)
+            )),
+            _ => error,
+        };
+        return Err(with_sqlstate(PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH, error));
     }
     if column.modifier != -1 && column.modifier as usize != dimensions {
         return Err(with_sqlstate(

@@ -21,7 +21,8 @@ use crate::watch::backfill::{any_missing, enqueue_existing, enqueue_missing};
 use crate::watch::checks::{check_cluster, check_embedding, check_table};
 use crate::watch::columns::{alter, create_index, has_index};
 use crate::watch::dropped::forget_dropped;
-use crate::watch::grouping::{Bind, name_of_members};
+use crate::watch::former;
+use crate::watch::grouping::{Bind, Bound, name_of_members};
 use crate::watch::queue;
 use crate::watch::setting::{Watch, table_of};
 use crate::watch::trigger::install::create_triggers;
@@ -187,7 +188,7 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
     let rights = Rights::of_extension();
     let known = existing.as_ref().and_then(|known| known.collection.as_deref());
     let collection = cluster.map(|_| wanted.collection.or(known).unwrap_or(&table.plain_name).to_owned());
-    let id = Spi::connect_mut(|client| {
+    let (id, bound) = Spi::connect_mut(|client| {
         forget_dropped(client, &store)?;
         // What is noted by another key names no row any more. The rows are missing, and found as such.
         if let Some(known) = existing.as_ref().filter(|known| known.key != *key) {
@@ -198,16 +199,16 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
             store.take(collection, true);
             statements::clear(client, collection)?;
         }
-        let made = match (&collection, cluster) {
+        let bound = match (&collection, cluster) {
             (Some(collection), Some(cluster)) => {
                 let key = match wanted.key {
                     Some(key) => key.to_owned(),
                     None => name_of_members(client, oid, key)?,
                 };
                 let bind = Bind { collection, model, dimensions, cluster, key: &key, role };
-                bind.run(client, &store, oid, wanted)?
+                Some(bind.run(client, &store, oid, wanted)?)
             }
-            _ => false,
+            _ => None,
         };
         let query = include_str!("sql/set_watch.sql");
         let arguments: [DatumWithOid<'_>; 15] = [
@@ -225,14 +226,22 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
             wanted.replaces.into(),
             added.clone().into(),
             added_index.into(),
-            made.into(),
+            matches!(bound, Some(Bound::New)).into(),
         ];
         let id = client.update(query, None, &arguments).map_err(spi)?.first().get::<i64>(1).map_err(spi)?;
-        id.ok_or_else(|| report(Error::new(Kind::Internal, "a watch has no id")))
+        let id = id.ok_or_else(|| report(Error::new(Kind::Internal, "a watch has no id")))?;
+        Ok::<_, pg_sys::panic::ErrorReport>((id, bound))
     })?;
     drop(rights);
 
     let watch = Watch::by_id(id)?.ok_or_else(|| report(Error::new(Kind::Internal, "a watch is gone at once")))?;
+    // Nobody kept the column up to now. This comes before the triggers, which would take its ids for groups.
+    if let Some(bound) = &bound
+        && wanted.replaces.is_none()
+        && existing.as_ref().is_none_or(|known| known.cluster.is_none())
+    {
+        former::settle_groups(&watch, matches!(bound, Bound::Same))?;
+    }
     {
         let _caller = Rights::of_caller();
         Spi::connect_mut(|client| create_triggers(client, &table, &watch))?;
@@ -275,7 +284,7 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
         }
     } else if replaced == 0 && wanted.replaces.is_none() && !table.forces_policies && any_missing(&watch)? {
         pgrx::notice!(
-            "rows of {} that are there already have no embedding yet: CALL clip_backfill({});",
+            "existing rows of {} have no embedding yet: CALL clip_backfill({});",
             table.name,
             quote_literal(&table.name)
         );

@@ -1,13 +1,13 @@
-//! What is left of watches whose tables have been dropped: settings, queue, failures, and the collection that was made
-//! for the table.
+//! What is left of tables that have been dropped: the settings, queue and failures of their watches, and the collections
+//! whose members they held.
 //!
-//! An event trigger calls this for every command that drops a watched table, be it DROP TABLE, DROP SCHEMA … CASCADE or
+//! An event trigger calls this for every command that drops such a table, be it DROP TABLE, DROP SCHEMA … CASCADE or
 //! DROP OWNED. clip_watch and the worker do, too, for what the command had to leave because another transaction had it.
 
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
-use crate::cluster::collection::drop_rows;
+use crate::cluster::collection::drop_whole;
 use crate::cluster::statements;
 use crate::cluster::tables::Store;
 use crate::pg::error::SqlResult;
@@ -31,10 +31,22 @@ pub fn forget_dropped(client: &mut SpiClient<'_>, store: &Store) -> SqlResult<()
                 continue;
             }
             statements::clear_latest(collection)?;
-            drop_rows(client, collection)?;
+            drop_whole(client, store, collection)?;
         }
         let query = "DELETE FROM clip_search.watch_setting WHERE id = $1";
         client.update(query, None, &[watch.into()]).map_err(spi)?;
+    }
+    // Of tables that were not watched any more, or never were. A new table of the same name would inherit the groups.
+    let gone = client
+        .update(include_str!("sql/dropped_members.sql"), None, &[])
+        .map_err(spi)?
+        .map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default()))
+        .collect::<SqlResult<Vec<_>>>()?;
+    for collection in gone {
+        if store.take(&collection, false) {
+            statements::clear_latest(&collection)?;
+            drop_whole(client, store, &collection)?;
+        }
     }
     // Of those, and what others had in hand when clip_unwatch was called.
     for table in ["watch_queue", "watch_failure"] {

@@ -33,15 +33,25 @@ pub struct Bind<'a> {
     pub role: pg_sys::Oid,
 }
 
+/// What a collection was before a watch was bound to it.
+pub enum Bound {
+    /// It was made for the watch.
+    New,
+    /// It held no members of this table.
+    Other,
+    /// Its members were in this table already.
+    Same,
+}
+
 impl Bind<'_> {
-    /// Tells a collection that the table holds its members; whether it was made for that.
+    /// Tells a collection that the table holds its members.
     pub fn run(
         &self,
         client: &mut SpiClient<'_>,
         store: &Store,
         table: pg_sys::Oid,
         wanted: &Wanted<'_>,
-    ) -> SqlResult<bool> {
+    ) -> SqlResult<Bound> {
         let name = self.collection;
         check_name(name)?;
         if let Some(threshold) = wanted.threshold
@@ -52,9 +62,8 @@ impl Bind<'_> {
                 format!("cluster threshold {threshold} is not over -1 and up to 1"),
             )));
         }
-        let query = "SELECT (SELECT c.oid FROM pg_catalog.pg_class c WHERE c.oid = s.members::oid), s.embedding = $2 AND s.cluster = $3 FROM clip_search.collection_setting s WHERE s.name = $1";
-        let rows =
-            client.update(query, Some(1), &[name.into(), wanted.embedding.into(), self.cluster.into()]).map_err(spi)?;
+        let arguments = [name.into(), wanted.embedding.into(), self.cluster.into()];
+        let rows = client.update(include_str!("sql/bound.sql"), Some(1), &arguments).map_err(spi)?;
         let found = rows
             .into_iter()
             .next()
@@ -103,9 +112,11 @@ impl Bind<'_> {
                     wanted.key.is_some().into(),
                     wanted.labels.into(),
                     wanted.image.into(),
+                    wanted.embedding.into(),
+                    self.cluster.into(),
                 ];
                 client.update(query, None, &arguments).map_err(spi)?;
-                return Ok(false);
+                return Ok(Bound::Same);
             }
             Some((Some(_), _)) => {
                 return Err(with_sqlstate(
@@ -141,6 +152,6 @@ impl Bind<'_> {
         };
         client.update(&query, None, &settings[..if access.is_outdated() { 10 } else { 11 }]).map_err(spi)?;
         access.keep_grants(client)?;
-        Ok(found.is_none())
+        Ok(if found.is_none() { Bound::New } else { Bound::Other })
     }
 }

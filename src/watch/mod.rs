@@ -5,6 +5,7 @@ mod checks;
 mod columns;
 pub mod define;
 pub mod dropped;
+pub mod former;
 mod grouping;
 mod hard_limit;
 mod legacy;

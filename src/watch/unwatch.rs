@@ -75,6 +75,19 @@ pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
             Ok::<_, pg_sys::panic::ErrorReport>((columns.into_iter().flatten().collect::<Vec<_>>(), index, collection))
         })?
     };
+    if drops && columns.is_empty() && index.is_none() && !collection {
+        let found: Vec<String> = [Some(&watch.embedding), watch.cluster.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(|c| format!("\"{c}\""))
+            .collect();
+        let (noun, them) = if found.len() == 1 { ("column", "it") } else { ("columns", "them") };
+        pgrx::notice!(
+            "clip_search: nothing of {} is dropped: clip_watch found {noun} {} and did not create {them}",
+            table.name,
+            found.join(", ")
+        );
+    }
     {
         let _caller = Rights::of_caller();
         Spi::connect_mut(|client| {

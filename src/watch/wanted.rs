@@ -7,7 +7,8 @@ use pgrx::spi::SpiClient;
 use crate::guc;
 use crate::model::loaded;
 use crate::pg::catalog::{Column, Lock, Table};
-use crate::pg::error::{SqlResult, given, report, with_sqlstate};
+use crate::pg::error::{SqlResult, report, sql_error, with_sqlstate};
+use crate::pg::user_context::Rights;
 use crate::watch::checks::{check_table, existing, key, sources};
 use crate::watch::setting::Watch;
 use crate::watch::trigger::install::orphans;
@@ -65,7 +66,11 @@ impl Plan {
         let known = Spi::connect_mut(|client| existing(client, table.oid, wanted.embedding))?;
         let is = known.as_ref();
         let source = wanted.source.or(is.and_then(|known| known.image.as_deref().or(known.text.as_deref())));
-        let source = given("source", source)?;
+        let source = match source {
+            Some(source) => source,
+            None => return Err(not_watched_yet(table, wanted.embedding)?),
+        };
+        check_not_empty(table, wanted)?;
         let text_source = wanted.text_source.or(is.and_then(|known| known.image.as_ref().and(known.text.as_deref())));
         let (image, text, key) = Spi::connect_mut(|client| {
             let (image, text) = sources(client, table, source, text_source)?;
@@ -126,6 +131,35 @@ impl Plan {
             is_changed,
             existing: known,
         })
+    }
+}
+
+/// The error of a first call that does not say what to embed.
+fn not_watched_yet(table: &Table, embedding: &str) -> SqlResult<pg_sys::panic::ErrorReport> {
+    let others = {
+        let _rights = Rights::of_extension();
+        Spi::connect_mut(|client| Watch::find(client, "w.relation::oid = $1", &[table.oid.into()]))?
+    };
+    let what = match others.is_empty() {
+        true => format!("table {} is not watched yet", table.name),
+        false => format!("column \"{embedding}\" of {} is not watched yet", table.name),
+    };
+    Ok(sql_error(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, what)
+        .set_hint("Name the column of images or texts to embed: source => …"))
+}
+
+/// An empty name takes nothing away from a watch.
+fn check_not_empty(table: &Table, wanted: &Wanted<'_>) -> SqlResult<()> {
+    let columns =
+        [("text_source", wanted.text_source), ("key", wanted.key), ("labels", wanted.labels), ("image", wanted.image)];
+    match columns.iter().find(|(_, name)| *name == Some("")) {
+        Some((argument, _)) => {
+            Err(sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN, format!("table {} has no column \"\"", table.name))
+                .set_hint(format!(
+                    "To watch the table without {argument}, call clip_unwatch, then clip_watch without it."
+                )))
+        }
+        None => Ok(()),
     }
 }
 

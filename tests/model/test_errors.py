@@ -305,4 +305,4 @@ def test_no_argument_that_is_null_is_an_internal_error(db: psycopg.Connection) -
     assert sqlstate(db, "SELECT clip_watch('nulls', 'body', embedding => NULL)")[1].startswith(
         'argument "embedding" is NULL'
     )
-    assert sqlstate(db, "SELECT clip_watch('nulls')")[1].startswith('argument "source" is NULL')
+    assert sqlstate(db, "SELECT clip_watch('nulls')")[1].startswith("table public.nulls is not watched yet")

@@ -90,8 +90,10 @@ impl Worker {
                         pg_sys::get_namespace_oid(c"clip_search".as_ptr(), false),
                     ) != pg_sys::Oid::INVALID
             };
-            if there { Watch::for_worker() } else { Ok(Vec::new()) }
+            if there { Watch::for_worker().map(Some) } else { Ok(None) }
         })?;
+        // A database without the extension, as on a server where the library is preloaded first.
+        let Some(watches) = watches else { return Ok(None) };
         if self.tidied.is_none_or(|since| since.elapsed() >= TIDY) {
             self.tidied = Some(Instant::now());
             self.tidy()?;
@@ -129,8 +131,9 @@ impl Worker {
         transaction(|| {
             let _rights = Rights::of_extension();
             Spi::connect_mut(|client| {
-                let query = "SELECT 1 FROM clip_search.watch_setting w \
-                     WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = w.relation::oid)";
+                let query = "SELECT 1 FROM (SELECT w.relation::oid FROM clip_search.watch_setting w \
+                     UNION ALL SELECT s.members::oid FROM clip_search.collection_setting s WHERE s.members IS NOT NULL) AS t (id) \
+                     WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = t.id)";
                 if client.update(query, Some(1), &[]).map_err(spi)?.is_empty() {
                     return Ok(());
                 }

@@ -1,0 +1,99 @@
+//! Groups that a table's rows name when a watch begins to group them.
+//!
+//! While a table is not watched, nobody keeps its column of clusters and the collection in step: rows come, change and
+//! go, and the column may outlive the collection, after DROP EXTENSION for example.
+
+use std::collections::HashMap;
+
+use clip::{Error, Kind};
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+use pgrx::spi::{SpiClient, quote_identifier, quote_literal};
+
+use crate::cluster::statements;
+use crate::pg::error::{SqlResult, report, with_sqlstate};
+use crate::pg::spi::spi;
+use crate::pg::user_context::Rights;
+use crate::watch::setting::Watch;
+
+/// Sets ids that are no clusters of the collection to NULL, so that their rows count as pending: the collection may give
+/// the same ids to other groups. `same`: the collection's members were in this table before. The table is locked.
+pub fn settle_groups(watch: &Watch, same: bool) -> SqlResult<()> {
+    let (Some(collection), Some(cluster)) = (&watch.collection, &watch.cluster) else { return Ok(()) };
+    let known: HashMap<i64, i64> = {
+        let _rights = Rights::of_extension();
+        Spi::connect_mut(statements::sizes(collection))?
+    };
+    let (ids, sizes): (Vec<i64>, Vec<i64>) = known.into_iter().unzip();
+    let column = quote_identifier(cluster);
+    let (cleared, differ) = {
+        let _rights = Rights::of_table_owner(watch.owner);
+        Spi::connect_mut(|client| {
+            let cleared = clear(client, watch, &column, &ids)?;
+            if !same || ids.is_empty() {
+                return Ok::<_, ErrorReport>((cleared, false));
+            }
+            let query = format!(
+                include_str!("sql/sizes_differ.sql"),
+                table = watch.table,
+                cluster = column,
+                embedding = quote_identifier(&watch.embedding)
+            );
+            let rows = client.update(&query, Some(1), &[ids.into(), sizes.into()]).map_err(spi)?;
+            Ok((cleared, rows.first().get::<bool>(1).map_err(spi)?.unwrap_or_default()))
+        })?
+    };
+    if cleared > 0 {
+        let table = watch.name();
+        notice(
+            Error::new(
+                Kind::InvalidInput,
+                format!("{cleared} rows of {table} name clusters that collection \"{collection}\" does not have"),
+            )
+            .detail(format!("Their column \"{cluster}\" is set to NULL, so they count as pending."))
+            .hint(match watch.queued {
+                true => "The background worker, or clip_backfill, groups them.".to_owned(),
+                false => format!("CALL clip_backfill({}) groups them.", quote_literal(table)),
+            }),
+        );
+    }
+    if differ {
+        let what = format!(
+            "clusters of collection \"{collection}\" may count rows that changed while the table was not watched"
+        );
+        let way_out = format!("SELECT * FROM clip_recluster({});", quote_literal(collection));
+        notice(Error::new(Kind::InvalidInput, what).hint(way_out));
+    }
+    Ok(())
+}
+
+fn notice(error: Error) {
+    report(error).report(PgLogLevel::NOTICE);
+}
+
+/// Returns how many rows named clusters that are none of `ids`.
+fn clear(client: &mut SpiClient<'_>, watch: &Watch, column: &str, ids: &[i64]) -> SqlResult<i64> {
+    let query = format!(include_str!("sql/strange_groups.sql"), table = watch.table, cluster = column);
+    let count = |client: &mut SpiClient<'_>| {
+        let rows = client.update(&query, Some(1), &[ids.to_vec().into()]).map_err(spi)?;
+        Ok::<_, ErrorReport>(rows.first().get::<i64>(1).map_err(spi)?.unwrap_or_default())
+    };
+    let strange = count(client)?;
+    if strange == 0 {
+        return Ok(0);
+    }
+    let clear = format!(include_str!("sql/clear_groups.sql"), table = watch.table, cluster = column);
+    client.update(&clear, None, &[ids.to_vec().into()]).map_err(spi)?;
+    match count(client)? {
+        0 => Ok(strange),
+        left => Err(with_sqlstate(
+            PgSqlErrorCode::ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
+            Error::new(
+                Kind::InvalidInput,
+                format!("{left} of {strange} rows could not be taken out of unknown clusters"),
+            )
+            .detail(format!("A trigger, a rule or a policy of {} keeps its rows from being updated.", watch.name()))
+            .hint(format!("Set column {column} to NULL where it names no cluster of the collection.")),
+        )),
+    }
+}

@@ -1,0 +1,2 @@
+UPDATE {table} AS t SET {cluster} = NULL
+    WHERE t.{cluster} IS NOT NULL AND NOT EXISTS (SELECT FROM unnest($1::bigint[]) AS c (id) WHERE c.id = t.{cluster})
