@@ -153,11 +153,11 @@ def test_a_quantized_image_does_not_depend_on_its_neighbours(db, server_folder) 
     db.execute("SELECT set_config('clip_search.model_path', %s, false)", (str(server_folder.path),))
     files = [(support.FIXTURES / "images" / name).read_bytes() for name in ("cat.png", "coffee.png")]
     model = "check-alone:quantized"
-    together = support.embed_many(db, "image", files * 4, model)
+    together = support.embed_many(db, "images", files * 4, model)
     for file, vector in zip(files * 4, together, strict=True):
         assert (support.embed_one(db, "image", file, model) == vector).all()
     texts = ["a cat", "a dog", "the sea", "red car"]
     db.execute("SET clip_search.memo_texts = 0")
-    for text, vector in zip(texts, support.embed_many(db, "text", texts, model), strict=True):
+    for text, vector in zip(texts, support.embed_many(db, "texts", texts, model), strict=True):
         assert (support.embed_one(db, "text", text, model) == vector).all()
     assert "singly" in check(db, server_folder.path / "check-alone:quantized")["images run"]

@@ -39,8 +39,9 @@ def eve(database: support.Database) -> Iterator[str]:
     yield name
     with database.connect() as db:
         db.execute("SET client_min_messages = warning")
+        db.execute(f"DROP SCHEMA {name} CASCADE")
         db.execute("SELECT clip_drop_collection(name) FROM clip_search.collection")
-        db.execute(f"DROP SCHEMA {name} CASCADE; DROP OWNED BY {name} CASCADE; DROP ROLE {name}")
+        db.execute(f"DROP OWNED BY {name} CASCADE; DROP ROLE {name}")
 
 
 HOSTILE = {
@@ -308,3 +309,68 @@ def test_an_owner_s_own_session_is_as_free_as_before(database: support.Database,
     with database.connect() as admin:
         state, text = sqlstate(admin, "SELECT * FROM clip_recluster('eve')")
         assert state == "42501" and "deferred trigger" in text
+
+
+def test_a_caller_s_cursors_are_out_of_reach(database: support.Database, eve: str) -> None:
+    """PL/pgSQL fetches, closes and opens cursors of the session in a security-restricted operation, too."""
+    with database.connect(user=eve) as db:
+        db.execute("SET client_min_messages = warning")
+        db.execute(f"""
+            CREATE FUNCTION {eve}.take(name text) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+                DECLARE r refcursor := name; v text;
+                BEGIN
+                    BEGIN FETCH r INTO v; PERFORM {eve}.note('read ' || v); EXCEPTION WHEN OTHERS THEN PERFORM {eve}.note('no read'); END;
+                    BEGIN CLOSE r; OPEN r FOR SELECT {eve}.evil(1, 'opened')::text; EXCEPTION WHEN OTHERS THEN PERFORM {eve}.note('no close'); END;
+                END $$;
+            CREATE FUNCTION {eve}.cursors(int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$
+                DECLARE n text;
+                BEGIN
+                    FOR n IN SELECT name FROM pg_cursors WHERE name = 'mine' LOOP PERFORM {eve}.take(n); END LOOP;
+                    RETURN $1;
+                END $$""")
+        db.execute(f"SELECT clip_create_collection('eve', 0.9, members => '{eve}.t')")
+        db.execute(f"SELECT clip_watch('{eve}.t', 'body', embedding => 'other')")
+        db.execute(f"CREATE INDEX ON {eve}.t ((id + {eve}.cursors(1)))")
+    with database.connect(autocommit=False) as db:
+        db.execute("SET client_min_messages = warning")
+        for call in (
+            "SELECT relation, rows FROM clip_search.watch",
+            "SELECT * FROM clip_recluster('eve')",
+            "SELECT clip_retry('{0}.t')",
+        ):
+            db.execute("DECLARE mine CURSOR FOR SELECT 'secret ' || n FROM generate_series(1, 3) n")
+            assert value(db, "FETCH mine") == "secret 1"
+            db.execute(call.format(eve)).fetchall()
+            assert value(db, "FETCH mine") == "secret 2", call
+            db.execute("CLOSE mine")
+        db.commit()
+    with database.connect() as db:
+        ran = set(db.execute(f"SELECT role, inside FROM {eve}.ran").fetchall())
+        assert (eve, "no read") in ran and (eve, "no close") in ran, "the trap did not run"
+        assert {role for role, _ in ran} == {eve}
+        assert not any(inside.startswith(("read", "opened")) for _, inside in ran)
+        assert value(db, "SELECT rolsuper FROM pg_roles WHERE rolname = %s", eve) is False
+
+
+def test_views_are_security_barriers(database: support.Database, eve: str) -> None:
+    """A cheap function in a reader's WHERE sees no row that the view hides."""
+    with database.connect() as db:
+        db.execute("CREATE TABLE kept (id text PRIMARY KEY, data bytea)")
+        db.execute("SET client_min_messages = warning")
+        try:
+            db.execute("SELECT clip_watch('kept', 'data', on_error => 'skip')")
+            db.execute("INSERT INTO kept VALUES ('top secret', 'no image')")
+            assert value(db, "SELECT count(*) FROM clip_search.failure") == 1
+            with database.connect(user=eve) as mine:
+                mine.execute(f"""
+                    CREATE FUNCTION {eve}.leak(text) RETURNS boolean LANGUAGE plpgsql COST 0.0000001 AS
+                        $$ BEGIN PERFORM {eve}.note('saw ' || $1); RETURN true; END $$""")
+                for view, column in (
+                    ("failure", "key::text || message"),
+                    ("pending", "key::text"),
+                    ("watch", "relation::text"),
+                ):
+                    assert value(mine, f"SELECT count(*) FROM clip_search.{view} WHERE {eve}.leak({column})") == 0
+                assert value(mine, f"SELECT count(*) FROM {eve}.ran WHERE inside LIKE 'saw%'") == 0
+        finally:
+            db.execute("DROP TABLE kept")

@@ -116,8 +116,6 @@ def test_a_plain_role_embeds_and_groups_through_a_trigger(
             "INSERT INTO clip_search.collection_setting (name, dimensions) VALUES ('x', 1)",
             "UPDATE clip_search.collection_setting SET dimensions = 1",
             "DELETE FROM clip_search.cluster_code",
-            "SELECT clip_create_collection('mine')",
-            "SELECT clip_drop_collection('plain')",
             "SELECT nextval('clip_search.cluster_id_seq')",
             "CREATE TABLE clip_search.mine ()",
         ):
