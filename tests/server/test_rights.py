@@ -39,8 +39,9 @@ def eve(database: support.Database) -> Iterator[str]:
     yield name
     with database.connect() as db:
         db.execute("SET client_min_messages = warning")
-        db.execute("SELECT clip_drop_collection(name) FROM clip_search.collection")
+        # Watched tables first: they keep their collections.
         db.execute(f"DROP SCHEMA {name} CASCADE; DROP OWNED BY {name} CASCADE; DROP ROLE {name}")
+        db.execute("SELECT clip_drop_collection(name) FROM clip_search.collection")
 
 
 HOSTILE = {
