@@ -631,3 +631,8 @@ COMMENT ON FUNCTION @extschema@.clip_duplicates(text, double precision, regclass
 threshold: lowest cosine of near-duplicates
 members: the members'' table, which the caller names if row-level policies or a view decide what it sees of it';
 COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text) IS 'Counts a table''s rows as its owner, for a caller that may read all of them; NULL for others';
+
+-- Functions in a reader's WHERE must not see rows of other owners before the views' own conditions have run.
+ALTER VIEW clip_search.watch SET (security_barrier = true);
+ALTER VIEW clip_search.pending SET (security_barrier = true);
+ALTER VIEW clip_search.failure SET (security_barrier = true);

@@ -92,7 +92,7 @@ LANGUAGE sql STABLE PARALLEL UNSAFE COST 100000 SET search_path = pg_catalog, pg
     FROM clip_search.count_rows(relation, ARRAY[image::text, text::text], embedding::text, cluster::text) AS c
 $$;
 
-CREATE VIEW clip_search.watch AS
+CREATE VIEW clip_search.watch WITH (security_barrier = true) AS
 SELECT w.relation, coalesce(w.image, w.text) AS source, CASE WHEN w.image IS NOT NULL THEN w.text END AS text_source,
        CASE WHEN w.image IS NOT NULL AND w.text IS NOT NULL THEN w.text_weight END AS text_weight,
        w.embedding, w.cluster, w.model, w.collection,
@@ -110,14 +110,14 @@ CROSS JOIN LATERAL clip_search.watch_progress(w.relation, w.image, w.text, w.emb
 WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE') OR pg_catalog.has_table_privilege(c.oid, 'SELECT');
 
 -- Keys and messages reveal data of rows, so only the table's owner sees them.
-CREATE VIEW clip_search.pending AS
+CREATE VIEW clip_search.pending WITH (security_barrier = true) AS
 SELECT w.relation, w.embedding, q.key, q.queued_at, q.due, q.attempts, q.sqlstate, q.message
 FROM clip_search.watch_queue q
 JOIN clip_search.watch_setting w ON w.id OPERATOR(pg_catalog.=) q.watch
 JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid
 WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE');
 
-CREATE VIEW clip_search.failure AS
+CREATE VIEW clip_search.failure WITH (security_barrier = true) AS
 SELECT w.relation, w.embedding, f.key, f.failed_at, f.sqlstate, f.message, f.detail, f.attempts
 FROM clip_search.watch_failure f
 JOIN clip_search.watch_setting w ON w.id OPERATOR(pg_catalog.=) f.watch

@@ -112,8 +112,10 @@ pub fn assign(embedding: Vector, collection: &str, role: pg_sys::Oid) -> SqlResu
 /// Makes the role that assigns to a new collection first its owner. Under the short lock one of two who would do that at
 /// once sees the other's row, which is not committed yet.
 fn claim(client: &mut SpiClient<'_>, store: &Store, collection: &str, role: pg_sys::Oid) -> SqlResult<()> {
-    if !Access::find(store, collection).wants_owner() {
-        return Ok(());
+    let access = Access::find(store, collection);
+    if !access.wants_owner() {
+        // It may have got an owner since the caller looked.
+        return access.check_assign(role);
     }
     let _lock = store.lock_shortly(collection, true);
     let access = Access::find(store, collection);

@@ -32,8 +32,9 @@ fn clip_duplicates_of(
     let rows = found.read(members.map(|Regclass(oid)| oid), |table| {
         Spi::connect(|client| {
             let (vector, embedding, key) = (found.vector(), &found.embedding, &found.key);
-            let query =
-                format!("SELECT {vector}, {key}::text FROM {table} WHERE {embedding} IS NOT NULL ORDER BY {key}");
+            let query = format!(
+                "SELECT {vector}, t.{key}::text FROM {table} AS t WHERE {embedding} IS NOT NULL ORDER BY t.{key}"
+            );
             members::read(client.try_open_cursor(&query, &[]).map_err(spi)?, |row| {
                 keys.push(get::<String>(row, 2)?.unwrap_or_default());
                 Ok(())

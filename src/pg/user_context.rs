@@ -81,6 +81,50 @@ pub struct Rights {
     nest: i32,
     timed: bool,
     restricted: bool,
+    _shield: Option<Shield>,
+}
+
+/// The cursors that the session has open, marked as running for as long as it lives, so that PostgreSQL refuses to fetch
+/// from them and to close them. The owner's code could read the caller's rows otherwise, or put a query of its own in a
+/// cursor's place, which the caller's next FETCH would run: PL/pgSQL's CLOSE and OPEN are not refused in a
+/// security-restricted operation.
+struct Shield(Vec<pg_sys::Portal>);
+
+impl Shield {
+    /// `own` is the cursor that is to be fetched from under the shield.
+    fn raise(own: Option<&str>) -> Self {
+        let open = cursors().unwrap_or_else(|report| {
+            report.report(PgLogLevel::ERROR);
+            unreachable!("an ERROR does not return")
+        });
+        let mut shield = Self(Vec::new());
+        for name in open.into_iter().filter(|name| Some(name.as_str()) != own) {
+            let Ok(name) = std::ffi::CString::new(name) else { continue };
+            // SAFETY: a look-up by name; the portal lives at least as long as the shield, since a running one can't be
+            // dropped, and the end of the transaction comes after the guards have gone.
+            unsafe {
+                let portal = pg_sys::GetPortalByName(name.as_ptr());
+                if !portal.is_null() && (*portal).status == pg_sys::PortalStatus::PORTAL_READY {
+                    (*portal).status = pg_sys::PortalStatus::PORTAL_ACTIVE;
+                    shield.0.push(portal);
+                }
+            }
+        }
+        shield
+    }
+}
+
+impl Drop for Shield {
+    fn drop(&mut self) {
+        for portal in &self.0 {
+            // SAFETY: see above; an error that unwinds drops this before PostgreSQL cleans up.
+            unsafe {
+                if (**portal).status == pg_sys::PortalStatus::PORTAL_ACTIVE {
+                    (**portal).status = pg_sys::PortalStatus::PORTAL_READY;
+                }
+            }
+        }
+    }
 }
 
 impl Rights {
@@ -102,16 +146,24 @@ impl Rights {
     /// change roles, leave anything behind in the session or put anything off to the end of the transaction, where it
     /// would run with the rights of this process.
     pub fn of_table_owner(owner: pg_sys::Oid) -> Self {
+        Self::of_table_owner_for(owner, None)
+    }
+
+    /// The same, to fetch from a cursor that was opened with these rights before.
+    pub fn of_table_owner_for(owner: pg_sys::Oid, cursor: Option<&str>) -> Self {
+        // A worker has no cursors but those of its own work.
+        // SAFETY: a variable that is set at the start of the process.
+        let is_worker = unsafe { !(&raw const pg_sys::MyBgworkerEntry).read().is_null() };
+        let shield = (!is_worker).then(|| Shield::raise(cursor));
         let mut rights = Self::take(owner, pg_sys::SECURITY_RESTRICTED_OPERATION);
+        rights._shield = shield;
         rights.restricted = true;
         RESTRICTED.set(RESTRICTED.get() + 1);
         // A session has its statement_timeout; the worker does others' work, and must come back to it.
-        // SAFETY: a variable that is set at the start of the process, and the timeout of PostgreSQL's own that cancels.
-        unsafe {
-            rights.timed = !(&raw const pg_sys::MyBgworkerEntry).read().is_null();
-            if rights.timed {
-                enable_timeout_after(STATEMENT_TIMEOUT, guc::worker_timeout());
-            }
+        rights.timed = is_worker;
+        if is_worker {
+            // SAFETY: the timeout of PostgreSQL's own that cancels.
+            unsafe { enable_timeout_after(STATEMENT_TIMEOUT, guc::worker_timeout()) };
         }
         // A row that a policy hides would be taken for deleted; off, it is an error.
         set(c"row_security", c"off");
@@ -138,7 +190,7 @@ impl Rights {
         // SAFETY: balanced by drop, or by the end of the (sub)transaction.
         let nest = unsafe { pg_sys::NewGUCNestLevel() };
         set(c"search_path", c"pg_catalog, pg_temp");
-        Self { user, context, nest, timed: false, restricted: false }
+        Self { user, context, nest, timed: false, restricted: false, _shield: None }
     }
 
     fn take(user: pg_sys::Oid, flags: u32) -> Self {
@@ -210,20 +262,32 @@ impl OwnersTable {
             set(c"row_security", c"off");
             return work(&self.name);
         }
+        // Renaming the schema needs no lock on the table, so the name is looked up right before each use and after it.
+        // Long computations lie between uses, never within one.
+        self.check_name()?;
         let rights = Rights::of_table_owner(self.owner);
         let before = cursors()?;
+        self.check_name()?;
         let result = work(&self.name)?;
         close_cursors(&before)?;
         drop(rights);
-        // Renaming the schema needs no lock on the table.
-        if quoted_name(self.oid).as_deref() != Some(self.name.as_str()) {
-            return Err(sql_error(
-                PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
-                format!("{} was renamed while it was being read", self.name),
-            )
-            .set_hint("Try again."));
-        }
+        self.check_name()?;
         Ok(result)
+    }
+
+    /// # Errors
+    /// 55006 if the table has another name than at first.
+    fn check_name(&self) -> SqlResult<()> {
+        // SAFETY: inside a transaction; reads what other sessions have announced.
+        unsafe { pg_sys::AcceptInvalidationMessages() };
+        if quoted_name(self.oid).as_deref() == Some(self.name.as_str()) {
+            return Ok(());
+        }
+        Err(sql_error(
+            PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
+            format!("{} was renamed while it was being read", self.name),
+        )
+        .set_hint("Try again."))
     }
 
     /// Runs queries on the table, by its quoted name, as the caller, who has named it and so agrees to run its owner's

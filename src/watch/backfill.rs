@@ -93,7 +93,7 @@ fn enqueue(watch: &Watch, query: &str, again: bool) -> SqlResult<i64> {
         loop {
             pgrx::check_for_interrupts!();
             let keys = {
-                let _rights = Rights::of_table_owner(watch.owner);
+                let _rights = Rights::of_table_owner_for(watch.owner, Some(&cursor));
                 key_form();
                 let mut cursor = client.find_cursor(&cursor).map_err(spi)?;
                 let rows = cursor.fetch(KEYS).map_err(spi)?;

@@ -35,8 +35,10 @@ def status(pid: int, key: str) -> int:
 
 def limit_memory(pid: int, most: str) -> None:
     """Sets the soft limit of a backend's address space, as the server's own user."""
-    owner = pathlib.Path(f"/proc/{pid}").stat().st_uid
-    subprocess.run(["prlimit", f"--pid={pid}", f"--as={most}:"], check=True, user=owner)
+    owner = pathlib.Path(f"/proc/{pid}").stat()
+    # Both ids have to be the process's (man 2 prlimit).
+    command = ["prlimit", f"--pid={pid}", f"--as={most}:"]
+    subprocess.run(command, check=True, user=owner.st_uid, group=owner.st_gid, extra_groups=[])
 
 
 @pytest.mark.parametrize("unit", ["a", "abcdefghij", "a photo of a cat, ", " x", "猫", "e\u0301", "😀"])

@@ -133,8 +133,7 @@ impl Embedder {
                 let told = |text: usize, image: usize| image == text || cosines[text][text] > cosines[text][image];
                 if !(0..3).all(|text| (0..3).all(|image| told(text, image))) {
                     wrong.push(
-                        "it does not tell red, green and blue squares apart, as a CLIP that is exported rightly does"
-                            .to_owned(),
+                        "it does not tell red, green and blue squares apart; a correctly exported CLIP does".to_owned(),
                     );
                 }
             }
