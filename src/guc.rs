@@ -225,8 +225,8 @@ pub fn register() {
     }
 }
 
-/// With RUST_BACKTRACE in the server's environment every error of an SQL function would carry 30 lines of backtrace as its
-/// DETAIL. Whoever wants them sets RUST_LIB_BACKTRACE=1.
+/// With RUST_BACKTRACE in the server's environment an error that PostgreSQL raises inside an SQL function, say in a
+/// read-only transaction, would carry 30 lines of backtrace as its DETAIL. Whoever wants them sets RUST_LIB_BACKTRACE=1.
 #[allow(unsafe_code)]
 pub fn leave_out_backtraces() {
     const NAME: &str = "RUST_LIB_BACKTRACE";

@@ -286,8 +286,8 @@ def sql_way(model: str, photos: list[Photo], first: int, texts: list[str]) -> di
             for row in db.execute("""EXPLAIN (COSTS off)
                    SELECT title FROM photo ORDER BY embedding <=> clip_embed_text('red sports car') LIMIT 3""")
         ]
+        # The collection goes with its members' table.
         db.execute(f"DROP SCHEMA {SCHEMA} CASCADE")
-        db.execute("SELECT clip_drop_collection(%s)", (SCHEMA,))
     return {
         "images": np.stack([vector(row[0]) for row in stored]),
         "texts": np.stack([vector(row[0]) for row in embedded]),

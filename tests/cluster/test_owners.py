@@ -43,12 +43,13 @@ class Roles:
 def roles(database: support.Database) -> Iterator[Roles]:
     made = Roles(database)
     yield made
+    # Watched tables first: they keep their collections.
+    for name in reversed(list(made.made)):
+        made.drop(name)
     with database.connect() as db:
         db.execute("SET client_min_messages = warning")
         db.execute("SELECT clip_drop_collection(name) FROM clip_search.collection")
         db.execute("DELETE FROM clip_search.collection_grant")
-    for name in reversed(list(made.made)):
-        made.drop(name)
 
 
 def as_role(database: support.Database, role: str, autocommit: bool = True) -> psycopg.Connection:
