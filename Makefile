@@ -125,6 +125,11 @@ soak-kill: export CLUSTER = test
 soak-kill: test-cluster
 	@KILLS=$(or $(KILLS),200) K=test_kill scripts/test.sh
 
+.PHONY: soak-hostile
+soak-hostile: export CLUSTER = test
+soak-hostile: test-cluster
+	@HOSTILE=$(or $(HOSTILE),3600) K=test_hostile scripts/test.sh
+
 bench: cluster
 	@scripts/bench.sh
 

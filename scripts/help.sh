@@ -25,6 +25,7 @@ Less often:
   make docs         write anew what is generated in docs/: the reference, the output of examples
   make feasibility  the study in examples/feasibility: CLIP in SQL beside Python, in one run
   make soak-kill    the server and its worker killed two hundred times while rows are written (KILLS=n for n)
+  make soak-hostile two owners' tables beside a role that means harm, with kills, for an hour (HOSTILE=seconds)
   make matrix       the tests on PostgreSQL 15 to 18, as far as they are here or can be built, then pg_upgrade
   make valgrind     the tests on a server under valgrind's memcheck, which it builds (TESTS= and K= choose others)
   make citus        the statements of docs/citus.md on Citus (CITUS_SRC=, PGVECTOR_SRC=), with a table of speed and recall

@@ -440,6 +440,7 @@ def check(storm: Storm, db: psycopg.Connection) -> None:
     assert value(db, "SELECT rolsuper FROM pg_roles WHERE rolname = 'eve'") is False
 
 
+@pytest.mark.timeout(2 * SECONDS + 600)
 def test_nothing_is_lost_doubled_or_crossed(bindir: pathlib.Path) -> None:
     with server(
         bindir, preload="photo-mini", worker_retry_delay="20ms", worker_timeout="3s", model="photo-mini"
