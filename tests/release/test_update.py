@@ -268,7 +268,7 @@ def updated(db: psycopg.Connection) -> None:
     db.execute(f"GRANT USAGE ON SCHEMA {value(db, 'SELECT quote_ident(current_schema())')} TO {role}")
     with psycopg.connect(db.info.dsn, user=role, password="", autocommit=True) as other:
         other.execute(f"SET search_path = {value(db, 'SHOW search_path')}")
-        assert {name for (name,) in other.execute("SELECT name FROM clip_search.collection")} == found.keys()
+        assert {name for (name,) in other.execute("SELECT name FROM clip_search.collection")} - {"many"} == found.keys()
         with other.transaction(force_rollback=True):
             for name in ("own", "loose"):
                 cluster = value(other, "SELECT clip_assign_cluster(embedding, %s) FROM note WHERE id = 1", name)
