@@ -10,7 +10,7 @@ pub const ROUNDING: f64 = 1e-12;
 ///
 /// # Errors
 /// [`Kind::InvalidInput`] for a vector that has no direction: all zero, or with a component that is not finite.
-pub fn normalise(vector: &mut [f32]) -> Result<()> {
+pub fn l2_normalize(vector: &mut [f32]) -> Result<()> {
     let norm = vector.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
     if !norm.is_finite() {
         return Err(Error::new(Kind::InvalidInput, "vector has a component that is not a finite number"));
@@ -115,7 +115,7 @@ mod tests {
         (0..count)
             .map(|_| {
                 let mut v: Vec<f32> = (0..16).map(|i| if i == 3 { 1.0 } else { random() }).collect();
-                normalise(&mut v).unwrap();
+                l2_normalize(&mut v).unwrap();
                 v
             })
             .collect()
@@ -129,7 +129,7 @@ mod tests {
             mean.iter_mut().zip(member).for_each(|(m, v)| *m += v / 200.0);
         }
         let length = mean.iter().map(|v| v * v).sum::<f32>().sqrt();
-        normalise(&mut mean).unwrap();
+        l2_normalize(&mut mean).unwrap();
         for group in [1, 7, 200] {
             let mut all = Sum::new(16);
             for chunk in members.chunks(group) {
@@ -181,7 +181,7 @@ mod tests {
     #[test]
     fn equal_vectors_have_cosine_one() {
         let mut v: Vec<f32> = (1..=512).map(|i| (i as f32).sin()).collect();
-        normalise(&mut v).unwrap();
+        l2_normalize(&mut v).unwrap();
         let mut group = Sum::new(512);
         for _ in 0..100 {
             group.add(&v, None, 1);
@@ -194,15 +194,15 @@ mod tests {
 
     #[test]
     fn vectors_without_direction_are_refused() {
-        assert_eq!(normalise(&mut [0.0; 4]).unwrap_err().message, "zero vector has no direction");
-        assert_eq!(normalise(&mut [1.0, f32::NAN]).unwrap_err().kind, Kind::InvalidInput);
+        assert_eq!(l2_normalize(&mut [0.0; 4]).unwrap_err().message, "zero vector has no direction");
+        assert_eq!(l2_normalize(&mut [1.0, f32::NAN]).unwrap_err().kind, Kind::InvalidInput);
         let mut opposite = Sum::new(2);
         opposite.add(&[1.0, 0.0], None, 1);
         opposite.add(&[-1.0, 0.0], None, 1);
         assert_eq!(opposite.direction(), None);
         // Tiny components are still a direction.
         let mut tiny = [1e-30f32, 0.0];
-        normalise(&mut tiny).unwrap();
+        l2_normalize(&mut tiny).unwrap();
         assert_eq!(tiny, [1.0, 0.0]);
     }
 }
