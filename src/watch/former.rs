@@ -8,10 +8,11 @@ use std::collections::HashMap;
 use clip::{Error, Kind};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
-use pgrx::spi::{SpiClient, quote_identifier, quote_literal};
+use pgrx::spi::{quote_identifier, quote_literal};
 
 use crate::cluster::statements;
 use crate::pg::error::{SqlResult, report, sql_error};
+use crate::pg::owners_table::TableClient;
 use crate::pg::spi::spi;
 use crate::pg::user_context::UserContext;
 use crate::watch::setting::Watch;
@@ -26,23 +27,20 @@ pub fn settle_groups(watch: &Watch, same: bool) -> SqlResult<()> {
     };
     let (ids, sizes): (Vec<i64>, Vec<i64>) = known.into_iter().unzip();
     let column = quote_identifier(cluster);
-    let (cleared, differ) = {
-        let _user_context = UserContext::of_table_owner(watch.owner);
-        Spi::connect_mut(|client| {
-            let cleared = clear(client, watch, &column, &ids)?;
-            if !same || ids.is_empty() {
-                return Ok::<_, ErrorReport>((cleared, false));
-            }
-            let query = format!(
-                include_str!("sql/sizes_differ.sql"),
-                table = watch.table,
-                cluster = column,
-                embedding = quote_identifier(&watch.embedding)
-            );
-            let rows = client.update(&query, Some(1), &[ids.into(), sizes.into()]).map_err(spi)?;
-            Ok((cleared, rows.first().get::<bool>(1).map_err(spi)?.unwrap_or_default()))
-        })?
-    };
+    let (cleared, differ) = watch.as_owner(|client| {
+        let cleared = clear(client, watch, &column, &ids)?;
+        if !same || ids.is_empty() {
+            return Ok((cleared, false));
+        }
+        let query = format!(
+            include_str!("sql/sizes_differ.sql"),
+            table = watch.table,
+            cluster = column,
+            embedding = quote_identifier(&watch.embedding)
+        );
+        let rows = client.update(&query, Some(1), &[ids.into(), sizes.into()])?;
+        Ok((cleared, rows.first().get::<bool>(1).map_err(spi)?.unwrap_or_default()))
+    })?;
     if cleared > 0 {
         let table = watch.name();
         notice(
@@ -72,10 +70,10 @@ fn notice(error: Error) {
 }
 
 /// Returns how many rows named clusters that are none of `ids`.
-fn clear(client: &mut SpiClient<'_>, watch: &Watch, column: &str, ids: &[i64]) -> SqlResult<i64> {
+fn clear(client: &mut TableClient<'_, '_>, watch: &Watch, column: &str, ids: &[i64]) -> SqlResult<i64> {
     let query = format!(include_str!("sql/strange_groups.sql"), table = watch.table, cluster = column);
-    let count = |client: &mut SpiClient<'_>| {
-        let rows = client.update(&query, Some(1), &[ids.to_vec().into()]).map_err(spi)?;
+    let count = |client: &mut TableClient<'_, '_>| {
+        let rows = client.update(&query, Some(1), &[ids.to_vec().into()])?;
         Ok::<_, ErrorReport>(rows.first().get::<i64>(1).map_err(spi)?.unwrap_or_default())
     };
     let strange = count(client)?;
@@ -83,7 +81,7 @@ fn clear(client: &mut SpiClient<'_>, watch: &Watch, column: &str, ids: &[i64]) -
         return Ok(0);
     }
     let clear = format!(include_str!("sql/clear_groups.sql"), table = watch.table, cluster = column);
-    client.update(&clear, None, &[ids.to_vec().into()]).map_err(spi)?;
+    client.update(&clear, None, &[ids.to_vec().into()])?;
     match count(client)? {
         0 => Ok(strange),
         left => Err(sql_error(

@@ -7,7 +7,6 @@ pub mod define;
 pub mod dropped;
 pub mod former;
 mod grouping;
-mod hard_limit;
 mod legacy;
 pub mod query;
 mod queue;

@@ -7,7 +7,8 @@ use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::quote_literal;
 
-use crate::cluster::tables;
+use crate::cluster::access::Access;
+use crate::cluster::tables::{self, Store};
 use crate::model::loaded;
 use crate::pg::catalog::{Lock, Table};
 use crate::pg::error::{SqlResult, report, sql_error};
@@ -20,6 +21,9 @@ use crate::watch::queue::own;
 use crate::watch::setting::{Watch, table_of};
 use crate::watch::swap::{check_dependents, finish, make_indexes};
 use crate::watch::wanted::Wanted;
+
+/// How many names are tried for the second column.
+const NAMES: u32 = 100;
 
 /// The steps of CALL clip_reembed, which commits between them (sql/watch.sql).
 #[pg_schema]
@@ -68,7 +72,7 @@ pub mod clip_search {
             )));
         }
         check_dependents(&watch)?;
-        let name = column_beside(watch.id);
+        let name = free_name(&watch)?;
         let cluster = format!("{name}_cluster");
         let threshold = own(|client| {
             let query = "SELECT threshold FROM clip_search.collection_setting WHERE name = $1";
@@ -106,8 +110,8 @@ pub mod clip_search {
         Ok(next.embedding)
     }
 
-    /// Whether the column is still to be filled; not if another session has put it in its place meanwhile. It is not put
-    /// there before this transaction ends.
+    /// Whether the column is still to be filled; not if another session has put it in its place meanwhile. It is not
+    /// put there before this transaction ends.
     #[pg_extern(volatile, strict, parallel_unsafe)]
     fn reembed_goes_on(relation: Regclass, embedding: &str, model: &str) -> SqlResult<bool> {
         let Regclass(oid) = relation;
@@ -116,7 +120,7 @@ pub mod clip_search {
         if watches.iter().any(|watch| watch.embedding == embedding) {
             return Ok(true);
         }
-        if watches.iter().any(|watch| column_beside(watch.id) == embedding && watch.model == model) {
+        if watches.iter().any(|watch| is_beside(watch.id, embedding) && watch.model == model) {
             return Ok(false);
         }
         Err(sql_error(
@@ -141,9 +145,50 @@ pub mod clip_search {
     }
 }
 
-/// The name of the column that is filled to replace that of a watch.
+/// A name for the column that is filled to replace that of a watch, and for its collection: one that neither the table
+/// nor anybody's collection has. Every role may create a collection of the usual name.
+fn free_name(watch: &Watch) -> SqlResult<String> {
+    let usual = column_beside(watch.id);
+    let store = Store::open_to_read();
+    let taken = |name: &str| -> SqlResult<bool> {
+        let table = Table::describe(watch.relation)?;
+        let is_column = {
+            let _user_context = UserContext::of_caller();
+            Spi::connect_mut(|client| {
+                Ok::<_, pg_sys::panic::ErrorReport>(
+                    table.column(client, name)?.is_some()
+                        || table.column(client, &format!("{name}_cluster"))?.is_some(),
+                )
+            })?
+        };
+        Ok(is_column || (watch.cluster.is_some() && Access::find(&store, name).exists()))
+    };
+    for number in 1..=NAMES {
+        let name = if number == 1 { usual.clone() } else { format!("{usual}_{number}") };
+        if !taken(&name)? {
+            return Ok(name);
+        }
+    }
+    Err(sql_error(
+        PgSqlErrorCode::ERRCODE_DUPLICATE_COLUMN,
+        format!("columns or collections \"{usual}\" to \"{usual}_{NAMES}\" exist already"),
+    )
+    .set_hint("Rename or drop one of the columns, or a collection."))
+}
+
 fn column_beside(watch: i64) -> String {
     format!("clip_reembed_{watch}")
+}
+
+/// Whether a column has a name that [`free_name`] may have given it.
+fn is_beside(watch: i64, embedding: &str) -> bool {
+    let rest = embedding.strip_prefix(&column_beside(watch));
+    rest.is_some_and(|rest| {
+        rest.is_empty()
+            || rest
+                .strip_prefix('_')
+                .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+    })
 }
 
 /// All watches of a table, those that are to replace others among them.
