@@ -105,6 +105,11 @@ deb:
 deb-test:
 	@scripts/deb.sh test
 
+.PHONY: clients-test
+clients-test: export CLUSTER = test
+clients-test: test-cluster
+	@scripts/clients.sh
+
 .PHONY: docs
 docs: export CLUSTER = test
 docs: test-cluster

@@ -22,6 +22,7 @@ Less often:
   make bench        the benchmarks of clusters, for half an hour (BENCH=assign for one of them)
   make eval         how well a model finds, on 310 labelled photographs (MODEL=name or directory)
   make browser-test what people look at, in a real browser: screenshots, axe-core (installs Chromium if there is none)
+  make clients-test every example of docs/clients.md, with what its language needs (pip, npm, cargo, apt)
   make docs         write anew what is generated in docs/: the reference, the output of examples
   make feasibility  the study in examples/feasibility: CLIP in SQL beside Python, in one run
   make soak-kill    the server and its worker killed two hundred times while rows are written (KILLS=n for n)
