@@ -9,6 +9,8 @@
 source "$(dirname "$0")/lib/common.sh"
 # shellcheck source=scripts/lib/clients.sh
 source "$root/scripts/lib/clients.sh"
+# shellcheck source=scripts/lib/observability.sh
+source "$root/scripts/lib/observability.sh"
 require_pg
 cargo_setup
 eval "$("$root/scripts/cluster.sh" env)"
@@ -60,6 +62,7 @@ python_tests() {
     fi
     if [ -z "$k" ] || [[ $k == *update* || $k == *release* ]]; then "$root/scripts/releases.sh"; fi
     if [ -z "$k" ] || [[ $k == *clients* || $k == *docs* ]]; then clients quick; fi
+    if [ -z "$k" ] || [[ $k == *observability* || $k == *docs* ]]; then observability; fi
     stage "Python tests: pytest"
     run_pytest -rs ${k:+-k "$k"}
 }
