@@ -23,7 +23,7 @@ class Copy:
         self.folder, self.bindir = folder, folder / binaries.relative_to(root)
         self.extension = folder / scripts.relative_to(root) / "extension"
         self.bindir.mkdir(parents=True)
-        for name in ("postgres", "initdb", "pg_ctl", "pg_config"):
+        for name in ("postgres", "initdb", "pg_ctl", "pg_config", "pg_basebackup"):
             shutil.copy2((binaries / name).resolve(), self.bindir / name)
         shutil.copytree(scripts, folder / scripts.relative_to(root), symlinks=False)
         self.libraries = folder / libraries.relative_to(root)
@@ -43,3 +43,14 @@ class Copy:
         shutil.copyfile(library, new)
         new.chmod(0o755)
         new.rename(self.libraries / "clip_search.so")
+
+    def put_onnxruntime(self, library: pathlib.Path) -> None:
+        """Another ONNX Runtime than the installed one, by rename as well."""
+        place = self.libraries / "clip_search"
+        if place.is_symlink():
+            place.unlink()
+            place.mkdir(mode=0o755)
+        new = place / "libonnxruntime.so.new"
+        shutil.copyfile(library, new)
+        new.chmod(0o755)
+        new.rename(place / "libonnxruntime.so")
