@@ -17,9 +17,13 @@ MODEL ?=
 PORT ?=
 STAMPS ?=
 PG_CONFIGS ?=
+MAJOR ?=
+SUITE ?=
+ARCH ?=
+ENGINE ?=
 PGVECTOR_SRC ?=
 CITUS_SRC ?=
-export PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK FUZZ TARGETS KILLS BENCH MODEL STAMPS PORT PG_CONFIGS PGVECTOR_SRC CITUS_SRC
+export PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK FUZZ TARGETS KILLS BENCH MODEL STAMPS PORT PG_CONFIGS MAJOR SUITE ARCH ENGINE PGVECTOR_SRC CITUS_SRC
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := all
@@ -104,6 +108,18 @@ deb:
 
 deb-test:
 	@scripts/deb.sh test
+
+.PHONY: clients-test
+clients-test: export CLUSTER = test
+clients-test: test-cluster
+	@scripts/clients.sh
+
+.PHONY: image image-test
+image:
+	@scripts/image.sh
+
+image-test:
+	@scripts/image.sh test
 
 .PHONY: docs
 docs: export CLUSTER = test

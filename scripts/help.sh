@@ -22,6 +22,7 @@ Less often:
   make bench        run the benchmarks, for half an hour (BENCH=assign for one of them)
   make eval         evaluate search quality on 310 labelled photographs (MODEL=name or directory)
   make browser-test test the pages in Chromium, with screenshots and axe-core (installs Chromium if it is missing)
+  make clients-test run every example of docs/clients.md, with what its language needs (pip, npm, cargo, apt)
   make docs         regenerate the generated parts of docs/: the reference, the output of examples
   make feasibility  run the study in examples/feasibility: CLIP in SQL beside Python
   make soak-kill    kill the server and its worker two hundred times during writes (KILLS=n)
