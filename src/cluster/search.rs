@@ -14,7 +14,7 @@ use clip::clustering::likelihood::{Candidate, Likelihood};
 use pgrx::pg_sys;
 
 use crate::cluster::collection::Collection;
-use crate::cluster::tables::{self, Condition, Index, Row, Sees, Store};
+use crate::cluster::tables::{self, Condition, Index, Moment, Row, Sees, Store};
 
 /// Bits by which a stored code may differ from that of the centroid of today. 12 of 256 is an angle of 8 degrees.
 pub const DRIFT: u32 = 12;
@@ -206,18 +206,13 @@ impl<'a> Search<'a> {
         near
     }
 
-    /// A cluster with all that belongs to it, if anything does.
+    /// A cluster with all that belongs to it, if anything does: what is committed, and what others are adding and taking away.
+    ///
+    /// The committed part is read from both tables as of one moment. Read one after the other, rows that were merged into
+    /// the sum between the two scans counted twice, and where most members had just left, the rest seemed to cancel out. What
+    /// others have under way is read before that moment, and counts if it still was under way then. Of their rows only those
+    /// of single members do: what they have merged is committed, too, or is such rows of their own.
     pub fn look_up(&self, id: i64) -> Option<Cluster> {
-        let seen = self.read(id, Sees::Everything);
-        // A row that was just being replaced may have been missed.
-        if seen.as_ref().is_some_and(|cluster| cluster.rows.0 > 0 && cluster.alive()) {
-            seen
-        } else {
-            self.read(id, Sees::Settled).filter(Cluster::alive).or(seen)
-        }
-    }
-
-    fn read(&self, id: i64, sees: Sees) -> Option<Cluster> {
         let mut cluster = Cluster {
             sum: Sum::new(self.member.len()),
             settled: false,
@@ -226,36 +221,44 @@ impl<'a> Search<'a> {
             base: 0,
             ..Cluster::new(id)
         };
-        let (mut replaced, mut place) = (false, None);
-        let condition = [Condition::BigintIs(2, id)];
-        // Changes come first: what is moved from there to a sum meanwhile is counted twice, but not missed.
-        self.store.scan(sees, Index::ChangeCluster, &changes_of(self.store, id), |row| {
+        let (mut coming, mut place) = (UnderWay::default(), None);
+        let of_cluster = [Condition::BigintIs(2, id)];
+        // A leaving is written after its joining: seen here, the joining is seen too, in the sums if not before.
+        self.store.scan(Sees::Everything, Index::ChangeCluster, &changes_of(self.store, id), |row| {
             cluster.under_way |= row.inserting || row.deleting;
-            if !row.inserting {
-                cluster.members += row.bigint(3);
-                cluster.rows.1 += 1;
-            }
+            coming.add(row);
+            true
+        });
+        self.store.scan(Sees::Everything, Index::SumCluster, &of_cluster, |row| {
+            cluster.under_way |= row.inserting || row.deleting;
+            cluster.settled |= !row.inserting && !row.deleting;
+            cluster.model = cluster.model.take().or_else(|| row.text(7));
+            place = place.take().or_else(|| row.vector(4).map(|sum| sum.to_vec()));
+            coming.add(row);
+            true
+        });
+        let now = Moment::now();
+        self.store.scan(Sees::At(&now), Index::ChangeCluster, &changes_of(self.store, id), |row| {
+            cluster.members += row.bigint(3);
+            cluster.rows.1 += 1;
             add(&mut cluster.sum, row);
             true
         });
-        self.store.scan(sees, Index::SumCluster, &condition, |row| {
-            cluster.under_way |= row.inserting || row.deleting;
-            replaced |= row.deleting;
-            if !row.inserting {
-                cluster.members += row.bigint(3);
-                cluster.base += row.bigint(3);
-                cluster.rows.0 += 1;
-            }
-            // Settled is also what another has replaced or deleted since the snapshot; only the other scan knows.
-            cluster.settled |= sees == Sees::Everything && !row.inserting && !row.deleting;
+        self.store.scan(Sees::At(&now), Index::SumCluster, &of_cluster, |row| {
+            cluster.members += row.bigint(3);
+            cluster.base += row.bigint(3);
+            cluster.rows.0 += 1;
             cluster.model = cluster.model.take().or_else(|| row.text(7));
-            // What replaces a row is that row once more.
-            if !(row.inserting && replaced) {
-                add(&mut cluster.sum, row);
-            }
+            add(&mut cluster.sum, row);
             place = place.take().or_else(|| row.vector(4).map(|sum| sum.to_vec()));
             true
         });
+        for (_, sum) in coming.0.iter().filter(|(writer, _)| now.is_under_way(*writer)) {
+            let (high, low) = sum.split();
+            if high.len() == cluster.sum.dimensions() {
+                cluster.sum.add(&high, Some(&low), sum.size);
+            }
+        }
         // Where its last member is just leaving, the cluster is where that one was.
         cluster.cosine = match (cluster.sum.direction(), place) {
             (Some(_), _) => cluster.sum.cosine(self.member),
@@ -263,6 +266,26 @@ impl<'a> Search<'a> {
             (None, None) => return None,
         };
         Some(cluster)
+    }
+}
+
+/// By transaction, the members that others are adding to a cluster and taking away.
+#[derive(Default)]
+struct UnderWay(Vec<(pg_sys::TransactionId, Sum)>);
+
+impl UnderWay {
+    /// Counts a row, if it is for one member.
+    fn add(&mut self, row: &Row) {
+        if !row.inserting || row.bigint(3).abs() != 1 || row.vector(5).is_some() {
+            return;
+        }
+        let Some(vector) = row.vector(4) else { return };
+        let known = self.0.iter().rposition(|(writer, sum)| *writer == row.writer && sum.dimensions() == vector.len());
+        let place = known.unwrap_or_else(|| {
+            self.0.push((row.writer, Sum::new(vector.len())));
+            self.0.len() - 1
+        });
+        self.0[place].1.add(&vector, None, row.bigint(3));
     }
 }
 
