@@ -266,9 +266,10 @@ impl Nearest {
 
     /// Nearest first.
     pub fn into_sorted(self) -> impl Iterator<Item = Candidate> {
-        self.buckets.into_iter().zip(0..).flat_map(|(found, distance)| {
-            found.into_iter().map(move |(id, code)| Candidate { id, distance, code })
-        })
+        self.buckets
+            .into_iter()
+            .zip(0..)
+            .flat_map(|(found, distance)| found.into_iter().map(move |(id, code)| Candidate { id, distance, code }))
     }
 }
 
@@ -334,7 +335,10 @@ mod tests {
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(x * y)).sum::<f64>();
         assert!((dot(&coder.rotate(a), &coder.rotate(b)) - dot(a, b)).abs() < 1e-3);
         assert!((dot(&coder.rotate(a), &coder.rotate(a)) / dot(a, a) - 1.0).abs() < 1e-5);
-        let signs = coder.rotate(a).iter().rev().fold(Vec::new(), |mut bits, v| { bits.insert(0, *v >= 0.0); bits });
+        let signs = coder.rotate(a).iter().rev().fold(Vec::new(), |mut bits, v| {
+            bits.insert(0, *v >= 0.0);
+            bits
+        });
         assert!((0..BITS).all(|bit| (coder.encode(a)[bit / 64] >> (bit % 64) & 1 == 1) == signs[bit]));
         assert_eq!((Coder::new(512).width(), Coder::new(513).width(), Coder::new(3).width()), (512, 1024, BITS));
     }

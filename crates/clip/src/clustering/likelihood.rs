@@ -126,14 +126,16 @@ mod tests {
     #[test]
     fn quantiles_are_those_of_the_tables() {
         // scipy.stats.norm.ppf
-        for (p, expected) in [(0.001, -3.090_232), (0.1, -1.281_552), (0.5, 0.0), (0.6, 0.253_347), (0.975, 1.959_964)] {
+        for (p, expected) in [(0.001, -3.090_232), (0.1, -1.281_552), (0.5, 0.0), (0.6, 0.253_347), (0.975, 1.959_964)]
+        {
             assert!((quantile(p) - expected).abs() < 5e-4, "{p}: {}", quantile(p));
         }
     }
 
     #[test]
     fn frequencies_are_of_a_sample_spread_over_all() {
-        let candidate = |id: i64| Candidate { id, distance: 0, code: [u64::from(id >= 1500) << 63 | 1, 0, 0, u64::MAX] };
+        let candidate =
+            |id: i64| Candidate { id, distance: 0, code: [u64::from(id >= 1500) << 63 | 1, 0, 0, u64::MAX] };
         let found = frequencies(&(0..3000).map(candidate).collect::<Vec<_>>());
         // Every third is counted.
         assert_eq!(found[0], 1001.0 / 1002.0);
