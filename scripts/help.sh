@@ -31,6 +31,8 @@ Less often:
   make citus        the statements of docs/citus.md on Citus (CITUS_SRC=, PGVECTOR_SRC=), with a table of speed and recall
   make check-arm64  whether it compiles for arm64 (rustup target add aarch64-unknown-linux-gnu; gcc-aarch64-linux-gnu)
   make deb          Debian packages, in target/deb; make deb-test installs and uses them on a clean root
+  make mutants      which mutations of crates/clip the tests miss, by cargo-mutants: a day or more (FILES='clustering/*.rs')
+  make mutants-glue the same for src/: a list of mutations, each with its test, in an hour or two (ONLY='words of the names')
   make soak         sessions that group against each other, for twenty seeds (SOAK=n for n)
 
 Settings:
@@ -43,4 +45,5 @@ Settings:
   UNIT=resize                    make test: only the unit tests of this name
   TESTS=embed                    make test: only this file of tests/sql (or several: a,b)
   K='pillow or tokenizer'        make test: only the pytest tests that match
+  ORDER=7                        make test: another order of the pytest tests (they are shuffled; none: as they are written)
 HELP
