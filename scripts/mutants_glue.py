@@ -30,7 +30,16 @@ def build(log: pathlib.Path) -> bool:
 
 def run_test(mutation: Mutation, log: pathlib.Path) -> bool:
     """Whether the test passes."""
-    command = [str(ROOT / "target/venv/bin/python"), "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutation.test]
+    command = [
+        str(ROOT / "target/venv/bin/python"),
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        mutation.test,
+    ]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     with log.open("wb") as out:
         status = subprocess.run(command, cwd=ROOT, stdout=out, stderr=out, env=environment, timeout=1200).returncode

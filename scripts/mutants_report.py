@@ -30,7 +30,7 @@ def main(folder: str, least: str, known: str = str(ROOT / "tests" / "mutants" / 
         return 1
     lines = [line.split("\t") for line in pathlib.Path(known).read_text().splitlines() if line and line[0] != "#"]
     # By name without line and column, which any change above moves.
-    reasons = {name: reason for name, reason in lines}
+    reasons = dict(lines)
     unlisted = []
     for name in missed:
         plain = name.split(": ", 1)[1] if ": " in name else name

@@ -58,7 +58,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         callspec = getattr(item, "callspec", None)
         scopes = getattr(callspec, "_arg2scope", {})
         shared = [
-            (name, repr(callspec.params[name])) for name, scope in scopes.items() if scope.value in ("module", "session")
+            (name, repr(callspec.params[name]))
+            for name, scope in scopes.items()
+            if scope.value in ("module", "session")
         ]
         return place(file), place(file, *sorted(shared)) if shared else "", place(item.nodeid)
 

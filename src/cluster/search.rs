@@ -7,9 +7,9 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-use clip::clustering::binary_code::{self, Code, Coder, Nearest};
+use clip::clustering::binary_code::{self, Candidate, Code, Coder, Nearest};
 use clip::clustering::centroid::{ROUNDING, Sum, cosine};
-use clip::clustering::likelihood::{Candidate, Likelihood};
+use clip::clustering::likelihood::Likelihood;
 
 use pgrx::pg_sys;
 

@@ -360,7 +360,9 @@ def test_a_group_that_comes_and_goes_is_read_whole(database: support.Database, c
     center = direction(60)
 
     def members(count: int, rng: np.random.Generator) -> list[str]:
-        return [vector_text(unit(center + 0.4 / DIMENSIONS**0.5 * rng.standard_normal(DIMENSIONS))) for _ in range(count)]
+        return [
+            vector_text(unit(center + 0.4 / DIMENSIONS**0.5 * rng.standard_normal(DIMENSIONS))) for _ in range(count)
+        ]
 
     end = time.monotonic() + 8
     with database.connect() as db:
@@ -397,6 +399,15 @@ def test_a_group_that_comes_and_goes_is_read_whole(database: support.Database, c
     in_parallel([tide, *(functools.partial(passer_by, seed) for seed in range(4))], 200)
     with database.connect() as db:
         assert {id: size for id, (size, _, _) in clusters(db, collection).items()} == {id: 2}
+
+
+def test_a_threshold_of_one_joins_what_rounding_has_moved(db: psycopg.Connection, collection: str) -> None:
+    """The same direction at another length has a cosine of 1 - 1.3e-15 once both are scaled to length 1."""
+    db.execute("SELECT clip_create_collection(%s, threshold => 1)", (collection,))
+    id = value(db, ASSIGN, "[0.3,0.5,0.7]", collection)
+    assert value(db, ASSIGN, "[2.1,3.5,4.9]", collection) == id
+    # 1 - 2e-9: not equal.
+    assert value(db, ASSIGN, "[0.3,0.5,0.7001]", collection) != id
 
 
 def test_what_others_are_adding_counts(database: support.Database, db: psycopg.Connection, collection: str) -> None:

@@ -85,7 +85,10 @@ class Clusters:
                 entries = np.arange(len(some), dtype="<u4").tobytes() + some.tobytes()
                 ids = before + first + 1, before + first + len(some)
                 db.execute("INSERT INTO clip_search.cluster_code VALUES (%s, %s, %s, %s)", (name, *ids, entries))
-            db.execute("SELECT setval('clip_search.cluster_id_seq', greatest(%s, nextval('clip_search.cluster_id_seq')))", (before + len(rows),))
+            db.execute(
+                "SELECT setval('clip_search.cluster_id_seq', greatest(%s, nextval('clip_search.cluster_id_seq')))",
+                (before + len(rows),),
+            )
             db.execute("VACUUM ANALYZE clip_search.cluster_sum, clip_search.cluster_code")
 
     def recall(self, chosen: np.ndarray) -> float:

@@ -14,7 +14,6 @@ from servers import Server
 from support import until, value
 from watched import workers
 
-
 SERVER = {"worker_retry_delay": "100ms", "worker_timeout": "6s"}
 
 

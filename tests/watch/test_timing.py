@@ -6,6 +6,7 @@ import statistics
 import time
 
 import psycopg
+
 from servers import Server
 from support import system_settings, until, value
 from watched import drained

@@ -14,7 +14,6 @@ import time
 
 import numpy as np
 import psycopg
-import pytest
 
 import support
 from servers import Server

@@ -3,10 +3,10 @@
 
 use std::path::Path;
 
-use clip::clustering::binary_code::{BLOCK, BYTES, Block, Entry};
+use clip::clustering::binary_code::{BLOCK, BYTES, Block, Candidate, Entry};
 use clip::clustering::binary_code::{Coder, distance, from_bytes, to_bytes, unpack};
 use clip::clustering::centroid::normalise;
-use clip::clustering::likelihood::{Candidate, Likelihood};
+use clip::clustering::likelihood::Likelihood;
 use serde_json::Value;
 
 fn golden() -> Value {

@@ -9,8 +9,6 @@
 //! The unsafe calls are to a function compiled for a CPU feature that has just been detected, and a hint to the cache.
 #![allow(unsafe_code)]
 
-use super::likelihood::Candidate;
-
 /// Bits of a code. With 256, unrelated vectors differ in 128 ± 8 bits and those of cosine 0.82 in 50 ± 6.
 pub const BITS: usize = 256;
 const WORDS: usize = BITS / 64;
@@ -197,6 +195,15 @@ fn prefetch(address: *const u8) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;
+}
+
+/// A cluster whose code is near.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Candidate {
+    pub id: i64,
+    /// Bits in which its code differs from the vector's.
+    pub distance: u32,
+    pub code: Code,
 }
 
 /// The nearest codes seen so far, at most `limit` of them and none beyond the reach.

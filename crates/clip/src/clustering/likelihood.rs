@@ -9,21 +9,12 @@
 //! The model: a component of a centroid is normal with a mean and a variance that give the bit its frequency, and a vector of
 //! cosine t to the centroid has t times that component plus normal noise.
 
-use super::binary_code::{BITS, BYTES, Code};
+use super::binary_code::{BITS, BYTES, Candidate, Code};
 
 /// Candidates whose bits are counted, at most: a frequency is then known to within 0.016.
 const COUNTED: usize = 1024;
 /// Above this cosine the noise is so small that the model would rule out what rounding has moved.
 const MOST: f64 = 0.99;
-
-/// A cluster whose code is near.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Candidate {
-    pub id: i64,
-    /// Bits in which its code differs from the vector's.
-    pub distance: u32,
-    pub code: Code,
-}
 
 /// How the code of a centroid of a certain cosine to the vector would score.
 pub struct Likelihood {
