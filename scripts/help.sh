@@ -32,6 +32,8 @@ Less often:
   make citus        run the statements of docs/citus.md on Citus (CITUS_SRC=, PGVECTOR_SRC=); speed and recall
   make check-arm64  check that it compiles for arm64 (rustup target add aarch64-unknown-linux-gnu; gcc-aarch64-linux-gnu)
   make deb          build Debian packages in target/deb; make deb-test installs and uses them on a clean root
+  make mutants      list the mutations of crates/clip that the tests miss, by cargo-mutants: a day or more (FILES='clustering/*.rs')
+  make mutants-glue the same for src/: a list of mutations, each with its test, in an hour or two (ONLY='words of the names')
   make soak         run concurrent sessions that assign clusters, with twenty seeds (SOAK=n)
 
 Settings:
@@ -44,4 +46,5 @@ Settings:
   UNIT=resize                    make test: only the unit tests of this name
   TESTS=embed                    make test: only this file of tests/sql (or several: a,b)
   K='pillow or tokenizer'        make test: only the pytest tests that match
+  ORDER=7                        make test: another order of the pytest tests (they are shuffled; none: as they are written)
 HELP

@@ -51,7 +51,38 @@ regression_tests() {
 }
 
 # Without a path: the directories listed in pyproject.toml.
-run_pytest() { PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest -o cache_dir="$target/pytest" "$@"; }
+run_pytest() {
+    PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest -o cache_dir="$target/pytest${CLUSTER:+.$CLUSTER}" "$@"
+}
+
+# What waits for servers, timers and locks more than it computes; the other folders' tests run beside it. Each half has a server
+# of its own, since tests change the server's settings, its roles and its connections. An argument of pytest is a folder.
+waiting=(tests/watch tests/server)
+computing() {
+    sed -n '/^testpaths/,/^]/s/^ *"\(.*\)",$/\1/p' pyproject.toml | grep -vxF "$(printf '%s\n' "${waiting[@]}")"
+}
+
+# side_by_side: both halves at once, the output of the second shown when the first has ended.
+side_by_side() {
+    local log=$logs/pytest-beside.log status=0 beside
+    mkdir -p "$logs"
+    (
+        export CLUSTER=${CLUSTER:-test}.beside
+        "$root/scripts/cluster.sh" start
+        eval "$("$root/scripts/cluster.sh" env)"
+        status=0
+        run_pytest -rs "${waiting[@]}" || status=$?
+        "$root/scripts/cluster.sh" stop
+        exit "$status"
+    ) >"$log" 2>&1 </dev/null &
+    beside=$!
+    mapfile -t folders < <(computing)
+    run_pytest -rs "${folders[@]}" || status=$?
+    say "the tests of ${waiting[*]}, which ran beside those ($log)"
+    wait "$beside" || status=$?
+    cat "$log"
+    return "$status"
+}
 
 python_tests() {
     python_packages
@@ -64,7 +95,12 @@ python_tests() {
     if [ -z "$k" ] || [[ $k == *clients* || $k == *docs* ]]; then clients quick; fi
     if [ -z "$k" ] || [[ $k == *observability* || $k == *docs* ]]; then observability; fi
     stage "Python tests: pytest"
-    run_pytest -rs ${k:+-k "$k"}
+    # The servers of make matrix and make valgrind are built and configured one by one, and so are their tests run.
+    if [ -z "$k" ] && [ "${CLUSTER:-}" = test ]; then
+        side_by_side
+    else
+        run_pytest -rs ${k:+-k "$k"}
+    fi
 }
 
 upgrade_tests() {

@@ -135,7 +135,8 @@ fn claim(client: &mut SpiClient<'_>, store: &Store, collection: &str, role: pg_s
 fn join(client: &mut SpiClient<'_>, collection: &Collection, cluster: &Cluster, member: &[f32]) -> SqlResult<()> {
     let mut sum = cluster.sum.clone();
     sum.add(member, None, 1);
-    if sum.direction().is_none() {
+    // Without a member but this one: others are taking the last ones away, and their vectors are no mean.
+    if sum.size > 1 && sum.direction().is_none() {
         return Err(report(
             Error::new(Kind::InvalidInput, "the members of the cluster cancel out")
                 .detail(format!("The mean of cluster {} with this vector has no direction.", cluster.id))

@@ -60,12 +60,39 @@ const INDEXES: [&CStr; 7] = [
 const COLUMNS: usize = 11;
 
 /// Which rows a scan sees.
-#[derive(Clone, Copy, PartialEq)]
-pub enum Sees {
+#[derive(Clone, Copy)]
+pub enum Sees<'a> {
     /// Committed rows, this transaction's own, and rows that other transactions are writing.
     Everything,
     /// Committed rows and this transaction's own, as of the beginning of the scan.
     Settled,
+    /// The same as of one moment, for several scans.
+    At(&'a Moment),
+}
+
+/// What is committed at a moment, whatever the transaction's own snapshot.
+pub struct Moment(pg_sys::Snapshot);
+
+impl Moment {
+    pub fn now() -> Self {
+        // SAFETY: the snapshot is copied and registered; after an error it goes with the resources of the transaction.
+        Self(unsafe { pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot()) })
+    }
+
+    /// Whether a (sub)transaction that has written rows was under way then.
+    pub fn is_under_way(&self, writer: pg_sys::TransactionId) -> bool {
+        // SAFETY: the snapshot is registered.
+        unsafe { pg_sys::XidInMVCCSnapshot(writer, self.0) }
+    }
+}
+
+impl Drop for Moment {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: registered by `now`.
+            unsafe { pg_sys::UnregisterSnapshot(self.0) };
+        }
+    }
 }
 
 /// A condition on a column, counted from 1 as PostgreSQL does.
@@ -212,7 +239,13 @@ impl Store {
     /// index page was read before the new row was entered there, and the old row is dead when the scan reaches it. A
     /// scan with `Sees::Settled` that begins later sees the new row. A caller that must not miss a row that can be
     /// replaced does both, in this order.
-    pub fn scan(&self, sees: Sees, index: Index, conditions: &[Condition<'_>], mut visit: impl FnMut(&Row) -> bool) {
+    pub fn scan(
+        &self,
+        sees: Sees<'_>,
+        index: Index,
+        conditions: &[Condition<'_>],
+        mut visit: impl FnMut(&Row) -> bool,
+    ) {
         let relation = self.relations[index.table() as usize];
         if relation.is_null() {
             return;
@@ -223,11 +256,11 @@ impl Store {
         // the arrays have at least as many places as the table has columns. If the visitor panics, the transaction
         // fails, and its resources, the scan among them, are released.
         unsafe {
-            let latest = match sees {
-                Sees::Everything => None,
-                Sees::Settled => Some(pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot())),
+            let latest = matches!(sees, Sees::Settled).then(Moment::now);
+            let snapshot = match (sees, &latest) {
+                (Sees::At(moment), _) | (_, Some(moment)) => moment.0,
+                _ => &raw mut dirty,
             };
-            let snapshot = latest.unwrap_or(&raw mut dirty);
             let index = self.indexes[index as usize];
             let mut keys: Vec<pg_sys::ScanKeyData> = conditions.iter().map(scan_key).collect();
             let scan =
@@ -255,9 +288,6 @@ impl Store {
                 }
             }
             pg_sys::systable_endscan(scan);
-            if let Some(latest) = latest {
-                pg_sys::UnregisterSnapshot(latest);
-            }
         }
     }
 
