@@ -94,13 +94,6 @@ moved: the number of members that were not in this cluster before';
 COMMENT ON FUNCTION @extschema@.clip_thumbnail(bytea, integer, text) IS 'Thumbnail of an image file, upright and with its aspect ratio; smaller images keep their size
 edge: length of the longer side in pixels, from 1 to 4096
 format: jpeg (quality 85), png or webp (lossless)';
-COMMENT ON FUNCTION @extschema@.clip_image_info(bytea) IS 'Reads the header of an image file; no pixel is decoded, and no size limit applies
-format: JPEG, PNG, GIF, WebP, BMP, TIFF, ICO or HEIC; for camera RAW its own name (DNG, CR2, NEF, …)
-width, height: size in pixels as stored, before orientation is applied
-orientation: EXIF orientation, from 1 (upright) to 8; 5 to 8 swap width and height
-channels: samples per pixel: 1 grey or palette, 2 grey with alpha, 3 RGB, 4 RGB with alpha or CMYK
-frames: number of frames or pages
-bytes: length of the file';
 COMMENT ON FUNCTION @extschema@.clip_models() IS 'Available models, and what this connection has loaded and embedded
 path: directory of the model; dimensions: dimensions of its vectors, NULL while unknown
 selected: whether clip_search.model names it
@@ -639,3 +632,20 @@ COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text) IS 'Cou
 ALTER VIEW clip_search.watch SET (security_barrier = true);
 ALTER VIEW clip_search.pending SET (security_barrier = true);
 ALTER VIEW clip_search.failure SET (security_barrier = true);
+
+-- What an image file's header says: bits per sample and the date. The earlier columns keep their places.
+DROP FUNCTION @extschema@.clip_image_info(bytea);
+CREATE FUNCTION @extschema@.clip_image_info(image bytea)
+RETURNS TABLE (format text, width bigint, height bigint, orientation integer, channels integer, frames bigint, bytes bigint, bits integer,
+    taken timestamp, taken_offset interval)
+IMMUTABLE STRICT PARALLEL SAFE COST 100 ROWS 1 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_image_info_wrapper';
+COMMENT ON FUNCTION @extschema@.clip_image_info(bytea) IS 'Reads the header of an image file; no pixel is decoded, and no size limit applies
+format: JPEG, PNG, GIF, WebP, BMP, TIFF, ICO, HEIC, AVIF or JPEG XL; for camera RAW its own name (DNG, CR2, NEF, …)
+width, height: size in pixels as stored, before orientation is applied; of camera RAW, its largest preview''s
+orientation: EXIF orientation, from 1 (upright) to 8; 5 to 8 swap width and height
+channels: samples per pixel: 1 grey or palette, 2 grey with alpha, 3 RGB, 4 RGB with alpha or CMYK
+frames: number of frames or pages
+bytes: length of the file
+bits: bits per sample
+taken: when the picture was taken, by the camera''s clock (EXIF DateTimeOriginal); NULL if the file does not say
+taken_offset: how far that clock was ahead of UTC (EXIF OffsetTimeOriginal), so taken - taken_offset is in UTC; NULL if the file does not say';
