@@ -1,5 +1,6 @@
 //! What any extension in Rust could use: nothing of CLIP, clusters or watches.
 
+pub mod call_site;
 pub mod catalog;
 pub mod citus;
 pub mod error;
