@@ -179,7 +179,7 @@ COMMENT ON FUNCTION clip_check_model(text) IS 'Checks a model: its files, inputs
 model: a name, or the absolute path of a directory
 The last item is the verdict: good, or what is wrong.';
 COMMENT ON FUNCTION clip_stats() IS 'Counters and timings of the embedding functions for each model
-images, texts: number of items embedded; memo_hits: number of texts answered from the connection''s memory instead
+images, texts: number of items embedded; memo_hits: number of texts and images answered from the connection''s memory instead
 errors: number of failed calls
 runs: number of inferences, each of one item or a batch; loads: number of graphs loaded
 load_ms, decode_ms, inference_ms: milliseconds spent loading models, turning image files into input, and in inference

@@ -20,6 +20,7 @@ static THREADS: GucSetting<i32> = GucSetting::<i32>::new(1);
 static MAX_THREADS: GucSetting<i32> = GucSetting::<i32>::new(0);
 static CORES: OnceLock<usize> = OnceLock::new();
 static MEMO_TEXTS: GucSetting<i32> = GucSetting::<i32>::new(256);
+static MEMO_IMAGES: GucSetting<i32> = GucSetting::<i32>::new(64);
 static MAX_IMAGE_PIXELS: GucSetting<i32> = GucSetting::<i32>::new(100_000_000);
 static MAX_IMAGE_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(1 << 20);
 static MAX_IMAGE_BYTES: GucSetting<i32> = GucSetting::<i32>::new(256 << 20);
@@ -110,6 +111,16 @@ pub fn register() {
         c"Number of text embeddings that a connection caches for each model.",
         c"The least recently used ones are evicted. 0 disables the cache. A vector of 512 dimensions takes 2 kB.",
         &MEMO_TEXTS,
+        0,
+        1 << 20,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"clip_search.memo_images",
+        c"Number of image embeddings that a connection caches for each model.",
+        c"They serve queries by a photo, which PostgreSQL evaluates for each row. The least recently used ones are evicted. 0 disables the cache.",
+        &MEMO_IMAGES,
         0,
         1 << 20,
         GucContext::Userset,
@@ -346,6 +357,10 @@ pub fn threads() -> usize {
 
 pub fn memo_texts() -> usize {
     MEMO_TEXTS.get() as usize
+}
+
+pub fn memo_images() -> usize {
+    MEMO_IMAGES.get() as usize
 }
 
 pub fn limits() -> Limits {
