@@ -11,7 +11,7 @@ require_pg
 cargo_setup
 eval "$("$root/scripts/cluster.sh" env)"
 cd "$root"
-# Where the engine's unit tests find what the extension finds by itself.
+# Where the engine's unit tests find the library that the extension finds by itself.
 export ORT_DYLIB_PATH=$pg_lib/clip_search/libonnxruntime.so PG_CONFIG=$pg_config
 
 unit=${UNIT:-} tests=${TESTS:-} k=${K:-}
@@ -46,12 +46,12 @@ regression_tests() {
     fi
 }
 
-# Without a path: the folders that pyproject.toml lists.
+# Without a path: the directories listed in pyproject.toml.
 run_pytest() { PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest -o cache_dir="$target/pytest" "$@"; }
 
 python_tests() {
     python_packages
-    # PgBouncer before the server, for tests/server/test_pool.py. Without apt its tests are skipped.
+    # PgBouncer before the server, for tests/server/test_pool.py. Without apt, its tests are skipped.
     if { [ -z "$k" ] || [[ $k == *pool* || $k == *server* ]]; } && command -v apt-get >/dev/null &&
         ! PATH=$PATH:/usr/sbin command -v pgbouncer >/dev/null; then
         apt_install pgbouncer

@@ -98,7 +98,7 @@ impl<'a> Search<'a> {
         Self { store, collection, member, code, recent: std::cell::Cell::new(0) }
     }
 
-    /// The nearest of the clusters with rows of marks above `after`, unless all are clearly below the threshold.
+    /// The nearest of the clusters with rows of sequence numbers above `after`, unless all are clearly below the threshold.
     ///
     /// Sums without a code come first, codes second: a code that is made between the two is then seen in one of them.
     pub fn nearest(&self, after: i64) -> Option<Cluster> {
@@ -303,7 +303,7 @@ fn add(sum: &mut Sum, row: &Row) {
 }
 
 thread_local! {
-    /// By cluster, up to which mark this transaction has merged all changes there are, and the subtransaction in which it
+    /// By cluster, up to which sequence number this transaction has merged all changes there are, and the subtransaction in which it
     /// has. Its own rows up to there are deleted but stay in the index until it ends: without this, 10,000 joins to one
     /// cluster took 2.3 ms each at the end, stepping over those before, and 0.3 ms at the beginning.
     static MERGED: RefCell<HashMap<i64, (pg_sys::TransactionId, i64)>> = RefCell::default();
@@ -313,17 +313,17 @@ thread_local! {
 fn changes_of<'a>(store: &Store, cluster: i64) -> Vec<Condition<'a>> {
     match merged_up_to(store, cluster) {
         0 => vec![Condition::BigintIs(2, cluster)],
-        mark => vec![Condition::BigintIs(2, cluster), Condition::BigintOver(7, mark)],
+        sequence_number => vec![Condition::BigintIs(2, cluster), Condition::BigintOver(7, sequence_number)],
     }
 }
 
-/// The mark up to which no change of a cluster counts any more; 0 if none is known.
+/// The sequence number up to which no change of a cluster counts any more; 0 if none is known.
 pub fn merged_up_to(store: &Store, cluster: i64) -> i64 {
     if store.is_outdated() {
         return 0;
     }
     MERGED.with_borrow_mut(|all| match all.get(&cluster) {
-        Some(&(writer, mark)) if tables::is_own(writer) => mark,
+        Some(&(writer, sequence_number)) if tables::is_own(writer) => sequence_number,
         // Of a transaction that has ended, or was undone by a savepoint: then its rows are back.
         Some(_) => {
             all.remove(&cluster);
@@ -333,8 +333,8 @@ pub fn merged_up_to(store: &Store, cluster: i64) -> i64 {
     })
 }
 
-/// Remembers that this transaction has merged a cluster's changes, `last` being the highest mark of those. The short lock
-/// keeps others from writing a change with a mark that they have taken but not used yet.
+/// Remembers that this transaction has merged a cluster's changes, `last` being the highest sequence number of those. The short lock
+/// keeps others from writing a change with a sequence number that they have taken but not used yet.
 pub fn remember_merged(store: &Store, collection: &str, cluster: i64, last: i64) {
     if store.is_outdated() {
         return;
@@ -345,23 +345,23 @@ pub fn remember_merged(store: &Store, collection: &str, cluster: i64, last: i64)
         first = Some(row.bigint(7));
         false
     });
-    let mark = first.map_or(last, |first| first - 1);
+    let sequence_number = first.map_or(last, |first| first - 1);
     MERGED.with_borrow_mut(|all| {
         if all.len() >= 1000 {
             all.retain(|_, (writer, _)| tables::is_own(*writer));
         }
-        all.insert(cluster, (tables::writer(), mark));
+        all.insert(cluster, (tables::writer(), sequence_number));
     });
 }
 
-/// Up to which mark this session has given codes to all sums of a collection but those of the clusters listed.
+/// Up to which sequence number this session has given codes to all sums of a collection but those of the clusters listed.
 ///
 /// Rows that are replaced in a transaction stay in the index until it ends, and a search would step over each of them:
 /// a transaction that founds 100,000 clusters would be stepping most of its time.
 pub struct Packed {
-    /// By whom, and the mark of the last block.
+    /// By whom, and the sequence number of the last block.
     writer: pgrx::pg_sys::TransactionId,
-    mark: i64,
+    sequence_number: i64,
     left_over: Vec<i64>,
 }
 
@@ -371,10 +371,10 @@ thread_local! {
 }
 
 impl Packed {
-    pub fn remember(collection: &str, mark: i64, left_over: Vec<i64>) {
+    pub fn remember(collection: &str, sequence_number: i64, left_over: Vec<i64>) {
         PACKED.with_borrow_mut(|all| {
             if left_over.len() <= LEFT_OVER {
-                all.insert(collection.to_owned(), Self { writer: tables::writer(), mark, left_over });
+                all.insert(collection.to_owned(), Self { writer: tables::writer(), sequence_number, left_over });
             } else {
                 all.remove(collection);
             }
@@ -385,11 +385,11 @@ impl Packed {
     /// first: if it was rolled back, or has been replaced since, this knowledge is void.
     fn known(store: &Store, collection: &str, after: i64) -> (i64, Vec<i64>) {
         PACKED.with_borrow_mut(|all| {
-            let Some(packed) = all.get(collection).filter(|packed| packed.mark > after) else {
+            let Some(packed) = all.get(collection).filter(|packed| packed.sequence_number > after) else {
                 return (after, Vec::new());
             };
             let mut stands = false;
-            let conditions = [Condition::TextIs(1, collection), Condition::BigintIs(3, packed.mark)];
+            let conditions = [Condition::TextIs(1, collection), Condition::BigintIs(3, packed.sequence_number)];
             store.scan(Sees::Everything, Index::CodeCollection, &conditions, |row| {
                 stands = row.writer == packed.writer && !row.inserting && !row.deleting;
                 !stands
@@ -398,7 +398,7 @@ impl Packed {
                 all.remove(collection);
                 return (after, Vec::new());
             }
-            (packed.mark, packed.left_over.clone())
+            (packed.sequence_number, packed.left_over.clone())
         })
     }
 }

@@ -46,7 +46,7 @@ fn blocks_are_those_that_are_stored() {
         .map(|(number, id)| {
             let mut code = first;
             code[number / 64] ^= 1 << (number % 64);
-            Entry { id: id.as_i64().unwrap(), mark: 7, code }
+            Entry { id: id.as_i64().unwrap(), sequence_number: 7, code }
         })
         .collect();
     let stored = golden["blocks"].as_array().unwrap();
