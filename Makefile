@@ -125,6 +125,11 @@ soak-kill: export CLUSTER = test
 soak-kill: test-cluster
 	@KILLS=$(or $(KILLS),200) K=test_kill scripts/test.sh
 
+# Needs network the first time: the reference decoders are Python packages.
+.PHONY: image-corpus
+image-corpus: build-deps
+	@scripts/image-corpus.sh
+
 .PHONY: soak-hostile
 soak-hostile: export CLUSTER = test
 soak-hostile: test-cluster

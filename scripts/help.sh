@@ -18,6 +18,7 @@ A server to play with, which goes away with make clean:
 Less often:
   make deps         install what is missing to build and run (the others call it)
   make model        rebuild the default model from its parts and compare
+  make image-corpus  500 image files of every sort against the reference decoders
   make fuzz         mutated images, texts, configurations and models (ten minutes)
   make bench        the benchmarks of clusters, for half an hour (BENCH=assign for one of them)
   make eval         how well a model finds, on 310 labelled photographs (MODEL=name or directory)
