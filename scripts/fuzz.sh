@@ -50,7 +50,9 @@ export CLIP_FUZZ_CONFIGURATIONS=${CONFIGURATIONS:-200000} CLIP_FUZZ_MODELS=${MOD
 say "fuzzing: $CLIP_FUZZ_IMAGES images, $CLIP_FUZZ_TEXTS texts, $CLIP_FUZZ_CONFIGURATIONS configurations," \
     "$CLIP_FUZZ_MODELS models; a finding is kept in target/fuzz/"
 # One at a time, so that the peak memory that each prints is its own.
-for target in images $([ -n "${FORMAT:-}" ] || echo texts configurations models); do
+targets=(images)
+[ -n "${FORMAT:-}" ] || targets+=(texts configurations models)
+for target in "${targets[@]}"; do
     cargo test --locked --release "${workspace[@]}" --quiet --test fuzz -- --exact "$target" --nocapture 2>&1 |
         grep -vE '^(running|thread|stack backtrace|note:| *$)|^ +([0-9]+:|at )|gave up' ||
         die "fuzzing $target failed: see above and target/fuzz/"
