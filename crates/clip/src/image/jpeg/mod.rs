@@ -399,13 +399,14 @@ impl Rows<'_> {
         }
         // The row of blocks in which the data end has some pixels. Of a small picture that is too large a part to lack.
         let (height, unit) = (self.jpeg.height, frame(self.jpeg.bytes).map_or(8, |frame| frame.row_height()));
+        let missing = height.saturating_sub((rows + 1).saturating_mul(unit));
         if complete && refines {
-            return Ok(Short::Rows(height.saturating_sub(rows.saturating_mul(unit)) / DETAIL));
+            return Ok(Short::Rows(missing.div_ceil(DETAIL)));
         }
         if !complete || unit > height / 10 {
             return Ok(Short::Everything);
         }
-        Ok(Short::Rows(height.saturating_sub((rows + 1).saturating_mul(unit))))
+        Ok(Short::Rows(missing))
     }
 }
 
