@@ -7,11 +7,15 @@
 #   K=words     only pytest's tests that match (its -k): K=watch is those of tests/watch and others with the word in their name
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
+# shellcheck source=scripts/lib/clients.sh
+source "$root/scripts/lib/clients.sh"
+# shellcheck source=scripts/lib/observability.sh
+source "$root/scripts/lib/observability.sh"
 require_pg
 cargo_setup
 eval "$("$root/scripts/cluster.sh" env)"
 cd "$root"
-# Where the engine's unit tests find what the extension finds by itself.
+# Where the engine's unit tests find the library that the extension finds by itself.
 export ORT_DYLIB_PATH=$pg_lib/clip_search/libonnxruntime.so PG_CONFIG=$pg_config
 
 unit=${UNIT:-} tests=${TESTS:-} k=${K:-}
@@ -46,19 +50,57 @@ regression_tests() {
     fi
 }
 
-# Without a path: the folders that pyproject.toml lists.
-run_pytest() { PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest -o cache_dir="$target/pytest" "$@"; }
+# Without a path: the directories listed in pyproject.toml.
+run_pytest() {
+    PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest -o cache_dir="$target/pytest${CLUSTER:+.$CLUSTER}" "$@"
+}
+
+# What waits for servers, timers and locks more than it computes; the other folders' tests run beside it. Each half has a server
+# of its own, since tests change the server's settings, its roles and its connections. An argument of pytest is a folder.
+waiting=(tests/watch tests/server)
+computing() {
+    sed -n '/^testpaths/,/^]/s/^ *"\(.*\)",$/\1/p' pyproject.toml | grep -vxF "$(printf '%s\n' "${waiting[@]}")"
+}
+
+# side_by_side: both halves at once, the output of the second shown when the first has ended.
+side_by_side() {
+    local log=$logs/pytest-beside.log status=0 beside
+    mkdir -p "$logs"
+    (
+        export CLUSTER=${CLUSTER:-test}.beside
+        "$root/scripts/cluster.sh" start
+        eval "$("$root/scripts/cluster.sh" env)"
+        status=0
+        run_pytest -rs "${waiting[@]}" || status=$?
+        "$root/scripts/cluster.sh" stop
+        exit "$status"
+    ) >"$log" 2>&1 </dev/null &
+    beside=$!
+    mapfile -t folders < <(computing)
+    run_pytest -rs "${folders[@]}" || status=$?
+    say "the tests of ${waiting[*]}, which ran beside those ($log)"
+    wait "$beside" || status=$?
+    cat "$log"
+    return "$status"
+}
 
 python_tests() {
     python_packages
-    # PgBouncer before the server, for tests/server/test_pool.py. Without apt its tests are skipped.
+    # PgBouncer before the server, for tests/server/test_pool.py. Without apt, its tests are skipped.
     if { [ -z "$k" ] || [[ $k == *pool* || $k == *server* ]]; } && command -v apt-get >/dev/null &&
         ! PATH=$PATH:/usr/sbin command -v pgbouncer >/dev/null; then
         apt_install pgbouncer
     fi
     if [ -z "$k" ] || [[ $k == *update* || $k == *release* ]]; then "$root/scripts/releases.sh"; fi
+    if [ -z "$k" ] || [[ $k == *clients* || $k == *docs* ]]; then clients quick; fi
+    if [ -z "$k" ] || [[ $k == *observability* || $k == *docs* ]]; then observability; fi
     stage "Python tests: pytest"
-    run_pytest -rs ${k:+-k "$k"}
+    # The servers of make matrix and make valgrind are built and configured one by one, and so are their tests run.
+    if [ -z "$k" ] && [ "${CLUSTER:-}" = test ]; then
+        side_by_side
+    else
+        run_pytest -rs ${k:+-k "$k"}
+    fi
 }
 
 upgrade_tests() {

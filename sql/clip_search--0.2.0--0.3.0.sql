@@ -1,5 +1,8 @@
 -- From 0.2.0 to 0.3.0.
 
+ALTER TABLE clip_search.cluster_sum RENAME mark TO sequence_number;
+ALTER TABLE clip_search.cluster_code RENAME mark TO sequence_number;
+
 -- The comments that psql shows, in the words of 0.3.0.
 -- In the types of arguments, vector is pgvector's.
 SELECT pg_catalog.set_config('search_path', pg_catalog.quote_ident(n.nspname) OPERATOR(pg_catalog.||) ', pg_temp', true)
@@ -31,10 +34,10 @@ COMMENT ON TABLE clip_search.cluster_sum IS 'Sums of the members of clusters; th
 COMMENT ON COLUMN clip_search.cluster_sum.rest IS 'Remainder of that rounding';
 COMMENT ON COLUMN clip_search.cluster_sum.code IS 'Binary code of the sum, as stored in cluster_code; NULL: not stored there yet, so searches read the sum';
 COMMENT ON COLUMN clip_search.cluster_sum.model IS 'Model of the first vector, if known';
-COMMENT ON COLUMN clip_search.cluster_sum.mark IS 'Sequence number: the order in which rows became visible to searches';
+COMMENT ON COLUMN clip_search.cluster_sum.sequence_number IS 'Sequence number: the order in which rows became visible to searches';
 COMMENT ON TABLE clip_search.cluster_change IS 'Members that joined or left since the sums were written; the view clip_search.cluster includes them';
 COMMENT ON TABLE clip_search.cluster_code IS 'Binary codes of clusters, many in a row, for nearest-neighbor search';
-COMMENT ON COLUMN clip_search.cluster_code.mark IS 'Highest sequence number of the sums whose codes the row holds';
+COMMENT ON COLUMN clip_search.cluster_code.sequence_number IS 'Highest sequence number of the sums whose codes the row holds';
 COMMENT ON SEQUENCE clip_search.cluster_id_seq IS 'Ids of clusters, and sequence numbers of sums';
 COMMENT ON INDEX clip_search.collection_setting_pkey IS 'Unique names';
 COMMENT ON INDEX clip_search.cluster_sum_cluster_idx IS 'Sums by cluster';
@@ -91,13 +94,6 @@ moved: the number of members that were not in this cluster before';
 COMMENT ON FUNCTION @extschema@.clip_thumbnail(bytea, integer, text) IS 'Thumbnail of an image file, upright and with its aspect ratio; smaller images keep their size
 edge: length of the longer side in pixels, from 1 to 4096
 format: jpeg (quality 85), png or webp (lossless)';
-COMMENT ON FUNCTION @extschema@.clip_image_info(bytea) IS 'Reads the header of an image file; no pixel is decoded, and no size limit applies
-format: JPEG, PNG, GIF, WebP, BMP, TIFF, ICO or HEIC; for camera RAW its own name (DNG, CR2, NEF, …)
-width, height: size in pixels as stored, before orientation is applied
-orientation: EXIF orientation, from 1 (upright) to 8; 5 to 8 swap width and height
-channels: samples per pixel: 1 grey or palette, 2 grey with alpha, 3 RGB, 4 RGB with alpha or CMYK
-frames: number of frames or pages
-bytes: length of the file';
 COMMENT ON FUNCTION @extschema@.clip_models() IS 'Available models, and what this connection has loaded and embedded
 path: directory of the model; dimensions: dimensions of its vectors, NULL while unknown
 selected: whether clip_search.model names it
@@ -413,11 +409,9 @@ SELECT pg_catalog.set_config('search_path', pg_catalog.quote_ident(n.nspname) OP
 FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace
 WHERE e.extname OPERATOR(pg_catalog.=) 'vector';
 
-ALTER TABLE clip_search.collection_setting ADD COLUMN owner regrole;
-
--- What roles may do with collections; grantee 0 (-) is PUBLIC. Owners are here for collections without settings, which
--- came to be by their first assignment: there may be several rows for one, since a unique one would make transactions
--- wait for each other.
+-- What roles may do with collections; grantee 0 (-) is PUBLIC. A collection whose members are in a table belongs to that
+-- table's owner. The owner of any other has a row here. A collection that was created by its first assignment may have
+-- several such rows, since a unique one would make transactions wait for each other.
 CREATE TABLE clip_search.collection_grant (
     collection text COLLATE "C" NOT NULL,
     grantee    regrole NOT NULL,
@@ -438,19 +432,16 @@ SELECT pg_catalog.pg_extension_config_dump('clip_search.collection_grant',
 
 CREATE SEQUENCE clip_search.cluster_change_id_seq;
 ALTER TABLE clip_search.cluster_change
-    ADD COLUMN mark bigint NOT NULL DEFAULT pg_catalog.nextval('clip_search.cluster_change_id_seq');
+    ADD COLUMN sequence_number bigint NOT NULL DEFAULT pg_catalog.nextval('clip_search.cluster_change_id_seq');
 DROP INDEX clip_search.cluster_change_cluster_idx;
-CREATE INDEX cluster_change_cluster_idx ON clip_search.cluster_change (cluster, mark);
+CREATE INDEX cluster_change_cluster_idx ON clip_search.cluster_change (cluster, sequence_number);
 GRANT SELECT ON SEQUENCE clip_search.cluster_change_id_seq TO pg_database_owner;
 SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_change_id_seq', '');
-COMMENT ON COLUMN clip_search.cluster_change.mark IS 'Sequence number: the order in which changes were written';
+COMMENT ON COLUMN clip_search.cluster_change.sequence_number IS 'Sequence number: the order in which changes were written';
 COMMENT ON SEQUENCE clip_search.cluster_change_id_seq IS 'Sequence numbers of changes';
 COMMENT ON INDEX clip_search.cluster_change_cluster_idx IS 'Changes by cluster';
 
--- A collection goes to the owner of its members' table, others to the owner of the database, and stays open as it was.
-UPDATE clip_search.collection_setting s
-SET owner = coalesce((SELECT c.relowner FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) s.members::pg_catalog.oid),
-                     (SELECT d.datdba FROM pg_catalog.pg_database d WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()));
+-- A collection belongs to the owner of its members' table, others to the owner of the database, and stays open as it was.
 DO $$
 DECLARE
     opened text[];
@@ -464,7 +455,8 @@ BEGIN
     SELECT o.name, d.datdba, 'owner'
     FROM pg_catalog.unnest(opened) AS o (name)
     JOIN pg_catalog.pg_database d ON d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
-    WHERE NOT EXISTS (SELECT FROM clip_search.collection_setting s WHERE s.name OPERATOR(pg_catalog.=) o.name);
+    WHERE NOT EXISTS (SELECT FROM clip_search.collection_setting s
+                      WHERE s.name OPERATOR(pg_catalog.=) o.name AND s.members IS NOT NULL);
     INSERT INTO clip_search.collection_grant (collection, grantee, privilege)
     SELECT o.name, 0, p.name
     FROM pg_catalog.unnest(opened) AS o (name), (VALUES ('select'), ('assign'), ('recluster')) AS p (name);
@@ -479,7 +471,12 @@ END $$;
 -- The owners of collections; a role that has been dropped is replaced by the owner of the database.
 CREATE VIEW clip_search.collection_owner AS
 SELECT o.name, coalesce(r.oid, d.datdba)::pg_catalog.regrole AS owner
-FROM (SELECT s.name, s.owner::pg_catalog.oid AS role FROM clip_search.collection_setting s
+FROM (SELECT s.name, coalesce(c.relowner, g.role) AS role
+      FROM clip_search.collection_setting s
+      LEFT JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) s.members::pg_catalog.oid
+      LEFT JOIN LATERAL (SELECT g.grantee::pg_catalog.oid AS role FROM clip_search.collection_grant g
+                         WHERE g.collection OPERATOR(pg_catalog.=) s.name AND g.privilege OPERATOR(pg_catalog.=) 'owner'
+                         LIMIT 1) AS g ON true
       UNION ALL
       SELECT g.collection, g.grantee::pg_catalog.oid FROM clip_search.collection_grant g
       WHERE g.privilege OPERATOR(pg_catalog.=) 'owner'
@@ -546,8 +543,7 @@ WHERE pg_catalog.pg_has_role(d.datdba, 'USAGE')
 COMMENT ON COLUMN clip_search.collection.owner IS 'Role that owns it';
 COMMENT ON TABLE clip_search.collection_grant IS 'Privileges on collections, written by clip_grant_collection and clip_revoke_collection';
 COMMENT ON COLUMN clip_search.collection_grant.grantee IS 'Role; 0 (-) for PUBLIC';
-COMMENT ON COLUMN clip_search.collection_grant.privilege IS 'select, assign or recluster; owner for collections without settings';
-COMMENT ON COLUMN clip_search.collection_setting.owner IS 'Role that owns it; the owner of the database if that role no longer exists';
+COMMENT ON COLUMN clip_search.collection_grant.privilege IS 'select, assign or recluster; owner for collections without a table of members';
 COMMENT ON VIEW clip_search.collection_owner IS 'Owners of collections';
 COMMENT ON VIEW clip_search.collection_visible IS 'Collections whose clusters the current role may see';
 COMMENT ON INDEX clip_search.collection_grant_collection_idx IS 'Grants by collection';
@@ -636,3 +632,20 @@ COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text) IS 'Cou
 ALTER VIEW clip_search.watch SET (security_barrier = true);
 ALTER VIEW clip_search.pending SET (security_barrier = true);
 ALTER VIEW clip_search.failure SET (security_barrier = true);
+
+-- What an image file's header says: bits per sample and the date. The earlier columns keep their places.
+DROP FUNCTION @extschema@.clip_image_info(bytea);
+CREATE FUNCTION @extschema@.clip_image_info(image bytea)
+RETURNS TABLE (format text, width bigint, height bigint, orientation integer, channels integer, frames bigint, bytes bigint, bits integer,
+    taken timestamp, taken_offset interval)
+IMMUTABLE STRICT PARALLEL SAFE COST 100 ROWS 1 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_image_info_wrapper';
+COMMENT ON FUNCTION @extschema@.clip_image_info(bytea) IS 'Reads the header of an image file; no pixel is decoded, and no size limit applies
+format: JPEG, PNG, GIF, WebP, BMP, TIFF, ICO, HEIC, AVIF or JPEG XL; for camera RAW its own name (DNG, CR2, NEF, …)
+width, height: size in pixels as stored, before orientation is applied; of camera RAW, its largest preview''s
+orientation: EXIF orientation, from 1 (upright) to 8; 5 to 8 swap width and height
+channels: samples per pixel: 1 grey or palette, 2 grey with alpha, 3 RGB, 4 RGB with alpha or CMYK
+frames: number of frames or pages
+bytes: length of the file
+bits: bits per sample
+taken: when the picture was taken, by the camera''s clock (EXIF DateTimeOriginal); NULL if the file does not say
+taken_offset: how far that clock was ahead of UTC (EXIF OffsetTimeOriginal), so taken - taken_offset is in UTC; NULL if the file does not say';

@@ -46,7 +46,7 @@ extension_sql_file!("../sql/finalize.sql", finalize);
 pub extern "C-unwind" fn _PG_init() {
     guc::leave_out_backtraces();
     guc::register();
-    pg::user_context::register();
+    pg::register();
     model::stats::register();
     model::preload::run();
     watch::worker::register();

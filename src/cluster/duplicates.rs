@@ -11,7 +11,7 @@ use crate::cluster::members::{self, Members};
 use crate::guc;
 use crate::pg::error::{SqlResult, report};
 use crate::pg::regclass::Regclass;
-use crate::pg::spi::{get, spi};
+use crate::pg::spi::get;
 use crate::pg::user_context::current_role;
 
 /// 0.99 is what immich has come to, after 0.97 and 0.985 had shown similar photos as duplicates (its issues 9781 and
@@ -29,16 +29,13 @@ fn clip_duplicates_of(
     };
     let found = Members::known(collection, current_role(), Privilege::Select)?;
     let mut keys = Vec::new();
-    let rows = found.read(members.map(|Regclass(oid)| oid), |table| {
-        Spi::connect(|client| {
-            let (vector, embedding, key) = (found.vector(), &found.embedding, &found.key);
-            let query = format!(
-                "SELECT {vector}, t.{key}::text FROM {table} AS t WHERE {embedding} IS NOT NULL ORDER BY t.{key}"
-            );
-            members::read(client.try_open_cursor(&query, &[]).map_err(spi)?, |row| {
-                keys.push(get::<String>(row, 2)?.unwrap_or_default());
-                Ok(())
-            })
+    let rows = found.read(members.map(|Regclass(oid)| oid), |client| {
+        let (vector, embedding, key, table) = (found.vector(), &found.embedding, &found.key, client.name());
+        let query =
+            format!("SELECT {vector}, t.{key}::text FROM {table} AS t WHERE {embedding} IS NOT NULL ORDER BY t.{key}");
+        members::read(client.cursor(&query)?, |row| {
+            keys.push(get::<String>(row, 2)?.unwrap_or_default());
+            Ok(())
         })
     })?;
     let found = duplicates(&rows, threshold)?;

@@ -9,7 +9,8 @@
 use pgrx::prelude::*;
 
 use crate::guc;
-use crate::model::loaded;
+use crate::model::loaded::{self, Fingerprint};
+use crate::pg::call_site::once_per_constant;
 use crate::pg::error::SqlResult;
 use crate::pg::text::{Text, texts};
 use crate::pg::vector::Vector;
@@ -19,14 +20,20 @@ fn one(mut vectors: Vec<Option<Vector>>) -> Vector {
     vectors.pop().flatten().expect("one value that is not NULL gives one vector")
 }
 
+/// A query by a photo is evaluated for each row. If the photo is written into the query, even its fingerprint is computed
+/// once: that of a file of 5 MB takes some milliseconds.
+fn embed_image(model: &str, image: &[u8], call: pg_sys::FunctionCallInfo) -> SqlResult<Vector> {
+    loaded::embed_image(model, image, || once_per_constant(call, 0, || Fingerprint::of(image)))
+}
+
 #[pg_extern(stable, strict, parallel_safe, cost = 100000)]
-fn clip_embed_image(image: &[u8]) -> SqlResult<Vector> {
-    loaded::embed_images(&guc::model(), &[Some(image)]).map(one)
+fn clip_embed_image(image: &[u8], call: pg_sys::FunctionCallInfo) -> SqlResult<Vector> {
+    embed_image(&guc::model(), image, call)
 }
 
 #[pg_extern(immutable, strict, parallel_safe, cost = 100000, name = "clip_embed_image")]
-fn clip_embed_image_by_model(image: &[u8], model: &str) -> SqlResult<Vector> {
-    loaded::embed_images(model, &[Some(image)]).map(one)
+fn clip_embed_image_by_model(image: &[u8], model: &str, call: pg_sys::FunctionCallInfo) -> SqlResult<Vector> {
+    embed_image(model, image, call)
 }
 
 #[pg_extern(stable, strict, parallel_safe, cost = 10000)]

@@ -12,7 +12,7 @@ use pgrx::spi::{SpiClient, quote_identifier};
 
 use crate::pg::error::{SqlResult, sql_error};
 use crate::pg::spi::{get, spi};
-use crate::pg::user_context::Rights;
+use crate::pg::user_context::UserContext;
 
 /// A lock on a table, by PostgreSQL's name for it.
 #[derive(Clone, Copy)]
@@ -49,7 +49,8 @@ fn plain_name(oid: pg_sys::Oid) -> Option<String> {
 
 /// Whether a table has a column of that name.
 pub fn has_column(schema: &CStr, table: &CStr, column: &CStr) -> bool {
-    // SAFETY: cache look-ups by strings that end in a nul; a name that does not exist gives the oid 0, which has no columns.
+    // SAFETY: cache look-ups by strings that end in a nul; a name that does not exist gives the oid 0, which has no
+    // columns.
     unsafe {
         let schema = pg_sys::get_namespace_oid(schema.as_ptr(), true);
         let table = pg_sys::get_relname_relid(table.as_ptr(), schema);
@@ -61,16 +62,6 @@ pub fn has_column(schema: &CStr, table: &CStr, column: &CStr) -> bool {
 fn text(name: *mut std::ffi::c_char) -> Option<String> {
     // SAFETY: null, or a string that ends in a nul.
     (!name.is_null()).then(|| unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned())
-}
-
-/// Fails if a table has another name than the one by which it was just read or written: a schema may be renamed whatever
-/// is locked in it. What was done is undone by the error, and can be tried again.
-pub fn check_still_named(oid: pg_sys::Oid, name: &str) -> SqlResult<()> {
-    if qualified_name(oid).is_some_and(|now| now == name) {
-        return Ok(());
-    }
-    Err(sql_error(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, format!("{name} has just been renamed"))
-        .set_hint("Try again."))
 }
 
 /// What the catalogue says of a table.
@@ -89,7 +80,7 @@ pub struct Table {
 
 impl Table {
     pub fn describe(oid: pg_sys::Oid) -> SqlResult<Self> {
-        let _rights = Rights::of_caller();
+        let _user_context = UserContext::of_caller();
         Spi::connect_mut(|client| {
             let query = include_str!("sql/table.sql");
             let rows = client.update(query, Some(1), &[oid.into()]).map_err(spi)?;

@@ -7,16 +7,16 @@ use pgrx::spi::quote_identifier;
 
 use crate::cluster::tables;
 use crate::guc;
-use crate::pg::catalog::{self, Lock, Table};
+use crate::pg::catalog::{Lock, Table};
 use crate::pg::error::{SqlResult, report};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::get;
 use crate::pg::spi::spi;
-use crate::pg::user_context::{Rights, key_form};
+use crate::pg::user_context::key_form;
 use crate::watch::queue::{Next, claim, has_again, noted, own};
-use crate::watch::rows::{Terms, work};
 use crate::watch::setting::{Watch, table_of};
 use crate::watch::wakeup;
+use crate::watch::work::{Terms, work};
 
 /// Keys that are read and queued at a time.
 const KEYS: i64 = 10_000;
@@ -39,8 +39,7 @@ pub fn any_missing(watch: &Watch) -> SqlResult<bool> {
         client.update(query, Some(1), &[watch.id.into()]).map_err(spi)?.first().get::<i64>(1).map_err(spi)
     })?;
     // Of one row more than are listed, one is not.
-    let keys: Vec<String> = {
-        let _rights = Rights::of_table_owner(watch.owner);
+    let keys: Vec<String> = watch.as_owner(|client| {
         key_form();
         let (embedding, key) = (quote_identifier(&watch.embedding), key_of(watch));
         let query = format!(
@@ -49,11 +48,9 @@ pub fn any_missing(watch: &Watch) -> SqlResult<bool> {
             watch.has_source(),
             failed.unwrap_or_default() + 1
         );
-        Spi::connect_mut(|client| {
-            let rows = client.update(&query, None, &[]).map_err(spi)?;
-            rows.into_iter().map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect::<SqlResult<_>>()
-        })?
-    };
+        let rows = client.update(&query, None, &[])?;
+        rows.into_iter().map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect()
+    })?;
     own(|client| {
         let query = include_str!("sql/not_failed.sql");
         Ok(!client.update(query, Some(1), &[watch.id.into(), keys.into()]).map_err(spi)?.is_empty())
@@ -83,31 +80,18 @@ fn key_of(watch: &Watch) -> String {
 /// Queues the rows whose keys a query returns. Returns the number of new entries.
 fn enqueue(watch: &Watch, query: &str, again: bool) -> SqlResult<i64> {
     let mut count = 0;
-    catalog::lock(watch.relation, Lock::AccessShare);
-    watch.check_still_named()?;
-    let count = Spi::connect_mut(|client| {
-        let cursor = {
-            let _rights = Rights::of_table_owner(watch.owner);
-            client.try_open_cursor_mut(query, &[]).map_err(spi)?.detach_into_name()
-        };
+    watch.as_owner(|client| {
+        key_form();
+        let mut cursor = client.cursor_mut(query)?;
         loop {
             pgrx::check_for_interrupts!();
-            let keys = {
-                let _rights = Rights::of_table_owner_for(watch.owner, Some(&cursor));
-                key_form();
-                let mut cursor = client.find_cursor(&cursor).map_err(spi)?;
-                let rows = cursor.fetch(KEYS).map_err(spi)?;
-                let keys = rows
-                    .into_iter()
-                    .map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default()))
-                    .collect::<SqlResult<Vec<_>>>()?;
-                if !keys.is_empty() {
-                    cursor.detach_into_name();
-                }
-                keys
-            };
+            let rows = cursor.fetch(KEYS).map_err(spi)?;
+            let keys = rows
+                .into_iter()
+                .map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default()))
+                .collect::<SqlResult<Vec<_>>>()?;
             if keys.is_empty() {
-                return Ok::<_, ErrorReport>(count);
+                return Ok(count);
             }
             count += own(|client| {
                 let query = if again {
@@ -121,9 +105,7 @@ fn enqueue(watch: &Watch, query: &str, again: bool) -> SqlResult<i64> {
                 noted(watch, longest, insert)
             })?;
         }
-    })?;
-    watch.check_still_named()?;
-    Ok(count)
+    })
 }
 
 /// The steps of CALL clip_backfill, which commits between them (sql/watch.sql).
@@ -170,8 +152,8 @@ pub mod clip_search {
         claim(watch, i64::from(batch), Next::Between(after, last))
     }
 
-    /// How many of a watch's entries up to one are left: the background worker, or another session, has them in hand, or
-    /// their rows.
+    /// How many of a watch's entries up to one are left: the background worker, or another session, has them in hand,
+    /// or their rows.
     #[pg_extern(volatile, strict, parallel_unsafe)]
     fn backfill_left(watch: i64, last: i64) -> SqlResult<i64> {
         if !is_own(watch)? {
@@ -209,8 +191,8 @@ fn is_own(watch: i64) -> SqlResult<bool> {
     Ok(true)
 }
 
-/// Takes rows off the list of failures: all, or those of a SQLSTATE or a class of them. Where a worker keeps the table in
-/// sync it gets them; otherwise they are tried at once. Returns how many are on the list no longer.
+/// Takes rows off the list of failures: all, or those of a SQLSTATE or a class of them. Where a worker keeps the table
+/// in sync it gets them; otherwise they are tried at once. Returns how many are on the list no longer.
 #[pg_extern(volatile, parallel_unsafe, cost = 1000000, name = "clip_retry")]
 fn retry(
     relation: Option<Regclass>,
