@@ -73,6 +73,7 @@ async function draw({ again = false, back = false } = {}) {
 }
 
 async function drawList(now, stay) {
+  clearTimeout(retry);
   // An answer that is late must not replace a newer one.
   running.abort();
   running = new AbortController();
@@ -109,7 +110,18 @@ function title(text) {
   document.title = text === "Photos" ? "Photos" : `${text} – Photos`;
 }
 
+// While nothing answers, the page asks again now and then; what it says stays, with the focus that may be on it.
+const AGAIN = 5000;
+let retry;
+
 function failed(error) {
+  clearTimeout(retry);
+  if (error.down) {
+    const waiting = drawn;
+    retry = setTimeout(() => { if (drawn === waiting) draw({ again: true }); }, AGAIN);
+    const said = content.querySelector(".empty.down");
+    if (said?.dataset.status === String(error.status)) return;
+  }
   grid?.end();
   grid = album = null;
   $("tools").replaceChildren();
@@ -121,6 +133,7 @@ function failed(error) {
       button("Try again", () => draw({ again: true }), "main"))
     : empty("lost", sentence(error.error), [error.detail, error.hint].filter(Boolean).join(" ") || "Perhaps it has been deleted.",
       el("a", { className: "button", href: "/" }, "All photos")));
+  if (error.down) content.querySelector(".empty").dataset.status = String(error.status);
 }
 
 function empty(kind, head, text, ...actions) {
