@@ -279,6 +279,8 @@ async def photo(request: Request) -> Response:
 
 async def image(request: Request) -> Response:
     id, size = request.path_params["id"], request.path_params["size"]
+    if size not in ("small", "large"):
+        raise HTTPException(404, f"photos have no size {size!r}")
     headers = {"Cache-Control": "private, max-age=86400"}
 
     def tag(row: dict) -> str:

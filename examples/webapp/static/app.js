@@ -11,6 +11,7 @@ import { Viewer } from "./viewer.js";
 
 const words = $("words"), content = $("content");
 const PAUSE = 150; // milliseconds without a key before a search is sent
+const MOST_IN_DOWNLOAD = 1000; // as the server has it
 const FIRST = 200; // photos that a search shows before it compares all
 
 // ---------------------------------------------------------------- state
@@ -335,6 +336,10 @@ $("bar-clear").addEventListener("click", () => { clear(); grid?.focus(grid.curre
 $("bar-delete").addEventListener("click", () => erase(chosen()));
 $("bar-album").addEventListener("click", () => fill(chosen(), (to) => { clear(); if (to) go(link(to)); }));
 $("bar-download").addEventListener("click", () => {
+  if (selection.size > MOST_IN_DOWNLOAD) {
+    toast(`A download has at most ${count(MOST_IN_DOWNLOAD, "photo")}`);
+    return;
+  }
   const anchor = el("a", { href: `/download?ids=${chosen().join(",")}`, download: "" });
   document.body.append(anchor);
   anchor.click();
@@ -363,6 +368,7 @@ async function attempt(what) {
   }
 }
 
+let undoable = null; // the last offer to undo
 // The server keeps deleted photos for some seconds; the offer to bring them back ends a little earlier.
 async function erase(ids) {
   let gone;
@@ -390,7 +396,7 @@ async function erase(ids) {
   } else grid?.focus(grid.current);
   bar();
   const one = gone.ids.length === 1;
-  toast(gone.ids.length ? `${count(gone.ids.length, "photo")} deleted` : "Already deleted", gone.ids.length ? {
+  undoable = toast(gone.ids.length ? `${count(gone.ids.length, "photo")} deleted` : "Already deleted", gone.ids.length ? {
     seconds: Math.max(2, gone.undo_seconds - 4), action: "Undo",
     onaction: () => attempt(async () => {
       const { ids: back } = await ask("/api/photos/restore", { method: "POST", json: { ids: gone.ids } });
@@ -433,6 +439,9 @@ addEventListener("keydown", (event) => {
     event.preventDefault();
     words.focus();
     words.select();
+  } else if (event.key === "z" && (event.ctrlKey || event.metaKey) && !event.shiftKey && undoable?.isConnected && !event.target.matches("input")) {
+    event.preventDefault();
+    undoable.querySelector("button:not(.close)")?.click();
   } else if (event.key === "ArrowDown" && event.target === words && grid) {
     event.preventDefault();
     grid.focus(grid.current);
