@@ -155,6 +155,8 @@ def test_the_server_keeps_to_its_own_pages(address: str) -> None:
     assert ask("DELETE", f"/api/albums/{10**17}", Origin=address).status == 404
     assert ask("GET", f"/photos/{10**40}/small.jpg").status == 404
     assert ask("GET", "/photos/123456/large.jpg").status == 404
+    assert ask("GET", "/photos/1/other.jpg").status == 404
+    assert ask("GET", "/api/photos?like=123456").status == ask("GET", "/api/photos?like=123456&rest=1").status == 404
     assert ask("GET", "/download?ids=123456").status == 404
     assert ask("GET", "/api/photos?q=a%00b").status == 422
     for path in (
