@@ -15,6 +15,7 @@ use pgrx::spi::{SpiClient, quote_literal};
 use crate::cluster::tables::{Condition, Index, Sees, Store};
 use crate::pg::error::{SqlResult, given, report, sql_error};
 use crate::pg::spi::spi;
+use crate::pg::text::Text;
 use crate::pg::user_context::{UserContext, current_role, database_owner, has_rights_of, role_exists, role_name};
 
 pub const DEFAULT_COLLECTION: &str = "default";
@@ -334,10 +335,11 @@ pub fn own_collection(store: &Store, collection: &str) -> SqlResult<Access> {
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn clip_grant_collection(
-    collection: Option<&str>,
-    role: Option<&str>,
-    privilege: default!(Option<&str>, "'all'"),
+    collection: Option<Text<'_>>,
+    role: Option<Text<'_>>,
+    privilege: default!(Option<Text<'_>>, "'all'"),
 ) -> SqlResult<()> {
+    let (collection, role, privilege) = (collection.map(Text::str), role.map(Text::str), privilege.map(Text::str));
     let (collection, role) = (given("collection", collection)?, given("role", role)?);
     let privileges = Privilege::parse(given("privilege", privilege)?)?;
     let store = Store::open(c"clip_grant_collection()");
@@ -353,10 +355,11 @@ fn clip_grant_collection(
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn clip_revoke_collection(
-    collection: Option<&str>,
-    role: Option<&str>,
-    privilege: default!(Option<&str>, "'all'"),
+    collection: Option<Text<'_>>,
+    role: Option<Text<'_>>,
+    privilege: default!(Option<Text<'_>>, "'all'"),
 ) -> SqlResult<()> {
+    let (collection, role, privilege) = (collection.map(Text::str), role.map(Text::str), privilege.map(Text::str));
     let (collection, role) = (given("collection", collection)?, given("role", role)?);
     let privileges = Privilege::parse(given("privilege", privilege)?)?;
     let store = Store::open(c"clip_revoke_collection()");
@@ -372,7 +375,9 @@ fn clip_revoke_collection(
 }
 
 #[pg_extern(stable, strict, parallel_restricted)]
-fn clip_has_collection_privilege(collection: &str, privilege: &str) -> SqlResult<bool> {
+fn clip_has_collection_privilege(collection: Text<'_>, privilege: Text<'_>) -> SqlResult<bool> {
+    let Text(collection) = collection;
+    let Text(privilege) = privilege;
     check_name(collection)?;
     let access = Access::find(&Store::open_to_read(), collection);
     if !access.exists() && !access.is_open_default() {

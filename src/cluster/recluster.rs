@@ -19,6 +19,7 @@ use crate::guc;
 use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::owners_table::OwnersTable;
 use crate::pg::spi::{get, spi};
+use crate::pg::text::Text;
 use crate::pg::user_context::{UserContext, current_role};
 
 /// Where a member is.
@@ -31,8 +32,8 @@ struct Place {
 #[pg_extern(volatile, strict, parallel_unsafe, cost = 1000000)]
 #[allow(clippy::type_complexity)]
 fn clip_recluster(
-    collection: &str,
-    linkage: default!(&str, "'average'"),
+    collection: Text<'_>,
+    linkage: default!(Text<'_>, "'average'"),
 ) -> Result<
     TableIterator<
         'static,
@@ -40,6 +41,8 @@ fn clip_recluster(
     >,
     ErrorReport,
 > {
+    let Text(collection) = collection;
+    let Text(linkage) = linkage;
     let linkage = match linkage {
         "average" => Linkage::Average,
         "single" => Linkage::Single,

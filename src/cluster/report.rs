@@ -11,6 +11,7 @@ use crate::cluster::members::Members;
 use crate::pg::error::{SqlResult, report};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, own_schema, spi};
+use crate::pg::text::Text;
 use crate::pg::user_context::{UserContext, current_role};
 use crate::pg::vector::{self, Vector};
 
@@ -20,7 +21,7 @@ type Found = (i64, i64, Vector, Option<String>, f64, Option<f64>, Option<Vec<Opt
 #[pg_extern(stable, parallel_restricted, cost = 10000, name = "clip_clusters")]
 #[allow(clippy::type_complexity)]
 fn clip_clusters_of(
-    collection: Option<&str>,
+    collection: Option<Text<'_>>,
     min_size: default!(Option<i64>, "2"),
     members: default!(Option<Regclass>, "NULL"),
 ) -> Result<
@@ -38,6 +39,7 @@ fn clip_clusters_of(
     >,
     ErrorReport,
 > {
+    let collection = collection.map(Text::str);
     let (Some(collection), Some(min_size)) = (collection, min_size) else { return Ok(TableIterator::new(Vec::new())) };
     let found = Members::find(collection, current_role(), Privilege::Select)?;
     let clusters = |query: &str| {
@@ -79,7 +81,7 @@ fn clip_clusters_of(
 #[pg_extern(sql = false)]
 #[allow(clippy::type_complexity)]
 fn clip_clusters(
-    collection: &str,
+    collection: Text<'_>,
     min_size: i64,
 ) -> Result<
     TableIterator<
@@ -126,10 +128,11 @@ impl Members {
 
 #[pg_extern(stable, parallel_restricted, cost = 10000, name = "clip_cluster_groups")]
 fn clip_cluster_groups_of(
-    collection: Option<&str>,
+    collection: Option<Text<'_>>,
     min_size: default!(Option<i64>, "2"),
     members: default!(Option<Regclass>, "NULL"),
 ) -> SqlResult<Option<pgrx::JsonB>> {
+    let collection = collection.map(Text::str);
     let (Some(collection), Some(min_size)) = (collection, min_size) else { return Ok(None) };
     let found = Members::known(collection, current_role(), Privilege::Select)?;
     found.read(members.map(|Regclass(oid)| oid), |table| {
@@ -158,6 +161,6 @@ fn clip_cluster_groups_of(
 
 /// As SQL of 0.2.0 declares it.
 #[pg_extern(sql = false)]
-fn clip_cluster_groups(collection: &str, min_size: i64) -> SqlResult<Option<pgrx::JsonB>> {
+fn clip_cluster_groups(collection: Text<'_>, min_size: i64) -> SqlResult<Option<pgrx::JsonB>> {
     clip_cluster_groups_of(Some(collection), Some(min_size), None)
 }

@@ -9,6 +9,7 @@ pub mod former;
 mod grouping;
 mod hard_limit;
 mod legacy;
+pub mod partitions;
 pub mod query;
 mod queue;
 pub mod reembed;
