@@ -16,12 +16,12 @@ use jxl_oxide_common::Bundle;
 
 use crate::error::{Error, Kind, Result, without_panic};
 use crate::image::aside::aside;
+use crate::image::bmff;
 use crate::image::exif::{self, Taken};
 use crate::image::limits::{Limits, bytes_of, no_pixels};
 use crate::image::orientation::turned;
 use crate::image::picture::{Format, Header, Picture, Short, truncated};
 use crate::image::pixels::{self, on_white};
-use crate::image::bmff;
 use crate::image::profile::Profile;
 use crate::memory::{self, Reserve};
 

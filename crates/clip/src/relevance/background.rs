@@ -198,8 +198,10 @@ impl Background {
         let of_photo = self.codes.cosines(&photo.vector, self.words.len());
         let of_text = self.codes.cosines(&text.vector, self.words.len());
         let pairs = of_photo.iter().zip(&of_text).enumerate();
-        let shared = pairs.map(|(word, (&a, &b))| {
-            Shared { word, photo: photo.score_of(f64::from(a)), text: text.score_of(f64::from(b)) }
+        let shared = pairs.map(|(word, (&a, &b))| Shared {
+            word,
+            photo: photo.score_of(f64::from(a)),
+            text: text.score_of(f64::from(b)),
         });
         let lower = |one: &Shared| one.photo.min(one.text);
         first(shared.collect(), most, |one, other| lower(other).total_cmp(&lower(one)).then(one.word.cmp(&other.word)))
@@ -288,7 +290,10 @@ mod tests {
             assert!(tags[0].1 > tags[1].1 && tags[1].1 >= tags[2].1);
             let text = background.relative(&vector(number, 96)).unwrap();
             assert!((photo.score(&text) - tags[0].1).abs() < 0.1);
-            assert_eq!(background.shared(&photo, &background.photo(&vector(number, 96)).unwrap(), 1)[0].word, number as usize);
+            assert_eq!(
+                background.shared(&photo, &background.photo(&vector(number, 96)).unwrap(), 1)[0].word,
+                number as usize
+            );
         }
         let photo = background.photo(&vector(1, 96)).unwrap();
         assert_eq!(background.tags(&photo, 0), []);

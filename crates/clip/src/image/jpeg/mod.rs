@@ -15,9 +15,9 @@ use image::metadata::Orientation;
 use turbojpeg_sys as tj;
 
 use crate::error::{Error, Kind, Result};
+use crate::image::exif::{self, Taken};
 use crate::image::limits::{Limits, bytes_of};
 use crate::image::picture::{Format, Picture, Short, truncated};
-use crate::image::exif::{self, Taken};
 use crate::image::profile::{self, Profile};
 use crate::image::{orientation, pixels};
 use crate::memory;
@@ -219,10 +219,11 @@ impl<'a> Jpeg<'a> {
 
     /// The colour profile that the file states, which may be in several segments (ICC.1, B.4).
     pub fn profile(&self) -> Option<Profile<'a>> {
-        let mut parts = segments(self.bytes).filter_map(|(marker, payload)| match payload.strip_prefix(b"ICC_PROFILE\0")? {
-            [number, count, part @ ..] if marker == 0xE2 => Some((*number, *count, part)),
-            _ => None,
-        });
+        let mut parts =
+            segments(self.bytes).filter_map(|(marker, payload)| match payload.strip_prefix(b"ICC_PROFILE\0")? {
+                [number, count, part @ ..] if marker == 0xE2 => Some((*number, *count, part)),
+                _ => None,
+            });
         let (1, count, first) = parts.next()? else { return None };
         if count == 1 {
             return Some(Profile::Icc(Cow::Borrowed(first)));
