@@ -97,7 +97,7 @@ extension_package() {
     ln -s "/$runtime/libonnxruntime.so" "$out/$name/$deb_lib/clip_search/libonnxruntime.so"
     ln -s "/$models" "$out/$name/$deb_share/clip_search/models"
     "$python" "$root/packaging/licences.py" "$root" >"$out/crates.txt"
-    copyright "$name" "clip_search, and the libraries that are built into it." "$root/LICENSE" "$out/crates.txt"
+    copyright "$name" "clip_search, and the libraries that are built into it." "$root/LICENSE" "$root/models/words/LICENSE" "$out/crates.txt"
     package "$name" "$version" "$architecture" database <<CONTROL
 Depends: postgresql-$pg_major, postgresql-$pg_major-pgvector (>= 0.5), clip-search-onnxruntime (>= 1.17), $(shared_libraries "$out/$name/$deb_lib/clip_search.so")
 Recommends: clip-search-photo-mini
