@@ -654,7 +654,7 @@ STABLE PARALLEL SAFE COST 1000 ROWS 5 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_tag
 CREATE FUNCTION @extschema@.clip_tags(embedding vector, labels text[], model text DEFAULT NULL)
 RETURNS TABLE (tag text, relevance double precision)
 STABLE PARALLEL SAFE COST 10000 ROWS 10 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_tags_of_labels_wrapper';
-CREATE FUNCTION @extschema@.clip_classify_or_none(embedding vector, labels text[], none text DEFAULT 'none of these',
+CREATE FUNCTION @extschema@.clip_classify_or_none(embedding vector, labels text[], otherwise text DEFAULT 'none of these',
     template text DEFAULT 'a photo of a {}', model text DEFAULT NULL) RETURNS TABLE (label text, probability double precision)
 STABLE PARALLEL SAFE COST 10000 ROWS 10 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_classify_or_none_wrapper';
 CREATE FUNCTION @extschema@.clip_find(relation regclass, query text, k integer DEFAULT 40, cut double precision DEFAULT 0.5,
@@ -679,7 +679,7 @@ COMMENT ON FUNCTION @extschema@.clip_tags(vector, text[], text) IS 'Labels of on
 labels: pass the argument by name (labels => …) if it is a literal
 model: model that made the embedding; clip_search.model by default';
 COMMENT ON FUNCTION @extschema@.clip_classify_or_none(vector, text[], text, text, text) IS 'Zero-shot classification of a stored embedding that may show none of the labels
-none: name of the row for none of them; the photo shows a label as far as it, or a word that suits both, is relevant
+otherwise: name of the row for none of them; the photo shows a label as far as it, or a word that suits both, is relevant
 template: text with {} in the place of the label
 model: model that made the embedding; clip_search.model by default
 The labels share the rest as clip_classify distributes it.';

@@ -119,7 +119,7 @@ COMMENT ON FUNCTION clip_tags(vector, text[], text) IS 'Labels of one''s own wit
 labels: pass the argument by name (labels => …) if it is a literal
 model: model that made the embedding; clip_search.model by default';
 COMMENT ON FUNCTION clip_classify_or_none(vector, text[], text, text, text) IS 'Zero-shot classification of a stored embedding that may show none of the labels
-none: name of the row for none of them; the photo shows a label as far as it, or a word that suits both, is relevant
+otherwise: name of the row for none of them; the photo shows a label as far as it, or a word that suits both, is relevant
 template: text with {} in the place of the label
 model: model that made the embedding; clip_search.model by default
 The labels share the rest as clip_classify distributes it.';

@@ -77,11 +77,11 @@ fn shows_any(vector: Vec<f32>, labels: &[&str], model: &str) -> SqlResult<f64> {
 fn clip_classify_or_none(
     embedding: Option<Vector>,
     labels: Option<Array<Text<'_>>>,
-    none: default!(Option<Text<'_>>, "'none of these'"),
+    otherwise: default!(Option<Text<'_>>, "'none of these'"),
     template: default!(Option<Text<'_>>, "'a photo of a {}'"),
     model: default!(Option<&str>, "NULL"),
 ) -> Result<TableIterator<'static, (name!(label, String), name!(probability, f64))>, ErrorReport> {
-    let (Some(embedding), Some(labels), Some(Text(none)), Some(template)) = (embedding, labels, none, template) else {
+    let (Some(embedding), Some(labels), Some(Text(none)), Some(template)) = (embedding, labels, otherwise, template) else {
         return Ok(TableIterator::empty());
     };
     let model = model.map_or_else(guc::model, str::to_owned);
@@ -89,7 +89,7 @@ fn clip_classify_or_none(
     if labels.contains(&none) {
         return Err(report(
             Error::new(Kind::InvalidInput, format!("\"{none}\" is both a label and the name for none of them"))
-                .hint("Name it otherwise: none => '…'."),
+                .hint("Choose another name: otherwise => '…'."),
         ));
     }
     let any = shows_any(embedding.0.clone(), &labels, &model)?;
