@@ -722,3 +722,55 @@ COMMENT ON INDEX clip_search.watch_partition_pkey IS 'One row per watch and part
 COMMENT ON FUNCTION clip_search.follow_partitions() IS 'Event trigger: follows partitions that are added to a watched table, attached or detached';
 COMMENT ON FUNCTION clip_search.settle_partitions() IS 'Takes the rows of detached partitions out of their clusters, and puts triggers on new partitions';
 COMMENT ON EVENT TRIGGER clip_search_partition IS 'Keeps the clusters of partitioned tables in sync when partitions are attached or detached';
+
+-- Relevance, tags, and a search that returns only what matches.
+CREATE FUNCTION @extschema@.clip_relevance(embedding vector, query text, model text DEFAULT NULL) RETURNS double precision
+STABLE PARALLEL SAFE COST 1000 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_relevance_wrapper';
+CREATE FUNCTION @extschema@.clip_explain(embedding vector, query text, k integer DEFAULT 5, model text DEFAULT NULL)
+RETURNS TABLE (word text, in_photo double precision, in_query double precision)
+STABLE PARALLEL SAFE COST 2000 ROWS 5 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_explain_wrapper';
+CREATE FUNCTION @extschema@.clip_prepare_words(model text DEFAULT NULL) RETURNS integer
+VOLATILE PARALLEL RESTRICTED COST 1000000 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_prepare_words_wrapper';
+CREATE FUNCTION @extschema@.clip_tags(embedding vector, k integer DEFAULT 5, model text DEFAULT NULL)
+RETURNS TABLE (tag text, relevance double precision)
+STABLE PARALLEL SAFE COST 1000 ROWS 5 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_tags_wrapper';
+CREATE FUNCTION @extschema@.clip_tags(embedding vector, labels text[], model text DEFAULT NULL)
+RETURNS TABLE (tag text, relevance double precision)
+STABLE PARALLEL SAFE COST 10000 ROWS 10 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_tags_of_labels_wrapper';
+CREATE FUNCTION @extschema@.clip_classify_or_none(embedding vector, labels text[], otherwise text DEFAULT 'none of these',
+    template text DEFAULT 'a photo of a {}', model text DEFAULT NULL) RETURNS TABLE (label text, probability double precision)
+STABLE PARALLEL SAFE COST 10000 ROWS 10 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_classify_or_none_wrapper';
+CREATE FUNCTION @extschema@.clip_find(relation regclass, query text, k integer DEFAULT 40, cut double precision DEFAULT 0.5,
+    after_relevance double precision DEFAULT NULL, after_id text DEFAULT NULL, candidates integer DEFAULT 1000,
+    key text DEFAULT NULL, embedding text DEFAULT NULL, model text DEFAULT NULL)
+RETURNS TABLE (id text, cosine double precision, relevance double precision)
+STABLE PARALLEL RESTRICTED COST 100000 ROWS 40 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_find_wrapper';
+COMMENT ON FUNCTION @extschema@.clip_relevance(vector, text, text) IS 'How certainly a photo shows what a text says, from 0 to 1; from 0.5 on it is an answer
+model: model that made the embedding; clip_search.model by default
+The text competes with everyday words (clip_search.words), which a model embeds once; the first call does so.';
+COMMENT ON FUNCTION @extschema@.clip_explain(vector, text, integer, text) IS 'Why a photo is an answer: words that suit both the photo and the query, best first
+k: number of words
+in_photo: relevance of the word to the photo; in_query: relevance of the word to the query
+model: model that made the embedding; clip_search.model by default';
+COMMENT ON FUNCTION @extschema@.clip_prepare_words(text) IS 'Embeds the words that clip_relevance and clip_tags need, ahead of the first search; returns their number
+model: model that embeds them; clip_search.model by default';
+COMMENT ON FUNCTION @extschema@.clip_tags(vector, integer, text) IS 'Words for what a photo shows, the most relevant first
+k: number of words, whether relevant or not
+relevance: as clip_relevance has it, up to rounding; from 0.5 on the tag is a good one
+model: model that made the embedding; clip_search.model by default';
+COMMENT ON FUNCTION @extschema@.clip_tags(vector, text[], text) IS 'Labels of one''s own with their relevance to a photo, the most relevant first; several may fit, or none
+labels: pass the argument by name (labels => …) if it is a literal
+model: model that made the embedding; clip_search.model by default';
+COMMENT ON FUNCTION @extschema@.clip_classify_or_none(vector, text[], text, text, text) IS 'Zero-shot classification of a stored embedding that may show none of the labels
+otherwise: name of the row for none of them; the photo shows a label as far as it, or a word that suits both, is relevant
+template: text with {} in the place of the label
+model: model that made the embedding; clip_search.model by default
+The labels share the rest as clip_classify distributes it.';
+COMMENT ON FUNCTION @extschema@.clip_find(regclass, text, integer, double precision, double precision, text, integer, text, text, text) IS 'Rows of a table that match a text, the most relevant first, in pages; it reads the table with the caller''s rights
+k: rows of a page
+cut: lowest relevance of a row
+after_relevance, after_id: values of the previous page''s last row
+candidates: number of nearest rows that are rated; an HNSW index finds them whatever hnsw.ef_search is
+key: column that identifies a row, by default the primary key; embedding: column of type vector or halfvec, by default the only one
+id: key of the row, as text; cosine: of the row to the query; relevance: as clip_relevance has it
+model: model that made the embeddings; clip_search.model by default';

@@ -4,6 +4,7 @@
 
 use pgrx::prelude::*;
 
+mod answer;
 mod cluster;
 mod embed;
 mod guc;

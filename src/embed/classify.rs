@@ -13,7 +13,7 @@ use crate::pg::error::{SqlResult, report};
 use crate::pg::text::{Text, texts};
 use crate::pg::vector::Vector;
 
-type Rows = TableIterator<'static, (name!(label, String), name!(probability, f64))>;
+pub type Rows = TableIterator<'static, (name!(label, String), name!(probability, f64))>;
 
 #[pg_extern(stable, parallel_safe, cost = 100000)]
 fn clip_classify(
@@ -90,7 +90,7 @@ fn classify_image(
     classify(&vector.0, &labels, &templates, &model)
 }
 
-fn classify_vector(
+pub fn classify_vector(
     Vector(mut vector): Vector,
     labels: Vec<Option<&str>>,
     templates: Vec<Option<&str>>,
@@ -119,7 +119,7 @@ fn check<'a>(labels: Vec<Option<&'a str>>, templates: Vec<Option<&'a str>>) -> S
 }
 
 /// Texts of which there is at least one, and none is NULL or blank.
-fn present<'a>(texts: Vec<Option<&'a str>>, what: &str) -> SqlResult<Vec<&'a str>> {
+pub fn present<'a>(texts: Vec<Option<&'a str>>, what: &str) -> SqlResult<Vec<&'a str>> {
     let bad = |message: String| Error::new(Kind::InvalidInput, message);
     if texts.is_empty() {
         return Err(report(bad(format!("there is no {what}")).detail("The array is empty.")));
