@@ -1,5 +1,5 @@
-# clip_search. `make help` lists what there is to do.
-# The work is done by scripts/*.sh; this file says what needs what.
+# clip_search. `make help` lists the targets.
+# scripts/*.sh do the work; this file states what depends on what.
 
 # The server to build for: its pg_config, by default the one on PATH, or that of the server `make deps` installs.
 PG_CONFIG ?=

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Debian packages in target/deb, for the PostgreSQL of PG_CONFIG, out of an installation staged by DESTDIR.
-#   deb.sh         make them
-#   deb.sh test    then install them on a clean root and use them there (root rights and debootstrap)
-# By plain dpkg-deb: cargo fetches crates while it builds, which debhelper's rules are made to forbid, and the staged
+# Debian packages in target/deb, for the PostgreSQL of PG_CONFIG, from an installation staged by DESTDIR.
+#   deb.sh         builds them
+#   deb.sh test    also installs them on a clean root and uses them there (needs root and debootstrap)
+# By plain dpkg-deb: cargo fetches crates during the build, which debhelper's rules are made to forbid, and the staged
 # tree is what `make install` installs everywhere else.
 #   postgresql-NN-clip-search   the extension for one major version
 #   clip-search-onnxruntime     ONNX Runtime, for all of them
@@ -21,10 +21,10 @@ out=$target/deb
 architecture=$(dpkg --print-architecture 2>/dev/null) || die "there is no dpkg here: packages are made on Debian or Ubuntu"
 version=$(sed -nE 's/^version *= *"(.*)"/\1/p' "$root/Cargo.toml" | head -1)-1
 maintainer=${DEB_MAINTAINER:-clip_search <clip-search@localhost>}
-# Where Debian's servers look, whatever PG_CONFIG says.
+# The directories where Debian's servers look, whatever PG_CONFIG says.
 deb_lib=usr/lib/postgresql/$pg_major/lib
 deb_share=usr/share/postgresql/$pg_major
-# Beside them, since no major version owns these.
+# Beside them, because no major version owns these.
 runtime=usr/lib/clip-search
 models=usr/share/clip-search/models
 # Dates in the packages are the last commit's, so that the same sources give the same packages.
@@ -48,14 +48,14 @@ staged() {
 # put FILE PACKAGE PATH [MODE]
 put() { install -D -m "${4:-644}" "$1" "$out/$2/$3"; }
 
-# shared_libraries FILE…: Depends of what they are linked to.
+# shared_libraries FILE…: the Depends for the libraries they are linked to.
 shared_libraries() {
     mkdir -p "$out/shlibs/debian"
     printf 'Source: clip-search\n\nPackage: clip-search\nArchitecture: any\n' >"$out/shlibs/debian/control"
     (cd "$out/shlibs" && dpkg-shlibdeps -O "$@" 2>/dev/null) | sed -n 's/^shlibs:Depends=//p'
 }
 
-# copyright PACKAGE COMMENT FILE…: the licences, one after the other, below a line that says what they are of.
+# copyright PACKAGE COMMENT FILE…: the licences, one after the other, each below a line that names what it covers.
 copyright() {
     local package=$1 comment=$2 file
     shift 2
@@ -166,7 +166,7 @@ pgvector_package() {
     strip --strip-unneeded "$out/$name/$deb_lib/vector.so"
     for file in "$out/pgvector-stage$pg_share/extension/"vector*; do put "$file" "$name" "$deb_share/extension/$(basename "$file")"; done
     copyright "$name" "pgvector $has" "$out/pgvector/LICENSE"
-    # A revision below 1: whichever archive has this version of pgvector, its package replaces this one.
+    # A revision below 1, so that any archive's package of this pgvector version replaces this one.
     package "$name" "$has-0clip1" "$architecture" database <<CONTROL
 Depends: postgresql-$pg_major, $(shared_libraries "$out/$name/$deb_lib/vector.so")
 Description: vectors and their indexes in PostgreSQL $pg_major (pgvector)
@@ -198,7 +198,7 @@ make_packages() {
 case ${1:-} in
 '') make_packages ;;
 test)
-    # First: making the packages takes minutes.
+    # First, because building the packages takes minutes.
     command -v debootstrap >/dev/null || apt_install debootstrap
     make_packages
     as_root "a clean root" "$root/packaging/clean-root.sh" "$out" "$pg_major" "$(debian_mirror)"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The released versions, built from their commits into target/releases, for the update that tests/release/test_update.py does from
-# each: a minute each, once, since they are built with this version's dependencies. Where the history does not reach
-# back to a commit (an archive, a shallow clone), the test says so and is skipped.
+# Builds the released versions from their commits into target/releases, for tests/release/test_update.py: a minute each,
+# once, because they are built with this version's dependencies. If the history does not reach back to a commit (an
+# archive, a shallow clone), the test is skipped with the reason.
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
 require_pg

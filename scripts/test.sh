@@ -11,7 +11,7 @@ require_pg
 cargo_setup
 eval "$("$root/scripts/cluster.sh" env)"
 cd "$root"
-# Where the engine's unit tests find what the extension finds by itself.
+# Where the engine's unit tests find the library that the extension finds by itself.
 export ORT_DYLIB_PATH=$pg_lib/clip_search/libonnxruntime.so PG_CONFIG=$pg_config
 
 unit=${UNIT:-} tests=${TESTS:-} k=${K:-}
@@ -46,19 +46,19 @@ regression_tests() {
     fi
 }
 
-# Without a path: the folders that pyproject.toml lists.
+# Without a path: the directories listed in pyproject.toml.
 run_pytest() {
     PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest -o cache_dir="$target/pytest${CLUSTER:+.$CLUSTER}" "$@"
 }
 
-# What waits for servers, timers and locks more than it computes; the other folders' tests run beside it. Each half has a server
-# of its own, since tests change the server's settings, its roles and its connections. An argument of pytest is a folder.
+# These tests mostly wait for servers, timers and locks, so the other directories' tests run beside them. Each half has its own server,
+# because tests change the server's settings, roles and connections.
 waiting=(tests/watch tests/server)
 computing() {
     sed -n '/^testpaths/,/^]/s/^ *"\(.*\)",$/\1/p' pyproject.toml | grep -vxF "$(printf '%s\n' "${waiting[@]}")"
 }
 
-# side_by_side: both halves at once, the output of the second shown when the first has ended.
+# side_by_side: runs both halves at once, and shows the output of the second when the first has ended.
 side_by_side() {
     local log=$logs/pytest-beside.log status=0 beside
     mkdir -p "$logs"
@@ -82,14 +82,14 @@ side_by_side() {
 
 python_tests() {
     python_packages
-    # PgBouncer before the server, for tests/server/test_pool.py. Without apt its tests are skipped.
+    # PgBouncer before the server, for tests/server/test_pool.py. Without apt, its tests are skipped.
     if { [ -z "$k" ] || [[ $k == *pool* || $k == *server* ]]; } && command -v apt-get >/dev/null &&
         ! PATH=$PATH:/usr/sbin command -v pgbouncer >/dev/null; then
         apt_install pgbouncer
     fi
     if [ -z "$k" ] || [[ $k == *update* || $k == *release* ]]; then "$root/scripts/releases.sh"; fi
     stage "Python tests: pytest"
-    # The servers of make matrix and make valgrind are built and configured one by one, and so are their tests run.
+    # make matrix and make valgrind configure one server each, so their tests run in one piece.
     if [ -z "$k" ] && [ "${CLUSTER:-}" = test ]; then
         side_by_side
     else

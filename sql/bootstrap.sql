@@ -59,47 +59,47 @@ CREATE INDEX collection_grant_collection_idx ON clip_search.collection_grant (co
 CREATE SEQUENCE clip_search.cluster_id_seq;
 
 -- A sum of 512 dimensions takes 2056 bytes, just over the size at which PostgreSQL moves values out of line. Searches
--- read the sums, so toast_tuple_target keeps them in the row up to a full page. A mark is a sequence number: it gives the
+-- read the sums, so toast_tuple_target keeps them in the row up to a full page. The sequence number gives the
 -- order in which rows entered the partial index of sums without a code, so that a second search reads only later ones.
 CREATE TABLE clip_search.cluster_sum (
-    collection text COLLATE "C" NOT NULL,
-    cluster    bigint NOT NULL,
-    size       bigint NOT NULL,
-    sum        vector NOT NULL,
-    rest       vector,
-    code       bytea,
-    model      text,
-    made_at    timestamptz NOT NULL DEFAULT pg_catalog.now(),
-    updated_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
-    mark       bigint NOT NULL DEFAULT pg_catalog.nextval('clip_search.cluster_id_seq')
+    collection      text COLLATE "C" NOT NULL,
+    cluster         bigint NOT NULL,
+    size            bigint NOT NULL,
+    sum             vector NOT NULL,
+    rest            vector,
+    code            bytea,
+    model           text,
+    made_at         timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    updated_at      timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    sequence_number bigint NOT NULL DEFAULT pg_catalog.nextval('clip_search.cluster_id_seq')
 ) WITH (toast_tuple_target = 8160);
 CREATE INDEX cluster_sum_cluster_idx ON clip_search.cluster_sum (cluster);
 CREATE INDEX cluster_sum_collection_idx ON clip_search.cluster_sum (collection, cluster);
-CREATE INDEX cluster_sum_recent_idx ON clip_search.cluster_sum (collection, mark) WHERE code IS NULL;
+CREATE INDEX cluster_sum_recent_idx ON clip_search.cluster_sum (collection, sequence_number) WHERE code IS NULL;
 
--- Rows that a transaction has added and merged stay in the index until it ends. Their marks are below those of the rows
--- that count, so its searches start after them.
+-- Rows that a transaction has added and merged stay in the index until it ends. Their sequence numbers are below those of
+-- the rows that count, so its searches start after them.
 CREATE SEQUENCE clip_search.cluster_change_id_seq;
 CREATE TABLE clip_search.cluster_change (
-    collection text COLLATE "C" NOT NULL,
-    cluster    bigint NOT NULL,
-    size       bigint NOT NULL,
-    sum        vector NOT NULL,
-    rest       vector,
-    made_at    timestamptz NOT NULL DEFAULT pg_catalog.now(),
-    mark       bigint NOT NULL DEFAULT pg_catalog.nextval('clip_search.cluster_change_id_seq')
+    collection      text COLLATE "C" NOT NULL,
+    cluster         bigint NOT NULL,
+    size            bigint NOT NULL,
+    sum             vector NOT NULL,
+    rest            vector,
+    made_at         timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    sequence_number bigint NOT NULL DEFAULT pg_catalog.nextval('clip_search.cluster_change_id_seq')
 ) WITH (toast_tuple_target = 8160);
-CREATE INDEX cluster_change_cluster_idx ON clip_search.cluster_change (cluster, mark);
+CREATE INDEX cluster_change_cluster_idx ON clip_search.cluster_change (cluster, sequence_number);
 
 -- Every search reads this table from end to end, so its pages are packed as full as possible.
 CREATE TABLE clip_search.cluster_code (
-    collection text COLLATE "C" NOT NULL,
-    first      bigint NOT NULL,
-    mark       bigint NOT NULL,
-    entries    bytea NOT NULL
+    collection      text COLLATE "C" NOT NULL,
+    first           bigint NOT NULL,
+    sequence_number bigint NOT NULL,
+    entries         bytea NOT NULL
 ) WITH (toast_tuple_target = 8160);
 ALTER TABLE clip_search.cluster_code ALTER entries SET STORAGE PLAIN;
-CREATE INDEX cluster_code_collection_idx ON clip_search.cluster_code (collection, mark);
+CREATE INDEX cluster_code_collection_idx ON clip_search.cluster_code (collection, sequence_number);
 
 -- A publication FOR ALL TABLES rejects updates of a table without a replica identity. Without logical replication this
 -- adds nothing to the WAL.

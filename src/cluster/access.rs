@@ -15,7 +15,7 @@ use pgrx::spi::{SpiClient, quote_literal};
 use crate::cluster::tables::{Condition, Index, Sees, Store};
 use crate::pg::error::{SqlResult, given, report, sql_error};
 use crate::pg::spi::spi;
-use crate::pg::user_context::{Rights, current_role, database_owner, has_rights_of, role_exists, role_name};
+use crate::pg::user_context::{UserContext, current_role, database_owner, has_rights_of, role_exists, role_name};
 
 pub const DEFAULT_COLLECTION: &str = "default";
 
@@ -343,7 +343,7 @@ fn clip_grant_collection(
     let store = Store::open(c"clip_grant_collection()");
     let access = own_collection(&store, collection)?;
     access.check_current()?;
-    let _rights = Rights::of_extension();
+    let _user_context = UserContext::of_extension();
     let role = grantee(role)?;
     Spi::connect_mut(|client| {
         access.write_defaults(client)?;
@@ -362,7 +362,7 @@ fn clip_revoke_collection(
     let store = Store::open(c"clip_revoke_collection()");
     let access = own_collection(&store, collection)?;
     access.check_current()?;
-    let _rights = Rights::of_extension();
+    let _user_context = UserContext::of_extension();
     let role = grantee(role)?;
     Spi::connect_mut(|client| {
         access.write_defaults(client)?;

@@ -6,7 +6,7 @@
 //! consists of those who joined. Two who would found the same cluster at once are kept apart by a lock that is held
 //! while one looks again and writes its row ([`Store::lock_shortly`]), not to the end of the transaction.
 
-use clip::clustering::centroid::{ROUNDING, normalise};
+use clip::clustering::centroid::{ROUNDING, l2_normalize};
 use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
@@ -20,7 +20,7 @@ use crate::cluster::tables::{Condition, Index, Sees, Store};
 use crate::model::loaded;
 use crate::pg::citus;
 use crate::pg::error::{SqlResult, report, warn};
-use crate::pg::user_context::{Rights, current_role};
+use crate::pg::user_context::{UserContext, current_role};
 use crate::pg::vector::Vector;
 
 #[pg_extern(volatile, strict, parallel_unsafe, cost = 5000)]
@@ -45,13 +45,13 @@ fn clip_leave_cluster(cluster: i64, embedding: Vector) -> SqlResult<bool> {
 /// table, whose every writer may write its groups.
 pub fn assign(embedding: Vector, collection: &str, role: pg_sys::Oid) -> SqlResult<i64> {
     check_name(collection)?;
-    let _rights = Rights::of_extension();
+    let _user_context = UserContext::of_extension();
     let store = Store::open(c"clip_assign_cluster()");
     // Before any lock: a role that may not assign holds up nobody who may.
     Access::find(&store, collection).check_assign(role)?;
     let model = loaded::model_of(&embedding.0);
     let Vector(mut member) = embedding;
-    normalise(&mut member).map_err(report)?;
+    l2_normalize(&mut member).map_err(report)?;
     store.hold(collection);
     // While it waited for the lock, the collection may have been dropped, and another one made.
     Access::find(&store, collection).check_assign(role)?;
@@ -60,8 +60,8 @@ pub fn assign(embedding: Vector, collection: &str, role: pg_sys::Oid) -> SqlResu
     let search = Search::new(&store, &collection, &member);
     Spi::connect_mut(|client| {
         claim(client, &store, &collection.name, role)?;
-        // Under the short lock, since there is a moment between the giving of a mark and the writing of its row.
-        let mark = {
+        // Under the short lock, since there is a moment between the giving of a sequence number and the writing of its row.
+        let sequence_number = {
             let _lock = store.lock_shortly(&collection.name, false);
             statements::last_id(client)?
         };
@@ -85,7 +85,7 @@ pub fn assign(embedding: Vector, collection: &str, role: pg_sys::Oid) -> SqlResu
                 // can have been missed by it.
                 let found = match near {
                     Some(id) => search.look_up(id).filter(joins).or_else(|| search.nearest(0).filter(joins)),
-                    None => search.nearest(mark).filter(joins),
+                    None => search.nearest(sequence_number).filter(joins),
                 };
                 match found {
                     Some(found) => {
@@ -129,7 +129,7 @@ fn claim(client: &mut SpiClient<'_>, store: &Store, collection: &str, role: pg_s
 /// Adds a member to a cluster, under the short lock: the exclusive one, unless the cluster is settled.
 ///
 /// A cluster that is not can vanish at any time from the looks of others who search without it, and be back with
-/// the row written here. The row's mark makes it one that they have not seen.
+/// the row written here. The row's sequence number makes it one that they have not seen.
 fn join(client: &mut SpiClient<'_>, collection: &Collection, cluster: &Cluster, member: &[f32]) -> SqlResult<()> {
     let mut sum = cluster.sum.clone();
     sum.add(member, None, 1);
@@ -156,10 +156,10 @@ fn join(client: &mut SpiClient<'_>, collection: &Collection, cluster: &Cluster, 
 ///
 /// On behalf of a role; without one, for a member that this transaction itself has added.
 pub fn leave(id: i64, embedding: Vector, only: Option<&str>, role: Option<pg_sys::Oid>) -> SqlResult<bool> {
-    let _rights = Rights::of_extension();
+    let _user_context = UserContext::of_extension();
     let store = Store::open(c"clip_leave_cluster()");
     let Vector(mut member) = embedding;
-    normalise(&mut member).map_err(report)?;
+    l2_normalize(&mut member).map_err(report)?;
     let Some(name) = collection_of(&store, id) else { return Ok(false) };
     if only.is_some_and(|only| only != name) {
         return Ok(false);

@@ -12,9 +12,10 @@ use crate::guc;
 use crate::model::loaded;
 use crate::pg::catalog::Table;
 use crate::pg::error::{SqlResult, given, report, sql_error};
+use crate::pg::owners_table::OwnersTable;
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, spi};
-use crate::pg::user_context::{OwnersTable, Rights, current_role, has_rights_of, role_name};
+use crate::pg::user_context::{UserContext, current_role, has_rights_of, role_name};
 use crate::pg::vector_column::Storage;
 
 /// What is settled about a collection: by [`clip_create_collection`](crate::cluster::collection), else by its first cluster.
@@ -126,7 +127,7 @@ fn clip_create_collection(
         access.check_owner(role)?;
     }
     let members = members.map(|Regclass(oid)| owned_members(oid, role)).transpose()?;
-    let _rights = Rights::of_extension();
+    let _user_context = UserContext::of_extension();
     let _lock = store.lock_shortly(collection, true);
     Spi::connect_mut(|client| {
         // Another may have made it since.
@@ -237,7 +238,7 @@ fn clip_alter_collection(
     let store = Store::open(c"clip_alter_collection()");
     let access = own_collection(&store, collection)?;
     access.check_current()?;
-    let _rights = Rights::of_extension();
+    let _user_context = UserContext::of_extension();
     let owner = owner.map(role_named).transpose()?;
     if let Some(owner) = owner
         && !has_rights_of(role, owner)
@@ -297,7 +298,7 @@ fn clip_drop_collection(collection: &str) -> SqlResult<()> {
     let store = Store::open(c"clip_drop_collection()");
     own_collection(&store, collection)?;
     let role = current_role();
-    let _rights = Rights::of_extension();
+    let _user_context = UserContext::of_extension();
     store.take(collection, true);
     // While it waited for the lock, the collection may have been dropped, and another one made.
     let access = Access::find(&store, collection);

@@ -23,7 +23,7 @@ const LIGHT: i64 = 4;
 const THINNED_BLOCKS: usize = 6;
 
 thread_local! {
-    /// Up to which mark this session has looked over a collection's blocks.
+    /// Up to which sequence number this session has looked over a collection's blocks.
     static THINNED: RefCell<HashMap<String, i64>> = RefCell::default();
 }
 
@@ -61,7 +61,7 @@ pub fn forget(client: &mut SpiClient<'_>, store: &Store, search: &Search<'_>, id
 pub fn fold(client: &mut SpiClient<'_>, store: &Store, collection: &Collection, cluster: &Cluster) -> SqlResult<()> {
     let id = cluster.id;
     let changes = statements::lock_changes(client, store, id)?;
-    let last = changes.iter().map(|change| change.mark).max().unwrap_or_default();
+    let last = changes.iter().map(|change| change.sequence_number).max().unwrap_or_default();
     // Changes become one as long as they weigh little against the sum, which is then not written: a sum that is
     // replaced stays in three indexes until the transaction ends.
     let weight: i64 = changes.iter().map(|change| change.size.abs()).sum();
@@ -95,7 +95,7 @@ pub fn fold(client: &mut SpiClient<'_>, store: &Store, collection: &Collection, 
                 (binary_code::distance(&now, &then) <= DRIFT).then_some(bytes)
             });
             {
-                // A row without a code gets a mark.
+                // A row without a code gets a sequence number.
                 let _lock = (kept.code.is_some() && code.is_none()).then(|| store.lock_shortly(&collection.name, true));
                 statements::replace(client, kept, &total, code)?;
             }
@@ -119,13 +119,13 @@ pub fn pack(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) 
         .iter()
         .map(|row| Entry {
             id: row.cluster,
-            mark: row.mark,
+            sequence_number: row.sequence_number,
             code: with_coder(row.high.len(), |coder| coder.encode(&row.high)),
         })
         .collect();
     let codes: Vec<Vec<u8>> = entries.iter().map(|entry| binary_code::to_bytes(&entry.code)).collect();
     statements::set_codes(client, &rows, codes)?;
-    let last = entries.iter().map(|entry| entry.mark).max().unwrap_or_default();
+    let last = entries.iter().map(|entry| entry.sequence_number).max().unwrap_or_default();
     for block in Block::pack(&entries) {
         statements::block(client, &collection.name, block)?;
     }
@@ -151,8 +151,8 @@ pub fn pack(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) 
 /// Looks over some blocks, and dissolves those of which less than half is still in use.
 ///
 /// Clusters that have gone, or moved so far that they have lost their code, leave theirs behind, and searches would read
-/// more and more of them. The sums whose codes are still right become ones without a code, with new marks: who searches
-/// meanwhile and sees them neither in the block nor without a code looks for marks that are newer than its search before
+/// more and more of them. The sums whose codes are still right become ones without a code, with new sequence numbers: who searches
+/// meanwhile and sees them neither in the block nor without a code looks for sequence numbers that are newer than its search before
 /// it founds a cluster.
 pub fn thin(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) -> SqlResult<()> {
     let mut after = THINNED.with_borrow(|all| all.get(&collection.name).copied().unwrap_or(0));
@@ -161,7 +161,7 @@ pub fn thin(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) 
             after = 0;
             break;
         };
-        after = block.mark;
+        after = block.sequence_number;
         let entries: HashSet<(i64, Code)> = binary_code::unpack(block.first, &block.entries).collect();
         let ids: Vec<i64> = entries.iter().map(|(id, _)| *id).collect();
         let in_block = |sum: &statements::Coded| {
@@ -191,7 +191,7 @@ pub fn replace_all(client: &mut SpiClient<'_>, collection: &str, ids: &[i64], su
         pgrx::check_for_interrupts!();
         let code = with_coder(sum.dimensions(), |coder| coder.encode(&sum.split().0));
         statements::insert(client, collection, *id, sum, &binary_code::to_bytes(&code), known.get(id))?;
-        entries.push(Entry { id: *id, mark: *id, code });
+        entries.push(Entry { id: *id, sequence_number: *id, code });
     }
     entries.sort_unstable_by_key(|entry| entry.id);
     for block in Block::pack(&entries) {

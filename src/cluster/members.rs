@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use clip::clustering::agglomerative::Progress;
-use clip::clustering::centroid::normalise;
+use clip::clustering::centroid::l2_normalize;
 use clip::clustering::regroup::Rows;
 use clip::{Error, Kind};
 use pgrx::pg_sys::panic::ErrorReport;
@@ -15,8 +15,9 @@ use crate::cluster::tables::Store;
 use crate::guc;
 use crate::pg::citus;
 use crate::pg::error::{SqlResult, report, sql_error};
+use crate::pg::owners_table::OwnersTable;
 use crate::pg::spi::{get, spi};
-use crate::pg::user_context::{OwnersTable, Rights, current_role, role_name};
+use crate::pg::user_context::{UserContext, current_role, role_name};
 use crate::pg::vector::{self, Vector};
 
 /// Between two messages about the progress.
@@ -94,7 +95,7 @@ impl Members {
             return Err(unknown(collection));
         }
         access.check(role, privilege)?;
-        let _rights = Rights::of_extension();
+        let _user_context = UserContext::of_extension();
         Spi::connect(|client| {
             let rows = client.select(include_str!("sql/members.sql"), Some(1), &[collection.into()]).map_err(spi)?;
             let Some(row) = rows.into_iter().next() else { return Ok(None) };
@@ -228,7 +229,7 @@ pub fn read(
         }
         for row in fetched {
             let Some(Vector(mut vector)) = get::<Vector>(&row, 1)? else { continue };
-            normalise(&mut vector).map_err(report)?;
+            l2_normalize(&mut vector).map_err(report)?;
             if !rows.push(&vector) {
                 return Err(sql_error(
                     PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,

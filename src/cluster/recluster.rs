@@ -17,8 +17,9 @@ use crate::cluster::statements;
 use crate::cluster::tables::Store;
 use crate::guc;
 use crate::pg::error::{SqlResult, report, sql_error};
+use crate::pg::owners_table::OwnersTable;
 use crate::pg::spi::{get, spi};
-use crate::pg::user_context::{OwnersTable, Rights, current_role};
+use crate::pg::user_context::{UserContext, current_role};
 
 /// Where a member is.
 struct Place {
@@ -99,13 +100,13 @@ fn recluster(
     drop(rows);
 
     let known: HashMap<i64, i64> = {
-        let _rights = Rights::of_extension();
+        let _user_context = UserContext::of_extension();
         Spi::connect_mut(statements::sizes(collection))?
     };
     let old: Vec<Option<i64>> = places.iter().map(|place| place.cluster.filter(|id| known.contains_key(id))).collect();
     let kept = keep_ids(&labels, &old, groups.len());
     let ids = {
-        let _rights = Rights::of_extension();
+        let _user_context = UserContext::of_extension();
         let new = kept.iter().filter(|id| id.is_none()).count();
         let mut fresh = Spi::connect_mut(statements::fresh_ids(new))?.into_iter();
         kept.iter().map(|id| id.or_else(|| fresh.next())).map(|id| id.unwrap_or_default()).collect::<Vec<i64>>()
@@ -113,7 +114,7 @@ fn recluster(
     let changes = compare(&labels, &old, &ids);
     move_members(members, &places, &labels, &ids)?;
 
-    let _rights = Rights::of_extension();
+    let _user_context = UserContext::of_extension();
     Spi::connect_mut(|client| replace_all(client, collection, &ids, &groups))?;
     let count = |what: &str| changes.iter().filter(|change| change.1 == what).count();
     pgrx::notice!(

@@ -11,7 +11,7 @@ use crate::cluster::members::Members;
 use crate::pg::error::{SqlResult, report};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, own_schema, spi};
-use crate::pg::user_context::{Rights, current_role};
+use crate::pg::user_context::{UserContext, current_role};
 use crate::pg::vector::{self, Vector};
 
 /// A row of clip_clusters.
@@ -61,7 +61,7 @@ fn clip_clusters_of(
     };
     let rows = match &found {
         None => {
-            let _rights = Rights::of_caller();
+            let _user_context = UserContext::of_caller();
             clusters(include_str!("sql/clusters.sql"))?
         }
         Some(found) => found.read(members.map(|Regclass(oid)| oid), |table| {

@@ -108,7 +108,7 @@ impl<'a> Search<'a> {
         Self { store, collection, member, code, rotated, width, recent: std::cell::Cell::new(0) }
     }
 
-    /// The nearest of the clusters with rows of marks above `after`, unless all are clearly below the threshold.
+    /// The nearest of the clusters with rows of sequence numbers above `after`, unless all are clearly below the threshold.
     ///
     /// Sums without a code come first, codes second: a code that is made between the two is then seen in one of them.
     pub fn nearest(&self, after: i64) -> Option<Cluster> {
@@ -211,7 +211,7 @@ impl<'a> Search<'a> {
     /// The committed part is read from both tables as of one moment. Read one after the other, rows that were merged into
     /// the sum between the two scans counted twice, and where most members had just left, the rest seemed to cancel out. What
     /// others have under way is read before that moment, and counts if it still was under way then. Of their rows only those
-    /// of single members do: what they have merged is committed, too, or is such rows of their own.
+    /// count that were inserted for single members: rows that they have merged, or given a code, count by what they were.
     pub fn look_up(&self, id: i64) -> Option<Cluster> {
         let mut cluster = Cluster {
             sum: Sum::new(self.member.len()),
@@ -276,7 +276,7 @@ struct UnderWay(Vec<(pg_sys::TransactionId, Sum)>);
 impl UnderWay {
     /// Counts a row, if it is for one member.
     fn add(&mut self, row: &Row) {
-        if !row.inserting || row.bigint(3).abs() != 1 || row.vector(5).is_some() {
+        if !row.inserting || row.replaces || row.bigint(3).abs() != 1 || row.vector(5).is_some() {
             return;
         }
         let Some(vector) = row.vector(4) else { return };
@@ -345,7 +345,7 @@ fn add(sum: &mut Sum, row: &Row) {
 }
 
 thread_local! {
-    /// By cluster, up to which mark this transaction has merged all changes there are, and the subtransaction in which it
+    /// By cluster, up to which sequence number this transaction has merged all changes there are, and the subtransaction in which it
     /// has. Its own rows up to there are deleted but stay in the index until it ends: without this, 10,000 joins to one
     /// cluster took 2.3 ms each at the end, stepping over those before, and 0.3 ms at the beginning.
     static MERGED: RefCell<HashMap<i64, (pg_sys::TransactionId, i64)>> = RefCell::default();
@@ -355,17 +355,17 @@ thread_local! {
 fn changes_of<'a>(store: &Store, cluster: i64) -> Vec<Condition<'a>> {
     match merged_up_to(store, cluster) {
         0 => vec![Condition::BigintIs(2, cluster)],
-        mark => vec![Condition::BigintIs(2, cluster), Condition::BigintOver(7, mark)],
+        sequence_number => vec![Condition::BigintIs(2, cluster), Condition::BigintOver(7, sequence_number)],
     }
 }
 
-/// The mark up to which no change of a cluster counts any more; 0 if none is known.
+/// The sequence number up to which no change of a cluster counts any more; 0 if none is known.
 pub fn merged_up_to(store: &Store, cluster: i64) -> i64 {
     if store.is_outdated() {
         return 0;
     }
     MERGED.with_borrow_mut(|all| match all.get(&cluster) {
-        Some(&(writer, mark)) if tables::is_own(writer) => mark,
+        Some(&(writer, sequence_number)) if tables::is_own(writer) => sequence_number,
         // Of a transaction that has ended, or was undone by a savepoint: then its rows are back.
         Some(_) => {
             all.remove(&cluster);
@@ -375,8 +375,8 @@ pub fn merged_up_to(store: &Store, cluster: i64) -> i64 {
     })
 }
 
-/// Remembers that this transaction has merged a cluster's changes, `last` being the highest mark of those. The short lock
-/// keeps others from writing a change with a mark that they have taken but not used yet.
+/// Remembers that this transaction has merged a cluster's changes, `last` being the highest sequence number of those. The short lock
+/// keeps others from writing a change with a sequence number that they have taken but not used yet.
 pub fn remember_merged(store: &Store, collection: &str, cluster: i64, last: i64) {
     if store.is_outdated() {
         return;
@@ -387,23 +387,23 @@ pub fn remember_merged(store: &Store, collection: &str, cluster: i64, last: i64)
         first = Some(row.bigint(7));
         false
     });
-    let mark = first.map_or(last, |first| first - 1);
+    let sequence_number = first.map_or(last, |first| first - 1);
     MERGED.with_borrow_mut(|all| {
         if all.len() >= 1000 {
             all.retain(|_, (writer, _)| tables::is_own(*writer));
         }
-        all.insert(cluster, (tables::writer(), mark));
+        all.insert(cluster, (tables::writer(), sequence_number));
     });
 }
 
-/// Up to which mark this session has given codes to all sums of a collection but those of the clusters listed.
+/// Up to which sequence number this session has given codes to all sums of a collection but those of the clusters listed.
 ///
 /// Rows that are replaced in a transaction stay in the index until it ends, and a search would step over each of them:
 /// a transaction that founds 100,000 clusters would be stepping most of its time.
 pub struct Packed {
-    /// By whom, and the mark of the last block.
+    /// By whom, and the sequence number of the last block.
     writer: pgrx::pg_sys::TransactionId,
-    mark: i64,
+    sequence_number: i64,
     left_over: Vec<i64>,
 }
 
@@ -413,10 +413,10 @@ thread_local! {
 }
 
 impl Packed {
-    pub fn remember(collection: &str, mark: i64, left_over: Vec<i64>) {
+    pub fn remember(collection: &str, sequence_number: i64, left_over: Vec<i64>) {
         PACKED.with_borrow_mut(|all| {
             if left_over.len() <= LEFT_OVER {
-                all.insert(collection.to_owned(), Self { writer: tables::writer(), mark, left_over });
+                all.insert(collection.to_owned(), Self { writer: tables::writer(), sequence_number, left_over });
             } else {
                 all.remove(collection);
             }
@@ -427,11 +427,11 @@ impl Packed {
     /// first: if it was rolled back, or has been replaced since, this knowledge is void.
     fn known(store: &Store, collection: &str, after: i64) -> (i64, Vec<i64>) {
         PACKED.with_borrow_mut(|all| {
-            let Some(packed) = all.get(collection).filter(|packed| packed.mark > after) else {
+            let Some(packed) = all.get(collection).filter(|packed| packed.sequence_number > after) else {
                 return (after, Vec::new());
             };
             let mut stands = false;
-            let conditions = [Condition::TextIs(1, collection), Condition::BigintIs(3, packed.mark)];
+            let conditions = [Condition::TextIs(1, collection), Condition::BigintIs(3, packed.sequence_number)];
             store.scan(Sees::Everything, Index::CodeCollection, &conditions, |row| {
                 stands = row.writer == packed.writer && !row.inserting && !row.deleting;
                 !stands
@@ -440,7 +440,7 @@ impl Packed {
                 all.remove(collection);
                 return (after, Vec::new());
             }
-            (packed.mark, packed.left_over.clone())
+            (packed.sequence_number, packed.left_over.clone())
         })
     }
 }

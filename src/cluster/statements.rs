@@ -18,7 +18,7 @@ use crate::pg::vector::Vector;
 
 /// A sequence that has given none yet says 1, too.
 const LAST_ID: &str = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM clip_search.cluster_id_seq";
-const INSERT_CLUSTER: &str = "INSERT INTO clip_search.cluster_sum (collection, cluster, mark, size, sum, model) \
+const INSERT_CLUSTER: &str = "INSERT INTO clip_search.cluster_sum (collection, cluster, sequence_number, size, sum, model) \
      SELECT $1, n, n, 1, $2, $3 FROM pg_catalog.nextval('clip_search.cluster_id_seq') AS n RETURNING cluster";
 const INSERT_CLUSTER_ROW: &str =
     "INSERT INTO clip_search.cluster_sum (collection, cluster, size, sum, model) VALUES ($1, $2, 1, $3, $4)";
@@ -27,30 +27,31 @@ const MERGED: &str =
     "INSERT INTO clip_search.cluster_change (collection, cluster, size, sum, rest) VALUES ($1, $2, $3, $4, $5)";
 /// A row that loses its code is new to the searches of those without one.
 const REPLACE: &str = "UPDATE clip_search.cluster_sum SET size = $2, sum = $3, rest = $4, code = $5, updated_at = pg_catalog.now(), \
-         mark = CASE WHEN code IS NOT NULL AND $5 IS NULL THEN pg_catalog.nextval('clip_search.cluster_id_seq') ELSE mark END \
+         sequence_number = CASE WHEN code IS NOT NULL AND $5 IS NULL THEN pg_catalog.nextval('clip_search.cluster_id_seq') ELSE sequence_number END \
      WHERE ctid OPERATOR(pg_catalog.=) $1";
 const DELETE_SUMS: &str = "DELETE FROM clip_search.cluster_sum WHERE ctid OPERATOR(pg_catalog.=) ANY ($1)";
 const DELETE_CHANGES: &str = "DELETE FROM clip_search.cluster_change WHERE ctid OPERATOR(pg_catalog.=) ANY ($1)";
-const LOCK_SUMS: &str = "SELECT ctid, cluster, size, sum, rest, code, mark FROM clip_search.cluster_sum \
+const LOCK_SUMS: &str = "SELECT ctid, cluster, size, sum, rest, code, sequence_number FROM clip_search.cluster_sum \
      WHERE cluster OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED";
 /// Not all of ten thousand at once, should ever so many have come together.
 const LOCK_CHANGES: &str = include_str!("sql/lock_changes.sql");
 /// As 0.2.0 has the table.
 const LOCK_CHANGES_WITHOUT_MARK: &str = "SELECT ctid, cluster, size, sum, rest, NULL::bytea, 0::bigint FROM clip_search.cluster_change \
      WHERE cluster OPERATOR(pg_catalog.=) $1 LIMIT 1000 FOR UPDATE SKIP LOCKED";
-const RECENT: &str = "SELECT ctid, cluster, size, sum, NULL, NULL::bytea, mark FROM clip_search.cluster_sum \
-     WHERE collection OPERATOR(pg_catalog.=) $1 AND code IS NULL ORDER BY mark LIMIT $2 FOR UPDATE SKIP LOCKED";
+const RECENT: &str = "SELECT ctid, cluster, size, sum, NULL, NULL::bytea, sequence_number FROM clip_search.cluster_sum \
+     WHERE collection OPERATOR(pg_catalog.=) $1 AND code IS NULL ORDER BY sequence_number LIMIT $2 FOR UPDATE SKIP LOCKED";
 const SET_CODES: &str = "UPDATE clip_search.cluster_sum s SET code = n.code \
      FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS n (tid, code) WHERE s.ctid OPERATOR(pg_catalog.=) n.tid";
-const BLOCK: &str = "INSERT INTO clip_search.cluster_code (collection, first, mark, entries) VALUES ($1, $2, $3, $4)";
+const BLOCK: &str =
+    "INSERT INTO clip_search.cluster_code (collection, first, sequence_number, entries) VALUES ($1, $2, $3, $4)";
 
-const NEXT_BLOCK: &str = "SELECT ctid, mark, first, entries FROM clip_search.cluster_code \
-     WHERE collection OPERATOR(pg_catalog.=) $1 AND mark OPERATOR(pg_catalog.>) $2 ORDER BY mark LIMIT 1 FOR UPDATE SKIP LOCKED";
+const NEXT_BLOCK: &str = "SELECT ctid, sequence_number, first, entries FROM clip_search.cluster_code \
+     WHERE collection OPERATOR(pg_catalog.=) $1 AND sequence_number OPERATOR(pg_catalog.>) $2 ORDER BY sequence_number LIMIT 1 FOR UPDATE SKIP LOCKED";
 const CODED: &str = "SELECT ctid, cluster, code FROM clip_search.cluster_sum \
      WHERE cluster OPERATOR(pg_catalog.=) ANY ($1) AND code IS NOT NULL";
 const LOCK_CODED: &str = "SELECT ctid, cluster, code FROM clip_search.cluster_sum \
      WHERE cluster OPERATOR(pg_catalog.=) ANY ($1) AND code IS NOT NULL FOR UPDATE SKIP LOCKED";
-const FORGET_CODES: &str = "UPDATE clip_search.cluster_sum SET code = NULL, mark = pg_catalog.nextval('clip_search.cluster_id_seq') \
+const FORGET_CODES: &str = "UPDATE clip_search.cluster_sum SET code = NULL, sequence_number = pg_catalog.nextval('clip_search.cluster_id_seq') \
      WHERE ctid OPERATOR(pg_catalog.=) ANY ($1)";
 const DELETE_BLOCK: &str = "DELETE FROM clip_search.cluster_code WHERE ctid OPERATOR(pg_catalog.=) $1";
 
@@ -61,7 +62,7 @@ const CLEAR: [&str; 3] = [
     "DELETE FROM clip_search.cluster_change WHERE collection OPERATOR(pg_catalog.=) $1",
     "DELETE FROM clip_search.cluster_code WHERE collection OPERATOR(pg_catalog.=) $1",
 ];
-const INSERT: &str = "INSERT INTO clip_search.cluster_sum (collection, cluster, mark, size, sum, rest, code, made_at, model) \
+const INSERT: &str = "INSERT INTO clip_search.cluster_sum (collection, cluster, sequence_number, size, sum, rest, code, made_at, model) \
      VALUES ($1, $2, $2, $3, $4, $5, $6, coalesce($7, pg_catalog.now()), $8)";
 
 /// When a cluster was founded, and by a vector of which model.
@@ -75,7 +76,7 @@ pub struct Stored {
     pub high: Vec<f32>,
     pub low: Option<Vec<f32>>,
     pub code: Option<Vec<u8>>,
-    pub mark: i64,
+    pub sequence_number: i64,
 }
 
 fn first_bigint(rows: SpiTupleTable<'_>) -> SqlResult<i64> {
@@ -83,7 +84,7 @@ fn first_bigint(rows: SpiTupleTable<'_>) -> SqlResult<i64> {
     value.ok_or_else(|| report(Error::new(Kind::Internal, "a cluster has no id")))
 }
 
-/// The id, or mark, that was given last.
+/// The id, or sequence number, that was given last.
 pub fn last_id(client: &mut SpiClient<'_>) -> SqlResult<i64> {
     first_bigint(run(client, LAST_ID, &[])?)
 }
@@ -159,7 +160,7 @@ fn stored(rows: SpiTupleTable<'_>) -> SqlResult<Vec<Stored>> {
                 high: row.get::<Vector>(4).map_err(spi)?.ok_or_else(missing)?.0,
                 low: row.get::<Vector>(5).map_err(spi)?.map(|low| low.0),
                 code: row.get::<Vec<u8>>(6).map_err(spi)?,
-                mark: row.get::<i64>(7).map_err(spi)?.ok_or_else(missing)?,
+                sequence_number: row.get::<i64>(7).map_err(spi)?.ok_or_else(missing)?,
             })
         })
         .collect()
@@ -188,25 +189,26 @@ pub fn set_codes(client: &mut SpiClient<'_>, rows: &[Stored], codes: Vec<Vec<u8>
 }
 
 pub fn block(client: &mut SpiClient<'_>, collection: &str, block: Block) -> SqlResult<()> {
-    run(client, BLOCK, &[collection.into(), block.first.into(), block.mark.into(), block.entries.into()]).map(drop)
+    run(client, BLOCK, &[collection.into(), block.first.into(), block.sequence_number.into(), block.entries.into()])
+        .map(drop)
 }
 
 /// A block of codes as it is stored.
 pub struct StoredBlock {
     tid: pg_sys::ItemPointerData,
-    pub mark: i64,
+    pub sequence_number: i64,
     pub first: i64,
     pub entries: Vec<u8>,
 }
 
-/// The first block after a mark that nobody else has locked, locked.
+/// The first block after a sequence number that nobody else has locked, locked.
 pub fn next_block(client: &mut SpiClient<'_>, collection: &str, after: i64) -> SqlResult<Option<StoredBlock>> {
     let mut rows = run(client, NEXT_BLOCK, &[collection.into(), after.into()])?;
     let Some(row) = rows.next() else { return Ok(None) };
     let missing = || report(Error::new(Kind::Internal, "a block of codes has a NULL"));
     Ok(Some(StoredBlock {
         tid: row.get::<pg_sys::ItemPointerData>(1).map_err(spi)?.ok_or_else(missing)?,
-        mark: row.get::<i64>(2).map_err(spi)?.ok_or_else(missing)?,
+        sequence_number: row.get::<i64>(2).map_err(spi)?.ok_or_else(missing)?,
         first: row.get::<i64>(3).map_err(spi)?.ok_or_else(missing)?,
         entries: row.get::<Vec<u8>>(4).map_err(spi)?.ok_or_else(missing)?,
     }))

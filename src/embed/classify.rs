@@ -1,6 +1,6 @@
 //! Zero-shot classification.
 
-use clip::clustering::centroid::normalise;
+use clip::clustering::centroid::l2_normalize;
 use clip::embedder::logits;
 use clip::memory::Reserve;
 use clip::{Error, Kind};
@@ -95,7 +95,7 @@ fn classify_vector(
     let model = model.map_or_else(guc::model, str::to_owned);
     let (labels, templates) = check(labels, templates)?;
     origin::check_origin(&vector, &model)?;
-    normalise(&mut vector).map_err(report)?;
+    l2_normalize(&mut vector).map_err(report)?;
     classify(&vector, &labels, &templates, &model)
 }
 

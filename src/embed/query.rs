@@ -9,7 +9,7 @@ use pgrx::prelude::*;
 
 use crate::guc;
 use crate::model::{loaded, origin};
-use crate::pg::error::{SqlResult, report, with_sqlstate};
+use crate::pg::error::{SqlResult, report, sql_error, with_sqlstate};
 use crate::pg::text::{self, Text};
 use crate::pg::vector::Vector;
 
@@ -59,12 +59,9 @@ fn clip_query(
         match (known, vectors.first()) {
             (Some(known), _) => origin::check_dimensions(vector.0.len(), known, whose.as_deref().unwrap_or_default())?,
             (None, Some(first)) if first.0.len() != vector.0.len() => {
-                return Err(with_sqlstate(
+                return Err(sql_error(
                     PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
-                    Error::new(
-                        Kind::InvalidInput,
-                        format!("different vector dimensions {} and {}", first.0.len(), vector.0.len()),
-                    ),
+                    format!("different vector dimensions {} and {}", first.0.len(), vector.0.len()),
                 ));
             }
             _ => {}

@@ -12,7 +12,7 @@ use pgrx::spi::{SpiClient, quote_identifier};
 
 use crate::pg::error::{SqlResult, sql_error};
 use crate::pg::spi::{get, spi};
-use crate::pg::user_context::Rights;
+use crate::pg::user_context::UserContext;
 
 /// A lock on a table, by PostgreSQL's name for it.
 #[derive(Clone, Copy)]
@@ -89,7 +89,7 @@ pub struct Table {
 
 impl Table {
     pub fn describe(oid: pg_sys::Oid) -> SqlResult<Self> {
-        let _rights = Rights::of_caller();
+        let _user_context = UserContext::of_caller();
         Spi::connect_mut(|client| {
             let query = include_str!("sql/table.sql");
             let rows = client.update(query, Some(1), &[oid.into()]).map_err(spi)?;

@@ -4,6 +4,7 @@ pub mod catalog;
 pub mod citus;
 pub mod error;
 pub mod interrupt;
+pub mod owners_table;
 pub mod regclass;
 pub mod row_counts;
 pub mod spi;

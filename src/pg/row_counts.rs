@@ -5,10 +5,11 @@ use pgrx::prelude::*;
 use pgrx::spi::quote_identifier;
 
 use crate::pg::error::SqlResult;
+use crate::pg::owners_table::OwnersTable;
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, spi};
 use crate::pg::subtransaction::attempt;
-use crate::pg::user_context::{OwnersTable, current_role};
+use crate::pg::user_context::current_role;
 
 type Counts = (Option<i64>, Option<i64>, Option<i64>);
 

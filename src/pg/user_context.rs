@@ -1,4 +1,4 @@
-//! Whose rights a piece of work runs with, and the one door to tables that the caller did not name.
+//! Whose rights a piece of work runs with.
 //!
 //! A role that writes to a watched table need not be able to write the extension's own tables, and a role that calls
 //! clip_backfill or reads clip_search.watch must not lend its rights to the triggers, policies and index expressions of
@@ -11,7 +11,6 @@ use std::ffi::CStr;
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use pgrx::spi::quote_identifier;
 
 use crate::guc;
 use crate::pg::error::{SqlResult, sql_error};
@@ -25,7 +24,7 @@ unsafe extern "C-unwind" {
     fn disable_timeout(id: i32, keep_indicator: bool);
 }
 
-/// Stops the clock that [`Rights::of_table_owner`] has started, after an error that has left it running.
+/// Stops the clock that [`UserContext::of_table_owner`] has started, after an error that has left it running.
 pub fn stop_clock() {
     // SAFETY: what does not run is left alone.
     unsafe { disable_timeout(STATEMENT_TIMEOUT, false) };
@@ -75,7 +74,7 @@ pub fn database_owner() -> pg_sys::Oid {
 }
 
 /// Other rights and a search_path that nobody can add to, for as long as it lives.
-pub struct Rights {
+pub struct UserContext {
     user: pg_sys::Oid,
     context: i32,
     nest: i32,
@@ -127,7 +126,7 @@ impl Drop for Shield {
     }
 }
 
-impl Rights {
+impl UserContext {
     /// Those of whoever owns the extension's tables.
     pub fn of_extension() -> Self {
         // SAFETY: a cache look-up by constant names inside a transaction.
@@ -201,7 +200,7 @@ impl Rights {
     }
 }
 
-impl Drop for Rights {
+impl Drop for UserContext {
     fn drop(&mut self) {
         if self.restricted {
             RESTRICTED.set(RESTRICTED.get() - 1);
@@ -220,136 +219,13 @@ impl Drop for Rights {
     }
 }
 
-/// A table that is reached by its oid: its quoted name is given out together with its owner's rights, and to nothing
-/// else. Its owner's code (index expressions and predicates, which run as soon as a query is planned; triggers, defaults,
-/// generated columns, rules, casts and operators) then has those rights, whoever is calling.
-pub struct OwnersTable {
-    pub oid: pg_sys::Oid,
-    pub owner: pg_sys::Oid,
-    pub kind: u8,
-    name: String,
-}
-
-impl OwnersTable {
-    /// Locks the table against being altered or renamed until the transaction ends. None if there is no table of that
-    /// oid.
-    ///
-    /// # Errors
-    /// 42501 if a partition, or a table that inherits from it, belongs to another role, whose code would have the rights
-    /// of this one's owner.
-    pub fn find(oid: pg_sys::Oid) -> SqlResult<Option<Self>> {
-        // SAFETY: a lock on a number, and cache look-ups after it, which see what the lock keeps as it is.
-        let found = unsafe {
-            pg_sys::LockRelationOid(oid, pg_sys::AccessShareLock as i32);
-            relation(oid)
-        };
-        let (Some((owner, kind)), Some(name)) = (found, quoted_name(oid)) else { return Ok(None) };
-        let table = Self { oid, owner, kind, name };
-        table.check_children()?;
-        Ok(Some(table))
-    }
-
-    /// Runs queries on the table, by its quoted name, as its owner. Nothing of what the owner's code does to the session
-    /// is left afterwards: settings go back, cursors are closed, session-level advisory locks are refused
-    /// ([`register`]), and PostgreSQL itself refuses SET ROLE, LISTEN, PREPARE, temporary tables, WITH HOLD and deferred
-    /// triggers there.
-    pub fn as_owner<T>(&self, work: impl FnOnce(&str) -> SqlResult<T>) -> SqlResult<T> {
-        // The owner's own session: what its code leaves there is its own affair.
-        // SAFETY: reads variables of the process.
-        let (session, restricted) = unsafe { (pg_sys::GetSessionUserId(), pg_sys::InSecurityRestrictedOperation()) };
-        if session == self.owner && current_role() == self.owner && !restricted {
-            let _rights = Rights::of_caller();
-            set(c"row_security", c"off");
-            return work(&self.name);
-        }
-        // Renaming the schema needs no lock on the table, so the name is looked up right before each use and after it.
-        // Long computations lie between uses, never within one.
-        self.check_name()?;
-        let rights = Rights::of_table_owner(self.owner);
-        let before = cursors()?;
-        self.check_name()?;
-        let result = work(&self.name)?;
-        close_cursors(&before)?;
-        drop(rights);
-        self.check_name()?;
-        Ok(result)
-    }
-
-    /// # Errors
-    /// 55006 if the table has another name than at first.
-    fn check_name(&self) -> SqlResult<()> {
-        // SAFETY: inside a transaction; reads what other sessions have announced.
-        unsafe { pg_sys::AcceptInvalidationMessages() };
-        if quoted_name(self.oid).as_deref() == Some(self.name.as_str()) {
-            return Ok(());
-        }
-        Err(sql_error(
-            PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
-            format!("{} was renamed while it was being read", self.name),
-        )
-        .set_hint("Try again."))
-    }
-
-    /// Runs queries on the table, by its quoted name, as the caller, who has named it and so agrees to run its owner's
-    /// code.
-    pub fn as_caller<T>(&self, work: impl FnOnce(&str) -> SqlResult<T>) -> SqlResult<T> {
-        let _rights = Rights::of_caller();
-        work(&self.name)
-    }
-
-    /// The name, for people.
-    pub fn shown(&self) -> &str {
-        &self.name
-    }
-
-    /// Whether a role may read columns of the table: by a right to the table or to each of them, and to its schema.
-    pub fn may_read(&self, role: pg_sys::Oid, columns: &[&str]) -> SqlResult<bool> {
-        let _rights = Rights::of_caller();
-        Spi::connect(|client| {
-            let columns: Vec<String> = columns.iter().map(|&column| column.to_owned()).collect();
-            let arguments = [role.into(), self.oid.into(), columns.into()];
-            let rows = client.select(include_str!("sql/may_read.sql"), Some(1), &arguments).map_err(spi)?;
-            Ok(rows.first().get::<bool>(1).map_err(spi)?.unwrap_or(false))
-        })
-    }
-
-    /// Whether the table's policies decide which rows the caller sees.
-    pub fn has_policies_for_caller(&self) -> bool {
-        // SAFETY: cache look-ups inside a transaction; an invalid oid stands for the current user, and no error is raised.
-        let found = unsafe { pg_sys::check_enable_rls(self.oid, pg_sys::InvalidOid, true) };
-        found as u32 == pg_sys::CheckEnableRlsResult::RLS_ENABLED
-    }
-
-    fn check_children(&self) -> SqlResult<()> {
-        if self.kind != pg_sys::RELKIND_RELATION && self.kind != pg_sys::RELKIND_PARTITIONED_TABLE {
-            return Ok(());
-        }
-        let _rights = Rights::of_caller();
-        let other = Spi::connect(|client| {
-            let rows = client
-                .select(include_str!("sql/foreign_child.sql"), Some(1), &[self.oid.into(), self.owner.into()])
-                .map_err(spi)?;
-            rows.into_iter().next().map(|row| get::<String>(&row, 1)).transpose()
-        })?;
-        match other.flatten() {
-            None => Ok(()),
-            Some(child) => Err(sql_error(
-                PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-                format!("{child} belongs to another role than {}, which it is a part of", self.name),
-            )
-            .set_detail("Its owner's triggers and index expressions would run with the rights of the other.")
-            .set_hint("ALTER TABLE … OWNER TO gives both to one role.")),
-        }
-    }
-}
-
 /// The owner of a table, if there is one of that oid.
 pub fn owner_of_table(oid: pg_sys::Oid) -> Option<pg_sys::Oid> {
     relation(oid).map(|(owner, _)| owner)
 }
 
 /// Owner and kind of a relation.
-fn relation(oid: pg_sys::Oid) -> Option<(pg_sys::Oid, u8)> {
+pub fn relation(oid: pg_sys::Oid) -> Option<(pg_sys::Oid, u8)> {
     // SAFETY: a cache look-up inside a transaction; the tuple is released before the row is used.
     unsafe {
         let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::RELOID as i32, oid.into());
@@ -363,20 +239,7 @@ fn relation(oid: pg_sys::Oid) -> Option<(pg_sys::Oid, u8)> {
     }
 }
 
-fn quoted_name(oid: pg_sys::Oid) -> Option<String> {
-    // SAFETY: cache look-ups inside a transaction; names are palloc'd and copied.
-    unsafe {
-        let table = pg_sys::get_rel_name(oid);
-        let schema = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(oid));
-        if table.is_null() || schema.is_null() {
-            return None;
-        }
-        let quoted = |name: *mut std::ffi::c_char| quote_identifier(CStr::from_ptr(name).to_string_lossy());
-        Some(format!("{}.{}", quoted(schema), quoted(table)))
-    }
-}
-
-fn cursors() -> SqlResult<Vec<String>> {
+pub fn cursors() -> SqlResult<Vec<String>> {
     Spi::connect(|client| {
         let rows = client.select("SELECT name FROM pg_catalog.pg_cursors", None, &[]).map_err(spi)?;
         rows.into_iter().map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect()
@@ -384,7 +247,7 @@ fn cursors() -> SqlResult<Vec<String>> {
 }
 
 /// Closes the cursors that were not open before: whoever fetches from one runs its query.
-fn close_cursors(before: &[String]) -> SqlResult<()> {
+pub fn close_cursors(before: &[String]) -> SqlResult<()> {
     for name in cursors()?.into_iter().filter(|name| !before.contains(name)) {
         if let Ok(name) = std::ffi::CString::new(name) {
             // SAFETY: a portal that exists, found by its name; one that can't be closed is an error.
@@ -407,7 +270,7 @@ thread_local! {
 /// The hook that was there before.
 static NEXT: std::sync::OnceLock<pg_sys::object_access_hook_type> = std::sync::OnceLock::new();
 
-/// Has PostgreSQL ask before it runs a function, as it asks for security modules: inside [`Rights::of_table_owner`]
+/// Has PostgreSQL ask before it runs a function, as it asks for security modules: inside [`UserContext::of_table_owner`]
 /// those that take or release session-level advisory locks are refused. PostgreSQL lets them through in a
 /// security-restricted operation, and the session would keep the lock, or lose its own.
 pub fn register() {
@@ -464,7 +327,7 @@ const SESSION_LOCKS: [u32; 13] = [
 ];
 
 /// Sets a parameter until the guard goes.
-fn set(name: &CStr, value: &CStr) {
+pub fn set(name: &CStr, value: &CStr) {
     // SAFETY: two strings that end in a nul and are copied; an error is raised as usual.
     unsafe {
         pg_sys::set_config_option(

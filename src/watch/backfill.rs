@@ -12,11 +12,11 @@ use crate::pg::error::{SqlResult, report};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::get;
 use crate::pg::spi::spi;
-use crate::pg::user_context::{Rights, key_form};
+use crate::pg::user_context::{UserContext, key_form};
 use crate::watch::queue::{Next, claim, has_again, noted, own};
-use crate::watch::rows::{Terms, work};
 use crate::watch::setting::{Watch, table_of};
 use crate::watch::wakeup;
+use crate::watch::work::{Terms, work};
 
 /// Keys that are read and queued at a time.
 const KEYS: i64 = 10_000;
@@ -40,7 +40,7 @@ pub fn any_missing(watch: &Watch) -> SqlResult<bool> {
     })?;
     // Of one row more than are listed, one is not.
     let keys: Vec<String> = {
-        let _rights = Rights::of_table_owner(watch.owner);
+        let _user_context = UserContext::of_table_owner(watch.owner);
         key_form();
         let (embedding, key) = (quote_identifier(&watch.embedding), key_of(watch));
         let query = format!(
@@ -87,13 +87,13 @@ fn enqueue(watch: &Watch, query: &str, again: bool) -> SqlResult<i64> {
     watch.check_still_named()?;
     let count = Spi::connect_mut(|client| {
         let cursor = {
-            let _rights = Rights::of_table_owner(watch.owner);
+            let _user_context = UserContext::of_table_owner(watch.owner);
             client.try_open_cursor_mut(query, &[]).map_err(spi)?.detach_into_name()
         };
         loop {
             pgrx::check_for_interrupts!();
             let keys = {
-                let _rights = Rights::of_table_owner_for(watch.owner, Some(&cursor));
+                let _user_context = UserContext::of_table_owner_for(watch.owner, Some(&cursor));
                 key_form();
                 let mut cursor = client.find_cursor(&cursor).map_err(spi)?;
                 let rows = cursor.fetch(KEYS).map_err(spi)?;

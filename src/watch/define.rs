@@ -12,10 +12,10 @@ use crate::cluster::statements;
 use crate::cluster::tables::Store;
 use crate::guc;
 use crate::pg::catalog::Table;
-use crate::pg::error::{SqlResult, given, report, warn, with_sqlstate};
+use crate::pg::error::{SqlResult, given, report, sql_error, warn};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::spi;
-use crate::pg::user_context::{Rights, current_role};
+use crate::pg::user_context::{UserContext, current_role};
 use crate::pg::vector;
 use crate::watch::backfill::{any_missing, enqueue_existing, enqueue_missing};
 use crate::watch::checks::{check_cluster, check_embedding, check_table};
@@ -100,11 +100,11 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
     // PostgreSQL cuts longer names, which then can't be found by what was given.
     let long = |name: &&str| name.len() >= pg_sys::NAMEDATALEN as usize;
     if let Some(name) = [Some(embedding), wanted.cluster].into_iter().flatten().find(long) {
-        return Err(with_sqlstate(
+        return Err(sql_error(
             PgSqlErrorCode::ERRCODE_NAME_TOO_LONG,
-            Error::new(Kind::InvalidInput, format!("column name \"{name}\" has {} bytes", name.len()))
-                .detail("PostgreSQL's names have 63 at most."),
-        ));
+            format!("column name \"{name}\" has {} bytes", name.len()),
+        )
+        .set_detail("PostgreSQL's names have 63 at most."));
     }
     let table = Table::describe(oid)?;
     check_table(&table, wanted.queued.unwrap_or(false))?;
@@ -114,21 +114,18 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
     let role = current_role();
 
     // The table, with the caller's rights.
-    let caller = Rights::of_caller();
+    let caller = UserContext::of_caller();
     let (table, plan) = lock_table(table, wanted)?;
     let Plan { ref existing, ref key, ref model, dimensions, queued, .. } = plan;
     let cluster = plan.cluster.as_deref();
     if let Some(known) = existing.as_ref().filter(|_| plan.is_changed)
         && let Some(next) = Watch::replacing(known.id)?
     {
-        return Err(with_sqlstate(
+        return Err(sql_error(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            Error::new(
-                Kind::InvalidInput,
-                format!("column \"{embedding}\" is being embedded by model \"{}\" already", next.model),
-            )
-            .hint(format!("Let clip_reembed finish, or clip_unwatch column \"{}\" to give it up.", next.embedding)),
-        ));
+            format!("column \"{embedding}\" is being embedded by model \"{}\" already", next.model),
+        )
+        .set_hint(format!("Let clip_reembed finish, or clip_unwatch column \"{}\" to give it up.", next.embedding)));
     }
     if let Some(cluster) = cluster {
         check_cluster(&table, embedding, cluster, key)?;
@@ -157,14 +154,11 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
         if let Some(cluster) = cluster {
             match table.column(client, cluster)? {
                 Some(column) if column.kind != pg_sys::INT8OID || column.generated || column.identity => {
-                    return Err(with_sqlstate(
+                    return Err(sql_error(
                         PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
-                        Error::new(
-                            Kind::InvalidInput,
-                            format!(
-                                "column \"{cluster}\" of {} is of type {}, not a plain bigint",
-                                table.name, column.shown
-                            ),
+                        format!(
+                            "column \"{cluster}\" of {} is of type {}, not a plain bigint",
+                            table.name, column.shown
                         ),
                     ));
                 }
@@ -185,7 +179,7 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
     drop(caller);
 
     // The extension's own tables.
-    let rights = Rights::of_extension();
+    let rights = UserContext::of_extension();
     let known = existing.as_ref().and_then(|known| known.collection.as_deref());
     let collection = cluster.map(|_| wanted.collection.or(known).unwrap_or(&table.plain_name).to_owned());
     let (id, bound) = Spi::connect_mut(|client| {
@@ -243,7 +237,7 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
         former::settle_groups(&watch, matches!(bound, Bound::Same))?;
     }
     {
-        let _caller = Rights::of_caller();
+        let _caller = UserContext::of_caller();
         Spi::connect_mut(|client| create_triggers(client, &table, &watch))?;
     }
     let is_new = existing.is_none() && !added.iter().any(|name| name == embedding);
@@ -301,14 +295,12 @@ fn settle_existing(watch: &Watch, table: &Table, wanted: &Wanted<'_>, in_doubt: 
             Ok(0)
         }
         None if !in_doubt || wanted.replaces.is_some() => Ok(0),
-        _ if table.forces_policies => Err(with_sqlstate(
+        _ if table.forces_policies => Err(sql_error(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            Error::new(Kind::InvalidInput, format!("{} forces its policies on its owner", table.name))
-                .detail("Which rows have a vector from before can't be told: a policy may hide some.")
-                .hint(
-                    "Say existing => 'keep' to take them over, or ALTER TABLE … NO FORCE ROW LEVEL SECURITY meanwhile.",
-                ),
-        )),
+            format!("{} forces its policies on its owner", table.name),
+        )
+        .set_detail("Which rows have a vector from before can't be told: a policy may hide some.")
+        .set_hint("Say existing => 'keep' to take them over, or ALTER TABLE … NO FORCE ROW LEVEL SECURITY meanwhile.")),
         _ => enqueue_existing(watch),
     }
 }

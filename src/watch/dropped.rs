@@ -64,13 +64,13 @@ pub fn forget_dropped(client: &mut SpiClient<'_>, store: &Store) -> SqlResult<()
 #[pg_schema]
 pub mod clip_search {
     use super::*;
-    use crate::pg::user_context::Rights;
+    use crate::pg::user_context::UserContext;
 
     /// What the event trigger calls. Anybody may: it removes nothing but what is of no table any more.
     #[pg_extern(volatile, parallel_unsafe)]
     fn forget_dropped_tables() -> SqlResult<()> {
         let store = Store::open(c"forget_dropped_tables()");
-        let _rights = Rights::of_extension();
+        let _user_context = UserContext::of_extension();
         Spi::connect_mut(|client| forget_dropped(client, &store))
     }
 }

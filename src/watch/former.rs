@@ -11,9 +11,9 @@ use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, quote_identifier, quote_literal};
 
 use crate::cluster::statements;
-use crate::pg::error::{SqlResult, report, with_sqlstate};
+use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::spi::spi;
-use crate::pg::user_context::Rights;
+use crate::pg::user_context::UserContext;
 use crate::watch::setting::Watch;
 
 /// Sets ids that are no clusters of the collection to NULL, so that their rows count as pending: the collection may give
@@ -21,13 +21,13 @@ use crate::watch::setting::Watch;
 pub fn settle_groups(watch: &Watch, same: bool) -> SqlResult<()> {
     let (Some(collection), Some(cluster)) = (&watch.collection, &watch.cluster) else { return Ok(()) };
     let known: HashMap<i64, i64> = {
-        let _rights = Rights::of_extension();
+        let _user_context = UserContext::of_extension();
         Spi::connect_mut(statements::sizes(collection))?
     };
     let (ids, sizes): (Vec<i64>, Vec<i64>) = known.into_iter().unzip();
     let column = quote_identifier(cluster);
     let (cleared, differ) = {
-        let _rights = Rights::of_table_owner(watch.owner);
+        let _user_context = UserContext::of_table_owner(watch.owner);
         Spi::connect_mut(|client| {
             let cleared = clear(client, watch, &column, &ids)?;
             if !same || ids.is_empty() {
@@ -86,14 +86,11 @@ fn clear(client: &mut SpiClient<'_>, watch: &Watch, column: &str, ids: &[i64]) -
     client.update(&clear, None, &[ids.to_vec().into()]).map_err(spi)?;
     match count(client)? {
         0 => Ok(strange),
-        left => Err(with_sqlstate(
+        left => Err(sql_error(
             PgSqlErrorCode::ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
-            Error::new(
-                Kind::InvalidInput,
-                format!("{left} of {strange} rows could not be taken out of unknown clusters"),
-            )
-            .detail(format!("A trigger, a rule or a policy of {} keeps its rows from being updated.", watch.name()))
-            .hint(format!("Set column {column} to NULL where it names no cluster of the collection.")),
-        )),
+            format!("{left} of {strange} rows could not be taken out of unknown clusters"),
+        )
+        .set_detail(format!("A trigger, a rule or a policy of {} keeps its rows from being updated.", watch.name()))
+        .set_hint(format!("Set column {column} to NULL where it names no cluster of the collection."))),
     }
 }

@@ -8,7 +8,7 @@ use crate::cluster::access::{Access, DEFAULT_COLLECTION, check_name};
 use crate::cluster::collection::Collection;
 use crate::cluster::tables::Store;
 use crate::pg::catalog::Table;
-use crate::pg::error::{SqlResult, report, with_sqlstate};
+use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::spi::{get, spi};
 use crate::pg::user_context::owner_of_table;
 use crate::watch::wanted::Wanted;
@@ -78,12 +78,9 @@ impl Bind<'_> {
             let Some(name) = column else { continue };
             let column = described.known_column(client, name)?;
             if kind.is_some_and(|kind| column.kind != kind) {
-                return Err(with_sqlstate(
+                return Err(sql_error(
                     PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
-                    Error::new(
-                        Kind::InvalidInput,
-                        format!("column \"{name}\" of {} is of type {}, not {shown}", described.name, column.shown),
-                    ),
+                    format!("column \"{name}\" of {} is of type {}, not {shown}", described.name, column.shown),
                 ));
             }
         }
@@ -119,25 +116,22 @@ impl Bind<'_> {
                 return Ok(Bound::Same);
             }
             Some((Some(_), _)) => {
-                return Err(with_sqlstate(
+                return Err(sql_error(
                     PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
-                    Error::new(Kind::InvalidInput, format!("collection \"{name}\" has its members elsewhere"))
-                        .hint("Name another: collection => …"),
-                ));
+                    format!("collection \"{name}\" has its members elsewhere"),
+                )
+                .set_hint("Name another: collection => …"));
             }
             _ => {}
         }
         // Clusters that the name has already must be of those dimensions.
         let known = Collection::find(store, name)?.dimensions;
         if known.is_some_and(|known| known as usize != self.dimensions) {
-            return Err(with_sqlstate(
+            return Err(sql_error(
                 PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
-                Error::new(
-                    Kind::InvalidInput,
-                    format!("different vector dimensions {} and {}", known.unwrap_or(0), self.dimensions),
-                )
-                .detail(format!("Collection \"{name}\" holds vectors of {} dimensions.", known.unwrap_or(0))),
-            ));
+                format!("different vector dimensions {} and {}", known.unwrap_or(0), self.dimensions),
+            )
+            .set_detail(format!("Collection \"{name}\" holds vectors of {} dimensions.", known.unwrap_or(0))));
         }
         let access = Access::find(store, name);
         if access.exists() || name == DEFAULT_COLLECTION {

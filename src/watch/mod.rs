@@ -20,4 +20,5 @@ mod trigger;
 pub mod unwatch;
 mod wakeup;
 mod wanted;
+mod work;
 pub mod worker;

@@ -1,16 +1,15 @@
 //! Queries for a watched column, embedded by the column's own model: searches need no setting, and keep working when
 //! clip_reembed changes the model.
 
-use clip::{Error, Kind};
 use pgrx::prelude::*;
 
 use crate::model::loaded;
 use crate::pg::catalog::Table;
-use crate::pg::error::{SqlResult, given, with_sqlstate};
+use crate::pg::error::{SqlResult, given, sql_error};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::spi;
 use crate::pg::text::Text;
-use crate::pg::user_context::Rights;
+use crate::pg::user_context::UserContext;
 use crate::pg::vector::Vector;
 use crate::watch::setting::{Watch, table_of};
 
@@ -45,13 +44,13 @@ fn model_of(relation: pg_sys::Oid, embedding: Option<&str>) -> SqlResult<String>
         client.select(query, Some(1), &[relation.into()]).map_err(spi)?.first().get::<bool>(1).map_err(spi)
     })?;
     if may_read != Some(true) {
-        return Err(with_sqlstate(
+        return Err(sql_error(
             PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-            Error::new(Kind::InvalidInput, format!("permission denied for table {}", table.name))
-                .hint(format!("Its owner can GRANT SELECT ON {}.", table.name)),
-        ));
+            format!("permission denied for table {}", table.name),
+        )
+        .set_hint(format!("Its owner can GRANT SELECT ON {}.", table.name)));
     }
-    let _rights = Rights::of_extension();
+    let _user_context = UserContext::of_extension();
     let found = Spi::connect(|client| {
         // A partition has its parent's watch.
         let query = include_str!("sql/model_of.sql");
@@ -61,10 +60,10 @@ fn model_of(relation: pg_sys::Oid, embedding: Option<&str>) -> SqlResult<String>
     match found.as_slice() {
         [model] => Ok(model.clone()),
         [] => Err(Watch::none_of(&table.name, embedding)),
-        _ => Err(with_sqlstate(
+        _ => Err(sql_error(
             PgSqlErrorCode::ERRCODE_AMBIGUOUS_PARAMETER,
-            Error::new(Kind::InvalidInput, format!("{} columns of the table are watched", found.len()))
-                .hint("Say which: embedding => …"),
-        )),
+            format!("{} columns of the table are watched", found.len()),
+        )
+        .set_hint("Say which: embedding => …")),
     }
 }

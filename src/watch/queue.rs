@@ -10,10 +10,10 @@ use pgrx::spi::SpiClient;
 
 use crate::guc;
 use crate::pg::catalog;
-use crate::pg::error::{SqlResult, report, with_sqlstate};
+use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::spi::{get, spi};
 use crate::pg::subtransaction::{Failure, attempt};
-use crate::pg::user_context::Rights;
+use crate::pg::user_context::UserContext;
 use crate::watch::setting::Watch;
 
 /// The longest that a row rests between two attempts, in milliseconds.
@@ -34,7 +34,7 @@ pub struct Entry {
 
 /// Runs a statement on the extension's tables.
 pub fn own<T>(f: impl FnOnce(&mut SpiClient<'_>) -> SqlResult<T>) -> SqlResult<T> {
-    let _rights = Rights::of_extension();
+    let _user_context = UserContext::of_extension();
     Spi::connect_mut(f)
 }
 
@@ -179,22 +179,17 @@ pub fn noted<T>(watch: &Watch, longest: usize, note: impl FnOnce() -> SqlResult<
         return note();
     }
     attempt(note).map_err(|failure| match failure.code.as_str() {
-        "54000" => with_sqlstate(
-            PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
-            Error::new(Kind::LimitExceeded, format!("a key of {} is too long to be noted", watch.name()))
-                .detail(format!(
+        "54000" => sql_error(PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED, format!("a key of {} is too long to be noted", watch.name())).set_detail(format!(
                     "As a text it has {longest} bytes; rows that are yet to be embedded, or could not be, are noted by their key, \
                      compressed in 2700."
-                ))
-                .hint(format!("Give {} a shorter key, and call clip_watch again.", watch.name())),
-        ),
+                )).set_hint(format!("Give {} a shorter key, and call clip_watch again.", watch.name())),
         _ => failure.into_report(),
     })
 }
 
 /// Lists a row as failed.
 pub fn add_failure(watch: i64, key: &str, failure: &Failure, attempts: i64) -> SqlResult<()> {
-    let _rights = Rights::of_extension_with_lock_timeout();
+    let _user_context = UserContext::of_extension_with_lock_timeout();
     Spi::connect_mut(|client| {
         let query = include_str!("sql/add_failure.sql");
         let arguments = [

@@ -10,10 +10,10 @@ use pgrx::spi::quote_literal;
 use crate::cluster::tables;
 use crate::model::loaded;
 use crate::pg::catalog::{Lock, Table};
-use crate::pg::error::{SqlResult, report, with_sqlstate};
+use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, spi};
-use crate::pg::user_context::Rights;
+use crate::pg::user_context::UserContext;
 use crate::watch::columns::is_half;
 use crate::watch::define;
 use crate::watch::queue::own;
@@ -32,11 +32,8 @@ pub mod clip_search {
         tables::check_writable(c"clip_reembed()");
         let oid = table_of(relation)?;
         let model = model.ok_or_else(|| {
-            with_sqlstate(
-                PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
-                Error::new(Kind::InvalidInput, "the model is NULL")
-                    .hint("SELECT name FROM clip_models() lists those there are."),
-            )
+            sql_error(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, "the model is NULL")
+                .set_hint("SELECT name FROM clip_models() lists those there are.")
         })?;
         // Two sessions that call it at once make one column; the lock is the one that makes it.
         let watch = Watch::one_of_table(oid, embedding)?;
@@ -51,18 +48,15 @@ pub mod clip_search {
         let watch = Watch::one_of_table(oid, embedding)?;
         if let Some(next) = Watch::replacing(watch.id)? {
             if next.model != model {
-                return Err(with_sqlstate(
+                return Err(sql_error(
                     PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                    Error::new(
-                        Kind::InvalidInput,
-                        format!("column \"{}\" is being embedded by model \"{}\" already", watch.embedding, next.model),
-                    )
-                    .hint(format!(
-                        "Call clip_reembed with that model to go on, or clip_unwatch({}, {}) to give up.",
-                        quote_literal(&Table::describe(oid)?.name),
-                        quote_literal(&next.embedding)
-                    )),
-                ));
+                    format!("column \"{}\" is being embedded by model \"{}\" already", watch.embedding, next.model),
+                )
+                .set_hint(format!(
+                    "Call clip_reembed with that model to go on, or clip_unwatch({}, {}) to give up.",
+                    quote_literal(&Table::describe(oid)?.name),
+                    quote_literal(&next.embedding)
+                )));
             }
             make_indexes(&watch, &next)?;
             return Ok(next.embedding);
@@ -83,7 +77,7 @@ pub mod clip_search {
         })?;
         let half = {
             let table = Table::describe(oid)?;
-            let _rights = Rights::of_caller();
+            let _user_context = UserContext::of_caller();
             Spi::connect_mut(|client| is_half(client, &table, &watch.embedding))?
         };
         let next = define::watch(
@@ -125,11 +119,11 @@ pub mod clip_search {
         if watches.iter().any(|watch| column_beside(watch.id) == embedding && watch.model == model) {
             return Ok(false);
         }
-        Err(with_sqlstate(
+        Err(sql_error(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            Error::new(Kind::InvalidInput, format!("column \"{embedding}\" of {} is not watched any more", table.name))
-                .detail("Another session has called clip_unwatch while clip_reembed filled it."),
-        ))
+            format!("column \"{embedding}\" of {} is not watched any more", table.name),
+        )
+        .set_detail("Another session has called clip_unwatch while clip_reembed filled it."))
     }
 
     /// Puts the column in the place of the one that it was made for; false if too many rows have none yet, or another

@@ -7,8 +7,8 @@ use pgrx::spi::SpiClient;
 use crate::guc;
 use crate::model::loaded;
 use crate::pg::catalog::{Column, Lock, Table};
-use crate::pg::error::{SqlResult, report, sql_error, with_sqlstate};
-use crate::pg::user_context::Rights;
+use crate::pg::error::{SqlResult, report, sql_error};
+use crate::pg::user_context::UserContext;
 use crate::watch::checks::{check_table, existing, key, sources};
 use crate::watch::setting::Watch;
 use crate::watch::trigger::install::orphans;
@@ -137,7 +137,7 @@ impl Plan {
 /// The error of a first call that does not say what to embed.
 fn not_watched_yet(table: &Table, embedding: &str) -> SqlResult<pg_sys::panic::ErrorReport> {
     let others = {
-        let _rights = Rights::of_extension();
+        let _user_context = UserContext::of_extension();
         Spi::connect_mut(|client| Watch::find(client, "w.relation::oid = $1", &[table.oid.into()]))?
     };
     let what = match others.is_empty() {
@@ -174,10 +174,11 @@ pub fn lock_table(table: Table, wanted: &Wanted<'_>) -> SqlResult<(Table, Plan)>
     let plan = Plan::make(&table, wanted)?;
     check_table(&table, plan.queued)?;
     if !matches!(lock, Lock::AccessExclusive) && needs_exclusive_lock(&table, &plan, wanted)? {
-        return Err(with_sqlstate(
+        return Err(sql_error(
             PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
-            Error::new(Kind::InvalidInput, format!("{} has just been altered", table.name)).hint("Try again."),
-        ));
+            format!("{} has just been altered", table.name),
+        )
+        .set_hint("Try again."));
     }
     Ok((table, plan))
 }
@@ -198,10 +199,7 @@ fn needs_exclusive_lock(table: &Table, plan: &Plan, wanted: &Wanted<'_>) -> SqlR
 /// What a second call of clip_watch can't change.
 pub fn check_change(existing: &Watch, wanted: &Wanted<'_>) -> SqlResult<()> {
     let refuse = |message: String, hint: &str| {
-        Err(with_sqlstate(
-            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            Error::new(Kind::InvalidInput, message).hint(hint),
-        ))
+        Err(sql_error(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, message).set_hint(hint))
     };
     let column = &existing.embedding;
     if let Some(model) = wanted.model
@@ -252,10 +250,10 @@ pub fn check_nulls(
         (_, _, false) => ("Rows without a source have none.", "or make the source NOT NULL"),
         _ => return Ok(()),
     };
-    Err(with_sqlstate(
+    Err(sql_error(
         PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-        Error::new(Kind::InvalidInput, format!("column \"{name}\" of {} is NOT NULL", table.name))
-            .detail(why)
-            .hint(format!("ALTER TABLE {} ALTER COLUMN {name} DROP NOT NULL, {way_out}.", table.name)),
-    ))
+        format!("column \"{name}\" of {} is NOT NULL", table.name),
+    )
+    .set_detail(why)
+    .set_hint(format!("ALTER TABLE {} ALTER COLUMN {name} DROP NOT NULL, {way_out}.", table.name)))
 }

@@ -7,7 +7,7 @@ use pgrx::spi::{SpiClient, quote_literal};
 use crate::pg::catalog::Table;
 use crate::pg::error::{SqlResult, warn};
 use crate::pg::spi::{get, own_schema, spi};
-use crate::pg::user_context::Rights;
+use crate::pg::user_context::UserContext;
 use crate::watch::setting::Watch;
 
 /// The names sort behind most others', since triggers fire by name: ones that prepare the image come first.
@@ -28,7 +28,7 @@ pub fn drop_triggers(client: &mut SpiClient<'_>, relation: pg_sys::Oid, name: &s
 /// Triggers of watches that are not there, quoted: a dump of the schema alone, or of a single table, brings such.
 pub fn orphans(client: &mut SpiClient<'_>, table: &Table) -> SqlResult<Vec<String>> {
     let known: Vec<String> = {
-        let _rights = Rights::of_extension();
+        let _user_context = UserContext::of_extension();
         let query = "SELECT w.id::text FROM clip_search.watch_setting w WHERE w.relation::oid = $1";
         let rows = client.update(query, None, &[table.oid.into()]).map_err(spi)?;
         rows.into_iter().map(|row| Ok(get(&row, 1)?.unwrap_or_default())).collect::<SqlResult<_>>()?

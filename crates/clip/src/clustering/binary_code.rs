@@ -131,7 +131,7 @@ fn deviations(p: f64) -> f64 {
 pub struct Entry {
     pub id: i64,
     /// Its place in the order of writing.
-    pub mark: i64,
+    pub sequence_number: i64,
     pub code: Code,
 }
 
@@ -140,7 +140,7 @@ pub struct Entry {
 pub struct Block {
     pub first: i64,
     /// The highest of its entries'.
-    pub mark: i64,
+    pub sequence_number: i64,
     pub entries: Vec<u8>,
 }
 
@@ -159,8 +159,8 @@ impl Block {
             let mut bytes = Vec::with_capacity(taken.len() * ENTRY);
             bytes.extend(taken.iter().flat_map(|entry| ((entry.id - first) as u32).to_le_bytes()));
             bytes.extend(taken.iter().flat_map(|entry| to_bytes(&entry.code)));
-            let mark = taken.iter().map(|entry| entry.mark).max().unwrap_or_default();
-            blocks.push(Self { first, mark, entries: bytes });
+            let sequence_number = taken.iter().map(|entry| entry.sequence_number).max().unwrap_or_default();
+            blocks.push(Self { first, sequence_number, entries: bytes });
             rest = left;
         }
         blocks
@@ -359,7 +359,7 @@ mod tests {
             .zip(0..)
             .map(|(v, i)| Entry {
                 id: 5 + 3 * i + if i > 1000 { 1 << 40 } else { 0 },
-                mark: 9000 - i,
+                sequence_number: 9000 - i,
                 code: coder.encode(v),
             })
             .collect();
@@ -367,7 +367,7 @@ mod tests {
         // The jump of the ids after 1001 entries starts a block of its own.
         assert_eq!(blocks.len(), 1001usize.div_ceil(BLOCK) + 1999usize.div_ceil(BLOCK));
         assert!(blocks.iter().all(|b| b.entries.len() <= BLOCK * 36));
-        assert_eq!((blocks[0].mark, blocks[1].mark), (9000, 9000 - BLOCK as i64));
+        assert_eq!((blocks[0].sequence_number, blocks[1].sequence_number), (9000, 9000 - BLOCK as i64));
         let unpacked: Vec<_> = blocks.iter().flat_map(|block| unpack(block.first, &block.entries)).collect();
         assert_eq!(unpacked, entries.iter().map(|entry| (entry.id, entry.code)).collect::<Vec<_>>());
         assert_eq!(unpack(1, b"not a block").count(), 0);

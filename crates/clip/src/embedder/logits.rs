@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use ndarray::Array4;
 use serde_json::Value;
 
-use crate::clustering::centroid::{self, normalise};
+use crate::clustering::centroid::{self, l2_normalize};
 use crate::embedder::Embedder;
 use crate::embedder::ports::{TEXT_INPUTS, floats, image_input, integers, pick_output};
 use crate::embedder::text::Text;
@@ -315,7 +315,7 @@ pub fn ensemble<'a>(prompts: impl IntoIterator<Item = &'a [f32]>) -> Result<Vec<
         sum.iter_mut().zip(prompt).for_each(|(sum, value)| *sum += f64::from(*value));
     }
     let mut mean: Vec<f32> = sum.into_iter().map(|value| value as f32).collect();
-    normalise(&mut mean)?;
+    l2_normalize(&mut mean)?;
     Ok(mean)
 }
 

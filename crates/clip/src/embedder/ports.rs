@@ -24,7 +24,7 @@ pub(super) fn unit_rows(output: &Array2<f32>, model: &Model) -> Result<Vec<Vec<f
         .outer_iter()
         .map(|row| {
             let mut row = row.to_vec();
-            centroid::normalise(&mut row).map_err(|e| {
+            centroid::l2_normalize(&mut row).map_err(|e| {
                 Error::new(Kind::BadModel, format!("model \"{}\" gave no usable vector", model.name))
                     .detail(format!("Its output: {}.", e.message))
                     .hint("The model's files may be broken; download them again, or use another variant.")
