@@ -9,6 +9,7 @@
 source "$(dirname "$0")/lib/common.sh"
 require_pg
 cargo_setup
+[[ " $* " != *" waiting "* ]] || "$root/scripts/cluster.sh" start
 eval "$("$root/scripts/cluster.sh" env)"
 cd "$root"
 # Where the engine's unit tests find the library that the extension finds by itself.
@@ -62,21 +63,21 @@ computing() {
 side_by_side() {
     local log=$logs/pytest-beside.log status=0 beside
     mkdir -p "$logs"
-    (
-        export CLUSTER=${CLUSTER:-test}.beside
-        "$root/scripts/cluster.sh" start
-        eval "$("$root/scripts/cluster.sh" env)"
-        status=0
-        run_pytest -rs "${waiting[@]}" || status=$?
-        "$root/scripts/cluster.sh" stop
-        exit "$status"
-    ) >"$log" 2>&1 </dev/null &
+    CLUSTER=test.beside "$root/scripts/test.sh" waiting >"$log" 2>&1 </dev/null &
     beside=$!
     mapfile -t folders < <(computing)
     run_pytest -rs "${folders[@]}" || status=$?
     say "the tests of ${waiting[*]}, which ran beside those ($log)"
     wait "$beside" || status=$?
     cat "$log"
+    return "$status"
+}
+
+# waiting_tests: the second half, on a server that lives as long as they run.
+waiting_tests() {
+    local status=0
+    run_pytest -rs "${waiting[@]}" || status=$?
+    "$root/scripts/cluster.sh" stop
     return "$status"
 }
 
@@ -112,5 +113,6 @@ citus_tests() {
 if wanted unit "$unit"; then unit_tests; fi
 if wanted sql "$tests"; then regression_tests; fi
 if wanted python "$k"; then python_tests; fi
+if [[ $stages == *" waiting "* ]]; then waiting_tests; fi
 if [[ $stages == *" upgrade "* ]]; then upgrade_tests; fi
 if [[ $stages == *" citus "* ]]; then citus_tests; fi
