@@ -34,8 +34,8 @@ Less often:
   make check-arm64  check that it compiles for arm64 (rustup target add aarch64-unknown-linux-gnu; gcc-aarch64-linux-gnu)
   make image        build a container image by docker, podman or buildah (MAJOR=15 to 18, SUITE=, ARCH=); image-test tries it
   make deb          build Debian packages in target/deb; make deb-test installs and uses them on a clean root
-  make mutants      list the mutations of crates/clip that the tests miss, by cargo-mutants: a day or more (FILES='clustering/*.rs')
-  make mutants-glue the same for src/: a list of mutations, each with its test, in an hour or two (ONLY='words of the names')
+  make mutants      find mutations of crates/clip that the tests miss, with cargo-mutants: a day or more (FILES='clustering/*.rs')
+  make mutants-glue try a list of mutations of src/, each with its test: an hour or two (ONLY='words of the names')
   make soak         run concurrent sessions that assign clusters, with twenty seeds (SOAK=n)
 
 Settings:
