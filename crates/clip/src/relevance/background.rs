@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use crate::clustering::centroid::normalise;
+use crate::clustering::centroid::l2_normalize;
 use crate::error::{Error, Kind, Result};
 use crate::memory;
 
@@ -124,7 +124,7 @@ impl Builder {
         let mut steps = memory::with_capacity(self.words.len())?;
         for word in self.vectors.chunks_exact_mut(width) {
             word.iter_mut().zip(&mean).for_each(|(value, mean)| *value -= mean);
-            normalise(word).map_err(|_| alike())?;
+            l2_normalize(word).map_err(|_| alike())?;
             let (bytes, step) = Codes::encode(word);
             codes.extend(bytes);
             steps.push(step);
@@ -161,9 +161,9 @@ impl Background {
     pub fn relative(&self, vector: &[f32]) -> Result<Vec<f32>> {
         assert_eq!(vector.len(), self.width(), "dimensions are checked by the caller");
         let mut relative = vector.to_vec();
-        normalise(&mut relative)?;
+        l2_normalize(&mut relative)?;
         relative.iter_mut().zip(&self.mean).for_each(|(value, mean)| *value -= mean);
-        normalise(&mut relative)?;
+        l2_normalize(&mut relative)?;
         Ok(relative)
     }
 
@@ -232,7 +232,7 @@ mod tests {
             (state >> 8) as f32 / (1 << 24) as f32 - 0.5
         };
         let mut vector: Vec<f32> = (0..width).map(|_| next() + 0.2).collect();
-        normalise(&mut vector).unwrap();
+        l2_normalize(&mut vector).unwrap();
         vector
     }
 
