@@ -36,7 +36,7 @@ def environment(database: str, **more: str) -> dict[str, str]:
 
 
 def schema(database: str) -> None:
-    subprocess.run(["psql", "-Xq", "-f", str(APP / "schema.sql")], env=environment(database), check=True, timeout=60)
+    subprocess.run(["psql", "-Xq", "-f", str(APP / "schema.sql")], env=environment(database), check=True, timeout=180)
 
 
 def load(database: str, *files: pathlib.Path) -> subprocess.CompletedProcess:

@@ -273,6 +273,8 @@ async def photo(request: Request) -> Response:
         details["why"] = await query(request, queries.WHY, id=id, words=asked)
         if features["relevance"]:
             details |= (await query(request, queries.RELEVANCE, id=id, words=asked))[0]
+        if features["explain"]:
+            details |= (await query(request, queries.SUITS, id=id, words=asked))[0]
     elif (like := number(request, "like")) is not None:
         details["why"] = await query(request, queries.WHY_LIKE, id=id, like=like)
     return JSONResponse(details)
