@@ -52,9 +52,8 @@ fn clip_find(
     let model = model.map_or_else(guc::model, str::to_owned);
     let mut rows = rated(table, key, embedding, query, candidates, &model)?;
     rows.retain(|(key, _, relevance)| {
-        let follows = after.is_none_or(|(last, last_key)| {
-            *relevance < last || (*relevance == last && key.as_str() > last_key)
-        });
+        let follows =
+            after.is_none_or(|(last, last_key)| *relevance < last || (*relevance == last && key.as_str() > last_key));
         *relevance >= cut && follows
     });
     rows.sort_by(|a, b| b.2.total_cmp(&a.2).then_with(|| a.0.cmp(&b.0)));
@@ -80,7 +79,9 @@ fn rated(
     model: &str,
 ) -> SqlResult<Vec<(String, f64, f64)>> {
     let words = background::of(model)?;
-    let Some(Vector(wanted)) = loaded::embed_texts(model, &[Some(query)])?.pop().flatten() else { return Ok(Vec::new()) };
+    let Some(Vector(wanted)) = loaded::embed_texts(model, &[Some(query)])?.pop().flatten() else {
+        return Ok(Vec::new());
+    };
     let text = words.relative(&wanted).map_err(report)?;
     let named = qualified_name(table).ok_or_else(|| {
         sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, format!("there is no table with oid {}", table.to_u32()))
@@ -101,7 +102,9 @@ fn rated(
         let mut found = Vec::new();
         for row in client.select(&statement, None, &arguments).map_err(spi)? {
             pgrx::check_for_interrupts!();
-            let (Some(key), Some(Vector(vector))) = (get::<String>(&row, 1)?, get::<Vector>(&row, 2)?) else { continue };
+            let (Some(key), Some(Vector(vector))) = (get::<String>(&row, 1)?, get::<Vector>(&row, 2)?) else {
+                continue;
+            };
             origin::check_dimensions(vector.len(), words.width(), model)?;
             let near = cosine(&vector, &wanted);
             // A zero vector is no neighbour of anything.
@@ -139,7 +142,10 @@ fn columns(
     let key = match key.map(str::to_owned).or(primary) {
         Some(key) => key,
         None => {
-            return Err(undefined("the key", "It has no primary key of one column: key => 'column' names one with unique values."));
+            return Err(undefined(
+                "the key",
+                "It has no primary key of one column: key => 'column' names one with unique values.",
+            ));
         }
     };
     let vectors: Vec<String> = vectors.into_iter().flatten().collect();
@@ -147,7 +153,8 @@ fn columns(
         (Some(named), _) => named.to_owned(),
         (None, [only]) => only.clone(),
         (None, _) => {
-            let detail = format!("embedding => 'column' names one. It has {} of type vector or halfvec.", vectors.len());
+            let detail =
+                format!("embedding => 'column' names one. It has {} of type vector or halfvec.", vectors.len());
             return Err(undefined("the column with the embeddings", &detail));
         }
     };

@@ -81,7 +81,8 @@ fn clip_classify_or_none(
     template: default!(Option<Text<'_>>, "'a photo of a {}'"),
     model: default!(Option<&str>, "NULL"),
 ) -> Result<TableIterator<'static, (name!(label, String), name!(probability, f64))>, ErrorReport> {
-    let (Some(embedding), Some(labels), Some(Text(none)), Some(template)) = (embedding, labels, otherwise, template) else {
+    let (Some(embedding), Some(labels), Some(Text(none)), Some(template)) = (embedding, labels, otherwise, template)
+    else {
         return Ok(TableIterator::empty());
     };
     let model = model.map_or_else(guc::model, str::to_owned);

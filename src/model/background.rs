@@ -46,10 +46,11 @@ thread_local! {
 
 impl Key {
     fn new(spec: &str) -> SqlResult<Self> {
-        let list = guc::words().map(|path| match fs::metadata(&path).and_then(|about| Ok((about.len(), about.modified()?))) {
-            Ok((length, changed)) => Ok((path, length, changed)),
-            Err(error) => Err(unreadable(&path, &error.to_string())),
-        });
+        let list =
+            guc::words().map(|path| match fs::metadata(&path).and_then(|about| Ok((about.len(), about.modified()?))) {
+                Ok((length, changed)) => Ok((path, length, changed)),
+                Err(error) => Err(unreadable(&path, &error.to_string())),
+            });
         Ok(Self {
             spec: spec.to_owned(),
             search: guc::model_path(),
@@ -81,7 +82,8 @@ fn unreadable(path: &std::path::Path, why: &str) -> Error {
 /// The background of a model: from this process, from the cache, or embedded now.
 pub fn of(spec: &str) -> SqlResult<Rc<Background>> {
     let key = Key::new(spec)?;
-    let known = KNOWN.with_borrow(|known| known.iter().find(|(other, _)| *other == key).map(|(_, found)| found.clone()));
+    let known =
+        KNOWN.with_borrow(|known| known.iter().find(|(other, _)| *other == key).map(|(_, found)| found.clone()));
     if let Some(known) = known {
         return Ok(known);
     }
@@ -98,7 +100,10 @@ pub fn of(spec: &str) -> SqlResult<Rc<Background>> {
             let made = embed(spec, words)?;
             if let Some(Err(error)) = entry.map(|entry| entry.write(&made)) {
                 // The next connection embeds the words again: an administrator should know why.
-                pgrx::log!("clip_search: {error}{}", error.detail.as_deref().map(|d| format!(": {d}")).unwrap_or_default());
+                pgrx::log!(
+                    "clip_search: {error}{}",
+                    error.detail.as_deref().map(|d| format!(": {d}")).unwrap_or_default()
+                );
             }
             made
         }
