@@ -5,6 +5,7 @@ use std::cmp::Ordering;
 use crate::clustering::centroid::l2_normalize;
 use crate::error::{Error, Kind, Result};
 use crate::memory;
+use crate::relevance::dot::Multiplier;
 
 /// The words of the background that are a photo's best: one in so many.
 const BEST: usize = 100;
@@ -27,15 +28,10 @@ impl Codes {
     /// The cosine of a vector to each word of the first `count`.
     fn cosines(&self, vector: &[f32], count: usize) -> Vec<f32> {
         let (codes, step) = Self::encode(vector);
-        let vector: Vec<i8> = codes.collect();
+        let vector = Multiplier::new(codes.collect());
         let words = self.codes.chunks_exact(self.width).zip(&self.steps).take(count);
-        words.map(|(word, of_word)| dot(word, &vector) as f32 * of_word * step).collect()
+        words.map(|(word, of_word)| vector.dot(word) as f32 * of_word * step).collect()
     }
-}
-
-/// No sum of 16,000 products of bytes leaves 32 bits.
-fn dot(a: &[i8], b: &[i8]) -> i32 {
-    a.iter().zip(b).map(|(x, y)| i32::from(*x) * i32::from(*y)).sum()
 }
 
 /// The words, relative to their mean.
