@@ -6,10 +6,12 @@ use std::sync::OnceLock;
 
 use clip::Setting;
 use clip::image::Limits;
-use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
+use clip::model::EIGHT_BIT;
+use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 use pgrx::pg_sys;
 
 static MODEL: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"photo-mini"));
+static PRECISION: GucSetting<Precision> = GucSetting::<Precision>::new(Precision::Float32);
 static MODEL_PATH: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"$system"));
 static ONNXRUNTIME: GucSetting<Option<CString>> =
     GucSetting::<Option<CString>>::new(Some(c"$libdir/clip_search/libonnxruntime.so"));
@@ -34,6 +36,15 @@ static WORKER: GucSetting<bool> = GucSetting::<bool>::new(true);
 static WORKER_ATTEMPTS: GucSetting<i32> = GucSetting::<i32>::new(5);
 static WORKER_RETRY_DELAY: GucSetting<i32> = GucSetting::<i32>::new(1000);
 static WORKER_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60_000);
+
+/// clip_search.precision
+#[derive(Clone, Copy, PostgresGucEnum)]
+pub enum Precision {
+    #[name = c"float32"]
+    Float32,
+    #[name = c"int8"]
+    Int8,
+}
 
 /// Defines the settings; called once per process.
 pub fn register() {
@@ -83,6 +94,14 @@ pub fn register() {
         c"It requires clip_search in shared_preload_libraries and a restart. Connections with clip_search.threads above 1 load their own copy.",
         &PRELOAD,
         preload_context(),
+        GucFlags::default(),
+    );
+    GucRegistry::define_enum_guc(
+        c"clip_search.precision",
+        c"Precision in which the default model computes.",
+        c"float32 is the reference. int8 makes an eight-bit form of clip_search.model once and keeps it in the cache: two to three times as fast. It does not change models that a call or a watched table names.",
+        &PRECISION,
+        GucContext::Userset,
         GucFlags::default(),
     );
     GucRegistry::define_int_guc(
@@ -261,6 +280,7 @@ pub fn leave_out_backtraces() {
 pub fn name(setting: Setting) -> &'static str {
     match setting {
         Setting::Runtime => "clip_search.onnxruntime",
+        Setting::Cache => "clip_search.cache_path",
         Setting::TruncateText => "clip_search.truncate_text",
     }
 }
@@ -269,7 +289,20 @@ fn string(setting: &'static GucSetting<Option<CString>>) -> String {
     setting.get().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
+/// The default model, in the precision that clip_search.precision asks for. A variant that is named stays as it is.
 pub fn model() -> String {
+    let spec = string(&MODEL);
+    match PRECISION.get() {
+        Precision::Float32 => spec,
+        Precision::Int8 => {
+            let part = |part: &str| if part.contains(':') { part.to_owned() } else { format!("{part}:{EIGHT_BIT}") };
+            spec.split('+').map(part).collect::<Vec<_>>().join("+")
+        }
+    }
+}
+
+/// The default model as clip_search.model names it.
+pub fn model_name() -> String {
     string(&MODEL)
 }
 

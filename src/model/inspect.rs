@@ -7,7 +7,7 @@ use clip::model::Model;
 use pgrx::prelude::*;
 
 use crate::guc;
-use crate::model::loaded::{self, Loaded};
+use crate::model::loaded::{self, Loaded, check_interrupts};
 use crate::pg::text::Text;
 
 #[pg_extern(stable, parallel_restricted)]
@@ -26,7 +26,7 @@ fn clip_models() -> TableIterator<
         name!(texts, i64),
     ),
 > {
-    let selected = guc::model();
+    let selected = guc::model_name();
     TableIterator::new(status().into_iter().map(move |m| {
         let is_selected = m.name == selected;
         let loaded = m.image_loaded || m.text_loaded;
@@ -60,7 +60,10 @@ fn check(spec: &str) -> Vec<(String, String)> {
         _ => (guc::model_path(), spec),
     };
     match Model::find(&search, name) {
-        Ok(model) => Embedder::new(model, guc::onnxruntime(), guc::threads()).check(guc::name),
+        Ok(model) => Embedder::new(model, guc::onnxruntime(), guc::threads())
+            .with_cache(guc::cache())
+            .with_interrupts(check_interrupts)
+            .check(guc::name),
         Err(error) => {
             let hint = error.hint_for(guc::name).map(|hint| format!(" {hint}")).unwrap_or_default();
             vec![("verdict".to_owned(), format!("{error}{hint}"))]

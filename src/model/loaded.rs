@@ -54,7 +54,9 @@ pub(super) struct Loaded {
 impl Loaded {
     fn new(key: Key) -> clip::Result<Self> {
         let model = Model::find(&key.search, &key.spec)?;
-        let embedder = Embedder::new(model, key.library.clone(), key.threads).with_cache(guc::cache());
+        let embedder = Embedder::new(model, key.library.clone(), key.threads)
+            .with_cache(guc::cache())
+            .with_interrupts(check_interrupts);
         let memo = LruCache::new(NonZeroUsize::MIN);
         let sets = LruCache::new(MEMO_SETS.try_into().expect("not zero"));
         Ok(Self { key, embedder, memo, image_memo: ImageMemo::new(), memo_hits: 0, sets, failed: false })

@@ -85,6 +85,9 @@ struct Arguments {
     /// The pg_config that tells where models and libonnxruntime are installed.
     #[arg(long, value_name = "PROGRAM", env = "PG_CONFIG", hide_env_values = true, default_value = "pg_config")]
     pg_config: PathBuf,
+    /// Directory for optimized copies of models; the variant NAME:auto-int8 needs one [default: none].
+    #[arg(long, value_name = "DIRECTORY")]
+    cache: Option<PathBuf>,
     /// Number of workers, each with a copy of the model [default: the number of cores].
     #[arg(short, long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     jobs: Option<u16>,
@@ -190,6 +193,7 @@ fn check(arguments: &Check) -> clip::Result<usize> {
 fn option(setting: Setting) -> &'static str {
     match setting {
         Setting::Runtime => "--onnxruntime",
+        Setting::Cache => "--cache",
         Setting::TruncateText => "",
     }
 }
@@ -263,7 +267,8 @@ fn run(arguments: &Arguments) -> clip::Result<usize> {
             let (sender, model, library) = (sender.clone(), model.clone(), library.clone());
             let (items, next, stop, limits) = (&items, &next, &stop, &limits);
             scope.spawn(move || {
-                let embedder = Embedder::new(model, library, usize::from(arguments.threads));
+                let embedder =
+                    Embedder::new(model, library, usize::from(arguments.threads)).with_cache(arguments.cache.clone());
                 // An error here means that the receiver has gone.
                 let _ = work(embedder, items, next, stop, limits, &sender);
             });

@@ -3,7 +3,7 @@
 //! `benches/peers/embed.py` drives it, so that both sides take turns on the same files in one run.
 //!
 //! ```text
-//! embed_bench LIBONNXRUNTIME MODEL_DIRECTORY [VARIANT]
+//! embed_bench LIBONNXRUNTIME MODEL_DIRECTORY [VARIANT [CACHE]]
 //! {"op": "images", "files": […], "exact": false}   → {"ms": whole call, "vectors": […]}
 //! {"op": "stages", "files": [one], "exact": false} → {"decode": ms, "prepare": ms, "normalise": ms, "run": ms, "shrink": n}
 //! {"op": "texts", "texts": […]}                    → {"ms": whole call, "vectors": […]}
@@ -114,10 +114,11 @@ impl Bench {
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (library, directory, variant) = match arguments.as_slice() {
-        [library, directory] => (library, Path::new(directory), None),
-        [library, directory, variant] => (library, Path::new(directory), Some(variant)),
-        _ => return Err("usage: embed_bench LIBONNXRUNTIME MODEL_DIRECTORY [VARIANT]".into()),
+    let (library, directory, variant, cache) = match arguments.as_slice() {
+        [library, directory] => (library, Path::new(directory), None, None),
+        [library, directory, variant] => (library, Path::new(directory), Some(variant), None),
+        [library, directory, variant, cache] => (library, Path::new(directory), Some(variant), Some(cache)),
+        _ => return Err("usage: embed_bench LIBONNXRUNTIME MODEL_DIRECTORY [VARIANT [CACHE]]".into()),
     };
     let name = directory.file_name().ok_or("the model has no name")?.to_string_lossy();
     let spec = variant.map_or(name.to_string(), |variant| format!("{name}:{variant}"));
@@ -127,7 +128,7 @@ fn main() -> Result<()> {
         None => Preprocess::clip(224),
     };
     let library = PathBuf::from(library);
-    let embedder = Embedder::new(model, library.clone(), 1);
+    let embedder = Embedder::new(model, library.clone(), 1).with_cache(cache.map(PathBuf::from));
     let mut bench = Bench { embedder, library, preprocess, vision: None, text: None };
     let mut out = std::io::stdout().lock();
     for line in std::io::stdin().lock().lines() {

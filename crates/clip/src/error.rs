@@ -31,6 +31,8 @@ pub enum Kind {
 pub enum Setting {
     /// The path of libonnxruntime.
     Runtime,
+    /// The directory of rewritten graphs.
+    Cache,
     /// Whether a text that is over the model's context is cut.
     TruncateText,
 }

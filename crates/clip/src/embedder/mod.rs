@@ -1,5 +1,6 @@
 //! The pieces together: images or texts in, unit vectors out.
 
+mod calibration;
 mod inspect;
 pub mod logits;
 mod ports;
@@ -28,6 +29,8 @@ pub struct Embedder {
     library: PathBuf,
     threads: usize,
     cache: Option<PathBuf>,
+    /// Called while a tower is made ready for minutes; it may unwind.
+    check_interrupts: fn(),
     /// A graph that serves both towers is loaded once.
     shared: OnceCell<Rc<RefCell<Tower>>>,
     vision: OnceCell<Vision>,
@@ -66,6 +69,7 @@ impl Embedder {
             library,
             threads,
             cache: None,
+            check_interrupts: || (),
             shared: OnceCell::new(),
             vision: OnceCell::new(),
             text: OnceCell::new(),
@@ -79,6 +83,12 @@ impl Embedder {
     /// Keeps rewritten graphs in this directory ([`crate::model::graph_cache`]).
     pub fn with_cache(mut self, cache: Option<PathBuf>) -> Self {
         self.cache = cache;
+        self
+    }
+
+    /// Has this called between steps of the making of an eight-bit graph; it may unwind.
+    pub fn with_interrupts(mut self, check_interrupts: fn()) -> Self {
+        self.check_interrupts = check_interrupts;
         self
     }
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 use ndarray::{Array2, Array4};
 
 use crate::embedder::Embedder;
+use crate::embedder::calibration::eight_bit;
 use crate::embedder::ports::{
     TEXT_INPUTS, floats, image_input, integers, is_integer, missing_half, missing_tower, open, same_width, steps,
     unit_rows, unusable, width,
@@ -15,6 +16,7 @@ use crate::error::{Error, Kind, Result, Setting};
 use crate::memory;
 use crate::model::Model;
 use crate::model::config::{Config, Family, preparation};
+use crate::model::eight_bit::Inputs;
 use crate::model::operators::quantizes_dynamically;
 use crate::model::pooling::Pooling;
 use crate::model::session::{Port, Tower};
@@ -155,7 +157,13 @@ impl Embedder {
         let image_width = self.vision.get().and_then(|v| width(&v.output, &v.pooling));
         self.text.get_or_try_init(|| {
             let file = model.text.as_ref().ok_or_else(|| missing_tower(model, "text"))?;
-            let shared = open(&self.shared, model.combined, &self.library, file, self.threads, cache, notes)?;
+            let kept =
+                if model.eight_bit_text { eight_bit(model, &self.library, file, self.threads, cache)? } else { None };
+            let make = model.eight_bit_text && kept.is_none();
+            let shared = match kept {
+                Some(tower) => Rc::new(RefCell::new(tower)),
+                None => open(&self.shared, model.combined, &self.library, file, self.threads, cache, notes)?,
+            };
             let tower = shared.borrow();
             let unusable = |what: &str| unusable(&tower, what);
             let ids = tower.input(&TEXT_INPUTS).filter(|port| is_integer(port)).cloned();
@@ -181,7 +189,7 @@ impl Embedder {
             let pad_to = ids.fixed(1);
             let encoder = TextEncoder::load(model, pad_to, warnings)?;
             let pad_to = pad_to.or(fills.then_some(encoder.context_length));
-            let alone = quantizes_dynamically(file);
+            let alone = model.eight_bit_text || quantizes_dynamically(file);
             let most = if alone || ids.fixed(0).is_some() { 1 } else { TEXT_BATCH };
             let idle = match pixels {
                 Some(input) => {
@@ -228,6 +236,13 @@ impl Embedder {
             if pads {
                 text.pad_to = Some(text.encoder.context_length);
             }
+            if make {
+                let made = text.make_eight_bit(model, self.threads, cache, &mut || (self.check_interrupts)())?;
+                if asks {
+                    made.remember(PADDING, if pads { NEEDED } else { NOT_NEEDED });
+                }
+                text.tower = Rc::new(RefCell::new(made));
+            }
             counters.loads += 1;
             counters.loading += start.elapsed();
             Ok(text)
@@ -250,6 +265,13 @@ impl Text {
 
     /// Runs texts of one length. Returns shape (texts, dimensions).
     pub(super) fn run(&self, batch: &[&Tokens]) -> Result<Array2<f32>> {
+        let output = self.tower.borrow_mut().run(self.inputs(batch)?, &self.output.name)?;
+        let lengths: Vec<usize> = batch.iter().map(|tokens| tokens.length).collect();
+        self.pooling.apply(output, &lengths)
+    }
+
+    /// What the graph is given for texts of one length.
+    pub(super) fn inputs(&self, batch: &[&Tokens]) -> Result<Inputs> {
         let shape = (batch.len(), batch[0].ids.len());
         let ids = batch.iter().flat_map(|tokens| tokens.ids.iter().map(|id| i64::from(*id)));
         let mut inputs = vec![(self.ids.name.clone(), integers(&self.ids, shape, ids)?)];
@@ -272,9 +294,7 @@ impl Text {
             let pixels = Array4::zeros((images.unwrap_or(batch.len()), 3, *height, *width));
             inputs.push((input.name.clone(), floats(input, pixels)?));
         }
-        let output = self.tower.borrow_mut().run(inputs, &self.output.name)?;
-        let lengths: Vec<usize> = batch.iter().map(|tokens| tokens.length).collect();
-        self.pooling.apply(output, &lengths)
+        Ok(inputs)
     }
 
     /// Runs one short text.

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use ndarray::{Array2, Array4};
+use ndarray::{Array2, Array4, ArrayD};
 
 use crate::embedder::Embedder;
+use crate::embedder::calibration::eight_bit;
 use crate::embedder::ports::{
     floats, image_input, integers, is_float, is_integer, missing_half, missing_tower, open, same_width, steps,
     unit_rows, unusable, width,
@@ -16,6 +17,7 @@ use crate::error::{Error, Kind, Result};
 use crate::image::preprocess::Preprocess;
 use crate::image::{self, Limits};
 use crate::model::config::{Preparation, preparation};
+use crate::model::eight_bit::Inputs;
 use crate::model::operators::quantizes_dynamically;
 use crate::model::pooling::Pooling;
 use crate::model::session::{Port, Tower, with_signals_blocked};
@@ -171,7 +173,13 @@ impl Embedder {
         let text_width = self.text.get().and_then(|t| width(&t.output, &t.pooling));
         self.vision.get_or_try_init(|| {
             let file = model.vision.as_ref().ok_or_else(|| missing_tower(model, "image"))?;
-            let shared = open(&self.shared, model.combined, &self.library, file, self.threads, cache, notes)?;
+            let kept =
+                if model.eight_bit_vision { eight_bit(model, &self.library, file, self.threads, cache)? } else { None };
+            let make = model.eight_bit_vision && kept.is_none();
+            let shared = match kept {
+                Some(tower) => Rc::new(RefCell::new(tower)),
+                None => open(&self.shared, model.combined, &self.library, file, self.threads, cache, notes)?,
+            };
             let tower = shared.borrow();
             let unusable = |what: &str| unusable(&tower, what);
             let input = image_input(&tower).ok_or_else(|| missing_half(model, &tower, "image"))?;
@@ -205,7 +213,7 @@ impl Embedder {
                 (None, _) => return Err(unusable("its preprocessing leaves images of unequal sizes")),
             };
             same_width(model, &output, &pooling, text_width)?;
-            let alone = quantizes_dynamically(file);
+            let alone = model.eight_bit_vision || quantizes_dynamically(file);
             let most = input
                 .fixed(0)
                 .map(drop)
@@ -213,9 +221,15 @@ impl Embedder {
                 .map_or((BATCH_PIXELS / (size.0 * size.1)).clamp(1, IMAGE_BATCH), |_| 1);
             let pace = Pace { most, together: None, singly: None };
             drop(tower);
+            let mut vision =
+                Vision { tower: shared, input, idle, output, pooling, preprocess, prepared_by, alone, size, pace };
+            if make {
+                let made = vision.make_eight_bit(model, self.threads, cache, &mut || (self.check_interrupts)())?;
+                vision.tower = Rc::new(RefCell::new(made));
+            }
             counters.loads += 1;
             counters.loading += start.elapsed();
-            Ok(Vision { tower: shared, input, idle, output, pooling, preprocess, prepared_by, alone, size, pace })
+            Ok(vision)
         })?;
         Ok(())
     }
@@ -266,6 +280,19 @@ impl Vision {
     /// Runs images of the model's size. Returns shape (images, dimensions).
     pub(super) fn run(&self, pixels: Array4<f32>) -> Result<Array2<f32>> {
         let count = pixels.dim().0;
+        let output = self.tower.borrow_mut().run(self.inputs(pixels)?, &self.output.name)?;
+        self.pool(output, count)
+    }
+
+    /// The vectors of so many images, from the graph's output.
+    pub(super) fn pool(&self, output: ArrayD<f32>, count: usize) -> Result<Array2<f32>> {
+        let positions = output.shape().get(1).copied().unwrap_or(1);
+        self.pooling.apply(output, &vec![positions; count])
+    }
+
+    /// What the graph is given for images of the model's size.
+    pub(super) fn inputs(&self, pixels: Array4<f32>) -> Result<Inputs> {
+        let count = pixels.dim().0;
         let mut inputs = vec![(self.input.name.clone(), floats(&self.input, pixels)?)];
         for port in &self.idle {
             // A text of two ids, which a combined graph wants to have and whose result nobody reads.
@@ -273,8 +300,6 @@ impl Vision {
             let shape = (port.fixed(0).unwrap_or(items), port.fixed(1).unwrap_or(2));
             inputs.push((port.name.clone(), integers(port, shape, std::iter::repeat_n(1, shape.0 * shape.1))?));
         }
-        let output = self.tower.borrow_mut().run(inputs, &self.output.name)?;
-        let positions = output.shape().get(1).copied().unwrap_or(1);
-        self.pooling.apply(output, &vec![positions; count])
+        Ok(inputs)
     }
 }

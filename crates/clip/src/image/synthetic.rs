@@ -5,20 +5,25 @@ use image::RgbImage;
 use crate::error::Result;
 use crate::image::jpeg;
 
+/// Numbers from 0 to 1.
+fn random(seed: u64) -> impl FnMut() -> f32 {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    move || {
+        // xorshift64 (Marsaglia 2003).
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1 << 24) as f32
+    }
+}
+
 /// A JPEG file (quality 90, subsampled as cameras do) of a picture with large shapes and grain, about as many bytes a
 /// pixel as a photo has. Equal for equal arguments.
 ///
 /// # Errors
 /// Where the encoder refuses the size.
 pub fn photo(width: u32, height: u32, seed: u64) -> Result<Vec<u8>> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut random = move || {
-        // xorshift64 (Marsaglia 2003).
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1 << 24) as f32
-    };
+    let mut random = random(seed);
     let waves: Vec<[f32; 5]> =
         (0..6).map(|_| [1.0 + 9.0 * random(), 1.0 + 9.0 * random(), random(), random(), random()]).collect();
     let mut picture = RgbImage::new(width, height);
@@ -35,6 +40,42 @@ pub fn photo(width: u32, height: u32, seed: u64) -> Result<Vec<u8>> {
         pixel.0 = rgb.map(|value| (255.0 * (value + grain)).clamp(0.0, 255.0) as u8);
     }
     jpeg::encode(&picture, 90)
+}
+
+/// A picture of waves, rectangles in plain colors, and grain, all of sizes and strengths that depend on the seed: some are
+/// nearly plain, some are noise. For calibration, which wants the range that photos have.
+pub fn picture(width: u32, height: u32, seed: u64) -> RgbImage {
+    let mut random = random(seed);
+    let mut picture = RgbImage::new(width, height);
+    let waves: Vec<[f32; 5]> = (0..5)
+        .map(|_| {
+            let pitch = 40f32.powf(random());
+            [pitch * (random() - 0.5), pitch * (random() - 0.5), random() - 0.5, random() - 0.5, random() - 0.5]
+        })
+        .collect();
+    let base = [random(), random(), random()];
+    let grain = 0.8 * random().powi(3);
+    for (x, y, pixel) in picture.enumerate_pixels_mut() {
+        let (u, v) = (x as f32 / width as f32, y as f32 / height as f32);
+        let mut rgb = base;
+        for [a, b, red, green, blue] in &waves {
+            let wave = (6.0 * (a * u + b * v)).sin();
+            for (value, strength) in rgb.iter_mut().zip([red, green, blue]) {
+                *value += wave * strength;
+            }
+        }
+        pixel.0 = rgb.map(|value| (255.0 * (value + grain * (random() - 0.5))).clamp(0.0, 255.0) as u8);
+    }
+    for _ in 0..(24.0 * random()) as u32 {
+        let color = ::image::Rgb([random(), random(), random()].map(|value| (256.0 * value) as u8));
+        let (left, top) = ((random() * width as f32) as u32, (random() * height as f32) as u32);
+        let size = random().powi(2) * 0.5;
+        let (right, bottom) = (left + (size * width as f32) as u32, top + (size * height as f32) as u32);
+        for y in top..bottom.min(height) {
+            (left..right.min(width)).for_each(|x| picture.put_pixel(x, y, color));
+        }
+    }
+    picture
 }
 
 #[cfg(test)]

@@ -21,6 +21,9 @@ const TEXT: [&str; 6] = ["onnx/text_model", "text_model", "textual/model", "text
 /// One graph for both, or a directory with a single tower: optimum's plain export, Qdrant's, jina-clip-v2.
 const EITHER: [&str; 2] = ["onnx/model", "model"];
 
+/// The variant that is made here, out of the float32 graphs ([`crate::model::eight_bit`]).
+pub const EIGHT_BIT: &str = "auto-int8";
+
 /// The files of one model.
 #[derive(Clone, Debug)]
 pub struct Model {
@@ -37,6 +40,10 @@ pub struct Model {
     pub text_directory: PathBuf,
     pub tokenizer: Option<PathBuf>,
     pub preprocess: Option<PathBuf>,
+    /// The image tower is run in its eight-bit form.
+    pub eight_bit_vision: bool,
+    /// The text tower is run in its eight-bit form.
+    pub eight_bit_text: bool,
 }
 
 impl Model {
@@ -58,6 +65,7 @@ impl Model {
             text: text.text,
             text_directory: text.directory,
             tokenizer: text.tokenizer,
+            eight_bit_text: text.eight_bit_text,
             ..image
         })
     }
@@ -88,7 +96,9 @@ impl Model {
                     .hint(format!("Choose one of them, or p{put}")),
             });
         };
-        let model = Self::open(spec, &directory, variant);
+        let eight_bit = variant == Some(EIGHT_BIT);
+        let mut model = Self::open(spec, &directory, variant.filter(|_| !eight_bit));
+        (model.eight_bit_vision, model.eight_bit_text) = (eight_bit, eight_bit);
         if model.vision.is_none() && model.text.is_none() {
             return Err(no_graph(spec, name, &directory, variant));
         }
@@ -137,6 +147,8 @@ impl Model {
             ]),
             preprocess: preprocess_file(directory),
             directory: directory.to_owned(),
+            eight_bit_vision: false,
+            eight_bit_text: false,
         }
     }
 

@@ -19,6 +19,15 @@ const GRAPH: &str = "graph.onnx";
 /// disk), it is not tried again before: each try takes as long as the graph takes to load.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
+/// What has been done to a graph that is kept.
+#[derive(Clone, Copy, Debug, Hash, PartialEq)]
+pub enum Form {
+    /// Optimized by ONNX Runtime.
+    Optimized,
+    /// Made eight-bit ([`crate::model::eight_bit`]) and optimized.
+    EightBit,
+}
+
 /// Where a graph is kept.
 pub struct Entry {
     cache: PathBuf,
@@ -28,12 +37,12 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The place for the graph in `file`, as the library of that version and this CPU would have it. None where the
-    /// file can't be looked at.
+    /// The place for the graph in `file`, in that form, as the library of that version and this CPU would have it. None if
+    /// the file can't be looked at.
     ///
     /// Files are told by length, inode, and times of the last change of content and of status, to the nanosecond: a hash
     /// of 600 MB would take as long as loading them. Weights may lie in files beside the graph, so these count, too.
-    pub fn of(cache: &Path, file: &Path, version: &str) -> Option<Self> {
+    pub fn of(cache: &Path, file: &Path, version: &str, form: Form) -> Option<Self> {
         let file = file.canonicalize().ok()?;
         let mut state = DefaultHasher::new();
         (version, std::env::consts::ARCH, cpu(), env!("CARGO_PKG_VERSION")).hash(&mut state);
@@ -46,7 +55,7 @@ impl Entry {
                 .hash(&mut state);
         }
         let mut source = DefaultHasher::new();
-        file.hash(&mut source);
+        (&file, form).hash(&mut source);
         let source = format!("{:016x}", source.finish());
         let directory = cache.join(format!("{source}-{:016x}", state.finish()));
         Some(Self { cache: cache.to_owned(), source, directory })
@@ -91,7 +100,9 @@ impl Entry {
         let draft = self.cache.join(format!("draft-{}-{}", self.source, std::process::id()));
         let _ = fs::remove_dir_all(&draft);
         builder.recursive(false).create(&draft).map_err(at(&draft))?;
-        let result = write(&draft.join(GRAPH)).and_then(|()| {
+        // Also when a cancelled query unwinds: it may hold a gigabyte.
+        let _draft = Draft(&draft);
+        write(&draft.join(GRAPH)).and_then(|()| {
             // Without this a crash of the machine could leave files of the right length that are empty.
             for entry in fs::read_dir(&draft).map_err(at(&draft))?.flatten() {
                 File::open(entry.path()).and_then(|file| file.sync_all()).map_err(at(&entry.path()))?;
@@ -101,9 +112,7 @@ impl Entry {
                 Err(_) if self.graph().is_some() => Ok(()),
                 other => other.map_err(at(&self.directory)),
             }
-        });
-        let _ = fs::remove_dir_all(&draft);
-        result
+        })
     }
 
     /// Removes what is left of earlier states of the source, and of processes that died.
@@ -117,6 +126,15 @@ impl Entry {
                 let _ = fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path));
             }
         }
+    }
+}
+
+/// A directory that is removed, unless it has been renamed.
+struct Draft<'a>(&'a Path);
+
+impl Drop for Draft<'_> {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(self.0);
     }
 }
 
@@ -170,15 +188,15 @@ mod tests {
     fn an_entry_stands_until_its_source_changes() {
         let folder = folder("stands");
         let (cache, file) = (folder.join("cache"), folder.join("model/graph.onnx"));
-        let entry = Entry::of(&cache, &file, "1").unwrap();
+        let entry = Entry::of(&cache, &file, "1", Form::Optimized).unwrap();
         assert_eq!(entry.graph(), None);
         assert_eq!(entry.write(draft), Some(Ok(())));
         assert_eq!(fs::read_to_string(entry.graph().unwrap()).unwrap(), "better graph");
-        assert!(Entry::of(&cache, &file, "1").unwrap().graph().is_some());
-        assert!(Entry::of(&cache, &file, "2").unwrap().graph().is_none());
+        assert!(Entry::of(&cache, &file, "1", Form::Optimized).unwrap().graph().is_some());
+        assert!(Entry::of(&cache, &file, "2", Form::Optimized).unwrap().graph().is_none());
         // Weights beside the graph count.
         fs::write(folder.join("model/graph.onnx_data"), "weights").unwrap();
-        let changed = Entry::of(&cache, &file, "1").unwrap();
+        let changed = Entry::of(&cache, &file, "1", Form::Optimized).unwrap();
         assert!(changed.graph().is_none());
         assert_eq!(changed.write(draft), Some(Ok(())));
         let left: Vec<_> = fs::read_dir(&cache).unwrap().flatten().map(|e| e.path()).collect();
@@ -192,7 +210,7 @@ mod tests {
     fn a_failure_leaves_nothing_and_is_not_repeated_at_once() {
         let folder = folder("fails");
         let (cache, file) = (folder.join("cache"), folder.join("model/graph.onnx"));
-        let entry = Entry::of(&cache, &file, "1").unwrap();
+        let entry = Entry::of(&cache, &file, "1", Form::Optimized).unwrap();
         let full = |path: &Path| {
             draft(path)?;
             Err("no space left".to_owned())
@@ -212,10 +230,10 @@ mod tests {
     fn what_cannot_be_written_is_said() {
         let folder = folder("denied");
         fs::write(folder.join("cache"), "a file, not a directory").unwrap();
-        let entry = Entry::of(&folder.join("cache"), &folder.join("model/graph.onnx"), "1").unwrap();
+        let entry = Entry::of(&folder.join("cache"), &folder.join("model/graph.onnx"), "1", Form::Optimized).unwrap();
         let said = entry.write(draft).unwrap().unwrap_err();
         assert!(said.contains("cache\": "), "{said}");
-        assert!(Entry::of(&folder, &folder.join("nothing"), "1").is_none());
+        assert!(Entry::of(&folder, &folder.join("nothing"), "1", Form::Optimized).is_none());
         fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -12,7 +12,8 @@ use ort::session::{Session, SessionInputValue};
 use ort::value::{TensorElementType, ValueType};
 
 use crate::error::{Error, Kind, Result, Setting};
-use crate::model::graph_cache::{Entry, WEIGHTS};
+use crate::model::eight_bit::{self, Recipe, Samples};
+use crate::model::graph_cache::{Entry, Form, WEIGHTS};
 
 /// The loaded libonnxruntime. It stays for the life of the process: the library allows one environment,
 /// and taking it down at exit would join threads that a signal may have stopped.
@@ -148,6 +149,8 @@ impl std::fmt::Display for Port {
 /// run lays them out anew, which costs an image a fifth more, and a text of seven tokens as much again; the copy costs
 /// as much as some 20 such runs, and 330 MB for the image tower of ViT-B/32, 150 for its text tower.
 const MAPPED_RUNS: usize = 20;
+/// How an eight-bit graph was made, for a person.
+const RECIPE: &str = "recipe";
 /// Weights of fewer bytes stay in the graph's own file.
 const SMALL: &str = "1024";
 
@@ -161,6 +164,8 @@ enum How<'a> {
     Mapped,
     /// From what was written: weights are laid out.
     LaidOut,
+    /// Written to this path with constants folded, and weights to a file of this name beside it; not meant to be run.
+    Folded(&'a Path, &'a str),
 }
 
 /// A graph, ready to run.
@@ -186,24 +191,98 @@ impl Tower {
     /// # Errors
     /// [`Kind::BadModel`] where the file is not a graph that this library runs.
     pub fn load(runtime: &Runtime, file: &Path, threads: usize, cache: Option<&Path>) -> Result<Self> {
-        let failed = |e: String| {
-            Error::new(Kind::BadModel, format!("model file \"{}\" cannot be loaded", file.display()))
-                .detail(format!("ONNX Runtime says: {}", e.trim()))
-                .hint("Download the file again, or choose an export that ONNX Runtime supports.")
-        };
-        let entry = cache.and_then(|cache| Entry::of(cache, file, &runtime.version));
+        let entry = cache.and_then(|cache| Entry::of(cache, file, &runtime.version, Form::Optimized));
         let (kept, note) = entry.map_or((None, None), |entry| kept(runtime, file, threads, &entry));
         let (session, mapped) = match kept {
             Some((session, graph)) => (session, Some((graph, 0))),
             None => {
                 let whole = session(runtime, file, threads, &How::Whole);
-                (whole.map_err(|e| failed(e.message().to_owned()))?, None)
+                (whole.map_err(|e| unloadable(file, &e))?, None)
             }
         };
+        Ok(Self { note, ..Self::of(session, mapped, threads, file) })
+    }
+
+    fn of(session: Session, mapped: Option<(PathBuf, usize)>, threads: usize, file: &Path) -> Self {
         let ports = |outlets: &[ort::value::Outlet]| outlets.iter().filter_map(port).collect();
         let (inputs, outputs) = (ports(session.inputs()), ports(session.outputs()));
         let kept = mapped.as_ref().and_then(|(graph, _): &(PathBuf, usize)| graph.parent().map(Path::to_owned));
-        Ok(Self { session, mapped, kept, threads, note, file: file.to_owned(), inputs, outputs })
+        Self { session, mapped, kept, threads, note: None, file: file.to_owned(), inputs, outputs }
+    }
+
+    /// The eight-bit form of a graph, if one was made before.
+    pub fn eight_bit(runtime: &Runtime, file: &Path, threads: usize, cache: &Path) -> Option<Self> {
+        let entry = Entry::of(cache, file, &runtime.version, Form::EightBit)?;
+        let graph = entry.graph()?;
+        let session = session(runtime, &graph, threads, &How::Mapped).ok()?;
+        Some(Self::of(session, Some((graph, 0)), threads, file))
+    }
+
+    /// Makes the eight-bit form of a graph ([`eight_bit::make`]) and keeps it.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] if there is none that is near enough to float32; [`Kind::BadModel`] if it can't be written.
+    pub fn make_eight_bit(
+        runtime: &Runtime,
+        file: &Path,
+        threads: usize,
+        cache: &Path,
+        samples: &Samples<'_>,
+        check_interrupts: &mut dyn FnMut(),
+    ) -> Result<Self> {
+        let failed = |why: String| {
+            Error::new(Kind::BadModel, format!("the eight-bit graph of \"{}\" could not be kept", file.display()))
+                .detail(why)
+                .hint("See that the cache's directory can be written and the disk has room, or use float32.")
+        };
+        let entry = Entry::of(cache, file, &runtime.version, Form::EightBit)
+            .ok_or_else(|| failed(format!("\"{}\" can't be looked at.", file.display())))?;
+        // Damaged, if it exists at all.
+        entry.remove();
+        let mut refused = None;
+        let write = |graph: &Path| {
+            let work = graph.with_file_name("work");
+            std::fs::create_dir(&work).map_err(|e| e.to_string())?;
+            let made = work.join("eight-bit.onnx");
+            let recipe: Recipe = eight_bit::make(runtime, file, &made, samples, check_interrupts).map_err(|e| {
+                let text = e.to_string();
+                refused = Some(e);
+                text
+            })?;
+            session(runtime, &made, threads, &How::Written(graph)).map_err(|e| e.message().trim().to_owned())?;
+            std::fs::remove_dir_all(&work).map_err(|e| e.to_string())?;
+            std::fs::write(graph.with_file_name(RECIPE), recipe.to_string()).map_err(|e| e.to_string())
+        };
+        let written = entry.write(write);
+        give_back_memory();
+        match written {
+            Some(Ok(())) => Self::eight_bit(runtime, file, threads, cache)
+                .ok_or_else(|| failed("It can't be loaded after it was written.".to_owned())),
+            Some(Err(why)) => Err(refused.unwrap_or_else(|| failed(why))),
+            None => Err(failed("It was tried less than an hour ago, and failed.".to_owned())),
+        }
+    }
+
+    /// Writes a graph with its constants folded, and weights to a file of that name beside it.
+    ///
+    /// # Errors
+    /// [`Kind::BadModel`].
+    pub fn fold(runtime: &Runtime, file: &Path, target: &Path, weights: &str) -> Result<()> {
+        session(runtime, file, 1, &How::Folded(target, weights)).map(drop).map_err(|e| unloadable(file, &e))
+    }
+
+    /// Loads a graph without the cache, on one thread.
+    ///
+    /// # Errors
+    /// [`Kind::BadModel`].
+    pub fn plain(runtime: &Runtime, file: &Path) -> Result<Self> {
+        let session = session(runtime, file, 1, &How::Whole).map_err(|e| unloadable(file, &e))?;
+        Ok(Self::of(session, None, 1, file))
+    }
+
+    /// How an eight-bit graph was made.
+    pub fn recipe(&self) -> Option<String> {
+        self.recall(RECIPE)
     }
 
     /// What [`Self::remember`] was told under this name, by whichever process.
@@ -257,6 +336,19 @@ impl Tower {
         inputs: Vec<(String, SessionInputValue<'_>)>,
         outputs: [&str; N],
     ) -> Result<[ndarray::ArrayD<f32>; N]> {
+        let mut arrays = self.run_all(inputs, &outputs)?.into_iter();
+        Ok(outputs.map(|_| arrays.next().expect("one for each output")))
+    }
+
+    /// The same for any number of outputs.
+    ///
+    /// # Errors
+    /// Those of [`Self::run`].
+    pub fn run_all(
+        &mut self,
+        inputs: Vec<(String, SessionInputValue<'_>)>,
+        outputs: &[&str],
+    ) -> Result<Vec<ndarray::ArrayD<f32>>> {
         match &mut self.mapped {
             Some((_, runs)) if *runs >= MAPPED_RUNS => self.lay_out(),
             Some((_, runs)) => *runs += 1,
@@ -268,10 +360,9 @@ impl Tower {
                 .detail(format!("ONNX Runtime says: {}", e.message()))
         };
         let results = self.session.run(inputs).map_err(failed)?;
-        let mut arrays = outputs.map(|_| ndarray::ArrayD::zeros(ndarray::IxDyn(&[0])));
-        for (array, output) in arrays.iter_mut().zip(outputs) {
-            let result = &results[output];
-            *array = match result.dtype().tensor_type() {
+        let read = |output: &&str| {
+            let result = &results[*output];
+            Ok(match result.dtype().tensor_type() {
                 Some(TensorElementType::Float16) => {
                     result.try_extract_array::<half::f16>().map_err(failed)?.mapv(half::f16::to_f32)
                 }
@@ -279,9 +370,9 @@ impl Tower {
                     result.try_extract_array::<half::bf16>().map_err(failed)?.mapv(half::bf16::to_f32)
                 }
                 _ => result.try_extract_array::<f32>().map_err(failed)?.to_owned(),
-            };
-        }
-        Ok(arrays)
+            })
+        };
+        outputs.iter().map(read).collect()
     }
 
     /// "inputs: …; outputs: …", for error messages.
@@ -289,6 +380,12 @@ impl Tower {
         let list = |ports: &[Port]| ports.iter().map(Port::to_string).collect::<Vec<_>>().join(", ");
         format!("inputs: {}; outputs: {}", list(&self.inputs), list(&self.outputs))
     }
+}
+
+fn unloadable(file: &Path, error: &ort::Error) -> Error {
+    Error::new(Kind::BadModel, format!("model file \"{}\" cannot be loaded", file.display()))
+        .detail(format!("ONNX Runtime says: {}", error.message().trim()))
+        .hint("Download the file again, or choose an export that ONNX Runtime supports.")
 }
 
 fn session(runtime: &Runtime, file: &Path, threads: usize, how: &How<'_>) -> ort::Result<Session> {
@@ -310,6 +407,12 @@ fn session(runtime: &Runtime, file: &Path, threads: usize, how: &How<'_>) -> ort
                 .with_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", SMALL)?,
             How::Mapped => builder.with_optimization_level(GraphOptimizationLevel::Disable)?.with_prepacking(false)?,
             How::LaidOut => builder.with_optimization_level(GraphOptimizationLevel::Disable)?,
+            How::Folded(graph, weights) => builder
+                .with_optimization_level(GraphOptimizationLevel::Level1)?
+                .with_prepacking(false)?
+                .with_optimized_model_path(graph)?
+                .with_config_entry("session.optimized_model_external_initializers_file_name", *weights)?
+                .with_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", SMALL)?,
         };
         builder.commit_from_file(file)
     })
