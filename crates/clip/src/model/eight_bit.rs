@@ -523,7 +523,7 @@ fn write_gated(
             let [difference, share] = ["difference", "share"].map(|part| format!("{sort}/{part}"));
             parts.nodes.push(Node::new("Sub", &[sort, &exact], &difference));
             parts.nodes.push(Node::new("Mul", &[&difference, &gate], &share));
-            let next = if sort.ends_with("finer") { out.to_owned() } else { format!("{sort}/sum") };
+            let next = if sort.ends_with("finer") { out.to_owned() } else { format!("{sort}/mixed") };
             parts.nodes.push(Node::new("Add", &[&sum, &share], &next));
             sum = next;
         }
