@@ -60,6 +60,7 @@ CREATE SEQUENCE clip_search.cluster_id_seq;
 -- A sum of 512 dimensions takes 2056 bytes, just over the size at which PostgreSQL moves values out of line. Searches
 -- read the sums, so toast_tuple_target keeps them in the row up to a full page. The sequence number gives the
 -- order in which rows entered the partial index of sums without a code, so that a second search reads only later ones.
+-- mark: named so by 0.2.0, with whose tables this version works until ALTER EXTENSION UPDATE.
 CREATE TABLE clip_search.cluster_sum (
     collection      text COLLATE "C" NOT NULL,
     cluster         bigint NOT NULL,
@@ -70,11 +71,11 @@ CREATE TABLE clip_search.cluster_sum (
     model           text,
     made_at         timestamptz NOT NULL DEFAULT pg_catalog.now(),
     updated_at      timestamptz NOT NULL DEFAULT pg_catalog.now(),
-    sequence_number bigint NOT NULL DEFAULT pg_catalog.nextval('clip_search.cluster_id_seq')
+    mark            bigint NOT NULL DEFAULT pg_catalog.nextval('clip_search.cluster_id_seq')
 ) WITH (toast_tuple_target = 8160);
 CREATE INDEX cluster_sum_cluster_idx ON clip_search.cluster_sum (cluster);
 CREATE INDEX cluster_sum_collection_idx ON clip_search.cluster_sum (collection, cluster);
-CREATE INDEX cluster_sum_recent_idx ON clip_search.cluster_sum (collection, sequence_number) WHERE code IS NULL;
+CREATE INDEX cluster_sum_recent_idx ON clip_search.cluster_sum (collection, mark) WHERE code IS NULL;
 
 -- Rows that a transaction has added and merged stay in the index until it ends. Their sequence numbers are below those of
 -- the rows that count, so its searches start after them.
@@ -86,19 +87,19 @@ CREATE TABLE clip_search.cluster_change (
     sum             vector NOT NULL,
     rest            vector,
     made_at         timestamptz NOT NULL DEFAULT pg_catalog.now(),
-    sequence_number bigint NOT NULL DEFAULT pg_catalog.nextval('clip_search.cluster_change_id_seq')
+    mark            bigint NOT NULL DEFAULT pg_catalog.nextval('clip_search.cluster_change_id_seq')
 ) WITH (toast_tuple_target = 8160);
-CREATE INDEX cluster_change_cluster_idx ON clip_search.cluster_change (cluster, sequence_number);
+CREATE INDEX cluster_change_cluster_idx ON clip_search.cluster_change (cluster, mark);
 
 -- Every search reads this table from end to end, so its pages are packed as full as possible.
 CREATE TABLE clip_search.cluster_code (
     collection      text COLLATE "C" NOT NULL,
     first           bigint NOT NULL,
-    sequence_number bigint NOT NULL,
+    mark            bigint NOT NULL,
     entries         bytea NOT NULL
 ) WITH (toast_tuple_target = 8160);
 ALTER TABLE clip_search.cluster_code ALTER entries SET STORAGE PLAIN;
-CREATE INDEX cluster_code_collection_idx ON clip_search.cluster_code (collection, sequence_number);
+CREATE INDEX cluster_code_collection_idx ON clip_search.cluster_code (collection, mark);
 
 -- A publication FOR ALL TABLES rejects updates of a table without a replica identity. Without logical replication this
 -- adds nothing to the WAL.

@@ -1,8 +1,5 @@
 -- From 0.2.0 to 0.3.0.
 
-ALTER TABLE clip_search.cluster_sum RENAME mark TO sequence_number;
-ALTER TABLE clip_search.cluster_code RENAME mark TO sequence_number;
-
 -- The comments that psql shows, in the words of 0.3.0.
 -- In the types of arguments, vector is pgvector's.
 SELECT pg_catalog.set_config('search_path', pg_catalog.quote_ident(n.nspname) OPERATOR(pg_catalog.||) ', pg_temp', true)
@@ -34,10 +31,10 @@ COMMENT ON TABLE clip_search.cluster_sum IS 'Sums of the members of clusters; th
 COMMENT ON COLUMN clip_search.cluster_sum.rest IS 'Remainder of that rounding';
 COMMENT ON COLUMN clip_search.cluster_sum.code IS 'Binary code of the sum, as stored in cluster_code; NULL: not stored there yet, so searches read the sum';
 COMMENT ON COLUMN clip_search.cluster_sum.model IS 'Model of the first vector, if known';
-COMMENT ON COLUMN clip_search.cluster_sum.sequence_number IS 'Sequence number: the order in which rows became visible to searches';
+COMMENT ON COLUMN clip_search.cluster_sum.mark IS 'Sequence number: the order in which rows became visible to searches';
 COMMENT ON TABLE clip_search.cluster_change IS 'Members that joined or left since the sums were written; the view clip_search.cluster includes them';
 COMMENT ON TABLE clip_search.cluster_code IS 'Binary codes of clusters, many in a row, for nearest-neighbor search';
-COMMENT ON COLUMN clip_search.cluster_code.sequence_number IS 'Highest sequence number of the sums whose codes the row holds';
+COMMENT ON COLUMN clip_search.cluster_code.mark IS 'Highest sequence number of the sums whose codes the row holds';
 COMMENT ON SEQUENCE clip_search.cluster_id_seq IS 'Ids of clusters, and sequence numbers of sums';
 COMMENT ON INDEX clip_search.collection_setting_pkey IS 'Unique names';
 COMMENT ON INDEX clip_search.cluster_sum_cluster_idx IS 'Sums by cluster';
@@ -470,12 +467,12 @@ SELECT pg_catalog.pg_extension_config_dump('clip_search.collection_grant',
 
 CREATE SEQUENCE clip_search.cluster_change_id_seq;
 ALTER TABLE clip_search.cluster_change
-    ADD COLUMN sequence_number bigint NOT NULL DEFAULT pg_catalog.nextval('clip_search.cluster_change_id_seq');
+    ADD COLUMN mark bigint NOT NULL DEFAULT pg_catalog.nextval('clip_search.cluster_change_id_seq');
 DROP INDEX clip_search.cluster_change_cluster_idx;
-CREATE INDEX cluster_change_cluster_idx ON clip_search.cluster_change (cluster, sequence_number);
+CREATE INDEX cluster_change_cluster_idx ON clip_search.cluster_change (cluster, mark);
 GRANT SELECT ON SEQUENCE clip_search.cluster_change_id_seq TO pg_database_owner;
 SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_change_id_seq', '');
-COMMENT ON COLUMN clip_search.cluster_change.sequence_number IS 'Sequence number: the order in which changes were written';
+COMMENT ON COLUMN clip_search.cluster_change.mark IS 'Sequence number: the order in which changes were written';
 COMMENT ON SEQUENCE clip_search.cluster_change_id_seq IS 'Sequence numbers of changes';
 COMMENT ON INDEX clip_search.cluster_change_cluster_idx IS 'Changes by cluster';
 

@@ -18,7 +18,7 @@ use crate::pg::vector::Vector;
 
 /// A sequence that was never used also returns 1.
 const LAST_ID: &str = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM clip_search.cluster_id_seq";
-const INSERT_CLUSTER: &str = "INSERT INTO clip_search.cluster_sum (collection, cluster, sequence_number, size, sum, model) \
+const INSERT_CLUSTER: &str = "INSERT INTO clip_search.cluster_sum (collection, cluster, mark, size, sum, model) \
      SELECT $1, n, n, 1, $2, $3 FROM pg_catalog.nextval('clip_search.cluster_id_seq') AS n RETURNING cluster";
 const INSERT_CLUSTER_ROW: &str =
     "INSERT INTO clip_search.cluster_sum (collection, cluster, size, sum, model) VALUES ($1, $2, 1, $3, $4)";
@@ -27,31 +27,31 @@ const MERGED: &str =
     "INSERT INTO clip_search.cluster_change (collection, cluster, size, sum, rest) VALUES ($1, $2, $3, $4, $5)";
 /// A row that loses its code gets a new sequence number, since searches of rows without a code have not seen it.
 const REPLACE: &str = "UPDATE clip_search.cluster_sum SET size = $2, sum = $3, rest = $4, code = $5, updated_at = pg_catalog.now(), \
-         sequence_number = CASE WHEN code IS NOT NULL AND $5 IS NULL THEN pg_catalog.nextval('clip_search.cluster_id_seq') ELSE sequence_number END \
+         mark = CASE WHEN code IS NOT NULL AND $5 IS NULL THEN pg_catalog.nextval('clip_search.cluster_id_seq') ELSE mark END \
      WHERE ctid OPERATOR(pg_catalog.=) $1";
 const DELETE_SUMS: &str = "DELETE FROM clip_search.cluster_sum WHERE ctid OPERATOR(pg_catalog.=) ANY ($1)";
 const DELETE_CHANGES: &str = "DELETE FROM clip_search.cluster_change WHERE ctid OPERATOR(pg_catalog.=) ANY ($1)";
-const LOCK_SUMS: &str = "SELECT ctid, cluster, size, sum, rest, code, sequence_number FROM clip_search.cluster_sum \
+const LOCK_SUMS: &str = "SELECT ctid, cluster, size, sum, rest, code, mark FROM clip_search.cluster_sum \
      WHERE cluster OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED";
 /// Limited, in case ten thousand have accumulated.
 const LOCK_CHANGES: &str = include_str!("sql/lock_changes.sql");
 /// For the table of 0.2.0.
 const LOCK_CHANGES_OF_0_2: &str = "SELECT ctid, cluster, size, sum, rest, NULL::bytea, 0::bigint FROM clip_search.cluster_change \
      WHERE cluster OPERATOR(pg_catalog.=) $1 LIMIT 1000 FOR UPDATE SKIP LOCKED";
-const RECENT: &str = "SELECT ctid, cluster, size, sum, NULL, NULL::bytea, sequence_number FROM clip_search.cluster_sum \
-     WHERE collection OPERATOR(pg_catalog.=) $1 AND code IS NULL ORDER BY sequence_number LIMIT $2 FOR UPDATE SKIP LOCKED";
+const RECENT: &str = "SELECT ctid, cluster, size, sum, NULL, NULL::bytea, mark FROM clip_search.cluster_sum \
+     WHERE collection OPERATOR(pg_catalog.=) $1 AND code IS NULL ORDER BY mark LIMIT $2 FOR UPDATE SKIP LOCKED";
 const SET_CODES: &str = "UPDATE clip_search.cluster_sum s SET code = n.code \
      FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS n (tid, code) WHERE s.ctid OPERATOR(pg_catalog.=) n.tid";
 const BLOCK: &str =
-    "INSERT INTO clip_search.cluster_code (collection, first, sequence_number, entries) VALUES ($1, $2, $3, $4)";
+    "INSERT INTO clip_search.cluster_code (collection, first, mark, entries) VALUES ($1, $2, $3, $4)";
 
-const NEXT_BLOCK: &str = "SELECT ctid, sequence_number, first, entries FROM clip_search.cluster_code \
-     WHERE collection OPERATOR(pg_catalog.=) $1 AND sequence_number OPERATOR(pg_catalog.>) $2 ORDER BY sequence_number LIMIT 1 FOR UPDATE SKIP LOCKED";
+const NEXT_BLOCK: &str = "SELECT ctid, mark, first, entries FROM clip_search.cluster_code \
+     WHERE collection OPERATOR(pg_catalog.=) $1 AND mark OPERATOR(pg_catalog.>) $2 ORDER BY mark LIMIT 1 FOR UPDATE SKIP LOCKED";
 const CODED: &str = "SELECT ctid, cluster, code FROM clip_search.cluster_sum \
      WHERE cluster OPERATOR(pg_catalog.=) ANY ($1) AND code IS NOT NULL";
 const LOCK_CODED: &str = "SELECT ctid, cluster, code FROM clip_search.cluster_sum \
      WHERE cluster OPERATOR(pg_catalog.=) ANY ($1) AND code IS NOT NULL FOR UPDATE SKIP LOCKED";
-const FORGET_CODES: &str = "UPDATE clip_search.cluster_sum SET code = NULL, sequence_number = pg_catalog.nextval('clip_search.cluster_id_seq') \
+const FORGET_CODES: &str = "UPDATE clip_search.cluster_sum SET code = NULL, mark = pg_catalog.nextval('clip_search.cluster_id_seq') \
      WHERE ctid OPERATOR(pg_catalog.=) ANY ($1)";
 const DELETE_BLOCK: &str = "DELETE FROM clip_search.cluster_code WHERE ctid OPERATOR(pg_catalog.=) $1";
 
@@ -62,7 +62,7 @@ const CLEAR: [&str; 3] = [
     "DELETE FROM clip_search.cluster_change WHERE collection OPERATOR(pg_catalog.=) $1",
     "DELETE FROM clip_search.cluster_code WHERE collection OPERATOR(pg_catalog.=) $1",
 ];
-const INSERT: &str = "INSERT INTO clip_search.cluster_sum (collection, cluster, sequence_number, size, sum, rest, code, made_at, model) \
+const INSERT: &str = "INSERT INTO clip_search.cluster_sum (collection, cluster, mark, size, sum, rest, code, made_at, model) \
      VALUES ($1, $2, $2, $3, $4, $5, $6, coalesce($7, pg_catalog.now()), $8)";
 
 /// When a cluster was created, and the model of its first vector.

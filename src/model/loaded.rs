@@ -392,7 +392,14 @@ pub fn preload(specs: &[String]) -> Result<Vec<String>, String> {
         for spec in specs {
             // One thread: a pool would not survive the fork.
             let mut loaded = Loaded::new(Key::new(spec, 1)).map_err(|e| e.to_string())?;
-            loaded.embedder.load().map_err(|e| e.to_string())?;
+            let model = loaded.embedder.model.clone();
+            // A server's start can't take the minutes that an eight-bit form is made in.
+            loaded.embedder =
+                Embedder::new(model, loaded.key.library.clone(), 1).with_cache(guc::cache()).without_making();
+            loaded.embedder.load().map_err(|e| match e.hint_for(guc::name) {
+                Some(hint) => format!("{e} {hint}"),
+                None => e.to_string(),
+            })?;
             remarks.extend(loaded.embedder.take_warnings().iter().map(ToString::to_string));
             remarks.extend(loaded.embedder.take_notes());
             models.push(loaded);

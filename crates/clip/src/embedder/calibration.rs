@@ -2,22 +2,15 @@
 
 use std::path::Path;
 
-use ndarray::{Array4, Axis};
-
-use crate::embedder::ports::unit_rows;
-use crate::embedder::text::Text;
-use crate::embedder::vision::Vision;
 use crate::error::{Error, Kind, Result, Setting};
-use crate::image::{self, synthetic};
 use crate::model::Model;
-use crate::model::eight_bit::Samples;
+use crate::model::eight_bit::refused;
 use crate::model::session::{Runtime, Tower};
-use crate::text::Tokens;
 
 /// Pictures for the image tower: half to calibrate, half to check.
-const PICTURES: usize = 24;
+pub(super) const PICTURES: usize = 24;
 /// Texts for the text tower, alternately to calibrate and to check.
-const TEXTS: [&str; 24] = [
+pub(super) const TEXTS: [&str; 24] = [
     "a photo of a cat",
     "a dog",
     "two children playing football on a green field in front of a school",
@@ -44,87 +37,50 @@ const TEXTS: [&str; 24] = [
     "my hand",
 ];
 
-/// The eight-bit form of a tower, if it was made before.
+/// What is known of the eight-bit form of a tower.
+pub(super) enum Known {
+    /// It was made before.
+    Made(Tower),
+    /// It is to be made.
+    Unmade,
+    /// There is none, which was remarked, or none is asked for.
+    No,
+}
+
+/// The eight-bit form of a tower.
 ///
 /// # Errors
-/// [`Kind::Unsupported`] without a cache, or for a graph that serves both towers.
-pub(super) fn eight_bit(
-    model: &Model,
-    library: &Path,
-    file: &Path,
-    threads: usize,
-    cache: Option<&Path>,
-) -> Result<Option<Tower>> {
+/// [`Kind::Unsupported`] if there is none: the tower then runs in float32. [`Kind::BadModel`] if it may not be made now.
+pub(super) fn eight_bit(embedder: (&Model, &Path, usize, Option<&Path>), file: &Path, may_make: bool) -> Result<Known> {
+    let (model, library, threads, cache) = embedder;
     if model.combined {
-        return Err(Error::new(
-            Kind::Unsupported,
-            format!("no eight-bit form can be made of model \"{}\"", model.name),
-        )
-        .detail("Its two towers are one graph.")
-        .hint("Take an export with separate towers, or use the model without the variant."));
+        return Err(refused(file, "Its two towers are one graph; take an export with separate towers."));
     }
     let Some(cache) = cache else {
-        return Err(Error::new(
-            Kind::Unsupported,
-            format!("no eight-bit form of model \"{}\" can be made without a cache", model.name),
-        )
-        .hint_setting(Setting::Cache, "Set {setting} to a directory, or use the model without the variant."));
+        return Err(refused(file, "It would have to be made for each connection.")
+            .hint_setting(Setting::Cache, "Set {setting} to a directory."));
     };
-    Ok(Tower::eight_bit(Runtime::load(library)?, file, threads, cache))
+    match Tower::eight_bit(Runtime::load(library)?, file, threads, cache)? {
+        Some(tower) => Ok(Known::Made(tower)),
+        None if may_make => Ok(Known::Unmade),
+        None => {
+            Err(Error::new(Kind::BadModel, format!("the eight-bit form of \"{}\" was not made yet", file.display()))
+                .hint(format!("Call clip_check_model('{}') once, which makes it, and restart the server.", model.name)))
+        }
+    }
 }
 
-fn runtime() -> &'static Runtime {
+/// Turns the error that there is no eight-bit form into a remark.
+pub(super) fn remarked<T>(result: Result<T>, instead: T, warnings: &mut Vec<Error>) -> Result<T> {
+    match result {
+        Err(error) if error.kind == Kind::Unsupported => {
+            warnings.push(error);
+            Ok(instead)
+        }
+        other => other,
+    }
+}
+
+pub(super) fn runtime() -> &'static Runtime {
     Runtime::loaded().expect("the float32 tower is loaded")
-}
-
-impl Vision {
-    /// Makes the tower's eight-bit form, with pictures that are built in.
-    pub(super) fn make_eight_bit(
-        &self,
-        model: &Model,
-        threads: usize,
-        cache: Option<&Path>,
-        check_interrupts: &mut dyn FnMut(),
-    ) -> Result<Tower> {
-        let (height, width) = self.size;
-        let inputs = |sample: usize| {
-            let picture = synthetic::picture(width as u32, height as u32, sample as u64 + 1);
-            let mut pixels = Array4::zeros((1, 3, height, width));
-            image::to_tensor(&picture, &self.preprocess, pixels.index_axis_mut(Axis(0), 0));
-            self.inputs(pixels)
-        };
-        let vector = |_, output| Ok(unit_rows(&self.pool(output, 1)?, model)?.remove(0));
-        let samples = Samples { count: PICTURES, inputs: &inputs, output: &self.output.name, vector: &vector };
-        let file = self.tower.borrow().file.clone();
-        let cache = cache.expect("checked before the tower was loaded");
-        Tower::make_eight_bit(runtime(), &file, threads, cache, &samples, check_interrupts)
-    }
-}
-
-impl Text {
-    /// Makes the tower's eight-bit form, with texts that are built in.
-    pub(super) fn make_eight_bit(
-        &self,
-        model: &Model,
-        threads: usize,
-        cache: Option<&Path>,
-        check_interrupts: &mut dyn FnMut(),
-    ) -> Result<Tower> {
-        let half = TEXTS.len() / 2;
-        let tokens: Vec<Tokens> = (0..TEXTS.len())
-            .map(|sample| {
-                let mut tokens = self.encoder.encode(TEXTS[sample % half * 2 + sample / half])?;
-                self.pad(&mut tokens);
-                Ok(tokens)
-            })
-            .collect::<Result<_>>()?;
-        let inputs = |sample: usize| self.inputs(&[&tokens[sample]]);
-        let vector = |sample: usize, output| {
-            Ok(unit_rows(&self.pooling.apply(output, &[tokens[sample].length])?, model)?.remove(0))
-        };
-        let samples = Samples { count: TEXTS.len(), inputs: &inputs, output: &self.output.name, vector: &vector };
-        let file = self.tower.borrow().file.clone();
-        let cache = cache.expect("checked before the tower was loaded");
-        Tower::make_eight_bit(runtime(), &file, threads, cache, &samples, check_interrupts)
-    }
 }

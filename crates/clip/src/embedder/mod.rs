@@ -29,8 +29,10 @@ pub struct Embedder {
     library: PathBuf,
     threads: usize,
     cache: Option<PathBuf>,
-    /// Called while a tower is made ready for minutes; it may unwind.
+    /// Called while an eight-bit form is made, which takes minutes; it may unwind.
     check_interrupts: fn(),
+    /// Whether an eight-bit form that the cache lacks is made.
+    may_make: bool,
     /// A graph that serves both towers is loaded once.
     shared: OnceCell<Rc<RefCell<Tower>>>,
     vision: OnceCell<Vision>,
@@ -70,6 +72,7 @@ impl Embedder {
             threads,
             cache: None,
             check_interrupts: || (),
+            may_make: true,
             shared: OnceCell::new(),
             vision: OnceCell::new(),
             text: OnceCell::new(),
@@ -89,6 +92,12 @@ impl Embedder {
     /// Has this called between steps of the making of an eight-bit graph; it may unwind.
     pub fn with_interrupts(mut self, check_interrupts: fn()) -> Self {
         self.check_interrupts = check_interrupts;
+        self
+    }
+
+    /// Has an eight-bit form that the cache lacks be an error: for a process that can't take minutes.
+    pub fn without_making(mut self) -> Self {
+        self.may_make = false;
         self
     }
 

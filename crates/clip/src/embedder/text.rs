@@ -1,13 +1,14 @@
 //! Texts to vectors: tokens, padding, the text tower.
 
 use std::cell::RefCell;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
 
 use ndarray::{Array2, Array4};
 
 use crate::embedder::Embedder;
-use crate::embedder::calibration::eight_bit;
+use crate::embedder::calibration::{Known, TEXTS, eight_bit, remarked, runtime};
 use crate::embedder::ports::{
     TEXT_INPUTS, floats, image_input, integers, is_integer, missing_half, missing_tower, open, same_width, steps,
     unit_rows, unusable, width,
@@ -16,7 +17,7 @@ use crate::error::{Error, Kind, Result, Setting};
 use crate::memory;
 use crate::model::Model;
 use crate::model::config::{Config, Family, preparation};
-use crate::model::eight_bit::Inputs;
+use crate::model::eight_bit::{Inputs, Samples};
 use crate::model::operators::quantizes_dynamically;
 use crate::model::pooling::Pooling;
 use crate::model::session::{Port, Tower};
@@ -157,12 +158,16 @@ impl Embedder {
         let image_width = self.vision.get().and_then(|v| width(&v.output, &v.pooling));
         self.text.get_or_try_init(|| {
             let file = model.text.as_ref().ok_or_else(|| missing_tower(model, "text"))?;
-            let kept =
-                if model.eight_bit_text { eight_bit(model, &self.library, file, self.threads, cache)? } else { None };
-            let make = model.eight_bit_text && kept.is_none();
-            let shared = match kept {
-                Some(tower) => Rc::new(RefCell::new(tower)),
-                None => open(&self.shared, model.combined, &self.library, file, self.threads, cache, notes)?,
+            let known = match model.eight_bit_text {
+                true => eight_bit((model, &self.library, self.threads, cache), file, self.may_make),
+                false => Ok(Known::No),
+            };
+            let known = remarked(known, Known::No, warnings)?;
+            let make = matches!(known, Known::Unmade);
+            let is_eight_bit = !matches!(known, Known::No);
+            let shared = match known {
+                Known::Made(tower) => Rc::new(RefCell::new(tower)),
+                _ => open(&self.shared, model.combined, &self.library, file, self.threads, cache, notes)?,
             };
             let tower = shared.borrow();
             let unusable = |what: &str| unusable(&tower, what);
@@ -189,7 +194,7 @@ impl Embedder {
             let pad_to = ids.fixed(1);
             let encoder = TextEncoder::load(model, pad_to, warnings)?;
             let pad_to = pad_to.or(fills.then_some(encoder.context_length));
-            let alone = model.eight_bit_text || quantizes_dynamically(file);
+            let alone = is_eight_bit || quantizes_dynamically(file);
             let most = if alone || ids.fixed(0).is_some() { 1 } else { TEXT_BATCH };
             let idle = match pixels {
                 Some(input) => {
@@ -237,11 +242,13 @@ impl Embedder {
                 text.pad_to = Some(text.encoder.context_length);
             }
             if make {
-                let made = text.make_eight_bit(model, self.threads, cache, &mut || (self.check_interrupts)())?;
-                if asks {
-                    made.remember(PADDING, if pads { NEEDED } else { NOT_NEEDED });
+                let made = text.make_eight_bit(model, self.threads, cache, &mut || (self.check_interrupts)());
+                if let Some(made) = remarked(made.map(Some), None, warnings)? {
+                    if asks {
+                        made.remember(PADDING, if pads { NEEDED } else { NOT_NEEDED });
+                    }
+                    text.tower = Rc::new(RefCell::new(made));
                 }
-                text.tower = Rc::new(RefCell::new(made));
             }
             counters.loads += 1;
             counters.loading += start.elapsed();
@@ -356,4 +363,32 @@ fn too_long(text: &str, context: usize, model: &str) -> Error {
     Error::new(Kind::LimitExceeded, format!("text is longer than the model's context of {context} tokens")).detail(
         format!("It has {} characters; model \"{model}\" reads the first {context} tokens.", text.chars().count()),
     )
+}
+
+impl Text {
+    /// Makes the tower's eight-bit form, with texts that are built in.
+    pub(super) fn make_eight_bit(
+        &self,
+        model: &Model,
+        threads: usize,
+        cache: Option<&Path>,
+        check_interrupts: &mut dyn FnMut(),
+    ) -> Result<Tower> {
+        let half = TEXTS.len() / 2;
+        let tokens: Vec<Tokens> = (0..TEXTS.len())
+            .map(|sample| {
+                let mut tokens = self.encoder.encode(TEXTS[sample % half * 2 + sample / half])?;
+                self.pad(&mut tokens);
+                Ok(tokens)
+            })
+            .collect::<Result<_>>()?;
+        let inputs = |sample: usize| self.inputs(&[&tokens[sample]]);
+        let vector = |sample: usize, output| {
+            Ok(unit_rows(&self.pooling.apply(output, &[tokens[sample].length])?, model)?.remove(0))
+        };
+        let samples = Samples { count: TEXTS.len(), inputs: &inputs, output: &self.output.name, vector: &vector };
+        let file = self.tower.borrow().file.clone();
+        let cache = cache.expect("checked before the tower was loaded");
+        Tower::make_eight_bit(runtime(), &file, threads, cache, &samples, check_interrupts)
+    }
 }

@@ -1,23 +1,25 @@
 //! Image files to vectors: decoding, batches, the image tower.
 
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use ndarray::{Array2, Array4, ArrayD};
+use ndarray::{Array2, Array4, ArrayD, Axis};
 
 use crate::embedder::Embedder;
-use crate::embedder::calibration::eight_bit;
+use crate::embedder::calibration::{Known, PICTURES, eight_bit, remarked, runtime};
 use crate::embedder::ports::{
     floats, image_input, integers, is_float, is_integer, missing_half, missing_tower, open, same_width, steps,
     unit_rows, unusable, width,
 };
 use crate::error::{Error, Kind, Result};
 use crate::image::preprocess::Preprocess;
+use crate::image::synthetic;
 use crate::image::{self, Limits};
+use crate::model::Model;
 use crate::model::config::{Preparation, preparation};
-use crate::model::eight_bit::Inputs;
+use crate::model::eight_bit::{Inputs, Samples};
 use crate::model::operators::quantizes_dynamically;
 use crate::model::pooling::Pooling;
 use crate::model::session::{Port, Tower, with_signals_blocked};
@@ -173,12 +175,16 @@ impl Embedder {
         let text_width = self.text.get().and_then(|t| width(&t.output, &t.pooling));
         self.vision.get_or_try_init(|| {
             let file = model.vision.as_ref().ok_or_else(|| missing_tower(model, "image"))?;
-            let kept =
-                if model.eight_bit_vision { eight_bit(model, &self.library, file, self.threads, cache)? } else { None };
-            let make = model.eight_bit_vision && kept.is_none();
-            let shared = match kept {
-                Some(tower) => Rc::new(RefCell::new(tower)),
-                None => open(&self.shared, model.combined, &self.library, file, self.threads, cache, notes)?,
+            let known = match model.eight_bit_vision {
+                true => eight_bit((model, &self.library, self.threads, cache), file, self.may_make),
+                false => Ok(Known::No),
+            };
+            let known = remarked(known, Known::No, warnings)?;
+            let make = matches!(known, Known::Unmade);
+            let is_eight_bit = !matches!(known, Known::No);
+            let shared = match known {
+                Known::Made(tower) => Rc::new(RefCell::new(tower)),
+                _ => open(&self.shared, model.combined, &self.library, file, self.threads, cache, notes)?,
             };
             let tower = shared.borrow();
             let unusable = |what: &str| unusable(&tower, what);
@@ -213,7 +219,7 @@ impl Embedder {
                 (None, _) => return Err(unusable("its preprocessing leaves images of unequal sizes")),
             };
             same_width(model, &output, &pooling, text_width)?;
-            let alone = model.eight_bit_vision || quantizes_dynamically(file);
+            let alone = is_eight_bit || quantizes_dynamically(file);
             let most = input
                 .fixed(0)
                 .map(drop)
@@ -224,8 +230,10 @@ impl Embedder {
             let mut vision =
                 Vision { tower: shared, input, idle, output, pooling, preprocess, prepared_by, alone, size, pace };
             if make {
-                let made = vision.make_eight_bit(model, self.threads, cache, &mut || (self.check_interrupts)())?;
-                vision.tower = Rc::new(RefCell::new(made));
+                let made = vision.make_eight_bit(model, self.threads, cache, &mut || (self.check_interrupts)());
+                if let Some(made) = remarked(made.map(Some), None, warnings)? {
+                    vision.tower = Rc::new(RefCell::new(made));
+                }
             }
             counters.loads += 1;
             counters.loading += start.elapsed();
@@ -301,5 +309,29 @@ impl Vision {
             inputs.push((port.name.clone(), integers(port, shape, std::iter::repeat_n(1, shape.0 * shape.1))?));
         }
         Ok(inputs)
+    }
+}
+
+impl Vision {
+    /// Makes the tower's eight-bit form, with pictures that are built in.
+    pub(super) fn make_eight_bit(
+        &self,
+        model: &Model,
+        threads: usize,
+        cache: Option<&Path>,
+        check_interrupts: &mut dyn FnMut(),
+    ) -> Result<Tower> {
+        let (height, width) = self.size;
+        let inputs = |sample: usize| {
+            let picture = synthetic::picture(width as u32, height as u32, sample as u64 + 1);
+            let mut pixels = Array4::zeros((1, 3, height, width));
+            image::to_tensor(&picture, &self.preprocess, pixels.index_axis_mut(Axis(0), 0));
+            self.inputs(pixels)
+        };
+        let vector = |_, output| Ok(unit_rows(&self.pool(output, 1)?, model)?.remove(0));
+        let samples = Samples { count: PICTURES, inputs: &inputs, output: &self.output.name, vector: &vector };
+        let file = self.tower.borrow().file.clone();
+        let cache = cache.expect("checked before the tower was loaded");
+        Tower::make_eight_bit(runtime(), &file, threads, cache, &samples, check_interrupts)
     }
 }

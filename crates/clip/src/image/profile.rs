@@ -7,10 +7,7 @@ use image::RgbImage;
 use moxcms::{ColorProfile, DataColorSpace, Layout, ParsingOptions, RenderingIntent, TransformOptions};
 
 use crate::error::{Error, Kind, Result, without_panic};
-use crate::image::jpeg::Jpeg;
 use crate::image::limits::Limits;
-use crate::image::picture::Format;
-use crate::image::{png, raw, tiff, webp};
 use crate::memory::{self, Reserve};
 
 /// Real profiles have at most 2 MB.
@@ -70,25 +67,6 @@ impl Profile<'_> {
             Self::Codes { .. } => None,
         }
     }
-}
-
-/// What a file states. A profile that is too long or broken is none.
-pub(crate) fn stated<'a>(format: Format, bytes: &'a [u8], limits: &'a Limits) -> Result<Option<Profile<'a>>> {
-    Ok(match format {
-        Format::Jpeg => Jpeg::open(bytes, limits)?.profile(),
-        Format::Raw => raw::preview(bytes, limits)?.jpeg.profile().map(Profile::into_owned),
-        Format::Png => png::profile(bytes),
-        Format::WebP => webp::profile(bytes),
-        Format::Tiff => tiff::profile(bytes),
-        Format::Gif | Format::Bmp | Format::Ico => None,
-        #[cfg(feature = "heic")]
-        Format::Heic => crate::image::heif::profile(format, bytes)?,
-        #[cfg(feature = "avif")]
-        Format::Avif => crate::image::heif::profile(format, bytes)?,
-        // Stated by what its decoder made of it.
-        #[cfg(feature = "jxl")]
-        Format::Jxl => None,
-    })
 }
 
 /// A picture's colours as sRGB. A profile that can't be read leaves them as they are, as in browsers.

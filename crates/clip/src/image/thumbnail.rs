@@ -6,9 +6,12 @@ use image::RgbImage;
 
 use crate::error::{Error, Kind, Result};
 use crate::image::format::recognise;
+#[cfg(any(feature = "heic", feature = "avif"))]
+use crate::image::heif;
 use crate::image::limits::{Limits, bytes_of};
+use crate::image::profile::{self, Profile};
 use crate::image::resample::{self, Axis, Filter};
-use crate::image::{decode, jpeg, profile};
+use crate::image::{decode, jpeg, picture, raw, tiff, webp};
 use crate::memory::{self, Reserve};
 
 /// How a thumbnail is stored.
@@ -51,7 +54,7 @@ pub fn thumbnail(bytes: &[u8], edge: u32, format: Format, limits: &Limits) -> Re
     let mut rgb = fit(decoded.rgb, edge, limits)?;
     let stated = match decoded.profile {
         Some(profile) => Some(profile),
-        None => profile::stated(recognise(bytes)?, bytes, limits)?,
+        None => stated(recognise(bytes)?, bytes, limits)?,
     };
     if let Some(stated) = stated {
         rgb = profile::to_srgb(rgb, &stated, limits)?;
@@ -146,11 +149,11 @@ impl<'a> Output<'a> {
 
 fn encode_png(rgb: &RgbImage, limits: &Limits) -> Result<Vec<u8>> {
     let mut output = Output::new(limits);
-    let write = |output: &mut Output| -> std::result::Result<(), png::EncodingError> {
-        let mut encoder = png::Encoder::new(output, rgb.width(), rgb.height());
-        encoder.set_color(png::ColorType::Rgb);
-        encoder.set_depth(png::BitDepth::Eight);
-        encoder.set_compression(png::Compression::Fast);
+    let write = |output: &mut Output| -> std::result::Result<(), ::png::EncodingError> {
+        let mut encoder = ::png::Encoder::new(output, rgb.width(), rgb.height());
+        encoder.set_color(::png::ColorType::Rgb);
+        encoder.set_depth(::png::BitDepth::Eight);
+        encoder.set_compression(::png::Compression::Fast);
         let mut writer = encoder.write_header()?;
         let mut stream = writer.stream_writer()?;
         for (y, row) in rgb.as_raw().chunks_exact(rgb.width() as usize * 3).enumerate() {
@@ -173,6 +176,25 @@ fn encode_webp(rgb: &RgbImage, limits: &Limits) -> Result<Vec<u8>> {
     let encoder = image::codecs::webp::WebPEncoder::new_lossless(&mut output);
     let result = encoder.encode(rgb, rgb.width(), rgb.height(), image::ExtendedColorType::Rgb8);
     output.finish(result)
+}
+
+/// What a file states. A profile that is too long or broken is none.
+fn stated<'a>(format: picture::Format, bytes: &'a [u8], limits: &'a Limits) -> Result<Option<Profile<'a>>> {
+    Ok(match format {
+        picture::Format::Jpeg => jpeg::Jpeg::open(bytes, limits)?.profile(),
+        picture::Format::Raw => raw::preview(bytes, limits)?.jpeg.profile().map(Profile::into_owned),
+        picture::Format::Png => crate::image::png::profile(bytes),
+        picture::Format::WebP => webp::profile(bytes),
+        picture::Format::Tiff => tiff::profile(bytes),
+        picture::Format::Gif | picture::Format::Bmp | picture::Format::Ico => None,
+        #[cfg(feature = "heic")]
+        picture::Format::Heic => heif::profile(format, bytes)?,
+        #[cfg(feature = "avif")]
+        picture::Format::Avif => heif::profile(format, bytes)?,
+        // Stated by what its decoder made of it.
+        #[cfg(feature = "jxl")]
+        picture::Format::Jxl => None,
+    })
 }
 
 #[cfg(test)]

@@ -136,12 +136,10 @@ pub fn make(
     let model = Model::read(&folded)?;
     let layers = layers(model.graph.as_ref().expect("checked when it was read"));
     if layers.is_empty() {
-        return Err(Error::new(
-            Kind::Unsupported,
-            format!("\"{}\" has no matrix product to make eight-bit", file.display()),
-        )
-        .detail("Only products with constant float32 weights are; convolutions stay as they are.")
-        .hint("Use the model without the variant."));
+        return Err(refused(
+            file,
+            "It has no matrix product with constant float32 weights; convolutions stay as they are.",
+        ));
     }
     let half = samples.count / 2;
     let (seen, wanted) = observe(runtime, &model, &layers, directory, samples, half, check_interrupts)?;
@@ -182,15 +180,18 @@ pub fn make(
         }
         found = Some(recipe);
     }
-    let error =
-        Error::new(Kind::Unsupported, format!("no eight-bit form of \"{}\" is near enough to float32", file.display()))
-            .hint("Use the model without the variant.");
     Err(match found {
         Some(recipe) => {
-            error.detail(format!("The last try: {recipe}. Asked for: {MEAN} on average, {LEAST} at least."))
+            refused(file, &format!("The last try: {recipe}. Asked for: {MEAN} on average, {LEAST} at least."))
         }
-        None => error.detail("Most of its matrix products lose too much."),
+        None => refused(file, "Most of its matrix products would lose too much."),
     })
+}
+
+/// The error for a graph without an eight-bit form.
+pub fn refused(file: &Path, why: &str) -> Error {
+    Error::new(Kind::Unsupported, format!("\"{}\" has no eight-bit form and runs in float32", file.display()))
+        .detail(why.to_owned())
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {

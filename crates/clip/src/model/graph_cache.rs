@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime};
 /// The weights' file beside the graph.
 pub const WEIGHTS: &str = "weights.bin";
 const GRAPH: &str = "graph.onnx";
+const REFUSAL: &str = "refusal";
 /// What a process that died has left half written is removed after this time, and where writing has failed (a full
 /// disk), it is not tried again before: each try takes as long as the graph takes to load.
 const PATIENCE: Duration = Duration::from_secs(3600);
@@ -65,6 +66,17 @@ impl Entry {
     pub fn graph(&self) -> Option<PathBuf> {
         let graph = self.directory.join(GRAPH);
         graph.is_file().then_some(graph)
+    }
+
+    /// Why there is none and won't be one, if that was found out before.
+    pub fn refusal(&self) -> Option<String> {
+        fs::read_to_string(self.directory.join(REFUSAL)).ok()
+    }
+
+    /// Keeps the reason why there won't be one, so that it is not found out again in each process.
+    pub fn refuse(&self, why: &str) {
+        let _ = DirBuilder::new().mode(0o700).recursive(true).create(&self.directory);
+        let _ = fs::write(self.directory.join(REFUSAL), why);
     }
 
     /// Forgets it.

@@ -211,11 +211,17 @@ impl Tower {
     }
 
     /// The eight-bit form of a graph, if one was made before.
-    pub fn eight_bit(runtime: &Runtime, file: &Path, threads: usize, cache: &Path) -> Option<Self> {
-        let entry = Entry::of(cache, file, &runtime.version, Form::EightBit)?;
-        let graph = entry.graph()?;
-        let session = session(runtime, &graph, threads, &How::Mapped).ok()?;
-        Some(Self::of(session, Some((graph, 0)), threads, file))
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] if it was found out before that there is none.
+    pub fn eight_bit(runtime: &Runtime, file: &Path, threads: usize, cache: &Path) -> Result<Option<Self>> {
+        let Some(entry) = Entry::of(cache, file, &runtime.version, Form::EightBit) else { return Ok(None) };
+        if let Some(why) = entry.refusal() {
+            return Err(eight_bit::refused(file, &why));
+        }
+        let Some(graph) = entry.graph() else { return Ok(None) };
+        let session = session(runtime, &graph, threads, &How::Mapped);
+        Ok(session.ok().map(|session| Self::of(session, Some((graph, 0)), threads, file)))
     }
 
     /// Makes the eight-bit form of a graph ([`eight_bit::make`]) and keeps it.
@@ -256,9 +262,15 @@ impl Tower {
         let written = entry.write(write);
         give_back_memory();
         match written {
-            Some(Ok(())) => Self::eight_bit(runtime, file, threads, cache)
+            Some(Ok(())) => Self::eight_bit(runtime, file, threads, cache)?
                 .ok_or_else(|| failed("It can't be loaded after it was written.".to_owned())),
-            Some(Err(why)) => Err(refused.unwrap_or_else(|| failed(why))),
+            Some(Err(why)) => {
+                let error = refused.unwrap_or_else(|| failed(why));
+                if error.kind == Kind::Unsupported {
+                    entry.refuse(error.detail.as_deref().unwrap_or_default());
+                }
+                Err(error)
+            }
             None => Err(failed("It was tried less than an hour ago, and failed.".to_owned())),
         }
     }

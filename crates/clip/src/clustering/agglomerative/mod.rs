@@ -10,13 +10,13 @@
 //!   other's nearest may merge in any order, many in one round (Sumengen et al. 2021, "Scaling hierarchical
 //!   agglomerative clustering to billion-sized datasets"), and a group whose nearest is below the threshold is done.
 //! - Each group has a short list of its nearest groups and one bound on all others. Reducibility keeps the bound valid
-//! through merges, so the list answers "which is nearest?" exactly until its best entry falls to the bound. Only then
-//! are all groups compared again, for all such groups in one blocked matrix product. A list that holds everything above
-//! the threshold never needs that.
+//!   through merges, so the list answers "which is nearest?" exactly until its best entry falls to the bound. Only then
+//!   are all groups compared again, for all such groups in one blocked matrix product. A list that holds everything above
+//!   the threshold never needs that.
 //! - Products are f32 with the error bound of a dot product of d terms (Higham 2002, section 3.1): they decide which
-//! pairs are examined. Merges are decided in f64.
+//!   pairs are examined. Merges are decided in f64.
 //! - Before a large product, a *sketch* is tried: the first k coordinates in an orthonormal basis near the principal
-//! one, and the length of the remainder. x·y ≤ Px·Py + |Rx||Ry| (Cauchy–Schwarz), which excludes most pairs.
+//!   one, and the length of the remainder. x·y ≤ Px·Py + |Rx||Ry| (Cauchy–Schwarz), which excludes most pairs.
 
 mod average;
 mod compare;
