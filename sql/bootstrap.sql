@@ -41,13 +41,12 @@ CREATE TABLE clip_search.collection_setting (
     key        name,
     labels     name,
     image      name,
-    created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
-    owner      regrole
+    created_at timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
 
--- What roles may do with collections; grantee 0 (-) is PUBLIC. Owners are here for collections without settings, which
--- came to be by their first assignment: there may be several rows for one, since a unique one would make transactions
--- wait for each other.
+-- What roles may do with collections; grantee 0 (-) is PUBLIC. A collection whose members are in a table belongs to that
+-- table's owner. The owner of any other has a row here. A collection that was created by its first assignment may have
+-- several such rows, since a unique one would make transactions wait for each other.
 CREATE TABLE clip_search.collection_grant (
     collection text COLLATE "C" NOT NULL,
     grantee    regrole NOT NULL,
@@ -59,47 +58,47 @@ CREATE INDEX collection_grant_collection_idx ON clip_search.collection_grant (co
 CREATE SEQUENCE clip_search.cluster_id_seq;
 
 -- A sum of 512 dimensions takes 2056 bytes, just over the size at which PostgreSQL moves values out of line. Searches
--- read the sums, so toast_tuple_target keeps them in the row up to a full page. A mark is a sequence number: it gives the
+-- read the sums, so toast_tuple_target keeps them in the row up to a full page. The sequence number gives the
 -- order in which rows entered the partial index of sums without a code, so that a second search reads only later ones.
 CREATE TABLE clip_search.cluster_sum (
-    collection text COLLATE "C" NOT NULL,
-    cluster    bigint NOT NULL,
-    size       bigint NOT NULL,
-    sum        vector NOT NULL,
-    rest       vector,
-    code       bytea,
-    model      text,
-    made_at    timestamptz NOT NULL DEFAULT pg_catalog.now(),
-    updated_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
-    mark       bigint NOT NULL DEFAULT pg_catalog.nextval('clip_search.cluster_id_seq')
+    collection      text COLLATE "C" NOT NULL,
+    cluster         bigint NOT NULL,
+    size            bigint NOT NULL,
+    sum             vector NOT NULL,
+    rest            vector,
+    code            bytea,
+    model           text,
+    made_at         timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    updated_at      timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    sequence_number bigint NOT NULL DEFAULT pg_catalog.nextval('clip_search.cluster_id_seq')
 ) WITH (toast_tuple_target = 8160);
 CREATE INDEX cluster_sum_cluster_idx ON clip_search.cluster_sum (cluster);
 CREATE INDEX cluster_sum_collection_idx ON clip_search.cluster_sum (collection, cluster);
-CREATE INDEX cluster_sum_recent_idx ON clip_search.cluster_sum (collection, mark) WHERE code IS NULL;
+CREATE INDEX cluster_sum_recent_idx ON clip_search.cluster_sum (collection, sequence_number) WHERE code IS NULL;
 
--- Rows that a transaction has added and merged stay in the index until it ends. Their marks are below those of the rows
--- that count, so its searches start after them.
+-- Rows that a transaction has added and merged stay in the index until it ends. Their sequence numbers are below those of
+-- the rows that count, so its searches start after them.
 CREATE SEQUENCE clip_search.cluster_change_id_seq;
 CREATE TABLE clip_search.cluster_change (
-    collection text COLLATE "C" NOT NULL,
-    cluster    bigint NOT NULL,
-    size       bigint NOT NULL,
-    sum        vector NOT NULL,
-    rest       vector,
-    made_at    timestamptz NOT NULL DEFAULT pg_catalog.now(),
-    mark       bigint NOT NULL DEFAULT pg_catalog.nextval('clip_search.cluster_change_id_seq')
+    collection      text COLLATE "C" NOT NULL,
+    cluster         bigint NOT NULL,
+    size            bigint NOT NULL,
+    sum             vector NOT NULL,
+    rest            vector,
+    made_at         timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    sequence_number bigint NOT NULL DEFAULT pg_catalog.nextval('clip_search.cluster_change_id_seq')
 ) WITH (toast_tuple_target = 8160);
-CREATE INDEX cluster_change_cluster_idx ON clip_search.cluster_change (cluster, mark);
+CREATE INDEX cluster_change_cluster_idx ON clip_search.cluster_change (cluster, sequence_number);
 
 -- Every search reads this table from end to end, so its pages are packed as full as possible.
 CREATE TABLE clip_search.cluster_code (
-    collection text COLLATE "C" NOT NULL,
-    first      bigint NOT NULL,
-    mark       bigint NOT NULL,
-    entries    bytea NOT NULL
+    collection      text COLLATE "C" NOT NULL,
+    first           bigint NOT NULL,
+    sequence_number bigint NOT NULL,
+    entries         bytea NOT NULL
 ) WITH (toast_tuple_target = 8160);
 ALTER TABLE clip_search.cluster_code ALTER entries SET STORAGE PLAIN;
-CREATE INDEX cluster_code_collection_idx ON clip_search.cluster_code (collection, mark);
+CREATE INDEX cluster_code_collection_idx ON clip_search.cluster_code (collection, sequence_number);
 
 -- A publication FOR ALL TABLES rejects updates of a table without a replica identity. Without logical replication this
 -- adds nothing to the WAL.
@@ -111,7 +110,12 @@ ALTER TABLE clip_search.cluster_code REPLICA IDENTITY FULL;
 -- The owners of collections; a role that has been dropped is replaced by the owner of the database.
 CREATE VIEW clip_search.collection_owner AS
 SELECT o.name, coalesce(r.oid, d.datdba)::pg_catalog.regrole AS owner
-FROM (SELECT s.name, s.owner::pg_catalog.oid AS role FROM clip_search.collection_setting s
+FROM (SELECT s.name, coalesce(c.relowner, g.role) AS role
+      FROM clip_search.collection_setting s
+      LEFT JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) s.members::pg_catalog.oid
+      LEFT JOIN LATERAL (SELECT g.grantee::pg_catalog.oid AS role FROM clip_search.collection_grant g
+                         WHERE g.collection OPERATOR(pg_catalog.=) s.name AND g.privilege OPERATOR(pg_catalog.=) 'owner'
+                         LIMIT 1) AS g ON true
       UNION ALL
       SELECT g.collection, g.grantee::pg_catalog.oid FROM clip_search.collection_grant g
       WHERE g.privilege OPERATOR(pg_catalog.=) 'owner'

@@ -9,7 +9,7 @@ use pgrx::prelude::*;
 
 use crate::guc;
 use crate::model::{loaded, origin};
-use crate::pg::error::{SqlResult, report, with_sqlstate};
+use crate::pg::error::{SqlResult, report, sql_error, with_sqlstate};
 use crate::pg::text::{self, Text};
 use crate::pg::vector::Vector;
 
@@ -22,8 +22,9 @@ fn clip_query(
     image_weights: default!(Option<Array<f64>>, "NULL"),
     vectors: default!(Option<Array<Vector>>, "NULL"),
     vector_weights: default!(Option<Array<f64>>, "NULL"),
-    model: default!(Option<&str>, "NULL"),
+    model: default!(Option<Text<'_>>, "NULL"),
 ) -> SqlResult<Vector> {
+    let model = model.map(Text::str);
     let texts = present(texts.as_ref().map(text::texts).unwrap_or_default(), "text of the query")?;
     let images = present(images.iter().flat_map(|array| array.iter()).collect(), "image of the query")?;
     let mut vectors = present(vectors.iter().flat_map(|array| array.iter()).collect(), "vector of the query")?;
@@ -59,12 +60,9 @@ fn clip_query(
         match (known, vectors.first()) {
             (Some(known), _) => origin::check_dimensions(vector.0.len(), known, whose.as_deref().unwrap_or_default())?,
             (None, Some(first)) if first.0.len() != vector.0.len() => {
-                return Err(with_sqlstate(
+                return Err(sql_error(
                     PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
-                    Error::new(
-                        Kind::InvalidInput,
-                        format!("different vector dimensions {} and {}", first.0.len(), vector.0.len()),
-                    ),
+                    format!("different vector dimensions {} and {}", first.0.len(), vector.0.len()),
                 ));
             }
             _ => {}

@@ -1,4 +1,4 @@
-//! Whose rights a piece of work runs with, and the one door to tables that the caller did not name.
+//! Whose rights a piece of work runs with.
 //!
 //! A role that writes to a watched table need not be able to write the extension's own tables, and a role that calls
 //! clip_backfill or reads clip_search.watch must not lend its rights to the triggers, policies and index expressions of
@@ -6,30 +6,11 @@
 //! REFRESH MATERIALIZED VIEW, autovacuum and the workers of logical replication.
 #![allow(unsafe_code)]
 
-use std::cell::Cell;
 use std::ffi::CStr;
 
 use pgrx::pg_sys;
-use pgrx::prelude::*;
-use pgrx::spi::quote_identifier;
 
-use crate::guc;
-use crate::pg::error::{SqlResult, sql_error};
-use crate::pg::spi::{get, spi};
-
-/// In utils/timeout.h, which pgrx does not bind; the same from PostgreSQL 14 to 18.
-const STATEMENT_TIMEOUT: i32 = 3;
-
-unsafe extern "C-unwind" {
-    fn enable_timeout_after(id: i32, milliseconds: i32);
-    fn disable_timeout(id: i32, keep_indicator: bool);
-}
-
-/// Stops the clock that [`Rights::of_table_owner`] has started, after an error that has left it running.
-pub fn stop_clock() {
-    // SAFETY: what does not run is left alone.
-    unsafe { disable_timeout(STATEMENT_TIMEOUT, false) };
-}
+use crate::pg::restricted::Restricted;
 
 /// The role whose rights the calling code has.
 pub fn current_role() -> pg_sys::Oid {
@@ -75,59 +56,14 @@ pub fn database_owner() -> pg_sys::Oid {
 }
 
 /// Other rights and a search_path that nobody can add to, for as long as it lives.
-pub struct Rights {
+pub struct UserContext {
     user: pg_sys::Oid,
     context: i32,
     nest: i32,
-    timed: bool,
-    restricted: bool,
-    _shield: Option<Shield>,
+    _restricted: Option<Restricted>,
 }
 
-/// The cursors that the session has open, marked as running for as long as it lives, so that PostgreSQL refuses to fetch
-/// from them and to close them. The owner's code could read the caller's rows otherwise, or put a query of its own in a
-/// cursor's place, which the caller's next FETCH would run: PL/pgSQL's CLOSE and OPEN are not refused in a
-/// security-restricted operation.
-struct Shield(Vec<pg_sys::Portal>);
-
-impl Shield {
-    /// `own` is the cursor that is to be fetched from under the shield.
-    fn raise(own: Option<&str>) -> Self {
-        let open = cursors().unwrap_or_else(|report| {
-            report.report(PgLogLevel::ERROR);
-            unreachable!("an ERROR does not return")
-        });
-        let mut shield = Self(Vec::new());
-        for name in open.into_iter().filter(|name| Some(name.as_str()) != own) {
-            let Ok(name) = std::ffi::CString::new(name) else { continue };
-            // SAFETY: a look-up by name; the portal lives at least as long as the shield, since a running one can't be
-            // dropped, and the end of the transaction comes after the guards have gone.
-            unsafe {
-                let portal = pg_sys::GetPortalByName(name.as_ptr());
-                if !portal.is_null() && (*portal).status == pg_sys::PortalStatus::PORTAL_READY {
-                    (*portal).status = pg_sys::PortalStatus::PORTAL_ACTIVE;
-                    shield.0.push(portal);
-                }
-            }
-        }
-        shield
-    }
-}
-
-impl Drop for Shield {
-    fn drop(&mut self) {
-        for portal in &self.0 {
-            // SAFETY: see above; an error that unwinds drops this before PostgreSQL cleans up.
-            unsafe {
-                if (**portal).status == pg_sys::PortalStatus::PORTAL_ACTIVE {
-                    (**portal).status = pg_sys::PortalStatus::PORTAL_READY;
-                }
-            }
-        }
-    }
-}
-
-impl Rights {
+impl UserContext {
     /// Those of whoever owns the extension's tables.
     pub fn of_extension() -> Self {
         // SAFETY: a cache look-up by constant names inside a transaction.
@@ -144,30 +80,10 @@ impl Rights {
 
     /// Those of a table's owner, who has written what runs when its rows are planned, read and written. That code can't
     /// change roles, leave anything behind in the session or put anything off to the end of the transaction, where it
-    /// would run with the rights of this process.
-    pub fn of_table_owner(owner: pg_sys::Oid) -> Self {
-        Self::of_table_owner_for(owner, None)
-    }
-
-    /// The same, to fetch from a cursor that was opened with these rights before.
-    pub fn of_table_owner_for(owner: pg_sys::Oid, cursor: Option<&str>) -> Self {
-        // A worker has no cursors but those of its own work.
-        // SAFETY: a variable that is set at the start of the process.
-        let is_worker = unsafe { !(&raw const pg_sys::MyBgworkerEntry).read().is_null() };
-        let shield = (!is_worker).then(|| Shield::raise(cursor));
+    /// would run with the rights of this process. Only [`OwnersTable`](crate::pg::owners_table::OwnersTable) calls it.
+    pub(super) fn of_table_owner(owner: pg_sys::Oid) -> Self {
         let mut rights = Self::take(owner, pg_sys::SECURITY_RESTRICTED_OPERATION);
-        rights._shield = shield;
-        rights.restricted = true;
-        RESTRICTED.set(RESTRICTED.get() + 1);
-        // A session has its statement_timeout; the worker does others' work, and must come back to it.
-        rights.timed = is_worker;
-        if is_worker {
-            // SAFETY: the timeout of PostgreSQL's own that cancels.
-            unsafe { enable_timeout_after(STATEMENT_TIMEOUT, guc::worker_timeout()) };
-        }
-        // A row that a policy hides would be taken for deleted; off, it is an error.
-        set(c"row_security", c"off");
-        normal_form();
+        rights._restricted = Some(Restricted::begin());
         rights
     }
 
@@ -190,7 +106,7 @@ impl Rights {
         // SAFETY: balanced by drop, or by the end of the (sub)transaction.
         let nest = unsafe { pg_sys::NewGUCNestLevel() };
         set(c"search_path", c"pg_catalog, pg_temp");
-        Self { user, context, nest, timed: false, restricted: false, _shield: None }
+        Self { user, context, nest, _restricted: None }
     }
 
     fn take(user: pg_sys::Oid, flags: u32) -> Self {
@@ -201,144 +117,15 @@ impl Rights {
     }
 }
 
-impl Drop for Rights {
+impl Drop for UserContext {
     fn drop(&mut self) {
-        if self.restricted {
-            RESTRICTED.set(RESTRICTED.get() - 1);
-        }
         // After an error PostgreSQL sets the rest back with the (sub)transaction.
         if !std::thread::panicking() {
             // SAFETY: the nest level was opened by this guard, and the user is the one that was in force.
             unsafe {
-                if self.timed {
-                    disable_timeout(STATEMENT_TIMEOUT, false);
-                }
                 pg_sys::AtEOXact_GUC(false, self.nest);
                 pg_sys::SetUserIdAndSecContext(self.user, self.context);
             }
-        }
-    }
-}
-
-/// A table that is reached by its oid: its quoted name is given out together with its owner's rights, and to nothing
-/// else. Its owner's code (index expressions and predicates, which run as soon as a query is planned; triggers, defaults,
-/// generated columns, rules, casts and operators) then has those rights, whoever is calling.
-pub struct OwnersTable {
-    pub oid: pg_sys::Oid,
-    pub owner: pg_sys::Oid,
-    pub kind: u8,
-    name: String,
-}
-
-impl OwnersTable {
-    /// Locks the table against being altered or renamed until the transaction ends. None if there is no table of that
-    /// oid.
-    ///
-    /// # Errors
-    /// 42501 if a partition, or a table that inherits from it, belongs to another role, whose code would have the rights
-    /// of this one's owner.
-    pub fn find(oid: pg_sys::Oid) -> SqlResult<Option<Self>> {
-        // SAFETY: a lock on a number, and cache look-ups after it, which see what the lock keeps as it is.
-        let found = unsafe {
-            pg_sys::LockRelationOid(oid, pg_sys::AccessShareLock as i32);
-            relation(oid)
-        };
-        let (Some((owner, kind)), Some(name)) = (found, quoted_name(oid)) else { return Ok(None) };
-        let table = Self { oid, owner, kind, name };
-        table.check_children()?;
-        Ok(Some(table))
-    }
-
-    /// Runs queries on the table, by its quoted name, as its owner. Nothing of what the owner's code does to the session
-    /// is left afterwards: settings go back, cursors are closed, session-level advisory locks are refused
-    /// ([`register`]), and PostgreSQL itself refuses SET ROLE, LISTEN, PREPARE, temporary tables, WITH HOLD and deferred
-    /// triggers there.
-    pub fn as_owner<T>(&self, work: impl FnOnce(&str) -> SqlResult<T>) -> SqlResult<T> {
-        // The owner's own session: what its code leaves there is its own affair.
-        // SAFETY: reads variables of the process.
-        let (session, restricted) = unsafe { (pg_sys::GetSessionUserId(), pg_sys::InSecurityRestrictedOperation()) };
-        if session == self.owner && current_role() == self.owner && !restricted {
-            let _rights = Rights::of_caller();
-            set(c"row_security", c"off");
-            return work(&self.name);
-        }
-        // Renaming the schema needs no lock on the table, so the name is looked up right before each use and after it.
-        // Long computations lie between uses, never within one.
-        self.check_name()?;
-        let rights = Rights::of_table_owner(self.owner);
-        let before = cursors()?;
-        self.check_name()?;
-        let result = work(&self.name)?;
-        close_cursors(&before)?;
-        drop(rights);
-        self.check_name()?;
-        Ok(result)
-    }
-
-    /// # Errors
-    /// 55006 if the table has another name than at first.
-    fn check_name(&self) -> SqlResult<()> {
-        // SAFETY: inside a transaction; reads what other sessions have announced.
-        unsafe { pg_sys::AcceptInvalidationMessages() };
-        if quoted_name(self.oid).as_deref() == Some(self.name.as_str()) {
-            return Ok(());
-        }
-        Err(sql_error(
-            PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
-            format!("{} was renamed while it was being read", self.name),
-        )
-        .set_hint("Try again."))
-    }
-
-    /// Runs queries on the table, by its quoted name, as the caller, who has named it and so agrees to run its owner's
-    /// code.
-    pub fn as_caller<T>(&self, work: impl FnOnce(&str) -> SqlResult<T>) -> SqlResult<T> {
-        let _rights = Rights::of_caller();
-        work(&self.name)
-    }
-
-    /// The name, for people.
-    pub fn shown(&self) -> &str {
-        &self.name
-    }
-
-    /// Whether a role may read columns of the table: by a right to the table or to each of them, and to its schema.
-    pub fn may_read(&self, role: pg_sys::Oid, columns: &[&str]) -> SqlResult<bool> {
-        let _rights = Rights::of_caller();
-        Spi::connect(|client| {
-            let columns: Vec<String> = columns.iter().map(|&column| column.to_owned()).collect();
-            let arguments = [role.into(), self.oid.into(), columns.into()];
-            let rows = client.select(include_str!("sql/may_read.sql"), Some(1), &arguments).map_err(spi)?;
-            Ok(rows.first().get::<bool>(1).map_err(spi)?.unwrap_or(false))
-        })
-    }
-
-    /// Whether the table's policies decide which rows the caller sees.
-    pub fn has_policies_for_caller(&self) -> bool {
-        // SAFETY: cache look-ups inside a transaction; an invalid oid stands for the current user, and no error is raised.
-        let found = unsafe { pg_sys::check_enable_rls(self.oid, pg_sys::InvalidOid, true) };
-        found as u32 == pg_sys::CheckEnableRlsResult::RLS_ENABLED
-    }
-
-    fn check_children(&self) -> SqlResult<()> {
-        if self.kind != pg_sys::RELKIND_RELATION && self.kind != pg_sys::RELKIND_PARTITIONED_TABLE {
-            return Ok(());
-        }
-        let _rights = Rights::of_caller();
-        let other = Spi::connect(|client| {
-            let rows = client
-                .select(include_str!("sql/foreign_child.sql"), Some(1), &[self.oid.into(), self.owner.into()])
-                .map_err(spi)?;
-            rows.into_iter().next().map(|row| get::<String>(&row, 1)).transpose()
-        })?;
-        match other.flatten() {
-            None => Ok(()),
-            Some(child) => Err(sql_error(
-                PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-                format!("{child} belongs to another role than {}, which it is a part of", self.name),
-            )
-            .set_detail("Its owner's triggers and index expressions would run with the rights of the other.")
-            .set_hint("ALTER TABLE … OWNER TO gives both to one role.")),
         }
     }
 }
@@ -349,7 +136,7 @@ pub fn owner_of_table(oid: pg_sys::Oid) -> Option<pg_sys::Oid> {
 }
 
 /// Owner and kind of a relation.
-fn relation(oid: pg_sys::Oid) -> Option<(pg_sys::Oid, u8)> {
+pub fn relation(oid: pg_sys::Oid) -> Option<(pg_sys::Oid, u8)> {
     // SAFETY: a cache look-up inside a transaction; the tuple is released before the row is used.
     unsafe {
         let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::RELOID as i32, oid.into());
@@ -363,108 +150,8 @@ fn relation(oid: pg_sys::Oid) -> Option<(pg_sys::Oid, u8)> {
     }
 }
 
-fn quoted_name(oid: pg_sys::Oid) -> Option<String> {
-    // SAFETY: cache look-ups inside a transaction; names are palloc'd and copied.
-    unsafe {
-        let table = pg_sys::get_rel_name(oid);
-        let schema = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(oid));
-        if table.is_null() || schema.is_null() {
-            return None;
-        }
-        let quoted = |name: *mut std::ffi::c_char| quote_identifier(CStr::from_ptr(name).to_string_lossy());
-        Some(format!("{}.{}", quoted(schema), quoted(table)))
-    }
-}
-
-fn cursors() -> SqlResult<Vec<String>> {
-    Spi::connect(|client| {
-        let rows = client.select("SELECT name FROM pg_catalog.pg_cursors", None, &[]).map_err(spi)?;
-        rows.into_iter().map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect()
-    })
-}
-
-/// Closes the cursors that were not open before: whoever fetches from one runs its query.
-fn close_cursors(before: &[String]) -> SqlResult<()> {
-    for name in cursors()?.into_iter().filter(|name| !before.contains(name)) {
-        if let Ok(name) = std::ffi::CString::new(name) {
-            // SAFETY: a portal that exists, found by its name; one that can't be closed is an error.
-            unsafe {
-                let portal = pg_sys::SPI_cursor_find(name.as_ptr());
-                if !portal.is_null() {
-                    pg_sys::SPI_cursor_close(portal);
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-thread_local! {
-    /// How many guards of a table's owner are alive.
-    static RESTRICTED: Cell<u32> = const { Cell::new(0) };
-}
-
-/// The hook that was there before.
-static NEXT: std::sync::OnceLock<pg_sys::object_access_hook_type> = std::sync::OnceLock::new();
-
-/// Has PostgreSQL ask before it runs a function, as it asks for security modules: inside [`Rights::of_table_owner`]
-/// those that take or release session-level advisory locks are refused. PostgreSQL lets them through in a
-/// security-restricted operation, and the session would keep the lock, or lose its own.
-pub fn register() {
-    // SAFETY: the library is loaded once in a process, on its only thread.
-    unsafe {
-        if NEXT.set((&raw const pg_sys::object_access_hook).read()).is_ok() {
-            (&raw mut pg_sys::object_access_hook).write(Some(on_object_access));
-        }
-    }
-}
-
-#[pg_guard]
-unsafe extern "C-unwind" fn on_object_access(
-    access: pg_sys::ObjectAccessType::Type,
-    class: pg_sys::Oid,
-    object: pg_sys::Oid,
-    sub: std::ffi::c_int,
-    argument: *mut std::ffi::c_void,
-) {
-    if let Some(Some(next)) = NEXT.get() {
-        // SAFETY: the hook that was there, with the arguments that it would have been given.
-        unsafe { next(access, class, object, sub, argument) };
-    }
-    if access == pg_sys::ObjectAccessType::OAT_FUNCTION_EXECUTE
-        && RESTRICTED.get() > 0
-        && SESSION_LOCKS.contains(&object.to_u32())
-        // SAFETY: reads a variable of the process.
-        && unsafe { pg_sys::InSecurityRestrictedOperation() }
-    {
-        sql_error(
-            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-            "cannot take or release session-level advisory locks within security-restricted operation",
-        )
-        .set_hint("Use pg_advisory_xact_lock, which lasts until the transaction ends.")
-        .report(PgLogLevel::ERROR);
-    }
-}
-
-/// pg_advisory_lock and its variants that outlive a transaction, and those that release: fixed in pg_proc.dat.
-const SESSION_LOCKS: [u32; 13] = [
-    pg_sys::F_PG_ADVISORY_LOCK_INT8,
-    pg_sys::F_PG_ADVISORY_LOCK_SHARED_INT8,
-    pg_sys::F_PG_TRY_ADVISORY_LOCK_INT8,
-    pg_sys::F_PG_TRY_ADVISORY_LOCK_SHARED_INT8,
-    pg_sys::F_PG_ADVISORY_UNLOCK_INT8,
-    pg_sys::F_PG_ADVISORY_UNLOCK_SHARED_INT8,
-    pg_sys::F_PG_ADVISORY_LOCK_INT4_INT4,
-    pg_sys::F_PG_ADVISORY_LOCK_SHARED_INT4_INT4,
-    pg_sys::F_PG_TRY_ADVISORY_LOCK_INT4_INT4,
-    pg_sys::F_PG_TRY_ADVISORY_LOCK_SHARED_INT4_INT4,
-    pg_sys::F_PG_ADVISORY_UNLOCK_INT4_INT4,
-    pg_sys::F_PG_ADVISORY_UNLOCK_SHARED_INT4_INT4,
-    pg_sys::F_PG_ADVISORY_UNLOCK_ALL,
-];
-
 /// Sets a parameter until the guard goes.
-fn set(name: &CStr, value: &CStr) {
+pub fn set(name: &CStr, value: &CStr) {
     // SAFETY: two strings that end in a nul and are copied; an error is raised as usual.
     unsafe {
         pg_sys::set_config_option(

@@ -5,20 +5,22 @@ use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, quote_identifier};
 
 use crate::pg::catalog::{Column, Table};
-use crate::pg::error::{SqlResult, report, with_sqlstate};
+use crate::pg::error::{SqlResult, report, sql_error, with_sqlstate};
 use crate::pg::spi::{get, spi};
-use crate::pg::text::foreign_encoding;
-use crate::pg::user_context::Rights;
+use crate::pg::text::{foreign_encoding, foreign_name};
+use crate::pg::user_context::UserContext;
 use crate::pg::vector_column::Storage;
 use crate::watch::setting::{Watch, check_local};
 
 pub fn check_table(table: &Table, queued: bool) -> SqlResult<()> {
     table.check_owner()?;
     check_local(table)?;
-    let refuse =
-        |code, what: &str| Err(with_sqlstate(code, Error::new(Kind::InvalidInput, format!("{} {what}", table.name))));
+    let refuse = |code, what: &str| Err(sql_error(code, format!("{} {what}", table.name)));
     if table.kind != "r" && table.kind != "p" {
         return refuse(PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE, "is not a table, so it can't be watched");
+    }
+    if foreign_encoding().is_some() && has_foreign_column(table)? {
+        return Err(report(foreign_name("column")));
     }
     if table.persistence == "t" {
         return refuse(
@@ -27,14 +29,24 @@ pub fn check_table(table: &Table, queued: bool) -> SqlResult<()> {
         );
     }
     if queued && table.forces_policies {
-        return Err(with_sqlstate(
+        return Err(sql_error(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            Error::new(Kind::InvalidInput, format!("{} forces its policies on its owner", table.name))
-                .detail("The background worker reads and writes rows with the owner's rights, and must see them all.")
-                .hint("ALTER TABLE … NO FORCE ROW LEVEL SECURITY, an owner with BYPASSRLS, or mode => 'immediate'."),
-        ));
+            format!("{} forces its policies on its owner", table.name),
+        )
+        .set_detail("The background worker reads and writes rows with the owner's rights, and must see them all.")
+        .set_hint("ALTER TABLE … NO FORCE ROW LEVEL SECURITY, an owner with BYPASSRLS, or mode => 'immediate'."));
     }
     Ok(())
+}
+
+/// Whether a column has a name beyond ASCII, in a database whose encoding is not UTF-8's.
+fn has_foreign_column(table: &Table) -> SqlResult<bool> {
+    let _user_context = UserContext::of_caller();
+    Spi::connect_mut(|client| {
+        let query = "SELECT 1 FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped \
+             AND a.attname::text ~ E'[^\\x01-\\x7f]'";
+        Ok(!client.update(query, Some(1), &[table.oid.into()]).map_err(spi)?.is_empty())
+    })
 }
 
 /// The columns of the primary key, or else of another key that tells rows apart for good.
@@ -60,10 +72,9 @@ pub fn key(client: &mut SpiClient<'_>, table: &Table) -> SqlResult<Vec<String>> 
                 format!("ALTER TABLE {} ADD PRIMARY KEY (…), or a unique index on NOT NULL columns.", table.name),
             )
         };
-        return Err(with_sqlstate(
-            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            Error::new(Kind::InvalidInput, what).detail(why).hint(way_out),
-        ));
+        return Err(sql_error(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, what)
+            .set_detail(why)
+            .set_hint(way_out));
     }
     Ok(key)
 }
@@ -79,14 +90,14 @@ pub fn sources(
     for name in [Some(source), text_source].into_iter().flatten() {
         let column = table.known_column(client, name)?;
         if column.generated {
-            return Err(with_sqlstate(
+            return Err(sql_error(
                 PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-                Error::new(Kind::InvalidInput, format!("column \"{name}\" of {} is generated", table.name))
-                    .detail("PostgreSQL computes it after the trigger that would embed it.")
-                    .hint("Watch the column that it is made of, or have a trigger of your own make it."),
-            ));
+                format!("column \"{name}\" of {} is generated", table.name),
+            )
+            .set_detail("PostgreSQL computes it after the trigger that would embed it.")
+            .set_hint("Watch the column that it is made of, or have a trigger of your own make it."));
         }
-        kinds.push(match column.kind {
+        kinds.push(match column.base {
             pg_sys::BYTEAOID => true,
             pg_sys::TEXTOID | pg_sys::VARCHAROID => {
                 if let Some(encoding) = foreign_encoding() {
@@ -102,12 +113,9 @@ pub fn sources(
                 false
             }
             _ => {
-                return Err(with_sqlstate(
+                return Err(sql_error(
                     PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
-                    Error::new(
-                        Kind::InvalidInput,
-                        format!("column \"{name}\" of {} is of type {}, not bytea or text", table.name, column.shown),
-                    ),
+                    format!("column \"{name}\" of {} is of type {}, not bytea or text", table.name, column.shown),
                 ));
             }
         });
@@ -116,25 +124,22 @@ pub fn sources(
         ([true], _) => Ok((Some(source.to_owned()), None)),
         ([false], _) => Ok((None, Some(source.to_owned()))),
         ([true, false], Some(text)) => Ok((Some(source.to_owned()), Some(text.to_owned()))),
-        _ => Err(with_sqlstate(
-            PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
-            Error::new(Kind::InvalidInput, "two sources are an image (bytea) and a text")
-                .hint("source => the column with images, text_source => the one with texts"),
-        )),
+        _ => Err(sql_error(PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH, "two sources are an image (bytea) and a text")
+            .set_hint("source => the column with images, text_source => the one with texts")),
     }
 }
 
 pub fn existing(client: &mut SpiClient<'_>, oid: pg_sys::Oid, embedding: &str) -> SqlResult<Option<Watch>> {
-    let _rights = Rights::of_extension();
+    let _user_context = UserContext::of_extension();
     let condition = "w.embedding = $2 AND (w.relation::oid = $1 OR w.relation IN (SELECT pg_catalog.pg_partition_ancestors($1::oid) \
          UNION SELECT relid FROM pg_catalog.pg_partition_tree($1::oid)))";
     let mut found = Watch::find(client, condition, &[oid.into(), embedding.into()])?;
     if let Some(other) = found.iter().find(|watch| watch.relation != oid) {
-        return Err(with_sqlstate(
+        return Err(sql_error(
             PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
-            Error::new(Kind::InvalidInput, format!("column \"{embedding}\" is watched by {} already", other.name()))
-                .hint("A partitioned table is watched as a whole, or partition by partition."),
-        ));
+            format!("column \"{embedding}\" is watched by {} already", other.name()),
+        )
+        .set_hint("A partitioned table is watched as a whole, or partition by partition."));
     }
     Ok(found.pop())
 }
@@ -152,7 +157,7 @@ pub fn check_cluster(table: &Table, embedding: &str, cluster: &str, key: &[Strin
         return refuse("is part of its key".to_owned());
     }
     let others = {
-        let _rights = Rights::of_extension();
+        let _user_context = UserContext::of_extension();
         let condition = "w.relation::oid = $1 AND w.embedding <> $2 AND w.cluster = $3";
         Spi::connect_mut(|client| {
             Watch::find(client, condition, &[table.oid.into(), embedding.into(), cluster.into()])
@@ -176,16 +181,23 @@ pub fn check_embedding(table: &Table, name: &str, column: &Column, dimensions: u
                 table.name,
                 quote_identifier(name)
             )),
+            None if Storage::of(column.base).is_some() => {
+                error.detail("A domain's checks would run for every embedding that is written.").hint(format!(
+                    "ALTER TABLE {} ALTER COLUMN {} TYPE vector({dimensions}).",
+                    table.name,
+                    quote_identifier(name)
+                ))
+            }
             _ => error,
         };
         return Err(with_sqlstate(PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH, error));
     }
     if column.modifier != -1 && column.modifier as usize != dimensions {
-        return Err(with_sqlstate(
+        return Err(sql_error(
             PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
-            Error::new(Kind::InvalidInput, format!("different vector dimensions {} and {dimensions}", column.modifier))
-                .detail(format!("Column \"{name}\" of {} is of type {}.", table.name, column.shown)),
-        ));
+            format!("different vector dimensions {} and {dimensions}", column.modifier),
+        )
+        .set_detail(format!("Column \"{name}\" of {} is of type {}.", table.name, column.shown)));
     }
     Ok(())
 }

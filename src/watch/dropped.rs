@@ -14,6 +14,7 @@ use crate::pg::error::SqlResult;
 use crate::pg::spi::get;
 use crate::pg::spi::spi;
 use crate::pg::transaction::run_on_latest;
+use crate::watch::partitions::tell_of_dropped;
 
 /// Removes it, with the rights of the extension. A collection that another transaction has in hand stays for the next
 /// time, with its watch: this function waits for nobody.
@@ -48,6 +49,7 @@ pub fn forget_dropped(client: &mut SpiClient<'_>, store: &Store) -> SqlResult<()
             drop_whole(client, store, &collection)?;
         }
     }
+    tell_of_dropped(client)?;
     // Of those, and what others had in hand when clip_unwatch was called.
     for table in ["watch_queue", "watch_failure"] {
         run_on_latest(
@@ -64,13 +66,13 @@ pub fn forget_dropped(client: &mut SpiClient<'_>, store: &Store) -> SqlResult<()
 #[pg_schema]
 pub mod clip_search {
     use super::*;
-    use crate::pg::user_context::Rights;
+    use crate::pg::user_context::UserContext;
 
     /// What the event trigger calls. Anybody may: it removes nothing but what is of no table any more.
     #[pg_extern(volatile, parallel_unsafe)]
     fn forget_dropped_tables() -> SqlResult<()> {
         let store = Store::open(c"forget_dropped_tables()");
-        let _rights = Rights::of_extension();
+        let _user_context = UserContext::of_extension();
         Spi::connect_mut(|client| forget_dropped(client, &store))
     }
 }

@@ -8,7 +8,7 @@ use crate::cluster::access::{Access, DEFAULT_COLLECTION, check_name};
 use crate::cluster::collection::Collection;
 use crate::cluster::tables::Store;
 use crate::pg::catalog::Table;
-use crate::pg::error::{SqlResult, report, with_sqlstate};
+use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::spi::{get, spi};
 use crate::pg::user_context::owner_of_table;
 use crate::watch::wanted::Wanted;
@@ -78,12 +78,9 @@ impl Bind<'_> {
             let Some(name) = column else { continue };
             let column = described.known_column(client, name)?;
             if kind.is_some_and(|kind| column.kind != kind) {
-                return Err(with_sqlstate(
+                return Err(sql_error(
                     PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
-                    Error::new(
-                        Kind::InvalidInput,
-                        format!("column \"{name}\" of {} is of type {}, not {shown}", described.name, column.shown),
-                    ),
+                    format!("column \"{name}\" of {} is of type {}, not {shown}", described.name, column.shown),
                 ));
             }
         }
@@ -98,7 +95,6 @@ impl Bind<'_> {
             wanted.threshold.into(),
             wanted.labels.into(),
             wanted.image.into(),
-            owner_of_table(table).into(),
         ];
         match found {
             Some((Some(members), Some(true))) if members == table => {
@@ -119,39 +115,40 @@ impl Bind<'_> {
                 return Ok(Bound::Same);
             }
             Some((Some(_), _)) => {
-                return Err(with_sqlstate(
+                return Err(sql_error(
                     PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
-                    Error::new(Kind::InvalidInput, format!("collection \"{name}\" has its members elsewhere"))
-                        .hint("Name another: collection => …"),
-                ));
+                    format!("collection \"{name}\" has its members elsewhere"),
+                )
+                .set_hint("Name another: collection => …"));
             }
             _ => {}
         }
         // Clusters that the name has already must be of those dimensions.
         let known = Collection::find(store, name)?.dimensions;
         if known.is_some_and(|known| known as usize != self.dimensions) {
-            return Err(with_sqlstate(
+            return Err(sql_error(
                 PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
-                Error::new(
-                    Kind::InvalidInput,
-                    format!("different vector dimensions {} and {}", known.unwrap_or(0), self.dimensions),
-                )
-                .detail(format!("Collection \"{name}\" holds vectors of {} dimensions.", known.unwrap_or(0))),
-            ));
+                format!("different vector dimensions {} and {}", known.unwrap_or(0), self.dimensions),
+            )
+            .set_detail(format!("Collection \"{name}\" holds vectors of {} dimensions.", known.unwrap_or(0))));
         }
         let access = Access::find(store, name);
         if access.exists() || name == DEFAULT_COLLECTION {
             access.check_owner(self.role)?;
         }
-        // The objects of 0.2.0, which work with this library until they are updated, know no owner.
-        let owner = if access.is_outdated() { ("", "", "") } else { (", owner = $11", ", owner", ", $11") };
-        let query = if found.is_some() {
-            format!(include_str!("sql/bind.sql"), owner.0)
-        } else {
-            format!(include_str!("sql/bind_new.sql"), owner.1, owner.2)
-        };
-        client.update(&query, None, &settings[..if access.is_outdated() { 10 } else { 11 }]).map_err(spi)?;
-        access.keep_grants(client)?;
+        let query = if found.is_some() { include_str!("sql/bind.sql") } else { include_str!("sql/bind_new.sql") };
+        client.update(query, None, &settings).map_err(spi)?;
+        access.settle_owner(client, owner_of_table(table).unwrap_or(self.role), true)?;
         Ok(if found.is_none() { Bound::New } else { Bound::Other })
+    }
+
+    /// Gives settings of the collection their defaults back.
+    pub fn reset(&self, client: &mut SpiClient<'_>, wanted: &Wanted<'_>) -> SqlResult<()> {
+        if wanted.reset.is_empty() {
+            return Ok(());
+        }
+        let options: Vec<String> = wanted.reset.iter().map(|option| (*option).to_owned()).collect();
+        let arguments = [self.collection.into(), options.into(), self.key.into()];
+        client.update(include_str!("sql/reset_collection.sql"), None, &arguments).map(drop).map_err(spi)
     }
 }

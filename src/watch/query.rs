@@ -1,16 +1,15 @@
 //! Queries for a watched column, embedded by the column's own model: searches need no setting, and keep working when
 //! clip_reembed changes the model.
 
-use clip::{Error, Kind};
 use pgrx::prelude::*;
 
 use crate::model::loaded;
-use crate::pg::catalog::Table;
-use crate::pg::error::{SqlResult, given, with_sqlstate};
+use crate::pg::catalog::qualified_name;
+use crate::pg::error::{SqlResult, given, sql_error};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::spi;
 use crate::pg::text::Text;
-use crate::pg::user_context::Rights;
+use crate::pg::user_context::UserContext;
 use crate::pg::vector::Vector;
 use crate::watch::setting::{Watch, table_of};
 
@@ -18,8 +17,9 @@ use crate::watch::setting::{Watch, table_of};
 fn clip_embed_text_for(
     relation: Option<Regclass>,
     query: Option<Text<'_>>,
-    embedding: default!(Option<&str>, "NULL"),
+    embedding: default!(Option<Text<'_>>, "NULL"),
 ) -> SqlResult<Option<Vector>> {
+    let embedding = embedding.map(Text::str);
     let model = model_of(table_of(relation)?, embedding)?;
     let Some(Text(query)) = query else { return Ok(None) };
     Ok(loaded::embed_texts(&model, &[Some(query)])?.pop().flatten())
@@ -29,8 +29,9 @@ fn clip_embed_text_for(
 fn clip_embed_image_for(
     relation: Option<Regclass>,
     query: Option<&[u8]>,
-    embedding: default!(Option<&str>, "NULL"),
+    embedding: default!(Option<Text<'_>>, "NULL"),
 ) -> SqlResult<Option<Vector>> {
+    let embedding = embedding.map(Text::str);
     let model = model_of(table_of(relation)?, embedding)?;
     let Some(query) = query else { return Ok(None) };
     Ok(loaded::embed_images(&model, &[Some(query)])?.pop().flatten())
@@ -38,20 +39,23 @@ fn clip_embed_image_for(
 
 /// The model of a table's watched column, for whoever may read the table.
 fn model_of(relation: pg_sys::Oid, embedding: Option<&str>) -> SqlResult<String> {
-    let table = Table::describe(relation)?;
+    // Not by `Table::describe`, whose statement may write: a standby refuses that.
+    let table = qualified_name(relation).ok_or_else(|| {
+        sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, format!("there is no table with oid {}", relation.to_u32()))
+    })?;
     let may_read = Spi::connect(|client| {
         let query =
             "SELECT pg_catalog.has_table_privilege($1, 'SELECT') OR pg_catalog.has_any_column_privilege($1, 'SELECT')";
         client.select(query, Some(1), &[relation.into()]).map_err(spi)?.first().get::<bool>(1).map_err(spi)
     })?;
     if may_read != Some(true) {
-        return Err(with_sqlstate(
+        return Err(sql_error(
             PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-            Error::new(Kind::InvalidInput, format!("permission denied for table {}", table.name))
-                .hint(format!("Its owner can GRANT SELECT ON {}.", table.name)),
-        ));
+            format!("permission denied for table {table}"),
+        )
+        .set_hint(format!("Its owner can GRANT SELECT ON {table}.")));
     }
-    let _rights = Rights::of_extension();
+    let _user_context = UserContext::of_extension();
     let found = Spi::connect(|client| {
         // A partition has its parent's watch.
         let query = include_str!("sql/model_of.sql");
@@ -60,11 +64,11 @@ fn model_of(relation: pg_sys::Oid, embedding: Option<&str>) -> SqlResult<String>
     })?;
     match found.as_slice() {
         [model] => Ok(model.clone()),
-        [] => Err(Watch::none_of(&table.name, embedding)),
-        _ => Err(with_sqlstate(
+        [] => Err(Watch::none_of(&table, embedding)),
+        _ => Err(sql_error(
             PgSqlErrorCode::ERRCODE_AMBIGUOUS_PARAMETER,
-            Error::new(Kind::InvalidInput, format!("{} columns of the table are watched", found.len()))
-                .hint("Say which: embedding => …"),
-        )),
+            format!("{} columns of the table are watched", found.len()),
+        )
+        .set_hint("Say which: embedding => …")),
     }
 }

@@ -7,10 +7,11 @@ use pgrx::spi::{SpiClient, SpiHeapTupleData, quote_identifier};
 
 use crate::pg::catalog::{self, Lock, Table};
 use crate::pg::citus;
-use crate::pg::error::{SqlResult, report, with_sqlstate};
+use crate::pg::error::{SqlResult, report, sql_error};
+use crate::pg::owners_table::{OwnersTable, TableClient};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, spi};
-use crate::pg::user_context::Rights;
+use crate::pg::user_context::UserContext;
 
 /// What a watched column is, and how it is kept true.
 #[derive(Clone, Debug)]
@@ -74,7 +75,7 @@ impl Watch {
 
     /// The watch of that number, if its table exists.
     pub fn by_id(id: i64) -> SqlResult<Option<Self>> {
-        let _rights = Rights::of_extension();
+        let _user_context = UserContext::of_extension();
         Spi::connect_mut(|client| Ok(Self::find(client, "w.id = $1", &[id.into()])?.pop()))
     }
 
@@ -88,7 +89,7 @@ impl Watch {
     /// The same as seen by a trigger on `relation`, which must be the watched table or a partition of it: anybody may
     /// put a trigger on a table of his own.
     pub fn of_trigger(id: i64, relation: pg_sys::Oid) -> SqlResult<Option<Self>> {
-        let _rights = Rights::of_extension();
+        let _user_context = UserContext::of_extension();
         Spi::connect_mut(|client| {
             let condition = "w.id = $1 AND (w.relation::oid = $2 OR w.relation IN (SELECT pg_catalog.pg_partition_ancestors($2::oid)))";
             Ok(Self::find(client, condition, &[id.into(), relation.into()])?.pop())
@@ -97,13 +98,13 @@ impl Watch {
 
     /// The watch whose column is to replace that of another.
     pub fn replacing(id: i64) -> SqlResult<Option<Self>> {
-        let _rights = Rights::of_extension();
+        let _user_context = UserContext::of_extension();
         Spi::connect_mut(|client| Ok(Self::find(client, "w.replaces = $1", &[id.into()])?.pop()))
     }
 
     /// The watches of the background worker: queued mode, with enabled triggers.
     pub fn for_worker() -> SqlResult<Vec<Self>> {
-        let _rights = Rights::of_extension();
+        let _user_context = UserContext::of_extension();
         Spi::connect_mut(|client| {
             Self::find(client, "w.queued AND w.id IN (SELECT id FROM clip_search.watch_live)", &[])
         })
@@ -114,7 +115,7 @@ impl Watch {
         let table = Table::describe(relation)?;
         table.check_owner()?;
         let found = {
-            let _rights = Rights::of_extension();
+            let _user_context = UserContext::of_extension();
             Spi::connect_mut(|client| match embedding {
                 Some(embedding) => Self::find(
                     client,
@@ -137,10 +138,8 @@ impl Watch {
             Some(embedding) => format!("column \"{embedding}\" of {table} is not watched"),
             None => format!("table {table} is not watched"),
         };
-        with_sqlstate(
-            PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
-            Error::new(Kind::InvalidInput, what).hint("SELECT * FROM clip_search.watch lists what is watched."),
-        )
+        sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT, what)
+            .set_hint("SELECT * FROM clip_search.watch lists what is watched.")
     }
 
     /// The one watch of a table, or of its column.
@@ -148,12 +147,12 @@ impl Watch {
         let mut found = Self::of_table(relation, embedding)?;
         if found.len() > 1 {
             let names: Vec<&str> = found.iter().map(|watch| watch.embedding.as_str()).collect();
-            return Err(with_sqlstate(
+            return Err(sql_error(
                 PgSqlErrorCode::ERRCODE_AMBIGUOUS_PARAMETER,
-                Error::new(Kind::InvalidInput, format!("{} columns of the table are watched", found.len()))
-                    .detail(format!("They are {}.", names.join(", ")))
-                    .hint("Say which: embedding => …"),
-            ));
+                format!("{} columns of the table are watched", found.len()),
+            )
+            .set_detail(format!("They are {}.", names.join(", ")))
+            .set_hint("Say which: embedding => …"));
         }
         Ok(found.remove(0))
     }
@@ -161,17 +160,23 @@ impl Watch {
     /// Locks its table to the end of the transaction; the watch as it is then.
     pub fn locked(self, mode: Lock) -> SqlResult<Self> {
         Self::lock(self.id, mode)?.ok_or_else(|| {
-            with_sqlstate(
-                PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
-                Error::new(Kind::InvalidInput, format!("{} is not watched any more", self.name()))
-                    .detail("Another session has dropped the table or called clip_unwatch."),
-            )
+            sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT, format!("{} is not watched any more", self.name()))
+                .set_detail("Another session has dropped the table or called clip_unwatch.")
         })
     }
 
-    /// Fails if the table has another name now than the one that has just been used.
-    pub fn check_still_named(&self) -> SqlResult<()> {
-        catalog::check_still_named(self.relation, self.name())
+    /// Runs statements on the table as its owner. They use the name that was read with the watch; if it has become
+    /// another table's, they fail with 55006 before they are planned.
+    pub fn as_owner<T>(&self, work: impl FnOnce(&mut TableClient<'_, '_>) -> SqlResult<T>) -> SqlResult<T> {
+        let table = match self.table.starts_with("ONLY ") {
+            true => OwnersTable::find_only(self.relation),
+            false => OwnersTable::find(self.relation)?,
+        };
+        let gone =
+            || sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, format!("{} does not exist any more", self.name()));
+        let table = table.ok_or_else(gone)?;
+        table.check_is_named(self.name())?;
+        table.as_owner(work)
     }
 
     /// The table's name, for people.
@@ -195,16 +200,14 @@ impl Watch {
 /// The table that a function is called for.
 pub fn table_of(relation: Option<Regclass>) -> SqlResult<pg_sys::Oid> {
     relation.map(|Regclass(oid)| oid).ok_or_else(|| {
-        with_sqlstate(
-            PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
-            Error::new(Kind::InvalidInput, "the table is NULL").hint("Give its name, or oid."),
-        )
+        sql_error(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, "the table is NULL")
+            .set_hint("Give its name, or oid.")
     })
 }
 
 /// Tables of Citus have their rows elsewhere.
 pub fn check_local(table: &Table) -> SqlResult<()> {
-    let _rights = Rights::of_caller();
+    let _user_context = UserContext::of_caller();
     Spi::connect(|client| {
         citus::refuse(
             client,

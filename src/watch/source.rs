@@ -1,6 +1,6 @@
 //! What is embedded of a row: an image, a text, or the mean of both.
 
-use clip::clustering::centroid::normalise;
+use clip::clustering::centroid::l2_normalize;
 use clip::{Error, Kind};
 
 use crate::model::loaded;
@@ -35,7 +35,7 @@ pub fn embed(watch: &Watch, rows: &[Source<'_>]) -> Result<Vec<Result<Option<Vec
             (Some(Vector(image)), Some(Vector(text))) => {
                 let mut mean: Vec<f32> =
                     image.iter().zip(&text).map(|(i, t)| (1.0 - weight) * i + weight * t).collect();
-                normalise(&mut mean)?;
+                l2_normalize(&mut mean)?;
                 Ok(Some(Vector(mean)))
             }
             (image, text) => Ok(image.or(text)),

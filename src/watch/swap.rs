@@ -10,15 +10,15 @@ use crate::cluster::statements;
 use crate::cluster::tables::Store;
 use crate::model::loaded;
 use crate::pg::catalog::Table;
-use crate::pg::error::{SqlResult, report, with_sqlstate};
+use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::spi::get;
 use crate::pg::spi::spi;
-use crate::pg::user_context::Rights;
+use crate::pg::user_context::UserContext;
 use crate::watch::backfill::enqueue_missing;
 use crate::watch::queue::{self, own};
-use crate::watch::rows::{Terms, work};
 use crate::watch::setting::Watch;
 use crate::watch::trigger::install::drop_triggers;
+use crate::watch::work::{Terms, work};
 
 /// Rows that are still embedded while the table is locked for the swap: two seconds' worth of CLIP ViT-B/32.
 const LAST_ROWS: usize = 16;
@@ -32,7 +32,7 @@ fn pairs<'a>(watch: &'a Watch, next: &'a Watch) -> Vec<(&'a str, &'a str)> {
 
 /// What depends on a column that will be dropped would go with it, or keep it from being dropped.
 pub fn check_dependents(watch: &Watch) -> SqlResult<()> {
-    let _rights = Rights::of_caller();
+    let _user_context = UserContext::of_caller();
     Spi::connect_mut(|client| {
         let query = include_str!("sql/dependents.sql");
         let columns: Vec<String> =
@@ -42,19 +42,16 @@ pub fn check_dependents(watch: &Watch) -> SqlResult<()> {
         if names.is_empty() {
             return Ok(());
         }
-        Err(with_sqlstate(
+        Err(sql_error(
             PgSqlErrorCode::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
-            Error::new(
-                Kind::InvalidInput,
-                format!(
-                    "the embedding or cluster column of {} can't be replaced: {} depends on it",
-                    watch.name(),
-                    names[0]
-                ),
-            )
-            .detail(names.join("; "))
-            .hint("Drop what depends on it, and make it anew afterwards. Plain indexes need not be dropped."),
-        ))
+            format!(
+                "the embedding or cluster column of {} can't be replaced: {} depends on it",
+                watch.name(),
+                names[0]
+            ),
+        )
+        .set_detail(names.join("; "))
+        .set_hint("Drop what depends on it, and make it anew afterwards. Plain indexes need not be dropped."))
     })
 }
 
@@ -86,7 +83,7 @@ fn missing_indexes(client: &mut SpiClient<'_>, watch: &Watch, next: &Watch) -> S
 /// Makes them on the column while it is empty, so that no writer has to wait for a build.
 pub fn make_indexes(watch: &Watch, next: &Watch) -> SqlResult<()> {
     let table = Table::describe(watch.relation)?;
-    let _rights = Rights::of_caller();
+    let _user_context = UserContext::of_caller();
     Spi::connect_mut(|client| {
         for (_, shape) in missing_indexes(client, watch, next)? {
             client.update(&format!("CREATE INDEX ON {} {shape}", table.name), None, &[]).map_err(spi)?;
@@ -122,14 +119,14 @@ pub fn finish(watch: &Watch, next: &Watch) -> SqlResult<bool> {
 
     // The columns.
     {
-        let _rights = Rights::of_caller();
+        let _user_context = UserContext::of_caller();
         Spi::connect_mut(|client| {
             if let Some((name, _)) = missing_indexes(client, watch, next)?.into_iter().next() {
-                return Err(with_sqlstate(
+                return Err(sql_error(
                     PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                    Error::new(Kind::InvalidInput, format!("index \"{name}\" has no like on the new column"))
-                        .hint("It was made meanwhile. Call clip_reembed again, which makes it."),
-                ));
+                    format!("index \"{name}\" has no like on the new column"),
+                )
+                .set_hint("It was made meanwhile. Call clip_reembed again, which makes it."));
             }
             drop_triggers(client, watch.relation, &table.name, next.id)?;
             for (old, new) in pairs(watch, next) {
@@ -164,7 +161,7 @@ pub fn finish(watch: &Watch, next: &Watch) -> SqlResult<bool> {
     }
 
     // What is known of them.
-    let _rights = Rights::of_extension();
+    let _user_context = UserContext::of_extension();
     let names = watch.collection.as_deref().zip(next.collection.as_deref());
     if let Some((old, new)) = names {
         store.take(old, true);

@@ -11,7 +11,8 @@ use crate::pg::error::{SqlResult, given, report};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::get;
 use crate::pg::spi::spi;
-use crate::pg::user_context::Rights;
+use crate::pg::text::Text;
+use crate::pg::user_context::UserContext;
 use crate::pg::vector_column::Storage;
 use crate::watch::columns::alter;
 use crate::watch::queue;
@@ -21,10 +22,11 @@ use crate::watch::trigger::install::drop_triggers;
 #[pg_extern(volatile, parallel_unsafe, name = "clip_unwatch")]
 fn end_watch(
     relation: Option<Regclass>,
-    embedding: default!(Option<&str>, "NULL"),
+    embedding: default!(Option<Text<'_>>, "NULL"),
     keep_columns: default!(Option<bool>, "NULL"),
     drop_columns: default!(Option<bool>, "false"),
 ) -> SqlResult<()> {
+    let embedding = embedding.map(Text::str);
     let drop_columns = given("drop_columns", drop_columns)?;
     if let Some(keep_columns) = keep_columns {
         report(
@@ -57,7 +59,7 @@ pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
     let store = Store::open(c"clip_unwatch()");
     let table = Table::locked(watch.relation, Lock::AccessExclusive)?;
     let (columns, index, collection) = {
-        let _rights = Rights::of_extension();
+        let _user_context = UserContext::of_extension();
         Spi::connect_mut(|client| {
             let query = "DELETE FROM clip_search.watch_setting WHERE id = $1 \
                  RETURNING added_columns::text[], added_index::text, added_collection";
@@ -89,7 +91,7 @@ pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
         );
     }
     {
-        let _caller = Rights::of_caller();
+        let _caller = UserContext::of_caller();
         Spi::connect_mut(|client| {
             drop_triggers(client, table.oid, &table.name, watch.id)?;
             if !drops {
@@ -123,7 +125,7 @@ pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
         })?;
     }
     if let Some(name) = watch.collection.as_deref().filter(|_| collection && drops) {
-        let _rights = Rights::of_extension();
+        let _user_context = UserContext::of_extension();
         store.take(name, true);
         Spi::connect_mut(|client| drop_rows(client, name))?;
         pgrx::notice!("clip_search: collection \"{name}\" is dropped");

@@ -1,6 +1,6 @@
 //! Queries of several parts, and results that don't repeat themselves.
 
-use crate::clustering::centroid::{cosine, normalise};
+use crate::clustering::centroid::{cosine, l2_normalize};
 use crate::error::{Error, Kind, Result};
 
 /// A sum that is shorter than this, by the sum of the weights' amounts, is noise: rounding of the terms to single
@@ -29,7 +29,7 @@ pub fn combine(terms: &[(f64, &[f32])]) -> Result<Vec<f32>> {
     for (weight, vector) in terms {
         assert_eq!(vector.len(), sum.len(), "dimensions are checked by the caller");
         let mut unit = vector.to_vec();
-        normalise(&mut unit)?;
+        l2_normalize(&mut unit)?;
         let weight = weight / largest;
         amount += weight.abs();
         sum.iter_mut().zip(unit).for_each(|(sum, value)| *sum += weight * f64::from(value));
@@ -41,7 +41,7 @@ pub fn combine(terms: &[(f64, &[f32])]) -> Result<Vec<f32>> {
             .hint("Leave one of them out, or give it another weight."));
     }
     let mut direction: Vec<f32> = sum.into_iter().map(|value| value as f32).collect();
-    normalise(&mut direction)?;
+    l2_normalize(&mut direction)?;
     Ok(direction)
 }
 

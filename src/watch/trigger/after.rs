@@ -10,8 +10,9 @@ use crate::cluster::tables::Store;
 use crate::pg::error::SqlResult;
 use crate::pg::spi::run;
 use crate::pg::transaction::{Isolation, isolation, run_on_latest};
-use crate::pg::user_context::Rights;
+use crate::pg::user_context::UserContext;
 use crate::pg::vector::Vector;
+use crate::watch::partitions;
 use crate::watch::queue;
 use crate::watch::trigger::before::take_failure;
 use crate::watch::trigger::moves;
@@ -86,7 +87,8 @@ pub(super) fn after_delete(plan: &Plan, old: &Tuple) -> SqlResult<()> {
 }
 
 pub(super) fn after_truncate(plan: &Plan) -> SqlResult<()> {
-    let _rights = Rights::of_extension();
+    partitions::after_truncate(plan.watch.id);
+    let _user_context = UserContext::of_extension();
     // Entries that another session has in hand are left to it: it will find that their rows are gone.
     run_on_latest(FORGET_QUEUE, &[plan.watch.id.into()])?;
     run_on_latest(FORGET_FAILURES, &[plan.watch.id.into()])?;
@@ -105,6 +107,9 @@ fn confirm(plan: &Plan, new: &Tuple) -> bool {
 
 /// The row leaves its cluster.
 fn part(plan: &Plan, old: &Tuple) -> SqlResult<()> {
+    if partitions::is_uncounted(plan.table) {
+        return Ok(());
+    }
     if let Some(Member { collection, cluster, vector }) = old.member(plan) {
         leave(cluster, Vector(vector), Some(&collection), Some(plan.watch.owner))?;
     }
@@ -123,7 +128,7 @@ fn note(plan: &Plan, new: &Tuple) -> SqlResult<()> {
 fn enqueue(plan: &Plan, new: &Tuple) -> SqlResult<()> {
     let key = new.key(plan)?;
     queue::noted(&plan.watch, key.len(), || {
-        let _rights = Rights::of_extension();
+        let _user_context = UserContext::of_extension();
         Spi::connect_mut(|client| run(client, ENQUEUE, &[plan.watch.id.into(), key.as_str().into()]).map(drop))
     })?;
     if plan.watch.queued {
@@ -143,7 +148,7 @@ const RENAME_FAILURE: &str = "UPDATE clip_search.watch_failure SET key = $3::pg_
 /// Changes the list of failures, as it is now: a worker may have listed a row since this transaction began. How many rows
 /// it was of.
 fn change_failures(query: &'static str, arguments: &[DatumWithOid<'_>]) -> SqlResult<u64> {
-    let _rights = Rights::of_extension();
+    let _user_context = UserContext::of_extension();
     match isolation() {
         // Each statement sees what is committed by then, and this one's plan is kept.
         Isolation::ReadCommitted => Spi::connect_mut(|client| Ok(run(client, query, arguments)?.len() as u64)),

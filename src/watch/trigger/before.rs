@@ -1,13 +1,12 @@
 //! Before a row is written: its embedding is made, or set to NULL for the worker.
 #![allow(unsafe_code)]
 
-use clip::{Error, Kind};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::cluster::pending::join;
 use crate::model::loaded;
-use crate::pg::error::{SqlResult, report, with_sqlstate};
+use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::subtransaction::Failure;
 use crate::pg::text::utf8;
 use crate::pg::transaction::RollbackList;
@@ -70,23 +69,15 @@ fn written(plan: &Plan, new: &Tuple) -> SqlResult<pg_sys::HeapTuple> {
         Ok(None) => Ok(new.with(plan, None, None)),
         Ok(Some(vector)) => {
             if let Some(dimensions) = plan.dimensions.filter(|&dimensions| dimensions != vector.0.len()) {
-                return Err(with_sqlstate(
-                    PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
-                    Error::new(
-                        Kind::InvalidInput,
-                        format!("different vector dimensions {dimensions} and {}", vector.0.len()),
-                    )
-                    .detail(format!(
+                return Err(sql_error(PgSqlErrorCode::ERRCODE_DATA_EXCEPTION, format!("different vector dimensions {dimensions} and {}", vector.0.len())).set_detail(format!(
                         "Column \"{}\" of {} is for {dimensions}, and has been altered since clip_watch was called; \"{}\" makes the other.",
                         watch.embedding,
                         watch.name(),
                         watch.model
-                    ))
-                    .hint(format!(
+                    )).set_hint(format!(
                         "ALTER TABLE … ALTER COLUMN … TYPE vector({}) USING NULL, then CALL clip_backfill, which fills it.",
                         vector.0.len()
-                    )),
-                ));
+                    )));
             }
             let vector = plan.storage.round(vector);
             let cluster = match &plan.collection {
@@ -124,18 +115,15 @@ fn check_model(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<()> {
     }
     let Some(vector) = new.vector(plan) else { return Ok(()) };
     match loaded::model_of(&vector) {
-        Some(model) if loaded::base_name(&model) != loaded::base_name(&plan.watch.model) => Err(with_sqlstate(
+        Some(model) if loaded::base_name(&model) != loaded::base_name(&plan.watch.model) => Err(sql_error(
             PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
-            Error::new(
-                Kind::InvalidInput,
-                format!(
-                    "column \"{}\" holds vectors of model \"{}\", not of \"{model}\"",
-                    plan.watch.embedding, plan.watch.model
-                ),
-            )
-            .detail(format!("This vector is what \"{model}\" has returned in this session."))
-            .hint("Vectors of different models don't mix: CALL clip_reembed(table, model) changes the model."),
-        )),
+            format!(
+                "column \"{}\" holds vectors of model \"{}\", not of \"{model}\"",
+                plan.watch.embedding, plan.watch.model
+            ),
+        )
+        .set_detail(format!("This vector is what \"{model}\" has returned in this session."))
+        .set_hint("Vectors of different models don't mix: CALL clip_reembed(table, model) changes the model.")),
         _ => Ok(()),
     }
 }

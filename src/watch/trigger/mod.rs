@@ -18,13 +18,13 @@ pub mod row;
 
 use std::ffi::CStr;
 
-use clip::{Error, Kind};
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::trigger_support::{PgTrigger, TriggerEvent};
 
-use crate::pg::error::{SqlResult, with_sqlstate};
+use crate::pg::error::{SqlResult, sql_error};
+use crate::watch::partitions::before_truncate;
 use crate::watch::trigger::after::{after_delete, after_insert, after_truncate, after_update};
 use crate::watch::trigger::before::{before_insert, before_update};
 use crate::watch::trigger::moves::before_delete;
@@ -62,10 +62,8 @@ pub unsafe extern "C-unwind" fn clip_watch_row(call: pg_sys::FunctionCallInfo) -
 }
 
 fn out_of_place(what: &str) -> ErrorReport {
-    with_sqlstate(
-        PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
-        Error::new(Kind::InvalidInput, what).hint("clip_watch makes the triggers."),
-    )
+    sql_error(PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED, what)
+        .set_hint("clip_watch makes the triggers.")
 }
 
 /// # Safety
@@ -101,7 +99,11 @@ unsafe fn run(data: &pg_sys::TriggerData, event: &TriggerEvent) -> SqlResult<pg_
         (false, _) if !event.fired_by_truncate() => {
             Err(out_of_place("clip_watch_row() is called for each row, and for a statement by TRUNCATE only"))
         }
-        (false, _) => {
+        (false, true) => {
+            before_truncate(&plan.watch, table)?;
+            Ok(std::ptr::null_mut())
+        }
+        (false, false) => {
             after_truncate(&plan)?;
             Ok(std::ptr::null_mut())
         }

@@ -6,11 +6,11 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::rc::Rc;
 
-use clip::{Error, Kind};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
-use crate::pg::error::{SqlResult, with_sqlstate};
+use crate::pg::catalog::base_type;
+use crate::pg::error::{SqlResult, sql_error};
 use crate::pg::transaction;
 use crate::pg::vector_column::Storage;
 use crate::watch::setting::Watch;
@@ -18,6 +18,7 @@ use crate::watch::setting::Watch;
 /// A watch and where its columns are in the table at hand, which may be a partition.
 pub(super) struct Plan {
     pub(super) watch: Watch,
+    pub(super) table: pg_sys::Oid,
     pub(super) collection: Option<Rc<str>>,
     pub(super) image: Option<i16>,
     pub(super) text: Option<i16>,
@@ -61,25 +62,23 @@ pub(super) fn plan(id: i64, table: pg_sys::Oid, shape: pg_sys::TupleDesc) -> Sql
         return Ok(plan);
     }
     let Some(watch) = Watch::of_trigger(id, table)? else {
-        return Err(with_sqlstate(
+        return Err(sql_error(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            Error::new(Kind::InvalidInput, "a trigger of clip_watch is on a table that is not watched")
-                .hint("Call clip_watch for the table, which drops the trigger, or drop it."),
-        ));
+            "a trigger of clip_watch is on a table that is not watched",
+        )
+        .set_hint("Call clip_watch for the table, which drops the trigger, or drop it."));
     };
     let number = |name: &str| {
         let c = CString::new(name).unwrap_or_default();
         // SAFETY: a cache look-up; the table is open.
         match unsafe { pg_sys::get_attnum(table, c.as_ptr()) } {
             number if number > 0 => Ok(number),
-            _ => Err(with_sqlstate(
+            _ => Err(sql_error(
                 PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
-                Error::new(Kind::InvalidInput, format!("watched table {} has no column \"{name}\"", watch.name()))
-                    .detail("It has been renamed or dropped since clip_watch was called.")
-                    .hint(
-                        "Name it as it was, or have it watched under its new name: clip_unwatch(…), then clip_watch.",
-                    ),
-            )),
+                format!("watched table {} has no column \"{name}\"", watch.name()),
+            )
+            .set_detail("It has been renamed or dropped since clip_watch was called.")
+            .set_hint("Name it as it was, or have it watched under its new name: clip_unwatch(…), then clip_watch.")),
         }
     };
     let column = |name: &str, is: &dyn Fn(pg_sys::Oid) -> bool, wanted: &str| {
@@ -94,23 +93,17 @@ pub(super) fn plan(id: i64, table: pg_sys::Oid, shape: pg_sys::TupleDesc) -> Sql
             CStr::from_ptr(shown).to_string_lossy().into_owned()
         };
         let generated = if attribute.attgenerated == 0 { "" } else { ", generated" };
-        Err(with_sqlstate(
+        Err(sql_error(
             PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
-            Error::new(
-                Kind::InvalidInput,
-                format!(
-                    "column \"{name}\" of watched table {} is of type {shown}{generated}, not {wanted}",
-                    watch.name()
-                ),
-            )
-            .detail("It has been altered since clip_watch was called.")
-            .hint(
-                "Make it what it was, or clip_unwatch the table; ALTER TABLE … DISABLE TRIGGER lets rows in meanwhile.",
-            ),
+            format!("column \"{name}\" of watched table {} is of type {shown}{generated}, not {wanted}", watch.name()),
+        )
+        .set_detail("It has been altered since clip_watch was called.")
+        .set_hint(
+            "Make it what it was, or clip_unwatch the table; ALTER TABLE … DISABLE TRIGGER lets rows in meanwhile.",
         ))
     };
     let optional = |name: &Option<String>, kinds: &[pg_sys::Oid], wanted: &str| {
-        name.as_deref().map(|name| column(name, &|kind| kinds.contains(&kind), wanted)).transpose()
+        name.as_deref().map(|name| column(name, &|kind| kinds.contains(&base_type(kind)), wanted)).transpose()
     };
     let storage = Cell::new(None);
     let is_storage = |kind| {
@@ -124,10 +117,15 @@ pub(super) fn plan(id: i64, table: pg_sys::Oid, shape: pg_sys::TupleDesc) -> Sql
         embedding,
         storage: storage.get().unwrap_or(Storage::Vector),
         dimensions: usize::try_from(attribute(shape, embedding).atttypmod).ok(),
-        cluster: optional(&watch.cluster, &[pg_sys::INT8OID], "bigint")?,
+        cluster: watch
+            .cluster
+            .as_deref()
+            .map(|name| column(name, &|kind| kind == pg_sys::INT8OID, "bigint"))
+            .transpose()?,
         key: watch.key.iter().map(|name| number(name)).collect::<SqlResult<_>>()?,
         collection: watch.collection.as_deref().map(Rc::from),
         watch,
+        table,
     });
     if !REGISTERED.replace(true) {
         // SAFETY: the callback is a static function.

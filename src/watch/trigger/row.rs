@@ -5,14 +5,13 @@ use std::ffi::CStr;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroUsize;
 
-use clip::{Error, Kind};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::cluster::pending::Member;
-use crate::pg::error::{SqlResult, report, with_sqlstate};
+use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::text::utf8;
-use crate::pg::user_context::{Rights, key_form};
+use crate::pg::user_context::{UserContext, key_form};
 use crate::pg::vector::Vector;
 use crate::watch::trigger::plan::{Plan, attribute};
 
@@ -82,14 +81,14 @@ impl Tuple {
 
     /// The key as an array of texts, in its text form.
     pub(super) fn key(&self, plan: &Plan) -> SqlResult<String> {
-        let _rights = Rights::of_caller();
+        let _user_context = UserContext::of_caller();
         key_form();
         let mut parts = Vec::with_capacity(plan.key.len());
         for &column in &plan.key {
             let datum = self.datum(column).ok_or_else(|| {
-                with_sqlstate(
+                sql_error(
                     PgSqlErrorCode::ERRCODE_NOT_NULL_VIOLATION,
-                    Error::new(Kind::InvalidInput, format!("the key of a row of {} is NULL", plan.watch.name())),
+                    format!("the key of a row of {} is NULL", plan.watch.name()),
                 )
             })?;
             // SAFETY: an attribute of the row, and the output function of its type, whose text lives as long as the call.

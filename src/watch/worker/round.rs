@@ -14,12 +14,12 @@ use crate::cluster::tables::Store;
 use crate::guc;
 use crate::pg::spi::spi;
 use crate::pg::subtransaction::Failure;
-use crate::pg::user_context::Rights;
+use crate::pg::user_context::UserContext;
 use crate::watch::dropped::forget_dropped;
 use crate::watch::queue::{self, Next};
-use crate::watch::rows::{self, OnRowError, Terms};
 use crate::watch::setting::Watch;
 use crate::watch::wakeup;
+use crate::watch::work::{self, OnRowError, Terms};
 use crate::watch::worker::NAP;
 use crate::watch::worker::process::transaction;
 use crate::watch::worker::shares::Shares;
@@ -115,7 +115,12 @@ impl Worker {
             }
             queue::due(&ready)
         })?;
-        let due: Vec<&Watch> = watches.iter().filter(|watch| due.contains(&watch.id)).collect();
+        // Entries on which a worker has ended come after everybody's others.
+        let is_any_unsuspected = due.iter().any(|(_, unsuspected)| *unsuspected);
+        let due: Vec<&Watch> = watches
+            .iter()
+            .filter(|watch| due.iter().any(|(id, first)| *id == watch.id && (*first || !is_any_unsuspected)))
+            .collect();
         let Some(watch) = self.shares.choose(&due) else {
             self.tell(&watches, true)?;
             return self.next(&ready).map(Some);
@@ -129,7 +134,7 @@ impl Worker {
     /// Removes what is left of dropped tables, if anything is.
     fn tidy(&self) -> Result<(), Failure> {
         transaction(|| {
-            let _rights = Rights::of_extension();
+            let _user_context = UserContext::of_extension();
             Spi::connect_mut(|client| {
                 let query = "SELECT 1 FROM (SELECT w.relation::oid FROM clip_search.watch_setting w \
                      UNION ALL SELECT s.members::oid FROM clip_search.collection_setting s WHERE s.members IS NOT NULL) AS t (id) \
@@ -162,7 +167,7 @@ impl Worker {
         unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, activity.as_ptr()) };
         wakeup::set_in_hand(self.database, watch.id);
         let terms = Terms { on_error: OnRowError::Retry, slice: Some(SLICE) };
-        let outcome = transaction(|| rows::work(&entries, terms));
+        let outcome = transaction(|| work::work(&entries, terms));
         wakeup::set_in_hand(self.database, 0);
         let spent = begun.elapsed();
         self.shares.charge(watch, spent);
@@ -220,7 +225,7 @@ impl Worker {
         let news = std::mem::take(&mut self.news);
         let start = Instant::now();
         transaction(|| {
-            let _rights = Rights::of_extension();
+            let _user_context = UserContext::of_extension();
             Spi::connect_mut(|client| {
                 for watch in watches {
                     let Some((embedded, failed)) = news.get(&watch.id) else { continue };
