@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 from webapp import PHOTOS, SUBJECTS, load, schema, serve
 
 from screens import SCREENS
+
+# What a page shall show may take a while on a busy machine.
+expect.set_options(timeout=30_000)
 
 
 @pytest.fixture(scope="session")

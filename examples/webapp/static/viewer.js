@@ -129,7 +129,8 @@ export class Viewer {
     add("Date", onMinute(photo.date), DATED[photo.dated_by] && el("small", {}, DATED[photo.dated_by]));
     add("File", `${photo.format}, ${figure(photo.width)} × ${figure(photo.height)} pixels, ${size(photo.bytes)}`);
     const links = (items) => el("ul", { className: "chips" }, ...items.map((item) => el("li", {}, item)));
-    if (photo.tags?.length) add("Tags", links(photo.tags.map((tag) => el("a", { href: address("/", { q: tag }) }, tag))));
+    const searches = (words) => links(words.map((word) => el("a", { href: address("/", { q: word }) }, word)));
+    if (photo.tags?.length) add("Tags", searches(photo.tags));
     if (photo.albums.length) {
       add("Albums", links(photo.albums.map(({ id, name }) => el("a", { href: address("/", { album: id }) }, name))));
     }
@@ -141,7 +142,7 @@ export class Viewer {
     if (photo.relevance !== undefined && photo.relevance !== null) {
       why.append(el("p", {}, `Relevance ${photo.relevance.toFixed(2)} of 1`));
     }
-    if (photo.suits?.length) why.append(el("p", { className: "small" }, "Words for both:"), links(photo.suits));
+    if (photo.suits?.length) why.append(el("p", { className: "small" }, "Words that suit both the photo and the search"), searches(photo.suits));
     const bars = el("ul", { className: "bars" });
     const whole = photo.why[0], parts = photo.why.slice(1);
     // The words of one word are the whole.
@@ -153,7 +154,7 @@ export class Viewer {
         el("span", { className: "figure" }, signed(cosine)), el("span", { className: "track", "aria-hidden": "true" }, bar)));
     }
     why.append(bars, el("p", { className: "small" }, this.asked.like
-      ? "The cosine of the two photos; 1 is the same photo." : "How near the photo is to the search, and to each of its words (cosine)."));
+      ? "Cosine of the two photos; 1 is the same photo" : "Cosine of the photo to the search, and to each of its words"));
     return [facts, why];
   }
 }
