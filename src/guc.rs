@@ -15,11 +15,13 @@ static ONNXRUNTIME: GucSetting<Option<CString>> =
     GucSetting::<Option<CString>>::new(Some(c"$libdir/clip_search/libonnxruntime.so"));
 static CACHE_PATH: GucSetting<Option<CString>> =
     GucSetting::<Option<CString>>::new(Some(c"$data/pgsql_tmp.clip_search"));
+static WORDS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static PRELOAD: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static THREADS: GucSetting<i32> = GucSetting::<i32>::new(1);
 static MAX_THREADS: GucSetting<i32> = GucSetting::<i32>::new(0);
 static CORES: OnceLock<usize> = OnceLock::new();
 static MEMO_TEXTS: GucSetting<i32> = GucSetting::<i32>::new(256);
+static MEMO_IMAGES: GucSetting<i32> = GucSetting::<i32>::new(64);
 static MAX_IMAGE_PIXELS: GucSetting<i32> = GucSetting::<i32>::new(100_000_000);
 static MAX_IMAGE_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(1 << 20);
 static MAX_IMAGE_BYTES: GucSetting<i32> = GucSetting::<i32>::new(256 << 20);
@@ -68,6 +70,14 @@ pub fn register() {
         GucFlags::SUPERUSER_ONLY,
     );
     GucRegistry::define_string_guc(
+        c"clip_search.words",
+        c"File with the words that clip_relevance and clip_tags compare photos with.",
+        c"One word or phrase a line; those with a + in front are tags only. Empty: the built-in list of 5,500 everyday words and 870 phrases.",
+        &WORDS,
+        GucContext::Suset,
+        GucFlags::SUPERUSER_ONLY,
+    );
+    GucRegistry::define_string_guc(
         c"clip_search.preload",
         c"Models that the server loads at startup for all connections, separated by commas.",
         c"It requires clip_search in shared_preload_libraries and a restart. Connections with clip_search.threads above 1 load their own copy.",
@@ -110,6 +120,16 @@ pub fn register() {
         c"Number of text embeddings that a connection caches for each model.",
         c"The least recently used ones are evicted. 0 disables the cache. A vector of 512 dimensions takes 2 kB.",
         &MEMO_TEXTS,
+        0,
+        1 << 20,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"clip_search.memo_images",
+        c"Number of image embeddings that a connection caches for each model.",
+        c"They serve queries by a photo, which PostgreSQL evaluates for each row. The least recently used ones are evicted. 0 disables the cache.",
+        &MEMO_IMAGES,
         0,
         1 << 20,
         GucContext::Userset,
@@ -269,6 +289,12 @@ pub fn model_path() -> Vec<PathBuf> {
     path
 }
 
+/// The file with the background's words; `None` for the built-in list.
+pub fn words() -> Option<PathBuf> {
+    let path = string(&WORDS);
+    (!path.is_empty()).then(|| PathBuf::from(path))
+}
+
 /// The path of libonnxruntime.
 pub fn onnxruntime() -> PathBuf {
     let path = string(&ONNXRUNTIME);
@@ -346,6 +372,10 @@ pub fn threads() -> usize {
 
 pub fn memo_texts() -> usize {
     MEMO_TEXTS.get() as usize
+}
+
+pub fn memo_images() -> usize {
+    MEMO_IMAGES.get() as usize
 }
 
 pub fn limits() -> Limits {
