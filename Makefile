@@ -127,6 +127,10 @@ clients-test: export CLUSTER = test
 clients-test: test-cluster
 	@scripts/clients.sh
 
+.PHONY: rpm
+rpm:
+	@scripts/rpm.sh
+
 .PHONY: image image-test
 image:
 	@scripts/image.sh

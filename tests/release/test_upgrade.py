@@ -1,4 +1,4 @@
-"""docs/how-to/upgrade.md, rehearsed: an earlier version of the extension and of ONNX Runtime on a primary with a standby, which
+"""docs/upgrade.md, rehearsed: an earlier version of the extension and of ONNX Runtime on a primary with a standby, which
 become the present ones in the page's order while clients write to the one and search on the other.
 """
 
@@ -22,7 +22,7 @@ from pages import DOCS
 from servers import Server, Standby
 from support import sqlstate, until, value
 
-PAGE = (DOCS / "how-to" / "upgrade.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "upgrade.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"<!-- run: (\w+) -->\n *```sql\n(.*?)```", PAGE, re.DOTALL)
 CURRENT = re.search(r'^version = "(.*)"', (support.ROOT / "Cargo.toml").read_text(), re.MULTILINE)[1]
 # The last release, whose library and SQL scripts/releases.sh has built.
