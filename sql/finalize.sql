@@ -67,10 +67,9 @@ COMMENT ON COLUMN clip_search.cluster.created_at IS 'When its first member arriv
 COMMENT ON COLUMN clip_search.cluster.updated_at IS 'When a member last joined or left';
 
 COMMENT ON TABLE clip_search.collection_setting IS 'Settings of collections, written by clip_create_collection; the view clip_search.collection shows them';
-COMMENT ON COLUMN clip_search.collection_setting.owner IS 'Role that owns it; the owner of the database if that role no longer exists';
 COMMENT ON TABLE clip_search.collection_grant IS 'Privileges on collections, written by clip_grant_collection and clip_revoke_collection';
 COMMENT ON COLUMN clip_search.collection_grant.grantee IS 'Role; 0 (-) for PUBLIC';
-COMMENT ON COLUMN clip_search.collection_grant.privilege IS 'select, assign or recluster; owner for collections without settings';
+COMMENT ON COLUMN clip_search.collection_grant.privilege IS 'select, assign or recluster; owner for collections without a table of members';
 COMMENT ON VIEW clip_search.collection_owner IS 'Owners of collections';
 COMMENT ON VIEW clip_search.collection_visible IS 'Collections whose clusters the current role may see';
 COMMENT ON INDEX clip_search.collection_grant_collection_idx IS 'Grants by collection';
@@ -94,7 +93,7 @@ COMMENT ON INDEX clip_search.cluster_change_cluster_idx IS 'Changes by cluster';
 COMMENT ON INDEX clip_search.cluster_code_collection_idx IS 'Binary codes by collection';
 
 -- The first line says what the function does. Arguments and columns follow, one per line; the reference page lists them.
-COMMENT ON FUNCTION clip_embed_image(bytea) IS 'Embedding of an image file (JPEG, PNG, WebP, GIF, BMP, TIFF, ICO, HEIC, RAW) by the model clip_search.model, scaled to length 1';
+COMMENT ON FUNCTION clip_embed_image(bytea) IS 'Embedding of an image file (JPEG, PNG, WebP, GIF, BMP, TIFF, ICO, HEIC, AVIF, JPEG XL, RAW) by the model clip_search.model, scaled to length 1';
 COMMENT ON FUNCTION clip_embed_image(bytea, text) IS 'Embedding of an image file by the named model, scaled to length 1; immutable, so a generated column can use it';
 COMMENT ON FUNCTION clip_embed_text(text) IS 'Embedding of a text by the model clip_search.model, scaled to length 1';
 COMMENT ON FUNCTION clip_embed_text(text, text) IS 'Embedding of a text by the named model, scaled to length 1; immutable, so a generated column can use it';
@@ -196,12 +195,15 @@ COMMENT ON FUNCTION clip_thumbnail(bytea, integer, text) IS 'Thumbnail of an ima
 edge: length of the longer side in pixels, from 1 to 4096
 format: jpeg (quality 85), png or webp (lossless)';
 COMMENT ON FUNCTION clip_image_info(bytea) IS 'Reads the header of an image file; no pixel is decoded, and no size limit applies
-format: JPEG, PNG, GIF, WebP, BMP, TIFF, ICO or HEIC; for camera RAW its own name (DNG, CR2, NEF, …)
-width, height: size in pixels as stored, before orientation is applied
+format: JPEG, PNG, GIF, WebP, BMP, TIFF, ICO, HEIC, AVIF or JPEG XL; for camera RAW its own name (DNG, CR2, NEF, …)
+width, height: size in pixels as stored, before orientation is applied; of camera RAW, its largest preview''s
 orientation: EXIF orientation, from 1 (upright) to 8; 5 to 8 swap width and height
 channels: samples per pixel: 1 grey or palette, 2 grey with alpha, 3 RGB, 4 RGB with alpha or CMYK
 frames: number of frames or pages
-bytes: length of the file';
+bytes: length of the file
+bits: bits per sample
+taken: when the picture was taken, by the camera''s clock (EXIF DateTimeOriginal); NULL if the file does not say
+taken_offset: how far that clock was ahead of UTC (EXIF OffsetTimeOriginal), so taken - taken_offset is in UTC; NULL if the file does not say';
 COMMENT ON FUNCTION clip_models() IS 'Available models, and what this connection has loaded and embedded
 path: directory of the model; dimensions: dimensions of its vectors, NULL while unknown
 selected: whether clip_search.model names it
@@ -211,7 +213,7 @@ COMMENT ON FUNCTION clip_check_model(text) IS 'Checks a model: its files, inputs
 model: a name, or the absolute path of a directory
 The last item is the verdict: good, or what is wrong.';
 COMMENT ON FUNCTION clip_stats() IS 'Counters and timings of the embedding functions for each model
-images, texts: number of items embedded; memo_hits: number of texts answered from the connection''s memory instead
+images, texts: number of items embedded; memo_hits: number of texts and images answered from the connection''s memory instead
 errors: number of failed calls
 runs: number of inferences, each of one item or a batch; loads: number of graphs loaded
 load_ms, decode_ms, inference_ms: milliseconds spent loading models, turning image files into input, and in inference

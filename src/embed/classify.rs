@@ -20,8 +20,9 @@ fn clip_classify(
     image: Option<&[u8]>,
     labels: Option<Array<Text<'_>>>,
     template: default!(Option<Text<'_>>, "'a photo of a {}'"),
-    model: default!(Option<&str>, "NULL"),
+    model: default!(Option<Text<'_>>, "NULL"),
 ) -> Result<TableIterator<'static, (name!(label, String), name!(probability, f64))>, ErrorReport> {
+    let model = model.map(Text::str);
     match (image, labels, template) {
         (Some(image), Some(labels), Some(template)) => {
             classify_image(image, texts(&labels), vec![Some(template.0)], model)
@@ -35,8 +36,9 @@ fn clip_classify_by_templates(
     image: Option<&[u8]>,
     labels: Option<Array<Text<'_>>>,
     templates: Option<Array<Text<'_>>>,
-    model: default!(Option<&str>, "NULL"),
+    model: default!(Option<Text<'_>>, "NULL"),
 ) -> Result<TableIterator<'static, (name!(label, String), name!(probability, f64))>, ErrorReport> {
+    let model = model.map(Text::str);
     match (image, labels, templates) {
         (Some(image), Some(labels), Some(templates)) => classify_image(image, texts(&labels), texts(&templates), model),
         _ => Ok(TableIterator::empty()),
@@ -48,8 +50,9 @@ fn clip_classify_vector(
     embedding: Option<Vector>,
     labels: Option<Array<Text<'_>>>,
     template: default!(Option<Text<'_>>, "'a photo of a {}'"),
-    model: default!(Option<&str>, "NULL"),
+    model: default!(Option<Text<'_>>, "NULL"),
 ) -> Result<TableIterator<'static, (name!(label, String), name!(probability, f64))>, ErrorReport> {
+    let model = model.map(Text::str);
     match (embedding, labels, template) {
         (Some(embedding), Some(labels), Some(template)) => {
             classify_vector(embedding, texts(&labels), vec![Some(template.0)], model)
@@ -63,8 +66,9 @@ fn clip_classify_vector_by_templates(
     embedding: Option<Vector>,
     labels: Option<Array<Text<'_>>>,
     templates: Option<Array<Text<'_>>>,
-    model: default!(Option<&str>, "NULL"),
+    model: default!(Option<Text<'_>>, "NULL"),
 ) -> Result<TableIterator<'static, (name!(label, String), name!(probability, f64))>, ErrorReport> {
+    let model = model.map(Text::str);
     match (embedding, labels, templates) {
         (Some(embedding), Some(labels), Some(templates)) => {
             classify_vector(embedding, texts(&labels), texts(&templates), model)
