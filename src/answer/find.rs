@@ -35,11 +35,11 @@ fn clip_find(
     k: default!(Option<i32>, "40"),
     cut: default!(Option<f64>, "0.5"),
     after_relevance: default!(Option<f64>, "NULL"),
-    after_id: default!(Option<&str>, "NULL"),
+    after_id: default!(Option<Text<'_>>, "NULL"),
     candidates: default!(Option<i32>, "1000"),
-    key: default!(Option<&str>, "NULL"),
-    embedding: default!(Option<&str>, "NULL"),
-    model: default!(Option<&str>, "NULL"),
+    key: default!(Option<Text<'_>>, "NULL"),
+    embedding: default!(Option<Text<'_>>, "NULL"),
+    model: default!(Option<Text<'_>>, "NULL"),
 ) -> Result<TableIterator<'static, (name!(id, String), name!(cosine, f64), name!(relevance, f64))>, ErrorReport> {
     let (Regclass(table), Text(query)) = (given("relation", relation)?, given("query", query)?);
     let candidates = within("candidates", given("candidates", candidates)?, MOST_CANDIDATES)?;
@@ -47,9 +47,10 @@ fn clip_find(
     let cut = cut.unwrap_or(CUT);
     let after = match (after_relevance, after_id) {
         (None, None) => None,
-        (relevance, key) => Some((given("after_relevance", relevance)?, given("after_id", key)?)),
+        (relevance, id) => Some((given("after_relevance", relevance)?, given("after_id", id.map(Text::str))?)),
     };
-    let model = model.map_or_else(guc::model, str::to_owned);
+    let model = model.map(Text::str).map_or_else(guc::model, str::to_owned);
+    let (key, embedding) = (key.map(Text::str), embedding.map(Text::str));
     let mut rows = rated(table, key, embedding, query, candidates, &model)?;
     rows.retain(|(key, _, relevance)| {
         let follows =

@@ -15,10 +15,10 @@ use crate::pg::vector::Vector;
 fn clip_relevance(
     embedding: Option<Vector>,
     query: Option<Text<'_>>,
-    model: default!(Option<&str>, "NULL"),
+    model: default!(Option<Text<'_>>, "NULL"),
 ) -> SqlResult<Option<f64>> {
     let (Some(Vector(vector)), Some(Text(query))) = (embedding, query) else { return Ok(None) };
-    let model = model.map_or_else(guc::model, str::to_owned);
+    let model = model.map(Text::str).map_or_else(guc::model, str::to_owned);
     let words = background::of(&model)?;
     let photo = background::photo(&words, vector, &model)?;
     let text = background::texts(&words, &[Some(query)], &model)?;
@@ -31,12 +31,12 @@ fn clip_explain(
     embedding: Option<Vector>,
     query: Option<Text<'_>>,
     k: default!(Option<i32>, "5"),
-    model: default!(Option<&str>, "NULL"),
+    model: default!(Option<Text<'_>>, "NULL"),
 ) -> Result<TableIterator<'static, (name!(word, String), name!(in_photo, f64), name!(in_query, f64))>, ErrorReport> {
     let (Some(Vector(vector)), Some(Text(query)), Some(k)) = (embedding, query, k) else {
         return Ok(TableIterator::empty());
     };
-    let model = model.map_or_else(guc::model, str::to_owned);
+    let model = model.map(Text::str).map_or_else(guc::model, str::to_owned);
     let words = background::of(&model)?;
     let photo = background::photo(&words, vector, &model)?;
     let text = loaded::embed_texts(&model, &[Some(query)])?.pop().flatten();
@@ -50,7 +50,7 @@ fn clip_explain(
 
 /// Embeds the words ahead of the first search; returns how many there are.
 #[pg_extern(volatile, parallel_restricted, cost = 1000000)]
-fn clip_prepare_words(model: default!(Option<&str>, "NULL")) -> SqlResult<i32> {
-    let model = model.map_or_else(guc::model, str::to_owned);
+fn clip_prepare_words(model: default!(Option<Text<'_>>, "NULL")) -> SqlResult<i32> {
+    let model = model.map(Text::str).map_or_else(guc::model, str::to_owned);
     Ok(background::of(&model)?.words.len() as i32)
 }

@@ -16,10 +16,10 @@ use crate::pg::vector::Vector;
 fn clip_tags(
     embedding: Option<Vector>,
     k: default!(Option<i32>, "5"),
-    model: default!(Option<&str>, "NULL"),
+    model: default!(Option<Text<'_>>, "NULL"),
 ) -> Result<TableIterator<'static, (name!(tag, String), name!(relevance, f64))>, ErrorReport> {
     let (Some(Vector(vector)), Some(k)) = (embedding, k) else { return Ok(TableIterator::empty()) };
-    let model = model.map_or_else(guc::model, str::to_owned);
+    let model = model.map(Text::str).map_or_else(guc::model, str::to_owned);
     let words = background::of(&model)?;
     let photo = background::photo(&words, vector, &model)?;
     let tags = words.tags(&photo, usize::try_from(k).unwrap_or(0));
@@ -31,10 +31,10 @@ fn clip_tags(
 fn clip_tags_of_labels(
     embedding: Option<Vector>,
     labels: Option<Array<Text<'_>>>,
-    model: default!(Option<&str>, "NULL"),
+    model: default!(Option<Text<'_>>, "NULL"),
 ) -> Result<TableIterator<'static, (name!(tag, String), name!(relevance, f64))>, ErrorReport> {
     let (Some(Vector(vector)), Some(labels)) = (embedding, labels) else { return Ok(TableIterator::empty()) };
-    let model = model.map_or_else(guc::model, str::to_owned);
+    let model = model.map(Text::str).map_or_else(guc::model, str::to_owned);
     let labels = classify::present(texts(&labels), "label")?;
     rated(vector, &labels, &model).map(TableIterator::new)
 }
@@ -79,13 +79,13 @@ fn clip_classify_or_none(
     labels: Option<Array<Text<'_>>>,
     otherwise: default!(Option<Text<'_>>, "'none of these'"),
     template: default!(Option<Text<'_>>, "'a photo of a {}'"),
-    model: default!(Option<&str>, "NULL"),
+    model: default!(Option<Text<'_>>, "NULL"),
 ) -> Result<TableIterator<'static, (name!(label, String), name!(probability, f64))>, ErrorReport> {
     let (Some(embedding), Some(labels), Some(Text(none)), Some(template)) = (embedding, labels, otherwise, template)
     else {
         return Ok(TableIterator::empty());
     };
-    let model = model.map_or_else(guc::model, str::to_owned);
+    let model = model.map(Text::str).map_or_else(guc::model, str::to_owned);
     let labels = classify::present(texts(&labels), "label")?;
     if labels.contains(&none) {
         return Err(report(
