@@ -1,7 +1,7 @@
-"""Mutations of src/, each with the test that has to notice: scripts/mutants_glue.py applies them (`make mutants-glue`).
+"""Mutations of src/, each with the test that must fail: scripts/mutants_glue.py applies them (`make mutants-glue`).
 
-cargo-mutants can't do this: the glue runs in a server only, and a mutation wants its one test, not all of them. What is in crates/clip
-is left to it (`make mutants`). tests/release/test_mutants.py sees to it that each of these still applies.
+cargo-mutants can't test these, because they run only inside a server; it covers crates/clip (`make mutants`). Here each mutation names
+one test, so a run does not repeat the whole suite. tests/release/test_mutants.py checks that each mutation still applies.
 """
 
 from __future__ import annotations
