@@ -17,12 +17,16 @@ MODEL ?=
 PORT ?=
 STAMPS ?=
 PG_CONFIGS ?=
+MAJOR ?=
+SUITE ?=
+ARCH ?=
+ENGINE ?=
 PGVECTOR_SRC ?=
 CITUS_SRC ?=
 ORDER ?=
 ONLY ?=
 FILES ?=
-export ORDER ONLY FILES PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK FUZZ TARGETS KILLS BENCH MODEL STAMPS PORT PG_CONFIGS PGVECTOR_SRC CITUS_SRC
+export ORDER ONLY FILES PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK FUZZ TARGETS KILLS BENCH MODEL STAMPS PORT PG_CONFIGS MAJOR SUITE ARCH ENGINE PGVECTOR_SRC CITUS_SRC
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := all
@@ -118,6 +122,18 @@ deb:
 deb-test:
 	@scripts/record.sh deb-test scripts/deb.sh test
 
+.PHONY: clients-test
+clients-test: export CLUSTER = test
+clients-test: test-cluster
+	@scripts/clients.sh
+
+.PHONY: image image-test
+image:
+	@scripts/image.sh
+
+image-test:
+	@scripts/image.sh test
+
 .PHONY: docs
 docs: export CLUSTER = test
 docs: test-cluster
@@ -137,6 +153,11 @@ soak: test-cluster
 soak-kill: export CLUSTER = test
 soak-kill: test-cluster
 	@KILLS=$(or $(KILLS),200) scripts/record.sh soak-kill env K=test_kill scripts/test.sh
+
+# Needs network the first time: the reference decoders are Python packages.
+.PHONY: image-corpus
+image-corpus: build-deps
+	@scripts/image-corpus.sh
 
 .PHONY: soak-hostile
 soak-hostile: export CLUSTER = test

@@ -7,6 +7,10 @@
 #   K=words     only pytest's tests that match (its -k): K=watch is those of tests/watch and others with the word in their name
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
+# shellcheck source=scripts/lib/clients.sh
+source "$root/scripts/lib/clients.sh"
+# shellcheck source=scripts/lib/observability.sh
+source "$root/scripts/lib/observability.sh"
 require_pg
 cargo_setup
 [[ " $* " != *" waiting "* ]] || "$root/scripts/cluster.sh" start
@@ -89,6 +93,8 @@ python_tests() {
         apt_install pgbouncer
     fi
     if [ -z "$k" ] || [[ $k == *update* || $k == *release* ]]; then "$root/scripts/releases.sh"; fi
+    if [ -z "$k" ] || [[ $k == *clients* || $k == *docs* ]]; then clients quick; fi
+    if [ -z "$k" ] || [[ $k == *observability* || $k == *docs* ]]; then observability; fi
     stage "Python tests: pytest"
     # make matrix and make valgrind configure one server each, so their tests run in one piece.
     if [ -z "$k" ] && [ "${CLUSTER:-}" = test ]; then

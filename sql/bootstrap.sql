@@ -41,13 +41,12 @@ CREATE TABLE clip_search.collection_setting (
     key        name,
     labels     name,
     image      name,
-    created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
-    owner      regrole
+    created_at timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
 
--- What roles may do with collections; grantee 0 (-) is PUBLIC. Owners are here for collections without settings, which
--- came to be by their first assignment: there may be several rows for one, since a unique one would make transactions
--- wait for each other.
+-- What roles may do with collections; grantee 0 (-) is PUBLIC. A collection whose members are in a table belongs to that
+-- table's owner. The owner of any other has a row here. A collection that was created by its first assignment may have
+-- several such rows, since a unique one would make transactions wait for each other.
 CREATE TABLE clip_search.collection_grant (
     collection text COLLATE "C" NOT NULL,
     grantee    regrole NOT NULL,
@@ -111,7 +110,12 @@ ALTER TABLE clip_search.cluster_code REPLICA IDENTITY FULL;
 -- The owners of collections; a role that has been dropped is replaced by the owner of the database.
 CREATE VIEW clip_search.collection_owner AS
 SELECT o.name, coalesce(r.oid, d.datdba)::pg_catalog.regrole AS owner
-FROM (SELECT s.name, s.owner::pg_catalog.oid AS role FROM clip_search.collection_setting s
+FROM (SELECT s.name, coalesce(c.relowner, g.role) AS role
+      FROM clip_search.collection_setting s
+      LEFT JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) s.members::pg_catalog.oid
+      LEFT JOIN LATERAL (SELECT g.grantee::pg_catalog.oid AS role FROM clip_search.collection_grant g
+                         WHERE g.collection OPERATOR(pg_catalog.=) s.name AND g.privilege OPERATOR(pg_catalog.=) 'owner'
+                         LIMIT 1) AS g ON true
       UNION ALL
       SELECT g.collection, g.grantee::pg_catalog.oid FROM clip_search.collection_grant g
       WHERE g.privilege OPERATOR(pg_catalog.=) 'owner'

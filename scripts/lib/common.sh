@@ -154,6 +154,9 @@ cargo_setup() {
     features="pg$pg_major"
     # HEIC=0 leaves out the HEIC decoder, because patents cover the codec in some countries.
     [ "${HEIC:-1}" = 0 ] || features+=" heic"
+    # AVIF=0 and JXL=0 leave out the decoders of AVIF and JPEG XL.
+    [ "${AVIF:-1}" = 0 ] || features+=" avif"
+    [ "${JXL:-1}" = 0 ] || features+=" jxl"
     workspace=(--workspace --no-default-features --features "$features")
     export PGRX_BUILD_FLAGS="--workspace --bins --locked"
     # cargo-pgrx looks its PostgreSQL up in $PGRX_HOME/config.toml, which `cargo pgrx init` writes for servers that it

@@ -1,9 +1,12 @@
 //! Who may do what with a collection: its owner everything, other roles what they were granted.
 //!
-//! A collection with settings names its owner there. One that came to be by its first assignment has a row in
-//! clip_search.collection_grant that says `owner`: several transactions may each write one, since a unique row would make
-//! them wait for each other. A check comes before any lock on the collection, so that a role without the right to it can
-//! hold up nobody.
+//! A collection whose members are in a table belongs to that table's owner, whoever that is at the time, so that ALTER
+//! TABLE … OWNER TO and REASSIGN OWNED take the collection along. The owner of any other collection has a row in
+//! clip_search.collection_grant that says `owner`. Several transactions may each write one for a new collection, since
+//! a unique row would make them wait for each other. A check comes before any lock on the collection, so that a role
+//! without the right to it can hold up nobody.
+
+use std::ffi::CStr;
 
 use clip::{Error, Kind};
 use pgrx::datum::DatumWithOid;
@@ -15,7 +18,10 @@ use pgrx::spi::{SpiClient, quote_literal};
 use crate::cluster::tables::{Condition, Index, Sees, Store};
 use crate::pg::error::{SqlResult, given, report, sql_error};
 use crate::pg::spi::spi;
-use crate::pg::user_context::{UserContext, current_role, database_owner, has_rights_of, role_exists, role_name};
+use crate::pg::text::Text;
+use crate::pg::user_context::{
+    UserContext, current_role, database_owner, has_rights_of, owner_of_table, role_exists, role_name,
+};
 
 pub const DEFAULT_COLLECTION: &str = "default";
 
@@ -74,12 +80,13 @@ impl Privilege {
 /// A collection's owners and grants, as they are committed or written by this transaction.
 pub struct Access {
     name: String,
-    /// Of the settings: a collection has one row, or none.
-    owner: Option<pg_sys::Oid>,
+    /// The owner of the members' table.
+    owner_of_members: Option<pg_sys::Oid>,
     has_settings: bool,
-    /// Of a collection without settings.
+    /// Roles that a grant says are owners: several if several transactions have created the collection by an
+    /// assignment.
     founders: Vec<pg_sys::Oid>,
-    /// Of other transactions that are just now making the collection.
+    /// Those of other transactions that are creating the collection and have not ended yet.
     pending: Vec<pg_sys::Oid>,
     /// 0 for PUBLIC.
     grants: Vec<(pg_sys::Oid, String)>,
@@ -92,7 +99,7 @@ impl Access {
     pub fn find(store: &Store, name: &str) -> Self {
         let mut access = Self {
             name: name.to_owned(),
-            owner: None,
+            owner_of_members: None,
             has_settings: false,
             founders: Vec::new(),
             pending: Vec::new(),
@@ -103,13 +110,13 @@ impl Access {
         let by_name = [Condition::TextIs(1, name)];
         store.scan(Sees::Settled, Index::SettingName, &by_name, |row| {
             access.has_settings = true;
-            access.owner = row.role(12);
+            access.owner_of_members = row.oid(5).and_then(owner_of_table);
             false
         });
         if !access.has_settings {
             store.scan(Sees::Everything, Index::SettingName, &by_name, |row| {
                 if row.inserting {
-                    access.pending.extend(row.role(12));
+                    access.pending.extend(row.oid(5).and_then(owner_of_table));
                 }
                 true
             });
@@ -120,7 +127,7 @@ impl Access {
         }
         // After the clusters: the owner of a new collection is written before its first cluster.
         store.scan(Sees::Everything, Index::GrantCollection, &by_name, |row| {
-            let (Some(role), Some(privilege)) = (row.role(2), row.text(3)) else { return true };
+            let (Some(role), Some(privilege)) = (row.oid(2), row.text(3)) else { return true };
             match (privilege.as_str(), row.inserting) {
                 ("owner", true) => access.pending.push(role),
                 ("owner", false) => access.founders.push(role),
@@ -129,17 +136,19 @@ impl Access {
             }
             true
         });
+        // A scan that sees everything may miss a row that is replaced at that moment.
+        if access.founders.is_empty() && access.has_settings && access.owner_of_members.is_none() {
+            store.scan(Sees::Settled, Index::GrantCollection, &by_name, |row| {
+                access.founders.extend(row.oid(2).filter(|_| row.text(3).as_deref() == Some("owner")));
+                true
+            });
+        }
         access
     }
 
     /// Whether something is known of a collection of that name.
     pub fn exists(&self) -> bool {
         self.has_settings || self.has_clusters || !self.founders.is_empty()
-    }
-
-    /// Whether members in a table of that owner are this collection's to read and write.
-    pub fn is_with(&self, owner: pg_sys::Oid) -> bool {
-        self.outdated || self.owner() == owner
     }
 
     /// # Errors
@@ -180,7 +189,7 @@ impl Access {
 
     /// The owner; the owner of the database where there is none, or its role has been dropped.
     pub fn owner(&self) -> pg_sys::Oid {
-        let named = if self.has_settings { self.owner } else { self.founders.first().copied() };
+        let named = self.owner_of_members.or_else(|| self.founders.first().copied());
         named.filter(|&role| role_exists(role)).unwrap_or_else(database_owner)
     }
 
@@ -267,18 +276,33 @@ impl Access {
         Ok(())
     }
 
-    /// Moves the owner into the settings, which have just been written.
-    pub fn keep_grants(&self, client: &mut SpiClient<'_>) -> SqlResult<()> {
+    /// Notes the owner of a collection whose settings have just been written. `has_members`: the owner is that of their
+    /// table. What another owner had granted ends with the change.
+    pub fn settle_owner(&self, client: &mut SpiClient<'_>, owner: pg_sys::Oid, has_members: bool) -> SqlResult<()> {
         if self.outdated {
             return Ok(());
         }
         self.write_defaults(client)?;
-        let query = "DELETE FROM clip_search.collection_grant WHERE collection = $1 AND privilege = 'owner'";
-        client.update(query, None, &[self.name.as_str().into()]).map(drop).map_err(spi)
+        if (self.exists() || self.is_open_default()) && self.owner() != owner {
+            let query = "DELETE FROM clip_search.collection_grant WHERE collection = $1";
+            client.update(query, None, &[self.name.as_str().into()]).map(drop).map_err(spi)?;
+        }
+        if has_members { forget_owners(client, &self.name) } else { replace_owners(client, &self.name, owner) }
     }
 }
 
-/// Makes a role an owner of a collection without settings.
+fn forget_owners(client: &mut SpiClient<'_>, collection: &str) -> SqlResult<()> {
+    let query = "DELETE FROM clip_search.collection_grant WHERE collection = $1 AND privilege = 'owner'";
+    client.update(query, None, &[collection.into()]).map(drop).map_err(spi)
+}
+
+/// Makes a role the only owner of a collection that has no table of members.
+pub fn replace_owners(client: &mut SpiClient<'_>, collection: &str, role: pg_sys::Oid) -> SqlResult<()> {
+    forget_owners(client, collection)?;
+    add_owner(client, collection, role)
+}
+
+/// Makes a role an owner of a collection.
 pub fn add_owner(client: &mut SpiClient<'_>, collection: &str, role: pg_sys::Oid) -> SqlResult<()> {
     let query = "INSERT INTO clip_search.collection_grant (collection, grantee, privilege) VALUES ($1, $2, 'owner')";
     client.update(query, None, &[collection.into(), role.into()]).map(drop).map_err(spi)
@@ -332,47 +356,62 @@ pub fn own_collection(store: &Store, collection: &str) -> SqlResult<Access> {
     Ok(access)
 }
 
-#[pg_extern(volatile, parallel_unsafe)]
-fn clip_grant_collection(
+/// Runs a statement on clip_search.collection_grant whose arguments are the collection, the role and the privileges,
+/// for a caller that owns the collection.
+fn change_grants(
+    function: &CStr,
     collection: Option<&str>,
     role: Option<&str>,
-    privilege: default!(Option<&str>, "'all'"),
+    privilege: Option<&str>,
+    statement: &str,
 ) -> SqlResult<()> {
     let (collection, role) = (given("collection", collection)?, given("role", role)?);
     let privileges = Privilege::parse(given("privilege", privilege)?)?;
-    let store = Store::open(c"clip_grant_collection()");
-    let access = own_collection(&store, collection)?;
+    let access = own_collection(&Store::open(function), collection)?;
     access.check_current()?;
     let _user_context = UserContext::of_extension();
     let role = grantee(role)?;
     Spi::connect_mut(|client| {
         access.write_defaults(client)?;
-        add_grants(client, collection, role, &privileges)
+        let arguments = [collection.into(), number(role), names(&privileges).into()];
+        client.update(statement, None, &arguments).map(drop).map_err(spi)
     })
+}
+
+#[pg_extern(volatile, parallel_unsafe)]
+fn clip_grant_collection(
+    collection: Option<Text<'_>>,
+    role: Option<Text<'_>>,
+    privilege: default!(Option<Text<'_>>, "'all'"),
+) -> SqlResult<()> {
+    change_grants(
+        c"clip_grant_collection()",
+        collection.map(Text::str),
+        role.map(Text::str),
+        privilege.map(Text::str),
+        include_str!("sql/grant.sql"),
+    )
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn clip_revoke_collection(
-    collection: Option<&str>,
-    role: Option<&str>,
-    privilege: default!(Option<&str>, "'all'"),
+    collection: Option<Text<'_>>,
+    role: Option<Text<'_>>,
+    privilege: default!(Option<Text<'_>>, "'all'"),
 ) -> SqlResult<()> {
-    let (collection, role) = (given("collection", collection)?, given("role", role)?);
-    let privileges = Privilege::parse(given("privilege", privilege)?)?;
-    let store = Store::open(c"clip_revoke_collection()");
-    let access = own_collection(&store, collection)?;
-    access.check_current()?;
-    let _user_context = UserContext::of_extension();
-    let role = grantee(role)?;
-    Spi::connect_mut(|client| {
-        access.write_defaults(client)?;
-        let query = "DELETE FROM clip_search.collection_grant WHERE collection = $1 AND grantee::pg_catalog.oid = $2::pg_catalog.oid AND privilege = ANY ($3)";
-        client.update(query, None, &[collection.into(), number(role), names(&privileges).into()]).map(drop).map_err(spi)
-    })
+    change_grants(
+        c"clip_revoke_collection()",
+        collection.map(Text::str),
+        role.map(Text::str),
+        privilege.map(Text::str),
+        include_str!("sql/revoke.sql"),
+    )
 }
 
 #[pg_extern(stable, strict, parallel_restricted)]
-fn clip_has_collection_privilege(collection: &str, privilege: &str) -> SqlResult<bool> {
+fn clip_has_collection_privilege(collection: Text<'_>, privilege: Text<'_>) -> SqlResult<bool> {
+    let Text(collection) = collection;
+    let Text(privilege) = privilege;
     check_name(collection)?;
     let access = Access::find(&Store::open_to_read(), collection);
     if !access.exists() && !access.is_open_default() {

@@ -1,10 +1,11 @@
-//! Grouping on insert: a vector joins the nearest cluster of its collection, or founds one.
+//! Grouping on insert: a vector joins the nearest cluster of its collection, or creates one.
 //!
-//! Nobody waits for another transaction's end here, so nobody deadlocks. A cluster is a set of rows that each add to
-//! its sum (sql/bootstrap.sql); who joins adds a row. Clusters that other transactions have founded and not committed
-//! yet are seen by dirty scans ([`Store::scan`]) and joined like any other: if the founder rolls back, the cluster
-//! consists of those who joined. Two who would found the same cluster at once are kept apart by a lock that is held
-//! while one looks again and writes its row ([`Store::lock_shortly`]), not to the end of the transaction.
+//! No session waits for another transaction to end here, so there are no deadlocks. A cluster is a set of rows that
+//! each add to its sum (sql/bootstrap.sql); joining inserts a row. Dirty scans ([`Store::scan`]) also see clusters that
+//! other transactions have created and not committed yet, and a vector joins them like any other: if the transaction
+//! that created the cluster rolls back, the cluster consists of the members that joined. A lock keeps two transactions
+//! from creating the same cluster at once. It is held while one of them searches again and writes its row
+//! ([`Store::lock_shortly`]), not to the end of the transaction.
 
 use clip::clustering::centroid::{ROUNDING, l2_normalize};
 use clip::{Error, Kind};
@@ -20,6 +21,7 @@ use crate::cluster::tables::{Condition, Index, Sees, Store};
 use crate::model::loaded;
 use crate::pg::citus;
 use crate::pg::error::{SqlResult, report, warn};
+use crate::pg::text::Text;
 use crate::pg::user_context::{UserContext, current_role};
 use crate::pg::vector::Vector;
 
@@ -30,7 +32,8 @@ fn clip_assign_cluster(embedding: Vector) -> SqlResult<i64> {
 }
 
 #[pg_extern(volatile, strict, parallel_unsafe, cost = 5000, name = "clip_assign_cluster")]
-fn clip_assign_cluster_in(embedding: Vector, collection: &str) -> SqlResult<i64> {
+fn clip_assign_cluster_in(embedding: Vector, collection: Text<'_>) -> SqlResult<i64> {
+    let Text(collection) = collection;
     citus::refuse_worker("clip_assign_cluster()")?;
     assign(embedding, collection, current_role())
 }
@@ -41,26 +44,26 @@ fn clip_leave_cluster(cluster: i64, embedding: Vector) -> SqlResult<bool> {
     leave(cluster, embedding, None, Some(current_role()))
 }
 
-/// Joins the nearest cluster of a collection, or founds one, on behalf of a role: the caller, or the owner of a watched
-/// table, whose every writer may write its groups.
+/// Joins the nearest cluster of a collection, or creates one, on behalf of a role: the caller, or the owner of a
+/// watched table, since every role that can write the table may write its groups.
 pub fn assign(embedding: Vector, collection: &str, role: pg_sys::Oid) -> SqlResult<i64> {
     check_name(collection)?;
     let _user_context = UserContext::of_extension();
     let store = Store::open(c"clip_assign_cluster()");
-    // Before any lock: a role that may not assign holds up nobody who may.
+    // Before any lock, so that a role that may not assign holds up nobody.
     Access::find(&store, collection).check_assign(role)?;
     let model = loaded::model_of(&embedding.0);
     let Vector(mut member) = embedding;
     l2_normalize(&mut member).map_err(report)?;
     store.hold(collection);
-    // While it waited for the lock, the collection may have been dropped, and another one made.
+    // While this call waited for the lock, the collection may have been dropped and another one created.
     Access::find(&store, collection).check_assign(role)?;
     let collection = Collection::find(&store, collection)?;
     collection.check(member.len(), model.as_deref())?;
     let search = Search::new(&store, &collection, &member);
     Spi::connect_mut(|client| {
         claim(client, &store, &collection.name, role)?;
-        // Under the short lock, since there is a moment between the giving of a sequence number and the writing of its row.
+        // Under the short lock, since a row is written a moment after it gets its sequence number.
         let sequence_number = {
             let _lock = store.lock_shortly(&collection.name, false);
             statements::last_id(client)?
@@ -70,7 +73,8 @@ pub fn assign(embedding: Vector, collection: &str, role: pg_sys::Oid) -> SqlResu
         let mut joined = None;
         if let Some(id) = near {
             let _lock = store.lock_shortly(&collection.name, false);
-            // It may have moved, or gone, since it was found. What could yet be undone is joined below.
+            // It may have moved, or vanished, since it was found. Clusters that may still be rolled back are joined
+            // below.
             joined = search.look_up(id).filter(|cluster| joins(cluster) && cluster.settled);
             if let Some(found) = &joined {
                 join(client, &collection, found, &member)?;
@@ -81,8 +85,8 @@ pub fn assign(embedding: Vector, collection: &str, role: pg_sys::Oid) -> SqlResu
             Some(found) => found,
             None => {
                 let _lock = store.lock_shortly(&collection.name, true);
-                // Whoever had the lock before has written its rows. Only those that were written after the first look
-                // can have been missed by it.
+                // The previous holder of the lock has written its rows. The first search can have missed only rows that
+                // were written after it.
                 let found = match near {
                     Some(id) => search.look_up(id).filter(joins).or_else(|| search.nearest(0).filter(joins)),
                     None => search.nearest(sequence_number).filter(joins),
@@ -109,12 +113,12 @@ pub fn assign(embedding: Vector, collection: &str, role: pg_sys::Oid) -> SqlResu
     })
 }
 
-/// Makes the role that assigns to a new collection first its owner. Under the short lock one of two who would do that at
-/// once sees the other's row, which is not committed yet.
+/// Makes the first role that assigns to a new collection its owner. Of two transactions that do this at once, the
+/// second sees the other's uncommitted row under the short lock.
 fn claim(client: &mut SpiClient<'_>, store: &Store, collection: &str, role: pg_sys::Oid) -> SqlResult<()> {
     let access = Access::find(store, collection);
     if !access.wants_owner() {
-        // It may have got an owner since the caller looked.
+        // It may have got an owner since the caller checked.
         return access.check_assign(role);
     }
     let _lock = store.lock_shortly(collection, true);
@@ -128,8 +132,8 @@ fn claim(client: &mut SpiClient<'_>, store: &Store, collection: &str, role: pg_s
 
 /// Adds a member to a cluster, under the short lock: the exclusive one, unless the cluster is settled.
 ///
-/// A cluster that is not can vanish at any time from the looks of others who search without it, and be back with
-/// the row written here. The row's sequence number makes it one that they have not seen.
+/// A cluster that is not settled can vanish from other sessions' searches at any time, and the row that is written here
+/// makes it appear again. The row's sequence number tells those sessions that they have not seen it.
 fn join(client: &mut SpiClient<'_>, collection: &Collection, cluster: &Cluster, member: &[f32]) -> SqlResult<()> {
     let mut sum = cluster.sum.clone();
     sum.add(member, None, 1);
@@ -144,15 +148,15 @@ fn join(client: &mut SpiClient<'_>, collection: &Collection, cluster: &Cluster, 
     if cluster.settled {
         statements::change(client, &collection.name, cluster.id, 1, member)
     } else {
-        // The row that searches find it by may yet be undone, so this transaction writes one of its own.
+        // The row by which searches find the cluster may still be rolled back, so this transaction writes its own.
         statements::insert_cluster_row(client, &collection.name, cluster.id, member, cluster.model.as_deref())
     }
 }
 
 /// Takes a member out of a cluster; false if there is no such cluster, as after its collection was dropped.
 ///
-/// With `only` a cluster of another collection is let alone, and a vector that is no member is a warning: what somebody
-/// has written into a row by hand must not keep the row from being deleted.
+/// With `only`, a cluster of another collection is left alone, and a vector that is not a member causes a warning:
+/// values that somebody has written into a row by hand must not prevent its deletion.
 ///
 /// On behalf of a role; without one, for a member that this transaction itself has added.
 pub fn leave(id: i64, embedding: Vector, only: Option<&str>, role: Option<pg_sys::Oid>) -> SqlResult<bool> {

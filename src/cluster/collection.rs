@@ -1,11 +1,13 @@
-//! Collections: their settings, and how they are made, altered and dropped.
+//! Collections: their settings, and how they are created, altered and dropped.
 
 use clip::{Error, Kind};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
-use crate::cluster::access::{Access, DEFAULT_COLLECTION, add_owner, check_name, own_collection, role_named, unknown};
+use crate::cluster::access::{
+    Access, DEFAULT_COLLECTION, add_owner, check_name, own_collection, replace_owners, role_named, unknown,
+};
 use crate::cluster::members::{check_column, primary_key, refuse_citus};
 use crate::cluster::tables::{Condition, Index, Sees, Store};
 use crate::guc;
@@ -15,10 +17,12 @@ use crate::pg::error::{SqlResult, given, report, sql_error};
 use crate::pg::owners_table::OwnersTable;
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, spi};
+use crate::pg::text::Text;
 use crate::pg::user_context::{UserContext, current_role, has_rights_of, role_name};
 use crate::pg::vector_column::Storage;
 
-/// What is settled about a collection: by [`clip_create_collection`](crate::cluster::collection), else by its first cluster.
+/// A collection's properties: those set by [`clip_create_collection`](crate::cluster::collection), or else those of its
+/// first cluster.
 pub struct Collection {
     pub name: String,
     pub dimensions: Option<i32>,
@@ -60,7 +64,7 @@ impl Collection {
         Ok(known)
     }
 
-    /// Vectors of several models, or lengths, can't be compared.
+    /// Vectors of different models or lengths can't be compared.
     pub fn check(&self, dimensions: usize, model: Option<&str>) -> SqlResult<()> {
         let name = &self.name;
         let mixed = |message: String, detail: String| {
@@ -96,17 +100,20 @@ fn check_threshold(threshold: Option<f64>) -> SqlResult<()> {
 #[pg_extern(volatile, parallel_unsafe)]
 #[allow(clippy::too_many_arguments)]
 fn clip_create_collection(
-    collection: Option<&str>,
+    collection: Option<Text<'_>>,
     threshold: default!(Option<f64>, "NULL"),
     dimensions: default!(Option<i32>, "NULL"),
-    model: default!(Option<&str>, "NULL"),
+    model: default!(Option<Text<'_>>, "NULL"),
     members: default!(Option<Regclass>, "NULL"),
-    embedding: default!(Option<&str>, "'embedding'"),
-    cluster: default!(Option<&str>, "'cluster_id'"),
-    key: default!(Option<&str>, "NULL"),
-    labels: default!(Option<&str>, "NULL"),
-    image: default!(Option<&str>, "NULL"),
+    embedding: default!(Option<Text<'_>>, "'embedding'"),
+    cluster: default!(Option<Text<'_>>, "'cluster_id'"),
+    key: default!(Option<Text<'_>>, "NULL"),
+    labels: default!(Option<Text<'_>>, "NULL"),
+    image: default!(Option<Text<'_>>, "NULL"),
 ) -> SqlResult<()> {
+    let (collection, model, embedding, cluster) =
+        (collection.map(Text::str), model.map(Text::str), embedding.map(Text::str), cluster.map(Text::str));
+    let (key, labels, image) = (key.map(Text::str), labels.map(Text::str), image.map(Text::str));
     let collection = given("collection", collection)?;
     let (embedding, cluster) = (given("embedding", embedding)?, given("cluster", cluster)?);
     check_name(collection)?;
@@ -122,7 +129,7 @@ fn clip_create_collection(
     let role = current_role();
     let store = Store::open(c"clip_create_collection()");
     let access = Access::find(&store, collection);
-    // Clusters of that name, or the open collection default, must be the caller's to take.
+    // The caller must own clusters that exist under that name, and the open collection default.
     if access.exists() || collection == DEFAULT_COLLECTION {
         access.check_owner(role)?;
     }
@@ -130,7 +137,7 @@ fn clip_create_collection(
     let _user_context = UserContext::of_extension();
     let _lock = store.lock_shortly(collection, true);
     Spi::connect_mut(|client| {
-        // Another may have made it since.
+        // Another session may have created it since.
         let access = Access::find(&store, collection);
         if access.has_settings() {
             return Err(sql_error(
@@ -140,7 +147,7 @@ fn clip_create_collection(
             .set_hint("clip_alter_collection changes its settings; clip_drop_collection drops it with its clusters."));
         }
         access.check_assign(role)?;
-        // Clusters that the name has already must be of those dimensions.
+        // Clusters that exist under that name must have those dimensions.
         let known = Collection::find(&store, collection)?.dimensions;
         if let (Some(known), Some(dimensions)) = (known, dimensions)
             && known != dimensions
@@ -168,7 +175,7 @@ fn clip_create_collection(
         };
         let of_table = |column: &str| table.map(|_| column.to_owned());
         let owner = members.as_ref().map_or(if access.exists() { access.owner() } else { role }, |table| table.owner);
-        let arguments: [DatumWithOid<'_>; 11] = [
+        let arguments: [DatumWithOid<'_>; 10] = [
             collection.into(),
             dimensions.into(),
             threshold.into(),
@@ -179,18 +186,13 @@ fn clip_create_collection(
             key.into(),
             table.and(labels).into(),
             table.and(image).into(),
-            owner.into(),
         ];
-        if access.is_outdated() {
-            client.update(include_str!("sql/create_collection_of_0_2.sql"), None, &arguments[..10]).map_err(spi)?;
-        } else {
-            client.update(include_str!("sql/create_collection.sql"), None, &arguments).map_err(spi)?;
-        }
-        access.keep_grants(client)
+        client.update(include_str!("sql/create_collection.sql"), None, &arguments).map_err(spi)?;
+        access.settle_owner(client, owner, members.is_some())
     })
 }
 
-/// The table that members are to be in, which a role must own: it is read and written as its owner from now on.
+/// The table of members, which a role must own: the extension will read and write it as its owner.
 fn owned_members(oid: pg_sys::Oid, role: pg_sys::Oid) -> SqlResult<OwnersTable> {
     Table::describe(oid)?; // there is one of that oid
     let table = OwnersTable::find(oid)?
@@ -220,18 +222,21 @@ fn check_optional_columns(
     key.map_or(Ok(()), |key| check_column(client, table, key, |_| true, ""))
 }
 
-/// Changes what it is given, and nothing else.
+/// Changes the settings that are passed, and no others.
 #[pg_extern(volatile, parallel_unsafe)]
 #[allow(clippy::too_many_arguments)]
 fn clip_alter_collection(
-    collection: Option<&str>,
-    owner: default!(Option<&str>, "NULL"),
+    collection: Option<Text<'_>>,
+    owner: default!(Option<Text<'_>>, "NULL"),
     threshold: default!(Option<f64>, "NULL"),
-    model: default!(Option<&str>, "NULL"),
-    key: default!(Option<&str>, "NULL"),
-    labels: default!(Option<&str>, "NULL"),
-    image: default!(Option<&str>, "NULL"),
+    model: default!(Option<Text<'_>>, "NULL"),
+    key: default!(Option<Text<'_>>, "NULL"),
+    labels: default!(Option<Text<'_>>, "NULL"),
+    image: default!(Option<Text<'_>>, "NULL"),
 ) -> SqlResult<()> {
+    let (collection, owner, model, key) =
+        (collection.map(Text::str), owner.map(Text::str), model.map(Text::str), key.map(Text::str));
+    let (labels, image) = (labels.map(Text::str), image.map(Text::str));
     let collection = given("collection", collection)?;
     check_threshold(threshold)?;
     let role = current_role();
@@ -250,9 +255,9 @@ fn clip_alter_collection(
     }
     Spi::connect_mut(|client| {
         if !access.has_settings() {
-            let query = "INSERT INTO clip_search.collection_setting (name, owner) VALUES ($1, $2)";
-            client.update(query, None, &[collection.into(), access.owner().into()]).map_err(spi)?;
-            access.keep_grants(client)?;
+            let query = "INSERT INTO clip_search.collection_setting (name) VALUES ($1)";
+            client.update(query, None, &[collection.into()]).map_err(spi)?;
+            access.settle_owner(client, access.owner(), false)?;
         }
         let query = "SELECT c.oid, c.relowner FROM clip_search.collection_setting s \
              JOIN pg_catalog.pg_class c ON c.oid = s.members::pg_catalog.oid WHERE s.name = $1";
@@ -285,22 +290,26 @@ fn clip_alter_collection(
                         ),
                     ));
                 }
+                if let Some(owner) = owner {
+                    replace_owners(client, collection, owner)?;
+                }
             }
         }
-        let arguments: [DatumWithOid<'_>; 7] =
-            [collection.into(), owner.into(), threshold.into(), model.into(), key.into(), labels.into(), image.into()];
+        let arguments: [DatumWithOid<'_>; 6] =
+            [collection.into(), threshold.into(), model.into(), key.into(), labels.into(), image.into()];
         client.update(include_str!("sql/alter_collection.sql"), None, &arguments).map(drop).map_err(spi)
     })
 }
 
 #[pg_extern(volatile, strict, parallel_unsafe)]
-fn clip_drop_collection(collection: &str) -> SqlResult<()> {
+fn clip_drop_collection(collection: Text<'_>) -> SqlResult<()> {
+    let Text(collection) = collection;
     let store = Store::open(c"clip_drop_collection()");
     own_collection(&store, collection)?;
     let role = current_role();
     let _user_context = UserContext::of_extension();
     store.take(collection, true);
-    // While it waited for the lock, the collection may have been dropped, and another one made.
+    // While this call waited for the lock, the collection may have been dropped and another one created.
     let access = Access::find(&store, collection);
     access.check_owner(role)?;
     Spi::connect_mut(|client| {
@@ -320,7 +329,7 @@ fn clip_drop_collection(collection: &str) -> SqlResult<()> {
     })
 }
 
-/// Drops a collection; returns how many rows it had. A collection default that was closed stays closed.
+/// Drops a collection; returns the number of deleted rows. A collection `default` that was closed stays closed.
 pub fn drop_whole(client: &mut SpiClient<'_>, store: &Store, collection: &str) -> SqlResult<usize> {
     let access = Access::find(store, collection);
     let gone = drop_rows(client, collection)?;
@@ -330,7 +339,7 @@ pub fn drop_whole(client: &mut SpiClient<'_>, store: &Store, collection: &str) -
     Ok(gone)
 }
 
-/// Deletes what there is of a collection; returns how many rows that were.
+/// Deletes all rows of a collection; returns their number.
 pub fn drop_rows(client: &mut SpiClient<'_>, collection: &str) -> SqlResult<usize> {
     let mut gone = 0;
     for (table, column) in [

@@ -11,7 +11,8 @@ use crate::cluster::members::{self, Members};
 use crate::guc;
 use crate::pg::error::{SqlResult, report};
 use crate::pg::regclass::Regclass;
-use crate::pg::spi::{get, spi};
+use crate::pg::spi::get;
+use crate::pg::text::Text;
 use crate::pg::user_context::current_role;
 
 /// 0.99 is what immich has come to, after 0.97 and 0.985 had shown similar photos as duplicates (its issues 9781 and
@@ -19,26 +20,24 @@ use crate::pg::user_context::current_role;
 #[pg_extern(stable, parallel_restricted, cost = 100000, name = "clip_duplicates")]
 #[allow(clippy::type_complexity)]
 fn clip_duplicates_of(
-    collection: Option<&str>,
+    collection: Option<Text<'_>>,
     threshold: default!(Option<f64>, "0.99"),
     members: default!(Option<Regclass>, "NULL"),
 ) -> Result<TableIterator<'static, (name!(original, String), name!(duplicate, String), name!(cosine, f64))>, ErrorReport>
 {
+    let collection = collection.map(Text::str);
     let (Some(collection), Some(threshold)) = (collection, threshold) else {
         return Ok(TableIterator::new(Vec::new()));
     };
     let found = Members::known(collection, current_role(), Privilege::Select)?;
     let mut keys = Vec::new();
-    let rows = found.read(members.map(|Regclass(oid)| oid), |table| {
-        Spi::connect(|client| {
-            let (vector, embedding, key) = (found.vector(), &found.embedding, &found.key);
-            let query = format!(
-                "SELECT {vector}, t.{key}::text FROM {table} AS t WHERE {embedding} IS NOT NULL ORDER BY t.{key}"
-            );
-            members::read(client.try_open_cursor(&query, &[]).map_err(spi)?, |row| {
-                keys.push(get::<String>(row, 2)?.unwrap_or_default());
-                Ok(())
-            })
+    let rows = found.read(members.map(|Regclass(oid)| oid), |client| {
+        let (vector, embedding, key, table) = (found.vector(), &found.embedding, &found.key, client.name());
+        let query =
+            format!("SELECT {vector}, t.{key}::text FROM {table} AS t WHERE {embedding} IS NOT NULL ORDER BY t.{key}");
+        members::read(client.cursor(&query)?, |row| {
+            keys.push(get::<String>(row, 2)?.unwrap_or_default());
+            Ok(())
         })
     })?;
     let found = duplicates(&rows, threshold)?;
@@ -50,7 +49,7 @@ fn clip_duplicates_of(
 #[pg_extern(sql = false)]
 #[allow(clippy::type_complexity)]
 fn clip_duplicates(
-    collection: &str,
+    collection: Text<'_>,
     threshold: f64,
 ) -> Result<TableIterator<'static, (name!(original, String), name!(duplicate, String), name!(cosine, f64))>, ErrorReport>
 {

@@ -1,4 +1,4 @@
-//! Work that keeps the cluster tables quick to search.
+//! Maintenance that keeps searches of the cluster tables fast.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -15,23 +15,25 @@ use crate::pg::error::SqlResult;
 use crate::pg::subtransaction::attempt;
 use crate::pg::transaction::{Isolation, isolation};
 
-/// Clusters without a code before codes are made: searching two blocks' worth of sums costs 0.2 ms.
+/// How many clusters without a code are tolerated before codes are made: searching two blocks of sums takes 0.2 ms.
 pub const RECENT: usize = 2 * binary_code::BLOCK;
-/// A sum is replaced once its changes have a quarter of its weight.
+/// A sum is replaced once its changes reach a quarter of its weight.
 const LIGHT: i64 = 4;
-/// Blocks that are looked over whenever two or three are written: more than are written, so that none grows old unseen.
+/// How many blocks are checked whenever two or three are written: more than are written, so that each is checked in
+/// time.
 const THINNED_BLOCKS: usize = 6;
 
 thread_local! {
-    /// Up to which sequence number this session has looked over a collection's blocks.
+    /// The sequence number up to which this session has checked a collection's blocks.
     static THINNED: RefCell<HashMap<String, i64>> = RefCell::default();
 }
 
-/// Work that keeps the tables quick to search, which others do if this transaction can't.
+/// Runs maintenance, which another transaction does if this one can't.
 ///
-/// One of REPEATABLE READ sees the rows as they were when it began, and can't touch those that were replaced since: what
-/// fails by that is undone, and left to the next. Sessions of postgres_fdw are such, so a collection may be written by no
-/// others; without this an assignment took 10 ms after 20,000, and more with each.
+/// A REPEATABLE READ transaction sees the rows as of its beginning, and can't lock rows that have been replaced since.
+/// Maintenance that fails for this reason is rolled back and left to the next transaction. Sessions of postgres_fdw use
+/// this level, so a collection may have no other writers; without any maintenance an assignment took 10 ms after
+/// 20,000, and more with each.
 pub fn tidy(work: impl FnOnce() -> SqlResult<()>) -> SqlResult<()> {
     match isolation() {
         Isolation::ReadCommitted => work(),
@@ -43,9 +45,9 @@ pub fn tidy(work: impl FnOnce() -> SqlResult<()>) -> SqlResult<()> {
     }
 }
 
-/// Deletes a cluster that has no members left, if no other transaction has to do with it.
+/// Deletes a cluster that has no members left, unless another transaction is using it.
 pub fn forget(client: &mut SpiClient<'_>, store: &Store, search: &Search<'_>, id: i64) -> SqlResult<()> {
-    // No one may join while it is made sure that no one has.
+    // The lock keeps others from joining during the check.
     let _lock = store.lock_shortly(&search.collection.name, true);
     let Some(cluster) = search.look_up(id).filter(|cluster| !cluster.alive()) else { return Ok(()) };
     let sums = statements::lock_sums(client, id)?;
@@ -57,13 +59,13 @@ pub fn forget(client: &mut SpiClient<'_>, store: &Store, search: &Search<'_>, id
     Ok(())
 }
 
-/// Adds up the rows of a cluster that no other transaction is at work on.
+/// Adds up the rows of a cluster that no other transaction has locked.
 pub fn fold(client: &mut SpiClient<'_>, store: &Store, collection: &Collection, cluster: &Cluster) -> SqlResult<()> {
     let id = cluster.id;
     let changes = statements::lock_changes(client, store, id)?;
     let last = changes.iter().map(|change| change.sequence_number).max().unwrap_or_default();
-    // Changes become one as long as they weigh little against the sum, which is then not written: a sum that is
-    // replaced stays in three indexes until the transaction ends.
+    // While the changes are small compared to the sum, they are merged into one change and the sum is not written: a
+    // sum that is replaced stays in three indexes until the transaction ends.
     let weight: i64 = changes.iter().map(|change| change.size.abs()).sum();
     if cluster.rows.0 == 1 && changes.len() > 1 && LIGHT * weight < cluster.base {
         let mut total = Sum::new(changes[0].high.len());
@@ -81,13 +83,13 @@ pub fn fold(client: &mut SpiClient<'_>, store: &Store, collection: &Collection, 
     for row in sums.iter().chain(&changes) {
         total.add(&row.high, row.low.as_deref(), row.size);
     }
-    // An emptied cluster is kept apart until it is forgotten: a sum of zero could not be found again.
+    // The sum of an empty cluster is not written, since a sum of zero could not be found again.
     if sums.len() + changes.len() < 2 || total.size <= 0 || total.direction().is_none() {
         return Ok(());
     }
     match sums.first() {
         Some(kept) => {
-            // A code that the centroid has moved away from is dropped; the cluster is then searched by its sum.
+            // A code that no longer fits the centroid is dropped; the cluster is then searched by its sum.
             let code = kept.code.as_deref().and_then(|bytes| {
                 let (high, _) = total.split();
                 let now = with_coder(dimensions, |coder| coder.encode(&high));
@@ -129,7 +131,7 @@ pub fn pack(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) 
     for block in Block::pack(&entries) {
         statements::block(client, &collection.name, block)?;
     }
-    // What is still without a code up to there: rows of others.
+    // Sums up to that number that still have no code: rows that other transactions have locked.
     let lock = store.lock_shortly(&collection.name, false);
     let mut left_over = Vec::new();
     for sees in [Sees::Everything, Sees::Settled] {
@@ -148,12 +150,12 @@ pub fn pack(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) 
     thin(client, store, collection)
 }
 
-/// Looks over some blocks, and dissolves those of which less than half is still in use.
+/// Checks some blocks, and dissolves those of which less than half is still in use.
 ///
-/// Clusters that have gone, or moved so far that they have lost their code, leave theirs behind, and searches would read
-/// more and more of them. The sums whose codes are still right become ones without a code, with new sequence numbers: who searches
-/// meanwhile and sees them neither in the block nor without a code looks for sequence numbers that are newer than its search before
-/// it founds a cluster.
+/// Clusters that have vanished, or have moved so far that they lost their code, leave entries behind, and searches
+/// would read more and more of them. Sums whose codes are still right lose their code and get new sequence numbers. A
+/// session that searches meanwhile, and sees such a sum neither in the block nor among those without a code, finds it
+/// before it creates a cluster: it then looks for sequence numbers that are newer than its search.
 pub fn thin(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) -> SqlResult<()> {
     let mut after = THINNED.with_borrow(|all| all.get(&collection.name).copied().unwrap_or(0));
     for _ in 0..THINNED_BLOCKS {
@@ -172,9 +174,9 @@ pub fn thin(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) 
             continue;
         }
         let sums: Vec<_> = statements::coded(client, &ids, true)?.into_iter().filter(in_block).collect();
-        // Others are at work on some of them: another time.
+        // Other transactions have locked some of them. A later call dissolves the block.
         if sums.len() == used {
-            // Marks are given, and the rows that have them written, before anyone looks for what is newer.
+            // Sequence numbers are drawn, and their rows written, before another session can look for newer ones.
             let _lock = store.lock_shortly(&collection.name, true);
             statements::dissolve(client, &block, &sums)?;
         }
@@ -183,7 +185,7 @@ pub fn thin(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) 
     Ok(())
 }
 
-/// Replaces all clusters of a collection, which this transaction has to itself: `ids[i]` is the cluster of `sums[i]`.
+/// Replaces all clusters of a collection, which this transaction has taken: `ids[i]` is the cluster of `sums[i]`.
 pub fn replace_all(client: &mut SpiClient<'_>, collection: &str, ids: &[i64], sums: &[Sum]) -> SqlResult<()> {
     let known = statements::clear(client, collection)?;
     let mut entries: Vec<Entry> = Vec::with_capacity(ids.len());

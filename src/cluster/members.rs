@@ -1,4 +1,4 @@
-//! The table that a collection's members are in: its columns, and the vectors that are read from it.
+//! The table that contains a collection's members: its columns, and how its vectors are read.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,6 @@ use clip::clustering::agglomerative::Progress;
 use clip::clustering::centroid::l2_normalize;
 use clip::clustering::regroup::Rows;
 use clip::{Error, Kind};
-use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, SpiCursor, SpiHeapTupleData, quote_identifier};
 
@@ -15,17 +14,17 @@ use crate::cluster::tables::Store;
 use crate::guc;
 use crate::pg::citus;
 use crate::pg::error::{SqlResult, report, sql_error};
-use crate::pg::owners_table::OwnersTable;
+use crate::pg::owners_table::{OwnersTable, TableClient};
 use crate::pg::spi::{get, spi};
 use crate::pg::user_context::{UserContext, current_role, role_name};
 use crate::pg::vector::{self, Vector};
 
-/// Between two messages about the progress.
+/// The time between two progress messages.
 const REPORT: Duration = Duration::from_secs(5);
-/// Rows fetched at a time: 20 MB of 512 dimensions.
+/// The number of rows that are fetched at a time: 20 MB at 512 dimensions.
 pub const FETCH: i64 = 10_000;
 
-/// Whether a table has a column, of a type that will do.
+/// Checks that a table has a column of a suitable type.
 pub fn check_column(
     client: &mut SpiClient<'_>,
     table: pg_sys::Oid,
@@ -56,7 +55,7 @@ pub fn check_column(
     }
 }
 
-/// The column of a primary key of one column.
+/// The column of a single-column primary key.
 pub fn primary_key(client: &mut SpiClient<'_>, table: pg_sys::Oid) -> SqlResult<String> {
     let query = "SELECT a.attname::text FROM pg_catalog.pg_index i \
          JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] \
@@ -80,15 +79,15 @@ pub struct Members {
     pub key: String,
     pub labels: Option<String>,
     pub image: Option<String>,
-    /// The columns as they are named.
+    /// The names of the columns, unquoted.
     columns: Vec<String>,
 }
 
 impl Members {
-    /// None for a collection that was not told where its members are.
+    /// None for a collection without a table of members.
     ///
     /// # Errors
-    /// 42501 if the role has no such right to the collection, 42704 if there is no such collection.
+    /// 42501 if the role lacks the privilege on the collection, 42704 if there is no such collection.
     pub fn find(collection: &str, role: pg_sys::Oid, privilege: Privilege) -> SqlResult<Option<Self>> {
         let access = Access::find(&Store::open_to_read(), collection);
         if !access.exists() {
@@ -108,8 +107,9 @@ impl Members {
             let (labels, image) = (named(6)?, named(7)?);
             let Some(table) = OwnersTable::find(oid)? else { return Ok(None) };
             refuse_citus(client, oid)?;
-            if !access.is_with(table.owner) {
-                return Err(parted(collection, &table, access.owner()));
+            // The table may have got another owner before it was locked.
+            if access.owner() != table.owner && !access.is_outdated() {
+                Access::find(&Store::open_to_read(), collection).check(role, privilege)?;
             }
             let columns = [Some(&embedding), Some(&cluster), Some(&key), labels.as_ref(), image.as_ref()];
             let columns = columns.into_iter().flatten().cloned().collect();
@@ -139,18 +139,22 @@ impl Members {
         })
     }
 
-    /// The embedding as a vector, be it a halfvec.
+    /// An expression for the embedding as a vector, whether the column is a vector or a halfvec.
     pub fn vector(&self) -> String {
         format!("{}::{}.vector", self.embedding, vector::schema())
     }
 
-    /// Runs queries on the table, by its quoted name, for a caller who may read it: as its owner, or as the caller where
-    /// the caller has named the table.
+    /// Runs queries on the table for a caller who may read it: as its owner, or as the caller if the caller has named
+    /// the table.
     ///
     /// # Errors
     /// 42501 if the caller may not read the columns, or may not read every row. A policy is code of the table's owner;
-    /// naming a collection is no consent to run it, and without it the caller would see what the policy hides.
-    pub fn read<T>(&self, named: Option<pg_sys::Oid>, work: impl FnOnce(&str) -> SqlResult<T>) -> SqlResult<T> {
+    /// naming a collection does not imply consent to run it, and without it the caller would see what the policy hides.
+    pub fn read<T>(
+        &self,
+        named: Option<pg_sys::Oid>,
+        work: impl FnOnce(&mut TableClient<'_, '_>) -> SqlResult<T>,
+    ) -> SqlResult<T> {
         let table = &self.table;
         if let Some(named) = named {
             if named != table.oid {
@@ -169,7 +173,7 @@ impl Members {
             )
             .set_detail(format!("SELECT on its columns {} is needed.", self.columns.join(", "))));
         }
-        // A view decides by current_user, as policies do.
+        // A view can depend on current_user, like a policy.
         if table.has_policies_for_caller() || table.kind == pg_sys::RELKIND_VIEW {
             return Err(sql_error(
                 PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
@@ -185,25 +189,7 @@ impl Members {
     }
 }
 
-fn parted(collection: &str, table: &OwnersTable, owner: pg_sys::Oid) -> ErrorReport {
-    sql_error(
-        PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-        format!("collection \"{collection}\" and the table of its members have different owners"),
-    )
-    .set_detail(format!(
-        "{} belongs to {}, the collection to {}.",
-        table.shown(),
-        role_name(table.owner),
-        role_name(owner)
-    ))
-    .set_hint(format!(
-        "SELECT clip_alter_collection({}, owner => {}); or ALTER TABLE … OWNER TO.",
-        pgrx::spi::quote_literal(collection),
-        pgrx::spi::quote_literal(role_name(table.owner))
-    ))
-}
-
-/// Members are told apart, and written, by `ctid`: tables of Citus have the same one in several shards.
+/// Refuses tables of Citus. Members are identified and written by `ctid`, and several shards can have the same one.
 pub fn refuse_citus(client: &SpiClient<'_>, table: pg_sys::Oid) -> SqlResult<()> {
     citus::refuse(
         client,
@@ -215,7 +201,7 @@ pub fn refuse_citus(client: &SpiClient<'_>, table: pg_sys::Oid) -> SqlResult<()>
     )
 }
 
-/// Reads the vectors in the first column of a query's result, and has the other columns visited.
+/// Reads the vectors in the first column of a query's result, and passes each row to a visitor.
 pub fn read(
     mut cursor: SpiCursor<'_>,
     mut visit: impl FnMut(&SpiHeapTupleData<'_>) -> SqlResult<()>,
@@ -241,7 +227,7 @@ pub fn read(
     }
 }
 
-/// Lets a cancel act, and tells how far the work is.
+/// Checks for interrupts, and reports the progress.
 pub fn check_interrupts() -> impl FnMut(Progress) {
     let mut last = Instant::now();
     move |progress| {

@@ -1,8 +1,8 @@
-//! Members that have joined a cluster for rows that are not written yet.
+//! Members that have joined a cluster before their rows are written.
 //!
-//! A BEFORE trigger has to know the cluster before the row is stored, and ON CONFLICT or another trigger may yet keep the
-//! row from being stored. So a trigger joins before and confirms after; what is not confirmed by the end of the
-//! transaction leaves its cluster again.
+//! A BEFORE trigger needs the cluster before the row is stored, and ON CONFLICT or another trigger may still prevent
+//! that. So the BEFORE trigger joins, and the AFTER trigger confirms; members that are not confirmed by the end of the
+//! transaction leave their clusters.
 
 use std::rc::Rc;
 
@@ -13,7 +13,7 @@ use crate::pg::error::SqlResult;
 use crate::pg::transaction::{RollbackList, before_commit};
 use crate::pg::vector::Vector;
 
-/// A member as clusters know it.
+/// A member of a cluster.
 #[derive(Clone, PartialEq)]
 pub struct Member {
     pub collection: Rc<str>,
@@ -25,7 +25,7 @@ thread_local! {
     static JOINED: RollbackList<Member> = RollbackList::new();
 }
 
-/// Joins a cluster on behalf of a role, for a row that is yet to be written.
+/// Joins a cluster on behalf of a role, for a row that will be written.
 pub fn join(collection: &Rc<str>, vector: &[f32], role: pg_sys::Oid) -> SqlResult<i64> {
     let cluster = assign(Vector(vector.to_vec()), collection, role)?;
     JOINED.with(|joined| joined.push(Member { collection: collection.clone(), cluster, vector: vector.to_vec() }));
@@ -33,12 +33,12 @@ pub fn join(collection: &Rc<str>, vector: &[f32], role: pg_sys::Oid) -> SqlResul
     Ok(cluster)
 }
 
-/// The row of a member is written. Returns whether the member has joined for a row that was not.
+/// Confirms that the row of a member was written. Returns whether the member had joined without being confirmed.
 pub fn confirm(member: &Member) -> bool {
     JOINED.with(|joined| joined.take(|known| known == member)).is_some()
 }
 
-/// Undoes what was joined for rows that were not written.
+/// Takes members out of their clusters whose rows were not written.
 pub fn settle() -> SqlResult<()> {
     while let Some(Member { collection, cluster, vector }) = JOINED.with(RollbackList::pop) {
         leave(cluster, Vector(vector), Some(&collection), None)?;

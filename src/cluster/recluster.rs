@@ -1,14 +1,13 @@
-//! Grouping a whole collection anew: exact agglomerative clustering, and what changes by it.
+//! clip_recluster: groups a whole collection by exact agglomerative clustering, and reports the changes.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use clip::clustering::agglomerative::{Linkage, agglomerate};
-use clip::clustering::regroup::{Change, Rows, compare, keep_ids, regroup};
+use clip::clustering::regroup::{Change, compare, keep_ids, regroup};
 use clip::{Error, Kind};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
-use pgrx::spi::SpiHeapTupleData;
 
 use crate::cluster::access::{Access, Privilege};
 use crate::cluster::maintenance::replace_all;
@@ -18,10 +17,11 @@ use crate::cluster::tables::Store;
 use crate::guc;
 use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::owners_table::OwnersTable;
-use crate::pg::spi::{get, spi};
+use crate::pg::spi::get;
+use crate::pg::text::Text;
 use crate::pg::user_context::{UserContext, current_role};
 
-/// Where a member is.
+/// The place of a member.
 struct Place {
     table: pg_sys::Oid,
     tid: pg_sys::ItemPointerData,
@@ -31,8 +31,8 @@ struct Place {
 #[pg_extern(volatile, strict, parallel_unsafe, cost = 1000000)]
 #[allow(clippy::type_complexity)]
 fn clip_recluster(
-    collection: &str,
-    linkage: default!(&str, "'average'"),
+    collection: Text<'_>,
+    linkage: default!(Text<'_>, "'average'"),
 ) -> Result<
     TableIterator<
         'static,
@@ -40,6 +40,8 @@ fn clip_recluster(
     >,
     ErrorReport,
 > {
+    let Text(collection) = collection;
+    let Text(linkage) = linkage;
     let linkage = match linkage {
         "average" => Linkage::Average,
         "single" => Linkage::Single,
@@ -50,17 +52,12 @@ fn clip_recluster(
             ));
         }
     };
-    // What this transaction has assigned and then not written is no member.
+    // A vector that this transaction has assigned and then not written is not a member.
     crate::cluster::pending::settle()?;
     let role = current_role();
     let members = Members::known(collection, role, Privilege::Recluster)?;
     let store = Store::open(c"clip_recluster()");
     recluster(&store, collection, &members, linkage, role).map(TableIterator::new)
-}
-
-/// Runs a query on a snapshot of its own, as one that may change data does.
-fn read_now(query: &str, visit: impl FnMut(&SpiHeapTupleData<'_>) -> SqlResult<()>) -> SqlResult<Rows> {
-    Spi::connect_mut(|client| read(client.try_open_cursor_mut(query, &[]).map_err(spi)?, visit))
 }
 
 fn recluster(
@@ -72,21 +69,24 @@ fn recluster(
 ) -> SqlResult<Vec<Change>> {
     let Members { embedding, cluster, .. } = members;
     let vector = members.vector();
-    // The long part locks nothing.
-    let rows = members.table.as_owner(|table| {
-        read_now(&format!("SELECT {vector} FROM {table} WHERE {embedding} IS NOT NULL"), |_| Ok(()))
+    // The long part takes no lock.
+    let rows = members.table.as_owner(|client| {
+        let query = format!("SELECT {vector} FROM {} WHERE {embedding} IS NOT NULL", client.name());
+        read(client.cursor_mut(&query)?, |_| Ok(()))
     })?;
     let labels = agglomerate(rows.view(), members.threshold, linkage, guc::threads(), &mut check_interrupts())
         .map_err(report)?;
 
-    // From here on nobody writes members; those that came, went or changed meanwhile are read again.
+    // From here on no session writes members. They are read again, since rows may have changed meanwhile.
     lock(store, collection, members);
     Access::find(store, collection).check(role, Privilege::Recluster)?;
     let mut places = Vec::new();
-    let now = members.table.as_owner(|table| {
-        let query =
-            format!("SELECT {vector}, tableoid, ctid, {cluster}::bigint FROM {table} WHERE {embedding} IS NOT NULL");
-        read_now(&query, |row| {
+    let now = members.table.as_owner(|client| {
+        let query = format!(
+            "SELECT {vector}, tableoid, ctid, {cluster}::bigint FROM {} WHERE {embedding} IS NOT NULL",
+            client.name()
+        );
+        read(client.cursor_mut(&query)?, |row| {
             let missing = || report(Error::new(Kind::Internal, "a member has no place"));
             let tid = get(row, 3)?.ok_or_else(missing)?;
             places.push(Place { table: get(row, 2)?.ok_or_else(missing)?, tid, cluster: get(row, 4)? });
@@ -130,7 +130,7 @@ fn recluster(
     Ok(changes)
 }
 
-/// Writes the cluster of each member whose cluster is another now, as the table's owner.
+/// Writes the cluster of each member whose cluster has changed, as the table's owner.
 fn move_members(members: &Members, places: &[Place], labels: &[u32], ids: &[i64]) -> SqlResult<()> {
     let cluster = &members.cluster;
     let mut moves: HashMap<pg_sys::Oid, (Vec<pg_sys::ItemPointerData>, Vec<i64>)> = HashMap::new();
@@ -143,22 +143,21 @@ fn move_members(members: &Members, places: &[Place], labels: &[u32], ids: &[i64]
         }
     }
     for (oid, (tids, new)) in moves {
-        // A partition, which has the same owner.
-        let table = OwnersTable::find(oid)?.ok_or_else(|| report(Error::new(Kind::Internal, "a partition is gone")))?;
-        table.as_owner(|name| {
-            let update = format!(include_str!("sql/move_members.sql"), table = name, cluster = cluster);
+        // A partition, which Members::find has found to have the same owner.
+        let table =
+            OwnersTable::find_only(oid).ok_or_else(|| report(Error::new(Kind::Internal, "a partition is gone")))?;
+        table.as_owner(|client| {
+            let update = format!(include_str!("sql/move_members.sql"), table = client.name(), cluster = cluster);
             for (tids, new) in tids.chunks(FETCH as usize).zip(new.chunks(FETCH as usize)) {
                 pgrx::check_for_interrupts!();
                 let arguments = [tids.to_vec().into(), new.to_vec().into()];
-                let done = Spi::connect_mut(|client| {
-                    Ok::<_, ErrorReport>(client.update(&update, None, &arguments).map_err(spi)?.len())
-                })?;
+                let done = client.update(&update, None, &arguments)?.len();
                 if done != tids.len() {
                     return Err(sql_error(
                         PgSqlErrorCode::ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
                         format!("{} of {} members could not be moved", tids.len() - done, tids.len()),
                     )
-                    .set_detail(format!("A trigger or a rule on {name} keeps its rows from being updated."))
+                    .set_detail(format!("A trigger or a rule on {} keeps its rows from being updated.", client.name()))
                     .set_hint(
                         "Triggers that embed should fire for changes of the image only: BEFORE INSERT OR UPDATE OF data.",
                     ));
@@ -172,8 +171,8 @@ fn move_members(members: &Members, places: &[Place], labels: &[u32], ids: &[i64]
 
 /// Locks the members against writers, and the collection against assignment.
 ///
-/// Who has assigned and not committed yet holds both. As long as somebody does, neither lock is kept, so that others go
-/// on; after ten seconds of trying it queues up.
+/// A transaction that has assigned and not ended holds both. While there is one, this function keeps neither lock, so
+/// that other sessions are not blocked; after ten seconds of retries it waits in the lock queue.
 fn lock(store: &Store, collection: &str, members: &Members) {
     const TRIES: u32 = 100;
     for _ in 0..TRIES {

@@ -5,12 +5,14 @@
 use clip::{Error, Kind};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
+use pgrx::spi::SpiTupleTable;
 
 use crate::cluster::access::Privilege;
 use crate::cluster::members::Members;
 use crate::pg::error::{SqlResult, report};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, own_schema, spi};
+use crate::pg::text::Text;
 use crate::pg::user_context::{UserContext, current_role};
 use crate::pg::vector::{self, Vector};
 
@@ -20,7 +22,7 @@ type Found = (i64, i64, Vector, Option<String>, f64, Option<f64>, Option<Vec<Opt
 #[pg_extern(stable, parallel_restricted, cost = 10000, name = "clip_clusters")]
 #[allow(clippy::type_complexity)]
 fn clip_clusters_of(
-    collection: Option<&str>,
+    collection: Option<Text<'_>>,
     min_size: default!(Option<i64>, "2"),
     members: default!(Option<Regclass>, "NULL"),
 ) -> Result<
@@ -38,48 +40,52 @@ fn clip_clusters_of(
     >,
     ErrorReport,
 > {
+    let collection = collection.map(Text::str);
     let (Some(collection), Some(min_size)) = (collection, min_size) else { return Ok(TableIterator::new(Vec::new())) };
     let found = Members::find(collection, current_role(), Privilege::Select)?;
-    let clusters = |query: &str| {
-        Spi::connect(|client| {
-            let rows = client.select(query, None, &[collection.into(), min_size.into()]).map_err(spi)?;
-            let missing = || report(Error::new(Kind::Internal, "a cluster has no id, size or centroid"));
-            rows.into_iter()
-                .map(|row| {
-                    Ok((
-                        get(&row, 1)?.ok_or_else(missing)?,
-                        get(&row, 2)?.ok_or_else(missing)?,
-                        get(&row, 3)?.ok_or_else(missing)?,
-                        get(&row, 4)?,
-                        get(&row, 5)?.ok_or_else(missing)?,
-                        get(&row, 6)?,
-                        get(&row, 7)?,
-                    ))
-                })
-                .collect::<SqlResult<Vec<Found>>>()
-        })
-    };
+    let arguments = [collection.into(), min_size.into()];
     let rows = match &found {
         None => {
             let _user_context = UserContext::of_caller();
-            clusters(include_str!("sql/clusters.sql"))?
+            Spi::connect(|client| {
+                clusters(client.select(include_str!("sql/clusters.sql"), None, &arguments).map_err(spi)?)
+            })?
         }
-        Some(found) => found.read(members.map(|Regclass(oid)| oid), |table| {
-            clusters(&format!(
+        Some(found) => found.read(members.map(|Regclass(oid)| oid), |client| {
+            let query = format!(
                 include_str!("sql/clusters_of_members.sql"),
-                grouped = found.grouped(table),
+                grouped = found.grouped(client.name()),
                 words = found.words()
-            ))
+            );
+            clusters(client.select(&query, None, &arguments)?)
         })?,
     };
     Ok(TableIterator::new(rows))
+}
+
+/// The rows that both queries return.
+fn clusters(rows: SpiTupleTable<'_>) -> SqlResult<Vec<Found>> {
+    let missing = || report(Error::new(Kind::Internal, "a cluster has no id, size or centroid"));
+    rows.into_iter()
+        .map(|row| {
+            Ok((
+                get(&row, 1)?.ok_or_else(missing)?,
+                get(&row, 2)?.ok_or_else(missing)?,
+                get(&row, 3)?.ok_or_else(missing)?,
+                get(&row, 4)?,
+                get(&row, 5)?.ok_or_else(missing)?,
+                get(&row, 6)?,
+                get(&row, 7)?,
+            ))
+        })
+        .collect()
 }
 
 /// As SQL of 0.2.0 declares it, which works with this library until it is updated.
 #[pg_extern(sql = false)]
 #[allow(clippy::type_complexity)]
 fn clip_clusters(
-    collection: &str,
+    collection: Text<'_>,
     min_size: i64,
 ) -> Result<
     TableIterator<
@@ -114,8 +120,8 @@ impl Members {
         )
     }
 
-    /// The five keywords that most members of cluster c have; of equally frequent ones, those that are rarest elsewhere.
-    /// NULL without a column of keywords.
+    /// The five keywords that most members of cluster c have; of equally frequent ones, those that are rarest
+    /// elsewhere. NULL without a column of keywords.
     fn words(&self) -> &'static str {
         match self.labels {
             Some(_) => include_str!("sql/words.sql"),
@@ -126,38 +132,38 @@ impl Members {
 
 #[pg_extern(stable, parallel_restricted, cost = 10000, name = "clip_cluster_groups")]
 fn clip_cluster_groups_of(
-    collection: Option<&str>,
+    collection: Option<Text<'_>>,
     min_size: default!(Option<i64>, "2"),
     members: default!(Option<Regclass>, "NULL"),
 ) -> SqlResult<Option<pgrx::JsonB>> {
+    let collection = collection.map(Text::str);
     let (Some(collection), Some(min_size)) = (collection, min_size) else { return Ok(None) };
     let found = Members::known(collection, current_role(), Privilege::Select)?;
-    found.read(members.map(|Regclass(oid)| oid), |table| {
-        Spi::connect(|client| {
-            let thumbnail = match &found.image {
-                Some(image) => format!(
-                    include_str!("sql/thumbnail.sql"),
-                    own_schema = own_schema(client)?,
-                    image = image,
-                    table = table
-                ),
-                None => "NULL".to_owned(),
-            };
-            let query = format!(
-                include_str!("sql/cluster_groups.sql"),
-                grouped = found.grouped(table),
-                thumbnail = thumbnail,
-                words = found.words()
-            );
-            let rows = client.select(&query, Some(1), &[collection.into(), min_size.into()]).map_err(spi)?;
-            let value = rows.first().get::<pgrx::JsonB>(1).map_err(spi)?;
-            value.map(Some).ok_or_else(|| report(Error::new(Kind::Internal, "no groups came back")))
-        })
+    let own_schema = Spi::connect(|client| own_schema(client))?;
+    found.read(members.map(|Regclass(oid)| oid), |client| {
+        let thumbnail = match &found.image {
+            Some(image) => format!(
+                include_str!("sql/thumbnail.sql"),
+                own_schema = own_schema,
+                image = image,
+                table = client.name()
+            ),
+            None => "NULL".to_owned(),
+        };
+        let query = format!(
+            include_str!("sql/cluster_groups.sql"),
+            grouped = found.grouped(client.name()),
+            thumbnail = thumbnail,
+            words = found.words()
+        );
+        let rows = client.select(&query, Some(1), &[collection.into(), min_size.into()])?;
+        let value = rows.first().get::<pgrx::JsonB>(1).map_err(spi)?;
+        value.map(Some).ok_or_else(|| report(Error::new(Kind::Internal, "no groups came back")))
     })
 }
 
 /// As SQL of 0.2.0 declares it.
 #[pg_extern(sql = false)]
-fn clip_cluster_groups(collection: &str, min_size: i64) -> SqlResult<Option<pgrx::JsonB>> {
+fn clip_cluster_groups(collection: Text<'_>, min_size: i64) -> SqlResult<Option<pgrx::JsonB>> {
     clip_cluster_groups_of(Some(collection), Some(min_size), None)
 }

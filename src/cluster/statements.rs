@@ -1,4 +1,4 @@
-//! The statements that write the cluster tables. Plans are made once a session.
+//! The statements that write the cluster tables. Each is planned once per session.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,7 @@ use crate::pg::spi::{get, run, spi};
 use crate::pg::transaction::run_on_latest;
 use crate::pg::vector::Vector;
 
-/// A sequence that has given none yet says 1, too.
+/// A sequence that was never used also returns 1.
 const LAST_ID: &str = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM clip_search.cluster_id_seq";
 const INSERT_CLUSTER: &str = "INSERT INTO clip_search.cluster_sum (collection, cluster, sequence_number, size, sum, model) \
      SELECT $1, n, n, 1, $2, $3 FROM pg_catalog.nextval('clip_search.cluster_id_seq') AS n RETURNING cluster";
@@ -25,7 +25,7 @@ const INSERT_CLUSTER_ROW: &str =
 const CHANGE: &str = "INSERT INTO clip_search.cluster_change (collection, cluster, size, sum) VALUES ($1, $2, $3, $4)";
 const MERGED: &str =
     "INSERT INTO clip_search.cluster_change (collection, cluster, size, sum, rest) VALUES ($1, $2, $3, $4, $5)";
-/// A row that loses its code is new to the searches of those without one.
+/// A row that loses its code gets a new sequence number, since searches of rows without a code have not seen it.
 const REPLACE: &str = "UPDATE clip_search.cluster_sum SET size = $2, sum = $3, rest = $4, code = $5, updated_at = pg_catalog.now(), \
          sequence_number = CASE WHEN code IS NOT NULL AND $5 IS NULL THEN pg_catalog.nextval('clip_search.cluster_id_seq') ELSE sequence_number END \
      WHERE ctid OPERATOR(pg_catalog.=) $1";
@@ -33,10 +33,10 @@ const DELETE_SUMS: &str = "DELETE FROM clip_search.cluster_sum WHERE ctid OPERAT
 const DELETE_CHANGES: &str = "DELETE FROM clip_search.cluster_change WHERE ctid OPERATOR(pg_catalog.=) ANY ($1)";
 const LOCK_SUMS: &str = "SELECT ctid, cluster, size, sum, rest, code, sequence_number FROM clip_search.cluster_sum \
      WHERE cluster OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED";
-/// Not all of ten thousand at once, should ever so many have come together.
+/// Limited, in case ten thousand have accumulated.
 const LOCK_CHANGES: &str = include_str!("sql/lock_changes.sql");
-/// As 0.2.0 has the table.
-const LOCK_CHANGES_WITHOUT_MARK: &str = "SELECT ctid, cluster, size, sum, rest, NULL::bytea, 0::bigint FROM clip_search.cluster_change \
+/// For the table of 0.2.0.
+const LOCK_CHANGES_OF_0_2: &str = "SELECT ctid, cluster, size, sum, rest, NULL::bytea, 0::bigint FROM clip_search.cluster_change \
      WHERE cluster OPERATOR(pg_catalog.=) $1 LIMIT 1000 FOR UPDATE SKIP LOCKED";
 const RECENT: &str = "SELECT ctid, cluster, size, sum, NULL, NULL::bytea, sequence_number FROM clip_search.cluster_sum \
      WHERE collection OPERATOR(pg_catalog.=) $1 AND code IS NULL ORDER BY sequence_number LIMIT $2 FOR UPDATE SKIP LOCKED";
@@ -65,7 +65,7 @@ const CLEAR: [&str; 3] = [
 const INSERT: &str = "INSERT INTO clip_search.cluster_sum (collection, cluster, sequence_number, size, sum, rest, code, made_at, model) \
      VALUES ($1, $2, $2, $3, $4, $5, $6, coalesce($7, pg_catalog.now()), $8)";
 
-/// When a cluster was founded, and by a vector of which model.
+/// When a cluster was created, and the model of its first vector.
 pub type Founding = (Option<TimestampWithTimeZone>, Option<String>);
 
 /// A row of the tables of sums or changes.
@@ -84,12 +84,12 @@ fn first_bigint(rows: SpiTupleTable<'_>) -> SqlResult<i64> {
     value.ok_or_else(|| report(Error::new(Kind::Internal, "a cluster has no id")))
 }
 
-/// The id, or sequence number, that was given last.
+/// The id, or sequence number, that was drawn last.
 pub fn last_id(client: &mut SpiClient<'_>) -> SqlResult<i64> {
     first_bigint(run(client, LAST_ID, &[])?)
 }
 
-/// A new cluster of one member; its id.
+/// Inserts a cluster of one member; returns its id.
 pub fn insert_cluster(
     client: &mut SpiClient<'_>,
     collection: &str,
@@ -99,7 +99,7 @@ pub fn insert_cluster(
     first_bigint(run(client, INSERT_CLUSTER, &[collection.into(), Vector(member.to_vec()).into(), model.into()])?)
 }
 
-/// A row of this transaction's own for a cluster whose founder is under way.
+/// Inserts this transaction's own row for a cluster that another transaction has created and not committed.
 pub fn insert_cluster_row(
     client: &mut SpiClient<'_>,
     collection: &str,
@@ -111,40 +111,40 @@ pub fn insert_cluster_row(
     run(client, INSERT_CLUSTER_ROW, &[collection.into(), cluster.into(), member.into(), model.into()]).map(drop)
 }
 
-/// A member more (1), or one fewer (-1, its vector negated).
+/// Adds a member (1), or removes one (-1, with its vector negated).
 pub fn change(client: &mut SpiClient<'_>, collection: &str, cluster: i64, size: i64, member: &[f32]) -> SqlResult<()> {
     let member = Vector(member.to_vec());
     run(client, CHANGE, &[collection.into(), cluster.into(), size.into(), member.into()]).map(drop)
 }
 
-/// Several changes in one.
+/// Inserts several changes as one.
 pub fn merged(client: &mut SpiClient<'_>, collection: &str, cluster: i64, total: &Sum) -> SqlResult<()> {
     let (high, low) = total.split();
     let arguments = [collection.into(), cluster.into(), total.size.into(), Vector(high).into(), Vector(low).into()];
     run(client, MERGED, &arguments).map(drop)
 }
 
-/// Writes a sum in the place of a row that this transaction has locked.
+/// Replaces the sum in a row that this transaction has locked.
 pub fn replace(client: &mut SpiClient<'_>, row: &Stored, total: &Sum, code: Option<&[u8]>) -> SqlResult<()> {
     let (high, low) = total.split();
     let arguments = [row.tid.into(), total.size.into(), Vector(high).into(), Vector(low).into(), code.into()];
     run(client, REPLACE, &arguments).map(drop)
 }
 
-/// Locks the sums of a cluster that nobody else has locked.
+/// Locks those sums of a cluster that no other transaction has locked.
 pub fn lock_sums(client: &mut SpiClient<'_>, cluster: i64) -> SqlResult<Vec<Stored>> {
     stored(run(client, LOCK_SUMS, &[cluster.into()])?)
 }
 
-/// Locks the changes of a cluster that nobody else has locked.
+/// Locks those changes of a cluster that no other transaction has locked.
 pub fn lock_changes(client: &mut SpiClient<'_>, store: &Store, cluster: i64) -> SqlResult<Vec<Stored>> {
     if store.is_outdated() {
-        return stored(run(client, LOCK_CHANGES_WITHOUT_MARK, &[cluster.into()])?);
+        return stored(run(client, LOCK_CHANGES_OF_0_2, &[cluster.into()])?);
     }
     stored(run(client, LOCK_CHANGES, &[cluster.into(), merged_up_to(store, cluster).into()])?)
 }
 
-/// Locks the oldest sums without a code, but those that somebody else has locked.
+/// Locks the oldest sums without a code, except those that another transaction has locked.
 pub fn lock_recent(client: &mut SpiClient<'_>, collection: &str, limit: usize) -> SqlResult<Vec<Stored>> {
     stored(run(client, RECENT, &[collection.into(), (limit as i64).into()])?)
 }
@@ -182,7 +182,7 @@ fn delete(client: &mut SpiClient<'_>, query: &'static str, rows: &[Stored]) -> S
     run(client, query, &[tids.into()]).map(drop)
 }
 
-/// Notes the codes of sums that this transaction has locked.
+/// Writes the codes of sums that this transaction has locked.
 pub fn set_codes(client: &mut SpiClient<'_>, rows: &[Stored], codes: Vec<Vec<u8>>) -> SqlResult<()> {
     let tids: Vec<pg_sys::ItemPointerData> = rows.iter().map(|row| row.tid).collect();
     run(client, SET_CODES, &[tids.into(), codes.into()]).map(drop)
@@ -201,7 +201,7 @@ pub struct StoredBlock {
     pub entries: Vec<u8>,
 }
 
-/// The first block after a sequence number that nobody else has locked, locked.
+/// Locks the first block after a sequence number that no other transaction has locked.
 pub fn next_block(client: &mut SpiClient<'_>, collection: &str, after: i64) -> SqlResult<Option<StoredBlock>> {
     let mut rows = run(client, NEXT_BLOCK, &[collection.into(), after.into()])?;
     let Some(row) = rows.next() else { return Ok(None) };
@@ -214,14 +214,15 @@ pub fn next_block(client: &mut SpiClient<'_>, collection: &str, after: i64) -> S
     }))
 }
 
-/// Where a sum with a code is, and which code.
+/// The place of a sum with a code, and the code.
 pub struct Coded {
     tid: pg_sys::ItemPointerData,
     pub cluster: i64,
     pub code: Vec<u8>,
 }
 
-/// The sums of clusters that have a code; with `lock`, those that nobody else has locked, locked.
+/// The sums of clusters that have a code; with `lock`, locks them and leaves out those that another transaction has
+/// locked.
 pub fn coded(client: &mut SpiClient<'_>, clusters: &[i64], lock: bool) -> SqlResult<Vec<Coded>> {
     let missing = || report(Error::new(Kind::Internal, "a row of the cluster tables has a NULL"));
     run(client, if lock { LOCK_CODED } else { CODED }, &[clusters.to_vec().into()])?
@@ -235,7 +236,7 @@ pub fn coded(client: &mut SpiClient<'_>, clusters: &[i64], lock: bool) -> SqlRes
         .collect()
 }
 
-/// Takes the codes of sums away and deletes the block that they are in. What is passed was locked by this transaction.
+/// Removes the codes of sums and deletes the block that contains them. This transaction has locked both.
 pub fn dissolve(client: &mut SpiClient<'_>, block: &StoredBlock, sums: &[Coded]) -> SqlResult<()> {
     if !sums.is_empty() {
         let tids: Vec<pg_sys::ItemPointerData> = sums.iter().map(|sum| sum.tid).collect();
@@ -244,7 +245,7 @@ pub fn dissolve(client: &mut SpiClient<'_>, block: &StoredBlock, sums: &[Coded])
     run(client, DELETE_BLOCK, &[block.tid.into()]).map(drop)
 }
 
-/// Deletes all clusters of a collection; returns what is to be kept of them.
+/// Deletes all clusters of a collection; returns the properties that survive a recluster.
 pub fn clear(client: &mut SpiClient<'_>, collection: &str) -> SqlResult<HashMap<i64, Founding>> {
     let known = run(client, FOUNDINGS, &[collection.into()])?
         .map(|row| {
@@ -258,12 +259,12 @@ pub fn clear(client: &mut SpiClient<'_>, collection: &str) -> SqlResult<HashMap<
     Ok(known)
 }
 
-/// Deletes all clusters of a collection, those included that have come since this transaction's snapshot was taken.
+/// Deletes all clusters of a collection, including those that were committed after this transaction's snapshot.
 pub fn clear_latest(collection: &str) -> SqlResult<()> {
     CLEAR.iter().try_for_each(|query| run_on_latest(query, &[collection.into()]).map(drop))
 }
 
-/// Writes a cluster whole.
+/// Inserts a whole cluster.
 pub fn insert(
     client: &mut SpiClient<'_>,
     collection: &str,
@@ -295,7 +296,7 @@ pub fn sizes(collection: &str) -> impl FnOnce(&mut SpiClient<'_>) -> SqlResult<H
     }
 }
 
-/// Ids that no cluster has.
+/// Draws ids for new clusters.
 pub fn fresh_ids(count: usize) -> impl FnOnce(&mut SpiClient<'_>) -> SqlResult<Vec<i64>> {
     const IDS: &str = "SELECT pg_catalog.nextval('clip_search.cluster_id_seq') FROM pg_catalog.generate_series(1, $1)";
     move |client| {

@@ -1,8 +1,8 @@
 //! The cluster tables below SQL: scans that see what other transactions have not committed yet, and short locks.
 //!
-//! SQL sees committed rows only. Whether another session is just now founding the cluster that a vector belongs to is
-//! answered by a *dirty* snapshot, the means by which PostgreSQL itself checks exclusion constraints. The unsafe calls
-//! are to the scan, lock and transaction functions of PostgreSQL's C interface.
+//! SQL sees committed rows only. A *dirty* snapshot, with which PostgreSQL itself checks exclusion constraints, also
+//! shows the cluster that another session is creating at this moment. The unsafe calls are to the scan, lock and
+//! transaction functions of PostgreSQL's C interface.
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
@@ -56,17 +56,17 @@ const INDEXES: [&CStr; 7] = [
     c"cluster_code_collection_idx",
     c"collection_grant_collection_idx",
 ];
-/// As many columns as the widest table has.
-const COLUMNS: usize = 12;
+/// The number of columns of the widest table.
+const COLUMNS: usize = 11;
 
 /// Which rows a scan sees.
 #[derive(Clone, Copy)]
 pub enum Sees<'a> {
-    /// Committed ones, this transaction's own, and those that others are writing.
+    /// Committed rows, this transaction's own, and rows that other transactions are writing.
     Everything,
-    /// Committed ones and this transaction's own, as of the beginning of the scan.
+    /// Committed rows and this transaction's own, as of the beginning of the scan.
     Settled,
-    /// Committed ones and this transaction's own, with one snapshot for several scans.
+    /// Committed rows and this transaction's own, with one snapshot for several scans.
     At(&'a Moment),
 }
 
@@ -100,7 +100,7 @@ pub enum Condition<'a> {
     TextIs(i16, &'a str),
     BigintIs(i16, i64),
     BigintOver(i16, i64),
-    /// One of several; the index is walked for each in turn.
+    /// One of several values; the index is searched for each in turn.
     BigintIn(i16, &'a [i64]),
 }
 
@@ -133,8 +133,8 @@ impl Row {
         self.value(column).map(|datum| datum.value() as i32)
     }
 
-    /// A column that is declared `regrole`.
-    pub fn role(&self, column: usize) -> Option<pg_sys::Oid> {
+    /// A column that is declared `regrole` or `regclass`.
+    pub fn oid(&self, column: usize) -> Option<pg_sys::Oid> {
         self.value(column).map(|datum| pg_sys::Oid::from(datum.value() as u32))
     }
 
@@ -149,8 +149,8 @@ impl Row {
         self.value(column).map(|datum| unsafe { Components::new(datum) })
     }
 
-    /// A column that is declared `bytea`. None of a value that is compressed or out of line, which PLAIN storage and
-    /// fewer than 127 bytes exclude unless somebody has altered the table.
+    /// A column that is declared `bytea`. None for a value that is compressed or out of line; PLAIN storage and lengths
+    /// under 127 bytes exclude both unless somebody has altered the table.
     pub fn bytes(&self, column: usize) -> Option<&[u8]> {
         use pgrx::varlena::{varatt_is_1b, varatt_is_1b_e, varatt_is_4b_u, varlena_to_byte_slice};
         // SAFETY: as above; the header says which form the value has.
@@ -183,10 +183,10 @@ pub fn check_writable(function: &CStr) {
     }
 }
 
-/// Raises 25001 where the transaction is the client's, so that a procedure can't commit.
+/// Raises 25001 if a procedure can't commit, since the client controls the transaction.
 ///
 /// # Errors
-/// Inside BEGIN … COMMIT, or among several statements that are sent as one.
+/// Inside BEGIN … COMMIT, or among several statements that were sent as one.
 pub fn check_may_commit(procedure: &str) -> SqlResult<()> {
     // SAFETY: looks at the state of the transaction.
     if !unsafe { pg_sys::IsTransactionBlock() } {
@@ -207,14 +207,14 @@ impl Store {
         Self::open_with(pg_sys::RowExclusiveLock)
     }
 
-    /// For scans alone, on a standby as well.
+    /// For scans only, also on a standby.
     pub fn open_to_read() -> Self {
         Self::open_with(pg_sys::AccessShareLock)
     }
 
     fn open_with(mode: u32) -> Self {
-        // SAFETY: catalogue look-ups inside a transaction; an extension that is installed has its tables, and
-        // table_open raises an error for an oid that is none.
+        // SAFETY: catalogue look-ups inside a transaction; an installed extension has its tables, and table_open raises
+        // an error for an oid that no table has.
         unsafe {
             let schema = pg_sys::get_namespace_oid(c"clip_search".as_ptr(), false);
             let relations = TABLES.map(|name| {
@@ -235,12 +235,12 @@ impl Store {
         self.relations[Table::Grant as usize].is_null()
     }
 
-    /// Visits the rows that meet all conditions, in the order of the index. The visit returns whether to go on.
+    /// Visits the rows that meet all conditions, in the order of the index. The visitor returns whether to continue.
     ///
-    /// A scan that sees everything may miss a row that another transaction replaces and commits just then: the index
-    /// page was read before the new row was entered there, and the old row is dead when the scan comes to it. A scan
-    /// of what is settled that begins later sees the new row. Who must not miss a row that can be replaced does both,
-    /// in this order.
+    /// A scan with `Sees::Everything` may miss a row that another transaction replaces and commits at that moment: the
+    /// index page was read before the new row was entered there, and the old row is dead when the scan reaches it. A
+    /// scan with `Sees::Settled` that begins later sees the new row. A caller that must not miss a row that can be
+    /// replaced does both, in this order.
     pub fn scan(
         &self,
         sees: Sees<'_>,
@@ -255,8 +255,8 @@ impl Store {
         let mut dirty =
             pg_sys::SnapshotData { snapshot_type: pg_sys::SnapshotType::SNAPSHOT_DIRTY, ..Default::default() };
         // SAFETY: keys, snapshot and relation outlive the scan; each tuple is used only until the next is fetched;
-        // the arrays have as many places as the table has columns. If the visit panics, the scan is closed with the
-        // resources of the transaction, which fails then.
+        // the arrays have at least as many places as the table has columns. If the visitor panics, the transaction
+        // fails, and its resources, the scan among them, are released.
         unsafe {
             let latest = matches!(sees, Sees::Settled).then(Moment::now);
             let snapshot = match (sees, &latest) {
@@ -300,16 +300,16 @@ impl Store {
         self.lock(collection, Purpose::Hold, pg_sys::RowExclusiveLock, true);
     }
 
-    /// Makes this transaction the only one at the collection until it ends: waits for those that hold it. Without
-    /// `wait`, says whether it has succeeded.
+    /// Gives this transaction exclusive use of the collection until it ends; waits for transactions that hold it.
+    /// Without `wait`, returns at once whether it has succeeded.
     pub fn take(&self, collection: &str, wait: bool) -> bool {
         self.lock(collection, Purpose::Hold, pg_sys::AccessExclusiveLock, wait)
     }
 
-    /// Locks a table against writers and the collection as [`Store::take`] does, if both can be had at once.
+    /// Locks a table against writers, and the collection as [`Store::take`] does, if both locks are available at once.
     pub fn try_lock(&self, table: pg_sys::Oid, collection: &str) -> bool {
         let mode = pg_sys::ShareRowExclusiveLock as i32;
-        // SAFETY: the table exists; its lock is given back only where it was taken here.
+        // SAFETY: the table exists; its lock is released only if it was taken here.
         unsafe {
             if !pg_sys::ConditionalLockRelationOid(table, mode) {
                 return false;
@@ -322,15 +322,15 @@ impl Store {
         }
     }
 
-    /// The same, waiting.
+    /// The same, but waits.
     pub fn lock_members(&self, table: pg_sys::Oid, collection: &str) {
         // SAFETY: the table exists; the lock is held to the end of the transaction.
         unsafe { pg_sys::LockRelationOid(table, pg_sys::ShareRowExclusiveLock as i32) };
         self.take(collection, true);
     }
 
-    /// Keeps others from founding clusters in the collection for a moment: as long as the guard lives. `exclusive`
-    /// keeps them from joining, too. Who has it waits for nobody, so it can't be part of a deadlock.
+    /// Keeps other sessions from creating clusters in the collection as long as the guard lives; `exclusive` keeps them
+    /// from joining as well. Its holder waits for no other lock, so it can't be part of a deadlock.
     pub fn lock_shortly(&self, collection: &str, exclusive: bool) -> ShortLock {
         let mode = if exclusive { pg_sys::ExclusiveLock } else { pg_sys::ShareLock };
         self.lock(collection, Purpose::Short, mode, true);
@@ -339,14 +339,14 @@ impl Store {
 
     fn lock(&self, collection: &str, purpose: Purpose, mode: u32, wait: bool) -> bool {
         let tag = self.tag(collection, purpose);
-        // SAFETY: the tag is copied; the lock is the transaction's and goes with it if not before.
+        // SAFETY: the tag is copied; the lock ends with the transaction at the latest.
         let result = unsafe { pg_sys::LockAcquire(&raw const tag, mode as i32, false, !wait) };
         result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
     }
 
-    /// A lock on an object of the table of sums, which has none by that number: the collection's name, hashed.
+    /// A lock on an object of the table of sums whose number is a hash of the collection's name. No such object exists.
     fn tag(&self, collection: &str, purpose: Purpose) -> pg_sys::LOCKTAG {
-        // FNV-1a; two names of one hash would only wait for each other.
+        // FNV-1a; two names with the same hash would only wait for each other.
         let hash = collection.bytes().fold(0x811c_9dc5_u32, |hash, b| (hash ^ u32::from(b)).wrapping_mul(0x0100_0193));
         // SAFETY: an open relation, and a variable that is set at the start of the process.
         let (table, database) =
@@ -378,7 +378,7 @@ enum Purpose {
     Short = 2,
 }
 
-/// A lock for as long as it lives, not for the transaction.
+/// A lock that lasts as long as this value, not as the transaction.
 pub struct ShortLock {
     tag: pg_sys::LOCKTAG,
     mode: i32,
@@ -386,7 +386,7 @@ pub struct ShortLock {
 
 impl Drop for ShortLock {
     fn drop(&mut self) {
-        // After an error the lock goes with the (sub)transaction.
+        // After an error the lock is released with the (sub)transaction.
         if !std::thread::panicking() {
             // SAFETY: taken by `lock_shortly` in this mode.
             unsafe { pg_sys::LockRelease(&raw const self.tag, self.mode, false) };
@@ -422,14 +422,14 @@ fn scan_key(condition: &Condition<'_>) -> pg_sys::ScanKeyData {
     key
 }
 
-/// Whether a (sub)transaction is this one, or part of it and not undone.
+/// Whether a (sub)transaction is this one, or a part of it that was not rolled back.
 pub fn is_own(writer: pg_sys::TransactionId) -> bool {
     // SAFETY: reads the state of the process's transaction.
     unsafe { pg_sys::TransactionIdIsCurrentTransactionId(writer) }
 }
 
-/// The (sub)transaction that rows are written by now.
+/// The (sub)transaction that writes rows at this moment.
 pub fn writer() -> pg_sys::TransactionId {
-    // SAFETY: inside a transaction that has written rows, or may.
+    // SAFETY: inside a transaction that has written rows, or can.
     unsafe { pg_sys::GetCurrentTransactionId() }
 }

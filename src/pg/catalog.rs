@@ -10,8 +10,9 @@ use std::ffi::CStr;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, quote_identifier};
 
-use crate::pg::error::{SqlResult, sql_error};
+use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::spi::{get, spi};
+use crate::pg::text;
 use crate::pg::user_context::UserContext;
 
 /// A lock on a table, by PostgreSQL's name for it.
@@ -39,17 +40,18 @@ pub fn try_lock(oid: pg_sys::Oid, lock: Lock) -> bool {
 pub fn qualified_name(oid: pg_sys::Oid) -> Option<String> {
     // SAFETY: cache look-ups, which return null for what is not there.
     let schema = unsafe { pg_sys::get_namespace_name(pg_sys::get_rel_namespace(oid)) };
-    Some(format!("{}.{}", quote_identifier(text(schema)?), quote_identifier(plain_name(oid)?)))
+    Some(format!("{}.{}", quote_identifier(owned(schema)?), quote_identifier(plain_name(oid)?)))
 }
 
 fn plain_name(oid: pg_sys::Oid) -> Option<String> {
     // SAFETY: a cache look-up, which returns null for what is not there.
-    text(unsafe { pg_sys::get_rel_name(oid) })
+    owned(unsafe { pg_sys::get_rel_name(oid) })
 }
 
 /// Whether a table has a column of that name.
 pub fn has_column(schema: &CStr, table: &CStr, column: &CStr) -> bool {
-    // SAFETY: cache look-ups by strings that end in a nul; a name that does not exist gives the oid 0, which has no columns.
+    // SAFETY: cache look-ups by strings that end in a nul; a name that does not exist gives the oid 0, which has no
+    // columns.
     unsafe {
         let schema = pg_sys::get_namespace_oid(schema.as_ptr(), true);
         let table = pg_sys::get_relname_relid(table.as_ptr(), schema);
@@ -57,20 +59,16 @@ pub fn has_column(schema: &CStr, table: &CStr, column: &CStr) -> bool {
     }
 }
 
-/// A name that a cache look-up has returned, in memory of its own.
-fn text(name: *mut std::ffi::c_char) -> Option<String> {
-    // SAFETY: null, or a string that ends in a nul.
-    (!name.is_null()).then(|| unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned())
+/// The type below a domain, or the type itself.
+pub fn base_type(kind: pg_sys::Oid) -> pg_sys::Oid {
+    // SAFETY: a cache look-up; the oid is that of a column's type, which exists as long as the column does.
+    unsafe { pg_sys::getBaseType(kind) }
 }
 
-/// Fails if a table has another name than the one by which it was just read or written: a schema may be renamed whatever
-/// is locked in it. What was done is undone by the error, and can be tried again.
-pub fn check_still_named(oid: pg_sys::Oid, name: &str) -> SqlResult<()> {
-    if qualified_name(oid).is_some_and(|now| now == name) {
-        return Ok(());
-    }
-    Err(sql_error(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, format!("{name} has just been renamed"))
-        .set_hint("Try again."))
+/// A name that a cache look-up has returned, in memory of its own.
+fn owned(name: *mut std::ffi::c_char) -> Option<String> {
+    // SAFETY: null, or a string that ends in a nul.
+    (!name.is_null()).then(|| unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned())
 }
 
 /// What the catalogue says of a table.
@@ -100,9 +98,13 @@ impl Table {
                 )
             };
             let row = rows.into_iter().next().ok_or_else(missing)?;
+            let name = qualified_name(oid).ok_or_else(missing)?;
+            if name.contains(char::REPLACEMENT_CHARACTER) {
+                return Err(report(text::foreign_name("table")));
+            }
             Ok(Self {
                 oid,
-                name: qualified_name(oid).ok_or_else(missing)?,
+                name,
                 plain_name: plain_name(oid).ok_or_else(missing)?,
                 kind: get(&row, 3)?.ok_or_else(missing)?,
                 persistence: get(&row, 4)?.ok_or_else(missing)?,
@@ -138,8 +140,10 @@ impl Table {
         rows.into_iter()
             .next()
             .map(|row| {
+                let kind = get(&row, 1)?.unwrap_or(pg_sys::Oid::INVALID);
                 Ok(Column {
-                    kind: get(&row, 1)?.unwrap_or(pg_sys::Oid::INVALID),
+                    kind,
+                    base: base_type(kind),
                     shown: get(&row, 2)?.unwrap_or_default(),
                     modifier: get(&row, 3)?.unwrap_or(-1),
                     generated: get(&row, 4)?.unwrap_or_default(),
@@ -159,6 +163,8 @@ impl Table {
 
 pub struct Column {
     pub kind: pg_sys::Oid,
+    /// The type below a domain.
+    pub base: pg_sys::Oid,
     pub shown: String,
     pub modifier: i32,
     pub generated: bool,

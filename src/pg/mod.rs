@@ -1,11 +1,16 @@
 //! What any extension in Rust could use: nothing of CLIP, clusters or watches.
 
+mod analyzed;
+pub mod call_site;
 pub mod catalog;
 pub mod citus;
+mod cursors;
 pub mod error;
+pub mod hard_limit;
 pub mod interrupt;
 pub mod owners_table;
 pub mod regclass;
+mod restricted;
 pub mod row_counts;
 pub mod spi;
 pub mod subtransaction;
@@ -14,3 +19,9 @@ pub mod transaction;
 pub mod user_context;
 pub mod vector;
 pub mod vector_column;
+
+/// Installs the hooks of this module. Called when the library is loaded.
+pub fn register() {
+    analyzed::register();
+    restricted::register();
+}

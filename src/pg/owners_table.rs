@@ -1,19 +1,26 @@
 //! The one door to tables that the caller did not name.
 #![allow(unsafe_code)]
 
-use std::ffi::CStr;
+use std::ffi::{CStr, c_long};
+use std::panic::AssertUnwindSafe;
 
+use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
+use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
-use pgrx::spi::quote_identifier;
+use pgrx::spi::{SpiClient, SpiCursor, SpiTupleTable, quote_identifier};
 
+use crate::pg::analyzed::{about_table, renamed};
+use crate::pg::cursors::Shield;
 use crate::pg::error::{SqlResult, sql_error};
+use crate::pg::hard_limit::{HardLimit, is_worker};
 use crate::pg::spi::{get, spi};
-use crate::pg::user_context::{UserContext, close_cursors, current_role, cursors, relation, set};
+use crate::pg::user_context::{UserContext, current_role, normal_form, relation, set};
 
-/// A table that is reached by its oid: its quoted name is given out together with its owner's rights, and to nothing
-/// else. Its owner's code (index expressions and predicates, which run as soon as a query is planned; triggers, defaults,
-/// generated columns, rules, casts and operators) then has those rights, whoever is calling.
+/// A table that is reached by its oid. Its owner's code (index expressions and predicates, which run as soon as a query
+/// is planned; triggers, defaults, generated columns, rules, casts and operators) runs as its owner, whoever is
+/// calling: statements run only through a [`TableClient`], and nothing else in the extension can take a table owner's
+/// rights.
 pub struct OwnersTable {
     pub oid: pg_sys::Oid,
     pub owner: pg_sys::Oid,
@@ -25,45 +32,59 @@ impl OwnersTable {
     /// Locks the table against being altered or renamed until the transaction ends. None if there is no table of that
     /// oid.
     ///
-    /// # Errors
-    /// 42501 if a partition, or a table that inherits from it, belongs to another role, whose code would have the rights
-    /// of this one's owner.
+    /// # Errors 42501 if a partition, or a table that inherits from it, belongs to another role, whose code would have
+    /// the rights of this one's owner.
     pub fn find(oid: pg_sys::Oid) -> SqlResult<Option<Self>> {
-        // SAFETY: a lock on a number, and cache look-ups after it, which see what the lock keeps as it is.
-        let found = unsafe {
-            pg_sys::LockRelationOid(oid, pg_sys::AccessShareLock as i32);
-            relation(oid)
-        };
-        let (Some((owner, kind)), Some(name)) = (found, quoted_name(oid)) else { return Ok(None) };
-        let table = Self { oid, owner, kind, name };
+        let Some(table) = Self::find_only(oid) else { return Ok(None) };
         table.check_children()?;
         Ok(Some(table))
     }
 
-    /// Runs queries on the table, by its quoted name, as its owner. Nothing of what the owner's code does to the session
-    /// is left afterwards: settings go back, cursors are closed, session-level advisory locks are refused
-    /// ([`register`](crate::pg::user_context::register)), and PostgreSQL itself refuses SET ROLE, LISTEN, PREPARE, temporary tables, WITH HOLD and deferred
-    /// triggers there.
-    pub fn as_owner<T>(&self, work: impl FnOnce(&str) -> SqlResult<T>) -> SqlResult<T> {
-        // The owner's own session: what its code leaves there is its own affair.
+    /// The same for statements that say ONLY.
+    pub fn find_only(oid: pg_sys::Oid) -> Option<Self> {
+        // SAFETY: takes any oid; waits as LOCK TABLE does, and raises the same errors.
+        unsafe { pg_sys::LockRelationOid(oid, pg_sys::AccessShareLock as i32) };
+        Self::describe(oid)
+    }
+
+    /// The same without waiting for a session that has the table locked.
+    pub fn try_find_only(oid: pg_sys::Oid) -> Option<Self> {
+        // SAFETY: takes any oid.
+        let locked = unsafe { pg_sys::ConditionalLockRelationOid(oid, pg_sys::AccessShareLock as i32) };
+        locked.then(|| Self::describe(oid)).flatten()
+    }
+
+    fn describe(oid: pg_sys::Oid) -> Option<Self> {
+        let (owner, kind) = relation(oid)?;
+        Some(Self { oid, owner, kind, name: quoted_name(oid)? })
+    }
+
+    /// Runs statements on the table as its owner. Nothing of what the owner's code does to the session is left
+    /// afterwards: settings are restored, cursors are closed, PostgreSQL itself refuses SET ROLE, LISTEN, PREPARE,
+    /// temporary tables, WITH HOLD and deferred triggers in a security-restricted operation, and hooks refuse the rest
+    /// ([`restricted`](crate::pg::restricted)). One call should span a batch: it lists the session's cursors twice.
+    pub fn as_owner<T>(&self, work: impl FnOnce(&mut TableClient<'_, '_>) -> SqlResult<T>) -> SqlResult<T> {
         // SAFETY: reads variables of the process.
         let (session, restricted) = unsafe { (pg_sys::GetSessionUserId(), pg_sys::InSecurityRestrictedOperation()) };
-        if session == self.owner && current_role() == self.owner && !restricted {
-            let _user_context = UserContext::of_caller();
-            set(c"row_security", c"off");
-            return work(&self.name);
+        // The owner's own session: what its code leaves there is its own affair.
+        let is_own = session == self.owner && current_role() == self.owner && !restricted && !is_worker();
+        // A worker has no cursors but those of its own work.
+        let shield = (!is_own && !is_worker()).then(Shield::raise).transpose()?;
+        let _user_context = if is_own { UserContext::of_caller() } else { UserContext::of_table_owner(self.owner) };
+        // A row that a policy hides would be taken for deleted; off, it is an error.
+        set(c"row_security", c"off");
+        normal_form();
+        let result = Spi::connect_mut(|client| work(&mut TableClient { table: self, client }))?;
+        if let Some(shield) = shield {
+            shield.close_new()?;
         }
-        // Renaming the schema needs no lock on the table, so the name is looked up right before each use and after it.
-        // Long computations lie between uses, never within one.
-        self.check_name()?;
-        let rights = UserContext::of_table_owner(self.owner);
-        let before = cursors()?;
-        self.check_name()?;
-        let result = work(&self.name)?;
-        close_cursors(&before)?;
-        drop(rights);
-        self.check_name()?;
         Ok(result)
+    }
+
+    /// # Errors
+    /// 55006 if the table has another name than this one, which was read before it was locked.
+    pub fn check_is_named(&self, name: &str) -> SqlResult<()> {
+        if self.name == name { Ok(()) } else { Err(renamed()) }
     }
 
     /// # Errors
@@ -71,21 +92,13 @@ impl OwnersTable {
     fn check_name(&self) -> SqlResult<()> {
         // SAFETY: inside a transaction; reads what other sessions have announced.
         unsafe { pg_sys::AcceptInvalidationMessages() };
-        if quoted_name(self.oid).as_deref() == Some(self.name.as_str()) {
-            return Ok(());
-        }
-        Err(sql_error(
-            PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
-            format!("{} was renamed while it was being read", self.name),
-        )
-        .set_hint("Try again."))
+        self.check_is_named(&quoted_name(self.oid).unwrap_or_default())
     }
 
-    /// Runs queries on the table, by its quoted name, as the caller, who has named it and so agrees to run its owner's
-    /// code.
-    pub fn as_caller<T>(&self, work: impl FnOnce(&str) -> SqlResult<T>) -> SqlResult<T> {
+    /// Runs statements on the table as the caller, who has named it and so agrees to run its owner's code.
+    pub fn as_caller<T>(&self, work: impl FnOnce(&mut TableClient<'_, '_>) -> SqlResult<T>) -> SqlResult<T> {
         let _user_context = UserContext::of_caller();
-        work(&self.name)
+        Spi::connect_mut(|client| work(&mut TableClient { table: self, client }))
     }
 
     /// The name, for people.
@@ -106,9 +119,16 @@ impl OwnersTable {
 
     /// Whether the table's policies decide which rows the caller sees.
     pub fn has_policies_for_caller(&self) -> bool {
-        // SAFETY: cache look-ups inside a transaction; an invalid oid stands for the current user, and no error is raised.
+        // SAFETY: cache look-ups inside a transaction; an invalid oid stands for the current user, and no error is
+        // raised.
         let found = unsafe { pg_sys::check_enable_rls(self.oid, pg_sys::InvalidOid, true) };
         found as u32 == pg_sys::CheckEnableRlsResult::RLS_ENABLED
+    }
+
+    /// What a statement failed by that did not find the table: that it was renamed, if it was.
+    fn renamed_or<T>(&self, error: CaughtError) -> SqlResult<T> {
+        self.check_name()?;
+        error.rethrow()
     }
 
     fn check_children(&self) -> SqlResult<()> {
@@ -133,6 +153,66 @@ impl OwnersTable {
         }
     }
 }
+
+/// Runs statements on a table as its owner. Whatever a statement names was locked and checked by its oid before the
+/// statement is planned ([`analyzed`](crate::pg::analyzed)), and in the background worker each has a time limit.
+pub struct TableClient<'a, 'conn> {
+    table: &'a OwnersTable,
+    client: &'a mut SpiClient<'conn>,
+}
+
+impl<'conn> TableClient<'_, 'conn> {
+    /// The table's quoted name, for use in statements.
+    pub fn name(&self) -> &str {
+        &self.table.name
+    }
+
+    /// Runs a query that only reads, on a standby as well.
+    pub fn select(
+        &mut self,
+        query: &str,
+        limit: Option<c_long>,
+        arguments: &[DatumWithOid<'_>],
+    ) -> SqlResult<SpiTupleTable<'conn>> {
+        self.run(query, |client| client.select(query, limit, arguments))
+    }
+
+    /// Runs a statement on a snapshot of its own.
+    pub fn update(
+        &mut self,
+        query: &str,
+        limit: Option<c_long>,
+        arguments: &[DatumWithOid<'_>],
+    ) -> SqlResult<SpiTupleTable<'conn>> {
+        self.run(query, |client| client.update(query, limit, arguments))
+    }
+
+    /// Opens a cursor that only reads.
+    pub fn cursor(&mut self, query: &str) -> SqlResult<SpiCursor<'conn>> {
+        self.run(query, |client| client.try_open_cursor(query, &[]))
+    }
+
+    /// Opens a cursor on a snapshot of its own.
+    pub fn cursor_mut(&mut self, query: &str) -> SqlResult<SpiCursor<'conn>> {
+        self.run(query, |client| client.try_open_cursor_mut(query, &[]))
+    }
+
+    fn run<T>(
+        &mut self,
+        query: &str,
+        work: impl FnOnce(&mut SpiClient<'conn>) -> pgrx::spi::Result<T>,
+    ) -> SqlResult<T> {
+        self.table.check_name()?;
+        let _limit = HardLimit::start();
+        let client = &mut *self.client;
+        // A name that is gone for a moment, in the midst of a swap, is no fault of the row's.
+        PgTryBuilder::new(AssertUnwindSafe(|| about_table(self.table.oid, query, || work(client).map_err(spi))))
+            .catch_when(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, |error| self.table.renamed_or(error))
+            .catch_when(PgSqlErrorCode::ERRCODE_INVALID_SCHEMA_NAME, |error| self.table.renamed_or(error))
+            .execute()
+    }
+}
+
 fn quoted_name(oid: pg_sys::Oid) -> Option<String> {
     // SAFETY: cache look-ups inside a transaction; names are palloc'd and copied.
     unsafe {

@@ -1,14 +1,19 @@
-//! Counts of a table's rows, for a caller who may read them all and does not run its owner's code.
+//! Counts of a table's rows, for a caller who may read them all. The rows are scanned without SQL, so that none of the
+//! code that the owner has attached to the table runs: planning a query would evaluate its index expressions, which can
+//! take any time, and can't always be cancelled.
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
 
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
-use pgrx::spi::quote_identifier;
 
 use crate::pg::error::SqlResult;
 use crate::pg::owners_table::OwnersTable;
 use crate::pg::regclass::Regclass;
-use crate::pg::spi::{get, spi};
+use crate::pg::spi::spi;
 use crate::pg::subtransaction::attempt;
+use crate::pg::text::Text;
 use crate::pg::user_context::current_role;
 
 type Counts = (Option<i64>, Option<i64>, Option<i64>);
@@ -17,26 +22,26 @@ type Counts = (Option<i64>, Option<i64>, Option<i64>);
 pub mod clip_search {
     use super::*;
 
-    /// Counts, for clip_search.watch, as the table's owner: planning a query evaluates what the owner has put into index
-    /// expressions. NULL where the caller may not read the table, or a policy decides what the caller sees.
+    /// Counts, for clip_search.watch. NULL where the caller may not read the table, where a policy decides what the
+    /// caller sees, and where another session has the table locked.
     #[pg_extern(stable, parallel_unsafe, cost = 100000)]
     #[allow(clippy::type_complexity)]
     fn count_rows(
         relation: Option<Regclass>,
         sources: Option<Vec<Option<String>>>,
-        embedding: Option<&str>,
-        cluster: Option<&str>,
+        embedding: Option<Text<'_>>,
+        cluster: Option<Text<'_>>,
     ) -> Result<
         TableIterator<'static, (name!(rows, Option<i64>), name!(embedded, Option<i64>), name!(open, Option<i64>))>,
         ErrorReport,
     > {
+        let (embedding, cluster) = (embedding.map(Text::str), cluster.map(Text::str));
         let none = (None, None, None);
         let (Some(Regclass(oid)), Some(sources), Some(embedding)) = (relation, sources, embedding) else {
             return Ok(TableIterator::once(none));
         };
         let sources: Vec<String> = sources.into_iter().flatten().collect();
-        // Whatever the owner's code raises is no error of the view's, which shows other tables as well. A cancel is
-        // passed on.
+        // A table that can't be read is no error of the view, which shows other tables as well. A cancel is passed on.
         Ok(TableIterator::once(attempt(|| count(oid, &sources, embedding, cluster)).unwrap_or(none)))
     }
 }
@@ -47,29 +52,101 @@ fn count(oid: pg_sys::Oid, sources: &[String], embedding: &str, cluster: Option<
     if sources.is_empty() || !may_select(oid)? {
         return Ok(NONE);
     }
-    let Some(table) = OwnersTable::find(oid)? else { return Ok(NONE) };
-    let is_table = [pg_sys::RELKIND_RELATION, pg_sys::RELKIND_PARTITIONED_TABLE].contains(&table.kind);
-    if !is_table || !table.may_read(current_role(), &[])? || table.has_policies_for_caller() {
+    // An owner who has locked the table does not hold up readers of the view.
+    let Some(table) = OwnersTable::try_find_only(oid) else { return Ok(NONE) };
+    let is_partitioned = table.kind == pg_sys::RELKIND_PARTITIONED_TABLE;
+    if !is_partitioned && table.kind != pg_sys::RELKIND_RELATION {
         return Ok(NONE);
     }
-    let only = if table.kind == pg_sys::RELKIND_PARTITIONED_TABLE { "" } else { "ONLY " };
-    let embedding = quote_identifier(embedding);
-    let cluster = cluster.map(|cluster| format!(" OR {} IS NULL", quote_identifier(cluster))).unwrap_or_default();
-    let source: Vec<String> =
-        sources.iter().map(|source| format!("{} IS NOT NULL", quote_identifier(source))).collect();
-    table.as_owner(|table| {
-        let query = format!(
-            include_str!("sql/count_rows.sql"),
-            embedding = embedding,
-            cluster = cluster,
-            source = source.join(" OR "),
-            table = format_args!("{only}{table}")
-        );
-        Spi::connect(|client| {
-            let rows = client.select(&query, Some(1), &[]).map_err(spi)?;
-            rows.into_iter().next().map_or(Ok(NONE), |row| Ok((get(&row, 1)?, get(&row, 2)?, get(&row, 3)?)))
-        })
-    })
+    if !table.may_read(current_role(), &[])? || table.has_policies_for_caller() {
+        return Ok(NONE);
+    }
+    let columns = Columns { sources, embedding, cluster };
+    let mut totals = [0; 3];
+    let parts = if is_partitioned { partitions(oid) } else { vec![oid] };
+    for part in parts {
+        if OwnersTable::try_find_only(part).is_none() {
+            return Ok(NONE);
+        }
+        let Some(counts) = columns.count(part) else { return Ok(NONE) };
+        totals.iter_mut().zip(counts).for_each(|(total, count)| *total += count);
+    }
+    Ok((Some(totals[0]), Some(totals[1]), Some(totals[2])))
+}
+
+unsafe extern "C-unwind" {
+    /// In catalog/pg_inherits.h, which pgrx does not bind.
+    fn find_all_inheritors(
+        parent: pg_sys::Oid,
+        lock: pg_sys::LOCKMODE,
+        parents: *mut *mut pg_sys::List,
+    ) -> *mut pg_sys::List;
+}
+
+/// The partitions that have rows. They are not locked.
+fn partitions(oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    // SAFETY: a scan of pg_inherits inside a transaction; the list is in the current memory context.
+    let all: Vec<pg_sys::Oid> = unsafe {
+        let no_lock = pg_sys::NoLock as i32;
+        let list = pg_sys::ffi::pg_guard_ffi_boundary(|| find_all_inheritors(oid, no_lock, std::ptr::null_mut()));
+        (0..(*list).length as usize).map(|place| (*(*list).elements.add(place)).oid_value).collect()
+    };
+    // SAFETY: a cache look-up.
+    let kind = |part: pg_sys::Oid| unsafe { pg_sys::get_rel_relkind(part) as u8 };
+    all.into_iter().filter(|&part| kind(part) != pg_sys::RELKIND_PARTITIONED_TABLE).collect()
+}
+
+/// The columns whose NULLs are counted.
+struct Columns<'a> {
+    sources: &'a [String],
+    embedding: &'a str,
+    cluster: Option<&'a str>,
+}
+
+impl Columns<'_> {
+    /// Rows, rows with an embedding, and rows that have a source and lack an embedding or a cluster. None for a table
+    /// that lacks a column, or has no storage of its own.
+    fn count(&self, oid: pg_sys::Oid) -> Option<[i64; 3]> {
+        // Columns of a partition may have other numbers.
+        let number = |name: &str| {
+            let name = CString::new(name).ok()?;
+            // SAFETY: a cache look-up by a string that ends in a nul.
+            let number = unsafe { pg_sys::get_attnum(oid, name.as_ptr()) };
+            (number != 0).then_some(i32::from(number))
+        };
+        let embedding = number(self.embedding)?;
+        let cluster = self.cluster.map(|name| number(name).ok_or(())).transpose().ok()?;
+        let sources: Vec<i32> = self.sources.iter().map(|name| number(name)).collect::<Option<_>>()?;
+        let widest = sources.iter().copied().chain([embedding]).chain(cluster).max()?;
+        // SAFETY: the table is locked and exists; slot and scan are closed before the table; after an error they go
+        // with the (sub)transaction. The slot has as many columns as the table.
+        unsafe {
+            let table = pg_sys::table_open(oid, pg_sys::NoLock as i32);
+            if (*table).rd_tableam.is_null() {
+                pg_sys::table_close(table, pg_sys::NoLock as i32);
+                return None;
+            }
+            let slot = pg_sys::table_slot_create(table, std::ptr::null_mut());
+            let scan = pg_sys::table_beginscan(table, pg_sys::GetActiveSnapshot(), 0, std::ptr::null_mut());
+            let mut counts = [0; 3];
+            while pg_sys::table_scan_getnextslot(scan, pg_sys::ScanDirection::ForwardScanDirection, slot) {
+                if counts[0] % 1024 == 0 {
+                    pgrx::check_for_interrupts!();
+                }
+                pg_sys::slot_getsomeattrs(slot, widest.max(0));
+                // A system column, which no watch has, is never NULL.
+                let is_null = |number: i32| number > 0 && *(*slot).tts_isnull.add(number as usize - 1);
+                let lacks = is_null(embedding) || cluster.is_some_and(is_null);
+                counts[0] += 1;
+                counts[1] += i64::from(!is_null(embedding));
+                counts[2] += i64::from(lacks && sources.iter().any(|&source| !is_null(source)));
+            }
+            pg_sys::table_endscan(scan);
+            pg_sys::ExecDropSingleTupleTableSlot(slot);
+            pg_sys::table_close(table, pg_sys::NoLock as i32);
+            Some(counts)
+        }
+    }
 }
 
 fn may_select(oid: pg_sys::Oid) -> SqlResult<bool> {

@@ -6,29 +6,11 @@
 //! REFRESH MATERIALIZED VIEW, autovacuum and the workers of logical replication.
 #![allow(unsafe_code)]
 
-use std::cell::Cell;
 use std::ffi::CStr;
 
 use pgrx::pg_sys;
-use pgrx::prelude::*;
 
-use crate::guc;
-use crate::pg::error::{SqlResult, sql_error};
-use crate::pg::spi::{get, spi};
-
-/// In utils/timeout.h, which pgrx does not bind; the same from PostgreSQL 14 to 18.
-const STATEMENT_TIMEOUT: i32 = 3;
-
-unsafe extern "C-unwind" {
-    fn enable_timeout_after(id: i32, milliseconds: i32);
-    fn disable_timeout(id: i32, keep_indicator: bool);
-}
-
-/// Stops the clock that [`UserContext::of_table_owner`] has started, after an error that has left it running.
-pub fn stop_clock() {
-    // SAFETY: what does not run is left alone.
-    unsafe { disable_timeout(STATEMENT_TIMEOUT, false) };
-}
+use crate::pg::restricted::Restricted;
 
 /// The role whose rights the calling code has.
 pub fn current_role() -> pg_sys::Oid {
@@ -78,52 +60,7 @@ pub struct UserContext {
     user: pg_sys::Oid,
     context: i32,
     nest: i32,
-    timed: bool,
-    restricted: bool,
-    _shield: Option<Shield>,
-}
-
-/// The cursors that the session has open, marked as running for as long as it lives, so that PostgreSQL refuses to fetch
-/// from them and to close them. The owner's code could read the caller's rows otherwise, or put a query of its own in a
-/// cursor's place, which the caller's next FETCH would run: PL/pgSQL's CLOSE and OPEN are not refused in a
-/// security-restricted operation.
-struct Shield(Vec<pg_sys::Portal>);
-
-impl Shield {
-    /// `own` is the cursor that is to be fetched from under the shield.
-    fn raise(own: Option<&str>) -> Self {
-        let open = cursors().unwrap_or_else(|report| {
-            report.report(PgLogLevel::ERROR);
-            unreachable!("an ERROR does not return")
-        });
-        let mut shield = Self(Vec::new());
-        for name in open.into_iter().filter(|name| Some(name.as_str()) != own) {
-            let Ok(name) = std::ffi::CString::new(name) else { continue };
-            // SAFETY: a look-up by name; the portal lives at least as long as the shield, since a running one can't be
-            // dropped, and the end of the transaction comes after the guards have gone.
-            unsafe {
-                let portal = pg_sys::GetPortalByName(name.as_ptr());
-                if !portal.is_null() && (*portal).status == pg_sys::PortalStatus::PORTAL_READY {
-                    (*portal).status = pg_sys::PortalStatus::PORTAL_ACTIVE;
-                    shield.0.push(portal);
-                }
-            }
-        }
-        shield
-    }
-}
-
-impl Drop for Shield {
-    fn drop(&mut self) {
-        for portal in &self.0 {
-            // SAFETY: see above; an error that unwinds drops this before PostgreSQL cleans up.
-            unsafe {
-                if (**portal).status == pg_sys::PortalStatus::PORTAL_ACTIVE {
-                    (**portal).status = pg_sys::PortalStatus::PORTAL_READY;
-                }
-            }
-        }
-    }
+    _restricted: Option<Restricted>,
 }
 
 impl UserContext {
@@ -143,30 +80,10 @@ impl UserContext {
 
     /// Those of a table's owner, who has written what runs when its rows are planned, read and written. That code can't
     /// change roles, leave anything behind in the session or put anything off to the end of the transaction, where it
-    /// would run with the rights of this process.
-    pub fn of_table_owner(owner: pg_sys::Oid) -> Self {
-        Self::of_table_owner_for(owner, None)
-    }
-
-    /// The same, to fetch from a cursor that was opened with these rights before.
-    pub fn of_table_owner_for(owner: pg_sys::Oid, cursor: Option<&str>) -> Self {
-        // A worker has no cursors but those of its own work.
-        // SAFETY: a variable that is set at the start of the process.
-        let is_worker = unsafe { !(&raw const pg_sys::MyBgworkerEntry).read().is_null() };
-        let shield = (!is_worker).then(|| Shield::raise(cursor));
+    /// would run with the rights of this process. Only [`OwnersTable`](crate::pg::owners_table::OwnersTable) calls it.
+    pub(super) fn of_table_owner(owner: pg_sys::Oid) -> Self {
         let mut rights = Self::take(owner, pg_sys::SECURITY_RESTRICTED_OPERATION);
-        rights._shield = shield;
-        rights.restricted = true;
-        RESTRICTED.set(RESTRICTED.get() + 1);
-        // A session has its statement_timeout; the worker does others' work, and must come back to it.
-        rights.timed = is_worker;
-        if is_worker {
-            // SAFETY: the timeout of PostgreSQL's own that cancels.
-            unsafe { enable_timeout_after(STATEMENT_TIMEOUT, guc::worker_timeout()) };
-        }
-        // A row that a policy hides would be taken for deleted; off, it is an error.
-        set(c"row_security", c"off");
-        normal_form();
+        rights._restricted = Some(Restricted::begin());
         rights
     }
 
@@ -189,7 +106,7 @@ impl UserContext {
         // SAFETY: balanced by drop, or by the end of the (sub)transaction.
         let nest = unsafe { pg_sys::NewGUCNestLevel() };
         set(c"search_path", c"pg_catalog, pg_temp");
-        Self { user, context, nest, timed: false, restricted: false, _shield: None }
+        Self { user, context, nest, _restricted: None }
     }
 
     fn take(user: pg_sys::Oid, flags: u32) -> Self {
@@ -202,16 +119,10 @@ impl UserContext {
 
 impl Drop for UserContext {
     fn drop(&mut self) {
-        if self.restricted {
-            RESTRICTED.set(RESTRICTED.get() - 1);
-        }
         // After an error PostgreSQL sets the rest back with the (sub)transaction.
         if !std::thread::panicking() {
             // SAFETY: the nest level was opened by this guard, and the user is the one that was in force.
             unsafe {
-                if self.timed {
-                    disable_timeout(STATEMENT_TIMEOUT, false);
-                }
                 pg_sys::AtEOXact_GUC(false, self.nest);
                 pg_sys::SetUserIdAndSecContext(self.user, self.context);
             }
@@ -238,93 +149,6 @@ pub fn relation(oid: pg_sys::Oid) -> Option<(pg_sys::Oid, u8)> {
         Some(found)
     }
 }
-
-pub fn cursors() -> SqlResult<Vec<String>> {
-    Spi::connect(|client| {
-        let rows = client.select("SELECT name FROM pg_catalog.pg_cursors", None, &[]).map_err(spi)?;
-        rows.into_iter().map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect()
-    })
-}
-
-/// Closes the cursors that were not open before: whoever fetches from one runs its query.
-pub fn close_cursors(before: &[String]) -> SqlResult<()> {
-    for name in cursors()?.into_iter().filter(|name| !before.contains(name)) {
-        if let Ok(name) = std::ffi::CString::new(name) {
-            // SAFETY: a portal that exists, found by its name; one that can't be closed is an error.
-            unsafe {
-                let portal = pg_sys::SPI_cursor_find(name.as_ptr());
-                if !portal.is_null() {
-                    pg_sys::SPI_cursor_close(portal);
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-thread_local! {
-    /// How many guards of a table's owner are alive.
-    static RESTRICTED: Cell<u32> = const { Cell::new(0) };
-}
-
-/// The hook that was there before.
-static NEXT: std::sync::OnceLock<pg_sys::object_access_hook_type> = std::sync::OnceLock::new();
-
-/// Has PostgreSQL ask before it runs a function, as it asks for security modules: inside [`UserContext::of_table_owner`]
-/// those that take or release session-level advisory locks are refused. PostgreSQL lets them through in a
-/// security-restricted operation, and the session would keep the lock, or lose its own.
-pub fn register() {
-    // SAFETY: the library is loaded once in a process, on its only thread.
-    unsafe {
-        if NEXT.set((&raw const pg_sys::object_access_hook).read()).is_ok() {
-            (&raw mut pg_sys::object_access_hook).write(Some(on_object_access));
-        }
-    }
-}
-
-#[pg_guard]
-unsafe extern "C-unwind" fn on_object_access(
-    access: pg_sys::ObjectAccessType::Type,
-    class: pg_sys::Oid,
-    object: pg_sys::Oid,
-    sub: std::ffi::c_int,
-    argument: *mut std::ffi::c_void,
-) {
-    if let Some(Some(next)) = NEXT.get() {
-        // SAFETY: the hook that was there, with the arguments that it would have been given.
-        unsafe { next(access, class, object, sub, argument) };
-    }
-    if access == pg_sys::ObjectAccessType::OAT_FUNCTION_EXECUTE
-        && RESTRICTED.get() > 0
-        && SESSION_LOCKS.contains(&object.to_u32())
-        // SAFETY: reads a variable of the process.
-        && unsafe { pg_sys::InSecurityRestrictedOperation() }
-    {
-        sql_error(
-            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-            "cannot take or release session-level advisory locks within security-restricted operation",
-        )
-        .set_hint("Use pg_advisory_xact_lock, which lasts until the transaction ends.")
-        .report(PgLogLevel::ERROR);
-    }
-}
-
-/// pg_advisory_lock and its variants that outlive a transaction, and those that release: fixed in pg_proc.dat.
-const SESSION_LOCKS: [u32; 13] = [
-    pg_sys::F_PG_ADVISORY_LOCK_INT8,
-    pg_sys::F_PG_ADVISORY_LOCK_SHARED_INT8,
-    pg_sys::F_PG_TRY_ADVISORY_LOCK_INT8,
-    pg_sys::F_PG_TRY_ADVISORY_LOCK_SHARED_INT8,
-    pg_sys::F_PG_ADVISORY_UNLOCK_INT8,
-    pg_sys::F_PG_ADVISORY_UNLOCK_SHARED_INT8,
-    pg_sys::F_PG_ADVISORY_LOCK_INT4_INT4,
-    pg_sys::F_PG_ADVISORY_LOCK_SHARED_INT4_INT4,
-    pg_sys::F_PG_TRY_ADVISORY_LOCK_INT4_INT4,
-    pg_sys::F_PG_TRY_ADVISORY_LOCK_SHARED_INT4_INT4,
-    pg_sys::F_PG_ADVISORY_UNLOCK_INT4_INT4,
-    pg_sys::F_PG_ADVISORY_UNLOCK_SHARED_INT4_INT4,
-    pg_sys::F_PG_ADVISORY_UNLOCK_ALL,
-];
 
 /// Sets a parameter until the guard goes.
 pub fn set(name: &CStr, value: &CStr) {

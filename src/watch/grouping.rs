@@ -95,7 +95,6 @@ impl Bind<'_> {
             wanted.threshold.into(),
             wanted.labels.into(),
             wanted.image.into(),
-            owner_of_table(table).into(),
         ];
         match found {
             Some((Some(members), Some(true))) if members == table => {
@@ -137,15 +136,19 @@ impl Bind<'_> {
         if access.exists() || name == DEFAULT_COLLECTION {
             access.check_owner(self.role)?;
         }
-        // The objects of 0.2.0, which work with this library until they are updated, know no owner.
-        let owner = if access.is_outdated() { ("", "", "") } else { (", owner = $11", ", owner", ", $11") };
-        let query = if found.is_some() {
-            format!(include_str!("sql/bind.sql"), owner.0)
-        } else {
-            format!(include_str!("sql/bind_new.sql"), owner.1, owner.2)
-        };
-        client.update(&query, None, &settings[..if access.is_outdated() { 10 } else { 11 }]).map_err(spi)?;
-        access.keep_grants(client)?;
+        let query = if found.is_some() { include_str!("sql/bind.sql") } else { include_str!("sql/bind_new.sql") };
+        client.update(query, None, &settings).map_err(spi)?;
+        access.settle_owner(client, owner_of_table(table).unwrap_or(self.role), true)?;
         Ok(if found.is_none() { Bound::New } else { Bound::Other })
+    }
+
+    /// Gives settings of the collection their defaults back.
+    pub fn reset(&self, client: &mut SpiClient<'_>, wanted: &Wanted<'_>) -> SqlResult<()> {
+        if wanted.reset.is_empty() {
+            return Ok(());
+        }
+        let options: Vec<String> = wanted.reset.iter().map(|option| (*option).to_owned()).collect();
+        let arguments = [self.collection.into(), options.into(), self.key.into()];
+        client.update(include_str!("sql/reset_collection.sql"), None, &arguments).map(drop).map_err(spi)
     }
 }

@@ -1,8 +1,8 @@
 //! The queue: rows whose embeddings were not made as they were written, and the list of those that failed.
 //!
-//! An entry of the queue is a row's key. Who works on it holds its lock; the row itself is locked only for the moment in
-//! which its embedding is written, and only if it still has the source that was embedded. So writers never wait for an
-//! inference, and of several entries for a row any one will do.
+//! An entry of the queue is a row's key. Who works on it holds its lock; the row itself is locked only for the moment
+//! in which its embedding is written, and only if it still has the source that was embedded. So writers never wait for
+//! an inference, and of several entries for a row any one will do.
 
 use clip::{Error, Kind};
 use pgrx::prelude::*;
@@ -125,8 +125,8 @@ pub fn keep_existing(watch: i64) -> SqlResult<()> {
     })
 }
 
-/// Deletes a watch's entries, except those that another session has locked: that session will find nothing to do. Waiting
-/// for it, while holding a lock on the table that it waits for, would be a deadlock.
+/// Deletes a watch's entries, except those that another session has locked: that session will find nothing to do.
+/// Waiting for it, while holding a lock on the table that it waits for, would be a deadlock.
 pub fn forget_all(client: &mut SpiClient<'_>, watch: i64) -> SqlResult<()> {
     let query = "DELETE FROM clip_search.watch_queue WHERE id IN \
          (SELECT q.id FROM clip_search.watch_queue q WHERE q.watch = $1 FOR UPDATE SKIP LOCKED)";
@@ -224,21 +224,25 @@ pub enum Next {
 /// committed before the work begins.
 pub fn claim(watch: i64, count: i64, next: Next) -> SqlResult<Vec<i64>> {
     own(|client| {
-        let (condition, order) = match next {
-            Next::Between(after, last) => (format!("id > {after} AND id <= {last}"), "id"),
-            Next::Due => ("due <= pg_catalog.clock_timestamp()".to_owned(), "due, id"),
-        };
-        let query = format!(
-            "SELECT id, attempts, sqlstate IS NULL FROM clip_search.watch_queue WHERE watch = $1 AND {condition} \
-             ORDER BY {order} LIMIT $2 FOR UPDATE SKIP LOCKED"
-        );
-        let rows = client.update(&query, None, &[watch.into(), count.into()]).map_err(spi)?;
-        let mut found: Vec<(i64, i32, bool)> = rows
-            .map(|row| {
+        let mut find = |condition: &str, order| {
+            let query = format!(
+                "SELECT id, attempts, sqlstate IS NULL FROM clip_search.watch_queue q WHERE watch = $1 AND {condition} \
+                 ORDER BY {order} LIMIT $2 FOR UPDATE SKIP LOCKED"
+            );
+            let rows = client.update(&query, None, &[watch.into(), count.into()]).map_err(spi)?;
+            rows.map(|row| {
                 let (id, attempts) = (get(&row, 1)?.unwrap_or_default(), get(&row, 2)?.unwrap_or_default());
                 Ok((id, attempts, get(&row, 3)?.unwrap_or_default()))
             })
-            .collect::<SqlResult<_>>()?;
+            .collect::<SqlResult<Vec<(i64, i32, bool)>>>()
+        };
+        let mut found = match next {
+            Next::Between(after, last) => find(&format!("id > {after} AND id <= {last}"), "id")?,
+            Next::Due => {
+                let first = find(&format!("due <= pg_catalog.clock_timestamp() AND {UNSUSPECTED}"), "due, id")?;
+                if first.is_empty() { find("due <= pg_catalog.clock_timestamp()", "due, id")? } else { first }
+            }
+        };
         let Some(&(_, attempts, unended)) = found.first() else { return Ok(Vec::new()) };
         if attempts > 0 {
             found.truncate(1);
@@ -255,13 +259,20 @@ pub fn claim(watch: i64, count: i64, next: Next) -> SqlResult<Vec<i64>> {
     })
 }
 
-/// Those of the watches that have something due.
-pub fn due(watches: &[i64]) -> SqlResult<Vec<i64>> {
+/// A condition for entries that no worker, and no server, has ended on. The others come last, since their rows may be
+/// the reason, until they have been due for a minute.
+const UNSUSPECTED: &str = "(q.attempts = 0 OR q.sqlstate IS NOT NULL \
+     OR q.due <= pg_catalog.clock_timestamp() - '1 minute'::pg_catalog.interval)";
+
+/// Those of the watches that have something due, and whether it includes entries that no worker has ended on.
+pub fn due(watches: &[i64]) -> SqlResult<Vec<(i64, bool)>> {
     own(|client| {
-        let query = "SELECT w.id FROM unnest($1) AS w (id) WHERE EXISTS (SELECT FROM clip_search.watch_queue q \
-             WHERE q.watch = w.id AND q.due <= pg_catalog.clock_timestamp())";
-        let rows = client.update(query, None, &[watches.to_vec().into()]).map_err(spi)?;
-        rows.map(|row| Ok(get(&row, 1)?.unwrap_or_default())).collect()
+        let due =
+            "SELECT FROM clip_search.watch_queue q WHERE q.watch = w.id AND q.due <= pg_catalog.clock_timestamp()";
+        let query =
+            format!("SELECT w.id, EXISTS ({due} AND {UNSUSPECTED}) FROM unnest($1) AS w (id) WHERE EXISTS ({due})");
+        let rows = client.update(&query, None, &[watches.to_vec().into()]).map_err(spi)?;
+        rows.map(|row| Ok((get(&row, 1)?.unwrap_or_default(), get(&row, 2)?.unwrap_or_default()))).collect()
     })
 }
 

@@ -7,12 +7,14 @@ use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::quote_literal;
 
-use crate::cluster::tables;
+use crate::cluster::access::Access;
+use crate::cluster::tables::{self, Store};
 use crate::model::loaded;
 use crate::pg::catalog::{Lock, Table};
 use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, spi};
+use crate::pg::text::Text;
 use crate::pg::user_context::UserContext;
 use crate::watch::columns::is_half;
 use crate::watch::define;
@@ -21,6 +23,9 @@ use crate::watch::setting::{Watch, table_of};
 use crate::watch::swap::{check_dependents, finish, make_indexes};
 use crate::watch::wanted::Wanted;
 
+/// How many names are tried for the second column.
+const NAMES: u32 = 100;
+
 /// The steps of CALL clip_reembed, which commits between them (sql/watch.sql).
 #[pg_schema]
 pub mod clip_search {
@@ -28,7 +33,12 @@ pub mod clip_search {
 
     /// Makes the column beside, or finds it; its name.
     #[pg_extern(volatile, parallel_unsafe)]
-    fn reembed_begin(relation: Option<Regclass>, model: Option<&str>, embedding: Option<&str>) -> SqlResult<String> {
+    fn reembed_begin(
+        relation: Option<Regclass>,
+        model: Option<Text<'_>>,
+        embedding: Option<Text<'_>>,
+    ) -> SqlResult<String> {
+        let (model, embedding) = (model.map(Text::str), embedding.map(Text::str));
         tables::check_writable(c"clip_reembed()");
         let oid = table_of(relation)?;
         let model = model.ok_or_else(|| {
@@ -68,7 +78,7 @@ pub mod clip_search {
             )));
         }
         check_dependents(&watch)?;
-        let name = column_beside(watch.id);
+        let name = free_name(&watch)?;
         let cluster = format!("{name}_cluster");
         let threshold = own(|client| {
             let query = "SELECT threshold FROM clip_search.collection_setting WHERE name = $1";
@@ -100,23 +110,26 @@ pub mod clip_search {
                 key: None,
                 labels: None,
                 image: None,
+                reset: Vec::new(),
             },
         )?;
         make_indexes(&watch, &next)?;
         Ok(next.embedding)
     }
 
-    /// Whether the column is still to be filled; not if another session has put it in its place meanwhile. It is not put
-    /// there before this transaction ends.
+    /// Whether the column is still to be filled; not if another session has put it in its place meanwhile. It is not
+    /// put there before this transaction ends.
     #[pg_extern(volatile, strict, parallel_unsafe)]
-    fn reembed_goes_on(relation: Regclass, embedding: &str, model: &str) -> SqlResult<bool> {
+    fn reembed_goes_on(relation: Regclass, embedding: Text<'_>, model: Text<'_>) -> SqlResult<bool> {
+        let Text(embedding) = embedding;
+        let Text(model) = model;
         let Regclass(oid) = relation;
         let table = Table::locked(oid, Lock::AccessShare)?;
         let watches = watches(oid)?;
         if watches.iter().any(|watch| watch.embedding == embedding) {
             return Ok(true);
         }
-        if watches.iter().any(|watch| column_beside(watch.id) == embedding && watch.model == model) {
+        if watches.iter().any(|watch| is_beside(watch.id, embedding) && watch.model == model) {
             return Ok(false);
         }
         Err(sql_error(
@@ -129,7 +142,8 @@ pub mod clip_search {
     /// Puts the column in the place of the one that it was made for; false if too many rows have none yet, or another
     /// session has been quicker.
     #[pg_extern(volatile, strict, parallel_unsafe, cost = 1000000)]
-    fn reembed_finish(relation: Regclass, embedding: &str) -> SqlResult<bool> {
+    fn reembed_finish(relation: Regclass, embedding: Text<'_>) -> SqlResult<bool> {
+        let Text(embedding) = embedding;
         let Regclass(oid) = relation;
         Table::locked(oid, Lock::AccessExclusive)?;
         // Another session may have been quicker; clip_search.reembed_goes_on tells.
@@ -141,9 +155,50 @@ pub mod clip_search {
     }
 }
 
-/// The name of the column that is filled to replace that of a watch.
+/// A name for the column that is filled to replace that of a watch, and for its collection: one that neither the table
+/// nor anybody's collection has. Every role may create a collection of the usual name.
+fn free_name(watch: &Watch) -> SqlResult<String> {
+    let usual = column_beside(watch.id);
+    let store = Store::open_to_read();
+    let taken = |name: &str| -> SqlResult<bool> {
+        let table = Table::describe(watch.relation)?;
+        let is_column = {
+            let _user_context = UserContext::of_caller();
+            Spi::connect_mut(|client| {
+                Ok::<_, pg_sys::panic::ErrorReport>(
+                    table.column(client, name)?.is_some()
+                        || table.column(client, &format!("{name}_cluster"))?.is_some(),
+                )
+            })?
+        };
+        Ok(is_column || (watch.cluster.is_some() && Access::find(&store, name).exists()))
+    };
+    for number in 1..=NAMES {
+        let name = if number == 1 { usual.clone() } else { format!("{usual}_{number}") };
+        if !taken(&name)? {
+            return Ok(name);
+        }
+    }
+    Err(sql_error(
+        PgSqlErrorCode::ERRCODE_DUPLICATE_COLUMN,
+        format!("columns or collections \"{usual}\" to \"{usual}_{NAMES}\" exist already"),
+    )
+    .set_hint("Rename or drop one of the columns, or a collection."))
+}
+
 fn column_beside(watch: i64) -> String {
     format!("clip_reembed_{watch}")
+}
+
+/// Whether a column has a name that [`free_name`] may have given it.
+fn is_beside(watch: i64, embedding: &str) -> bool {
+    let rest = embedding.strip_prefix(&column_beside(watch));
+    rest.is_some_and(|rest| {
+        rest.is_empty()
+            || rest
+                .strip_prefix('_')
+                .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+    })
 }
 
 /// All watches of a table, those that are to replace others among them.

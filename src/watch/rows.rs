@@ -9,11 +9,11 @@ use pgrx::spi::quote_identifier;
 use crate::cluster::assign::assign;
 use crate::cluster::pending::join;
 use crate::pg::error::{SqlResult, sql_error};
+use crate::pg::owners_table::TableClient;
 use crate::pg::spi::{get, spi};
 use crate::pg::user_context::UserContext;
 use crate::pg::vector::{self, Vector};
 use crate::pg::vector_column::Storage;
-use crate::watch::hard_limit::HardLimit;
 use crate::watch::queue::Entry;
 use crate::watch::setting::Watch;
 
@@ -55,7 +55,9 @@ impl Queries {
             }
             let key = equal.join(" AND ");
             let column = |name: &Option<String>| name.as_deref().map(quote_identifier);
-            let or_null = |name: &Option<String>, kind: &str| column(name).unwrap_or_else(|| format!("NULL::{kind}"));
+            // The column's type may be a domain.
+            let or_null =
+                |name: &Option<String>, kind: &str| format!("{}::{kind}", column(name).as_deref().unwrap_or("NULL"));
             let Watch { table, .. } = watch;
             let embedding = quote_identifier(&watch.embedding);
             // Of a type that it can't be any more: writing says so.
@@ -103,15 +105,12 @@ impl Queries {
     /// Reads rows until their files come to 64 MB; how many entries were looked at, and the rows among them that there
     /// is something to do to.
     pub fn read(&self, watch: &Watch, entries: &[Entry]) -> SqlResult<(usize, Vec<Row>)> {
-        let read = Spi::connect_mut(|client| {
-            let _user_context = UserContext::of_table_owner(watch.owner);
+        watch.as_owner(|client| {
             let (mut rows, mut bytes) = (Vec::new(), 0);
             for (index, entry) in entries.iter().enumerate() {
                 pgrx::check_for_interrupts!();
-                let _limit = HardLimit::start();
-                let found = client
-                    .update(&self.read, Some(1), &[entry.key.as_str().into(), entry.again.into()])
-                    .map_err(spi)?;
+                let arguments = [entry.key.as_str().into(), entry.again.into()];
+                let found = client.update(&self.read, Some(1), &arguments)?;
                 if let Some(row) = found.into_iter().next() {
                     let row = Row {
                         entry: entry.clone(),
@@ -127,41 +126,42 @@ impl Queries {
                 }
             }
             Ok((entries.len(), rows))
-        })?;
-        watch.check_still_named()?;
-        Ok(read)
+        })
     }
 
     /// Locks a row to the end of the transaction, if it still is what was read and no other session has it.
-    pub fn lock(&self, watch: &Watch, row: &Row) -> SqlResult<Locked> {
+    pub fn lock(&self, client: &mut TableClient<'_, '_>, row: &Row) -> SqlResult<Locked> {
         let source = [
             row.entry.key.as_str().into(),
             row.image.as_deref().into(),
             row.text.as_deref().into(),
             row.entry.again.into(),
         ];
-        let _user_context = UserContext::of_table_owner(watch.owner);
-        let _limit = HardLimit::start();
-        Spi::connect_mut(|client| {
-            if !client.update(&self.lock, Some(1), &source).map_err(spi)?.is_empty() {
-                return Ok(Locked::Here);
-            }
-            let there = !client.update(&self.there, Some(1), &source).map_err(spi)?.is_empty();
-            Ok(if there { Locked::Elsewhere } else { Locked::Superseded })
-        })
+        if !client.update(&self.lock, Some(1), &source)?.is_empty() {
+            return Ok(Locked::Here);
+        }
+        let there = !client.update(&self.there, Some(1), &source)?.is_empty();
+        Ok(if there { Locked::Elsewhere } else { Locked::Superseded })
     }
 
     /// Writes a row's embedding, or none, if the row still is what was embedded.
-    pub fn write(&self, watch: &Watch, row: &Row, vector: Option<&Vector>) -> SqlResult<Written> {
+    pub fn write(
+        &self,
+        client: &mut TableClient<'_, '_>,
+        watch: &Watch,
+        row: &Row,
+        vector: Option<&Vector>,
+    ) -> SqlResult<Written> {
         let key = row.entry.key.as_str();
-        match self.lock(watch, row)? {
+        match self.lock(client, row)? {
             Locked::Here => {}
             Locked::Elsewhere => return Ok(Written::Locked),
             Locked::Superseded => return Ok(Written::Superseded),
         }
         let vector = vector.map(|vector| self.storage.round(vector.clone()));
         let cluster = match (&watch.collection, &vector) {
-            // Such a row may be in a group already: the trigger confirms that it is in another, and takes it out of the old.
+            // Such a row may be in a group already: the trigger confirms that it is in another, and takes it out of the
+            // old.
             (Some(collection), Some(vector)) if self.has_cluster && row.entry.again => {
                 Some(join(&Rc::from(collection.as_str()), &vector.0, watch.owner)?)
             }
@@ -170,17 +170,10 @@ impl Queries {
             }
             _ => None,
         };
-        let done = {
-            let _user_context = UserContext::of_table_owner(watch.owner);
-            let _limit = HardLimit::start();
-            Spi::connect_mut(|client| {
-                let done = if self.has_cluster {
-                    client.update(&self.update, None, &[key.into(), vector.into(), cluster.into()])
-                } else {
-                    client.update(&self.update, None, &[key.into(), vector.into()])
-                };
-                Ok::<_, ErrorReport>(done.map_err(spi)?.len())
-            })?
+        let done = if self.has_cluster {
+            client.update(&self.update, None, &[key.into(), vector.into(), cluster.into()])?.len()
+        } else {
+            client.update(&self.update, None, &[key.into(), vector.into()])?.len()
         };
         if done != 1 {
             return Err(sql_error(

@@ -8,6 +8,7 @@ use pgrx::spi::{SpiClient, SpiHeapTupleData, quote_identifier};
 use crate::pg::catalog::{self, Lock, Table};
 use crate::pg::citus;
 use crate::pg::error::{SqlResult, report, sql_error};
+use crate::pg::owners_table::{OwnersTable, TableClient};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, spi};
 use crate::pg::user_context::UserContext;
@@ -164,9 +165,18 @@ impl Watch {
         })
     }
 
-    /// Fails if the table has another name now than the one that has just been used.
-    pub fn check_still_named(&self) -> SqlResult<()> {
-        catalog::check_still_named(self.relation, self.name())
+    /// Runs statements on the table as its owner. They use the name that was read with the watch; if it has become
+    /// another table's, they fail with 55006 before they are planned.
+    pub fn as_owner<T>(&self, work: impl FnOnce(&mut TableClient<'_, '_>) -> SqlResult<T>) -> SqlResult<T> {
+        let table = match self.table.starts_with("ONLY ") {
+            true => OwnersTable::find_only(self.relation),
+            false => OwnersTable::find(self.relation)?,
+        };
+        let gone =
+            || sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, format!("{} does not exist any more", self.name()));
+        let table = table.ok_or_else(gone)?;
+        table.check_is_named(self.name())?;
+        table.as_owner(work)
     }
 
     /// The table's name, for people.

@@ -1,4 +1,5 @@
-//! Embeds the rows that entries of the queue name: reads, embeds and writes them, and decides what becomes of those that fail.
+//! Embeds the rows that entries of the queue name: reads, embeds and writes them, and decides what becomes of those
+//! that fail.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -204,7 +205,8 @@ impl Work<'_> {
         put_back(&later, 0)?;
         // Another session will not have the row for long.
         put_back(&open, LOCKED_REST)?;
-        // What is neither embedded nor failed nor open is gone, or has been embedded by somebody else, or has nothing to embed.
+        // What is neither embedded nor failed nor open is gone, or has been embedded by somebody else, or has nothing
+        // to embed.
         let rest: Vec<i64> = entries[..count]
             .iter()
             .map(|entry| entry.id)
@@ -217,22 +219,24 @@ impl Work<'_> {
     /// Writes rows until the time is over, one at least; or fails.
     fn write_all(&self, rows: &[(&Row, Option<Vector>)]) -> SqlResult<AllWritten> {
         let mut written = AllWritten::default();
-        for (index, (row, vector)) in rows.iter().enumerate() {
-            pgrx::check_for_interrupts!();
-            if index > 0 && self.is_over() {
-                written.later.extend(rows[index..].iter().map(|(row, _)| row.entry.id));
-                break;
-            }
-            match self.queries.write(self.watch, row, vector.as_ref())? {
-                Written::Done => {
-                    written.done += 1;
-                    forget_failure(self.watch.id, &row.entry.key)?;
+        self.watch.as_owner(|client| {
+            for (index, (row, vector)) in rows.iter().enumerate() {
+                pgrx::check_for_interrupts!();
+                if index > 0 && self.is_over() {
+                    written.later.extend(rows[index..].iter().map(|(row, _)| row.entry.id));
+                    break;
                 }
-                Written::Locked => written.locked.push(row.entry.id),
-                Written::Superseded => {}
+                match self.queries.write(client, self.watch, row, vector.as_ref())? {
+                    Written::Done => {
+                        written.done += 1;
+                        forget_failure(self.watch.id, &row.entry.key)?;
+                    }
+                    Written::Locked => written.locked.push(row.entry.id),
+                    Written::Superseded => {}
+                }
             }
-        }
-        self.watch.check_still_named()?;
+            Ok(())
+        })?;
         Ok(written)
     }
 
@@ -252,10 +256,10 @@ impl Work<'_> {
                 client.update(query, None, &arguments).map(drop).map_err(spi)
             });
         }
-        // A session that deletes the row or changes its key waits from here on, and then takes it off the list. Without the
-        // lock, a row whose key was changed meanwhile was listed twice.
+        // A session that deletes the row or changes its key waits from here on, and then takes it off the list. Without
+        // the lock, a row whose key was changed meanwhile was listed twice.
         if let Some(row) = row {
-            match attempt(|| queries.lock(watch, row)) {
+            match attempt(|| watch.as_owner(|client| queries.lock(client, row))) {
                 Ok(Locked::Elsewhere) => {
                     outcome.noted.push(entry.id);
                     return put_back(&[entry.id], LOCKED_REST);
@@ -264,10 +268,10 @@ impl Work<'_> {
                 // If it can't be locked at all, that is what it fails by.
                 Ok(Locked::Here) | Err(_) => {}
             }
-            // The vector that it has is not one of this watch's. If a trigger keeps it from being removed, the row is listed all
-            // the same.
+            // The vector that it has is not one of this watch's. If a trigger keeps it from being removed, the row is
+            // listed all the same.
             if entry.again {
-                let _ = attempt(|| queries.write(watch, row, None).map(drop));
+                let _ = attempt(|| watch.as_owner(|client| queries.write(client, watch, row, None)));
             }
         }
         outcome.noted.push(entry.id);

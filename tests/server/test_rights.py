@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Iterator
 
@@ -83,6 +84,8 @@ def test_a_table_s_code_runs_as_its_owner(database: support.Database, eve: str, 
             admin.execute(call)
             roles = {role for (role,) in admin.execute(f"SELECT role FROM {eve}.ran")}
             assert roles <= {eve}, call
+            # The view counts rows without SQL.
+            assert not roles or not call.endswith("clip_search.watch")
             ran |= roles
             assert not value(admin, "SELECT rolsuper FROM pg_roles WHERE rolname = %s", eve)
         # The view counts what is there.
@@ -136,6 +139,12 @@ def test_nothing_is_left_in_the_session(database: support.Database, eve: str) ->
         "PERFORM pg_try_advisory_lock(1, 2)",
         "PERFORM pg_advisory_unlock_all()",
         "PERFORM pg_advisory_unlock(4712)",
+        "SET CONSTRAINTS ALL IMMEDIATE",
+        "PERFORM setseed(0.5)",
+        # A descriptor of the caller's.
+        "PERFORM loread(0, 10)",
+        "PERFORM lo_close(0)",
+        "PERFORM lo_open(lo_create(0), 262144)",
         "LISTEN bait",
         "EXECUTE 'PREPARE bait AS SELECT 1'",
         "SET ROLE postgres",
@@ -155,11 +164,19 @@ def test_what_would_outlast_the_call_is_refused(database: support.Database, eve:
     with database.connect() as admin:
         admin.execute("SET client_min_messages = warning")
         admin.execute("SELECT pg_advisory_lock(4712)")
+        # Descriptors last as long as a transaction.
+        admin.execute("BEGIN")
+        secret = value(admin, "SELECT lo_from_bytea(0, 'secret')")
+        assert value(admin, "SELECT lo_open(%s, 262144)", secret) == 0
+        admin.execute("SAVEPOINT before")
         state, text = sqlstate(admin, "SELECT * FROM clip_recluster('eve')")
         assert (
             state in ("42501", "0A000", "25001", "2D000")
+            and admin.execute("ROLLBACK TO SAVEPOINT before")
             and value(admin, f"SELECT count(cluster_id) FROM {eve}.t") == 0
         ), text
+        assert value(admin, "SELECT loread(0, 10)") == b"secret"
+        admin.execute("ROLLBACK")
         # The session's own lock is there, and no other.
         assert admin.execute(
             "SELECT objid::int FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
@@ -289,11 +306,119 @@ def test_counts_are_for_those_who_may_read(database: support.Database, eve: str,
         assert db.execute(
             "SELECT * FROM clip_search.count_rows('pg_authid', ARRAY['rolname'], 'oid', NULL)"
         ).fetchone() == (None, None, None)
-        # What the owner's code raises is no error of the view's.
+        # The owner's code does not run.
         owner.execute(f"""CREATE FUNCTION {eve}.fails() RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$
             BEGIN IF current_query() LIKE '%watch%' THEN RAISE EXCEPTION 'no'; END IF; RETURN 1; END $$""")
         owner.execute(f"CREATE INDEX ON {eve}.t ((id + {eve}.fails()))")
-        assert db.execute("SELECT rows FROM clip_search.watch").fetchall() == [(None,)]
+        assert db.execute("SELECT rows FROM clip_search.watch").fetchall() == [(6,)]
+
+
+def test_a_locked_table_holds_up_no_reader(database: support.Database, eve: str, plain_role: str) -> None:
+    with database.connect(user=eve) as db:
+        db.execute("SET client_min_messages = warning")
+        db.execute(f"SELECT clip_watch('{eve}.t', 'body', embedding => 'other')")
+        db.execute(f"GRANT USAGE ON SCHEMA {eve} TO PUBLIC; GRANT SELECT ON {eve}.t TO PUBLIC")
+    with database.connect(user=eve, autocommit=False) as locker, database.connect(user=plain_role) as db:
+        db.execute("SET statement_timeout = '5s'")
+        locker.execute(f"LOCK TABLE {eve}.t IN ACCESS EXCLUSIVE MODE")
+        assert db.execute("SELECT rows, embedded, pending FROM clip_search.watch").fetchall() == [(None, None, None)]
+        locker.rollback()
+        assert db.execute("SELECT rows, embedded, pending FROM clip_search.watch").fetchall() == [(6, 0, 6)]
+
+
+def test_partitions_are_counted(database: support.Database, eve: str) -> None:
+    """Their columns may have other numbers than those of the partitioned table."""
+    with database.connect(user=eve) as db:
+        db.execute("SET client_min_messages = warning")
+        db.execute(f"""
+            CREATE TABLE {eve}.parts (id int PRIMARY KEY, body text, other vector(512)) PARTITION BY RANGE (id);
+            CREATE TABLE {eve}.one PARTITION OF {eve}.parts FOR VALUES FROM (0) TO (10);
+            CREATE TABLE {eve}.two (gone int, other vector(512), body text, id int PRIMARY KEY);
+            ALTER TABLE {eve}.two DROP COLUMN gone;
+            ALTER TABLE {eve}.parts ATTACH PARTITION {eve}.two FOR VALUES FROM (10) TO (20)""")
+        db.execute(f"SELECT clip_watch('{eve}.parts', 'body', embedding => 'other', mode => 'queued')")
+        db.execute(f"INSERT INTO {eve}.parts (id, body) VALUES (1, 'a'), (11, 'b'), (12, NULL), (13, 'c')")
+        assert db.execute("SELECT rows, embedded, pending FROM clip_search.watch").fetchone() == (4, 0, 3)
+        with db.transaction():
+            db.execute(f"ALTER TABLE {eve}.parts DETACH PARTITION {eve}.one")
+            assert value(db, "SELECT rows FROM clip_search.watch") == 3
+
+
+def test_another_table_that_takes_the_name_is_not_planned(database: support.Database, eve: str, plain_role: str) -> None:
+    """A schema is renamed without a lock on its tables, so eve's table can have the name between look-up and planning.
+
+    A lock on the view that the query reads first holds the caller up at that moment.
+    """
+    with database.connect() as admin:
+        admin.execute("SET client_min_messages = warning")
+        admin.execute(f"""
+            GRANT CREATE ON DATABASE {database.name} TO {eve};
+            CREATE SCHEMA shared AUTHORIZATION {eve};
+            CREATE TABLE shared.t (id int PRIMARY KEY, embedding vector(3), cluster_id bigint);
+            INSERT INTO shared.t SELECT n, '[1,0,0]' FROM generate_series(1, 3) n;
+            GRANT USAGE ON SCHEMA shared TO {plain_role}; ALTER TABLE shared.t OWNER TO {plain_role};
+            GRANT USAGE ON SCHEMA {eve} TO PUBLIC; GRANT ALL ON {eve}.ran TO PUBLIC; GRANT SELECT ON {eve}.t TO PUBLIC""")
+    with database.connect(user=plain_role) as db:
+        db.execute("SET client_min_messages = warning")
+        db.execute("SELECT clip_create_collection('swapped', 0.9, members => 'shared.t')")
+        db.execute("SELECT * FROM clip_recluster('swapped')")
+    with database.connect(user=eve) as db:
+        db.execute(f"CREATE INDEX ON {eve}.t ((id + {eve}.evil(1, 'index')))")
+        db.execute(f"TRUNCATE {eve}.ran")
+    try:
+        for call in ("SELECT * FROM clip_clusters('swapped', 1)", "SELECT clip_cluster_groups('swapped', 1)"):
+            with (
+                database.connect(autocommit=False) as blocker,
+                database.connect() as caller,
+                database.connect() as other,
+                database.connect(user=eve) as db,
+            ):
+                blocker.execute("ALTER VIEW clip_search.cluster SET (security_barrier = true)")
+                found: list[tuple[str | None, str]] = []
+                thread = threading.Thread(target=lambda: found.append(sqlstate(caller, call)))
+                thread.start()
+                waits = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s"
+                support.until(lambda: value(other, waits, caller.info.backend_pid), "the wait for the view")
+                db.execute(f"ALTER SCHEMA shared RENAME TO aside; ALTER SCHEMA {eve} RENAME TO shared")
+                blocker.rollback()
+                thread.join(60)
+                db.execute(f"ALTER SCHEMA shared RENAME TO {eve}; ALTER SCHEMA aside RENAME TO shared")
+                ran = db.execute(f"SELECT role, inside FROM {eve}.ran").fetchall()
+                assert {role for role, _ in ran} <= {eve}, "eve's code ran with the rights of another table's owner"
+                assert [state for state, _ in found] == ["55006"], found
+                # Afterwards all is as before.
+                assert len(caller.execute("SELECT * FROM clip_clusters('swapped', 1)").fetchall()) == 1
+    finally:
+        with database.connect() as admin:
+            admin.execute("SET client_min_messages = warning")
+            admin.execute("DROP SCHEMA shared CASCADE")
+
+
+def test_a_stranger_s_collection_is_not_used_to_embed_again(database: support.Database, eve: str) -> None:
+    """clip_reembed fills a collection of a name that anybody can guess, and create first."""
+    with database.connect() as admin, database.connect(user=eve) as db:
+        admin.execute("SET client_min_messages = warning")
+        admin.execute("CREATE TABLE kept (id int PRIMARY KEY, body text)")
+        try:
+            admin.execute("SELECT clip_watch('kept', 'body', cluster => 'cluster_id')")
+            admin.execute("INSERT INTO kept VALUES (1, 'a sleepy cat')")
+            watch = value(admin, "SELECT id FROM clip_search.watch_setting WHERE relation = 'kept'::regclass")
+            name = f"clip_reembed_{watch}"
+            db.execute("SELECT clip_create_collection(%s, 0.5)", (name,))
+            db.execute("SELECT clip_grant_collection(%s, 'PUBLIC')", (name,))
+            admin.execute("CALL clip_reembed('kept', 'photo-mini+photo-mini')")
+            assert value(admin, "SELECT model FROM clip_search.watch") == "photo-mini+photo-mini"
+            assert value(admin, "SELECT count(embedding) FROM kept WHERE cluster_id IS NOT NULL") == 1
+            assert db.execute("SELECT name, threshold FROM clip_search.collection").fetchall() == [(name, 0.5)]
+            assert value(db, "SELECT count(*) FROM clip_search.cluster") == 0
+            # A column of that name is somebody's as well.
+            admin.execute(f"ALTER TABLE kept ADD {name} vector(512) DEFAULT array_fill(1, ARRAY[512])::vector")
+            admin.execute("CALL clip_reembed('kept', 'photo-mini')")
+            assert value(admin, f"SELECT vector_dims({name}) FROM kept") == 512
+            one = "SELECT embedding <=> clip_embed_text('a sleepy cat', 'photo-mini') FROM kept"
+            assert value(admin, one) < 1e-6
+        finally:
+            admin.execute("DROP TABLE kept")
 
 
 def test_an_owner_s_own_session_is_as_free_as_before(database: support.Database, eve: str) -> None:

@@ -11,9 +11,9 @@ use crate::list::{Item, List};
 use crate::{Arguments, columns, output, progress};
 
 /// Extensions of image files: the formats that are decoded, and those that are refused by name.
-const ENDINGS: [&str; 19] = [
+const ENDINGS: [&str; 28] = [
     "jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ico", "heic", "heif", "avif",
-    "jxl", "jp2", "apng", "svg",
+    "jxl", "jp2", "apng", "svg", "dng", "cr2", "cr3", "nef", "arw", "raf", "orf", "rw2", "pef",
 ];
 
 /// # Errors

@@ -99,7 +99,7 @@ fn a_dense_layer_is_weight_times_mean_plus_bias() {
         );
         let (_folder, pooling) = with_dense(&format!("dense{number}"), &config, &[WEIGHT, BIAS]);
         let pooling = pooling.unwrap();
-        assert_eq!((pooling.mode, pooling.width(2)), (Some(PoolingMode::Mean), 3));
+        assert_eq!((pooling.mode, pooling.width(2, true)), (Some(PoolingMode::Mean), 3));
         let found = pooling.apply(positions.clone(), &[2]).unwrap();
         assert!(near(found.as_slice().unwrap(), &wanted), "{activation}, bias {bias}: {found}");
     }
@@ -201,9 +201,9 @@ fn exactly_one_mode_of_pooling_is_taken() {
 fn an_item_without_a_position_takes_the_first() {
     // Not a mean over nothing, which is no number.
     let positions = arr3(&[[[3.0f32, 4.0], [7.0, 8.0]], [[5.0, 6.0], [1.0, 2.0]]]).into_dyn();
-    let mean = Pooling { mode: Some(PoolingMode::Mean), dense: None };
+    let mean = Pooling { mode: Some(PoolingMode::Mean), ..Pooling::default() };
     assert_eq!(mean.apply(positions.clone(), &[0, 9]).unwrap(), ndarray::arr2(&[[3.0, 4.0], [3.0, 4.0]]));
-    let last = Pooling { mode: Some(PoolingMode::Last), dense: None };
+    let last = Pooling { mode: Some(PoolingMode::Last), ..Pooling::default() };
     assert_eq!(last.apply(positions, &[1, 2]).unwrap(), ndarray::arr2(&[[3.0, 4.0], [1.0, 2.0]]));
 }
 

@@ -7,7 +7,7 @@ use pgrx::bgworkers::BackgroundWorker;
 use pgrx::prelude::*;
 
 use crate::guc;
-use crate::watch::hard_limit::has_expired;
+use crate::pg::hard_limit::has_expired;
 use crate::watch::wakeup::{SHARED, now, set_latch, slot};
 use crate::watch::worker::process::{attach_signals, database_is_being_dropped_or_copied, reload};
 use crate::watch::worker::round::Worker;

@@ -6,7 +6,6 @@ use pgrx::prelude::*;
 
 use crate::pg::error::SqlResult;
 use crate::pg::subtransaction::{Failure, catch};
-use crate::pg::user_context::stop_clock;
 
 /// Runs a transaction; an error undoes it and comes back.
 pub fn transaction<T>(f: impl FnOnce() -> SqlResult<T>) -> Result<T, Failure> {
@@ -16,7 +15,6 @@ pub fn transaction<T>(f: impl FnOnce() -> SqlResult<T>) -> Result<T, Failure> {
         pg_sys::StartTransactionCommand();
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
         let outcome = catch(f);
-        stop_clock();
         match &outcome {
             Ok(_) => {
                 pg_sys::PopActiveSnapshot();

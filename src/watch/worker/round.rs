@@ -115,7 +115,12 @@ impl Worker {
             }
             queue::due(&ready)
         })?;
-        let due: Vec<&Watch> = watches.iter().filter(|watch| due.contains(&watch.id)).collect();
+        // Entries on which a worker has ended come after everybody's others.
+        let is_any_unsuspected = due.iter().any(|(_, unsuspected)| *unsuspected);
+        let due: Vec<&Watch> = watches
+            .iter()
+            .filter(|watch| due.iter().any(|(id, first)| *id == watch.id && (*first || !is_any_unsuspected)))
+            .collect();
         let Some(watch) = self.shares.choose(&due) else {
             self.tell(&watches, true)?;
             return self.next(&ready).map(Some);

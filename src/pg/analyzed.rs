@@ -1,0 +1,117 @@
+//! Checks which tables a statement was found to be about, between parse analysis and planning.
+//!
+//! A statement names its table, and PostgreSQL looks the name up. A lock on the table keeps it from being renamed, but
+//! its schema can be renamed whatever is locked in it, and another table can then have the name. Planning runs index
+//! expressions and immutable functions of the table that was found, so the check must come before it. The hook is the
+//! one that PostgreSQL offers to extensions such as pg_stat_statements.
+#![allow(unsafe_code)]
+
+use std::cell::RefCell;
+use std::ffi::{CStr, CString};
+use std::sync::OnceLock;
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use crate::pg::error::sql_error;
+
+/// A statement that is about to be analyzed, or analyzed again, and the table that it may be about.
+struct Expected {
+    text: CString,
+    table: pg_sys::Oid,
+}
+
+thread_local! {
+    static EXPECTED: RefCell<Vec<Expected>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The hook that was installed before.
+static NEXT: OnceLock<pg_sys::post_parse_analyze_hook_type> = OnceLock::new();
+
+/// Installs the hook.
+pub fn register() {
+    // SAFETY: the library is loaded once in a process, on its only thread.
+    unsafe {
+        if NEXT.set((&raw const pg_sys::post_parse_analyze_hook).read()).is_ok() {
+            (&raw mut pg_sys::post_parse_analyze_hook).write(Some(on_analyzed));
+        }
+    }
+}
+
+/// Runs `work`, in which a statement of this text fails with 55006 unless the only tables that it names, besides those
+/// of pg_catalog and of the extension, are the one given. A statement of the owner's code that has the same text is
+/// checked as well, which harms only that code.
+pub fn about_table<T>(table: pg_sys::Oid, text: &str, work: impl FnOnce() -> T) -> T {
+    struct Guard;
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            EXPECTED.with_borrow_mut(|expected| drop(expected.pop()));
+        }
+    }
+    let text = CString::new(text).unwrap_or_default();
+    EXPECTED.with_borrow_mut(|expected| expected.push(Expected { text, table }));
+    let _guard = Guard;
+    work()
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn on_analyzed(
+    state: *mut pg_sys::ParseState,
+    query: *mut pg_sys::Query,
+    jumble: *mut pg_sys::JumbleState,
+) {
+    if let Some(Some(next)) = NEXT.get() {
+        // SAFETY: the hook that was installed before, with the arguments that it would have been given.
+        unsafe { next(state, query, jumble) };
+    }
+    let expected = EXPECTED.with_borrow(|expected| {
+        if expected.is_empty() {
+            return None;
+        }
+        // SAFETY: the state lives as long as the call; its text is null or ends in a nul.
+        let text = unsafe {
+            let text = (*state).p_sourcetext;
+            if text.is_null() {
+                return None;
+            }
+            CStr::from_ptr(text)
+        };
+        expected.iter().rev().find(|expected| expected.text.as_c_str() == text).map(|expected| expected.table)
+    });
+    let Some(expected) = expected else { return };
+    // SAFETY: the query has just been analyzed.
+    let tables = unsafe { tables(query) };
+    // SAFETY: catalogue look-ups inside a transaction.
+    let is_known = |table: pg_sys::Oid| unsafe {
+        let schema = pg_sys::get_rel_namespace(table);
+        schema == pg_sys::Oid::from(pg_sys::PG_CATALOG_NAMESPACE)
+            || schema == pg_sys::get_namespace_oid(c"clip_search".as_ptr(), true)
+    };
+    if tables.contains(&expected) && tables.iter().all(|&table| table == expected || is_known(table)) {
+        return;
+    }
+    renamed().report(PgLogLevel::ERROR);
+}
+
+/// The error of a statement whose table has another name than the one it was given.
+pub fn renamed() -> pg_sys::panic::ErrorReport {
+    sql_error(PgSqlErrorCode::ERRCODE_OBJECT_IN_USE, "the table, or its schema, was renamed while it was being used")
+        .set_hint("Try again.")
+}
+
+/// The relations that a query names anywhere, in subqueries and common table expressions too: what PostgreSQL notes of
+/// a plan, so that a change of one of them invalidates it.
+///
+/// # Safety
+/// The query has been analyzed.
+unsafe fn tables(query: *mut pg_sys::Query) -> Vec<pg_sys::Oid> {
+    let (mut tables, mut others, mut row_security) = (std::ptr::null_mut(), std::ptr::null_mut(), false);
+    // SAFETY: it only walks the query, and returns lists in the current memory context.
+    unsafe {
+        pg_sys::extract_query_dependencies(query.cast(), &raw mut tables, &raw mut others, &raw mut row_security);
+        if tables.is_null() {
+            return Vec::new();
+        }
+        (0..(*tables).length as usize).map(|place| (*(*tables).elements.add(place)).oid_value).collect()
+    }
+}

@@ -1,0 +1,89 @@
+//! Limits on what a table owner's code may take in the background worker.
+//!
+//! The worker does others' work, and must come back to it. A statement timeout cancels, and a trigger may catch that
+//! and carry on. So a second timer runs beside it, a little longer, and has the process terminated as
+//! pg_terminate_backend would: nothing can catch that. The launcher starts another worker, which leaves the table in
+//! question for last. Sessions have no such timers, only their own statement_timeout: there the owner's code holds up
+//! nobody but the caller.
+#![allow(unsafe_code)]
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pgrx::pg_sys;
+
+use crate::guc;
+
+/// PostgreSQL's own timer that cancels. In utils/timeout.h, which pgrx does not bind; the same from PostgreSQL 14 to
+/// 18.
+const STATEMENT_TIMEOUT: i32 = 3;
+/// What a trigger may take to clean up after the cancel, in milliseconds.
+const GRACE: i32 = 2000;
+/// PostgreSQL assigns a number to an extension's timer; any number beyond its own asks for one.
+const ANY_TIMER: i32 = 1000;
+
+thread_local! {
+    static TIMER: Cell<Option<i32>> = const { Cell::new(None) };
+}
+static EXPIRED: AtomicBool = AtomicBool::new(false);
+
+unsafe extern "C-unwind" {
+    #[link_name = "RegisterTimeout"]
+    fn register_timeout(id: i32, handler: extern "C" fn()) -> i32;
+    fn enable_timeout_after(id: i32, milliseconds: i32);
+    fn disable_timeout(id: i32, keep_indicator: bool);
+    /// Declared here, since pgrx wraps it in a function of Rust, which a signal handler must not be.
+    fn die(signal: i32);
+}
+
+extern "C" fn expire() {
+    EXPIRED.store(true, Ordering::Relaxed);
+    // SAFETY: PostgreSQL's own handler of SIGTERM, which only sets flags; called where signals are handled.
+    unsafe { die(pg_sys::SIGTERM as i32) };
+}
+
+/// Whether the timer has ended this process.
+pub fn has_expired() -> bool {
+    EXPIRED.load(Ordering::Relaxed)
+}
+
+/// Whether this process is a background worker.
+pub fn is_worker() -> bool {
+    // SAFETY: a variable that is set at the start of the process.
+    !unsafe { (&raw const pg_sys::MyBgworkerEntry).read() }.is_null()
+}
+
+/// Both timers, which run as long as this lives; in a session there are none.
+pub(super) struct HardLimit(Option<i32>);
+
+impl HardLimit {
+    pub(super) fn start() -> Self {
+        if !is_worker() {
+            return Self(None);
+        }
+        let timer = TIMER.get().unwrap_or_else(|| {
+            // SAFETY: a static function; PostgreSQL raises an error if it has no more timers.
+            let timer = unsafe { register_timeout(ANY_TIMER, expire) };
+            TIMER.set(Some(timer));
+            timer
+        });
+        // SAFETY: timers that are registered.
+        unsafe {
+            enable_timeout_after(STATEMENT_TIMEOUT, guc::worker_timeout());
+            enable_timeout_after(timer, guc::worker_timeout().saturating_add(GRACE));
+        }
+        Self(Some(timer))
+    }
+}
+
+impl Drop for HardLimit {
+    fn drop(&mut self) {
+        if let Some(timer) = self.0 {
+            // SAFETY: as registered; nothing happens if they do not run.
+            unsafe {
+                disable_timeout(timer, false);
+                disable_timeout(STATEMENT_TIMEOUT, false);
+            }
+        }
+    }
+}

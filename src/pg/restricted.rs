@@ -1,0 +1,182 @@
+//! What a table owner's code may not do although PostgreSQL allows it in a security-restricted operation: anything that
+//! would outlast the call in the caller's session, or change what the caller's transaction does.
+#![allow(unsafe_code)]
+
+use std::cell::Cell;
+use std::ffi::c_char;
+use std::sync::OnceLock;
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use crate::pg::error::sql_error;
+
+thread_local! {
+    /// How many contexts of a table's owner are open.
+    static OPEN: Cell<u32> = const { Cell::new(0) };
+}
+
+/// As long as it lives, the hooks refuse.
+pub(super) struct Restricted(());
+
+impl Restricted {
+    pub(super) fn begin() -> Self {
+        OPEN.set(OPEN.get() + 1);
+        Self(())
+    }
+}
+
+impl Drop for Restricted {
+    fn drop(&mut self) {
+        OPEN.set(OPEN.get() - 1);
+    }
+}
+
+fn is_restricted() -> bool {
+    // SAFETY: reads a variable of the process.
+    OPEN.get() > 0 && unsafe { pg_sys::InSecurityRestrictedOperation() }
+}
+
+/// The hooks that were installed before.
+static NEXT_ACCESS: OnceLock<pg_sys::object_access_hook_type> = OnceLock::new();
+static NEXT_UTILITY: OnceLock<pg_sys::ProcessUtility_hook_type> = OnceLock::new();
+
+/// Installs the hooks.
+pub fn register() {
+    // SAFETY: the library is loaded once in a process, on its only thread.
+    unsafe {
+        if NEXT_ACCESS.set((&raw const pg_sys::object_access_hook).read()).is_ok() {
+            (&raw mut pg_sys::object_access_hook).write(Some(on_object_access));
+        }
+        if NEXT_UTILITY.set((&raw const pg_sys::ProcessUtility_hook).read()).is_ok() {
+            (&raw mut pg_sys::ProcessUtility_hook).write(Some(on_utility));
+        }
+    }
+}
+
+/// PostgreSQL calls it for security modules before it runs a function.
+#[pg_guard]
+unsafe extern "C-unwind" fn on_object_access(
+    access: pg_sys::ObjectAccessType::Type,
+    class: pg_sys::Oid,
+    object: pg_sys::Oid,
+    sub: std::ffi::c_int,
+    argument: *mut std::ffi::c_void,
+) {
+    if let Some(Some(next)) = NEXT_ACCESS.get() {
+        // SAFETY: the hook that was installed before, with the arguments that it would have been given.
+        unsafe { next(access, class, object, sub, argument) };
+    }
+    if access != pg_sys::ObjectAccessType::OAT_FUNCTION_EXECUTE || !is_restricted() {
+        return;
+    }
+    let function = object.to_u32();
+    let (what, hint) = if SESSION_LOCKS.contains(&function) {
+        (
+            "take or release session-level advisory locks",
+            "Use pg_advisory_xact_lock, which lasts until the transaction ends.",
+        )
+    } else if LARGE_OBJECTS.contains(&function) {
+        ("use descriptors of large objects", "Use lo_get and lo_put.")
+    } else if function == pg_sys::F_SETSEED {
+        ("set the seed of random()", "The session would draw predictable numbers afterwards.")
+    } else {
+        return;
+    };
+    sql_error(
+        PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+        format!("cannot {what} within security-restricted operation"),
+    )
+    .set_hint(hint)
+    .report(PgLogLevel::ERROR);
+}
+
+/// PostgreSQL calls it for each statement that is no query.
+///
+/// Without `pg_guard`, and with PostgreSQL's own function declared here: pgrx would catch every error of every such
+/// statement and raise it again without its context, position and names. An error passes this frame by longjmp, which is
+/// sound since it has nothing to drop.
+#[allow(clippy::too_many_arguments)]
+unsafe extern "C-unwind" fn on_utility(
+    statement: *mut pg_sys::PlannedStmt,
+    text: *const c_char,
+    read_only: bool,
+    context: pg_sys::ProcessUtilityContext::Type,
+    parameters: pg_sys::ParamListInfo,
+    environment: *mut pg_sys::QueryEnvironment,
+    receiver: *mut pg_sys::DestReceiver,
+    completion: *mut pg_sys::QueryCompletion,
+) {
+    // SAFETY: a statement that is about to be run. The hook that was installed before, or PostgreSQL's own function, gets
+    // the arguments of this call.
+    unsafe {
+        if OPEN.get() > 0 {
+            refuse_utility((*(*statement).utilityStmt).type_);
+        }
+        let next = NEXT_UTILITY.get().copied().flatten().unwrap_or(standard_utility);
+        next(statement, text, read_only, context, parameters, environment, receiver, completion);
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn refuse_utility(kind: pg_sys::NodeTag) {
+    let command = match kind {
+        // Whether the caller's own deferred constraints are checked now or at the end is the caller's affair.
+        pg_sys::NodeTag::T_ConstraintsSetStmt => "SET CONSTRAINTS",
+        pg_sys::NodeTag::T_LoadStmt => "LOAD",
+        _ => return,
+    };
+    if is_restricted() {
+        sql_error(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            format!("cannot execute {command} within security-restricted operation"),
+        )
+        .report(PgLogLevel::ERROR);
+    }
+}
+
+unsafe extern "C-unwind" {
+    #[link_name = "standard_ProcessUtility"]
+    fn standard_utility(
+        statement: *mut pg_sys::PlannedStmt,
+        text: *const c_char,
+        read_only: bool,
+        context: pg_sys::ProcessUtilityContext::Type,
+        parameters: pg_sys::ParamListInfo,
+        environment: *mut pg_sys::QueryEnvironment,
+        receiver: *mut pg_sys::DestReceiver,
+        completion: *mut pg_sys::QueryCompletion,
+    );
+}
+
+/// pg_advisory_lock and its variants that outlive a transaction, and those that release: fixed in pg_proc.dat.
+const SESSION_LOCKS: [u32; 13] = [
+    pg_sys::F_PG_ADVISORY_LOCK_INT8,
+    pg_sys::F_PG_ADVISORY_LOCK_SHARED_INT8,
+    pg_sys::F_PG_TRY_ADVISORY_LOCK_INT8,
+    pg_sys::F_PG_TRY_ADVISORY_LOCK_SHARED_INT8,
+    pg_sys::F_PG_ADVISORY_UNLOCK_INT8,
+    pg_sys::F_PG_ADVISORY_UNLOCK_SHARED_INT8,
+    pg_sys::F_PG_ADVISORY_LOCK_INT4_INT4,
+    pg_sys::F_PG_ADVISORY_LOCK_SHARED_INT4_INT4,
+    pg_sys::F_PG_TRY_ADVISORY_LOCK_INT4_INT4,
+    pg_sys::F_PG_TRY_ADVISORY_LOCK_SHARED_INT4_INT4,
+    pg_sys::F_PG_ADVISORY_UNLOCK_INT4_INT4,
+    pg_sys::F_PG_ADVISORY_UNLOCK_SHARED_INT4_INT4,
+    pg_sys::F_PG_ADVISORY_UNLOCK_ALL,
+];
+
+/// Functions on descriptors, which are numbers from 0 that are the whole session's: PostgreSQL checks privileges when a
+/// descriptor is opened, so the owner's code could read what the caller has open.
+const LARGE_OBJECTS: [u32; 10] = [
+    pg_sys::F_LO_OPEN,
+    pg_sys::F_LO_CLOSE,
+    pg_sys::F_LOREAD,
+    pg_sys::F_LOWRITE,
+    pg_sys::F_LO_LSEEK,
+    pg_sys::F_LO_LSEEK64,
+    pg_sys::F_LO_TELL,
+    pg_sys::F_LO_TELL64,
+    pg_sys::F_LO_TRUNCATE,
+    pg_sys::F_LO_TRUNCATE64,
+];

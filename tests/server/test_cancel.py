@@ -1,0 +1,32 @@
+"""A cancel ends every function soon, whatever it is given. benches/server/cancel.py measures how soon."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import cancels
+import pytest
+
+import support
+
+# Measured are 0.2 s at most (docs/limits.md), on a machine that does nothing else.
+SOON = 2.0
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Iterator[support.Database]:
+    made = support.Database()
+    with made.connect() as db:
+        cancels.prepare(db, {})
+    yield made
+    made.drop()
+
+
+@pytest.mark.parametrize("name", cancels.OTHERS)
+def test_a_cancel_is_seen(prepared: support.Database, name: str) -> None:
+    """Of images, tests/embed/test_image_limits.py does the same."""
+    took = [cancels.cancel_after(prepared.connect, cancels.OTHERS[name], delay) for delay in (0.05, 0.15, 0.4)]
+    seen = [seconds for seconds in took if seconds is not None]
+    # A text of 100 MB is refused at once.
+    assert seen or name.startswith("clip_embed_text,")
+    assert max(seen, default=0.0) < SOON, took
