@@ -49,5 +49,5 @@ Settings:
   UNIT=resize                    make test: only the unit tests of this name
   TESTS=embed                    make test: only this file of tests/sql (or several: a,b)
   K='pillow or tokenizer'        make test: only the pytest tests that match
-  ORDER=7                        make test: another order of the pytest tests (they are shuffled; none: as they are written)
+  ORDER=7                        make test: shuffle the pytest tests by this seed
 HELP

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Mutation testing: would the tests notice?
-#   mutants.sh engine   cargo-mutants on crates/clip, whose settings and exceptions are in .cargo/mutants.toml. All of it takes a day on
-#                       two cores. FILES='clustering/centroid.rs text/*.rs' chooses, below crates/clip/src.
-#   mutants.sh glue     the mutations of tests/mutants/glue.py, an hour; the server of `make test-cluster` is up. ONLY='words,words' chooses.
+# Mutation testing: changes the source in small ways and checks that a test fails.
+#   mutants.sh engine   cargo-mutants on crates/clip; settings and exceptions are in .cargo/mutants.toml. All 4,000 mutations take days on
+#                       two cores. FILES='clustering/centroid.rs text/*.rs' selects files below crates/clip/src.
+#   mutants.sh glue     the mutations of tests/mutants/glue.py; the server of `make test-cluster` is up. ONLY='words,words' selects by name.
 # Results stay in target/mutants and target/mutants-glue.jsonl.
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
@@ -10,7 +10,7 @@ require_pg
 cargo_setup
 cd "$root"
 mutants_version=27.1.0
-# Of the mutations that build, so many in a hundred have to be noticed.
+# The percentage of the mutations that compile that the tests must catch.
 least=96
 
 engine() {
@@ -21,7 +21,7 @@ engine() {
     fi
     for file in ${FILES:-}; do files+=(--file "crates/clip/src/$file"); done
     export ORT_DYLIB_PATH=$pg_lib/clip_search/libonnxruntime.so PG_CONFIG=$pg_config
-    # In place: a copy of the tree would compile all dependencies again. 2 is `some survived`, 3 `some ran out of time`.
+    # In place, because a copy of the tree would compile all dependencies again. Status 2: some survived; 3: some timed out.
     "$program" mutants --in-place --output "$target" --package clip --no-shuffle "${files[@]}" || [ $? -le 3 ]
     "$python" scripts/mutants_report.py "$target/mutants.out" "$least"
 }

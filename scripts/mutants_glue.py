@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Applies the mutations of tests/mutants/glue.py one after the other, and runs the test that has to notice each.
+"""Applies the mutations of tests/mutants/glue.py one after the other, and runs the test that must fail.
 
     mutants_glue.py [--only WORDS] [--out FILE]    from scripts/mutants.sh, with the server of `make test-cluster` up
 
-Each mutation is built as a change of its own (some 40 s), installed, and undone. A build that fails is no verdict. Ends with 1 if
-a mutation survived or did not apply. The results are appended to the file as they come, one JSON object a line.
+Each mutation is built and installed on its own (an incremental build), tested, and undone. A failed build is not a kill. The exit status
+is 1 if a mutation survives, does not apply or does not build. Results are appended to FILE one by one, as a JSON object a line.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What came of a run of cargo-mutants: how many of the mutations that build were noticed, and which were not.
+"""The result of a cargo-mutants run: how many of the mutations that compile the tests caught, and which ones survived.
 
     mutants_report.py target/mutants.out 96 [SURVIVORS]
 
-SURVIVORS lists those that are known, one a line with the reason after a tab (tests/mutants/survivors.tsv). Ends with 1 where fewer in a
-hundred are noticed than asked for, or one survives that is not listed.
+SURVIVORS lists the known ones, one a line with the reason after a tab (tests/mutants/survivors.tsv). The exit status is 1 if the percentage is
+below the minimum, or if an unlisted mutation survives.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main(folder: str, least: str, known: str = str(ROOT / "tests" / "mutants" / 
         if not reason:
             unlisted.append(name)
     share = 100 * noticed / viable
-    print(f"{noticed} of {viable} mutations noticed, {share:.1f} %; {len(found.get('Unviable', []))} do not build")
+    print(f"{noticed} of {viable} mutations caught, {share:.1f} %; {len(found.get('Unviable', []))} do not build")
     return 1 if share < float(least) or unlisted else 0
 
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Runs what CI does not, and leaves a line of it in docs/records.md: when, of which commit, on what machine, how long it took and what came
-# of it. Commit the line with the change that it is of; the README and the docs claim only what is recorded there.
-#   record.sh TARGET COMMAND…    the target of the Makefile, and what it runs
-# RECORD=no leaves no line.
+# Runs a check that CI does not run, and appends a line to docs/records.md: date, target, commit, machine, time, result. Commit the line with
+# the change that was checked; the README and the docs claim only what is recorded there.
+#   record.sh TARGET COMMAND…    TARGET is the Makefile's, COMMAND is what it runs
+# RECORD=no appends nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 name=$1
 shift
-# Settings that choose a part of it: a record of a part must not pass for the whole.
+# Settings that select a part, so that its record does not pass for the whole.
 for setting in TESTS K SOAK FUZZ TARGETS KILLS HOSTILE BENCH MODEL PG_CONFIGS FILES ONLY; do
     [ -z "${!setting:-}" ] || name+=" $setting='${!setting}'"
 done
@@ -20,7 +20,7 @@ commit=$(git rev-parse --short=10 HEAD 2>/dev/null || echo unknown)
 # The records themselves don't count as a change.
 [ -z "$(git status --porcelain -- . ':!docs/records.md' 2>/dev/null)" ] || commit+=" with changes"
 if [ "$status" -eq 0 ]; then result=passed; else result="failed ($status)"; fi
-# What it says at its end: pytest's counts, a table's last line. Colours and bars would break the table.
+# The last line, such as pytest's counts. Colours and bars would break the table.
 last=$(sed 's/\x1b\[[0-9;]*m//g; s/|/ /g; s/=\{2,\}//g; s/^ *//; s/ *$//' "$output" | grep -v '^$' | tail -n 1 | cut -c1-160)
 cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo 2>/dev/null | head -n 1)
 # Two runs may end at once.

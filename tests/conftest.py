@@ -33,13 +33,13 @@ def pytest_sessionstart() -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--order",
-        default=os.environ.get("ORDER") or "1",
-        help="the seed of the order that tests run in, so that none needs what another has left; none: as they are written",
+        default=os.environ.get("ORDER") or "none",
+        help="the seed of a shuffled order, in which no test may need what another has left; none: as they are written",
     )
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    return f"order: ORDER={config.getoption('order')} (the tests are shuffled by it)"
+    return f"order: ORDER={config.getoption('order')} (a number shuffles the tests)"
 
 
 @pytest.hookimpl(trylast=True)

@@ -137,7 +137,7 @@ fn claim(client: &mut SpiClient<'_>, store: &Store, collection: &str, role: pg_s
 fn join(client: &mut SpiClient<'_>, collection: &Collection, cluster: &Cluster, member: &[f32]) -> SqlResult<()> {
     let mut sum = cluster.sum.clone();
     sum.add(member, None, 1);
-    // Without a member but this one: others are taking the last ones away, and their vectors are no mean.
+    // If this is the only member left, others are removing the last ones, and what remains of their sum says nothing.
     if sum.size > 1 && sum.direction().is_none() {
         return Err(report(
             Error::new(Kind::InvalidInput, "the members of the cluster cancel out")

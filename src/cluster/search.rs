@@ -18,21 +18,21 @@ use crate::cluster::tables::{self, Condition, Index, Moment, Row, Sees, Store};
 
 /// Bits by which a stored code may differ from that of the centroid of today. 12 of 256 is an angle of 8 degrees.
 pub const DRIFT: u32 = 12;
-/// Codes that are kept of those within reach, the nearest, to be ranked by their likelihood (0.2 ms for all of them).
+/// The nearest codes within reach, at most this many, are ranked by likelihood.
 const KEPT: usize = 8192;
 /// Clusters compared exactly, at most. Each costs 2 µs, or 12 where its page has to be fetched from the operating system.
 const CANDIDATES: usize = 640;
-/// So many of them at first, and always thrice as many after that.
+/// The first batch of comparisons; each further batch is three times as large.
 const FIRST: usize = 16;
-/// So many are always compared, as long as their codes are within reach: the likelihood assumes that clusters are spread
-/// about as the vector is, and in a crowd around the vector it is too hopeful of the right one (20 places in 400).
+/// At least this many are compared, if their codes are within reach. The likelihood assumes that clusters are not centred on
+/// the vector; in a crowd around it, the right one ranked up to 52nd of 400.
 const SURE: usize = 64;
-/// More are, as long as the code of a cluster that the vector belongs to scores so many standard deviations below what is
-/// expected in less than one of two thousand cases. That is two clusters of a million photo-like ones, some twenty of 5,000
-/// with a mean cosine of 0.78, and some 250 at 0.85.
+/// Further ones are compared while their scores are at most this far below the expected one: the right cluster lies beyond in
+/// fewer than one of two thousand cases. Two clusters of 100,000 photo-like ones are within, 20 of 5,000 with a mean cosine
+/// of 0.78, and 240 at 0.85.
 const DEVIATIONS: f64 = 3.3;
-/// More are, too, while some come as close to the nearest as this. Vectors of one code distance have cosines with a standard
-/// deviation of 0.04.
+/// They are also compared while the last batch came this close to the nearest. The cosines of vectors at one code distance have
+/// a standard deviation of 0.04.
 const SPREAD: f64 = 0.05;
 /// By how much a cosine to a centroid may exceed the one to the sum that is searched. What has changed since has less
 /// weight than the sum (see [`Cluster::wants_folding`]), and members are within some 20 degrees of their centroid.
@@ -126,7 +126,7 @@ impl<'a> Search<'a> {
         let mut left = likelihood.rank(found).into_iter().take(CANDIDATES);
         let (mut compared, mut count, mut promising) = (0, FIRST, true);
         loop {
-            // What has been found meanwhile leaves less within reach.
+            // A better match so far leaves fewer codes within reach.
             let reach = reach(best.cosine());
             let batch: Vec<_> = left.by_ref().filter(|(_, near)| near.distance <= reach).take(count).collect();
             let Some((score, _)) = batch.first() else { break };
@@ -206,12 +206,12 @@ impl<'a> Search<'a> {
         near
     }
 
-    /// A cluster with all that belongs to it, if anything does: what is committed, and what others are adding and taking away.
+    /// A cluster with its committed members and those that other transactions are adding or removing; None if it has no rows.
     ///
-    /// The committed part is read from both tables as of one moment. Read one after the other, rows that were merged into
-    /// the sum between the two scans counted twice, and where most members had just left, the rest seemed to cancel out. What
-    /// others have under way is read before that moment, and counts if it still was under way then. Of their rows only those
-    /// count that were inserted for single members: rows that they have merged, or given a code, count by what they were.
+    /// The committed rows of both tables are read with one snapshot. Reading the tables one after the other counted rows twice
+    /// that were merged into the sum between the two scans; if most members had just left, the rest seemed to cancel out.
+    /// Uncommitted rows are read before the snapshot is taken, and count if it still shows their transactions in progress. Only
+    /// rows inserted for single members count: merged rows, and rows that were given a code, replace rows that count already.
     pub fn look_up(&self, id: i64) -> Option<Cluster> {
         let mut cluster = Cluster {
             sum: Sum::new(self.member.len()),
@@ -223,7 +223,7 @@ impl<'a> Search<'a> {
         };
         let (mut coming, mut place) = (UnderWay::default(), None);
         let of_cluster = [Condition::BigintIs(2, id)];
-        // A leaving is written after its joining: seen here, the joining is seen too, in the sums if not before.
+        // A transaction writes a member's leaving after its joining, so a scan that sees the first sees the second, here or in the sums.
         self.store.scan(Sees::Everything, Index::ChangeCluster, &changes_of(self.store, id), |row| {
             cluster.under_way |= row.inserting || row.deleting;
             coming.add(row);
@@ -269,7 +269,7 @@ impl<'a> Search<'a> {
     }
 }
 
-/// By transaction, the members that others are adding to a cluster and taking away.
+/// The members that other transactions are adding to a cluster and removing, by transaction.
 #[derive(Default)]
 struct UnderWay(Vec<(pg_sys::TransactionId, Sum)>);
 

@@ -66,11 +66,11 @@ pub enum Sees<'a> {
     Everything,
     /// Committed rows and this transaction's own, as of the beginning of the scan.
     Settled,
-    /// The same as of one moment, for several scans.
+    /// Committed rows and this transaction's own, with one snapshot for several scans.
     At(&'a Moment),
 }
 
-/// What is committed at a moment, whatever the transaction's own snapshot.
+/// A snapshot of what is committed now, whatever the transaction's own snapshot shows.
 pub struct Moment(pg_sys::Snapshot);
 
 impl Moment {
@@ -79,7 +79,7 @@ impl Moment {
         Self(unsafe { pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot()) })
     }
 
-    /// Whether a (sub)transaction that has written rows was under way then.
+    /// Whether a (sub)transaction was in progress when the snapshot was taken.
     pub fn is_under_way(&self, writer: pg_sys::TransactionId) -> bool {
         // SAFETY: the snapshot is registered.
         unsafe { pg_sys::XidInMVCCSnapshot(writer, self.0) }

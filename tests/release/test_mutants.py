@@ -1,4 +1,4 @@
-"""The mutations of tests/mutants/glue.py are of the source as it is, and their tests are there."""
+"""Each mutation of tests/mutants/glue.py applies to the current source, and its test exists."""
 
 from __future__ import annotations
 

@@ -1,22 +1,22 @@
 //! Which of the clusters whose codes are near is likely to be the one of a vector.
 //!
-//! A Hamming distance counts all bits alike. Photos share a mean direction, though, so most bits have the same value in
-//! nearly all codes of a collection and tell nothing, and a bit tells more the further the vector lies from the plane that
-//! it stands for. Here each bit counts by its log-likelihood ratio, with two facts that the stored codes and the vector
-//! hold already: how many of the candidates have the bit, and the vector's own component. Among 5,000 clusters with a mean
-//! cosine of 0.78, one vector in a thousand has its cluster beyond the 360th by distance, and beyond the 30th by this score.
+//! The Hamming distance weighs all bits alike. Photos share a mean direction, so most bits have the same value in nearly all
+//! codes of a collection and carry no information; and a bit carries more, the further the vector lies from the bit's plane.
+//! Here each bit is weighed by its log-likelihood ratio, from two things known without further storage: the share of
+//! candidates that have the bit, and the vector's own component. Among 5,000 clusters with a mean cosine of 0.78, the right one
+//! is among the nearest 370 by distance for 99.9 % of the vectors, and among the first 30 by this score.
 //!
-//! The model: a component of a centroid is normal with a mean and a variance that give the bit its frequency, and a vector of
+//! The model: a component of a centroid is normal, with a mean and a variance that give the bit its frequency; a vector with
 //! cosine t to the centroid has t times that component plus normal noise.
 
 use super::binary_code::{BITS, BYTES, Candidate, Code};
 
 /// Candidates whose bits are counted, at most: a frequency is then known to within 0.016.
 const COUNTED: usize = 1024;
-/// Above this cosine the noise is so small that the model would rule out what rounding has moved.
+/// Above this cosine, the model's noise would be smaller than the effect of rounding.
 const MOST: f64 = 0.99;
 
-/// How the code of a centroid of a certain cosine to the vector would score.
+/// Scores codes by how likely they are those of a centroid with a certain cosine to the vector.
 pub struct Likelihood {
     /// The score of each value of each byte of a code.
     weights: Vec<[f32; 256]>,
