@@ -1,5 +1,5 @@
-# clip_search. `make help` lists what there is to do.
-# The work is done by scripts/*.sh; this file says what needs what.
+# clip_search. `make help` lists the targets.
+# scripts/*.sh do the work; this file states what depends on what.
 
 # The server to build for: its pg_config, by default the one on PATH, or that of the server `make deps` installs.
 PG_CONFIG ?=
@@ -17,9 +17,16 @@ MODEL ?=
 PORT ?=
 STAMPS ?=
 PG_CONFIGS ?=
+MAJOR ?=
+SUITE ?=
+ARCH ?=
+ENGINE ?=
 PGVECTOR_SRC ?=
 CITUS_SRC ?=
-export PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK FUZZ TARGETS KILLS BENCH MODEL STAMPS PORT PG_CONFIGS PGVECTOR_SRC CITUS_SRC
+ORDER ?=
+ONLY ?=
+FILES ?=
+export ORDER ONLY FILES PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK FUZZ TARGETS KILLS BENCH MODEL STAMPS PORT PG_CONFIGS MAJOR SUITE ARCH ENGINE PGVECTOR_SRC CITUS_SRC
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := all
@@ -49,6 +56,7 @@ env:
 stop:
 	@scripts/cluster.sh stop
 	@CLUSTER=test scripts/cluster.sh stop
+	@CLUSTER=test.beside scripts/cluster.sh stop
 
 # The tests have a server of their own, which preloads nothing.
 .PHONY: test-cluster
@@ -64,6 +72,15 @@ test: test-cluster
 lint: build-deps
 	@scripts/lint.sh $(CHECKS)
 
+# Mutation testing: the engine by cargo-mutants, for hours; the glue by a list, in the server of the tests.
+.PHONY: mutants mutants-glue
+mutants: install
+	@scripts/record.sh mutants scripts/mutants.sh engine
+
+mutants-glue: export CLUSTER = test
+mutants-glue: test-cluster
+	@scripts/record.sh mutants-glue scripts/mutants.sh glue
+
 demo: cluster
 	@scripts/demo.sh
 
@@ -73,7 +90,7 @@ webapp: cluster
 
 .PHONY: browser-test
 browser-test: cluster
-	@scripts/browser.sh
+	@scripts/record.sh browser-test scripts/browser.sh
 
 .PHONY: feasibility
 feasibility: cluster
@@ -81,15 +98,15 @@ feasibility: cluster
 
 .PHONY: matrix
 matrix:
-	@scripts/matrix.sh
+	@scripts/record.sh matrix scripts/matrix.sh
 
 .PHONY: valgrind
 valgrind:
-	@scripts/valgrind.sh
+	@scripts/record.sh valgrind scripts/valgrind.sh
 
 .PHONY: citus
 citus:
-	@scripts/citus.sh
+	@scripts/record.sh citus scripts/citus.sh
 
 # In a folder of its own, since it is another profile. Debian's gcc-aarch64-linux-gnu compiles libjpeg-turbo.
 .PHONY: check-arm64
@@ -103,7 +120,19 @@ deb:
 	@scripts/deb.sh
 
 deb-test:
-	@scripts/deb.sh test
+	@scripts/record.sh deb-test scripts/deb.sh test
+
+.PHONY: clients-test
+clients-test: export CLUSTER = test
+clients-test: test-cluster
+	@scripts/clients.sh
+
+.PHONY: image image-test
+image:
+	@scripts/image.sh
+
+image-test:
+	@scripts/image.sh test
 
 .PHONY: docs
 docs: export CLUSTER = test
@@ -115,28 +144,34 @@ model:
 
 # With FUZZ=seconds guided by coverage, which needs no server.
 fuzz: $(if $(FUZZ),,install)
-	@scripts/fuzz.sh
+	@scripts/record.sh fuzz scripts/fuzz.sh
 
 soak: export CLUSTER = test
 soak: test-cluster
-	@SOAK=$(or $(SOAK),20) K="storm or memory" scripts/test.sh
+	@SOAK=$(or $(SOAK),20) scripts/record.sh soak env K="storm or memory" scripts/test.sh
 
 soak-kill: export CLUSTER = test
 soak-kill: test-cluster
-	@KILLS=$(or $(KILLS),200) K=test_kill scripts/test.sh
+	@KILLS=$(or $(KILLS),200) scripts/record.sh soak-kill env K=test_kill scripts/test.sh
+
+# Needs network the first time: the reference decoders are Python packages.
+.PHONY: image-corpus
+image-corpus: build-deps
+	@scripts/image-corpus.sh
 
 .PHONY: soak-hostile
 soak-hostile: export CLUSTER = test
 soak-hostile: test-cluster
-	@HOSTILE=$(or $(HOSTILE),3600) K=test_hostile scripts/test.sh
+	@HOSTILE=$(or $(HOSTILE),3600) scripts/record.sh soak-hostile env K=test_hostile scripts/test.sh
 
 bench: cluster
-	@scripts/bench.sh
+	@scripts/record.sh bench scripts/bench.sh
 
 eval: cluster
-	@scripts/eval.sh
+	@scripts/record.sh eval scripts/eval.sh
 
 clean:
 	@scripts/cluster.sh remove
 	@CLUSTER=test scripts/cluster.sh remove
+	@CLUSTER=test.beside scripts/cluster.sh remove
 	@rm -rf target

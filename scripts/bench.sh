@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The benchmarks, for benches/README.md; the cluster of `make cluster` is up. Tables go to stdout, raw figures to target/bench.
+# The benchmarks of benches/README.md, on the cluster of `make cluster`. Tables go to stdout, raw figures to
+# target/bench.
 #   BENCH=embed,server,assign,recluster   only these; jpeg times decoders, shapes other models' towers, sweep compares partitions and
 #                                         times nothing
 #   MODEL=directory                       a model of one's own in place of ViT-B/32 with random weights
@@ -17,7 +18,7 @@ run() { PYTHONDONTWRITEBYTECODE=1 "$target/venv-bench/bin/python" "$@"; }
 results=$target/bench
 mkdir -p "$results"
 
-# The true architecture of OpenAI's ViT-B/32; weights don't matter for time.
+# The true architecture of OpenAI's ViT-B/32. Weights don't affect the time.
 model() {
     model=${MODEL:-$results/clip-vit-base-patch32}
     [ -e "$model/onnx/vision_model.onnx" ] ||

@@ -8,29 +8,29 @@ find_cargo_pgrx || die "no cargo-pgrx $pgrx_version: run make deps"
 
 cargo_setup
 
-# On x86-64, without cargo-pgrx's --no-gc-sections: the linker keeps pgrx's schema section there by itself. The
-# library of a one-function extension comes to 0.6 MB in place of 3.7 MB, and since compiler flags are then those of
-# plain cargo, `cargo test` shares every compiled dependency. Lost sections stop the build with an error, so this
-# can't go wrong silently; on aarch64 they have been lost (cargo-pgrx 0.18.1, src/cargo.rs).
+# On x86-64, without cargo-pgrx's --no-gc-sections: the linker keeps pgrx's schema section anyway. The library of a
+# one-function extension shrinks from 3.7 MB to 0.6 MB, and because the compiler flags are then those of plain cargo,
+# `cargo test` shares every compiled dependency. Lost sections stop the build with an error, so this can't fail
+# silently. On aarch64 they have been lost (cargo-pgrx 0.18.1, src/cargo.rs).
 [ "$(uname -m)" != x86_64 ] || export CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND=1
 
 stage=$target/stage/pg$pg_major source=$root name=clip_search
 if [ "${1:-}" = release ]; then
     stage=$target/releases/$2/pg$pg_major source=$3 name="clip_search $2"
-    # Of its own, since cargo gives the libraries of both the same name, and would take one for the other. Compiled
-    # dependencies are linked into it, which cargo never writes to.
+    # A target directory of its own: cargo gives both libraries the same name and would mistake one for the other.
+    # Compiled dependencies are linked into it; cargo never writes to those.
     export CARGO_TARGET_DIR=$target/releases/build
     rm -rf "$CARGO_TARGET_DIR"
     mkdir -p "$CARGO_TARGET_DIR"
     cp -al "$target/release" "$CARGO_TARGET_DIR/release"
     find "$CARGO_TARGET_DIR/release" -depth \( -name '*clip*' -o -name incremental \) -exec rm -r {} +
 fi
-# Earlier versions have no decoder of HEIC.
+# Earlier versions have no HEIC decoder.
 [ "${1:-}" != release ] || features=pg$pg_major
 package() {
     rm -rf "$stage"
     cd "$source"
-    # A compile error must be the end of the log, not a backtrace of the tool.
+    # A compile error should be the end of the log, not a backtrace of the tool.
     RUST_BACKTRACE=0 RUST_LIB_BACKTRACE=0 "$cargo_pgrx_program" pgrx package --pg-config "$pg_config" --out-dir "$stage" \
         --no-default-features --features "$features"
 }

@@ -3,7 +3,8 @@
 # (tests/citus). Builds what is missing, prints the gallery's searches and groups and a table, and fails if any of it does.
 #   CITUS_SRC=path PGVECTOR_SRC=path   directories with their sources, or git repositories, whose HEAD is taken
 #   K=…                                as in make test
-# PostgreSQL 16 to 18: that of PG_CONFIG, or of Debian's packages, or built from Debian's source package in target/matrix.
+# PostgreSQL 16 to 18: that of PG_CONFIG, one of Debian's packages, or a build of Debian's source package in
+# target/matrix.
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
 # shellcheck source=scripts/lib/sources.sh
@@ -11,9 +12,9 @@ source "$root/scripts/lib/sources.sh"
 
 place=$target/citus
 
-# --- what is needed is looked for first ------------------------------------------------------------------------
+# --- checks before the long work ------------------------------------------------------------------------------
 
-# source_id PATH FILE: what it is that would be built; FILE is one that the source must have.
+# source_id PATH FILE: identifies the source to build; it must contain FILE.
 source_id() {
     if [ -e "$1/$2" ]; then
         (cd "$1" && find . -type f -not -path './.git/*' -printf '%P %s %T@\n' | LC_ALL=C sort | sha256sum | cut -c 1-40)
@@ -59,8 +60,8 @@ unpack_citus() {
 build_citus() {
     unpack_citus
     cd "$place/source"
-    # Compression of what travels, and of columnar tables, would be two more packages to install; libcurl, for older
-    # versions, reports statistics to its makers.
+    # Compression of network traffic and of columnar tables would need two more packages; libcurl, in older versions,
+    # reports statistics to the vendor.
     PG_CONFIG=$pg_config ./configure --without-lz4 --without-zstd --without-libcurl
     make -s -j "$(nproc)" with_llvm=no
     make -s with_llvm=no DESTDIR="$place/stage" install
@@ -72,7 +73,7 @@ citus() {
     id="$pg_config $("$pg_config" --version) $(source_id "$CITUS_SRC" configure.ac)"
     if [ "$(cat "$place/built" 2>/dev/null)" != "$id" ] || [ ! -e "$place/stage/$pg_lib/citus.so" ]; then
         command -v flex >/dev/null || missing+=(flex)
-        # The server's headers ask for those of what it was built with.
+        # The server's headers include headers of the libraries it was built with.
         ! "$pg_config" --configure | grep -q -- --with-gssapi || [ -e /usr/include/gssapi/gssapi.h ] || missing+=(libkrb5-dev)
         ! "$pg_config" --configure | grep -Eq -- '--with-(openssl|ssl)' || [ -e /usr/include/openssl/ssl.h ] || missing+=(libssl-dev)
         [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}"

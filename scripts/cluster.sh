@@ -5,11 +5,11 @@
 #   cluster.sh stop    stop it
 #   cluster.sh remove  stop it and delete it
 #
-# PostgreSQL refuses to run as root. Then user postgres runs it (another: CLUSTER_USER=…), and where that user can't
-# reach the checkout, say below a private temporary directory, the data lies in the run directory and
-# target/cluster is a link to it. The run directory also holds the socket, whose path may have 107 bytes only.
-# CLUSTER=name is another cluster beside that one. The one without a name preloads the default model, as a server that
-# embeds would; others don't, so that tests see the extension load.
+# PostgreSQL refuses to run as root. Then user postgres runs it (or CLUSTER_USER=…). If that user can't reach the
+# checkout, for example below a private temporary directory, the data is in the run directory and target/cluster is a
+# link to it. The run directory also holds the socket, whose path is limited to 107 bytes. CLUSTER=name is another
+# cluster beside the unnamed one. The unnamed one preloads the default model, as a production server would; others
+# don't, so that tests see the extension load.
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
 
@@ -24,7 +24,7 @@ else
     server_user=$(id -un)
 fi
 
-# as_server COMMAND…: as the server's user, from a directory that user can be in.
+# as_server COMMAND…: runs it as the server's user, in a directory that this user can enter.
 as_server() {
     if [ "$(id -un)" = "$server_user" ]; then
         (cd / && "$@")
@@ -33,8 +33,8 @@ as_server() {
     fi
 }
 
-# read_state: is there a cluster of this checkout? A copy of target/ describes the original's, which is left alone;
-# if the checkout was moved, its server is stopped, since it looks for its files in the old place.
+# read_state: is there a cluster of this checkout? A copy of target/ describes the original's cluster, which is left
+# alone. If the checkout was moved, its server is stopped, because it looks for its files in the old place.
 read_state() {
     local checkout=
     [ -e "$state" ] || return 1
@@ -63,7 +63,7 @@ choose_run_dir() {
     if [ ! -e "$run_dir" ] && [ ! -L "$run_dir" ]; then
         as_server mkdir -m 700 "$run_dir" || die "can't make $run_dir for the cluster: set TMPDIR to another directory"
     fi
-    # Anyone may make a directory of this name in /tmp; one that isn't ours must not get our socket.
+    # Anyone may make a directory of this name in /tmp; the socket must not go into one that is not ours.
     if [ ! -d "$run_dir" ] || [ -L "$run_dir" ] || [ "$(stat -c %U "$run_dir")" != "$server_user" ]; then
         die "$run_dir is not a directory of user $server_user: remove it, or set TMPDIR to another directory"
     fi
@@ -80,8 +80,8 @@ postmaster() {
     [ -n "$pid" ] && [ -d "/proc/$pid" ] && [ "$(stat -c %U "/proc/$pid")" = "$server_user" ] && echo "$pid"
 }
 
-# By signal and not by pg_ctl, so that it also stops a server whose programs have been replaced or removed.
-# SIGINT is PostgreSQL's fast shutdown; it takes less than a second here.
+# By signal and not by pg_ctl, to stop a server whose programs have been replaced or removed as well. SIGINT is
+# PostgreSQL's fast shutdown; it takes less than a second here.
 stop_server() {
     local pid
     pid=$(postmaster) || return 0
@@ -101,7 +101,7 @@ remove_cluster() {
 
 init_cluster() {
     as_server "$pg_bin/initdb" -D "$real_data" -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-sync
-    # Nothing here outlives a crash of the machine, so nothing waits for the disk.
+    # The data need not survive a crash of the machine, so nothing waits for the disk.
     as_server tee -a "$real_data/postgresql.conf" >/dev/null <<CONF
 listen_addresses = ''
 port = $port
@@ -130,7 +130,7 @@ make_cluster() {
     step initdb "making a throw-away cluster (PostgreSQL $pg_major, user $server_user)" init_cluster
 }
 
-# Written where a line of it may be changed, or be another by ALTER SYSTEM; false if it is there already.
+# Written to a separate file, because ALTER SYSTEM may override a line; returns false if it was there already.
 configure_preload() {
     local conf
     conf=$(readlink "$data" || echo "$data")/postgresql.conf
@@ -146,8 +146,8 @@ start_server() {
     real_data=$(readlink "$data" || echo "$data")
     [ -d "$run_dir" ] || choose_run_dir # /tmp may have been swept
     say "starting the throw-away cluster"
-    # Descriptors above 2 are closed for the server: it would hold our lock, and make's pipes, for its lifetime.
-    # Where a developer's shell asks for Rust backtraces, a cancelled query would carry one as its DETAIL.
+    # Descriptors above 2 are closed for the server: it would hold our lock and make's pipes for its lifetime. With Rust
+    # backtraces enabled in a developer's shell, a cancelled query would carry one as its DETAIL.
     if ! as_server env -u RUST_BACKTRACE -u RUST_LIB_BACKTRACE \
         "$pg_bin/pg_ctl" -D "$real_data" -l "$log" -w -t "${PGCTLTIMEOUT:-60}" -s -o "-k '$run_dir' -c max_prepared_transactions=20" start \
         >/dev/null 2>&1 </dev/null 9>&-; then
@@ -164,8 +164,8 @@ preloads_old_library() {
     [ -n "$started" ] && [ "$(stat -c %Y "$pg_lib/clip_search.so")" -ge "$started" ]
 }
 
-# The extension's installed SQL. A database remembers, in its comment, which it was created with. Lines are sorted, and
-# those that say where in the source a function is are left out: cargo-pgrx writes functions in another order each time.
+# The extension's installed SQL. A database's comment records which SQL created its extension. Lines are sorted, and
+# those with source positions of functions are left out: cargo-pgrx writes functions in another order each time.
 sql_hash() {
     (cd "$pg_share/extension" && cat clip_search.control clip_search--*.sql) | grep -v '^-- src/' | LC_ALL=C sort |
         sha256sum | cut -c1-16

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Debian packages in target/deb, for the PostgreSQL of PG_CONFIG, out of an installation staged by DESTDIR.
-#   deb.sh         make them
-#   deb.sh test    then install them on a clean root and use them there (root rights and debootstrap)
-# By plain dpkg-deb: cargo fetches crates while it builds, which debhelper's rules are made to forbid, and the staged
+# Debian packages in target/deb, for the PostgreSQL of PG_CONFIG, from an installation staged by DESTDIR.
+#   deb.sh         builds them
+#   deb.sh test    also checks them with lintian, installs them on a clean root and uses them there (needs root and debootstrap)
+# By plain dpkg-deb: cargo fetches crates during the build, which debhelper's rules are made to forbid, and the staged
 # tree is what `make install` installs everywhere else.
 #   postgresql-NN-clip-search   the extension for one major version
 #   clip-search-onnxruntime     ONNX Runtime, for all of them
@@ -19,12 +19,17 @@ require_pg
 
 out=$target/deb
 architecture=$(dpkg --print-architecture 2>/dev/null) || die "there is no dpkg here: packages are made on Debian or Ubuntu"
-version=$(sed -nE 's/^version *= *"(.*)"/\1/p' "$root/Cargo.toml" | head -1)-1
+# As in PostgreSQL's own archive, the revision names the release that a package is built for, so that an upgrade of the system
+# brings the newer build of the same version.
+os_release() { sed -nE "s/^$1=\"?([^\"]*)\"?\$/\1/p" /etc/os-release; }
+release=$(os_release ID)$(os_release VERSION_ID)
+release=${release/#debian/deb}
+version=$(sed -nE 's/^version *= *"(.*)"/\1/p' "$root/Cargo.toml" | head -1)-1.$release+1
 maintainer=${DEB_MAINTAINER:-clip_search <clip-search@localhost>}
-# Where Debian's servers look, whatever PG_CONFIG says.
+# The directories where Debian's servers look, whatever PG_CONFIG says.
 deb_lib=usr/lib/postgresql/$pg_major/lib
 deb_share=usr/share/postgresql/$pg_major
-# Beside them, since no major version owns these.
+# Beside them, because no major version owns these.
 runtime=usr/lib/clip-search
 models=usr/share/clip-search/models
 # Dates in the packages are the last commit's, so that the same sources give the same packages.
@@ -48,32 +53,43 @@ staged() {
 # put FILE PACKAGE PATH [MODE]
 put() { install -D -m "${4:-644}" "$1" "$out/$2/$3"; }
 
-# shared_libraries FILE…: Depends of what they are linked to.
+# shared_libraries FILE…: the Depends for the libraries they are linked to.
 shared_libraries() {
     mkdir -p "$out/shlibs/debian"
     printf 'Source: clip-search\n\nPackage: clip-search\nArchitecture: any\n' >"$out/shlibs/debian/control"
     (cd "$out/shlibs" && dpkg-shlibdeps -O "$@" 2>/dev/null) | sed -n 's/^shlibs:Depends=//p'
 }
 
-# copyright PACKAGE COMMENT FILE…: the licences, one after the other, below a line that says what they are of.
+# copyright PACKAGE COMMENT FILE…: the licences of what it contains.
 copyright() {
-    local package=$1 comment=$2 file
+    local package=$1 comment=$2
     shift 2
     mkdir -p "$out/$package/usr/share/doc/$package"
-    {
-        printf '%s\n' "$comment"
-        for file in "$@"; do
-            printf '\n%s\n\n' "------------------------------------------------------------------------"
-            cat "$file"
-        done
-    } >"$out/$package/usr/share/doc/$package/copyright"
+    "$python" "$root/packaging/debian_copyright.py" "$comment" "$@" >"$out/$package/usr/share/doc/$package/copyright"
+}
+
+# changelog PACKAGE VERSION TEXT: Debian's changelog.
+changelog() {
+    local to=$out/$1/usr/share/doc/$1/changelog.Debian.gz
+    mkdir -p "$(dirname "$to")"
+    printf 'clip-search (%s) unstable; urgency=medium\n\n  * %s\n\n -- %s  %s\n' "$2" "$3" "$maintainer" \
+        "$(date -uRd "@$SOURCE_DATE_EPOCH")" | gzip -9n >"$to"
+}
+
+# override PACKAGE TAG…: what lintian finds and is intended.
+override() {
+    local package=$1 tag
+    shift
+    mkdir -p "$out/$package/usr/share/lintian/overrides"
+    for tag in "$@"; do printf '%s: %s\n' "$package" "$tag"; done >"$out/$package/usr/share/lintian/overrides/$package"
 }
 
 # package NAME VERSION ARCHITECTURE SECTION, control fields on standard input.
 package() {
     local name=$1 tree=$out/$1
     if [ "$name" = "postgresql-$pg_major-clip-search" ]; then
-        put "$root/CHANGELOG.md" "$name" "usr/share/doc/$name/CHANGELOG.md"
+        mkdir -p "$tree/usr/share/doc/$name"
+        gzip -9n <"$root/CHANGELOG.md" >"$tree/usr/share/doc/$name/changelog.gz"
         put "$root/README.md" "$name" "usr/share/doc/$name/README.md"
     fi
     mkdir -p "$tree/DEBIAN"
@@ -88,18 +104,23 @@ package() {
     dpkg-deb --root-owner-group -Zxz --build "$tree" "$out/${name}_$2_$3.deb"
 }
 
+# The pinned libjpeg-turbo is built in, because embeddings depend on its pixels to the bit, and Debian's is another version.
+LIBJPEG='embedded-library libjpeg *'
+
 extension_package() {
     local name=postgresql-$pg_major-clip-search file
     put "$out/stage$pg_lib/clip_search.so" "$name" "$deb_lib/clip_search.so"
     strip --strip-unneeded "$out/$name/$deb_lib/clip_search.so"
     for file in "$out/stage$pg_share/extension/"clip_search*; do put "$file" "$name" "$deb_share/extension/$(basename "$file")"; done
     mkdir -p "$out/$name/$deb_lib/clip_search" "$out/$name/$deb_share/clip_search"
-    ln -s "/$runtime/libonnxruntime.so" "$out/$name/$deb_lib/clip_search/libonnxruntime.so"
-    ln -s "/$models" "$out/$name/$deb_share/clip_search/models"
+    ln -sr "$out/$name/$runtime/libonnxruntime.so" "$out/$name/$deb_lib/clip_search/libonnxruntime.so"
+    ln -sr "$out/$name/$models" "$out/$name/$deb_share/clip_search/models"
     "$python" "$root/packaging/licences.py" "$root" >"$out/crates.txt"
-    copyright "$name" "clip_search, and the libraries that are built into it." "$root/LICENSE" "$out/crates.txt"
+    copyright "$name" "clip_search, and the libraries that are built into it." "$root/LICENSE" "$root/models/words/LICENSE" "$out/crates.txt"
+    override "$name" "$LIBJPEG"
+    changelog "$name" "$version" "Version ${version%%-*}; changelog.gz lists the changes."
     package "$name" "$version" "$architecture" database <<CONTROL
-Depends: postgresql-$pg_major, postgresql-$pg_major-pgvector (>= 0.5), clip-search-onnxruntime (>= 1.17), $(shared_libraries "$out/$name/$deb_lib/clip_search.so")
+Depends: postgresql-$pg_major, postgresql-$pg_major-pgvector (>= 0.8~), clip-search-onnxruntime (>= 1.17), $(shared_libraries "$out/$name/$deb_lib/clip_search.so")
 Recommends: clip-search-photo-mini
 Description: CLIP embeddings of images and texts inside PostgreSQL $pg_major
  Finds photos by words, by example and in groups of look-alikes, in plain SQL
@@ -116,7 +137,8 @@ runtime_package() {
     "$python" -m zipfile -e "$wheel" "$out/wheel"
     copyright "$name" "ONNX Runtime $ort_version, the library of the wheel onnxruntime, and what is built into it." \
         "$out/wheel/onnxruntime/LICENSE" "$out/wheel/onnxruntime/ThirdPartyNotices.txt"
-    package "$name" "$ort_version-1" "$architecture" libs <<CONTROL
+    changelog "$name" "$ort_version-1.$release+1" "ONNX Runtime $ort_version."
+    package "$name" "$ort_version-1.$release+1" "$architecture" libs <<CONTROL
 Depends: $(shared_libraries "$out/$name/$runtime/libonnxruntime.so")
 Description: ONNX Runtime, as clip_search for PostgreSQL uses it
  The library alone, in a directory of its own, where no other program finds it.
@@ -129,6 +151,7 @@ model_package() {
     cp -R "$out/stage$pg_share/clip_search/models/photo-mini" "$out/$name/$models/"
     copyright "$name" "photo-mini, and the models and data it is made from." "$root/models/photo-mini/LICENSE"
     put "$root/models/photo-mini/README.md" "$name" "usr/share/doc/$name/README.md"
+    changelog "$name" "$version" "The model of clip_search ${version%%-*}."
     package "$name" "$version" all database <<CONTROL
 Description: small image and text model for clip_search
  The model that clip_search uses where no other is named: 34 MB, at once and
@@ -140,6 +163,11 @@ tools_package() {
     local name=clip-search-tools
     put "$target/release/clip-embed" "$name" usr/bin/clip-embed 755
     strip --strip-unneeded "$out/$name/usr/bin/clip-embed"
+    mkdir -p "$out/$name/usr/share/man/man1"
+    help2man --no-info --name="embed image files for clip_search outside the server" "$out/$name/usr/bin/clip-embed" |
+        gzip -9n >"$out/$name/usr/share/man/man1/clip-embed.1.gz"
+    override "$name" "$LIBJPEG"
+    changelog "$name" "$version" "Version ${version%%-*}."
     "$python" "$root/packaging/licences.py" "$root" clip-embed >"$out/crates.txt"
     copyright "$name" "clip-embed, and the libraries that are built into it." "$root/LICENSE" "$out/crates.txt"
     package "$name" "$version" "$architecture" database <<CONTROL
@@ -166,7 +194,8 @@ pgvector_package() {
     strip --strip-unneeded "$out/$name/$deb_lib/vector.so"
     for file in "$out/pgvector-stage$pg_share/extension/"vector*; do put "$file" "$name" "$deb_share/extension/$(basename "$file")"; done
     copyright "$name" "pgvector $has" "$out/pgvector/LICENSE"
-    # A revision below 1: whichever archive has this version of pgvector, its package replaces this one.
+    changelog "$name" "$has-0clip1" "pgvector $has, built for PostgreSQL $pg_major."
+    # A revision below 1, so that any archive's package of this pgvector version replaces this one.
     package "$name" "$has-0clip1" "$architecture" database <<CONTROL
 Depends: postgresql-$pg_major, $(shared_libraries "$out/$name/$deb_lib/vector.so")
 Description: vectors and their indexes in PostgreSQL $pg_major (pgvector)
@@ -178,6 +207,7 @@ CONTROL
 make_packages() {
     local has
     command -v dpkg-shlibdeps >/dev/null || apt_install dpkg-dev
+    command -v help2man >/dev/null || apt_install help2man
     ensure_python
     say "staging an installation in ${out#"$root/"}/stage"
     staged
@@ -198,9 +228,14 @@ make_packages() {
 case ${1:-} in
 '') make_packages ;;
 test)
-    # First: making the packages takes minutes.
+    # First, because building the packages takes minutes.
     command -v debootstrap >/dev/null || apt_install debootstrap
+    command -v lintian >/dev/null || apt_install lintian
     make_packages
+    # The project has no address of its own yet, so the one above is no address unless DEB_MAINTAINER gives one.
+    tags=()
+    [ -n "${DEB_MAINTAINER:-}" ] || tags=(--suppress-tags "bogus-mail-host,bogus-mail-host-in-debian-changelog")
+    step deb-lintian "checking the packages with lintian" lintian --fail-on error,warning --info "${tags[@]}" "$out"/*.deb
     as_root "a clean root" "$root/packaging/clean-root.sh" "$out" "$pg_major" "$(debian_mirror)"
     ;;
 *) die "usage: deb.sh [test]" ;;

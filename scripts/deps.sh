@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What clip_search is built and run with; only what is missing is installed.
+# Installs whatever is missing to build and run clip_search.
 #   deps.sh build   to build: PostgreSQL's headers, a C compiler, Rust, cargo-pgrx
-#   deps.sh         also to run: pgvector, ONNX Runtime, the default model, in the server's directories
+#   deps.sh         also to run: pgvector, ONNX Runtime and the default model, in the server's directories
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
 # shellcheck source=scripts/lib/onnxruntime.sh
@@ -23,14 +23,14 @@ system_packages() {
     command -v pkg-config >/dev/null || missing+=(pkg-config)
     command -v cmake >/dev/null || missing+=(cmake)
     command -v nasm >/dev/null || [ "$(uname -m)" != x86_64 ] || missing+=(nasm)
-    # runuser serves root alone, and is not on everyone else's PATH.
+    # runuser works only for root, and is not on everyone else's PATH.
     command -v flock >/dev/null && { [ "$(id -u)" -ne 0 ] || command -v runuser >/dev/null; } || missing+=(util-linux)
     have_libclang || missing+=(libclang-dev)
     [ -e /etc/ssl/certs/ca-certificates.crt ] || [ -e /etc/pki/tls/cert.pem ] || missing+=(ca-certificates)
     [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}"
 }
 
-# A server to run in and the headers to build against, of one and the same major version.
+# A server to run in and the headers to build against, of the same major version.
 postgresql() {
     local missing=()
     if ! find_pg; then
@@ -65,7 +65,7 @@ rust() {
         die "rustc $have is too old, clip_search needs $need or newer: run rustup update stable"
 }
 
-# cargo-pgrx must be of pgrx's own version. It goes where cargo puts programs, unless another version lives there.
+# cargo-pgrx must have pgrx's version. It goes into cargo's own directory, unless another version is installed there.
 cargo_pgrx() {
     local where=()
     find_cargo_pgrx && return 0
@@ -116,7 +116,7 @@ pgvector() {
     if [ -n "${PGVECTOR_SRC:-}" ]; then
         what="pgvector of $PGVECTOR_SRC"
     else
-        # In a subshell first: its own messages say what is missing, this one what to do.
+        # In a subshell first: its own messages say what is missing, this one says what to do.
         (debian_source pgvector "$pg_major") || die "no pgvector in $pg_share/extension: install pgvector 0.8 or newer" \
             "from its source, or set PGVECTOR_SRC to it, then try again"
         debian_source pgvector "$pg_major"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The parts of docs/ that are not written by hand, in the cluster of `make test-cluster`: the reference from the catalogue,
-# and what psql prints after each example.
+# The generated parts of docs/, from the cluster of `make test-cluster`: the reference from the catalog, and psql's
+# output after each example.
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
 require_pg

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# How well a model finds, in the cluster of `make cluster`: a table to stdout, a plot to target/eval.
+# Evaluates how well a model finds photos, on the cluster of `make cluster`: a table to stdout, a plot to target/eval.
 #   MODEL=name    the model: a name, or a directory that the server can read (default: photo-mini)
 #   STAMPS=dir    usr/share/tuxpaint/stamps of Debian's package tuxpaint-stamps-default (default: fetched by apt, 161 MB)
 # shellcheck source=scripts/lib/common.sh

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What is checked without running anything; a warning is an error. All of it runs, whatever fails, then the failures are named.
+# Static checks; a warning is an error. Every check runs even if an earlier one fails, and the failures are listed at
+# the end.
 #   lint.sh [fmt] [clippy] [rooms] [ruff] [shellcheck]   only these
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
@@ -8,7 +9,7 @@ cargo_setup
 cd "$root"
 
 failed=()
-# check NAME COMMAND…: its output is shown only where it fails.
+# check NAME COMMAND…: shows the output only if it fails.
 check() {
     local name=$1 log=$logs/lint-$1.log start=$SECONDS
     shift
@@ -22,17 +23,17 @@ check() {
     fi
 }
 
-# As checks of the release profile: build scripts and macros are then those of the build, and nothing of them is compiled again.
+# With the release profile, so that build scripts and macros are shared with the build and not compiled again.
 clippy() { cargo clippy --locked --release "${workspace[@]}" --all-targets --quiet -- -D warnings; }
 
-# The whole repository but for what git doesn't know and what is not ignored.
+# All files of the repository except ignored ones.
 shell_scripts() {
     local files
     mapfile -t files < <({ git ls-files -co --exclude-standard -- '*.sh' .ci/run || find scripts packaging examples -name '*.sh'; } 2>/dev/null)
     PATH=$target/venv-lint/bin:$PATH shellcheck "${files[@]}"
 }
 python_style() {
-    # Both, so that one run shows all there is to do.
+    # Both run, so that one call shows everything to fix.
     local status=0
     "$target/venv-lint/bin/ruff" check --quiet . || status=1
     "$target/venv-lint/bin/ruff" format --check --quiet . || status=1

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The SQL tests and pytest on every PostgreSQL from 15 to 18 that is here or can be built here, each with a build of the
-# extension of its own; then pg_upgrade from each to each newer one. Prints a table; fails if anything in it does, or if
-# no two of them could be upgraded.
+# Runs the SQL tests and pytest on every PostgreSQL from 15 to 18 that is installed or can be built, each with its own
+# build of the extension; then pg_upgrade from each to each newer one. Prints a table; fails if anything in it fails, or
+# if no pair could be upgraded.
 #   PG_CONFIGS="path path …"   these servers only
 #   PGVECTOR_SRC=path          pgvector from this directory or git repository, for servers that have none
 #   TESTS=… K=…                as in make test
@@ -18,7 +18,7 @@ configs=() rows=() failed=
 
 # --- servers ---------------------------------------------------------------------------------------------------
 
-# The servers may be several of one major version.
+# There may be several servers of one major version.
 cluster_name() { echo "matrix-$1-pg$(major_of "${configs[$1]}")"; }
 add_row() { rows+=("$(printf '%s\t' "$@")"); }
 
@@ -43,13 +43,13 @@ find_server() {
 
 # --- one server ------------------------------------------------------------------------------------------------
 
-# run_tests CONFIG: the stages one after the other; the first that fails ends it, and is named in target/log/….stage.
+# run_tests CONFIG: runs the stages in order; the first that fails ends it, and is named in target/log/….stage.
 run_tests() {
     local stage
     for stage in "deps.sh" "build.sh install" "cluster.sh start" "test.sh sql" "test.sh python"; do
         printf '\n### %s\n' "$stage"
         echo "$stage" >"$1"
-        # The SQL tests and pytest both run, whichever fails.
+        # The SQL tests and pytest both run, even if one of them fails.
         # shellcheck disable=SC2086
         "$root/scripts/"$stage || {
             [ "$stage" = "test.sh sql" ] || return 1
@@ -59,7 +59,7 @@ run_tests() {
     [ -z "${sql_failed:-}" ] || { echo "test.sh sql" >"$1" && return 1; }
 }
 
-# Lines can be megabytes long, where a test prints what it got.
+# A test that prints what it got can write lines of megabytes.
 show_end() { tail -n 40 "$1" | cut -c 1-160 | sed 's/^/  | /' >&2; }
 
 test_server() {
@@ -78,7 +78,7 @@ test_server() {
         failed=yes
         show_end "$log.log"
     fi
-    # A backend that stops at an assertion is a crash, which a test that expects one would not notice.
+    # A failed assertion crashes the backend, which a test that expects a crash would not notice.
     if eval "$("$root/scripts/cluster.sh" env 2>/dev/null)" && cp "$PGHOST/server.log" "$log.server.log" 2>/dev/null &&
         grep -m 3 '^TRAP:' "$log.server.log" >&2; then
         result="FAILED: an assertion of the server, see $log.server.log"

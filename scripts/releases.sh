@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# The released versions, built from their commits into target/releases, for the update that tests/release/test_update.py does from
-# each: a minute each, once, since they are built with this version's dependencies. Where the history does not reach
-# back to a commit (an archive, a shallow clone), the test says so and is skipped.
+# Builds the released versions from their commits into target/releases, for tests/release/test_update.py: a minute each,
+# once, because they are built with this version's dependencies. If the history does not reach back to a commit (an
+# archive, a shallow clone), the test is skipped with the reason.
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
+# shellcheck source=scripts/lib/onnxruntime.sh
+source "$root/scripts/lib/onnxruntime.sh"
 require_pg
 cd "$root"
 while read -r version commit; do
@@ -20,3 +22,22 @@ while read -r version commit; do
     "$root/scripts/build.sh" release "$version" "$source"
     rm -rf "$source" "$target/releases/build"
 done < <(grep -v '^#' tests/fixtures/releases/commits)
+
+# The ONNX Runtime before, from the wheel that tests/requirements.txt pins for Python 3.10, for tests/release/test_upgrade.py.
+earlier=1.23.2
+earlier_onnxruntime() {
+    local to=$target/releases/onnxruntime-$earlier wheel
+    rm -rf "$to"
+    mkdir -p "$to"
+    "$target/venv/bin/python" -m pip download --no-deps --only-binary=:all: --dest "$to" --implementation cp \
+        --python-version 310 --abi cp310 --platform "manylinux_2_27_$ort_platform" --platform "manylinux_2_28_$ort_platform" \
+        "onnxruntime==$earlier"
+    wheel=$(find "$to" -name '*.whl')
+    grep -q "$(sha256sum "$wheel" | cut -d' ' -f1)" tests/requirements.txt ||
+        die "$(basename "$wheel") has none of the hashes of tests/requirements.txt"
+    "$target/venv/bin/python" -m zipfile -e "$wheel" "$to/wheel"
+    mv "$to/wheel/onnxruntime/capi/libonnxruntime.so.$earlier" "$to/libonnxruntime.so"
+    rm -r "$to/wheel" "$wheel"
+}
+[ -e "$target/releases/onnxruntime-$earlier/libonnxruntime.so" ] ||
+    step earlier-onnxruntime "downloading ONNX Runtime $earlier" earlier_onnxruntime

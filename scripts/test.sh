@@ -7,11 +7,16 @@
 #   K=words     only pytest's tests that match (its -k): K=watch is those of tests/watch and others with the word in their name
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
+# shellcheck source=scripts/lib/clients.sh
+source "$root/scripts/lib/clients.sh"
+# shellcheck source=scripts/lib/observability.sh
+source "$root/scripts/lib/observability.sh"
 require_pg
 cargo_setup
+[[ " $* " != *" waiting "* ]] || "$root/scripts/cluster.sh" start
 eval "$("$root/scripts/cluster.sh" env)"
 cd "$root"
-# Where the engine's unit tests find what the extension finds by itself.
+# Where the engine's unit tests find the library that the extension finds by itself.
 export ORT_DYLIB_PATH=$pg_lib/clip_search/libonnxruntime.so PG_CONFIG=$pg_config
 
 unit=${UNIT:-} tests=${TESTS:-} k=${K:-}
@@ -46,19 +51,57 @@ regression_tests() {
     fi
 }
 
-# Without a path: the folders that pyproject.toml lists.
-run_pytest() { PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest -o cache_dir="$target/pytest" "$@"; }
+# Without a path: the directories listed in pyproject.toml.
+run_pytest() {
+    PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest -o cache_dir="$target/pytest${CLUSTER:+.$CLUSTER}" "$@"
+}
+
+# These tests mostly wait for servers, timers and locks, so the other directories' tests run beside them. Each half has its own server,
+# because tests change the server's settings, roles and connections.
+waiting=(tests/watch tests/server)
+computing() {
+    sed -n '/^testpaths/,/^]/s/^ *"\(.*\)",$/\1/p' pyproject.toml | grep -vxF "$(printf '%s\n' "${waiting[@]}")"
+}
+
+# side_by_side: runs both halves at once, and shows the output of the second when the first has ended.
+side_by_side() {
+    local log=$logs/pytest-beside.log status=0 beside
+    mkdir -p "$logs"
+    CLUSTER=test.beside "$root/scripts/test.sh" waiting >"$log" 2>&1 </dev/null &
+    beside=$!
+    mapfile -t folders < <(computing)
+    run_pytest -rs "${folders[@]}" || status=$?
+    say "the tests of ${waiting[*]}, which ran beside those ($log)"
+    wait "$beside" || status=$?
+    cat "$log"
+    return "$status"
+}
+
+# waiting_tests: the second half, on a server that lives as long as they run.
+waiting_tests() {
+    local status=0
+    run_pytest -rs "${waiting[@]}" || status=$?
+    "$root/scripts/cluster.sh" stop
+    return "$status"
+}
 
 python_tests() {
     python_packages
-    # PgBouncer before the server, for tests/server/test_pool.py. Without apt its tests are skipped.
+    # PgBouncer before the server, for tests/server/test_pool.py. Without apt, its tests are skipped.
     if { [ -z "$k" ] || [[ $k == *pool* || $k == *server* ]]; } && command -v apt-get >/dev/null &&
         ! PATH=$PATH:/usr/sbin command -v pgbouncer >/dev/null; then
         apt_install pgbouncer
     fi
     if [ -z "$k" ] || [[ $k == *update* || $k == *release* ]]; then "$root/scripts/releases.sh"; fi
+    if [ -z "$k" ] || [[ $k == *clients* || $k == *docs* ]]; then clients quick; fi
+    if [ -z "$k" ] || [[ $k == *observability* || $k == *docs* ]]; then observability; fi
     stage "Python tests: pytest"
-    run_pytest -rs ${k:+-k "$k"}
+    # make matrix and make valgrind configure one server each, so their tests run in one piece.
+    if [ -z "$k" ] && [ "${CLUSTER:-}" = test ]; then
+        side_by_side
+    else
+        run_pytest -rs ${k:+-k "$k"}
+    fi
 }
 
 upgrade_tests() {
@@ -76,5 +119,6 @@ citus_tests() {
 if wanted unit "$unit"; then unit_tests; fi
 if wanted sql "$tests"; then regression_tests; fi
 if wanted python "$k"; then python_tests; fi
+if [[ $stages == *" waiting "* ]]; then waiting_tests; fi
 if [[ $stages == *" upgrade "* ]]; then upgrade_tests; fi
 if [[ $stages == *" citus "* ]]; then citus_tests; fi

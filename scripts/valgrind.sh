@@ -10,7 +10,7 @@
 #                         allocated, for twice the time
 # The server is PostgreSQL 17 from Debian's source archive, in target/valgrind: with USE_VALGRIND it tells memcheck what is
 # palloc'd and what is freed (all of it is one malloc'd block otherwise), and with assertions it overwrites what is freed.
-# Processes that run the server's programs natively in between (initdb, psql) are not looked at.
+# Programs of the server that run in between (initdb, psql) run natively.
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
 # shellcheck source=scripts/lib/sources.sh
@@ -22,8 +22,8 @@ reports=$logs/valgrind
 
 # --- the server ------------------------------------------------------------------------------------------------
 
-# In the place of the server's program, so that pg_ctl starts it whoever calls. Natively where no directory for logs is
-# given, and where initdb makes a cluster, which would take minutes.
+# Installed in place of the server's program, so that pg_ctl starts it whoever calls. It runs natively if no directory
+# for logs is given, and for initdb, which would take minutes.
 write_wrapper() {
     [ -e "$prefix/bin/postgres.real" ] || mv "$prefix/bin/postgres" "$prefix/bin/postgres.real"
     cat >"$prefix/bin/postgres.new" <<WRAPPER
@@ -47,7 +47,7 @@ WRAPPER
 have_server() { usable "$prefix/bin/pg_config" && [ -e "$prefix/share/valgrind.supp" ]; }
 
 command -v valgrind >/dev/null && [ -e /usr/include/valgrind/memcheck.h ] || apt_install valgrind
-# Valgrind's manual advises against -O2, at which some reports are of values that are not used.
+# Valgrind's manual advises against -O2, where some reports concern values that are never used.
 have_server || build_server 17 "$prefix" CPPFLAGS=-DUSE_VALGRIND CFLAGS='-O1 -g'
 have_server || die "PostgreSQL was not installed in $prefix: see $logs/matrix-pg17-server.log"
 write_wrapper
@@ -57,10 +57,10 @@ require_pg
 # --- the extension ---------------------------------------------------------------------------------------------
 
 "$root/scripts/deps.sh"
-# With line numbers, which make it another profile: compiled apart, so that the usual build stays as it is.
+# With line numbers, which need another profile. It is compiled separately, so the usual build is untouched.
 CARGO_TARGET_DIR=$place/cargo CARGO_PROFILE_RELEASE_DEBUG=line-tables-only "$root/scripts/build.sh" install
 
-# A read past the end of what is palloc'd: it has to be found each time, or the silence of memcheck means nothing.
+# A read past the end of a palloc'd chunk: memcheck must find it each time, or its silence means nothing.
 build_control() {
     cat >"$place/control.c" <<'CONTROL'
 #include "postgres.h"
@@ -79,10 +79,11 @@ step valgrind-control "building the control" build_control
 
 # --- the tests -------------------------------------------------------------------------------------------------
 
-# Where the server's user can write, and other users can't.
+# A place that the server's user can write and other users can't.
 running=$(mktemp -d "${TMPDIR:-/tmp}/clip_search-valgrind.XXXXXX")
 cp "$root/scripts/lib/valgrind.supp" "$running/clip_search.supp"
-# The miniature takes a photo in a second. Two of one content: clip_reembed is from one name to another.
+# The miniature takes one second per photo. Two copies of the same content, because clip_reembed goes from one name to
+# another.
 mkdir -p "$running/models"
 for model in mini copy; do cp -R "$root/tests/fixtures/clip-mini" "$running/models/$model"; done
 chmod -R a+rX "$running"
@@ -116,7 +117,7 @@ glue_tests() {
         failed+=" $*"
     fi
 }
-# The library has to be loaded for ALTER SYSTEM to know its settings; each -c is a transaction of its own.
+# The library must be loaded for ALTER SYSTEM to know its settings; each -c is a transaction of its own.
 set_up() { psql -c "LOAD 'clip_search'" "$@"; }
 
 if [ -n "${TESTS:-}${K:-}" ]; then
@@ -134,7 +135,7 @@ else
 fi
 took=$((SECONDS - start))
 
-# The logs are whole once the server is down.
+# The logs are complete once the server is down.
 "$root/scripts/cluster.sh" stop
 rm -rf "$reports"
 mkdir -p "$reports"

@@ -1,7 +1,7 @@
 //! Every setting (GUC) of the extension.
 
 use std::ffi::CString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use clip::Setting;
@@ -15,11 +15,13 @@ static ONNXRUNTIME: GucSetting<Option<CString>> =
     GucSetting::<Option<CString>>::new(Some(c"$libdir/clip_search/libonnxruntime.so"));
 static CACHE_PATH: GucSetting<Option<CString>> =
     GucSetting::<Option<CString>>::new(Some(c"$data/pgsql_tmp.clip_search"));
+static WORDS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static PRELOAD: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static THREADS: GucSetting<i32> = GucSetting::<i32>::new(1);
 static MAX_THREADS: GucSetting<i32> = GucSetting::<i32>::new(0);
 static CORES: OnceLock<usize> = OnceLock::new();
 static MEMO_TEXTS: GucSetting<i32> = GucSetting::<i32>::new(256);
+static MEMO_IMAGES: GucSetting<i32> = GucSetting::<i32>::new(64);
 static MAX_IMAGE_PIXELS: GucSetting<i32> = GucSetting::<i32>::new(100_000_000);
 static MAX_IMAGE_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(1 << 20);
 static MAX_IMAGE_BYTES: GucSetting<i32> = GucSetting::<i32>::new(256 << 20);
@@ -68,6 +70,14 @@ pub fn register() {
         GucFlags::SUPERUSER_ONLY,
     );
     GucRegistry::define_string_guc(
+        c"clip_search.words",
+        c"File with the words that clip_relevance and clip_tags compare photos with.",
+        c"One word or phrase a line; those with a + in front are tags only. Empty: the built-in list of 5,500 everyday words and 870 phrases.",
+        &WORDS,
+        GucContext::Suset,
+        GucFlags::SUPERUSER_ONLY,
+    );
+    GucRegistry::define_string_guc(
         c"clip_search.preload",
         c"Models that the server loads at startup for all connections, separated by commas.",
         c"It requires clip_search in shared_preload_libraries and a restart. Connections with clip_search.threads above 1 load their own copy.",
@@ -110,6 +120,16 @@ pub fn register() {
         c"Number of text embeddings that a connection caches for each model.",
         c"The least recently used ones are evicted. 0 disables the cache. A vector of 512 dimensions takes 2 kB.",
         &MEMO_TEXTS,
+        0,
+        1 << 20,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"clip_search.memo_images",
+        c"Number of image embeddings that a connection caches for each model.",
+        c"They serve queries by a photo, which PostgreSQL evaluates for each row. The least recently used ones are evicted. 0 disables the cache.",
+        &MEMO_IMAGES,
         0,
         1 << 20,
         GucContext::Userset,
@@ -255,24 +275,54 @@ pub fn model() -> String {
 
 /// The directories of `clip_search.model_path`, in order.
 pub fn model_path() -> Vec<PathBuf> {
-    string(&MODEL_PATH)
-        .split(':')
-        .filter(|entry| !entry.is_empty())
-        .map(
-            |entry| {
-                if entry == "$system" { share_directory().join("clip_search/models") } else { PathBuf::from(entry) }
-            },
-        )
-        .collect()
+    const MODELS: &str = "clip_search/models";
+    let mut path = Vec::new();
+    for entry in string(&MODEL_PATH).split(':').filter(|entry| !entry.is_empty()) {
+        if entry == "$system" {
+            path.push(share_directory().join(MODELS));
+            let beside = own_directory().and_then(|own| Some(own.parent()?.join("share").join(MODELS)));
+            path.extend(beside.filter(|beside| beside.is_dir() && !path.contains(beside)));
+        } else {
+            path.push(PathBuf::from(entry));
+        }
+    }
+    path
+}
+
+/// The file with the background's words; `None` for the built-in list.
+pub fn words() -> Option<PathBuf> {
+    let path = string(&WORDS);
+    (!path.is_empty()).then(|| PathBuf::from(path))
 }
 
 /// The path of libonnxruntime.
 pub fn onnxruntime() -> PathBuf {
     let path = string(&ONNXRUNTIME);
     match path.strip_prefix("$libdir/") {
-        Some(rest) => library_directory().join(rest),
+        Some(rest) => {
+            let usual = library_directory().join(rest);
+            match own_directory() {
+                Some(own) if !usual.exists() && own.join(rest).exists() => own.join(rest),
+                _ => usual,
+            }
+        }
         None => PathBuf::from(path),
     }
+}
+
+/// The directory that this library was loaded from. It is not PostgreSQL's if dynamic_library_path names another, as for an
+/// image volume, which has lib/ and share/ of its own. `None` if the loader does not tell.
+#[allow(unsafe_code)]
+fn own_directory() -> Option<PathBuf> {
+    // SAFETY: dladdr fills `about` for an address of this library; the name that it points to lives as long as the library.
+    let file = unsafe {
+        let mut about: libc::Dl_info = std::mem::zeroed();
+        if libc::dladdr(own_directory as *const libc::c_void, &raw mut about) == 0 || about.dli_fname.is_null() {
+            return None;
+        }
+        std::ffi::CStr::from_ptr(about.dli_fname).to_string_lossy().into_owned()
+    };
+    PathBuf::from(file).parent().map(Path::to_owned)
 }
 
 /// The directory of the graph cache; `None` if it is disabled.
@@ -322,6 +372,10 @@ pub fn threads() -> usize {
 
 pub fn memo_texts() -> usize {
     MEMO_TEXTS.get() as usize
+}
+
+pub fn memo_images() -> usize {
+    MEMO_IMAGES.get() as usize
 }
 
 pub fn limits() -> Limits {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pathlib
 import shutil
@@ -27,6 +28,43 @@ def pytest_sessionstart() -> None:
             "so run them against the cluster of `make test-cluster`",
             returncode=4,
         )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--order",
+        default=os.environ.get("ORDER") or "1",
+        help="the seed of the order that tests run in, so that none needs what another has left; none: as they are written",
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"order: ORDER={config.getoption('order')} (the tests are shuffled by it)"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Files are shuffled, and the tests within each: one file's tests share a database, which is made once. Tests of one parameter of
+    a fixture for the whole file stay together."""
+    seed = config.getoption("order")
+    if seed == "none":
+        return
+
+    def place(*names: object) -> str:
+        return hashlib.sha256(repr((seed, *names)).encode()).hexdigest()
+
+    def key(item: pytest.Item) -> tuple:
+        file = str(item.path.relative_to(item.config.rootpath))
+        callspec = getattr(item, "callspec", None)
+        scopes = getattr(callspec, "_arg2scope", {})
+        shared = [
+            (name, repr(callspec.params[name]))
+            for name, scope in scopes.items()
+            if scope.value in ("module", "session")
+        ]
+        return place(file), place(file, *sorted(shared)) if shared else "", place(item.nodeid)
+
+    items.sort(key=key)
 
 
 # Where every test has to run (SKIPS=fail, as in CI), these reasons alone are good ones.

@@ -83,8 +83,9 @@ def server(bindir: pathlib.Path, **settings: str) -> Iterator[Server]:
 class Standby:
     """A base backup of a server that streams from it, with a socket of its own."""
 
-    def __init__(self, primary: Server, name: str = "standby"):
+    def __init__(self, primary: Server, name: str = "standby", bindir: pathlib.Path | None = None):
         self.primary, self.folder = primary, primary.folder / name
+        self.bindir = bindir or primary.bindir
         self.data = self.folder / "data"
         primary.run("mkdir", "-m", "700", str(self.folder))
         program, socket = str(primary.bindir / "pg_basebackup"), str(primary.folder)
@@ -94,7 +95,7 @@ class Standby:
 
     def start(self) -> None:
         options = f"-c unix_socket_directories={self.folder}"
-        command = f"{self.primary.bindir}/pg_ctl -w -t 60 -D {self.data} -l {self.folder}/log -o '{options}' start"
+        command = f"{self.bindir}/pg_ctl -w -t 60 -D {self.data} -l {self.folder}/log -o '{options}' start"
         self.primary.run("sh", "-c", f"{command} >/dev/null 2>&1")
 
     def stop(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import pathlib
@@ -170,15 +171,19 @@ def make_clip(name: str, *options: str) -> pathlib.Path:
     """A model directory of models/make_clip.py, kept in target/ for as long as the script is the same."""
     directory, wanted = MODELS / name, f"{stamp()} {' '.join(options)}\n"
     mark = directory / "made-by"
-    if not mark.exists() or mark.read_text() != wanted:
-        shutil.rmtree(directory, ignore_errors=True)
-        done = subprocess.run(
-            [sys.executable, str(MAKE_CLIP), "--out", str(directory), *options],
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, f"make_clip.py failed: {done.stderr.strip()}"
-        mark.write_text(wanted)
+    MODELS.mkdir(parents=True, exist_ok=True)
+    # Two runs of pytest may be at work at once.
+    with (MODELS / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not mark.exists() or mark.read_text() != wanted:
+            shutil.rmtree(directory, ignore_errors=True)
+            done = subprocess.run(
+                [sys.executable, str(MAKE_CLIP), "--out", str(directory), *options],
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, f"make_clip.py failed: {done.stderr.strip()}"
+            mark.write_text(wanted)
     return directory
 
 

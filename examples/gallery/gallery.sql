@@ -62,7 +62,9 @@ CREATE TRIGGER embed_photo BEFORE INSERT ON photo FOR EACH ROW EXECUTE FUNCTION 
 
 SELECT clock_timestamp() AS started \gset
 \ir photos.sql
-SELECT format('   %s photos in %s s, model load included: %s subjects, each also mirrored and cropped',
+\ir more.sql
+SELECT format('   %s photos in %s s, model load included: %s subjects; ten of them as one photo, also mirrored and cropped,'
+              || E'\n   the others as several photos',
               count(*), round(extract(epoch FROM clock_timestamp() - :'started')::numeric, 2),
               count(DISTINCT split_part(title, ' (', 1)))
 FROM photo;
@@ -106,7 +108,9 @@ INSERT INTO query (words, subject) VALUES
     ('wild animal in the forest', 'Raccoon'),
     ('steel staircase', 'Staircase'),
     ('wall clock', 'Wall Clock'),
-    ('outer space', 'Deep Space');
+    ('outer space', 'Deep Space'),
+    ('claw hammer', 'Hammer'),
+    ('solar panels on a roof', 'Solar Panels');
 
 CREATE TABLE answer AS
 SELECT q.id, q.words, q.subject, s.rank, s.title, s.cosine, split_part(s.title, ' (', 1) = q.subject AS is_right
@@ -122,6 +126,19 @@ SELECT rtrim(format('   %s %-27s %s  %-24s %s  %s',
        || CASE WHEN rank = max(rank) OVER (PARTITION BY id) THEN E'\n' ELSE '' END
 FROM answer
 ORDER BY id, rank;
+
+-- Some photo is always nearest; a version of clip_search that has relevance also finds nothing.
+SELECT EXISTS (SELECT FROM pg_proc WHERE proname = 'clip_relevance' AND pg_function_is_visible(oid)) AS has_relevance \gset
+CREATE TABLE nothing (words text, found bigint);
+\if :has_relevance
+INSERT INTO nothing
+SELECT 'tax return form', count(*) FROM photo WHERE clip_relevance(embedding, 'tax return form') >= 0.5;
+\echo 'RELEVANCE: photos above the cut of 0.5'
+\echo
+SELECT format('   %s %-27s %s', CASE found WHEN 0 THEN '✓' ELSE '✗' END, words, CASE found WHEN 0 THEN 'none, rightly' ELSE found || ' photos' END)
+FROM nothing;
+\echo
+\endif
 
 -- 3. Groups
 
@@ -144,8 +161,8 @@ FROM clip_clusters('gallery', 1) c
 JOIN gallery.photo p ON p.id = c.representative::bigint
 JOIN membership m ON m.cluster_id = c.id;
 
-SELECT format('   %7s  %-20s  %-23s  %s', 'cluster', 'labels', 'representative', 'members');
-SELECT format('   %7s  %-20s  %-23s  %s', cluster_id, labels, representative, members)
+SELECT format('   %7s  %-20s  %-24s  %s', 'cluster', 'labels', 'representative', 'members');
+SELECT format('   %7s  %-20s  %-24s  %s', cluster_id, labels, representative, members)
 FROM photo_group
 ORDER BY cluster_id;
 
@@ -254,6 +271,8 @@ FROM answer WHERE rank = 1 AND NOT is_right
 UNION ALL
 SELECT format('"%s" found nothing', words) FROM query WHERE id NOT IN (SELECT id FROM answer)
 UNION ALL
+SELECT format('"%s" found %s photos, and should find none', words, found) FROM nothing WHERE found > 0
+UNION ALL
 SELECT format('cluster %s mixes subjects (%s)', cluster_id, members) FROM photo_group WHERE subjects > 1
 UNION ALL
 SELECT format('%s is split over clusters %s',
@@ -262,7 +281,7 @@ FROM photo GROUP BY split_part(title, ' (', 1) HAVING count(DISTINCT cluster_id)
 UNION ALL
 SELECT format('%s clusters of %s subjects', clusters, subjects)
 FROM (SELECT count(DISTINCT cluster_id) AS clusters, count(DISTINCT split_part(title, ' (', 1)) AS subjects FROM photo) n
-WHERE clusters <> subjects OR subjects <> 10
+WHERE clusters <> subjects OR subjects <> 12
 UNION ALL
 SELECT format('photo "%s" is in cluster %s, which is not in collection gallery', title, cluster_id)
 FROM photo WHERE cluster_id NOT IN (SELECT id FROM clip_search.cluster WHERE collection = 'gallery');

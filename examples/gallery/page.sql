@@ -18,9 +18,9 @@ CREATE OR REPLACE FUNCTION html(words text) RETURNS text LANGUAGE sql IMMUTABLE 
     SELECT replace(replace(replace(replace(words, '&', '&amp;'), '<', '&lt;'), '>', '&gt;'), '"', '&quot;')
 $$;
 
--- What the demo's three copies of a photo have in common.
+-- What the demo's copies of a photo have in common, and its photos of one subject.
 CREATE OR REPLACE FUNCTION subject(title text) RETURNS text LANGUAGE sql IMMUTABLE AS $$
-    SELECT regexp_replace(title, ' \((mirrored|cropped)\)$', '')
+    SELECT regexp_replace(title, ' \([^()]*\)$', '')
 $$;
 
 -- A photo as an <img>; a data: URL is the picture itself. encode() breaks lines, which only lengthens it.
@@ -35,9 +35,9 @@ CREATE OR REPLACE FUNCTION bar(share float8) RETURNS text LANGUAGE sql IMMUTABLE
                   round(100 * least(1, greatest(0, share))::numeric, 1))
 $$;
 
--- Code that may be wider than a phone: scrolls by itself, by keyboard too.
-CREATE OR REPLACE FUNCTION code(what text, code text) RETURNS text LANGUAGE sql IMMUTABLE AS $$
-    SELECT format('<pre tabindex="0" role="region" aria-label="%s"><code>%s</code></pre>', html(what), html(code))
+-- Code, which wraps on a phone.
+CREATE OR REPLACE FUNCTION code(code text) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT format('<pre><code>%s</code></pre>', html(code))
 $$;
 
 -- 2. A map: the two directions in which the embeddings differ most (principal components)
@@ -74,43 +74,30 @@ BEGIN
     RETURN QUERY SELECT r.id, r.x, r.y, sum(r.x ^ 2 + r.y ^ 2) OVER () / nullif(total, 0) FROM rest r;
 END $$;
 
--- For each of the largest groups the place of its picture: above the mean of its members, moved as far as no picture
--- covers another (a picture is at most WIDE by HIGH percent of the frame).
-CREATE OR REPLACE FUNCTION pictures(wide float8, high float8)
-RETURNS TABLE (cluster_id bigint, x float8, y float8, left_ float8, top_ float8) LANGUAGE plpgsql AS $$
+-- Moves what is in the table `place` (around left_, top_ in percent of the frame) until no two are nearer than WIDE across and
+-- HIGH down, or for 400 rounds.
+CREATE OR REPLACE FUNCTION apart(wide float8, high float8) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     moved int;
 BEGIN
-    DROP TABLE IF EXISTS pg_temp.place;
-    CREATE TEMP TABLE place AS
-    SELECT s.cluster_id AS id, avg(s.x) AS x, avg(s.y) AS y, avg(s.x) AS l, avg(s.y) - 0.62 * high AS t
-    FROM spot s JOIN large USING (cluster_id) GROUP BY s.cluster_id;
     FOR round IN 1..400 LOOP
-        -- Each picture goes half of every overlap away from the other, along the side where it is smaller.
-        UPDATE place p SET l = least(100 - wide / 2, greatest(wide / 2, p.l + push.l)),
-                           t = least(100 - high / 2, greatest(high / 2, p.t + push.t))
-        FROM (SELECT a.id,
+        -- Each goes half of every overlap away from the other, along the side where it is smaller.
+        UPDATE place p SET left_ = least(100 - wide / 2, greatest(wide / 2, p.left_ + push.l)),
+                           top_ = least(100 - high / 2, greatest(high / 2, p.top_ + push.t))
+        FROM (SELECT a.cluster_id,
                      sum(CASE WHEN across <= down THEN (across + 0.2) / 2 * sideways ELSE 0 END) AS l,
                      sum(CASE WHEN across > down THEN (down + 0.2) / 2 * updown ELSE 0 END) AS t
-              FROM place a JOIN place b ON a.id <> b.id,
-                   LATERAL (SELECT wide - abs(a.l - b.l) AS across, high - abs(a.t - b.t) AS down,
-                                   CASE WHEN (a.l, a.id) > (b.l, b.id) THEN 1 ELSE -1 END AS sideways,
-                                   CASE WHEN (a.t, a.id) > (b.t, b.id) THEN 1 ELSE -1 END AS updown) AS overlap
+              FROM place a JOIN place b ON a.cluster_id <> b.cluster_id,
+                   LATERAL (SELECT wide - abs(a.left_ - b.left_) AS across, high - abs(a.top_ - b.top_) AS down,
+                                   CASE WHEN (a.left_, a.cluster_id) > (b.left_, b.cluster_id) THEN 1 ELSE -1 END AS sideways,
+                                   CASE WHEN (a.top_, a.cluster_id) > (b.top_, b.cluster_id) THEN 1 ELSE -1 END AS updown) AS overlap
               WHERE across > 0 AND down > 0
-              GROUP BY a.id) AS push
-        WHERE p.id = push.id;
+              GROUP BY a.cluster_id) AS push
+        WHERE p.cluster_id = push.cluster_id;
         GET DIAGNOSTICS moved = ROW_COUNT;
         EXIT WHEN moved = 0;
     END LOOP;
-    RETURN QUERY SELECT p.id, p.x, p.y, p.l, p.t FROM place p;
 END $$;
-
--- The map in percent of its frame: room for a picture above the topmost, a margin elsewhere.
-CREATE TEMP TABLE spot AS
-SELECT m.id, p.cluster_id, explained,
-       7 + 86 * coalesce((x - min(x) OVER ()) / nullif(max(x) OVER () - min(x) OVER (), 0), 0.5) AS x,
-       22 + 71 * coalesce((max(y) OVER () - y) / nullif(max(y) OVER () - min(y) OVER (), 0), 0.5) AS y
-FROM map() m JOIN photo p USING (id);
 
 -- 3. The largest groups, and what each shows out of labels that were never trained
 
@@ -120,15 +107,61 @@ FROM clip_clusters('gallery', 1) c
 ORDER BY nth
 LIMIT 24;
 
+-- The map in percent of its frame: room for a picture above the topmost, a margin elsewhere. Components leave most of a frame
+-- empty, as a few photos are far from all others; so half of a place is its group's rank along the component, and then the
+-- groups move apart.
+CREATE TEMP TABLE spot AS
+WITH placed AS (
+    SELECT m.*, p.cluster_id, avg(x) OVER grouped AS group_x, avg(y) OVER grouped AS group_y,
+           nullif(max(x) OVER () - min(x) OVER (), 0) AS wide, nullif(max(y) OVER () - min(y) OVER (), 0) AS high,
+           min(x) OVER () AS leftmost, max(y) OVER () AS topmost
+    FROM map() m JOIN photo p USING (id)
+    WINDOW grouped AS (PARTITION BY p.cluster_id)
+), ranked AS (
+    SELECT *, dense_rank() OVER (ORDER BY group_x, cluster_id) - 1 AS nth_x,
+           dense_rank() OVER (ORDER BY group_y DESC, cluster_id) - 1 AS nth_y
+    FROM placed
+), share AS (
+    SELECT *, coalesce(0.5 * nth_x / nullif(max(nth_x) OVER (), 0) + (x - leftmost - 0.5 * (group_x - leftmost)) / wide, 0.5) AS share_x,
+           coalesce(0.5 * nth_y / nullif(max(nth_y) OVER (), 0) + (topmost - y - 0.5 * (topmost - group_y)) / high, 0.5) AS share_y
+    FROM ranked
+)
+SELECT id, cluster_id, explained, 7 + 86 * least(1, greatest(0, share_x)) AS x, 22 + 71 * least(1, greatest(0, share_y)) AS y
+FROM share;
+
+CREATE TEMP TABLE place AS
+SELECT cluster_id, avg(x) AS x, avg(y) AS y, avg(x) AS left_, avg(y) AS top_ FROM spot JOIN large USING (cluster_id) GROUP BY 1;
+SELECT apart(78 / sqrt(count(*)), 86 / sqrt(count(*))) FROM place \g /dev/null
+UPDATE spot SET x = least(97, greatest(3, spot.x + left_ - place.x)), y = least(96, greatest(16, spot.y + top_ - place.y))
+FROM place WHERE place.cluster_id = spot.cluster_id;
+
+-- Where a group's picture is: above the mean of its members, moved as far as no picture covers another (a picture is at most
+-- 13 by 19 percent of the frame).
+TRUNCATE place;
+INSERT INTO place SELECT cluster_id, avg(x), avg(y), avg(x), avg(y) - 12 FROM spot JOIN large USING (cluster_id) GROUP BY 1;
+SELECT apart(13, 19) \g /dev/null
+
 CREATE TEMP TABLE label (word) AS VALUES
     ('cat'), ('dog'), ('cup of coffee'), ('pizza'), ('rocket'), ('airplane'), ('photographer'), ('pagoda'), ('bridge'),
-    ('flower'), ('raccoon'), ('staircase'), ('clock'), ('outer space');
+    ('flower'), ('raccoon'), ('staircase'), ('clock'), ('outer space'), ('hammer'), ('solar panel');
 
 CREATE TEMP TABLE guess AS
 SELECT p.id, c.label, c.probability, row_number() OVER (PARTITION BY p.id ORDER BY c.probability DESC) AS rank
 FROM large l JOIN photo p USING (id)
 CROSS JOIN LATERAL clip_classify(p.embedding, (SELECT array_agg(word) FROM label)) c
 WHERE l.nth <= 12;
+
+-- Whether this version of clip_search tells what is relevant, and has words for a photo.
+SELECT EXISTS (SELECT FROM pg_proc WHERE proname = 'clip_relevance' AND pg_function_is_visible(oid)) AS has_relevance,
+       EXISTS (SELECT FROM pg_proc WHERE proname = 'clip_tags' AND pg_function_is_visible(oid) AND proretset
+               AND (proargtypes::oid[])[1] <> 'text[]'::regtype) AS has_tags \gset
+
+CREATE TEMP TABLE tag (id bigint, word text, place bigint);
+\if :has_tags
+INSERT INTO tag SELECT p.id, t.word, t.place
+FROM large l JOIN photo p USING (id) CROSS JOIN LATERAL clip_tags(p.embedding, 5) WITH ORDINALITY AS t (word, relevance, place)
+WHERE l.nth <= 12;
+\endif
 
 -- 4. The page
 
@@ -170,11 +203,10 @@ SELECT '<p class="note"><strong>photo-mini is a stand-in, not CLIP.</strong> It 
 WHERE current_setting('clip_search.model') = 'photo-mini';
 -- One picture of each of the largest groups. They come again below with their titles, so here they are silent.
 SELECT '</div><div class="collage">'
-       || string_agg(img(p, 240, ''), '' ORDER BY l.nth)
+       || string_agg(img(p, 240, ''), '' ORDER BY p.id)
        || '</div></div>
 </header>'
-FROM large l JOIN photo p USING (id)
-WHERE l.nth <= 9;
+FROM photo p WHERE id IN (SELECT id FROM large ORDER BY id LIMIT 9);
 SELECT '
 <main id="main" tabindex="-1">';
 
@@ -183,7 +215,7 @@ SELECT '<section id="search" aria-labelledby="search-title"><div class="wrap">
 <h2 id="search-title">Search by words</h2>
 <p class="about">The three nearest subjects for each query, with the cosine of words and photo. Nobody tagged the photos for
 this: the words are embedded, and the nearest photos are next to them.</p>'
-       || code('The search as SQL', 'SELECT title FROM photo ORDER BY embedding <=> '
+       || code('SELECT title FROM photo ORDER BY embedding <=> '
                                     'clip_embed_text(''sleepy striped house cat'') LIMIT 3;')
        || '
 <div class="queries">';
@@ -201,6 +233,26 @@ SELECT '</div>
 highest of their row, not high as such.</p>
 </div></section>';
 
+-- Nothing, rightly
+\if :has_relevance
+\set nothing 'tax return form'
+SELECT format('<section id="nothing" aria-labelledby="nothing-title"><div class="wrap">
+<h2 id="nothing-title">A query that finds nothing, rightly</h2>
+<p class="about">Some photo is always nearest. Whether it is relevant is another question, with an answer between 0 and 1 that means
+the same for every query: 0.5 is the cut.</p>%s
+<article class="query found-none"><h3>%s</h3><p>%s</p><ol aria-label="The nearest, none of them relevant">%s</ol></article>
+</div></section>',
+              code(format('SELECT title FROM photo WHERE clip_relevance(embedding, %L) >= 0.5;', :'nothing')), html(:'nothing'),
+              (SELECT CASE count(*) WHEN 0 THEN 'No photo is relevant. The nearest would have been:'
+                                    ELSE format('%s photos are taken for relevant. The nearest are:', count(*)) END
+               FROM photo WHERE clip_relevance(embedding, :'nothing') >= 0.5),
+              string_agg(format('<li>%s<div class="caption"><span class="title">%s</span><span class="number">%s</span>%s</div></li>',
+                                img(p, 240, p.title), html(subject(p.title)),
+                                to_char(clip_relevance(p.embedding, :'nothing'), 'FM0.00'),
+                                bar(clip_relevance(p.embedding, :'nothing'))), E'\n' ORDER BY a.rank))
+FROM search(:'nothing', 4) a JOIN photo p ON p.id = a.id;
+\endif
+
 -- Groups
 SELECT format('<section id="groups" aria-labelledby="groups-title"><div class="wrap">
 <h2 id="groups-title">Groups of look-alikes</h2>
@@ -211,8 +263,7 @@ that came of it: the most typical photo large, the others beside it, and their m
               (SELECT CASE WHEN count(*) > 24 THEN format('are the 24 largest of %s groups', count(*))
                            WHEN count(*) = 1 THEN 'is the one group' ELSE format('are the %s groups', count(*)) END
                FROM clip_clusters('gallery', 1)),
-              code('The groups as SQL',
-                   'SELECT size, representative, cohesion, lowest, labels FROM clip_clusters(''gallery'');'));
+              code('SELECT size, representative, cohesion, lowest, labels FROM clip_clusters(''gallery'');'));
 -- The members nearest the centroid come first. Four are shown, which fills a card; the count tells of the others.
 WITH shown AS (
     SELECT c.*, o.place, o.asset
@@ -247,15 +298,20 @@ SELECT '<section id="labels" aria-labelledby="labels-title"><div class="wrap">
        || format('<p class="about">Which of %s labels fits a photo best? Nothing was trained for them; they are words, '
                  'thought of just now: %s.</p>',
                  (SELECT count(*) FROM label), (SELECT html(string_agg(word, ', ')) FROM label))
-       || code('The labels as SQL', 'SELECT label, probability FROM clip_classify(embedding, ARRAY[''cat'', ''dog'', …]);')
+       || CASE WHEN EXISTS (SELECT FROM tag) THEN '
+<p class="about">Below them are its tags: the nearest of thousands of everyday words.</p>' ELSE '' END
+       || code('SELECT label, probability FROM clip_classify(embedding, ARRAY[''cat'', ''dog'', …]);'
+               || CASE WHEN EXISTS (SELECT FROM tag) THEN E'\nSELECT * FROM clip_tags(embedding, 5);' ELSE '' END)
        || '
 <div class="guesses">';
-SELECT format('<article class="guess">%s<div><h3>%s</h3><dl>%s</dl></div></article>',
+SELECT format('<article class="guess">%s<div><h3>%s</h3><dl>%s</dl>%s</div></article>',
               img(p, 240, p.title), html(subject(p.title)),
               (SELECT string_agg(format('<div%s><dt>%s</dt><dd><span class="number">%s %%</span>%s</dd></div>',
                                         CASE WHEN g.rank = 1 THEN ' class="first"' END, html(g.label),
                                         to_char(100 * g.probability, 'FM990'), bar(g.probability)), '' ORDER BY g.rank)
-               FROM guess g WHERE g.id = p.id AND g.rank <= 3))
+               FROM guess g WHERE g.id = p.id AND g.rank <= 3),
+              (SELECT '<ul class="tags" aria-label="Tags">' || string_agg(format('<li>%s</li>', html(word)), '' ORDER BY place) || '</ul>'
+               FROM tag t WHERE t.id = p.id))
 FROM large l JOIN photo p USING (id)
 WHERE l.nth <= 12
 ORDER BY l.nth;
@@ -266,20 +322,19 @@ SELECT '</div>
 SELECT format('<section id="map" aria-labelledby="map-title"><div class="wrap">
 <h2 id="map-title">The collection as a map</h2>
 <p class="about">%s numbers a photo, flattened to the two directions in which the photos differ most (principal components;
-they show %s %% of the variance). Each dot is a photo. A picture stands above its group, moved aside where it would cover another;
-it leads to the group.</p>
+they show %s %% of the variance); distances are evened out, so that the map fills its frame. Each dot is a photo. A picture stands
+above its group, moved aside where it would cover another; it leads to the group.</p>
 <div class="map"><svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true" focusable="false">',
               (SELECT vector_dims(embedding) FROM photo LIMIT 1), (SELECT round(100 * max(explained)::numeric) FROM spot));
-CREATE TEMP TABLE picture AS SELECT * FROM pictures(13, 19);
 SELECT string_agg(format('<line x1="%s" y1="%s" x2="%s" y2="%s"/>', round(s.x::numeric, 2), round(s.y::numeric, 2),
                          round(p.left_::numeric, 2), round(p.top_::numeric, 2)), '')
-FROM picture p JOIN spot s ON s.cluster_id = p.cluster_id;
+FROM place p JOIN spot s ON s.cluster_id = p.cluster_id;
 SELECT '</svg>';
 SELECT '<ul>';
 SELECT format('<li style="left:%s%%;top:%s%%"><a href="#group-%s">%s</a></li>',
               round(m.left_::numeric, 2), round(m.top_::numeric, 2),
               m.cluster_id, img(p, 160, 'Group: ' || p.title))
-FROM picture m JOIN large l USING (cluster_id) JOIN photo p ON p.id = l.id
+FROM place m JOIN large l USING (cluster_id) JOIN photo p ON p.id = l.id
 ORDER BY m.top_, m.left_;
 SELECT '</ul>';
 SELECT string_agg(format('<i style="left:%s%%;top:%s%%"></i>', round(x::numeric, 2), round(y::numeric, 2)), '') FROM spot;
@@ -299,7 +354,7 @@ SELECT format('<tr><th scope="row">%s</th><td class="number">%s%s</td></tr>', ht
 FROM latency
 ORDER BY id;
 SELECT '</tbody></table><div><h3>The plan of a search</h3>'
-       || code('The plan of a search', replace(:'search_statement', ' ORDER', E'\nORDER') || E';\n\n'
+       || code(replace(:'search_statement', ' ORDER', E'\nORDER') || E';\n\n'
                || (SELECT string_agg(line, E'\n') FROM plan(:'search_statement') line))
        || '<p class="small">The words are embedded once. '
        || CASE WHEN (SELECT bool_or(line LIKE '%Index Scan using photo_embedding_idx%') FROM plan(:'search_statement') line)
@@ -315,8 +370,8 @@ SELECT '<footer><div class="wrap">
 <ul>'
        || string_agg(format('<li>%s: %s</li>', html(title), html(credit)), '' ORDER BY id)
        || '</ul>
-<p>Each was made smaller, and is there also mirrored and cropped.</p>'
-FROM photo WHERE credit IS NOT NULL AND title = subject(title);
+<p>Each was made smaller; the first ten are there also mirrored and cropped.</p>'
+FROM photo WHERE credit IS NOT NULL AND title !~ ' \((mirrored|cropped)\)$';
 SELECT format('<p>Made by SQL on %s.</p>
 </div></footer>
 </body>

@@ -26,7 +26,7 @@
 \set credit 'public-domain-image.com, public domain'
 \ir insert.sql
 \set file clock         \set title 'Wall Clock'    \set keywords '{clock,time}'
-\set credit 'Stefan van der Walt, public domain'
+\set credit 'Michael Breuer (Open Clip Art Library), public domain'
 \ir insert.sql
 \set file deep-field    \set title 'Deep Space'    \set keywords '{galaxies,astronomy,space}'
 \set credit 'NASA (Hubble eXtreme Deep Field), public domain'

@@ -5,12 +5,16 @@ A file that the database refuses is named with its reason, and the next one goes
 
 from __future__ import annotations
 
+import datetime
 import pathlib
 import sys
 
 import psycopg
 
-KINDS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ico"}
+KINDS = set(
+    ".jpg .jpeg .png .webp .gif .bmp .tif .tiff .ico .heic .heif .dng .cr2 .nef .arw .pef .orf .rw2 .raf".split()
+)
+INSERT = "INSERT INTO webapp.photo (title, data, taken_at) VALUES (%s, %s, %s)"
 
 
 def files(arguments: list[str]) -> list[pathlib.Path]:
@@ -35,10 +39,11 @@ def main(arguments: list[str]) -> int:
         for path in files(arguments):
             try:
                 data = path.read_bytes()
-                # Looked up first: the trigger would have it join a group before the constraint refuses it.
+                date = datetime.datetime.fromtimestamp(path.stat().st_mtime)
+                # Looked up first, because the triggers embed before the constraint refuses.
                 there = db.execute("SELECT 1 FROM webapp.photo WHERE digest = sha256(%s)", (data,)).fetchone()
                 if not there:
-                    db.execute("INSERT INTO webapp.photo (title, data) VALUES (%s, %s)", (title(path), data))
+                    db.execute(INSERT, (title(path), data, date))
                     added += 1
             except (OSError, psycopg.DataError, psycopg.errors.FeatureNotSupported, psycopg.OperationalError) as error:
                 if db.closed:

@@ -1,66 +1,79 @@
-"""A photo search over clip_search: this serves files and passes parameters, the SQL does the rest.
+"""A photo search over clip_search: this serves files and passes parameters, the SQL (queries.py) does the rest.
 
     uvicorn server:app        with PGHOST, PGPORT, PGUSER, PGDATABASE set, and schema.sql run there
 
 Settings by environment: WEBAPP_HOSTS (host names it answers to, default localhost,127.0.0.1), WEBAPP_MAX_BYTES (of an
-upload, default 32 MiB), WEBAPP_CONNECTIONS (to the database, default 4).
+upload, default 32 MiB), WEBAPP_CONNECTIONS (to the database, default 4), WEBAPP_UNDO_SECONDS (between a deletion and the
+removal, default 20), WEBAPP_RELEVANCE (the cut of a search, default 0.5).
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import datetime
 import hashlib
-import logging
+import json
 import os
 import pathlib
-from urllib.parse import urlsplit
+import re
 
 import psycopg
+import queries
+from guards import Guard, database_error, http_error, log, timed
 from psycopg.rows import dict_row
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import AsyncConnectionPool
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from zipped import attachment, file_name, zipped
 
 STATIC = pathlib.Path(__file__).parent / "static"
 HOSTS = os.environ.get("WEBAPP_HOSTS", "localhost,127.0.0.1").split(",")
 MAX_BYTES = int(os.environ.get("WEBAPP_MAX_BYTES") or 32 * 1024 * 1024)
 CONNECTIONS = int(os.environ.get("WEBAPP_CONNECTIONS") or 4)
-SHOWN = 60  # photos an answer has at most; hnsw.ef_search below must not be less
-log = logging.getLogger("uvicorn.error")
+UNDO_SECONDS = float(os.environ.get("WEBAPP_UNDO_SECONDS") or 20)
+CUT = float(os.environ.get("WEBAPP_RELEVANCE") or 0.5)
+CANDIDATES = 400  # nearest photos whose relevance is computed first
+MAX_PAGE = 1000
+MAX_JSON = 1_000_000
+MAX_ZIPPED = 1000  # photos in one download
 
-NEWEST = "SELECT id, title FROM webapp.photo ORDER BY id DESC LIMIT %(shown)s"
-BY_WORDS = """
-    SELECT id, title, 1 - (embedding <=> clip_embed_text(%(words)s)) AS cosine
-    FROM webapp.photo ORDER BY embedding <=> clip_embed_text(%(words)s) LIMIT %(shown)s"""
-BY_EXAMPLE = """
-    SELECT id, title, 1 - (embedding <=> (SELECT embedding FROM webapp.photo WHERE id = %(id)s)) AS cosine
-    FROM webapp.photo ORDER BY embedding <=> (SELECT embedding FROM webapp.photo WHERE id = %(id)s) LIMIT %(shown)s"""
-GROUPS = """
-    SELECT c.size, c.cohesion, m.photos
-    FROM clip_clusters('webapp') c CROSS JOIN LATERAL (
-        SELECT jsonb_agg(jsonb_build_object('id', id, 'title', title) ORDER BY distance) AS photos
-        FROM (SELECT id, title, embedding <=> c.centroid AS distance FROM webapp.photo
-              WHERE cluster_id = c.id ORDER BY distance LIMIT 12) near) m
-    ORDER BY c.size DESC, c.id LIMIT 100"""
-SAME = "SELECT id, title FROM webapp.photo WHERE digest = %(digest)s"
-INSERT = "INSERT INTO webapp.photo (title, data) VALUES (%(title)s, %(data)s) RETURNING id, title"
-DELETE = "DELETE FROM webapp.photo WHERE id = %(id)s RETURNING id"
-SMALL = "SELECT thumbnail AS image FROM webapp.photo WHERE id = %(id)s"
-# Made anew from what was uploaded: nobody gets bytes to look at that a stranger has chosen.
-LARGE = "SELECT clip_thumbnail(data, 1600, 'jpeg') AS image FROM webapp.photo WHERE id = %(id)s"
+
+# ---------------------------------------------------------------- the database
 
 
 async def configure(connection: psycopg.AsyncConnection) -> None:
     """Settings of a new connection; the model is loaded here and not while somebody waits for an answer."""
     await connection.execute("SELECT clip_embed_text('a photo')")
-    await connection.execute("SET hnsw.ef_search = 100")
+    # An HNSW scan gives at most ef_search rows, unless it continues.
+    await connection.execute(f"SET hnsw.ef_search = {CANDIDATES}")
+    await connection.execute("SET hnsw.iterative_scan = strict_order")
+    # A filter that is not asked for is then no part of the plan.
+    await connection.execute("SET plan_cache_mode = force_custom_plan")
     await connection.execute("SET statement_timeout = '30s'")
+
+
+async def remove_deleted(app: Starlette) -> None:
+    """Removes deleted photos once their deletion can no longer be undone; sleeps while there are none."""
+    while True:
+        await app.state.deleted.wait()
+        app.state.deleted.clear()
+        await asyncio.sleep(UNDO_SECONDS)
+        try:
+            async with app.state.pool.connection() as connection:
+                await connection.execute(queries.PURGE, {"seconds": UNDO_SECONDS})
+                [left] = await (await connection.execute(queries.DELETED)).fetchall()
+        except psycopg.Error as error:
+            log.error("deleted photos stay for now: %s", error)
+            left = {"any": True}
+        if left["any"]:
+            app.state.deleted.set()
 
 
 @contextlib.asynccontextmanager
@@ -73,145 +86,308 @@ async def lifespan(app: Starlette):
         kwargs={"autocommit": True, "row_factory": dict_row},
     ) as pool:
         await pool.wait(30)
-        app.state.pool = pool
+        app.state.pool, app.state.deleted = pool, asyncio.Event()
+        async with pool.connection() as connection:
+            [app.state.features] = await (await connection.execute(queries.FEATURES)).fetchall()
+        app.state.deleted.set()  # from before a restart
+        purging = asyncio.create_task(remove_deleted(app))
         yield
+        purging.cancel()
 
 
 async def query(request: Request, statement: str, **parameters: object) -> list[dict]:
-    async with request.app.state.pool.connection() as connection:
-        cursor = await connection.execute(statement, parameters)
-        return await cursor.fetchall()
+    with timed(request, "db"):
+        async with request.app.state.pool.connection() as connection:
+            return await (await connection.execute(statement, parameters)).fetchall()
 
 
-async def photos(request: Request) -> Response:
-    """?q=words, ?like=id, or the newest."""
-    words, like = request.query_params.get("q", "").strip(), request.query_params.get("like")
-    if words:
-        found = await query(request, BY_WORDS, words=words, shown=SHOWN)
-    elif like is not None:
-        if not (like.isascii() and like.isdecimal() and len(like) <= 18):
-            raise HTTPException(400, f"like={like!r} is not the number of a photo")
-        found = await query(request, BY_EXAMPLE, id=int(like), shown=SHOWN)
-        if not any(photo["id"] == int(like) for photo in found) and not await query(request, SMALL, id=int(like)):
-            raise HTTPException(404, f"photo {like} does not exist")
-        found = [photo for photo in found if photo["id"] != int(like)]
-    else:
-        found = await query(request, NEWEST, shown=SHOWN)
-    return JSONResponse({"photos": found})
+# ---------------------------------------------------------------- parameters
 
 
-async def groups(request: Request) -> Response:
-    return JSONResponse({"groups": await query(request, GROUPS)})
+def number(request: Request, name: str) -> int | None:
+    """A row's number in the URL."""
+    given = request.query_params.get(name)
+    if given is None:
+        return None
+    if not (given.isascii() and given.isdecimal() and len(given) <= 18):
+        raise HTTPException(400, f"{name}={given!r} is not a number")
+    return int(given)
 
 
-async def upload(request: Request) -> Response:
-    """The file is the body; ?title= names it. One that is there already is not stored twice."""
+def limit(request: Request) -> int:
+    return max(1, min(MAX_PAGE, number(request, "limit") or 100))
+
+
+def words(request: Request) -> str | None:
+    return request.query_params.get("q", "").strip()[:1000] or None
+
+
+def after(request: Request, *kinds: type) -> tuple:
+    """Where a page continues: what the page before it said."""
+    given = request.query_params.get("after")
+    if given is None:
+        return (None,) * len(kinds)
+    try:
+        values = given.split("_")
+        return tuple(kind(value) for kind, value in zip(kinds, values, strict=True))
+    except ValueError:
+        raise HTTPException(400, f"after={given!r} is not where a page ended") from None
+
+
+def wanted(request: Request) -> dict:
+    return {"album": number(request, "album"), "group": number(request, "group")}
+
+
+async def body(request: Request, limit: int) -> bytes:
     data, size = bytearray(), 0
     async for chunk in request.stream():
         size += len(chunk)
-        # Of a file that is too large the rest is read and let go, since a browser that is cut off while it sends shows
-        # no answer; to eight times the limit.
-        if size <= MAX_BYTES:
+        # Of a body that is too large the rest is read and dropped, since a browser whose upload is cut off shows no
+        # answer; up to eight times the limit.
+        if size <= limit:
             data += chunk
-        elif size > 8 * MAX_BYTES:
+        elif size > 8 * limit:
             break
-    if size > MAX_BYTES:
-        raise HTTPException(413, f"the file is larger than the {MAX_BYTES / 1e6:.3g} MB that are taken here")
-    title = " ".join(request.query_params.get("title", "").replace("\0", " ").split())[:200] or "Untitled"
-    digest = hashlib.sha256(data).digest()
-    if same := await query(request, SAME, digest=digest):
-        return JSONResponse(same[0] | {"added": False})
+    if size > limit:
+        raise HTTPException(413, f"the file is larger than the {limit / 1e6:.3g} MB that are accepted here")
+    return bytes(data)
+
+
+async def fields(request: Request) -> dict:
     try:
-        [photo] = await query(request, INSERT, title=title, data=bytes(data))
-    except psycopg.errors.UniqueViolation:  # in the meantime
-        [photo] = await query(request, SAME, digest=digest)
-        return JSONResponse(photo | {"added": False})
-    return JSONResponse(photo | {"added": True}, 201)
+        given = json.loads(await body(request, MAX_JSON))
+        if isinstance(given, dict):
+            return given
+    except ValueError:
+        pass
+    raise HTTPException(400, "the request is not a JSON object")
 
 
-async def delete(request: Request) -> Response:
-    if not await query(request, DELETE, id=request.path_params["id"]):
-        raise HTTPException(404, f"photo {request.path_params['id']} does not exist")
-    return Response(status_code=204)
+async def ids(request: Request) -> list[int]:
+    given = (await fields(request)).get("ids")
+    if not isinstance(given, list) or not all(type(id) is int and 0 <= id < 2**63 for id in given):
+        raise HTTPException(400, "ids is not a list of numbers")
+    return given
+
+
+async def name(request: Request) -> str:
+    given = (await fields(request)).get("name")
+    given = " ".join(given.split()) if isinstance(given, str) else ""
+    if not 1 <= len(given) <= 100:
+        raise HTTPException(422, "an album's name has 1 to 100 characters")
+    return given
+
+
+# ---------------------------------------------------------------- lists
+
+
+async def photos(request: Request) -> Response:
+    """?q=words or ?like=id (with &rest=1: all photos by distance), else by date or, with sort=added, by arrival."""
+    like = number(request, "like")
+    if words(request) or like is not None:
+        if like is not None:
+            await must_exist(request, like)
+        return await (ranked if "rest" in request.query_params else found)(request)
+    parameters = wanted(request) | {"limit": limit(request)}
+    if request.query_params.get("sort") == "added":
+        [last] = after(request, int)
+        shown = await query(request, queries.BY_ARRIVAL, id=last, **parameters)
+        end = str(shown[-1]["id"]) if shown else None
+    else:
+        date, last = after(request, datetime.datetime.fromisoformat, int)
+        month = request.query_params.get("month")
+        if month is not None and not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", month):
+            raise HTTPException(400, f"month={month!r} is not a month, such as 2026-05")
+        month = month and f"{month}-01"
+        shown = await query(request, queries.BY_DATE, date=date, id=last, month=month, **parameters)
+        end = f"{shown[-1]['date'].isoformat()}_{shown[-1]['id']}" if shown else None
+    return listed(shown, end if len(shown) == parameters["limit"] else None)
+
+
+async def found(request: Request) -> Response:
+    """The first answer to a search: the relevant photos, or the nearest where relevance can't be told."""
+    parameters = wanted(request) | {"words": words(request), "like": number(request, "like")}
+    [count] = await query(request, queries.COUNT, **wanted(request))
+    if not (parameters["words"] and request.app.state.features["relevance"]):
+        shown = await query(request, queries.NEAREST, limit=limit(request), **parameters)
+        return listed(shown, None, total=count["total"], cut=False)
+    candidates = CANDIDATES
+    while True:
+        shown = await query(request, queries.RELEVANT, limit=candidates, cut=CUT, **parameters)
+        # If few of the farther candidates are relevant, no photo beyond them is.
+        if max((photo.pop("place") for photo in shown), default=0) <= 0.75 * candidates or candidates >= count["total"]:
+            break
+        candidates *= 4
+    return listed(shown, None, total=count["total"], cut=True)
+
+
+async def ranked(request: Request) -> Response:
+    distance, last = after(request, float, int)
+    parameters = wanted(request) | {"words": words(request), "like": number(request, "like"), "limit": limit(request)}
+    shown = await query(request, queries.RANKED, distance=distance, id=last, **parameters)
+    end = f"{shown[-1]['distance']!r}_{shown[-1]['id']}" if len(shown) == parameters["limit"] else None
+    return listed(shown, end)
+
+
+def listed(shown: list[dict], end: str | None, **more: object) -> Response:
+    for photo in shown:
+        photo["date"] = photo["date"].isoformat()
+        photo.pop("distance", None)
+    return JSONResponse({"photos": shown, "next": end, **more})
+
+
+async def months(request: Request) -> Response:
+    parameters = wanted(request)
+    shown = await query(request, queries.MONTHS, **parameters)
+    named = {}
+    if parameters["album"] is not None:
+        found = await query(request, queries.ALBUM, id=parameters["album"])
+        if not found:
+            raise HTTPException(404, f"album {parameters['album']} does not exist")
+        named = found[0]
+    return JSONResponse({"months": shown, **named})
+
+
+async def groups(request: Request) -> Response:
+    return JSONResponse({"groups": await query(request, queries.GROUPS)})
+
+
+# ---------------------------------------------------------------- one photo
+
+
+async def must_exist(request: Request, id: int) -> None:
+    if not await query(request, queries.DIGEST, id=id):
+        raise HTTPException(404, f"photo {id} does not exist")
+
+
+async def photo(request: Request) -> Response:
+    """Its details; with ?q= or ?like=, why it was found."""
+    features, id = request.app.state.features, request.path_params["id"]
+    statement = queries.PHOTO.format(tags="p.tags" if features["tags"] else "NULL::text[]")
+    shown = await query(request, statement, id=id)
+    if not shown:
+        raise HTTPException(404, f"photo {id} does not exist")
+    [details] = shown
+    details["date"] = details["date"].isoformat()
+    if asked := words(request):
+        details["why"] = await query(request, queries.WHY, id=id, words=asked)
+        if features["relevance"]:
+            details |= (await query(request, queries.RELEVANCE, id=id, words=asked))[0]
+        if features["explain"]:
+            details |= (await query(request, queries.SUITS, id=id, words=asked))[0]
+    elif (like := number(request, "like")) is not None:
+        details["why"] = await query(request, queries.WHY_LIKE, id=id, like=like)
+    return JSONResponse(details)
 
 
 async def image(request: Request) -> Response:
-    statement = LARGE if request.path_params["size"] == "large" else SMALL
-    found = await query(request, statement, id=request.path_params["id"])
-    if not found:
-        raise HTTPException(404, f"photo {request.path_params['id']} does not exist")
-    # A number is never given to another photo.
-    return Response(
-        found[0]["image"], media_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400, immutable"}
-    )
+    id, size = request.path_params["id"], request.path_params["size"]
+    if size not in ("small", "large"):
+        raise HTTPException(404, f"photos have no size {size!r}")
+    headers = {"Cache-Control": "private, max-age=86400"}
+
+    def tag(row: dict) -> str:
+        return f'"{row["digest"].hex()[:32]}-{size}"'
+
+    if asked := request.headers.get("if-none-match"):
+        known = await query(request, queries.DIGEST, id=id)
+        if known and tag(known[0]) in asked:
+            return Response(status_code=304, headers=headers | {"ETag": tag(known[0])})
+    shown = await query(request, queries.LARGE if size == "large" else queries.THUMBNAIL, id=id)
+    if not shown:
+        raise HTTPException(404, f"photo {id} does not exist")
+    return Response(shown[0]["image"], media_type="image/jpeg", headers=headers | {"ETag": tag(shown[0])})
+
+
+async def download(request: Request) -> Response:
+    """The uploaded file; of several photos, a ZIP archive."""
+    asked = request.query_params.get("ids", "")
+    if not re.fullmatch(r"\d{1,18}(,\d{1,18})*", asked, re.ASCII):
+        raise HTTPException(400, "ids is not a list of numbers")
+    wanted = list(dict.fromkeys(map(int, asked.split(","))))
+    if len(wanted) > MAX_ZIPPED:
+        raise HTTPException(413, f"{len(wanted)} photos are more than the {MAX_ZIPPED} of one download")
+    first = await query(request, queries.FILE, id=wanted[0])
+    if not first:
+        raise HTTPException(404, f"photo {wanted[0]} does not exist")
+    if len(wanted) == 1:
+        headers = attachment(file_name(first[0]["title"], first[0]["format"]))
+        return Response(first[0]["data"], media_type="application/octet-stream", headers=headers)
+
+    async def files():
+        for id in wanted:
+            for row in await query(request, queries.FILE, id=id):
+                yield file_name(row["title"], row["format"]), row["data"]
+
+    return StreamingResponse(zipped(files()), media_type="application/zip", headers=attachment("photos.zip"))
+
+
+# ---------------------------------------------------------------- changes
+
+
+async def upload(request: Request) -> Response:
+    """The file is the body; ?title= names it, ?date= is the file's date. A file that is stored already is not stored twice."""
+    data = await body(request, MAX_BYTES)
+    title = " ".join(request.query_params.get("title", "").replace("\0", " ").split())[:200] or "Untitled"
+    try:
+        given = request.query_params.get("date")
+        date = given and datetime.datetime.fromisoformat(given).replace(tzinfo=None)
+    except ValueError:
+        raise HTTPException(400, f"date={given!r} is not a date, such as 2026-05-31T18:04:59") from None
+    digest = hashlib.sha256(data).digest()
+    shown = await query(request, queries.SAME, digest=digest)
+    if not shown:
+        try:
+            shown = await query(request, queries.INSERT, title=title, data=data, date=date)
+        except psycopg.errors.UniqueViolation:  # in the meantime
+            shown = await query(request, queries.SAME, digest=digest)
+    return JSONResponse(shown[0], 201 if shown[0]["added"] else 200)
+
+
+async def delete(request: Request) -> Response:
+    deleted = await query(request, queries.DELETE, ids=await ids(request))
+    request.app.state.deleted.set()
+    return JSONResponse({"ids": [row["id"] for row in deleted], "undo_seconds": UNDO_SECONDS})
+
+
+async def restore(request: Request) -> Response:
+    restored = await query(request, queries.RESTORE, ids=await ids(request))
+    return JSONResponse({"ids": [row["id"] for row in restored]})
+
+
+async def albums(request: Request) -> Response:
+    return JSONResponse({"albums": await query(request, queries.ALBUMS)})
+
+
+async def create_album(request: Request) -> Response:
+    [album] = await query(request, queries.CREATE_ALBUM, name=await name(request))
+    return JSONResponse(album, 201)
+
+
+async def album(request: Request) -> Response:
+    """PATCH renames, DELETE removes; the photos stay."""
+    id = request.path_params["id"]
+    if request.method == "PATCH":
+        changed = await query(request, queries.RENAME_ALBUM, id=id, name=await name(request))
+    else:
+        changed = await query(request, queries.REMOVE_ALBUM, id=id)
+    if not changed:
+        raise HTTPException(404, f"album {id} does not exist")
+    return JSONResponse(changed[0])
+
+
+async def album_photos(request: Request) -> Response:
+    """POST adds, DELETE takes out."""
+    id = request.path_params["id"]
+    statement = queries.FILL_ALBUM if request.method == "POST" else queries.EMPTY_ALBUM
+    changed = await query(request, statement, id=id, ids=await ids(request))
+    if not changed and not await query(request, queries.ALBUM, id=id):
+        raise HTTPException(404, f"album {id} does not exist")
+    return JSONResponse({"ids": [row["id"] for row in changed]})
 
 
 async def index(request: Request) -> Response:
     return Response((STATIC / "index.html").read_bytes(), media_type="text/html; charset=utf-8")
-
-
-# ---------------------------------------------------------------- errors
-
-
-def error(status: int, message: str, detail: str | None = None, hint: str | None = None) -> Response:
-    return JSONResponse({"error": message, "detail": detail, "hint": hint}, status)
-
-
-async def http_error(request: Request, raised: HTTPException) -> Response:
-    return error(raised.status_code, raised.detail)
-
-
-async def database_error(request: Request, raised: psycopg.Error) -> Response:
-    """What the database says is for the user: which value was wrong, why, and the way out."""
-    state, said = raised.sqlstate, raised.diag
-    if isinstance(raised, PoolTimeout):
-        return error(503, "all connections to the database are busy", hint="Try again in a moment.")
-    if isinstance(raised, psycopg.DataError) and state is None:  # psycopg's own: a NUL in a text
-        return error(422, str(raised))
-    if state is None or state[:2] in ("08", "57"):
-        log.error("%s", raised)
-        return error(
-            503, said.message_primary or "the database can't be reached", said.message_detail, said.message_hint
-        )
-    # Of these the caller's value is the cause: 22 data, 23 constraints, 0A and 54 formats and limits.
-    theirs = state[:2] in ("22", "23", "0A", "54")
-    if not theirs:
-        log.error("%s: %s", state, raised)
-    return error(422 if theirs else 500, said.message_primary or str(raised), said.message_detail, said.message_hint)
-
-
-# ---------------------------------------------------------------- guards
-
-HEADERS = {
-    b"content-security-policy": b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    b"x-content-type-options": b"nosniff",
-    b"referrer-policy": b"no-referrer",
-    b"cross-origin-resource-policy": b"same-origin",
-}
-
-
-class Guard:
-    """Response headers, and no changes on behalf of another site's page."""
-
-    def __init__(self, app):
-        self.app = app
-
-    async def __call__(self, scope, receive, send):
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        headers = dict(scope["headers"])
-        origin = headers.get(b"origin", b"").decode("latin-1")
-        if scope["method"] not in ("GET", "HEAD") and origin:
-            if urlsplit(origin).netloc != headers.get(b"host", b"").decode("latin-1"):
-                return await error(403, f"a page of {origin} may not change photos here")(scope, receive, send)
-
-        async def guarded(message):
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *HEADERS.items()]
-            await send(message)
-
-        return await self.app(scope, receive, guarded)
 
 
 app = Starlette(
@@ -219,9 +395,17 @@ app = Starlette(
         Route("/", index),
         Route("/api/photos", photos, methods=["GET"]),
         Route("/api/photos", upload, methods=["POST"]),
-        Route("/api/photos/{id:int}", delete, methods=["DELETE"]),
+        Route("/api/photos/delete", delete, methods=["POST"]),
+        Route("/api/photos/restore", restore, methods=["POST"]),
+        Route("/api/photos/{id:int}", photo),
+        Route("/api/months", months),
         Route("/api/groups", groups),
+        Route("/api/albums", albums, methods=["GET"]),
+        Route("/api/albums", create_album, methods=["POST"]),
+        Route("/api/albums/{id:int}", album, methods=["PATCH", "DELETE"]),
+        Route("/api/albums/{id:int}/photos", album_photos, methods=["POST", "DELETE"]),
         Route("/photos/{id:int}/{size}.jpg", image),
+        Route("/download", download),
         Mount("/static", StaticFiles(directory=STATIC)),
     ],
     middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS), Middleware(Guard)],

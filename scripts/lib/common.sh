@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034,SC2154,SC2164
-# What the scripts share: progress lines, root rights, the server's directories, Python environments.
+# Shared by the scripts: progress lines, root privileges, the server's directories, Python environments.
 # Sourced, never run. Progress goes to stderr, so that stdout stays free for `make -s env`.
 set -euo pipefail
 
@@ -19,13 +19,13 @@ die() {
     exit 1
 }
 
-# step LOG MESSAGE COMMAND…: says what it does, keeps the noise in target/log/LOG.log, shows its end on failure.
+# step LOG MESSAGE COMMAND…: prints the message, sends the output to target/log/LOG.log, and shows its end on failure.
 step() {
     local log=$logs/$1.log message=$2 start=$SECONDS status
     shift 2
     mkdir -p "$logs"
     say "$message…"
-    # In a subshell with set -e of its own: inside `if !`, a function would run on past its failures.
+    # In a subshell with its own set -e: inside `if !`, a function would run on past its failures.
     set +e
     (
         set -e
@@ -63,7 +63,7 @@ warm_sudo() {
 }
 
 apt_fresh=
-# apt_install PACKAGE…: the lists are renewed once a run, however many packages follow.
+# apt_install PACKAGE…: updates the package lists once per run, however many packages follow.
 apt_install() {
     command -v apt-get >/dev/null || die "missing: $*; there is no apt-get here, install them with your package manager"
     apt_update
@@ -99,7 +99,7 @@ find_pg() {
 }
 require_pg() { find_pg || die "no PostgreSQL found: run make deps, or set PG_CONFIG to your server's pg_config"; }
 
-# install_tree STAGE MESSAGE: brings DESTDIR/ to hold what STAGE/ holds, files of the same content left alone.
+# install_tree STAGE MESSAGE: makes DESTDIR/ hold what STAGE/ holds; files with the same content are left alone.
 # A new file replaces the old by rename: a backend that has the old library mapped keeps it whole.
 install_tree() {
     local stage=$1 message=$2 file dest dir writable=yes changed=()
@@ -133,8 +133,8 @@ copy_files() {
 
 has_sha256() { [ -r "$1" ] && [ "$(sha256sum <"$1")" = "$2  -" ]; }
 
-# find_cargo_pgrx: sets cargo_pgrx_program to a cargo-pgrx of the pinned version; called directly, since `cargo pgrx`
-# would take the first on PATH.
+# find_cargo_pgrx: sets cargo_pgrx_program to a cargo-pgrx of the pinned version. It is called directly, because `cargo
+# pgrx` would take the first on PATH.
 find_cargo_pgrx() {
     for cargo_pgrx_program in "$target/tools/bin/cargo-pgrx" "$(command -v cargo-pgrx || true)" \
         "${CARGO_HOME:-$HOME/.cargo}/bin/cargo-pgrx"; do
@@ -146,14 +146,17 @@ find_cargo_pgrx() {
     return 1
 }
 
-# cargo_setup: what every call of cargo needs, after require_pg. Cargo gives a dependency the features that the selected
-# packages ask for: with another selection, half of them would be compiled again. So all calls select the whole workspace,
-# by "${workspace[@]}", and cargo-pgrx's call does by PGRX_BUILD_FLAGS. tests/release/test_build.py compares.
+# cargo_setup: what every call of cargo needs, after require_pg. Cargo enables the dependency features that the selected
+# packages need: with another selection, half of them would be compiled again. So all calls select the whole workspace,
+# by "${workspace[@]}", and cargo-pgrx's call does so by PGRX_BUILD_FLAGS. tests/release/test_build.py checks it.
 cargo_setup() {
     local config
     features="pg$pg_major"
-    # HEIC=0 leaves out the decoder of HEIC, whose codec is covered by patents in some countries.
+    # HEIC=0 leaves out the HEIC decoder, because patents cover the codec in some countries.
     [ "${HEIC:-1}" = 0 ] || features+=" heic"
+    # AVIF=0 and JXL=0 leave out the decoders of AVIF and JPEG XL.
+    [ "${AVIF:-1}" = 0 ] || features+=" avif"
+    [ "${JXL:-1}" = 0 ] || features+=" jxl"
     workspace=(--workspace --no-default-features --features "$features")
     export PGRX_BUILD_FLAGS="--workspace --bins --locked"
     # cargo-pgrx looks its PostgreSQL up in $PGRX_HOME/config.toml, which `cargo pgrx init` writes for servers that it
@@ -163,7 +166,7 @@ cargo_setup() {
     mkdir -p "$PGRX_HOME"
     config=$(printf '[configs]\npg%s = "%s"' "$pg_major" "$pg_config")
     [ "$(cat "$PGRX_HOME/config.toml" 2>/dev/null)" = "$config" ] || echo "$config" >"$PGRX_HOME/config.toml"
-    # pgrx formats the bindings it writes, and stops without a rustfmt (rustup's minimal profile has none). Nobody reads
+    # pgrx formats the bindings it writes, and stops without rustfmt (rustup's minimal profile has none). Nobody reads
     # them, so any program that succeeds will do.
     rustfmt --version >/dev/null 2>&1 || export RUSTFMT=true
 }

@@ -1,8 +1,8 @@
 # shellcheck shell=bash disable=SC2034,SC2154,SC2164
 # ONNX Runtime: the library inside the wheel `onnxruntime`, put where the extension looks for it. Sourced by deps.sh.
 #
-# 1.24.4 starts no thread of its own with one intra-op thread; 1.30.0 and 1.32.0 do, and a postmaster that
-# preloads them never comes up. Another version needs that measured first, then its four hashes here.
+# 1.24.4 starts no thread of its own with one intra-op thread; 1.30.0 and 1.32.0 do, and a postmaster that preloads them
+# never finishes starting. Before another version is pinned, that must be measured; its four hashes go here.
 ort_version=1.24.4
 case $(uname -m) in
 x86_64)
@@ -18,7 +18,7 @@ aarch64 | arm64)
 *) ort_platform= ;;
 esac
 
-# The wheel of Python 3.11 is taken whatever Python runs here: only the C library in it is used.
+# The wheel for Python 3.11 is taken with any Python, because only the C library in it is used.
 fetch_onnxruntime() {
     "$target/venv/bin/python" -m pip download --no-deps --only-binary=:all: --dest "$1" \
         --implementation cp --python-version 311 --abi cp311 \
@@ -26,7 +26,7 @@ fetch_onnxruntime() {
         "onnxruntime==$ort_version"
 }
 
-# install_onnxruntime: leaves DESTDIR$(pkglibdir)/clip_search/libonnxruntime.so with the pinned content.
+# install_onnxruntime: makes DESTDIR$(pkglibdir)/clip_search/libonnxruntime.so have the pinned content.
 install_onnxruntime() {
     local cache=$target/onnxruntime/$ort_version-$ort_platform wheel
     local path=${pg_lib#/}/clip_search/libonnxruntime.so

@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2034,SC2154,SC2164
 # Python environments under target/. Sourced by common.sh.
 
-# ensure_python: a python3 that can make virtual environments.
+# ensure_python: finds a python3 that can make virtual environments.
 ensure_python() {
     command -v "$python" >/dev/null || {
         [ "$python" = python3 ] || die "PYTHON=$python is not a program: give the path of a Python 3.10 or newer"
@@ -16,9 +16,9 @@ ensure_python() {
     }
 }
 
-# python_environment NAME [REQUIREMENTS [PIP OPTION…]]: target/NAME with exactly the packages that the file pins, made again
-# only when the file, the options or the Python have changed. Where the file has hashes, pip checks them. Without a file,
-# whatever environment is there will do, as long as it has pip.
+# python_environment NAME [REQUIREMENTS [PIP OPTION…]]: target/NAME with exactly the packages that the file pins,
+# rebuilt only when the file, the options or the Python change. If the file has hashes, pip checks them. Without a file,
+# any existing environment with pip will do.
 python_environment() {
     local place=$target/$1 requirements=${2:-} wanted='' options=(--disable-pip-version-check --only-binary=:all:)
     if [ -z "$requirements" ]; then
@@ -38,5 +38,5 @@ python_environment() {
     echo "$wanted" >"$place/made-from"
 }
 
-# The tests' packages. --no-deps: tokenizers asks for huggingface-hub, which it uses only to download.
+# The tests' packages. --no-deps: tokenizers depends on huggingface-hub, which it uses only to download.
 python_packages() { python_environment venv "$root/tests/requirements.txt" --no-deps; }

@@ -1,8 +1,8 @@
 # shellcheck shell=bash disable=SC2034,SC2154,SC2164
 # Upstream's source archives, taken from the Debian mirror that this machine already uses. Sourced after common.sh.
 
-# source_pin PACKAGE [MAJOR]: sets pin_version, pin_archive, pin_sha256 and pin_release; fails where no Debian
-# release has the package. The hashes are those of the .dsc files, whose signatures debian-keyring vouched for.
+# source_pin PACKAGE [MAJOR]: sets pin_version, pin_archive, pin_sha256 and pin_release; fails if no Debian release has
+# the package. The hashes are those of the .dsc files, whose signatures were checked with debian-keyring.
 source_pin() {
     case $1 in
     postgresql-15)
@@ -17,14 +17,14 @@ source_pin() {
         pin_version=18.6 pin_release=unstable
         pin_sha256=555610c24d53e4316da5b7d3fc25c279d96856d5e0e23ee308c328c5fa881d9f
         ;;
-    # What Debian 13 has; the extension needs 0.5 or newer.
+    # The version in Debian 13; the extension needs 0.5 or newer.
     pgvector)
         pin_version=0.8.0 pin_release=trixie
         pin_sha256=867a2c328d4928a5a9d6f052cd3bc78c7d60228a9b914ad32aa3db88e9de27b0
         ;;
     *) return 1 ;;
     esac
-    # The first that PostgreSQL 18 builds is 0.8.1.
+    # 0.8.1 is the first version that PostgreSQL 18 compiles.
     if [ "$1 ${2:-}" = "pgvector 18" ]; then
         pin_version=0.8.6 pin_release=unstable
         pin_sha256=25c9b78cfdaa43c66788d7490246ac24e4fe1c86f19c4b60c089b723f84a4a0d
@@ -35,15 +35,15 @@ source_pin() {
     esac
 }
 
-# The Debian mirror that this machine already uses; other vendors' sources and security archives don't count.
+# The Debian mirror that this machine already uses. Other vendors' sources and security archives don't count.
 debian_mirror() {
     # shellcheck disable=SC2016
     apt-get indextargets --format '$(ORIGIN) $(CODENAME) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
         awk '$1 == "Debian" && $2 !~ /-/ { sub("/$", "", $3); print $3; exit }'
 }
 
-# apt with lists, cache and sources of its own under target/apt: the machine's settings are read, never changed.
-# Archive keys are the machine's; the proxy and TLS settings in /etc/apt/apt.conf.d apply as usual.
+# apt with its own lists, cache and sources under target/apt: the machine's settings are read, never changed. Archive
+# keys are the machine's; the proxy and TLS settings in /etc/apt/apt.conf.d apply as usual.
 private_apt() {
     (cd "$target/apt" && apt-get -q \
         -o Dir::Etc::SourceList="$target/apt/sources.list" -o Dir::Etc::SourceParts=/dev/null \
@@ -51,8 +51,8 @@ private_apt() {
         -o APT::Sandbox::User="$(id -un)" -o APT::Get::List-Cleanup=false "$@")
 }
 
-# A mirror drops a version some time after its successor has come. Then the newest of the release is taken, which apt
-# checks by the archive's signature.
+# A mirror drops a version some time after its successor appears. Then the newest of the release is taken, which apt
+# checks against the archive's signature.
 download_source() {
     local package=$1 mirror=$2 signed_by='' keyring=/usr/share/keyrings/debian-archive-keyring.gpg
     mkdir -p "$target/apt/lists/partial" "$target/apt/cache/archives/partial"
@@ -102,22 +102,22 @@ unpack_and_configure() {
     mkdir -p "$target/matrix/source"
     tar -xf "$source_archive" -C "$target/matrix/source" --strip-components=1
     cd "$target/matrix/source"
-    # What the tests don't use is left out: it would be one more package to install.
+    # Parts that the tests don't use are disabled; they would need one more package.
     ./configure --prefix="$prefix" --enable-cassert --enable-debug --without-readline --without-icu --without-llvm --quiet "$@"
-    # What valgrind reports of the server itself and is no error; the sources are deleted below.
+    # Valgrind's known false reports about the server; the sources are deleted below.
     install -D -m 644 src/tools/valgrind.supp "$prefix/share/valgrind.supp"
 }
 compile() {
-    # PostgreSQL makes its headers first only where no other make has called its own.
+    # PostgreSQL builds its headers first only if no other make has called its own.
     unset MAKELEVEL MAKEFLAGS MFLAGS
     make -C "$target/matrix/source" -s -j "$(nproc)"
     make -C "$target/matrix/source" -s install
-    # Of contrib, what tests/server/test_shards.py creates and loads.
+    # The parts of contrib that tests/server/test_shards.py creates and loads.
     for module in postgres_fdw auto_explain; do make -C "$target/matrix/source/contrib/$module" -s install || return 1; done
     rm -rf "$target/matrix/source"
 }
 
-# build_server MAJOR PREFIX [VARIABLE=value…]: as a subshell, since whatever is missing ends it.
+# build_server MAJOR PREFIX [VARIABLE=value…]: call it in a subshell, because a missing part ends it.
 build_server() (
     major=$1 missing=()
     shift
@@ -133,7 +133,7 @@ build_server() (
 )
 
 # --- PostgreSQL 16 ---------------------------------------------------------------------------------------------
-# No Debian release has had it. The Python package pgserver has its programs, headers and PGXS, without contrib.
+# No Debian release has it. The Python package pgserver has its programs, headers and PGXS, without contrib.
 
 server_wheel=pgserver==0.1.4 # PostgreSQL 16.2
 server_wheel_sha256=1a5d07c61d51f2abfef4ef61e2ef5cd014b994f7e09de8d3c140d2cf370e84a8
@@ -142,7 +142,7 @@ unpack_server_wheel() {
     local folder=$1.wheel wheel
     rm -rf "$folder" "$1"
     mkdir -p "$folder"
-    # The wheel of Python 3.12, whichever runs here: nothing of it is Python's but a wrapper.
+    # The wheel for Python 3.12 with any Python: only a wrapper in it is Python's.
     "$target/venv/bin/python" -m pip download --no-deps --only-binary=:all: --dest "$folder" --python-version 3.12 \
         --platform manylinux_2_17_x86_64 "$server_wheel"
     wheel=$(find "$folder" -name '*.whl' -print -quit)
@@ -151,13 +151,13 @@ unpack_server_wheel() {
     "$target/venv/bin/python" -m zipfile -e "$wheel" "$folder"
     chmod +x "$folder"/pgserver/pginstall/bin/* "$folder"/pgserver/pginstall/lib/postgresql/pgxs/src/test/regress/pg_regress \
         "$folder"/pgserver/pginstall/lib/postgresql/pgxs/config/*
-    # Beside those that nothing here is linked to.
+    # Apart from those that nothing here is linked to.
     cp "$folder"/pgserver.libs/* "$folder"/pgserver/pginstall/lib/
     # Its pgvector is 0.6.
     rm "$folder"/pgserver/pginstall/lib/postgresql/vector.so "$folder"/pgserver/pginstall/share/postgresql/extension/vector*
     ln -s "$(basename "$folder")/pgserver/pginstall" "$1"
 }
-# unpack_server PREFIX: as a subshell, since whatever is missing ends it.
+# unpack_server PREFIX: call it in a subshell, because a missing part ends it.
 unpack_server() (
     [ "$(uname -m)" = x86_64 ] || die "$server_wheel has PostgreSQL 16 for x86-64 only"
     python_environment venv

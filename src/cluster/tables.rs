@@ -60,12 +60,39 @@ const INDEXES: [&CStr; 7] = [
 const COLUMNS: usize = 11;
 
 /// Which rows a scan sees.
-#[derive(Clone, Copy, PartialEq)]
-pub enum Sees {
+#[derive(Clone, Copy)]
+pub enum Sees<'a> {
     /// Committed rows, this transaction's own, and rows that other transactions are writing.
     Everything,
     /// Committed rows and this transaction's own, as of the beginning of the scan.
     Settled,
+    /// The same as of one moment, for several scans.
+    At(&'a Moment),
+}
+
+/// What is committed at a moment, whatever the transaction's own snapshot.
+pub struct Moment(pg_sys::Snapshot);
+
+impl Moment {
+    pub fn now() -> Self {
+        // SAFETY: the snapshot is copied and registered; after an error it goes with the resources of the transaction.
+        Self(unsafe { pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot()) })
+    }
+
+    /// Whether a (sub)transaction that has written rows was under way then.
+    pub fn is_under_way(&self, writer: pg_sys::TransactionId) -> bool {
+        // SAFETY: the snapshot is registered.
+        unsafe { pg_sys::XidInMVCCSnapshot(writer, self.0) }
+    }
+}
+
+impl Drop for Moment {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: registered by `now`.
+            unsafe { pg_sys::UnregisterSnapshot(self.0) };
+        }
+    }
 }
 
 /// A condition on a column, counted from 1 as PostgreSQL does.
@@ -87,6 +114,8 @@ pub struct Row {
     pub deleting: bool,
     /// The (sub)transaction that has written it.
     pub writer: pg_sys::TransactionId,
+    /// It is a newer version of a row, written by an UPDATE.
+    pub replaces: bool,
 }
 
 impl Row {
@@ -212,7 +241,13 @@ impl Store {
     /// index page was read before the new row was entered there, and the old row is dead when the scan reaches it. A
     /// scan with `Sees::Settled` that begins later sees the new row. A caller that must not miss a row that can be
     /// replaced does both, in this order.
-    pub fn scan(&self, sees: Sees, index: Index, conditions: &[Condition<'_>], mut visit: impl FnMut(&Row) -> bool) {
+    pub fn scan(
+        &self,
+        sees: Sees<'_>,
+        index: Index,
+        conditions: &[Condition<'_>],
+        mut visit: impl FnMut(&Row) -> bool,
+    ) {
         let relation = self.relations[index.table() as usize];
         if relation.is_null() {
             return;
@@ -223,11 +258,11 @@ impl Store {
         // the arrays have at least as many places as the table has columns. If the visitor panics, the transaction
         // fails, and its resources, the scan among them, are released.
         unsafe {
-            let latest = match sees {
-                Sees::Everything => None,
-                Sees::Settled => Some(pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot())),
+            let latest = matches!(sees, Sees::Settled).then(Moment::now);
+            let snapshot = match (sees, &latest) {
+                (Sees::At(moment), _) | (_, Some(moment)) => moment.0,
+                _ => &raw mut dirty,
             };
-            let snapshot = latest.unwrap_or(&raw mut dirty);
             let index = self.indexes[index as usize];
             let mut keys: Vec<pg_sys::ScanKeyData> = conditions.iter().map(scan_key).collect();
             let scan =
@@ -240,6 +275,7 @@ impl Store {
                 inserting: false,
                 deleting: false,
                 writer: pg_sys::InvalidTransactionId,
+                replaces: false,
             };
             loop {
                 let tuple = pg_sys::systable_getnext(scan);
@@ -249,15 +285,13 @@ impl Store {
                 row.inserting = dirty.xmin != pg_sys::InvalidTransactionId;
                 row.deleting = dirty.xmax != pg_sys::InvalidTransactionId;
                 row.writer = (*(*tuple).t_data).t_choice.t_heap.t_xmin;
+                row.replaces = u32::from((*(*tuple).t_data).t_infomask) & pg_sys::HEAP_UPDATED != 0;
                 pg_sys::heap_deform_tuple(tuple, description, row.values.as_mut_ptr(), row.nulls.as_mut_ptr());
                 if !visit(&row) {
                     break;
                 }
             }
             pg_sys::systable_endscan(scan);
-            if let Some(latest) = latest {
-                pg_sys::UnregisterSnapshot(latest);
-            }
         }
     }
 

@@ -9,7 +9,8 @@
 use pgrx::prelude::*;
 
 use crate::guc;
-use crate::model::loaded;
+use crate::model::loaded::{self, Fingerprint};
+use crate::pg::call_site::once_per_constant;
 use crate::pg::error::SqlResult;
 use crate::pg::text::{Text, texts};
 use crate::pg::vector::Vector;
@@ -19,14 +20,21 @@ fn one(mut vectors: Vec<Option<Vector>>) -> Vector {
     vectors.pop().flatten().expect("one value that is not NULL gives one vector")
 }
 
+/// A query by a photo is evaluated for each row. If the photo is written into the query, even its fingerprint is computed
+/// once: that of a file of 5 MB takes some milliseconds.
+fn embed_image(model: &str, image: &[u8], call: pg_sys::FunctionCallInfo) -> SqlResult<Vector> {
+    loaded::embed_image(model, image, || once_per_constant(call, 0, || Fingerprint::of(image)))
+}
+
 #[pg_extern(stable, strict, parallel_safe, cost = 100000)]
-fn clip_embed_image(image: &[u8]) -> SqlResult<Vector> {
-    loaded::embed_images(&guc::model(), &[Some(image)]).map(one)
+fn clip_embed_image(image: &[u8], call: pg_sys::FunctionCallInfo) -> SqlResult<Vector> {
+    embed_image(&guc::model(), image, call)
 }
 
 #[pg_extern(immutable, strict, parallel_safe, cost = 100000, name = "clip_embed_image")]
-fn clip_embed_image_by_model(image: &[u8], model: &str) -> SqlResult<Vector> {
-    loaded::embed_images(model, &[Some(image)]).map(one)
+fn clip_embed_image_by_model(image: &[u8], model: Text<'_>, call: pg_sys::FunctionCallInfo) -> SqlResult<Vector> {
+    let Text(model) = model;
+    embed_image(model, image, call)
 }
 
 #[pg_extern(stable, strict, parallel_safe, cost = 10000)]
@@ -35,7 +43,8 @@ fn clip_embed_text(query: Text<'_>) -> SqlResult<Vector> {
 }
 
 #[pg_extern(immutable, strict, parallel_safe, cost = 10000, name = "clip_embed_text")]
-fn clip_embed_text_by_model(query: Text<'_>, model: &str) -> SqlResult<Vector> {
+fn clip_embed_text_by_model(query: Text<'_>, model: Text<'_>) -> SqlResult<Vector> {
+    let Text(model) = model;
     loaded::embed_texts(model, &[Some(query.0)]).map(one)
 }
 
@@ -45,7 +54,8 @@ fn clip_embed_images(images: Array<&[u8]>) -> SqlResult<Vec<Option<Vector>>> {
 }
 
 #[pg_extern(immutable, strict, parallel_safe, cost = 1000000, name = "clip_embed_images")]
-fn clip_embed_images_by_model(images: Array<&[u8]>, model: &str) -> SqlResult<Vec<Option<Vector>>> {
+fn clip_embed_images_by_model(images: Array<&[u8]>, model: Text<'_>) -> SqlResult<Vec<Option<Vector>>> {
+    let Text(model) = model;
     loaded::embed_images(model, &images.iter().collect::<Vec<_>>())
 }
 
@@ -55,7 +65,8 @@ fn clip_embed_texts(queries: Array<Text<'_>>) -> SqlResult<Vec<Option<Vector>>> 
 }
 
 #[pg_extern(immutable, strict, parallel_safe, cost = 100000, name = "clip_embed_texts")]
-fn clip_embed_texts_by_model(queries: Array<Text<'_>>, model: &str) -> SqlResult<Vec<Option<Vector>>> {
+fn clip_embed_texts_by_model(queries: Array<Text<'_>>, model: Text<'_>) -> SqlResult<Vec<Option<Vector>>> {
+    let Text(model) = model;
     loaded::embed_texts(model, &texts(&queries))
 }
 

@@ -1,5 +1,6 @@
 //! What else is asked of an image file: a thumbnail, its header.
 
+use clip::image::Taken;
 use clip::image::info::info;
 use clip::image::thumbnail::{Format, thumbnail};
 use pgrx::pg_sys::panic::ErrorReport;
@@ -8,9 +9,15 @@ use pgrx::prelude::*;
 use crate::guc;
 use crate::pg::error::{SqlResult, report};
 use crate::pg::interrupt;
+use crate::pg::text::Text;
 
 #[pg_extern(stable, strict, parallel_safe, cost = 50000)]
-fn clip_thumbnail(image: &[u8], edge: default!(i32, "256"), format: default!(&str, "'jpeg'")) -> SqlResult<Vec<u8>> {
+fn clip_thumbnail(
+    image: &[u8],
+    edge: default!(i32, "256"),
+    format: default!(Text<'_>, "'jpeg'"),
+) -> SqlResult<Vec<u8>> {
+    let Text(format) = format;
     let format = Format::named(format).map_err(report)?;
     let small = thumbnail(image, u32::try_from(edge).unwrap_or(0), format, &interrupt::watched(guc::limits()));
     interrupt::raise();
@@ -32,6 +39,9 @@ fn clip_image_info(
             name!(channels, i32),
             name!(frames, i64),
             name!(bytes, i64),
+            name!(bits, i32),
+            name!(taken, Option<Timestamp>),
+            name!(taken_offset, Option<Interval>),
         ),
     >,
     ErrorReport,
@@ -47,5 +57,14 @@ fn clip_image_info(
         i32::from(info.channels),
         i64::from(info.frames),
         info.bytes as i64,
+        i32::from(info.bits),
+        info.taken.and_then(timestamp),
+        info.taken.and_then(|taken| Interval::new(0, 0, i64::from(taken.offset?) * 60_000_000).ok()),
     )))
+}
+
+fn timestamp(taken: Taken) -> Option<Timestamp> {
+    let Taken { year, month, day, hour, minute, second, microsecond, .. } = taken;
+    let seconds = f64::from(second) + f64::from(microsecond) / 1e6;
+    Timestamp::new(i32::from(year), month, day, hour, minute, seconds).ok()
 }

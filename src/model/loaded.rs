@@ -9,11 +9,14 @@ use clip::Error;
 use clip::clustering::centroid::cosine;
 use clip::embedder::Embedder;
 use clip::embedder::logits::{self, Logits};
+use clip::image::Limits;
 use clip::model::Model;
 use clip::stats::Figures;
 use lru::LruCache;
 
 use crate::guc;
+pub use crate::model::image_memo::Fingerprint;
+use crate::model::image_memo::ImageMemo;
 use crate::model::origin::{self, note_origin};
 pub use crate::model::origin::{base_name, model_of};
 use crate::model::stats;
@@ -40,6 +43,7 @@ pub(super) struct Loaded {
     /// Texts that were asked for lately. `ORDER BY embedding <=> clip_embed_text('…')` asks for the same one once a row
     /// wherever no index serves it.
     memo: LruCache<String, Vec<f32>>,
+    image_memo: ImageMemo,
     memo_hits: u64,
     /// Labels and templates -> a vector for each label.
     sets: LruCache<String, Vec<Vec<f32>>>,
@@ -53,7 +57,7 @@ impl Loaded {
         let embedder = Embedder::new(model, key.library.clone(), key.threads).with_cache(guc::cache());
         let memo = LruCache::new(NonZeroUsize::MIN);
         let sets = LruCache::new(MEMO_SETS.try_into().expect("not zero"));
-        Ok(Self { key, embedder, memo, memo_hits: 0, sets, failed: false })
+        Ok(Self { key, embedder, memo, image_memo: ImageMemo::new(), memo_hits: 0, sets, failed: false })
     }
 }
 
@@ -137,27 +141,40 @@ pub fn check_interrupts() {
     pgrx::check_for_interrupts!();
 }
 
-/// Embeds the image files that are not NULL with the named model, each into its own place. All or an error.
-pub fn embed_images(spec: &str, files: &[Option<&[u8]>]) -> SqlResult<Vec<Option<Vector>>> {
-    try_images(spec, files).map_err(report)
+/// An image file, with its fingerprint where it may be answered from the memo.
+#[derive(Clone, Copy)]
+struct Image<'a> {
+    file: &'a [u8],
+    fingerprint: Option<Fingerprint>,
 }
 
-/// The same, with the error as the engine has it.
+/// Embeds the image files that are not NULL with the named model, each into its own place. All or an error.
+pub fn embed_images(spec: &str, files: &[Option<&[u8]>]) -> SqlResult<Vec<Option<Vector>>> {
+    // More at once would push out all others, and a load of photos asks for each of them once.
+    let remembers = files.len() <= guc::memo_images().div_ceil(2);
+    let image = |file| Image { file, fingerprint: remembers.then(|| Fingerprint::of(file)) };
+    let images: Vec<Option<Image<'_>>> = files.iter().map(|file| file.map(image)).collect();
+    images_of(spec, &images).map_err(report)
+}
+
+/// Embeds one image file, whose fingerprint is computed only if there is a memo.
+pub fn embed_image(spec: &str, file: &[u8], fingerprint: impl FnOnce() -> Fingerprint) -> SqlResult<Vector> {
+    let image = Image { file, fingerprint: (guc::memo_images() > 0).then(fingerprint) };
+    let vector = images_of(spec, &[Some(image)]).map_err(report)?.pop().flatten();
+    Ok(vector.expect("one value that is not NULL gives one vector"))
+}
+
+/// Embeds images of rows, which are not remembered; with the error as the engine has it.
 pub fn try_images(spec: &str, files: &[Option<&[u8]>]) -> clip::Result<Vec<Option<Vector>>> {
+    let images: Vec<Option<Image<'_>>> =
+        files.iter().map(|file| file.map(|file| Image { file, fingerprint: None })).collect();
+    images_of(spec, &images)
+}
+
+fn images_of(spec: &str, images: &[Option<Image<'_>>]) -> clip::Result<Vec<Option<Vector>>> {
     let limits = interrupt::watched(guc::limits());
-    let vectors = with_model(spec, files.len(), |loaded| {
-        let (places, present): (Vec<usize>, Vec<&[u8]>) =
-            files.iter().enumerate().filter_map(|(i, file)| Some((i, (*file)?))).unzip();
-        let embedded = loaded.embedder.embed_images(&present, &limits, &mut check_interrupts);
-        let result = embedded.map(|embedded| {
-            let mut vectors = vec![None; files.len()];
-            for (index, vector) in places.iter().zip(embedded) {
-                vectors[*index] = Some(Vector(vector));
-            }
-            vectors
-        });
-        (result, places)
-    })?;
+    let vectors = with_model(spec, images.len(), |loaded| loaded.images(images, &limits))?;
+    let vectors: Vec<Option<Vector>> = vectors.into_iter().map(|vector| vector.map(Vector)).collect();
     note_origin(spec, &vectors);
     Ok(vectors)
 }
@@ -179,6 +196,42 @@ pub fn try_texts(spec: &str, texts: &[Option<&str>]) -> clip::Result<Vec<Option<
 }
 
 impl Loaded {
+    /// Vectors of the images that are not NULL; and which images the model was given.
+    #[allow(clippy::type_complexity)]
+    fn images(
+        &mut self,
+        images: &[Option<Image<'_>>],
+        limits: &Limits,
+    ) -> (clip::Result<Vec<Option<Vec<f32>>>>, Vec<usize>) {
+        let Self { image_memo, memo_hits, embedder, .. } = self;
+        image_memo.resize(guc::memo_images());
+        let mut vectors: Vec<Option<Vec<f32>>> =
+            images.iter().map(|image| image_memo.get((*image)?.fingerprint?, limits)).collect();
+        *memo_hits += vectors.iter().flatten().count() as u64;
+        let unknown = images.iter().enumerate().filter(|(i, _)| vectors[*i].is_none());
+        let (places, present): (Vec<usize>, Vec<Image<'_>>) =
+            unknown.filter_map(|(i, image)| Some((i, (*image)?))).unzip();
+        if present.is_empty() {
+            return (Ok(vectors), places);
+        }
+        let files: Vec<&[u8]> = present.iter().map(|image| image.file).collect();
+        let embedded = embedder.embed_images(&files, limits, &mut check_interrupts);
+        let result = embedded.map(|embedded| {
+            // An image with a warning is embedded each time, so that its warning is not lost.
+            let warnings = embedder.take_warnings();
+            for (item, (image, vector)) in present.iter().zip(embedded).enumerate() {
+                let is_sound = warnings.iter().all(|warning| warning.element != Some(item));
+                if let Some(fingerprint) = image.fingerprint.filter(|_| is_sound) {
+                    image_memo.put(fingerprint, limits, vector.clone());
+                }
+                vectors[places[item]] = Some(vector);
+            }
+            embedder.add_warnings(warnings);
+            vectors
+        });
+        (result, places)
+    }
+
     /// Vectors of the texts that are not NULL, and whether any of them was cut; and which texts the model was given,
     /// since it is not asked for those in the memo.
     #[allow(clippy::type_complexity)]
@@ -322,7 +375,10 @@ pub fn label_cosines(spec: &str, vector: &[f32], labels: &[&str], templates: &[&
 /// How long the vectors of a model are that it makes of images, or of texts. It is tried, so a model that can't is an
 /// error.
 pub fn dimensions(spec: &str, images: bool) -> SqlResult<usize> {
-    let made = if images { embed_images(spec, &[Some(PIXEL)])? } else { embed_texts(spec, &[Some("a photo")])? };
+    let made = match images {
+        true => try_images(spec, &[Some(PIXEL)]).map_err(report)?,
+        false => embed_texts(spec, &[Some("a photo")])?,
+    };
     Ok(made.into_iter().flatten().map(|vector| vector.0.len()).sum())
 }
 

@@ -4,7 +4,7 @@
 use pgrx::prelude::*;
 
 use crate::model::loaded;
-use crate::pg::catalog::Table;
+use crate::pg::catalog::qualified_name;
 use crate::pg::error::{SqlResult, given, sql_error};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::spi;
@@ -17,8 +17,9 @@ use crate::watch::setting::{Watch, table_of};
 fn clip_embed_text_for(
     relation: Option<Regclass>,
     query: Option<Text<'_>>,
-    embedding: default!(Option<&str>, "NULL"),
+    embedding: default!(Option<Text<'_>>, "NULL"),
 ) -> SqlResult<Option<Vector>> {
+    let embedding = embedding.map(Text::str);
     let model = model_of(table_of(relation)?, embedding)?;
     let Some(Text(query)) = query else { return Ok(None) };
     Ok(loaded::embed_texts(&model, &[Some(query)])?.pop().flatten())
@@ -28,8 +29,9 @@ fn clip_embed_text_for(
 fn clip_embed_image_for(
     relation: Option<Regclass>,
     query: Option<&[u8]>,
-    embedding: default!(Option<&str>, "NULL"),
+    embedding: default!(Option<Text<'_>>, "NULL"),
 ) -> SqlResult<Option<Vector>> {
+    let embedding = embedding.map(Text::str);
     let model = model_of(table_of(relation)?, embedding)?;
     let Some(query) = query else { return Ok(None) };
     Ok(loaded::embed_images(&model, &[Some(query)])?.pop().flatten())
@@ -37,7 +39,10 @@ fn clip_embed_image_for(
 
 /// The model of a table's watched column, for whoever may read the table.
 fn model_of(relation: pg_sys::Oid, embedding: Option<&str>) -> SqlResult<String> {
-    let table = Table::describe(relation)?;
+    // Not by `Table::describe`, whose statement may write: a standby refuses that.
+    let table = qualified_name(relation).ok_or_else(|| {
+        sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, format!("there is no table with oid {}", relation.to_u32()))
+    })?;
     let may_read = Spi::connect(|client| {
         let query =
             "SELECT pg_catalog.has_table_privilege($1, 'SELECT') OR pg_catalog.has_any_column_privilege($1, 'SELECT')";
@@ -46,9 +51,9 @@ fn model_of(relation: pg_sys::Oid, embedding: Option<&str>) -> SqlResult<String>
     if may_read != Some(true) {
         return Err(sql_error(
             PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-            format!("permission denied for table {}", table.name),
+            format!("permission denied for table {table}"),
         )
-        .set_hint(format!("Its owner can GRANT SELECT ON {}.", table.name)));
+        .set_hint(format!("Its owner can GRANT SELECT ON {table}.")));
     }
     let _user_context = UserContext::of_extension();
     let found = Spi::connect(|client| {
@@ -59,7 +64,7 @@ fn model_of(relation: pg_sys::Oid, embedding: Option<&str>) -> SqlResult<String>
     })?;
     match found.as_slice() {
         [model] => Ok(model.clone()),
-        [] => Err(Watch::none_of(&table.name, embedding)),
+        [] => Err(Watch::none_of(&table, embedding)),
         _ => Err(sql_error(
             PgSqlErrorCode::ERRCODE_AMBIGUOUS_PARAMETER,
             format!("{} columns of the table are watched", found.len()),

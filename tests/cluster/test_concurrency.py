@@ -350,6 +350,88 @@ def test_a_last_member_that_leaves_and_one_that_comes_at_once(
             assert value(db, ASSIGN, row, collection) in (id, joined)
 
 
+def test_a_group_that_comes_and_goes_is_read_whole(database: support.Database, collection: str) -> None:
+    """Fifteen of its seventeen members leave at once, again and again, while others join it, leave it, and merge its rows.
+
+    A group is stored in two tables, and a merge moves rows from one to the other. Read at two moments, a leaving counted twice:
+    a member was no member any more (22023), the rest cancelled out, or a second group was founded.
+    """
+    rng = np.random.default_rng(7)
+    center = direction(60)
+
+    def members(count: int, rng: np.random.Generator) -> list[str]:
+        return [
+            vector_text(unit(center + 0.4 / DIMENSIONS**0.5 * rng.standard_normal(DIMENSIONS))) for _ in range(count)
+        ]
+
+    end = time.monotonic() + 8
+    with database.connect() as db:
+        ids = {value(db, ASSIGN, row, collection) for row in members(2, rng)}
+    (id,) = ids
+
+    def tide() -> int:
+        rng, rounds = np.random.default_rng(8), 0
+        with database.connect(autocommit=False) as mine:
+            while time.monotonic() < end or rounds < 5:
+                for rows in (members(15, rng), members(1, rng)):
+                    for row in rows:
+                        assert value(mine, ASSIGN, row, collection) == id
+                    mine.commit()
+                    for row in rows:
+                        assert value(mine, LEAVE, id, row)
+                    mine.commit()
+                rounds += 1
+        return rounds
+
+    def passer_by(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        rows = members(30, rng)
+        with database.connect(autocommit=False) as mine:
+            while time.monotonic() < end:
+                for row in rows:
+                    assert value(mine, ASSIGN, row, collection) == id
+                    if rng.random() < 0.7:
+                        assert value(mine, LEAVE, id, row)
+                        mine.commit()
+                    else:
+                        mine.rollback()
+
+    in_parallel([tide, *(functools.partial(passer_by, seed) for seed in range(4))], 200)
+    with database.connect() as db:
+        assert {id: size for id, (size, _, _) in clusters(db, collection).items()} == {id: 2}
+
+
+def test_a_threshold_of_one_joins_what_rounding_has_moved(db: psycopg.Connection, collection: str) -> None:
+    """The same direction at another length has a cosine of 1 - 1.3e-15 once both are scaled to length 1."""
+    db.execute("SELECT clip_create_collection(%s, threshold => 1)", (collection,))
+    id = value(db, ASSIGN, "[0.3,0.5,0.7]", collection)
+    assert value(db, ASSIGN, "[2.1,3.5,4.9]", collection) == id
+    # 1 - 2e-9: not equal.
+    assert value(db, ASSIGN, "[0.3,0.5,0.7001]", collection) != id
+
+
+def test_what_others_are_adding_counts(database: support.Database, db: psycopg.Connection, collection: str) -> None:
+    """A vector at 40 degrees to the only committed member, and at 25 to the mean of that and one that another session is just
+    adding. What that one takes back does not count any more."""
+    first, across = direction(61), direction(62)
+    across = unit(across - (across @ first) * first)
+
+    def at(degrees: float) -> str:
+        return vector_text(np.cos(np.radians(degrees)) * first + np.sin(np.radians(degrees)) * across)
+
+    id = value(db, ASSIGN, at(0), collection)
+    with database.connect(autocommit=False) as other, database.connect(autocommit=False) as mine:
+        assert value(other, ASSIGN, at(30), collection) == id
+        assert value(mine, ASSIGN, at(40), collection) == id
+        mine.rollback()
+        assert value(other, LEAVE, id, at(30))
+        assert value(mine, ASSIGN, at(40), collection) != id
+        mine.rollback()
+        other.rollback()
+        assert value(mine, ASSIGN, at(40), collection) != id
+        mine.rollback()
+
+
 def test_sessions_in_different_collections_do_not_wait_for_each_other(
     database: support.Database, collection: str
 ) -> None:

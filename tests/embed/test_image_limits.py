@@ -106,6 +106,7 @@ def test_the_setting_is_the_peak(database: support.Database, name: str, make) ->
             if state == "00000":
                 break
             needed = needed * 5 // 4
+            assert needed < 4 << 20, "no image here needs 4 GB"
             db.execute("SELECT set_config('clip_search.max_image_memory', %s, false)", (f"{needed}kB",))
         # Not the message's own bytes: those are in memory thrice (received, parsed, detoasted).
         beside = 3 * len(data) // 1024 + 16 * 1024

@@ -285,3 +285,24 @@ def test_models_are_listed_with_what_was_done(db: psycopg.Connection, references
     assert set(ALL) <= set(found)
     for model in ALL:
         assert found[model] == (str(references[model].directory), 512)
+
+
+RELEASED = sorted((FIXTURES / "releases").glob("vectors-*.json"))
+
+
+@pytest.mark.parametrize("file", RELEASED, ids=lambda file: file.stem)
+def test_vectors_of_a_release_stay_as_they_are(database: support.Database, server_folder, file: pathlib.Path) -> None:
+    """Tables have them: pictures whose directions Pillow 13 resizes in another order, among others."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    assert content["models"]
+    with database.connect() as db:
+        db.execute("SELECT clip_version()")
+        for model, expected in content["models"].items():
+            place = server_folder.add(FIXTURES / model)
+            db.execute("SELECT set_config('clip_search.model_path', %s, false)", (str(place.parent),))
+            for name, vector in expected["images"].items():
+                found = embed_one(db, "image", fixture(name), place.name)
+                assert np.abs(found - np.array(vector)).max() < 1e-5, (model, name)
+            for text, vector in expected["texts"].items():
+                found = embed_one(db, "text", text, place.name)
+                assert np.abs(found - np.array(vector)).max() < 1e-5, (model, text)

@@ -1,4 +1,4 @@
-"""clip_query and clip_diversify against their formulas in numpy."""
+"""clip_query and clip_diversify against their formulas in numpy; how often a query is embedded."""
 
 from __future__ import annotations
 
@@ -101,3 +101,123 @@ def test_terms_of_another_model_are_refused(db: psycopg.Connection, server_folde
         state, text = support.sqlstate(db, f"SELECT {call}")
         assert state == "22000" and "query-first" in text and "query-second" in text, text
     assert value(db, f"SELECT clip_query('{{c}}', vectors => ARRAY[{first}], model => 'query-first') IS NOT NULL")
+
+
+# ---------------------------------------------------------------- a query is embedded once
+
+PHOTO, OTHER = ((support.ROOT / "examples" / "gallery" / "photos" / f"{name}.jpg").read_bytes() for name in ("cat", "rocket"))
+ROWS = 100
+IMAGE = "clip_embed_image($1::bytea)"
+FORMS = {
+    "ORDER BY": f"SELECT id FROM thing ORDER BY embedding <=> {IMAGE} LIMIT 5",
+    "WHERE": f"SELECT id FROM thing WHERE embedding <=> {IMAGE} < 2",
+    "select list": f"SELECT embedding <=> {IMAGE} FROM thing",
+    "all three": f"SELECT embedding <=> {IMAGE} FROM thing WHERE embedding <=> {IMAGE} < 2 ORDER BY embedding <=> {IMAGE} LIMIT 5",
+    "model": "SELECT id FROM thing ORDER BY embedding <=> clip_embed_image($1::bytea, 'photo-mini') LIMIT 5",
+    "by the table's model": "SELECT id FROM thing ORDER BY embedding <=> clip_embed_image_for('thing', $1::bytea) LIMIT 5",
+    "clip_query": "SELECT id FROM thing ORDER BY embedding <=> clip_query(images => ARRAY[$1::bytea]) LIMIT 5",
+    "function": "SELECT id FROM thing ORDER BY embedding <=> near($1::bytea) LIMIT 5",
+    "PL/pgSQL": "SELECT * FROM nearest($1::bytea)",
+    "join": f"SELECT a.id FROM thing AS a JOIN thing AS b ON b.id = a.id ORDER BY a.embedding <=> {IMAGE}, b.embedding <=> {IMAGE}",
+}
+
+
+@pytest.fixture(scope="module")
+def things(database: support.Database) -> support.Database:
+    with database.connect() as db:
+        db.execute("SET client_min_messages = warning")
+        db.execute("CREATE TABLE thing (id int PRIMARY KEY, body text, embedding vector(512))")
+        db.execute("INSERT INTO thing SELECT n, 'thing ' || n, clip_embed_text('thing ' || n) FROM generate_series(1, %s) n", (ROWS,))
+        db.execute("SELECT clip_watch('thing', 'body', existing => 'keep')")
+        db.execute("CREATE INDEX thing_embedding ON thing USING hnsw (embedding vector_cosine_ops)")
+        db.execute("CREATE FUNCTION near(bytea) RETURNS vector STABLE LANGUAGE sql AS 'SELECT clip_embed_image($1)'")
+        db.execute(
+            """CREATE FUNCTION nearest(photo bytea) RETURNS SETOF int LANGUAGE plpgsql AS $$ BEGIN
+                 RETURN QUERY SELECT id FROM thing ORDER BY embedding <=> clip_embed_image(photo) LIMIT 5;
+               END $$"""
+        )
+        yield database
+        db.execute("DROP TABLE thing; DROP FUNCTION near, nearest")
+
+
+def counts(db: psycopg.Connection) -> tuple[int, int]:
+    return db.execute("SELECT coalesce(sum(images), 0)::int, coalesce(sum(runs), 0)::int FROM clip_stats()").fetchone()
+
+
+@pytest.mark.parametrize("plan", ["literal", "force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize("index", ["off", "on"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_query_by_a_photo_is_embedded_once(things: support.Database, form: str, index: str, plan: str) -> None:
+    query = FORMS[form]
+    with things.connect() as db:
+        for setting, used in (("enable_seqscan", "off" if index == "on" else "on"), ("enable_indexscan", index)):
+            db.execute(f"SET {setting} = {used}")
+        if plan == "literal":
+            texts = [query.replace("$1", f"'\\x{photo.hex()}'") for photo in (PHOTO, OTHER)]
+        else:
+            db.execute(f"SET plan_cache_mode = {plan}")
+            db.execute(f"PREPARE search (bytea) AS {query}")
+            texts = [f"EXECUTE search ('\\x{photo.hex()}')" for photo in (PHOTO, OTHER)]
+        before = counts(db)
+        first = db.execute(texts[0]).fetchall()
+        assert counts(db) == (before[0] + 1, before[1] + 1)
+        assert db.execute(texts[0]).fetchall() == first
+        assert counts(db) == (before[0] + 1, before[1] + 1)
+        assert db.execute(texts[1]).fetchall() != first or form == "WHERE"
+        assert counts(db) == (before[0] + 2, before[1] + 2)
+
+
+def test_what_decides_about_an_image_is_part_of_its_memo(things: support.Database) -> None:
+    with things.connect() as db:
+        embed = lambda: value(db, "SELECT clip_embed_image(%b)::text", PHOTO)  # noqa: E731
+        first = embed()
+        for change, runs in (
+            ("SELECT 1", 0),
+            ("SET clip_search.exact_jpeg = on", 1),
+            ("RESET clip_search.exact_jpeg", 0),
+            ("SET clip_search.threads = 2", 1),
+            ("RESET clip_search.threads", 1),
+            ("SET clip_search.memo_images = 0", 1),
+            ("RESET clip_search.memo_images", 1),
+        ):
+            db.execute(change)
+            before = counts(db)[1]
+            embed()
+            assert counts(db)[1] == before + runs, change
+        # A limit that refuses the file refuses it, known or not.
+        db.execute("SET clip_search.max_image_bytes = 100")
+        assert support.sqlstate(db, "SELECT clip_embed_image(%b)", PHOTO)[0] == "54000"
+        db.execute("RESET clip_search.max_image_bytes")
+        assert embed() == first
+
+
+def test_the_least_recently_used_image_is_evicted(things: support.Database) -> None:
+    with things.connect() as db:
+        db.execute("SET clip_search.memo_images = 1")
+        before = counts(db)[1]
+        for photo, runs in ((PHOTO, 1), (PHOTO, 1), (OTHER, 2), (PHOTO, 3)):
+            db.execute("SELECT clip_embed_image(%b)", (photo,))
+            assert counts(db)[1] == before + runs
+
+
+def test_a_parameter_of_a_function_is_no_constant(things: support.Database) -> None:
+    """PL/pgSQL keeps an expression for the whole transaction while its variables change."""
+    with things.connect() as db:
+        db.execute(
+            """CREATE FUNCTION each(photos bytea[]) RETURNS SETOF vector LANGUAGE plpgsql AS $$ DECLARE photo bytea; BEGIN
+                 FOREACH photo IN ARRAY photos LOOP RETURN NEXT clip_embed_image(photo); END LOOP; END $$"""
+        )
+        found = [vector(row[0]) for row in db.execute("SELECT v::text FROM each(%b::bytea[]) AS v", ([PHOTO, OTHER, PHOTO],))]
+        wanted = [support.embed_one(db, "image", photo) for photo in (PHOTO, OTHER, PHOTO)]
+        assert all(support.close(a, b) for a, b in zip(found, wanted, strict=True)) and not support.close(*found[:2])
+        db.execute("DROP FUNCTION each")
+
+
+def test_a_warning_is_given_each_time(things: support.Database) -> None:
+    with things.connect() as db:
+        notices: list[str] = []
+        db.add_notice_handler(lambda diag: notices.append(diag.severity))
+        db.execute("SET clip_search.allow_truncated_images = on")
+        for _ in range(2):
+            db.execute("SELECT clip_embed_image(%b)", (PHOTO[: len(PHOTO) // 2],))
+        assert notices.count("WARNING") == 2

@@ -17,8 +17,8 @@ def libraries(*command: str) -> dict[str, dict[int, str]]:
     config = os.environ.get("PG_CONFIG") or "pg_config"
     version = subprocess.run([config, "--version"], capture_output=True, text=True, check=True).stdout
     major = re.match(r"PostgreSQL (\d+)", version)[1]
-    features = f"pg{major}" if os.environ.get("HEIC") == "0" else f"pg{major} heic"
-    selection = ["--workspace", "--no-default-features", "--features", features]
+    formats = [name for name in ("heic", "avif", "jxl") if os.environ.get(name.upper()) != "0"]
+    selection = ["--workspace", "--no-default-features", "--features", " ".join([f"pg{major}", *formats])]
     done = subprocess.run(
         [*command, "--locked", "--offline", "--release", *selection, "--message-format=json"],
         cwd=support.ROOT,

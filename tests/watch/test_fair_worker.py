@@ -6,34 +6,23 @@ These tests start a server of their own that preloads the extension.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import psycopg
 import pytest
 
-from servers import Server, server
+from servers import Server
 from support import until, value
 from watched import workers
 
-
-@pytest.fixture(scope="module")
-def preloaded(bindir) -> Iterator[Server]:
-    with server(bindir, preload="photo-mini", worker_retry_delay="100ms", worker_timeout="6s") as made:
-        with made.connect() as db:
-            for name in ("eve", "bob"):
-                db.execute(f"CREATE ROLE {name} LOGIN")
-                db.execute(f"CREATE SCHEMA {name} AUTHORIZATION {name}")
-        yield made
+SERVER = {"worker_retry_delay": "100ms", "worker_timeout": "6s"}
 
 
-@pytest.fixture
-def db(preloaded: Server) -> Iterator[psycopg.Connection]:
-    with preloaded.connect() as connection:
-        connection.execute("SET client_min_messages = warning")
-        yield connection
-        connection.execute("ALTER SYSTEM RESET ALL")
-        connection.execute("SELECT pg_reload_conf()")
-        connection.execute("DROP TABLE IF EXISTS eve.slow, bob.quick CASCADE")
+@pytest.fixture(scope="module", autouse=True)
+def owners(preloaded: Server) -> None:
+    with preloaded.connect() as made:
+        for name in ("eve", "bob"):
+            made.execute(f"CREATE ROLE {name} LOGIN")
+            made.execute(f"CREATE SCHEMA {name} AUTHORIZATION {name}")
 
 
 def as_role(preloaded: Server, role: str) -> psycopg.Connection:

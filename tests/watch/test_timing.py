@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import pathlib
 import statistics
 import time
-from collections.abc import Iterator
 
 import psycopg
-import pytest
 
-from servers import Server, server
+from servers import Server
 from support import system_settings, until, value
 from watched import drained
 
 DELAY = 0.2
 
 
-@pytest.fixture(scope="module")
-def preloaded(bindir: pathlib.Path) -> Iterator[Server]:
-    with server(bindir, preload="photo-mini", worker_retry_delay=f"{DELAY * 1000:.0f}ms") as made:
-        yield made
-
-
-@pytest.fixture
-def db(preloaded: Server) -> Iterator[psycopg.Connection]:
-    with preloaded.connect() as connection:
-        connection.execute("SET client_min_messages = warning")
-        yield connection
-        connection.execute("DROP TABLE IF EXISTS note, photo CASCADE; DROP FUNCTION IF EXISTS wait CASCADE")
+SERVER = {"worker_retry_delay": f"{DELAY * 1000:.0f}ms"}
 
 
 def test_a_commit_wakes_the_worker(db: psycopg.Connection) -> None:
@@ -56,7 +42,7 @@ def test_each_failure_doubles_the_delay(db: psycopg.Connection) -> None:
         db.execute("SELECT clip_watch('photo', 'body', mode => 'queued')")
         # An error that may pass: one of the table's own trigger. What is wrong with the source itself is listed at once.
         db.execute("""
-            CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not today'; END $$;
+            CREATE OR REPLACE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not today'; END $$;
             CREATE TRIGGER wait BEFORE UPDATE ON photo FOR EACH ROW EXECUTE FUNCTION wait()""")
         db.execute("INSERT INTO photo VALUES (1, 'a cat')")
         # When the row is tried again after so many attempts; the last value that was seen counts.
@@ -83,7 +69,7 @@ def test_no_more_rows_than_a_batch_are_claimed(preloaded: Server, db: psycopg.Co
         db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
         db.execute("SELECT clip_watch('note', 'body', mode => 'queued')")
         db.execute("""
-            CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$
+            CREATE OR REPLACE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$
             BEGIN PERFORM pg_catalog.pg_advisory_xact_lock(77); RETURN NEW; END $$;
             CREATE TRIGGER wait BEFORE UPDATE ON note FOR EACH ROW EXECUTE FUNCTION wait()""")
         holder.execute("SELECT pg_advisory_lock(77)")

@@ -7,37 +7,23 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 import random
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 
 import numpy as np
 import psycopg
-import pytest
 
 import support
-from servers import Server, server
+from servers import Server
 from support import embed_one, sqlstate, system_settings, until, value, vector
 from watched import drained, workers
 
 PHOTOS = support.ROOT / "examples" / "gallery" / "photos"
 
 
-@pytest.fixture(scope="module")
-def preloaded(bindir: pathlib.Path) -> Iterator[Server]:
-    with server(bindir, preload="photo-mini", worker_retry_delay="20ms") as made:
-        yield made
-
-
-@pytest.fixture
-def db(preloaded: Server) -> Iterator[psycopg.Connection]:
-    with preloaded.connect() as connection:
-        connection.execute("SET client_min_messages = warning")
-        yield connection
-        connection.execute("DROP TABLE IF EXISTS note, photo CASCADE")
+SERVER = {"worker_retry_delay": "20ms"}
 
 
 def notes(db: psycopg.Connection, rest: str = "") -> None:

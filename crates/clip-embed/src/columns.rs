@@ -1,4 +1,4 @@
-//! The files that a Parquet file names.
+//! Reads the list of files from a Parquet file.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -17,14 +17,14 @@ use parquet::schema::types::Type;
 use crate::Arguments;
 use crate::list::List;
 
-/// What the file begins with, and ends with.
+/// A Parquet file begins and ends with these bytes.
 pub const MAGIC: [u8; 4] = *b"PAR1";
-/// The same, where what the file has of columns is encrypted.
+/// The same, if the footer is encrypted.
 pub const ENCRYPTED: [u8; 4] = *b"PARE";
-/// Rows that are read at once, as the library's own iterator does.
+/// Rows per read, the batch size of the library's own iterator.
 const ROWS: usize = 1024;
 
-/// What a value is read as.
+/// The type that a value is read as.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Sort {
     Text,
@@ -51,21 +51,21 @@ const KEY: Role = Role {
 enum Value {
     Null,
     Text(String),
-    /// Not UTF-8, shown as far as it goes.
+    /// Not UTF-8; shown up to the first invalid byte.
     Broken(String),
 }
 
 struct Column {
     name: String,
-    /// Among those that have values, where a nested one counts for as many as it has.
+    /// Counts values: a nested column has as many as its elements.
     index: usize,
     sort: Sort,
 }
 
-/// Relative paths begin at `root`.
+/// Relative paths start at `root`.
 ///
 /// # Errors
-/// Where there are no such columns, or the file is damaged.
+/// If a column is missing or the file is damaged.
 pub fn list(file: File, name: &str, root: &Path, arguments: &Arguments) -> Result<List> {
     let broken = |why: String| {
         Error::new(Kind::InvalidInput, format!("\"{name}\" cannot be read as Parquet"))
@@ -134,15 +134,15 @@ impl Value {
     }
 }
 
-/// The error's text, without a prefix that says no more than that it is one.
+/// The error's text without the library's generic prefix.
 fn words(e: &ParquetError) -> String {
     let text = e.to_string();
     let short = ["Parquet error: ", "External: "].iter().find_map(|prefix| text.strip_prefix(prefix));
     short.unwrap_or(&text).trim_end_matches('.').to_owned()
 }
 
-/// Panics that are caught write nothing: the library has assertions on what files say. Nothing else runs yet whose panics
-/// would have to be seen.
+/// Silences panics that are caught: the library asserts what files claim. No other code runs at this point whose panics
+/// would be lost.
 fn quietly<T>(f: impl FnOnce() -> T) -> T {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| ()));
@@ -151,7 +151,7 @@ fn quietly<T>(f: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Sees that the file's end is there, and can be read.
+/// Checks that the end of the file is present and readable.
 fn whole(file: &File, name: &str) -> Result<()> {
     let unreadable = |e: std::io::Error| {
         Error::new(Kind::InvalidInput, format!("\"{name}\" cannot be read")).detail(format!("{e}."))
@@ -165,7 +165,7 @@ fn whole(file: &File, name: &str) -> Result<()> {
             .detail("Its footer is, which says what columns there are.")
             .hint("Write it without encryption, or as CSV."));
     }
-    // The footer's length is before the mark.
+    // The length of the footer stands before the magic bytes.
     if length < 12 || last != MAGIC {
         return Err(Error::new(Kind::InvalidInput, format!("\"{name}\" is cut off"))
             .detail(format!("A Parquet file ends with \"PAR1\"; this one, of {length} bytes, does not."))
@@ -205,7 +205,7 @@ fn sort(field: &Type) -> Option<Sort> {
             Some(Sort::Text)
         }
         Physical::FIXED_LEN_BYTE_ARRAY if matches!(logical, Some(LogicalType::Uuid)) => Some(Sort::Uuid),
-        // Dates, times and decimals are integers, too, to which others are to be read.
+        // Dates, times and decimals are stored as integers, but are not numbers for this purpose.
         Physical::INT32 | Physical::INT64 if matches!(logical, None | Some(LogicalType::Integer(_))) => match converted
         {
             ConvertedType::NONE
@@ -234,7 +234,7 @@ fn of_another_type(about: &ParquetMetaData, name: &str, wanted: &str, role: Role
         .hint(format!("Name another one by {}.", role.option))
 }
 
-/// Other codecs would add a minute to the build; no writer has one of them as its default.
+/// Other codecs would add a minute to the build, and no writer uses one of them by default.
 fn compressed_as_known<'a>(
     about: &ParquetMetaData,
     name: &str,
@@ -258,7 +258,7 @@ fn compressed_as_known<'a>(
     Ok(())
 }
 
-/// The next rows of a column; none at its end.
+/// The next rows of a column; empty at its end.
 fn values(reader: &mut ColumnReader, sort: Sort) -> std::result::Result<Vec<Value>, ParquetError> {
     let text = |bytes: ByteArray| match String::from_utf8(bytes.data().to_vec()) {
         Ok(text) => Value::Text(text),
@@ -266,7 +266,7 @@ fn values(reader: &mut ColumnReader, sort: Sort) -> std::result::Result<Vec<Valu
     };
     match (reader, sort) {
         (ColumnReader::ByteArrayColumnReader(reader), _) => rows(reader, text),
-        // Unsigned ones are stored by their bits.
+        // Unsigned integers are stored as the signed ones with the same bits.
         (ColumnReader::Int32ColumnReader(reader), Sort::Unsigned) => {
             rows(reader, |value| Value::Text(value.cast_unsigned().to_string()))
         }
@@ -288,14 +288,14 @@ fn rows<T: DataType>(
     let (_, there, _) = reader.read_records(ROWS, Some(&mut levels), None, &mut found)?;
     found.truncate(there);
     let mut found = found.into_iter().map(value);
-    // A column that can't be NULL has no levels.
+    // A column that can't be NULL has no definition levels.
     if levels.is_empty() {
         return Ok(found.collect());
     }
     Ok(levels.iter().map(|&level| if level > 0 { found.next().unwrap_or(Value::Null) } else { Value::Null }).collect())
 }
 
-/// As PostgreSQL writes it.
+/// Formatted as PostgreSQL formats it.
 fn uuid(bytes: &[u8]) -> Value {
     let mut text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     for at in [20, 16, 12, 8].into_iter().filter(|_| bytes.len() == 16) {
@@ -323,7 +323,7 @@ mod tests {
         list(File::open(path).unwrap(), "list", Path::new("root"), &arguments)
     }
 
-    /// Whatever a byte is changed to, the list is read or refused in words.
+    /// Any single byte may change: the list is read, or refused with a message.
     #[test]
     fn damage_is_no_panic() {
         let copy = std::env::temp_dir().join(format!("clip-embed-damage-{}", std::process::id()));
@@ -331,7 +331,7 @@ mod tests {
         for path in lists() {
             let whole = std::fs::read(&path).unwrap();
             std::fs::write(&copy, &whole).unwrap();
-            // In place: a new file for each takes a hundred times as long.
+            // In place, since a new file for each byte takes a hundred times as long.
             let file = File::options().write(true).open(&copy).unwrap();
             for at in 0..whole.len() {
                 file.write_all_at(&[whole[at] ^ [1, 0x80, 0xFF][at % 3]], at as u64).unwrap();

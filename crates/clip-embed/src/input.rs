@@ -1,4 +1,4 @@
-//! Which files to embed: a directory's, or those that a list names.
+//! Finds the files to embed: those of a directory, or those in a list.
 
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
@@ -10,14 +10,14 @@ use walkdir::WalkDir;
 use crate::list::{Item, List};
 use crate::{Arguments, columns, output, progress};
 
-/// What names of image files end in: the formats that are decoded, and those that are refused by name.
-const ENDINGS: [&str; 19] = [
+/// Extensions of image files: the formats that are decoded, and those that are refused by name.
+const ENDINGS: [&str; 28] = [
     "jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ico", "heic", "heif", "avif",
-    "jxl", "jp2", "apng", "svg",
+    "jxl", "jp2", "apng", "svg", "dng", "cr2", "cr3", "nef", "arw", "raf", "orf", "rw2", "pef",
 ];
 
 /// # Errors
-/// Where the input is not there or has no such column; or lists nothing at all.
+/// If the input does not exist, has no such column, or lists no file.
 pub fn list(arguments: &Arguments) -> Result<List> {
     let input = &arguments.input;
     let of_lists = || idle("--every-file", arguments.every_file, "a list", "All files that it names are taken");
@@ -41,7 +41,7 @@ pub fn list(arguments: &Arguments) -> Result<List> {
             Error::new(Kind::MissingFile, format!("\"{}\" cannot be read", input.display())).detail(format!("{e}."))
         })?;
         of_lists()?;
-        // What a shell puts for <(…), and /dev/stdin, lie in /dev; no list begins there.
+        // A shell's <(…) and /dev/stdin are in /dev, where no list begins.
         let piped = !file.metadata().is_ok_and(|about| about.is_file());
         let beside = || input.parent().filter(|_| !piped).unwrap_or(Path::new("")).to_owned();
         let (name, root) = (input.display().to_string(), arguments.root.clone().unwrap_or_else(beside));
@@ -49,7 +49,7 @@ pub fn list(arguments: &Arguments) -> Result<List> {
         if piped {
             not_parquet(&first, &name)?;
         }
-        // Told by what it begins with: names are anybody's.
+        // Recognized by content, because names prove nothing.
         if is_parquet(&first) {
             drop(reader);
             columns::list(file, &name, &root, arguments)?
@@ -69,7 +69,7 @@ pub fn list(arguments: &Arguments) -> Result<List> {
     Ok(list)
 }
 
-/// An option that would do nothing is a mistake.
+/// An option without effect is a mistake of the caller.
 fn idle(option: &str, given: bool, input: &str, why: &str) -> Result<()> {
     if !given {
         return Ok(());
@@ -79,12 +79,12 @@ fn idle(option: &str, given: bool, input: &str, why: &str) -> Result<()> {
         .hint("Leave it out, or give another input."))
 }
 
-/// Files at any depth, in the order of their names; links are followed, hidden ones left out. Keys are paths from the
-/// directory on.
+/// Files at any depth, sorted by name. Links are followed; hidden files are skipped. A key is the path relative to the
+/// directory.
 fn directory(arguments: &Arguments) -> Result<List> {
     let (root, every_file) = (arguments.input.as_path(), arguments.every_file);
     let mut list = List::default();
-    // What a run before has written may lie among them, under names by way of links.
+    // The output of an earlier run may be among them, perhaps under another name through a link.
     let identity = |about: std::fs::Metadata| (about.dev(), about.ino());
     let own: Vec<_> =
         output::files(&arguments.output).iter().filter_map(|path| path.metadata().ok()).map(identity).collect();
@@ -93,7 +93,7 @@ fn directory(arguments: &Arguments) -> Result<List> {
         let ending = path.extension().and_then(|e| e.to_str()).map(str::to_lowercase);
         every_file || ending.is_some_and(|ending| ENDINGS.contains(&ending.as_str()))
     };
-    // The root itself has no path from there on.
+    // The root itself has an empty relative path.
     let key = |path: &Path| {
         let below = path.strip_prefix(root).ok().filter(|below| !below.as_os_str().is_empty());
         below.unwrap_or(path).to_string_lossy().into_owned()
@@ -110,7 +110,7 @@ fn directory(arguments: &Arguments) -> Result<List> {
                 }
                 let path = e.path().unwrap_or(root);
                 let name = path.file_name().unwrap_or_default();
-                // Links that lead nowhere come here, whatever they are named: Emacs locks a file by ".#cat.jpg".
+                // Broken links end up here whatever their name: Emacs locks a file with the link ".#cat.jpg".
                 let gone = e.io_error().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound);
                 if hidden(name) {
                     continue;
@@ -149,7 +149,7 @@ fn directory(arguments: &Arguments) -> Result<List> {
     Ok(list)
 }
 
-/// The first bytes, and a reader of all.
+/// The first bytes, and a reader of the whole input.
 fn begin<R: Read>(mut reader: R, input: &Path) -> Result<(Vec<u8>, impl Read + use<R>)> {
     let mut first = Vec::new();
     reader.by_ref().take(4).read_to_end(&mut first).map_err(|e| {
@@ -171,7 +171,7 @@ fn not_parquet(first: &[u8], name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The files that a CSV names. Relative paths begin at `root`.
+/// The files in a CSV list. Relative paths start at `root`.
 fn table(reader: impl Read, name: &str, root: &Path, arguments: &Arguments) -> Result<List> {
     let unreadable = |e: csv::Error| {
         let hint = match e.kind() {
@@ -190,7 +190,7 @@ fn table(reader: impl Read, name: &str, root: &Path, arguments: &Arguments) -> R
     }
     let column = |wanted: &str, option: &str| {
         header.iter().position(|column| column == wanted).ok_or_else(|| {
-            // Escaped: it may be anything, and goes to a terminal.
+            // Escaped, because it may contain anything and is printed to a terminal.
             let columns: Vec<String> = header.iter().map(|column| format!("{column:?}")).collect();
             let other = header.iter().next().filter(|_| header.len() == 1).and_then(|line| line.find([';', '\t', '|']));
             Error::new(Kind::InvalidInput, format!("\"{name}\" has no column \"{wanted}\""))
@@ -207,7 +207,7 @@ fn table(reader: impl Read, name: &str, root: &Path, arguments: &Arguments) -> R
     let mut record = csv::StringRecord::new();
     while reader.read_record(&mut record).map_err(unreadable)? {
         let line = || format!("line {}", record.position().map_or(0, csv::Position::line));
-        // The reader has seen to it that there are as many fields as in the header.
+        // The reader has already checked that each row has as many fields as the header.
         list.add(record[path].to_owned(), record[key].to_owned(), root, line);
     }
     Ok(list)

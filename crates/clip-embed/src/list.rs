@@ -1,10 +1,10 @@
-//! The files that a run embeds.
+//! The files of a run.
 
 use std::path::{Path, PathBuf};
 
 use clip::{Error, Kind};
 
-/// A file, and what is written beside its vector.
+/// A file, and the key that is written with its vector.
 pub struct Item {
     pub key: String,
     pub path: PathBuf,
@@ -13,14 +13,14 @@ pub struct Item {
 #[derive(Default)]
 pub struct List {
     pub items: Vec<Item>,
-    /// What is no file that could be tried: (path, why).
+    /// Entries that are not files: (path, reason).
     pub unusable: Vec<(String, Error)>,
-    /// Files of a directory whose names don't look like an image's.
+    /// Files of a directory whose extension is not that of an image.
     pub left_out: usize,
 }
 
 impl List {
-    /// A row of a list. Relative paths begin at `root`.
+    /// Adds a row of a list. Relative paths start at `root`.
     pub fn add(&mut self, path: String, key: String, root: &Path, place: impl Fn() -> String) {
         if path.is_empty() || key.is_empty() {
             let error = Error::new(Kind::InvalidInput, format!("{} has no path or no key", place()));

@@ -1,7 +1,7 @@
-//! Embeds image files outside the server, as clip_search does inside, and writes what COPY reads.
+//! Embeds image files outside the server with the engine of clip_search, and writes files for COPY.
 //!
-//! One thread reads the list of files and writes, the others embed. The output only grows, record by record, so that
-//! a run that was killed can be resumed.
+//! One thread reads the list of files and writes the output; the others embed. The output only grows, record by record,
+//! so a run that was killed can be resumed.
 
 mod columns;
 mod input;
@@ -28,83 +28,82 @@ use list::Item;
 use output::{Failures, Format, Key, Output};
 use progress::{Progress, files, tell};
 
-/// Where the Debian packages have models and library (scripts/deb.sh).
+/// Where the Debian packages install models and the runtime library (scripts/deb.sh).
 const PACKAGED_MODELS: &str = "/usr/share/clip-search/models";
 const PACKAGED_LIBRARY: &str = "/usr/lib/clip-search/libonnxruntime.so";
 
-/// Some files could not be embedded, or not be found; all others are done.
+/// Exit status: some files are missing or could not be embedded; all others are done.
 const SOME_FAILED: u8 = 3;
 
-/// Embeds image files and writes what COPY reads: one vector a file, as clip_embed_image makes it.
+/// Embeds image files and writes a file for COPY: one vector per image, as clip_embed_image returns it.
 ///
-/// With as many --threads as clip_search.threads the vectors are the extension's bit for bit where that computes single
-/// images without mapped weights (clip_search.cache_path = ''); otherwise up to rounding, a cosine above 1 - 1e-12.
+/// The vectors equal the extension's bit for bit if --threads equals clip_search.threads and the extension embeds single
+/// images without mapped weights (clip_search.cache_path = ''); otherwise up to rounding, with a cosine above 1 - 1e-12.
 ///
-/// "clip-embed check DIRECTORY" looks over a model instead, and "clip-embed check --help" tells of it.
+/// "clip-embed check DIRECTORY" checks a model instead; see "clip-embed check --help".
 ///
-/// The output only grows. After a run was killed, the same command resumes it; files that failed are
-/// tried again.
+/// The output only grows. The same command resumes a run that was killed, and retries files that failed.
 ///
-/// Exit status: 0, all files are embedded; 3, some are not, and the failures' file says why; 1, nothing could be done,
-/// or the run had to stop; 2, the command line is wrong.
+/// Exit status: 0 if all files are embedded; 3 if some are not (FILE.failures.csv says why); 1 if the run could not start
+/// or had to stop; 2 if the command line is wrong.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
 struct Arguments {
-    /// A directory, searched to its depth for image files; or a list of paths: a CSV file with a header, or a Parquet
+    /// A directory, searched recursively for image files, or a list of paths: a CSV file with a header, or a Parquet
     /// file. "-" reads CSV from standard input.
     input: PathBuf,
-    /// The file to write or to resume. Beside it: FILE.failures.csv, and FILE.json with what it was made by.
+    /// The file to write or resume. FILE.failures.csv lists failures; FILE.json records the options.
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// csv: COPY … FROM … (FORMAT csv, HEADER), for vector and halfvec columns; binary: (FORMAT binary), for vector ones.
+    /// csv for COPY … (FORMAT csv, HEADER) into vector or halfvec; binary for COPY … (FORMAT binary) into vector.
     #[arg(short, long, default_value = "csv")]
     format: Format,
-    /// The type of the key's column in the table, which binary COPY must know.
+    /// Type of the key column in the table, which binary COPY depends on.
     #[arg(long, default_value = "text")]
     key_type: Key,
-    /// Column of the list that has the paths [default: path].
+    /// Column of the list with the paths [default: path].
     #[arg(long, value_name = "NAME")]
     path_column: Option<String>,
-    /// Column of the list whose value is written beside each vector [default: the path's].
+    /// Column of the list with the keys, written beside the vectors [default: the path column].
     #[arg(long, value_name = "NAME")]
     key_column: Option<String>,
-    /// Where relative paths of the list begin [default: the list's directory; with a pipe, the current one].
+    /// Directory that relative paths in the list start from [default: the list's; for a pipe, the current one].
     #[arg(long, value_name = "DIRECTORY")]
     root: Option<PathBuf>,
-    /// In a directory, take every file, whatever its name ends in.
+    /// In a directory, take every file, whatever its extension.
     #[arg(long)]
     every_file: bool,
-    /// The model, as clip_search.model names it.
+    /// Name of the model, as in clip_search.model.
     #[arg(short, long, default_value = "photo-mini")]
     model: String,
-    /// Directories to search for models, separated by colons [default: where "make install" puts them].
+    /// Directories to search for models, separated by colons [default: where "make install" puts models].
     #[arg(long, value_name = "PATH")]
     model_path: Option<String>,
-    /// libonnxruntime [default: the one that "make install" puts beside the extension].
+    /// Path of libonnxruntime [default: the library that "make install" puts beside the extension].
     #[arg(long, value_name = "FILE", env = "ORT_DYLIB_PATH", hide_env_values = true)]
     onnxruntime: Option<PathBuf>,
-    /// Says where the two are installed.
+    /// The pg_config that tells where models and libonnxruntime are installed.
     #[arg(long, value_name = "PROGRAM", env = "PG_CONFIG", hide_env_values = true, default_value = "pg_config")]
     pg_config: PathBuf,
-    /// Files that are embedded at once, each by a worker with a copy of the model [default: the cores].
+    /// Number of workers, each with a copy of the model [default: the number of cores].
     #[arg(short, long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     jobs: Option<u16>,
-    /// Threads of one inference, as clip_search.threads. More jobs make more of the cores than more threads.
+    /// Threads per inference, as clip_search.threads. More jobs use the cores better than more threads.
     #[arg(short, long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: u16,
-    /// The largest image that is decoded, in pixels.
+    /// Largest image to decode, in pixels.
     #[arg(long, value_name = "N", default_value_t = Limits::default().max_pixels)]
     max_image_pixels: u64,
-    /// The largest file that is read, in bytes.
+    /// Largest file to read, in bytes.
     #[arg(long, value_name = "N", default_value_t = Limits::default().max_bytes)]
     max_image_bytes: u64,
-    /// The memory that decoding an image may take, in bytes.
+    /// Most memory for decoding one image, in bytes.
     #[arg(long, value_name = "N", default_value_t = Limits::default().max_memory)]
     max_image_memory: u64,
-    /// Embed files that end too soon as far as they go.
+    /// Embed truncated files as far as they can be decoded.
     #[arg(long)]
     allow_truncated_images: bool,
-    /// Decode JPEGs in full that are far larger than the model's input.
+    /// Decode JPEGs in full even if they are far larger than the model's input.
     #[arg(long)]
     exact_jpeg: bool,
     /// No progress bar.
@@ -118,7 +117,7 @@ impl Arguments {
     }
 }
 
-/// What a worker has to say.
+/// Messages from a worker.
 enum Message {
     /// Its model is loaded.
     Ready,
@@ -127,35 +126,35 @@ enum Message {
         result: clip::Result<Vec<f32>>,
         remarks: Vec<Error>,
     },
-    /// It can't continue, for a reason that has nothing to do with a file.
+    /// It can't continue, for a reason other than a file.
     Broken(Error),
 }
 
-/// Looks over a model directory, as clip_check_model does, and prints what it finds; the last line is the verdict.
+/// Checks a model directory, as clip_check_model does, and prints what it finds; the last line is the verdict.
 ///
-/// Exit status: 0, the verdict is good; 3, it is not.
+/// Exit status: 0 if the verdict is good; 3 if it is not.
 #[derive(Parser)]
 #[command(name = "clip-embed check", max_term_width = 100)]
 struct Check {
-    /// The model's directory, optionally with a variant: DIRECTORY:variant.
+    /// Directory of the model, optionally with a variant: DIRECTORY:variant.
     directory: PathBuf,
-    /// libonnxruntime [default: the one that "make install" puts beside the extension].
+    /// Path of libonnxruntime [default: the library that "make install" puts beside the extension].
     #[arg(long, value_name = "FILE", env = "ORT_DYLIB_PATH", hide_env_values = true)]
     onnxruntime: Option<PathBuf>,
-    /// Says where it is installed.
+    /// The pg_config that tells where libonnxruntime is installed.
     #[arg(long, value_name = "PROGRAM", env = "PG_CONFIG", hide_env_values = true, default_value = "pg_config")]
     pg_config: PathBuf,
 }
 
 fn main() -> ExitCode {
-    // Not a subcommand of the parser: its positional argument is a directory, which may have any name.
+    // Not a subcommand of the parser, because the positional argument is a directory with an arbitrary name.
     if std::env::args_os().nth(1).is_some_and(|first| first == "check") {
         return outcome(check(&Check::parse_from(std::env::args_os().skip(1))));
     }
     outcome(run(&Arguments::parse()))
 }
 
-/// Prints an error; the status of the process.
+/// Prints an error; returns the exit status.
 fn outcome(result: clip::Result<usize>) -> ExitCode {
     match result {
         Ok(0) => ExitCode::SUCCESS,
@@ -171,7 +170,7 @@ fn outcome(result: clip::Result<usize>) -> ExitCode {
     }
 }
 
-/// Looks over a model; returns how much is wrong with it.
+/// Checks a model; returns the number of problems.
 fn check(arguments: &Check) -> clip::Result<usize> {
     let library = library(arguments.onnxruntime.as_ref(), &arguments.pg_config)?;
     let directory = arguments.directory.components().as_path();
@@ -187,7 +186,7 @@ fn check(arguments: &Check) -> clip::Result<usize> {
     Ok(usize::from(rows.last().is_none_or(|(_, verdict)| verdict != "good")))
 }
 
-/// What a setting that the engine's hints name is called here. Texts are not embedded.
+/// The option that corresponds to a setting in the engine's hints. clip-embed does not embed texts.
 fn option(setting: Setting) -> &'static str {
     match setting {
         Setting::Runtime => "--onnxruntime",
@@ -195,7 +194,7 @@ fn option(setting: Setting) -> &'static str {
     }
 }
 
-/// Embeds what is not in the output yet; returns how many files failed.
+/// Embeds the files that are missing from the output; returns how many failed.
 fn run(arguments: &Arguments) -> clip::Result<usize> {
     let search = match &arguments.model_path {
         Some(path) => path.split(':').map(PathBuf::from).collect(),
@@ -257,7 +256,7 @@ fn run(arguments: &Arguments) -> clip::Result<usize> {
         names: ("--max-image-pixels", "--max-image-bytes", "--max-image-memory"),
     };
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
-    // A few results may wait for the disk; no more, so that memory stays as it is.
+    // A few results may wait for the disk. The bound keeps memory constant.
     let (sender, receiver) = sync_channel(4 * jobs.max(1));
     let written = std::thread::scope(|scope| {
         for _ in 0..jobs {
@@ -265,7 +264,7 @@ fn run(arguments: &Arguments) -> clip::Result<usize> {
             let (items, next, stop, limits) = (&items, &next, &stop, &limits);
             scope.spawn(move || {
                 let embedder = Embedder::new(model, library, usize::from(arguments.threads));
-                // An error here is that nobody listens any more.
+                // An error here means that the receiver has gone.
                 let _ = work(embedder, items, next, stop, limits, &sender);
             });
         }
@@ -284,7 +283,7 @@ fn run(arguments: &Arguments) -> clip::Result<usize> {
                 for remark in remarks {
                     match remark.element {
                         Some(_) => progress.say(&format!("\"{}\": {remark}", item.key)),
-                        // About the model, from each worker.
+                        // A message about the model, which each worker sends.
                         None if told.insert(remark.message.clone()) => progress.say(&remark.to_string()),
                         None => {}
                     }
@@ -303,7 +302,7 @@ fn run(arguments: &Arguments) -> clip::Result<usize> {
         };
         let written = write();
         stop.store(true, Ordering::Relaxed);
-        // Whoever waits to send is woken.
+        // Wakes workers that wait to send.
         drop(receiver);
         written
     });
@@ -318,7 +317,7 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// A worker: takes the next file until there is none.
+/// A worker: takes the next file until none is left.
 fn work(
     mut embedder: Embedder,
     items: &[Item],
@@ -328,7 +327,7 @@ fn work(
     sender: &SyncSender<Message>,
 ) -> Result<(), std::sync::mpsc::SendError<Message>> {
     let mut check_interrupts = || ();
-    // Shows what is wrong with the model before it is held against a file.
+    // Reports errors of the model before any file is blamed for them.
     let sample = clip::image::synthetic::photo(64, 64, 1)
         .and_then(|photo| embedder.embed_images(&[&photo], &Limits::default(), &mut check_interrupts));
     if let Err(error) = sample {
@@ -351,7 +350,7 @@ fn work(
     Ok(())
 }
 
-/// An image file's content. One that is too large is not read.
+/// Reads an image file, unless it is too large.
 fn read(path: &Path, limits: &Limits) -> clip::Result<Vec<u8>> {
     let failed = |e: std::io::Error| Error::new(Kind::InvalidInput, "file cannot be read").detail(format!("{e}."));
     let about = std::fs::metadata(path).map_err(failed)?;
@@ -368,7 +367,7 @@ fn read(path: &Path, limits: &Limits) -> clip::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What two runs must have in common to add to one output.
+/// What two runs must have in common to write to the same output.
 fn made_by(arguments: &Arguments, model: &Model) -> clip::Result<serde_json::Value> {
     Ok(serde_json::json!({
         "format": arguments.format.to_string(),
@@ -381,8 +380,8 @@ fn made_by(arguments: &Arguments, model: &Model) -> clip::Result<serde_json::Val
     }))
 }
 
-/// SHA-256 over the files that make the image vectors: a model of the same name and length may be another, and a file
-/// of two models' vectors looks as any other does. Some 350 MB of ViT-B/32 take less than loading them.
+/// SHA-256 of the files that determine image vectors. Two models can have the same name and length, and mixed vectors
+/// look like any others. Hashing the 350 MB of ViT-B/32 takes less time than loading them.
 fn digest(model: &Model) -> clip::Result<String> {
     let mut state = Sha256::new();
     let mut take = |path: &Path| -> clip::Result<Vec<u8>> {
@@ -395,7 +394,7 @@ fn digest(model: &Model) -> clip::Result<String> {
     };
     if let Some(file) = &model.vision {
         let graph = take(file)?;
-        // Weights outside the graph lie in files beside it, which it names.
+        // Weights outside the graph are in files beside it, which it names.
         let beside = file.parent().and_then(|folder| folder.read_dir().ok());
         let mut named: Vec<PathBuf> = beside
             .into_iter()
@@ -417,7 +416,7 @@ fn digest(model: &Model) -> clip::Result<String> {
     Ok(format!("{:x}", state.finalize()))
 }
 
-/// libonnxruntime's path.
+/// The path of libonnxruntime.
 fn library(given: Option<&PathBuf>, pg_config: &Path) -> clip::Result<PathBuf> {
     match given {
         Some(path) => Ok(path.clone()),
@@ -425,7 +424,7 @@ fn library(given: Option<&PathBuf>, pg_config: &Path) -> clip::Result<PathBuf> {
     }
 }
 
-/// What is installed at `below` in a directory of the server, or by the Debian packages, which need no pg_config.
+/// A file installed below a directory of the server, or by the Debian packages, which need no pg_config.
 fn installed(program: &Path, which: &str, below: &str, packaged: &str, option: &str) -> clip::Result<PathBuf> {
     let failed = |why: String| {
         if Path::new(packaged).exists() {

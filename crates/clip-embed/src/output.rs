@@ -1,4 +1,4 @@
-//! What COPY reads, as a file that only grows; and the file of failures.
+//! The output for COPY, a file that only grows, and the list of failures.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -38,17 +38,17 @@ impl fmt::Display for Format {
 }
 
 impl Key {
-    /// The key as a row that is there gives it back: "007" is 7 in a bigint column.
+    /// The key as the table returns it: "007" is 7 in a bigint column.
     ///
     /// # Errors
-    /// Where it is not of the column's type, or COPY would take no row of a file with it.
+    /// If it is not a value of the column's type, or would make COPY reject the whole file.
     pub fn canonical(self, key: &str, format: Format) -> Result<String> {
         let unfit = |why: &str| Error::new(Kind::InvalidInput, format!("key {key:?} cannot be loaded")).detail(why);
         match self {
             Self::Text if key.contains('\0') => {
                 Err(unfit("No text of PostgreSQL has a NUL character.").hint("Take another --key-column."))
             }
-            // In quotes or not: psql looks for it line by line.
+            // Even inside quotes: psql searches for it line by line.
             Self::Text if format == Format::Csv && ["\n\\.\n", "\n\\.\r\n"].iter().any(|line| key.contains(line)) => {
                 Err(unfit("Up to PostgreSQL 17 psql takes its line \"\\.\" for the end of the file.")
                     .hint("Take --format binary, or rename the file."))
@@ -72,11 +72,11 @@ impl fmt::Display for Key {
     }
 }
 
-/// Signature, flags and the length of an extension, all as PostgreSQL's manual has it for COPY.
+/// Signature, flags and extension length, as in PostgreSQL's documentation of COPY.
 const BINARY_HEADER: [u8; 19] = *b"PGCOPY\n\xFF\r\n\0\0\0\0\0\0\0\0\0";
-/// A count of fields that ends the file.
+/// The field count that ends the file.
 const BINARY_END: [u8; 2] = [0xFF, 0xFF];
-/// How the names of the two files beside the output end.
+/// Suffixes of the two files beside the output.
 const ABOUT: &str = ".json";
 const FAILURES: &str = ".failures.csv";
 const CSV_HEADER: &str = "\"key\",\"embedding\"\n";
@@ -86,16 +86,17 @@ pub struct Output {
     file: File,
     format: Format,
     key: Key,
-    /// Keys of the rows that are there.
+    /// Keys of the rows in the file.
     keys: HashSet<String>,
     written: usize,
 }
 
 impl Output {
-    /// Begins a file, or goes on with one: rows that are whole stay, what a killed run has left of one goes.
+    /// Starts a file, or resumes one: complete rows stay, an incomplete last row is removed.
     ///
     /// # Errors
-    /// Where another run writes to it, it was made otherwise than `made_by` says, or is no such file.
+    /// If another run is writing to it, it was made with other options than `made_by`, or is not an output of this
+    /// program.
     pub fn open(path: &Path, format: Format, key: Key, made_by: &Value) -> Result<Self> {
         let failed = |e: std::io::Error| failed(path, &e);
         if path == Path::new("-") {
@@ -175,7 +176,7 @@ impl Output {
             .hint("Give another --output.")
     }
 
-    /// Whether a file that is gone on with has its header; false where a killed run has not come that far.
+    /// Whether a resumed file has its header; false if the earlier run was killed before it was written.
     fn has_header(&self, reader: &mut impl Read) -> Result<bool> {
         let header = self.format.header();
         let mut found = Vec::new();
@@ -187,7 +188,7 @@ impl Output {
         }
     }
 
-    /// Takes in the keys of a CSV; returns where its last whole row ends.
+    /// Reads the keys of a CSV; returns the end of its last complete row.
     fn read_csv(&mut self, file: &File) -> Result<u64> {
         let length = file.metadata().map_err(|e| failed(&self.path, &e))?.len();
         let mut reader = BufReader::new(file);
@@ -202,7 +203,7 @@ impl Output {
             let end = header + reader.position().byte();
             let key = record.get(0).and_then(|key| std::str::from_utf8(key).ok());
             let vector = record.get(1).is_some_and(|v| v.starts_with(b"[") && v.ends_with(b"]"));
-            // A row that a killed run has not finished has no newline, and can only be the last.
+            // Only the last row can lack its newline, if a run was killed while it wrote.
             let last = end >= length;
             let ended = !last || ends_with_newline(file, length).map_err(|e| failed(&self.path, &e))?;
             match key {
@@ -217,7 +218,7 @@ impl Output {
         Ok(whole)
     }
 
-    /// Takes in the keys of a binary file; returns where its last whole row ends, without the mark of the end.
+    /// Reads the keys of a binary file; returns the end of its last complete row, without the trailer.
     fn read_binary(&mut self, file: &File) -> Result<u64> {
         let length = file.metadata().map_err(|e| failed(&self.path, &e))?.len();
         let mut reader = BufReader::new(file);
@@ -225,7 +226,7 @@ impl Output {
             return Ok(0);
         }
         let mut whole = BINARY_HEADER.len() as u64;
-        // Ends at the first row that is not whole.
+        // Stops at the first incomplete row.
         while let Some((key, bytes)) = self.read_row(&mut reader, length - whole)? {
             self.keys.insert(key);
             whole += bytes;
@@ -246,7 +247,7 @@ impl Output {
                 let mut size = [0; 4];
                 reader.read_exact(&mut size)?;
                 let size = u64::try_from(i32::from_be_bytes(size)).unwrap_or(u64::MAX);
-                // A damaged size must not become memory.
+                // A damaged length must not become an allocation.
                 if size > left {
                     return Ok(None);
                 }
@@ -273,20 +274,20 @@ impl Output {
         Ok(Some((key, bytes)))
     }
 
-    /// Whether a row with this key, as [`Key::canonical`] has it, is there.
+    /// Whether a row with this key ([`Key::canonical`]) exists.
     pub fn has(&self, key: &str) -> bool {
         self.keys.contains(key)
     }
 
-    /// Rows of the file.
+    /// Number of rows.
     pub fn count(&self) -> usize {
         self.keys.len() + self.written
     }
 
-    /// Appends a row in one piece, so that whoever kills the run leaves whole rows.
+    /// Appends a row in one write, so that a killed run leaves only complete rows.
     ///
     /// # Errors
-    /// Where the disk is full, say.
+    /// If the disk is full, for example.
     pub fn write(&mut self, key: &str, vector: &[f32]) -> Result<()> {
         let row = match (self.format, self.key) {
             (Format::Csv, _) => csv_row(key, vector),
@@ -297,22 +298,22 @@ impl Output {
         self.file.write_all(&row).map_err(|e| failed(&self.path, &e))
     }
 
-    /// Ends the file as its format wants it, and has it on the disk.
+    /// Writes the trailer of the format and flushes the file to disk.
     pub fn finish(&mut self) -> Result<()> {
         let end: &[u8] = if self.format == Format::Binary { &BINARY_END } else { &[] };
         self.file.write_all(end).and_then(|()| self.file.sync_all()).map_err(|e| failed(&self.path, &e))
     }
 }
 
-/// Both fields in quotes: COPY takes an empty one without for NULL, and up to PostgreSQL 17 a row that is `\.` for the
-/// end. [`Key::canonical`] refuses what quotes don't help.
+/// Both fields are quoted: COPY reads an empty unquoted field as NULL, and PostgreSQL up to 17 reads a row `\.` as the
+/// end. [`Key::canonical`] refuses what quotes can't protect.
 fn csv_row(key: &str, vector: &[f32]) -> Vec<u8> {
-    // The shortest decimals that give the same float back, never with an exponent.
+    // The shortest decimals that parse to the same float, never with an exponent.
     let values: Vec<String> = vector.iter().map(f32::to_string).collect();
     format!("\"{}\",\"[{}]\"\n", key.replace('"', "\"\""), values.join(",")).into_bytes()
 }
 
-/// pgvector's binary form: dimensions and a zero, 16 bits each, then float4s; all big-endian.
+/// pgvector's binary format: dimensions and zero, 16 bits each, then float4 values, all big-endian.
 fn binary_row(key: &[u8], vector: &[f32]) -> Vec<u8> {
     let mut row = Vec::with_capacity(14 + key.len() + 4 * vector.len());
     row.extend(2i16.to_be_bytes());
@@ -336,19 +337,19 @@ fn failed(path: &Path, e: &std::io::Error) -> Error {
     Error::new(Kind::InvalidInput, format!("\"{}\" cannot be written", path.display())).detail(format!("{e}."))
 }
 
-/// What a run writes.
+/// The two files of a run.
 pub fn files(output: &Path) -> [PathBuf; 3] {
     [output.to_owned(), beside(output, ABOUT), beside(output, FAILURES)]
 }
 
-/// The path with something behind it.
+/// The path with a suffix.
 fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ending);
     PathBuf::from(name)
 }
 
-/// The files of this run that could not be embedded, and why; there only while there are any.
+/// Files of this run that could not be embedded, with the reason. The file exists only if there are any.
 pub struct Failures {
     path: PathBuf,
     writer: Option<csv::Writer<File>>,
@@ -401,7 +402,7 @@ mod tests {
         folder
     }
 
-    /// Cut after any byte, a file goes on to be what it would have been.
+    /// Cut after any byte, a file is resumed to the same content.
     fn survives_any_cut(format: Format, key: Key, keys: [&str; 3]) {
         let folder = folder(&format!("{format}-{key}"));
         let path = folder.join("out");

@@ -1,4 +1,4 @@
-//! A progress bar, or a line now and then where no terminal looks on.
+//! A progress bar, or a log line from time to time without a terminal.
 
 use std::cell::Cell;
 use std::fmt::Arguments;
@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
-/// Between two lines in a log.
+/// Interval between log lines.
 const PAUSE: Duration = Duration::from_secs(30);
 
 pub struct Progress {
     bar: ProgressBar,
-    /// Lines in place of the bar.
+    /// Log lines instead of the bar.
     lines: bool,
     begun: Cell<Option<Instant>>,
     told: Cell<Instant>,
@@ -31,7 +31,7 @@ impl Progress {
         Self { bar, lines: !terminal && !quiet, begun, told, failed: Cell::new(0) }
     }
 
-    /// A model is loaded: rates count from here.
+    /// A model is loaded: rates are measured from here.
     pub fn begin(&self) {
         if self.begun.get().is_none() {
             self.begun.set(Some(Instant::now()));
@@ -64,7 +64,7 @@ impl Progress {
         self.bar.set_message(format!(" · {} failed", self.failed.get()));
     }
 
-    /// A remark that stays.
+    /// Prints a message that stays above the bar.
     pub fn say(&self, text: &str) {
         self.bar.suspend(|| tell(format_args!("clip-embed: {text}")));
     }
@@ -80,12 +80,12 @@ impl Progress {
     }
 }
 
-/// So many, in words.
+/// A count with its noun.
 pub fn files(count: u64) -> String {
     if count == 1 { "1 file".to_owned() } else { format!("{count} files") }
 }
 
-/// A line on standard error. `eprintln` would panic, and end a run of days, once a terminal or a pipe has gone.
+/// Prints a line to standard error. `eprintln` would panic if the terminal or pipe has gone, and end a run of days.
 pub fn tell(line: Arguments) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }

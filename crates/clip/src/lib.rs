@@ -9,6 +9,7 @@
 //! | [`model`] | a model directory, ONNX Runtime's sessions, rewritten graphs on disk, pooling |
 //! | [`embedder`] | the pieces together; from cosines to probabilities |
 //! | [`query`] | queries of several parts, diversity |
+//! | [`relevance`] | whether a photo shows what a text says, against a background of words; tags |
 //! | [`memory`] | allocations that fail with an error instead of ending the process |
 //! | [`stats`] | what embedders have done, for each model |
 //! | [`memory`] | allocations that fail with an error instead of ending the process |
@@ -21,6 +22,7 @@ pub mod image;
 pub mod memory;
 pub mod model;
 pub mod query;
+pub mod relevance;
 pub mod stats;
 pub mod text;
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clip::Kind;
 use clip::clustering::centroid::Sum;
 use clip::embedder::logits::Logits;
+use clip::model::Model;
 use clip::model::pooling::{Pooling, PoolingMode};
 use clip::query::combine;
 use ndarray::arr3;
@@ -29,12 +30,23 @@ impl Folder {
 
     /// Tensors as (name, shape, values).
     fn tensors(&self, name: &str, tensors: &[(&str, &[usize], &[f32])]) {
+        self.tensors_of(Dtype::F32, name, tensors);
+    }
+
+    /// Of numbers that are exact in that type.
+    fn tensors_of(&self, kind: Dtype, name: &str, tensors: &[(&str, &[usize], &[f32])]) {
+        let bytes = |value: f32| match kind {
+            Dtype::F16 => half::f16::from_f32(value).to_le_bytes().to_vec(),
+            Dtype::BF16 => half::bf16::from_f32(value).to_le_bytes().to_vec(),
+            Dtype::F64 => f64::from(value).to_le_bytes().to_vec(),
+            _ => value.to_le_bytes().to_vec(),
+        };
         let bytes: Vec<Vec<u8>> =
-            tensors.iter().map(|(.., values)| values.iter().flat_map(|value| value.to_le_bytes()).collect()).collect();
+            tensors.iter().map(|(.., values)| values.iter().flat_map(|value| bytes(*value)).collect()).collect();
         let views = tensors
             .iter()
             .zip(&bytes)
-            .map(|((name, shape, _), bytes)| (*name, TensorView::new(Dtype::F32, shape.to_vec(), bytes).unwrap()));
+            .map(|((name, shape, _), bytes)| (*name, TensorView::new(kind, shape.to_vec(), bytes).unwrap()));
         let path = self.0.join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
@@ -87,7 +99,7 @@ fn a_dense_layer_is_weight_times_mean_plus_bias() {
         );
         let (_folder, pooling) = with_dense(&format!("dense{number}"), &config, &[WEIGHT, BIAS]);
         let pooling = pooling.unwrap();
-        assert_eq!((pooling.mode, pooling.width(2)), (Some(PoolingMode::Mean), 3));
+        assert_eq!((pooling.mode, pooling.width(2, true)), (Some(PoolingMode::Mean), 3));
         let found = pooling.apply(positions.clone(), &[2]).unwrap();
         assert!(near(found.as_slice().unwrap(), &wanted), "{activation}, bias {bias}: {found}");
     }
@@ -115,6 +127,62 @@ fn a_dense_layer_that_does_not_fit_is_refused() {
 }
 
 #[test]
+fn weights_are_read_in_each_of_their_types() {
+    let positions = arr3(&[[[1.0f32, 0.5], [0.0, 0.25]]]).into_dyn();
+    // As above; the numbers are exact in eight bits of mantissa.
+    let exact = [0.4375, -3.125, 0.375];
+    let config = r#"{"activation_function": "torch.nn.modules.linear.Identity"}"#;
+    for kind in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+        let (folder, _) = with_dense(&format!("types-{kind:?}"), config, &[WEIGHT, BIAS]);
+        folder.tensors_of(kind, "2_Dense/model.safetensors", &[WEIGHT, BIAS]);
+        let found = Pooling::read(&folder.0).unwrap().apply(positions.clone(), &[2]).unwrap();
+        assert!(near(found.as_slice().unwrap(), &exact), "{kind:?}: {found}");
+    }
+    let (folder, _) = with_dense("types-F64", config, &[WEIGHT, BIAS]);
+    folder.tensors_of(Dtype::F64, "2_Dense/model.safetensors", &[WEIGHT, BIAS]);
+    assert_eq!(Pooling::read(&folder.0).err().unwrap().kind, Kind::BadModel);
+}
+
+#[test]
+fn the_logit_scale_is_read_in_each_of_its_types() {
+    for kind in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+        let folder = Folder::new(&format!("logits-{kind:?}"));
+        let tensors: &[(&str, &[usize], &[f32])] =
+            &[("other", &[3], &[9.0, 9.0, 9.0]), ("logit_scale", &[], &[4.59375]), ("logit_bias", &[1], &[-12.9375])];
+        folder.tensors_of(kind, "model.safetensors", tensors);
+        let found = Logits::stated(&bare(&folder.0)).unwrap().unwrap();
+        // math.exp(4.59375)
+        assert!((found.scale - 98.864_477_7).abs() < 1e-6, "{kind:?}: {found:?}");
+        assert_eq!(found.bias, Some(-12.9375), "{kind:?}");
+    }
+    let folder = Folder::new("logits-F64");
+    folder.tensors_of(Dtype::F64, "model.safetensors", &[("logit_scale", &[], &[4.5])]);
+    assert_eq!(Logits::stated(&bare(&folder.0)).unwrap_err().kind, Kind::BadModel);
+    // The configuration is asked first, and a logarithm beyond e^20 is none.
+    folder.write("config.json", r#"{"logit_scale": 20.0}"#);
+    assert_eq!(Logits::stated(&bare(&folder.0)).unwrap().unwrap().scale, 20f64.exp());
+    for wrong in ["20.1", "-20.1", "\"four\""] {
+        folder.write("config.json", &format!(r#"{{"logit_scale": {wrong}}}"#));
+        assert_eq!(Logits::stated(&bare(&folder.0)).unwrap_err().kind, Kind::BadModel, "{wrong}");
+    }
+}
+
+/// A model of which nothing is there but the directory.
+fn bare(directory: &Path) -> Model {
+    Model {
+        name: "bare".to_owned(),
+        directory: directory.to_owned(),
+        vision: None,
+        text: None,
+        combined: false,
+        whole: None,
+        text_directory: directory.to_owned(),
+        tokenizer: None,
+        preprocess: None,
+    }
+}
+
+#[test]
 fn exactly_one_mode_of_pooling_is_taken() {
     let folder = Folder::new("modes");
     let read = |config: &str| {
@@ -133,9 +201,9 @@ fn exactly_one_mode_of_pooling_is_taken() {
 fn an_item_without_a_position_takes_the_first() {
     // Not a mean over nothing, which is no number.
     let positions = arr3(&[[[3.0f32, 4.0], [7.0, 8.0]], [[5.0, 6.0], [1.0, 2.0]]]).into_dyn();
-    let mean = Pooling { mode: Some(PoolingMode::Mean), dense: None };
+    let mean = Pooling { mode: Some(PoolingMode::Mean), ..Pooling::default() };
     assert_eq!(mean.apply(positions.clone(), &[0, 9]).unwrap(), ndarray::arr2(&[[3.0, 4.0], [3.0, 4.0]]));
-    let last = Pooling { mode: Some(PoolingMode::Last), dense: None };
+    let last = Pooling { mode: Some(PoolingMode::Last), ..Pooling::default() };
     assert_eq!(last.apply(positions, &[1, 2]).unwrap(), ndarray::arr2(&[[3.0, 4.0], [1.0, 2.0]]));
 }
 

@@ -3,8 +3,10 @@
 
 use std::path::Path;
 
-use clip::clustering::binary_code::{BLOCK, BYTES, Block, Entry};
+use clip::clustering::binary_code::{BLOCK, BYTES, Block, Candidate, Entry};
 use clip::clustering::binary_code::{Coder, distance, from_bytes, to_bytes, unpack};
+use clip::clustering::centroid::l2_normalize;
+use clip::clustering::likelihood::Likelihood;
 use serde_json::Value;
 
 fn golden() -> Value {
@@ -74,4 +76,52 @@ fn each_bit_that_differs_counts_once() {
             assert_eq!(distance(&from_bytes(one).unwrap(), &from_bytes(other).unwrap()), bits);
         }
     }
+}
+
+#[test]
+fn scores_are_those_of_the_second_implementation() {
+    let golden = golden();
+    let sets = golden["likelihood"].as_array().unwrap();
+    assert_eq!(sets.len(), 3);
+    for set in sets {
+        let mut vector = vector(&set["vector"]);
+        l2_normalize(&mut vector).unwrap();
+        let coder = Coder::new(vector.len());
+        let codes = set["codes"].as_array().unwrap();
+        let candidates: Vec<Candidate> = (0..)
+            .zip(codes)
+            .map(|(id, code)| Candidate { id, distance: 7, code: from_bytes(&bytes(code)).unwrap() })
+            .collect();
+        let cosine = set["cosine"].as_f64().unwrap();
+        let likelihood = Likelihood::new(&coder.rotate(&vector), coder.width(), cosine, &candidates);
+        let expected: Vec<f64> =
+            set["scores"].as_array().unwrap().iter().map(|score| score.as_f64().unwrap()).collect();
+        for (candidate, expected) in candidates.iter().zip(&expected) {
+            let found = likelihood.score(&candidate.code);
+            assert!((found - expected).abs() < 0.02, "{} dimensions: {found}, not {expected}", vector.len());
+        }
+        // The vector's own comes first, and scores as it should.
+        let ranked = likelihood.rank(candidates.clone());
+        assert!(ranked[0].1.id == 0 && ranked[0].0 > -3.3);
+        let mut sorted = expected.clone();
+        sorted.sort_by(|a, b| b.total_cmp(a));
+        assert!(ranked.iter().zip(sorted).all(|((score, _), expected)| (score - expected).abs() < 0.02));
+        // Of equal ones the nearer comes first, then the older.
+        let twin = |id, distance| Candidate { id, distance, ..candidates[0] };
+        let twins = likelihood.rank(vec![twin(2, 8), twin(3, 7), twin(1, 7)]);
+        assert_eq!(twins.iter().map(|(_, twin)| twin.id).collect::<Vec<_>>(), [1, 3, 2]);
+    }
+}
+
+#[test]
+fn no_cosine_and_no_candidates_are_no_panic() {
+    let coder = Coder::new(3);
+    let rotated = coder.rotate(&[0.6, 0.8, 0.0]);
+    let code = coder.encode(&[0.6, 0.8, 0.0]);
+    for cosine in [-1.0, 0.0, 0.5, 1.0] {
+        let likelihood = Likelihood::new(&rotated, coder.width(), cosine, &[]);
+        assert!(likelihood.score(&code).is_finite());
+    }
+    // Where nothing is known of the cosine, nothing is unlikely.
+    assert_eq!(Likelihood::new(&rotated, coder.width(), -0.5, &[]).score(&code), 0.0);
 }

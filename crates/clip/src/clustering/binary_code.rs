@@ -44,20 +44,39 @@ impl Coder {
         self.dimensions
     }
 
+    /// Components of a vector after the rotation.
+    pub fn width(&self) -> usize {
+        self.signs[0].len()
+    }
+
     /// The code of a vector; its length does not matter.
     pub fn encode(&self, vector: &[f32]) -> Code {
+        let mut code = [0; WORDS];
+        for (bit, value) in self.transform(vector)[..BITS].iter().enumerate() {
+            code[bit / 64] |= u64::from(*value >= 0.0) << (bit % 64);
+        }
+        code
+    }
+
+    /// The components of a vector after the rotation that codes hold the signs of. The rotation keeps its length.
+    pub fn rotate(&self, vector: &[f32]) -> Vec<f32> {
+        let mut values = self.transform(vector);
+        values.truncate(BITS);
+        let scale = (self.width() as f32).powf(-1.5);
+        values.iter_mut().for_each(|value| *value *= scale);
+        values
+    }
+
+    /// The rotation, which makes a vector longer by a power of its width.
+    fn transform(&self, vector: &[f32]) -> Vec<f32> {
         assert_eq!(vector.len(), self.dimensions, "dimensions are checked by the caller");
-        let mut values = vec![0.0; self.signs[0].len()];
+        let mut values = vec![0.0; self.width()];
         values[..vector.len()].copy_from_slice(vector);
         for signs in &self.signs {
             values.iter_mut().zip(signs).for_each(|(value, sign)| *value *= sign);
             hadamard(&mut values);
         }
-        let mut code = [0; WORDS];
-        for (bit, value) in values[..BITS].iter().enumerate() {
-            code[bit / 64] |= u64::from(*value >= 0.0) << (bit % 64);
-        }
-        code
+        values
     }
 }
 
@@ -178,15 +197,24 @@ fn prefetch(address: *const u8) {
     let _ = address;
 }
 
-/// The ids with the nearest codes seen so far, at most `limit` of them and none beyond the reach.
+/// A cluster whose code is near.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Candidate {
+    pub id: i64,
+    /// Bits in which its code differs from the vector's.
+    pub distance: u32,
+    pub code: Code,
+}
+
+/// The nearest codes seen so far, at most `limit` of them and none beyond the reach.
 pub struct Nearest {
     query: Code,
     limit: usize,
     /// Codes at this distance or further are not kept.
     cut: usize,
     kept: usize,
-    /// Ids by distance.
-    buckets: Vec<Vec<i64>>,
+    /// Ids and codes by distance.
+    buckets: Vec<Vec<(i64, Code)>>,
     popcnt: bool,
 }
 
@@ -227,13 +255,14 @@ impl Nearest {
             }
             if distance < self.cut {
                 let offset = u32::from_le_bytes(offsets[4 * index..][..4].try_into().expect("four bytes"));
-                self.keep(distance, first.wrapping_add(i64::from(offset)));
+                let code = from_bytes(code).expect("as many bytes as a code has");
+                self.keep(distance, first.wrapping_add(i64::from(offset)), code);
             }
         }
     }
 
-    fn keep(&mut self, distance: usize, id: i64) {
-        self.buckets[distance].push(id);
+    fn keep(&mut self, distance: usize, id: i64, code: Code) {
+        self.buckets[distance].push((id, code));
         self.kept += 1;
         // The furthest go where those nearer are enough.
         while self.kept - self.buckets[self.cut - 1].len() >= self.limit {
@@ -242,9 +271,12 @@ impl Nearest {
         }
     }
 
-    /// (distance, id), nearest first.
-    pub fn into_sorted(self) -> impl Iterator<Item = (u32, i64)> {
-        self.buckets.into_iter().zip(0..).flat_map(|(ids, distance)| ids.into_iter().map(move |id| (distance, id)))
+    /// Nearest first.
+    pub fn into_sorted(self) -> impl Iterator<Item = Candidate> {
+        self.buckets
+            .into_iter()
+            .zip(0..)
+            .flat_map(|(found, distance)| found.into_iter().map(move |(id, code)| Candidate { id, distance, code }))
     }
 }
 
@@ -304,6 +336,18 @@ mod tests {
         assert_eq!(from_bytes(&to_bytes(&coder.encode(v))), Some(coder.encode(v)));
         assert_eq!(from_bytes(&[0; 31]), None);
         assert_eq!(distance(&coder.encode(v), &coder.encode(&negated)), BITS as u32);
+        // With as many components as bits, the rotation keeps length and angles.
+        let coder = Coder::new(BITS);
+        let (a, b) = (&random(2, BITS)[0], &random(2, BITS)[1]);
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(x * y)).sum::<f64>();
+        assert!((dot(&coder.rotate(a), &coder.rotate(b)) - dot(a, b)).abs() < 1e-3);
+        assert!((dot(&coder.rotate(a), &coder.rotate(a)) / dot(a, a) - 1.0).abs() < 1e-5);
+        let signs = coder.rotate(a).iter().rev().fold(Vec::new(), |mut bits, v| {
+            bits.insert(0, *v >= 0.0);
+            bits
+        });
+        assert!((0..BITS).all(|bit| (coder.encode(a)[bit / 64] >> (bit % 64) & 1 == 1) == signs[bit]));
+        assert_eq!((Coder::new(512).width(), Coder::new(513).width(), Coder::new(3).width()), (512, 1024, BITS));
     }
 
     #[test]
@@ -336,12 +380,18 @@ mod tests {
             nearest.scan(block.first, &block.entries);
             short.scan(block.first, &block.entries);
         }
-        let found: Vec<(u32, i64)> = nearest.into_sorted().collect();
+        let sorted = |nearest: Nearest| -> Vec<(u32, i64)> {
+            let codes: std::collections::HashMap<i64, Code> = entries.iter().map(|e| (e.id, e.code)).collect();
+            let found: Vec<Candidate> = nearest.into_sorted().collect();
+            assert!(found.iter().all(|candidate| candidate.code == codes[&candidate.id]));
+            found.iter().map(|candidate| (candidate.distance, candidate.id)).collect()
+        };
+        let found = sorted(nearest);
         // The last distance is kept whole, so that no tie is cut in two.
         assert!(found.len() >= 50 && found[0] == (0, entries[1234].id));
         assert_eq!(found, truth[..found.len()]);
         let within = truth.iter().filter(|(d, _)| *d <= truth[4].0).count();
-        assert_eq!(short.into_sorted().collect::<Vec<_>>(), truth[..within]);
+        assert_eq!(sorted(short), truth[..within]);
     }
 
     #[test]

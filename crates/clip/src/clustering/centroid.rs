@@ -1,9 +1,9 @@
-//! The arithmetic of grouping: unit vectors, cosines, the running centroid.
+//! Arithmetic of clusters: unit vectors, cosines, the running centroid.
 
 use crate::error::{Error, Kind, Result};
 
-/// Equal vectors have a cosine of 1 but for rounding: the components are float4, whose last bit moves a
-/// cosine by about 1e-15. With this much room a threshold of 1 means equal.
+/// Tolerance for cosines of equal vectors: components are float4, and the last bit moves a cosine by about 1e-15. With
+/// this tolerance a threshold of 1 means equal.
 pub const ROUNDING: f64 = 1e-12;
 
 /// Scales a vector to length 1, in place.
@@ -25,12 +25,12 @@ pub fn l2_normalize(vector: &mut [f32]) -> Result<()> {
     Ok(())
 }
 
-/// The sum of unit vectors, the members of a cluster, with their number.
+/// The sum of unit vectors, the members of a cluster, and their number.
 ///
-/// Its direction is the cluster's centroid (the normalised mean), and its length by the number of members is the
-/// *mean resultant length* of directional statistics: 1 where all members are equal, less the more they spread, and
-/// equal to the mean cosine of the members to the centroid. Sums can be added and taken apart in any order, so each
-/// member is written once, by itself, and whoever reads adds up.
+/// The direction of the sum is the cluster's centroid (the normalized mean). Its length divided by the number of
+/// members is the *mean resultant length* of directional statistics: 1 if all members are equal, less the more they
+/// spread, and equal to the mean cosine of the members to the centroid. Sums can be added and subtracted in any order,
+/// so each member is written as a row of its own, and readers add the rows up.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sum {
     vector: Vec<f64>,
@@ -46,8 +46,8 @@ impl Sum {
         self.vector.len()
     }
 
-    /// Adds what another sum was split into ([`Sum::split`]): `size` members whose sum is `high + low`. A member that
-    /// leaves has the size -1 and its vector negated.
+    /// Adds a sum that was split ([`Sum::split`]): `size` members whose sum is `high + low`. For a member that leaves,
+    /// size is -1 and the vector is negated.
     pub fn add(&mut self, high: &[f32], low: Option<&[f32]>, size: i64) {
         for part in [Some(high), low].into_iter().flatten() {
             assert_eq!(part.len(), self.vector.len(), "dimensions are checked by the caller");
@@ -56,8 +56,8 @@ impl Sum {
         self.size += size;
     }
 
-    /// The sum as a single-precision vector and the remainder, which together keep 48 bits: after a million members
-    /// have come and all but one have gone, 24 bits would leave an error of a hundredth.
+    /// The sum as a single-precision vector and the remainder, 48 bits together. With 24 bits, the sum would be off by
+    /// a hundredth after a million members have come and all but one have left.
     pub fn split(&self) -> (Vec<f32>, Vec<f32>) {
         self.vector.iter().map(|&value| (value as f32, (value - f64::from(value as f32)) as f32)).unzip()
     }
@@ -66,22 +66,22 @@ impl Sum {
         self.vector.iter().map(|v| v * v).sum::<f64>().sqrt()
     }
 
-    /// The centroid, of length 1; none for a group without members, or whose members cancel out.
+    /// The centroid, of length 1; `None` without members, or if the members cancel out.
     pub fn direction(&self) -> Option<Vec<f32>> {
         let norm = self.norm();
         let some = self.size > 0 && norm > 1e-6 * self.size as f64;
         some.then(|| self.vector.iter().map(|v| (v / norm) as f32).collect())
     }
 
-    /// Cosine of the centroid to a vector, in [-1, 1]; equal vectors give 1 but for 1e-15.
+    /// Cosine of the centroid to a vector, in [-1, 1]; for equal vectors 1 within 1e-15.
     pub fn cosine(&self, vector: &[f32]) -> f64 {
         let dot: f64 = self.vector.iter().zip(vector).map(|(x, y)| x * f64::from(*y)).sum();
         let norm = vector.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt() * self.norm();
         if norm > 0.0 { (dot / norm).clamp(-1.0, 1.0) } else { 0.0 }
     }
 
-    /// Whether a unit vector can be one of the members: without it, the others' sum is no longer than their number.
-    /// The rounding of members to single precision stays below 1e-4 a member.
+    /// Whether a unit vector can be one of the members: the sum of the others can't be longer than their number.
+    /// Rounding to single precision stays below 1e-4 per member.
     pub fn may_hold(&self, member: &[f32]) -> bool {
         let rest = self.vector.iter().zip(member).map(|(s, m)| (s - f64::from(*m)).powi(2)).sum::<f64>().sqrt();
         self.size >= 1 && rest <= (self.size - 1) as f64 + 1e-4 * self.size as f64
@@ -200,7 +200,7 @@ mod tests {
         opposite.add(&[1.0, 0.0], None, 1);
         opposite.add(&[-1.0, 0.0], None, 1);
         assert_eq!(opposite.direction(), None);
-        // Tiny components are still a direction.
+        // A vector of tiny components still has a direction.
         let mut tiny = [1e-30f32, 0.0];
         l2_normalize(&mut tiny).unwrap();
         assert_eq!(tiny, [1.0, 0.0]);

@@ -3,4 +3,5 @@
 pub mod agglomerative;
 pub mod binary_code;
 pub mod centroid;
+pub mod likelihood;
 pub mod regroup;

@@ -1,4 +1,4 @@
-//! From a new partition of rows to clusters that keep their ids, and what has changed by it.
+//! Maps a new partition of rows to clusters that keep their ids, and reports what has changed.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -19,7 +19,7 @@ impl Rows {
         ArrayView2::from_shape((self.len(), self.dimensions), &self.values).expect("rows are of one length")
     }
 
-    /// Adds a row; false if it has another length than the rows before.
+    /// Adds a row; returns false if its length differs from the rows before.
     pub fn push(&mut self, row: &[f32]) -> bool {
         if self.dimensions == 0 {
             self.dimensions = row.len();
@@ -31,7 +31,7 @@ impl Rows {
         true
     }
 
-    /// Of the rows; 0 as long as there is none.
+    /// Length of the rows; 0 while there is none.
     pub fn dimensions(&self) -> usize {
         self.dimensions
     }
@@ -49,9 +49,9 @@ impl Rows {
     }
 }
 
-/// The labels of the members as they are now, numbered by first appearance, and the groups' sums. A vector that was
-/// among those grouped has the label of its equals; one that was not joins the nearest group at the threshold, or is
-/// one of its own.
+/// The labels of the current members, numbered by first appearance, and the sums of the groups. A vector that took part
+/// in the grouping has the label of its equals. Any other joins the nearest group within the threshold, or starts one
+/// of its own.
 pub fn regroup(
     rows: &Rows,
     labels: &[u32],
@@ -114,7 +114,7 @@ pub fn regroup(
     (result, sums)
 }
 
-/// For each group the id of the cluster that it has most members of, each id for one group only: the pairs with most in
+/// For each group the id of the cluster with which it shares most members. Each id is used once; the pairs with most in
 /// common choose first.
 pub fn keep_ids(labels: &[u32], old: &[Option<i64>], groups: usize) -> Vec<Option<i64>> {
     let mut common: HashMap<(u32, i64), i64> = HashMap::new();
@@ -136,10 +136,10 @@ pub fn keep_ids(labels: &[u32], old: &[Option<i64>], groups: usize) -> Vec<Optio
 }
 
 /// A cluster whose members have changed: its id, what has happened, the clusters that its members were in, its size and
-/// how many of its members were not in it before.
+/// the number of members that are new to it.
 pub type Change = (i64, String, Vec<i64>, i64, i64);
 
-/// What has become of the clusters: for each whose members have changed, from which they came.
+/// The changes: for each cluster whose members have changed, where they came from.
 pub fn compare(labels: &[u32], old: &[Option<i64>], ids: &[i64]) -> Vec<Change> {
     let mut sources: Vec<HashMap<i64, i64>> = vec![HashMap::new(); ids.len()];
     let mut sizes = vec![0i64; ids.len()];
@@ -149,7 +149,7 @@ pub fn compare(labels: &[u32], old: &[Option<i64>], ids: &[i64]) -> Vec<Change> 
         if let Some(id) = id {
             let count = sources[*label as usize].entry(*id).or_default();
             *count += 1;
-            // In how many groups the members of a cluster are now.
+            // In how many groups the members of each cluster are now.
             *targets.entry(*id).or_default() += i64::from(*count == 1);
         }
     }
@@ -195,14 +195,14 @@ mod tests {
     #[test]
     fn members_that_came_meanwhile_join_the_nearest_group_or_one_of_their_own() {
         let before = rows(&[[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]);
-        // The third has gone; one came near the first two, one far from all, and another beside that.
+        // The third has left; one is new near the first two, one far from all, and another beside that.
         let now = rows(&[[0.8, 0.6], [1.0, 0.0], [0.96, 0.28], [-1.0, 0.0], [-0.96, 0.28]]);
         let mut looks = 0;
         let (labels, sums) = regroup(&before, &[7, 7, 3], &now, 0.7, &mut || looks += 1);
         assert_eq!(labels, [0, 0, 0, 1, 1]);
         assert_eq!(sums.iter().map(|sum| sum.size).collect::<Vec<_>>(), [3, 2]);
         assert_eq!(looks, 3, "one look for each that came");
-        // At a threshold that neither reaches, each is alone.
+        // With a threshold that neither reaches, each is alone.
         let (labels, sums) = regroup(&before, &[7, 7, 3], &now, 0.9999, &mut || {});
         assert_eq!((labels, sums.len()), (vec![0, 0, 1, 2, 3], 4));
     }
@@ -212,7 +212,7 @@ mod tests {
         let old = [Some(10), Some(10), Some(20), None, Some(20), Some(20), Some(30)];
         let labels = [0, 0, 0, 1, 1, 1, 2];
         assert_eq!(keep_ids(&labels, &old, 4), [Some(10), Some(20), Some(30), None]);
-        // Two groups that want one id: the one with more of its members has it.
+        // Two groups claim one id: the one with more of its members gets it.
         assert_eq!(keep_ids(&[0, 1, 1], &[Some(5), Some(5), Some(5)], 2), [None, Some(5)]);
     }
 

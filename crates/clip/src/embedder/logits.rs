@@ -4,9 +4,7 @@
 //! each label by itself, so that its probabilities need not add up to 1. Scale and bias were learned with the weights;
 //! where an export keeps them differs, see [`Logits::stated`] and [`crate::embedder::Embedder::logits`].
 
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ndarray::Array4;
 use serde_json::Value;
@@ -19,6 +17,7 @@ use crate::embedder::vision::Vision;
 use crate::error::{Error, Kind, Result};
 use crate::model::config::Config;
 use crate::model::session::{Runtime, Tower};
+use crate::model::weights::{self, Tensor};
 use crate::model::{Model, read_json};
 
 /// What a label stands for in a template.
@@ -29,10 +28,6 @@ const CLIP_SCALE: f64 = 100.0;
 /// A sigmoid's bias is -10 and less (it starts at -10, so that most labels are wrong); CLIP has none. Measured on a
 /// quantised graph it may be off by tenths.
 const LEAST_BIAS: f64 = 1.0;
-/// Where weights are that may hold the two: Hugging Face's, open_clip's and sentence-transformers' names.
-const WEIGHTS: [&str; 3] = ["model.safetensors", "open_clip_model.safetensors", "0_CLIPModel/model.safetensors"];
-/// A header lists every tensor, at some 100 bytes; ViT-L has 600 of them.
-const LONGEST_HEADER: u64 = 16 << 20;
 
 /// How cosines become probabilities.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,8 +36,8 @@ pub struct Logits {
     pub scale: f64,
     /// Where there is one, each label has a probability of its own, by the sigmoid.
     pub bias: Option<f64>,
-    /// The file that says so; none: assumed, since nothing says otherwise.
-    pub source: Option<PathBuf>,
+    /// What says so; none: assumed, since nothing says otherwise.
+    pub source: Option<String>,
 }
 
 impl Logits {
@@ -72,10 +67,11 @@ impl Logits {
                     return Self::new(scale, number("logit_bias")?, &file).map(Some);
                 }
             }
-            for file in WEIGHTS.map(|name| directory.join(name)).into_iter().filter(|file| file.is_file()) {
-                let [scale, bias] = scalars(&file, ["logit_scale", "logit_bias"])?;
-                if let Some(scale) = scale {
-                    return Self::new(scale, bias, &file).map(Some);
+            for file in weights::files(directory) {
+                let [scale, bias] = weights::read(&file, ["logit_scale", "logit_bias"])?;
+                let first = |tensor: Option<Tensor>| tensor?.values.first().map(|value| f64::from(*value));
+                if let Some(scale) = first(scale) {
+                    return Self::new(scale, first(bias), &file).map(Some);
                 }
             }
         }
@@ -91,7 +87,7 @@ impl Logits {
         if let Some(bias) = bias.filter(|bias| !bias.is_finite()) {
             return Err(unusable(file, "logit_bias", &bias.to_string()));
         }
-        Ok(Self { scale, bias, source: Some(file.to_owned()) })
+        Ok(Self { scale, bias, source: Some(file.display().to_string()) })
     }
 
     /// The two from pairs of a cosine and the logit that a graph gives for it, by least squares. None where they do not
@@ -106,7 +102,7 @@ impl Logits {
         // Quantised graphs are off by a hundredth of what the logits span.
         let straight = scale.is_finite() && scale > 0.0 && worst <= 0.05 * scale * (spread / count).sqrt();
         let bias = (bias.abs() >= LEAST_BIAS).then_some(bias);
-        straight.then(|| Self { scale, bias, source: Some(file.to_owned()) })
+        straight.then(|| Self { scale, bias, source: Some(format!("the logits of {}", file.display())) })
     }
 
     /// Probabilities of labels with these cosines to an image.
@@ -129,7 +125,7 @@ impl std::fmt::Display for Logits {
             None => write!(f, "softmax of {:.4} × cosine", self.scale)?,
         }
         match &self.source {
-            Some(file) => write!(f, ", by {}", file.display()),
+            Some(source) => write!(f, ", by {source}"),
             None => f.write_str(", assumed: the model's files do not say"),
         }
     }
@@ -138,44 +134,6 @@ impl std::fmt::Display for Logits {
 fn unusable(file: &Path, key: &str, value: &str) -> Error {
     Error::new(Kind::BadModel, format!("{key} {value} of model file \"{}\" cannot be used", file.display()))
         .hint("logit_scale is a logarithm, 4.6052 for a scale of 100; logit_bias is a number.")
-}
-
-/// Single values of a safetensors file (8 bytes with the length of a JSON header, the header, the tensors), of which no
-/// more than these is read: the files have hundreds of megabytes.
-fn scalars<const N: usize>(path: &Path, names: [&str; N]) -> Result<[Option<f64>; N]> {
-    let broken = |why: String| {
-        Error::new(Kind::BadModel, format!("model file \"{}\" is not a safetensors file", path.display())).detail(why)
-    };
-    let io = |e: std::io::Error| broken(format!("{e}."));
-    let mut file = File::open(path).map_err(io)?;
-    let mut length = [0; 8];
-    file.read_exact(&mut length).map_err(io)?;
-    let length = u64::from_le_bytes(length);
-    if length > LONGEST_HEADER {
-        return Err(broken(format!("Its header would have {length} bytes.")));
-    }
-    let mut header = vec![0; length as usize];
-    file.read_exact(&mut header).map_err(io)?;
-    let header: Value = serde_json::from_slice(&header).map_err(|e| broken(format!("The parser says: {e}.")))?;
-    let mut found = [None; N];
-    for (name, found) in names.into_iter().zip(&mut found) {
-        let tensor = &header[name];
-        let (Some(kind), Some(begin)) = (tensor["dtype"].as_str(), tensor["data_offsets"][0].as_u64()) else {
-            continue;
-        };
-        let mut bytes = [0; 4];
-        let width = if kind == "F32" { 4 } else { 2 };
-        file.seek(SeekFrom::Start((8 + length).saturating_add(begin))).map_err(io)?;
-        file.read_exact(&mut bytes[..width]).map_err(io)?;
-        let half = [bytes[0], bytes[1]];
-        *found = Some(match kind {
-            "F32" => f64::from(f32::from_le_bytes(bytes)),
-            "F16" => half::f16::from_le_bytes(half).to_f64(),
-            "BF16" => half::bf16::from_le_bytes(half).to_f64(),
-            _ => return Err(unusable(path, name, &format!("of type {kind}"))),
-        });
-    }
-    Ok(found)
 }
 
 impl Embedder {
@@ -194,6 +152,8 @@ impl Embedder {
             None => self.measured_logits()?.unwrap_or_else(Logits::assumed),
         };
         let config = Config::read(&self.model.directory);
+        let openai = config.openai(&self.model.directory).filter(|_| logits.source.is_none());
+        let logits = Logits { source: logits.source.or(openai), ..logits };
         if logits.source.is_none() && config.is_sigmoid() {
             let message = format!("model \"{}\" does not say its logit scale and bias", self.model.name);
             self.warnings.push(
@@ -201,7 +161,7 @@ impl Embedder {
                     .detail("Models of its kind (SigLIP) have both; without them its probabilities are a softmax, as for CLIP.")
                     .hint("Put \"logit_scale\" and \"logit_bias\" of its weights into its config.json, or its onnx/model.onnx beside the towers."),
             );
-        } else if logits.source.is_none() && !config.is_openai(&self.model.directory) {
+        } else if logits.source.is_none() {
             let message = format!("model \"{}\" does not say its logit scale", self.model.name);
             self.warnings.push(
                 Error::new(Kind::MissingFile, message)

@@ -12,6 +12,7 @@ use ort::value::{Tensor, TensorElementType};
 use crate::clustering::centroid;
 use crate::error::{Error, Kind, Result};
 use crate::model::Model;
+use crate::model::config::Config;
 use crate::model::pooling::Pooling;
 use crate::model::session::{Port, Runtime, Tower};
 
@@ -60,9 +61,7 @@ pub(super) fn pick_output(tower: &Tower, kind: &str, pooling: &Pooling) -> Resul
     let own = [format!("{kind}_embeds"), format!("l2norm_{kind}_embeddings"), format!("{kind}_embeddings")];
     let general = ["embedding", "sentence_embedding", "pooler_output", "output"];
     let names: Vec<&str> = own.iter().map(String::as_str).chain(general).collect();
-    let usable = |port: &&Port, rank: usize| {
-        port.shape.len() == rank && matches!(port.element, TensorElementType::Float32 | TensorElementType::Float16)
-    };
+    let usable = |port: &&Port, rank: usize| port.shape.len() == rank && is_float(port);
     let only = if tower.outputs.len() == 1 { tower.outputs.first() } else { None };
     let choose = |names: &[&str], rank: usize| {
         let mut named = names.iter().filter_map(|name| tower.outputs.iter().find(|port| port.name == *name));
@@ -83,6 +82,31 @@ pub(super) fn pick_output(tower: &Tower, kind: &str, pooling: &Pooling) -> Resul
     }
 }
 
+/// The steps after a tower's graph, and the output that they begin with. A graph that ends before the projection of its
+/// architecture is completed with the weights beside it.
+pub(super) fn steps(tower: &Tower, kind: &str, directory: &Path) -> Result<(Port, Pooling)> {
+    let mut pooling = Pooling::read(directory)?;
+    let output = pick_output(tower, kind, &pooling)?;
+    let config = Config::read(directory);
+    if output.name != "pooler_output" || !config.projects() {
+        return Ok((output, pooling));
+    }
+    let name = if kind == "image" { "visual_projection.weight" } else { "text_projection.weight" };
+    // Chinese CLIP projects the class token of its texts, which is not what its tower pools.
+    let pooled = kind == "image" || config.model_type.as_deref() != Some("chinese_clip");
+    if pooled && pooling.project(name, directory)? {
+        return Ok((output, pooling));
+    }
+    let export = if kind == "image" { "image_embeds" } else { "text_embeds" };
+    let error = unusable(tower, "it ends before the projection into the space that images and texts share");
+    Err(error.hint(match pooled {
+        true => {
+            format!("Put the model's model.safetensors beside it, or export the tower with its output \"{export}\".")
+        }
+        false => format!("Export the tower with its output \"{export}\"."),
+    }))
+}
+
 /// Both towers must embed into one space.
 pub(super) fn same_width(model: &Model, output: &Port, pooling: &Pooling, other: Option<usize>) -> Result<()> {
     match (width(output, pooling), other) {
@@ -97,12 +121,13 @@ pub(super) fn same_width(model: &Model, output: &Port, pooling: &Pooling, other:
 /// Length of the vectors that an output gives, where the graph fixes it.
 pub(super) fn width(output: &Port, pooling: &Pooling) -> Option<usize> {
     let last = output.fixed(output.shape.len() - 1)?;
-    Some(if output.shape.len() == 3 { pooling.width(last) } else { last })
+    Some(pooling.width(last, output.shape.len() == 3))
 }
 
 pub(super) fn chosen(output: &Port, pooling: &Pooling) -> String {
     match (output.shape.len(), pooling.mode) {
-        (3, Some(pooling)) => format!("{output}, pooled: {}", format!("{pooling:?}").to_lowercase()),
+        (3, Some(mode)) => format!("{output}, pooled: {}", format!("{mode:?}").to_lowercase()),
+        _ if pooling.projection.is_some() => format!("{output}, projected by the weights beside it"),
         _ => output.to_string(),
     }
 }
@@ -125,6 +150,10 @@ pub(super) fn open(
     if combined { shared.get_or_try_init(load).cloned() } else { load() }
 }
 
+pub(super) fn is_float(port: &Port) -> bool {
+    matches!(port.element, TensorElementType::Float32 | TensorElementType::Float16 | TensorElementType::Bfloat16)
+}
+
 pub(super) fn is_integer(port: &Port) -> bool {
     matches!(port.element, TensorElementType::Int64 | TensorElementType::Int32)
 }
@@ -135,10 +164,14 @@ pub(super) fn image_input(tower: &Tower) -> Option<Port> {
 }
 
 pub(super) fn floats(port: &Port, array: Array4<f32>) -> Result<SessionInputValue<'static>> {
-    if port.element == TensorElementType::Float16 {
-        Tensor::from_array(array.mapv(half::f16::from_f32)).map(Into::into).map_err(tensor_failed)
-    } else {
-        Tensor::from_array(array).map(Into::into).map_err(tensor_failed)
+    match port.element {
+        TensorElementType::Float16 => {
+            Tensor::from_array(array.mapv(half::f16::from_f32)).map(Into::into).map_err(tensor_failed)
+        }
+        TensorElementType::Bfloat16 => {
+            Tensor::from_array(array.mapv(half::bf16::from_f32)).map(Into::into).map_err(tensor_failed)
+        }
+        _ => Tensor::from_array(array).map(Into::into).map_err(tensor_failed),
     }
 }
 

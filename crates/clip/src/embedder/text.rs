@@ -8,7 +8,7 @@ use ndarray::{Array2, Array4};
 
 use crate::embedder::Embedder;
 use crate::embedder::ports::{
-    TEXT_INPUTS, floats, image_input, integers, is_integer, missing_half, missing_tower, open, pick_output, same_width,
+    TEXT_INPUTS, floats, image_input, integers, is_integer, missing_half, missing_tower, open, same_width, steps,
     unit_rows, unusable, width,
 };
 use crate::error::{Error, Kind, Result, Setting};
@@ -61,8 +61,10 @@ pub(super) struct Text {
 /// Pixels for the half of a combined graph that is not asked.
 pub(super) struct Idle {
     pub(super) input: Port,
-    /// (images, 3, height, width); no image at all where the graph bears it.
-    pub(super) shape: [usize; 4],
+    /// How many: no image at all where the graph bears it, one to a text (none here) where the graph binds the two.
+    pub(super) images: Option<usize>,
+    pub(super) height: usize,
+    pub(super) width: usize,
 }
 
 impl Embedder {
@@ -172,8 +174,7 @@ impl Embedder {
             if let Some(unknown) = unknown {
                 return Err(unusable(&format!("nothing is known to give to its input \"{}\"", unknown.name)));
             }
-            let pooling = Pooling::read(&model.text_directory)?;
-            let output = pick_output(&tower, "text", &pooling)?;
+            let (output, pooling) = steps(&tower, "text", &model.text_directory)?;
             same_width(model, &output, &pooling, image_width)?;
             // SigLIP was trained on filled texts without a mask, and its processor gives none.
             let fills = mask.is_some() && Config::read(&model.text_directory).family == Family::Siglip;
@@ -189,7 +190,8 @@ impl Embedder {
                     let configured = prepared.unwrap_or((224, 224));
                     let height = input.fixed(2).unwrap_or(configured.1 as usize);
                     let width = input.fixed(3).unwrap_or(configured.0 as usize);
-                    Some(Idle { shape: [0, 3, height, width], input })
+                    let images = if input.shares_batch(&ids) { None } else { Some(input.fixed(0).unwrap_or(0)) };
+                    Some(Idle { images, height, width, input })
                 }
                 None => None,
             };
@@ -266,8 +268,9 @@ impl Text {
         if let Some(port) = &self.positions {
             inputs.push((port.name.clone(), integers(port, shape, (0..shape.0).flat_map(|_| 0..shape.1 as i64))?));
         }
-        if let Some(Idle { input, shape }) = &self.idle {
-            inputs.push((input.name.clone(), floats(input, Array4::zeros(*shape))?));
+        if let Some(Idle { input, images, height, width }) = &self.idle {
+            let pixels = Array4::zeros((images.unwrap_or(batch.len()), 3, *height, *width));
+            inputs.push((input.name.clone(), floats(input, pixels)?));
         }
         let output = self.tower.borrow_mut().run(inputs, &self.output.name)?;
         let lengths: Vec<usize> = batch.iter().map(|tokens| tokens.length).collect();
@@ -290,10 +293,17 @@ impl Text {
     /// first given no image at all, and a black one if it cannot do with that, which is remarked.
     pub(super) fn run_sample(&mut self, model: &Model, warnings: &mut Vec<Error>) -> Result<Array2<f32>> {
         let tokens = self.sample()?;
-        let result = self.run(&[&tokens]);
-        let (Err(_), Some(idle)) = (&result, &mut self.idle) else { return result };
-        idle.shape[0] = 1;
-        let output = self.run(&[&tokens])?;
+        let mut result = self.run(&[&tokens]);
+        if let (Err(_), Some(idle)) = (&result, &mut self.idle)
+            && idle.images == Some(0)
+        {
+            idle.images = Some(1);
+            result = self.run(&[&tokens]);
+        }
+        let output = result?;
+        if self.idle.as_ref().is_none_or(|idle| idle.images == Some(0)) {
+            return Ok(output);
+        }
         let message = format!("model \"{}\" runs its image tower for every text", model.name);
         warnings.push(
             Error::new(Kind::BadModel, message)

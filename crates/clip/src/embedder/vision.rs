@@ -6,12 +6,11 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ndarray::{Array2, Array4};
-use ort::value::TensorElementType;
 
 use crate::embedder::Embedder;
 use crate::embedder::ports::{
-    floats, image_input, integers, is_integer, missing_half, missing_tower, open, pick_output, same_width, unit_rows,
-    unusable, width,
+    floats, image_input, integers, is_float, is_integer, missing_half, missing_tower, open, same_width, steps,
+    unit_rows, unusable, width,
 };
 use crate::error::{Error, Kind, Result};
 use crate::image::preprocess::Preprocess;
@@ -176,16 +175,21 @@ impl Embedder {
             let tower = shared.borrow();
             let unusable = |what: &str| unusable(&tower, what);
             let input = image_input(&tower).ok_or_else(|| missing_half(model, &tower, "image"))?;
-            let float = matches!(input.element, TensorElementType::Float32 | TensorElementType::Float16);
-            if !float || input.shape.len() != 4 || input.fixed(1).is_some_and(|c| c != 3) {
-                return Err(unusable("its image input is not float32 or float16 of shape (batch, 3, height, width)"));
+            if !is_float(&input) || input.shape.len() != 4 || input.fixed(1).is_some_and(|c| c != 3) {
+                let error = unusable("its image input is not float32, float16 or bfloat16 of shape (batch, 3, height, width)");
+                // SigLIP 2 for images of any shape: patches, which of them are filled, and the shape.
+                let patches = tower.inputs.iter().any(|port| ["pixel_attention_mask", "spatial_shapes"].contains(&port.name.as_str()));
+                return Err(if patches {
+                    error.hint("Models that take images of any resolution (NaFlex) are not supported: choose the variant with a fixed resolution.")
+                } else {
+                    error
+                });
             }
             let idle: Vec<Port> = tower.inputs.iter().filter(|port| port.name != input.name).cloned().collect();
             if let Some(unknown) = idle.iter().find(|port| !is_integer(port) || port.shape.len() != 2) {
                 return Err(unusable(&format!("nothing is known to give to its input \"{}\"", unknown.name)));
             }
-            let pooling = Pooling::read(&model.directory)?;
-            let output = pick_output(&tower, "image", &pooling)?;
+            let (output, pooling) = steps(&tower, "image", &model.directory)?;
             let graph_size = input.fixed(2).zip(input.fixed(3));
             let Preparation { preprocess, file: prepared_by, guess } = preparation(model, graph_size)?;
             warnings.extend(guess);
@@ -265,7 +269,8 @@ impl Vision {
         let mut inputs = vec![(self.input.name.clone(), floats(&self.input, pixels)?)];
         for port in &self.idle {
             // A text of two ids, which a combined graph wants to have and whose result nobody reads.
-            let shape = (port.fixed(0).unwrap_or(1), port.fixed(1).unwrap_or(2));
+            let items = if port.shares_batch(&self.input) { count } else { 1 };
+            let shape = (port.fixed(0).unwrap_or(items), port.fixed(1).unwrap_or(2));
             inputs.push((port.name.clone(), integers(port, shape, std::iter::repeat_n(1, shape.0 * shape.1))?));
         }
         let output = self.tower.borrow_mut().run(inputs, &self.output.name)?;

@@ -4,6 +4,9 @@
 //! waits for the thread and looks for an interrupt meanwhile. A thread that was left behind ends with its call, and until
 //! then no other is begun, so that there is one at a time, whatever is cancelled how often.
 
+use std::cell::Cell;
+#[cfg(feature = "avif")]
+use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
@@ -17,6 +20,16 @@ use crate::model::session::with_signals_blocked;
 static AT_WORK: AtomicUsize = AtomicUsize::new(0);
 /// What they ask instead of [`Limits::interrupted`], which is the caller's: whether they were left behind.
 static ABANDONED: AtomicBool = AtomicBool::new(false);
+
+/// Threads that a panic has stopped for good, and how many may be: each keeps what it had allocated.
+static STOPPED: AtomicUsize = AtomicUsize::new(0);
+#[cfg(feature = "avif")]
+const MOST_STOPPED: usize = 2;
+
+thread_local! {
+    /// What a thread whose code can't unwind does at a panic, before it stops.
+    static AT_PANIC: Cell<Option<Box<dyn FnOnce()>>> = const { Cell::new(None) };
+}
 
 /// Between two looks for an interrupt.
 const WAIT: Duration = Duration::from_millis(10);
@@ -39,6 +52,49 @@ pub(crate) fn aside<T: Send + 'static>(
     broken: impl FnOnce() -> Error,
     work: impl FnOnce(&[u8], &Limits) -> Result<T> + Send + 'static,
 ) -> Result<T> {
+    run(bytes, limits, broken, work, false)
+}
+
+/// The same for code that a panic can't leave, since its functions are C's: Rust ends the process there. The hook that is
+/// called first, before anything unwinds, stops the thread for good instead, and the caller has its error.
+///
+/// # Errors
+/// Those of [`aside`]; [`Kind::OutOfMemory`] when too many threads have stopped.
+#[cfg(feature = "avif")]
+pub(crate) fn aside_at_risk<T: Send + 'static>(
+    bytes: &[u8],
+    limits: &Limits,
+    broken: impl FnOnce() -> Error,
+    work: impl FnOnce(&[u8], &Limits) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let previous = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| match AT_PANIC.try_with(Cell::take).ok().flatten() {
+            Some(tell) => {
+                tell();
+                loop {
+                    std::thread::park();
+                }
+            }
+            None => previous(panic),
+        }));
+    });
+    if STOPPED.load(Ordering::Acquire) >= MOST_STOPPED {
+        return Err(Error::new(Kind::OutOfMemory, "the decoder has failed too often")
+            .detail(format!("{MOST_STOPPED} of its threads have stopped in this process, and keep their memory."))
+            .hint("Connect again."));
+    }
+    run(bytes, limits, broken, work, true)
+}
+
+fn run<T: Send + 'static>(
+    bytes: &[u8],
+    limits: &Limits,
+    broken: impl FnOnce() -> Error,
+    work: impl FnOnce(&[u8], &Limits) -> Result<T> + Send + 'static,
+    is_at_risk: bool,
+) -> Result<T> {
     // Callers with several threads of their own (clip-embed) are not interrupted, and don't wait for each other.
     let mut copy: Vec<u8> = memory::with_capacity(bytes.len())?;
     copy.extend_from_slice(bytes);
@@ -54,12 +110,22 @@ pub(crate) fn aside<T: Send + 'static>(
     let (sender, receiver) = sync_channel(1);
     AT_WORK.fetch_add(1, Ordering::AcqRel);
     let working = Working;
-    let thread = std::thread::Builder::new().name("clip decode".to_owned());
+    // Address space, of which nothing is used that isn't needed: some decoders descend into trees.
+    let thread = std::thread::Builder::new().name("clip decode".to_owned()).stack_size(8 << 20);
     let spawned = with_signals_blocked(|| {
         thread.spawn(move || {
             let _working = working;
+            if is_at_risk {
+                let sender = sender.clone();
+                AT_PANIC.set(Some(Box::new(move || {
+                    STOPPED.fetch_add(1, Ordering::AcqRel);
+                    let _ = sender.send(None);
+                    // It is at work no more, though what says so is never dropped.
+                    AT_WORK.fetch_sub(1, Ordering::AcqRel);
+                })));
+            }
             // Nobody may listen any more.
-            let _ = sender.send(work(&copy, &inner));
+            let _ = sender.send(Some(work(&copy, &inner)));
         })
     });
     if spawned.is_err() {
@@ -67,8 +133,8 @@ pub(crate) fn aside<T: Send + 'static>(
     }
     loop {
         match receiver.recv_timeout(WAIT) {
-            Ok(result) => return result,
-            Err(RecvTimeoutError::Disconnected) => return Err(broken()),
+            Ok(Some(result)) => return result,
+            Ok(None) | Err(RecvTimeoutError::Disconnected) => return Err(broken()),
             Err(RecvTimeoutError::Timeout) => {
                 if let Err(interrupted) = limits.check_interrupt() {
                     ABANDONED.store(true, Ordering::Release);
@@ -76,5 +142,35 @@ pub(crate) fn aside<T: Send + 'static>(
                 }
             }
         }
+    }
+}
+
+#[cfg(all(test, feature = "avif"))]
+mod tests {
+    use super::*;
+
+    extern "C" fn fault() {
+        panic!("on purpose, where it can't unwind");
+    }
+
+    #[test]
+    fn a_panic_that_cannot_unwind_is_an_error() {
+        let broken = || Error::new(Kind::InvalidInput, "it is broken");
+        let limits = Limits::default();
+        let run = |fails: bool| {
+            aside_at_risk(b"abc", &limits, broken, move |bytes, _| {
+                if fails {
+                    fault();
+                }
+                Ok(bytes.len())
+            })
+        };
+        for _ in 0..MOST_STOPPED {
+            assert_eq!(run(false), Ok(3));
+            assert_eq!(run(true), Err(broken()));
+        }
+        assert_eq!(run(false).unwrap_err().kind, Kind::OutOfMemory);
+        // Others go on.
+        assert_eq!(aside(b"abc", &limits, broken, |bytes, _| Ok(bytes.len())), Ok(3));
     }
 }

@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::image::limits::{Limits, no_pixels};
 use crate::image::picture::{Format, Header, Picture, Short};
 use crate::image::{library, png};
+use crate::memory;
 
 pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
     if is_empty(bytes) {
@@ -19,6 +20,8 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
 
 /// The largest picture of an icon.
 pub(crate) fn decode_icon(bytes: &[u8], limits: &Limits) -> Result<Picture> {
+    let with_mask = with_mask(bytes)?;
+    let bytes = with_mask.as_deref().unwrap_or(bytes);
     match ico_png(bytes) {
         Some(picture) => png::decode(picture, limits),
         None => library::decode(
@@ -44,7 +47,8 @@ pub(crate) fn header(format: Format, bytes: &[u8], limits: &Limits) -> Result<He
     let palette = format == Format::Bmp && has_palette(bytes);
     let channels = if palette { 1 } else { decoder.original_color_type().channel_count() };
     let bits = if palette { short(bytes, bits_at(bytes)).unwrap_or(8) as u8 } else { 8 };
-    Ok(Header { size: decoder.dimensions(), channels, bits, orientation: Orientation::NoTransforms, frames: 1 })
+    let (size, orientation) = (decoder.dimensions(), Orientation::NoTransforms);
+    Ok(Header { size, channels, bits, orientation, frames: 1, taken: None })
 }
 
 fn short(bytes: &[u8], at: usize) -> Option<u16> {
@@ -94,12 +98,58 @@ fn missing(bytes: &[u8]) -> Option<Short> {
 
 /// The largest picture of an icon, where it is a PNG file: the icon decoder takes RGBA ones only.
 pub(crate) fn ico_png(bytes: &[u8]) -> Option<&[u8]> {
+    let largest = largest(bytes)?;
+    let picture = bytes.get(largest.from..largest.from.checked_add(largest.length)?)?;
+    picture.starts_with(b"\x89PNG\r\n\x1a\n").then_some(picture)
+}
+
+/// An icon's picture in its directory.
+struct Entry {
+    /// Where its entry stands.
+    at: usize,
+    from: usize,
+    length: usize,
+}
+
+/// The largest picture of an icon.
+fn largest(bytes: &[u8]) -> Option<Entry> {
     let count = usize::from(u16::from_le_bytes([*bytes.get(4)?, *bytes.get(5)?]));
     let entries = bytes.get(6..6 + count * 16)?.as_chunks::<16>().0;
     // A side of 256 is stored as 0. Among equal sizes the one with more bits a pixel is meant.
     let side = |byte: u8| if byte == 0 { 256 } else { u32::from(byte) };
-    let best = entries.iter().max_by_key(|e| (side(e[0]) * side(e[1]), u16::from_le_bytes([e[6], e[7]])))?;
-    let number = |at: usize| u32::from_le_bytes([best[at], best[at + 1], best[at + 2], best[at + 3]]) as usize;
-    let picture = bytes.get(number(12)..number(12).checked_add(number(8))?)?;
-    picture.starts_with(b"\x89PNG\r\n\x1a\n").then_some(picture)
+    let (index, _) =
+        entries.iter().enumerate().max_by_key(|(_, e)| (side(e[0]) * side(e[1]), u16::from_le_bytes([e[6], e[7]])))?;
+    let at = 6 + 16 * index;
+    let number = |at: usize| long(bytes, at).map(|number| number as u32 as usize);
+    Some(Entry { at, from: number(at + 12)?, length: number(at + 8)? })
+}
+
+/// An icon whose bitmap lacks a part of its mask, with a mask that hides nothing there: the pixels before it are whole. The
+/// decoder takes a whole mask, or none.
+fn with_mask(bytes: &[u8]) -> Result<Option<Vec<u8>>> {
+    let Some((entry, mask, end)) = mask(bytes) else { return Ok(None) };
+    let has = bytes.len().min(entry.from.saturating_add(entry.length));
+    if !(mask..end).contains(&has) {
+        return Ok(None);
+    }
+    let mut mended = memory::zeroed(bytes.len().max(end))?;
+    mended[..bytes.len()].copy_from_slice(bytes);
+    // Other pictures may follow.
+    mended[has..end].fill(0);
+    mended[entry.at + 8..entry.at + 12].copy_from_slice(&((end - entry.from) as u32).to_le_bytes());
+    Ok(Some(mended))
+}
+
+/// The largest picture of an icon, and where its mask begins and ends, one bit a pixel in rows of whole four bytes.
+fn mask(bytes: &[u8]) -> Option<(Entry, usize, usize)> {
+    let entry = largest(bytes)?;
+    let field = |at: usize| long(bytes, entry.from.checked_add(at)?).and_then(|value| usize::try_from(value).ok());
+    let (header, width, height) = (field(0)?, field(4)?, field(8)? / 2);
+    let bits = usize::from(short(bytes, entry.from + 14)?);
+    if header < 40 || width > 1024 || height > 1024 || bits > 32 || field(16)? != 0 {
+        return None;
+    }
+    let colours = if bits > 8 { 0 } else { Some(field(32)?).filter(|used| *used > 0).unwrap_or(1 << bits).min(256) };
+    let mask = entry.from.checked_add(header + colours * 4)? + (width * bits).div_ceil(32) * 4 * height;
+    Some((entry, mask, mask + width.div_ceil(32) * 4 * height))
 }

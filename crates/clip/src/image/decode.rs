@@ -13,6 +13,8 @@ use crate::image::orientation::{mirrored, turned, upright};
 use crate::image::picture::{Decoded, Format, Picture, Short, truncated};
 use crate::image::prepare::reduction;
 use crate::image::preprocess::Preprocess;
+#[cfg(feature = "jxl")]
+use crate::image::profile::Profile;
 use crate::image::resample::Filter;
 use crate::image::{bmp, gif, png, raw, tiff, webp};
 
@@ -27,9 +29,9 @@ pub const SPARE: f64 = 4.0;
 
 /// Decodes an image file to upright RGB.
 ///
-/// JPEG, PNG, GIF and WebP (first frame), BMP, TIFF (first page), ICO, HEIC (primary image) and camera RAW (the
-/// largest preview); told apart by content. The orientation that the file states
-/// is applied, as every photo viewer does.
+/// JPEG, PNG, GIF and WebP (first frame), BMP, TIFF (first page), ICO, HEIC and AVIF (primary image), JPEG XL (first frame)
+/// and camera RAW (the largest preview); told apart by content. The orientation that the file states is applied, as every
+/// photo viewer does.
 ///
 /// A file that ends too soon is decoded without a remark if it has all pixels, and with one
 /// ([`Decoded::truncated`]) if it lacks at most a thousandth of the rows. If it lacks more, that is an error, unless
@@ -79,7 +81,18 @@ fn decode_as(format: Format, bytes: &[u8], limits: &Limits, smaller: Option<&Pre
         Format::Bmp => bmp::decode(bytes, limits)?,
         Format::Ico => bmp::decode_icon(bytes, limits)?,
         #[cfg(feature = "heic")]
-        Format::Heic => crate::image::heif::decode(bytes, limits)?,
+        Format::Heic => crate::image::heif::decode(format, bytes, limits)?,
+        #[cfg(feature = "avif")]
+        Format::Avif => crate::image::heif::decode(format, bytes, limits)?,
+        #[cfg(feature = "jxl")]
+        Format::Jxl => match crate::image::jxl::open(bytes, limits)? {
+            crate::image::jxl::Content::Jpeg(jpeg, orientation) => {
+                let jpeg = Jpeg::open(&jpeg, limits)?;
+                let profile = jpeg.profile().map(Profile::into_owned);
+                Picture { profile, ..decode_jpeg(jpeg, orientation, limits, smaller)? }
+            }
+            crate::image::jxl::Content::Picture(picture) => picture,
+        },
     };
     let is_truncated = match picture.short {
         Short::Nothing => false,
@@ -100,14 +113,14 @@ fn decode_jpeg(jpeg: Jpeg, orientation: Orientation, limits: &Limits, smaller: O
 
 /// Turns a picture upright.
 fn finish(picture: Picture, limits: &Limits, truncated: Option<Error>) -> Result<Decoded> {
-    let Picture { rgb, size, shrink, orientation, .. } = picture;
+    let Picture { rgb, size, shrink, orientation, profile, .. } = picture;
     // What the last column and row, where rounded up, are of beyond the picture.
     let beyond = |side: u32| f64::from(side.div_ceil(shrink)) - f64::from(side) / f64::from(shrink);
     let (left, top) = mirrored(orientation);
     let size = turned(size, orientation);
     let origin = (if left { beyond(size.0) } else { 0.0 }, if top { beyond(size.1) } else { 0.0 });
     let rgb = upright(rgb, orientation, limits)?;
-    Ok(Decoded { rgb, shrink, size, origin, truncated })
+    Ok(Decoded { rgb, shrink, size, origin, truncated, profile })
 }
 
 #[cfg(test)]

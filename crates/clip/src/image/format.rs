@@ -4,11 +4,15 @@ use crate::error::{Error, Kind, Result};
 use crate::image::picture::Format;
 use crate::image::raw;
 
-const SUPPORTED: &str = if cfg!(feature = "heic") {
-    "Supported are JPEG, PNG, WebP, GIF, BMP, TIFF, ICO and HEIC."
-} else {
-    "Supported are JPEG, PNG, WebP, GIF, BMP, TIFF and ICO."
-};
+/// What is decoded, for a hint.
+fn supported() -> String {
+    let mut names = vec!["JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "ICO"];
+    let built =
+        [("HEIC", cfg!(feature = "heic")), ("AVIF", cfg!(feature = "avif")), ("JPEG XL", cfg!(feature = "jxl"))];
+    names.extend(built.iter().filter(|(_, is_built)| *is_built).map(|(name, _)| *name));
+    let last = names.pop().unwrap_or_default();
+    format!("Supported are {} and {last}.", names.join(", "))
+}
 
 /// The format of a file, by its content.
 pub(crate) fn recognise(bytes: &[u8]) -> Result<Format> {
@@ -43,7 +47,7 @@ pub(crate) fn sniff(bytes: &[u8]) -> Result<Format> {
     }
     // Classic and big TIFF in both byte orders.
     let is_tiff = [b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"].into_iter().any(|magic| starts(magic));
-    if raw::is_raw(bytes, is_tiff) {
+    if raw::is_raw(bytes, is_tiff) || (at(4, b"ftyp") && container(bytes) == raw::CR3) {
         return Ok(Format::Raw);
     }
     if is_tiff {
@@ -52,14 +56,26 @@ pub(crate) fn sniff(bytes: &[u8]) -> Result<Format> {
     if starts(b"\0\0\x01\0") && bytes.get(5) == Some(&0) {
         return Ok(Format::Ico);
     }
+    let in_container = if at(4, b"ftyp") { container(bytes) } else { "" };
     #[cfg(feature = "heic")]
-    if at(4, b"ftyp") && container(bytes) == "HEIC" {
+    if in_container == "HEIC" {
         return Ok(Format::Heic);
     }
-    let known = if at(4, b"ftyp") {
-        container(bytes)
-    } else if starts(b"\xFF\x0A") || starts(b"\0\0\0\x0CJXL ") {
+    #[cfg(feature = "avif")]
+    if in_container == "AVIF" {
+        return Ok(Format::Avif);
+    }
+    let is_jxl = starts(b"\xFF\x0A") || starts(b"\0\0\0\x0CJXL \r\n\x87\n");
+    #[cfg(feature = "jxl")]
+    if is_jxl {
+        return Ok(Format::Jxl);
+    }
+    let known = if !in_container.is_empty() {
+        in_container
+    } else if is_jxl {
         "JPEG XL"
+    } else if is_dib(bytes) {
+        "DIB (a BMP without its file header)"
     } else if starts(b"\0\0\0\x0CjP  ") || starts(b"\xFF\x4F\xFF\x51") {
         "JPEG 2000"
     } else if starts(b"%PDF") {
@@ -72,10 +88,10 @@ pub(crate) fn sniff(bytes: &[u8]) -> Result<Format> {
         let shown: String = bytes.iter().take(8).map(|b| format!("{b:02x}")).collect();
         return Err(Error::new(Kind::InvalidInput, "not an image")
             .detail(format!("Its {} bytes start with {shown}, which is no image format's signature.", bytes.len()))
-            .hint(SUPPORTED));
+            .hint(supported()));
     };
     Err(Error::new(Kind::Unsupported, format!("image format {known} is not supported"))
-        .hint(format!("Convert it to JPEG or PNG first. {SUPPORTED}")))
+        .hint(format!("Convert it to JPEG or PNG first. {}", supported())))
 }
 
 /// What an ISO base media file holds, by its brands: the major one is often the general `mif1`.
@@ -88,13 +104,28 @@ fn container(bytes: &[u8]) -> &'static str {
     };
     if any(&[b"avif", b"avis"]) {
         "AVIF"
-    } else if any(&[b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"]) {
+    } else if any(&[b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"]) {
         "HEIC"
+    } else if any(&[b"mif1", b"msf1"]) {
+        // Of any codec. The type of the items stands in the tables at the beginning.
+        let is_av1 = bytes[..bytes.len().min(1 << 16)].windows(4).any(|name| name == b"av01");
+        if is_av1 { "AVIF" } else { "HEIC" }
     } else if any(&[b"crx "]) {
-        "camera RAW"
+        raw::CR3
     } else {
         "video"
     }
+}
+
+/// A bitmap as Windows has it in memory: a header of a known length, one plane, and some bits a pixel.
+fn is_dib(bytes: &[u8]) -> bool {
+    let Some(&[length, 0, 0, 0]) = bytes.first_chunk::<4>() else { return false };
+    let fields = match length {
+        12 => bytes.get(8..12),
+        40 | 52 | 56 | 108 | 124 => bytes.get(12..16),
+        _ => None,
+    };
+    fields.is_some_and(|fields| matches!(fields, [1, 0, 1 | 4 | 8 | 16 | 24 | 32, 0]))
 }
 
 /// SVG is XML, where a long comment or declaration may come first.
@@ -113,14 +144,18 @@ mod tests {
         for (bytes, word) in [
             #[cfg(not(feature = "heic"))]
             (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic".as_slice(), "HEIC"),
+            #[cfg(not(feature = "avif"))]
             (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf".as_slice(), "AVIF"),
+            #[cfg(not(feature = "avif"))]
             (b"\0\0\0\x1cftypavif\0\0\0\0", "AVIF"),
-            (b"\0\0\0\x20ftypisom", "video"),
+            (b"\0\0\0\x20ftypisom".as_slice(), "video"),
             (b"\0\0\0\x20ftyp", "video"),
+            #[cfg(not(feature = "jxl"))]
             (b"\xFF\x0A\xFA", "JPEG XL"),
             (b"%PDF-1.7", "PDF"),
             (b"<?xml version='1.0'?><svg/>", "SVG"),
             (b"8BPS\0\x01", "PSD"),
+            (b"\x28\0\0\0\x10\0\0\0\x10\0\0\0\x01\0\x18\0", "DIB"),
         ] {
             let error = sniff(bytes).unwrap_err();
             assert_eq!(error.kind, Kind::Unsupported, "{error}");

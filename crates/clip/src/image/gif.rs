@@ -61,7 +61,7 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
     }
     drop(decoder);
     reserve.finish()?;
-    Ok(Picture { rgb, size: header.size, shrink: 1, orientation: Orientation::NoTransforms, short })
+    Ok(Picture { rgb, size: header.size, shrink: 1, orientation: Orientation::NoTransforms, short, profile: None })
 }
 
 fn failed(bytes: &[u8], limits: &Limits, error: DecodingError) -> Error {
@@ -95,15 +95,18 @@ pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
     let Some(frame) = walk.first else {
         return Err(if walk.is_cut { cut() } else { Format::Gif.broken("It has no frame.") });
     };
-    // A screen without a size is as large as its first frame, as browsers have it.
+    // A screen without a size is as large as its first frame, as browsers have it, and one that is too small for the frame
+    // is enlarged, as in Pillow.
     let extent = |at: usize| Some(number(at)? + number(at + 4)?);
-    let size = if width == 0 || height == 0 { (extent(frame), extent(frame + 2)) } else { (Some(width), Some(height)) };
-    let (Some(width), Some(height)) = size else { return Err(cut()) };
+    let (Some(right), Some(bottom)) = (extent(frame), extent(frame + 2)) else { return Err(cut()) };
+    let (width, height) =
+        if width == 0 || height == 0 { (right, bottom) } else { (width.max(right), height.max(bottom)) };
     if width == 0 || height == 0 {
         return Err(crate::image::limits::no_pixels(width, height));
     }
     let bits = (flags & 7) + 1;
-    Ok(Header { size: (width, height), channels: 1, bits, orientation: Orientation::NoTransforms, frames: walk.frames })
+    let (size, orientation) = ((width, height), Orientation::NoTransforms);
+    Ok(Header { size, channels: 1, bits, orientation, frames: walk.frames, taken: None })
 }
 
 struct Walk {

@@ -1,6 +1,7 @@
 //! What an image file says of itself, without its pixels.
 
 use crate::error::{Result, without_panic};
+use crate::image::exif::Taken;
 use crate::image::format::recognise;
 use crate::image::jpeg::Jpeg;
 use crate::image::limits::Limits;
@@ -10,8 +11,8 @@ use crate::image::{bmp, gif, png, raw, tiff, webp};
 /// The header of an image file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Info {
-    /// JPEG, PNG, GIF, WebP, BMP, TIFF, ICO or HEIC; of camera RAW its own name, DNG, CR2, NEF, ARW, PEF, ORF, RW2 or
-    /// RAF, and the rest is the preview's.
+    /// JPEG, PNG, GIF, WebP, BMP, TIFF, ICO, HEIC, AVIF or JPEG XL; of camera RAW its own name, DNG, CR2, CR3, NEF, ARW,
+    /// PEF, ORF, RW2 or RAF, and the rest is the preview's.
     pub format: &'static str,
     /// Pixels as stored, before the orientation.
     pub width: u32,
@@ -28,6 +29,8 @@ pub struct Info {
     pub frames: u32,
     /// Length of the file.
     pub bytes: u64,
+    /// When the picture was taken, by EXIF.
+    pub taken: Option<Taken>,
 }
 
 /// Reads the header of an image file. No pixel is decoded and nothing of the picture's size allocated, so files over
@@ -38,7 +41,7 @@ pub struct Info {
 pub fn info(bytes: &[u8], limits: &Limits) -> Result<Info> {
     let format = recognise(bytes)?;
     let gave_up = || format.broken("The decoder gave up on it.");
-    let Header { size, channels, bits, orientation, frames } =
+    let Header { size, channels, bits, orientation, frames, taken } =
         without_panic(gave_up, || header(format, bytes, limits))?;
     Ok(Info {
         format: if format == Format::Raw { raw::name(bytes) } else { format.name() },
@@ -49,6 +52,7 @@ pub fn info(bytes: &[u8], limits: &Limits) -> Result<Info> {
         bits,
         frames,
         bytes: bytes.len() as u64,
+        taken,
     })
 }
 
@@ -57,7 +61,8 @@ fn header(format: Format, bytes: &[u8], limits: &Limits) -> Result<Header> {
         Format::Jpeg => {
             let jpeg = Jpeg::open(bytes, limits)?;
             let size = (jpeg.width, jpeg.height);
-            Ok(Header { size, channels: jpeg.channels(), bits: 8, orientation: jpeg.orientation(), frames: 1 })
+            let (channels, orientation, taken) = (jpeg.channels(), jpeg.orientation(), jpeg.taken());
+            Ok(Header { size, channels, bits: 8, orientation, frames: 1, taken })
         }
         Format::Raw => raw::header(bytes, limits),
         Format::Png => png::header(bytes, limits),
@@ -66,7 +71,11 @@ fn header(format: Format, bytes: &[u8], limits: &Limits) -> Result<Header> {
         Format::Tiff => tiff::header(bytes, limits),
         Format::Bmp | Format::Ico => bmp::header(format, bytes, limits),
         #[cfg(feature = "heic")]
-        Format::Heic => crate::image::heif::header(bytes),
+        Format::Heic => crate::image::heif::header(format, bytes),
+        #[cfg(feature = "avif")]
+        Format::Avif => crate::image::heif::header(format, bytes),
+        #[cfg(feature = "jxl")]
+        Format::Jxl => crate::image::jxl::header(bytes, limits),
     }
 }
 

@@ -72,7 +72,7 @@ pub(crate) fn decode(
     reserve.finish()?;
     limits.check_interrupt()?;
     let rgb = pixels::from_raw(size, if color == ColorType::Rgba8 { pixels::drop_alpha(buffer) } else { buffer });
-    Ok(Picture { rgb, size, shrink: 1, orientation, short })
+    Ok(Picture { rgb, size, shrink: 1, orientation, short, profile: None })
 }
 
 /// What a decoder failed with.

@@ -126,12 +126,17 @@ impl BufRead for Watched<'_> {
 
 impl Read for Watched<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let piece = self.fill_buf()?;
-        let count = piece.len().min(buffer.len());
-        buffer[..count].copy_from_slice(&piece[..count]);
-        self.consume(count);
-        Ok(count)
+        read_buffered(self, buffer)
     }
+}
+
+/// Reads what a reader has at hand.
+pub(crate) fn read_buffered(reader: &mut impl BufRead, buffer: &mut [u8]) -> io::Result<usize> {
+    let piece = reader.fill_buf()?;
+    let count = piece.len().min(buffer.len());
+    buffer[..count].copy_from_slice(&piece[..count]);
+    reader.consume(count);
+    Ok(count)
 }
 
 impl Seek for Watched<'_> {

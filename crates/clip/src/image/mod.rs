@@ -1,14 +1,18 @@
 //! Image bytes to the tensor that a vision tower takes, and what else is asked of a file: its header, a thumbnail.
 
 mod aside;
+mod bmff;
 mod bmp;
 mod decode;
+mod exif;
 mod format;
 mod gif;
-#[cfg(feature = "heic")]
+#[cfg(any(feature = "heic", feature = "avif"))]
 mod heif;
 pub mod info;
 mod jpeg;
+#[cfg(feature = "jxl")]
+mod jxl;
 mod library;
 mod limits;
 mod orientation;
@@ -17,6 +21,7 @@ mod pixels;
 mod png;
 mod prepare;
 pub mod preprocess;
+mod profile;
 mod raw;
 pub mod resample;
 pub mod synthetic;
@@ -26,6 +31,7 @@ mod to_tensor;
 mod webp;
 
 pub use decode::{SPARE, decode, decode_for};
+pub use exif::Taken;
 pub use limits::Limits;
 pub use picture::Decoded;
 pub use prepare::resize_and_crop;

@@ -4,8 +4,10 @@ use image::RgbImage;
 use image::metadata::Orientation;
 
 use crate::error::{Error, Kind};
+use crate::image::exif::Taken;
 use crate::image::limits::bytes_of;
 use crate::image::orientation::swaps_sides;
+use crate::image::profile::Profile;
 
 /// A format that is decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +23,10 @@ pub(crate) enum Format {
     Raw,
     #[cfg(feature = "heic")]
     Heic,
+    #[cfg(feature = "avif")]
+    Avif,
+    #[cfg(feature = "jxl")]
+    Jxl,
 }
 
 impl Format {
@@ -37,6 +43,10 @@ impl Format {
             Self::Raw => "camera RAW",
             #[cfg(feature = "heic")]
             Self::Heic => "HEIC",
+            #[cfg(feature = "avif")]
+            Self::Avif => "AVIF",
+            #[cfg(feature = "jxl")]
+            Self::Jxl => "JPEG XL",
         }
     }
 
@@ -62,6 +72,8 @@ pub(crate) struct Header {
     pub bits: u8,
     pub orientation: Orientation,
     pub frames: u32,
+    /// When the picture was taken, in EXIF.
+    pub taken: Option<Taken>,
 }
 
 /// A decoded image.
@@ -78,6 +90,8 @@ pub struct Decoded {
     pub(super) origin: (f64, f64),
     /// The file ended before the picture did; the rest of the picture is grey, black or white.
     pub truncated: Option<Error>,
+    /// What colours the samples are, where only the decoder knows.
+    pub(super) profile: Option<Profile<'static>>,
 }
 
 /// What a format's decoder makes of a file: the picture as it is stored.
@@ -88,6 +102,8 @@ pub(crate) struct Picture {
     pub shrink: u32,
     pub orientation: Orientation,
     pub short: Short,
+    /// What colours its samples are, where only its decoder knows.
+    pub profile: Option<Profile<'static>>,
 }
 
 impl Picture {

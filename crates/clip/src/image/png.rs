@@ -1,5 +1,7 @@
 //! PNG, row by row.
 
+use std::borrow::Cow;
+
 use image::ColorType;
 use image::metadata::Orientation;
 use png::{BitDepth, DecodingError, InterlaceInfo, Transformations};
@@ -7,7 +9,8 @@ use png::{BitDepth, DecodingError, InterlaceInfo, Transformations};
 use crate::error::{Error, Kind, Result};
 use crate::image::limits::{Limits, Watched, no_pixels};
 use crate::image::picture::{Format, Header, Picture, Short, truncated};
-use crate::image::{orientation, pixels};
+use crate::image::profile::{LARGEST, Profile};
+use crate::image::{exif, orientation, pixels};
 use crate::memory::{self, Reserve};
 
 pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
@@ -82,7 +85,7 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
         left = left.saturating_sub(1);
     }
     reserve.finish()?;
-    Ok(Picture { rgb, size, shrink: 1, orientation, short })
+    Ok(Picture { rgb, size, shrink: 1, orientation, short, profile: None })
 }
 
 /// Rows that the file has: of the picture, or of its seven passes.
@@ -121,6 +124,10 @@ pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
     if bytes.len() < 33 {
         return Err(truncated(Format::Png, bytes.len()));
     }
+    // Apple's build tools write one first, swap red and blue, and leave out the checksum of the compressed data.
+    if bytes.get(12..16) == Some(b"CgBI") {
+        return Err(Format::Png.unsupported("It is of Apple's own sort (CgBI)."));
+    }
     let mut chunks = chunks(bytes);
     let Some((header, true)) = chunks.next().filter(|chunk| chunk.0 == *b"IHDR").map(|chunk| (chunk.1, chunk.2)) else {
         return Err(Format::Png.broken("It has no header, or one with a wrong checksum."));
@@ -140,7 +147,7 @@ pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
         _ => return Err(Format::Png.broken(format!("Its colour type is {color}."))),
     };
     // The specification allows EXIF after the picture, too. Blocks with a wrong checksum are not believed.
-    let (mut exif, mut profile, mut xmp) = (None, None, None);
+    let (mut stated, mut profile, mut xmp, mut taken) = (None, None, None, None);
     // Frames that an animated PNG announces before its picture data. The picture is a frame of its own, unless a frame's
     // header stands before it.
     let (mut announced, mut is_frame, mut has_data) = (None, false, false);
@@ -150,13 +157,18 @@ pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
             b"IDAT" => has_data = true,
             b"acTL" if !has_data => announced = payload.first_chunk().map(|n| u32::from_be_bytes(*n)),
             b"fcTL" if !has_data => is_frame = true,
-            b"eXIf" if is_right && exif.is_none() => exif = orientation::in_exif(payload),
+            b"eXIf" if is_right => {
+                stated = stated.or_else(|| orientation::in_exif(payload));
+                taken = taken.or_else(|| exif::taken(payload));
+            }
             b"tEXt" | b"zTXt" | b"iTXt" if is_right && (profile.is_none() || xmp.is_none()) => {
                 match text(name, payload) {
                     Some((b"XML:com.adobe.xmp", text)) => xmp = xmp.or_else(|| orientation::in_xmp(&text)),
                     // ImageMagick's names of a JPEG's block.
                     Some((b"Raw profile type exif" | b"Raw profile type APP1", text)) => {
-                        profile = profile.or_else(|| orientation::in_exif(&raw_profile(&text)?));
+                        let block = raw_profile(&text).unwrap_or_default();
+                        profile = profile.or_else(|| orientation::in_exif(&block));
+                        taken = taken.or_else(|| exif::taken(&block));
                     }
                     _ => {}
                 }
@@ -168,8 +180,29 @@ pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
         Some(frames @ 1..=0x8000_0000) => frames + u32::from(!is_frame),
         _ => 1,
     };
-    let orientation = exif.or(profile).or(xmp).unwrap_or(Orientation::NoTransforms);
-    Ok(Header { size, channels, bits, orientation, frames })
+    let orientation = stated.or(profile).or(xmp).unwrap_or(Orientation::NoTransforms);
+    Ok(Header { size, channels, bits, orientation, frames, taken })
+}
+
+/// The colour profile that the file states; code points come before it (PNG, third edition, 11.3.2.6).
+pub(crate) fn profile(bytes: &[u8]) -> Option<Profile<'_>> {
+    let mut profile = None;
+    for (name, payload, _) in chunks(bytes).take_while(|(name, ..)| name != b"IDAT") {
+        match &name {
+            b"cICP" => {
+                let &[primaries, transfer, ..] = payload else { return None };
+                return Some(Profile::Codes { primaries: primaries.into(), transfer: transfer.into() });
+            }
+            b"iCCP" if profile.is_none() => {
+                // A name, nul, the method.
+                let packed = payload.iter().position(|byte| *byte == 0).and_then(|end| payload.get(end + 2..));
+                let unpack = |packed| miniz_oxide::inflate::decompress_to_vec_zlib_with_limit(packed, LARGEST).ok();
+                profile = packed.and_then(unpack).map(|icc| Profile::Icc(Cow::Owned(icc)));
+            }
+            _ => {}
+        }
+    }
+    profile
 }
 
 /// The chunks of a file, as far as it goes: name, payload, and whether the checksum is right.
@@ -190,7 +223,7 @@ fn chunks(bytes: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8], bool)> {
 }
 
 /// The keyword and the text of a text chunk of any sort.
-fn text(name: [u8; 4], payload: &[u8]) -> Option<(&[u8], std::borrow::Cow<'_, [u8]>)> {
+fn text(name: [u8; 4], payload: &[u8]) -> Option<(&[u8], Cow<'_, [u8]>)> {
     /// Real EXIF blocks have at most 64 kB, 128 kB in hexadecimal.
     const MOST: usize = 1 << 20;
     let split = |bytes: &'_ [u8]| bytes.iter().position(|byte| *byte == 0);

@@ -1,11 +1,12 @@
 //! Camera RAW by the JPEG preview that cameras store beside the sensor's data: the largest one, upright.
 //!
-//! DNG, CR2, NEF, ARW, PEF, ORF and RW2 are TIFFs whose directories lead to previews; RAF has a place for one. CR3 is of
-//! another sort and refused by name.
+//! DNG, CR2, NEF, ARW, PEF, ORF and RW2 are TIFFs whose directories lead to previews; RAF has a place for one. CR3 is an ISO
+//! base media file with previews in boxes of Canon's own, and the largest in a track.
 
 use image::metadata::Orientation;
 
 use crate::error::{Error, Kind, Result};
+use crate::image::exif::{self, Taken};
 use crate::image::jpeg::Jpeg;
 use crate::image::limits::Limits;
 use crate::image::picture::Header;
@@ -32,6 +33,9 @@ const SENSOR: [u64; 2] = [32803, 34892];
 /// its thumbnail of 160 × 120 in many programs.
 const LEAST_SIDE: u32 = 448;
 
+/// Canon's format since 2018.
+pub(crate) const CR3: &str = "CR3";
+
 /// Directories that are looked at: cameras write up to six.
 const MOST: usize = 32;
 
@@ -39,6 +43,7 @@ const MOST: usize = 32;
 pub(crate) struct Preview<'a> {
     pub jpeg: Jpeg<'a>,
     pub orientation: Orientation,
+    pub taken: Option<Taken>,
 }
 
 /// Whether a file is a camera's raw data. `is_tiff`: it begins as a TIFF does.
@@ -56,6 +61,9 @@ pub(crate) fn is_raw(bytes: &[u8], is_tiff: bool) -> bool {
 
 /// What people call the format.
 pub(crate) fn name(bytes: &[u8]) -> &'static str {
+    if bytes.get(4..8) == Some(b"ftyp") {
+        return CR3;
+    }
     if bytes.starts_with(b"FUJIFILMCCD-RAW") {
         return "RAF";
     }
@@ -85,6 +93,7 @@ pub(crate) fn name(bytes: &[u8]) -> &'static str {
 pub(crate) fn preview<'a>(bytes: &'a [u8], limits: &'a Limits) -> Result<Preview<'a>> {
     let directories = directories(bytes);
     let candidates = directories.iter().flat_map(|directory| jpegs(bytes, directory)).chain(fujis(bytes));
+    let candidates = candidates.chain(cr3::jpegs(bytes));
     let mut best: Option<Jpeg> = None;
     for candidate in candidates {
         limits.check_interrupt()?;
@@ -100,9 +109,13 @@ pub(crate) fn preview<'a>(bytes: &'a [u8], limits: &'a Limits) -> Result<Preview
         Some(jpeg) => {
             // The first directory is about all pictures of the file; a preview's own statement says the same again.
             let stated = directories.first().and_then(|first| first.get(tag::ORIENTATION));
-            let stated = stated.and_then(|value| Orientation::from_exif(u8::try_from(value).ok()?));
+            let stated = stated
+                .or_else(|| cr3::directory(bytes, *b"CMT1")?.get(tag::ORIENTATION))
+                .and_then(|value| Orientation::from_exif(u8::try_from(value).ok()?));
             let orientation = stated.unwrap_or_else(|| jpeg.orientation());
-            Ok(Preview { jpeg, orientation })
+            let taken = directories.first().and_then(exif::taken_below);
+            let taken = taken.or_else(|| exif::taken_in(&cr3::directory(bytes, *b"CMT2")?)).or_else(|| jpeg.taken());
+            Ok(Preview { jpeg, orientation, taken })
         }
         None => {
             let detail = match found {
@@ -120,12 +133,15 @@ pub(crate) fn preview<'a>(bytes: &'a [u8], limits: &'a Limits) -> Result<Preview
 
 /// What the preview's header says.
 pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
-    let Preview { jpeg, orientation } = preview(bytes, limits)?;
-    Ok(Header { size: (jpeg.width, jpeg.height), channels: jpeg.channels(), bits: 8, orientation, frames: 1 })
+    let Preview { jpeg, orientation, taken } = preview(bytes, limits)?;
+    Ok(Header { size: (jpeg.width, jpeg.height), channels: jpeg.channels(), bits: 8, orientation, frames: 1, taken })
 }
 
 /// The directories of a file and those below them, in their order.
 fn directories(bytes: &[u8]) -> Vec<Directory<'_>> {
+    if bytes.get(4..8) == Some(b"ftyp") {
+        return Vec::new();
+    }
     let file = File::new(bytes);
     let mut found: Vec<Directory> = Vec::new();
     let mut next = file.first().ok();
@@ -167,6 +183,58 @@ fn fujis(bytes: &[u8]) -> Option<&[u8]> {
     let number = |at: usize| Some(u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?) as usize);
     let (at, length) = (number(84)?, number(88)?);
     bytes.get(at..at.checked_add(length)?.min(bytes.len())).filter(|jpeg| jpeg.starts_with(b"\xFF\xD8"))
+}
+
+/// What is in the boxes of a CR3.
+mod cr3 {
+    use crate::image::bmff;
+    use crate::image::tiff::directory::{Directory, File};
+
+    /// The boxes in a box of Canon's own, after its identifier.
+    fn of_canon(content: &[u8]) -> &[u8] {
+        content.get(16..).unwrap_or_default()
+    }
+
+    /// The directory in a box of EXIF tags, each of which is a TIFF.
+    pub fn directory(bytes: &[u8], name: [u8; 4]) -> Option<Directory<'_>> {
+        let canon = bmff::find(bmff::find(bytes, *b"moov")?, *b"uuid")?;
+        File::new(bmff::find(of_canon(canon), name)?).first().ok()
+    }
+
+    /// The JPEG files of previews, and of tracks that hold one.
+    pub fn jpegs(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+        let is_media = bytes.get(4..8) == Some(b"ftyp");
+        let bytes = if is_media { bytes } else { &[] };
+        let movie = bmff::find(bytes, *b"moov").unwrap_or_default();
+        let canon = bmff::boxes(bytes).chain(bmff::boxes(movie)).filter(|(name, _)| name == b"uuid");
+        // A preview stands behind eight bytes more than a thumbnail.
+        let boxes = canon.flat_map(|(_, content)| {
+            let inside = of_canon(content);
+            bmff::boxes(inside).chain(bmff::boxes(inside.get(8..).unwrap_or_default()))
+        });
+        let previews = boxes.filter(|(name, _)| matches!(name, b"PRVW" | b"THMB")).filter_map(|(_, content)| {
+            let start = content.iter().take(64).zip(&content[1.min(content.len())..]);
+            let start = start.enumerate().find(|(_, pair)| *pair == (&0xFF, &0xD8))?.0;
+            content.get(start..)
+        });
+        let tracks = bmff::boxes(movie).filter(|(name, _)| name == b"trak");
+        let samples = tracks.filter_map(move |(_, track)| sample(bytes, track));
+        previews.chain(samples).filter(|jpeg| jpeg.starts_with(b"\xFF\xD8"))
+    }
+
+    /// The first sample of a track.
+    fn sample<'a>(bytes: &'a [u8], track: &[u8]) -> Option<&'a [u8]> {
+        let table = [*b"mdia", *b"minf", *b"stbl"].into_iter().try_fold(track, bmff::find)?;
+        let sizes = bmff::find(table, *b"stsz")?;
+        let number = |bytes: &[u8], at: usize| Some(u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?) as usize);
+        // One size for all, or a list.
+        let length = number(sizes, 4).filter(|length| *length > 0).or_else(|| number(sizes, 12))?;
+        let at = match bmff::find(table, *b"co64") {
+            Some(places) => usize::try_from(u64::from_be_bytes(*places.get(8..)?.first_chunk()?)).ok()?,
+            None => number(bmff::find(table, *b"stco")?, 8)?,
+        };
+        bytes.get(at..at.checked_add(length)?.min(bytes.len()))
+    }
 }
 
 #[cfg(test)]
@@ -224,6 +292,51 @@ mod tests {
         assert!(decoded.rgb.get_pixel(599, 0) == plain.get_pixel(0, 0));
         let header = info::info(&file, &limits).unwrap();
         assert_eq!((header.format, header.width, header.height, header.orientation), ("DNG", 800, 600, 6));
+    }
+
+    fn boxed(name: &[u8; 4], content: &[u8]) -> Vec<u8> {
+        [&(content.len() as u32 + 8).to_be_bytes(), name.as_slice(), content].concat()
+    }
+
+    /// A CR3: a thumbnail and tags in boxes of Canon's, a preview in another, and a JPEG in a track.
+    fn cr3(thumbnail: &[u8], preview: &[u8], full: &[u8]) -> Vec<u8> {
+        let ftyp = boxed(b"ftyp", b"crx \0\0\0\x01crx isom");
+        let mdat = boxed(b"mdat", full);
+        let at = (ftyp.len() + 8) as u64;
+        // Orientation 8 in the first directory; the date in the EXIF directory.
+        let cmt1 = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x08\0\0\0\0\0\0\0";
+        let mut cmt2 = b"II*\0\x08\0\0\0\x01\0\x03\x90\x02\0\x14\0\0\0\x1a\0\0\0\0\0\0\0".to_vec();
+        cmt2.extend(b"2024:05:06 07:08:09\0");
+        let prefixed = |content: &[u8]| [&[0; 16], content].concat();
+        let thmb = boxed(b"THMB", &[&[0; 16], thumbnail].concat());
+        let canon = boxed(b"uuid", &prefixed(&[boxed(b"CMT1", cmt1), boxed(b"CMT2", &cmt2), thmb].concat()));
+        let stsz = boxed(b"stsz", &[[0; 4], (full.len() as u32).to_be_bytes(), 1u32.to_be_bytes()].concat());
+        let co64 = boxed(b"co64", &[[0; 4].as_slice(), &1u32.to_be_bytes(), &at.to_be_bytes()].concat());
+        let table = boxed(b"stbl", &[stsz, co64].concat());
+        let track = boxed(b"trak", &boxed(b"mdia", &boxed(b"minf", &table)));
+        let prvw = boxed(b"PRVW", &[&[0; 16], preview].concat());
+        let preview = boxed(b"uuid", &[&[0; 24], prvw.as_slice()].concat());
+        [ftyp, mdat, boxed(b"moov", &[canon, track].concat()), preview].concat()
+    }
+
+    #[test]
+    fn the_largest_jpeg_of_a_cr3_is_embedded() {
+        let [small, medium, large] = [(160, 120), (800, 600), (1200, 900)].map(|(w, h)| photo(w, h, 3).unwrap());
+        for (full, size) in [(large.as_slice(), (1200, 900)), (b"\xFF\x01raw".as_slice(), (800, 600))] {
+            let file = cr3(&small, &medium, full);
+            let decoded = decode(&file, &Limits::default()).unwrap();
+            assert_eq!(decoded.size, (size.1, size.0));
+            let header = info::info(&file, &Limits::default()).unwrap();
+            assert_eq!((header.format, header.width, header.height, header.orientation), ("CR3", size.0, size.1, 8));
+            let taken = header.taken.unwrap();
+            assert_eq!((taken.year, taken.month, taken.day, taken.hour), (2024, 5, 6, 7));
+        }
+        let error = decode(&cr3(&small, &small, b""), &Limits::default()).unwrap_err();
+        assert!(error.kind == Kind::Unsupported && error.detail.unwrap().contains("160×120"));
+        let whole = cr3(&small, &medium, &large);
+        for length in 0..400 {
+            let _ = decode(&whole[..length * whole.len() / 400], &Limits::default());
+        }
     }
 
     #[test]

@@ -5,9 +5,10 @@ use std::io::{self, Write};
 use image::RgbImage;
 
 use crate::error::{Error, Kind, Result};
+use crate::image::format::recognise;
 use crate::image::limits::{Limits, bytes_of};
 use crate::image::resample::{self, Axis, Filter};
-use crate::image::{decode, jpeg};
+use crate::image::{decode, jpeg, profile};
 use crate::memory::{self, Reserve};
 
 /// How a thumbnail is stored.
@@ -37,8 +38,8 @@ impl Format {
 /// The longest edge of a thumbnail.
 pub const MAX_EDGE: u32 = 4096;
 
-/// An image file scaled to fit a square of `edge` pixels, upright, in the proportions of the original; smaller images
-/// keep their size.
+/// An image file scaled to fit a square of `edge` pixels, upright, in the proportions of the original and in sRGB; smaller
+/// images keep their size.
 ///
 /// # Errors
 /// Those of [`decode()`]; [`Kind::InvalidInput`] for an edge that is not from 1 to [`MAX_EDGE`].
@@ -46,7 +47,15 @@ pub fn thumbnail(bytes: &[u8], edge: u32, format: Format, limits: &Limits) -> Re
     if !(1..=MAX_EDGE).contains(&edge) {
         return Err(Error::new(Kind::InvalidInput, format!("thumbnail edge {edge} is not from 1 to {MAX_EDGE}")));
     }
-    let rgb = fit(decode(bytes, limits)?.rgb, edge, limits)?;
+    let decoded = decode(bytes, limits)?;
+    let mut rgb = fit(decoded.rgb, edge, limits)?;
+    let stated = match decoded.profile {
+        Some(profile) => Some(profile),
+        None => profile::stated(recognise(bytes)?, bytes, limits)?,
+    };
+    if let Some(stated) = stated {
+        rgb = profile::to_srgb(rgb, &stated, limits)?;
+    }
     encode(&rgb, format, limits)
 }
 

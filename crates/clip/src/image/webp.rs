@@ -1,12 +1,16 @@
 //! WebP: the chunks that are read beside the decoder, and what the decoder takes.
 
+use std::borrow::Cow;
+
 use image::ImageDecoder;
 use image::metadata::Orientation;
 
 use crate::error::{Result, without_panic};
 use crate::image::aside::aside;
+use crate::image::exif::{self, Taken};
 use crate::image::limits::{Limits, bytes_of};
 use crate::image::picture::{Format, Header, Picture, truncated};
+use crate::image::profile::Profile;
 use crate::image::{library, orientation};
 
 /// A larger picture takes longer than 0.05 s, in one call that nothing stops once its data are read.
@@ -50,7 +54,8 @@ pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
     let (size, channels) = (decoder.dimensions(), decoder.original_color_type().channel_count());
     drop(decoder);
     // A still picture has no frame of its own.
-    Ok(Header { size, channels, bits: 8, orientation: file.orientation(), frames: file.frames.max(1) })
+    let (orientation, frames) = (file.orientation(), file.frames.max(1));
+    Ok(Header { size, channels, bits: 8, orientation, frames, taken: file.taken })
 }
 
 /// What the outer chunks say, as far as the file goes. Nothing is allocated for them, whatever length they claim.
@@ -62,6 +67,7 @@ struct Container {
     frames: u32,
     exif: Option<Orientation>,
     xmp: Option<Orientation>,
+    taken: Option<Taken>,
     /// Pictures or frames that are in the file entirely.
     pictures: u32,
     /// A chunk is cut that the picture needs, or that may say which way up it is.
@@ -77,7 +83,10 @@ impl Container {
                 b"VP8L" => file.is_lossless = true,
                 b"ALPH" => file.has_opacity = true,
                 b"ANMF" => file.frames += 1,
-                b"EXIF" if file.exif.is_none() => file.exif = orientation::in_exif(chunk.payload),
+                b"EXIF" => {
+                    file.exif = file.exif.or_else(|| orientation::in_exif(chunk.payload));
+                    file.taken = file.taken.or_else(|| exif::taken(chunk.payload));
+                }
                 b"XMP " if file.xmp.is_none() => file.xmp = orientation::in_xmp(chunk.payload),
                 _ => {}
             }
@@ -108,6 +117,12 @@ struct Chunk<'a> {
     /// As far as the file goes.
     payload: &'a [u8],
     is_cut: bool,
+}
+
+/// The colour profile that the file states.
+pub(crate) fn profile(bytes: &[u8]) -> Option<Profile<'_>> {
+    let chunk = chunks(bytes).take(16).find(|chunk| chunk.name == *b"ICCP")?;
+    Some(Profile::Icc(Cow::Borrowed(chunk.payload)))
 }
 
 /// The outer chunks of a file, as far as it goes. Nothing is allocated for them, whatever length they claim.

@@ -134,8 +134,13 @@ impl Config {
     /// Whether texts go through open_clip's own tokenizer, which is CLIP's with other padding and cleaning. Without it
     /// a tokenizer of transformers is used, whose name the configuration has.
     pub fn has_simple_tokenizer(&self) -> bool {
+        self.family == Family::OpenClip && !self.names_tokenizer()
+    }
+
+    /// Whether open_clip's configuration names a tokenizer or a text tower of transformers.
+    pub fn names_tokenizer(&self) -> bool {
         let text = &self.open_clip["text_cfg"];
-        self.family == Family::OpenClip && text["hf_tokenizer_name"].is_null() && text["hf_model_name"].is_null()
+        !(text["hf_tokenizer_name"].is_null() && text["hf_model_name"].is_null())
     }
 
     /// Whether the model was trained with a sigmoid loss, as SigLIP was.
@@ -143,16 +148,40 @@ impl Config {
         self.family == Family::Siglip || !self.open_clip["init_logit_bias"].is_null()
     }
 
-    /// Whether the weights are OpenAI's own, whose logit scale is 100. Exports for transformers.js name what they were
-    /// made from.
-    pub fn is_openai(&self, directory: &Path) -> bool {
-        let published = ["clip-vit-base-patch32", "clip-vit-base-patch16", "clip-vit-large-patch14"];
-        let name = directory.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_ascii_lowercase();
-        let origin = self.hugging_face["_name_or_path"].as_str().unwrap_or_default().to_ascii_lowercase();
-        origin.starts_with("openai/clip")
-            || published.iter().any(|model| name == *model || name == format!("{model}-336"))
-            || name.ends_with("__openai")
-            || name.starts_with("openai")
+    /// What says that the weights are OpenAI's own, whose logit scale is 100: the repository that they were made from,
+    /// as exports for transformers.js name it, or the directory, if it is called as OpenAI's and Immich's repositories are.
+    pub fn openai(&self, directory: &Path) -> Option<String> {
+        const PUBLISHED: [&str; 4] =
+            ["clip-vit-base-patch32", "clip-vit-base-patch16", "clip-vit-large-patch14", "clip-vit-large-patch14-336"];
+        let is_published = |name: &str| PUBLISHED.contains(&name.to_ascii_lowercase().as_str());
+        let origin = self.hugging_face["_name_or_path"].as_str().unwrap_or_default();
+        if origin.strip_prefix("openai/").is_some_and(is_published) {
+            return Some(format!("the origin in config.json, {origin}"));
+        }
+        let name = directory.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let own = name.strip_prefix("openai").map(|rest| rest.trim_start_matches(['-', '_', '.']));
+        let named = is_published(own.unwrap_or(name)) || name.to_ascii_lowercase().ends_with("__openai");
+        named.then(|| format!("the directory's name, {name}"))
+    }
+
+    /// Whether the vectors of this architecture are projections of what its towers pool, and the graph's `pooler_output`
+    /// is not yet one of them. `CLIPVisionModel` and `CLIPTextModel` by themselves have no projection.
+    pub fn projects(&self) -> bool {
+        const KINDS: [&str; 7] = [
+            "clip",
+            "clip_vision_model",
+            "clip_text_model",
+            "altclip",
+            "chinese_clip",
+            "metaclip_2",
+            "vision-text-dual-encoder",
+        ];
+        let alone = |architecture: &Value| {
+            architecture.as_str().is_some_and(|name| name.ends_with("VisionModel") || name.ends_with("TextModel"))
+        };
+        let architectures = self.hugging_face["architectures"].as_array();
+        self.model_type.as_deref().is_some_and(|kind| KINDS.contains(&kind))
+            && !architectures.is_some_and(|names| names.iter().any(alone))
     }
 }
 

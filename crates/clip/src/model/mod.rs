@@ -6,5 +6,6 @@ pub mod graph_cache;
 pub mod operators;
 pub mod pooling;
 pub mod session;
+pub mod weights;
 
 pub use files::*;

@@ -6,11 +6,11 @@
 use std::path::{Path, PathBuf};
 
 use ndarray::{Array1, Array2, ArrayD, Axis, Ix2, Ix3};
-use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
 use crate::model::read_json;
+use crate::model::weights::{self, Tensor};
 
 /// How the vectors of an item's positions become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub struct Dense {
 pub struct Pooling {
     pub mode: Option<PoolingMode>,
     pub dense: Option<Dense>,
+    /// The tower's own projection, where the graph ends before it.
+    pub projection: Option<Dense>,
 }
 
 impl Pooling {
@@ -106,16 +108,40 @@ impl Pooling {
             }
             _ => return Err(bad("is not one vector an item")),
         };
-        match &self.dense {
+        match (&self.dense, &self.projection) {
             // A graph that returns one vector an item has its dense layer inside.
-            Some(dense) if shape.len() == 3 => dense.apply(&vectors),
+            (Some(dense), _) if shape.len() == 3 => dense.apply(&vectors),
+            (_, Some(projection)) => projection.apply(&vectors),
             _ => Ok(vectors),
         }
     }
 
-    /// Length of the vectors that come out where `width` go in.
-    pub fn width(&self, width: usize) -> usize {
-        self.dense.as_ref().map_or(width, |dense| dense.weight.nrows())
+    /// Length of the vectors that come out where vectors of `width` go in, of one to an item or, with `positions`, of one
+    /// to a position.
+    pub fn width(&self, width: usize, positions: bool) -> usize {
+        let dense = self.dense.as_ref().filter(|_| positions).or(self.projection.as_ref());
+        dense.map_or(width, |dense| dense.weight.nrows())
+    }
+
+    /// Takes the projection `name` from the weights in one of these directories. False where none has it.
+    ///
+    /// # Errors
+    /// [`Kind::BadModel`] where the weights can't be used.
+    pub fn project(&mut self, name: &str, directory: &Path) -> Result<bool> {
+        for file in weights::files(directory) {
+            let [weight] = weights::read(&file, [name])?;
+            if let Some(Tensor { shape, values }) = weight {
+                let bad = || {
+                    let message = format!("model file \"{}\" cannot be used", file.display());
+                    Error::new(Kind::BadModel, message).detail(format!("\"{name}\" has shape {shape:?}."))
+                };
+                let [rows, columns] = shape[..] else { return Err(bad()) };
+                let weight = Array2::from_shape_vec((rows, columns), values).map_err(|_| bad())?;
+                self.projection = Some(Dense { weight, bias: None, tanh: false });
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 
@@ -166,35 +192,22 @@ impl Dense {
             }
         };
         let file = directory.join("model.safetensors");
-        let bytes = std::fs::read(&file).map_err(|e| {
-            Error::new(Kind::MissingFile, format!("model file \"{}\" cannot be read", file.display()))
-                .detail(format!("{e}."))
-                .hint("Weights in PyTorch's own format are not read; convert them to safetensors.")
-        })?;
+        if !file.is_file() {
+            return Err(Error::new(Kind::MissingFile, format!("model file \"{}\" cannot be read", file.display()))
+                .detail("It does not exist.")
+                .hint("Weights in PyTorch's own format are not read; convert them to safetensors."));
+        }
         let bad = |what: String| {
             Error::new(Kind::BadModel, format!("model file \"{}\" cannot be used: {what}", file.display()))
         };
-        let tensors = SafeTensors::deserialize(&bytes).map_err(|e| bad(e.to_string()))?;
-        let read = |name: &str| -> Result<(Vec<usize>, Vec<f32>)> {
-            let tensor = tensors.tensor(name).map_err(|e| bad(e.to_string()))?;
-            let values = match tensor.dtype() {
-                Dtype::F32 => tensor.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-                Dtype::F16 => {
-                    tensor.data().as_chunks::<2>().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect()
-                }
-                Dtype::BF16 => {
-                    tensor.data().as_chunks::<2>().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect()
-                }
-                other => return Err(bad(format!("\"{name}\" has type {other:?}, not F32, F16 or BF16"))),
-            };
-            Ok((tensor.shape().to_vec(), values))
-        };
-        let (shape, values) = read("linear.weight")?;
+        let [weight, bias] = weights::read(&file, ["linear.weight", "linear.bias"])?;
+        let missing = |name: &str| bad(format!("it has no \"{name}\""));
+        let Tensor { shape, values } = weight.ok_or_else(|| missing("linear.weight"))?;
         let [rows, columns] = shape[..] else { return Err(bad(format!("\"linear.weight\" has shape {shape:?}"))) };
         let weight = Array2::from_shape_vec((rows, columns), values).map_err(|e| bad(e.to_string()))?;
         let bias = match config["bias"].as_bool() {
             Some(false) => None,
-            _ => Some(Array1::from_vec(read("linear.bias")?.1)),
+            _ => Some(Array1::from_vec(bias.ok_or_else(|| missing("linear.bias"))?.values)),
         };
         if bias.as_ref().is_some_and(|b| b.len() != rows) {
             return Err(bad("weight and bias differ in length".to_owned()));
@@ -247,13 +260,17 @@ mod tests {
     fn pools_what_is_not_padding() {
         let output = ndarray::arr3(&[[[1.0, 8.0], [3.0, 2.0], [100.0, 100.0]]]).into_dyn();
         let pooled = |mode| {
-            Pooling { mode: Some(mode), dense: None }.apply(output.clone(), &[2]).unwrap().into_raw_vec_and_offset().0
+            Pooling { mode: Some(mode), dense: None, projection: None }
+                .apply(output.clone(), &[2])
+                .unwrap()
+                .into_raw_vec_and_offset()
+                .0
         };
         assert_eq!(pooled(PoolingMode::First), [1.0, 8.0]);
         assert_eq!(pooled(PoolingMode::Mean), [2.0, 5.0]);
         assert_eq!(pooled(PoolingMode::Last), [3.0, 2.0]);
         assert_eq!(pooled(PoolingMode::Max), [3.0, 8.0]);
         assert!(Pooling::default().apply(output.clone(), &[2]).is_err());
-        assert!(Pooling { mode: Some(PoolingMode::Mean), dense: None }.apply(output, &[2, 2]).is_err());
+        assert!(Pooling { mode: Some(PoolingMode::Mean), ..Pooling::default() }.apply(output, &[2, 2]).is_err());
     }
 }

@@ -121,9 +121,16 @@ pub struct Port {
     pub element: TensorElementType,
     /// -1 where dynamic.
     pub shape: Vec<i64>,
+    /// The name of the first axis, which is empty where it has none. Axes of one name have one size in each run.
+    pub batch_name: String,
 }
 
 impl Port {
+    /// Whether the graph takes as many items here as there.
+    pub fn shares_batch(&self, other: &Self) -> bool {
+        !self.batch_name.is_empty() && self.batch_name == other.batch_name
+    }
+
     /// Size of an axis, where the graph fixes it.
     pub fn fixed(&self, axis: usize) -> Option<usize> {
         self.shape.get(axis).filter(|size| **size > 0).map(|size| *size as usize)
@@ -263,10 +270,15 @@ impl Tower {
         let results = self.session.run(inputs).map_err(failed)?;
         let mut arrays = outputs.map(|_| ndarray::ArrayD::zeros(ndarray::IxDyn(&[0])));
         for (array, output) in arrays.iter_mut().zip(outputs) {
-            *array = if results[output].dtype().tensor_type() == Some(TensorElementType::Float16) {
-                results[output].try_extract_array::<half::f16>().map_err(failed)?.mapv(half::f16::to_f32)
-            } else {
-                results[output].try_extract_array::<f32>().map_err(failed)?.to_owned()
+            let result = &results[output];
+            *array = match result.dtype().tensor_type() {
+                Some(TensorElementType::Float16) => {
+                    result.try_extract_array::<half::f16>().map_err(failed)?.mapv(half::f16::to_f32)
+                }
+                Some(TensorElementType::Bfloat16) => {
+                    result.try_extract_array::<half::bf16>().map_err(failed)?.mapv(half::bf16::to_f32)
+                }
+                _ => result.try_extract_array::<f32>().map_err(failed)?.to_owned(),
             };
         }
         Ok(arrays)
@@ -344,9 +356,12 @@ fn find<'a>(ports: &'a [Port], names: &[&str]) -> Option<&'a Port> {
 
 fn port(outlet: &ort::value::Outlet) -> Option<Port> {
     match outlet.dtype() {
-        ValueType::Tensor { ty, shape, .. } => {
-            Some(Port { name: outlet.name().to_owned(), element: *ty, shape: shape.iter().copied().collect() })
-        }
+        ValueType::Tensor { ty, shape, dimension_symbols } => Some(Port {
+            name: outlet.name().to_owned(),
+            element: *ty,
+            shape: shape.iter().copied().collect(),
+            batch_name: dimension_symbols.first().cloned().unwrap_or_default(),
+        }),
         _ => None,
     }
 }

@@ -38,7 +38,9 @@ impl Cleaning {
                 Some("lower") => Self::OpenClipLower,
                 Some("whitespace") => Self::OpenClip,
                 _ if simple => Self::OpenClipLower,
-                _ => Self::OpenClip,
+                _ if config.names_tokenizer() => Self::OpenClip,
+                // M-CLIP as Immich exports it: a configuration of open_clip's form for a model of transformers.
+                _ => Self::None,
             };
         }
         let class = tokenizer["tokenizer_class"].as_str().unwrap_or_default();

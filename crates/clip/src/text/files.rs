@@ -1,4 +1,5 @@
-//! The files of a tokenizer: `tokenizer.json`, or CLIP's `vocab.json` and `merges.txt`, from which it is made.
+//! The files of a tokenizer: `tokenizer.json`, or what it is made of: CLIP's `vocab.json` and `merges.txt`, SigLIP's
+//! `spiece.model`.
 
 use std::path::{Path, PathBuf};
 
@@ -7,15 +8,25 @@ use tokenizers::Tokenizer;
 
 use crate::error::{Error, Kind, Result};
 use crate::model::{Model, read, read_json};
+use crate::text::spiece;
 
 const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
 
+/// What the file of a tokenizer is.
+enum Source {
+    Json,
+    /// CLIP's vocabulary, with its merges in the other file.
+    Clip(PathBuf),
+    /// SigLIP's pieces.
+    Siglip,
+}
+
 /// Where a tokenizer is read from.
 pub(super) struct TokenizerFiles {
-    /// `tokenizer.json`, or `vocab.json`.
+    /// `tokenizer.json`, `vocab.json` or `spiece.model`.
     pub file: PathBuf,
-    merges: Option<PathBuf>,
+    kind: Source,
     /// `tokenizer_config.json`, or null.
     pub config: Value,
 }
@@ -26,14 +37,23 @@ impl TokenizerFiles {
     pub(super) fn of(model: &Model) -> Result<Self> {
         let config_beside = |file: &Path| read_json(&file.with_file_name("tokenizer_config.json")).unwrap_or_default();
         if let Some(file) = &model.tokenizer {
-            return Ok(Self { file: file.clone(), merges: None, config: config_beside(file) });
+            return Ok(Self { file: file.clone(), kind: Source::Json, config: config_beside(file) });
         }
         let folders = ["", "textual", "tokenizer", "onnx", "0_CLIPModel", "0_Transformer"];
         let folders = || folders.iter().map(|folder| model.text_directory.join(folder));
         if let Some(folder) = folders().find(|f| f.join("vocab.json").is_file() && f.join("merges.txt").is_file()) {
             let (file, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
             let config = config_beside(&file);
-            return Ok(Self { file, merges: Some(merges), config });
+            return Ok(Self { file, kind: Source::Clip(merges), config });
+        }
+        if let Some(file) = folders().map(|folder| folder.join("spiece.model")).find(|file| file.is_file()) {
+            let config = config_beside(&file);
+            if config["tokenizer_class"]
+                .as_str()
+                .is_some_and(|class| class.trim_end_matches("Fast") == "SiglipTokenizer")
+            {
+                return Ok(Self { file, kind: Source::Siglip, config });
+            }
         }
         let missing = Error::new(Kind::MissingFile, format!("model \"{}\" has no tokenizer.json", model.name));
         let others = ["spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "vocab.txt"];
@@ -59,9 +79,10 @@ impl TokenizerFiles {
             Error::new(Kind::BadModel, format!("tokenizer \"{}\" cannot be used", self.file.display()))
                 .detail(format!("The tokenizers library says: {e}."))
         };
-        match &self.merges {
-            None => Tokenizer::from_file(&self.file).map_err(unusable),
-            Some(merges) => {
+        match &self.kind {
+            Source::Json => Tokenizer::from_file(&self.file).map_err(unusable),
+            Source::Siglip => spiece::siglip(&self.file, self.config["do_lower_case"].as_bool().unwrap_or(true)),
+            Source::Clip(merges) => {
                 let content = clip_tokenizer(&self.file, &read_json(&self.file)?, &read(merges)?)?;
                 serde_json::from_value(content).map_err(|e| unusable(Box::new(e)))
             }

@@ -5,5 +5,6 @@ mod encoder;
 mod files;
 mod pieces;
 mod runs;
+mod spiece;
 
 pub use encoder::{TextEncoder, Tokens};

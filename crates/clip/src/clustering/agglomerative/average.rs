@@ -1,4 +1,4 @@
-//! Average linkage by reciprocal nearest neighbours.
+//! Average linkage by reciprocal nearest neighbors.
 
 use ndarray::Array2;
 
@@ -8,26 +8,26 @@ use super::points::{Points, Scalar, dot, product_error, upwards};
 use super::progress::Clock;
 use super::sketch::{Plan, Sketch};
 
-/// Nearest groups that a list starts with, and what a list may grow to in merges.
+/// Length of a new list of nearest groups, and the length that merges may extend it to.
 const LIST: usize = 64;
 const LONGEST_LIST: usize = 256;
 const NONE: u32 = u32::MAX;
 
-/// The nearest groups of a group, and a bound on the rest.
+/// The nearest groups of a group, and a bound on all others.
 #[derive(Clone, Default)]
 pub(super) struct Neighbours {
-    /// Upper bounds of the cosine, and the group (or one that has since gone up in it); descending.
+    /// Upper bounds of the cosine, and the group (or one that has since merged into it); descending.
     near: Vec<(f32, u32)>,
-    /// No group that is not in `near` is nearer. Below the cut: all that matter are in `near`.
+    /// No group outside `near` is nearer. Below the cut, every group that matters is in `near`.
     rest: f64,
 }
 
-/// How the list of a group was made, for when it says too little.
+/// How the list of a group was made, to decide what to do when it is insufficient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scan {
-    /// Not since its last merge.
+    /// None since its last merge.
     Stale,
-    /// In f32, or in f64, and not yet answered from.
+    /// Computed in f32 or in f64, and not used yet.
     Narrow,
     Wide,
 }
@@ -36,29 +36,29 @@ pub(super) enum Nearest {
     Group(u32, f64),
     /// No group reaches the cut.
     Nobody,
-    /// The list does not say.
+    /// The list is insufficient.
     Unknown,
 }
 
-/// Average linkage by reciprocal nearest neighbours. A group is known by its lowest point.
+/// Average linkage by reciprocal nearest neighbors. A group is identified by its lowest point.
 pub(super) struct Average<'p, 'r> {
     points: &'p Points<'r>,
     cut: f64,
     threads: usize,
     forest: Forest,
     size: Vec<u64>,
-    /// Sums of the unit vectors of groups of more than one row; a lone row is its own.
+    /// Sums of the unit vectors of groups of more than one row; a single row is its own sum.
     sums: Vec<Option<Box<[f64]>>>,
     lists: Vec<Neighbours>,
     scans: Vec<Scan>,
-    /// f32 was too coarse before, and will be again.
+    /// f32 was too coarse once, so it would be again.
     needs_f64: Vec<bool>,
     nearest: Vec<u32>,
     cosine: Vec<f64>,
-    /// Groups that had this one for their nearest when they were last asked.
+    /// Groups whose nearest was this one when they were last asked.
     followers: Vec<Vec<u32>>,
     finished: Vec<bool>,
-    /// Groups that are finished or have gone up in another.
+    /// Groups that are finished or have merged into another.
     settled: usize,
 }
 
@@ -115,14 +115,14 @@ impl<'p, 'r> Average<'p, 'r> {
                         self.finished[group as usize] = true;
                         self.lists[group as usize] = Neighbours::default();
                         self.settled += 1;
-                        // Two sides can only differ about a tie at the cut; nobody may go on waiting.
+                        // The two sides can differ only about a tie at the cut; neither may keep waiting.
                         self.release_followers(group, &mut asking);
                     }
                     Nearest::Unknown => unsure.push(group),
                 }
             }
             if pairs.is_empty() && unsure.is_empty() {
-                // Groups in a ring, each as near to the next as to the last but for rounding: the best pair is nearest.
+                // Groups in a ring, each equally near to both neighbors up to rounding: the best pair is merged.
                 pairs.extend(self.best_pair());
                 if pairs.is_empty() {
                     return self.forest;
@@ -139,7 +139,7 @@ impl<'p, 'r> Average<'p, 'r> {
                 self.scan::<f64>(&wide, Scan::Wide, clock);
                 asking.extend(narrow);
                 asking.extend(wide);
-                // They are taken from the end.
+                // Taken from the end.
                 asking.sort_unstable_by(|a, b| b.cmp(a));
             }
         }
@@ -149,7 +149,7 @@ impl<'p, 'r> Average<'p, 'r> {
         self.forest.0[group as usize] == group && !self.finished[group as usize]
     }
 
-    /// The average cosine over the pairs of two groups.
+    /// The mean cosine over all pairs of two groups.
     pub(super) fn average(&self, a: u32, b: u32) -> f64 {
         let scale = self.scale(a) * self.scale(b);
         scale
@@ -161,13 +161,13 @@ impl<'p, 'r> Average<'p, 'r> {
             }
     }
 
-    /// What makes the group's sum its mean.
+    /// The factor that turns the group's sum into its mean.
     pub(super) fn scale(&self, group: u32) -> f64 {
         let group = group as usize;
         if self.sums[group].is_some() { 1.0 / self.size[group] as f64 } else { self.points.inverse[group] }
     }
 
-    /// Answers from the list, and shortens it by what has become known.
+    /// Answers from the list, and drops what is known to be out of date.
     pub(super) fn nearest(&mut self, group: u32) -> Nearest {
         let index = group as usize;
         let Neighbours { mut near, rest } = std::mem::take(&mut self.lists[index]);
@@ -193,13 +193,13 @@ impl<'p, 'r> Average<'p, 'r> {
             }
         }
         near.drain(..asked);
-        // Nearest but for rounding is nearest: a tie must not make all groups be looked at for each merge.
+        // Nearest up to rounding counts as nearest: a tie must not cause a scan of all groups for each merge.
         let tied = rest - 4.0 * product_error::<f64>(self.points.width());
         near.extend(known.iter().filter(|(c, _)| *c > tied).map(|(cosine, other)| (upwards(*cosine), *other)));
         near.sort_unstable_by(order);
         self.lists[index] = Neighbours { near, rest };
 
-        // A scan in f64 is only unsure about what differs by rounding.
+        // After a scan in f64, only differences within rounding are undecided.
         let trusted = rest < self.cut || scan == Scan::Wide;
         match best {
             Some((cosine, other)) if cosine >= self.cut && (cosine > tied || trusted) => Nearest::Group(other, cosine),
@@ -211,7 +211,7 @@ impl<'p, 'r> Average<'p, 'r> {
         }
     }
 
-    /// Unites two groups if they are still each other's nearest, and lists who has to ask anew.
+    /// Unites two groups if each is still the nearest of the other, and lists the groups that must ask again.
     pub(super) fn merge(&mut self, a: u32, b: u32, asking: &mut Vec<u32>) {
         let (a, b) = (a.min(b), a.max(b));
         let still = self.is_active(a) && self.is_active(b) && self.nearest[a as usize] == b;
@@ -237,7 +237,7 @@ impl<'p, 'r> Average<'p, 'r> {
         asking.push(a);
     }
 
-    /// Groups that had this one for their nearest have to ask anew.
+    /// Groups whose nearest was this one must ask again.
     pub(super) fn release_followers(&mut self, group: u32, asking: &mut Vec<u32>) {
         for follower in std::mem::take(&mut self.followers[group as usize]) {
             if self.nearest[follower as usize] == group && self.is_active(follower) {
@@ -254,7 +254,7 @@ impl<'p, 'r> Average<'p, 'r> {
         })
     }
 
-    /// What the lists of two groups say about their union, of which the first is `share`.
+    /// What the lists of two groups imply for their union, of which the first is the fraction `share`.
     pub(super) fn join_lists(&mut self, union: u32, lists: [Neighbours; 2], share: f64) -> Neighbours {
         let shares = [share, 1.0 - share];
         let rests = [lists[0].rest, lists[1].rest];
@@ -271,7 +271,7 @@ impl<'p, 'r> Average<'p, 'r> {
         all.sort_unstable_by_key(|(other, ..)| *other);
         let mut near = Vec::with_capacity(all.len());
         for entries in all.chunk_by(|x, y| x.0 == y.0) {
-            // A group that grew since is bounded by its nearest part, which may be among the rest.
+            // A group that has grown since is bounded by its nearest part, which may be among the others.
             let mut bounds = rests;
             for &(_, part, bound) in entries {
                 bounds[part] = bounds[part].max(f64::from(bound));
@@ -289,7 +289,7 @@ impl<'p, 'r> Average<'p, 'r> {
         Neighbours { near, rest }
     }
 
-    /// Makes new lists for `groups`, from the products of their means with those of all active groups.
+    /// Makes new lists for `groups` from the products of their means with those of all active groups.
     pub(super) fn scan<T: Scalar>(&mut self, groups: &[u32], scan: Scan, clock: &mut Clock<'_>)
     where
         Sketch<T>: Plan<T>,
@@ -339,7 +339,7 @@ impl<'p, 'r> Average<'p, 'r> {
         }
     }
 
-    /// Of all groups and their nearest, the two that are most alike.
+    /// The most similar pair among all groups and their nearest.
     pub(super) fn best_pair(&mut self) -> Option<(u32, u32)> {
         let open = (0..self.points.len() as u32).filter(|g| self.is_active(*g) && self.nearest[*g as usize] != NONE);
         let a = open.max_by(|a, b| self.cosine[*a as usize].total_cmp(&self.cosine[*b as usize]).then(b.cmp(a)))?;
@@ -355,7 +355,7 @@ pub(super) fn order(a: &(f32, u32), b: &(f32, u32)) -> std::cmp::Ordering {
     b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
 }
 
-/// The nearest vectors of each, at least [`LIST`] where there are as many above the floor.
+/// The nearest vectors of each: at least [`LIST`], if so many are above the floor.
 pub(super) struct Top<T> {
     floors: Vec<T>,
     near: Vec<Vec<(T, u32)>>,
@@ -373,7 +373,7 @@ impl<T: Scalar> Top<T> {
     }
 }
 
-/// Keeps the [`LIST`] nearest and lifts the floor to what is dropped.
+/// Keeps the [`LIST`] nearest and raises the floor to the best one dropped.
 pub(super) fn shorten<T: Scalar>(near: &mut Vec<(T, u32)>, floor: &mut T) {
     if near.len() > LIST {
         near.select_nth_unstable_by(LIST, |a, b| b.0.wide().total_cmp(&a.0.wide()).then(a.1.cmp(&b.1)));

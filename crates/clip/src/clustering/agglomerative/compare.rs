@@ -1,4 +1,4 @@
-//! Products of all pairs, block by block: what lies above a floor is handed on.
+//! Products of all pairs, block by block; those above a floor are passed on.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,13 +15,13 @@ use crate::model::session::with_signals_blocked;
 const BLOCK_ROWS: usize = 256;
 const BLOCK_COLUMNS: usize = 512;
 
-/// What is done with the products of pairs. Threads read it while nobody writes to it.
+/// Receives the products of pairs. Threads read it while nothing writes to it.
 pub(super) trait Sink<T>: Sync {
-    /// Whether no pair of a block can matter any more.
+    /// Whether no pair of a block can matter.
     fn skips(&mut self, _rows: &Range<usize>, _columns: &Range<usize>) -> bool {
         false
     }
-    /// For each vector: products up to this are not needed. Floors only rise.
+    /// For each vector the floor up to which products are not needed. Floors only rise.
     fn floors(&self) -> &[T];
     fn wants(&self, _row: usize, _column: usize) -> bool {
         true
@@ -29,16 +29,16 @@ pub(super) trait Sink<T>: Sync {
     fn take(&mut self, row: usize, column: usize, product: T);
 }
 
-/// Blocks that a thread multiplies between two looks at the clock: 16 ms at 512 dimensions, against some 50 µs to start
-/// a thread.
+/// Blocks that a thread multiplies between two checks of the clock: 16 ms at 512 dimensions, against some 50 µs to
+/// start a thread.
 const BLOCKS_OF_A_WAVE: usize = 8;
 
-/// Hands `sink` the product of each of the first `wanted` vectors with each other vector, once for a pair, where it is
+/// Passes to `sink` the product of each of the first `wanted` vectors with each other vector, once per pair, if it is
 /// above the floor of either.
 ///
-/// Blocks are multiplied by `threads` threads, in waves, and their hits taken in the order of the blocks by this one. A
-/// wave reads the floors of its beginning, which let a few more pairs through; they are compared again when they are
-/// taken. So the sink hears of the same products in the same order whatever the number of threads.
+/// `threads` threads multiply blocks in waves, and this thread takes their hits in the order of the blocks. A wave
+/// reads the floors from its start, which let a few more pairs through; hits are compared with the current floors when
+/// they are taken. So the sink receives the same products in the same order with any number of threads.
 pub(super) fn compare<T: Scalar>(
     vectors: ArrayView2<'_, T>,
     wanted: usize,
@@ -95,12 +95,12 @@ pub(super) fn compare<T: Scalar>(
 
 /// The pairs of a block that are above a floor, with their products.
 struct Hits<T> {
-    /// The sketch has told most pairs apart.
+    /// The sketch has excluded most pairs.
     by_sketch: bool,
     pairs: Vec<(u32, u32, T)>,
 }
 
-/// The hits of each block. Other threads touch nothing but what they are given: signals are for this one.
+/// The hits of each block. Other threads touch only what they are given; signals are left to this one.
 fn multiply<T: Scalar>(
     wave: &[Block],
     vectors: ArrayView2<'_, T>,
@@ -140,7 +140,7 @@ fn multiply<T: Scalar>(
 struct Block {
     rows: Range<usize>,
     columns: Range<usize>,
-    /// Whether a sketch is tried first.
+    /// Whether to try a sketch first.
     sketched: bool,
 }
 
@@ -176,8 +176,8 @@ impl Block {
         general_mat_mul(T::one(), &a, &b.t(), T::zero(), &mut out);
     }
 
-    /// Calls `hit` for each pair that the sink wants and that is above the floor of its row or of its column, while it
-    /// returns true.
+    /// Calls `hit` for each pair that the sink wants and that is above the floor of its row or its column, as long as
+    /// it returns true.
     fn visit<T: Scalar>(&self, sink: &dyn Sink<T>, products: &Array2<T>, hit: &mut dyn FnMut(usize, usize, T) -> bool) {
         const CHUNK: usize = 16;
         let all = sink.floors();
@@ -192,7 +192,7 @@ impl Block {
             for (index, values) in line.chunks(CHUNK).enumerate() {
                 let column = from + index * CHUNK;
                 let floors = &all[column..column + values.len()];
-                // Branches once for a chunk, so that the comparisons are vector instructions: hits are rare.
+                // One branch per chunk, so that the comparisons become vector instructions: hits are rare.
                 let above = values.iter().zip(floors).fold(false, |any, (v, f)| any | (*v > floor) | (*v > *f));
                 if !above {
                     continue;
@@ -207,8 +207,8 @@ impl Block {
         }
     }
 
-    /// Where the products are bounds: the true products of those above a floor. None where they are more than the
-    /// budget of a block.
+    /// For products that are bounds: the true products of those above a floor. `None` if they exceed the budget of a
+    /// block.
     fn survivors<T: Scalar>(
         &self,
         vectors: ArrayView2<'_, T>,

@@ -9,14 +9,14 @@
 //!   1977; Müllner 2011, "Modern hierarchical, agglomerative clustering algorithms"). Hence groups that are each
 //!   other's nearest may merge in any order, many in one round (Sumengen et al. 2021, "Scaling hierarchical
 //!   agglomerative clustering to billion-sized datasets"), and a group whose nearest is below the threshold is done.
-//! - Each group holds a short list of its nearest groups and one bound on all the others. Reducibility keeps the bound
-//!   true through merges, so the list answers "which is nearest?" exactly until its best falls to the bound; only
-//!   then are all groups looked at again, for all such groups in one blocked matrix product. Where a list holds
-//!   everything above the threshold it never has to be.
-//! - Products are f32 with the error bound of a dot product of d terms (Higham 2002, section 3.1): they decide what
-//!   is looked at. What merges is decided by f64.
-//! - Before a large product a *sketch* is tried: the first k coordinates in an orthonormal basis near the principal
-//!   one, and the length of the rest. x·y ≤ Px·Py + |Rx||Ry| (Cauchy–Schwarz), and most pairs end there.
+//! - Each group has a short list of its nearest groups and one bound on all others. Reducibility keeps the bound valid
+//! through merges, so the list answers "which is nearest?" exactly until its best entry falls to the bound. Only then
+//! are all groups compared again, for all such groups in one blocked matrix product. A list that holds everything above
+//! the threshold never needs that.
+//! - Products are f32 with the error bound of a dot product of d terms (Higham 2002, section 3.1): they decide which
+//! pairs are examined. Merges are decided in f64.
+//! - Before a large product, a *sketch* is tried: the first k coordinates in an orthonormal basis near the principal
+//! one, and the length of the remainder. x·y ≤ Px·Py + |Rx||Ry| (Cauchy–Schwarz), which excludes most pairs.
 
 mod average;
 mod compare;
@@ -39,7 +39,7 @@ pub use self::progress::Progress;
 use self::single::single;
 use crate::error::{Error, Kind, Result};
 
-/// How alike two groups are, from the cosines of their members.
+/// The similarity of two groups, from the cosines of their members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Linkage {
     /// The mean over all pairs (UPGMA).
@@ -48,26 +48,26 @@ pub enum Linkage {
     Single,
 }
 
-/// As in the grouping on insert: the last bit of an f32 moves a cosine by about 1e-15, so that with this much room a
-/// threshold of 1 means equal.
+/// As for grouping on insert: the last bit of an f32 moves a cosine by about 1e-15. With this tolerance a threshold of
+/// 1 means equal.
 const ROUNDING: f64 = 1e-12;
 const NONE: u32 = u32::MAX;
 
 /// Groups rows by agglomerative clustering, cut where the linkage falls below a cosine.
 ///
-/// `rows` has shape (n, d), each row of length 1 (within 1e-3; cosines are exact whatever the length). Groups merge
-/// while the linkage between them is at least `threshold`, a cosine in (-1, 1], of which 1e-12 is left to rounding.
-/// The result has a label for each row, numbered from 0 in the order of first appearance. Equal rows share a label;
-/// the same rows give the same labels; ties go to the lowest index.
+/// `rows` has shape (n, d); each row has length 1 (within 1e-3; cosines are exact for any length). Groups merge while
+/// the linkage between them is at least `threshold`, a cosine in (-1, 1], with a tolerance of 1e-12 for rounding. The
+/// result is a label per row, numbered from 0 in the order of first appearance. Equal rows share a label, the same rows
+/// give the same labels, and ties go to the lowest index.
 ///
-/// Products are computed by `threads` threads, which touch nothing but the vectors; the labels are the same whatever
-/// their number. Time is that of at most n²/2 products of length d, plus some of them again where groups have more than
-/// 64 others above the threshold; memory beside the rows is about twice theirs. `pulse` is called at least every
-/// 0.1 s or so and may unwind.
+/// `threads` threads compute the products and touch only the vectors; their number does not change the labels. Time is
+/// that of at most n²/2 products of length d, plus some of them again if groups have more than 64 others above the
+/// threshold. Memory in addition to the rows is about twice theirs. `pulse` is called at least about every 0.1 s and
+/// may unwind.
 ///
 /// # Errors
 /// [`Kind::InvalidInput`] for a threshold outside (-1, 1], or a row that is not of length 1 or not finite (`element`
-/// says which); [`Kind::LimitExceeded`] for 2³² rows.
+/// tells which); [`Kind::LimitExceeded`] for 2³² rows.
 pub fn agglomerate(
     rows: ArrayView2<'_, f32>,
     threshold: f64,

@@ -9,17 +9,17 @@ use ndarray::{ArrayView2, LinalgScalar};
 use super::progress::Clock;
 use crate::error::{Error, Kind, Result};
 
-/// Vectors stored as f16 have a length within 1e-3 of 1; what is further off was never normalised.
+/// Vectors stored as f16 have a length within 1e-3 of 1; anything further off was never normalized.
 const UNIT: f64 = 1e-3;
 
 /// The distinct rows, each with its multiplicity.
 pub(super) struct Points<'a> {
     rows: ArrayView2<'a, f32>,
-    /// Where in `rows` each point is found first.
+    /// Index in `rows` of the first row of each point.
     first: Vec<u32>,
-    /// Rows that are equal to it, itself included.
+    /// Number of equal rows.
     pub(super) weight: Vec<u32>,
-    /// One over its length.
+    /// The reciprocal of its length.
     pub(super) inverse: Vec<f64>,
 }
 
@@ -43,7 +43,7 @@ impl<'a> Points<'a> {
             }
             let mut hasher = DefaultHasher::new();
             for value in row {
-                // -0 is 0.
+                // -0 equals 0.
                 hasher.write_u32((value + 0.0).to_bits());
             }
             let alike = by_hash.entry(hasher.finish()).or_default();
@@ -82,9 +82,9 @@ pub(super) fn slice<'a, T>(matrix: &'a ArrayView2<'_, T>, index: usize) -> &'a [
     let width = matrix.ncols();
     &matrix.as_slice().expect("standard layout")[index * width..][..width]
 }
-/// The product in f64. Commutative to the last bit, so that two groups always agree on how alike they are.
+/// The product in f64. Commutative to the last bit, so that two groups always agree on their similarity.
 pub(super) fn dot<A: Scalar, B: Scalar>(a: &[A], b: &[B]) -> f64 {
-    // Eight sums, since one would wait for each addition.
+    // Eight partial sums, because a single one would wait for each addition.
     let mut sums = [0.0f64; 8];
     let (a8, a_rest) = a.as_chunks::<8>();
     let (b8, b_rest) = b.as_chunks::<8>();
@@ -96,7 +96,7 @@ pub(super) fn dot<A: Scalar, B: Scalar>(a: &[A], b: &[B]) -> f64 {
     let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| a.wide() * b.wide()).sum();
     ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7])) + rest
 }
-/// What products are made of: f32, or f64 where f32 cannot tell groups apart.
+/// The number type of products: f32, or f64 if f32 cannot separate groups.
 pub(super) trait Scalar: LinalgScalar + PartialOrd + Send + Sync {
     const INFINITY: Self;
     /// Half the distance from 1 to the next number.
@@ -126,8 +126,8 @@ impl Scalar for f64 {
         self
     }
 }
-/// How far a product of two vectors of at most length 1 can be from the truth: a rounding for each term (their
-/// absolute values add up to at most 1), and a few for rounding the vectors and the comparisons.
+/// The largest error of a product of two vectors of at most length 1: one rounding per term (their absolute values add
+/// up to at most 1), and a few more for rounding the vectors and the comparisons.
 pub(super) fn product_error<T: Scalar>(width: usize) -> f64 {
     (width + 8) as f64 * T::ROUNDOFF
 }

@@ -1,29 +1,29 @@
-//! Sketches: upper bounds of products from a few coordinates, which spare most pairs the whole product.
+//! Sketches: upper bounds of products from a few coordinates, which make most full products unnecessary.
 
 use ndarray::{Array2, ArrayView2, s};
 
 use super::points::{dot, product_error, slice, upwards};
 use super::progress::Clock;
 
-/// Cheap upper bounds of products: a few coordinates in a basis that holds most of the vectors' length, and the length
-/// of what it leaves.
+/// Cheap upper bounds of products: a few coordinates in a basis that captures most of the vectors' length, and the
+/// length of the remainder.
 pub(super) struct Sketch<T> {
     /// (n, k + 2); the product of two is at least the product of the two vectors.
     pub(super) vectors: Array2<T>,
-    /// Blocks to leave alone, and how many after the next failure.
+    /// Blocks to skip, and how many after the next failure.
     pause: u32,
     penalty: u32,
 }
 
-/// Rows between two looks at the clock.
+/// Rows between two checks of the clock.
 const SKETCHED_AT_ONCE: usize = 256;
-/// Fewer pairs are multiplied out in about the time in which a basis is found (0.1 s).
+/// Below this many pairs, the full products take no longer than finding a basis (0.1 s).
 pub(super) const SKETCHED_FROM: usize = 12_000_000;
-/// Vectors that the basis, and the choice of its size, is made from.
+/// Vectors from which the basis and its size are chosen.
 pub(super) const SAMPLE: usize = 1024;
-/// One product in f64, one pair at a time, takes as long as this many in a block.
+/// One product in f64, pair by pair, takes as long as this many in a block.
 pub(super) const SURVIVOR_COST: usize = 16;
-/// A sketch is given up for a block where more than one pair in so many survives.
+/// A block's sketch is abandoned if more than one pair in this many survives.
 pub(super) const MOST_SURVIVORS: usize = 2 * SURVIVOR_COST;
 
 impl<T> Sketch<T> {
@@ -33,7 +33,7 @@ impl<T> Sketch<T> {
         ready
     }
 
-    /// Takes note of whether a block came out well, and returns it.
+    /// Records whether a block was worth it, and returns that.
     pub(super) fn report(&mut self, success: bool) -> bool {
         self.penalty = if success { 4 } else { (self.penalty * 2).min(1024) };
         self.pause = if success { 0 } else { self.penalty };
@@ -42,8 +42,8 @@ impl<T> Sketch<T> {
 }
 
 impl Sketch<f32> {
-    /// A sketch of unit or shorter vectors, if it should save more than a third of the products that are to be
-    /// compared with `floor`.
+    /// A sketch of unit or shorter vectors, if it should save more than a third of the products to be compared with
+    /// `floor`.
     pub(super) fn plan(vectors: ArrayView2<'_, f32>, wanted: usize, floor: f32, clock: &mut Clock<'_>) -> Option<Self> {
         let (n, width) = vectors.dim();
         if wanted * n < SKETCHED_FROM || width < 64 {
@@ -64,7 +64,7 @@ impl Sketch<f32> {
             let half = sample.nrows() / 2;
             let bounds = sketched.slice(s![..half, ..]).dot(&sketched.slice(s![half.., ..]).t());
             let survivors = bounds.iter().filter(|bound| **bound > floor).count() as f64 / bounds.len() as f64;
-            // Short products are half as fast for each term.
+            // Short products take twice as long per term.
             let cost = 2.0 * (size + 2) as f64 / width as f64 + survivors * SURVIVOR_COST as f64;
             if cost < best.map_or(0.67, |(cost, _)| cost) {
                 best = Some((cost, size));
@@ -76,8 +76,8 @@ impl Sketch<f32> {
     }
 }
 
-/// Orthonormal columns, shape (d, size), near the main axes of the rows: four rounds of subspace iteration. Any basis
-/// is right; this one leaves little.
+/// Orthonormal columns, shape (d, size), near the principal axes of the rows: four rounds of subspace iteration. Any
+/// basis gives valid bounds; this one leaves small remainders.
 pub(super) fn principal_basis(rows: &Array2<f32>, size: usize, clock: &mut Clock<'_>) -> Array2<f32> {
     // A fixed linear congruence: the same rows must give the same result.
     let mut state = 1u32;
@@ -89,7 +89,7 @@ pub(super) fn principal_basis(rows: &Array2<f32>, size: usize, clock: &mut Clock
         if round > 0 {
             basis = rows.t().dot(&rows.dot(&basis));
         }
-        // Gram–Schmidt, twice over, in f64.
+        // Gram–Schmidt, applied twice, in f64.
         let mut done: Vec<Vec<f64>> = Vec::with_capacity(size);
         for mut column in basis.columns_mut() {
             clock.tick("comparing", 0, 1);
@@ -102,7 +102,7 @@ pub(super) fn principal_basis(rows: &Array2<f32>, size: usize, clock: &mut Clock
                 }
             }
             let norm = dot(&vector, &vector).sqrt();
-            // The rows span no more axes than this: an empty column adds nothing to any bound.
+            // The rows span no further axis: an empty column adds nothing to any bound.
             let factor = if norm > 1e-5 * scale { 1.0 / norm } else { 0.0 };
             vector.iter_mut().for_each(|v| *v *= factor);
             column.iter_mut().zip(&vector).for_each(|(c, v)| *c = *v as f32);
@@ -116,7 +116,7 @@ pub(super) fn principal_basis(rows: &Array2<f32>, size: usize, clock: &mut Clock
 pub(super) fn sketch(vectors: ArrayView2<'_, f32>, basis: &Array2<f32>, clock: &mut Clock<'_>) -> Array2<f32> {
     let (n, size) = (vectors.nrows(), basis.ncols());
     let columns: Vec<Vec<f32>> = basis.columns().into_iter().map(|column| column.to_vec()).collect();
-    // How far the columns are from orthonormal (empty ones aside): the Frobenius norm of QᵀQ - I.
+    // How far the columns are from orthonormal (apart from empty ones): the Frobenius norm of QᵀQ - I.
     let mut skew = 0.0;
     for (i, a) in columns.iter().enumerate() {
         for (j, b) in columns.iter().enumerate() {
@@ -157,7 +157,7 @@ impl Plan<f32> for Sketch<f32> {
 }
 
 impl Plan<f64> for Sketch<f64> {
-    /// Where f32 is too coarse, no bound tells pairs apart.
+    /// If f32 is too coarse, no bound separates pairs.
     fn plan_for(_: ArrayView2<'_, f64>, _: usize, _: f64, _: &mut Clock<'_>) -> Option<Self> {
         None
     }

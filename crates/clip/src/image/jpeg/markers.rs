@@ -58,6 +58,10 @@ impl Frame {
         self.components.iter().map(|component| self.blocks_of(*component)).sum()
     }
 
+    pub fn is_progressive(&self) -> bool {
+        matches!(self.marker, 0xC2 | 0xC6 | 0xCA | 0xCE)
+    }
+
     /// Made without a DCT (ITU-T T.81, process 14).
     pub fn is_lossless(&self) -> bool {
         matches!(self.marker, 0xC3 | 0xC7 | 0xCB | 0xCF)
@@ -78,23 +82,40 @@ pub(crate) fn frame(bytes: &[u8]) -> Option<Frame> {
     Some(Frame { marker, height: number(1)?, width: number(3)?, components })
 }
 
+/// A sort of JPEG that the decoder doesn't know, by name.
+pub(crate) fn unsupported_process(bytes: &[u8]) -> Option<&'static str> {
+    segments(bytes).find_map(|(marker, _)| match marker {
+        0xF7 => Some("JPEG-LS"),
+        0xC3 | 0xC7 | 0xCB | 0xCF => Some("lossless JPEG"),
+        0xC5 | 0xC6 | 0xCD | 0xCE | 0xDE => Some("hierarchical JPEG"),
+        _ => None,
+    })
+}
+
 /// What the scans of a file cover.
 #[derive(Debug)]
 pub(crate) struct Scans {
     /// Every component has a scan.
     pub complete: bool,
+    /// The last one has no pixels of its own: it is of details (from the second coefficient on), or of their last bits.
+    pub last_refines: bool,
 }
 
 /// Walks the scans of a file and refuses those that pass over the picture too often: 70 kB of scans that say next to
 /// nothing kept a processor busy for 47 seconds.
 pub(crate) fn check_scans(bytes: &[u8], limits: &Limits) -> Result<Scans> {
-    let Some(frame) = frame(bytes) else { return Ok(Scans { complete: true }) };
+    let Some(frame) = frame(bytes) else { return Ok(Scans { complete: true, last_refines: false }) };
     let (mut at, mut scans, mut blocks, mut seen) = (2, 0, 0u64, Vec::new());
+    let mut last_refines = false;
     while let Some((marker, payload, next)) = segment(bytes, at) {
         at = next;
         if marker == 0xDA {
             scans += 1;
             let count = usize::from(payload.first().copied().unwrap_or(0));
+            // Of a progressive file: the first coefficient, the last one, and how many bits were there before.
+            let spectrum = payload.get(1 + 2 * count..);
+            last_refines = frame.is_progressive()
+                && spectrum.is_some_and(|spectrum| matches!(spectrum, [first, _, bits] if *first > 0 || bits >> 4 > 0));
             for chosen in payload.get(1..1 + 2 * count).unwrap_or_default().as_chunks::<2>().0 {
                 if let Some(component) = frame.components.iter().find(|c| c.0 == chosen[0]) {
                     blocks += frame.blocks_of(*component);
@@ -114,7 +135,7 @@ pub(crate) fn check_scans(bytes: &[u8], limits: &Limits) -> Result<Scans> {
         }
         at = next_marker(bytes, at, limits)?;
     }
-    Ok(Scans { complete: seen.len() == frame.components.len() })
+    Ok(Scans { complete: seen.len() == frame.components.len(), last_refines })
 }
 
 /// Where the next marker begins that is no part of picture data.

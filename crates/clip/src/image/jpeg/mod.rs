@@ -6,6 +6,7 @@
 
 mod markers;
 
+use std::borrow::Cow;
 use std::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
 use std::ptr::NonNull;
 
@@ -14,12 +15,14 @@ use image::metadata::Orientation;
 use turbojpeg_sys as tj;
 
 use crate::error::{Error, Kind, Result};
+use crate::image::exif::{self, Taken};
 use crate::image::limits::{Limits, bytes_of};
 use crate::image::picture::{Format, Picture, Short, truncated};
+use crate::image::profile::{self, Profile};
 use crate::image::{orientation, pixels};
 use crate::memory;
 
-use markers::{check_scans, frame, segments};
+use markers::{check_scans, frame, segments, unsupported_process};
 
 mod sys {
     use super::{c_char, c_int, c_long, c_uint, c_ulong, c_void};
@@ -46,6 +49,7 @@ mod sys {
     pub const MEMORY: c_int = 3;
 
     /// `J_COLOR_SPACE`.
+    pub const UNKNOWN: c_int = 0;
     pub const GRAYSCALE: c_int = 1;
     pub const RGB: c_int = 2;
     pub const YCBCR: c_int = 3;
@@ -154,7 +158,10 @@ impl<'a> Jpeg<'a> {
         let status =
             unsafe { sys::clip_jpeg_open(handle.0.as_ptr(), bytes.as_ptr(), bytes.len() as c_ulong, &raw mut header) };
         if status != 0 {
-            return Err(failed(status));
+            return Err(match unsupported_process(bytes) {
+                Some(process) => Format::Jpeg.unsupported(format!("It is {process}.")),
+                None => failed(status),
+            });
         }
         if header.precision != 8 {
             return Err(Error::new(
@@ -193,14 +200,44 @@ impl<'a> Jpeg<'a> {
         frame(self.bytes).is_none_or(|frame| frame.is_lossless())
     }
 
+    /// The content of the first application segment (APP1) that begins with this.
+    fn application(&self, prefix: &'static [u8]) -> Option<&'a [u8]> {
+        segments(self.bytes).find_map(|(marker, payload)| (marker == 0xE1).then(|| payload.strip_prefix(prefix))?)
+    }
+
     /// The orientation that the file states, in EXIF or XMP.
     pub fn orientation(&self) -> Orientation {
-        let application = |prefix: &'static [u8]| {
-            segments(self.bytes).find_map(|(marker, payload)| (marker == 0xE1).then(|| payload.strip_prefix(prefix))?)
-        };
-        let exif = application(b"Exif\0\0").and_then(orientation::in_exif);
-        exif.or_else(|| application(b"http://ns.adobe.com/xap/1.0/\0").and_then(orientation::in_xmp))
+        let exif = self.application(b"Exif\0\0").and_then(orientation::in_exif);
+        exif.or_else(|| self.application(b"http://ns.adobe.com/xap/1.0/\0").and_then(orientation::in_xmp))
             .unwrap_or(Orientation::NoTransforms)
+    }
+
+    /// When the picture was taken, in EXIF.
+    pub fn taken(&self) -> Option<Taken> {
+        self.application(b"Exif\0\0").and_then(exif::taken)
+    }
+
+    /// The colour profile that the file states, which may be in several segments (ICC.1, B.4).
+    pub fn profile(&self) -> Option<Profile<'a>> {
+        let mut parts =
+            segments(self.bytes).filter_map(|(marker, payload)| match payload.strip_prefix(b"ICC_PROFILE\0")? {
+                [number, count, part @ ..] if marker == 0xE2 => Some((*number, *count, part)),
+                _ => None,
+            });
+        let (1, count, first) = parts.next()? else { return None };
+        if count == 1 {
+            return Some(Profile::Icc(Cow::Borrowed(first)));
+        }
+        let mut profile = first.to_vec();
+        for wanted in 2..=count {
+            // In their order, as every writer stores them.
+            let (_, _, part) = parts.next().filter(|(number, ..)| *number == wanted)?;
+            profile.extend_from_slice(part);
+            if profile.len() > profile::LARGEST {
+                return None;
+            }
+        }
+        Some(Profile::Icc(Cow::Owned(profile)))
     }
 
     /// Whether an end marker follows the start of the picture data, in which the marker itself cannot occur.
@@ -248,8 +285,9 @@ impl<'a> Jpeg<'a> {
                 rows.read(row)?;
             }
         }
-        let short = rows.finish(scans.is_none_or(|scans| scans.complete))?;
-        Ok(Picture { rgb, size, shrink, orientation, short })
+        let (complete, refines) = scans.map_or((true, false), |scans| (scans.complete, scans.last_refines));
+        let short = rows.finish(complete, refines)?;
+        Ok(Picture { rgb, size, shrink, orientation, short, profile: None })
     }
 
     /// Rows of samples in the colours given, for a part of a TIFF.
@@ -264,6 +302,7 @@ impl<'a> Jpeg<'a> {
             Colors::Rgb => (sys::RGB, sys::RGB),
             Colors::YcbcrToRgb => (sys::YCBCR, sys::RGB),
             Colors::Cmyk => (sys::CMYK, sys::CMYK),
+            Colors::Stored => (0, sys::UNKNOWN),
         };
         self.start(stored, out, 1)
     }
@@ -311,6 +350,8 @@ pub(crate) enum Colors {
     Rgb,
     YcbcrToRgb,
     Cmyk,
+    /// As many samples as there are, which mean nothing to the decoder.
+    Stored,
 }
 
 /// A JPEG whose rows are being decoded.
@@ -339,8 +380,9 @@ impl Rows<'_> {
         }
     }
 
-    /// What of the decoded picture the file lacks.
-    fn finish(self, all_components: bool) -> Result<Short> {
+    /// What of the decoded picture the file lacks. `refines`: its last scan has but details, or the last bits of what
+    /// earlier ones had.
+    fn finish(self, all_components: bool, refines: bool) -> Result<Short> {
         let handle = self.jpeg.handle.0.as_ptr();
         let (mut is_short, mut rows, mut complete) = (0, 0, 0);
         // SAFETY: the handle is live, and the decoder was started.
@@ -358,12 +400,20 @@ impl Rows<'_> {
         }
         // The row of blocks in which the data end has some pixels. Of a small picture that is too large a part to lack.
         let (height, unit) = (self.jpeg.height, frame(self.jpeg.bytes).map_or(8, |frame| frame.row_height()));
+        let missing = height.saturating_sub((rows + 1).saturating_mul(unit));
+        if complete && refines {
+            return Ok(Short::Rows(missing.div_ceil(DETAIL)));
+        }
         if !complete || unit > height / 10 {
             return Ok(Short::Everything);
         }
-        Ok(Short::Rows(height.saturating_sub((rows + 1).saturating_mul(unit))))
+        Ok(Short::Rows(missing))
     }
 }
+
+/// A row that only a progressive file's last scan lacks has all its pixels, and a little less detail. So many of them count
+/// as one that is missing.
+const DETAIL: u32 = 16;
 
 /// Encodes with the quality given, 1 to 100, and full chroma resolution.
 pub(crate) fn encode(rgb: &RgbImage, quality: c_int) -> Result<Vec<u8>> {

@@ -2,9 +2,12 @@
 
 use std::io::{self, BufRead, Read};
 
+use ruzstd::decoding::errors::FrameDecoderError;
+use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
+
 use crate::error::{Error, Result};
 use crate::image::jpeg::{Colors, Jpeg, Rows};
-use crate::image::limits::{Limits, Watched};
+use crate::image::limits::{Limits, Watched, read_buffered};
 use crate::image::picture::Format;
 
 pub(crate) const NONE: u64 = 1;
@@ -16,6 +19,7 @@ pub(crate) const JPEG: u64 = 7;
 pub(crate) const DEFLATE: u64 = 8;
 pub(crate) const OLD_DEFLATE: u64 = 32946;
 pub(crate) const PACKBITS: u64 = 32773;
+pub(crate) const ZSTD: u64 = 50000;
 
 /// What a stream takes at most: an inflater's window and state, or an LZW dictionary and its buffer.
 pub(crate) const STREAM_BYTES: u64 = 256 << 10;
@@ -30,6 +34,8 @@ pub(crate) struct Sort<'a> {
     /// Tables that the parts of a picture share, for JPEG.
     pub tables: Option<&'a [u8]>,
     pub colors: Colors,
+    /// How far Zstandard's data may look back, in bytes.
+    pub window: u64,
 }
 
 /// Opens a strip or tile.
@@ -45,10 +51,23 @@ pub(crate) fn open<'a>(sort: &Sort<'a>, bytes: &'a [u8], limits: &'a Limits) -> 
             Box::new(Stream(Lzw { input, decoder }))
         }
         DEFLATE | OLD_DEFLATE => Box::new(Stream(flate2::bufread::ZlibDecoder::new(input))),
+        ZSTD => {
+            let decoder = StreamingDecoder::new_with_max_window_size(input, sort.window);
+            Box::new(Stream(Zstd(decoder.map_err(|error| match error {
+                FrameDecoderError::WindowSizeTooBig { requested, .. } => {
+                    Format::Tiff.unsupported(format!("Its Zstandard data look back over {requested} bytes."))
+                }
+                error => Format::Tiff.broken(format!("The decoder says: {error}.")),
+            })?)))
+        }
         PACKBITS => Box::new(Stream(PackBits { input, literal: 0, repeated: None })),
         FAX4 | FAX3 => Box::new(Fax::new(sort, input)?),
         JPEG => Box::new(Jpeg::open_with(bytes, sort.tables, limits)?.rows(sort.colors)?),
-        OLD_JPEG => return Err(Format::Tiff.unsupported("Its JPEG data are of the form before TIFF technical note 2.")),
+        OLD_JPEG => {
+            return Err(Format::Tiff.unsupported(
+                "Its JPEG data are of the form before TIFF technical note 2, and in more than one piece.",
+            ));
+        }
         other => return Err(Format::Tiff.unsupported(format!("Its compression is {other}."))),
     })
 }
@@ -101,11 +120,22 @@ impl BufRead for Input<'_> {
 
 impl Read for Input<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let piece = self.fill_buf()?;
-        let count = piece.len().min(buffer.len());
-        buffer[..count].copy_from_slice(&piece[..count]);
-        self.consume(count);
-        Ok(count)
+        read_buffered(self, buffer)
+    }
+}
+
+/// Zstandard. Its decoder tells the end of the data as any other fault.
+struct Zstd<'a>(StreamingDecoder<Input<'a>, FrameDecoder>);
+
+impl Read for Zstd<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let result = self.0.read(buffer);
+        match result {
+            Err(_) if self.0.get_mut().fill_buf().is_ok_and(<[u8]>::is_empty) => {
+                Err(io::ErrorKind::UnexpectedEof.into())
+            }
+            result => result,
+        }
     }
 }
 

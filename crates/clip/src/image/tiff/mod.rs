@@ -7,15 +7,17 @@ mod compression;
 pub(crate) mod directory;
 mod samples;
 
+use std::borrow::Cow;
 use std::io;
 
 use image::metadata::Orientation;
 
 use crate::error::{Error, Kind, Result};
-use crate::image::jpeg::Colors;
+use crate::image::jpeg::{Colors, Jpeg};
 use crate::image::limits::{Limits, no_pixels};
 use crate::image::picture::{Format, Header, Picture, Short};
-use crate::image::{orientation, pixels};
+use crate::image::profile::Profile;
+use crate::image::{exif, orientation, pixels};
 use crate::memory::{self, Reserve};
 
 use compression::{Sort, Source};
@@ -45,9 +47,12 @@ mod tag {
     pub const EXTRA_SAMPLES: u16 = 338;
     pub const SAMPLE_FORMAT: u16 = 339;
     pub const JPEG_TABLES: u16 = 347;
+    pub const JPEG: u16 = 513;
+    pub const JPEG_LENGTH: u16 = 514;
     pub const COEFFICIENTS: u16 = 529;
     pub const SUBSAMPLING: u16 = 530;
     pub const XMP: u16 = 700;
+    pub const PROFILE: u16 = 34675;
 }
 
 /// More samples a pixel are measurements, not a picture.
@@ -146,7 +151,9 @@ impl<'a> Layout<'a> {
             tiled,
             offsets: offsets.ok_or_else(|| broken("It has no strips or tiles."))?,
             lengths,
-            subsampling: if matches!(photometric, Photometric::Ycbcr { .. }) && compression != compression::JPEG {
+            subsampling: if matches!(photometric, Photometric::Ycbcr { .. })
+                && !matches!(compression, compression::JPEG | compression::OLD_JPEG)
+            {
                 (subsampled(0), subsampled(1))
             } else {
                 (1, 1)
@@ -213,6 +220,13 @@ impl<'a> Layout<'a> {
         (down, width.div_ceil(u64::from(across)) * u64::from(across * down + 2))
     }
 
+    /// How far Zstandard's data may look back: a part's bytes, at most the 8 MB that every decoder must offer for ordinary
+    /// levels (RFC 8878, 3.1.1.1.2), or the whole of a larger part that was compressed at once.
+    fn window(&self) -> u64 {
+        let (rows, unit) = self.unit();
+        u64::from(self.part.1.div_ceil(rows)).saturating_mul(unit).clamp(1 << 10, 128 << 20).max(8 << 20)
+    }
+
     /// Planes that are decoded: of the colours, and of the opacity, which comes next.
     fn planes(&self) -> usize {
         let colors = self.photometric.samples() + usize::from(self.alpha != Alpha::None);
@@ -225,9 +239,14 @@ impl<'a> Layout<'a> {
         let planes = self.planes() as u64;
         // A unit as it is stored (twice with the predictor of floats), and the same of all planes, unpacked.
         let copies = if self.predictor == 3 { 2 } else { 1 };
+        let stream = match self.compression {
+            // What was decoded last, in a buffer that is copied as it grows.
+            compression::ZSTD => compression::STREAM_BYTES + 3 * self.window(),
+            _ => compression::STREAM_BYTES,
+        };
         let unpacked = if matches!(self.photometric, Photometric::Palette(_)) { 2 } else { 1 };
         let row = u64::from(self.part.0) * self.samples as u64 * unpacked * u64::from(rows);
-        copies * unit + planes * compression::STREAM_BYTES + row + (1 << 20)
+        copies * unit + planes * stream + row + (1 << 20)
     }
 }
 
@@ -239,6 +258,13 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
     limits.check_pixels(layout.size)?;
     let size = layout.size;
     let orientation = stated_orientation(&page);
+    if let Some(jpeg) = old_jpeg(&page, &layout) {
+        let jpeg = Jpeg::open(jpeg, limits)?;
+        if (jpeg.width, jpeg.height) != size {
+            return Err(Format::Tiff.broken("Its JPEG data have another size."));
+        }
+        return jpeg.decode(1, orientation);
+    }
     // Tiles may be far larger than the picture, and are decoded to their full width.
     let columns = size.0.div_ceil(layout.part.0);
     let decoded = u64::from(columns) * u64::from(layout.part.0);
@@ -270,7 +296,7 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
         // Rows of the last part that has any are whole.
         rows => Short::Rows(rows),
     };
-    Ok(Picture { rgb, size, shrink: 1, orientation, short })
+    Ok(Picture { rgb, size, shrink: 1, orientation, short, profile: None })
 }
 
 /// Decodes strips and tiles.
@@ -295,11 +321,13 @@ impl<'a> Parts<'a> {
             return Err(Format::Tiff.unsupported("Its fax data are of group 3 in two dimensions."));
         }
         let is_jpeg = layout.compression == compression::JPEG;
-        let colors = match layout.photometric {
-            _ if layout.interleaved() == 1 => Colors::Grey,
-            Photometric::Ycbcr { .. } => Colors::YcbcrToRgb,
-            Photometric::Cmyk => Colors::Cmyk,
-            _ => Colors::Rgb,
+        let colors = match (layout.interleaved(), layout.photometric) {
+            (1, _) => Colors::Grey,
+            (3, Photometric::Ycbcr { .. }) => Colors::YcbcrToRgb,
+            (3, _) => Colors::Rgb,
+            // Also colours with opacity: four components come out as they are stored.
+            (4, _) => Colors::Cmyk,
+            _ => Colors::Stored,
         };
         let tables = page.bytes(tag::JPEG_TABLES);
         let reversed = page.get(tag::FILL_ORDER) == Some(2) && !is_jpeg;
@@ -310,11 +338,12 @@ impl<'a> Parts<'a> {
             height: layout.part.1,
             tables,
             colors,
+            window: layout.window(),
         };
         let (rows, unit) = layout.unit();
         // Converted to RGB by the JPEG decoder.
         let photometric = match layout.photometric {
-            Photometric::Ycbcr { .. } if is_jpeg && !layout.planar => Photometric::Rgb,
+            Photometric::Ycbcr { .. } if is_jpeg && layout.interleaved() == 3 => Photometric::Rgb,
             other => other,
         };
         let converter = Converter::new(photometric, layout.bits, layout.float, layout.alpha, layout.samples, page)?;
@@ -412,10 +441,29 @@ impl<'a> Parts<'a> {
     }
 }
 
+/// A picture that is one JPEG file within the TIFF, as it was stored before technical note 2 of TIFF 6 (section 22).
+fn old_jpeg<'a>(page: &Directory<'a>, layout: &Layout) -> Option<&'a [u8]> {
+    if layout.compression != compression::OLD_JPEG {
+        return None;
+    }
+    let place = |tag| page.get(tag).and_then(|value| usize::try_from(value).ok());
+    let from = place(tag::JPEG)?;
+    let (strip, bytes) = (usize::try_from(layout.offsets.get(0)?).ok()?, page.file.bytes);
+    // The strips are in it: what stands before their data is its header. Lengths are often wrong.
+    let end = from.checked_add(place(tag::JPEG_LENGTH)?)?.min(bytes.len());
+    let is_inside = (from..end).contains(&strip) && (strip == from || strip - from > 20);
+    bytes.get(from..end).filter(|jpeg| is_inside && jpeg.starts_with(b"\xFF\xD8"))
+}
+
 /// The orientation that the page states, in its own tag or in XMP.
 fn stated_orientation(page: &Directory) -> Orientation {
     let tag = page.get(tag::ORIENTATION).and_then(|value| Orientation::from_exif(u8::try_from(value).ok()?));
     tag.or_else(|| page.bytes(tag::XMP).and_then(orientation::in_xmp)).unwrap_or(Orientation::NoTransforms)
+}
+
+/// The colour profile that the first page states.
+pub(crate) fn profile(bytes: &[u8]) -> Option<Profile<'_>> {
+    Some(Profile::Icc(Cow::Borrowed(File::new(bytes).first().ok()?.bytes(tag::PROFILE)?)))
 }
 
 /// What the first page says.
@@ -431,5 +479,6 @@ pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
         bits: layout.bits as u8,
         orientation: stated_orientation(&page),
         frames,
+        taken: exif::taken_below(&page),
     })
 }

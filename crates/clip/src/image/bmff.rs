@@ -1,0 +1,61 @@
+//! Boxes of ISO base media files, as far as they are looked at beside a library: read in place, whatever length they claim.
+
+/// The boxes in a stretch of bytes: name and content, as far as the bytes go.
+pub(crate) fn boxes(bytes: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8])> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let rest = bytes.get(at..)?;
+        let header = rest.first_chunk::<8>()?;
+        let name = [header[4], header[5], header[6], header[7]];
+        let (length, start) = match u32::from_be_bytes([header[0], header[1], header[2], header[3]]) {
+            0 => (rest.len() as u64, 8),
+            1 => (u64::from_be_bytes(*rest.get(8..)?.first_chunk()?), 16),
+            length => (u64::from(length), 8),
+        };
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        if length < start {
+            return None;
+        }
+        at += length.min(rest.len());
+        Some((name, &rest[start..length.min(rest.len())]))
+    })
+}
+
+/// The content of the first box of a name.
+pub(crate) fn find(bytes: &[u8], name: [u8; 4]) -> Option<&[u8]> {
+    boxes(bytes).find(|(found, _)| *found == name).map(|(_, content)| content)
+}
+
+/// The length of the longest box of a name.
+pub(crate) fn longest(bytes: &[u8], name: [u8; 4]) -> usize {
+    boxes(bytes).filter(|(found, _)| *found == name).map(|(_, content)| content.len()).max().unwrap_or(0)
+}
+
+/// Pictures of a sequence: the samples of the first track that has any.
+pub(crate) fn sequence_frames(bytes: &[u8]) -> Option<u32> {
+    let movie = find(bytes, *b"moov")?;
+    boxes(movie).filter(|(name, _)| name == b"trak").find_map(|(_, track)| {
+        let table = [*b"mdia", *b"minf", *b"stbl"].into_iter().try_fold(track, find)?;
+        // Version and flags, the size that all samples have, and their number.
+        Some(u32::from_be_bytes(*find(table, *b"stsz")?.get(8..)?.first_chunk()?))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boxes_end_with_the_bytes() {
+        let mut bytes = b"\0\0\0\x0cftypabcd".to_vec();
+        bytes.extend(b"\0\0\0\x01meta\0\0\0\0\0\0\0\x12xy");
+        bytes.extend(b"\0\0\0\0mdatrest");
+        let all: Vec<_> = boxes(&bytes).collect();
+        assert_eq!(all, [(*b"ftyp", b"abcd".as_slice()), (*b"meta", b"xy"), (*b"mdat", b"rest")]);
+        // Lengths that are too short or too long.
+        assert_eq!(boxes(b"\0\0\0\x07ftyp").count(), 0);
+        assert_eq!(boxes(b"\0\0\0\x01ftyp\0\0\0\0\0\0\0\x08").count(), 0);
+        assert_eq!(boxes(b"\xff\xff\xff\xffftypab").collect::<Vec<_>>(), [(*b"ftyp", b"ab".as_slice())]);
+        assert_eq!(boxes(b"\0\0\0\x01ftyp\xff\xff\xff\xff\xff\xff\xff\xff").collect::<Vec<_>>().len(), 1);
+    }
+}

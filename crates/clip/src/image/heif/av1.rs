@@ -1,0 +1,242 @@
+//! AV1 by rav1d, dav1d in Rust, on one thread of its own and without assembler.
+//!
+//! A fault in it would end the process: its functions are C's, which a panic can't leave. So it runs on a thread that stops
+//! at a panic for good ([`aside_at_risk`]).
+
+use heifer_isobmff::ItemId;
+use heifer_isobmff::boxes::{ColorInfo, Property};
+use re_rav1d::dav1d::{self, Picture, PixelLayout, PlanarImageComponent, Plane, pixel};
+
+use crate::error::{Error, Kind, Result};
+use crate::image::aside::aside_at_risk;
+use crate::image::heif::yuv::Colours;
+use crate::image::heif::{Coded, Container};
+use crate::image::limits::{Limits, bytes_of};
+use crate::image::picture::Format;
+use crate::memory::Reserve;
+
+/// Bytes that the decoder takes for each pixel of a coded picture: planes of up to 16 bits without subsampling, twice
+/// where film grain is put on a copy, and its notes on blocks.
+pub(super) const CODED: u64 = 16;
+
+/// Frames that a still picture may be coded in: AV1 allows four layers.
+const MOST_FRAMES: usize = 4;
+
+/// Decodes one coded picture, as it is stored. `beside` is what the decoder may take.
+pub(super) fn decode(container: &Container, id: ItemId, beside: u64, limits: &Limits) -> Result<Box<dyn Coded>> {
+    let format = container.format;
+    let size = container.size(id)?;
+    let data = container.file.item_data(id).map_err(|e| container.fail(e))?;
+    let frames = frames(&data).ok_or_else(|| format.broken("Its AV1 data are not made of units."))?;
+    if frames > MOST_FRAMES {
+        return Err(format.unsupported(format!("Its picture is coded in {frames} frames.")));
+    }
+    let stated = container.properties(id)?.find_map(|property| match property {
+        Property::Color(ColorInfo::Nclx { primaries, matrix, full_range, .. }) => {
+            Some((*matrix, *primaries, *full_range))
+        }
+        _ => None,
+    });
+    let gave_up = move || format.broken("The decoder gave up on it.");
+    let picture = aside_at_risk(&data, limits, gave_up, move |data, _| {
+        let reserve = Reserve::new(usize::try_from(beside).map_err(|_| Error::out_of_memory(usize::MAX))?)?;
+        let picture = picture(data, size, format)?;
+        reserve.finish()?;
+        Ok(picture)
+    })?;
+    if picture.width() < size.0 || picture.height() < size.1 {
+        return Err(format.broken("Its coded picture is smaller than it says."));
+    }
+    Ok(Box::new(Frame::new(picture, size, stated, format)?))
+}
+
+/// Frames in a sequence of OBUs (AV1, 5.3), without those that are shown again. None if a unit has no length.
+fn frames(data: &[u8]) -> Option<usize> {
+    let (mut at, mut frames) = (0, 0);
+    while at < data.len() {
+        let header = data[at];
+        at += 1 + usize::from(header & 4 != 0);
+        let length = if header & 2 == 0 {
+            // The last one may reach to the end.
+            data.len().checked_sub(at)?
+        } else {
+            let mut length = 0usize;
+            for shift in (0..56).step_by(7) {
+                let byte = *data.get(at)?;
+                at += 1;
+                length |= usize::from(byte & 0x7F) << shift;
+                if byte & 0x80 == 0 {
+                    break;
+                }
+            }
+            length
+        };
+        // A frame, or its header alone.
+        frames += usize::from(matches!(header >> 3 & 15, 3 | 6));
+        at = at.checked_add(length)?;
+    }
+    Some(frames)
+}
+
+fn picture(data: &[u8], size: (u32, u32), format: Format) -> Result<Picture> {
+    let fail = |error: dav1d::Error| match error {
+        dav1d::Error::NotEnoughMemory => Error::out_of_memory(bytes_of(size, CODED) as usize),
+        dav1d::Error::UnsupportedBitstream => format.unsupported("The decoder doesn't know its sort of AV1."),
+        error => format.broken(format!("The decoder says: {error}.")),
+    };
+    let mut settings = dav1d::Settings::new();
+    settings.set_n_threads(1);
+    settings.set_max_frame_delay(1);
+    // Frames may be larger than the picture by the block that they are filled up to.
+    let side = |side: u32| u64::from(side) + 64;
+    settings.set_frame_size_limit(u32::try_from(side(size.0) * side(size.1)).unwrap_or(u32::MAX));
+    let mut decoder = dav1d::Decoder::with_settings(&settings).map_err(fail)?;
+    let mut copy = crate::memory::with_capacity(data.len())?;
+    copy.extend_from_slice(data);
+    let mut result = decoder.send_data(copy, None, None, None);
+    for _ in 0..=MOST_FRAMES {
+        match result {
+            Ok(()) | Err(dav1d::Error::Again) => {}
+            Err(error) => return Err(fail(error)),
+        }
+        match decoder.get_picture() {
+            Ok(picture) => return Ok(picture),
+            Err(dav1d::Error::Again) => result = decoder.send_pending_data(),
+            Err(error) => return Err(fail(error)),
+        }
+    }
+    Err(Error::new(Kind::InvalidInput, format!("{} image is broken", format.name())).detail("It has no picture."))
+}
+
+/// A decoded picture.
+struct Frame {
+    size: (u32, u32),
+    luma: Samples,
+    chroma: Option<Chroma>,
+    colours: Colours,
+}
+
+struct Chroma {
+    u: Samples,
+    v: Samples,
+    /// Chroma has half the columns, half the rows.
+    halved: (bool, bool),
+    columns: usize,
+    rows: usize,
+}
+
+/// A plane of samples of 8 or more bits.
+struct Samples {
+    plane: Plane,
+    stride: usize,
+    wide: bool,
+}
+
+impl Samples {
+    fn new(picture: &Picture, component: PlanarImageComponent) -> Self {
+        Self {
+            plane: picture.plane(component),
+            stride: picture.stride(component) as usize,
+            wide: picture.bit_depth() > 8,
+        }
+    }
+
+    /// A row's samples from a column on. Nothing beyond the plane's end.
+    fn row(&self, y: usize, from: usize) -> impl Iterator<Item = u16> {
+        let bytes = self.plane.get(y.saturating_mul(self.stride)..).unwrap_or_default();
+        let step = if self.wide { 2 } else { 1 };
+        let bytes = bytes.get(from * step..).unwrap_or_default();
+        let wide = self.wide;
+        bytes.chunks_exact(step).map(move |sample| match sample {
+            [low, high] if wide => u16::from_ne_bytes([*low, *high]),
+            [sample, ..] => u16::from(*sample),
+            [] => 0,
+        })
+    }
+}
+
+impl Frame {
+    /// `stated`: the container's matrix, primaries and range, which come before the stream's own.
+    fn new(picture: Picture, size: (u32, u32), stated: Option<(u16, u16, bool)>, format: Format) -> Result<Self> {
+        let bits = picture.bits_per_component().map_or(8, |bits| bits.0 as u32);
+        let is_grey = picture.pixel_layout() == PixelLayout::I400;
+        let own = || {
+            use pixel::MatrixCoefficients as M;
+            let matrix = match picture.matrix_coefficients() {
+                M::Identity => 0,
+                M::BT709 => 1,
+                M::Unspecified => 2,
+                M::BT470M => 4,
+                M::BT470BG | M::ST170M => 6,
+                M::ST240M => 7,
+                M::YCgCo => 8,
+                M::BT2020NonConstantLuminance => 9,
+                _ => u16::MAX,
+            };
+            (matrix, 2, picture.color_range() == pixel::YUVRange::Full)
+        };
+        let (matrix, primaries, full_range) = stated.unwrap_or_else(own);
+        // Of grey, no matrix matters.
+        let matrix = if is_grey { 2 } else { matrix };
+        let colours = Colours::new(matrix, primaries, full_range, bits)
+            .ok_or_else(|| format.unsupported(format!("Its colours are coded by matrix {matrix}.")))?;
+        let halved = match picture.pixel_layout() {
+            PixelLayout::I420 => (true, true),
+            PixelLayout::I422 => (true, false),
+            PixelLayout::I444 | PixelLayout::I400 => (false, false),
+        };
+        let half = |side: u32, halved: bool| if halved { side.div_ceil(2) } else { side } as usize;
+        let chroma = (!is_grey).then(|| Chroma {
+            u: Samples::new(&picture, PlanarImageComponent::U),
+            v: Samples::new(&picture, PlanarImageComponent::V),
+            halved,
+            columns: half(picture.width(), halved.0),
+            rows: half(picture.height(), halved.1),
+        });
+        let luma = Samples::new(&picture, PlanarImageComponent::Y);
+        Ok(Self { size, luma, chroma, colours })
+    }
+}
+
+impl Chroma {
+    /// The chroma of a luma row: of half the rows, between the two nearest, 3 to 1, as libyuv does.
+    fn row(&self, y: usize) -> Vec<[f32; 2]> {
+        let row = |y: usize| {
+            let (u, v) = (self.u.row(y, 0), self.v.row(y, 0));
+            u.zip(v).take(self.columns).map(|(u, v)| [f32::from(u), f32::from(v)])
+        };
+        if !self.halved.1 {
+            return row(y).collect();
+        }
+        let near = y / 2;
+        let far = if y % 2 == 1 { (near + 1).min(self.rows - 1) } else { near.saturating_sub(1) };
+        row(near).zip(row(far)).map(|(near, far)| blend(near, far)).collect()
+    }
+}
+
+/// Three parts of one and one of the other.
+fn blend(near: [f32; 2], far: [f32; 2]) -> [f32; 2] {
+    [0, 1].map(|plane| near[plane] * 0.75 + far[plane] * 0.25)
+}
+
+impl Coded for Frame {
+    fn size(&self) -> (u32, u32) {
+        self.size
+    }
+
+    fn row(&self, y: usize, from: usize, rgb: &mut [u8]) {
+        let luma = self.luma.row(y, from);
+        let Some(chroma) = &self.chroma else { return self.colours.grey(luma, rgb) };
+        let row = chroma.row(y);
+        let Some(last) = row.len().checked_sub(1) else { return };
+        if !chroma.halved.0 {
+            return self.colours.row(luma, row.into_iter().skip(from), rgb);
+        }
+        let between = (from..from + rgb.len() / 3).map(|x| {
+            let near = (x / 2).min(last);
+            let far = if x % 2 == 1 { (near + 1).min(last) } else { near.saturating_sub(1) };
+            blend(row[near], row[far])
+        });
+        self.colours.row(luma, between, rgb);
+    }
+}

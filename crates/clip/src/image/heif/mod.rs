@@ -1,0 +1,352 @@
+//! HEIC and AVIF: still pictures in an ISO base media file, coded by HEVC or AV1. The primary image is decoded, a grid of
+//! tiles or one coded picture.
+//!
+//! Each codec is a build feature (`heic`, `avif`), since HEVC is covered by patents in some countries. The container is read
+//! by heifer's parser. Grids are put together here, tile by tile, with a look for an interrupt before each.
+
+#[cfg(feature = "avif")]
+mod av1;
+#[cfg(feature = "heic")]
+mod hevc;
+mod transform;
+#[cfg(feature = "avif")]
+mod yuv;
+
+use std::borrow::Cow;
+
+use heifer_isobmff::boxes::{ColorInfo, Property};
+use heifer_isobmff::{HeifFile, ItemId};
+use image::RgbImage;
+use image::metadata::Orientation;
+
+use crate::error::{Error, Kind, Result};
+use crate::image::limits::{Limits, bytes_of, no_pixels};
+use crate::image::orientation::swaps_sides;
+use crate::image::picture::{Format, Header, Picture, Short, truncated};
+use crate::image::pixels::{self, on_white};
+use crate::image::profile::Profile;
+use crate::image::{bmff, exif};
+use crate::memory::Reserve;
+
+use transform::Part;
+
+/// A coded picture that is decoded.
+trait Coded {
+    fn size(&self) -> (u32, u32);
+
+    /// A row as RGB, from a column on.
+    fn row(&self, y: usize, from: usize, rgb: &mut [u8]);
+}
+
+/// How an item's pixels are coded.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Codec {
+    #[cfg(feature = "heic")]
+    Hevc,
+    #[cfg(feature = "avif")]
+    Av1,
+}
+
+impl Codec {
+    fn of(item_type: [u8; 4]) -> Option<Self> {
+        match &item_type {
+            #[cfg(feature = "heic")]
+            b"hvc1" => Some(Self::Hevc),
+            #[cfg(feature = "avif")]
+            b"av01" => Some(Self::Av1),
+            _ => None,
+        }
+    }
+
+    /// Bytes that the decoder takes for each pixel of a coded picture.
+    fn pixel_bytes(self) -> u64 {
+        match self {
+            #[cfg(feature = "heic")]
+            Self::Hevc => hevc::CODED,
+            #[cfg(feature = "avif")]
+            Self::Av1 => av1::CODED,
+        }
+    }
+
+    fn decode(self, container: &Container, id: ItemId, beside: u64, limits: &Limits) -> Result<Box<dyn Coded>> {
+        match self {
+            #[cfg(feature = "heic")]
+            Self::Hevc => hevc::decode(container, id, beside, limits),
+            #[cfg(feature = "avif")]
+            Self::Av1 => av1::decode(container, id, beside, limits),
+        }
+    }
+}
+
+pub(crate) fn decode(format: Format, bytes: &[u8], limits: &Limits) -> Result<Picture> {
+    let reserve = Reserve::new(container_bytes(bytes))?;
+    let container = Container::parse(bytes, format)?;
+    let primary = container.describe()?;
+    let size = primary.part.size;
+    limits.check_pixels(primary.coded)?;
+    let alpha = container.opacity(primary.id)?;
+    let mut taken = 0;
+    for id in [Some(primary.id), alpha].into_iter().flatten() {
+        let (pixels, bytes) = container.largest_coded(id)?;
+        limits.check_pixels((u32::try_from(pixels).unwrap_or(u32::MAX), 1))?;
+        taken = taken.max(bytes);
+    }
+    // The picture, the opacity as another, the largest coded picture, and its data.
+    let beside = taken + 2 * bytes.len() as u64 + (4 << 20);
+    let pictures = bytes_of(size, 3) * if alpha.is_some() || swaps_sides(primary.orientation) { 2 } else { 1 };
+    limits.check_memory(&format!("{} image", format.name()), size, pictures.saturating_add(beside))?;
+    reserve.finish()?;
+
+    let mut rgb = container.paint(primary.id, primary.part, beside, limits)?;
+    if let Some(alpha) = alpha {
+        if container.stored_size(alpha)? != primary.coded {
+            return Err(format.unsupported("Its transparency has another size than its colours."));
+        }
+        let opacity = container.paint(alpha, primary.part, beside, limits)?;
+        let is_associated = container.file.referenced_items(primary.id, b"prem").contains(&alpha);
+        for (value, alpha) in rgb.iter_mut().zip(opacity.iter().step_by(3).flat_map(|alpha| [alpha; 3])) {
+            *value = if is_associated { value.saturating_add(255 - *alpha) } else { on_white(*value, *alpha) };
+        }
+    }
+    Ok(Picture { rgb, size, shrink: 1, orientation: primary.orientation, short: Short::Nothing, profile: None })
+}
+
+/// What the header says.
+pub(crate) fn header(format: Format, bytes: &[u8]) -> Result<Header> {
+    let reserve = Reserve::new(container_bytes(bytes))?;
+    let container = Container::parse(bytes, format)?;
+    let primary = container.describe()?;
+    let taken = container.file.exif(primary.id).ok().flatten().and_then(|block| exif::taken(&block));
+    reserve.finish()?;
+    Ok(Header {
+        size: primary.part.size,
+        channels: primary.channels,
+        bits: primary.bits,
+        orientation: primary.orientation,
+        frames: bmff::sequence_frames(bytes).unwrap_or(1).max(1),
+        taken,
+    })
+}
+
+/// The colour profile that the primary image states: its own comes before code points.
+pub(crate) fn profile(format: Format, bytes: &[u8]) -> Result<Option<Profile<'_>>> {
+    let reserve = Reserve::new(container_bytes(bytes))?;
+    let container = Container::parse(bytes, format)?;
+    let id = container.file.primary_id;
+    let profile = match container.file.icc_profile(id).map_err(|e| container.fail(e))? {
+        Some(icc) => Some(Profile::Icc(Cow::Owned(icc.to_vec()))),
+        None => container.properties(id)?.find_map(|property| match property {
+            Property::Color(ColorInfo::Nclx { primaries, transfer, .. }) => {
+                Some(Profile::Codes { primaries: *primaries, transfer: *transfer })
+            }
+            _ => None,
+        }),
+    };
+    reserve.finish()?;
+    Ok(profile)
+}
+
+/// What reading the container takes: its tables of items, which are in the file.
+fn container_bytes(bytes: &[u8]) -> usize {
+    bytes.len() * 4 + (1 << 20)
+}
+
+/// Tables of items that are read at most. A photo of 200 megapixels in tiles has some 100 kB; the library looks items up one
+/// by one, which nothing can stop, and takes 0.6 s for 25,000 of them (1 MB).
+const LARGEST_TABLES: usize = 1 << 20;
+
+fn failed(bytes: &[u8], format: Format, error: heifer_isobmff::Error) -> Error {
+    use heifer_isobmff::Error as E;
+    match error {
+        E::UnexpectedEof => truncated(format, bytes.len()),
+        E::Unimplemented(what) => format.unsupported(format!("The decoder says: {what}.")),
+        other => format.broken(format!("The decoder says: {other}.")),
+    }
+}
+
+/// A file whose items are known.
+struct Container<'a> {
+    bytes: &'a [u8],
+    file: HeifFile<'a>,
+    format: Format,
+}
+
+/// The primary image.
+struct Primary {
+    id: ItemId,
+    /// As it is stored.
+    coded: (u32, u32),
+    /// What of it is shown.
+    part: Part,
+    orientation: Orientation,
+    channels: u8,
+    bits: u8,
+}
+
+impl<'a> Container<'a> {
+    fn parse(bytes: &'a [u8], format: Format) -> Result<Self> {
+        let tables = [*b"meta", *b"moov"].map(|name| bmff::longest(bytes, name)).into_iter().max().unwrap_or(0);
+        if tables > LARGEST_TABLES {
+            return Err(Error::new(Kind::LimitExceeded, format!("{} image has too many items", format.name()))
+                .detail(format!("Its tables of items have {tables} bytes; {LARGEST_TABLES} are read."))
+                .hint("Store it in another format, or with fewer pictures in it."));
+        }
+        let file = HeifFile::parse(bytes).map_err(|error| failed(bytes, format, error))?;
+        Ok(Self { bytes, file, format })
+    }
+
+    fn fail(&self, error: heifer_isobmff::Error) -> Error {
+        failed(self.bytes, self.format, error)
+    }
+
+    fn item_type(&self, id: ItemId) -> Result<[u8; 4]> {
+        Ok(self.file.item(id).map_err(|e| self.fail(e))?.item_type.0)
+    }
+
+    fn properties(&self, id: ItemId) -> Result<impl Iterator<Item = &Property>> {
+        self.file.item_properties(id).map_err(|e| self.fail(e))
+    }
+
+    /// The size that an item's properties state, or nothing.
+    fn size(&self, id: ItemId) -> Result<(u32, u32)> {
+        Ok(self.file.image_size(id).map_err(|e| self.fail(e))?.unwrap_or((0, 0)))
+    }
+
+    /// The size of an item's picture before anything is cut off or turned.
+    fn stored_size(&self, id: ItemId) -> Result<(u32, u32)> {
+        if self.item_type(id)? != *b"grid" {
+            return self.size(id);
+        }
+        let grid = self.file.grid(id).map_err(|e| self.fail(e))?;
+        Ok((grid.output_width, grid.output_height))
+    }
+
+    /// The primary image's size, orientation and sort.
+    fn describe(&self) -> Result<Primary> {
+        let id = self.file.primary_id;
+        let is_grid = match self.item_type(id)? {
+            kind if Codec::of(kind).is_some() => false,
+            kind if kind == *b"grid" => true,
+            kind if kind == *b"av01" => return Err(self.format.unsupported("It is coded as AVIF.")),
+            kind if kind == *b"hvc1" => return Err(self.format.unsupported("It is coded as HEIC.")),
+            kind => {
+                return Err(self.format.unsupported(format!("Its picture is of type \"{}\".", kind.escape_ascii())));
+            }
+        };
+        let coded = self.stored_size(id)?;
+        if coded.0 == 0 || coded.1 == 0 {
+            return Err(no_pixels(coded.0, coded.1));
+        }
+        let shown = transform::shown(coded, self.properties(id)?);
+        let (part, orientation) = shown.ok_or_else(|| self.format.broken("It shows no part of its coded picture."))?;
+        let first = if is_grid { self.file.referenced_items(id, b"dimg").first().copied() } else { Some(id) };
+        let (bits, colours) = match first {
+            Some(first) => self.depth(first)?,
+            None => (8, 3),
+        };
+        let channels = colours + u8::from(self.opacity(id)?.is_some());
+        Ok(Primary { id, coded, part, orientation, channels, bits })
+    }
+
+    /// Bits of a sample and colours of a pixel, as the codec's own property says.
+    fn depth(&self, id: ItemId) -> Result<(u8, u8)> {
+        let colours = |is_grey| if is_grey { 1 } else { 3 };
+        Ok(self
+            .properties(id)?
+            .find_map(|property| match property {
+                Property::HevcConfig(config) => Some((config.bit_depth_luma, colours(config.chroma_format == 0))),
+                Property::Unknown(name, config) if name.0 == *b"av1C" => {
+                    // High bit depth, twelve bits, monochrome (AV1 in ISOBMFF, 2.3.3).
+                    let flags = *config.get(2)?;
+                    let bits = if flags & 0x40 == 0 { 8 } else { 10 + (flags >> 4 & 2) };
+                    Some((bits, colours(flags & 0x10 != 0)))
+                }
+                _ => None,
+            })
+            .unwrap_or((8, 3)))
+    }
+
+    /// The item that says how opaque another is.
+    fn opacity(&self, id: ItemId) -> Result<Option<ItemId>> {
+        for item in self.file.referencing_items(id, b"auxl") {
+            let is_alpha = |property: &Property| {
+                matches!(property, Property::AuxiliaryType(name)
+                    if name == "urn:mpeg:hevc:2015:auxid:1" || name == "urn:mpeg:mpegB:cicp:systems:auxiliary:alpha")
+            };
+            if self.properties(item)?.any(is_alpha) {
+                return Ok(Some(item));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Items that are coded each by itself, with the place of each in the picture.
+    fn tiles(&self, id: ItemId) -> Result<Vec<(ItemId, u32, u32)>> {
+        if self.item_type(id)? != *b"grid" {
+            return Ok(vec![(id, 0, 0)]);
+        }
+        let grid = self.file.grid(id).map_err(|e| self.fail(e))?;
+        let items = self.file.referenced_items(id, b"dimg");
+        let columns = usize::from(grid.columns).max(1);
+        if items.is_empty() || items.len() != columns * usize::from(grid.rows) {
+            return Err(self.format.broken(format!("It has {} tiles, and a grid for others.", items.len())));
+        }
+        let (width, height) = self.size(items[0])?;
+        let covers = |tile: u32, count: usize, side: u32| u64::from(tile) * count as u64 >= u64::from(side) && tile > 0;
+        if !covers(width, columns, grid.output_width) || !covers(height, usize::from(grid.rows), grid.output_height) {
+            return Err(self.format.broken("Its tiles don't cover its grid."));
+        }
+        let place = |index: usize| {
+            ((index % columns) as u32).checked_mul(width).zip(((index / columns) as u32).checked_mul(height))
+        };
+        let placed = items.iter().enumerate().map(|(index, item)| place(index).map(|(x, y)| (*item, x, y)));
+        placed.collect::<Option<Vec<_>>>().ok_or_else(|| self.format.broken("Its tiles are too large."))
+    }
+
+    fn codec(&self, id: ItemId) -> Result<Codec> {
+        Codec::of(self.item_type(id)?).ok_or_else(|| self.format.unsupported("Its tiles are made of others."))
+    }
+
+    /// Pixels of the largest picture that is decoded by one call, and the bytes that the decoder takes for it.
+    fn largest_coded(&self, id: ItemId) -> Result<(u64, u64)> {
+        let mut most = (0, 0);
+        for (tile, ..) in self.tiles(id)? {
+            let (codec, size) = (self.codec(tile)?, self.size(tile)?);
+            let side = |side: u32| side.checked_next_multiple_of(64).unwrap_or(u32::MAX);
+            let pixels = bytes_of((side(size.0), side(size.1)), 1);
+            most = (pixels.max(most.0), pixels.saturating_mul(codec.pixel_bytes()).max(most.1));
+        }
+        Ok(most)
+    }
+
+    /// Decodes this part of an item.
+    fn paint(&self, id: ItemId, part: Part, beside: u64, limits: &Limits) -> Result<RgbImage> {
+        let mut rgb = pixels::canvas(part.size)?;
+        let (right, bottom) = (part.left + part.size.0, part.top + part.size.1);
+        for (tile, left, top) in self.tiles(id)? {
+            limits.check_interrupt()?;
+            let (width, height) = self.size(tile)?;
+            let is_outside = left >= right
+                || top >= bottom
+                || left.saturating_add(width) <= part.left
+                || top.saturating_add(height) <= part.top;
+            if is_outside {
+                continue;
+            }
+            let coded = self.codec(tile)?.decode(self, tile, beside, limits)?;
+            let (width, height) = coded.size();
+            // What is seen of the tile, in the stored picture.
+            let columns = left.max(part.left)..left.saturating_add(width).min(right);
+            let rows = top.max(part.top)..top.saturating_add(height).min(bottom);
+            for y in rows {
+                if y % 256 == 0 {
+                    limits.check_interrupt()?;
+                }
+                let target = &mut pixels::row_mut(&mut rgb, (y - part.top) as usize)
+                    [(columns.start - part.left) as usize * 3..][..columns.len() * 3];
+                coded.row((y - top) as usize, (columns.start - left) as usize, target);
+            }
+        }
+        Ok(rgb)
+    }
+}

@@ -1,0 +1,165 @@
+//! What of a coded picture is shown, and how it is turned: the properties clap, irot and imir, in the order in which they
+//! stand.
+
+use heifer_isobmff::boxes::Property;
+use image::metadata::Orientation;
+
+use crate::image::orientation::{mirrored, swaps_sides, turned};
+
+/// A part of a stored picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    pub left: u32,
+    pub top: u32,
+    pub size: (u32, u32),
+}
+
+/// The part of a picture of this size that its properties show, and the turn that they state. None where a part is empty,
+/// or no part of the picture.
+pub(super) fn shown<'a>(
+    size: (u32, u32),
+    properties: impl Iterator<Item = &'a Property>,
+) -> Option<(Part, Orientation)> {
+    let mut part = Part { left: 0, top: 0, size };
+    let mut orientation = Orientation::NoTransforms;
+    for property in properties {
+        orientation = match property {
+            // Counted against the clock.
+            Property::Rotation(1) => then(orientation, Orientation::Rotate270),
+            Property::Rotation(2) => then(orientation, Orientation::Rotate180),
+            Property::Rotation(3) => then(orientation, Orientation::Rotate90),
+            Property::Mirror(true) => then(orientation, Orientation::FlipVertical),
+            Property::Mirror(false) => then(orientation, Orientation::FlipHorizontal),
+            Property::CleanAperture { width, height, horiz_offset, vert_offset } => {
+                let upright = turned(part.size, orientation);
+                let across = stretch(upright.0, *width, *horiz_offset)?;
+                let down = stretch(upright.1, *height, *vert_offset)?;
+                part = within(part, orientation, across, down);
+                orientation
+            }
+            _ => orientation,
+        };
+    }
+    Some((part, orientation))
+}
+
+/// Where a clean aperture begins on a side and how long it is there: `length` around the middle, which `offset` moves
+/// (ISO/IEC 14496-12, 12.1.4). Rounded as libheif does, and cut off at the picture's ends.
+fn stretch(side: u32, length: (u32, u32), offset: (i32, u32)) -> Option<(u32, u32)> {
+    let (numerator, denominator) = (i128::from(length.0), i128::from(length.1));
+    let (offset, parts) = (i128::from(offset.0), i128::from(offset.1));
+    if numerator == 0 || denominator == 0 || parts == 0 {
+        return None;
+    }
+    // The first pixel's place, offset + (side − length) / 2, over this divisor.
+    let divisor = 2 * parts * denominator;
+    let first = 2 * offset * denominator + (i128::from(side) * denominator - numerator) * parts;
+    // The last pixel's, to the nearest.
+    let last = first + (numerator - denominator) * 2 * parts;
+    let (from, to) = (first.div_euclid(divisor), (2 * last + divisor).div_euclid(2 * divisor));
+    let (from, to) = (from.max(0), to.min(i128::from(side) - 1));
+    (from <= to).then_some((from as u32, (to - from + 1) as u32))
+}
+
+/// The part of a part whose place in the upright picture is this.
+fn within(part: Part, orientation: Orientation, across: (u32, u32), down: (u32, u32)) -> Part {
+    let upright = turned(part.size, orientation);
+    let (from_right, from_bottom) = mirrored(orientation);
+    let start = |(from, length): (u32, u32), side: u32, reversed: bool| {
+        if reversed { side - from - length } else { from }
+    };
+    let (x, y) = (start(across, upright.0, from_right), start(down, upright.1, from_bottom));
+    let ((x, width), (y, height)) = ((x, across.1), (y, down.1));
+    let (x, y, size) = if swaps_sides(orientation) { (y, x, (height, width)) } else { (x, y, (width, height)) };
+    Part { left: part.left + x, top: part.top + y, size }
+}
+
+/// One orientation after another, as one.
+fn then(first: Orientation, second: Orientation) -> Orientation {
+    // Each maps a point (x, y) of a square around 0 to (±x, ±y) or (±y, ±x).
+    let map = |orientation, (x, y): (i8, i8)| match orientation {
+        Orientation::NoTransforms => (x, y),
+        Orientation::FlipHorizontal => (-x, y),
+        Orientation::Rotate180 => (-x, -y),
+        Orientation::FlipVertical => (x, -y),
+        Orientation::Rotate90FlipH => (y, x),
+        Orientation::Rotate90 => (-y, x),
+        Orientation::Rotate270FlipH => (-y, -x),
+        Orientation::Rotate270 => (y, -x),
+    };
+    let both = |point| map(second, map(first, point));
+    let all = (1..=8).filter_map(Orientation::from_exif);
+    all.into_iter().find(|one| [(1, 2), (2, 1)].iter().all(|p| map(*one, *p) == both(*p))).unwrap_or(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::RgbImage;
+
+    use crate::image::Limits;
+    use crate::image::orientation::upright;
+
+    #[test]
+    fn turns_after_turns_are_turns() {
+        use Orientation as O;
+        for (first, second, both) in [
+            (O::Rotate90, O::Rotate90, O::Rotate180),
+            (O::Rotate90, O::FlipHorizontal, O::Rotate90FlipH),
+            (O::Rotate270, O::FlipHorizontal, O::Rotate270FlipH),
+            (O::Rotate180, O::FlipVertical, O::FlipHorizontal),
+            (O::Rotate90FlipH, O::Rotate90FlipH, O::NoTransforms),
+        ] {
+            assert_eq!(then(first, second), both, "{first:?} {second:?}");
+        }
+    }
+
+    fn clap(width: (u32, u32), height: (u32, u32), across: (i32, u32), down: (i32, u32)) -> Property {
+        Property::CleanAperture { width, height, horiz_offset: across, vert_offset: down }
+    }
+
+    #[test]
+    fn a_part_is_where_the_file_says() {
+        let of = |property: Property| shown((64, 48), [property].iter()).map(|(part, _)| part);
+        // As libheif writes it for a picture of 61 × 33 at the top left.
+        let part = Part { left: 0, top: 0, size: (61, 33) };
+        assert_eq!(of(clap((61, 1), (33, 1), (-3, 2), (-15, 2))), Some(part));
+        // Around the middle, and moved by a quarter: 10.25 is rounded down, 10.25 + 43 to the nearest.
+        assert_eq!(of(clap((44, 1), (20, 1), (0, 1), (0, 1))), Some(Part { left: 10, top: 14, size: (44, 20) }));
+        assert_eq!(of(clap((44, 1), (20, 1), (1, 4), (0, 1))), Some(Part { left: 10, top: 14, size: (44, 20) }));
+        // Beyond the picture's ends is nothing.
+        assert_eq!(of(clap((100, 1), (48, 1), (0, 1), (0, 1))), Some(Part { left: 0, top: 0, size: (64, 48) }));
+        for none in [
+            clap((0, 1), (20, 1), (0, 1), (0, 1)),
+            clap((44, 0), (20, 1), (0, 1), (0, 1)),
+            clap((44, 1), (20, 1), (0, 0), (0, 1)),
+            clap((44, 1), (20, 1), (i32::MAX, 1), (0, 1)),
+            clap((44, 1), (20, 1), (i32::MIN, u32::MAX), (i32::MIN, 1)),
+        ] {
+            assert_eq!(of(none.clone()), None, "{none:?}");
+        }
+    }
+
+    /// A crop after turns is a crop of the turned picture.
+    #[test]
+    fn the_order_of_properties_counts() {
+        let picture = RgbImage::from_fn(9, 6, |x, y| image::Rgb([x as u8, y as u8, 0]));
+        let crop = |picture: &RgbImage, part: Part| {
+            image::imageops::crop_imm(picture, part.left, part.top, part.size.0, part.size.1).to_image()
+        };
+        for turns in [0, 1, 2, 3] {
+            for mirror in [None, Some(true), Some(false)] {
+                let mut before: Vec<Property> = vec![Property::Rotation(turns)];
+                before.extend(mirror.map(Property::Mirror));
+                let (_, orientation) = shown((9, 6), before.iter()).unwrap();
+                let whole = upright(picture.clone(), orientation, &Limits::default()).unwrap();
+                let then_cut = clap((4, 1), (3, 1), (-1, 2), (1, 2));
+                let (wanted, _) = shown(whole.dimensions(), [then_cut.clone()].iter()).unwrap();
+                before.push(then_cut);
+                let (part, orientation) = shown((9, 6), before.iter()).unwrap();
+                let found = upright(crop(&picture, part), orientation, &Limits::default()).unwrap();
+                assert!(found == crop(&whole, wanted), "{before:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,403 @@
+//! JPEG XL by jxl-oxide, a decoder in Rust: the first frame. A file that was made of a JPEG without loss holds that JPEG,
+//! which goes by the JPEG decoder.
+//!
+//! The library unpacks metadata without a limit, so boxes are read here, and it gets those that a picture needs. It can't be
+//! interrupted, so it works in a thread of its own.
+
+use std::borrow::Cow;
+use std::io::{self, Read, Write};
+
+use brotli_decompressor::Decompressor;
+use image::metadata::Orientation;
+use jxl_bitstream::Bitstream;
+use jxl_oxide::jpeg_bitstream::JpegBitstreamHeader;
+use jxl_oxide::{AllocTracker, InitializeResult, JpegReconstructionStatus, JxlImage, PixelFormat};
+use jxl_oxide_common::Bundle;
+
+use crate::error::{Error, Kind, Result, without_panic};
+use crate::image::aside::aside;
+use crate::image::bmff;
+use crate::image::exif::{self, Taken};
+use crate::image::limits::{Limits, bytes_of, no_pixels};
+use crate::image::orientation::turned;
+use crate::image::picture::{Format, Header, Picture, Short, truncated};
+use crate::image::pixels::{self, on_white};
+use crate::image::profile::Profile;
+use crate::memory::{self, Reserve};
+
+const SIGNATURE: &[u8] = b"\0\0\0\x0CJXL \r\n\x87\n";
+/// An EXIF block has 64 kB at most in a JPEG; others hold thumbnails.
+const LARGEST_METADATA: u64 = 1 << 20;
+/// Real colour profiles have at most 2 MB.
+const LARGEST_PROFILE: u64 = 4 << 20;
+/// Extra channels are transparency, depth and spot colours; each is a plane.
+const MOST_EXTRA: usize = 16;
+/// Pixels of all frames that make up the first picture, for each pixel of it.
+const MOST_LAYERS: u64 = 16;
+
+/// What a file holds.
+pub(crate) enum Content {
+    Jpeg(Vec<u8>, Orientation),
+    Picture(Picture),
+}
+
+pub(crate) fn open(bytes: &[u8], limits: &Limits) -> Result<Content> {
+    let head = Head::read(bytes)?;
+    limits.check_pixels(head.size)?;
+    let beside = head.decoder_bytes(bytes);
+    let peak = bytes_of(head.size, 3).saturating_add(beside);
+    limits.check_memory("JPEG XL image", head.size, peak)?;
+    let gave_up = || Format::Jxl.broken("The decoder gave up on it.");
+    aside(bytes, limits, gave_up, move |bytes, limits| {
+        without_panic(gave_up, || {
+            let reserve = Reserve::new(usize::try_from(beside).map_err(|_| Error::out_of_memory(usize::MAX))?)?;
+            let content = content(bytes, &head, beside, limits)?;
+            reserve.finish()?;
+            Ok(content)
+        })
+    })
+}
+
+/// What the header says.
+pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
+    let head = Head::read(bytes)?;
+    let taken = taken(bytes, limits)?;
+    let frames = if head.is_animation {
+        let beside = 3 * bytes.len() as u64 + (64 << 20);
+        let gave_up = || Format::Jxl.broken("The decoder gave up on it.");
+        aside(bytes, limits, gave_up, move |bytes, limits| {
+            without_panic(gave_up, || {
+                let reserve = Reserve::new(beside as usize)?;
+                let image = load(bytes, beside, limits, false)?;
+                reserve.finish()?;
+                Ok(image.num_loaded_keyframes().max(1) as u32)
+            })
+        })?
+    } else {
+        1
+    };
+    let Head { size, channels, bits, orientation, .. } = head;
+    Ok(Header { size, channels, bits, orientation, frames, taken })
+}
+
+/// What the codestream's header says.
+struct Head {
+    /// As stored.
+    size: (u32, u32),
+    channels: u8,
+    bits: u8,
+    orientation: Orientation,
+    is_animation: bool,
+    planes: u64,
+}
+
+impl Head {
+    fn read(bytes: &[u8]) -> Result<Self> {
+        let stream = codestream(bytes, 64 << 10);
+        let mut bits = Bitstream::new(&stream);
+        let fail = |error: jxl_bitstream::Error| match error.unexpected_eof() {
+            true => truncated(Format::Jxl, bytes.len()),
+            false => Format::Jxl.broken(format!("The decoder says: {error}.")),
+        };
+        let header = jxl_oxide::ImageHeader::parse(&mut bits, ()).map_err(fail)?;
+        let meta = &header.metadata;
+        if meta.colour_encoding.want_icc() && bits.read_u64().map_err(fail)? > LARGEST_PROFILE {
+            return Err(Error::new(Kind::LimitExceeded, "JPEG XL image needs too much memory")
+                .detail("Its colour profile does.")
+                .hint("Store the picture without its profile."));
+        }
+        if meta.ec_info.len() > MOST_EXTRA {
+            return Err(Format::Jxl.unsupported(format!("It has {} extra channels.", meta.ec_info.len())));
+        }
+        let size = (header.size.width, header.size.height);
+        if size.0 == 0 || size.1 == 0 {
+            return Err(no_pixels(size.0, size.1));
+        }
+        let colours = if meta.grayscale() { 1 } else { 3 };
+        let orientation = u8::try_from(meta.orientation).ok().and_then(Orientation::from_exif);
+        Ok(Self {
+            size,
+            channels: colours + u8::from(meta.alpha().is_some()),
+            bits: meta.bit_depth.bits_per_sample() as u8,
+            orientation: orientation.unwrap_or(Orientation::NoTransforms),
+            is_animation: meta.animation.is_some(),
+            planes: 3 + meta.ec_info.len() as u64,
+        })
+    }
+
+    /// Bytes that decoding takes beside the picture: planes of 32 bits, five times over at the peak (coefficients, samples,
+    /// filters), filled up to groups, and the file's data in parts.
+    fn decoder_bytes(&self, bytes: &[u8]) -> u64 {
+        let side = |side: u32| u64::from(side) + 256;
+        let pixels = side(self.size.0).saturating_mul(side(self.size.1));
+        pixels.saturating_mul(self.planes * 20).saturating_add(3 * bytes.len() as u64 + (16 << 20))
+    }
+}
+
+/// The beginning of the codestream, which a container may have in parts.
+fn codestream(bytes: &[u8], most: usize) -> Cow<'_, [u8]> {
+    if !bytes.starts_with(SIGNATURE) {
+        return Cow::Borrowed(&bytes[..bytes.len().min(most)]);
+    }
+    let mut stream = Vec::new();
+    for (name, content) in bmff::boxes(bytes) {
+        let part = match &name {
+            b"jxlc" => content,
+            // Each begins with its number.
+            b"jxlp" => content.get(4..).unwrap_or_default(),
+            _ => continue,
+        };
+        stream.extend_from_slice(&part[..part.len().min(most - stream.len())]);
+        if name == *b"jxlc" || stream.len() == most {
+            break;
+        }
+    }
+    Cow::Owned(stream)
+}
+
+/// Unpacks a stream as far as it isn't longer than `most`; None if it is, or is broken.
+fn unpack(packed: &[u8], most: u64, limits: &Limits, mut to: impl FnMut(&[u8])) -> Result<Option<()>> {
+    let mut unpacker = Decompressor::new(packed, 4096);
+    let (mut piece, mut length) = ([0; 4096], 0);
+    for step in 0.. {
+        // Four megabytes.
+        if step % 1024 == 0 {
+            limits.check_interrupt()?;
+        }
+        match unpacker.read(&mut piece) {
+            Ok(0) => return Ok(Some(())),
+            Ok(count) => {
+                length += count as u64;
+                if length > most {
+                    return Ok(None);
+                }
+                to(&piece[..count]);
+            }
+            Err(_) => return Ok(None),
+        }
+    }
+    Ok(None)
+}
+
+/// A metadata box of the file, unpacked where it is packed.
+fn metadata<'a>(bytes: &'a [u8], wanted: [u8; 4], limits: &Limits) -> Result<Option<Cow<'a, [u8]>>> {
+    if !bytes.starts_with(SIGNATURE) {
+        return Ok(None);
+    }
+    for (name, content) in bmff::boxes(bytes) {
+        if name == wanted {
+            return Ok(Some(Cow::Borrowed(content)));
+        }
+        if let Some(packed) = content.strip_prefix(&wanted).filter(|_| name == *b"brob") {
+            let mut block = Vec::new();
+            return Ok(unpack(packed, LARGEST_METADATA, limits, |piece| block.extend_from_slice(piece))?
+                .map(|()| Cow::Owned(block)));
+        }
+    }
+    Ok(None)
+}
+
+/// When the picture was taken, in EXIF, which begins after the number of bytes before it.
+fn taken(bytes: &[u8], limits: &Limits) -> Result<Option<Taken>> {
+    let Some(block) = metadata(bytes, *b"Exif", limits)? else { return Ok(None) };
+    let start = block.first_chunk().map_or(0, |offset| u32::from_be_bytes(*offset) as usize);
+    Ok(block.get(4..).and_then(|block| block.get(start..)).and_then(exif::taken))
+}
+
+/// What restores a JPEG, if it is of a bearable size unpacked.
+fn restores(content: &[u8], limits: &Limits) -> Result<bool> {
+    let mut bits = Bitstream::new(content);
+    if JpegBitstreamHeader::parse(&mut bits, ()).is_err() || bits.zero_pad_to_byte().is_err() {
+        return Ok(false);
+    }
+    let packed = &content[bits.num_read_bits() / 8..];
+    let most = limits.max_bytes.min(64 << 20);
+    Ok(unpack(packed, most, limits, |_| {})?.is_some())
+}
+
+fn failed(bytes: &[u8], error: &(dyn std::error::Error + 'static)) -> Error {
+    let message = error.to_string();
+    if message.contains("allocate") {
+        return Error::new(Kind::LimitExceeded, "JPEG XL image needs too much memory")
+            .detail("Its frames are larger or more than its picture takes.")
+            .hint("Store it in another format.");
+    }
+    if message.to_ascii_lowercase().contains("unexpected eof") || message.contains("unexpected end") {
+        return truncated(Format::Jxl, bytes.len());
+    }
+    Format::Jxl.broken(format!("The decoder says: {}.", message.trim_end_matches('.')))
+}
+
+/// Reads a file as far as its first picture, or to its end.
+fn load(bytes: &[u8], most: u64, limits: &Limits, only_first: bool) -> Result<JxlImage> {
+    let tracker = AllocTracker::with_limit(usize::try_from(most).unwrap_or(usize::MAX));
+    let mut waiting = Some(JxlImage::builder().alloc_tracker(tracker).build_uninit());
+    let mut image: Option<JxlImage> = None;
+    let fail = |error: Box<dyn std::error::Error + Send + Sync>| failed(bytes, error.as_ref());
+    // What the library left, since it needs more to go on.
+    let mut left: Vec<u8> = Vec::new();
+    let mut feed = |part: &[u8]| -> Result<bool> {
+        for piece in part.chunks(64 << 10) {
+            limits.check_interrupt()?;
+            left.extend_from_slice(piece);
+            match (&mut image, waiting.take()) {
+                (Some(image), _) => {
+                    let taken = image.feed_bytes(&left).map_err(fail)?;
+                    left.drain(..taken.min(left.len()));
+                }
+                (None, Some(mut start)) => {
+                    let taken = start.feed_bytes(&left).map_err(fail)?;
+                    left.drain(..taken.min(left.len()));
+                    match start.try_init().map_err(fail)? {
+                        InitializeResult::NeedMoreData(start) => waiting = Some(start),
+                        InitializeResult::Initialized(begun) => image = Some(begun),
+                    }
+                }
+                (None, None) => {}
+            }
+            if only_first && image.as_ref().is_some_and(|image| image.num_loaded_keyframes() > 0) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
+    if bytes.starts_with(SIGNATURE) {
+        let mut feed_box = |name: [u8; 4], content: &[u8]| -> Result<bool> {
+            let length = u32::try_from(content.len() + 8).map_err(|_| truncated(Format::Jxl, bytes.len()))?;
+            feed(&[&length.to_be_bytes(), name.as_slice()].concat())?;
+            feed(content)
+        };
+        let (mut restoring, mut has_begun) = (None, false);
+        for (name, content) in bmff::boxes(bytes) {
+            match &name {
+                b"JXL " | b"ftyp" | b"jxll" => {
+                    feed_box(name, content)?;
+                }
+                // There is one, in front of the codestream.
+                b"jbrd" if restoring.is_none() => restoring = Some(content),
+                b"jxlc" | b"jxlp" => {
+                    if let Some(jpeg) = restoring.filter(|_| !std::mem::replace(&mut has_begun, true))
+                        && restores(jpeg, limits)?
+                    {
+                        feed_box(*b"jbrd", jpeg)?;
+                        // What restoring it asks for, wherever it stands.
+                        for name in [*b"Exif", *b"xml "] {
+                            if let Some(content) = metadata(bytes, name, limits)? {
+                                feed_box(name, &content)?;
+                            }
+                        }
+                    }
+                    if feed_box(name, content)? {
+                        break;
+                    }
+                }
+                _ => {}
+            }
+        }
+    } else {
+        feed(bytes)?;
+    }
+    let mut image = image.ok_or_else(|| truncated(Format::Jxl, bytes.len()))?;
+    image.finalize().map_err(fail)?;
+    Ok(image)
+}
+
+fn content(bytes: &[u8], head: &Head, most: u64, limits: &Limits) -> Result<Content> {
+    let image = load(bytes, most, limits, true)?;
+    let is_whole = image.num_loaded_keyframes() > 0;
+    if !is_whole && !limits.allow_truncated {
+        return Err(truncated(Format::Jxl, bytes.len()));
+    }
+    if is_whole && matches!(image.jpeg_reconstruction_status(), JpegReconstructionStatus::Available) {
+        let mut jpeg = Output { bytes: Vec::new(), limits };
+        match image.reconstruct_jpeg(&mut jpeg) {
+            Ok(()) => return Ok(Content::Jpeg(jpeg.bytes, head.orientation)),
+            // The picture is there all the same.
+            Err(_) => limits.check_interrupt()?,
+        }
+    }
+    check_layers(&image, head)?;
+    picture(bytes, image, head, is_whole, limits).map(Content::Picture)
+}
+
+/// A JPEG that is written, up to the length that a file may have.
+struct Output<'a> {
+    bytes: Vec<u8>,
+    limits: &'a Limits,
+}
+
+impl Write for &mut Output<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if (self.bytes.len() + bytes.len()) as u64 > self.limits.max_bytes {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        self.bytes.try_reserve(bytes.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Refuses a picture that is put together of too many frames, each of which may be as large as the picture.
+fn check_layers(image: &JxlImage, head: &Head) -> Result<()> {
+    let frames = (0..image.num_loaded_frames()).filter_map(|index| image.frame(index));
+    let pixels = frames.map(|frame| bytes_of((frame.header().width, frame.header().height), 1)).sum::<u64>();
+    if pixels > bytes_of(head.size, MOST_LAYERS).saturating_add(1 << 20) {
+        return Err(Error::new(Kind::LimitExceeded, "JPEG XL image has too many layers")
+            .detail(format!("Its layers have {pixels} pixels, over {MOST_LAYERS} times as many as its picture."))
+            .hint("Store it in one layer."));
+    }
+    Ok(())
+}
+
+/// Decodes the first picture. The decoder turns it upright.
+fn picture(bytes: &[u8], mut image: JxlImage, head: &Head, is_whole: bool, limits: &Limits) -> Result<Picture> {
+    let fail = |error: Box<dyn std::error::Error + Send + Sync>| failed(bytes, error.as_ref());
+    let channels = match image.pixel_format() {
+        PixelFormat::Gray => 1,
+        PixelFormat::Graya => 2,
+        PixelFormat::Rgb => 3,
+        PixelFormat::Rgba => 4,
+        PixelFormat::Cmyk | PixelFormat::Cmyka => return Err(Format::Jxl.unsupported("Its colours are CMYK.")),
+    };
+    let alpha = image.image_header().metadata.ec_info.iter().find(|channel| channel.is_alpha());
+    let is_associated = alpha.and_then(|alpha| alpha.alpha_associated()).unwrap_or(false);
+    let render = if is_whole { image.render_frame(0) } else { image.render_loading_frame() };
+    let render = render.map_err(fail)?;
+    let size = turned(head.size, head.orientation);
+    // Of what was rendered: a picture with a profile of its own may have been brought to another.
+    let profile = match image.rendered_cicp() {
+        Some([primaries, transfer, ..]) => Profile::Codes { primaries: primaries.into(), transfer: transfer.into() },
+        None => Profile::Icc(Cow::Owned(image.rendered_icc())),
+    };
+    let mut stream = render.stream();
+    if (stream.width(), stream.height()) != size || stream.channels() != channels {
+        return Err(Format::Jxl.broken("Its first frame has another size."));
+    }
+    let mut rgb = pixels::canvas(size)?;
+    let channels = channels as usize;
+    let mut row = memory::zeroed(size.0 as usize * channels)?;
+    let laid = |value: u8, alpha: u8| match is_associated {
+        true => value.saturating_add(255 - alpha),
+        false => on_white(value, alpha),
+    };
+    for y in 0..size.1 as usize {
+        limits.check_interrupt()?;
+        stream.write_to_buffer(&mut row);
+        let target = pixels::row_mut(&mut rgb, y).as_chunks_mut::<3>().0.iter_mut();
+        for (to, from) in target.zip(row.chunks_exact(channels)) {
+            *to = match *from {
+                [l] => [l; 3],
+                [l, a] => [laid(l, a); 3],
+                [r, g, b] => [r, g, b],
+                [r, g, b, a, ..] => [laid(r, a), laid(g, a), laid(b, a)],
+                [] => [0; 3],
+            };
+        }
+    }
+    let short = if is_whole { Short::Nothing } else { Short::Everything };
+    Ok(Picture { rgb, size, shrink: 1, orientation: Orientation::NoTransforms, short, profile: Some(profile) })
+}

@@ -1,0 +1,48 @@
+#!/usr/bin/env python3
+"""What came of a run of cargo-mutants: how many of the mutations that build were noticed, and which were not.
+
+    mutants_report.py target/mutants.out 96 [SURVIVORS]
+
+SURVIVORS lists those that are known, one a line with the reason after a tab (tests/mutants/survivors.tsv). Ends with 1 where fewer in a
+hundred are noticed than asked for, or one survives that is not listed.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def main(folder: str, least: str, known: str = str(ROOT / "tests" / "mutants" / "survivors.tsv")) -> int:
+    outcomes = json.loads((pathlib.Path(folder) / "outcomes.json").read_text())["outcomes"]
+    found: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if isinstance(outcome["scenario"], dict):
+            found.setdefault(outcome["summary"], []).append(outcome["scenario"]["Mutant"]["name"])
+    noticed = len(found.get("CaughtMutant", [])) + len(found.get("Timeout", []))
+    missed = found.get("MissedMutant", [])
+    viable = noticed + len(missed)
+    if not viable:
+        print("no mutation was tried")
+        return 1
+    lines = [line.split("\t") for line in pathlib.Path(known).read_text().splitlines() if line and line[0] != "#"]
+    # By name without line and column, which any change above moves.
+    reasons = dict(lines)
+    unlisted = []
+    for name in missed:
+        plain = name.split(": ", 1)[1] if ": " in name else name
+        file = name.split(":", 1)[0]
+        reason = reasons.get(f"{file}: {plain}")
+        print(f"survived: {name}" + (f" ({reason})" if reason else ""))
+        if not reason:
+            unlisted.append(name)
+    share = 100 * noticed / viable
+    print(f"{noticed} of {viable} mutations noticed, {share:.1f} %; {len(found.get('Unviable', []))} do not build")
+    return 1 if share < float(least) or unlisted else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(*sys.argv[1:]))

@@ -1,0 +1,56 @@
+"""A copy of the server's programs, where other versions of the extension can be put."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import subprocess
+
+
+def config(what: str) -> pathlib.Path:
+    done = subprocess.run([os.environ["PG_CONFIG"], f"--{what}"], capture_output=True, text=True, check=True)
+    return pathlib.Path(done.stdout.strip())
+
+
+class Copy:
+    """The server's programs and scripts in another place, where other versions can be put. PostgreSQL finds its directories
+    relative to its program; the libraries are the installed ones, but for the extension's."""
+
+    def __init__(self, folder: pathlib.Path):
+        binaries, scripts, libraries = config("bindir"), config("sharedir"), config("pkglibdir")
+        root = pathlib.Path(os.path.commonpath([binaries, scripts, libraries]))
+        self.folder, self.bindir = folder, folder / binaries.relative_to(root)
+        self.extension = folder / scripts.relative_to(root) / "extension"
+        self.bindir.mkdir(parents=True)
+        for name in ("postgres", "initdb", "pg_ctl", "pg_config", "pg_basebackup"):
+            shutil.copy2((binaries / name).resolve(), self.bindir / name)
+        shutil.copytree(scripts, folder / scripts.relative_to(root), symlinks=False)
+        self.libraries = folder / libraries.relative_to(root)
+        self.libraries.mkdir(parents=True)
+        for path in libraries.iterdir():
+            (self.libraries / path.name).symlink_to(path)
+        for path in (folder, *folder.rglob("*")):
+            if not path.is_symlink():
+                path.chmod(0o755 if path.is_dir() or path.parent == self.bindir else 0o644)
+
+    def put(self, share: pathlib.Path, library: pathlib.Path) -> None:
+        """Installs a version over the one that is there, as a package does."""
+        for path in (share / "extension").glob("clip_search*"):
+            shutil.copyfile(path, self.extension / path.name)
+            (self.extension / path.name).chmod(0o644)
+        new = self.libraries / "clip_search.so.new"
+        shutil.copyfile(library, new)
+        new.chmod(0o755)
+        new.rename(self.libraries / "clip_search.so")
+
+    def put_onnxruntime(self, library: pathlib.Path) -> None:
+        """Another ONNX Runtime than the installed one, by rename as well."""
+        place = self.libraries / "clip_search"
+        if place.is_symlink():
+            place.unlink()
+            place.mkdir(mode=0o755)
+        new = place / "libonnxruntime.so.new"
+        shutil.copyfile(library, new)
+        new.chmod(0o755)
+        new.rename(place / "libonnxruntime.so")

@@ -1,0 +1,119 @@
+"""Exports that the libraries' own code wrote: each gets a verdict, and has the vectors of the library's own pipeline.
+
+tests/fixtures/exporters makes them, with towers of one layer and random weights that react to their input.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import shutil
+from collections.abc import Iterator
+
+import numpy as np
+import psycopg
+import pytest
+
+import support
+
+EXPORTS = support.FIXTURES / "exports"
+# Random weights know no colours.
+COLOURS = "it does not tell red, green and blue squares apart; a correctly exported CLIP does"
+
+
+def cases() -> dict[str, dict]:
+    """What a user calls each model -> what it must return."""
+    found = {}
+    for file in sorted(EXPORTS.glob("*/expected*.json")):
+        name, content = file.parent.name, json.loads(file.read_text(encoding="utf-8"))
+        if "variant" in content:
+            name = f"{name}:{content['variant']}"
+        elif "pair" in content:
+            name = f"{name}+{content['pair']}"
+        elif "pair_of" in content:
+            name = f"{content['pair_of']}+{name}"
+        found[name] = content
+    return found
+
+
+CASES = cases()
+ACCEPTED = [name for name, content in CASES.items() if "dimensions" in content]
+
+
+@pytest.fixture(scope="module")
+def folder(server_folder: support.ServerFolder) -> pathlib.Path:
+    """The models, where the server can read them; one has links to blobs, as in the hub's cache."""
+    for source in sorted(path for path in EXPORTS.iterdir() if path.is_dir()):
+        target = server_folder.add(source, f"exports/{source.name}")
+        content = source / "expected.json"
+        if not content.exists() or not json.loads(content.read_text(encoding="utf-8")).get("links"):
+            continue
+        blobs = target.parent / f"{source.name}.blobs"
+        shutil.rmtree(blobs, ignore_errors=True)
+        blobs.mkdir()
+        blobs.chmod(0o755)
+        for number, file in enumerate(sorted(path for path in target.rglob("*") if path.is_file())):
+            blob = file.rename(blobs / f"{number:040x}")
+            file.symlink_to(blob)
+    return server_folder.path / "exports"
+
+
+@pytest.fixture(scope="module")
+def db(database: support.Database, folder: pathlib.Path) -> Iterator[psycopg.Connection]:
+    with database.connect() as connection:
+        connection.execute("SELECT clip_version()")
+        connection.execute("SELECT set_config('clip_search.model_path', %s, false)", (str(folder),))
+        connection.execute("SET client_min_messages = error")
+        # Towers of 32 pixels: every photo would be decoded at a part of its size.
+        connection.execute("SET clip_search.exact_jpeg = on")
+        yield connection
+
+
+def cosines(found: list[np.ndarray], wanted: list[dict], label: str) -> dict[str, float]:
+    pairs = zip(found, wanted, strict=True)
+    return {entry[label]: float(vector @ np.array(entry["embedding"], np.float32)) for vector, entry in pairs}
+
+
+def test_there_are_sixty() -> None:
+    assert len(CASES) >= 60
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_gets_a_verdict(db: psycopg.Connection, folder: pathlib.Path, name: str) -> None:
+    expected = CASES[name]
+    rows = db.execute("SELECT item, value FROM clip_check_model(%s)", (name,)).fetchall()
+    found, verdict = dict(rows), rows[-1][1]
+    assert rows[-1][0] == "verdict" and len(found) == len(rows)
+    for words in expected.get("verdict", []):
+        assert words in verdict
+    if name not in ACCEPTED:
+        assert "speed here" not in found
+        return
+    assert int(found["dimensions"]) == expected["dimensions"]
+    assert "image tower:" not in verdict and "text tower:" not in verdict
+    if "texts" not in expected or "images" not in expected:
+        return
+    # Nothing is found fault with but what is known; never a scale of 100 in silence.
+    if "scale" in expected:
+        numbers = [float(number) for number in re.findall(r"-?\d+\.\d+", found["probabilities"])]
+        wanted = [expected["scale"]] if expected["bias"] is None else [expected["scale"], -expected["bias"]]
+        assert numbers[: len(wanted)] == pytest.approx(wanted, rel=2e-3)
+        assert ", by " in found["probabilities"]
+    else:
+        assert "does not say its logit scale" in verdict and "assumed" in found["probabilities"]
+    if "verdict" not in expected and "scale" in expected:
+        assert verdict in ("good", COLOURS)
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_vectors_are_the_librarys(db: psycopg.Connection, name: str) -> None:
+    expected = CASES[name]
+    if images := expected.get("images"):
+        files = [(support.FIXTURES / "images" / entry["image"]).read_bytes() for entry in images]
+        low = cosines(support.embed_many(db, "images", files, name), images, "image")
+        assert {key: value for key, value in low.items() if value < expected["cosine"]} == {}
+    if texts := expected.get("texts"):
+        found = support.embed_many(db, "texts", [entry["text"] for entry in texts], name)
+        low = cosines(found, texts, "text")
+        assert {key: value for key, value in low.items() if value < expected["cosine"]} == {}

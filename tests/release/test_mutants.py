@@ -1,0 +1,17 @@
+"""The mutations of tests/mutants/glue.py are of the source as it is, and their tests are there."""
+
+from __future__ import annotations
+
+import pytest
+
+import support
+from mutants.glue import MUTATIONS
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
+def test_it_applies(mutation) -> None:
+    assert (support.ROOT / mutation.file).read_text().count(mutation.old) == 1
+    assert mutation.old != mutation.new
+    file, _, name = mutation.test.partition("::")
+    test = support.ROOT / file
+    assert test.exists() and (not name or f"def {name}(" in test.read_text())
