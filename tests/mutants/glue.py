@@ -43,7 +43,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the worker reads with row-level security",
-        "src/pg/user_context.rs",
+        "src/pg/owners_table.rs",
         '        // A row that a policy hides would be taken for deleted; off, it is an error.\n        set(c"row_security", c"off");',
         '        // A row that a policy hides would be taken for deleted; off, it is an error.\n        set(c"row_security", c"on");',
         "tests/watch/test_policies.py::test_the_worker_says_that_a_policy_is_in_its_way",
@@ -71,9 +71,9 @@ MUTATIONS = [
     ),
     Mutation(
         "a trigger that swallows the cancel has the worker for ever",
-        "src/watch/hard_limit.rs",
-        "        unsafe { enable_timeout_after(timer, guc::worker_timeout().saturating_add(GRACE)) };",
-        "        let _ = (guc::worker_timeout(), GRACE, enable_timeout_after as usize);",
+        "src/pg/hard_limit.rs",
+        "            enable_timeout_after(timer, guc::worker_timeout().saturating_add(GRACE));",
+        "            let _ = GRACE;",
         "tests/watch/test_fair_worker.py::test_a_trigger_that_swallows_the_cancel_ends_the_process_and_others_go_on",
     ),
     Mutation(
@@ -207,8 +207,8 @@ MUTATIONS = [
     Mutation(
         "two sessions found the same cluster at once",
         "src/cluster/assign.rs",
-        "                let _lock = store.lock_shortly(&collection.name, true);\n                // Whoever had",
-        "                // Whoever had",
+        "                let _lock = store.lock_shortly(&collection.name, true);\n                // The previous holder",
+        "                // The previous holder",
         "tests/cluster/test_concurrency.py::test_a_storm_of_sessions_keeps_one_exact_cluster_a_subject",
     ),
     Mutation(
@@ -256,10 +256,31 @@ MUTATIONS = [
     ),
     Mutation(
         "an owner's code reaches the caller's cursors",
-        "src/pg/user_context.rs",
+        "src/pg/cursors.rs",
         "                    (*portal).status = pg_sys::PortalStatus::PORTAL_ACTIVE;\n",
         "",
         "tests/server/test_rights.py::test_a_caller_s_cursors_are_out_of_reach",
+    ),
+    Mutation(
+        "another table that takes a table's name is planned",
+        "src/pg/analyzed.rs",
+        "    renamed().report(PgLogLevel::ERROR);\n",
+        "",
+        "tests/server/test_rights.py::test_another_table_that_takes_the_name_is_not_planned",
+    ),
+    Mutation(
+        "an owner's code sets the caller's constraints",
+        "src/pg/restricted.rs",
+        '        pg_sys::NodeTag::T_ConstraintsSetStmt => "SET CONSTRAINTS",\n',
+        "",
+        "tests/server/test_rights.py::test_what_would_outlast_the_call_is_refused",
+    ),
+    Mutation(
+        "a row on which a worker has ended comes first",
+        "src/watch/queue.rs",
+        '"(q.attempts = 0 OR q.sqlstate',
+        '"(true OR q.attempts = 0 OR q.sqlstate',
+        "tests/server/test_worker_ends.py::test_they_come_last",
     ),
     Mutation(
         "a condition that leaks sees every group",
