@@ -44,8 +44,8 @@ MUTATIONS = [
     Mutation(
         "the worker reads with row-level security",
         "src/pg/owners_table.rs",
-        'set(c"row_security", c"off");',
-        'set(c"row_security", c"on");',
+        '        // A row that a policy hides would be taken for deleted; off, it is an error.\n        set(c"row_security", c"off");',
+        '        // A row that a policy hides would be taken for deleted; off, it is an error.\n        set(c"row_security", c"on");',
         "tests/watch/test_policies.py::test_the_worker_says_that_a_policy_is_in_its_way",
     ),
     Mutation(
@@ -72,8 +72,8 @@ MUTATIONS = [
     Mutation(
         "a trigger that swallows the cancel has the worker for ever",
         "src/pg/hard_limit.rs",
-        "            enable_timeout_after(timer, guc::worker_timeout().saturating_add(GRACE));\n",
-        "            let _ = GRACE;\n",
+        "            enable_timeout_after(timer, guc::worker_timeout().saturating_add(GRACE));",
+        "            let _ = GRACE;",
         "tests/watch/test_fair_worker.py::test_a_trigger_that_swallows_the_cancel_ends_the_process_and_others_go_on",
     ),
     Mutation(
@@ -260,6 +260,27 @@ MUTATIONS = [
         "                    (*portal).status = pg_sys::PortalStatus::PORTAL_ACTIVE;\n",
         "",
         "tests/server/test_rights.py::test_a_caller_s_cursors_are_out_of_reach",
+    ),
+    Mutation(
+        "another table that takes a table's name is planned",
+        "src/pg/analyzed.rs",
+        "    renamed().report(PgLogLevel::ERROR);\n",
+        "",
+        "tests/server/test_rights.py::test_another_table_that_takes_the_name_is_not_planned",
+    ),
+    Mutation(
+        "an owner's code sets the caller's constraints",
+        "src/pg/restricted.rs",
+        '        pg_sys::NodeTag::T_ConstraintsSetStmt => "SET CONSTRAINTS",\n',
+        "",
+        "tests/server/test_rights.py::test_what_would_outlast_the_call_is_refused",
+    ),
+    Mutation(
+        "a row on which a worker has ended comes first",
+        "src/watch/queue.rs",
+        '"(q.attempts = 0 OR q.sqlstate',
+        '"(true OR q.attempts = 0 OR q.sqlstate',
+        "tests/server/test_worker_ends.py::test_they_come_last",
     ),
     Mutation(
         "a condition that leaks sees every group",

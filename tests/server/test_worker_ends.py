@@ -15,7 +15,7 @@ from servers import Server, server
 from support import value
 
 PATIENCE = 120.0
-WORKER = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'clip_search worker'"
+WORKER = "SELECT max(pid) FROM pg_stat_activity WHERE backend_type = 'clip_search worker'"
 
 
 def connect(made: Server) -> psycopg.Connection:
