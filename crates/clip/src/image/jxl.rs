@@ -310,11 +310,12 @@ fn content(bytes: &[u8], head: &Head, most: u64, limits: &Limits) -> Result<Cont
     }
     if is_whole && matches!(image.jpeg_reconstruction_status(), JpegReconstructionStatus::Available) {
         let mut jpeg = Output { bytes: Vec::new(), limits };
-        match image.reconstruct_jpeg(&mut jpeg) {
-            Ok(()) => return Ok(Content::Jpeg(jpeg.bytes, head.orientation)),
-            // The picture is there all the same.
-            Err(_) => limits.check_interrupt()?,
+        // The library panics at some subsampled files. The picture is there all the same.
+        let gave_up = || Format::Jxl.broken("The decoder gave up on it.");
+        if let Ok(true) = without_panic(gave_up, || Ok(image.reconstruct_jpeg(&mut jpeg).is_ok())) {
+            return Ok(Content::Jpeg(jpeg.bytes, head.orientation));
         }
+        limits.check_interrupt()?;
     }
     check_layers(&image, head)?;
     picture(bytes, image, head, is_whole, limits).map(Content::Picture)
