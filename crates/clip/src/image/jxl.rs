@@ -17,6 +17,7 @@ use jxl_oxide_common::Bundle;
 use crate::error::{Error, Kind, Result, without_panic};
 use crate::image::aside::aside;
 use crate::image::exif::{self, Taken};
+use crate::image::jpeg::Jpeg;
 use crate::image::limits::{Limits, bytes_of, no_pixels};
 use crate::image::orientation::turned;
 use crate::image::picture::{Format, Header, Picture, Short, truncated};
@@ -310,9 +311,10 @@ fn content(bytes: &[u8], head: &Head, most: u64, limits: &Limits) -> Result<Cont
     }
     if is_whole && matches!(image.jpeg_reconstruction_status(), JpegReconstructionStatus::Available) {
         let mut jpeg = Output { bytes: Vec::new(), limits };
-        // The library panics at some subsampled files. The picture is there all the same.
+        // The library panics at some files, and writes no picture of others. The picture is there all the same.
         let gave_up = || Format::Jxl.broken("The decoder gave up on it.");
-        if let Ok(true) = without_panic(gave_up, || Ok(image.reconstruct_jpeg(&mut jpeg).is_ok())) {
+        let is_done = without_panic(gave_up, || Ok(image.reconstruct_jpeg(&mut jpeg).is_ok())) == Ok(true);
+        if is_done && Jpeg::open(&jpeg.bytes, limits).is_ok_and(|jpeg| (jpeg.width, jpeg.height) == head.size) {
             return Ok(Content::Jpeg(jpeg.bytes, head.orientation));
         }
         limits.check_interrupt()?;
