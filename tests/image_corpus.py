@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Some 500 image files of every sort that phones, cameras, scanners and web sites make, each embedded by clip-embed and
+"""620 image files of every sort that phones, cameras, scanners and web sites make, each embedded by clip-embed and
 compared with the embedding of the same picture as a PNG with the reference decoder's pixels.
 
   make image-corpus        runs it in a virtual environment of its own

@@ -180,7 +180,8 @@ fn images() {
     let peak = peak_megabytes();
     println!("{total} images, {usable} of them usable; {peak} MB at most");
     assert!(
-        usable > total / 50,
+        // Few mutations of a container with one coded picture leave it whole.
+        usable > total / if only.is_empty() { 50 } else { 500 },
         "only {usable} of {total} mutated images were usable: the mutation is too coarse to test much"
     );
     assert!(peak < 1024, "{peak} MB");

@@ -18,6 +18,7 @@ use crate::error::{Error, Kind, Result, without_panic};
 use crate::image::aside::aside;
 use crate::image::bmff;
 use crate::image::exif::{self, Taken};
+use crate::image::jpeg::Jpeg;
 use crate::image::limits::{Limits, bytes_of, no_pixels};
 use crate::image::orientation::turned;
 use crate::image::picture::{Format, Header, Picture, Short, truncated};
@@ -310,11 +311,13 @@ fn content(bytes: &[u8], head: &Head, most: u64, limits: &Limits) -> Result<Cont
     }
     if is_whole && matches!(image.jpeg_reconstruction_status(), JpegReconstructionStatus::Available) {
         let mut jpeg = Output { bytes: Vec::new(), limits };
-        match image.reconstruct_jpeg(&mut jpeg) {
-            Ok(()) => return Ok(Content::Jpeg(jpeg.bytes, head.orientation)),
-            // The picture is there all the same.
-            Err(_) => limits.check_interrupt()?,
+        // The library panics at some files, and writes no picture of others. The picture is there all the same.
+        let gave_up = || Format::Jxl.broken("The decoder gave up on it.");
+        let is_done = without_panic(gave_up, || Ok(image.reconstruct_jpeg(&mut jpeg).is_ok())) == Ok(true);
+        if is_done && Jpeg::open(&jpeg.bytes, limits).is_ok_and(|jpeg| (jpeg.width, jpeg.height) == head.size) {
+            return Ok(Content::Jpeg(jpeg.bytes, head.orientation));
         }
+        limits.check_interrupt()?;
     }
     check_layers(&image, head)?;
     picture(bytes, image, head, is_whole, limits).map(Content::Picture)
