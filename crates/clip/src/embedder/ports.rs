@@ -61,9 +61,7 @@ pub(super) fn pick_output(tower: &Tower, kind: &str, pooling: &Pooling) -> Resul
     let own = [format!("{kind}_embeds"), format!("l2norm_{kind}_embeddings"), format!("{kind}_embeddings")];
     let general = ["embedding", "sentence_embedding", "pooler_output", "output"];
     let names: Vec<&str> = own.iter().map(String::as_str).chain(general).collect();
-    let usable = |port: &&Port, rank: usize| {
-        port.shape.len() == rank && is_float(port)
-    };
+    let usable = |port: &&Port, rank: usize| port.shape.len() == rank && is_float(port);
     let only = if tower.outputs.len() == 1 { tower.outputs.first() } else { None };
     let choose = |names: &[&str], rank: usize| {
         let mut named = names.iter().filter_map(|name| tower.outputs.iter().find(|port| port.name == *name));
@@ -102,7 +100,9 @@ pub(super) fn steps(tower: &Tower, kind: &str, directory: &Path) -> Result<(Port
     let export = if kind == "image" { "image_embeds" } else { "text_embeds" };
     let error = unusable(tower, "it ends before the projection into the space that images and texts share");
     Err(error.hint(match pooled {
-        true => format!("Put the model's model.safetensors beside it, or export the tower with its output \"{export}\"."),
+        true => {
+            format!("Put the model's model.safetensors beside it, or export the tower with its output \"{export}\".")
+        }
         false => format!("Export the tower with its output \"{export}\"."),
     }))
 }

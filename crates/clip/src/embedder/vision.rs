@@ -9,8 +9,8 @@ use ndarray::{Array2, Array4};
 
 use crate::embedder::Embedder;
 use crate::embedder::ports::{
-    floats, image_input, integers, is_float, is_integer, missing_half, missing_tower, open, same_width, steps, unit_rows,
-    unusable, width,
+    floats, image_input, integers, is_float, is_integer, missing_half, missing_tower, open, same_width, steps,
+    unit_rows, unusable, width,
 };
 use crate::error::{Error, Kind, Result};
 use crate::image::preprocess::Preprocess;

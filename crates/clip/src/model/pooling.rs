@@ -260,7 +260,11 @@ mod tests {
     fn pools_what_is_not_padding() {
         let output = ndarray::arr3(&[[[1.0, 8.0], [3.0, 2.0], [100.0, 100.0]]]).into_dyn();
         let pooled = |mode| {
-            Pooling { mode: Some(mode), dense: None, projection: None }.apply(output.clone(), &[2]).unwrap().into_raw_vec_and_offset().0
+            Pooling { mode: Some(mode), dense: None, projection: None }
+                .apply(output.clone(), &[2])
+                .unwrap()
+                .into_raw_vec_and_offset()
+                .0
         };
         assert_eq!(pooled(PoolingMode::First), [1.0, 8.0]);
         assert_eq!(pooled(PoolingMode::Mean), [2.0, 5.0]);

@@ -48,7 +48,10 @@ impl TokenizerFiles {
         }
         if let Some(file) = folders().map(|folder| folder.join("spiece.model")).find(|file| file.is_file()) {
             let config = config_beside(&file);
-            if config["tokenizer_class"].as_str().is_some_and(|class| class.trim_end_matches("Fast") == "SiglipTokenizer") {
+            if config["tokenizer_class"]
+                .as_str()
+                .is_some_and(|class| class.trim_end_matches("Fast") == "SiglipTokenizer")
+            {
                 return Ok(Self { file, kind: Source::Siglip, config });
             }
         }

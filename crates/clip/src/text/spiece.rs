@@ -179,10 +179,14 @@ mod tests {
     #[test]
     fn what_is_no_model_of_sentencepiece_is_refused() {
         let file = std::env::temp_dir().join(format!("clip-spiece-{}.model", std::process::id()));
-        for content in [b"".as_slice(), b"no message", &[0x0A, 0xFF, 0xFF, 0xFF, 0xFF, 0x0F], &[0x0A, 0x02, 0x0A, 0x00]] {
+        for content in [b"".as_slice(), b"no message", &[0x0A, 0xFF, 0xFF, 0xFF, 0xFF, 0x0F], &[0x0A, 0x02, 0x0A, 0x00]]
+        {
             std::fs::write(&file, content).unwrap();
             let error = siglip(&file, true).err().unwrap();
-            assert_eq!((error.kind, error.detail.unwrap().as_str()), (Kind::BadModel, "It is not a model of SentencePiece."));
+            assert_eq!(
+                (error.kind, error.detail.unwrap().as_str()),
+                (Kind::BadModel, "It is not a model of SentencePiece.")
+            );
         }
         std::fs::remove_file(file).unwrap();
     }
