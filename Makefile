@@ -154,6 +154,11 @@ soak-kill: export CLUSTER = test
 soak-kill: test-cluster
 	@KILLS=$(or $(KILLS),200) scripts/record.sh soak-kill env K=test_kill scripts/test.sh
 
+# Needs network the first time: the reference decoders are Python packages.
+.PHONY: image-corpus
+image-corpus: build-deps
+	@scripts/image-corpus.sh
+
 .PHONY: soak-hostile
 soak-hostile: export CLUSTER = test
 soak-hostile: test-cluster

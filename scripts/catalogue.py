@@ -22,7 +22,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Functions by topic, in the order of the page. Each pattern must match the whole of a name.
 TOPICS = {
     "Embedding": r"clip_embed_.*",
-    "Searching": r"clip_query|clip_diversify|clip_classify",
+    "Searching": r"clip_find|clip_query|clip_diversify",
+    "Relevance, tags and labels": r"clip_relevance|clip_tags|clip_explain|clip_classify|clip_classify_or_none|clip_prepare_words",
     "Grouping": r".*_clusters?|.*_collection|clip_has_collection_privilege|clip_cluster_groups|clip_recluster|clip_duplicates",
     "Keeping embeddings in sync": r"clip_(un)?watch|clip_watch_row|clip_backfill|clip_retry|clip_reembed",
     "Image files": r"clip_thumbnail|clip_image_info",

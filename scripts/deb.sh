@@ -116,7 +116,7 @@ extension_package() {
     ln -sr "$out/$name/$runtime/libonnxruntime.so" "$out/$name/$deb_lib/clip_search/libonnxruntime.so"
     ln -sr "$out/$name/$models" "$out/$name/$deb_share/clip_search/models"
     "$python" "$root/packaging/licences.py" "$root" >"$out/crates.txt"
-    copyright "$name" "clip_search, and the libraries that are built into it." "$root/LICENSE" "$out/crates.txt"
+    copyright "$name" "clip_search, and the libraries that are built into it." "$root/LICENSE" "$root/models/words/LICENSE" "$out/crates.txt"
     override "$name" "$LIBJPEG"
     changelog "$name" "$version" "Version ${version%%-*}; changelog.gz lists the changes."
     package "$name" "$version" "$architecture" database <<CONTROL

@@ -3,6 +3,7 @@
 #   FUZZ=seconds   guided by coverage, with AddressSanitizer, so long for each target (crates/clip/fuzz; needs cargo-fuzz and
 #                  a nightly compiler). TARGETS="decode thumbnail" chooses; the corpus is kept in target/fuzz/corpus.
 #   otherwise      mutated images, texts, configurations and models, with a fixed seed (crates/clip/tests/fuzz.rs):
+#   FORMAT=avif    mutates only images of one folder of tests/fixtures (heic, avif, jxl, tiff)
 #   IMAGES=200000 STRINGS=1000000 CONFIGURATIONS=200000 MODELS=5000   how many; some ten minutes on one core
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
@@ -29,7 +30,7 @@ seed() {
     local file
     case $1 in
         decode | thumbnail)
-            find tests/fixtures/corpus tests/fixtures/images -type f -size -64k ! -name '*.json' ! -name '*.md' -print0 ;;
+            find tests/fixtures/{corpus,images,heic,avif,jxl,tiff} -type f -size -64k ! -name '*.json' ! -name '*.md' -print0 ;;
         configuration) find tests/fixtures -type f -name '*preprocess*.json' -size -8k -print0 ;;
         *) find tests/fixtures/tokens -type f -size -64k -print0 ;;
     esac | while IFS= read -r -d '' file; do
@@ -44,12 +45,14 @@ fi
 require_pg
 cargo_setup
 export ORT_DYLIB_PATH=$pg_lib/clip_search/libonnxruntime.so
-export CLIP_FUZZ_IMAGES=${IMAGES:-200000} CLIP_FUZZ_TEXTS=${STRINGS:-1000000}
+export CLIP_FUZZ_FORMAT=${FORMAT:-} CLIP_FUZZ_IMAGES=${IMAGES:-200000} CLIP_FUZZ_TEXTS=${STRINGS:-1000000}
 export CLIP_FUZZ_CONFIGURATIONS=${CONFIGURATIONS:-200000} CLIP_FUZZ_MODELS=${MODELS:-5000}
 say "fuzzing: $CLIP_FUZZ_IMAGES images, $CLIP_FUZZ_TEXTS texts, $CLIP_FUZZ_CONFIGURATIONS configurations," \
     "$CLIP_FUZZ_MODELS models; a finding is kept in target/fuzz/"
 # One at a time, so that the peak memory that each prints is its own.
-for target in images texts configurations models; do
+targets=(images)
+[ -n "${FORMAT:-}" ] || targets+=(texts configurations models)
+for target in "${targets[@]}"; do
     cargo test --locked --release "${workspace[@]}" --quiet --test fuzz -- --exact "$target" --nocapture 2>&1 |
         grep -vE '^(running|thread|stack backtrace|note:| *$)|^ +([0-9]+:|at )|gave up' ||
         die "fuzzing $target failed: see above and target/fuzz/"

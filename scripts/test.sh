@@ -13,6 +13,7 @@ source "$root/scripts/lib/clients.sh"
 source "$root/scripts/lib/observability.sh"
 require_pg
 cargo_setup
+[[ " $* " != *" waiting "* ]] || "$root/scripts/cluster.sh" start
 eval "$("$root/scripts/cluster.sh" env)"
 cd "$root"
 # Where the engine's unit tests find the library that the extension finds by itself.
@@ -55,32 +56,32 @@ run_pytest() {
     PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest -o cache_dir="$target/pytest${CLUSTER:+.$CLUSTER}" "$@"
 }
 
-# What waits for servers, timers and locks more than it computes; the other folders' tests run beside it. Each half has a server
-# of its own, since tests change the server's settings, its roles and its connections. An argument of pytest is a folder.
+# These tests mostly wait for servers, timers and locks, so the other directories' tests run beside them. Each half has its own server,
+# because tests change the server's settings, roles and connections.
 waiting=(tests/watch tests/server)
 computing() {
     sed -n '/^testpaths/,/^]/s/^ *"\(.*\)",$/\1/p' pyproject.toml | grep -vxF "$(printf '%s\n' "${waiting[@]}")"
 }
 
-# side_by_side: both halves at once, the output of the second shown when the first has ended.
+# side_by_side: runs both halves at once, and shows the output of the second when the first has ended.
 side_by_side() {
     local log=$logs/pytest-beside.log status=0 beside
     mkdir -p "$logs"
-    (
-        export CLUSTER=${CLUSTER:-test}.beside
-        "$root/scripts/cluster.sh" start
-        eval "$("$root/scripts/cluster.sh" env)"
-        status=0
-        run_pytest -rs "${waiting[@]}" || status=$?
-        "$root/scripts/cluster.sh" stop
-        exit "$status"
-    ) >"$log" 2>&1 </dev/null &
+    CLUSTER=test.beside "$root/scripts/test.sh" waiting >"$log" 2>&1 </dev/null &
     beside=$!
     mapfile -t folders < <(computing)
     run_pytest -rs "${folders[@]}" || status=$?
     say "the tests of ${waiting[*]}, which ran beside those ($log)"
     wait "$beside" || status=$?
     cat "$log"
+    return "$status"
+}
+
+# waiting_tests: the second half, on a server that lives as long as they run.
+waiting_tests() {
+    local status=0
+    run_pytest -rs "${waiting[@]}" || status=$?
+    "$root/scripts/cluster.sh" stop
     return "$status"
 }
 
@@ -95,7 +96,7 @@ python_tests() {
     if [ -z "$k" ] || [[ $k == *clients* || $k == *docs* ]]; then clients quick; fi
     if [ -z "$k" ] || [[ $k == *observability* || $k == *docs* ]]; then observability; fi
     stage "Python tests: pytest"
-    # The servers of make matrix and make valgrind are built and configured one by one, and so are their tests run.
+    # make matrix and make valgrind configure one server each, so their tests run in one piece.
     if [ -z "$k" ] && [ "${CLUSTER:-}" = test ]; then
         side_by_side
     else
@@ -118,5 +119,6 @@ citus_tests() {
 if wanted unit "$unit"; then unit_tests; fi
 if wanted sql "$tests"; then regression_tests; fi
 if wanted python "$k"; then python_tests; fi
+if [[ $stages == *" waiting "* ]]; then waiting_tests; fi
 if [[ $stages == *" upgrade "* ]]; then upgrade_tests; fi
 if [[ $stages == *" citus "* ]]; then citus_tests; fi

@@ -45,7 +45,7 @@ COMMENT ON INDEX clip_search.cluster_sum_collection_idx IS 'Sums by collection';
 COMMENT ON INDEX clip_search.cluster_sum_recent_idx IS 'Sums without a binary code';
 COMMENT ON INDEX clip_search.cluster_change_cluster_idx IS 'Changes by cluster';
 COMMENT ON INDEX clip_search.cluster_code_collection_idx IS 'Binary codes by collection';
-COMMENT ON FUNCTION @extschema@.clip_embed_image(bytea) IS 'Embedding of an image file (JPEG, PNG, WebP, GIF, BMP, TIFF, ICO, HEIC, RAW) by the model clip_search.model, scaled to length 1';
+COMMENT ON FUNCTION @extschema@.clip_embed_image(bytea) IS 'Embedding of an image file (JPEG, PNG, WebP, GIF, BMP, TIFF, ICO, HEIC, AVIF, JPEG XL, RAW) by the model clip_search.model, scaled to length 1';
 COMMENT ON FUNCTION @extschema@.clip_embed_image(bytea, text) IS 'Embedding of an image file by the named model, scaled to length 1; immutable, so a generated column can use it';
 COMMENT ON FUNCTION @extschema@.clip_embed_text(text) IS 'Embedding of a text by the model clip_search.model, scaled to length 1';
 COMMENT ON FUNCTION @extschema@.clip_embed_text(text, text) IS 'Embedding of a text by the named model, scaled to length 1; immutable, so a generated column can use it';
@@ -103,7 +103,7 @@ COMMENT ON FUNCTION @extschema@.clip_check_model(text) IS 'Checks a model: its f
 model: a name, or the absolute path of a directory
 The last item is the verdict: good, or what is wrong.';
 COMMENT ON FUNCTION @extschema@.clip_stats() IS 'Counters and timings of the embedding functions for each model
-images, texts: number of items embedded; memo_hits: number of texts answered from the connection''s memory instead
+images, texts: number of items embedded; memo_hits: number of texts and images answered from the connection''s memory instead
 errors: number of failed calls
 runs: number of inferences, each of one item or a batch; loads: number of graphs loaded
 load_ms, decode_ms, inference_ms: milliseconds spent loading models, turning image files into input, and in inference
@@ -187,6 +187,7 @@ SELECT pg_catalog.set_config('search_path', '@extschema@, ' OPERATOR(pg_catalog.
 DROP INDEX clip_search.watch_queue_due_idx;
 CREATE INDEX watch_queue_due_idx ON clip_search.watch_queue (watch, due, id);
 ALTER TABLE clip_search.watch_queue ADD COLUMN again boolean NOT NULL DEFAULT false;
+ALTER TABLE clip_search.watch_queue ADD COLUMN made_by text;
 CREATE INDEX watch_queue_again_idx ON clip_search.watch_queue (watch) WHERE again;
 DROP FUNCTION @extschema@.clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean);
 DROP FUNCTION @extschema@.clip_unwatch(regclass, text, boolean);
@@ -207,7 +208,8 @@ CREATE FUNCTION @extschema@.clip_watch(
 	"existing" TEXT DEFAULT NULL,
 	"key" TEXT DEFAULT NULL,
 	"labels" TEXT DEFAULT NULL,
-	"image" TEXT DEFAULT NULL
+	"image" TEXT DEFAULT NULL,
+	"reset" TEXT[] DEFAULT NULL
 ) RETURNS VOID
 VOLATILE PARALLEL UNSAFE
 LANGUAGE c
@@ -245,6 +247,12 @@ CREATE FUNCTION @extschema@.clip_embed_image_for(
 STABLE PARALLEL RESTRICTED COST 100000
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'clip_embed_image_for_wrapper';
+CREATE FUNCTION clip_search.backfill_failed(
+	"watches" bigint[]
+) RETURNS bigint[]
+STRICT VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'backfill_failed_wrapper';
 CREATE FUNCTION clip_search.backfill_left(
 	"watch" bigint,
 	"last" bigint
@@ -262,6 +270,7 @@ BEGIN
     IF EXISTS (SELECT FROM pg_event_trigger_dropped_objects() AS d
                WHERE d.classid = 'pg_class'::regclass AND d.objsubid = 0
                  AND (EXISTS (SELECT FROM clip_search.watch_setting AS w WHERE w.relation::oid = d.objid)
+                      OR EXISTS (SELECT FROM clip_search.watch_partition AS p WHERE p.relation::oid = d.objid)
                       OR EXISTS (SELECT FROM clip_search.collection_setting AS s WHERE s.members::oid = d.objid))) THEN
         PERFORM clip_search.forget_dropped_tables();
     END IF;
@@ -274,7 +283,7 @@ SELECT w.relation, coalesce(w.image, w.text) AS source, CASE WHEN w.image IS NOT
        CASE WHEN w.queued THEN 'queued' ELSE 'immediate' END AS mode, CASE WHEN w.skip THEN 'skip' ELSE 'raise' END AS on_error,
        r.embedding AS replaces, EXISTS (SELECT FROM clip_search.watch_live l WHERE l.id OPERATOR(pg_catalog.=) w.id) AS active,
        p.rows, p.embedded, CASE WHEN p.rows IS NOT NULL THEN greatest(p.open OPERATOR(pg_catalog.-) f.count, 0) OPERATOR(pg_catalog.+) a.count END AS pending,
-       f.count AS failed, a.count AS outdated
+       f.count AS failed, a.count AS outdated, m.models
 FROM clip_search.watch_setting w
 JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid
 LEFT JOIN clip_search.watch_setting r ON r.id OPERATOR(pg_catalog.=) w.replaces
@@ -282,6 +291,13 @@ CROSS JOIN LATERAL (SELECT pg_catalog.count(*) FROM clip_search.watch_failure f 
 CROSS JOIN LATERAL (SELECT pg_catalog.count(DISTINCT q.key) FROM clip_search.watch_queue q
                     WHERE q.watch OPERATOR(pg_catalog.=) w.id AND q.again) AS a
 CROSS JOIN LATERAL clip_search.watch_progress(w.relation, w.image, w.text, w.embedding, w.cluster) AS p
+CROSS JOIN LATERAL (SELECT CASE WHEN p.rows IS NOT NULL THEN
+                               coalesce(pg_catalog.jsonb_object_agg(o.model, o.rows) FILTER (WHERE o.rows OPERATOR(pg_catalog.>) 0), '{}') END AS models
+                    FROM (SELECT n.model, pg_catalog.sum(n.rows) AS rows
+                          FROM (SELECT w.model, p.embedded OPERATOR(pg_catalog.-) a.count AS rows
+                                UNION ALL SELECT coalesce(q.made_by, '(unknown)'), pg_catalog.count(DISTINCT q.key) FROM clip_search.watch_queue q
+                                          WHERE q.watch OPERATOR(pg_catalog.=) w.id AND q.again GROUP BY q.made_by) AS n
+                          GROUP BY n.model) AS o) AS m
 WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE') OR pg_catalog.has_table_privilege(c.oid, 'SELECT');
 CREATE OR REPLACE PROCEDURE @extschema@.clip_backfill(relation regclass, batch integer DEFAULT 16, embedding text DEFAULT NULL)
 LANGUAGE plpgsql AS $$
@@ -296,6 +312,9 @@ DECLARE
     now_failed bigint;
     in_pass  bigint;
     held     bigint;
+    before   bigint[];
+    listed   bigint[];
+    others   bigint := 0;
     waits    boolean := false;
     after    bigint;
     began    timestamptz := pg_catalog.clock_timestamp();
@@ -310,6 +329,7 @@ BEGIN
     END IF;
     SELECT pg_catalog.array_agg(b.watch), pg_catalog.array_agg(b.last), coalesce(pg_catalog.sum(b.queued), 0)
     INTO watches, lasts, total FROM clip_search.backfill_begin(relation, embedding) AS b;
+    before := clip_search.backfill_failed(watches);
     COMMIT;
     FOR i IN 1..pg_catalog.cardinality(watches) LOOP
         -- Once more, for what another session had, until none is left of the rows that were there at the beginning.
@@ -329,7 +349,8 @@ BEGIN
                 IF pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>) (told OPERATOR(pg_catalog.+) '5 seconds'::pg_catalog.interval) THEN
                     told := pg_catalog.clock_timestamp();
                     seconds := pg_catalog.date_part('epoch', told OPERATOR(pg_catalog.-) began);
-                    RAISE NOTICE 'clip_search: % of % rows, % a second, % s left', done OPERATOR(pg_catalog.+) failed, total,
+                    RAISE NOTICE 'clip_search: % of % %, % a second, % s left', done OPERATOR(pg_catalog.+) failed, total,
+                        CASE total WHEN 1 THEN 'row' ELSE 'rows' END,
                         pg_catalog.round(((done OPERATOR(pg_catalog.+) failed) OPERATOR(pg_catalog./) seconds)::pg_catalog.numeric, 1),
                         pg_catalog.round((GREATEST(total OPERATOR(pg_catalog.-) done OPERATOR(pg_catalog.-) failed, 0)
                             OPERATOR(pg_catalog.*) seconds OPERATOR(pg_catalog./) GREATEST(done OPERATOR(pg_catalog.+) failed, 1))::pg_catalog.numeric);
@@ -346,20 +367,34 @@ BEGIN
                 EXIT WHEN held OPERATOR(pg_catalog.=) 0;
                 IF NOT waits THEN
                     waits := true;
-                    RAISE NOTICE 'clip_search: waiting for % rows that the background worker or another session has in hand', held;
+                    RAISE NOTICE 'clip_search: waiting for % that the background worker or another session has in hand',
+                        CASE held WHEN 1 THEN '1 row' ELSE pg_catalog.format('%s rows', held) END;
                 END IF;
                 COMMIT;
                 PERFORM pg_catalog.pg_sleep(0.1);
             END IF;
         END LOOP;
     END LOOP;
-    IF failed OPERATOR(pg_catalog.>) 0 THEN
-        RAISE WARNING '% rows could not be embedded', failed USING HINT = 'SELECT * FROM clip_search.failure says why; clip_retry tries them again.';
+    -- What others have listed as failed meanwhile, and what they have embedded: the rest of what was queued at the beginning.
+    listed := clip_search.backfill_failed(watches);
+    IF pg_catalog.array_position(listed, NULL) IS NULL THEN
+        FOR i IN 1..pg_catalog.cardinality(watches) LOOP
+            others := others OPERATOR(pg_catalog.+) listed[i] OPERATOR(pg_catalog.-) before[i];
+        END LOOP;
+        failed := GREATEST(failed, LEAST(others, total OPERATOR(pg_catalog.-) done));
+        others := GREATEST(total OPERATOR(pg_catalog.-) done OPERATOR(pg_catalog.-) failed, 0);
     END IF;
-    RAISE NOTICE 'clip_search: % rows embedded in % s', done,
-        pg_catalog.round(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) began)::pg_catalog.numeric, 1);
+    IF failed OPERATOR(pg_catalog.>) 0 THEN
+        RAISE WARNING '% could not be embedded', CASE failed WHEN 1 THEN '1 row' ELSE pg_catalog.format('%s rows', failed) END
+            USING HINT = 'SELECT * FROM clip_search.failure says why; clip_retry tries '
+                OPERATOR(pg_catalog.||) CASE failed WHEN 1 THEN 'it' ELSE 'them' END OPERATOR(pg_catalog.||) ' again.';
+    END IF;
+    RAISE NOTICE 'clip_search: % embedded in % s%',
+        CASE done OPERATOR(pg_catalog.+) others WHEN 1 THEN '1 row' ELSE pg_catalog.format('%s rows', done OPERATOR(pg_catalog.+) others) END,
+        pg_catalog.round(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) began)::pg_catalog.numeric, 1),
+        CASE WHEN others OPERATOR(pg_catalog.>) 0 THEN pg_catalog.format(', %s of them by the background worker or other sessions', others) ELSE '' END;
 END $$;
-COMMENT ON FUNCTION @extschema@.clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean, text, text, text, text) IS 'Keeps a table''s embeddings, and optionally its clusters, in sync with a column of images or texts
+COMMENT ON FUNCTION @extschema@.clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean, text, text, text, text, text[]) IS 'Keeps a table''s embeddings, and optionally its clusters, in sync with a column of images or texts
 Only the table''s owner can call it. It creates missing columns, index and collection; clip_backfill embeds existing rows.
 A second call changes the settings that it names, and keeps the others.
 source: the column of images (bytea) or texts
@@ -376,7 +411,8 @@ index: whether to create an HNSW index for cosine distance
 existing: vectors that the column already contains: replace (default) counts them as pending, to be embedded again; keep takes them over
 key: the column that identifies a member of the collection; defaults to the primary key
 labels: the column with keywords (text[]) that describe clusters
-image: the column with image files (bytea), for thumbnails of clusters';
+image: the column with image files (bytea), for thumbnails of clusters
+reset: names of options that get their defaults back, or are taken away: cluster, mode, on_error, text_source, text_weight, threshold, key, labels, image';
 COMMENT ON FUNCTION @extschema@.clip_unwatch(regclass, text, boolean, boolean) IS 'Stops watching a table, and keeps its columns, index and collection
 embedding: the watched column; NULL: the only one in this table
 keep_columns: deprecated: false means drop_columns => true
@@ -395,11 +431,13 @@ It returns when all rows that existed when it was called are embedded or listed 
 It can''t run inside a transaction block. It can be interrupted and called again, and run in several sessions at once.
 batch: rows per transaction
 embedding: the watched column; NULL: all watched columns of this table';
+COMMENT ON FUNCTION clip_search.backfill_failed(bigint[]) IS 'Step of clip_backfill: counts the failures of each watch';
 COMMENT ON FUNCTION clip_search.backfill_left(bigint, bigint) IS 'Step of clip_backfill: counts the entries that other sessions are working on';
 COMMENT ON FUNCTION clip_search.forget_dropped() IS 'Event trigger: removes what the extension keeps of a table that is dropped';
 COMMENT ON FUNCTION clip_search.forget_dropped_tables() IS 'Removes what the extension keeps of tables that have been dropped';
 COMMENT ON EVENT TRIGGER clip_search_drop IS 'Removes settings, queue, failures and groups of a watched table with the table';
 COMMENT ON INDEX clip_search.watch_queue_due_idx IS 'Entries of a watch in the order in which they are due';
+COMMENT ON COLUMN clip_search.watch.models IS 'Rows with an embedding by the model that made it, as a JSON object; "(unknown)" counts vectors from before the watch';
 COMMENT ON INDEX clip_search.watch_queue_again_idx IS 'Rows whose vector is to be replaced';
 COMMENT ON COLUMN clip_search.watch.outdated IS 'Rows whose embedding is older than the watch, or made with an earlier source, weight or model; they count as pending';
 COMMENT ON COLUMN clip_search.watch.embedded IS 'Rows with an embedding, outdated ones included';
@@ -649,3 +687,90 @@ bytes: length of the file
 bits: bits per sample
 taken: when the picture was taken, by the camera''s clock (EXIF DateTimeOriginal); NULL if the file does not say
 taken_offset: how far that clock was ahead of UTC (EXIF OffsetTimeOriginal), so taken - taken_offset is in UTC; NULL if the file does not say';
+
+-- Partitions of watched tables.
+CREATE TABLE clip_search.watch_partition (
+    watch    bigint NOT NULL,
+    relation regclass NOT NULL,
+    PRIMARY KEY (watch, relation)
+);
+INSERT INTO clip_search.watch_partition (watch, relation)
+SELECT w.id, p.relid
+FROM clip_search.watch_setting w
+CROSS JOIN LATERAL pg_catalog.pg_partition_tree(w.relation) AS p
+JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) p.relid::pg_catalog.oid
+WHERE c.relkind OPERATOR(pg_catalog.=) 'r' AND p.relid OPERATOR(pg_catalog.<>) w.relation;
+CREATE FUNCTION clip_search.settle_partitions() RETURNS VOID
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'settle_partitions_wrapper';
+REVOKE ALL ON FUNCTION clip_search.settle_partitions() FROM PUBLIC;
+-- CREATE TABLE may add a partition to a watched table, ALTER TABLE may attach or detach one.
+CREATE FUNCTION clip_search.follow_partitions() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF EXISTS (SELECT FROM clip_search.watch_setting AS w JOIN pg_class AS c ON c.oid = w.relation::oid WHERE c.relkind = 'p') THEN
+        PERFORM clip_search.settle_partitions();
+    END IF;
+END $$;
+CREATE EVENT TRIGGER clip_search_partition ON ddl_command_end WHEN TAG IN ('CREATE TABLE', 'ALTER TABLE')
+    EXECUTE FUNCTION clip_search.follow_partitions();
+SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_partition',
+    'WHERE EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) relation::pg_catalog.oid)');
+COMMENT ON TABLE clip_search.watch_partition IS 'Partitions of watched tables';
+COMMENT ON INDEX clip_search.watch_partition_pkey IS 'One row per watch and partition';
+COMMENT ON FUNCTION clip_search.follow_partitions() IS 'Event trigger: follows partitions that are added to a watched table, attached or detached';
+COMMENT ON FUNCTION clip_search.settle_partitions() IS 'Takes the rows of detached partitions out of their clusters, and puts triggers on new partitions';
+COMMENT ON EVENT TRIGGER clip_search_partition IS 'Keeps the clusters of partitioned tables in sync when partitions are attached or detached';
+
+-- Relevance, tags, and a search that returns only what matches.
+CREATE FUNCTION @extschema@.clip_relevance(embedding vector, query text, model text DEFAULT NULL) RETURNS double precision
+STABLE PARALLEL SAFE COST 1000 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_relevance_wrapper';
+CREATE FUNCTION @extschema@.clip_explain(embedding vector, query text, k integer DEFAULT 5, model text DEFAULT NULL)
+RETURNS TABLE (word text, in_photo double precision, in_query double precision)
+STABLE PARALLEL SAFE COST 2000 ROWS 5 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_explain_wrapper';
+CREATE FUNCTION @extschema@.clip_prepare_words(model text DEFAULT NULL) RETURNS integer
+VOLATILE PARALLEL RESTRICTED COST 1000000 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_prepare_words_wrapper';
+CREATE FUNCTION @extschema@.clip_tags(embedding vector, k integer DEFAULT 5, model text DEFAULT NULL)
+RETURNS TABLE (tag text, relevance double precision)
+STABLE PARALLEL SAFE COST 1000 ROWS 5 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_tags_wrapper';
+CREATE FUNCTION @extschema@.clip_tags(embedding vector, labels text[], model text DEFAULT NULL)
+RETURNS TABLE (tag text, relevance double precision)
+STABLE PARALLEL SAFE COST 10000 ROWS 10 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_tags_of_labels_wrapper';
+CREATE FUNCTION @extschema@.clip_classify_or_none(embedding vector, labels text[], otherwise text DEFAULT 'none of these',
+    template text DEFAULT 'a photo of a {}', model text DEFAULT NULL) RETURNS TABLE (label text, probability double precision)
+STABLE PARALLEL SAFE COST 10000 ROWS 10 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_classify_or_none_wrapper';
+CREATE FUNCTION @extschema@.clip_find(relation regclass, query text, k integer DEFAULT 40, cut double precision DEFAULT 0.5,
+    after_relevance double precision DEFAULT NULL, after_id text DEFAULT NULL, candidates integer DEFAULT 1000,
+    key text DEFAULT NULL, embedding text DEFAULT NULL, model text DEFAULT NULL)
+RETURNS TABLE (id text, cosine double precision, relevance double precision)
+STABLE PARALLEL RESTRICTED COST 100000 ROWS 40 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_find_wrapper';
+COMMENT ON FUNCTION @extschema@.clip_relevance(vector, text, text) IS 'How certainly a photo shows what a text says, from 0 to 1; from 0.5 on it is an answer
+model: model that made the embedding; clip_search.model by default
+The text competes with everyday words (clip_search.words), which a model embeds once; the first call does so.';
+COMMENT ON FUNCTION @extschema@.clip_explain(vector, text, integer, text) IS 'Why a photo is an answer: words that suit both the photo and the query, best first
+k: number of words
+in_photo: relevance of the word to the photo; in_query: relevance of the word to the query
+model: model that made the embedding; clip_search.model by default';
+COMMENT ON FUNCTION @extschema@.clip_prepare_words(text) IS 'Embeds the words that clip_relevance and clip_tags need, ahead of the first search; returns their number
+model: model that embeds them; clip_search.model by default';
+COMMENT ON FUNCTION @extschema@.clip_tags(vector, integer, text) IS 'Words for what a photo shows, the most relevant first
+k: number of words, whether relevant or not
+relevance: as clip_relevance has it, up to rounding; from 0.5 on the tag is a good one
+model: model that made the embedding; clip_search.model by default';
+COMMENT ON FUNCTION @extschema@.clip_tags(vector, text[], text) IS 'Labels of one''s own with their relevance to a photo, the most relevant first; several may fit, or none
+labels: pass the argument by name (labels => …) if it is a literal
+model: model that made the embedding; clip_search.model by default';
+COMMENT ON FUNCTION @extschema@.clip_classify_or_none(vector, text[], text, text, text) IS 'Zero-shot classification of a stored embedding that may show none of the labels
+otherwise: name of the row for none of them; the photo shows a label as far as it, or a word that suits both, is relevant
+template: text with {} in the place of the label
+model: model that made the embedding; clip_search.model by default
+The labels share the rest as clip_classify distributes it.';
+COMMENT ON FUNCTION @extschema@.clip_find(regclass, text, integer, double precision, double precision, text, integer, text, text, text) IS 'Rows of a table that match a text, the most relevant first, in pages; it reads the table with the caller''s rights
+k: rows of a page
+cut: lowest relevance of a row
+after_relevance, after_id: values of the previous page''s last row
+candidates: number of nearest rows that are rated; an HNSW index finds them whatever hnsw.ef_search is
+key: column that identifies a row, by default the primary key; embedding: column of type vector or halfvec, by default the only one
+id: key of the row, as text; cosine: of the row to the query; relevance: as clip_relevance has it
+model: model that made the embeddings; clip_search.model by default';

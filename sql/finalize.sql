@@ -33,6 +33,11 @@ ALTER FUNCTION clip_classify(bytea, text[], text, text) ROWS 10;
 ALTER FUNCTION clip_classify(bytea, text[], text[], text) ROWS 10;
 ALTER FUNCTION clip_classify(vector, text[], text, text) ROWS 10;
 ALTER FUNCTION clip_classify(vector, text[], text[], text) ROWS 10;
+ALTER FUNCTION clip_classify_or_none(vector, text[], text, text, text) ROWS 10;
+ALTER FUNCTION clip_tags(vector, integer, text) ROWS 5;
+ALTER FUNCTION clip_tags(vector, text[], text) ROWS 10;
+ALTER FUNCTION clip_explain(vector, text, integer, text) ROWS 5;
+ALTER FUNCTION clip_find(regclass, text, integer, double precision, double precision, text, integer, text, text, text) ROWS 40;
 ALTER FUNCTION clip_image_info(bytea) ROWS 1;
 ALTER FUNCTION clip_diversify(vector, anyarray, vector[], integer, double precision) ROWS 10;
 
@@ -88,7 +93,7 @@ COMMENT ON INDEX clip_search.cluster_change_cluster_idx IS 'Changes by cluster';
 COMMENT ON INDEX clip_search.cluster_code_collection_idx IS 'Binary codes by collection';
 
 -- The first line says what the function does. Arguments and columns follow, one per line; the reference page lists them.
-COMMENT ON FUNCTION clip_embed_image(bytea) IS 'Embedding of an image file (JPEG, PNG, WebP, GIF, BMP, TIFF, ICO, HEIC, RAW) by the model clip_search.model, scaled to length 1';
+COMMENT ON FUNCTION clip_embed_image(bytea) IS 'Embedding of an image file (JPEG, PNG, WebP, GIF, BMP, TIFF, ICO, HEIC, AVIF, JPEG XL, RAW) by the model clip_search.model, scaled to length 1';
 COMMENT ON FUNCTION clip_embed_image(bytea, text) IS 'Embedding of an image file by the named model, scaled to length 1; immutable, so a generated column can use it';
 COMMENT ON FUNCTION clip_embed_text(text) IS 'Embedding of a text by the model clip_search.model, scaled to length 1';
 COMMENT ON FUNCTION clip_embed_text(text, text) IS 'Embedding of a text by the named model, scaled to length 1; immutable, so a generated column can use it';
@@ -96,6 +101,35 @@ COMMENT ON FUNCTION clip_embed_images(bytea[]) IS 'Embeddings of an array of ima
 COMMENT ON FUNCTION clip_embed_images(bytea[], text) IS 'Embeddings of an array of image files by the named model, in batches; NULL elements stay NULL';
 COMMENT ON FUNCTION clip_embed_texts(text[]) IS 'Embeddings of an array of texts, in batches; NULL elements stay NULL, and one bad text fails the call';
 COMMENT ON FUNCTION clip_embed_texts(text[], text) IS 'Embeddings of an array of texts by the named model, in batches; NULL elements stay NULL';
+COMMENT ON FUNCTION clip_relevance(vector, text, text) IS 'How certainly a photo shows what a text says, from 0 to 1; from 0.5 on it is an answer
+model: model that made the embedding; clip_search.model by default
+The text competes with everyday words (clip_search.words), which a model embeds once; the first call does so.';
+COMMENT ON FUNCTION clip_explain(vector, text, integer, text) IS 'Why a photo is an answer: words that suit both the photo and the query, best first
+k: number of words
+in_photo: relevance of the word to the photo; in_query: relevance of the word to the query
+model: model that made the embedding; clip_search.model by default';
+COMMENT ON FUNCTION clip_prepare_words(text) IS 'Embeds the words that clip_relevance and clip_tags need, ahead of the first search; returns their number
+model: model that embeds them; clip_search.model by default';
+COMMENT ON FUNCTION clip_tags(vector, integer, text) IS 'Words for what a photo shows, the most relevant first
+k: number of words, whether relevant or not
+relevance: as clip_relevance has it, up to rounding; from 0.5 on the tag is a good one
+model: model that made the embedding; clip_search.model by default';
+COMMENT ON FUNCTION clip_tags(vector, text[], text) IS 'Labels of one''s own with their relevance to a photo, the most relevant first; several may fit, or none
+labels: pass the argument by name (labels => …) if it is a literal
+model: model that made the embedding; clip_search.model by default';
+COMMENT ON FUNCTION clip_classify_or_none(vector, text[], text, text, text) IS 'Zero-shot classification of a stored embedding that may show none of the labels
+otherwise: name of the row for none of them; the photo shows a label as far as it, or a word that suits both, is relevant
+template: text with {} in the place of the label
+model: model that made the embedding; clip_search.model by default
+The labels share the rest as clip_classify distributes it.';
+COMMENT ON FUNCTION clip_find(regclass, text, integer, double precision, double precision, text, integer, text, text, text) IS 'Rows of a table that match a text, the most relevant first, in pages; it reads the table with the caller''s rights
+k: rows of a page
+cut: lowest relevance of a row
+after_relevance, after_id: values of the previous page''s last row
+candidates: number of nearest rows that are rated; an HNSW index finds them whatever hnsw.ef_search is
+key: column that identifies a row, by default the primary key; embedding: column of type vector or halfvec, by default the only one
+id: key of the row, as text; cosine: of the row to the query; relevance: as clip_relevance has it
+model: model that made the embeddings; clip_search.model by default';
 COMMENT ON FUNCTION clip_classify(bytea, text[], text, text) IS 'Zero-shot classification of an image file, the most probable label first
 labels: the labels to choose from; none may be NULL or empty
 template: the text that is embedded for each label, which replaces {}

@@ -37,7 +37,8 @@ CREATE TABLE clip_search.watch_queue (
     sqlstate  text,
     message   text,
     queued_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
-    again     boolean NOT NULL DEFAULT false
+    again     boolean NOT NULL DEFAULT false,
+    made_by   text
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 CREATE INDEX watch_queue_due_idx ON clip_search.watch_queue (watch, due, id);
 CREATE INDEX watch_queue_tried_idx ON clip_search.watch_queue (attempts) WHERE attempts OPERATOR(pg_catalog.>) 0;
@@ -53,6 +54,13 @@ CREATE TABLE clip_search.watch_failure (
     detail    text,
     attempts  bigint NOT NULL DEFAULT 1,
     PRIMARY KEY (watch, key)
+);
+
+-- The partitions of watched tables, to know which have come and gone.
+CREATE TABLE clip_search.watch_partition (
+    watch    bigint NOT NULL,
+    relation regclass NOT NULL,
+    PRIMARY KEY (watch, relation)
 );
 
 -- Its argument in CREATE TRIGGER is the id of a watch.
@@ -77,11 +85,23 @@ BEGIN
     IF EXISTS (SELECT FROM pg_event_trigger_dropped_objects() AS d
                WHERE d.classid = 'pg_class'::regclass AND d.objsubid = 0
                  AND (EXISTS (SELECT FROM clip_search.watch_setting AS w WHERE w.relation::oid = d.objid)
+                      OR EXISTS (SELECT FROM clip_search.watch_partition AS p WHERE p.relation::oid = d.objid)
                       OR EXISTS (SELECT FROM clip_search.collection_setting AS s WHERE s.members::oid = d.objid))) THEN
         PERFORM clip_search.forget_dropped_tables();
     END IF;
 END $$;
 CREATE EVENT TRIGGER clip_search_drop ON sql_drop EXECUTE FUNCTION clip_search.forget_dropped();
+
+-- CREATE TABLE may add a partition to a watched table, ALTER TABLE may attach or detach one.
+CREATE FUNCTION clip_search.follow_partitions() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF EXISTS (SELECT FROM clip_search.watch_setting AS w JOIN pg_class AS c ON c.oid = w.relation::oid WHERE c.relkind = 'p') THEN
+        PERFORM clip_search.settle_partitions();
+    END IF;
+END $$;
+CREATE EVENT TRIGGER clip_search_partition ON ddl_command_end WHEN TAG IN ('CREATE TABLE', 'ALTER TABLE')
+    EXECUTE FUNCTION clip_search.follow_partitions();
 
 -- Counts as the table's owner, by a function that first checks whether the caller may read the whole table: planning a
 -- query evaluates index expressions, which are the owner's code. NULL for other callers, and where policies apply.
@@ -99,7 +119,7 @@ SELECT w.relation, coalesce(w.image, w.text) AS source, CASE WHEN w.image IS NOT
        CASE WHEN w.queued THEN 'queued' ELSE 'immediate' END AS mode, CASE WHEN w.skip THEN 'skip' ELSE 'raise' END AS on_error,
        r.embedding AS replaces, EXISTS (SELECT FROM clip_search.watch_live l WHERE l.id OPERATOR(pg_catalog.=) w.id) AS active,
        p.rows, p.embedded, CASE WHEN p.rows IS NOT NULL THEN greatest(p.open OPERATOR(pg_catalog.-) f.count, 0) OPERATOR(pg_catalog.+) a.count END AS pending,
-       f.count AS failed, a.count AS outdated
+       f.count AS failed, a.count AS outdated, m.models
 FROM clip_search.watch_setting w
 JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid
 LEFT JOIN clip_search.watch_setting r ON r.id OPERATOR(pg_catalog.=) w.replaces
@@ -107,6 +127,13 @@ CROSS JOIN LATERAL (SELECT pg_catalog.count(*) FROM clip_search.watch_failure f 
 CROSS JOIN LATERAL (SELECT pg_catalog.count(DISTINCT q.key) FROM clip_search.watch_queue q
                     WHERE q.watch OPERATOR(pg_catalog.=) w.id AND q.again) AS a
 CROSS JOIN LATERAL clip_search.watch_progress(w.relation, w.image, w.text, w.embedding, w.cluster) AS p
+CROSS JOIN LATERAL (SELECT CASE WHEN p.rows IS NOT NULL THEN
+                               coalesce(pg_catalog.jsonb_object_agg(o.model, o.rows) FILTER (WHERE o.rows OPERATOR(pg_catalog.>) 0), '{}') END AS models
+                    FROM (SELECT n.model, pg_catalog.sum(n.rows) AS rows
+                          FROM (SELECT w.model, p.embedded OPERATOR(pg_catalog.-) a.count AS rows
+                                UNION ALL SELECT coalesce(q.made_by, '(unknown)'), pg_catalog.count(DISTINCT q.key) FROM clip_search.watch_queue q
+                                          WHERE q.watch OPERATOR(pg_catalog.=) w.id AND q.again GROUP BY q.made_by) AS n
+                          GROUP BY n.model) AS o) AS m
 WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE') OR pg_catalog.has_table_privilege(c.oid, 'SELECT');
 
 -- Keys and messages reveal data of rows, so only the table's owner sees them.
@@ -138,6 +165,9 @@ DECLARE
     now_failed bigint;
     in_pass  bigint;
     held     bigint;
+    before   bigint[];
+    listed   bigint[];
+    others   bigint := 0;
     waits    boolean := false;
     after    bigint;
     began    timestamptz := pg_catalog.clock_timestamp();
@@ -152,6 +182,7 @@ BEGIN
     END IF;
     SELECT pg_catalog.array_agg(b.watch), pg_catalog.array_agg(b.last), coalesce(pg_catalog.sum(b.queued), 0)
     INTO watches, lasts, total FROM clip_search.backfill_begin(relation, embedding) AS b;
+    before := clip_search.backfill_failed(watches);
     COMMIT;
     FOR i IN 1..pg_catalog.cardinality(watches) LOOP
         -- Once more, for what another session had, until none is left of the rows that were there at the beginning.
@@ -171,7 +202,8 @@ BEGIN
                 IF pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>) (told OPERATOR(pg_catalog.+) '5 seconds'::pg_catalog.interval) THEN
                     told := pg_catalog.clock_timestamp();
                     seconds := pg_catalog.date_part('epoch', told OPERATOR(pg_catalog.-) began);
-                    RAISE NOTICE 'clip_search: % of % rows, % a second, % s left', done OPERATOR(pg_catalog.+) failed, total,
+                    RAISE NOTICE 'clip_search: % of % %, % a second, % s left', done OPERATOR(pg_catalog.+) failed, total,
+                        CASE total WHEN 1 THEN 'row' ELSE 'rows' END,
                         pg_catalog.round(((done OPERATOR(pg_catalog.+) failed) OPERATOR(pg_catalog./) seconds)::pg_catalog.numeric, 1),
                         pg_catalog.round((GREATEST(total OPERATOR(pg_catalog.-) done OPERATOR(pg_catalog.-) failed, 0)
                             OPERATOR(pg_catalog.*) seconds OPERATOR(pg_catalog./) GREATEST(done OPERATOR(pg_catalog.+) failed, 1))::pg_catalog.numeric);
@@ -188,18 +220,32 @@ BEGIN
                 EXIT WHEN held OPERATOR(pg_catalog.=) 0;
                 IF NOT waits THEN
                     waits := true;
-                    RAISE NOTICE 'clip_search: waiting for % rows that the background worker or another session has in hand', held;
+                    RAISE NOTICE 'clip_search: waiting for % that the background worker or another session has in hand',
+                        CASE held WHEN 1 THEN '1 row' ELSE pg_catalog.format('%s rows', held) END;
                 END IF;
                 COMMIT;
                 PERFORM pg_catalog.pg_sleep(0.1);
             END IF;
         END LOOP;
     END LOOP;
-    IF failed OPERATOR(pg_catalog.>) 0 THEN
-        RAISE WARNING '% rows could not be embedded', failed USING HINT = 'SELECT * FROM clip_search.failure says why; clip_retry tries them again.';
+    -- What others have listed as failed meanwhile, and what they have embedded: the rest of what was queued at the beginning.
+    listed := clip_search.backfill_failed(watches);
+    IF pg_catalog.array_position(listed, NULL) IS NULL THEN
+        FOR i IN 1..pg_catalog.cardinality(watches) LOOP
+            others := others OPERATOR(pg_catalog.+) listed[i] OPERATOR(pg_catalog.-) before[i];
+        END LOOP;
+        failed := GREATEST(failed, LEAST(others, total OPERATOR(pg_catalog.-) done));
+        others := GREATEST(total OPERATOR(pg_catalog.-) done OPERATOR(pg_catalog.-) failed, 0);
     END IF;
-    RAISE NOTICE 'clip_search: % rows embedded in % s', done,
-        pg_catalog.round(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) began)::pg_catalog.numeric, 1);
+    IF failed OPERATOR(pg_catalog.>) 0 THEN
+        RAISE WARNING '% could not be embedded', CASE failed WHEN 1 THEN '1 row' ELSE pg_catalog.format('%s rows', failed) END
+            USING HINT = 'SELECT * FROM clip_search.failure says why; clip_retry tries '
+                OPERATOR(pg_catalog.||) CASE failed WHEN 1 THEN 'it' ELSE 'them' END OPERATOR(pg_catalog.||) ' again.';
+    END IF;
+    RAISE NOTICE 'clip_search: % embedded in % s%',
+        CASE done OPERATOR(pg_catalog.+) others WHEN 1 THEN '1 row' ELSE pg_catalog.format('%s rows', done OPERATOR(pg_catalog.+) others) END,
+        pg_catalog.round(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) began)::pg_catalog.numeric, 1),
+        CASE WHEN others OPERATOR(pg_catalog.>) 0 THEN pg_catalog.format(', %s of them by the background worker or other sessions', others) ELSE '' END;
 END $$;
 
 CREATE PROCEDURE clip_reembed(relation regclass, model text, embedding text DEFAULT NULL, batch integer DEFAULT 16)
@@ -237,7 +283,10 @@ SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_queue',
 SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_failure',
     'WHERE EXISTS (SELECT FROM clip_search.watch_setting w JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid
                    WHERE w.id OPERATOR(pg_catalog.=) watch)');
+SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_partition',
+    'WHERE EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) relation::pg_catalog.oid)');
 
+REVOKE ALL ON FUNCTION clip_search.settle_partitions() FROM PUBLIC;
 -- The functions check that the caller owns the table, and the views filter by it.
 GRANT SELECT ON clip_search.watch, clip_search.pending, clip_search.failure TO PUBLIC;
 
@@ -258,6 +307,7 @@ COMMENT ON COLUMN clip_search.watch.rows IS 'Rows of the table; NULL if the curr
 COMMENT ON COLUMN clip_search.watch.embedded IS 'Rows with an embedding, outdated ones included';
 COMMENT ON COLUMN clip_search.watch.pending IS 'Rows that still need embedding or grouping, without those that failed';
 COMMENT ON COLUMN clip_search.watch.failed IS 'Rows that could not be embedded';
+COMMENT ON COLUMN clip_search.watch.models IS 'Rows with an embedding by the model that made it, as a JSON object; "(unknown)" counts vectors from before the watch';
 COMMENT ON COLUMN clip_search.watch.outdated IS 'Rows whose embedding is older than the watch, or made with an earlier source, weight or model; they count as pending';
 
 COMMENT ON VIEW clip_search.pending IS 'Rows of the current role''s tables that await embedding by the background worker or by clip_backfill';
@@ -295,7 +345,7 @@ COMMENT ON INDEX clip_search.watch_queue_watch_idx IS 'Entries by watch and row'
 COMMENT ON INDEX clip_search.watch_queue_again_idx IS 'Rows whose vector is to be replaced';
 COMMENT ON INDEX clip_search.watch_failure_pkey IS 'Each row is listed at most once';
 
-COMMENT ON FUNCTION clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean, text, text, text, text) IS 'Keeps a table''s embeddings, and optionally its clusters, in sync with a column of images or texts
+COMMENT ON FUNCTION clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean, text, text, text, text, text[]) IS 'Keeps a table''s embeddings, and optionally its clusters, in sync with a column of images or texts
 Only the table''s owner can call it. It creates missing columns, index and collection; clip_backfill embeds existing rows.
 A second call changes the settings that it names, and keeps the others.
 source: the column of images (bytea) or texts
@@ -312,7 +362,8 @@ index: whether to create an HNSW index for cosine distance
 existing: vectors that the column already contains: replace (default) counts them as pending, to be embedded again; keep takes them over
 key: the column that identifies a member of the collection; defaults to the primary key
 labels: the column with keywords (text[]) that describe clusters
-image: the column with image files (bytea), for thumbnails of clusters';
+image: the column with image files (bytea), for thumbnails of clusters
+reset: names of options that get their defaults back, or are taken away: cluster, mode, on_error, text_source, text_weight, threshold, key, labels, image';
 COMMENT ON FUNCTION clip_unwatch(regclass, text, boolean, boolean) IS 'Stops watching a table, and keeps its columns, index and collection
 embedding: the watched column; NULL: the only one in this table
 keep_columns: deprecated: false means drop_columns => true
@@ -337,6 +388,7 @@ COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text) IS 'Cou
 COMMENT ON FUNCTION clip_search.backfill_begin(regclass, text) IS 'Step of clip_backfill: queues the rows without an embedding';
 COMMENT ON FUNCTION clip_search.backfill_claim(bigint, bigint, bigint, integer) IS 'Step of clip_backfill: claims the next queue entries';
 COMMENT ON FUNCTION clip_search.backfill_left(bigint, bigint) IS 'Step of clip_backfill: counts the entries that other sessions are working on';
+COMMENT ON FUNCTION clip_search.backfill_failed(bigint[]) IS 'Step of clip_backfill: counts the failures of each watch';
 COMMENT ON FUNCTION clip_search.backfill_work(bigint, bigint[]) IS 'Step of clip_backfill: embeds the claimed entries';
 COMMENT ON PROCEDURE clip_reembed(regclass, text, text, integer) IS 'Embeds a watched table by another model into a second column, and swaps the columns once the second is complete
 It can''t run inside a transaction block. If interrupted, call it again: it resumes.
@@ -349,3 +401,8 @@ COMMENT ON FUNCTION clip_search.reembed_finish(regclass, text) IS 'Step of clip_
 COMMENT ON FUNCTION clip_search.forget_dropped() IS 'Event trigger: removes what the extension keeps of a table that is dropped';
 COMMENT ON FUNCTION clip_search.forget_dropped_tables() IS 'Removes what the extension keeps of tables that have been dropped';
 COMMENT ON EVENT TRIGGER clip_search_drop IS 'Removes settings, queue, failures and groups of a watched table with the table';
+COMMENT ON TABLE clip_search.watch_partition IS 'Partitions of watched tables';
+COMMENT ON INDEX clip_search.watch_partition_pkey IS 'One row per watch and partition';
+COMMENT ON FUNCTION clip_search.follow_partitions() IS 'Event trigger: follows partitions that are added to a watched table, attached or detached';
+COMMENT ON FUNCTION clip_search.settle_partitions() IS 'Takes the rows of detached partitions out of their clusters, and puts triggers on new partitions';
+COMMENT ON EVENT TRIGGER clip_search_partition IS 'Keeps the clusters of partitioned tables in sync when partitions are attached or detached';

@@ -15,6 +15,7 @@ static ONNXRUNTIME: GucSetting<Option<CString>> =
     GucSetting::<Option<CString>>::new(Some(c"$libdir/clip_search/libonnxruntime.so"));
 static CACHE_PATH: GucSetting<Option<CString>> =
     GucSetting::<Option<CString>>::new(Some(c"$data/pgsql_tmp.clip_search"));
+static WORDS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static PRELOAD: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static THREADS: GucSetting<i32> = GucSetting::<i32>::new(1);
 static MAX_THREADS: GucSetting<i32> = GucSetting::<i32>::new(0);
@@ -65,6 +66,14 @@ pub fn register() {
         c"Directory for optimized copies of models, whose weights connections map instead of loading.",
         c"$data stands for the data directory. The cache takes about as much disk space as the models in use. Empty: no cache.",
         &CACHE_PATH,
+        GucContext::Suset,
+        GucFlags::SUPERUSER_ONLY,
+    );
+    GucRegistry::define_string_guc(
+        c"clip_search.words",
+        c"File with the words that clip_relevance and clip_tags compare photos with.",
+        c"One word or phrase a line; those with a + in front are tags only. Empty: the built-in list of 5,500 everyday words and 870 phrases.",
+        &WORDS,
         GucContext::Suset,
         GucFlags::SUPERUSER_ONLY,
     );
@@ -278,6 +287,12 @@ pub fn model_path() -> Vec<PathBuf> {
         }
     }
     path
+}
+
+/// The file with the background's words; `None` for the built-in list.
+pub fn words() -> Option<PathBuf> {
+    let path = string(&WORDS);
+    (!path.is_empty()).then(|| PathBuf::from(path))
 }
 
 /// The path of libonnxruntime.

@@ -4,6 +4,7 @@
 
 use pgrx::prelude::*;
 
+mod answer;
 mod cluster;
 mod embed;
 mod guc;
@@ -29,8 +30,10 @@ extension_sql_file!(
         watch::backfill::retry,
         watch::backfill::clip_search::backfill_begin,
         watch::backfill::clip_search::backfill_claim,
+        watch::backfill::clip_search::backfill_failed,
         watch::backfill::clip_search::backfill_left,
         watch::backfill::clip_search::backfill_work,
+        watch::partitions::clip_search::settle_partitions,
         watch::query::clip_embed_text_for,
         watch::query::clip_embed_image_for,
         watch::reembed::clip_search::reembed_begin,

@@ -52,7 +52,7 @@ def prepare(db: psycopg.Connection, images: dict[str, bytes]) -> None:
         db.execute("INSERT INTO cancel_file VALUES (%s, %b)", (name, data))
     db.execute("CREATE TABLE cancel_member (id int PRIMARY KEY, embedding vector(128), cluster_id bigint)")
     db.execute("""
-        INSERT INTO cancel_member SELECT n, (SELECT array_agg(random() - 0.5 + n * 0) FROM generate_series(1, 128))::vector
+        INSERT INTO cancel_member SELECT n, (SELECT array_agg(random() - 0.5) FROM generate_series(1, 128) WHERE n > 0)::vector
         FROM generate_series(1, 6000) n""")
     db.execute("SELECT clip_create_collection('cancel', 0.3, members => 'cancel_member')")
 

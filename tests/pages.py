@@ -70,7 +70,7 @@ class Databases:
         run = support.ROOT / "examples" / "gallery" / "run.sh"
         environment = os.environ | {"PGDATABASE": self.made[-1].name, "LC_ALL": "C"}
         environment["PATH"] = f"{pathlib.Path(self.psql).parent}:{environment['PATH']}"
-        subprocess.run([str(run)], env=environment, check=True, capture_output=True, timeout=120)
+        subprocess.run([str(run)], env=environment, check=True, capture_output=True, timeout=300)
         return self.made[-1]
 
     def outputs(self, page: Page) -> list[str]:

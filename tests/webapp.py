@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -18,6 +19,9 @@ from screens import ROOT
 APP = ROOT / "examples" / "webapp"
 PHOTOS = ROOT / "examples" / "gallery" / "photos"
 PYTHON = ROOT / "target" / "venv-webapp" / "bin" / "python"
+SUBJECTS = ("cat", "clock", "dahlia", "espresso", "pagoda", "photographer", "rocket", "staircase")
+# Everything that a URL, HTML or SQL may take for its own.
+ODD = "50% off? #1 & <b>'quoted'</b> \"twice\" + é 🐈 \\ /../"
 REFUSED = "Failed to load resource: the server responded with a status of 4"
 # A phone, a tablet and a desk, each light and dark.
 SIZES = tuple(
@@ -32,7 +36,7 @@ def environment(database: str, **more: str) -> dict[str, str]:
 
 
 def schema(database: str) -> None:
-    subprocess.run(["psql", "-Xq", "-f", str(APP / "schema.sql")], env=environment(database), check=True, timeout=60)
+    subprocess.run(["psql", "-Xq", "-f", str(APP / "schema.sql")], env=environment(database), check=True, timeout=180)
 
 
 def load(database: str, *files: pathlib.Path) -> subprocess.CompletedProcess:
@@ -65,6 +69,11 @@ def serve(database: str, folders: pytest.TempPathFactory, port: int = 0, **setti
         server.terminate()
         server.wait(20)
     assert "Traceback" not in log.read_text(), log.read_text()
+
+
+def rows(database: str, statement: str, *parameters: object) -> list[tuple]:
+    with psycopg.connect(dbname=database, autocommit=True) as db:
+        return db.execute(statement, parameters).fetchall()
 
 
 def names(page: Page) -> list[str]:

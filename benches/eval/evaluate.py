@@ -24,6 +24,7 @@ import time
 
 import plot
 import psycopg
+import relevance
 from PIL import Image
 from psycopg import sql
 
@@ -229,6 +230,7 @@ def table(result: dict) -> str:
             rows.append((f"groups at {entry['threshold']:.2f}", about))
     for entry in result["hnsw"]:
         rows.append((f"HNSW recall@10, ef_search {entry['ef_search']}", f"{entry['right'] / entry['of']:.4f}"))
+    rows += relevance.table(result["relevance"])
     rows.append(("time in this run", f"image {result['image_ms']:.0f} ms, text {result['text_ms']:.1f} ms"))
     width = max(len(name) for name, _ in rows)
     title = f"{result['model']}: {result['pictures']} pictures, {result['dimensions']} dimensions"
@@ -255,13 +257,15 @@ def main() -> None:
         name = one(db, "SELECT current_setting('clip_search.model')")[0]
         result = {"model": name, "pictures": len(rows)} | load(db, rows)
         result |= {"retrieval": retrieval(db), "neighbours": neighbours(db), "zero_shot": zero_shot(db)}
-        result |= {"groups": groups(db), "hnsw": hnsw(db)}
+        result |= {"groups": groups(db), "hnsw": hnsw(db), "relevance": relevance.measure(db, rows)}
     arguments.out.mkdir(parents=True, exist_ok=True)
     stem = arguments.out / name.replace(":", "_")
     stem.with_name(stem.name + ".json").write_text(json.dumps(result, indent=1) + "\n")
     stem.with_name(stem.name + ".svg").write_text(plot.draw(result), encoding="utf-8")
+    drawn = relevance.draw(result["relevance"], f"{name}: relevance by cut")
+    stem.with_name(stem.name + "-relevance.svg").write_text(drawn, encoding="utf-8")
     print(table(result))
-    print(f"\n{stem}.svg has the plot, {stem}.json the figures; the table is in database {arguments.database}.")
+    print(f"\n{stem}.svg and {stem}-relevance.svg have the plots, {stem}.json the figures; the table is in database {arguments.database}.")
 
 
 if __name__ == "__main__":

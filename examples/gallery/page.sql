@@ -203,11 +203,10 @@ SELECT '<p class="note"><strong>photo-mini is a stand-in, not CLIP.</strong> It 
 WHERE current_setting('clip_search.model') = 'photo-mini';
 -- One picture of each of the largest groups. They come again below with their titles, so here they are silent.
 SELECT '</div><div class="collage">'
-       || string_agg(img(p, 240, ''), '' ORDER BY l.nth)
+       || string_agg(img(p, 240, ''), '' ORDER BY p.id)
        || '</div></div>
 </header>'
-FROM large l JOIN photo p USING (id)
-WHERE l.nth <= 9;
+FROM photo p WHERE id IN (SELECT id FROM large ORDER BY id LIMIT 9);
 SELECT '
 <main id="main" tabindex="-1">';
 

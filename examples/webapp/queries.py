@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-# What this version of clip_search, and this table, have: relevance, and tags kept by clip_watch.
+# What this version of clip_search, and this table, have: relevance and its reasons, and tags kept by clip_watch.
 FEATURES = """
     SELECT EXISTS (SELECT FROM pg_proc WHERE proname = 'clip_relevance' AND pg_function_is_visible(oid)) AS relevance,
+           EXISTS (SELECT FROM pg_proc WHERE proname = 'clip_explain' AND pg_function_is_visible(oid)) AS explain,
            EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webapp.photo'::regclass AND attname = 'tags'
                    AND NOT attisdropped) AS tags"""
 
@@ -99,6 +100,11 @@ WHY = """
          WHERE char_length(word) > 2 GROUP BY word ORDER BY 1 LIMIT 8)) asked
     WHERE p.id = %(id)s ORDER BY place"""
 RELEVANCE = "SELECT clip_relevance(embedding, %(words)s) AS relevance FROM webapp.photo WHERE id = %(id)s"
+# Everyday words that suit both the photo and the search.
+SUITS = """
+    SELECT coalesce(array_agg(word ORDER BY place), '{}') AS suits
+    FROM webapp.photo p CROSS JOIN LATERAL clip_explain(p.embedding, %(words)s, 5) WITH ORDINALITY AS e (word, photo, query, place)
+    WHERE p.id = %(id)s"""
 WHY_LIKE = """
     SELECT o.title AS word, 1 - (p.embedding <=> o.embedding) AS cosine
     FROM webapp.photo p CROSS JOIN webapp.photo o WHERE p.id = %(id)s AND o.id = %(like)s"""

@@ -73,9 +73,11 @@ END $$;
 CREATE OR REPLACE FUNCTION webapp.describe_photo() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     info record;
-    taken timestamp := webapp.camera_date(NEW.data);
+    taken timestamp;
 BEGIN
     SELECT * INTO info FROM clip_image_info(NEW.data);
+    -- Versions of clip_search that read the date give it as taken.
+    taken := coalesce((to_jsonb(info) ->> 'taken')::timestamp, webapp.camera_date(NEW.data));
     NEW.format := info.format;
     NEW.width := CASE WHEN info.orientation > 4 THEN info.height ELSE info.width END;
     NEW.height := CASE WHEN info.orientation > 4 THEN info.width ELSE info.height END;
@@ -114,3 +116,9 @@ SELECT EXISTS (SELECT FROM pg_proc WHERE proname = 'clip_watch' AND 'tags' = ANY
 COMMIT;
 
 CALL clip_backfill('webapp.photo');
+
+-- Relevance compares with everyday words. A model embeds them once, in 10 s to a minute, and better here than in the first search.
+SELECT EXISTS (SELECT FROM pg_proc WHERE proname = 'clip_prepare_words' AND pg_function_is_visible(oid)) AS has_words \gset
+\if :has_words
+    SELECT clip_prepare_words() \g /dev/null
+\endif

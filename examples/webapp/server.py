@@ -183,7 +183,10 @@ async def name(request: Request) -> str:
 
 async def photos(request: Request) -> Response:
     """?q=words or ?like=id (with &rest=1: all photos by distance), else by date or, with sort=added, by arrival."""
-    if words(request) or number(request, "like") is not None:
+    like = number(request, "like")
+    if words(request) or like is not None:
+        if like is not None:
+            await must_exist(request, like)
         return await (ranked if "rest" in request.query_params else found)(request)
     parameters = wanted(request) | {"limit": limit(request)}
     if request.query_params.get("sort") == "added":
@@ -207,8 +210,6 @@ async def found(request: Request) -> Response:
     [count] = await query(request, queries.COUNT, **wanted(request))
     if not (parameters["words"] and request.app.state.features["relevance"]):
         shown = await query(request, queries.NEAREST, limit=limit(request), **parameters)
-        if parameters["like"] is not None and not shown:
-            await must_exist(request, parameters["like"])
         return listed(shown, None, total=count["total"], cut=False)
     candidates = CANDIDATES
     while True:
@@ -272,6 +273,8 @@ async def photo(request: Request) -> Response:
         details["why"] = await query(request, queries.WHY, id=id, words=asked)
         if features["relevance"]:
             details |= (await query(request, queries.RELEVANCE, id=id, words=asked))[0]
+        if features["explain"]:
+            details |= (await query(request, queries.SUITS, id=id, words=asked))[0]
     elif (like := number(request, "like")) is not None:
         details["why"] = await query(request, queries.WHY_LIKE, id=id, like=like)
     return JSONResponse(details)
@@ -279,6 +282,8 @@ async def photo(request: Request) -> Response:
 
 async def image(request: Request) -> Response:
     id, size = request.path_params["id"], request.path_params["size"]
+    if size not in ("small", "large"):
+        raise HTTPException(404, f"photos have no size {size!r}")
     headers = {"Cache-Control": "private, max-age=86400"}
 
     def tag(row: dict) -> str:

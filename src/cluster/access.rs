@@ -18,6 +18,7 @@ use pgrx::spi::{SpiClient, quote_literal};
 use crate::cluster::tables::{Condition, Index, Sees, Store};
 use crate::pg::error::{SqlResult, given, report, sql_error};
 use crate::pg::spi::spi;
+use crate::pg::text::Text;
 use crate::pg::user_context::{
     UserContext, current_role, database_owner, has_rights_of, owner_of_table, role_exists, role_name,
 };
@@ -379,24 +380,38 @@ fn change_grants(
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn clip_grant_collection(
-    collection: Option<&str>,
-    role: Option<&str>,
-    privilege: default!(Option<&str>, "'all'"),
+    collection: Option<Text<'_>>,
+    role: Option<Text<'_>>,
+    privilege: default!(Option<Text<'_>>, "'all'"),
 ) -> SqlResult<()> {
-    change_grants(c"clip_grant_collection()", collection, role, privilege, include_str!("sql/grant.sql"))
+    change_grants(
+        c"clip_grant_collection()",
+        collection.map(Text::str),
+        role.map(Text::str),
+        privilege.map(Text::str),
+        include_str!("sql/grant.sql"),
+    )
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn clip_revoke_collection(
-    collection: Option<&str>,
-    role: Option<&str>,
-    privilege: default!(Option<&str>, "'all'"),
+    collection: Option<Text<'_>>,
+    role: Option<Text<'_>>,
+    privilege: default!(Option<Text<'_>>, "'all'"),
 ) -> SqlResult<()> {
-    change_grants(c"clip_revoke_collection()", collection, role, privilege, include_str!("sql/revoke.sql"))
+    change_grants(
+        c"clip_revoke_collection()",
+        collection.map(Text::str),
+        role.map(Text::str),
+        privilege.map(Text::str),
+        include_str!("sql/revoke.sql"),
+    )
 }
 
 #[pg_extern(stable, strict, parallel_restricted)]
-fn clip_has_collection_privilege(collection: &str, privilege: &str) -> SqlResult<bool> {
+fn clip_has_collection_privilege(collection: Text<'_>, privilege: Text<'_>) -> SqlResult<bool> {
+    let Text(collection) = collection;
+    let Text(privilege) = privilege;
     check_name(collection)?;
     let access = Access::find(&Store::open_to_read(), collection);
     if !access.exists() && !access.is_open_default() {

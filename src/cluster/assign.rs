@@ -21,6 +21,7 @@ use crate::cluster::tables::{Condition, Index, Sees, Store};
 use crate::model::loaded;
 use crate::pg::citus;
 use crate::pg::error::{SqlResult, report, warn};
+use crate::pg::text::Text;
 use crate::pg::user_context::{UserContext, current_role};
 use crate::pg::vector::Vector;
 
@@ -31,7 +32,8 @@ fn clip_assign_cluster(embedding: Vector) -> SqlResult<i64> {
 }
 
 #[pg_extern(volatile, strict, parallel_unsafe, cost = 5000, name = "clip_assign_cluster")]
-fn clip_assign_cluster_in(embedding: Vector, collection: &str) -> SqlResult<i64> {
+fn clip_assign_cluster_in(embedding: Vector, collection: Text<'_>) -> SqlResult<i64> {
+    let Text(collection) = collection;
     citus::refuse_worker("clip_assign_cluster()")?;
     assign(embedding, collection, current_role())
 }

@@ -17,6 +17,7 @@ use crate::pg::error::{SqlResult, given, report, sql_error};
 use crate::pg::owners_table::OwnersTable;
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, spi};
+use crate::pg::text::Text;
 use crate::pg::user_context::{UserContext, current_role, has_rights_of, role_name};
 use crate::pg::vector_column::Storage;
 
@@ -99,17 +100,20 @@ fn check_threshold(threshold: Option<f64>) -> SqlResult<()> {
 #[pg_extern(volatile, parallel_unsafe)]
 #[allow(clippy::too_many_arguments)]
 fn clip_create_collection(
-    collection: Option<&str>,
+    collection: Option<Text<'_>>,
     threshold: default!(Option<f64>, "NULL"),
     dimensions: default!(Option<i32>, "NULL"),
-    model: default!(Option<&str>, "NULL"),
+    model: default!(Option<Text<'_>>, "NULL"),
     members: default!(Option<Regclass>, "NULL"),
-    embedding: default!(Option<&str>, "'embedding'"),
-    cluster: default!(Option<&str>, "'cluster_id'"),
-    key: default!(Option<&str>, "NULL"),
-    labels: default!(Option<&str>, "NULL"),
-    image: default!(Option<&str>, "NULL"),
+    embedding: default!(Option<Text<'_>>, "'embedding'"),
+    cluster: default!(Option<Text<'_>>, "'cluster_id'"),
+    key: default!(Option<Text<'_>>, "NULL"),
+    labels: default!(Option<Text<'_>>, "NULL"),
+    image: default!(Option<Text<'_>>, "NULL"),
 ) -> SqlResult<()> {
+    let (collection, model, embedding, cluster) =
+        (collection.map(Text::str), model.map(Text::str), embedding.map(Text::str), cluster.map(Text::str));
+    let (key, labels, image) = (key.map(Text::str), labels.map(Text::str), image.map(Text::str));
     let collection = given("collection", collection)?;
     let (embedding, cluster) = (given("embedding", embedding)?, given("cluster", cluster)?);
     check_name(collection)?;
@@ -222,14 +226,17 @@ fn check_optional_columns(
 #[pg_extern(volatile, parallel_unsafe)]
 #[allow(clippy::too_many_arguments)]
 fn clip_alter_collection(
-    collection: Option<&str>,
-    owner: default!(Option<&str>, "NULL"),
+    collection: Option<Text<'_>>,
+    owner: default!(Option<Text<'_>>, "NULL"),
     threshold: default!(Option<f64>, "NULL"),
-    model: default!(Option<&str>, "NULL"),
-    key: default!(Option<&str>, "NULL"),
-    labels: default!(Option<&str>, "NULL"),
-    image: default!(Option<&str>, "NULL"),
+    model: default!(Option<Text<'_>>, "NULL"),
+    key: default!(Option<Text<'_>>, "NULL"),
+    labels: default!(Option<Text<'_>>, "NULL"),
+    image: default!(Option<Text<'_>>, "NULL"),
 ) -> SqlResult<()> {
+    let (collection, owner, model, key) =
+        (collection.map(Text::str), owner.map(Text::str), model.map(Text::str), key.map(Text::str));
+    let (labels, image) = (labels.map(Text::str), image.map(Text::str));
     let collection = given("collection", collection)?;
     check_threshold(threshold)?;
     let role = current_role();
@@ -295,7 +302,8 @@ fn clip_alter_collection(
 }
 
 #[pg_extern(volatile, strict, parallel_unsafe)]
-fn clip_drop_collection(collection: &str) -> SqlResult<()> {
+fn clip_drop_collection(collection: Text<'_>) -> SqlResult<()> {
+    let Text(collection) = collection;
     let store = Store::open(c"clip_drop_collection()");
     own_collection(&store, collection)?;
     let role = current_role();

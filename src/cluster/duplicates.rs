@@ -12,6 +12,7 @@ use crate::guc;
 use crate::pg::error::{SqlResult, report};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::get;
+use crate::pg::text::Text;
 use crate::pg::user_context::current_role;
 
 /// 0.99 is what immich has come to, after 0.97 and 0.985 had shown similar photos as duplicates (its issues 9781 and
@@ -19,11 +20,12 @@ use crate::pg::user_context::current_role;
 #[pg_extern(stable, parallel_restricted, cost = 100000, name = "clip_duplicates")]
 #[allow(clippy::type_complexity)]
 fn clip_duplicates_of(
-    collection: Option<&str>,
+    collection: Option<Text<'_>>,
     threshold: default!(Option<f64>, "0.99"),
     members: default!(Option<Regclass>, "NULL"),
 ) -> Result<TableIterator<'static, (name!(original, String), name!(duplicate, String), name!(cosine, f64))>, ErrorReport>
 {
+    let collection = collection.map(Text::str);
     let (Some(collection), Some(threshold)) = (collection, threshold) else {
         return Ok(TableIterator::new(Vec::new()));
     };
@@ -47,7 +49,7 @@ fn clip_duplicates_of(
 #[pg_extern(sql = false)]
 #[allow(clippy::type_complexity)]
 fn clip_duplicates(
-    collection: &str,
+    collection: Text<'_>,
     threshold: f64,
 ) -> Result<TableIterator<'static, (name!(original, String), name!(duplicate, String), name!(cosine, f64))>, ErrorReport>
 {

@@ -18,6 +18,7 @@ use crate::guc;
 use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::owners_table::OwnersTable;
 use crate::pg::spi::get;
+use crate::pg::text::Text;
 use crate::pg::user_context::{UserContext, current_role};
 
 /// The place of a member.
@@ -30,8 +31,8 @@ struct Place {
 #[pg_extern(volatile, strict, parallel_unsafe, cost = 1000000)]
 #[allow(clippy::type_complexity)]
 fn clip_recluster(
-    collection: &str,
-    linkage: default!(&str, "'average'"),
+    collection: Text<'_>,
+    linkage: default!(Text<'_>, "'average'"),
 ) -> Result<
     TableIterator<
         'static,
@@ -39,6 +40,8 @@ fn clip_recluster(
     >,
     ErrorReport,
 > {
+    let Text(collection) = collection;
+    let Text(linkage) = linkage;
     let linkage = match linkage {
         "average" => Linkage::Average,
         "single" => Linkage::Single,

@@ -12,6 +12,7 @@ use crate::cluster::members::Members;
 use crate::pg::error::{SqlResult, report};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, own_schema, spi};
+use crate::pg::text::Text;
 use crate::pg::user_context::{UserContext, current_role};
 use crate::pg::vector::{self, Vector};
 
@@ -21,7 +22,7 @@ type Found = (i64, i64, Vector, Option<String>, f64, Option<f64>, Option<Vec<Opt
 #[pg_extern(stable, parallel_restricted, cost = 10000, name = "clip_clusters")]
 #[allow(clippy::type_complexity)]
 fn clip_clusters_of(
-    collection: Option<&str>,
+    collection: Option<Text<'_>>,
     min_size: default!(Option<i64>, "2"),
     members: default!(Option<Regclass>, "NULL"),
 ) -> Result<
@@ -39,6 +40,7 @@ fn clip_clusters_of(
     >,
     ErrorReport,
 > {
+    let collection = collection.map(Text::str);
     let (Some(collection), Some(min_size)) = (collection, min_size) else { return Ok(TableIterator::new(Vec::new())) };
     let found = Members::find(collection, current_role(), Privilege::Select)?;
     let arguments = [collection.into(), min_size.into()];
@@ -83,7 +85,7 @@ fn clusters(rows: SpiTupleTable<'_>) -> SqlResult<Vec<Found>> {
 #[pg_extern(sql = false)]
 #[allow(clippy::type_complexity)]
 fn clip_clusters(
-    collection: &str,
+    collection: Text<'_>,
     min_size: i64,
 ) -> Result<
     TableIterator<
@@ -130,10 +132,11 @@ impl Members {
 
 #[pg_extern(stable, parallel_restricted, cost = 10000, name = "clip_cluster_groups")]
 fn clip_cluster_groups_of(
-    collection: Option<&str>,
+    collection: Option<Text<'_>>,
     min_size: default!(Option<i64>, "2"),
     members: default!(Option<Regclass>, "NULL"),
 ) -> SqlResult<Option<pgrx::JsonB>> {
+    let collection = collection.map(Text::str);
     let (Some(collection), Some(min_size)) = (collection, min_size) else { return Ok(None) };
     let found = Members::known(collection, current_role(), Privilege::Select)?;
     let own_schema = Spi::connect(|client| own_schema(client))?;
@@ -161,6 +164,6 @@ fn clip_cluster_groups_of(
 
 /// As SQL of 0.2.0 declares it.
 #[pg_extern(sql = false)]
-fn clip_cluster_groups(collection: &str, min_size: i64) -> SqlResult<Option<pgrx::JsonB>> {
+fn clip_cluster_groups(collection: Text<'_>, min_size: i64) -> SqlResult<Option<pgrx::JsonB>> {
     clip_cluster_groups_of(Some(collection), Some(min_size), None)
 }

@@ -211,7 +211,7 @@ impl<'a> Search<'a> {
     /// The committed part is read from both tables as of one moment. Read one after the other, rows that were merged into
     /// the sum between the two scans counted twice, and where most members had just left, the rest seemed to cancel out. What
     /// others have under way is read before that moment, and counts if it still was under way then. Of their rows only those
-    /// of single members do: what they have merged is committed, too, or is such rows of their own.
+    /// count that were inserted for single members: rows that they have merged, or given a code, count by what they were.
     pub fn look_up(&self, id: i64) -> Option<Cluster> {
         let mut cluster = Cluster {
             sum: Sum::new(self.member.len()),
@@ -276,7 +276,7 @@ struct UnderWay(Vec<(pg_sys::TransactionId, Sum)>);
 impl UnderWay {
     /// Counts a row, if it is for one member.
     fn add(&mut self, row: &Row) {
-        if !row.inserting || row.bigint(3).abs() != 1 || row.vector(5).is_some() {
+        if !row.inserting || row.replaces || row.bigint(3).abs() != 1 || row.vector(5).is_some() {
             return;
         }
         let Some(vector) = row.vector(4) else { return };

@@ -36,7 +36,7 @@ const LOCK_SUMS: &str = "SELECT ctid, cluster, size, sum, rest, code, sequence_n
 /// Limited, in case ten thousand have accumulated.
 const LOCK_CHANGES: &str = include_str!("sql/lock_changes.sql");
 /// For the table of 0.2.0.
-const LOCK_CHANGES_WITHOUT_MARK: &str = "SELECT ctid, cluster, size, sum, rest, NULL::bytea, 0::bigint FROM clip_search.cluster_change \
+const LOCK_CHANGES_OF_0_2: &str = "SELECT ctid, cluster, size, sum, rest, NULL::bytea, 0::bigint FROM clip_search.cluster_change \
      WHERE cluster OPERATOR(pg_catalog.=) $1 LIMIT 1000 FOR UPDATE SKIP LOCKED";
 const RECENT: &str = "SELECT ctid, cluster, size, sum, NULL, NULL::bytea, sequence_number FROM clip_search.cluster_sum \
      WHERE collection OPERATOR(pg_catalog.=) $1 AND code IS NULL ORDER BY sequence_number LIMIT $2 FOR UPDATE SKIP LOCKED";
@@ -139,7 +139,7 @@ pub fn lock_sums(client: &mut SpiClient<'_>, cluster: i64) -> SqlResult<Vec<Stor
 /// Locks those changes of a cluster that no other transaction has locked.
 pub fn lock_changes(client: &mut SpiClient<'_>, store: &Store, cluster: i64) -> SqlResult<Vec<Stored>> {
     if store.is_outdated() {
-        return stored(run(client, LOCK_CHANGES_WITHOUT_MARK, &[cluster.into()])?);
+        return stored(run(client, LOCK_CHANGES_OF_0_2, &[cluster.into()])?);
     }
     stored(run(client, LOCK_CHANGES, &[cluster.into(), merged_up_to(store, cluster).into()])?)
 }

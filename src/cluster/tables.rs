@@ -114,6 +114,8 @@ pub struct Row {
     pub deleting: bool,
     /// The (sub)transaction that has written it.
     pub writer: pg_sys::TransactionId,
+    /// It is a newer version of a row, written by an UPDATE.
+    pub replaces: bool,
 }
 
 impl Row {
@@ -273,6 +275,7 @@ impl Store {
                 inserting: false,
                 deleting: false,
                 writer: pg_sys::InvalidTransactionId,
+                replaces: false,
             };
             loop {
                 let tuple = pg_sys::systable_getnext(scan);
@@ -282,6 +285,7 @@ impl Store {
                 row.inserting = dirty.xmin != pg_sys::InvalidTransactionId;
                 row.deleting = dirty.xmax != pg_sys::InvalidTransactionId;
                 row.writer = (*(*tuple).t_data).t_choice.t_heap.t_xmin;
+                row.replaces = u32::from((*(*tuple).t_data).t_infomask) & pg_sys::HEAP_UPDATED != 0;
                 pg_sys::heap_deform_tuple(tuple, description, row.values.as_mut_ptr(), row.nulls.as_mut_ptr());
                 if !visit(&row) {
                     break;

@@ -10,12 +10,14 @@ use pgrx::prelude::*;
 use crate::guc;
 use crate::model::loaded;
 use crate::pg::error::report;
+use crate::pg::text::Text;
 
 #[pg_extern(volatile, parallel_restricted, cost = 1000000)]
 #[allow(clippy::type_complexity)]
 fn clip_benchmark(
-    model: default!(Option<&str>, "NULL"),
+    model: default!(Option<Text<'_>>, "NULL"),
 ) -> Result<TableIterator<'static, (name!(step, String), name!(items, i32), name!(ms_each, f64))>, ErrorReport> {
+    let model = model.map(Text::str);
     let model = model.map_or_else(guc::model, str::to_owned);
     let embedder = loaded::fresh(&model)?;
     benchmark(embedder).map(TableIterator::new).map_err(report)

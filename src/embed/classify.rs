@@ -13,15 +13,16 @@ use crate::pg::error::{SqlResult, report};
 use crate::pg::text::{Text, texts};
 use crate::pg::vector::Vector;
 
-type Rows = TableIterator<'static, (name!(label, String), name!(probability, f64))>;
+pub type Rows = TableIterator<'static, (name!(label, String), name!(probability, f64))>;
 
 #[pg_extern(stable, parallel_safe, cost = 100000)]
 fn clip_classify(
     image: Option<&[u8]>,
     labels: Option<Array<Text<'_>>>,
     template: default!(Option<Text<'_>>, "'a photo of a {}'"),
-    model: default!(Option<&str>, "NULL"),
+    model: default!(Option<Text<'_>>, "NULL"),
 ) -> Result<TableIterator<'static, (name!(label, String), name!(probability, f64))>, ErrorReport> {
+    let model = model.map(Text::str);
     match (image, labels, template) {
         (Some(image), Some(labels), Some(template)) => {
             classify_image(image, texts(&labels), vec![Some(template.0)], model)
@@ -35,8 +36,9 @@ fn clip_classify_by_templates(
     image: Option<&[u8]>,
     labels: Option<Array<Text<'_>>>,
     templates: Option<Array<Text<'_>>>,
-    model: default!(Option<&str>, "NULL"),
+    model: default!(Option<Text<'_>>, "NULL"),
 ) -> Result<TableIterator<'static, (name!(label, String), name!(probability, f64))>, ErrorReport> {
+    let model = model.map(Text::str);
     match (image, labels, templates) {
         (Some(image), Some(labels), Some(templates)) => classify_image(image, texts(&labels), texts(&templates), model),
         _ => Ok(TableIterator::empty()),
@@ -48,8 +50,9 @@ fn clip_classify_vector(
     embedding: Option<Vector>,
     labels: Option<Array<Text<'_>>>,
     template: default!(Option<Text<'_>>, "'a photo of a {}'"),
-    model: default!(Option<&str>, "NULL"),
+    model: default!(Option<Text<'_>>, "NULL"),
 ) -> Result<TableIterator<'static, (name!(label, String), name!(probability, f64))>, ErrorReport> {
+    let model = model.map(Text::str);
     match (embedding, labels, template) {
         (Some(embedding), Some(labels), Some(template)) => {
             classify_vector(embedding, texts(&labels), vec![Some(template.0)], model)
@@ -63,8 +66,9 @@ fn clip_classify_vector_by_templates(
     embedding: Option<Vector>,
     labels: Option<Array<Text<'_>>>,
     templates: Option<Array<Text<'_>>>,
-    model: default!(Option<&str>, "NULL"),
+    model: default!(Option<Text<'_>>, "NULL"),
 ) -> Result<TableIterator<'static, (name!(label, String), name!(probability, f64))>, ErrorReport> {
+    let model = model.map(Text::str);
     match (embedding, labels, templates) {
         (Some(embedding), Some(labels), Some(templates)) => {
             classify_vector(embedding, texts(&labels), texts(&templates), model)
@@ -86,7 +90,7 @@ fn classify_image(
     classify(&vector.0, &labels, &templates, &model)
 }
 
-fn classify_vector(
+pub fn classify_vector(
     Vector(mut vector): Vector,
     labels: Vec<Option<&str>>,
     templates: Vec<Option<&str>>,
@@ -115,7 +119,7 @@ fn check<'a>(labels: Vec<Option<&'a str>>, templates: Vec<Option<&'a str>>) -> S
 }
 
 /// Texts of which there is at least one, and none is NULL or blank.
-fn present<'a>(texts: Vec<Option<&'a str>>, what: &str) -> SqlResult<Vec<&'a str>> {
+pub fn present<'a>(texts: Vec<Option<&'a str>>, what: &str) -> SqlResult<Vec<&'a str>> {
     let bad = |message: String| Error::new(Kind::InvalidInput, message);
     if texts.is_empty() {
         return Err(report(bad(format!("there is no {what}")).detail("The array is empty.")));

@@ -32,7 +32,8 @@ fn clip_embed_image(image: &[u8], call: pg_sys::FunctionCallInfo) -> SqlResult<V
 }
 
 #[pg_extern(immutable, strict, parallel_safe, cost = 100000, name = "clip_embed_image")]
-fn clip_embed_image_by_model(image: &[u8], model: &str, call: pg_sys::FunctionCallInfo) -> SqlResult<Vector> {
+fn clip_embed_image_by_model(image: &[u8], model: Text<'_>, call: pg_sys::FunctionCallInfo) -> SqlResult<Vector> {
+    let Text(model) = model;
     embed_image(model, image, call)
 }
 
@@ -42,7 +43,8 @@ fn clip_embed_text(query: Text<'_>) -> SqlResult<Vector> {
 }
 
 #[pg_extern(immutable, strict, parallel_safe, cost = 10000, name = "clip_embed_text")]
-fn clip_embed_text_by_model(query: Text<'_>, model: &str) -> SqlResult<Vector> {
+fn clip_embed_text_by_model(query: Text<'_>, model: Text<'_>) -> SqlResult<Vector> {
+    let Text(model) = model;
     loaded::embed_texts(model, &[Some(query.0)]).map(one)
 }
 
@@ -52,7 +54,8 @@ fn clip_embed_images(images: Array<&[u8]>) -> SqlResult<Vec<Option<Vector>>> {
 }
 
 #[pg_extern(immutable, strict, parallel_safe, cost = 1000000, name = "clip_embed_images")]
-fn clip_embed_images_by_model(images: Array<&[u8]>, model: &str) -> SqlResult<Vec<Option<Vector>>> {
+fn clip_embed_images_by_model(images: Array<&[u8]>, model: Text<'_>) -> SqlResult<Vec<Option<Vector>>> {
+    let Text(model) = model;
     loaded::embed_images(model, &images.iter().collect::<Vec<_>>())
 }
 
@@ -62,7 +65,8 @@ fn clip_embed_texts(queries: Array<Text<'_>>) -> SqlResult<Vec<Option<Vector>>> 
 }
 
 #[pg_extern(immutable, strict, parallel_safe, cost = 100000, name = "clip_embed_texts")]
-fn clip_embed_texts_by_model(queries: Array<Text<'_>>, model: &str) -> SqlResult<Vec<Option<Vector>>> {
+fn clip_embed_texts_by_model(queries: Array<Text<'_>>, model: Text<'_>) -> SqlResult<Vec<Option<Vector>>> {
+    let Text(model) = model;
     loaded::embed_texts(model, &texts(&queries))
 }
 

@@ -9,9 +9,15 @@ use pgrx::prelude::*;
 use crate::guc;
 use crate::pg::error::{SqlResult, report};
 use crate::pg::interrupt;
+use crate::pg::text::Text;
 
 #[pg_extern(stable, strict, parallel_safe, cost = 50000)]
-fn clip_thumbnail(image: &[u8], edge: default!(i32, "256"), format: default!(&str, "'jpeg'")) -> SqlResult<Vec<u8>> {
+fn clip_thumbnail(
+    image: &[u8],
+    edge: default!(i32, "256"),
+    format: default!(Text<'_>, "'jpeg'"),
+) -> SqlResult<Vec<u8>> {
+    let Text(format) = format;
     let format = Format::named(format).map_err(report)?;
     let small = thumbnail(image, u32::try_from(edge).unwrap_or(0), format, &interrupt::watched(guc::limits()));
     interrupt::raise();

@@ -22,8 +22,9 @@ fn clip_query(
     image_weights: default!(Option<Array<f64>>, "NULL"),
     vectors: default!(Option<Array<Vector>>, "NULL"),
     vector_weights: default!(Option<Array<f64>>, "NULL"),
-    model: default!(Option<&str>, "NULL"),
+    model: default!(Option<Text<'_>>, "NULL"),
 ) -> SqlResult<Vector> {
+    let model = model.map(Text::str);
     let texts = present(texts.as_ref().map(text::texts).unwrap_or_default(), "text of the query")?;
     let images = present(images.iter().flat_map(|array| array.iter()).collect(), "image of the query")?;
     let mut vectors = present(vectors.iter().flat_map(|array| array.iter()).collect(), "vector of the query")?;

@@ -8,6 +8,7 @@ use pgrx::prelude::*;
 
 use crate::guc;
 use crate::model::loaded::{self, Loaded};
+use crate::pg::text::Text;
 
 #[pg_extern(stable, parallel_restricted)]
 #[allow(clippy::type_complexity)]
@@ -34,7 +35,8 @@ fn clip_models() -> TableIterator<
 }
 
 #[pg_extern(volatile, strict, parallel_restricted)]
-fn clip_check_model(model: &str) -> TableIterator<'static, (name!(item, String), name!(value, String))> {
+fn clip_check_model(model: Text<'_>) -> TableIterator<'static, (name!(item, String), name!(value, String))> {
+    let Text(model) = model;
     TableIterator::new(check(model))
 }
 

@@ -1,5 +1,6 @@
-//! Models in this process: loading, preloading, inspection, the origin of vectors, statistics.
+//! Models in this process: loading, preloading, inspection, the origin of vectors, the words that photos are compared with, statistics.
 
+pub mod background;
 mod image_memo;
 mod inspect;
 pub mod loaded;

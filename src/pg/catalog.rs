@@ -10,8 +10,9 @@ use std::ffi::CStr;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, quote_identifier};
 
-use crate::pg::error::{SqlResult, sql_error};
+use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::spi::{get, spi};
+use crate::pg::text;
 use crate::pg::user_context::UserContext;
 
 /// A lock on a table, by PostgreSQL's name for it.
@@ -39,12 +40,12 @@ pub fn try_lock(oid: pg_sys::Oid, lock: Lock) -> bool {
 pub fn qualified_name(oid: pg_sys::Oid) -> Option<String> {
     // SAFETY: cache look-ups, which return null for what is not there.
     let schema = unsafe { pg_sys::get_namespace_name(pg_sys::get_rel_namespace(oid)) };
-    Some(format!("{}.{}", quote_identifier(text(schema)?), quote_identifier(plain_name(oid)?)))
+    Some(format!("{}.{}", quote_identifier(owned(schema)?), quote_identifier(plain_name(oid)?)))
 }
 
 fn plain_name(oid: pg_sys::Oid) -> Option<String> {
     // SAFETY: a cache look-up, which returns null for what is not there.
-    text(unsafe { pg_sys::get_rel_name(oid) })
+    owned(unsafe { pg_sys::get_rel_name(oid) })
 }
 
 /// Whether a table has a column of that name.
@@ -58,8 +59,14 @@ pub fn has_column(schema: &CStr, table: &CStr, column: &CStr) -> bool {
     }
 }
 
+/// The type below a domain, or the type itself.
+pub fn base_type(kind: pg_sys::Oid) -> pg_sys::Oid {
+    // SAFETY: a cache look-up; the oid is that of a column's type, which exists as long as the column does.
+    unsafe { pg_sys::getBaseType(kind) }
+}
+
 /// A name that a cache look-up has returned, in memory of its own.
-fn text(name: *mut std::ffi::c_char) -> Option<String> {
+fn owned(name: *mut std::ffi::c_char) -> Option<String> {
     // SAFETY: null, or a string that ends in a nul.
     (!name.is_null()).then(|| unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned())
 }
@@ -91,9 +98,13 @@ impl Table {
                 )
             };
             let row = rows.into_iter().next().ok_or_else(missing)?;
+            let name = qualified_name(oid).ok_or_else(missing)?;
+            if name.contains(char::REPLACEMENT_CHARACTER) {
+                return Err(report(text::foreign_name("table")));
+            }
             Ok(Self {
                 oid,
-                name: qualified_name(oid).ok_or_else(missing)?,
+                name,
                 plain_name: plain_name(oid).ok_or_else(missing)?,
                 kind: get(&row, 3)?.ok_or_else(missing)?,
                 persistence: get(&row, 4)?.ok_or_else(missing)?,
@@ -129,8 +140,10 @@ impl Table {
         rows.into_iter()
             .next()
             .map(|row| {
+                let kind = get(&row, 1)?.unwrap_or(pg_sys::Oid::INVALID);
                 Ok(Column {
-                    kind: get(&row, 1)?.unwrap_or(pg_sys::Oid::INVALID),
+                    kind,
+                    base: base_type(kind),
                     shown: get(&row, 2)?.unwrap_or_default(),
                     modifier: get(&row, 3)?.unwrap_or(-1),
                     generated: get(&row, 4)?.unwrap_or_default(),
@@ -150,6 +163,8 @@ impl Table {
 
 pub struct Column {
     pub kind: pg_sys::Oid,
+    /// The type below a domain.
+    pub base: pg_sys::Oid,
     pub shown: String,
     pub modifier: i32,
     pub generated: bool,

@@ -54,6 +54,11 @@ pub fn warn(error: Error) {
     report(error).report(PgLogLevel::WARNING);
 }
 
+/// A number with its noun: "1 row", "2 rows".
+pub fn counted(number: i64, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
 /// An argument that has to have a value.
 pub fn given<T>(name: &str, value: Option<T>) -> SqlResult<T> {
     value.ok_or_else(|| {

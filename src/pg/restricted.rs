@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
+use std::ffi::c_char;
 use std::sync::OnceLock;
 
 use pgrx::pg_sys;
@@ -91,11 +92,14 @@ unsafe extern "C-unwind" fn on_object_access(
 }
 
 /// PostgreSQL calls it for each statement that is no query.
-#[pg_guard]
+///
+/// Without `pg_guard`, and with PostgreSQL's own function declared here: pgrx would catch every error of every such
+/// statement and raise it again without its context, position and names. An error passes this frame by longjmp, which is
+/// sound since it has nothing to drop.
 #[allow(clippy::too_many_arguments)]
 unsafe extern "C-unwind" fn on_utility(
     statement: *mut pg_sys::PlannedStmt,
-    text: *const std::ffi::c_char,
+    text: *const c_char,
     read_only: bool,
     context: pg_sys::ProcessUtilityContext::Type,
     parameters: pg_sys::ParamListInfo,
@@ -103,38 +107,46 @@ unsafe extern "C-unwind" fn on_utility(
     receiver: *mut pg_sys::DestReceiver,
     completion: *mut pg_sys::QueryCompletion,
 ) {
-    // SAFETY: a statement that is about to be run.
-    let command = match unsafe { (*(*statement).utilityStmt).type_ } {
+    // SAFETY: a statement that is about to be run. The hook that was installed before, or PostgreSQL's own function, gets
+    // the arguments of this call.
+    unsafe {
+        if OPEN.get() > 0 {
+            refuse_utility((*(*statement).utilityStmt).type_);
+        }
+        let next = NEXT_UTILITY.get().copied().flatten().unwrap_or(standard_utility);
+        next(statement, text, read_only, context, parameters, environment, receiver, completion);
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn refuse_utility(kind: pg_sys::NodeTag) {
+    let command = match kind {
         // Whether the caller's own deferred constraints are checked now or at the end is the caller's affair.
-        pg_sys::NodeTag::T_ConstraintsSetStmt => Some("SET CONSTRAINTS"),
-        pg_sys::NodeTag::T_LoadStmt => Some("LOAD"),
-        _ => None,
+        pg_sys::NodeTag::T_ConstraintsSetStmt => "SET CONSTRAINTS",
+        pg_sys::NodeTag::T_LoadStmt => "LOAD",
+        _ => return,
     };
-    if let Some(command) = command.filter(|_| is_restricted()) {
+    if is_restricted() {
         sql_error(
             PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
             format!("cannot execute {command} within security-restricted operation"),
         )
         .report(PgLogLevel::ERROR);
     }
-    // SAFETY: the hook that was installed before, or PostgreSQL's own function, with the arguments of this call.
-    unsafe {
-        match NEXT_UTILITY.get() {
-            Some(Some(next)) => {
-                next(statement, text, read_only, context, parameters, environment, receiver, completion)
-            }
-            _ => pg_sys::standard_ProcessUtility(
-                statement,
-                text,
-                read_only,
-                context,
-                parameters,
-                environment,
-                receiver,
-                completion,
-            ),
-        }
-    }
+}
+
+unsafe extern "C-unwind" {
+    #[link_name = "standard_ProcessUtility"]
+    fn standard_utility(
+        statement: *mut pg_sys::PlannedStmt,
+        text: *const c_char,
+        read_only: bool,
+        context: pg_sys::ProcessUtilityContext::Type,
+        parameters: pg_sys::ParamListInfo,
+        environment: *mut pg_sys::QueryEnvironment,
+        receiver: *mut pg_sys::DestReceiver,
+        completion: *mut pg_sys::QueryCompletion,
+    );
 }
 
 /// pg_advisory_lock and its variants that outlive a transaction, and those that release: fixed in pg_proc.dat.

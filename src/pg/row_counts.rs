@@ -13,6 +13,7 @@ use crate::pg::owners_table::OwnersTable;
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::spi;
 use crate::pg::subtransaction::attempt;
+use crate::pg::text::Text;
 use crate::pg::user_context::current_role;
 
 type Counts = (Option<i64>, Option<i64>, Option<i64>);
@@ -28,12 +29,13 @@ pub mod clip_search {
     fn count_rows(
         relation: Option<Regclass>,
         sources: Option<Vec<Option<String>>>,
-        embedding: Option<&str>,
-        cluster: Option<&str>,
+        embedding: Option<Text<'_>>,
+        cluster: Option<Text<'_>>,
     ) -> Result<
         TableIterator<'static, (name!(rows, Option<i64>), name!(embedded, Option<i64>), name!(open, Option<i64>))>,
         ErrorReport,
     > {
+        let (embedding, cluster) = (embedding.map(Text::str), cluster.map(Text::str));
         let none = (None, None, None);
         let (Some(Regclass(oid)), Some(sources), Some(embedding)) = (relation, sources, embedding) else {
             return Ok(TableIterator::once(none));

@@ -12,9 +12,15 @@ use pgrx::pg_sys;
 
 use crate::pg::error::report;
 
-/// A text that is to be embedded.
+/// A text or a name as an argument.
 #[derive(Clone, Copy)]
 pub struct Text<'a>(pub &'a str);
+
+impl<'a> Text<'a> {
+    pub fn str(self) -> &'a str {
+        self.0
+    }
+}
 
 impl FromDatum for Text<'_> {
     unsafe fn from_polymorphic_datum(datum: pg_sys::Datum, is_null: bool, _: pg_sys::Oid) -> Option<Self> {
@@ -74,6 +80,16 @@ pub fn foreign_encoding() -> Option<String> {
         unsafe { (pg_sys::GetDatabaseEncoding(), CStr::from_ptr(pg_sys::GetDatabaseEncodingName())) };
     let known = [pg_sys::pg_enc::PG_UTF8, pg_sys::pg_enc::PG_SQL_ASCII].iter().any(|&known| known as i32 == encoding);
     (!known).then(|| name.to_string_lossy().into_owned())
+}
+
+/// The error of a table or a column whose name can't be read.
+pub fn foreign_name(what: &str) -> Error {
+    Error::new(Kind::Unsupported, format!("the name of a {what} is not UTF-8"))
+        .detail(format!(
+            "The database's encoding is {}; what is beyond ASCII is read as UTF-8.",
+            foreign_encoding().as_deref().unwrap_or("SQL_ASCII")
+        ))
+        .hint("Rename it, or use a database of encoding UTF8.")
 }
 
 /// Bytes of a text of the database's.

@@ -179,6 +179,12 @@ pub fn type_oid() -> pg_sys::Oid {
     }
 }
 
+/// The schema that pgvector is in.
+pub fn namespace() -> pg_sys::Oid {
+    // SAFETY: of an existing type.
+    unsafe { type_namespace(type_oid()) }
+}
+
 /// The quoted name of the schema that pgvector is in, for its operators.
 pub fn schema() -> String {
     // SAFETY: cache look-ups of an existing type; the name is palloc'd and copied at once.

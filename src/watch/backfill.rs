@@ -12,6 +12,7 @@ use crate::pg::error::{SqlResult, report};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::get;
 use crate::pg::spi::spi;
+use crate::pg::text::Text;
 use crate::pg::user_context::key_form;
 use crate::watch::queue::{Next, claim, has_again, noted, own};
 use crate::watch::setting::{Watch, table_of};
@@ -32,12 +33,18 @@ fn missing(watch: &Watch, what: &str) -> String {
     format!("SELECT {what} FROM {} WHERE ({embedding} IS NULL{ungrouped}) AND ({})", watch.table, watch.has_source())
 }
 
+/// How many rows of a watch are listed as failed.
+fn failed(watch: i64) -> SqlResult<i64> {
+    own(|client| {
+        let query = "SELECT pg_catalog.count(*) FROM clip_search.watch_failure WHERE watch = $1";
+        let rows = client.update(query, Some(1), &[watch.into()]).map_err(spi)?;
+        Ok(rows.first().get::<i64>(1).map_err(spi)?.unwrap_or_default())
+    })
+}
+
 /// Whether a row lacks an embedding and is not listed as failed.
 pub fn any_missing(watch: &Watch) -> SqlResult<bool> {
-    let failed = own(|client| {
-        let query = "SELECT pg_catalog.count(*) FROM clip_search.watch_failure WHERE watch = $1";
-        client.update(query, Some(1), &[watch.id.into()]).map_err(spi)?.first().get::<i64>(1).map_err(spi)
-    })?;
+    let failed = failed(watch.id)?;
     // Of one row more than are listed, one is not.
     let keys: Vec<String> = watch.as_owner(|client| {
         key_form();
@@ -46,7 +53,7 @@ pub fn any_missing(watch: &Watch) -> SqlResult<bool> {
             "SELECT {key} FROM {} WHERE {embedding} IS NULL AND ({}) LIMIT {}",
             watch.table,
             watch.has_source(),
-            failed.unwrap_or_default() + 1
+            failed + 1
         );
         let rows = client.update(&query, None, &[])?;
         rows.into_iter().map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect()
@@ -59,26 +66,32 @@ pub fn any_missing(watch: &Watch) -> SqlResult<bool> {
 
 /// Queues the rows that have no embedding and are neither queued nor listed as failed. Returns their number.
 pub fn enqueue_missing(watch: &Watch) -> SqlResult<i64> {
-    enqueue(watch, &missing(watch, &key_of(watch)), false)
+    enqueue(watch, &missing(watch, &key_of(watch)), None)
 }
 
-/// Queues the rows that have an embedding, to be embedded again. Returns their number.
-pub fn enqueue_existing(watch: &Watch) -> SqlResult<i64> {
+/// Queues the rows that have an embedding, to be embedded again. `made_by`: the model that made their vectors, if that is
+/// known. Returns their number.
+pub fn enqueue_existing(watch: &Watch, made_by: Option<&str>) -> SqlResult<i64> {
     if !has_again() {
         return Ok(0); // the SQL of 0.2.0, which can't say so
     }
     let embedding = quote_identifier(&watch.embedding);
-    enqueue(watch, &format!("SELECT {} FROM {} WHERE {embedding} IS NOT NULL", key_of(watch), watch.table), true)
+    enqueue(
+        watch,
+        &format!("SELECT {} FROM {} WHERE {embedding} IS NOT NULL", key_of(watch), watch.table),
+        Some(made_by),
+    )
 }
 
 /// An expression for a row's key in the form in which the queue stores it.
-fn key_of(watch: &Watch) -> String {
+pub fn key_of(watch: &Watch) -> String {
     let values = watch.key.iter().map(|column| format!("pg_catalog.format('%s', {})", quote_identifier(column)));
     format!("ARRAY[{}]::text", values.collect::<Vec<_>>().join(", "))
 }
 
-/// Queues the rows whose keys a query returns. Returns the number of new entries.
-fn enqueue(watch: &Watch, query: &str, again: bool) -> SqlResult<i64> {
+/// Queues the rows whose keys a query returns. `again`: even if they have a vector, made by that model. Returns the number
+/// of new entries.
+fn enqueue(watch: &Watch, query: &str, again: Option<Option<&str>>) -> SqlResult<i64> {
     let mut count = 0;
     watch.as_owner(|client| {
         key_form();
@@ -94,14 +107,19 @@ fn enqueue(watch: &Watch, query: &str, again: bool) -> SqlResult<i64> {
                 return Ok(count);
             }
             count += own(|client| {
-                let query = if again {
-                    include_str!("sql/enqueue_existing.sql")
-                } else {
-                    include_str!("sql/enqueue_missing.sql")
-                };
                 let longest = keys.iter().map(String::len).max().unwrap_or_default();
-                let insert =
-                    || Ok(client.update(query, None, &[watch.id.into(), keys.into()]).map_err(spi)?.len() as i64);
+                let insert = || {
+                    let (watch, keys) = (watch.id.into(), keys.into());
+                    let done = match again {
+                        Some(made_by) => client.update(
+                            include_str!("sql/enqueue_existing.sql"),
+                            None,
+                            &[watch, keys, made_by.into()],
+                        ),
+                        None => client.update(include_str!("sql/enqueue_missing.sql"), None, &[watch, keys]),
+                    };
+                    Ok(done.map_err(spi)?.len() as i64)
+                };
                 noted(watch, longest, insert)
             })?;
         }
@@ -113,12 +131,13 @@ fn enqueue(watch: &Watch, query: &str, again: bool) -> SqlResult<i64> {
 pub mod clip_search {
     use super::*;
 
-    /// Queues the missing rows. Returns the watches, the number of entries of each, and the id of its last entry.
+    /// Queues the missing rows. Returns the watches, the number of queued rows of each, and the id of its last entry.
     #[pg_extern(volatile, parallel_unsafe, cost = 1000000)]
     fn backfill_begin(
         relation: Option<Regclass>,
-        embedding: Option<&str>,
+        embedding: Option<Text<'_>>,
     ) -> Result<TableIterator<'static, (name!(watch, i64), name!(queued, i64), name!(last, i64))>, ErrorReport> {
+        let embedding = embedding.map(Text::str);
         tables::check_writable(c"clip_backfill()");
         let oid = table_of(relation)?;
         let mut found = Vec::new();
@@ -128,7 +147,7 @@ pub mod clip_search {
             let watch = watch.locked(Lock::AccessShare)?;
             enqueue_missing(&watch)?;
             let queued = own(|client| {
-                let query = "SELECT pg_catalog.count(*), coalesce(pg_catalog.max(id), 0) FROM clip_search.watch_queue WHERE watch = $1";
+                let query = "SELECT pg_catalog.count(DISTINCT key), coalesce(pg_catalog.max(id), 0) FROM clip_search.watch_queue WHERE watch = $1";
                 let rows = client.update(query, None, &[watch.id.into()]).map_err(spi)?;
                 rows.first().get_two::<i64, i64>().map_err(spi)
             })?;
@@ -166,6 +185,12 @@ pub mod clip_search {
         })
     }
 
+    /// How many rows of each watch are listed as failed, by whichever session; NULL if the watch has ended.
+    #[pg_extern(volatile, strict, parallel_unsafe)]
+    fn backfill_failed(watches: Vec<i64>) -> SqlResult<Vec<Option<i64>>> {
+        watches.into_iter().map(|watch| is_own(watch)?.then(|| failed(watch)).transpose()).collect()
+    }
+
     /// Embeds the rows of entries; how many were embedded, how many failed.
     #[pg_extern(volatile, strict, parallel_unsafe, cost = 1000000)]
     fn backfill_work(
@@ -196,9 +221,10 @@ fn is_own(watch: i64) -> SqlResult<bool> {
 #[pg_extern(volatile, parallel_unsafe, cost = 1000000, name = "clip_retry")]
 fn retry(
     relation: Option<Regclass>,
-    embedding: default!(Option<&str>, "NULL"),
-    sqlstate: default!(Option<&str>, "NULL"),
+    embedding: default!(Option<Text<'_>>, "NULL"),
+    sqlstate: default!(Option<Text<'_>>, "NULL"),
 ) -> SqlResult<i64> {
+    let (embedding, sqlstate) = (embedding.map(Text::str), sqlstate.map(Text::str));
     call(relation, embedding, sqlstate)
 }
 

@@ -7,7 +7,7 @@ use pgrx::spi::{SpiClient, quote_identifier};
 use crate::pg::catalog::{Column, Table};
 use crate::pg::error::{SqlResult, report, sql_error, with_sqlstate};
 use crate::pg::spi::{get, spi};
-use crate::pg::text::foreign_encoding;
+use crate::pg::text::{foreign_encoding, foreign_name};
 use crate::pg::user_context::UserContext;
 use crate::pg::vector_column::Storage;
 use crate::watch::setting::{Watch, check_local};
@@ -18,6 +18,9 @@ pub fn check_table(table: &Table, queued: bool) -> SqlResult<()> {
     let refuse = |code, what: &str| Err(sql_error(code, format!("{} {what}", table.name)));
     if table.kind != "r" && table.kind != "p" {
         return refuse(PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE, "is not a table, so it can't be watched");
+    }
+    if foreign_encoding().is_some() && has_foreign_column(table)? {
+        return Err(report(foreign_name("column")));
     }
     if table.persistence == "t" {
         return refuse(
@@ -34,6 +37,16 @@ pub fn check_table(table: &Table, queued: bool) -> SqlResult<()> {
         .set_hint("ALTER TABLE … NO FORCE ROW LEVEL SECURITY, an owner with BYPASSRLS, or mode => 'immediate'."));
     }
     Ok(())
+}
+
+/// Whether a column has a name beyond ASCII, in a database whose encoding is not UTF-8's.
+fn has_foreign_column(table: &Table) -> SqlResult<bool> {
+    let _user_context = UserContext::of_caller();
+    Spi::connect_mut(|client| {
+        let query = "SELECT 1 FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped \
+             AND a.attname::text ~ E'[^\\x01-\\x7f]'";
+        Ok(!client.update(query, Some(1), &[table.oid.into()]).map_err(spi)?.is_empty())
+    })
 }
 
 /// The columns of the primary key, or else of another key that tells rows apart for good.
@@ -84,7 +97,7 @@ pub fn sources(
             .set_detail("PostgreSQL computes it after the trigger that would embed it.")
             .set_hint("Watch the column that it is made of, or have a trigger of your own make it."));
         }
-        kinds.push(match column.kind {
+        kinds.push(match column.base {
             pg_sys::BYTEAOID => true,
             pg_sys::TEXTOID | pg_sys::VARCHAROID => {
                 if let Some(encoding) = foreign_encoding() {
@@ -168,6 +181,13 @@ pub fn check_embedding(table: &Table, name: &str, column: &Column, dimensions: u
                 table.name,
                 quote_identifier(name)
             )),
+            None if Storage::of(column.base).is_some() => {
+                error.detail("A domain's checks would run for every embedding that is written.").hint(format!(
+                    "ALTER TABLE {} ALTER COLUMN {} TYPE vector({dimensions}).",
+                    table.name,
+                    quote_identifier(name)
+                ))
+            }
             _ => error,
         };
         return Err(with_sqlstate(PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH, error));

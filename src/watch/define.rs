@@ -15,6 +15,7 @@ use crate::pg::catalog::Table;
 use crate::pg::error::{SqlResult, given, report, sql_error, warn};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::spi;
+use crate::pg::text::{Text, texts};
 use crate::pg::user_context::{UserContext, current_role};
 use crate::pg::vector;
 use crate::watch::backfill::{any_missing, enqueue_existing, enqueue_missing};
@@ -23,6 +24,7 @@ use crate::watch::columns::{alter, create_index, has_index};
 use crate::watch::dropped::forget_dropped;
 use crate::watch::former;
 use crate::watch::grouping::{Bind, Bound, name_of_members};
+use crate::watch::partitions;
 use crate::watch::queue;
 use crate::watch::setting::{Watch, table_of};
 use crate::watch::trigger::install::create_triggers;
@@ -33,23 +35,31 @@ use crate::watch::wanted::{Existing, Plan, Wanted, check_nulls, lock_table};
 #[allow(clippy::too_many_arguments)]
 fn set_watch(
     relation: Option<Regclass>,
-    source: default!(Option<&str>, "NULL"),
-    embedding: default!(Option<&str>, "'embedding'"),
-    cluster: default!(Option<&str>, "NULL"),
-    model: default!(Option<&str>, "NULL"),
-    collection: default!(Option<&str>, "NULL"),
-    mode: default!(Option<&str>, "NULL"),
-    on_error: default!(Option<&str>, "NULL"),
-    text_source: default!(Option<&str>, "NULL"),
+    source: default!(Option<Text<'_>>, "NULL"),
+    embedding: default!(Option<Text<'_>>, "'embedding'"),
+    cluster: default!(Option<Text<'_>>, "NULL"),
+    model: default!(Option<Text<'_>>, "NULL"),
+    collection: default!(Option<Text<'_>>, "NULL"),
+    mode: default!(Option<Text<'_>>, "NULL"),
+    on_error: default!(Option<Text<'_>>, "NULL"),
+    text_source: default!(Option<Text<'_>>, "NULL"),
     text_weight: default!(Option<f64>, "NULL"),
     threshold: default!(Option<f64>, "NULL"),
     index: default!(Option<bool>, "NULL"),
-    existing: default!(Option<&str>, "NULL"),
-    key: default!(Option<&str>, "NULL"),
-    labels: default!(Option<&str>, "NULL"),
-    image: default!(Option<&str>, "NULL"),
+    existing: default!(Option<Text<'_>>, "NULL"),
+    key: default!(Option<Text<'_>>, "NULL"),
+    labels: default!(Option<Text<'_>>, "NULL"),
+    image: default!(Option<Text<'_>>, "NULL"),
+    reset: default!(Option<Array<Text<'_>>>, "NULL"),
 ) -> SqlResult<()> {
+    let (source, embedding, cluster, model) =
+        (source.map(Text::str), embedding.map(Text::str), cluster.map(Text::str), model.map(Text::str));
+    let (collection, mode, on_error, text_source) =
+        (collection.map(Text::str), mode.map(Text::str), on_error.map(Text::str), text_source.map(Text::str));
+    let (existing, key, labels, image) =
+        (existing.map(Text::str), key.map(Text::str), labels.map(Text::str), image.map(Text::str));
     let oid = table_of(relation)?;
+    let reset = reset.as_ref().map(texts).unwrap_or_default();
     let wanted = Wanted {
         source,
         text_source,
@@ -71,8 +81,39 @@ fn set_watch(
         key,
         labels,
         image,
+        reset: reset.into_iter().map(|option| given("reset", option)).collect::<SqlResult<_>>()?,
     };
-    watch(oid, &wanted).map(drop)
+    let watch = watch(oid, &wanted)?;
+    if index == Some(false) {
+        tell_of_index(&watch)?;
+    }
+    Ok(())
+}
+
+/// PostgreSQL empties an unlogged table after a crash, and tells nobody.
+fn warn_of_unlogged(watch: &Watch) {
+    let Some(collection) = &watch.collection else { return };
+    warn(
+        Error::new(Kind::Unsupported, format!("{} is unlogged: after a crash it is empty", watch.name()))
+            .detail(format!("The clusters of collection \"{collection}\" are logged, and would still count its rows."))
+            .hint(format!("After a crash, SELECT FROM clip_recluster({}).", quote_literal(collection))),
+    );
+}
+
+/// `index => false` drops no index, and without one every search reads the whole table.
+fn tell_of_index(watch: &Watch) -> SqlResult<()> {
+    let table = Table::describe(watch.relation)?;
+    let has_index = {
+        let _user_context = UserContext::of_caller();
+        Spi::connect_mut(|client| has_index(client, &table, &watch.embedding))?
+    };
+    let (what, way_out) = match has_index {
+        true => ("keeps its index: index => false drops none", "DROP INDEX drops it."),
+        false => ("has no index, so each search reads the whole table", "clip_watch(…, index => true) creates one."),
+    };
+    let message = format!("column \"{}\" of {} {what}", watch.embedding, table.name);
+    report(Error::new(Kind::InvalidInput, message).hint(way_out)).report(PgLogLevel::NOTICE);
+    Ok(())
 }
 
 /// An argument that is one of two words: whether it is the second. None leaves it as it is.
@@ -118,7 +159,8 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
     let (table, plan) = lock_table(table, wanted)?;
     let Plan { ref existing, ref key, ref model, dimensions, queued, .. } = plan;
     let cluster = plan.cluster.as_deref();
-    if let Some(known) = existing.as_ref().filter(|_| plan.is_changed)
+    let ungroups = wanted.resets("cluster");
+    if let Some(known) = existing.as_ref().filter(|_| plan.is_changed || ungroups)
         && let Some(next) = Watch::replacing(known.id)?
     {
         return Err(sql_error(
@@ -200,7 +242,9 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
                     None => name_of_members(client, oid, key)?,
                 };
                 let bind = Bind { collection, model, dimensions, cluster, key: &key, role };
-                Some(bind.run(client, &store, oid, wanted)?)
+                let bound = bind.run(client, &store, oid, wanted)?;
+                bind.reset(client, wanted)?;
+                Some(bound)
             }
             _ => None,
         };
@@ -229,6 +273,17 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
     drop(rights);
 
     let watch = Watch::by_id(id)?.ok_or_else(|| report(Error::new(Kind::Internal, "a watch is gone at once")))?;
+    if ungroups
+        && let Some((column, collection)) =
+            existing.as_ref().and_then(|w| w.cluster.as_ref().zip(w.collection.as_ref()))
+    {
+        let message = format!("rows of {} are not grouped any more", table.name);
+        report(
+            Error::new(Kind::InvalidInput, message)
+                .detail(format!("Column \"{column}\" and collection \"{collection}\" stay as they are.")),
+        )
+        .report(PgLogLevel::NOTICE);
+    }
     // Nobody kept the column up to now. This comes before the triggers, which would take its ids for groups.
     if let Some(bound) = &bound
         && wanted.replaces.is_none()
@@ -240,20 +295,34 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
         let _caller = UserContext::of_caller();
         Spi::connect_mut(|client| create_triggers(client, &table, &watch))?;
     }
+    if table.kind == "p" {
+        partitions::settle(&watch, existing.is_some())?;
+    }
+    if table.persistence == "u" && existing.is_none() && watch.cluster.is_some() {
+        warn_of_unlogged(&watch);
+    }
     let is_new = existing.is_none() && !added.iter().any(|name| name == embedding);
-    let replaced = settle_existing(&watch, &table, wanted, is_new || plan.is_changed)?;
+    // A new watch does not know who made the vectors that it finds.
+    let made_by = existing.as_ref().map(|known| known.model.as_str());
+    let replaced = settle_existing(&watch, &table, wanted, is_new || plan.is_changed, made_by)?;
     if replaced > 0 {
+        let (them, they) = if replaced == 1 { ("it", "it is") } else { ("them", "they are") };
         let call = if queued {
             String::new()
         } else {
-            format!("CALL clip_backfill({}) replaces them; ", quote_literal(&table.name))
+            format!("CALL clip_backfill({}) replaces {them}; ", quote_literal(&table.name))
         };
         report(
             Error::new(
                 Kind::InvalidInput,
-                format!("{replaced} rows of {} have vectors from before, which count as pending", table.name),
+                match replaced {
+                    1 => format!("1 row of {} has a vector from before, which counts as pending", table.name),
+                    _ => {
+                        format!("{replaced} rows of {} have vectors from before, which count as pending", table.name)
+                    }
+                },
             )
-            .hint(format!("{call}clip_watch(…, existing => 'keep') takes them over as they are.")),
+            .hint(format!("{call}clip_watch(…, existing => 'keep') takes {them} over as {they}.")),
         )
         .report(PgLogLevel::NOTICE);
     }
@@ -286,9 +355,15 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
     Ok(watch)
 }
 
-/// Keeps or queues the vectors that were in the column before, which may be of another source, weight or model. Returns
-/// how many rows will be embedded again.
-fn settle_existing(watch: &Watch, table: &Table, wanted: &Wanted<'_>, in_doubt: bool) -> SqlResult<i64> {
+/// Keeps or queues the vectors that were in the column before, which may be of another source, weight or model. `made_by`:
+/// the model of a former watch. Returns how many rows will be embedded again.
+fn settle_existing(
+    watch: &Watch,
+    table: &Table,
+    wanted: &Wanted<'_>,
+    in_doubt: bool,
+    made_by: Option<&str>,
+) -> SqlResult<i64> {
     match wanted.existing {
         Some(Existing::Keep) => {
             queue::keep_existing(watch.id)?;
@@ -301,6 +376,6 @@ fn settle_existing(watch: &Watch, table: &Table, wanted: &Wanted<'_>, in_doubt: 
         )
         .set_detail("Which rows have a vector from before can't be told: a policy may hide some.")
         .set_hint("Say existing => 'keep' to take them over, or ALTER TABLE … NO FORCE ROW LEVEL SECURITY meanwhile.")),
-        _ => enqueue_existing(watch),
+        _ => enqueue_existing(watch, made_by),
     }
 }

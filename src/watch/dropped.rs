@@ -14,6 +14,7 @@ use crate::pg::error::SqlResult;
 use crate::pg::spi::get;
 use crate::pg::spi::spi;
 use crate::pg::transaction::run_on_latest;
+use crate::watch::partitions::tell_of_dropped;
 
 /// Removes it, with the rights of the extension. A collection that another transaction has in hand stays for the next
 /// time, with its watch: this function waits for nobody.
@@ -48,6 +49,7 @@ pub fn forget_dropped(client: &mut SpiClient<'_>, store: &Store) -> SqlResult<()
             drop_whole(client, store, &collection)?;
         }
     }
+    tell_of_dropped(client)?;
     // Of those, and what others had in hand when clip_unwatch was called.
     for table in ["watch_queue", "watch_failure"] {
         run_on_latest(

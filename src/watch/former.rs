@@ -11,7 +11,7 @@ use pgrx::prelude::*;
 use pgrx::spi::{quote_identifier, quote_literal};
 
 use crate::cluster::statements;
-use crate::pg::error::{SqlResult, report, sql_error};
+use crate::pg::error::{SqlResult, counted, report, sql_error};
 use crate::pg::owners_table::TableClient;
 use crate::pg::spi::spi;
 use crate::pg::user_context::UserContext;
@@ -46,12 +46,19 @@ pub fn settle_groups(watch: &Watch, same: bool) -> SqlResult<()> {
         notice(
             Error::new(
                 Kind::InvalidInput,
-                format!("{cleared} rows of {table} name clusters that collection \"{collection}\" does not have"),
+                format!(
+                    "{} of {table} {} that collection \"{collection}\" does not have",
+                    counted(cleared, "row"),
+                    if cleared == 1 { "names a cluster" } else { "name clusters" }
+                ),
             )
-            .detail(format!("Their column \"{cluster}\" is set to NULL, so they count as pending."))
-            .hint(match watch.queued {
-                true => "The background worker, or clip_backfill, groups them.".to_owned(),
-                false => format!("CALL clip_backfill({}) groups them.", quote_literal(table)),
+            .detail(match cleared {
+                1 => format!("Its column \"{cluster}\" is set to NULL, so it counts as pending."),
+                _ => format!("Their column \"{cluster}\" is set to NULL, so they count as pending."),
+            })
+            .hint(match (watch.queued, if cleared == 1 { "it" } else { "them" }) {
+                (true, them) => format!("The background worker, or clip_backfill, groups {them}."),
+                (false, them) => format!("CALL clip_backfill({}) groups {them}.", quote_literal(table)),
             }),
         );
     }
@@ -86,7 +93,7 @@ fn clear(client: &mut TableClient<'_, '_>, watch: &Watch, column: &str, ids: &[i
         0 => Ok(strange),
         left => Err(sql_error(
             PgSqlErrorCode::ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
-            format!("{left} of {strange} rows could not be taken out of unknown clusters"),
+            format!("{left} of {} could not be taken out of unknown clusters", counted(strange, "row")),
         )
         .set_detail(format!("A trigger, a rule or a policy of {} keeps its rows from being updated.", watch.name()))
         .set_hint(format!("Set column {column} to NULL where it names no cluster of the collection."))),

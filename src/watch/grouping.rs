@@ -141,4 +141,14 @@ impl Bind<'_> {
         access.settle_owner(client, owner_of_table(table).unwrap_or(self.role), true)?;
         Ok(if found.is_none() { Bound::New } else { Bound::Other })
     }
+
+    /// Gives settings of the collection their defaults back.
+    pub fn reset(&self, client: &mut SpiClient<'_>, wanted: &Wanted<'_>) -> SqlResult<()> {
+        if wanted.reset.is_empty() {
+            return Ok(());
+        }
+        let options: Vec<String> = wanted.reset.iter().map(|option| (*option).to_owned()).collect();
+        let arguments = [self.collection.into(), options.into(), self.key.into()];
+        client.update(include_str!("sql/reset_collection.sql"), None, &arguments).map(drop).map_err(spi)
+    }
 }

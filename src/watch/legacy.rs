@@ -5,6 +5,7 @@ use pgrx::prelude::*;
 
 use crate::pg::error::{SqlResult, given};
 use crate::pg::regclass::Regclass;
+use crate::pg::text::Text;
 use crate::watch::backfill;
 use crate::watch::define::{choice, watch};
 use crate::watch::setting::table_of;
@@ -15,18 +16,22 @@ use crate::watch::wanted::Wanted;
 #[allow(clippy::too_many_arguments)]
 fn clip_watch(
     relation: Option<Regclass>,
-    source: Option<&str>,
-    embedding: Option<&str>,
-    cluster: Option<&str>,
-    model: Option<&str>,
-    collection: Option<&str>,
-    mode: Option<&str>,
-    on_error: Option<&str>,
-    text_source: Option<&str>,
+    source: Option<Text<'_>>,
+    embedding: Option<Text<'_>>,
+    cluster: Option<Text<'_>>,
+    model: Option<Text<'_>>,
+    collection: Option<Text<'_>>,
+    mode: Option<Text<'_>>,
+    on_error: Option<Text<'_>>,
+    text_source: Option<Text<'_>>,
     text_weight: Option<f64>,
     threshold: Option<f64>,
     index: Option<bool>,
 ) -> SqlResult<()> {
+    let (source, embedding, cluster, model) =
+        (source.map(Text::str), embedding.map(Text::str), cluster.map(Text::str), model.map(Text::str));
+    let (collection, mode, on_error, text_source) =
+        (collection.map(Text::str), mode.map(Text::str), on_error.map(Text::str), text_source.map(Text::str));
     let wanted = Wanted {
         source: Some(given("source", source)?),
         text_source,
@@ -45,16 +50,19 @@ fn clip_watch(
         key: None,
         labels: None,
         image: None,
+        reset: Vec::new(),
     };
     watch(table_of(relation)?, &wanted).map(drop)
 }
 
 #[pg_extern(sql = false)]
-fn clip_unwatch(relation: Option<Regclass>, embedding: Option<&str>, keep_columns: Option<bool>) -> SqlResult<()> {
+fn clip_unwatch(relation: Option<Regclass>, embedding: Option<Text<'_>>, keep_columns: Option<bool>) -> SqlResult<()> {
+    let embedding = embedding.map(Text::str);
     unwatch::call(relation, embedding, !given("keep_columns", keep_columns)?)
 }
 
 #[pg_extern(sql = false)]
-fn clip_retry(relation: Option<Regclass>, embedding: Option<&str>) -> SqlResult<i64> {
+fn clip_retry(relation: Option<Regclass>, embedding: Option<Text<'_>>) -> SqlResult<i64> {
+    let embedding = embedding.map(Text::str);
     backfill::call(relation, embedding, None)
 }

@@ -8,6 +8,7 @@ pub mod dropped;
 pub mod former;
 mod grouping;
 mod legacy;
+pub mod partitions;
 pub mod query;
 mod queue;
 pub mod reembed;

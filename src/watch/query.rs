@@ -17,8 +17,9 @@ use crate::watch::setting::{Watch, table_of};
 fn clip_embed_text_for(
     relation: Option<Regclass>,
     query: Option<Text<'_>>,
-    embedding: default!(Option<&str>, "NULL"),
+    embedding: default!(Option<Text<'_>>, "NULL"),
 ) -> SqlResult<Option<Vector>> {
+    let embedding = embedding.map(Text::str);
     let model = model_of(table_of(relation)?, embedding)?;
     let Some(Text(query)) = query else { return Ok(None) };
     Ok(loaded::embed_texts(&model, &[Some(query)])?.pop().flatten())
@@ -28,8 +29,9 @@ fn clip_embed_text_for(
 fn clip_embed_image_for(
     relation: Option<Regclass>,
     query: Option<&[u8]>,
-    embedding: default!(Option<&str>, "NULL"),
+    embedding: default!(Option<Text<'_>>, "NULL"),
 ) -> SqlResult<Option<Vector>> {
+    let embedding = embedding.map(Text::str);
     let model = model_of(table_of(relation)?, embedding)?;
     let Some(query) = query else { return Ok(None) };
     Ok(loaded::embed_images(&model, &[Some(query)])?.pop().flatten())

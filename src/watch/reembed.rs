@@ -14,6 +14,7 @@ use crate::pg::catalog::{Lock, Table};
 use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, spi};
+use crate::pg::text::Text;
 use crate::pg::user_context::UserContext;
 use crate::watch::columns::is_half;
 use crate::watch::define;
@@ -32,7 +33,12 @@ pub mod clip_search {
 
     /// Makes the column beside, or finds it; its name.
     #[pg_extern(volatile, parallel_unsafe)]
-    fn reembed_begin(relation: Option<Regclass>, model: Option<&str>, embedding: Option<&str>) -> SqlResult<String> {
+    fn reembed_begin(
+        relation: Option<Regclass>,
+        model: Option<Text<'_>>,
+        embedding: Option<Text<'_>>,
+    ) -> SqlResult<String> {
+        let (model, embedding) = (model.map(Text::str), embedding.map(Text::str));
         tables::check_writable(c"clip_reembed()");
         let oid = table_of(relation)?;
         let model = model.ok_or_else(|| {
@@ -104,6 +110,7 @@ pub mod clip_search {
                 key: None,
                 labels: None,
                 image: None,
+                reset: Vec::new(),
             },
         )?;
         make_indexes(&watch, &next)?;
@@ -113,7 +120,9 @@ pub mod clip_search {
     /// Whether the column is still to be filled; not if another session has put it in its place meanwhile. It is not
     /// put there before this transaction ends.
     #[pg_extern(volatile, strict, parallel_unsafe)]
-    fn reembed_goes_on(relation: Regclass, embedding: &str, model: &str) -> SqlResult<bool> {
+    fn reembed_goes_on(relation: Regclass, embedding: Text<'_>, model: Text<'_>) -> SqlResult<bool> {
+        let Text(embedding) = embedding;
+        let Text(model) = model;
         let Regclass(oid) = relation;
         let table = Table::locked(oid, Lock::AccessShare)?;
         let watches = watches(oid)?;
@@ -133,7 +142,8 @@ pub mod clip_search {
     /// Puts the column in the place of the one that it was made for; false if too many rows have none yet, or another
     /// session has been quicker.
     #[pg_extern(volatile, strict, parallel_unsafe, cost = 1000000)]
-    fn reembed_finish(relation: Regclass, embedding: &str) -> SqlResult<bool> {
+    fn reembed_finish(relation: Regclass, embedding: Text<'_>) -> SqlResult<bool> {
+        let Text(embedding) = embedding;
         let Regclass(oid) = relation;
         Table::locked(oid, Lock::AccessExclusive)?;
         // Another session may have been quicker; clip_search.reembed_goes_on tells.

@@ -55,7 +55,9 @@ impl Queries {
             }
             let key = equal.join(" AND ");
             let column = |name: &Option<String>| name.as_deref().map(quote_identifier);
-            let or_null = |name: &Option<String>, kind: &str| column(name).unwrap_or_else(|| format!("NULL::{kind}"));
+            // The column's type may be a domain.
+            let or_null =
+                |name: &Option<String>, kind: &str| format!("{}::{kind}", column(name).as_deref().unwrap_or("NULL"));
             let Watch { table, .. } = watch;
             let embedding = quote_identifier(&watch.embedding);
             // Of a type that it can't be any more: writing says so.

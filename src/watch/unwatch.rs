@@ -11,6 +11,7 @@ use crate::pg::error::{SqlResult, given, report};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::get;
 use crate::pg::spi::spi;
+use crate::pg::text::Text;
 use crate::pg::user_context::UserContext;
 use crate::pg::vector_column::Storage;
 use crate::watch::columns::alter;
@@ -21,10 +22,11 @@ use crate::watch::trigger::install::drop_triggers;
 #[pg_extern(volatile, parallel_unsafe, name = "clip_unwatch")]
 fn end_watch(
     relation: Option<Regclass>,
-    embedding: default!(Option<&str>, "NULL"),
+    embedding: default!(Option<Text<'_>>, "NULL"),
     keep_columns: default!(Option<bool>, "NULL"),
     drop_columns: default!(Option<bool>, "false"),
 ) -> SqlResult<()> {
+    let embedding = embedding.map(Text::str);
     let drop_columns = given("drop_columns", drop_columns)?;
     if let Some(keep_columns) = keep_columns {
         report(

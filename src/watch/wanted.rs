@@ -34,6 +34,49 @@ pub struct Wanted<'a> {
     pub key: Option<&'a str>,
     pub labels: Option<&'a str>,
     pub image: Option<&'a str>,
+    /// Options that get their defaults back, by name.
+    pub reset: Vec<&'a str>,
+}
+
+/// The options that a watch can do without, or that have a default which does not depend on the session.
+const RESETTABLE: [&str; 9] =
+    ["cluster", "mode", "on_error", "text_source", "text_weight", "threshold", "key", "labels", "image"];
+
+impl Wanted<'_> {
+    pub fn resets(&self, option: &str) -> bool {
+        self.reset.contains(&option)
+    }
+
+    /// An option as the call names or resets it; `known` is what a watch has.
+    fn choose<T>(&self, option: &str, named: Option<T>, known: Option<T>) -> Option<T> {
+        if self.resets(option) { None } else { named.or(known) }
+    }
+
+    fn check_reset(&self) -> SqlResult<()> {
+        let bad = |message: String| Err(report(Error::new(Kind::InvalidInput, message)));
+        if let Some(unknown) = self.reset.iter().find(|option| !RESETTABLE.contains(option)) {
+            return Err(report(
+                Error::new(Kind::InvalidInput, format!("option \"{unknown}\" can't be reset"))
+                    .hint(format!("Options that can be reset are {}.", RESETTABLE.join(", "))),
+            ));
+        }
+        let named = [
+            ("cluster", self.cluster.is_some()),
+            ("cluster", self.collection.is_some()),
+            ("mode", self.queued.is_some()),
+            ("on_error", self.skip.is_some()),
+            ("text_source", self.text_source.is_some()),
+            ("text_weight", self.text_weight.is_some()),
+            ("threshold", self.threshold.is_some()),
+            ("key", self.key.is_some()),
+            ("labels", self.labels.is_some()),
+            ("image", self.image.is_some()),
+        ];
+        match named.iter().find(|(option, is_named)| *is_named && self.resets(option)) {
+            Some((option, _)) => bad(format!("option \"{option}\" is both given and reset")),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What happens to vectors that are already in the column.
@@ -71,7 +114,9 @@ impl Plan {
             None => return Err(not_watched_yet(table, wanted.embedding)?),
         };
         check_not_empty(table, wanted)?;
-        let text_source = wanted.text_source.or(is.and_then(|known| known.image.as_ref().and(known.text.as_deref())));
+        wanted.check_reset()?;
+        let known_text = is.and_then(|known| known.image.as_ref().and(known.text.as_deref()));
+        let text_source = wanted.choose("text_source", wanted.text_source, known_text);
         let (image, text, key) = Spi::connect_mut(|client| {
             let (image, text) = sources(client, table, source, text_source)?;
             Ok::<_, pg_sys::panic::ErrorReport>((image, text, key(client, table)?))
@@ -93,13 +138,18 @@ impl Plan {
                 )));
             }
         }
-        let cluster = wanted.cluster.map(str::to_owned).or_else(|| is.and_then(|known| known.cluster.clone()));
+        let known_cluster = is.and_then(|known| known.cluster.as_deref());
+        let cluster = wanted.choose("cluster", wanted.cluster, known_cluster).map(str::to_owned);
         let of_clusters = [
             ("threshold", wanted.threshold.is_some()),
             ("collection", wanted.collection.is_some()),
             ("key", wanted.key.is_some()),
             ("labels", wanted.labels.is_some()),
             ("image", wanted.image.is_some()),
+            ("threshold", wanted.resets("threshold")),
+            ("key", wanted.resets("key")),
+            ("labels", wanted.resets("labels")),
+            ("image", wanted.resets("image")),
         ];
         if let Some((name, _)) = of_clusters.iter().find(|(_, given)| *given && cluster.is_none()) {
             return Err(report(
@@ -110,7 +160,8 @@ impl Plan {
                 .hint("Name it, cluster => 'cluster_id', or leave the argument out."),
             ));
         }
-        let text_weight = wanted.text_weight.or(is.map(|known| known.text_weight)).unwrap_or(0.5);
+        let known_weight = is.map(|known| known.text_weight);
+        let text_weight = wanted.choose("text_weight", wanted.text_weight, known_weight).unwrap_or(0.5);
         let of_both = image.is_some() && text.is_some();
         let is_changed = is.is_some_and(|known| {
             known.image != image
@@ -119,8 +170,8 @@ impl Plan {
                 || known.model != model
         });
         Ok(Self {
-            queued: wanted.queued.or(is.map(|known| known.queued)).unwrap_or(false),
-            skip: wanted.skip.or(is.map(|known| known.skip)).unwrap_or(false),
+            queued: wanted.choose("mode", wanted.queued, is.map(|known| known.queued)).unwrap_or(false),
+            skip: wanted.choose("on_error", wanted.skip, is.map(|known| known.skip)).unwrap_or(false),
             image,
             text,
             text_weight,
@@ -148,7 +199,7 @@ fn not_watched_yet(table: &Table, embedding: &str) -> SqlResult<pg_sys::panic::E
         .set_hint("Name the column of images or texts to embed: source => …"))
 }
 
-/// An empty name takes nothing away from a watch.
+/// An empty name is no column's; what takes an option away from a watch is `reset`.
 fn check_not_empty(table: &Table, wanted: &Wanted<'_>) -> SqlResult<()> {
     let columns =
         [("text_source", wanted.text_source), ("key", wanted.key), ("labels", wanted.labels), ("image", wanted.image)];
@@ -156,7 +207,7 @@ fn check_not_empty(table: &Table, wanted: &Wanted<'_>) -> SqlResult<()> {
         Some((argument, _)) => {
             Err(sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN, format!("table {} has no column \"\"", table.name))
                 .set_hint(format!(
-                    "To watch the table without {argument}, call clip_unwatch, then clip_watch without it."
+                    "To watch the table without {argument}, call clip_watch(…, reset => '{{{argument}}}')."
                 )))
         }
         None => Ok(()),
@@ -216,7 +267,7 @@ pub fn check_change(existing: &Watch, wanted: &Wanted<'_>) -> SqlResult<()> {
     {
         return refuse(
             format!("column \"{column}\" is watched with another cluster column or collection already"),
-            "clip_unwatch it first; columns, index and collection stay.",
+            "Stop grouping first: clip_watch(…, reset => '{cluster}'); columns and collection stay.",
         );
     }
     if existing.replaces != wanted.replaces {

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import psycopg
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
+from webapp import PHOTOS, SUBJECTS, load, schema, serve
 
 from screens import SCREENS
 
@@ -33,6 +34,23 @@ def database() -> Iterator[str]:
     yield name
     with psycopg.connect(dbname="postgres", autocommit=True) as db:
         db.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="module")
+def address(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server over a database with ten photos: the raccoon comes later."""
+    # Twice, since it may be run again.
+    for _ in range(2):
+        schema(database)
+    files = sorted(path for path in PHOTOS.glob("*.jpg") if path.stem in SUBJECTS)
+    files += [PHOTOS / "deep-field.jpg", PHOTOS / "cat-mirrored.jpg"]
+    loaded = load(database, *files, PHOTOS / "LICENSES.md")
+    assert loaded.stdout == f"{len(files)} photos added, 1 refused\n" and loaded.returncode == 1
+    assert loaded.stderr.startswith(f"{PHOTOS / 'LICENSES.md'}: not an image")
+    with psycopg.connect(dbname=database, autocommit=True) as db:
+        db.execute("UPDATE webapp.photo SET taken_at = timestamp '2026-03-15' - id * interval '9 days'")
+    with serve(database, tmp_path_factory, WEBAPP_MAX_BYTES="2000000", WEBAPP_UNDO_SECONDS="6") as address:
+        yield address
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def gallery(database: str, tmp_path_factory: pytest.TempPathFactory) -> pathlib.
         env=os.environ | {"PGDATABASE": database},
         capture_output=True,
         encoding="utf-8",
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"file://{page}" in done.stdout.splitlines()[-1]
@@ -145,7 +145,7 @@ def test_a_title_is_text_whatever_it_says(
         cwd=GALLERY,
         env=os.environ | {"PGDATABASE": database, "PGCLIENTENCODING": "UTF8"},
         check=True,
-        timeout=120,
+        timeout=300,
     )
     page = open_page()
     page.goto(made.as_uri())

@@ -351,7 +351,7 @@ def test_a_collection_follows_its_table(database: support.Database, roles: Roles
             assert names(db) == set()
         admin.execute(f"REASSIGN OWNED BY {eve} TO {alice}; GRANT USAGE ON SCHEMA {bob} TO {alice}")
         new.execute("SET client_min_messages = warning")
-        assert len(new.execute("SELECT * FROM clip_recluster('pets')").fetchall()) == 2
+        new.execute("SELECT * FROM clip_recluster('pets')")
         assert len(new.execute("SELECT * FROM clip_clusters('pets')").fetchall()) == 2
         # What an owner grants stays granted, like the privileges of the table.
         assert names(new) == {"pets"}

@@ -119,15 +119,18 @@ def test_the_nearest_of_thousands_is_found(
     assert asked.recall(chosen) >= 0.999
 
 
-def likely_ranks(query: np.ndarray, rows: np.ndarray, truth: int) -> int:
-    """How many clusters score higher than the true one."""
-    found = scores(query.astype(np.float64), codes(rows), THRESHOLD)
-    return int((found > found[truth]).sum())
+def is_beyond(query: np.ndarray, crowd: np.ndarray, least: int, most: int, compared: int) -> bool:
+    """Whether so many score higher than the last one, which is the right one, and what is left after those that have been compared
+    seems too unlikely to go on for its likelihood alone (3.3 standard deviations)."""
+    found = scores(query.astype(np.float64), codes(crowd), THRESHOLD)
+    return least <= (found[:-1] > found[-1]).sum() <= most and np.sort(found)[::-1][compared] < -3.4
 
 
-@pytest.mark.parametrize(("low", "high", "least", "most"), [(0.78, 0.80, 80, 400), (0.68, 0.73, 17, 63)])
+@pytest.mark.parametrize(
+    ("low", "high", "least", "most", "compared"), [(0.78, 0.80, 80, 400, 64), (0.68, 0.73, 17, 63, 16)]
+)
 def test_a_crowd_below_the_threshold_ends_no_search(
-    clusters: Clusters, low: float, high: float, least: int, most: int
+    clusters: Clusters, low: float, high: float, least: int, most: int, compared: int
 ) -> None:
     """Four hundred clusters around a vector, and one that it belongs to, which others seem likelier than. At 0.78 to 0.80 the search
     goes on beyond the sixty-four that are always compared, since they come within 0.05 of the threshold. Further out the right one
@@ -140,7 +143,7 @@ def test_a_crowd_below_the_threshold_ends_no_search(
         crowd = np.concatenate(
             [near(np.repeat(query, 400, axis=0), low, high, seed), near(query, 0.825, 0.84, seed + 1)]
         )
-        if least <= likely_ranks(query[0], crowd, 400) <= most:
+        if is_beyond(query[0], crowd, least, most, compared):
             asked.append((query[0], len(rows) * 401 + 401))
             rows.append(crowd)
         if len(asked) == 5:

@@ -28,7 +28,7 @@ def run(
         env=os.environ | {"PGDATABASE": database.name, "LC_ALL": "C"} | environment,
         capture_output=True,
         encoding="utf-8",
-        timeout=120,
+        timeout=300,
     )
 
 

@@ -63,6 +63,9 @@ def test_plans_use_the_index() -> None:
     """Read from the page, which the test above holds to the truth."""
     plans = [written for block, written in Page(DOCS / "cookbook.md").blocks if "EXPLAIN" in block]
     assert len(plans) == 5 and all("Index Scan using photo_embedding_idx" in plan for plan in plans)
+    plans = [written for block, written in Page(DOCS / "how-to" / "answers.md").blocks if "EXPLAIN" in block]
+    indexes = [re.search(r"Index Scan (?:using|on) (photo_\w+)", plan)[1] for plan in plans]
+    assert indexes == ["photo_embedding_idx", "photo_embedding_idx", "photo_taken", "photo_tags", "photo_words"]
 
 
 def test_reference_is_the_catalogues(database: support.Database) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import json
 import pathlib
@@ -17,6 +18,7 @@ CORPUS = support.FIXTURES / "corpus"
 IMAGES = support.FIXTURES / "images"
 SQLSTATES = {"InvalidInput": "22023", "Unsupported": "0A000", "LimitExceeded": "54000"}
 Row = tuple[str, int, int, int, int, int, int]
+COLUMNS = "format, width, height, orientation, channels, frames, bytes"
 
 # What Pillow says otherwise, and why ours is right or accepted.
 OTHERWISE = {
@@ -30,7 +32,7 @@ def files() -> list[pathlib.Path]:
 
 
 def info(db: psycopg.Connection, data: bytes) -> Row:
-    rows = db.execute("SELECT * FROM clip_image_info(%s)", (data,)).fetchall()
+    rows = db.execute(f"SELECT {COLUMNS} FROM clip_image_info(%s)", (data,)).fetchall()
     assert len(rows) == 1
     return rows[0]
 
@@ -88,6 +90,45 @@ def test_errors_are_the_decoders(database: support.Database) -> None:
     # Headers of files that are too large to embed, or whose pixels are broken.
     for name in ("png_60000.png", "jpeg_65500.jpg", "tiff_60000.tif", "jpeg_half.jpg", "png_half.png"):
         assert name in described
+
+
+def exif(date: str | None, offset: str | None = None, fraction: str | None = None) -> Image.Exif:
+    block = Image.Exif()
+    # When the file was changed, which is no date of the picture.
+    block[306] = "2001:01:01 01:01:01"
+    inner = {36867: date, 36881: offset, 37521: fraction}
+    block.get_ifd(34665).update({tag: value for tag, value in inner.items() if value is not None})
+    return block
+
+
+TAKEN = datetime.datetime(2024, 2, 29, 23, 59, 58)
+OFFSET = datetime.timedelta(hours=5, minutes=30)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_the_date_is_exifs(database: support.Database, form: str) -> None:
+    cases = [
+        (exif("2024:02:29 23:59:58"), TAKEN, None),
+        (exif("2024:02:29 23:59:58", "+05:30", "25"), TAKEN.replace(microsecond=250_000), OFFSET),
+        (exif("2024:02:29 23:59:58", "-05:30"), TAKEN, -OFFSET),
+        (exif("2024:02:29 23:59:58", "   :  "), TAKEN, None),
+        (exif("0000:00:00 00:00:00", "+05:30"), None, None),
+        (exif("2023:02:29 23:59:58"), None, None),
+        (exif(None), None, None),
+    ]
+    with database.connect() as db:
+        for block, taken, offset in cases:
+            file = io.BytesIO()
+            Image.new("RGB", (30, 20), "teal").save(file, form, exif=block)
+            query = "SELECT bits, taken, taken_offset FROM clip_image_info(%s)"
+            assert db.execute(query, (file.getvalue(),)).fetchall() == [(8, taken, None if taken is None else offset)]
+
+
+def test_bits_are_the_files(database: support.Database) -> None:
+    with database.connect() as db:
+        for name, bits in [("png_grey1.png", 1), ("png_rgb16.png", 16), ("tiff_grey12.tif", 12), ("jpeg_420.jpg", 8)]:
+            query = "SELECT bits FROM clip_image_info(%s)"
+            assert db.execute(query, ((CORPUS / name).read_bytes(),)).fetchall() == [(bits,)]
 
 
 @pytest.mark.parametrize("limit", ["max_image_pixels", "max_image_bytes"])

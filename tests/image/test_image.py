@@ -22,35 +22,30 @@ BUILT = ROOT / "target" / "releases" / OLD / f"pg{MAJOR}"
 NUMBER = re.compile(r"-?\d+\.\d+")
 
 
-def podman(*arguments: str, input: str | None = None, code: int | None = 0, timeout: int = 300) -> str:
-    done = subprocess.run(["podman", *arguments], input=input, capture_output=True, text=True, timeout=timeout)
+def podman(*arguments: str, input: str | None = None, code: int | None = 0) -> str:
+    done = subprocess.run(["podman", *arguments], input=input, capture_output=True, text=True, timeout=300)
     assert code is None or done.returncode == code, f"podman {' '.join(arguments)}: {done.stdout}{done.stderr}"
     return done.stdout + done.stderr
+
+
+# By runc, without a network; within what a session may set that has no rights over limits, and without systemd, which podman would
+# repeat the health check by.
+RUN = (
+    *("--runtime", "runc", "--network", "none", "--health-interval=disable"),
+    *("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"),
+)
 
 
 class Container:
     def __init__(self, *options: str, image: str = IMAGE, command: tuple[str, ...] = ()):
         self.name = f"clip-search-{uuid.uuid4().hex[:8]}"
         mounts = ("-v", f"{ROOT}:/checkout:ro")
-        podman(
-            "run",
-            "-d",
-            "--name",
-            self.name,
-            "--network",
-            "none",
-            "--runtime",
-            "runc",
-            *mounts,
-            *options,
-            image,
-            *command,
-        )
+        podman("run", "-d", "--name", self.name, *RUN, *mounts, *options, image, *command)
 
     def ready(self) -> Container:
         """By its health check, as an orchestrator would."""
         deadline = time.monotonic() + 180
-        while "unhealthy" in (said := podman("healthcheck", "run", self.name, code=None)) or "rror" in said:
+        while subprocess.run(["podman", "healthcheck", "run", self.name], capture_output=True).returncode != 0:
             assert time.monotonic() < deadline, podman("logs", self.name)
             time.sleep(1)
         return self
@@ -131,18 +126,14 @@ def test_what_the_image_says_and_holds() -> None:
     assert f'"org.opencontainers.image.version":"{CURRENT}"' in labels.replace(" ", "")
     assert '"org.opencontainers.image.title":"clip_search"' in labels.replace(" ", "")
     # Nothing of the build, and no package lists.
-    look = "ls /packages /checkout /var/lib/apt/lists /clip_search 2>/dev/null; command -v cargo gcc pg_config; true"
-    assert podman("run", "--rm", "--network", "none", "--entrypoint", "sh", IMAGE, "-c", look).split() in (
-        [],
-        ["/packages:"],
-        ["/var/lib/apt/lists:"],
-        ["/packages:", "/var/lib/apt/lists:"],
-    )
+    look = "ls -d /packages/* /clip_search /var/lib/apt/lists/* 2>/dev/null; command -v cargo gcc pg_config; echo end"
+    command = ["podman", "run", "--rm", *RUN, "--entrypoint", "sh", IMAGE, "-c", look]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "end\n"
 
 
 def test_with_a_read_only_root_as_its_own_user() -> None:
     made = Container(
-        *("--read-only", "--user", "999:999", "--tmpfs", "/tmp", "--tmpfs", "/var/run/postgresql:mode=1777"),
+        *("--read-only", "--user", "999:999", "--tmpfs", "/tmp", "--tmpfs", "/run"),
         *("-e", "POSTGRES_PASSWORD=secret", "--shm-size=256m"),
     )
     try:

@@ -62,7 +62,11 @@ def regress(bindir: pathlib.Path, tmp_path: pathlib.Path) -> Iterator[Callable[[
     ("names", "preloads"), [(["embed", "groups", "watch"], False), (["worker"], True)], ids=["sessions", "worker"]
 )
 def test_the_expected_output_is_todays(bindir, models, regress, names: list[str], preloads: bool) -> None:
-    settings = {"clip_search.model_path": f"$system:{models}", "clip_search.model": "mini"}
+    settings = {
+        "clip_search.model_path": f"$system:{models}",
+        "clip_search.model": "mini",
+        "max_prepared_transactions": "20",
+    }
     if preloads:
         settings |= {"clip_search.preload": "mini", "clip_search.worker_retry_delay": "20ms"}
     else:

@@ -352,6 +352,7 @@ def test_another_table_that_takes_the_name_is_not_planned(database: support.Data
     with database.connect() as admin:
         admin.execute("SET client_min_messages = warning")
         admin.execute(f"""
+            GRANT CREATE ON DATABASE {database.name} TO {eve};
             CREATE SCHEMA shared AUTHORIZATION {eve};
             CREATE TABLE shared.t (id int PRIMARY KEY, embedding vector(3), cluster_id bigint);
             INSERT INTO shared.t SELECT n, '[1,0,0]' FROM generate_series(1, 3) n;
@@ -369,6 +370,7 @@ def test_another_table_that_takes_the_name_is_not_planned(database: support.Data
             with (
                 database.connect(autocommit=False) as blocker,
                 database.connect() as caller,
+                database.connect() as other,
                 database.connect(user=eve) as db,
             ):
                 blocker.execute("ALTER VIEW clip_search.cluster SET (security_barrier = true)")
@@ -376,7 +378,7 @@ def test_another_table_that_takes_the_name_is_not_planned(database: support.Data
                 thread = threading.Thread(target=lambda: found.append(sqlstate(caller, call)))
                 thread.start()
                 waits = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s"
-                support.until(lambda: value(blocker, waits, caller.info.backend_pid), "the caller to wait")
+                support.until(lambda: value(other, waits, caller.info.backend_pid), "the wait for the view")
                 db.execute(f"ALTER SCHEMA shared RENAME TO aside; ALTER SCHEMA {eve} RENAME TO shared")
                 blocker.rollback()
                 thread.join(60)

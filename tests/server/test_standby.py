@@ -41,9 +41,8 @@ def primary(bindir: pathlib.Path) -> Iterator[Server]:
         yield made
 
 
-@pytest.fixture(scope="module")
-def standby(primary: Server) -> Iterator[Standby]:
-    made = Standby(primary)
+@contextlib.contextmanager
+def running(made: Standby) -> Iterator[Standby]:
     try:
         made.start()
         yield made
@@ -51,6 +50,12 @@ def standby(primary: Server) -> Iterator[Standby]:
         with contextlib.suppress(AssertionError):
             made.stop()
         shutil.rmtree(made.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def standby(primary: Server) -> Iterator[Standby]:
+    with running(Standby(primary)) as made:
+        yield made
 
 
 @pytest.fixture
@@ -127,10 +132,11 @@ def test_it_has_figures_and_a_cache_of_its_own(standby: Standby, db: psycopg.Con
     assert standby.cache.exists()
 
 
-def test_promoted_it_groups_on(primary: Server, standby: Standby) -> None:
-    """The last one here, since it ends the standby's life as such."""
-    standby.promote()
-    with standby.connect() as db:
+def test_promoted_it_groups_on(primary: Server) -> None:
+    """One of its own, since this ends its life as a standby."""
+    with running(Standby(primary, "promoted")) as standby, standby.connect() as db:
+        standby.catch_up(db)
+        standby.promote()
         before = value(db, "SELECT cluster_id FROM photo WHERE title = 'cat'")
         assert value(db, "SELECT clip_assign_cluster(embedding, 'photo') FROM photo WHERE title = 'cat'") == before
         assert sqlstate(db, "SELECT clip_create_collection('photo')")[0] == "42710"

@@ -19,8 +19,8 @@ SET clip_search.max_image_bytes = '1kB';
 SELECT * FROM outcome($$ SELECT clip_embed_image(data) FROM image WHERE name = 'cat.png' $$);
 RESET clip_search.max_image_bytes;
 -- known formats that are not decoded, by name
-SELECT * FROM outcome($$ SELECT clip_embed_image('\x0000000c4a584c200d0a870a') $$);
-SELECT * FROM outcome($$ SELECT clip_embed_image('\x0000001c6674797061766966') $$);
+SELECT * FROM outcome($$ SELECT clip_embed_image('\x0000000c6a5020200d0a870a') $$);
+SELECT * FROM outcome($$ SELECT clip_embed_image('\x384250530001') $$);
 SELECT * FROM outcome($$ SELECT clip_embed_image('%PDF-1.7') $$);
 -- which element of an array
 SELECT * FROM outcome($$ SELECT clip_embed_images(ARRAY[NULL, data, 'oops']) FROM image WHERE name = 'cat.png' $$);

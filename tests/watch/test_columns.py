@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from support import sqlstate, value
+from watched import PHOTOS
 
 REFUSED = {
     "queued, NOT NULL": (
@@ -37,10 +38,27 @@ REFUSED = {
         "",
         "0A000",
     ),
-    "domain": (
-        "CREATE DOMAIN caption AS text CHECK (value <> ''); CREATE TABLE note (id int PRIMARY KEY, body caption)",
+    "domain over vector": (
+        "CREATE DOMAIN caption AS vector(512); CREATE TABLE note (id int PRIMARY KEY, body text, embedding caption)",
         "",
         "42804",
+    ),
+    "domain over bigint": (
+        "CREATE DOMAIN caption AS bigint; CREATE TABLE note (id int PRIMARY KEY, body text, cluster_id caption)",
+        "cluster => 'cluster_id'",
+        "42804",
+    ),
+    "domain over another type": (
+        "CREATE DOMAIN caption AS int; CREATE TABLE note (id int PRIMARY KEY, body caption)",
+        "",
+        "42804",
+    ),
+    "materialized view": ("CREATE MATERIALIZED VIEW note AS SELECT 1 AS id, 'a'::text AS body", "", "42809"),
+    "view with INSTEAD OF": (
+        "CREATE TABLE base (id int PRIMARY KEY, body text); CREATE VIEW note AS SELECT * FROM base; "
+        "CREATE TRIGGER own INSTEAD OF INSERT ON note FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+        "",
+        "42809",
     ),
     "view": ("CREATE TABLE base (id int PRIMARY KEY, body text); CREATE VIEW note AS SELECT * FROM base", "", "42809"),
     "foreign table": (
@@ -55,12 +73,12 @@ REFUSED = {
 @pytest.fixture(autouse=True)
 def clean(db):
     yield
-    for what in ("VIEW note", "FOREIGN TABLE note"):
+    for what in ("VIEW note", "MATERIALIZED VIEW note", "FOREIGN TABLE note"):
         if (
             value(db, "SELECT count(*) FROM pg_class WHERE oid = to_regclass('note') AND relkind = %s", what[0].lower())
             == 1
         ):
-            db.execute(f"DROP {what}")
+            db.execute(f"DROP {what} CASCADE")
     db.execute(
         "DROP TABLE IF EXISTS note, base, child CASCADE; DROP FOREIGN DATA WRAPPER IF EXISTS nothing CASCADE; DROP DOMAIN IF EXISTS caption CASCADE"
     )
@@ -87,6 +105,26 @@ def test_a_not_null_column_works_where_every_row_has_an_embedding(db):
     # A second call may not make it one that fails later.
     assert sqlstate(db, "SELECT clip_watch('note', mode => 'queued')")[0] == "55000"
     assert sqlstate(db, "SELECT clip_watch('note', on_error => 'skip')")[0] == "55000"
+
+
+@pytest.mark.parametrize("mode", ["immediate", "queued"])
+def test_sources_may_be_domains(db, mode):
+    """Of an image, of a text, and of a domain."""
+    photo = PHOTOS["cat"]
+    db.execute("CREATE DOMAIN caption AS text CHECK (value <> 'no')")
+    db.execute("CREATE DOMAIN short_caption AS caption")
+    db.execute("CREATE DOMAIN file AS bytea CHECK (length(value) > 9)")
+    try:
+        db.execute("CREATE TABLE note (id int PRIMARY KEY, data file, body short_caption)")
+        db.execute(f"SELECT clip_watch('note', 'data', text_source => 'body', cluster => 'cluster_id', mode => '{mode}')")
+        db.execute("INSERT INTO note VALUES (1, %b, 'a cat'), (2, NULL, 'a dog'), (3, %b, NULL)", (photo, photo))
+        db.execute("CALL clip_backfill('note')")
+        both = "l2_normalize((clip_embed_image(data) + clip_embed_text(body)) * array_fill(0.5::real, ARRAY[512])::vector)"
+        wanted = f"CASE id WHEN 1 THEN {both} WHEN 2 THEN clip_embed_text(body) ELSE clip_embed_image(data) END"
+        assert value(db, f"SELECT max(embedding <=> {wanted}) FROM note") < 1e-5
+        assert value(db, "SELECT count(cluster_id) FROM note") == 3
+    finally:
+        db.execute("DROP TABLE IF EXISTS note; DROP DOMAIN caption, short_caption, file")
 
 
 def test_children_are_named_in_a_warning(db):

@@ -218,7 +218,7 @@ def test_an_empty_name_is_refused_with_the_way_out(db, argument):
     notes(db)
     state, text = sqlstate(db, f"SELECT clip_watch('note', {argument} => '')")
     assert state == "42703"
-    assert f"To watch the table without {argument}, call clip_unwatch" in text
+    assert f"To watch the table without {argument}, call clip_watch(…, reset => '{{{argument}}}')." in text
 
 
 def test_a_table_that_is_not_watched_needs_a_source(db):

@@ -70,8 +70,11 @@ def test_defaults_are_those_of_a_first_call(db):
     ("argument", "state", "way_out"),
     [
         ("model => 'clip-mini'", "55000", "clip_reembed"),
-        ("cluster => 'other'", "55000", "clip_unwatch"),
-        ("collection => 'other'", "55000", "clip_unwatch"),
+        ("cluster => 'other'", "55000", "reset => '{cluster}'"),
+        ("collection => 'other'", "55000", "reset => '{cluster}'"),
+        ("reset => '{cluster_id}'", "22023", "text_source"),
+        ("reset => '{mode}', mode => 'queued'", "22023", "both given and reset"),
+        ("reset => '{NULL}'", "22004", "reset"),
         ("labels => 'body'", "42804", "text[]"),
         ("key => 'nothing'", "42703", "nothing"),
         ("image => 'words'", "42804", "bytea"),
@@ -112,6 +115,61 @@ def test_another_weight_or_source_makes_the_vectors_outdated(db):
     db.execute("SELECT clip_watch('note', text_source => 'title')")
     assert db.execute(SETTING).fetchone()[:3] == ("image", "title", 0.9)
     assert db.execute(counts).fetchone() == (3, 3, 3, 3)
+
+
+def test_every_option_can_be_taken_back(rich):
+    """To what a first call without it gives."""
+    taken = {
+        "text_source": ("text_source", None),
+        "mode": ("mode", "immediate"),
+        "on_error": ("on_error", "raise"),
+        "threshold": ("threshold", None),
+        "key": ("key", "id"),
+        "labels": ("labels", None),
+        "image": ("image", None),
+        "cluster": ("cluster", None),
+    }
+    query = """SELECT w.text_source, w.mode, w.on_error, w.cluster, s.threshold, s.key, s.labels, s.image
+               FROM clip_search.watch w LEFT JOIN clip_search.collection_setting s ON s.members = w.relation"""
+    for option, (column, wanted) in taken.items():
+        before = dict(zip((c.name for c in rich.execute(query).description), rich.execute(query).fetchone(), strict=True))
+        rich.execute(f"SELECT clip_watch('note', reset => '{{{option}}}')")
+        after = dict(zip(before, rich.execute(query).fetchone(), strict=True))
+        assert after == before | {column: wanted}, option
+    # Rows are no longer grouped, and can be again.
+    groups = "SELECT coalesce(sum(size), 0)::int FROM clip_search.cluster"
+    before = value(rich, groups)
+    rich.execute("INSERT INTO note (id, image) VALUES (99, %b)", (PHOTOS["cat"],))
+    assert value(rich, groups) == before
+    assert value(rich, "SELECT cluster FROM clip_search.watch") is None
+
+
+def test_an_index_that_is_not_wanted_is_told_of(db):
+    said = messages(db)
+    notes(db, ", index => false")
+    assert any("each search reads the whole table" in text and "index => true" in hint for _, text, hint in said), said
+    db.execute("SELECT clip_watch('note', index => true)")
+    said.clear()
+    db.execute("SELECT clip_watch('note', index => false)")
+    assert ["drops none" in text and "DROP INDEX" in hint for _, text, hint in said] == [True]
+
+
+def test_the_view_counts_the_models_of_vectors(db):
+    db.execute("CREATE TABLE note (id int PRIMARY KEY, body text, embedding vector(512))")
+    db.execute("INSERT INTO note SELECT n, 'thing ' || n, clip_embed_text('another ' || n) FROM generate_series(1, 3) n")
+    models = "SELECT models FROM clip_search.watch"
+    db.execute("SELECT clip_watch('note', 'body')")
+    assert value(db, models) == {"(unknown)": 3}
+    db.execute("INSERT INTO note VALUES (4, 'thing 4')")
+    assert value(db, models) == {"(unknown)": 3, "photo-mini": 1}
+    db.execute("UPDATE note SET body = 'changed' WHERE id = 1")
+    assert value(db, models)["photo-mini"] >= 1
+    db.execute("CALL clip_backfill('note')")
+    assert value(db, models) == {"photo-mini": 4}
+    # Of another source, by the same model.
+    db.execute("ALTER TABLE note ADD COLUMN title text DEFAULT 'a title'")
+    db.execute("SELECT clip_watch('note', 'title')")
+    assert db.execute("SELECT outdated, models FROM clip_search.watch").fetchone() == (4, {"photo-mini": 4})
 
 
 def test_unwatch_keeps_all_that_it_is_not_told_to_drop(db):

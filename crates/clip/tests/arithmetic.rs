@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clip::Kind;
 use clip::clustering::centroid::Sum;
 use clip::embedder::logits::Logits;
-use clip::model::files::Model;
+use clip::model::Model;
 use clip::model::pooling::{Pooling, PoolingMode};
 use clip::query::combine;
 use ndarray::arr3;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use clip::clustering::binary_code::{BLOCK, BYTES, Block, Candidate, Entry};
 use clip::clustering::binary_code::{Coder, distance, from_bytes, to_bytes, unpack};
-use clip::clustering::centroid::normalise;
+use clip::clustering::centroid::l2_normalize;
 use clip::clustering::likelihood::Likelihood;
 use serde_json::Value;
 
@@ -85,7 +85,7 @@ fn scores_are_those_of_the_second_implementation() {
     assert_eq!(sets.len(), 3);
     for set in sets {
         let mut vector = vector(&set["vector"]);
-        normalise(&mut vector).unwrap();
+        l2_normalize(&mut vector).unwrap();
         let coder = Coder::new(vector.len());
         let codes = set["codes"].as_array().unwrap();
         let candidates: Vec<Candidate> = (0..)

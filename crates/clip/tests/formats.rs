@@ -39,7 +39,8 @@ fn pixels_are_the_reference_decoders() {
                     continue;
                 }
             };
-            let reference = decode(&read(folder, entry["reference"].as_str().unwrap()), &Limits::default()).unwrap().rgb;
+            let reference =
+                decode(&read(folder, entry["reference"].as_str().unwrap()), &Limits::default()).unwrap().rgb;
             if decoded.rgb.dimensions() != reference.dimensions() {
                 wrong.push(format!("{entry}: {:?}, not {:?}", decoded.rgb.dimensions(), reference.dimensions()));
                 continue;

@@ -137,9 +137,13 @@ fn images() {
     let is_image = |path: &Path| {
         path.metadata().is_ok_and(|m| m.len() < 64 << 10) && path.extension().is_none_or(|e| e != "json" && e != "md")
     };
-    let mut seeds = files_below(&fixtures().join("images"), &is_image);
-    seeds.extend(files_below(&fixtures().join("corpus"), &is_image));
-    seeds.extend(files_below(&fixtures().join("heic"), &is_image));
+    // One folder alone where CLIP_FUZZ_FORMAT names it.
+    let only = std::env::var("CLIP_FUZZ_FORMAT").unwrap_or_default();
+    let folders = ["images", "corpus", "heic", "avif", "jxl", "tiff"].into_iter();
+    let folders = folders.filter(|folder| only.is_empty() || *folder == only);
+    // The references beside them are ordinary PNGs.
+    let is_seed = |path: &Path| is_image(path) && (only.is_empty() || path.extension().is_none_or(|e| e != "png"));
+    let seeds: Vec<_> = folders.flat_map(|folder| files_below(&fixtures().join(folder), &is_seed)).collect();
     // 4 megapixels: at most 32 MB a decoded image, whatever a header claims.
     let limits = Limits { max_pixels: 4_000_000, allow_truncated: true, ..Limits::default() };
     let preprocess = Preprocess::clip(224);

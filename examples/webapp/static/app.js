@@ -11,6 +11,7 @@ import { Viewer } from "./viewer.js";
 
 const words = $("words"), content = $("content");
 const PAUSE = 150; // milliseconds without a key before a search is sent
+const MOST_IN_DOWNLOAD = 1000; // as the server has it
 const FIRST = 200; // photos that a search shows before it compares all
 
 // ---------------------------------------------------------------- state
@@ -73,6 +74,7 @@ async function draw({ again = false, back = false } = {}) {
 }
 
 async function drawList(now, stay) {
+  clearTimeout(retry);
   // An answer that is late must not replace a newer one.
   running.abort();
   running = new AbortController();
@@ -109,7 +111,18 @@ function title(text) {
   document.title = text === "Photos" ? "Photos" : `${text} – Photos`;
 }
 
+// While nothing answers, the page asks again now and then; what it says stays, with the focus that may be on it.
+const AGAIN = 5000;
+let retry;
+
 function failed(error) {
+  clearTimeout(retry);
+  if (error.down) {
+    const waiting = drawn;
+    retry = setTimeout(() => { if (drawn === waiting) draw({ again: true }); }, AGAIN);
+    const said = content.querySelector(".empty.down");
+    if (said?.dataset.status === String(error.status)) return;
+  }
   grid?.end();
   grid = album = null;
   $("tools").replaceChildren();
@@ -121,6 +134,7 @@ function failed(error) {
       button("Try again", () => draw({ again: true }), "main"))
     : empty("lost", sentence(error.error), [error.detail, error.hint].filter(Boolean).join(" ") || "Perhaps it has been deleted.",
       el("a", { className: "button", href: "/" }, "All photos")));
+  if (error.down) content.querySelector(".empty").dataset.status = String(error.status);
 }
 
 function empty(kind, head, text, ...actions) {
@@ -322,6 +336,10 @@ $("bar-clear").addEventListener("click", () => { clear(); grid?.focus(grid.curre
 $("bar-delete").addEventListener("click", () => erase(chosen()));
 $("bar-album").addEventListener("click", () => fill(chosen(), (to) => { clear(); if (to) go(link(to)); }));
 $("bar-download").addEventListener("click", () => {
+  if (selection.size > MOST_IN_DOWNLOAD) {
+    toast(`A download has at most ${count(MOST_IN_DOWNLOAD, "photo")}`);
+    return;
+  }
   const anchor = el("a", { href: `/download?ids=${chosen().join(",")}`, download: "" });
   document.body.append(anchor);
   anchor.click();
@@ -350,6 +368,7 @@ async function attempt(what) {
   }
 }
 
+let undoable = null; // the last offer to undo
 // The server keeps deleted photos for some seconds; the offer to bring them back ends a little earlier.
 async function erase(ids) {
   let gone;
@@ -377,7 +396,7 @@ async function erase(ids) {
   } else grid?.focus(grid.current);
   bar();
   const one = gone.ids.length === 1;
-  toast(gone.ids.length ? `${count(gone.ids.length, "photo")} deleted` : "Already deleted", gone.ids.length ? {
+  undoable = toast(gone.ids.length ? `${count(gone.ids.length, "photo")} deleted` : "Already deleted", gone.ids.length ? {
     seconds: Math.max(2, gone.undo_seconds - 4), action: "Undo",
     onaction: () => attempt(async () => {
       const { ids: back } = await ask("/api/photos/restore", { method: "POST", json: { ids: gone.ids } });
@@ -420,6 +439,9 @@ addEventListener("keydown", (event) => {
     event.preventDefault();
     words.focus();
     words.select();
+  } else if (event.key === "z" && (event.ctrlKey || event.metaKey) && !event.shiftKey && undoable?.isConnected && !event.target.matches("input")) {
+    event.preventDefault();
+    undoable.querySelector("button:not(.close)")?.click();
   } else if (event.key === "ArrowDown" && event.target === words && grid) {
     event.preventDefault();
     grid.focus(grid.current);

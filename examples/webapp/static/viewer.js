@@ -141,6 +141,7 @@ export class Viewer {
     if (photo.relevance !== undefined && photo.relevance !== null) {
       why.append(el("p", {}, `Relevance ${photo.relevance.toFixed(2)} of 1`));
     }
+    if (photo.suits?.length) why.append(el("p", { className: "small" }, "Words for both:"), links(photo.suits));
     const bars = el("ul", { className: "bars" });
     const whole = photo.why[0], parts = photo.why.slice(1);
     // The words of one word are the whole.

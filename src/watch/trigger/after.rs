@@ -12,6 +12,7 @@ use crate::pg::spi::run;
 use crate::pg::transaction::{Isolation, isolation, run_on_latest};
 use crate::pg::user_context::UserContext;
 use crate::pg::vector::Vector;
+use crate::watch::partitions;
 use crate::watch::queue;
 use crate::watch::trigger::before::take_failure;
 use crate::watch::trigger::moves;
@@ -86,6 +87,7 @@ pub(super) fn after_delete(plan: &Plan, old: &Tuple) -> SqlResult<()> {
 }
 
 pub(super) fn after_truncate(plan: &Plan) -> SqlResult<()> {
+    partitions::after_truncate(plan.watch.id);
     let _user_context = UserContext::of_extension();
     // Entries that another session has in hand are left to it: it will find that their rows are gone.
     run_on_latest(FORGET_QUEUE, &[plan.watch.id.into()])?;
@@ -105,6 +107,9 @@ fn confirm(plan: &Plan, new: &Tuple) -> bool {
 
 /// The row leaves its cluster.
 fn part(plan: &Plan, old: &Tuple) -> SqlResult<()> {
+    if partitions::is_uncounted(plan.table) {
+        return Ok(());
+    }
     if let Some(Member { collection, cluster, vector }) = old.member(plan) {
         leave(cluster, Vector(vector), Some(&collection), Some(plan.watch.owner))?;
     }

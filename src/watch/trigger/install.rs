@@ -8,11 +8,12 @@ use crate::pg::catalog::Table;
 use crate::pg::error::{SqlResult, warn};
 use crate::pg::spi::{get, own_schema, spi};
 use crate::pg::user_context::UserContext;
+use crate::watch::partitions;
 use crate::watch::setting::Watch;
 
 /// The names sort behind most others', since triggers fire by name: ones that prepare the image come first.
-fn trigger_names(watch: i64) -> [String; 3] {
-    ["", "_after", "_truncate"].map(|end| format!("zz_clip_watch_{watch}{end}"))
+fn trigger_names(watch: i64) -> [String; 4] {
+    ["", "_after", "_truncate", "_truncating"].map(|end| format!("zz_clip_watch_{watch}{end}"))
 }
 
 pub fn drop_triggers(client: &mut SpiClient<'_>, relation: pg_sys::Oid, name: &str, watch: i64) -> SqlResult<()> {
@@ -22,14 +23,15 @@ pub fn drop_triggers(client: &mut SpiClient<'_>, relation: pg_sys::Oid, name: &s
             client.update(&format!("DROP TRIGGER {trigger} ON {name}"), None, &[]).map_err(spi)?;
         }
     }
-    Ok(())
+    partitions::forget(watch)
 }
 
 /// Triggers of watches that are not there, quoted: a dump of the schema alone, or of a single table, brings such.
 pub fn orphans(client: &mut SpiClient<'_>, table: &Table) -> SqlResult<Vec<String>> {
     let known: Vec<String> = {
         let _user_context = UserContext::of_extension();
-        let query = "SELECT w.id::text FROM clip_search.watch_setting w WHERE w.relation::oid = $1";
+        let query = "SELECT w.id::text FROM clip_search.watch_setting w \
+             WHERE w.relation::oid = $1 OR w.relation IN (SELECT pg_catalog.pg_partition_ancestors($1::oid))";
         let rows = client.update(query, None, &[table.oid.into()]).map_err(spi)?;
         rows.into_iter().map(|row| Ok(get(&row, 1)?.unwrap_or_default())).collect::<SqlResult<_>>()?
     };
@@ -93,7 +95,7 @@ pub fn create_triggers(client: &mut SpiClient<'_>, table: &Table, watch: &Watch)
     warn_of_later(client, table, watch)?;
     warn_of_others(client, table, watch)?;
     let function = format!("{}.clip_watch_row('{}')", own_schema(client)?, watch.id);
-    let [before, after, truncate] = trigger_names(watch.id);
+    let [before, after, truncate, truncating] = trigger_names(watch.id);
     // An update that moves a row to another partition is a deletion and an insertion to them; the trigger has to see
     // the deletion to know one.
     let moves = if table.kind == "p" { " OR DELETE" } else { "" };
@@ -104,6 +106,14 @@ pub fn create_triggers(client: &mut SpiClient<'_>, table: &Table, watch: &Watch)
         format!("CREATE OR REPLACE TRIGGER {truncate} AFTER TRUNCATE ON {} FOR EACH STATEMENT", table.name),
     ] {
         client.update(&format!("{statement} EXECUTE FUNCTION {function}"), None, &[]).map_err(spi)?;
+    }
+    // The partitions' triggers need to know that the whole table goes.
+    if table.kind == "p" {
+        let statement = format!(
+            "CREATE OR REPLACE TRIGGER {truncating} BEFORE TRUNCATE ON {} FOR EACH STATEMENT EXECUTE FUNCTION {function}",
+            table.name
+        );
+        client.update(&statement, None, &[]).map_err(spi)?;
     }
     Ok(())
 }

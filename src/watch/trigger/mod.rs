@@ -24,6 +24,7 @@ use pgrx::prelude::*;
 use pgrx::trigger_support::{PgTrigger, TriggerEvent};
 
 use crate::pg::error::{SqlResult, sql_error};
+use crate::watch::partitions::before_truncate;
 use crate::watch::trigger::after::{after_delete, after_insert, after_truncate, after_update};
 use crate::watch::trigger::before::{before_insert, before_update};
 use crate::watch::trigger::moves::before_delete;
@@ -98,7 +99,11 @@ unsafe fn run(data: &pg_sys::TriggerData, event: &TriggerEvent) -> SqlResult<pg_
         (false, _) if !event.fired_by_truncate() => {
             Err(out_of_place("clip_watch_row() is called for each row, and for a statement by TRUNCATE only"))
         }
-        (false, _) => {
+        (false, true) => {
+            before_truncate(&plan.watch, table)?;
+            Ok(std::ptr::null_mut())
+        }
+        (false, false) => {
             after_truncate(&plan)?;
             Ok(std::ptr::null_mut())
         }

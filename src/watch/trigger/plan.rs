@@ -9,6 +9,7 @@ use std::rc::Rc;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+use crate::pg::catalog::base_type;
 use crate::pg::error::{SqlResult, sql_error};
 use crate::pg::transaction;
 use crate::pg::vector_column::Storage;
@@ -17,6 +18,7 @@ use crate::watch::setting::Watch;
 /// A watch and where its columns are in the table at hand, which may be a partition.
 pub(super) struct Plan {
     pub(super) watch: Watch,
+    pub(super) table: pg_sys::Oid,
     pub(super) collection: Option<Rc<str>>,
     pub(super) image: Option<i16>,
     pub(super) text: Option<i16>,
@@ -101,7 +103,7 @@ pub(super) fn plan(id: i64, table: pg_sys::Oid, shape: pg_sys::TupleDesc) -> Sql
         ))
     };
     let optional = |name: &Option<String>, kinds: &[pg_sys::Oid], wanted: &str| {
-        name.as_deref().map(|name| column(name, &|kind| kinds.contains(&kind), wanted)).transpose()
+        name.as_deref().map(|name| column(name, &|kind| kinds.contains(&base_type(kind)), wanted)).transpose()
     };
     let storage = Cell::new(None);
     let is_storage = |kind| {
@@ -115,10 +117,15 @@ pub(super) fn plan(id: i64, table: pg_sys::Oid, shape: pg_sys::TupleDesc) -> Sql
         embedding,
         storage: storage.get().unwrap_or(Storage::Vector),
         dimensions: usize::try_from(attribute(shape, embedding).atttypmod).ok(),
-        cluster: optional(&watch.cluster, &[pg_sys::INT8OID], "bigint")?,
+        cluster: watch
+            .cluster
+            .as_deref()
+            .map(|name| column(name, &|kind| kind == pg_sys::INT8OID, "bigint"))
+            .transpose()?,
         key: watch.key.iter().map(|name| number(name)).collect::<SqlResult<_>>()?,
         collection: watch.collection.as_deref().map(Rc::from),
         watch,
+        table,
     });
     if !REGISTERED.replace(true) {
         // SAFETY: the callback is a static function.

@@ -26,10 +26,12 @@ SELECT vector_dims(clip_embed_text(left(body, 90))) AS text, vector_dims(clip_em
 CREATE TABLE document (body text, embedding vector(512) GENERATED ALWAYS AS (clip_embed_text(body, 'mini')) STORED);
 INSERT INTO document (body) VALUES ('a cat'), (NULL);
 SELECT body, embedding <=> clip_embed_text(body) < 1e-5 AS same FROM document ORDER BY body;
-SET debug_parallel_query = on;
+-- Its name since PostgreSQL 16 is another.
+SELECT CASE WHEN current_setting('server_version_num')::int < 160000 THEN 'force_parallel_mode' ELSE 'debug_parallel_query' END AS mode \gset
+SET :mode = on;
 SELECT sum(vector_dims(clip_embed_text('thing ' || n))) AS by_a_worker FROM generate_series(1, 3) n;
 SELECT vector_dims(clip_embed_text(body)) FROM document WHERE body IS NOT NULL;
-RESET debug_parallel_query;
+RESET :mode;
 -- Two threads of ONNX Runtime.
 SET clip_search.threads = 2;
 SELECT vector_dims(clip_embed_image(data)) FROM image WHERE name = 'cat.png';
@@ -81,7 +83,9 @@ SELECT outcome(s), s FROM unnest(ARRAY[
 SET clip_search.cluster_threshold = 1.5;
 BEGIN;
 SAVEPOINT before;
+\set VERBOSITY terse
 SELECT clip_embed_image('oops');
+\set VERBOSITY default
 ROLLBACK TO before;
 SELECT vector_dims(clip_embed_text('after the savepoint'));
 COMMIT;

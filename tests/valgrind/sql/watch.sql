@@ -66,11 +66,14 @@ SELECT outcome(s), s FROM unnest(ARRAY[
 ]) WITH ORDINALITY AS u (s, n) ORDER BY n;
 -- Cancelled, and gone on with.
 UPDATE shot SET embedding = NULL;
+CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_catalog.pg_sleep(0.3); RETURN NEW; END $$;
+CREATE TRIGGER slow BEFORE UPDATE ON shot FOR EACH ROW EXECUTE FUNCTION slow();
 SET statement_timeout = '500ms';
 \set SHOW_CONTEXT never
 CALL clip_backfill('shot', batch => 1);
 \set SHOW_CONTEXT errors
 RESET statement_timeout;
+DROP FUNCTION slow CASCADE;
 CALL clip_backfill('shot', embedding => 'embedding');
 SELECT embedding, rows, embedded, pending, failed FROM clip_search.watch WHERE relation = 'shot'::regclass ORDER BY 1;
 TRUNCATE note;

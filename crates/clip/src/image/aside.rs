@@ -144,3 +144,33 @@ fn run<T: Send + 'static>(
         }
     }
 }
+
+#[cfg(all(test, feature = "avif"))]
+mod tests {
+    use super::*;
+
+    extern "C" fn fault() {
+        panic!("on purpose, where it can't unwind");
+    }
+
+    #[test]
+    fn a_panic_that_cannot_unwind_is_an_error() {
+        let broken = || Error::new(Kind::InvalidInput, "it is broken");
+        let limits = Limits::default();
+        let run = |fails: bool| {
+            aside_at_risk(b"abc", &limits, broken, move |bytes, _| {
+                if fails {
+                    fault();
+                }
+                Ok(bytes.len())
+            })
+        };
+        for _ in 0..MOST_STOPPED {
+            assert_eq!(run(false), Ok(3));
+            assert_eq!(run(true), Err(broken()));
+        }
+        assert_eq!(run(false).unwrap_err().kind, Kind::OutOfMemory);
+        // Others go on.
+        assert_eq!(aside(b"abc", &limits, broken, |bytes, _| Ok(bytes.len())), Ok(3));
+    }
+}

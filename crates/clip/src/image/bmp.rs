@@ -117,10 +117,8 @@ fn largest(bytes: &[u8]) -> Option<Entry> {
     let entries = bytes.get(6..6 + count * 16)?.as_chunks::<16>().0;
     // A side of 256 is stored as 0. Among equal sizes the one with more bits a pixel is meant.
     let side = |byte: u8| if byte == 0 { 256 } else { u32::from(byte) };
-    let (index, _) = entries
-        .iter()
-        .enumerate()
-        .max_by_key(|(_, e)| (side(e[0]) * side(e[1]), u16::from_le_bytes([e[6], e[7]])))?;
+    let (index, _) =
+        entries.iter().enumerate().max_by_key(|(_, e)| (side(e[0]) * side(e[1]), u16::from_le_bytes([e[6], e[7]])))?;
     let at = 6 + 16 * index;
     let number = |at: usize| long(bytes, at).map(|number| number as u32 as usize);
     Some(Entry { at, from: number(at + 12)?, length: number(at + 8)? })

@@ -7,7 +7,8 @@ use crate::image::raw;
 /// What is decoded, for a hint.
 fn supported() -> String {
     let mut names = vec!["JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "ICO"];
-    let built = [("HEIC", cfg!(feature = "heic")), ("AVIF", cfg!(feature = "avif")), ("JPEG XL", cfg!(feature = "jxl"))];
+    let built =
+        [("HEIC", cfg!(feature = "heic")), ("AVIF", cfg!(feature = "avif")), ("JPEG XL", cfg!(feature = "jxl"))];
     names.extend(built.iter().filter(|(_, is_built)| *is_built).map(|(name, _)| *name));
     let last = names.pop().unwrap_or_default();
     format!("Supported are {} and {last}.", names.join(", "))

@@ -16,12 +16,12 @@ use jxl_oxide_common::Bundle;
 
 use crate::error::{Error, Kind, Result, without_panic};
 use crate::image::aside::aside;
+use crate::image::bmff;
 use crate::image::exif::{self, Taken};
 use crate::image::limits::{Limits, bytes_of, no_pixels};
 use crate::image::orientation::turned;
 use crate::image::picture::{Format, Header, Picture, Short, truncated};
 use crate::image::pixels::{self, on_white};
-use crate::image::bmff;
 use crate::image::profile::Profile;
 use crate::memory::{self, Reserve};
 
@@ -234,15 +234,20 @@ fn load(bytes: &[u8], most: u64, limits: &Limits, only_first: bool) -> Result<Jx
     let mut waiting = Some(JxlImage::builder().alloc_tracker(tracker).build_uninit());
     let mut image: Option<JxlImage> = None;
     let fail = |error: Box<dyn std::error::Error + Send + Sync>| failed(bytes, error.as_ref());
+    // What the library left, since it needs more to go on.
+    let mut left: Vec<u8> = Vec::new();
     let mut feed = |part: &[u8]| -> Result<bool> {
         for piece in part.chunks(64 << 10) {
             limits.check_interrupt()?;
+            left.extend_from_slice(piece);
             match (&mut image, waiting.take()) {
                 (Some(image), _) => {
-                    image.feed_bytes(piece).map_err(fail)?;
+                    let taken = image.feed_bytes(&left).map_err(fail)?;
+                    left.drain(..taken.min(left.len()));
                 }
                 (None, Some(mut start)) => {
-                    start.feed_bytes(piece).map_err(fail)?;
+                    let taken = start.feed_bytes(&left).map_err(fail)?;
+                    left.drain(..taken.min(left.len()));
                     match start.try_init().map_err(fail)? {
                         InitializeResult::NeedMoreData(start) => waiting = Some(start),
                         InitializeResult::Initialized(begun) => image = Some(begun),

@@ -128,9 +128,8 @@ mod tests {
     #[test]
     fn wide_colours_become_srgb() {
         let picture = |pixel| RgbImage::from_pixel(3, 2, image::Rgb(pixel));
-        let of = |profile: &Profile, pixel| {
-            to_srgb(picture(pixel), profile, &Limits::default()).unwrap().get_pixel(1, 1).0
-        };
+        let of =
+            |profile: &Profile, pixel| to_srgb(picture(pixel), profile, &Limits::default()).unwrap().get_pixel(1, 1).0;
         let p3 = Profile::Codes { primaries: 12, transfer: 13 };
         assert_eq!(of(&p3, [128; 3]), [128; 3]);
         // A red within sRGB is stronger in its numbers; P3's own red is beyond it.

@@ -109,7 +109,9 @@ pub(crate) fn preview<'a>(bytes: &'a [u8], limits: &'a Limits) -> Result<Preview
         Some(jpeg) => {
             // The first directory is about all pictures of the file; a preview's own statement says the same again.
             let stated = directories.first().and_then(|first| first.get(tag::ORIENTATION));
-            let stated = stated.or_else(|| cr3::directory(bytes, *b"CMT1")?.get(tag::ORIENTATION)).and_then(|value| Orientation::from_exif(u8::try_from(value).ok()?));
+            let stated = stated
+                .or_else(|| cr3::directory(bytes, *b"CMT1")?.get(tag::ORIENTATION))
+                .and_then(|value| Orientation::from_exif(u8::try_from(value).ok()?));
             let orientation = stated.unwrap_or_else(|| jpeg.orientation());
             let taken = directories.first().and_then(exif::taken_below);
             let taken = taken.or_else(|| exif::taken_in(&cr3::directory(bytes, *b"CMT2")?)).or_else(|| jpeg.taken());

@@ -2,9 +2,10 @@
 
 use std::cmp::Ordering;
 
-use crate::clustering::centroid::normalise;
+use crate::clustering::centroid::l2_normalize;
 use crate::error::{Error, Kind, Result};
 use crate::memory;
+use crate::relevance::dot::Multiplier;
 
 /// The words of the background that are a photo's best: one in so many.
 const BEST: usize = 100;
@@ -27,15 +28,10 @@ impl Codes {
     /// The cosine of a vector to each word of the first `count`.
     fn cosines(&self, vector: &[f32], count: usize) -> Vec<f32> {
         let (codes, step) = Self::encode(vector);
-        let vector: Vec<i8> = codes.collect();
+        let vector = Multiplier::new(codes.collect());
         let words = self.codes.chunks_exact(self.width).zip(&self.steps).take(count);
-        words.map(|(word, of_word)| dot(word, &vector) as f32 * of_word * step).collect()
+        words.map(|(word, of_word)| vector.dot(word) as f32 * of_word * step).collect()
     }
-}
-
-/// No sum of 16,000 products of bytes leaves 32 bits.
-fn dot(a: &[i8], b: &[i8]) -> i32 {
-    a.iter().zip(b).map(|(x, y)| i32::from(*x) * i32::from(*y)).sum()
 }
 
 /// The words, relative to their mean.
@@ -124,7 +120,7 @@ impl Builder {
         let mut steps = memory::with_capacity(self.words.len())?;
         for word in self.vectors.chunks_exact_mut(width) {
             word.iter_mut().zip(&mean).for_each(|(value, mean)| *value -= mean);
-            normalise(word).map_err(|_| alike())?;
+            l2_normalize(word).map_err(|_| alike())?;
             let (bytes, step) = Codes::encode(word);
             codes.extend(bytes);
             steps.push(step);
@@ -161,9 +157,9 @@ impl Background {
     pub fn relative(&self, vector: &[f32]) -> Result<Vec<f32>> {
         assert_eq!(vector.len(), self.width(), "dimensions are checked by the caller");
         let mut relative = vector.to_vec();
-        normalise(&mut relative)?;
+        l2_normalize(&mut relative)?;
         relative.iter_mut().zip(&self.mean).for_each(|(value, mean)| *value -= mean);
-        normalise(&mut relative)?;
+        l2_normalize(&mut relative)?;
         Ok(relative)
     }
 
@@ -198,8 +194,10 @@ impl Background {
         let of_photo = self.codes.cosines(&photo.vector, self.words.len());
         let of_text = self.codes.cosines(&text.vector, self.words.len());
         let pairs = of_photo.iter().zip(&of_text).enumerate();
-        let shared = pairs.map(|(word, (&a, &b))| {
-            Shared { word, photo: photo.score_of(f64::from(a)), text: text.score_of(f64::from(b)) }
+        let shared = pairs.map(|(word, (&a, &b))| Shared {
+            word,
+            photo: photo.score_of(f64::from(a)),
+            text: text.score_of(f64::from(b)),
         });
         let lower = |one: &Shared| one.photo.min(one.text);
         first(shared.collect(), most, |one, other| lower(other).total_cmp(&lower(one)).then(one.word.cmp(&other.word)))
@@ -232,7 +230,7 @@ mod tests {
             (state >> 8) as f32 / (1 << 24) as f32 - 0.5
         };
         let mut vector: Vec<f32> = (0..width).map(|_| next() + 0.2).collect();
-        normalise(&mut vector).unwrap();
+        l2_normalize(&mut vector).unwrap();
         vector
     }
 
@@ -288,7 +286,10 @@ mod tests {
             assert!(tags[0].1 > tags[1].1 && tags[1].1 >= tags[2].1);
             let text = background.relative(&vector(number, 96)).unwrap();
             assert!((photo.score(&text) - tags[0].1).abs() < 0.1);
-            assert_eq!(background.shared(&photo, &background.photo(&vector(number, 96)).unwrap(), 1)[0].word, number as usize);
+            assert_eq!(
+                background.shared(&photo, &background.photo(&vector(number, 96)).unwrap(), 1)[0].word,
+                number as usize
+            );
         }
         let photo = background.photo(&vector(1, 96)).unwrap();
         assert_eq!(background.tags(&photo, 0), []);

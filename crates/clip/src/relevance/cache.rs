@@ -62,7 +62,9 @@ impl Entry {
         let (width, count) = (width as usize, count as usize);
         let expected = (background, count) == (words.background as u64, words.words.len());
         let length = (width + count) * 4 + width * count;
-        let fits = expected && (1..=16_000).contains(&width) && file.metadata().is_ok_and(|about| about.len() == (40 + length) as u64);
+        let fits = expected
+            && (1..=16_000).contains(&width)
+            && file.metadata().is_ok_and(|about| about.len() == (40 + length) as u64);
         if !fits {
             return Ok(Err(words));
         }
@@ -83,7 +85,8 @@ impl Entry {
         let mut file = File::open(self.path()).ok()?;
         let mut header = [0; 40];
         file.read_exact(&mut header).ok()?;
-        let mut numbers = header[8..].chunks_exact(8).map(|eight| u64::from_le_bytes(eight.try_into().expect("eight bytes")));
+        let mut numbers =
+            header[8..].chunks_exact(8).map(|eight| u64::from_le_bytes(eight.try_into().expect("eight bytes")));
         let numbers = std::array::from_fn(|_| numbers.next().expect("four numbers"));
         (header[..8] == MAGIC[..]).then_some((numbers, file))
     }

@@ -8,6 +8,7 @@
 
 mod background;
 mod cache;
+mod dot;
 mod words;
 
 pub use background::{Background, Builder, Photo, Shared};

@@ -37,8 +37,11 @@ impl Words {
                 None => (&mut background, line),
             };
             if word.is_empty() || word.len() > LONGEST || word.contains('\0') {
-                return Err(Error::new(Kind::InvalidInput, format!("line {} of the list of words is no word", number + 1))
-                    .detail(format!("It has {} bytes; a word has 1 to {LONGEST}, and no NUL.", word.len())));
+                return Err(Error::new(
+                    Kind::InvalidInput,
+                    format!("line {} of the list of words is no word", number + 1),
+                )
+                .detail(format!("It has {} bytes; a word has 1 to {LONGEST}, and no NUL.", word.len())));
             }
             list.push(word.to_owned());
         }

@@ -104,8 +104,7 @@ pub(crate) struct Scans {
 /// Walks the scans of a file and refuses those that pass over the picture too often: 70 kB of scans that say next to
 /// nothing kept a processor busy for 47 seconds.
 pub(crate) fn check_scans(bytes: &[u8], limits: &Limits) -> Result<Scans> {
-    let Some(frame) = frame(bytes) else { return Ok(Scans { complete: true, last_refines: false })
-    };
+    let Some(frame) = frame(bytes) else { return Ok(Scans { complete: true, last_refines: false }) };
     let (mut at, mut scans, mut blocks, mut seen) = (2, 0, 0u64, Vec::new());
     let mut last_refines = false;
     while let Some((marker, payload, next)) = segment(bytes, at) {

@@ -15,9 +15,9 @@ use image::metadata::Orientation;
 use turbojpeg_sys as tj;
 
 use crate::error::{Error, Kind, Result};
+use crate::image::exif::{self, Taken};
 use crate::image::limits::{Limits, bytes_of};
 use crate::image::picture::{Format, Picture, Short, truncated};
-use crate::image::exif::{self, Taken};
 use crate::image::profile::{self, Profile};
 use crate::image::{orientation, pixels};
 use crate::memory;
@@ -219,10 +219,11 @@ impl<'a> Jpeg<'a> {
 
     /// The colour profile that the file states, which may be in several segments (ICC.1, B.4).
     pub fn profile(&self) -> Option<Profile<'a>> {
-        let mut parts = segments(self.bytes).filter_map(|(marker, payload)| match payload.strip_prefix(b"ICC_PROFILE\0")? {
-            [number, count, part @ ..] if marker == 0xE2 => Some((*number, *count, part)),
-            _ => None,
-        });
+        let mut parts =
+            segments(self.bytes).filter_map(|(marker, payload)| match payload.strip_prefix(b"ICC_PROFILE\0")? {
+                [number, count, part @ ..] if marker == 0xE2 => Some((*number, *count, part)),
+                _ => None,
+            });
         let (1, count, first) = parts.next()? else { return None };
         if count == 1 {
             return Some(Profile::Icc(Cow::Borrowed(first)));
@@ -399,13 +400,14 @@ impl Rows<'_> {
         }
         // The row of blocks in which the data end has some pixels. Of a small picture that is too large a part to lack.
         let (height, unit) = (self.jpeg.height, frame(self.jpeg.bytes).map_or(8, |frame| frame.row_height()));
+        let missing = height.saturating_sub((rows + 1).saturating_mul(unit));
         if complete && refines {
-            return Ok(Short::Rows(height.saturating_sub(rows.saturating_mul(unit)) / DETAIL));
+            return Ok(Short::Rows(missing.div_ceil(DETAIL)));
         }
         if !complete || unit > height / 10 {
             return Ok(Short::Everything);
         }
-        Ok(Short::Rows(height.saturating_sub((rows + 1).saturating_mul(unit))))
+        Ok(Short::Rows(missing))
     }
 }
 

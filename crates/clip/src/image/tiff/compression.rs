@@ -131,7 +131,9 @@ impl Read for Zstd<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let result = self.0.read(buffer);
         match result {
-            Err(_) if self.0.get_mut().fill_buf().is_ok_and(<[u8]>::is_empty) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(_) if self.0.get_mut().fill_buf().is_ok_and(<[u8]>::is_empty) => {
+                Err(io::ErrorKind::UnexpectedEof.into())
+            }
             result => result,
         }
     }

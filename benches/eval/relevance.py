@@ -1,0 +1,214 @@
+"""How well relevance tells answers from neighbours, and how often tags are right: part of evaluate.py.
+
+queries.csv has the queries: the text; the half that it belongs to (`choose`: the constants of clip_relevance were chosen on these;
+`report`: on these they are measured); the pictures that it is about (`stamp`, `gallery`, or none for a query without an answer); and a
+regular expression on their names that says which of them are answers.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import pathlib
+import re
+import time
+from collections.abc import Iterator
+
+import psycopg
+from PIL import Image
+from plot import STYLE, text
+
+HERE = pathlib.Path(__file__).resolve().parent
+GALLERY = HERE.parent.parent / "examples" / "gallery" / "photos"
+CUT = 0.5
+CUTS = [step / 50 for step in range(1, 50)]
+CROPS = 4  # a crop of each corner
+
+TABLE = """
+CREATE TABLE picture (
+    id        integer PRIMARY KEY,
+    kind      text NOT NULL,           -- stamp, crop (of a stamp), gallery
+    name      text NOT NULL,
+    label     text NOT NULL,
+    embedding vector NOT NULL
+)"""
+SCORES = """
+SELECT kind, name, clip_relevance(embedding, %(query)s), 1 - (embedding <=> clip_embed_text(%(query)s)) FROM picture ORDER BY id"""
+TAGS = """
+SELECT name, label, ARRAY(SELECT tag FROM clip_tags(embedding, 5)), (SELECT max(relevance) FROM clip_tags(embedding, 1))
+FROM picture WHERE kind = 'stamp' ORDER BY id"""
+
+
+@dataclasses.dataclass
+class Query:
+    text: str
+    half: str
+    kind: str
+    truth: str
+
+    def answers(self, kind: str, names: list[str]) -> list[bool] | None:
+        """Which pictures are answers; None if the query is about others."""
+        if not self.kind:
+            return [False] * len(names)
+        if self.kind != kind.replace("crop", "stamp"):
+            return None
+        found = [bool(re.search(self.truth, name)) for name in names]
+        return found if any(found) else None
+
+
+def queries() -> list[Query]:
+    with (HERE / "queries.csv").open(encoding="utf-8", newline="") as file:
+        return [Query(row["query"], row["split"], row["photos"], row["truth"]) for row in csv.DictReader(file)]
+
+
+def quarter(data: bytes, corner: int) -> bytes:
+    """Three quarters of a picture's width and height, from one of its corners, on white."""
+    picture = Image.open(io.BytesIO(data)).convert("RGBA")
+    page = Image.new("RGB", picture.size, "white")
+    page.paste(picture, mask=picture.getchannel("A"))
+    width, height = page.size[0] * 3 // 4, page.size[1] * 3 // 4
+    left, top = (corner % 2) * (page.size[0] - width), (corner // 2) * (page.size[1] - height)
+    out = io.BytesIO()
+    page.crop((left, top, left + width, top + height)).save(out, "PNG")
+    return out.getvalue()
+
+
+def pictures(stamps: list[tuple[str, str, bytes]]) -> Iterator[tuple[str, str, str, bytes]]:
+    for number, (name, label, data) in enumerate(stamps):
+        yield "stamp", name, label, data
+        yield "crop", name, label, quarter(data, number % CROPS)
+    for path in sorted(GALLERY.glob("*.jpg")):
+        yield "gallery", path.stem, path.stem, path.read_bytes()
+
+
+def load(db: psycopg.Connection, stamps: list[tuple[str, str, bytes]]) -> dict:
+    db.execute(TABLE)
+    insert = "INSERT INTO picture VALUES (%s, %s, %s, %s, clip_embed_image(%s))"
+    with db.cursor() as cursor:
+        cursor.executemany(insert, [(number, *row) for number, row in enumerate(pictures(stamps))])
+    began = time.perf_counter()
+    words = db.execute("SELECT clip_prepare_words()").fetchone()[0]
+    return {"words": words, "prepare_s": time.perf_counter() - began}
+
+
+def f1(scores: list[float], answers: list[bool], cut: float) -> float:
+    shown = [score >= cut for score in scores]
+    right = sum(a and b for a, b in zip(shown, answers, strict=True))
+    return 2 * right / (sum(shown) + sum(answers)) if right else 0.0
+
+
+def share(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+class Judged:
+    """Each query with its pictures' scores and which of them are answers, by the kind of pictures."""
+
+    def __init__(self) -> None:
+        self.of: dict[tuple[str, str], list[tuple[list[float], list[bool]]]] = {}
+
+    def add(self, half: str, kind: str, scores: list[float], answers: list[bool]) -> None:
+        self.of.setdefault((half, kind), []).append((scores, answers))
+
+    def at(self, half: str, kind: str, cut: float) -> dict:
+        of_both = self.of.get((half, kind), [])
+        with_answers = [f1(scores, answers, cut) for scores, answers in of_both if any(answers)]
+        empty = [max(scores) < cut for scores, answers in of_both if not any(answers)]
+        return {"queries": len(with_answers), "f1": share(with_answers), "without": len(empty), "empty": share(empty)}
+
+    def mean(self, half: str, cut: float) -> dict:
+        """Over the kinds of pictures: each counts the same."""
+        found = [self.at(half, kind, cut) for kind in sorted({kind for of, kind in self.of if of == half})]
+        found = [entry for entry in found if entry["queries"]]
+        return {name: share([entry[name] for entry in found]) for name in ("f1", "empty")}
+
+    def best(self, half: str) -> float:
+        """The cut of the best mean F1."""
+        every = sorted(s for (of, _), entries in self.of.items() if of == half for scores, _ in entries for s in scores)
+        cuts = sorted({every[int(len(every) * (1 - 0.0005 * 1.06**step))] for step in range(110)}) if every else [0.0]
+        return max(cuts, key=lambda cut: self.mean(half, cut)["f1"])
+
+
+def measure(db: psycopg.Connection, stamps: list[tuple[str, str, bytes]]) -> dict:
+    result = load(db, stamps)
+    relevance, cosine = Judged(), Judged()
+    took = rows = 0
+    for query in queries():
+        db.execute("SELECT clip_embed_text(%s)", (query.text,))
+        began = time.perf_counter()
+        scored = db.execute(SCORES, {"query": query.text}).fetchall()
+        took, rows = took + time.perf_counter() - began, rows + len(scored)
+        for kind in ("stamp", "crop", "gallery"):
+            of_kind = [row for row in scored if row[0] == kind]
+            answers = query.answers(kind, [row[1] for row in of_kind])
+            if answers:
+                relevance.add(query.half, kind, [row[2] for row in of_kind], answers)
+                cosine.add(query.half, kind, [row[3] for row in of_kind], answers)
+    chosen, ideal = cosine.best("choose"), cosine.best("report")
+    kinds = ("stamp", "crop", "gallery")
+    result |= {
+        "ms_a_row": took / rows * 1000,
+        "at_cut": {kind: relevance.at("report", kind, CUT) for kind in kinds} | {"mean": relevance.mean("report", CUT)},
+        "flat": {kind: cosine.at("report", kind, chosen) for kind in kinds}
+        | {"cut": chosen, "mean": cosine.mean("report", chosen)},
+        "flat_in_hindsight": {"cut": ideal, "mean": cosine.mean("report", ideal)},
+        "curve": [{"cut": cut, **relevance.mean("report", cut)} for cut in CUTS],
+    }
+    return result | {"tags": tags(db)}
+
+
+def stems(words: str) -> set[str]:
+    return {word.removesuffix("s") for word in re.findall(r"[a-z]+", words.lower())}
+
+
+def tags(db: psycopg.Connection) -> dict:
+    """A tag is right if it shares a word with the picture's label or the folders that it is in."""
+    first, five, sure = [], [], []
+    for name, label, found, relevance in db.execute(TAGS):
+        known = stems(f"{label} {name.rpartition('/')[0]}")
+        right = [bool(stems(tag) & known) for tag in found]
+        first.append(right[0])
+        five.append(any(right))
+        if relevance >= CUT:
+            sure.append(right[0])
+    return {
+        "of": len(first), "first": share(first), "one_of_five": share(five),
+        "of_relevant": len(sure), "first_if_relevant": share(sure),
+    }
+
+
+def table(result: dict) -> list[tuple[str, str]]:
+    shown = lambda entry: f"F1 {entry['f1']:.3f}, {entry['empty']:.0%} of queries without an answer empty"
+    rows = [(f"relevance from {CUT} on, {kind}", shown(result["at_cut"][kind])) for kind in ("stamp", "crop", "gallery", "mean")]
+    rows.append((f"cosine from {result['flat']['cut']:.3f} on, mean", shown(result["flat"]["mean"])))
+    hindsight = result["flat_in_hindsight"]
+    rows.append((f"cosine from {hindsight['cut']:.3f} on (best in hindsight), mean", shown(hindsight["mean"])))
+    found = result["tags"]
+    rows.append(("tags", f"first right {found['first']:.3f}, one of five {found['one_of_five']:.3f} (of {found['of']})"))
+    rows.append(("", f"first right {found['first_if_relevant']:.3f} where its relevance is {CUT} or more ({found['of_relevant']})"))
+    rows.append(("time of relevance", f"{result['ms_a_row']:.2f} ms a row; {result['words']} words in {result['prepare_s']:.0f} s"))
+    return rows
+
+
+def draw(result: dict, title: str) -> str:
+    """F1 and the share of empty results by cut."""
+    left, right, top, bottom = 60, 440, 60, 300
+    x = lambda cut: left + cut * (right - left)
+    y = lambda value: bottom - value * (bottom - top)
+    shapes = [text(20, 30, title, "title")]
+    for tenth in range(0, 11, 2):
+        shapes.append(f'<path class="grid" d="M{left} {y(tenth / 10):.1f}H{right}"/>')
+        shapes.append(text(left - 8, y(tenth / 10) + 4, f"{tenth / 10:.1f}", "small", "end"))
+        shapes.append(text(x(tenth / 10), bottom + 18, f"{tenth / 10:.1f}", "small", "middle"))
+    for kind, name in (("line1", "f1"), ("line2", "empty")):
+        path = " ".join(f"{x(point['cut']):.1f},{y(point[name]):.1f}" for point in result["curve"])
+        shapes.append(f'<polyline class="{kind}" points="{path}"/>')
+    shapes.append(text((left + right) / 2, bottom + 36, "lowest relevance", "small", "middle"))
+    shapes.append(text(left, bottom + 58, "— F1 of queries with answers", "one"))
+    shapes.append(text(left, bottom + 76, "- - queries without an answer that come out empty", "key2"))
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 480 400" role="img" aria-labelledby="t">\n'
+        f'<title id="t">{title}</title>\n<style>{STYLE}</style>\n<rect class="page" width="480" height="400"/>\n'
+        + "\n".join(shapes) + "\n</svg>\n"
+    )

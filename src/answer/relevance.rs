@@ -1,0 +1,56 @@
+//! `clip_relevance`, and `clip_explain`: why a photo is an answer.
+
+use clip::relevance::relevance;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+use crate::guc;
+use crate::model::{background, loaded};
+use crate::pg::error::{SqlResult, report};
+use crate::pg::text::Text;
+use crate::pg::vector::Vector;
+
+/// The cost is in `cpu_operator_cost`: 0.2 ms.
+#[pg_extern(stable, parallel_safe, cost = 1000)]
+fn clip_relevance(
+    embedding: Option<Vector>,
+    query: Option<Text<'_>>,
+    model: default!(Option<&str>, "NULL"),
+) -> SqlResult<Option<f64>> {
+    let (Some(Vector(vector)), Some(Text(query))) = (embedding, query) else { return Ok(None) };
+    let model = model.map_or_else(guc::model, str::to_owned);
+    let words = background::of(&model)?;
+    let photo = background::photo(&words, vector, &model)?;
+    let text = background::texts(&words, &[Some(query)], &model)?;
+    Ok(text.first().map(|text| relevance(photo.score(text))))
+}
+
+#[pg_extern(stable, parallel_safe, cost = 2000)]
+#[allow(clippy::type_complexity)]
+fn clip_explain(
+    embedding: Option<Vector>,
+    query: Option<Text<'_>>,
+    k: default!(Option<i32>, "5"),
+    model: default!(Option<&str>, "NULL"),
+) -> Result<TableIterator<'static, (name!(word, String), name!(in_photo, f64), name!(in_query, f64))>, ErrorReport> {
+    let (Some(Vector(vector)), Some(Text(query)), Some(k)) = (embedding, query, k) else {
+        return Ok(TableIterator::empty());
+    };
+    let model = model.map_or_else(guc::model, str::to_owned);
+    let words = background::of(&model)?;
+    let photo = background::photo(&words, vector, &model)?;
+    let text = loaded::embed_texts(&model, &[Some(query)])?.pop().flatten();
+    let Some(Vector(text)) = text else { return Ok(TableIterator::empty()) };
+    let text = words.photo(&text).map_err(report)?;
+    let shared = words.shared(&photo, &text, usize::try_from(k).unwrap_or(0));
+    let rows: Vec<_> =
+        shared.into_iter().map(|s| (words.words[s.word].clone(), relevance(s.photo), relevance(s.text))).collect();
+    Ok(TableIterator::new(rows))
+}
+
+/// Embeds the words ahead of the first search; returns how many there are.
+#[pg_extern(volatile, parallel_restricted, cost = 1000000)]
+fn clip_prepare_words(model: default!(Option<&str>, "NULL")) -> SqlResult<i32> {
+    let model = model.map_or_else(guc::model, str::to_owned);
+    Ok(background::of(&model)?.words.len() as i32)
+}

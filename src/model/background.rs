@@ -1,0 +1,160 @@
+//! The words that photos are compared with, embedded once by each model: kept in this process and in `clip_search.cache_path`.
+
+use std::cell::RefCell;
+use std::fs;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime};
+
+use clip::model::Model;
+use clip::relevance::{Background, Builder, Entry, Photo, Words};
+use clip::{Error, Kind};
+
+use crate::guc;
+use crate::model::{loaded, origin};
+use crate::pg::error::{SqlResult, report};
+use crate::pg::vector::Vector;
+
+/// Words that are embedded in one call: half a second to two.
+const BATCH: usize = 64;
+/// How often a NOTICE tells of the progress.
+const PROGRESS: Duration = Duration::from_secs(10);
+/// The longest list of words that is read.
+const LONGEST_FILE: u64 = 16 << 20;
+
+/// What the words' vectors depend on.
+#[derive(PartialEq, Clone)]
+struct Key {
+    spec: String,
+    search: Vec<PathBuf>,
+    runtime: PathBuf,
+    /// The list's path, length and time of the last change; None for the one that is built in.
+    list: Option<(PathBuf, u64, SystemTime)>,
+}
+
+/// The photo that was asked about last: several queries about one row compute its place among the words once.
+struct Last {
+    background: Rc<Background>,
+    vector: Vec<f32>,
+    photo: Rc<Photo>,
+}
+
+thread_local! {
+    static KNOWN: RefCell<Vec<(Key, Rc<Background>)>> = const { RefCell::new(Vec::new()) };
+    static LAST: RefCell<Option<Last>> = const { RefCell::new(None) };
+}
+
+impl Key {
+    fn new(spec: &str) -> SqlResult<Self> {
+        let list =
+            guc::words().map(|path| match fs::metadata(&path).and_then(|about| Ok((about.len(), about.modified()?))) {
+                Ok((length, changed)) => Ok((path, length, changed)),
+                Err(error) => Err(unreadable(&path, &error.to_string())),
+            });
+        Ok(Self {
+            spec: spec.to_owned(),
+            search: guc::model_path(),
+            runtime: guc::onnxruntime(),
+            list: list.transpose().map_err(report)?,
+        })
+    }
+
+    fn words(&self) -> clip::Result<Words> {
+        let Some((path, length, _)) = &self.list else { return Words::everyday() };
+        if *length > LONGEST_FILE {
+            return Err(Error::new(Kind::LimitExceeded, format!("list of words \"{}\" is too long", path.display()))
+                .detail(format!("It has {length} bytes; {LONGEST_FILE} are allowed.")));
+        }
+        let text = fs::read_to_string(path).map_err(|e| unreadable(path, &e.to_string()))?;
+        Words::parse(&text).map_err(|mut error| {
+            error.hint = Some(format!("It is in \"{}\", which clip_search.words names.", path.display()));
+            error
+        })
+    }
+}
+
+fn unreadable(path: &std::path::Path, why: &str) -> Error {
+    Error::new(Kind::MissingFile, format!("list of words \"{}\" cannot be read", path.display()))
+        .detail(why)
+        .hint("clip_search.words names it; an empty setting uses the list that is built in.")
+}
+
+/// The background of a model: from this process, from the cache, or embedded now.
+pub fn of(spec: &str) -> SqlResult<Rc<Background>> {
+    let key = Key::new(spec)?;
+    let known =
+        KNOWN.with_borrow(|known| known.iter().find(|(other, _)| *other == key).map(|(_, found)| found.clone()));
+    if let Some(known) = known {
+        return Ok(known);
+    }
+    let words = key.words().map_err(report)?;
+    let model = Model::find(&key.search, spec).map_err(report)?;
+    let entry = guc::cache().and_then(|cache| Entry::of(&cache, &model, &words, &key.runtime.display().to_string()));
+    let kept = match &entry {
+        Some(entry) => entry.read(words).map_err(report)?,
+        None => Err(words),
+    };
+    let background = match kept {
+        Ok(background) => background,
+        Err(words) => {
+            let made = embed(spec, words)?;
+            if let Some(Err(error)) = entry.map(|entry| entry.write(&made)) {
+                // The next connection embeds the words again: an administrator should know why.
+                pgrx::log!(
+                    "clip_search: {error}{}",
+                    error.detail.as_deref().map(|d| format!(": {d}")).unwrap_or_default()
+                );
+            }
+            made
+        }
+    };
+    let background = Rc::new(background);
+    KNOWN.with_borrow_mut(|known| {
+        known.retain(|(other, _)| other.spec != spec);
+        known.push((key, background.clone()));
+    });
+    Ok(background)
+}
+
+/// Embeds the words, in batches between which a cancel acts.
+fn embed(spec: &str, words: Words) -> SqlResult<Background> {
+    let all = words.words.len();
+    pgrx::notice!("embedding {all} words with model \"{spec}\", which is done once");
+    let mut builder = Builder::new(words);
+    let (mut done, mut told) = (0, Instant::now());
+    while done < all {
+        let batch: Vec<Option<&str>> = builder.next(BATCH).iter().map(|word| Some(word.as_str())).collect();
+        let vectors = loaded::try_texts(spec, &batch).map_err(report)?;
+        done += vectors.len();
+        for Vector(vector) in vectors.into_iter().flatten() {
+            builder.push(&vector).map_err(report)?;
+        }
+        if told.elapsed() >= PROGRESS {
+            told = Instant::now();
+            pgrx::notice!("embedded {done} of {all} words");
+        }
+    }
+    builder.finish().map_err(report)
+}
+
+/// A photo's place among the words of a model.
+pub fn photo(background: &Rc<Background>, vector: Vec<f32>, spec: &str) -> SqlResult<Rc<Photo>> {
+    let known = LAST.with_borrow(|last| {
+        let last = last.as_ref()?;
+        (Rc::ptr_eq(&last.background, background) && last.vector == vector).then(|| last.photo.clone())
+    });
+    if let Some(known) = known {
+        return Ok(known);
+    }
+    origin::check_dimensions(vector.len(), background.width(), spec)?;
+    origin::check_origin(&vector, spec)?;
+    let photo = Rc::new(background.photo(&vector).map_err(report)?);
+    LAST.set(Some(Last { background: background.clone(), vector, photo: photo.clone() }));
+    Ok(photo)
+}
+
+/// Texts relative to the words of a model.
+pub fn texts(background: &Background, texts: &[Option<&str>], spec: &str) -> SqlResult<Vec<Vec<f32>>> {
+    let vectors = loaded::embed_texts(spec, texts)?;
+    vectors.iter().flatten().map(|Vector(vector)| background.relative(vector).map_err(report)).collect()
+}

@@ -1,0 +1,290 @@
+//! Partitions of a watched table: what TRUNCATE, DETACH, ATTACH and DROP of a single one do to groups.
+//!
+//! None of them fires a row trigger, so the rows would stay members of their groups. clip_search.watch_partition knows the
+//! partitions. TRUNCATE has a trigger on each of them; an event trigger compares the table with the partitions that a watch
+//! has, after each CREATE TABLE and ALTER TABLE.
+
+use std::cell::Cell;
+
+use clip::{Error, Kind};
+use pgrx::prelude::*;
+use pgrx::spi::{SpiClient, quote_identifier};
+
+use crate::cluster::assign::leave;
+use crate::pg::catalog::{self, Lock};
+use crate::pg::error::{SqlResult, counted, report, warn};
+use crate::pg::owners_table::OwnersTable;
+use crate::pg::spi::{get, own_schema, spi};
+use crate::pg::transaction::RollbackList;
+use crate::pg::user_context::key_form;
+use crate::pg::vector::{self, Vector};
+use crate::watch::backfill::{enqueue_missing, key_of};
+use crate::watch::queue::own;
+use crate::watch::setting::Watch;
+use crate::watch::wakeup;
+
+/// Rows that are read at a time.
+const ROWS: i64 = 1000;
+
+thread_local! {
+    /// Watches whose whole table a TRUNCATE under way empties.
+    static EMPTIED: RollbackList<i64> = RollbackList::new();
+    /// The table whose rows are being taken out of groups that they were never counted in.
+    static UNCOUNTED: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::Oid::INVALID) };
+}
+
+/// Whether the database has the table, which 0.2.0 had not.
+fn is_known() -> bool {
+    catalog::has_column(c"clip_search", c"watch_partition", c"watch")
+}
+
+/// The trigger on each partition, before TRUNCATE.
+fn trigger_name(watch: i64) -> String {
+    format!("zz_clip_partition_{watch}")
+}
+
+/// Whether rows of a table leave groups that have never counted them.
+pub fn is_uncounted(table: pg_sys::Oid) -> bool {
+    UNCOUNTED.get() == table
+}
+
+/// Before TRUNCATE of a watched table, or of one of its partitions.
+pub fn before_truncate(watch: &Watch, table: pg_sys::Oid) -> SqlResult<()> {
+    if table == watch.relation {
+        EMPTIED.with(|emptied| emptied.push(watch.id));
+        return Ok(());
+    }
+    // The groups will be emptied as a whole.
+    let all = EMPTIED.with(|emptied| emptied.take(|id| *id == watch.id));
+    match all {
+        Some(id) => EMPTIED.with(|emptied| emptied.push(id)),
+        None => forget_rows(watch, table)?,
+    }
+    Ok(())
+}
+
+/// After TRUNCATE of the whole table.
+pub fn after_truncate(watch: i64) {
+    EMPTIED.with(|emptied| emptied.retain(|id| *id != watch));
+}
+
+/// Takes the rows of a partition out of their groups and off the list of failures.
+fn forget_rows(watch: &Watch, table: pg_sys::Oid) -> SqlResult<()> {
+    let Some(table) = OwnersTable::find_only(table) else { return Ok(()) };
+    let name = table.shown();
+    let embedding = quote_identifier(&watch.embedding);
+    if let (Some(collection), Some(cluster)) = (&watch.collection, &watch.cluster) {
+        let cluster = quote_identifier(cluster);
+        let query = format!(
+            "SELECT {cluster}, {embedding}::{}.vector FROM ONLY {name} WHERE {cluster} IS NOT NULL AND {embedding} IS NOT NULL",
+            vector::schema()
+        );
+        each_batch(&table, &query, |rows: Vec<(i64, Vector)>| {
+            for (cluster, vector) in rows {
+                leave(cluster, vector, Some(collection), Some(watch.owner))?;
+            }
+            Ok(())
+        })?;
+    }
+    let query =
+        format!("SELECT {}, 0 FROM ONLY {name} WHERE {embedding} IS NULL AND ({})", key_of(watch), watch.has_source());
+    each_batch(&table, &query, |rows: Vec<(String, i32)>| {
+        let keys: Vec<String> = rows.into_iter().map(|(key, _)| key).collect();
+        own(|client| {
+            let query = "DELETE FROM clip_search.watch_failure WHERE watch = $1 \
+                 AND key IN (SELECT k.key::text[] FROM unnest($2::text[]) AS k (key))";
+            client.update(query, None, &[watch.id.into(), keys.into()]).map(drop).map_err(spi)
+        })
+    })
+}
+
+/// Runs a query of two columns as the table's owner, and hands its rows on, some at a time.
+fn each_batch<A, B>(
+    table: &OwnersTable,
+    query: &str,
+    mut with: impl FnMut(Vec<(A, B)>) -> SqlResult<()>,
+) -> SqlResult<()>
+where
+    A: pgrx::datum::FromDatum + pgrx::datum::IntoDatum,
+    B: pgrx::datum::FromDatum + pgrx::datum::IntoDatum,
+{
+    table.as_owner(|client| {
+        key_form();
+        let mut cursor = client.cursor_mut(query)?;
+        loop {
+            pgrx::check_for_interrupts!();
+            let rows = cursor.fetch(ROWS).map_err(spi)?;
+            let batch = rows
+                .into_iter()
+                .map(|row| Ok(get(&row, 1)?.zip(get(&row, 2)?)))
+                .collect::<SqlResult<Vec<Option<(A, B)>>>>()?;
+            if batch.is_empty() {
+                return Ok(());
+            }
+            with(batch.into_iter().flatten().collect())?;
+        }
+    })
+}
+
+/// A partition as the catalogue and the watch know it.
+struct Partition {
+    oid: pg_sys::Oid,
+    is_known: bool,
+    is_there: bool,
+    has_trigger: bool,
+}
+
+/// Brings what a watch knows of its partitions up to date. `changed`: since the watch began, so that rows of partitions that
+/// it does not know are not counted in any group.
+pub fn settle(watch: &Watch, changed: bool) -> SqlResult<()> {
+    if !is_known() {
+        return Ok(());
+    }
+    let trigger = trigger_name(watch.id);
+    let partitions = own(|client| {
+        let arguments = [watch.id.into(), watch.relation.into(), trigger.as_str().into()];
+        let rows = client.update(include_str!("sql/partitions.sql"), None, &arguments).map_err(spi)?;
+        rows.map(|row| {
+            Ok(Partition {
+                oid: get(&row, 1)?.unwrap_or(pg_sys::Oid::INVALID),
+                is_known: get(&row, 2)?.unwrap_or_default(),
+                is_there: get(&row, 3)?.unwrap_or_default(),
+                has_trigger: get(&row, 4)?.unwrap_or_default(),
+            })
+        })
+        .collect::<SqlResult<Vec<_>>>()
+    })?;
+    let mut attached = false;
+    for Partition { oid, is_known, is_there, has_trigger } in partitions {
+        if !is_there {
+            catalog::lock(oid, Lock::AccessShare);
+            forget_rows(watch, oid)?;
+        } else if !is_known && changed {
+            attached |= ungroup(watch, oid)?;
+        }
+        own(|client| {
+            let query = match (is_known, is_there) {
+                (true, false) => "DELETE FROM clip_search.watch_partition WHERE watch = $1 AND relation = $2",
+                (false, _) => "INSERT INTO clip_search.watch_partition (watch, relation) VALUES ($1, $2)",
+                (true, true) => "",
+            };
+            if !query.is_empty() {
+                client.update(query, None, &[watch.id.into(), oid.into()]).map_err(spi)?;
+            }
+            let Some(name) = catalog::qualified_name(oid) else { return Ok(()) };
+            let statement = match (is_there, has_trigger) {
+                (false, true) => format!("DROP TRIGGER {trigger} ON {name}"),
+                (true, false) => format!(
+                    "CREATE TRIGGER {trigger} BEFORE TRUNCATE ON {name} FOR EACH STATEMENT EXECUTE FUNCTION {}.clip_watch_row('{}')",
+                    own_schema(client)?,
+                    watch.id
+                ),
+                _ => return Ok(()),
+            };
+            client.update(&statement, None, &[]).map(drop).map_err(spi)
+        })?;
+    }
+    if attached && watch.queued {
+        enqueue_missing(watch)?;
+        wakeup::wake_at_commit();
+    }
+    Ok(())
+}
+
+/// Drops the triggers on partitions at the end of a watch.
+pub fn forget(watch: i64) -> SqlResult<()> {
+    if !is_known() {
+        return Ok(());
+    }
+    let trigger = trigger_name(watch);
+    own(|client| {
+        let query = "DELETE FROM clip_search.watch_partition WHERE watch = $1 RETURNING relation::oid";
+        let rows = client.update(query, None, &[watch.into()]).map_err(spi)?;
+        let partitions = rows.map(|row| get::<pg_sys::Oid>(&row, 1)).collect::<SqlResult<Vec<_>>>()?;
+        for oid in partitions.into_iter().flatten() {
+            let Some(name) = catalog::qualified_name(oid) else { continue };
+            let there = "SELECT 1 FROM pg_catalog.pg_trigger WHERE tgrelid = $1 AND tgname = $2";
+            if !client.update(there, Some(1), &[oid.into(), trigger.as_str().into()]).map_err(spi)?.is_empty() {
+                client.update(&format!("DROP TRIGGER {trigger} ON {name}"), None, &[]).map_err(spi)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Sets the groups of a partition that has just been attached to NULL: nobody has counted its rows. Whether it has rows to
+/// embed or to group.
+fn ungroup(watch: &Watch, table: pg_sys::Oid) -> SqlResult<bool> {
+    let Some(table) = OwnersTable::find_only(table) else { return Ok(false) };
+    let name = table.shown();
+    table.as_owner(|client| {
+        let has_rows = !client.update(&format!("SELECT 1 FROM ONLY {name}"), Some(1), &[])?.is_empty();
+        let Some(cluster) = watch.cluster.as_deref().filter(|_| has_rows) else { return Ok(has_rows) };
+        let column = quote_identifier(cluster);
+        let query = format!("UPDATE ONLY {name} SET {column} = NULL WHERE {column} IS NOT NULL");
+        let cleared = {
+            let _uncounted = Uncounted::of(table.oid);
+            client.update(&query, None, &[])?.len() as i64
+        };
+        if cleared > 0 {
+            let message = format!("{} of {name} had a cluster that did not count it", counted(cleared, "row"));
+            report(Error::new(Kind::InvalidInput, message).detail(format!(
+                "Column \"{cluster}\" is set to NULL; clip_backfill, or the background worker, groups such rows."
+            )))
+            .report(PgLogLevel::NOTICE);
+        }
+        Ok(true)
+    })
+}
+
+/// As long as it lives, rows of a table leave no group.
+struct Uncounted(pg_sys::Oid);
+
+impl Uncounted {
+    fn of(table: pg_sys::Oid) -> Self {
+        Self(UNCOUNTED.replace(table))
+    }
+}
+
+impl Drop for Uncounted {
+    fn drop(&mut self) {
+        UNCOUNTED.set(self.0);
+    }
+}
+
+/// Says whose groups still count the rows of partitions that have been dropped: those are gone, and their vectors with them.
+pub fn tell_of_dropped(client: &mut SpiClient<'_>) -> SqlResult<()> {
+    if !is_known() {
+        return Ok(());
+    }
+    let rows = client.update(include_str!("sql/dropped_partitions.sql"), None, &[]).map_err(spi)?;
+    let collections = rows.map(|row| get::<String>(&row, 1)).collect::<SqlResult<Vec<_>>>()?;
+    for collection in collections.into_iter().flatten() {
+        warn(
+            Error::new(
+                Kind::InvalidInput,
+                format!("clusters of collection \"{collection}\" still count the rows of a partition that has been dropped"),
+            )
+            .hint(format!(
+                "SELECT FROM clip_recluster({}); counts them again. DETACH PARTITION before DROP TABLE takes the rows out of their clusters.",
+                pgrx::spi::quote_literal(&collection)
+            )),
+        );
+    }
+    Ok(())
+}
+
+#[pg_schema]
+pub mod clip_search {
+    use super::*;
+
+    /// What the event trigger calls after CREATE TABLE and ALTER TABLE, if a partitioned table is watched.
+    #[pg_extern(volatile, parallel_unsafe)]
+    fn settle_partitions() -> SqlResult<()> {
+        let watches = own(|client| {
+            let condition = "c.relkind = 'p' AND w.id IN (SELECT id FROM clip_search.watch_live)";
+            Watch::find(client, condition, &[])
+        })?;
+        watches.iter().try_for_each(|watch| settle(watch, true))
+    }
+}
