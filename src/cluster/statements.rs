@@ -42,8 +42,7 @@ const RECENT: &str = "SELECT ctid, cluster, size, sum, NULL, NULL::bytea, mark F
      WHERE collection OPERATOR(pg_catalog.=) $1 AND code IS NULL ORDER BY mark LIMIT $2 FOR UPDATE SKIP LOCKED";
 const SET_CODES: &str = "UPDATE clip_search.cluster_sum s SET code = n.code \
      FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS n (tid, code) WHERE s.ctid OPERATOR(pg_catalog.=) n.tid";
-const BLOCK: &str =
-    "INSERT INTO clip_search.cluster_code (collection, first, mark, entries) VALUES ($1, $2, $3, $4)";
+const BLOCK: &str = "INSERT INTO clip_search.cluster_code (collection, first, mark, entries) VALUES ($1, $2, $3, $4)";
 
 const NEXT_BLOCK: &str = "SELECT ctid, mark, first, entries FROM clip_search.cluster_code \
      WHERE collection OPERATOR(pg_catalog.=) $1 AND mark OPERATOR(pg_catalog.>) $2 ORDER BY mark LIMIT 1 FOR UPDATE SKIP LOCKED";

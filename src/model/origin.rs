@@ -4,12 +4,11 @@ use std::cell::RefCell;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
-use clip::{Error, Kind};
 use lru::LruCache;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::panic::ErrorReport;
 
-use crate::pg::error::{SqlResult, with_sqlstate};
+use crate::pg::error::{SqlResult, sql_error};
 use crate::pg::vector::Vector;
 
 /// Vectors whose model is remembered, so that clusters can refuse those of another: a trigger assigns what it has
@@ -50,8 +49,7 @@ pub fn base_name(spec: &str) -> &str {
 
 fn mixed(message: String, detail: String) -> ErrorReport {
     let hint = "Name the model that made the vector: model => …, or clip_search.model.";
-    let error = Error::new(Kind::InvalidInput, message).detail(detail).hint(hint);
-    with_sqlstate(PgSqlErrorCode::ERRCODE_DATA_EXCEPTION, error)
+    sql_error(PgSqlErrorCode::ERRCODE_DATA_EXCEPTION, message).set_detail(detail).set_hint(hint)
 }
 
 /// Refuses a vector that this session has just embedded by another model.

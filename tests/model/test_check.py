@@ -125,7 +125,7 @@ def test_what_is_missing_is_said_with_the_way_out(db, server_folder) -> None:
     assert "onnx/my_text.onnx, onnx/my_text_fp16.onnx" in verdict and "Rename the image tower" in verdict
     shutil.rmtree(odd)
     pieces = server_folder.add(LAYOUTS / "siglip", "check-pieces", copy=True)
-    (pieces / "tokenizer.json").rename(pieces / "spiece.model")
+    (pieces / "tokenizer.json").rename(pieces / "sentencepiece.bpe.model")
     verdict = check(db, pieces)["verdict"]
     assert "has no tokenizer.json" in verdict and "AutoTokenizer.from_pretrained" in verdict
 

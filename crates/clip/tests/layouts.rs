@@ -180,7 +180,8 @@ fn the_logit_scale_is_read_where_files_state_it() {
 fn what_is_assumed_is_said_where_it_matters() {
     for (spec, warns) in [("siglip", true), ("xenova-split", false), ("float16", true)] {
         let mut embedder = embedder(spec).unwrap();
-        assert_eq!(embedder.logits().unwrap(), Logits::assumed());
+        let logits = embedder.logits().unwrap();
+        assert_eq!((logits.scale, logits.bias), (100.0, None));
         let warnings = embedder.take_warnings();
         assert_eq!(warnings.iter().any(|w| w.message.contains("logit scale")), warns, "{spec}: {warnings:?}");
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::error::{Error, Kind, Result, Setting};
 use crate::model::Model;
-use crate::model::eight_bit::refused;
+use crate::model::eight_bit::{self, refused};
 use crate::model::session::{Runtime, Tower};
 
 /// Pictures for the image tower: half to calibrate, half to check.
@@ -60,7 +60,7 @@ pub(super) fn eight_bit(embedder: (&Model, &Path, usize, Option<&Path>), file: &
         return Err(refused(file, "It would have to be made for each connection.")
             .hint_setting(Setting::Cache, "Set {setting} to a directory."));
     };
-    match Tower::eight_bit(Runtime::load(library)?, file, threads, cache)? {
+    match eight_bit::find(Runtime::load(library)?, file, threads, cache)? {
         Some(tower) => Ok(Known::Made(tower)),
         None if may_make => Ok(Known::Unmade),
         None => {

@@ -17,7 +17,7 @@ use crate::error::{Error, Kind, Result, Setting};
 use crate::memory;
 use crate::model::Model;
 use crate::model::config::{Config, Family, preparation};
-use crate::model::eight_bit::{Inputs, Samples};
+use crate::model::eight_bit::{Inputs, Samples, make};
 use crate::model::operators::quantizes_dynamically;
 use crate::model::pooling::Pooling;
 use crate::model::session::{Port, Tower};
@@ -163,7 +163,7 @@ impl Embedder {
                 false => Ok(Known::No),
             };
             let known = remarked(known, Known::No, warnings)?;
-            let make = matches!(known, Known::Unmade);
+            let is_unmade = matches!(known, Known::Unmade);
             let is_eight_bit = !matches!(known, Known::No);
             let shared = match known {
                 Known::Made(tower) => Rc::new(RefCell::new(tower)),
@@ -241,7 +241,7 @@ impl Embedder {
             if pads {
                 text.pad_to = Some(text.encoder.context_length);
             }
-            if make {
+            if is_unmade {
                 let made = text.make_eight_bit(model, self.threads, cache, &mut || (self.check_interrupts)());
                 if let Some(made) = remarked(made.map(Some), None, warnings)? {
                     if asks {
@@ -389,6 +389,6 @@ impl Text {
         let samples = Samples { count: TEXTS.len(), inputs: &inputs, output: &self.output.name, vector: &vector };
         let file = self.tower.borrow().file.clone();
         let cache = cache.expect("checked before the tower was loaded");
-        Tower::make_eight_bit(runtime(), &file, threads, cache, &samples, check_interrupts)
+        make(runtime(), &file, threads, cache, &samples, check_interrupts)
     }
 }

@@ -19,7 +19,7 @@ use crate::image::synthetic;
 use crate::image::{self, Limits};
 use crate::model::Model;
 use crate::model::config::{Preparation, preparation};
-use crate::model::eight_bit::{Inputs, Samples};
+use crate::model::eight_bit::{Inputs, Samples, make};
 use crate::model::operators::quantizes_dynamically;
 use crate::model::pooling::Pooling;
 use crate::model::session::{Port, Tower, with_signals_blocked};
@@ -180,7 +180,7 @@ impl Embedder {
                 false => Ok(Known::No),
             };
             let known = remarked(known, Known::No, warnings)?;
-            let make = matches!(known, Known::Unmade);
+            let is_unmade = matches!(known, Known::Unmade);
             let is_eight_bit = !matches!(known, Known::No);
             let shared = match known {
                 Known::Made(tower) => Rc::new(RefCell::new(tower)),
@@ -229,7 +229,7 @@ impl Embedder {
             drop(tower);
             let mut vision =
                 Vision { tower: shared, input, idle, output, pooling, preprocess, prepared_by, alone, size, pace };
-            if make {
+            if is_unmade {
                 let made = vision.make_eight_bit(model, self.threads, cache, &mut || (self.check_interrupts)());
                 if let Some(made) = remarked(made.map(Some), None, warnings)? {
                     vision.tower = Rc::new(RefCell::new(made));
@@ -332,6 +332,6 @@ impl Vision {
         let samples = Samples { count: PICTURES, inputs: &inputs, output: &self.output.name, vector: &vector };
         let file = self.tower.borrow().file.clone();
         let cache = cache.expect("checked before the tower was loaded");
-        Tower::make_eight_bit(runtime(), &file, threads, cache, &samples, check_interrupts)
+        make(runtime(), &file, threads, cache, &samples, check_interrupts)
     }
 }

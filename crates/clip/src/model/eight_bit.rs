@@ -26,8 +26,9 @@ use ort::value::Tensor;
 use prost::Message;
 
 use crate::error::{Error, Kind, Result};
+use crate::model::graph_cache::{Entry, Form};
 use crate::model::onnx::{self, FLOAT, FLOAT_TENSOR, Graph, INT8, Model, Node, UINT8, ValueInfo, Weights};
-use crate::model::session::{Runtime, Tower};
+use crate::model::session::{Runtime, Tower, give_back_memory};
 
 /// What vectors of the built-in samples must reach: mean and least cosine to float32's. The promise for others is 0.9998
 /// and 0.9995.
@@ -53,6 +54,8 @@ const BLOCK: usize = 32;
 const ROWS: usize = 32;
 /// Factors of activations, by their names.
 type Factors = BTreeMap<String, Vec<f32>>;
+/// The file in the cache that says how a graph was made.
+const RECIPE: &str = "recipe";
 const MICROSOFT: &str = "com.microsoft";
 
 pub type Inputs = Vec<(String, SessionInputValue<'static>)>;
@@ -114,6 +117,74 @@ struct Seen {
     rows: Vec<Vec<f32>>,
 }
 
+/// The eight-bit form of a graph, if one was made before.
+///
+/// # Errors
+/// [`Kind::Unsupported`] if it was found out before that there is none.
+pub fn find(runtime: &Runtime, file: &Path, threads: usize, cache: &Path) -> Result<Option<Tower>> {
+    let Some(entry) = Entry::of(cache, file, &runtime.version, Form::EightBit) else { return Ok(None) };
+    if let Some(why) = entry.refusal() {
+        return Err(refused(file, &why));
+    }
+    Ok(entry.graph().and_then(|graph| Tower::mapped(runtime, graph, threads, file)))
+}
+
+/// How a tower was made eight-bit.
+pub fn recipe(tower: &Tower) -> Option<String> {
+    tower.recall(RECIPE)
+}
+
+/// Makes the eight-bit form of a graph and keeps it.
+///
+/// # Errors
+/// [`Kind::Unsupported`] if there is none that is near enough to float32; [`Kind::BadModel`] if it can't be written.
+pub fn make(
+    runtime: &Runtime,
+    file: &Path,
+    threads: usize,
+    cache: &Path,
+    samples: &Samples<'_>,
+    check_interrupts: &mut dyn FnMut(),
+) -> Result<Tower> {
+    let failed = |why: String| {
+        Error::new(Kind::BadModel, format!("the eight-bit form of \"{}\" could not be kept", file.display()))
+            .detail(why)
+            .hint("See that the cache's directory can be written and the disk has room, or use float32.")
+    };
+    let entry = Entry::of(cache, file, &runtime.version, Form::EightBit)
+        .ok_or_else(|| failed(format!("\"{}\" can't be read.", file.display())))?;
+    // Damaged, if it exists at all.
+    entry.remove();
+    let mut refusal = None;
+    let write = |graph: &Path| {
+        let work = graph.with_file_name("work");
+        fs::create_dir(&work).map_err(|e| e.to_string())?;
+        let made = work.join("eight-bit.onnx");
+        let recipe = quantize(runtime, file, &made, samples, check_interrupts).map_err(|e| {
+            let text = e.to_string();
+            refusal = Some(e);
+            text
+        })?;
+        Tower::write_optimized(runtime, &made, threads, graph)?;
+        fs::remove_dir_all(&work).map_err(|e| e.to_string())?;
+        fs::write(graph.with_file_name(RECIPE), recipe.to_string()).map_err(|e| e.to_string())
+    };
+    let written = entry.write(write);
+    give_back_memory();
+    match written {
+        Some(Ok(())) => find(runtime, file, threads, cache)?
+            .ok_or_else(|| failed("It can't be loaded after it was written.".to_owned())),
+        Some(Err(why)) => {
+            let error = refusal.unwrap_or_else(|| failed(why));
+            if error.kind == Kind::Unsupported {
+                entry.refuse(error.detail.as_deref().unwrap_or_default());
+            }
+            Err(error)
+        }
+        None => Err(failed("It was tried less than an hour ago, and failed.".to_owned())),
+    }
+}
+
 /// Writes an eight-bit form of the graph in `file` to `target`, a path in a directory of its own, where intermediate
 /// files are left for the caller to remove. `check_interrupts` is called between steps, of which the longest loads a
 /// graph; it may unwind.
@@ -121,7 +192,7 @@ struct Seen {
 /// # Errors
 /// [`Kind::Unsupported`] if the graph has no matrix product with float32 weights, or none of the forms is near enough to
 /// float32; [`Kind::BadModel`] if a file can't be written.
-pub fn make(
+fn quantize(
     runtime: &Runtime,
     file: &Path,
     target: &Path,

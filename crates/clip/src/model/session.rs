@@ -12,7 +12,6 @@ use ort::session::{Session, SessionInputValue};
 use ort::value::{TensorElementType, ValueType};
 
 use crate::error::{Error, Kind, Result, Setting};
-use crate::model::eight_bit::{self, Recipe, Samples};
 use crate::model::graph_cache::{Entry, Form, WEIGHTS};
 
 /// The loaded libonnxruntime. It stays for the life of the process: the library allows one environment,
@@ -149,8 +148,6 @@ impl std::fmt::Display for Port {
 /// run lays them out anew, which costs an image a fifth more, and a text of seven tokens as much again; the copy costs
 /// as much as some 20 such runs, and 330 MB for the image tower of ViT-B/32, 150 for its text tower.
 const MAPPED_RUNS: usize = 20;
-/// How an eight-bit graph was made, for a person.
-const RECIPE: &str = "recipe";
 /// Weights of fewer bytes stay in the graph's own file.
 const SMALL: &str = "1024";
 
@@ -210,69 +207,23 @@ impl Tower {
         Self { session, mapped, kept, threads, note: None, file: file.to_owned(), inputs, outputs }
     }
 
-    /// The eight-bit form of a graph, if one was made before.
-    ///
-    /// # Errors
-    /// [`Kind::Unsupported`] if it was found out before that there is none.
-    pub fn eight_bit(runtime: &Runtime, file: &Path, threads: usize, cache: &Path) -> Result<Option<Self>> {
-        let Some(entry) = Entry::of(cache, file, &runtime.version, Form::EightBit) else { return Ok(None) };
-        if let Some(why) = entry.refusal() {
-            return Err(eight_bit::refused(file, &why));
-        }
-        let Some(graph) = entry.graph() else { return Ok(None) };
-        let session = session(runtime, &graph, threads, &How::Mapped);
-        Ok(session.ok().map(|session| Self::of(session, Some((graph, 0)), threads, file)))
+    /// Loads a graph that was written by [`Self::write_optimized`] from `file`: its weights are mapped. None if it is damaged.
+    pub fn mapped(runtime: &Runtime, graph: PathBuf, threads: usize, file: &Path) -> Option<Self> {
+        let session = session(runtime, &graph, threads, &How::Mapped).ok()?;
+        Some(Self::of(session, Some((graph, 0)), threads, file))
     }
 
-    /// Makes the eight-bit form of a graph ([`eight_bit::make`]) and keeps it.
+    /// Writes a graph as ONNX Runtime optimizes it, and its weights to a file beside it.
     ///
     /// # Errors
-    /// [`Kind::Unsupported`] if there is none that is near enough to float32; [`Kind::BadModel`] if it can't be written.
-    pub fn make_eight_bit(
+    /// Why it could not be written, in one line.
+    pub fn write_optimized(
         runtime: &Runtime,
         file: &Path,
         threads: usize,
-        cache: &Path,
-        samples: &Samples<'_>,
-        check_interrupts: &mut dyn FnMut(),
-    ) -> Result<Self> {
-        let failed = |why: String| {
-            Error::new(Kind::BadModel, format!("the eight-bit graph of \"{}\" could not be kept", file.display()))
-                .detail(why)
-                .hint("See that the cache's directory can be written and the disk has room, or use float32.")
-        };
-        let entry = Entry::of(cache, file, &runtime.version, Form::EightBit)
-            .ok_or_else(|| failed(format!("\"{}\" can't be looked at.", file.display())))?;
-        // Damaged, if it exists at all.
-        entry.remove();
-        let mut refused = None;
-        let write = |graph: &Path| {
-            let work = graph.with_file_name("work");
-            std::fs::create_dir(&work).map_err(|e| e.to_string())?;
-            let made = work.join("eight-bit.onnx");
-            let recipe: Recipe = eight_bit::make(runtime, file, &made, samples, check_interrupts).map_err(|e| {
-                let text = e.to_string();
-                refused = Some(e);
-                text
-            })?;
-            session(runtime, &made, threads, &How::Written(graph)).map_err(|e| e.message().trim().to_owned())?;
-            std::fs::remove_dir_all(&work).map_err(|e| e.to_string())?;
-            std::fs::write(graph.with_file_name(RECIPE), recipe.to_string()).map_err(|e| e.to_string())
-        };
-        let written = entry.write(write);
-        give_back_memory();
-        match written {
-            Some(Ok(())) => Self::eight_bit(runtime, file, threads, cache)?
-                .ok_or_else(|| failed("It can't be loaded after it was written.".to_owned())),
-            Some(Err(why)) => {
-                let error = refused.unwrap_or_else(|| failed(why));
-                if error.kind == Kind::Unsupported {
-                    entry.refuse(error.detail.as_deref().unwrap_or_default());
-                }
-                Err(error)
-            }
-            None => Err(failed("It was tried less than an hour ago, and failed.".to_owned())),
-        }
+        graph: &Path,
+    ) -> std::result::Result<(), String> {
+        session(runtime, file, threads, &How::Written(graph)).map(drop).map_err(|e| e.message().trim().to_owned())
     }
 
     /// Writes a graph with its constants folded, and weights to a file of that name beside it.
@@ -290,11 +241,6 @@ impl Tower {
     pub fn plain(runtime: &Runtime, file: &Path) -> Result<Self> {
         let session = session(runtime, file, 1, &How::Whole).map_err(|e| unloadable(file, &e))?;
         Ok(Self::of(session, None, 1, file))
-    }
-
-    /// How an eight-bit graph was made.
-    pub fn recipe(&self) -> Option<String> {
-        self.recall(RECIPE)
     }
 
     /// What [`Self::remember`] was told under this name, by whichever process.
@@ -441,9 +387,7 @@ fn kept(runtime: &Runtime, file: &Path, threads: usize, entry: &Entry) -> (Optio
     }
     // Damaged, if it is there at all.
     entry.remove();
-    let write = |graph: &Path| {
-        session(runtime, file, threads, &How::Written(graph)).map(drop).map_err(|e| e.message().trim().to_owned())
-    };
+    let write = |graph: &Path| Tower::write_optimized(runtime, file, threads, graph);
     match entry.write(write) {
         Some(Ok(())) => {
             give_back_memory();
@@ -457,7 +401,7 @@ fn kept(runtime: &Runtime, file: &Path, threads: usize, entry: &Entry) -> (Optio
 }
 
 /// The C library keeps what the writing of a graph has freed, 300 MB for the image tower of ViT-B/32.
-fn give_back_memory() {
+pub(crate) fn give_back_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: it returns free pages to the system and touches no memory in use.
     unsafe {
