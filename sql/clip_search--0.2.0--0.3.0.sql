@@ -701,7 +701,7 @@ CROSS JOIN LATERAL pg_catalog.pg_partition_tree(w.relation) AS p
 JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) p.relid::pg_catalog.oid
 WHERE c.relkind OPERATOR(pg_catalog.=) 'r' AND p.relid OPERATOR(pg_catalog.<>) w.relation;
 CREATE FUNCTION clip_search.settle_partitions() RETURNS VOID
-VOLATILE PARALLEL UNSAFE
+STRICT VOLATILE PARALLEL UNSAFE
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'settle_partitions_wrapper';
 REVOKE ALL ON FUNCTION clip_search.settle_partitions() FROM PUBLIC;
