@@ -23,7 +23,7 @@ BEGIN
     IF found.oid OPERATOR(pg_catalog.<>) pgvector.oid THEN
         RAISE EXCEPTION USING ERRCODE = 'duplicate_object',
             MESSAGE = pg_catalog.format('type %s.vector hides pgvector''s type %s.vector', found.schema, pgvector.schema),
-            HINT = 'Drop or rename it, or create the extension in another schema (CREATE EXTENSION … SCHEMA).';
+            HINT = 'Drop or rename it, or create the extension in another schema (CREATE EXTENSION ... SCHEMA).';
     END IF;
     PERFORM pg_catalog.set_config('search_path', pgvector.schema OPERATOR(pg_catalog.||) ', pg_temp', true);
 END $$;

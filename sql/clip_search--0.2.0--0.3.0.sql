@@ -66,7 +66,7 @@ COMMENT ON FUNCTION @extschema@.clip_diversify(vector, anyarray, vector[], integ
 ids: identifiers of the candidates, of any type, in the order of their embeddings
 k: the number of candidates to choose, at most
 lambda: weight of relevance, from 0 to 1; the rest is the weight of difference from the candidates already chosen
-score: lambda × cosine to the query − (1 − lambda) × highest cosine to a candidate already chosen';
+score: lambda * cosine to the query - (1 - lambda) * highest cosine to a candidate already chosen';
 COMMENT ON FUNCTION @extschema@.clip_assign_cluster(vector) IS 'Adds a vector to the nearest cluster of the collection default, or to a new one; returns the cluster''s id';
 COMMENT ON FUNCTION @extschema@.clip_assign_cluster(vector, text) IS 'Adds a vector to the nearest cluster of a collection, or to a new one; returns the cluster''s id
 It joins if its cosine to the centroid is at least the collection''s threshold, or clip_search.cluster_threshold if that is not set.';
@@ -675,7 +675,7 @@ RETURNS TABLE (format text, width bigint, height bigint, orientation integer, ch
     taken timestamp, taken_offset interval)
 IMMUTABLE STRICT PARALLEL SAFE COST 100 ROWS 1 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_image_info_wrapper';
 COMMENT ON FUNCTION @extschema@.clip_image_info(bytea) IS 'Reads the header of an image file; no pixel is decoded, and no size limit applies
-format: JPEG, PNG, GIF, WebP, BMP, TIFF, ICO, HEIC, AVIF or JPEG XL; for camera RAW its own name (DNG, CR2, NEF, …)
+format: JPEG, PNG, GIF, WebP, BMP, TIFF, ICO, HEIC, AVIF or JPEG XL; for camera RAW its own name (DNG, CR2, NEF and others)
 width, height: size in pixels as stored, before orientation is applied; of camera RAW, its largest preview''s
 orientation: EXIF orientation, from 1 (upright) to 8; 5 to 8 swap width and height
 channels: samples per pixel: 1 grey or palette, 2 grey with alpha, 3 RGB, 4 RGB with alpha or CMYK
@@ -691,14 +691,8 @@ CREATE TABLE clip_search.watch_partition (
     relation regclass NOT NULL,
     PRIMARY KEY (watch, relation)
 );
-INSERT INTO clip_search.watch_partition (watch, relation)
-SELECT w.id, p.relid
-FROM clip_search.watch_setting w
-CROSS JOIN LATERAL pg_catalog.pg_partition_tree(w.relation) AS p
-JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) p.relid::pg_catalog.oid
-WHERE c.relkind OPERATOR(pg_catalog.=) 'r' AND p.relid OPERATOR(pg_catalog.<>) w.relation;
 CREATE FUNCTION clip_search.settle_partitions() RETURNS VOID
-VOLATILE PARALLEL UNSAFE
+STRICT VOLATILE PARALLEL UNSAFE
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'settle_partitions_wrapper';
 REVOKE ALL ON FUNCTION clip_search.settle_partitions() FROM PUBLIC;
@@ -712,6 +706,7 @@ BEGIN
 END $$;
 CREATE EVENT TRIGGER clip_search_partition ON ddl_command_end WHEN TAG IN ('CREATE TABLE', 'ALTER TABLE')
     EXECUTE FUNCTION clip_search.follow_partitions();
+SELECT clip_search.settle_partitions();
 SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_partition',
     'WHERE EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) relation::pg_catalog.oid)');
 COMMENT ON TABLE clip_search.watch_partition IS 'Partitions of watched tables';
@@ -756,7 +751,7 @@ k: number of words, whether relevant or not
 relevance: as clip_relevance has it, up to rounding; from 0.5 on the tag is a good one
 model: model that made the embedding; clip_search.model by default';
 COMMENT ON FUNCTION @extschema@.clip_tags(vector, text[], text) IS 'Labels of one''s own with their relevance to a photo, the most relevant first; several may fit, or none
-labels: pass the argument by name (labels => …) if it is a literal
+labels: pass the argument by name (labels => ...) if it is a literal
 model: model that made the embedding; clip_search.model by default';
 COMMENT ON FUNCTION @extschema@.clip_classify_or_none(vector, text[], text, text, text) IS 'Zero-shot classification of a stored embedding that may show none of the labels
 otherwise: name of the row for none of them; the photo shows a label as far as it, or a word that suits both, is relevant

@@ -115,7 +115,7 @@ k: number of words, whether relevant or not
 relevance: as clip_relevance has it, up to rounding; from 0.5 on the tag is a good one
 model: model that made the embedding; clip_search.model by default';
 COMMENT ON FUNCTION clip_tags(vector, text[], text) IS 'Labels of one''s own with their relevance to a photo, the most relevant first; several may fit, or none
-labels: pass the argument by name (labels => …) if it is a literal
+labels: pass the argument by name (labels => ...) if it is a literal
 model: model that made the embedding; clip_search.model by default';
 COMMENT ON FUNCTION clip_classify_or_none(vector, text[], text, text, text) IS 'Zero-shot classification of a stored embedding that may show none of the labels
 otherwise: name of the row for none of them; the photo shows a label as far as it, or a word that suits both, is relevant
@@ -146,7 +146,7 @@ COMMENT ON FUNCTION clip_diversify(vector, anyarray, vector[], integer, double p
 ids: identifiers of the candidates, of any type, in the order of their embeddings
 k: the number of candidates to choose, at most
 lambda: weight of relevance, from 0 to 1; the rest is the weight of difference from the candidates already chosen
-score: lambda × cosine to the query − (1 − lambda) × highest cosine to a candidate already chosen';
+score: lambda * cosine to the query - (1 - lambda) * highest cosine to a candidate already chosen';
 COMMENT ON FUNCTION clip_assign_cluster(vector) IS 'Adds a vector to the nearest cluster of the collection default, or to a new one; returns the cluster''s id';
 COMMENT ON FUNCTION clip_assign_cluster(vector, text) IS 'Adds a vector to the nearest cluster of a collection, or to a new one; returns the cluster''s id
 It joins if its cosine to the centroid is at least the collection''s threshold, or clip_search.cluster_threshold if that is not set.';
@@ -195,7 +195,7 @@ COMMENT ON FUNCTION clip_thumbnail(bytea, integer, text) IS 'Thumbnail of an ima
 edge: length of the longer side in pixels, from 1 to 4096
 format: jpeg (quality 85), png or webp (lossless)';
 COMMENT ON FUNCTION clip_image_info(bytea) IS 'Reads the header of an image file; no pixel is decoded, and no size limit applies
-format: JPEG, PNG, GIF, WebP, BMP, TIFF, ICO, HEIC, AVIF or JPEG XL; for camera RAW its own name (DNG, CR2, NEF, …)
+format: JPEG, PNG, GIF, WebP, BMP, TIFF, ICO, HEIC, AVIF or JPEG XL; for camera RAW its own name (DNG, CR2, NEF and others)
 width, height: size in pixels as stored, before orientation is applied; of camera RAW, its largest preview''s
 orientation: EXIF orientation, from 1 (upright) to 8; 5 to 8 swap width and height
 channels: samples per pixel: 1 grey or palette, 2 grey with alpha, 3 RGB, 4 RGB with alpha or CMYK

@@ -64,6 +64,20 @@ pub fn any_missing(watch: &Watch) -> SqlResult<bool> {
     })
 }
 
+/// Whether a row that has an embedding is in no group.
+pub fn any_ungrouped(watch: &Watch) -> SqlResult<bool> {
+    let Some(cluster) = &watch.cluster else { return Ok(false) };
+    watch.as_owner(|client| {
+        let (embedding, cluster) = (quote_identifier(&watch.embedding), quote_identifier(cluster));
+        let query = format!(
+            "SELECT 1 FROM {} WHERE {cluster} IS NULL AND {embedding} IS NOT NULL AND ({})",
+            watch.table,
+            watch.has_source()
+        );
+        Ok(!client.update(&query, Some(1), &[])?.is_empty())
+    })
+}
+
 /// Queues the rows that have no embedding and are neither queued nor listed as failed. Returns their number.
 pub fn enqueue_missing(watch: &Watch) -> SqlResult<i64> {
     enqueue(watch, &missing(watch, &key_of(watch)), None)

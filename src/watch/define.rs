@@ -18,7 +18,7 @@ use crate::pg::spi::spi;
 use crate::pg::text::{Text, texts};
 use crate::pg::user_context::{UserContext, current_role};
 use crate::pg::vector;
-use crate::watch::backfill::{any_missing, enqueue_existing, enqueue_missing};
+use crate::watch::backfill::{any_missing, any_ungrouped, enqueue_existing, enqueue_missing};
 use crate::watch::checks::{check_cluster, check_embedding, check_table};
 use crate::watch::columns::{alter, create_index, has_index};
 use crate::watch::dropped::forget_dropped;
@@ -285,18 +285,18 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
         .report(PgLogLevel::NOTICE);
     }
     // Nobody kept the column up to now. This comes before the triggers, which would take its ids for groups.
-    if let Some(bound) = &bound
-        && wanted.replaces.is_none()
-        && existing.as_ref().is_none_or(|known| known.cluster.is_none())
-    {
-        former::settle_groups(&watch, matches!(bound, Bound::Same))?;
-    }
+    let told_of_groups = match &bound {
+        Some(bound) if wanted.replaces.is_none() && existing.as_ref().is_none_or(|known| known.cluster.is_none()) => {
+            former::settle_groups(&watch, matches!(bound, Bound::Same))?
+        }
+        _ => false,
+    };
     {
         let _caller = UserContext::of_caller();
         Spi::connect_mut(|client| create_triggers(client, &table, &watch))?;
     }
     if table.kind == "p" {
-        partitions::settle(&watch, existing.is_some())?;
+        partitions::settle(&watch)?;
     }
     if table.persistence == "u" && existing.is_none() && watch.cluster.is_some() {
         warn_of_unlogged(&watch);
@@ -345,12 +345,19 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
                     .hint(format!("{way_out}; until then {call} embeds what is queued.")),
             );
         }
-    } else if replaced == 0 && wanted.replaces.is_none() && !table.forces_policies && any_missing(&watch)? {
-        pgrx::notice!(
-            "existing rows of {} have no embedding yet: CALL clip_backfill({});",
-            table.name,
-            quote_literal(&table.name)
-        );
+    } else if replaced == 0 && wanted.replaces.is_none() && !table.forces_policies {
+        let lacking = match any_missing(&watch)? {
+            true => Some("embedding"),
+            false if !told_of_groups && any_ungrouped(&watch)? => Some("cluster"),
+            false => None,
+        };
+        if let Some(lacking) = lacking {
+            pgrx::notice!(
+                "existing rows of {} have no {lacking} yet: CALL clip_backfill({});",
+                table.name,
+                quote_literal(&table.name)
+            );
+        }
     }
     Ok(watch)
 }

@@ -19,8 +19,9 @@ use crate::watch::setting::Watch;
 
 /// Sets ids that are no clusters of the collection to NULL, so that their rows count as pending: the collection may give
 /// the same ids to other groups. `same`: the collection's members were in this table before. The table is locked.
-pub fn settle_groups(watch: &Watch, same: bool) -> SqlResult<()> {
-    let (Some(collection), Some(cluster)) = (&watch.collection, &watch.cluster) else { return Ok(()) };
+/// Returns whether there were any.
+pub fn settle_groups(watch: &Watch, same: bool) -> SqlResult<bool> {
+    let (Some(collection), Some(cluster)) = (&watch.collection, &watch.cluster) else { return Ok(false) };
     let known: HashMap<i64, i64> = {
         let _user_context = UserContext::of_extension();
         Spi::connect_mut(statements::sizes(collection))?
@@ -69,7 +70,7 @@ pub fn settle_groups(watch: &Watch, same: bool) -> SqlResult<()> {
         let way_out = format!("SELECT * FROM clip_recluster({});", quote_literal(collection));
         notice(Error::new(Kind::InvalidInput, what).hint(way_out));
     }
-    Ok(())
+    Ok(cleared > 0)
 }
 
 fn notice(error: Error) {

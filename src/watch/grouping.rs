@@ -29,7 +29,7 @@ pub struct Bind<'a> {
     pub dimensions: usize,
     pub cluster: &'a str,
     pub key: &'a str,
-    /// The caller, who must own a collection that is there already.
+    /// The caller, who must own an existing collection.
     pub role: pg_sys::Oid,
 }
 

@@ -1,4 +1,4 @@
-//! Functions as the SQL of 0.2.0 declares them, for a database where ALTER EXTENSION clip_search UPDATE is yet to be run:
+//! Functions as the SQL of 0.2.0 declares them, for a database in which ALTER EXTENSION clip_search UPDATE has not run:
 //! arguments that are left out there have the defaults of that version, and so say something.
 
 use pgrx::prelude::*;

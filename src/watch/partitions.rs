@@ -134,12 +134,21 @@ struct Partition {
     has_trigger: bool,
 }
 
-/// Brings what a watch knows of its partitions up to date. `changed`: since the watch began, so that rows of partitions that
-/// it does not know are not counted in any group.
-pub fn settle(watch: &Watch, changed: bool) -> SqlResult<()> {
+/// Notes that a watch knows its partitions, by a row for the table itself; whether that is new. A watch of 0.2.0 does not.
+fn adopt(watch: &Watch) -> SqlResult<bool> {
+    own(|client| {
+        let query = "INSERT INTO clip_search.watch_partition (watch, relation) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING 1";
+        Ok(!client.update(query, None, &[watch.id.into(), watch.relation.into()]).map_err(spi)?.is_empty())
+    })
+}
+
+/// Brings what a watch knows of its partitions up to date. A partition that it does not know has come since, so its rows
+/// are counted in no group.
+pub fn settle(watch: &Watch) -> SqlResult<()> {
     if !is_known() {
         return Ok(());
     }
+    let is_new = adopt(watch)?;
     let trigger = trigger_name(watch.id);
     let partitions = own(|client| {
         let arguments = [watch.id.into(), watch.relation.into(), trigger.as_str().into()];
@@ -159,7 +168,7 @@ pub fn settle(watch: &Watch, changed: bool) -> SqlResult<()> {
         if !is_there {
             catalog::lock(oid, Lock::AccessShare);
             forget_rows(watch, oid)?;
-        } else if !is_known && changed {
+        } else if !is_known && !is_new {
             attached |= ungroup(watch, oid)?;
         }
         own(|client| {
@@ -172,7 +181,9 @@ pub fn settle(watch: &Watch, changed: bool) -> SqlResult<()> {
                 client.update(query, None, &[watch.id.into(), oid.into()]).map_err(spi)?;
             }
             let Some(name) = catalog::qualified_name(oid) else { return Ok(()) };
+            // A restore brings the triggers of the partitions that it knows.
             let statement = match (is_there, has_trigger) {
+                _ if is_known && is_there => return Ok(()),
                 (false, true) => format!("DROP TRIGGER {trigger} ON {name}"),
                 (true, false) => format!(
                     "CREATE TRIGGER {trigger} BEFORE TRUNCATE ON {name} FOR EACH STATEMENT EXECUTE FUNCTION {}.clip_watch_row('{}')",
@@ -285,6 +296,6 @@ pub mod clip_search {
             let condition = "c.relkind = 'p' AND w.id IN (SELECT id FROM clip_search.watch_live)";
             Watch::find(client, condition, &[])
         })?;
-        watches.iter().try_for_each(|watch| settle(watch, true))
+        watches.iter().try_for_each(settle)
     }
 }

@@ -201,7 +201,7 @@ fn is_beside(watch: i64, embedding: &str) -> bool {
     })
 }
 
-/// All watches of a table, those that are to replace others among them.
+/// All watches of a table, including those whose columns will replace others.
 fn watches(relation: pg_sys::Oid) -> SqlResult<Vec<Watch>> {
     own(|client| Watch::find(client, "w.relation::oid = $1", &[relation.into()]))
 }

@@ -96,7 +96,7 @@ impl Watch {
         })
     }
 
-    /// The watch whose column is to replace that of another.
+    /// The watch whose column will replace that of another.
     pub fn replacing(id: i64) -> SqlResult<Option<Self>> {
         let _user_context = UserContext::of_extension();
         Spi::connect_mut(|client| Ok(Self::find(client, "w.replaces = $1", &[id.into()])?.pop()))
@@ -110,7 +110,7 @@ impl Watch {
         })
     }
 
-    /// The watches of a table that the caller owns: of one column, or of all but those that are to replace another.
+    /// The watches of a table that the caller owns: of one column, or all except those whose columns will replace others.
     pub fn of_table(relation: pg_sys::Oid, embedding: Option<&str>) -> SqlResult<Vec<Self>> {
         let table = Table::describe(relation)?;
         table.check_owner()?;

@@ -273,3 +273,16 @@ def test_rows_that_change_groups_are_counted_once(db):
     db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id')")
     db.execute("CALL clip_backfill('note', 7)")
     assert check(db, "note") == 20
+
+
+def test_rows_that_are_yet_to_be_grouped_are_told_of(db):
+    db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
+    db.execute("SELECT clip_watch('note', 'body')")
+    fill(db, 3)
+    said = messages(db)
+    db.execute("SELECT clip_watch('note', cluster => 'cluster_id')")
+    assert [text for _, text, _ in said] == [
+        "existing rows of public.note have no cluster yet: CALL clip_backfill('public.note');"
+    ]
+    db.execute("CALL clip_backfill('note')")
+    assert check(db, "note") == 3

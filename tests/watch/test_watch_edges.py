@@ -438,3 +438,57 @@ def test_a_dump_leaves_out_what_is_of_dropped_tables(
     assert "public.stays" in rows["watch_setting"][0] and oid not in rows["watch_setting"][0]
     db.execute("SELECT clip_unwatch('stays', drop_columns => true)")
     db.execute("DROP TABLE stays")
+
+
+# In UTF-8 and in SQL_ASCII, which takes any bytes, all of it works; elsewhere each call says why it does not.
+NAMES = {"UTF8": "写真ü", "SQL_ASCII": "写真ü", "LATIN1": "münchen", "WIN1252": "photo–é", "EUC_JP": "写真"}
+
+
+@pytest.mark.parametrize("encoding", NAMES)
+def test_names_beyond_ascii(database: support.Database, encoding: str) -> None:
+    name, word = f"clip_names_{encoding.lower()}", NAMES[encoding]
+    works = encoding in ("UTF8", "SQL_ASCII")
+    with database.connect() as db:
+        db.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING {encoding} LOCALE 'C'")
+    try:
+        with support.connect(name) as db:
+            db.execute("SET client_encoding = 'UTF8'")
+            db.execute("SET client_min_messages = warning")
+            db.execute("CREATE EXTENSION clip_search CASCADE")
+            db.execute(f'CREATE TABLE "{word}" ("{word}id" int PRIMARY KEY, "{word}data" bytea, "{word}l" text[])')
+            db.execute("CREATE TABLE plain (id int PRIMARY KEY, data bytea)")
+            calls = {
+                "watch": f"""SELECT clip_watch('"{word}"', '{word}data', '{word}emb', cluster => '{word}cl', collection => '{word}',
+                             labels => '{word}l', image => '{word}data', key => '{word}id', index => true)""",
+                "insert": f"""INSERT INTO "{word}" VALUES (1, decode('{PHOTOS["cat"].hex()}', 'hex'), ARRAY['{word}'])""",
+                "again": f"""SELECT clip_watch('"{word}"', embedding => '{word}emb', mode => 'immediate', reset => '{{threshold}}')""",
+                "backfill": f"""CALL clip_backfill('"{word}"')""",
+                "retry": f"""SELECT clip_retry('"{word}"', '{word}emb')""",
+                "query": f"""SELECT clip_embed_text_for('"{word}"', 'a', '{word}emb')""",
+                "clusters": f"SELECT size FROM clip_clusters('{word}')",
+                "groups": f"SELECT clip_cluster_groups('{word}')",
+                "recluster": f"SELECT count(*) FROM clip_recluster('{word}')",
+                "duplicates": f"SELECT count(*) FROM clip_duplicates('{word}')",
+                "alter": f"SELECT clip_alter_collection('{word}', threshold => 0.5)",
+                "privilege": f"SELECT clip_has_collection_privilege('{word}', 'select')",
+                "unwatch": f"""SELECT clip_unwatch('"{word}"', drop_columns => true)""",
+                "create": f"SELECT clip_create_collection('{word}c')",
+                "drop": f"SELECT clip_drop_collection('{word}c')",
+            }
+            for what, call in calls.items():
+                if works or what == "insert":
+                    db.execute(call)
+                else:
+                    assert sqlstate(db, call)[0] == "0A000", what
+            # No model, mode or role has such a name, whatever the encoding.
+            for call in (
+                f"SELECT clip_embed_text('a', '{word}')",
+                f"SELECT clip_watch('plain', 'data', mode => '{word}')",
+                f"SELECT clip_watch('plain', '{word}')",
+                f"SELECT clip_thumbnail('x', 64, '{word}')",
+                f"SELECT clip_benchmark('{word}')",
+            ):
+                assert sqlstate(db, call)[0] in (("42704", "22023", "42703") if works else ("0A000",)), call
+    finally:
+        with database.connect() as db:
+            db.execute(f"DROP DATABASE {name} WITH (FORCE)")

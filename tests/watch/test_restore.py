@@ -1,0 +1,96 @@
+"""Whichever way a database is dumped and restored, its watches are the same afterwards, and nothing is embedded again."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+
+import psycopg
+import pytest
+
+import support
+from support import value
+from watched import WORDS, check
+
+STATE = (
+    "SELECT * FROM clip_search.watch ORDER BY relation::text",
+    "SELECT relation::text, key, attempts FROM clip_search.pending ORDER BY 1, 2",
+    "SELECT relation::text, key, sqlstate, message FROM clip_search.failure ORDER BY 1, 2",
+    "SELECT id, collection, size, centroid::text FROM clip_search.cluster ORDER BY id",
+    "SELECT watch, relation::text FROM clip_search.watch_partition ORDER BY 1, 2",
+    "SELECT id, body, embedding::text, cluster_id FROM note ORDER BY id",
+    "SELECT id, body, embedding::text FROM later ORDER BY id",
+    "SELECT tgrelid::regclass::text, tgname FROM pg_trigger WHERE tgfoid = 'clip_watch_row()'::regprocedure ORDER BY 1, 2",
+)
+
+
+def make(db: psycopg.Connection) -> None:
+    """Watches in both modes, a partitioned table, rows that wait, that failed, and that hold another text's vector."""
+    db.execute("SET client_min_messages = warning")
+    db.execute("CREATE EXTENSION clip_search CASCADE")
+    db.execute("CREATE TABLE author (id int PRIMARY KEY)")
+    db.execute("INSERT INTO author SELECT generate_series(1, 100)")
+    db.execute("CREATE TABLE note (id int PRIMARY KEY, body text, author int REFERENCES author) PARTITION BY RANGE (id)")
+    db.execute("CREATE TABLE low PARTITION OF note FOR VALUES FROM (0) TO (100)")
+    db.execute("CREATE TABLE high PARTITION OF note FOR VALUES FROM (100) TO (200)")
+    db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', on_error => 'skip', index => true)")
+    db.execute("CREATE TABLE later (id int PRIMARY KEY, body text, author int REFERENCES author)")
+    db.execute("SELECT clip_watch('later', 'body', mode => 'queued')")
+    insert = "INSERT INTO {} (id, body, author) SELECT n, (%s::text[])[1 + n %% 5], n %% 9 + 1 FROM generate_series(95, 104) n"
+    for table in ("note", "later"):
+        db.execute(insert.format(table), (list(WORDS),))
+    db.execute("INSERT INTO note VALUES (1, '')")
+    db.execute("SELECT set_config('session_replication_role', 'replica', false)")
+    db.execute("UPDATE note SET body = 'never embedded' WHERE id = 95")
+    db.execute("RESET session_replication_role")
+
+
+def state(db: psycopg.Connection) -> list[list[tuple]]:
+    return [db.execute(query).fetchall() for query in STATE]
+
+
+def run(*command: object) -> None:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert done.returncode == 0 and "ERROR" not in done.stderr, done.stderr
+
+
+WAYS = ("plain", "custom", "sections", "jobs", "data alone", "inserts")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_watches_survive(empty_database: support.Database, pg_program, tmp_path: pathlib.Path, way: str) -> None:
+    with empty_database.connect() as db:
+        make(db)
+        before = state(db)
+        assert all(before)
+    name, file = empty_database.name, tmp_path / "dump"
+    restored = support.Database(extension=False)
+    psql = (pg_program("psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", restored.name, "-f")
+    restore = (pg_program("pg_restore"), "--exit-on-error", "-d", restored.name)
+    try:
+        if way in ("plain", "inserts"):
+            run(pg_program("pg_dump"), *(["--inserts"] if way == "inserts" else []), "-f", file, name)
+            run(*psql, file)
+        elif way == "data alone":
+            for part, more in (("--schema-only", ()), ("--data-only", ("--disable-triggers",))):
+                run(pg_program("pg_dump"), part, *more, "-f", file, name)
+                run(*psql, file)
+        else:
+            run(pg_program("pg_dump"), "-Fc", "-f", file, name)
+            sections = ("pre-data", "data", "post-data") if way == "sections" else (None,)
+            for section in sections:
+                options = [f"--section={section}"] if section else []
+                run(*restore, *options, *(["--jobs=3"] if way == "jobs" else []), file)
+        with restored.connect() as db:
+            assert state(db) == before
+            db.execute("SET client_min_messages = warning")
+            db.execute("UPDATE note SET body = 'a cat' WHERE id = 95")
+            db.execute("CALL clip_backfill('later')")
+            assert value(db, "SELECT count(embedding) FROM later") == 10
+            assert check(db, "note WHERE body <> ''", collection="note") == 10
+            db.execute("TRUNCATE low")
+            assert check(db, "note WHERE body <> ''", collection="note") == 5
+            db.execute("ALTER TABLE note DETACH PARTITION high")
+            assert check(db, "note", collection="note") == 0
+    finally:
+        restored.drop()
