@@ -1,5 +1,6 @@
 //! When a picture was taken, as its EXIF block says.
 
+use crate::image::picture::Taken;
 use crate::image::tiff::directory::{Directory, File};
 
 mod tag {
@@ -7,20 +8,6 @@ mod tag {
     pub const DATE_TIME_ORIGINAL: u16 = 36867;
     pub const OFFSET_TIME_ORIGINAL: u16 = 36881;
     pub const SUB_SECONDS_ORIGINAL: u16 = 37521;
-}
-
-/// A date and a time by the camera's clock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Taken {
-    pub year: u16,
-    pub month: u8,
-    pub day: u8,
-    pub hour: u8,
-    pub minute: u8,
-    pub second: u8,
-    pub microsecond: u32,
-    /// Minutes that the clock was ahead of UTC, where the file says so.
-    pub offset: Option<i16>,
 }
 
 /// What an EXIF block says, with or without JPEG's prefix.

@@ -1,10 +1,10 @@
 //! What an image file says of itself, without its pixels.
 
 use crate::error::{Result, without_panic};
-use crate::image::exif::Taken;
 use crate::image::format::recognise;
 use crate::image::jpeg::Jpeg;
 use crate::image::limits::Limits;
+use crate::image::picture::Taken;
 use crate::image::picture::{Format, Header};
 use crate::image::{bmp, gif, png, raw, tiff, webp};
 

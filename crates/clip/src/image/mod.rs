@@ -31,8 +31,8 @@ mod to_tensor;
 mod webp;
 
 pub use decode::{SPARE, decode, decode_for};
-pub use exif::Taken;
 pub use limits::Limits;
 pub use picture::Decoded;
+pub use picture::Taken;
 pub use prepare::resize_and_crop;
 pub use to_tensor::to_tensor;

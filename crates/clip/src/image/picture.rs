@@ -4,10 +4,23 @@ use image::RgbImage;
 use image::metadata::Orientation;
 
 use crate::error::{Error, Kind};
-use crate::image::exif::Taken;
 use crate::image::limits::bytes_of;
 use crate::image::orientation::swaps_sides;
 use crate::image::profile::Profile;
+
+/// A date and a time by the camera's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    pub year: u16,
+    pub month: u8,
+    pub day: u8,
+    pub hour: u8,
+    pub minute: u8,
+    pub second: u8,
+    pub microsecond: u32,
+    /// Minutes that the clock was ahead of UTC, where the file says so.
+    pub offset: Option<i16>,
+}
 
 /// A format that is decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,10 +6,11 @@
 use image::metadata::Orientation;
 
 use crate::error::{Error, Kind, Result};
-use crate::image::exif::{self, Taken};
+use crate::image::exif;
 use crate::image::jpeg::Jpeg;
 use crate::image::limits::Limits;
 use crate::image::picture::Header;
+use crate::image::picture::Taken;
 use crate::image::tiff::directory::{Directory, File};
 
 mod tag {

@@ -7,8 +7,9 @@ use image::metadata::Orientation;
 
 use crate::error::{Result, without_panic};
 use crate::image::aside::aside;
-use crate::image::exif::{self, Taken};
+use crate::image::exif;
 use crate::image::limits::{Limits, bytes_of};
+use crate::image::picture::Taken;
 use crate::image::picture::{Format, Header, Picture, truncated};
 use crate::image::profile::Profile;
 use crate::image::{library, orientation};

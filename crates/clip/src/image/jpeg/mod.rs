@@ -15,8 +15,9 @@ use image::metadata::Orientation;
 use turbojpeg_sys as tj;
 
 use crate::error::{Error, Kind, Result};
-use crate::image::exif::{self, Taken};
+use crate::image::exif;
 use crate::image::limits::{Limits, bytes_of};
+use crate::image::picture::Taken;
 use crate::image::picture::{Format, Picture, Short, truncated};
 use crate::image::profile::{self, Profile};
 use crate::image::{orientation, pixels};
