@@ -152,12 +152,22 @@ def tiff(p: Image.Image):
         yield f"{name}-grey", of(pixels[..., 1], compression=compression), p.getchannel(1).convert("RGB"), True
     for compression in ("lzw", "zlib", "zstd"):
         yield f"{compression}-predictor", of(pixels, photometric="rgb", compression=compression, predictor=2), p, True
-        yield f"{compression}-big", of(pixels, photometric="rgb", compression=compression, bigtiff=True, byteorder=">"), p, True
+        yield (
+            f"{compression}-big",
+            of(pixels, photometric="rgb", compression=compression, bigtiff=True, byteorder=">"),
+            p,
+            True,
+        )
     yield "float", of((pixels / 255).astype(np.float32), photometric="rgb", compression="zlib", predictor=3), p, True
     data = of(pixels, photometric="rgb", compression="jpeg", compressionargs={"level": 90})
     yield "jpeg", data, Image.fromarray(tifffile.imread(io.BytesIO(data))), False
     alpha = np.asarray(clear(p))
-    yield "alpha", of(alpha, photometric="rgb", compression="zstd", extrasamples=["unassalpha"]), on_white(clear(p)), True
+    yield (
+        "alpha",
+        of(alpha, photometric="rgb", compression="zstd", extrasamples=["unassalpha"]),
+        on_white(clear(p)),
+        True,
+    )
     black_and_white = p.convert("1")
     for compression in ("group3", "group4", "tiff_lzw"):
         data = saved(black_and_white, "TIFF", compression=compression)
@@ -209,7 +219,10 @@ def embedded(program: str, options: list[str], folder: pathlib.Path) -> tuple[di
     out = folder.with_suffix(".csv")
     done = subprocess.run([program, str(folder), "-o", str(out), *options], capture_output=True, text=True, check=False)
     with out.open(newline="") as file:
-        rows = {pathlib.Path(row["key"]).stem: np.array(row["embedding"][1:-1].split(","), np.float64) for row in csv.DictReader(file)}
+        rows = {
+            pathlib.Path(row["key"]).stem: np.array(row["embedding"][1:-1].split(","), np.float64)
+            for row in csv.DictReader(file)
+        }
     return rows, done.stderr
 
 
@@ -238,7 +251,9 @@ def main() -> None:
             wrong.append(f"{key}: {cosine:.6f}")
     for (maker, lossless), values in sorted(cosines.items()):
         kind = "without loss" if lossless else "lossy"
-        print(f"{maker:6} {kind:12} {len(values):4} files, cosine {min(values):.6f} at least, {np.mean(values):.6f} on average")
+        print(
+            f"{maker:6} {kind:12} {len(values):4} files, cosine {min(values):.6f} at least, {np.mean(values):.6f} on average"
+        )
     print(f"{len(made)} files, {len(wrong)} wrong")
     if wrong:
         print("\n".join(wrong), errors, sep="\n")

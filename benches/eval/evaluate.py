@@ -265,7 +265,9 @@ def main() -> None:
     drawn = relevance.draw(result["relevance"], f"{name}: relevance by cut")
     stem.with_name(stem.name + "-relevance.svg").write_text(drawn, encoding="utf-8")
     print(table(result))
-    print(f"\n{stem}.svg and {stem}-relevance.svg have the plots, {stem}.json the figures; the table is in database {arguments.database}.")
+    print(
+        f"\n{stem}.svg and {stem}-relevance.svg have the plots, {stem}.json the figures; the table is in database {arguments.database}."
+    )
 
 
 if __name__ == "__main__":

@@ -179,21 +179,39 @@ def tags(db: psycopg.Connection) -> dict:
         if relevance >= CUT:
             sure.append(right[0])
     return {
-        "of": len(first), "first": share(first), "one_of_five": share(five),
-        "of_relevant": len(sure), "first_if_relevant": share(sure),
+        "of": len(first),
+        "first": share(first),
+        "one_of_five": share(five),
+        "of_relevant": len(sure),
+        "first_if_relevant": share(sure),
     }
 
 
 def table(result: dict) -> list[tuple[str, str]]:
     shown = lambda entry: f"F1 {entry['f1']:.3f}, {entry['empty']:.0%} of queries without an answer empty"
-    rows = [(f"relevance from {CUT} on, {kind}", shown(result["at_cut"][kind])) for kind in ("stamp", "crop", "gallery", "mean")]
+    rows = [
+        (f"relevance from {CUT} on, {kind}", shown(result["at_cut"][kind]))
+        for kind in ("stamp", "crop", "gallery", "mean")
+    ]
     rows.append((f"cosine from {result['flat']['cut']:.3f} on, mean", shown(result["flat"]["mean"])))
     hindsight = result["flat_in_hindsight"]
     rows.append((f"cosine from {hindsight['cut']:.3f} on (best in hindsight), mean", shown(hindsight["mean"])))
     found = result["tags"]
-    rows.append(("tags", f"first right {found['first']:.3f}, one of five {found['one_of_five']:.3f} (of {found['of']})"))
-    rows.append(("", f"first right {found['first_if_relevant']:.3f} where its relevance is {CUT} or more ({found['of_relevant']})"))
-    rows.append(("time of relevance", f"{result['ms_a_row']:.2f} ms a row; {result['words']} words in {result['prepare_s']:.0f} s"))
+    rows.append(
+        ("tags", f"first right {found['first']:.3f}, one of five {found['one_of_five']:.3f} (of {found['of']})")
+    )
+    rows.append(
+        (
+            "",
+            f"first right {found['first_if_relevant']:.3f} where its relevance is {CUT} or more ({found['of_relevant']})",
+        )
+    )
+    rows.append(
+        (
+            "time of relevance",
+            f"{result['ms_a_row']:.2f} ms a row; {result['words']} words in {result['prepare_s']:.0f} s",
+        )
+    )
     return rows
 
 
@@ -216,5 +234,6 @@ def draw(result: dict, title: str) -> str:
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 480 400" role="img" aria-labelledby="t">\n'
         f'<title id="t">{title}</title>\n<style>{STYLE}</style>\n<rect class="page" width="480" height="400"/>\n'
-        + "\n".join(shapes) + "\n</svg>\n"
+        + "\n".join(shapes)
+        + "\n</svg>\n"
     )

@@ -30,7 +30,7 @@ def main() -> None:
     database = support.Database()
     try:
         with database.connect() as db:
-            db.execute(f'ALTER DATABASE "{database.name}" SET clip_search.model = \'{options.model}\'')
+            db.execute(f"ALTER DATABASE \"{database.name}\" SET clip_search.model = '{options.model}'")
             db.execute(f'ALTER DATABASE "{database.name}" SET client_min_messages = error')
         images = {name: make() for name, make in cancels.IMAGES.items()}
         with database.connect() as db:

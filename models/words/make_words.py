@@ -45,15 +45,85 @@ FILES: dict[int, tuple[str, ...]] = {
 # What can't be seen, or is no everyday word.
 WITHOUT = {
     5: ("microorganism", "worm_family"),
-    6: ("drug", "line", "facility", "weaponry", "layer", "surface", "way", "electronic_component", "court", "excavation", "system"),
-    8: ("bodily_fluid", "cell", "nerve", "blood_vessel", "bone", "muscle", "gland", "ligament", "membrane", "body_covering", "structure", "internal_organ", "tissue", "system", "area", "part", "passage"),
+    6: (
+        "drug",
+        "line",
+        "facility",
+        "weaponry",
+        "layer",
+        "surface",
+        "way",
+        "electronic_component",
+        "court",
+        "excavation",
+        "system",
+    ),
+    8: (
+        "bodily_fluid",
+        "cell",
+        "nerve",
+        "blood_vessel",
+        "bone",
+        "muscle",
+        "gland",
+        "ligament",
+        "membrane",
+        "body_covering",
+        "structure",
+        "internal_organ",
+        "tissue",
+        "system",
+        "area",
+        "part",
+        "passage",
+    ),
     13: ("diet", "fare", "nutrient", "feed"),
     17: ("part", "body", "unit", "particle", "film"),
-    18: ("relative", "bad_person", "unwelcome_person", "communicator", "intellectual", "capitalist", "advocate", "debtor", "creditor", "appointee", "unfortunate", "organism", "simpleton", "disputant", "inhabitant", "religionist", "adherent", "juvenile_person", "primitive", "compeer", "authority"),
+    18: (
+        "relative",
+        "bad_person",
+        "unwelcome_person",
+        "communicator",
+        "intellectual",
+        "capitalist",
+        "advocate",
+        "debtor",
+        "creditor",
+        "appointee",
+        "unfortunate",
+        "organism",
+        "simpleton",
+        "disputant",
+        "inhabitant",
+        "religionist",
+        "adherent",
+        "juvenile_person",
+        "primitive",
+        "compeer",
+        "authority",
+    ),
 }
 # Of people only these: a photo shows what somebody does or wears, not that somebody is a trustee.
 KEEP = {
-    18: ("worker", "athlete", "entertainer", "traveler", "child", "adult", "soldier", "artist", "creator", "musician", "player", "clergyman", "male", "female", "contestant", "health_professional", "leader"),
+    18: (
+        "worker",
+        "athlete",
+        "entertainer",
+        "traveler",
+        "child",
+        "adult",
+        "soldier",
+        "artist",
+        "creator",
+        "musician",
+        "player",
+        "clergyman",
+        "male",
+        "female",
+        "contestant",
+        "health_professional",
+        "leader",
+    ),
 }
 
 
@@ -126,7 +196,11 @@ def nouns(wordnet: WordNet) -> list[str]:
             continue
         above = wordnet.ancestors(first)
         own = {first}
-        if (within[file] and not above & within[file]) or (above - own) & without.get(file, set()) or first in without.get(file, set()):
+        if (
+            (within[file] and not above & within[file])
+            or (above - own) & without.get(file, set())
+            or first in without.get(file, set())
+        ):
             continue
         said = wordnet.frequency[lemma] + wordnet.frequency[f"{lemma}s"]
         score = 2 * math.log1p(tagged[file]) + math.log1p(said) * (1.6 if "_" in lemma else 1)
@@ -151,7 +225,9 @@ def main() -> None:
     arguments = parser.parse_args()
     words = nouns(WordNet(arguments.wordnet))
     scenes = [phrase for phrase in dict.fromkeys(phrases()) if phrase not in set(words)]
-    licence = "".join(f"# {line}".rstrip() + "\n" for line in (HERE / "LICENSE").read_text(encoding="utf-8").splitlines())
+    licence = "".join(
+        f"# {line}".rstrip() + "\n" for line in (HERE / "LICENSE").read_text(encoding="utf-8").splitlines()
+    )
     lines = [*words, *(f"+{phrase}" for phrase in scenes)]
     arguments.out.write_text(HEADER + licence + "\n".join(lines) + "\n", encoding="utf-8")
     print(f"{len(words)} words and {len(scenes)} phrases in {arguments.out}")

@@ -364,8 +364,12 @@ def test_grants_of_another_owner_end_with_clip_watch(database: support.Database,
     bob, eve, alice = roles.new(), roles.new(), roles.new()
     with database.connect() as admin, as_role(database, bob) as db:
         db.execute("SELECT clip_create_collection('pets', 0.8)")
-        db.execute("SELECT clip_grant_collection('pets', %s), clip_grant_collection('pets', 'PUBLIC', 'select')", (eve,))
-        admin.execute(f"CREATE TABLE {alice}.note (id int PRIMARY KEY, body text); ALTER TABLE {alice}.note OWNER TO {alice}")
+        db.execute(
+            "SELECT clip_grant_collection('pets', %s), clip_grant_collection('pets', 'PUBLIC', 'select')", (eve,)
+        )
+        admin.execute(
+            f"CREATE TABLE {alice}.note (id int PRIMARY KEY, body text); ALTER TABLE {alice}.note OWNER TO {alice}"
+        )
         admin.execute("SET client_min_messages = warning")
         admin.execute(f"SELECT clip_watch('{alice}.note', 'body', cluster => 'cluster_id', collection => 'pets')")
         assert value(admin, "SELECT owner::text FROM clip_search.collection WHERE name = 'pets'") == alice

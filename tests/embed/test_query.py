@@ -105,7 +105,9 @@ def test_terms_of_another_model_are_refused(db: psycopg.Connection, server_folde
 
 # ---------------------------------------------------------------- a query is embedded once
 
-PHOTO, OTHER = ((support.ROOT / "examples" / "gallery" / "photos" / f"{name}.jpg").read_bytes() for name in ("cat", "rocket"))
+PHOTO, OTHER = (
+    (support.ROOT / "examples" / "gallery" / "photos" / f"{name}.jpg").read_bytes() for name in ("cat", "rocket")
+)
 ROWS = 100
 IMAGE = "clip_embed_image($1::bytea)"
 FORMS = {
@@ -127,7 +129,10 @@ def things(database: support.Database) -> support.Database:
     with database.connect() as db:
         db.execute("SET client_min_messages = warning")
         db.execute("CREATE TABLE thing (id int PRIMARY KEY, body text, embedding vector(512))")
-        db.execute("INSERT INTO thing SELECT n, 'thing ' || n, clip_embed_text('thing ' || n) FROM generate_series(1, %s) n", (ROWS,))
+        db.execute(
+            "INSERT INTO thing SELECT n, 'thing ' || n, clip_embed_text('thing ' || n) FROM generate_series(1, %s) n",
+            (ROWS,),
+        )
         db.execute("SELECT clip_watch('thing', 'body', existing => 'keep')")
         db.execute("CREATE INDEX thing_embedding ON thing USING hnsw (embedding vector_cosine_ops)")
         db.execute("CREATE FUNCTION near(bytea) RETURNS vector STABLE LANGUAGE sql AS 'SELECT clip_embed_image($1)'")
@@ -169,7 +174,7 @@ def test_a_query_by_a_photo_is_embedded_once(things: support.Database, form: str
 
 def test_what_decides_about_an_image_is_part_of_its_memo(things: support.Database) -> None:
     with things.connect() as db:
-        embed = lambda: value(db, "SELECT clip_embed_image(%b)::text", PHOTO)  # noqa: E731
+        embed = lambda: value(db, "SELECT clip_embed_image(%b)::text", PHOTO)
         first = embed()
         for change, runs in (
             ("SELECT 1", 0),
@@ -207,7 +212,9 @@ def test_a_parameter_of_a_function_is_no_constant(things: support.Database) -> N
             """CREATE FUNCTION each(photos bytea[]) RETURNS SETOF vector LANGUAGE plpgsql AS $$ DECLARE photo bytea; BEGIN
                  FOREACH photo IN ARRAY photos LOOP RETURN NEXT clip_embed_image(photo); END LOOP; END $$"""
         )
-        found = [vector(row[0]) for row in db.execute("SELECT v::text FROM each(%b::bytea[]) AS v", ([PHOTO, OTHER, PHOTO],))]
+        found = [
+            vector(row[0]) for row in db.execute("SELECT v::text FROM each(%b::bytea[]) AS v", ([PHOTO, OTHER, PHOTO],))
+        ]
         wanted = [support.embed_one(db, "image", photo) for photo in (PHOTO, OTHER, PHOTO)]
         assert all(support.close(a, b) for a, b in zip(found, wanted, strict=True)) and not support.close(*found[:2])
         db.execute("DROP FUNCTION each")

@@ -12,13 +12,21 @@ import psycopg
 import pytest
 
 import support
-from support import FIXTURES, sqlstate, value, vector_text
+from support import sqlstate, value, vector_text
 
 WORDS = support.ROOT / "models" / "words" / "everyday.txt"
 PHOTOS = sorted((support.ROOT / "examples" / "gallery" / "photos").glob("*.jpg"))
 # The words are compared in steps of a 127th of their largest component.
 TOLERANCE = 0.01
-QUERIES = ["a cat", "tabby cat on a sofa", "espresso", "tax return form", "spiral staircase", "Zürich", "galaxies in deep space"]
+QUERIES = [
+    "a cat",
+    "tabby cat on a sofa",
+    "espresso",
+    "tax return form",
+    "spiral staircase",
+    "Zürich",
+    "galaxies in deep space",
+]
 
 
 def words_of(path: pathlib.Path) -> tuple[list[str], list[str]]:
@@ -125,7 +133,9 @@ def test_labels_are_rated_like_queries(listed: psycopg.Connection, photos: dict[
         assert relevance == value(listed, "SELECT clip_relevance(%s::vector, %s)", photo, label)
 
 
-def test_none_of_these_has_what_the_best_label_leaves(listed: psycopg.Connection, photos: dict[str, np.ndarray]) -> None:
+def test_none_of_these_has_what_the_best_label_leaves(
+    listed: psycopg.Connection, photos: dict[str, np.ndarray]
+) -> None:
     for name, labels in (("cat", ["cat", "dog", "house"]), ("deep-field", ["sandwich", "bicycle", "tax form"])):
         photo = vector_text(photos[name])
         rows = dict(listed.execute("SELECT * FROM clip_classify_or_none(%s::vector, %s)", (photo, labels)).fetchall())
@@ -149,7 +159,9 @@ def test_explanation_names_what_both_have_in_common(
 ) -> None:
     names = [word for part in words_of(small) for word in part]
     text = np.array(support.embed_one(listed, "text", "a cat"), np.float64)
-    rows = listed.execute("SELECT * FROM clip_explain(%s::vector, 'a cat', 5)", (vector_text(photos["cat"]),)).fetchall()
+    rows = listed.execute(
+        "SELECT * FROM clip_explain(%s::vector, 'a cat', 5)", (vector_text(photos["cat"]),)
+    ).fetchall()
     of_photo, of_text = (formula.relevance(formula.scores(vector, formula.tags)) for vector in (photos["cat"], text))
     assert len(rows) == 5
     lower = np.minimum(of_photo, of_text)
@@ -187,7 +199,11 @@ def test_find_returns_what_matches_in_pages_without_gaps(table: psycopg.Connecti
         table.execute(f"SET enable_sort = {plan}")
         whole = table.execute("SELECT id, relevance FROM clip_find('photo', 'a cat', 1000)").fetchall()
         # An index finds nearly all.
-        assert set(whole) <= set(wanted) and len(whole) >= 0.98 * len(wanted) and whole == sorted(whole, key=lambda r: (-r[1], r[0]))
+        assert (
+            set(whole) <= set(wanted)
+            and len(whole) >= 0.98 * len(wanted)
+            and whole == sorted(whole, key=lambda r: (-r[1], r[0]))
+        )
         pages, last = [], (None, None)
         while page := table.execute("SELECT * FROM clip_find('photo', 'a cat', 7, 0.5, %s, %s)", last).fetchall():
             assert len(page) <= 7
@@ -195,7 +211,9 @@ def test_find_returns_what_matches_in_pages_without_gaps(table: psycopg.Connecti
             last = (page[-1][2], page[-1][0])
         assert [(row[0], row[2]) for row in pages] == whole
     table.execute("RESET enable_sort")
-    cosine = value(table, "SELECT 1 - (embedding <=> clip_embed_text('a cat')) FROM photo WHERE id::text = %s", pages[0][0])
+    cosine = value(
+        table, "SELECT 1 - (embedding <=> clip_embed_text('a cat')) FROM photo WHERE id::text = %s", pages[0][0]
+    )
     assert abs(cosine - pages[0][1]) < 1e-6
     # A query without an answer.
     assert table.execute("SELECT * FROM clip_find('photo', 'tax return form')").fetchall() == []
@@ -237,7 +255,9 @@ def test_find_says_what_it_needs(table: psycopg.Connection) -> None:
     assert code("'photo', 'a cat', embedding => 'name'") == "42804"
     assert code("'photo', 'a cat', key => 'nothing'") == "42703"
     assert code("'photo', ' '") == "22023"
-    table.execute("CREATE VIEW shown AS SELECT id AS number, embedding AS first, embedding::halfvec(512) AS second FROM photo WHERE id < 9")
+    table.execute(
+        "CREATE VIEW shown AS SELECT id AS number, embedding AS first, embedding::halfvec(512) AS second FROM photo WHERE id < 9"
+    )
     assert code("'shown', 'a cat'") == code("'shown', 'a cat', key => 'number'") == "42P08"
     for column in ("first", "second"):
         query = f"SELECT count(*) FROM clip_find('shown', 'a cat', 100, 0, key => 'number', embedding => '{column}')"
@@ -258,7 +278,9 @@ def test_words_are_kept_for_other_connections(
     assert notices[-2:] == ["ready", "ready"], "the second connection reads them"
 
 
-def test_a_list_that_is_unusable_is_an_error(db: psycopg.Connection, tmp_path: pathlib.Path, photos: dict[str, np.ndarray]) -> None:
+def test_a_list_that_is_unusable_is_an_error(
+    db: psycopg.Connection, tmp_path: pathlib.Path, photos: dict[str, np.ndarray]
+) -> None:
     query, photo = "SELECT clip_relevance(%s::vector, 'a cat')", vector_text(photos["cat"])
     db.execute("SET clip_search.words = '/nonexistent/words.txt'")
     assert sqlstate(db, query, photo)[0] == "58P01"

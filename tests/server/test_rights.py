@@ -344,7 +344,9 @@ def test_partitions_are_counted(database: support.Database, eve: str) -> None:
             assert value(db, "SELECT rows FROM clip_search.watch") == 3
 
 
-def test_another_table_that_takes_the_name_is_not_planned(database: support.Database, eve: str, plain_role: str) -> None:
+def test_another_table_that_takes_the_name_is_not_planned(
+    database: support.Database, eve: str, plain_role: str
+) -> None:
     """A schema is renamed without a lock on its tables, so eve's table can have the name between look-up and planning.
 
     A lock on the view that the query reads first holds the caller up at that moment.

@@ -53,13 +53,18 @@ def test_the_total_counts_what_others_have_done(database, db):
             other.execute("CALL clip_backfill('note')")
 
     with database.connect(autocommit=False) as other:
-        other.execute("SELECT clip_search.backfill_work(%s, (SELECT array_agg(id) FROM clip_search.watch_queue WHERE key[1]::int <= 4))", (watch,))
+        other.execute(
+            "SELECT clip_search.backfill_work(%s, (SELECT array_agg(id) FROM clip_search.watch_queue WHERE key[1]::int <= 4))",
+            (watch,),
+        )
         thread = threading.Thread(target=backfill)
         thread.start()
         until(lambda: any("waiting for" in text for text in said), "the notice")
     thread.join(60)
     assert "1 row could not be embedded" in said
-    assert any(re.match(r"clip_search: 9 rows embedded in .* s, 3 of them by the background worker", text) for text in said), said
+    assert any(
+        re.match(r"clip_search: 9 rows embedded in .* s, 3 of them by the background worker", text) for text in said
+    ), said
     assert value(db, "SELECT count(embedding) FROM note") == 9
 
 

@@ -116,10 +116,14 @@ def test_sources_may_be_domains(db, mode):
     db.execute("CREATE DOMAIN file AS bytea CHECK (length(value) > 9)")
     try:
         db.execute("CREATE TABLE note (id int PRIMARY KEY, data file, body short_caption)")
-        db.execute(f"SELECT clip_watch('note', 'data', text_source => 'body', cluster => 'cluster_id', mode => '{mode}')")
+        db.execute(
+            f"SELECT clip_watch('note', 'data', text_source => 'body', cluster => 'cluster_id', mode => '{mode}')"
+        )
         db.execute("INSERT INTO note VALUES (1, %b, 'a cat'), (2, NULL, 'a dog'), (3, %b, NULL)", (photo, photo))
         db.execute("CALL clip_backfill('note')")
-        both = "l2_normalize((clip_embed_image(data) + clip_embed_text(body)) * array_fill(0.5::real, ARRAY[512])::vector)"
+        both = (
+            "l2_normalize((clip_embed_image(data) + clip_embed_text(body)) * array_fill(0.5::real, ARRAY[512])::vector)"
+        )
         wanted = f"CASE id WHEN 1 THEN {both} WHEN 2 THEN clip_embed_text(body) ELSE clip_embed_image(data) END"
         assert value(db, f"SELECT max(embedding <=> {wanted}) FROM note") < 1e-5
         assert value(db, "SELECT count(cluster_id) FROM note") == 3

@@ -26,7 +26,8 @@ def parts(db: psycopg.Connection) -> psycopg.Connection:
 
 def fill(db: psycopg.Connection, table: str, first: int) -> None:
     db.execute(
-        f"INSERT INTO {table} (id, body) SELECT %s + n, (%s::text[])[1 + n %% 5] FROM generate_series(0, 9) n", (first, list(WORDS))
+        f"INSERT INTO {table} (id, body) SELECT %s + n, (%s::text[])[1 + n %% 5] FROM generate_series(0, 9) n",
+        (first, list(WORDS)),
     )
     db.execute(f"INSERT INTO {table} (id, body) VALUES (%s, '')", (first + 50,))
 
@@ -122,7 +123,11 @@ def test_a_dropped_partition_is_told_of(parts):
     parts.execute("SET client_min_messages = warning")
     parts.add_notice_handler(lambda diag: said.append((diag.message_primary, diag.message_hint or "")))
     parts.execute("DROP TABLE high")
-    assert len(said) == 1 and "still count the rows of a partition" in said[0][0] and "clip_recluster('note')" in said[0][1]
+    assert (
+        len(said) == 1
+        and "still count the rows of a partition" in said[0][0]
+        and "clip_recluster('note')" in said[0][1]
+    )
     parts.execute("SELECT FROM clip_recluster('note')")
     assert value(parts, "SELECT sum(size) FROM clip_search.cluster WHERE collection = 'note'") == 10
     said.clear()
@@ -147,7 +152,9 @@ def test_somebody_elses_table_takes_nothing_out(parts, database: support.Databas
         other.execute("CREATE TABLE fake (id int PRIMARY KEY, body text, embedding vector(512), cluster_id bigint)")
         function = f"FOR EACH STATEMENT EXECUTE FUNCTION clip_watch_row('{watch}')"
         other.execute(f"CREATE TRIGGER zz_clip_partition_{watch} BEFORE TRUNCATE ON fake {function}")
-        other.execute("INSERT INTO fake SELECT c, 'x', clip_embed_text(%s), c FROM generate_series(1, 9) c", (WORDS[0],))
+        other.execute(
+            "INSERT INTO fake SELECT c, 'x', clip_embed_text(%s), c FROM generate_series(1, 9) c", (WORDS[0],)
+        )
         other.execute("ALTER TABLE fake ADD more int")
         assert sqlstate(other, "TRUNCATE fake")[0] == "55000"
         assert sqlstate(other, "SELECT clip_search.settle_partitions()")[0] == "42501"

@@ -30,7 +30,9 @@ def make(db: psycopg.Connection) -> None:
     db.execute("CREATE EXTENSION clip_search CASCADE")
     db.execute("CREATE TABLE author (id int PRIMARY KEY)")
     db.execute("INSERT INTO author SELECT generate_series(1, 100)")
-    db.execute("CREATE TABLE note (id int PRIMARY KEY, body text, author int REFERENCES author) PARTITION BY RANGE (id)")
+    db.execute(
+        "CREATE TABLE note (id int PRIMARY KEY, body text, author int REFERENCES author) PARTITION BY RANGE (id)"
+    )
     db.execute("CREATE TABLE low PARTITION OF note FOR VALUES FROM (0) TO (100)")
     db.execute("CREATE TABLE high PARTITION OF note FOR VALUES FROM (100) TO (200)")
     db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', on_error => 'skip', index => true)")

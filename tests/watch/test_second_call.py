@@ -132,7 +132,9 @@ def test_every_option_can_be_taken_back(rich):
     query = """SELECT w.text_source, w.mode, w.on_error, w.cluster, s.threshold, s.key, s.labels, s.image
                FROM clip_search.watch w LEFT JOIN clip_search.collection_setting s ON s.members = w.relation"""
     for option, (column, wanted) in taken.items():
-        before = dict(zip((c.name for c in rich.execute(query).description), rich.execute(query).fetchone(), strict=True))
+        before = dict(
+            zip((c.name for c in rich.execute(query).description), rich.execute(query).fetchone(), strict=True)
+        )
         rich.execute(f"SELECT clip_watch('note', reset => '{{{option}}}')")
         after = dict(zip(before, rich.execute(query).fetchone(), strict=True))
         assert after == before | {column: wanted}, option
@@ -156,7 +158,9 @@ def test_an_index_that_is_not_wanted_is_told_of(db):
 
 def test_the_view_counts_the_models_of_vectors(db):
     db.execute("CREATE TABLE note (id int PRIMARY KEY, body text, embedding vector(512))")
-    db.execute("INSERT INTO note SELECT n, 'thing ' || n, clip_embed_text('another ' || n) FROM generate_series(1, 3) n")
+    db.execute(
+        "INSERT INTO note SELECT n, 'thing ' || n, clip_embed_text('another ' || n) FROM generate_series(1, 3) n"
+    )
     models = "SELECT models FROM clip_search.watch"
     db.execute("SELECT clip_watch('note', 'body')")
     assert value(db, models) == {"(unknown)": 3}
