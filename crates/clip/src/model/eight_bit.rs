@@ -153,6 +153,11 @@ pub fn make(
     };
     let entry = Entry::of(cache, file, &runtime.version, Form::EightBit)
         .ok_or_else(|| failed(format!("\"{}\" can't be read.", file.display())))?;
+    // It takes minutes of a core and gigabytes of memory: one process is enough.
+    let _lock = entry.lock(check_interrupts);
+    if let Some(tower) = find(runtime, file, threads, cache)? {
+        return Ok(tower);
+    }
     // Damaged, if it exists at all.
     entry.remove();
     let mut refusal = None;

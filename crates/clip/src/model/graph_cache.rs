@@ -79,6 +79,21 @@ impl Entry {
         let _ = fs::write(self.directory.join(REFUSAL), why);
     }
 
+    /// Waits until no other process writes this entry, and keeps others from it as long as the file lives. None if that can't
+    /// be had. `waiting` is called ten times a second; it may unwind.
+    pub fn lock(&self, waiting: &mut dyn FnMut()) -> Option<File> {
+        DirBuilder::new().mode(0o700).recursive(true).create(&self.cache).ok()?;
+        let file = File::create(self.cache.join(format!("lock-{}", self.source))).ok()?;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Some(file),
+                Err(fs::TryLockError::WouldBlock) => waiting(),
+                Err(fs::TryLockError::Error(_)) => return None,
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     /// Forgets it.
     pub fn remove(&self) {
         let _ = fs::remove_dir_all(&self.directory);
