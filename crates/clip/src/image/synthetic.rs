@@ -3,7 +3,7 @@
 use image::RgbImage;
 
 use crate::error::Result;
-use crate::image::jpeg;
+use crate::image::{Limits, jpeg};
 
 /// Numbers from 0 to 1.
 fn random(seed: u64) -> impl FnMut() -> f32 {
@@ -39,7 +39,7 @@ pub fn photo(width: u32, height: u32, seed: u64) -> Result<Vec<u8>> {
         let grain = 0.06 * (random() - 0.5);
         pixel.0 = rgb.map(|value| (255.0 * (value + grain)).clamp(0.0, 255.0) as u8);
     }
-    jpeg::encode(&picture, 90)
+    jpeg::encode(&picture, 90, &Limits::default())
 }
 
 /// A picture of waves, rectangles in plain colors, and grain, all of sizes and strengths that depend on the seed: some are

@@ -92,7 +92,7 @@ fn encode(rgb: &RgbImage, format: Format, limits: &Limits) -> Result<Vec<u8>> {
     limits.check_interrupt()?;
     let reserve = Reserve::new(beside as usize)?;
     let bytes = match format {
-        Format::Jpeg => jpeg::encode(rgb, 85),
+        Format::Jpeg => jpeg::encode(rgb, 85, limits),
         Format::Png => encode_png(rgb, limits),
         Format::WebP => encode_webp(rgb, limits),
     }?;

@@ -199,3 +199,110 @@ void clip_jpeg_extent(const struct clip_jpeg *jpeg, int *is_short, unsigned *row
 	if (jpeg->short_scan != 0 && jpeg->short_scan != info->input_scan_number)
 		*complete = 0;
 }
+
+/* --- encoding ------------------------------------------------------------------------------------------------ */
+
+enum { CHUNK = 1 << 16 };
+
+struct encoder {
+	struct jpeg_compress_struct info;
+	struct jpeg_error_mgr errors;
+	struct jpeg_destination_mgr destination;
+	jmp_buf escape;
+	int (*push)(void *, const unsigned char *, unsigned long);
+	void *context;
+	int stopped;
+	char *message;
+	unsigned char chunk[CHUNK];
+};
+
+static void encoder_error_exit(j_common_ptr info)
+{
+	struct encoder *encoder = (struct encoder *) info;
+
+	info->err->format_message(info, encoder->message);
+	longjmp(encoder->escape, 1);
+}
+
+static void start_chunk(j_compress_ptr info)
+{
+	struct encoder *encoder = (struct encoder *) info;
+
+	encoder->destination.next_output_byte = encoder->chunk;
+	encoder->destination.free_in_buffer = CHUNK;
+}
+
+static void push(struct encoder *encoder, unsigned long length)
+{
+	if (encoder->push(encoder->context, encoder->chunk, length)) {
+		encoder->stopped = 1;
+		longjmp(encoder->escape, 1);
+	}
+}
+
+static boolean empty_chunk(j_compress_ptr info)
+{
+	push((struct encoder *) info, CHUNK);
+	start_chunk(info);
+	return TRUE;
+}
+
+static void last_chunk(j_compress_ptr info)
+{
+	struct encoder *encoder = (struct encoder *) info;
+
+	push(encoder, CHUNK - encoder->destination.free_in_buffer);
+}
+
+/* Encodes packed RGB with full chroma resolution. `push` takes what was written, and now and then nothing; unless it returns 0,
+ * the encoding stops. `message` has room for JMSG_LENGTH_MAX (200) bytes. */
+int clip_jpeg_encode(const unsigned char *rgb, unsigned width, unsigned height, int quality,
+                     int (*push_bytes)(void *, const unsigned char *, unsigned long), void *context, char *message)
+{
+	/* volatile: read after a jump back */
+	struct encoder *volatile encoder = calloc(1, sizeof *encoder);
+	int result;
+
+	if (encoder == NULL)
+		return CLIP_JPEG_MEMORY;
+	encoder->message = message;
+	encoder->push = push_bytes;
+	encoder->context = context;
+	encoder->info.err = jpeg_std_error(&encoder->errors);
+	encoder->errors.error_exit = encoder_error_exit;
+	encoder->errors.output_message = output_message;
+	if (setjmp(encoder->escape)) {
+		result = encoder->stopped ? CLIP_JPEG_STOPPED
+		         : encoder->errors.msg_code == JERR_OUT_OF_MEMORY ? CLIP_JPEG_MEMORY : CLIP_JPEG_BROKEN;
+	} else {
+		jpeg_create_compress(&encoder->info);
+		encoder->destination.init_destination = start_chunk;
+		encoder->destination.empty_output_buffer = empty_chunk;
+		encoder->destination.term_destination = last_chunk;
+		encoder->info.dest = &encoder->destination;
+		encoder->info.image_width = width;
+		encoder->info.image_height = height;
+		encoder->info.input_components = 3;
+		encoder->info.in_color_space = JCS_RGB;
+		jpeg_set_defaults(&encoder->info);
+		jpeg_set_quality(&encoder->info, quality, TRUE);
+		encoder->info.dct_method = JDCT_ISLOW;
+		encoder->info.comp_info[0].h_samp_factor = 1;
+		encoder->info.comp_info[0].v_samp_factor = 1;
+		jpeg_start_compress(&encoder->info, TRUE);
+		while (encoder->info.next_scanline < height) {
+			JSAMPROW row = (JSAMPROW) (rgb + (size_t) encoder->info.next_scanline * width * 3);
+
+			jpeg_write_scanlines(&encoder->info, &row, 1);
+			if (encoder->info.next_scanline % 16 == 0 && encoder->push(encoder->context, NULL, 0)) {
+				encoder->stopped = 1;
+				longjmp(encoder->escape, 1);
+			}
+		}
+		jpeg_finish_compress(&encoder->info);
+		result = CLIP_JPEG_OK;
+	}
+	jpeg_destroy_compress(&encoder->info);
+	free(encoder);
+	return result;
+}

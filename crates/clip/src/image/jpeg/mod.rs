@@ -1,18 +1,19 @@
 //! JPEG by libjpeg-turbo, the decoder behind Pillow, so that pixels equal the reference's to the bit.
 //!
 //! Decoding goes row by row through `jpeg.c`, so that it can be interrupted between rows, and between rows of each scan.
-//! The unsafe calls are to it, and to the TurboJPEG API (version 3) for encoding; neither unwinds.
+//! The unsafe calls are to it; it does not unwind.
 #![allow(unsafe_code)]
 
 mod markers;
 
 use std::borrow::Cow;
-use std::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
 use std::ptr::NonNull;
+use std::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
 
 use image::RgbImage;
 use image::metadata::Orientation;
-use turbojpeg_sys as tj;
+// Links the library that jpeg.c calls.
+use turbojpeg_sys as _;
 
 use crate::error::{Error, Kind, Result};
 use crate::image::exif;
@@ -46,6 +47,9 @@ mod sys {
         pub multiscan: c_int,
     }
 
+    /// `JMSG_LENGTH_MAX`.
+    pub const MESSAGE: usize = 200;
+    pub const OK: c_int = 0;
     pub const STOPPED: c_int = 2;
     pub const MEMORY: c_int = 3;
 
@@ -57,6 +61,7 @@ mod sys {
     pub const CMYK: c_int = 4;
     pub const YCCK: c_int = 5;
 
+    pub type Push = extern "C" fn(*mut c_void, *const u8, c_ulong) -> c_int;
     pub type Stop = extern "C" fn(*const c_void) -> c_int;
 
     unsafe extern "C" {
@@ -80,6 +85,15 @@ mod sys {
         ) -> c_int;
         pub fn clip_jpeg_row(jpeg: *mut Decoder, row: *mut u8) -> c_int;
         pub fn clip_jpeg_finish(jpeg: *mut Decoder) -> c_int;
+        pub fn clip_jpeg_encode(
+            rgb: *const u8,
+            width: c_uint,
+            height: c_uint,
+            quality: c_int,
+            push: Push,
+            context: *mut c_void,
+            message: *mut c_char,
+        ) -> c_int;
         pub fn clip_jpeg_extent(jpeg: *const Decoder, is_short: *mut c_int, rows: *mut c_uint, complete: *mut c_int);
     }
 }
@@ -416,41 +430,62 @@ impl Rows<'_> {
 /// as one that is missing.
 const DETAIL: u32 = 16;
 
+/// What the encoder has written.
+struct Sink<'a> {
+    bytes: Vec<u8>,
+    limits: &'a Limits,
+    error: Option<Error>,
+}
+
+/// Takes bytes from the encoder; not 0 stops it.
+extern "C" fn push(context: *mut c_void, bytes: *const u8, length: c_ulong) -> c_int {
+    // SAFETY: the context is the sink that `encode` has on its stack while the encoder runs; nothing else uses it
+    // meanwhile.
+    let sink = unsafe { &mut *context.cast::<Sink<'_>>() };
+    let length = length as usize;
+    let room = sink
+        .limits
+        .check_interrupt()
+        .and_then(|()| sink.bytes.try_reserve(length).map_err(|_| Error::out_of_memory(length)));
+    match room {
+        Ok(()) => {
+            if length > 0 {
+                // SAFETY: so many bytes of the encoder's buffer.
+                sink.bytes.extend_from_slice(unsafe { std::slice::from_raw_parts(bytes, length) });
+            }
+            0
+        }
+        Err(error) => {
+            sink.error = Some(error);
+            1
+        }
+    }
+}
+
 /// Encodes with the quality given, 1 to 100, and full chroma resolution.
-pub(crate) fn encode(rgb: &RgbImage, quality: c_int) -> Result<Vec<u8>> {
-    let failed = |detail: String| Error::new(Kind::Internal, "the JPEG could not be encoded").detail(detail);
-    // SAFETY: no precondition; a null result is handled.
-    let handle = NonNull::new(unsafe { tj::tj3Init(tj::TJINIT_TJINIT_COMPRESS as c_int) })
-        .ok_or_else(|| failed("The encoder could not be set up.".to_owned()))?
-        .as_ptr();
-    let (mut buffer, mut size) = (std::ptr::null_mut::<u8>(), 0);
-    // SAFETY: the handle is live until it is destroyed at the end. The pixels are width × height × 3 bytes with rows
-    // packed (pitch 0); a null buffer is allocated by the library, which says how much of it is filled; it is freed by
-    // the library's own function, whatever the outcome. The error text lives in the handle and is copied before.
-    unsafe {
-        tj::tj3Set(handle, tj::TJPARAM_TJPARAM_QUALITY as c_int, quality);
-        tj::tj3Set(handle, tj::TJPARAM_TJPARAM_SUBSAMP as c_int, tj::TJSAMP_TJSAMP_444 as c_int);
-        let status = tj::tj3Compress8(
-            handle,
+pub(crate) fn encode(rgb: &RgbImage, quality: c_int, limits: &Limits) -> Result<Vec<u8>> {
+    let mut sink = Sink { bytes: Vec::new(), limits, error: None };
+    let mut message = [0 as c_char; sys::MESSAGE];
+    // SAFETY: the pixels are width × height × 3 bytes with rows packed; the sink outlives the call; the message has the
+    // room that the function asks for.
+    let status = unsafe {
+        sys::clip_jpeg_encode(
             rgb.as_ptr(),
-            rgb.width() as c_int,
-            0,
-            rgb.height() as c_int,
-            tj::TJPF_TJPF_RGB,
-            &raw mut buffer,
-            &raw mut size,
-        );
-        let encoded = if status == 0 {
-            memory::with_capacity(size as usize).map(|mut bytes| {
-                bytes.extend_from_slice(std::slice::from_raw_parts(buffer, size as usize));
-                bytes
-            })
-        } else {
-            Err(failed(CStr::from_ptr(tj::tj3GetErrorStr(handle)).to_string_lossy().into_owned()))
-        };
-        tj::tj3Free(buffer.cast());
-        tj::tj3Destroy(handle);
-        encoded
+            rgb.width(),
+            rgb.height(),
+            quality,
+            push,
+            (&raw mut sink).cast(),
+            message.as_mut_ptr(),
+        )
+    };
+    match (status, sink.error) {
+        (sys::OK, _) => Ok(sink.bytes),
+        (_, Some(error)) => Err(error),
+        (sys::MEMORY, None) => Err(Error::out_of_memory(encoder_bytes(rgb.dimensions()) as usize)),
+        // SAFETY: zeros, or a text that ends with one.
+        (_, None) => Err(Error::new(Kind::Internal, "the JPEG could not be encoded")
+            .detail(unsafe { CStr::from_ptr(message.as_ptr()) }.to_string_lossy().into_owned())),
     }
 }
 
