@@ -257,6 +257,11 @@ CREATE FUNCTION clip_search.backfill_left(
 STRICT VOLATILE PARALLEL UNSAFE
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'backfill_left_wrapper';
+CREATE TABLE clip_search.watch_partition (
+    watch    bigint NOT NULL,
+    relation regclass NOT NULL,
+    PRIMARY KEY (watch, relation)
+);
 CREATE FUNCTION clip_search.forget_dropped_tables() RETURNS VOID
 STRICT VOLATILE PARALLEL UNSAFE
 LANGUAGE c
@@ -347,7 +352,7 @@ BEGIN
                     told := pg_catalog.clock_timestamp();
                     seconds := pg_catalog.date_part('epoch', told OPERATOR(pg_catalog.-) began);
                     RAISE NOTICE 'clip_search: % of % %, % a second, % s left', done OPERATOR(pg_catalog.+) failed, total,
-                        CASE total WHEN 1 THEN 'row' ELSE 'rows' END,
+                        CASE WHEN total OPERATOR(pg_catalog.=) 1 THEN 'row' ELSE 'rows' END,
                         pg_catalog.round(((done OPERATOR(pg_catalog.+) failed) OPERATOR(pg_catalog./) seconds)::pg_catalog.numeric, 1),
                         pg_catalog.round((GREATEST(total OPERATOR(pg_catalog.-) done OPERATOR(pg_catalog.-) failed, 0)
                             OPERATOR(pg_catalog.*) seconds OPERATOR(pg_catalog./) GREATEST(done OPERATOR(pg_catalog.+) failed, 1))::pg_catalog.numeric);
@@ -365,7 +370,7 @@ BEGIN
                 IF NOT waits THEN
                     waits := true;
                     RAISE NOTICE 'clip_search: waiting for % that the background worker or another session has in hand',
-                        CASE held WHEN 1 THEN '1 row' ELSE pg_catalog.format('%s rows', held) END;
+                        CASE WHEN held OPERATOR(pg_catalog.=) 1 THEN '1 row' ELSE pg_catalog.format('%s rows', held) END;
                 END IF;
                 COMMIT;
                 PERFORM pg_catalog.pg_sleep(0.1);
@@ -382,12 +387,12 @@ BEGIN
         others := GREATEST(total OPERATOR(pg_catalog.-) done OPERATOR(pg_catalog.-) failed, 0);
     END IF;
     IF failed OPERATOR(pg_catalog.>) 0 THEN
-        RAISE WARNING '% could not be embedded', CASE failed WHEN 1 THEN '1 row' ELSE pg_catalog.format('%s rows', failed) END
+        RAISE WARNING '% could not be embedded', CASE WHEN failed OPERATOR(pg_catalog.=) 1 THEN '1 row' ELSE pg_catalog.format('%s rows', failed) END
             USING HINT = 'SELECT * FROM clip_search.failure says why; clip_retry tries '
-                OPERATOR(pg_catalog.||) CASE failed WHEN 1 THEN 'it' ELSE 'them' END OPERATOR(pg_catalog.||) ' again.';
+                OPERATOR(pg_catalog.||) CASE WHEN failed OPERATOR(pg_catalog.=) 1 THEN 'it' ELSE 'them' END OPERATOR(pg_catalog.||) ' again.';
     END IF;
     RAISE NOTICE 'clip_search: % embedded in % s%',
-        CASE done OPERATOR(pg_catalog.+) others WHEN 1 THEN '1 row' ELSE pg_catalog.format('%s rows', done OPERATOR(pg_catalog.+) others) END,
+        CASE WHEN (done OPERATOR(pg_catalog.+) others) OPERATOR(pg_catalog.=) 1 THEN '1 row' ELSE pg_catalog.format('%s rows', done OPERATOR(pg_catalog.+) others) END,
         pg_catalog.round(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) began)::pg_catalog.numeric, 1),
         CASE WHEN others OPERATOR(pg_catalog.>) 0 THEN pg_catalog.format(', %s of them by the background worker or other sessions', others) ELSE '' END;
 END $$;
@@ -661,7 +666,7 @@ The JSON Schema is docs/cluster_groups.schema.json.';
 COMMENT ON FUNCTION @extschema@.clip_duplicates(text, double precision, regclass) IS 'Near-duplicates in a collection: each member that nearly equals an earlier one (by key), with the nearest such member
 threshold: lowest cosine of near-duplicates
 members: the members'' table, which the caller names if row-level policies or a view decide what it sees of it';
-COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text) IS 'Counts a table''s rows as its owner, for a caller that may read all of them; NULL for others';
+COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text) IS 'Counts a table''s rows by a scan without SQL, for a caller that may read all of them; NULL for others';
 
 -- Functions in a reader's WHERE must not see rows of other owners before the views' own conditions have run.
 ALTER VIEW clip_search.watch SET (security_barrier = true);
@@ -686,11 +691,6 @@ taken: when the picture was taken, by the camera''s clock (EXIF DateTimeOriginal
 taken_offset: how far that clock was ahead of UTC (EXIF OffsetTimeOriginal), so taken - taken_offset is in UTC; NULL if the file does not say';
 
 -- Partitions of watched tables.
-CREATE TABLE clip_search.watch_partition (
-    watch    bigint NOT NULL,
-    relation regclass NOT NULL,
-    PRIMARY KEY (watch, relation)
-);
 CREATE FUNCTION clip_search.settle_partitions() RETURNS VOID
 STRICT VOLATILE PARALLEL UNSAFE
 LANGUAGE c

@@ -103,8 +103,8 @@ END $$;
 CREATE EVENT TRIGGER clip_search_partition ON ddl_command_end WHEN TAG IN ('CREATE TABLE', 'ALTER TABLE')
     EXECUTE FUNCTION clip_search.follow_partitions();
 
--- Counts as the table's owner, by a function that first checks whether the caller may read the whole table: planning a
--- query evaluates index expressions, which are the owner's code. NULL for other callers, and where policies apply.
+-- Counts by a scan without SQL, if the caller may read the whole table: planning a query would evaluate index
+-- expressions, which are the owner's code. NULL for other callers, and where policies apply.
 CREATE FUNCTION clip_search.watch_progress(relation regclass, image name, text name, embedding name, cluster name,
                                            OUT rows bigint, OUT embedded bigint, OUT open bigint)
 LANGUAGE sql STABLE PARALLEL UNSAFE COST 100000 SET search_path = pg_catalog, pg_temp AS $$
@@ -203,7 +203,7 @@ BEGIN
                     told := pg_catalog.clock_timestamp();
                     seconds := pg_catalog.date_part('epoch', told OPERATOR(pg_catalog.-) began);
                     RAISE NOTICE 'clip_search: % of % %, % a second, % s left', done OPERATOR(pg_catalog.+) failed, total,
-                        CASE total WHEN 1 THEN 'row' ELSE 'rows' END,
+                        CASE WHEN total OPERATOR(pg_catalog.=) 1 THEN 'row' ELSE 'rows' END,
                         pg_catalog.round(((done OPERATOR(pg_catalog.+) failed) OPERATOR(pg_catalog./) seconds)::pg_catalog.numeric, 1),
                         pg_catalog.round((GREATEST(total OPERATOR(pg_catalog.-) done OPERATOR(pg_catalog.-) failed, 0)
                             OPERATOR(pg_catalog.*) seconds OPERATOR(pg_catalog./) GREATEST(done OPERATOR(pg_catalog.+) failed, 1))::pg_catalog.numeric);
@@ -221,7 +221,7 @@ BEGIN
                 IF NOT waits THEN
                     waits := true;
                     RAISE NOTICE 'clip_search: waiting for % that the background worker or another session has in hand',
-                        CASE held WHEN 1 THEN '1 row' ELSE pg_catalog.format('%s rows', held) END;
+                        CASE WHEN held OPERATOR(pg_catalog.=) 1 THEN '1 row' ELSE pg_catalog.format('%s rows', held) END;
                 END IF;
                 COMMIT;
                 PERFORM pg_catalog.pg_sleep(0.1);
@@ -238,12 +238,12 @@ BEGIN
         others := GREATEST(total OPERATOR(pg_catalog.-) done OPERATOR(pg_catalog.-) failed, 0);
     END IF;
     IF failed OPERATOR(pg_catalog.>) 0 THEN
-        RAISE WARNING '% could not be embedded', CASE failed WHEN 1 THEN '1 row' ELSE pg_catalog.format('%s rows', failed) END
+        RAISE WARNING '% could not be embedded', CASE WHEN failed OPERATOR(pg_catalog.=) 1 THEN '1 row' ELSE pg_catalog.format('%s rows', failed) END
             USING HINT = 'SELECT * FROM clip_search.failure says why; clip_retry tries '
-                OPERATOR(pg_catalog.||) CASE failed WHEN 1 THEN 'it' ELSE 'them' END OPERATOR(pg_catalog.||) ' again.';
+                OPERATOR(pg_catalog.||) CASE WHEN failed OPERATOR(pg_catalog.=) 1 THEN 'it' ELSE 'them' END OPERATOR(pg_catalog.||) ' again.';
     END IF;
     RAISE NOTICE 'clip_search: % embedded in % s%',
-        CASE done OPERATOR(pg_catalog.+) others WHEN 1 THEN '1 row' ELSE pg_catalog.format('%s rows', done OPERATOR(pg_catalog.+) others) END,
+        CASE WHEN (done OPERATOR(pg_catalog.+) others) OPERATOR(pg_catalog.=) 1 THEN '1 row' ELSE pg_catalog.format('%s rows', done OPERATOR(pg_catalog.+) others) END,
         pg_catalog.round(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) began)::pg_catalog.numeric, 1),
         CASE WHEN others OPERATOR(pg_catalog.>) 0 THEN pg_catalog.format(', %s of them by the background worker or other sessions', others) ELSE '' END;
 END $$;
@@ -384,7 +384,7 @@ It can''t run inside a transaction block. It can be interrupted and called again
 batch: rows per transaction
 embedding: the watched column; NULL: all watched columns of this table';
 COMMENT ON FUNCTION clip_search.watch_progress(regclass, name, name, name, name) IS 'Counts the rows of a watched table for clip_search.watch';
-COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text) IS 'Counts a table''s rows as its owner, for a caller that may read all of them; NULL for others';
+COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text) IS 'Counts a table''s rows by a scan without SQL, for a caller that may read all of them; NULL for others';
 COMMENT ON FUNCTION clip_search.backfill_begin(regclass, text) IS 'Step of clip_backfill: queues the rows without an embedding';
 COMMENT ON FUNCTION clip_search.backfill_claim(bigint, bigint, bigint, integer) IS 'Step of clip_backfill: claims the next queue entries';
 COMMENT ON FUNCTION clip_search.backfill_left(bigint, bigint) IS 'Step of clip_backfill: counts the entries that other sessions are working on';

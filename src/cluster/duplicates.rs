@@ -56,10 +56,10 @@ fn clip_duplicates(
     clip_duplicates_of(Some(collection), Some(threshold), None)
 }
 
-/// (original, duplicate, cosine): in the order of the rows, each is an original unless one before it is within the
-/// threshold; then it is a duplicate of the nearest such. So no chain leads from one photo to another that differs.
+/// (original, duplicate, cosine): in the order of the rows, each is an original unless an earlier one is within the
+/// threshold; then it is a duplicate of the nearest of these. Matches are therefore not transitive.
 fn duplicates(rows: &Rows, threshold: f64) -> SqlResult<Vec<(usize, usize, f64)>> {
-    // Whoever is within the threshold of another is in one group of single linkage with it.
+    // Rows within the threshold of each other are always in the same single-linkage group.
     let labels = agglomerate(rows.view(), threshold, Linkage::Single, guc::threads(), &mut members::check_interrupts())
         .map_err(report)?;
     let mut originals: Vec<Vec<usize>> = Vec::new();

@@ -49,7 +49,7 @@ pub struct Cluster {
     /// To the vector that is looked for.
     pub cosine: f64,
     pub model: Option<String>,
-    /// It has a row that searches find and that can't vanish but by this transaction's own doing.
+    /// Searches find it by a row that only this transaction can remove.
     pub settled: bool,
     /// Rows that no other transaction is writing: sums and changes.
     pub rows: (usize, usize),
@@ -399,7 +399,7 @@ pub fn remember_merged(store: &Store, collection: &str, cluster: i64, last: i64)
 /// Up to which sequence number this session has given codes to all sums of a collection but those of the clusters listed.
 ///
 /// Rows that are replaced in a transaction stay in the index until it ends, and a search would step over each of them:
-/// a transaction that founds 100,000 clusters would be stepping most of its time.
+/// a transaction that creates 100,000 clusters would spend most of its time skipping dead rows.
 pub struct Packed {
     /// By whom, and the sequence number of the last block.
     writer: pgrx::pg_sys::TransactionId,

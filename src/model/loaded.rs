@@ -374,7 +374,7 @@ pub fn label_cosines(spec: &str, vector: &[f32], labels: &[&str], templates: &[&
     Ok((found.cosines, logits))
 }
 
-/// How long the vectors of a model are that it makes of images, or of texts. It is tried, so a model that can't is an
+/// Dimensions of a model's vectors for images, or for texts. Runs the model, so a model that can't embed them is an
 /// error.
 pub fn dimensions(spec: &str, images: bool) -> SqlResult<usize> {
     let made = match images {

@@ -70,7 +70,8 @@ fn unpack(code: i32) -> String {
     (0..5).map(|place| char::from(((code >> (6 * place)) & 0x3f) as u8 + b'0')).collect()
 }
 
-/// Runs `f`, and undoes what it did if it fails. What concerns the whole session, such as a cancel, goes on upwards.
+/// Runs `f`, and undoes what it did if it fails. Errors that concern the whole session, such as a cancel, are raised
+/// again.
 pub fn attempt<T>(f: impl FnOnce() -> SqlResult<T>) -> Result<T, Failure> {
     // SAFETY: as PL/pgSQL does for a block with an exception clause: the subtransaction is ended in either case, and
     // memory context and resource owner are those from before afterwards.

@@ -160,9 +160,8 @@ unsafe extern "C-unwind" fn at_subtransaction_end(
     }
 }
 
-/// Runs a statement that writes on what is committed by now, whatever the isolation level, as the checks of foreign keys
-/// do; how many rows it was of. A transaction of REPEATABLE READ would not see rows that others have written since it
-/// began, and leave them behind.
+/// Runs a writing statement on the latest committed snapshot in any isolation level, as foreign-key checks do; returns
+/// the number of rows. A REPEATABLE READ snapshot would miss rows written since the transaction began.
 pub fn run_on_latest(query: &str, arguments: &[DatumWithOid<'_>]) -> SqlResult<u64> {
     let mut types: Vec<pg_sys::Oid> = arguments.iter().map(|argument| argument.oid()).collect();
     let mut values: Vec<pg_sys::Datum> =

@@ -55,7 +55,7 @@ pub fn database_owner() -> pg_sys::Oid {
     }
 }
 
-/// Other rights and a search_path that nobody can add to, for as long as it lives.
+/// Switches to another role's privileges and a fixed search_path while this guard lives.
 pub struct UserContext {
     user: pg_sys::Oid,
     context: i32,

@@ -185,8 +185,8 @@ pub mod clip_search {
         claim(watch, i64::from(batch), Next::Between(after, last))
     }
 
-    /// How many of a watch's entries up to one are left: the background worker, or another session, has them in hand,
-    /// or their rows.
+    /// How many of a watch's entries up to an id are left because the worker or another session has locked them or
+    /// their rows.
     #[pg_extern(volatile, strict, parallel_unsafe)]
     fn backfill_left(watch: i64, last: i64) -> SqlResult<i64> {
         if !is_own(watch)? {

@@ -16,8 +16,8 @@ use crate::pg::spi::spi;
 use crate::pg::transaction::run_on_latest;
 use crate::watch::partitions::tell_of_dropped;
 
-/// Removes it, with the rights of the extension. A collection that another transaction has in hand stays for the next
-/// time, with its watch: this function waits for nobody.
+/// Removes what is left, with the extension's privileges. If another transaction is using the collection, the
+/// collection and its watch stay until the next call: this function never waits.
 pub fn forget_dropped(client: &mut SpiClient<'_>, store: &Store) -> SqlResult<()> {
     let query = "SELECT w.id, CASE WHEN w.added_collection THEN w.collection END FROM clip_search.watch_setting w \
          WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = w.relation::oid) FOR UPDATE OF w SKIP LOCKED";

@@ -263,7 +263,8 @@ impl Drop for Uncounted {
     }
 }
 
-/// Says whose groups still count the rows of partitions that have been dropped: those are gone, and their vectors with them.
+/// Warns of collections that still count rows of dropped partitions; their vectors are lost, so they can't be
+/// subtracted.
 pub fn tell_of_dropped(client: &mut SpiClient<'_>) -> SqlResult<()> {
     if !is_known() {
         return Ok(());

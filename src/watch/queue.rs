@@ -18,7 +18,7 @@ use crate::watch::setting::Watch;
 
 /// The longest that a row rests between two attempts, in milliseconds.
 const LONGEST_REST: i64 = 3_600_000;
-/// How long a row rests at least that has ended a worker, or the server, twice, in milliseconds.
+/// Minimum delay for a row that has ended a worker or the server twice, in milliseconds.
 const UNENDED_REST: i64 = 60_000;
 
 /// An entry of the queue, which this transaction has locked.
@@ -28,7 +28,7 @@ pub struct Entry {
     /// The text form of an array of texts.
     pub key: String,
     pub attempts: i32,
-    /// The row is embedded even if it has a vector, which is of another source, weight or model, or nobody knows.
+    /// Embed the row even if it has a vector: that vector has another source, weight or model, or an unknown origin.
     pub again: bool,
 }
 
@@ -38,8 +38,8 @@ pub fn own<T>(f: impl FnOnce(&mut SpiClient<'_>) -> SqlResult<T>) -> SqlResult<T
     Spi::connect_mut(f)
 }
 
-/// Locks entries, and takes over what others are waiting for the same rows: whoever reads the row from now on sees what
-/// they stand for.
+/// Locks entries, and deletes other waiting entries for the same rows: the rows are read after this, so one entry
+/// covers them.
 pub fn lock_entries(ids: &[i64]) -> SqlResult<Vec<(i64, Vec<Entry>)>> {
     own(|client| {
         // Before ALTER EXTENSION clip_search UPDATE there is no such column.
@@ -102,8 +102,8 @@ pub fn has_again() -> bool {
     catalog::has_column(c"clip_search", c"watch_queue", c"again")
 }
 
-/// The process has survived an attempt that has failed as a whole, say by a timeout: its entries don't rest as those do
-/// that have ended a worker.
+/// Records that an attempt failed as a whole (by a timeout, for example) without ending the process, so its entries are
+/// not delayed like those that ended a worker.
 pub fn attempt_ended(ids: &[i64]) -> SqlResult<()> {
     own(|client| {
         let query = "UPDATE clip_search.watch_queue SET due = least(due, pg_catalog.clock_timestamp() \

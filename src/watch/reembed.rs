@@ -52,8 +52,8 @@ pub mod clip_search {
         if Watch::replacing(watch.id)?.is_none() {
             loaded::dimensions(model, watch.image.is_some())?;
         }
-        // A column may have to be added: who has read the table and is about to write it must not meet a lock that is
-        // raised.
+        // Take the strongest lock now, because a column may be added: upgrading it later would deadlock with a
+        // transaction that has read the table and is about to write it.
         Table::locked(oid, Lock::AccessExclusive)?;
         let watch = Watch::one_of_table(oid, embedding)?;
         if let Some(next) = Watch::replacing(watch.id)? {

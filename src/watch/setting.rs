@@ -13,7 +13,7 @@ use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, spi};
 use crate::pg::user_context::UserContext;
 
-/// What a watched column is, and how it is kept true.
+/// A watched column, and how it is kept in sync.
 #[derive(Clone, Debug)]
 pub struct Watch {
     pub id: i64,

@@ -45,7 +45,7 @@ pub fn embed(watch: &Watch, rows: &[Source<'_>]) -> Result<Vec<Result<Option<Vec
 
 type Embedded = Result<Option<Vector>, Error>;
 
-/// All at once, or one by one where that fails by the fault of some.
+/// Embeds all items in one batch; if an item is at fault, embeds them one by one.
 fn singly<T: Copy>(
     items: &[Option<T>],
     embed: impl Fn(&[Option<T>]) -> clip::Result<Vec<Option<Vector>>>,

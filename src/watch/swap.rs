@@ -95,7 +95,8 @@ pub fn make_indexes(watch: &Watch, next: &Watch) -> SqlResult<()> {
 pub fn finish(watch: &Watch, next: &Watch) -> SqlResult<bool> {
     let store = Store::open(c"clip_reembed()");
     let table = Table::describe(watch.relation)?;
-    // The table is locked, so nobody writes. What has come since the last look is few, or too much to keep everybody waiting.
+    // The table is locked against writers. Embed the last rows here only if there are few; otherwise let writers
+    // continue and try again.
     enqueue_missing(next)?;
     let left = || {
         own(|client| {
@@ -214,7 +215,7 @@ pub fn finish(watch: &Watch, next: &Watch) -> SqlResult<bool> {
     Ok(true)
 }
 
-/// For each index of the old column the one of the new that is like it.
+/// For each index of the old column, the new column's index with the same definition.
 fn twins(client: &mut SpiClient<'_>, relation: pg_sys::Oid, old: &str, new: &str) -> SqlResult<Vec<String>> {
     let mut there = indexes(client, relation, new)?;
     let mut twins = Vec::new();
@@ -226,9 +227,8 @@ fn twins(client: &mut SpiClient<'_>, relation: pg_sys::Oid, old: &str, new: &str
     Ok(twins)
 }
 
-/// Statements that give a column of that name, once it is another, what else the present one has: comment, storage,
-/// compression, statistics' target, NOT NULL, grants, and n_distinct, which the options are but for those that a server has
-/// for itself.
+/// Statements that give the new column, once it has the old one's name, the old one's comment, storage, compression,
+/// statistics target, NOT NULL, grants and n_distinct.
 fn like(client: &mut SpiClient<'_>, table: &Table, relation: pg_sys::Oid, column: &str) -> SqlResult<Vec<String>> {
     let query = include_str!("sql/column_properties.sql");
     let rows =

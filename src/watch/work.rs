@@ -205,8 +205,7 @@ impl Work<'_> {
         put_back(&later, 0)?;
         // Another session will not have the row for long.
         put_back(&open, LOCKED_REST)?;
-        // What is neither embedded nor failed nor open is gone, or has been embedded by somebody else, or has nothing
-        // to embed.
+        // The other rows no longer exist, were embedded by another session, or have nothing to embed.
         let rest: Vec<i64> = entries[..count]
             .iter()
             .map(|entry| entry.id)

@@ -39,7 +39,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 class Formula:
-    """What docs/how-to/relevance.md says."""
+    """What docs/relevance.md says."""
 
     def __init__(self, words: np.ndarray, tags: np.ndarray):
         self.mean = words.mean(0)

@@ -46,14 +46,18 @@ class Traffic:
         self.thread.start()
 
     def run(self) -> None:
+        up = True
         while not self.ending.is_set():
             try:
                 with self.server.connect() as db:
+                    up = True
                     while not self.ending.wait(0.05):
                         self.work(db)
                         self.done += 1
             except (psycopg.OperationalError, psycopg.errors.AdminShutdown):
-                self.cut += 1
+                # An outage, however many attempts fall into it.
+                self.cut += up
+                up = False
                 time.sleep(0.1)
             except Exception as error:
                 self.wrong.append(error)

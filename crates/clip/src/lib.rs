@@ -12,7 +12,6 @@
 //! | [`relevance`] | whether a photo shows what a text says, against a background of words; tags |
 //! | [`memory`] | allocations that fail with an error instead of ending the process |
 //! | [`stats`] | what embedders have done, for each model |
-//! | [`memory`] | allocations that fail with an error instead of ending the process |
 //! | [`clustering`] | centroids, binary codes, agglomerative clustering |
 
 pub mod clustering;

@@ -2,7 +2,7 @@
 //! time, never an abort, which would end this test's process.
 //!
 //! C's allocations are not seen by Rust's allocator; libjpeg-turbo returns an error for a failed one, and a limit on the
-//! address space tries that (`tests/embed/test_memory_limits.py`).
+//! address space tries that (`tests/embed/test_image_limits.py`).
 #![allow(unsafe_code)]
 
 mod files;

@@ -31,7 +31,7 @@ pub unsafe extern "C-unwind" fn clip_search_worker(database: pg_sys::Datum) {
             (c"search_path", c"pg_catalog, pg_temp"),
             (c"statement_timeout", c"0"),
             (c"idle_in_transaction_session_timeout", c"0"),
-            // Who holds a table for longer is let have it; the worker comes back.
+            // Give up on a table that stays locked longer than this; the worker tries it again later.
             (c"lock_timeout", c"5s"),
             (c"default_transaction_isolation", c"read committed"),
             (c"default_transaction_read_only", c"off"),

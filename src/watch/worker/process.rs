@@ -1,4 +1,4 @@
-//! What launcher and worker are made of as processes: transactions, signals, settings.
+//! Process-level code that launcher and worker share: transactions, signals, settings.
 #![allow(unsafe_code)]
 
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};

@@ -48,8 +48,8 @@ impl<K> Default for Accounts<K> {
 }
 
 impl<K: Copy + Eq + Hash> Accounts<K> {
-    /// Who has had least; of equals, who has waited longest. Time does not add up while one has nothing to do: who comes
-    /// back begins where the others are.
+    /// Chooses the account with the least time; on a tie, the one charged longest ago. Idle accounts earn no credit: on
+    /// return they start level with the others.
     fn choose(&mut self, active: impl Iterator<Item = K>) -> Option<K> {
         let active: HashSet<K> = active.collect();
         let least = self.active.iter().filter_map(|known| self.spent.get(known)).min().copied().unwrap_or_default();

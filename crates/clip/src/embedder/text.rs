@@ -316,8 +316,8 @@ impl Text {
         Ok(tokens)
     }
 
-    /// Runs one short text, so that a graph which cannot run fails when it is loaded. A combined graph is
-    /// first given no image at all, and a black one if it cannot do with that, which is remarked.
+    /// Runs one short text, so that a graph which cannot run fails when it is loaded. A combined graph is run without
+    /// an image first; if that fails, with a black image and a warning.
     pub(super) fn run_sample(&mut self, model: &Model, warnings: &mut Vec<Error>) -> Result<Array2<f32>> {
         let tokens = self.sample()?;
         let mut result = self.run(&[&tokens]);
@@ -348,7 +348,7 @@ impl Text {
     /// accuracy, embeddings-benchmark/mteb#1424). The graph itself tells which: eight more ids are put
     /// behind a short text. Rounding leaves a cosine above 0.999.
     ///
-    /// `a` is what the sample gives without.
+    /// `a` is the sample's vector without padding.
     pub(super) fn padding_matters(&self, a: &Array2<f32>) -> Result<bool> {
         let mut padded = self.sample()?;
         padded.ids.resize((padded.length + 8).min(self.encoder.context_length), self.encoder.pad_id);

@@ -162,8 +162,8 @@ impl Embedder {
         }
     }
 
-    /// Loads the image tower and gives it a black image, where no real one follows to show that it runs: an
-    /// inference costs 120 ms for ViT-B/32, which a connection's first photo shall not pay twice.
+    /// Loads the image tower and runs it on a black image, if no real image follows. A real image makes this check
+    /// unnecessary; it would double the first photo's 120 ms (ViT-B/32).
     pub(super) fn load_and_run_vision(&mut self) -> Result<()> {
         self.load_vision()?;
         self.vision.get().expect("loaded above").run_black()

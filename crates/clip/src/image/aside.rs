@@ -1,8 +1,8 @@
 //! Library calls that nothing can stop, in a thread of their own, which is left behind at an interrupt.
 //!
-//! A lossy WebP and a HEIC that is coded in one piece are decoded by one call each, for up to a second or two. The caller
-//! waits for the thread and looks for an interrupt meanwhile. A thread that was left behind ends with its call, and until
-//! then no other is begun, so that there is one at a time, whatever is cancelled how often.
+//! A lossy WebP and a HEIC that is coded in one piece are decoded by one call each, for up to a second or two. The
+//! caller waits for the thread and checks for an interrupt meanwhile. An abandoned thread runs until its call returns.
+//! Until then no other starts, so at most one exists however often calls are cancelled.
 
 use std::cell::Cell;
 #[cfg(feature = "avif")]

@@ -1,7 +1,7 @@
 //! TIFF's first page, row by row: strips and tiles, chunky and planar, as scanners, cameras and Photoshop write them.
 //!
-//! A decoder of our own over the libraries for the compressions: those at hand decode a strip at once, which can be the
-//! whole picture, know no palettes, Lab or fax group 3, and can't be interrupted.
+//! Implemented here on top of the compression libraries: existing TIFF decoders decode a whole strip at once (possibly
+//! the whole image), can't be interrupted, and lack palettes, Lab and fax group 3.
 
 mod compression;
 pub(crate) mod directory;
