@@ -709,6 +709,7 @@ CREATE EVENT TRIGGER clip_search_partition ON ddl_command_end WHEN TAG IN ('CREA
 SELECT clip_search.settle_partitions();
 SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_partition',
     'WHERE EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) relation::pg_catalog.oid)');
+GRANT SELECT ON clip_search.watch_partition TO pg_database_owner;
 COMMENT ON TABLE clip_search.watch_partition IS 'Partitions of watched tables';
 COMMENT ON INDEX clip_search.watch_partition_pkey IS 'One row per watch and partition';
 COMMENT ON FUNCTION clip_search.follow_partitions() IS 'Event trigger: follows partitions that are added to a watched table, attached or detached';

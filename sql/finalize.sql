@@ -25,7 +25,7 @@ GRANT SELECT ON clip_search.collection, clip_search.cluster TO PUBLIC;
 -- The database's owner must be able to dump it. Other roles can't read these tables: they contain keys and error messages
 -- of rows of any table.
 GRANT SELECT ON clip_search.collection_setting, clip_search.collection_grant, clip_search.cluster_sum, clip_search.cluster_change, clip_search.cluster_code,
-    clip_search.watch_setting, clip_search.watch_queue, clip_search.watch_failure TO pg_database_owner;
+    clip_search.watch_setting, clip_search.watch_queue, clip_search.watch_failure, clip_search.watch_partition TO pg_database_owner;
 GRANT SELECT ON SEQUENCE clip_search.cluster_id_seq, clip_search.cluster_change_id_seq, clip_search.watch_id_seq, clip_search.watch_queue_id_seq TO pg_database_owner;
 
 -- Row estimates for the planner, whose default is 1000.

@@ -13,6 +13,11 @@ from watched import WORDS, check
 @pytest.fixture
 def parts(db: psycopg.Connection) -> psycopg.Connection:
     """Two partitions, one of them of two, with ten rows each; and rows that failed."""
+    # Detached ones of the test before.
+    for (name,) in db.execute(
+        "SELECT oid::regclass::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')"
+    ):
+        db.execute(f"DROP TABLE IF EXISTS {name} CASCADE")
     db.execute("CREATE TABLE note (id int PRIMARY KEY, body text, title text) PARTITION BY RANGE (id)")
     db.execute("CREATE TABLE low PARTITION OF note FOR VALUES FROM (0) TO (100)")
     db.execute("CREATE TABLE high PARTITION OF note FOR VALUES FROM (100) TO (300) PARTITION BY RANGE (id)")

@@ -277,7 +277,7 @@ def test_a_dump_of_the_schema_alone_can_be_watched_again(empty_database: support
             check(db, table)
             assert (
                 value(db, "SELECT count(*) FROM pg_trigger WHERE tgrelid = %s::regclass AND NOT tgisinternal", table)
-                == 3
+                == 4
             )
 
 
