@@ -691,29 +691,38 @@ taken: when the picture was taken, by the camera''s clock (EXIF DateTimeOriginal
 taken_offset: how far that clock was ahead of UTC (EXIF OffsetTimeOriginal), so taken - taken_offset is in UTC; NULL if the file does not say';
 
 -- Partitions of watched tables.
-CREATE FUNCTION clip_search.settle_partitions() RETURNS VOID
+CREATE FUNCTION clip_search.settle_partitions(watches bigint[]) RETURNS VOID
 STRICT VOLATILE PARALLEL UNSAFE
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'settle_partitions_wrapper';
-REVOKE ALL ON FUNCTION clip_search.settle_partitions() FROM PUBLIC;
+REVOKE ALL ON FUNCTION clip_search.settle_partitions(bigint[]) FROM PUBLIC;
 -- CREATE TABLE may add a partition to a watched table, ALTER TABLE may attach or detach one.
 CREATE FUNCTION clip_search.follow_partitions() RETURNS event_trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    touched bigint[];
 BEGIN
-    IF EXISTS (SELECT FROM clip_search.watch_setting AS w JOIN pg_class AS c ON c.oid = w.relation::oid WHERE c.relkind = 'p') THEN
-        PERFORM clip_search.settle_partitions();
+    -- Only watched tables that the command has touched, whose owner the caller therefore is: nobody's table is locked,
+    -- and nobody's code runs, in another role's command.
+    SELECT array_agg(w.id) INTO touched
+    FROM clip_search.watch_setting AS w
+    WHERE w.relation::oid IN (SELECT a.relid::oid FROM pg_event_trigger_ddl_commands() AS c
+                              CROSS JOIN LATERAL pg_partition_ancestors(c.objid::regclass) AS a
+                              WHERE c.classid = 'pg_class'::regclass);
+    IF touched IS NOT NULL THEN
+        PERFORM clip_search.settle_partitions(touched);
     END IF;
 END $$;
 CREATE EVENT TRIGGER clip_search_partition ON ddl_command_end WHEN TAG IN ('CREATE TABLE', 'ALTER TABLE')
     EXECUTE FUNCTION clip_search.follow_partitions();
-SELECT clip_search.settle_partitions();
+SELECT clip_search.settle_partitions(pg_catalog.array_agg(id)) FROM clip_search.watch_setting;
 SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_partition',
     'WHERE EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) relation::pg_catalog.oid)');
 GRANT SELECT ON clip_search.watch_partition TO pg_database_owner;
 COMMENT ON TABLE clip_search.watch_partition IS 'Partitions of watched tables';
 COMMENT ON INDEX clip_search.watch_partition_pkey IS 'One row per watch and partition';
 COMMENT ON FUNCTION clip_search.follow_partitions() IS 'Event trigger: follows partitions that are added to a watched table, attached or detached';
-COMMENT ON FUNCTION clip_search.settle_partitions() IS 'Takes the rows of detached partitions out of their clusters, and puts triggers on new partitions';
+COMMENT ON FUNCTION clip_search.settle_partitions(bigint[]) IS 'Takes the rows of detached partitions out of their clusters, and puts triggers on new partitions';
 COMMENT ON EVENT TRIGGER clip_search_partition IS 'Keeps the clusters of partitioned tables in sync when partitions are attached or detached';
 
 -- Relevance, tags, and a search that returns only what matches.
@@ -766,4 +775,4 @@ after_relevance, after_id: values of the previous page''s last row
 candidates: number of nearest rows that are rated; an HNSW index finds them whatever hnsw.ef_search is
 key: column that identifies a row, by default the primary key; embedding: column of type vector or halfvec, by default the only one
 id: key of the row, as text; cosine: of the row to the query; relevance: as clip_relevance has it
-model: model that made the embeddings; clip_search.model by default';
+model: model that made the embeddings; by default that of the watched column, or clip_search.model';

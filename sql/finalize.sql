@@ -129,7 +129,7 @@ after_relevance, after_id: values of the previous page''s last row
 candidates: number of nearest rows that are rated; an HNSW index finds them whatever hnsw.ef_search is
 key: column that identifies a row, by default the primary key; embedding: column of type vector or halfvec, by default the only one
 id: key of the row, as text; cosine: of the row to the query; relevance: as clip_relevance has it
-model: model that made the embeddings; clip_search.model by default';
+model: model that made the embeddings; by default that of the watched column, or clip_search.model';
 COMMENT ON FUNCTION clip_classify(bytea, text[], text, text) IS 'Zero-shot classification of an image file, the most probable label first
 labels: the labels to choose from; none may be NULL or empty
 template: the text that is embedded for each label, which replaces {}

@@ -95,9 +95,18 @@ CREATE EVENT TRIGGER clip_search_drop ON sql_drop EXECUTE FUNCTION clip_search.f
 -- CREATE TABLE may add a partition to a watched table, ALTER TABLE may attach or detach one.
 CREATE FUNCTION clip_search.follow_partitions() RETURNS event_trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    touched bigint[];
 BEGIN
-    IF EXISTS (SELECT FROM clip_search.watch_setting AS w JOIN pg_class AS c ON c.oid = w.relation::oid WHERE c.relkind = 'p') THEN
-        PERFORM clip_search.settle_partitions();
+    -- Only watched tables that the command has touched, whose owner the caller therefore is: nobody's table is locked,
+    -- and nobody's code runs, in another role's command.
+    SELECT array_agg(w.id) INTO touched
+    FROM clip_search.watch_setting AS w
+    WHERE w.relation::oid IN (SELECT a.relid::oid FROM pg_event_trigger_ddl_commands() AS c
+                              CROSS JOIN LATERAL pg_partition_ancestors(c.objid::regclass) AS a
+                              WHERE c.classid = 'pg_class'::regclass);
+    IF touched IS NOT NULL THEN
+        PERFORM clip_search.settle_partitions(touched);
     END IF;
 END $$;
 CREATE EVENT TRIGGER clip_search_partition ON ddl_command_end WHEN TAG IN ('CREATE TABLE', 'ALTER TABLE')
@@ -286,7 +295,7 @@ SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_failure',
 SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_partition',
     'WHERE EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) relation::pg_catalog.oid)');
 
-REVOKE ALL ON FUNCTION clip_search.settle_partitions() FROM PUBLIC;
+REVOKE ALL ON FUNCTION clip_search.settle_partitions(bigint[]) FROM PUBLIC;
 -- The functions check that the caller owns the table, and the views filter by it.
 GRANT SELECT ON clip_search.watch, clip_search.pending, clip_search.failure TO PUBLIC;
 
@@ -404,5 +413,5 @@ COMMENT ON EVENT TRIGGER clip_search_drop IS 'Removes settings, queue, failures 
 COMMENT ON TABLE clip_search.watch_partition IS 'Partitions of watched tables';
 COMMENT ON INDEX clip_search.watch_partition_pkey IS 'One row per watch and partition';
 COMMENT ON FUNCTION clip_search.follow_partitions() IS 'Event trigger: follows partitions that are added to a watched table, attached or detached';
-COMMENT ON FUNCTION clip_search.settle_partitions() IS 'Takes the rows of detached partitions out of their clusters, and puts triggers on new partitions';
+COMMENT ON FUNCTION clip_search.settle_partitions(bigint[]) IS 'Takes the rows of detached partitions out of their clusters, and puts triggers on new partitions';
 COMMENT ON EVENT TRIGGER clip_search_partition IS 'Keeps the clusters of partitioned tables in sync when partitions are attached or detached';

@@ -222,7 +222,8 @@ BEGIN
         ('model load, text side', greatest(0, first_text - one_text), 1),
         ('photo, one by one', one_image * cardinality(photos), cardinality(photos));
 
-    -- The first batch takes its memory, and finds out whether photos are faster together or singly.
+    -- The first batch takes its memory, and finds out whether photos are faster together or singly. They would be remembered.
+    SET LOCAL clip_search.memo_images = 0;
     PERFORM clip_embed_images(photos);
     started := clock_timestamp();
     PERFORM clip_embed_images(photos);

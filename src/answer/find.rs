@@ -49,8 +49,11 @@ fn clip_find(
         (None, None) => None,
         (relevance, id) => Some((given("after_relevance", relevance)?, given("after_id", id.map(Text::str))?)),
     };
-    let model = model.map(Text::str).map_or_else(guc::model, str::to_owned);
     let (key, embedding) = (key.map(Text::str), embedding.map(Text::str));
+    let model = match model {
+        Some(Text(model)) => model.to_owned(),
+        None => model_of_column(table, embedding)?.unwrap_or_else(guc::model),
+    };
     let mut rows = rated(table, key, embedding, query, candidates, &model)?;
     rows.retain(|(key, _, relevance)| {
         let follows =
@@ -60,6 +63,17 @@ fn clip_find(
     rows.sort_by(|a, b| b.2.total_cmp(&a.2).then_with(|| a.0.cmp(&b.0)));
     rows.truncate(k as usize);
     Ok(TableIterator::new(rows))
+}
+
+/// The model that keeps the column's embeddings, if one is watched.
+fn model_of_column(table: pg_sys::Oid, embedding: Option<&str>) -> SqlResult<Option<String>> {
+    let _user_context = UserContext::of_extension();
+    Spi::connect(|client| {
+        let query = "SELECT min(model) FROM clip_search.watch_setting \
+             WHERE relation::oid = $1 AND ($2 IS NULL OR embedding = $2) HAVING count(*) = 1";
+        let rows = client.select(query, Some(1), &[table.into(), embedding.into()]).map_err(spi)?;
+        Ok(rows.into_iter().next().map(|row| get::<String>(&row, 1)).transpose()?.flatten())
+    })
 }
 
 fn within(name: &str, value: i32, most: i32) -> SqlResult<i32> {
@@ -159,10 +173,11 @@ fn columns(
             return Err(undefined("the column with the embeddings", &detail));
         }
     };
-    let query = "SELECT t.typname::text FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid \
+    let query = "SELECT CASE WHEN t.typnamespace = $3 THEN t.typname::text ELSE format_type(t.oid, NULL) END \
+         FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid \
          WHERE a.attrelid = $1 AND a.attname = $2 AND a.attnum > 0 AND NOT a.attisdropped";
     let typed = |column: &str| -> SqlResult<String> {
-        let rows = client.select(query, Some(1), &[table.into(), column.into()]).map_err(spi)?;
+        let rows = client.select(query, Some(1), &[table.into(), column.into(), schema.into()]).map_err(spi)?;
         let kind = rows.into_iter().next().map(|row| get::<String>(&row, 1)).transpose()?.flatten();
         kind.ok_or_else(|| {
             sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN, format!("table {shown} has no column \"{column}\""))

@@ -290,12 +290,12 @@ pub fn tell_of_dropped(client: &mut SpiClient<'_>) -> SqlResult<()> {
 pub mod clip_search {
     use super::*;
 
-    /// What the event trigger calls after CREATE TABLE and ALTER TABLE, if a partitioned table is watched.
-    #[pg_extern(volatile, parallel_unsafe)]
-    fn settle_partitions() -> SqlResult<()> {
+    /// What the event trigger calls with the watches whose tables a CREATE TABLE or ALTER TABLE has touched.
+    #[pg_extern(volatile, strict, parallel_unsafe)]
+    fn settle_partitions(watches: Vec<i64>) -> SqlResult<()> {
         let watches = own(|client| {
-            let condition = "c.relkind = 'p' AND w.id IN (SELECT id FROM clip_search.watch_live)";
-            Watch::find(client, condition, &[])
+            let condition = "c.relkind = 'p' AND w.id = ANY ($1) AND w.id IN (SELECT id FROM clip_search.watch_live)";
+            Watch::find(client, condition, &[watches.into()])
         })?;
         watches.iter().try_for_each(settle)
     }

@@ -162,7 +162,7 @@ def test_somebody_elses_table_takes_nothing_out(parts, database: support.Databas
         )
         other.execute("ALTER TABLE fake ADD more int")
         assert sqlstate(other, "TRUNCATE fake")[0] == "55000"
-        assert sqlstate(other, "SELECT clip_search.settle_partitions()")[0] == "42501"
+        assert sqlstate(other, "SELECT clip_search.settle_partitions('{1}')")[0] == "42501"
         other.execute("DROP TABLE fake")
     assert check(parts, "note WHERE body <> ''", collection="note") == 30
 

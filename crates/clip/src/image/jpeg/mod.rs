@@ -7,8 +7,8 @@
 mod markers;
 
 use std::borrow::Cow;
-use std::ptr::NonNull;
 use std::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
+use std::ptr::NonNull;
 
 use image::RgbImage;
 use image::metadata::Orientation;
