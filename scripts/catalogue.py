@@ -39,16 +39,18 @@ CONDITIONS = {
     "datatype_mismatch": "a column has the wrong type",
     "dependent_objects_still_exist": "an object such as a view prevents clip_reembed from replacing a column; a watch uses "
     "the collection that clip_drop_collection is to drop",
+    "duplicate_column": "the column that clip_reembed needs exists already, and is another's",
     "duplicate_object": "the collection already exists, or has its members in another table; the column is already "
     "watched",
     "trigger_protocol_violated": "a trigger function was called by something other than the trigger of clip_watch",
-    "feature_not_supported": "an image format that is recognised but not decoded (AVIF, JPEG XL, …); an image processor of "
+    "feature_not_supported": "an image format that is recognised but not decoded (JPEG 2000, SVG, …); an image processor of "
     "another model family; a text in a database whose encoding is not UTF-8; a Citus table, where a function needs its "
     "rows on this server",
     "insufficient_privilege": "a privilege is missing, on the function or on the table that it works on",
     "internal_error": "a bug in the extension: please report it",
     "invalid_parameter_value": "not an image, or an empty, truncated or corrupt one; an empty text; a zero vector; no "
     "label, or a template without {}; terms of a query that cancel out; any other argument that is out of range",
+    "invalid_schema_name": "the schema of a table was renamed or dropped while the function ran",
     "invalid_transaction_state": "assignment to a cluster, or a change to a collection or a watch, in a parallel "
     "worker",
     "lock_not_available": "another session uses the table: clip_watch, clip_unwatch and clip_reembed don't wait long for "
