@@ -139,7 +139,7 @@ fn clip_cluster_groups_of(
     let collection = collection.map(Text::str);
     let (Some(collection), Some(min_size)) = (collection, min_size) else { return Ok(None) };
     let found = Members::known(collection, current_role(), Privilege::Select)?;
-    let own_schema = Spi::connect(|client| own_schema(client))?;
+    let own_schema = Spi::connect(own_schema)?;
     found.read(members.map(|Regclass(oid)| oid), |client| {
         let thumbnail = match &found.image {
             Some(image) => format!(

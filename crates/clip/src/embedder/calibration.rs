@@ -40,7 +40,7 @@ pub(super) const TEXTS: [&str; 24] = [
 /// What is known of the eight-bit form of a tower.
 pub(super) enum Known {
     /// It was made before.
-    Made(Tower),
+    Made(Box<Tower>),
     /// It is to be made.
     Unmade,
     /// There is none, which was remarked, or none is asked for.
@@ -61,7 +61,7 @@ pub(super) fn eight_bit(embedder: (&Model, &Path, usize, Option<&Path>), file: &
             .hint_setting(Setting::Cache, "Set {setting} to a directory."));
     };
     match eight_bit::find(Runtime::load(library)?, file, threads, cache)? {
-        Some(tower) => Ok(Known::Made(tower)),
+        Some(tower) => Ok(Known::Made(Box::new(tower))),
         None if may_make => Ok(Known::Unmade),
         None => {
             Err(Error::new(Kind::BadModel, format!("the eight-bit form of \"{}\" was not made yet", file.display()))

@@ -183,7 +183,7 @@ impl Embedder {
             let is_unmade = matches!(known, Known::Unmade);
             let is_eight_bit = !matches!(known, Known::No);
             let shared = match known {
-                Known::Made(tower) => Rc::new(RefCell::new(tower)),
+                Known::Made(tower) => Rc::new(RefCell::new(*tower)),
                 _ => open(&self.shared, model.combined, &self.library, file, self.threads, cache, notes)?,
             };
             let tower = shared.borrow();
