@@ -56,7 +56,8 @@ pub(crate) fn aside<T: Send + 'static>(
 }
 
 /// The same for code that a panic can't leave, since its functions are C's: Rust ends the process there. The hook that is
-/// called first, before anything unwinds, stops the thread for good instead, and the caller has its error.
+/// called first, before anything unwinds, stops the thread for good instead, and the caller has its error. From then on
+/// nothing in the process can replace the hook: pgrx does so once, when the library is loaded.
 ///
 /// # Errors
 /// Those of [`aside`]; [`Kind::OutOfMemory`] when too many threads have stopped.
@@ -153,9 +154,35 @@ mod tests {
         panic!("on purpose, where it can't unwind");
     }
 
+    const CHILD: &str = "CLIP_TEST_STOPS_THREADS";
+
+    /// In a process of its own: a stopped thread is inside the panic hook for good, and at the end of a run the test harness
+    /// waits to replace the hook. Programs that replace none end as usual, which this shows as well.
     #[test]
-    #[ignore = "the parked thread keeps the test process from ending"]
     fn a_panic_that_cannot_unwind_is_an_error() {
+        if std::env::var_os(CHILD).is_some() {
+            panics();
+            std::process::exit(0);
+        }
+        let name = "image::aside::tests::a_panic_that_cannot_unwind_is_an_error";
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .env(CHILD, "1")
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        for _ in 0..3000 {
+            if let Some(status) = child.try_wait().unwrap() {
+                assert!(status.success(), "{status}");
+                return;
+            }
+            std::thread::sleep(WAIT);
+        }
+        child.kill().unwrap();
+        panic!("the process does not end");
+    }
+
+    fn panics() {
         let broken = || Error::new(Kind::InvalidInput, "it is broken");
         let limits = Limits::default();
         let run = |fails: bool| {
