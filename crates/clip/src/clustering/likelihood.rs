@@ -101,13 +101,17 @@ fn by_byte(weights: &[f32]) -> [f32; 256] {
 
 const _: () = assert!(BITS == 8 * BYTES);
 
-/// The point that a standard normal variable is below with probability `p`, to within 0.0005 (Abramowitz and Stegun,
-/// *Handbook of Mathematical Functions*, 26.2.23).
+/// The point that a standard normal variable is below with probability `p`: within 0.0005 by a formula (Abramowitz and Stegun,
+/// *Handbook of Mathematical Functions*, 26.2.23), and to nine digits after one step of Halley's method. A score of -30
+/// would otherwise be off by 0.025.
 fn quantile(p: f64) -> f64 {
     let tail = (-2.0 * p.min(1.0 - p).ln()).sqrt();
     let above = 2.515_517 + tail * (0.802_853 + tail * 0.010_328);
     let below = 1.0 + tail * (1.432_788 + tail * (0.189_269 + tail * 0.001_308));
-    (tail - above / below).copysign(p - 0.5)
+    let near = (tail - above / below).copysign(p - 0.5);
+    let excess = libm::erfc(-near / std::f64::consts::SQRT_2) / 2.0 - p;
+    let step = excess * (2.0 * std::f64::consts::PI).sqrt() * (near * near / 2.0).exp();
+    near - step / (1.0 + near * step / 2.0)
 }
 
 #[cfg(test)]
@@ -119,7 +123,7 @@ mod tests {
         // scipy.stats.norm.ppf
         for (p, expected) in [(0.001, -3.090_232), (0.1, -1.281_552), (0.5, 0.0), (0.6, 0.253_347), (0.975, 1.959_964)]
         {
-            assert!((quantile(p) - expected).abs() < 5e-4, "{p}: {}", quantile(p));
+            assert!((quantile(p) - expected).abs() < 1e-6, "{p}: {}", quantile(p));
         }
     }
 
