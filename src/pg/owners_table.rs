@@ -8,7 +8,7 @@ use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
-use pgrx::spi::{SpiClient, SpiCursor, SpiTupleTable, quote_identifier};
+use pgrx::spi::{SpiClient, SpiCursor, SpiHeapTupleData, SpiTupleTable, quote_identifier};
 
 use crate::pg::analyzed::{about_table, renamed};
 use crate::pg::cursors::Shield;
@@ -195,6 +195,26 @@ impl<'conn> TableClient<'_, 'conn> {
     /// Opens a cursor on a snapshot of its own.
     pub fn cursor_mut(&mut self, query: &str) -> SqlResult<SpiCursor<'conn>> {
         self.run(query, |client| client.try_open_cursor_mut(query, &[]))
+    }
+
+    /// Runs a query, and hands on what `read` makes of its rows, `count` of them at a time.
+    pub fn each_batch<T>(
+        &mut self,
+        query: &str,
+        count: c_long,
+        read: impl Fn(&SpiHeapTupleData<'_>) -> SqlResult<T>,
+        mut with: impl FnMut(Vec<T>) -> SqlResult<()>,
+    ) -> SqlResult<()> {
+        let mut cursor = self.cursor_mut(query)?;
+        loop {
+            pgrx::check_for_interrupts!();
+            let rows = cursor.fetch(count).map_err(spi)?;
+            let batch = rows.map(|row| read(&row)).collect::<SqlResult<Vec<T>>>()?;
+            if batch.is_empty() {
+                return Ok(());
+            }
+            with(batch)?;
+        }
     }
 
     fn run<T>(

@@ -7,6 +7,7 @@ use std::ffi::c_char;
 use std::sync::OnceLock;
 
 use pgrx::pg_sys;
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use crate::pg::error::sql_error;
@@ -83,12 +84,14 @@ unsafe extern "C-unwind" fn on_object_access(
     } else {
         return;
     };
+    refusal(what).set_hint(hint).report(PgLogLevel::ERROR);
+}
+
+fn refusal(what: &str) -> ErrorReport {
     sql_error(
         PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
         format!("cannot {what} within security-restricted operation"),
     )
-    .set_hint(hint)
-    .report(PgLogLevel::ERROR);
 }
 
 /// PostgreSQL calls it for each statement that is no query.
@@ -127,11 +130,7 @@ unsafe extern "C-unwind" fn refuse_utility(kind: pg_sys::NodeTag) {
         _ => return,
     };
     if is_restricted() {
-        sql_error(
-            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-            format!("cannot execute {command} within security-restricted operation"),
-        )
-        .report(PgLogLevel::ERROR);
+        refusal(&format!("execute {command}")).report(PgLogLevel::ERROR);
     }
 }
 

@@ -3,7 +3,7 @@
 use clip::{Error, Kind};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
-use pgrx::spi::quote_identifier;
+use pgrx::spi::{SpiHeapTupleData, quote_identifier};
 
 use crate::cluster::tables;
 use crate::guc;
@@ -109,17 +109,8 @@ fn enqueue(watch: &Watch, query: &str, again: Option<Option<&str>>) -> SqlResult
     let mut count = 0;
     watch.as_owner(|client| {
         key_form();
-        let mut cursor = client.cursor_mut(query)?;
-        loop {
-            pgrx::check_for_interrupts!();
-            let rows = cursor.fetch(KEYS).map_err(spi)?;
-            let keys = rows
-                .into_iter()
-                .map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default()))
-                .collect::<SqlResult<Vec<_>>>()?;
-            if keys.is_empty() {
-                return Ok(count);
-            }
+        let key = |row: &SpiHeapTupleData<'_>| Ok(get::<String>(row, 1)?.unwrap_or_default());
+        client.each_batch(query, KEYS, key, |keys| {
             count += own(|client| {
                 let longest = keys.iter().map(String::len).max().unwrap_or_default();
                 let insert = || {
@@ -136,8 +127,10 @@ fn enqueue(watch: &Watch, query: &str, again: Option<Option<&str>>) -> SqlResult
                 };
                 noted(watch, longest, insert)
             })?;
-        }
-    })
+            Ok(())
+        })
+    })?;
+    Ok(count)
 }
 
 /// The steps of CALL clip_backfill, which commits between them (sql/watch.sql).

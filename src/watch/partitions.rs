@@ -8,7 +8,7 @@ use std::cell::Cell;
 
 use clip::{Error, Kind};
 use pgrx::prelude::*;
-use pgrx::spi::{SpiClient, quote_identifier};
+use pgrx::spi::{SpiClient, SpiHeapTupleData, quote_identifier};
 
 use crate::cluster::assign::leave;
 use crate::pg::catalog::{self, Lock};
@@ -79,50 +79,28 @@ fn forget_rows(watch: &Watch, table: pg_sys::Oid) -> SqlResult<()> {
             "SELECT {cluster}, {embedding}::{}.vector FROM ONLY {name} WHERE {cluster} IS NOT NULL AND {embedding} IS NOT NULL",
             vector::schema()
         );
-        each_batch(&table, &query, |rows: Vec<(i64, Vector)>| {
-            for (cluster, vector) in rows {
-                leave(cluster, vector, Some(collection), Some(watch.owner))?;
-            }
-            Ok(())
+        table.as_owner(|client| {
+            let member = |row: &SpiHeapTupleData<'_>| Ok(get::<i64>(row, 1)?.zip(get::<Vector>(row, 2)?));
+            client.each_batch(&query, ROWS, member, |members| {
+                for (cluster, vector) in members.into_iter().flatten() {
+                    leave(cluster, vector, Some(collection), Some(watch.owner))?;
+                }
+                Ok(())
+            })
         })?;
     }
     let query =
-        format!("SELECT {}, 0 FROM ONLY {name} WHERE {embedding} IS NULL AND ({})", key_of(watch), watch.has_source());
-    each_batch(&table, &query, |rows: Vec<(String, i32)>| {
-        let keys: Vec<String> = rows.into_iter().map(|(key, _)| key).collect();
-        own(|client| {
-            let query = "DELETE FROM clip_search.watch_failure WHERE watch = $1 \
-                 AND key IN (SELECT k.key::text[] FROM unnest($2::text[]) AS k (key))";
-            client.update(query, None, &[watch.id.into(), keys.into()]).map(drop).map_err(spi)
-        })
-    })
-}
-
-/// Runs a query of two columns as the table's owner, and hands its rows on, some at a time.
-fn each_batch<A, B>(
-    table: &OwnersTable,
-    query: &str,
-    mut with: impl FnMut(Vec<(A, B)>) -> SqlResult<()>,
-) -> SqlResult<()>
-where
-    A: pgrx::datum::FromDatum + pgrx::datum::IntoDatum,
-    B: pgrx::datum::FromDatum + pgrx::datum::IntoDatum,
-{
+        format!("SELECT {} FROM ONLY {name} WHERE {embedding} IS NULL AND ({})", key_of(watch), watch.has_source());
     table.as_owner(|client| {
         key_form();
-        let mut cursor = client.cursor_mut(query)?;
-        loop {
-            pgrx::check_for_interrupts!();
-            let rows = cursor.fetch(ROWS).map_err(spi)?;
-            let batch = rows
-                .into_iter()
-                .map(|row| Ok(get(&row, 1)?.zip(get(&row, 2)?)))
-                .collect::<SqlResult<Vec<Option<(A, B)>>>>()?;
-            if batch.is_empty() {
-                return Ok(());
-            }
-            with(batch.into_iter().flatten().collect())?;
-        }
+        let key = |row: &SpiHeapTupleData<'_>| get::<String>(row, 1);
+        client.each_batch(&query, ROWS, key, |keys| {
+            own(|client| {
+                let query = "DELETE FROM clip_search.watch_failure WHERE watch = $1 \
+                     AND key IN (SELECT k.key::text[] FROM unnest($2::text[]) AS k (key))";
+                client.update(query, None, &[watch.id.into(), keys.into()]).map(drop).map_err(spi)
+            })
+        })
     })
 }
 
