@@ -152,7 +152,7 @@ impl Embedder {
         if let (Some(vision), Some(text)) = (self.vision.get(), self.text.get())
             && let (Ok(image), Ok(text)) = (fastest(&|| vision.run_black()), fastest(&|| text.try_run()))
         {
-            let threads = match self.threads {
+            let threads = match self.loader.threads {
                 1 => "on one thread".to_owned(),
                 more => format!("on {more} threads"),
             };

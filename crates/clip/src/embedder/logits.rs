@@ -183,7 +183,7 @@ impl Embedder {
             return Ok(pairs.and_then(|pairs| Logits::fitted(&pairs, &file)));
         }
         // It is as large as both towers, and let go at once.
-        let mut tower = Tower::load(Runtime::load(&self.library)?, &file, self.threads, None)?;
+        let mut tower = Tower::load(Runtime::load(&self.loader.library)?, &file, self.loader.threads, None)?;
         Ok(logit_pairs(&mut tower, vision, text)?.and_then(|pairs| Logits::fitted(&pairs, &file)))
     }
 }

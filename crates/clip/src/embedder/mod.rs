@@ -2,18 +2,18 @@
 
 mod calibration;
 mod inspect;
+mod loader;
 pub mod logits;
 mod ports;
 mod text;
 mod vision;
 
-use std::cell::RefCell;
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::time::Duration;
 
 use once_cell::unsync::OnceCell;
 
+use crate::embedder::loader::Loader;
 use crate::embedder::logits::Logits;
 use crate::embedder::ports::width;
 use crate::embedder::text::Text;
@@ -21,20 +21,11 @@ pub use crate::embedder::text::TextEmbedding;
 use crate::embedder::vision::Vision;
 use crate::error::{Error, Kind, Result};
 use crate::model::Model;
-use crate::model::session::Tower;
 
 /// A model with its towers, each loaded when it is first called.
 pub struct Embedder {
     pub model: Model,
-    library: PathBuf,
-    threads: usize,
-    cache: Option<PathBuf>,
-    /// Called while an eight-bit form is made, which takes minutes; it may unwind.
-    check_interrupts: fn(),
-    /// Whether an eight-bit form that the cache lacks is made.
-    may_make: bool,
-    /// A graph that serves both towers is loaded once.
-    shared: OnceCell<Rc<RefCell<Tower>>>,
+    loader: Loader,
     vision: OnceCell<Vision>,
     text: OnceCell<Text>,
     logits: OnceCell<Logits>,
@@ -68,12 +59,14 @@ impl Embedder {
     pub fn new(model: Model, library: PathBuf, threads: usize) -> Self {
         Self {
             model,
-            library,
-            threads,
-            cache: None,
-            check_interrupts: || (),
-            may_make: true,
-            shared: OnceCell::new(),
+            loader: Loader {
+                library,
+                threads,
+                cache: None,
+                check_interrupts: || (),
+                may_make: true,
+                shared: OnceCell::new(),
+            },
             vision: OnceCell::new(),
             text: OnceCell::new(),
             logits: OnceCell::new(),
@@ -85,19 +78,19 @@ impl Embedder {
 
     /// Keeps rewritten graphs in this directory ([`crate::model::graph_cache`]).
     pub fn with_cache(mut self, cache: Option<PathBuf>) -> Self {
-        self.cache = cache;
+        self.loader.cache = cache;
         self
     }
 
     /// Has this called between steps of the making of an eight-bit graph; it may unwind.
     pub fn with_interrupts(mut self, check_interrupts: fn()) -> Self {
-        self.check_interrupts = check_interrupts;
+        self.loader.check_interrupts = check_interrupts;
         self
     }
 
     /// Has an eight-bit form that the cache lacks be an error: for a process that can't take minutes.
     pub fn without_making(mut self) -> Self {
-        self.may_make = false;
+        self.loader.may_make = false;
         self
     }
 

@@ -1,11 +1,8 @@
 //! The inputs and outputs of graphs: which ones are used, what they are given, and how their rows become vectors.
 
-use std::cell::RefCell;
 use std::path::Path;
-use std::rc::Rc;
 
 use ndarray::{Array2, Array4};
-use once_cell::unsync::OnceCell;
 use ort::session::SessionInputValue;
 use ort::value::{Tensor, TensorElementType};
 
@@ -14,7 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::model::Model;
 use crate::model::config::Config;
 use crate::model::pooling::Pooling;
-use crate::model::session::{Port, Runtime, Tower};
+use crate::model::session::{Port, Tower};
 
 pub(super) const IMAGE_INPUTS: [&str; 4] = ["pixel_values", "image", "images", "input"];
 pub(super) const TEXT_INPUTS: [&str; 3] = ["input_ids", "text", "input"];
@@ -130,24 +127,6 @@ pub(super) fn chosen(output: &Port, pooling: &Pooling) -> String {
         _ if pooling.projection.is_some() => format!("{output}, projected by the weights beside it"),
         _ => output.to_string(),
     }
-}
-
-/// Loads a graph; one that serves both towers only once.
-pub(super) fn open(
-    shared: &OnceCell<Rc<RefCell<Tower>>>,
-    combined: bool,
-    library: &Path,
-    file: &Path,
-    threads: usize,
-    cache: Option<&Path>,
-    notes: &mut Vec<String>,
-) -> Result<Rc<RefCell<Tower>>> {
-    let mut load = || {
-        let mut tower = Tower::load(Runtime::load(library)?, file, threads, cache)?;
-        notes.extend(tower.note.take());
-        Ok(Rc::new(RefCell::new(tower)))
-    };
-    if combined { shared.get_or_try_init(load).cloned() } else { load() }
 }
 
 pub(super) fn is_float(port: &Port) -> bool {

@@ -1,23 +1,23 @@
 //! Texts to vectors: tokens, padding, the text tower.
 
 use std::cell::RefCell;
-use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
 
 use ndarray::{Array2, Array4};
 
 use crate::embedder::Embedder;
-use crate::embedder::calibration::{Known, TEXTS, eight_bit, remarked, runtime};
+use crate::embedder::calibration::TEXTS;
+use crate::embedder::loader::Form;
 use crate::embedder::ports::{
-    TEXT_INPUTS, floats, image_input, integers, is_integer, missing_half, missing_tower, open, same_width, steps,
-    unit_rows, unusable, width,
+    TEXT_INPUTS, floats, image_input, integers, is_integer, missing_half, missing_tower, same_width, steps, unit_rows,
+    unusable, width,
 };
 use crate::error::{Error, Kind, Result, Setting};
 use crate::memory;
 use crate::model::Model;
 use crate::model::config::{Config, Family, preparation};
-use crate::model::eight_bit::{Inputs, Samples, make};
+use crate::model::eight_bit::{Inputs, Samples};
 use crate::model::operators::quantizes_dynamically;
 use crate::model::pooling::Pooling;
 use crate::model::session::{Port, Tower};
@@ -154,21 +154,11 @@ impl Embedder {
 
     pub(super) fn load_text(&mut self) -> Result<()> {
         let (model, warnings, notes) = (&self.model, &mut self.warnings, &mut self.notes);
-        let (cache, counters, start) = (self.cache.as_deref(), &mut self.counters, Instant::now());
+        let (loader, counters, start) = (&self.loader, &mut self.counters, Instant::now());
         let image_width = self.vision.get().and_then(|v| width(&v.output, &v.pooling));
         self.text.get_or_try_init(|| {
             let file = model.text.as_ref().ok_or_else(|| missing_tower(model, "text"))?;
-            let known = match model.eight_bit_text {
-                true => eight_bit((model, &self.library, self.threads, cache), file, self.may_make),
-                false => Ok(Known::No),
-            };
-            let known = remarked(known, Known::No, warnings)?;
-            let is_unmade = matches!(known, Known::Unmade);
-            let is_eight_bit = !matches!(known, Known::No);
-            let shared = match known {
-                Known::Made(tower) => Rc::new(RefCell::new(*tower)),
-                _ => open(&self.shared, model.combined, &self.library, file, self.threads, cache, notes)?,
-            };
+            let (shared, form) = loader.open(model, file, model.eight_bit_text, warnings, notes)?;
             let tower = shared.borrow();
             let unusable = |what: &str| unusable(&tower, what);
             let ids = tower.input(&TEXT_INPUTS).filter(|port| is_integer(port)).cloned();
@@ -194,7 +184,7 @@ impl Embedder {
             let pad_to = ids.fixed(1);
             let encoder = TextEncoder::load(model, pad_to, warnings)?;
             let pad_to = pad_to.or(fills.then_some(encoder.context_length));
-            let alone = is_eight_bit || quantizes_dynamically(file);
+            let alone = form == Form::EightBit || quantizes_dynamically(file);
             let most = if alone || ids.fixed(0).is_some() { 1 } else { TEXT_BATCH };
             let idle = match pixels {
                 Some(input) => {
@@ -241,14 +231,14 @@ impl Embedder {
             if pads {
                 text.pad_to = Some(text.encoder.context_length);
             }
-            if is_unmade {
-                let made = text.make_eight_bit(model, self.threads, cache, &mut || (self.check_interrupts)());
-                if let Some(made) = remarked(made.map(Some), None, warnings)? {
-                    if asks {
-                        made.remember(PADDING, if pads { NEEDED } else { NOT_NEEDED });
-                    }
-                    text.tower = Rc::new(RefCell::new(made));
+            if form == Form::Unmade
+                && let Some(made) = text.with_samples(model, |samples| loader.make(file, samples, warnings))?
+            {
+                if asks {
+                    made.remember(PADDING, if pads { NEEDED } else { NOT_NEEDED });
                 }
+                text.tower = Rc::new(RefCell::new(made));
+                text.most = 1;
             }
             counters.loads += 1;
             counters.loading += start.elapsed();
@@ -366,14 +356,8 @@ fn too_long(text: &str, context: usize, model: &str) -> Error {
 }
 
 impl Text {
-    /// Makes the tower's eight-bit form, with texts that are built in.
-    pub(super) fn make_eight_bit(
-        &self,
-        model: &Model,
-        threads: usize,
-        cache: Option<&Path>,
-        check_interrupts: &mut dyn FnMut(),
-    ) -> Result<Tower> {
+    /// Hands on texts that are built in, as the graph takes them.
+    fn with_samples<T>(&self, model: &Model, f: impl FnOnce(&Samples<'_>) -> Result<T>) -> Result<T> {
         let half = TEXTS.len() / 2;
         let tokens: Vec<Tokens> = (0..TEXTS.len())
             .map(|sample| {
@@ -386,9 +370,6 @@ impl Text {
         let vector = |sample: usize, output| {
             Ok(unit_rows(&self.pooling.apply(output, &[tokens[sample].length])?, model)?.remove(0))
         };
-        let samples = Samples { count: TEXTS.len(), inputs: &inputs, output: &self.output.name, vector: &vector };
-        let file = self.tower.borrow().file.clone();
-        let cache = cache.expect("checked before the tower was loaded");
-        make(runtime(), &file, threads, cache, &samples, check_interrupts)
+        f(&Samples { count: TEXTS.len(), inputs: &inputs, output: &self.output.name, vector: &vector })
     }
 }

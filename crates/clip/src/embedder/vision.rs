@@ -1,17 +1,18 @@
 //! Image files to vectors: decoding, batches, the image tower.
 
 use std::cell::RefCell;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ndarray::{Array2, Array4, ArrayD, Axis};
 
 use crate::embedder::Embedder;
-use crate::embedder::calibration::{Known, PICTURES, eight_bit, remarked, runtime};
+use crate::embedder::calibration::PICTURES;
+use crate::embedder::loader::Form;
 use crate::embedder::ports::{
-    floats, image_input, integers, is_float, is_integer, missing_half, missing_tower, open, same_width, steps,
-    unit_rows, unusable, width,
+    floats, image_input, integers, is_float, is_integer, missing_half, missing_tower, same_width, steps, unit_rows,
+    unusable, width,
 };
 use crate::error::{Error, Kind, Result};
 use crate::image::preprocess::Preprocess;
@@ -19,7 +20,7 @@ use crate::image::synthetic;
 use crate::image::{self, Limits};
 use crate::model::Model;
 use crate::model::config::{Preparation, preparation};
-use crate::model::eight_bit::{Inputs, Samples, make};
+use crate::model::eight_bit::{Inputs, Samples};
 use crate::model::operators::quantizes_dynamically;
 use crate::model::pooling::Pooling;
 use crate::model::session::{Port, Tower, with_signals_blocked};
@@ -149,7 +150,7 @@ impl Embedder {
                 self.counters.images += files.len() as u64;
                 return Ok(vectors);
             }
-            prepared = if self.threads > 1 {
+            prepared = if self.loader.threads > 1 {
                 let ahead = || prepare(next, from, limits, &preprocess, size, &mut || ());
                 let (result, prepared) = with_helper(&ahead, run);
                 result?;
@@ -171,21 +172,11 @@ impl Embedder {
 
     pub(super) fn load_vision(&mut self) -> Result<()> {
         let (model, warnings, notes) = (&self.model, &mut self.warnings, &mut self.notes);
-        let (cache, counters, start) = (self.cache.as_deref(), &mut self.counters, Instant::now());
+        let (loader, counters, start) = (&self.loader, &mut self.counters, Instant::now());
         let text_width = self.text.get().and_then(|t| width(&t.output, &t.pooling));
         self.vision.get_or_try_init(|| {
             let file = model.vision.as_ref().ok_or_else(|| missing_tower(model, "image"))?;
-            let known = match model.eight_bit_vision {
-                true => eight_bit((model, &self.library, self.threads, cache), file, self.may_make),
-                false => Ok(Known::No),
-            };
-            let known = remarked(known, Known::No, warnings)?;
-            let is_unmade = matches!(known, Known::Unmade);
-            let is_eight_bit = !matches!(known, Known::No);
-            let shared = match known {
-                Known::Made(tower) => Rc::new(RefCell::new(*tower)),
-                _ => open(&self.shared, model.combined, &self.library, file, self.threads, cache, notes)?,
-            };
+            let (shared, form) = loader.open(model, file, model.eight_bit_vision, warnings, notes)?;
             let tower = shared.borrow();
             let unusable = |what: &str| unusable(&tower, what);
             let input = image_input(&tower).ok_or_else(|| missing_half(model, &tower, "image"))?;
@@ -219,21 +210,27 @@ impl Embedder {
                 (None, _) => return Err(unusable("its preprocessing leaves images of unequal sizes")),
             };
             same_width(model, &output, &pooling, text_width)?;
-            let alone = is_eight_bit || quantizes_dynamically(file);
-            let most = input
-                .fixed(0)
-                .map(drop)
-                .or(alone.then_some(()))
-                .map_or((BATCH_PIXELS / (size.0 * size.1)).clamp(1, IMAGE_BATCH), |_| 1);
-            let pace = Pace { most, together: None, singly: None };
             drop(tower);
-            let mut vision =
-                Vision { tower: shared, input, idle, output, pooling, preprocess, prepared_by, alone, size, pace };
-            if is_unmade {
-                let made = vision.make_eight_bit(model, self.threads, cache, &mut || (self.check_interrupts)());
-                if let Some(made) = remarked(made.map(Some), None, warnings)? {
-                    vision.tower = Rc::new(RefCell::new(made));
-                }
+            let mut vision = Vision {
+                tower: shared,
+                input,
+                idle,
+                output,
+                pooling,
+                preprocess,
+                prepared_by,
+                alone: form == Form::EightBit || quantizes_dynamically(file),
+                size,
+                pace: Pace { most: 1, together: None, singly: None },
+            };
+            if form == Form::Unmade
+                && let Some(made) = vision.with_samples(model, |samples| loader.make(file, samples, warnings))?
+            {
+                vision.tower = Rc::new(RefCell::new(made));
+                vision.alone = true;
+            }
+            if !vision.alone && vision.input.fixed(0).is_none() {
+                vision.pace.most = (BATCH_PIXELS / (size.0 * size.1)).clamp(1, IMAGE_BATCH);
             }
             counters.loads += 1;
             counters.loading += start.elapsed();
@@ -313,14 +310,8 @@ impl Vision {
 }
 
 impl Vision {
-    /// Makes the tower's eight-bit form, with pictures that are built in.
-    pub(super) fn make_eight_bit(
-        &self,
-        model: &Model,
-        threads: usize,
-        cache: Option<&Path>,
-        check_interrupts: &mut dyn FnMut(),
-    ) -> Result<Tower> {
+    /// Hands on pictures that are built in, as the graph takes them.
+    fn with_samples<T>(&self, model: &Model, f: impl FnOnce(&Samples<'_>) -> Result<T>) -> Result<T> {
         let (height, width) = self.size;
         let inputs = |sample: usize| {
             let picture = synthetic::picture(width as u32, height as u32, sample as u64 + 1);
@@ -329,9 +320,6 @@ impl Vision {
             self.inputs(pixels)
         };
         let vector = |_, output| Ok(unit_rows(&self.pool(output, 1)?, model)?.remove(0));
-        let samples = Samples { count: PICTURES, inputs: &inputs, output: &self.output.name, vector: &vector };
-        let file = self.tower.borrow().file.clone();
-        let cache = cache.expect("checked before the tower was loaded");
-        make(runtime(), &file, threads, cache, &samples, check_interrupts)
+        f(&Samples { count: PICTURES, inputs: &inputs, output: &self.output.name, vector: &vector })
     }
 }
