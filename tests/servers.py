@@ -59,6 +59,16 @@ class Server:
     def connect(self) -> psycopg.Connection:
         return psycopg.connect(host=str(self.folder), user="postgres", dbname="postgres", autocommit=True)
 
+    def reconnect(self, patience: float = 120) -> psycopg.Connection:
+        """Connects when the server is up again."""
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                return self.connect()
+            except psycopg.OperationalError:
+                assert time.monotonic() < deadline, "the server did not come back"
+                time.sleep(0.05)
+
     @property
     def postmaster(self) -> int:
         return int((self.data / "postmaster.pid").read_text().split()[0])

@@ -150,11 +150,11 @@ def in_parallel(jobs: Sequence[Callable[[], object]], timeout: float = 90) -> li
 PATIENCE = 60.0
 
 
-def until(condition: Callable[[], object], what: str = "it") -> None:
-    """Polls until the condition holds; fails after PATIENCE seconds."""
-    deadline = time.monotonic() + PATIENCE
+def until(condition: Callable[[], object], what: str = "it", patience: float = PATIENCE) -> None:
+    """Polls until the condition holds; fails after so many seconds."""
+    deadline = time.monotonic() + patience
     while not condition():
-        assert time.monotonic() < deadline, f"{what} has not come about within {PATIENCE} s"
+        assert time.monotonic() < deadline, f"{what} has not come about within {patience} s"
         time.sleep(0.05)
 
 

@@ -11,7 +11,6 @@ import pathlib
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -205,11 +204,8 @@ def check_many(db: psycopg.Connection, ids: list[int]) -> None:
     assert found == ids
 
 
-def wait(db: psycopg.Connection, query: str) -> None:
-    deadline = time.monotonic() + 60
-    while not value(db, query):
-        assert time.monotonic() < deadline, f"not within a minute: {query}"
-        time.sleep(0.05)
+def until_true(db: psycopg.Connection, query: str) -> None:
+    support.until(lambda: value(db, query), query)
 
 
 def updated(db: psycopg.Connection) -> None:
@@ -327,8 +323,8 @@ def test_an_earlier_build_is_updated(copy: Copy, version: str) -> None:
             db.execute("SELECT clip_watch('later', 'data', mode => 'queued', on_error => 'skip')")
             db.execute("INSERT INTO later VALUES (1, %b), (2, 'no image')", (CAT,))
             embedded = "SELECT count(*) = {} FROM later WHERE embedding IS NOT NULL"
-            wait(db, embedded.format(1))
-            wait(db, "SELECT max(attempts) = 1 FROM clip_search.pending")
+            until_true(db, embedded.format(1))
+            until_true(db, "SELECT max(attempts) = 1 FROM clip_search.pending")
             check_works(db, 10)
             ids = fill_many(db)
             before = stored(db), settings(db)
@@ -340,7 +336,7 @@ def test_an_earlier_build_is_updated(copy: Copy, version: str) -> None:
             assert (stored(db), settings(db)) == before
             check_works(db, 20)
             db.execute("INSERT INTO later VALUES (3, %b)", (ROCKET,))
-            wait(db, embedded.format(2))
+            until_true(db, embedded.format(2))
             before = stored(db), settings(db)
             updated(db)
             assert (stored(db), settings(db)) == before
@@ -350,7 +346,7 @@ def test_an_earlier_build_is_updated(copy: Copy, version: str) -> None:
             # The row that was put off is still there, and mended.
             assert [key for (key,) in db.execute("SELECT key[1] FROM clip_search.pending")] == ["2"]
             db.execute("UPDATE later SET data = %b WHERE id = 2", (CAT,))
-            wait(db, embedded.format(3))
+            until_true(db, embedded.format(3))
             assert value(db, "SELECT count(*) FROM clip_search.pending") == 0
             db.execute("CREATE DATABASE fresh TEMPLATE template0")
         with psycopg.connect(host=str(made.folder), user="postgres", dbname="fresh", autocommit=True) as db:

@@ -7,33 +7,14 @@ import os
 import pathlib
 import signal
 import time
-from collections.abc import Callable
 
 import psycopg
 
-from servers import Server, server
-from support import value
+from servers import server
+from support import until, value
 
 PATIENCE = 120.0
 WORKER = "SELECT max(pid) FROM pg_stat_activity WHERE backend_type = 'clip_search worker'"
-
-
-def connect(made: Server) -> psycopg.Connection:
-    """When the server is up again."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return made.connect()
-        except psycopg.OperationalError:
-            assert time.monotonic() < deadline, "the server did not come back"
-            time.sleep(0.1)
-
-
-def wait(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"no {what}"
-        time.sleep(0.05)
 
 
 def test_they_come_last(bindir: pathlib.Path) -> None:
@@ -54,7 +35,7 @@ def test_they_come_last(bindir: pathlib.Path) -> None:
             WHERE key = '{1}' AND watch = (SELECT id FROM clip_search.watch_setting WHERE relation = 'first'::regclass)""")
         db.execute("ALTER SYSTEM SET clip_search.worker = on")
         db.execute("SELECT pg_reload_conf()")
-        wait(lambda: value(db, "SELECT count(*) FROM clip_search.watch_queue") == 0, "empty queue")
+        until(lambda: value(db, "SELECT count(*) FROM clip_search.watch_queue") == 0, "empty queue", patience=PATIENCE)
         order = db.execute(
             "SELECT name, id FROM (SELECT 'first', * FROM first UNION ALL SELECT 'second', * FROM second) AS t (name, id) ORDER BY turn"
         ).fetchall()
@@ -75,17 +56,17 @@ def test_they_rest_after_the_second_time(bindir: pathlib.Path) -> None:
                 CREATE TRIGGER a BEFORE UPDATE ON note FOR EACH ROW EXECUTE FUNCTION hang();
                 INSERT INTO note VALUES (1, 'a sleepy cat')""")
         for attempt in (1, 2):
-            with connect(made) as db:
-                wait(lambda: value(db, f"{WORKER} AND wait_event = 'PgSleep'"), "worker in the row")
+            with made.reconnect() as db:
+                until(lambda: value(db, f"{WORKER} AND wait_event = 'PgSleep'"), "worker in the row", patience=PATIENCE)
                 assert value(db, "SELECT attempts FROM clip_search.watch_queue") == attempt
                 os.kill(value(db, f"{WORKER} AND wait_event = 'PgSleep'"), signal.SIGKILL)
-            with contextlib.suppress(psycopg.Error), connect(made) as db:
+            with contextlib.suppress(psycopg.Error), made.reconnect() as db:
                 time.sleep(0.5)
                 db.execute("SELECT 1")
-        with connect(made) as db:
+        with made.reconnect() as db:
             entry = "SELECT attempts, due > now() + interval '20 seconds', sqlstate FROM clip_search.watch_queue"
             assert db.execute(entry).fetchone() == (2, True, None)
             db.execute("INSERT INTO note SELECT n, 'cat ' || n FROM generate_series(2, 5) n")
-            wait(lambda: value(db, "SELECT count(embedding) FROM note") == 4, "other rows embedded")
+            until(lambda: value(db, "SELECT count(embedding) FROM note") == 4, "other rows embedded", patience=PATIENCE)
             assert db.execute(entry).fetchone() == (2, True, None)
             assert not value(db, f"{WORKER} AND wait_event = 'PgSleep'")

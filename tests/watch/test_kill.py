@@ -47,17 +47,6 @@ def outages() -> Iterator[None]:
             raise
 
 
-def connect(made: Server) -> psycopg.Connection:
-    """When the server is up again."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return made.connect()
-        except psycopg.OperationalError:
-            assert time.monotonic() < deadline, "the server did not come back"
-            time.sleep(0.05)
-
-
 class Writers:
     """Sessions that insert, edit and delete rows of their own until they are stopped, and know what was committed."""
 
@@ -78,7 +67,7 @@ class Writers:
         known, doubt = self.known[number], self.doubt[number]
         while not self.stop.is_set():
             try:
-                with connect(self.made) as db:
+                with self.made.reconnect() as db:
                     while not self.stop.is_set():
                         serial += 1
                         id = number * 1_000_000 + (serial if rng.random() < 0.7 else rng.randrange(1, serial + 1))
@@ -207,7 +196,7 @@ def test_nothing_is_lost_or_done_twice(bindir: pathlib.Path) -> None:
             # With the SQLSTATE of each message.
             db.execute("ALTER SYSTEM SET log_line_prefix = '%m [%p] %e '")
             db.execute("SELECT pg_reload_conf()")
-        with connect(made) as db:
+        with made.reconnect() as db:
             db.execute("SET client_min_messages = warning")
             db.execute("""
                 CREATE TABLE embedding_made (tab text, id int, body text);
@@ -232,9 +221,9 @@ def test_nothing_is_lost_or_done_twice(bindir: pathlib.Path) -> None:
         rng = random.Random(1)
         for number in range(KILLS):
             time.sleep(rng.uniform(0.2, 1.0))
-            with outages(), connect(made) as db:
+            with outages(), made.reconnect() as db:
                 hurt(made, db, HARMS[number % len(HARMS)], model)
-            with outages(), connect(made) as db:
+            with outages(), made.reconnect() as db:
                 for table, watch in watches.items():
                     assert value(db, LOST.format(table=table, watch=watch)) == 0, HARMS[number % len(HARMS)]
         for each in writers:
@@ -243,12 +232,12 @@ def test_nothing_is_lost_or_done_twice(bindir: pathlib.Path) -> None:
         # In peace, all of it is done.
         deadline = time.monotonic() + PATIENCE
         while True:
-            with outages(), connect(made) as db:
+            with outages(), made.reconnect() as db:
                 if value(db, "SELECT count(*) FROM clip_search.watch_queue") == 0:
                     break
             assert time.monotonic() < deadline, "the queue is not empty"
             time.sleep(0.2)
-        with connect(made) as db:
+        with made.reconnect() as db:
             db.execute("SET client_min_messages = warning")
             failed = db.execute(
                 "SELECT relation::text, key[1]::int, sqlstate, message FROM clip_search.failure"

@@ -3,12 +3,24 @@
 
 use std::io::Write;
 
+use clip::image::info::info;
+use clip::image::{Limits, decode};
 use image::{ImageFormat, RgbImage, RgbaImage};
 
 /// A file with what the tests call it.
 pub struct File {
     pub name: &'static str,
     pub bytes: Vec<u8>,
+}
+
+/// Cut at each of a hundred places, a file is an error; with the byte there changed it may be one, and never a panic.
+pub fn cut_and_change(file: &[u8]) {
+    for at in (0..100).map(|part| file.len() * part / 100) {
+        assert!(decode(&file[..at], &Limits::default()).is_err(), "cut at {at}, it lacks a part of its picture");
+        let mut changed = file.to_vec();
+        changed[at] ^= 0x55;
+        let _ = (decode(&changed, &Limits::default()), info(&changed, &Limits::default()));
+    }
 }
 
 fn file(name: &'static str, bytes: Vec<u8>) -> File {
