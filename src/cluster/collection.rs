@@ -13,7 +13,7 @@ use crate::cluster::tables::{Condition, Index, Sees, Store};
 use crate::guc;
 use crate::model::loaded;
 use crate::pg::catalog::Table;
-use crate::pg::error::{SqlResult, given, report, sql_error};
+use crate::pg::error::{SqlResult, different_dimensions, given, report, sql_error};
 use crate::pg::owners_table::OwnersTable;
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, spi};
@@ -86,7 +86,7 @@ impl Collection {
     }
 }
 
-fn check_threshold(threshold: Option<f64>) -> SqlResult<()> {
+pub fn check_threshold(threshold: Option<f64>) -> SqlResult<()> {
     match threshold {
         Some(threshold) if !(threshold > -1.0 && threshold <= 1.0) => Err(report(
             Error::new(Kind::InvalidInput, format!("cluster threshold {threshold} is not over -1 and up to 1")).detail(
@@ -152,11 +152,8 @@ fn clip_create_collection(
         if let (Some(known), Some(dimensions)) = (known, dimensions)
             && known != dimensions
         {
-            return Err(sql_error(
-                PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
-                format!("different vector dimensions {known} and {dimensions}"),
-            )
-            .set_detail(format!("Collection \"{collection}\" holds vectors of {known} dimensions.")));
+            return Err(different_dimensions(known, dimensions)
+                .set_detail(format!("Collection \"{collection}\" holds vectors of {known} dimensions.")));
         }
         let table = members.as_ref().map(|table| table.oid);
         let key = match table {

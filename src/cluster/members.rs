@@ -13,7 +13,7 @@ use crate::cluster::access::{Access, Privilege, unknown};
 use crate::cluster::tables::Store;
 use crate::guc;
 use crate::pg::citus;
-use crate::pg::error::{SqlResult, report, sql_error};
+use crate::pg::error::{SqlResult, different_dimensions, report, sql_error};
 use crate::pg::owners_table::{OwnersTable, TableClient};
 use crate::pg::spi::{get, spi};
 use crate::pg::user_context::{UserContext, current_role, role_name};
@@ -217,10 +217,7 @@ pub fn read(
             let Some(Vector(mut vector)) = get::<Vector>(&row, 1)? else { continue };
             l2_normalize(&mut vector).map_err(report)?;
             if !rows.push(&vector) {
-                return Err(sql_error(
-                    PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
-                    format!("different vector dimensions {} and {}", rows.dimensions(), vector.len()),
-                ));
+                return Err(different_dimensions(rows.dimensions(), vector.len()));
             }
             visit(&row)?;
         }

@@ -9,7 +9,7 @@ use pgrx::prelude::*;
 
 use crate::guc;
 use crate::model::{loaded, origin};
-use crate::pg::error::{SqlResult, report, sql_error, with_sqlstate};
+use crate::pg::error::{SqlResult, different_dimensions, report, with_sqlstate};
 use crate::pg::text::{self, Text};
 use crate::pg::vector::Vector;
 
@@ -60,10 +60,7 @@ fn clip_query(
         match (known, vectors.first()) {
             (Some(known), _) => origin::check_dimensions(vector.0.len(), known, whose.as_deref().unwrap_or_default())?,
             (None, Some(first)) if first.0.len() != vector.0.len() => {
-                return Err(sql_error(
-                    PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
-                    format!("different vector dimensions {} and {}", first.0.len(), vector.0.len()),
-                ));
+                return Err(different_dimensions(first.0.len(), vector.0.len()));
             }
             _ => {}
         }

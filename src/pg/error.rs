@@ -49,6 +49,11 @@ pub fn sql_error(code: PgSqlErrorCode, message: impl Into<String>) -> ErrorRepor
     ErrorReport::new(code, message.into(), "clip_search")
 }
 
+/// Vectors of two lengths, in pgvector's words.
+pub fn different_dimensions(one: impl std::fmt::Display, other: impl std::fmt::Display) -> ErrorReport {
+    sql_error(PgSqlErrorCode::ERRCODE_DATA_EXCEPTION, format!("different vector dimensions {one} and {other}"))
+}
+
 /// Shows an engine error as a WARNING.
 pub fn warn(error: Error) {
     report(error).report(PgLogLevel::WARNING);

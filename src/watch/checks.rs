@@ -5,7 +5,7 @@ use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, quote_identifier};
 
 use crate::pg::catalog::{Column, Table};
-use crate::pg::error::{SqlResult, report, sql_error, with_sqlstate};
+use crate::pg::error::{SqlResult, different_dimensions, report, sql_error, with_sqlstate};
 use crate::pg::spi::{get, spi};
 use crate::pg::text::{foreign_encoding, foreign_name};
 use crate::pg::user_context::UserContext;
@@ -193,11 +193,8 @@ pub fn check_embedding(table: &Table, name: &str, column: &Column, dimensions: u
         return Err(with_sqlstate(PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH, error));
     }
     if column.modifier != -1 && column.modifier as usize != dimensions {
-        return Err(sql_error(
-            PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
-            format!("different vector dimensions {} and {dimensions}", column.modifier),
-        )
-        .set_detail(format!("Column \"{name}\" of {} is of type {}.", table.name, column.shown)));
+        return Err(different_dimensions(column.modifier, dimensions)
+            .set_detail(format!("Column \"{name}\" of {} is of type {}.", table.name, column.shown)));
     }
     Ok(())
 }

@@ -1,14 +1,13 @@
 //! The collection that a watch groups its rows in.
 
-use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
 use crate::cluster::access::{Access, DEFAULT_COLLECTION, check_name};
-use crate::cluster::collection::Collection;
+use crate::cluster::collection::{Collection, check_threshold};
 use crate::cluster::tables::Store;
 use crate::pg::catalog::Table;
-use crate::pg::error::{SqlResult, report, sql_error};
+use crate::pg::error::{SqlResult, different_dimensions, sql_error};
 use crate::pg::spi::{get, spi};
 use crate::pg::user_context::owner_of_table;
 use crate::watch::wanted::Wanted;
@@ -54,14 +53,7 @@ impl Bind<'_> {
     ) -> SqlResult<Bound> {
         let name = self.collection;
         check_name(name)?;
-        if let Some(threshold) = wanted.threshold
-            && !(threshold > -1.0 && threshold <= 1.0)
-        {
-            return Err(report(Error::new(
-                Kind::InvalidInput,
-                format!("cluster threshold {threshold} is not over -1 and up to 1"),
-            )));
-        }
+        check_threshold(wanted.threshold)?;
         let arguments = [name.into(), wanted.embedding.into(), self.cluster.into()];
         let rows = client.update(include_str!("sql/bound.sql"), Some(1), &arguments).map_err(spi)?;
         let found = rows
@@ -125,12 +117,9 @@ impl Bind<'_> {
         }
         // Clusters that the name has already must be of those dimensions.
         let known = Collection::find(store, name)?.dimensions;
-        if known.is_some_and(|known| known as usize != self.dimensions) {
-            return Err(sql_error(
-                PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
-                format!("different vector dimensions {} and {}", known.unwrap_or(0), self.dimensions),
-            )
-            .set_detail(format!("Collection \"{name}\" holds vectors of {} dimensions.", known.unwrap_or(0))));
+        if let Some(known) = known.filter(|&known| known as usize != self.dimensions) {
+            return Err(different_dimensions(known, self.dimensions)
+                .set_detail(format!("Collection \"{name}\" holds vectors of {known} dimensions.")));
         }
         let access = Access::find(store, name);
         if access.exists() || name == DEFAULT_COLLECTION {

@@ -6,7 +6,7 @@ use pgrx::prelude::*;
 
 use crate::cluster::pending::join;
 use crate::model::loaded;
-use crate::pg::error::{SqlResult, report, sql_error};
+use crate::pg::error::{SqlResult, different_dimensions, report, sql_error};
 use crate::pg::subtransaction::Failure;
 use crate::pg::text::utf8;
 use crate::pg::transaction::RollbackList;
@@ -69,7 +69,7 @@ fn written(plan: &Plan, new: &Tuple) -> SqlResult<pg_sys::HeapTuple> {
         Ok(None) => Ok(new.with(plan, None, None)),
         Ok(Some(vector)) => {
             if let Some(dimensions) = plan.dimensions.filter(|&dimensions| dimensions != vector.0.len()) {
-                return Err(sql_error(PgSqlErrorCode::ERRCODE_DATA_EXCEPTION, format!("different vector dimensions {dimensions} and {}", vector.0.len())).set_detail(format!(
+                return Err(different_dimensions(dimensions, vector.0.len()).set_detail(format!(
                         "Column \"{}\" of {} is for {dimensions}, and has been altered since clip_watch was called; \"{}\" makes the other.",
                         watch.embedding,
                         watch.name(),
