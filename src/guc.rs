@@ -301,6 +301,11 @@ pub fn model() -> String {
     }
 }
 
+/// The model that a call names, or the default one.
+pub fn model_or_default(named: Option<&str>) -> String {
+    named.map_or_else(model, str::to_owned)
+}
+
 /// The default model as clip_search.model names it.
 pub fn model_name() -> String {
     string(&MODEL)

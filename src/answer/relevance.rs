@@ -18,7 +18,7 @@ fn clip_relevance(
     model: default!(Option<Text<'_>>, "NULL"),
 ) -> SqlResult<Option<f64>> {
     let (Some(Vector(vector)), Some(Text(query))) = (embedding, query) else { return Ok(None) };
-    let model = model.map(Text::str).map_or_else(guc::model, str::to_owned);
+    let model = guc::model_or_default(model.map(Text::str));
     let words = background::of(&model)?;
     let photo = background::photo(&words, vector, &model)?;
     let text = background::texts(&words, &[Some(query)], &model)?;
@@ -36,7 +36,7 @@ fn clip_explain(
     let (Some(Vector(vector)), Some(Text(query)), Some(k)) = (embedding, query, k) else {
         return Ok(TableIterator::empty());
     };
-    let model = model.map(Text::str).map_or_else(guc::model, str::to_owned);
+    let model = guc::model_or_default(model.map(Text::str));
     let words = background::of(&model)?;
     let photo = background::photo(&words, vector, &model)?;
     let text = loaded::embed_texts(&model, &[Some(query)])?.pop().flatten();
@@ -51,6 +51,6 @@ fn clip_explain(
 /// Embeds the words ahead of the first search; returns how many there are.
 #[pg_extern(volatile, parallel_restricted, cost = 1000000)]
 fn clip_prepare_words(model: default!(Option<Text<'_>>, "NULL")) -> SqlResult<i32> {
-    let model = model.map(Text::str).map_or_else(guc::model, str::to_owned);
+    let model = guc::model_or_default(model.map(Text::str));
     Ok(background::of(&model)?.words.len() as i32)
 }

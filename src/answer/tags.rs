@@ -19,7 +19,7 @@ fn clip_tags(
     model: default!(Option<Text<'_>>, "NULL"),
 ) -> Result<TableIterator<'static, (name!(tag, String), name!(relevance, f64))>, ErrorReport> {
     let (Some(Vector(vector)), Some(k)) = (embedding, k) else { return Ok(TableIterator::empty()) };
-    let model = model.map(Text::str).map_or_else(guc::model, str::to_owned);
+    let model = guc::model_or_default(model.map(Text::str));
     let words = background::of(&model)?;
     let photo = background::photo(&words, vector, &model)?;
     let tags = words.tags(&photo, usize::try_from(k).unwrap_or(0));
@@ -34,7 +34,7 @@ fn clip_tags_of_labels(
     model: default!(Option<Text<'_>>, "NULL"),
 ) -> Result<TableIterator<'static, (name!(tag, String), name!(relevance, f64))>, ErrorReport> {
     let (Some(Vector(vector)), Some(labels)) = (embedding, labels) else { return Ok(TableIterator::empty()) };
-    let model = model.map(Text::str).map_or_else(guc::model, str::to_owned);
+    let model = guc::model_or_default(model.map(Text::str));
     let labels = classify::present(texts(&labels), "label")?;
     rated(vector, &labels, &model).map(TableIterator::new)
 }
@@ -85,7 +85,7 @@ fn clip_classify_or_none(
     else {
         return Ok(TableIterator::empty());
     };
-    let model = model.map(Text::str).map_or_else(guc::model, str::to_owned);
+    let model = guc::model_or_default(model.map(Text::str));
     let labels = classify::present(texts(&labels), "label")?;
     if labels.contains(&none) {
         return Err(report(

@@ -18,7 +18,7 @@ fn clip_benchmark(
     model: default!(Option<Text<'_>>, "NULL"),
 ) -> Result<TableIterator<'static, (name!(step, String), name!(items, i32), name!(ms_each, f64))>, ErrorReport> {
     let model = model.map(Text::str);
-    let model = model.map_or_else(guc::model, str::to_owned);
+    let model = guc::model_or_default(model);
     let embedder = loaded::fresh(&model)?;
     benchmark(embedder).map(TableIterator::new).map_err(report)
 }

@@ -83,7 +83,7 @@ fn classify_image(
     templates: Vec<Option<&str>>,
     model: Option<&str>,
 ) -> SqlResult<Rows> {
-    let model = model.map_or_else(guc::model, str::to_owned);
+    let model = guc::model_or_default(model);
     let (labels, templates) = check(labels, templates)?;
     let vector = loaded::embed_images(&model, &[Some(image)])?.pop().flatten();
     let vector = vector.expect("one value that is not NULL gives one vector");
@@ -96,7 +96,7 @@ pub fn classify_vector(
     templates: Vec<Option<&str>>,
     model: Option<&str>,
 ) -> SqlResult<Rows> {
-    let model = model.map_or_else(guc::model, str::to_owned);
+    let model = guc::model_or_default(model);
     let (labels, templates) = check(labels, templates)?;
     origin::check_origin(&vector, &model)?;
     l2_normalize(&mut vector).map_err(report)?;

@@ -38,7 +38,7 @@ fn clip_query(
         ));
     }
 
-    let named = model.map_or_else(guc::model, str::to_owned);
+    let named = guc::model_or_default(model);
     let mut terms: Vec<Vector> = Vec::new();
     if !texts.is_empty() {
         let texts: Vec<Option<&str>> = texts.into_iter().map(Some).collect();

@@ -89,9 +89,7 @@ pub fn of(spec: &str) -> SqlResult<Rc<Background>> {
     }
     let words = key.words().map_err(report)?;
     let model = Model::find(&key.search, spec).map_err(report)?;
-    // The eight-bit form has vectors of its own.
-    let runtime = format!("{} {}", key.runtime.display(), model.eight_bit_text);
-    let entry = guc::cache().and_then(|cache| Entry::of(&cache, &model, &words, &runtime));
+    let entry = guc::cache().and_then(|cache| Entry::of(&cache, &model, &words, &key.runtime.display().to_string()));
     let kept = match &entry {
         Some(entry) => entry.read(words).map_err(report)?,
         None => Err(words),

@@ -41,20 +41,12 @@ impl Entry {
     /// The place for the graph in `file`, in that form, as the library of that version and this CPU would have it. None if
     /// the file can't be looked at.
     ///
-    /// Files are told by length, inode, and times of the last change of content and of status, to the nanosecond: a hash
-    /// of 600 MB would take as long as loading them. Weights may lie in files beside the graph, so these count, too.
+    /// Weights may lie in files beside the graph, so these count, too.
     pub fn of(cache: &Path, file: &Path, version: &str, form: Form) -> Option<Self> {
         let file = file.canonicalize().ok()?;
         let mut state = DefaultHasher::new();
         (version, std::env::consts::ARCH, cpu(), env!("CARGO_PKG_VERSION")).hash(&mut state);
-        let mut files: Vec<_> = fs::read_dir(file.parent()?).ok()?.collect::<Result<_, _>>().ok()?;
-        files.sort_by_key(fs::DirEntry::file_name);
-        for neighbour in files {
-            let about = fs::metadata(neighbour.path()).ok()?;
-            neighbour.file_name().hash(&mut state);
-            (about.len(), about.ino(), about.mtime(), about.mtime_nsec(), about.ctime(), about.ctime_nsec())
-                .hash(&mut state);
-        }
+        hash_state(file.parent()?, &mut state)?;
         let mut source = DefaultHasher::new();
         (&file, form).hash(&mut source);
         let source = format!("{:016x}", source.finish());
@@ -156,6 +148,19 @@ impl Entry {
     }
 }
 
+/// Hashes the state of a directory's files. They are told by length, inode, and times of the last change of content and of
+/// status, to the nanosecond: a hash of 600 MB would take as long as loading them. None if one can't be looked at.
+pub(crate) fn hash_state(directory: &Path, state: &mut impl Hasher) -> Option<()> {
+    let mut files: Vec<_> = fs::read_dir(directory).ok()?.collect::<Result<_, _>>().ok()?;
+    files.sort_by_key(fs::DirEntry::file_name);
+    for file in files {
+        let about = fs::metadata(file.path()).ok()?;
+        file.file_name().hash(state);
+        (about.len(), about.ino(), about.mtime(), about.mtime_nsec(), about.ctime(), about.ctime_nsec()).hash(state);
+    }
+    Some(())
+}
+
 /// A directory that is removed, unless it has been renamed.
 struct Draft<'a>(&'a Path);
 
@@ -165,7 +170,8 @@ impl Drop for Draft<'_> {
     }
 }
 
-fn is_young(path: &Path) -> bool {
+/// Whether a process that still lives may be writing there.
+pub(crate) fn is_young(path: &Path) -> bool {
     let changed = fs::metadata(path).and_then(|about| about.modified());
     changed.is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|age| age < PATIENCE))
 }

@@ -3,13 +3,14 @@
 use std::fs::{self, DirBuilder, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::{Background, Words};
 use crate::error::{Error, Kind, Result};
 use crate::memory;
 use crate::model::Model;
+use crate::model::graph_cache::{hash_state, is_young};
 
 /// Of this layout.
 const MAGIC: &[u8; 8] = b"clipwrd1";
@@ -25,26 +26,15 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// None where the model's files can't be looked at. They are told by length, inode and times, as in the cache of graphs.
+    /// None where the model's files can't be looked at.
     pub fn of(cache: &Path, model: &Model, words: &Words, runtime: &str) -> Option<Self> {
         let graph = model.text.as_deref()?.canonicalize().ok()?;
         let (mut source, mut state) = (DefaultHasher::new(), DefaultHasher::new());
-        graph.hash(&mut source);
+        // The eight-bit form has vectors of its own, and neither removes the other's.
+        (&graph, model.eight_bit_text).hash(&mut source);
         (MAGIC, env!("CARGO_PKG_VERSION"), runtime, words.background, &words.words).hash(&mut state);
-        let mut files: Vec<PathBuf> = Vec::new();
-        for directory in [graph.parent()?, &model.text_directory] {
-            files.extend(fs::read_dir(directory).ok()?.flatten().map(|entry| entry.path()));
-        }
-        files.sort();
-        files.dedup();
-        for file in files {
-            let about = fs::metadata(&file).ok()?;
-            if about.is_file() {
-                file.file_name().hash(&mut state);
-                (about.len(), about.ino(), about.mtime(), about.mtime_nsec(), about.ctime(), about.ctime_nsec())
-                    .hash(&mut state);
-            }
-        }
+        hash_state(graph.parent()?, &mut state)?;
+        hash_state(&model.text_directory, &mut state)?;
         Some(Self { directory: cache.to_owned(), source: format!("{:016x}", source.finish()), state: state.finish() })
     }
 
@@ -129,8 +119,7 @@ impl Entry {
             let name = name.to_string_lossy();
             let ours = name.ends_with(&format!(".{SUFFIX}"));
             let outdated = name.starts_with(&format!("{}-", self.source));
-            let age = entry.metadata().and_then(|about| about.modified()).ok().and_then(|at| at.elapsed().ok());
-            let abandoned = name.starts_with("draft-") && age.is_some_and(|age| age.as_secs() > 3600);
+            let abandoned = name.starts_with("draft-") && !is_young(&path);
             if ours && (outdated || abandoned) && path != self.path() {
                 let _ = fs::remove_file(path);
             }
@@ -191,6 +180,12 @@ mod tests {
         changed.write(&made).unwrap();
         let left: Vec<PathBuf> = fs::read_dir(&cache).unwrap().flatten().map(|entry| entry.path()).collect();
         assert_eq!(left, [changed.path()]);
+        // The eight-bit form has a file beside it.
+        let eight_bit = Model { eight_bit_text: true, ..model.clone() };
+        let other = Entry::of(&cache, &eight_bit, &words(700), "1").unwrap();
+        assert!(other.read(words(700)).unwrap().is_err());
+        other.write(&made).unwrap();
+        assert!(changed.path().exists() && other.path().exists());
 
         fs::remove_dir_all(&cache).unwrap();
         fs::write(&cache, "a file, not a directory").unwrap();
