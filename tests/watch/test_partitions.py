@@ -167,6 +167,60 @@ def test_somebody_elses_table_takes_nothing_out(parts, database: support.Databas
     assert check(parts, "note WHERE body <> ''", collection="note") == 30
 
 
+DDL = "CREATE TABLE bystander (i int); ALTER TABLE bystander ADD j int; CREATE TEMP TABLE passing (i int); DROP TABLE bystander, passing"
+
+
+def test_other_roles_ddl_does_not_wait(parts, database: support.Database, plain_role: str):
+    """The event trigger fires for every table of the database, and locks those of its own command only."""
+    with database.connect(autocommit=False) as busy, database.connect(plain_role) as other:
+        other.execute("SET lock_timeout = '2s'; SET client_min_messages = warning")
+        for command in ("TRUNCATE low", "LOCK TABLE note"):
+            busy.execute(command)
+            other.execute(DDL)
+            busy.rollback()
+    assert check(parts, "note WHERE body <> ''", collection="note") == 30
+
+
+def test_ddl_works_on_an_old_snapshot(parts, database: support.Database):
+    with database.connect(autocommit=False) as other:
+        other.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        other.execute("SELECT FROM note LIMIT 1")
+        parts.execute("ALTER TABLE note DETACH PARTITION low")
+        other.execute(DDL)
+        other.rollback()
+    parts.execute("DROP TABLE low")
+
+
+def test_an_owners_code_does_not_run_in_other_roles_ddl(db, database: support.Database, plain_role: str):
+    """An owner whose watch is not live while a partition is attached leaves it unsettled, with a trigger that fails."""
+    with database.connect(plain_role) as owner:
+        owner.execute("SET client_min_messages = warning")
+        owner.execute("CREATE TABLE mine (id int PRIMARY KEY, body text) PARTITION BY RANGE (id)")
+        owner.execute("CREATE TABLE mine_1 PARTITION OF mine FOR VALUES FROM (0) TO (100)")
+        owner.execute("SELECT clip_watch('mine', 'body', cluster => 'cluster_id')")
+        definitions = owner.execute(
+            "SELECT tgname, pg_get_triggerdef(oid) FROM pg_trigger WHERE tgrelid = 'mine'::regclass AND NOT tgisinternal"
+        ).fetchall()
+        for name, _ in definitions:
+            owner.execute(f"DROP TRIGGER {name} ON mine")
+        owner.execute("CREATE TABLE mine_2 (LIKE mine INCLUDING ALL)")
+        owner.execute("INSERT INTO mine_2 (id, cluster_id) VALUES (200, 1), (201, 2)")
+        owner.execute(
+            "CREATE FUNCTION harm() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no DDL for you'; END $$"
+        )
+        owner.execute("CREATE TRIGGER harm BEFORE UPDATE ON mine_2 FOR EACH ROW EXECUTE FUNCTION harm()")
+        owner.execute("ALTER TABLE mine ATTACH PARTITION mine_2 FOR VALUES FROM (200) TO (300)")
+        for _, definition in definitions:
+            owner.execute(definition)
+        db.execute(DDL)
+        # The owner's next command settles it, and has what the owner wrote.
+        assert sqlstate(owner, "CREATE TABLE mine_3 PARTITION OF mine FOR VALUES FROM (300) TO (400)")[0] == "P0001"
+        owner.execute("DROP TRIGGER harm ON mine_2")
+        owner.execute("CREATE TABLE mine_3 PARTITION OF mine FOR VALUES FROM (300) TO (400)")
+        assert value(owner, "SELECT count(*) FROM mine_2 WHERE cluster_id IS NULL") == 2
+        owner.execute("DROP TABLE mine; DROP FUNCTION harm()")
+
+
 def test_an_unlogged_table_is_told_of(db):
     said: list[tuple[str, str]] = []
     db.add_notice_handler(lambda diag: said.append((diag.message_primary, diag.message_hint or "")))
