@@ -91,8 +91,8 @@ SELECT vector_dims(clip_embed_text('after the savepoint'));
 COMMIT;
 -- Cancelled in the midst of it, and the connection goes on.
 SET statement_timeout = '2s';
-SELECT clip_embed_texts(array_agg('cat number ' || n)) FROM generate_series(1, 20000) n;
-SELECT count(clip_embed_image(data || int4send(n))) FROM image, generate_series(1, 2000) n;
+SELECT clip_embed_texts(array_agg('cat number ' || n)) FROM generate_series(1, 1000000) n;
+SELECT count(clip_embed_image(data || int4send(n))) FROM image, generate_series(1, 1000000) n;
 RESET statement_timeout;
 SELECT vector_dims(clip_embed_text('after the cancel'));
 -- A library that is none, in a connection that has loaded nothing yet.
