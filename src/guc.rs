@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use clip::Setting;
 use clip::image::Limits;
-use clip::model::EIGHT_BIT;
+use clip::model::AUTO_INT8;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 use pgrx::pg_sys;
 
@@ -295,7 +295,7 @@ pub fn model() -> String {
     match PRECISION.get() {
         Precision::Float32 => spec,
         Precision::Int8 => {
-            let part = |part: &str| if part.contains(':') { part.to_owned() } else { format!("{part}:{EIGHT_BIT}") };
+            let part = |part: &str| if part.contains(':') { part.to_owned() } else { format!("{part}:{AUTO_INT8}") };
             spec.split('+').map(part).collect::<Vec<_>>().join("+")
         }
     }

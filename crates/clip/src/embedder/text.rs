@@ -17,7 +17,7 @@ use crate::error::{Error, Kind, Result, Setting};
 use crate::memory;
 use crate::model::Model;
 use crate::model::config::{Config, Family, preparation};
-use crate::model::eight_bit::{Inputs, Samples};
+use crate::model::quantize::{Inputs, Samples};
 use crate::model::operators::quantizes_dynamically;
 use crate::model::pooling::Pooling;
 use crate::model::session::{Port, Tower};
@@ -158,7 +158,7 @@ impl Embedder {
         let image_width = self.vision.get().and_then(|v| width(&v.output, &v.pooling));
         self.text.get_or_try_init(|| {
             let file = model.text.as_ref().ok_or_else(|| missing_tower(model, "text"))?;
-            let (shared, form) = loader.open(model, file, model.eight_bit_text, warnings, notes)?;
+            let (shared, form) = loader.open(model, file, model.int8_text, warnings, notes)?;
             let tower = shared.borrow();
             let unusable = |what: &str| unusable(&tower, what);
             let ids = tower.input(&TEXT_INPUTS).filter(|port| is_integer(port)).cloned();
@@ -184,7 +184,7 @@ impl Embedder {
             let pad_to = ids.fixed(1);
             let encoder = TextEncoder::load(model, pad_to, warnings)?;
             let pad_to = pad_to.or(fills.then_some(encoder.context_length));
-            let alone = form == Form::EightBit || quantizes_dynamically(file);
+            let alone = form == Form::Int8 || quantizes_dynamically(file);
             let most = if alone || ids.fixed(0).is_some() { 1 } else { TEXT_BATCH };
             let idle = match pixels {
                 Some(input) => {

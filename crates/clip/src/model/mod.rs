@@ -1,7 +1,7 @@
 //! A model on disk and in memory: its files, ONNX Runtime's sessions, rewritten graphs, pooling after the graph.
 
 pub mod config;
-pub mod eight_bit;
+pub mod quantize;
 mod files;
 pub mod graph_cache;
 mod onnx;

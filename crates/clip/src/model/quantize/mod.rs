@@ -122,7 +122,7 @@ struct Seen {
 /// # Errors
 /// [`Kind::Unsupported`] if it was found out before that there is none.
 pub fn find(runtime: &Runtime, file: &Path, threads: usize, cache: &Path) -> Result<Option<Tower>> {
-    let Some(entry) = Entry::of(cache, file, &runtime.version, Form::EightBit) else { return Ok(None) };
+    let Some(entry) = Entry::of(cache, file, &runtime.version, Form::Int8) else { return Ok(None) };
     if let Some(why) = entry.refusal() {
         return Err(refused(file, &why));
     }
@@ -151,7 +151,7 @@ pub fn make(
             .detail(why)
             .hint("See that the cache's directory can be written and the disk has room, or use float32.")
     };
-    let entry = Entry::of(cache, file, &runtime.version, Form::EightBit)
+    let entry = Entry::of(cache, file, &runtime.version, Form::Int8)
         .ok_or_else(|| failed(format!("\"{}\" can't be read.", file.display())))?;
     // It takes minutes of a core and gigabytes of memory: one process is enough.
     let _lock = entry.lock(check_interrupts);
