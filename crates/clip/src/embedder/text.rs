@@ -17,9 +17,9 @@ use crate::error::{Error, Kind, Result, Setting};
 use crate::memory;
 use crate::model::Model;
 use crate::model::config::{Config, Family, preparation};
-use crate::model::quantize::{Inputs, Samples};
 use crate::model::operators::quantizes_dynamically;
 use crate::model::pooling::Pooling;
+use crate::model::quantize::{Inputs, Samples};
 use crate::model::session::{Port, Tower};
 use crate::text::{TextEncoder, Tokens};
 

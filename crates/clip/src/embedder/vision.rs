@@ -20,9 +20,9 @@ use crate::image::synthetic;
 use crate::image::{self, Limits};
 use crate::model::Model;
 use crate::model::config::{Preparation, preparation};
-use crate::model::quantize::{Inputs, Samples};
 use crate::model::operators::quantizes_dynamically;
 use crate::model::pooling::Pooling;
+use crate::model::quantize::{Inputs, Samples};
 use crate::model::session::{Port, Tower, with_signals_blocked};
 
 /// Images run together, where that is faster ([`Pace`]): ViT-B/32 gains 12 % over single images, on one thread and on two
