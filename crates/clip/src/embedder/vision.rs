@@ -105,7 +105,7 @@ impl Embedder {
         self.load_vision()?;
         let result = self.run_images(files, limits, check_interrupts);
         if matches!(&result, Err(e) if e.kind == Kind::BadModel) {
-            // The graph doesn't run. Loaded anew by the next call, since its file may have been mended.
+            // The graph doesn't run. The next call loads it again, since its file may have been mended.
             self.vision.take();
         }
         result

@@ -198,7 +198,7 @@ mod tests {
             assert_eq!(run(true), Err(broken()));
         }
         assert_eq!(run(false).unwrap_err().kind, Kind::OutOfMemory);
-        // Others go on.
+        // Other threads continue.
         assert_eq!(aside(b"abc", &limits, broken, |bytes, _| Ok(bytes.len())), Ok(3));
     }
 }

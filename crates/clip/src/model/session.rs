@@ -88,7 +88,7 @@ fn library_error(path: &Path, error: &LoadDynamicError) -> Error {
 /// The version that a loaded library states, such as "1.24.4".
 fn version_of(path: &Path) -> String {
     // SAFETY: the library is in the process already and has been used, so this runs no code of its
-    // initialisation anew; OrtGetApiBase has this signature in every version and its strings are static.
+    // initialisation again; OrtGetApiBase has this signature in every version and its strings are static.
     let version = unsafe {
         libloading::Library::new(path).and_then(|library| {
             let base: libloading::Symbol<unsafe extern "C" fn() -> *const ort::sys::OrtApiBase> =
@@ -145,7 +145,7 @@ impl std::fmt::Display for Port {
 }
 
 /// After so many runs of a mapped graph its weights are copied into the layout that matrix products like. Until then each
-/// run lays them out anew, which costs an image a fifth more, and a text of seven tokens as much again; the copy costs
+/// run lays them out again, which costs an image a fifth more, and a text of seven tokens as much again; the copy costs
 /// as much as some 20 such runs, and 330 MB for the image tower of ViT-B/32, 150 for its text tower.
 const MAPPED_RUNS: usize = 20;
 /// Weights of fewer bytes stay in the graph's own file.
@@ -249,7 +249,7 @@ impl Tower {
     }
 
     /// Keeps what was found out about the graph, as long as its rewritten form is kept. A failure costs the next process the
-    /// time to find out anew.
+    /// time to find out again.
     pub fn remember(&self, name: &str, value: &str) {
         if let Some(kept) = &self.kept {
             let draft = kept.join(format!("{name}-{}", std::process::id()));
