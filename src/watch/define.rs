@@ -1,7 +1,8 @@
 //! clip_watch.
 //!
-//! A watch is a row of clip_search.watch_setting and three triggers on the table, whose argument is the row's id.
-//! The triggers are in `trigger`, what embeds queued rows in `rows`, the background worker in `worker`.
+//! A watch is a row of clip_search.watch_setting and triggers on the table, whose argument is the row's id: three, a
+//! fourth on a partitioned table, and one on each partition. The triggers are in `trigger`; `work` embeds queued rows, and
+//! `worker` is the background worker.
 
 use clip::{Error, Kind};
 use pgrx::datum::DatumWithOid;
