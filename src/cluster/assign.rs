@@ -7,7 +7,7 @@
 //! from creating the same cluster at once. It is held while one of them searches again and writes its row
 //! ([`Store::lock_shortly`]), not to the end of the transaction.
 
-use clip::clustering::centroid::{ROUNDING, l2_normalize};
+use clip::vector::{ROUNDING, l2_normalize};
 use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use clip::clustering::agglomerative::Progress;
-use clip::clustering::centroid::l2_normalize;
 use clip::clustering::regroup::Rows;
+use clip::vector::l2_normalize;
 use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, SpiCursor, SpiHeapTupleData, quote_identifier};

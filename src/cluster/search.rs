@@ -8,8 +8,9 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use clip::clustering::binary_code::{self, Candidate, Code, Coder, Nearest};
-use clip::clustering::centroid::{ROUNDING, Sum, cosine};
+use clip::clustering::centroid::Sum;
 use clip::clustering::likelihood::Likelihood;
+use clip::vector::{ROUNDING, cosine};
 
 use pgrx::pg_sys;
 

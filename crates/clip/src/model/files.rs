@@ -21,7 +21,7 @@ const TEXT: [&str; 6] = ["onnx/text_model", "text_model", "textual/model", "text
 /// One graph for both, or a directory with a single tower: optimum's plain export, Qdrant's, jina-clip-v2.
 const EITHER: [&str; 2] = ["onnx/model", "model"];
 
-/// The variant that is made here, out of the float32 graphs ([`crate::model::int8`]).
+/// The variant that is made here, out of the float32 graphs ([`crate::model::quantize`]).
 pub const AUTO_INT8: &str = "auto-int8";
 
 /// The files of one model.
