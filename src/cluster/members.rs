@@ -177,7 +177,7 @@ impl Members {
         if table.has_policies_for_caller() || table.kind == pg_sys::RELKIND_VIEW {
             return Err(sql_error(
                 PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-                format!("{} decides row by row what {} sees", table.shown(), role_name(current_role())),
+                format!("{} decides row by row what {} snapshot", table.shown(), role_name(current_role())),
             )
             .set_detail("Its row-level security policies, or the view's query, are code of its owner.")
             .set_hint(format!(

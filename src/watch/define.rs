@@ -272,7 +272,7 @@ fn store_setting(
         }
         // Where the embeddings or the clusters' ids had been dropped, no row is in a cluster any more.
         if let Some(collection) = known.filter(|_| !added.columns.is_empty()) {
-            store.take(collection, true);
+            store.lock_exclusive(collection, true);
             statements::clear(client, collection)?;
         }
         let bound = match (&collection, cluster) {
