@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pathlib
 import threading
 import time
 from collections.abc import Callable
@@ -77,24 +79,40 @@ def cases(images: dict[str, bytes]) -> dict[str, str]:
     return found | OTHERS
 
 
-def cancel_after(connect: Callable[[], psycopg.Connection], query: str, delay: float) -> float | None:
-    """Seconds from pg_cancel_backend to the error; None if the call ended before."""
+@dataclasses.dataclass
+class Cancelled:
+    """What a backend took from pg_cancel_backend to the error, in seconds."""
+
+    wall: float
+    # Of its main thread, which is the one that checks for interrupts. Another process on the same processor adds nothing.
+    cpu: float
+
+
+def cpu_time(pid: int) -> float:
+    return int(pathlib.Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
+def cancel_after(connect: Callable[[], psycopg.Connection], query: str, delay: float) -> Cancelled | None:
+    """Cancels a query after a delay; None if it ended before."""
     with connect() as db, connect() as other:
-        db.execute("SELECT clip_embed_text('load the model')")
-        ended: list[tuple[float, str | None]] = []
+        if not query.startswith("SET"):
+            db.execute("SELECT clip_embed_text('load the model')")
+        ended: list[tuple[float, float, str | None]] = []
+        pid = db.info.backend_pid
 
         def run() -> None:
+            state = None
             try:
                 db.execute(query)
-                ended.append((time.monotonic(), None))
             except psycopg.Error as error:
-                ended.append((time.monotonic(), error.sqlstate))
+                state = error.sqlstate
+            ended.append((time.monotonic(), cpu_time(pid), state))
 
         thread = threading.Thread(target=run)
         thread.start()
         time.sleep(delay)
-        asked = time.monotonic()
-        value(other, "SELECT pg_cancel_backend(%s)", db.info.backend_pid)
+        asked, used = time.monotonic(), cpu_time(pid)
+        value(other, "SELECT pg_cancel_backend(%s)", pid)
         thread.join()
-        at, state = ended[0]
-        return at - asked if state == CANCELLED and at >= asked else None
+        at, used_by_then, state = ended[0]
+        return Cancelled(at - asked, used_by_then - used) if state == CANCELLED and at >= asked else None

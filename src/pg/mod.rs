@@ -1,6 +1,6 @@
 //! What any extension in Rust could use: nothing of CLIP, clusters or watches.
 
-mod analyzed;
+pub mod analyzed;
 pub mod call_site;
 pub mod catalog;
 pub mod citus;

@@ -8,6 +8,7 @@ mod onnx;
 pub mod operators;
 pub mod pooling;
 pub mod session;
+pub mod watched;
 pub mod weights;
 
 pub use files::*;
