@@ -44,7 +44,7 @@ def main() -> None:
             for turn in range(options.times):
                 # From 20 ms to 2.5 s, each later than the one before by the same factor.
                 delay = 0.02 * 125 ** (turn / max(1, options.times - 1))
-                took = cancels.cancel_after(database.connect, query, delay)
+                took = cancels.cancel_after(database.connect, query, delay, cancels.SETTINGS.get(name, ""))
                 found += [] if took is None else [took]
             cpu, wall = (f"{1e3 * max(times):.0f}" if found else "–" for times in ([f.cpu for f in found], [f.wall for f in found]))
             print(f"| {name} | {cpu} | {wall} | {len(found)} of {options.times} |", flush=True)
