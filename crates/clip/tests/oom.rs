@@ -160,3 +160,20 @@ fn every_failed_allocation_is_an_error_in_stored_files() {
         assert!(failures > 20 || !is_built_in(folder), "only {failures} allocations failed in {folder}");
     }
 }
+
+/// A length that a file states is no reason to allocate so much: a WebP of 60 bytes whose EXIF chunk says that it has 4 GB.
+#[test]
+fn a_stated_length_is_not_allocated() {
+    let _turn = TURN.lock().unwrap();
+    let mut bytes = b"RIFF\x34\0\0\0WEBPVP8X\x0a\0\0\0\x08\0\0\0\0\0\0\0\0\0".to_vec();
+    bytes.extend(b"VP8L\x0e\0\0\0\x2f\0\0\0\0\x07\x10\x11\x11\x88\x88\xfe\x07\0");
+    bytes.extend(b"EXIF\xf0\xff\xff\xff");
+    assert_eq!(bytes.len(), 60);
+    LARGE.store(64 << 20, Ordering::Release);
+    for (name, function) in FUNCTIONS {
+        LEFT.store(0, Ordering::Release);
+        let result = function(&bytes);
+        assert_ne!(result.err().map(|error| error.kind), Some(Kind::OutOfMemory), "{name}");
+    }
+    LEFT.store(-1, Ordering::Release);
+}
