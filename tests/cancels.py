@@ -24,9 +24,9 @@ IMAGES: dict[str, Callable[[], bytes]] = {
     "TIFF of 9500 × 9500, 32-bit float RGBA": lambda: files.tiff(9500, 9500, samples=4, bits=32, floats=True),
     "TIFF of 50,000,000 × 1": lambda: files.tiff(50_000_000, 1, samples=1),
     "TIFF of 1 × 50,000,000": lambda: files.tiff(1, 50_000_000, samples=1, rows=1_000_000),
-    "lossy WebP of 9000 × 9000": lambda: written("webp", quality=90, method=0),
-    "lossless WebP of 9000 × 9000": lambda: written("webp", lossless=True, quality=0, method=0),
-    "AVIF of 9000 × 9000": lambda: written("avif", speed=10),
+    "lossy WebP of 5000 × 5000": lambda: written("webp", 5000, quality=80, method=0),
+    "lossless WebP of 5000 × 5000": lambda: written("webp", 5000, lossless=True, quality=0, method=0),
+    "AVIF of 5000 × 5000": lambda: written("avif", 5000, speed=10),
     "GIF of 9000 × 9000": lambda: written("gif"),
     "BMP of 9000 × 9000": lambda: written("bmp"),
     "JPEG of 9000 × 9000": lambda: written("jpeg"),
@@ -66,7 +66,7 @@ SETTINGS = {
 }
 
 
-def written(form: str, **options: object) -> bytes:
+def written(form: str, side: int = 9000, **options: object) -> bytes:
     """A large picture with some detail everywhere, as Pillow writes it."""
     import io
 
@@ -74,7 +74,7 @@ def written(form: str, **options: object) -> bytes:
 
     tile = np.random.default_rng(1).integers(0, 255, (90, 90, 3), dtype=np.uint8)
     picture = Image.fromarray(tile).resize((900, 900), Image.Resampling.BICUBIC)
-    large = Image.fromarray(np.tile(np.asarray(picture), (10, 10, 1)))
+    large = Image.fromarray(np.tile(np.asarray(picture), (10, 10, 1))[:side, :side])
     file = io.BytesIO()
     large.save(file, form, **options)
     return file.getvalue()
