@@ -14,6 +14,7 @@ use pgrx::spi::quote_identifier;
 
 use crate::guc;
 use crate::model::{background, loaded, origin};
+use crate::pg::analyzed::about_table;
 use crate::pg::catalog::qualified_name;
 use crate::pg::error::{SqlResult, given, report, sql_error};
 use crate::pg::regclass::Regclass;
@@ -115,7 +116,9 @@ fn rated(
         );
         let arguments: [DatumWithOid<'_>; 2] = [Vector(wanted.clone()).into(), i64::from(candidates).into()];
         let mut found = Vec::new();
-        for row in client.select(&statement, None, &arguments).map_err(spi)? {
+        // The name was read without a lock, which would hold up others: so PostgreSQL's own look-up of it is checked.
+        let rows = about_table(table, &statement, || client.select(&statement, None, &arguments)).map_err(spi)?;
+        for row in rows {
             pgrx::check_for_interrupts!();
             let (Some(key), Some(Vector(vector))) = (get::<String>(&row, 1)?, get::<Vector>(&row, 2)?) else {
                 continue;

@@ -8,6 +8,7 @@ use pgrx::prelude::*;
 
 use crate::guc;
 use crate::model::loaded::{self, Loaded, check_interrupts};
+use crate::pg::interrupt;
 use crate::pg::text::Text;
 
 #[pg_extern(stable, parallel_restricted)]
@@ -60,10 +61,15 @@ fn check(spec: &str) -> Vec<(String, String)> {
         _ => (guc::model_path(), spec),
     };
     match Model::find(&search, name) {
-        Ok(model) => Embedder::new(model, guc::onnxruntime(), guc::threads())
-            .with_cache(guc::cache())
-            .with_interrupts(check_interrupts)
-            .check(guc::name),
+        Ok(model) => {
+            interrupt::watch_runs();
+            let rows = Embedder::new(model, guc::onnxruntime(), guc::threads())
+                .with_cache(guc::cache())
+                .with_interrupts(check_interrupts)
+                .check(guc::name);
+            interrupt::raise();
+            rows
+        }
         Err(error) => {
             let hint = error.hint_for(guc::name).map(|hint| format!(" {hint}")).unwrap_or_default();
             vec![("verdict".to_owned(), format!("{error}{hint}"))]

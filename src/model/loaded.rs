@@ -93,6 +93,7 @@ fn with_model<T>(
     count: usize,
     f: impl FnOnce(&mut Loaded) -> (clip::Result<T>, Vec<usize>),
 ) -> clip::Result<T> {
+    interrupt::watch_runs();
     let key = Key::new(spec, guc::threads());
     let (result, warnings, notes, figures) = MODELS.with(|models| {
         let mut models = models.borrow_mut();

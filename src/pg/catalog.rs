@@ -10,6 +10,7 @@ use std::ffi::CStr;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, quote_identifier};
 
+use crate::pg::analyzed::renamed;
 use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::spi::{get, spi};
 use crate::pg::text;
@@ -34,6 +35,23 @@ pub fn lock(oid: pg_sys::Oid, lock: Lock) {
 pub fn try_lock(oid: pg_sys::Oid, lock: Lock) -> bool {
     // SAFETY: as above.
     unsafe { pg_sys::ConditionalLockRelationOid(oid, lock as i32) }
+}
+
+/// Runs a command that names a table, such as ALTER TABLE, which is locked by its oid and had this name under the lock. The
+/// lock keeps the table's name; the schema's can change whatever is locked in it, and a command, unlike a query, is not
+/// checked between the look-up of the name and its work ([`analyzed`](crate::pg::analyzed)).
+///
+/// # Errors
+/// 55006, which undoes the command, if the name is another table's before or after it.
+pub fn define(client: &mut SpiClient<'_>, table: pg_sys::Oid, name: &str, command: &str) -> SqlResult<()> {
+    let check = || {
+        // SAFETY: inside a transaction; reads what other sessions have announced.
+        unsafe { pg_sys::AcceptInvalidationMessages() };
+        if qualified_name(table).as_deref() == Some(name) { Ok(()) } else { Err(renamed()) }
+    };
+    check()?;
+    client.update(command, None, &[]).map_err(spi)?;
+    check()
 }
 
 /// The quoted name of a table, with its schema; None if there is no such table.
@@ -131,6 +149,11 @@ impl Table {
             return Ok(());
         }
         Err(sql_error(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, format!("must be owner of table {}", self.name)))
+    }
+
+    /// Runs a command that names this table, which is locked ([`define`]).
+    pub fn define(&self, client: &mut SpiClient<'_>, command: &str) -> SqlResult<()> {
+        define(client, self.oid, &self.name, command)
     }
 
     pub fn column(&self, client: &mut SpiClient<'_>, name: &str) -> SqlResult<Option<Column>> {

@@ -3,11 +3,13 @@
 //! The worker does others' work, and must come back to it. A statement timeout cancels, and a trigger may catch that
 //! and carry on. So a second timer runs beside it, a little longer, and has the process terminated as
 //! pg_terminate_backend would: nothing can catch that. The launcher starts another worker, which leaves the table in
-//! question for last. Sessions have no such timers, only their own statement_timeout: there the owner's code holds up
+//! question for last. Code that never lets PostgreSQL look for interrupts outlives that too; the process tells when it
+//! should have ended, so that the launcher can start another beside it. Sessions have no such timers, only their own statement_timeout: there the owner's code holds up
 //! nobody but the caller.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pgrx::pg_sys;
@@ -25,6 +27,14 @@ const ANY_TIMER: i32 = 1000;
 thread_local! {
     static TIMER: Cell<Option<i32>> = const { Cell::new(None) };
 }
+/// Told until when the owner's code should have ended, in PostgreSQL's time, and 0 when it has.
+static TOLD: OnceLock<fn(pg_sys::TimestampTz)> = OnceLock::new();
+
+/// Has `told` learn of each limit of this process.
+pub fn tell(told: fn(pg_sys::TimestampTz)) {
+    TOLD.get_or_init(|| told);
+}
+
 static EXPIRED: AtomicBool = AtomicBool::new(false);
 
 unsafe extern "C-unwind" {
@@ -67,6 +77,11 @@ impl HardLimit {
             TIMER.set(Some(timer));
             timer
         });
+        if let Some(told) = TOLD.get() {
+            let limit = i64::from(guc::worker_timeout()) + i64::from(GRACE);
+            // SAFETY: reads the clock.
+            told(unsafe { pg_sys::GetCurrentTimestamp() } + limit * 1000);
+        }
         // SAFETY: timers that are registered.
         unsafe {
             enable_timeout_after(STATEMENT_TIMEOUT, guc::worker_timeout());
@@ -83,6 +98,9 @@ impl Drop for HardLimit {
             unsafe {
                 disable_timeout(timer, false);
                 disable_timeout(STATEMENT_TIMEOUT, false);
+            }
+            if let Some(told) = TOLD.get() {
+                told(0);
             }
         }
     }

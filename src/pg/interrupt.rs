@@ -20,6 +20,11 @@ pub fn watched(limits: Limits) -> Limits {
     Limits { interrupted: is_due, ..limits }
 }
 
+/// Lets an interrupt end a run of a graph. [`raise`] must follow it.
+pub fn watch_runs() {
+    clip::model::watched::watch_runs(is_due);
+}
+
 /// Whether the work should end. Doesn't unwind.
 fn is_due() -> bool {
     // SAFETY: flags that signal handlers set; one that is seen late is seen the next time.
@@ -36,8 +41,8 @@ fn is_due() -> bool {
     if !pending {
         return false;
     }
-    // SAFETY: two numbers of the caller's own. PostgreSQL's functions may be called by the main thread only; another one
-    // decodes ahead, and leaves it to that one to raise the error.
+    // SAFETY: two numbers of the caller's own. PostgreSQL's functions may be called by the main thread only; others
+    // decode ahead or watch a run, and leave it to that one to raise the error.
     if unsafe { libc::gettid() != libc::getpid() } {
         return ends;
     }

@@ -1,6 +1,6 @@
 //! PostgreSQL's interfaces as the other modules use them: errors, privileges, tables, vectors, transactions.
 
-mod analyzed;
+pub mod analyzed;
 pub mod call_site;
 pub mod catalog;
 pub mod citus;

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
-use std::ffi::c_char;
+use std::ffi::{CStr, c_char};
 use std::sync::OnceLock;
 
 use pgrx::pg_sys;
@@ -11,6 +11,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use crate::pg::error::sql_error;
+use crate::pg::hard_limit::is_worker;
 
 thread_local! {
     /// How many contexts of a table's owner are open.
@@ -79,12 +80,38 @@ unsafe extern "C-unwind" fn on_object_access(
         )
     } else if LARGE_OBJECTS.contains(&function) {
         ("use descriptors of large objects", "Use lo_get and lo_put.")
+    } else if is_session_dblink(object) {
+        (
+            "use connections of dblink",
+            "They are the session's, whoever opened them. The background worker allows dblink(connection string, query).",
+        )
     } else if function == pg_sys::F_SETSEED {
         ("set the seed of random()", "The session would draw predictable numbers afterwards.")
     } else {
         return;
     };
     refusal(what).set_hint(hint).report(PgLogLevel::ERROR);
+}
+
+/// Whether a function is dblink's, whose connections are the session's: code of the table's owner could send commands over
+/// one that the caller has opened. In the worker nobody has opened any, so only those are refused that would.
+fn is_session_dblink(function: pg_sys::Oid) -> bool {
+    if function.to_u32() < pg_sys::FirstNormalObjectId {
+        return false;
+    }
+    // SAFETY: catalogue look-ups inside a transaction, which return 0 and null for what is not there.
+    unsafe {
+        let extension = pg_sys::getExtensionOfObject(pg_sys::ProcedureRelationId, function);
+        if extension == pg_sys::InvalidOid {
+            return false;
+        }
+        let (extension, name) = (pg_sys::get_extension_name(extension), pg_sys::get_func_name(function));
+        if extension.is_null() || name.is_null() || CStr::from_ptr(extension) != c"dblink" {
+            return false;
+        }
+        let name = CStr::from_ptr(name).to_bytes();
+        !is_worker() || name.starts_with(b"dblink_connect") || name == b"dblink_disconnect"
+    }
 }
 
 fn refusal(what: &str) -> ErrorReport {

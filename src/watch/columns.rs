@@ -8,7 +8,7 @@ use crate::pg::spi::{get, spi};
 use crate::pg::vector_column::Storage;
 
 pub fn alter(client: &mut SpiClient<'_>, table: &Table, what: &str) -> SqlResult<()> {
-    client.update(&format!("ALTER TABLE {} {what}", table.name), None, &[]).map(drop).map_err(spi)
+    table.define(client, &format!("ALTER TABLE {} {what}", table.name))
 }
 
 /// Whether embeddings are kept in half the space.
@@ -37,6 +37,6 @@ pub fn create_index(client: &mut SpiClient<'_>, table: &Table, embedding: &str, 
     };
     let before = names(client)?;
     let query = format!("CREATE INDEX ON {} USING hnsw ({embedding} {schema}.{operators})", table.name);
-    client.update(&query, None, &[]).map_err(spi)?;
+    table.define(client, &query)?;
     Ok(names(client)?.into_iter().find(|name| !before.contains(name)).unwrap_or_default())
 }

@@ -172,19 +172,24 @@ pub fn settle(watch: &Watch) -> SqlResult<()> {
             if !query.is_empty() {
                 client.update(query, None, &[watch.id.into(), oid.into()]).map_err(spi)?;
             }
-            let Some(name) = catalog::qualified_name(oid) else { return Ok(()) };
             // A restore brings the triggers of the partitions that it knows.
-            let statement = match (is_there, has_trigger) {
+            let lock = match (is_there, has_trigger) {
                 _ if is_known && is_there => return Ok(()),
-                (false, true) => format!("DROP TRIGGER {trigger} ON {name}"),
-                (true, false) => format!(
+                (false, true) => Lock::AccessExclusive,
+                (true, false) => Lock::ShareRowExclusive,
+                _ => return Ok(()),
+            };
+            catalog::lock(oid, lock);
+            let Some(name) = catalog::qualified_name(oid) else { return Ok(()) };
+            let statement = match is_there {
+                false => format!("DROP TRIGGER {trigger} ON {name}"),
+                true => format!(
                     "CREATE TRIGGER {trigger} BEFORE TRUNCATE ON {name} FOR EACH STATEMENT EXECUTE FUNCTION {}.clip_watch_row('{}')",
                     own_schema(client)?,
                     watch.id
                 ),
-                _ => return Ok(()),
             };
-            client.update(&statement, None, &[]).map(drop).map_err(spi)
+            catalog::define(client, oid, &name, &statement)
         })?;
     }
     if attached && watch.queued {
@@ -205,10 +210,11 @@ pub fn forget(watch: i64) -> SqlResult<()> {
         let rows = client.update(query, None, &[watch.into()]).map_err(spi)?;
         let partitions = rows.map(|row| get::<pg_sys::Oid>(&row, 1)).collect::<SqlResult<Vec<_>>>()?;
         for oid in partitions.into_iter().flatten() {
-            let Some(name) = catalog::qualified_name(oid) else { continue };
             let there = "SELECT 1 FROM pg_catalog.pg_trigger WHERE tgrelid = $1 AND tgname = $2";
             if !client.update(there, Some(1), &[oid.into(), trigger.as_str().into()]).map_err(spi)?.is_empty() {
-                client.update(&format!("DROP TRIGGER {trigger} ON {name}"), None, &[]).map_err(spi)?;
+                catalog::lock(oid, Lock::AccessExclusive);
+                let Some(name) = catalog::qualified_name(oid) else { continue };
+                catalog::define(client, oid, &name, &format!("DROP TRIGGER {trigger} ON {name}"))?;
             }
         }
         Ok(())

@@ -1,12 +1,13 @@
 //! clip_unwatch.
 
 use clip::{Error, Kind};
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
-use pgrx::spi::quote_identifier;
+use pgrx::spi::{SpiClient, quote_identifier};
 
 use crate::cluster::collection::drop_rows;
 use crate::cluster::tables::{self, Store};
-use crate::pg::catalog::{Lock, Table};
+use crate::pg::catalog::{self, Lock, Table};
 use crate::pg::error::{SqlResult, given, report};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::get;
@@ -74,7 +75,7 @@ pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
                 None => (Vec::new(), None, false),
             };
             queue::forget_lists(client, watch.id)?;
-            Ok::<_, pg_sys::panic::ErrorReport>((columns.into_iter().flatten().collect::<Vec<_>>(), index, collection))
+            Ok::<_, ErrorReport>((columns.into_iter().flatten().collect::<Vec<_>>(), index, collection))
         })?
     };
     if drops && columns.is_empty() && index.is_none() && !collection {
@@ -98,13 +99,24 @@ pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
                 return Ok(());
             }
             if let Some(index) = index {
-                let query = "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_index i \
-                     JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-                     WHERE i.indrelid = $1 AND c.relname = $2";
-                let rows = client.update(query, Some(1), &[table.oid.into(), index.into()]).map_err(spi)?;
-                if let Some(name) = rows.into_iter().next().map(|row| get::<String>(&row, 1)).transpose()?.flatten() {
-                    client.update(&format!("DROP INDEX {name}"), None, &[]).map_err(spi)?;
-                    pgrx::notice!("clip_search: index {name} is dropped");
+                let query = "SELECT c.oid FROM pg_catalog.pg_index i \
+                     JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid WHERE i.indrelid = $1 AND c.relname = $2";
+                let find = |client: &mut SpiClient<'_>| {
+                    let rows =
+                        client.update(query, Some(1), &[table.oid.into(), index.as_str().into()]).map_err(spi)?;
+                    Ok::<_, ErrorReport>(
+                        rows.into_iter().next().map(|row| get::<pg_sys::Oid>(&row, 1)).transpose()?.flatten(),
+                    )
+                };
+                // An index can be renamed while its table is locked.
+                if let Some(found) = find(client)? {
+                    catalog::lock(found, Lock::AccessExclusive);
+                    if find(client)? == Some(found)
+                        && let Some(name) = catalog::qualified_name(found)
+                    {
+                        table.define(client, &format!("DROP INDEX {name}"))?;
+                        pgrx::notice!("clip_search: index {name} is dropped");
+                    }
                 }
             }
             for column in &columns {
@@ -121,7 +133,7 @@ pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
                     pgrx::notice!("clip_search: column \"{column}\" of {} is dropped", table.name);
                 }
             }
-            Ok::<_, pg_sys::panic::ErrorReport>(())
+            Ok::<_, ErrorReport>(())
         })?;
     }
     if let Some(name) = watch.collection.as_deref().filter(|_| collection && drops) {

@@ -15,6 +15,10 @@ use crate::pg::transaction;
 pub const DATABASES: usize = 64;
 /// Watches of a database that are left for last since they have ended a worker; the earliest makes room for another.
 const SUSPECTS: usize = 8;
+/// Workers of a database that another has taken over from ([`Stuck`]).
+const STUCK: usize = 2;
+/// How long after its limit a worker counts as stuck, in microseconds.
+const PATIENCE: i64 = 1_000_000;
 /// How long, in microseconds: PostgreSQL's unit of time.
 const FIRST_SUSPICION: i64 = 5_000_000;
 const LONGEST_SUSPICION: i64 = 3_600_000_000;
@@ -31,10 +35,25 @@ pub struct Slot {
     pub at_peace: bool,
     /// The watch whose rows the worker has in hand; 0: none.
     pub in_hand: i64,
+    /// Who owns its table.
+    pub owner: pg_sys::Oid,
+    /// When the owner's code that the worker runs should have ended the process: 0 if it runs none.
+    pub limit: pg_sys::TimestampTz,
+    /// Workers that can't be ended.
+    pub stuck: [Stuck; STUCK],
     /// Watches whose rows have ended a worker.
     pub suspects: [Suspect; SUSPECTS],
     /// When there will be something to do again, though no worker waits for it: 0, or PostgreSQL's time.
     pub due: pg_sys::TimestampTz,
+}
+
+/// A worker whose table's owner runs code in it that PostgreSQL can't interrupt. It ends when that code does. Until then
+/// another worker serves the other owners; what this owner has queued waits, since its code could hold the next one as well.
+#[derive(Clone, Copy, Default)]
+pub struct Stuck {
+    /// 0: none.
+    pub worker: i32,
+    pub owner: pg_sys::Oid,
 }
 
 /// A watch whose rows have ended a worker. It comes last for a while: first for 5 s, then four times as long each time, up
@@ -61,6 +80,27 @@ impl Slot {
         self.in_hand = 0;
     }
 
+    /// When the worker will count as stuck, if it can be taken over from.
+    pub fn stuck_at(&self) -> Option<pg_sys::TimestampTz> {
+        let has_room = self.stuck.iter().any(|stuck| stuck.worker == 0);
+        (self.worker != 0 && self.limit != 0 && has_room).then(|| self.limit + PATIENCE)
+    }
+
+    /// Sets a worker that is stuck aside; its process and the watch that it has in hand.
+    pub fn set_aside(&mut self) -> Option<(i32, i64)> {
+        let place = self.stuck.iter_mut().find(|stuck| stuck.worker == 0)?;
+        *place = Stuck { worker: self.worker, owner: self.owner };
+        let found = (self.worker, self.in_hand);
+        self.suspect();
+        (self.worker, self.limit, self.wanted) = (0, 0, true);
+        Some(found)
+    }
+
+    /// Whether nothing of it has to be known once its worker has ended.
+    pub fn is_free(&self) -> bool {
+        !self.wanted && self.due == 0 && self.stuck.iter().all(|stuck| stuck.worker == 0)
+    }
+
     pub fn is_wanted(&self) -> bool {
         self.wanted || (self.due != 0 && self.due <= now())
     }
@@ -71,18 +111,46 @@ pub fn now() -> pg_sys::TimestampTz {
     unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
-/// Notes which watch's rows this database's worker has in hand, 0 for none, and that the last ones have come to an end.
-pub fn set_in_hand(database: u32, watch: i64) {
-    let mut shared = SHARED.exclusive();
-    if let Some(slot) = slot(&mut shared.slots, database) {
-        let ended = std::mem::replace(&mut slot.in_hand, watch);
-        if watch == 0 {
-            slot.suspects
-                .iter_mut()
-                .filter(|suspect| suspect.watch == ended)
-                .for_each(|suspect| *suspect = Suspect::default());
-        }
+/// This database's slot, if this process is its worker. One that was set aside must not change what is another's by now.
+fn of_worker(shared: &mut Shared, database: u32) -> Option<&mut Slot> {
+    // SAFETY: a variable that is set at the start of the process.
+    let me = unsafe { pg_sys::MyProcPid };
+    shared.slots.iter_mut().find(|slot| slot.database == database && slot.worker == me)
+}
+
+/// Notes which watch's rows this worker has in hand, and who owns the table.
+pub fn set_in_hand(database: u32, watch: i64, owner: pg_sys::Oid) {
+    if let Some(slot) = of_worker(&mut SHARED.exclusive(), database) {
+        (slot.in_hand, slot.owner) = (watch, owner);
     }
+}
+
+/// Notes that the rows in hand have come to an end, so that their watch is not suspected any more.
+pub fn set_done(database: u32) {
+    if let Some(slot) = of_worker(&mut SHARED.exclusive(), database) {
+        let ended = std::mem::take(&mut slot.in_hand);
+        slot.suspects
+            .iter_mut()
+            .filter(|suspect| suspect.watch == ended)
+            .for_each(|suspect| *suspect = Suspect::default());
+    }
+}
+
+/// Notes until when the owner's code that this worker runs should have ended; 0: it runs none.
+pub fn set_limit(limit: pg_sys::TimestampTz) {
+    // SAFETY: a variable that is set at the start of the process.
+    let database = unsafe { (&raw const pg_sys::MyDatabaseId).read() }.to_u32();
+    if let Some(slot) = of_worker(&mut SHARED.exclusive(), database) {
+        slot.limit = limit;
+    }
+}
+
+/// Owners whose code holds a worker of this database that can't be ended.
+pub fn stuck_owners(database: u32) -> Vec<pg_sys::Oid> {
+    let shared = SHARED.share();
+    let slot = shared.slots.iter().find(|slot| slot.database == database);
+    let stuck = slot.map(|slot| slot.stuck).unwrap_or_default();
+    stuck.iter().filter(|stuck| stuck.worker != 0).map(|stuck| stuck.owner).collect()
 }
 
 /// Watches of this database that are left for last, and until when.

@@ -125,7 +125,7 @@ def test_a_plain_role_embeds_and_groups_through_a_trigger(
     assert value(db, "SELECT size FROM clip_search.cluster WHERE collection = 'plain'") == 3
 
 
-PROTECTED = ("model_path", "onnxruntime", "max_image_pixels", "max_image_bytes")
+PROTECTED = ("model_path", "onnxruntime", "max_image_pixels", "max_image_bytes", "max_image_memory", "max_threads")
 
 
 def test_a_plain_role_cannot_point_the_server_at_files(database: support.Database, plain_role: str) -> None:

@@ -4,7 +4,7 @@ use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, quote_literal};
 
-use crate::pg::catalog::Table;
+use crate::pg::catalog::{self, Table};
 use crate::pg::error::{SqlResult, warn};
 use crate::pg::spi::{get, own_schema, spi};
 use crate::pg::user_context::UserContext;
@@ -16,11 +16,12 @@ fn trigger_names(watch: i64) -> [String; 4] {
     ["", "_after", "_truncate", "_truncating"].map(|end| format!("zz_clip_watch_{watch}{end}"))
 }
 
+/// The table is locked, and had this name under the lock.
 pub fn drop_triggers(client: &mut SpiClient<'_>, relation: pg_sys::Oid, name: &str, watch: i64) -> SqlResult<()> {
     for trigger in trigger_names(watch) {
         let there = "SELECT 1 FROM pg_catalog.pg_trigger WHERE tgrelid = $1 AND tgname = $2";
         if !client.update(there, Some(1), &[relation.into(), trigger.as_str().into()]).map_err(spi)?.is_empty() {
-            client.update(&format!("DROP TRIGGER {trigger} ON {name}"), None, &[]).map_err(spi)?;
+            catalog::define(client, relation, name, &format!("DROP TRIGGER {trigger} ON {name}"))?;
         }
     }
     partitions::forget(watch)
@@ -90,7 +91,7 @@ fn warn_of_others(client: &mut SpiClient<'_>, table: &Table, watch: &Watch) -> S
 
 pub fn create_triggers(client: &mut SpiClient<'_>, table: &Table, watch: &Watch) -> SqlResult<()> {
     for trigger in orphans(client, table)? {
-        client.update(&format!("DROP TRIGGER {trigger} ON {}", table.name), None, &[]).map_err(spi)?;
+        table.define(client, &format!("DROP TRIGGER {trigger} ON {}", table.name))?;
     }
     warn_of_later(client, table, watch)?;
     warn_of_others(client, table, watch)?;
@@ -105,7 +106,7 @@ pub fn create_triggers(client: &mut SpiClient<'_>, table: &Table, watch: &Watch)
         format!("CREATE OR REPLACE TRIGGER {after} AFTER {inserts}UPDATE OR DELETE ON {} FOR EACH ROW", table.name),
         format!("CREATE OR REPLACE TRIGGER {truncate} AFTER TRUNCATE ON {} FOR EACH STATEMENT", table.name),
     ] {
-        client.update(&format!("{statement} EXECUTE FUNCTION {function}"), None, &[]).map_err(spi)?;
+        table.define(client, &format!("{statement} EXECUTE FUNCTION {function}"))?;
     }
     // The partitions' triggers need to know that the whole table goes.
     if table.kind == "p" {
@@ -113,7 +114,7 @@ pub fn create_triggers(client: &mut SpiClient<'_>, table: &Table, watch: &Watch)
             "CREATE OR REPLACE TRIGGER {truncating} BEFORE TRUNCATE ON {} FOR EACH STATEMENT EXECUTE FUNCTION {function}",
             table.name
         );
-        client.update(&statement, None, &[]).map_err(spi)?;
+        table.define(client, &statement)?;
     }
     Ok(())
 }

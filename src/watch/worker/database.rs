@@ -7,8 +7,8 @@ use pgrx::bgworkers::BackgroundWorker;
 use pgrx::prelude::*;
 
 use crate::guc;
-use crate::pg::hard_limit::has_expired;
-use crate::watch::wakeup::{SHARED, now, set_latch, slot};
+use crate::pg::hard_limit::{self, has_expired};
+use crate::watch::wakeup::{SHARED, Stuck, now, set_latch, set_limit, slot};
 use crate::watch::worker::process::{attach_signals, database_is_being_dropped_or_copied, reload};
 use crate::watch::worker::round::Worker;
 
@@ -52,8 +52,10 @@ pub unsafe extern "C-unwind" fn clip_search_worker(database: pg_sys::Datum) {
             slot.worker = pg_sys::MyProcPid;
             slot.due = 0;
             slot.in_hand = 0;
+            slot.limit = 0;
         }
     }
+    hard_limit::tell(set_limit);
     let mut worker = Worker::new(database);
     let mut fails = 0;
     let begun = Instant::now();
@@ -131,9 +133,23 @@ fn is_set(database: u32) -> bool {
 unsafe extern "C-unwind" fn at_exit(code: i32, database: pg_sys::Datum) {
     let mut shared = SHARED.exclusive();
     let database = database.value() as u32;
+    // SAFETY: a variable that is set at the start of the process.
+    let me = unsafe { pg_sys::MyProcPid };
     let mut ended_by = 0;
+    // Another has taken over from this one.
+    if let Some(slot) = shared.slots.iter_mut().find(|slot| slot.database == database && slot.worker != me)
+        && let Some(stuck) = slot.stuck.iter_mut().find(|stuck| stuck.worker == me)
+    {
+        *stuck = Stuck::default();
+        // The owner's rows are not left out any more.
+        slot.wanted = true;
+        let processes = [slot.worker, shared.launcher];
+        drop(shared);
+        processes.into_iter().for_each(set_latch);
+        return;
+    }
     if let Some(slot) = shared.slots.iter_mut().find(|slot| slot.database == database) {
-        slot.worker = 0;
+        (slot.worker, slot.limit) = (0, 0);
         slot.wanted |= code != 0;
         if has_expired() {
             ended_by = slot.in_hand;

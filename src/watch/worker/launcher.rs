@@ -53,6 +53,8 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
     }
     let mut unseen: Vec<u32> = databases().unwrap_or_default();
     let mut workers: HashMap<u32, DynamicBackgroundWorker> = HashMap::new();
+    // Those that can't be ended, which others have taken over from.
+    let mut stuck: Vec<DynamicBackgroundWorker> = Vec::new();
     // When each database was given a worker last, those whose last one has not ended at peace, and when one could not be had.
     let mut served: HashMap<u32, Instant> = HashMap::new();
     let mut ended: HashSet<u32> = HashSet::new();
@@ -66,8 +68,14 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
             unseen = databases().unwrap_or_default();
             unseen.retain(|database| !workers.contains_key(database));
         }
+        stuck.retain(is_running);
+        for database in set_stuck_aside(most_stuck().saturating_sub(stuck.len())) {
+            stuck.extend(workers.remove(&database));
+            // The next is started at once.
+            ended.remove(&database);
+        }
         workers.retain(|database, worker| {
-            let runs = matches!(worker.pid(), Ok(_) | Err(BackgroundWorkerStatus::NotYetStarted));
+            let runs = is_running(worker);
             if !runs {
                 let mut shared = SHARED.exclusive();
                 let slot = shared.slots.iter_mut().find(|slot| slot.database == *database);
@@ -79,7 +87,7 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
                 if let Some(slot) = slot {
                     slot.worker = 0;
                     // One that has nothing more to do says so itself.
-                    slot.database = if slot.wanted || slot.due != 0 { slot.database } else { 0 };
+                    slot.database = if slot.is_free() { 0 } else { slot.database };
                 }
                 // Its place is free.
                 refused.clear();
@@ -91,6 +99,10 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
             let slots = shared.slots.iter().filter(|slot| slot.database != 0);
             let due = slots.clone().filter(|slot| slot.due != 0 && !slot.is_wanted()).map(|slot| slot.due).min();
             let soonest = due.map_or(NAP, |due| Duration::from_micros((due - now()).max(0) as u64).min(NAP));
+            let has_room = stuck.len() < most_stuck();
+            let until = slots.clone().filter(|_| has_room).filter_map(Slot::stuck_at).min();
+            let soonest =
+                until.map_or(soonest, |at| soonest.min(Duration::from_micros((at - now()).max(0) as u64 + 1000)));
             (slots.filter(|slot| slot.is_wanted()).map(|slot| slot.database).collect::<Vec<u32>>(), soonest)
         };
         if !guc::worker() {
@@ -174,6 +186,36 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
         }
         BackgroundWorker::wait_latch(Some(soonest));
     }
+}
+
+fn is_running(worker: &DynamicBackgroundWorker) -> bool {
+    matches!(worker.pid(), Ok(_) | Err(BackgroundWorkerStatus::NotYetStarted))
+}
+
+/// How many workers of the server may be stuck while others take over from them: other extensions need processes as well.
+fn most_stuck() -> usize {
+    // SAFETY: a setting that is fixed at the server's start.
+    let processes = unsafe { (&raw const pg_sys::max_worker_processes).read() };
+    (processes / 4).max(1) as usize
+}
+
+/// Sets workers aside that are stuck in code that can't be interrupted, up to so many. Returns their databases.
+fn set_stuck_aside(most: usize) -> Vec<u32> {
+    let mut found = Vec::new();
+    {
+        let mut shared = SHARED.exclusive();
+        let slots = shared.slots.iter_mut();
+        for slot in slots.filter(|slot| slot.stuck_at().is_some_and(|at| at <= now())).take(most) {
+            found.extend(slot.set_aside().map(|(worker, watch)| (slot.database, worker, watch)));
+        }
+    }
+    for (database, worker, watch) in &found {
+        pgrx::warning!(
+            "clip_search: worker {worker} of database {database} can't be ended: code of the owner of watch {watch}'s table \
+             is not interruptible; another worker takes over for the other owners"
+        );
+    }
+    found.into_iter().map(|(database, ..)| database).collect()
 }
 
 /// The databases that one can connect to.

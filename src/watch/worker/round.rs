@@ -103,8 +103,10 @@ impl Worker {
         }
         let now = Instant::now();
         self.resting.retain(|id, _| watches.iter().any(|watch| watch.id == *id));
+        let stuck = wakeup::stuck_owners(self.database);
         let ready: Vec<i64> = watches
             .iter()
+            .filter(|watch| !stuck.contains(&watch.owner))
             .map(|watch| watch.id)
             .filter(|id| self.resting.get(id).is_none_or(|(until, _)| *until <= now))
             .collect();
@@ -165,10 +167,10 @@ impl Worker {
             .unwrap_or_default();
         // SAFETY: the text is copied.
         unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, activity.as_ptr()) };
-        wakeup::set_in_hand(self.database, watch.id);
+        wakeup::set_in_hand(self.database, watch.id, watch.owner);
         let terms = Terms { on_error: OnRowError::Retry, slice: Some(SLICE) };
         let outcome = transaction(|| work::work(&entries, terms));
-        wakeup::set_in_hand(self.database, 0);
+        wakeup::set_done(self.database);
         let spent = begun.elapsed();
         self.shares.charge(watch, spent);
         let failure = match outcome {

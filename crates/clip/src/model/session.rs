@@ -13,6 +13,7 @@ use ort::value::{TensorElementType, ValueType};
 
 use crate::error::{Error, Kind, Result, Setting};
 use crate::model::graph_cache::{Entry, Form, WEIGHTS};
+use crate::model::watched::Run;
 use crate::threads::with_signals_blocked;
 
 /// The loaded libonnxruntime. It stays for the life of the process: the library allows one environment,
@@ -266,7 +267,8 @@ impl Tower {
     /// Runs the graph and returns one output, as float32.
     ///
     /// # Errors
-    /// [`Kind::BadModel`] where the graph fails on these inputs or the output is of another type.
+    /// [`Kind::BadModel`] where the graph fails on these inputs or the output is of another type; [`Kind::Interrupted`]
+    /// where runs are watched ([`watch_runs`](crate::model::watched::watch_runs)).
     pub fn run(&mut self, inputs: Vec<(String, SessionInputValue<'_>)>, output: &str) -> Result<ndarray::ArrayD<f32>> {
         let [array] = self.run_for(inputs, [output])?;
         Ok(array)
@@ -304,7 +306,12 @@ impl Tower {
             Error::new(Kind::BadModel, format!("model file \"{}\" failed to run", file.display()))
                 .detail(format!("ONNX Runtime says: {}", e.message()))
         };
-        let results = self.session.run(inputs).map_err(failed)?;
+        let run = Run::new().map_err(failed)?;
+        let results = {
+            let _watch = run.watch();
+            self.session.run_with_options(inputs, &run.options)
+        };
+        let results = results.map_err(|e| if run.is_stopped() { Error::interrupted() } else { failed(e) })?;
         let read = |output: &&str| {
             let result = &results[*output];
             Ok(match result.dtype().tensor_type() {

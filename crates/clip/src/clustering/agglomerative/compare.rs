@@ -30,8 +30,12 @@ pub(super) trait Sink<T>: Sync {
 }
 
 /// Blocks that a thread multiplies between two checks of the clock: 16 ms at 512 dimensions, against some 50 µs to
-/// start a thread.
+/// start a thread. Fewer at more dimensions, of which a vector can have 16,000: a cancel would be seen late.
 const BLOCKS_OF_A_WAVE: usize = 8;
+
+fn blocks_of_a_wave(dimensions: usize) -> usize {
+    (BLOCKS_OF_A_WAVE * 512 / dimensions.max(1)).clamp(1, BLOCKS_OF_A_WAVE)
+}
 
 /// Passes to `sink` the product of each of the first `wanted` vectors with each other vector, once per pair, if it is
 /// above the floor of either.
@@ -51,7 +55,7 @@ pub(super) fn compare<T: Scalar>(
     let pairs: usize = (0..wanted).step_by(BLOCK_ROWS).map(|top| BLOCK_ROWS.min(wanted - top) * (n - top)).sum();
     let mut done = 0;
     let threads = threads.clamp(1, pairs.div_ceil(BLOCK_ROWS * BLOCK_COLUMNS).max(1));
-    let length = if threads == 1 { 1 } else { threads * BLOCKS_OF_A_WAVE };
+    let length = if threads == 1 { 1 } else { threads * blocks_of_a_wave(vectors.ncols()) };
     let mut buffers = vec![Array2::<T>::zeros((BLOCK_ROWS, BLOCK_COLUMNS)); threads];
     let mut blocks = (0..wanted).step_by(BLOCK_ROWS).flat_map(|top| {
         let rows = top..(top + BLOCK_ROWS).min(wanted);

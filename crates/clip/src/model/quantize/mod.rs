@@ -115,6 +115,10 @@ pub fn make(
         fs::create_dir(&work).map_err(|e| e.to_string())?;
         let made = work.join("eight-bit.onnx");
         let recipe = quantize(runtime, file, &made, samples, check_interrupts).map_err(|e| {
+            if e.kind == Kind::Interrupted {
+                // No fault of the graph's, which would be noted. This unwinds.
+                check_interrupts();
+            }
             let text = e.to_string();
             refusal = Some(e);
             text
