@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import image_files as files
 import numpy as np
 import psycopg
 
-from support import value
+from support import cpu_seconds, is_running, until, value
 
 CANCELLED = "57014"
 
@@ -77,10 +78,18 @@ def cases(images: dict[str, bytes]) -> dict[str, str]:
     return found | OTHERS
 
 
-def cancel_after(connect: Callable[[], psycopg.Connection], query: str, delay: float) -> float | None:
-    """Seconds from pg_cancel_backend to the error; None if the call ended before."""
+class Cancelled(NamedTuple):
+    """From pg_cancel_backend to the error: the time that passed, and what the backend computed in it."""
+
+    seconds: float
+    computed: float
+
+
+def cancel_after(connect: Callable[[], psycopg.Connection], query: str, delay: float) -> Cancelled | None:
+    """Cancels a call so many seconds after its beginning; None if it ended before."""
     with connect() as db, connect() as other:
         db.execute("SELECT clip_embed_text('load the model')")
+        pid = db.info.backend_pid
         ended: list[tuple[float, str | None]] = []
 
         def run() -> None:
@@ -92,9 +101,11 @@ def cancel_after(connect: Callable[[], psycopg.Connection], query: str, delay: f
 
         thread = threading.Thread(target=run)
         thread.start()
+        # A cancel that comes before the call is forgotten.
+        until(lambda: ended or is_running(other, pid), "the call's beginning")
         time.sleep(delay)
-        asked = time.monotonic()
-        value(other, "SELECT pg_cancel_backend(%s)", db.info.backend_pid)
+        asked, computed = time.monotonic(), cpu_seconds(pid)
+        value(other, "SELECT pg_cancel_backend(%s)", pid)
         thread.join()
         at, state = ended[0]
-        return at - asked if state == CANCELLED and at >= asked else None
+        return Cancelled(at - asked, cpu_seconds(pid) - computed) if state == CANCELLED and at >= asked else None
