@@ -9,7 +9,6 @@ mod av1;
 #[cfg(feature = "heic")]
 mod hevc;
 mod transform;
-#[cfg(feature = "avif")]
 mod yuv;
 
 use std::borrow::Cow;
@@ -36,6 +35,23 @@ trait Coded {
 
     /// A row as RGB, from a column on.
     fn row(&self, y: usize, from: usize, rgb: &mut [u8]);
+}
+
+/// The code points of H.273 that a container states.
+#[derive(Clone, Copy)]
+struct Stated {
+    matrix: u16,
+    primaries: u16,
+    full_range: bool,
+}
+
+/// What a coded picture is a part of: itself, or a grid.
+struct Whole {
+    id: ItemId,
+    /// It has transparency.
+    is_clear: bool,
+    /// Bytes that a decoder may take.
+    beside: u64,
 }
 
 /// How an item's pixels are coded.
@@ -68,12 +84,12 @@ impl Codec {
         }
     }
 
-    fn decode(self, container: &Container, id: ItemId, beside: u64, limits: &Limits) -> Result<Box<dyn Coded>> {
+    fn decode(self, container: &Container, id: ItemId, whole: &Whole, limits: &Limits) -> Result<Box<dyn Coded>> {
         match self {
             #[cfg(feature = "heic")]
-            Self::Hevc => hevc::decode(container, id, beside, limits),
+            Self::Hevc => hevc::decode(container, id, whole, limits),
             #[cfg(feature = "avif")]
-            Self::Av1 => av1::decode(container, id, beside, limits),
+            Self::Av1 => av1::decode(container, id, whole, limits),
         }
     }
 }
@@ -97,12 +113,13 @@ pub(crate) fn decode(format: Format, bytes: &[u8], limits: &Limits) -> Result<Pi
     limits.check_memory(&format!("{} image", format.name()), size, pictures.saturating_add(beside))?;
     reserve.finish()?;
 
-    let mut rgb = container.paint(primary.id, primary.part, beside, limits)?;
+    let whole = Whole { id: primary.id, is_clear: alpha.is_some(), beside };
+    let mut rgb = container.paint(&whole, primary.part, limits)?;
     if let Some(alpha) = alpha {
         if container.stored_size(alpha)? != primary.coded {
             return Err(format.unsupported("Its transparency has another size than its colours."));
         }
-        let opacity = container.paint(alpha, primary.part, beside, limits)?;
+        let opacity = container.paint(&Whole { id: alpha, ..whole }, primary.part, limits)?;
         let is_associated = container.file.referenced_items(primary.id, b"prem").contains(&alpha);
         for (value, alpha) in rgb.iter_mut().zip(opacity.iter().step_by(3).flat_map(|alpha| [alpha; 3])) {
             *value = if is_associated { value.saturating_add(255 - *alpha) } else { on_white(*value, *alpha) };
@@ -205,6 +222,16 @@ impl<'a> Container<'a> {
 
     fn properties(&self, id: ItemId) -> Result<impl Iterator<Item = &Property>> {
         self.file.item_properties(id).map_err(|e| self.fail(e))
+    }
+
+    /// How an item's properties say that its colours are coded.
+    fn stated(&self, id: ItemId) -> Result<Option<Stated>> {
+        Ok(self.properties(id)?.find_map(|property| match property {
+            Property::Color(ColorInfo::Nclx { matrix, primaries, full_range, .. }) => {
+                Some(Stated { matrix: *matrix, primaries: *primaries, full_range: *full_range })
+            }
+            _ => None,
+        }))
     }
 
     /// The size that an item's properties state, or nothing.
@@ -320,10 +347,10 @@ impl<'a> Container<'a> {
     }
 
     /// Decodes this part of an item.
-    fn paint(&self, id: ItemId, part: Part, beside: u64, limits: &Limits) -> Result<RgbImage> {
+    fn paint(&self, whole: &Whole, part: Part, limits: &Limits) -> Result<RgbImage> {
         let mut rgb = pixels::canvas(part.size)?;
         let (right, bottom) = (part.left + part.size.0, part.top + part.size.1);
-        for (tile, left, top) in self.tiles(id)? {
+        for (tile, left, top) in self.tiles(whole.id)? {
             limits.check_interrupt()?;
             let (width, height) = self.size(tile)?;
             let is_outside = left >= right
@@ -333,7 +360,7 @@ impl<'a> Container<'a> {
             if is_outside {
                 continue;
             }
-            let coded = self.codec(tile)?.decode(self, tile, beside, limits)?;
+            let coded = self.codec(tile)?.decode(self, tile, whole, limits)?;
             let (width, height) = coded.size();
             // What is seen of the tile, in the stored picture.
             let columns = left.max(part.left)..left.saturating_add(width).min(right);
