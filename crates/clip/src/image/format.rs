@@ -41,8 +41,9 @@ pub(crate) fn sniff(bytes: &[u8]) -> Result<Format> {
     if starts(b"RIFF") && at(8, b"WEBP") {
         return Ok(Format::WebP);
     }
-    // A BMP's bytes 6–9 are reserved and zero; "BM" alone starts many a text.
-    if starts(b"BM") && at(6, &[0; 4]) {
+    // A BMP's bytes 6–9 are reserved and zero, or the place that a pointer of OS/2 points with; "BM" alone starts many a text.
+    let has_header = |length: u8| at(14, &[length, 0, 0, 0]);
+    if starts(b"BM") && (at(6, &[0; 4]) || [12, 16, 40, 52, 56, 64, 108, 124].into_iter().any(has_header)) {
         return Ok(Format::Bmp);
     }
     // Classic and big TIFF in both byte orders.
@@ -84,6 +85,18 @@ pub(crate) fn sniff(bytes: &[u8]) -> Result<Format> {
         "Photoshop (PSD)"
     } else if is_svg(bytes) {
         "SVG"
+    } else if starts(b"#?RADIANCE") || starts(b"#?RGBE") {
+        "Radiance HDR"
+    } else if starts(b"\x76\x2F\x31\x01") {
+        "OpenEXR"
+    } else if starts(b"qoif") {
+        "QOI"
+    } else if starts(b"farbfeld") {
+        "farbfeld"
+    } else if matches!(bytes, [b'P', b'1'..=b'7', b' ' | b'\t' | b'\n' | b'\r', ..]) {
+        "PNM (PBM, PGM, PPM or PAM)"
+    } else if bytes.ends_with(b"TRUEVISION-XFILE.\0") {
+        "TGA"
     } else {
         let shown: String = bytes.iter().take(8).map(|b| format!("{b:02x}")).collect();
         return Err(Error::new(Kind::InvalidInput, "not an image")
@@ -155,6 +168,11 @@ mod tests {
             (b"%PDF-1.7", "PDF"),
             (b"<?xml version='1.0'?><svg/>", "SVG"),
             (b"8BPS\0\x01", "PSD"),
+            (b"#?RADIANCE\n", "Radiance"),
+            (b"\x76\x2F\x31\x01\x02", "OpenEXR"),
+            (b"qoif\0\0", "QOI"),
+            (b"P6\n3 3\n255\n", "PNM"),
+            (b"\0\0\x02TRUEVISION-XFILE.\0", "TGA"),
             (b"\x28\0\0\0\x10\0\0\0\x10\0\0\0\x01\0\x18\0", "DIB"),
         ] {
             let error = sniff(bytes).unwrap_err();
