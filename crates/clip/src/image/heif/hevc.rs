@@ -9,7 +9,8 @@ use heifer_isobmff::{HeifFile, ItemId};
 
 use crate::error::{Error, Result, without_panic};
 use crate::image::aside::aside;
-use crate::image::heif::{Coded, Container, Stated, Whole, yuv};
+use crate::image::heif::matrix::shares;
+use crate::image::heif::{Coded, Container, Stated, Whole};
 use crate::image::limits::{Limits, bytes_of};
 use crate::image::picture::{Format, truncated};
 use crate::memory::Reserve;
@@ -45,7 +46,7 @@ pub(super) fn decode(container: &Container, id: ItemId, whole: &Whole, limits: &
     });
     let conversion = Conversion::new(&frame, stated)
         .ok_or_else(|| format.unsupported(format!("Its colours are coded by matrix {}.", stated.matrix)))?;
-    Ok(Box::new(Converted { frame, size, conversion }))
+    Ok(Box::new(Converted { frame, size, conversion, reversed_odd: whole.reversed_odd }))
 }
 
 fn frame(bytes: &[u8], file: &HeifFile<'_>, format: Format, id: ItemId, beside: u64) -> Result<Frame> {
@@ -116,7 +117,7 @@ impl Conversion {
 }
 
 fn factors(matrix: u16, primaries: u16) -> Option<[f32; 4]> {
-    let (kr, kb) = yuv::shares(matrix, primaries)?;
+    let (kr, kb) = shares(matrix, primaries)?;
     let (red, blue) = (2.0 * (1.0 - kr), 2.0 * (1.0 - kb));
     let kg = kb + kr - 1.0;
     Some([red, kr * red / kg, kb * blue / kg, blue])
@@ -127,6 +128,7 @@ struct Converted {
     frame: Frame,
     size: (u32, u32),
     conversion: Conversion,
+    reversed_odd: (bool, bool),
 }
 
 impl Converted {
@@ -135,7 +137,8 @@ impl Converted {
         &self.frame.planes[0][y * width..(y + 1) * width][from..]
     }
 
-    /// The chroma samples of a row of pixels, from a column on, each as often as it counts.
+    /// The chroma samples of a row of pixels, from a column on, each as often as it counts. libheif turns a picture before it
+    /// has colours; of an odd number of columns that are turned around, the pairs begin at the other end.
     fn chroma(&self, y: usize, from: usize) -> impl Iterator<Item = [u16; 2]> {
         let width = self.frame.widths[1] as usize;
         let (across, down) = match self.frame.chroma_format {
@@ -143,10 +146,13 @@ impl Converted {
             2 => (1, 0),
             _ => (0, 0),
         };
-        let row = |plane: usize| &self.frame.planes[plane][(y >> down) * width..][..width];
+        let shift = |reversed_odd: bool, halved: u32| usize::from(reversed_odd && halved == 1);
+        let (right, below) = (shift(self.reversed_odd.0, across), shift(self.reversed_odd.1, down));
+        let y = (y + below >> down).min(self.frame.heights[1] as usize - 1);
+        let row = |plane: usize| &self.frame.planes[plane][y * width..][..width];
         let (cb, cr) = (row(1), row(2));
         (from..).map(move |x| {
-            let x = (x >> across).min(width - 1);
+            let x = (x + right >> across).min(width - 1);
             [cb[x], cr[x]]
         })
     }

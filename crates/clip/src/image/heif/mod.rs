@@ -8,7 +8,9 @@
 mod av1;
 #[cfg(feature = "heic")]
 mod hevc;
+mod matrix;
 mod transform;
+#[cfg(feature = "avif")]
 mod yuv;
 
 use std::borrow::Cow;
@@ -20,6 +22,8 @@ use image::metadata::Orientation;
 
 use crate::error::{Error, Kind, Result};
 use crate::image::limits::{Limits, bytes_of, no_pixels};
+#[cfg(feature = "heic")]
+use crate::image::orientation::mirrored;
 use crate::image::orientation::swaps_sides;
 use crate::image::picture::{Format, Header, Picture, Short, truncated};
 use crate::image::pixels::{self, on_white};
@@ -49,7 +53,11 @@ struct Stated {
 struct Whole {
     id: ItemId,
     /// It has transparency.
+    #[cfg(feature = "avif")]
     is_clear: bool,
+    /// What of it is shown has an odd number of columns, rows, and is shown from the last one on.
+    #[cfg(feature = "heic")]
+    reversed_odd: (bool, bool),
     /// Bytes that a decoder may take.
     beside: u64,
 }
@@ -113,7 +121,14 @@ pub(crate) fn decode(format: Format, bytes: &[u8], limits: &Limits) -> Result<Pi
     limits.check_memory(&format!("{} image", format.name()), size, pictures.saturating_add(beside))?;
     reserve.finish()?;
 
-    let whole = Whole { id: primary.id, is_clear: alpha.is_some(), beside };
+    let whole = Whole {
+        id: primary.id,
+        #[cfg(feature = "avif")]
+        is_clear: alpha.is_some(),
+        #[cfg(feature = "heic")]
+        reversed_odd: primary.reversed_odd(),
+        beside,
+    };
     let mut rgb = container.paint(&whole, primary.part, limits)?;
     if let Some(alpha) = alpha {
         if container.stored_size(alpha)? != primary.coded {
@@ -122,10 +137,23 @@ pub(crate) fn decode(format: Format, bytes: &[u8], limits: &Limits) -> Result<Pi
         let opacity = container.paint(&Whole { id: alpha, ..whole }, primary.part, limits)?;
         let is_associated = container.file.referenced_items(primary.id, b"prem").contains(&alpha);
         for (value, alpha) in rgb.iter_mut().zip(opacity.iter().step_by(3).flat_map(|alpha| [alpha; 3])) {
-            *value = if is_associated { value.saturating_add(255 - *alpha) } else { on_white(*value, *alpha) };
+            *value = on_white(if is_associated { straight(format, *value, *alpha) } else { *value }, *alpha);
         }
     }
     Ok(Picture { rgb, size, shrink: 1, orientation: primary.orientation, short: Short::Nothing, profile: None })
+}
+
+/// A sample that was multiplied by its opacity, before that: as libyuv has it for AVIF, with its inverses in 65536ths, and as
+/// Pillow has it for HEIC.
+fn straight(format: Format, value: u8, alpha: u8) -> u8 {
+    let (value, alpha) = (u32::from(value), u32::from(alpha));
+    let straight = match (alpha, format) {
+        (0 | 255, _) => value,
+        #[cfg(feature = "avif")]
+        (_, Format::Avif) => value * 257 * (65536 / alpha).min(65535) >> 16,
+        _ => 255 * value / alpha,
+    };
+    straight.min(255) as u8
 }
 
 /// What the header says.
@@ -198,6 +226,16 @@ struct Primary {
     orientation: Orientation,
     channels: u8,
     bits: u8,
+}
+
+#[cfg(feature = "heic")]
+impl Primary {
+    fn reversed_odd(&self) -> (bool, bool) {
+        let (from_right, from_bottom) = mirrored(self.orientation);
+        let swapped = swaps_sides(self.orientation);
+        let (columns, rows) = if swapped { (from_bottom, from_right) } else { (from_right, from_bottom) };
+        (columns && self.part.size.0 % 2 == 1, rows && self.part.size.1 % 2 == 1)
+    }
 }
 
 impl<'a> Container<'a> {

@@ -3,17 +3,7 @@
 //! The two sums are those of the reference: libavif leaves what libyuv can convert to it, and that is in 64ths
 //! ([`Fixed`]); the rest it converts in floats ([`Colours`]).
 
-/// The shares of red and blue in luma. None for a matrix that is not linear, or not known.
-pub(super) fn shares(matrix: u16, primaries: u16) -> Option<(f32, f32)> {
-    match (matrix, primaries) {
-        (1, _) | (12, 1 | 2) => Some((0.2126, 0.0722)),
-        (4, _) => Some((0.30, 0.11)),
-        (7, _) | (12, 7) => Some((0.212, 0.087)),
-        (9, _) | (12, 9) => Some((0.2627, 0.0593)),
-        (0 | 2 | 5 | 6 | 8 | 12, _) => Some((0.299, 0.114)),
-        _ => None,
-    }
-}
+use crate::image::heif::matrix::shares;
 
 /// Conversion in 64ths, which differs from the exact one by up to three of 255.
 #[derive(Clone, Copy, Debug, PartialEq)]
