@@ -64,25 +64,27 @@ def by_tifffile(data: bytes) -> Image.Image:
         if page.bitspersample == 8 and page.sampleformat == 1:
             raise ValueError("Pillow reads these")
         channels = page.samplesperpixel
-        array = array.reshape((channels, page.imagelength, page.imagewidth) if page.planarconfig == 2 and channels > 1 else (page.imagelength, page.imagewidth, channels)).squeeze()
-        if array.ndim < 2:
-            array = array.reshape(page.imagelength, page.imagewidth)
+        size = (page.imagelength, page.imagewidth)
+        planes = page.planarconfig == 2 and channels > 1
+        array = array.reshape((channels, *size) if planes else (*size, channels))
+        if planes:
+            array = np.moveaxis(array, 0, -1)
+        if page.photometric == 5 and array.dtype == np.uint16 and channels == 4:
+            return Image.fromarray((array >> 8).astype(np.uint8).copy(), "CMYK").convert("RGB")
         if page.photometric not in (0, 1, 2):
             raise ValueError("colours that tifffile doesn't convert")
-        if page.planarconfig == 2 and array.ndim == 3:
-            array = np.moveaxis(array, 0, -1)
         if array.dtype.kind == "u" and page.bitspersample not in (8, 16, 32, 64):
             array = (array.astype(np.float64) / (2**page.bitspersample - 1) * 255).round().astype(np.uint8)
         array = eight_bits(array)
         if page.photometric == 0:
             array = 255 - array
-        channels = 1 if array.ndim == 2 else array.shape[2]
-        if array.dtype != np.uint8 or array.ndim > 3 or channels > 4:
+        if array.dtype != np.uint8 or channels > 4:
             raise ValueError("samples of another sort")
         if channels > 1 and page.extrasamples[:1] == (1,):
             raise ValueError("premultiplied alpha")
         if channels in (2, 4) and page.extrasamples[:1] != (2,):
             array = array[..., : channels - 1]
+        array = array[..., 0] if array.shape[2] == 1 else array
         return on_white(Image.fromarray(array))
 
 

@@ -95,7 +95,7 @@ pub(crate) fn sniff(bytes: &[u8]) -> Result<Format> {
         "farbfeld"
     } else if matches!(bytes, [b'P', b'1'..=b'7', b' ' | b'\t' | b'\n' | b'\r', ..]) {
         "PNM (PBM, PGM, PPM or PAM)"
-    } else if bytes.ends_with(b"TRUEVISION-XFILE.\0") {
+    } else if is_tga(bytes) {
         "TGA"
     } else {
         let shown: String = bytes.iter().take(8).map(|b| format!("{b:02x}")).collect();
@@ -139,6 +139,19 @@ fn is_dib(bytes: &[u8]) -> bool {
         _ => None,
     };
     fields.is_some_and(|fields| matches!(fields, [1, 0, 1 | 4 | 8 | 16 | 24 | 32, 0]))
+}
+
+/// TGA has a signature at its end, or none: then its header's fields must agree.
+fn is_tga(bytes: &[u8]) -> bool {
+    let Some(header) = bytes.first_chunk::<18>() else { return false };
+    let has_map = match header[1..3] {
+        [0, 2 | 3 | 10 | 11] => header[3..8] == [0; 5],
+        [1, 1 | 9] => matches!(header[7], 15 | 16 | 24 | 32) && (header[5], header[6]) != (0, 0),
+        _ => false,
+    };
+    let has_size = (header[12], header[13]) != (0, 0) && (header[14], header[15]) != (0, 0);
+    let has_pixels = matches!(header[16], 8 | 15 | 16 | 24 | 32) && header[17] & 0xC0 == 0;
+    bytes.ends_with(b"TRUEVISION-XFILE.\0") || (has_map && has_size && has_pixels)
 }
 
 /// SVG is XML, where a long comment or declaration may come first.
