@@ -166,6 +166,11 @@ soak-kill: test-cluster
 image-corpus: build-deps
 	@scripts/image-corpus.sh
 
+# Of directories that SUITES names, and the same packages.
+.PHONY: image-suites
+image-suites: build-deps
+	@scripts/image-suites.sh
+
 .PHONY: soak-hostile
 soak-hostile: export CLUSTER = test
 soak-hostile: test-cluster

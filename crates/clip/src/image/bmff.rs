@@ -27,11 +27,13 @@ pub(crate) fn find(bytes: &[u8], name: [u8; 4]) -> Option<&[u8]> {
 }
 
 /// The length of the longest box of a name.
+#[cfg(any(feature = "heic", feature = "avif"))]
 pub(crate) fn longest(bytes: &[u8], name: [u8; 4]) -> usize {
     boxes(bytes).filter(|(found, _)| *found == name).map(|(_, content)| content.len()).max().unwrap_or(0)
 }
 
 /// Pictures of a sequence: the samples of the first track that has any.
+#[cfg(any(feature = "heic", feature = "avif"))]
 pub(crate) fn sequence_frames(bytes: &[u8]) -> Option<u32> {
     let movie = find(bytes, *b"moov")?;
     boxes(movie).filter(|(name, _)| name == b"trak").find_map(|(_, track)| {

@@ -13,13 +13,36 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
     if is_empty(bytes) {
         return Err(no_pixels(0, 0));
     }
+    let mended = as_pillow_reads(bytes)?;
+    let bytes = mended.as_deref().unwrap_or(bytes);
     // A row as it is stored and as it is decoded.
     let beside = |size: (u32, u32)| u64::from(size.0) * 8;
     library::decode(Format::Bmp, bytes, limits, Orientation::NoTransforms, beside, || missing(bytes))
 }
 
+/// A file with what Pillow ignores made to say nothing: another number of planes than one, and transparency in pixels of 16
+/// bits. None where nothing is to be changed.
+fn as_pillow_reads(bytes: &[u8]) -> Result<Option<Vec<u8>>> {
+    let planes = if is_core(bytes) { 22 } else { 26 };
+    // The mask of the opacity's bits stands behind those of the colours, in headers of 56 bytes and more.
+    let has_mask = long(bytes, 14).is_some_and(|length| length >= 56) && long(bytes, 30) == Some(3);
+    let is_clear = has_mask && short(bytes, bits_at(bytes)) == Some(16) && long(bytes, 66).is_some_and(|mask| mask != 0);
+    if !is_clear && short(bytes, planes).is_none_or(|planes| planes == 1) {
+        return Ok(None);
+    }
+    let mut mended = memory::with_capacity(bytes.len())?;
+    mended.extend_from_slice(bytes);
+    mended[planes..planes + 2].copy_from_slice(&1u16.to_le_bytes());
+    if is_clear {
+        mended[66..70].fill(0);
+    }
+    Ok(Some(mended))
+}
+
 /// The largest picture of an icon.
 pub(crate) fn decode_icon(bytes: &[u8], limits: &Limits) -> Result<Picture> {
+    let alone = alone(bytes)?;
+    let bytes = alone.as_deref().unwrap_or(bytes);
     let with_mask = with_mask(bytes)?;
     let bytes = with_mask.as_deref().unwrap_or(bytes);
     match ico_png(bytes) {
@@ -115,20 +138,31 @@ struct Entry {
 fn largest(bytes: &[u8]) -> Option<Entry> {
     let count = usize::from(u16::from_le_bytes([*bytes.get(4)?, *bytes.get(5)?]));
     let entries = bytes.get(6..6 + count * 16)?.as_chunks::<16>().0;
-    // A side of 256 is stored as 0. Among equal sizes the one with more bits a pixel is meant.
+    // A side of 256 is stored as 0. Among equal sizes the one with more bits a pixel is meant, or the first.
     let side = |byte: u8| if byte == 0 { 256 } else { u32::from(byte) };
-    let (index, _) =
-        entries.iter().enumerate().max_by_key(|(_, e)| (side(e[0]) * side(e[1]), u16::from_le_bytes([e[6], e[7]])))?;
+    let worth = |e: &[u8; 16]| (side(e[0]) * side(e[1]), u16::from_le_bytes([e[6], e[7]]));
+    let (index, _) = entries.iter().enumerate().rev().max_by_key(|(_, entry)| worth(entry))?;
     let at = 6 + 16 * index;
     let number = |at: usize| long(bytes, at).map(|number| number as u32 as usize);
     Some(Entry { at, from: number(at + 12)?, length: number(at + 8)? })
 }
 
+/// An icon of several pictures with the largest one alone, since the decoder chooses otherwise.
+fn alone(bytes: &[u8]) -> Result<Option<Vec<u8>>> {
+    let Some(largest) = largest(bytes).filter(|_| short(bytes, 4) != Some(1)) else { return Ok(None) };
+    let mut alone = memory::with_capacity(bytes.len())?;
+    alone.extend_from_slice(bytes);
+    alone[4..6].copy_from_slice(&1u16.to_le_bytes());
+    alone.copy_within(largest.at..largest.at + 16, 6);
+    Ok(Some(alone))
+}
+
 /// An icon whose bitmap lacks a part of its mask, with a mask that hides nothing there: the pixels before it are whole. The
-/// decoder takes a whole mask, or none.
+/// decoder takes a whole mask, or none. Pixels of 32 bits have their own opacity, beside which Pillow ignores the mask.
 fn with_mask(bytes: &[u8]) -> Result<Option<Vec<u8>>> {
     let Some((entry, mask, end)) = mask(bytes) else { return Ok(None) };
     let has = bytes.len().min(entry.from.saturating_add(entry.length));
+    let has = if short(bytes, entry.from + 14) == Some(32) && has >= mask { mask } else { has };
     if !(mask..end).contains(&has) {
         return Ok(None);
     }

@@ -13,8 +13,6 @@ use crate::image::orientation::{mirrored, turned, upright};
 use crate::image::picture::{Decoded, Format, Picture, Short, truncated};
 use crate::image::prepare::reduction;
 use crate::image::preprocess::Preprocess;
-#[cfg(feature = "jxl")]
-use crate::image::profile::Profile;
 use crate::image::resample::Filter;
 use crate::image::{bmp, gif, png, raw, tiff, webp};
 
@@ -86,10 +84,9 @@ fn decode_as(format: Format, bytes: &[u8], limits: &Limits, smaller: Option<&Pre
         Format::Avif => crate::image::heif::decode(format, bytes, limits)?,
         #[cfg(feature = "jxl")]
         Format::Jxl => match crate::image::jxl::open(bytes, limits)? {
-            crate::image::jxl::Content::Jpeg(jpeg, orientation) => {
+            crate::image::jxl::Content::Jpeg(jpeg, orientation, profile) => {
                 let jpeg = Jpeg::open(&jpeg, limits)?;
-                let profile = jpeg.profile().map(Profile::into_owned);
-                Picture { profile, ..decode_jpeg(jpeg, orientation, limits, smaller)? }
+                Picture { profile: Some(profile), ..decode_jpeg(jpeg, orientation, limits, smaller)? }
             }
             crate::image::jxl::Content::Picture(picture) => picture,
         },

@@ -38,8 +38,9 @@ pub(crate) fn sniff(bytes: &[u8]) -> Result<Format> {
     if starts(b"RIFF") && at(8, b"WEBP") {
         return Ok(Format::WebP);
     }
-    // A BMP's bytes 6–9 are reserved and zero; "BM" alone starts many a text.
-    if starts(b"BM") && at(6, &[0; 4]) {
+    // A BMP's bytes 6–9 are reserved and zero, or the place that a pointer of OS/2 points with; "BM" alone starts many a text.
+    let has_header = |length: u8| at(14, &[length, 0, 0, 0]);
+    if starts(b"BM") && (at(6, &[0; 4]) || [12, 16, 40, 52, 56, 64, 108, 124].into_iter().any(has_header)) {
         return Ok(Format::Bmp);
     }
     // Classic and big TIFF in both byte orders.
@@ -81,6 +82,18 @@ pub(crate) fn sniff(bytes: &[u8]) -> Result<Format> {
         "Photoshop (PSD)"
     } else if is_svg(bytes) {
         "SVG"
+    } else if starts(b"#?RADIANCE") || starts(b"#?RGBE") {
+        "Radiance HDR"
+    } else if starts(b"\x76\x2F\x31\x01") {
+        "OpenEXR"
+    } else if starts(b"qoif") {
+        "QOI"
+    } else if starts(b"farbfeld") {
+        "farbfeld"
+    } else if matches!(bytes, [b'P', b'1'..=b'7', b' ' | b'\t' | b'\n' | b'\r', ..]) {
+        "PNM (PBM, PGM, PPM or PAM)"
+    } else if is_tga(bytes) {
+        "TGA"
     } else {
         let shown: String = bytes.iter().take(8).map(|b| format!("{b:02x}")).collect();
         return Err(Error::new(Kind::InvalidInput, "not an image")
@@ -125,6 +138,19 @@ fn is_dib(bytes: &[u8]) -> bool {
     fields.is_some_and(|fields| matches!(fields, [1, 0, 1 | 4 | 8 | 16 | 24 | 32, 0]))
 }
 
+/// TGA has a signature at its end, or none: then its header's fields must agree.
+fn is_tga(bytes: &[u8]) -> bool {
+    let Some(header) = bytes.first_chunk::<18>() else { return false };
+    let has_map = match header[1..3] {
+        [0, 2 | 3 | 10 | 11] => header[3..8] == [0; 5],
+        [1, 1 | 9] => matches!(header[7], 15 | 16 | 24 | 32) && (header[5], header[6]) != (0, 0),
+        _ => false,
+    };
+    let has_size = (header[12], header[13]) != (0, 0) && (header[14], header[15]) != (0, 0);
+    let has_pixels = matches!(header[16], 8 | 15 | 16 | 24 | 32) && header[17] & 0xC0 == 0;
+    bytes.ends_with(b"TRUEVISION-XFILE.\0") || (has_map && has_size && has_pixels)
+}
+
 /// SVG is XML, where a long comment or declaration may come first.
 fn is_svg(bytes: &[u8]) -> bool {
     let text = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes).trim_ascii_start();
@@ -152,6 +178,11 @@ mod tests {
             (b"%PDF-1.7", "PDF"),
             (b"<?xml version='1.0'?><svg/>", "SVG"),
             (b"8BPS\0\x01", "PSD"),
+            (b"#?RADIANCE\n", "Radiance"),
+            (b"\x76\x2F\x31\x01\x02", "OpenEXR"),
+            (b"qoif\0\0", "QOI"),
+            (b"P6\n3 3\n255\n", "PNM"),
+            (b"\0\0\x02TRUEVISION-XFILE.\0", "TGA"),
             (b"\x28\0\0\0\x10\0\0\0\x10\0\0\0\x01\0\x18\0", "DIB"),
         ] {
             let error = sniff(bytes).unwrap_err();

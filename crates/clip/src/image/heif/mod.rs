@@ -8,6 +8,7 @@
 mod av1;
 #[cfg(feature = "heic")]
 mod hevc;
+mod matrix;
 mod transform;
 #[cfg(feature = "avif")]
 mod yuv;
@@ -21,6 +22,8 @@ use image::metadata::Orientation;
 
 use crate::error::{Error, Kind, Result};
 use crate::image::limits::{Limits, bytes_of, no_pixels};
+#[cfg(feature = "heic")]
+use crate::image::orientation::mirrored;
 use crate::image::orientation::swaps_sides;
 use crate::image::picture::{Format, Header, Picture, Short, truncated};
 use crate::image::pixels::{self, on_white};
@@ -36,6 +39,27 @@ trait Coded {
 
     /// A row as RGB, from a column on.
     fn row(&self, y: usize, from: usize, rgb: &mut [u8]);
+}
+
+/// The code points of H.273 that a container states.
+#[derive(Clone, Copy)]
+struct Stated {
+    matrix: u16,
+    primaries: u16,
+    full_range: bool,
+}
+
+/// What a coded picture is a part of: itself, or a grid.
+struct Whole {
+    id: ItemId,
+    /// It has transparency.
+    #[cfg(feature = "avif")]
+    is_clear: bool,
+    /// What of it is shown has an odd number of columns, rows, and is shown from the last one on.
+    #[cfg(feature = "heic")]
+    reversed_odd: (bool, bool),
+    /// Bytes that a decoder may take.
+    beside: u64,
 }
 
 /// How an item's pixels are coded.
@@ -68,12 +92,12 @@ impl Codec {
         }
     }
 
-    fn decode(self, container: &Container, id: ItemId, beside: u64, limits: &Limits) -> Result<Box<dyn Coded>> {
+    fn decode(self, container: &Container, id: ItemId, whole: &Whole, limits: &Limits) -> Result<Box<dyn Coded>> {
         match self {
             #[cfg(feature = "heic")]
-            Self::Hevc => hevc::decode(container, id, beside, limits),
+            Self::Hevc => hevc::decode(container, id, whole, limits),
             #[cfg(feature = "avif")]
-            Self::Av1 => av1::decode(container, id, beside, limits),
+            Self::Av1 => av1::decode(container, id, whole, limits),
         }
     }
 }
@@ -97,18 +121,39 @@ pub(crate) fn decode(format: Format, bytes: &[u8], limits: &Limits) -> Result<Pi
     limits.check_memory(&format!("{} image", format.name()), size, pictures.saturating_add(beside))?;
     reserve.finish()?;
 
-    let mut rgb = container.paint(primary.id, primary.part, beside, limits)?;
+    let whole = Whole {
+        id: primary.id,
+        #[cfg(feature = "avif")]
+        is_clear: alpha.is_some(),
+        #[cfg(feature = "heic")]
+        reversed_odd: primary.reversed_odd(),
+        beside,
+    };
+    let mut rgb = container.paint(&whole, primary.part, limits)?;
     if let Some(alpha) = alpha {
         if container.stored_size(alpha)? != primary.coded {
             return Err(format.unsupported("Its transparency has another size than its colours."));
         }
-        let opacity = container.paint(alpha, primary.part, beside, limits)?;
+        let opacity = container.paint(&Whole { id: alpha, ..whole }, primary.part, limits)?;
         let is_associated = container.file.referenced_items(primary.id, b"prem").contains(&alpha);
         for (value, alpha) in rgb.iter_mut().zip(opacity.iter().step_by(3).flat_map(|alpha| [alpha; 3])) {
-            *value = if is_associated { value.saturating_add(255 - *alpha) } else { on_white(*value, *alpha) };
+            *value = on_white(if is_associated { straight(format, *value, *alpha) } else { *value }, *alpha);
         }
     }
     Ok(Picture { rgb, size, shrink: 1, orientation: primary.orientation, short: Short::Nothing, profile: None })
+}
+
+/// A sample that was multiplied by its opacity, before that: as libyuv has it for AVIF, with its inverses in 65536ths, and as
+/// Pillow has it for HEIC.
+fn straight(format: Format, value: u8, alpha: u8) -> u8 {
+    let (value, alpha) = (u32::from(value), u32::from(alpha));
+    let straight = match (alpha, format) {
+        (0 | 255, _) => value,
+        #[cfg(feature = "avif")]
+        (_, Format::Avif) => value * 257 * (65536 / alpha).min(65535) >> 16,
+        _ => 255 * value / alpha,
+    };
+    straight.min(255) as u8
 }
 
 /// What the header says.
@@ -183,6 +228,16 @@ struct Primary {
     bits: u8,
 }
 
+#[cfg(feature = "heic")]
+impl Primary {
+    fn reversed_odd(&self) -> (bool, bool) {
+        let (from_right, from_bottom) = mirrored(self.orientation);
+        let swapped = swaps_sides(self.orientation);
+        let (columns, rows) = if swapped { (from_bottom, from_right) } else { (from_right, from_bottom) };
+        (columns && self.part.size.0 % 2 == 1, rows && self.part.size.1 % 2 == 1)
+    }
+}
+
 impl<'a> Container<'a> {
     fn parse(bytes: &'a [u8], format: Format) -> Result<Self> {
         let tables = [*b"meta", *b"moov"].map(|name| bmff::longest(bytes, name)).into_iter().max().unwrap_or(0);
@@ -205,6 +260,16 @@ impl<'a> Container<'a> {
 
     fn properties(&self, id: ItemId) -> Result<impl Iterator<Item = &Property>> {
         self.file.item_properties(id).map_err(|e| self.fail(e))
+    }
+
+    /// How an item's properties say that its colours are coded.
+    fn stated(&self, id: ItemId) -> Result<Option<Stated>> {
+        Ok(self.properties(id)?.find_map(|property| match property {
+            Property::Color(ColorInfo::Nclx { matrix, primaries, full_range, .. }) => {
+                Some(Stated { matrix: *matrix, primaries: *primaries, full_range: *full_range })
+            }
+            _ => None,
+        }))
     }
 
     /// The size that an item's properties state, or nothing.
@@ -320,10 +385,10 @@ impl<'a> Container<'a> {
     }
 
     /// Decodes this part of an item.
-    fn paint(&self, id: ItemId, part: Part, beside: u64, limits: &Limits) -> Result<RgbImage> {
+    fn paint(&self, whole: &Whole, part: Part, limits: &Limits) -> Result<RgbImage> {
         let mut rgb = pixels::canvas(part.size)?;
         let (right, bottom) = (part.left + part.size.0, part.top + part.size.1);
-        for (tile, left, top) in self.tiles(id)? {
+        for (tile, left, top) in self.tiles(whole.id)? {
             limits.check_interrupt()?;
             let (width, height) = self.size(tile)?;
             let is_outside = left >= right
@@ -333,7 +398,7 @@ impl<'a> Container<'a> {
             if is_outside {
                 continue;
             }
-            let coded = self.codec(tile)?.decode(self, tile, beside, limits)?;
+            let coded = self.codec(tile)?.decode(self, tile, whole, limits)?;
             let (width, height) = coded.size();
             // What is seen of the tile, in the stored picture.
             let columns = left.max(part.left)..left.saturating_add(width).min(right);

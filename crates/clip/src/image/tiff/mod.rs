@@ -121,7 +121,8 @@ impl<'a> Layout<'a> {
             None | Some(999) if matches!(photometric, Photometric::Rgb) && samples == 4 => Alpha::Straight,
             _ => Alpha::None,
         };
-        let tiled = page.find(tag::TILE_OFFSETS).is_some();
+        // Older writers keep the places of tiles in the tags of strips, as libtiff has one field for both.
+        let tiled = page.find(tag::TILE_OFFSETS).is_some() || page.find(tag::TILE_WIDTH).is_some();
         let part = if tiled {
             (side(tag::TILE_WIDTH).unwrap_or(0), side(tag::TILE_HEIGHT).unwrap_or(0))
         } else {
@@ -131,7 +132,10 @@ impl<'a> Layout<'a> {
             return Err(broken("Its strips or tiles have no size."));
         }
         let (offsets, lengths) = if tiled {
-            (page.find(tag::TILE_OFFSETS), page.find(tag::TILE_LENGTHS))
+            (
+                page.find(tag::TILE_OFFSETS).or(page.find(tag::STRIP_OFFSETS)),
+                page.find(tag::TILE_LENGTHS).or(page.find(tag::STRIP_LENGTHS)),
+            )
         } else {
             (page.find(tag::STRIP_OFFSETS), page.find(tag::STRIP_LENGTHS))
         };

@@ -4,14 +4,16 @@
 //! The library unpacks metadata without a limit, so boxes are read here, and it gets those that a picture needs. It can't be
 //! interrupted, so it works in a thread of its own.
 
+mod dither;
+mod restore;
+
 use std::borrow::Cow;
 use std::io::{self, Read, Write};
 
 use brotli_decompressor::Decompressor;
 use image::metadata::Orientation;
 use jxl_bitstream::Bitstream;
-use jxl_oxide::jpeg_bitstream::JpegBitstreamHeader;
-use jxl_oxide::{AllocTracker, InitializeResult, JpegReconstructionStatus, JxlImage, PixelFormat};
+use jxl_oxide::{AllocTracker, InitializeResult, JxlImage, PixelFormat};
 use jxl_oxide_common::Bundle;
 
 use crate::error::{Error, Kind, Result, without_panic};
@@ -20,12 +22,14 @@ use crate::image::bmff;
 use crate::image::exif;
 use crate::image::jpeg::Jpeg;
 use crate::image::limits::{Limits, bytes_of, no_pixels};
-use crate::image::orientation::turned;
+use crate::image::orientation::{swaps_sides, turned};
 use crate::image::picture::Taken;
 use crate::image::picture::{Format, Header, Picture, Short, truncated};
 use crate::image::pixels::{self, on_white};
 use crate::image::profile::Profile;
 use crate::memory::{self, Reserve};
+
+use restore::Components;
 
 const SIGNATURE: &[u8] = b"\0\0\0\x0CJXL \r\n\x87\n";
 /// An EXIF block has 64 kB at most in a JPEG; others hold thumbnails.
@@ -39,7 +43,8 @@ const MOST_LAYERS: u64 = 16;
 
 /// What a file holds.
 pub(crate) enum Content {
-    Jpeg(Vec<u8>, Orientation),
+    /// With the profile of its colours, which it lacks itself.
+    Jpeg(Vec<u8>, Orientation, Profile<'static>),
     Picture(Picture),
 }
 
@@ -70,7 +75,7 @@ pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
         aside(bytes, limits, gave_up, move |bytes, limits| {
             without_panic(gave_up, || {
                 let reserve = Reserve::new(beside as usize)?;
-                let image = load(bytes, beside, limits, false)?;
+                let image = load(bytes, beside, limits, false, None)?;
                 reserve.finish()?;
                 Ok(image.num_loaded_keyframes().max(1) as u32)
             })
@@ -206,17 +211,6 @@ fn taken(bytes: &[u8], limits: &Limits) -> Result<Option<Taken>> {
     Ok(block.get(4..).and_then(|block| block.get(start..)).and_then(exif::taken))
 }
 
-/// What restores a JPEG, if it is of a bearable size unpacked.
-fn restores(content: &[u8], limits: &Limits) -> Result<bool> {
-    let mut bits = Bitstream::new(content);
-    if JpegBitstreamHeader::parse(&mut bits, ()).is_err() || bits.zero_pad_to_byte().is_err() {
-        return Ok(false);
-    }
-    let packed = &content[bits.num_read_bits() / 8..];
-    let most = limits.max_bytes.min(64 << 20);
-    Ok(unpack(packed, most, limits, |_| {})?.is_some())
-}
-
 fn failed(bytes: &[u8], error: &(dyn std::error::Error + 'static)) -> Error {
     let message = error.to_string();
     if message.contains("allocate") {
@@ -230,8 +224,8 @@ fn failed(bytes: &[u8], error: &(dyn std::error::Error + 'static)) -> Error {
     Format::Jxl.broken(format!("The decoder says: {}.", message.trim_end_matches('.')))
 }
 
-/// Reads a file as far as its first picture, or to its end.
-fn load(bytes: &[u8], most: u64, limits: &Limits, only_first: bool) -> Result<JxlImage> {
+/// Reads a file as far as its first picture, or to its end. `restoring`: what comes in place of the box that restores a JPEG.
+fn load(bytes: &[u8], most: u64, limits: &Limits, only_first: bool, restoring: Option<&[u8]>) -> Result<JxlImage> {
     let tracker = AllocTracker::with_limit(usize::try_from(most).unwrap_or(usize::MAX));
     let mut waiting = Some(JxlImage::builder().alloc_tracker(tracker).build_uninit());
     let mut image: Option<JxlImage> = None;
@@ -269,25 +263,15 @@ fn load(bytes: &[u8], most: u64, limits: &Limits, only_first: bool) -> Result<Jx
             feed(&[&length.to_be_bytes(), name.as_slice()].concat())?;
             feed(content)
         };
-        let (mut restoring, mut has_begun) = (None, false);
+        let mut restoring = restoring;
         for (name, content) in bmff::boxes(bytes) {
             match &name {
                 b"JXL " | b"ftyp" | b"jxll" => {
                     feed_box(name, content)?;
                 }
-                // There is one, in front of the codestream.
-                b"jbrd" if restoring.is_none() => restoring = Some(content),
                 b"jxlc" | b"jxlp" => {
-                    if let Some(jpeg) = restoring.filter(|_| !std::mem::replace(&mut has_begun, true))
-                        && restores(jpeg, limits)?
-                    {
-                        feed_box(*b"jbrd", jpeg)?;
-                        // What restoring it asks for, wherever it stands.
-                        for name in [*b"Exif", *b"xml "] {
-                            if let Some(content) = metadata(bytes, name, limits)? {
-                                feed_box(name, &content)?;
-                            }
-                        }
+                    if let Some(restoring) = restoring.take() {
+                        feed_box(*b"jbrd", restoring)?;
                     }
                     if feed_box(name, content)? {
                         break;
@@ -305,18 +289,24 @@ fn load(bytes: &[u8], most: u64, limits: &Limits, only_first: bool) -> Result<Jx
 }
 
 fn content(bytes: &[u8], head: &Head, most: u64, limits: &Limits) -> Result<Content> {
-    let image = load(bytes, most, limits, true)?;
+    let components = restore::box_of(bytes).and_then(Components::read);
+    let mut image = load(bytes, most, limits, true, components.as_ref().map(|c| c.plain(true)).as_deref())?;
     let is_whole = image.num_loaded_keyframes() > 0;
     if !is_whole && !limits.allow_truncated {
         return Err(truncated(Format::Jxl, bytes.len()));
     }
-    if is_whole && matches!(image.jpeg_reconstruction_status(), JpegReconstructionStatus::Available) {
+    if let Some(components) = components.filter(|_| is_whole) {
+        if image.frame(0).is_some_and(|frame| !frame.header().do_ycbcr) {
+            // Red, green and blue, which only the frame says.
+            drop(image);
+            image = load(bytes, most, limits, true, Some(&components.plain(false)))?;
+        }
         let mut jpeg = Output { bytes: Vec::new(), limits };
         // The library panics at some files, and writes no picture of others. The picture is there all the same.
         let gave_up = || Format::Jxl.broken("The decoder gave up on it.");
         let is_done = without_panic(gave_up, || Ok(image.reconstruct_jpeg(&mut jpeg).is_ok())) == Ok(true);
         if is_done && Jpeg::open(&jpeg.bytes, limits).is_ok_and(|jpeg| (jpeg.width, jpeg.height) == head.size) {
-            return Ok(Content::Jpeg(jpeg.bytes, head.orientation));
+            return Ok(Content::Jpeg(jpeg.bytes, head.orientation, profile(&image)));
         }
         limits.check_interrupt()?;
     }
@@ -357,6 +347,14 @@ fn check_layers(image: &JxlImage, head: &Head) -> Result<()> {
     Ok(())
 }
 
+/// Of what is rendered: a picture with a profile of its own may have been brought to another.
+fn profile(image: &JxlImage) -> Profile<'static> {
+    match image.rendered_cicp() {
+        Some([primaries, transfer, ..]) => Profile::Codes { primaries: primaries.into(), transfer: transfer.into() },
+        None => Profile::Icc(Cow::Owned(image.rendered_icc())),
+    }
+}
+
 /// Decodes the first picture. The decoder turns it upright.
 fn picture(bytes: &[u8], mut image: JxlImage, head: &Head, is_whole: bool, limits: &Limits) -> Result<Picture> {
     let fail = |error: Box<dyn std::error::Error + Send + Sync>| failed(bytes, error.as_ref());
@@ -372,25 +370,29 @@ fn picture(bytes: &[u8], mut image: JxlImage, head: &Head, is_whole: bool, limit
     let render = if is_whole { image.render_frame(0) } else { image.render_loading_frame() };
     let render = render.map_err(fail)?;
     let size = turned(head.size, head.orientation);
-    // Of what was rendered: a picture with a profile of its own may have been brought to another.
-    let profile = match image.rendered_cicp() {
-        Some([primaries, transfer, ..]) => Profile::Codes { primaries: primaries.into(), transfer: transfer.into() },
-        None => Profile::Icc(Cow::Owned(image.rendered_icc())),
-    };
+    let profile = profile(&image);
     let mut stream = render.stream();
     if (stream.width(), stream.height()) != size || stream.channels() != channels {
         return Err(Format::Jxl.broken("Its first frame has another size."));
     }
     let mut rgb = pixels::canvas(size)?;
     let channels = channels as usize;
+    let mut floats = memory::with_capacity(size.0 as usize * channels)?;
+    floats.resize(size.0 as usize * channels, 0.0f32);
     let mut row = memory::zeroed(size.0 as usize * channels)?;
+    // The noise lies on the picture before its sides are swapped.
+    let is_swapped = swaps_sides(head.orientation);
     let laid = |value: u8, alpha: u8| match is_associated {
         true => value.saturating_add(255 - alpha),
         false => on_white(value, alpha),
     };
     for y in 0..size.1 as usize {
         limits.check_interrupt()?;
-        stream.write_to_buffer(&mut row);
+        stream.write_to_buffer(&mut floats);
+        for (at, (to, from)) in row.iter_mut().zip(&floats).enumerate() {
+            let (x, channel) = (at / channels, at % channels);
+            *to = if is_swapped { dither::byte(*from, y, x, channel) } else { dither::byte(*from, x, y, channel) };
+        }
         let target = pixels::row_mut(&mut rgb, y).as_chunks_mut::<3>().0.iter_mut();
         for (to, from) in target.zip(row.chunks_exact(channels)) {
             *to = match *from {
