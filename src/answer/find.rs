@@ -18,7 +18,7 @@ use crate::pg::catalog::qualified_name;
 use crate::pg::error::{SqlResult, given, report, sql_error};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, spi};
-use crate::pg::text::Text;
+use crate::pg::text::{Text, foreign_encoding, foreign_name, utf8};
 use crate::pg::user_context::{UserContext, set};
 use crate::pg::vector::{self, Vector};
 
@@ -44,11 +44,8 @@ fn clip_find(
     let (Regclass(table), Text(query)) = (given("relation", relation)?, given("query", query)?);
     let candidates = within("candidates", given("candidates", candidates)?, MOST_CANDIDATES)?;
     let k = within("k", given("k", k)?, i32::MAX)?;
-    let cut = cut.unwrap_or(CUT);
-    let after = match (after_relevance, after_id) {
-        (None, None) => None,
-        (relevance, id) => Some((given("after_relevance", relevance)?, given("after_id", id.map(Text::str))?)),
-    };
+    let cut = share("cut", cut)?.unwrap_or(CUT);
+    let after = after(share("after_relevance", after_relevance)?, after_id.map(Text::str))?;
     let (key, embedding) = (key.map(Text::str), embedding.map(Text::str));
     let model = match model {
         Some(Text(model)) => model.to_owned(),
@@ -63,6 +60,33 @@ fn clip_find(
     rows.sort_by(|a, b| b.2.total_cmp(&a.2).then_with(|| a.0.cmp(&b.0)));
     rows.truncate(k as usize);
     Ok(TableIterator::new(rows))
+}
+
+/// A relevance that is given.
+fn share(name: &str, value: Option<f64>) -> SqlResult<Option<f64>> {
+    match value {
+        Some(value) if !(0.0..=1.0).contains(&value) => {
+            let error = Error::new(Kind::InvalidInput, format!("{name} is out of range: {value}"));
+            Err(report(error.detail("Relevance is from 0 to 1.")))
+        }
+        value => Ok(value),
+    }
+}
+
+/// The row after which a page begins.
+fn after<'a>(relevance: Option<f64>, id: Option<&'a str>) -> SqlResult<Option<(f64, &'a str)>> {
+    let (here, lacking) = match (relevance, id) {
+        (None, None) => return Ok(None),
+        (Some(relevance), Some(id)) => return Ok(Some((relevance, id))),
+        (Some(_), None) => ("after_relevance", "after_id"),
+        (None, Some(_)) => ("after_id", "after_relevance"),
+    };
+    Err(sql_error(
+        PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+        format!("{here} is given without {lacking}"),
+    )
+    .set_detail("Rows of equal relevance are in the order of their ids, so a page begins after a relevance and an id.")
+    .set_hint("Give both from the last row of the page before, or neither for the first page."))
 }
 
 /// The model that keeps the column's embeddings, if one is watched.
@@ -101,6 +125,9 @@ fn rated(
     let named = qualified_name(table).ok_or_else(|| {
         sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, format!("there is no table with oid {}", table.to_u32()))
     })?;
+    if named.contains(char::REPLACEMENT_CHARACTER) {
+        return Err(report(foreign_name("table")));
+    }
     // Settings go back when it ends; the role stays the caller's.
     let _context = UserContext::of_caller();
     Spi::connect(|client| {
@@ -109,7 +136,7 @@ fn rated(
         let (schema, kind) = (vector::schema(), embedding.kind);
         let (key, column) = (quote_identifier(&key), quote_identifier(&embedding.name));
         let statement = format!(
-            "SELECT t.{key}::pg_catalog.text, t.{column}::{schema}.vector FROM {name} AS t WHERE t.{column} IS NOT NULL \
+            "SELECT pg_catalog.convert_to(t.{key}::pg_catalog.text, 'SQL_ASCII'), t.{column}::{schema}.vector FROM {name} AS t WHERE t.{column} IS NOT NULL \
              ORDER BY t.{column} OPERATOR({schema}.<=>) $1::{schema}.{kind} LIMIT $2",
             name = named
         );
@@ -117,9 +144,10 @@ fn rated(
         let mut found = Vec::new();
         for row in client.select(&statement, None, &arguments).map_err(spi)? {
             pgrx::check_for_interrupts!();
-            let (Some(key), Some(Vector(vector))) = (get::<String>(&row, 1)?, get::<Vector>(&row, 2)?) else {
+            let (Some(key), Some(Vector(vector))) = (get::<Vec<u8>>(&row, 1)?, get::<Vector>(&row, 2)?) else {
                 continue;
             };
+            let key = utf8("key", &key).map_err(report)?.to_owned();
             origin::check_dimensions(vector.len(), words.width(), model)?;
             let near = cosine(&vector, &wanted);
             // A zero vector is no neighbour of anything.
@@ -147,6 +175,12 @@ fn columns(
         sql_error(PgSqlErrorCode::ERRCODE_AMBIGUOUS_PARAMETER, format!("{what} of table {shown} must be named"))
             .set_hint(hint.to_owned())
     };
+    if foreign_encoding().is_some() {
+        let query = "SELECT 1 FROM pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND a.attname::text ~ E'[^\\x01-\\x7f]'";
+        if !client.select(query, Some(1), &[table.into()]).map_err(spi)?.is_empty() {
+            return Err(report(foreign_name("column")));
+        }
+    }
     let schema = vector::namespace();
     let rows = client.select(include_str!("sql/columns.sql"), Some(1), &[table.into(), schema.into()]).map_err(spi)?;
     let row = rows.into_iter().next();

@@ -7,7 +7,7 @@ use clip::model::Model;
 use pgrx::prelude::*;
 
 use crate::guc;
-use crate::model::loaded::{self, Loaded, check_interrupts};
+use crate::model::loaded::{self, Loaded, announce, check_interrupts};
 use crate::pg::text::Text;
 
 #[pg_extern(stable, parallel_restricted)]
@@ -63,6 +63,7 @@ fn check(spec: &str) -> Vec<(String, String)> {
         Ok(model) => Embedder::new(model, guc::onnxruntime(), guc::threads())
             .with_cache(guc::cache())
             .with_interrupts(check_interrupts)
+            .with_announcements(announce)
             .check(guc::name),
         Err(error) => {
             let hint = error.hint_for(guc::name).map(|hint| format!(" {hint}")).unwrap_or_default();

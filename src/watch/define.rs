@@ -23,10 +23,11 @@ use crate::watch::checks::{check_cluster, check_embedding, check_table};
 use crate::watch::columns::{alter, create_index, has_index};
 use crate::watch::dropped::forget_dropped;
 use crate::watch::former;
-use crate::watch::grouping::{Bind, Bound, name_of_members};
+use crate::watch::grouping::{Bind, Bound, name_of_members, reset_settings};
 use crate::watch::partitions;
 use crate::watch::queue;
 use crate::watch::setting::{Watch, table_of};
+use crate::watch::tags;
 use crate::watch::trigger::install::create_triggers;
 use crate::watch::wakeup;
 use crate::watch::wanted::{Existing, Plan, Wanted, check_nulls, lock_table};
@@ -50,6 +51,7 @@ fn set_watch(
     key: default!(Option<Text<'_>>, "NULL"),
     labels: default!(Option<Text<'_>>, "NULL"),
     image: default!(Option<Text<'_>>, "NULL"),
+    tags: default!(Option<Text<'_>>, "NULL"),
     reset: default!(Option<Array<Text<'_>>>, "NULL"),
 ) -> SqlResult<()> {
     let (source, embedding, cluster, model) =
@@ -81,6 +83,7 @@ fn set_watch(
         key,
         labels,
         image,
+        tags: tags.map(Text::str),
         reset: reset.into_iter().map(|option| given("reset", option)).collect::<SqlResult<_>>()?,
     };
     let watch = watch(oid, &wanted)?;
@@ -211,6 +214,7 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
                 }
             }
         }
+        added.extend(tags::settle_column(client, &table, &plan)?);
         let made = if wanted.index && !has_index(client, &table, embedding)? {
             Some(create_index(client, &table, embedding, &schema)?)
         } else {
@@ -231,7 +235,7 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
             queue::forget_lists(client, known.id)?;
         }
         // Where the embeddings or the clusters' ids had been dropped, no row is in a cluster any more.
-        if let Some(collection) = known.filter(|_| !added.is_empty()) {
+        if let Some(collection) = known.filter(|_| added.iter().any(|name| Some(name) != plan.tags.as_ref())) {
             store.take(collection, true);
             statements::clear(client, collection)?;
         }
@@ -246,7 +250,13 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
                 bind.reset(client, wanted)?;
                 Some(bound)
             }
-            _ => None,
+            _ => {
+                if let Some(collection) = known.filter(|_| ungroups) {
+                    let key = name_of_members(client, oid, key)?;
+                    reset_settings(client, collection, &key, wanted)?;
+                }
+                None
+            }
         };
         let query = include_str!("sql/set_watch.sql");
         let arguments: [DatumWithOid<'_>; 15] = [
@@ -268,11 +278,14 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
         ];
         let id = client.update(query, None, &arguments).map_err(spi)?.first().get::<i64>(1).map_err(spi)?;
         let id = id.ok_or_else(|| report(Error::new(Kind::Internal, "a watch has no id")))?;
+        tags::store(client, id, &plan)?;
         Ok::<_, pg_sys::panic::ErrorReport>((id, bound))
     })?;
     drop(rights);
 
     let watch = Watch::by_id(id)?.ok_or_else(|| report(Error::new(Kind::Internal, "a watch is gone at once")))?;
+    tags::check_contents(&watch, &plan, wanted, &added)?;
+    tags::tell_of_reset(&plan, &table);
     if ungroups
         && let Some((column, collection)) =
             existing.as_ref().and_then(|w| w.cluster.as_ref().zip(w.collection.as_ref()))
@@ -280,7 +293,13 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
         let message = format!("rows of {} are not grouped any more", table.name);
         report(
             Error::new(Kind::InvalidInput, message)
-                .detail(format!("Column \"{column}\" and collection \"{collection}\" stay as they are.")),
+                .detail(format!("Column \"{column}\" and collection \"{collection}\" stay as they are."))
+                .hint(format!(
+                    "If nobody uses them any more: SELECT clip_drop_collection({}); ALTER TABLE {} DROP COLUMN {};",
+                    quote_literal(collection),
+                    table.name,
+                    quote_identifier(column)
+                )),
         )
         .report(PgLogLevel::NOTICE);
     }
@@ -349,6 +368,7 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
         let lacking = match any_missing(&watch)? {
             true => Some("embedding"),
             false if !told_of_groups && any_ungrouped(&watch)? => Some("cluster"),
+            false if tags::any_missing(&watch)? => Some("tags"),
             false => None,
         };
         if let Some(lacking) = lacking {

@@ -16,6 +16,7 @@ mod rows;
 mod setting;
 mod source;
 mod swap;
+mod tags;
 mod trigger;
 pub mod unwatch;
 mod wakeup;
