@@ -753,6 +753,11 @@ CREATE FUNCTION @extschema@.clip_find(relation regclass, query text, k integer D
     key text DEFAULT NULL, embedding text DEFAULT NULL, model text DEFAULT NULL)
 RETURNS TABLE (id text, cosine double precision, relevance double precision)
 STABLE PARALLEL RESTRICTED COST 100000 ROWS 40 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_find_wrapper';
+CREATE FUNCTION @extschema@.clip_find(relation regclass, query bytea, k integer DEFAULT 40, cut double precision DEFAULT 0.5,
+    after_relevance double precision DEFAULT NULL, after_id text DEFAULT NULL, candidates integer DEFAULT 1000,
+    key text DEFAULT NULL, embedding text DEFAULT NULL, model text DEFAULT NULL)
+RETURNS TABLE (id text, cosine double precision, relevance double precision)
+STABLE PARALLEL RESTRICTED COST 100000 ROWS 40 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_find_by_photo_wrapper';
 COMMENT ON FUNCTION @extschema@.clip_relevance(vector, text, text) IS 'How certainly a photo shows what a text says, from 0 to 1; from 0.5 on it is an answer
 model: model that made the embedding; clip_search.model by default
 The text competes with everyday words (clip_search.words), which a model embeds once; the first call does so.';
@@ -782,3 +787,6 @@ candidates: number of nearest rows that are rated; an HNSW index finds them what
 key: column that identifies a row, by default the primary key; embedding: column of type vector or halfvec, by default the only one
 id: key of the row, as text; cosine: of the row to the query; relevance: as clip_relevance has it
 model: model that made the embeddings; by default that of the watched column, or clip_search.model';
+COMMENT ON FUNCTION @extschema@.clip_find(regclass, bytea, integer, double precision, double precision, text, integer, text, text, text) IS 'Rows of a table that show what a photo shows, the most relevant first, in pages; the other arguments are those of clip_find by a text
+query: image file, which is embedded once
+relevance: how certainly both photos show the word that they share most, from 0 to 1; the cosine of photos depends on the model much more';
