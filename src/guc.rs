@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use clip::Setting;
 use clip::image::Limits;
-use clip::model::EIGHT_BIT;
+use clip::model::AUTO_INT8;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 use pgrx::pg_sys;
 
@@ -258,7 +258,6 @@ pub fn register() {
     );
     // SAFETY: PostgreSQL copies the name; called in _PG_init after every setting is defined.
     #[allow(unsafe_code)]
-    #[cfg(not(feature = "pg14"))]
     unsafe {
         pg_sys::MarkGUCPrefixReserved(c"clip_search".as_ptr());
     }
@@ -295,7 +294,7 @@ pub fn model() -> String {
     match PRECISION.get() {
         Precision::Float32 => spec,
         Precision::Int8 => {
-            let part = |part: &str| if part.contains(':') { part.to_owned() } else { format!("{part}:{EIGHT_BIT}") };
+            let part = |part: &str| if part.contains(':') { part.to_owned() } else { format!("{part}:{AUTO_INT8}") };
             spec.split('+').map(part).collect::<Vec<_>>().join("+")
         }
     }

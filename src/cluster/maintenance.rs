@@ -8,9 +8,11 @@ use clip::clustering::centroid::Sum;
 use pgrx::spi::SpiClient;
 
 use crate::cluster::collection::Collection;
-use crate::cluster::search::{Cluster, DRIFT, LEFT_OVER, Packed, Search, remember_merged, with_coder};
+use crate::cluster::columns::sum;
+use crate::cluster::search::{Cluster, MAX_CODE_DRIFT, Search};
+use crate::cluster::session_state::{MAX_LEFT_OVER, Packed, remember_merged, with_coder};
 use crate::cluster::statements;
-use crate::cluster::tables::{Condition, Index, Sees, Store};
+use crate::cluster::tables::{Condition, Index, Snapshot, Store};
 use crate::pg::error::SqlResult;
 use crate::pg::subtransaction::attempt;
 use crate::pg::transaction::{Isolation, isolation};
@@ -30,7 +32,7 @@ thread_local! {
 
 /// Runs maintenance, which another transaction does if this one can't.
 ///
-/// A REPEATABLE READ transaction sees the rows as of its beginning, and can't lock rows that have been replaced since.
+/// A REPEATABLE READ transaction snapshot the rows as of its beginning, and can't lock rows that have been replaced since.
 /// Maintenance that fails for this reason is rolled back and left to the next transaction. Sessions of postgres_fdw use
 /// this level, so a collection may have no other writers; without any maintenance an assignment took 10 ms after
 /// 20,000, and more with each.
@@ -48,7 +50,7 @@ pub fn tidy(work: impl FnOnce() -> SqlResult<()>) -> SqlResult<()> {
 /// Deletes a cluster that has no members left, unless another transaction is using it.
 pub fn forget(client: &mut SpiClient<'_>, store: &Store, search: &Search<'_>, id: i64) -> SqlResult<()> {
     // The lock keeps others from joining during the check.
-    let _lock = store.lock_shortly(&search.collection.name, true);
+    let _lock = store.lock_briefly(&search.collection.name, true);
     let Some(cluster) = search.look_up(id).filter(|cluster| !cluster.alive()) else { return Ok(()) };
     let sums = statements::lock_sums(client, id)?;
     let changes = statements::lock_changes(client, store, id)?;
@@ -94,11 +96,11 @@ pub fn fold(client: &mut SpiClient<'_>, store: &Store, collection: &Collection, 
                 let (high, _) = total.split();
                 let now = with_coder(dimensions, |coder| coder.encode(&high));
                 let then = binary_code::from_bytes(bytes)?;
-                (binary_code::distance(&now, &then) <= DRIFT).then_some(bytes)
+                (binary_code::distance(&now, &then) <= MAX_CODE_DRIFT).then_some(bytes)
             });
             {
                 // A row without a code gets a sequence number.
-                let _lock = (kept.code.is_some() && code.is_none()).then(|| store.lock_shortly(&collection.name, true));
+                let _lock = (kept.code.is_some() && code.is_none()).then(|| store.lock_briefly(&collection.name, true));
                 statements::replace(client, kept, &total, code)?;
             }
             statements::delete_sums(client, &sums[1..])?;
@@ -132,15 +134,15 @@ pub fn pack(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) 
         statements::block(client, &collection.name, block)?;
     }
     // Sums up to that number that still have no code: rows that other transactions have locked.
-    let lock = store.lock_shortly(&collection.name, false);
+    let lock = store.lock_briefly(&collection.name, false);
     let mut left_over = Vec::new();
-    for sees in [Sees::Everything, Sees::Settled] {
-        store.scan(sees, Index::SumRecent, &[Condition::TextIs(1, &collection.name)], |row| {
-            let before = row.bigint(10) <= last;
+    for snapshot in [Snapshot::Dirty, Snapshot::Latest] {
+        store.scan(snapshot, Index::SumRecent, &[Condition::TextIs(sum::COLLECTION, &collection.name)], |row| {
+            let before = row.bigint(sum::SEQUENCE_NUMBER) <= last;
             if before {
-                left_over.push(row.bigint(2));
+                left_over.push(row.bigint(sum::CLUSTER));
             }
-            before && left_over.len() <= 4 * LEFT_OVER
+            before && left_over.len() <= 4 * MAX_LEFT_OVER
         });
     }
     left_over.sort_unstable();
@@ -154,7 +156,7 @@ pub fn pack(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) 
 ///
 /// Clusters that have vanished, or have moved so far that they lost their code, leave entries behind, and searches
 /// would read more and more of them. Sums whose codes are still right lose their code and get new sequence numbers. A
-/// session that searches meanwhile, and sees such a sum neither in the block nor among those without a code, finds it
+/// session that searches meanwhile, and snapshot such a sum neither in the block nor among those without a code, finds it
 /// before it creates a cluster: it then looks for sequence numbers that are newer than its search.
 pub fn thin(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) -> SqlResult<()> {
     let mut after = THINNED.with_borrow(|all| all.get(&collection.name).copied().unwrap_or(0));
@@ -177,7 +179,7 @@ pub fn thin(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) 
         // Other transactions have locked some of them. A later call dissolves the block.
         if sums.len() == used {
             // Sequence numbers are drawn, and their rows written, before another session can look for newer ones.
-            let _lock = store.lock_shortly(&collection.name, true);
+            let _lock = store.lock_briefly(&collection.name, true);
             statements::dissolve(client, &block, &sums)?;
         }
     }

@@ -5,13 +5,13 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use clip::{Error, Kind};
-use clip::clustering::centroid::cosine;
 use clip::embedder::Embedder;
 use clip::embedder::logits::{self, Logits};
 use clip::image::Limits;
 use clip::model::Model;
 use clip::stats::Figures;
+use clip::vector::cosine;
+use clip::{Error, Kind};
 use lru::LruCache;
 use pgrx::PgLogLevel;
 

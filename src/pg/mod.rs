@@ -1,4 +1,4 @@
-//! What any extension in Rust could use: nothing of CLIP, clusters or watches.
+//! PostgreSQL's interfaces as the other modules use them: errors, privileges, tables, vectors, transactions.
 
 mod analyzed;
 pub mod call_site;

@@ -8,6 +8,7 @@ pub mod dropped;
 pub mod former;
 mod grouping;
 mod legacy;
+mod notices;
 pub mod partitions;
 pub mod query;
 mod queue;

@@ -10,8 +10,9 @@ use pgrx::shmem::PGRXSharedMemory;
 
 use crate::pg::transaction;
 
-/// Workers at a time; max_worker_processes is 8 by default.
-const DATABASES: usize = 64;
+/// Databases that have a worker at a time; further ones take turns with them, as when max_worker_processes is reached, which
+/// is 8 by default.
+pub const DATABASES: usize = 64;
 /// Watches of a database that are left for last since they have ended a worker; the earliest makes room for another.
 const SUSPECTS: usize = 8;
 /// How long, in microseconds: PostgreSQL's unit of time.

@@ -41,7 +41,7 @@ pub struct Wanted<'a> {
     pub reset: Vec<&'a str>,
 }
 
-/// The options that a watch can do without, or that have a default which does not depend on the session.
+/// The options that are optional, or whose default does not depend on the session.
 const RESETTABLE: [&str; 10] =
     ["cluster", "mode", "on_error", "text_source", "text_weight", "threshold", "key", "labels", "image", "tags"];
 

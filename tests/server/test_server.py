@@ -278,7 +278,7 @@ def test_dropping_and_creating_again_in_one_connection(empty_database: support.D
 def test_a_dump_keeps_clusters_and_the_id_sequence(
     empty_database: support.Database, pg_program, tmp_path, form: str
 ) -> None:
-    """Restored, the photos keep their groups, nothing is embedded or counted anew, and new ids follow on."""
+    """Restored, the photos keep their groups, nothing is embedded or counted again, and new ids follow the old ones."""
     with empty_database.connect() as db:
         db.execute("SET client_min_messages = warning")
         db.execute("CREATE EXTENSION clip_search CASCADE")

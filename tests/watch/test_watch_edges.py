@@ -147,7 +147,7 @@ def test_what_is_set_to_null_by_hand_leaves_its_cluster(db: psycopg.Connection, 
     assert check(db, "note") == 10
     db.execute("DELETE FROM note")
     assert check(db, "note") == 0
-    # Where a worker sees to it, it is told.
+    # Where a worker embeds the rows, the notice says so.
     db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', mode => 'queued')")
     fill(db)
     db.execute("CALL clip_backfill('note')")

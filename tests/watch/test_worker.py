@@ -278,7 +278,7 @@ def test_databases_are_looked_into_at_the_start(preloaded: Server) -> None:
 
 
 def test_a_model_that_is_not_there_is_waited_for(preloaded: Server, db: psycopg.Connection) -> None:
-    """It is no fault of the rows: they stay queued, and other tables go on."""
+    """It is no fault of the rows: they stay queued, and other tables are served."""
     models = preloaded.folder / "models"
     preloaded.run("mkdir", str(models))
     source = support.FIXTURES / "clip-mini"
@@ -322,7 +322,7 @@ def test_reload_terminate_drop_and_create(preloaded: Server, db: psycopg.Connect
     assert workers(db) != old
     check(db)
 
-    # Without anything to watch it ends, and it begins anew.
+    # It ends without anything to watch, and starts again.
     db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', mode => 'immediate')")
     db.execute("INSERT INTO note VALUES (201, 'a text')")
     until(lambda: not workers(db), "the worker's end")

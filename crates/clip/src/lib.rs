@@ -10,6 +10,7 @@
 //! | [`embedder`] | the pieces together; from cosines to probabilities |
 //! | [`query`] | queries of several parts, diversity |
 //! | [`relevance`] | whether a photo shows what a text says, against a background of words; tags |
+//! | [`vector`] | unit vectors, cosines |
 //! | [`memory`] | allocations that fail with an error instead of ending the process |
 //! | [`stats`] | what embedders have done, for each model |
 //! | [`clustering`] | centroids, binary codes, agglomerative clustering |
@@ -24,5 +25,7 @@ pub mod query;
 pub mod relevance;
 pub mod stats;
 pub mod text;
+mod threads;
+pub mod vector;
 
 pub use error::{Error, Kind, Result, Setting, without_panic};

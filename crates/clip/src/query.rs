@@ -1,7 +1,7 @@
 //! Queries of several parts, and results that don't repeat themselves.
 
-use crate::clustering::centroid::{cosine, l2_normalize};
 use crate::error::{Error, Kind, Result};
+use crate::vector::{cosine, l2_normalize};
 
 /// A sum that is shorter than this, by the sum of the weights' amounts, is noise: rounding of the terms to single
 /// precision turns its direction by 6e-8 over this length, which is a cosine of 0.9999998 here and 0.998 at 1e-6.

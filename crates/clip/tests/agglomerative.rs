@@ -83,7 +83,7 @@ fn cluster(rows: ArrayView2<'_, f32>, threshold: f64, linkage: Linkage) -> Vec<u
     labels
 }
 
-/// Labels anew, in the order of first appearance.
+/// Renumbers labels in the order of first appearance.
 fn renumbered(labels: impl Iterator<Item = u32>) -> Vec<u32> {
     let mut seen = Vec::new();
     labels

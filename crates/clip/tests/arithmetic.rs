@@ -170,8 +170,8 @@ fn the_logit_scale_is_read_in_each_of_its_types() {
 /// A model of which nothing is there but the directory.
 fn bare(directory: &Path) -> Model {
     Model {
-        eight_bit_vision: false,
-        eight_bit_text: false,
+        int8_vision: false,
+        int8_text: false,
         name: "bare".to_owned(),
         directory: directory.to_owned(),
         vision: None,

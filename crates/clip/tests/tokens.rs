@@ -257,7 +257,7 @@ fn an_interrupt_unwinds_through_the_tokenizer() {
         })
     }));
     assert_eq!(caught.unwrap_err().downcast_ref::<&str>(), Some(&"cancel"));
-    assert!(family.encoder.encode("a cat").is_ok(), "the encoder goes on");
+    assert!(family.encoder.encode("a cat").is_ok(), "the encoder still works");
 }
 
 #[test]

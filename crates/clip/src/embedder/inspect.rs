@@ -11,7 +11,7 @@ use crate::embedder::text::Text;
 use crate::embedder::vision::Vision;
 use crate::error::{Error, Kind, Result, Setting};
 use crate::image;
-use crate::model::eight_bit;
+use crate::model::quantize;
 
 impl Embedder {
     /// Whether the model tells red, green and blue squares apart by their names, as any CLIP does that was
@@ -99,7 +99,7 @@ impl Embedder {
         rows.push(("image graph's ports".to_owned(), tower.describe()));
         rows.push(("image output".to_owned(), chosen(&vision.output, &vision.pooling)));
         rows.push(("preprocessing".to_owned(), format!("{}, {source}", vision.preprocess)));
-        rows.extend(eight_bit::recipe(&tower).map(|recipe| ("image precision".to_owned(), recipe)));
+        rows.extend(quantize::recipe(&tower).map(|recipe| ("image precision".to_owned(), recipe)));
         if vision.alone {
             let why = "singly: the graph is quantized with ranges that would span a batch";
             rows.push(("images run".to_owned(), why.to_owned()));
@@ -120,7 +120,7 @@ impl Embedder {
         let most = format!("at most {} {}, {padding}", encoder.context_length, encoder.context_source);
         rows.push(("tokens".to_owned(), most));
         rows.push(("texts".to_owned(), encoder.cleaning.to_string()));
-        rows.extend(eight_bit::recipe(&tower).map(|recipe| ("text precision".to_owned(), recipe)));
+        rows.extend(quantize::recipe(&tower).map(|recipe| ("text precision".to_owned(), recipe)));
     }
 
     /// What takes both towers: probabilities, colours, and how fast it is here.

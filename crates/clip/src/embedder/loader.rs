@@ -8,7 +8,7 @@ use once_cell::unsync::OnceCell;
 
 use crate::error::{Error, Kind, Result, Setting};
 use crate::model::Model;
-use crate::model::eight_bit::{self, Samples, refused};
+use crate::model::quantize::{self, Samples, refused};
 use crate::model::session::{Runtime, Tower};
 
 /// What towers are loaded with.
@@ -33,7 +33,7 @@ pub(super) enum Form {
     Float32,
     /// In float32, to make the eight-bit form with ([`Loader::make`]).
     Unmade,
-    EightBit,
+    Int8,
 }
 
 impl Loader {
@@ -46,14 +46,14 @@ impl Loader {
         &self,
         model: &Model,
         file: &Path,
-        wants_eight_bit: bool,
+        wants_int8: bool,
         warnings: &mut Vec<Error>,
         notes: &mut Vec<String>,
     ) -> Result<(Rc<RefCell<Tower>>, Form)> {
         let mut form = Form::Float32;
-        if wants_eight_bit {
-            match self.find_eight_bit(model, file) {
-                Ok(Some(tower)) => return Ok((Rc::new(RefCell::new(tower)), Form::EightBit)),
+        if wants_int8 {
+            match self.find_int8(model, file) {
+                Ok(Some(tower)) => return Ok((Rc::new(RefCell::new(tower)), Form::Int8)),
                 Ok(None) => form = Form::Unmade,
                 Err(error) if error.kind == Kind::Unsupported => warnings.push(error),
                 Err(error) => return Err(error),
@@ -72,7 +72,7 @@ impl Loader {
     ///
     /// # Errors
     /// [`Kind::Unsupported`] if there is none; [`Kind::BadModel`] if it may not be made now.
-    fn find_eight_bit(&self, model: &Model, file: &Path) -> Result<Option<Tower>> {
+    fn find_int8(&self, model: &Model, file: &Path) -> Result<Option<Tower>> {
         if model.combined {
             return Err(refused(file, "Its two towers are one graph; take an export with separate towers."));
         }
@@ -80,7 +80,7 @@ impl Loader {
             return Err(refused(file, "It would have to be made for each connection.")
                 .hint_setting(Setting::Cache, "Set {setting} to a directory."));
         };
-        let found = eight_bit::find(Runtime::load(&self.library)?, file, self.threads, cache)?;
+        let found = quantize::find(Runtime::load(&self.library)?, file, self.threads, cache)?;
         if found.is_none() && !self.may_make {
             let message = format!("the eight-bit form of \"{}\" was not made yet", file.display());
             let hint = format!("Call clip_check_model('{}') once, which makes it, and restart the server.", model.name);
@@ -97,7 +97,7 @@ impl Loader {
         let cache = self.cache.as_ref().expect("checked before the tower was loaded");
         let runtime = Runtime::load(&self.library)?;
         (self.announce)(&format!("making the eight-bit form of \"{}\"", file.display()));
-        match eight_bit::make(runtime, file, self.threads, cache, samples, &mut || (self.check_interrupts)()) {
+        match quantize::make(runtime, file, self.threads, cache, samples, &mut || (self.check_interrupts)()) {
             Ok(tower) => Ok(Some(tower)),
             Err(error) if error.kind == Kind::Unsupported => {
                 warnings.push(error);

@@ -20,10 +20,11 @@ use crate::image::synthetic;
 use crate::image::{self, Limits};
 use crate::model::Model;
 use crate::model::config::{Preparation, preparation};
-use crate::model::eight_bit::{Inputs, Samples};
 use crate::model::operators::quantizes_dynamically;
 use crate::model::pooling::Pooling;
-use crate::model::session::{Port, Tower, with_signals_blocked};
+use crate::model::quantize::{Inputs, Samples};
+use crate::model::session::{Port, Tower};
+use crate::threads::with_signals_blocked;
 
 /// Images run together, where that is faster ([`Pace`]): ViT-B/32 gains 12 % over single images, on one thread and on two
 /// (107 against 121 ms an image), for some 50 MB; a small convolutional net such as photo-mini's loses as much.
@@ -105,7 +106,7 @@ impl Embedder {
         self.load_vision()?;
         let result = self.run_images(files, limits, check_interrupts);
         if matches!(&result, Err(e) if e.kind == Kind::BadModel) {
-            // The graph doesn't run. Loaded anew by the next call, since its file may have been mended.
+            // The graph doesn't run. The next call loads it again, since its file may have been mended.
             self.vision.take();
         }
         result
@@ -176,7 +177,7 @@ impl Embedder {
         let text_width = self.text.get().and_then(|t| width(&t.output, &t.pooling));
         self.vision.get_or_try_init(|| {
             let file = model.vision.as_ref().ok_or_else(|| missing_tower(model, "image"))?;
-            let (shared, form) = loader.open(model, file, model.eight_bit_vision, warnings, notes)?;
+            let (shared, form) = loader.open(model, file, model.int8_vision, warnings, notes)?;
             let tower = shared.borrow();
             let unusable = |what: &str| unusable(&tower, what);
             let input = image_input(&tower).ok_or_else(|| missing_half(model, &tower, "image"))?;
@@ -219,7 +220,7 @@ impl Embedder {
                 pooling,
                 preprocess,
                 prepared_by,
-                alone: form == Form::EightBit || quantizes_dynamically(file),
+                alone: form == Form::Int8 || quantizes_dynamically(file),
                 size,
                 pace: Pace { most: 1, together: None, singly: None },
             };

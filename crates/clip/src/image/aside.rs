@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::error::{Error, Kind, Result};
 use crate::image::limits::Limits;
 use crate::memory;
-use crate::model::session::with_signals_blocked;
+use crate::threads::with_signals_blocked;
 
 /// Threads that are at work.
 static AT_WORK: AtomicUsize = AtomicUsize::new(0);
@@ -198,7 +198,7 @@ mod tests {
             assert_eq!(run(true), Err(broken()));
         }
         assert_eq!(run(false).unwrap_err().kind, Kind::OutOfMemory);
-        // Others go on.
+        // Other threads continue.
         assert_eq!(aside(b"abc", &limits, broken, |bytes, _| Ok(bytes.len())), Ok(3));
     }
 }

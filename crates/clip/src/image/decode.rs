@@ -1,6 +1,6 @@
 //! From file bytes to an upright RGB picture, within limits.
 //!
-//! The reference is Pillow, as Hugging Face's image processors use it: transparency goes on white (transformers 5; a logo
+//! The reference is Pillow, as Hugging Face's image processors use it: transparency is composed on white (transformers 5; a logo
 //! is seen on a page that way, too), and colour profiles are ignored. What is particular to a format is in its own file.
 
 use image::metadata::Orientation;

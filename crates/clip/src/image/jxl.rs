@@ -236,7 +236,7 @@ fn load(bytes: &[u8], most: u64, limits: &Limits, only_first: bool) -> Result<Jx
     let mut waiting = Some(JxlImage::builder().alloc_tracker(tracker).build_uninit());
     let mut image: Option<JxlImage> = None;
     let fail = |error: Box<dyn std::error::Error + Send + Sync>| failed(bytes, error.as_ref());
-    // What the library left, since it needs more to go on.
+    // What the library left, since it needs more input.
     let mut left: Vec<u8> = Vec::new();
     let mut feed = |part: &[u8]| -> Result<bool> {
         for piece in part.chunks(64 << 10) {

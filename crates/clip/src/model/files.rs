@@ -21,8 +21,8 @@ const TEXT: [&str; 6] = ["onnx/text_model", "text_model", "textual/model", "text
 /// One graph for both, or a directory with a single tower: optimum's plain export, Qdrant's, jina-clip-v2.
 const EITHER: [&str; 2] = ["onnx/model", "model"];
 
-/// The variant that is made here, out of the float32 graphs ([`crate::model::eight_bit`]).
-pub const EIGHT_BIT: &str = "auto-int8";
+/// The variant that is made here, out of the float32 graphs ([`crate::model::quantize`]).
+pub const AUTO_INT8: &str = "auto-int8";
 
 /// The files of one model.
 #[derive(Clone, Debug)]
@@ -41,9 +41,9 @@ pub struct Model {
     pub tokenizer: Option<PathBuf>,
     pub preprocess: Option<PathBuf>,
     /// The image tower is run in its eight-bit form.
-    pub eight_bit_vision: bool,
+    pub int8_vision: bool,
     /// The text tower is run in its eight-bit form.
-    pub eight_bit_text: bool,
+    pub int8_text: bool,
 }
 
 impl Model {
@@ -65,7 +65,7 @@ impl Model {
             text: text.text,
             text_directory: text.directory,
             tokenizer: text.tokenizer,
-            eight_bit_text: text.eight_bit_text,
+            int8_text: text.int8_text,
             ..image
         })
     }
@@ -96,9 +96,9 @@ impl Model {
                     .hint(format!("Choose one of them, or p{put}")),
             });
         };
-        let eight_bit = variant == Some(EIGHT_BIT);
-        let mut model = Self::open(spec, &directory, variant.filter(|_| !eight_bit));
-        (model.eight_bit_vision, model.eight_bit_text) = (eight_bit, eight_bit);
+        let int8 = variant == Some(AUTO_INT8);
+        let mut model = Self::open(spec, &directory, variant.filter(|_| !int8));
+        (model.int8_vision, model.int8_text) = (int8, int8);
         if model.vision.is_none() && model.text.is_none() {
             return Err(no_graph(spec, name, &directory, variant));
         }
@@ -147,8 +147,8 @@ impl Model {
             ]),
             preprocess: preprocess_file(directory),
             directory: directory.to_owned(),
-            eight_bit_vision: false,
-            eight_bit_text: false,
+            int8_vision: false,
+            int8_text: false,
         }
     }
 

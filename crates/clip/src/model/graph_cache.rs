@@ -25,8 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 pub enum Form {
     /// Optimized by ONNX Runtime.
     Optimized,
-    /// Made eight-bit ([`crate::model::eight_bit`]) and optimized.
-    EightBit,
+    /// Made eight-bit ([`crate::model::int8`]) and optimized.
+    Int8,
 }
 
 /// Where a graph is kept.

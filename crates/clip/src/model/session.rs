@@ -13,6 +13,7 @@ use ort::value::{TensorElementType, ValueType};
 
 use crate::error::{Error, Kind, Result, Setting};
 use crate::model::graph_cache::{Entry, Form, WEIGHTS};
+use crate::threads::with_signals_blocked;
 
 /// The loaded libonnxruntime. It stays for the life of the process: the library allows one environment,
 /// and taking it down at exit would join threads that a signal may have stopped.
@@ -88,7 +89,7 @@ fn library_error(path: &Path, error: &LoadDynamicError) -> Error {
 /// The version that a loaded library states, such as "1.24.4".
 fn version_of(path: &Path) -> String {
     // SAFETY: the library is in the process already and has been used, so this runs no code of its
-    // initialisation anew; OrtGetApiBase has this signature in every version and its strings are static.
+    // initialisation again; OrtGetApiBase has this signature in every version and its strings are static.
     let version = unsafe {
         libloading::Library::new(path).and_then(|library| {
             let base: libloading::Symbol<unsafe extern "C" fn() -> *const ort::sys::OrtApiBase> =
@@ -98,20 +99,6 @@ fn version_of(path: &Path) -> String {
         })
     };
     version.unwrap_or_else(|_| "of unknown version".to_owned())
-}
-
-/// Runs `f`, and starts whatever threads it starts, with all signals blocked.
-pub(crate) fn with_signals_blocked<T>(f: impl FnOnce() -> T) -> T {
-    // SAFETY: both sets are plain data which libc fills before they are read, and the old mask is put back
-    // before returning. A panic in `f` would leave signals blocked, so it is caught and passed on after.
-    unsafe {
-        let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = std::mem::zeroed();
-        libc::sigfillset(&mut all);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
-        libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
-        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    }
 }
 
 /// An input or output of a graph.
@@ -145,7 +132,7 @@ impl std::fmt::Display for Port {
 }
 
 /// After so many runs of a mapped graph its weights are copied into the layout that matrix products like. Until then each
-/// run lays them out anew, which costs an image a fifth more, and a text of seven tokens as much again; the copy costs
+/// run lays them out again, which costs an image a fifth more, and a text of seven tokens as much again; the copy costs
 /// as much as some 20 such runs, and 330 MB for the image tower of ViT-B/32, 150 for its text tower.
 const MAPPED_RUNS: usize = 20;
 /// Weights of fewer bytes stay in the graph's own file.
@@ -249,7 +236,7 @@ impl Tower {
     }
 
     /// Keeps what was found out about the graph, as long as its rewritten form is kept. A failure costs the next process the
-    /// time to find out anew.
+    /// time to find out again.
     pub fn remember(&self, name: &str, value: &str) {
         if let Some(kept) = &self.kept {
             let draft = kept.join(format!("{name}-{}", std::process::id()));

@@ -2,10 +2,10 @@
 
 use std::cmp::Ordering;
 
-use crate::clustering::centroid::l2_normalize;
 use crate::error::{Error, Kind, Result};
 use crate::memory;
 use crate::relevance::dot::Multiplier;
+use crate::vector::l2_normalize;
 
 /// The words of the background that are a photo's best: one in so many.
 const BEST: usize = 100;

@@ -31,7 +31,7 @@ impl Entry {
         let graph = model.text.as_deref()?.canonicalize().ok()?;
         let (mut source, mut state) = (DefaultHasher::new(), DefaultHasher::new());
         // The eight-bit form has vectors of its own, and neither removes the other's.
-        (&graph, model.eight_bit_text).hash(&mut source);
+        (&graph, model.int8_text).hash(&mut source);
         (MAGIC, env!("CARGO_PKG_VERSION"), runtime, words.background, &words.words).hash(&mut state);
         hash_state(graph.parent()?, &mut state)?;
         hash_state(&model.text_directory, &mut state)?;
@@ -181,8 +181,8 @@ mod tests {
         let left: Vec<PathBuf> = fs::read_dir(&cache).unwrap().flatten().map(|entry| entry.path()).collect();
         assert_eq!(left, [changed.path()]);
         // The eight-bit form has a file beside it.
-        let eight_bit = Model { eight_bit_text: true, ..model.clone() };
-        let other = Entry::of(&cache, &eight_bit, &words(700), "1").unwrap();
+        let int8 = Model { int8_text: true, ..model.clone() };
+        let other = Entry::of(&cache, &int8, &words(700), "1").unwrap();
         assert!(other.read(words(700)).unwrap().is_err());
         other.write(&made).unwrap();
         assert!(changed.path().exists() && other.path().exists());

@@ -49,7 +49,7 @@ pub(super) fn cut(text: &str, most: usize) -> Result<&str> {
     }
 }
 
-/// Tokenizes a piece of a text, as [`Tokenizer::encode_fast`] does without special tokens, with a look for interrupts
+/// Tokenizes a piece of a text, as [`Tokenizer::encode_fast`] without special tokens, with a look for interrupts
 /// after each word, and no more than it takes to have `most` tokens that are surely those of the whole text. None where
 /// the piece has fewer of these and is not `whole`.
 ///

@@ -42,7 +42,7 @@ enum Rule {
 /// What a character is to a rule.
 #[derive(Clone, Copy, PartialEq)]
 enum Sort {
-    /// It goes on with a word, or with an unknown run.
+    /// It continues with a word, or with an unknown run.
     Inside,
     /// The normalizer takes it out.
     Removed,
