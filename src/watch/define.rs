@@ -294,7 +294,8 @@ fn store_setting(
             }
             _ => {
                 if let Some(collection) = known.filter(|_| wanted.resets("cluster")) {
-                    reset_settings(client, collection, &name_of_members(client, table.oid, key)?, wanted)?;
+                    let key = name_of_members(client, table.oid, key)?;
+                    reset_settings(client, collection, &key, wanted)?;
                 }
                 None
             }
