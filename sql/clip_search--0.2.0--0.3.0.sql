@@ -125,7 +125,7 @@ COMMENT ON COLUMN clip_search.watch.mode IS 'immediate: embeds when a row is wri
 COMMENT ON COLUMN clip_search.watch.replaces IS 'Column that clip_reembed will replace by this one';
 COMMENT ON COLUMN clip_search.watch.active IS 'Whether the triggers exist and are enabled';
 COMMENT ON COLUMN clip_search.watch.rows IS 'Rows of the table; NULL if the current role may not read them all';
-COMMENT ON COLUMN clip_search.watch.pending IS 'Rows that still need embedding or grouping, without those that failed';
+COMMENT ON COLUMN clip_search.watch.pending IS 'Rows that still need embedding, grouping or tags, without those that failed';
 COMMENT ON VIEW clip_search.pending IS 'Rows of the current role''s tables that await embedding by the background worker or by clip_backfill';
 COMMENT ON COLUMN clip_search.pending.relation IS 'Watched table';
 COMMENT ON COLUMN clip_search.pending.embedding IS 'Column that receives the embedding';
@@ -163,7 +163,6 @@ It returns when all rows that existed when it was called are embedded or listed 
 It can''t run inside a transaction block. It can be interrupted and called again, and run in several sessions at once.
 batch: rows per transaction
 embedding: the watched column; NULL: all watched columns of this table';
-COMMENT ON FUNCTION clip_search.watch_progress(regclass, name, name, name, name) IS 'Counts the rows of a watched table for clip_search.watch';
 COMMENT ON FUNCTION clip_search.backfill_begin(regclass, text) IS 'Step of clip_backfill: queues the rows without an embedding';
 COMMENT ON FUNCTION clip_search.backfill_claim(bigint, bigint, bigint, integer) IS 'Step of clip_backfill: claims the next queue entries';
 COMMENT ON FUNCTION clip_search.backfill_work(bigint, bigint[]) IS 'Step of clip_backfill: embeds the claimed entries';
@@ -206,6 +205,7 @@ CREATE FUNCTION @extschema@.clip_watch(
 	"key" TEXT DEFAULT NULL,
 	"labels" TEXT DEFAULT NULL,
 	"image" TEXT DEFAULT NULL,
+	"tags" TEXT DEFAULT NULL,
 	"reset" TEXT[] DEFAULT NULL
 ) RETURNS VOID
 VOLATILE PARALLEL UNSAFE
@@ -278,29 +278,6 @@ BEGIN
     END IF;
 END $$;
 CREATE EVENT TRIGGER clip_search_drop ON sql_drop EXECUTE FUNCTION clip_search.forget_dropped();
-CREATE OR REPLACE VIEW clip_search.watch AS
-SELECT w.relation, coalesce(w.image, w.text) AS source, CASE WHEN w.image IS NOT NULL THEN w.text END AS text_source,
-       CASE WHEN w.image IS NOT NULL AND w.text IS NOT NULL THEN w.text_weight END AS text_weight,
-       w.embedding, w.cluster, w.model, w.collection,
-       CASE WHEN w.queued THEN 'queued' ELSE 'immediate' END AS mode, CASE WHEN w.skip THEN 'skip' ELSE 'raise' END AS on_error,
-       r.embedding AS replaces, EXISTS (SELECT FROM clip_search.watch_live l WHERE l.id OPERATOR(pg_catalog.=) w.id) AS active,
-       p.rows, p.embedded, CASE WHEN p.rows IS NOT NULL THEN greatest(p.open OPERATOR(pg_catalog.-) f.count, 0) OPERATOR(pg_catalog.+) a.count END AS pending,
-       f.count AS failed, a.count AS outdated, m.models
-FROM clip_search.watch_setting w
-JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid
-LEFT JOIN clip_search.watch_setting r ON r.id OPERATOR(pg_catalog.=) w.replaces
-CROSS JOIN LATERAL (SELECT pg_catalog.count(*) FROM clip_search.watch_failure f WHERE f.watch OPERATOR(pg_catalog.=) w.id) AS f
-CROSS JOIN LATERAL (SELECT pg_catalog.count(DISTINCT q.key) FROM clip_search.watch_queue q
-                    WHERE q.watch OPERATOR(pg_catalog.=) w.id AND q.again) AS a
-CROSS JOIN LATERAL clip_search.watch_progress(w.relation, w.image, w.text, w.embedding, w.cluster) AS p
-CROSS JOIN LATERAL (SELECT CASE WHEN p.rows IS NOT NULL THEN
-                               coalesce(pg_catalog.jsonb_object_agg(o.model, o.rows) FILTER (WHERE o.rows OPERATOR(pg_catalog.>) 0), '{}') END AS models
-                    FROM (SELECT n.model, pg_catalog.sum(n.rows) AS rows
-                          FROM (SELECT w.model, p.embedded OPERATOR(pg_catalog.-) a.count AS rows
-                                UNION ALL SELECT coalesce(q.made_by, '(unknown)'), pg_catalog.count(DISTINCT q.key) FROM clip_search.watch_queue q
-                                          WHERE q.watch OPERATOR(pg_catalog.=) w.id AND q.again GROUP BY q.made_by) AS n
-                          GROUP BY n.model) AS o) AS m
-WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE') OR pg_catalog.has_table_privilege(c.oid, 'SELECT');
 CREATE OR REPLACE PROCEDURE @extschema@.clip_backfill(relation regclass, batch integer DEFAULT 16, embedding text DEFAULT NULL)
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -396,7 +373,7 @@ BEGIN
         pg_catalog.round(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) began)::pg_catalog.numeric, 1),
         CASE WHEN others OPERATOR(pg_catalog.>) 0 THEN pg_catalog.format(', %s of them by the background worker or other sessions', others) ELSE '' END;
 END $$;
-COMMENT ON FUNCTION @extschema@.clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean, text, text, text, text, text[]) IS 'Keeps a table''s embeddings, and optionally its clusters, in sync with a column of images or texts
+COMMENT ON FUNCTION @extschema@.clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean, text, text, text, text, text, text[]) IS 'Keeps a table''s embeddings, and optionally its clusters, in sync with a column of images or texts
 Only the table''s owner can call it. It creates missing columns, index and collection; clip_backfill embeds existing rows.
 A second call changes the settings that it names, and keeps the others.
 source: the column of images (bytea) or texts
@@ -412,9 +389,10 @@ threshold: the collection''s threshold; NULL: keep its own, or use clip_search.c
 index: whether to create an HNSW index for cosine distance
 existing: vectors that the column already contains: replace (default) counts them as pending, to be embedded again; keep takes them over
 key: the column that identifies a member of the collection; defaults to the primary key
-labels: the column with keywords (text[]) that describe clusters
+labels: the column with keywords (text[]) that describe clusters; members without keywords are described by their tags
 image: the column with image files (bytea), for thumbnails of clusters
-reset: names of options that get their defaults back, or are taken away: cluster, mode, on_error, text_source, text_weight, threshold, key, labels, image';
+tags: the column that receives the tags (text[]), created if missing: the words that clip_tags(embedding, 10) rates at 0.5 or more, the most relevant first
+reset: names of options that get their defaults back, or are taken away: cluster, mode, on_error, text_source, text_weight, threshold, key, labels, image, tags';
 COMMENT ON FUNCTION @extschema@.clip_unwatch(regclass, text, boolean, boolean) IS 'Stops watching a table, and keeps its columns, index and collection
 embedding: the watched column; NULL: the only one in this table
 keep_columns: deprecated: false means drop_columns => true
@@ -439,9 +417,7 @@ COMMENT ON FUNCTION clip_search.forget_dropped() IS 'Event trigger: removes what
 COMMENT ON FUNCTION clip_search.forget_dropped_tables() IS 'Removes what the extension keeps of tables that have been dropped';
 COMMENT ON EVENT TRIGGER clip_search_drop IS 'Removes settings, queue, failures and groups of a watched table with the table';
 COMMENT ON INDEX clip_search.watch_queue_due_idx IS 'Entries of a watch in the order in which they are due';
-COMMENT ON COLUMN clip_search.watch.models IS 'Rows with an embedding by the model that made it, as a JSON object; "(unknown)" counts vectors from before the watch';
 COMMENT ON INDEX clip_search.watch_queue_again_idx IS 'Rows whose vector is to be replaced';
-COMMENT ON COLUMN clip_search.watch.outdated IS 'Rows whose embedding is older than the watch, or made with an earlier source, weight or model; they count as pending';
 COMMENT ON COLUMN clip_search.watch.embedded IS 'Rows with an embedding, outdated ones included';
 
 -- Owners of collections, and with whose rights tables are read.
@@ -633,15 +609,44 @@ CREATE FUNCTION @extschema@.clip_revoke_collection(collection text, role text, p
 VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'clip_revoke_collection_wrapper';
 CREATE FUNCTION @extschema@.clip_has_collection_privilege(collection text, privilege text) RETURNS boolean
 STRICT STABLE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'clip_has_collection_privilege_wrapper';
-CREATE FUNCTION clip_search.count_rows(relation regclass, sources text[], embedding text, cluster text)
+CREATE FUNCTION clip_search.count_rows(relation regclass, sources text[], embedding text, cluster text, tags text)
 RETURNS TABLE (rows bigint, embedded bigint, open bigint)
 STABLE PARALLEL UNSAFE COST 100000 LANGUAGE c AS 'MODULE_PATHNAME', 'count_rows_wrapper';
-CREATE OR REPLACE FUNCTION clip_search.watch_progress(relation regclass, image name, text name, embedding name, cluster name,
+CREATE FUNCTION clip_search.watch_progress(relation regclass, image name, text name, embedding name, cluster name, tags name,
                                            OUT rows bigint, OUT embedded bigint, OUT open bigint)
 LANGUAGE sql STABLE PARALLEL UNSAFE COST 100000 SET search_path = pg_catalog, pg_temp AS $$
     SELECT c.rows, c.embedded, c.open
-    FROM clip_search.count_rows(relation, ARRAY[image::text, text::text], embedding::text, cluster::text) AS c
+    FROM clip_search.count_rows(relation, ARRAY[image::text, text::text], embedding::text, cluster::text, tags::text) AS c
 $$;
+-- A watch may keep a column of tags.
+ALTER TABLE clip_search.watch_setting ADD COLUMN tags name;
+CREATE OR REPLACE VIEW clip_search.watch AS
+SELECT w.relation, coalesce(w.image, w.text) AS source, CASE WHEN w.image IS NOT NULL THEN w.text END AS text_source,
+       CASE WHEN w.image IS NOT NULL AND w.text IS NOT NULL THEN w.text_weight END AS text_weight,
+       w.embedding, w.cluster, w.model, w.collection,
+       CASE WHEN w.queued THEN 'queued' ELSE 'immediate' END AS mode, CASE WHEN w.skip THEN 'skip' ELSE 'raise' END AS on_error,
+       r.embedding AS replaces, EXISTS (SELECT FROM clip_search.watch_live l WHERE l.id OPERATOR(pg_catalog.=) w.id) AS active,
+       p.rows, p.embedded, CASE WHEN p.rows IS NOT NULL THEN greatest(p.open OPERATOR(pg_catalog.-) f.count, 0) OPERATOR(pg_catalog.+) a.count END AS pending,
+       f.count AS failed, a.count AS outdated, m.models, w.tags
+FROM clip_search.watch_setting w
+JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid
+LEFT JOIN clip_search.watch_setting r ON r.id OPERATOR(pg_catalog.=) w.replaces
+CROSS JOIN LATERAL (SELECT pg_catalog.count(*) FROM clip_search.watch_failure f WHERE f.watch OPERATOR(pg_catalog.=) w.id) AS f
+CROSS JOIN LATERAL (SELECT pg_catalog.count(DISTINCT q.key) FROM clip_search.watch_queue q
+                    WHERE q.watch OPERATOR(pg_catalog.=) w.id AND q.again) AS a
+CROSS JOIN LATERAL clip_search.watch_progress(w.relation, w.image, w.text, w.embedding, w.cluster, w.tags) AS p
+CROSS JOIN LATERAL (SELECT CASE WHEN p.rows IS NOT NULL THEN
+                               coalesce(pg_catalog.jsonb_object_agg(o.model, o.rows) FILTER (WHERE o.rows OPERATOR(pg_catalog.>) 0), '{}') END AS models
+                    FROM (SELECT n.model, pg_catalog.sum(n.rows) AS rows
+                          FROM (SELECT w.model, p.embedded OPERATOR(pg_catalog.-) a.count AS rows
+                                UNION ALL SELECT coalesce(q.made_by, '(unknown)'), pg_catalog.count(DISTINCT q.key) FROM clip_search.watch_queue q
+                                          WHERE q.watch OPERATOR(pg_catalog.=) w.id AND q.again GROUP BY q.made_by) AS n
+                          GROUP BY n.model) AS o) AS m
+WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE') OR pg_catalog.has_table_privilege(c.oid, 'SELECT');
+DROP FUNCTION clip_search.watch_progress(regclass, name, name, name, name);
+COMMENT ON COLUMN clip_search.watch.models IS 'Rows with an embedding by the model that made it, as a JSON object; "(unknown)" counts vectors from before the watch';
+COMMENT ON COLUMN clip_search.watch.outdated IS 'Rows whose embedding is older than the watch, or made with an earlier source, weight or model; they count as pending';
+COMMENT ON COLUMN clip_search.watch.tags IS 'Column that receives the tags, if rows are tagged';
 
 COMMENT ON FUNCTION @extschema@.clip_alter_collection(text, text, double precision, text, text, text, text) IS 'Changes the settings of a collection that are passed, and no others; only its owner can call it
 owner: a role that the caller is a member of, and that owns the members'' table
@@ -666,7 +671,8 @@ The JSON Schema is docs/cluster_groups.schema.json.';
 COMMENT ON FUNCTION @extschema@.clip_duplicates(text, double precision, regclass) IS 'Near-duplicates in a collection: each member that nearly equals an earlier one (by key), with the nearest such member
 threshold: lowest cosine of near-duplicates
 members: the members'' table, which the caller names if row-level policies or a view decide what it sees of it';
-COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text) IS 'Counts a table''s rows by a scan without SQL, for a caller that may read all of them; NULL for others';
+COMMENT ON FUNCTION clip_search.watch_progress(regclass, name, name, name, name, name) IS 'Counts the rows of a watched table for clip_search.watch';
+COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text, text) IS 'Counts a table''s rows by a scan without SQL, for a caller that may read all of them; NULL for others';
 
 -- Functions in a reader's WHERE must not see rows of other owners before the views' own conditions have run.
 ALTER VIEW clip_search.watch SET (security_barrier = true);
@@ -747,6 +753,11 @@ CREATE FUNCTION @extschema@.clip_find(relation regclass, query text, k integer D
     key text DEFAULT NULL, embedding text DEFAULT NULL, model text DEFAULT NULL)
 RETURNS TABLE (id text, cosine double precision, relevance double precision)
 STABLE PARALLEL RESTRICTED COST 100000 ROWS 40 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_find_wrapper';
+CREATE FUNCTION @extschema@.clip_find(relation regclass, query bytea, k integer DEFAULT 40, cut double precision DEFAULT 0.5,
+    after_relevance double precision DEFAULT NULL, after_id text DEFAULT NULL, candidates integer DEFAULT 1000,
+    key text DEFAULT NULL, embedding text DEFAULT NULL, model text DEFAULT NULL)
+RETURNS TABLE (id text, cosine double precision, relevance double precision)
+STABLE PARALLEL RESTRICTED COST 100000 ROWS 40 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_find_by_photo_wrapper';
 COMMENT ON FUNCTION @extschema@.clip_relevance(vector, text, text) IS 'How certainly a photo shows what a text says, from 0 to 1; from 0.5 on it is an answer
 model: model that made the embedding; clip_search.model by default
 The text competes with everyday words (clip_search.words), which a model embeds once; the first call does so.';
@@ -776,3 +787,6 @@ candidates: number of nearest rows that are rated; an HNSW index finds them what
 key: column that identifies a row, by default the primary key; embedding: column of type vector or halfvec, by default the only one
 id: key of the row, as text; cosine: of the row to the query; relevance: as clip_relevance has it
 model: model that made the embeddings; by default that of the watched column, or clip_search.model';
+COMMENT ON FUNCTION @extschema@.clip_find(regclass, bytea, integer, double precision, double precision, text, integer, text, text, text) IS 'Rows of a table that show what a photo shows, the most relevant first, in pages; the other arguments are those of clip_find by a text
+query: image file, which is embedded once
+relevance: how certainly both photos show the word that they share most, from 0 to 1; the cosine of photos depends on the model much more';

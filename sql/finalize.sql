@@ -38,6 +38,7 @@ ALTER FUNCTION clip_tags(vector, integer, text) ROWS 5;
 ALTER FUNCTION clip_tags(vector, text[], text) ROWS 10;
 ALTER FUNCTION clip_explain(vector, text, integer, text) ROWS 5;
 ALTER FUNCTION clip_find(regclass, text, integer, double precision, double precision, text, integer, text, text, text) ROWS 40;
+ALTER FUNCTION clip_find(regclass, bytea, integer, double precision, double precision, text, integer, text, text, text) ROWS 40;
 ALTER FUNCTION clip_image_info(bytea) ROWS 1;
 ALTER FUNCTION clip_diversify(vector, anyarray, vector[], integer, double precision) ROWS 10;
 
@@ -130,6 +131,9 @@ candidates: number of nearest rows that are rated; an HNSW index finds them what
 key: column that identifies a row, by default the primary key; embedding: column of type vector or halfvec, by default the only one
 id: key of the row, as text; cosine: of the row to the query; relevance: as clip_relevance has it
 model: model that made the embeddings; by default that of the watched column, or clip_search.model';
+COMMENT ON FUNCTION clip_find(regclass, bytea, integer, double precision, double precision, text, integer, text, text, text) IS 'Rows of a table that show what a photo shows, the most relevant first, in pages; the other arguments are those of clip_find by a text
+query: image file, which is embedded once
+relevance: how certainly both photos show the word that they share most, from 0 to 1; the cosine of photos depends on the model much more';
 COMMENT ON FUNCTION clip_classify(bytea, text[], text, text) IS 'Zero-shot classification of an image file, the most probable label first
 labels: the labels to choose from; none may be NULL or empty
 template: the text that is embedded for each label, which replaces {}

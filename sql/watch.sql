@@ -20,6 +20,7 @@ CREATE TABLE clip_search.watch_setting (
     added_index      name,
     added_collection boolean NOT NULL,
     created_at       timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    tags             name,
     CONSTRAINT watch_setting_column_key UNIQUE (relation, embedding),
     CHECK (image IS NOT NULL OR text IS NOT NULL),
     CHECK ((cluster IS NULL) OPERATOR(pg_catalog.=) (collection IS NULL))
@@ -114,11 +115,11 @@ CREATE EVENT TRIGGER clip_search_partition ON ddl_command_end WHEN TAG IN ('CREA
 
 -- Counts by a scan without SQL, if the caller may read the whole table: planning a query would evaluate index
 -- expressions, which are the owner's code. NULL for other callers, and where policies apply.
-CREATE FUNCTION clip_search.watch_progress(relation regclass, image name, text name, embedding name, cluster name,
+CREATE FUNCTION clip_search.watch_progress(relation regclass, image name, text name, embedding name, cluster name, tags name,
                                            OUT rows bigint, OUT embedded bigint, OUT open bigint)
 LANGUAGE sql STABLE PARALLEL UNSAFE COST 100000 SET search_path = pg_catalog, pg_temp AS $$
     SELECT c.rows, c.embedded, c.open
-    FROM clip_search.count_rows(relation, ARRAY[image::text, text::text], embedding::text, cluster::text) AS c
+    FROM clip_search.count_rows(relation, ARRAY[image::text, text::text], embedding::text, cluster::text, tags::text) AS c
 $$;
 
 CREATE VIEW clip_search.watch WITH (security_barrier = true) AS
@@ -128,14 +129,14 @@ SELECT w.relation, coalesce(w.image, w.text) AS source, CASE WHEN w.image IS NOT
        CASE WHEN w.queued THEN 'queued' ELSE 'immediate' END AS mode, CASE WHEN w.skip THEN 'skip' ELSE 'raise' END AS on_error,
        r.embedding AS replaces, EXISTS (SELECT FROM clip_search.watch_live l WHERE l.id OPERATOR(pg_catalog.=) w.id) AS active,
        p.rows, p.embedded, CASE WHEN p.rows IS NOT NULL THEN greatest(p.open OPERATOR(pg_catalog.-) f.count, 0) OPERATOR(pg_catalog.+) a.count END AS pending,
-       f.count AS failed, a.count AS outdated, m.models
+       f.count AS failed, a.count AS outdated, m.models, w.tags
 FROM clip_search.watch_setting w
 JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid
 LEFT JOIN clip_search.watch_setting r ON r.id OPERATOR(pg_catalog.=) w.replaces
 CROSS JOIN LATERAL (SELECT pg_catalog.count(*) FROM clip_search.watch_failure f WHERE f.watch OPERATOR(pg_catalog.=) w.id) AS f
 CROSS JOIN LATERAL (SELECT pg_catalog.count(DISTINCT q.key) FROM clip_search.watch_queue q
                     WHERE q.watch OPERATOR(pg_catalog.=) w.id AND q.again) AS a
-CROSS JOIN LATERAL clip_search.watch_progress(w.relation, w.image, w.text, w.embedding, w.cluster) AS p
+CROSS JOIN LATERAL clip_search.watch_progress(w.relation, w.image, w.text, w.embedding, w.cluster, w.tags) AS p
 CROSS JOIN LATERAL (SELECT CASE WHEN p.rows IS NOT NULL THEN
                                coalesce(pg_catalog.jsonb_object_agg(o.model, o.rows) FILTER (WHERE o.rows OPERATOR(pg_catalog.>) 0), '{}') END AS models
                     FROM (SELECT n.model, pg_catalog.sum(n.rows) AS rows
@@ -314,9 +315,10 @@ COMMENT ON COLUMN clip_search.watch.replaces IS 'Column that clip_reembed will r
 COMMENT ON COLUMN clip_search.watch.active IS 'Whether the triggers exist and are enabled';
 COMMENT ON COLUMN clip_search.watch.rows IS 'Rows of the table; NULL if the current role may not read them all';
 COMMENT ON COLUMN clip_search.watch.embedded IS 'Rows with an embedding, outdated ones included';
-COMMENT ON COLUMN clip_search.watch.pending IS 'Rows that still need embedding or grouping, without those that failed';
+COMMENT ON COLUMN clip_search.watch.pending IS 'Rows that still need embedding, grouping or tags, without those that failed';
 COMMENT ON COLUMN clip_search.watch.failed IS 'Rows that could not be embedded';
 COMMENT ON COLUMN clip_search.watch.models IS 'Rows with an embedding by the model that made it, as a JSON object; "(unknown)" counts vectors from before the watch';
+COMMENT ON COLUMN clip_search.watch.tags IS 'Column that receives the tags, if rows are tagged';
 COMMENT ON COLUMN clip_search.watch.outdated IS 'Rows whose embedding is older than the watch, or made with an earlier source, weight or model; they count as pending';
 
 COMMENT ON VIEW clip_search.pending IS 'Rows of the current role''s tables that await embedding by the background worker or by clip_backfill';
@@ -354,7 +356,7 @@ COMMENT ON INDEX clip_search.watch_queue_watch_idx IS 'Entries by watch and row'
 COMMENT ON INDEX clip_search.watch_queue_again_idx IS 'Rows whose vector is to be replaced';
 COMMENT ON INDEX clip_search.watch_failure_pkey IS 'Each row is listed at most once';
 
-COMMENT ON FUNCTION clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean, text, text, text, text, text[]) IS 'Keeps a table''s embeddings, and optionally its clusters, in sync with a column of images or texts
+COMMENT ON FUNCTION clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean, text, text, text, text, text, text[]) IS 'Keeps a table''s embeddings, and optionally its clusters, in sync with a column of images or texts
 Only the table''s owner can call it. It creates missing columns, index and collection; clip_backfill embeds existing rows.
 A second call changes the settings that it names, and keeps the others.
 source: the column of images (bytea) or texts
@@ -370,9 +372,10 @@ threshold: the collection''s threshold; NULL: keep its own, or use clip_search.c
 index: whether to create an HNSW index for cosine distance
 existing: vectors that the column already contains: replace (default) counts them as pending, to be embedded again; keep takes them over
 key: the column that identifies a member of the collection; defaults to the primary key
-labels: the column with keywords (text[]) that describe clusters
+labels: the column with keywords (text[]) that describe clusters; members without keywords are described by their tags
 image: the column with image files (bytea), for thumbnails of clusters
-reset: names of options that get their defaults back, or are taken away: cluster, mode, on_error, text_source, text_weight, threshold, key, labels, image';
+tags: the column that receives the tags (text[]), created if missing: the words that clip_tags(embedding, 10) rates at 0.5 or more, the most relevant first
+reset: names of options that get their defaults back, or are taken away: cluster, mode, on_error, text_source, text_weight, threshold, key, labels, image, tags';
 COMMENT ON FUNCTION clip_unwatch(regclass, text, boolean, boolean) IS 'Stops watching a table, and keeps its columns, index and collection
 embedding: the watched column; NULL: the only one in this table
 keep_columns: deprecated: false means drop_columns => true
@@ -392,8 +395,8 @@ It returns when all rows that existed when it was called are embedded or listed 
 It can''t run inside a transaction block. It can be interrupted and called again, and run in several sessions at once.
 batch: rows per transaction
 embedding: the watched column; NULL: all watched columns of this table';
-COMMENT ON FUNCTION clip_search.watch_progress(regclass, name, name, name, name) IS 'Counts the rows of a watched table for clip_search.watch';
-COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text) IS 'Counts a table''s rows by a scan without SQL, for a caller that may read all of them; NULL for others';
+COMMENT ON FUNCTION clip_search.watch_progress(regclass, name, name, name, name, name) IS 'Counts the rows of a watched table for clip_search.watch';
+COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text, text) IS 'Counts a table''s rows by a scan without SQL, for a caller that may read all of them; NULL for others';
 COMMENT ON FUNCTION clip_search.backfill_begin(regclass, text) IS 'Step of clip_backfill: queues the rows without an embedding';
 COMMENT ON FUNCTION clip_search.backfill_claim(bigint, bigint, bigint, integer) IS 'Step of clip_backfill: claims the next queue entries';
 COMMENT ON FUNCTION clip_search.backfill_left(bigint, bigint) IS 'Step of clip_backfill: counts the entries that other sessions are working on';

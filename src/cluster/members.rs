@@ -78,6 +78,8 @@ pub struct Members {
     pub cluster: String,
     pub key: String,
     pub labels: Option<String>,
+    /// The tags that a watch of the table keeps, which stand in for labels.
+    pub tags: Option<String>,
     pub image: Option<String>,
     /// The names of the columns, unquoted.
     columns: Vec<String>,
@@ -104,14 +106,15 @@ impl Members {
             else {
                 return Ok(None);
             };
-            let (labels, image) = (named(6)?, named(7)?);
+            let (labels, image, tags) = (named(6)?, named(7)?, named(8)?);
             let Some(table) = OwnersTable::find(oid)? else { return Ok(None) };
             refuse_citus(client, oid)?;
             // The table may have got another owner before it was locked.
             if access.owner() != table.owner && !access.is_outdated() {
                 Access::find(&Store::open_to_read(), collection).check(role, privilege)?;
             }
-            let columns = [Some(&embedding), Some(&cluster), Some(&key), labels.as_ref(), image.as_ref()];
+            let columns =
+                [Some(&embedding), Some(&cluster), Some(&key), labels.as_ref(), image.as_ref(), tags.as_ref()];
             let columns = columns.into_iter().flatten().cloned().collect();
             Ok(Some(Self {
                 threshold: get::<f64>(&row, 1)?.unwrap_or_else(guc::cluster_threshold),
@@ -120,6 +123,7 @@ impl Members {
                 cluster: quote_identifier(cluster),
                 key: quote_identifier(key),
                 labels: labels.map(quote_identifier),
+                tags: tags.map(quote_identifier),
                 image: image.map(quote_identifier),
                 columns,
             }))

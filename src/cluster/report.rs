@@ -114,18 +114,31 @@ impl Members {
             embedding = self.embedding,
             cluster = self.cluster,
             key = self.key,
-            labels = self.labels.as_ref().map_or("NULL::text[]".to_owned(), |labels| format!("t.{labels}")),
+            labels = self.keywords(),
             schema = vector::schema(),
             table = table,
         )
     }
 
+    /// A member's keywords: the labels that somebody has given it, or else its tags.
+    fn keywords(&self) -> String {
+        match (&self.labels, &self.tags) {
+            (Some(labels), Some(tags)) if labels != tags => {
+                format!(
+                    "CASE WHEN pg_catalog.cardinality(t.{labels}) OPERATOR(pg_catalog.>) 0 THEN t.{labels} ELSE t.{tags} END"
+                )
+            }
+            (Some(column), _) | (None, Some(column)) => format!("t.{column}"),
+            (None, None) => "NULL::text[]".to_owned(),
+        }
+    }
+
     /// The five keywords that most members of cluster c have; of equally frequent ones, those that are rarest
-    /// elsewhere. NULL without a column of keywords.
+    /// elsewhere. NULL without a column of keywords or tags.
     fn words(&self) -> &'static str {
-        match self.labels {
-            Some(_) => include_str!("sql/words.sql"),
-            None => "NULL::text[]",
+        match (&self.labels, &self.tags) {
+            (None, None) => "NULL::text[]",
+            _ => include_str!("sql/words.sql"),
         }
     }
 }

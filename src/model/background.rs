@@ -13,6 +13,7 @@ use clip::{Error, Kind};
 use crate::guc;
 use crate::model::{loaded, origin};
 use crate::pg::error::{SqlResult, report};
+use crate::pg::text::foreign_encoding;
 use crate::pg::vector::Vector;
 
 /// Words that are embedded in one call: half a second to two.
@@ -73,6 +74,19 @@ impl Key {
     }
 }
 
+/// Words come back as texts of the database's.
+fn in_encoding(words: Words) -> clip::Result<Words> {
+    match words.words.iter().find(|word| !word.is_ascii()).zip(foreign_encoding()) {
+        Some((word, encoding)) => Err(Error::new(
+            Kind::Unsupported,
+            format!("word \"{}\" can't be used in a database of encoding {encoding}", word.escape_unicode()),
+        )
+        .detail("Only ASCII is the same there as in UTF-8.")
+        .hint("Use a database of encoding UTF8, or a list of words in ASCII (clip_search.words).")),
+        None => Ok(words),
+    }
+}
+
 fn unreadable(path: &std::path::Path, why: &str) -> Error {
     Error::new(Kind::MissingFile, format!("list of words \"{}\" cannot be read", path.display()))
         .detail(why)
@@ -87,7 +101,7 @@ pub fn of(spec: &str) -> SqlResult<Rc<Background>> {
     if let Some(known) = known {
         return Ok(known);
     }
-    let words = key.words().map_err(report)?;
+    let words = key.words().and_then(in_encoding).map_err(report)?;
     let model = Model::find(&key.search, spec).map_err(report)?;
     let entry = guc::cache().and_then(|cache| Entry::of(&cache, &model, &words, &key.runtime.display().to_string()));
     let kept = match &entry {

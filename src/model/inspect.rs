@@ -7,7 +7,7 @@ use clip::model::Model;
 use pgrx::prelude::*;
 
 use crate::guc;
-use crate::model::loaded::{self, Loaded, check_interrupts};
+use crate::model::loaded::{self, Loaded, announce, check_interrupts};
 use crate::pg::interrupt;
 use crate::pg::text::Text;
 
@@ -66,6 +66,7 @@ fn check(spec: &str) -> Vec<(String, String)> {
             let rows = Embedder::new(model, guc::onnxruntime(), guc::threads())
                 .with_cache(guc::cache())
                 .with_interrupts(check_interrupts)
+                .with_announcements(announce)
                 .check(guc::name);
             interrupt::raise();
             rows

@@ -5,14 +5,15 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use clip::Error;
 use clip::embedder::Embedder;
 use clip::embedder::logits::{self, Logits};
 use clip::image::Limits;
 use clip::model::Model;
 use clip::stats::Figures;
 use clip::vector::cosine;
+use clip::{Error, Kind};
 use lru::LruCache;
+use pgrx::PgLogLevel;
 
 use crate::guc;
 pub use crate::model::image_memo::Fingerprint;
@@ -51,12 +52,20 @@ pub(super) struct Loaded {
     failed: bool,
 }
 
+/// A NOTICE of work that takes minutes, before it begins.
+pub fn announce(what: &str) {
+    let notice = Error::new(Kind::InvalidInput, format!("{what}, which takes up to some minutes and is done once"))
+        .detail("It is kept in the cache (clip_search.cache_path) for all connections.");
+    report(notice).report(PgLogLevel::NOTICE);
+}
+
 impl Loaded {
     fn new(key: Key) -> clip::Result<Self> {
         let model = Model::find(&key.search, &key.spec)?;
         let embedder = Embedder::new(model, key.library.clone(), key.threads)
             .with_cache(guc::cache())
-            .with_interrupts(check_interrupts);
+            .with_interrupts(check_interrupts)
+            .with_announcements(announce);
         let memo = LruCache::new(NonZeroUsize::MIN);
         let sets = LruCache::new(MEMO_SETS.try_into().expect("not zero"));
         Ok(Self { key, embedder, memo, image_memo: ImageMemo::new(), memo_hits: 0, sets, failed: false })

@@ -31,22 +31,24 @@ pub mod clip_search {
         sources: Option<Vec<Option<String>>>,
         embedding: Option<Text<'_>>,
         cluster: Option<Text<'_>>,
+        tags: Option<Text<'_>>,
     ) -> Result<
         TableIterator<'static, (name!(rows, Option<i64>), name!(embedded, Option<i64>), name!(open, Option<i64>))>,
         ErrorReport,
     > {
-        let (embedding, cluster) = (embedding.map(Text::str), cluster.map(Text::str));
+        let embedding = embedding.map(Text::str);
+        let others: Vec<&str> = [cluster, tags].into_iter().flatten().map(Text::str).collect();
         let none = (None, None, None);
         let (Some(Regclass(oid)), Some(sources), Some(embedding)) = (relation, sources, embedding) else {
             return Ok(TableIterator::once(none));
         };
         let sources: Vec<String> = sources.into_iter().flatten().collect();
         // A table that can't be read is no error of the view, which shows other tables as well. A cancel is passed on.
-        Ok(TableIterator::once(attempt(|| count(oid, &sources, embedding, cluster)).unwrap_or(none)))
+        Ok(TableIterator::once(attempt(|| count(oid, &sources, embedding, &others)).unwrap_or(none)))
     }
 }
 
-fn count(oid: pg_sys::Oid, sources: &[String], embedding: &str, cluster: Option<&str>) -> SqlResult<Counts> {
+fn count(oid: pg_sys::Oid, sources: &[String], embedding: &str, others: &[&str]) -> SqlResult<Counts> {
     const NONE: Counts = (None, None, None);
     // Before the lock: a role that may not read the table holds up nobody.
     if sources.is_empty() || !may_select(oid)? {
@@ -61,7 +63,7 @@ fn count(oid: pg_sys::Oid, sources: &[String], embedding: &str, cluster: Option<
     if !table.may_read(current_role(), &[])? || table.has_policies_for_caller() {
         return Ok(NONE);
     }
-    let columns = Columns { sources, embedding, cluster };
+    let columns = Columns { sources, embedding, others };
     let mut totals = [0; 3];
     let parts = if is_partitioned { partitions(oid) } else { vec![oid] };
     for part in parts {
@@ -100,11 +102,12 @@ fn partitions(oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
 struct Columns<'a> {
     sources: &'a [String],
     embedding: &'a str,
-    cluster: Option<&'a str>,
+    /// The columns of clusters and of tags, if the watch has them.
+    others: &'a [&'a str],
 }
 
 impl Columns<'_> {
-    /// Rows, rows with an embedding, and rows that have a source and lack an embedding or a cluster. None for a table
+    /// Rows, rows with an embedding, and rows that have a source and lack an embedding, a cluster or tags. None for a table
     /// that lacks a column, or has no storage of its own.
     fn count(&self, oid: pg_sys::Oid) -> Option<[i64; 3]> {
         // Columns of a partition may have other numbers.
@@ -115,9 +118,9 @@ impl Columns<'_> {
             (number != 0).then_some(i32::from(number))
         };
         let embedding = number(self.embedding)?;
-        let cluster = self.cluster.map(|name| number(name).ok_or(())).transpose().ok()?;
+        let others: Vec<i32> = self.others.iter().map(|name| number(name)).collect::<Option<_>>()?;
         let sources: Vec<i32> = self.sources.iter().map(|name| number(name)).collect::<Option<_>>()?;
-        let widest = sources.iter().copied().chain([embedding]).chain(cluster).max()?;
+        let widest = sources.iter().copied().chain([embedding]).chain(others.iter().copied()).max()?;
         // SAFETY: the table is locked and exists; slot and scan are closed before the table; after an error they go
         // with the (sub)transaction. The slot has as many columns as the table.
         unsafe {
@@ -136,7 +139,7 @@ impl Columns<'_> {
                 pg_sys::slot_getsomeattrs(slot, widest.max(0));
                 // A system column, which no watch has, is never NULL.
                 let is_null = |number: i32| number > 0 && *(*slot).tts_isnull.add(number as usize - 1);
-                let lacks = is_null(embedding) || cluster.is_some_and(is_null);
+                let lacks = is_null(embedding) || others.iter().any(|&column| is_null(column));
                 counts[0] += 1;
                 counts[1] += i64::from(!is_null(embedding));
                 counts[2] += i64::from(lacks && sources.iter().any(|&source| !is_null(source)));

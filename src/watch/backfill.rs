@@ -22,15 +22,12 @@ use crate::watch::work::{Terms, work};
 /// Keys that are read and queued at a time.
 const KEYS: i64 = 10_000;
 
-/// A query for rows that lack an embedding or a cluster.
+/// A query for rows that lack an embedding, a cluster or tags.
 fn missing(watch: &Watch, what: &str) -> String {
     let embedding = quote_identifier(&watch.embedding);
-    let ungrouped = watch
-        .cluster
-        .as_deref()
-        .map(|cluster| format!(" OR {} IS NULL", quote_identifier(cluster)))
-        .unwrap_or_default();
-    format!("SELECT {what} FROM {} WHERE ({embedding} IS NULL{ungrouped}) AND ({})", watch.table, watch.has_source())
+    let others = [&watch.cluster, &watch.tags].into_iter().flatten();
+    let others: String = others.map(|column| format!(" OR {} IS NULL", quote_identifier(column))).collect();
+    format!("SELECT {what} FROM {} WHERE ({embedding} IS NULL{others}) AND ({})", watch.table, watch.has_source())
 }
 
 /// How many rows of a watch are listed as failed.
@@ -238,9 +235,13 @@ fn retry(
 pub fn call(relation: Option<Regclass>, embedding: Option<&str>, sqlstate: Option<&str>) -> SqlResult<i64> {
     tables::check_writable(c"clip_retry()");
     let oid = table_of(relation)?;
-    if let Some(state) = sqlstate.filter(|state| ![2, 5].contains(&state.len())) {
+    let is_code = |state: &&str| {
+        [2, 5].contains(&state.len()) && state.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase())
+    };
+    if let Some(state) = sqlstate.filter(|state| !is_code(state)) {
         return Err(report(
             Error::new(Kind::InvalidInput, format!("sqlstate \"{state}\" is neither a SQLSTATE nor a class of them"))
+                .detail("It consists of digits and capital letters.")
                 .hint("Use the five characters that clip_search.failure shows, or the first two."),
         ));
     }

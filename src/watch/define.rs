@@ -23,8 +23,9 @@ use crate::watch::checks::{check_cluster, check_embedding, check_table};
 use crate::watch::columns::{alter, create_index, has_index};
 use crate::watch::dropped::forget_dropped;
 use crate::watch::former;
-use crate::watch::grouping::{Bind, Bound, name_of_members};
+use crate::watch::grouping::{Bind, Bound, name_of_members, reset_settings};
 use crate::watch::setting::{Watch, table_of};
+use crate::watch::tag_column;
 use crate::watch::trigger::install::create_triggers;
 use crate::watch::wakeup;
 use crate::watch::wanted::{Existing, Plan, Wanted, check_nulls, lock_table};
@@ -49,6 +50,7 @@ fn set_watch(
     key: default!(Option<Text<'_>>, "NULL"),
     labels: default!(Option<Text<'_>>, "NULL"),
     image: default!(Option<Text<'_>>, "NULL"),
+    tags: default!(Option<Text<'_>>, "NULL"),
     reset: default!(Option<Array<Text<'_>>>, "NULL"),
 ) -> SqlResult<()> {
     let (source, embedding, cluster, model) =
@@ -80,6 +82,7 @@ fn set_watch(
         key,
         labels,
         image,
+        tags: tags.map(Text::str),
         reset: reset.into_iter().map(|option| given("reset", option)).collect::<SqlResult<_>>()?,
     };
     let watch = watch(oid, &wanted)?;
@@ -128,6 +131,8 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
 
     let watch = Watch::by_id(id)?.ok_or_else(|| report(Error::new(Kind::Internal, "a watch is gone at once")))?;
     let existing = plan.existing.as_ref();
+    tag_column::check_contents(&watch, &plan, wanted, &added.columns)?;
+    tag_column::tell_of_reset(&plan, &table);
     if wanted.resets("cluster")
         && let Some((column, collection)) = existing.and_then(|w| w.cluster.as_ref().zip(w.collection.as_ref()))
     {
@@ -243,6 +248,7 @@ fn add_columns(table: &Table, wanted: &Wanted<'_>, plan: &Plan) -> SqlResult<Add
                 }
             }
         }
+        columns.extend(tag_column::settle_column(client, table, plan)?);
         let index = match wanted.index && !has_index(client, table, embedding)? {
             true => Some(create_index(client, table, embedding, &schema)?),
             false => None,
@@ -271,7 +277,7 @@ fn store_setting(
             queue::forget_lists(client, known.id)?;
         }
         // Where the embeddings or the clusters' ids had been dropped, no row is in a cluster any more.
-        if let Some(collection) = known.filter(|_| !added.columns.is_empty()) {
+        if let Some(collection) = known.filter(|_| added.columns.iter().any(|name| Some(name) != plan.tags.as_ref())) {
             store.lock_exclusive(collection, true);
             statements::clear(client, collection)?;
         }
@@ -286,7 +292,13 @@ fn store_setting(
                 bind.reset(client, wanted)?;
                 Some(bound)
             }
-            _ => None,
+            _ => {
+                if let Some(collection) = known.filter(|_| wanted.resets("cluster")) {
+                    let key = name_of_members(client, table.oid, key)?;
+                    reset_settings(client, collection, &key, wanted)?;
+                }
+                None
+            }
         };
         let arguments: [DatumWithOid<'_>; 15] = [
             table.oid.into(),
@@ -308,6 +320,7 @@ fn store_setting(
         let rows = client.update(include_str!("sql/set_watch.sql"), None, &arguments).map_err(spi)?;
         let id = rows.first().get::<i64>(1).map_err(spi)?;
         let id = id.ok_or_else(|| report(Error::new(Kind::Internal, "a watch has no id")))?;
+        tag_column::store(client, id, plan)?;
         Ok((id, bound))
     })
 }

@@ -1,7 +1,7 @@
 //! The collection that a watch groups its rows in.
 
 use pgrx::prelude::*;
-use pgrx::spi::SpiClient;
+use pgrx::spi::{SpiClient, quote_literal};
 
 use crate::cluster::access::{Access, DEFAULT_COLLECTION, check_name};
 use crate::cluster::collection::{Collection, check_threshold};
@@ -20,6 +20,20 @@ pub fn name_of_members(client: &mut SpiClient<'_>, table: pg_sys::Oid, key: &[St
          ORDER BY coalesce(a.attnum = ANY (p.partattrs::int2[]), false), u.n DESC";
     let rows = client.update(query, Some(1), &[table.into(), key.to_vec().into()]).map_err(spi)?;
     Ok(rows.first().get::<String>(1).map_err(spi)?.unwrap_or_default())
+}
+
+/// The error of a collection that knows other members than the watch's. `here`: they are in the same table, in other
+/// columns.
+fn elsewhere(name: &str, here: bool) -> pg_sys::panic::ErrorReport {
+    let error =
+        sql_error(PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT, format!("collection \"{name}\" has its members elsewhere"));
+    match here {
+        true => error.set_detail("They are rows of this table, by another embedding or cluster column.").set_hint(format!(
+            "Name another: collection => …; or, if nobody uses its groups any more, SELECT clip_drop_collection({}) first.",
+            quote_literal(name)
+        )),
+        false => error.set_hint("Name another: collection => …"),
+    }
 }
 
 pub struct Bind<'a> {
@@ -106,13 +120,7 @@ impl Bind<'_> {
                 client.update(query, None, &arguments).map_err(spi)?;
                 return Ok(Bound::Same);
             }
-            Some((Some(_), _)) => {
-                return Err(sql_error(
-                    PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
-                    format!("collection \"{name}\" has its members elsewhere"),
-                )
-                .set_hint("Name another: collection => …"));
-            }
+            Some((Some(members), _)) => return Err(elsewhere(name, members == table)),
             _ => {}
         }
         // Clusters that the name has already must be of those dimensions.
@@ -133,11 +141,16 @@ impl Bind<'_> {
 
     /// Gives settings of the collection their defaults back.
     pub fn reset(&self, client: &mut SpiClient<'_>, wanted: &Wanted<'_>) -> SqlResult<()> {
-        if wanted.reset.is_empty() {
-            return Ok(());
-        }
-        let options: Vec<String> = wanted.reset.iter().map(|option| (*option).to_owned()).collect();
-        let arguments = [self.collection.into(), options.into(), self.key.into()];
-        client.update(include_str!("sql/reset_collection.sql"), None, &arguments).map(drop).map_err(spi)
+        reset_settings(client, self.collection, self.key, wanted)
     }
+}
+
+/// The same for a collection that the watch may have ceased to use. `key`: the default one.
+pub fn reset_settings(client: &mut SpiClient<'_>, collection: &str, key: &str, wanted: &Wanted<'_>) -> SqlResult<()> {
+    if wanted.reset.is_empty() {
+        return Ok(());
+    }
+    let options: Vec<String> = wanted.reset.iter().map(|option| (*option).to_owned()).collect();
+    let arguments = [collection.into(), options.into(), key.into()];
+    client.update(include_str!("sql/reset_collection.sql"), None, &arguments).map(drop).map_err(spi)
 }

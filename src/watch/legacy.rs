@@ -50,6 +50,7 @@ fn clip_watch(
         key: None,
         labels: None,
         image: None,
+        tags: None,
         reset: Vec::new(),
     };
     watch(table_of(relation)?, &wanted).map(drop)

@@ -2,7 +2,7 @@
 
 use clip::{Error, Kind};
 use pgrx::prelude::*;
-use pgrx::spi::quote_literal;
+use pgrx::spi::{quote_identifier, quote_literal};
 
 use crate::guc;
 use crate::pg::catalog::Table;
@@ -11,6 +11,7 @@ use crate::pg::user_context::UserContext;
 use crate::watch::backfill::{any_missing, any_ungrouped};
 use crate::watch::columns::has_index;
 use crate::watch::setting::Watch;
+use crate::watch::tags;
 use crate::watch::wakeup;
 
 /// PostgreSQL empties an unlogged table after a crash, and tells nobody.
@@ -42,7 +43,13 @@ pub fn index_stays(watch: &Watch) -> SqlResult<()> {
 pub fn grouping_ends(table: &Table, column: &str, collection: &str) {
     report(
         Error::new(Kind::InvalidInput, format!("rows of {} are not grouped any more", table.name))
-            .detail(format!("Column \"{column}\" and collection \"{collection}\" stay as they are.")),
+            .detail(format!("Column \"{column}\" and collection \"{collection}\" stay as they are."))
+            .hint(format!(
+                "If nobody uses them any more: SELECT clip_drop_collection({}); ALTER TABLE {} DROP COLUMN {};",
+                quote_literal(collection),
+                table.name,
+                quote_identifier(column)
+            )),
     )
     .report(PgLogLevel::NOTICE);
 }
@@ -84,11 +91,12 @@ pub fn no_worker(table: &Table) {
     );
 }
 
-/// Rows that were there before, and have no embedding or no cluster.
+/// Rows that were there before, and have no embedding, no cluster or no tags.
 pub fn missing(watch: &Watch, table: &Table, told_of_groups: bool) -> SqlResult<()> {
     let lacking = match any_missing(watch)? {
         true => "embedding",
         false if !told_of_groups && any_ungrouped(watch)? => "cluster",
+        false if tags::any_missing(watch)? => "tags",
         false => return Ok(()),
     };
     pgrx::notice!(

@@ -21,6 +21,7 @@ use crate::watch::define;
 use crate::watch::queue::own;
 use crate::watch::setting::{Watch, table_of};
 use crate::watch::swap::{check_dependents, finish, make_indexes};
+use crate::watch::tags;
 use crate::watch::wanted::Wanted;
 
 /// How many names are tried for the second column.
@@ -51,6 +52,7 @@ pub mod clip_search {
         // A model that does not exist, or can't be used, is an error before anybody has to wait.
         if Watch::replacing(watch.id)?.is_none() {
             loaded::dimensions(model, watch.image.is_some())?;
+            tags::prepare(&Watch { model: model.to_owned(), ..watch })?;
         }
         // Take the strongest lock now, because a column may be added: upgrading it later would deadlock with a
         // transaction that has read the table and is about to write it.
@@ -79,7 +81,7 @@ pub mod clip_search {
         }
         check_dependents(&watch)?;
         let name = free_name(&watch)?;
-        let cluster = format!("{name}_cluster");
+        let (cluster, tags) = (format!("{name}_cluster"), format!("{name}_tags"));
         let threshold = own(|client| {
             let query = "SELECT threshold FROM clip_search.collection_setting WHERE name = $1";
             let rows = client.update(query, Some(1), &[watch.collection.as_deref().into()]).map_err(spi)?;
@@ -110,6 +112,7 @@ pub mod clip_search {
                 key: None,
                 labels: None,
                 image: None,
+                tags: watch.tags.as_deref().map(|_| tags.as_str()),
                 reset: Vec::new(),
             },
         )?;
@@ -167,7 +170,8 @@ fn free_name(watch: &Watch) -> SqlResult<String> {
             Spi::connect_mut(|client| {
                 Ok::<_, pg_sys::panic::ErrorReport>(
                     table.column(client, name)?.is_some()
-                        || table.column(client, &format!("{name}_cluster"))?.is_some(),
+                        || table.column(client, &format!("{name}_cluster"))?.is_some()
+                        || table.column(client, &format!("{name}_tags"))?.is_some(),
                 )
             })?
         };

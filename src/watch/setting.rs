@@ -27,6 +27,8 @@ pub struct Watch {
     pub text_weight: f64,
     pub embedding: String,
     pub cluster: Option<String>,
+    /// The column of tags.
+    pub tags: Option<String>,
     pub model: String,
     pub collection: Option<String>,
     pub queued: bool,
@@ -36,9 +38,10 @@ pub struct Watch {
     pub replaces: Option<i64>,
 }
 
+/// Before ALTER EXTENSION clip_search UPDATE there is no column "tags".
 const COLUMNS: &str = "w.id, w.relation::oid, format('%I.%I', n.nspname, c.relname), c.relkind = 'p', c.relowner, \
      w.image::text, w.text::text, w.text_weight, w.embedding::text, w.cluster::text, w.model, w.collection, w.queued, w.skip, \
-     w.key::text[], w.replaces";
+     w.key::text[], w.replaces, pg_catalog.to_jsonb(w) ->> 'tags'";
 const FROM: &str = "clip_search.watch_setting w JOIN pg_catalog.pg_class c ON c.oid = w.relation::oid \
      JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace";
 
@@ -64,6 +67,7 @@ impl Watch {
             skip: get(row, 14)?.unwrap_or_default(),
             key: get::<Vec<Option<String>>>(row, 15)?.unwrap_or_default().into_iter().flatten().collect(),
             replaces: get(row, 16)?,
+            tags: get(row, 17)?,
         })
     }
 

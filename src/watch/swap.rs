@@ -27,6 +27,7 @@ const LAST_ROWS: usize = 16;
 fn pairs<'a>(watch: &'a Watch, next: &'a Watch) -> Vec<(&'a str, &'a str)> {
     let mut pairs = vec![(watch.embedding.as_str(), next.embedding.as_str())];
     pairs.extend(watch.cluster.as_deref().zip(next.cluster.as_deref()));
+    pairs.extend(watch.tags.as_deref().zip(next.tags.as_deref()));
     pairs
 }
 
@@ -35,8 +36,11 @@ pub fn check_dependents(watch: &Watch) -> SqlResult<()> {
     let _user_context = UserContext::of_caller();
     Spi::connect_mut(|client| {
         let query = include_str!("sql/dependents.sql");
-        let columns: Vec<String> =
-            [Some(&watch.embedding), watch.cluster.as_ref()].into_iter().flatten().cloned().collect();
+        let columns: Vec<String> = [Some(&watch.embedding), watch.cluster.as_ref(), watch.tags.as_ref()]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect();
         let rows = client.update(query, None, &[watch.relation.into(), columns.into()]).map_err(spi)?;
         let names = rows.map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect::<SqlResult<Vec<_>>>()?;
         if names.is_empty() {

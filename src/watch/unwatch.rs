@@ -3,7 +3,7 @@
 use clip::{Error, Kind};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
-use pgrx::spi::{SpiClient, quote_identifier};
+use pgrx::spi::{SpiClient, quote_identifier, quote_literal};
 
 use crate::cluster::collection::drop_rows;
 use crate::cluster::tables::{self, Store};
@@ -79,7 +79,7 @@ pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
         })?
     };
     if drops && columns.is_empty() && index.is_none() && !collection {
-        let found: Vec<String> = [Some(&watch.embedding), watch.cluster.as_ref()]
+        let found: Vec<String> = [Some(&watch.embedding), watch.cluster.as_ref(), watch.tags.as_ref()]
             .into_iter()
             .flatten()
             .map(|c| format!("\"{c}\""))
@@ -124,6 +124,7 @@ pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
                 // Another may have that name since.
                 let ours = match *column == watch.embedding {
                     true => Storage::of(there.kind).is_some(),
+                    false if Some(column) == watch.tags.as_ref() => there.kind == pg_sys::TEXTARRAYOID,
                     false => there.kind == pg_sys::INT8OID,
                 };
                 if there.generated || !ours {
@@ -142,5 +143,32 @@ pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
         Spi::connect_mut(|client| drop_rows(client, name))?;
         pgrx::notice!("clip_search: collection \"{name}\" is dropped");
     }
+    tell_of_collections(&table)
+}
+
+/// Names collections whose members are in a table, in columns that no watch keeps: after `reset => '{cluster}'`, or
+/// clip_unwatch. Their clusters do not follow the rows.
+fn tell_of_collections(table: &Table) -> SqlResult<()> {
+    let _user_context = UserContext::of_extension();
+    let names = Spi::connect_mut(|client| {
+        let query = "SELECT s.name FROM clip_search.collection_setting s WHERE s.members::oid = $1 \
+             AND NOT EXISTS (SELECT FROM clip_search.watch_setting w WHERE w.collection = s.name) ORDER BY s.name";
+        let rows = client.update(query, None, &[table.oid.into()]).map_err(spi)?;
+        rows.map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect::<SqlResult<Vec<_>>>()
+    })?;
+    let Some(first) = names.first() else { return Ok(()) };
+    let shown: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
+    let (noun, stays) = if names.len() == 1 { ("collection", "stays") } else { ("collections", "stay") };
+    report(
+        Error::new(
+            Kind::InvalidInput,
+            format!("{noun} {} of {} {stays}, but will not follow the rows any more", shown.join(", "), table.name),
+        )
+        .hint(format!(
+            "SELECT clip_drop_collection({}) drops it; clip_watch with the same columns takes it up again.",
+            quote_literal(first)
+        )),
+    )
+    .report(PgLogLevel::NOTICE);
     Ok(())
 }

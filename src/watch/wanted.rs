@@ -11,6 +11,7 @@ use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::user_context::UserContext;
 use crate::watch::checks::{check_table, existing, key, sources};
 use crate::watch::setting::Watch;
+use crate::watch::tags;
 use crate::watch::trigger::install::orphans;
 
 /// What is asked for. None leaves a thing as it is, or takes the default where the table is watched for the first time.
@@ -34,13 +35,15 @@ pub struct Wanted<'a> {
     pub key: Option<&'a str>,
     pub labels: Option<&'a str>,
     pub image: Option<&'a str>,
+    /// The column that receives the tags.
+    pub tags: Option<&'a str>,
     /// Options that get their defaults back, by name.
     pub reset: Vec<&'a str>,
 }
 
 /// The options that are optional, or whose default does not depend on the session.
-const RESETTABLE: [&str; 9] =
-    ["cluster", "mode", "on_error", "text_source", "text_weight", "threshold", "key", "labels", "image"];
+const RESETTABLE: [&str; 10] =
+    ["cluster", "mode", "on_error", "text_source", "text_weight", "threshold", "key", "labels", "image", "tags"];
 
 impl Wanted<'_> {
     pub fn resets(&self, option: &str) -> bool {
@@ -71,6 +74,7 @@ impl Wanted<'_> {
             ("key", self.key.is_some()),
             ("labels", self.labels.is_some()),
             ("image", self.image.is_some()),
+            ("tags", self.tags.is_some()),
         ];
         match named.iter().find(|(option, is_named)| *is_named && self.resets(option)) {
             Some((option, _)) => bad(format!("option \"{option}\" is both given and reset")),
@@ -96,6 +100,7 @@ pub struct Plan {
     pub key: Vec<String>,
     pub existing: Option<Watch>,
     pub cluster: Option<String>,
+    pub tags: Option<String>,
     pub model: String,
     pub dimensions: usize,
     pub queued: bool,
@@ -151,7 +156,10 @@ impl Plan {
             ("labels", wanted.resets("labels")),
             ("image", wanted.resets("image")),
         ];
-        if let Some((name, _)) = of_clusters.iter().find(|(_, given)| *given && cluster.is_none()) {
+        // A call that stops grouping may reset the collection's settings as well.
+        let ends_grouping = known_cluster.is_some() && wanted.resets("cluster");
+        let is_open = |name: &str| cluster.is_none() && !(ends_grouping && wanted.resets(name));
+        if let Some((name, _)) = of_clusters.iter().find(|(name, given)| *given && is_open(name)) {
             return Err(report(
                 Error::new(
                     Kind::InvalidInput,
@@ -169,7 +177,9 @@ impl Plan {
                 || (of_both && known.text_weight != text_weight)
                 || known.model != model
         });
-        Ok(Self {
+        let known_tags = is.and_then(|known| known.tags.as_deref());
+        let tags = wanted.choose("tags", wanted.tags, known_tags).map(str::to_owned);
+        let plan = Self {
             queued: wanted.choose("mode", wanted.queued, is.map(|known| known.queued)).unwrap_or(false),
             skip: wanted.choose("on_error", wanted.skip, is.map(|known| known.skip)).unwrap_or(false),
             image,
@@ -177,11 +187,16 @@ impl Plan {
             text_weight,
             key,
             cluster,
+            tags,
             model,
             dimensions,
             is_changed,
             existing: known,
-        })
+        };
+        if let Some(tags) = &plan.tags {
+            tags::check(tags, plan.image.as_deref(), plan.cluster.as_deref(), &plan.model)?;
+        }
+        Ok(plan)
     }
 }
 
@@ -201,8 +216,13 @@ fn not_watched_yet(table: &Table, embedding: &str) -> SqlResult<pg_sys::panic::E
 
 /// An empty name is no column's; what takes an option away from a watch is `reset`.
 fn check_not_empty(table: &Table, wanted: &Wanted<'_>) -> SqlResult<()> {
-    let columns =
-        [("text_source", wanted.text_source), ("key", wanted.key), ("labels", wanted.labels), ("image", wanted.image)];
+    let columns = [
+        ("text_source", wanted.text_source),
+        ("key", wanted.key),
+        ("labels", wanted.labels),
+        ("image", wanted.image),
+        ("tags", wanted.tags),
+    ];
     match columns.iter().find(|(_, name)| *name == Some("")) {
         Some((argument, _)) => {
             Err(sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN, format!("table {} has no column \"\"", table.name))
@@ -238,7 +258,7 @@ pub fn lock_table(table: Table, wanted: &Wanted<'_>) -> SqlResult<(Table, Plan)>
 /// others read.
 fn needs_exclusive_lock(table: &Table, plan: &Plan, wanted: &Wanted<'_>) -> SqlResult<bool> {
     Spi::connect_mut(|client| {
-        for name in [Some(wanted.embedding), plan.cluster.as_deref()].into_iter().flatten() {
+        for name in [Some(wanted.embedding), plan.cluster.as_deref(), plan.tags.as_deref()].into_iter().flatten() {
             if table.column(client, name)?.is_none() {
                 return Ok(true);
             }
@@ -270,6 +290,7 @@ pub fn check_change(existing: &Watch, wanted: &Wanted<'_>) -> SqlResult<()> {
             "Stop grouping first: clip_watch(…, reset => '{cluster}'); columns and collection stay.",
         );
     }
+    tags::check_change(existing, wanted.tags)?;
     if existing.replaces != wanted.replaces {
         return refuse(
             format!("column \"{column}\" is being filled by clip_reembed"),

@@ -16,6 +16,7 @@ use crate::watch::queue::{
 use crate::watch::rows::{Locked, Queries, Row, Written};
 use crate::watch::setting::Watch;
 use crate::watch::source::{Source, embed};
+use crate::watch::tags;
 
 /// How long entries rest whose row or table another session has locked, in milliseconds.
 const LOCKED_REST: i64 = 1000;
@@ -81,6 +82,12 @@ pub fn work(ids: &[i64], terms: Terms) -> SqlResult<Outcome> {
             forget_entries(&all(&entries))?;
             continue;
         };
+        // Words that have to be embedded first take a minute: not under a lock.
+        if let Err(failure) = attempt(|| tags::prepare(&watch)) {
+            put_back(&all(&entries), 0)?;
+            outcome.stuck.insert(id, failure);
+            continue;
+        }
         // From here on the table keeps its name and columns.
         match terms.slice {
             Some(_) if !catalog::try_lock(watch.relation, Lock::RowExclusive) => {

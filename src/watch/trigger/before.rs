@@ -12,6 +12,7 @@ use crate::pg::text::utf8;
 use crate::pg::transaction::RollbackList;
 use crate::pg::vector::Vector;
 use crate::watch::source::{self, Source};
+use crate::watch::tags;
 use crate::watch::trigger::moves::{is_moved_here, note_update};
 use crate::watch::trigger::plan::Plan;
 use crate::watch::trigger::row::{Tuple, same, same_value, unchanged};
@@ -34,18 +35,18 @@ pub(super) fn before_insert(plan: &Plan, new: &Tuple) -> SqlResult<pg_sys::HeapT
     if is_moved_here(plan, new) {
         return Ok(new.tuple);
     }
-    written(plan, new)
+    tagged(plan, new, written(plan, new)?)
 }
 
 pub(super) fn before_update(plan: &Plan, table: pg_sys::Oid, old: &Tuple, new: &Tuple) -> SqlResult<pg_sys::HeapTuple> {
     let mut changed = !unchanged(plan, old, new);
     let result = if changed {
-        written(plan, new)?
+        tagged(plan, new, written(plan, new)?)?
     } else {
         check_model(plan, old, new)?;
         let regrouped = regrouped(plan, old, new)?;
         changed = regrouped.is_some();
-        regrouped.unwrap_or(new.tuple)
+        retagged(plan, old, new, regrouped.unwrap_or(new.tuple))?
     };
     // SAFETY: the relation is open as long as the trigger runs.
     let partition = unsafe { pg_sys::get_rel_relispartition(table) };
@@ -94,6 +95,22 @@ fn written(plan: &Plan, new: &Tuple) -> SqlResult<pg_sys::HeapTuple> {
         }
         Err(error) => Err(report(error)),
     }
+}
+
+/// The row with the tags of its embedding.
+fn tagged(plan: &Plan, new: &Tuple, tuple: pg_sys::HeapTuple) -> SqlResult<pg_sys::HeapTuple> {
+    let Some(column) = plan.tags else { return Ok(tuple) };
+    let row = Tuple { tuple, shape: new.shape };
+    let tags = row.vector(plan).map(|vector| tags::of(&plan.watch.model, &vector)).transpose()?;
+    Ok(row.with_tags(column, tags))
+}
+
+/// The same where the embedding is written by hand, its source being the same. Tags that are written by hand, or by the
+/// worker with the embedding, are left alone.
+fn retagged(plan: &Plan, old: &Tuple, new: &Tuple, tuple: pg_sys::HeapTuple) -> SqlResult<pg_sys::HeapTuple> {
+    let Some(column) = plan.tags else { return Ok(tuple) };
+    let is_same = |column| same(old.datum(column), new.datum(column));
+    if is_same(plan.embedding) || !is_same(column) { Ok(tuple) } else { tagged(plan, new, tuple) }
 }
 
 /// A member whose embedding is written by hand, its source being the same, goes to the group of what it is now; where it

@@ -27,6 +27,7 @@ pub(super) struct Plan {
     /// Of the embedding's column, if it says.
     pub(super) dimensions: Option<usize>,
     pub(super) cluster: Option<i16>,
+    pub(super) tags: Option<i16>,
     pub(super) key: Vec<i16>,
 }
 
@@ -121,6 +122,11 @@ pub(super) fn plan(id: i64, table: pg_sys::Oid, shape: pg_sys::TupleDesc) -> Sql
             .cluster
             .as_deref()
             .map(|name| column(name, &|kind| kind == pg_sys::INT8OID, "bigint"))
+            .transpose()?,
+        tags: watch
+            .tags
+            .as_deref()
+            .map(|name| column(name, &|kind| kind == pg_sys::TEXTARRAYOID, "text[]"))
             .transpose()?,
         key: watch.key.iter().map(|name| number(name)).collect::<SqlResult<_>>()?,
         collection: watch.collection.as_deref().map(Rc::from),

@@ -104,6 +104,11 @@ impl Tuple {
         Ok(format!("{{{}}}", parts.join(",")))
     }
 
+    /// The row with other tags; the watch has a column of them.
+    pub(super) fn with_tags(&self, column: i16, tags: Option<Vec<String>>) -> pg_sys::HeapTuple {
+        self.modified(&mut [i32::from(column)], vec![tags.and_then(IntoDatum::into_datum)])
+    }
+
     pub(super) fn with(&self, plan: &Plan, embedding: Option<Vector>, cluster: Option<i64>) -> pg_sys::HeapTuple {
         let mut columns = vec![i32::from(plan.embedding)];
         let mut values = vec![embedding.and_then(|vector| plan.storage.store(vector))];
@@ -111,6 +116,12 @@ impl Tuple {
             columns.push(i32::from(column));
             values.push(cluster.map(pg_sys::Datum::from));
         }
+        self.modified(&mut columns, values)
+    }
+
+    /// The row with other values in columns.
+    fn modified(&self, columns: &mut [i32], values: Vec<Option<pg_sys::Datum>>) -> pg_sys::HeapTuple {
+        debug_assert_eq!(columns.len(), values.len());
         let mut nulls: Vec<bool> = values.iter().map(Option::is_none).collect();
         let mut values: Vec<pg_sys::Datum> = values.into_iter().map(|value| value.unwrap_or(0.into())).collect();
         // SAFETY: three arrays of the same length, of columns that the table has, with values of their types.

@@ -18,6 +18,7 @@ use crate::pg::user_context::UserContext;
 use crate::watch::dropped::forget_dropped;
 use crate::watch::queue::{self, Next};
 use crate::watch::setting::Watch;
+use crate::watch::tags;
 use crate::watch::wakeup;
 use crate::watch::work::{self, OnRowError, Terms};
 use crate::watch::worker::NAP;
@@ -156,6 +157,13 @@ impl Worker {
             Some(pace) => (BATCH.as_micros() / pace.as_micros().max(1)).clamp(1, guc::worker_batch() as u128) as i64,
             None => guc::worker_batch(),
         };
+        // Words that have to be embedded first take up to a minute, which is no row's fault: `set_in_hand` starts the clock.
+        if watch.tags.is_some()
+            && let Err(failure) = transaction(|| tags::prepare(watch))
+        {
+            self.rest(watch, &failure);
+            return Ok(());
+        }
         let entries = transaction(|| queue::claim(watch.id, count, Next::Due))?;
         // Another session has them all.
         if entries.is_empty() {
@@ -193,18 +201,21 @@ impl Worker {
         };
         match failure {
             None => drop(self.resting.remove(&watch.id)),
-            Some(failure) => {
-                // Others' rows come first for a while.
-                let rest = self.resting.get(&watch.id).map_or(FIRST_REST, |(_, rest)| (*rest * 2).min(LONGEST_REST));
-                self.resting.insert(watch.id, (Instant::now() + rest, rest));
-                pgrx::warning!(
-                    "clip_search: rows of {name} can't be embedded, trying again in {} s: {}",
-                    rest.as_secs(),
-                    failure.message
-                );
-            }
+            Some(failure) => self.rest(watch, &failure),
         }
         Ok(())
+    }
+
+    /// Others' rows come first for a while.
+    fn rest(&mut self, watch: &Watch, failure: &Failure) {
+        let rest = self.resting.get(&watch.id).map_or(FIRST_REST, |(_, rest)| (*rest * 2).min(LONGEST_REST));
+        self.resting.insert(watch.id, (Instant::now() + rest, rest));
+        pgrx::warning!(
+            "clip_search: rows of {} can't be embedded, trying again in {} s: {}",
+            watch.name(),
+            rest.as_secs(),
+            failure.message
+        );
     }
 
     /// How long until the next entry is due, or a watch has rested.

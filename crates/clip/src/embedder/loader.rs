@@ -19,6 +19,8 @@ pub(super) struct Loader {
     pub(super) cache: Option<PathBuf>,
     /// Called while an eight-bit form is made, which takes minutes; it may unwind.
     pub(super) check_interrupts: fn(),
+    /// Told of work that takes minutes, before it begins.
+    pub(super) announce: fn(&str),
     /// Whether an eight-bit form that the cache lacks is made.
     pub(super) may_make: bool,
     /// A graph that serves both towers is loaded once.
@@ -94,6 +96,7 @@ impl Loader {
     pub(super) fn make(&self, file: &Path, samples: &Samples<'_>, warnings: &mut Vec<Error>) -> Result<Option<Tower>> {
         let cache = self.cache.as_ref().expect("checked before the tower was loaded");
         let runtime = Runtime::load(&self.library)?;
+        (self.announce)(&format!("making the eight-bit form of \"{}\"", file.display()));
         match quantize::make(runtime, file, self.threads, cache, samples, &mut || (self.check_interrupts)()) {
             Ok(tower) => Ok(Some(tower)),
             Err(error) if error.kind == Kind::Unsupported => {

@@ -64,6 +64,7 @@ impl Embedder {
                 threads,
                 cache: None,
                 check_interrupts: || (),
+                announce: |_| (),
                 may_make: true,
                 shared: OnceCell::new(),
             },
@@ -85,6 +86,12 @@ impl Embedder {
     /// Has this called between steps of the making of an eight-bit graph; it may unwind.
     pub fn with_interrupts(mut self, check_interrupts: fn()) -> Self {
         self.loader.check_interrupts = check_interrupts;
+        self
+    }
+
+    /// Has this called before work that takes minutes, with what it is.
+    pub fn with_announcements(mut self, announce: fn(&str)) -> Self {
+        self.loader.announce = announce;
         self
     }
 

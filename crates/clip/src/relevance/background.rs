@@ -184,9 +184,21 @@ impl Background {
 
     /// The `most` words with the highest scores, tags included, best first; equal ones in the list's order.
     pub fn tags(&self, photo: &Photo, most: usize) -> Vec<(usize, f64)> {
+        first(self.scores(photo).into_iter().enumerate().collect(), most, |one, other| {
+            other.1.total_cmp(&one.1).then(one.0.cmp(&other.0))
+        })
+    }
+
+    /// The score of each word, tags included.
+    pub fn scores(&self, photo: &Photo) -> Vec<f64> {
         let cosines = self.codes.cosines(&photo.vector, self.words.len());
-        let scores = cosines.iter().map(|&cosine| photo.score_of(f64::from(cosine))).enumerate().collect();
-        first(scores, most, |one, other| other.1.total_cmp(&one.1).then(one.0.cmp(&other.0)))
+        cosines.iter().map(|&cosine| photo.score_of(f64::from(cosine))).collect()
+    }
+
+    /// The score of the word that two photos share most: the highest of the lower ones of both. `scores`: the other photo's.
+    pub fn in_common(&self, photo: &Photo, scores: &[f64]) -> f64 {
+        let pairs = self.scores(photo).into_iter().zip(scores);
+        pairs.map(|(one, other)| one.min(*other)).fold(f64::NEG_INFINITY, f64::max)
     }
 
     /// The `most` words that suit both a photo and a text: those whose lower score of the two is highest.
@@ -292,6 +304,9 @@ mod tests {
             );
         }
         let photo = background.photo(&vector(1, 96)).unwrap();
+        let other = background.photo(&vector(2, 96)).unwrap();
+        let shared = &background.shared(&photo, &other, 1)[0];
+        assert_eq!(background.in_common(&photo, &background.scores(&other)), shared.photo.min(shared.text));
         assert_eq!(background.tags(&photo, 0), []);
         assert_eq!(background.tags(&photo, 5000).len(), 1050);
     }
