@@ -301,12 +301,12 @@ GRANT SELECT ON clip_search.watch, clip_search.pending, clip_search.failure TO P
 
 COMMENT ON VIEW clip_search.watch IS 'Columns that clip_watch keeps in sync, and their progress';
 COMMENT ON COLUMN clip_search.watch.relation IS 'Watched table';
-COMMENT ON COLUMN clip_search.watch.source IS 'Column that is embedded: images (bytea) or texts';
-COMMENT ON COLUMN clip_search.watch.text_source IS 'Column of texts whose vectors are averaged with those of the images';
+COMMENT ON COLUMN clip_search.watch.source IS 'Embedded column: images (bytea) or texts';
+COMMENT ON COLUMN clip_search.watch.text_source IS 'Column of texts whose vectors are averaged with the images'' vectors';
 COMMENT ON COLUMN clip_search.watch.text_weight IS 'Weight of the text in that average';
 COMMENT ON COLUMN clip_search.watch.embedding IS 'Column that receives the embedding';
 COMMENT ON COLUMN clip_search.watch.cluster IS 'Column that receives the cluster''s id, if rows are grouped';
-COMMENT ON COLUMN clip_search.watch.model IS 'Model that embeds';
+COMMENT ON COLUMN clip_search.watch.model IS 'Model that computes the embeddings';
 COMMENT ON COLUMN clip_search.watch.collection IS 'Collection of the clusters';
 COMMENT ON COLUMN clip_search.watch.mode IS 'immediate: embeds when a row is written; queued: the background worker embeds';
 COMMENT ON COLUMN clip_search.watch.on_error IS 'raise: the statement fails; skip: the row is stored without an embedding and listed in clip_search.failure';
@@ -314,10 +314,10 @@ COMMENT ON COLUMN clip_search.watch.replaces IS 'Column that clip_reembed will r
 COMMENT ON COLUMN clip_search.watch.active IS 'Whether the triggers exist and are enabled';
 COMMENT ON COLUMN clip_search.watch.rows IS 'Rows of the table; NULL if the current role may not read them all';
 COMMENT ON COLUMN clip_search.watch.embedded IS 'Rows with an embedding, outdated ones included';
-COMMENT ON COLUMN clip_search.watch.pending IS 'Rows that still need embedding or grouping, without those that failed';
+COMMENT ON COLUMN clip_search.watch.pending IS 'Rows that still need embedding or grouping, except failed rows';
 COMMENT ON COLUMN clip_search.watch.failed IS 'Rows that could not be embedded';
-COMMENT ON COLUMN clip_search.watch.models IS 'Rows with an embedding by the model that made it, as a JSON object; "(unknown)" counts vectors from before the watch';
-COMMENT ON COLUMN clip_search.watch.outdated IS 'Rows whose embedding is older than the watch, or made with an earlier source, weight or model; they count as pending';
+COMMENT ON COLUMN clip_search.watch.models IS 'Number of rows with an embedding of each model, as a JSON object; "(unknown)" counts vectors from before the watch';
+COMMENT ON COLUMN clip_search.watch.outdated IS 'Rows whose embedding is older than the watch, or was computed with an earlier source, weight or model; they count as pending';
 
 COMMENT ON VIEW clip_search.pending IS 'Rows of the current role''s tables that await embedding by the background worker or by clip_backfill';
 COMMENT ON COLUMN clip_search.pending.relation IS 'Watched table';
@@ -329,7 +329,7 @@ COMMENT ON COLUMN clip_search.pending.attempts IS 'Number of attempts so far';
 COMMENT ON COLUMN clip_search.pending.sqlstate IS 'SQLSTATE of the last error';
 COMMENT ON COLUMN clip_search.pending.message IS 'Message of the last error';
 
-COMMENT ON VIEW clip_search.failure IS 'Rows of the current role''s tables that could not be embedded; clip_retry tries them again';
+COMMENT ON VIEW clip_search.failure IS 'Rows of the current role''s tables that could not be embedded; clip_retry retries them';
 COMMENT ON COLUMN clip_search.failure.relation IS 'Watched table';
 COMMENT ON COLUMN clip_search.failure.embedding IS 'Column that receives the embedding';
 COMMENT ON COLUMN clip_search.failure.key IS 'Primary key of the row';
@@ -351,7 +351,7 @@ COMMENT ON INDEX clip_search.watch_queue_pkey IS 'Unique ids';
 COMMENT ON INDEX clip_search.watch_queue_due_idx IS 'Entries of a watch in the order in which they are due';
 COMMENT ON INDEX clip_search.watch_queue_tried_idx IS 'Entries that have been tried before';
 COMMENT ON INDEX clip_search.watch_queue_watch_idx IS 'Entries by watch and row';
-COMMENT ON INDEX clip_search.watch_queue_again_idx IS 'Rows whose vector is to be replaced';
+COMMENT ON INDEX clip_search.watch_queue_again_idx IS 'Rows whose vector will be replaced';
 COMMENT ON INDEX clip_search.watch_failure_pkey IS 'Each row is listed at most once';
 
 COMMENT ON FUNCTION clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean, text, text, text, text, text[]) IS 'Keeps a table''s embeddings, and optionally its clusters, in sync with a column of images or texts
@@ -361,25 +361,25 @@ source: the column of images (bytea) or texts
 embedding: the column that receives the embedding, a vector or halfvec; created as a vector
 cluster: the column that receives the cluster''s id; without it rows are not grouped
 model: defaults to clip_search.model
-collection: the collection of the clusters; defaults to one named after the table
-mode: immediate (default) embeds when a row is written; queued leaves it to the background worker, and the column is NULL until then
+collection: the collection of the clusters; defaults to a collection named after the table
+mode: immediate (default) embeds when a row is written; queued leaves this to the background worker, and the column is NULL until it has finished
 on_error: raise (default) fails the statement; skip stores the row without an embedding and lists it in clip_search.failure
-text_source: a column of texts whose vectors are averaged with those of the images
+text_source: a column of texts whose vectors are averaged with the images'' vectors
 text_weight: weight of the text in that average, between 0 and 1; 0.5 by default
 threshold: the collection''s threshold; NULL: keep its own, or use clip_search.cluster_threshold
 index: whether to create an HNSW index for cosine distance
-existing: vectors that the column already contains: replace (default) counts them as pending, to be embedded again; keep takes them over
+existing: vectors that the column already contains: replace (default) counts them as pending, to be embedded again; keep leaves them unchanged
 key: the column that identifies a member of the collection; defaults to the primary key
 labels: the column with keywords (text[]) that describe clusters
 image: the column with image files (bytea), for thumbnails of clusters
-reset: names of options that get their defaults back, or are taken away: cluster, mode, on_error, text_source, text_weight, threshold, key, labels, image';
+reset: names of options to reset to their defaults, or to remove: cluster, mode, on_error, text_source, text_weight, threshold, key, labels, image';
 COMMENT ON FUNCTION clip_unwatch(regclass, text, boolean, boolean) IS 'Stops watching a table, and keeps its columns, index and collection
 embedding: the watched column; NULL: the only one in this table
-keep_columns: deprecated: false means drop_columns => true
+keep_columns: deprecated; false means drop_columns => true
 drop_columns: drops the columns, index and collection that clip_watch added';
 COMMENT ON FUNCTION clip_retry(regclass, text, text) IS 'Retries the rows of clip_search.failure; returns the number of rows that are no longer listed
 embedding: the watched column; NULL: all watched columns of this table
-sqlstate: retries only rows that failed with this SQLSTATE, or with one of this class (its first two characters)';
+sqlstate: retries only rows that failed with this SQLSTATE, or with a SQLSTATE of this class (its first two characters)';
 COMMENT ON FUNCTION clip_embed_text_for(regclass, text, text) IS 'Embeds a text by the model of a watched column, to search that column
 Every role that can read the table can call it.
 embedding: the watched column; NULL: the only one in this table';
@@ -407,11 +407,11 @@ batch: rows per transaction';
 COMMENT ON FUNCTION clip_search.reembed_begin(regclass, text, text) IS 'Step of clip_reembed: adds and watches the second column';
 COMMENT ON FUNCTION clip_search.reembed_goes_on(regclass, text, text) IS 'Step of clip_reembed: whether the second column still has to be filled; false if another session has finished';
 COMMENT ON FUNCTION clip_search.reembed_finish(regclass, text) IS 'Step of clip_reembed: swaps the columns; false if rows are missing';
-COMMENT ON FUNCTION clip_search.forget_dropped() IS 'Event trigger: removes what the extension keeps of a table that is dropped';
-COMMENT ON FUNCTION clip_search.forget_dropped_tables() IS 'Removes what the extension keeps of tables that have been dropped';
+COMMENT ON FUNCTION clip_search.forget_dropped() IS 'Event trigger: removes the extension''s entries of a dropped table';
+COMMENT ON FUNCTION clip_search.forget_dropped_tables() IS 'Removes the extension''s entries of dropped tables';
 COMMENT ON EVENT TRIGGER clip_search_drop IS 'Removes settings, queue, failures and groups of a watched table with the table';
 COMMENT ON TABLE clip_search.watch_partition IS 'Partitions of watched tables';
 COMMENT ON INDEX clip_search.watch_partition_pkey IS 'One row per watch and partition';
 COMMENT ON FUNCTION clip_search.follow_partitions() IS 'Event trigger: follows partitions that are added to a watched table, attached or detached';
-COMMENT ON FUNCTION clip_search.settle_partitions(bigint[]) IS 'Takes the rows of detached partitions out of their clusters, and puts triggers on new partitions';
+COMMENT ON FUNCTION clip_search.settle_partitions(bigint[]) IS 'Removes the rows of detached partitions from their clusters, and creates triggers on new partitions';
 COMMENT ON EVENT TRIGGER clip_search_partition IS 'Keeps the clusters of partitioned tables in sync when partitions are attached or detached';

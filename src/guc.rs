@@ -83,7 +83,7 @@ pub fn register() {
     GucRegistry::define_string_guc(
         c"clip_search.words",
         c"File with the words that clip_relevance and clip_tags compare photos with.",
-        c"One word or phrase a line; those with a + in front are tags only. Empty: the built-in list of 5,500 everyday words and 870 phrases.",
+        c"One word or phrase per line; lines that begin with + are tags only. Empty: the built-in list of 5,500 everyday words and 870 phrases.",
         &WORDS,
         GucContext::Suset,
         GucFlags::SUPERUSER_ONLY,
@@ -98,8 +98,8 @@ pub fn register() {
     );
     GucRegistry::define_enum_guc(
         c"clip_search.precision",
-        c"Precision in which the default model computes.",
-        c"float32 is the reference. int8 makes an eight-bit form of clip_search.model once and keeps it in the cache: two to three times as fast. It does not change models that a call or a watched table names.",
+        c"Precision of the default model.",
+        c"float32 is the reference. int8 creates an eight-bit variant of clip_search.model once, keeps it in the cache, and is two to three times as fast. It does not affect models that a call or a watched table names.",
         &PRECISION,
         GucContext::Userset,
         GucFlags::default(),
@@ -137,7 +137,7 @@ pub fn register() {
     GucRegistry::define_int_guc(
         c"clip_search.memo_texts",
         c"Number of text embeddings that a connection caches for each model.",
-        c"The least recently used ones are evicted. 0 disables the cache. A vector of 512 dimensions takes 2 kB.",
+        c"The least recently used embeddings are evicted. 0 disables the cache. A vector of 512 dimensions takes 2 kB.",
         &MEMO_TEXTS,
         0,
         1 << 20,
@@ -147,7 +147,7 @@ pub fn register() {
     GucRegistry::define_int_guc(
         c"clip_search.memo_images",
         c"Number of image embeddings that a connection caches for each model.",
-        c"They serve queries by a photo, which PostgreSQL evaluates for each row. The least recently used ones are evicted. 0 disables the cache.",
+        c"The cache serves queries by a photo, which PostgreSQL evaluates for each row. The least recently used embeddings are evicted. 0 disables the cache.",
         &MEMO_IMAGES,
         0,
         1 << 20,
@@ -167,7 +167,7 @@ pub fn register() {
     GucRegistry::define_int_guc(
         c"clip_search.max_image_memory",
         c"Memory that decoding and resizing one image may take.",
-        c"An image that would take more is refused before memory is allocated. Most take three bytes per pixel, progressive JPEGs up to nine, lossy WebPs with transparency eleven.",
+        c"An image that would take more is refused before memory is allocated. Most images take three bytes per pixel, progressive JPEGs up to nine, lossy WebPs with transparency eleven.",
         &MAX_IMAGE_MEMORY,
         1024,
         i32::MAX,
@@ -177,7 +177,7 @@ pub fn register() {
     GucRegistry::define_float_guc(
         c"clip_search.cluster_threshold",
         c"Lowest cosine to a cluster's centroid at which an embedding joins the cluster.",
-        c"At 1 only equal vectors join. The default suits cosines between images; those between text and image are far lower.",
+        c"At 1 only equal vectors join. The default suits cosines between images; cosines between text and image are far lower.",
         &CLUSTER_THRESHOLD,
         -1.0,
         1.0,
@@ -195,7 +195,7 @@ pub fn register() {
     GucRegistry::define_bool_guc(
         c"clip_search.exact_jpeg",
         c"Decode JPEGs at full size even if they are far larger than the model's input.",
-        c"Off: JPEGs of at least eight times that size are decoded at 1/2, 1/4 or 1/8, which is faster; the embeddings have a cosine of 0.9997 to the exact ones.",
+        c"Off: JPEGs of at least eight times that size are decoded at 1/2, 1/4 or 1/8, which is faster; the embeddings have a cosine of 0.9997 to the exact embeddings.",
         &EXACT_JPEG,
         GucContext::Userset,
         GucFlags::default(),
@@ -229,7 +229,7 @@ pub fn register() {
     GucRegistry::define_int_guc(
         c"clip_search.worker_attempts",
         c"Number of attempts before the background worker gives up on a row and lists it in clip_search.failure.",
-        c"An attempt that ended in a server crash counts, so a row that crashes the server does so at most this often.",
+        c"An attempt that ended in a server crash counts, so a row can crash the server at most this many times.",
         &WORKER_ATTEMPTS,
         1,
         100,
