@@ -39,7 +39,7 @@ CONDITIONS = {
     "datatype_mismatch": "a column has the wrong type",
     "dependent_objects_still_exist": "an object such as a view prevents clip_reembed from replacing a column; a watch uses "
     "the collection that clip_drop_collection is to drop",
-    "duplicate_column": "the column that clip_reembed needs already exists, but clip_reembed did not add it",
+    "duplicate_column": "all names that clip_reembed would give the new column, or its collection, are taken",
     "duplicate_object": "the collection already exists, or has its members in another table; the column is already "
     "watched",
     "trigger_protocol_violated": "the trigger function was called by a trigger that clip_watch did not create",

@@ -1,7 +1,6 @@
 -- From 0.2.0 to 0.3.0.
 
--- The comments that psql shows, in the words of 0.3.0.
--- In the types of arguments, vector is pgvector's.
+-- The comments that psql shows, with the texts of 0.3.0. In the types of arguments, vector is pgvector's.
 SELECT pg_catalog.set_config('search_path', pg_catalog.quote_ident(n.nspname) OPERATOR(pg_catalog.||) ', pg_temp', true)
 FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace
 WHERE e.extname OPERATOR(pg_catalog.=) 'vector';
@@ -179,8 +178,8 @@ COMMENT ON FUNCTION clip_search.reembed_finish(regclass, text) IS 'Step of clip_
 SELECT pg_catalog.set_config('search_path', '@extschema@, ' OPERATOR(pg_catalog.||) pg_catalog.current_setting('search_path'), true);
 -- End of the comments.
 
--- Watches: what is kept of a watched table is dropped with the table; the queue is searched by table, and knows rows whose
--- vectors are to be replaced; a second call of clip_watch changes what it names.
+-- Watches: the entries of a watched table are dropped with the table; the queue is searched by table, and marks rows
+-- whose vectors will be replaced; a second call of clip_watch changes the settings that it names.
 DROP INDEX clip_search.watch_queue_due_idx;
 CREATE INDEX watch_queue_due_idx ON clip_search.watch_queue (watch, due, id);
 ALTER TABLE clip_search.watch_queue ADD COLUMN again boolean NOT NULL DEFAULT false;
@@ -334,13 +333,13 @@ BEGIN
     before := clip_search.backfill_failed(watches);
     COMMIT;
     FOR i IN 1..pg_catalog.cardinality(watches) LOOP
-        -- Once more, for what another session had, until none is left of the rows that were there at the beginning.
+        -- Repeats until no entry from before the call is left, because other sessions may have locked some of them.
         LOOP
             after := 0;
             in_pass := 0;
             LOOP
                 entries := clip_search.backfill_claim(watches[i], after, lasts[i], batch);
-                -- An attempt is on record before it is made.
+                -- The attempt is recorded before it begins.
                 COMMIT;
                 EXIT WHEN pg_catalog.cardinality(entries) OPERATOR(pg_catalog.=) 0;
                 SELECT b.embedded, b.failed INTO now_done, now_failed FROM clip_search.backfill_work(watches[i], entries) AS b;
@@ -377,7 +376,7 @@ BEGIN
             END IF;
         END LOOP;
     END LOOP;
-    -- What others have listed as failed meanwhile, and what they have embedded: the rest of what was queued at the beginning.
+    -- Failures and embeddings of other sessions: the rest of the entries that were queued at the beginning.
     listed := clip_search.backfill_failed(watches);
     IF pg_catalog.array_position(listed, NULL) IS NULL THEN
         FOR i IN 1..pg_catalog.cardinality(watches) LOOP
@@ -444,14 +443,14 @@ COMMENT ON INDEX clip_search.watch_queue_again_idx IS 'Rows whose vector will be
 COMMENT ON COLUMN clip_search.watch.outdated IS 'Rows whose embedding is older than the watch, or was computed with an earlier source, weight or model; they count as pending';
 COMMENT ON COLUMN clip_search.watch.embedded IS 'Rows with an embedding, outdated ones included';
 
--- Owners of collections, and with whose rights tables are read.
+-- Owners of collections, and the privileges with which tables are read.
 SELECT pg_catalog.set_config('search_path', pg_catalog.quote_ident(n.nspname) OPERATOR(pg_catalog.||) ', pg_temp', true)
 FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace
 WHERE e.extname OPERATOR(pg_catalog.=) 'vector';
 
--- What roles may do with collections; grantee 0 (-) is PUBLIC. A collection whose members are in a table belongs to that
--- table's owner. The owner of any other has a row here. A collection that was created by its first assignment may have
--- several such rows, since a unique one would make transactions wait for each other.
+-- Privileges on collections; grantee 0 (-) is PUBLIC. A collection whose members are in a table belongs to that table's
+-- owner. Any other collection has a row for its owner here. A collection that was created by its first assignment may
+-- have several such rows, because a unique row would make transactions wait for each other.
 CREATE TABLE clip_search.collection_grant (
     collection text COLLATE "C" NOT NULL,
     grantee    regrole NOT NULL,
@@ -461,11 +460,12 @@ CREATE TABLE clip_search.collection_grant (
 CREATE INDEX collection_grant_collection_idx ON clip_search.collection_grant (collection);
 ALTER TABLE clip_search.collection_grant REPLICA IDENTITY FULL;
 GRANT SELECT ON clip_search.collection_grant TO pg_database_owner;
--- But collections whose members' table has been dropped: a dump writes its bare OID, which might belong to another table
--- after the restore.
+-- Omits collections whose members' table has been dropped: a dump writes the table's bare OID, which might belong to
+-- another table after the restore.
 SELECT pg_catalog.pg_extension_config_dump('clip_search.collection_setting',
     'WHERE members IS NULL OR EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) members::pg_catalog.oid)');
--- But grants to roles that have been dropped: they would come back as numbers, which another role might have there.
+-- Omits grants to dropped roles: a dump writes the role's bare OID, which might belong to another role after the
+-- restore.
 SELECT pg_catalog.pg_extension_config_dump('clip_search.collection_grant',
     'WHERE grantee::pg_catalog.oid OPERATOR(pg_catalog.=) 0::pg_catalog.oid
         OR EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) grantee::pg_catalog.oid)');
@@ -481,7 +481,8 @@ COMMENT ON COLUMN clip_search.cluster_change.mark IS 'Sequence number: the order
 COMMENT ON SEQUENCE clip_search.cluster_change_id_seq IS 'Sequence numbers of changes';
 COMMENT ON INDEX clip_search.cluster_change_cluster_idx IS 'Changes by cluster';
 
--- A collection belongs to the owner of its members' table, others to the owner of the database, and stays open as it was.
+-- A collection belongs to the owner of its members' table, or without such a table to the owner of the database, and
+-- stays open.
 DO $$
 DECLARE
     opened text[];
@@ -524,8 +525,8 @@ FROM (SELECT s.name, coalesce(c.relowner, g.role) AS role
 JOIN pg_catalog.pg_database d ON d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
 LEFT JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) o.role;
 
--- The collections whose clusters the reader may see: its own, those that it or PUBLIC was granted, and default as long as
--- nothing is set about it.
+-- The collections whose clusters the reader may see: its own collections, collections granted to it or to PUBLIC, and
+-- default until it has settings or grants.
 CREATE VIEW clip_search.collection_visible AS
 SELECT o.name FROM clip_search.collection_owner o WHERE pg_catalog.pg_has_role(o.owner::pg_catalog.oid, 'USAGE')
 UNION ALL
@@ -537,7 +538,7 @@ SELECT 'default' COLLATE "C"
 WHERE NOT EXISTS (SELECT FROM clip_search.collection_setting s WHERE s.name OPERATOR(pg_catalog.=) 'default')
   AND NOT EXISTS (SELECT FROM clip_search.collection_grant g WHERE g.collection OPERATOR(pg_catalog.=) 'default');
 
--- What people read. The owner of the database dumps every collection, and so sees them all.
+-- The views that users read. The owner of the database dumps every collection, and so sees all of them.
 CREATE OR REPLACE VIEW clip_search.cluster WITH (security_barrier = true) AS
 SELECT cluster AS id, collection, l2_normalize(sum(sum)) AS centroid,
        least(vector_norm(sum(sum)) OPERATOR(pg_catalog./) pg_catalog.sum(size)::double precision, 1) AS resultant,
@@ -550,8 +551,8 @@ WHERE (SELECT pg_catalog.pg_has_role(d.datdba, 'USAGE') FROM pg_catalog.pg_datab
    OR collection IN (SELECT v.name FROM clip_search.collection_visible v)
 GROUP BY cluster, collection HAVING pg_catalog.sum(size) OPERATOR(pg_catalog.>) 0;
 
--- Collections come to be by the first assignment; those with settings are stored. The names of the others are found by
--- stepping through the index.
+-- The first assignment to a name creates a collection without a row here; clip_create_collection stores a row. A skip
+-- scan of the index finds the names without a row.
 CREATE OR REPLACE VIEW clip_search.collection WITH (security_barrier = true) AS
 WITH RECURSIVE used AS (
     (SELECT collection FROM clip_search.cluster_sum ORDER BY collection LIMIT 1)
@@ -563,7 +564,7 @@ WITH RECURSIVE used AS (
 SELECT coalesce(setting.name, used.collection) AS name,
        coalesce(setting.dimensions, (SELECT vector_dims(s.sum) FROM clip_search.cluster_sum s
                                      WHERE s.collection OPERATOR(pg_catalog.=) used.collection ORDER BY s.cluster LIMIT 1)) AS dimensions,
-       -- A session that has not called the extension yet does not know the setting, and goes by its default.
+       -- The setting is undefined in a session that has not loaded the library yet: use its default.
        coalesce(setting.threshold,
                 CASE WHEN pg_catalog.current_setting('clip_search.cluster_threshold', true) OPERATOR(pg_catalog.<>) ''
                      THEN pg_catalog.current_setting('clip_search.cluster_threshold', true)::double precision END,
@@ -588,12 +589,12 @@ COMMENT ON VIEW clip_search.collection_owner IS 'Owners of collections';
 COMMENT ON VIEW clip_search.collection_visible IS 'Collections whose clusters the current role may see';
 COMMENT ON INDEX clip_search.collection_grant_collection_idx IS 'Grants by collection';
 
--- These look whose rights the caller has before they take those of the extension.
+-- These functions check the caller's privileges before they use the extension's.
 ALTER FUNCTION @extschema@.clip_assign_cluster(vector) SECURITY INVOKER RESET ALL;
 ALTER FUNCTION @extschema@.clip_assign_cluster(vector, text) SECURITY INVOKER RESET ALL;
 ALTER FUNCTION @extschema@.clip_leave_cluster(bigint, vector) SECURITY INVOKER RESET ALL;
 
--- Made again, so that they have no trace of having been for some roles only.
+-- Recreated, to remove every trace of the former restriction to some roles.
 DROP FUNCTION @extschema@.clip_create_collection(text, double precision, integer, text, regclass, text, text, text, text, text);
 CREATE FUNCTION @extschema@.clip_create_collection(collection text, threshold double precision DEFAULT NULL, dimensions integer DEFAULT NULL,
     model text DEFAULT NULL, members regclass DEFAULT NULL, embedding text DEFAULT 'embedding', cluster text DEFAULT 'cluster_id',
@@ -673,7 +674,7 @@ ALTER VIEW clip_search.watch SET (security_barrier = true);
 ALTER VIEW clip_search.pending SET (security_barrier = true);
 ALTER VIEW clip_search.failure SET (security_barrier = true);
 
--- What an image file's header says: bits per sample and the date. The earlier columns keep their places.
+-- clip_image_info also returns bits per sample and the date. The earlier columns keep their positions.
 DROP FUNCTION @extschema@.clip_image_info(bytea);
 CREATE FUNCTION @extschema@.clip_image_info(image bytea)
 RETURNS TABLE (format text, width bigint, height bigint, orientation integer, channels integer, frames bigint, bytes bigint, bits integer,
@@ -702,8 +703,8 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     touched bigint[];
 BEGIN
-    -- Only watched tables that the command has touched, whose owner the caller therefore is: nobody's table is locked,
-    -- and nobody's code runs, in another role's command.
+    -- Only watched tables that the command has changed. The caller therefore owns them, so a command neither locks
+    -- another role's table nor runs its code.
     SELECT array_agg(w.id) INTO touched
     FROM clip_search.watch_setting AS w
     WHERE w.relation::oid IN (SELECT a.relid::oid FROM pg_event_trigger_ddl_commands() AS c
@@ -725,7 +726,7 @@ COMMENT ON FUNCTION clip_search.follow_partitions() IS 'Event trigger: follows p
 COMMENT ON FUNCTION clip_search.settle_partitions(bigint[]) IS 'Removes the rows of detached partitions from their clusters, and creates triggers on new partitions';
 COMMENT ON EVENT TRIGGER clip_search_partition IS 'Keeps the clusters of partitioned tables in sync when partitions are attached or detached';
 
--- Relevance, tags, and a search that returns only what matches.
+-- Relevance, tags, and a search that returns only matches.
 CREATE FUNCTION @extschema@.clip_relevance(embedding vector, query text, model text DEFAULT NULL) RETURNS double precision
 STABLE PARALLEL SAFE COST 1000 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_relevance_wrapper';
 CREATE FUNCTION @extschema@.clip_explain(embedding vector, query text, k integer DEFAULT 5, model text DEFAULT NULL)

@@ -1,10 +1,11 @@
 -- The tables that pg_dump includes, privileges, and the documentation that psql shows (\df+, \d+).
 
--- But collections whose members' table has been dropped: a dump writes its bare OID, which might belong to another table
--- after the restore.
+-- Omits collections whose members' table has been dropped: a dump writes the table's bare OID, which might belong to
+-- another table after the restore.
 SELECT pg_catalog.pg_extension_config_dump('clip_search.collection_setting',
     'WHERE members IS NULL OR EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) members::pg_catalog.oid)');
--- But grants to roles that have been dropped: they would come back as numbers, which another role might have there.
+-- Omits grants to dropped roles: a dump writes the role's bare OID, which might belong to another role after the
+-- restore.
 SELECT pg_catalog.pg_extension_config_dump('clip_search.collection_grant',
     'WHERE grantee::pg_catalog.oid OPERATOR(pg_catalog.=) 0::pg_catalog.oid
         OR EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) grantee::pg_catalog.oid)');
@@ -14,11 +15,11 @@ SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_sum', '');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_change', '');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_code', '');
 
--- Every role may embed, and group in collections that are its own, open or granted to it. Only the functions change the
--- tables, and they check the caller's privileges first.
--- clip_check_model reads any directory that the server can read.
+-- Every role may embed, and may group in its own collections, in open collections, and in collections granted to it.
+-- Only the functions change the tables, and they check the caller's privileges first. clip_check_model reads any
+-- directory that the server can read.
 REVOKE ALL ON FUNCTION clip_check_model(text) FROM PUBLIC;
--- The figures may be those of all connections.
+-- The counters may cover all connections.
 REVOKE ALL ON FUNCTION clip_reset_stats() FROM PUBLIC;
 GRANT USAGE ON SCHEMA clip_search TO PUBLIC;
 GRANT SELECT ON clip_search.collection, clip_search.cluster TO PUBLIC;

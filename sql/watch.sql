@@ -25,8 +25,8 @@ CREATE TABLE clip_search.watch_setting (
     CHECK ((cluster IS NULL) OPERATOR(pg_catalog.=) (collection IS NULL))
 );
 
--- Writers only insert entries, so none of them waits; a row may have several. An entry is deleted soon after it is
--- written, so autovacuum runs every 1000 dead rows whatever the table's size.
+-- Writers only insert entries, so no writer waits; a row may have several entries. An entry is deleted soon after it is
+-- written, so autovacuum runs every 1000 dead rows regardless of the table's size.
 CREATE SEQUENCE clip_search.watch_queue_id_seq;
 CREATE TABLE clip_search.watch_queue (
     id        bigint PRIMARY KEY DEFAULT pg_catalog.nextval('clip_search.watch_queue_id_seq'),
@@ -56,17 +56,17 @@ CREATE TABLE clip_search.watch_failure (
     PRIMARY KEY (watch, key)
 );
 
--- The partitions of watched tables, to know which have come and gone.
+-- The known partitions of watched tables, to detect added and removed partitions.
 CREATE TABLE clip_search.watch_partition (
     watch    bigint NOT NULL,
     relation regclass NOT NULL,
     PRIMARY KEY (watch, relation)
 );
 
--- Its argument in CREATE TRIGGER is the id of a watch.
+-- The argument in CREATE TRIGGER is the id of a watch.
 CREATE FUNCTION clip_watch_row() RETURNS trigger LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'clip_watch_row';
 
--- Watches whose triggers exist and are enabled. They are missing during a restore, or if somebody dropped them.
+-- Watches whose triggers exist and are enabled. The triggers are missing during a restore, or if a role dropped them.
 CREATE VIEW clip_search.watch_live AS
 SELECT w.id, w.relation
 FROM clip_search.watch_setting w
@@ -77,8 +77,8 @@ WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger t
                 AND t.tgargs OPERATOR(pg_catalog.=)
                     (pg_catalog.convert_to(w.id::pg_catalog.text, 'UTF8') OPERATOR(pg_catalog.||) pg_catalog.decode('00', 'hex')));
 
--- Whoever drops a watched table need not know of the queue. What is dropped with the table (settings, queue, failures, and
--- the collections whose members it held) goes in the same transaction.
+-- A role that drops a watched table need not know about the extension: the table's settings, queue and failures, and
+-- the collections whose members it contained, are dropped in the same transaction.
 CREATE FUNCTION clip_search.forget_dropped() RETURNS event_trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -98,8 +98,8 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     touched bigint[];
 BEGIN
-    -- Only watched tables that the command has touched, whose owner the caller therefore is: nobody's table is locked,
-    -- and nobody's code runs, in another role's command.
+    -- Only watched tables that the command has changed. The caller therefore owns them, so a command neither locks
+    -- another role's table nor runs its code.
     SELECT array_agg(w.id) INTO touched
     FROM clip_search.watch_setting AS w
     WHERE w.relation::oid IN (SELECT a.relid::oid FROM pg_event_trigger_ddl_commands() AS c
@@ -194,13 +194,13 @@ BEGIN
     before := clip_search.backfill_failed(watches);
     COMMIT;
     FOR i IN 1..pg_catalog.cardinality(watches) LOOP
-        -- Once more, for what another session had, until none is left of the rows that were there at the beginning.
+        -- Repeats until no entry from before the call is left, because other sessions may have locked some of them.
         LOOP
             after := 0;
             in_pass := 0;
             LOOP
                 entries := clip_search.backfill_claim(watches[i], after, lasts[i], batch);
-                -- An attempt is on record before it is made.
+                -- The attempt is recorded before it begins.
                 COMMIT;
                 EXIT WHEN pg_catalog.cardinality(entries) OPERATOR(pg_catalog.=) 0;
                 SELECT b.embedded, b.failed INTO now_done, now_failed FROM clip_search.backfill_work(watches[i], entries) AS b;
@@ -237,7 +237,7 @@ BEGIN
             END IF;
         END LOOP;
     END LOOP;
-    -- What others have listed as failed meanwhile, and what they have embedded: the rest of what was queued at the beginning.
+    -- Failures and embeddings of other sessions: the rest of the entries that were queued at the beginning.
     listed := clip_search.backfill_failed(watches);
     IF pg_catalog.array_position(listed, NULL) IS NULL THEN
         FOR i IN 1..pg_catalog.cardinality(watches) LOOP
@@ -282,8 +282,8 @@ END $$;
 
 SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_queue_id_seq', '');
--- Rows that refer to dropped tables are left out: a dump writes a regclass by name, but a dropped table as a bare OID,
--- which might belong to another table after the restore.
+-- Omits rows that refer to dropped tables: a dump writes a regclass by name, but a dropped table as a bare OID, which
+-- might belong to another table after the restore.
 SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_setting',
     'WHERE EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) relation::pg_catalog.oid)');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_queue',
