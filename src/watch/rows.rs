@@ -1,4 +1,4 @@
-//! The queries on a watched table by which a queued row is read, locked and written.
+//! The queries on a watched table that read, lock and write a queued row.
 
 use std::rc::Rc;
 
@@ -17,15 +17,15 @@ use crate::pg::vector_column::Storage;
 use crate::watch::queue::Entry;
 use crate::watch::setting::Watch;
 
-/// Files that are in memory at a time.
+/// Maximum size of the files in memory.
 const BYTES: usize = 64 << 20;
 
-/// A row as it was read, with all that its entry says.
+/// A row as it was read, with the data of its entry.
 pub struct Row {
     pub entry: Entry,
     pub image: Option<Vec<u8>>,
     pub text: Option<String>,
-    /// Embedded already, and yet without a cluster.
+    /// Embedded already, but without a cluster.
     pub embedding: Option<Vector>,
 }
 
@@ -43,7 +43,7 @@ impl Queries {
     pub fn new(watch: &Watch) -> SqlResult<Self> {
         let _user_context = UserContext::of_caller();
         Spi::connect_mut(|client| {
-            // The operator of the index that keeps the key unique, whatever schema it is in.
+            // The operator of the unique index on the key, in any schema.
             let query = include_str!("sql/key_operators.sql");
             let rows = client.update(query, None, &[watch.relation.into(), watch.key.clone().into()]).map_err(spi)?;
             let equal = rows
@@ -60,7 +60,7 @@ impl Queries {
                 |name: &Option<String>, kind: &str| format!("{}::{kind}", column(name).as_deref().unwrap_or("NULL"));
             let Watch { table, .. } = watch;
             let embedding = quote_identifier(&watch.embedding);
-            // Of a type that it can't be any more: writing says so.
+            // The column's type is no longer suitable: writing reports this.
             let query = "SELECT atttypid FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attname = $2 AND NOT attisdropped";
             let kind = client
                 .update(query, Some(1), &[watch.relation.into(), watch.embedding.as_str().into()])
@@ -68,7 +68,7 @@ impl Queries {
             let kind = kind.into_iter().next().map(|row| get::<pg_sys::Oid>(&row, 1)).transpose()?.flatten();
             let storage = kind.and_then(Storage::of).unwrap_or(Storage::Vector);
             let cluster = column(&watch.cluster);
-            // What has to be done to a row: embedded, or only grouped.
+            // The work for a row: embed it, or only group it.
             let open = match &cluster {
                 Some(cluster) => format!("({embedding} IS NULL OR {cluster} IS NULL)"),
                 None => format!("{embedding} IS NULL"),
@@ -76,7 +76,7 @@ impl Queries {
             let same: Vec<String> = [(&watch.image, 2), (&watch.text, 3)]
                 .into_iter()
                 .filter_map(|(name, n)| {
-                    // By its bytes: two texts that a collation takes for equal have two embeddings.
+                    // Compares bytes: two texts that a collation considers equal have different embeddings.
                     let (kind, bytes) = if n == 2 { ("bytea", "") } else { ("text", " COLLATE pg_catalog.\"C\"") };
                     Some(format!("{}::{kind}{bytes} IS NOT DISTINCT FROM ${n}::{kind}{bytes}", column(name)?))
                 })
@@ -102,8 +102,8 @@ impl Queries {
         })
     }
 
-    /// Reads rows until their files come to 64 MB; how many entries were looked at, and the rows among them that there
-    /// is something to do to.
+    /// Reads rows until their files total 64 MB; returns the number of examined entries, and the rows among them that
+    /// need work.
     pub fn read(&self, watch: &Watch, entries: &[Entry]) -> SqlResult<(usize, Vec<Row>)> {
         watch.as_owner(|client| {
             let (mut rows, mut bytes) = (Vec::new(), 0);
@@ -129,7 +129,8 @@ impl Queries {
         })
     }
 
-    /// Locks a row to the end of the transaction, if it still is what was read and no other session has it.
+    /// Locks a row until the end of the transaction, if it is unchanged since it was read and no other session has
+    /// locked it.
     pub fn lock(&self, client: &mut TableClient<'_, '_>, row: &Row) -> SqlResult<Locked> {
         let source = [
             row.entry.key.as_str().into(),
@@ -144,7 +145,7 @@ impl Queries {
         Ok(if there { Locked::Elsewhere } else { Locked::Superseded })
     }
 
-    /// Writes a row's embedding, or none, if the row still is what was embedded.
+    /// Writes a row's embedding, or NULL, if the row still has the embedded source.
     pub fn write(
         &self,
         client: &mut TableClient<'_, '_>,
@@ -160,8 +161,8 @@ impl Queries {
         }
         let vector = vector.map(|vector| self.storage.round(vector.clone()));
         let cluster = match (&watch.collection, &vector) {
-            // Such a row may be in a group already: the trigger confirms that it is in another, and takes it out of the
-            // old.
+            // The row may be in a group already: the trigger confirms the new group, and removes the row from the old
+            // group.
             (Some(collection), Some(vector)) if self.has_cluster && row.entry.again => {
                 Some(join(&Rc::from(collection.as_str()), &vector.0, watch.owner)?)
             }
@@ -194,19 +195,19 @@ fn key_changed(watch: &Watch) -> ErrorReport {
     .set_hint("Call clip_watch again, with the same arguments.")
 }
 
-/// Who has a row.
+/// The result of locking a row.
 pub enum Locked {
     Here,
     /// Another session.
     Elsewhere,
-    /// It is gone, or has another source, which has its own entry.
+    /// It was deleted, or has another source, which has its own entry.
     Superseded,
 }
 
 pub enum Written {
     Done,
-    /// Another session has the row.
+    /// Another session has locked the row.
     Locked,
-    /// It is gone, or has another source, which has its own entry.
+    /// It was deleted, or has another source, which has its own entry.
     Superseded,
 }

@@ -1,4 +1,5 @@
-//! How a transaction that queues rows wakes the worker of its database: what launcher, workers and backends share.
+//! The shared memory of launcher, workers and backends, through which a transaction that queues rows wakes the worker
+//! of its database.
 #![allow(unsafe_code)]
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,11 +11,12 @@ use pgrx::shmem::PGRXSharedMemory;
 
 use crate::pg::transaction;
 
-/// Workers at a time; max_worker_processes is 8 by default.
+/// Maximum number of workers; max_worker_processes is 8 by default.
 const DATABASES: usize = 64;
-/// Watches of a database that are left for last since they have ended a worker; the earliest makes room for another.
+/// Maximum number of a database's watches that come last because they have ended a worker; a new one replaces the one
+/// that expires first.
 const SUSPECTS: usize = 8;
-/// How long, in microseconds: PostgreSQL's unit of time.
+/// The duration, in microseconds: PostgreSQL's unit of time.
 const FIRST_SUSPICION: i64 = 5_000_000;
 const LONGEST_SUSPICION: i64 = 3_600_000_000;
 
@@ -24,20 +26,21 @@ pub struct Slot {
     pub database: u32,
     /// The worker's process, once it is connected.
     pub worker: i32,
-    /// There is something to do that no worker has seen yet.
+    /// There is work that no worker has seen yet.
     pub wanted: bool,
-    /// The last worker ended since it had nothing to do, and not by an error or for somebody else's sake.
+    /// The last worker ended because it had no work, not because of an error or to make room for another database's
+    /// worker.
     pub at_peace: bool,
-    /// The watch whose rows the worker has in hand; 0: none.
+    /// The watch whose rows the worker is embedding; 0: none.
     pub in_hand: i64,
     /// Watches whose rows have ended a worker.
     pub suspects: [Suspect; SUSPECTS],
-    /// When there will be something to do again, though no worker waits for it: 0, or PostgreSQL's time.
+    /// When the next work is due, although no worker waits for it: 0, or PostgreSQL's time.
     pub due: pg_sys::TimestampTz,
 }
 
-/// A watch whose rows have ended a worker. It comes last for a while: first for 5 s, then four times as long each time, up
-/// to an hour.
+/// A watch whose rows have ended a worker. It comes last for 5 s after the first time, then for four times as long each
+/// time, up to an hour.
 #[derive(Clone, Copy, Default)]
 pub struct Suspect {
     /// 0: none.
@@ -47,7 +50,7 @@ pub struct Suspect {
 }
 
 impl Slot {
-    /// Remembers the watch whose rows a worker had in hand as it ended.
+    /// Records the watch whose rows the worker was embedding when it ended.
     pub fn suspect(&mut self) {
         if self.in_hand == 0 {
             return;
@@ -70,7 +73,8 @@ pub fn now() -> pg_sys::TimestampTz {
     unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
-/// Notes which watch's rows this database's worker has in hand, 0 for none, and that the last ones have come to an end.
+/// Records the watch whose rows this database's worker is embedding, 0 for none; the work on the previous rows has
+/// finished.
 pub fn set_in_hand(database: u32, watch: i64) {
     let mut shared = SHARED.exclusive();
     if let Some(slot) = slot(&mut shared.slots, database) {
@@ -84,7 +88,7 @@ pub fn set_in_hand(database: u32, watch: i64) {
     }
 }
 
-/// Watches of this database that are left for last, and until when.
+/// Watches of this database that come last, and until when.
 pub fn suspects(database: u32) -> Vec<(i64, pg_sys::TimestampTz)> {
     let shared = SHARED.share();
     let slot = shared.slots.iter().find(|slot| slot.database == database);
@@ -95,7 +99,7 @@ pub fn suspects(database: u32) -> Vec<(i64, pg_sys::TimestampTz)> {
 #[derive(Clone, Copy)]
 pub struct Shared {
     pub launcher: i32,
-    /// Databases wait for a worker, and no more can be started.
+    /// Databases wait for a worker, and no further worker can be started.
     pub crowded: bool,
     pub slots: [Slot; DATABASES],
 }
@@ -118,7 +122,7 @@ pub fn is_preloaded() -> bool {
     PRELOADED.load(Ordering::Relaxed)
 }
 
-/// Sets up what is shared; false but in a postmaster that preloads the library.
+/// Sets up the shared memory; returns false except in a postmaster that preloads the library.
 pub fn register() -> bool {
     // SAFETY: a flag that only this thread writes.
     if !unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
@@ -134,7 +138,7 @@ pub fn wake_at_commit() {
     transaction::after_commit(wake);
 }
 
-/// Tells the worker of this database, or the launcher, that there is something to do.
+/// Notifies the worker of this database, or the launcher, of new work.
 fn wake() {
     if !is_preloaded() {
         return;
@@ -155,7 +159,7 @@ fn wake() {
     set_latch(process);
 }
 
-/// The place of a database, a free one if it has none.
+/// The slot of a database, or a free slot if it has none.
 pub fn slot(slots: &mut [Slot; DATABASES], database: u32) -> Option<&mut Slot> {
     let place = slots.iter().position(|slot| slot.database == database);
     let place = place.or_else(|| {
@@ -171,7 +175,7 @@ pub fn set_latch(process: i32) {
         return;
     }
     // SAFETY: the look-up returns an entry of shared memory or null; setting the latch of a process that has just ended
-    // wakes whoever has its place, which harms nobody.
+    // wakes the process that now has its slot, which is harmless.
     unsafe {
         let found = pg_sys::BackendPidGetProc(process);
         if !found.is_null() {

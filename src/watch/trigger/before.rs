@@ -1,4 +1,5 @@
-//! Before a row is written: its embedding is made, or set to NULL for the worker.
+//! The part of the trigger that runs before a row is written: it computes the embedding, or sets it to NULL for the
+//! worker.
 #![allow(unsafe_code)]
 
 use pgrx::pg_sys;
@@ -17,11 +18,11 @@ use crate::watch::trigger::plan::Plan;
 use crate::watch::trigger::row::{Tuple, same, same_value, unchanged};
 
 thread_local! {
-    /// Why rows have no embedding, by a hash of their source.
+    /// The reasons why rows have no embedding, by a hash of their source.
     static FAILURES: RollbackList<(u64, Failure)> = RollbackList::new();
 }
 
-/// Why the row that has just been written has no embedding, if that is known.
+/// The reason why the row that was just written has no embedding, if known.
 pub(super) fn take_failure(plan: &Plan, new: &Tuple) -> Option<Failure> {
     if FAILURES.with(RollbackList::is_empty) {
         return None;
@@ -47,7 +48,7 @@ pub(super) fn before_update(plan: &Plan, table: pg_sys::Oid, old: &Tuple, new: &
         changed = regrouped.is_some();
         regrouped.unwrap_or(new.tuple)
     };
-    // SAFETY: the relation is open as long as the trigger runs.
+    // SAFETY: the relation is open while the trigger runs.
     let partition = unsafe { pg_sys::get_rel_relispartition(table) };
     if partition {
         note_update(plan, table, old, &Tuple { tuple: result, shape: new.shape }, changed);
@@ -55,7 +56,7 @@ pub(super) fn before_update(plan: &Plan, table: pg_sys::Oid, old: &Tuple, new: &
     Ok(result)
 }
 
-/// The row as it is to be stored.
+/// The row to store.
 fn written(plan: &Plan, new: &Tuple) -> SqlResult<pg_sys::HeapTuple> {
     let watch = &plan.watch;
     if watch.queued || !new.has_source(plan) {
@@ -96,8 +97,8 @@ fn written(plan: &Plan, new: &Tuple) -> SqlResult<pg_sys::HeapTuple> {
     }
 }
 
-/// A member whose embedding is written by hand, its source being the same, goes to the group of what it is now; where it
-/// is set to NULL, to none. A group that is written by hand is left alone.
+/// A member whose embedding was written by the user, with an unchanged source, moves to the group of the new embedding,
+/// or to no group if it is NULL. A group that was written by the user is not changed.
 fn regrouped(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<Option<pg_sys::HeapTuple>> {
     let (Some(member), Some(cluster)) = (old.member(plan), plan.cluster) else { return Ok(None) };
     if same(old.datum(plan.embedding), new.datum(plan.embedding)) || !same_value(old, new, cluster) {
@@ -108,7 +109,7 @@ fn regrouped(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<Option<pg_sys::
     Ok(Some(new.with(plan, Some(Vector(vector)), Some(cluster))))
 }
 
-/// An embedding that is written by hand must be of the column's model, as far as can be told.
+/// An embedding that was written by the user must come from the column's model, as far as this can be checked.
 fn check_model(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<()> {
     if same(old.datum(plan.embedding), new.datum(plan.embedding)) {
         return Ok(());
