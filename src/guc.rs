@@ -265,18 +265,18 @@ pub fn register() {
 }
 
 /// With RUST_BACKTRACE in the server's environment an error that PostgreSQL raises inside an SQL function, say in a
-/// read-only transaction, would carry 30 lines of backtrace as its DETAIL. Whoever wants them sets RUST_LIB_BACKTRACE=1.
+/// read-only transaction, would carry 30 lines of backtrace as its DETAIL. To get backtraces, set RUST_LIB_BACKTRACE=1.
 #[allow(unsafe_code)]
 pub fn leave_out_backtraces() {
     const NAME: &str = "RUST_LIB_BACKTRACE";
     if std::env::var_os(NAME).is_none() {
-        // SAFETY: this process has one thread as the library is loaded: PostgreSQL's processes have no others, and the
-        // engine starts its own later.
+        // SAFETY: this process has one thread when the library is loaded: PostgreSQL's processes have no other threads,
+        // and the engine starts its own later.
         unsafe { std::env::set_var(NAME, "0") };
     }
 }
 
-/// What a setting that the engine's hints name is called here.
+/// The extension's name of a setting in the engine's hints.
 pub fn name(setting: Setting) -> &'static str {
     match setting {
         Setting::Runtime => "clip_search.onnxruntime",
@@ -289,7 +289,7 @@ fn string(setting: &'static GucSetting<Option<CString>>) -> String {
     setting.get().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// The default model, in the precision that clip_search.precision asks for. A variant that is named stays as it is.
+/// The default model, in the precision of clip_search.precision. A model that names a variant is not changed.
 pub fn model() -> String {
     let spec = string(&MODEL);
     match PRECISION.get() {
@@ -348,8 +348,8 @@ pub fn onnxruntime() -> PathBuf {
     }
 }
 
-/// The directory that this library was loaded from. It is not PostgreSQL's if dynamic_library_path names another, as for an
-/// image volume, which has lib/ and share/ of its own. `None` if the loader does not tell.
+/// The directory that this library was loaded from. It differs from PostgreSQL's if dynamic_library_path names another,
+/// for example in an image volume, which has its own lib/ and share/. `None` if the loader does not report it.
 #[allow(unsafe_code)]
 fn own_directory() -> Option<PathBuf> {
     // SAFETY: dladdr fills `about` for an address of this library; the name that it points to lives as long as the library.
@@ -365,7 +365,7 @@ fn own_directory() -> Option<PathBuf> {
 
 /// The directory of the graph cache; `None` if it is disabled.
 ///
-/// The default is in the data directory under a name that base backups leave out (they skip names that begin with
+/// The default is in the data directory under a name that base backups omit (they skip names that begin with
 /// `pgsql_tmp`).
 #[allow(unsafe_code)]
 pub fn cache() -> Option<PathBuf> {
@@ -380,8 +380,8 @@ pub fn cache() -> Option<PathBuf> {
     }
 }
 
-/// `Postmaster` if the server preloads the library. PostgreSQL refuses to define such a setting later, and a library that is
-/// loaded later can't preload models anyway.
+/// `Postmaster` if the server preloads the library. PostgreSQL refuses to define such a setting later, and a library
+/// that is loaded later can't preload models.
 #[allow(unsafe_code)]
 fn preload_context() -> GucContext {
     // SAFETY: a flag that only this thread writes.
@@ -398,10 +398,10 @@ pub fn preload() -> Vec<String> {
     list.split(',').map(str::trim).filter(|spec| !spec.is_empty()).map(str::to_owned).collect()
 }
 
-/// Threads of one inference: what the session asks for, as far as an administrator lets it.
+/// Threads of one inference: the session's setting, up to the administrator's limit.
 pub fn threads() -> usize {
     let most = match MAX_THREADS.get() {
-        // Asked of the system once, since it reads files.
+        // The system is asked only once, because this reads files.
         0 => *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from)),
         most => most as usize,
     };
@@ -458,7 +458,7 @@ pub fn truncate_text() -> bool {
     TRUNCATE_TEXT.get()
 }
 
-/// PostgreSQL's shared files of the running installation (`pg_config --sharedir`), wherever it was moved to.
+/// PostgreSQL's shared files of the running installation (`pg_config --sharedir`), even if it was moved.
 #[allow(unsafe_code)]
 fn share_directory() -> PathBuf {
     let mut buffer = [0; pg_sys::MAXPGPATH as usize];

@@ -1,5 +1,6 @@
-//! PostgreSQL extension: CLIP image and text embeddings on the CPU inside the backend, for pgvector. This crate
-//! contains only code that uses PostgreSQL; the engine is `crates/clip`.
+//! PostgreSQL extension: CLIP image and text embeddings on the CPU inside the backend, for pgvector.
+//!
+//! This crate contains only code that uses PostgreSQL; the engine is `crates/clip`.
 
 use pgrx::prelude::*;
 

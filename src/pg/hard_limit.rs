@@ -1,10 +1,10 @@
-//! Limits on what a table owner's code may take in the background worker.
+//! Time limits for a table owner's code in the background worker.
 //!
-//! The worker does others' work, and must come back to it. A statement timeout cancels, and a trigger may catch that
-//! and carry on. So a second timer runs beside it, a little longer, and has the process terminated as
-//! pg_terminate_backend would: nothing can catch that. The launcher starts another worker, which leaves the table in
-//! question for last. Sessions have no such timers, only their own statement_timeout: there the owner's code holds up
-//! nobody but the caller.
+//! The worker serves several owners, and one owner's code must not stop it. A statement timeout cancels, but a trigger
+//! may catch the cancel and continue. A second, slightly longer timer therefore terminates the process as
+//! pg_terminate_backend would, which no code can catch. The launcher starts another worker, which processes that table
+//! last. Sessions have only their own statement_timeout and no such timers: there the owner's code blocks only the
+//! caller.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
@@ -14,12 +14,12 @@ use pgrx::pg_sys;
 
 use crate::guc;
 
-/// PostgreSQL's own timer that cancels. In utils/timeout.h, which pgrx does not bind; the same from PostgreSQL 14 to
-/// 18.
+/// PostgreSQL's timer that cancels. Declared in utils/timeout.h, which pgrx does not bind; the same from PostgreSQL 14
+/// to 18.
 const STATEMENT_TIMEOUT: i32 = 3;
-/// What a trigger may take to clean up after the cancel, in milliseconds.
+/// The time that a trigger has to clean up after the cancel, in milliseconds.
 const GRACE: i32 = 2000;
-/// PostgreSQL assigns a number to an extension's timer; any number beyond its own asks for one.
+/// PostgreSQL assigns a number to an extension's timer; any number above its own numbers requests one.
 const ANY_TIMER: i32 = 1000;
 
 thread_local! {
@@ -32,7 +32,7 @@ unsafe extern "C-unwind" {
     fn register_timeout(id: i32, handler: extern "C" fn()) -> i32;
     fn enable_timeout_after(id: i32, milliseconds: i32);
     fn disable_timeout(id: i32, keep_indicator: bool);
-    /// Declared here, since pgrx wraps it in a function of Rust, which a signal handler must not be.
+    /// Declared here because pgrx wraps it in a Rust function, which is not allowed as a signal handler.
     fn die(signal: i32);
 }
 
@@ -53,7 +53,7 @@ pub fn is_worker() -> bool {
     !unsafe { (&raw const pg_sys::MyBgworkerEntry).read() }.is_null()
 }
 
-/// Both timers, which run as long as this lives; in a session there are none.
+/// Both timers, which run during the lifetime of this value; a session has none.
 pub(super) struct HardLimit(Option<i32>);
 
 impl HardLimit {
@@ -67,7 +67,7 @@ impl HardLimit {
             TIMER.set(Some(timer));
             timer
         });
-        // SAFETY: timers that are registered.
+        // SAFETY: registered timers.
         unsafe {
             enable_timeout_after(STATEMENT_TIMEOUT, guc::worker_timeout());
             enable_timeout_after(timer, guc::worker_timeout().saturating_add(GRACE));
@@ -79,7 +79,7 @@ impl HardLimit {
 impl Drop for HardLimit {
     fn drop(&mut self) {
         if let Some(timer) = self.0 {
-            // SAFETY: as registered; nothing happens if they do not run.
+            // SAFETY: registered timers; the call has no effect if they are not running.
             unsafe {
                 disable_timeout(timer, false);
                 disable_timeout(STATEMENT_TIMEOUT, false);

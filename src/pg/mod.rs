@@ -1,4 +1,4 @@
-//! What any extension in Rust could use: nothing of CLIP, clusters or watches.
+//! Code that any extension in Rust could use: it contains nothing specific to CLIP, clusters or watches.
 
 mod analyzed;
 pub mod call_site;

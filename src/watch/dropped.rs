@@ -1,7 +1,9 @@
 //! Removes the entries of dropped tables: the settings, queue and failures of their watches, and the collections whose
-//! members they contained. An event trigger calls this for every command that drops a watched table: DROP TABLE, DROP
-//! SCHEMA … CASCADE or DROP OWNED. clip_watch and the worker call it, too, for entries that the command left because
-//! another transaction had locked them.
+//! members they contained.
+//!
+//! An event trigger calls this for every command that drops a watched table: DROP TABLE, DROP SCHEMA … CASCADE or DROP
+//! OWNED. clip_watch and the worker call it, too, for entries that the command left because another transaction had
+//! locked them.
 
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;

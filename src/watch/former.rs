@@ -1,6 +1,7 @@
-//! Existing group ids in a table's rows when a watch begins to group them. While a table is not watched, its column of
-//! clusters and the collection diverge: rows are inserted, updated and deleted, and the column may outlive the
-//! collection, for example after DROP EXTENSION.
+//! Existing group ids in a table's rows when a watch begins to group them.
+//!
+//! While a table is not watched, its column of clusters and the collection diverge: rows are inserted, updated and
+//! deleted, and the column may outlive the collection, for example after DROP EXTENSION.
 
 use std::collections::HashMap;
 

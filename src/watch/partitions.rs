@@ -1,7 +1,8 @@
-//! Partitions of a watched table: the effect of TRUNCATE, DETACH, ATTACH and DROP of a single partition on groups. None
-//! of these fires a row trigger, so the rows would remain members of their groups. clip_search.watch_partition lists
-//! the partitions. Each has a trigger for TRUNCATE; after each CREATE TABLE and ALTER TABLE, an event trigger compares
-//! the table with the listed partitions.
+//! Partitions of a watched table: the effect of TRUNCATE, DETACH, ATTACH and DROP of a single partition on groups.
+//!
+//! None of these fires a row trigger, so the rows would remain members of their groups. clip_search.watch_partition
+//! lists the partitions. Each has a trigger for TRUNCATE; after each CREATE TABLE and ALTER TABLE, an event trigger
+//! compares the table with the listed partitions.
 
 use std::cell::Cell;
 

@@ -1,7 +1,8 @@
-//! The queue of rows whose embeddings were not computed when they were written, and the list of failed rows. An entry
-//! of the queue is a row's key. A session that works on an entry holds the entry's lock. It locks the row only to write
-//! the embedding, and only if the row still has the embedded source. Writers therefore never wait for an inference, and
-//! if a row has several entries, any of them suffices.
+//! The queue of rows whose embeddings were not computed when they were written, and the list of failed rows.
+//!
+//! An entry of the queue is a row's key. A session that works on an entry holds the entry's lock. It locks the row only
+//! to write the embedding, and only if the row still has the embedded source. Writers therefore never wait for an
+//! inference, and if a row has several entries, any of them suffices.
 
 use clip::{Error, Kind};
 use pgrx::prelude::*;

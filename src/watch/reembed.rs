@@ -1,6 +1,7 @@
-//! Moves a watched column to another model while the old embeddings remain in use. A second column, with its own
-//! cluster column and collection, is watched beside the first, and filled. When no row is missing, one transaction
-//! swaps the two; it renames the columns and copies nothing (`swap`).
+//! Moves a watched column to another model while the old embeddings remain in use.
+//!
+//! A second column, with its own cluster column and collection, is watched beside the first, and filled. When no row is
+//! missing, one transaction swaps the two; it renames the columns and copies nothing (`swap`).
 
 use clip::{Error, Kind};
 use pgrx::prelude::*;

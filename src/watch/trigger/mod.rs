@@ -4,8 +4,9 @@
 //! that requires a written row waits for the AFTER trigger, because ON CONFLICT or another trigger may still suppress
 //! the insertion or turn an update into a move to another partition. The row therefore joins a cluster before it is
 //! written, and the AFTER trigger confirms this; a membership that is not confirmed by the end of the transaction is
-//! undone. The old row leaves its cluster in the AFTER trigger. The columns that an UPDATE names do not matter, only
-//! whether the source has changed.
+//! undone. The old row leaves its cluster in the AFTER trigger.
+//!
+//! The columns that an UPDATE names do not matter, only whether the source has changed.
 #![allow(unsafe_code)]
 
 pub mod after;

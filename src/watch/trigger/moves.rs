@@ -41,7 +41,7 @@ fn sent() -> pg_sys::TimestampTz {
 /// Remembers an update of a partition's row, which may turn out to be a move. `changed`: the trigger has
 /// embedded the row again.
 pub(super) fn note_update(plan: &Plan, table: pg_sys::Oid, old: &Tuple, new: &Tuple, changed: bool) {
-    // SAFETY: the old row is one that is stored.
+    // SAFETY: the old row is a stored row.
     let tid = unsafe { (*old.tuple).t_self };
     let what = Move {
         sent: sent(),
@@ -75,7 +75,7 @@ pub(super) fn is_moving(member: &Member) -> bool {
 }
 
 pub(super) fn before_delete(plan: &Plan, table: pg_sys::Oid, old: &Tuple) {
-    // SAFETY: the old row is one that is stored.
+    // SAFETY: the old row is a stored row.
     let tid = unsafe { (*old.tuple).t_self };
     let is = |known: &Move| known.watch == plan.watch.id;
     UPDATES.with(|updates| {

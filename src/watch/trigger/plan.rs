@@ -53,9 +53,10 @@ unsafe extern "C-unwind" fn at_invalidation(_argument: pg_sys::Datum, table: pg_
     });
 }
 
-/// The plan for a watch and a table; None if the trigger does not belong to that table's watch. This function checks
-/// the columns' types again, because values are read and written as bytes, and ALTER TABLE … TYPE may have changed a
-/// column's type since clip_watch checked it.
+/// The plan for a watch and a table; None if the trigger does not belong to that table's watch.
+///
+/// This function checks the columns' types again, because values are read and written as bytes, and ALTER TABLE … TYPE
+/// may have changed a column's type since clip_watch checked it.
 pub(super) fn plan(id: i64, table: pg_sys::Oid, shape: pg_sys::TupleDesc) -> SqlResult<Rc<Plan>> {
     if let Some(plan) = PLANS.with_borrow(|plans| plans.get(&(id, table)).cloned()) {
         return Ok(plan);

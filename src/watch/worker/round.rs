@@ -1,6 +1,8 @@
-//! A worker's schedule: the next rows, and the pauses. The time is divided among owners, and an owner's share among
-//! tables: the one with the least time used comes next, so one table's slow triggers cost other tables at most the time
-//! of one row. The number of claimed rows depends on the last measured time per row of the table.
+//! A worker's schedule: the next rows, and the pauses.
+//!
+//! The time is divided among owners, and an owner's share among tables: the one with the least time used comes next, so
+//! one table's slow triggers cost other tables at most the time of one row. The number of claimed rows depends on the
+//! last measured time per row of the table.
 #![allow(unsafe_code)]
 
 use std::collections::HashMap;
