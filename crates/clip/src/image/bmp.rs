@@ -1,4 +1,4 @@
-//! BMP and ICO: the headers that are read beside the decoder, and what the decoder takes.
+//! BMP and ICO: headers that are read in addition to the decoder, and the decoder's memory.
 
 use image::ImageDecoder;
 use image::metadata::Orientation;
@@ -13,7 +13,7 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
     if is_empty(bytes) {
         return Err(no_pixels(0, 0));
     }
-    // A row as it is stored and as it is decoded.
+    // A stored row and a decoded row.
     let beside = |size: (u32, u32)| u64::from(size.0) * 8;
     library::decode(Format::Bmp, bytes, limits, Orientation::NoTransforms, beside, || missing(bytes))
 }
@@ -35,7 +35,7 @@ pub(crate) fn decode_icon(bytes: &[u8], limits: &Limits) -> Result<Picture> {
     }
 }
 
-/// What the header says.
+/// The header's values.
 pub(crate) fn header(format: Format, bytes: &[u8], limits: &Limits) -> Result<Header> {
     if let (Format::Ico, Some(picture)) = (format, ico_png(bytes)) {
         return Ok(Header { frames: 1, ..png::header(picture, limits)? });
@@ -68,17 +68,17 @@ fn bits_at(bytes: &[u8]) -> usize {
     if is_core(bytes) { 24 } else { 28 }
 }
 
-/// Whether a BMP's header says that it has no pixels, which its decoder calls too many.
+/// Whether a BMP's header states zero pixels, which its decoder reports as too many.
 pub(crate) fn is_empty(bytes: &[u8]) -> bool {
     !is_core(bytes) && (long(bytes, 18) == Some(0) || long(bytes, 22) == Some(0))
 }
 
-/// Whether a BMP's pixels are numbers of colours in a table: up to 8 bits each.
+/// Whether a BMP's pixels are indexes into a colour table: up to 8 bits each.
 fn has_palette(bytes: &[u8]) -> bool {
     short(bytes, bits_at(bytes)).is_some_and(|bits| bits <= 8)
 }
 
-/// What a BMP that ends too soon lacks: computed from the length of its rows, where they are not compressed.
+/// The missing part of a truncated BMP, computed from the length of its rows if they are not compressed.
 fn missing(bytes: &[u8]) -> Option<Short> {
     let (width, height) = if is_core(bytes) {
         (i32::from(short(bytes, 18)?), i32::from(short(bytes, 20)?))
@@ -96,7 +96,7 @@ fn missing(bytes: &[u8]) -> Option<Short> {
     Some(Short::Rows(u64::from(height.unsigned_abs()).saturating_sub(rows) as u32))
 }
 
-/// The largest picture of an icon, where it is a PNG file: the icon decoder takes RGBA ones only.
+/// The largest picture of an icon, if it is a PNG file: the icon decoder accepts only RGBA.
 pub(crate) fn ico_png(bytes: &[u8]) -> Option<&[u8]> {
     let largest = largest(bytes)?;
     let picture = bytes.get(largest.from..largest.from.checked_add(largest.length)?)?;
@@ -105,7 +105,7 @@ pub(crate) fn ico_png(bytes: &[u8]) -> Option<&[u8]> {
 
 /// An icon's picture in its directory.
 struct Entry {
-    /// Where its entry stands.
+    /// The position of its entry.
     at: usize,
     from: usize,
     length: usize,
@@ -115,7 +115,7 @@ struct Entry {
 fn largest(bytes: &[u8]) -> Option<Entry> {
     let count = usize::from(u16::from_le_bytes([*bytes.get(4)?, *bytes.get(5)?]));
     let entries = bytes.get(6..6 + count * 16)?.as_chunks::<16>().0;
-    // A side of 256 is stored as 0. Among equal sizes the one with more bits a pixel is meant.
+    // A side of 256 is stored as 0. Among equal sizes, choose the picture with more bits per pixel.
     let side = |byte: u8| if byte == 0 { 256 } else { u32::from(byte) };
     let (index, _) =
         entries.iter().enumerate().max_by_key(|(_, e)| (side(e[0]) * side(e[1]), u16::from_le_bytes([e[6], e[7]])))?;
@@ -124,8 +124,8 @@ fn largest(bytes: &[u8]) -> Option<Entry> {
     Some(Entry { at, from: number(at + 12)?, length: number(at + 8)? })
 }
 
-/// An icon whose bitmap lacks a part of its mask, with a mask that hides nothing there: the pixels before it are whole. The
-/// decoder takes a whole mask, or none.
+/// Completes an icon whose bitmap lacks a part of its mask with a mask that hides nothing: the pixels before the mask
+/// are complete. The decoder accepts only a complete mask or none.
 fn with_mask(bytes: &[u8]) -> Result<Option<Vec<u8>>> {
     let Some((entry, mask, end)) = mask(bytes) else { return Ok(None) };
     let has = bytes.len().min(entry.from.saturating_add(entry.length));
@@ -140,7 +140,8 @@ fn with_mask(bytes: &[u8]) -> Result<Option<Vec<u8>>> {
     Ok(Some(mended))
 }
 
-/// The largest picture of an icon, and where its mask begins and ends, one bit a pixel in rows of whole four bytes.
+/// The largest picture of an icon, and the beginning and end of its mask, with one bit per pixel in rows of multiples
+/// of four bytes.
 fn mask(bytes: &[u8]) -> Option<(Entry, usize, usize)> {
     let entry = largest(bytes)?;
     let field = |at: usize| long(bytes, entry.from.checked_add(at)?).and_then(|value| usize::try_from(value).ok());

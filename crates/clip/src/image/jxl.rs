@@ -1,8 +1,8 @@
-//! JPEG XL by jxl-oxide, a decoder in Rust: the first frame. A file that was made of a JPEG without loss holds that JPEG,
-//! which goes by the JPEG decoder.
+//! JPEG XL by jxl-oxide, a decoder in Rust: the first frame. A file that was losslessly converted from a JPEG contains
+//! that JPEG, which the JPEG decoder decodes.
 //!
-//! The library unpacks metadata without a limit, so boxes are read here, and it gets those that a picture needs. It can't be
-//! interrupted, so it works in a thread of its own.
+//! The library unpacks metadata without a limit, so this module reads the boxes, and passes on only the boxes that a
+//! picture needs. The library can't be interrupted, so it runs in a separate thread.
 
 use std::borrow::Cow;
 use std::io::{self, Read, Write};
@@ -28,7 +28,7 @@ use crate::image::profile::Profile;
 use crate::memory::{self, Reserve};
 
 const SIGNATURE: &[u8] = b"\0\0\0\x0CJXL \r\n\x87\n";
-/// An EXIF block has 64 kB at most in a JPEG; others hold thumbnails.
+/// An EXIF block has at most 64 kB in a JPEG; larger blocks contain thumbnails.
 const LARGEST_METADATA: u64 = 1 << 20;
 /// Real colour profiles have at most 2 MB.
 const LARGEST_PROFILE: u64 = 4 << 20;
@@ -37,7 +37,7 @@ const MOST_EXTRA: usize = 16;
 /// Pixels of all frames that make up the first picture, for each pixel of it.
 const MOST_LAYERS: u64 = 16;
 
-/// What a file holds.
+/// The contents of a file.
 pub(crate) enum Content {
     Jpeg(Vec<u8>, Orientation),
     Picture(Picture),
@@ -60,7 +60,7 @@ pub(crate) fn open(bytes: &[u8], limits: &Limits) -> Result<Content> {
     })
 }
 
-/// What the header says.
+/// The header's values.
 pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
     let head = Head::read(bytes)?;
     let taken = taken(bytes, limits)?;
@@ -82,9 +82,9 @@ pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
     Ok(Header { size, channels, bits, orientation, frames, taken })
 }
 
-/// What the codestream's header says.
+/// The values in the codestream's header.
 struct Head {
-    /// As stored.
+    /// The size as stored.
     size: (u32, u32),
     channels: u8,
     bits: u8,
@@ -127,8 +127,8 @@ impl Head {
         })
     }
 
-    /// Bytes that decoding takes beside the picture: planes of 32 bits, five times over at the peak (coefficients, samples,
-    /// filters), filled up to groups, and the file's data in parts.
+    /// Bytes that decoding takes in addition to the picture: five planes of 32 bits for each channel at the peak
+    /// (coefficients, samples, filters), padded to groups, and the file's data in parts.
     fn decoder_bytes(&self, bytes: &[u8]) -> u64 {
         let side = |side: u32| u64::from(side) + 256;
         let pixels = side(self.size.0).saturating_mul(side(self.size.1));
@@ -136,7 +136,7 @@ impl Head {
     }
 }
 
-/// The beginning of the codestream, which a container may have in parts.
+/// The beginning of the codestream, which a container may store in parts.
 fn codestream(bytes: &[u8], most: usize) -> Cow<'_, [u8]> {
     if !bytes.starts_with(SIGNATURE) {
         return Cow::Borrowed(&bytes[..bytes.len().min(most)]);
@@ -157,7 +157,7 @@ fn codestream(bytes: &[u8], most: usize) -> Cow<'_, [u8]> {
     Cow::Owned(stream)
 }
 
-/// Unpacks a stream as far as it isn't longer than `most`; None if it is, or is broken.
+/// Unpacks a stream of at most `most` bytes; None if it is longer or broken.
 fn unpack(packed: &[u8], most: u64, limits: &Limits, mut to: impl FnMut(&[u8])) -> Result<Option<()>> {
     let mut unpacker = Decompressor::new(packed, 4096);
     let (mut piece, mut length) = ([0; 4096], 0);
@@ -181,7 +181,7 @@ fn unpack(packed: &[u8], most: u64, limits: &Limits, mut to: impl FnMut(&[u8])) 
     Ok(None)
 }
 
-/// A metadata box of the file, unpacked where it is packed.
+/// A metadata box of the file, unpacked if necessary.
 fn metadata<'a>(bytes: &'a [u8], wanted: [u8; 4], limits: &Limits) -> Result<Option<Cow<'a, [u8]>>> {
     if !bytes.starts_with(SIGNATURE) {
         return Ok(None);
@@ -199,14 +199,14 @@ fn metadata<'a>(bytes: &'a [u8], wanted: [u8; 4], limits: &Limits) -> Result<Opt
     Ok(None)
 }
 
-/// When the picture was taken, in EXIF, which begins after the number of bytes before it.
+/// The date of the picture in EXIF, which follows an offset field.
 fn taken(bytes: &[u8], limits: &Limits) -> Result<Option<Taken>> {
     let Some(block) = metadata(bytes, *b"Exif", limits)? else { return Ok(None) };
     let start = block.first_chunk().map_or(0, |offset| u32::from_be_bytes(*offset) as usize);
     Ok(block.get(4..).and_then(|block| block.get(start..)).and_then(exif::taken))
 }
 
-/// What restores a JPEG, if it is of a bearable size unpacked.
+/// The data that restore a JPEG, if their unpacked size is acceptable.
 fn restores(content: &[u8], limits: &Limits) -> Result<bool> {
     let mut bits = Bitstream::new(content);
     if JpegBitstreamHeader::parse(&mut bits, ()).is_err() || bits.zero_pad_to_byte().is_err() {
@@ -230,13 +230,13 @@ fn failed(bytes: &[u8], error: &(dyn std::error::Error + 'static)) -> Error {
     Format::Jxl.broken(format!("The decoder says: {}.", message.trim_end_matches('.')))
 }
 
-/// Reads a file as far as its first picture, or to its end.
+/// Reads a file up to its first picture, or to its end.
 fn load(bytes: &[u8], most: u64, limits: &Limits, only_first: bool) -> Result<JxlImage> {
     let tracker = AllocTracker::with_limit(usize::try_from(most).unwrap_or(usize::MAX));
     let mut waiting = Some(JxlImage::builder().alloc_tracker(tracker).build_uninit());
     let mut image: Option<JxlImage> = None;
     let fail = |error: Box<dyn std::error::Error + Send + Sync>| failed(bytes, error.as_ref());
-    // What the library left, since it needs more input.
+    // The rest that the library left, because it needs more input.
     let mut left: Vec<u8> = Vec::new();
     let mut feed = |part: &[u8]| -> Result<bool> {
         for piece in part.chunks(64 << 10) {
@@ -275,14 +275,14 @@ fn load(bytes: &[u8], most: u64, limits: &Limits, only_first: bool) -> Result<Jx
                 b"JXL " | b"ftyp" | b"jxll" => {
                     feed_box(name, content)?;
                 }
-                // There is one, in front of the codestream.
+                // The box exists, before the codestream.
                 b"jbrd" if restoring.is_none() => restoring = Some(content),
                 b"jxlc" | b"jxlp" => {
                     if let Some(jpeg) = restoring.filter(|_| !std::mem::replace(&mut has_begun, true))
                         && restores(jpeg, limits)?
                     {
                         feed_box(*b"jbrd", jpeg)?;
-                        // What restoring it asks for, wherever it stands.
+                        // The boxes that restoring needs, in any position.
                         for name in [*b"Exif", *b"xml "] {
                             if let Some(content) = metadata(bytes, name, limits)? {
                                 feed_box(name, &content)?;
@@ -312,7 +312,7 @@ fn content(bytes: &[u8], head: &Head, most: u64, limits: &Limits) -> Result<Cont
     }
     if is_whole && matches!(image.jpeg_reconstruction_status(), JpegReconstructionStatus::Available) {
         let mut jpeg = Output { bytes: Vec::new(), limits };
-        // The library panics at some files, and writes no picture of others. The picture is there all the same.
+        // The library panics at some files, and writes no JPEG for others. The picture can still be decoded.
         let gave_up = || Format::Jxl.broken("The decoder gave up on it.");
         let is_done = without_panic(gave_up, || Ok(image.reconstruct_jpeg(&mut jpeg).is_ok())) == Ok(true);
         if is_done && Jpeg::open(&jpeg.bytes, limits).is_ok_and(|jpeg| (jpeg.width, jpeg.height) == head.size) {
@@ -324,7 +324,7 @@ fn content(bytes: &[u8], head: &Head, most: u64, limits: &Limits) -> Result<Cont
     picture(bytes, image, head, is_whole, limits).map(Content::Picture)
 }
 
-/// A JPEG that is written, up to the length that a file may have.
+/// The restored JPEG, up to the maximum length of a file.
 struct Output<'a> {
     bytes: Vec<u8>,
     limits: &'a Limits,
@@ -345,7 +345,7 @@ impl Write for &mut Output<'_> {
     }
 }
 
-/// Refuses a picture that is put together of too many frames, each of which may be as large as the picture.
+/// Refuses a picture that is composed of too many frames, each of which may be as large as the picture.
 fn check_layers(image: &JxlImage, head: &Head) -> Result<()> {
     let frames = (0..image.num_loaded_frames()).filter_map(|index| image.frame(index));
     let pixels = frames.map(|frame| bytes_of((frame.header().width, frame.header().height), 1)).sum::<u64>();
@@ -372,7 +372,7 @@ fn picture(bytes: &[u8], mut image: JxlImage, head: &Head, is_whole: bool, limit
     let render = if is_whole { image.render_frame(0) } else { image.render_loading_frame() };
     let render = render.map_err(fail)?;
     let size = turned(head.size, head.orientation);
-    // Of what was rendered: a picture with a profile of its own may have been brought to another.
+    // The profile of the rendered picture: a picture with its own profile may have been converted to another.
     let profile = match image.rendered_cicp() {
         Some([primaries, transfer, ..]) => Profile::Codes { primaries: primaries.into(), transfer: transfer.into() },
         None => Profile::Icc(Cow::Owned(image.rendered_icc())),

@@ -1,7 +1,7 @@
-//! AV1 by rav1d, dav1d in Rust, on one thread of its own and without assembler.
+//! AV1 by rav1d, a port of dav1d to Rust, on a separate thread and without assembler.
 //!
-//! A fault in it would end the process: its functions are C's, which a panic can't leave. So it runs on a thread that stops
-//! at a panic for good ([`aside_at_risk`]).
+//! A panic in it would end the process, because its functions use the C calling convention. It therefore runs on a
+//! thread that stops permanently at a panic ([`aside_at_risk`]).
 
 use heifer_isobmff::ItemId;
 use heifer_isobmff::boxes::{ColorInfo, Property};
@@ -16,13 +16,13 @@ use crate::image::picture::Format;
 use crate::memory::Reserve;
 
 /// Bytes that the decoder takes for each pixel of a coded picture: planes of up to 16 bits without subsampling, twice
-/// where film grain is put on a copy, and its notes on blocks.
+/// if film grain is added to a copy, and its block data.
 pub(super) const CODED: u64 = 16;
 
-/// Frames that a still picture may be coded in: AV1 allows four layers.
+/// Maximum number of frames in a still picture: AV1 allows four layers.
 const MOST_FRAMES: usize = 4;
 
-/// Decodes one coded picture, as it is stored. `beside` is what the decoder may take.
+/// Decodes one coded picture, as stored. `beside` is the memory that the decoder may take.
 pub(super) fn decode(container: &Container, id: ItemId, beside: u64, limits: &Limits) -> Result<Box<dyn Coded>> {
     let format = container.format;
     let size = container.size(id)?;
@@ -50,14 +50,14 @@ pub(super) fn decode(container: &Container, id: ItemId, beside: u64, limits: &Li
     Ok(Box::new(Frame::new(picture, size, stated, format)?))
 }
 
-/// Frames in a sequence of OBUs (AV1, 5.3), without those that are shown again. None if a unit has no length.
+/// The number of frames in a sequence of OBUs (AV1, 5.3), without repeated frames. None if a unit has no length.
 fn frames(data: &[u8]) -> Option<usize> {
     let (mut at, mut frames) = (0, 0);
     while at < data.len() {
         let header = data[at];
         at += 1 + usize::from(header & 4 != 0);
         let length = if header & 2 == 0 {
-            // The last one may reach to the end.
+            // The last unit may extend to the end.
             data.len().checked_sub(at)?
         } else {
             let mut length = 0usize;
@@ -87,7 +87,7 @@ fn picture(data: &[u8], size: (u32, u32), format: Format) -> Result<Picture> {
     let mut settings = dav1d::Settings::new();
     settings.set_n_threads(1);
     settings.set_max_frame_delay(1);
-    // Frames may be larger than the picture by the block that they are filled up to.
+    // Frames may be larger than the picture, because they are padded to whole blocks.
     let side = |side: u32| u64::from(side) + 64;
     settings.set_frame_size_limit(u32::try_from(side(size.0) * side(size.1)).unwrap_or(u32::MAX));
     let mut decoder = dav1d::Decoder::with_settings(&settings).map_err(fail)?;
@@ -141,7 +141,7 @@ impl Samples {
         }
     }
 
-    /// A row's samples from a column on. Nothing beyond the plane's end.
+    /// A row's samples from a column on, up to the plane's end.
     fn row(&self, y: usize, from: usize) -> impl Iterator<Item = u16> {
         let bytes = self.plane.get(y.saturating_mul(self.stride)..).unwrap_or_default();
         let step = if self.wide { 2 } else { 1 };
@@ -156,7 +156,7 @@ impl Samples {
 }
 
 impl Frame {
-    /// `stated`: the container's matrix, primaries and range, which come before the stream's own.
+    /// `stated`: the container's matrix, primaries and range, which take precedence over the stream's own.
     fn new(picture: Picture, size: (u32, u32), stated: Option<(u16, u16, bool)>, format: Format) -> Result<Self> {
         let bits = picture.bits_per_component().map_or(8, |bits| bits.0 as u32);
         let is_grey = picture.pixel_layout() == PixelLayout::I400;
@@ -176,7 +176,7 @@ impl Frame {
             (matrix, 2, picture.color_range() == pixel::YUVRange::Full)
         };
         let (matrix, primaries, full_range) = stated.unwrap_or_else(own);
-        // Of grey, no matrix matters.
+        // Grey pictures need no matrix.
         let matrix = if is_grey { 2 } else { matrix };
         let colours = Colours::new(matrix, primaries, full_range, bits)
             .ok_or_else(|| format.unsupported(format!("Its colours are coded by matrix {matrix}.")))?;
@@ -199,7 +199,7 @@ impl Frame {
 }
 
 impl Chroma {
-    /// The chroma of a luma row: of half the rows, between the two nearest, 3 to 1, as libyuv does.
+    /// The chroma of a luma row: with half the rows, interpolated 3 to 1 between the two nearest, as in libyuv.
     fn row(&self, y: usize) -> Vec<[f32; 2]> {
         let row = |y: usize| {
             let (u, v) = (self.u.row(y, 0), self.v.row(y, 0));
@@ -214,7 +214,7 @@ impl Chroma {
     }
 }
 
-/// Three parts of one and one of the other.
+/// The mean of two samples, weighted 3 to 1.
 fn blend(near: [f32; 2], far: [f32; 2]) -> [f32; 2] {
     [0, 1].map(|plane| near[plane] * 0.75 + far[plane] * 0.25)
 }

@@ -12,13 +12,13 @@ use crate::image::limits::{Limits, bytes_of};
 use crate::image::picture::{Format, truncated};
 use crate::memory::Reserve;
 
-/// Bytes that the decoder takes for each pixel of a coded picture: planes of 16 bits before and after filtering, its notes
-/// on blocks, and RGBA.
+/// Bytes that the decoder takes for each pixel of a coded picture: planes of 16 bits before and after filtering, its
+/// block data, and RGBA.
 pub(super) const CODED: u64 = 40;
-/// A coded picture of more pixels takes longer than 0.1 s, and so a thread of its own.
+/// A coded picture with more pixels takes longer than 0.1 s, so it is decoded in a separate thread.
 const QUICK: u64 = 1 << 20;
 
-/// Decodes one coded picture, as it is stored. `beside` is what the decoder may take.
+/// Decodes one coded picture, as stored. `beside` is the memory that the decoder may take.
 pub(super) fn decode(container: &Container, id: ItemId, beside: u64, limits: &Limits) -> Result<Box<dyn Coded>> {
     let size = container.size(id)?;
     let image = if bytes_of(size, 1) <= QUICK {
