@@ -111,7 +111,7 @@ in_photo: relevance of the word to the photo; in_query: relevance of the word to
 model: model that computed the embedding; defaults to clip_search.model';
 COMMENT ON FUNCTION clip_prepare_words(text) IS 'Embeds the words that clip_relevance and clip_tags need, ahead of the first search; returns their number
 model: model that embeds them; defaults to clip_search.model';
-COMMENT ON FUNCTION clip_tags(vector, integer, text) IS 'Words for what a photo shows, the most relevant first
+COMMENT ON FUNCTION clip_tags(vector, integer, text) IS 'Words for the subject of a photo, the most relevant first
 k: number of words, whether relevant or not
 relevance: as returned by clip_relevance, up to rounding; a tag from 0.5 on is good
 model: model that computed the embedding; defaults to clip_search.model';
