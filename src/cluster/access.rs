@@ -151,7 +151,7 @@ impl Access {
     }
 
     /// # Errors
-    /// 55000 if the extension's objects are those of 0.2.0.
+    /// 55000 if the extension's objects come from 0.2.0.
     pub fn check_current(&self) -> SqlResult<()> {
         if !self.outdated {
             return Ok(());
@@ -163,7 +163,7 @@ impl Access {
         .set_hint("ALTER EXTENSION clip_search UPDATE;"))
     }
 
-    /// Whether the extension's objects are those of 0.2.0.
+    /// Whether the extension's objects come from 0.2.0.
     pub fn is_outdated(&self) -> bool {
         self.outdated
     }

@@ -231,7 +231,7 @@ impl Store {
         }
     }
 
-    /// Whether the extension's objects are those of a version without owners of collections.
+    /// Whether the extension's objects come from a version without owners of collections.
     pub fn is_outdated(&self) -> bool {
         self.relations[Table::Grant as usize].is_null()
     }

@@ -1,8 +1,8 @@
 //! Cancels, timeouts and shutdowns during the engine's work.
 //!
 //! The engine checks every few milliseconds, even within C code, which a panic must not unwind. PostgreSQL's error is
-//! therefore caught where it is raised, the engine returns an error of its own, and the caller raises PostgreSQL's
-//! error again.
+//! therefore caught where it is raised, the engine returns its own error, and the caller raises PostgreSQL's error
+//! again.
 #![allow(unsafe_code)]
 
 use std::any::Any;

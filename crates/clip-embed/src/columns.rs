@@ -57,7 +57,7 @@ enum Value {
 
 struct Column {
     name: String,
-    /// Counts values: a nested column has as many as its elements.
+    /// Counts values: a nested column has one per element.
     index: usize,
     sort: Sort,
 }
@@ -165,7 +165,7 @@ fn whole(file: &File, name: &str) -> Result<()> {
             .detail("Its footer is, which says what columns there are.")
             .hint("Write it without encryption, or as CSV."));
     }
-    // The length of the footer stands before the magic bytes.
+    // The length of the footer precedes the magic bytes.
     if length < 12 || last != MAGIC {
         return Err(Error::new(Kind::InvalidInput, format!("\"{name}\" is cut off"))
             .detail(format!("A Parquet file ends with \"PAR1\"; this one, of {length} bytes, does not."))

@@ -95,8 +95,8 @@ impl Output {
     /// Starts a file, or resumes one: complete rows stay, an incomplete last row is removed.
     ///
     /// # Errors
-    /// If another run is writing to it, it was made with other options than `made_by`, or is not an output of this
-    /// program.
+    /// If another run is writing to it, if it was written with options other than `made_by`, or if it is not an output
+    /// of this program.
     pub fn open(path: &Path, format: Format, key: Key, made_by: &Value) -> Result<Self> {
         let failed = |e: std::io::Error| failed(path, &e);
         if path == Path::new("-") {

@@ -1,4 +1,5 @@
-//! HEIC against pillow-heif's pixels (`tests/fixtures/heic.py`), grids as phones write them, and files that are cut or changed.
+//! Compares HEIC with pillow-heif's pixels (`tests/fixtures/heic.py`), with grids as phones write them, and decodes
+//! truncated and changed files.
 #![cfg(feature = "heic")]
 
 mod files;
@@ -92,7 +93,7 @@ fn what_nothing_stops_is_left_behind() {
     stopper.join().unwrap();
     assert!(result.is_err_and(|error| error.kind == Kind::Interrupted), "decoded in {took:?}");
     assert!(took < Duration::from_millis(400), "{took:?}");
-    // The next one waits for what was left behind, and comes out right.
+    // The next call waits for the abandoned thread, and succeeds.
     STOP.store(false, Ordering::Relaxed);
     assert!(decode(&file, &limits).unwrap().rgb == noise);
 }

@@ -1,8 +1,8 @@
-//! Allocations that fail: the n-th large one, for every n, over each format and function. The outcome is an error each
-//! time, never an abort, which would end this test's process.
+//! Failing allocations: the n-th large one, for every n, in each format and function. The result is always an error,
+//! never an abort, which would end this test's process.
 //!
-//! C's allocations are not seen by Rust's allocator; libjpeg-turbo returns an error for a failed one, and a limit on the
-//! address space tries that (`tests/embed/test_image_limits.py`).
+//! Rust's allocator does not see C's allocations; libjpeg-turbo returns an error for a failed allocation, which
+//! `tests/embed/test_image_limits.py` tests with a limit on the address space.
 #![allow(unsafe_code)]
 
 mod files;
@@ -17,11 +17,11 @@ use clip::image::thumbnail::{Format, thumbnail};
 use clip::image::{Limits, decode_for, to_tensor};
 use clip::memory::Allocator;
 
-/// From here on an allocation is large.
+/// The minimum size of a large allocation.
 const LARGE: usize = 64 << 10;
 
 thread_local! {
-    /// How many large allocations succeed before one fails; none fails at a negative number.
+    /// The number of large allocations that succeed before one fails; none fails if it is negative.
     static LEFT: Cell<i64> = const { Cell::new(-1) };
 }
 
@@ -41,7 +41,7 @@ impl Failing {
     }
 }
 
-// SAFETY: the system's allocator, but for calls that return null, as any call may.
+// SAFETY: the system's allocator, except for calls that return null, as any call may.
 unsafe impl GlobalAlloc for Failing {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's obligations are the system's.
@@ -99,7 +99,7 @@ fn every_failed_allocation_is_an_error() {
                 let failed = LEFT.replace(-1) < 0;
                 match result {
                     Ok(()) => {
-                        // Every allocation had its turn, and the last round had none to fail.
+                        // Every allocation has failed once, and in the last round none was left to fail.
                         assert!(!failed || name == "embed", "{} {name}: allocation {allowed} failed unseen", file.name);
                         break;
                     }

@@ -67,7 +67,7 @@ fn out_of_place(what: &str) -> ErrorReport {
 }
 
 /// # Safety
-/// The data must be those of a trigger that is being called.
+/// The data must belong to a trigger that is being called.
 unsafe fn run(data: &pg_sys::TriggerData, event: &TriggerEvent) -> SqlResult<pg_sys::HeapTuple> {
     // SAFETY: by the contract; the argument, if there is one, is a string.
     let (id, table, shape) = unsafe {

@@ -25,8 +25,8 @@ pub struct Group {
     effects: [f64; 2],
 }
 
-/// Measures the effect of each group with a graph that contains each product three times, mixed by gates: out = float32
-/// + gate · (int8 - float32) + gate · (blockwise - float32).
+/// Measures the effect of each group with a graph that contains each product three times, mixed by gates:
+/// out = float32 + gate · (int8 - float32) + gate · (blockwise - float32).
 pub fn measure(
     runtime: &Runtime,
     source: &Source,
