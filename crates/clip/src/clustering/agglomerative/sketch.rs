@@ -124,8 +124,8 @@ pub(super) fn sketch(vectors: ArrayView2<'_, f32>, basis: &Array2<f32>, clock: &
             skew += (dot(a, b) - unit).powi(2);
         }
     }
-    // With coordinates p that have the error e, remainder r = x - Qp and QᵀQ = I + E: x·y = px·py + rx·ry - px·ey -
-    // py·ex - px·E·py, and |r|² = |x|² - |p|² + 2 p·e + p·E·p.
+    // With coordinates p that have the error e, remainder r = x - Qp and QᵀQ = I + E:
+    // x·y = px·py + rx·ry - px·ey - py·ex - px·E·py, and |r|² = |x|² - |p|² + 2 p·e + p·E·p.
     let coordinates_off = (size as f64).sqrt() * product_error::<f32>(basis.nrows());
     let error = 2.0 * coordinates_off + skew.sqrt();
     let margin = (1.01 * error + product_error::<f32>(size + 2)).sqrt() as f32;

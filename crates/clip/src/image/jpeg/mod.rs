@@ -492,8 +492,8 @@ fn broken(reason: &str) -> Error {
     Error::new(Kind::InvalidInput, "JPEG image is broken").detail(format!("The decoder says: {reason}."))
 }
 
-/// Adobe stores CMYK inverted, and Pillow assumes this for every four-channel JPEG: with stored values, `r = k - (255 -
-/// c) * k / 255`, rounded as Pillow's `MULDIV255` rounds.
+/// Adobe stores CMYK inverted, and Pillow assumes this for every four-channel JPEG:
+/// with stored values, `r = k - (255 - c) * k / 255`, rounded as Pillow's `MULDIV255` rounds.
 pub(crate) fn cmyk_to_rgb(cmyk: &[u8], rgb: &mut [u8]) {
     for (to, &[c, m, y, k]) in rgb.as_chunks_mut::<3>().0.iter_mut().zip(cmyk.as_chunks::<4>().0) {
         *to = [c, m, y].map(|ink| {
