@@ -258,7 +258,6 @@ pub fn register() {
     );
     // SAFETY: PostgreSQL copies the name; called in _PG_init after every setting is defined.
     #[allow(unsafe_code)]
-    #[cfg(not(feature = "pg14"))]
     unsafe {
         pg_sys::MarkGUCPrefixReserved(c"clip_search".as_ptr());
     }

@@ -3,8 +3,8 @@
 //! The caller names the table, so everything runs with the caller's privileges: privileges on columns, policies, and
 //! the code that the owner has attached to the table, as in a SELECT that the caller writes.
 
-use clip::clustering::centroid::cosine;
 use clip::relevance::{CUT, relevance};
+use clip::vector::cosine;
 use clip::{Error, Kind};
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;

@@ -15,7 +15,8 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, quote_literal};
 
-use crate::cluster::tables::{Condition, Index, Sees, Store};
+use crate::cluster::columns::{grant, setting, sum};
+use crate::cluster::tables::{Condition, Index, Snapshot, Store};
 use crate::pg::error::{SqlResult, given, report, sql_error};
 use crate::pg::spi::spi;
 use crate::pg::text::Text;
@@ -106,27 +107,30 @@ impl Access {
             has_clusters: false,
             outdated: store.is_outdated(),
         };
-        let by_name = [Condition::TextIs(1, name)];
-        store.scan(Sees::Settled, Index::SettingName, &by_name, |row| {
+        let by_name = [Condition::TextIs(setting::NAME, name)];
+        store.scan(Snapshot::Latest, Index::SettingName, &by_name, |row| {
             access.has_settings = true;
-            access.owner_of_members = row.oid(5).and_then(owner_of_table);
+            access.owner_of_members = row.oid(setting::MEMBERS).and_then(owner_of_table);
             false
         });
         if !access.has_settings {
-            store.scan(Sees::Everything, Index::SettingName, &by_name, |row| {
+            store.scan(Snapshot::Dirty, Index::SettingName, &by_name, |row| {
                 if row.inserting {
-                    access.pending.extend(row.oid(5).and_then(owner_of_table));
+                    access.pending.extend(row.oid(setting::MEMBERS).and_then(owner_of_table));
                 }
                 true
             });
-            store.scan(Sees::Everything, Index::SumCollection, &by_name, |_| {
+            store.scan(Snapshot::Dirty, Index::SumCollection, &[Condition::TextIs(sum::COLLECTION, name)], |_| {
                 access.has_clusters = true;
                 false
             });
         }
+        let by_name = [Condition::TextIs(grant::COLLECTION, name)];
         // After the clusters: the owner of a new collection is written before its first cluster.
-        store.scan(Sees::Everything, Index::GrantCollection, &by_name, |row| {
-            let (Some(role), Some(privilege)) = (row.oid(2), row.text(3)) else { return true };
+        store.scan(Snapshot::Dirty, Index::GrantCollection, &by_name, |row| {
+            let (Some(role), Some(privilege)) = (row.oid(grant::GRANTEE), row.text(grant::PRIVILEGE)) else {
+                return true;
+            };
             match (privilege.as_str(), row.inserting) {
                 ("owner", true) => access.pending.push(role),
                 ("owner", false) => access.founders.push(role),
@@ -135,10 +139,12 @@ impl Access {
             }
             true
         });
-        // A scan that sees uncommitted rows may miss a row that is being replaced.
+        // A dirty scan may miss a row that is being replaced.
         if access.founders.is_empty() && access.has_settings && access.owner_of_members.is_none() {
-            store.scan(Sees::Settled, Index::GrantCollection, &by_name, |row| {
-                access.founders.extend(row.oid(2).filter(|_| row.text(3).as_deref() == Some("owner")));
+            store.scan(Snapshot::Latest, Index::GrantCollection, &by_name, |row| {
+                access
+                    .founders
+                    .extend(row.oid(grant::GRANTEE).filter(|_| row.text(grant::PRIVILEGE).as_deref() == Some("owner")));
                 true
             });
         }

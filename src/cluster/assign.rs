@@ -5,19 +5,20 @@
 //! other transactions have created and not committed yet, and a vector joins them like any other: if the transaction
 //! that created the cluster rolls back, the cluster consists of the members that joined. A lock keeps two transactions
 //! from creating the same cluster concurrently. It is held while one of them searches again and writes its row
-//! ([`Store::lock_shortly`]), not to the end of the transaction.
+//! ([`Store::lock_briefly`]), not to the end of the transaction.
 
-use clip::clustering::centroid::{ROUNDING, l2_normalize};
+use clip::vector::{ROUNDING, l2_normalize};
 use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
 use crate::cluster::access::{Access, DEFAULT_COLLECTION, Privilege, add_owner, check_name};
 use crate::cluster::collection::Collection;
+use crate::cluster::columns::sum;
 use crate::cluster::maintenance::{RECENT, fold, forget, pack, tidy};
 use crate::cluster::search::{Cluster, Search};
 use crate::cluster::statements;
-use crate::cluster::tables::{Condition, Index, Sees, Store};
+use crate::cluster::tables::{Condition, Index, Snapshot, Store};
 use crate::model::loaded;
 use crate::pg::citus;
 use crate::pg::error::{SqlResult, report, warn};
@@ -55,7 +56,7 @@ pub fn assign(embedding: Vector, collection: &str, role: pg_sys::Oid) -> SqlResu
     let model = loaded::model_of(&embedding.0);
     let Vector(mut member) = embedding;
     l2_normalize(&mut member).map_err(report)?;
-    store.hold(collection);
+    store.lock_shared(collection);
     // While this call waited for the lock, the collection may have been dropped and another one created.
     Access::find(&store, collection).check_assign(role)?;
     let collection = Collection::find(&store, collection)?;
@@ -65,14 +66,14 @@ pub fn assign(embedding: Vector, collection: &str, role: pg_sys::Oid) -> SqlResu
         claim(client, &store, &collection.name, role)?;
         // Under the short lock, because a row is written shortly after it gets its sequence number.
         let sequence_number = {
-            let _lock = store.lock_shortly(&collection.name, false);
+            let _lock = store.lock_briefly(&collection.name, false);
             statements::last_id(client)?
         };
         let joins = |found: &Cluster| found.alive() && found.cosine + ROUNDING >= collection.threshold;
         let near = search.nearest(0).filter(joins).map(|found| found.id);
         let mut joined = None;
         if let Some(id) = near {
-            let _lock = store.lock_shortly(&collection.name, false);
+            let _lock = store.lock_briefly(&collection.name, false);
             // The cluster may have moved or vanished since the search. Clusters that may still be rolled back are
             // joined below.
             joined = search.look_up(id).filter(|cluster| joins(cluster) && cluster.settled);
@@ -84,7 +85,7 @@ pub fn assign(embedding: Vector, collection: &str, role: pg_sys::Oid) -> SqlResu
         let cluster = match joined {
             Some(found) => found,
             None => {
-                let _lock = store.lock_shortly(&collection.name, true);
+                let _lock = store.lock_briefly(&collection.name, true);
                 // The previous holder of the lock has written its rows. The first search can have missed only rows that
                 // were written after it.
                 let found = match near {
@@ -121,7 +122,7 @@ fn claim(client: &mut SpiClient<'_>, store: &Store, collection: &str, role: pg_s
         // The collection may have got an owner since the caller checked.
         return access.check_assign(role);
     }
-    let _lock = store.lock_shortly(collection, true);
+    let _lock = store.lock_briefly(collection, true);
     let access = Access::find(store, collection);
     access.check_assign(role)?;
     if access.wants_owner() {
@@ -172,7 +173,7 @@ pub fn leave(id: i64, embedding: Vector, only: Option<&str>, role: Option<pg_sys
     }
     let check = || role.map_or(Ok(()), |role| Access::find(&store, &name).check(role, Privilege::Assign));
     check()?;
-    store.hold(&name);
+    store.lock_shared(&name);
     check()?;
     let collection = Collection::find(&store, &name)?;
     if only.is_some() && collection.dimensions.is_some_and(|known| known as usize != member.len()) {
@@ -182,7 +183,7 @@ pub fn leave(id: i64, embedding: Vector, only: Option<&str>, role: Option<pg_sys
     Spi::connect_mut(|client| {
         let search = Search::new(&store, &collection, &member);
         let left = {
-            let _lock = store.lock_shortly(&name, false);
+            let _lock = store.lock_briefly(&name, false);
             let Some(cluster) = search.look_up(id).filter(Cluster::alive) else { return Ok(false) };
             if !cluster.sum.may_hold(&member) {
                 let error = Error::new(Kind::InvalidInput, format!("the vector is not a member of cluster {id}"))
@@ -213,9 +214,9 @@ pub fn leave(id: i64, embedding: Vector, only: Option<&str>, role: Option<pg_sys
 /// The collection that a cluster belongs to.
 fn collection_of(store: &Store, id: i64) -> Option<String> {
     let mut name = None;
-    for sees in [Sees::Everything, Sees::Settled] {
-        store.scan(sees, Index::SumCluster, &[Condition::BigintIs(2, id)], |row| {
-            name = row.text(1);
+    for snapshot in [Snapshot::Dirty, Snapshot::Latest] {
+        store.scan(snapshot, Index::SumCluster, &[Condition::BigintIs(sum::CLUSTER, id)], |row| {
+            name = row.text(sum::COLLECTION);
             false
         });
         if name.is_some() {

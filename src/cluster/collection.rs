@@ -8,8 +8,9 @@ use pgrx::spi::SpiClient;
 use crate::cluster::access::{
     Access, DEFAULT_COLLECTION, add_owner, check_name, own_collection, replace_owners, role_named, unknown,
 };
+use crate::cluster::columns::{setting, sum};
 use crate::cluster::members::{check_column, primary_key, refuse_citus};
-use crate::cluster::tables::{Condition, Index, Sees, Store};
+use crate::cluster::tables::{Condition, Index, Snapshot, Store};
 use crate::guc;
 use crate::model::loaded;
 use crate::pg::catalog::Table;
@@ -35,22 +36,22 @@ impl Collection {
         check_name(name)?;
         let mut known =
             Self { name: name.to_owned(), dimensions: None, threshold: guc::cluster_threshold(), model: None };
-        store.scan(Sees::Everything, Index::SettingName, &[Condition::TextIs(1, name)], |row| {
+        store.scan(Snapshot::Dirty, Index::SettingName, &[Condition::TextIs(setting::NAME, name)], |row| {
             if row.inserting {
                 return true; // not a collection yet
             }
-            known.dimensions = row.integer(2);
-            known.threshold = row.double(3).unwrap_or(known.threshold);
-            known.model = row.text(4);
+            known.dimensions = row.integer(setting::DIMENSIONS);
+            known.threshold = row.double(setting::THRESHOLD).unwrap_or(known.threshold);
+            known.model = row.text(setting::MODEL);
             false
         });
-        for sees in [Sees::Everything, Sees::Settled] {
+        for snapshot in [Snapshot::Dirty, Snapshot::Latest] {
             if known.dimensions.is_some() && known.model.is_some() {
                 break;
             }
-            store.scan(sees, Index::SumCollection, &[Condition::TextIs(1, name)], |row| {
-                known.dimensions = known.dimensions.or_else(|| row.vector(4).map(|sum| sum.len() as i32));
-                known.model = known.model.take().or_else(|| row.text(7));
+            store.scan(snapshot, Index::SumCollection, &[Condition::TextIs(sum::COLLECTION, name)], |row| {
+                known.dimensions = known.dimensions.or_else(|| row.vector(sum::SUM).map(|sum| sum.len() as i32));
+                known.model = known.model.take().or_else(|| row.text(sum::MODEL));
                 false
             });
         }
@@ -135,7 +136,7 @@ fn clip_create_collection(
     }
     let members = members.map(|Regclass(oid)| owned_members(oid, role)).transpose()?;
     let _user_context = UserContext::of_extension();
-    let _lock = store.lock_shortly(collection, true);
+    let _lock = store.lock_briefly(collection, true);
     Spi::connect_mut(|client| {
         // Another session may have created it in the meantime.
         let access = Access::find(&store, collection);
@@ -305,7 +306,7 @@ fn clip_drop_collection(collection: Text<'_>) -> SqlResult<()> {
     own_collection(&store, collection)?;
     let role = current_role();
     let _user_context = UserContext::of_extension();
-    store.take(collection, true);
+    store.lock_exclusive(collection, true);
     // While this call waited for the lock, the collection may have been dropped and another one created.
     let access = Access::find(&store, collection);
     access.check_owner(role)?;

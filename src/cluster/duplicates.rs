@@ -1,8 +1,8 @@
 //! Members that nearly equal an earlier member.
 
 use clip::clustering::agglomerative::{Linkage, agglomerate};
-use clip::clustering::centroid::{ROUNDING, cosine};
 use clip::clustering::regroup::Rows;
+use clip::vector::{ROUNDING, cosine};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 

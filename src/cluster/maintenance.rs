@@ -8,9 +8,11 @@ use clip::clustering::centroid::Sum;
 use pgrx::spi::SpiClient;
 
 use crate::cluster::collection::Collection;
-use crate::cluster::search::{Cluster, DRIFT, LEFT_OVER, Packed, Search, remember_merged, with_coder};
+use crate::cluster::columns::sum;
+use crate::cluster::search::{Cluster, MAX_CODE_DRIFT, Search};
+use crate::cluster::session_state::{MAX_LEFT_OVER, Packed, remember_merged, with_coder};
 use crate::cluster::statements;
-use crate::cluster::tables::{Condition, Index, Sees, Store};
+use crate::cluster::tables::{Condition, Index, Snapshot, Store};
 use crate::pg::error::SqlResult;
 use crate::pg::subtransaction::attempt;
 use crate::pg::transaction::{Isolation, isolation};
@@ -48,7 +50,7 @@ pub fn tidy(work: impl FnOnce() -> SqlResult<()>) -> SqlResult<()> {
 /// Deletes a cluster that has no members left, unless another transaction is using it.
 pub fn forget(client: &mut SpiClient<'_>, store: &Store, search: &Search<'_>, id: i64) -> SqlResult<()> {
     // The lock keeps other sessions from joining during the check.
-    let _lock = store.lock_shortly(&search.collection.name, true);
+    let _lock = store.lock_briefly(&search.collection.name, true);
     let Some(cluster) = search.look_up(id).filter(|cluster| !cluster.alive()) else { return Ok(()) };
     let sums = statements::lock_sums(client, id)?;
     let changes = statements::lock_changes(client, store, id)?;
@@ -94,11 +96,11 @@ pub fn fold(client: &mut SpiClient<'_>, store: &Store, collection: &Collection, 
                 let (high, _) = total.split();
                 let now = with_coder(dimensions, |coder| coder.encode(&high));
                 let then = binary_code::from_bytes(bytes)?;
-                (binary_code::distance(&now, &then) <= DRIFT).then_some(bytes)
+                (binary_code::distance(&now, &then) <= MAX_CODE_DRIFT).then_some(bytes)
             });
             {
                 // A row without a code gets a sequence number.
-                let _lock = (kept.code.is_some() && code.is_none()).then(|| store.lock_shortly(&collection.name, true));
+                let _lock = (kept.code.is_some() && code.is_none()).then(|| store.lock_briefly(&collection.name, true));
                 statements::replace(client, kept, &total, code)?;
             }
             statements::delete_sums(client, &sums[1..])?;
@@ -132,15 +134,15 @@ pub fn pack(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) 
         statements::block(client, &collection.name, block)?;
     }
     // Sums up to that number that still have no code: rows that other transactions have locked.
-    let lock = store.lock_shortly(&collection.name, false);
+    let lock = store.lock_briefly(&collection.name, false);
     let mut left_over = Vec::new();
-    for sees in [Sees::Everything, Sees::Settled] {
-        store.scan(sees, Index::SumRecent, &[Condition::TextIs(1, &collection.name)], |row| {
-            let before = row.bigint(10) <= last;
+    for snapshot in [Snapshot::Dirty, Snapshot::Latest] {
+        store.scan(snapshot, Index::SumRecent, &[Condition::TextIs(sum::COLLECTION, &collection.name)], |row| {
+            let before = row.bigint(sum::SEQUENCE_NUMBER) <= last;
             if before {
-                left_over.push(row.bigint(2));
+                left_over.push(row.bigint(sum::CLUSTER));
             }
-            before && left_over.len() <= 4 * LEFT_OVER
+            before && left_over.len() <= 4 * MAX_LEFT_OVER
         });
     }
     left_over.sort_unstable();
@@ -178,7 +180,7 @@ pub fn thin(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) 
         // Other transactions have locked some of them. A later call dissolves the block.
         if sums.len() == used {
             // Sequence numbers are drawn, and their rows written, before another session can look for newer numbers.
-            let _lock = store.lock_shortly(&collection.name, true);
+            let _lock = store.lock_briefly(&collection.name, true);
             statements::dissolve(client, &block, &sums)?;
         }
     }

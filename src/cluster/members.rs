@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use clip::clustering::agglomerative::Progress;
-use clip::clustering::centroid::l2_normalize;
 use clip::clustering::regroup::Rows;
+use clip::vector::l2_normalize;
 use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, SpiCursor, SpiHeapTupleData, quote_identifier};
@@ -178,7 +178,7 @@ impl Members {
         if table.has_policies_for_caller() || table.kind == pg_sys::RELKIND_VIEW {
             return Err(sql_error(
                 PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-                format!("{} decides row by row what {} sees", table.shown(), role_name(current_role())),
+                format!("{} decides row by row what {} snapshot", table.shown(), role_name(current_role())),
             )
             .set_detail("Its row-level security policies, or the view's query, are code of its owner.")
             .set_hint(format!(

@@ -9,7 +9,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, SpiTupleTable};
 
-use crate::cluster::search::merged_up_to;
+use crate::cluster::session_state::merged_up_to;
 use crate::cluster::tables::Store;
 use crate::pg::error::{SqlResult, report};
 use crate::pg::spi::{get, run, spi};

@@ -61,19 +61,19 @@ const COLUMNS: usize = 11;
 
 /// Which rows a scan sees.
 #[derive(Clone, Copy)]
-pub enum Sees<'a> {
+pub enum Snapshot<'a> {
     /// Committed rows, this transaction's own, and rows that other transactions are writing.
-    Everything,
+    Dirty,
     /// Committed rows and this transaction's own, as of the beginning of the scan.
-    Settled,
+    Latest,
     /// Committed rows and this transaction's own, with one snapshot for several scans.
-    At(&'a Moment),
+    Registered(&'a RegisteredSnapshot),
 }
 
 /// A snapshot of the currently committed rows, regardless of the transaction's own snapshot.
-pub struct Moment(pg_sys::Snapshot);
+pub struct RegisteredSnapshot(pg_sys::Snapshot);
 
-impl Moment {
+impl RegisteredSnapshot {
     pub fn now() -> Self {
         // SAFETY: the snapshot is copied and registered; after an error it is released with the resources of the
         // transaction.
@@ -81,13 +81,13 @@ impl Moment {
     }
 
     /// Whether a (sub)transaction was in progress when the snapshot was taken.
-    pub fn is_under_way(&self, writer: pg_sys::TransactionId) -> bool {
+    pub fn is_in_progress(&self, transaction: pg_sys::TransactionId) -> bool {
         // SAFETY: the snapshot is registered.
-        unsafe { pg_sys::XidInMVCCSnapshot(writer, self.0) }
+        unsafe { pg_sys::XidInMVCCSnapshot(transaction, self.0) }
     }
 }
 
-impl Drop for Moment {
+impl Drop for RegisteredSnapshot {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             // SAFETY: registered by `now`.
@@ -98,11 +98,11 @@ impl Drop for Moment {
 
 /// A condition on a column, counted from 1 as PostgreSQL does.
 pub enum Condition<'a> {
-    TextIs(i16, &'a str),
-    BigintIs(i16, i64),
-    BigintOver(i16, i64),
+    TextIs(usize, &'a str),
+    BigintIs(usize, i64),
+    BigintOver(usize, i64),
     /// One of several values; the index is searched for each in turn.
-    BigintIn(i16, &'a [i64]),
+    BigintIn(usize, &'a [i64]),
 }
 
 /// The current row of a scan.
@@ -114,7 +114,7 @@ pub struct Row {
     /// Another transaction has deleted or replaced it and not ended yet.
     pub deleting: bool,
     /// The (sub)transaction that has written it.
-    pub writer: pg_sys::TransactionId,
+    pub xmin: pg_sys::TransactionId,
     /// The row is a newer version, written by an UPDATE.
     pub replaces: bool,
 }
@@ -238,13 +238,13 @@ impl Store {
 
     /// Visits the rows that meet all conditions, in the order of the index. The visitor returns whether to continue.
     ///
-    /// A scan with `Sees::Everything` may miss a row that another transaction replaces and commits at that moment: the
+    /// A scan with `Snapshot::Dirty` may miss a row that another transaction replaces and commits at that moment: the
     /// index page was read before the new row was entered there, and the old row is dead when the scan reaches it. A
-    /// scan with `Sees::Settled` that begins later sees the new row. A caller that must not miss a row that can be
+    /// scan with `Snapshot::Latest` that begins later sees the new row. A caller that must not miss a row that can be
     /// replaced does both, in this order.
     pub fn scan(
         &self,
-        sees: Sees<'_>,
+        snapshot: Snapshot<'_>,
         index: Index,
         conditions: &[Condition<'_>],
         mut visit: impl FnMut(&Row) -> bool,
@@ -259,9 +259,9 @@ impl Store {
         // arrays have at least as many places as the table has columns. If the visitor panics, the transaction fails,
         // and its resources, including the scan, are released.
         unsafe {
-            let latest = matches!(sees, Sees::Settled).then(Moment::now);
-            let snapshot = match (sees, &latest) {
-                (Sees::At(moment), _) | (_, Some(moment)) => moment.0,
+            let latest = matches!(snapshot, Snapshot::Latest).then(RegisteredSnapshot::now);
+            let snapshot = match (snapshot, &latest) {
+                (Snapshot::Registered(registered), _) | (_, Some(registered)) => registered.0,
                 _ => &raw mut dirty,
             };
             let index = self.indexes[index as usize];
@@ -275,7 +275,7 @@ impl Store {
                 nulls: [true; COLUMNS],
                 inserting: false,
                 deleting: false,
-                writer: pg_sys::InvalidTransactionId,
+                xmin: pg_sys::InvalidTransactionId,
                 replaces: false,
             };
             loop {
@@ -285,7 +285,7 @@ impl Store {
                 }
                 row.inserting = dirty.xmin != pg_sys::InvalidTransactionId;
                 row.deleting = dirty.xmax != pg_sys::InvalidTransactionId;
-                row.writer = (*(*tuple).t_data).t_choice.t_heap.t_xmin;
+                row.xmin = (*(*tuple).t_data).t_choice.t_heap.t_xmin;
                 row.replaces = u32::from((*(*tuple).t_data).t_infomask) & pg_sys::HEAP_UPDATED != 0;
                 pg_sys::heap_deform_tuple(tuple, description, row.values.as_mut_ptr(), row.nulls.as_mut_ptr());
                 if !visit(&row) {
@@ -297,17 +297,17 @@ impl Store {
     }
 
     /// Keeps the collection from being dropped or regrouped until the transaction ends.
-    pub fn hold(&self, collection: &str) {
+    pub fn lock_shared(&self, collection: &str) {
         self.lock(collection, Purpose::Hold, pg_sys::RowExclusiveLock, true);
     }
 
     /// Gives this transaction exclusive use of the collection until it ends; waits for transactions that hold it.
     /// Without `wait`, it returns immediately whether it has succeeded.
-    pub fn take(&self, collection: &str, wait: bool) -> bool {
+    pub fn lock_exclusive(&self, collection: &str, wait: bool) -> bool {
         self.lock(collection, Purpose::Hold, pg_sys::AccessExclusiveLock, wait)
     }
 
-    /// Locks a table against writers, and the collection as [`Store::take`] does, if both locks are available
+    /// Locks a table against writers, and the collection as [`Store::lock_exclusive`] does, if both locks are available
     /// immediately.
     pub fn try_lock(&self, table: pg_sys::Oid, collection: &str) -> bool {
         let mode = pg_sys::ShareRowExclusiveLock as i32;
@@ -316,7 +316,7 @@ impl Store {
             if !pg_sys::ConditionalLockRelationOid(table, mode) {
                 return false;
             }
-            if !self.take(collection, false) {
+            if !self.lock_exclusive(collection, false) {
                 pg_sys::UnlockRelationOid(table, mode);
                 return false;
             }
@@ -328,15 +328,15 @@ impl Store {
     pub fn lock_members(&self, table: pg_sys::Oid, collection: &str) {
         // SAFETY: the table exists; the lock is held to the end of the transaction.
         unsafe { pg_sys::LockRelationOid(table, pg_sys::ShareRowExclusiveLock as i32) };
-        self.take(collection, true);
+        self.lock_exclusive(collection, true);
     }
 
     /// Keeps other sessions from creating clusters in the collection during the guard's lifetime; `exclusive` also
     /// keeps them from joining. Its holder waits for no other lock, so it can't be part of a deadlock.
-    pub fn lock_shortly(&self, collection: &str, exclusive: bool) -> ShortLock {
+    pub fn lock_briefly(&self, collection: &str, exclusive: bool) -> BriefLock {
         let mode = if exclusive { pg_sys::ExclusiveLock } else { pg_sys::ShareLock };
         self.lock(collection, Purpose::Short, mode, true);
-        ShortLock { tag: self.tag(collection, Purpose::Short), mode: mode as i32 }
+        BriefLock { tag: self.tag(collection, Purpose::Short), mode: mode as i32 }
     }
 
     fn lock(&self, collection: &str, purpose: Purpose, mode: u32, wait: bool) -> bool {
@@ -382,16 +382,16 @@ enum Purpose {
 }
 
 /// A lock that lasts for the lifetime of this value, not of the transaction.
-pub struct ShortLock {
+pub struct BriefLock {
     tag: pg_sys::LOCKTAG,
     mode: i32,
 }
 
-impl Drop for ShortLock {
+impl Drop for BriefLock {
     fn drop(&mut self) {
         // After an error the lock is released with the (sub)transaction.
         if !std::thread::panicking() {
-            // SAFETY: taken by `lock_shortly` in this mode.
+            // SAFETY: taken by `lock_briefly` in this mode.
             unsafe { pg_sys::LockRelease(&raw const self.tag, self.mode, false) };
         }
     }
@@ -417,7 +417,7 @@ fn scan_key(condition: &Condition<'_>) -> pg_sys::ScanKeyData {
     // SAFETY: it fills the key; the functions are PostgreSQL's own for the columns' types.
     unsafe {
         let argument = argument.expect("a text and a number have datums");
-        pg_sys::ScanKeyInit(&raw mut key, column, strategy as u16, function.into(), argument);
+        pg_sys::ScanKeyInit(&raw mut key, column as i16, strategy as u16, function.into(), argument);
     }
     if let Condition::BigintIn(..) = condition {
         key.sk_flags = pg_sys::SK_SEARCHARRAY as i32;

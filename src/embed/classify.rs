@@ -1,8 +1,8 @@
 //! Zero-shot classification.
 
-use clip::clustering::centroid::l2_normalize;
 use clip::embedder::logits;
 use clip::memory::Reserve;
+use clip::vector::l2_normalize;
 use clip::{Error, Kind};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;

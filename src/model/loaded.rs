@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clip::Error;
-use clip::clustering::centroid::cosine;
 use clip::embedder::Embedder;
 use clip::embedder::logits::{self, Logits};
 use clip::image::Limits;
 use clip::model::Model;
 use clip::stats::Figures;
+use clip::vector::cosine;
 use lru::LruCache;
 
 use crate::guc;

@@ -1,4 +1,4 @@
-//! Code that any extension in Rust could use: it contains nothing specific to CLIP, clusters or watches.
+//! PostgreSQL's interfaces for the other modules: errors, privileges, tables, vectors, transactions.
 
 mod analyzed;
 pub mod call_site;

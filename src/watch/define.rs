@@ -1,7 +1,8 @@
 //! clip_watch.
 //!
-//! A watch is a row of clip_search.watch_setting and three triggers on the table, whose argument is the row's id.
-//! The triggers are in `trigger`, what embeds queued rows in `rows`, the background worker in `worker`.
+//! A watch is a row of clip_search.watch_setting and triggers on the table, whose argument is the row's id: three, a
+//! fourth on a partitioned table, and one on each partition. The triggers are in `trigger`; `work` embeds queued rows, and
+//! `worker` is the background worker.
 
 use clip::{Error, Kind};
 use pgrx::datum::DatumWithOid;
@@ -271,7 +272,7 @@ fn store_setting(
         }
         // Where the embeddings or the clusters' ids had been dropped, no row is in a cluster any more.
         if let Some(collection) = known.filter(|_| !added.columns.is_empty()) {
-            store.take(collection, true);
+            store.lock_exclusive(collection, true);
             statements::clear(client, collection)?;
         }
         let bound = match (&collection, cluster) {

@@ -29,7 +29,7 @@ pub fn forget_dropped(client: &mut SpiClient<'_>, store: &Store) -> SqlResult<()
         .collect::<SqlResult<Vec<_>>>()?;
     for (watch, collection) in gone {
         if let Some(collection) = &collection {
-            if !store.take(collection, false) {
+            if !store.lock_exclusive(collection, false) {
                 continue;
             }
             statements::clear_latest(collection)?;
@@ -46,7 +46,7 @@ pub fn forget_dropped(client: &mut SpiClient<'_>, store: &Store) -> SqlResult<()
         .map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default()))
         .collect::<SqlResult<Vec<_>>>()?;
     for collection in gone {
-        if store.take(&collection, false) {
+        if store.lock_exclusive(&collection, false) {
             statements::clear_latest(&collection)?;
             drop_whole(client, store, &collection)?;
         }

@@ -1,6 +1,6 @@
 //! The source of a row's embedding: an image, a text, or the mean of both.
 
-use clip::clustering::centroid::l2_normalize;
+use clip::vector::l2_normalize;
 use clip::{Error, Kind};
 
 use crate::model::loaded;

@@ -170,8 +170,8 @@ fn swap_columns(client: &mut SpiClient<'_>, table: &Table, watch: &Watch, next: 
 fn swap_settings(store: &Store, watch: &Watch, next: &Watch) -> SqlResult<()> {
     let names = watch.collection.as_deref().zip(next.collection.as_deref());
     if let Some((old, new)) = names {
-        store.take(old, true);
-        store.take(new, true);
+        store.lock_exclusive(old, true);
+        store.lock_exclusive(new, true);
     }
     Spi::connect_mut(|client| {
         let run = |client: &mut SpiClient<'_>, query: &str| {

@@ -126,7 +126,7 @@ pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
     }
     if let Some(name) = watch.collection.as_deref().filter(|_| collection && drops) {
         let _user_context = UserContext::of_extension();
-        store.take(name, true);
+        store.lock_exclusive(name, true);
         Spi::connect_mut(|client| drop_rows(client, name))?;
         pgrx::notice!("clip_search: collection \"{name}\" is dropped");
     }

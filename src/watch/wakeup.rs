@@ -11,8 +11,9 @@ use pgrx::shmem::PGRXSharedMemory;
 
 use crate::pg::transaction;
 
-/// Maximum number of workers; max_worker_processes is 8 by default.
-const DATABASES: usize = 64;
+/// Maximum number of databases with a worker; further databases take turns with them, as when max_worker_processes (8
+/// by default) is reached.
+pub const DATABASES: usize = 64;
 /// Maximum number of a database's watches that come last because they have ended a worker; a new one replaces the one
 /// that expires first.
 const SUSPECTS: usize = 8;

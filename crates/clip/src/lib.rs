@@ -10,6 +10,7 @@
 //! | [`embedder`] | the complete path; from cosines to probabilities |
 //! | [`query`] | queries of several terms, diversity |
 //! | [`relevance`] | how certainly a photo shows the subject of a text, compared with a background of words; tags |
+//! | [`vector`] | unit vectors, cosines |
 //! | [`memory`] | allocations that fail with an error instead of ending the process |
 //! | [`stats`] | counters of embedders, for each model |
 //! | [`clustering`] | centroids, binary codes, agglomerative clustering |
@@ -24,5 +25,7 @@ pub mod query;
 pub mod relevance;
 pub mod stats;
 pub mod text;
+mod threads;
+pub mod vector;
 
 pub use error::{Error, Kind, Result, Setting, without_panic};

@@ -1,7 +1,7 @@
 //! Queries of several terms, and diverse results.
 
-use crate::clustering::centroid::{cosine, l2_normalize};
 use crate::error::{Error, Kind, Result};
+use crate::vector::{cosine, l2_normalize};
 
 /// A sum that is shorter than this, relative to the sum of the weights' absolute values, is noise: rounding the terms
 /// to single precision turns its direction by 6e-8 divided by this length, which is a cosine of 0.9999998 here and

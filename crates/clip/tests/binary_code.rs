@@ -5,8 +5,8 @@ use std::path::Path;
 
 use clip::clustering::binary_code::{BLOCK, BYTES, Block, Candidate, Entry};
 use clip::clustering::binary_code::{Coder, distance, from_bytes, to_bytes, unpack};
-use clip::clustering::centroid::l2_normalize;
 use clip::clustering::likelihood::Likelihood;
+use clip::vector::l2_normalize;
 use serde_json::Value;
 
 fn golden() -> Value {

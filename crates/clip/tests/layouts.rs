@@ -4,11 +4,11 @@
 use std::path::{Path, PathBuf};
 
 use clip::Kind;
-use clip::clustering::centroid::cosine;
 use clip::embedder::Embedder;
 use clip::embedder::logits::Logits;
 use clip::image::Limits;
 use clip::model::Model;
+use clip::vector::cosine;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::Value;

@@ -94,7 +94,7 @@ pub(super) fn after_truncate(plan: &Plan) -> SqlResult<()> {
     run_on_latest(FORGET_FAILURES, &[plan.watch.id.into()])?;
     if let Some(collection) = &plan.watch.collection {
         let store = Store::open(c"TRUNCATE");
-        store.take(collection, true);
+        store.lock_exclusive(collection, true);
         statements::clear_latest(collection)?;
     }
     Ok(())

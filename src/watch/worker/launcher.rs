@@ -10,7 +10,7 @@ use pgrx::bgworkers::{
 use pgrx::prelude::*;
 
 use crate::guc;
-use crate::watch::wakeup::{self, SHARED, Slot, now, slot};
+use crate::watch::wakeup::{self, DATABASES, SHARED, Slot, now, slot};
 use crate::watch::worker::NAP;
 use crate::watch::worker::process::{attach_signals, database_is_being_dropped_or_copied, reload, transaction};
 
@@ -151,23 +151,23 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
                 .set_restart_time(None)
                 .set_notify_pid(me)
                 .enable_spi_access();
-            match place.then(|| started.load_dynamic()) {
+            let why = match place.then(|| started.load_dynamic()) {
                 Some(Ok(worker)) => {
                     workers.insert(database, worker);
                     served.insert(database, Instant::now());
+                    continue;
                 }
-                _ => {
-                    crowded = true;
-                    refused.insert(database, Instant::now());
-                    soonest = soonest.min(PAUSE);
-                    if complained.is_none_or(|since| since.elapsed() >= RESCAN) {
-                        complained = Some(Instant::now());
-                        pgrx::warning!(
-                            "clip_search: no worker for database {database} could be started, so databases take turns: \
-                             max_worker_processes is too low"
-                        );
-                    }
-                }
+                Some(Err(_)) => "max_worker_processes is too low".to_owned(),
+                None => format!("{DATABASES} databases have one, and no more can"),
+            };
+            crowded = true;
+            refused.insert(database, Instant::now());
+            soonest = soonest.min(PAUSE);
+            if complained.is_none_or(|since| since.elapsed() >= RESCAN) {
+                complained = Some(Instant::now());
+                pgrx::warning!(
+                    "clip_search: no worker for database {database} could be started, so databases take turns: {why}"
+                );
             }
         }
         SHARED.exclusive().crowded = crowded;

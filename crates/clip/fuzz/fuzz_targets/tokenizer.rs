@@ -8,14 +8,15 @@ use clip::model::Model;
 use clip::text::TextEncoder;
 use libfuzzer_sys::fuzz_target;
 
-/// Not shared between threads: libFuzzer has one.
 struct Encoder(TextEncoder);
+// SAFETY: libFuzzer calls the target in one thread.
 unsafe impl Send for Encoder {}
+// SAFETY: as for Send: one thread.
 unsafe impl Sync for Encoder {}
 
 static ENCODER: LazyLock<Encoder> = LazyLock::new(|| {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../tests/fixtures");
-    Encoder(TextEncoder::load(&Model::find(&[fixtures], "clip-mini").unwrap(), None).unwrap())
+    Encoder(TextEncoder::load(&Model::find(&[fixtures], "clip-mini").unwrap(), None, &mut Vec::new()).unwrap())
 });
 
 fuzz_target!(|bytes: &[u8]| {

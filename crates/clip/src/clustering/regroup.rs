@@ -5,7 +5,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use ndarray::ArrayView2;
 
-use crate::clustering::centroid::{ROUNDING, Sum};
+use crate::clustering::centroid::Sum;
+use crate::vector::ROUNDING;
 
 /// Unit vectors, one after another.
 #[derive(Default)]

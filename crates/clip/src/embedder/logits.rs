@@ -9,7 +9,6 @@ use std::path::Path;
 use ndarray::Array4;
 use serde_json::Value;
 
-use crate::clustering::centroid::{self, l2_normalize};
 use crate::embedder::Embedder;
 use crate::embedder::ports::{TEXT_INPUTS, floats, image_input, integers, pick_output};
 use crate::embedder::text::Text;
@@ -19,6 +18,7 @@ use crate::model::config::Config;
 use crate::model::session::{Runtime, Tower};
 use crate::model::weights::{self, Tensor};
 use crate::model::{Model, read_json};
+use crate::vector::{cosine, l2_normalize};
 
 /// The placeholder for a label in a template.
 pub const PLACE: &str = "{}";
@@ -231,7 +231,7 @@ fn logit_pairs(tower: &mut Tower, vision: &Vision, text: &Text) -> Result<Option
         let (Some(logit), Some(image), Some(text)) = (logit.iter().next(), image.as_slice(), text.as_slice()) else {
             return Ok(None);
         };
-        pairs.push((centroid::cosine(image, text), f64::from(*logit)));
+        pairs.push((cosine(image, text), f64::from(*logit)));
     }
     Ok(Some(pairs))
 }

@@ -6,12 +6,12 @@ use ndarray::{Array2, Array4};
 use ort::session::SessionInputValue;
 use ort::value::{Tensor, TensorElementType};
 
-use crate::clustering::centroid;
 use crate::error::{Error, Kind, Result};
 use crate::model::Model;
 use crate::model::config::Config;
 use crate::model::pooling::Pooling;
 use crate::model::session::{Port, Tower};
+use crate::vector::l2_normalize;
 
 pub(super) const IMAGE_INPUTS: [&str; 4] = ["pixel_values", "image", "images", "input"];
 pub(super) const TEXT_INPUTS: [&str; 3] = ["input_ids", "text", "input"];
@@ -22,7 +22,7 @@ pub(super) fn unit_rows(output: &Array2<f32>, model: &Model) -> Result<Vec<Vec<f
         .outer_iter()
         .map(|row| {
             let mut row = row.to_vec();
-            centroid::l2_normalize(&mut row).map_err(|e| {
+            l2_normalize(&mut row).map_err(|e| {
                 Error::new(Kind::BadModel, format!("model \"{}\" gave no usable vector", model.name))
                     .detail(format!("Its output: {}.", e.message))
                     .hint("The model's files may be broken; download them again, or use another variant.")

@@ -160,23 +160,7 @@ impl Embedder {
             let file = model.text.as_ref().ok_or_else(|| missing_tower(model, "text"))?;
             let (shared, form) = loader.open(model, file, model.int8_text, warnings, notes)?;
             let tower = shared.borrow();
-            let unusable = |what: &str| unusable(&tower, what);
-            let ids = tower.input(&TEXT_INPUTS).filter(|port| is_integer(port)).cloned();
-            let ids = ids.ok_or_else(|| missing_half(model, &tower, "text"))?;
-            let named = |name: &str| tower.input(&[name]).cloned();
-            let (mask, zeros, positions) = (named("attention_mask"), named("token_type_ids"), named("position_ids"));
-            let pixels = image_input(&tower).filter(|port| port.name != ids.name);
-            for port in [&ids].into_iter().chain(&mask).chain(&zeros).chain(&positions) {
-                if !is_integer(port) || port.shape.len() != 2 {
-                    let what = "is not int64 or int32 of shape (batch, sequence)";
-                    return Err(unusable(&format!("its input \"{}\" {what}", port.name)));
-                }
-            }
-            let known = [Some(&ids), mask.as_ref(), zeros.as_ref(), positions.as_ref(), pixels.as_ref()];
-            let unknown = tower.inputs.iter().find(|port| known.iter().flatten().all(|k| k.name != port.name));
-            if let Some(unknown) = unknown {
-                return Err(unusable(&format!("nothing is known to give to its input \"{}\"", unknown.name)));
-            }
+            let Ports { ids, mask, zeros, positions, pixels } = Ports::of(&tower, model)?;
             let (output, pooling) = steps(&tower, "text", &model.text_directory)?;
             same_width(model, &output, &pooling, image_width)?;
             // SigLIP was trained on padded texts without a mask, and its processor produces none.
@@ -186,18 +170,7 @@ impl Embedder {
             let pad_to = pad_to.or(fills.then_some(encoder.context_length));
             let alone = form == Form::Int8 || quantizes_dynamically(file);
             let most = if alone || ids.fixed(0).is_some() { 1 } else { TEXT_BATCH };
-            let idle = match pixels {
-                Some(input) => {
-                    let graph = input.fixed(2).zip(input.fixed(3));
-                    let prepared = preparation(model, graph)?.preprocess.output_size();
-                    let configured = prepared.unwrap_or((224, 224));
-                    let height = input.fixed(2).unwrap_or(configured.1 as usize);
-                    let width = input.fixed(3).unwrap_or(configured.0 as usize);
-                    let images = if input.shares_batch(&ids) { None } else { Some(input.fixed(0).unwrap_or(0)) };
-                    Some(Idle { images, height, width, input })
-                }
-                None => None,
-            };
+            let idle = pixels.map(|input| Idle::of(input, &ids, model)).transpose()?;
             drop(tower);
             let mut text = Text {
                 tower: shared,
@@ -245,6 +218,50 @@ impl Embedder {
             Ok(text)
         })?;
         Ok(())
+    }
+}
+
+/// The inputs of a text tower.
+struct Ports {
+    ids: Port,
+    mask: Option<Port>,
+    zeros: Option<Port>,
+    positions: Option<Port>,
+    /// The image input of a combined graph.
+    pixels: Option<Port>,
+}
+
+impl Ports {
+    fn of(tower: &Tower, model: &Model) -> Result<Self> {
+        let ids = tower.input(&TEXT_INPUTS).filter(|port| is_integer(port)).cloned();
+        let ids = ids.ok_or_else(|| missing_half(model, tower, "text"))?;
+        let named = |name: &str| tower.input(&[name]).cloned();
+        let (mask, zeros, positions) = (named("attention_mask"), named("token_type_ids"), named("position_ids"));
+        let pixels = image_input(tower).filter(|port| port.name != ids.name);
+        for port in [&ids].into_iter().chain(&mask).chain(&zeros).chain(&positions) {
+            if !is_integer(port) || port.shape.len() != 2 {
+                let what = "is not int64 or int32 of shape (batch, sequence)";
+                return Err(unusable(tower, &format!("its input \"{}\" {what}", port.name)));
+            }
+        }
+        let known = [Some(&ids), mask.as_ref(), zeros.as_ref(), positions.as_ref(), pixels.as_ref()];
+        let unknown = tower.inputs.iter().find(|port| known.iter().flatten().all(|k| k.name != port.name));
+        match unknown {
+            Some(port) => Err(unusable(tower, &format!("nothing is known to give to its input \"{}\"", port.name))),
+            None => Ok(Self { ids, mask, zeros, positions, pixels }),
+        }
+    }
+}
+
+impl Idle {
+    fn of(input: Port, ids: &Port, model: &Model) -> Result<Self> {
+        let graph = input.fixed(2).zip(input.fixed(3));
+        let prepared = preparation(model, graph)?.preprocess.output_size();
+        let configured = prepared.unwrap_or((224, 224));
+        let height = input.fixed(2).unwrap_or(configured.1 as usize);
+        let width = input.fixed(3).unwrap_or(configured.0 as usize);
+        let images = if input.shares_batch(ids) { None } else { Some(input.fixed(0).unwrap_or(0)) };
+        Ok(Self { input, images, height, width })
     }
 }
 

@@ -23,7 +23,8 @@ use crate::model::config::{Preparation, preparation};
 use crate::model::operators::quantizes_dynamically;
 use crate::model::pooling::Pooling;
 use crate::model::quantize::{Inputs, Samples};
-use crate::model::session::{Port, Tower, with_signals_blocked};
+use crate::model::session::{Port, Tower};
+use crate::threads::with_signals_blocked;
 
 /// Images run together if that is faster ([`Pace`]): ViT-B/32 gains 12 % over single images, on one thread and on two
 /// (107 instead of 121 ms per image), for about 50 MB; a small convolutional net such as photo-mini's loses 12 %.

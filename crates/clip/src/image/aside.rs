@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::error::{Error, Kind, Result};
 use crate::image::limits::Limits;
 use crate::memory;
-use crate::model::session::with_signals_blocked;
+use crate::threads::with_signals_blocked;
 
 /// The number of working threads.
 static AT_WORK: AtomicUsize = AtomicUsize::new(0);

@@ -6,12 +6,9 @@ use crate::image::raw;
 
 /// The supported formats, for a hint.
 fn supported() -> String {
-    let mut names = vec!["JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "ICO"];
-    let built =
-        [("HEIC", cfg!(feature = "heic")), ("AVIF", cfg!(feature = "avif")), ("JPEG XL", cfg!(feature = "jxl"))];
-    names.extend(built.iter().filter(|(_, is_built)| *is_built).map(|(name, _)| *name));
-    let last = names.pop().unwrap_or_default();
-    format!("Supported are {} and {last}.", names.join(", "))
+    let names: Vec<&str> = Format::ALL.iter().map(|format| format.name()).collect();
+    let (last, others) = names.split_last().expect("some formats are always built");
+    format!("Supported are {} and {last}.", others.join(", "))
 }
 
 /// The format of a file, by its content.

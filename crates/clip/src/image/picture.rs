@@ -43,6 +43,24 @@ pub(crate) enum Format {
 }
 
 impl Format {
+    /// In the order in which a hint lists them.
+    pub const ALL: &[Self] = &[
+        Self::Jpeg,
+        Self::Png,
+        Self::WebP,
+        Self::Gif,
+        Self::Bmp,
+        Self::Tiff,
+        Self::Ico,
+        #[cfg(feature = "heic")]
+        Self::Heic,
+        #[cfg(feature = "avif")]
+        Self::Avif,
+        #[cfg(feature = "jxl")]
+        Self::Jxl,
+        Self::Raw,
+    ];
+
     /// Its name, for messages.
     pub fn name(self) -> &'static str {
         match self {

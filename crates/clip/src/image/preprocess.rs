@@ -76,7 +76,7 @@ fn is_supported(processor: &str) -> bool {
 
 /// The family whose defaults apply to values that a Hugging Face configuration omits.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Family {
+enum ProcessorClass {
     Clip,
     Siglip,
     Vit,
@@ -84,7 +84,7 @@ enum Family {
     Unnamed,
 }
 
-impl Family {
+impl ProcessorClass {
     fn of(json: &Value) -> Self {
         match json["image_processor_type"].as_str().or_else(|| json["feature_extractor_type"].as_str()) {
             Some(name) if name.starts_with("Siglip") => Self::Siglip,
@@ -155,36 +155,36 @@ impl Preprocess {
             Some(Value::Null) => Ok(false),
             Some(value) => value.as_bool().ok_or_else(|| bad_field(key, value)),
         };
-        let family = Family::of(json);
+        let class = ProcessorClass::of(json);
         if flag("do_pad", false)? {
             return Err(Error::new(Kind::Unsupported, "image processors that pad (\"do_pad\") are not supported")
                 .hint("Choose an export of the CLIP or SigLIP family."));
         }
         let resize = match &json["size"] {
             _ if !flag("do_resize", true)? => Resize::None,
-            Value::Null if family.squashes() => Resize::Exact(224, 224),
+            Value::Null if class.squashes() => Resize::Exact(224, 224),
             Value::Null => Resize::ShortestEdge(224),
             size if size.get("shortest_edge").is_some() && size.get("longest_edge").is_none_or(Value::is_null) => {
                 Resize::ShortestEdge(pixels(&size["shortest_edge"], "size.shortest_edge")?)
             }
             // The shortest edge for CLIP, a square for the families that squash.
-            size if size.is_number() && !family.squashes() => Resize::ShortestEdge(pixels(size, "size")?),
+            size if size.is_number() && !class.squashes() => Resize::ShortestEdge(pixels(size, "size")?),
             size => {
                 let (width, height) = sides(size, "size")?;
                 Resize::Exact(width, height)
             }
         };
-        let crops = match (family, resize) {
+        let crops = match (class, resize) {
             // No key names the processor: squashing processors are configured with a box and no crop.
-            (Family::Unnamed, Resize::Exact(..)) => !json["crop_size"].is_null(),
-            (family, _) => !family.squashes(),
+            (ProcessorClass::Unnamed, Resize::Exact(..)) => !json["crop_size"].is_null(),
+            (class, _) => !class.squashes(),
         };
         let crop = match &json["crop_size"] {
             _ if !flag("do_center_crop", crops)? => None,
-            Value::Null => match (family, resize) {
-                (Family::Unnamed, Resize::ShortestEdge(size)) => Some((size, size)),
+            Value::Null => match (class, resize) {
+                (ProcessorClass::Unnamed, Resize::ShortestEdge(size)) => Some((size, size)),
                 // CLIP's processor has this default for every size.
-                (family, _) if !family.squashes() => Some((224, 224)),
+                (class, _) if !class.squashes() => Some((224, 224)),
                 _ => return Err(bad("has \"do_center_crop\" without \"crop_size\"")),
             },
             size => Some(sides(size, "crop_size")?),
@@ -195,13 +195,13 @@ impl Preprocess {
             value => value.as_f64().ok_or_else(|| bad_field("rescale_factor", value))? as f32,
         };
         let (mean, std) = if flag("do_normalize", true)? {
-            let (mean, std) = if family.squashes() { ([0.5; 3], [0.5; 3]) } else { (CLIP_MEAN, CLIP_STD) };
+            let (mean, std) = if class.squashes() { ([0.5; 3], [0.5; 3]) } else { (CLIP_MEAN, CLIP_STD) };
             (channels(json, "image_mean", mean)?, channels(json, "image_std", std)?)
         } else {
             ([0.0; 3], [1.0; 3])
         };
         let filter = match &json["resample"] {
-            Value::Null if family == Family::Vit => Filter::Bilinear,
+            Value::Null if class == ProcessorClass::Vit => Filter::Bilinear,
             Value::Null => Filter::Bicubic,
             value => pillow_filter(value)?,
         };

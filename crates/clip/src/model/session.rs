@@ -13,6 +13,7 @@ use ort::value::{TensorElementType, ValueType};
 
 use crate::error::{Error, Kind, Result, Setting};
 use crate::model::graph_cache::{Entry, Form, WEIGHTS};
+use crate::threads::with_signals_blocked;
 
 /// The loaded libonnxruntime. It stays loaded for the lifetime of the process: the library allows only one environment,
 /// and releasing it at exit would join threads that a signal may have stopped.
@@ -98,20 +99,6 @@ fn version_of(path: &Path) -> String {
         })
     };
     version.unwrap_or_else(|_| "of unknown version".to_owned())
-}
-
-/// Runs `f` with all signals blocked, including in the threads that it starts.
-pub(crate) fn with_signals_blocked<T>(f: impl FnOnce() -> T) -> T {
-    // SAFETY: both sets are plain data that libc fills before they are read, and the old mask is restored before
-    // returning. A panic in `f` would leave signals blocked, so it is caught and resumed afterwards.
-    unsafe {
-        let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = std::mem::zeroed();
-        libc::sigfillset(&mut all);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
-        libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
-        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    }
 }
 
 /// An input or output of a graph.

@@ -2,10 +2,10 @@
 
 use std::cmp::Ordering;
 
-use crate::clustering::centroid::l2_normalize;
 use crate::error::{Error, Kind, Result};
 use crate::memory;
 use crate::relevance::dot::Multiplier;
+use crate::vector::l2_normalize;
 
 /// A photo's best words are the background's number of words divided by this.
 const BEST: usize = 100;

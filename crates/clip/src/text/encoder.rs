@@ -71,43 +71,8 @@ impl TextEncoder {
         let stated = &source.config;
         let config = Config::read(&model.text_directory);
 
-        let fixed_padding = tokenizer.get_padding().and_then(|padding| match padding.strategy {
-            PaddingStrategy::Fixed(length) => Some(length),
-            PaddingStrategy::BatchLongest => None,
-        });
-        let sentences = ["sentence_bert_config.json", "0_Transformer/sentence_bert_config.json"]
-            .into_iter()
-            .find_map(|name| read_json(&model.text_directory.join(name)).ok()?["max_seq_length"].as_u64());
-        let candidates = [
-            ("the graph", fixed_length),
-            // Exporters write 1e30 for "no limit".
-            (
-                "tokenizer_config.json",
-                stated["model_max_length"].as_f64().filter(|n| (1.0..1e6).contains(n)).map(|n| n as usize),
-            ),
-            ("tokenizer.json, truncation", tokenizer.get_truncation().map(|t| t.max_length)),
-            ("tokenizer.json, padding", fixed_padding),
-            ("sentence_bert_config.json", sentences.map(|n| n as usize)),
-            ("the configuration's positions", config.positions()),
-        ];
-        let least = candidates.into_iter().filter_map(|(from, length)| Some((length?, from))).min_by_key(|(n, _)| *n);
-        let (context_length, context_source) = match least {
-            Some((length, from)) => (length, format!("by {from}")),
-            None => {
-                let (length, known) = config.usual_context();
-                if !known {
-                    warnings.push(
-                        Error::new(
-                            Kind::MissingFile,
-                            format!("model \"{}\" does not say its context length", model.name),
-                        )
-                        .detail(format!("Texts are cut to {length} tokens, as CLIP's are."))
-                        .hint("Put \"model_max_length\" into its tokenizer_config.json."),
-                    );
-                }
-                (length, if known { "as its family has it".to_owned() } else { "a guess".to_owned() })
-            }
-        };
+        let (context_length, context_source) =
+            context(model, &tokenizer, &source.config, &config, fixed_length, warnings);
 
         let pad_token = stated["pad_token"].as_str().or_else(|| stated["pad_token"]["content"].as_str());
         let own_padding = || {
@@ -251,6 +216,51 @@ impl TextEncoder {
     /// The tokenizer's treatment of long runs, determined for the first long text.
     fn runs(&self) -> &Runs {
         self.runs.get_or_init(|| Runs::of(&self.tokenizer, self.context_length))
+    }
+}
+
+/// The context length and, for a person, what states it; see [`TextEncoder::load`].
+fn context(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    stated: &serde_json::Value,
+    config: &Config,
+    fixed_length: Option<usize>,
+    warnings: &mut Vec<Error>,
+) -> (usize, String) {
+    let fixed_padding = tokenizer.get_padding().and_then(|padding| match padding.strategy {
+        PaddingStrategy::Fixed(length) => Some(length),
+        PaddingStrategy::BatchLongest => None,
+    });
+    let sentences = ["sentence_bert_config.json", "0_Transformer/sentence_bert_config.json"]
+        .into_iter()
+        .find_map(|name| read_json(&model.text_directory.join(name)).ok()?["max_seq_length"].as_u64());
+    let candidates = [
+        ("the graph", fixed_length),
+        // Exporters write 1e30 for "no limit".
+        (
+            "tokenizer_config.json",
+            stated["model_max_length"].as_f64().filter(|n| (1.0..1e6).contains(n)).map(|n| n as usize),
+        ),
+        ("tokenizer.json, truncation", tokenizer.get_truncation().map(|t| t.max_length)),
+        ("tokenizer.json, padding", fixed_padding),
+        ("sentence_bert_config.json", sentences.map(|n| n as usize)),
+        ("the configuration's positions", config.positions()),
+    ];
+    let least = candidates.into_iter().filter_map(|(from, length)| Some((length?, from))).min_by_key(|(n, _)| *n);
+    match least {
+        Some((length, from)) => (length, format!("by {from}")),
+        None => {
+            let (length, known) = config.usual_context();
+            if !known {
+                warnings.push(
+                    Error::new(Kind::MissingFile, format!("model \"{}\" does not say its context length", model.name))
+                        .detail(format!("Texts are cut to {length} tokens, as CLIP's are."))
+                        .hint("Put \"model_max_length\" into its tokenizer_config.json."),
+                );
+            }
+            (length, if known { "as its family has it".to_owned() } else { "a guess".to_owned() })
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use ndarray::{Array2, ArrayView2, s};
 use super::points::{Scalar, dot, slice};
 use super::progress::Clock;
 use super::sketch::{MOST_SURVIVORS, Sketch};
-use crate::model::session::with_signals_blocked;
+use crate::threads::with_signals_blocked;
 
 /// A block of products: 512 KiB of f32, which fits in the second-level cache, and 2 ms of work at 512 dimensions.
 const BLOCK_ROWS: usize = 256;

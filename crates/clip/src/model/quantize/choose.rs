@@ -11,6 +11,7 @@ use super::samples::Samples;
 use super::write::write_gated;
 use crate::error::{Error, Kind, Result};
 use crate::model::session::{Runtime, Tower};
+use crate::vector::cosine;
 
 /// The time of a product by its scheme, relative to float32: measured with AVX-512 VNNI on ViT-B/32.
 pub const COSTS: [f64; 3] = [0.35, 0.6, 1.0];
@@ -111,9 +112,4 @@ pub fn choose(groups: &[Group], layers: usize, budget: f64) -> Vec<Scheme> {
         group.layers.iter().for_each(|&layer| by_layer[layer] = scheme);
     }
     by_layer
-}
-
-/// The cosine of two vectors of length 1.
-pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }

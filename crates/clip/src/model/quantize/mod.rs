@@ -26,13 +26,14 @@ use std::fs;
 use std::path::Path;
 
 use self::balance::{balance, observe};
-use self::choose::{COSTS, choose, cosine, measure};
+use self::choose::{COSTS, choose, measure};
 use self::layers::{Scheme, Source};
 pub use self::samples::{Inputs, Samples};
 use self::write::write;
 use crate::error::{Error, Kind, Result};
 use crate::model::graph_cache::{Entry, Form};
 use crate::model::session::{Runtime, Tower, give_back_memory};
+use crate::vector::cosine;
 
 /// The required mean and minimum cosine of the built-in samples' vectors to float32's. The documented values for other
 /// inputs are 0.9998 and 0.9995.
