@@ -1,8 +1,8 @@
 -- The extension's tables. They are created before the functions, which refer to them by qualified name.
 --
--- A cluster is the sum of its members (unit vectors), stored in several rows: one in cluster_sum, written when the cluster
--- is created, and one in cluster_change for each member that has joined or left since. Joining therefore only inserts a
--- row and never waits for another transaction. A search that reads many change rows merges them.
+-- A cluster is the sum of its members (unit vectors), stored in several rows: one in cluster_sum, written when the
+-- cluster is created, and one in cluster_change for each member that has joined or left since. Joining therefore only
+-- inserts a row and never waits for another transaction. A search that reads many change rows merges them.
 
 -- In this file an unqualified name belongs to pg_catalog or to pgvector. (@extschema:vector@ would qualify pgvector's
 -- names, but it needs PostgreSQL 16.) The extension's schema may contain objects of the same names. Its functions take

@@ -23,8 +23,8 @@ REVOKE ALL ON FUNCTION clip_check_model(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION clip_reset_stats() FROM PUBLIC;
 GRANT USAGE ON SCHEMA clip_search TO PUBLIC;
 GRANT SELECT ON clip_search.collection, clip_search.cluster TO PUBLIC;
--- The database's owner must be able to dump it. Other roles can't read these tables: they contain keys and error messages
--- of rows of any table.
+-- The database's owner must be able to dump it. Other roles can't read these tables: they contain keys and error
+-- messages of rows of any table.
 GRANT SELECT ON clip_search.collection_setting, clip_search.collection_grant, clip_search.cluster_sum, clip_search.cluster_change, clip_search.cluster_code,
     clip_search.watch_setting, clip_search.watch_queue, clip_search.watch_failure, clip_search.watch_partition TO pg_database_owner;
 GRANT SELECT ON SEQUENCE clip_search.cluster_id_seq, clip_search.cluster_change_id_seq, clip_search.watch_id_seq, clip_search.watch_queue_id_seq TO pg_database_owner;
@@ -93,7 +93,8 @@ COMMENT ON INDEX clip_search.cluster_sum_recent_idx IS 'Sums without a binary co
 COMMENT ON INDEX clip_search.cluster_change_cluster_idx IS 'Changes by cluster';
 COMMENT ON INDEX clip_search.cluster_code_collection_idx IS 'Binary codes by collection';
 
--- The first line says what the function does. Arguments and columns follow, one per line; the reference page lists them.
+-- The first line says what the function does. Arguments and columns follow, one per line; the reference page lists
+-- them.
 COMMENT ON FUNCTION clip_embed_image(bytea) IS 'Embedding of an image (JPEG, PNG, WebP, GIF, BMP, TIFF, ICO, HEIC, AVIF, JPEG XL, RAW) by clip_search.model, scaled to length 1';
 COMMENT ON FUNCTION clip_embed_image(bytea, text) IS 'Embedding of an image file by the named model, scaled to length 1; immutable, so a generated column can use it';
 COMMENT ON FUNCTION clip_embed_text(text) IS 'Embedding of a text by the model clip_search.model, scaled to length 1';

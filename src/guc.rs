@@ -351,7 +351,8 @@ pub fn onnxruntime() -> PathBuf {
 /// for example in an image volume, which has its own lib/ and share/. `None` if the loader does not report it.
 #[allow(unsafe_code)]
 fn own_directory() -> Option<PathBuf> {
-    // SAFETY: dladdr fills `about` for an address of this library; the name that it points to lives as long as the library.
+    // SAFETY: dladdr fills `about` for an address of this library; the name that it points to lives as long as the
+    // library.
     let file = unsafe {
         let mut about: libc::Dl_info = std::mem::zeroed();
         if libc::dladdr(own_directory as *const libc::c_void, &raw mut about) == 0 || about.dli_fname.is_null() {

@@ -8,7 +8,8 @@ use pgrx::pg_sys;
 /// A value that depends on only one argument of the call. If this argument is a constant in the query, the value is
 /// computed once and kept with the call's expression; otherwise it is computed each time.
 ///
-/// A parameter is not a constant here: PL/pgSQL keeps an expression for a whole transaction while its parameters change.
+/// A parameter is not a constant here: PL/pgSQL keeps an expression for a whole transaction while its parameters
+/// change.
 pub fn once_per_constant<T: Copy + 'static>(
     call: pg_sys::FunctionCallInfo,
     argument: i32,

@@ -51,7 +51,7 @@ pub struct Error {
     pub hint: Option<String>,
     /// The setting that [`SETTING`] in the hint stands for.
     pub setting: Option<Setting>,
-    /// The index of the faulty item in a batch.
+    /// The index of the faulty item in a batch, counted from 0.
     pub element: Option<usize>,
 }
 

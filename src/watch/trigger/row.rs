@@ -91,7 +91,8 @@ impl Tuple {
                     format!("the key of a row of {} is NULL", plan.watch.name()),
                 )
             })?;
-            // SAFETY: an attribute of the row, and the output function of its type, whose text lives as long as the call.
+            // SAFETY: an attribute of the row, and the output function of its type, whose text lives as long as the
+            // call.
             let text = unsafe {
                 let kind = attribute(self.shape, column).atttypid;
                 let (mut output, mut varlena) = (pg_sys::Oid::INVALID, false);

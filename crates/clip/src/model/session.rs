@@ -196,7 +196,8 @@ impl Tower {
         Self { session, mapped, kept, threads, note: None, file: file.to_owned(), inputs, outputs }
     }
 
-    /// Loads a graph that was written by [`Self::write_optimized`] from `file`: its weights are mapped. None if it is damaged.
+    /// Loads a graph from `file` that [`Self::write_optimized`] has written: its weights are mapped. None if it is
+    /// damaged.
     pub fn mapped(runtime: &Runtime, graph: PathBuf, threads: usize, file: &Path) -> Option<Self> {
         let session = session(runtime, &graph, threads, &How::Mapped).ok()?;
         Some(Self::of(session, Some((graph, 0)), threads, file))

@@ -5,9 +5,9 @@
 //!
 //! - The average cosine between two groups of unit vectors is the product of their means, so groups are stored as sums
 //!   in f64, and no distance needs an update.
-//! - Average linkage is *reducible*: a union is at most as similar to a third group as the better of its parts (Bruynooghe
-//!   1977; Müllner 2011, "Modern hierarchical, agglomerative clustering algorithms"). Hence groups that are each
-//!   other's nearest may merge in any order, many in one round (Sumengen et al. 2021, "Scaling hierarchical
+//! - Average linkage is *reducible*: a union is at most as similar to a third group as the better of its parts
+//!   (Bruynooghe 1977; Müllner 2011, "Modern hierarchical, agglomerative clustering algorithms"). Hence groups that are
+//!   each other's nearest may merge in any order, many in one round (Sumengen et al. 2021, "Scaling hierarchical
 //!   agglomerative clustering to billion-sized datasets"), and a group whose nearest is below the threshold is done.
 //! - Each group has a short list of its nearest groups and one bound on all others. Reducibility keeps the bound valid
 //!   through merges, so the list gives the nearest group exactly until its best entry falls to the bound. Only then is
