@@ -1,4 +1,4 @@
-//! Texts as arguments: UTF-8, which is what tokenizers read.
+//! Texts as arguments, in UTF-8 for the tokenizers.
 //!
 //! pgrx trusts a database with encoding UTF8, and panics (XX000) at bytes in another encoding that it can't read.
 #![allow(unsafe_code)]

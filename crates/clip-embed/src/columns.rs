@@ -331,7 +331,7 @@ mod tests {
         for path in lists() {
             let whole = std::fs::read(&path).unwrap();
             std::fs::write(&copy, &whole).unwrap();
-            // In place, since a new file for each byte takes a hundred times as long.
+            // In place, because a new file for each byte takes a hundred times as long.
             let file = File::options().write(true).open(&copy).unwrap();
             for at in 0..whole.len() {
                 file.write_all_at(&[whole[at] ^ [1, 0x80, 0xFF][at % 3]], at as u64).unwrap();

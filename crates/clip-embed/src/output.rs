@@ -306,7 +306,7 @@ impl Output {
 }
 
 /// Both fields are quoted: COPY reads an empty unquoted field as NULL, and PostgreSQL up to 17 reads a row `\.` as the
-/// end. [`Key::canonical`] refuses what quotes can't protect.
+/// end. [`Key::canonical`] refuses values that quotes can't protect.
 fn csv_row(key: &str, vector: &[f32]) -> Vec<u8> {
     // The shortest decimals that parse to the same float, never with an exponent.
     let values: Vec<String> = vector.iter().map(f32::to_string).collect();

@@ -27,7 +27,7 @@ use crate::text::{TextEncoder, Tokens};
 /// tower of ViT-B/32 a millisecond, during which no interrupt is checked; batches don't make long texts faster.
 const TEXT_BATCH: usize = 32;
 const BATCH_TOKENS: usize = 256;
-/// Texts whose tokens are in memory together: 0.3 MB for CLIP's context.
+/// The number of texts whose tokens are in memory at the same time: 0.3 MB for CLIP's context.
 const WINDOW: usize = 1024;
 /// The cached result about a text graph: whether texts must be padded.
 const PADDING: &str = "padding";

@@ -47,8 +47,9 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Decoded> {
 
 /// Decodes an image file to the size that [`Decoded::prepare`] needs for this model.
 ///
-/// As [`decode`], but a JPEG whose sides are at least 2 × [`SPARE`] times what `preprocess` resizes them to is decoded
-/// at 1/2, 1/4 or 1/8 of its size, unless [`Limits::exact_jpeg`]. The limits still apply to the file's own size.
+/// As [`decode`], but a JPEG whose sides are at least 2 × [`SPARE`] times the size to which `preprocess` resizes them
+/// is decoded at 1/2, 1/4 or 1/8 of its size, unless [`Limits::exact_jpeg`]. The limits still apply to the file's own
+/// size.
 ///
 /// # Errors
 /// The errors of [`decode`], for the same files.

@@ -219,7 +219,7 @@ impl Tensor {
         Self::inline(name, FLOAT, dims, values.iter().flat_map(|value| value.to_le_bytes()).collect())
     }
 
-    /// (rows, columns) of a float32 matrix; none for anything else.
+    /// (rows, columns) of a float32 matrix; None for other tensors.
     pub fn float_matrix(&self) -> Option<(usize, usize)> {
         match (self.data_type(), self.dims.as_slice()) {
             (FLOAT, &[rows, columns]) => Some((usize::try_from(rows).ok()?, usize::try_from(columns).ok()?)),

@@ -219,7 +219,7 @@ impl TextEncoder {
     }
 }
 
-/// The context length and, for a person, what states it; see [`TextEncoder::load`].
+/// The context length and, for messages, its source; see [`TextEncoder::load`].
 fn context(
     model: &Model,
     tokenizer: &Tokenizer,
