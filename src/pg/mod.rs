@@ -10,6 +10,7 @@ pub mod hard_limit;
 pub mod interrupt;
 pub mod owners_table;
 pub mod regclass;
+pub mod restore;
 mod restricted;
 pub mod row_counts;
 pub mod spi;

@@ -14,6 +14,7 @@ use crate::cluster::assign::leave;
 use crate::pg::catalog::{self, Lock};
 use crate::pg::error::{SqlResult, counted, report, warn};
 use crate::pg::owners_table::OwnersTable;
+use crate::pg::restore;
 use crate::pg::spi::{get, own_schema, spi};
 use crate::pg::transaction::RollbackList;
 use crate::pg::user_context::key_form;
@@ -121,10 +122,23 @@ fn adopt(watch: &Watch) -> SqlResult<bool> {
     })
 }
 
+/// Whether a watch has a list of its partitions.
+fn is_adopted(watch: &Watch) -> SqlResult<bool> {
+    own(|client| {
+        let query = "SELECT 1 FROM clip_search.watch_partition WHERE watch = $1 AND relation = $2";
+        let rows = client.update(query, Some(1), &[watch.id.into(), watch.relation.into()]).map_err(spi)?;
+        Ok(!rows.is_empty())
+    })
+}
+
 /// Updates a watch's list of partitions. A partition that is not listed was added since the last update, so no group
 /// counts its rows.
 pub fn settle(watch: &Watch) -> SqlResult<()> {
     if !is_known() {
+        return Ok(());
+    }
+    // The dump contains the partitions and their triggers.
+    if restore::is_restoring() && !is_adopted(watch)? {
         return Ok(());
     }
     let is_new = adopt(watch)?;

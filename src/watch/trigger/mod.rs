@@ -24,6 +24,7 @@ use pgrx::prelude::*;
 use pgrx::trigger_support::{PgTrigger, TriggerEvent};
 
 use crate::pg::error::{SqlResult, sql_error};
+use crate::pg::restore;
 use crate::watch::partitions::before_truncate;
 use crate::watch::trigger::after::{after_delete, after_insert, after_truncate, after_update};
 use crate::watch::trigger::before::{before_insert, before_update};
@@ -77,6 +78,10 @@ unsafe fn run(data: &pg_sys::TriggerData, event: &TriggerEvent) -> SqlResult<pg_
         (id, (*data.tg_relation).rd_id, (*data.tg_relation).rd_att)
     };
     let id = id.ok_or_else(|| out_of_place("clip_watch_row() takes the number of a watch"))?;
+    // SAFETY: the trigger's relation is open.
+    if event.fired_for_row() && unsafe { restore::loads_created_table(data.tg_relation) } {
+        return Ok(if event.fired_before() { data.tg_trigtuple } else { std::ptr::null_mut() });
+    }
     let plan = plan(id, table, shape)?;
     let (first, second) = (Tuple { tuple: data.tg_trigtuple, shape }, Tuple { tuple: data.tg_newtuple, shape });
     match (event.fired_for_row(), event.fired_before()) {
