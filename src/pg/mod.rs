@@ -1,4 +1,4 @@
-//! PostgreSQL's interfaces as the other modules use them: errors, privileges, tables, vectors, transactions.
+//! PostgreSQL's interfaces for the other modules: errors, privileges, tables, vectors, transactions.
 
 pub mod analyzed;
 pub mod call_site;

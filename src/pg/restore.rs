@@ -1,24 +1,24 @@
-//! Whether pg_restore is at work.
+//! Recognises a session of pg_restore.
 //!
-//! `pg_restore --jobs` creates the triggers of a partitioned table before the data of its partitions are loaded: a trigger
-//! waits for the data of its own table only, and a partitioned table has none. So a row that was embedded and counted when
-//! the dump was made meets the trigger, and would be counted twice.
+//! `pg_restore --jobs` creates the triggers of a partitioned table before it loads the data of the partitions: a
+//! trigger waits only for the data of its own table, and a partitioned table has none. The trigger therefore fires for
+//! rows that were already embedded and counted when the dump was written, and would count them twice.
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
 
 use pgrx::pg_sys;
 
-/// Whether the session is pg_restore's, by the name that the program gives itself.
+/// Whether the session belongs to pg_restore, by its application_name.
 pub fn is_restoring() -> bool {
-    // SAFETY: a string of the settings; it stays as it is while this looks.
+    // SAFETY: a setting's string, which does not change during this call.
     let name = unsafe { (&raw const pg_sys::application_name).read() };
     // SAFETY: as above.
     !name.is_null() && unsafe { CStr::from_ptr(name) } == c"pg_restore"
 }
 
-/// Whether pg_restore loads a table that it has created itself: with --jobs it empties the table in the same transaction, to
-/// write less WAL. Where it loads rows into a table that was there before, it does not.
+/// Whether pg_restore loads a table that it has created: with --jobs it then truncates the table in the same
+/// transaction, to write less WAL. It does not truncate a table that existed before.
 ///
 /// # Safety
 /// The relation must be open.

@@ -47,15 +47,15 @@ pub fn call(relation: Option<Regclass>, embedding: Option<&str>, drops: bool) ->
     let watch = Watch::one_of_table(table_of(relation)?, embedding)?;
     // Wait here for sessions that write the table: no lock is held yet that they could wait for.
     let watch = watch.locked(Lock::AccessExclusive)?;
-    // What was to take its place goes first.
+    // Drop the column that was to replace it first.
     if let Some(replacement) = Watch::replacing(watch.id)? {
         unwatch(&replacement, true)?;
     }
-    // What clip_reembed has made serves nobody without it.
+    // The objects that clip_reembed has created are useless without the watch.
     unwatch(&watch, drops || watch.replaces.is_some())
 }
 
-/// Ends a watch. `drops`: with the columns, index and collection that it has added.
+/// Ends a watch. `drops`: also drops the columns, index and collection that it added.
 pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
     let store = Store::open(c"clip_unwatch()");
     let table = Table::locked(watch.relation, Lock::AccessExclusive)?;
@@ -121,7 +121,7 @@ pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
             }
             for column in &columns {
                 let Some(there) = table.column(client, column)? else { continue };
-                // Another may have that name since.
+                // Another object may have this name by now.
                 let ours = match *column == watch.embedding {
                     true => Storage::of(there.kind).is_some(),
                     false if Some(column) == watch.tags.as_ref() => there.kind == pg_sys::TEXTARRAYOID,

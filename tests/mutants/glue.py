@@ -30,8 +30,8 @@ MUTATIONS = [
     Mutation(
         "a commit wakes nobody",
         "src/watch/wakeup.rs",
-        "    set_latch(process);\n}\n\n/// The place of a database",
-        "    let _ = process;\n}\n\n/// The place of a database",
+        "    set_latch(process);\n}\n\n/// The slot of a database",
+        "    let _ = process;\n}\n\n/// The slot of a database",
         "tests/watch/test_timing.py::test_a_commit_wakes_the_worker",
     ),
     Mutation(
@@ -44,8 +44,8 @@ MUTATIONS = [
     Mutation(
         "the worker reads with row-level security",
         "src/pg/owners_table.rs",
-        '        // A row that a policy hides would be taken for deleted; off, it is an error.\n        set(c"row_security", c"off");',
-        '        // A row that a policy hides would be taken for deleted; off, it is an error.\n        set(c"row_security", c"on");',
+        '        // A row that a policy hides would be treated as deleted; with the setting off, it raises an error.\n        set(c"row_security", c"off");',
+        '        // A row that a policy hides would be treated as deleted; with the setting off, it raises an error.\n        set(c"row_security", c"on");',
         "tests/watch/test_policies.py::test_the_worker_says_that_a_policy_is_in_its_way",
     ),
     Mutation(
