@@ -132,14 +132,14 @@ clients-test: test-cluster
 
 .PHONY: rpm
 rpm:
-	@scripts/rpm.sh
+	@scripts/record.sh rpm scripts/rpm.sh
 
 .PHONY: image image-test
 image:
 	@scripts/image.sh
 
 image-test:
-	@scripts/image.sh test
+	@scripts/record.sh image-test scripts/image.sh test
 
 .PHONY: docs
 docs: export CLUSTER = test

@@ -393,7 +393,7 @@ MUTATIONS = [
     Mutation(
         "a code that no longer fits stays",
         "src/cluster/maintenance.rs",
-        "(binary_code::distance(&now, &then) <= DRIFT).then_some(bytes)",
+        "(binary_code::distance(&now, &then) <= MAX_CODE_DRIFT).then_some(bytes)",
         "(binary_code::distance(&now, &then) <= 256).then_some(bytes)",
         "tests/cluster/test_search.py::test_a_cluster_that_has_moved_is_found",
     ),
@@ -414,15 +414,15 @@ MUTATIONS = [
     Mutation(
         "few codes are ranked",
         "src/cluster/search.rs",
-        "const KEPT: usize = 8192;",
-        "const KEPT: usize = 64;",
+        "const MAX_RANKED_CODES: usize = 8192;",
+        "const MAX_RANKED_CODES: usize = 64;",
         "tests/cluster/test_search.py",
     ),
     Mutation(
         "what has moved is not allowed for",
         "src/cluster/search.rs",
-        "const MOVED: f64 = 0.1;",
-        "const MOVED: f64 = 0.0;",
+        "const MAX_CENTROID_DRIFT: f64 = 0.1;",
+        "const MAX_CENTROID_DRIFT: f64 = 0.0;",
         "tests/cluster/test_search.py::test_a_cluster_is_where_its_latest_members_have_moved_it",
     ),
     Mutation(
@@ -479,8 +479,8 @@ MUTATIONS = [
     Mutation(
         "what is not relevant is found, too",
         "src/answer/find.rs",
-        "        *relevance >= cut && follows",
-        "        *relevance >= cut.min(0.0) && follows",
+        "            *relevance >= self.cut && follows",
+        "            *relevance >= self.cut.min(0.0) && follows",
         "tests/embed/test_relevance.py::test_find_returns_what_matches_in_pages_without_gaps",
     ),
     Mutation(
