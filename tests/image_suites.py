@@ -26,7 +26,23 @@ import tifffile
 from PIL import Image, ImageFile, ImageOps
 
 # What is read, and what is refused by name.
-SUFFIXES = {".bmp", ".exr", ".ff", ".gif", ".hdr", ".ico", ".jpeg", ".jpg", ".pbm", ".png", ".qoi", ".tga", ".tif", ".tiff", ".webp"}
+SUFFIXES = {
+    ".bmp",
+    ".exr",
+    ".ff",
+    ".gif",
+    ".hdr",
+    ".ico",
+    ".jpeg",
+    ".jpg",
+    ".pbm",
+    ".png",
+    ".qoi",
+    ".tga",
+    ".tif",
+    ".tiff",
+    ".webp",
+}
 MOST = 2
 Image.MAX_IMAGE_PIXELS = 100_000_000
 

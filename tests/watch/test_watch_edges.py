@@ -521,7 +521,9 @@ def test_values_beyond_ascii(database: support.Database, encoding: str, server_f
             db.execute("SET client_min_messages = warning")
             db.execute("CREATE EXTENSION clip_search CASCADE")
             db.execute("CREATE TABLE photo (id text PRIMARY KEY, data bytea, keywords text[])")
-            db.execute("SELECT clip_watch('photo', 'data', cluster => 'cluster_id', labels => 'keywords', tags => 'tags')")
+            db.execute(
+                "SELECT clip_watch('photo', 'data', cluster => 'cluster_id', labels => 'keywords', tags => 'tags')"
+            )
             for key in ("'a'", "'b'"):
                 db.execute(f"INSERT INTO photo VALUES ({key}, decode('{PHOTOS['cat'].hex()}', 'hex'), '{{pet}}')")
             reports = (
