@@ -48,6 +48,16 @@ pub fn with_capacity<T>(length: usize) -> Result<Vec<T>> {
     Ok(vector)
 }
 
+/// Appends an item.
+///
+/// # Errors
+/// [`crate::Kind::OutOfMemory`].
+pub fn push<T>(vector: &mut Vec<T>, item: T) -> Result<()> {
+    vector.try_reserve(1).map_err(|_| Error::out_of_memory(vector.len().saturating_mul(2 * size_of::<T>())))?;
+    vector.push(item);
+    Ok(())
+}
+
 /// Memory that is set aside on this thread for the allocations of a library.
 ///
 /// It costs address space and no pages: nothing is written to it.
