@@ -2,6 +2,7 @@
 
 use clip::clustering::agglomerative::{Linkage, agglomerate};
 use clip::clustering::regroup::Rows;
+use clip::memory::{self, Reserve};
 use clip::vector::{ROUNDING, cosine};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -36,13 +37,17 @@ fn clip_duplicates_of(
         let query =
             format!("SELECT {vector}, t.{key}::text FROM {table} AS t WHERE {embedding} IS NOT NULL ORDER BY t.{key}");
         members::read(client.cursor(&query)?, |row| {
-            keys.push(get::<String>(row, 2)?.unwrap_or_default());
-            Ok(())
+            memory::push(&mut keys, get::<String>(row, 2)?.unwrap_or_default()).map_err(report)
         })
     })?;
+    // Two keys of each row, and what is known of it.
+    let bytes = keys.iter().map(|key: &String| 2 * key.len() + 256).sum();
     let found = duplicates(&rows, threshold)?;
+    let reserve = Reserve::new(bytes).map_err(report)?;
     let named = found.into_iter().map(|(a, b, cosine)| (keys[a].clone(), keys[b].clone(), cosine));
-    Ok(TableIterator::new(named.collect::<Vec<_>>()))
+    let named = named.collect::<Vec<_>>();
+    reserve.finish().map_err(report)?;
+    Ok(TableIterator::new(named))
 }
 
 /// The declaration in the SQL of 0.2.0, which works with this library until the update.
@@ -62,6 +67,7 @@ fn duplicates(rows: &Rows, threshold: f64) -> SqlResult<Vec<(usize, usize, f64)>
     // Rows within the threshold of each other are always in the same single-linkage group.
     let labels = agglomerate(rows.view(), threshold, Linkage::Single, guc::threads(), &mut members::check_interrupts())
         .map_err(report)?;
+    let reserve = Reserve::new(rows.len() * 256).map_err(report)?;
     let mut originals: Vec<Vec<usize>> = Vec::new();
     let mut found = Vec::new();
     for (row, label) in labels.into_iter().enumerate() {
@@ -81,5 +87,6 @@ fn duplicates(rows: &Rows, threshold: f64) -> SqlResult<Vec<(usize, usize, f64)>
         }
     }
     found.sort_by_key(|&(original, duplicate, _)| (original, duplicate));
+    reserve.finish().map_err(report)?;
     Ok(found)
 }

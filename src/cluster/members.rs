@@ -222,7 +222,7 @@ pub fn read(
         for row in fetched {
             let Some(Vector(mut vector)) = get::<Vector>(&row, 1)? else { continue };
             l2_normalize(&mut vector).map_err(report)?;
-            if !rows.push(&vector) {
+            if !rows.push(&vector).map_err(report)? {
                 return Err(different_dimensions(rows.dimensions(), vector.len()));
             }
             visit(&row)?;

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use clip::clustering::agglomerative::{Linkage, agglomerate};
-use clip::clustering::regroup::{Change, compare, keep_ids, regroup};
+use clip::clustering::regroup::{Change, bytes_of, compare, keep_ids, regroup};
+use clip::memory::{self, Reserve};
 use clip::{Error, Kind};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -89,13 +90,15 @@ fn recluster(
         read(client.cursor_mut(&query)?, |row| {
             let missing = || report(Error::new(Kind::Internal, "a member has no place"));
             let tid = get(row, 3)?.ok_or_else(missing)?;
-            places.push(Place { table: get(row, 2)?.ok_or_else(missing)?, tid, cluster: get(row, 4)? });
-            Ok(())
+            let place = Place { table: get(row, 2)?.ok_or_else(missing)?, tid, cluster: get(row, 4)? };
+            memory::push(&mut places, place).map_err(report)
         })
     })?;
     let mut check = || {
         pgrx::check_for_interrupts!();
     };
+    let groups = labels.iter().max().map_or(0, |most| *most as usize + 1);
+    let reserve = Reserve::new(bytes_of(rows.len() + now.len(), groups, rows.dimensions())).map_err(report)?;
     let (labels, groups) = regroup(&rows, &labels, &now, members.threshold, &mut check);
     drop(rows);
 
@@ -127,6 +130,7 @@ fn recluster(
         count("moved"),
         count("new")
     );
+    reserve.finish().map_err(report)?;
     Ok(changes)
 }
 

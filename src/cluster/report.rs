@@ -2,6 +2,7 @@
 //!
 //! These functions only read, and use `select` throughout: `update` assigns a transaction id, which a standby can't do.
 
+use clip::memory::{self, Reserve};
 use clip::{Error, Kind};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -63,22 +64,33 @@ fn clip_clusters_of(
     Ok(TableIterator::new(rows))
 }
 
+/// Clusters that are read under one reserve, and what one takes at most: a centroid of pgvector's most dimensions, and texts.
+const AT_ONCE: usize = 64;
+const LARGEST: usize = 100_000;
+
 /// The rows that both queries return.
 fn clusters(rows: SpiTupleTable<'_>) -> SqlResult<Vec<Found>> {
     let missing = || report(Error::new(Kind::Internal, "a cluster has no id, size or centroid"));
-    rows.into_iter()
-        .map(|row| {
-            Ok((
-                get(&row, 1)?.ok_or_else(missing)?,
-                get(&row, 2)?.ok_or_else(missing)?,
-                get(&row, 3)?.ok_or_else(missing)?,
-                get(&row, 4)?,
-                get(&row, 5)?.ok_or_else(missing)?,
-                get(&row, 6)?,
-                get(&row, 7)?,
-            ))
-        })
-        .collect()
+    let (mut found, mut reserve) = (Vec::new(), None);
+    for (index, row) in rows.enumerate() {
+        if index % AT_ONCE == 0 {
+            pgrx::check_for_interrupts!();
+            reserve.take().map_or(Ok(()), Reserve::finish).map_err(report)?;
+            reserve = Some(Reserve::new(AT_ONCE * LARGEST).map_err(report)?);
+        }
+        let cluster = (
+            get(&row, 1)?.ok_or_else(missing)?,
+            get(&row, 2)?.ok_or_else(missing)?,
+            get(&row, 3)?.ok_or_else(missing)?,
+            get(&row, 4)?,
+            get(&row, 5)?.ok_or_else(missing)?,
+            get(&row, 6)?,
+            get(&row, 7)?,
+        );
+        memory::push(&mut found, cluster).map_err(report)?;
+    }
+    reserve.map_or(Ok(()), Reserve::finish).map_err(report)?;
+    Ok(found)
 }
 
 /// The declaration in the SQL of 0.2.0, which works with this library until the update.

@@ -53,8 +53,16 @@ CALLS = {
 
 
 @pytest.fixture(scope="module")
-def filled() -> Iterator[support.Database]:
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[support.Database]:
     made = support.Database()
+    # Few words: all of them take half a minute to embed.
+    words = tmp_path_factory.mktemp("words") / "few.txt"
+    everyday = (support.ROOT / "models" / "words" / "everyday.txt").read_text(encoding="utf-8").splitlines()
+    words.write_text("\n".join(everyday[:1000]) + "\n")
+    for folder in words.parents[:3]:
+        folder.chmod(0o755)
+    with made.connect() as db:
+        db.execute(f"ALTER DATABASE \"{made.name}\" SET clip_search.words = '{words}'")
     with made.connect() as db:
         db.execute("SET client_min_messages = error")
         db.execute("CREATE TABLE one AS SELECT clip_embed_text('a cat') AS v")

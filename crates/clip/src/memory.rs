@@ -49,6 +49,16 @@ pub fn with_capacity<T>(length: usize) -> Result<Vec<T>> {
     Ok(vector)
 }
 
+/// Appends an item.
+///
+/// # Errors
+/// [`crate::Kind::OutOfMemory`].
+pub fn push<T>(vector: &mut Vec<T>, item: T) -> Result<()> {
+    vector.try_reserve(1).map_err(|_| Error::out_of_memory(vector.len().saturating_mul(2 * size_of::<T>())))?;
+    vector.push(item);
+    Ok(())
+}
+
 /// Memory that this thread sets aside for the allocations of a library.
 ///
 /// It takes address space but no pages, because it is never written.

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
 use clip::Kind;
+use clip::clustering::agglomerative::{Linkage, agglomerate};
 use clip::image::info::info;
 use clip::image::preprocess::Preprocess;
 use clip::image::thumbnail::{Format, thumbnail};
@@ -176,4 +177,42 @@ fn a_stated_length_is_not_allocated() {
         assert_ne!(result.err().map(|error| error.kind), Some(Kind::OutOfMemory), "{name}");
     }
     LEFT.store(-1, Ordering::Release);
+}
+
+/// Unit vectors around a few directions.
+fn vectors(count: usize, dimensions: usize) -> ndarray::Array2<f32> {
+    let mut state = 1_u32;
+    let mut rows = ndarray::Array2::from_shape_fn((count, dimensions), |(row, column)| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let noise = (state >> 8) as f32 / (1 << 24) as f32 - 0.5;
+        noise + if column == row % 7 { 3.0 } else { 0.0 }
+    });
+    for mut row in rows.rows_mut() {
+        let length = row.dot(&row).sqrt();
+        row /= length;
+    }
+    rows
+}
+
+#[test]
+fn every_failed_allocation_is_an_error_in_clustering() {
+    let _turn = TURN.lock().unwrap();
+    LARGE.store(64 << 10, Ordering::Release);
+    let rows = vectors(1500, 64);
+    for linkage in [Linkage::Average, Linkage::Single] {
+        let cluster = |threads| agglomerate(rows.view(), 0.5, linkage, threads, &mut |_| ());
+        let labels = cluster(1).unwrap();
+        let failures = fail_each(&format!("{linkage:?} linkage"), false, || cluster(1).map(drop));
+        assert!(failures > 3, "only {failures} allocations failed");
+        // One that fails in another thread ends that thread's work, which is done by the others.
+        for allowed in 0..100 {
+            LEFT.store(allowed, Ordering::Release);
+            let result = cluster(2);
+            LEFT.store(-1, Ordering::Release);
+            match result {
+                Ok(found) => assert_eq!(found, labels, "allocation {allowed}"),
+                Err(error) => assert_eq!(error.kind, Kind::OutOfMemory, "allocation {allowed}: {error}"),
+            }
+        }
+    }
 }

@@ -6,6 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use ndarray::ArrayView2;
 
 use crate::clustering::centroid::Sum;
+use crate::error::{Error, Result};
 use crate::vector::ROUNDING;
 
 /// Unit vectors, one after another.
@@ -21,15 +22,21 @@ impl Rows {
     }
 
     /// Adds a row; returns false if its length differs from the rows before.
-    pub fn push(&mut self, row: &[f32]) -> bool {
+    ///
+    /// # Errors
+    /// [`Kind::OutOfMemory`](crate::Kind::OutOfMemory).
+    pub fn push(&mut self, row: &[f32]) -> Result<bool> {
         if self.dimensions == 0 {
             self.dimensions = row.len();
         }
         if self.dimensions != row.len() {
-            return false;
+            return Ok(false);
+        }
+        if self.values.try_reserve(row.len()).is_err() {
+            return Err(Error::out_of_memory(2 * size_of_val(self.values.as_slice())));
         }
         self.values.extend_from_slice(row);
-        true
+        Ok(true)
     }
 
     /// Length of the rows; 0 without rows.
@@ -50,6 +57,16 @@ impl Rows {
     }
 }
 
+/// Rows between two checks for an interrupt: 3 ms at 512 dimensions.
+const AT_ONCE: usize = 1024;
+
+/// Bytes that the functions of this module take for so many rows in so many groups, but for a few rows of `now` that are
+/// groups of their own.
+pub fn bytes_of(rows: usize, groups: usize, dimensions: usize) -> usize {
+    // Maps and lists of what a row has; the sums of a group in f64, and its entry while the list of groups grows.
+    rows.saturating_mul(400).saturating_add((groups + AT_ONCE).saturating_mul(dimensions * 8 + 256))
+}
+
 /// The labels of the current members, numbered by first appearance, and the sums of the groups. A vector that took part
 /// in the grouping has the label of its equals. Any other vector joins the nearest group within the threshold, or
 /// starts a new group.
@@ -67,6 +84,9 @@ pub fn regroup(
     };
     let mut by_hash: HashMap<u64, Vec<u32>> = HashMap::new();
     for index in 0..rows.len() {
+        if index % AT_ONCE == 0 {
+            check_interrupts();
+        }
         let same = by_hash.entry(hash(rows.row(index))).or_default();
         if !same.iter().any(|&other| rows.row(other as usize) == rows.row(index)) {
             same.push(index as u32);
@@ -84,6 +104,9 @@ pub fn regroup(
     let mut result = vec![0; now.len()];
     let mut strangers = Vec::new();
     for (index, place) in result.iter_mut().enumerate() {
+        if index % AT_ONCE == 0 {
+            check_interrupts();
+        }
         let vector = now.row(index);
         match grouped(vector) {
             Some(label) => {
@@ -180,14 +203,14 @@ mod tests {
 
     fn rows(vectors: &[[f32; 2]]) -> Rows {
         let mut rows = Rows::default();
-        assert!(vectors.iter().all(|vector| rows.push(vector)));
+        assert!(vectors.iter().all(|vector| rows.push(vector).unwrap()));
         rows
     }
 
     #[test]
     fn rows_are_of_one_length() {
         let mut rows = rows(&[[1.0, 0.0], [0.0, 1.0]]);
-        assert!(!rows.push(&[1.0, 0.0, 0.0]));
+        assert!(!rows.push(&[1.0, 0.0, 0.0]).unwrap());
         assert_eq!((rows.len(), rows.dimensions(), rows.row(1)), (2, 2, &[0.0, 1.0][..]));
         assert_eq!(rows.view().shape(), [2, 2]);
         assert!(Rows::default().is_empty() && Rows::default().view().is_empty());
@@ -202,7 +225,7 @@ mod tests {
         let (labels, sums) = regroup(&before, &[7, 7, 3], &now, 0.7, &mut || looks += 1);
         assert_eq!(labels, [0, 0, 0, 1, 1]);
         assert_eq!(sums.iter().map(|sum| sum.size).collect::<Vec<_>>(), [3, 2]);
-        assert_eq!(looks, 3, "one look for each that came");
+        assert_eq!(looks, 5, "one look for each list, and one for each that came");
         // With a threshold that neither reaches, each forms its own group.
         let (labels, sums) = regroup(&before, &[7, 7, 3], &now, 0.9999, &mut || {});
         assert_eq!((labels, sums.len()), (vec![0, 0, 1, 2, 3], 4));

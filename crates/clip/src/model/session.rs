@@ -270,7 +270,8 @@ impl Tower {
     /// Runs the graph and returns one output, as float32.
     ///
     /// # Errors
-    /// [`Kind::BadModel`] where the graph fails on these inputs or the output is of another type; [`Kind::Interrupted`]
+    /// [`Kind::BadModel`] where the graph fails on these inputs or the output is of another type; [`Kind::OutOfMemory`];
+    /// [`Kind::Interrupted`]
     /// where runs are watched ([`watch_runs`](crate::model::watched::watch_runs)).
     pub fn run(&mut self, inputs: Vec<(String, SessionInputValue<'_>)>, output: &str) -> Result<ndarray::ArrayD<f32>> {
         let [array] = self.run_for(inputs, [output])?;
@@ -306,6 +307,9 @@ impl Tower {
         }
         let file = &self.file;
         let failed = |e: ort::Error| {
+            if ran_out(&e) {
+                return out_of_memory(&e);
+            }
             Error::new(Kind::BadModel, format!("model file \"{}\" failed to run", file.display()))
                 .detail(format!("ONNX Runtime says: {}", e.message()))
         };
@@ -337,7 +341,19 @@ impl Tower {
     }
 }
 
+/// Whether ONNX Runtime got no memory: by its own allocator's message or the C++ library's. It has no error code for that.
+fn ran_out(error: &ort::Error) -> bool {
+    ["Failed to allocate memory", "bad_alloc", "bad allocation"].iter().any(|text| error.message().contains(text))
+}
+
+fn out_of_memory(error: &ort::Error) -> Error {
+    Error::new(Kind::OutOfMemory, "out of memory").detail(format!("ONNX Runtime says: {}", error.message().trim()))
+}
+
 fn unloadable(file: &Path, error: &ort::Error) -> Error {
+    if ran_out(error) {
+        return out_of_memory(error);
+    }
     Error::new(Kind::BadModel, format!("model file \"{}\" cannot be loaded", file.display()))
         .detail(format!("ONNX Runtime says: {}", error.message().trim()))
         .hint("Download the file again, or choose an export that ONNX Runtime supports.")

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::Builder;
 
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array2, ArrayView2, s};
@@ -9,6 +10,7 @@ use ndarray::{Array2, ArrayView2, s};
 use super::points::{Scalar, dot, slice};
 use super::progress::Clock;
 use super::sketch::{MOST_SURVIVORS, Sketch};
+use crate::memory::Reserve;
 use crate::threads::with_signals_blocked;
 
 /// A block of products: 512 KiB of f32, which fits in the second-level cache, and 2 ms of work at 512 dimensions.
@@ -35,6 +37,19 @@ const BLOCKS_OF_A_WAVE: usize = 8;
 
 fn blocks_of_a_wave(dimensions: usize) -> usize {
     (BLOCKS_OF_A_WAVE * 512 / dimensions.max(1)).clamp(1, BLOCKS_OF_A_WAVE)
+}
+
+/// Bytes of the products that are kept of a block at worst, in a list that grows.
+const HITS: usize = 3 * BLOCK_ROWS * BLOCK_COLUMNS * size_of::<(u32, u32, f64)>();
+
+/// Bytes of the blocks of a wave.
+fn bytes_of_a_wave(threads: usize, dimensions: usize) -> usize {
+    HITS * if threads == 1 { 1 } else { threads * blocks_of_a_wave(dimensions) }
+}
+
+/// Bytes that [`compare`] allocates on the thread that calls it.
+pub(super) fn bytes_of(threads: usize, dimensions: usize) -> usize {
+    bytes_of_a_wave(threads, dimensions) + threads * BLOCK_ROWS * BLOCK_COLUMNS * size_of::<f64>() + (4 << 20)
 }
 
 /// Passes to `sink` the product of each of the first `wanted` vectors with each other vector, once per pair, if it is
@@ -121,14 +136,20 @@ fn multiply<T: Scalar>(
             found.push((index, block.hits(vectors, sketched, sink, products)));
         }
     };
+    let threads = buffers.len();
+    // Where there is no memory for another thread, this one does its work.
+    let work_aside = |products: &mut Array2<T>| match Reserve::new(bytes_of_a_wave(threads, vectors.ncols())) {
+        Ok(_reserve) => work(products),
+        Err(_) => Vec::new(),
+    };
     let (own, others) = buffers.split_first_mut().expect("one buffer a thread");
     let mut found = if others.is_empty() || wave.len() == 1 {
         work(own)
     } else {
         std::thread::scope(|scope| {
-            let work = &work;
-            let others: Vec<_> =
-                with_signals_blocked(|| others.iter_mut().map(|buffer| scope.spawn(move || work(buffer))).collect());
+            let (work, work_aside) = (&work, &work_aside);
+            let spawn = |buffer| Builder::new().spawn_scoped(scope, move || work_aside(buffer)).ok();
+            let others: Vec<_> = with_signals_blocked(|| others.iter_mut().filter_map(spawn).collect());
             let mut found = work(own);
             for other in others {
                 found.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));

@@ -38,6 +38,7 @@ use self::progress::Clock;
 pub use self::progress::Progress;
 use self::single::single;
 use crate::error::{Error, Kind, Result};
+use crate::memory::Reserve;
 
 /// The similarity of two groups, from the cosines of their members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,8 +67,8 @@ const NONE: u32 = u32::MAX;
 /// about every 0.1 s and may unwind.
 ///
 /// # Errors
-/// [`Kind::InvalidInput`] for a threshold outside (-1, 1], or a row that is not of length 1 or not finite (`element` is
-/// its index); [`Kind::LimitExceeded`] for 2³² rows.
+/// [`Kind::InvalidInput`] for a threshold outside (-1, 1], or a row that is not of length 1 or not finite (`element`
+/// tells which); [`Kind::LimitExceeded`] for 2³² rows; [`Kind::OutOfMemory`].
 pub fn agglomerate(
     rows: ArrayView2<'_, f32>,
     threshold: f64,
@@ -81,6 +82,7 @@ pub fn agglomerate(
     if rows.nrows() >= NONE as usize {
         return Err(Error::new(Kind::LimitExceeded, format!("{} rows are too many to cluster", rows.nrows())));
     }
+    let reserve = Reserve::new(bytes_of(rows.nrows(), rows.ncols(), threads))?;
     let mut clock = Clock { pulse, last: Instant::now() };
     let rows = rows.as_standard_layout();
     let (points, point_of_row) = Points::read(rows.view(), &mut clock)?;
@@ -91,7 +93,7 @@ pub fn agglomerate(
     };
     let mut labels = vec![NONE; points.len()];
     let mut next = 0;
-    Ok(point_of_row
+    let labels = point_of_row
         .iter()
         .map(|&point| {
             let label = &mut labels[forest.find(point) as usize];
@@ -101,5 +103,14 @@ pub fn agglomerate(
             }
             *label
         })
-        .collect())
+        .collect();
+    reserve.finish()?;
+    Ok(labels)
+}
+
+/// What the calling thread allocates at most: copies of the rows in f32 and f64, a list of neighbours and some numbers for
+/// each of them, and buffers.
+fn bytes_of(rows: usize, dimensions: usize, threads: usize) -> usize {
+    let copies = rows.saturating_mul(dimensions).saturating_mul(12);
+    copies.saturating_add(rows.saturating_mul(2500)).saturating_add(compare::bytes_of(threads, dimensions))
 }
