@@ -132,14 +132,14 @@ clients-test: test-cluster
 
 .PHONY: rpm
 rpm:
-	@scripts/rpm.sh
+	@scripts/record.sh rpm scripts/rpm.sh
 
 .PHONY: image image-test
 image:
 	@scripts/image.sh
 
 image-test:
-	@scripts/image.sh test
+	@scripts/record.sh image-test scripts/image.sh test
 
 .PHONY: docs
 docs: export CLUSTER = test
@@ -165,6 +165,11 @@ soak-kill: test-cluster
 .PHONY: image-corpus
 image-corpus: build-deps
 	@scripts/image-corpus.sh
+
+# Of directories that SUITES names, and the same packages.
+.PHONY: image-suites
+image-suites: build-deps
+	@scripts/image-suites.sh
 
 .PHONY: soak-hostile
 soak-hostile: export CLUSTER = test

@@ -303,7 +303,7 @@ SELECT format('RIGHT: %s of %s queries found their photo first; %s photos form %
               (SELECT count(*) FROM photo), (SELECT count(*) FROM photo_group));
 \echo
 
-\echo 'GO ON'
+\echo 'NEXT'
 \echo
 \echo '   eval "$(make -s env)"; psql      # the gallery stays in this cluster'
 \echo

@@ -1,4 +1,4 @@
-"""clip-embed, outside the server: the extension's vectors, COPY takes them, and a killed run goes on."""
+"""clip-embed, outside the server: the extension's vectors, COPY takes them, and a killed run is resumed."""
 
 from __future__ import annotations
 
@@ -306,7 +306,7 @@ def test_the_output_is_a_file(folder: pathlib.Path, tmp_path) -> None:
         assert "is not a regular file" in run(folder, "-o", output, code=1)
         assert not pathlib.Path(f"{output}.json").exists()
     assert "cannot be standard output" in run(folder, "-o", "-", code=1)
-    # What a full disk leaves goes on.
+    # A run that a full disk ended is resumed.
     output = tmp_path / "v.csv"
     limit = subprocess.run(
         ["bash", "-c", 'trap "" XFSZ; ulimit -f 64; exec "$@"', "bash", *command(folder, "-o", output)],

@@ -463,7 +463,7 @@ def test_sessions_in_different_collections_do_not_wait_for_each_other(
 def test_codes_of_clusters_that_are_gone_go_too(
     database: support.Database, db: psycopg.Connection, collection: str
 ) -> None:
-    """Eight sessions found clusters that all leave again, while they go on joining those that stay.
+    """Eight sessions found clusters that all leave again, while they keep joining those that stay.
 
     Codes are made in blocks as clusters come, and blocks are dissolved of which most is no longer in use: those that stay
     must be found all the while, and what searches read must not grow with what has been.

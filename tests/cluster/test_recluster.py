@@ -1,4 +1,4 @@
-"""Grouping a whole collection anew, through SQL.
+"""Grouping a whole collection again, through SQL.
 
 That the partition is scikit-learn's is proved on many data sets in crates/clip/tests/agglomerative.rs; here it is what
 reaches the members' table, what others see meanwhile, and what is reported.

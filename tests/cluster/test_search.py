@@ -121,7 +121,7 @@ def test_the_nearest_of_thousands_is_found(
 
 def is_beyond(query: np.ndarray, crowd: np.ndarray, least: int, most: int, compared: int) -> bool:
     """Whether so many score higher than the last one, which is the right one, and what is left after those that have been compared
-    seems too unlikely to go on for its likelihood alone (3.3 standard deviations)."""
+    seems too unlikely to continue for its likelihood alone (3.3 standard deviations)."""
     found = scores(query.astype(np.float64), codes(crowd), THRESHOLD)
     return least <= (found[:-1] > found[-1]).sum() <= most and np.sort(found)[::-1][compared] < -3.4
 
@@ -133,7 +133,7 @@ def test_a_crowd_below_the_threshold_ends_no_search(
     clusters: Clusters, low: float, high: float, least: int, most: int, compared: int
 ) -> None:
     """Four hundred clusters around a vector, and one that it belongs to, which others seem likelier than. At 0.78 to 0.80 the search
-    goes on beyond the sixty-four that are always compared, since they come within 0.05 of the threshold. Further out the right one
+    continues beyond the sixty-four that are always compared, since they come within 0.05 of the threshold. Further out the right one
     is among the sixty-four."""
     rows: list[np.ndarray] = []
     asked: list[tuple[np.ndarray, int]] = []

@@ -45,7 +45,7 @@ def gallery():
 def test_the_demo_finds_every_photo_and_groups_every_subject(gallery: support.Database) -> None:
     done = run(gallery)
     assert done.returncode == 0, done.stdout + done.stderr
-    titles = ["PHOTOS IN", "SEARCH BY WORDS", "GROUPS", "LATENCY", "THE PLAN", "RIGHT", "GO ON"]
+    titles = ["PHOTOS IN", "SEARCH BY WORDS", "GROUPS", "LATENCY", "THE PLAN", "RIGHT", "NEXT"]
     places = [done.stdout.find(f"\n{title}") for title in titles]
     assert -1 not in places and places == sorted(places), dict(zip(titles, places, strict=True))
 

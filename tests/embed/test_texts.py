@@ -155,6 +155,7 @@ def test_an_ordinary_role_makes_no_more_threads_than_it_may(database: support.Da
             for most, threads in ((1, 1), (3, 3)):
                 db.execute(f"SET clip_search.max_threads = {most}; SET clip_search.threads = 256")
                 embed_one(db, "text", "a cat")
-                assert status(backend(db), "Threads") <= threads
+                # One more looks for interrupts.
+                assert status(backend(db), "Threads") <= threads + 1
         finally:
             db.execute(f"DROP ROLE {role}")

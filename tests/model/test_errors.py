@@ -1,4 +1,4 @@
-"""Files that are missing, broken or of another kind: the right SQLSTATE, and the connection goes on.
+"""Files that are missing, broken or of another kind: the right SQLSTATE, and the connection stays usable.
 
 Every test has a connection of its own, since a process loads ONNX Runtime once. A missing or too old
 library made other users of the same loader hang for good (pykeio/ort#560), so each call has a time limit.

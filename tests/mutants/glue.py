@@ -30,8 +30,8 @@ MUTATIONS = [
     Mutation(
         "a commit wakes nobody",
         "src/watch/wakeup.rs",
-        "    set_latch(process);\n}\n\n/// The place of a database",
-        "    let _ = process;\n}\n\n/// The place of a database",
+        "    set_latch(process);\n}\n\n/// The slot of a database",
+        "    let _ = process;\n}\n\n/// The slot of a database",
         "tests/watch/test_timing.py::test_a_commit_wakes_the_worker",
     ),
     Mutation(
@@ -44,8 +44,8 @@ MUTATIONS = [
     Mutation(
         "the worker reads with row-level security",
         "src/pg/owners_table.rs",
-        '        // A row that a policy hides would be taken for deleted; off, it is an error.\n        set(c"row_security", c"off");',
-        '        // A row that a policy hides would be taken for deleted; off, it is an error.\n        set(c"row_security", c"on");',
+        '        // A row that a policy hides would be treated as deleted; with the setting off, it raises an error.\n        set(c"row_security", c"off");',
+        '        // A row that a policy hides would be treated as deleted; with the setting off, it raises an error.\n        set(c"row_security", c"on");',
         "tests/watch/test_policies.py::test_the_worker_says_that_a_policy_is_in_its_way",
     ),
     Mutation(
@@ -165,15 +165,15 @@ MUTATIONS = [
     Mutation(
         "one candidate is compared",
         "src/cluster/search.rs",
-        "const CANDIDATES: usize = 640;",
-        "const CANDIDATES: usize = 1;",
+        "const MAX_COMPARED: usize = 640;",
+        "const MAX_COMPARED: usize = 1;",
         "tests/cluster/test_search.py",
     ),
     Mutation(
         "one candidate is always compared",
         "src/cluster/search.rs",
-        "const SURE: usize = 64;",
-        "const SURE: usize = 1;",
+        "const MIN_COMPARED: usize = 64;",
+        "const MIN_COMPARED: usize = 1;",
         "tests/cluster/test_search.py",
     ),
     Mutation(
@@ -193,21 +193,21 @@ MUTATIONS = [
     Mutation(
         "the two tables are read at two moments",
         "src/cluster/search.rs",
-        "self.store.scan(Sees::At(&now), Index::ChangeCluster",
-        "self.store.scan(Sees::Everything, Index::ChangeCluster",
+        "self.store.scan(Snapshot::Registered(&now), Index::ChangeCluster",
+        "self.store.scan(Snapshot::Dirty, Index::ChangeCluster",
         "tests/cluster/test_concurrency.py::test_a_group_that_comes_and_goes_is_read_whole",
     ),
     Mutation(
         "members that others are adding are not seen",
         "src/cluster/search.rs",
-        "        self.0[place].1.add(&vector, None, row.bigint(3));\n",
+        "        self.0[place].1.add(&vector, None, row.bigint(sum::SIZE));\n",
         "        let _ = place;\n",
         "tests/cluster/test_concurrency.py::test_what_others_are_adding_counts",
     ),
     Mutation(
         "two sessions found the same cluster at once",
         "src/cluster/assign.rs",
-        "                let _lock = store.lock_shortly(&collection.name, true);\n                // The previous holder",
+        "                let _lock = store.lock_briefly(&collection.name, true);\n                // The previous holder",
         "                // The previous holder",
         "tests/cluster/test_concurrency.py::test_a_storm_of_sessions_keeps_one_exact_cluster_a_subject",
     ),
@@ -393,7 +393,7 @@ MUTATIONS = [
     Mutation(
         "a code that no longer fits stays",
         "src/cluster/maintenance.rs",
-        "(binary_code::distance(&now, &then) <= DRIFT).then_some(bytes)",
+        "(binary_code::distance(&now, &then) <= MAX_CODE_DRIFT).then_some(bytes)",
         "(binary_code::distance(&now, &then) <= 256).then_some(bytes)",
         "tests/cluster/test_search.py::test_a_cluster_that_has_moved_is_found",
     ),
@@ -414,15 +414,15 @@ MUTATIONS = [
     Mutation(
         "few codes are ranked",
         "src/cluster/search.rs",
-        "const KEPT: usize = 8192;",
-        "const KEPT: usize = 64;",
+        "const MAX_RANKED_CODES: usize = 8192;",
+        "const MAX_RANKED_CODES: usize = 64;",
         "tests/cluster/test_search.py",
     ),
     Mutation(
         "what has moved is not allowed for",
         "src/cluster/search.rs",
-        "const MOVED: f64 = 0.1;",
-        "const MOVED: f64 = 0.0;",
+        "const MAX_CENTROID_DRIFT: f64 = 0.1;",
+        "const MAX_CENTROID_DRIFT: f64 = 0.0;",
         "tests/cluster/test_search.py::test_a_cluster_is_where_its_latest_members_have_moved_it",
     ),
     Mutation(
@@ -479,8 +479,8 @@ MUTATIONS = [
     Mutation(
         "what is not relevant is found, too",
         "src/answer/find.rs",
-        "        *relevance >= cut && follows",
-        "        *relevance >= cut.min(0.0) && follows",
+        "            *relevance >= self.cut && follows",
+        "            *relevance >= self.cut.min(0.0) && follows",
         "tests/embed/test_relevance.py::test_find_returns_what_matches_in_pages_without_gaps",
     ),
     Mutation(

@@ -124,7 +124,7 @@ def test_a_plain_role_embeds_and_groups_through_a_trigger(
     assert value(db, "SELECT size FROM clip_search.cluster WHERE collection = 'plain'") == 3
 
 
-PROTECTED = ("model_path", "onnxruntime", "max_image_pixels", "max_image_bytes")
+PROTECTED = ("model_path", "onnxruntime", "max_image_pixels", "max_image_bytes", "max_image_memory", "max_threads")
 
 
 def test_a_plain_role_cannot_point_the_server_at_files(database: support.Database, plain_role: str) -> None:
@@ -277,7 +277,7 @@ def test_dropping_and_creating_again_in_one_connection(empty_database: support.D
 def test_a_dump_keeps_clusters_and_the_id_sequence(
     empty_database: support.Database, pg_program, tmp_path, form: str
 ) -> None:
-    """Restored, the photos keep their groups, nothing is embedded or counted anew, and new ids follow on."""
+    """Restored, the photos keep their groups, nothing is embedded or counted again, and new ids follow the old ones."""
     with empty_database.connect() as db:
         db.execute("SET client_min_messages = warning")
         db.execute("CREATE EXTENSION clip_search CASCADE")

@@ -142,6 +142,43 @@ def test_a_trigger_that_swallows_the_cancel_ends_the_process_and_others_go_on(pr
         assert value(db, "SELECT count(*) FROM clip_search.pending") == 0
 
 
+def test_code_that_cannot_be_interrupted_holds_up_its_owner_only(preloaded, db):
+    """strpos does not look for interrupts, so no timeout and no SIGTERM ends it: this takes some 40 s."""
+    db.execute("ALTER SYSTEM SET clip_search.worker_timeout = '1s'")
+    db.execute("SELECT pg_reload_conf()")
+    never = "PERFORM strpos(repeat('a', 400000), 'b' || repeat('a', 100000));"
+    with watched(preloaded, "eve.slow", never) as eve, watched(preloaded, "bob.quick") as bob:
+        eve.execute("INSERT INTO eve.slow VALUES (1, 'a cat')")
+        until(lambda: workers(db), "a worker")
+        (stuck,) = workers(db)
+        time.sleep(1)
+        began = time.monotonic()
+        bob.execute("INSERT INTO bob.quick SELECT g, 'a dog' FROM generate_series(1, 5) g")
+        until(lambda: embedded(db, "bob.quick") == 5, "bob's rows")
+        waited = time.monotonic() - began
+        # The limit, 2 s to clean up, 1 s of patience, the launcher's 5 s between two looks, and a process's start.
+        assert waited < 1 + 2 + 1 + 5 + 6, waited
+        assert stuck in workers(db) and len(workers(db)) == 2
+        assert "can't be ended" in preloaded.messages()
+        # What else she has queued waits, or it could hold the next worker as well.
+        eve.execute("CREATE TABLE eve.other (id int PRIMARY KEY, body text)")
+        eve.execute("SELECT clip_watch('eve.other', 'body', mode => 'queued')")
+        eve.execute("INSERT INTO eve.other VALUES (1, 'a cat')")
+        for row in range(6, 9):
+            began = time.monotonic()
+            bob.execute("INSERT INTO bob.quick VALUES (%s, 'a dog')", (row,))
+            until(lambda row=row: embedded(db, "bob.quick") == row, "bob's row")
+            assert time.monotonic() - began < 5
+        assert stuck in workers(db), "the code ended too soon for the test to show anything"
+        assert embedded(db, "eve.other") == 0
+        # When the code comes back, the process ends, and nobody is left out any more.
+        until(lambda: stuck not in workers(db), "the end of the first worker", 300)
+        until(lambda: embedded(db, "eve.other") == 1, "her other row", 60)
+        assert embedded(db, "eve.slow") == 0
+        assert "was terminated by signal" not in preloaded.messages()
+        eve.execute("DROP TABLE eve.other")
+
+
 def test_nothing_of_an_owners_code_stays_in_the_worker(preloaded, db):
     leave = """
         PERFORM pg_advisory_xact_lock(4711);

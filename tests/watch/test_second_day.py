@@ -91,16 +91,6 @@ def test_the_worker_has_its_own_timeouts(bindir: pathlib.Path) -> None:
         assert "timeout" not in made.messages()
 
 
-@pytest.fixture
-def with_clip(database: support.Database, db: psycopg.Connection, clip_mini: pathlib.Path):
-    """A second model in every session of the database."""
-    path = f"$system:{clip_mini.parent}"
-    db.execute(f"ALTER DATABASE {database.name} SET clip_search.model_path = '{path}'")
-    db.execute(f"SET clip_search.model_path = '{path}'")
-    yield
-    db.execute(f"ALTER DATABASE {database.name} RESET clip_search.model_path")
-
-
 def test_sessions_share_a_reembedding(database: support.Database, db: psycopg.Connection, with_clip) -> None:
     """None of them fails, whichever is the one that puts the column in its place."""
     notes(db)

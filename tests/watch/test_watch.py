@@ -645,7 +645,7 @@ def test_reembed_swaps_when_it_is_complete(
     assert state == "22023" and "already" in text
     assert sqlstate(db, "CALL clip_reembed('note', 'nope')")[0] == "42704"
 
-    # Cancelled, it leaves both columns true and goes on later.
+    # A cancel leaves both columns in sync, and the next call continues.
     def reembed() -> tuple[str | None, str]:
         return sqlstate(mine, "CALL clip_reembed('note', 'clip-mini', batch => 2)")
 
@@ -758,7 +758,7 @@ def test_reembed_swaps_when_it_is_complete(
 
 @pytest.mark.parametrize("schema", ["public", "its Own"])
 def test_a_dump_keeps_what_is_watched(empty_database: support.Database, pg_program, tmp_path, schema: str) -> None:
-    """Restored in one go, nothing is embedded anew (a row shows that, whose embedding is not its source's), what is
+    """Restored in one go, nothing is embedded again (a row shows that, whose embedding is not its source's), what is
     queued and what failed is still listed, and the triggers work."""
     with empty_database.connect() as db:
         db.execute("SET client_min_messages = warning")

@@ -278,7 +278,7 @@ def test_databases_are_looked_into_at_the_start(preloaded: Server) -> None:
 
 
 def test_a_model_that_is_not_there_is_waited_for(preloaded: Server, db: psycopg.Connection) -> None:
-    """It is no fault of the rows: they stay queued, and other tables go on."""
+    """It is no fault of the rows: they stay queued, and other tables are served."""
     models = preloaded.folder / "models"
     preloaded.run("mkdir", str(models))
     source = support.FIXTURES / "clip-mini"

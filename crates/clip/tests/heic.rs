@@ -1,4 +1,5 @@
-//! HEIC against pillow-heif's pixels (`tests/fixtures/heic.py`), grids as phones write them, and files that are cut or changed.
+//! Compares HEIC with pillow-heif's pixels (`tests/fixtures/heic.py`), with grids as phones write them, and decodes
+//! truncated and changed files.
 #![cfg(feature = "heic")]
 
 mod files;
