@@ -466,7 +466,7 @@ MUTATIONS = [
         "sql/watch.sql",
         "WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE');\n\n-- A procedure that commits",
         "WHERE true;\n\n-- A procedure that commits",
-        "tests/watch/test_watch.py",
+        "tests/docs/test_observability.py::test_it_counts_all_tables_for_a_role_that_may_read_none",
     ),
     Mutation(
         "clip_find reads with the extension's rights",
