@@ -350,6 +350,22 @@ def test_a_last_member_that_leaves_and_one_that_comes_at_once(
             assert value(db, ASSIGN, row, collection) in (id, joined)
 
 
+def test_a_last_member_leaves_while_another_session_has_the_rows(
+    database: support.Database, db: psycopg.Connection, collection: str
+) -> None:
+    """What can't be deleted as a whole stays as a whole: a sum without the leaving would be a member that nobody is."""
+    row = vector_text(direction(70))
+    id = value(db, ASSIGN, row, collection)
+    with database.connect(autocommit=False) as other:
+        locked = other.execute("SELECT FROM clip_search.cluster_sum WHERE cluster = %s FOR UPDATE", (id,))
+        assert len(locked.fetchall()) == 1
+        assert value(db, LEAVE, id, row)
+        other.rollback()
+    assert clusters(db, collection) == {}
+    assert value(db, ASSIGN, row, collection) is not None
+    assert [size for size, _, _ in clusters(db, collection).values()] == [1]
+
+
 def test_a_group_that_comes_and_goes_is_read_whole(database: support.Database, collection: str) -> None:
     """Fifteen of its seventeen members leave at once, again and again, while others join it, leave it, and merge its rows.
 

@@ -405,11 +405,11 @@ MUTATIONS = [
         "tests/cluster/test_concurrency.py::test_codes_of_clusters_that_are_gone_go_too",
     ),
     Mutation(
-        "a cluster is deleted that somebody is joining",
+        "a cluster is deleted by halves",
         "src/cluster/maintenance.rs",
         "    if (sums.len(), changes.len()) == cluster.rows {",
         "    if sums.len() + changes.len() <= cluster.rows.0 + cluster.rows.1 {",
-        "tests/cluster/test_concurrency.py::test_a_last_member_that_leaves_and_one_that_comes_at_once",
+        "tests/cluster/test_concurrency.py::test_a_last_member_leaves_while_another_session_has_the_rows",
     ),
     Mutation(
         "few codes are ranked",
@@ -466,7 +466,7 @@ MUTATIONS = [
         "sql/watch.sql",
         "WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE');\n\n-- A procedure that commits",
         "WHERE true;\n\n-- A procedure that commits",
-        "tests/watch/test_watch.py",
+        "tests/docs/test_observability.py::test_it_counts_all_tables_for_a_role_that_may_read_none",
     ),
     Mutation(
         "clip_find reads with the extension's rights",

@@ -72,7 +72,10 @@ def test_a_table_whose_trigger_is_slow_holds_others_up_by_one_row(preloaded, db)
         assert max(between) <= 2, between
         # What was done of a batch that was cut short is kept, and no attempt is held against the rest.
         assert embedded(db, "eve.slow") >= 1
-        assert value(db, "SELECT max(attempts) FROM clip_search.pending WHERE relation = 'eve.slow'::regclass") <= 1
+        pending = "SELECT max(attempts), count(*) FILTER (WHERE attempts > 0) FROM clip_search.pending WHERE relation = 'eve.slow'::regclass"
+        most, tried = db.execute(pending).fetchone()
+        # Two at most are in hand, since a batch is of so many as take two seconds; the first was of sixteen.
+        assert most <= 1 and tried <= 4, (most, tried)
         assert value(db, "SELECT count(*) FROM clip_search.failure WHERE relation = 'eve.slow'::regclass") == 0
 
 

@@ -41,8 +41,14 @@ def test_each_failure_doubles_the_delay(db: psycopg.Connection) -> None:
         db.execute("CREATE TABLE photo (id int PRIMARY KEY, body text)")
         db.execute("SELECT clip_watch('photo', 'body', mode => 'queued')")
         # An error that may pass: one of the table's own trigger. What is wrong with the source itself is listed at once.
+        # A sequence keeps the moment of the last attempt, though that is undone.
         db.execute("""
-            CREATE OR REPLACE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not today'; END $$;
+            CREATE SEQUENCE attempt;
+            CREATE OR REPLACE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN
+                PERFORM pg_catalog.setval('public.attempt', (extract(epoch FROM clock_timestamp()) * 1000)::bigint);
+                RAISE EXCEPTION 'not today';
+            END $$;
             CREATE TRIGGER wait BEFORE UPDATE ON photo FOR EACH ROW EXECUTE FUNCTION wait()""")
         db.execute("INSERT INTO photo VALUES (1, 'a cat')")
         # When the row is tried again after so many attempts; the last value that was seen counts.
@@ -63,6 +69,10 @@ def test_each_failure_doubles_the_delay(db: psycopg.Connection) -> None:
             delay = DELAY * 2**attempts
             assert 0.95 * delay <= due[attempts + 1] - due[attempts] < 2 * delay + 5, due
         assert value(db, "SELECT attempts FROM clip_search.failure") == 5
+        # The last attempt's own transaction lists it.
+        listed = "SELECT extract(epoch FROM failed_at) * 1000 <= last_value FROM clip_search.failure, attempt"
+        assert value(db, listed)
+        db.execute("DROP SEQUENCE attempt")
 
 
 def test_what_was_changed_meanwhile_is_not_written(preloaded: Server, db: psycopg.Connection) -> None:

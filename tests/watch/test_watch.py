@@ -649,8 +649,13 @@ def test_reembed_swaps_when_it_is_complete(
     def reembed() -> tuple[str | None, str]:
         return sqlstate(mine, "CALL clip_reembed('note', 'clip-mini', batch => 2)")
 
-    mine, holder = database.connect(), database.connect(autocommit=False)
-    holder.execute("SELECT FROM note WHERE id = 399 FOR UPDATE")
+    # It can't come to the end before it is cancelled.
+    mine, holder = database.connect(), database.connect()
+    db.execute("""
+        CREATE OR REPLACE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN PERFORM pg_catalog.pg_advisory_xact_lock_shared(77); RETURN NEW; END $$;
+        CREATE TRIGGER wait BEFORE UPDATE ON note FOR EACH ROW WHEN (old.id = 399) EXECUTE FUNCTION wait()""")
+    holder.execute("SELECT pg_advisory_lock(77)")
     found: list = []
     thread = threading.Thread(target=lambda: found.append(reembed()))
     thread.start()
@@ -660,6 +665,7 @@ def test_reembed_swaps_when_it_is_complete(
     thread.join(support.PATIENCE)
     assert found[0][0] == "57014"
     holder.close()
+    db.execute("DROP TRIGGER wait ON note")
     assert value(db, "SELECT vector_dims(embedding) FROM note LIMIT 1") == 512
     check(db, "note WHERE id < 1000", collection="note")
     db.execute("UPDATE note SET body = 'the ocean' WHERE id <= 50; DELETE FROM note WHERE id BETWEEN 51 AND 60")
