@@ -12,7 +12,7 @@ use crate::guc;
 use crate::pg::error::{SqlResult, report};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::get;
-use crate::pg::text::Text;
+use crate::pg::text::{Returned, Text};
 use crate::pg::user_context::current_role;
 
 /// 0.99 is what immich has come to, after 0.97 and 0.985 had shown similar photos as duplicates (its issues 9781 and
@@ -36,7 +36,7 @@ fn clip_duplicates_of(
         let query =
             format!("SELECT {vector}, t.{key}::text FROM {table} AS t WHERE {embedding} IS NOT NULL ORDER BY t.{key}");
         members::read(client.cursor(&query)?, |row| {
-            keys.push(get::<String>(row, 2)?.unwrap_or_default());
+            keys.push(get::<Returned>(row, 2)?.map(|Returned(key)| key).unwrap_or_default());
             Ok(())
         })
     })?;
