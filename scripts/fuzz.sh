@@ -3,7 +3,7 @@
 #   FUZZ=seconds   guided by coverage, with AddressSanitizer, so long for each target (crates/clip/fuzz; needs cargo-fuzz and
 #                  a nightly compiler). TARGETS="decode thumbnail" chooses; the corpus is kept in target/fuzz/corpus.
 #   otherwise      mutated images, texts, configurations and models, with a fixed seed (crates/clip/tests/fuzz.rs):
-#   FORMAT=avif    mutates only images of one folder of tests/fixtures (heic, avif, jxl, tiff)
+#   FORMAT=avif    mutates only images of one format: jpeg, png, gif, webp, bmp, tiff, ico, heic, avif, jxl or raw
 #   IMAGES=200000 STRINGS=1000000 CONFIGURATIONS=200000 MODELS=5000   how many; some ten minutes on one core
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
@@ -12,7 +12,7 @@ cd "$root"
 guided() {
     local target corpus
     command -v cargo-fuzz >/dev/null || die "cargo-fuzz is missing: cargo install cargo-fuzz --locked"
-    for target in ${TARGETS:-decode thumbnail configuration tokenizer}; do
+    for target in ${TARGETS:-decode info thumbnail tokenizer configuration onnx}; do
         corpus=$root/target/fuzz/corpus/$target
         mkdir -p "$corpus"
         seed "$target" "$corpus"
@@ -29,12 +29,14 @@ guided() {
 seed() {
     local file
     case $1 in
-        decode | thumbnail)
+        decode | info | thumbnail)
             find tests/fixtures/{corpus,images,heic,avif,jxl,tiff} -type f -size -64k ! -name '*.json' ! -name '*.md' -print0 ;;
         configuration) find tests/fixtures -type f -name '*preprocess*.json' -size -8k -print0 ;;
+        # Graphs are longer than an input may be; their beginning is what says most.
+        onnx) find tests/fixtures/{clip-mini,layouts} -type f -name '*.onnx' -print0 ;;
         *) find tests/fixtures/tokens -type f -size -64k -print0 ;;
     esac | while IFS= read -r -d '' file; do
-        cp "$file" "$2/$(sha1sum <"$file" | cut -c1-16)"
+        head -c 65536 "$file" >"$2/$(sha1sum <"$file" | cut -c1-16)"
     done
 }
 

@@ -1,7 +1,7 @@
-//! `clip_find`: a search that returns only what matches, page by page.
+//! `clip_find`: a search that returns only matches, page by page.
 //!
-//! The caller names the table, and everything runs with the caller's rights: privileges on columns, policies, and the code that the
-//! owner has attached to the table, as in a SELECT that the caller writes.
+//! The caller names the table, so everything runs with the caller's privileges: privileges on columns, policies, and
+//! the code that the owner has attached to the table, as in a SELECT that the caller writes.
 
 use clip::relevance::{Background, CUT, Photo, relevance};
 use clip::vector::cosine;
@@ -14,6 +14,7 @@ use pgrx::spi::quote_identifier;
 
 use crate::guc;
 use crate::model::{background, loaded, origin};
+use crate::pg::analyzed::about_table;
 use crate::pg::catalog::qualified_name;
 use crate::pg::error::{SqlResult, given, report, sql_error};
 use crate::pg::regclass::Regclass;
@@ -169,15 +170,14 @@ fn after<'a>(relevance: Option<f64>, id: Option<&'a str>) -> SqlResult<Option<(f
         (Some(_), None) => ("after_relevance", "after_id"),
         (None, Some(_)) => ("after_id", "after_relevance"),
     };
-    Err(sql_error(
-        PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
-        format!("{here} is given without {lacking}"),
-    )
-    .set_detail("Rows of equal relevance are in the order of their ids, so a page begins after a relevance and an id.")
-    .set_hint("Give both from the last row of the page before, or neither for the first page."))
+    Err(sql_error(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, format!("{here} is given without {lacking}"))
+        .set_detail(
+            "Rows of equal relevance are in the order of their ids, so a page begins after a relevance and an id.",
+        )
+        .set_hint("Give both from the last row of the page before, or neither for the first page."))
 }
 
-/// The model that keeps the column's embeddings, if one is watched.
+/// The model of the column's embeddings, if the column is watched.
 fn model_of_column(table: pg_sys::Oid, embedding: Option<&str>) -> SqlResult<Option<String>> {
     let _user_context = UserContext::of_extension();
     Spi::connect(|client| {
@@ -231,7 +231,9 @@ impl Search<'_> {
             );
             let arguments: [DatumWithOid<'_>; 2] = [Vector(wanted.clone()).into(), i64::from(*candidates).into()];
             let mut found = Vec::new();
-            for row in client.select(&statement, None, &arguments).map_err(spi)? {
+            // The name was read without a lock, which would hold up others: so PostgreSQL's own look-up of it is checked.
+            let rows = about_table(*table, &statement, || client.select(&statement, None, &arguments)).map_err(spi)?;
+            for row in rows {
                 pgrx::check_for_interrupts!();
                 let (Some(key), Some(Vector(vector))) = (get::<Vec<u8>>(&row, 1)?, get::<Vector>(&row, 2)?) else {
                     continue;
@@ -253,7 +255,7 @@ struct Embedding {
     kind: &'static str,
 }
 
-/// The column with the keys and the one with the embeddings, as named or as the table has only one.
+/// The columns with the keys and the embeddings: as named, or the table's only suitable column.
 fn columns(
     client: &pgrx::spi::SpiClient<'_>,
     table: pg_sys::Oid,
@@ -322,9 +324,9 @@ fn columns(
     Ok((key, Embedding { name, kind }))
 }
 
-/// Has an HNSW index return as many candidates as are wanted: hnsw.ef_search is 40 otherwise, and so are the rows.
+/// Makes an HNSW index return the requested number of candidates: by default hnsw.ef_search limits the rows to 40.
 fn widen(client: &pgrx::spi::SpiClient<'_>, candidates: i32) -> SqlResult<()> {
-    // A value of the type loads pgvector's library, which defines the settings; iterative scans came with 0.8.
+    // A value of the type loads pgvector's library, which defines the settings; iterative scans exist since 0.8.
     let query = format!(
         "SELECT count(*) FROM pg_settings, (SELECT '[1]'::{}.vector) AS loaded WHERE name = 'hnsw.iterative_scan'",
         vector::schema()

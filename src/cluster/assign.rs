@@ -1,10 +1,10 @@
 //! Grouping on insert: a vector joins the nearest cluster of its collection, or creates one.
 //!
-//! No session waits for another transaction to end here, so there are no deadlocks. A cluster is a set of rows that
-//! each add to its sum (sql/bootstrap.sql); joining inserts a row. Dirty scans ([`Store::scan`]) also see clusters that
+//! Here no session waits for another transaction to end, so deadlocks can't occur. A cluster is a set of rows that each
+//! add to its sum (sql/bootstrap.sql); joining inserts a row. Dirty scans ([`Store::scan`]) also see clusters that
 //! other transactions have created and not committed yet, and a vector joins them like any other: if the transaction
 //! that created the cluster rolls back, the cluster consists of the members that joined. A lock keeps two transactions
-//! from creating the same cluster at once. It is held while one of them searches again and writes its row
+//! from creating the same cluster concurrently. It is held while one of them searches again and writes its row
 //! ([`Store::lock_briefly`]), not to the end of the transaction.
 
 use clip::vector::{ROUNDING, l2_normalize};
@@ -51,7 +51,7 @@ pub fn assign(embedding: Vector, collection: &str, role: pg_sys::Oid) -> SqlResu
     check_name(collection)?;
     let _user_context = UserContext::of_extension();
     let store = Store::open(c"clip_assign_cluster()");
-    // Before any lock, so that a role that may not assign holds up nobody.
+    // Before any lock, so that a role that may not assign can't block other sessions.
     Access::find(&store, collection).check_assign(role)?;
     let model = loaded::model_of(&embedding.0);
     let Vector(mut member) = embedding;
@@ -64,7 +64,7 @@ pub fn assign(embedding: Vector, collection: &str, role: pg_sys::Oid) -> SqlResu
     let search = Search::new(&store, &collection, &member);
     Spi::connect_mut(|client| {
         claim(client, &store, &collection.name, role)?;
-        // Under the short lock, since a row is written a moment after it gets its sequence number.
+        // Under the short lock, because a row is written shortly after it gets its sequence number.
         let sequence_number = {
             let _lock = store.lock_briefly(&collection.name, false);
             statements::last_id(client)?
@@ -74,8 +74,8 @@ pub fn assign(embedding: Vector, collection: &str, role: pg_sys::Oid) -> SqlResu
         let mut joined = None;
         if let Some(id) = near {
             let _lock = store.lock_briefly(&collection.name, false);
-            // It may have moved, or vanished, since it was found. Clusters that may still be rolled back are joined
-            // below.
+            // The cluster may have moved or vanished since the search. Clusters that may still be rolled back are
+            // joined below.
             joined = search.look_up(id).filter(|cluster| joins(cluster) && cluster.settled);
             if let Some(found) = &joined {
                 join(client, &collection, found, &member)?;
@@ -114,12 +114,12 @@ pub fn assign(embedding: Vector, collection: &str, role: pg_sys::Oid) -> SqlResu
     })
 }
 
-/// Makes the first role that assigns to a new collection its owner. Of two transactions that do this at once, the
-/// second snapshot the other's uncommitted row under the short lock.
+/// Makes the first role that assigns to a new collection its owner. If two transactions do this concurrently, the
+/// second sees the first one's uncommitted row under the short lock.
 fn claim(client: &mut SpiClient<'_>, store: &Store, collection: &str, role: pg_sys::Oid) -> SqlResult<()> {
     let access = Access::find(store, collection);
     if !access.wants_owner() {
-        // It may have got an owner since the caller checked.
+        // The collection may have got an owner since the caller checked.
         return access.check_assign(role);
     }
     let _lock = store.lock_briefly(collection, true);
@@ -138,7 +138,8 @@ fn claim(client: &mut SpiClient<'_>, store: &Store, collection: &str, role: pg_s
 fn join(client: &mut SpiClient<'_>, collection: &Collection, cluster: &Cluster, member: &[f32]) -> SqlResult<()> {
     let mut sum = cluster.sum.clone();
     sum.add(member, None, 1);
-    // If this is the only member left, others are removing the last ones, and what remains of their sum says nothing.
+    // If no other member remains, other sessions are removing the last members, and the remainder of their sum is
+    // meaningless.
     if sum.size > 1 && sum.direction().is_none() {
         return Err(report(
             Error::new(Kind::InvalidInput, "the members of the cluster cancel out")
@@ -154,12 +155,13 @@ fn join(client: &mut SpiClient<'_>, collection: &Collection, cluster: &Cluster, 
     }
 }
 
-/// Takes a member out of a cluster; false if there is no such cluster, as after its collection was dropped.
+/// Removes a member from a cluster; returns false if the cluster does not exist, for example after its collection was
+/// dropped.
 ///
-/// With `only`, a cluster of another collection is left alone, and a vector that is not a member causes a warning:
-/// values that somebody has written into a row by hand must not prevent its deletion.
+/// With `only`, a cluster of another collection is not changed, and a vector that is not a member causes a warning:
+/// values that a user has written to a row must not prevent its deletion.
 ///
-/// On behalf of a role; without one, for a member that this transaction itself has added.
+/// It acts on behalf of a role; without a role, for a member that this transaction has added.
 pub fn leave(id: i64, embedding: Vector, only: Option<&str>, role: Option<pg_sys::Oid>) -> SqlResult<bool> {
     let _user_context = UserContext::of_extension();
     let store = Store::open(c"clip_leave_cluster()");

@@ -22,7 +22,7 @@ use crate::pg::text::Text;
 use crate::pg::user_context::{UserContext, current_role, has_rights_of, role_name};
 use crate::pg::vector_column::Storage;
 
-/// A collection's properties: those set by [`clip_create_collection`](crate::cluster::collection), or else those of its
+/// A collection's properties: set by [`clip_create_collection`](crate::cluster::collection), or else taken from its
 /// first cluster.
 pub struct Collection {
     pub name: String,
@@ -130,7 +130,7 @@ fn clip_create_collection(
     let role = current_role();
     let store = Store::open(c"clip_create_collection()");
     let access = Access::find(&store, collection);
-    // The caller must own clusters that exist under that name, and the open collection default.
+    // The caller must own existing clusters under this name, and the open collection default.
     if access.exists() || collection == DEFAULT_COLLECTION {
         access.check_owner(role)?;
     }
@@ -138,7 +138,7 @@ fn clip_create_collection(
     let _user_context = UserContext::of_extension();
     let _lock = store.lock_briefly(collection, true);
     Spi::connect_mut(|client| {
-        // Another session may have created it since.
+        // Another session may have created it in the meantime.
         let access = Access::find(&store, collection);
         if access.has_settings() {
             return Err(sql_error(
@@ -148,7 +148,7 @@ fn clip_create_collection(
             .set_hint("clip_alter_collection changes its settings; clip_drop_collection drops it with its clusters."));
         }
         access.check_assign(role)?;
-        // Clusters that exist under that name must have those dimensions.
+        // Existing clusters under this name must have these dimensions.
         let known = Collection::find(&store, collection)?.dimensions;
         if let (Some(known), Some(dimensions)) = (known, dimensions)
             && known != dimensions
@@ -190,9 +190,9 @@ fn clip_create_collection(
     })
 }
 
-/// The table of members, which a role must own: the extension will read and write it as its owner.
+/// The members' table, which a role must own: the extension will read and write it as its owner.
 fn owned_members(oid: pg_sys::Oid, role: pg_sys::Oid) -> SqlResult<OwnersTable> {
-    Table::describe(oid)?; // there is one of that oid
+    Table::describe(oid)?; // a table with this oid exists
     let table = OwnersTable::find(oid)?
         .ok_or_else(|| sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, "the members' table does not exist"))?;
     if !has_rights_of(role, table.owner) {
@@ -220,7 +220,7 @@ fn check_optional_columns(
     key.map_or(Ok(()), |key| check_column(client, table, key, |_| true, ""))
 }
 
-/// Changes the settings that are passed, and no others.
+/// Changes the passed settings, and no others.
 #[pg_extern(volatile, parallel_unsafe)]
 #[allow(clippy::too_many_arguments)]
 fn clip_alter_collection(

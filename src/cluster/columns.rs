@@ -1,5 +1,4 @@
-//! Column numbers of the extension's tables, as scans below SQL use them. Sums and changes have their first five columns in
-//! common.
+//! Column numbers of the extension's tables, for scans below SQL. Sums and changes share their first five columns.
 
 pub mod setting {
     pub const NAME: usize = 1;
@@ -14,7 +13,7 @@ pub mod sum {
     pub const CLUSTER: usize = 2;
     pub const SIZE: usize = 3;
     pub const SUM: usize = 4;
-    /// What the single-precision sum lacks: column "rest".
+    /// The remainder of the single-precision sum: column "rest".
     pub const REMAINDER: usize = 5;
     pub const MODEL: usize = 7;
     /// Column "mark".

@@ -70,7 +70,7 @@ pub fn primary_key(client: &mut SpiClient<'_>, table: pg_sys::Oid) -> SqlResult<
     })
 }
 
-/// A collection's table of members, with its columns quoted for use in queries.
+/// A collection's members' table, with its columns quoted for use in queries.
 pub struct Members {
     pub threshold: f64,
     pub table: OwnersTable,
@@ -86,10 +86,10 @@ pub struct Members {
 }
 
 impl Members {
-    /// None for a collection without a table of members.
+    /// None for a collection without a members' table.
     ///
     /// # Errors
-    /// 42501 if the role lacks the privilege on the collection, 42704 if there is no such collection.
+    /// 42501 if the role lacks the privilege on the collection, 42704 if the collection does not exist.
     pub fn find(collection: &str, role: pg_sys::Oid, privilege: Privilege) -> SqlResult<Option<Self>> {
         let access = Access::find(&Store::open_to_read(), collection);
         if !access.exists() {
@@ -109,11 +109,12 @@ impl Members {
             let (labels, image, tags) = (named(6)?, named(7)?, named(8)?);
             let Some(table) = OwnersTable::find(oid)? else { return Ok(None) };
             refuse_citus(client, oid)?;
-            // The table may have got another owner before it was locked.
+            // The table's owner may have changed before it was locked.
             if access.owner() != table.owner && !access.is_outdated() {
                 Access::find(&Store::open_to_read(), collection).check(role, privilege)?;
             }
-            let columns = [Some(&embedding), Some(&cluster), Some(&key), labels.as_ref(), image.as_ref(), tags.as_ref()];
+            let columns =
+                [Some(&embedding), Some(&cluster), Some(&key), labels.as_ref(), image.as_ref(), tags.as_ref()];
             let columns = columns.into_iter().flatten().cloned().collect();
             Ok(Some(Self {
                 threshold: get::<f64>(&row, 1)?.unwrap_or_else(guc::cluster_threshold),
@@ -152,7 +153,8 @@ impl Members {
     ///
     /// # Errors
     /// 42501 if the caller may not read the columns, or may not read every row. A policy is code of the table's owner;
-    /// naming a collection does not imply consent to run it, and without it the caller would see what the policy hides.
+    /// naming a collection does not imply consent to run it, and without it the caller would see the rows that the
+    /// policy hides.
     pub fn read<T>(
         &self,
         named: Option<pg_sys::Oid>,
@@ -192,7 +194,8 @@ impl Members {
     }
 }
 
-/// Refuses tables of Citus. Members are identified and written by `ctid`, and several shards can have the same one.
+/// Refuses tables of Citus. Members are identified and written by `ctid`, and the same `ctid` can occur in several
+/// shards.
 pub fn refuse_citus(client: &SpiClient<'_>, table: pg_sys::Oid) -> SqlResult<()> {
     citus::refuse(
         client,

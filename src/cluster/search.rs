@@ -1,7 +1,7 @@
 //! The search for the cluster that a vector belongs to.
 //!
-//! The nearest cluster is found by binary codes of the centroids (`clip::clustering::binary_code`): all codes of the collection are
-//! compared, and those clusters whose codes are near are compared exactly. An HNSW index of pgvector would not do: it
+//! The search uses binary codes of the centroids (`clip::clustering::binary_code`): it compares all codes of the
+//! collection, and compares the clusters with the nearest codes exactly. pgvector's HNSW index is unsuitable: it
 //! refuses dirty snapshots, and each join would move an entry.
 
 use clip::clustering::binary_code::{self, Candidate, Code, Nearest};
@@ -16,49 +16,51 @@ use crate::cluster::columns::{change, code, sum};
 use crate::cluster::session_state::{Packed, changes_of, merged_up_to, with_coder};
 use crate::cluster::tables::{Condition, Index, RegisteredSnapshot, Row, Snapshot, Store};
 
-/// Bits by which a stored code may differ from that of the centroid of today. 12 of 256 is an angle of 8 degrees.
+/// Bits by which a stored code may differ from the current centroid's code. 12 of 256 is an angle of 8 degrees.
 pub const MAX_CODE_DRIFT: u32 = 12;
-/// The nearest codes within reach, at most this many, are ranked by likelihood.
+/// The maximum number of nearest codes within reach that are ranked by likelihood.
 const MAX_RANKED_CODES: usize = 8192;
-/// Clusters compared exactly, at most. Each costs 2 µs, or 12 where its page has to be fetched from the operating system.
+/// The maximum number of clusters that are compared exactly. Each costs 2 µs, or 12 if its page has to be fetched from
+/// the operating system.
 const MAX_COMPARED: usize = 640;
 /// The first batch of comparisons; each further batch is three times as large.
 const FIRST_BATCH: usize = 16;
-/// At least this many are compared, if their codes are within reach. The likelihood assumes that clusters are not centred on
-/// the vector; in a crowd around it, the right one ranked up to 52nd of 400.
+/// The minimum number of clusters that are compared, if their codes are within reach. The likelihood assumes that
+/// clusters are not centred on the vector; among many clusters around the vector, the right one ranked up to 52nd of
+/// 400.
 const MIN_COMPARED: usize = 64;
-/// Further ones are compared while their scores are at most this far below the expected one: the right cluster lies beyond in
-/// fewer than one of two thousand cases. Two clusters of 100,000 photo-like ones are within, 20 of 5,000 with a mean cosine
-/// of 0.78, and 240 at 0.85.
+/// Further clusters are compared while their scores are at most this far below the expected score: the right cluster
+/// lies beyond it in fewer than one of two thousand cases. Of 100,000 photo-like clusters two are within, of 5,000 with
+/// a mean cosine of 0.78 20 are, and at 0.85 240.
 const DEVIATIONS: f64 = 3.3;
-/// They are also compared while the last batch came this close to the nearest. The cosines of vectors at one code distance have
-/// a standard deviation of 0.04.
+/// Further clusters are also compared while the last batch came this close to the nearest cluster. The cosines of
+/// vectors at one code distance have a standard deviation of 0.04.
 const SPREAD: f64 = 0.05;
-/// By how much a cosine to a centroid may exceed the one to the sum that is searched. What has changed since has less
-/// weight than the sum (see [`Cluster::wants_folding`]), and members are within some 20 degrees of their centroid.
+/// The amount by which the cosine to a centroid may exceed the cosine to the stored sum. Later changes have less weight
+/// than the sum (see [`Cluster::wants_folding`]), and members are within about 20 degrees of their centroid.
 const MAX_CENTROID_DRIFT: f64 = 0.1;
-/// Changes of a cluster that are left standing before they are added to its sum.
+/// The number of changes of a cluster that remain before they are added to its sum.
 const MAX_CHANGES: usize = 16;
-/// A cluster as it stands now, with what transactions under way have added.
+/// A cluster in its current state, including uncommitted changes of other transactions.
 pub struct Cluster {
     pub id: i64,
     pub sum: Sum,
-    /// To the vector that is looked for.
+    /// The cosine to the query vector.
     pub cosine: f64,
     pub model: Option<String>,
-    /// Searches find it by a row that only this transaction can remove.
+    /// Searches find it through a row that only this transaction can remove.
     pub settled: bool,
     /// Rows that no other transaction is writing: sums and changes.
     pub rows: (usize, usize),
     /// Members in those rows, and in the sums alone.
     pub members: i64,
     pub base: i64,
-    /// Other transactions are adding to it or taking away.
+    /// Other transactions are adding or removing members.
     in_progress: bool,
 }
 
 impl Cluster {
-    /// One that has just been founded.
+    /// A new cluster.
     pub fn new(id: i64) -> Self {
         Self {
             id,
@@ -78,23 +80,23 @@ impl Cluster {
         self.members > 0 || self.in_progress
     }
 
-    /// At first with each doubling, so that what searches compare is never far from the centroid; later when reading
-    /// the changes begins to cost.
+    /// At first with each doubling, so that the stored sum is never far from the centroid; later when reading the
+    /// changes becomes expensive.
     pub fn wants_folding(&self) -> bool {
         self.rows.0 > 1 || self.rows.1 >= MAX_CHANGES || (self.rows.1 as i64) >= self.base.max(1)
     }
 }
 
-/// Looks for a vector among the clusters of a collection.
+/// Searches the clusters of a collection for the cluster nearest to a vector.
 pub struct Search<'a> {
     store: &'a Store,
     pub collection: &'a Collection,
     member: &'a [f32],
     code: Code,
     rotated: Vec<f32>,
-    /// Of the rotation.
+    /// The width of the rotation.
     width: usize,
-    /// Clusters without a code, as of the longest search.
+    /// Clusters without a code, as seen by the longest search.
     pub recent: std::cell::Cell<usize>,
 }
 
@@ -105,9 +107,11 @@ impl<'a> Search<'a> {
         Self { store, collection, member, code, rotated, width, recent: std::cell::Cell::new(0) }
     }
 
-    /// The nearest of the clusters with rows of sequence numbers above `after`, unless all are clearly below the threshold.
+    /// The nearest of the clusters that have rows with sequence numbers above `after`, unless all are clearly below the
+    /// threshold.
     ///
-    /// Sums without a code come first, codes second: a code that is made between the two is then seen in one of them.
+    /// Sums without a code are scanned first, codes second, so a code that is created between the two scans is seen in
+    /// at least one of them.
     pub fn nearest(&self, after: i64) -> Option<Cluster> {
         let mut best = Best { search: self, cluster: None };
         best.consider(self.recent(after));
@@ -126,7 +130,7 @@ impl<'a> Search<'a> {
         let mut left = likelihood.rank(found).into_iter().take(MAX_COMPARED);
         let (mut compared, mut count, mut promising) = (0, FIRST_BATCH, true);
         loop {
-            // A better match so far leaves fewer codes within reach.
+            // The better the best match so far, the fewer codes are within reach.
             let reach = reach(best.cosine());
             let batch: Vec<_> = left.by_ref().filter(|(_, near)| near.distance <= reach).take(count).collect();
             let Some((score, _)) = batch.first() else { break };
@@ -148,7 +152,8 @@ impl<'a> Search<'a> {
         ids.sort_unstable();
         ids.dedup();
         let place = |id| ids.binary_search(&id).ok();
-        // Changes first: those that are added to a sum meanwhile make it look changed, but not the other way round.
+        // Changes first: if changes are added to a sum in the meantime, the sum appears to have changed; in the
+        // opposite order they would be missed.
         let mut changed = vec![false; ids.len()];
         let (merged, others): (Vec<i64>, Vec<i64>) = ids.iter().partition(|&&id| merged_up_to(self.store, id) > 0);
         let mut visit = |row: &Row| {
@@ -179,7 +184,7 @@ impl<'a> Search<'a> {
             true
         });
         near.iter_mut().for_each(|near| near.moved = place(near.id).is_none_or(|place| changed[place]));
-        // What was just being replaced may have been missed; it is looked up again.
+        // Rows that were being replaced may have been missed; look them up again.
         let missed = ids.iter().zip(seen).filter(|(_, seen)| *seen == 0);
         near.extend(missed.map(|(&id, _)| Near { id, cosine: 1.0, moved: true }));
         near
@@ -188,7 +193,7 @@ impl<'a> Search<'a> {
     /// Clusters by sums without a code that are not clearly below the threshold.
     fn recent(&self, after: i64) -> Vec<Near> {
         let (mut near, mut count) = (Vec::new(), 0);
-        // Sums are replaced when changes are added to them, so both scans are needed; see there.
+        // Sums are replaced when changes are added to them, so both scans are needed (see `Store::scan`).
         let mut visit = |row: &Row| {
             count += 1;
             if let Some(sum) = row.vector(sum::SUM) {
@@ -214,12 +219,14 @@ impl<'a> Search<'a> {
         near
     }
 
-    /// A cluster with its committed members and those that other transactions are adding or removing; None if it has no rows.
+    /// A cluster with its committed members and the members that other transactions are adding or removing; None if it
+    /// has no rows.
     ///
-    /// The committed rows of both tables are read with one snapshot. Reading the tables one after the other counted rows twice
-    /// that were merged into the sum between the two scans; if most members had just left, the rest seemed to cancel out.
-    /// Uncommitted rows are read before the snapshot is taken, and count if it still shows their transactions in progress. Only
-    /// rows inserted for single members count: merged rows, and rows that were given a code, replace rows that count already.
+    /// The committed rows of both tables are read with one snapshot. Reading the tables one after the other counted
+    /// rows twice that were merged into the sum between the two scans; if most members had just left, the rest seemed
+    /// to cancel out. Uncommitted rows are read before the snapshot is taken, and count if the snapshot still shows
+    /// their transactions in progress. Only rows for single members count: merged rows, and rows that got a code,
+    /// replace rows that count already.
     pub fn look_up(&self, id: i64) -> Option<Cluster> {
         let mut cluster = Cluster {
             sum: Sum::new(self.member.len()),
@@ -231,7 +238,8 @@ impl<'a> Search<'a> {
         };
         let (mut coming, mut place) = (InProgress::default(), None);
         let of_cluster = [Condition::BigintIs(sum::CLUSTER, id)];
-        // A transaction writes a member's leaving after its joining, so a scan that snapshot the first snapshot the second, here or in the sums.
+        // A transaction writes the row of a member's departure after the row of its arrival, so a scan that sees the
+        // departure sees the arrival, here or in the sums.
         self.store.scan(Snapshot::Dirty, Index::ChangeCluster, &changes_of(self.store, id), |row| {
             cluster.in_progress |= row.inserting || row.deleting;
             coming.add(row);
@@ -267,7 +275,7 @@ impl<'a> Search<'a> {
                 cluster.sum.add(&high, Some(&low), sum.size);
             }
         }
-        // Where its last member is just leaving, the cluster is where that one was.
+        // If the last member is just leaving, use that member's position for the cluster.
         cluster.cosine = match (cluster.sum.direction(), place) {
             (Some(_), _) => cluster.sum.cosine(self.member),
             (None, Some(place)) => cosine(&place, self.member),
@@ -277,7 +285,7 @@ impl<'a> Search<'a> {
     }
 }
 
-/// The members that other transactions are adding to a cluster and removing, by transaction.
+/// The members that other transactions are adding to a cluster or removing, by transaction.
 #[derive(Default)]
 struct InProgress(Vec<(pg_sys::TransactionId, Sum)>);
 
@@ -300,14 +308,14 @@ impl InProgress {
 /// A cluster by one of its sums.
 struct Near {
     id: i64,
-    /// To the vector that is looked for; 1 if not known.
+    /// The cosine to the query vector; 1 if unknown.
     cosine: f64,
-    /// The sum may not be all of the cluster.
+    /// The sum may not cover the whole cluster.
     moved: bool,
 }
 
 impl Near {
-    /// How near the cluster may be.
+    /// The highest possible cosine to the cluster.
     fn at_most(&self) -> f64 {
         if self.moved { self.cosine + MAX_CENTROID_DRIFT } else { self.cosine }
     }
@@ -320,13 +328,13 @@ struct Best<'a> {
 }
 
 impl Best<'_> {
-    /// What another has to reach.
+    /// The cosine that another cluster must reach.
     fn cosine(&self) -> f64 {
         let threshold = self.search.collection.threshold;
         self.cluster.as_ref().map_or(threshold, |cluster| cluster.cosine.max(threshold))
     }
 
-    /// Looks up those of the candidates that may be nearer.
+    /// Looks up the candidates that may be nearer.
     fn consider(&mut self, mut candidates: Vec<Near>) {
         candidates.sort_by(|a, b| b.at_most().total_cmp(&a.at_most()).then(a.id.cmp(&b.id)));
         candidates.dedup_by_key(|near| near.id);

@@ -1,5 +1,5 @@
-//! What this session remembers of its own changes to the cluster tables, so that its searches skip rows that no longer
-//! count.
+//! This session's record of its own changes to the cluster tables, so that its searches skip rows that are no longer
+//! valid.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -10,17 +10,18 @@ use pgrx::pg_sys;
 use crate::cluster::columns::{change, code};
 use crate::cluster::tables::{self, Condition, Index, Snapshot, Store};
 
-/// Clusters of other transactions that a session looks up singly to spare itself a longer scan.
+/// The number of clusters of other transactions that a session looks up one by one to avoid a longer scan.
 pub const MAX_LEFT_OVER: usize = 64;
 
 thread_local! {
-    /// By cluster, up to which sequence number this transaction has merged all changes there are, and the subtransaction in which it
-    /// has. Its own rows up to there are deleted but stay in the index until it ends: without this, 10,000 joins to one
-    /// cluster took 2.3 ms each at the end, stepping over those before, and 0.3 ms at the beginning.
+    /// By cluster: the sequence number up to which this transaction has merged all changes, and the subtransaction that
+    /// merged them. The transaction's own rows up to that number are deleted but stay in the index until it ends.
+    /// Without this list, 10,000 joins to one cluster took 0.3 ms each at the beginning and 2.3 ms at the end, because
+    /// each search skipped the earlier rows.
     static MERGED: RefCell<HashMap<i64, (pg_sys::TransactionId, i64)>> = RefCell::default();
 }
 
-/// The changes of a cluster that count.
+/// The valid changes of a cluster.
 pub fn changes_of<'a>(store: &Store, cluster: i64) -> Vec<Condition<'a>> {
     match merged_up_to(store, cluster) {
         0 => vec![Condition::BigintIs(change::CLUSTER, cluster)],
@@ -31,14 +32,14 @@ pub fn changes_of<'a>(store: &Store, cluster: i64) -> Vec<Condition<'a>> {
     }
 }
 
-/// The sequence number up to which no change of a cluster counts any more; 0 if none is known.
+/// The sequence number up to which no change of a cluster is valid any more; 0 if unknown.
 pub fn merged_up_to(store: &Store, cluster: i64) -> i64 {
     if store.is_outdated() {
         return 0;
     }
     MERGED.with_borrow_mut(|all| match all.get(&cluster) {
         Some(&(writer, sequence_number)) if tables::is_own(writer) => sequence_number,
-        // Of a transaction that has ended, or was undone by a savepoint: then its rows are back.
+        // The transaction has ended, or a savepoint has undone the merge, so the rows are valid again.
         Some(_) => {
             all.remove(&cluster);
             0
@@ -47,8 +48,8 @@ pub fn merged_up_to(store: &Store, cluster: i64) -> i64 {
     })
 }
 
-/// Remembers that this transaction has merged a cluster's changes, `last` being the highest sequence number of those. The short lock
-/// keeps others from writing a change with a sequence number that they have taken but not used yet.
+/// Records that this transaction has merged a cluster's changes up to sequence number `last`. The short lock keeps
+/// other sessions from writing a change with a sequence number that they have drawn but not used yet.
 pub fn remember_merged(store: &Store, collection: &str, cluster: i64, last: i64) {
     if store.is_outdated() {
         return;
@@ -68,12 +69,13 @@ pub fn remember_merged(store: &Store, collection: &str, cluster: i64, last: i64)
     });
 }
 
-/// Up to which sequence number this session has given codes to all sums of a collection but those of the clusters listed.
+/// The sequence number up to which this session has given codes to all sums of a collection, except the sums of the
+/// listed clusters.
 ///
-/// Rows that are replaced in a transaction stay in the index until it ends, and a search would step over each of them:
-/// a transaction that creates 100,000 clusters would spend most of its time skipping dead rows.
+/// Rows that a transaction replaces stay in the index until it ends, and a search would skip each of them: a
+/// transaction that creates 100,000 clusters would spend most of its time skipping dead rows.
 pub struct Packed {
-    /// By whom, and the sequence number of the last block.
+    /// The transaction that wrote the codes, and the sequence number of the last block.
     writer: pg_sys::TransactionId,
     sequence_number: i64,
     left_over: Vec<i64>,
@@ -95,8 +97,8 @@ impl Packed {
         });
     }
 
-    /// From where the rows without a code have to be scanned, and which to look up besides. The block is looked for
-    /// first: if it was rolled back, or has been replaced since, this knowledge is void.
+    /// The sequence number from which rows without a code must be scanned, and the clusters to look up in addition. The
+    /// block is looked up first: if it was rolled back, or has been replaced since, this information is invalid.
     pub fn known(store: &Store, collection: &str, after: i64) -> (i64, Vec<i64>) {
         PACKED.with_borrow_mut(|all| {
             let Some(packed) = all.get(collection).filter(|packed| packed.sequence_number > after) else {
@@ -120,7 +122,7 @@ impl Packed {
     }
 }
 
-/// Runs `f` with the coder for vectors of that length; a session uses few.
+/// Runs `f` with the coder for vectors of this length; a session uses few lengths.
 pub fn with_coder<T>(dimensions: usize, f: impl FnOnce(&Coder) -> T) -> T {
     CODERS.with_borrow_mut(|coders| {
         if !coders.iter().any(|coder| coder.dimensions() == dimensions) {

@@ -70,12 +70,13 @@ pub enum Snapshot<'a> {
     Registered(&'a RegisteredSnapshot),
 }
 
-/// A snapshot of what is committed now, whatever the transaction's own snapshot shows.
+/// A snapshot of the currently committed rows, regardless of the transaction's own snapshot.
 pub struct RegisteredSnapshot(pg_sys::Snapshot);
 
 impl RegisteredSnapshot {
     pub fn now() -> Self {
-        // SAFETY: the snapshot is copied and registered; after an error it goes with the resources of the transaction.
+        // SAFETY: the snapshot is copied and registered; after an error it is released with the resources of the
+        // transaction.
         Self(unsafe { pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot()) })
     }
 
@@ -104,7 +105,7 @@ pub enum Condition<'a> {
     BigintIn(usize, &'a [i64]),
 }
 
-/// A row under the cursor of a scan.
+/// The current row of a scan.
 pub struct Row {
     values: [pg_sys::Datum; COLUMNS],
     nulls: [bool; COLUMNS],
@@ -114,7 +115,7 @@ pub struct Row {
     pub deleting: bool,
     /// The (sub)transaction that has written it.
     pub xmin: pg_sys::TransactionId,
-    /// It is a newer version of a row, written by an UPDATE.
+    /// The row is a newer version, written by an UPDATE.
     pub replaces: bool,
 }
 
@@ -150,7 +151,7 @@ impl Row {
     }
 
     /// A column that is declared `bytea`. None for a value that is compressed or out of line; PLAIN storage and lengths
-    /// under 127 bytes exclude both unless somebody has altered the table.
+    /// under 127 bytes exclude both unless the table was altered.
     pub fn bytes(&self, column: usize) -> Option<&[u8]> {
         use pgrx::varlena::{varatt_is_1b, varatt_is_1b_e, varatt_is_4b_u, varlena_to_byte_slice};
         // SAFETY: as above; the header says which form the value has.
@@ -176,19 +177,19 @@ pub struct Store {
 
 /// Raises 25006 in a read-only transaction or on a standby, 25000 in a parallel worker.
 pub fn check_writable(function: &CStr) {
-    // SAFETY: both only look at the state of the transaction, and raise an error.
+    // SAFETY: both only check the state of the transaction, and may raise an error.
     unsafe {
         pg_sys::PreventCommandIfReadOnly(function.as_ptr());
         pg_sys::PreventCommandIfParallelMode(function.as_ptr());
     }
 }
 
-/// Raises 25001 if a procedure can't commit, since the client controls the transaction.
+/// Raises 25001 if a procedure can't commit, because the client controls the transaction.
 ///
 /// # Errors
 /// Inside BEGIN … COMMIT, or among several statements that were sent as one.
 pub fn check_may_commit(procedure: &str) -> SqlResult<()> {
-    // SAFETY: looks at the state of the transaction.
+    // SAFETY: reads the state of the transaction.
     if !unsafe { pg_sys::IsTransactionBlock() } {
         return Ok(());
     }
@@ -207,14 +208,14 @@ impl Store {
         Self::open_with(pg_sys::RowExclusiveLock)
     }
 
-    /// For scans only, also on a standby.
+    /// Opens the tables for scans only, also on a standby.
     pub fn open_to_read() -> Self {
         Self::open_with(pg_sys::AccessShareLock)
     }
 
     fn open_with(mode: u32) -> Self {
         // SAFETY: catalogue look-ups inside a transaction; an installed extension has its tables, and table_open raises
-        // an error for an oid that no table has.
+        // an error for an oid without a table.
         unsafe {
             let schema = pg_sys::get_namespace_oid(c"clip_search".as_ptr(), false);
             let relations = TABLES.map(|name| {
@@ -230,7 +231,7 @@ impl Store {
         }
     }
 
-    /// Whether the extension's objects are those of a version without owners of collections.
+    /// Whether the extension's objects come from a version without owners of collections.
     pub fn is_outdated(&self) -> bool {
         self.relations[Table::Grant as usize].is_null()
     }
@@ -254,9 +255,9 @@ impl Store {
         }
         let mut dirty =
             pg_sys::SnapshotData { snapshot_type: pg_sys::SnapshotType::SNAPSHOT_DIRTY, ..Default::default() };
-        // SAFETY: keys, snapshot and relation outlive the scan; each tuple is used only until the next is fetched;
-        // the arrays have at least as many places as the table has columns. If the visitor panics, the transaction
-        // fails, and its resources, the scan among them, are released.
+        // SAFETY: keys, snapshot and relation outlive the scan; each tuple is used only until the next is fetched; the
+        // arrays have at least as many places as the table has columns. If the visitor panics, the transaction fails,
+        // and its resources, including the scan, are released.
         unsafe {
             let latest = matches!(snapshot, Snapshot::Latest).then(RegisteredSnapshot::now);
             let snapshot = match (snapshot, &latest) {
@@ -301,12 +302,13 @@ impl Store {
     }
 
     /// Gives this transaction exclusive use of the collection until it ends; waits for transactions that hold it.
-    /// Without `wait`, returns at once whether it has succeeded.
+    /// Without `wait`, it returns immediately whether it has succeeded.
     pub fn lock_exclusive(&self, collection: &str, wait: bool) -> bool {
         self.lock(collection, Purpose::Hold, pg_sys::AccessExclusiveLock, wait)
     }
 
-    /// Locks a table against writers, and the collection as [`Store::lock_exclusive`] does, if both locks are available at once.
+    /// Locks a table against writers, and the collection as [`Store::lock_exclusive`] does, if both locks are available
+    /// immediately.
     pub fn try_lock(&self, table: pg_sys::Oid, collection: &str) -> bool {
         let mode = pg_sys::ShareRowExclusiveLock as i32;
         // SAFETY: the table exists; its lock is released only if it was taken here.
@@ -322,15 +324,15 @@ impl Store {
         }
     }
 
-    /// The same, but waits.
+    /// As above, but waits for the locks.
     pub fn lock_members(&self, table: pg_sys::Oid, collection: &str) {
         // SAFETY: the table exists; the lock is held to the end of the transaction.
         unsafe { pg_sys::LockRelationOid(table, pg_sys::ShareRowExclusiveLock as i32) };
         self.lock_exclusive(collection, true);
     }
 
-    /// Keeps other sessions from creating clusters in the collection as long as the guard lives; `exclusive` keeps them
-    /// from joining as well. Its holder waits for no other lock, so it can't be part of a deadlock.
+    /// Keeps other sessions from creating clusters in the collection during the guard's lifetime; `exclusive` also
+    /// keeps them from joining. Its holder waits for no other lock, so it can't be part of a deadlock.
     pub fn lock_briefly(&self, collection: &str, exclusive: bool) -> BriefLock {
         let mode = if exclusive { pg_sys::ExclusiveLock } else { pg_sys::ShareLock };
         self.lock(collection, Purpose::Short, mode, true);
@@ -344,7 +346,8 @@ impl Store {
         result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
     }
 
-    /// A lock on an object of the table of sums whose number is a hash of the collection's name. No such object exists.
+    /// A lock on an object of the table of sums whose number is a hash of the collection's name. The object does not
+    /// exist.
     fn tag(&self, collection: &str, purpose: Purpose) -> pg_sys::LOCKTAG {
         // FNV-1a; two names with the same hash would only wait for each other.
         let hash = collection.bytes().fold(0x811c_9dc5_u32, |hash, b| (hash ^ u32::from(b)).wrapping_mul(0x0100_0193));
@@ -378,7 +381,7 @@ enum Purpose {
     Short = 2,
 }
 
-/// A lock that lasts as long as this value, not as the transaction.
+/// A lock that lasts for the lifetime of this value, not of the transaction.
 pub struct BriefLock {
     tag: pg_sys::LOCKTAG,
     mode: i32,
@@ -411,7 +414,7 @@ fn scan_key(condition: &Condition<'_>) -> pg_sys::ScanKeyData {
         }
     };
     let mut key = pg_sys::ScanKeyData::default();
-    // SAFETY: it fills the key; the functions are PostgreSQL's own, of the columns' types.
+    // SAFETY: it fills the key; the functions are PostgreSQL's own for the columns' types.
     unsafe {
         let argument = argument.expect("a text and a number have datums");
         pg_sys::ScanKeyInit(&raw mut key, column as i16, strategy as u16, function.into(), argument);
@@ -422,14 +425,14 @@ fn scan_key(condition: &Condition<'_>) -> pg_sys::ScanKeyData {
     key
 }
 
-/// Whether a (sub)transaction is this one, or a part of it that was not rolled back.
+/// Whether a (sub)transaction is the current one, or a part of it that was not rolled back.
 pub fn is_own(writer: pg_sys::TransactionId) -> bool {
     // SAFETY: reads the state of the process's transaction.
     unsafe { pg_sys::TransactionIdIsCurrentTransactionId(writer) }
 }
 
-/// The (sub)transaction that writes rows at this moment.
+/// The (sub)transaction that currently writes rows.
 pub fn writer() -> pg_sys::TransactionId {
-    // SAFETY: inside a transaction that has written rows, or can.
+    // SAFETY: inside a transaction that has written rows, or can write them.
     unsafe { pg_sys::GetCurrentTransactionId() }
 }

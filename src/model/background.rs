@@ -1,4 +1,5 @@
-//! The words that photos are compared with, embedded once by each model: kept in this process and in `clip_search.cache_path`.
+//! The words that photos are compared with. Each model embeds them once; they are kept in this process and in
+//! `clip_search.cache_path`.
 
 use std::cell::RefCell;
 use std::fs;
@@ -16,24 +17,24 @@ use crate::pg::error::{SqlResult, report};
 use crate::pg::text::foreign_encoding;
 use crate::pg::vector::Vector;
 
-/// Words that are embedded in one call: half a second to two.
+/// The number of words that are embedded in one call, which takes half a second to two seconds.
 const BATCH: usize = 64;
-/// How often a NOTICE tells of the progress.
+/// The time between two NOTICEs about the progress.
 const PROGRESS: Duration = Duration::from_secs(10);
-/// The longest list of words that is read.
+/// The maximum size of a list of words.
 const LONGEST_FILE: u64 = 16 << 20;
 
-/// What the words' vectors depend on.
+/// The state that the words' vectors depend on.
 #[derive(PartialEq, Clone)]
 struct Key {
     spec: String,
     search: Vec<PathBuf>,
     runtime: PathBuf,
-    /// The list's path, length and time of the last change; None for the one that is built in.
+    /// The list's path, length and time of the last change; None for the built-in list.
     list: Option<(PathBuf, u64, SystemTime)>,
 }
 
-/// The photo that was asked about last: several queries about one row compute its place among the words once.
+/// The last photo: several queries about one row compute its position among the words only once.
 struct Last {
     background: Rc<Background>,
     vector: Vec<f32>,
@@ -113,7 +114,7 @@ pub fn of(spec: &str) -> SqlResult<Rc<Background>> {
         Err(words) => {
             let made = embed(spec, words)?;
             if let Some(Err(error)) = entry.map(|entry| entry.write(&made)) {
-                // The next connection embeds the words again: an administrator should know why.
+                // The next connection embeds the words again, so tell the administrator why.
                 pgrx::log!(
                     "clip_search: {error}{}",
                     error.detail.as_deref().map(|d| format!(": {d}")).unwrap_or_default()
@@ -130,7 +131,7 @@ pub fn of(spec: &str) -> SqlResult<Rc<Background>> {
     Ok(background)
 }
 
-/// Embeds the words, in batches between which a cancel acts.
+/// Embeds the words, in batches between which a cancel takes effect.
 fn embed(spec: &str, words: Words) -> SqlResult<Background> {
     let all = words.words.len();
     pgrx::notice!("embedding {all} words with model \"{spec}\", which is done once");
@@ -151,7 +152,7 @@ fn embed(spec: &str, words: Words) -> SqlResult<Background> {
     builder.finish().map_err(report)
 }
 
-/// A photo's place among the words of a model.
+/// A photo's position among the words of a model.
 pub fn photo(background: &Rc<Background>, vector: Vec<f32>, spec: &str) -> SqlResult<Rc<Photo>> {
     let known = LAST.with_borrow(|last| {
         let last = last.as_ref()?;

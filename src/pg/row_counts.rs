@@ -1,6 +1,6 @@
-//! Counts of a table's rows, for a caller who may read them all. The rows are scanned without SQL, so that none of the
-//! code that the owner has attached to the table runs: planning a query would evaluate its index expressions, which can
-//! take any time, and can't always be cancelled.
+//! Counts of a table's rows, for a caller who may read all of them. The rows are scanned without SQL, so that no code
+//! that the owner has attached to the table runs: planning a query would evaluate its index expressions, which can take
+//! arbitrarily long and can't always be cancelled.
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
@@ -22,8 +22,8 @@ type Counts = (Option<i64>, Option<i64>, Option<i64>);
 pub mod clip_search {
     use super::*;
 
-    /// Counts, for clip_search.watch. NULL where the caller may not read the table, where a policy decides what the
-    /// caller sees, and where another session has the table locked.
+    /// Counts, for clip_search.watch. NULL if the caller may not read the table, if a policy applies to the caller, or
+    /// if another session has locked the table.
     #[pg_extern(stable, parallel_unsafe, cost = 100000)]
     #[allow(clippy::type_complexity)]
     fn count_rows(
@@ -50,11 +50,11 @@ pub mod clip_search {
 
 fn count(oid: pg_sys::Oid, sources: &[String], embedding: &str, others: &[&str]) -> SqlResult<Counts> {
     const NONE: Counts = (None, None, None);
-    // Before the lock: a role that may not read the table holds up nobody.
+    // Before the lock: a role that may not read the table can't block other sessions.
     if sources.is_empty() || !may_select(oid)? {
         return Ok(NONE);
     }
-    // An owner who has locked the table does not hold up readers of the view.
+    // An owner who has locked the table must not block readers of the view.
     let Some(table) = OwnersTable::try_find_only(oid) else { return Ok(NONE) };
     let is_partitioned = table.kind == pg_sys::RELKIND_PARTITIONED_TABLE;
     if !is_partitioned && table.kind != pg_sys::RELKIND_RELATION {
@@ -77,7 +77,7 @@ fn count(oid: pg_sys::Oid, sources: &[String], embedding: &str, others: &[&str])
 }
 
 unsafe extern "C-unwind" {
-    /// In catalog/pg_inherits.h, which pgrx does not bind.
+    /// Declared in catalog/pg_inherits.h, which pgrx does not bind.
     fn find_all_inheritors(
         parent: pg_sys::Oid,
         lock: pg_sys::LOCKMODE,
@@ -85,7 +85,7 @@ unsafe extern "C-unwind" {
     ) -> *mut pg_sys::List;
 }
 
-/// The partitions that have rows. They are not locked.
+/// The partitions with storage. They are not locked.
 fn partitions(oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     // SAFETY: a scan of pg_inherits inside a transaction; the list is in the current memory context.
     let all: Vec<pg_sys::Oid> = unsafe {
@@ -110,7 +110,7 @@ impl Columns<'_> {
     /// Rows, rows with an embedding, and rows that have a source and lack an embedding, a cluster or tags. None for a table
     /// that lacks a column, or has no storage of its own.
     fn count(&self, oid: pg_sys::Oid) -> Option<[i64; 3]> {
-        // Columns of a partition may have other numbers.
+        // Columns of a partition may have different numbers.
         let number = |name: &str| {
             let name = CString::new(name).ok()?;
             // SAFETY: a cache look-up by a string that ends in a nul.
@@ -137,7 +137,7 @@ impl Columns<'_> {
                     pgrx::check_for_interrupts!();
                 }
                 pg_sys::slot_getsomeattrs(slot, widest.max(0));
-                // A system column, which no watch has, is never NULL.
+                // A system column is never NULL, and no watch has one.
                 let is_null = |number: i32| number > 0 && *(*slot).tts_isnull.add(number as usize - 1);
                 let lacks = is_null(embedding) || others.iter().any(|&column| is_null(column));
                 counts[0] += 1;

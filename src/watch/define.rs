@@ -25,7 +25,7 @@ use crate::watch::dropped::forget_dropped;
 use crate::watch::former;
 use crate::watch::grouping::{Bind, Bound, name_of_members, reset_settings};
 use crate::watch::setting::{Watch, table_of};
-use crate::watch::tags;
+use crate::watch::tag_column;
 use crate::watch::trigger::install::create_triggers;
 use crate::watch::wakeup;
 use crate::watch::wanted::{Existing, Plan, Wanted, check_nulls, lock_table};
@@ -131,8 +131,8 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
 
     let watch = Watch::by_id(id)?.ok_or_else(|| report(Error::new(Kind::Internal, "a watch is gone at once")))?;
     let existing = plan.existing.as_ref();
-    tags::check_contents(&watch, &plan, wanted, &added.columns)?;
-    tags::tell_of_reset(&plan, &table);
+    tag_column::check_contents(&watch, &plan, wanted, &added.columns)?;
+    tag_column::tell_of_reset(&plan, &table);
     if wanted.resets("cluster")
         && let Some((column, collection)) = existing.and_then(|w| w.cluster.as_ref().zip(w.collection.as_ref()))
     {
@@ -248,7 +248,7 @@ fn add_columns(table: &Table, wanted: &Wanted<'_>, plan: &Plan) -> SqlResult<Add
                 }
             }
         }
-        columns.extend(tags::settle_column(client, table, plan)?);
+        columns.extend(tag_column::settle_column(client, table, plan)?);
         let index = match wanted.index && !has_index(client, table, embedding)? {
             true => Some(create_index(client, table, embedding, &schema)?),
             false => None,
@@ -320,7 +320,7 @@ fn store_setting(
         let rows = client.update(include_str!("sql/set_watch.sql"), None, &arguments).map_err(spi)?;
         let id = rows.first().get::<i64>(1).map_err(spi)?;
         let id = id.ok_or_else(|| report(Error::new(Kind::Internal, "a watch has no id")))?;
-        tags::store(client, id, plan)?;
+        tag_column::store(client, id, plan)?;
         Ok((id, bound))
     })
 }

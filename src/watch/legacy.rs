@@ -1,5 +1,5 @@
 //! Functions as the SQL of 0.2.0 declares them, for a database in which ALTER EXTENSION clip_search UPDATE has not run:
-//! arguments that are left out there have the defaults of that version, and so say something.
+//! there, omitted arguments have that version's defaults, so they are never NULL.
 
 use pgrx::prelude::*;
 

@@ -17,6 +17,7 @@ mod rows;
 mod setting;
 mod source;
 mod swap;
+mod tag_column;
 mod tags;
 mod trigger;
 pub mod unwatch;

@@ -1,4 +1,4 @@
-//! What clip_watch tells its caller.
+//! The notices and warnings of clip_watch.
 
 use clip::{Error, Kind};
 use pgrx::prelude::*;
@@ -14,7 +14,7 @@ use crate::watch::setting::Watch;
 use crate::watch::tags;
 use crate::watch::wakeup;
 
-/// PostgreSQL empties an unlogged table after a crash, and tells nobody.
+/// PostgreSQL empties an unlogged table after a crash, without any notification.
 pub fn unlogged(watch: &Watch) {
     let Some(collection) = &watch.collection else { return };
     warn(
@@ -24,7 +24,7 @@ pub fn unlogged(watch: &Watch) {
     );
 }
 
-/// `index => false` drops no index, and without one every search reads the whole table.
+/// `index => false` drops no index, and without an index every search reads the whole table.
 pub fn index_stays(watch: &Watch) -> SqlResult<()> {
     let table = Table::describe(watch.relation)?;
     let has_index = {
@@ -54,7 +54,7 @@ pub fn grouping_ends(table: &Table, column: &str, collection: &str) {
     .report(PgLogLevel::NOTICE);
 }
 
-/// How many rows have a vector from before that will be replaced.
+/// The number of rows with an older vector that will be replaced.
 pub fn former_vectors(table: &Table, rows: i64, queued: bool) {
     let name = &table.name;
     let (have, them, they) = match rows {
@@ -73,7 +73,7 @@ pub fn former_vectors(table: &Table, rows: i64, queued: bool) {
     .report(PgLogLevel::NOTICE);
 }
 
-/// Queued rows wait for a worker that this server does not run.
+/// Warns that queued rows wait for a worker that this server does not run.
 pub fn no_worker(table: &Table) {
     let (why, way_out) = match (wakeup::is_preloaded(), guc::worker()) {
         (false, _) => (

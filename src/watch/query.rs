@@ -1,4 +1,4 @@
-//! Queries for a watched column, embedded by the column's own model: searches need no setting, and keep working when
+//! Queries for a watched column, embedded by the column's model: searches need no setting, and continue to work after
 //! clip_reembed changes the model.
 
 use pgrx::prelude::*;
@@ -37,9 +37,9 @@ fn clip_embed_image_for(
     Ok(loaded::embed_images(&model, &[Some(query)])?.pop().flatten())
 }
 
-/// The model of a table's watched column, for whoever may read the table.
+/// The model of a table's watched column, for a role that may read the table.
 fn model_of(relation: pg_sys::Oid, embedding: Option<&str>) -> SqlResult<String> {
-    // Not by `Table::describe`, whose statement may write: a standby refuses that.
+    // `Table::describe` is unsuitable: its statement may write, which a standby refuses.
     let table = qualified_name(relation).ok_or_else(|| {
         sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, format!("there is no table with oid {}", relation.to_u32()))
     })?;

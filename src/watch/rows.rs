@@ -1,4 +1,4 @@
-//! The queries on a watched table by which a queued row is read, locked and written.
+//! The queries on a watched table that read, lock and write a queued row.
 
 use std::rc::Rc;
 
@@ -18,10 +18,10 @@ use crate::watch::queue::Entry;
 use crate::watch::setting::Watch;
 use crate::watch::tags;
 
-/// Files that are in memory at a time.
+/// Maximum size of the files in memory.
 const BYTES: usize = 64 << 20;
 
-/// A row as it was read, with all that its entry says.
+/// A row as it was read, with the data of its entry.
 pub struct Row {
     pub entry: Entry,
     pub image: Option<Vec<u8>>,
@@ -51,7 +51,7 @@ impl Queries {
     pub fn new(watch: &Watch) -> SqlResult<Self> {
         let _user_context = UserContext::of_caller();
         Spi::connect_mut(|client| {
-            // The operator of the index that keeps the key unique, whatever schema it is in.
+            // The operator of the unique index on the key, in any schema.
             let query = include_str!("sql/key_operators.sql");
             let rows = client.update(query, None, &[watch.relation.into(), watch.key.clone().into()]).map_err(spi)?;
             let equal = rows
@@ -68,7 +68,7 @@ impl Queries {
                 |name: &Option<String>, kind: &str| format!("{}::{kind}", column(name).as_deref().unwrap_or("NULL"));
             let Watch { table, .. } = watch;
             let embedding = quote_identifier(&watch.embedding);
-            // Of a type that it can't be any more: writing says so.
+            // The column's type is no longer suitable: writing reports this.
             let query = "SELECT atttypid FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attname = $2 AND NOT attisdropped";
             let kind = client
                 .update(query, Some(1), &[watch.relation.into(), watch.embedding.as_str().into()])
@@ -77,13 +77,16 @@ impl Queries {
             let storage = kind.and_then(Storage::of).unwrap_or(Storage::Vector);
             let (cluster, tags) = (column(&watch.cluster), column(&watch.tags));
             // What has to be done to a row: embedded, or only grouped or tagged.
-            let kept: Vec<&str> = [Some(&embedding), cluster.as_ref(), tags.as_ref()].into_iter().flatten().map(String::as_str).collect();
+            let kept: Vec<&str> =
+                [Some(&embedding), cluster.as_ref(), tags.as_ref()].into_iter().flatten().map(String::as_str).collect();
             let open = format!("({} IS NULL)", kept.join(" IS NULL OR "));
-            let has = |column: &Option<String>| column.as_ref().map_or("false".to_owned(), |column| format!("{column} IS NOT NULL"));
+            let has = |column: &Option<String>| {
+                column.as_ref().map_or("false".to_owned(), |column| format!("{column} IS NOT NULL"))
+            };
             let same: Vec<String> = [(&watch.image, 2), (&watch.text, 3)]
                 .into_iter()
                 .filter_map(|(name, n)| {
-                    // By its bytes: two texts that a collation takes for equal have two embeddings.
+                    // Compares bytes: two texts that a collation considers equal have different embeddings.
                     let (kind, bytes) = if n == 2 { ("bytea", "") } else { ("text", " COLLATE pg_catalog.\"C\"") };
                     Some(format!("{}::{kind}{bytes} IS NOT DISTINCT FROM ${n}::{kind}{bytes}", column(name)?))
                 })
@@ -111,8 +114,8 @@ impl Queries {
         })
     }
 
-    /// Reads rows until their files come to 64 MB; how many entries were looked at, and the rows among them that there
-    /// is something to do to.
+    /// Reads rows until their files total 64 MB; returns the number of examined entries, and the rows among them that
+    /// need work.
     pub fn read(&self, watch: &Watch, entries: &[Entry]) -> SqlResult<(usize, Vec<Row>)> {
         watch.as_owner(|client| {
             let (mut rows, mut bytes) = (Vec::new(), 0);
@@ -142,7 +145,8 @@ impl Queries {
         })
     }
 
-    /// Locks a row to the end of the transaction, if it still is what was read and no other session has it.
+    /// Locks a row until the end of the transaction, if it is unchanged since it was read and no other session has
+    /// locked it.
     pub fn lock(&self, client: &mut TableClient<'_, '_>, row: &Row) -> SqlResult<Locked> {
         let source = [
             row.entry.key.as_str().into(),
@@ -157,7 +161,7 @@ impl Queries {
         Ok(if there { Locked::Elsewhere } else { Locked::Superseded })
     }
 
-    /// Writes a row's embedding, or none, if the row still is what was embedded.
+    /// Writes a row's embedding, or NULL, if the row still has the embedded source.
     pub fn write(
         &self,
         client: &mut TableClient<'_, '_>,
@@ -217,19 +221,19 @@ fn key_changed(watch: &Watch) -> ErrorReport {
     .set_hint("Call clip_watch again, with the same arguments.")
 }
 
-/// Who has a row.
+/// The result of locking a row.
 pub enum Locked {
     Here,
     /// Another session.
     Elsewhere,
-    /// It is gone, or has another source, which has its own entry.
+    /// It was deleted, or has another source, which has its own entry.
     Superseded,
 }
 
 pub enum Written {
     Done,
-    /// Another session has the row.
+    /// Another session has locked the row.
     Locked,
-    /// It is gone, or has another source, which has its own entry.
+    /// It was deleted, or has another source, which has its own entry.
     Superseded,
 }

@@ -9,7 +9,7 @@ use crate::cluster::collection::drop_rows;
 use crate::cluster::statements;
 use crate::cluster::tables::Store;
 use crate::model::loaded;
-use crate::pg::catalog::Table;
+use crate::pg::catalog::{self, Lock, Table};
 use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::spi::get;
 use crate::pg::spi::spi;
@@ -36,8 +36,11 @@ pub fn check_dependents(watch: &Watch) -> SqlResult<()> {
     let _user_context = UserContext::of_caller();
     Spi::connect_mut(|client| {
         let query = include_str!("sql/dependents.sql");
-        let columns: Vec<String> =
-            [Some(&watch.embedding), watch.cluster.as_ref(), watch.tags.as_ref()].into_iter().flatten().cloned().collect();
+        let columns: Vec<String> = [Some(&watch.embedding), watch.cluster.as_ref(), watch.tags.as_ref()]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect();
         let rows = client.update(query, None, &[watch.relation.into(), columns.into()]).map_err(spi)?;
         let names = rows.map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect::<SqlResult<Vec<_>>>()?;
         if names.is_empty() {
@@ -66,6 +69,15 @@ fn indexes(client: &mut SpiClient<'_>, relation: pg_sys::Oid, column: &str) -> S
     rows.map(|row| Ok((get(&row, 1)?.unwrap_or_default(), get(&row, 2)?.unwrap_or_default(), get(&row, 3)?))).collect()
 }
 
+/// An index can be renamed while its table is locked.
+fn lock_indexes(client: &mut SpiClient<'_>, relation: pg_sys::Oid) -> SqlResult<()> {
+    let query = "SELECT indexrelid FROM pg_catalog.pg_index WHERE indrelid = $1 ORDER BY indexrelid";
+    let rows = client.update(query, None, &[relation.into()]).map_err(spi)?;
+    let found = rows.map(|row| get::<pg_sys::Oid>(&row, 1)).collect::<SqlResult<Vec<_>>>()?;
+    found.into_iter().flatten().for_each(|index| catalog::lock(index, Lock::AccessExclusive));
+    Ok(())
+}
+
 /// The indexes that the old columns have and the new ones have not; with the old ones' names.
 fn missing_indexes(client: &mut SpiClient<'_>, watch: &Watch, next: &Watch) -> SqlResult<Vec<(String, String)>> {
     let mut missing = Vec::new();
@@ -87,7 +99,7 @@ pub fn make_indexes(watch: &Watch, next: &Watch) -> SqlResult<()> {
     let _user_context = UserContext::of_caller();
     Spi::connect_mut(|client| {
         for (_, shape) in missing_indexes(client, watch, next)? {
-            client.update(&format!("CREATE INDEX ON {} {shape}", table.name), None, &[]).map_err(spi)?;
+            table.define(client, &format!("CREATE INDEX ON {} {shape}", table.name))?;
         }
         Ok(())
     })
@@ -142,6 +154,7 @@ fn swap_columns(client: &mut SpiClient<'_>, table: &Table, watch: &Watch, next: 
         .set_hint("It was made meanwhile. Call clip_reembed again, which makes it."));
     }
     drop_triggers(client, watch.relation, &table.name, next.id)?;
+    lock_indexes(client, watch.relation)?;
     let schema = table.name.split_at(table.name.len() - quote_identifier(&table.plain_name).len()).0;
     for (old, new) in pairs(watch, next) {
         let indexes = indexes(client, watch.relation, old)?;
@@ -161,7 +174,7 @@ fn swap_columns(client: &mut SpiClient<'_>, table: &Table, watch: &Watch, next: 
             }
         }
         for statement in statements {
-            client.update(&statement, None, &[]).map_err(spi)?;
+            table.define(client, &statement)?;
         }
     }
     Ok(())

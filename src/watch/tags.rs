@@ -6,17 +6,13 @@
 use clip::relevance::{CUT, relevance};
 use clip::{Error, Kind};
 use pgrx::prelude::*;
-use pgrx::spi::{SpiClient, quote_identifier};
+use pgrx::spi::quote_identifier;
 
 use crate::guc;
 use crate::model::background;
-use crate::pg::catalog::{self, Column, Table};
-use crate::pg::error::{SqlResult, report, sql_error, warn, with_sqlstate};
-use crate::pg::spi::spi;
-use crate::pg::user_context::UserContext;
-use crate::watch::columns::alter;
+use crate::pg::catalog;
+use crate::pg::error::{SqlResult, report, sql_error, warn};
 use crate::watch::setting::Watch;
-use crate::watch::wanted::{Plan, Wanted, check_nulls};
 
 /// The most tags that a row has. With photo-mini, 9 of 30 photos of the gallery have more words above the cut, which say
 /// the same in other words.
@@ -45,9 +41,8 @@ fn is_known() -> bool {
 }
 
 /// What can be said before a lock is taken: refuses tags of texts alone, and embeds the words if nobody has.
-pub fn check_plan(plan: &Plan) -> SqlResult<()> {
-    let Some(tags) = &plan.tags else { return Ok(()) };
-    let Some(image) = &plan.image else {
+pub fn check(tags: &str, image: Option<&str>, cluster: Option<&str>, model: &str) -> SqlResult<()> {
+    let Some(image) = image else {
         let what = format!("column \"{tags}\" can't have the tags of texts alone");
         return Err(report(
             Error::new(Kind::Unsupported, what)
@@ -55,7 +50,7 @@ pub fn check_plan(plan: &Plan) -> SqlResult<()> {
                 .hint("Name a column of images (bytea) as the source, or leave tags out."),
         ));
     };
-    if let Some(other) = [Some(image), plan.cluster.as_ref()].into_iter().flatten().find(|other| *other == tags) {
+    if let Some(other) = [Some(image), cluster].into_iter().flatten().find(|other| *other == tags) {
         return Err(report(Error::new(Kind::InvalidInput, format!("column \"{other}\" can't have the tags as well"))));
     }
     if !is_known() {
@@ -64,7 +59,7 @@ pub fn check_plan(plan: &Plan) -> SqlResult<()> {
                 .hint("ALTER EXTENSION clip_search UPDATE;"),
         ));
     }
-    background::of(&plan.model)?;
+    background::of(model)?;
     if guc::cache().is_none() {
         warn(
             Error::new(Kind::Unsupported, "each connection embeds the words for tags again")
@@ -76,8 +71,8 @@ pub fn check_plan(plan: &Plan) -> SqlResult<()> {
 }
 
 /// What a second call can't change.
-pub fn check_change(known: &Watch, wanted: &Wanted<'_>) -> SqlResult<()> {
-    match (&known.tags, wanted.tags) {
+pub fn check_change(known: &Watch, wanted: Option<&str>) -> SqlResult<()> {
+    match (&known.tags, wanted) {
         (Some(tags), Some(other)) if tags != other => Err(sql_error(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             format!("column \"{}\" is watched with the tags in column \"{tags}\" already", known.embedding),
@@ -85,98 +80,6 @@ pub fn check_change(known: &Watch, wanted: &Wanted<'_>) -> SqlResult<()> {
         .set_hint("Stop tagging first: clip_watch(…, reset => '{tags}'); the column stays.")),
         _ => Ok(()),
     }
-}
-
-/// Checks the column, or adds it; whether it was added.
-pub fn settle_column(client: &mut SpiClient<'_>, table: &Table, plan: &Plan) -> SqlResult<Option<String>> {
-    let Some(tags) = &plan.tags else { return Ok(None) };
-    if plan.key.contains(tags) {
-        return Err(report(
-            Error::new(Kind::InvalidInput, format!("column \"{tags}\" of {} is part of its key", table.name))
-                .detail("It is overwritten with each row's tags.")
-                .hint("Name another; one that is not there is made."),
-        ));
-    }
-    match table.column(client, tags)? {
-        Some(column) => {
-            check_type(table, tags, &column)?;
-            check_nulls(client, table, tags, &column, plan)?;
-            Ok(None)
-        }
-        None => {
-            if tags.len() >= pg_sys::NAMEDATALEN as usize {
-                let what = format!("column name \"{tags}\" has {} bytes", tags.len());
-                return Err(sql_error(PgSqlErrorCode::ERRCODE_NAME_TOO_LONG, what)
-                    .set_detail("PostgreSQL's names have 63 at most."));
-            }
-            alter(client, table, &format!("ADD COLUMN {} text[]", quote_identifier(tags)))?;
-            Ok(Some(tags.clone()))
-        }
-    }
-}
-
-fn check_type(table: &Table, tags: &str, column: &Column) -> SqlResult<()> {
-    if column.kind == pg_sys::TEXTARRAYOID && !column.generated {
-        return Ok(());
-    }
-    let error = Error::new(
-        Kind::InvalidInput,
-        format!("column \"{tags}\" of {} is of type {}, not a plain text[]", table.name, column.shown),
-    );
-    Err(with_sqlstate(PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH, error.hint("Name another; one that is not there is made.")))
-}
-
-/// Stores the setting, and says what becomes of a column that is no longer kept. The caller has the rights of the
-/// extension.
-pub fn store(client: &mut SpiClient<'_>, id: i64, plan: &Plan) -> SqlResult<()> {
-    let known = plan.existing.as_ref().and_then(|known| known.tags.as_deref());
-    if known == plan.tags.as_deref() {
-        return Ok(());
-    }
-    let query = "UPDATE clip_search.watch_setting SET tags = $2 WHERE id = $1";
-    client.update(query, None, &[id.into(), plan.tags.as_deref().into()]).map(drop).map_err(spi)
-}
-
-/// A column of tags is this watch's alone, and what it contains from before is not overwritten unless the caller says so.
-pub fn check_contents(watch: &Watch, plan: &Plan, wanted: &Wanted<'_>, added: &[String]) -> SqlResult<()> {
-    let known = plan.existing.as_ref().and_then(|known| known.tags.as_deref());
-    let Some(tags) = watch.tags.as_deref().filter(|tags| known != Some(*tags)) else { return Ok(()) };
-    let others = {
-        let _user_context = UserContext::of_extension();
-        let condition = "w.relation::oid = $1 AND w.id <> $2 AND $3 IN (w.embedding, w.cluster, w.image, w.text, pg_catalog.to_jsonb(w) ->> 'tags')";
-        Spi::connect_mut(|client| {
-            Watch::find(client, condition, &[watch.relation.into(), watch.id.into(), tags.into()])
-        })?
-    };
-    if let Some(other) = others.first() {
-        return Err(report(
-            Error::new(
-                Kind::InvalidInput,
-                format!("column \"{tags}\" of {} belongs to the watch of column \"{}\"", watch.name(), other.embedding),
-            )
-            .hint("Name another; one that is not there is made."),
-        ));
-    }
-    if wanted.existing.is_some() || added.iter().any(|column| column == tags) {
-        return Ok(());
-    }
-    let is_used = watch.as_owner(|client| {
-        let query = format!("SELECT 1 FROM {} WHERE {} IS NOT NULL", watch.table, quote_identifier(tags));
-        Ok(!client.update(&query, Some(1), &[])?.is_empty())
-    })?;
-    if !is_used {
-        return Ok(());
-    }
-    Err(sql_error(
-        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-        format!("column \"{tags}\" of {} contains values already", watch.name()),
-    )
-    .set_detail("Each is overwritten when its row is embedded.")
-    .set_hint(format!(
-        "Name another column; or say existing => 'keep', to keep them until then; or UPDATE {} SET {} = NULL first.",
-        watch.name(),
-        quote_identifier(tags)
-    )))
 }
 
 /// Whether a row that has an embedding has no tags.
@@ -192,18 +95,4 @@ pub fn any_missing(watch: &Watch) -> SqlResult<bool> {
         );
         Ok(!client.update(&query, Some(1), &[])?.is_empty())
     })
-}
-
-/// Says that a column is no longer kept.
-pub fn tell_of_reset(plan: &Plan, table: &Table) {
-    let known = plan.existing.as_ref().and_then(|known| known.tags.as_deref());
-    if let (Some(tags), None) = (known, &plan.tags) {
-        let hint = format!("ALTER TABLE {} DROP COLUMN {}; drops it.", table.name, quote_identifier(tags));
-        report(
-            Error::new(Kind::InvalidInput, format!("rows of {} get no tags any more", table.name))
-                .detail(format!("Column \"{tags}\" stays as it is."))
-                .hint(hint),
-        )
-        .report(PgLogLevel::NOTICE);
-    }
 }

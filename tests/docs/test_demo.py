@@ -157,6 +157,18 @@ def test_the_demo_fails_if_a_query_finds_another_photo(gallery: support.Database
     assert "✗ a cup of coffee" in done.stdout and "\nRIGHT" not in done.stdout
 
 
+def test_the_demo_fails_if_no_groups_are_listed(gallery: support.Database, tmp_path: pathlib.Path) -> None:
+    copy = tmp_path / "gallery"
+    shutil.copytree(GALLERY, copy)
+    script = (copy / "gallery.sql").read_text(encoding="utf-8")
+    right = "JOIN membership m ON m.cluster_id = c.id;"
+    assert script.count(right) == 1
+    (copy / "gallery.sql").write_text(script.replace(right, right[:-1] + " WHERE false;"), encoding="utf-8")
+    done = run(gallery, copy)
+    assert done.returncode != 0, done.stdout
+    assert "0 groups are listed, not 12" in done.stderr and "\nRIGHT" not in done.stdout
+
+
 def test_the_demo_fails_if_groups_are_wrong(gallery: support.Database) -> None:
     """A threshold of 1 leaves every copy alone, one of -0.99 throws all together."""
     for threshold, words in (("1", "is split over clusters"), ("-0.99", "mixes subjects")):

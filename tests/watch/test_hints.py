@@ -55,7 +55,9 @@ def test_pages_and_cuts(db: psycopg.Connection, arguments: str, state: str, part
 
 def test_settings_of_the_collection_may_be_reset_with_the_grouping(db: psycopg.Connection) -> None:
     db.execute("CREATE TABLE note (id int PRIMARY KEY, name text UNIQUE, words text[], body text)")
-    db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', threshold => 0.7, labels => 'words', key => 'name')")
+    db.execute(
+        "SELECT clip_watch('note', 'body', cluster => 'cluster_id', threshold => 0.7, labels => 'words', key => 'name')"
+    )
     db.execute("SELECT clip_watch('note', reset => '{labels, threshold, cluster, key}')")
     assert value(db, "SELECT cluster FROM clip_search.watch") is None
     query = "SELECT threshold, labels::text, key::text FROM clip_search.collection_setting WHERE name = 'note'"
@@ -70,7 +72,10 @@ def test_a_collection_that_no_watch_keeps_is_named(db: psycopg.Connection) -> No
     fill(db)
     said = messages(db)
     db.execute("SELECT clip_watch('note', reset => '{cluster}')")
-    assert any("not grouped any more" in text and "clip_drop_collection('note')" in text and "DROP COLUMN cluster_id" in text for text in said), said
+    assert any(
+        "not grouped any more" in text and "clip_drop_collection('note')" in text and "DROP COLUMN cluster_id" in text
+        for text in said
+    ), said
     # Another column needs another collection, or the old one's name once it is gone.
     state, text = sqlstate(db, "SELECT clip_watch('note', cluster => 'other')")
     assert state == "42710" and "collection => " in text and "clip_drop_collection('note')" in text
@@ -124,7 +129,10 @@ def test_a_changed_mind_mixes_nothing(db: psycopg.Connection) -> None:
         ("text_source => 'title'", both.format(vectors(0.1), vectors(0.9), "title")),
         ("reset => '{text_source}'", "clip_embed_image(data)"),
         ("source => 'title'", "clip_embed_text(title)"),
-        ("source => 'data', text_source => 'body', text_weight => 0.3", both.format(vectors(0.7), vectors(0.3), "body")),
+        (
+            "source => 'data', text_source => 'body', text_weight => 0.3",
+            both.format(vectors(0.7), vectors(0.3), "body"),
+        ),
     ]
     for number, (change, wanted) in enumerate(changes):
         db.execute(f"SELECT clip_watch('note', {change})")
@@ -132,7 +140,9 @@ def test_a_changed_mind_mixes_nothing(db: psycopg.Connection) -> None:
         assert (rows, embedded, pending, outdated) == (3, 3, 3, 3) and sum(models.values()) == 3, change
         if number % 2 == 0:
             # A row that is written now is of the new making; the others still count as outdated.
-            db.execute("UPDATE note SET data = data || '\\x00'::bytea WHERE id = 1; UPDATE note SET title = title || '.', body = body || '.' WHERE id = 1")
+            db.execute(
+                "UPDATE note SET data = data || '\\x00'::bytea WHERE id = 1; UPDATE note SET title = title || '.', body = body || '.' WHERE id = 1"
+            )
             assert value(db, f"SELECT embedding <=> {wanted} FROM note WHERE id = 1") < 1e-5
             assert value(db, "SELECT pending FROM clip_search.watch") >= 2
         # Changed again before the backfill for the last but one.

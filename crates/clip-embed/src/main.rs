@@ -184,7 +184,7 @@ fn option(setting: Setting) -> &'static str {
     }
 }
 
-/// Embeds the files that are missing from the output; returns how many failed.
+/// Embeds the files that are missing from the output; returns the number of failures.
 fn run(arguments: &Arguments) -> clip::Result<usize> {
     let search = match &arguments.model_path {
         Some(path) => path.split(':').map(PathBuf::from).collect(),
@@ -254,7 +254,7 @@ fn run(arguments: &Arguments) -> clip::Result<usize> {
     Ok(failed)
 }
 
-/// The entries of a list that are embedded, and how many of the others there are.
+/// The entries of a list to embed, and the numbers of the others.
 struct Chosen {
     items: Vec<Item>,
     given: usize,
@@ -307,7 +307,7 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// What two runs must have in common to write to the same output.
+/// The options that two runs must share to write to the same output.
 fn made_by(arguments: &Arguments, model: &Model) -> clip::Result<serde_json::Value> {
     Ok(serde_json::json!({
         "format": arguments.format.to_string(),

@@ -24,7 +24,7 @@ pub enum Message {
     Broken(Error),
 }
 
-/// Embeds the items by `jobs` threads, each with an embedder of its own. `take` gets what they report, in this thread; an
+/// Embeds the items with `jobs` threads, each with its own embedder. `take` receives their reports in this thread; an
 /// error from it ends them.
 pub fn embed(
     items: &[Item],
@@ -40,7 +40,7 @@ pub fn embed(
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             let (sender, embedder, next, stop) = (sender.clone(), &embedder, &next, &stop);
-            // An error here means that the receiver has gone.
+            // An error here means that the receiver no longer exists.
             scope.spawn(move || drop(work(embedder(), items, next, stop, limits, &sender)));
         }
         drop(sender);

@@ -1,10 +1,10 @@
-//! Threads beside the caller's. PostgreSQL's signal handlers must run in the process's first thread only.
+//! Additional threads. PostgreSQL's signal handlers must run only in the process's first thread.
 #![allow(unsafe_code)]
 
-/// Runs `f`, and starts whatever threads it starts, with all signals blocked.
+/// Runs `f` with all signals blocked, including in the threads that it starts.
 pub(crate) fn with_signals_blocked<T>(f: impl FnOnce() -> T) -> T {
-    // SAFETY: both sets are plain data which libc fills before they are read, and the old mask is put back
-    // before returning. A panic in `f` would leave signals blocked, so it is caught and passed on after.
+    // SAFETY: both sets are plain data that libc fills before they are read, and the old mask is restored before
+    // returning. A panic in `f` would leave signals blocked, so it is caught and resumed afterwards.
     unsafe {
         let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = std::mem::zeroed();
         libc::sigfillset(&mut all);

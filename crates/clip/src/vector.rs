@@ -2,14 +2,14 @@
 
 use crate::error::{Error, Kind, Result};
 
-/// Tolerance for cosines of equal vectors: components are float4, and the last bit moves a cosine by about 1e-15. With
-/// this tolerance a threshold of 1 means equal.
+/// Tolerance for cosines of equal vectors: components are float4, and the last bit changes a cosine by about 1e-15.
+/// With this tolerance a threshold of 1 means equal.
 pub const ROUNDING: f64 = 1e-12;
 
 /// Scales a vector to length 1, in place.
 ///
 /// # Errors
-/// [`Kind::InvalidInput`] for a vector that has no direction: all zero, or with a component that is not finite.
+/// [`Kind::InvalidInput`] for a vector without a direction: all zero, or with a component that is not finite.
 pub fn l2_normalize(vector: &mut [f32]) -> Result<()> {
     let norm = vector.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
     if !norm.is_finite() {
@@ -55,7 +55,7 @@ mod tests {
     fn vectors_without_direction_are_refused() {
         assert_eq!(l2_normalize(&mut [0.0; 4]).unwrap_err().message, "zero vector has no direction");
         assert_eq!(l2_normalize(&mut [1.0, f32::NAN]).unwrap_err().kind, Kind::InvalidInput);
-        // A vector of tiny components still has a direction.
+        // A vector with tiny components still has a direction.
         let mut tiny = [1e-30f32, 0.0];
         l2_normalize(&mut tiny).unwrap();
         assert_eq!(tiny, [1.0, 0.0]);

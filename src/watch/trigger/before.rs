@@ -1,4 +1,5 @@
-//! Before a row is written: its embedding is made, or set to NULL for the worker.
+//! The part of the trigger that runs before a row is written: it computes the embedding, or sets it to NULL for the
+//! worker.
 #![allow(unsafe_code)]
 
 use pgrx::pg_sys;
@@ -18,11 +19,11 @@ use crate::watch::trigger::plan::Plan;
 use crate::watch::trigger::row::{Tuple, same, same_value, unchanged};
 
 thread_local! {
-    /// Why rows have no embedding, by a hash of their source.
+    /// The reasons why rows have no embedding, by a hash of their source.
     static FAILURES: RollbackList<(u64, Failure)> = RollbackList::new();
 }
 
-/// Why the row that has just been written has no embedding, if that is known.
+/// The reason why the row that was just written has no embedding, if known.
 pub(super) fn take_failure(plan: &Plan, new: &Tuple) -> Option<Failure> {
     if FAILURES.with(RollbackList::is_empty) {
         return None;
@@ -48,7 +49,7 @@ pub(super) fn before_update(plan: &Plan, table: pg_sys::Oid, old: &Tuple, new: &
         changed = regrouped.is_some();
         retagged(plan, old, new, regrouped.unwrap_or(new.tuple))?
     };
-    // SAFETY: the relation is open as long as the trigger runs.
+    // SAFETY: the relation is open while the trigger runs.
     let partition = unsafe { pg_sys::get_rel_relispartition(table) };
     if partition {
         note_update(plan, table, old, &Tuple { tuple: result, shape: new.shape }, changed);
@@ -56,7 +57,7 @@ pub(super) fn before_update(plan: &Plan, table: pg_sys::Oid, old: &Tuple, new: &
     Ok(result)
 }
 
-/// The row as it is to be stored.
+/// The row to store.
 fn written(plan: &Plan, new: &Tuple) -> SqlResult<pg_sys::HeapTuple> {
     let watch = &plan.watch;
     if watch.queued || !new.has_source(plan) {
@@ -125,7 +126,7 @@ fn regrouped(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<Option<pg_sys::
     Ok(Some(new.with(plan, Some(Vector(vector)), Some(cluster))))
 }
 
-/// An embedding that is written by hand must be of the column's model, as far as can be told.
+/// An embedding that was written by the user must come from the column's model, as far as this can be checked.
 fn check_model(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<()> {
     if same(old.datum(plan.embedding), new.datum(plan.embedding)) {
         return Ok(());

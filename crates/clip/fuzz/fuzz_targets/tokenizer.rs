@@ -1,4 +1,4 @@
-//! Texts to token ids, by the test model's tokenizer.
+//! Texts to token ids, with the test model's tokenizer.
 #![no_main]
 
 use std::path::Path;
@@ -20,7 +20,7 @@ static ENCODER: LazyLock<Encoder> = LazyLock::new(|| {
 });
 
 fuzz_target!(|bytes: &[u8]| {
-    // PostgreSQL hands over valid text only.
+    // PostgreSQL passes only valid text.
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     if let Ok(tokens) = ENCODER.0.encode(text) {
         assert!(tokens.ids.len() <= ENCODER.0.context_length);

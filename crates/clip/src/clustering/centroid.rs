@@ -1,11 +1,11 @@
 //! The running centroid of a cluster.
 
-/// The sum of unit vectors, the members of a cluster, and their number.
+/// The sum of a cluster's members (unit vectors), and their number.
 ///
 /// The direction of the sum is the cluster's centroid (the normalized mean). Its length divided by the number of
 /// members is the *mean resultant length* of directional statistics: 1 if all members are equal, less the more they
 /// spread, and equal to the mean cosine of the members to the centroid. Sums can be added and subtracted in any order,
-/// so each member is written as a row of its own, and readers add the rows up.
+/// so each member is written as a separate row, and readers add up the rows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sum {
     vector: Vec<f64>,
@@ -21,8 +21,8 @@ impl Sum {
         self.vector.len()
     }
 
-    /// Adds a sum that was split ([`Sum::split`]): `size` members whose sum is `high + low`. For a member that leaves,
-    /// size is -1 and the vector is negated.
+    /// Adds a split sum ([`Sum::split`]): `size` members whose sum is `high + low`. For a member that leaves, size is
+    /// -1 and the vector is negated.
     pub fn add(&mut self, high: &[f32], low: Option<&[f32]>, size: i64) {
         for part in [Some(high), low].into_iter().flatten() {
             assert_eq!(part.len(), self.vector.len(), "dimensions are checked by the caller");
@@ -31,8 +31,8 @@ impl Sum {
         self.size += size;
     }
 
-    /// The sum as a single-precision vector and the remainder, 48 bits together. With 24 bits, the sum would be off by
-    /// a hundredth after a million members have come and all but one have left.
+    /// The sum as a single-precision vector and the remainder, 48 bits together. With 24 bits, the error of the sum
+    /// would be a hundredth after a million members have joined and all but one have left.
     pub fn split(&self) -> (Vec<f32>, Vec<f32>) {
         self.vector.iter().map(|&value| (value as f32, (value - f64::from(value as f32)) as f32)).unzip()
     }
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
     use crate::vector::l2_normalize;
 
-    /// Unit vectors around a direction; a fixed linear congruence stands for data.
+    /// Unit vectors around a direction, from a fixed linear congruential generator.
     fn around(count: usize) -> Vec<Vec<f32>> {
         let mut state = 1u32;
         let mut random = || {

@@ -1,4 +1,4 @@
-//! Loads towers, in float32 or in their eight-bit form.
+//! Loads towers, in float32 or quantized.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -11,37 +11,37 @@ use crate::model::Model;
 use crate::model::quantize::{self, Samples, refused};
 use crate::model::session::{Runtime, Tower};
 
-/// What towers are loaded with.
+/// The settings with which towers are loaded.
 pub(super) struct Loader {
     /// libonnxruntime's path.
     pub(super) library: PathBuf,
     pub(super) threads: usize,
     pub(super) cache: Option<PathBuf>,
-    /// Called while an eight-bit form is made, which takes minutes; it may unwind.
+    /// Called while a graph is quantized, which takes minutes; it may unwind.
     pub(super) check_interrupts: fn(),
     /// Told of work that takes minutes, before it begins.
     pub(super) announce: fn(&str),
     /// Whether an eight-bit form that the cache lacks is made.
     pub(super) may_make: bool,
-    /// A graph that serves both towers is loaded once.
+    /// A graph for both towers is loaded once.
     pub(super) shared: OnceCell<Rc<RefCell<Tower>>>,
 }
 
-/// The form of a tower that was loaded.
+/// The loaded form of a tower.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Form {
     Float32,
-    /// In float32, to make the eight-bit form with ([`Loader::make`]).
+    /// In float32, to be quantized with ([`Loader::make`]).
     Unmade,
     Int8,
 }
 
 impl Loader {
-    /// Loads the tower in `file`, in its eight-bit form if that is wanted and was made before. Without one it is loaded in
-    /// float32, which is remarked.
+    /// Loads the tower in `file`, quantized if this is requested and the cache has the quantized graph. If quantization
+    /// failed, it loads float32 with a warning.
     ///
     /// # Errors
-    /// [`Kind::BadModel`] if the graph can't be loaded, or if the eight-bit form may not be made now.
+    /// [`Kind::BadModel`] if the graph can't be loaded, or if quantizing is not allowed now.
     pub(super) fn open(
         &self,
         model: &Model,
@@ -68,10 +68,10 @@ impl Loader {
         Ok((tower, form))
     }
 
-    /// The eight-bit form, if it was made before.
+    /// The quantized graph, if the cache has it.
     ///
     /// # Errors
-    /// [`Kind::Unsupported`] if there is none; [`Kind::BadModel`] if it may not be made now.
+    /// [`Kind::Unsupported`] if the graph can't be quantized; [`Kind::BadModel`] if quantizing is not allowed now.
     fn find_int8(&self, model: &Model, file: &Path) -> Result<Option<Tower>> {
         if model.combined {
             return Err(refused(file, "Its two towers are one graph; take an export with separate towers."));
@@ -89,10 +89,10 @@ impl Loader {
         Ok(found)
     }
 
-    /// Makes the eight-bit form of the tower in `file`; none, which is remarked, if no form is near enough to float32.
+    /// Quantizes the tower in `file`; returns None, with a warning, if no quantized graph is close enough to float32.
     ///
     /// # Errors
-    /// [`Kind::BadModel`] if it can't be kept.
+    /// [`Kind::BadModel`] if the cache can't store it.
     pub(super) fn make(&self, file: &Path, samples: &Samples<'_>, warnings: &mut Vec<Error>) -> Result<Option<Tower>> {
         let cache = self.cache.as_ref().expect("checked before the tower was loaded");
         let runtime = Runtime::load(&self.library)?;

@@ -8,6 +8,7 @@ pub mod operators;
 pub mod pooling;
 pub mod quantize;
 pub mod session;
+pub mod watched;
 pub mod weights;
 
 pub use files::*;

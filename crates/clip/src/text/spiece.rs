@@ -1,8 +1,8 @@
-//! SigLIP's tokenizer out of `spiece.model`, the file of SentencePiece: transformers has no fast class for it, so that its
-//! own repositories may have no `tokenizer.json`, and no command of transformers makes one.
+//! SigLIP's tokenizer from `spiece.model`, the file of SentencePiece: transformers has no fast class for it, so
+//! SigLIP's repositories may have no `tokenizer.json`, and no command of transformers creates one.
 //!
-//! The file is a protobuf message: field 1 is a piece (text, score, type), field 2 how it was trained, field 3 how texts
-//! are normalized.
+//! The file is a protobuf message: field 1 is a piece (text, score, type), field 2 the training parameters, field 3 the
+//! normalization.
 
 use std::path::Path;
 
@@ -14,18 +14,17 @@ use tokenizers::{NormalizerWrapper, Tokenizer};
 
 use crate::error::{Error, Kind, Result};
 
-/// SigLIP's has 0.8 MB, the multilingual one 4 MB.
+/// SigLIP's file has 0.8 MB, the multilingual one 4 MB.
 const LONGEST: u64 = 64 << 20;
 
-/// SentencePiece.Type of pieces that stand for themselves in a text, such as `</s>`: control pieces, and those that users
-/// define.
+/// SentencePiece.Type of pieces that occur literally in a text, such as `</s>`: control pieces and user-defined pieces.
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 const UNKNOWN: i32 = 2;
 /// TrainerSpec.ModelType
 const UNIGRAM: i32 = 1;
 
-/// The parts of sentencepiece_model.proto that are used.
+/// The parts of sentencepiece_model.proto that this module uses.
 #[derive(Clone, PartialEq, Message)]
 struct ModelProto {
     #[prost(message, repeated, tag = "1")]
@@ -58,10 +57,10 @@ struct NormalizerSpec {
     precompiled_charsmap: Option<Vec<u8>>,
 }
 
-/// SigLIP's tokenizer as its class in transformers builds it. `lower` is that class's `do_lower_case`.
+/// SigLIP's tokenizer, built as by its class in transformers. `lower` is the class's `do_lower_case`.
 ///
 /// # Errors
-/// [`Kind::BadModel`] where the file is not of this form.
+/// [`Kind::BadModel`] if the file is not in this format.
 pub(super) fn siglip(file: &Path, lower: bool) -> Result<Tokenizer> {
     let bad = |why: String| {
         Error::new(Kind::BadModel, format!("tokenizer \"{}\" cannot be used", file.display())).detail(why)
@@ -95,7 +94,7 @@ pub(super) fn siglip(file: &Path, lower: bool) -> Result<Tokenizer> {
         "padding": null,
         "added_tokens": special,
         "normalizer": null,
-        // The first word of a text is written as others are, with a space before it.
+        // The first word of a text is written like other words, with a space before it.
         "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": true},
         "post_processor": {"type": "TemplateProcessing",
             "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}],

@@ -1,4 +1,4 @@
-//! Balances activations and weights, so that strong channels leave the others their bits.
+//! Balances activations and weights, so that strong channels don't take bits from the others.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,15 +10,15 @@ use crate::error::Result;
 use crate::model::onnx::{FLOAT_TENSOR, ValueInfo};
 use crate::model::session::{Runtime, Tower};
 
-/// How much of the difference between channels moves from activations to weights; 0: no balance.
+/// The share of the difference between channels that moves from activations to weights; 0: no balance.
 const BALANCES: [f64; 5] = [0.0, 0.25, 0.35, 0.5, 0.65];
-/// Rows of each activation that are kept to estimate errors.
+/// The number of rows of each activation that are kept to estimate errors.
 const ROWS: usize = 32;
 
 /// Factors of activations, by their names.
 pub type Factors = BTreeMap<String, Vec<f32>>;
 
-/// What was seen of an activation: extremes of each channel, and some rows.
+/// The observations of an activation: extremes of each channel, and some rows.
 #[derive(Default)]
 pub struct Seen {
     high: Vec<f32>,
@@ -26,13 +26,15 @@ pub struct Seen {
     rows: Vec<Vec<f32>>,
 }
 
-/// What float32 gives: what was seen of each activation by its name, and the vectors of the samples that check.
+/// The results of float32: the observations of each activation by its name, and the vectors of the samples for the
+/// check.
 pub struct Observed {
     pub activations: BTreeMap<String, Seen>,
     pub wanted: Vec<Vec<f32>>,
 }
 
-/// Runs the samples that calibrate with every layer's activation as a further output, and the others for their vectors.
+/// Runs the calibration samples with every layer's activation as an additional output, and the other samples for their
+/// vectors.
 pub fn observe(
     runtime: &Runtime,
     source: &Source,
@@ -71,7 +73,7 @@ pub fn observe(
 }
 
 impl Seen {
-    /// Adds what a sample shows, of `samples` in all.
+    /// Adds the observations of a sample, of `samples` in total.
     fn add(&mut self, values: ArrayView2<'_, f32>, samples: usize) {
         let width = values.ncols();
         self.high.resize(width, 0.0);
@@ -87,7 +89,7 @@ impl Seen {
         self.rows.extend(values.axis_iter(Axis(0)).step_by(step).map(|row| row.to_vec()));
     }
 
-    /// The factors that a share of the difference between channels is moved by; none without any.
+    /// The factors that move a share of the difference between channels; None for a share of 0.
     fn factors(&self, weights: &[Array2<f32>], share: f64) -> Option<Vec<f32>> {
         if share == 0.0 {
             return None;
@@ -101,7 +103,7 @@ impl Seen {
     }
 }
 
-/// The factors of each activation that are expected to leave the least error; none where it is best left as it is.
+/// The factors of each activation with the least expected error; None if no balance is best.
 pub fn balance(
     source: &Source,
     activations: &BTreeMap<String, Seen>,

@@ -13,12 +13,12 @@ use crate::error::{Error, Kind, Result};
 use crate::model::session::{Runtime, Tower};
 use crate::vector::cosine;
 
-/// The time of a product by its scheme, in that of float32: measured with AVX-512 VNNI on ViT-B/32.
+/// The time of a product by its scheme, relative to float32: measured with AVX-512 VNNI on ViT-B/32.
 pub const COSTS: [f64; 3] = [0.35, 0.6, 1.0];
-/// Samples that effects are measured with.
+/// The number of samples for measuring effects.
 const MEASURED: usize = 3;
 
-/// Products of one activation, which are of one scheme.
+/// Products of one activation, which share a scheme.
 pub struct Group {
     pub layers: Vec<usize>,
     pub size: f64,
@@ -26,7 +26,7 @@ pub struct Group {
     effects: [f64; 2],
 }
 
-/// Measures the effect of each group by a graph that has each product three times, mixed by gates:
+/// Measures the effect of each group with a graph that contains each product three times, mixed by gates:
 /// out = float32 + gate · (int8 - float32) + gate · (blockwise - float32).
 pub fn measure(
     runtime: &Runtime,
@@ -80,8 +80,8 @@ fn scalar(value: f32) -> Result<SessionInputValue<'static>> {
         .map_err(|e| Error::new(Kind::Internal, "an input tensor could not be made").detail(e.message().to_owned()))
 }
 
-/// The scheme of each layer, so that the effects come to no more than a budget: from all int8, the step that removes most
-/// effect for the time that it adds comes first.
+/// The scheme of each layer, so that the sum of effects stays within a budget. It starts with int8 everywhere; the step
+/// that removes most effect for its added time comes first.
 pub fn choose(groups: &[Group], layers: usize, budget: f64) -> Vec<Scheme> {
     let effect = |group: &Group, scheme: Scheme| match scheme {
         Scheme::Int8 => group.effects[0],

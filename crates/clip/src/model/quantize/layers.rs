@@ -1,4 +1,4 @@
-//! The matrix products of a graph that can be made eight-bit.
+//! The matrix products of a graph that can be quantized.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,10 +9,10 @@ use crate::error::Result;
 use crate::model::onnx::{Graph, Model};
 use crate::model::session::{Runtime, Tower};
 
-/// Smaller products cost no time.
+/// Smaller products take negligible time.
 const SMALLEST: usize = 32;
 
-/// How a matrix product is computed.
+/// The scheme of a matrix product.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Scheme {
     Int8,
@@ -24,11 +24,11 @@ pub enum Scheme {
 pub struct Layer {
     /// Index of its node.
     pub node: usize,
-    /// What it multiplies.
+    /// The name of its input.
     pub activation: String,
     /// Index of its weights among the initializers.
     pub weights: usize,
-    /// Gemm with transB: a row of the weights for each output.
+    /// Gemm with transB: the weights have a row for each output.
     transposed: bool,
 }
 
@@ -36,12 +36,13 @@ pub struct Layer {
 pub struct Source {
     pub model: Model,
     pub layers: Vec<Layer>,
-    /// Where its weights and all intermediate files are.
+    /// The directory of its weights and all intermediate files.
     pub directory: PathBuf,
 }
 
 impl Source {
-    /// Folds the graph in `file` into `directory`: its weights are then in a file of their own, whatever form the export has.
+    /// Folds the constants of the graph in `file` and writes it to `directory`, with its weights in a separate file for
+    /// every export format.
     pub fn fold(runtime: &Runtime, file: &Path, directory: &Path) -> Result<Self> {
         let folded = directory.join("folded.onnx");
         Tower::fold(runtime, file, &folded, "folded.bin")?;
@@ -59,14 +60,14 @@ impl Source {
         Ok(if layer.transposed { matrix.reversed_axes() } else { matrix })
     }
 
-    /// Products of a layer for each row.
+    /// The number of multiplications of a layer for each row.
     pub fn size(&self, layer: &Layer) -> f64 {
         let tensor = &self.model.graph.as_ref().expect("checked").initializer[layer.weights];
         tensor.float_matrix().map_or(0.0, |(a, b)| a as f64 * b as f64)
     }
 }
 
-/// The products that can be made eight-bit.
+/// The products that can be quantized.
 fn layers(graph: &Graph) -> Vec<Layer> {
     let initializers: BTreeMap<&str, usize> =
         graph.initializer.iter().enumerate().map(|(index, tensor)| (tensor.name(), index)).collect();
@@ -81,7 +82,7 @@ fn layers(graph: &Graph) -> Vec<Layer> {
             continue;
         }
         let Some(&weights) = initializers.get(node.input[1].as_str()) else { continue };
-        // A matrix that something else reads too, such as a tied table of tokens, stays as it is.
+        // A matrix with other readers, such as a tied table of tokens, is not changed.
         let large = graph.initializer[weights].float_matrix().is_some_and(|(a, b)| a >= SMALLEST && b >= SMALLEST);
         if !large || uses[node.input[1].as_str()] > 1 || initializers.contains_key(node.input[0].as_str()) {
             continue;

@@ -1,20 +1,20 @@
-//! Makes an eight-bit graph from a float32 one, and finds out by itself how coarse each matrix product may be.
+//! Quantizes a float32 graph to eight bits, and determines how coarse each matrix product may be.
 //!
 //! A matrix product with constant weights gets one of three schemes:
-//! - *int8*: weights with a scale for each output column; activations with one scale for the tensor, found at each run
-//!   (DynamicQuantizeLinear, MatMulInteger). The fastest. In a trained tower some channels are a hundred times as
-//!   strong as others and would leave the rest with two or three bits, so both sides are first balanced: activations are
-//!   divided by a factor for each channel and weights multiplied by it (Xiao et al. 2023, "SmoothQuant"). With six
-//!   such channels in each layer of a ViT-B/32 of random weights the mean cosine to float32 is 0.877 without that, and
-//!   0.99984 with it.
-//! - *blockwise*: weights with a scale for each 32 of a column, activations likewise within a row (MatMulNBits). Half as
-//!   fast, and hardly sensitive to strong channels or strong tokens.
-//! - *float32*, as it was.
+//! - *int8*: weights with a scale for each output column; activations with one scale for the tensor, computed in each
+//!   run (DynamicQuantizeLinear, MatMulInteger). The fastest. In a trained tower some channels are a hundred times as
+//!   strong as others and would leave the rest with two or three bits, so both sides are balanced first: activations
+//!   are divided by a factor for each channel and weights multiplied by it (Xiao et al. 2023, "SmoothQuant"). With six
+//!   strong channels in each layer of a ViT-B/32 with random weights the mean cosine to float32 is 0.877 without
+//!   balancing and 0.99984 with it.
+//! - *blockwise*: weights with a scale for each 32 of a column, activations likewise within a row (MatMulNBits). This
+//!   is half as fast, and hardly sensitive to strong channels or strong tokens.
+//! - *float32*, unchanged.
 //!
-//! The balance of each activation is the one with the least expected error on pictures or texts that are built in. Then the
-//! effect of each product on the vectors is measured, in one graph that has all three schemes of each behind switches.
-//! Products start as int8; those that gain most accuracy for the time they cost are made finer until the sum of all effects
-//! is small enough, and the vectors of other built-in samples are near float32's.
+//! Each activation gets the balance with the least expected error on built-in pictures or texts. Then the effect of
+//! each product on the vectors is measured, in one graph that contains all three schemes of each product behind
+//! switches. Products start as int8; the products that gain most accuracy for their added time become finer, until the
+//! sum of all effects is small enough and the vectors of other built-in samples are close to float32's.
 
 mod balance;
 mod choose;
@@ -35,20 +35,21 @@ use crate::model::graph_cache::{Entry, Form};
 use crate::model::session::{Runtime, Tower, give_back_memory};
 use crate::vector::cosine;
 
-/// What vectors of the built-in samples must reach: mean and least cosine to float32's. The promise for others is 0.9998
-/// and 0.9995.
+/// The required mean and minimum cosine of the built-in samples' vectors to float32's. The documented values for other
+/// inputs are 0.9998 and 0.9995.
 const MEAN: f64 = 0.999_82;
 const LEAST: f64 = 0.999_55;
-/// One minus the mean cosine that the sum of all effects may come to at first, and its factor for each further try.
+/// The budget for the sum of all effects (one minus the mean cosine) in the first attempt, and its factor for each
+/// further attempt.
 const BUDGET: f64 = 1.5e-4;
 const STRICTER: f64 = 0.75;
 const TRIES: usize = 8;
 /// An eight-bit graph must save at least this share of the products' time.
 const GAIN: f64 = 0.2;
-/// The file in the cache that says how a graph was made.
+/// The file in the cache that describes the quantization of a graph.
 const RECIPE: &str = "recipe";
 
-/// How a graph was made, and how near its vectors are to float32's.
+/// The quantization of a graph, and the cosine of its vectors to float32's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Recipe {
     pub int8: usize,
@@ -66,10 +67,10 @@ impl std::fmt::Display for Recipe {
     }
 }
 
-/// The eight-bit form of a graph, if one was made before.
+/// The quantized graph, if the cache has it.
 ///
 /// # Errors
-/// [`Kind::Unsupported`] if it was found out before that there is none.
+/// [`Kind::Unsupported`] if an earlier attempt found that the graph can't be quantized.
 pub fn find(runtime: &Runtime, file: &Path, threads: usize, cache: &Path) -> Result<Option<Tower>> {
     let Some(entry) = Entry::of(cache, file, &runtime.version, Form::Int8) else { return Ok(None) };
     if let Some(why) = entry.refusal() {
@@ -78,15 +79,15 @@ pub fn find(runtime: &Runtime, file: &Path, threads: usize, cache: &Path) -> Res
     Ok(entry.graph().and_then(|graph| Tower::mapped(runtime, graph, threads, file)))
 }
 
-/// How a tower was made eight-bit.
+/// The quantization of a tower.
 pub fn recipe(tower: &Tower) -> Option<String> {
     tower.recall(RECIPE)
 }
 
-/// Makes the eight-bit form of a graph and keeps it.
+/// Quantizes a graph and stores it in the cache.
 ///
 /// # Errors
-/// [`Kind::Unsupported`] if there is none that is near enough to float32; [`Kind::BadModel`] if it can't be written.
+/// [`Kind::Unsupported`] if no quantized graph is close enough to float32; [`Kind::BadModel`] if it can't be written.
 pub fn make(
     runtime: &Runtime,
     file: &Path,
@@ -102,12 +103,12 @@ pub fn make(
     };
     let entry = Entry::of(cache, file, &runtime.version, Form::Int8)
         .ok_or_else(|| failed(format!("\"{}\" can't be read.", file.display())))?;
-    // It takes minutes of a core and gigabytes of memory: one process is enough.
+    // It takes minutes of a core and gigabytes of memory, so only one process does it.
     let _lock = entry.lock(check_interrupts);
     if let Some(tower) = find(runtime, file, threads, cache)? {
         return Ok(tower);
     }
-    // Damaged, if it exists at all.
+    // The file is damaged or missing.
     entry.remove();
     let mut refusal = None;
     let write = |graph: &Path| {
@@ -115,6 +116,10 @@ pub fn make(
         fs::create_dir(&work).map_err(|e| e.to_string())?;
         let made = work.join("eight-bit.onnx");
         let recipe = quantize(runtime, file, &made, samples, check_interrupts).map_err(|e| {
+            if e.kind == Kind::Interrupted {
+                // No fault of the graph's, which would be noted. This unwinds.
+                check_interrupts();
+            }
             let text = e.to_string();
             refusal = Some(e);
             text
@@ -139,12 +144,12 @@ pub fn make(
     }
 }
 
-/// Writes an eight-bit form of the graph in `file` to `target`, a path in a directory of its own, where intermediate
-/// files are left for the caller to remove. `check_interrupts` is called between steps, of which the longest loads a
-/// graph; it may unwind.
+/// Quantizes the graph in `file` and writes it to `target`, a path in a separate directory, where the caller must
+/// remove the intermediate files. `check_interrupts` is called between steps, of which the longest loads a graph; it
+/// may unwind.
 ///
 /// # Errors
-/// [`Kind::Unsupported`] if the graph has no matrix product with float32 weights, or none of the forms is near enough to
+/// [`Kind::Unsupported`] if the graph has no matrix product with float32 weights, or no attempt is close enough to
 /// float32; [`Kind::BadModel`] if a file can't be written.
 fn quantize(
     runtime: &Runtime,
@@ -192,7 +197,7 @@ fn quantize(
     })
 }
 
-/// Compares the vectors of the samples that check with float32's.
+/// Compares the vectors of the samples for the check with float32's.
 fn check(
     runtime: &Runtime,
     graph: &Path,
@@ -215,7 +220,7 @@ fn check(
     Ok(Recipe { int8, blockwise, float32, mean: sum / wanted.len() as f64, least })
 }
 
-/// The error for a graph without an eight-bit form.
+/// The error for a graph that can't be quantized.
 pub fn refused(file: &Path, why: &str) -> Error {
     Error::new(Kind::Unsupported, format!("\"{}\" has no eight-bit form and runs in float32", file.display()))
         .detail(why.to_owned())

@@ -1,4 +1,4 @@
-//! The pictures or texts that an eight-bit graph is calibrated and checked with.
+//! The pictures or texts that calibrate and check a quantized graph.
 
 use ndarray::ArrayD;
 use ort::session::SessionInputValue;
@@ -7,19 +7,19 @@ use crate::error::Result;
 
 pub type Inputs = Vec<(String, SessionInputValue<'static>)>;
 
-/// What the graph is calibrated and checked with: the first half of the samples for one, the others for the other.
+/// The samples: the first half calibrates the graph, the second half checks it.
 pub struct Samples<'a> {
     pub count: usize,
     /// The inputs for a sample.
     pub inputs: &'a dyn Fn(usize) -> Result<Inputs>,
-    /// Name of the output that is used.
+    /// Name of the output to use.
     pub output: &'a str,
-    /// The vector of a sample, of length 1, from that output.
+    /// The vector of a sample, of length 1, from this output.
     pub vector: &'a dyn Fn(usize, ArrayD<f32>) -> Result<Vec<f32>>,
 }
 
 impl Samples<'_> {
-    /// How many calibrate; the rest check.
+    /// The number of calibration samples; the rest are for the check.
     pub fn half(&self) -> usize {
         self.count / 2
     }

@@ -12,7 +12,7 @@ use super::layers::{Scheme, Source, largest_weight};
 use crate::error::Result;
 use crate::model::onnx::{self, FLOAT, FLOAT_TENSOR, INT8, Node, UINT8, ValueInfo, Weights};
 
-/// Weights that share a scale in a blockwise product.
+/// The number of weights that share a scale in a blockwise product.
 const BLOCK: usize = 32;
 const MICROSOFT: &str = "com.microsoft";
 
@@ -54,8 +54,8 @@ pub fn write_gated(
     })
 }
 
-/// Writes the graph with `product` in place of each layer's matrix product: it is given the layer's index, the weights of
-/// shape (inputs, outputs), and the names of what is multiplied and of the result.
+/// Writes the graph with `product` in place of each layer's matrix product: it receives the layer's index, the weights
+/// of shape (inputs, outputs), and the names of the input and of the result.
 fn rewrite(
     source: &Source,
     parts: &mut Parts,
@@ -88,7 +88,7 @@ fn rewrite(
     graph.initializer = kept.map(|(_, tensor)| tensor).chain(std::mem::take(&mut parts.tensors)).collect();
     graph.node = std::mem::take(&mut parts.nodes);
     graph.input.append(&mut parts.inputs);
-    // Shapes inside the graph are the old graph's.
+    // Shapes inside the graph still describe the old graph.
     graph.value_info.clear();
     model.import(MICROSOFT, 1);
     model.write(target)
@@ -97,11 +97,11 @@ fn rewrite(
 /// The nodes and tensors of a graph that is being written.
 struct Parts {
     file: Weights,
-    /// Inputs that the graph had not before, encoded.
+    /// The new inputs of the graph, encoded.
     inputs: Vec<Vec<u8>>,
     nodes: Vec<Node>,
     tensors: Vec<onnx::Tensor>,
-    /// Activations that have been made eight-bit.
+    /// Quantized activations.
     quantized: BTreeSet<String>,
 }
 
@@ -112,7 +112,7 @@ impl Parts {
         Ok(Self { file, inputs: Vec::new(), nodes: Vec::new(), tensors: Vec::new(), quantized: BTreeSet::new() })
     }
 
-    /// Divides an activation by its factors and makes it eight-bit, once for all layers that multiply it.
+    /// Divides an activation by its factors and quantizes it, once for all layers that use it.
     fn quantize(&mut self, x: &str, factors: Option<&[f32]>) {
         if !self.quantized.insert(x.to_owned()) {
             return;
@@ -157,7 +157,7 @@ impl Parts {
         Ok(())
     }
 
-    /// A blockwise product: for each output its weights in blocks of 32, each with a scale and 128 for zero.
+    /// Adds a blockwise product: the weights of each output in blocks of 32, each with a scale and 128 for zero.
     fn blockwise(&mut self, weights: &Array2<f32>, x: &str, out: &str) -> Result<()> {
         let (inputs, outputs) = weights.dim();
         let blocks = inputs.div_ceil(BLOCK);
@@ -181,7 +181,7 @@ impl Parts {
         Ok(())
     }
 
-    /// A product with the weights as they are.
+    /// Adds a product with unchanged weights.
     fn float32(&mut self, weights: &Array2<f32>, x: &str, out: &str) -> Result<()> {
         let (inputs, outputs) = weights.dim();
         let mut bytes = crate::memory::with_capacity(4 * inputs * outputs)?;
