@@ -16,7 +16,7 @@ use crate::guc;
 use crate::model::{background, loaded, origin};
 use crate::pg::analyzed::about_table;
 use crate::pg::catalog::qualified_name;
-use crate::pg::error::{SqlResult, given, report, sql_error};
+use crate::pg::error::{SqlResult, given, no_table, report, sql_error};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, spi};
 use crate::pg::text::{Text, foreign_encoding, foreign_name, utf8};
@@ -210,10 +210,7 @@ impl Search<'_> {
             Query::Text(_) => Placed::Text(words.relative(&wanted).map_err(report)?),
             Query::Photo(_) => Placed::Photo(words.scores(&words.photo(&wanted).map_err(report)?)),
         };
-        let named = qualified_name(*table).ok_or_else(|| {
-            let what = format!("there is no table with oid {}", table.to_u32());
-            sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, what)
-        })?;
+        let named = qualified_name(*table).ok_or_else(|| no_table(*table))?;
         if named.contains(char::REPLACEMENT_CHARACTER) {
             return Err(report(foreign_name("table")));
         }

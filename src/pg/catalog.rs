@@ -11,7 +11,7 @@ use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, quote_identifier};
 
 use crate::pg::analyzed::renamed;
-use crate::pg::error::{SqlResult, report, sql_error};
+use crate::pg::error::{SqlResult, no_table, report, sql_error};
 use crate::pg::spi::{get, spi};
 use crate::pg::text;
 use crate::pg::user_context::UserContext;
@@ -109,12 +109,7 @@ impl Table {
         Spi::connect_mut(|client| {
             let query = include_str!("sql/table.sql");
             let rows = client.update(query, Some(1), &[oid.into()]).map_err(spi)?;
-            let missing = || {
-                sql_error(
-                    PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
-                    format!("there is no table with oid {}", oid.to_u32()),
-                )
-            };
+            let missing = || no_table(oid);
             let row = rows.into_iter().next().ok_or_else(missing)?;
             let name = qualified_name(oid).ok_or_else(missing)?;
             if name.contains(char::REPLACEMENT_CHARACTER) {

@@ -54,6 +54,11 @@ pub fn different_dimensions(one: impl std::fmt::Display, other: impl std::fmt::D
     sql_error(PgSqlErrorCode::ERRCODE_DATA_EXCEPTION, format!("different vector dimensions {one} and {other}"))
 }
 
+/// The error for an oid that no table has.
+pub fn no_table(oid: pg_sys::Oid) -> ErrorReport {
+    sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, format!("there is no table with oid {}", oid.to_u32()))
+}
+
 /// Shows an engine error as a WARNING.
 pub fn warn(error: Error) {
     report(error).report(PgLogLevel::WARNING);

@@ -73,8 +73,6 @@ fn set_watch(
         skip: choice("on_error", on_error, "raise", "skip")?,
         threshold,
         index: index.unwrap_or(false),
-        half: false,
-        replaces: None,
         existing: choice("existing", existing, "replace", "keep")?.map(|keep| match keep {
             true => Existing::Keep,
             false => Existing::Replace,
@@ -84,6 +82,7 @@ fn set_watch(
         image,
         tags: tags.map(Text::str),
         reset: reset.into_iter().map(|option| given("reset", option)).collect::<SqlResult<_>>()?,
+        ..Wanted::default()
     };
     let watch = watch(oid, &wanted)?;
     if index == Some(false) {

@@ -44,14 +44,7 @@ fn clip_watch(
         skip: choice("on_error", Some(given("on_error", on_error)?), "raise", "skip")?,
         threshold,
         index: given("index", index)?,
-        half: false,
-        replaces: None,
-        existing: None,
-        key: None,
-        labels: None,
-        image: None,
-        tags: None,
-        reset: Vec::new(),
+        ..Wanted::default()
     };
     watch(table_of(relation)?, &wanted).map(drop)
 }

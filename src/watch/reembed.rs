@@ -105,15 +105,10 @@ pub mod clip_search {
                 queued: Some(watch.queued),
                 skip: Some(watch.skip),
                 threshold: threshold.flatten(),
-                index: false,
                 half,
                 replaces: Some(watch.id),
-                existing: None,
-                key: None,
-                labels: None,
-                image: None,
                 tags: watch.tags.as_deref().map(|_| tags.as_str()),
-                reset: Vec::new(),
+                ..Wanted::default()
             },
         )?;
         make_indexes(&watch, &next)?;

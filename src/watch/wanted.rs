@@ -15,6 +15,7 @@ use crate::watch::tags;
 use crate::watch::trigger::install::orphans;
 
 /// The arguments. None keeps a setting, or uses the default when the table is watched for the first time.
+#[derive(Default)]
 pub struct Wanted<'a> {
     pub source: Option<&'a str>,
     pub text_source: Option<&'a str>,

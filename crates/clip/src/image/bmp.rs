@@ -14,9 +14,10 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
         return Err(no_pixels(0, 0));
     }
     let mended = as_pillow_reads(bytes)?;
+    let copied = mended.as_ref().map_or(0, Vec::len) as u64;
     let bytes = mended.as_deref().unwrap_or(bytes);
     // A row as it is stored and as it is decoded.
-    let beside = |size: (u32, u32)| u64::from(size.0) * 8;
+    let beside = |size: (u32, u32)| u64::from(size.0) * 8 + copied;
     library::decode(Format::Bmp, bytes, limits, Orientation::NoTransforms, beside, || missing(bytes))
 }
 
@@ -67,6 +68,8 @@ pub(crate) fn header(format: Format, bytes: &[u8], limits: &Limits) -> Result<He
     if format == Format::Bmp && is_empty(bytes) {
         return Err(no_pixels(0, 0));
     }
+    let mended = if format == Format::Bmp { as_pillow_reads(bytes)? } else { alone(bytes)? };
+    let bytes = mended.as_deref().unwrap_or(bytes);
     let decoder = library::open(format, bytes, limits)?;
     let palette = format == Format::Bmp && has_palette(bytes);
     let channels = if palette { 1 } else { decoder.original_color_type().channel_count() };

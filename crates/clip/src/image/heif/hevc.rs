@@ -10,6 +10,7 @@ use heifer_isobmff::{HeifFile, ItemId};
 use crate::error::{Error, Result, without_panic};
 use crate::image::aside::aside;
 use crate::image::heif::matrix::shares;
+use crate::image::heif::transform::Part;
 use crate::image::heif::{Coded, Container, Stated, Whole};
 use crate::image::limits::{Limits, bytes_of};
 use crate::image::picture::{Format, truncated};
@@ -44,9 +45,17 @@ pub(super) fn decode(container: &Container, id: ItemId, whole: &Whole, limits: &
         primaries: 2,
         full_range: frame.full_range,
     });
-    let conversion = Conversion::new(&frame, stated)
+    let (part, smooth) = whole.shown;
+    let smooth = match frame.chroma_format {
+        1 => smooth.both,
+        2 => smooth.columns,
+        _ => false,
+    };
+    // Of a tile, as if it were the picture.
+    let part = if whole.id == id { part } else { Part { left: 0, top: 0, size } };
+    let conversion = Conversion::new(&frame, stated, smooth)
         .ok_or_else(|| format.unsupported(format!("Its colours are coded by matrix {}.", stated.matrix)))?;
-    Ok(Box::new(Converted { frame, size, conversion, reversed_odd: whole.reversed_odd }))
+    Ok(Box::new(Converted { frame, size, conversion, smooth: smooth.then_some(part) }))
 }
 
 fn frame(bytes: &[u8], file: &HeifFile<'_>, format: Format, id: ItemId, beside: u64) -> Result<Frame> {
@@ -95,7 +104,7 @@ enum Sort {
 
 impl Conversion {
     /// None for a matrix that is not linear.
-    fn new(frame: &Frame, Stated { matrix, primaries, full_range }: Stated) -> Option<Self> {
+    fn new(frame: &Frame, Stated { matrix, primaries, full_range }: Stated, smooth: bool) -> Option<Self> {
         if frame.widths[1] == 0 {
             return Some(Self::Grey);
         }
@@ -108,7 +117,7 @@ impl Conversion {
             matrix => Sort::Matrix(factors(matrix, primaries)?),
         };
         Some(match sort {
-            Sort::Matrix(factors) if full_range && frame.chroma_format == 1 => {
+            Sort::Matrix(factors) if full_range && frame.chroma_format == 1 && !smooth => {
                 Self::Fixed(factors.map(|factor| (256.0 * factor).round() as i32))
             }
             sort => Self::Float { full_range, sort },
@@ -128,7 +137,8 @@ struct Converted {
     frame: Frame,
     size: (u32, u32),
     conversion: Conversion,
-    reversed_odd: (bool, bool),
+    /// What is shown, where its chroma is interpolated.
+    smooth: Option<Part>,
 }
 
 impl Converted {
@@ -137,8 +147,7 @@ impl Converted {
         &self.frame.planes[0][y * width..(y + 1) * width][from..]
     }
 
-    /// The chroma samples of a row of pixels, from a column on, each as often as it counts. libheif turns a picture before it
-    /// has colours; of an odd number of columns that are turned around, the pairs begin at the other end.
+    /// The chroma samples of a row of pixels, from a column on, each as often as it counts.
     fn chroma(&self, y: usize, from: usize) -> impl Iterator<Item = [u16; 2]> {
         let width = self.frame.widths[1] as usize;
         let (across, down) = match self.frame.chroma_format {
@@ -146,15 +155,48 @@ impl Converted {
             2 => (1, 0),
             _ => (0, 0),
         };
-        let shift = |reversed_odd: bool, halved: u32| usize::from(reversed_odd && halved == 1);
-        let (right, below) = (shift(self.reversed_odd.0, across), shift(self.reversed_odd.1, down));
-        let y = (y + below >> down).min(self.frame.heights[1] as usize - 1);
-        let row = |plane: usize| &self.frame.planes[plane][y * width..][..width];
+        let row = |plane: usize| &self.frame.planes[plane][(y >> down) * width..][..width];
         let (cb, cr) = (row(1), row(2));
         (from..).map(move |x| {
-            let x = (x + right >> across).min(width - 1);
+            if let Some(part) = self.smooth {
+                return [1, 2].map(|plane| self.smooth(plane, part, x, y));
+            }
+            let x = (x >> across).min(width - 1);
             [cb[x], cr[x]]
         })
+    }
+
+    /// A sample between the nearest ones of a smaller plane, 3 to 1. At the ends of a picture whose chroma has half its rows,
+    /// libheif takes the samples half as far from the corner, which is a fault of one row or column.
+    fn smooth(&self, plane: usize, part: Part, x: usize, y: usize) -> u16 {
+        let halved_rows = self.frame.chroma_format == 1;
+        let (left, top) = (part.left as usize / 2, part.top as usize / if halved_rows { 2 } else { 1 });
+        let (columns, rows) = (self.frame.widths[plane] as usize, self.frame.heights[plane] as usize);
+        let at = |x: usize, y: usize| {
+            u32::from(self.frame.planes[plane][(top + y).min(rows - 1) * columns + (left + x).min(columns - 1)])
+        };
+        let place = |at: usize, start: u32, side: u32| {
+            let (at, side) = (at.saturating_sub(start as usize), side as usize);
+            // The sample at an end, if it is there.
+            let end = if at == 0 { Some(0) } else { (at + 1 == side && side % 2 == 0).then(|| side / 2 - 1) };
+            (end, at.saturating_sub(1) / 2, if at % 2 == 1 { [3, 1] } else { [1, 3] })
+        };
+        let (end_x, x, across) = place(x, part.left, part.size.0);
+        let pair = |a: u32, b: u32, [near, far]: [u32; 2]| ((a * near + b * far + 2) / 4) as u16;
+        if !halved_rows {
+            let y = y.saturating_sub(part.top as usize);
+            return end_x.map_or_else(|| pair(at(x, y), at(x + 1, y), across), |x| at(x, y) as u16);
+        }
+        let (end_y, y, down) = place(y, part.top, part.size.1);
+        match (end_x, end_y) {
+            (Some(x), Some(y)) => at(x, y) as u16,
+            (None, Some(y)) => pair(at(x / 2, y), at(x / 2 + 1, y), across),
+            (Some(x), None) => pair(at(x, y / 2), at(x, y / 2 + 1), down),
+            (None, None) => {
+                let row = |y| at(x, y) * across[0] + at(x + 1, y) * across[1];
+                ((row(y) * down[0] + row(y + 1) * down[1] + 8) / 16) as u16
+            }
+        }
     }
 }
 

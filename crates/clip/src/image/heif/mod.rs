@@ -22,8 +22,6 @@ use image::metadata::Orientation;
 
 use crate::error::{Error, Kind, Result};
 use crate::image::limits::{Limits, bytes_of, no_pixels};
-#[cfg(feature = "heic")]
-use crate::image::orientation::mirrored;
 use crate::image::orientation::swaps_sides;
 use crate::image::picture::{Format, Header, Picture, Short, truncated};
 use crate::image::pixels::{self, on_white};
@@ -31,7 +29,9 @@ use crate::image::profile::Profile;
 use crate::image::{bmff, exif};
 use crate::memory::Reserve;
 
-use transform::Part;
+#[cfg(feature = "heic")]
+use transform::Smooth;
+use transform::{Part, Shown};
 
 /// A decoded picture.
 trait Coded {
@@ -55,9 +55,9 @@ struct Whole {
     /// It has transparency.
     #[cfg(feature = "avif")]
     is_clear: bool,
-    /// What of it is shown has an odd number of columns, rows, and is shown from the last one on.
+    /// What of it is shown, and how libheif brings its chroma to full size.
     #[cfg(feature = "heic")]
-    reversed_odd: (bool, bool),
+    shown: (Part, Smooth),
     /// Bytes that a decoder may take.
     beside: u64,
 }
@@ -126,7 +126,7 @@ pub(crate) fn decode(format: Format, bytes: &[u8], limits: &Limits) -> Result<Pi
         #[cfg(feature = "avif")]
         is_clear: alpha.is_some(),
         #[cfg(feature = "heic")]
-        reversed_odd: primary.reversed_odd(),
+        shown: (primary.part, primary.smooth),
         beside,
     };
     let mut rgb = container.paint(&whole, primary.part, limits)?;
@@ -223,19 +223,11 @@ struct Primary {
     coded: (u32, u32),
     /// The visible part.
     part: Part,
+    #[cfg(feature = "heic")]
+    smooth: Smooth,
     orientation: Orientation,
     channels: u8,
     bits: u8,
-}
-
-#[cfg(feature = "heic")]
-impl Primary {
-    fn reversed_odd(&self) -> (bool, bool) {
-        let (from_right, from_bottom) = mirrored(self.orientation);
-        let swapped = swaps_sides(self.orientation);
-        let (columns, rows) = if swapped { (from_bottom, from_right) } else { (from_right, from_bottom) };
-        (columns && self.part.size.0 % 2 == 1, rows && self.part.size.1 % 2 == 1)
-    }
 }
 
 impl<'a> Container<'a> {
@@ -303,14 +295,26 @@ impl<'a> Container<'a> {
             return Err(no_pixels(coded.0, coded.1));
         }
         let shown = transform::shown(coded, self.properties(id)?);
-        let (part, orientation) = shown.ok_or_else(|| self.format.broken("It shows no part of its coded picture."))?;
+        let Shown { part, orientation, .. } =
+            shown.ok_or_else(|| self.format.broken("It shows no part of its coded picture."))?;
         let first = if is_grid { self.file.referenced_items(id, b"dimg").first().copied() } else { Some(id) };
         let (bits, colours) = match first {
             Some(first) => self.depth(first)?,
             None => (8, 3),
         };
         let channels = colours + u8::from(self.opacity(id)?.is_some());
-        Ok(Primary { id, coded, part, orientation, channels, bits })
+        #[cfg(feature = "heic")]
+        let smooth = shown.map(|shown| shown.smooth).unwrap_or_default();
+        Ok(Primary {
+            id,
+            coded,
+            part,
+            #[cfg(feature = "heic")]
+            smooth,
+            orientation,
+            channels,
+            bits,
+        })
     }
 
     /// Bits per sample and colours per pixel, from the codec's own property.

@@ -13,15 +13,45 @@ pub(super) struct Part {
     pub size: (u32, u32),
 }
 
-/// The visible part of a picture of this size, and its rotation, from its properties. None if a part is empty or lies
-/// outside the picture.
-pub(super) fn shown<'a>(
-    size: (u32, u32),
-    properties: impl Iterator<Item = &'a Property>,
-) -> Option<(Part, Orientation)> {
+/// Whether libheif interpolates chroma that has half the columns and rows, or half the columns: it cuts and turns a picture
+/// before it makes colours of it, and brings chroma to full size first where pairs of columns or rows would be torn apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Smooth {
+    pub both: bool,
+    pub columns: bool,
+}
+
+/// What is shown of a picture.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shown {
+    pub part: Part,
+    pub orientation: Orientation,
+    // AVIF's chroma is interpolated always.
+    #[cfg_attr(not(feature = "heic"), allow(dead_code))]
+    pub smooth: Smooth,
+}
+
+/// The part of a picture of this size that its properties show, and the turn that they state. None where a part is empty,
+/// or no part of the picture.
+pub(super) fn shown<'a>(size: (u32, u32), properties: impl Iterator<Item = &'a Property>) -> Option<Shown> {
     let mut part = Part { left: 0, top: 0, size };
     let mut orientation = Orientation::NoTransforms;
+    let mut smooth = Smooth::default();
     for property in properties {
+        let (width, height) = turned(part.size, orientation);
+        let (odd_width, odd_height) = (width % 2 == 1, height % 2 == 1);
+        let (both, columns) = match property {
+            Property::Rotation(1) => (odd_width, true),
+            Property::Rotation(2) => (odd_width || odd_height, odd_height),
+            Property::Rotation(3) => (odd_height, true),
+            Property::Mirror(vertical) => (odd_width || odd_height, !vertical && odd_width),
+            Property::CleanAperture { width: across, height: down, horiz_offset, vert_offset } => {
+                let left = stretch(width, *across, *horiz_offset)?.0 % 2 == 1;
+                (left || stretch(height, *down, *vert_offset)?.0 % 2 == 1, left)
+            }
+            _ => (false, false),
+        };
+        smooth = Smooth { both: smooth.both || both, columns: smooth.columns || columns };
         orientation = match property {
             // Counted anticlockwise.
             Property::Rotation(1) => then(orientation, Orientation::Rotate270),
@@ -39,7 +69,7 @@ pub(super) fn shown<'a>(
             _ => orientation,
         };
     }
-    Some((part, orientation))
+    Some(Shown { part, orientation, smooth })
 }
 
 /// The start and length of a clean aperture along one side: `length` around the middle, which `offset` moves (ISO/IEC
@@ -119,8 +149,8 @@ mod tests {
 
     #[test]
     fn a_part_is_where_the_file_says() {
-        let of = |property: Property| shown((64, 48), [property].iter()).map(|(part, _)| part);
-        // Written by libheif for a picture of 61 × 33 at the top left.
+        let of = |property: Property| shown((64, 48), [property].iter()).map(|shown| shown.part);
+        // As libheif writes it for a picture of 61 × 33 at the top left.
         let part = Part { left: 0, top: 0, size: (61, 33) };
         assert_eq!(of(clap((61, 1), (33, 1), (-3, 2), (-15, 2))), Some(part));
         // Around the middle, moved by a quarter: 10.25 is rounded down, 10.25 + 43 to the nearest.
@@ -139,6 +169,21 @@ mod tests {
         }
     }
 
+    #[test]
+    fn pairs_that_are_torn_apart() {
+        let of = |size, property: Property| {
+            let smooth = shown(size, [property].iter()).unwrap().smooth;
+            (smooth.both, smooth.columns)
+        };
+        assert_eq!(of((64, 48), Property::Rotation(1)), (false, true));
+        assert_eq!(of((64, 48), Property::Rotation(2)), (false, false));
+        assert_eq!(of((63, 48), Property::Rotation(1)), (true, true));
+        assert_eq!(of((63, 48), Property::Rotation(3)), (false, true));
+        assert_eq!(of((63, 48), Property::Mirror(false)), (true, true));
+        assert_eq!(of((64, 48), clap((44, 1), (20, 1), (1, 1), (0, 1))), (true, true));
+        assert_eq!(of((64, 48), clap((44, 1), (20, 1), (0, 1), (0, 1))), (false, false));
+    }
+
     /// A crop after turns is a crop of the turned picture.
     #[test]
     fn the_order_of_properties_counts() {
@@ -150,12 +195,12 @@ mod tests {
             for mirror in [None, Some(true), Some(false)] {
                 let mut before: Vec<Property> = vec![Property::Rotation(turns)];
                 before.extend(mirror.map(Property::Mirror));
-                let (_, orientation) = shown((9, 6), before.iter()).unwrap();
+                let orientation = shown((9, 6), before.iter()).unwrap().orientation;
                 let whole = upright(picture.clone(), orientation, &Limits::default()).unwrap();
                 let then_cut = clap((4, 1), (3, 1), (-1, 2), (1, 2));
-                let (wanted, _) = shown(whole.dimensions(), [then_cut.clone()].iter()).unwrap();
+                let wanted = shown(whole.dimensions(), [then_cut.clone()].iter()).unwrap().part;
                 before.push(then_cut);
-                let (part, orientation) = shown((9, 6), before.iter()).unwrap();
+                let Shown { part, orientation, .. } = shown((9, 6), before.iter()).unwrap();
                 let found = upright(crop(&picture, part), orientation, &Limits::default()).unwrap();
                 assert!(found == crop(&whole, wanted), "{before:?}");
             }
