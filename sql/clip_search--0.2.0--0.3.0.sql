@@ -416,7 +416,7 @@ COMMENT ON FUNCTION clip_search.forget_dropped() IS 'Event trigger: removes the 
 COMMENT ON FUNCTION clip_search.forget_dropped_tables() IS 'Removes the extension''s entries of dropped tables';
 COMMENT ON EVENT TRIGGER clip_search_drop IS 'Removes settings, queue, failures and groups of a watched table with the table';
 COMMENT ON INDEX clip_search.watch_queue_due_idx IS 'Entries of a watch in the order in which they are due';
-COMMENT ON INDEX clip_search.watch_queue_again_idx IS 'Rows whose vector is to be replaced';
+COMMENT ON INDEX clip_search.watch_queue_again_idx IS 'Rows whose vector will be replaced';
 COMMENT ON COLUMN clip_search.watch.embedded IS 'Rows with an embedding, outdated ones included';
 
 -- Owners of collections, and the privileges with which tables are read.
@@ -671,7 +671,7 @@ members: the members'' table; name it if row-level policies apply to you, or if 
 The JSON Schema is docs/cluster_groups.schema.json.';
 COMMENT ON FUNCTION @extschema@.clip_duplicates(text, double precision, regclass) IS 'Near-duplicates in a collection: each member that nearly equals an earlier one (by key), with the nearest such member
 threshold: lowest cosine of near-duplicates
-members: the members'' table, which the caller names if row-level policies or a view decide what it sees of it';
+members: the members'' table; name it if row-level policies apply to you, or if the members are in a view';
 COMMENT ON FUNCTION clip_search.watch_progress(regclass, name, name, name, name, name) IS 'Counts the rows of a watched table for clip_search.watch';
 COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text, text) IS 'Counts a table''s rows by a scan without SQL, for a caller that may read all of them; NULL for others';
 
@@ -759,10 +759,10 @@ CREATE FUNCTION @extschema@.clip_find(relation regclass, query bytea, k integer 
     key text DEFAULT NULL, embedding text DEFAULT NULL, model text DEFAULT NULL)
 RETURNS TABLE (id text, cosine double precision, relevance double precision)
 STABLE PARALLEL RESTRICTED COST 100000 ROWS 40 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_find_by_photo_wrapper';
-COMMENT ON FUNCTION @extschema@.clip_relevance(vector, text, text) IS 'How certainly a photo shows what a text says, from 0 to 1; from 0.5 on it is an answer
-model: model that made the embedding; clip_search.model by default
-The text competes with everyday words (clip_search.words), which a model embeds once; the first call does so.';
-COMMENT ON FUNCTION @extschema@.clip_explain(vector, text, integer, text) IS 'Why a photo is an answer: words that suit both the photo and the query, best first
+COMMENT ON FUNCTION @extschema@.clip_relevance(vector, text, text) IS 'How certainly a photo shows the subject of a text, from 0 to 1; a photo from 0.5 on is an answer
+model: model that computed the embedding; defaults to clip_search.model
+The text competes with everyday words (clip_search.words), which a model embeds once, in the first call.';
+COMMENT ON FUNCTION @extschema@.clip_explain(vector, text, integer, text) IS 'Why a photo matches a query: the words that fit both, best first
 k: number of words
 in_photo: relevance of the word to the photo; in_query: relevance of the word to the query
 model: model that computed the embedding; defaults to clip_search.model';

@@ -13,7 +13,7 @@ use crate::guc;
 use crate::pg::error::{SqlResult, report};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::get;
-use crate::pg::text::Text;
+use crate::pg::text::{Returned, Text};
 use crate::pg::user_context::current_role;
 
 /// 0.99 is immich's current threshold: with 0.97 and 0.985 it showed similar photos as duplicates (its issues 9781 and
@@ -37,7 +37,8 @@ fn clip_duplicates_of(
         let query =
             format!("SELECT {vector}, t.{key}::text FROM {table} AS t WHERE {embedding} IS NOT NULL ORDER BY t.{key}");
         members::read(client.cursor(&query)?, |row| {
-            memory::push(&mut keys, get::<String>(row, 2)?.unwrap_or_default()).map_err(report)
+            let key = get::<Returned>(row, 2)?.map(|Returned(key)| key).unwrap_or_default();
+            memory::push(&mut keys, key).map_err(report)
         })
     })?;
     // Two keys of each row, and what is known of it.

@@ -13,7 +13,7 @@ use crate::cluster::members::Members;
 use crate::pg::error::{SqlResult, report};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, own_schema, spi};
-use crate::pg::text::Text;
+use crate::pg::text::{Returned, Text, is_utf8};
 use crate::pg::user_context::{UserContext, current_role};
 use crate::pg::vector::{self, Vector};
 
@@ -82,7 +82,7 @@ fn clusters(rows: SpiTupleTable<'_>) -> SqlResult<Vec<Found>> {
             get(&row, 1)?.ok_or_else(missing)?,
             get(&row, 2)?.ok_or_else(missing)?,
             get(&row, 3)?.ok_or_else(missing)?,
-            get(&row, 4)?,
+            get::<Returned>(&row, 4)?.map(|Returned(key)| key),
             get(&row, 5)?.ok_or_else(missing)?,
             get(&row, 6)?,
             get(&row, 7)?,
@@ -181,8 +181,12 @@ fn clip_cluster_groups_of(
             thumbnail = thumbnail,
             words = found.words()
         );
-        let rows = client.select(&query, Some(1), &[collection.into(), min_size.into()])?;
-        let value = rows.first().get::<pgrx::JsonB>(1).map_err(spi)?;
+        // Keys and keywords that are not UTF-8 are an error of Returned; pgrx's JsonB would panic.
+        let query = format!("SELECT g.v, CASE WHEN $3 THEN g.v::pg_catalog.text END FROM ({query}) AS g (v)");
+        let rows = client.select(&query, Some(1), &[collection.into(), min_size.into(), (!is_utf8()).into()])?;
+        let row = rows.first();
+        row.get::<Returned>(2).map_err(spi)?;
+        let value = row.get::<pgrx::JsonB>(1).map_err(spi)?;
         value.map(Some).ok_or_else(|| report(Error::new(Kind::Internal, "no groups came back")))
     })
 }

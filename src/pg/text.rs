@@ -7,7 +7,7 @@ use std::ffi::CStr;
 
 use clip::{Error, Kind};
 use pgrx::callconv::{Arg, ArgAbi};
-use pgrx::datum::{Array, FromDatum, UnboxDatum};
+use pgrx::datum::{Array, FromDatum, IntoDatum, UnboxDatum};
 use pgrx::pg_sys;
 
 use crate::pg::error::report;
@@ -69,9 +69,35 @@ unsafe impl<'fcx> ArgAbi<'fcx> for Text<'fcx> {
     }
 }
 
+/// A text that a query returns. pgrx's String panics (XX000) where it is not UTF-8.
+pub struct Returned(pub String);
+
+impl FromDatum for Returned {
+    unsafe fn from_polymorphic_datum(datum: pg_sys::Datum, is_null: bool, oid: pg_sys::Oid) -> Option<Self> {
+        // SAFETY: by the contract of this function; the text is copied at once.
+        unsafe { Text::from_polymorphic_datum(datum, is_null, oid) }.map(|Text(text)| Self(text.to_owned()))
+    }
+}
+
+impl IntoDatum for Returned {
+    fn into_datum(self) -> Option<pg_sys::Datum> {
+        self.0.into_datum()
+    }
+
+    fn type_oid() -> pg_sys::Oid {
+        pg_sys::TEXTOID
+    }
+}
+
 /// The elements of an array.
 pub fn texts<'a>(array: &'a Array<'_, Text<'_>>) -> Vec<Option<&'a str>> {
     array.iter().map(|text| text.map(|Text(text)| text)).collect()
+}
+
+/// Whether every text of the database's is UTF-8.
+pub fn is_utf8() -> bool {
+    // SAFETY: reads what is set at the session's start.
+    unsafe { pg_sys::GetDatabaseEncoding() == pg_sys::pg_enc::PG_UTF8 as i32 }
 }
 
 /// The database's encoding, if its texts can't be read: they are read as UTF-8, and in other encodings only ASCII is

@@ -24,16 +24,18 @@ pub fn name_of_members(client: &mut SpiClient<'_>, table: pg_sys::Oid, key: &[St
 
 /// The error of a collection that knows other members than the watch's. `here`: they are in the same table, in other
 /// columns.
-fn elsewhere(name: &str, here: bool) -> pg_sys::panic::ErrorReport {
+fn elsewhere(client: &mut SpiClient<'_>, name: &str, here: bool) -> SqlResult<pg_sys::panic::ErrorReport> {
+    let query = "SELECT 1 FROM clip_search.watch_setting w WHERE w.collection = $1";
+    let is_kept = !client.update(query, Some(1), &[name.into()]).map_err(spi)?.is_empty();
     let error =
         sql_error(PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT, format!("collection \"{name}\" has its members elsewhere"));
-    match here {
+    Ok(match here && !is_kept {
         true => error.set_detail("They are rows of this table, by another embedding or cluster column.").set_hint(format!(
             "Name another: collection => …; or, if nobody uses its groups any more, SELECT clip_drop_collection({}) first.",
             quote_literal(name)
         )),
         false => error.set_hint("Name another: collection => …"),
-    }
+    })
 }
 
 pub struct Bind<'a> {
@@ -120,7 +122,7 @@ impl Bind<'_> {
                 client.update(query, None, &arguments).map_err(spi)?;
                 return Ok(Bound::Same);
             }
-            Some((Some(members), _)) => return Err(elsewhere(name, members == table)),
+            Some((Some(members), _)) => return Err(elsewhere(client, name, members == table)?),
             _ => {}
         }
         // Existing clusters under this name must have these dimensions.

@@ -10,6 +10,7 @@ use crate::pg::spi::spi;
 use crate::pg::user_context::UserContext;
 use crate::watch::columns::alter;
 use crate::watch::setting::Watch;
+use crate::watch::tags;
 use crate::watch::wanted::{Plan, Wanted, check_nulls};
 
 /// Checks the column, or adds it; whether it was added.
@@ -68,28 +69,35 @@ pub fn store(client: &mut SpiClient<'_>, id: i64, plan: &Plan) -> SqlResult<()> 
 /// A column of tags is this watch's alone, and what it contains from before is not overwritten unless the caller says so.
 pub fn check_contents(watch: &Watch, plan: &Plan, wanted: &Wanted<'_>, added: &[String]) -> SqlResult<()> {
     let known = plan.existing.as_ref().and_then(|known| known.tags.as_deref());
-    let Some(tags) = watch.tags.as_deref().filter(|tags| known != Some(*tags)) else { return Ok(()) };
+    let Some(column) = watch.tags.as_deref().filter(|tags| known != Some(*tags)) else { return Ok(()) };
+    if watch.replaces.is_none() {
+        tags::warn_of_no_cache();
+    }
     let others = {
         let _user_context = UserContext::of_extension();
         let condition = "w.relation::oid = $1 AND w.id <> $2 AND $3 IN (w.embedding, w.cluster, w.image, w.text, pg_catalog.to_jsonb(w) ->> 'tags')";
         Spi::connect_mut(|client| {
-            Watch::find(client, condition, &[watch.relation.into(), watch.id.into(), tags.into()])
+            Watch::find(client, condition, &[watch.relation.into(), watch.id.into(), column.into()])
         })?
     };
     if let Some(other) = others.first() {
         return Err(report(
             Error::new(
                 Kind::InvalidInput,
-                format!("column \"{tags}\" of {} belongs to the watch of column \"{}\"", watch.name(), other.embedding),
+                format!(
+                    "column \"{column}\" of {} belongs to the watch of column \"{}\"",
+                    watch.name(),
+                    other.embedding
+                ),
             )
             .hint("Name another; one that is not there is made."),
         ));
     }
-    if wanted.existing.is_some() || added.iter().any(|column| column == tags) {
+    if wanted.existing.is_some() || added.iter().any(|name| name == column) {
         return Ok(());
     }
     let is_used = watch.as_owner(|client| {
-        let query = format!("SELECT 1 FROM {} WHERE {} IS NOT NULL", watch.table, quote_identifier(tags));
+        let query = format!("SELECT 1 FROM {} WHERE {} IS NOT NULL", watch.table, quote_identifier(column));
         Ok(!client.update(&query, Some(1), &[])?.is_empty())
     })?;
     if !is_used {
@@ -97,13 +105,13 @@ pub fn check_contents(watch: &Watch, plan: &Plan, wanted: &Wanted<'_>, added: &[
     }
     Err(sql_error(
         PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-        format!("column \"{tags}\" of {} contains values already", watch.name()),
+        format!("column \"{column}\" of {} contains values already", watch.name()),
     )
     .set_detail("Each is overwritten when its row is embedded.")
     .set_hint(format!(
         "Name another column; or say existing => 'keep', to keep them until then; or UPDATE {} SET {} = NULL first.",
         watch.name(),
-        quote_identifier(tags)
+        quote_identifier(column)
     )))
 }
 

@@ -10,7 +10,6 @@ use pgrx::spi::quote_identifier;
 
 use crate::guc;
 use crate::model::background;
-use crate::pg::catalog;
 use crate::pg::error::{SqlResult, report, sql_error, warn};
 use crate::watch::setting::Watch;
 
@@ -19,7 +18,7 @@ use crate::watch::setting::Watch;
 const MOST: usize = 10;
 
 /// Has the words at hand: read from the cache, or embedded now, which takes 10 s to a minute. Called before a lock is
-/// taken or a row is read, so that no trigger does it.
+/// taken or a row is read; a trigger does it only where the cache has been lost since.
 pub fn prepare(watch: &Watch) -> SqlResult<()> {
     match watch.tags {
         Some(_) => background::of(&watch.model).map(drop),
@@ -35,11 +34,6 @@ pub fn of(model: &str, vector: &[f32]) -> SqlResult<Vec<String>> {
     Ok(tags.map(|(word, _)| words.words[word].clone()).collect())
 }
 
-/// Whether the database has the setting, which 0.2.0 had not.
-fn is_known() -> bool {
-    catalog::has_column(c"clip_search", c"watch_setting", c"tags")
-}
-
 /// What can be said before a lock is taken: refuses tags of texts alone, and embeds the words if nobody has.
 pub fn check(tags: &str, image: Option<&str>, cluster: Option<&str>, model: &str) -> SqlResult<()> {
     let Some(image) = image else {
@@ -53,13 +47,11 @@ pub fn check(tags: &str, image: Option<&str>, cluster: Option<&str>, model: &str
     if let Some(other) = [Some(image), cluster].into_iter().flatten().find(|other| *other == tags) {
         return Err(report(Error::new(Kind::InvalidInput, format!("column \"{other}\" can't have the tags as well"))));
     }
-    if !is_known() {
-        return Err(report(
-            Error::new(Kind::Unsupported, "tags need the SQL of this version")
-                .hint("ALTER EXTENSION clip_search UPDATE;"),
-        ));
-    }
-    background::of(model)?;
+    background::of(model).map(drop)
+}
+
+/// Warns that the words are not kept.
+pub fn warn_of_no_cache() {
     if guc::cache().is_none() {
         warn(
             Error::new(Kind::Unsupported, "each connection embeds the words for tags again")
@@ -67,7 +59,6 @@ pub fn check(tags: &str, image: Option<&str>, cluster: Option<&str>, model: &str
                 .hint("Set clip_search.cache_path to a directory that the server may write."),
         );
     }
-    Ok(())
 }
 
 /// What a second call can't change.

@@ -143,17 +143,17 @@ pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
         Spi::connect_mut(|client| drop_rows(client, name))?;
         pgrx::notice!("clip_search: collection \"{name}\" is dropped");
     }
-    tell_of_collections(&table)
+    tell_of_collections(&table, watch.collection.as_deref().filter(|_| !drops))
 }
 
-/// Names collections whose members are in a table, in columns that no watch keeps: after `reset => '{cluster}'`, or
-/// clip_unwatch. Their clusters do not follow the rows.
-fn tell_of_collections(table: &Table) -> SqlResult<()> {
+/// Names collections whose members are in a table, in columns that no watch keeps, such as after `reset => '{cluster}'`.
+/// Their clusters do not follow the rows. `kept`: the one that clip_unwatch was to keep.
+fn tell_of_collections(table: &Table, kept: Option<&str>) -> SqlResult<()> {
     let _user_context = UserContext::of_extension();
     let names = Spi::connect_mut(|client| {
-        let query = "SELECT s.name FROM clip_search.collection_setting s WHERE s.members::oid = $1 \
+        let query = "SELECT s.name FROM clip_search.collection_setting s WHERE s.members::oid = $1 AND s.name IS DISTINCT FROM $2 \
              AND NOT EXISTS (SELECT FROM clip_search.watch_setting w WHERE w.collection = s.name) ORDER BY s.name";
-        let rows = client.update(query, None, &[table.oid.into()]).map_err(spi)?;
+        let rows = client.update(query, None, &[table.oid.into(), kept.into()]).map_err(spi)?;
         rows.map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect::<SqlResult<Vec<_>>>()
     })?;
     let Some(first) = names.first() else { return Ok(()) };

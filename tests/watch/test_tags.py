@@ -339,8 +339,7 @@ def test_without_a_cache_every_connection_embeds_the_words(db: psycopg.Connectio
     said = messages(db)
     db.execute("SET clip_search.cache_path = ''")
     db.execute("SELECT clip_watch('photo', 'data', tags => 'tags')")
-    assert any(text.startswith("WARNING each connection embeds the words") and "cache_path" in text for text in said), (
-        said
-    )
+    warnings = [text for text in said if text.startswith("WARNING each connection embeds the words")]
+    assert len(warnings) == 1 and "cache_path" in warnings[0], said
     put(db, "cat")
     check(db, 1)
