@@ -238,6 +238,9 @@ impl<'a> Container<'a> {
                 .detail(format!("Its tables of items have {tables} bytes; {LARGEST_TABLES} are read."))
                 .hint("Store it in another format, or with fewer pictures in it."));
         }
+        if bmff::find(bytes, *b"meta").is_none() && bmff::find(bytes, *b"moov").is_some() {
+            return Err(format.unsupported("It holds a sequence without a still picture."));
+        }
         let file = HeifFile::parse(bytes).map_err(|error| failed(bytes, format, error))?;
         Ok(Self { bytes, file, format })
     }
