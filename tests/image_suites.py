@@ -26,7 +26,23 @@ import tifffile
 from PIL import Image, ImageFile, ImageOps
 
 # What is read, and what is refused by name.
-SUFFIXES = {".bmp", ".exr", ".ff", ".gif", ".hdr", ".ico", ".jpeg", ".jpg", ".pbm", ".png", ".qoi", ".tga", ".tif", ".tiff", ".webp"}
+SUFFIXES = {
+    ".bmp",
+    ".exr",
+    ".ff",
+    ".gif",
+    ".hdr",
+    ".ico",
+    ".jpeg",
+    ".jpg",
+    ".pbm",
+    ".png",
+    ".qoi",
+    ".tga",
+    ".tif",
+    ".tiff",
+    ".webp",
+}
 MOST = 2
 Image.MAX_IMAGE_PIXELS = 100_000_000
 
@@ -95,7 +111,7 @@ def reference(data: bytes, suffix: str) -> tuple[Image.Image | None, str]:
     for read in readers:
         try:
             return read(data), ""
-        except Exception as error:  # noqa: BLE001: any of what a decoder may raise
+        except Exception as error:
             reasons.append(f"{type(error).__name__}: {error}")
     return None, "; ".join(reasons)
 

@@ -25,9 +25,8 @@ fn main() {
 fn difference(file: &Path, reference: &Path) -> String {
     let read = |path| {
         let bytes = std::fs::read(path).map_err(|error| format!("can't be read: {error}"))?;
-        decode(&bytes, &Limits::default()).map_err(|error| {
-            format!("is refused: {error} {}", error.detail.as_deref().unwrap_or_default())
-        })
+        decode(&bytes, &Limits::default())
+            .map_err(|error| format!("is refused: {error} {}", error.detail.as_deref().unwrap_or_default()))
     };
     let (ours, theirs) = match (read(file), read(reference)) {
         (Ok(ours), Ok(theirs)) => (ours.rgb, theirs.rgb),

@@ -27,7 +27,8 @@ fn as_pillow_reads(bytes: &[u8]) -> Result<Option<Vec<u8>>> {
     let planes = if is_core(bytes) { 22 } else { 26 };
     // The mask of the opacity's bits stands behind those of the colours, in headers of 56 bytes and more.
     let has_mask = long(bytes, 14).is_some_and(|length| length >= 56) && long(bytes, 30) == Some(3);
-    let is_clear = has_mask && short(bytes, bits_at(bytes)) == Some(16) && long(bytes, 66).is_some_and(|mask| mask != 0);
+    let is_clear =
+        has_mask && short(bytes, bits_at(bytes)) == Some(16) && long(bytes, 66).is_some_and(|mask| mask != 0);
     if !is_clear && short(bytes, planes).is_none_or(|planes| planes == 1) {
         return Ok(None);
     }

@@ -163,13 +163,7 @@ impl Samples {
 
 impl Frame {
     /// `stated`: the container's matrix, primaries and range, which come before the stream's own.
-    fn new(
-        picture: Picture,
-        size: (u32, u32),
-        stated: Option<Stated>,
-        is_clear: bool,
-        format: Format,
-    ) -> Result<Self> {
+    fn new(picture: Picture, size: (u32, u32), stated: Option<Stated>, is_clear: bool, format: Format) -> Result<Self> {
         let bits = picture.bits_per_component().map_or(8, |bits| bits.0 as u32);
         let is_grey = picture.pixel_layout() == PixelLayout::I400;
         let own = || {

@@ -164,7 +164,8 @@ mod tests {
             assert_eq!((again.is_grey, again.tables), (is_grey, tables));
         }
         for name in ["jpeg.jxl", "jpeg_turned6.jxl"] {
-            let file = std::fs::read(format!("{}/../../tests/fixtures/jxl/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+            let file =
+                std::fs::read(format!("{}/../../tests/fixtures/jxl/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
             let content = crate::image::jxl::open(&file, &crate::image::Limits::default()).unwrap();
             assert!(matches!(content, crate::image::jxl::Content::Jpeg(..)), "{name}");
         }
