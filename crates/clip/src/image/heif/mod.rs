@@ -55,9 +55,8 @@ struct Whole {
     /// It has transparency.
     #[cfg(feature = "avif")]
     is_clear: bool,
-    /// What of it is shown, and how libheif brings its chroma to full size.
     #[cfg(feature = "heic")]
-    shown: (Part, Smooth),
+    smooth: Smooth,
     /// Bytes that a decoder may take.
     beside: u64,
 }
@@ -126,7 +125,7 @@ pub(crate) fn decode(format: Format, bytes: &[u8], limits: &Limits) -> Result<Pi
         #[cfg(feature = "avif")]
         is_clear: alpha.is_some(),
         #[cfg(feature = "heic")]
-        shown: (primary.part, primary.smooth),
+        smooth: primary.smooth,
         beside,
     };
     let mut rgb = container.paint(&whole, primary.part, limits)?;
