@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pathlib
 import threading
 import time
 from collections.abc import Callable
@@ -10,7 +12,7 @@ import image_files as files
 import numpy as np
 import psycopg
 
-from support import value
+from support import is_running, until, value
 
 CANCELLED = "57014"
 
@@ -22,6 +24,12 @@ IMAGES: dict[str, Callable[[], bytes]] = {
     "TIFF of 9500 × 9500, 32-bit float RGBA": lambda: files.tiff(9500, 9500, samples=4, bits=32, floats=True),
     "TIFF of 50,000,000 × 1": lambda: files.tiff(50_000_000, 1, samples=1),
     "TIFF of 1 × 50,000,000": lambda: files.tiff(1, 50_000_000, samples=1, rows=1_000_000),
+    "lossy WebP of 5000 × 5000": lambda: written("webp", 5000, quality=80, method=0),
+    "lossless WebP of 5000 × 5000": lambda: written("webp", 5000, lossless=True, quality=0, method=0),
+    "AVIF of 5000 × 5000": lambda: written("avif", 5000, speed=10),
+    "GIF of 9000 × 9000": lambda: written("gif"),
+    "BMP of 9000 × 9000": lambda: written("bmp"),
+    "JPEG of 9000 × 9000": lambda: written("jpeg"),
 }
 OF_IMAGES = ("clip_embed_image(data)", "clip_thumbnail(data)", "clip_image_info(data)")
 OTHERS = {
@@ -35,9 +43,41 @@ OTHERS = {
         "SELECT clip_classify(data, (SELECT array_agg('cat ' || n) FROM generate_series(1, 20000) n)) "
         "FROM cancel_file WHERE name = 'small'"
     ),
+    "clip_tags, the words embedded": "SELECT clip_tags(embedding) FROM cancel_vector",
+    "clip_relevance, the words embedded": "SELECT clip_relevance(embedding, 'a cat') FROM cancel_vector",
+    "precision int8 made": "SELECT clip_embed_text('a cat')",
+    "clip_check_model": "SELECT * FROM clip_check_model(current_setting('clip_search.model'))",
+    "clip_assign_cluster, 6,000 vectors": (
+        "SELECT count(clip_assign_cluster(embedding, 'cancelled', 0.99)) FROM cancel_member"
+    ),
+    "clip_clusters, 6,000 members": "SELECT * FROM clip_clusters('cancel', 1)",
+    "clip_cluster_groups, 6,000 members": "SELECT clip_cluster_groups('cancel', 1)",
     "clip_recluster, 6,000 members": "SELECT * FROM clip_recluster('cancel')",
+    "clip_recluster, 2 threads": "SELECT * FROM clip_recluster('cancel')",
     "clip_duplicates, 6,000 members": "SELECT * FROM clip_duplicates('cancel', 0.1)",
 }
+
+# Without a cache, words are embedded and an eight-bit form is made in each connection.
+SETTINGS = {
+    "clip_tags, the words embedded": "SET clip_search.cache_path = ''",
+    "clip_relevance, the words embedded": "SET clip_search.cache_path = ''",
+    "precision int8 made": "SET clip_search.cache_path = '{folder}'; SET clip_search.precision = 'int8'",
+    "clip_recluster, 2 threads": "SET clip_search.max_threads = 2; SET clip_search.threads = 2",
+}
+
+
+def written(form: str, side: int = 9000, **options: object) -> bytes:
+    """A large picture with some detail everywhere, as Pillow writes it."""
+    import io
+
+    from PIL import Image
+
+    tile = np.random.default_rng(1).integers(0, 255, (90, 90, 3), dtype=np.uint8)
+    picture = Image.fromarray(tile).resize((900, 900), Image.Resampling.BICUBIC)
+    large = Image.fromarray(np.tile(np.asarray(picture), (10, 10, 1))[:side, :side])
+    file = io.BytesIO()
+    large.save(file, form, **options)
+    return file.getvalue()
 
 
 def prepare(db: psycopg.Connection, images: dict[str, bytes]) -> None:
@@ -50,6 +90,7 @@ def prepare(db: psycopg.Connection, images: dict[str, bytes]) -> None:
     small = {"square": png_of(noise), "small": files.png(64, 64)}
     for name, data in {**images, **small}.items():
         db.execute("INSERT INTO cancel_file VALUES (%s, %b)", (name, data))
+    db.execute("CREATE TABLE cancel_vector AS SELECT clip_embed_text('a cat') AS embedding")
     db.execute("CREATE TABLE cancel_member (id int PRIMARY KEY, embedding vector(128), cluster_id bigint)")
     db.execute("""
         INSERT INTO cancel_member SELECT n, (SELECT array_agg(random() - 0.5) FROM generate_series(1, 128) WHERE n > 0)::vector
@@ -77,24 +118,47 @@ def cases(images: dict[str, bytes]) -> dict[str, str]:
     return found | OTHERS
 
 
-def cancel_after(connect: Callable[[], psycopg.Connection], query: str, delay: float) -> float | None:
-    """Seconds from pg_cancel_backend to the error; None if the call ended before."""
+@dataclasses.dataclass
+class Cancelled:
+    """What a backend took from pg_cancel_backend to the error, in seconds."""
+
+    wall: float
+    # Of its main thread, which is the one that checks for interrupts. Another process on the same processor adds nothing.
+    cpu: float
+
+
+def main_thread_seconds(pid: int) -> float:
+    return int(pathlib.Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
+def cancel_after(
+    connect: Callable[[], psycopg.Connection], query: str, delay: float, settings: str = ""
+) -> Cancelled | None:
+    """Cancels a query after a delay; None if it ended before."""
     with connect() as db, connect() as other:
+        db.execute("SET client_min_messages = error")
         db.execute("SELECT clip_embed_text('load the model')")
-        ended: list[tuple[float, str | None]] = []
+        if settings:
+            # A name that does not exist yet: the server makes the directory.
+            db.execute(settings.format(folder=f"{value(db, 'SHOW data_directory')}/cancel-{db.info.backend_pid}"))
+        ended: list[tuple[float, float, str | None]] = []
+        pid = db.info.backend_pid
 
         def run() -> None:
+            state = None
             try:
                 db.execute(query)
-                ended.append((time.monotonic(), None))
             except psycopg.Error as error:
-                ended.append((time.monotonic(), error.sqlstate))
+                state = error.sqlstate
+            ended.append((time.monotonic(), main_thread_seconds(pid), state))
 
         thread = threading.Thread(target=run)
         thread.start()
+        # A cancel that comes before the call is forgotten.
+        until(lambda: ended or is_running(other, pid), "the call's beginning")
         time.sleep(delay)
-        asked = time.monotonic()
-        value(other, "SELECT pg_cancel_backend(%s)", db.info.backend_pid)
+        asked, used = time.monotonic(), main_thread_seconds(pid)
+        value(other, "SELECT pg_cancel_backend(%s)", pid)
         thread.join()
-        at, state = ended[0]
-        return at - asked if state == CANCELLED and at >= asked else None
+        at, used_by_then, state = ended[0]
+        return Cancelled(at - asked, used_by_then - used) if state == CANCELLED and at >= asked else None

@@ -4,7 +4,8 @@
     eval "$(make -s env)"; target/venv/bin/python benches/server/cancel.py [--model NAME] [--times N] [WORD …]
 
 Cancels each call N times at times spread over its first seconds, and prints the longest time from pg_cancel_backend to
-the error. With words, only calls whose description contains one of them. It works in a database of its own.
+the error: of the backend's main thread on the processor, which other processes don't lengthen, and by the clock. With words,
+only calls whose description contains one of them. It works in a database of its own.
 """
 
 from __future__ import annotations
@@ -32,20 +33,27 @@ def main() -> None:
         with database.connect() as db:
             db.execute(f"ALTER DATABASE \"{database.name}\" SET clip_search.model = '{options.model}'")
             db.execute(f'ALTER DATABASE "{database.name}" SET client_min_messages = error')
-        images = {name: make() for name, make in cancels.IMAGES.items()}
+        wanted = [
+            name for name in cancels.cases(cancels.IMAGES) if not options.words or any(w in name for w in options.words)
+        ]
+        images = {name: make() for name, make in cancels.IMAGES.items() if any(name in case for case in wanted)}
         with database.connect() as db:
             cancels.prepare(db, images)
-        print("| call | longest, ms | cancelled |\n|---|---|---|")
+        print("| call | processor, ms | clock, ms | cancelled |\n|---|---|---|---|")
         for name, query in cancels.cases(images).items():
-            if options.words and not any(word in name for word in options.words):
+            if name not in wanted:
                 continue
             found = []
             for turn in range(options.times):
-                # From 20 ms on, each 1.6 times as late as the one before.
-                took = cancels.cancel_after(database.connect, query, 0.02 * 1.6**turn)
+                # From 20 ms to 2.5 s, each later than the one before by the same factor.
+                delay = 0.02 * 125 ** (turn / max(1, options.times - 1))
+                took = cancels.cancel_after(database.connect, query, delay, cancels.SETTINGS.get(name, ""))
                 found += [] if took is None else [took]
-            longest = f"{1e3 * max(found):.0f}" if found else "–"
-            print(f"| {name} | {longest} | {len(found)} of {options.times} |", flush=True)
+            cpu, wall = (
+                f"{1e3 * max(times):.0f}" if found else "–"
+                for times in ([f.cpu for f in found], [f.wall for f in found])
+            )
+            print(f"| {name} | {cpu} | {wall} | {len(found)} of {options.times} |", flush=True)
     finally:
         database.drop()
 

@@ -1,6 +1,6 @@
-//! What applications read of a collection's clusters and their members.
+//! Reports about a collection's clusters and their members.
 //!
-//! These functions only read, by `select` throughout: `update` assigns a transaction id, which a standby can't.
+//! These functions only read, and use `select` throughout: `update` assigns a transaction id, which a standby can't do.
 
 use clip::{Error, Kind};
 use pgrx::pg_sys::panic::ErrorReport;
@@ -81,7 +81,7 @@ fn clusters(rows: SpiTupleTable<'_>) -> SqlResult<Vec<Found>> {
         .collect()
 }
 
-/// As SQL of 0.2.0 declares it, which works with this library until it is updated.
+/// The declaration in the SQL of 0.2.0, which works with this library until the update.
 #[pg_extern(sql = false)]
 #[allow(clippy::type_complexity)]
 fn clip_clusters(
@@ -106,7 +106,7 @@ fn clip_clusters(
 }
 
 impl Members {
-    /// Common table expressions: `cluster` (the clusters of collection $1 with $2 members or more), `member` (their
+    /// Common table expressions: `cluster` (the clusters of collection $1 with at least $2 members), `member` (their
     /// members), `grouped` and `word`.
     fn grouped(&self, table: &str) -> String {
         format!(
@@ -114,18 +114,31 @@ impl Members {
             embedding = self.embedding,
             cluster = self.cluster,
             key = self.key,
-            labels = self.labels.as_ref().map_or("NULL::text[]".to_owned(), |labels| format!("t.{labels}")),
+            labels = self.keywords(),
             schema = vector::schema(),
             table = table,
         )
     }
 
+    /// A member's keywords: the labels that somebody has given it, or else its tags.
+    fn keywords(&self) -> String {
+        match (&self.labels, &self.tags) {
+            (Some(labels), Some(tags)) if labels != tags => {
+                format!(
+                    "CASE WHEN pg_catalog.cardinality(t.{labels}) OPERATOR(pg_catalog.>) 0 THEN t.{labels} ELSE t.{tags} END"
+                )
+            }
+            (Some(column), _) | (None, Some(column)) => format!("t.{column}"),
+            (None, None) => "NULL::text[]".to_owned(),
+        }
+    }
+
     /// The five keywords that most members of cluster c have; of equally frequent ones, those that are rarest
-    /// elsewhere. NULL without a column of keywords.
+    /// elsewhere. NULL without a column of keywords or tags.
     fn words(&self) -> &'static str {
-        match self.labels {
-            Some(_) => include_str!("sql/words.sql"),
-            None => "NULL::text[]",
+        match (&self.labels, &self.tags) {
+            (None, None) => "NULL::text[]",
+            _ => include_str!("sql/words.sql"),
         }
     }
 }
@@ -162,7 +175,7 @@ fn clip_cluster_groups_of(
     })
 }
 
-/// As SQL of 0.2.0 declares it.
+/// The declaration in the SQL of 0.2.0.
 #[pg_extern(sql = false)]
 fn clip_cluster_groups(collection: Text<'_>, min_size: i64) -> SqlResult<Option<pgrx::JsonB>> {
     clip_cluster_groups_of(Some(collection), Some(min_size), None)

@@ -1,6 +1,6 @@
-//! What any extension in Rust could use: nothing of CLIP, clusters or watches.
+//! PostgreSQL's interfaces for the other modules: errors, privileges, tables, vectors, transactions.
 
-mod analyzed;
+pub mod analyzed;
 pub mod call_site;
 pub mod catalog;
 pub mod citus;
@@ -10,6 +10,7 @@ pub mod hard_limit;
 pub mod interrupt;
 pub mod owners_table;
 pub mod regclass;
+pub mod restore;
 mod restricted;
 pub mod row_counts;
 pub mod spi;

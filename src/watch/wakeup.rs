@@ -1,4 +1,5 @@
-//! How a transaction that queues rows wakes the worker of its database: what launcher, workers and backends share.
+//! The shared memory of launcher, workers and backends, through which a transaction that queues rows wakes the worker
+//! of its database.
 #![allow(unsafe_code)]
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,10 +11,16 @@ use pgrx::shmem::PGRXSharedMemory;
 
 use crate::pg::transaction;
 
-/// Workers at a time; max_worker_processes is 8 by default.
-const DATABASES: usize = 64;
-/// Watches of a database that are left for last since they have ended a worker; the earliest makes room for another.
+/// Maximum number of databases with a worker; further databases take turns with them, as when max_worker_processes (8
+/// by default) is reached.
+pub const DATABASES: usize = 64;
+/// Maximum number of a database's watches that come last because they have ended a worker; a new one replaces the one
+/// that expires first.
 const SUSPECTS: usize = 8;
+/// Workers of a database that another has taken over from ([`Stuck`]).
+const STUCK: usize = 2;
+/// How long after its limit a worker counts as stuck, in microseconds.
+const PATIENCE: i64 = 1_000_000;
 /// How long, in microseconds: PostgreSQL's unit of time.
 const FIRST_SUSPICION: i64 = 5_000_000;
 const LONGEST_SUSPICION: i64 = 3_600_000_000;
@@ -24,16 +31,32 @@ pub struct Slot {
     pub database: u32,
     /// The worker's process, once it is connected.
     pub worker: i32,
-    /// There is something to do that no worker has seen yet.
+    /// There is work that no worker has seen yet.
     pub wanted: bool,
-    /// The last worker ended since it had nothing to do, and not by an error or for somebody else's sake.
+    /// The last worker ended because it had no work, not because of an error or to make room for another database's
+    /// worker.
     pub at_peace: bool,
-    /// The watch whose rows the worker has in hand; 0: none.
+    /// The watch whose rows the worker is embedding; 0: none.
     pub in_hand: i64,
+    /// Who owns its table.
+    pub owner: pg_sys::Oid,
+    /// When the owner's code that the worker runs should have ended the process: 0 if it runs none.
+    pub limit: pg_sys::TimestampTz,
+    /// Workers that can't be ended.
+    pub stuck: [Stuck; STUCK],
     /// Watches whose rows have ended a worker.
     pub suspects: [Suspect; SUSPECTS],
-    /// When there will be something to do again, though no worker waits for it: 0, or PostgreSQL's time.
+    /// When the next work is due, although no worker waits for it: 0, or PostgreSQL's time.
     pub due: pg_sys::TimestampTz,
+}
+
+/// A worker whose table's owner runs code in it that PostgreSQL can't interrupt. It ends when that code does. Until then
+/// another worker serves the other owners; what this owner has queued waits, since its code could hold the next one as well.
+#[derive(Clone, Copy, Default)]
+pub struct Stuck {
+    /// 0: none.
+    pub worker: i32,
+    pub owner: pg_sys::Oid,
 }
 
 /// A watch whose rows have ended a worker. It comes last for a while: first for 5 s, then four times as long each time, up
@@ -47,7 +70,7 @@ pub struct Suspect {
 }
 
 impl Slot {
-    /// Remembers the watch whose rows a worker had in hand as it ended.
+    /// Records the watch whose rows the worker was embedding when it ended.
     pub fn suspect(&mut self) {
         if self.in_hand == 0 {
             return;
@@ -60,6 +83,27 @@ impl Slot {
         self.in_hand = 0;
     }
 
+    /// When the worker will count as stuck, if it can be taken over from.
+    pub fn stuck_at(&self) -> Option<pg_sys::TimestampTz> {
+        let has_room = self.stuck.iter().any(|stuck| stuck.worker == 0);
+        (self.worker != 0 && self.limit != 0 && has_room).then(|| self.limit + PATIENCE)
+    }
+
+    /// Sets a worker that is stuck aside; its process and the watch that it has in hand.
+    pub fn set_aside(&mut self) -> Option<(i32, i64)> {
+        let place = self.stuck.iter_mut().find(|stuck| stuck.worker == 0)?;
+        *place = Stuck { worker: self.worker, owner: self.owner };
+        let found = (self.worker, self.in_hand);
+        self.suspect();
+        (self.worker, self.limit, self.wanted) = (0, 0, true);
+        Some(found)
+    }
+
+    /// Whether nothing of it has to be known once its worker has ended.
+    pub fn is_free(&self) -> bool {
+        !self.wanted && self.due == 0 && self.stuck.iter().all(|stuck| stuck.worker == 0)
+    }
+
     pub fn is_wanted(&self) -> bool {
         self.wanted || (self.due != 0 && self.due <= now())
     }
@@ -70,18 +114,46 @@ pub fn now() -> pg_sys::TimestampTz {
     unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
-/// Notes which watch's rows this database's worker has in hand, 0 for none, and that the last ones have come to an end.
-pub fn set_in_hand(database: u32, watch: i64) {
-    let mut shared = SHARED.exclusive();
-    if let Some(slot) = slot(&mut shared.slots, database) {
-        let ended = std::mem::replace(&mut slot.in_hand, watch);
-        if watch == 0 {
-            slot.suspects
-                .iter_mut()
-                .filter(|suspect| suspect.watch == ended)
-                .for_each(|suspect| *suspect = Suspect::default());
-        }
+/// This database's slot, if this process is its worker. One that was set aside must not change what is another's by now.
+fn of_worker(shared: &mut Shared, database: u32) -> Option<&mut Slot> {
+    // SAFETY: a variable that is set at the start of the process.
+    let me = unsafe { pg_sys::MyProcPid };
+    shared.slots.iter_mut().find(|slot| slot.database == database && slot.worker == me)
+}
+
+/// Notes which watch's rows this worker has in hand, and who owns the table.
+pub fn set_in_hand(database: u32, watch: i64, owner: pg_sys::Oid) {
+    if let Some(slot) = of_worker(&mut SHARED.exclusive(), database) {
+        (slot.in_hand, slot.owner) = (watch, owner);
     }
+}
+
+/// Notes that the rows in hand have come to an end, so that their watch is not suspected any more.
+pub fn set_done(database: u32) {
+    if let Some(slot) = of_worker(&mut SHARED.exclusive(), database) {
+        let ended = std::mem::take(&mut slot.in_hand);
+        slot.suspects
+            .iter_mut()
+            .filter(|suspect| suspect.watch == ended)
+            .for_each(|suspect| *suspect = Suspect::default());
+    }
+}
+
+/// Notes until when the owner's code that this worker runs should have ended; 0: it runs none.
+pub fn set_limit(limit: pg_sys::TimestampTz) {
+    // SAFETY: a variable that is set at the start of the process.
+    let database = unsafe { (&raw const pg_sys::MyDatabaseId).read() }.to_u32();
+    if let Some(slot) = of_worker(&mut SHARED.exclusive(), database) {
+        slot.limit = limit;
+    }
+}
+
+/// Owners whose code holds a worker of this database that can't be ended.
+pub fn stuck_owners(database: u32) -> Vec<pg_sys::Oid> {
+    let shared = SHARED.share();
+    let slot = shared.slots.iter().find(|slot| slot.database == database);
+    let stuck = slot.map(|slot| slot.stuck).unwrap_or_default();
+    stuck.iter().filter(|stuck| stuck.worker != 0).map(|stuck| stuck.owner).collect()
 }
 
 /// Watches of this database that are left for last, and until when.
@@ -95,7 +167,7 @@ pub fn suspects(database: u32) -> Vec<(i64, pg_sys::TimestampTz)> {
 #[derive(Clone, Copy)]
 pub struct Shared {
     pub launcher: i32,
-    /// Databases wait for a worker, and no more can be started.
+    /// Databases wait for a worker, and no further worker can be started.
     pub crowded: bool,
     pub slots: [Slot; DATABASES],
 }
@@ -118,7 +190,7 @@ pub fn is_preloaded() -> bool {
     PRELOADED.load(Ordering::Relaxed)
 }
 
-/// Sets up what is shared; false but in a postmaster that preloads the library.
+/// Sets up the shared memory; returns false except in a postmaster that preloads the library.
 pub fn register() -> bool {
     // SAFETY: a flag that only this thread writes.
     if !unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
@@ -134,7 +206,7 @@ pub fn wake_at_commit() {
     transaction::after_commit(wake);
 }
 
-/// Tells the worker of this database, or the launcher, that there is something to do.
+/// Notifies the worker of this database, or the launcher, of new work.
 fn wake() {
     if !is_preloaded() {
         return;
@@ -155,7 +227,7 @@ fn wake() {
     set_latch(process);
 }
 
-/// The place of a database, a free one if it has none.
+/// The slot of a database, or a free slot if it has none.
 pub fn slot(slots: &mut [Slot; DATABASES], database: u32) -> Option<&mut Slot> {
     let place = slots.iter().position(|slot| slot.database == database);
     let place = place.or_else(|| {
@@ -171,7 +243,7 @@ pub fn set_latch(process: i32) {
         return;
     }
     // SAFETY: the look-up returns an entry of shared memory or null; setting the latch of a process that has just ended
-    // wakes whoever has its place, which harms nobody.
+    // wakes the process that now has its slot, which is harmless.
     unsafe {
         let found = pg_sys::BackendPidGetProc(process);
         if !found.is_null() {

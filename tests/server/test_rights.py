@@ -185,6 +185,36 @@ def test_what_would_outlast_the_call_is_refused(database: support.Database, eve:
         assert value(admin, "SELECT pg_advisory_unlock(4712)")
 
 
+def test_the_caller_s_connections_are_out_of_reach(database: support.Database, eve: str) -> None:
+    """dblink's are found by name, whoever has opened them: one of a superuser's would make eve one."""
+    with database.connect() as admin:
+        if not value(admin, "SELECT count(*) FROM pg_available_extensions WHERE name = 'dblink'"):
+            pytest.skip("the server has no dblink")
+        admin.execute("CREATE EXTENSION dblink")
+        with database.connect(user=eve) as db:
+            db.execute("SET client_min_messages = warning")
+            db.execute(f"SELECT clip_create_collection('eve', 0.9, members => '{eve}.t')")
+            db.execute(f"""
+                CREATE FUNCTION {eve}.send() RETURNS trigger LANGUAGE plpgsql AS $$
+                BEGIN PERFORM public.dblink_exec('open', 'ALTER ROLE {eve} SUPERUSER'); RETURN NEW; END $$;
+                CREATE TRIGGER send BEFORE UPDATE ON {eve}.t FOR EACH ROW EXECUTE FUNCTION {eve}.send()""")
+        info = admin.info
+        try:
+            admin.execute(
+                "SELECT dblink_connect_u('open', format('host=%s port=%s dbname=%s user=%s', %s::text, %s::text, %s::text, %s::text))".replace(
+                    "format('host=%s port=%s dbname=%s user=%s'", "format('host=%%s port=%%s dbname=%%s user=%%s'"
+                ),
+                (info.host, info.port, info.dbname, info.user),
+            )
+            state, text = sqlstate(admin, "SELECT * FROM clip_recluster('eve')")
+            assert state == "42501" and "connections of dblink" in text, text
+            assert value(admin, f"SELECT rolsuper FROM pg_roles WHERE rolname = '{eve}'") is False
+            # The caller's own use goes on.
+            assert value(admin, "SELECT n FROM dblink('open', 'SELECT 1') AS d (n int)") == 1
+        finally:
+            admin.execute("DROP EXTENSION dblink CASCADE")
+
+
 def test_locks_for_the_transaction_are_allowed(database: support.Database, eve: str) -> None:
     with database.connect(user=eve) as db:
         db.execute(f"SELECT clip_create_collection('eve', 0.9, members => '{eve}.t')")
@@ -319,7 +349,7 @@ def test_a_locked_table_holds_up_no_reader(database: support.Database, eve: str,
         db.execute(f"SELECT clip_watch('{eve}.t', 'body', embedding => 'other')")
         db.execute(f"GRANT USAGE ON SCHEMA {eve} TO PUBLIC; GRANT SELECT ON {eve}.t TO PUBLIC")
     with database.connect(user=eve, autocommit=False) as locker, database.connect(user=plain_role) as db:
-        db.execute("SET statement_timeout = '5s'")
+        db.execute("SET statement_timeout = '60s'")
         locker.execute(f"LOCK TABLE {eve}.t IN ACCESS EXCLUSIVE MODE")
         assert db.execute("SELECT rows, embedded, pending FROM clip_search.watch").fetchall() == [(None, None, None)]
         locker.rollback()

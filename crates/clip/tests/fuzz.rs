@@ -1,7 +1,7 @@
-//! Mutated input: nothing may panic, abort, hang or take unbounded memory.
+//! Mutated input: no input may cause a panic, an abort, a hang or unbounded memory.
 //!
-//! A generator with a fixed seed, so that a finding repeats. `cargo test` runs a short slice; `make fuzz`
-//! sets the counts for the long run. A finding is kept in `target/fuzz/`, and its seed is printed.
+//! The generator has a fixed seed, so findings are repeatable. `cargo test` runs a short slice; `make fuzz` sets the
+//! counts for the long run. A finding is stored in `target/fuzz/`, and its seed is printed.
 
 mod files;
 
@@ -23,12 +23,12 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
 }
 
-/// The number of items that an environment variable asks for.
+/// The number of items from an environment variable.
 fn count(variable: &str, short: u64) -> u64 {
     std::env::var(variable).ok().map_or(short, |value| value.parse().expect("a number of items"))
 }
 
-/// xorshift64*, seeded by the item's number: each item can be made again alone.
+/// xorshift64*, seeded with the item's number, so each item can be recreated alone.
 struct Random(u64);
 
 impl Random {
@@ -48,8 +48,8 @@ impl Random {
     }
 }
 
-/// One to eight changes: bits, bytes at the edges of their range, lengths, stretches moved, cut or doubled,
-/// and the head of one file on the tail of another.
+/// One to eight changes: bits, bytes at the limits of their range, lengths, ranges moved, cut or doubled, and the head
+/// of one file joined to the tail of another.
 fn mutate(bytes: &mut Vec<u8>, other: &[u8], random: &mut Random) {
     for _ in 0..=random.below(8) {
         if bytes.is_empty() {
@@ -139,7 +139,7 @@ fn files_below(folder: &Path, keep: &dyn Fn(&Path) -> bool) -> Vec<Vec<u8>> {
             }
         }
     }
-    paths.sort(); // the order of a directory is not fixed, the seed's meaning must be
+    paths.sort(); // a directory has no fixed order, but a seed must always mean the same input
     paths.iter().map(|path| std::fs::read(path).unwrap()).collect()
 }
 
@@ -180,7 +180,7 @@ fn images() {
         attempt("image", item, &bytes, || {
             let full = decode(&bytes, &limits);
             assert!(info(&bytes, &Limits::default()).is_ok() || full.is_err());
-            // Decoded smaller, a JPEG has the same faults.
+            // A JPEG has the same faults when decoded at a reduced size.
             let tiny = Preprocess::clip(4);
             match (decode_for(&bytes, &limits, &tiny), &full) {
                 (Ok(small), Ok(full)) => {
@@ -205,7 +205,7 @@ fn images() {
     let seconds = used().as_secs();
     println!("{total} images {only}, {usable} of them usable; {peak} MB at most, {seconds} s of a processor");
     assert!(
-        // Few mutations of a container with one coded picture leave it whole.
+        // Few mutations of a container with one coded picture leave it intact.
         usable > total / if only.is_empty() { 50 } else { 500 },
         "only {usable} of {total} mutated images were usable: the mutation is too coarse to test much"
     );
@@ -243,7 +243,7 @@ fn texts() {
         let mut bytes = seeds[random.below(seeds.len())].repeat(1 + random.below(4));
         let other = &seeds[random.below(seeds.len())];
         mutate(&mut bytes, other, &mut random);
-        // PostgreSQL hands over valid UTF-8 only.
+        // PostgreSQL passes only valid UTF-8.
         let text = String::from_utf8_lossy(&bytes).into_owned();
         attempt("text", item, text.as_bytes(), || {
             for encoder in &encoders {
@@ -280,8 +280,7 @@ fn configurations() {
     println!("{total} configurations");
 }
 
-/// Model files come from the administrator, not from strangers; a broken download must still not take the
-/// process down.
+/// Model files come from the administrator, not from strangers, but a broken download must not end the process.
 #[test]
 fn models() {
     let library =

@@ -1,14 +1,15 @@
-//! Allocations that fail: the n-th large one, for every n, over each format and function. The outcome is an error each
-//! time, never an abort, which would end this test's process.
+//! Allocations that fail: the n-th large one, for every n, over each format and function, in whichever thread it is made.
+//! The outcome is an error each time, never an abort, which would end this test's process.
 //!
-//! C's allocations are not seen by Rust's allocator; libjpeg-turbo returns an error for a failed one, and a limit on the
-//! address space tries that (`tests/embed/test_image_limits.py`).
+//! Rust's allocator does not see C's allocations; libjpeg-turbo returns an error for a failed allocation, which
+//! `tests/embed/test_image_limits.py` tests with a limit on the address space.
 #![allow(unsafe_code)]
 
 mod files;
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
 use clip::Kind;
 use clip::image::info::info;
@@ -18,30 +19,26 @@ use clip::image::{Limits, decode_for, to_tensor};
 use clip::memory::Allocator;
 
 /// From here on an allocation is large.
-const LARGE: usize = 64 << 10;
+static LARGE: AtomicUsize = AtomicUsize::new(64 << 10);
+/// How many large allocations succeed before one fails; none fails at a negative number.
+static LEFT: AtomicI64 = AtomicI64::new(-1);
 
-thread_local! {
-    /// How many large allocations succeed before one fails; none fails at a negative number.
-    static LEFT: Cell<i64> = const { Cell::new(-1) };
-}
+/// Only one test of this file runs at a time: what fails is the whole process's.
+static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
 struct Failing;
 
 impl Failing {
     fn fails(size: usize) -> bool {
-        if size < LARGE {
+        if size < LARGE.load(Ordering::Relaxed) {
             return false;
         }
-        LEFT.try_with(|left| {
-            let now = left.get();
-            left.set((now - 1).max(-1));
-            now == 0
-        })
-        .unwrap_or(false)
+        let next = |left: i64| (left >= 0).then(|| left - 1);
+        LEFT.fetch_update(Ordering::AcqRel, Ordering::Acquire, next) == Ok(0)
     }
 }
 
-// SAFETY: the system's allocator, but for calls that return null, as any call may.
+// SAFETY: the system's allocator, except for calls that return null, as any call may.
 unsafe impl GlobalAlloc for Failing {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's obligations are the system's.
@@ -71,7 +68,7 @@ fn embed(bytes: &[u8]) -> clip::Result<()> {
     let (limits, preprocess) = (Limits { exact_jpeg: true, ..Limits::default() }, Preprocess::clip(224));
     let pixels = decode_for(bytes, &limits, &preprocess)?.prepare(&preprocess, &limits)?;
     // The tensor is allocated by the embedder, once for all images of a call.
-    LEFT.set(-1);
+    LEFT.store(-1, Ordering::Release);
     let mut tensor = ndarray::Array3::zeros((3, 224, 224));
     to_tensor(&pixels, &preprocess, tensor.view_mut());
     Ok(())
@@ -80,39 +77,103 @@ fn embed(bytes: &[u8]) -> clip::Result<()> {
 /// A piece of work on a file.
 type Work = fn(&[u8]) -> clip::Result<()>;
 
+/// Fails each large allocation of the work in turn. Returns how many there are.
+fn fail_each(name: &str, may_hide: bool, mut work: impl FnMut() -> clip::Result<()>) -> usize {
+    work().unwrap_or_else(|error| panic!("{name}: {error}"));
+    for allowed in 0.. {
+        LEFT.store(allowed, Ordering::Release);
+        let result = work();
+        let failed = LEFT.swap(-1, Ordering::AcqRel) < 0;
+        match result {
+            Ok(()) => {
+                // Every allocation had its turn, and the last round had none to fail.
+                assert!(!failed || may_hide, "{name}: allocation {allowed} failed unseen");
+                return allowed as usize;
+            }
+            Err(error) => {
+                let what = format!("{name}, allocation {allowed}: {error}");
+                assert!(failed && error.kind == Kind::OutOfMemory, "{what}");
+            }
+        }
+        assert!(allowed < 10_000, "{name} does not end");
+    }
+    unreachable!()
+}
+
+const FUNCTIONS: [(&str, Work); 5] = [
+    ("embed", embed),
+    ("info", |bytes| info(bytes, &Limits::default()).map(drop)),
+    ("thumbnail as JPEG", |bytes| thumbnail(bytes, 300, Format::Jpeg, &Limits::default()).map(drop)),
+    ("thumbnail as PNG", |bytes| thumbnail(bytes, 300, Format::Png, &Limits::default()).map(drop)),
+    ("thumbnail as WebP", |bytes| thumbnail(bytes, 300, Format::WebP, &Limits::default()).map(drop)),
+];
+
 #[test]
 fn every_failed_allocation_is_an_error() {
-    let functions: [(&str, Work); 5] = [
-        ("embed", embed),
-        ("info", |bytes| info(bytes, &Limits::default()).map(drop)),
-        ("thumbnail as JPEG", |bytes| thumbnail(bytes, 300, Format::Jpeg, &Limits::default()).map(drop)),
-        ("thumbnail as PNG", |bytes| thumbnail(bytes, 300, Format::Png, &Limits::default()).map(drop)),
-        ("thumbnail as WebP", |bytes| thumbnail(bytes, 300, Format::WebP, &Limits::default()).map(drop)),
-    ];
+    let _turn = TURN.lock().unwrap();
+    LARGE.store(64 << 10, Ordering::Release);
     let mut failures = 0;
     for file in files::of_every_format(600, 401) {
-        for (name, function) in functions {
-            function(&file.bytes).unwrap_or_else(|error| panic!("{} {name}: {error}", file.name));
-            for allowed in 0.. {
-                LEFT.set(allowed);
-                let result = function(&file.bytes);
-                let failed = LEFT.replace(-1) < 0;
-                match result {
-                    Ok(()) => {
-                        // Every allocation had its turn, and the last round had none to fail.
-                        assert!(!failed || name == "embed", "{} {name}: allocation {allowed} failed unseen", file.name);
-                        break;
-                    }
-                    Err(error) => {
-                        let what = format!("{} {name}, allocation {allowed}: {error}", file.name);
-                        assert!(failed && error.kind == Kind::OutOfMemory, "{what}");
-                        failures += 1;
-                    }
-                }
-                assert!(allowed < 1000, "{} {name} does not end", file.name);
-            }
+        for (name, function) in FUNCTIONS {
+            failures += fail_each(&format!("{} {name}", file.name), name == "embed", || function(&file.bytes));
         }
     }
     println!("{failures} failed allocations");
     assert!(failures > 150, "only {failures} allocations failed");
+}
+
+/// Whether the crate was built with the format's decoder.
+fn is_built_in(folder: &str) -> bool {
+    match folder {
+        "heic" => cfg!(feature = "heic"),
+        "avif" => cfg!(feature = "avif"),
+        "jxl" => cfg!(feature = "jxl"),
+        _ => true,
+    }
+}
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
+}
+
+/// The formats whose files are made by other programs. They are small, and so is what is called large here.
+#[test]
+fn every_failed_allocation_is_an_error_in_stored_files() {
+    let _turn = TURN.lock().unwrap();
+    LARGE.store(16 << 10, Ordering::Release);
+    for folder in ["heic", "avif", "jxl", "tiff"] {
+        let mut failures = 0;
+        for entry in std::fs::read_dir(fixtures().join(folder)).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.extension().is_none_or(|found| found != folder) {
+                continue;
+            }
+            let bytes = std::fs::read(&path).unwrap();
+            for (name, function) in &FUNCTIONS[..3] {
+                if function(&bytes).is_err() {
+                    continue;
+                }
+                failures += fail_each(&format!("{} {name}", path.display()), *name == "embed", || function(&bytes));
+            }
+        }
+        println!("{folder}: {failures} failed allocations");
+        assert!(failures > 20 || !is_built_in(folder), "only {failures} allocations failed in {folder}");
+    }
+}
+
+/// A length that a file states is no reason to allocate so much: a WebP of 60 bytes whose EXIF chunk says that it has 4 GB.
+#[test]
+fn a_stated_length_is_not_allocated() {
+    let _turn = TURN.lock().unwrap();
+    let mut bytes = b"RIFF\x34\0\0\0WEBPVP8X\x0a\0\0\0\x08\0\0\0\0\0\0\0\0\0".to_vec();
+    bytes.extend(b"VP8L\x0e\0\0\0\x2f\0\0\0\0\x07\x10\x11\x11\x88\x88\xfe\x07\0");
+    bytes.extend(b"EXIF\xf0\xff\xff\xff");
+    assert_eq!(bytes.len(), 60);
+    LARGE.store(64 << 20, Ordering::Release);
+    for (name, function) in FUNCTIONS {
+        LEFT.store(0, Ordering::Release);
+        let result = function(&bytes);
+        assert_ne!(result.err().map(|error| error.kind), Some(Kind::OutOfMemory), "{name}");
+    }
+    LEFT.store(-1, Ordering::Release);
 }

@@ -1,4 +1,4 @@
-//! The launcher, which starts workers in the databases that have something for them.
+//! The launcher, which starts workers in the databases that have work for them.
 #![allow(unsafe_code)]
 
 use std::collections::{HashMap, HashSet};
@@ -10,17 +10,18 @@ use pgrx::bgworkers::{
 use pgrx::prelude::*;
 
 use crate::guc;
-use crate::watch::wakeup::{self, SHARED, Slot, now, slot};
+use crate::watch::wakeup::{self, DATABASES, SHARED, Slot, now, slot};
 use crate::watch::worker::NAP;
 use crate::watch::worker::process::{attach_signals, database_is_being_dropped_or_copied, reload, transaction};
 
-/// Between two looks into all databases: one may have been restored, or copied from another, with rows that are queued.
+/// The time between two checks of all databases: a database may have been restored, or copied from another, with queued
+/// rows.
 const RESCAN: Duration = Duration::from_secs(600);
 
-/// Before a worker that has ended is started again.
+/// The delay before a worker that has ended is restarted.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// Called when the library is loaded. Does nothing but in a postmaster that preloads it.
+/// Called when the library is loaded. It does nothing except in a postmaster that preloads the library.
 pub fn register() {
     if !wakeup::register() {
         return;
@@ -34,7 +35,7 @@ pub fn register() {
         .load();
 }
 
-/// Starts workers where they are wanted.
+/// Starts workers in databases that need them.
 ///
 /// # Safety
 /// The postmaster starts it as a background worker.
@@ -42,7 +43,7 @@ pub fn register() {
 #[pg_guard]
 pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
     attach_signals();
-    // No database: it reads what all share.
+    // No database: it reads shared catalogues only.
     BackgroundWorker::connect_worker_to_spi(None, None);
     {
         let mut shared = SHARED.exclusive();
@@ -53,6 +54,8 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
     }
     let mut unseen: Vec<u32> = databases().unwrap_or_default();
     let mut workers: HashMap<u32, DynamicBackgroundWorker> = HashMap::new();
+    // Those that can't be ended, which others have taken over from.
+    let mut stuck: Vec<DynamicBackgroundWorker> = Vec::new();
     // When each database was given a worker last, those whose last one has not ended at peace, and when one could not be had.
     let mut served: HashMap<u32, Instant> = HashMap::new();
     let mut ended: HashSet<u32> = HashSet::new();
@@ -66,8 +69,14 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
             unseen = databases().unwrap_or_default();
             unseen.retain(|database| !workers.contains_key(database));
         }
+        stuck.retain(is_running);
+        for database in set_stuck_aside(most_stuck().saturating_sub(stuck.len())) {
+            stuck.extend(workers.remove(&database));
+            // The next is started at once.
+            ended.remove(&database);
+        }
         workers.retain(|database, worker| {
-            let runs = matches!(worker.pid(), Ok(_) | Err(BackgroundWorkerStatus::NotYetStarted));
+            let runs = is_running(worker);
             if !runs {
                 let mut shared = SHARED.exclusive();
                 let slot = shared.slots.iter_mut().find(|slot| slot.database == *database);
@@ -79,9 +88,9 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
                 if let Some(slot) = slot {
                     slot.worker = 0;
                     // One that has nothing more to do says so itself.
-                    slot.database = if slot.wanted || slot.due != 0 { slot.database } else { 0 };
+                    slot.database = if slot.is_free() { 0 } else { slot.database };
                 }
-                // Its place is free.
+                // Its slot is free.
                 refused.clear();
             }
             runs
@@ -91,15 +100,19 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
             let slots = shared.slots.iter().filter(|slot| slot.database != 0);
             let due = slots.clone().filter(|slot| slot.due != 0 && !slot.is_wanted()).map(|slot| slot.due).min();
             let soonest = due.map_or(NAP, |due| Duration::from_micros((due - now()).max(0) as u64).min(NAP));
+            let has_room = stuck.len() < most_stuck();
+            let until = slots.clone().filter(|_| has_room).filter_map(Slot::stuck_at).min();
+            let soonest =
+                until.map_or(soonest, |at| soonest.min(Duration::from_micros((at - now()).max(0) as u64 + 1000)));
             (slots.filter(|slot| slot.is_wanted()).map(|slot| slot.database).collect::<Vec<u32>>(), soonest)
         };
         if !guc::worker() {
             wanted.clear();
             soonest = NAP;
         }
-        // Whoever has waited the longest comes first.
+        // The database that has waited longest comes first.
         wanted.sort_by_key(|database| served.get(database).copied());
-        // Databases are looked into one after the other.
+        // Databases are checked one after another.
         let paused = |since: Option<&Instant>| since.and_then(|since| PAUSE.checked_sub(since.elapsed()));
         let looking = workers.keys().any(|database| paused(served.get(database)).is_some());
         if wanted.is_empty() && !looking && guc::worker() {
@@ -149,23 +162,23 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
                 .set_restart_time(None)
                 .set_notify_pid(me)
                 .enable_spi_access();
-            match place.then(|| started.load_dynamic()) {
+            let why = match place.then(|| started.load_dynamic()) {
                 Some(Ok(worker)) => {
                     workers.insert(database, worker);
                     served.insert(database, Instant::now());
+                    continue;
                 }
-                _ => {
-                    crowded = true;
-                    refused.insert(database, Instant::now());
-                    soonest = soonest.min(PAUSE);
-                    if complained.is_none_or(|since| since.elapsed() >= RESCAN) {
-                        complained = Some(Instant::now());
-                        pgrx::warning!(
-                            "clip_search: no worker for database {database} could be started, so databases take turns: \
-                             max_worker_processes is too low"
-                        );
-                    }
-                }
+                Some(Err(_)) => "max_worker_processes is too low".to_owned(),
+                None => format!("{DATABASES} databases have one, and no more can"),
+            };
+            crowded = true;
+            refused.insert(database, Instant::now());
+            soonest = soonest.min(PAUSE);
+            if complained.is_none_or(|since| since.elapsed() >= RESCAN) {
+                complained = Some(Instant::now());
+                pgrx::warning!(
+                    "clip_search: no worker for database {database} could be started, so databases take turns: {why}"
+                );
             }
         }
         SHARED.exclusive().crowded = crowded;
@@ -174,6 +187,36 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
         }
         BackgroundWorker::wait_latch(Some(soonest));
     }
+}
+
+fn is_running(worker: &DynamicBackgroundWorker) -> bool {
+    matches!(worker.pid(), Ok(_) | Err(BackgroundWorkerStatus::NotYetStarted))
+}
+
+/// How many workers of the server may be stuck while others take over from them: other extensions need processes as well.
+fn most_stuck() -> usize {
+    // SAFETY: a setting that is fixed at the server's start.
+    let processes = unsafe { (&raw const pg_sys::max_worker_processes).read() };
+    (processes / 4).max(1) as usize
+}
+
+/// Sets workers aside that are stuck in code that can't be interrupted, up to so many. Returns their databases.
+fn set_stuck_aside(most: usize) -> Vec<u32> {
+    let mut found = Vec::new();
+    {
+        let mut shared = SHARED.exclusive();
+        let slots = shared.slots.iter_mut();
+        for slot in slots.filter(|slot| slot.stuck_at().is_some_and(|at| at <= now())).take(most) {
+            found.extend(slot.set_aside().map(|(worker, watch)| (slot.database, worker, watch)));
+        }
+    }
+    for (database, worker, watch) in &found {
+        pgrx::warning!(
+            "clip_search: worker {worker} of database {database} can't be ended: code of the owner of watch {watch}'s table \
+             is not interruptible; another worker takes over for the other owners"
+        );
+    }
+    found.into_iter().map(|(database, ..)| database).collect()
 }
 
 /// The databases that one can connect to.

@@ -1,4 +1,4 @@
-//! BMP and ICO: the headers that are read beside the decoder, and what the decoder takes.
+//! BMP and ICO: headers that are read in addition to the decoder, and the decoder's memory.
 
 use image::ImageDecoder;
 use image::metadata::Orientation;
@@ -60,7 +60,7 @@ pub(crate) fn decode_icon(bytes: &[u8], limits: &Limits) -> Result<Picture> {
     }
 }
 
-/// What the header says.
+/// The header's values.
 pub(crate) fn header(format: Format, bytes: &[u8], limits: &Limits) -> Result<Header> {
     if let (Format::Ico, Some(picture)) = (format, ico_png(bytes)) {
         return Ok(Header { frames: 1, ..png::header(picture, limits)? });
@@ -95,17 +95,17 @@ fn bits_at(bytes: &[u8]) -> usize {
     if is_core(bytes) { 24 } else { 28 }
 }
 
-/// Whether a BMP's header says that it has no pixels, which its decoder calls too many.
+/// Whether a BMP's header states zero pixels, which its decoder reports as too many.
 pub(crate) fn is_empty(bytes: &[u8]) -> bool {
     !is_core(bytes) && (long(bytes, 18) == Some(0) || long(bytes, 22) == Some(0))
 }
 
-/// Whether a BMP's pixels are numbers of colours in a table: up to 8 bits each.
+/// Whether a BMP's pixels are indexes into a colour table: up to 8 bits each.
 fn has_palette(bytes: &[u8]) -> bool {
     short(bytes, bits_at(bytes)).is_some_and(|bits| bits <= 8)
 }
 
-/// What a BMP that ends too soon lacks: computed from the length of its rows, where they are not compressed.
+/// The missing part of a truncated BMP, computed from the length of its rows if they are not compressed.
 fn missing(bytes: &[u8]) -> Option<Short> {
     let (width, height) = if is_core(bytes) {
         (i32::from(short(bytes, 18)?), i32::from(short(bytes, 20)?))
@@ -123,7 +123,7 @@ fn missing(bytes: &[u8]) -> Option<Short> {
     Some(Short::Rows(u64::from(height.unsigned_abs()).saturating_sub(rows) as u32))
 }
 
-/// The largest picture of an icon, where it is a PNG file: the icon decoder takes RGBA ones only.
+/// The largest picture of an icon, if it is a PNG file: the icon decoder accepts only RGBA.
 pub(crate) fn ico_png(bytes: &[u8]) -> Option<&[u8]> {
     let largest = largest(bytes)?;
     let picture = bytes.get(largest.from..largest.from.checked_add(largest.length)?)?;
@@ -132,7 +132,7 @@ pub(crate) fn ico_png(bytes: &[u8]) -> Option<&[u8]> {
 
 /// An icon's picture in its directory.
 struct Entry {
-    /// Where its entry stands.
+    /// The position of its entry.
     at: usize,
     from: usize,
     length: usize,
@@ -178,7 +178,8 @@ fn with_mask(bytes: &[u8]) -> Result<Option<Vec<u8>>> {
     Ok(Some(mended))
 }
 
-/// The largest picture of an icon, and where its mask begins and ends, one bit a pixel in rows of whole four bytes.
+/// The largest picture of an icon, and the beginning and end of its mask, with one bit per pixel in rows of multiples
+/// of four bytes.
 fn mask(bytes: &[u8]) -> Option<(Entry, usize, usize)> {
     let entry = largest(bytes)?;
     let field = |at: usize| long(bytes, entry.from.checked_add(at)?).and_then(|value| usize::try_from(value).ok());

@@ -1,17 +1,14 @@
-//! Image files by their first bytes, and by the names that people know.
+//! Recognises image files by their first bytes, and names their formats.
 
 use crate::error::{Error, Kind, Result};
 use crate::image::picture::Format;
 use crate::image::raw;
 
-/// What is decoded, for a hint.
+/// The supported formats, for a hint.
 fn supported() -> String {
-    let mut names = vec!["JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "ICO"];
-    let built =
-        [("HEIC", cfg!(feature = "heic")), ("AVIF", cfg!(feature = "avif")), ("JPEG XL", cfg!(feature = "jxl"))];
-    names.extend(built.iter().filter(|(_, is_built)| *is_built).map(|(name, _)| *name));
-    let last = names.pop().unwrap_or_default();
-    format!("Supported are {} and {last}.", names.join(", "))
+    let names: Vec<&str> = Format::ALL.iter().map(|format| format.name()).collect();
+    let (last, others) = names.split_last().expect("some formats are always built");
+    format!("Supported are {} and {last}.", others.join(", "))
 }
 
 /// The format of a file, by its content.
@@ -22,10 +19,10 @@ pub(crate) fn recognise(bytes: &[u8]) -> Result<Format> {
     sniff(bytes)
 }
 
-/// Tells the format by content.
+/// Recognises the format by content.
 ///
 /// # Errors
-/// [`Kind::Unsupported`] for what is known but not decoded, by name; [`Kind::InvalidInput`] for the rest.
+/// [`Kind::Unsupported`] for formats that are recognised but not decoded, by name; [`Kind::InvalidInput`] for the rest.
 pub(crate) fn sniff(bytes: &[u8]) -> Result<Format> {
     let starts = |magic: &[u8]| bytes.starts_with(magic);
     let at = |offset: usize, magic: &[u8]| bytes.get(offset..).is_some_and(|rest| rest.starts_with(magic));
@@ -107,7 +104,7 @@ pub(crate) fn sniff(bytes: &[u8]) -> Result<Format> {
         .hint(format!("Convert it to JPEG or PNG first. {}", supported())))
 }
 
-/// What an ISO base media file holds, by its brands: the major one is often the general `mif1`.
+/// The format of an ISO base media file, by its brands: the major brand is often the general `mif1`.
 fn container(bytes: &[u8]) -> &'static str {
     let length = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
     let brands = &bytes[8..length.clamp(8, bytes.len())];
@@ -120,7 +117,7 @@ fn container(bytes: &[u8]) -> &'static str {
     } else if any(&[b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"]) {
         "HEIC"
     } else if any(&[b"mif1", b"msf1"]) {
-        // Of any codec. The type of the items stands in the tables at the beginning.
+        // A brand of any codec. The tables at the beginning contain the type of the items.
         let is_av1 = bytes[..bytes.len().min(1 << 16)].windows(4).any(|name| name == b"av01");
         if is_av1 { "AVIF" } else { "HEIC" }
     } else if any(&[b"crx "]) {
@@ -130,7 +127,7 @@ fn container(bytes: &[u8]) -> &'static str {
     }
 }
 
-/// A bitmap as Windows has it in memory: a header of a known length, one plane, and some bits a pixel.
+/// A Windows in-memory bitmap: a header of a known length, one plane, and a number of bits per pixel.
 fn is_dib(bytes: &[u8]) -> bool {
     let Some(&[length, 0, 0, 0]) = bytes.first_chunk::<4>() else { return false };
     let fields = match length {

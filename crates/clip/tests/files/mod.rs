@@ -223,6 +223,24 @@ pub fn raws(preview: &[u8]) -> [Vec<u8>; 3] {
     [dng, raf, [ftyp, boxed(b"mdat", preview), movie, again].concat()]
 }
 
+/// A DNG whose only content is a preview in JPEG.
+pub fn dng(preview: &[u8]) -> Vec<u8> {
+    let entries: [(u16, u16, u32, u32); 3] =
+        [(513, 4, 1, 50), (514, 4, 1, preview.len() as u32), (50706, 1, 4, u32::from_le_bytes([1, 4, 0, 0]))];
+    let mut bytes = b"II*\0\x08\0\0\0".to_vec();
+    bytes.extend((entries.len() as u16).to_le_bytes());
+    for (tag, kind, count, value) in entries {
+        bytes.extend(tag.to_le_bytes());
+        bytes.extend(kind.to_le_bytes());
+        bytes.extend(count.to_le_bytes());
+        bytes.extend(value.to_le_bytes());
+    }
+    bytes.extend([0; 4]);
+    assert_eq!(bytes.len(), 50, "where the preview begins");
+    bytes.extend(preview);
+    bytes
+}
+
 /// A file of each format and sort, of this size, as cameras and programs write them.
 pub fn of_every_format(width: u32, height: u32) -> Vec<File> {
     use png::{BitDepth, ColorType};
@@ -231,8 +249,10 @@ pub fn of_every_format(width: u32, height: u32) -> Vec<File> {
     let mut webp_alpha = std::io::Cursor::new(Vec::new());
     clear.write_to(&mut webp_alpha, ImageFormat::WebP).unwrap();
     let rgb = Samples { count: 3, bits: 8, float: false };
+    let photo = clip::image::synthetic::photo(width, height, 1).unwrap();
     vec![
-        file("JPEG", clip::image::synthetic::photo(width, height, 1).unwrap()),
+        file("raw", dng(&photo)),
+        file("JPEG", photo),
         file("progressive JPEG", progressive(width as u16, height as u16, 7)),
         file("PNG", written(&picture, ImageFormat::Png)),
         file("PNG of 16-bit RGBA", png(width, height, ColorType::Rgba, BitDepth::Sixteen)),

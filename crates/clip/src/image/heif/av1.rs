@@ -1,7 +1,7 @@
-//! AV1 by rav1d, dav1d in Rust, on one thread of its own and without assembler.
+//! AV1 by rav1d, a port of dav1d to Rust, on a separate thread and without assembler.
 //!
-//! A fault in it would end the process: its functions are C's, which a panic can't leave. So it runs on a thread that stops
-//! at a panic for good ([`aside_at_risk`]).
+//! A panic in it would end the process, because its functions use the C calling convention. It therefore runs on a
+//! thread that stops permanently at a panic ([`aside_at_risk`]).
 
 use heifer_isobmff::ItemId;
 use re_rav1d::dav1d::{self, Picture, PixelLayout, PlanarImageComponent, Plane, pixel};
@@ -15,10 +15,10 @@ use crate::image::picture::Format;
 use crate::memory::Reserve;
 
 /// Bytes that the decoder takes for each pixel of a coded picture: planes of up to 16 bits without subsampling, twice
-/// where film grain is put on a copy, and its notes on blocks.
+/// if film grain is added to a copy, and its block data.
 pub(super) const CODED: u64 = 16;
 
-/// Frames that a still picture may be coded in: AV1 allows four layers.
+/// Maximum number of frames in a still picture: AV1 allows four layers.
 const MOST_FRAMES: usize = 4;
 
 /// Decodes one coded picture, as it is stored.
@@ -45,14 +45,14 @@ pub(super) fn decode(container: &Container, id: ItemId, whole: &Whole, limits: &
     Ok(Box::new(Frame::new(picture, size, stated, whole.is_clear, format)?))
 }
 
-/// Frames in a sequence of OBUs (AV1, 5.3), without those that are shown again. None if a unit has no length.
+/// The number of frames in a sequence of OBUs (AV1, 5.3), without repeated frames. None if a unit has no length.
 fn frames(data: &[u8]) -> Option<usize> {
     let (mut at, mut frames) = (0, 0);
     while at < data.len() {
         let header = data[at];
         at += 1 + usize::from(header & 4 != 0);
         let length = if header & 2 == 0 {
-            // The last one may reach to the end.
+            // The last unit may extend to the end.
             data.len().checked_sub(at)?
         } else {
             let mut length = 0usize;
@@ -82,7 +82,7 @@ fn picture(data: &[u8], size: (u32, u32), format: Format) -> Result<Picture> {
     let mut settings = dav1d::Settings::new();
     settings.set_n_threads(1);
     settings.set_max_frame_delay(1);
-    // Frames may be larger than the picture by the block that they are filled up to.
+    // Frames may be larger than the picture, because they are padded to whole blocks.
     let side = |side: u32| u64::from(side) + 64;
     settings.set_frame_size_limit(u32::try_from(side(size.0) * side(size.1)).unwrap_or(u32::MAX));
     let mut decoder = dav1d::Decoder::with_settings(&settings).map_err(fail)?;
@@ -148,7 +148,7 @@ impl Samples {
         }
     }
 
-    /// A row's samples from a column on. Nothing beyond the plane's end.
+    /// A row's samples from a column on, up to the plane's end.
     fn row(&self, y: usize, from: usize) -> impl Iterator<Item = u16> {
         let bytes = self.plane.get(y.saturating_mul(self.stride)..).unwrap_or_default();
         let step = if self.wide { 2 } else { 1 };

@@ -16,8 +16,8 @@ use crate::image::limits::{Limits, bytes_of};
 use crate::image::picture::{Format, truncated};
 use crate::memory::Reserve;
 
-/// Bytes that the decoder takes for each pixel of a coded picture: planes of 16 bits before and after filtering, its notes
-/// on blocks, and RGBA.
+/// Bytes that the decoder takes for each pixel of a coded picture: planes of 16 bits before and after filtering, its
+/// block data, and RGBA.
 pub(super) const CODED: u64 = 40;
 /// What libheif widens limited range by: 255 over 219 and over 224, to within 0.4 %.
 const LUMA_SCALE: f32 = 1.1689;

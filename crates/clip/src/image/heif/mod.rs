@@ -1,8 +1,8 @@
-//! HEIC and AVIF: still pictures in an ISO base media file, coded by HEVC or AV1. The primary image is decoded, a grid of
-//! tiles or one coded picture.
+//! HEIC and AVIF: still pictures in an ISO base media file, coded with HEVC or AV1. This module decodes the primary
+//! image, which is a grid of tiles or one coded picture.
 //!
-//! Each codec is a build feature (`heic`, `avif`), since HEVC is covered by patents in some countries. The container is read
-//! by heifer's parser. Grids are put together here, tile by tile, with a look for an interrupt before each.
+//! Each codec is a build feature (`heic`, `avif`), because patents cover HEVC in some countries. heifer's parser reads
+//! the container. Grids are assembled here, tile by tile, with a check for an interrupt before each tile.
 
 #[cfg(feature = "avif")]
 mod av1;
@@ -33,7 +33,7 @@ use crate::memory::Reserve;
 use transform::Smooth;
 use transform::{Part, Shown};
 
-/// A coded picture that is decoded.
+/// A decoded picture.
 trait Coded {
     fn size(&self) -> (u32, u32);
 
@@ -114,7 +114,7 @@ pub(crate) fn decode(format: Format, bytes: &[u8], limits: &Limits) -> Result<Pi
         limits.check_pixels((u32::try_from(pixels).unwrap_or(u32::MAX), 1))?;
         taken = taken.max(bytes);
     }
-    // The picture, the opacity as another, the largest coded picture, and its data.
+    // The picture, the opacity as a second picture, the largest coded picture, and its data.
     let beside = taken + 2 * bytes.len() as u64 + (4 << 20);
     let pictures = bytes_of(size, 3) * if alpha.is_some() || swaps_sides(primary.orientation) { 2 } else { 1 };
     limits.check_memory(&format!("{} image", format.name()), size, pictures.saturating_add(beside))?;
@@ -172,7 +172,7 @@ pub(crate) fn header(format: Format, bytes: &[u8]) -> Result<Header> {
     })
 }
 
-/// The colour profile that the primary image states: its own comes before code points.
+/// The colour profile of the primary image: an embedded profile takes precedence over code points.
 pub(crate) fn profile(format: Format, bytes: &[u8]) -> Result<Option<Profile<'_>>> {
     let reserve = Reserve::new(container_bytes(bytes))?;
     let container = Container::parse(bytes, format)?;
@@ -190,13 +190,13 @@ pub(crate) fn profile(format: Format, bytes: &[u8]) -> Result<Option<Profile<'_>
     Ok(profile)
 }
 
-/// What reading the container takes: its tables of items, which are in the file.
+/// The memory for reading the container: its tables of items, which are in the file.
 fn container_bytes(bytes: &[u8]) -> usize {
     bytes.len() * 4 + (1 << 20)
 }
 
-/// Tables of items that are read at most. A photo of 200 megapixels in tiles has some 100 kB; the library looks items up one
-/// by one, which nothing can stop, and takes 0.6 s for 25,000 of them (1 MB).
+/// Maximum size of the tables of items. A photo of 200 megapixels in tiles has about 100 kB; the library looks items up
+/// one by one, which can't be interrupted, and takes 0.6 s for 25,000 items (1 MB).
 const LARGEST_TABLES: usize = 1 << 20;
 
 fn failed(bytes: &[u8], format: Format, error: heifer_isobmff::Error) -> Error {
@@ -208,7 +208,7 @@ fn failed(bytes: &[u8], format: Format, error: heifer_isobmff::Error) -> Error {
     }
 }
 
-/// A file whose items are known.
+/// A file with its items.
 struct Container<'a> {
     bytes: &'a [u8],
     file: HeifFile<'a>,
@@ -218,9 +218,9 @@ struct Container<'a> {
 /// The primary image.
 struct Primary {
     id: ItemId,
-    /// As it is stored.
+    /// The size as stored.
     coded: (u32, u32),
-    /// What of it is shown.
+    /// The visible part.
     part: Part,
     #[cfg(feature = "heic")]
     smooth: Smooth,
@@ -271,7 +271,7 @@ impl<'a> Container<'a> {
         Ok(self.file.image_size(id).map_err(|e| self.fail(e))?.unwrap_or((0, 0)))
     }
 
-    /// The size of an item's picture before anything is cut off or turned.
+    /// The size of an item's picture before cropping and rotation.
     fn stored_size(&self, id: ItemId) -> Result<(u32, u32)> {
         if self.item_type(id)? != *b"grid" {
             return self.size(id);
@@ -280,7 +280,7 @@ impl<'a> Container<'a> {
         Ok((grid.output_width, grid.output_height))
     }
 
-    /// The primary image's size, orientation and sort.
+    /// The primary image's size, orientation and kind.
     fn describe(&self) -> Result<Primary> {
         let id = self.file.primary_id;
         let is_grid = match self.item_type(id)? {
@@ -319,7 +319,7 @@ impl<'a> Container<'a> {
         })
     }
 
-    /// Bits of a sample and colours of a pixel, as the codec's own property says.
+    /// Bits per sample and colours per pixel, from the codec's own property.
     fn depth(&self, id: ItemId) -> Result<(u8, u8)> {
         let colours = |is_grey| if is_grey { 1 } else { 3 };
         Ok(self
@@ -337,7 +337,7 @@ impl<'a> Container<'a> {
             .unwrap_or((8, 3)))
     }
 
-    /// The item that says how opaque another is.
+    /// The item with the opacity of another item.
     fn opacity(&self, id: ItemId) -> Result<Option<ItemId>> {
         for item in self.file.referencing_items(id, b"auxl") {
             let is_alpha = |property: &Property| {
@@ -351,7 +351,7 @@ impl<'a> Container<'a> {
         Ok(None)
     }
 
-    /// Items that are coded each by itself, with the place of each in the picture.
+    /// The separately coded items, with the position of each in the picture.
     fn tiles(&self, id: ItemId) -> Result<Vec<(ItemId, u32, u32)>> {
         if self.item_type(id)? != *b"grid" {
             return Ok(vec![(id, 0, 0)]);
@@ -378,7 +378,7 @@ impl<'a> Container<'a> {
         Codec::of(self.item_type(id)?).ok_or_else(|| self.format.unsupported("Its tiles are made of others."))
     }
 
-    /// Pixels of the largest picture that is decoded by one call, and the bytes that the decoder takes for it.
+    /// Pixels of the largest picture that one call decodes, and the bytes that the decoder takes for it.
     fn largest_coded(&self, id: ItemId) -> Result<(u64, u64)> {
         let mut most = (0, 0);
         for (tile, ..) in self.tiles(id)? {
@@ -406,7 +406,7 @@ impl<'a> Container<'a> {
             }
             let coded = self.codec(tile)?.decode(self, tile, whole, limits)?;
             let (width, height) = coded.size();
-            // What is seen of the tile, in the stored picture.
+            // The visible part of the tile, in the stored picture.
             let columns = left.max(part.left)..left.saturating_add(width).min(right);
             let rows = top.max(part.top)..top.saturating_add(height).min(bottom);
             for y in rows {

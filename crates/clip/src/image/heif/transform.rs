@@ -1,5 +1,4 @@
-//! What of a coded picture is shown, and how it is turned: the properties clap, irot and imir, in the order in which they
-//! stand.
+//! The visible part of a coded picture and its rotation: the properties clap, irot and imir, in the order in the file.
 
 use heifer_isobmff::boxes::Property;
 use image::metadata::Orientation;
@@ -56,7 +55,7 @@ pub(super) fn shown<'a>(size: (u32, u32), properties: impl Iterator<Item = &'a P
         smooth.both = smooth.both.or(both.then_some(part));
         smooth.columns = smooth.columns.or(columns.then_some(part));
         orientation = match property {
-            // Counted against the clock.
+            // Counted anticlockwise.
             Property::Rotation(1) => then(orientation, Orientation::Rotate270),
             Property::Rotation(2) => then(orientation, Orientation::Rotate180),
             Property::Rotation(3) => then(orientation, Orientation::Rotate90),
@@ -75,25 +74,25 @@ pub(super) fn shown<'a>(size: (u32, u32), properties: impl Iterator<Item = &'a P
     Some(Shown { part, orientation, smooth })
 }
 
-/// Where a clean aperture begins on a side and how long it is there: `length` around the middle, which `offset` moves
-/// (ISO/IEC 14496-12, 12.1.4). Rounded as libheif does, and cut off at the picture's ends.
+/// The start and length of a clean aperture along one side: `length` around the middle, which `offset` moves (ISO/IEC
+/// 14496-12, 12.1.4). It is rounded as in libheif, and clipped to the picture.
 fn stretch(side: u32, length: (u32, u32), offset: (i32, u32)) -> Option<(u32, u32)> {
     let (numerator, denominator) = (i128::from(length.0), i128::from(length.1));
     let (offset, parts) = (i128::from(offset.0), i128::from(offset.1));
     if numerator == 0 || denominator == 0 || parts == 0 {
         return None;
     }
-    // The first pixel's place, offset + (side − length) / 2, over this divisor.
+    // The first pixel's position, offset + (side − length) / 2, over this divisor.
     let divisor = 2 * parts * denominator;
     let first = 2 * offset * denominator + (i128::from(side) * denominator - numerator) * parts;
-    // The last pixel's, to the nearest.
+    // The last pixel's position, rounded to the nearest.
     let last = first + (numerator - denominator) * 2 * parts;
     let (from, to) = (first.div_euclid(divisor), (2 * last + divisor).div_euclid(2 * divisor));
     let (from, to) = (from.max(0), to.min(i128::from(side) - 1));
     (from <= to).then_some((from as u32, (to - from + 1) as u32))
 }
 
-/// The part of a part whose place in the upright picture is this.
+/// The part of a stored part that has this position in the upright picture.
 fn within(part: Part, orientation: Orientation, across: (u32, u32), down: (u32, u32)) -> Part {
     let upright = turned(part.size, orientation);
     let (from_right, from_bottom) = mirrored(orientation);
@@ -106,7 +105,7 @@ fn within(part: Part, orientation: Orientation, across: (u32, u32), down: (u32, 
     Part { left: part.left + x, top: part.top + y, size }
 }
 
-/// One orientation after another, as one.
+/// Combines two successive orientations.
 fn then(first: Orientation, second: Orientation) -> Orientation {
     // Each maps a point (x, y) of a square around 0 to (±x, ±y) or (±y, ±x).
     let map = |orientation, (x, y): (i8, i8)| match orientation {
@@ -156,10 +155,10 @@ mod tests {
         // As libheif writes it for a picture of 61 × 33 at the top left.
         let part = Part { left: 0, top: 0, size: (61, 33) };
         assert_eq!(of(clap((61, 1), (33, 1), (-3, 2), (-15, 2))), Some(part));
-        // Around the middle, and moved by a quarter: 10.25 is rounded down, 10.25 + 43 to the nearest.
+        // Around the middle, moved by a quarter: 10.25 is rounded down, 10.25 + 43 to the nearest.
         assert_eq!(of(clap((44, 1), (20, 1), (0, 1), (0, 1))), Some(Part { left: 10, top: 14, size: (44, 20) }));
         assert_eq!(of(clap((44, 1), (20, 1), (1, 4), (0, 1))), Some(Part { left: 10, top: 14, size: (44, 20) }));
-        // Beyond the picture's ends is nothing.
+        // There is nothing beyond the picture's edges.
         assert_eq!(of(clap((100, 1), (48, 1), (0, 1), (0, 1))), Some(Part { left: 0, top: 0, size: (64, 48) }));
         for none in [
             clap((0, 1), (20, 1), (0, 1), (0, 1)),

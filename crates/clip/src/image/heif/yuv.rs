@@ -52,10 +52,10 @@ impl Fixed {
     }
 }
 
-/// What turns samples into colours.
+/// The conversion of samples to colours.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Colours {
-    /// Green, blue and red are stored as they are.
+    /// Green, blue and red are stored directly.
     identity: bool,
     luma: (f32, f32),
     /// Factors of the chroma samples: red, green (of both), blue.
@@ -65,7 +65,7 @@ pub(super) struct Colours {
 }
 
 impl Colours {
-    /// By the code point of the matrix and the range. None for a matrix that is not linear, or not known.
+    /// From the code point of the matrix and the range. None for a matrix that is not linear or unknown.
     pub fn new(matrix: u16, primaries: u16, full_range: bool, bits: u32) -> Option<Self> {
         let most = ((1u32 << bits) - 1) as f32;
         let scale = (1u32 << (bits - 8)) as f32;
@@ -86,7 +86,7 @@ impl Colours {
 
     /// A pixel of luma, blue-difference and red-difference samples.
     fn rgb(&self, y: f32, u: f32, v: f32) -> [u8; 3] {
-        // Rust's conversion stops at 0 and 255.
+        // Rust's conversion saturates at 0 and 255.
         let byte = |value: f32| (value + 0.5) as u8;
         let (scale, shift) = self.luma;
         if self.identity {

@@ -1,8 +1,8 @@
-//! JPEG XL by jxl-oxide, a decoder in Rust: the first frame. A file that was made of a JPEG without loss holds that JPEG,
-//! which goes by the JPEG decoder.
+//! JPEG XL by jxl-oxide, a decoder in Rust: the first frame. A file that was losslessly converted from a JPEG contains
+//! that JPEG, which the JPEG decoder decodes.
 //!
-//! The library unpacks metadata without a limit, so boxes are read here, and it gets those that a picture needs. It can't be
-//! interrupted, so it works in a thread of its own.
+//! The library unpacks metadata without a limit, so this module reads the boxes, and passes on only the boxes that a
+//! picture needs. The library can't be interrupted, so it runs in a separate thread.
 
 mod dither;
 mod restore;
@@ -32,7 +32,7 @@ use crate::memory::{self, Reserve};
 use restore::Components;
 
 const SIGNATURE: &[u8] = b"\0\0\0\x0CJXL \r\n\x87\n";
-/// An EXIF block has 64 kB at most in a JPEG; others hold thumbnails.
+/// An EXIF block has at most 64 kB in a JPEG; larger blocks contain thumbnails.
 const LARGEST_METADATA: u64 = 1 << 20;
 /// Real colour profiles have at most 2 MB.
 const LARGEST_PROFILE: u64 = 4 << 20;
@@ -41,7 +41,7 @@ const MOST_EXTRA: usize = 16;
 /// Pixels of all frames that make up the first picture, for each pixel of it.
 const MOST_LAYERS: u64 = 16;
 
-/// What a file holds.
+/// The contents of a file.
 pub(crate) enum Content {
     /// With the profile of its colours, which it lacks itself.
     Jpeg(Vec<u8>, Orientation, Profile<'static>),
@@ -65,7 +65,7 @@ pub(crate) fn open(bytes: &[u8], limits: &Limits) -> Result<Content> {
     })
 }
 
-/// What the header says.
+/// The header's values.
 pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
     let head = Head::read(bytes)?;
     let taken = taken(bytes, limits)?;
@@ -87,9 +87,9 @@ pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
     Ok(Header { size, channels, bits, orientation, frames, taken })
 }
 
-/// What the codestream's header says.
+/// The values in the codestream's header.
 struct Head {
-    /// As stored.
+    /// The size as stored.
     size: (u32, u32),
     channels: u8,
     bits: u8,
@@ -132,8 +132,8 @@ impl Head {
         })
     }
 
-    /// Bytes that decoding takes beside the picture: planes of 32 bits, five times over at the peak (coefficients, samples,
-    /// filters), filled up to groups, and the file's data in parts.
+    /// Bytes that decoding takes in addition to the picture: five planes of 32 bits for each channel at the peak
+    /// (coefficients, samples, filters), padded to groups, and the file's data in parts.
     fn decoder_bytes(&self, bytes: &[u8]) -> u64 {
         let side = |side: u32| u64::from(side) + 256;
         let pixels = side(self.size.0).saturating_mul(side(self.size.1));
@@ -141,7 +141,7 @@ impl Head {
     }
 }
 
-/// The beginning of the codestream, which a container may have in parts.
+/// The beginning of the codestream, which a container may store in parts.
 fn codestream(bytes: &[u8], most: usize) -> Cow<'_, [u8]> {
     if !bytes.starts_with(SIGNATURE) {
         return Cow::Borrowed(&bytes[..bytes.len().min(most)]);
@@ -162,7 +162,7 @@ fn codestream(bytes: &[u8], most: usize) -> Cow<'_, [u8]> {
     Cow::Owned(stream)
 }
 
-/// Unpacks a stream as far as it isn't longer than `most`; None if it is, or is broken.
+/// Unpacks a stream of at most `most` bytes; None if it is longer or broken.
 fn unpack(packed: &[u8], most: u64, limits: &Limits, mut to: impl FnMut(&[u8])) -> Result<Option<()>> {
     let mut unpacker = Decompressor::new(packed, 4096);
     let (mut piece, mut length) = ([0; 4096], 0);
@@ -186,7 +186,7 @@ fn unpack(packed: &[u8], most: u64, limits: &Limits, mut to: impl FnMut(&[u8])) 
     Ok(None)
 }
 
-/// A metadata box of the file, unpacked where it is packed.
+/// A metadata box of the file, unpacked if necessary.
 fn metadata<'a>(bytes: &'a [u8], wanted: [u8; 4], limits: &Limits) -> Result<Option<Cow<'a, [u8]>>> {
     if !bytes.starts_with(SIGNATURE) {
         return Ok(None);
@@ -204,7 +204,7 @@ fn metadata<'a>(bytes: &'a [u8], wanted: [u8; 4], limits: &Limits) -> Result<Opt
     Ok(None)
 }
 
-/// When the picture was taken, in EXIF, which begins after the number of bytes before it.
+/// The date of the picture in EXIF, which follows an offset field.
 fn taken(bytes: &[u8], limits: &Limits) -> Result<Option<Taken>> {
     let Some(block) = metadata(bytes, *b"Exif", limits)? else { return Ok(None) };
     let start = block.first_chunk().map_or(0, |offset| u32::from_be_bytes(*offset) as usize);
@@ -230,7 +230,7 @@ fn load(bytes: &[u8], most: u64, limits: &Limits, only_first: bool, restoring: O
     let mut waiting = Some(JxlImage::builder().alloc_tracker(tracker).build_uninit());
     let mut image: Option<JxlImage> = None;
     let fail = |error: Box<dyn std::error::Error + Send + Sync>| failed(bytes, error.as_ref());
-    // What the library left, since it needs more to go on.
+    // The rest that the library left, because it needs more input.
     let mut left: Vec<u8> = Vec::new();
     let mut feed = |part: &[u8]| -> Result<bool> {
         for piece in part.chunks(64 << 10) {
@@ -302,7 +302,7 @@ fn content(bytes: &[u8], head: &Head, most: u64, limits: &Limits) -> Result<Cont
             image = load(bytes, most, limits, true, Some(&components.plain(false)))?;
         }
         let mut jpeg = Output { bytes: Vec::new(), limits };
-        // The library panics at some files, and writes no picture of others. The picture is there all the same.
+        // The library panics at some files, and writes no JPEG for others. The picture can still be decoded.
         let gave_up = || Format::Jxl.broken("The decoder gave up on it.");
         let is_done = without_panic(gave_up, || Ok(image.reconstruct_jpeg(&mut jpeg).is_ok())) == Ok(true);
         if is_done && Jpeg::open(&jpeg.bytes, limits).is_ok_and(|jpeg| (jpeg.width, jpeg.height) == head.size) {
@@ -314,7 +314,7 @@ fn content(bytes: &[u8], head: &Head, most: u64, limits: &Limits) -> Result<Cont
     picture(bytes, image, head, is_whole, limits).map(Content::Picture)
 }
 
-/// A JPEG that is written, up to the length that a file may have.
+/// The restored JPEG, up to the maximum length of a file.
 struct Output<'a> {
     bytes: Vec<u8>,
     limits: &'a Limits,
@@ -335,7 +335,7 @@ impl Write for &mut Output<'_> {
     }
 }
 
-/// Refuses a picture that is put together of too many frames, each of which may be as large as the picture.
+/// Refuses a picture that is composed of too many frames, each of which may be as large as the picture.
 fn check_layers(image: &JxlImage, head: &Head) -> Result<()> {
     let frames = (0..image.num_loaded_frames()).filter_map(|index| image.frame(index));
     let pixels = frames.map(|frame| bytes_of((frame.header().width, frame.header().height), 1)).sum::<u64>();
