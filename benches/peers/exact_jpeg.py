@@ -50,8 +50,19 @@ def main() -> None:
         cosines[name] = round(float(a @ b / np.sqrt((a @ a) * (b @ b))), 6)
     values = list(cosines.values())
     print(f"{len(values)} photos, cosine {np.mean(values):.5f} on average, {min(values):.5f} at least ({model})")
-    result.write_text(json.dumps({"model": model, "photos": len(values), "mean": round(float(np.mean(values)), 6),
-                                  "least": min(values), "cosine": cosines}, indent=1) + "\n")
+    result.write_text(
+        json.dumps(
+            {
+                "model": model,
+                "photos": len(values),
+                "mean": round(float(np.mean(values)), 6),
+                "least": min(values),
+                "cosine": cosines,
+            },
+            indent=1,
+        )
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

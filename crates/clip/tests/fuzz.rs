@@ -3,6 +3,8 @@
 //! The generator has a fixed seed, so findings are repeatable. `cargo test` runs a short slice; `make fuzz` sets the
 //! counts for the long run. A finding is stored in `target/fuzz/`, and its seed is printed.
 
+mod files;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -157,6 +159,7 @@ fn images() {
     };
     let folders = ["images", "corpus", "heic", "avif", "jxl", "tiff"].into_iter();
     let mut seeds: Vec<_> = folders.flat_map(|folder| files_below(&fixtures().join(folder), &is_image)).collect();
+    seeds.extend(files::raws(&clip::image::synthetic::photo(480, 450, 1).unwrap()));
     // One format alone where CLIP_FUZZ_FORMAT names it: what is a picture of that format.
     let only = std::env::var("CLIP_FUZZ_FORMAT").unwrap_or_default().to_lowercase();
     if !only.is_empty() {

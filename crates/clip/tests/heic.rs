@@ -101,6 +101,15 @@ fn what_nothing_stops_is_left_behind() {
 }
 
 #[test]
+fn a_sequence_alone_is_refused_by_name() {
+    let file = b"\0\0\0\x18ftyphevc\0\0\0\0msf1hevc\0\0\0\x10moov\0\0\0\x08trak";
+    let error = decode(file, &Limits::default()).unwrap_err();
+    assert_eq!(error.kind, Kind::Unsupported, "{error}");
+    assert!(error.detail.as_deref().unwrap().contains("sequence"), "{error}");
+    assert_eq!(info(file, &Limits::default()).unwrap_err().kind, Kind::Unsupported);
+}
+
+#[test]
 fn cut_and_changed_files_are_errors() {
     files::cut_and_change(&read("plain.heic"));
 }

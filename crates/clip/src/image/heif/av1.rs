@@ -114,11 +114,12 @@ struct Frame {
 #[derive(Clone, Copy)]
 enum Conversion {
     Float(Colours),
-    /// With the bits of a sample beyond eight, which are dropped first, or last where `fine`.
+    /// With the bits of a sample beyond eight, which are dropped first, or last where `fine`. `nearest`: chroma is repeated.
     Fixed {
         fixed: Fixed,
         beyond: u32,
         fine: bool,
+        nearest: bool,
     },
 }
 
@@ -185,8 +186,13 @@ impl Frame {
         // Of grey, no matrix matters.
         let matrix = if is_grey { 2 } else { matrix };
         let conversion = match Fixed::new(matrix, primaries, full_range).filter(|_| !is_grey) {
-            // The reference keeps ten bits of a picture with transparency until the end.
-            Some(fixed) => Conversion::Fixed { fixed, beyond: bits - 8, fine: is_clear && bits == 10 },
+            // Of a picture with transparency the reference keeps ten bits until the end, and twelve with chroma of half the
+            // sides, which it repeats.
+            Some(fixed) => {
+                let nearest = is_clear && bits == 12 && picture.pixel_layout() == PixelLayout::I420;
+                let fine = (is_clear && bits == 10) || nearest;
+                Conversion::Fixed { fixed, beyond: bits - 8, fine, nearest }
+            }
             None => Conversion::Float(
                 Colours::new(matrix, primaries, full_range, bits)
                     .ok_or_else(|| format.unsupported(format!("Its colours are coded by matrix {matrix}.")))?,
@@ -217,7 +223,12 @@ impl Chroma {
         u.zip(v).take(self.columns).map(move |(u, v)| [u >> dropped, v >> dropped])
     }
 
-    /// The chroma of a luma row's pixels in 16ths: of half the rows or columns, between the two nearest, 3 to 1.
+    /// The chroma of a luma row's pairs of pixels, in quarters: of half the rows, the nearest.
+    fn repeated(&self, y: usize) -> Vec<[u32; 2]> {
+        self.samples(y / 2, 0).map(|pair| pair.map(|sample| u32::from(sample) * 4)).collect()
+    }
+
+    /// The chroma of a luma row's pixels, in quarters: of half the rows or columns, between the two nearest, 3 to 1.
     fn row(&self, y: usize, dropped: u32) -> Vec<[u32; 2]> {
         let wide = |[u, v]: [u16; 2]| [u32::from(u), u32::from(v)];
         if !self.halved.1 {
@@ -248,17 +259,20 @@ impl Coded for Frame {
             }
             return;
         };
-        let dropped = match self.conversion {
-            Conversion::Fixed { beyond, fine: false, .. } => beyond,
-            _ => 0,
+        let (dropped, nearest) = match self.conversion {
+            Conversion::Fixed { beyond, fine, nearest, .. } => (if fine { 0 } else { beyond }, nearest),
+            Conversion::Float(_) => (0, false),
         };
-        let row = chroma.row(y, dropped);
+        let row = if nearest { chroma.repeated(y) } else { chroma.row(y, dropped) };
         let Some(last) = row.len().checked_sub(1) else { return };
         let sixteenths = (from..from + rgb.len() / 3).map(|x| {
             if !chroma.halved.0 {
                 return row[x.min(last)].map(|sample| sample * 4);
             }
             let near = (x / 2).min(last);
+            if nearest {
+                return row[near].map(|sample| sample * 4);
+            }
             let far = if x % 2 == 1 { (near + 1).min(last) } else { near.saturating_sub(1) };
             blend(row[near], row[far])
         });
@@ -266,12 +280,12 @@ impl Coded for Frame {
             Conversion::Float(colours) => {
                 colours.row(luma, sixteenths.map(|pair| pair.map(|sample| sample as f32 / 16.0)), rgb);
             }
-            Conversion::Fixed { fixed, beyond, fine } => {
+            Conversion::Fixed { fixed, beyond, fine, .. } => {
                 let (beyond, rest) = (*beyond, if *fine { *beyond } else { 0 });
                 let chroma = sixteenths.map(|pair| pair.map(|sample| ((sample + 8 >> 4) >> rest).min(255) as u8));
                 // Sixteen bits, of which the highest come again at the end.
                 let wide = |sample: u16| match *fine {
-                    true => u32::from(sample) << 6 | u32::from(sample) >> 4,
+                    true => u32::from(sample) << (8 - beyond) | u32::from(sample) >> (2 * beyond),
                     false => u32::from(sample >> beyond) * 257,
                 };
                 fixed.row(luma.map(wide), chroma, rgb);

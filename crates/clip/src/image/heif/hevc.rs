@@ -45,17 +45,16 @@ pub(super) fn decode(container: &Container, id: ItemId, whole: &Whole, limits: &
         primaries: 2,
         full_range: frame.full_range,
     });
-    let (part, smooth) = whole.shown;
     let smooth = match frame.chroma_format {
-        1 => smooth.both,
-        2 => smooth.columns,
-        _ => false,
+        1 => whole.smooth.both,
+        2 => whole.smooth.columns,
+        _ => None,
     };
-    // Of a tile, as if it were the picture.
-    let part = if whole.id == id { part } else { Part { left: 0, top: 0, size } };
-    let conversion = Conversion::new(&frame, stated, smooth)
+    // A tile as if it were the picture.
+    let smooth = smooth.map(|part| if whole.id == id { part } else { Part { left: 0, top: 0, size } });
+    let conversion = Conversion::new(&frame, stated, smooth.is_some())
         .ok_or_else(|| format.unsupported(format!("Its colours are coded by matrix {}.", stated.matrix)))?;
-    Ok(Box::new(Converted { frame, size, conversion, smooth: smooth.then_some(part) }))
+    Ok(Box::new(Converted { frame, size, conversion, smooth }))
 }
 
 fn frame(bytes: &[u8], file: &HeifFile<'_>, format: Format, id: ItemId, beside: u64) -> Result<Frame> {
@@ -137,7 +136,7 @@ struct Converted {
     frame: Frame,
     size: (u32, u32),
     conversion: Conversion,
-    /// What is shown, where its chroma is interpolated.
+    /// The part whose chroma is interpolated.
     smooth: Option<Part>,
 }
 

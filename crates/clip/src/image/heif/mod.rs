@@ -55,9 +55,8 @@ struct Whole {
     /// It has transparency.
     #[cfg(feature = "avif")]
     is_clear: bool,
-    /// What of it is shown, and how libheif brings its chroma to full size.
     #[cfg(feature = "heic")]
-    shown: (Part, Smooth),
+    smooth: Smooth,
     /// Bytes that a decoder may take.
     beside: u64,
 }
@@ -126,7 +125,7 @@ pub(crate) fn decode(format: Format, bytes: &[u8], limits: &Limits) -> Result<Pi
         #[cfg(feature = "avif")]
         is_clear: alpha.is_some(),
         #[cfg(feature = "heic")]
-        shown: (primary.part, primary.smooth),
+        smooth: primary.smooth,
         beside,
     };
     let mut rgb = container.paint(&whole, primary.part, limits)?;
@@ -237,6 +236,9 @@ impl<'a> Container<'a> {
             return Err(Error::new(Kind::LimitExceeded, format!("{} image has too many items", format.name()))
                 .detail(format!("Its tables of items have {tables} bytes; {LARGEST_TABLES} are read."))
                 .hint("Store it in another format, or with fewer pictures in it."));
+        }
+        if bmff::find(bytes, *b"meta").is_none() && bmff::find(bytes, *b"moov").is_some() {
+            return Err(format.unsupported("It holds a sequence without a still picture."));
         }
         let file = HeifFile::parse(bytes).map_err(|error| failed(bytes, format, error))?;
         Ok(Self { bytes, file, format })

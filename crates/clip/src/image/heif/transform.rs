@@ -13,12 +13,13 @@ pub(super) struct Part {
     pub size: (u32, u32),
 }
 
-/// Whether libheif interpolates chroma that has half the columns and rows, or half the columns: it cuts and turns a picture
-/// before it makes colours of it, and brings chroma to full size first where pairs of columns or rows would be torn apart.
+/// The part whose chroma libheif interpolates, where it has half the columns and rows, or half the columns: it cuts and turns
+/// a picture before it makes colours of it, and brings chroma to full size first where pairs of columns or rows would be torn
+/// apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Smooth {
-    pub both: bool,
-    pub columns: bool,
+    pub both: Option<Part>,
+    pub columns: Option<Part>,
 }
 
 /// What is shown of a picture.
@@ -51,7 +52,8 @@ pub(super) fn shown<'a>(size: (u32, u32), properties: impl Iterator<Item = &'a P
             }
             _ => (false, false),
         };
-        smooth = Smooth { both: smooth.both || both, columns: smooth.columns || columns };
+        smooth.both = smooth.both.or(both.then_some(part));
+        smooth.columns = smooth.columns.or(columns.then_some(part));
         orientation = match property {
             // Counted anticlockwise.
             Property::Rotation(1) => then(orientation, Orientation::Rotate270),
@@ -173,7 +175,7 @@ mod tests {
     fn pairs_that_are_torn_apart() {
         let of = |size, property: Property| {
             let smooth = shown(size, [property].iter()).unwrap().smooth;
-            (smooth.both, smooth.columns)
+            (smooth.both.is_some(), smooth.columns.is_some())
         };
         assert_eq!(of((64, 48), Property::Rotation(1)), (false, true));
         assert_eq!(of((64, 48), Property::Rotation(2)), (false, false));

@@ -173,7 +173,7 @@ impl<'a> Layout<'a> {
         let unsupported = |detail: String| Err(Format::Tiff.unsupported(detail));
         let (bits, float) = (self.bits, self.float);
         match (bits, float) {
-            (1 | 2 | 4 | 6 | 8 | 10 | 12 | 14 | 16 | 32, false) | (16 | 32 | 64, true) => {}
+            (1..=16 | 24 | 32, false) | (16 | 32 | 64, true) => {}
             _ => return unsupported(format!("Its samples have {bits} bits.")),
         }
         if float && !matches!(self.photometric, Photometric::Rgb) {

@@ -122,6 +122,11 @@ impl Converter {
             (16, false) => {
                 targets.zip(stored.as_chunks::<2>().0).for_each(|(to, from)| *to = narrow(u16::from_ne_bytes(*from)));
             }
+            (24, false) => targets.zip(stored.as_chunks::<3>().0).for_each(|(to, from)| {
+                let value = from.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte));
+                let value = if cfg!(target_endian = "big") { value.swap_bytes() >> 8 } else { value };
+                *to = ((u64::from(value) * 255 + (1 << 23)) / 0xFF_FFFF) as u8;
+            }),
             (32, false) => targets.zip(stored.as_chunks::<4>().0).for_each(|(to, from)| {
                 *to = ((u64::from(u32::from_ne_bytes(*from)) * 255 + (1 << 31)) / u64::from(u32::MAX)) as u8;
             }),
@@ -289,4 +294,33 @@ fn lab([l, a, b]: [u8; 3], signed: bool) -> [u8; 3] {
         let encoded = if value <= 0.003_130_8 { 12.92 * value } else { 1.055 * value.powf(1.0 / 2.4) - 0.055 };
         (encoded * 255.0).round() as u8
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unpacked(bits: u32, stored: &[u8], count: usize) -> Vec<u8> {
+        let (photometric, alpha) = (Photometric::BlackIsZero, Alpha::None);
+        let converter = Converter { photometric, bits, float: false, alpha, samples: 1, palette: Vec::new() };
+        let mut row = vec![0; count];
+        converter.unpack(stored, &mut row, 1, 0);
+        row
+    }
+
+    #[test]
+    fn samples_of_any_width() {
+        // 7, 0, 1, 6; 31, 0, 16; 127, 0.
+        assert_eq!(unpacked(3, &[0b1110_0000, 0b1110_0000], 4), [255, 0, 36, 219]);
+        assert_eq!(unpacked(5, &[0b1111_1000, 0b0010_0000], 3), [255, 0, 132]);
+        assert_eq!(unpacked(7, &[0b1111_1110, 0b0000_0000], 2), [255, 0]);
+        let three = |value: u32| {
+            if cfg!(target_endian = "big") {
+                value.to_be_bytes()[1..].to_vec()
+            } else {
+                value.to_le_bytes()[..3].to_vec()
+            }
+        };
+        assert_eq!(unpacked(24, &[three(0xFF_FFFF), three(0x80_0000), three(0x01_0000)].concat(), 3), [255, 128, 1]);
+    }
 }
