@@ -134,7 +134,9 @@ def test_the_recipe_for_dates_takes_every_file(database: support.Database) -> No
     dated = file.getvalue()
     with database.connect() as db:
         db.execute(recipe)
-        db.execute("CREATE TABLE upload (id int, data bytea, taken timestamp GENERATED ALWAYS AS (taken_at(data)) STORED)")
+        db.execute(
+            "CREATE TABLE upload (id int, data bytea, taken timestamp GENERATED ALWAYS AS (taken_at(data)) STORED)"
+        )
         for number, data in enumerate((dated, dated[:20], b"", b"not an image", dated[:-9], None)):
             db.execute("INSERT INTO upload VALUES (%s, %s)", (number, data))
         # The date of a file that lacks its end is in its header.

@@ -231,7 +231,9 @@ def test_find_takes_more_candidates_from_the_index_than_ef_search(table: psycopg
 
 def test_find_by_a_photo_finds_what_shows_the_same(table: psycopg.Connection, formula: Formula) -> None:
     """The word that two photos share most, by the lower of its two relevances."""
-    names, vectors = zip(*table.execute("SELECT name, embedding::text FROM photo WHERE embedding IS NOT NULL").fetchall(), strict=True)
+    names, vectors = zip(
+        *table.execute("SELECT name, embedding::text FROM photo WHERE embedding IS NOT NULL").fetchall(), strict=True
+    )
     scores = np.stack([formula.scores(support.vector(text).astype(np.float64), formula.tags) for text in vectors])
     photo = next(path for path in PHOTOS if path.stem == "cat")
     query = support.embed_one(table, "image", photo.read_bytes()).astype(np.float64)
