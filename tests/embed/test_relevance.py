@@ -239,13 +239,13 @@ def test_find_by_a_photo_finds_what_shows_the_same(table: psycopg.Connection, fo
     query = support.embed_one(table, "image", photo.read_bytes()).astype(np.float64)
     wanted = formula.relevance(np.minimum(scores, formula.scores(query, formula.tags)).max(1))
     before = value(table, "SELECT sum(images)::int FROM clip_stats()")
-    found = dict(
-        (name, (cosine, relevance))
+    found = {
+        name: (cosine, relevance)
         for name, cosine, relevance in table.execute(
             "SELECT name, f.cosine, f.relevance FROM clip_find('photo', %b::bytea, 1000, 0) AS f JOIN photo ON photo.id = f.id::bigint",
             (photo.read_bytes(),),
         )
-    )
+    }
     assert value(table, "SELECT sum(images)::int FROM clip_stats()") == before, "the memo has it"
     assert len(found) >= 0.98 * len(names)
     for name, text, relevance in zip(names, vectors, wanted, strict=True):
