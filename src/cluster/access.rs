@@ -214,6 +214,11 @@ impl Access {
             || (privilege == Privilege::Select && has_rights_of(role, database_owner()))
     }
 
+    /// Whether the role has no privilege on the collection, not even to see it.
+    pub fn has_none(&self, role: pg_sys::Oid) -> bool {
+        !Privilege::ALL.into_iter().any(|privilege| self.allows(role, privilege))
+    }
+
     /// # Errors
     /// 42501 if the role lacks the privilege.
     pub fn check(&self, role: pg_sys::Oid, privilege: Privilege) -> SqlResult<()> {

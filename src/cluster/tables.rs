@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
+use std::hash::{DefaultHasher, Hasher};
 
 use pgrx::pg_sys;
 use pgrx::prelude::PgSqlErrorCode;
@@ -56,6 +57,8 @@ const INDEXES: [&CStr; 7] = [
     c"cluster_code_collection_idx",
     c"collection_grant_collection_idx",
 ];
+/// Length of the server's secret: MOCK_AUTH_NONCE_LEN of PostgreSQL.
+const NONCE: usize = 32;
 /// The number of columns of the widest table.
 const COLUMNS: usize = 11;
 
@@ -346,19 +349,25 @@ impl Store {
         result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
     }
 
-    /// A lock on an object of the table of sums whose number is a hash of the collection's name. The object does not
-    /// exist.
+    /// A lock on an object of the table of sums whose number is a hash of the collection's name. No such object exists.
+    ///
+    /// Two names with one hash would wait for each other, so nobody may find such a name for somebody else's collection.
+    /// The hash therefore has 47 bits and begins with a secret of the server: the random bytes from initdb that mock the
+    /// salts of unknown roles, which no role can read.
     fn tag(&self, collection: &str, purpose: Purpose) -> pg_sys::LOCKTAG {
-        // FNV-1a; two names with the same hash would only wait for each other.
-        let hash = collection.bytes().fold(0x811c_9dc5_u32, |hash, b| (hash ^ u32::from(b)).wrapping_mul(0x0100_0193));
+        let mut hasher = DefaultHasher::new();
+        // SAFETY: 32 bytes of shared memory, which do not change.
+        hasher.write(unsafe { std::slice::from_raw_parts(pg_sys::GetMockAuthenticationNonce().cast::<u8>(), NONCE) });
+        hasher.write(collection.as_bytes());
+        let hash = hasher.finish();
         // SAFETY: an open relation, and a variable that is set at the start of the process.
         let (table, database) =
             unsafe { ((*self.relations[Table::Sum as usize]).rd_id, (&raw const pg_sys::MyDatabaseId).read()) };
         pg_sys::LOCKTAG {
             locktag_field1: database.to_u32(),
             locktag_field2: table.to_u32(),
-            locktag_field3: hash,
-            locktag_field4: purpose as u16,
+            locktag_field3: hash as u32,
+            locktag_field4: ((hash >> 32) as u16 & !1) | purpose as u16,
             locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
             locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
         }
@@ -377,8 +386,8 @@ impl Drop for Store {
 
 #[derive(Clone, Copy)]
 enum Purpose {
-    Hold = 1,
-    Short = 2,
+    Hold = 0,
+    Short = 1,
 }
 
 /// A lock that lasts for the lifetime of this value, not of the transaction.

@@ -18,7 +18,7 @@ pub fn is_restoring() -> bool {
 }
 
 /// Whether pg_restore loads a table that it has created: with --jobs it then truncates the table in the same
-/// transaction, to write less WAL. It does not truncate a table that existed before.
+/// transaction, to write less WAL. It does not truncate a table that existed before. Only for the table's owner.
 ///
 /// # Safety
 /// The relation must be open.
@@ -29,5 +29,17 @@ pub unsafe fn loads_created_table(relation: pg_sys::Relation) -> bool {
     let emptied = relation.rd_firstRelfilenodeSubid;
     #[cfg(not(feature = "pg15"))]
     let emptied = relation.rd_firstRelfilelocatorSubid;
-    emptied != 0 && is_restoring()
+    // Any role may call itself pg_restore; the owner can switch triggers off anyway.
+    emptied != 0 && is_restoring() && is_owned(relation.rd_id)
+}
+
+fn is_owned(table: pg_sys::Oid) -> bool {
+    // SAFETY: catalogue look-ups inside a transaction.
+    unsafe {
+        let role = pg_sys::GetUserId();
+        #[cfg(feature = "pg15")]
+        return pg_sys::pg_class_ownercheck(table, role);
+        #[cfg(not(feature = "pg15"))]
+        pg_sys::object_ownercheck(pg_sys::RelationRelationId, table, role)
+    }
 }

@@ -125,15 +125,18 @@ impl Bind<'_> {
             Some((Some(members), _)) => return Err(elsewhere(client, name, members == table)?),
             _ => {}
         }
+        let access = Access::find(store, name);
+        if access.exists() || name == DEFAULT_COLLECTION {
+            access.check_owner(self.role).map_err(|error| error.set_hint("Name another: collection => …"))?;
+        } else {
+            // Another role's open transaction is creating it: its row would be waited for.
+            access.check_assign(self.role)?;
+        }
         // Existing clusters under this name must have these dimensions.
         let known = Collection::find(store, name)?.dimensions;
         if let Some(known) = known.filter(|&known| known as usize != self.dimensions) {
             return Err(different_dimensions(known, self.dimensions)
                 .set_detail(format!("Collection \"{name}\" holds vectors of {known} dimensions.")));
-        }
-        let access = Access::find(store, name);
-        if access.exists() || name == DEFAULT_COLLECTION {
-            access.check_owner(self.role)?;
         }
         let query = if found.is_some() { include_str!("sql/bind.sql") } else { include_str!("sql/bind_new.sql") };
         client.update(query, None, &settings).map_err(spi)?;

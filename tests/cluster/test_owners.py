@@ -85,7 +85,6 @@ def test_a_stranger_sees_and_changes_nothing(database: support.Database, roles: 
         assert value(db, "SELECT count(*) FROM clip_search.cluster WHERE id = %s", cluster) == 0
         for call in (
             "SELECT clip_assign_cluster('[1,0,0]', 'pets')",
-            f"SELECT clip_leave_cluster({cluster}, '[1,0,0]')",
             "SELECT * FROM clip_recluster('pets')",
             "SELECT * FROM clip_clusters('pets')",
             "SELECT clip_cluster_groups('pets')",
@@ -94,6 +93,9 @@ def test_a_stranger_sees_and_changes_nothing(database: support.Database, roles: 
         ):
             state, text = sqlstate(db, call)
             assert state == "42501" and 'permission denied for collection "pets"' in text, call
+        # Numbers can be counted through, so a cluster of others is as good as none.
+        for number in (cluster, 1 << 40):
+            assert value(db, "SELECT clip_leave_cluster(%s, '[1,0,0]')", number) is False
         for call in (
             "SELECT clip_drop_collection('pets')",
             "SELECT clip_alter_collection('pets', threshold => 0.1)",
@@ -127,14 +129,17 @@ def test_a_stranger_s_open_transaction_holds_up_nobody(database: support.Databas
         cluster = value(db, f"SELECT cluster_id FROM {bob}.diary WHERE id = 3")
         for call in (
             "SELECT clip_assign_cluster(clip_embed_text('a cat'), 'diary')",
-            f"SELECT clip_leave_cluster({cluster}, clip_embed_text('my bank account'))",
             "SELECT * FROM clip_recluster('diary')",
             "SELECT clip_drop_collection('diary')",
         ):
             stranger.execute("SAVEPOINT before")
             assert sqlstate(stranger, call)[0] == "42501"
             stranger.execute("ROLLBACK TO before")
+        assert value(stranger, "SELECT clip_leave_cluster(%s, clip_embed_text('my bank account'))", cluster) is False
         assert stranger.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
+        # A name of the stranger's own, which has the same 32-bit FNV-1a as "diary".
+        stranger.execute("SELECT clip_assign_cluster('[1,2,3]', 'naayyra')")
+        db.execute("SET lock_timeout = '20s'")
         db.execute("SET statement_timeout = '60s'; SET client_min_messages = warning")
         db.execute("SELECT * FROM clip_recluster('diary')")
         db.execute(f"TRUNCATE {bob}.diary")
@@ -421,6 +426,26 @@ def test_every_writer_of_a_watched_table_joins(database: support.Database, roles
         assert sqlstate(other, "SELECT clip_assign_cluster(clip_embed_text('a cat'), 'note')")[0] == "42501"
         other.execute(f"TRUNCATE {bob}.note")
         assert value(db, "SELECT count(*) FROM clip_search.cluster") == 0
+
+
+def test_a_name_that_others_have_is_refused_at_once(database: support.Database, roles: Roles) -> None:
+    bob, eve = roles.new(), roles.new()
+    with as_role(database, bob) as db, as_role(database, eve, autocommit=False) as stranger:
+        db.execute(f"CREATE TABLE {bob}.pictures (id int PRIMARY KEY, body text)")
+        watch = f"SELECT clip_watch('{bob}.pictures', 'body', cluster => 'cluster_id')"
+        db.execute("SET statement_timeout = '60s'")
+        for call in ("clip_create_collection('pictures')", "clip_assign_cluster('[1,2,3]', 'pictures')"):
+            stranger.execute(f"SELECT {call}")
+            state, text = sqlstate(db, watch)
+            assert state == "42501" and "just now making it" in text, call
+            stranger.rollback()
+        # Nor does the error say what the other's collection holds.
+        stranger.execute("SELECT clip_assign_cluster('[1,2,3]', 'pictures')")
+        stranger.commit()
+        with pytest.raises(psycopg.errors.InsufficientPrivilege) as error:
+            db.execute(watch)
+        assert "collection =>" in (error.value.diag.message_hint or "")
+        db.execute(f"SELECT clip_watch('{bob}.pictures', 'body', cluster => 'cluster_id', collection => 'others')")
 
 
 def test_watch_takes_no_collection_of_others(database: support.Database, roles: Roles) -> None:

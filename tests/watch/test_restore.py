@@ -133,3 +133,19 @@ def test_a_parallel_restore_may_load_partitions_after_the_triggers(empty_databas
             assert value(db, "SELECT count(*) FROM clip_search.watch_partition") == 0
             db.execute("ALTER TABLE low ALTER author SET STATISTICS 60")
             assert value(db, "SELECT count(*) FROM clip_search.watch_partition") == 3
+
+
+def test_only_the_owner_loads_past_the_triggers(database: support.Database, plain_role: str) -> None:
+    """Any role may call itself pg_restore."""
+    with database.connect() as db, database.connect(plain_role) as writer:
+        db.execute("SET client_min_messages = warning")
+        db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
+        db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id')")
+        db.execute(f"GRANT INSERT, TRUNCATE, SELECT ON note TO {plain_role}")
+        writer.execute("SET application_name = 'pg_restore'")
+        with writer.transaction():
+            writer.execute("TRUNCATE note")
+            writer.execute(
+                "INSERT INTO note VALUES (1, %s, array_fill(0.5, ARRAY[512])::real[]::vector, 77)", (WORDS[0],)
+            )
+        assert check(db, "note") == 1
