@@ -46,6 +46,7 @@ OTHERS = {
     "clip_tags, the words embedded": "SELECT clip_tags(embedding) FROM cancel_vector",
     "clip_relevance, the words embedded": "SELECT clip_relevance(embedding, 'a cat') FROM cancel_vector",
     "precision int8 made": "SELECT clip_embed_text('a cat')",
+    "clip_benchmark": "SELECT * FROM clip_benchmark()",
     "clip_check_model": "SELECT * FROM clip_check_model(current_setting('clip_search.model'))",
     "clip_assign_cluster, 6,000 vectors": (
         "SELECT count(clip_assign_cluster(embedding, 'cancelled', 0.99)) FROM cancel_member"
