@@ -26,7 +26,8 @@ CITUS_SRC ?=
 ORDER ?=
 ONLY ?=
 FILES ?=
-export ORDER ONLY FILES PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK FUZZ TARGETS KILLS BENCH MODEL STAMPS PORT PG_CONFIGS MAJOR SUITE ARCH ENGINE PGVECTOR_SRC CITUS_SRC
+SHARD ?=
+export ORDER ONLY FILES SHARD PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK FUZZ TARGETS KILLS BENCH MODEL STAMPS PORT PG_CONFIGS MAJOR SUITE ARCH ENGINE PGVECTOR_SRC CITUS_SRC
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := all
@@ -78,6 +79,8 @@ mutants: install
 	@scripts/record.sh mutants scripts/mutants.sh engine
 
 mutants-glue: export CLUSTER = test
+# An incremental build of a mutation takes seconds, a plain one a minute and a half.
+mutants-glue: export CARGO_INCREMENTAL = 1
 mutants-glue: test-cluster
 	@scripts/record.sh mutants-glue scripts/mutants.sh glue
 
@@ -129,14 +132,14 @@ clients-test: test-cluster
 
 .PHONY: rpm
 rpm:
-	@scripts/rpm.sh
+	@scripts/record.sh rpm scripts/rpm.sh
 
 .PHONY: image image-test
 image:
 	@scripts/image.sh
 
 image-test:
-	@scripts/image.sh test
+	@scripts/record.sh image-test scripts/image.sh test
 
 .PHONY: docs
 docs: export CLUSTER = test
@@ -162,6 +165,11 @@ soak-kill: test-cluster
 .PHONY: image-corpus
 image-corpus: build-deps
 	@scripts/image-corpus.sh
+
+# Of directories that SUITES names, and the same packages.
+.PHONY: image-suites
+image-suites: build-deps
+	@scripts/image-suites.sh
 
 .PHONY: soak-hostile
 soak-hostile: export CLUSTER = test

@@ -14,7 +14,7 @@
 source "$(dirname "$0")/lib/common.sh"
 
 data=$target/cluster${CLUSTER:+.$CLUSTER}
-state=$data.state # run directory, server user and checkout of the cluster that is there: three lines
+state=$data.state # run directory, server user and checkout of the existing cluster: three lines
 database=clip_search
 port=5432 # names the socket file; nothing listens on TCP
 
@@ -40,7 +40,7 @@ read_state() {
     [ -e "$state" ] || return 1
     { read -r run_dir && read -r server_user && read -r checkout; } <"$state"
     if [ "$(id -u)" -ne 0 ] && [ "$(id -un)" != "$server_user" ]; then
-        die "the cluster in $data belongs to user $server_user: run make as root, or make clean as root to begin anew"
+        die "the cluster in $data belongs to user $server_user: run make as root, or make clean as root to start afresh"
     fi
     if [ "$checkout" != "$root" ]; then
         if [ ! -e "$checkout" ]; then
@@ -152,7 +152,7 @@ start_server() {
         "$pg_bin/pg_ctl" -D "$real_data" -l "$log" -w -t "${PGCTLTIMEOUT:-60}" -s -o "-k '$run_dir' -c max_prepared_transactions=20" start \
         >/dev/null 2>&1 </dev/null 9>&-; then
         as_server tail -n 20 "$log" | sed 's/^/  | /' >&2
-        die "the cluster did not start (log: $log); make clean, then make cluster, begins anew"
+        die "the cluster did not start (log: $log); run make clean, then make cluster"
     fi
 }
 
@@ -182,7 +182,7 @@ create_extension() {
                                         where datname = '$database'")
     if [ "$installed" != "sql $hash" ] ||
         [ "$(connect -d "$database" -c "select 1 from pg_extension where extname = 'clip_search'")" != 1 ]; then
-        [ -z "$installed" ] || say "the extension's SQL has changed: creating it anew in database $database"
+        [ -z "$installed" ] || say "the extension's SQL has changed: creating it again in database $database"
         connect -d "$database" -c 'set client_min_messages = warning' -c "set lock_timeout = '30s'" \
             -c 'drop extension if exists clip_search cascade' -c 'create extension clip_search cascade' \
             -c "comment on database $database is 'sql $hash'" ||

@@ -34,7 +34,6 @@ runtime=usr/lib/clip-search
 models=usr/share/clip-search/models
 # Dates in the packages are the last commit's, so that the same sources give the same packages.
 SOURCE_DATE_EPOCH=$(git -C "$root" log -1 --format=%ct 2>/dev/null || stat -c %Y "$root/Cargo.toml")
-export SOURCE_DATE_EPOCH
 
 [[ $pg_lib == */$deb_lib && $pg_share == */$deb_share ]] ||
     die "$pg_config is not of a Debian package (its libraries are in $pg_lib): set PG_CONFIG to /usr/lib/postgresql/NN/bin/pg_config"
@@ -211,6 +210,8 @@ make_packages() {
     ensure_python
     say "staging an installation in ${out#"$root/"}/stage"
     staged
+    # Only now: build scripts of C libraries take it for a change, and cargo would compile half of the crates again for each commit.
+    export SOURCE_DATE_EPOCH
     if ! apt-cache show "postgresql-$pg_major-pgvector" >/dev/null 2>&1; then
         pgvector_source
         has=$(basename "$source_archive" | sed -E 's/^pgvector_(.*)\.orig.*/\1/')

@@ -3,7 +3,7 @@
 #   FUZZ=seconds   guided by coverage, with AddressSanitizer, so long for each target (crates/clip/fuzz; needs cargo-fuzz and
 #                  a nightly compiler). TARGETS="decode thumbnail" chooses; the corpus is kept in target/fuzz/corpus.
 #   otherwise      mutated images, texts, configurations and models, with a fixed seed (crates/clip/tests/fuzz.rs):
-#   FORMAT=avif    mutates only images of one folder of tests/fixtures (heic, avif, jxl, tiff)
+#   FORMAT=avif    mutates only images of one format: jpeg, png, gif, webp, bmp, tiff, ico, heic, avif, jxl or raw
 #   IMAGES=200000 STRINGS=1000000 CONFIGURATIONS=200000 MODELS=5000   how many; some ten minutes on one core
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"

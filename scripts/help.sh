@@ -18,7 +18,8 @@ A server to try things on, removed by make clean:
 Less often:
   make deps         install whatever is missing to build and run (other targets call it)
   make model        rebuild the default model from its parts and compare the result
-  make image-corpus compare 620 image files of every sort with the reference decoders (fetches them by pip)
+  make image-corpus compare 675 image files of every sort with the reference decoders (fetches them by pip)
+  make image-suites read directories of images next to Pillow and tifffile (SUITES="DIRECTORY …")
   make fuzz         feed mutated images, texts, configurations and models (ten minutes)
   make bench        run the benchmarks, for half an hour (BENCH=assign for one of them)
   make eval         evaluate search quality on 310 labelled photographs (MODEL=name or directory)

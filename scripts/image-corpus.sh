@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# 620 image files of every sort by the reference encoders, each embedded and compared with its reference decoder's pixels
+# 675 image files of every sort by the reference encoders, each embedded and compared with its reference decoder's pixels
 # (tests/image_corpus.py), in a virtual environment of its own.
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"

@@ -7,8 +7,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 name=$1
 shift
-# Settings that select a part, so that its record does not pass for the whole.
-for setting in TESTS K SOAK FUZZ TARGETS KILLS HOSTILE BENCH MODEL PG_CONFIGS FILES ONLY; do
+# Settings that select a part or another variant, so that its record does not pass for the whole.
+for setting in TESTS K SOAK FUZZ TARGETS KILLS HOSTILE BENCH MODEL PG_CONFIGS FILES ONLY SHARD MAJOR SUITE ARCH; do
     [ -z "${!setting:-}" ] || name+=" $setting='${!setting}'"
 done
 output=$(mktemp)

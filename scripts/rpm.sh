@@ -7,8 +7,6 @@ require_pg
 
 out=$target/rpm
 version=$(sed -nE 's/^version *= *"(.*)"/\1/p' "$root/Cargo.toml" | head -1)
-SOURCE_DATE_EPOCH=$(git -C "$root" log -1 --format=%ct 2>/dev/null || stat -c %Y "$root/Cargo.toml")
-export SOURCE_DATE_EPOCH
 
 build_rpms() {
     install -D -m 755 "$target/release/clip-embed" "$out/stage/usr/bin/clip-embed"
@@ -27,6 +25,9 @@ mkdir -p "$out"
 say "staging an installation in ${out#"$root/"}/stage"
 DESTDIR=$out/stage PG_CONFIG=$pg_config "$root/scripts/deps.sh"
 DESTDIR=$out/stage PG_CONFIG=$pg_config "$root/scripts/build.sh" install
+# Only now, as in deb.sh.
+SOURCE_DATE_EPOCH=$(git -C "$root" log -1 --format=%ct 2>/dev/null || stat -c %Y "$root/Cargo.toml")
+export SOURCE_DATE_EPOCH
 step rpm "building the RPMs" build_rpms
 find "$out" -mindepth 1 -maxdepth 1 ! -name "$(uname -m)" -exec rm -rf {} +
 ls -l "$out"/*

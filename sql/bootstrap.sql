@@ -1,8 +1,8 @@
 -- The extension's tables. They are created before the functions, which refer to them by qualified name.
 --
--- A cluster is the sum of its members (unit vectors), stored in several rows: one in cluster_sum, written when the cluster
--- is created, and one in cluster_change for each member that has joined or left since. Joining therefore only inserts a
--- row and never waits for another transaction. A search that reads many change rows merges them.
+-- A cluster is the sum of its members (unit vectors), stored in several rows: one in cluster_sum, written when the
+-- cluster is created, and one in cluster_change for each member that has joined or left since. Joining therefore only
+-- inserts a row and never waits for another transaction. A search that reads many change rows merges them.
 
 -- In this file an unqualified name belongs to pg_catalog or to pgvector. (@extschema:vector@ would qualify pgvector's
 -- names, but it needs PostgreSQL 16.) The extension's schema may contain objects of the same names. Its functions take
@@ -44,9 +44,9 @@ CREATE TABLE clip_search.collection_setting (
     created_at timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
 
--- What roles may do with collections; grantee 0 (-) is PUBLIC. A collection whose members are in a table belongs to that
--- table's owner. The owner of any other has a row here. A collection that was created by its first assignment may have
--- several such rows, since a unique one would make transactions wait for each other.
+-- Privileges on collections; grantee 0 (-) is PUBLIC. A collection whose members are in a table belongs to that table's
+-- owner. Any other collection has a row for its owner here. A collection that was created by its first assignment may
+-- have several such rows, because a unique row would make transactions wait for each other.
 CREATE TABLE clip_search.collection_grant (
     collection text COLLATE "C" NOT NULL,
     grantee    regrole NOT NULL,
@@ -58,9 +58,9 @@ CREATE INDEX collection_grant_collection_idx ON clip_search.collection_grant (co
 CREATE SEQUENCE clip_search.cluster_id_seq;
 
 -- A sum of 512 dimensions takes 2056 bytes, just over the size at which PostgreSQL moves values out of line. Searches
--- read the sums, so toast_tuple_target keeps them in the row up to a full page. The sequence number gives the
--- order in which rows entered the partial index of sums without a code, so that a second search reads only later ones.
--- mark: named so by 0.2.0, with whose tables this version works until ALTER EXTENSION UPDATE.
+-- read the sums, so toast_tuple_target keeps them in the row up to a full page. The sequence number gives the order in
+-- which rows entered the partial index of sums without a code, so that a second search reads only later rows. mark
+-- keeps its name from 0.2.0, because this version works with the tables of 0.2.0 until ALTER EXTENSION UPDATE.
 CREATE TABLE clip_search.cluster_sum (
     collection      text COLLATE "C" NOT NULL,
     cluster         bigint NOT NULL,
@@ -77,8 +77,8 @@ CREATE INDEX cluster_sum_cluster_idx ON clip_search.cluster_sum (cluster);
 CREATE INDEX cluster_sum_collection_idx ON clip_search.cluster_sum (collection, cluster);
 CREATE INDEX cluster_sum_recent_idx ON clip_search.cluster_sum (collection, mark) WHERE code IS NULL;
 
--- Rows that a transaction has added and merged stay in the index until it ends. Their sequence numbers are below those of
--- the rows that count, so its searches start after them.
+-- Rows that a transaction has added and merged stay in the index until it ends. Their sequence numbers are lower than
+-- the numbers of the valid rows, so the transaction's searches start after them.
 CREATE SEQUENCE clip_search.cluster_change_id_seq;
 CREATE TABLE clip_search.cluster_change (
     collection      text COLLATE "C" NOT NULL,
@@ -124,8 +124,8 @@ FROM (SELECT s.name, coalesce(c.relowner, g.role) AS role
 JOIN pg_catalog.pg_database d ON d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
 LEFT JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) o.role;
 
--- The collections whose clusters the reader may see: its own, those granted to it or to PUBLIC, and default until it has
--- settings or grants.
+-- The collections whose clusters the reader may see: its own collections, collections granted to it or to PUBLIC, and
+-- default until it has settings or grants.
 CREATE VIEW clip_search.collection_visible AS
 SELECT o.name FROM clip_search.collection_owner o WHERE pg_catalog.pg_has_role(o.owner::pg_catalog.oid, 'USAGE')
 UNION ALL
@@ -150,8 +150,8 @@ WHERE (SELECT pg_catalog.pg_has_role(d.datdba, 'USAGE') FROM pg_catalog.pg_datab
    OR collection IN (SELECT v.name FROM clip_search.collection_visible v)
 GROUP BY cluster, collection HAVING pg_catalog.sum(size) OPERATOR(pg_catalog.>) 0;
 
--- The first assignment to a name creates a collection without a row of its own; clip_create_collection stores a row. The
--- names of the former come from a skip scan of the index.
+-- The first assignment to a name creates a collection without a row here; clip_create_collection stores a row. A skip
+-- scan of the index finds the names without a row.
 CREATE VIEW clip_search.collection WITH (security_barrier = true) AS
 WITH RECURSIVE used AS (
     (SELECT collection FROM clip_search.cluster_sum ORDER BY collection LIMIT 1)

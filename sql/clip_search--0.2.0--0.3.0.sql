@@ -1,7 +1,6 @@
 -- From 0.2.0 to 0.3.0.
 
--- The comments that psql shows, in the words of 0.3.0.
--- In the types of arguments, vector is pgvector's.
+-- The comments that psql shows, with the texts of 0.3.0. In the types of arguments, vector is pgvector's.
 SELECT pg_catalog.set_config('search_path', pg_catalog.quote_ident(n.nspname) OPERATOR(pg_catalog.||) ', pg_temp', true)
 FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace
 WHERE e.extname OPERATOR(pg_catalog.=) 'vector';
@@ -10,7 +9,7 @@ COMMENT ON VIEW clip_search.collection IS 'Separate sets of clusters and their s
 COMMENT ON COLUMN clip_search.collection.name IS 'Name, as passed to clip_assign_cluster; default if none was passed';
 COMMENT ON COLUMN clip_search.collection.dimensions IS 'Dimensions of the vectors';
 COMMENT ON COLUMN clip_search.collection.threshold IS 'Lowest cosine at which a vector joins a cluster: the collection''s own, else clip_search.cluster_threshold';
-COMMENT ON COLUMN clip_search.collection.model IS 'Model that made the vectors, if known';
+COMMENT ON COLUMN clip_search.collection.model IS 'Model that computed the vectors, if known';
 COMMENT ON COLUMN clip_search.collection.members IS 'Table that holds the members';
 COMMENT ON COLUMN clip_search.collection.embedding IS 'Column of that table with the embedding';
 COMMENT ON COLUMN clip_search.collection.cluster IS 'Column of that table with the cluster''s id';
@@ -52,15 +51,15 @@ COMMENT ON FUNCTION @extschema@.clip_embed_texts(text[]) IS 'Embeddings of an ar
 COMMENT ON FUNCTION @extschema@.clip_embed_texts(text[], text) IS 'Embeddings of an array of texts by the named model, in batches; NULL elements stay NULL';
 COMMENT ON FUNCTION @extschema@.clip_classify(bytea, text[], text, text) IS 'Zero-shot classification of an image file, the most probable label first
 labels: the labels to choose from; none may be NULL or empty
-template: the text that is embedded for each label, which replaces {}
+template: the text that is embedded for each label; the label replaces {}
 model: defaults to clip_search.model
 probability: computed with the model''s own logit scale: a softmax over the labels, or for SigLIP the sigmoid of each';
 COMMENT ON FUNCTION @extschema@.clip_classify(bytea, text[], text[], text) IS 'Zero-shot classification of an image file by prompt ensembling: each label is the mean of its texts in all templates';
-COMMENT ON FUNCTION @extschema@.clip_classify(vector, text[], text, text) IS 'Zero-shot classification of a stored embedding; the labels must be embedded by the model that made it';
+COMMENT ON FUNCTION @extschema@.clip_classify(vector, text[], text, text) IS 'Zero-shot classification of a stored embedding; the labels must be embedded by the model that computed it';
 COMMENT ON FUNCTION @extschema@.clip_classify(vector, text[], text[], text) IS 'Zero-shot classification of a stored embedding by prompt ensembling';
 COMMENT ON FUNCTION @extschema@.clip_query(text[], double precision[], bytea[], double precision[], vector[], double precision[], text) IS 'Combines texts, image files and vectors into one query: their weighted sum, scaled to length 1
-Each term is scaled to length 1 before its weight applies. Weights default to 1; a negative weight leads away from a term.
-weights: weights of the texts, one for each; image_weights and vector_weights are those of the others
+Each term is scaled to length 1 before its weight applies. Weights default to 1; a negative weight moves the query away from a term.
+weights: weights of the texts, one for each; image_weights: weights of the images; vector_weights: weights of the vectors
 model: defaults to clip_search.model; the vectors must come from the same model';
 COMMENT ON FUNCTION @extschema@.clip_diversify(vector, anyarray, vector[], integer, double precision) IS 'Chooses relevant candidates that differ from each other (maximal marginal relevance)
 ids: identifiers of the candidates, of any type, in the order of their embeddings
@@ -69,20 +68,20 @@ lambda: weight of relevance, from 0 to 1; the rest is the weight of difference f
 score: lambda * cosine to the query - (1 - lambda) * highest cosine to a candidate already chosen';
 COMMENT ON FUNCTION @extschema@.clip_assign_cluster(vector) IS 'Adds a vector to the nearest cluster of the collection default, or to a new one; returns the cluster''s id';
 COMMENT ON FUNCTION @extschema@.clip_assign_cluster(vector, text) IS 'Adds a vector to the nearest cluster of a collection, or to a new one; returns the cluster''s id
-It joins if its cosine to the centroid is at least the collection''s threshold, or clip_search.cluster_threshold if that is not set.';
-COMMENT ON FUNCTION @extschema@.clip_leave_cluster(bigint, vector) IS 'Removes a member from its cluster, and the cluster with its last member; false if there is no such cluster
+The vector joins if its cosine to the centroid is at least the collection''s threshold, or clip_search.cluster_threshold if the collection has none.';
+COMMENT ON FUNCTION @extschema@.clip_leave_cluster(bigint, vector) IS 'Removes a member from its cluster, and the cluster with its last member; false if the cluster does not exist
 embedding: the vector that was assigned';
 COMMENT ON FUNCTION @extschema@.clip_create_collection(text, double precision, integer, text, regclass, text, text, text, text, text) IS 'Creates a collection, or sets up one that an assignment created: its settings and the table of its members
 threshold: lowest cosine at which a vector joins a cluster; defaults to clip_search.cluster_threshold
-dimensions: dimensions of the vectors; defaults to those of the first
-model: model that makes the vectors; defaults to that of the first, if known
+dimensions: dimensions of the vectors; defaults to the length of the first vector
+model: model that computes the vectors; defaults to the model of the first vector, if known
 members: the table of the members
 embedding, cluster: its columns with the embedding (vector or halfvec) and the cluster''s id (bigint)
 key: its column that identifies a member; defaults to the primary key
 labels: its column with keywords (text[])
 image: its column with image files (bytea), for thumbnails';
 COMMENT ON FUNCTION @extschema@.clip_drop_collection(text) IS 'Drops a collection and its clusters; the members'' table is not changed';
-COMMENT ON FUNCTION @extschema@.clip_recluster(text, text) IS 'Regroups all members of a collection by agglomerative clustering, updates their table and returns what changed
+COMMENT ON FUNCTION @extschema@.clip_recluster(text, text) IS 'Regroups all members of a collection by agglomerative clustering, updates their table and returns the changes
 linkage: average, or single (a chain of similar members forms one cluster)
 cluster: the cluster, which keeps the id of the cluster that most of its members come from
 change: new, merged (from several whole clusters), split (a part of one) or moved (members joined or left)
@@ -91,22 +90,22 @@ moved: the number of members that were not in this cluster before';
 COMMENT ON FUNCTION @extschema@.clip_thumbnail(bytea, integer, text) IS 'Thumbnail of an image file, upright and with its aspect ratio; smaller images keep their size
 edge: length of the longer side in pixels, from 1 to 4096
 format: jpeg (quality 85), png or webp (lossless)';
-COMMENT ON FUNCTION @extschema@.clip_models() IS 'Available models, and what this connection has loaded and embedded
+COMMENT ON FUNCTION @extschema@.clip_models() IS 'Available models, and their use by this connection
 path: directory of the model; dimensions: dimensions of its vectors, NULL while unknown
 selected: whether clip_search.model names it
-loaded: whether this connection has loaded the image tower or the text tower, which image_loaded and text_loaded tell apart
+loaded: whether this connection has loaded the image tower (image_loaded) or the text tower (text_loaded)
 images, texts: number of items that this connection has embedded';
 COMMENT ON FUNCTION @extschema@.clip_check_model(text) IS 'Checks a model: its files, inputs, outputs and preprocessing, and whether it distinguishes red, green and blue
 model: a name, or the absolute path of a directory
-The last item is the verdict: good, or what is wrong.';
+The last item is the verdict: good, or the faults.';
 COMMENT ON FUNCTION @extschema@.clip_stats() IS 'Counters and timings of the embedding functions for each model
-images, texts: number of items embedded; memo_hits: number of texts and images answered from the connection''s memory instead
+images, texts: number of items embedded; memo_hits: number of texts and images whose embedding came from the connection''s cache
 errors: number of failed calls
 runs: number of inferences, each of one item or a batch; loads: number of graphs loaded
-load_ms, decode_ms, inference_ms: milliseconds spent loading models, turning image files into input, and in inference
+load_ms, decode_ms, inference_ms: milliseconds spent on loading models, on converting image files to input, and on inference
 total_ms: milliseconds of all calls
 since: when counting began
-shared: whether all connections are counted (if clip_search is in shared_preload_libraries) or this one only';
+shared: whether the counters cover all connections (if clip_search is in shared_preload_libraries) or this one only';
 COMMENT ON FUNCTION @extschema@.clip_reset_stats() IS 'Resets the counters of clip_stats() to zero';
 COMMENT ON FUNCTION @extschema@.clip_benchmark(text) IS 'Measures how long each step takes on this server, with generated photos and texts and a freshly loaded model
 model: defaults to clip_search.model
@@ -114,18 +113,18 @@ ms_each: milliseconds per item';
 COMMENT ON FUNCTION @extschema@.clip_version() IS 'Version of the extension, and of ONNX Runtime once it is loaded';
 COMMENT ON VIEW clip_search.watch IS 'Columns that clip_watch keeps in sync, and their progress';
 COMMENT ON COLUMN clip_search.watch.relation IS 'Watched table';
-COMMENT ON COLUMN clip_search.watch.source IS 'Column that is embedded: images (bytea) or texts';
-COMMENT ON COLUMN clip_search.watch.text_source IS 'Column of texts whose vectors are averaged with those of the images';
+COMMENT ON COLUMN clip_search.watch.source IS 'Embedded column: images (bytea) or texts';
+COMMENT ON COLUMN clip_search.watch.text_source IS 'Column of texts whose vectors are averaged with the images'' vectors';
 COMMENT ON COLUMN clip_search.watch.text_weight IS 'Weight of the text in that average';
 COMMENT ON COLUMN clip_search.watch.embedding IS 'Column that receives the embedding';
 COMMENT ON COLUMN clip_search.watch.cluster IS 'Column that receives the cluster''s id, if rows are grouped';
-COMMENT ON COLUMN clip_search.watch.model IS 'Model that embeds';
+COMMENT ON COLUMN clip_search.watch.model IS 'Model that computes the embeddings';
 COMMENT ON COLUMN clip_search.watch.collection IS 'Collection of the clusters';
 COMMENT ON COLUMN clip_search.watch.mode IS 'immediate: embeds when a row is written; queued: the background worker embeds';
 COMMENT ON COLUMN clip_search.watch.replaces IS 'Column that clip_reembed will replace by this one';
 COMMENT ON COLUMN clip_search.watch.active IS 'Whether the triggers exist and are enabled';
 COMMENT ON COLUMN clip_search.watch.rows IS 'Rows of the table; NULL if the current role may not read them all';
-COMMENT ON COLUMN clip_search.watch.pending IS 'Rows that still need embedding or grouping, without those that failed';
+COMMENT ON COLUMN clip_search.watch.pending IS 'Rows that still need embedding, grouping or tags, without those that failed';
 COMMENT ON VIEW clip_search.pending IS 'Rows of the current role''s tables that await embedding by the background worker or by clip_backfill';
 COMMENT ON COLUMN clip_search.pending.relation IS 'Watched table';
 COMMENT ON COLUMN clip_search.pending.embedding IS 'Column that receives the embedding';
@@ -135,7 +134,7 @@ COMMENT ON COLUMN clip_search.pending.due IS 'When the next attempt is due';
 COMMENT ON COLUMN clip_search.pending.attempts IS 'Number of attempts so far';
 COMMENT ON COLUMN clip_search.pending.sqlstate IS 'SQLSTATE of the last error';
 COMMENT ON COLUMN clip_search.pending.message IS 'Message of the last error';
-COMMENT ON VIEW clip_search.failure IS 'Rows of the current role''s tables that could not be embedded; clip_retry tries them again';
+COMMENT ON VIEW clip_search.failure IS 'Rows of the current role''s tables that could not be embedded; clip_retry retries them';
 COMMENT ON COLUMN clip_search.failure.relation IS 'Watched table';
 COMMENT ON COLUMN clip_search.failure.embedding IS 'Column that receives the embedding';
 COMMENT ON COLUMN clip_search.failure.key IS 'Primary key of the row';
@@ -163,7 +162,6 @@ It returns when all rows that existed when it was called are embedded or listed 
 It can''t run inside a transaction block. It can be interrupted and called again, and run in several sessions at once.
 batch: rows per transaction
 embedding: the watched column; NULL: all watched columns of this table';
-COMMENT ON FUNCTION clip_search.watch_progress(regclass, name, name, name, name) IS 'Counts the rows of a watched table for clip_search.watch';
 COMMENT ON FUNCTION clip_search.backfill_begin(regclass, text) IS 'Step of clip_backfill: queues the rows without an embedding';
 COMMENT ON FUNCTION clip_search.backfill_claim(bigint, bigint, bigint, integer) IS 'Step of clip_backfill: claims the next queue entries';
 COMMENT ON FUNCTION clip_search.backfill_work(bigint, bigint[]) IS 'Step of clip_backfill: embeds the claimed entries';
@@ -179,8 +177,8 @@ COMMENT ON FUNCTION clip_search.reembed_finish(regclass, text) IS 'Step of clip_
 SELECT pg_catalog.set_config('search_path', '@extschema@, ' OPERATOR(pg_catalog.||) pg_catalog.current_setting('search_path'), true);
 -- End of the comments.
 
--- Watches: what is kept of a watched table is dropped with the table; the queue is searched by table, and knows rows whose
--- vectors are to be replaced; a second call of clip_watch changes what it names.
+-- Watches: the entries of a watched table are dropped with the table; the queue is searched by table, and marks rows
+-- whose vectors will be replaced; a second call of clip_watch changes the settings that it names.
 DROP INDEX clip_search.watch_queue_due_idx;
 CREATE INDEX watch_queue_due_idx ON clip_search.watch_queue (watch, due, id);
 ALTER TABLE clip_search.watch_queue ADD COLUMN again boolean NOT NULL DEFAULT false;
@@ -206,6 +204,7 @@ CREATE FUNCTION @extschema@.clip_watch(
 	"key" TEXT DEFAULT NULL,
 	"labels" TEXT DEFAULT NULL,
 	"image" TEXT DEFAULT NULL,
+	"tags" TEXT DEFAULT NULL,
 	"reset" TEXT[] DEFAULT NULL
 ) RETURNS VOID
 VOLATILE PARALLEL UNSAFE
@@ -278,29 +277,6 @@ BEGIN
     END IF;
 END $$;
 CREATE EVENT TRIGGER clip_search_drop ON sql_drop EXECUTE FUNCTION clip_search.forget_dropped();
-CREATE OR REPLACE VIEW clip_search.watch AS
-SELECT w.relation, coalesce(w.image, w.text) AS source, CASE WHEN w.image IS NOT NULL THEN w.text END AS text_source,
-       CASE WHEN w.image IS NOT NULL AND w.text IS NOT NULL THEN w.text_weight END AS text_weight,
-       w.embedding, w.cluster, w.model, w.collection,
-       CASE WHEN w.queued THEN 'queued' ELSE 'immediate' END AS mode, CASE WHEN w.skip THEN 'skip' ELSE 'raise' END AS on_error,
-       r.embedding AS replaces, EXISTS (SELECT FROM clip_search.watch_live l WHERE l.id OPERATOR(pg_catalog.=) w.id) AS active,
-       p.rows, p.embedded, CASE WHEN p.rows IS NOT NULL THEN greatest(p.open OPERATOR(pg_catalog.-) f.count, 0) OPERATOR(pg_catalog.+) a.count END AS pending,
-       f.count AS failed, a.count AS outdated, m.models
-FROM clip_search.watch_setting w
-JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid
-LEFT JOIN clip_search.watch_setting r ON r.id OPERATOR(pg_catalog.=) w.replaces
-CROSS JOIN LATERAL (SELECT pg_catalog.count(*) FROM clip_search.watch_failure f WHERE f.watch OPERATOR(pg_catalog.=) w.id) AS f
-CROSS JOIN LATERAL (SELECT pg_catalog.count(DISTINCT q.key) FROM clip_search.watch_queue q
-                    WHERE q.watch OPERATOR(pg_catalog.=) w.id AND q.again) AS a
-CROSS JOIN LATERAL clip_search.watch_progress(w.relation, w.image, w.text, w.embedding, w.cluster) AS p
-CROSS JOIN LATERAL (SELECT CASE WHEN p.rows IS NOT NULL THEN
-                               coalesce(pg_catalog.jsonb_object_agg(o.model, o.rows) FILTER (WHERE o.rows OPERATOR(pg_catalog.>) 0), '{}') END AS models
-                    FROM (SELECT n.model, pg_catalog.sum(n.rows) AS rows
-                          FROM (SELECT w.model, p.embedded OPERATOR(pg_catalog.-) a.count AS rows
-                                UNION ALL SELECT coalesce(q.made_by, '(unknown)'), pg_catalog.count(DISTINCT q.key) FROM clip_search.watch_queue q
-                                          WHERE q.watch OPERATOR(pg_catalog.=) w.id AND q.again GROUP BY q.made_by) AS n
-                          GROUP BY n.model) AS o) AS m
-WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE') OR pg_catalog.has_table_privilege(c.oid, 'SELECT');
 CREATE OR REPLACE PROCEDURE @extschema@.clip_backfill(relation regclass, batch integer DEFAULT 16, embedding text DEFAULT NULL)
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -334,13 +310,13 @@ BEGIN
     before := clip_search.backfill_failed(watches);
     COMMIT;
     FOR i IN 1..pg_catalog.cardinality(watches) LOOP
-        -- Once more, for what another session had, until none is left of the rows that were there at the beginning.
+        -- Repeats until no entry from before the call is left, because other sessions may have locked some of them.
         LOOP
             after := 0;
             in_pass := 0;
             LOOP
                 entries := clip_search.backfill_claim(watches[i], after, lasts[i], batch);
-                -- An attempt is on record before it is made.
+                -- The attempt is recorded before it begins.
                 COMMIT;
                 EXIT WHEN pg_catalog.cardinality(entries) OPERATOR(pg_catalog.=) 0;
                 SELECT b.embedded, b.failed INTO now_done, now_failed FROM clip_search.backfill_work(watches[i], entries) AS b;
@@ -377,7 +353,7 @@ BEGIN
             END IF;
         END LOOP;
     END LOOP;
-    -- What others have listed as failed meanwhile, and what they have embedded: the rest of what was queued at the beginning.
+    -- Failures and embeddings of other sessions: the rest of the entries that were queued at the beginning.
     listed := clip_search.backfill_failed(watches);
     IF pg_catalog.array_position(listed, NULL) IS NULL THEN
         FOR i IN 1..pg_catalog.cardinality(watches) LOOP
@@ -396,32 +372,33 @@ BEGIN
         pg_catalog.round(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) began)::pg_catalog.numeric, 1),
         CASE WHEN others OPERATOR(pg_catalog.>) 0 THEN pg_catalog.format(', %s of them by the background worker or other sessions', others) ELSE '' END;
 END $$;
-COMMENT ON FUNCTION @extschema@.clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean, text, text, text, text, text[]) IS 'Keeps a table''s embeddings, and optionally its clusters, in sync with a column of images or texts
+COMMENT ON FUNCTION @extschema@.clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean, text, text, text, text, text, text[]) IS 'Keeps a table''s embeddings, and optionally its clusters, in sync with a column of images or texts
 Only the table''s owner can call it. It creates missing columns, index and collection; clip_backfill embeds existing rows.
 A second call changes the settings that it names, and keeps the others.
 source: the column of images (bytea) or texts
 embedding: the column that receives the embedding, a vector or halfvec; created as a vector
 cluster: the column that receives the cluster''s id; without it rows are not grouped
 model: defaults to clip_search.model
-collection: the collection of the clusters; defaults to one named after the table
-mode: immediate (default) embeds when a row is written; queued leaves it to the background worker, and the column is NULL until then
+collection: the collection of the clusters; defaults to a collection named after the table
+mode: immediate (default) embeds when a row is written; queued leaves this to the background worker, and the column is NULL until it has finished
 on_error: raise (default) fails the statement; skip stores the row without an embedding and lists it in clip_search.failure
-text_source: a column of texts whose vectors are averaged with those of the images
+text_source: a column of texts whose vectors are averaged with the images'' vectors
 text_weight: weight of the text in that average, between 0 and 1; 0.5 by default
 threshold: the collection''s threshold; NULL: keep its own, or use clip_search.cluster_threshold
 index: whether to create an HNSW index for cosine distance
-existing: vectors that the column already contains: replace (default) counts them as pending, to be embedded again; keep takes them over
+existing: vectors that the column already contains: replace (default) counts them as pending, to be embedded again; keep leaves them unchanged
 key: the column that identifies a member of the collection; defaults to the primary key
-labels: the column with keywords (text[]) that describe clusters
+labels: the column with keywords (text[]) that describe clusters; members without keywords are described by their tags
 image: the column with image files (bytea), for thumbnails of clusters
-reset: names of options that get their defaults back, or are taken away: cluster, mode, on_error, text_source, text_weight, threshold, key, labels, image';
+tags: the column that receives the tags (text[]), created if missing: the words that clip_tags(embedding, 10) rates at 0.5 or more, the most relevant first
+reset: names of options that get their defaults back, or are taken away: cluster, mode, on_error, text_source, text_weight, threshold, key, labels, image, tags';
 COMMENT ON FUNCTION @extschema@.clip_unwatch(regclass, text, boolean, boolean) IS 'Stops watching a table, and keeps its columns, index and collection
 embedding: the watched column; NULL: the only one in this table
-keep_columns: deprecated: false means drop_columns => true
+keep_columns: deprecated; false means drop_columns => true
 drop_columns: drops the columns, index and collection that clip_watch added';
 COMMENT ON FUNCTION @extschema@.clip_retry(regclass, text, text) IS 'Retries the rows of clip_search.failure; returns the number of rows that are no longer listed
 embedding: the watched column; NULL: all watched columns of this table
-sqlstate: retries only rows that failed with this SQLSTATE, or with one of this class (its first two characters)';
+sqlstate: retries only rows that failed with this SQLSTATE, or with a SQLSTATE of this class (its first two characters)';
 COMMENT ON FUNCTION @extschema@.clip_embed_text_for(regclass, text, text) IS 'Embeds a text by the model of a watched column, to search that column
 Every role that can read the table can call it.
 embedding: the watched column; NULL: the only one in this table';
@@ -435,23 +412,21 @@ batch: rows per transaction
 embedding: the watched column; NULL: all watched columns of this table';
 COMMENT ON FUNCTION clip_search.backfill_failed(bigint[]) IS 'Step of clip_backfill: counts the failures of each watch';
 COMMENT ON FUNCTION clip_search.backfill_left(bigint, bigint) IS 'Step of clip_backfill: counts the entries that other sessions are working on';
-COMMENT ON FUNCTION clip_search.forget_dropped() IS 'Event trigger: removes what the extension keeps of a table that is dropped';
-COMMENT ON FUNCTION clip_search.forget_dropped_tables() IS 'Removes what the extension keeps of tables that have been dropped';
+COMMENT ON FUNCTION clip_search.forget_dropped() IS 'Event trigger: removes the extension''s entries of a dropped table';
+COMMENT ON FUNCTION clip_search.forget_dropped_tables() IS 'Removes the extension''s entries of dropped tables';
 COMMENT ON EVENT TRIGGER clip_search_drop IS 'Removes settings, queue, failures and groups of a watched table with the table';
 COMMENT ON INDEX clip_search.watch_queue_due_idx IS 'Entries of a watch in the order in which they are due';
-COMMENT ON COLUMN clip_search.watch.models IS 'Rows with an embedding by the model that made it, as a JSON object; "(unknown)" counts vectors from before the watch';
-COMMENT ON INDEX clip_search.watch_queue_again_idx IS 'Rows whose vector is to be replaced';
-COMMENT ON COLUMN clip_search.watch.outdated IS 'Rows whose embedding is older than the watch, or made with an earlier source, weight or model; they count as pending';
+COMMENT ON INDEX clip_search.watch_queue_again_idx IS 'Rows whose vector will be replaced';
 COMMENT ON COLUMN clip_search.watch.embedded IS 'Rows with an embedding, outdated ones included';
 
--- Owners of collections, and with whose rights tables are read.
+-- Owners of collections, and the privileges with which tables are read.
 SELECT pg_catalog.set_config('search_path', pg_catalog.quote_ident(n.nspname) OPERATOR(pg_catalog.||) ', pg_temp', true)
 FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace
 WHERE e.extname OPERATOR(pg_catalog.=) 'vector';
 
--- What roles may do with collections; grantee 0 (-) is PUBLIC. A collection whose members are in a table belongs to that
--- table's owner. The owner of any other has a row here. A collection that was created by its first assignment may have
--- several such rows, since a unique one would make transactions wait for each other.
+-- Privileges on collections; grantee 0 (-) is PUBLIC. A collection whose members are in a table belongs to that table's
+-- owner. Any other collection has a row for its owner here. A collection that was created by its first assignment may
+-- have several such rows, because a unique row would make transactions wait for each other.
 CREATE TABLE clip_search.collection_grant (
     collection text COLLATE "C" NOT NULL,
     grantee    regrole NOT NULL,
@@ -461,11 +436,12 @@ CREATE TABLE clip_search.collection_grant (
 CREATE INDEX collection_grant_collection_idx ON clip_search.collection_grant (collection);
 ALTER TABLE clip_search.collection_grant REPLICA IDENTITY FULL;
 GRANT SELECT ON clip_search.collection_grant TO pg_database_owner;
--- But collections whose members' table has been dropped: a dump writes its bare OID, which might belong to another table
--- after the restore.
+-- Omits collections whose members' table has been dropped: a dump writes the table's bare OID, which might belong to
+-- another table after the restore.
 SELECT pg_catalog.pg_extension_config_dump('clip_search.collection_setting',
     'WHERE members IS NULL OR EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) members::pg_catalog.oid)');
--- But grants to roles that have been dropped: they would come back as numbers, which another role might have there.
+-- Omits grants to dropped roles: a dump writes the role's bare OID, which might belong to another role after the
+-- restore.
 SELECT pg_catalog.pg_extension_config_dump('clip_search.collection_grant',
     'WHERE grantee::pg_catalog.oid OPERATOR(pg_catalog.=) 0::pg_catalog.oid
         OR EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) grantee::pg_catalog.oid)');
@@ -481,7 +457,8 @@ COMMENT ON COLUMN clip_search.cluster_change.mark IS 'Sequence number: the order
 COMMENT ON SEQUENCE clip_search.cluster_change_id_seq IS 'Sequence numbers of changes';
 COMMENT ON INDEX clip_search.cluster_change_cluster_idx IS 'Changes by cluster';
 
--- A collection belongs to the owner of its members' table, others to the owner of the database, and stays open as it was.
+-- A collection belongs to the owner of its members' table, or without such a table to the owner of the database, and
+-- stays open.
 DO $$
 DECLARE
     opened text[];
@@ -524,8 +501,8 @@ FROM (SELECT s.name, coalesce(c.relowner, g.role) AS role
 JOIN pg_catalog.pg_database d ON d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
 LEFT JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) o.role;
 
--- The collections whose clusters the reader may see: its own, those that it or PUBLIC was granted, and default as long as
--- nothing is set about it.
+-- The collections whose clusters the reader may see: its own collections, collections granted to it or to PUBLIC, and
+-- default until it has settings or grants.
 CREATE VIEW clip_search.collection_visible AS
 SELECT o.name FROM clip_search.collection_owner o WHERE pg_catalog.pg_has_role(o.owner::pg_catalog.oid, 'USAGE')
 UNION ALL
@@ -537,7 +514,7 @@ SELECT 'default' COLLATE "C"
 WHERE NOT EXISTS (SELECT FROM clip_search.collection_setting s WHERE s.name OPERATOR(pg_catalog.=) 'default')
   AND NOT EXISTS (SELECT FROM clip_search.collection_grant g WHERE g.collection OPERATOR(pg_catalog.=) 'default');
 
--- What people read. The owner of the database dumps every collection, and so sees them all.
+-- The views that users read. The owner of the database dumps every collection, and so sees all of them.
 CREATE OR REPLACE VIEW clip_search.cluster WITH (security_barrier = true) AS
 SELECT cluster AS id, collection, l2_normalize(sum(sum)) AS centroid,
        least(vector_norm(sum(sum)) OPERATOR(pg_catalog./) pg_catalog.sum(size)::double precision, 1) AS resultant,
@@ -550,8 +527,8 @@ WHERE (SELECT pg_catalog.pg_has_role(d.datdba, 'USAGE') FROM pg_catalog.pg_datab
    OR collection IN (SELECT v.name FROM clip_search.collection_visible v)
 GROUP BY cluster, collection HAVING pg_catalog.sum(size) OPERATOR(pg_catalog.>) 0;
 
--- Collections come to be by the first assignment; those with settings are stored. The names of the others are found by
--- stepping through the index.
+-- The first assignment to a name creates a collection without a row here; clip_create_collection stores a row. A skip
+-- scan of the index finds the names without a row.
 CREATE OR REPLACE VIEW clip_search.collection WITH (security_barrier = true) AS
 WITH RECURSIVE used AS (
     (SELECT collection FROM clip_search.cluster_sum ORDER BY collection LIMIT 1)
@@ -563,7 +540,7 @@ WITH RECURSIVE used AS (
 SELECT coalesce(setting.name, used.collection) AS name,
        coalesce(setting.dimensions, (SELECT vector_dims(s.sum) FROM clip_search.cluster_sum s
                                      WHERE s.collection OPERATOR(pg_catalog.=) used.collection ORDER BY s.cluster LIMIT 1)) AS dimensions,
-       -- A session that has not called the extension yet does not know the setting, and goes by its default.
+       -- The setting is undefined in a session that has not loaded the library yet: use its default.
        coalesce(setting.threshold,
                 CASE WHEN pg_catalog.current_setting('clip_search.cluster_threshold', true) OPERATOR(pg_catalog.<>) ''
                      THEN pg_catalog.current_setting('clip_search.cluster_threshold', true)::double precision END,
@@ -588,12 +565,12 @@ COMMENT ON VIEW clip_search.collection_owner IS 'Owners of collections';
 COMMENT ON VIEW clip_search.collection_visible IS 'Collections whose clusters the current role may see';
 COMMENT ON INDEX clip_search.collection_grant_collection_idx IS 'Grants by collection';
 
--- These look whose rights the caller has before they take those of the extension.
+-- These functions check the caller's privileges before they use the extension's.
 ALTER FUNCTION @extschema@.clip_assign_cluster(vector) SECURITY INVOKER RESET ALL;
 ALTER FUNCTION @extschema@.clip_assign_cluster(vector, text) SECURITY INVOKER RESET ALL;
 ALTER FUNCTION @extschema@.clip_leave_cluster(bigint, vector) SECURITY INVOKER RESET ALL;
 
--- Made again, so that they have no trace of having been for some roles only.
+-- Recreated, to remove every trace of the former restriction to some roles.
 DROP FUNCTION @extschema@.clip_create_collection(text, double precision, integer, text, regclass, text, text, text, text, text);
 CREATE FUNCTION @extschema@.clip_create_collection(collection text, threshold double precision DEFAULT NULL, dimensions integer DEFAULT NULL,
     model text DEFAULT NULL, members regclass DEFAULT NULL, embedding text DEFAULT 'embedding', cluster text DEFAULT 'cluster_id',
@@ -604,8 +581,8 @@ CREATE FUNCTION @extschema@.clip_drop_collection(collection text) RETURNS void
 STRICT VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'clip_drop_collection_wrapper';
 COMMENT ON FUNCTION @extschema@.clip_create_collection(text, double precision, integer, text, regclass, text, text, text, text, text) IS 'Creates a collection, or sets up one that an assignment created: its settings and the table of its members
 threshold: lowest cosine at which a vector joins a cluster; defaults to clip_search.cluster_threshold
-dimensions: dimensions of the vectors; defaults to those of the first
-model: model that makes the vectors; defaults to that of the first, if known
+dimensions: dimensions of the vectors; defaults to the length of the first vector
+model: model that computes the vectors; defaults to the model of the first vector, if known
 members: the table of the members
 embedding, cluster: its columns with the embedding (vector or halfvec) and the cluster''s id (bigint)
 key: its column that identifies a member; defaults to the primary key
@@ -633,20 +610,49 @@ CREATE FUNCTION @extschema@.clip_revoke_collection(collection text, role text, p
 VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'clip_revoke_collection_wrapper';
 CREATE FUNCTION @extschema@.clip_has_collection_privilege(collection text, privilege text) RETURNS boolean
 STRICT STABLE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'clip_has_collection_privilege_wrapper';
-CREATE FUNCTION clip_search.count_rows(relation regclass, sources text[], embedding text, cluster text)
+CREATE FUNCTION clip_search.count_rows(relation regclass, sources text[], embedding text, cluster text, tags text)
 RETURNS TABLE (rows bigint, embedded bigint, open bigint)
 STABLE PARALLEL UNSAFE COST 100000 LANGUAGE c AS 'MODULE_PATHNAME', 'count_rows_wrapper';
-CREATE OR REPLACE FUNCTION clip_search.watch_progress(relation regclass, image name, text name, embedding name, cluster name,
+CREATE FUNCTION clip_search.watch_progress(relation regclass, image name, text name, embedding name, cluster name, tags name,
                                            OUT rows bigint, OUT embedded bigint, OUT open bigint)
 LANGUAGE sql STABLE PARALLEL UNSAFE COST 100000 SET search_path = pg_catalog, pg_temp AS $$
     SELECT c.rows, c.embedded, c.open
-    FROM clip_search.count_rows(relation, ARRAY[image::text, text::text], embedding::text, cluster::text) AS c
+    FROM clip_search.count_rows(relation, ARRAY[image::text, text::text], embedding::text, cluster::text, tags::text) AS c
 $$;
+-- A watch may keep a column of tags.
+ALTER TABLE clip_search.watch_setting ADD COLUMN tags name;
+CREATE OR REPLACE VIEW clip_search.watch AS
+SELECT w.relation, coalesce(w.image, w.text) AS source, CASE WHEN w.image IS NOT NULL THEN w.text END AS text_source,
+       CASE WHEN w.image IS NOT NULL AND w.text IS NOT NULL THEN w.text_weight END AS text_weight,
+       w.embedding, w.cluster, w.model, w.collection,
+       CASE WHEN w.queued THEN 'queued' ELSE 'immediate' END AS mode, CASE WHEN w.skip THEN 'skip' ELSE 'raise' END AS on_error,
+       r.embedding AS replaces, EXISTS (SELECT FROM clip_search.watch_live l WHERE l.id OPERATOR(pg_catalog.=) w.id) AS active,
+       p.rows, p.embedded, CASE WHEN p.rows IS NOT NULL THEN greatest(p.open OPERATOR(pg_catalog.-) f.count, 0) OPERATOR(pg_catalog.+) a.count END AS pending,
+       f.count AS failed, a.count AS outdated, m.models, w.tags
+FROM clip_search.watch_setting w
+JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid
+LEFT JOIN clip_search.watch_setting r ON r.id OPERATOR(pg_catalog.=) w.replaces
+CROSS JOIN LATERAL (SELECT pg_catalog.count(*) FROM clip_search.watch_failure f WHERE f.watch OPERATOR(pg_catalog.=) w.id) AS f
+CROSS JOIN LATERAL (SELECT pg_catalog.count(DISTINCT q.key) FROM clip_search.watch_queue q
+                    WHERE q.watch OPERATOR(pg_catalog.=) w.id AND q.again) AS a
+CROSS JOIN LATERAL clip_search.watch_progress(w.relation, w.image, w.text, w.embedding, w.cluster, w.tags) AS p
+CROSS JOIN LATERAL (SELECT CASE WHEN p.rows IS NOT NULL THEN
+                               coalesce(pg_catalog.jsonb_object_agg(o.model, o.rows) FILTER (WHERE o.rows OPERATOR(pg_catalog.>) 0), '{}') END AS models
+                    FROM (SELECT n.model, pg_catalog.sum(n.rows) AS rows
+                          FROM (SELECT w.model, p.embedded OPERATOR(pg_catalog.-) a.count AS rows
+                                UNION ALL SELECT coalesce(q.made_by, '(unknown)'), pg_catalog.count(DISTINCT q.key) FROM clip_search.watch_queue q
+                                          WHERE q.watch OPERATOR(pg_catalog.=) w.id AND q.again GROUP BY q.made_by) AS n
+                          GROUP BY n.model) AS o) AS m
+WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE') OR pg_catalog.has_table_privilege(c.oid, 'SELECT');
+DROP FUNCTION clip_search.watch_progress(regclass, name, name, name, name);
+COMMENT ON COLUMN clip_search.watch.models IS 'Rows with an embedding by the model that made it, as a JSON object; "(unknown)" counts vectors from before the watch';
+COMMENT ON COLUMN clip_search.watch.outdated IS 'Rows whose embedding is older than the watch, or made with an earlier source, weight or model; they count as pending';
+COMMENT ON COLUMN clip_search.watch.tags IS 'Column that receives the tags, if rows are tagged';
 
-COMMENT ON FUNCTION @extschema@.clip_alter_collection(text, text, double precision, text, text, text, text) IS 'Changes the settings of a collection that are passed, and no others; only its owner can call it
+COMMENT ON FUNCTION @extschema@.clip_alter_collection(text, text, double precision, text, text, text, text) IS 'Changes the passed settings of a collection, and no others; only its owner can call it
 owner: a role that the caller is a member of, and that owns the members'' table
 threshold: lowest cosine at which a vector joins a cluster
-model: model that makes the vectors
+model: model that computes the vectors
 key: column that identifies a member; labels: column with keywords (text[]); image: column with image files (bytea)';
 COMMENT ON FUNCTION @extschema@.clip_grant_collection(text, text, text) IS 'Grants a role, or PUBLIC, privileges on a collection; only its owner can call it
 privilege: select (see clusters and reports), assign (join and leave), recluster, or all';
@@ -658,37 +664,38 @@ COMMENT ON FUNCTION @extschema@.clip_clusters(text, bigint, regclass) IS 'Cluste
 representative: key of the member nearest to the centroid
 cohesion: mean cosine of the members to the centroid; lowest: the lowest such cosine
 labels: the five most characteristic keywords
-members: the members'' table, which the caller names if row-level policies or a view decide what it sees of it
+members: the members'' table; name it if row-level policies apply to you, or if the members are in a view
 If the collection has no members'' table, representative, lowest and labels are NULL.';
 COMMENT ON FUNCTION @extschema@.clip_cluster_groups(text, bigint, regclass) IS 'Clusters of a collection as JSON for a user interface: representative with thumbnail, members, keywords
-members: the members'' table, which the caller names if row-level policies or a view decide what it sees of it
+members: the members'' table; name it if row-level policies apply to you, or if the members are in a view
 The JSON Schema is docs/cluster_groups.schema.json.';
 COMMENT ON FUNCTION @extschema@.clip_duplicates(text, double precision, regclass) IS 'Near-duplicates in a collection: each member that nearly equals an earlier one (by key), with the nearest such member
 threshold: lowest cosine of near-duplicates
-members: the members'' table, which the caller names if row-level policies or a view decide what it sees of it';
-COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text) IS 'Counts a table''s rows by a scan without SQL, for a caller that may read all of them; NULL for others';
+members: the members'' table; name it if row-level policies apply to you, or if the members are in a view';
+COMMENT ON FUNCTION clip_search.watch_progress(regclass, name, name, name, name, name) IS 'Counts the rows of a watched table for clip_search.watch';
+COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text, text) IS 'Counts a table''s rows by a scan without SQL, for a caller that may read all of them; NULL for others';
 
 -- Functions in a reader's WHERE must not see rows of other owners before the views' own conditions have run.
 ALTER VIEW clip_search.watch SET (security_barrier = true);
 ALTER VIEW clip_search.pending SET (security_barrier = true);
 ALTER VIEW clip_search.failure SET (security_barrier = true);
 
--- What an image file's header says: bits per sample and the date. The earlier columns keep their places.
+-- clip_image_info also returns bits per sample and the date. The earlier columns keep their positions.
 DROP FUNCTION @extschema@.clip_image_info(bytea);
 CREATE FUNCTION @extschema@.clip_image_info(image bytea)
 RETURNS TABLE (format text, width bigint, height bigint, orientation integer, channels integer, frames bigint, bytes bigint, bits integer,
     taken timestamp, taken_offset interval)
 IMMUTABLE STRICT PARALLEL SAFE COST 100 ROWS 1 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_image_info_wrapper';
 COMMENT ON FUNCTION @extschema@.clip_image_info(bytea) IS 'Reads the header of an image file; no pixel is decoded, and no size limit applies
-format: JPEG, PNG, GIF, WebP, BMP, TIFF, ICO, HEIC, AVIF or JPEG XL; for camera RAW its own name (DNG, CR2, NEF and others)
-width, height: size in pixels as stored, before orientation is applied; of camera RAW, its largest preview''s
+format: JPEG, PNG, GIF, WebP, BMP, TIFF, ICO, HEIC, AVIF or JPEG XL; for camera RAW the name of its format (DNG, CR2, NEF and others)
+width, height: size in pixels as stored, before orientation is applied; for camera RAW, the size of the largest preview
 orientation: EXIF orientation, from 1 (upright) to 8; 5 to 8 swap width and height
 channels: samples per pixel: 1 grey or palette, 2 grey with alpha, 3 RGB, 4 RGB with alpha or CMYK
 frames: number of frames or pages
 bytes: length of the file
 bits: bits per sample
-taken: when the picture was taken, by the camera''s clock (EXIF DateTimeOriginal); NULL if the file does not say
-taken_offset: how far that clock was ahead of UTC (EXIF OffsetTimeOriginal), so taken - taken_offset is in UTC; NULL if the file does not say';
+taken: when the picture was taken, by the camera''s clock (EXIF DateTimeOriginal); NULL if the file does not state it
+taken_offset: offset of that clock from UTC (EXIF OffsetTimeOriginal), so taken - taken_offset is in UTC; NULL if the file does not state it';
 
 -- Partitions of watched tables.
 CREATE FUNCTION clip_search.settle_partitions(watches bigint[]) RETURNS VOID
@@ -702,8 +709,8 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     touched bigint[];
 BEGIN
-    -- Only watched tables that the command has touched, whose owner the caller therefore is: nobody's table is locked,
-    -- and nobody's code runs, in another role's command.
+    -- Only watched tables that the command has changed. The caller therefore owns them, so a command neither locks
+    -- another role's table nor runs its code.
     SELECT array_agg(w.id) INTO touched
     FROM clip_search.watch_setting AS w
     WHERE w.relation::oid IN (SELECT a.relid::oid FROM pg_event_trigger_ddl_commands() AS c
@@ -722,10 +729,10 @@ GRANT SELECT ON clip_search.watch_partition TO pg_database_owner;
 COMMENT ON TABLE clip_search.watch_partition IS 'Partitions of watched tables';
 COMMENT ON INDEX clip_search.watch_partition_pkey IS 'One row per watch and partition';
 COMMENT ON FUNCTION clip_search.follow_partitions() IS 'Event trigger: follows partitions that are added to a watched table, attached or detached';
-COMMENT ON FUNCTION clip_search.settle_partitions(bigint[]) IS 'Takes the rows of detached partitions out of their clusters, and puts triggers on new partitions';
+COMMENT ON FUNCTION clip_search.settle_partitions(bigint[]) IS 'Removes the rows of detached partitions from their clusters, and creates triggers on new partitions';
 COMMENT ON EVENT TRIGGER clip_search_partition IS 'Keeps the clusters of partitioned tables in sync when partitions are attached or detached';
 
--- Relevance, tags, and a search that returns only what matches.
+-- Relevance, tags, and a search that returns only matches.
 CREATE FUNCTION @extschema@.clip_relevance(embedding vector, query text, model text DEFAULT NULL) RETURNS double precision
 STABLE PARALLEL SAFE COST 1000 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_relevance_wrapper';
 CREATE FUNCTION @extschema@.clip_explain(embedding vector, query text, k integer DEFAULT 5, model text DEFAULT NULL)
@@ -747,32 +754,40 @@ CREATE FUNCTION @extschema@.clip_find(relation regclass, query text, k integer D
     key text DEFAULT NULL, embedding text DEFAULT NULL, model text DEFAULT NULL)
 RETURNS TABLE (id text, cosine double precision, relevance double precision)
 STABLE PARALLEL RESTRICTED COST 100000 ROWS 40 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_find_wrapper';
-COMMENT ON FUNCTION @extschema@.clip_relevance(vector, text, text) IS 'How certainly a photo shows what a text says, from 0 to 1; from 0.5 on it is an answer
-model: model that made the embedding; clip_search.model by default
-The text competes with everyday words (clip_search.words), which a model embeds once; the first call does so.';
-COMMENT ON FUNCTION @extschema@.clip_explain(vector, text, integer, text) IS 'Why a photo is an answer: words that suit both the photo and the query, best first
+CREATE FUNCTION @extschema@.clip_find(relation regclass, query bytea, k integer DEFAULT 40, cut double precision DEFAULT 0.5,
+    after_relevance double precision DEFAULT NULL, after_id text DEFAULT NULL, candidates integer DEFAULT 1000,
+    key text DEFAULT NULL, embedding text DEFAULT NULL, model text DEFAULT NULL)
+RETURNS TABLE (id text, cosine double precision, relevance double precision)
+STABLE PARALLEL RESTRICTED COST 100000 ROWS 40 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_find_by_photo_wrapper';
+COMMENT ON FUNCTION @extschema@.clip_relevance(vector, text, text) IS 'How certainly a photo shows the subject of a text, from 0 to 1; a photo from 0.5 on is an answer
+model: model that computed the embedding; defaults to clip_search.model
+The text competes with everyday words (clip_search.words), which a model embeds once, in the first call.';
+COMMENT ON FUNCTION @extschema@.clip_explain(vector, text, integer, text) IS 'Why a photo matches a query: the words that fit both, best first
 k: number of words
 in_photo: relevance of the word to the photo; in_query: relevance of the word to the query
-model: model that made the embedding; clip_search.model by default';
+model: model that computed the embedding; defaults to clip_search.model';
 COMMENT ON FUNCTION @extschema@.clip_prepare_words(text) IS 'Embeds the words that clip_relevance and clip_tags need, ahead of the first search; returns their number
-model: model that embeds them; clip_search.model by default';
-COMMENT ON FUNCTION @extschema@.clip_tags(vector, integer, text) IS 'Words for what a photo shows, the most relevant first
+model: model that embeds them; defaults to clip_search.model';
+COMMENT ON FUNCTION @extschema@.clip_tags(vector, integer, text) IS 'Words for the subject of a photo, the most relevant first
 k: number of words, whether relevant or not
-relevance: as clip_relevance has it, up to rounding; from 0.5 on the tag is a good one
-model: model that made the embedding; clip_search.model by default';
-COMMENT ON FUNCTION @extschema@.clip_tags(vector, text[], text) IS 'Labels of one''s own with their relevance to a photo, the most relevant first; several may fit, or none
+relevance: as returned by clip_relevance, up to rounding; a tag from 0.5 on is good
+model: model that computed the embedding; defaults to clip_search.model';
+COMMENT ON FUNCTION @extschema@.clip_tags(vector, text[], text) IS 'Your own labels with their relevance to a photo, the most relevant first; several may fit, or none
 labels: pass the argument by name (labels => ...) if it is a literal
-model: model that made the embedding; clip_search.model by default';
-COMMENT ON FUNCTION @extschema@.clip_classify_or_none(vector, text[], text, text, text) IS 'Zero-shot classification of a stored embedding that may show none of the labels
-otherwise: name of the row for none of them; the photo shows a label as far as it, or a word that suits both, is relevant
+model: model that computed the embedding; defaults to clip_search.model';
+COMMENT ON FUNCTION @extschema@.clip_classify_or_none(vector, text[], text, text, text) IS 'Zero-shot classification of a stored embedding, with a row for photos that show none of the labels
+otherwise: name of that row; a photo shows a label to the degree that the label, or a word that fits both, is relevant
 template: text with {} in the place of the label
-model: model that made the embedding; clip_search.model by default
-The labels share the rest as clip_classify distributes it.';
-COMMENT ON FUNCTION @extschema@.clip_find(regclass, text, integer, double precision, double precision, text, integer, text, text, text) IS 'Rows of a table that match a text, the most relevant first, in pages; it reads the table with the caller''s rights
-k: rows of a page
+model: model that computed the embedding; defaults to clip_search.model
+The labels share the remaining probability in the proportions of clip_classify.';
+COMMENT ON FUNCTION @extschema@.clip_find(regclass, text, integer, double precision, double precision, text, integer, text, text, text) IS 'Rows of a table that match a text, the most relevant first, in pages; it reads the table with the caller''s privileges
+k: number of rows per page
 cut: lowest relevance of a row
 after_relevance, after_id: values of the previous page''s last row
-candidates: number of nearest rows that are rated; an HNSW index finds them whatever hnsw.ef_search is
+candidates: number of nearest rows to rate; an HNSW index finds them regardless of hnsw.ef_search
 key: column that identifies a row, by default the primary key; embedding: column of type vector or halfvec, by default the only one
 id: key of the row, as text; cosine: of the row to the query; relevance: as clip_relevance has it
 model: model that made the embeddings; by default that of the watched column, or clip_search.model';
+COMMENT ON FUNCTION @extschema@.clip_find(regclass, bytea, integer, double precision, double precision, text, integer, text, text, text) IS 'Rows of a table that show what a photo shows, the most relevant first, in pages; the other arguments are those of clip_find by a text
+query: image file, which is embedded once
+relevance: how certainly both photos show the word that they share most, from 0 to 1; the cosine of photos depends on the model much more';

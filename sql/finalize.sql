@@ -1,10 +1,11 @@
 -- The tables that pg_dump includes, privileges, and the documentation that psql shows (\df+, \d+).
 
--- But collections whose members' table has been dropped: a dump writes its bare OID, which might belong to another table
--- after the restore.
+-- Omits collections whose members' table has been dropped: a dump writes the table's bare OID, which might belong to
+-- another table after the restore.
 SELECT pg_catalog.pg_extension_config_dump('clip_search.collection_setting',
     'WHERE members IS NULL OR EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) members::pg_catalog.oid)');
--- But grants to roles that have been dropped: they would come back as numbers, which another role might have there.
+-- Omits grants to dropped roles: a dump writes the role's bare OID, which might belong to another role after the
+-- restore.
 SELECT pg_catalog.pg_extension_config_dump('clip_search.collection_grant',
     'WHERE grantee::pg_catalog.oid OPERATOR(pg_catalog.=) 0::pg_catalog.oid
         OR EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) grantee::pg_catalog.oid)');
@@ -14,16 +15,16 @@ SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_sum', '');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_change', '');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.cluster_code', '');
 
--- Every role may embed, and group in collections that are its own, open or granted to it. Only the functions change the
--- tables, and they check the caller's privileges first.
--- clip_check_model reads any directory that the server can read.
+-- Every role may embed, and may group in its own collections, in open collections, and in collections granted to it.
+-- Only the functions change the tables, and they check the caller's privileges first. clip_check_model reads any
+-- directory that the server can read.
 REVOKE ALL ON FUNCTION clip_check_model(text) FROM PUBLIC;
--- The figures may be those of all connections.
+-- The counters may cover all connections.
 REVOKE ALL ON FUNCTION clip_reset_stats() FROM PUBLIC;
 GRANT USAGE ON SCHEMA clip_search TO PUBLIC;
 GRANT SELECT ON clip_search.collection, clip_search.cluster TO PUBLIC;
--- The database's owner must be able to dump it. Other roles can't read these tables: they contain keys and error messages
--- of rows of any table.
+-- The database's owner must be able to dump it. Other roles can't read these tables: they contain keys and error
+-- messages of rows of any table.
 GRANT SELECT ON clip_search.collection_setting, clip_search.collection_grant, clip_search.cluster_sum, clip_search.cluster_change, clip_search.cluster_code,
     clip_search.watch_setting, clip_search.watch_queue, clip_search.watch_failure, clip_search.watch_partition TO pg_database_owner;
 GRANT SELECT ON SEQUENCE clip_search.cluster_id_seq, clip_search.cluster_change_id_seq, clip_search.watch_id_seq, clip_search.watch_queue_id_seq TO pg_database_owner;
@@ -38,6 +39,7 @@ ALTER FUNCTION clip_tags(vector, integer, text) ROWS 5;
 ALTER FUNCTION clip_tags(vector, text[], text) ROWS 10;
 ALTER FUNCTION clip_explain(vector, text, integer, text) ROWS 5;
 ALTER FUNCTION clip_find(regclass, text, integer, double precision, double precision, text, integer, text, text, text) ROWS 40;
+ALTER FUNCTION clip_find(regclass, bytea, integer, double precision, double precision, text, integer, text, text, text) ROWS 40;
 ALTER FUNCTION clip_image_info(bytea) ROWS 1;
 ALTER FUNCTION clip_diversify(vector, anyarray, vector[], integer, double precision) ROWS 10;
 
@@ -47,7 +49,7 @@ COMMENT ON VIEW clip_search.collection IS 'Separate sets of clusters and their s
 COMMENT ON COLUMN clip_search.collection.name IS 'Name, as passed to clip_assign_cluster; default if none was passed';
 COMMENT ON COLUMN clip_search.collection.dimensions IS 'Dimensions of the vectors';
 COMMENT ON COLUMN clip_search.collection.threshold IS 'Lowest cosine at which a vector joins a cluster: the collection''s own, else clip_search.cluster_threshold';
-COMMENT ON COLUMN clip_search.collection.model IS 'Model that made the vectors, if known';
+COMMENT ON COLUMN clip_search.collection.model IS 'Model that computed the vectors, if known';
 COMMENT ON COLUMN clip_search.collection.members IS 'Table that holds the members';
 COMMENT ON COLUMN clip_search.collection.embedding IS 'Column of that table with the embedding';
 COMMENT ON COLUMN clip_search.collection.cluster IS 'Column of that table with the cluster''s id';
@@ -92,7 +94,8 @@ COMMENT ON INDEX clip_search.cluster_sum_recent_idx IS 'Sums without a binary co
 COMMENT ON INDEX clip_search.cluster_change_cluster_idx IS 'Changes by cluster';
 COMMENT ON INDEX clip_search.cluster_code_collection_idx IS 'Binary codes by collection';
 
--- The first line says what the function does. Arguments and columns follow, one per line; the reference page lists them.
+-- The first line says what the function does. Arguments and columns follow, one per line; the reference page lists
+-- them.
 COMMENT ON FUNCTION clip_embed_image(bytea) IS 'Embedding of an image (JPEG, PNG, WebP, GIF, BMP, TIFF, ICO, HEIC, AVIF, JPEG XL, RAW) by clip_search.model, scaled to length 1';
 COMMENT ON FUNCTION clip_embed_image(bytea, text) IS 'Embedding of an image file by the named model, scaled to length 1; immutable, so a generated column can use it';
 COMMENT ON FUNCTION clip_embed_text(text) IS 'Embedding of a text by the model clip_search.model, scaled to length 1';
@@ -101,46 +104,49 @@ COMMENT ON FUNCTION clip_embed_images(bytea[]) IS 'Embeddings of an array of ima
 COMMENT ON FUNCTION clip_embed_images(bytea[], text) IS 'Embeddings of an array of image files by the named model, in batches; NULL elements stay NULL';
 COMMENT ON FUNCTION clip_embed_texts(text[]) IS 'Embeddings of an array of texts, in batches; NULL elements stay NULL, and one bad text fails the call';
 COMMENT ON FUNCTION clip_embed_texts(text[], text) IS 'Embeddings of an array of texts by the named model, in batches; NULL elements stay NULL';
-COMMENT ON FUNCTION clip_relevance(vector, text, text) IS 'How certainly a photo shows what a text says, from 0 to 1; from 0.5 on it is an answer
-model: model that made the embedding; clip_search.model by default
-The text competes with everyday words (clip_search.words), which a model embeds once; the first call does so.';
-COMMENT ON FUNCTION clip_explain(vector, text, integer, text) IS 'Why a photo is an answer: words that suit both the photo and the query, best first
+COMMENT ON FUNCTION clip_relevance(vector, text, text) IS 'How certainly a photo shows the subject of a text, from 0 to 1; a photo from 0.5 on is an answer
+model: model that computed the embedding; defaults to clip_search.model
+The text competes with everyday words (clip_search.words), which a model embeds once, in the first call.';
+COMMENT ON FUNCTION clip_explain(vector, text, integer, text) IS 'Why a photo matches a query: the words that fit both, best first
 k: number of words
 in_photo: relevance of the word to the photo; in_query: relevance of the word to the query
-model: model that made the embedding; clip_search.model by default';
+model: model that computed the embedding; defaults to clip_search.model';
 COMMENT ON FUNCTION clip_prepare_words(text) IS 'Embeds the words that clip_relevance and clip_tags need, ahead of the first search; returns their number
-model: model that embeds them; clip_search.model by default';
-COMMENT ON FUNCTION clip_tags(vector, integer, text) IS 'Words for what a photo shows, the most relevant first
+model: model that embeds them; defaults to clip_search.model';
+COMMENT ON FUNCTION clip_tags(vector, integer, text) IS 'Words for the subject of a photo, the most relevant first
 k: number of words, whether relevant or not
-relevance: as clip_relevance has it, up to rounding; from 0.5 on the tag is a good one
-model: model that made the embedding; clip_search.model by default';
-COMMENT ON FUNCTION clip_tags(vector, text[], text) IS 'Labels of one''s own with their relevance to a photo, the most relevant first; several may fit, or none
+relevance: as returned by clip_relevance, up to rounding; a tag from 0.5 on is good
+model: model that computed the embedding; defaults to clip_search.model';
+COMMENT ON FUNCTION clip_tags(vector, text[], text) IS 'Your own labels with their relevance to a photo, the most relevant first; several may fit, or none
 labels: pass the argument by name (labels => ...) if it is a literal
-model: model that made the embedding; clip_search.model by default';
-COMMENT ON FUNCTION clip_classify_or_none(vector, text[], text, text, text) IS 'Zero-shot classification of a stored embedding that may show none of the labels
-otherwise: name of the row for none of them; the photo shows a label as far as it, or a word that suits both, is relevant
+model: model that computed the embedding; defaults to clip_search.model';
+COMMENT ON FUNCTION clip_classify_or_none(vector, text[], text, text, text) IS 'Zero-shot classification of a stored embedding, with a row for photos that show none of the labels
+otherwise: name of that row; a photo shows a label to the degree that the label, or a word that fits both, is relevant
 template: text with {} in the place of the label
-model: model that made the embedding; clip_search.model by default
-The labels share the rest as clip_classify distributes it.';
-COMMENT ON FUNCTION clip_find(regclass, text, integer, double precision, double precision, text, integer, text, text, text) IS 'Rows of a table that match a text, the most relevant first, in pages; it reads the table with the caller''s rights
-k: rows of a page
+model: model that computed the embedding; defaults to clip_search.model
+The labels share the remaining probability in the proportions of clip_classify.';
+COMMENT ON FUNCTION clip_find(regclass, text, integer, double precision, double precision, text, integer, text, text, text) IS 'Rows of a table that match a text, the most relevant first, in pages; it reads the table with the caller''s privileges
+k: number of rows per page
 cut: lowest relevance of a row
 after_relevance, after_id: values of the previous page''s last row
-candidates: number of nearest rows that are rated; an HNSW index finds them whatever hnsw.ef_search is
+candidates: number of nearest rows to rate; an HNSW index finds them regardless of hnsw.ef_search
 key: column that identifies a row, by default the primary key; embedding: column of type vector or halfvec, by default the only one
 id: key of the row, as text; cosine: of the row to the query; relevance: as clip_relevance has it
 model: model that made the embeddings; by default that of the watched column, or clip_search.model';
+COMMENT ON FUNCTION clip_find(regclass, bytea, integer, double precision, double precision, text, integer, text, text, text) IS 'Rows of a table that show what a photo shows, the most relevant first, in pages; the other arguments are those of clip_find by a text
+query: image file, which is embedded once
+relevance: how certainly both photos show the word that they share most, from 0 to 1; the cosine of photos depends on the model much more';
 COMMENT ON FUNCTION clip_classify(bytea, text[], text, text) IS 'Zero-shot classification of an image file, the most probable label first
 labels: the labels to choose from; none may be NULL or empty
-template: the text that is embedded for each label, which replaces {}
+template: the text that is embedded for each label; the label replaces {}
 model: defaults to clip_search.model
 probability: computed with the model''s own logit scale: a softmax over the labels, or for SigLIP the sigmoid of each';
 COMMENT ON FUNCTION clip_classify(bytea, text[], text[], text) IS 'Zero-shot classification of an image file by prompt ensembling: each label is the mean of its texts in all templates';
-COMMENT ON FUNCTION clip_classify(vector, text[], text, text) IS 'Zero-shot classification of a stored embedding; the labels must be embedded by the model that made it';
+COMMENT ON FUNCTION clip_classify(vector, text[], text, text) IS 'Zero-shot classification of a stored embedding; the labels must be embedded by the model that computed it';
 COMMENT ON FUNCTION clip_classify(vector, text[], text[], text) IS 'Zero-shot classification of a stored embedding by prompt ensembling';
 COMMENT ON FUNCTION clip_query(text[], double precision[], bytea[], double precision[], vector[], double precision[], text) IS 'Combines texts, image files and vectors into one query: their weighted sum, scaled to length 1
-Each term is scaled to length 1 before its weight applies. Weights default to 1; a negative weight leads away from a term.
-weights: weights of the texts, one for each; image_weights and vector_weights are those of the others
+Each term is scaled to length 1 before its weight applies. Weights default to 1; a negative weight moves the query away from a term.
+weights: weights of the texts, one for each; image_weights: weights of the images; vector_weights: weights of the vectors
 model: defaults to clip_search.model; the vectors must come from the same model';
 COMMENT ON FUNCTION clip_diversify(vector, anyarray, vector[], integer, double precision) IS 'Chooses relevant candidates that differ from each other (maximal marginal relevance)
 ids: identifiers of the candidates, of any type, in the order of their embeddings
@@ -149,23 +155,23 @@ lambda: weight of relevance, from 0 to 1; the rest is the weight of difference f
 score: lambda * cosine to the query - (1 - lambda) * highest cosine to a candidate already chosen';
 COMMENT ON FUNCTION clip_assign_cluster(vector) IS 'Adds a vector to the nearest cluster of the collection default, or to a new one; returns the cluster''s id';
 COMMENT ON FUNCTION clip_assign_cluster(vector, text) IS 'Adds a vector to the nearest cluster of a collection, or to a new one; returns the cluster''s id
-It joins if its cosine to the centroid is at least the collection''s threshold, or clip_search.cluster_threshold if that is not set.';
-COMMENT ON FUNCTION clip_leave_cluster(bigint, vector) IS 'Removes a member from its cluster, and the cluster with its last member; false if there is no such cluster
+The vector joins if its cosine to the centroid is at least the collection''s threshold, or clip_search.cluster_threshold if the collection has none.';
+COMMENT ON FUNCTION clip_leave_cluster(bigint, vector) IS 'Removes a member from its cluster, and the cluster with its last member; false if the cluster does not exist
 embedding: the vector that was assigned';
 COMMENT ON FUNCTION clip_create_collection(text, double precision, integer, text, regclass, text, text, text, text, text) IS 'Creates a collection, or sets up one that an assignment created: its settings and the table of its members
 threshold: lowest cosine at which a vector joins a cluster; defaults to clip_search.cluster_threshold
-dimensions: dimensions of the vectors; defaults to those of the first
-model: model that makes the vectors; defaults to that of the first, if known
+dimensions: dimensions of the vectors; defaults to the length of the first vector
+model: model that computes the vectors; defaults to the model of the first vector, if known
 members: the table of the members
 embedding, cluster: its columns with the embedding (vector or halfvec) and the cluster''s id (bigint)
 key: its column that identifies a member; defaults to the primary key
 labels: its column with keywords (text[])
 image: its column with image files (bytea), for thumbnails';
 COMMENT ON FUNCTION clip_drop_collection(text) IS 'Drops a collection and its clusters; the members'' table is not changed';
-COMMENT ON FUNCTION clip_alter_collection(text, text, double precision, text, text, text, text) IS 'Changes the settings of a collection that are passed, and no others; only its owner can call it
+COMMENT ON FUNCTION clip_alter_collection(text, text, double precision, text, text, text, text) IS 'Changes the passed settings of a collection, and no others; only its owner can call it
 owner: a role that the caller is a member of, and that owns the members'' table
 threshold: lowest cosine at which a vector joins a cluster
-model: model that makes the vectors
+model: model that computes the vectors
 key: column that identifies a member; labels: column with keywords (text[]); image: column with image files (bytea)';
 COMMENT ON FUNCTION clip_grant_collection(text, text, text) IS 'Grants a role, or PUBLIC, privileges on a collection; only its owner can call it
 privilege: select (see clusters and reports), assign (join and leave), recluster, or all';
@@ -173,7 +179,7 @@ COMMENT ON FUNCTION clip_revoke_collection(text, text, text) IS 'Revokes privile
 privilege: select, assign, recluster or all';
 COMMENT ON FUNCTION clip_has_collection_privilege(text, text) IS 'Whether the current role has a privilege on a collection
 privilege: select, assign, recluster, all or owner';
-COMMENT ON FUNCTION clip_recluster(text, text) IS 'Regroups all members of a collection by agglomerative clustering, updates their table and returns what changed
+COMMENT ON FUNCTION clip_recluster(text, text) IS 'Regroups all members of a collection by agglomerative clustering, updates their table and returns the changes
 linkage: average, or single (a chain of similar members forms one cluster)
 cluster: the cluster, which keeps the id of the cluster that most of its members come from
 change: new, merged (from several whole clusters), split (a part of one) or moved (members joined or left)
@@ -183,43 +189,43 @@ COMMENT ON FUNCTION clip_clusters(text, bigint, regclass) IS 'Clusters of a coll
 representative: key of the member nearest to the centroid
 cohesion: mean cosine of the members to the centroid; lowest: the lowest such cosine
 labels: the five most characteristic keywords
-members: the members'' table, which the caller names if row-level policies or a view decide what it sees of it
+members: the members'' table; name it if row-level policies apply to you, or if the members are in a view
 If the collection has no members'' table, representative, lowest and labels are NULL.';
 COMMENT ON FUNCTION clip_cluster_groups(text, bigint, regclass) IS 'Clusters of a collection as JSON for a user interface: representative with thumbnail, members, keywords
-members: the members'' table, which the caller names if row-level policies or a view decide what it sees of it
+members: the members'' table; name it if row-level policies apply to you, or if the members are in a view
 The JSON Schema is docs/cluster_groups.schema.json.';
 COMMENT ON FUNCTION clip_duplicates(text, double precision, regclass) IS 'Near-duplicates in a collection: each member that nearly equals an earlier one (by key), with the nearest such member
 threshold: lowest cosine of near-duplicates
-members: the members'' table, which the caller names if row-level policies or a view decide what it sees of it';
+members: the members'' table; name it if row-level policies apply to you, or if the members are in a view';
 COMMENT ON FUNCTION clip_thumbnail(bytea, integer, text) IS 'Thumbnail of an image file, upright and with its aspect ratio; smaller images keep their size
 edge: length of the longer side in pixels, from 1 to 4096
 format: jpeg (quality 85), png or webp (lossless)';
 COMMENT ON FUNCTION clip_image_info(bytea) IS 'Reads the header of an image file; no pixel is decoded, and no size limit applies
-format: JPEG, PNG, GIF, WebP, BMP, TIFF, ICO, HEIC, AVIF or JPEG XL; for camera RAW its own name (DNG, CR2, NEF and others)
-width, height: size in pixels as stored, before orientation is applied; of camera RAW, its largest preview''s
+format: JPEG, PNG, GIF, WebP, BMP, TIFF, ICO, HEIC, AVIF or JPEG XL; for camera RAW the name of its format (DNG, CR2, NEF and others)
+width, height: size in pixels as stored, before orientation is applied; for camera RAW, the size of the largest preview
 orientation: EXIF orientation, from 1 (upright) to 8; 5 to 8 swap width and height
 channels: samples per pixel: 1 grey or palette, 2 grey with alpha, 3 RGB, 4 RGB with alpha or CMYK
 frames: number of frames or pages
 bytes: length of the file
 bits: bits per sample
-taken: when the picture was taken, by the camera''s clock (EXIF DateTimeOriginal); NULL if the file does not say
-taken_offset: how far that clock was ahead of UTC (EXIF OffsetTimeOriginal), so taken - taken_offset is in UTC; NULL if the file does not say';
-COMMENT ON FUNCTION clip_models() IS 'Available models, and what this connection has loaded and embedded
+taken: when the picture was taken, by the camera''s clock (EXIF DateTimeOriginal); NULL if the file does not state it
+taken_offset: offset of that clock from UTC (EXIF OffsetTimeOriginal), so taken - taken_offset is in UTC; NULL if the file does not state it';
+COMMENT ON FUNCTION clip_models() IS 'Available models, and their use by this connection
 path: directory of the model; dimensions: dimensions of its vectors, NULL while unknown
 selected: whether clip_search.model names it
-loaded: whether this connection has loaded the image tower or the text tower, which image_loaded and text_loaded tell apart
+loaded: whether this connection has loaded the image tower (image_loaded) or the text tower (text_loaded)
 images, texts: number of items that this connection has embedded';
 COMMENT ON FUNCTION clip_check_model(text) IS 'Checks a model: its files, inputs, outputs and preprocessing, and whether it distinguishes red, green and blue
 model: a name, or the absolute path of a directory
-The last item is the verdict: good, or what is wrong.';
+The last item is the verdict: good, or the faults.';
 COMMENT ON FUNCTION clip_stats() IS 'Counters and timings of the embedding functions for each model
-images, texts: number of items embedded; memo_hits: number of texts and images answered from the connection''s memory instead
+images, texts: number of items embedded; memo_hits: number of texts and images whose embedding came from the connection''s cache
 errors: number of failed calls
 runs: number of inferences, each of one item or a batch; loads: number of graphs loaded
-load_ms, decode_ms, inference_ms: milliseconds spent loading models, turning image files into input, and in inference
+load_ms, decode_ms, inference_ms: milliseconds spent on loading models, on converting image files to input, and on inference
 total_ms: milliseconds of all calls
 since: when counting began
-shared: whether all connections are counted (if clip_search is in shared_preload_libraries) or this one only';
+shared: whether the counters cover all connections (if clip_search is in shared_preload_libraries) or this one only';
 COMMENT ON FUNCTION clip_reset_stats() IS 'Resets the counters of clip_stats() to zero';
 COMMENT ON FUNCTION clip_benchmark(text) IS 'Measures how long each step takes on this server, with generated photos and texts and a freshly loaded model
 model: defaults to clip_search.model

@@ -20,13 +20,14 @@ CREATE TABLE clip_search.watch_setting (
     added_index      name,
     added_collection boolean NOT NULL,
     created_at       timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    tags             name,
     CONSTRAINT watch_setting_column_key UNIQUE (relation, embedding),
     CHECK (image IS NOT NULL OR text IS NOT NULL),
     CHECK ((cluster IS NULL) OPERATOR(pg_catalog.=) (collection IS NULL))
 );
 
--- Writers only insert entries, so none of them waits; a row may have several. An entry is deleted soon after it is
--- written, so autovacuum runs every 1000 dead rows whatever the table's size.
+-- Writers only insert entries, so no writer waits; a row may have several entries. An entry is deleted soon after it is
+-- written, so autovacuum runs every 1000 dead rows regardless of the table's size.
 CREATE SEQUENCE clip_search.watch_queue_id_seq;
 CREATE TABLE clip_search.watch_queue (
     id        bigint PRIMARY KEY DEFAULT pg_catalog.nextval('clip_search.watch_queue_id_seq'),
@@ -56,17 +57,17 @@ CREATE TABLE clip_search.watch_failure (
     PRIMARY KEY (watch, key)
 );
 
--- The partitions of watched tables, to know which have come and gone.
+-- The known partitions of watched tables, to detect added and removed partitions.
 CREATE TABLE clip_search.watch_partition (
     watch    bigint NOT NULL,
     relation regclass NOT NULL,
     PRIMARY KEY (watch, relation)
 );
 
--- Its argument in CREATE TRIGGER is the id of a watch.
+-- The argument in CREATE TRIGGER is the id of a watch.
 CREATE FUNCTION clip_watch_row() RETURNS trigger LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'clip_watch_row';
 
--- Watches whose triggers exist and are enabled. They are missing during a restore, or if somebody dropped them.
+-- Watches whose triggers exist and are enabled. The triggers are missing during a restore, or if a role dropped them.
 CREATE VIEW clip_search.watch_live AS
 SELECT w.id, w.relation
 FROM clip_search.watch_setting w
@@ -77,8 +78,8 @@ WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger t
                 AND t.tgargs OPERATOR(pg_catalog.=)
                     (pg_catalog.convert_to(w.id::pg_catalog.text, 'UTF8') OPERATOR(pg_catalog.||) pg_catalog.decode('00', 'hex')));
 
--- Whoever drops a watched table need not know of the queue. What is dropped with the table (settings, queue, failures, and
--- the collections whose members it held) goes in the same transaction.
+-- A role that drops a watched table need not know about the extension: the table's settings, queue and failures, and
+-- the collections whose members it contained, are dropped in the same transaction.
 CREATE FUNCTION clip_search.forget_dropped() RETURNS event_trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -98,8 +99,8 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     touched bigint[];
 BEGIN
-    -- Only watched tables that the command has touched, whose owner the caller therefore is: nobody's table is locked,
-    -- and nobody's code runs, in another role's command.
+    -- Only watched tables that the command has changed. The caller therefore owns them, so a command neither locks
+    -- another role's table nor runs its code.
     SELECT array_agg(w.id) INTO touched
     FROM clip_search.watch_setting AS w
     WHERE w.relation::oid IN (SELECT a.relid::oid FROM pg_event_trigger_ddl_commands() AS c
@@ -114,11 +115,11 @@ CREATE EVENT TRIGGER clip_search_partition ON ddl_command_end WHEN TAG IN ('CREA
 
 -- Counts by a scan without SQL, if the caller may read the whole table: planning a query would evaluate index
 -- expressions, which are the owner's code. NULL for other callers, and where policies apply.
-CREATE FUNCTION clip_search.watch_progress(relation regclass, image name, text name, embedding name, cluster name,
+CREATE FUNCTION clip_search.watch_progress(relation regclass, image name, text name, embedding name, cluster name, tags name,
                                            OUT rows bigint, OUT embedded bigint, OUT open bigint)
 LANGUAGE sql STABLE PARALLEL UNSAFE COST 100000 SET search_path = pg_catalog, pg_temp AS $$
     SELECT c.rows, c.embedded, c.open
-    FROM clip_search.count_rows(relation, ARRAY[image::text, text::text], embedding::text, cluster::text) AS c
+    FROM clip_search.count_rows(relation, ARRAY[image::text, text::text], embedding::text, cluster::text, tags::text) AS c
 $$;
 
 CREATE VIEW clip_search.watch WITH (security_barrier = true) AS
@@ -128,14 +129,14 @@ SELECT w.relation, coalesce(w.image, w.text) AS source, CASE WHEN w.image IS NOT
        CASE WHEN w.queued THEN 'queued' ELSE 'immediate' END AS mode, CASE WHEN w.skip THEN 'skip' ELSE 'raise' END AS on_error,
        r.embedding AS replaces, EXISTS (SELECT FROM clip_search.watch_live l WHERE l.id OPERATOR(pg_catalog.=) w.id) AS active,
        p.rows, p.embedded, CASE WHEN p.rows IS NOT NULL THEN greatest(p.open OPERATOR(pg_catalog.-) f.count, 0) OPERATOR(pg_catalog.+) a.count END AS pending,
-       f.count AS failed, a.count AS outdated, m.models
+       f.count AS failed, a.count AS outdated, m.models, w.tags
 FROM clip_search.watch_setting w
 JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid
 LEFT JOIN clip_search.watch_setting r ON r.id OPERATOR(pg_catalog.=) w.replaces
 CROSS JOIN LATERAL (SELECT pg_catalog.count(*) FROM clip_search.watch_failure f WHERE f.watch OPERATOR(pg_catalog.=) w.id) AS f
 CROSS JOIN LATERAL (SELECT pg_catalog.count(DISTINCT q.key) FROM clip_search.watch_queue q
                     WHERE q.watch OPERATOR(pg_catalog.=) w.id AND q.again) AS a
-CROSS JOIN LATERAL clip_search.watch_progress(w.relation, w.image, w.text, w.embedding, w.cluster) AS p
+CROSS JOIN LATERAL clip_search.watch_progress(w.relation, w.image, w.text, w.embedding, w.cluster, w.tags) AS p
 CROSS JOIN LATERAL (SELECT CASE WHEN p.rows IS NOT NULL THEN
                                coalesce(pg_catalog.jsonb_object_agg(o.model, o.rows) FILTER (WHERE o.rows OPERATOR(pg_catalog.>) 0), '{}') END AS models
                     FROM (SELECT n.model, pg_catalog.sum(n.rows) AS rows
@@ -194,13 +195,13 @@ BEGIN
     before := clip_search.backfill_failed(watches);
     COMMIT;
     FOR i IN 1..pg_catalog.cardinality(watches) LOOP
-        -- Once more, for what another session had, until none is left of the rows that were there at the beginning.
+        -- Repeats until no entry from before the call is left, because other sessions may have locked some of them.
         LOOP
             after := 0;
             in_pass := 0;
             LOOP
                 entries := clip_search.backfill_claim(watches[i], after, lasts[i], batch);
-                -- An attempt is on record before it is made.
+                -- The attempt is recorded before it begins.
                 COMMIT;
                 EXIT WHEN pg_catalog.cardinality(entries) OPERATOR(pg_catalog.=) 0;
                 SELECT b.embedded, b.failed INTO now_done, now_failed FROM clip_search.backfill_work(watches[i], entries) AS b;
@@ -237,7 +238,7 @@ BEGIN
             END IF;
         END LOOP;
     END LOOP;
-    -- What others have listed as failed meanwhile, and what they have embedded: the rest of what was queued at the beginning.
+    -- Failures and embeddings of other sessions: the rest of the entries that were queued at the beginning.
     listed := clip_search.backfill_failed(watches);
     IF pg_catalog.array_position(listed, NULL) IS NULL THEN
         FOR i IN 1..pg_catalog.cardinality(watches) LOOP
@@ -282,8 +283,8 @@ END $$;
 
 SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_queue_id_seq', '');
--- Rows that refer to dropped tables are left out: a dump writes a regclass by name, but a dropped table as a bare OID,
--- which might belong to another table after the restore.
+-- Omits rows that refer to dropped tables: a dump writes a regclass by name, but a dropped table as a bare OID, which
+-- might belong to another table after the restore.
 SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_setting',
     'WHERE EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) relation::pg_catalog.oid)');
 SELECT pg_catalog.pg_extension_config_dump('clip_search.watch_queue',
@@ -301,12 +302,12 @@ GRANT SELECT ON clip_search.watch, clip_search.pending, clip_search.failure TO P
 
 COMMENT ON VIEW clip_search.watch IS 'Columns that clip_watch keeps in sync, and their progress';
 COMMENT ON COLUMN clip_search.watch.relation IS 'Watched table';
-COMMENT ON COLUMN clip_search.watch.source IS 'Column that is embedded: images (bytea) or texts';
-COMMENT ON COLUMN clip_search.watch.text_source IS 'Column of texts whose vectors are averaged with those of the images';
+COMMENT ON COLUMN clip_search.watch.source IS 'Embedded column: images (bytea) or texts';
+COMMENT ON COLUMN clip_search.watch.text_source IS 'Column of texts whose vectors are averaged with the images'' vectors';
 COMMENT ON COLUMN clip_search.watch.text_weight IS 'Weight of the text in that average';
 COMMENT ON COLUMN clip_search.watch.embedding IS 'Column that receives the embedding';
 COMMENT ON COLUMN clip_search.watch.cluster IS 'Column that receives the cluster''s id, if rows are grouped';
-COMMENT ON COLUMN clip_search.watch.model IS 'Model that embeds';
+COMMENT ON COLUMN clip_search.watch.model IS 'Model that computes the embeddings';
 COMMENT ON COLUMN clip_search.watch.collection IS 'Collection of the clusters';
 COMMENT ON COLUMN clip_search.watch.mode IS 'immediate: embeds when a row is written; queued: the background worker embeds';
 COMMENT ON COLUMN clip_search.watch.on_error IS 'raise: the statement fails; skip: the row is stored without an embedding and listed in clip_search.failure';
@@ -314,9 +315,10 @@ COMMENT ON COLUMN clip_search.watch.replaces IS 'Column that clip_reembed will r
 COMMENT ON COLUMN clip_search.watch.active IS 'Whether the triggers exist and are enabled';
 COMMENT ON COLUMN clip_search.watch.rows IS 'Rows of the table; NULL if the current role may not read them all';
 COMMENT ON COLUMN clip_search.watch.embedded IS 'Rows with an embedding, outdated ones included';
-COMMENT ON COLUMN clip_search.watch.pending IS 'Rows that still need embedding or grouping, without those that failed';
+COMMENT ON COLUMN clip_search.watch.pending IS 'Rows that still need embedding, grouping or tags, without those that failed';
 COMMENT ON COLUMN clip_search.watch.failed IS 'Rows that could not be embedded';
 COMMENT ON COLUMN clip_search.watch.models IS 'Rows with an embedding by the model that made it, as a JSON object; "(unknown)" counts vectors from before the watch';
+COMMENT ON COLUMN clip_search.watch.tags IS 'Column that receives the tags, if rows are tagged';
 COMMENT ON COLUMN clip_search.watch.outdated IS 'Rows whose embedding is older than the watch, or made with an earlier source, weight or model; they count as pending';
 
 COMMENT ON VIEW clip_search.pending IS 'Rows of the current role''s tables that await embedding by the background worker or by clip_backfill';
@@ -329,7 +331,7 @@ COMMENT ON COLUMN clip_search.pending.attempts IS 'Number of attempts so far';
 COMMENT ON COLUMN clip_search.pending.sqlstate IS 'SQLSTATE of the last error';
 COMMENT ON COLUMN clip_search.pending.message IS 'Message of the last error';
 
-COMMENT ON VIEW clip_search.failure IS 'Rows of the current role''s tables that could not be embedded; clip_retry tries them again';
+COMMENT ON VIEW clip_search.failure IS 'Rows of the current role''s tables that could not be embedded; clip_retry retries them';
 COMMENT ON COLUMN clip_search.failure.relation IS 'Watched table';
 COMMENT ON COLUMN clip_search.failure.embedding IS 'Column that receives the embedding';
 COMMENT ON COLUMN clip_search.failure.key IS 'Primary key of the row';
@@ -351,35 +353,36 @@ COMMENT ON INDEX clip_search.watch_queue_pkey IS 'Unique ids';
 COMMENT ON INDEX clip_search.watch_queue_due_idx IS 'Entries of a watch in the order in which they are due';
 COMMENT ON INDEX clip_search.watch_queue_tried_idx IS 'Entries that have been tried before';
 COMMENT ON INDEX clip_search.watch_queue_watch_idx IS 'Entries by watch and row';
-COMMENT ON INDEX clip_search.watch_queue_again_idx IS 'Rows whose vector is to be replaced';
+COMMENT ON INDEX clip_search.watch_queue_again_idx IS 'Rows whose vector will be replaced';
 COMMENT ON INDEX clip_search.watch_failure_pkey IS 'Each row is listed at most once';
 
-COMMENT ON FUNCTION clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean, text, text, text, text, text[]) IS 'Keeps a table''s embeddings, and optionally its clusters, in sync with a column of images or texts
+COMMENT ON FUNCTION clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean, text, text, text, text, text, text[]) IS 'Keeps a table''s embeddings, and optionally its clusters, in sync with a column of images or texts
 Only the table''s owner can call it. It creates missing columns, index and collection; clip_backfill embeds existing rows.
 A second call changes the settings that it names, and keeps the others.
 source: the column of images (bytea) or texts
 embedding: the column that receives the embedding, a vector or halfvec; created as a vector
 cluster: the column that receives the cluster''s id; without it rows are not grouped
 model: defaults to clip_search.model
-collection: the collection of the clusters; defaults to one named after the table
-mode: immediate (default) embeds when a row is written; queued leaves it to the background worker, and the column is NULL until then
+collection: the collection of the clusters; defaults to a collection named after the table
+mode: immediate (default) embeds when a row is written; queued leaves this to the background worker, and the column is NULL until it has finished
 on_error: raise (default) fails the statement; skip stores the row without an embedding and lists it in clip_search.failure
-text_source: a column of texts whose vectors are averaged with those of the images
+text_source: a column of texts whose vectors are averaged with the images'' vectors
 text_weight: weight of the text in that average, between 0 and 1; 0.5 by default
 threshold: the collection''s threshold; NULL: keep its own, or use clip_search.cluster_threshold
 index: whether to create an HNSW index for cosine distance
-existing: vectors that the column already contains: replace (default) counts them as pending, to be embedded again; keep takes them over
+existing: vectors that the column already contains: replace (default) counts them as pending, to be embedded again; keep leaves them unchanged
 key: the column that identifies a member of the collection; defaults to the primary key
-labels: the column with keywords (text[]) that describe clusters
+labels: the column with keywords (text[]) that describe clusters; members without keywords are described by their tags
 image: the column with image files (bytea), for thumbnails of clusters
-reset: names of options that get their defaults back, or are taken away: cluster, mode, on_error, text_source, text_weight, threshold, key, labels, image';
+tags: the column that receives the tags (text[]), created if missing: the words that clip_tags(embedding, 10) rates at 0.5 or more, the most relevant first
+reset: names of options that get their defaults back, or are taken away: cluster, mode, on_error, text_source, text_weight, threshold, key, labels, image, tags';
 COMMENT ON FUNCTION clip_unwatch(regclass, text, boolean, boolean) IS 'Stops watching a table, and keeps its columns, index and collection
 embedding: the watched column; NULL: the only one in this table
-keep_columns: deprecated: false means drop_columns => true
+keep_columns: deprecated; false means drop_columns => true
 drop_columns: drops the columns, index and collection that clip_watch added';
 COMMENT ON FUNCTION clip_retry(regclass, text, text) IS 'Retries the rows of clip_search.failure; returns the number of rows that are no longer listed
 embedding: the watched column; NULL: all watched columns of this table
-sqlstate: retries only rows that failed with this SQLSTATE, or with one of this class (its first two characters)';
+sqlstate: retries only rows that failed with this SQLSTATE, or with a SQLSTATE of this class (its first two characters)';
 COMMENT ON FUNCTION clip_embed_text_for(regclass, text, text) IS 'Embeds a text by the model of a watched column, to search that column
 Every role that can read the table can call it.
 embedding: the watched column; NULL: the only one in this table';
@@ -392,8 +395,8 @@ It returns when all rows that existed when it was called are embedded or listed 
 It can''t run inside a transaction block. It can be interrupted and called again, and run in several sessions at once.
 batch: rows per transaction
 embedding: the watched column; NULL: all watched columns of this table';
-COMMENT ON FUNCTION clip_search.watch_progress(regclass, name, name, name, name) IS 'Counts the rows of a watched table for clip_search.watch';
-COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text) IS 'Counts a table''s rows by a scan without SQL, for a caller that may read all of them; NULL for others';
+COMMENT ON FUNCTION clip_search.watch_progress(regclass, name, name, name, name, name) IS 'Counts the rows of a watched table for clip_search.watch';
+COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text, text) IS 'Counts a table''s rows by a scan without SQL, for a caller that may read all of them; NULL for others';
 COMMENT ON FUNCTION clip_search.backfill_begin(regclass, text) IS 'Step of clip_backfill: queues the rows without an embedding';
 COMMENT ON FUNCTION clip_search.backfill_claim(bigint, bigint, bigint, integer) IS 'Step of clip_backfill: claims the next queue entries';
 COMMENT ON FUNCTION clip_search.backfill_left(bigint, bigint) IS 'Step of clip_backfill: counts the entries that other sessions are working on';
@@ -407,11 +410,11 @@ batch: rows per transaction';
 COMMENT ON FUNCTION clip_search.reembed_begin(regclass, text, text) IS 'Step of clip_reembed: adds and watches the second column';
 COMMENT ON FUNCTION clip_search.reembed_goes_on(regclass, text, text) IS 'Step of clip_reembed: whether the second column still has to be filled; false if another session has finished';
 COMMENT ON FUNCTION clip_search.reembed_finish(regclass, text) IS 'Step of clip_reembed: swaps the columns; false if rows are missing';
-COMMENT ON FUNCTION clip_search.forget_dropped() IS 'Event trigger: removes what the extension keeps of a table that is dropped';
-COMMENT ON FUNCTION clip_search.forget_dropped_tables() IS 'Removes what the extension keeps of tables that have been dropped';
+COMMENT ON FUNCTION clip_search.forget_dropped() IS 'Event trigger: removes the extension''s entries of a dropped table';
+COMMENT ON FUNCTION clip_search.forget_dropped_tables() IS 'Removes the extension''s entries of dropped tables';
 COMMENT ON EVENT TRIGGER clip_search_drop IS 'Removes settings, queue, failures and groups of a watched table with the table';
 COMMENT ON TABLE clip_search.watch_partition IS 'Partitions of watched tables';
 COMMENT ON INDEX clip_search.watch_partition_pkey IS 'One row per watch and partition';
 COMMENT ON FUNCTION clip_search.follow_partitions() IS 'Event trigger: follows partitions that are added to a watched table, attached or detached';
-COMMENT ON FUNCTION clip_search.settle_partitions(bigint[]) IS 'Takes the rows of detached partitions out of their clusters, and puts triggers on new partitions';
+COMMENT ON FUNCTION clip_search.settle_partitions(bigint[]) IS 'Removes the rows of detached partitions from their clusters, and creates triggers on new partitions';
 COMMENT ON EVENT TRIGGER clip_search_partition IS 'Keeps the clusters of partitioned tables in sync when partitions are attached or detached';

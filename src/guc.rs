@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use clip::Setting;
 use clip::image::Limits;
-use clip::model::EIGHT_BIT;
+use clip::model::AUTO_INT8;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 use pgrx::pg_sys;
 
@@ -83,7 +83,7 @@ pub fn register() {
     GucRegistry::define_string_guc(
         c"clip_search.words",
         c"File with the words that clip_relevance and clip_tags compare photos with.",
-        c"One word or phrase a line; those with a + in front are tags only. Empty: the built-in list of 5,500 everyday words and 870 phrases.",
+        c"One word or phrase per line; lines that begin with + are tags only. Empty: the built-in list of 5,500 everyday words and 870 phrases.",
         &WORDS,
         GucContext::Suset,
         GucFlags::SUPERUSER_ONLY,
@@ -98,8 +98,8 @@ pub fn register() {
     );
     GucRegistry::define_enum_guc(
         c"clip_search.precision",
-        c"Precision in which the default model computes.",
-        c"float32 is the reference. int8 makes an eight-bit form of clip_search.model once and keeps it in the cache: two to three times as fast. It does not change models that a call or a watched table names.",
+        c"Precision of the default model.",
+        c"float32 is the reference. int8 creates an eight-bit variant of clip_search.model once, keeps it in the cache, and is two to three times as fast. It does not affect models that a call or a watched table names.",
         &PRECISION,
         GucContext::Userset,
         GucFlags::default(),
@@ -137,7 +137,7 @@ pub fn register() {
     GucRegistry::define_int_guc(
         c"clip_search.memo_texts",
         c"Number of text embeddings that a connection caches for each model.",
-        c"The least recently used ones are evicted. 0 disables the cache. A vector of 512 dimensions takes 2 kB.",
+        c"The least recently used embeddings are evicted. 0 disables the cache. A vector of 512 dimensions takes 2 kB.",
         &MEMO_TEXTS,
         0,
         1 << 20,
@@ -147,7 +147,7 @@ pub fn register() {
     GucRegistry::define_int_guc(
         c"clip_search.memo_images",
         c"Number of image embeddings that a connection caches for each model.",
-        c"They serve queries by a photo, which PostgreSQL evaluates for each row. The least recently used ones are evicted. 0 disables the cache.",
+        c"The cache serves queries by a photo, which PostgreSQL evaluates for each row. The least recently used embeddings are evicted. 0 disables the cache.",
         &MEMO_IMAGES,
         0,
         1 << 20,
@@ -167,7 +167,7 @@ pub fn register() {
     GucRegistry::define_int_guc(
         c"clip_search.max_image_memory",
         c"Memory that decoding and resizing one image may take.",
-        c"An image that would take more is refused before memory is allocated. Most take three bytes per pixel, progressive JPEGs up to nine, lossy WebPs with transparency eleven.",
+        c"An image that would take more is refused before memory is allocated. Most images take three bytes per pixel, progressive JPEGs up to nine, lossy WebPs with transparency eleven.",
         &MAX_IMAGE_MEMORY,
         1024,
         i32::MAX,
@@ -177,7 +177,7 @@ pub fn register() {
     GucRegistry::define_float_guc(
         c"clip_search.cluster_threshold",
         c"Lowest cosine to a cluster's centroid at which an embedding joins the cluster.",
-        c"At 1 only equal vectors join. The default suits cosines between images; those between text and image are far lower.",
+        c"At 1 only equal vectors join. The default suits cosines between images; cosines between text and image are far lower.",
         &CLUSTER_THRESHOLD,
         -1.0,
         1.0,
@@ -195,7 +195,7 @@ pub fn register() {
     GucRegistry::define_bool_guc(
         c"clip_search.exact_jpeg",
         c"Decode JPEGs at full size even if they are far larger than the model's input.",
-        c"Off: JPEGs of at least eight times that size are decoded at 1/2, 1/4 or 1/8, which is faster; the embeddings have a cosine of 0.9997 to the exact ones.",
+        c"Off: JPEGs of at least eight times that size are decoded at 1/2, 1/4 or 1/8, which is faster; the embeddings have a cosine of 0.9997 to the exact embeddings.",
         &EXACT_JPEG,
         GucContext::Userset,
         GucFlags::default(),
@@ -229,7 +229,7 @@ pub fn register() {
     GucRegistry::define_int_guc(
         c"clip_search.worker_attempts",
         c"Number of attempts before the background worker gives up on a row and lists it in clip_search.failure.",
-        c"An attempt that ended in a server crash counts, so a row that crashes the server does so at most this often.",
+        c"An attempt that ended in a server crash counts, so a row can crash the server at most this many times.",
         &WORKER_ATTEMPTS,
         1,
         100,
@@ -258,25 +258,24 @@ pub fn register() {
     );
     // SAFETY: PostgreSQL copies the name; called in _PG_init after every setting is defined.
     #[allow(unsafe_code)]
-    #[cfg(not(feature = "pg14"))]
     unsafe {
         pg_sys::MarkGUCPrefixReserved(c"clip_search".as_ptr());
     }
 }
 
 /// With RUST_BACKTRACE in the server's environment an error that PostgreSQL raises inside an SQL function, say in a
-/// read-only transaction, would carry 30 lines of backtrace as its DETAIL. Whoever wants them sets RUST_LIB_BACKTRACE=1.
+/// read-only transaction, would carry 30 lines of backtrace as its DETAIL. To get backtraces, set RUST_LIB_BACKTRACE=1.
 #[allow(unsafe_code)]
 pub fn leave_out_backtraces() {
     const NAME: &str = "RUST_LIB_BACKTRACE";
     if std::env::var_os(NAME).is_none() {
-        // SAFETY: this process has one thread as the library is loaded: PostgreSQL's processes have no others, and the
-        // engine starts its own later.
+        // SAFETY: this process has one thread when the library is loaded: PostgreSQL's processes have no other threads,
+        // and the engine starts its own later.
         unsafe { std::env::set_var(NAME, "0") };
     }
 }
 
-/// What a setting that the engine's hints name is called here.
+/// The extension's name of a setting in the engine's hints.
 pub fn name(setting: Setting) -> &'static str {
     match setting {
         Setting::Runtime => "clip_search.onnxruntime",
@@ -289,13 +288,13 @@ fn string(setting: &'static GucSetting<Option<CString>>) -> String {
     setting.get().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// The default model, in the precision that clip_search.precision asks for. A variant that is named stays as it is.
+/// The default model, in the precision of clip_search.precision. A model that names a variant is not changed.
 pub fn model() -> String {
     let spec = string(&MODEL);
     match PRECISION.get() {
         Precision::Float32 => spec,
         Precision::Int8 => {
-            let part = |part: &str| if part.contains(':') { part.to_owned() } else { format!("{part}:{EIGHT_BIT}") };
+            let part = |part: &str| if part.contains(':') { part.to_owned() } else { format!("{part}:{AUTO_INT8}") };
             spec.split('+').map(part).collect::<Vec<_>>().join("+")
         }
     }
@@ -348,11 +347,12 @@ pub fn onnxruntime() -> PathBuf {
     }
 }
 
-/// The directory that this library was loaded from. It is not PostgreSQL's if dynamic_library_path names another, as for an
-/// image volume, which has lib/ and share/ of its own. `None` if the loader does not tell.
+/// The directory that this library was loaded from. It differs from PostgreSQL's if dynamic_library_path names another,
+/// for example in an image volume, which has its own lib/ and share/. `None` if the loader does not report it.
 #[allow(unsafe_code)]
 fn own_directory() -> Option<PathBuf> {
-    // SAFETY: dladdr fills `about` for an address of this library; the name that it points to lives as long as the library.
+    // SAFETY: dladdr fills `about` for an address of this library; the name that it points to lives as long as the
+    // library.
     let file = unsafe {
         let mut about: libc::Dl_info = std::mem::zeroed();
         if libc::dladdr(own_directory as *const libc::c_void, &raw mut about) == 0 || about.dli_fname.is_null() {
@@ -365,7 +365,7 @@ fn own_directory() -> Option<PathBuf> {
 
 /// The directory of the graph cache; `None` if it is disabled.
 ///
-/// The default is in the data directory under a name that base backups leave out (they skip names that begin with
+/// The default is in the data directory under a name that base backups omit (they skip names that begin with
 /// `pgsql_tmp`).
 #[allow(unsafe_code)]
 pub fn cache() -> Option<PathBuf> {
@@ -380,8 +380,8 @@ pub fn cache() -> Option<PathBuf> {
     }
 }
 
-/// `Postmaster` if the server preloads the library. PostgreSQL refuses to define such a setting later, and a library that is
-/// loaded later can't preload models anyway.
+/// `Postmaster` if the server preloads the library. PostgreSQL refuses to define such a setting later, and a library
+/// that is loaded later can't preload models.
 #[allow(unsafe_code)]
 fn preload_context() -> GucContext {
     // SAFETY: a flag that only this thread writes.
@@ -398,10 +398,10 @@ pub fn preload() -> Vec<String> {
     list.split(',').map(str::trim).filter(|spec| !spec.is_empty()).map(str::to_owned).collect()
 }
 
-/// Threads of one inference: what the session asks for, as far as an administrator lets it.
+/// Threads of one inference: the session's setting, up to the administrator's limit.
 pub fn threads() -> usize {
     let most = match MAX_THREADS.get() {
-        // Asked of the system once, since it reads files.
+        // The system is asked only once, because this reads files.
         0 => *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from)),
         most => most as usize,
     };
@@ -458,7 +458,7 @@ pub fn truncate_text() -> bool {
     TRUNCATE_TEXT.get()
 }
 
-/// PostgreSQL's shared files of the running installation (`pg_config --sharedir`), wherever it was moved to.
+/// PostgreSQL's shared files of the running installation (`pg_config --sharedir`), even if it was moved.
 #[allow(unsafe_code)]
 fn share_directory() -> PathBuf {
     let mut buffer = [0; pg_sys::MAXPGPATH as usize];

@@ -1,6 +1,6 @@
 //! PostgreSQL extension: CLIP image and text embeddings on the CPU inside the backend, for pgvector.
 //!
-//! Only what touches PostgreSQL is here; the engine is `crates/clip`.
+//! This crate contains only code that uses PostgreSQL; the engine is `crates/clip`.
 
 use pgrx::prelude::*;
 
@@ -14,7 +14,7 @@ mod watch;
 
 ::pgrx::pg_module_magic!(name, version);
 
-/// Lets libraries' work on images fail with an error where memory runs out; see [`clip::memory`].
+/// Makes image libraries fail with an error when memory runs out; see [`clip::memory`].
 #[global_allocator]
 static ALLOCATOR: clip::memory::Allocator = clip::memory::Allocator(std::alloc::System);
 
@@ -43,8 +43,8 @@ extension_sql_file!(
 );
 extension_sql_file!("../sql/finalize.sql", finalize);
 
-/// Runs when a process loads the library. Models are loaded by the first call that needs one, or by a
-/// postmaster that is told to preload them; a postmaster starts the background worker, too.
+/// Runs when a process loads the library. The first call that needs a model loads it, or the postmaster preloads it;
+/// the postmaster also starts the background worker.
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     guc::leave_out_backtraces();

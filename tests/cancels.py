@@ -12,7 +12,7 @@ import image_files as files
 import numpy as np
 import psycopg
 
-from support import value
+from support import is_running, until, value
 
 CANCELLED = "57014"
 
@@ -128,7 +128,7 @@ class Cancelled:
     cpu: float
 
 
-def cpu_time(pid: int) -> float:
+def main_thread_seconds(pid: int) -> float:
     return int(pathlib.Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
@@ -151,12 +151,14 @@ def cancel_after(
                 db.execute(query)
             except psycopg.Error as error:
                 state = error.sqlstate
-            ended.append((time.monotonic(), cpu_time(pid), state))
+            ended.append((time.monotonic(), main_thread_seconds(pid), state))
 
         thread = threading.Thread(target=run)
         thread.start()
+        # A cancel that comes before the call is forgotten.
+        until(lambda: ended or is_running(other, pid), "the call's beginning")
         time.sleep(delay)
-        asked, used = time.monotonic(), cpu_time(pid)
+        asked, used = time.monotonic(), main_thread_seconds(pid)
         value(other, "SELECT pg_cancel_backend(%s)", pid)
         thread.join()
         at, used_by_then, state = ended[0]

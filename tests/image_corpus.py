@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""620 image files of every sort that phones, cameras, scanners and web sites make, each embedded by clip-embed and
+"""675 image files of every sort that phones, cameras, scanners and web sites make, each embedded by clip-embed and
 compared with the embedding of the same picture as a PNG with the reference decoder's pixels.
 
   make image-corpus        runs it in a virtual environment of its own
@@ -87,10 +87,18 @@ def heic(p: Image.Image):
     for size in ((251, 167), (63, 47), (33, 90)):
         yield f"odd{size[0]}", *of(p.resize(size), quality=90), False
     yield "odd-lossless", *of(p.resize((251, 167)), **lossless), True
-    out = io.BytesIO()
-    pillow_heif.from_bytes(mode="RGB;16", size=p.size, data=wide(p).tobytes()).save(out, quality=80)
-    read = pillow_heif.open_heif(io.BytesIO(out.getvalue()), convert_hdr_to_8bit=True)
-    yield "bits10", out.getvalue(), read.to_pillow().convert("RGB"), False
+    yield "limited", *of(p, quality=80, full_range_flag=0), False
+    yield "bt709", *of(p, quality=80, matrix_coefficients=1), False
+    yield "turned6-422", *of(p, quality=80, chroma=422, exif=exif(6)), False
+    for orientation in (6, 7):
+        yield f"odd-turned{orientation}", *of(p.resize((251, 167)), quality=90, exif=exif(orientation)), False
+    deep = {"": (p, {}), "-422": (p, {"chroma": 422}), "-444": (p, {"chroma": 444}), "-alpha": (clear(p), {})}
+    for name, (image, options) in deep.items():
+        out = io.BytesIO()
+        raw = pillow_heif.from_bytes(mode=f"{image.mode};16", size=image.size, data=wide(image).tobytes())
+        raw.save(out, quality=80, **options)
+        read = pillow_heif.open_heif(io.BytesIO(out.getvalue()), convert_hdr_to_8bit=True)
+        yield f"bits10{name}", out.getvalue(), on_white(read.to_pillow()), False
 
 
 def avif(p: Image.Image):
@@ -111,6 +119,9 @@ def avif(p: Image.Image):
         sorts[f"turned{orientation}"] = saved(p, "AVIF", quality=80, exif=exif(orientation))
     for bits in (10, 12):
         sorts[f"bits{bits}"] = imagecodecs.avif_encode(wide(p, bits), level=85, bitspersample=bits)
+        options = {"level": 85, "bitspersample": bits, "pixelformat": "yuv420" if bits == 10 else "yuv422"}
+        sorts[f"bits{bits}-{options['pixelformat']}"] = imagecodecs.avif_encode(wide(p, bits), **options)
+    sorts["bits10-alpha"] = imagecodecs.avif_encode(wide(clear(p), 10), level=85, bitspersample=10)
     for name, data in sorts.items():
         yield name, data, pillow(data), False
     yield "lossless", imagecodecs.avif_encode(np.asarray(p), level=100), p, True

@@ -35,7 +35,7 @@ class Copy:
                 path.chmod(0o755 if path.is_dir() or path.parent == self.bindir else 0o644)
 
     def put(self, share: pathlib.Path, library: pathlib.Path) -> None:
-        """Installs a version over the one that is there, as a package does."""
+        """Installs a version over the present one, as a package does."""
         for path in (share / "extension").glob("clip_search*"):
             shutil.copyfile(path, self.extension / path.name)
             (self.extension / path.name).chmod(0o644)

@@ -158,6 +158,18 @@ def until(condition: Callable[[], object], what: str = "it", patience: float = P
         time.sleep(0.05)
 
 
+def cpu_seconds(pid: int) -> float:
+    """What a process has computed so far. Limits of time are of this: it does not grow while a process waits for a busy machine."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def is_running(db: psycopg.Connection, pid: int) -> bool:
+    """Whether a backend has begun a statement, so that a cancel finds it."""
+    db.execute("SELECT pg_stat_clear_snapshot()")
+    return bool(value(db, "SELECT state = 'active' FROM pg_stat_activity WHERE pid = %s", pid))
+
+
 # ---------------------------------------------------------------- models
 
 

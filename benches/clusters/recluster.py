@@ -5,7 +5,7 @@
     python benches/clusters/recluster.py [--json FILE] [--sets blobs,photos,giant] [--sizes 1000,10000]
 
 512 dimensions, average linkage, threshold 0.82, on one thread. Up to 10,000 rows both run in turn, three times, on
-rows made anew, and must find the same partition; the figures are medians, the ratio that of the pairs. Above that
+new rows, and must find the same partition; the figures are medians, the ratio that of the pairs. Above that
 scikit-learn is left out: the memory given for it is that of its distances, n(n - 1)/2 float64. data.py has what the
 sets are. Prints a table in Markdown. Needs numpy and scikit-learn.
 """

@@ -241,7 +241,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stamps", type=pathlib.Path, required=True, metavar="DIR")
     parser.add_argument("--model", default="photo-mini", help="a name, or a directory that the server can read")
-    parser.add_argument("--database", default="clip_search_eval", help="it is dropped and made anew")
+    parser.add_argument("--database", default="clip_search_eval", help="an existing one is dropped first")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("target/eval"), metavar="DIR")
     arguments = parser.parse_args()
     rows = pictures(arguments.stamps)

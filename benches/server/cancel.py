@@ -33,7 +33,9 @@ def main() -> None:
         with database.connect() as db:
             db.execute(f"ALTER DATABASE \"{database.name}\" SET clip_search.model = '{options.model}'")
             db.execute(f'ALTER DATABASE "{database.name}" SET client_min_messages = error')
-        wanted = [name for name in cancels.cases(cancels.IMAGES) if not options.words or any(w in name for w in options.words)]
+        wanted = [
+            name for name in cancels.cases(cancels.IMAGES) if not options.words or any(w in name for w in options.words)
+        ]
         images = {name: make() for name, make in cancels.IMAGES.items() if any(name in case for case in wanted)}
         with database.connect() as db:
             cancels.prepare(db, images)
@@ -47,7 +49,10 @@ def main() -> None:
                 delay = 0.02 * 125 ** (turn / max(1, options.times - 1))
                 took = cancels.cancel_after(database.connect, query, delay, cancels.SETTINGS.get(name, ""))
                 found += [] if took is None else [took]
-            cpu, wall = (f"{1e3 * max(times):.0f}" if found else "–" for times in ([f.cpu for f in found], [f.wall for f in found]))
+            cpu, wall = (
+                f"{1e3 * max(times):.0f}" if found else "–"
+                for times in ([f.cpu for f in found], [f.wall for f in found])
+            )
             print(f"| {name} | {cpu} | {wall} | {len(found)} of {options.times} |", flush=True)
     finally:
         database.drop()

@@ -1,4 +1,5 @@
-//! Compiles the part of the JPEG decoder that is in C, against the headers of the libjpeg-turbo that turbojpeg-sys built.
+//! Compiles the part of the JPEG decoder that is in C, against the headers of the libjpeg-turbo that turbojpeg-sys
+//! built.
 
 fn main() {
     println!("cargo:rerun-if-changed=src/image/jpeg/jpeg.c");

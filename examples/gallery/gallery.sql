@@ -285,7 +285,9 @@ FROM (SELECT count(DISTINCT cluster_id) AS clusters, count(DISTINCT split_part(t
 WHERE clusters <> subjects OR subjects <> 12
 UNION ALL
 SELECT format('photo "%s" is in cluster %s, which is not in collection gallery', title, cluster_id)
-FROM photo WHERE cluster_id NOT IN (SELECT id FROM clip_search.cluster WHERE collection = 'gallery');
+FROM photo WHERE cluster_id NOT IN (SELECT id FROM clip_search.cluster WHERE collection = 'gallery')
+UNION ALL
+SELECT format('%s groups are listed, not 12', count(*)) FROM photo_group HAVING count(*) <> 12;
 
 DO $$
 BEGIN
@@ -301,7 +303,7 @@ SELECT format('RIGHT: %s of %s queries found their photo first; %s photos form %
               (SELECT count(*) FROM photo), (SELECT count(*) FROM photo_group));
 \echo
 
-\echo 'GO ON'
+\echo 'NEXT'
 \echo
 \echo '   eval "$(make -s env)"; psql      # the gallery stays in this cluster'
 \echo

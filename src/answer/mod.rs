@@ -1,4 +1,4 @@
-//! Answers: whether a photo shows what a text says, its tags, and a search that returns only what matches.
+//! Answers: the relevance of a text to a photo, tags, and a search that returns only matches.
 
 mod find;
 mod relevance;

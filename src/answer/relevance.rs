@@ -1,4 +1,4 @@
-//! `clip_relevance`, and `clip_explain`: why a photo is an answer.
+//! `clip_relevance`, and `clip_explain`, which says why a photo matches.
 
 use clip::relevance::relevance;
 use pgrx::pg_sys::panic::ErrorReport;
@@ -48,7 +48,7 @@ fn clip_explain(
     Ok(TableIterator::new(rows))
 }
 
-/// Embeds the words ahead of the first search; returns how many there are.
+/// Embeds the words ahead of the first search; returns their number.
 #[pg_extern(volatile, parallel_restricted, cost = 1000000)]
 fn clip_prepare_words(model: default!(Option<Text<'_>>, "NULL")) -> SqlResult<i32> {
     let model = guc::model_or_default(model.map(Text::str));

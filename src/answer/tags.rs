@@ -1,4 +1,5 @@
-//! What is in a photo: words, or labels of one's own, with their relevance; classification that may find none.
+//! Tags for a photo: words, or the caller's labels, with their relevance; classification that may choose none of the
+//! labels.
 
 use clip::relevance::relevance;
 use clip::{Error, Kind};
@@ -39,7 +40,7 @@ fn clip_tags_of_labels(
     rated(vector, &labels, &model).map(TableIterator::new)
 }
 
-/// Labels with their relevance, the most relevant first, equal ones in the order given.
+/// Labels with their relevance, the most relevant first, equally relevant labels in the given order.
 fn rated(vector: Vec<f32>, labels: &[&str], model: &str) -> SqlResult<Vec<(String, f64)>> {
     let words = background::of(model)?;
     let photo = background::photo(&words, vector, model)?;
@@ -56,9 +57,9 @@ fn embedded(labels: &[&str], model: &str) -> SqlResult<Vec<Vec<f32>>> {
     Ok(loaded::embed_texts(model, &given)?.into_iter().flatten().map(|Vector(vector)| vector).collect())
 }
 
-/// How certainly a photo shows one of the labels: by itself, or by a word that suits both it and the photo. Labels are broad
-/// ("vehicle"), and narrower words suit a photo better. Of 12 such labels and 310 photos, photos of the label came to 0.5 or more in
-/// 52 % of the cases instead of 21, and others in 2.0 % instead of 0.1.
+/// How certainly a photo shows one of the labels: through the label, or through a word that fits both the label and the
+/// photo. Labels are broad ("vehicle"), and narrower words fit a photo better. With 12 broad labels and 310 photos,
+/// photos of the label reached 0.5 in 52 % of the cases instead of 21, and other photos in 2.0 % instead of 0.1.
 fn shows_any(vector: Vec<f32>, labels: &[&str], model: &str) -> SqlResult<f64> {
     let words = background::of(model)?;
     let photo = background::photo(&words, vector, model)?;
@@ -72,7 +73,7 @@ fn shows_any(vector: Vec<f32>, labels: &[&str], model: &str) -> SqlResult<f64> {
     Ok(most)
 }
 
-/// Another function than clip_classify, whose signature views may depend on.
+/// A function separate from clip_classify, because views may depend on the latter's signature.
 #[pg_extern(stable, parallel_safe, cost = 10000)]
 fn clip_classify_or_none(
     embedding: Option<Vector>,

@@ -1,10 +1,10 @@
-//! Who may do what with a collection: its owner everything, other roles what they were granted.
+//! Privileges on collections: the owner may do everything, other roles need grants.
 //!
-//! A collection whose members are in a table belongs to that table's owner, whoever that is at the time, so that ALTER
-//! TABLE … OWNER TO and REASSIGN OWNED take the collection along. The owner of any other collection has a row in
-//! clip_search.collection_grant that says `owner`. Several transactions may each write one for a new collection, since
-//! a unique row would make them wait for each other. A check comes before any lock on the collection, so that a role
-//! without the right to it can hold up nobody.
+//! A collection whose members are in a table always belongs to that table's current owner, so ALTER TABLE … OWNER TO
+//! and REASSIGN OWNED also change the collection's owner. The owner of any other collection has a row with privilege
+//! `owner` in clip_search.collection_grant. Several transactions may each write such a row for a new collection,
+//! because a unique row would make them wait for each other. Privileges are checked before any lock on the collection
+//! is taken, so a role without privileges can't block other sessions.
 
 use std::ffi::CStr;
 
@@ -15,7 +15,8 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, quote_literal};
 
-use crate::cluster::tables::{Condition, Index, Sees, Store};
+use crate::cluster::columns::{grant, setting, sum};
+use crate::cluster::tables::{Condition, Index, Snapshot, Store};
 use crate::pg::error::{SqlResult, given, report, sql_error};
 use crate::pg::spi::spi;
 use crate::pg::text::Text;
@@ -26,7 +27,7 @@ use crate::pg::user_context::{
 pub const DEFAULT_COLLECTION: &str = "default";
 
 pub fn check_name(collection: &str) -> SqlResult<()> {
-    // As long as PostgreSQL's own names. It stands in every row, and codes are stored in full pages.
+    // The limit of PostgreSQL's own names. Every row contains the name, and codes are stored in full pages.
     const LONGEST: usize = 63;
     let bad = |message: String, detail: String| Err(report(Error::new(Kind::InvalidInput, message).detail(detail)));
     match collection.len() {
@@ -41,7 +42,7 @@ pub fn unknown(collection: &str) -> ErrorReport {
         .set_hint("SELECT name FROM clip_search.collection lists those there are.")
 }
 
-/// What a role can be granted.
+/// The privileges that can be granted to a role.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Privilege {
     /// See the clusters, and reports about them.
@@ -77,21 +78,20 @@ impl Privilege {
     }
 }
 
-/// A collection's owners and grants, as they are committed or written by this transaction.
+/// A collection's owners and grants, committed or written by this transaction.
 pub struct Access {
     name: String,
     /// The owner of the members' table.
     owner_of_members: Option<pg_sys::Oid>,
     has_settings: bool,
-    /// Roles that a grant says are owners: several if several transactions have created the collection by an
-    /// assignment.
+    /// Roles with an owner's grant: several if several transactions have created the collection by an assignment.
     founders: Vec<pg_sys::Oid>,
-    /// Those of other transactions that are creating the collection and have not ended yet.
+    /// Owners in other transactions that are creating the collection and have not ended yet.
     pending: Vec<pg_sys::Oid>,
     /// 0 for PUBLIC.
     grants: Vec<(pg_sys::Oid, String)>,
     has_clusters: bool,
-    /// The objects of 0.2.0, which knew no owners: everybody may do everything, until ALTER EXTENSION … UPDATE.
+    /// The objects of 0.2.0, which had no owners: every role may do everything, until ALTER EXTENSION … UPDATE.
     outdated: bool,
 }
 
@@ -107,27 +107,30 @@ impl Access {
             has_clusters: false,
             outdated: store.is_outdated(),
         };
-        let by_name = [Condition::TextIs(1, name)];
-        store.scan(Sees::Settled, Index::SettingName, &by_name, |row| {
+        let by_name = [Condition::TextIs(setting::NAME, name)];
+        store.scan(Snapshot::Latest, Index::SettingName, &by_name, |row| {
             access.has_settings = true;
-            access.owner_of_members = row.oid(5).and_then(owner_of_table);
+            access.owner_of_members = row.oid(setting::MEMBERS).and_then(owner_of_table);
             false
         });
         if !access.has_settings {
-            store.scan(Sees::Everything, Index::SettingName, &by_name, |row| {
+            store.scan(Snapshot::Dirty, Index::SettingName, &by_name, |row| {
                 if row.inserting {
-                    access.pending.extend(row.oid(5).and_then(owner_of_table));
+                    access.pending.extend(row.oid(setting::MEMBERS).and_then(owner_of_table));
                 }
                 true
             });
-            store.scan(Sees::Everything, Index::SumCollection, &by_name, |_| {
+            store.scan(Snapshot::Dirty, Index::SumCollection, &[Condition::TextIs(sum::COLLECTION, name)], |_| {
                 access.has_clusters = true;
                 false
             });
         }
+        let by_name = [Condition::TextIs(grant::COLLECTION, name)];
         // After the clusters: the owner of a new collection is written before its first cluster.
-        store.scan(Sees::Everything, Index::GrantCollection, &by_name, |row| {
-            let (Some(role), Some(privilege)) = (row.oid(2), row.text(3)) else { return true };
+        store.scan(Snapshot::Dirty, Index::GrantCollection, &by_name, |row| {
+            let (Some(role), Some(privilege)) = (row.oid(grant::GRANTEE), row.text(grant::PRIVILEGE)) else {
+                return true;
+            };
             match (privilege.as_str(), row.inserting) {
                 ("owner", true) => access.pending.push(role),
                 ("owner", false) => access.founders.push(role),
@@ -136,23 +139,25 @@ impl Access {
             }
             true
         });
-        // A scan that sees everything may miss a row that is replaced at that moment.
+        // A dirty scan may miss a row that is being replaced.
         if access.founders.is_empty() && access.has_settings && access.owner_of_members.is_none() {
-            store.scan(Sees::Settled, Index::GrantCollection, &by_name, |row| {
-                access.founders.extend(row.oid(2).filter(|_| row.text(3).as_deref() == Some("owner")));
+            store.scan(Snapshot::Latest, Index::GrantCollection, &by_name, |row| {
+                access
+                    .founders
+                    .extend(row.oid(grant::GRANTEE).filter(|_| row.text(grant::PRIVILEGE).as_deref() == Some("owner")));
                 true
             });
         }
         access
     }
 
-    /// Whether something is known of a collection of that name.
+    /// Whether a collection of this name has settings, owners or grants.
     pub fn exists(&self) -> bool {
         self.has_settings || self.has_clusters || !self.founders.is_empty()
     }
 
     /// # Errors
-    /// 55000 if the extension's objects are those of 0.2.0.
+    /// 55000 if the extension's objects come from 0.2.0.
     pub fn check_current(&self) -> SqlResult<()> {
         if !self.outdated {
             return Ok(());
@@ -164,7 +169,7 @@ impl Access {
         .set_hint("ALTER EXTENSION clip_search UPDATE;"))
     }
 
-    /// Whether the extension's objects are those of 0.2.0.
+    /// Whether the extension's objects come from 0.2.0.
     pub fn is_outdated(&self) -> bool {
         self.outdated
     }
@@ -173,7 +178,7 @@ impl Access {
         self.has_settings
     }
 
-    /// Whether the collection is `default` as it is before anybody has set anything about it: open to PUBLIC.
+    /// Whether the collection is `default` without settings or grants, which is open to PUBLIC.
     fn is_open_default(&self) -> bool {
         self.name == DEFAULT_COLLECTION && !self.has_settings && self.founders.is_empty() && self.grants.is_empty()
     }
@@ -187,7 +192,7 @@ impl Access {
                 .any(|(role, granted)| *role == pg_sys::InvalidOid && granted == Privilege::Assign.name())
     }
 
-    /// The owner; the owner of the database where there is none, or its role has been dropped.
+    /// The owner; the owner of the database if the collection has none, or if its owner's role was dropped.
     pub fn owner(&self) -> pg_sys::Oid {
         let named = self.owner_of_members.or_else(|| self.founders.first().copied());
         named.filter(|&role| role_exists(role)).unwrap_or_else(database_owner)
@@ -227,7 +232,7 @@ impl Access {
     }
 
     /// # Errors
-    /// 42501 if the role may not assign: the collection belongs to others, or others are just now making it.
+    /// 42501 if the role may not assign: the collection belongs to other roles, or they are creating it at present.
     pub fn check_assign(&self, role: pg_sys::Oid) -> SqlResult<()> {
         let is_settled = self.has_settings || !self.founders.is_empty() || self.is_open_default();
         match self.pending.iter().find(|&&owner| !has_rights_of(role, owner)) {
@@ -260,14 +265,14 @@ impl Access {
         .set_detail(detail)
     }
 
-    /// Whether the role becomes an owner by the assignment that is about to be made. A row of this transaction's own is
-    /// written even where another transaction has one that is not committed, which may be rolled back.
+    /// Whether the role becomes an owner through the assignment that follows. This transaction writes its own row even
+    /// if another transaction has an uncommitted one, because the other may be rolled back.
     pub fn wants_owner(&self) -> bool {
         let owned = self.outdated || self.has_settings || !self.founders.is_empty() || self.name == DEFAULT_COLLECTION;
         !owned && (!self.has_clusters || !self.pending.is_empty())
     }
 
-    /// Writes what holds for the collection without being written: the owner of `default`, and that it is open.
+    /// Writes the implicit privileges on the collection: the owner of `default`, and the grants to PUBLIC.
     fn write_defaults(&self, client: &mut SpiClient<'_>) -> SqlResult<()> {
         if self.is_open_default() {
             add_owner(client, &self.name, self.owner())?;
@@ -276,8 +281,8 @@ impl Access {
         Ok(())
     }
 
-    /// Notes the owner of a collection whose settings have just been written. `has_members`: the owner is that of their
-    /// table. What another owner had granted ends with the change.
+    /// Records the owner of a collection whose settings have just been written. `has_members`: the members' table
+    /// determines the owner. The grants of a former owner are dropped.
     pub fn settle_owner(&self, client: &mut SpiClient<'_>, owner: pg_sys::Oid, has_members: bool) -> SqlResult<()> {
         if self.outdated {
             return Ok(());
@@ -296,7 +301,7 @@ fn forget_owners(client: &mut SpiClient<'_>, collection: &str) -> SqlResult<()> 
     client.update(query, None, &[collection.into()]).map(drop).map_err(spi)
 }
 
-/// Makes a role the only owner of a collection that has no table of members.
+/// Makes a role the only owner of a collection without a members' table.
 pub fn replace_owners(client: &mut SpiClient<'_>, collection: &str, role: pg_sys::Oid) -> SqlResult<()> {
     forget_owners(client, collection)?;
     add_owner(client, collection, role)
@@ -320,7 +325,7 @@ fn add_grants(
         .map_err(spi)
 }
 
-/// As an argument: pgrx passes the oid 0, which is PUBLIC, as NULL.
+/// The role as an argument: pgrx would pass the oid 0 (PUBLIC) as NULL.
 fn number<'a>(role: pg_sys::Oid) -> DatumWithOid<'a> {
     i64::from(role.to_u32()).into()
 }
@@ -329,7 +334,7 @@ fn names(privileges: &[Privilege]) -> Vec<String> {
     privileges.iter().map(|privilege| privilege.name().to_owned()).collect()
 }
 
-/// The role of that name; 0 for PUBLIC.
+/// The role with this name; 0 for PUBLIC.
 fn grantee(name: &str) -> SqlResult<pg_sys::Oid> {
     if name.eq_ignore_ascii_case("public") { Ok(pg_sys::InvalidOid) } else { role_named(name) }
 }

@@ -1,23 +1,24 @@
 //! Grouping on insert: a vector joins the nearest cluster of its collection, or creates one.
 //!
-//! No session waits for another transaction to end here, so there are no deadlocks. A cluster is a set of rows that
-//! each add to its sum (sql/bootstrap.sql); joining inserts a row. Dirty scans ([`Store::scan`]) also see clusters that
+//! Here no session waits for another transaction to end, so deadlocks can't occur. A cluster is a set of rows that each
+//! add to its sum (sql/bootstrap.sql); joining inserts a row. Dirty scans ([`Store::scan`]) also see clusters that
 //! other transactions have created and not committed yet, and a vector joins them like any other: if the transaction
 //! that created the cluster rolls back, the cluster consists of the members that joined. A lock keeps two transactions
-//! from creating the same cluster at once. It is held while one of them searches again and writes its row
-//! ([`Store::lock_shortly`]), not to the end of the transaction.
+//! from creating the same cluster concurrently. It is held while one of them searches again and writes its row
+//! ([`Store::lock_briefly`]), not to the end of the transaction.
 
-use clip::clustering::centroid::{ROUNDING, l2_normalize};
+use clip::vector::{ROUNDING, l2_normalize};
 use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
 use crate::cluster::access::{Access, DEFAULT_COLLECTION, Privilege, add_owner, check_name};
 use crate::cluster::collection::Collection;
+use crate::cluster::columns::sum;
 use crate::cluster::maintenance::{RECENT, fold, forget, pack, tidy};
 use crate::cluster::search::{Cluster, Search};
 use crate::cluster::statements;
-use crate::cluster::tables::{Condition, Index, Sees, Store};
+use crate::cluster::tables::{Condition, Index, Snapshot, Store};
 use crate::model::loaded;
 use crate::pg::citus;
 use crate::pg::error::{SqlResult, report, warn};
@@ -50,12 +51,12 @@ pub fn assign(embedding: Vector, collection: &str, role: pg_sys::Oid) -> SqlResu
     check_name(collection)?;
     let _user_context = UserContext::of_extension();
     let store = Store::open(c"clip_assign_cluster()");
-    // Before any lock, so that a role that may not assign holds up nobody.
+    // Before any lock, so that a role that may not assign can't block other sessions.
     Access::find(&store, collection).check_assign(role)?;
     let model = loaded::model_of(&embedding.0);
     let Vector(mut member) = embedding;
     l2_normalize(&mut member).map_err(report)?;
-    store.hold(collection);
+    store.lock_shared(collection);
     // While this call waited for the lock, the collection may have been dropped and another one created.
     Access::find(&store, collection).check_assign(role)?;
     let collection = Collection::find(&store, collection)?;
@@ -63,18 +64,18 @@ pub fn assign(embedding: Vector, collection: &str, role: pg_sys::Oid) -> SqlResu
     let search = Search::new(&store, &collection, &member);
     Spi::connect_mut(|client| {
         claim(client, &store, &collection.name, role)?;
-        // Under the short lock, since a row is written a moment after it gets its sequence number.
+        // Under the short lock, because a row is written shortly after it gets its sequence number.
         let sequence_number = {
-            let _lock = store.lock_shortly(&collection.name, false);
+            let _lock = store.lock_briefly(&collection.name, false);
             statements::last_id(client)?
         };
         let joins = |found: &Cluster| found.alive() && found.cosine + ROUNDING >= collection.threshold;
         let near = search.nearest(0).filter(joins).map(|found| found.id);
         let mut joined = None;
         if let Some(id) = near {
-            let _lock = store.lock_shortly(&collection.name, false);
-            // It may have moved, or vanished, since it was found. Clusters that may still be rolled back are joined
-            // below.
+            let _lock = store.lock_briefly(&collection.name, false);
+            // The cluster may have moved or vanished since the search. Clusters that may still be rolled back are
+            // joined below.
             joined = search.look_up(id).filter(|cluster| joins(cluster) && cluster.settled);
             if let Some(found) = &joined {
                 join(client, &collection, found, &member)?;
@@ -84,7 +85,7 @@ pub fn assign(embedding: Vector, collection: &str, role: pg_sys::Oid) -> SqlResu
         let cluster = match joined {
             Some(found) => found,
             None => {
-                let _lock = store.lock_shortly(&collection.name, true);
+                let _lock = store.lock_briefly(&collection.name, true);
                 // The previous holder of the lock has written its rows. The first search can have missed only rows that
                 // were written after it.
                 let found = match near {
@@ -113,15 +114,15 @@ pub fn assign(embedding: Vector, collection: &str, role: pg_sys::Oid) -> SqlResu
     })
 }
 
-/// Makes the first role that assigns to a new collection its owner. Of two transactions that do this at once, the
-/// second sees the other's uncommitted row under the short lock.
+/// Makes the first role that assigns to a new collection its owner. If two transactions do this concurrently, the
+/// second sees the first one's uncommitted row under the short lock.
 fn claim(client: &mut SpiClient<'_>, store: &Store, collection: &str, role: pg_sys::Oid) -> SqlResult<()> {
     let access = Access::find(store, collection);
     if !access.wants_owner() {
-        // It may have got an owner since the caller checked.
+        // The collection may have got an owner since the caller checked.
         return access.check_assign(role);
     }
-    let _lock = store.lock_shortly(collection, true);
+    let _lock = store.lock_briefly(collection, true);
     let access = Access::find(store, collection);
     access.check_assign(role)?;
     if access.wants_owner() {
@@ -137,7 +138,8 @@ fn claim(client: &mut SpiClient<'_>, store: &Store, collection: &str, role: pg_s
 fn join(client: &mut SpiClient<'_>, collection: &Collection, cluster: &Cluster, member: &[f32]) -> SqlResult<()> {
     let mut sum = cluster.sum.clone();
     sum.add(member, None, 1);
-    // If this is the only member left, others are removing the last ones, and what remains of their sum says nothing.
+    // If no other member remains, other sessions are removing the last members, and the remainder of their sum is
+    // meaningless.
     if sum.size > 1 && sum.direction().is_none() {
         return Err(report(
             Error::new(Kind::InvalidInput, "the members of the cluster cancel out")
@@ -153,12 +155,13 @@ fn join(client: &mut SpiClient<'_>, collection: &Collection, cluster: &Cluster, 
     }
 }
 
-/// Takes a member out of a cluster; false if there is no such cluster, as after its collection was dropped.
+/// Removes a member from a cluster; returns false if the cluster does not exist, for example after its collection was
+/// dropped.
 ///
-/// With `only`, a cluster of another collection is left alone, and a vector that is not a member causes a warning:
-/// values that somebody has written into a row by hand must not prevent its deletion.
+/// With `only`, a cluster of another collection is not changed, and a vector that is not a member causes a warning:
+/// values that a user has written to a row must not prevent its deletion.
 ///
-/// On behalf of a role; without one, for a member that this transaction itself has added.
+/// It acts on behalf of a role; without a role, for a member that this transaction has added.
 pub fn leave(id: i64, embedding: Vector, only: Option<&str>, role: Option<pg_sys::Oid>) -> SqlResult<bool> {
     let _user_context = UserContext::of_extension();
     let store = Store::open(c"clip_leave_cluster()");
@@ -170,7 +173,7 @@ pub fn leave(id: i64, embedding: Vector, only: Option<&str>, role: Option<pg_sys
     }
     let check = || role.map_or(Ok(()), |role| Access::find(&store, &name).check(role, Privilege::Assign));
     check()?;
-    store.hold(&name);
+    store.lock_shared(&name);
     check()?;
     let collection = Collection::find(&store, &name)?;
     if only.is_some() && collection.dimensions.is_some_and(|known| known as usize != member.len()) {
@@ -180,7 +183,7 @@ pub fn leave(id: i64, embedding: Vector, only: Option<&str>, role: Option<pg_sys
     Spi::connect_mut(|client| {
         let search = Search::new(&store, &collection, &member);
         let left = {
-            let _lock = store.lock_shortly(&name, false);
+            let _lock = store.lock_briefly(&name, false);
             let Some(cluster) = search.look_up(id).filter(Cluster::alive) else { return Ok(false) };
             if !cluster.sum.may_hold(&member) {
                 let error = Error::new(Kind::InvalidInput, format!("the vector is not a member of cluster {id}"))
@@ -211,9 +214,9 @@ pub fn leave(id: i64, embedding: Vector, only: Option<&str>, role: Option<pg_sys
 /// The collection that a cluster belongs to.
 fn collection_of(store: &Store, id: i64) -> Option<String> {
     let mut name = None;
-    for sees in [Sees::Everything, Sees::Settled] {
-        store.scan(sees, Index::SumCluster, &[Condition::BigintIs(2, id)], |row| {
-            name = row.text(1);
+    for snapshot in [Snapshot::Dirty, Snapshot::Latest] {
+        store.scan(snapshot, Index::SumCluster, &[Condition::BigintIs(sum::CLUSTER, id)], |row| {
+            name = row.text(sum::COLLECTION);
             false
         });
         if name.is_some() {

@@ -8,8 +8,9 @@ use pgrx::spi::SpiClient;
 use crate::cluster::access::{
     Access, DEFAULT_COLLECTION, add_owner, check_name, own_collection, replace_owners, role_named, unknown,
 };
+use crate::cluster::columns::{setting, sum};
 use crate::cluster::members::{check_column, primary_key, refuse_citus};
-use crate::cluster::tables::{Condition, Index, Sees, Store};
+use crate::cluster::tables::{Condition, Index, Snapshot, Store};
 use crate::guc;
 use crate::model::loaded;
 use crate::pg::catalog::Table;
@@ -21,7 +22,7 @@ use crate::pg::text::Text;
 use crate::pg::user_context::{UserContext, current_role, has_rights_of, role_name};
 use crate::pg::vector_column::Storage;
 
-/// A collection's properties: those set by [`clip_create_collection`](crate::cluster::collection), or else those of its
+/// A collection's properties: set by [`clip_create_collection`](crate::cluster::collection), or else taken from its
 /// first cluster.
 pub struct Collection {
     pub name: String,
@@ -35,22 +36,22 @@ impl Collection {
         check_name(name)?;
         let mut known =
             Self { name: name.to_owned(), dimensions: None, threshold: guc::cluster_threshold(), model: None };
-        store.scan(Sees::Everything, Index::SettingName, &[Condition::TextIs(1, name)], |row| {
+        store.scan(Snapshot::Dirty, Index::SettingName, &[Condition::TextIs(setting::NAME, name)], |row| {
             if row.inserting {
                 return true; // not a collection yet
             }
-            known.dimensions = row.integer(2);
-            known.threshold = row.double(3).unwrap_or(known.threshold);
-            known.model = row.text(4);
+            known.dimensions = row.integer(setting::DIMENSIONS);
+            known.threshold = row.double(setting::THRESHOLD).unwrap_or(known.threshold);
+            known.model = row.text(setting::MODEL);
             false
         });
-        for sees in [Sees::Everything, Sees::Settled] {
+        for snapshot in [Snapshot::Dirty, Snapshot::Latest] {
             if known.dimensions.is_some() && known.model.is_some() {
                 break;
             }
-            store.scan(sees, Index::SumCollection, &[Condition::TextIs(1, name)], |row| {
-                known.dimensions = known.dimensions.or_else(|| row.vector(4).map(|sum| sum.len() as i32));
-                known.model = known.model.take().or_else(|| row.text(7));
+            store.scan(snapshot, Index::SumCollection, &[Condition::TextIs(sum::COLLECTION, name)], |row| {
+                known.dimensions = known.dimensions.or_else(|| row.vector(sum::SUM).map(|sum| sum.len() as i32));
+                known.model = known.model.take().or_else(|| row.text(sum::MODEL));
                 false
             });
         }
@@ -129,15 +130,15 @@ fn clip_create_collection(
     let role = current_role();
     let store = Store::open(c"clip_create_collection()");
     let access = Access::find(&store, collection);
-    // The caller must own clusters that exist under that name, and the open collection default.
+    // The caller must own existing clusters under this name, and the open collection default.
     if access.exists() || collection == DEFAULT_COLLECTION {
         access.check_owner(role)?;
     }
     let members = members.map(|Regclass(oid)| owned_members(oid, role)).transpose()?;
     let _user_context = UserContext::of_extension();
-    let _lock = store.lock_shortly(collection, true);
+    let _lock = store.lock_briefly(collection, true);
     Spi::connect_mut(|client| {
-        // Another session may have created it since.
+        // Another session may have created it in the meantime.
         let access = Access::find(&store, collection);
         if access.has_settings() {
             return Err(sql_error(
@@ -147,7 +148,7 @@ fn clip_create_collection(
             .set_hint("clip_alter_collection changes its settings; clip_drop_collection drops it with its clusters."));
         }
         access.check_assign(role)?;
-        // Clusters that exist under that name must have those dimensions.
+        // Existing clusters under this name must have these dimensions.
         let known = Collection::find(&store, collection)?.dimensions;
         if let (Some(known), Some(dimensions)) = (known, dimensions)
             && known != dimensions
@@ -189,9 +190,9 @@ fn clip_create_collection(
     })
 }
 
-/// The table of members, which a role must own: the extension will read and write it as its owner.
+/// The members' table, which a role must own: the extension will read and write it as its owner.
 fn owned_members(oid: pg_sys::Oid, role: pg_sys::Oid) -> SqlResult<OwnersTable> {
-    Table::describe(oid)?; // there is one of that oid
+    Table::describe(oid)?; // a table with this oid exists
     let table = OwnersTable::find(oid)?
         .ok_or_else(|| sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, "the members' table does not exist"))?;
     if !has_rights_of(role, table.owner) {
@@ -219,7 +220,7 @@ fn check_optional_columns(
     key.map_or(Ok(()), |key| check_column(client, table, key, |_| true, ""))
 }
 
-/// Changes the settings that are passed, and no others.
+/// Changes the passed settings, and no others.
 #[pg_extern(volatile, parallel_unsafe)]
 #[allow(clippy::too_many_arguments)]
 fn clip_alter_collection(
@@ -305,7 +306,7 @@ fn clip_drop_collection(collection: Text<'_>) -> SqlResult<()> {
     own_collection(&store, collection)?;
     let role = current_role();
     let _user_context = UserContext::of_extension();
-    store.take(collection, true);
+    store.lock_exclusive(collection, true);
     // While this call waited for the lock, the collection may have been dropped and another one created.
     let access = Access::find(&store, collection);
     access.check_owner(role)?;

@@ -1,9 +1,9 @@
-//! Members that nearly equal one before them.
+//! Members that nearly equal an earlier member.
 
 use clip::clustering::agglomerative::{Linkage, agglomerate};
-use clip::clustering::centroid::{ROUNDING, cosine};
 use clip::clustering::regroup::Rows;
 use clip::memory::{self, Reserve};
+use clip::vector::{ROUNDING, cosine};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
@@ -13,10 +13,10 @@ use crate::guc;
 use crate::pg::error::{SqlResult, report};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::get;
-use crate::pg::text::Text;
+use crate::pg::text::{Returned, Text};
 use crate::pg::user_context::current_role;
 
-/// 0.99 is what immich has come to, after 0.97 and 0.985 had shown similar photos as duplicates (its issues 9781 and
+/// 0.99 is immich's current threshold: with 0.97 and 0.985 it showed similar photos as duplicates (its issues 9781 and
 /// 10703).
 #[pg_extern(stable, parallel_restricted, cost = 100000, name = "clip_duplicates")]
 #[allow(clippy::type_complexity)]
@@ -37,7 +37,8 @@ fn clip_duplicates_of(
         let query =
             format!("SELECT {vector}, t.{key}::text FROM {table} AS t WHERE {embedding} IS NOT NULL ORDER BY t.{key}");
         members::read(client.cursor(&query)?, |row| {
-            memory::push(&mut keys, get::<String>(row, 2)?.unwrap_or_default()).map_err(report)
+            let key = get::<Returned>(row, 2)?.map(|Returned(key)| key).unwrap_or_default();
+            memory::push(&mut keys, key).map_err(report)
         })
     })?;
     // Two keys of each row, and what is known of it.
@@ -50,7 +51,7 @@ fn clip_duplicates_of(
     Ok(TableIterator::new(named))
 }
 
-/// As SQL of 0.2.0 declares it, which works with this library until it is updated.
+/// The declaration in the SQL of 0.2.0, which works with this library until the update.
 #[pg_extern(sql = false)]
 #[allow(clippy::type_complexity)]
 fn clip_duplicates(
@@ -61,8 +62,8 @@ fn clip_duplicates(
     clip_duplicates_of(Some(collection), Some(threshold), None)
 }
 
-/// (original, duplicate, cosine): in the order of the rows, each is an original unless an earlier one is within the
-/// threshold; then it is a duplicate of the nearest of these. Matches are therefore not transitive.
+/// (original, duplicate, cosine): in the order of the rows, each row is an original unless an earlier original is
+/// within the threshold; then it is a duplicate of the nearest one. Matches are therefore not transitive.
 fn duplicates(rows: &Rows, threshold: f64) -> SqlResult<Vec<(usize, usize, f64)>> {
     // Rows within the threshold of each other are always in the same single-linkage group.
     let labels = agglomerate(rows.view(), threshold, Linkage::Single, guc::threads(), &mut members::check_interrupts())

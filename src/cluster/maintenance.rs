@@ -8,19 +8,21 @@ use clip::clustering::centroid::Sum;
 use pgrx::spi::SpiClient;
 
 use crate::cluster::collection::Collection;
-use crate::cluster::search::{Cluster, DRIFT, LEFT_OVER, Packed, Search, remember_merged, with_coder};
+use crate::cluster::columns::sum;
+use crate::cluster::search::{Cluster, MAX_CODE_DRIFT, Search};
+use crate::cluster::session_state::{MAX_LEFT_OVER, Packed, remember_merged, with_coder};
 use crate::cluster::statements;
-use crate::cluster::tables::{Condition, Index, Sees, Store};
+use crate::cluster::tables::{Condition, Index, Snapshot, Store};
 use crate::pg::error::SqlResult;
 use crate::pg::subtransaction::attempt;
 use crate::pg::transaction::{Isolation, isolation};
 
-/// How many clusters without a code are tolerated before codes are made: searching two blocks of sums takes 0.2 ms.
+/// The number of clusters without a code at which codes are computed: searching two blocks of sums takes 0.2 ms.
 pub const RECENT: usize = 2 * binary_code::BLOCK;
 /// A sum is replaced once its changes reach a quarter of its weight.
 const LIGHT: i64 = 4;
-/// How many blocks are checked whenever two or three are written: more than are written, so that each is checked in
-/// time.
+/// The number of blocks to check whenever two or three are written: more than the number written, so that each block is
+/// checked in time.
 const THINNED_BLOCKS: usize = 6;
 
 thread_local! {
@@ -28,12 +30,12 @@ thread_local! {
     static THINNED: RefCell<HashMap<String, i64>> = RefCell::default();
 }
 
-/// Runs maintenance, which another transaction does if this one can't.
+/// Runs maintenance. If this transaction can't, another one does.
 ///
 /// A REPEATABLE READ transaction sees the rows as of its beginning, and can't lock rows that have been replaced since.
 /// Maintenance that fails for this reason is rolled back and left to the next transaction. Sessions of postgres_fdw use
-/// this level, so a collection may have no other writers; without any maintenance an assignment took 10 ms after
-/// 20,000, and more with each.
+/// this level, so a collection may have no other writers; without any maintenance an assignment took 10 ms after 20,000
+/// assignments, and longer with each further one.
 pub fn tidy(work: impl FnOnce() -> SqlResult<()>) -> SqlResult<()> {
     match isolation() {
         Isolation::ReadCommitted => work(),
@@ -47,8 +49,8 @@ pub fn tidy(work: impl FnOnce() -> SqlResult<()>) -> SqlResult<()> {
 
 /// Deletes a cluster that has no members left, unless another transaction is using it.
 pub fn forget(client: &mut SpiClient<'_>, store: &Store, search: &Search<'_>, id: i64) -> SqlResult<()> {
-    // The lock keeps others from joining during the check.
-    let _lock = store.lock_shortly(&search.collection.name, true);
+    // The lock keeps other sessions from joining during the check.
+    let _lock = store.lock_briefly(&search.collection.name, true);
     let Some(cluster) = search.look_up(id).filter(|cluster| !cluster.alive()) else { return Ok(()) };
     let sums = statements::lock_sums(client, id)?;
     let changes = statements::lock_changes(client, store, id)?;
@@ -59,7 +61,7 @@ pub fn forget(client: &mut SpiClient<'_>, store: &Store, search: &Search<'_>, id
     Ok(())
 }
 
-/// Adds up the rows of a cluster that no other transaction has locked.
+/// Merges the rows of a cluster that no other transaction has locked.
 pub fn fold(client: &mut SpiClient<'_>, store: &Store, collection: &Collection, cluster: &Cluster) -> SqlResult<()> {
     let id = cluster.id;
     let changes = statements::lock_changes(client, store, id)?;
@@ -83,7 +85,7 @@ pub fn fold(client: &mut SpiClient<'_>, store: &Store, collection: &Collection, 
     for row in sums.iter().chain(&changes) {
         total.add(&row.high, row.low.as_deref(), row.size);
     }
-    // The sum of an empty cluster is not written, since a sum of zero could not be found again.
+    // The sum of an empty cluster is not written, because no search could find a sum of zero.
     if sums.len() + changes.len() < 2 || total.size <= 0 || total.direction().is_none() {
         return Ok(());
     }
@@ -94,11 +96,11 @@ pub fn fold(client: &mut SpiClient<'_>, store: &Store, collection: &Collection, 
                 let (high, _) = total.split();
                 let now = with_coder(dimensions, |coder| coder.encode(&high));
                 let then = binary_code::from_bytes(bytes)?;
-                (binary_code::distance(&now, &then) <= DRIFT).then_some(bytes)
+                (binary_code::distance(&now, &then) <= MAX_CODE_DRIFT).then_some(bytes)
             });
             {
                 // A row without a code gets a sequence number.
-                let _lock = (kept.code.is_some() && code.is_none()).then(|| store.lock_shortly(&collection.name, true));
+                let _lock = (kept.code.is_some() && code.is_none()).then(|| store.lock_briefly(&collection.name, true));
                 statements::replace(client, kept, &total, code)?;
             }
             statements::delete_sums(client, &sums[1..])?;
@@ -110,11 +112,11 @@ pub fn fold(client: &mut SpiClient<'_>, store: &Store, collection: &Collection, 
     Ok(())
 }
 
-/// Makes codes for the clusters that have none.
+/// Computes codes for clusters without a code.
 pub fn pack(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) -> SqlResult<()> {
     let mut rows = statements::lock_recent(client, &collection.name, RECENT)?;
     if rows.len() < binary_code::BLOCK {
-        return Ok(()); // others are at it
+        return Ok(()); // another session is doing it
     }
     rows.sort_by_key(|row| row.cluster);
     let entries: Vec<Entry> = rows
@@ -132,15 +134,15 @@ pub fn pack(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) 
         statements::block(client, &collection.name, block)?;
     }
     // Sums up to that number that still have no code: rows that other transactions have locked.
-    let lock = store.lock_shortly(&collection.name, false);
+    let lock = store.lock_briefly(&collection.name, false);
     let mut left_over = Vec::new();
-    for sees in [Sees::Everything, Sees::Settled] {
-        store.scan(sees, Index::SumRecent, &[Condition::TextIs(1, &collection.name)], |row| {
-            let before = row.bigint(10) <= last;
+    for snapshot in [Snapshot::Dirty, Snapshot::Latest] {
+        store.scan(snapshot, Index::SumRecent, &[Condition::TextIs(sum::COLLECTION, &collection.name)], |row| {
+            let before = row.bigint(sum::SEQUENCE_NUMBER) <= last;
             if before {
-                left_over.push(row.bigint(2));
+                left_over.push(row.bigint(sum::CLUSTER));
             }
-            before && left_over.len() <= 4 * LEFT_OVER
+            before && left_over.len() <= 4 * MAX_LEFT_OVER
         });
     }
     left_over.sort_unstable();
@@ -150,12 +152,13 @@ pub fn pack(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) 
     thin(client, store, collection)
 }
 
-/// Checks some blocks, and dissolves those of which less than half is still in use.
+/// Checks some blocks, and dissolves blocks of which less than half is still in use.
 ///
 /// Clusters that have vanished, or have moved so far that they lost their code, leave entries behind, and searches
-/// would read more and more of them. Sums whose codes are still right lose their code and get new sequence numbers. A
-/// session that searches meanwhile, and sees such a sum neither in the block nor among those without a code, finds it
-/// before it creates a cluster: it then looks for sequence numbers that are newer than its search.
+/// would read more and more of them. Sums whose codes are still valid lose their code and get new sequence numbers. A
+/// session that searches in the meantime may see such a sum neither in the block nor among the sums without a code. It
+/// finds the sum before it creates a cluster, because it then looks for sequence numbers that are newer than its
+/// search.
 pub fn thin(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) -> SqlResult<()> {
     let mut after = THINNED.with_borrow(|all| all.get(&collection.name).copied().unwrap_or(0));
     for _ in 0..THINNED_BLOCKS {
@@ -176,8 +179,8 @@ pub fn thin(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) 
         let sums: Vec<_> = statements::coded(client, &ids, true)?.into_iter().filter(in_block).collect();
         // Other transactions have locked some of them. A later call dissolves the block.
         if sums.len() == used {
-            // Sequence numbers are drawn, and their rows written, before another session can look for newer ones.
-            let _lock = store.lock_shortly(&collection.name, true);
+            // Sequence numbers are drawn, and their rows written, before another session can look for newer numbers.
+            let _lock = store.lock_briefly(&collection.name, true);
             statements::dissolve(client, &block, &sums)?;
         }
     }
@@ -185,7 +188,7 @@ pub fn thin(client: &mut SpiClient<'_>, store: &Store, collection: &Collection) 
     Ok(())
 }
 
-/// Replaces all clusters of a collection, which this transaction has taken: `ids[i]` is the cluster of `sums[i]`.
+/// Replaces all clusters of a collection that this transaction has locked: `ids[i]` is the cluster of `sums[i]`.
 pub fn replace_all(client: &mut SpiClient<'_>, collection: &str, ids: &[i64], sums: &[Sum]) -> SqlResult<()> {
     let known = statements::clear(client, collection)?;
     let mut entries: Vec<Entry> = Vec::with_capacity(ids.len());

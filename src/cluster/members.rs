@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use clip::clustering::agglomerative::Progress;
-use clip::clustering::centroid::l2_normalize;
 use clip::clustering::regroup::Rows;
+use clip::vector::l2_normalize;
 use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, SpiCursor, SpiHeapTupleData, quote_identifier};
@@ -70,7 +70,7 @@ pub fn primary_key(client: &mut SpiClient<'_>, table: pg_sys::Oid) -> SqlResult<
     })
 }
 
-/// A collection's table of members, with its columns quoted for use in queries.
+/// A collection's members' table, with its columns quoted for use in queries.
 pub struct Members {
     pub threshold: f64,
     pub table: OwnersTable,
@@ -78,16 +78,18 @@ pub struct Members {
     pub cluster: String,
     pub key: String,
     pub labels: Option<String>,
+    /// The tags that a watch of the table keeps, which stand in for labels.
+    pub tags: Option<String>,
     pub image: Option<String>,
     /// The names of the columns, unquoted.
     columns: Vec<String>,
 }
 
 impl Members {
-    /// None for a collection without a table of members.
+    /// None for a collection without a members' table.
     ///
     /// # Errors
-    /// 42501 if the role lacks the privilege on the collection, 42704 if there is no such collection.
+    /// 42501 if the role lacks the privilege on the collection, 42704 if the collection does not exist.
     pub fn find(collection: &str, role: pg_sys::Oid, privilege: Privilege) -> SqlResult<Option<Self>> {
         let access = Access::find(&Store::open_to_read(), collection);
         if !access.exists() {
@@ -104,14 +106,15 @@ impl Members {
             else {
                 return Ok(None);
             };
-            let (labels, image) = (named(6)?, named(7)?);
+            let (labels, image, tags) = (named(6)?, named(7)?, named(8)?);
             let Some(table) = OwnersTable::find(oid)? else { return Ok(None) };
             refuse_citus(client, oid)?;
-            // The table may have got another owner before it was locked.
+            // The table's owner may have changed before it was locked.
             if access.owner() != table.owner && !access.is_outdated() {
                 Access::find(&Store::open_to_read(), collection).check(role, privilege)?;
             }
-            let columns = [Some(&embedding), Some(&cluster), Some(&key), labels.as_ref(), image.as_ref()];
+            let columns =
+                [Some(&embedding), Some(&cluster), Some(&key), labels.as_ref(), image.as_ref(), tags.as_ref()];
             let columns = columns.into_iter().flatten().cloned().collect();
             Ok(Some(Self {
                 threshold: get::<f64>(&row, 1)?.unwrap_or_else(guc::cluster_threshold),
@@ -120,6 +123,7 @@ impl Members {
                 cluster: quote_identifier(cluster),
                 key: quote_identifier(key),
                 labels: labels.map(quote_identifier),
+                tags: tags.map(quote_identifier),
                 image: image.map(quote_identifier),
                 columns,
             }))
@@ -149,7 +153,8 @@ impl Members {
     ///
     /// # Errors
     /// 42501 if the caller may not read the columns, or may not read every row. A policy is code of the table's owner;
-    /// naming a collection does not imply consent to run it, and without it the caller would see what the policy hides.
+    /// naming a collection does not imply consent to run it, and without it the caller would see the rows that the
+    /// policy hides.
     pub fn read<T>(
         &self,
         named: Option<pg_sys::Oid>,
@@ -177,7 +182,7 @@ impl Members {
         if table.has_policies_for_caller() || table.kind == pg_sys::RELKIND_VIEW {
             return Err(sql_error(
                 PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-                format!("{} decides row by row what {} sees", table.shown(), role_name(current_role())),
+                format!("{} decides row by row what {} snapshot", table.shown(), role_name(current_role())),
             )
             .set_detail("Its row-level security policies, or the view's query, are code of its owner.")
             .set_hint(format!(
@@ -189,7 +194,8 @@ impl Members {
     }
 }
 
-/// Refuses tables of Citus. Members are identified and written by `ctid`, and several shards can have the same one.
+/// Refuses tables of Citus. Members are identified and written by `ctid`, and the same `ctid` can occur in several
+/// shards.
 pub fn refuse_citus(client: &SpiClient<'_>, table: pg_sys::Oid) -> SqlResult<()> {
     citus::refuse(
         client,

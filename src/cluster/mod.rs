@@ -3,6 +3,7 @@
 pub mod access;
 pub mod assign;
 pub mod collection;
+mod columns;
 pub mod duplicates;
 pub mod maintenance;
 pub mod members;
@@ -10,5 +11,6 @@ pub mod pending;
 pub mod recluster;
 pub mod report;
 pub mod search;
+mod session_state;
 pub mod statements;
 pub mod tables;

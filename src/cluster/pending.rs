@@ -1,8 +1,8 @@
 //! Members that have joined a cluster before their rows are written.
 //!
 //! A BEFORE trigger needs the cluster before the row is stored, and ON CONFLICT or another trigger may still prevent
-//! that. So the BEFORE trigger joins, and the AFTER trigger confirms; members that are not confirmed by the end of the
-//! transaction leave their clusters.
+//! that. The BEFORE trigger therefore joins, and the AFTER trigger confirms; members that are not confirmed by the end
+//! of the transaction leave their clusters.
 
 use std::rc::Rc;
 
@@ -38,7 +38,7 @@ pub fn confirm(member: &Member) -> bool {
     JOINED.with(|joined| joined.take(|known| known == member)).is_some()
 }
 
-/// Takes members out of their clusters whose rows were not written.
+/// Removes members whose rows were not written from their clusters.
 pub fn settle() -> SqlResult<()> {
     while let Some(Member { collection, cluster, vector }) = JOINED.with(RollbackList::pop) {
         leave(cluster, Vector(vector), Some(&collection), None)?;

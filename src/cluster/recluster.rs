@@ -22,7 +22,7 @@ use crate::pg::spi::get;
 use crate::pg::text::Text;
 use crate::pg::user_context::{UserContext, current_role};
 
-/// The place of a member.
+/// The location of a member.
 struct Place {
     table: pg_sys::Oid,
     tid: pg_sys::ItemPointerData,
@@ -53,7 +53,7 @@ fn clip_recluster(
             ));
         }
     };
-    // A vector that this transaction has assigned and then not written is not a member.
+    // A vector that this transaction has assigned but not written is not a member.
     crate::cluster::pending::settle()?;
     let role = current_role();
     let members = Members::known(collection, role, Privilege::Recluster)?;
@@ -78,7 +78,7 @@ fn recluster(
     let labels = agglomerate(rows.view(), members.threshold, linkage, guc::threads(), &mut check_interrupts())
         .map_err(report)?;
 
-    // From here on no session writes members. They are read again, since rows may have changed meanwhile.
+    // From here on no session writes members. They are read again, because rows may have changed in the meantime.
     lock(store, collection, members);
     Access::find(store, collection).check(role, Privilege::Recluster)?;
     let mut places = Vec::new();
@@ -98,8 +98,7 @@ fn recluster(
         pgrx::check_for_interrupts!();
     };
     let groups = labels.iter().max().map_or(0, |most| *most as usize + 1);
-    let reserve =
-        Reserve::new(bytes_of(rows.len() + now.len(), groups, rows.dimensions())).map_err(report)?;
+    let reserve = Reserve::new(bytes_of(rows.len() + now.len(), groups, rows.dimensions())).map_err(report)?;
     let (labels, groups) = regroup(&rows, &labels, &now, members.threshold, &mut check);
     drop(rows);
 
@@ -148,7 +147,7 @@ fn move_members(members: &Members, places: &[Place], labels: &[u32], ids: &[i64]
         }
     }
     for (oid, (tids, new)) in moves {
-        // A partition, which Members::find has found to have the same owner.
+        // A partition; Members::find has checked that it has the same owner.
         let table =
             OwnersTable::find_only(oid).ok_or_else(|| report(Error::new(Kind::Internal, "a partition is gone")))?;
         table.as_owner(|client| {
@@ -176,8 +175,8 @@ fn move_members(members: &Members, places: &[Place], labels: &[u32], ids: &[i64]
 
 /// Locks the members against writers, and the collection against assignment.
 ///
-/// A transaction that has assigned and not ended holds both. While there is one, this function keeps neither lock, so
-/// that other sessions are not blocked; after ten seconds of retries it waits in the lock queue.
+/// A transaction that has assigned and not ended holds both locks. While such a transaction exists, this function keeps
+/// neither lock, so that other sessions are not blocked; after ten seconds of retries it waits in the lock queue.
 fn lock(store: &Store, collection: &str, members: &Members) {
     const TRIES: u32 = 100;
     for _ in 0..TRIES {

@@ -1,6 +1,6 @@
-//! What applications read of a collection's clusters and their members.
+//! Reports about a collection's clusters and their members.
 //!
-//! These functions only read, by `select` throughout: `update` assigns a transaction id, which a standby can't.
+//! These functions only read, and use `select` throughout: `update` assigns a transaction id, which a standby can't do.
 
 use clip::memory::{self, Reserve};
 use clip::{Error, Kind};
@@ -13,7 +13,7 @@ use crate::cluster::members::Members;
 use crate::pg::error::{SqlResult, report};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, own_schema, spi};
-use crate::pg::text::Text;
+use crate::pg::text::{Returned, Text, is_utf8};
 use crate::pg::user_context::{UserContext, current_role};
 use crate::pg::vector::{self, Vector};
 
@@ -82,7 +82,7 @@ fn clusters(rows: SpiTupleTable<'_>) -> SqlResult<Vec<Found>> {
             get(&row, 1)?.ok_or_else(missing)?,
             get(&row, 2)?.ok_or_else(missing)?,
             get(&row, 3)?.ok_or_else(missing)?,
-            get(&row, 4)?,
+            get::<Returned>(&row, 4)?.map(|Returned(key)| key),
             get(&row, 5)?.ok_or_else(missing)?,
             get(&row, 6)?,
             get(&row, 7)?,
@@ -93,7 +93,7 @@ fn clusters(rows: SpiTupleTable<'_>) -> SqlResult<Vec<Found>> {
     Ok(found)
 }
 
-/// As SQL of 0.2.0 declares it, which works with this library until it is updated.
+/// The declaration in the SQL of 0.2.0, which works with this library until the update.
 #[pg_extern(sql = false)]
 #[allow(clippy::type_complexity)]
 fn clip_clusters(
@@ -118,7 +118,7 @@ fn clip_clusters(
 }
 
 impl Members {
-    /// Common table expressions: `cluster` (the clusters of collection $1 with $2 members or more), `member` (their
+    /// Common table expressions: `cluster` (the clusters of collection $1 with at least $2 members), `member` (their
     /// members), `grouped` and `word`.
     fn grouped(&self, table: &str) -> String {
         format!(
@@ -126,18 +126,31 @@ impl Members {
             embedding = self.embedding,
             cluster = self.cluster,
             key = self.key,
-            labels = self.labels.as_ref().map_or("NULL::text[]".to_owned(), |labels| format!("t.{labels}")),
+            labels = self.keywords(),
             schema = vector::schema(),
             table = table,
         )
     }
 
+    /// A member's keywords: the labels that somebody has given it, or else its tags.
+    fn keywords(&self) -> String {
+        match (&self.labels, &self.tags) {
+            (Some(labels), Some(tags)) if labels != tags => {
+                format!(
+                    "CASE WHEN pg_catalog.cardinality(t.{labels}) OPERATOR(pg_catalog.>) 0 THEN t.{labels} ELSE t.{tags} END"
+                )
+            }
+            (Some(column), _) | (None, Some(column)) => format!("t.{column}"),
+            (None, None) => "NULL::text[]".to_owned(),
+        }
+    }
+
     /// The five keywords that most members of cluster c have; of equally frequent ones, those that are rarest
-    /// elsewhere. NULL without a column of keywords.
+    /// elsewhere. NULL without a column of keywords or tags.
     fn words(&self) -> &'static str {
-        match self.labels {
-            Some(_) => include_str!("sql/words.sql"),
-            None => "NULL::text[]",
+        match (&self.labels, &self.tags) {
+            (None, None) => "NULL::text[]",
+            _ => include_str!("sql/words.sql"),
         }
     }
 }
@@ -168,13 +181,17 @@ fn clip_cluster_groups_of(
             thumbnail = thumbnail,
             words = found.words()
         );
-        let rows = client.select(&query, Some(1), &[collection.into(), min_size.into()])?;
-        let value = rows.first().get::<pgrx::JsonB>(1).map_err(spi)?;
+        // Keys and keywords that are not UTF-8 are an error of Returned; pgrx's JsonB would panic.
+        let query = format!("SELECT g.v, CASE WHEN $3 THEN g.v::pg_catalog.text END FROM ({query}) AS g (v)");
+        let rows = client.select(&query, Some(1), &[collection.into(), min_size.into(), (!is_utf8()).into()])?;
+        let row = rows.first();
+        row.get::<Returned>(2).map_err(spi)?;
+        let value = row.get::<pgrx::JsonB>(1).map_err(spi)?;
         value.map(Some).ok_or_else(|| report(Error::new(Kind::Internal, "no groups came back")))
     })
 }
 
-/// As SQL of 0.2.0 declares it.
+/// The declaration in the SQL of 0.2.0.
 #[pg_extern(sql = false)]
 fn clip_cluster_groups(collection: Text<'_>, min_size: i64) -> SqlResult<Option<pgrx::JsonB>> {
     clip_cluster_groups_of(Some(collection), Some(min_size), None)

@@ -1,67 +1,66 @@
 //! The search for the cluster that a vector belongs to.
 //!
-//! The nearest cluster is found by binary codes of the centroids (`clip::clustering::binary_code`): all codes of the collection are
-//! compared, and those clusters whose codes are near are compared exactly. An HNSW index of pgvector would not do: it
+//! The search uses binary codes of the centroids (`clip::clustering::binary_code`): it compares all codes of the
+//! collection, and compares the clusters with the nearest codes exactly. pgvector's HNSW index is unsuitable: it
 //! refuses dirty snapshots, and each join would move an entry.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
-
-use clip::clustering::binary_code::{self, Candidate, Code, Coder, Nearest};
-use clip::clustering::centroid::{ROUNDING, Sum, cosine};
+use clip::clustering::binary_code::{self, Candidate, Code, Nearest};
+use clip::clustering::centroid::Sum;
 use clip::clustering::likelihood::Likelihood;
+use clip::vector::{ROUNDING, cosine};
 
 use pgrx::pg_sys;
 
 use crate::cluster::collection::Collection;
-use crate::cluster::tables::{self, Condition, Index, Moment, Row, Sees, Store};
+use crate::cluster::columns::{change, code, sum};
+use crate::cluster::session_state::{Packed, changes_of, merged_up_to, with_coder};
+use crate::cluster::tables::{Condition, Index, RegisteredSnapshot, Row, Snapshot, Store};
 
-/// Bits by which a stored code may differ from that of the centroid of today. 12 of 256 is an angle of 8 degrees.
-pub const DRIFT: u32 = 12;
-/// The nearest codes within reach, at most this many, are ranked by likelihood.
-const KEPT: usize = 8192;
-/// Clusters compared exactly, at most. Each costs 2 µs, or 12 where its page has to be fetched from the operating system.
-const CANDIDATES: usize = 640;
+/// Bits by which a stored code may differ from the current centroid's code. 12 of 256 is an angle of 8 degrees.
+pub const MAX_CODE_DRIFT: u32 = 12;
+/// The maximum number of nearest codes within reach that are ranked by likelihood.
+const MAX_RANKED_CODES: usize = 8192;
+/// The maximum number of clusters that are compared exactly. Each costs 2 µs, or 12 if its page has to be fetched from
+/// the operating system.
+const MAX_COMPARED: usize = 640;
 /// The first batch of comparisons; each further batch is three times as large.
-const FIRST: usize = 16;
-/// At least this many are compared, if their codes are within reach. The likelihood assumes that clusters are not centred on
-/// the vector; in a crowd around it, the right one ranked up to 52nd of 400.
-const SURE: usize = 64;
-/// Further ones are compared while their scores are at most this far below the expected one: the right cluster lies beyond in
-/// fewer than one of two thousand cases. Two clusters of 100,000 photo-like ones are within, 20 of 5,000 with a mean cosine
-/// of 0.78, and 240 at 0.85.
+const FIRST_BATCH: usize = 16;
+/// The minimum number of clusters that are compared, if their codes are within reach. The likelihood assumes that
+/// clusters are not centred on the vector; among many clusters around the vector, the right one ranked up to 52nd of
+/// 400.
+const MIN_COMPARED: usize = 64;
+/// Further clusters are compared while their scores are at most this far below the expected score: the right cluster
+/// lies beyond it in fewer than one of two thousand cases. Of 100,000 photo-like clusters two are within, of 5,000 with
+/// a mean cosine of 0.78 20 are, and at 0.85 240.
 const DEVIATIONS: f64 = 3.3;
-/// They are also compared while the last batch came this close to the nearest. The cosines of vectors at one code distance have
-/// a standard deviation of 0.04.
+/// Further clusters are also compared while the last batch came this close to the nearest cluster. The cosines of
+/// vectors at one code distance have a standard deviation of 0.04.
 const SPREAD: f64 = 0.05;
-/// By how much a cosine to a centroid may exceed the one to the sum that is searched. What has changed since has less
-/// weight than the sum (see [`Cluster::wants_folding`]), and members are within some 20 degrees of their centroid.
-const MOVED: f64 = 0.1;
-/// Changes of a cluster that are left standing before they are added to its sum.
-const CHANGES: usize = 16;
-/// Clusters of other transactions that a session looks up singly to spare itself a longer scan.
-pub const LEFT_OVER: usize = 64;
-
-/// A cluster as it stands now, with what transactions under way have added.
+/// The amount by which the cosine to a centroid may exceed the cosine to the stored sum. Later changes have less weight
+/// than the sum (see [`Cluster::wants_folding`]), and members are within about 20 degrees of their centroid.
+const MAX_CENTROID_DRIFT: f64 = 0.1;
+/// The number of changes of a cluster that remain before they are added to its sum.
+const MAX_CHANGES: usize = 16;
+/// A cluster in its current state, including uncommitted changes of other transactions.
 pub struct Cluster {
     pub id: i64,
     pub sum: Sum,
-    /// To the vector that is looked for.
+    /// The cosine to the query vector.
     pub cosine: f64,
     pub model: Option<String>,
-    /// Searches find it by a row that only this transaction can remove.
+    /// Searches find it through a row that only this transaction can remove.
     pub settled: bool,
     /// Rows that no other transaction is writing: sums and changes.
     pub rows: (usize, usize),
     /// Members in those rows, and in the sums alone.
     pub members: i64,
     pub base: i64,
-    /// Other transactions are adding to it or taking away.
-    under_way: bool,
+    /// Other transactions are adding or removing members.
+    in_progress: bool,
 }
 
 impl Cluster {
-    /// One that has just been founded.
+    /// A new cluster.
     pub fn new(id: i64) -> Self {
         Self {
             id,
@@ -72,32 +71,32 @@ impl Cluster {
             rows: (1, 0),
             members: 1,
             base: 1,
-            under_way: false,
+            in_progress: false,
         }
     }
 
     /// Whether it has members, or may have.
     pub fn alive(&self) -> bool {
-        self.members > 0 || self.under_way
+        self.members > 0 || self.in_progress
     }
 
-    /// At first with each doubling, so that what searches compare is never far from the centroid; later when reading
-    /// the changes begins to cost.
+    /// At first with each doubling, so that the stored sum is never far from the centroid; later when reading the
+    /// changes becomes expensive.
     pub fn wants_folding(&self) -> bool {
-        self.rows.0 > 1 || self.rows.1 >= CHANGES || (self.rows.1 as i64) >= self.base.max(1)
+        self.rows.0 > 1 || self.rows.1 >= MAX_CHANGES || (self.rows.1 as i64) >= self.base.max(1)
     }
 }
 
-/// Looks for a vector among the clusters of a collection.
+/// Searches the clusters of a collection for the cluster nearest to a vector.
 pub struct Search<'a> {
     store: &'a Store,
     pub collection: &'a Collection,
     member: &'a [f32],
     code: Code,
     rotated: Vec<f32>,
-    /// Of the rotation.
+    /// The width of the rotation.
     width: usize,
-    /// Clusters without a code, as of the longest search.
+    /// Clusters without a code, as seen by the longest search.
     pub recent: std::cell::Cell<usize>,
 }
 
@@ -108,25 +107,30 @@ impl<'a> Search<'a> {
         Self { store, collection, member, code, rotated, width, recent: std::cell::Cell::new(0) }
     }
 
-    /// The nearest of the clusters with rows of sequence numbers above `after`, unless all are clearly below the threshold.
+    /// The nearest of the clusters that have rows with sequence numbers above `after`, unless all are clearly below the
+    /// threshold.
     ///
-    /// Sums without a code come first, codes second: a code that is made between the two is then seen in one of them.
+    /// Sums without a code are scanned first, codes second, so a code that is created between the two scans is seen in
+    /// at least one of them.
     pub fn nearest(&self, after: i64) -> Option<Cluster> {
         let mut best = Best { search: self, cluster: None };
         best.consider(self.recent(after));
-        let reach = |cosine| binary_code::reach(cosine, DRIFT);
-        let mut nearest = Nearest::new(self.code, reach(self.collection.threshold), KEPT);
-        let conditions = [Condition::TextIs(1, &self.collection.name), Condition::BigintOver(3, after)];
-        self.store.scan(Sees::Everything, Index::CodeCollection, &conditions, |row| {
-            nearest.scan(row.bigint(2), row.bytes(4).unwrap_or_default());
+        let reach = |cosine| binary_code::reach(cosine, MAX_CODE_DRIFT);
+        let mut nearest = Nearest::new(self.code, reach(self.collection.threshold), MAX_RANKED_CODES);
+        let conditions = [
+            Condition::TextIs(code::COLLECTION, &self.collection.name),
+            Condition::BigintOver(code::SEQUENCE_NUMBER, after),
+        ];
+        self.store.scan(Snapshot::Dirty, Index::CodeCollection, &conditions, |row| {
+            nearest.scan(row.bigint(code::FIRST), row.bytes(code::ENTRIES).unwrap_or_default());
             true
         });
         let found: Vec<Candidate> = nearest.into_sorted().collect();
         let likelihood = Likelihood::new(&self.rotated, self.width, self.collection.threshold, &found);
-        let mut left = likelihood.rank(found).into_iter().take(CANDIDATES);
-        let (mut compared, mut count, mut promising) = (0, FIRST, true);
+        let mut left = likelihood.rank(found).into_iter().take(MAX_COMPARED);
+        let (mut compared, mut count, mut promising) = (0, FIRST_BATCH, true);
         loop {
-            // A better match so far leaves fewer codes within reach.
+            // The better the best match so far, the fewer codes are within reach.
             let reach = reach(best.cosine());
             let batch: Vec<_> = left.by_ref().filter(|(_, near)| near.distance <= reach).take(count).collect();
             let Some((score, _)) = batch.first() else { break };
@@ -137,7 +141,7 @@ impl<'a> Search<'a> {
             let closest = near.iter().map(|near| near.cosine).fold(-1.0, f64::max);
             best.consider(near);
             compared += batch.len();
-            promising = compared < SURE || closest + SPREAD >= best.cosine();
+            promising = compared < MIN_COMPARED || closest + SPREAD >= best.cosine();
             count *= 3;
         }
         best.cluster
@@ -148,25 +152,31 @@ impl<'a> Search<'a> {
         ids.sort_unstable();
         ids.dedup();
         let place = |id| ids.binary_search(&id).ok();
-        // Changes first: those that are added to a sum meanwhile make it look changed, but not the other way round.
+        // Changes first: if changes are added to a sum in the meantime, the sum appears to have changed; in the
+        // opposite order they would be missed.
         let mut changed = vec![false; ids.len()];
         let (merged, others): (Vec<i64>, Vec<i64>) = ids.iter().partition(|&&id| merged_up_to(self.store, id) > 0);
         let mut visit = |row: &Row| {
-            if let Some(place) = place(row.bigint(2)) {
+            if let Some(place) = place(row.bigint(change::CLUSTER)) {
                 changed[place] = true;
             }
             true
         };
-        self.store.scan(Sees::Everything, Index::ChangeCluster, &[Condition::BigintIn(2, &others)], &mut visit);
+        self.store.scan(
+            Snapshot::Dirty,
+            Index::ChangeCluster,
+            &[Condition::BigintIn(change::CLUSTER, &others)],
+            &mut visit,
+        );
         for id in merged {
-            self.store.scan(Sees::Everything, Index::ChangeCluster, &changes_of(self.store, id), &mut visit);
+            self.store.scan(Snapshot::Dirty, Index::ChangeCluster, &changes_of(self.store, id), &mut visit);
         }
-        let condition = [Condition::BigintIn(2, &ids)];
+        let condition = [Condition::BigintIn(sum::CLUSTER, &ids)];
         let mut seen = vec![0; ids.len()];
         let mut near = Vec::with_capacity(ids.len());
-        self.store.scan(Sees::Everything, Index::SumCluster, &condition, |row| {
-            let id = row.bigint(2);
-            if let (Some(sum), Some(place)) = (row.vector(4), place(id)) {
+        self.store.scan(Snapshot::Dirty, Index::SumCluster, &condition, |row| {
+            let id = row.bigint(sum::CLUSTER);
+            if let (Some(sum), Some(place)) = (row.vector(sum::SUM), place(id)) {
                 seen[place] += 1;
                 changed[place] |= row.inserting || row.deleting || seen[place] > 1;
                 near.push(Near { id, cosine: cosine(&sum, self.member), moved: true });
@@ -174,7 +184,7 @@ impl<'a> Search<'a> {
             true
         });
         near.iter_mut().for_each(|near| near.moved = place(near.id).is_none_or(|place| changed[place]));
-        // What was just being replaced may have been missed; it is looked up again.
+        // Rows that were being replaced may have been missed; look them up again.
         let missed = ids.iter().zip(seen).filter(|(_, seen)| *seen == 0);
         near.extend(missed.map(|(&id, _)| Near { id, cosine: 1.0, moved: true }));
         near
@@ -183,35 +193,40 @@ impl<'a> Search<'a> {
     /// Clusters by sums without a code that are not clearly below the threshold.
     fn recent(&self, after: i64) -> Vec<Near> {
         let (mut near, mut count) = (Vec::new(), 0);
-        // Sums are replaced when changes are added to them, so both scans are needed; see there.
+        // Sums are replaced when changes are added to them, so both scans are needed (see `Store::scan`).
         let mut visit = |row: &Row| {
             count += 1;
-            if let Some(sum) = row.vector(4) {
+            if let Some(sum) = row.vector(sum::SUM) {
                 let cosine = cosine(&sum, self.member);
-                if cosine + MOVED >= self.collection.threshold {
-                    near.push(Near { id: row.bigint(2), cosine, moved: true });
+                if cosine + MAX_CENTROID_DRIFT >= self.collection.threshold {
+                    near.push(Near { id: row.bigint(sum::CLUSTER), cosine, moved: true });
                 }
             }
             true
         };
         let (from, left_over) = Packed::known(self.store, &self.collection.name, after);
-        let conditions = [Condition::TextIs(1, &self.collection.name), Condition::BigintOver(10, from)];
-        for sees in [Sees::Everything, Sees::Settled] {
+        let conditions = [
+            Condition::TextIs(sum::COLLECTION, &self.collection.name),
+            Condition::BigintOver(sum::SEQUENCE_NUMBER, from),
+        ];
+        for snapshot in [Snapshot::Dirty, Snapshot::Latest] {
             for &id in &left_over {
-                self.store.scan(sees, Index::SumCluster, &[Condition::BigintIs(2, id)], &mut visit);
+                self.store.scan(snapshot, Index::SumCluster, &[Condition::BigintIs(sum::CLUSTER, id)], &mut visit);
             }
-            self.store.scan(sees, Index::SumRecent, &conditions, &mut visit);
+            self.store.scan(snapshot, Index::SumRecent, &conditions, &mut visit);
         }
         self.recent.set((count / 2).max(self.recent.get()));
         near
     }
 
-    /// A cluster with its committed members and those that other transactions are adding or removing; None if it has no rows.
+    /// A cluster with its committed members and the members that other transactions are adding or removing; None if it
+    /// has no rows.
     ///
-    /// The committed rows of both tables are read with one snapshot. Reading the tables one after the other counted rows twice
-    /// that were merged into the sum between the two scans; if most members had just left, the rest seemed to cancel out.
-    /// Uncommitted rows are read before the snapshot is taken, and count if it still shows their transactions in progress. Only
-    /// rows inserted for single members count: merged rows, and rows that were given a code, replace rows that count already.
+    /// The committed rows of both tables are read with one snapshot. Reading the tables one after the other counted
+    /// rows twice that were merged into the sum between the two scans; if most members had just left, the rest seemed
+    /// to cancel out. Uncommitted rows are read before the snapshot is taken, and count if the snapshot still shows
+    /// their transactions in progress. Only rows for single members count: merged rows, and rows that got a code,
+    /// replace rows that count already.
     pub fn look_up(&self, id: i64) -> Option<Cluster> {
         let mut cluster = Cluster {
             sum: Sum::new(self.member.len()),
@@ -221,45 +236,46 @@ impl<'a> Search<'a> {
             base: 0,
             ..Cluster::new(id)
         };
-        let (mut coming, mut place) = (UnderWay::default(), None);
-        let of_cluster = [Condition::BigintIs(2, id)];
-        // A transaction writes a member's leaving after its joining, so a scan that sees the first sees the second, here or in the sums.
-        self.store.scan(Sees::Everything, Index::ChangeCluster, &changes_of(self.store, id), |row| {
-            cluster.under_way |= row.inserting || row.deleting;
+        let (mut coming, mut place) = (InProgress::default(), None);
+        let of_cluster = [Condition::BigintIs(sum::CLUSTER, id)];
+        // A transaction writes the row of a member's departure after the row of its arrival, so a scan that sees the
+        // departure sees the arrival, here or in the sums.
+        self.store.scan(Snapshot::Dirty, Index::ChangeCluster, &changes_of(self.store, id), |row| {
+            cluster.in_progress |= row.inserting || row.deleting;
             coming.add(row);
             true
         });
-        self.store.scan(Sees::Everything, Index::SumCluster, &of_cluster, |row| {
-            cluster.under_way |= row.inserting || row.deleting;
+        self.store.scan(Snapshot::Dirty, Index::SumCluster, &of_cluster, |row| {
+            cluster.in_progress |= row.inserting || row.deleting;
             cluster.settled |= !row.inserting && !row.deleting;
-            cluster.model = cluster.model.take().or_else(|| row.text(7));
-            place = place.take().or_else(|| row.vector(4).map(|sum| sum.to_vec()));
+            cluster.model = cluster.model.take().or_else(|| row.text(sum::MODEL));
+            place = place.take().or_else(|| row.vector(sum::SUM).map(|sum| sum.to_vec()));
             coming.add(row);
             true
         });
-        let now = Moment::now();
-        self.store.scan(Sees::At(&now), Index::ChangeCluster, &changes_of(self.store, id), |row| {
-            cluster.members += row.bigint(3);
+        let now = RegisteredSnapshot::now();
+        self.store.scan(Snapshot::Registered(&now), Index::ChangeCluster, &changes_of(self.store, id), |row| {
+            cluster.members += row.bigint(sum::SIZE);
             cluster.rows.1 += 1;
             add(&mut cluster.sum, row);
             true
         });
-        self.store.scan(Sees::At(&now), Index::SumCluster, &of_cluster, |row| {
-            cluster.members += row.bigint(3);
-            cluster.base += row.bigint(3);
+        self.store.scan(Snapshot::Registered(&now), Index::SumCluster, &of_cluster, |row| {
+            cluster.members += row.bigint(sum::SIZE);
+            cluster.base += row.bigint(sum::SIZE);
             cluster.rows.0 += 1;
-            cluster.model = cluster.model.take().or_else(|| row.text(7));
+            cluster.model = cluster.model.take().or_else(|| row.text(sum::MODEL));
             add(&mut cluster.sum, row);
-            place = place.take().or_else(|| row.vector(4).map(|sum| sum.to_vec()));
+            place = place.take().or_else(|| row.vector(sum::SUM).map(|sum| sum.to_vec()));
             true
         });
-        for (_, sum) in coming.0.iter().filter(|(writer, _)| now.is_under_way(*writer)) {
+        for (_, sum) in coming.0.iter().filter(|(writer, _)| now.is_in_progress(*writer)) {
             let (high, low) = sum.split();
             if high.len() == cluster.sum.dimensions() {
                 cluster.sum.add(&high, Some(&low), sum.size);
             }
         }
-        // Where its last member is just leaving, the cluster is where that one was.
+        // If the last member is just leaving, use that member's position for the cluster.
         cluster.cosine = match (cluster.sum.direction(), place) {
             (Some(_), _) => cluster.sum.cosine(self.member),
             (None, Some(place)) => cosine(&place, self.member),
@@ -269,39 +285,39 @@ impl<'a> Search<'a> {
     }
 }
 
-/// The members that other transactions are adding to a cluster and removing, by transaction.
+/// The members that other transactions are adding to a cluster or removing, by transaction.
 #[derive(Default)]
-struct UnderWay(Vec<(pg_sys::TransactionId, Sum)>);
+struct InProgress(Vec<(pg_sys::TransactionId, Sum)>);
 
-impl UnderWay {
+impl InProgress {
     /// Counts a row, if it is for one member.
     fn add(&mut self, row: &Row) {
-        if !row.inserting || row.replaces || row.bigint(3).abs() != 1 || row.vector(5).is_some() {
+        if !row.inserting || row.replaces || row.bigint(sum::SIZE).abs() != 1 || row.vector(sum::REMAINDER).is_some() {
             return;
         }
-        let Some(vector) = row.vector(4) else { return };
-        let known = self.0.iter().rposition(|(writer, sum)| *writer == row.writer && sum.dimensions() == vector.len());
+        let Some(vector) = row.vector(sum::SUM) else { return };
+        let known = self.0.iter().rposition(|(writer, sum)| *writer == row.xmin && sum.dimensions() == vector.len());
         let place = known.unwrap_or_else(|| {
-            self.0.push((row.writer, Sum::new(vector.len())));
+            self.0.push((row.xmin, Sum::new(vector.len())));
             self.0.len() - 1
         });
-        self.0[place].1.add(&vector, None, row.bigint(3));
+        self.0[place].1.add(&vector, None, row.bigint(sum::SIZE));
     }
 }
 
 /// A cluster by one of its sums.
 struct Near {
     id: i64,
-    /// To the vector that is looked for; 1 if not known.
+    /// The cosine to the query vector; 1 if unknown.
     cosine: f64,
-    /// The sum may not be all of the cluster.
+    /// The sum may not cover the whole cluster.
     moved: bool,
 }
 
 impl Near {
-    /// How near the cluster may be.
+    /// The highest possible cosine to the cluster.
     fn at_most(&self) -> f64 {
-        if self.moved { self.cosine + MOVED } else { self.cosine }
+        if self.moved { self.cosine + MAX_CENTROID_DRIFT } else { self.cosine }
     }
 }
 
@@ -312,13 +328,13 @@ struct Best<'a> {
 }
 
 impl Best<'_> {
-    /// What another has to reach.
+    /// The cosine that another cluster must reach.
     fn cosine(&self) -> f64 {
         let threshold = self.search.collection.threshold;
         self.cluster.as_ref().map_or(threshold, |cluster| cluster.cosine.max(threshold))
     }
 
-    /// Looks up those of the candidates that may be nearer.
+    /// Looks up the candidates that may be nearer.
     fn consider(&mut self, mut candidates: Vec<Near>) {
         candidates.sort_by(|a, b| b.at_most().total_cmp(&a.at_most()).then(a.id.cmp(&b.id)));
         candidates.dedup_by_key(|near| near.id);
@@ -337,120 +353,9 @@ impl Best<'_> {
 }
 
 fn add(sum: &mut Sum, row: &Row) {
-    if let Some(high) = row.vector(4)
+    if let Some(high) = row.vector(sum::SUM)
         && high.len() == sum.dimensions()
     {
-        sum.add(&high, row.vector(5).as_deref(), row.bigint(3));
+        sum.add(&high, row.vector(sum::REMAINDER).as_deref(), row.bigint(sum::SIZE));
     }
-}
-
-thread_local! {
-    /// By cluster, up to which sequence number this transaction has merged all changes there are, and the subtransaction in which it
-    /// has. Its own rows up to there are deleted but stay in the index until it ends: without this, 10,000 joins to one
-    /// cluster took 2.3 ms each at the end, stepping over those before, and 0.3 ms at the beginning.
-    static MERGED: RefCell<HashMap<i64, (pg_sys::TransactionId, i64)>> = RefCell::default();
-}
-
-/// The changes of a cluster that count.
-fn changes_of<'a>(store: &Store, cluster: i64) -> Vec<Condition<'a>> {
-    match merged_up_to(store, cluster) {
-        0 => vec![Condition::BigintIs(2, cluster)],
-        sequence_number => vec![Condition::BigintIs(2, cluster), Condition::BigintOver(7, sequence_number)],
-    }
-}
-
-/// The sequence number up to which no change of a cluster counts any more; 0 if none is known.
-pub fn merged_up_to(store: &Store, cluster: i64) -> i64 {
-    if store.is_outdated() {
-        return 0;
-    }
-    MERGED.with_borrow_mut(|all| match all.get(&cluster) {
-        Some(&(writer, sequence_number)) if tables::is_own(writer) => sequence_number,
-        // Of a transaction that has ended, or was undone by a savepoint: then its rows are back.
-        Some(_) => {
-            all.remove(&cluster);
-            0
-        }
-        None => 0,
-    })
-}
-
-/// Remembers that this transaction has merged a cluster's changes, `last` being the highest sequence number of those. The short lock
-/// keeps others from writing a change with a sequence number that they have taken but not used yet.
-pub fn remember_merged(store: &Store, collection: &str, cluster: i64, last: i64) {
-    if store.is_outdated() {
-        return;
-    }
-    let _lock = store.lock_shortly(collection, true);
-    let mut first = None;
-    store.scan(Sees::Everything, Index::ChangeCluster, &changes_of(store, cluster), |row| {
-        first = Some(row.bigint(7));
-        false
-    });
-    let sequence_number = first.map_or(last, |first| first - 1);
-    MERGED.with_borrow_mut(|all| {
-        if all.len() >= 1000 {
-            all.retain(|_, (writer, _)| tables::is_own(*writer));
-        }
-        all.insert(cluster, (tables::writer(), sequence_number));
-    });
-}
-
-/// Up to which sequence number this session has given codes to all sums of a collection but those of the clusters listed.
-///
-/// Rows that are replaced in a transaction stay in the index until it ends, and a search would step over each of them:
-/// a transaction that creates 100,000 clusters would spend most of its time skipping dead rows.
-pub struct Packed {
-    /// By whom, and the sequence number of the last block.
-    writer: pgrx::pg_sys::TransactionId,
-    sequence_number: i64,
-    left_over: Vec<i64>,
-}
-
-thread_local! {
-    static PACKED: RefCell<HashMap<String, Packed>> = RefCell::default();
-    static CODERS: RefCell<Vec<Coder>> = const { RefCell::new(Vec::new()) };
-}
-
-impl Packed {
-    pub fn remember(collection: &str, sequence_number: i64, left_over: Vec<i64>) {
-        PACKED.with_borrow_mut(|all| {
-            if left_over.len() <= LEFT_OVER {
-                all.insert(collection.to_owned(), Self { writer: tables::writer(), sequence_number, left_over });
-            } else {
-                all.remove(collection);
-            }
-        });
-    }
-
-    /// From where the rows without a code have to be scanned, and which to look up besides. The block is looked for
-    /// first: if it was rolled back, or has been replaced since, this knowledge is void.
-    fn known(store: &Store, collection: &str, after: i64) -> (i64, Vec<i64>) {
-        PACKED.with_borrow_mut(|all| {
-            let Some(packed) = all.get(collection).filter(|packed| packed.sequence_number > after) else {
-                return (after, Vec::new());
-            };
-            let mut stands = false;
-            let conditions = [Condition::TextIs(1, collection), Condition::BigintIs(3, packed.sequence_number)];
-            store.scan(Sees::Everything, Index::CodeCollection, &conditions, |row| {
-                stands = row.writer == packed.writer && !row.inserting && !row.deleting;
-                !stands
-            });
-            if !stands {
-                all.remove(collection);
-                return (after, Vec::new());
-            }
-            (packed.sequence_number, packed.left_over.clone())
-        })
-    }
-}
-
-/// Runs `f` with the coder for vectors of that length; a session uses few.
-pub fn with_coder<T>(dimensions: usize, f: impl FnOnce(&Coder) -> T) -> T {
-    CODERS.with_borrow_mut(|coders| {
-        if !coders.iter().any(|coder| coder.dimensions() == dimensions) {
-            coders.push(Coder::new(dimensions));
-        }
-        f(coders.iter().find(|coder| coder.dimensions() == dimensions).expect("just made"))
-    })
 }

@@ -9,7 +9,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, SpiTupleTable};
 
-use crate::cluster::search::merged_up_to;
+use crate::cluster::session_state::merged_up_to;
 use crate::cluster::tables::Store;
 use crate::pg::error::{SqlResult, report};
 use crate::pg::spi::{get, run, spi};
@@ -25,7 +25,7 @@ const INSERT_CLUSTER_ROW: &str =
 const CHANGE: &str = "INSERT INTO clip_search.cluster_change (collection, cluster, size, sum) VALUES ($1, $2, $3, $4)";
 const MERGED: &str =
     "INSERT INTO clip_search.cluster_change (collection, cluster, size, sum, rest) VALUES ($1, $2, $3, $4, $5)";
-/// A row that loses its code gets a new sequence number, since searches of rows without a code have not seen it.
+/// A row that loses its code gets a new sequence number, because searches of rows without a code have not seen it.
 const REPLACE: &str = "UPDATE clip_search.cluster_sum SET size = $2, sum = $3, rest = $4, code = $5, updated_at = pg_catalog.now(), \
          mark = CASE WHEN code IS NOT NULL AND $5 IS NULL THEN pg_catalog.nextval('clip_search.cluster_id_seq') ELSE mark END \
      WHERE ctid OPERATOR(pg_catalog.=) $1";
@@ -33,7 +33,7 @@ const DELETE_SUMS: &str = "DELETE FROM clip_search.cluster_sum WHERE ctid OPERAT
 const DELETE_CHANGES: &str = "DELETE FROM clip_search.cluster_change WHERE ctid OPERATOR(pg_catalog.=) ANY ($1)";
 const LOCK_SUMS: &str = "SELECT ctid, cluster, size, sum, rest, code, mark FROM clip_search.cluster_sum \
      WHERE cluster OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED";
-/// Limited, in case ten thousand have accumulated.
+/// The number is limited, in case ten thousand rows have accumulated.
 const LOCK_CHANGES: &str = include_str!("sql/lock_changes.sql");
 /// For the table of 0.2.0.
 const LOCK_CHANGES_OF_0_2: &str = "SELECT ctid, cluster, size, sum, rest, NULL::bytea, 0::bigint FROM clip_search.cluster_change \
@@ -83,12 +83,12 @@ fn first_bigint(rows: SpiTupleTable<'_>) -> SqlResult<i64> {
     value.ok_or_else(|| report(Error::new(Kind::Internal, "a cluster has no id")))
 }
 
-/// The id, or sequence number, that was drawn last.
+/// The last drawn id or sequence number.
 pub fn last_id(client: &mut SpiClient<'_>) -> SqlResult<i64> {
     first_bigint(run(client, LAST_ID, &[])?)
 }
 
-/// Inserts a cluster of one member; returns its id.
+/// Inserts a cluster with one member; returns its id.
 pub fn insert_cluster(
     client: &mut SpiClient<'_>,
     collection: &str,
@@ -130,12 +130,12 @@ pub fn replace(client: &mut SpiClient<'_>, row: &Stored, total: &Sum, code: Opti
     run(client, REPLACE, &arguments).map(drop)
 }
 
-/// Locks those sums of a cluster that no other transaction has locked.
+/// Locks the sums of a cluster that no other transaction has locked.
 pub fn lock_sums(client: &mut SpiClient<'_>, cluster: i64) -> SqlResult<Vec<Stored>> {
     stored(run(client, LOCK_SUMS, &[cluster.into()])?)
 }
 
-/// Locks those changes of a cluster that no other transaction has locked.
+/// Locks the changes of a cluster that no other transaction has locked.
 pub fn lock_changes(client: &mut SpiClient<'_>, store: &Store, cluster: i64) -> SqlResult<Vec<Stored>> {
     if store.is_outdated() {
         return stored(run(client, LOCK_CHANGES_OF_0_2, &[cluster.into()])?);
@@ -192,7 +192,7 @@ pub fn block(client: &mut SpiClient<'_>, collection: &str, block: Block) -> SqlR
         .map(drop)
 }
 
-/// A block of codes as it is stored.
+/// A stored block of codes.
 pub struct StoredBlock {
     tid: pg_sys::ItemPointerData,
     pub sequence_number: i64,
@@ -213,15 +213,14 @@ pub fn next_block(client: &mut SpiClient<'_>, collection: &str, after: i64) -> S
     }))
 }
 
-/// The place of a sum with a code, and the code.
+/// The location of a sum with a code, and the code.
 pub struct Coded {
     tid: pg_sys::ItemPointerData,
     pub cluster: i64,
     pub code: Vec<u8>,
 }
 
-/// The sums of clusters that have a code; with `lock`, locks them and leaves out those that another transaction has
-/// locked.
+/// The sums of clusters that have a code; with `lock`, locks them and skips sums that another transaction has locked.
 pub fn coded(client: &mut SpiClient<'_>, clusters: &[i64], lock: bool) -> SqlResult<Vec<Coded>> {
     let missing = || report(Error::new(Kind::Internal, "a row of the cluster tables has a NULL"));
     run(client, if lock { LOCK_CODED } else { CODED }, &[clusters.to_vec().into()])?
@@ -244,7 +243,7 @@ pub fn dissolve(client: &mut SpiClient<'_>, block: &StoredBlock, sums: &[Coded])
     run(client, DELETE_BLOCK, &[block.tid.into()]).map(drop)
 }
 
-/// Deletes all clusters of a collection; returns the properties that survive a recluster.
+/// Deletes all clusters of a collection; returns the properties that a recluster keeps.
 pub fn clear(client: &mut SpiClient<'_>, collection: &str) -> SqlResult<HashMap<i64, Founding>> {
     let known = run(client, FOUNDINGS, &[collection.into()])?
         .map(|row| {

@@ -61,32 +61,33 @@ const COLUMNS: usize = 11;
 
 /// Which rows a scan sees.
 #[derive(Clone, Copy)]
-pub enum Sees<'a> {
+pub enum Snapshot<'a> {
     /// Committed rows, this transaction's own, and rows that other transactions are writing.
-    Everything,
+    Dirty,
     /// Committed rows and this transaction's own, as of the beginning of the scan.
-    Settled,
+    Latest,
     /// Committed rows and this transaction's own, with one snapshot for several scans.
-    At(&'a Moment),
+    Registered(&'a RegisteredSnapshot),
 }
 
-/// A snapshot of what is committed now, whatever the transaction's own snapshot shows.
-pub struct Moment(pg_sys::Snapshot);
+/// A snapshot of the currently committed rows, regardless of the transaction's own snapshot.
+pub struct RegisteredSnapshot(pg_sys::Snapshot);
 
-impl Moment {
+impl RegisteredSnapshot {
     pub fn now() -> Self {
-        // SAFETY: the snapshot is copied and registered; after an error it goes with the resources of the transaction.
+        // SAFETY: the snapshot is copied and registered; after an error it is released with the resources of the
+        // transaction.
         Self(unsafe { pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot()) })
     }
 
     /// Whether a (sub)transaction was in progress when the snapshot was taken.
-    pub fn is_under_way(&self, writer: pg_sys::TransactionId) -> bool {
+    pub fn is_in_progress(&self, transaction: pg_sys::TransactionId) -> bool {
         // SAFETY: the snapshot is registered.
-        unsafe { pg_sys::XidInMVCCSnapshot(writer, self.0) }
+        unsafe { pg_sys::XidInMVCCSnapshot(transaction, self.0) }
     }
 }
 
-impl Drop for Moment {
+impl Drop for RegisteredSnapshot {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             // SAFETY: registered by `now`.
@@ -97,14 +98,14 @@ impl Drop for Moment {
 
 /// A condition on a column, counted from 1 as PostgreSQL does.
 pub enum Condition<'a> {
-    TextIs(i16, &'a str),
-    BigintIs(i16, i64),
-    BigintOver(i16, i64),
+    TextIs(usize, &'a str),
+    BigintIs(usize, i64),
+    BigintOver(usize, i64),
     /// One of several values; the index is searched for each in turn.
-    BigintIn(i16, &'a [i64]),
+    BigintIn(usize, &'a [i64]),
 }
 
-/// A row under the cursor of a scan.
+/// The current row of a scan.
 pub struct Row {
     values: [pg_sys::Datum; COLUMNS],
     nulls: [bool; COLUMNS],
@@ -113,8 +114,8 @@ pub struct Row {
     /// Another transaction has deleted or replaced it and not ended yet.
     pub deleting: bool,
     /// The (sub)transaction that has written it.
-    pub writer: pg_sys::TransactionId,
-    /// It is a newer version of a row, written by an UPDATE.
+    pub xmin: pg_sys::TransactionId,
+    /// The row is a newer version, written by an UPDATE.
     pub replaces: bool,
 }
 
@@ -150,7 +151,7 @@ impl Row {
     }
 
     /// A column that is declared `bytea`. None for a value that is compressed or out of line; PLAIN storage and lengths
-    /// under 127 bytes exclude both unless somebody has altered the table.
+    /// under 127 bytes exclude both unless the table was altered.
     pub fn bytes(&self, column: usize) -> Option<&[u8]> {
         use pgrx::varlena::{varatt_is_1b, varatt_is_1b_e, varatt_is_4b_u, varlena_to_byte_slice};
         // SAFETY: as above; the header says which form the value has.
@@ -176,19 +177,19 @@ pub struct Store {
 
 /// Raises 25006 in a read-only transaction or on a standby, 25000 in a parallel worker.
 pub fn check_writable(function: &CStr) {
-    // SAFETY: both only look at the state of the transaction, and raise an error.
+    // SAFETY: both only check the state of the transaction, and may raise an error.
     unsafe {
         pg_sys::PreventCommandIfReadOnly(function.as_ptr());
         pg_sys::PreventCommandIfParallelMode(function.as_ptr());
     }
 }
 
-/// Raises 25001 if a procedure can't commit, since the client controls the transaction.
+/// Raises 25001 if a procedure can't commit, because the client controls the transaction.
 ///
 /// # Errors
 /// Inside BEGIN … COMMIT, or among several statements that were sent as one.
 pub fn check_may_commit(procedure: &str) -> SqlResult<()> {
-    // SAFETY: looks at the state of the transaction.
+    // SAFETY: reads the state of the transaction.
     if !unsafe { pg_sys::IsTransactionBlock() } {
         return Ok(());
     }
@@ -207,14 +208,14 @@ impl Store {
         Self::open_with(pg_sys::RowExclusiveLock)
     }
 
-    /// For scans only, also on a standby.
+    /// Opens the tables for scans only, also on a standby.
     pub fn open_to_read() -> Self {
         Self::open_with(pg_sys::AccessShareLock)
     }
 
     fn open_with(mode: u32) -> Self {
         // SAFETY: catalogue look-ups inside a transaction; an installed extension has its tables, and table_open raises
-        // an error for an oid that no table has.
+        // an error for an oid without a table.
         unsafe {
             let schema = pg_sys::get_namespace_oid(c"clip_search".as_ptr(), false);
             let relations = TABLES.map(|name| {
@@ -230,20 +231,20 @@ impl Store {
         }
     }
 
-    /// Whether the extension's objects are those of a version without owners of collections.
+    /// Whether the extension's objects come from a version without owners of collections.
     pub fn is_outdated(&self) -> bool {
         self.relations[Table::Grant as usize].is_null()
     }
 
     /// Visits the rows that meet all conditions, in the order of the index. The visitor returns whether to continue.
     ///
-    /// A scan with `Sees::Everything` may miss a row that another transaction replaces and commits at that moment: the
+    /// A scan with `Snapshot::Dirty` may miss a row that another transaction replaces and commits at that moment: the
     /// index page was read before the new row was entered there, and the old row is dead when the scan reaches it. A
-    /// scan with `Sees::Settled` that begins later sees the new row. A caller that must not miss a row that can be
+    /// scan with `Snapshot::Latest` that begins later sees the new row. A caller that must not miss a row that can be
     /// replaced does both, in this order.
     pub fn scan(
         &self,
-        sees: Sees<'_>,
+        snapshot: Snapshot<'_>,
         index: Index,
         conditions: &[Condition<'_>],
         mut visit: impl FnMut(&Row) -> bool,
@@ -254,13 +255,13 @@ impl Store {
         }
         let mut dirty =
             pg_sys::SnapshotData { snapshot_type: pg_sys::SnapshotType::SNAPSHOT_DIRTY, ..Default::default() };
-        // SAFETY: keys, snapshot and relation outlive the scan; each tuple is used only until the next is fetched;
-        // the arrays have at least as many places as the table has columns. If the visitor panics, the transaction
-        // fails, and its resources, the scan among them, are released.
+        // SAFETY: keys, snapshot and relation outlive the scan; each tuple is used only until the next is fetched; the
+        // arrays have at least as many places as the table has columns. If the visitor panics, the transaction fails,
+        // and its resources, including the scan, are released.
         unsafe {
-            let latest = matches!(sees, Sees::Settled).then(Moment::now);
-            let snapshot = match (sees, &latest) {
-                (Sees::At(moment), _) | (_, Some(moment)) => moment.0,
+            let latest = matches!(snapshot, Snapshot::Latest).then(RegisteredSnapshot::now);
+            let snapshot = match (snapshot, &latest) {
+                (Snapshot::Registered(registered), _) | (_, Some(registered)) => registered.0,
                 _ => &raw mut dirty,
             };
             let index = self.indexes[index as usize];
@@ -274,7 +275,7 @@ impl Store {
                 nulls: [true; COLUMNS],
                 inserting: false,
                 deleting: false,
-                writer: pg_sys::InvalidTransactionId,
+                xmin: pg_sys::InvalidTransactionId,
                 replaces: false,
             };
             loop {
@@ -284,7 +285,7 @@ impl Store {
                 }
                 row.inserting = dirty.xmin != pg_sys::InvalidTransactionId;
                 row.deleting = dirty.xmax != pg_sys::InvalidTransactionId;
-                row.writer = (*(*tuple).t_data).t_choice.t_heap.t_xmin;
+                row.xmin = (*(*tuple).t_data).t_choice.t_heap.t_xmin;
                 row.replaces = u32::from((*(*tuple).t_data).t_infomask) & pg_sys::HEAP_UPDATED != 0;
                 pg_sys::heap_deform_tuple(tuple, description, row.values.as_mut_ptr(), row.nulls.as_mut_ptr());
                 if !visit(&row) {
@@ -296,17 +297,18 @@ impl Store {
     }
 
     /// Keeps the collection from being dropped or regrouped until the transaction ends.
-    pub fn hold(&self, collection: &str) {
+    pub fn lock_shared(&self, collection: &str) {
         self.lock(collection, Purpose::Hold, pg_sys::RowExclusiveLock, true);
     }
 
     /// Gives this transaction exclusive use of the collection until it ends; waits for transactions that hold it.
-    /// Without `wait`, returns at once whether it has succeeded.
-    pub fn take(&self, collection: &str, wait: bool) -> bool {
+    /// Without `wait`, it returns immediately whether it has succeeded.
+    pub fn lock_exclusive(&self, collection: &str, wait: bool) -> bool {
         self.lock(collection, Purpose::Hold, pg_sys::AccessExclusiveLock, wait)
     }
 
-    /// Locks a table against writers, and the collection as [`Store::take`] does, if both locks are available at once.
+    /// Locks a table against writers, and the collection as [`Store::lock_exclusive`] does, if both locks are available
+    /// immediately.
     pub fn try_lock(&self, table: pg_sys::Oid, collection: &str) -> bool {
         let mode = pg_sys::ShareRowExclusiveLock as i32;
         // SAFETY: the table exists; its lock is released only if it was taken here.
@@ -314,7 +316,7 @@ impl Store {
             if !pg_sys::ConditionalLockRelationOid(table, mode) {
                 return false;
             }
-            if !self.take(collection, false) {
+            if !self.lock_exclusive(collection, false) {
                 pg_sys::UnlockRelationOid(table, mode);
                 return false;
             }
@@ -322,19 +324,19 @@ impl Store {
         }
     }
 
-    /// The same, but waits.
+    /// As above, but waits for the locks.
     pub fn lock_members(&self, table: pg_sys::Oid, collection: &str) {
         // SAFETY: the table exists; the lock is held to the end of the transaction.
         unsafe { pg_sys::LockRelationOid(table, pg_sys::ShareRowExclusiveLock as i32) };
-        self.take(collection, true);
+        self.lock_exclusive(collection, true);
     }
 
-    /// Keeps other sessions from creating clusters in the collection as long as the guard lives; `exclusive` keeps them
-    /// from joining as well. Its holder waits for no other lock, so it can't be part of a deadlock.
-    pub fn lock_shortly(&self, collection: &str, exclusive: bool) -> ShortLock {
+    /// Keeps other sessions from creating clusters in the collection during the guard's lifetime; `exclusive` also
+    /// keeps them from joining. Its holder waits for no other lock, so it can't be part of a deadlock.
+    pub fn lock_briefly(&self, collection: &str, exclusive: bool) -> BriefLock {
         let mode = if exclusive { pg_sys::ExclusiveLock } else { pg_sys::ShareLock };
         self.lock(collection, Purpose::Short, mode, true);
-        ShortLock { tag: self.tag(collection, Purpose::Short), mode: mode as i32 }
+        BriefLock { tag: self.tag(collection, Purpose::Short), mode: mode as i32 }
     }
 
     fn lock(&self, collection: &str, purpose: Purpose, mode: u32, wait: bool) -> bool {
@@ -344,7 +346,8 @@ impl Store {
         result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
     }
 
-    /// A lock on an object of the table of sums whose number is a hash of the collection's name. No such object exists.
+    /// A lock on an object of the table of sums whose number is a hash of the collection's name. The object does not
+    /// exist.
     fn tag(&self, collection: &str, purpose: Purpose) -> pg_sys::LOCKTAG {
         // FNV-1a; two names with the same hash would only wait for each other.
         let hash = collection.bytes().fold(0x811c_9dc5_u32, |hash, b| (hash ^ u32::from(b)).wrapping_mul(0x0100_0193));
@@ -378,17 +381,17 @@ enum Purpose {
     Short = 2,
 }
 
-/// A lock that lasts as long as this value, not as the transaction.
-pub struct ShortLock {
+/// A lock that lasts for the lifetime of this value, not of the transaction.
+pub struct BriefLock {
     tag: pg_sys::LOCKTAG,
     mode: i32,
 }
 
-impl Drop for ShortLock {
+impl Drop for BriefLock {
     fn drop(&mut self) {
         // After an error the lock is released with the (sub)transaction.
         if !std::thread::panicking() {
-            // SAFETY: taken by `lock_shortly` in this mode.
+            // SAFETY: taken by `lock_briefly` in this mode.
             unsafe { pg_sys::LockRelease(&raw const self.tag, self.mode, false) };
         }
     }
@@ -411,10 +414,10 @@ fn scan_key(condition: &Condition<'_>) -> pg_sys::ScanKeyData {
         }
     };
     let mut key = pg_sys::ScanKeyData::default();
-    // SAFETY: it fills the key; the functions are PostgreSQL's own, of the columns' types.
+    // SAFETY: it fills the key; the functions are PostgreSQL's own for the columns' types.
     unsafe {
         let argument = argument.expect("a text and a number have datums");
-        pg_sys::ScanKeyInit(&raw mut key, column, strategy as u16, function.into(), argument);
+        pg_sys::ScanKeyInit(&raw mut key, column as i16, strategy as u16, function.into(), argument);
     }
     if let Condition::BigintIn(..) = condition {
         key.sk_flags = pg_sys::SK_SEARCHARRAY as i32;
@@ -422,14 +425,14 @@ fn scan_key(condition: &Condition<'_>) -> pg_sys::ScanKeyData {
     key
 }
 
-/// Whether a (sub)transaction is this one, or a part of it that was not rolled back.
+/// Whether a (sub)transaction is the current one, or a part of it that was not rolled back.
 pub fn is_own(writer: pg_sys::TransactionId) -> bool {
     // SAFETY: reads the state of the process's transaction.
     unsafe { pg_sys::TransactionIdIsCurrentTransactionId(writer) }
 }
 
-/// The (sub)transaction that writes rows at this moment.
+/// The (sub)transaction that currently writes rows.
 pub fn writer() -> pg_sys::TransactionId {
-    // SAFETY: inside a transaction that has written rows, or can.
+    // SAFETY: inside a transaction that has written rows, or can write them.
     unsafe { pg_sys::GetCurrentTransactionId() }
 }

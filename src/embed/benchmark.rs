@@ -1,4 +1,4 @@
-//! How long each step takes on this machine: `clip_benchmark()`.
+//! The time of each step on this machine: `clip_benchmark()`.
 
 use std::time::Instant;
 
@@ -27,7 +27,7 @@ fn clip_benchmark(
     rows.map(TableIterator::new).map_err(report)
 }
 
-/// Latency of each step, on made-up photos and texts: (what, items, milliseconds an item).
+/// Latency of each step, on generated photos and texts: (step, items, milliseconds per item).
 fn benchmark(mut clip: Embedder) -> clip::Result<Vec<(String, i32, f64)>> {
     let limits = interrupt::watched(Limits { exact_jpeg: guc::limits().exact_jpeg, ..Limits::default() });
     let mut rows = Vec::new();

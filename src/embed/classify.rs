@@ -1,8 +1,8 @@
 //! Zero-shot classification.
 
-use clip::clustering::centroid::l2_normalize;
 use clip::embedder::logits;
 use clip::memory::Reserve;
+use clip::vector::l2_normalize;
 use clip::{Error, Kind};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -118,7 +118,7 @@ fn check<'a>(labels: Vec<Option<&'a str>>, templates: Vec<Option<&'a str>>) -> S
     Ok((labels, templates))
 }
 
-/// Texts of which there is at least one, and none is NULL or blank.
+/// At least one text, of which none is NULL or blank.
 pub fn present<'a>(texts: Vec<Option<&'a str>>, what: &str) -> SqlResult<Vec<&'a str>> {
     let bad = |message: String| Error::new(Kind::InvalidInput, message);
     if texts.is_empty() {
@@ -132,7 +132,7 @@ pub fn present<'a>(texts: Vec<Option<&'a str>>, what: &str) -> SqlResult<Vec<&'a
     texts.into_iter().enumerate().map(one).collect()
 }
 
-/// Labels with their probabilities, the most probable first, equal ones in the order given.
+/// Labels with their probabilities, the most probable first, equally probable labels in the given order.
 fn classify(vector: &[f32], labels: &[&str], templates: &[&str], model: &str) -> SqlResult<Rows> {
     let (cosines, logits) = loaded::label_cosines(model, vector, labels, templates)?;
     let bytes = labels.iter().map(|label| label.len() + size_of::<(String, f64)>()).sum();

@@ -1,10 +1,10 @@
 //! Embedding functions.
 //!
-//! The one-argument forms read `clip_search.model`, so they are STABLE; with the model named the result is
-//! a function of its arguments, IMMUTABLE by the same convention as `to_tsvector(regconfig, text)`: a model
-//! directory is not changed in place. Costs are in `cpu_operator_cost`: an image takes 15–120 ms and a text
-//! 4–80 ms, some 10^5 operators; a text is usually remembered, so its cost is set lower, which also keeps
-//! the planner from compiling (JIT, from cost 100,000 on) a sequential scan of a few hundred rows.
+//! The one-argument forms read `clip_search.model`, so they are STABLE. With a model argument the result depends only
+//! on the arguments, so they are IMMUTABLE by the same convention as `to_tsvector(regconfig, text)`: a model directory
+//! is not changed in place. Costs are in `cpu_operator_cost`: an image takes 15–120 ms and a text 4–80 ms, about 10^5
+//! operators. A text is usually cached, so its cost is lower, which also keeps the planner from compiling (JIT, from
+//! cost 100,000 on) a sequential scan of a few hundred rows.
 
 use pgrx::prelude::*;
 
@@ -20,8 +20,8 @@ fn one(mut vectors: Vec<Option<Vector>>) -> Vector {
     vectors.pop().flatten().expect("one value that is not NULL gives one vector")
 }
 
-/// A query by a photo is evaluated for each row. If the photo is written into the query, even its fingerprint is computed
-/// once: that of a file of 5 MB takes some milliseconds.
+/// PostgreSQL evaluates a query by a photo for each row. If the photo is a constant in the query, even its fingerprint
+/// is computed only once: a file of 5 MB takes a few milliseconds.
 fn embed_image(model: &str, image: &[u8], call: pg_sys::FunctionCallInfo) -> SqlResult<Vector> {
     loaded::embed_image(model, image, || once_per_constant(call, 0, || Fingerprint::of(image)))
 }

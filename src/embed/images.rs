@@ -1,4 +1,4 @@
-//! What else is asked of an image file: a thumbnail, its header.
+//! Other functions for image files: thumbnail and header.
 
 use clip::image::Taken;
 use clip::image::info::info;

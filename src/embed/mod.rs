@@ -1,4 +1,4 @@
-//! The SQL functions over embeddings: images, texts, queries, classification, benchmark.
+//! The SQL functions for embeddings: images, texts, queries, classification, benchmark.
 
 mod benchmark;
 pub mod classify;

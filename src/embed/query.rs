@@ -1,4 +1,4 @@
-//! Queries of several parts, and results that don't repeat themselves.
+//! Queries of several terms, and diverse results.
 #![allow(unsafe_code)]
 
 use clip::query::{combine, diversify};
@@ -13,7 +13,7 @@ use crate::pg::error::{SqlResult, different_dimensions, report, with_sqlstate};
 use crate::pg::text::{self, Text};
 use crate::pg::vector::Vector;
 
-/// The cost is that of texts, of which most are in the memo.
+/// The cost of a text, because most texts are in the cache.
 #[pg_extern(stable, parallel_safe, cost = 10000)]
 fn clip_query(
     texts: default!(Option<Array<Text<'_>>>, "NULL"),
@@ -48,7 +48,7 @@ fn clip_query(
         let images: Vec<Option<&[u8]>> = images.into_iter().map(Some).collect();
         terms.extend(loaded::embed_images(&named, &images)?.into_iter().flatten());
     }
-    // Without texts and images no model is asked, and vectors of any will do that go together.
+    // Without texts and images no model is needed, and vectors of any model are accepted if their lengths match.
     let (known, whose) = match terms.first() {
         Some(first) => (Some(first.0.len()), Some(named)),
         None => (None, model.map(str::to_owned).or_else(|| vectors.iter().find_map(|v| origin::model_of(&v.0)))),
@@ -70,7 +70,7 @@ fn clip_query(
     combine(&terms).map(Vector).map_err(report)
 }
 
-/// The elements of an array, none of which may be NULL: a photo that was not found must not be left out in silence.
+/// The elements of an array, none of which may be NULL: a photo that was not found must not be omitted silently.
 fn present<T>(terms: Vec<Option<T>>, what: &str) -> SqlResult<Vec<T>> {
     let one = |(index, term): (usize, Option<T>)| {
         term.ok_or_else(|| report(Error::new(Kind::InvalidInput, format!("{what} is null")).element(index)))
@@ -78,7 +78,7 @@ fn present<T>(terms: Vec<Option<T>>, what: &str) -> SqlResult<Vec<T>> {
     terms.into_iter().enumerate().map(one).collect()
 }
 
-/// The weights of the terms of one kind; 1 each, where none are given.
+/// The weights of the terms of one kind; 1 each by default.
 fn weights_of(terms: usize, weights: Option<Array<f64>>, what: &str) -> SqlResult<Vec<f64>> {
     let Some(weights) = weights else { return Ok(vec![1.0; terms]) };
     let weights: Vec<f64> = present(weights.iter().collect(), &format!("weight of a {what} in the query"))?;
@@ -131,13 +131,14 @@ fn clip_diversify(
     Ok(TableIterator::new(rows))
 }
 
-/// The elements of an array of any type, in the memory context that is current.
+/// The elements of an array of any type, in the current memory context.
 fn elements(array: AnyArray) -> Vec<Option<AnyElement>> {
     let (mut length, mut by_value, mut alignment) = (0, false, 0);
     let (mut datums, mut nulls, mut count) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
-    // SAFETY: the argument is declared `anyarray` and strict, so the datum is an array; it is copied, since the argument
-    // does not outlive the first row. deconstruct_array gives `count` datums and flags, whose values lie in the copy.
-    // Nothing of it is freed before the memory context is, which for a function that returns rows is after the last.
+    // SAFETY: the argument is declared `anyarray` and strict, so the datum is an array; it is copied, because the
+    // argument does not outlive the first row. deconstruct_array returns `count` datums and flags, whose values are in
+    // the copy. Nothing is freed before the memory context, which for a set-returning function is freed after the last
+    // row.
     unsafe {
         let copy = pg_sys::pg_detoast_datum_copy(array.datum().cast_mut_ptr()).cast::<pg_sys::ArrayType>();
         let element = (*copy).elemtype;

@@ -1,4 +1,5 @@
-//! The words that photos are compared with, embedded once by each model: kept in this process and in `clip_search.cache_path`.
+//! The words that photos are compared with. Each model embeds them once; they are kept in this process and in
+//! `clip_search.cache_path`.
 
 use std::cell::RefCell;
 use std::fs;
@@ -13,26 +14,27 @@ use clip::{Error, Kind};
 use crate::guc;
 use crate::model::{loaded, origin};
 use crate::pg::error::{SqlResult, report};
+use crate::pg::text::foreign_encoding;
 use crate::pg::vector::Vector;
 
-/// Words that are embedded in one call: half a second to two.
+/// The number of words that are embedded in one call, which takes half a second to two seconds.
 const BATCH: usize = 64;
-/// How often a NOTICE tells of the progress.
+/// The time between two NOTICEs about the progress.
 const PROGRESS: Duration = Duration::from_secs(10);
-/// The longest list of words that is read.
+/// The maximum size of a list of words.
 const LONGEST_FILE: u64 = 16 << 20;
 
-/// What the words' vectors depend on.
+/// The state that the words' vectors depend on.
 #[derive(PartialEq, Clone)]
 struct Key {
     spec: String,
     search: Vec<PathBuf>,
     runtime: PathBuf,
-    /// The list's path, length and time of the last change; None for the one that is built in.
+    /// The list's path, length and time of the last change; None for the built-in list.
     list: Option<(PathBuf, u64, SystemTime)>,
 }
 
-/// The photo that was asked about last: several queries about one row compute its place among the words once.
+/// The last photo: several queries about one row compute its position among the words only once.
 struct Last {
     background: Rc<Background>,
     vector: Vec<f32>,
@@ -73,6 +75,19 @@ impl Key {
     }
 }
 
+/// Words come back as texts of the database's.
+fn in_encoding(words: Words) -> clip::Result<Words> {
+    match words.words.iter().find(|word| !word.is_ascii()).zip(foreign_encoding()) {
+        Some((word, encoding)) => Err(Error::new(
+            Kind::Unsupported,
+            format!("word \"{}\" can't be used in a database of encoding {encoding}", word.escape_unicode()),
+        )
+        .detail("Only ASCII is the same there as in UTF-8.")
+        .hint("Use a database of encoding UTF8, or a list of words in ASCII (clip_search.words).")),
+        None => Ok(words),
+    }
+}
+
 fn unreadable(path: &std::path::Path, why: &str) -> Error {
     Error::new(Kind::MissingFile, format!("list of words \"{}\" cannot be read", path.display()))
         .detail(why)
@@ -87,7 +102,7 @@ pub fn of(spec: &str) -> SqlResult<Rc<Background>> {
     if let Some(known) = known {
         return Ok(known);
     }
-    let words = key.words().map_err(report)?;
+    let words = key.words().and_then(in_encoding).map_err(report)?;
     let model = Model::find(&key.search, spec).map_err(report)?;
     let entry = guc::cache().and_then(|cache| Entry::of(&cache, &model, &words, &key.runtime.display().to_string()));
     let kept = match &entry {
@@ -99,7 +114,7 @@ pub fn of(spec: &str) -> SqlResult<Rc<Background>> {
         Err(words) => {
             let made = embed(spec, words)?;
             if let Some(Err(error)) = entry.map(|entry| entry.write(&made)) {
-                // The next connection embeds the words again: an administrator should know why.
+                // The next connection embeds the words again, so tell the administrator why.
                 pgrx::log!(
                     "clip_search: {error}{}",
                     error.detail.as_deref().map(|d| format!(": {d}")).unwrap_or_default()
@@ -116,7 +131,7 @@ pub fn of(spec: &str) -> SqlResult<Rc<Background>> {
     Ok(background)
 }
 
-/// Embeds the words, in batches between which a cancel acts.
+/// Embeds the words, in batches between which a cancel takes effect.
 fn embed(spec: &str, words: Words) -> SqlResult<Background> {
     let all = words.words.len();
     pgrx::notice!("embedding {all} words with model \"{spec}\", which is done once");
@@ -137,7 +152,7 @@ fn embed(spec: &str, words: Words) -> SqlResult<Background> {
     builder.finish().map_err(report)
 }
 
-/// A photo's place among the words of a model.
+/// A photo's position among the words of a model.
 pub fn photo(background: &Rc<Background>, vector: Vec<f32>, spec: &str) -> SqlResult<Rc<Photo>> {
     let known = LAST.with_borrow(|last| {
         let last = last.as_ref()?;

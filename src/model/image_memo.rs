@@ -1,5 +1,5 @@
-//! Images that a connection has embedded lately. `ORDER BY embedding <=> clip_embed_image(…)` asks for the same one once
-//! per row wherever no index serves it, and once per returned row where one does.
+//! Images that a connection has embedded recently. `ORDER BY embedding <=> clip_embed_image(…)` embeds the same image
+//! once per row without an index, and once per returned row with an index.
 
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroUsize;
@@ -8,13 +8,13 @@ use clip::image::Limits;
 use lru::LruCache;
 use siphasher::sip128::SipHasher13;
 
-/// A file's identity: 128 bits of a keyed hash of its bytes. The key is secret and new in every connection, so nobody can
-/// make a file that passes for another.
+/// A file's identity: 128 bits of a keyed hash of its bytes. The key is secret and new in every connection, so a user
+/// can't create a file with the same hash as another.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint(u64, u64);
 
 thread_local! {
-    /// The standard library takes the keys of a RandomState from the system; what it hashes to under them is as secret.
+    /// The standard library gets the keys of a RandomState from the system; hashes under these keys are equally secret.
     static KEYS: (u64, u64) = (RandomState::new().hash_one(0), RandomState::new().hash_one(1));
 }
 
@@ -26,7 +26,7 @@ impl Fingerprint {
     }
 }
 
-/// The settings that decide about an image: what its pixels are, and whether it is refused.
+/// The settings that affect an image: its pixels, and whether it is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Settings(u64, u64, u64, bool, bool);
 
@@ -36,7 +36,7 @@ impl Settings {
     }
 }
 
-/// The least recently used images are evicted. It belongs to a loaded model and goes with it.
+/// The least recently used images are evicted. The cache belongs to a loaded model and is dropped with it.
 pub struct ImageMemo(LruCache<(Fingerprint, Settings), Vec<f32>>);
 
 impl ImageMemo {
@@ -44,7 +44,7 @@ impl ImageMemo {
         Self(LruCache::new(NonZeroUsize::MIN))
     }
 
-    /// Makes room for so many images.
+    /// Sets the maximum number of images.
     pub fn resize(&mut self, most: usize) {
         match NonZeroUsize::new(most) {
             Some(most) if self.0.cap() != most => self.0.resize(most),

@@ -1,4 +1,4 @@
-//! Which models there are, and whether one works: `clip_models()`, `clip_check_model()`.
+//! The list of models, and the check of one model: `clip_models()`, `clip_check_model()`.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use clip::model::Model;
 use pgrx::prelude::*;
 
 use crate::guc;
-use crate::model::loaded::{self, Loaded, check_interrupts};
+use crate::model::loaded::{self, Loaded, announce, check_interrupts};
 use crate::pg::interrupt;
 use crate::pg::text::Text;
 
@@ -41,7 +41,7 @@ fn clip_check_model(model: Text<'_>) -> TableIterator<'static, (name!(item, Stri
     TableIterator::new(check(model))
 }
 
-/// What `clip_models()` shows of a model.
+/// A row of `clip_models()`.
 struct Status {
     name: String,
     path: String,
@@ -52,7 +52,7 @@ struct Status {
     texts: i64,
 }
 
-/// Looks a model over, loading both of its towers for this alone: (what, value), the last of which is the verdict.
+/// Checks a model, for which it loads both towers temporarily: (item, value), of which the last is the verdict.
 fn check(spec: &str) -> Vec<(String, String)> {
     // A path names a directory anywhere; it is split into the directory to search and the name in it.
     let path = Path::new(spec);
@@ -66,6 +66,7 @@ fn check(spec: &str) -> Vec<(String, String)> {
             let rows = Embedder::new(model, guc::onnxruntime(), guc::threads())
                 .with_cache(guc::cache())
                 .with_interrupts(check_interrupts)
+                .with_announcements(announce)
                 .check(guc::name);
             interrupt::raise();
             rows
@@ -77,7 +78,7 @@ fn check(spec: &str) -> Vec<(String, String)> {
     }
 }
 
-/// Every model on the search path, with what this backend has done with it.
+/// Every model on the search path, with its use by this backend.
 fn status() -> Vec<Status> {
     let search = guc::model_path();
     let describe = |model: &Model, loaded: Option<&Loaded>| Status {
@@ -101,7 +102,7 @@ fn status() -> Vec<Status> {
                 )
             })
             .collect();
-        // Variants and pairs are loaded under their own names, beside the directories that they come from.
+        // Variants and pairs are loaded under their own names, in addition to the directories that they come from.
         let composed = |l: &&Loaded| l.key.spec.contains([':', '+']);
         rows.extend(models.iter().filter(composed).map(|l| describe(&l.embedder.model, Some(l))));
         rows.sort_by(|a, b| a.name.cmp(&b.name));

@@ -5,14 +5,15 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use clip::Error;
-use clip::clustering::centroid::cosine;
 use clip::embedder::Embedder;
 use clip::embedder::logits::{self, Logits};
 use clip::image::Limits;
 use clip::model::Model;
 use clip::stats::Figures;
+use clip::vector::cosine;
+use clip::{Error, Kind};
 use lru::LruCache;
+use pgrx::PgLogLevel;
 
 use crate::guc;
 pub use crate::model::image_memo::Fingerprint;
@@ -24,31 +25,39 @@ use crate::pg::error::{SqlResult, report, warn};
 use crate::pg::interrupt;
 use crate::pg::vector::Vector;
 
-/// Longer texts are captions or documents, seldom asked for twice.
+/// Longer texts are captions or documents, which are seldom repeated.
 const MEMO_TEXT_BYTES: usize = 2048;
 
-/// Sets of labels whose vectors are remembered, per model, to classify row after row; a set of 10,000 is 20 MB.
+/// The number of label sets per model whose vectors are cached, to classify row after row; a set of 10,000 labels takes
+/// 20 MB.
 const MEMO_SETS: usize = 4;
 const MEMO_SET_LABELS: usize = 10_000;
 const MEMO_SET_BYTES: usize = 1 << 20;
-/// Prompts that are in memory together: so many, of so many bytes.
+/// The maximum number of prompts in memory, and their maximum total size in bytes.
 const PROMPT_BATCH: usize = 256;
 const PROMPT_BYTES: usize = 4 << 20;
-/// An image of one white pixel, for finding out how long a model's vectors are.
+/// An image of one white pixel, to find out the length of a model's vectors.
 const PIXEL: &[u8] = b"GIF89a\x01\0\x01\0\x80\0\0\xff\xff\xff\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;";
 
 pub(super) struct Loaded {
     pub(super) key: Key,
     pub(super) embedder: Embedder,
-    /// Texts that were asked for lately. `ORDER BY embedding <=> clip_embed_text('…')` asks for the same one once a row
-    /// wherever no index serves it.
+    /// Recently embedded texts. Without an index, `ORDER BY embedding <=> clip_embed_text('…')` embeds the same text
+    /// once per row.
     memo: LruCache<String, Vec<f32>>,
     image_memo: ImageMemo,
     memo_hits: u64,
     /// Labels and templates -> a vector for each label.
     sets: LruCache<String, Vec<Vec<f32>>>,
-    /// The last call failed: the next one looks the model's files up again, since they may have been repaired.
+    /// The last call failed: the next one looks up the model's files again, because they may have been repaired.
     failed: bool,
+}
+
+/// A NOTICE of work that takes minutes, before it begins.
+pub fn announce(what: &str) {
+    let notice = Error::new(Kind::InvalidInput, format!("{what}, which takes up to some minutes and is done once"))
+        .detail("It is kept in the cache (clip_search.cache_path) for all connections.");
+    report(notice).report(PgLogLevel::NOTICE);
 }
 
 impl Loaded {
@@ -56,14 +65,15 @@ impl Loaded {
         let model = Model::find(&key.search, &key.spec)?;
         let embedder = Embedder::new(model, key.library.clone(), key.threads)
             .with_cache(guc::cache())
-            .with_interrupts(check_interrupts);
+            .with_interrupts(check_interrupts)
+            .with_announcements(announce);
         let memo = LruCache::new(NonZeroUsize::MIN);
         let sets = LruCache::new(MEMO_SETS.try_into().expect("not zero"));
         Ok(Self { key, embedder, memo, image_memo: ImageMemo::new(), memo_hits: 0, sets, failed: false })
     }
 }
 
-/// What a loaded model depends on; a change of any reloads it.
+/// The values that a loaded model depends on; a change of any value reloads it.
 #[derive(PartialEq)]
 pub(super) struct Key {
     pub(super) spec: String,
@@ -73,21 +83,21 @@ pub(super) struct Key {
 }
 
 impl Key {
-    /// The key of a model under the settings that are in force.
+    /// The key of a model under the current settings.
     fn new(spec: &str, threads: usize) -> Self {
         Self { spec: spec.to_owned(), search: guc::model_path(), library: guc::onnxruntime(), threads }
     }
 }
 
 thread_local! {
-    /// Leaked on purpose: at the end of a process ONNX Runtime's threads may be gone, and joining them would hang.
+    /// Leaked on purpose: at the end of a process ONNX Runtime's threads may have ended, and joining them would hang.
     static MODELS: &'static RefCell<Vec<Loaded>> = Box::leak(Box::default());
 }
 
-/// Runs `f` with the model of that name, and shows what it has to remark.
+/// Runs `f` with the model of this name, and raises its warnings.
 ///
-/// `f` returns its result with the places that its items have in what the user gave, so that errors and
-/// warnings can name them.
+/// `f` returns its result with the positions of its items in the user's argument, so that errors and warnings can name
+/// them.
 fn with_model<T>(
     spec: &str,
     count: usize,
@@ -101,7 +111,7 @@ fn with_model<T>(
             Some(index) => {
                 let loaded = &mut models[index];
                 if loaded.failed && !loaded.embedder.image_loaded() && !loaded.embedder.text_loaded() {
-                    // Nothing of it is in use, so all goes, a graph that both towers share included.
+                    // No part of it is in use, so all of it is dropped, including a graph that both towers share.
                     *loaded = Loaded::new(key)?;
                 } else if loaded.failed {
                     loaded.embedder.model = Model::find(&key.search, spec)?;
@@ -110,7 +120,7 @@ fn with_model<T>(
             }
             None => {
                 let loaded = Loaded::new(key)?;
-                // A model of the same name under other settings makes room: two copies would double the memory.
+                // A model of the same name under other settings is dropped: two copies would double the memory.
                 models.retain(|loaded| loaded.key.spec != spec);
                 models.push(loaded);
                 models.len() - 1
@@ -123,7 +133,7 @@ fn with_model<T>(
         let (after, hits) = (&loaded.embedder.counters, loaded.memo_hits - hits);
         let figures = Figures::of_call(&before, after, start.elapsed(), result.is_err(), hits);
         let place = |mut error: Error| {
-            // A single value has no place worth naming.
+            // The position of a single value needs no mention.
             error.element = error.element.filter(|_| count > 1).map(|item| places[item]);
             error
         };
@@ -131,43 +141,44 @@ fn with_model<T>(
         clip::Result::Ok((result.map_err(place), warnings, loaded.embedder.take_notes(), figures))
     })?;
     stats::record(spec, &figures);
-    // Nothing is borrowed any more, so it may unwind.
+    // Nothing is borrowed any more, so this may unwind.
     interrupt::raise();
     notes.into_iter().for_each(|note| pgrx::log!("clip_search: {note}"));
-    // Raised only now that nothing is borrowed, since a WARNING can run a hook.
+    // Raised only when nothing is borrowed, because a WARNING can run a hook.
     warnings.into_iter().for_each(warn);
     result
 }
 
-/// Lets a cancel, a timeout or a shutdown act between two pieces of work.
+/// Lets a cancel, a timeout or a shutdown take effect between two pieces of work.
 pub fn check_interrupts() {
     pgrx::check_for_interrupts!();
 }
 
-/// An image file, with its fingerprint where it may be answered from the memo.
+/// An image file, with its fingerprint if its embedding may come from the cache.
 #[derive(Clone, Copy)]
 struct Image<'a> {
     file: &'a [u8],
     fingerprint: Option<Fingerprint>,
 }
 
-/// Embeds the image files that are not NULL with the named model, each into its own place. All or an error.
+/// Embeds the image files that are not NULL with the named model, each at its own position. Returns all embeddings or
+/// an error.
 pub fn embed_images(spec: &str, files: &[Option<&[u8]>]) -> SqlResult<Vec<Option<Vector>>> {
-    // More at once would push out all others, and a load of photos asks for each of them once.
+    // A larger array would evict all other images, and bulk loading embeds each photo only once.
     let remembers = files.len() <= guc::memo_images().div_ceil(2);
     let image = |file| Image { file, fingerprint: remembers.then(|| Fingerprint::of(file)) };
     let images: Vec<Option<Image<'_>>> = files.iter().map(|file| file.map(image)).collect();
     images_of(spec, &images).map_err(report)
 }
 
-/// Embeds one image file, whose fingerprint is computed only if there is a memo.
+/// Embeds one image file, whose fingerprint is computed only if the cache is enabled.
 pub fn embed_image(spec: &str, file: &[u8], fingerprint: impl FnOnce() -> Fingerprint) -> SqlResult<Vector> {
     let image = Image { file, fingerprint: (guc::memo_images() > 0).then(fingerprint) };
     let vector = images_of(spec, &[Some(image)]).map_err(report)?.pop().flatten();
     Ok(vector.expect("one value that is not NULL gives one vector"))
 }
 
-/// Embeds images of rows, which are not remembered; with the error as the engine has it.
+/// Embeds images of rows without caching them; returns the engine's error unchanged.
 pub fn try_images(spec: &str, files: &[Option<&[u8]>]) -> clip::Result<Vec<Option<Vector>>> {
     let images: Vec<Option<Image<'_>>> =
         files.iter().map(|file| file.map(|file| Image { file, fingerprint: None })).collect();
@@ -182,12 +193,13 @@ fn images_of(spec: &str, images: &[Option<Image<'_>>]) -> clip::Result<Vec<Optio
     Ok(vectors)
 }
 
-/// Embeds the texts that are not NULL with the named model, each into its own place. All or an error.
+/// Embeds the texts that are not NULL with the named model, each at its own position. Returns all embeddings or an
+/// error.
 pub fn embed_texts(spec: &str, texts: &[Option<&str>]) -> SqlResult<Vec<Option<Vector>>> {
     try_texts(spec, texts).map_err(report)
 }
 
-/// The same, with the error as the engine has it.
+/// As above, but returns the engine's error unchanged.
 pub fn try_texts(spec: &str, texts: &[Option<&str>]) -> clip::Result<Vec<Option<Vector>>> {
     let truncate = guc::truncate_text();
     let vectors = with_model(spec, texts.len(), |loaded| {
@@ -199,7 +211,7 @@ pub fn try_texts(spec: &str, texts: &[Option<&str>]) -> clip::Result<Vec<Option<
 }
 
 impl Loaded {
-    /// Vectors of the images that are not NULL; and which images the model was given.
+    /// Vectors of the images that are not NULL, and the indexes of the images that the model embedded.
     #[allow(clippy::type_complexity)]
     fn images(
         &mut self,
@@ -220,7 +232,7 @@ impl Loaded {
         let files: Vec<&[u8]> = present.iter().map(|image| image.file).collect();
         let embedded = embedder.embed_images(&files, limits, &mut check_interrupts);
         let result = embedded.map(|embedded| {
-            // An image with a warning is embedded each time, so that its warning is not lost.
+            // An image with a warning is not cached, so that the warning is repeated each time.
             let warnings = embedder.take_warnings();
             for (item, (image, vector)) in present.iter().zip(embedded).enumerate() {
                 let is_sound = warnings.iter().all(|warning| warning.element != Some(item));
@@ -235,8 +247,8 @@ impl Loaded {
         (result, places)
     }
 
-    /// Vectors of the texts that are not NULL, and whether any of them was cut; and which texts the model was given,
-    /// since it is not asked for those in the memo.
+    /// Vectors of the texts that are not NULL, whether any text was truncated, and the indexes of the texts that the
+    /// model embedded because they were not in the cache.
     #[allow(clippy::type_complexity)]
     fn texts(
         &mut self,
@@ -262,8 +274,8 @@ impl Loaded {
             let mut cut = false;
             for ((index, text), item) in places.iter().zip(&present).zip(embedded) {
                 cut |= item.truncated;
-                // A text that was cut is embedded each time, so that its warning is not lost. So many at once
-                // that they would push out all others are labels, which are remembered as a set.
+                // A truncated text is not cached, so that its warning is repeated each time. An array that would evict
+                // all other texts consists of labels, which are cached as a set.
                 if text.len() <= MEMO_TEXT_BYTES && !item.truncated && present.len() <= most.div_ceil(2) && most > 0 {
                     memo.put((*text).to_owned(), item.vector.clone());
                 }
@@ -274,8 +286,8 @@ impl Loaded {
         (result, places)
     }
 
-    /// The cosines of a vector to the labels: to the text of each in the template, or to the ensemble of several. Prompts
-    /// are made and embedded a batch at a time, so that many labels take no more memory than their cosines do.
+    /// The cosines of a vector to the labels: to each label's text in the template, or to the ensemble of several
+    /// templates. Prompts are created and embedded in batches, so many labels take no more memory than their cosines.
     fn cosines(
         &mut self,
         vector: &[f32],
@@ -285,7 +297,7 @@ impl Loaded {
     ) -> clip::Result<LabelCosines> {
         let bytes: usize = labels.iter().chain(templates).map(|text| text.len()).sum();
         let remembers = labels.len() <= MEMO_SET_LABELS && bytes <= MEMO_SET_BYTES;
-        // No text of PostgreSQL's has a NUL.
+        // Texts in PostgreSQL contain no NUL.
         let key = remembers.then(|| format!("{}\0\0{}", labels.join("\0"), templates.join("\0")));
         if let Some(known) = key.as_ref().and_then(|key| self.sets.get(key)) {
             return Ok(LabelCosines::of(known, vector));
@@ -308,12 +320,12 @@ impl Loaded {
             }
             let texts: Vec<Option<&str>> = prompts.iter().map(|prompt| Some(prompt.as_str())).collect();
             let (result, places) = self.texts(&texts, truncate);
-            // Several prompts are one label's.
+            // Several prompts belong to one label.
             let place = |mut error: Error| {
                 error.element = error.element.map(|item| owners[places[item]]);
                 error
             };
-            // These would not outlast the next batch.
+            // These would be evicted by the next batch.
             warnings.extend(self.embedder.take_warnings().into_iter().map(place));
             let (vectors, cut) = result.map_err(place)?;
             any_cut |= cut;
@@ -336,7 +348,7 @@ impl Loaded {
             }
         }
         self.embedder.add_warnings(warnings);
-        // A set of which something was cut is embedded each time, so that its warning is not lost.
+        // A set with a truncated text is not cached, so that the warning is repeated each time.
         if let Some(key) = key.filter(|_| !any_cut) {
             self.sets.put(key, set);
         }
@@ -344,7 +356,7 @@ impl Loaded {
     }
 }
 
-/// The cosines of a vector to labels; none where the labels' vectors are of another width.
+/// The cosines of a vector to labels; None if the labels' vectors have a different length.
 struct LabelCosines {
     width: usize,
     cosines: Vec<f64>,
@@ -359,11 +371,11 @@ impl LabelCosines {
     }
 }
 
-/// The cosines of a vector to labels, and how the model makes probabilities of them.
+/// The cosines of a vector to labels, and the model's conversion to probabilities.
 pub fn label_cosines(spec: &str, vector: &[f32], labels: &[&str], templates: &[&str]) -> SqlResult<(Vec<f64>, Logits)> {
     let truncate = guc::truncate_text();
     let (found, logits) = with_model(spec, labels.len(), |loaded| {
-        // Its warnings are about no item, and stay; the labels' would not outlast a call for the scale.
+        // Its warnings concern no item, and remain; warnings about the labels would be lost in a call for the scale.
         let result = loaded
             .embedder
             .logits()
@@ -385,16 +397,16 @@ pub fn dimensions(spec: &str, images: bool) -> SqlResult<usize> {
     Ok(made.into_iter().flatten().map(|vector| vector.0.len()).sum())
 }
 
-/// Loads both towers of each model, for this process and those that it forks. Returns what there is to remark.
+/// Loads both towers of each model, for this process and the processes that it forks. Returns the warnings.
 pub fn preload(specs: &[String]) -> Result<Vec<String>, String> {
     MODELS.with(|models| {
         let mut models = models.borrow_mut();
         let mut remarks = Vec::new();
         for spec in specs {
-            // One thread: a pool would not survive the fork.
+            // One thread, because a thread pool would not survive the fork.
             let mut loaded = Loaded::new(Key::new(spec, 1)).map_err(|e| e.to_string())?;
             let model = loaded.embedder.model.clone();
-            // A server's start can't take the minutes that an eight-bit form is made in.
+            // The server's start can't wait the minutes that quantizing a model takes.
             loaded.embedder =
                 Embedder::new(model, loaded.key.library.clone(), 1).with_cache(guc::cache()).without_making();
             loaded.embedder.load().map_err(|e| match e.hint_for(guc::name) {
@@ -419,12 +431,12 @@ pub fn try_preloaded(specs: &[String]) -> Result<(), String> {
     })
 }
 
-/// Runs `f` with what this backend has loaded.
+/// Runs `f` with the models that this backend has loaded.
 pub(super) fn with_all<T>(f: impl FnOnce(&[Loaded]) -> T) -> T {
     MODELS.with(|models| f(&models.borrow()))
 }
 
-/// A model that is not loaded yet, whatever this backend has of it.
+/// A model that is not loaded yet, regardless of earlier copies in this backend.
 pub fn fresh(spec: &str) -> SqlResult<Embedder> {
     let model = Model::find(&guc::model_path(), spec).map_err(report)?;
     Ok(Embedder::new(model, guc::onnxruntime(), guc::threads()).with_cache(guc::cache()))

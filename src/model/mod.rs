@@ -1,4 +1,4 @@
-//! Models in this process: loading, preloading, inspection, the origin of vectors, the words that photos are compared with, statistics.
+//! Models in this process: loading, preloading, inspection, origin of vectors, background words, statistics.
 
 pub mod background;
 mod image_memo;

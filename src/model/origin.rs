@@ -1,4 +1,4 @@
-//! Which model made a vector: what this session has embedded lately, so that vectors of two models are not compared.
+//! The models of recently computed vectors in this session, so that vectors of different models are not compared.
 
 use std::cell::RefCell;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -11,12 +11,12 @@ use pgrx::pg_sys::panic::ErrorReport;
 use crate::pg::error::{SqlResult, sql_error};
 use crate::pg::vector::Vector;
 
-/// Vectors whose model is remembered, so that clusters can refuse those of another: a trigger assigns what it has
-/// just embedded. 8 bytes each, and the name.
+/// The number of vectors whose model is recorded, so that clusters can refuse vectors of another model: a trigger
+/// assigns vectors that it has just computed. An entry takes 8 bytes plus the name.
 const ORIGINS: usize = 1024;
 
 thread_local! {
-    /// A vector's hash -> the model that made it.
+    /// A vector's hash -> the model that computed it.
     static ORIGIN: RefCell<LruCache<u64, Rc<str>>> = RefCell::new(LruCache::new(ORIGINS.try_into().expect("not zero")));
 }
 
@@ -26,23 +26,23 @@ fn hash(vector: &[f32]) -> u64 {
     hasher.finish()
 }
 
-/// Notes by which model vectors were made.
+/// Records the model that computed vectors.
 pub fn note_origin(spec: &str, vectors: &[Option<Vector>]) {
     let name: Rc<str> = spec.into();
     ORIGIN.with_borrow_mut(|origins| {
-        // More would push out each other.
+        // More vectors would evict each other.
         for vector in vectors.iter().flatten().take(ORIGINS) {
             origins.put(hash(&vector.0), name.clone());
         }
     });
 }
 
-/// The model that has made a vector in this session, if that was not long ago.
+/// The model that computed a vector in this session, if it did so recently.
 pub fn model_of(vector: &[f32]) -> Option<String> {
     ORIGIN.with_borrow_mut(|origins| origins.get(&hash(vector)).map(|name| name.to_string()))
 }
 
-/// A model's name without its variant: those of one model are close enough to be compared.
+/// A model's name without its variant: vectors of a model's variants are close enough to be compared.
 pub fn base_name(spec: &str) -> &str {
     spec.split(':').next().unwrap_or(spec)
 }
@@ -52,7 +52,7 @@ fn mixed(message: String, detail: String) -> ErrorReport {
     sql_error(PgSqlErrorCode::ERRCODE_DATA_EXCEPTION, message).set_detail(detail).set_hint(hint)
 }
 
-/// Refuses a vector that this session has just embedded by another model.
+/// Refuses a vector that another model has recently computed in this session.
 pub fn check_origin(vector: &[f32], spec: &str) -> SqlResult<()> {
     match model_of(vector) {
         Some(model) if base_name(&model) != base_name(spec) => Err(mixed(
@@ -63,7 +63,7 @@ pub fn check_origin(vector: &[f32], spec: &str) -> SqlResult<()> {
     }
 }
 
-/// Refuses a vector of another length than the model's.
+/// Refuses a vector whose length differs from the model's.
 pub fn check_dimensions(found: usize, models: usize, spec: &str) -> SqlResult<()> {
     if found == models {
         return Ok(());

@@ -1,9 +1,9 @@
 //! Models loaded once, by the postmaster: every backend inherits them copy-on-write.
 //!
-//! A process that forks must have one thread, or its children inherit locks that nobody will release
-//! (onnxruntime#31961; versions 1.30 and 1.32 of the library start a thread by themselves, and the server
-//! then never comes up). So all of it is rehearsed in a forked child first, and whatever looks unsafe there
-//! means that nothing is preloaded: connections load their models themselves, and the log says why.
+//! A process that forks must have one thread, or its children inherit locks that no thread will release
+//! (onnxruntime#31961; versions 1.30 and 1.32 of the library start a thread, and the server then never starts).
+//! Preloading is therefore rehearsed in a forked child first. If the child finds anything unsafe, nothing is preloaded:
+//! each connection loads its models, and the log gives the reason.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -16,10 +16,10 @@ use pgrx::pg_sys;
 use crate::guc;
 use crate::model::loaded;
 
-/// The rehearsal takes as long as loading, some seconds for the largest models; a child that hangs is killed.
+/// The rehearsal takes as long as loading, a few seconds for the largest models; a child that hangs is killed.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Called when the library is loaded. Does nothing but in a postmaster that is to preload.
+/// Called when the library is loaded. It does nothing except in a postmaster with models to preload.
 pub fn run() {
     let specs = guc::preload();
     // SAFETY: a flag that only this thread writes.
@@ -39,7 +39,7 @@ pub fn run() {
     }
 }
 
-/// Loads the models in a child, and has a child of that use them and exit as a backend does.
+/// Loads the models in a child process; a child of that process uses them and exits as a backend does.
 fn rehearse(specs: &[String]) -> Result<(), String> {
     in_child(|| {
         let mask = signal_mask();
@@ -60,7 +60,7 @@ fn rehearse(specs: &[String]) -> Result<(), String> {
     })
 }
 
-/// Runs `f` in a forked child and returns what it says.
+/// Runs `f` in a forked child and returns its result.
 fn in_child(f: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
     let mut ends = [0; 2];
     // SAFETY: the array has room for the two descriptors.
@@ -71,8 +71,8 @@ fn in_child(f: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
     match unsafe { libc::fork() } {
         -1 => Err(format!("no child process: {}", std::io::Error::last_os_error())),
         0 => {
-            // SAFETY: as PostgreSQL's own children do first: the parent's exit callbacks, which remove its
-            // lock files, are not this process's. The descriptors are this process's copies.
+            // SAFETY: PostgreSQL's own children do the same first: this process must not run the parent's exit
+            // callbacks, which remove its lock files. The descriptors are this process's copies.
             let mut pipe = unsafe {
                 pg_sys::on_exit_reset();
                 libc::close(ends[0]);
@@ -86,12 +86,11 @@ fn in_child(f: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
             };
             let _ = pipe.write_all(said.as_bytes());
             drop(pipe);
-            // With the library's own exit handlers, which is where a hang would show.
-            // SAFETY: ends the process.
+            // This runs the library's exit handlers, where a hang would occur. SAFETY: ends the process.
             unsafe { libc::exit(0) }
         }
         child => {
-            // SAFETY: the write end is closed so that the read ends with the child; the read end is owned from here on.
+            // SAFETY: the write end is closed so that reading ends with the child; the read end is owned from here on.
             let mut pipe = unsafe {
                 libc::close(ends[1]);
                 File::from_raw_fd(ends[0])
@@ -111,18 +110,18 @@ fn in_child(f: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
     }
 }
 
-/// Waits for a child, and kills it when that takes too long. Whether it ended by itself.
+/// Waits for a child, and kills it if that takes too long. Returns whether it ended normally.
 fn wait(child: libc::pid_t) -> bool {
     let start = Instant::now();
     loop {
         let mut status = 0;
-        // SAFETY: the child is this process's own, and the status has a place to go.
+        // SAFETY: the child belongs to this process, and the status pointer is valid.
         let found = unsafe { libc::waitpid(child, &mut status, libc::WNOHANG) };
         if found == child || found == -1 {
             return found == child && libc::WIFEXITED(status);
         }
         if start.elapsed() > PATIENCE {
-            // SAFETY: as above; a killed child is reaped at once.
+            // SAFETY: as above; a killed child is reaped immediately.
             unsafe {
                 libc::kill(child, libc::SIGKILL);
                 libc::waitpid(child, &mut status, 0);
@@ -133,7 +132,7 @@ fn wait(child: libc::pid_t) -> bool {
     }
 }
 
-/// Which signals are blocked, by number.
+/// The numbers of the blocked signals.
 fn signal_mask() -> Vec<bool> {
     // SAFETY: with a null set the call only fills `mask`, which is plain data.
     unsafe {
@@ -143,7 +142,7 @@ fn signal_mask() -> Vec<bool> {
     }
 }
 
-/// Threads of this process, where the system tells.
+/// The number of threads of this process, if the system reports it.
 fn threads() -> Option<usize> {
     std::fs::read_dir("/proc/self/task").ok().map(Iterator::count)
 }

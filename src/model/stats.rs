@@ -1,7 +1,7 @@
-//! What the embedding functions have done and how long it took, for each model.
+//! Counters and timings of the embedding functions, for each model.
 //!
-//! With the library in `shared_preload_libraries` the figures are in shared memory and cover all connections; otherwise
-//! they are this connection's own. They are lost when the server stops.
+//! With the library in `shared_preload_libraries` the counters are in shared memory and cover all connections;
+//! otherwise they cover this connection only. They are lost when the server stops.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use pgrx::lwlock::PgLwLock;
 use pgrx::prelude::*;
 use pgrx::{PGRXSharedMemory, pg_shmem_init};
 
-/// The figures in shared memory.
+/// The counters in shared memory.
 #[derive(Clone, Copy, Default)]
 struct Shared(Table);
 
@@ -19,7 +19,7 @@ struct Shared(Table);
 #[allow(unsafe_code)]
 unsafe impl PGRXSharedMemory for Shared {}
 
-// SAFETY: nothing else has this name.
+// SAFETY: no other symbol has this name.
 #[allow(unsafe_code)]
 static SHARED: PgLwLock<Shared> = unsafe { PgLwLock::new(c"clip_search_stats") };
 static IS_SHARED: AtomicBool = AtomicBool::new(false);
@@ -28,7 +28,7 @@ thread_local! {
     static OWN: RefCell<Table> = RefCell::default();
 }
 
-/// Asks for the shared memory, where the library is loaded by the postmaster.
+/// Requests the shared memory if the postmaster loads the library.
 #[allow(unsafe_code)]
 pub fn register() {
     // SAFETY: a flag that only this thread writes; the hooks that are set are called by the postmaster.

@@ -1,9 +1,9 @@
-//! Checks which tables a statement was found to be about, between parse analysis and planning.
+//! Checks the tables that a statement refers to, between parse analysis and planning.
 //!
-//! A statement names its table, and PostgreSQL looks the name up. A lock on the table keeps it from being renamed, but
-//! its schema can be renamed whatever is locked in it, and another table can then have the name. Planning runs index
-//! expressions and immutable functions of the table that was found, so the check must come before it. The hook is the
-//! one that PostgreSQL offers to extensions such as pg_stat_statements.
+//! A statement names its table, and PostgreSQL resolves the name. A lock on the table keeps it from being renamed, but
+//! its schema can still be renamed, and another table can then have the name. Planning runs index expressions and
+//! immutable functions of the resolved table, so the check must come first. It uses the hook that PostgreSQL offers to
+//! extensions such as pg_stat_statements.
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
@@ -15,7 +15,7 @@ use pgrx::prelude::*;
 
 use crate::pg::error::sql_error;
 
-/// A statement that is about to be analyzed, or analyzed again, and the table that it may be about.
+/// A statement that is about to be analyzed, or analyzed again, and the only table that it may refer to.
 struct Expected {
     text: CString,
     table: pg_sys::Oid,
@@ -38,9 +38,9 @@ pub fn register() {
     }
 }
 
-/// Runs `work`, in which a statement of this text fails with 55006 unless the only tables that it names, besides those
-/// of pg_catalog and of the extension, are the one given. A statement of the owner's code that has the same text is
-/// checked as well, which harms only that code.
+/// Runs `work`, in which a statement with this text fails with 55006 if it names any table except the given one and the
+/// tables of pg_catalog and of the extension. A statement with the same text in the owner's code is checked as well,
+/// which affects only that code.
 pub fn about_table<T>(table: pg_sys::Oid, text: &str, work: impl FnOnce() -> T) -> T {
     struct Guard;
     impl Drop for Guard {
@@ -61,7 +61,7 @@ unsafe extern "C-unwind" fn on_analyzed(
     jumble: *mut pg_sys::JumbleState,
 ) {
     if let Some(Some(next)) = NEXT.get() {
-        // SAFETY: the hook that was installed before, with the arguments that it would have been given.
+        // SAFETY: the previously installed hook, with the arguments that it would have received.
         unsafe { next(state, query, jumble) };
     }
     let expected = EXPECTED.with_borrow(|expected| {
@@ -93,20 +93,20 @@ unsafe extern "C-unwind" fn on_analyzed(
     renamed().report(PgLogLevel::ERROR);
 }
 
-/// The error of a statement whose table has another name than the one it was given.
+/// The error of a statement whose table has a different name from the given one.
 pub fn renamed() -> pg_sys::panic::ErrorReport {
     sql_error(PgSqlErrorCode::ERRCODE_OBJECT_IN_USE, "the table, or its schema, was renamed while it was being used")
         .set_hint("Try again.")
 }
 
-/// The relations that a query names anywhere, in subqueries and common table expressions too: what PostgreSQL notes of
-/// a plan, so that a change of one of them invalidates it.
+/// The relations that a query names anywhere, including subqueries and common table expressions: PostgreSQL records
+/// them for a plan, so that a change of one of them invalidates the plan.
 ///
 /// # Safety
 /// The query has been analyzed.
 unsafe fn tables(query: *mut pg_sys::Query) -> Vec<pg_sys::Oid> {
     let (mut tables, mut others, mut row_security) = (std::ptr::null_mut(), std::ptr::null_mut(), false);
-    // SAFETY: it only walks the query, and returns lists in the current memory context.
+    // SAFETY: it only reads the query, and returns lists in the current memory context.
     unsafe {
         pg_sys::extract_query_dependencies(query.cast(), &raw mut tables, &raw mut others, &raw mut row_security);
         if tables.is_null() {

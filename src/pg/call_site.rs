@@ -1,22 +1,24 @@
-//! What a function's call site in a query can keep from one row to the next.
+//! Values that a function's call site in a query keeps from one row to the next.
 #![allow(unsafe_code)]
 
 use std::mem::align_of;
 
 use pgrx::pg_sys;
 
-/// A value that depends on one argument of the call alone. Where that argument is a constant of the query, the value is
+/// A value that depends on only one argument of the call. If this argument is a constant in the query, the value is
 /// computed once and kept with the call's expression; otherwise it is computed each time.
 ///
-/// A parameter is not a constant here: PL/pgSQL keeps an expression for a whole transaction while its parameters change.
+/// A parameter is not a constant here: PL/pgSQL keeps an expression for a whole transaction while its parameters
+/// change.
 pub fn once_per_constant<T: Copy + 'static>(
     call: pg_sys::FunctionCallInfo,
     argument: i32,
     compute: impl FnOnce() -> T,
 ) -> T {
     const { assert!(align_of::<T>() <= 8, "palloc aligns to 8 bytes") };
-    // SAFETY: PostgreSQL's description of the call under way. `fn_extra` belongs to the function and is null at first;
-    // what is put there lives in `fn_mcxt`, as long as the description does. T has no destructor, since it is Copy.
+    // SAFETY: PostgreSQL's description of the current call. `fn_extra` belongs to the function and is null at first;
+    // the value stored there lives in `fn_mcxt`, as long as the description does. T has no destructor, because it is
+    // Copy.
     unsafe {
         let Some(info) = (*call).flinfo.as_mut().filter(|info| is_constant(info, argument)) else { return compute() };
         if info.fn_extra.is_null() {
@@ -29,7 +31,7 @@ pub fn once_per_constant<T: Copy + 'static>(
     }
 }
 
-/// Whether an argument of the call is a constant: as it was written, or as the planner has computed it.
+/// Whether an argument of the call is a constant, written or computed by the planner.
 fn is_constant(info: &pg_sys::FmgrInfo, argument: i32) -> bool {
     let expression = info.fn_expr;
     // SAFETY: null, or the expression that calls the function; a FuncExpr has a list of its arguments' expressions.

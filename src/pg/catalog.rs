@@ -1,8 +1,8 @@
-//! What the catalogue says of tables and their columns, and locks on tables.
+//! Catalogue entries of tables and columns, and locks on tables.
 //!
-//! A table is locked by its oid before it is used by its name: under the lock the name stays the table's, whatever was
-//! renamed while the lock was waited for. Names come from the system caches, which are up to date in every isolation
-//! level; a query on pg_class would see it as of the transaction's snapshot.
+//! A table is locked by its oid before it is used by its name: under the lock the table keeps its name, even if it was
+//! renamed while this session waited for the lock. Names come from the system caches, which are up to date in every
+//! isolation level; a query on pg_class would see the state of the transaction's snapshot.
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
@@ -11,28 +11,27 @@ use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, quote_identifier};
 
 use crate::pg::analyzed::renamed;
-use crate::pg::error::{SqlResult, report, sql_error};
+use crate::pg::error::{SqlResult, no_table, report, sql_error};
 use crate::pg::spi::{get, spi};
 use crate::pg::text;
 use crate::pg::user_context::UserContext;
 
-/// A lock on a table, by PostgreSQL's name for it.
+/// A lock on a table, by PostgreSQL's name for its mode.
 #[derive(Clone, Copy)]
 pub enum Lock {
     AccessShare = pg_sys::AccessShareLock as isize,
     RowExclusive = pg_sys::RowExclusiveLock as isize,
-    ShareUpdateExclusive = pg_sys::ShareUpdateExclusiveLock as isize,
     ShareRowExclusive = pg_sys::ShareRowExclusiveLock as isize,
     AccessExclusive = pg_sys::AccessExclusiveLock as isize,
 }
 
-/// Locks a table to the end of the transaction. An oid that is no table's any more is locked, too, and harms nobody.
+/// Locks a table until the end of the transaction. If the table no longer exists, its oid is locked, which is harmless.
 pub fn lock(oid: pg_sys::Oid, lock: Lock) {
     // SAFETY: takes any oid; waits as LOCK TABLE does, and raises the same errors.
     unsafe { pg_sys::LockRelationOid(oid, lock as i32) };
 }
 
-/// The same without waiting; whether it could be had.
+/// As above, without waiting; returns whether the lock was available.
 pub fn try_lock(oid: pg_sys::Oid, lock: Lock) -> bool {
     // SAFETY: as above.
     unsafe { pg_sys::ConditionalLockRelationOid(oid, lock as i32) }
@@ -57,17 +56,17 @@ pub fn define(client: &mut SpiClient<'_>, table: pg_sys::Oid, name: &str, comman
 
 /// The quoted name of a table, with its schema; None if there is no such table.
 pub fn qualified_name(oid: pg_sys::Oid) -> Option<String> {
-    // SAFETY: cache look-ups, which return null for what is not there.
+    // SAFETY: cache look-ups, which return null for missing entries.
     let schema = unsafe { pg_sys::get_namespace_name(pg_sys::get_rel_namespace(oid)) };
     Some(format!("{}.{}", quote_identifier(owned(schema)?), quote_identifier(plain_name(oid)?)))
 }
 
 fn plain_name(oid: pg_sys::Oid) -> Option<String> {
-    // SAFETY: a cache look-up, which returns null for what is not there.
+    // SAFETY: a cache look-up, which returns null for a missing entry.
     owned(unsafe { pg_sys::get_rel_name(oid) })
 }
 
-/// Whether a table has a column of that name.
+/// Whether a table has a column with this name.
 pub fn has_column(schema: &CStr, table: &CStr, column: &CStr) -> bool {
     // SAFETY: cache look-ups by strings that end in a nul; a name that does not exist gives the oid 0, which has no
     // columns.
@@ -80,17 +79,17 @@ pub fn has_column(schema: &CStr, table: &CStr, column: &CStr) -> bool {
 
 /// The type below a domain, or the type itself.
 pub fn base_type(kind: pg_sys::Oid) -> pg_sys::Oid {
-    // SAFETY: a cache look-up; the oid is that of a column's type, which exists as long as the column does.
+    // SAFETY: a cache look-up; the oid belongs to a column's type, which exists as long as the column does.
     unsafe { pg_sys::getBaseType(kind) }
 }
 
-/// A name that a cache look-up has returned, in memory of its own.
+/// A copy of a name that a cache look-up has returned.
 fn owned(name: *mut std::ffi::c_char) -> Option<String> {
     // SAFETY: null, or a string that ends in a nul.
     (!name.is_null()).then(|| unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned())
 }
 
-/// What the catalogue says of a table.
+/// A table's catalogue entry.
 pub struct Table {
     pub oid: pg_sys::Oid,
     /// Quoted, with its schema.
@@ -99,7 +98,7 @@ pub struct Table {
     pub kind: String,
     pub persistence: String,
     owned: bool,
-    /// Policies hold for the owner, too, so that what runs with its rights may not see every row.
+    /// Policies apply to the owner, too, so code with the owner's privileges may not see every row.
     pub forces_policies: bool,
     pub has_children: bool,
 }
@@ -110,12 +109,7 @@ impl Table {
         Spi::connect_mut(|client| {
             let query = include_str!("sql/table.sql");
             let rows = client.update(query, Some(1), &[oid.into()]).map_err(spi)?;
-            let missing = || {
-                sql_error(
-                    PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
-                    format!("there is no table with oid {}", oid.to_u32()),
-                )
-            };
+            let missing = || no_table(oid);
             let row = rows.into_iter().next().ok_or_else(missing)?;
             let name = qualified_name(oid).ok_or_else(missing)?;
             if name.contains(char::REPLACEMENT_CHARACTER) {
@@ -134,12 +128,12 @@ impl Table {
         })
     }
 
-    /// A table of the caller's, locked to the end of the transaction. Only its owner may lock it: others would hold up
-    /// everybody.
+    /// A table that the caller owns, locked until the end of the transaction. Only its owner may lock it: other roles
+    /// could block every session.
     pub fn locked(oid: pg_sys::Oid, mode: Lock) -> SqlResult<Self> {
         Self::describe(oid)?.check_owner()?;
         lock(oid, mode);
-        // It may have been renamed, dropped or given away meanwhile.
+        // It may have been renamed, dropped or given to another owner in the meantime.
         let table = Self::describe(oid)?;
         table.check_owner()?;
         Ok(table)

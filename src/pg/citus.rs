@@ -1,5 +1,5 @@
-//! Tables of Citus, whose rows are in shards on several servers. Citus is recognised, not needed: where it isn't, its
-//! catalogue isn't.
+//! Tables of Citus, whose rows are in shards on several servers. The extension recognises Citus by its catalogue and
+//! doesn't depend on it.
 #![allow(unsafe_code)]
 
 use pgrx::prelude::*;
@@ -8,7 +8,7 @@ use pgrx::spi::SpiClient;
 use crate::pg::error::{SqlResult, sql_error};
 use crate::pg::spi::{get, spi};
 
-/// Refuses tables of Citus for what needs the rows here.
+/// Refuses tables of Citus in functions that need the rows on this server.
 pub fn refuse(client: &SpiClient<'_>, table: pg_sys::Oid, what: &str, detail: &str, hint: &str) -> SqlResult<()> {
     let catalogue = "SELECT 1 WHERE pg_catalog.to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL";
     if client.select(catalogue, Some(1), &[]).map_err(spi)?.is_empty() {
@@ -25,8 +25,8 @@ pub fn refuse(client: &SpiClient<'_>, table: pg_sys::Oid, what: &str, detail: &s
         .set_hint(hint))
 }
 
-/// Refuses a worker of Citus: each would have groups of its own, with the ids of other workers' groups. A function that a
-/// query on a distributed table calls may be run on any of them.
+/// Refuses to run on a worker of Citus: each worker would have its own groups, with the same ids as other workers'
+/// groups. A function that a query on a distributed table calls may run on any worker.
 pub fn refuse_worker(function: &str) -> SqlResult<()> {
     // SAFETY: a look-up in the system cache, with a name that ends in NUL.
     let catalogue =

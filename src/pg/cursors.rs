@@ -9,10 +9,10 @@ use pgrx::prelude::*;
 use crate::pg::error::SqlResult;
 use crate::pg::spi::{get, spi};
 
-/// The cursors that the session has open, marked as running for as long as it lives, so that PostgreSQL refuses to
-/// fetch from them and to close them. The owner's code could read the caller's rows otherwise, or put a query of its
-/// own in a cursor's place, which the caller's next FETCH would run: PL/pgSQL's CLOSE and OPEN are not refused in a
-/// security-restricted operation.
+/// The session's open cursors, marked as running during the lifetime of this value, so that PostgreSQL refuses to fetch
+/// from them and to close them. Otherwise the owner's code could read the caller's rows, or replace a cursor by its own
+/// query, which the caller's next FETCH would run: a security-restricted operation does not refuse PL/pgSQL's CLOSE and
+/// OPEN.
 pub(super) struct Shield {
     marked: Vec<pg_sys::Portal>,
     names: Vec<String>,
@@ -23,8 +23,8 @@ impl Shield {
         let mut shield = Self { marked: Vec::new(), names: open()? };
         for name in &shield.names {
             let Ok(name) = CString::new(name.as_str()) else { continue };
-            // SAFETY: a look-up by name; the portal lives at least as long as the shield, since a running one can't be
-            // dropped, and the end of the transaction comes after the guards have gone.
+            // SAFETY: a look-up by name; the portal lives at least as long as the shield, because a running portal
+            // can't be dropped, and the transaction ends after the guards are dropped.
             unsafe {
                 let portal = pg_sys::GetPortalByName(name.as_ptr());
                 if !portal.is_null() && (*portal).status == pg_sys::PortalStatus::PORTAL_READY {
@@ -36,11 +36,11 @@ impl Shield {
         Ok(shield)
     }
 
-    /// Closes the cursors that have been opened since: whoever fetches from one runs its query.
+    /// Closes the cursors that have been opened since: a role that fetches from a cursor runs its query.
     pub(super) fn close_new(&self) -> SqlResult<()> {
         for name in open()?.into_iter().filter(|name| !self.names.contains(name)) {
             let Ok(name) = CString::new(name) else { continue };
-            // SAFETY: a portal that exists, found by its name; one that can't be closed is an error.
+            // SAFETY: an existing portal, found by its name; a portal that can't be closed raises an error.
             unsafe {
                 let portal = pg_sys::SPI_cursor_find(name.as_ptr());
                 if !portal.is_null() {

@@ -6,7 +6,7 @@ use pgrx::prelude::*;
 
 use crate::guc;
 
-/// What every SQL function returns: an `Err` is raised with its own SQLSTATE, DETAIL and HINT.
+/// The result of every SQL function: an `Err` is raised with its SQLSTATE, DETAIL and HINT.
 pub type SqlResult<T> = Result<T, ErrorReport>;
 
 /// The SQLSTATE for a kind of error. Class XX is for our own defects only.
@@ -29,7 +29,7 @@ pub fn report(error: Error) -> ErrorReport {
     with_sqlstate(sqlstate(error.kind), error)
 }
 
-/// An engine error for which PostgreSQL has a closer SQLSTATE than the one of its kind.
+/// An engine error for which PostgreSQL has a more specific SQLSTATE than the one for its kind.
 pub fn with_sqlstate(code: PgSqlErrorCode, error: Error) -> ErrorReport {
     let hint = error.hint_for(guc::name);
     let mut report = ErrorReport::new(code, error.message, "clip_search");
@@ -44,14 +44,19 @@ pub fn with_sqlstate(code: PgSqlErrorCode, error: Error) -> ErrorReport {
     report
 }
 
-/// An error that is not the engine's.
+/// An error that does not come from the engine.
 pub fn sql_error(code: PgSqlErrorCode, message: impl Into<String>) -> ErrorReport {
     ErrorReport::new(code, message.into(), "clip_search")
 }
 
-/// Vectors of two lengths, in pgvector's words.
+/// The error for vectors of different lengths, in pgvector's words.
 pub fn different_dimensions(one: impl std::fmt::Display, other: impl std::fmt::Display) -> ErrorReport {
     sql_error(PgSqlErrorCode::ERRCODE_DATA_EXCEPTION, format!("different vector dimensions {one} and {other}"))
+}
+
+/// The error for an oid that no table has.
+pub fn no_table(oid: pg_sys::Oid) -> ErrorReport {
+    sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, format!("there is no table with oid {}", oid.to_u32()))
 }
 
 /// Shows an engine error as a WARNING.
@@ -64,7 +69,7 @@ pub fn counted(number: i64, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
-/// An argument that has to have a value.
+/// An argument that must not be NULL.
 pub fn given<T>(name: &str, value: Option<T>) -> SqlResult<T> {
     value.ok_or_else(|| {
         sql_error(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, format!("argument \"{name}\" is NULL"))

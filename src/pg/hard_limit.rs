@@ -1,4 +1,4 @@
-//! Limits on what a table owner's code may take in the background worker.
+//! Time limits for a table owner's code in the background worker.
 //!
 //! The worker does others' work, and must come back to it. A statement timeout cancels, and a trigger may catch that
 //! and carry on. So a second timer runs beside it, a little longer, and has the process terminated as
@@ -16,12 +16,12 @@ use pgrx::pg_sys;
 
 use crate::guc;
 
-/// PostgreSQL's own timer that cancels. In utils/timeout.h, which pgrx does not bind; the same from PostgreSQL 14 to
-/// 18.
+/// PostgreSQL's timer that cancels. Declared in utils/timeout.h, which pgrx does not bind; the same from PostgreSQL 14
+/// to 18.
 const STATEMENT_TIMEOUT: i32 = 3;
-/// What a trigger may take to clean up after the cancel, in milliseconds.
+/// The time that a trigger has to clean up after the cancel, in milliseconds.
 const GRACE: i32 = 2000;
-/// PostgreSQL assigns a number to an extension's timer; any number beyond its own asks for one.
+/// PostgreSQL assigns a number to an extension's timer; any number above its own numbers requests one.
 const ANY_TIMER: i32 = 1000;
 
 thread_local! {
@@ -42,7 +42,7 @@ unsafe extern "C-unwind" {
     fn register_timeout(id: i32, handler: extern "C" fn()) -> i32;
     fn enable_timeout_after(id: i32, milliseconds: i32);
     fn disable_timeout(id: i32, keep_indicator: bool);
-    /// Declared here, since pgrx wraps it in a function of Rust, which a signal handler must not be.
+    /// Declared here because pgrx wraps it in a Rust function, which is not allowed as a signal handler.
     fn die(signal: i32);
 }
 
@@ -63,7 +63,7 @@ pub fn is_worker() -> bool {
     !unsafe { (&raw const pg_sys::MyBgworkerEntry).read() }.is_null()
 }
 
-/// Both timers, which run as long as this lives; in a session there are none.
+/// Both timers, which run during the lifetime of this value; a session has none.
 pub(super) struct HardLimit(Option<i32>);
 
 impl HardLimit {
@@ -94,7 +94,7 @@ impl HardLimit {
 impl Drop for HardLimit {
     fn drop(&mut self) {
         if let Some(timer) = self.0 {
-            // SAFETY: as registered; nothing happens if they do not run.
+            // SAFETY: registered timers; the call has no effect if they are not running.
             unsafe {
                 disable_timeout(timer, false);
                 disable_timeout(STATEMENT_TIMEOUT, false);

@@ -1,7 +1,8 @@
-//! Cancels, timeouts and shutdowns in the midst of the engine's work.
+//! Cancels, timeouts and shutdowns during the engine's work.
 //!
-//! The engine asks every few milliseconds, also from within C code, through which nothing may unwind. So PostgreSQL's
-//! error is caught where it is raised, the engine comes back with an error of its own, and the caller raises the first.
+//! The engine checks every few milliseconds, even within C code, which a panic must not unwind. PostgreSQL's error is
+//! therefore caught where it is raised, the engine returns its own error, and the caller raises PostgreSQL's error
+//! again.
 #![allow(unsafe_code)]
 
 use std::any::Any;
@@ -11,11 +12,11 @@ use clip::image::Limits;
 use pgrx::pg_sys;
 
 thread_local! {
-    /// What was caught and not raised yet.
+    /// The caught error that has not been raised yet.
     static CAUGHT: RefCell<Option<Box<dyn Any + Send>>> = const { RefCell::new(None) };
 }
 
-/// Limits under which the engine's work ends at an interrupt. [`raise`] must follow it.
+/// Limits with a check for interrupts, which ends the engine's work. The caller must call [`raise`] afterwards.
 pub fn watched(limits: Limits) -> Limits {
     Limits { interrupted: is_due, ..limits }
 }
@@ -27,7 +28,7 @@ pub fn watch_runs() {
 
 /// Whether the work should end. Doesn't unwind.
 fn is_due() -> bool {
-    // SAFETY: flags that signal handlers set; one that is seen late is seen the next time.
+    // SAFETY: flags that signal handlers set; a flag that is missed now is seen at the next check.
     let (pending, ends) = unsafe {
         let read = |flag: *const pg_sys::sig_atomic_t| flag.read_volatile() != 0;
         (
@@ -58,7 +59,7 @@ fn is_due() -> bool {
     }
 }
 
-/// Raises the interrupt for which the engine's work has ended, if any.
+/// Raises the interrupt that has ended the engine's work, if any.
 pub fn raise() {
     if let Some(error) = CAUGHT.take() {
         std::panic::resume_unwind(error);

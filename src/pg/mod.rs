@@ -1,4 +1,4 @@
-//! What any extension in Rust could use: nothing of CLIP, clusters or watches.
+//! PostgreSQL's interfaces for the other modules: errors, privileges, tables, vectors, transactions.
 
 pub mod analyzed;
 pub mod call_site;
@@ -10,6 +10,7 @@ pub mod hard_limit;
 pub mod interrupt;
 pub mod owners_table;
 pub mod regclass;
+pub mod restore;
 mod restricted;
 pub mod row_counts;
 pub mod spi;

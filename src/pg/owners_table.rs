@@ -1,4 +1,4 @@
-//! The one door to tables that the caller did not name.
+//! The only access to tables that the caller did not name.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_long};
@@ -17,10 +17,10 @@ use crate::pg::hard_limit::{HardLimit, is_worker};
 use crate::pg::spi::{get, spi};
 use crate::pg::user_context::{UserContext, current_role, normal_form, relation, set};
 
-/// A table that is reached by its oid. Its owner's code (index expressions and predicates, which run as soon as a query
-/// is planned; triggers, defaults, generated columns, rules, casts and operators) runs as its owner, whoever is
-/// calling: statements run only through a [`TableClient`], and nothing else in the extension can take a table owner's
-/// rights.
+/// A table that is accessed by its oid. Its owner's code (index expressions and predicates, which run as soon as a
+/// query is planned; triggers, defaults, generated columns, rules, casts and operators) runs as the owner, regardless
+/// of the caller: statements run only through a [`TableClient`], and no other code in the extension can assume a table
+/// owner's privileges.
 pub struct OwnersTable {
     pub oid: pg_sys::Oid,
     pub owner: pg_sys::Oid,
@@ -29,25 +29,25 @@ pub struct OwnersTable {
 }
 
 impl OwnersTable {
-    /// Locks the table against being altered or renamed until the transaction ends. None if there is no table of that
-    /// oid.
+    /// Locks the table against being altered or renamed until the transaction ends. None if the table does not exist.
     ///
-    /// # Errors 42501 if a partition, or a table that inherits from it, belongs to another role, whose code would have
-    /// the rights of this one's owner.
+    /// # Errors
+    /// 42501 if a partition, or a table that inherits from it, belongs to another role, whose code would have the
+    /// privileges of this table's owner.
     pub fn find(oid: pg_sys::Oid) -> SqlResult<Option<Self>> {
         let Some(table) = Self::find_only(oid) else { return Ok(None) };
         table.check_children()?;
         Ok(Some(table))
     }
 
-    /// The same for statements that say ONLY.
+    /// As above, for statements with ONLY.
     pub fn find_only(oid: pg_sys::Oid) -> Option<Self> {
         // SAFETY: takes any oid; waits as LOCK TABLE does, and raises the same errors.
         unsafe { pg_sys::LockRelationOid(oid, pg_sys::AccessShareLock as i32) };
         Self::describe(oid)
     }
 
-    /// The same without waiting for a session that has the table locked.
+    /// As above, without waiting for a session that has locked the table.
     pub fn try_find_only(oid: pg_sys::Oid) -> Option<Self> {
         // SAFETY: takes any oid.
         let locked = unsafe { pg_sys::ConditionalLockRelationOid(oid, pg_sys::AccessShareLock as i32) };
@@ -59,19 +59,19 @@ impl OwnersTable {
         Some(Self { oid, owner, kind, name: quoted_name(oid)? })
     }
 
-    /// Runs statements on the table as its owner. Nothing of what the owner's code does to the session is left
-    /// afterwards: settings are restored, cursors are closed, PostgreSQL itself refuses SET ROLE, LISTEN, PREPARE,
-    /// temporary tables, WITH HOLD and deferred triggers in a security-restricted operation, and hooks refuse the rest
+    /// Runs statements on the table as its owner. The owner's code leaves no state in the session: settings are
+    /// restored, cursors are closed, PostgreSQL itself refuses SET ROLE, LISTEN, PREPARE, temporary tables, WITH HOLD
+    /// and deferred triggers in a security-restricted operation, and hooks refuse the rest
     /// ([`restricted`](crate::pg::restricted)). One call should span a batch: it lists the session's cursors twice.
     pub fn as_owner<T>(&self, work: impl FnOnce(&mut TableClient<'_, '_>) -> SqlResult<T>) -> SqlResult<T> {
         // SAFETY: reads variables of the process.
         let (session, restricted) = unsafe { (pg_sys::GetSessionUserId(), pg_sys::InSecurityRestrictedOperation()) };
-        // The owner's own session: what its code leaves there is its own affair.
+        // The owner's own session: state that the owner's code leaves there affects no other role.
         let is_own = session == self.owner && current_role() == self.owner && !restricted && !is_worker();
-        // A worker has no cursors but those of its own work.
+        // A worker has only its own cursors.
         let shield = (!is_own && !is_worker()).then(Shield::raise).transpose()?;
         let _user_context = if is_own { UserContext::of_caller() } else { UserContext::of_table_owner(self.owner) };
-        // A row that a policy hides would be taken for deleted; off, it is an error.
+        // A row that a policy hides would be treated as deleted; with the setting off, it raises an error.
         set(c"row_security", c"off");
         normal_form();
         let result = Spi::connect_mut(|client| work(&mut TableClient { table: self, client }))?;
@@ -82,31 +82,32 @@ impl OwnersTable {
     }
 
     /// # Errors
-    /// 55006 if the table has another name than this one, which was read before it was locked.
+    /// 55006 if the table's name differs from this name, which was read before the lock.
     pub fn check_is_named(&self, name: &str) -> SqlResult<()> {
         if self.name == name { Ok(()) } else { Err(renamed()) }
     }
 
     /// # Errors
-    /// 55006 if the table has another name than at first.
+    /// 55006 if the table's name has changed.
     fn check_name(&self) -> SqlResult<()> {
-        // SAFETY: inside a transaction; reads what other sessions have announced.
+        // SAFETY: inside a transaction; reads the invalidation messages of other sessions.
         unsafe { pg_sys::AcceptInvalidationMessages() };
         self.check_is_named(&quoted_name(self.oid).unwrap_or_default())
     }
 
-    /// Runs statements on the table as the caller, who has named it and so agrees to run its owner's code.
+    /// Runs statements on the table as the caller, who has named it and thereby agreed to run its owner's code.
     pub fn as_caller<T>(&self, work: impl FnOnce(&mut TableClient<'_, '_>) -> SqlResult<T>) -> SqlResult<T> {
         let _user_context = UserContext::of_caller();
         Spi::connect_mut(|client| work(&mut TableClient { table: self, client }))
     }
 
-    /// The name, for people.
+    /// The name, for messages.
     pub fn shown(&self) -> &str {
         &self.name
     }
 
-    /// Whether a role may read columns of the table: by a right to the table or to each of them, and to its schema.
+    /// Whether a role may read columns of the table: with a privilege on the table or on each column, and on the
+    /// schema.
     pub fn may_read(&self, role: pg_sys::Oid, columns: &[&str]) -> SqlResult<bool> {
         let _user_context = UserContext::of_caller();
         Spi::connect(|client| {
@@ -117,7 +118,7 @@ impl OwnersTable {
         })
     }
 
-    /// Whether the table's policies decide which rows the caller sees.
+    /// Whether policies of the table apply to the caller.
     pub fn has_policies_for_caller(&self) -> bool {
         // SAFETY: cache look-ups inside a transaction; an invalid oid stands for the current user, and no error is
         // raised.
@@ -125,7 +126,7 @@ impl OwnersTable {
         found as u32 == pg_sys::CheckEnableRlsResult::RLS_ENABLED
     }
 
-    /// What a statement failed by that did not find the table: that it was renamed, if it was.
+    /// The error of a statement that did not find the table: that it was renamed, if this is the cause.
     fn renamed_or<T>(&self, error: CaughtError) -> SqlResult<T> {
         self.check_name()?;
         error.rethrow()
@@ -154,7 +155,7 @@ impl OwnersTable {
     }
 }
 
-/// Runs statements on a table as its owner. Whatever a statement names was locked and checked by its oid before the
+/// Runs statements on a table as its owner. Every table in a statement is locked and checked by its oid before the
 /// statement is planned ([`analyzed`](crate::pg::analyzed)), and in the background worker each has a time limit.
 pub struct TableClient<'a, 'conn> {
     table: &'a OwnersTable,
@@ -177,7 +178,7 @@ impl<'conn> TableClient<'_, 'conn> {
         self.run(query, |client| client.select(query, limit, arguments))
     }
 
-    /// Runs a statement on a snapshot of its own.
+    /// Runs a statement with a new snapshot.
     pub fn update(
         &mut self,
         query: &str,
@@ -192,12 +193,12 @@ impl<'conn> TableClient<'_, 'conn> {
         self.run(query, |client| client.try_open_cursor(query, &[]))
     }
 
-    /// Opens a cursor on a snapshot of its own.
+    /// Opens a cursor with a new snapshot.
     pub fn cursor_mut(&mut self, query: &str) -> SqlResult<SpiCursor<'conn>> {
         self.run(query, |client| client.try_open_cursor_mut(query, &[]))
     }
 
-    /// Runs a query, and hands on what `read` makes of its rows, `count` of them at a time.
+    /// Runs a query, converts its rows with `read`, and passes them on, `count` rows at a time.
     pub fn each_batch<T>(
         &mut self,
         query: &str,
@@ -225,7 +226,7 @@ impl<'conn> TableClient<'_, 'conn> {
         self.table.check_name()?;
         let _limit = HardLimit::start();
         let client = &mut *self.client;
-        // A name that is gone for a moment, in the midst of a swap, is no fault of the row's.
+        // If the name is missing for a moment, during a swap, the row is not at fault.
         PgTryBuilder::new(AssertUnwindSafe(|| about_table(self.table.oid, query, || work(client).map_err(spi))))
             .catch_when(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, |error| self.table.renamed_or(error))
             .catch_when(PgSqlErrorCode::ERRCODE_INVALID_SCHEMA_NAME, |error| self.table.renamed_or(error))

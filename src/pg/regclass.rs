@@ -1,7 +1,7 @@
-//! `regclass` as an argument: a table's oid, which need not be one's.
+//! `regclass` as an argument: an oid, whose table may not exist.
 //!
-//! pgrx opens the relation as it reads the argument: an oid without a table is an internal error (XX000) then, and a table
-//! that is open counts as used, so that it could not be altered.
+//! pgrx would open the relation when it reads the argument: an oid without a table would raise an internal error
+//! (XX000), and an open table counts as in use, so it could not be altered.
 #![allow(unsafe_code)]
 
 use pgrx::callconv::{Arg, ArgAbi};

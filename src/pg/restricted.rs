@@ -1,5 +1,5 @@
-//! What a table owner's code may not do although PostgreSQL allows it in a security-restricted operation: anything that
-//! would outlast the call in the caller's session, or change what the caller's transaction does.
+//! Refuses operations in a table owner's code that PostgreSQL allows in a security-restricted operation, but that would
+//! leave state in the caller's session or affect the caller's transaction.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
@@ -14,11 +14,11 @@ use crate::pg::error::sql_error;
 use crate::pg::hard_limit::is_worker;
 
 thread_local! {
-    /// How many contexts of a table's owner are open.
+    /// The number of open contexts of table owners.
     static OPEN: Cell<u32> = const { Cell::new(0) };
 }
 
-/// As long as it lives, the hooks refuse.
+/// During its lifetime, the hooks refuse these operations.
 pub(super) struct Restricted(());
 
 impl Restricted {
@@ -66,7 +66,7 @@ unsafe extern "C-unwind" fn on_object_access(
     argument: *mut std::ffi::c_void,
 ) {
     if let Some(Some(next)) = NEXT_ACCESS.get() {
-        // SAFETY: the hook that was installed before, with the arguments that it would have been given.
+        // SAFETY: the previously installed hook, with the arguments that it would have received.
         unsafe { next(access, class, object, sub, argument) };
     }
     if access != pg_sys::ObjectAccessType::OAT_FUNCTION_EXECUTE || !is_restricted() {
@@ -121,11 +121,11 @@ fn refusal(what: &str) -> ErrorReport {
     )
 }
 
-/// PostgreSQL calls it for each statement that is no query.
+/// PostgreSQL calls it for each utility command.
 ///
-/// Without `pg_guard`, and with PostgreSQL's own function declared here: pgrx would catch every error of every such
-/// statement and raise it again without its context, position and names. An error passes this frame by longjmp, which is
-/// sound since it has nothing to drop.
+/// The hook has no `pg_guard`, and PostgreSQL's own function is declared here, because pgrx would catch every error of
+/// every utility command and raise it again without its context, position and names. An error leaves this frame by
+/// longjmp, which is sound because the frame has nothing to drop.
 #[allow(clippy::too_many_arguments)]
 unsafe extern "C-unwind" fn on_utility(
     statement: *mut pg_sys::PlannedStmt,
@@ -137,8 +137,8 @@ unsafe extern "C-unwind" fn on_utility(
     receiver: *mut pg_sys::DestReceiver,
     completion: *mut pg_sys::QueryCompletion,
 ) {
-    // SAFETY: a statement that is about to be run. The hook that was installed before, or PostgreSQL's own function, gets
-    // the arguments of this call.
+    // SAFETY: a statement that is about to run. The previously installed hook, or PostgreSQL's own function, gets the
+    // arguments of this call.
     unsafe {
         if OPEN.get() > 0 {
             refuse_utility((*(*statement).utilityStmt).type_);
@@ -151,7 +151,7 @@ unsafe extern "C-unwind" fn on_utility(
 #[pg_guard]
 unsafe extern "C-unwind" fn refuse_utility(kind: pg_sys::NodeTag) {
     let command = match kind {
-        // Whether the caller's own deferred constraints are checked now or at the end is the caller's affair.
+        // Only the caller may decide whether its deferred constraints are checked now or at the end.
         pg_sys::NodeTag::T_ConstraintsSetStmt => "SET CONSTRAINTS",
         pg_sys::NodeTag::T_LoadStmt => "LOAD",
         _ => return,
@@ -175,7 +175,8 @@ unsafe extern "C-unwind" {
     );
 }
 
-/// pg_advisory_lock and its variants that outlive a transaction, and those that release: fixed in pg_proc.dat.
+/// pg_advisory_lock and its variants whose locks outlive a transaction, and the functions that release them: fixed oids
+/// in pg_proc.dat.
 const SESSION_LOCKS: [u32; 13] = [
     pg_sys::F_PG_ADVISORY_LOCK_INT8,
     pg_sys::F_PG_ADVISORY_LOCK_SHARED_INT8,
@@ -192,8 +193,8 @@ const SESSION_LOCKS: [u32; 13] = [
     pg_sys::F_PG_ADVISORY_UNLOCK_ALL,
 ];
 
-/// Functions on descriptors, which are numbers from 0 that are the whole session's: PostgreSQL checks privileges when a
-/// descriptor is opened, so the owner's code could read what the caller has open.
+/// Functions on descriptors, which are numbers from 0 for the whole session: PostgreSQL checks privileges when a
+/// descriptor is opened, so the owner's code could read objects that the caller has opened.
 const LARGE_OBJECTS: [u32; 10] = [
     pg_sys::F_LO_OPEN,
     pg_sys::F_LO_CLOSE,

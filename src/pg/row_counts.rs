@@ -1,6 +1,6 @@
-//! Counts of a table's rows, for a caller who may read them all. The rows are scanned without SQL, so that none of the
-//! code that the owner has attached to the table runs: planning a query would evaluate its index expressions, which can
-//! take any time, and can't always be cancelled.
+//! Counts of a table's rows, for a caller who may read all of them. The rows are scanned without SQL, so that no code
+//! that the owner has attached to the table runs: planning a query would evaluate its index expressions, which can take
+//! arbitrarily long and can't always be cancelled.
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
@@ -22,8 +22,8 @@ type Counts = (Option<i64>, Option<i64>, Option<i64>);
 pub mod clip_search {
     use super::*;
 
-    /// Counts, for clip_search.watch. NULL where the caller may not read the table, where a policy decides what the
-    /// caller sees, and where another session has the table locked.
+    /// Counts, for clip_search.watch. NULL if the caller may not read the table, if a policy applies to the caller, or
+    /// if another session has locked the table.
     #[pg_extern(stable, parallel_unsafe, cost = 100000)]
     #[allow(clippy::type_complexity)]
     fn count_rows(
@@ -31,28 +31,30 @@ pub mod clip_search {
         sources: Option<Vec<Option<String>>>,
         embedding: Option<Text<'_>>,
         cluster: Option<Text<'_>>,
+        tags: Option<Text<'_>>,
     ) -> Result<
         TableIterator<'static, (name!(rows, Option<i64>), name!(embedded, Option<i64>), name!(open, Option<i64>))>,
         ErrorReport,
     > {
-        let (embedding, cluster) = (embedding.map(Text::str), cluster.map(Text::str));
+        let embedding = embedding.map(Text::str);
+        let others: Vec<&str> = [cluster, tags].into_iter().flatten().map(Text::str).collect();
         let none = (None, None, None);
         let (Some(Regclass(oid)), Some(sources), Some(embedding)) = (relation, sources, embedding) else {
             return Ok(TableIterator::once(none));
         };
         let sources: Vec<String> = sources.into_iter().flatten().collect();
         // A table that can't be read is no error of the view, which shows other tables as well. A cancel is passed on.
-        Ok(TableIterator::once(attempt(|| count(oid, &sources, embedding, cluster)).unwrap_or(none)))
+        Ok(TableIterator::once(attempt(|| count(oid, &sources, embedding, &others)).unwrap_or(none)))
     }
 }
 
-fn count(oid: pg_sys::Oid, sources: &[String], embedding: &str, cluster: Option<&str>) -> SqlResult<Counts> {
+fn count(oid: pg_sys::Oid, sources: &[String], embedding: &str, others: &[&str]) -> SqlResult<Counts> {
     const NONE: Counts = (None, None, None);
-    // Before the lock: a role that may not read the table holds up nobody.
+    // Before the lock: a role that may not read the table can't block other sessions.
     if sources.is_empty() || !may_select(oid)? {
         return Ok(NONE);
     }
-    // An owner who has locked the table does not hold up readers of the view.
+    // An owner who has locked the table must not block readers of the view.
     let Some(table) = OwnersTable::try_find_only(oid) else { return Ok(NONE) };
     let is_partitioned = table.kind == pg_sys::RELKIND_PARTITIONED_TABLE;
     if !is_partitioned && table.kind != pg_sys::RELKIND_RELATION {
@@ -61,7 +63,7 @@ fn count(oid: pg_sys::Oid, sources: &[String], embedding: &str, cluster: Option<
     if !table.may_read(current_role(), &[])? || table.has_policies_for_caller() {
         return Ok(NONE);
     }
-    let columns = Columns { sources, embedding, cluster };
+    let columns = Columns { sources, embedding, others };
     let mut totals = [0; 3];
     let parts = if is_partitioned { partitions(oid) } else { vec![oid] };
     for part in parts {
@@ -75,7 +77,7 @@ fn count(oid: pg_sys::Oid, sources: &[String], embedding: &str, cluster: Option<
 }
 
 unsafe extern "C-unwind" {
-    /// In catalog/pg_inherits.h, which pgrx does not bind.
+    /// Declared in catalog/pg_inherits.h, which pgrx does not bind.
     fn find_all_inheritors(
         parent: pg_sys::Oid,
         lock: pg_sys::LOCKMODE,
@@ -83,7 +85,7 @@ unsafe extern "C-unwind" {
     ) -> *mut pg_sys::List;
 }
 
-/// The partitions that have rows. They are not locked.
+/// The partitions with storage. They are not locked.
 fn partitions(oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     // SAFETY: a scan of pg_inherits inside a transaction; the list is in the current memory context.
     let all: Vec<pg_sys::Oid> = unsafe {
@@ -100,14 +102,15 @@ fn partitions(oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
 struct Columns<'a> {
     sources: &'a [String],
     embedding: &'a str,
-    cluster: Option<&'a str>,
+    /// The columns of clusters and of tags, if the watch has them.
+    others: &'a [&'a str],
 }
 
 impl Columns<'_> {
-    /// Rows, rows with an embedding, and rows that have a source and lack an embedding or a cluster. None for a table
+    /// Rows, rows with an embedding, and rows that have a source and lack an embedding, a cluster or tags. None for a table
     /// that lacks a column, or has no storage of its own.
     fn count(&self, oid: pg_sys::Oid) -> Option<[i64; 3]> {
-        // Columns of a partition may have other numbers.
+        // Columns of a partition may have different numbers.
         let number = |name: &str| {
             let name = CString::new(name).ok()?;
             // SAFETY: a cache look-up by a string that ends in a nul.
@@ -115,9 +118,9 @@ impl Columns<'_> {
             (number != 0).then_some(i32::from(number))
         };
         let embedding = number(self.embedding)?;
-        let cluster = self.cluster.map(|name| number(name).ok_or(())).transpose().ok()?;
+        let others: Vec<i32> = self.others.iter().map(|name| number(name)).collect::<Option<_>>()?;
         let sources: Vec<i32> = self.sources.iter().map(|name| number(name)).collect::<Option<_>>()?;
-        let widest = sources.iter().copied().chain([embedding]).chain(cluster).max()?;
+        let widest = sources.iter().copied().chain([embedding]).chain(others.iter().copied()).max()?;
         // SAFETY: the table is locked and exists; slot and scan are closed before the table; after an error they go
         // with the (sub)transaction. The slot has as many columns as the table.
         unsafe {
@@ -134,9 +137,9 @@ impl Columns<'_> {
                     pgrx::check_for_interrupts!();
                 }
                 pg_sys::slot_getsomeattrs(slot, widest.max(0));
-                // A system column, which no watch has, is never NULL.
+                // A system column is never NULL, and no watch has one.
                 let is_null = |number: i32| number > 0 && *(*slot).tts_isnull.add(number as usize - 1);
-                let lacks = is_null(embedding) || cluster.is_some_and(is_null);
+                let lacks = is_null(embedding) || others.iter().any(|&column| is_null(column));
                 counts[0] += 1;
                 counts[1] += i64::from(!is_null(embedding));
                 counts[2] += i64::from(lacks && sources.iter().any(|&source| !is_null(source)));

@@ -1,4 +1,4 @@
-//! SPI: columns of rows, errors, and plans that are made once a session.
+//! SPI: columns of rows, errors, and plans that are created once per session.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -16,12 +16,12 @@ use crate::pg::vector;
 type Plans = HashMap<&'static str, OwnedPreparedStatement>;
 
 thread_local! {
-    /// With the oid of pgvector's type that they were made for. Leaked on purpose: at the end of a process the memory
-    /// that plans are in may be gone before they are.
+    /// Plans, with the oid of pgvector's type for which they were created. Leaked on purpose: at the end of a process
+    /// the memory of the plans may be freed before they are dropped.
     static PLANS: &'static RefCell<(pg_sys::Oid, Plans)> = Box::leak(Box::new(RefCell::new((pg_sys::Oid::INVALID, HashMap::new()))));
 }
 
-/// Runs a statement, planned once, on a snapshot of its own.
+/// Runs a statement, planned once, with a new snapshot.
 pub fn run<'conn>(
     client: &mut SpiClient<'conn>,
     query: &'static str,

@@ -1,4 +1,4 @@
-//! What is left of a piece of work when it fails.
+//! Subtransactions, and the errors that end them.
 #![allow(unsafe_code)]
 
 use std::panic::AssertUnwindSafe;
@@ -9,7 +9,7 @@ use pgrx::prelude::*;
 
 use crate::pg::error::{SqlResult, sqlstate};
 
-/// Why a row could not be embedded.
+/// The reason why a row could not be embedded.
 #[derive(Debug)]
 pub struct Failure {
     /// The five characters of the SQLSTATE.
@@ -22,12 +22,12 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// The row is not to blame: another session is in the way, and it will not be for long.
+    /// The row is not at fault: another session blocks it, but not for long.
     pub fn is_passing(&self) -> bool {
         self.code.starts_with("40") || self.code == "55P03" || self.code == "55006"
     }
 
-    /// As an error of this statement.
+    /// Converts it to an error of this statement.
     pub fn into_report(self) -> ErrorReport {
         let mut report = ErrorReport::new(self.state, self.message, "clip_search");
         if let Some(detail) = self.detail {
@@ -60,21 +60,21 @@ impl From<CaughtError> for Failure {
     }
 }
 
-/// Cancelled, shut down, out of memory or disk: not the row's fault, and nothing to be noted.
+/// Cancelled, shut down, out of memory or disk: the row is not at fault, and nothing is recorded.
 fn is_interrupt(code: &str) -> bool {
     code.starts_with("57") || code.starts_with("53") || code == "58030"
 }
 
-/// The five characters of a SQLSTATE, which PostgreSQL keeps in six bits each.
+/// The five characters of a SQLSTATE, which PostgreSQL stores in six bits each.
 fn unpack(code: i32) -> String {
     (0..5).map(|place| char::from(((code >> (6 * place)) & 0x3f) as u8 + b'0')).collect()
 }
 
-/// Runs `f`, and undoes what it did if it fails. Errors that concern the whole session, such as a cancel, are raised
-/// again.
+/// Runs `f`, and rolls its changes back if it fails. Errors that concern the whole session, such as a cancel, are
+/// raised again.
 pub fn attempt<T>(f: impl FnOnce() -> SqlResult<T>) -> Result<T, Failure> {
-    // SAFETY: as PL/pgSQL does for a block with an exception clause: the subtransaction is ended in either case, and
-    // memory context and resource owner are those from before afterwards.
+    // SAFETY: the same steps as in PL/pgSQL for a block with an exception clause: the subtransaction ends in either
+    // case, and afterwards memory context and resource owner are restored.
     unsafe {
         let context = pg_sys::CurrentMemoryContext;
         let owner = pg_sys::CurrentResourceOwner;
@@ -94,7 +94,7 @@ pub fn attempt<T>(f: impl FnOnce() -> SqlResult<T>) -> Result<T, Failure> {
     }
 }
 
-/// Runs `f` and catches its error; the (sub)transaction has to be undone then.
+/// Runs `f` and catches its error; after an error the caller must roll the (sub)transaction back.
 pub fn catch<T>(f: impl FnOnce() -> SqlResult<T>) -> Result<T, Failure> {
     PgTryBuilder::new(AssertUnwindSafe(|| match f() {
         Ok(value) => Ok(value),

@@ -1,13 +1,13 @@
-//! Texts as arguments: UTF-8, which is what tokenizers read.
+//! Texts as arguments, in UTF-8 for the tokenizers.
 //!
-//! pgrx takes a database of encoding UTF8 at its word, and panics (XX000) at bytes of another that it can't read.
+//! pgrx trusts a database with encoding UTF8, and panics (XX000) at bytes in another encoding that it can't read.
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
 
 use clip::{Error, Kind};
 use pgrx::callconv::{Arg, ArgAbi};
-use pgrx::datum::{Array, FromDatum, UnboxDatum};
+use pgrx::datum::{Array, FromDatum, IntoDatum, UnboxDatum};
 use pgrx::pg_sys;
 
 use crate::pg::error::report;
@@ -27,7 +27,8 @@ impl FromDatum for Text<'_> {
         if is_null {
             return None;
         }
-        // SAFETY: a non-null text, by the contract of this function; what is detoasted lives as long as the call's memory.
+        // SAFETY: a non-null text, by the contract of this function; the detoasted text lives as long as the call's
+        // memory.
         let bytes = unsafe {
             let detoasted = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
             pgrx::varlena::varlena_to_byte_slice(detoasted)
@@ -68,14 +69,41 @@ unsafe impl<'fcx> ArgAbi<'fcx> for Text<'fcx> {
     }
 }
 
+/// A text that a query returns. pgrx's String panics (XX000) where it is not UTF-8.
+pub struct Returned(pub String);
+
+impl FromDatum for Returned {
+    unsafe fn from_polymorphic_datum(datum: pg_sys::Datum, is_null: bool, oid: pg_sys::Oid) -> Option<Self> {
+        // SAFETY: by the contract of this function; the text is copied at once.
+        unsafe { Text::from_polymorphic_datum(datum, is_null, oid) }.map(|Text(text)| Self(text.to_owned()))
+    }
+}
+
+impl IntoDatum for Returned {
+    fn into_datum(self) -> Option<pg_sys::Datum> {
+        self.0.into_datum()
+    }
+
+    fn type_oid() -> pg_sys::Oid {
+        pg_sys::TEXTOID
+    }
+}
+
 /// The elements of an array.
 pub fn texts<'a>(array: &'a Array<'_, Text<'_>>) -> Vec<Option<&'a str>> {
     array.iter().map(|text| text.map(|Text(text)| text)).collect()
 }
 
-/// The database's encoding, if its texts can't be read: they are taken for UTF-8, which in other encodings ASCII alone is.
+/// Whether every text of the database's is UTF-8.
+pub fn is_utf8() -> bool {
+    // SAFETY: reads what is set at the session's start.
+    unsafe { pg_sys::GetDatabaseEncoding() == pg_sys::pg_enc::PG_UTF8 as i32 }
+}
+
+/// The database's encoding, if its texts can't be read: they are read as UTF-8, and in other encodings only ASCII is
+/// valid UTF-8.
 pub fn foreign_encoding() -> Option<String> {
-    // SAFETY: reads what is set at the session's start; the name is a constant of PostgreSQL's.
+    // SAFETY: reads a value that is set at the session's start; the name is a constant in PostgreSQL.
     let (encoding, name) =
         unsafe { (pg_sys::GetDatabaseEncoding(), CStr::from_ptr(pg_sys::GetDatabaseEncodingName())) };
     let known = [pg_sys::pg_enc::PG_UTF8, pg_sys::pg_enc::PG_SQL_ASCII].iter().any(|&known| known as i32 == encoding);
@@ -92,7 +120,7 @@ pub fn foreign_name(what: &str) -> Error {
         .hint("Rename it, or use a database of encoding UTF8.")
 }
 
-/// Bytes of a text of the database's.
+/// Bytes of a text in the database's encoding.
 pub fn utf8<'a>(what: &str, bytes: &'a [u8]) -> clip::Result<&'a str> {
     let foreign = if bytes.is_ascii() { None } else { foreign_encoding() };
     let text = if foreign.is_none() { std::str::from_utf8(bytes).ok() } else { None };

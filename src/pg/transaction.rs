@@ -1,4 +1,4 @@
-//! What a process remembers of its transaction: lists that a rollback undoes, and functions that run at its end.
+//! State that a process keeps for its transaction: lists that a rollback undoes, and functions that run at its end.
 #![allow(unsafe_code)]
 
 use std::cell::{Cell, RefCell};
@@ -12,8 +12,8 @@ use pgrx::prelude::*;
 
 use crate::pg::error::{SqlResult, report};
 
-/// A list whose entries go with the transaction, or with the subtransaction in which they were added if that fails.
-/// Meant to be `thread_local!`.
+/// A list whose entries are removed at the end of the transaction, or when the subtransaction that added them fails. It
+/// is meant to be `thread_local!`.
 pub struct RollbackList<T> {
     entries: Rc<RefCell<Vec<Entry<T>>>>,
 }
@@ -23,11 +23,11 @@ struct Entry<T> {
     value: T,
 }
 
-/// Removes a list's entries of subtransactions from that number on. Numbers only grow within a transaction, so these are
-/// the subtransaction's own and those of subtransactions within it.
+/// Removes a list's entries of subtransactions from a number on. Numbers only grow within a transaction, so these
+/// entries belong to the subtransaction and to subtransactions within it.
 type Truncate = Box<dyn Fn(pg_sys::SubTransactionId)>;
 
-/// Runs before a transaction commits, and may still end it.
+/// Runs before a transaction commits, and may still abort it.
 type BeforeCommit = fn() -> SqlResult<()>;
 
 thread_local! {
@@ -82,7 +82,8 @@ impl<T: 'static> RollbackList<T> {
     }
 }
 
-/// Runs a function before this transaction commits or is prepared, inside it: once, however often it is asked for.
+/// Runs a function before this transaction commits or is prepared, inside it, and only once, even if requested several
+/// times.
 pub fn before_commit(function: fn() -> SqlResult<()>) {
     register();
     BEFORE_COMMIT.with_borrow_mut(|functions| {
@@ -125,12 +126,12 @@ unsafe extern "C-unwind" fn at_transaction_end(event: pg_sys::XactEvent::Type, _
     match event {
         XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => {
             while let Some(function) = BEFORE_COMMIT.with_borrow_mut(Vec::pop) {
-                // SAFETY: the transaction is still in progress, and the snapshot goes before it ends.
+                // SAFETY: the transaction is still in progress, and the snapshot is popped before it ends.
                 unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
                 if let Err(report) = function() {
                     report.report(PgLogLevel::ERROR);
                 }
-                // SAFETY: as pushed.
+                // SAFETY: pushed above.
                 unsafe { pg_sys::PopActiveSnapshot() };
             }
         }
@@ -177,8 +178,8 @@ pub fn run_on_latest(query: &str, arguments: &[DatumWithOid<'_>]) -> SqlResult<u
         report(Error::new(Kind::Internal, "a statement has a zero byte in it").detail(error.to_string()))
     })?;
     Spi::connect_mut(|_client| {
-        // SAFETY: connected to SPI; three arrays of the same length, of which values and nulls outlive the call; the plan
-        // is SPI's, and goes as it is left.
+        // SAFETY: connected to SPI; three arrays of the same length, of which values and nulls outlive the call; the
+        // plan belongs to SPI, which frees it at its end.
         unsafe {
             let plan = pg_sys::SPI_prepare(query.as_ptr(), types.len() as i32, types.as_mut_ptr());
             if plan.is_null() {
@@ -199,14 +200,14 @@ pub fn run_on_latest(query: &str, arguments: &[DatumWithOid<'_>]) -> SqlResult<u
     })
 }
 
-/// What a statement of this transaction may do with rows that others have replaced since it began.
+/// How a statement of this transaction treats rows that other transactions have replaced since it began.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Isolation {
-    /// Each statement sees what is committed by then.
+    /// Each statement sees all rows committed before it.
     ReadCommitted,
-    /// Such rows are a failure (40001), of that statement alone.
+    /// Such rows raise an error (40001) in that statement only.
     RepeatableRead,
-    /// What is read makes transactions fail that are at work on the same.
+    /// Reads can make concurrent transactions on the same rows fail.
     Serializable,
 }
 

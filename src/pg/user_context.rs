@@ -1,9 +1,9 @@
-//! Whose rights a piece of work runs with.
+//! The role whose privileges a piece of work uses.
 //!
-//! A role that writes to a watched table need not be able to write the extension's own tables, and a role that calls
-//! clip_backfill or reads clip_search.watch must not lend its rights to the triggers, policies and index expressions of
-//! a table that somebody else owns. The unsafe calls are to the functions by which PostgreSQL itself does this for
-//! REFRESH MATERIALIZED VIEW, autovacuum and the workers of logical replication.
+//! A role that writes to a watched table doesn't need privileges on the extension's own tables, and a role that calls
+//! clip_backfill or reads clip_search.watch must not lend its privileges to the triggers, policies and index
+//! expressions of another role's table. The unsafe calls are to the functions that PostgreSQL itself uses for REFRESH
+//! MATERIALIZED VIEW, autovacuum and the workers of logical replication.
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
@@ -12,13 +12,13 @@ use pgrx::pg_sys;
 
 use crate::pg::restricted::Restricted;
 
-/// The role whose rights the calling code has.
+/// The role whose privileges the calling code has.
 pub fn current_role() -> pg_sys::Oid {
     // SAFETY: reads a variable of the process.
     unsafe { pg_sys::GetUserId() }
 }
 
-/// Whether a role has the rights of another: it is that role, inherits from it, or is a superuser.
+/// Whether a role has the privileges of another: it is that role, inherits from it, or is a superuser.
 pub fn has_rights_of(role: pg_sys::Oid, other: pg_sys::Oid) -> bool {
     // SAFETY: cache look-ups inside a transaction; an oid without a role has no members.
     unsafe { pg_sys::has_privs_of_role(role, other) }
@@ -32,7 +32,7 @@ pub fn role_exists(role: pg_sys::Oid) -> bool {
     }
 }
 
-/// A role's name, quoted, for people.
+/// A role's quoted name, for messages.
 pub fn role_name(role: pg_sys::Oid) -> String {
     // SAFETY: a cache look-up inside a transaction; the name is palloc'd and copied.
     unsafe {
@@ -55,7 +55,7 @@ pub fn database_owner() -> pg_sys::Oid {
     }
 }
 
-/// Switches to another role's privileges and a fixed search_path while this guard lives.
+/// Switches to another role's privileges and a fixed search_path during the lifetime of this guard.
 pub struct UserContext {
     user: pg_sys::Oid,
     context: i32,
@@ -64,7 +64,7 @@ pub struct UserContext {
 }
 
 impl UserContext {
-    /// Those of whoever owns the extension's tables.
+    /// The privileges of the owner of the extension's tables.
     pub fn of_extension() -> Self {
         // SAFETY: a cache look-up by constant names inside a transaction.
         let owner = unsafe {
@@ -78,26 +78,28 @@ impl UserContext {
         Self::take(owner, pg_sys::SECURITY_LOCAL_USERID_CHANGE)
     }
 
-    /// Those of a table's owner, who has written what runs when its rows are planned, read and written. That code can't
-    /// change roles, leave anything behind in the session or put anything off to the end of the transaction, where it
-    /// would run with the rights of this process. Only [`OwnersTable`](crate::pg::owners_table::OwnersTable) calls it.
+    /// The privileges of a table's owner, whose code runs when queries on the table are planned and its rows are read
+    /// and written. This code can't change roles, leave state in the session, or defer work to the end of the
+    /// transaction, where it would run with the privileges of this process. Only
+    /// [`OwnersTable`](crate::pg::owners_table::OwnersTable) calls it.
     pub(super) fn of_table_owner(owner: pg_sys::Oid) -> Self {
         let mut rights = Self::take(owner, pg_sys::SECURITY_RESTRICTED_OPERATION);
         rights._restricted = Some(Restricted::begin());
         rights
     }
 
-    /// Those of the extension, for what may have to wait for a writer, who may be waiting for this transaction. With
-    /// lock_timeout = 500 ms, shorter than deadlock_timeout (1 s), a cycle fails here and not in the writer.
+    /// The extension's privileges, for statements that may have to wait for a writer, which may be waiting for this
+    /// transaction. With lock_timeout = 500 ms, shorter than deadlock_timeout (1 s), a cycle fails here and not in the
+    /// writer.
     pub fn of_extension_with_lock_timeout() -> Self {
         let rights = Self::of_extension();
         set(c"lock_timeout", c"500ms");
         rights
     }
 
-    /// The caller's own rights, without its search_path.
+    /// The caller's own privileges, without its search_path.
     pub fn of_caller() -> Self {
-        // SAFETY: it only writes to the two places.
+        // SAFETY: it only writes to the two variables.
         let (user, context) = unsafe {
             let (mut user, mut context) = (pg_sys::Oid::INVALID, 0);
             pg_sys::GetUserIdAndSecContext(&raw mut user, &raw mut context);
@@ -111,7 +113,7 @@ impl UserContext {
 
     fn take(user: pg_sys::Oid, flags: u32) -> Self {
         let rights = Self::of_caller();
-        // SAFETY: an existing role; set back by drop, or by the end of the (sub)transaction that fails.
+        // SAFETY: an existing role; restored by drop, or at the end of the failed (sub)transaction.
         unsafe { pg_sys::SetUserIdAndSecContext(user, rights.context | flags as i32) };
         rights
     }
@@ -119,9 +121,9 @@ impl UserContext {
 
 impl Drop for UserContext {
     fn drop(&mut self) {
-        // After an error PostgreSQL sets the rest back with the (sub)transaction.
+        // After an error PostgreSQL restores the rest with the (sub)transaction.
         if !std::thread::panicking() {
-            // SAFETY: the nest level was opened by this guard, and the user is the one that was in force.
+            // SAFETY: this guard opened the nest level, and the user is the previous one.
             unsafe {
                 pg_sys::AtEOXact_GUC(false, self.nest);
                 pg_sys::SetUserIdAndSecContext(self.user, self.context);
@@ -130,7 +132,7 @@ impl Drop for UserContext {
     }
 }
 
-/// The owner of a table, if there is one of that oid.
+/// The owner of a table, if the table exists.
 pub fn owner_of_table(oid: pg_sys::Oid) -> Option<pg_sys::Oid> {
     relation(oid).map(|(owner, _)| owner)
 }
@@ -150,7 +152,7 @@ pub fn relation(oid: pg_sys::Oid) -> Option<(pg_sys::Oid, u8)> {
     }
 }
 
-/// Sets a parameter until the guard goes.
+/// Sets a parameter until the guard is dropped.
 pub fn set(name: &CStr, value: &CStr) {
     // SAFETY: two strings that end in a nul and are copied; an error is raised as usual.
     unsafe {
@@ -167,7 +169,8 @@ pub fn set(name: &CStr, value: &CStr) {
     }
 }
 
-/// Has values written in one form whatever the session's settings, as postgres_fdw does: keys are kept as texts.
+/// Makes output functions independent of the session's settings, as postgres_fdw does, because keys are stored as
+/// texts.
 pub fn normal_form() {
     // SAFETY: variables that only this thread writes.
     let (date, interval, digits) = unsafe {
@@ -189,8 +192,8 @@ pub fn normal_form() {
     set(c"bytea_output", c"hex");
 }
 
-/// The same for values that are kept, so that two sessions write one key alike. Code that runs users' triggers does not
-/// call it: they have the session's time zone.
+/// As above, for stored values, so that two sessions write a key identically. Code that runs users' triggers does not
+/// call it, because triggers use the session's time zone.
 pub fn key_form() {
     normal_form();
     set(c"timezone", c"UTC");

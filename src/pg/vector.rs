@@ -21,8 +21,8 @@ const MAX_DIMENSIONS: usize = 16_000;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Vector(pub Vec<f32>);
 
-/// The components of a vector where PostgreSQL has them; a copy only of those that are stored out of line, compressed
-/// or with a short header.
+/// The components of a vector in PostgreSQL's memory; a copy only if it is stored out of line, compressed or with a
+/// short header.
 pub struct Components<'a> {
     values: &'a [f32],
     copy: Option<*mut pg_sys::varlena>,
@@ -65,7 +65,7 @@ impl std::ops::Deref for Components<'_> {
 impl Drop for Components<'_> {
     fn drop(&mut self) {
         if let Some(copy) = self.copy {
-            // SAFETY: palloc'd by detoasting, and nothing else knows of it.
+            // SAFETY: palloc'd by detoasting, and no other code has a pointer to it.
             unsafe { pg_sys::pfree(copy.cast()) };
         }
     }
@@ -73,7 +73,7 @@ impl Drop for Components<'_> {
 
 impl FromDatum for Vector {
     unsafe fn from_polymorphic_datum(datum: pg_sys::Datum, is_null: bool, _: pg_sys::Oid) -> Option<Self> {
-        // SAFETY: a non-null vector, by the contract of this function; it is copied at once.
+        // SAFETY: a non-null vector, by the contract of this function; it is copied immediately.
         (!is_null).then(|| Self(unsafe { Components::new(datum) }.to_vec()))
     }
 }
@@ -81,7 +81,7 @@ impl FromDatum for Vector {
 impl IntoDatum for Vector {
     fn into_datum(self) -> Option<pg_sys::Datum> {
         let Self(values) = self;
-        // pgvector checks these on input; a value made here must keep the same promise.
+        // pgvector checks these on input; a value created here must meet the same conditions.
         if values.is_empty() || values.len() > MAX_DIMENSIONS || values.iter().any(|v| !v.is_finite()) {
             report(Error::new(Kind::Internal, "refusing to make an invalid vector").detail(format!(
                 "It has {} dimensions (1 to {MAX_DIMENSIONS} are allowed), or a component that is not finite.",
@@ -116,7 +116,7 @@ unsafe impl UnboxDatum for Vector {
     where
         Self: 'src,
     {
-        // SAFETY: the caller vouches that the datum is a non-null vector.
+        // SAFETY: the caller guarantees that the datum is a non-null vector.
         unsafe { Vector::from_datum(datum.sans_lifetime(), false).expect("not null") }
     }
 }
@@ -135,7 +135,7 @@ unsafe impl<'fcx> ArgAbi<'fcx> for Vector {
 unsafe impl BoxRet for Vector {
     unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> pgrx::datum::Datum<'fcx> {
         match self.into_datum() {
-            // SAFETY: into_datum made a vector, palloc'd in the current context.
+            // SAFETY: into_datum created a vector, palloc'd in the current context.
             Some(datum) => unsafe { fcinfo.return_raw_datum(datum) },
             None => fcinfo.return_null(),
         }
@@ -147,7 +147,7 @@ thread_local! {
     static TYPE: Cell<Option<(pg_sys::Oid, pg_sys::Oid)>> = const { Cell::new(None) };
 }
 
-/// The oid of pgvector's type, wherever it is installed and whatever the search_path.
+/// The oid of pgvector's type, in any schema and with any search_path.
 pub fn type_oid() -> pg_sys::Oid {
     // SAFETY: a catalogue look-up with a constant name inside a transaction.
     let extension = unsafe { pg_sys::get_extension_oid(c"vector".as_ptr(), true) };
@@ -156,7 +156,7 @@ pub fn type_oid() -> pg_sys::Oid {
     {
         return oid;
     }
-    // Not by Spi::get_one, which assigns a transaction id: a standby and a parallel worker can't.
+    // Spi::get_one is unsuitable: it assigns a transaction id, which a standby and a parallel worker can't do.
     let query = "SELECT t.oid FROM pg_catalog.pg_type t \
          JOIN pg_catalog.pg_extension e ON t.typnamespace OPERATOR(pg_catalog.=) e.extnamespace \
          WHERE e.oid OPERATOR(pg_catalog.=) $1 AND t.typname OPERATOR(pg_catalog.=) 'vector'";
@@ -179,15 +179,15 @@ pub fn type_oid() -> pg_sys::Oid {
     }
 }
 
-/// The schema that pgvector is in.
+/// The schema of pgvector.
 pub fn namespace() -> pg_sys::Oid {
-    // SAFETY: of an existing type.
+    // SAFETY: an existing type.
     unsafe { type_namespace(type_oid()) }
 }
 
-/// The quoted name of the schema that pgvector is in, for its operators.
+/// The quoted name of pgvector's schema, for its operators.
 pub fn schema() -> String {
-    // SAFETY: cache look-ups of an existing type; the name is palloc'd and copied at once.
+    // SAFETY: cache look-ups of an existing type; the name is palloc'd and copied immediately.
     unsafe {
         let name = pg_sys::get_namespace_name(type_namespace(type_oid()));
         pgrx::spi::quote_identifier(std::ffi::CStr::from_ptr(name).to_string_lossy())
@@ -197,7 +197,7 @@ pub fn schema() -> String {
 /// A type's schema.
 ///
 /// # Safety
-/// `oid` must be an existing type's.
+/// `oid` must belong to an existing type.
 unsafe fn type_namespace(oid: pg_sys::Oid) -> pg_sys::Oid {
     // SAFETY: the tuple is released before returning, and only a by-value field is read from it.
     unsafe {

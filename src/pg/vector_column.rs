@@ -1,4 +1,4 @@
-//! How a column keeps embeddings: as pgvector's `vector` or `halfvec`.
+//! The storage type of embeddings in a column: pgvector's `vector` or `halfvec`.
 #![allow(unsafe_code)]
 
 use clip::{Error, Kind};
@@ -8,11 +8,11 @@ use pgrx::pg_sys;
 use crate::pg::error::report;
 use crate::pg::vector::{Components, Vector, type_oid};
 
-/// How a column keeps embeddings.
+/// The storage type of embeddings in a column.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Storage {
     Vector,
-    /// As a `halfvec`, by the functions of pgvector's casts.
+    /// `halfvec`, with the functions of pgvector's casts.
     Half {
         to: pg_sys::Oid,
         from: pg_sys::Oid,
@@ -20,13 +20,13 @@ pub enum Storage {
 }
 
 impl Storage {
-    /// None for a type that can't keep embeddings.
+    /// None for a type that can't store embeddings.
     pub fn of(kind: pg_sys::Oid) -> Option<Self> {
         let vector = type_oid();
         if kind == vector {
             return Some(Self::Vector);
         }
-        // `halfvec` came with pgvector 0.7.
+        // `halfvec` exists since pgvector 0.7.
         let query = "SELECT o.castfunc::pg_catalog.oid, i.castfunc::pg_catalog.oid FROM pg_catalog.pg_type t \
              JOIN pg_catalog.pg_type v ON v.oid OPERATOR(pg_catalog.=) $1 AND v.typnamespace OPERATOR(pg_catalog.=) t.typnamespace \
              JOIN pg_catalog.pg_cast o ON o.castsource OPERATOR(pg_catalog.=) v.oid AND o.casttarget OPERATOR(pg_catalog.=) t.oid \
@@ -47,12 +47,13 @@ impl Storage {
         }
     }
 
-    /// A vector as such a column keeps it.
+    /// Converts a vector to the column's type.
     pub fn store(self, vector: Vector) -> Option<pg_sys::Datum> {
         let datum = vector.into_datum()?;
         match self {
             Self::Vector => Some(datum),
-            // SAFETY: the function of the cast from vector, which takes a value, a type modifier and whether it is asked for.
+            // SAFETY: the function of the cast from vector, which takes a value, a type modifier and whether the cast
+            // is explicit.
             Self::Half { to, .. } => Some(unsafe { cast(to, datum) }),
         }
     }
@@ -60,7 +61,7 @@ impl Storage {
     /// # Safety
     /// `datum` must be a non-null value of a column of this kind.
     pub unsafe fn load(self, datum: pg_sys::Datum) -> Vector {
-        // SAFETY: by the contract; the function is that of the cast to vector.
+        // SAFETY: by the contract; the function belongs to the cast to vector.
         unsafe {
             let datum = match self {
                 Self::Vector => datum,
@@ -70,18 +71,18 @@ impl Storage {
         }
     }
 
-    /// What is read back of a vector that is stored: clusters are sums of that.
+    /// The vector as it will be read back after it is stored: clusters are sums of these vectors.
     pub fn round(self, vector: Vector) -> Vector {
         match self {
             Self::Vector => vector,
-            // SAFETY: what is loaded is what was stored.
+            // SAFETY: the loaded value is the stored one.
             Self::Half { .. } => unsafe { self.store(vector).map(|datum| self.load(datum)).expect("a value") },
         }
     }
 }
 
 /// # Safety
-/// `function` must be that of a cast which takes a type modifier, too, and `datum` a value of its source.
+/// `function` must belong to a cast that also takes a type modifier, and `datum` must be a value of its source type.
 unsafe fn cast(function: pg_sys::Oid, datum: pg_sys::Datum) -> pg_sys::Datum {
     // SAFETY: by the contract; -1 is the modifier of a type without one.
     unsafe {

@@ -1,4 +1,4 @@
-//! clip_backfill, which embeds what is missing, and clip_retry, which tries failed rows again.
+//! clip_backfill, which embeds rows without an embedding, and clip_retry, which retries failed rows.
 
 use clip::{Error, Kind};
 use pgrx::pg_sys::panic::ErrorReport;
@@ -19,21 +19,18 @@ use crate::watch::setting::{Watch, table_of};
 use crate::watch::wakeup;
 use crate::watch::work::{Terms, work};
 
-/// Keys that are read and queued at a time.
+/// The number of keys that are read and queued at a time.
 const KEYS: i64 = 10_000;
 
-/// A query for rows that lack an embedding or a cluster.
+/// A query for rows that lack an embedding, a cluster or tags.
 fn missing(watch: &Watch, what: &str) -> String {
     let embedding = quote_identifier(&watch.embedding);
-    let ungrouped = watch
-        .cluster
-        .as_deref()
-        .map(|cluster| format!(" OR {} IS NULL", quote_identifier(cluster)))
-        .unwrap_or_default();
-    format!("SELECT {what} FROM {} WHERE ({embedding} IS NULL{ungrouped}) AND ({})", watch.table, watch.has_source())
+    let others = [&watch.cluster, &watch.tags].into_iter().flatten();
+    let others: String = others.map(|column| format!(" OR {} IS NULL", quote_identifier(column))).collect();
+    format!("SELECT {what} FROM {} WHERE ({embedding} IS NULL{others}) AND ({})", watch.table, watch.has_source())
 }
 
-/// How many rows of a watch are listed as failed.
+/// The number of rows of a watch that are listed as failed.
 fn failed(watch: i64) -> SqlResult<i64> {
     own(|client| {
         let query = "SELECT pg_catalog.count(*) FROM clip_search.watch_failure WHERE watch = $1";
@@ -45,7 +42,7 @@ fn failed(watch: i64) -> SqlResult<i64> {
 /// Whether a row lacks an embedding and is not listed as failed.
 pub fn any_missing(watch: &Watch) -> SqlResult<bool> {
     let failed = failed(watch.id)?;
-    // Of one row more than are listed, one is not.
+    // Among one more row than the list contains, at least one is not listed.
     let keys: Vec<String> = watch.as_owner(|client| {
         key_form();
         let (embedding, key) = (quote_identifier(&watch.embedding), key_of(watch));
@@ -64,7 +61,7 @@ pub fn any_missing(watch: &Watch) -> SqlResult<bool> {
     })
 }
 
-/// Whether a row that has an embedding is in no group.
+/// Whether a row with an embedding has no group.
 pub fn any_ungrouped(watch: &Watch) -> SqlResult<bool> {
     let Some(cluster) = &watch.cluster else { return Ok(false) };
     watch.as_owner(|client| {
@@ -83,11 +80,11 @@ pub fn enqueue_missing(watch: &Watch) -> SqlResult<i64> {
     enqueue(watch, &missing(watch, &key_of(watch)), None)
 }
 
-/// Queues the rows that have an embedding, to be embedded again. `made_by`: the model that made their vectors, if that is
+/// Queues the rows that have an embedding, to be embedded again. `made_by`: the model that computed their vectors, if
 /// known. Returns their number.
 pub fn enqueue_existing(watch: &Watch, made_by: Option<&str>) -> SqlResult<i64> {
     if !has_again() {
-        return Ok(0); // the SQL of 0.2.0, which can't say so
+        return Ok(0); // the SQL of 0.2.0 has no column for this
     }
     let embedding = quote_identifier(&watch.embedding);
     enqueue(
@@ -103,8 +100,8 @@ pub fn key_of(watch: &Watch) -> String {
     format!("ARRAY[{}]::text", values.collect::<Vec<_>>().join(", "))
 }
 
-/// Queues the rows whose keys a query returns. `again`: even if they have a vector, made by that model. Returns the number
-/// of new entries.
+/// Queues the rows whose keys a query returns. `again`: even if they have a vector, computed by that model. Returns the
+/// number of new entries.
 fn enqueue(watch: &Watch, query: &str, again: Option<Option<&str>>) -> SqlResult<i64> {
     let mut count = 0;
     watch.as_owner(|client| {
@@ -163,7 +160,7 @@ pub mod clip_search {
         Ok(TableIterator::new(found))
     }
 
-    /// The ids of a watch's next entries between two; the caller owns the table. None if it is not watched any more.
+    /// The ids of a watch's next entries between two ids; the caller owns the table. None if it is no longer watched.
     #[pg_extern(volatile, strict, parallel_unsafe)]
     fn backfill_claim(watch: i64, after: i64, last: i64, batch: i32) -> SqlResult<Vec<i64>> {
         if batch < 1 {
@@ -178,7 +175,7 @@ pub mod clip_search {
         claim(watch, i64::from(batch), Next::Between(after, last))
     }
 
-    /// How many of a watch's entries up to an id are left because the worker or another session has locked them or
+    /// The number of a watch's entries up to an id that remain because the worker or another session has locked them or
     /// their rows.
     #[pg_extern(volatile, strict, parallel_unsafe)]
     fn backfill_left(watch: i64, last: i64) -> SqlResult<i64> {
@@ -192,13 +189,13 @@ pub mod clip_search {
         })
     }
 
-    /// How many rows of each watch are listed as failed, by whichever session; NULL if the watch has ended.
+    /// The number of rows of each watch that any session has listed as failed; NULL if the watch has ended.
     #[pg_extern(volatile, strict, parallel_unsafe)]
     fn backfill_failed(watches: Vec<i64>) -> SqlResult<Vec<Option<i64>>> {
         watches.into_iter().map(|watch| is_own(watch)?.then(|| failed(watch)).transpose()).collect()
     }
 
-    /// Embeds the rows of entries; how many were embedded, how many failed.
+    /// Embeds the rows of entries; returns the numbers of embedded and of failed rows.
     #[pg_extern(volatile, strict, parallel_unsafe, cost = 1000000)]
     fn backfill_work(
         watch: i64,
@@ -216,15 +213,16 @@ pub mod clip_search {
     }
 }
 
-/// Whether there is a watch of that number; its table must be the caller's.
+/// Whether a watch with this id exists; the caller must own its table.
 fn is_own(watch: i64) -> SqlResult<bool> {
     let Some(watch) = Watch::by_id(watch)? else { return Ok(false) };
     Table::describe(watch.relation)?.check_owner()?;
     Ok(true)
 }
 
-/// Takes rows off the list of failures: all, or those of a SQLSTATE or a class of them. Where a worker keeps the table
-/// in sync it gets them; otherwise they are tried at once. Returns how many are on the list no longer.
+/// Removes rows from the list of failures: all rows, or the rows with a SQLSTATE or of a class. If a worker keeps the
+/// table in sync, they are queued for it; otherwise they are retried immediately. Returns the number of rows that are
+/// no longer listed.
 #[pg_extern(volatile, parallel_unsafe, cost = 1000000, name = "clip_retry")]
 fn retry(
     relation: Option<Regclass>,
@@ -238,9 +236,13 @@ fn retry(
 pub fn call(relation: Option<Regclass>, embedding: Option<&str>, sqlstate: Option<&str>) -> SqlResult<i64> {
     tables::check_writable(c"clip_retry()");
     let oid = table_of(relation)?;
-    if let Some(state) = sqlstate.filter(|state| ![2, 5].contains(&state.len())) {
+    let is_code = |state: &&str| {
+        [2, 5].contains(&state.len()) && state.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase())
+    };
+    if let Some(state) = sqlstate.filter(|state| !is_code(state)) {
         return Err(report(
             Error::new(Kind::InvalidInput, format!("sqlstate \"{state}\" is neither a SQLSTATE nor a class of them"))
+                .detail("It consists of digits and capital letters.")
                 .hint("Use the five characters that clip_search.failure shows, or the first two."),
         ));
     }
@@ -251,7 +253,7 @@ pub fn call(relation: Option<Regclass>, embedding: Option<&str>, sqlstate: Optio
             let query = "WITH taken AS (DELETE FROM clip_search.watch_failure WHERE watch = $1 \
                  AND ($3 IS NULL OR pg_catalog.left(sqlstate, pg_catalog.length($3)) = $3) RETURNING key) \
                  INSERT INTO clip_search.watch_queue (watch, key, attempts) SELECT $1, key, $2 FROM taken RETURNING id";
-            // To be tried at once it counts as begun.
+            // It is tried immediately, so the attempt counts as begun.
             let arguments = [watch.id.into(), i32::from(!watch.queued).into(), sqlstate.into()];
             let rows = client.update(query, None, &arguments).map_err(spi)?;
             rows.into_iter().map(|row| Ok(get(&row, 1)?.unwrap_or_default())).collect::<SqlResult<_>>()

@@ -1,4 +1,5 @@
-//! What clip_watch refuses: tables and columns that can't be watched, and changes that can't be made to a watch.
+//! The checks of clip_watch: it refuses tables and columns that can't be watched, and changes that a watch doesn't
+//! allow.
 
 use clip::{Error, Kind};
 use pgrx::prelude::*;
@@ -39,7 +40,7 @@ pub fn check_table(table: &Table, queued: bool) -> SqlResult<()> {
     Ok(())
 }
 
-/// Whether a column has a name beyond ASCII, in a database whose encoding is not UTF-8's.
+/// Whether a column has a non-ASCII name in a database whose encoding is not UTF-8.
 fn has_foreign_column(table: &Table) -> SqlResult<bool> {
     let _user_context = UserContext::of_caller();
     Spi::connect_mut(|client| {
@@ -49,7 +50,7 @@ fn has_foreign_column(table: &Table) -> SqlResult<bool> {
     })
 }
 
-/// The columns of the primary key, or else of another key that tells rows apart for good.
+/// The columns of the primary key, or else of another key that identifies rows permanently.
 pub fn key(client: &mut SpiClient<'_>, table: &Table) -> SqlResult<Vec<String>> {
     let query = include_str!("sql/key.sql");
     let rows = client.update(query, Some(1), &[table.oid.into()]).map_err(spi)?;
@@ -79,7 +80,7 @@ pub fn key(client: &mut SpiClient<'_>, table: &Table) -> SqlResult<Vec<String>> 
     Ok(key)
 }
 
-/// The columns that are embedded: of images, of texts.
+/// The embedded columns: images, texts.
 pub fn sources(
     client: &mut SpiClient<'_>,
     table: &Table,
@@ -144,7 +145,7 @@ pub fn existing(client: &mut SpiClient<'_>, oid: pg_sys::Oid, embedding: &str) -
     Ok(found.pop())
 }
 
-/// A column that is written by this watch alone.
+/// A column that only this watch writes.
 pub fn check_cluster(table: &Table, embedding: &str, cluster: &str, key: &[String]) -> SqlResult<()> {
     let refuse = |what: String| {
         Err(report(

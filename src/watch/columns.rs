@@ -11,13 +11,13 @@ pub fn alter(client: &mut SpiClient<'_>, table: &Table, what: &str) -> SqlResult
     table.define(client, &format!("ALTER TABLE {} {what}", table.name))
 }
 
-/// Whether embeddings are kept in half the space.
+/// Whether the column is a halfvec.
 pub fn is_half(client: &mut SpiClient<'_>, table: &Table, embedding: &str) -> SqlResult<bool> {
     let column = table.column(client, embedding)?;
     Ok(column.and_then(|column| Storage::of(column.kind)).is_some_and(|storage| storage != Storage::Vector))
 }
 
-/// Whether an index for cosine distance is there.
+/// Whether the column has an index for cosine distance.
 pub fn has_index(client: &mut SpiClient<'_>, table: &Table, embedding: &str) -> SqlResult<bool> {
     let query = "SELECT 1 FROM pg_catalog.pg_index i JOIN pg_catalog.pg_opclass o ON o.oid = i.indclass[0] \
          JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] \
@@ -25,7 +25,7 @@ pub fn has_index(client: &mut SpiClient<'_>, table: &Table, embedding: &str) -> 
     Ok(!client.update(query, Some(1), &[table.oid.into(), embedding.into()]).map_err(spi)?.is_empty())
 }
 
-/// PostgreSQL chooses the name, which comes back.
+/// Returns the index's name, which PostgreSQL chooses.
 pub fn create_index(client: &mut SpiClient<'_>, table: &Table, embedding: &str, schema: &str) -> SqlResult<String> {
     let operators = if is_half(client, table, embedding)? { "halfvec_cosine_ops" } else { "vector_cosine_ops" };
     let embedding = quote_identifier(embedding);

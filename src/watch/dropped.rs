@@ -1,8 +1,9 @@
-//! What is left of tables that have been dropped: the settings, queue and failures of their watches, and the collections
-//! whose members they held.
+//! Removes the entries of dropped tables: the settings, queue and failures of their watches, and the collections whose
+//! members they contained.
 //!
-//! An event trigger calls this for every command that drops such a table, be it DROP TABLE, DROP SCHEMA … CASCADE or
-//! DROP OWNED. clip_watch and the worker do, too, for what the command had to leave because another transaction had it.
+//! An event trigger calls this for every command that drops a watched table: DROP TABLE, DROP SCHEMA … CASCADE or DROP
+//! OWNED. clip_watch and the worker call it, too, for entries that the command left because another transaction had
+//! locked them.
 
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
@@ -16,8 +17,8 @@ use crate::pg::spi::spi;
 use crate::pg::transaction::run_on_latest;
 use crate::watch::partitions::tell_of_dropped;
 
-/// Removes what is left, with the extension's privileges. If another transaction is using the collection, the
-/// collection and its watch stay until the next call: this function never waits.
+/// Removes the entries with the extension's privileges. If another transaction is using the collection, the collection
+/// and its watch remain until the next call: this function never waits.
 pub fn forget_dropped(client: &mut SpiClient<'_>, store: &Store) -> SqlResult<()> {
     let query = "SELECT w.id, CASE WHEN w.added_collection THEN w.collection END FROM clip_search.watch_setting w \
          WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = w.relation::oid) FOR UPDATE OF w SKIP LOCKED";
@@ -28,7 +29,7 @@ pub fn forget_dropped(client: &mut SpiClient<'_>, store: &Store) -> SqlResult<()
         .collect::<SqlResult<Vec<_>>>()?;
     for (watch, collection) in gone {
         if let Some(collection) = &collection {
-            if !store.take(collection, false) {
+            if !store.lock_exclusive(collection, false) {
                 continue;
             }
             statements::clear_latest(collection)?;
@@ -37,20 +38,21 @@ pub fn forget_dropped(client: &mut SpiClient<'_>, store: &Store) -> SqlResult<()
         let query = "DELETE FROM clip_search.watch_setting WHERE id = $1";
         client.update(query, None, &[watch.into()]).map_err(spi)?;
     }
-    // Of tables that were not watched any more, or never were. A new table of the same name would inherit the groups.
+    // Collections of tables that were no longer watched, or never were. A new table of the same name would inherit the
+    // groups.
     let gone = client
         .update(include_str!("sql/dropped_members.sql"), None, &[])
         .map_err(spi)?
         .map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default()))
         .collect::<SqlResult<Vec<_>>>()?;
     for collection in gone {
-        if store.take(&collection, false) {
+        if store.lock_exclusive(&collection, false) {
             statements::clear_latest(&collection)?;
             drop_whole(client, store, &collection)?;
         }
     }
     tell_of_dropped(client)?;
-    // Of those, and what others had in hand when clip_unwatch was called.
+    // Entries of these watches, and entries that other sessions had locked when clip_unwatch was called.
     for table in ["watch_queue", "watch_failure"] {
         run_on_latest(
             &format!(
@@ -68,7 +70,7 @@ pub mod clip_search {
     use super::*;
     use crate::pg::user_context::UserContext;
 
-    /// What the event trigger calls. Anybody may: it removes nothing but what is of no table any more.
+    /// Called by the event trigger. Every role may call it, because it removes only entries without a table.
     #[pg_extern(volatile, parallel_unsafe)]
     fn forget_dropped_tables() -> SqlResult<()> {
         let store = Store::open(c"forget_dropped_tables()");

@@ -1,7 +1,7 @@
-//! Groups that a table's rows name when a watch begins to group them.
+//! Existing group ids in a table's rows when a watch begins to group them.
 //!
-//! While a table is not watched, nobody keeps its column of clusters and the collection in step: rows come, change and
-//! go, and the column may outlive the collection, after DROP EXTENSION for example.
+//! While a table is not watched, its column of clusters and the collection diverge: rows are inserted, updated and
+//! deleted, and the column may outlive the collection, for example after DROP EXTENSION.
 
 use std::collections::HashMap;
 
@@ -17,9 +17,9 @@ use crate::pg::spi::spi;
 use crate::pg::user_context::UserContext;
 use crate::watch::setting::Watch;
 
-/// Sets ids that are no clusters of the collection to NULL, so that their rows count as pending: the collection may give
-/// the same ids to other groups. `same`: the collection's members were in this table before. The table is locked.
-/// Returns whether there were any.
+/// Sets ids that are not clusters of the collection to NULL, so that their rows count as pending: the collection may
+/// assign the same ids to other groups. `same`: the collection's members were in this table before. The table is
+/// locked. Returns whether any id was reset.
 pub fn settle_groups(watch: &Watch, same: bool) -> SqlResult<bool> {
     let (Some(collection), Some(cluster)) = (&watch.collection, &watch.cluster) else { return Ok(false) };
     let known: HashMap<i64, i64> = {
@@ -77,7 +77,7 @@ fn notice(error: Error) {
     report(error).report(PgLogLevel::NOTICE);
 }
 
-/// Returns how many rows named clusters that are none of `ids`.
+/// Returns the number of rows with a cluster that is not among `ids`.
 fn clear(client: &mut TableClient<'_, '_>, watch: &Watch, column: &str, ids: &[i64]) -> SqlResult<i64> {
     let query = format!(include_str!("sql/strange_groups.sql"), table = watch.table, cluster = column);
     let count = |client: &mut TableClient<'_, '_>| {

@@ -1,7 +1,7 @@
 //! The collection that a watch groups its rows in.
 
 use pgrx::prelude::*;
-use pgrx::spi::SpiClient;
+use pgrx::spi::{SpiClient, quote_literal};
 
 use crate::cluster::access::{Access, DEFAULT_COLLECTION, check_name};
 use crate::cluster::collection::{Collection, check_threshold};
@@ -12,7 +12,7 @@ use crate::pg::spi::{get, spi};
 use crate::pg::user_context::owner_of_table;
 use crate::watch::wanted::Wanted;
 
-/// The column by which groups name their members: the last of the key that is not there for the partitions' sake.
+/// The column that identifies a group's members: the last column of the key that is not in it only for partitioning.
 pub fn name_of_members(client: &mut SpiClient<'_>, table: pg_sys::Oid, key: &[String]) -> SqlResult<String> {
     let query = "SELECT a.attname::text FROM unnest($2::text[]) WITH ORDINALITY AS u (name, n) \
          JOIN pg_catalog.pg_attribute a ON a.attrelid = $1 AND a.attname = u.name \
@@ -20,6 +20,22 @@ pub fn name_of_members(client: &mut SpiClient<'_>, table: pg_sys::Oid, key: &[St
          ORDER BY coalesce(a.attnum = ANY (p.partattrs::int2[]), false), u.n DESC";
     let rows = client.update(query, Some(1), &[table.into(), key.to_vec().into()]).map_err(spi)?;
     Ok(rows.first().get::<String>(1).map_err(spi)?.unwrap_or_default())
+}
+
+/// The error of a collection that knows other members than the watch's. `here`: they are in the same table, in other
+/// columns.
+fn elsewhere(client: &mut SpiClient<'_>, name: &str, here: bool) -> SqlResult<pg_sys::panic::ErrorReport> {
+    let query = "SELECT 1 FROM clip_search.watch_setting w WHERE w.collection = $1";
+    let is_kept = !client.update(query, Some(1), &[name.into()]).map_err(spi)?.is_empty();
+    let error =
+        sql_error(PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT, format!("collection \"{name}\" has its members elsewhere"));
+    Ok(match here && !is_kept {
+        true => error.set_detail("They are rows of this table, by another embedding or cluster column.").set_hint(format!(
+            "Name another: collection => …; or, if nobody uses its groups any more, SELECT clip_drop_collection({}) first.",
+            quote_literal(name)
+        )),
+        false => error.set_hint("Name another: collection => …"),
+    })
 }
 
 pub struct Bind<'a> {
@@ -32,18 +48,18 @@ pub struct Bind<'a> {
     pub role: pg_sys::Oid,
 }
 
-/// What a collection was before a watch was bound to it.
+/// The state of a collection before a watch was bound to it.
 pub enum Bound {
-    /// It was made for the watch.
+    /// It was created for the watch.
     New,
-    /// It held no members of this table.
+    /// It had no members in this table.
     Other,
     /// Its members were in this table already.
     Same,
 }
 
 impl Bind<'_> {
-    /// Tells a collection that the table holds its members.
+    /// Records in a collection that the table contains its members.
     pub fn run(
         &self,
         client: &mut SpiClient<'_>,
@@ -90,7 +106,7 @@ impl Bind<'_> {
         ];
         match found {
             Some((Some(members), Some(true))) if members == table => {
-                // A key that somebody has chosen stays; one that has been renamed, or dropped, is followed.
+                // A key that a user has chosen remains; a key that was renamed or dropped is updated.
                 let query = include_str!("sql/rebind.sql");
                 let arguments = [
                     name.into(),
@@ -106,16 +122,10 @@ impl Bind<'_> {
                 client.update(query, None, &arguments).map_err(spi)?;
                 return Ok(Bound::Same);
             }
-            Some((Some(_), _)) => {
-                return Err(sql_error(
-                    PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
-                    format!("collection \"{name}\" has its members elsewhere"),
-                )
-                .set_hint("Name another: collection => …"));
-            }
+            Some((Some(members), _)) => return Err(elsewhere(client, name, members == table)?),
             _ => {}
         }
-        // Clusters that the name has already must be of those dimensions.
+        // Existing clusters under this name must have these dimensions.
         let known = Collection::find(store, name)?.dimensions;
         if let Some(known) = known.filter(|&known| known as usize != self.dimensions) {
             return Err(different_dimensions(known, self.dimensions)
@@ -131,13 +141,18 @@ impl Bind<'_> {
         Ok(if found.is_none() { Bound::New } else { Bound::Other })
     }
 
-    /// Gives settings of the collection their defaults back.
+    /// Resets settings of the collection to their defaults.
     pub fn reset(&self, client: &mut SpiClient<'_>, wanted: &Wanted<'_>) -> SqlResult<()> {
-        if wanted.reset.is_empty() {
-            return Ok(());
-        }
-        let options: Vec<String> = wanted.reset.iter().map(|option| (*option).to_owned()).collect();
-        let arguments = [self.collection.into(), options.into(), self.key.into()];
-        client.update(include_str!("sql/reset_collection.sql"), None, &arguments).map(drop).map_err(spi)
+        reset_settings(client, self.collection, self.key, wanted)
     }
+}
+
+/// The same for a collection that the watch may have ceased to use. `key`: the default one.
+pub fn reset_settings(client: &mut SpiClient<'_>, collection: &str, key: &str, wanted: &Wanted<'_>) -> SqlResult<()> {
+    if wanted.reset.is_empty() {
+        return Ok(());
+    }
+    let options: Vec<String> = wanted.reset.iter().map(|option| (*option).to_owned()).collect();
+    let arguments = [collection.into(), options.into(), key.into()];
+    client.update(include_str!("sql/reset_collection.sql"), None, &arguments).map(drop).map_err(spi)
 }

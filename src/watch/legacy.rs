@@ -1,5 +1,5 @@
 //! Functions as the SQL of 0.2.0 declares them, for a database in which ALTER EXTENSION clip_search UPDATE has not run:
-//! arguments that are left out there have the defaults of that version, and so say something.
+//! there, omitted arguments have that version's defaults, so they are never NULL.
 
 use pgrx::prelude::*;
 
@@ -44,13 +44,7 @@ fn clip_watch(
         skip: choice("on_error", Some(given("on_error", on_error)?), "raise", "skip")?,
         threshold,
         index: given("index", index)?,
-        half: false,
-        replaces: None,
-        existing: None,
-        key: None,
-        labels: None,
-        image: None,
-        reset: Vec::new(),
+        ..Wanted::default()
     };
     watch(table_of(relation)?, &wanted).map(drop)
 }

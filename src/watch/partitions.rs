@@ -1,8 +1,8 @@
-//! Partitions of a watched table: what TRUNCATE, DETACH, ATTACH and DROP of a single one do to groups.
+//! Partitions of a watched table: the effect of TRUNCATE, DETACH, ATTACH and DROP of a single partition on groups.
 //!
-//! None of them fires a row trigger, so the rows would stay members of their groups. clip_search.watch_partition knows the
-//! partitions. TRUNCATE has a trigger on each of them; an event trigger compares the table with the partitions that a watch
-//! has, after each CREATE TABLE and ALTER TABLE.
+//! None of these fires a row trigger, so the rows would remain members of their groups. clip_search.watch_partition
+//! lists the partitions. Each has a trigger for TRUNCATE; after each CREATE TABLE and ALTER TABLE, an event trigger
+//! compares the table with the listed partitions.
 
 use std::cell::Cell;
 
@@ -14,6 +14,7 @@ use crate::cluster::assign::leave;
 use crate::pg::catalog::{self, Lock};
 use crate::pg::error::{SqlResult, counted, report, warn};
 use crate::pg::owners_table::OwnersTable;
+use crate::pg::restore;
 use crate::pg::spi::{get, own_schema, spi};
 use crate::pg::transaction::RollbackList;
 use crate::pg::user_context::key_form;
@@ -23,17 +24,17 @@ use crate::watch::queue::own;
 use crate::watch::setting::Watch;
 use crate::watch::wakeup;
 
-/// Rows that are read at a time.
+/// The number of rows that are read at a time.
 const ROWS: i64 = 1000;
 
 thread_local! {
-    /// Watches whose whole table a TRUNCATE under way empties.
+    /// Watches whose whole table the current TRUNCATE empties.
     static EMPTIED: RollbackList<i64> = RollbackList::new();
-    /// The table whose rows are being taken out of groups that they were never counted in.
+    /// The table whose rows are being removed from groups that never counted them.
     static UNCOUNTED: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::Oid::INVALID) };
 }
 
-/// Whether the database has the table, which 0.2.0 had not.
+/// Whether the database has the table, which 0.2.0 lacked.
 fn is_known() -> bool {
     catalog::has_column(c"clip_search", c"watch_partition", c"watch")
 }
@@ -43,7 +44,7 @@ fn trigger_name(watch: i64) -> String {
     format!("zz_clip_partition_{watch}")
 }
 
-/// Whether rows of a table leave groups that have never counted them.
+/// Whether rows of a table are leaving groups that never counted them.
 pub fn is_uncounted(table: pg_sys::Oid) -> bool {
     UNCOUNTED.get() == table
 }
@@ -68,7 +69,7 @@ pub fn after_truncate(watch: i64) {
     EMPTIED.with(|emptied| emptied.retain(|id| *id != watch));
 }
 
-/// Takes the rows of a partition out of their groups and off the list of failures.
+/// Removes the rows of a partition from their groups and from the list of failures.
 fn forget_rows(watch: &Watch, table: pg_sys::Oid) -> SqlResult<()> {
     let Some(table) = OwnersTable::find_only(table) else { return Ok(()) };
     let name = table.shown();
@@ -104,7 +105,7 @@ fn forget_rows(watch: &Watch, table: pg_sys::Oid) -> SqlResult<()> {
     })
 }
 
-/// A partition as the catalogue and the watch know it.
+/// A partition in the catalogue and in the watch's list.
 struct Partition {
     oid: pg_sys::Oid,
     is_known: bool,
@@ -112,7 +113,8 @@ struct Partition {
     has_trigger: bool,
 }
 
-/// Notes that a watch knows its partitions, by a row for the table itself; whether that is new. A watch of 0.2.0 does not.
+/// Records that a watch lists its partitions, by a row for the table itself; returns whether the row is new. Watches of
+/// 0.2.0 have no list.
 fn adopt(watch: &Watch) -> SqlResult<bool> {
     own(|client| {
         let query = "INSERT INTO clip_search.watch_partition (watch, relation) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING 1";
@@ -120,10 +122,23 @@ fn adopt(watch: &Watch) -> SqlResult<bool> {
     })
 }
 
-/// Brings what a watch knows of its partitions up to date. A partition that it does not know has come since, so its rows
-/// are counted in no group.
+/// Whether a watch has a list of its partitions.
+fn is_adopted(watch: &Watch) -> SqlResult<bool> {
+    own(|client| {
+        let query = "SELECT 1 FROM clip_search.watch_partition WHERE watch = $1 AND relation = $2";
+        let rows = client.update(query, Some(1), &[watch.id.into(), watch.relation.into()]).map_err(spi)?;
+        Ok(!rows.is_empty())
+    })
+}
+
+/// Updates a watch's list of partitions. A partition that is not listed was added since the last update, so no group
+/// counts its rows.
 pub fn settle(watch: &Watch) -> SqlResult<()> {
     if !is_known() {
+        return Ok(());
+    }
+    // The dump contains the partitions and their triggers.
+    if restore::is_restoring() && !is_adopted(watch)? {
         return Ok(());
     }
     let is_new = adopt(watch)?;
@@ -207,8 +222,8 @@ pub fn forget(watch: i64) -> SqlResult<()> {
     })
 }
 
-/// Sets the groups of a partition that has just been attached to NULL: nobody has counted its rows. Whether it has rows to
-/// embed or to group.
+/// Sets the group ids of a newly attached partition to NULL, because no group has counted its rows. Returns whether it
+/// has rows to embed or to group.
 fn ungroup(watch: &Watch, table: pg_sys::Oid) -> SqlResult<bool> {
     let Some(table) = OwnersTable::find_only(table) else { return Ok(false) };
     let name = table.shown();
@@ -232,7 +247,7 @@ fn ungroup(watch: &Watch, table: pg_sys::Oid) -> SqlResult<bool> {
     })
 }
 
-/// As long as it lives, rows of a table leave no group.
+/// During its lifetime, rows of a table leave no group.
 struct Uncounted(pg_sys::Oid);
 
 impl Uncounted {
@@ -247,8 +262,8 @@ impl Drop for Uncounted {
     }
 }
 
-/// Warns of collections that still count rows of dropped partitions; their vectors are lost, so they can't be
-/// subtracted.
+/// Warns of collections that still count rows of dropped partitions; the vectors of these rows are lost, so they can't
+/// be subtracted.
 pub fn tell_of_dropped(client: &mut SpiClient<'_>) -> SqlResult<()> {
     if !is_known() {
         return Ok(());
@@ -274,7 +289,7 @@ pub fn tell_of_dropped(client: &mut SpiClient<'_>) -> SqlResult<()> {
 pub mod clip_search {
     use super::*;
 
-    /// What the event trigger calls with the watches whose tables a CREATE TABLE or ALTER TABLE has touched.
+    /// Called by the event trigger with the watches whose tables a CREATE TABLE or ALTER TABLE has changed.
     #[pg_extern(volatile, strict, parallel_unsafe)]
     fn settle_partitions(watches: Vec<i64>) -> SqlResult<()> {
         let watches = own(|client| {

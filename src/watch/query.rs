@@ -1,11 +1,11 @@
-//! Queries for a watched column, embedded by the column's own model: searches need no setting, and keep working when
+//! Queries for a watched column, embedded by the column's model: searches need no setting, and continue to work after
 //! clip_reembed changes the model.
 
 use pgrx::prelude::*;
 
 use crate::model::loaded;
 use crate::pg::catalog::qualified_name;
-use crate::pg::error::{SqlResult, given, sql_error};
+use crate::pg::error::{SqlResult, given, no_table, sql_error};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::spi;
 use crate::pg::text::Text;
@@ -37,12 +37,10 @@ fn clip_embed_image_for(
     Ok(loaded::embed_images(&model, &[Some(query)])?.pop().flatten())
 }
 
-/// The model of a table's watched column, for whoever may read the table.
+/// The model of a table's watched column, for a role that may read the table.
 fn model_of(relation: pg_sys::Oid, embedding: Option<&str>) -> SqlResult<String> {
-    // Not by `Table::describe`, whose statement may write: a standby refuses that.
-    let table = qualified_name(relation).ok_or_else(|| {
-        sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, format!("there is no table with oid {}", relation.to_u32()))
-    })?;
+    // `Table::describe` is unsuitable: its statement may write, which a standby refuses.
+    let table = qualified_name(relation).ok_or_else(|| no_table(relation))?;
     let may_read = Spi::connect(|client| {
         let query =
             "SELECT pg_catalog.has_table_privilege($1, 'SELECT') OR pg_catalog.has_any_column_privilege($1, 'SELECT')";

@@ -1,8 +1,8 @@
-//! The queue: rows whose embeddings were not made as they were written, and the list of those that failed.
+//! The queue of rows whose embeddings were not computed when they were written, and the list of failed rows.
 //!
-//! An entry of the queue is a row's key. Who works on it holds its lock; the row itself is locked only for the moment
-//! in which its embedding is written, and only if it still has the source that was embedded. So writers never wait for
-//! an inference, and of several entries for a row any one will do.
+//! An entry of the queue is a row's key. A session that works on an entry holds the entry's lock. It locks the row only
+//! to write the embedding, and only if the row still has the embedded source. Writers therefore never wait for an
+//! inference, and if a row has several entries, any of them suffices.
 
 use clip::{Error, Kind};
 use pgrx::prelude::*;
@@ -16,12 +16,12 @@ use crate::pg::subtransaction::{Failure, attempt};
 use crate::pg::user_context::UserContext;
 use crate::watch::setting::Watch;
 
-/// The longest that a row rests between two attempts, in milliseconds.
+/// Maximum delay between two attempts at a row, in milliseconds.
 const LONGEST_REST: i64 = 3_600_000;
 /// Minimum delay for a row that has ended a worker or the server twice, in milliseconds.
 const UNENDED_REST: i64 = 60_000;
 
-/// An entry of the queue, which this transaction has locked.
+/// An entry of the queue that this transaction has locked.
 #[derive(Clone)]
 pub struct Entry {
     pub id: i64,
@@ -42,7 +42,7 @@ pub fn own<T>(f: impl FnOnce(&mut SpiClient<'_>) -> SqlResult<T>) -> SqlResult<T
 /// covers them.
 pub fn lock_entries(ids: &[i64]) -> SqlResult<Vec<(i64, Vec<Entry>)>> {
     own(|client| {
-        // Before ALTER EXTENSION clip_search UPDATE there is no such column.
+        // Before ALTER EXTENSION clip_search UPDATE the column does not exist.
         let query = "SELECT id, watch, key::text, attempts, coalesce((pg_catalog.to_jsonb(q) ->> 'again')::boolean, false) \
              FROM clip_search.watch_queue q WHERE id = ANY ($1) ORDER BY id FOR UPDATE SKIP LOCKED";
         let mut groups: Vec<(i64, Vec<Entry>)> = Vec::new();
@@ -83,7 +83,7 @@ pub fn lock_entries(ids: &[i64]) -> SqlResult<Vec<(i64, Vec<Entry>)>> {
                         .for_each(|entry| entry.again = true);
                 }
             }
-            // Should the row have to wait, it is still known.
+            // If the row has to wait, this is still recorded.
             let again: Vec<i64> = entries.iter().filter(|entry| entry.again).map(|entry| entry.id).collect();
             if !again.is_empty() {
                 let query = "UPDATE clip_search.watch_queue SET again = true WHERE id = ANY ($1) AND NOT again";
@@ -97,13 +97,13 @@ pub fn lock_entries(ids: &[i64]) -> SqlResult<Vec<(i64, Vec<Entry>)>> {
     })
 }
 
-/// Whether the queue can say that a row is to be embedded again: not so before ALTER EXTENSION clip_search UPDATE.
+/// Whether the queue can mark rows to be embedded again: it can't before ALTER EXTENSION clip_search UPDATE.
 pub fn has_again() -> bool {
     catalog::has_column(c"clip_search", c"watch_queue", c"again")
 }
 
 /// Records that an attempt failed as a whole (by a timeout, for example) without ending the process, so its entries are
-/// not delayed like those that ended a worker.
+/// not delayed like entries that ended a worker.
 pub fn attempt_ended(ids: &[i64]) -> SqlResult<()> {
     own(|client| {
         let query = "UPDATE clip_search.watch_queue SET due = least(due, pg_catalog.clock_timestamp() \
@@ -114,7 +114,7 @@ pub fn attempt_ended(ids: &[i64]) -> SqlResult<()> {
     })
 }
 
-/// Takes the vectors that are in the column for what the watch would make.
+/// Accepts the vectors in the column as the result of this watch.
 pub fn keep_existing(watch: i64) -> SqlResult<()> {
     if !has_again() {
         return Ok(());
@@ -133,7 +133,7 @@ pub fn forget_all(client: &mut SpiClient<'_>, watch: i64) -> SqlResult<()> {
     client.update(query, None, &[watch.into()]).map(drop).map_err(spi)
 }
 
-/// The same, and those of its rows that are listed as failed.
+/// Deletes a watch's entries, and removes its rows from the list of failures.
 pub fn forget_lists(client: &mut SpiClient<'_>, watch: i64) -> SqlResult<()> {
     forget_all(client, watch)?;
     let query = "DELETE FROM clip_search.watch_failure WHERE (watch, key) IN \
@@ -151,7 +151,7 @@ pub fn forget_entries(ids: &[i64]) -> SqlResult<()> {
     })
 }
 
-/// One that a writer is just taking off the list is left to it.
+/// Skips failures that a writer is removing from the list.
 pub fn forget_failure(watch: i64, key: &str) -> SqlResult<()> {
     own(|client| {
         let query = "DELETE FROM clip_search.watch_failure WHERE (watch, key) IN (SELECT f.watch, f.key FROM clip_search.watch_failure f \
@@ -160,7 +160,7 @@ pub fn forget_failure(watch: i64, key: &str) -> SqlResult<()> {
     })
 }
 
-/// Gives entries back as if they had not been tried.
+/// Returns entries to the queue as if they had not been tried.
 pub fn put_back(ids: &[i64], rest: i64) -> SqlResult<()> {
     if ids.is_empty() {
         return Ok(());
@@ -173,7 +173,7 @@ pub fn put_back(ids: &[i64], rest: i64) -> SqlResult<()> {
 }
 
 /// Inserts into the queue or the list of failures, and turns "index row size exceeds" into a readable error. An entry
-/// of the index that finds them has 2,704 bytes at most, compressed: which keys are too long shows as one is noted.
+/// of the index has at most 2,704 bytes, compressed, so only the insertion shows whether a key is too long.
 pub fn noted<T>(watch: &Watch, longest: usize, note: impl FnOnce() -> SqlResult<T>) -> SqlResult<T> {
     if longest < 2000 {
         return note();
@@ -204,24 +204,24 @@ pub fn add_failure(watch: i64, key: &str, failure: &Failure, attempts: i64) -> S
     })
 }
 
-/// In milliseconds, after that many attempts.
+/// The delay in milliseconds after a number of attempts.
 pub fn rest_after(attempts: i32) -> i64 {
     let first = i64::from(guc::worker_retry_delay());
     first.saturating_mul(1 << attempts.clamp(1, 21).saturating_sub(1)).min(LONGEST_REST)
 }
 
-/// Which entries of a watch are claimed next.
+/// The entries of a watch to claim next.
 #[derive(Clone, Copy)]
 pub enum Next {
-    /// The worker's: what is due.
+    /// For the worker: due entries.
     Due,
-    /// clip_backfill's: those with ids over the first number, up to the second.
+    /// For clip_backfill: entries with ids above the first number, up to the second.
     Between(i64, i64),
 }
 
-/// Entries of a watch to work on next. An attempt is counted before it is made, so that a row that brings the server
-/// down is known by it: the next time it is tried alone, and after some times not at all. What is returned has to be
-/// committed before the work begins.
+/// Claims the next entries of a watch. An attempt is counted before it begins, so a row that crashes the server is
+/// recognised: the next time it is tried alone, and after the maximum number of attempts no longer. The caller must
+/// commit before the work begins.
 pub fn claim(watch: i64, count: i64, next: Next) -> SqlResult<Vec<i64>> {
     own(|client| {
         let mut find = |condition: &str, order| {
@@ -249,7 +249,7 @@ pub fn claim(watch: i64, count: i64, next: Next) -> SqlResult<Vec<i64>> {
         } else {
             found.retain(|&(_, attempts, _)| attempts == 0);
         }
-        // One that has ended a worker, and ends this one, too, rests longer than one that fails.
+        // An entry that has ended a worker before, and may end this one, is delayed longer than an entry that fails.
         let rest = rest_after(attempts + 1).max(if attempts > 0 && unended { UNENDED_REST } else { 0 });
         let ids: Vec<i64> = found.iter().map(|(id, ..)| *id).collect();
         let query = "UPDATE clip_search.watch_queue SET attempts = attempts + 1, \
@@ -259,12 +259,12 @@ pub fn claim(watch: i64, count: i64, next: Next) -> SqlResult<Vec<i64>> {
     })
 }
 
-/// A condition for entries that no worker, and no server, has ended on. The others come last, since their rows may be
-/// the reason, until they have been due for a minute.
+/// A condition for entries during whose work no worker and no server has ended. The others come last, because their
+/// rows may be the cause, until they have been due for a minute.
 const UNSUSPECTED: &str = "(q.attempts = 0 OR q.sqlstate IS NOT NULL \
      OR q.due <= pg_catalog.clock_timestamp() - '1 minute'::pg_catalog.interval)";
 
-/// Those of the watches that have something due, and whether it includes entries that no worker has ended on.
+/// The watches with due entries, and whether these include entries that have not ended a worker.
 pub fn due(watches: &[i64]) -> SqlResult<Vec<(i64, bool)>> {
     own(|client| {
         let due =
@@ -276,7 +276,7 @@ pub fn due(watches: &[i64]) -> SqlResult<Vec<(i64, bool)>> {
     })
 }
 
-/// In how many milliseconds the next entry of the watches is due; less than 0 if it has been for some time.
+/// The time in milliseconds until the next entry of the watches is due; negative if it is overdue.
 pub fn next_due(watches: &[i64]) -> SqlResult<Option<i64>> {
     own(|client| {
         let query = "SELECT (EXTRACT(epoch FROM min(n.due) - clock_timestamp()) * 1000)::bigint FROM unnest($1) AS w (id), \
@@ -285,7 +285,7 @@ pub fn next_due(watches: &[i64]) -> SqlResult<Option<i64>> {
     })
 }
 
-/// Lists those of the worker's rows as failed that have been begun too often and never ended.
+/// Lists rows as failed that the worker has begun too often without finishing.
 pub fn give_up(watches: &[i64]) -> SqlResult<i64> {
     own(|client| {
         let query = include_str!("sql/give_up.sql");

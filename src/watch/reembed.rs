@@ -1,7 +1,7 @@
-//! Another model for a watched column, while the old one serves.
+//! Moves a watched column to another model while the old embeddings remain in use.
 //!
-//! A second column, with a cluster column and a collection of its own, is watched beside the first, and filled. When no
-//! row is missing, the two change places in one transaction that renames and copies nothing (`swap`).
+//! A second column, with its own cluster column and collection, is watched beside the first, and filled. When no row is
+//! missing, one transaction swaps the two; it renames the columns and copies nothing (`swap`).
 
 use clip::{Error, Kind};
 use pgrx::prelude::*;
@@ -21,9 +21,10 @@ use crate::watch::define;
 use crate::watch::queue::own;
 use crate::watch::setting::{Watch, table_of};
 use crate::watch::swap::{check_dependents, finish, make_indexes};
+use crate::watch::tags;
 use crate::watch::wanted::Wanted;
 
-/// How many names are tried for the second column.
+/// The number of names to try for the second column.
 const NAMES: u32 = 100;
 
 /// The steps of CALL clip_reembed, which commits between them (sql/watch.sql).
@@ -31,7 +32,7 @@ const NAMES: u32 = 100;
 pub mod clip_search {
     use super::*;
 
-    /// Makes the column beside, or finds it; its name.
+    /// Creates or finds the second column; returns its name.
     #[pg_extern(volatile, parallel_unsafe)]
     fn reembed_begin(
         relation: Option<Regclass>,
@@ -45,12 +46,13 @@ pub mod clip_search {
             sql_error(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, "the model is NULL")
                 .set_hint("SELECT name FROM clip_models() lists those there are.")
         })?;
-        // Two sessions that call it at once make one column; the lock is the one that makes it.
+        // Two concurrent calls create only one column, because both first take the lock that creating it needs.
         let watch = Watch::one_of_table(oid, embedding)?;
         tables::check_may_commit("clip_reembed()")?;
-        // A model that does not exist, or can't be used, is an error before anybody has to wait.
+        // A model that does not exist, or can't be used, is an error before any session has to wait.
         if Watch::replacing(watch.id)?.is_none() {
             loaded::dimensions(model, watch.image.is_some())?;
+            tags::prepare(&Watch { model: model.to_owned(), ..watch })?;
         }
         // Take the strongest lock now, because a column may be added: upgrading it later would deadlock with a
         // transaction that has read the table and is about to write it.
@@ -79,7 +81,7 @@ pub mod clip_search {
         }
         check_dependents(&watch)?;
         let name = free_name(&watch)?;
-        let cluster = format!("{name}_cluster");
+        let (cluster, tags) = (format!("{name}_cluster"), format!("{name}_tags"));
         let threshold = own(|client| {
             let query = "SELECT threshold FROM clip_search.collection_setting WHERE name = $1";
             let rows = client.update(query, Some(1), &[watch.collection.as_deref().into()]).map_err(spi)?;
@@ -103,22 +105,18 @@ pub mod clip_search {
                 queued: Some(watch.queued),
                 skip: Some(watch.skip),
                 threshold: threshold.flatten(),
-                index: false,
                 half,
                 replaces: Some(watch.id),
-                existing: None,
-                key: None,
-                labels: None,
-                image: None,
-                reset: Vec::new(),
+                tags: watch.tags.as_deref().map(|_| tags.as_str()),
+                ..Wanted::default()
             },
         )?;
         make_indexes(&watch, &next)?;
         Ok(next.embedding)
     }
 
-    /// Whether the column is still to be filled; not if another session has put it in its place meanwhile. It is not
-    /// put there before this transaction ends.
+    /// Whether the second column still has to be filled; false if another session has swapped the columns in the
+    /// meantime. No session swaps them before this transaction ends.
     #[pg_extern(volatile, strict, parallel_unsafe)]
     fn reembed_goes_on(relation: Regclass, embedding: Text<'_>, model: Text<'_>) -> SqlResult<bool> {
         let Text(embedding) = embedding;
@@ -139,14 +137,14 @@ pub mod clip_search {
         .set_detail("Another session has called clip_unwatch while clip_reembed filled it."))
     }
 
-    /// Puts the column in the place of the one that it was made for; false if too many rows have none yet, or another
-    /// session has been quicker.
+    /// Replaces the first column by the second; false if too many rows have no embedding yet, or if another session has
+    /// swapped the columns already.
     #[pg_extern(volatile, strict, parallel_unsafe, cost = 1000000)]
     fn reembed_finish(relation: Regclass, embedding: Text<'_>) -> SqlResult<bool> {
         let Text(embedding) = embedding;
         let Regclass(oid) = relation;
         Table::locked(oid, Lock::AccessExclusive)?;
-        // Another session may have been quicker; clip_search.reembed_goes_on tells.
+        // Another session may have swapped the columns; clip_search.reembed_goes_on finds out.
         let Some(next) = watches(oid)?.into_iter().find(|watch| watch.embedding == embedding) else { return Ok(false) };
         let watch = next.replaces.map(Watch::by_id).transpose()?.flatten().ok_or_else(|| {
             report(Error::new(Kind::InvalidInput, format!("column \"{embedding}\" is not to replace another")))
@@ -155,8 +153,8 @@ pub mod clip_search {
     }
 }
 
-/// A name for the column that is filled to replace that of a watch, and for its collection: one that neither the table
-/// nor anybody's collection has. Every role may create a collection of the usual name.
+/// A name for the second column and its collection that neither a column of the table nor any collection has. Every
+/// role may create a collection under the usual name.
 fn free_name(watch: &Watch) -> SqlResult<String> {
     let usual = column_beside(watch.id);
     let store = Store::open_to_read();
@@ -167,7 +165,8 @@ fn free_name(watch: &Watch) -> SqlResult<String> {
             Spi::connect_mut(|client| {
                 Ok::<_, pg_sys::panic::ErrorReport>(
                     table.column(client, name)?.is_some()
-                        || table.column(client, &format!("{name}_cluster"))?.is_some(),
+                        || table.column(client, &format!("{name}_cluster"))?.is_some()
+                        || table.column(client, &format!("{name}_tags"))?.is_some(),
                 )
             })?
         };

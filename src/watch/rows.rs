@@ -1,4 +1,4 @@
-//! The queries on a watched table by which a queued row is read, locked and written.
+//! The queries on a watched table that read, lock and write a queued row.
 
 use std::rc::Rc;
 
@@ -16,17 +16,21 @@ use crate::pg::vector::{self, Vector};
 use crate::pg::vector_column::Storage;
 use crate::watch::queue::Entry;
 use crate::watch::setting::Watch;
+use crate::watch::tags;
 
-/// Files that are in memory at a time.
+/// Maximum size of the files in memory.
 const BYTES: usize = 64 << 20;
 
-/// A row as it was read, with all that its entry says.
+/// A row as it was read, with the data of its entry.
 pub struct Row {
     pub entry: Entry,
     pub image: Option<Vec<u8>>,
     pub text: Option<String>,
-    /// Embedded already, and yet without a cluster.
+    /// Embedded already, and yet without a cluster or tags.
     pub embedding: Option<Vector>,
+    /// Such a row has a cluster, or tags, that stay.
+    has_cluster: bool,
+    has_tags: bool,
 }
 
 /// Queries on a watched table.
@@ -34,8 +38,12 @@ pub struct Queries {
     read: String,
     there: String,
     lock: String,
-    update: String,
-    has_cluster: bool,
+    /// The table, and the condition for a row's key.
+    table: String,
+    key: String,
+    embedding: String,
+    cluster: Option<String>,
+    tags: Option<String>,
     storage: Storage,
 }
 
@@ -43,7 +51,7 @@ impl Queries {
     pub fn new(watch: &Watch) -> SqlResult<Self> {
         let _user_context = UserContext::of_caller();
         Spi::connect_mut(|client| {
-            // The operator of the index that keeps the key unique, whatever schema it is in.
+            // The operator of the unique index on the key, in any schema.
             let query = include_str!("sql/key_operators.sql");
             let rows = client.update(query, None, &[watch.relation.into(), watch.key.clone().into()]).map_err(spi)?;
             let equal = rows
@@ -60,23 +68,25 @@ impl Queries {
                 |name: &Option<String>, kind: &str| format!("{}::{kind}", column(name).as_deref().unwrap_or("NULL"));
             let Watch { table, .. } = watch;
             let embedding = quote_identifier(&watch.embedding);
-            // Of a type that it can't be any more: writing says so.
+            // The column's type is no longer suitable: writing reports this.
             let query = "SELECT atttypid FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attname = $2 AND NOT attisdropped";
             let kind = client
                 .update(query, Some(1), &[watch.relation.into(), watch.embedding.as_str().into()])
                 .map_err(spi)?;
             let kind = kind.into_iter().next().map(|row| get::<pg_sys::Oid>(&row, 1)).transpose()?.flatten();
             let storage = kind.and_then(Storage::of).unwrap_or(Storage::Vector);
-            let cluster = column(&watch.cluster);
-            // What has to be done to a row: embedded, or only grouped.
-            let open = match &cluster {
-                Some(cluster) => format!("({embedding} IS NULL OR {cluster} IS NULL)"),
-                None => format!("{embedding} IS NULL"),
+            let (cluster, tags) = (column(&watch.cluster), column(&watch.tags));
+            // What has to be done to a row: embedded, or only grouped or tagged.
+            let kept: Vec<&str> =
+                [Some(&embedding), cluster.as_ref(), tags.as_ref()].into_iter().flatten().map(String::as_str).collect();
+            let open = format!("({} IS NULL)", kept.join(" IS NULL OR "));
+            let has = |column: &Option<String>| {
+                column.as_ref().map_or("false".to_owned(), |column| format!("{column} IS NOT NULL"))
             };
             let same: Vec<String> = [(&watch.image, 2), (&watch.text, 3)]
                 .into_iter()
                 .filter_map(|(name, n)| {
-                    // By its bytes: two texts that a collation takes for equal have two embeddings.
+                    // Compares bytes: two texts that a collation considers equal have different embeddings.
                     let (kind, bytes) = if n == 2 { ("bytea", "") } else { ("text", " COLLATE pg_catalog.\"C\"") };
                     Some(format!("{}::{kind}{bytes} IS NOT DISTINCT FROM ${n}::{kind}{bytes}", column(name)?))
                 })
@@ -84,26 +94,28 @@ impl Queries {
             let there = format!("SELECT 1 FROM {table} WHERE {key} AND ($4 OR {open}) AND {}", same.join(" AND "));
             Ok(Self {
                 read: format!(
-                    "SELECT {}, {}, {embedding}::{}.vector FROM {table} WHERE {key} AND ($2 OR {open} AND ({}))",
+                    "SELECT {}, {}, {embedding}::{}.vector, {}, {} FROM {table} WHERE {key} AND ($2 OR {open} AND ({}))",
                     or_null(&watch.image, "bytea"),
                     or_null(&watch.text, "text"),
                     vector::schema(),
+                    has(&cluster),
+                    has(&tags),
                     watch.has_source()
                 ),
                 lock: format!("{there} FOR NO KEY UPDATE SKIP LOCKED"),
                 there,
-                update: match &cluster {
-                    Some(cluster) => format!("UPDATE {table} SET {embedding} = $2, {cluster} = $3 WHERE {key}"),
-                    None => format!("UPDATE {table} SET {embedding} = $2 WHERE {key}"),
-                },
-                has_cluster: cluster.is_some(),
+                table: table.clone(),
+                key,
+                embedding,
+                cluster,
+                tags,
                 storage,
             })
         })
     }
 
-    /// Reads rows until their files come to 64 MB; how many entries were looked at, and the rows among them that there
-    /// is something to do to.
+    /// Reads rows until their files total 64 MB; returns the number of examined entries, and the rows among them that
+    /// need work.
     pub fn read(&self, watch: &Watch, entries: &[Entry]) -> SqlResult<(usize, Vec<Row>)> {
         watch.as_owner(|client| {
             let (mut rows, mut bytes) = (Vec::new(), 0);
@@ -112,11 +124,15 @@ impl Queries {
                 let arguments = [entry.key.as_str().into(), entry.again.into()];
                 let found = client.update(&self.read, Some(1), &arguments)?;
                 if let Some(row) = found.into_iter().next() {
+                    let embedding: Option<Vector> = if entry.again { None } else { get(&row, 3)? };
+                    let keeps = |column| Ok::<_, ErrorReport>(embedding.is_some() && get(&row, column)? == Some(true));
                     let row = Row {
                         entry: entry.clone(),
                         image: get(&row, 1)?,
                         text: get(&row, 2)?,
-                        embedding: if entry.again { None } else { get(&row, 3)? },
+                        has_cluster: keeps(4)?,
+                        has_tags: keeps(5)?,
+                        embedding,
                     };
                     bytes += row.image.as_ref().map_or(0, Vec::len) + row.text.as_ref().map_or(0, String::len);
                     rows.push(row);
@@ -129,7 +145,8 @@ impl Queries {
         })
     }
 
-    /// Locks a row to the end of the transaction, if it still is what was read and no other session has it.
+    /// Locks a row until the end of the transaction, if it is unchanged since it was read and no other session has
+    /// locked it.
     pub fn lock(&self, client: &mut TableClient<'_, '_>, row: &Row) -> SqlResult<Locked> {
         let source = [
             row.entry.key.as_str().into(),
@@ -144,7 +161,7 @@ impl Queries {
         Ok(if there { Locked::Elsewhere } else { Locked::Superseded })
     }
 
-    /// Writes a row's embedding, or none, if the row still is what was embedded.
+    /// Writes a row's embedding, or NULL, if the row still has the embedded source.
     pub fn write(
         &self,
         client: &mut TableClient<'_, '_>,
@@ -159,22 +176,32 @@ impl Queries {
             Locked::Superseded => return Ok(Written::Superseded),
         }
         let vector = vector.map(|vector| self.storage.round(vector.clone()));
-        let cluster = match (&watch.collection, &vector) {
-            // Such a row may be in a group already: the trigger confirms that it is in another, and takes it out of the
-            // old.
-            (Some(collection), Some(vector)) if self.has_cluster && row.entry.again => {
-                Some(join(&Rc::from(collection.as_str()), &vector.0, watch.owner)?)
-            }
-            (Some(collection), Some(vector)) if self.has_cluster => {
-                Some(assign(vector.clone(), collection, watch.owner)?)
-            }
+        let tags = match &vector {
+            Some(vector) if self.tags.is_some() && !row.has_tags => Some(tags::of(&watch.model, &vector.0)?),
             _ => None,
         };
-        let done = if self.has_cluster {
-            client.update(&self.update, None, &[key.into(), vector.into(), cluster.into()])?.len()
-        } else {
-            client.update(&self.update, None, &[key.into(), vector.into()])?.len()
+        let cluster = match (&watch.collection, &vector) {
+            _ if self.cluster.is_none() || row.has_cluster => None,
+            // Such a row may be in a group already: the trigger confirms that it is in another, and takes it out of the
+            // old.
+            (Some(collection), Some(vector)) if row.entry.again => {
+                Some(join(&Rc::from(collection.as_str()), &vector.0, watch.owner)?)
+            }
+            (Some(collection), Some(vector)) => Some(assign(vector.clone(), collection, watch.owner)?),
+            _ => None,
         };
+        let (mut columns, mut arguments) = (vec![&self.embedding], vec![key.into(), vector.into()]);
+        if let Some(column) = self.cluster.as_ref().filter(|_| !row.has_cluster) {
+            columns.push(column);
+            arguments.push(cluster.into());
+        }
+        if let Some(column) = self.tags.as_ref().filter(|_| !row.has_tags) {
+            columns.push(column);
+            arguments.push(tags.into());
+        }
+        let set: Vec<String> = (2..).zip(columns).map(|(number, column)| format!("{column} = ${number}")).collect();
+        let query = format!("UPDATE {} SET {} WHERE {}", self.table, set.join(", "), self.key);
+        let done = client.update(&query, None, &arguments)?.len();
         if done != 1 {
             return Err(sql_error(
                 PgSqlErrorCode::ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
@@ -194,19 +221,19 @@ fn key_changed(watch: &Watch) -> ErrorReport {
     .set_hint("Call clip_watch again, with the same arguments.")
 }
 
-/// Who has a row.
+/// The result of locking a row.
 pub enum Locked {
     Here,
     /// Another session.
     Elsewhere,
-    /// It is gone, or has another source, which has its own entry.
+    /// It was deleted, or has another source, which has its own entry.
     Superseded,
 }
 
 pub enum Written {
     Done,
-    /// Another session has the row.
+    /// Another session has locked the row.
     Locked,
-    /// It is gone, or has another source, which has its own entry.
+    /// It was deleted, or has another source, which has its own entry.
     Superseded,
 }

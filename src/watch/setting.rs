@@ -1,4 +1,4 @@
-//! A watch: a row of clip_search.watch_setting, and how it is read.
+//! A watch: a row of clip_search.watch_setting, and the code that reads it.
 
 use clip::{Error, Kind};
 use pgrx::datum::DatumWithOid;
@@ -13,7 +13,7 @@ use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, spi};
 use crate::pg::user_context::UserContext;
 
-/// A watched column, and how it is kept in sync.
+/// A watched column, and its settings.
 #[derive(Clone, Debug)]
 pub struct Watch {
     pub id: i64,
@@ -23,22 +23,25 @@ pub struct Watch {
     pub owner: pg_sys::Oid,
     pub image: Option<String>,
     pub text: Option<String>,
-    /// Of the text's vector, where there is an image, too.
+    /// The weight of the text's vector, if the row has an image, too.
     pub text_weight: f64,
     pub embedding: String,
     pub cluster: Option<String>,
+    /// The column of tags.
+    pub tags: Option<String>,
     pub model: String,
     pub collection: Option<String>,
     pub queued: bool,
     pub skip: bool,
     pub key: Vec<String>,
-    /// The watch whose column this one is to take the place of.
+    /// The watch whose column this watch's column will replace.
     pub replaces: Option<i64>,
 }
 
+/// Before ALTER EXTENSION clip_search UPDATE there is no column "tags".
 const COLUMNS: &str = "w.id, w.relation::oid, format('%I.%I', n.nspname, c.relname), c.relkind = 'p', c.relowner, \
      w.image::text, w.text::text, w.text_weight, w.embedding::text, w.cluster::text, w.model, w.collection, w.queued, w.skip, \
-     w.key::text[], w.replaces";
+     w.key::text[], w.replaces, pg_catalog.to_jsonb(w) ->> 'tags'";
 const FROM: &str = "clip_search.watch_setting w JOIN pg_catalog.pg_class c ON c.oid = w.relation::oid \
      JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace";
 
@@ -64,30 +67,32 @@ impl Watch {
             skip: get(row, 14)?.unwrap_or_default(),
             key: get::<Vec<Option<String>>>(row, 15)?.unwrap_or_default().into_iter().flatten().collect(),
             replaces: get(row, 16)?,
+            tags: get(row, 17)?,
         })
     }
 
-    /// Watches that meet a condition; the caller has the rights of the extension.
+    /// Watches that meet a condition; the caller has the extension's privileges.
     pub fn find(client: &mut SpiClient<'_>, condition: &str, arguments: &[DatumWithOid<'_>]) -> SqlResult<Vec<Self>> {
         let query = format!("SELECT {COLUMNS} FROM {FROM} WHERE {condition} ORDER BY w.id");
         client.update(&query, None, arguments).map_err(spi)?.map(|row| Self::read(&row)).collect()
     }
 
-    /// The watch of that number, if its table exists.
+    /// The watch with this id, if its table exists.
     pub fn by_id(id: i64) -> SqlResult<Option<Self>> {
         let _user_context = UserContext::of_extension();
         Spi::connect_mut(|client| Ok(Self::find(client, "w.id = $1", &[id.into()])?.pop()))
     }
 
-    /// The same with its table locked to the end of the transaction, so that it keeps its name. None if either is gone.
+    /// As above, with the table locked until the end of the transaction, so that it keeps its name. None if the watch
+    /// or the table no longer exists.
     pub fn lock(id: i64, mode: Lock) -> SqlResult<Option<Self>> {
         let Some(watch) = Self::by_id(id)? else { return Ok(None) };
         catalog::lock(watch.relation, mode);
         Self::by_id(id)
     }
 
-    /// The same as seen by a trigger on `relation`, which must be the watched table or a partition of it: anybody may
-    /// put a trigger on a table of his own.
+    /// As above, for a trigger on `relation`, which must be the watched table or a partition of it: every role may
+    /// create such a trigger on its own tables.
     pub fn of_trigger(id: i64, relation: pg_sys::Oid) -> SqlResult<Option<Self>> {
         let _user_context = UserContext::of_extension();
         Spi::connect_mut(|client| {
@@ -96,7 +101,7 @@ impl Watch {
         })
     }
 
-    /// The watch whose column will replace that of another.
+    /// The watch whose column will replace another watch's column.
     pub fn replacing(id: i64) -> SqlResult<Option<Self>> {
         let _user_context = UserContext::of_extension();
         Spi::connect_mut(|client| Ok(Self::find(client, "w.replaces = $1", &[id.into()])?.pop()))
@@ -110,7 +115,8 @@ impl Watch {
         })
     }
 
-    /// The watches of a table that the caller owns: of one column, or all except those whose columns will replace others.
+    /// The watches of a table that the caller owns: of one column, or all except watches whose columns will replace
+    /// others.
     pub fn of_table(relation: pg_sys::Oid, embedding: Option<&str>) -> SqlResult<Vec<Self>> {
         let table = Table::describe(relation)?;
         table.check_owner()?;
@@ -142,7 +148,7 @@ impl Watch {
             .set_hint("SELECT * FROM clip_search.watch lists what is watched.")
     }
 
-    /// The one watch of a table, or of its column.
+    /// The only watch of a table, or the watch of its column.
     pub fn one_of_table(relation: pg_sys::Oid, embedding: Option<&str>) -> SqlResult<Self> {
         let mut found = Self::of_table(relation, embedding)?;
         if found.len() > 1 {
@@ -157,7 +163,7 @@ impl Watch {
         Ok(found.remove(0))
     }
 
-    /// Locks its table to the end of the transaction; the watch as it is then.
+    /// Locks the table until the end of the transaction; returns the watch as it is afterwards.
     pub fn locked(self, mode: Lock) -> SqlResult<Self> {
         Self::lock(self.id, mode)?.ok_or_else(|| {
             sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT, format!("{} is not watched any more", self.name()))
@@ -165,8 +171,8 @@ impl Watch {
         })
     }
 
-    /// Runs statements on the table as its owner. They use the name that was read with the watch; if it has become
-    /// another table's, they fail with 55006 before they are planned.
+    /// Runs statements on the table as its owner. They use the name that was read with the watch; if it now belongs to
+    /// another table, they fail with 55006 before they are planned.
     pub fn as_owner<T>(&self, work: impl FnOnce(&mut TableClient<'_, '_>) -> SqlResult<T>) -> SqlResult<T> {
         let table = match self.table.starts_with("ONLY ") {
             true => OwnersTable::find_only(self.relation),
@@ -179,25 +185,25 @@ impl Watch {
         table.as_owner(work)
     }
 
-    /// The table's name, for people.
+    /// The table's name, for messages.
     pub fn name(&self) -> &str {
         self.table.trim_start_matches("ONLY ")
     }
 
-    /// An expression that is true for rows that have something to embed.
+    /// An expression that is true for rows with a source to embed.
     pub fn has_source(&self) -> String {
         let columns = [&self.image, &self.text].into_iter().flatten();
         columns.map(|column| format!("{} IS NOT NULL", quote_identifier(column))).collect::<Vec<_>>().join(" OR ")
     }
 
     /// Whether the AFTER trigger must fire on INSERT: only if the watch groups, queues or skips errors. clip_backfill
-    /// and former settings list failures whatever the settings are.
+    /// and earlier settings list failures regardless of the current settings.
     pub fn needs_after_insert(&self) -> bool {
         self.cluster.is_some() || self.queued || self.skip
     }
 }
 
-/// The table that a function is called for.
+/// The table that a function is called with.
 pub fn table_of(relation: Option<Regclass>) -> SqlResult<pg_sys::Oid> {
     relation.map(|Regclass(oid)| oid).ok_or_else(|| {
         sql_error(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, "the table is NULL")
@@ -205,7 +211,7 @@ pub fn table_of(relation: Option<Regclass>) -> SqlResult<pg_sys::Oid> {
     })
 }
 
-/// Tables of Citus have their rows elsewhere.
+/// Tables of Citus have their rows on other servers.
 pub fn check_local(table: &Table) -> SqlResult<()> {
     let _user_context = UserContext::of_caller();
     Spi::connect(|client| {

@@ -1,27 +1,27 @@
-//! What is embedded of a row: an image, a text, or the mean of both.
+//! The source of a row's embedding: an image, a text, or the mean of both.
 
-use clip::clustering::centroid::l2_normalize;
+use clip::vector::l2_normalize;
 use clip::{Error, Kind};
 
 use crate::model::loaded;
 use crate::pg::vector::Vector;
 use crate::watch::setting::Watch;
 
-/// What is to be embedded of a row.
+/// The source of a row's embedding.
 pub struct Source<'a> {
     pub image: Option<&'a [u8]>,
     pub text: Option<&'a str>,
 }
 
-/// Whether an error is a row's own; others, say a model that is not there, would be every row's.
+/// Whether an error concerns one row; others, such as a missing model, would affect every row.
 pub fn is_of_row(error: &Error) -> bool {
     !matches!(error.kind, Kind::UnknownModel | Kind::MissingFile | Kind::BadModel)
 }
 
-/// Embeds rows: each gets its vector, none if it has nothing to embed, or its own error. Err is the model's.
+/// Embeds rows: each gets its vector, or none if it has no source, or its own error. `Err` is an error of the model.
 pub fn embed(watch: &Watch, rows: &[Source<'_>]) -> Result<Vec<Result<Option<Vector>, Error>>, Error> {
     let images: Vec<Option<&[u8]>> = rows.iter().map(|row| row.image).collect();
-    // An empty caption says as much as none does.
+    // An empty caption counts as no caption.
     let both = watch.image.is_some();
     let texts: Vec<Option<&str>> =
         rows.iter().map(|row| row.text.filter(|text| !both || !text.trim().is_empty())).collect();

@@ -27,6 +27,7 @@ const LAST_ROWS: usize = 16;
 fn pairs<'a>(watch: &'a Watch, next: &'a Watch) -> Vec<(&'a str, &'a str)> {
     let mut pairs = vec![(watch.embedding.as_str(), next.embedding.as_str())];
     pairs.extend(watch.cluster.as_deref().zip(next.cluster.as_deref()));
+    pairs.extend(watch.tags.as_deref().zip(next.tags.as_deref()));
     pairs
 }
 
@@ -35,8 +36,11 @@ pub fn check_dependents(watch: &Watch) -> SqlResult<()> {
     let _user_context = UserContext::of_caller();
     Spi::connect_mut(|client| {
         let query = include_str!("sql/dependents.sql");
-        let columns: Vec<String> =
-            [Some(&watch.embedding), watch.cluster.as_ref()].into_iter().flatten().cloned().collect();
+        let columns: Vec<String> = [Some(&watch.embedding), watch.cluster.as_ref(), watch.tags.as_ref()]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect();
         let rows = client.update(query, None, &[watch.relation.into(), columns.into()]).map_err(spi)?;
         let names = rows.map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect::<SqlResult<Vec<_>>>()?;
         if names.is_empty() {
@@ -101,11 +105,27 @@ pub fn make_indexes(watch: &Watch, next: &Watch) -> SqlResult<()> {
     })
 }
 
+/// Ends clip_reembed, if the last rows can be embedded now; otherwise false, and writers continue until it is called again.
+/// The table is locked against writers.
 pub fn finish(watch: &Watch, next: &Watch) -> SqlResult<bool> {
     let store = Store::open(c"clip_reembed()");
     let table = Table::describe(watch.relation)?;
-    // The table is locked against writers. Embed the last rows here only if there are few; otherwise let writers
-    // continue and try again.
+    if !embed_last_rows(next)? {
+        return Ok(false);
+    }
+    check_dependents(watch)?;
+    {
+        let _caller = UserContext::of_caller();
+        Spi::connect_mut(|client| swap_columns(client, &table, watch, next))?;
+    }
+    let _extension = UserContext::of_extension();
+    swap_settings(&store, watch, next)?;
+    tell_of_model(&table, watch, next);
+    Ok(true)
+}
+
+/// Embeds the rows that are left, if they are few. False if they are not, or if the worker has some and waits for the table.
+fn embed_last_rows(next: &Watch) -> SqlResult<bool> {
     enqueue_missing(next)?;
     let left = || {
         own(|client| {
@@ -121,62 +141,51 @@ pub fn finish(watch: &Watch, next: &Watch) -> SqlResult<bool> {
     if let Some(failure) = work(&last, Terms::ALL)?.stuck.into_values().next() {
         return Err(failure.into_report());
     }
-    // The worker has some, and waits for the table.
-    if !left()?.is_empty() {
-        return Ok(false);
-    }
-    check_dependents(watch)?;
+    Ok(left()?.is_empty())
+}
 
-    // The columns.
-    {
-        let _user_context = UserContext::of_caller();
-        Spi::connect_mut(|client| {
-            if let Some((name, _)) = missing_indexes(client, watch, next)?.into_iter().next() {
-                return Err(sql_error(
-                    PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                    format!("index \"{name}\" has no like on the new column"),
-                )
-                .set_hint("It was made meanwhile. Call clip_reembed again, which makes it."));
-            }
-            drop_triggers(client, watch.relation, &table.name, next.id)?;
-            lock_indexes(client, watch.relation)?;
-            for (old, new) in pairs(watch, next) {
-                let indexes = indexes(client, watch.relation, old)?;
-                let twins = twins(client, watch.relation, old, new)?;
-                let mut statements = like(client, &table, watch.relation, old)?;
-                statements.insert(0, format!("ALTER TABLE {} DROP COLUMN {}", table.name, quote_identifier(old)));
-                statements.insert(
-                    1,
-                    format!(
-                        "ALTER TABLE {} RENAME COLUMN {} TO {}",
-                        table.name,
-                        quote_identifier(new),
-                        quote_identifier(old)
-                    ),
-                );
-                let schema =
-                    table.name.split_at(table.name.len() - quote_identifier(&table.plain_name).len()).0.to_owned();
-                for ((name, _, comment), twin) in indexes.iter().zip(&twins) {
-                    let (name, twin) = (quote_identifier(name), quote_identifier(twin));
-                    statements.push(format!("ALTER INDEX {schema}{twin} RENAME TO {name}"));
-                    if let Some(comment) = comment {
-                        statements.push(format!("COMMENT ON INDEX {schema}{name} IS {}", quote_literal(comment)));
-                    }
-                }
-                for statement in statements {
-                    table.define(client, &statement)?;
-                }
-            }
-            Ok(())
-        })?;
+/// Gives the new columns the old ones' names, indexes and properties. The old columns are dropped.
+fn swap_columns(client: &mut SpiClient<'_>, table: &Table, watch: &Watch, next: &Watch) -> SqlResult<()> {
+    if let Some((name, _)) = missing_indexes(client, watch, next)?.into_iter().next() {
+        return Err(sql_error(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!("index \"{name}\" has no like on the new column"),
+        )
+        .set_hint("It was made meanwhile. Call clip_reembed again, which makes it."));
     }
+    drop_triggers(client, watch.relation, &table.name, next.id)?;
+    lock_indexes(client, watch.relation)?;
+    let schema = table.name.split_at(table.name.len() - quote_identifier(&table.plain_name).len()).0;
+    for (old, new) in pairs(watch, next) {
+        let indexes = indexes(client, watch.relation, old)?;
+        let twins = twins(client, watch.relation, old, new)?;
+        let properties = like(client, table, watch.relation, old)?;
+        let (name, column, other) = (&table.name, quote_identifier(old), quote_identifier(new));
+        let mut statements = vec![
+            format!("ALTER TABLE {name} DROP COLUMN {column}"),
+            format!("ALTER TABLE {name} RENAME COLUMN {other} TO {column}"),
+        ];
+        statements.extend(properties);
+        for ((name, _, comment), twin) in indexes.iter().zip(&twins) {
+            let (name, twin) = (quote_identifier(name), quote_identifier(twin));
+            statements.push(format!("ALTER INDEX {schema}{twin} RENAME TO {name}"));
+            if let Some(comment) = comment {
+                statements.push(format!("COMMENT ON INDEX {schema}{name} IS {}", quote_literal(comment)));
+            }
+        }
+        for statement in statements {
+            table.define(client, &statement)?;
+        }
+    }
+    Ok(())
+}
 
-    // What is known of them.
-    let _user_context = UserContext::of_extension();
+/// The old watch takes over the new one's model, failures and clusters. The new watch is dropped.
+fn swap_settings(store: &Store, watch: &Watch, next: &Watch) -> SqlResult<()> {
     let names = watch.collection.as_deref().zip(next.collection.as_deref());
     if let Some((old, new)) = names {
-        store.take(old, true);
-        store.take(new, true);
+        store.lock_exclusive(old, true);
+        store.lock_exclusive(new, true);
     }
     Spi::connect_mut(|client| {
         let run = |client: &mut SpiClient<'_>, query: &str| {
@@ -202,27 +211,21 @@ pub fn finish(watch: &Watch, next: &Watch) -> SqlResult<bool> {
             drop_rows(client, new)?;
         }
         Ok::<_, ErrorReport>(())
-    })?;
-    report(
-        Error::new(
-            Kind::InvalidInput,
-            format!(
-                "column \"{}\" of {} holds vectors of model \"{}\" now",
-                watch.embedding,
-                table.name,
-                loaded::base_name(&next.model)
-            ),
-        )
-        .detail("Searches must embed their queries by that model.")
-        .hint(format!(
+    })
+}
+
+fn tell_of_model(table: &Table, watch: &Watch, next: &Watch) {
+    let model = loaded::base_name(&next.model);
+    let message = format!("column \"{}\" of {} holds vectors of model \"{model}\" now", watch.embedding, table.name);
+    report(Error::new(Kind::InvalidInput, message).detail("Searches must embed their queries by that model.").hint(
+        format!(
             "Search by clip_embed_text_for({}, …), which knows the model, or set the default: \
-             ALTER DATABASE … SET clip_search.model = {}, or ALTER ROLE.",
+                 ALTER DATABASE … SET clip_search.model = {}, or ALTER ROLE.",
             quote_literal(&table.name),
             quote_literal(&next.model)
-        )),
-    )
+        ),
+    ))
     .report(PgLogLevel::NOTICE);
-    Ok(true)
 }
 
 /// For each index of the old column, the new column's index with the same definition.

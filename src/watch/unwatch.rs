@@ -3,7 +3,7 @@
 use clip::{Error, Kind};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
-use pgrx::spi::{SpiClient, quote_identifier};
+use pgrx::spi::{SpiClient, quote_identifier, quote_literal};
 
 use crate::cluster::collection::drop_rows;
 use crate::cluster::tables::{self, Store};
@@ -47,15 +47,15 @@ pub fn call(relation: Option<Regclass>, embedding: Option<&str>, drops: bool) ->
     let watch = Watch::one_of_table(table_of(relation)?, embedding)?;
     // Wait here for sessions that write the table: no lock is held yet that they could wait for.
     let watch = watch.locked(Lock::AccessExclusive)?;
-    // What was to take its place goes first.
+    // Drop the column that was to replace it first.
     if let Some(replacement) = Watch::replacing(watch.id)? {
         unwatch(&replacement, true)?;
     }
-    // What clip_reembed has made serves nobody without it.
+    // The objects that clip_reembed has created are useless without the watch.
     unwatch(&watch, drops || watch.replaces.is_some())
 }
 
-/// Ends a watch. `drops`: with the columns, index and collection that it has added.
+/// Ends a watch. `drops`: also drops the columns, index and collection that it added.
 pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
     let store = Store::open(c"clip_unwatch()");
     let table = Table::locked(watch.relation, Lock::AccessExclusive)?;
@@ -79,7 +79,7 @@ pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
         })?
     };
     if drops && columns.is_empty() && index.is_none() && !collection {
-        let found: Vec<String> = [Some(&watch.embedding), watch.cluster.as_ref()]
+        let found: Vec<String> = [Some(&watch.embedding), watch.cluster.as_ref(), watch.tags.as_ref()]
             .into_iter()
             .flatten()
             .map(|c| format!("\"{c}\""))
@@ -102,7 +102,8 @@ pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
                 let query = "SELECT c.oid FROM pg_catalog.pg_index i \
                      JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid WHERE i.indrelid = $1 AND c.relname = $2";
                 let find = |client: &mut SpiClient<'_>| {
-                    let rows = client.update(query, Some(1), &[table.oid.into(), index.as_str().into()]).map_err(spi)?;
+                    let rows =
+                        client.update(query, Some(1), &[table.oid.into(), index.as_str().into()]).map_err(spi)?;
                     Ok::<_, ErrorReport>(
                         rows.into_iter().next().map(|row| get::<pg_sys::Oid>(&row, 1)).transpose()?.flatten(),
                     )
@@ -120,9 +121,10 @@ pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
             }
             for column in &columns {
                 let Some(there) = table.column(client, column)? else { continue };
-                // Another may have that name since.
+                // Another object may have this name by now.
                 let ours = match *column == watch.embedding {
                     true => Storage::of(there.kind).is_some(),
+                    false if Some(column) == watch.tags.as_ref() => there.kind == pg_sys::TEXTARRAYOID,
                     false => there.kind == pg_sys::INT8OID,
                 };
                 if there.generated || !ours {
@@ -137,9 +139,36 @@ pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
     }
     if let Some(name) = watch.collection.as_deref().filter(|_| collection && drops) {
         let _user_context = UserContext::of_extension();
-        store.take(name, true);
+        store.lock_exclusive(name, true);
         Spi::connect_mut(|client| drop_rows(client, name))?;
         pgrx::notice!("clip_search: collection \"{name}\" is dropped");
     }
+    tell_of_collections(&table, watch.collection.as_deref().filter(|_| !drops))
+}
+
+/// Names collections whose members are in a table, in columns that no watch keeps, such as after `reset => '{cluster}'`.
+/// Their clusters do not follow the rows. `kept`: the one that clip_unwatch was to keep.
+fn tell_of_collections(table: &Table, kept: Option<&str>) -> SqlResult<()> {
+    let _user_context = UserContext::of_extension();
+    let names = Spi::connect_mut(|client| {
+        let query = "SELECT s.name FROM clip_search.collection_setting s WHERE s.members::oid = $1 AND s.name IS DISTINCT FROM $2 \
+             AND NOT EXISTS (SELECT FROM clip_search.watch_setting w WHERE w.collection = s.name) ORDER BY s.name";
+        let rows = client.update(query, None, &[table.oid.into(), kept.into()]).map_err(spi)?;
+        rows.map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect::<SqlResult<Vec<_>>>()
+    })?;
+    let Some(first) = names.first() else { return Ok(()) };
+    let shown: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
+    let (noun, stays) = if names.len() == 1 { ("collection", "stays") } else { ("collections", "stay") };
+    report(
+        Error::new(
+            Kind::InvalidInput,
+            format!("{noun} {} of {} {stays}, but will not follow the rows any more", shown.join(", "), table.name),
+        )
+        .hint(format!(
+            "SELECT clip_drop_collection({}) drops it; clip_watch with the same columns takes it up again.",
+            quote_literal(first)
+        )),
+    )
+    .report(PgLogLevel::NOTICE);
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! How a transaction that queues rows wakes the worker of its database: what launcher, workers and backends share.
+//! The shared memory of launcher, workers and backends, through which a transaction that queues rows wakes the worker
+//! of its database.
 #![allow(unsafe_code)]
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,9 +11,11 @@ use pgrx::shmem::PGRXSharedMemory;
 
 use crate::pg::transaction;
 
-/// Workers at a time; max_worker_processes is 8 by default.
-const DATABASES: usize = 64;
-/// Watches of a database that are left for last since they have ended a worker; the earliest makes room for another.
+/// Maximum number of databases with a worker; further databases take turns with them, as when max_worker_processes (8
+/// by default) is reached.
+pub const DATABASES: usize = 64;
+/// Maximum number of a database's watches that come last because they have ended a worker; a new one replaces the one
+/// that expires first.
 const SUSPECTS: usize = 8;
 /// Workers of a database that another has taken over from ([`Stuck`]).
 const STUCK: usize = 2;
@@ -28,11 +31,12 @@ pub struct Slot {
     pub database: u32,
     /// The worker's process, once it is connected.
     pub worker: i32,
-    /// There is something to do that no worker has seen yet.
+    /// There is work that no worker has seen yet.
     pub wanted: bool,
-    /// The last worker ended since it had nothing to do, and not by an error or for somebody else's sake.
+    /// The last worker ended because it had no work, not because of an error or to make room for another database's
+    /// worker.
     pub at_peace: bool,
-    /// The watch whose rows the worker has in hand; 0: none.
+    /// The watch whose rows the worker is embedding; 0: none.
     pub in_hand: i64,
     /// Who owns its table.
     pub owner: pg_sys::Oid,
@@ -42,7 +46,7 @@ pub struct Slot {
     pub stuck: [Stuck; STUCK],
     /// Watches whose rows have ended a worker.
     pub suspects: [Suspect; SUSPECTS],
-    /// When there will be something to do again, though no worker waits for it: 0, or PostgreSQL's time.
+    /// When the next work is due, although no worker waits for it: 0, or PostgreSQL's time.
     pub due: pg_sys::TimestampTz,
 }
 
@@ -66,7 +70,7 @@ pub struct Suspect {
 }
 
 impl Slot {
-    /// Remembers the watch whose rows a worker had in hand as it ended.
+    /// Records the watch whose rows the worker was embedding when it ended.
     pub fn suspect(&mut self) {
         if self.in_hand == 0 {
             return;
@@ -163,7 +167,7 @@ pub fn suspects(database: u32) -> Vec<(i64, pg_sys::TimestampTz)> {
 #[derive(Clone, Copy)]
 pub struct Shared {
     pub launcher: i32,
-    /// Databases wait for a worker, and no more can be started.
+    /// Databases wait for a worker, and no further worker can be started.
     pub crowded: bool,
     pub slots: [Slot; DATABASES],
 }
@@ -186,7 +190,7 @@ pub fn is_preloaded() -> bool {
     PRELOADED.load(Ordering::Relaxed)
 }
 
-/// Sets up what is shared; false but in a postmaster that preloads the library.
+/// Sets up the shared memory; returns false except in a postmaster that preloads the library.
 pub fn register() -> bool {
     // SAFETY: a flag that only this thread writes.
     if !unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
@@ -202,7 +206,7 @@ pub fn wake_at_commit() {
     transaction::after_commit(wake);
 }
 
-/// Tells the worker of this database, or the launcher, that there is something to do.
+/// Notifies the worker of this database, or the launcher, of new work.
 fn wake() {
     if !is_preloaded() {
         return;
@@ -223,7 +227,7 @@ fn wake() {
     set_latch(process);
 }
 
-/// The place of a database, a free one if it has none.
+/// The slot of a database, or a free slot if it has none.
 pub fn slot(slots: &mut [Slot; DATABASES], database: u32) -> Option<&mut Slot> {
     let place = slots.iter().position(|slot| slot.database == database);
     let place = place.or_else(|| {
@@ -239,7 +243,7 @@ pub fn set_latch(process: i32) {
         return;
     }
     // SAFETY: the look-up returns an entry of shared memory or null; setting the latch of a process that has just ended
-    // wakes whoever has its place, which harms nobody.
+    // wakes the process that now has its slot, which is harmless.
     unsafe {
         let found = pg_sys::BackendPidGetProc(process);
         if !found.is_null() {

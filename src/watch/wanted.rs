@@ -1,4 +1,4 @@
-//! What clip_watch is asked for, and what that makes of a table as it is now.
+//! The arguments of clip_watch, and the settings that follow from them and the table's current state.
 
 use clip::{Error, Kind};
 use pgrx::prelude::*;
@@ -11,9 +11,11 @@ use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::user_context::UserContext;
 use crate::watch::checks::{check_table, existing, key, sources};
 use crate::watch::setting::Watch;
+use crate::watch::tags;
 use crate::watch::trigger::install::orphans;
 
-/// What is asked for. None leaves a thing as it is, or takes the default where the table is watched for the first time.
+/// The arguments. None keeps a setting, or uses the default when the table is watched for the first time.
+#[derive(Default)]
 pub struct Wanted<'a> {
     pub source: Option<&'a str>,
     pub text_source: Option<&'a str>,
@@ -26,28 +28,30 @@ pub struct Wanted<'a> {
     pub skip: Option<bool>,
     pub threshold: Option<f64>,
     pub index: bool,
-    /// Whether a column that is made is a halfvec.
+    /// Whether a new column will be a halfvec.
     pub half: bool,
     pub replaces: Option<i64>,
     pub existing: Option<Existing>,
-    /// Columns by which the collection names its members, describes and shows them.
+    /// Columns with the keys, keywords and images of the collection's members.
     pub key: Option<&'a str>,
     pub labels: Option<&'a str>,
     pub image: Option<&'a str>,
+    /// The column that receives the tags.
+    pub tags: Option<&'a str>,
     /// Options that get their defaults back, by name.
     pub reset: Vec<&'a str>,
 }
 
-/// The options that a watch can do without, or that have a default which does not depend on the session.
-const RESETTABLE: [&str; 9] =
-    ["cluster", "mode", "on_error", "text_source", "text_weight", "threshold", "key", "labels", "image"];
+/// The options that are optional, or whose default does not depend on the session.
+const RESETTABLE: [&str; 10] =
+    ["cluster", "mode", "on_error", "text_source", "text_weight", "threshold", "key", "labels", "image", "tags"];
 
 impl Wanted<'_> {
     pub fn resets(&self, option: &str) -> bool {
         self.reset.contains(&option)
     }
 
-    /// An option as the call names or resets it; `known` is what a watch has.
+    /// An option as the call sets or resets it; `known` is the value in the watch.
     fn choose<T>(&self, option: &str, named: Option<T>, known: Option<T>) -> Option<T> {
         if self.resets(option) { None } else { named.or(known) }
     }
@@ -71,6 +75,7 @@ impl Wanted<'_> {
             ("key", self.key.is_some()),
             ("labels", self.labels.is_some()),
             ("image", self.image.is_some()),
+            ("tags", self.tags.is_some()),
         ];
         match named.iter().find(|(option, is_named)| *is_named && self.resets(option)) {
             Some((option, _)) => bad(format!("option \"{option}\" is both given and reset")),
@@ -79,16 +84,16 @@ impl Wanted<'_> {
     }
 }
 
-/// What happens to vectors that are already in the column.
+/// The treatment of vectors that the column already contains.
 #[derive(Clone, Copy)]
 pub enum Existing {
-    /// The caller vouches that they are what the watch would produce.
+    /// The caller guarantees that they equal the watch's results.
     Keep,
     /// They are embedded again.
     Replace,
 }
 
-/// What a watch is to be, as the table and its watch are now.
+/// The new settings of a watch, given the current table and watch.
 pub struct Plan {
     pub image: Option<String>,
     pub text: Option<String>,
@@ -96,11 +101,12 @@ pub struct Plan {
     pub key: Vec<String>,
     pub existing: Option<Watch>,
     pub cluster: Option<String>,
+    pub tags: Option<String>,
     pub model: String,
     pub dimensions: usize,
     pub queued: bool,
     pub skip: bool,
-    /// The column is watched with another source, weight or model up to now.
+    /// So far the column has been watched with another source, weight or model.
     pub is_changed: bool,
 }
 
@@ -151,7 +157,10 @@ impl Plan {
             ("labels", wanted.resets("labels")),
             ("image", wanted.resets("image")),
         ];
-        if let Some((name, _)) = of_clusters.iter().find(|(_, given)| *given && cluster.is_none()) {
+        // A call that stops grouping may reset the collection's settings as well.
+        let ends_grouping = known_cluster.is_some() && wanted.resets("cluster");
+        let is_open = |name: &str| cluster.is_none() && !(ends_grouping && wanted.resets(name));
+        if let Some((name, _)) = of_clusters.iter().find(|(name, given)| *given && is_open(name)) {
             return Err(report(
                 Error::new(
                     Kind::InvalidInput,
@@ -169,7 +178,9 @@ impl Plan {
                 || (of_both && known.text_weight != text_weight)
                 || known.model != model
         });
-        Ok(Self {
+        let known_tags = is.and_then(|known| known.tags.as_deref());
+        let tags = wanted.choose("tags", wanted.tags, known_tags).map(str::to_owned);
+        let plan = Self {
             queued: wanted.choose("mode", wanted.queued, is.map(|known| known.queued)).unwrap_or(false),
             skip: wanted.choose("on_error", wanted.skip, is.map(|known| known.skip)).unwrap_or(false),
             image,
@@ -177,15 +188,20 @@ impl Plan {
             text_weight,
             key,
             cluster,
+            tags,
             model,
             dimensions,
             is_changed,
             existing: known,
-        })
+        };
+        if let Some(tags) = &plan.tags {
+            tags::check(tags, plan.image.as_deref(), plan.cluster.as_deref(), &plan.model)?;
+        }
+        Ok(plan)
     }
 }
 
-/// The error of a first call that does not say what to embed.
+/// The error of a first call that names no source.
 fn not_watched_yet(table: &Table, embedding: &str) -> SqlResult<pg_sys::panic::ErrorReport> {
     let others = {
         let _user_context = UserContext::of_extension();
@@ -199,10 +215,15 @@ fn not_watched_yet(table: &Table, embedding: &str) -> SqlResult<pg_sys::panic::E
         .set_hint("Name the column of images or texts to embed: source => …"))
 }
 
-/// An empty name is no column's; what takes an option away from a watch is `reset`.
+/// No column has an empty name; `reset` removes an option from a watch.
 fn check_not_empty(table: &Table, wanted: &Wanted<'_>) -> SqlResult<()> {
-    let columns =
-        [("text_source", wanted.text_source), ("key", wanted.key), ("labels", wanted.labels), ("image", wanted.image)];
+    let columns = [
+        ("text_source", wanted.text_source),
+        ("key", wanted.key),
+        ("labels", wanted.labels),
+        ("image", wanted.image),
+        ("tags", wanted.tags),
+    ];
     match columns.iter().find(|(_, name)| *name == Some("")) {
         Some((argument, _)) => {
             Err(sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN, format!("table {} has no column \"\"", table.name))
@@ -214,10 +235,10 @@ fn check_not_empty(table: &Table, wanted: &Wanted<'_>) -> SqlResult<()> {
     }
 }
 
-/// Locks the table as strongly as what follows needs. A lock that was raised later would be a deadlock with every
-/// transaction that has read the table and is about to write it.
+/// Takes the strongest lock on the table that the following steps need. Upgrading a lock later would deadlock with
+/// every transaction that has read the table and is about to write it.
 pub fn lock_table(table: Table, wanted: &Wanted<'_>) -> SqlResult<(Table, Plan)> {
-    // Before anybody has to wait: a model takes seconds to load.
+    // Before any session has to wait: a model takes seconds to load.
     let plan = Plan::make(&table, wanted)?;
     let lock =
         if needs_exclusive_lock(&table, &plan, wanted)? { Lock::AccessExclusive } else { Lock::ShareRowExclusive };
@@ -234,11 +255,11 @@ pub fn lock_table(table: Table, wanted: &Wanted<'_>) -> SqlResult<(Table, Plan)>
     Ok((table, plan))
 }
 
-/// Whether a column has to be added or a trigger dropped. Triggers alone are made, or replaced, under a lock that lets
-/// others read.
+/// Whether a column has to be added or a trigger dropped. Creating or replacing triggers alone needs only a lock that
+/// allows reads.
 fn needs_exclusive_lock(table: &Table, plan: &Plan, wanted: &Wanted<'_>) -> SqlResult<bool> {
     Spi::connect_mut(|client| {
-        for name in [Some(wanted.embedding), plan.cluster.as_deref()].into_iter().flatten() {
+        for name in [Some(wanted.embedding), plan.cluster.as_deref(), plan.tags.as_deref()].into_iter().flatten() {
             if table.column(client, name)?.is_none() {
                 return Ok(true);
             }
@@ -247,7 +268,7 @@ fn needs_exclusive_lock(table: &Table, plan: &Plan, wanted: &Wanted<'_>) -> SqlR
     })
 }
 
-/// What a second call of clip_watch can't change.
+/// The settings that a second call of clip_watch can't change.
 pub fn check_change(existing: &Watch, wanted: &Wanted<'_>) -> SqlResult<()> {
     let refuse = |message: String, hint: &str| {
         Err(sql_error(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, message).set_hint(hint))
@@ -270,6 +291,7 @@ pub fn check_change(existing: &Watch, wanted: &Wanted<'_>) -> SqlResult<()> {
             "Stop grouping first: clip_watch(…, reset => '{cluster}'); columns and collection stay.",
         );
     }
+    tags::check_change(existing, wanted.tags)?;
     if existing.replaces != wanted.replaces {
         return refuse(
             format!("column \"{column}\" is being filled by clip_reembed"),
@@ -279,8 +301,8 @@ pub fn check_change(existing: &Watch, wanted: &Wanted<'_>) -> SqlResult<()> {
     Ok(())
 }
 
-/// A column that is NOT NULL must have a value whenever a row is written: not so while the row waits for the worker, where
-/// its image can't be read, or where it has none.
+/// A NOT NULL column needs a value whenever a row is written. An embedding is NULL while the row waits for the worker,
+/// if its image can't be read, or if it has no image.
 pub fn check_nulls(
     client: &mut SpiClient<'_>,
     table: &Table,

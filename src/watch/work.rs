@@ -1,5 +1,4 @@
-//! Embeds the rows that entries of the queue name: reads, embeds and writes them, and decides what becomes of those
-//! that fail.
+//! Embeds the rows of queue entries: reads, embeds and writes them, and handles failures.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -16,16 +15,17 @@ use crate::watch::queue::{
 use crate::watch::rows::{Locked, Queries, Row, Written};
 use crate::watch::setting::Watch;
 use crate::watch::source::{Source, embed};
+use crate::watch::tags;
 
-/// How long entries rest whose row or table another session has locked, in milliseconds.
+/// The delay of entries whose row or table another session has locked, in milliseconds.
 const LOCKED_REST: i64 = 1000;
 
-/// What has become of entries, by watch.
+/// The results for entries, by watch.
 #[derive(Default)]
 pub struct Outcome {
-    /// Embedded and failed for good.
+    /// The numbers of rows embedded and permanently failed.
     pub done: HashMap<i64, (i64, i64)>,
-    /// Why no row can be embedded for now.
+    /// The reason why no row can be embedded at present.
     pub stuck: HashMap<i64, Failure>,
     /// Watches whose tables another session has locked.
     pub locked: HashSet<i64>,
@@ -38,7 +38,7 @@ impl Outcome {
         self.done.entry(watch.id).or_default()
     }
 
-    /// Of a single watch: embedded and failed, or why nothing can be.
+    /// The result for a single watch: the numbers of rows embedded and failed, or the reason why none can be embedded.
     pub fn single(self) -> SqlResult<(i64, i64)> {
         match self.stuck.into_values().next() {
             Some(failure) => Err(failure.into_report()),
@@ -47,31 +47,31 @@ impl Outcome {
     }
 }
 
-/// What is done about a row that fails.
+/// The treatment of a row that fails.
 #[derive(Clone, Copy, PartialEq)]
 pub enum OnRowError {
-    /// It is tried again later, clip_search.worker_attempts times.
+    /// It is retried later, clip_search.worker_attempts times.
     Retry,
     /// It is listed in clip_search.failure.
     Record,
 }
 
-/// How much one call of [`work`] does, and what it does about a row that fails.
+/// The limits of one call of [`work`], and its treatment of a row that fails.
 #[derive(Clone, Copy)]
 pub struct Terms {
     pub on_error: OnRowError,
-    /// The worker's: it writes no more rows after this time, and does not wait for a table that is locked. Others' rows
-    /// would wait meanwhile.
+    /// For the worker: it writes no more rows after this time, and does not wait for a locked table, because other
+    /// tables' rows would have to wait.
     pub slice: Option<Duration>,
 }
 
 impl Terms {
-    /// A session's, which does all and lists what fails.
+    /// For a session: it processes all entries and lists failed rows.
     pub const ALL: Self = Self { on_error: OnRowError::Record, slice: None };
 }
 
-/// Embeds the rows of entries of the queue: all in this transaction, each row that fails undone by itself. Entries that
-/// another session has locked are left to it.
+/// Embeds the rows of queue entries, all in this transaction; a row that fails is undone separately. Entries that
+/// another session has locked are skipped.
 pub fn work(ids: &[i64], terms: Terms) -> SqlResult<Outcome> {
     let mut outcome = Outcome::default();
     let begun = Instant::now();
@@ -81,6 +81,12 @@ pub fn work(ids: &[i64], terms: Terms) -> SqlResult<Outcome> {
             forget_entries(&all(&entries))?;
             continue;
         };
+        // Words that have to be embedded first take a minute: not under a lock.
+        if let Err(failure) = attempt(|| tags::prepare(&watch)) {
+            put_back(&all(&entries), 0)?;
+            outcome.stuck.insert(id, failure);
+            continue;
+        }
         // From here on the table keeps its name and columns.
         match terms.slice {
             Some(_) if !catalog::try_lock(watch.relation, Lock::RowExclusive) => {
@@ -125,19 +131,19 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// The worker has given this table its time.
+    /// The worker has used up its time for this table.
     fn is_over(&self) -> bool {
         self.is_spent(self.begun)
     }
 
-    /// As much time has gone since as the worker gives a table.
+    /// Whether the worker's time for a table has passed.
     fn is_spent(&self, begun: Instant) -> bool {
         self.terms.slice.is_some_and(|slice| begun.elapsed() >= slice)
     }
 }
 
 impl Work<'_> {
-    /// Embeds the rows of the first of the entries; returns how many entries are done with.
+    /// Embeds the rows of the first entries; returns the number of finished entries.
     fn chunk(&self, entries: &[Entry], outcome: &mut Outcome) -> SqlResult<usize> {
         let Self { watch, queries, .. } = *self;
         let (count, rows) = match attempt(|| queries.read(watch, entries)) {
@@ -171,7 +177,7 @@ impl Work<'_> {
             match vector {
                 Ok(vector) => {
                     let vector = row.embedding.clone().or(vector);
-                    // A row that is embedded again and has no source any more loses its vector.
+                    // A row that is embedded again and no longer has a source loses its vector.
                     if vector.is_some() || row.entry.again {
                         ready.push((row, vector));
                     }
@@ -180,10 +186,10 @@ impl Work<'_> {
             }
         }
         let mut open: Vec<i64> = Vec::new();
-        // What there was no time for.
+        // Entries for which no time was left.
         let mut later: Vec<i64> = Vec::new();
-        // From here on: what has been embedded is written, unless writing itself takes too long. A machine that gives this
-        // process a tenth of a core would embed sixteen rows for each one that it writes otherwise.
+        // The time counts from here: embedded rows are written unless writing itself takes too long. Otherwise a
+        // process with a tenth of a core would embed sixteen rows for each row that it writes.
         let begun = Instant::now();
         match attempt(|| self.write_all(&ready, begun)) {
             Ok(written) => {
@@ -211,7 +217,7 @@ impl Work<'_> {
             }
         }
         put_back(&later, 0)?;
-        // Another session will not have the row for long.
+        // The other session will not hold the lock for long.
         put_back(&open, LOCKED_REST)?;
         // The other rows no longer exist, were embedded by another session, or have nothing to embed.
         let rest: Vec<i64> = entries[..count]
@@ -223,7 +229,7 @@ impl Work<'_> {
         Ok(count)
     }
 
-    /// Writes rows until the time is over, one at least; or fails.
+    /// Writes rows until the time is over, but at least one; or fails.
     fn write_all(&self, rows: &[(&Row, Option<Vector>)], begun: Instant) -> SqlResult<AllWritten> {
         let mut written = AllWritten::default();
         self.watch.as_owner(|client| {
@@ -247,7 +253,7 @@ impl Work<'_> {
         Ok(written)
     }
 
-    /// Notes that a row has failed.
+    /// Records that a row has failed.
     fn note(&self, entry: &Entry, row: Option<&Row>, failure: Failure, outcome: &mut Outcome) -> SqlResult<()> {
         let Self { watch, queries, .. } = *self;
         if self.terms.on_error == OnRowError::Retry
@@ -263,8 +269,8 @@ impl Work<'_> {
                 client.update(query, None, &arguments).map(drop).map_err(spi)
             });
         }
-        // A session that deletes the row or changes its key waits from here on, and then takes it off the list. Without
-        // the lock, a row whose key was changed meanwhile was listed twice.
+        // A session that deletes the row or changes its key waits from here on, and then removes it from the list.
+        // Without the lock, a row whose key changed in the meantime was listed twice.
         if let Some(row) = row {
             match attempt(|| watch.as_owner(|client| queries.lock(client, row))) {
                 Ok(Locked::Elsewhere) => {
@@ -272,11 +278,10 @@ impl Work<'_> {
                     return put_back(&[entry.id], LOCKED_REST);
                 }
                 Ok(Locked::Superseded) => return Ok(()),
-                // If it can't be locked at all, that is what it fails by.
+                // If the lock itself fails, record that error.
                 Ok(Locked::Here) | Err(_) => {}
             }
-            // The vector that it has is not one of this watch's. If a trigger keeps it from being removed, the row is
-            // listed all the same.
+            // Its vector does not come from this watch. If a trigger prevents its removal, the row is listed anyway.
             if entry.again {
                 let _ = attempt(|| watch.as_owner(|client| queries.write(client, watch, row, None)));
             }
@@ -294,18 +299,18 @@ impl Work<'_> {
     }
 }
 
-/// Whether a row would fail in the same way again: its image is broken or of a format that is not read (22023, 0A000),
-/// or beyond a limit (54000). Others, such as a trigger's error, may have passed by the next attempt.
+/// Whether a row would fail in the same way again: its image is broken or of an unsupported format (22023, 0A000), or
+/// exceeds a limit (54000). Other errors, such as a trigger's, may not recur at the next attempt.
 fn is_permanent(failure: &Failure) -> bool {
     ["22", "0A", "54"].iter().any(|class| failure.code.starts_with(class))
 }
 
-/// What has become of rows that were to be written.
+/// The results of writing rows.
 #[derive(Default)]
 struct AllWritten {
     done: i64,
-    /// Entries whose rows another session has.
+    /// Entries whose rows another session has locked.
     locked: Vec<i64>,
-    /// Entries that there was no time for.
+    /// Entries for which no time was left.
     later: Vec<i64>,
 }

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from citus_servers import Citus
-from servers import Server
+from servers import Server, server
 
 
 @pytest.fixture(scope="session")
@@ -27,15 +27,8 @@ def citus(bindir: pathlib.Path) -> Iterator[Citus]:
 @pytest.fixture(scope="session")
 def single(bindir: pathlib.Path) -> Iterator[Server]:
     """One server without Citus, to compare with."""
-    made = Server(bindir, {"clip_search.preload": "photo-mini"})
-    try:
-        made.start()
-        with made.connect() as db:
-            db.execute("SET client_min_messages = warning")
-            db.execute("CREATE EXTENSION clip_search CASCADE")
+    with server(bindir, preload="photo-mini") as made:
         yield made
-    finally:
-        made.remove()
 
 
 @pytest.fixture

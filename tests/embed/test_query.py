@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 
 import numpy as np
 import psycopg
 import pytest
+from PIL import Image
 
 import support
 from reference import unit
@@ -203,6 +205,24 @@ def test_the_least_recently_used_image_is_evicted(things: support.Database) -> N
         for photo, runs in ((PHOTO, 1), (PHOTO, 1), (OTHER, 2), (PHOTO, 3)):
             db.execute("SELECT clip_embed_image(%b)", (photo,))
             assert counts(db)[1] == before + runs
+
+
+def test_images_that_differ_in_one_byte_are_two(things: support.Database) -> None:
+    """Of one length, and with the same beginning."""
+    pixels = np.array(Image.open(io.BytesIO(PHOTO)).convert("RGB"))
+    files = []
+    for red in (0, 255):
+        # A bitmap begins with its last row.
+        pixels[0, 0, 0] = red
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "BMP")
+        files.append(file.getvalue())
+    assert len(files[0]) == len(files[1]) and files[0][:-4096] == files[1][:-4096]
+    with things.connect() as db:
+        before = counts(db)[1]
+        for file in files:
+            db.execute("SELECT clip_embed_image(%b)", (file,))
+        assert counts(db)[1] == before + 2
 
 
 def test_a_parameter_of_a_function_is_no_constant(things: support.Database) -> None:

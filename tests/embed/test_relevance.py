@@ -229,6 +229,38 @@ def test_find_takes_more_candidates_from_the_index_than_ef_search(table: psycopg
     table.execute("RESET enable_sort; RESET enable_seqscan")
 
 
+def test_find_by_a_photo_finds_what_shows_the_same(table: psycopg.Connection, formula: Formula) -> None:
+    """The word that two photos share most, by the lower of its two relevances."""
+    names, vectors = zip(
+        *table.execute("SELECT name, embedding::text FROM photo WHERE embedding IS NOT NULL").fetchall(), strict=True
+    )
+    scores = np.stack([formula.scores(support.vector(text).astype(np.float64), formula.tags) for text in vectors])
+    photo = next(path for path in PHOTOS if path.stem == "cat")
+    query = support.embed_one(table, "image", photo.read_bytes()).astype(np.float64)
+    wanted = formula.relevance(np.minimum(scores, formula.scores(query, formula.tags)).max(1))
+    before = value(table, "SELECT sum(images)::int FROM clip_stats()")
+    found = {
+        name: (cosine, relevance)
+        for name, cosine, relevance in table.execute(
+            "SELECT name, f.cosine, f.relevance FROM clip_find('photo', %b::bytea, 1000, 0) AS f JOIN photo ON photo.id = f.id::bigint",
+            (photo.read_bytes(),),
+        )
+    }
+    assert value(table, "SELECT sum(images)::int FROM clip_stats()") == before, "the memo has it"
+    assert len(found) >= 0.98 * len(names)
+    for name, text, relevance in zip(names, vectors, wanted, strict=True):
+        if name in found:
+            assert abs(found[name][1] - relevance) < TOLERANCE, name
+            assert abs(found[name][0] - support.vector(text) @ query) < 1e-5
+    # Copies show the same, other subjects do not.
+    rows = table.execute(
+        "SELECT name FROM clip_find('photo', %b::bytea) AS f JOIN photo ON photo.id = f.id::bigint WHERE name NOT LIKE 'mixed%%'",
+        (photo.read_bytes(),),
+    )
+    assert {name for (name,) in rows} == {"cat", "cat-cropped", "cat-mirrored"}
+    assert sqlstate(table, "SELECT * FROM clip_find('photo', 'no image'::bytea)")[0] == "22023"
+
+
 def test_find_has_the_callers_rights_and_no_others(table: psycopg.Connection, plain_role: str) -> None:
     call = "SELECT count(*) FROM clip_find('public.photo', 'a cat', 1000, 0)"
     table.execute(f"SET ROLE {plain_role}")

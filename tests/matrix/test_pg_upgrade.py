@@ -40,7 +40,7 @@ CREATE TABLE scan (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, data byte
 SELECT clip_watch('scan', 'data', on_error => 'skip');
 """
 # All that the extension and its users have stored; a row's place and transaction are those of the old files if nothing
-# has been written anew.
+# has been rewritten.
 STORED = (
     "SELECT t::text FROM clip_search.collection t ORDER BY 1",
     "SELECT t::text FROM clip_search.cluster t ORDER BY 1",

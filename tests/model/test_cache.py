@@ -72,7 +72,7 @@ def test_what_is_removed_or_damaged_in_use_does_no_harm(own: Server, cache: path
     for entry in cache.iterdir():
         own.run("sh", "-c", f"echo damaged > {entry}/graph.onnx")
     assert float(embed(own)[1] @ image) > 0.999999
-    assert all((entry / "graph.onnx").stat().st_size > 1000 for entry in cache.iterdir()), "written anew"
+    assert all((entry / "graph.onnx").stat().st_size > 1000 for entry in cache.iterdir()), "written again"
 
 
 def test_a_place_that_can_not_be_written_is_logged(own: Server) -> None:

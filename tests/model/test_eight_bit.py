@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 from collections.abc import Iterator
 
 import numpy as np
@@ -121,6 +122,23 @@ def test_it_is_made_once(db: psycopg.Connection) -> None:
     assert value(db, recipes, directory, directory) == before >= 1
 
 
+def test_a_notice_comes_before_it_is_made(db: psycopg.Connection, uneven: pathlib.Path) -> None:
+    shutil.copytree(uneven, uneven.parent / "announced")
+    said: list[list[str]] = []
+    for _ in range(2):
+        with support.connect(db.info.dbname) as other:
+            other.execute("LOAD 'clip_search'")
+            other.execute(f"SET clip_search.model_path = '{value(db, 'SHOW clip_search.model_path')}'")
+            found: list[str] = []
+            other.add_notice_handler(
+                lambda notice, found=found: found.append(f"{notice.message_primary} {notice.message_detail}")
+            )
+            embed_one(other, "text", TEXTS[0], "announced:auto-int8")
+            said.append(found)
+    assert len(said[0]) == 1 and said[1] == [], said
+    assert "text_model.onnx" in said[0][0] and "done once" in said[0][0] and "clip_search.cache_path" in said[0][0]
+
+
 def test_a_watch_records_the_precision(db: psycopg.Connection) -> None:
     db.execute("SET clip_search.precision = int8")
     db.execute("CREATE TABLE note (id bigint PRIMARY KEY, body text)")
@@ -140,7 +158,8 @@ def test_a_tower_without_an_eight_bit_form_runs_in_float32(db: psycopg.Connectio
     for _ in range(2):
         found = embed_one(db, "image", PHOTOS[0].read_bytes(), "photo-mini:auto-int8")
         assert np.allclose(found, exact, atol=1e-6)
-    assert len(notices) == 1 and notices[0][0].endswith("has no eight-bit form and runs in float32"), notices
+    told = [message for message, _ in notices if not message.startswith("making the eight-bit form")]
+    assert len(told) == 1 and told[0].endswith("has no eight-bit form and runs in float32"), notices
 
 
 def test_without_a_cache_it_runs_in_float32(db: psycopg.Connection) -> None:

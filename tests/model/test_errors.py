@@ -1,4 +1,4 @@
-"""Files that are missing, broken or of another kind: the right SQLSTATE, and the connection goes on.
+"""Files that are missing, broken or of another kind: the right SQLSTATE, and the connection stays usable.
 
 Every test has a connection of its own, since a process loads ONNX Runtime once. A missing or too old
 library made other users of the same loader hang for good (pykeio/ort#560), so each call has a time limit.
@@ -29,7 +29,7 @@ def db(database: support.Database) -> Iterator[psycopg.Connection]:
     """A fresh connection; a call that hangs ends with 57014."""
     with database.connect() as connection:
         connection.execute("SELECT clip_version()")
-        connection.execute("SET statement_timeout = '20s'")
+        connection.execute("SET statement_timeout = '60s'")
         yield connection
 
 
@@ -210,6 +210,23 @@ def test_a_broken_model_is_named_and_can_be_put_right(
         assert support.close(embed_one(db, what, item, "broken"), expected)
     finally:
         shutil.rmtree(model, ignore_errors=True)
+
+
+def test_a_model_of_the_same_name_in_another_path_is_another(
+    db: psycopg.Connection, server_folder: support.ServerFolder
+) -> None:
+    """A connection that has one loaded loads the other."""
+    other = support.make_clip("clip-mini-other", "--miniature", "--seed", "7")
+    paths = [
+        server_folder.add(source, f"{place}/same") for place, source in (("a", FIXTURES / "clip-mini"), ("b", other))
+    ]
+    for path in paths:
+        server_folder.open(path.parent)
+    found = []
+    for path in (paths[0], paths[1], paths[0]):
+        db.execute(f"SET clip_search.model_path = '$system:{path.parent}'")
+        found.append(embed_one(db, "text", "a cat", "same"))
+    assert support.close(found[0], found[2]) and not support.close(found[0], found[1])
 
 
 def test_an_empty_directory_is_no_model(db: psycopg.Connection, clip_mini, server_folder: support.ServerFolder) -> None:

@@ -124,7 +124,7 @@ def stored(db: psycopg.Connection) -> list[list[tuple]]:
 
 def settings(db: psycopg.Connection) -> list[tuple]:
     return db.execute(
-        "SELECT to_jsonb(w) - 'rows' - 'embedded' - 'pending' - 'failed' - 'outdated' - 'models' FROM clip_search.watch w ORDER BY 1"
+        "SELECT to_jsonb(w) - 'rows' - 'embedded' - 'pending' - 'failed' - 'outdated' - 'models' - 'tags' FROM clip_search.watch w ORDER BY 1"
     ).fetchall()
 
 

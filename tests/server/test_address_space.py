@@ -25,7 +25,8 @@ STORED = sorted(
     path
     for folder in ("heic", "avif", "jxl", "tiff")
     for path in (support.ROOT / "tests" / "fixtures" / folder).iterdir()
-    if path.suffix == f".{folder}" and path.stem in {"plain", "lossless", "alpha", "bits10", "lossy", "groups", "zstd", "old_jpeg"}
+    if path.suffix == f".{folder}"
+    and path.stem in {"plain", "lossless", "alpha", "bits10", "lossy", "groups", "zstd", "old_jpeg"}
 )
 LABELS = "(SELECT array_agg('a thing with number ' || n) FROM generate_series(1, 300) n)"
 CALLS = {

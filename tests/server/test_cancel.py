@@ -9,8 +9,9 @@ import pytest
 
 import support
 
-# Measured are 0.2 s at most (docs/limits.md), on a machine that does nothing else.
-SOON = 2.0
+# Of what the backend computes, whatever else the machine does. Measured are 0.2 s at most (docs/limits.md); processors of
+# half the speed pass.
+SOON = 0.6
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +26,11 @@ def prepared() -> Iterator[support.Database]:
 @pytest.mark.parametrize("name", cancels.OTHERS)
 def test_a_cancel_is_seen(prepared: support.Database, name: str) -> None:
     """Of images, tests/embed/test_image_limits.py does the same."""
-    took = [cancels.cancel_after(prepared.connect, cancels.OTHERS[name], delay, cancels.SETTINGS.get(name, "")) for delay in (0.05, 0.15, 0.4)]
-    seen = [cancelled.wall for cancelled in took if cancelled is not None]
+    took = [
+        cancels.cancel_after(prepared.connect, cancels.OTHERS[name], delay, cancels.SETTINGS.get(name, ""))
+        for delay in (0.05, 0.15, 0.4)
+    ]
+    seen = [cancelled.cpu for cancelled in took if cancelled is not None]
     # A text of 100 MB is refused at once.
     assert seen or name.startswith("clip_embed_text,")
     assert max(seen, default=0.0) < SOON, took

@@ -349,7 +349,7 @@ def test_a_locked_table_holds_up_no_reader(database: support.Database, eve: str,
         db.execute(f"SELECT clip_watch('{eve}.t', 'body', embedding => 'other')")
         db.execute(f"GRANT USAGE ON SCHEMA {eve} TO PUBLIC; GRANT SELECT ON {eve}.t TO PUBLIC")
     with database.connect(user=eve, autocommit=False) as locker, database.connect(user=plain_role) as db:
-        db.execute("SET statement_timeout = '5s'")
+        db.execute("SET statement_timeout = '60s'")
         locker.execute(f"LOCK TABLE {eve}.t IN ACCESS EXCLUSIVE MODE")
         assert db.execute("SELECT rows, embedded, pending FROM clip_search.watch").fetchall() == [(None, None, None)]
         locker.rollback()

@@ -31,7 +31,7 @@ EXCEPTION WHEN invalid_parameter_value THEN RAISE NOTICE '%', regexp_replace(SQL
 END $$;
 SELECT clip_leave_cluster(-1, '[0,0,1]') AS left;
 
--- Grouped anew: wolf has been put in the wrong group by hand, and a cat has come that nobody assigned.
+-- Grouped again: wolf has been put in the wrong group by hand, and a cat has come that nobody assigned.
 UPDATE pets SET cluster_id = (SELECT cluster_id FROM pets WHERE name = 'tom') WHERE name = 'wolf';
 INSERT INTO pets (name, embedding) VALUES ('felix', '[1,0.05,0.05]');
 CREATE TABLE before AS SELECT * FROM pets;
@@ -41,7 +41,7 @@ RESET client_min_messages;
 SELECT p.name, p.cluster_id = b.cluster_id AS kept, p.cluster_id = t.cluster_id AS with_tom
 FROM pets p JOIN before b USING (name), pets t WHERE t.name = 'tom' ORDER BY 1;
 SELECT representative, size, labels FROM clip_clusters('pets');
--- Nothing is left to change, and assignment goes on where it was.
+-- Nothing is left to change, and assignment continues where it was.
 SELECT count(*) FROM clip_recluster('pets');
 SELECT clip_assign_cluster('[1,0.06,0]', 'pets') = cluster_id AS with_tom FROM pets WHERE name = 'tom';
 SELECT clip_recluster('pets', 'ward');

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
+import support
 from servers import Server, server
 
 
@@ -34,3 +35,13 @@ def db(request: pytest.FixtureRequest) -> Iterator[psycopg.Connection]:
             connection.execute(f"DROP TABLE {table} CASCADE")
         connection.execute("DROP TABLE IF EXISTS note, photo CASCADE")
         connection.execute("SELECT clip_drop_collection(name) FROM clip_search.collection")
+
+
+@pytest.fixture
+def with_clip(database: support.Database, db: psycopg.Connection, clip_mini: pathlib.Path):
+    """A second model in every session of the database."""
+    path = f"$system:{clip_mini.parent}"
+    db.execute(f"ALTER DATABASE {database.name} SET clip_search.model_path = '{path}'")
+    db.execute(f"SET clip_search.model_path = '{path}'")
+    yield
+    db.execute(f"ALTER DATABASE {database.name} RESET clip_search.model_path")

@@ -117,6 +117,20 @@ def test_what_comes_later_is_not_waited_for(database, db):
     assert value(db, "SELECT count(*) FROM note WHERE id <= 30 AND embedding IS NULL") == 0
 
 
+def test_a_row_that_a_trigger_keeps_as_it_is_has_failed(db):
+    notes(db, ", mode => 'queued'")
+    db.execute(
+        "CREATE OR REPLACE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; "
+        "CREATE TRIGGER keep BEFORE UPDATE ON note FOR EACH ROW EXECUTE FUNCTION keep()"
+    )
+    db.execute("INSERT INTO note VALUES (1, 'a cat')")
+    db.execute("CALL clip_backfill('note')")
+    failed = db.execute("SELECT key, sqlstate, message FROM clip_search.failure").fetchall()
+    assert failed == [(["1"], "27000", "the row could not be updated")]
+    assert value(db, "SELECT count(embedding) FROM note") == 0
+    assert value(db, "SELECT count(*) FROM clip_search.cluster WHERE collection = 'note'") == 0
+
+
 def test_failures_are_tried_again_by_kind(db):
     db.execute("CREATE TABLE note (id int PRIMARY KEY, image bytea)")
     db.execute("SELECT clip_watch('note', 'image', mode => 'queued', on_error => 'skip')")

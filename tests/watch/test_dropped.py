@@ -79,7 +79,7 @@ def test_a_collection_that_somebody_else_has_in_hand_is_not_waited_for(database,
     with database.connect(autocommit=False) as other:
         other.execute("SELECT clip_assign_cluster(clip_embed_text('a cat'), 'bodies')")
         with database.connect(owner) as own:
-            own.execute("SET statement_timeout = '10s'")
+            own.execute("SET statement_timeout = '60s'")
             own.execute(f"DROP TABLE {owner}.photo")
         assert value(db, "SELECT count(*) FROM clip_search.watch") == 0
         assert value(db, "SELECT count(*) FROM clip_search.pending") == 0

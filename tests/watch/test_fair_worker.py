@@ -55,20 +55,27 @@ def embedded(db: psycopg.Connection, table: str) -> int:
 
 
 def test_a_table_whose_trigger_is_slow_holds_others_up_by_one_row(preloaded, db):
-    with watched(preloaded, "eve.slow", "PERFORM pg_sleep(4);") as eve, watched(preloaded, "bob.quick") as bob:
+    # A sequence is advanced at once, whether or not the batch has been committed.
+    db.execute("CREATE SEQUENCE eve.begun; GRANT ALL ON SEQUENCE eve.begun TO eve")
+    begun = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM eve.begun"
+    slow = "PERFORM nextval('eve.begun'); PERFORM pg_sleep(1);"
+    with watched(preloaded, "eve.slow", slow) as eve, watched(preloaded, "bob.quick") as bob:
         eve.execute("INSERT INTO eve.slow SELECT g, 'a cat' FROM generate_series(1, 64) g")
-        time.sleep(1)
-        waits = []
+        until(lambda: value(db, begun) > 0, "eve's first row")
+        between = []
         for row in range(3):
-            began = time.monotonic()
+            before = value(db, begun)
             bob.execute("INSERT INTO bob.quick VALUES (%s, 'a dog')", (row,))
             until(lambda row=row: embedded(db, "bob.quick") == row + 1, "bob's row")
-            waits.append(time.monotonic() - began)
-        # 4 s of the row in hand and the batch's end.
-        assert max(waits) < 6, waits
+            between.append(value(db, begun) - before)
+        # The row in hand has begun before; the next may begin before bob's is seen here.
+        assert max(between) <= 2, between
         # What was done of a batch that was cut short is kept, and no attempt is held against the rest.
         assert embedded(db, "eve.slow") >= 1
-        assert value(db, "SELECT max(attempts) FROM clip_search.pending WHERE relation = 'eve.slow'::regclass") <= 1
+        pending = "SELECT max(attempts), count(*) FILTER (WHERE attempts > 0) FROM clip_search.pending WHERE relation = 'eve.slow'::regclass"
+        most, tried = db.execute(pending).fetchone()
+        # Two at most are in hand, since a batch is of so many as take two seconds; the first was of sixteen.
+        assert most <= 1 and tried <= 4, (most, tried)
         assert value(db, "SELECT count(*) FROM clip_search.failure WHERE relation = 'eve.slow'::regclass") == 0
 
 
@@ -95,6 +102,21 @@ def test_time_is_shared_by_owner_not_by_table(preloaded, db):
             connection.close()
 
 
+def test_shares_are_of_time_and_not_of_batches(preloaded, db):
+    """A row of eve's takes 4 s, a batch of bob's half a second."""
+    with watched(preloaded, "eve.slow", "PERFORM pg_sleep(4);") as eve:
+        with watched(preloaded, "bob.quick", "PERFORM pg_sleep(0.1);") as bob:
+            eve.execute("INSERT INTO eve.slow SELECT g, 'a cat' FROM generate_series(1, 60) g")
+            bob.execute("INSERT INTO bob.quick SELECT g, 'a cat' FROM generate_series(1, 80) g")
+            until(lambda: embedded(db, "bob.quick") > 0, "bob's first rows")
+            began, before = time.monotonic(), embedded(db, "eve.slow")
+            until(lambda: embedded(db, "bob.quick") == 80, "bob's rows", patience=120)
+            of_eve, whole = 4 * (embedded(db, "eve.slow") - before), time.monotonic() - began
+    # Half of the time is eve's, give or take a row; by turns, it would be eight ninths.
+    assert of_eve <= 0.6 * whole + 4, (of_eve, whole)
+    db.execute("DROP TABLE eve.slow")
+
+
 def test_a_trigger_that_swallows_the_cancel_ends_the_process_and_others_go_on(preloaded, db):
     db.execute("ALTER SYSTEM SET clip_search.worker_timeout = '1s'")
     db.execute("ALTER SYSTEM SET clip_search.worker_attempts = 2")
@@ -105,10 +127,8 @@ def test_a_trigger_that_swallows_the_cancel_ends_the_process_and_others_go_on(pr
         until(lambda: workers(db), "a worker")
         first = workers(db)[0]
         time.sleep(0.5)
-        began = time.monotonic()
         bob.execute("INSERT INTO bob.quick SELECT g, 'a dog' FROM generate_series(1, 5) g")
         until(lambda: embedded(db, "bob.quick") == 5, "bob's rows")
-        assert time.monotonic() - began < 15
         until(lambda: workers(db) not in ([], [first]), "another worker")
         # Twice, and the row rests for a minute; then the attempts are used up.
         query = "SELECT attempts, due > now() + interval '30 seconds' FROM clip_search.pending WHERE relation = 'eve.slow'::regclass"

@@ -70,7 +70,7 @@ def test_a_second_call_lets_others_read(database, db):
     notes(db)
     with database.connect(autocommit=False) as reader:
         reader.execute("SELECT * FROM note")
-        db.execute("SET lock_timeout = '2s'")
+        db.execute("SET lock_timeout = '60s'")
         db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', on_error => 'skip')")
         reader.rollback()
 

@@ -84,7 +84,7 @@ def test_after_it_is_cut_off_it_embeds_itself(servers: list[Server]) -> None:
     """As when a major version is left behind by logical replication."""
     _, subscriber = servers
     with subscriber.connect() as db:
-        # Numbers of sequences are not replicated, and groups are counted anew from the rows.
+        # Numbers of sequences are not replicated, so groups are counted from the rows.
         assert value(db, "SELECT count(*) FROM clip_recluster('photo')") > 0
         before = value(db, "SELECT count(*) FROM clip_search.cluster")
         db.execute("INSERT INTO photo (id, title, data) VALUES (100, 'again', %b)", (PHOTOS[2].read_bytes(),))

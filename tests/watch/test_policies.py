@@ -73,7 +73,9 @@ def reader(preloaded: Server, owner: psycopg.Connection) -> Iterator[psycopg.Con
     """A role that may read and write the owner's table, as far as its policies allow."""
     with preloaded.connect() as admin:
         admin.execute("CREATE ROLE reader LOGIN")
-        admin.execute("GRANT USAGE ON SCHEMA owner TO reader; GRANT SELECT, INSERT, UPDATE, DELETE ON owner.note TO reader")
+        admin.execute(
+            "GRANT USAGE ON SCHEMA owner TO reader; GRANT SELECT, INSERT, UPDATE, DELETE ON owner.note TO reader"
+        )
         with psycopg.connect(host=str(preloaded.folder), user="reader", dbname="postgres", autocommit=True) as db:
             db.execute("SET client_min_messages = warning; SET search_path = owner, public")
             yield db
@@ -122,7 +124,9 @@ def test_force_stops_each_call_before_it_does_anything(owner: psycopg.Connection
         assert value(admin, "SELECT count(*) FROM clip_search.watch_failure") == 4
 
 
-def test_a_writer_need_not_see_the_row(owner: psycopg.Connection, reader: psycopg.Connection, preloaded: Server) -> None:
+def test_a_writer_need_not_see_the_row(
+    owner: psycopg.Connection, reader: psycopg.Connection, preloaded: Server
+) -> None:
     """The triggers have the row from PostgreSQL, not from a query that a policy could filter."""
     owner.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id')")
     owner.execute("ALTER TABLE note ENABLE ROW LEVEL SECURITY")

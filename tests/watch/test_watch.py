@@ -518,6 +518,9 @@ def test_backfill_commits_and_goes_on(database: support.Database, db: psycopg.Co
         CREATE TRIGGER count_writes BEFORE UPDATE ON note FOR EACH ROW EXECUTE FUNCTION count_writes()""")
     assert db.execute("SELECT rows, embedded, pending, failed FROM clip_search.watch").fetchone() == (303, 0, 302, 0)
 
+    # It can't come to the end before it is cancelled.
+    holder = database.connect(autocommit=False)
+    holder.execute("SELECT FROM note WHERE id = 299 FOR UPDATE")
     with database.connect() as first:
         pid = first.info.backend_pid
         found: list = []
@@ -525,11 +528,11 @@ def test_backfill_commits_and_goes_on(database: support.Database, db: psycopg.Co
             target=lambda: found.append(sqlstate(first, "CALL clip_backfill('note', batch => 4)"))
         )
         thread.start()
-        while value(db, "SELECT embedded FROM clip_search.watch") < 8:
-            time.sleep(0.01)
+        until(lambda: value(db, "SELECT embedded FROM clip_search.watch") >= 8, "the first rows")
         db.execute("SELECT pg_cancel_backend(%s)", (pid,))
-        thread.join(10)
+        thread.join(support.PATIENCE)
         assert found[0][0] == "57014"
+    holder.close()
     done = value(db, "SELECT embedded FROM clip_search.watch")
     assert 8 <= done < 302
 
@@ -642,19 +645,27 @@ def test_reembed_swaps_when_it_is_complete(
     assert state == "22023" and "already" in text
     assert sqlstate(db, "CALL clip_reembed('note', 'nope')")[0] == "42704"
 
-    # Cancelled, it leaves both columns true and goes on later.
+    # A cancel leaves both columns in sync, and the next call continues.
     def reembed() -> tuple[str | None, str]:
         return sqlstate(mine, "CALL clip_reembed('note', 'clip-mini', batch => 2)")
 
-    mine = database.connect()
+    # It can't come to the end before it is cancelled.
+    mine, holder = database.connect(), database.connect()
+    db.execute("""
+        CREATE OR REPLACE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN PERFORM pg_catalog.pg_advisory_xact_lock_shared(77); RETURN NEW; END $$;
+        CREATE TRIGGER wait BEFORE UPDATE ON note FOR EACH ROW WHEN (old.id = 399) EXECUTE FUNCTION wait()""")
+    holder.execute("SELECT pg_advisory_lock(77)")
     found: list = []
     thread = threading.Thread(target=lambda: found.append(reembed()))
     thread.start()
-    while (value(db, "SELECT max(embedded) FROM clip_search.watch WHERE replaces = 'embedding'") or 0) < 20:
-        time.sleep(0.01)
+    embedded = "SELECT coalesce(max(embedded), 0) FROM clip_search.watch WHERE replaces = 'embedding'"
+    until(lambda: value(db, embedded) >= 20, "the first rows")
     db.execute("SELECT pg_cancel_backend(%s)", (mine.info.backend_pid,))
-    thread.join(20)
+    thread.join(support.PATIENCE)
     assert found[0][0] == "57014"
+    holder.close()
+    db.execute("DROP TRIGGER wait ON note")
     assert value(db, "SELECT vector_dims(embedding) FROM note LIMIT 1") == 512
     check(db, "note WHERE id < 1000", collection="note")
     db.execute("UPDATE note SET body = 'the ocean' WHERE id <= 50; DELETE FROM note WHERE id BETWEEN 51 AND 60")
@@ -747,7 +758,7 @@ def test_reembed_swaps_when_it_is_complete(
 
 @pytest.mark.parametrize("schema", ["public", "its Own"])
 def test_a_dump_keeps_what_is_watched(empty_database: support.Database, pg_program, tmp_path, schema: str) -> None:
-    """Restored in one go, nothing is embedded anew (a row shows that, whose embedding is not its source's), what is
+    """Restored in one go, nothing is embedded again (a row shows that, whose embedding is not its source's), what is
     queued and what failed is still listed, and the triggers work."""
     with empty_database.connect() as db:
         db.execute("SET client_min_messages = warning")

@@ -16,7 +16,7 @@ from watched import PHOTOS, check, fill, notes
 def test_a_batch_of_null_is_refused(db: psycopg.Connection) -> None:
     """It was taken for an entry of the queue without end."""
     notes(db)
-    db.execute("SET statement_timeout = '10s'")
+    db.execute("SET statement_timeout = '60s'")
     for call in ("CALL clip_backfill('note', NULL)", "CALL clip_reembed('note', 'clip-mini', batch => NULL)"):
         state, text = sqlstate(db, call)
         assert state == "22004" and text.startswith('argument "batch" is NULL')
@@ -147,7 +147,7 @@ def test_what_is_set_to_null_by_hand_leaves_its_cluster(db: psycopg.Connection, 
     assert check(db, "note") == 10
     db.execute("DELETE FROM note")
     assert check(db, "note") == 0
-    # Where a worker sees to it, it is told.
+    # Where a worker embeds the rows, the notice says so.
     db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', mode => 'queued')")
     fill(db)
     db.execute("CALL clip_backfill('note')")
@@ -386,7 +386,7 @@ def test_unwatch_waits_for_nobody_who_works_on_the_queue(database: support.Datab
     with database.connect() as worker, worker.transaction():
         assert len(worker.execute("SELECT FROM clip_search.watch_queue FOR UPDATE").fetchall()) == 5
         with db.transaction():
-            db.execute("SET LOCAL lock_timeout = '5s'")
+            db.execute("SET LOCAL lock_timeout = '60s'")
             db.execute("ALTER TABLE note ADD tags text[]")
             db.execute("SELECT clip_unwatch('note', drop_columns => true)")
     # What it had in hand is for no watch, and does not stay.
@@ -456,15 +456,25 @@ def test_names_beyond_ascii(database: support.Database, encoding: str) -> None:
             db.execute("SET client_min_messages = warning")
             db.execute("CREATE EXTENSION clip_search CASCADE")
             db.execute(f'CREATE TABLE "{word}" ("{word}id" int PRIMARY KEY, "{word}data" bytea, "{word}l" text[])')
-            db.execute("CREATE TABLE plain (id int PRIMARY KEY, data bytea)")
+            db.execute("CREATE TABLE plain (id int PRIMARY KEY, data bytea, embedding vector(512))")
             calls = {
                 "watch": f"""SELECT clip_watch('"{word}"', '{word}data', '{word}emb', cluster => '{word}cl', collection => '{word}',
-                             labels => '{word}l', image => '{word}data', key => '{word}id', index => true)""",
+                             labels => '{word}l', image => '{word}data', key => '{word}id', tags => '{word}t', index => true)""",
                 "insert": f"""INSERT INTO "{word}" VALUES (1, decode('{PHOTOS["cat"].hex()}', 'hex'), ARRAY['{word}'])""",
                 "again": f"""SELECT clip_watch('"{word}"', embedding => '{word}emb', mode => 'immediate', reset => '{{threshold}}')""",
                 "backfill": f"""CALL clip_backfill('"{word}"')""",
                 "retry": f"""SELECT clip_retry('"{word}"', '{word}emb')""",
                 "query": f"""SELECT clip_embed_text_for('"{word}"', 'a', '{word}emb')""",
+                "find": f"""SELECT count(*) FROM clip_find('"{word}"', 'a cat', 9, 0, key => '{word}id', embedding => '{word}emb')""",
+                "find its columns": f"""SELECT count(*) FROM clip_find('"{word}"', 'a cat')""",
+                "find by a word": f"SELECT count(*) FROM clip_find('plain', '{word}')",
+                "find by a photo": f"""SELECT count(*) FROM clip_find('"{word}"', decode('{PHOTOS["cat"].hex()}', 'hex'))""",
+                "find by a model": f"SELECT count(*) FROM clip_find('plain', 'a cat', model => '{word}')",
+                "relevance": f"SELECT clip_relevance(clip_embed_text('a cat'), '{word}')",
+                "explain": f"SELECT count(*) FROM clip_explain(clip_embed_text('a cat'), '{word}')",
+                "labels": f"SELECT count(*) FROM clip_tags(clip_embed_text('a cat'), labels => ARRAY['{word}', 'a'])",
+                "or none": f"SELECT count(*) FROM clip_classify_or_none(clip_embed_text('a cat'), ARRAY['{word}', 'a'], '{word}?')",
+                "none": f"SELECT count(*) FROM clip_classify_or_none(clip_embed_text('a cat'), ARRAY['a'], '{word}')",
                 "clusters": f"SELECT size FROM clip_clusters('{word}')",
                 "groups": f"SELECT clip_cluster_groups('{word}')",
                 "recluster": f"SELECT count(*) FROM clip_recluster('{word}')",
@@ -476,7 +486,9 @@ def test_names_beyond_ascii(database: support.Database, encoding: str) -> None:
                 "drop": f"SELECT clip_drop_collection('{word}c')",
             }
             for what, call in calls.items():
-                if works or what == "insert":
+                if what == "find by a model":
+                    assert sqlstate(db, call)[0] == ("42704" if works else "0A000")
+                elif works or what == "insert":
                     db.execute(call)
                 else:
                     assert sqlstate(db, call)[0] == "0A000", what
@@ -487,8 +499,65 @@ def test_names_beyond_ascii(database: support.Database, encoding: str) -> None:
                 f"SELECT clip_watch('plain', '{word}')",
                 f"SELECT clip_thumbnail('x', 64, '{word}')",
                 f"SELECT clip_benchmark('{word}')",
+                f"SELECT clip_prepare_words('{word}')",
+                f"SELECT clip_tags(clip_embed_text('a'), 3, '{word}')",
             ):
                 assert sqlstate(db, call)[0] in (("42704", "22023", "42703") if works else ("0A000",)), call
+    finally:
+        with database.connect() as db:
+            db.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "EUC_JP"])
+def test_values_beyond_ascii(database: support.Database, encoding: str, server_folder: support.ServerFolder) -> None:
+    """Keys, keywords and words of a list: read as UTF-8, or an error of the right class, and no other row is in the way."""
+    name = f"clip_values_{encoding.lower()}"
+    # A byte sequence that the database takes, and that is no UTF-8.
+    bad = {"LATIN1": "E'm\\xfcnchen'", "SQL_ASCII": "E'm\\xfcnchen'", "EUC_JP": "E'\\xbc\\xcc\\xbf\\xbf'"}[encoding]
+    with database.connect() as db:
+        db.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING {encoding} LOCALE 'C'")
+    try:
+        with support.connect(name) as db:
+            db.execute("SET client_min_messages = warning")
+            db.execute("CREATE EXTENSION clip_search CASCADE")
+            db.execute("CREATE TABLE photo (id text PRIMARY KEY, data bytea, keywords text[])")
+            db.execute(
+                "SELECT clip_watch('photo', 'data', cluster => 'cluster_id', labels => 'keywords', tags => 'tags')"
+            )
+            for key in ("'a'", "'b'"):
+                db.execute(f"INSERT INTO photo VALUES ({key}, decode('{PHOTOS['cat'].hex()}', 'hex'), '{{pet}}')")
+            reports = (
+                "SELECT count(*) FROM clip_find('photo', 'a cat', 9, 0)",
+                "SELECT count(*) FROM clip_clusters('photo')",
+                "SELECT clip_cluster_groups('photo')",
+                "SELECT count(*) FROM clip_duplicates('photo')",
+                "SELECT count(*) FROM clip_recluster('photo')",
+            )
+            for report in reports:
+                db.execute(report)
+            assert value(db, "SELECT bool_and(tags @> '{cat}' OR array_to_string(tags, ' ') LIKE '%cat%') FROM photo")
+            db.execute(f"UPDATE photo SET keywords = ARRAY[{bad}]")
+            # Keywords come back as they are stored; JSON can't have them.
+            assert value(db, f"SELECT labels = ARRAY[{bad}] FROM clip_clusters('photo')")
+            state, text = sqlstate(db, reports[2])
+            assert state == "0A000" and "UTF-8" in text
+            db.execute("UPDATE photo SET keywords = '{pet}'")
+            db.execute(f"INSERT INTO photo VALUES ({bad}, decode('{PHOTOS['cat'].hex()}', 'hex'), '{{pet}}')")
+            db.execute("DELETE FROM photo WHERE id = 'b'")
+            for report in (reports[0], *reports[2:4]):
+                state, text = sqlstate(db, report)
+                assert state == "0A000" and "UTF-8" in text, report
+            # A list of words in another script.
+            path = server_folder.path / f"{name}.txt"
+            path.write_text("\n".join(["Kätzchen", *(f"word {n}" for n in range(600))]) + "\n", encoding="utf-8")
+            path.chmod(0o644)
+            db.execute("SELECT set_config('clip_search.words', %s, false)", (str(path),))
+            call = "SELECT count(*) FROM clip_tags(clip_embed_text('a cat'))"
+            if encoding == "SQL_ASCII":
+                assert value(db, call) == 5
+            else:
+                state, text = sqlstate(db, call)
+                assert state == "0A000" and encoding in text
     finally:
         with database.connect() as db:
             db.execute(f"DROP DATABASE {name} WITH (FORCE)")

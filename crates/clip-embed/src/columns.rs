@@ -57,7 +57,7 @@ enum Value {
 
 struct Column {
     name: String,
-    /// Counts values: a nested column has as many as its elements.
+    /// Counts values: a nested column has one per element.
     index: usize,
     sort: Sort,
 }
@@ -165,7 +165,7 @@ fn whole(file: &File, name: &str) -> Result<()> {
             .detail("Its footer is, which says what columns there are.")
             .hint("Write it without encryption, or as CSV."));
     }
-    // The length of the footer stands before the magic bytes.
+    // The length of the footer precedes the magic bytes.
     if length < 12 || last != MAGIC {
         return Err(Error::new(Kind::InvalidInput, format!("\"{name}\" is cut off"))
             .detail(format!("A Parquet file ends with \"PAR1\"; this one, of {length} bytes, does not."))
@@ -331,7 +331,7 @@ mod tests {
         for path in lists() {
             let whole = std::fs::read(&path).unwrap();
             std::fs::write(&copy, &whole).unwrap();
-            // In place, since a new file for each byte takes a hundred times as long.
+            // In place, because a new file for each byte takes a hundred times as long.
             let file = File::options().write(true).open(&copy).unwrap();
             for at in 0..whole.len() {
                 file.write_all_at(&[whole[at] ^ [1, 0x80, 0xFF][at % 3]], at as u64).unwrap();

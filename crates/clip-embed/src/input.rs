@@ -1,4 +1,4 @@
-//! Finds the files to embed: those of a directory, or those in a list.
+//! Finds the files to embed: the files of a directory, or the files in a list.
 
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
@@ -10,7 +10,7 @@ use walkdir::WalkDir;
 use crate::list::{Item, List};
 use crate::{Arguments, columns, output, progress};
 
-/// Extensions of image files: the formats that are decoded, and those that are refused by name.
+/// Extensions of image files: supported formats, and formats that are refused by name.
 const ENDINGS: [&str; 28] = [
     "jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ico", "heic", "heif", "avif",
     "jxl", "jp2", "apng", "svg", "dng", "cr2", "cr3", "nef", "arw", "raf", "orf", "rw2", "pef",
@@ -110,7 +110,7 @@ fn directory(arguments: &Arguments) -> Result<List> {
                 }
                 let path = e.path().unwrap_or(root);
                 let name = path.file_name().unwrap_or_default();
-                // Broken links end up here whatever their name: Emacs locks a file with the link ".#cat.jpg".
+                // Broken links end up here regardless of their name: Emacs locks a file with the link ".#cat.jpg".
                 let gone = e.io_error().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound);
                 if hidden(name) {
                     continue;
@@ -207,7 +207,7 @@ fn table(reader: impl Read, name: &str, root: &Path, arguments: &Arguments) -> R
     let mut record = csv::StringRecord::new();
     while reader.read_record(&mut record).map_err(unreadable)? {
         let line = || format!("line {}", record.position().map_or(0, csv::Position::line));
-        // The reader has already checked that each row has as many fields as the header.
+        // The reader has already checked that each row has the same number of fields as the header.
         list.add(record[path].to_owned(), record[key].to_owned(), root, line);
     }
     Ok(list)

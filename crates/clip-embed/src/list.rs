@@ -15,7 +15,7 @@ pub struct List {
     pub items: Vec<Item>,
     /// Entries that are not files: (path, reason).
     pub unusable: Vec<(String, Error)>,
-    /// Files of a directory whose extension is not that of an image.
+    /// The number of files in a directory without an image extension.
     pub left_out: usize,
 }
 

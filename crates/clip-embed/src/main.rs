@@ -8,13 +8,11 @@ mod input;
 mod list;
 mod output;
 mod progress;
+mod workers;
 
 use std::collections::HashSet;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
 
 use clap::Parser;
 use clip::embedder::Embedder;
@@ -24,9 +22,10 @@ use clip::{Error, Kind, Setting};
 
 use sha2::{Digest, Sha256};
 
-use list::Item;
+use list::{Item, List};
 use output::{Failures, Format, Key, Output};
 use progress::{Progress, files, tell};
+use workers::Message;
 
 /// Where the Debian packages install models and the runtime library (scripts/deb.sh).
 const PACKAGED_MODELS: &str = "/usr/share/clip-search/models";
@@ -120,19 +119,6 @@ impl Arguments {
     }
 }
 
-/// Messages from a worker.
-enum Message {
-    /// Its model is loaded.
-    Ready,
-    Done {
-        item: usize,
-        result: clip::Result<Vec<f32>>,
-        remarks: Vec<Error>,
-    },
-    /// It can't continue, for a reason other than a file.
-    Broken(Error),
-}
-
 /// Checks a model directory, as clip_check_model does, and prints what it finds; the last line is the verdict.
 ///
 /// Exit status: 0 if the verdict is good; 3 if it is not.
@@ -198,7 +184,7 @@ fn option(setting: Setting) -> &'static str {
     }
 }
 
-/// Embeds the files that are missing from the output; returns how many failed.
+/// Embeds the files that are missing from the output; returns the number of failures.
 fn run(arguments: &Arguments) -> clip::Result<usize> {
     let search = match &arguments.model_path {
         Some(path) => path.split(':').map(PathBuf::from).collect(),
@@ -215,41 +201,10 @@ fn run(arguments: &Arguments) -> clip::Result<usize> {
     let list = input::list(arguments)?;
     let mut output =
         Output::open(&arguments.output, arguments.format, arguments.key_type, &made_by(arguments, &model)?)?;
-    let given = list.items.len();
     let mut failures = Failures::create(&arguments.output)?;
-    let mut failed = 0;
-    for (path, error) in &list.unusable {
-        failures.add(path, error)?;
-        failed += 1;
-    }
-    let (mut items, mut seen) = (Vec::new(), HashSet::new());
-    let (mut there, mut repeated) = (0, 0);
-    for Item { key, path } in list.items {
-        match arguments.key_type.canonical(&key, arguments.format) {
-            Ok(key) if !seen.insert(key.clone()) => repeated += 1,
-            Ok(key) if output.has(&key) => there += 1,
-            Ok(key) => items.push(Item { key, path }),
-            Err(error) => {
-                failures.add(&key, &error)?;
-                failed += 1;
-            }
-        }
-    }
-    drop(seen);
-    let progress = Progress::new(items.len() as u64, arguments.quiet);
-    if list.left_out > 0 {
-        progress.say(&format!(
-            "left out by the end of their names: {} (--every-file takes all)",
-            files(list.left_out as u64)
-        ));
-    }
-    if repeated > 0 {
-        progress.say(&format!("{repeated} of {given} keys are there more than once; the first of each is taken"));
-    }
-    if there > 0 {
-        progress.say(&format!("{there} of {given} are in \"{}\" already", arguments.output.display()));
-    }
-    let jobs = arguments.jobs.map_or_else(cores, usize::from).min(items.len());
+    let chosen = choose(list, arguments, &output, &mut failures)?;
+    let progress = Progress::new(chosen.items.len() as u64, arguments.quiet);
+    chosen.tell(&progress, &arguments.output);
     let limits = Limits {
         max_pixels: arguments.max_image_pixels,
         max_bytes: arguments.max_image_bytes,
@@ -259,120 +214,100 @@ fn run(arguments: &Arguments) -> clip::Result<usize> {
         interrupted: || false,
         names: ("--max-image-pixels", "--max-image-bytes", "--max-image-memory"),
     };
-    let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
-    // A few results may wait for the disk. The bound keeps memory constant.
-    let (sender, receiver) = sync_channel(4 * jobs.max(1));
-    let written = std::thread::scope(|scope| {
-        for _ in 0..jobs {
-            let (sender, model, library) = (sender.clone(), model.clone(), library.clone());
-            let (items, next, stop, limits) = (&items, &next, &stop, &limits);
-            scope.spawn(move || {
-                let embedder =
-                    Embedder::new(model, library, usize::from(arguments.threads)).with_cache(arguments.cache.clone());
-                // An error here means that the receiver has gone.
-                let _ = work(embedder, items, next, stop, limits, &sender);
-            });
-        }
-        drop(sender);
-        let mut write = || -> clip::Result<()> {
-            let mut told = HashSet::new();
-            for message in &receiver {
-                let (item, result, remarks) = match message {
-                    Message::Ready => {
-                        progress.begin();
-                        continue;
-                    }
-                    Message::Broken(error) => return Err(error),
-                    Message::Done { item, result, remarks } => (&items[item], result, remarks),
-                };
-                for remark in remarks {
-                    match remark.element {
-                        Some(_) => progress.say(&format!("\"{}\": {remark}", item.key)),
-                        // A message about the model, which each worker sends.
-                        None if told.insert(remark.message.clone()) => progress.say(&remark.to_string()),
-                        None => {}
-                    }
-                }
-                match result {
-                    Ok(vector) => output.write(&item.key, &vector)?,
-                    Err(error) => {
-                        failures.add(&item.key, &error)?;
-                        failed += 1;
-                        progress.fail();
-                    }
-                }
-                progress.step();
+    let embedder = || {
+        Embedder::new(model.clone(), library.clone(), usize::from(arguments.threads))
+            .with_cache(arguments.cache.clone())
+    };
+    let jobs = arguments.jobs.map_or_else(cores, usize::from);
+    let (mut failed, mut told) = (chosen.failed, HashSet::new());
+    workers::embed(&chosen.items, jobs, &limits, embedder, |message| {
+        let (item, result, remarks) = match message {
+            Message::Ready => {
+                progress.begin();
+                return Ok(());
             }
-            Ok(())
+            Message::Broken(error) => return Err(error),
+            Message::Done { item, result, remarks } => (&chosen.items[item], result, remarks),
         };
-        let written = write();
-        stop.store(true, Ordering::Relaxed);
-        // Wakes workers that wait to send.
-        drop(receiver);
-        written
-    });
-    written?;
+        for remark in remarks {
+            match remark.element {
+                Some(_) => progress.say(&format!("\"{}\": {remark}", item.key)),
+                // A message about the model, which each worker sends.
+                None if told.insert(remark.message.clone()) => progress.say(&remark.to_string()),
+                None => {}
+            }
+        }
+        match result {
+            Ok(vector) => output.write(&item.key, &vector)?,
+            Err(error) => {
+                failures.add(&item.key, &error)?;
+                failed += 1;
+                progress.fail();
+            }
+        }
+        progress.step();
+        Ok(())
+    })?;
     output.finish()?;
     failures.finish()?;
     progress.finish(output.count(), failed, &arguments.output, failures.path());
     Ok(failed)
 }
 
+/// The entries of a list to embed, and the numbers of the others.
+struct Chosen {
+    items: Vec<Item>,
+    given: usize,
+    left_out: usize,
+    repeated: usize,
+    /// Already in the output.
+    there: usize,
+    failed: usize,
+}
+
+fn choose(list: List, arguments: &Arguments, output: &Output, failures: &mut Failures) -> clip::Result<Chosen> {
+    let (given, left_out) = (list.items.len(), list.left_out);
+    let mut chosen = Chosen { items: Vec::new(), given, left_out, repeated: 0, there: 0, failed: 0 };
+    for (path, error) in &list.unusable {
+        failures.add(path, error)?;
+        chosen.failed += 1;
+    }
+    let mut seen = HashSet::new();
+    for Item { key, path } in list.items {
+        match arguments.key_type.canonical(&key, arguments.format) {
+            Ok(key) if !seen.insert(key.clone()) => chosen.repeated += 1,
+            Ok(key) if output.has(&key) => chosen.there += 1,
+            Ok(key) => chosen.items.push(Item { key, path }),
+            Err(error) => {
+                failures.add(&key, &error)?;
+                chosen.failed += 1;
+            }
+        }
+    }
+    Ok(chosen)
+}
+
+impl Chosen {
+    fn tell(&self, progress: &Progress, output: &Path) {
+        let Self { given, left_out, repeated, there, .. } = self;
+        if *left_out > 0 {
+            let names = files(*left_out as u64);
+            progress.say(&format!("left out by the end of their names: {names} (--every-file takes all)"));
+        }
+        if *repeated > 0 {
+            progress.say(&format!("{repeated} of {given} keys are there more than once; the first of each is taken"));
+        }
+        if *there > 0 {
+            progress.say(&format!("{there} of {given} are in \"{}\" already", output.display()));
+        }
+    }
+}
+
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// A worker: takes the next file until none is left.
-fn work(
-    mut embedder: Embedder,
-    items: &[Item],
-    next: &AtomicUsize,
-    stop: &AtomicBool,
-    limits: &Limits,
-    sender: &SyncSender<Message>,
-) -> Result<(), std::sync::mpsc::SendError<Message>> {
-    let mut check_interrupts = || ();
-    // Reports errors of the model before any file is blamed for them.
-    let sample = clip::image::synthetic::photo(64, 64, 1)
-        .and_then(|photo| embedder.embed_images(&[&photo], &Limits::default(), &mut check_interrupts));
-    if let Err(error) = sample {
-        return sender.send(Message::Broken(error));
-    }
-    sender.send(Message::Ready)?;
-    while !stop.load(Ordering::Relaxed) {
-        let item = next.fetch_add(1, Ordering::Relaxed);
-        let Some(Item { path, .. }) = items.get(item) else { return Ok(()) };
-        let vector = read(path, limits).and_then(|file| {
-            embedder.embed_images(&[&file], limits, &mut check_interrupts).map(|mut vectors| vectors.remove(0))
-        });
-        match vector {
-            Err(error) if matches!(error.kind, Kind::BadModel | Kind::MissingFile | Kind::UnknownModel) => {
-                return sender.send(Message::Broken(error));
-            }
-            result => sender.send(Message::Done { item, result, remarks: embedder.take_warnings() })?,
-        }
-    }
-    Ok(())
-}
-
-/// Reads an image file, unless it is too large.
-fn read(path: &Path, limits: &Limits) -> clip::Result<Vec<u8>> {
-    let failed = |e: std::io::Error| Error::new(Kind::InvalidInput, "file cannot be read").detail(format!("{e}."));
-    let about = std::fs::metadata(path).map_err(failed)?;
-    if !about.is_file() {
-        return Err(Error::new(Kind::InvalidInput, "not a regular file"));
-    }
-    if about.len() > limits.max_bytes {
-        return Err(Error::new(Kind::LimitExceeded, "image file is too large")
-            .detail(format!("It has {} bytes; the limit is {}.", about.len(), limits.max_bytes))
-            .hint(format!("Raise {}, or store a smaller copy.", limits.names.1)));
-    }
-    let mut bytes = Vec::with_capacity(about.len() as usize);
-    std::fs::File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)).map_err(failed)?;
-    Ok(bytes)
-}
-
-/// What two runs must have in common to write to the same output.
+/// The options that two runs must share to write to the same output.
 fn made_by(arguments: &Arguments, model: &Model) -> clip::Result<serde_json::Value> {
     Ok(serde_json::json!({
         "format": arguments.format.to_string(),

@@ -95,8 +95,8 @@ impl Output {
     /// Starts a file, or resumes one: complete rows stay, an incomplete last row is removed.
     ///
     /// # Errors
-    /// If another run is writing to it, it was made with other options than `made_by`, or is not an output of this
-    /// program.
+    /// If another run is writing to it, if it was written with options other than `made_by`, or if it is not an output
+    /// of this program.
     pub fn open(path: &Path, format: Format, key: Key, made_by: &Value) -> Result<Self> {
         let failed = |e: std::io::Error| failed(path, &e);
         if path == Path::new("-") {
@@ -306,7 +306,7 @@ impl Output {
 }
 
 /// Both fields are quoted: COPY reads an empty unquoted field as NULL, and PostgreSQL up to 17 reads a row `\.` as the
-/// end. [`Key::canonical`] refuses what quotes can't protect.
+/// end. [`Key::canonical`] refuses values that quotes can't protect.
 fn csv_row(key: &str, vector: &[f32]) -> Vec<u8> {
     // The shortest decimals that parse to the same float, never with an exponent.
     let values: Vec<String> = vector.iter().map(f32::to_string).collect();

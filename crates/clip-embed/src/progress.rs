@@ -85,7 +85,7 @@ pub fn files(count: u64) -> String {
     if count == 1 { "1 file".to_owned() } else { format!("{count} files") }
 }
 
-/// Prints a line to standard error. `eprintln` would panic if the terminal or pipe has gone, and end a run of days.
+/// Prints a line to standard error. `eprintln` would panic if the terminal or pipe was closed, and end a run of days.
 pub fn tell(line: Arguments) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -1,4 +1,4 @@
-//! The engine as a benchmark's other side: requests as JSON lines on stdin, answers as JSON lines on stdout.
+//! The engine for benchmarks: requests as JSON lines on stdin, answers as JSON lines on stdout.
 //!
 //! `benches/peers/embed.py` drives it, so that both sides take turns on the same files in one run.
 //!
@@ -34,7 +34,7 @@ struct Bench {
     embedder: Embedder,
     library: PathBuf,
     preprocess: Preprocess,
-    /// The towers once more, to run without the engine around them.
+    /// The towers a second time, to run without the rest of the engine.
     vision: Option<Tower>,
     text: Option<Tower>,
 }
@@ -96,7 +96,7 @@ impl Bench {
                 let start = Instant::now();
                 let mut inputs = Vec::new();
                 for port in &text.inputs {
-                    // Everything but the ids is a mask of ones or types of zeros.
+                    // All inputs except the ids are masks of ones or types of zeros.
                     let values = match port.name.as_str() {
                         "input_ids" => ids.clone(),
                         "token_type_ids" => vec![0; ids.len()],

@@ -40,7 +40,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The matrix of a file that numpy.save has made of C-contiguous float32 (NEP 1, version 1.0).
+/// The matrix in a file that numpy.save has written from C-contiguous float32 (NEP 1, version 1.0).
 fn read(bytes: &[u8]) -> Result<Array2<f32>, Box<dyn Error>> {
     let length = bytes.get(8..10).ok_or("too short for a .npy file")?;
     let start = 10 + usize::from(u16::from_le_bytes([length[0], length[1]]));

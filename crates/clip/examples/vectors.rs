@@ -1,5 +1,5 @@
-//! Vectors of files and texts by a model, for comparisons with the libraries' own pipelines: a JSON object a line on
-//! standard input, an object a line on standard output.
+//! Vectors of files and texts, for comparisons with the libraries' own pipelines: one JSON object per line on standard
+//! input and on standard output.
 //!
 //! ```text
 //! {"models": "DIRECTORY", "model": "NAME", "images": ["FILE", …], "texts": ["a cat", …]}

@@ -1,57 +1,57 @@
-//! One error type for the whole engine: a kind that the caller branches on, and three texts for people.
+//! One error type for the whole engine: a kind for the caller's decisions, and three texts for users.
 
 use std::fmt;
 
-/// What went wrong, coarse enough to map to an error code.
+/// The kind of an error, coarse enough to map to an error code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Kind {
     /// The value itself is unusable: not an image, a truncated file, an empty text.
     InvalidInput,
-    /// The value is well-formed but of a sort that is not handled: HEIC, a 12-bit JPEG.
+    /// The value is well-formed but of an unsupported kind: HEIC, a 12-bit JPEG.
     Unsupported,
-    /// The value is over a configured limit: too many pixels or bytes.
+    /// The value exceeds a configured limit: too many pixels or bytes.
     LimitExceeded,
-    /// The system has no more memory to give, though the value is within its limits.
+    /// The system has no memory left, although the value is within its limits.
     OutOfMemory,
-    /// The caller asked for the work to stop: a cancel, a timeout, a shutdown.
+    /// The caller stopped the work: a cancel, a timeout, a shutdown.
     Interrupted,
-    /// No model of that name.
+    /// The model does not exist.
     UnknownModel,
     /// A required file does not exist: the runtime library, a model's graph.
     MissingFile,
-    /// A file exists but cannot be used: broken JSON, a graph without the needed inputs.
+    /// A file exists but can't be used: broken JSON, a graph without the required inputs.
     BadModel,
     /// A defect of this crate or of a library under it.
     Internal,
 }
 
-/// A setting of whoever calls this crate, which a hint names. Only the caller knows what it is called there.
+/// A setting of this crate's caller in a hint. Only the caller knows its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Setting {
     /// The path of libonnxruntime.
     Runtime,
     /// The directory of rewritten graphs.
     Cache,
-    /// Whether a text that is over the model's context is cut.
+    /// Whether a text over the model's context is truncated.
     TruncateText,
 }
 
-/// Stands for the setting's name in a hint.
+/// The placeholder for the setting's name in a hint.
 pub const SETTING: &str = "{setting}";
 
-/// An error with what a person needs to act on it.
+/// An error with the information that a user needs to act on it.
 ///
-/// `message` is one lower-case line that names the value; `detail` has the figures; `hint` the way out.
+/// `message` is one lower-case line that names the value; `detail` has the figures; `hint` has the remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
     pub kind: Kind,
     pub message: String,
     pub detail: Option<String>,
     pub hint: Option<String>,
-    /// What [`SETTING`] in the hint stands for.
+    /// The setting that [`SETTING`] in the hint stands for.
     pub setting: Option<Setting>,
-    /// Which item of a batch is at fault, counted from 0.
+    /// The index of the faulty item in a batch, counted from 0.
     pub element: Option<usize>,
 }
 
@@ -74,14 +74,14 @@ impl Error {
         self
     }
 
-    /// A hint that names a setting of the caller's, where [`SETTING`] stands.
+    /// A hint that names a setting of the caller at [`SETTING`].
     #[must_use]
     pub fn hint_setting(mut self, setting: Setting, hint: impl Into<String>) -> Self {
         self.setting = Some(setting);
         self.hint(hint)
     }
 
-    /// The hint, with the caller's name for the setting in it.
+    /// The hint with the caller's name of the setting.
     pub fn hint_for(&self, name: impl Fn(Setting) -> &'static str) -> Option<String> {
         let hint = self.hint.as_ref()?;
         Some(self.setting.map_or_else(|| hint.clone(), |setting| hint.replace(SETTING, name(setting))))
@@ -116,7 +116,7 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Runs library code on a file from outside: a panic in it becomes that file's error.
+/// Runs library code on an untrusted file: a panic in it becomes an error of the file.
 pub fn without_panic<T>(on_panic: impl FnOnce() -> Error, f: impl FnOnce() -> Result<T>) -> Result<T> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).unwrap_or_else(|_| Err(on_panic()))
 }

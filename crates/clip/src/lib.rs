@@ -1,17 +1,18 @@
-//! CLIP inference on the CPU: image bytes or text in, L2-normalised vectors out.
+//! CLIP inference on the CPU: converts image bytes or text to L2-normalised vectors.
 //!
-//! Nothing here knows PostgreSQL. The pieces, in the order in which data passes them:
+//! This crate doesn't depend on PostgreSQL. Its modules, in the order of the data flow:
 //!
 //! | module | does |
 //! |---|---|
 //! | [`image`] | bytes → upright RGB within limits → resized, cropped, normalised NCHW; headers, thumbnails |
 //! | [`text`] | text → token ids |
 //! | [`model`] | a model directory, ONNX Runtime's sessions, rewritten graphs on disk, pooling |
-//! | [`embedder`] | the pieces together; from cosines to probabilities |
-//! | [`query`] | queries of several parts, diversity |
-//! | [`relevance`] | whether a photo shows what a text says, against a background of words; tags |
+//! | [`embedder`] | the complete path; from cosines to probabilities |
+//! | [`query`] | queries of several terms, diversity |
+//! | [`relevance`] | how certainly a photo shows the subject of a text, compared with a background of words; tags |
+//! | [`vector`] | unit vectors, cosines |
 //! | [`memory`] | allocations that fail with an error instead of ending the process |
-//! | [`stats`] | what embedders have done, for each model |
+//! | [`stats`] | counters of embedders, for each model |
 //! | [`clustering`] | centroids, binary codes, agglomerative clustering |
 
 pub mod clustering;
@@ -24,5 +25,7 @@ pub mod query;
 pub mod relevance;
 pub mod stats;
 pub mod text;
+mod threads;
+pub mod vector;
 
 pub use error::{Error, Kind, Result, Setting, without_panic};

@@ -1,10 +1,10 @@
 //! Allocations that fail with an error instead of ending the process.
 //!
-//! A Rust program that can't allocate is aborted, and an aborted backend takes its whole server down with it. Two things
-//! prevent that. This crate's own large allocations are fallible: [`zeroed`] and [`with_capacity`]. Libraries do not offer
-//! that, so their work runs under a [`Reserve`]: memory that is set aside beforehand, fallibly, and that [`Allocator`],
-//! the program's global allocator, gives up when the system refuses an allocation, so that the library gets what it asked
-//! for. The caller then learns from [`Reserve::finish`] that memory has run out.
+//! A Rust program aborts when an allocation fails, and an aborted backend restarts the whole server. Two measures
+//! prevent that. This crate's own large allocations are fallible: [`zeroed`] and [`with_capacity`]. Libraries do not
+//! offer this, so their work runs under a [`Reserve`]: memory that is set aside beforehand, fallibly. When the system
+//! refuses an allocation, [`Allocator`], the program's global allocator, releases the reserve, so the library's
+//! allocation succeeds. Afterwards [`Reserve::finish`] reports to the caller that memory has run out.
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -13,8 +13,8 @@ use std::cell::Cell;
 use crate::error::{Error, Result};
 
 thread_local! {
-    /// What this thread has set aside: address and layout. Without a destructor, so that it can be used from within an
-    /// allocation at any time.
+    /// This thread's reserve: address and layout. It has no destructor, so that it can be used within an allocation at
+    /// any time.
     static RESERVE: Cell<Option<(*mut u8, Layout)>> = const { Cell::new(None) };
 }
 
@@ -27,8 +27,9 @@ pub fn zeroed(length: usize) -> Result<Vec<u8>> {
         return Ok(Vec::new());
     }
     let layout = Layout::array::<u8>(length).map_err(|_| Error::out_of_memory(length))?;
-    // SAFETY: the layout has a size, and the vector is made of exactly what the global allocator returned for it: zeroed
-    // bytes, as many as its length and capacity say. Growing a fallible vector instead would write every page of it.
+    // SAFETY: the layout has a size, and the vector consists of exactly the memory that the global allocator returned
+    // for it: zeroed bytes, whose number equals its length and capacity. Growing a fallible vector instead would write
+    // every page.
     unsafe {
         let bytes = std::alloc::alloc_zeroed(layout);
         if bytes.is_null() {
@@ -58,18 +59,19 @@ pub fn push<T>(vector: &mut Vec<T>, item: T) -> Result<()> {
     Ok(())
 }
 
-/// Memory that is set aside on this thread for the allocations of a library.
+/// Memory that this thread sets aside for the allocations of a library.
 ///
-/// It costs address space and no pages: nothing is written to it.
+/// It takes address space but no pages, because it is never written.
 pub struct Reserve {
     bytes: usize,
 }
 
 impl Reserve {
-    /// Sets `bytes` aside: at least what the library may allocate from now on. A reserve within another is a part of it.
+    /// Sets `bytes` aside: at least the amount that the library may allocate from now on. A nested reserve is a part of
+    /// the outer one.
     ///
     /// # Errors
-    /// [`crate::Kind::OutOfMemory`] where there isn't as much.
+    /// [`crate::Kind::OutOfMemory`] if the system has less.
     pub fn new(bytes: usize) -> Result<Self> {
         if bytes == 0 || RESERVE.get().is_some() {
             return Ok(Self { bytes: 0 });
@@ -84,7 +86,7 @@ impl Reserve {
         Ok(Self { bytes })
     }
 
-    /// Whether memory has run out: the reserve had to be given up.
+    /// Whether memory has run out, so that the reserve was released.
     pub fn is_spent(&self) -> bool {
         self.bytes > 0 && RESERVE.get().is_none()
     }
@@ -92,8 +94,8 @@ impl Reserve {
     /// Ends the reserve.
     ///
     /// # Errors
-    /// [`crate::Kind::OutOfMemory`] if it had to be given up. The library's result is whole even so, but what follows
-    /// would fail, and less gracefully.
+    /// [`crate::Kind::OutOfMemory`] if it was released. The library's result is still complete, but the next allocation
+    /// would fail, and abort the process.
     pub fn finish(self) -> Result<()> {
         if self.is_spent() { Err(Error::out_of_memory(self.bytes)) } else { Ok(()) }
     }
@@ -107,20 +109,21 @@ impl Drop for Reserve {
     }
 }
 
-/// Gives this thread's reserve back to the system. Whether there was one.
+/// Returns this thread's reserve to the system. Returns whether there was one.
 fn release() -> bool {
-    // A thread whose local data is gone has no reserve.
+    // A thread whose local data has been destroyed has no reserve.
     let Some((memory, layout)) = RESERVE.try_with(Cell::take).ok().flatten() else { return false };
-    // SAFETY: allocated with this layout by the same allocator, and freed once, since it was taken out of its cell.
+    // SAFETY: allocated with this layout by the same allocator, and freed only once, because it was taken out of its
+    // cell.
     unsafe { std::alloc::dealloc(memory, layout) };
     true
 }
 
-/// A global allocator that gives up the thread's [`Reserve`] before it fails.
+/// A global allocator that releases the thread's [`Reserve`] before it fails.
 pub struct Allocator<A = System>(pub A);
 
-// SAFETY: every block comes from the inner allocator and goes back to it with the same layout. A call that fails is
-// repeated once after memory was freed; nothing here allocates or unwinds.
+// SAFETY: every block comes from the inner allocator and returns to it with the same layout. A failed call is repeated
+// once after memory was freed; no code here allocates or unwinds.
 unsafe impl<A: GlobalAlloc> GlobalAlloc for Allocator<A> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's obligations are the inner allocator's.
@@ -144,7 +147,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Allocator<A> {
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: as above; a block that could not be resized is as it was.
+        // SAFETY: as above; a block that could not be resized is unchanged.
         unsafe {
             let moved = self.0.realloc(memory, layout, size);
             if moved.is_null() && release() { self.0.realloc(memory, layout, size) } else { moved }

@@ -1,23 +1,24 @@
-//! Queries of several parts, and results that don't repeat themselves.
+//! Queries of several terms, and diverse results.
 
-use crate::clustering::centroid::{cosine, l2_normalize};
 use crate::error::{Error, Kind, Result};
+use crate::vector::{cosine, l2_normalize};
 
-/// A sum that is shorter than this, by the sum of the weights' amounts, is noise: rounding of the terms to single
-/// precision turns its direction by 6e-8 over this length, which is a cosine of 0.9999998 here and 0.998 at 1e-6.
+/// A sum that is shorter than this, relative to the sum of the weights' absolute values, is noise: rounding the terms
+/// to single precision turns its direction by 6e-8 divided by this length, which is a cosine of 0.9999998 here and
+/// 0.998 at 1e-6.
 const LEAST_LENGTH: f64 = 1e-4;
 
-/// The direction of a weighted sum of vectors, as a vector of length 1. Each vector counts by its direction alone.
+/// The direction of a weighted sum of vectors, as a vector of length 1. Only the direction of each vector counts.
 ///
 /// # Errors
-/// [`Kind::InvalidInput`] where there is no vector, one has no direction, a weight is not a finite number, or the terms
-/// cancel out. Lengths must be equal.
+/// [`Kind::InvalidInput`] if there is no vector, if a vector has no direction, if a weight is not a finite number, or
+/// if the terms cancel out. Lengths must be equal.
 pub fn combine(terms: &[(f64, &[f32])]) -> Result<Vec<f32>> {
     let bad = |message: String| Error::new(Kind::InvalidInput, message);
     if let Some((weight, _)) = terms.iter().find(|(weight, _)| !weight.is_finite()) {
         return Err(bad(format!("weight {weight} is not a finite number")));
     }
-    // Only their proportions count, and so nothing overflows.
+    // Only their proportions count, so scaling them avoids overflow.
     let largest = terms.iter().map(|(weight, _)| weight.abs()).fold(0.0, f64::max);
     let Some((_, first)) = terms.first() else {
         return Err(bad("query has no terms".to_owned()));
@@ -45,11 +46,12 @@ pub fn combine(terms: &[(f64, &[f32])]) -> Result<Vec<f32>> {
     Ok(direction)
 }
 
-/// Chooses up to `k` candidates one after the other by maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998):
-/// each time the one with the greatest `lambda · cos(candidate, query) - (1 - lambda) · max cos(candidate, chosen)`, where
-/// the second part is 0 as long as none is chosen. Returns their places and these values; of equal ones the first.
+/// Chooses up to `k` candidates one after the other by maximal marginal relevance (Carbonell and Goldstein, SIGIR
+/// 1998): each time the candidate with the greatest `lambda · cos(candidate, query) - (1 - lambda) · max cos(candidate,
+/// chosen)`, where the second part is 0 for the first choice. Returns their indexes and these values; among equal
+/// candidates it chooses the first.
 ///
-/// `check_interrupts` is called once a choice; it may unwind.
+/// `check_interrupts` is called once per choice; it may unwind.
 pub fn diversify(
     query: &[f32],
     candidates: &[&[f32]],
@@ -92,7 +94,7 @@ mod tests {
             (found[0] + 1.0 / 5f32.sqrt()).abs() < 1e-6 && (found[1] - 2.0 / 5f32.sqrt()).abs() < 1e-6,
             "{found:?}"
         );
-        // Proportions count, at any size.
+        // Only proportions count, at any magnitude.
         assert_eq!(combine(&[(1e308, &[0.0, 3.0]), (-5e307, &[5.0, 0.0])]).unwrap(), found);
         assert_eq!(combine(&[(-2e-300, &[4.0, 0.0])]).unwrap(), [-1.0, 0.0]);
     }

@@ -1,16 +1,16 @@
-//! What embedders have done, for each model. Plain data without pointers, so that processes can share it.
+//! Counters of embedders, for each model. Plain data without pointers, so that processes can share it.
 
 use std::time::Duration;
 
 use crate::embedder::Counters;
 
-/// Models that are told apart; those that come later are counted together.
+/// The number of models with separate counters; later models are counted together.
 const MODELS: usize = 32;
 const OTHERS: &str = "(others)";
-/// Longer names are cut.
+/// Longer names are truncated.
 const NAME: usize = 127;
 
-/// Figures of one model; times in microseconds.
+/// Counters of one model; times in microseconds.
 #[derive(Clone, Copy, Default)]
 pub struct Figures {
     pub calls: u64,
@@ -27,7 +27,7 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// One call that took so long, by what an embedder had done before it and after.
+    /// One call of a given duration, from an embedder's work before and after it.
     pub fn of_call(before: &Counters, after: &Counters, taken: Duration, failed: bool, memo_hits: u64) -> Self {
         let micros = |d: Duration| d.as_micros() as u64;
         Self {
@@ -67,12 +67,12 @@ struct Slot {
     figures: Figures,
 }
 
-/// The figures of all models.
+/// The counters of all models.
 #[derive(Clone, Copy)]
 pub struct Table {
     slots: [Slot; MODELS],
     used: usize,
-    /// When counting began, as the caller tells time; 0 until something is counted.
+    /// When counting began, in the caller's unit of time; 0 before the first call.
     pub since: i64,
 }
 
@@ -84,7 +84,7 @@ impl Default for Table {
 }
 
 impl Table {
-    /// Counts what was done with a model.
+    /// Counts the work with a model.
     pub fn add(&mut self, model: &str, figures: &Figures, now: i64) {
         if self.since == 0 {
             self.since = now;
@@ -96,7 +96,7 @@ impl Table {
         self.slots[index].figures.add(figures);
     }
 
-    /// (model, figures), in the order in which they came.
+    /// (model, counters), in the order of their first calls.
     pub fn rows(&self) -> impl Iterator<Item = (&str, &Figures)> {
         self.slots[..self.used].iter().map(|slot| (slot.name(), &slot.figures))
     }

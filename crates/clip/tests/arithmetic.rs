@@ -1,4 +1,5 @@
-//! Limits of the arithmetic that no model is needed for, each from both sides. Expected values are NumPy's, as the lines say.
+//! Limits of the arithmetic that needs no model, each from both sides. Expected values come from NumPy, as the comments
+//! show.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +12,7 @@ use clip::query::combine;
 use ndarray::arr3;
 use safetensors::{Dtype, tensor::TensorView};
 
-/// A folder for one test, removed with it.
+/// A directory for one test, which is removed afterwards.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -33,7 +34,7 @@ impl Folder {
         self.tensors_of(Dtype::F32, name, tensors);
     }
 
-    /// Of numbers that are exact in that type.
+    /// For numbers that are exact in that type.
     fn tensors_of(&self, kind: Dtype, name: &str, tensors: &[(&str, &[usize], &[f32])]) {
         let bytes = |value: f32| match kind {
             Dtype::F16 => half::f16::from_f32(value).to_le_bytes().to_vec(),
@@ -106,7 +107,7 @@ fn a_dense_layer_is_weight_times_mean_plus_bias() {
     // sentence-transformers' own defaults: tanh, and a bias.
     let (_folder, pooling) = with_dense("dense-default", "{}", &[WEIGHT, BIAS]);
     assert!(near(pooling.unwrap().apply(positions.clone(), &[2]).unwrap().as_slice().unwrap(), &squashed));
-    // A graph that returns one vector an item has its dense layer inside.
+    // A graph that returns one vector per item contains its dense layer.
     let (_folder, pooling) = with_dense("dense-inside", "{}", &[WEIGHT, BIAS]);
     let ready = ndarray::arr2(&[[1.0f32, 2.0]]);
     assert_eq!(pooling.unwrap().apply(ready.clone().into_dyn(), &[1]).unwrap(), ready);
@@ -158,7 +159,7 @@ fn the_logit_scale_is_read_in_each_of_its_types() {
     let folder = Folder::new("logits-F64");
     folder.tensors_of(Dtype::F64, "model.safetensors", &[("logit_scale", &[], &[4.5])]);
     assert_eq!(Logits::stated(&bare(&folder.0)).unwrap_err().kind, Kind::BadModel);
-    // The configuration is asked first, and a logarithm beyond e^20 is none.
+    // The configuration comes first, and a logarithm beyond e^20 is invalid.
     folder.write("config.json", r#"{"logit_scale": 20.0}"#);
     assert_eq!(Logits::stated(&bare(&folder.0)).unwrap().unwrap().scale, 20f64.exp());
     for wrong in ["20.1", "-20.1", "\"four\""] {
@@ -167,11 +168,11 @@ fn the_logit_scale_is_read_in_each_of_its_types() {
     }
 }
 
-/// A model of which nothing is there but the directory.
+/// A model that consists only of its directory.
 fn bare(directory: &Path) -> Model {
     Model {
-        eight_bit_vision: false,
-        eight_bit_text: false,
+        int8_vision: false,
+        int8_text: false,
         name: "bare".to_owned(),
         directory: directory.to_owned(),
         vision: None,
@@ -201,7 +202,7 @@ fn exactly_one_mode_of_pooling_is_taken() {
 
 #[test]
 fn an_item_without_a_position_takes_the_first() {
-    // Not a mean over nothing, which is no number.
+    // Not a mean over zero positions, which would be NaN.
     let positions = arr3(&[[[3.0f32, 4.0], [7.0, 8.0]], [[5.0, 6.0], [1.0, 2.0]]]).into_dyn();
     let mean = Pooling { mode: Some(PoolingMode::Mean), ..Pooling::default() };
     assert_eq!(mean.apply(positions.clone(), &[0, 9]).unwrap(), ndarray::arr2(&[[3.0, 4.0], [3.0, 4.0]]));
@@ -225,11 +226,11 @@ fn a_fit_is_as_straight_as_a_quantised_graph() {
 
 #[test]
 fn terms_cancel_out_below_a_ten_thousandth_of_their_length() {
-    // Of two terms of weights 1 and w, |1 - w| / (1 + w) of their length is left.
+    // For two terms with weights 1 and w, |1 - w| / (1 + w) of their length remains.
     let left = |weight: f64| combine(&[(1.0, &[0.6, 0.8]), (-weight, &[0.6, 0.8])]).map_err(|error| error.message);
     assert!(left(1.0 - 2.2e-4).is_ok());
     assert_eq!(left(1.0 - 1.8e-4).unwrap_err(), "the terms of the query cancel out");
-    // Weights are proportions: a thousand of each kind change nothing.
+    // Weights are proportions: a factor of a thousand changes nothing.
     let (mut many, part): (Vec<(f64, &[f32])>, &[f32]) = (Vec::new(), &[0.6, 0.8]);
     for _ in 0..1000 {
         many.extend([(1.0, part), (-(1.0 - 1.8e-4), part)]);
@@ -245,11 +246,11 @@ fn a_cluster_holds_only_what_its_others_leave_room_for() {
         angles.iter().for_each(|angle| sum.add(&unit(*angle), None, 1));
         sum
     };
-    // One member: itself, and nothing that is off by more than rounding (1e-4 of the length).
+    // One member: the member itself, and no vector that differs by more than rounding (1e-4 of the length).
     let one = sum(&[0.0]);
     assert!(one.may_hold(&unit(0.0)) && one.may_hold(&unit(0.005)));
     assert!(!one.may_hold(&unit(0.01)) && !one.may_hold(&unit(180.0)));
-    // Two at right angles: without one of them, a vector of length 1 is left; without another, a longer one.
+    // Two at right angles: without one of them, a vector of length 1 remains; without another vector, a longer one.
     let two = sum(&[0.0, 90.0]);
     assert!(two.may_hold(&unit(0.0)) && two.may_hold(&unit(90.0)) && two.may_hold(&unit(45.0)));
     assert!(!two.may_hold(&unit(-5.0)) && !two.may_hold(&unit(180.0)));
@@ -262,7 +263,7 @@ fn members_that_nearly_cancel_out_have_no_direction() {
     let mut sum = Sum::new(2);
     sum.add(&[1.0, 0.0], None, 1);
     sum.add(&[-1.0, 3e-6], None, 1);
-    // 1.5e-6 a member is left, which is above a millionth.
+    // 1.5e-6 per member remains, which is above a millionth.
     assert_eq!(sum.direction(), Some(vec![0.0, 1.0]));
     let mut less = Sum::new(2);
     less.add(&[1.0, 0.0], None, 1);

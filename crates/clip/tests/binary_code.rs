@@ -1,12 +1,12 @@
-//! Codes and blocks as databases have them stored, against a second implementation (`tests/fixtures/codes.py`): what is
-//! different today makes every stored code worthless.
+//! Compares stored codes and blocks with a second implementation (`tests/fixtures/codes.py`), because any difference
+//! would make every stored code useless.
 
 use std::path::Path;
 
 use clip::clustering::binary_code::{BLOCK, BYTES, Block, Candidate, Entry, Nearest};
 use clip::clustering::binary_code::{Coder, distance, from_bytes, to_bytes, unpack};
-use clip::clustering::centroid::l2_normalize;
 use clip::clustering::likelihood::Likelihood;
+use clip::vector::l2_normalize;
 use serde_json::Value;
 
 fn golden() -> Value {
@@ -100,13 +100,13 @@ fn scores_are_those_of_the_second_implementation() {
             let found = likelihood.score(&candidate.code);
             assert!((found - expected).abs() < 0.02, "{} dimensions: {found}, not {expected}", vector.len());
         }
-        // The vector's own comes first, and scores as it should.
+        // The vector's own cluster comes first, with the expected score.
         let ranked = likelihood.rank(candidates.clone());
         assert!(ranked[0].1.id == 0 && ranked[0].0 > -3.3);
         let mut sorted = expected.clone();
         sorted.sort_by(|a, b| b.total_cmp(a));
         assert!(ranked.iter().zip(sorted).all(|((score, _), expected)| (score - expected).abs() < 0.02));
-        // Of equal ones the nearer comes first, then the older.
+        // Among equal scores the nearer comes first, then the older.
         let twin = |id, distance| Candidate { id, distance, ..candidates[0] };
         let twins = likelihood.rank(vec![twin(2, 8), twin(3, 7), twin(1, 7)]);
         assert_eq!(twins.iter().map(|(_, twin)| twin.id).collect::<Vec<_>>(), [1, 3, 2]);
@@ -122,7 +122,7 @@ fn no_cosine_and_no_candidates_are_no_panic() {
         let likelihood = Likelihood::new(&rotated, coder.width(), cosine, &[]);
         assert!(likelihood.score(&code).is_finite());
     }
-    // Where nothing is known of the cosine, nothing is unlikely.
+    // Without knowledge of the cosine, no code is unlikely.
     assert_eq!(Likelihood::new(&rotated, coder.width(), -0.5, &[]).score(&code), 0.0);
 }
 

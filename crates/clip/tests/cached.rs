@@ -1,4 +1,4 @@
-//! Graphs that are kept rewritten: their vectors are those of the model's own file, and damage does no harm.
+//! Cached rewritten graphs: their vectors equal the vectors of the model's own file, and damage is harmless.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -43,7 +43,7 @@ fn entries(cache: &Path) -> Vec<PathBuf> {
 
 #[test]
 fn vectors_are_the_same_from_the_cache() {
-    // A transformer and, with convolutions, a layout that depends on the CPU.
+    // A transformer and a graph with convolutions, whose layout depends on the CPU.
     for (root, name) in [(fixtures(), "clip-mini"), (fixtures().join("../../models"), "photo-mini")] {
         let cache = folder(name);
         let expected = vectors(&mut embedder(&root, name, None));
@@ -51,7 +51,7 @@ fn vectors_are_the_same_from_the_cache() {
         assert!(furthest(&vectors(&mut first), &expected) < 1e-6, "{name}: written and mapped");
         assert_eq!((entries(&cache).len(), first.take_notes()), (2, Vec::new()), "{name}: a graph for each tower");
         let mut second = embedder(&root, name, Some(&cache));
-        // The weights are laid out on the way.
+        // The weights are converted during these runs.
         for run in 0..24 {
             assert!(furthest(&vectors(&mut second), &expected) < 1e-6, "{name}: mapped, run {run}");
         }
@@ -64,7 +64,7 @@ fn vectors_are_the_same_from_the_cache() {
 
 #[test]
 fn whether_texts_are_filled_up_is_kept() {
-    // One whose text tower is causal, one that takes the mean over all positions.
+    // One with a causal text tower, and one that takes the mean over all positions.
     let layouts = fixtures().join("layouts");
     for (root, name, padded) in [(fixtures(), "clip-mini", false), (layouts, "siglip", true)] {
         let cache = folder(&format!("padding-{name}"));

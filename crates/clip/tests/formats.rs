@@ -1,5 +1,5 @@
-//! AVIF, JPEG XL and some sorts of TIFF against the pixels of libavif, libjxl and tifffile (`tests/fixtures/formats.py`), and
-//! files that are cut or changed.
+//! Compares AVIF, JPEG XL and some kinds of TIFF with the pixels of libavif, libjxl and tifffile
+//! (`tests/fixtures/formats.py`), and decodes truncated and changed files.
 #![cfg(all(feature = "avif", feature = "jxl"))]
 
 mod files;

@@ -1,10 +1,12 @@
-//! Mutated input: nothing may panic, abort, hang or take unbounded memory.
+//! Mutated input: no input may cause a panic, an abort, a hang or unbounded memory.
 //!
-//! A generator with a fixed seed, so that a finding repeats. `cargo test` runs a short slice; `make fuzz`
-//! sets the counts for the long run. A finding is kept in `target/fuzz/`, and its seed is printed.
+//! The generator has a fixed seed, so findings are repeatable. `cargo test` runs a short slice; `make fuzz` sets the
+//! counts for the long run. A finding is stored in `target/fuzz/`, and its seed is printed.
+
+mod files;
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clip::embedder::Embedder;
 use clip::image::info::info;
@@ -13,19 +15,20 @@ use clip::image::{Limits, decode, decode_for, resize_and_crop};
 use clip::model::Model;
 use clip::text::TextEncoder;
 
-/// One item may take this long in a release build; the limits below make the largest take about 0.5 s.
+/// One item may take this long in a release build, as the processor counts; the limits below make the largest take about
+/// 0.5 s.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
 }
 
-/// The number of items that an environment variable asks for.
+/// The number of items from an environment variable.
 fn count(variable: &str, short: u64) -> u64 {
     std::env::var(variable).ok().map_or(short, |value| value.parse().expect("a number of items"))
 }
 
-/// xorshift64*, seeded by the item's number: each item can be made again alone.
+/// xorshift64*, seeded with the item's number, so each item can be recreated alone.
 struct Random(u64);
 
 impl Random {
@@ -45,8 +48,8 @@ impl Random {
     }
 }
 
-/// One to eight changes: bits, bytes at the edges of their range, lengths, stretches moved, cut or doubled,
-/// and the head of one file on the tail of another.
+/// One to eight changes: bits, bytes at the limits of their range, lengths, ranges moved, cut or doubled, and the head
+/// of one file joined to the tail of another.
 fn mutate(bytes: &mut Vec<u8>, other: &[u8], random: &mut Random) {
     for _ in 0..=random.below(8) {
         if bytes.is_empty() {
@@ -91,11 +94,19 @@ fn mutate(bytes: &mut Vec<u8>, other: &[u8], random: &mut Random) {
     }
 }
 
+/// What this process has used of processors (`man 5 proc`: utime and stime, in hundredths of a second).
+fn used() -> Duration {
+    let status = std::fs::read_to_string("/proc/self/stat").unwrap();
+    // Behind the name, which may contain anything.
+    let fields: Vec<&str> = status[status.rfind(')').unwrap() + 2..].split(' ').collect();
+    Duration::from_millis(10 * fields[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum::<u64>())
+}
+
 /// Runs one item and keeps its input if it panics or takes too long.
 fn attempt(target: &str, item: u64, input: &[u8], run: impl FnOnce()) {
-    let start = Instant::now();
+    let start = used();
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
-    let time = start.elapsed();
+    let time = used() - start;
     if result.is_err() || time > PATIENCE {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/fuzz");
         std::fs::create_dir_all(&folder).unwrap();
@@ -128,8 +139,17 @@ fn files_below(folder: &Path, keep: &dyn Fn(&Path) -> bool) -> Vec<Vec<u8>> {
             }
         }
     }
-    paths.sort(); // the order of a directory is not fixed, the seed's meaning must be
+    paths.sort(); // a directory has no fixed order, but a seed must always mean the same input
     paths.iter().map(|path| std::fs::read(path).unwrap()).collect()
+}
+
+/// A format in small letters, camera RAW as one.
+fn name_of(format: &str) -> String {
+    match format {
+        "JPEG XL" => "jxl".to_owned(),
+        "JPEG" | "PNG" | "GIF" | "WebP" | "BMP" | "TIFF" | "ICO" | "HEIC" | "AVIF" => format.to_lowercase(),
+        _ => "raw".to_owned(),
+    }
 }
 
 #[test]
@@ -137,18 +157,22 @@ fn images() {
     let is_image = |path: &Path| {
         path.metadata().is_ok_and(|m| m.len() < 64 << 10) && path.extension().is_none_or(|e| e != "json" && e != "md")
     };
-    // One folder alone where CLIP_FUZZ_FORMAT names it.
-    let only = std::env::var("CLIP_FUZZ_FORMAT").unwrap_or_default();
     let folders = ["images", "corpus", "heic", "avif", "jxl", "tiff"].into_iter();
-    let folders = folders.filter(|folder| only.is_empty() || *folder == only);
-    // The references beside them are ordinary PNGs.
-    let is_seed = |path: &Path| is_image(path) && (only.is_empty() || path.extension().is_none_or(|e| e != "png"));
-    let seeds: Vec<_> = folders.flat_map(|folder| files_below(&fixtures().join(folder), &is_seed)).collect();
+    let mut seeds: Vec<_> = folders.flat_map(|folder| files_below(&fixtures().join(folder), &is_image)).collect();
+    seeds.extend(files::raws(&clip::image::synthetic::photo(480, 450, 1).unwrap()));
+    // One format alone where CLIP_FUZZ_FORMAT names it: what is a picture of that format.
+    let only = std::env::var("CLIP_FUZZ_FORMAT").unwrap_or_default().to_lowercase();
+    if !only.is_empty() {
+        seeds.retain(|bytes| info(bytes, &Limits::default()).is_ok_and(|header| name_of(header.format) == only));
+    }
+    assert!(!seeds.is_empty(), "no file of the format {only:?}");
     // 4 megapixels: at most 32 MB a decoded image, whatever a header claims.
     let limits = Limits { max_pixels: 4_000_000, allow_truncated: true, ..Limits::default() };
     let preprocess = Preprocess::clip(224);
     let (mut usable, total) = (0, count("CLIP_FUZZ_IMAGES", 2_000));
-    for item in 0..total {
+    // A run can be put together of several.
+    let first = count("CLIP_FUZZ_FIRST", 0);
+    for item in first..first + total {
         let mut random = Random::new(item);
         let mut bytes = seeds[random.below(seeds.len())].clone();
         let other = &seeds[random.below(seeds.len())];
@@ -156,7 +180,7 @@ fn images() {
         attempt("image", item, &bytes, || {
             let full = decode(&bytes, &limits);
             assert!(info(&bytes, &Limits::default()).is_ok() || full.is_err());
-            // Decoded smaller, a JPEG has the same faults.
+            // A JPEG has the same faults when decoded at a reduced size.
             let tiny = Preprocess::clip(4);
             match (decode_for(&bytes, &limits, &tiny), &full) {
                 (Ok(small), Ok(full)) => {
@@ -178,9 +202,10 @@ fn images() {
         });
     }
     let peak = peak_megabytes();
-    println!("{total} images, {usable} of them usable; {peak} MB at most");
+    let seconds = used().as_secs();
+    println!("{total} images {only}, {usable} of them usable; {peak} MB at most, {seconds} s of a processor");
     assert!(
-        // Few mutations of a container with one coded picture leave it whole.
+        // Few mutations of a container with one coded picture leave it intact.
         usable > total / if only.is_empty() { 50 } else { 500 },
         "only {usable} of {total} mutated images were usable: the mutation is too coarse to test much"
     );
@@ -218,7 +243,7 @@ fn texts() {
         let mut bytes = seeds[random.below(seeds.len())].repeat(1 + random.below(4));
         let other = &seeds[random.below(seeds.len())];
         mutate(&mut bytes, other, &mut random);
-        // PostgreSQL hands over valid UTF-8 only.
+        // PostgreSQL passes only valid UTF-8.
         let text = String::from_utf8_lossy(&bytes).into_owned();
         attempt("text", item, text.as_bytes(), || {
             for encoder in &encoders {
@@ -255,8 +280,7 @@ fn configurations() {
     println!("{total} configurations");
 }
 
-/// Model files come from the administrator, not from strangers; a broken download must still not take the
-/// process down.
+/// Model files come from the administrator, not from strangers, but a broken download must not end the process.
 #[test]
 fn models() {
     let library =

@@ -1,14 +1,14 @@
-//! Every export layout in `tests/fixtures/layouts` loads as it is and gives what onnxruntime gives in Python;
-//! what cannot be used is refused with the reason.
+//! Every export layout in `tests/fixtures/layouts` loads unchanged and returns the vectors of onnxruntime in Python;
+//! unusable layouts are refused with the reason.
 
 use std::path::{Path, PathBuf};
 
 use clip::Kind;
-use clip::clustering::centroid::cosine;
 use clip::embedder::Embedder;
 use clip::embedder::logits::Logits;
 use clip::image::Limits;
 use clip::model::Model;
+use clip::vector::cosine;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::Value;
@@ -17,7 +17,7 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
 }
 
-/// How a user names what an expectation is about: the directory, `directory:variant`, or a pair of directories.
+/// The user's name for the model of an expectation: the directory, `directory:variant`, or a pair of directories.
 fn spec(directory: &str, file: &str) -> String {
     let rest = file.trim_start_matches("expected").trim_end_matches(".json");
     match rest.trim_start_matches('_') {
@@ -76,7 +76,7 @@ fn check(spec: &str, expected: &Value) {
         let file = image(&entry["image"]);
         close(&embedder.embed_images(&[&file], &Limits::default(), &mut || ()).unwrap()[0], entry, &entry["image"]);
     }
-    // What the whole graph makes of each image and all texts; six decimals are stored.
+    // The whole graph's result for each image and all texts; six decimals are stored.
     for (entry, wanted) in images.iter().zip(expected["probabilities"].as_array().into_iter().flatten()) {
         let logits = embedder.logits().unwrap();
         let file = image(&entry["image"]);
@@ -94,7 +94,7 @@ fn check(spec: &str, expected: &Value) {
     }
     assert!(!texts.is_empty() || !images.is_empty(), "{spec}: nothing is expected");
 
-    // All at once, in lengths that differ: the same vectors.
+    // All in one call, with different lengths: the same vectors.
     let strings: Vec<&str> = texts.iter().map(|entry| entry["text"].as_str().unwrap()).collect();
     if !strings.is_empty() {
         for (item, entry) in embedder.embed_texts(&strings, true, &mut || ()).unwrap().iter().zip(&texts) {
@@ -125,7 +125,7 @@ fn every_layout() {
     assert!(checked.len() >= 20, "only {}: {checked:?}", checked.len());
 }
 
-/// A model directory in target/ with nothing in it but what says the logit scale.
+/// A model directory in target/ that contains only the file with the logit scale.
 fn stated(name: &str, file: &str, content: &[u8]) -> clip::Result<Option<Logits>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/test-models/logits");
     let directory = root.join(name);
@@ -145,13 +145,13 @@ fn the_logit_scale_is_read_where_files_state_it() {
     assert_eq!(about(config(r#"{"logit_scale": 0, "logit_bias": -10}"#).unwrap()), Some((1.0, Some(-10.0))));
     let (scale, bias) = about(config(r#"{"logit_scale": 4.605170185988092}"#).unwrap()).unwrap();
     assert!((scale - 100.0).abs() < 1e-9 && bias.is_none());
-    // Where training began is not where it ended.
+    // The initial value of the training is not its result.
     assert_eq!(config(r#"{"logit_scale_init_value": 2.6592}"#).unwrap(), None);
     for broken in [r#"{"logit_scale": "100"}"#, r#"{"logit_scale": 100}"#, r#"{"logit_scale": 1, "logit_bias": []}"#] {
         assert_eq!(config(broken).unwrap_err().kind, Kind::BadModel, "{broken}");
     }
 
-    // As the crate that Hugging Face publishes writes them.
+    // Written by the crate that Hugging Face publishes.
     let scale = 4.7650f32.to_le_bytes();
     let bias = half::f16::from_f32(-12.9375).to_le_bytes();
     let weight = [0u8; 4096];
@@ -175,7 +175,7 @@ fn the_logit_scale_is_read_where_files_state_it() {
     assert!(stated("endless", "model.safetensors", &endless).is_err());
 }
 
-/// SigLIP without its two numbers is told from CLIP without its one.
+/// SigLIP without its two numbers is distinguished from CLIP without its single one.
 #[test]
 fn what_is_assumed_is_said_where_it_matters() {
     for (spec, warns) in [("siglip", true), ("xenova-split", false), ("float16", true)] {

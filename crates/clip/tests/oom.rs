@@ -1,8 +1,8 @@
 //! Allocations that fail: the n-th large one, for every n, over each format and function, in whichever thread it is made.
 //! The outcome is an error each time, never an abort, which would end this test's process.
 //!
-//! C's allocations are not seen by Rust's allocator; libjpeg-turbo returns an error for a failed one, and a limit on the
-//! address space tries that (`tests/embed/test_image_limits.py`).
+//! Rust's allocator does not see C's allocations; libjpeg-turbo returns an error for a failed allocation, which
+//! `tests/embed/test_image_limits.py` tests with a limit on the address space.
 #![allow(unsafe_code)]
 
 mod files;
@@ -39,7 +39,7 @@ impl Failing {
     }
 }
 
-// SAFETY: the system's allocator, but for calls that return null, as any call may.
+// SAFETY: the system's allocator, except for calls that return null, as any call may.
 unsafe impl GlobalAlloc for Failing {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's obligations are the system's.

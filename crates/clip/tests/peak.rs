@@ -1,5 +1,5 @@
-//! What [`Limits::max_memory`] says is what the process's peak shows: a file that is said to take so many bytes takes no
-//! more, is refused with one byte less, and decodes with exactly as many.
+//! [`Limits::max_memory`] agrees with the process's peak: a file takes no more than the stated number of bytes, is
+//! refused with one byte less, and decodes with exactly this number.
 
 #![allow(unsafe_code)]
 
@@ -11,7 +11,7 @@ use clip::image::thumbnail::{Format, thumbnail};
 use clip::image::{Limits, decode, decode_for};
 use files::{File, Samples, of_every_format, peak, png, progressive, reset_peak, tiff};
 
-/// What the process needs beside: stacks, tables, what the allocator keeps.
+/// Other memory of the process: stacks, tables, memory that the allocator retains.
 const BESIDE: u64 = 8 << 20;
 
 type Work = fn(&[u8], &Limits) -> clip::Result<()>;
@@ -26,7 +26,7 @@ fn squash(bytes: &[u8], limits: &Limits) -> clip::Result<()> {
     decode_for(bytes, limits, &preprocess)?.prepare(&preprocess, limits).map(drop)
 }
 
-/// The bytes that a refusal names.
+/// The number of bytes in an error.
 fn stated(error: &clip::Error) -> u64 {
     let detail = error.detail.as_deref().unwrap();
     let words: Vec<&str> = detail.split(' ').collect();
@@ -34,7 +34,7 @@ fn stated(error: &clip::Error) -> u64 {
     words[at - 1].parse().unwrap_or_else(|_| panic!("{detail}"))
 }
 
-/// The least limit under which the work is done.
+/// The lowest limit under which the work succeeds.
 fn needed(file: &File, work: Work) -> u64 {
     let mut max_memory = 1;
     loop {
@@ -51,15 +51,14 @@ fn needed(file: &File, work: Work) -> u64 {
     }
 }
 
-/// One test, since the peak is the whole process's.
+/// One test, because the peak applies to the whole process.
 #[test]
 fn the_limit_is_the_peak() {
-    // Each large block is the system's own and goes back when it is freed: what is free stays resident otherwise, and
-    // hides what is taken.
-    // SAFETY: no precondition.
+    // Large blocks are mapped separately and returned to the system when they are freed; otherwise free memory stays
+    // resident and hides new allocations. SAFETY: no precondition.
     unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 64 << 10) };
     let mut files = of_every_format(3001, 2003);
-    // What took 3.2 GB, 4.9 GB and 2.9 GB.
+    // These files took 3.2 GB, 4.9 GB and 2.9 GB.
     files.push(File {
         name: "16 kB of float TIFF",
         bytes: tiff(5000, 5000, Samples { count: 4, bits: 32, float: true }, 100),
@@ -102,7 +101,7 @@ fn the_limit_is_the_peak() {
             if grown > max_memory + BESIDE {
                 wrong.push(format!("{} {name}: {grown} bytes, where the limit says {max_memory}", file.name));
             }
-            // A limit that is far more than is taken would refuse files for nothing.
+            // A stated size far above the actual one would refuse files needlessly.
             if !file.name.contains('×') && max_memory > 3 * grown + BESIDE {
                 wrong.push(format!("{} {name}: a limit of {max_memory} for {grown} bytes", file.name));
             }

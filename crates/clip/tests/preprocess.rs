@@ -1,4 +1,5 @@
-//! Preprocessing against the reference processors, whose pixels and tensors `tests/fixtures/preprocess.py` writes.
+//! Compares preprocessing with the reference processors, whose pixels and tensors `tests/fixtures/preprocess.py`
+//! writes.
 //!
 //! The stored pairs are a subset. All of them: `preprocess.py --sweep DIR`, then
 //! `CLIP_PREPROCESS_SWEEP=DIR cargo test --release -p clip --test preprocess -- --ignored --nocapture`.
@@ -15,10 +16,10 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/preprocess")
 }
 
-/// What differs from the reference in one pair, or nothing.
+/// The difference from the reference in one pair, if any.
 ///
-/// The pixels may differ by nothing at all: they come from the same decoders and the same resampling. The tensor may
-/// by one part in a million, the last digits of float32.
+/// The pixels must be equal: they come from the same decoders and the same resampling. The tensor may differ by one
+/// part in a million, the last digits of float32.
 fn difference(folder: &Path, entry: &Value) -> Option<String> {
     let text = |key: &str| entry[key].as_str().unwrap();
     let read = |key: &str| {

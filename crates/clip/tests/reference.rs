@@ -1,4 +1,4 @@
-//! Against the references in `tests/fixtures` (its README says how they are made): Pillow's pixels, the
+//! Compares with the references in `tests/fixtures` (its README describes their creation): Pillow's pixels, the
 //! tokenizers package's and OpenAI's ids, onnxruntime's embeddings.
 
 use std::path::{Path, PathBuf};
@@ -168,7 +168,7 @@ fn a_long_text_is_cut_or_refused() {
     let warnings = clip.take_warnings();
     assert_eq!((warnings.len(), warnings[0].element), (1, Some(1)));
     assert!(warnings[0].message.contains("context of 77 tokens"), "{}", warnings[0]);
-    // What is beyond the context doesn't count: 75 words and both special tokens fill it.
+    // Tokens beyond the context don't count: 75 words and both special tokens fill it.
     let same = clip.embed_texts(&[&"word ".repeat(75)], true, &mut || ()).unwrap();
     assert!(!same[0].truncated);
     assert!(cosine(&cut[1].vector, &same[0].vector) > 0.999_999);
@@ -197,11 +197,11 @@ fn a_jpeg_cut_short_is_truncated() {
             let error = decode(&file[..keep], &Limits::default()).unwrap_err();
             assert_eq!(error.message, "JPEG image is truncated", "{name} at {keep} bytes: {error}");
         }
-        // Without the end marker all pixels are in the file, as Pillow finds, too.
+        // Without the end marker all pixels are in the file, in Pillow's view, too.
         let whole = decode(&file, &Limits::default()).unwrap();
         let unmarked = decode(&file[..file.len() - 2], &Limits::default()).unwrap();
         assert!(unmarked.truncated.is_none() && unmarked.rgb == whole.rgb, "{name} without its end marker");
-        // Bytes after the end are another matter.
+        // Bytes after the end are a different case.
         let mut longer = file.clone();
         longer.extend_from_slice(b"trailing bytes");
         assert!(decode(&longer, &Limits::default()).is_ok(), "{name}");
@@ -253,13 +253,13 @@ fn broken_models_say_what_is_wrong() {
     let error = embed_text(make("bad-tokenizer", "", &[("tokenizer.json", b"{}")])).unwrap_err();
     assert!(error.kind == clip::Kind::BadModel && error.message.contains("cannot be used"), "{error}");
 
-    // Without a preprocessing configuration CLIP's is used, and said.
+    // Without a preprocessing configuration CLIP's is used, with a warning.
     let warnings = embed(make("no-config", "preprocessor_config.json", &[])).unwrap();
     assert_eq!(warnings.len(), 1);
     assert!(warnings[0].message.contains("has no preprocessor_config.json"), "{}", warnings[0]);
 }
 
-/// A cancelled query unwinds out of the middle of a call; what that call had to remark is nobody's any more.
+/// A cancelled query unwinds out of the middle of a call; the warnings of that call are dropped.
 #[test]
 fn an_interrupted_call_leaves_no_remarks() {
     let mut clip = clip_mini();

@@ -1,4 +1,4 @@
-//! JPEGs that are decoded smaller than they are, against Pillow's `draft` and `resize` with a box
+//! Compares JPEGs that are decoded at a reduced size with Pillow's `draft` and `resize` with a box
 //! (`tests/fixtures/smaller.py`), and against the full decode.
 
 use std::path::{Path, PathBuf};
@@ -38,7 +38,7 @@ fn pixels_equal_pillows() {
         assert_eq!((pixels.dimensions(), worst), (reference.dimensions(), Some(0)), "{entry}");
         factors[decoded.shrink as usize] += 1;
 
-        // The same picture as in full: a wrong turn or half a pixel's shift would show.
+        // The same picture as at full size: a wrong rotation or a shift by half a pixel would show.
         let full = decode(&file, &Limits::default()).unwrap();
         assert_eq!((full.shrink, full.size), (1, decoded.size));
         let full = resize_and_crop(&full.rgb, &preprocess, &Limits::default()).unwrap();
@@ -65,7 +65,7 @@ fn what_is_asked_to_be_exact_is() {
                 == resize_and_crop(&full, preprocess, &Limits::default()).unwrap()
         );
     }
-    // The side that is resized least decides.
+    // The side with the smaller reduction decides.
     let squash = |width, height| Preprocess {
         resize: clip::image::preprocess::Resize::Exact(width, height),
         crop: None,
@@ -87,7 +87,7 @@ fn limits_are_on_the_files_own_size() {
     assert_eq!(result(pixels).unwrap().shrink, 8);
 }
 
-/// What the caller learns of a file, but for its pixels.
+/// The result for a file, except its pixels.
 fn outcome(result: Result<Decoded>) -> String {
     match result {
         Ok(decoded) => format!("{:?}, {:?}", decoded.size, decoded.truncated),
@@ -106,7 +106,7 @@ fn broken_files_fail_alike() {
             }
         }
     }
-    // Cut at every hundredth, and with a byte changed there.
+    // Truncated at every hundredth, and with a changed byte there.
     for name in ["images/cat.jpg", "images/coffee_progressive.jpg", "images/coffee_cmyk.jpg", "images/camera_grey.jpg"]
     {
         let file = read(name);

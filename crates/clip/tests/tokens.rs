@@ -1,4 +1,4 @@
-//! Token ids against the reference tokenizers, whose ids `tests/fixtures/tokens.py` writes: every text with every
+//! Compares token ids with the reference tokenizers, whose ids `tests/fixtures/tokens.py` writes: every text with every
 //! family of tokenizer.
 
 use std::path::{Path, PathBuf};
@@ -74,7 +74,7 @@ fn ids_equal_the_reference_tokenizers() {
         for (text, reference) in texts.iter().zip(&family.ids) {
             let ours = family.encoder.encode(text);
             if reference.len() <= family.special {
-                // Nothing but special tokens: an error, since every such text would have the same vector.
+                // Only special tokens: an error, because all these texts would have the same vector.
                 let error = ours.err().unwrap_or_else(|| panic!("{name}: {text:?} is empty"));
                 assert_eq!((error.kind, error.message.as_str()), (Kind::InvalidInput, "text is empty"), "{text:?}");
                 empty += 1;
@@ -85,7 +85,7 @@ fn ids_equal_the_reference_tokenizers() {
                 wrong.push(format!("{text:?}: {:?}, not {reference:?}", ours.ids));
             }
             assert_eq!(ours.length, reference.len(), "{name}: {text:?}");
-            // The special tokens that end a text end it after a cut, too.
+            // The special tokens at the end of a text remain after a cut.
             let end = family.ids[texts.iter().position(|text| text == "x").unwrap()].last();
             assert_eq!(ours.ids.last(), end, "{name}: {text:?}");
             assert!(ours.ids.len() <= family.context && (!ours.truncated || ours.ids.len() == family.context));
@@ -108,8 +108,8 @@ fn padding_is_the_tokenizers_own() {
     }
 }
 
-/// What is beyond the context doesn't change what is before it: 10 MB have the reference's ids of the same text cut to
-/// a few kilobytes, and come in time.
+/// Text beyond the context does not change the ids before it: 10 MB have the reference's ids of the same text cut to a
+/// few kilobytes, and are tokenized in time.
 fn long_text(kind: &str, unit: &str) {
     let texts = texts();
     let short = unit.repeat(200); // UNIT_TIMES in tokens.py
@@ -122,7 +122,7 @@ fn long_text(kind: &str, unit: &str) {
         let took = start.elapsed().as_secs_f64();
         println!("{}: {megabytes} MB, {kind}: {} ids in {took:.2} s", family.name, tokens.ids.len());
         assert_eq!(tokens.ids, family.ids[position], "{}: {kind}", family.name);
-        // Some 50 ms on one idle core.
+        // About 50 ms on one idle core.
         assert!(took < 60.0, "{}: {kind} took {took} s", family.name);
     }
 }
@@ -144,8 +144,8 @@ impl Random {
     }
 }
 
-/// A text of parts that tokenizers shrink, or may be torn: words without an end, runs of one character and of
-/// characters outside the vocabulary, white space, marks.
+/// A text of parts that tokenizers shrink or a cut may split: endless words, runs of one character and of characters
+/// outside the vocabulary, white space, marks.
 fn hostile(random: &mut Random, length: usize) -> String {
     let mut text = String::new();
     while text.len() < length {
@@ -174,7 +174,7 @@ fn hostile(random: &mut Random, length: usize) -> String {
     text
 }
 
-/// The ids are those that the tokenizers library gives for the whole text, or there are none.
+/// The ids equal the ids of the tokenizers library for the whole text, or there are none.
 #[test]
 fn ids_of_long_texts_are_those_of_the_whole_text() {
     let mut random = Random(7);
@@ -209,7 +209,7 @@ fn ids_of_long_texts_are_those_of_the_whole_text() {
 
 fn cpu_time() -> f64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the clock writes the time into the place that it is given.
+    // SAFETY: the clock writes the time to the given variable.
     #[allow(unsafe_code)]
     unsafe {
         libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time);
@@ -217,7 +217,7 @@ fn cpu_time() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-/// Sixteen megabytes of anything are seen by a cancel, and take no longer than their beginning does.
+/// Tokenizing sixteen megabytes of any text can be cancelled, and takes no longer than its beginning.
 #[test]
 fn interrupts_are_looked_for_all_the_time() {
     let units = ["a", "abcdefghij", "猫", "😀🐶", " ", "e\u{301}", "cat ", "\u{200B}", "ab1", "x,"];
@@ -257,7 +257,7 @@ fn an_interrupt_unwinds_through_the_tokenizer() {
         })
     }));
     assert_eq!(caught.unwrap_err().downcast_ref::<&str>(), Some(&"cancel"));
-    assert!(family.encoder.encode("a cat").is_ok(), "the encoder goes on");
+    assert!(family.encoder.encode("a cat").is_ok(), "the encoder still works");
 }
 
 #[test]

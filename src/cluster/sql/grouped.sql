@@ -8,7 +8,7 @@ member AS MATERIALIZED (
     FROM {table} t JOIN cluster c ON c.id OPERATOR(pg_catalog.=) t.{cluster} WHERE t.{embedding} IS NOT NULL
 ),
 grouped AS (
-    -- Members whose cosines are equal but for rounding (1e-7) come in the order of their keys.
+    -- Members whose cosines differ only by rounding (1e-7) come in the order of their keys.
     SELECT id, pg_catalog.array_agg(key ORDER BY pg_catalog.round(cosine OPERATOR(pg_catalog.*) 1000000::float8) DESC, key) AS keys, pg_catalog.min(cosine) AS lowest
     FROM member GROUP BY id
 ),

@@ -1,4 +1,4 @@
--- A column that is no longer in the table has been renamed, or dropped: the watch names what takes its place.
+-- A column that is no longer in the table has been renamed or dropped: the watch names its replacement.
 SELECT c.oid,
        bool_and(n.was = n.now OR NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attname = n.was
                                              AND NOT a.attisdropped))

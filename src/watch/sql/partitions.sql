@@ -1,5 +1,7 @@
-WITH tree AS (SELECT c.oid FROM pg_catalog.pg_partition_tree($2::oid::regclass) AS p JOIN pg_catalog.pg_class c ON c.oid = p.relid::oid
-              WHERE c.relkind = 'r'),
+-- Not by pg_partition_tree, which locks every partition: two sessions that alter one each would wait for each other.
+WITH RECURSIVE below AS (SELECT $2::oid AS oid UNION ALL
+              SELECT i.inhrelid FROM below b JOIN pg_catalog.pg_inherits i ON i.inhparent = b.oid AND NOT i.inhdetachpending),
+     tree AS (SELECT c.oid FROM below b JOIN pg_catalog.pg_class c ON c.oid = b.oid WHERE c.relkind = 'r'),
      known AS (SELECT c.oid FROM clip_search.watch_partition k JOIN pg_catalog.pg_class c ON c.oid = k.relation::oid WHERE k.watch = $1 AND c.oid <> $2)
 SELECT coalesce(t.oid, k.oid), k.oid IS NOT NULL, t.oid IS NOT NULL,
        EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = coalesce(t.oid, k.oid) AND g.tgname = $3)

@@ -7,4 +7,5 @@ INSERT INTO clip_search.watch_setting AS w
         collection = excluded.collection, queued = excluded.queued, skip = excluded.skip, key = excluded.key,
         added_columns = w.added_columns || excluded.added_columns,
         added_index = coalesce(w.added_index, excluded.added_index),
-        added_collection = w.added_collection OR excluded.added_collection RETURNING w.id
+        added_collection = excluded.added_collection
+            OR w.added_collection AND w.collection IS NOT DISTINCT FROM excluded.collection RETURNING w.id

@@ -1,4 +1,4 @@
-//! After a row has been written: what depends on it, such as its membership of a cluster and its entry in the queue.
+//! The part of the trigger that runs after a row has been written, for example for its cluster and its queue entry.
 
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
@@ -37,8 +37,8 @@ pub(super) fn after_update(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<(
         confirm(plan, new);
         part(plan, old)?;
     } else if let Some(was) = old.member(plan) {
-        // Changed by hand: `regrouped` has joined a group before the row was written, or the row has no group until it is
-        // embedded again.
+        // Changed by the user: `regrouped` joined a group before the row was written, or the row has no group until it
+        // is embedded again.
         let parted = match new.member(plan) {
             Some(is) => is != was && confirm(plan, new),
             None => true,
@@ -47,7 +47,7 @@ pub(super) fn after_update(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<(
             part(plan, old)?;
         }
     } else {
-        // The worker has grouped a row again that was in no group.
+        // The worker has grouped a row that had no group.
         confirm(plan, new);
     }
     let renamed = plan.key.iter().any(|&column| !same_value(old, new, column));
@@ -56,7 +56,7 @@ pub(super) fn after_update(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<(
     if was_open && (changed || renamed || !open) {
         let old_key = old.key(plan)?;
         if renamed && !changed && open {
-            // What is known of the row goes with it.
+            // Remove the row's entry and failure, too.
             let key = new.key(plan)?;
             let arguments = [plan.watch.id.into(), old_key.as_str().into(), key.as_str().into()];
             listed = queue::noted(&plan.watch, key.len(), || change_failures(RENAME_FAILURE, &arguments))? > 0;
@@ -89,18 +89,18 @@ pub(super) fn after_delete(plan: &Plan, old: &Tuple) -> SqlResult<()> {
 pub(super) fn after_truncate(plan: &Plan) -> SqlResult<()> {
     partitions::after_truncate(plan.watch.id);
     let _user_context = UserContext::of_extension();
-    // Entries that another session has in hand are left to it: it will find that their rows are gone.
+    // Entries that another session has locked are left to it: it will find that their rows no longer exist.
     run_on_latest(FORGET_QUEUE, &[plan.watch.id.into()])?;
     run_on_latest(FORGET_FAILURES, &[plan.watch.id.into()])?;
     if let Some(collection) = &plan.watch.collection {
         let store = Store::open(c"TRUNCATE");
-        store.take(collection, true);
+        store.lock_exclusive(collection, true);
         statements::clear_latest(collection)?;
     }
     Ok(())
 }
 
-/// The row is written, so its cluster has it. Whether it has just joined.
+/// Confirms the membership of a row that has been written. Returns whether it has just joined.
 fn confirm(plan: &Plan, new: &Tuple) -> bool {
     new.member(plan).is_some_and(|member| pending::confirm(&member))
 }
@@ -116,7 +116,7 @@ fn part(plan: &Plan, old: &Tuple) -> SqlResult<()> {
     Ok(())
 }
 
-/// Notes that a row has no embedding: as failed if that is known, else as one that is to be filled in.
+/// Records that a row has no embedding: as failed if an error is known, otherwise as an entry in the queue.
 fn note(plan: &Plan, new: &Tuple) -> SqlResult<()> {
     if let Some(failure) = take_failure(plan, new) {
         let key = new.key(plan)?;
@@ -145,12 +145,12 @@ const DELETE_FAILURE: &str = "DELETE FROM clip_search.watch_failure WHERE watch 
     AND key OPERATOR(pg_catalog.=) $2::pg_catalog.text[]";
 const RENAME_FAILURE: &str = "UPDATE clip_search.watch_failure SET key = $3::pg_catalog.text[] \
     WHERE watch OPERATOR(pg_catalog.=) $1 AND key OPERATOR(pg_catalog.=) $2::pg_catalog.text[]";
-/// Changes the list of failures, as it is now: a worker may have listed a row since this transaction began. How many rows
-/// it was of.
+/// Changes the current list of failures: a worker may have listed a row since this transaction began. Returns the
+/// number of changed rows.
 fn change_failures(query: &'static str, arguments: &[DatumWithOid<'_>]) -> SqlResult<u64> {
     let _user_context = UserContext::of_extension();
     match isolation() {
-        // Each statement sees what is committed by then, and this one's plan is kept.
+        // Each statement sees the rows that are committed by then; the plan of this one is kept.
         Isolation::ReadCommitted => Spi::connect_mut(|client| Ok(run(client, query, arguments)?.len() as u64)),
         _ => run_on_latest(query, arguments),
     }

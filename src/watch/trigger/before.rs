@@ -1,4 +1,5 @@
-//! Before a row is written: its embedding is made, or set to NULL for the worker.
+//! The part of the trigger that runs before a row is written: it computes the embedding, or sets it to NULL for the
+//! worker.
 #![allow(unsafe_code)]
 
 use pgrx::pg_sys;
@@ -12,16 +13,17 @@ use crate::pg::text::utf8;
 use crate::pg::transaction::RollbackList;
 use crate::pg::vector::Vector;
 use crate::watch::source::{self, Source};
+use crate::watch::tags;
 use crate::watch::trigger::moves::{is_moved_here, note_update};
 use crate::watch::trigger::plan::Plan;
 use crate::watch::trigger::row::{Tuple, same, same_value, unchanged};
 
 thread_local! {
-    /// Why rows have no embedding, by a hash of their source.
+    /// The reasons why rows have no embedding, by a hash of their source.
     static FAILURES: RollbackList<(u64, Failure)> = RollbackList::new();
 }
 
-/// Why the row that has just been written has no embedding, if that is known.
+/// The reason why the row that was just written has no embedding, if known.
 pub(super) fn take_failure(plan: &Plan, new: &Tuple) -> Option<Failure> {
     if FAILURES.with(RollbackList::is_empty) {
         return None;
@@ -34,20 +36,20 @@ pub(super) fn before_insert(plan: &Plan, new: &Tuple) -> SqlResult<pg_sys::HeapT
     if is_moved_here(plan, new) {
         return Ok(new.tuple);
     }
-    written(plan, new)
+    tagged(plan, new, written(plan, new)?)
 }
 
 pub(super) fn before_update(plan: &Plan, table: pg_sys::Oid, old: &Tuple, new: &Tuple) -> SqlResult<pg_sys::HeapTuple> {
     let mut changed = !unchanged(plan, old, new);
     let result = if changed {
-        written(plan, new)?
+        tagged(plan, new, written(plan, new)?)?
     } else {
         check_model(plan, old, new)?;
         let regrouped = regrouped(plan, old, new)?;
         changed = regrouped.is_some();
-        regrouped.unwrap_or(new.tuple)
+        retagged(plan, old, new, regrouped.unwrap_or(new.tuple))?
     };
-    // SAFETY: the relation is open as long as the trigger runs.
+    // SAFETY: the relation is open while the trigger runs.
     let partition = unsafe { pg_sys::get_rel_relispartition(table) };
     if partition {
         note_update(plan, table, old, &Tuple { tuple: result, shape: new.shape }, changed);
@@ -55,7 +57,7 @@ pub(super) fn before_update(plan: &Plan, table: pg_sys::Oid, old: &Tuple, new: &
     Ok(result)
 }
 
-/// The row as it is to be stored.
+/// The row to store.
 fn written(plan: &Plan, new: &Tuple) -> SqlResult<pg_sys::HeapTuple> {
     let watch = &plan.watch;
     if watch.queued || !new.has_source(plan) {
@@ -96,6 +98,22 @@ fn written(plan: &Plan, new: &Tuple) -> SqlResult<pg_sys::HeapTuple> {
     }
 }
 
+/// The row with the tags of its embedding.
+fn tagged(plan: &Plan, new: &Tuple, tuple: pg_sys::HeapTuple) -> SqlResult<pg_sys::HeapTuple> {
+    let Some(column) = plan.tags else { return Ok(tuple) };
+    let row = Tuple { tuple, shape: new.shape };
+    let tags = row.vector(plan).map(|vector| tags::of(&plan.watch.model, &vector)).transpose()?;
+    Ok(row.with_tags(column, tags))
+}
+
+/// The same where the embedding is written by hand, its source being the same. Tags that are written by hand, or by the
+/// worker with the embedding, are left alone.
+fn retagged(plan: &Plan, old: &Tuple, new: &Tuple, tuple: pg_sys::HeapTuple) -> SqlResult<pg_sys::HeapTuple> {
+    let Some(column) = plan.tags else { return Ok(tuple) };
+    let is_same = |column| same(old.datum(column), new.datum(column));
+    if is_same(plan.embedding) || !is_same(column) { Ok(tuple) } else { tagged(plan, new, tuple) }
+}
+
 /// A member whose embedding is written by hand, its source being the same, goes to the group of what it is now; where it
 /// is set to NULL, to none. A group that is written by hand is left alone.
 fn regrouped(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<Option<pg_sys::HeapTuple>> {
@@ -108,7 +126,7 @@ fn regrouped(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<Option<pg_sys::
     Ok(Some(new.with(plan, Some(Vector(vector)), Some(cluster))))
 }
 
-/// An embedding that is written by hand must be of the column's model, as far as can be told.
+/// An embedding that was written by the user must come from the column's model, as far as this can be checked.
 fn check_model(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<()> {
     if same(old.datum(plan.embedding), new.datum(plan.embedding)) {
         return Ok(());

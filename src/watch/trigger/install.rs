@@ -1,4 +1,4 @@
-//! The triggers that clip_watch puts on a table.
+//! The triggers that clip_watch creates on a table.
 
 use clip::{Error, Kind};
 use pgrx::prelude::*;
@@ -11,7 +11,8 @@ use crate::pg::user_context::UserContext;
 use crate::watch::partitions;
 use crate::watch::setting::Watch;
 
-/// The names sort behind most others', since triggers fire by name: ones that prepare the image come first.
+/// The names sort behind most other names, because triggers fire in the order of their names: triggers that prepare the
+/// image fire first.
 fn trigger_names(watch: i64) -> [String; 4] {
     ["", "_after", "_truncate", "_truncating"].map(|end| format!("zz_clip_watch_{watch}{end}"))
 }
@@ -27,7 +28,7 @@ pub fn drop_triggers(client: &mut SpiClient<'_>, relation: pg_sys::Oid, name: &s
     partitions::forget(watch)
 }
 
-/// Triggers of watches that are not there, quoted: a dump of the schema alone, or of a single table, brings such.
+/// Quoted names of triggers whose watch does not exist: restoring a schema-only dump, or a single table, creates them.
 pub fn orphans(client: &mut SpiClient<'_>, table: &Table) -> SqlResult<Vec<String>> {
     let known: Vec<String> = {
         let _user_context = UserContext::of_extension();
@@ -46,9 +47,9 @@ pub fn orphans(client: &mut SpiClient<'_>, table: &Table) -> SqlResult<Vec<Strin
     rows.into_iter().map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect()
 }
 
-/// Warns of a trigger that fires after this watch's, and may change what has been embedded by then.
+/// Warns of a trigger that fires after this watch's trigger and may change the source after it was embedded.
 fn warn_of_later(client: &mut SpiClient<'_>, table: &Table, watch: &Watch) -> SqlResult<()> {
-    // For each row, before INSERT or UPDATE: the bits of tgtype.
+    // The bits of tgtype for FOR EACH ROW and BEFORE INSERT OR UPDATE.
     let query = format!(
         "SELECT t.tgname::text FROM pg_catalog.pg_trigger t WHERE t.tgrelid = $1 AND NOT t.tgisinternal AND t.tgtype & 3 = 3 \
              AND t.tgtype & 20 <> 0 AND t.tgname > $2::name AND t.tgfoid <> {}::regprocedure::oid ORDER BY t.tgname",
@@ -69,8 +70,8 @@ fn warn_of_later(client: &mut SpiClient<'_>, table: &Table, watch: &Watch) -> Sq
     Ok(())
 }
 
-/// Warns of triggers that write what this watch writes, or count its members once more: such as one that embedded before
-/// the table was watched. Their source says so; of those in C nothing is known.
+/// Warns of triggers that write the columns of this watch, or count its members a second time, such as a trigger that
+/// embedded before the table was watched. The check reads the triggers' source; it can't check triggers in C.
 fn warn_of_others(client: &mut SpiClient<'_>, table: &Table, watch: &Watch) -> SqlResult<()> {
     let query = include_str!("../sql/other_triggers.sql");
     let arguments = [table.oid.into(), watch.embedding.as_str().into(), watch.cluster.as_deref().into()];
@@ -97,8 +98,8 @@ pub fn create_triggers(client: &mut SpiClient<'_>, table: &Table, watch: &Watch)
     warn_of_others(client, table, watch)?;
     let function = format!("{}.clip_watch_row('{}')", own_schema(client)?, watch.id);
     let [before, after, truncate, truncating] = trigger_names(watch.id);
-    // An update that moves a row to another partition is a deletion and an insertion to them; the trigger has to see
-    // the deletion to know one.
+    // For triggers, an update that moves a row to another partition is a deletion and an insertion; the trigger must
+    // see the deletion to recognise a move.
     let moves = if table.kind == "p" { " OR DELETE" } else { "" };
     let inserts = if watch.needs_after_insert() { "INSERT OR " } else { "" };
     for statement in [
@@ -108,7 +109,7 @@ pub fn create_triggers(client: &mut SpiClient<'_>, table: &Table, watch: &Watch)
     ] {
         table.define(client, &format!("{statement} EXECUTE FUNCTION {function}"))?;
     }
-    // The partitions' triggers need to know that the whole table goes.
+    // The partitions' triggers need to know that the whole table is truncated.
     if table.kind == "p" {
         let statement = format!(
             "CREATE OR REPLACE TRIGGER {truncating} BEFORE TRUNCATE ON {} FOR EACH STATEMENT EXECUTE FUNCTION {function}",

@@ -1,12 +1,12 @@
 //! The trigger of watched tables.
 //!
-//! A BEFORE trigger sets the row's embedding: it embeds the source, or sets NULL for the worker to fill in. Everything
-//! that requires the row to have been written waits for the AFTER trigger, because ON CONFLICT or another trigger may
-//! still suppress the insertion or turn an update into a move to another partition. So the row joins a cluster before it
-//! is written, and the AFTER trigger confirms this; a membership that is not confirmed by the end of the transaction is
+//! A BEFORE trigger sets the row's embedding: it embeds the source, or sets NULL for the worker to replace. Every step
+//! that requires a written row waits for the AFTER trigger, because ON CONFLICT or another trigger may still suppress
+//! the insertion or turn an update into a move to another partition. The row therefore joins a cluster before it is
+//! written, and the AFTER trigger confirms this; a membership that is not confirmed by the end of the transaction is
 //! undone. The old row leaves its cluster in the AFTER trigger.
 //!
-//! The set of columns that an UPDATE names does not matter, only whether the source has changed.
+//! The columns that an UPDATE names do not matter, only whether the source has changed.
 #![allow(unsafe_code)]
 
 pub mod after;
@@ -24,6 +24,7 @@ use pgrx::prelude::*;
 use pgrx::trigger_support::{PgTrigger, TriggerEvent};
 
 use crate::pg::error::{SqlResult, sql_error};
+use crate::pg::restore;
 use crate::watch::partitions::before_truncate;
 use crate::watch::trigger::after::{after_delete, after_insert, after_truncate, after_update};
 use crate::watch::trigger::before::{before_insert, before_update};
@@ -67,7 +68,7 @@ fn out_of_place(what: &str) -> ErrorReport {
 }
 
 /// # Safety
-/// The data must be those of a trigger that is being called.
+/// The data must belong to a trigger that is being called.
 unsafe fn run(data: &pg_sys::TriggerData, event: &TriggerEvent) -> SqlResult<pg_sys::HeapTuple> {
     // SAFETY: by the contract; the argument, if there is one, is a string.
     let (id, table, shape) = unsafe {
@@ -77,6 +78,10 @@ unsafe fn run(data: &pg_sys::TriggerData, event: &TriggerEvent) -> SqlResult<pg_
         (id, (*data.tg_relation).rd_id, (*data.tg_relation).rd_att)
     };
     let id = id.ok_or_else(|| out_of_place("clip_watch_row() takes the number of a watch"))?;
+    // SAFETY: the trigger's relation is open.
+    if event.fired_for_row() && unsafe { restore::loads_created_table(data.tg_relation) } {
+        return Ok(if event.fired_before() { data.tg_trigtuple } else { std::ptr::null_mut() });
+    }
     let plan = plan(id, table, shape)?;
     let (first, second) = (Tuple { tuple: data.tg_trigtuple, shape }, Tuple { tuple: data.tg_newtuple, shape });
     match (event.fired_for_row(), event.fired_before()) {

@@ -1,4 +1,5 @@
-//! Updates that move a row to another partition: to triggers they are an update, a deletion there and an insertion here.
+//! Updates that move a row to another partition: for triggers, each is an update, a deletion in the old partition and
+//! an insertion in the new one.
 #![allow(unsafe_code)]
 
 use pgrx::pg_sys;
@@ -10,7 +11,7 @@ use crate::watch::trigger::row::Tuple;
 
 /// An update that may turn out to move its row to another partition.
 struct Move {
-    /// When the client sent what has led to it.
+    /// When the client sent the statement that led to it.
     sent: pg_sys::TimestampTz,
     watch: i64,
     table: pg_sys::Oid,
@@ -24,10 +25,11 @@ struct Move {
 }
 
 thread_local! {
-    /// Their rows go from one partition to another and stay in their clusters: deleted there, inserted here.
+    /// Their rows move from one partition to another and stay in their clusters: deleted from the one, inserted into
+    /// the other.
     static MOVING: RollbackList<Member> = RollbackList::new();
     static ARRIVING: RollbackList<Member> = RollbackList::new();
-    /// The last of each watch.
+    /// The last update of each watch.
     static UPDATES: RollbackList<Move> = RollbackList::new();
 }
 
@@ -39,7 +41,7 @@ fn sent() -> pg_sys::TimestampTz {
 /// Remembers an update of a partition's row, which may turn out to be a move. `changed`: the trigger has
 /// embedded the row again.
 pub(super) fn note_update(plan: &Plan, table: pg_sys::Oid, old: &Tuple, new: &Tuple, changed: bool) {
-    // SAFETY: the old row is one that is stored.
+    // SAFETY: the old row is a stored row.
     let tid = unsafe { (*old.tuple).t_self };
     let what = Move {
         sent: sent(),
@@ -56,24 +58,24 @@ pub(super) fn note_update(plan: &Plan, table: pg_sys::Oid, old: &Tuple, new: &Tu
     UPDATES.with(|updates| updates.push(what));
 }
 
-/// It was an update, and no move.
+/// Records that it was an update and not a move.
 pub(super) fn forget_update(plan: &Plan) {
     UPDATES.with(|updates| updates.retain(|known| known.watch != plan.watch.id));
 }
 
-/// Whether a member's row has just arrived from another partition. It has joined nothing, and confirms nothing that an
-/// equal one has.
+/// Whether a member's row has just arrived from another partition. It has joined no cluster, and does not confirm the
+/// membership of an equal row.
 pub(super) fn has_arrived(member: &Member) -> bool {
     ARRIVING.with(|arriving| arriving.take(|known| known == member)).is_some()
 }
 
-/// Whether a member's row leaves for another partition, and stays in its cluster.
+/// Whether a member's row moves to another partition, and so stays in its cluster.
 pub(super) fn is_moving(member: &Member) -> bool {
     MOVING.with(|moving| moving.take(|known| known == member)).is_some()
 }
 
 pub(super) fn before_delete(plan: &Plan, table: pg_sys::Oid, old: &Tuple) {
-    // SAFETY: the old row is one that is stored.
+    // SAFETY: the old row is a stored row.
     let tid = unsafe { (*old.tuple).t_self };
     let is = |known: &Move| known.watch == plan.watch.id;
     UPDATES.with(|updates| {
@@ -86,7 +88,7 @@ pub(super) fn before_delete(plan: &Plan, table: pg_sys::Oid, old: &Tuple) {
     });
 }
 
-/// Whether the row is the one whose update took it out of another partition just now.
+/// Whether the row's update has just removed it from another partition.
 pub(super) fn is_moved_here(plan: &Plan, new: &Tuple) -> bool {
     let moves = |known: &Move| known.deleted && known.sent == sent() && known.watch == plan.watch.id;
     let Some(update) = UPDATES.with(|updates| updates.take(moves)) else { return false };

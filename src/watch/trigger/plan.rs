@@ -1,4 +1,4 @@
-//! A watch and where its columns are in the table at hand, looked up once a transaction.
+//! A watch and the positions of its columns in the current table, looked up once per transaction.
 #![allow(unsafe_code)]
 
 use std::cell::{Cell, RefCell};
@@ -15,7 +15,7 @@ use crate::pg::transaction;
 use crate::pg::vector_column::Storage;
 use crate::watch::setting::Watch;
 
-/// A watch and where its columns are in the table at hand, which may be a partition.
+/// A watch and the positions of its columns in the current table, which may be a partition.
 pub(super) struct Plan {
     pub(super) watch: Watch,
     pub(super) table: pg_sys::Oid,
@@ -24,20 +24,21 @@ pub(super) struct Plan {
     pub(super) text: Option<i16>,
     pub(super) embedding: i16,
     pub(super) storage: Storage,
-    /// Of the embedding's column, if it says.
+    /// The dimensions of the embedding's column, if declared.
     pub(super) dimensions: Option<usize>,
     pub(super) cluster: Option<i16>,
+    pub(super) tags: Option<i16>,
     pub(super) key: Vec<i16>,
 }
 
 thread_local! {
-    /// They hold as long as the transaction: it has a lock on the table that keeps others from changing it, and what
-    /// it changes itself is announced (`at_invalidation`).
+    /// They are valid for the transaction: it has a lock on the table that keeps other sessions from changing it, and
+    /// `at_invalidation` announces the transaction's own changes.
     static PLANS: RefCell<HashMap<(i64, pg_sys::Oid), Rc<Plan>>> = RefCell::default();
     static REGISTERED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Plans go with the transaction.
+/// Plans are dropped at the end of the transaction.
 fn forget_all() {
     PLANS.with_borrow_mut(HashMap::clear);
 }
@@ -45,7 +46,7 @@ fn forget_all() {
 /// A table has been altered, or may have been.
 #[pg_guard]
 unsafe extern "C-unwind" fn at_invalidation(_argument: pg_sys::Datum, table: pg_sys::Oid) {
-    // Never while the state is borrowed: nothing that reads the catalogue is called then.
+    // This never happens while the state is borrowed: no code that reads the catalogue runs then.
     PLANS.with(|plans| {
         if let Ok(mut plans) = plans.try_borrow_mut() {
             plans.retain(|(_, known), _| table != pg_sys::Oid::INVALID && *known != table);
@@ -53,10 +54,10 @@ unsafe extern "C-unwind" fn at_invalidation(_argument: pg_sys::Datum, table: pg_
     });
 }
 
-/// The plan for a watch and a table; none where the trigger is not of that table's watch.
+/// The plan for a watch and a table; None if the trigger does not belong to that table's watch.
 ///
-/// What the columns are is looked at here, and what clip_watch saw is not relied on: values are read and written by
-/// their bytes, and ALTER TABLE … TYPE may have made a column another type since.
+/// This function checks the columns' types again, because values are read and written as bytes, and ALTER TABLE … TYPE
+/// may have changed a column's type since clip_watch checked it.
 pub(super) fn plan(id: i64, table: pg_sys::Oid, shape: pg_sys::TupleDesc) -> SqlResult<Rc<Plan>> {
     if let Some(plan) = PLANS.with_borrow(|plans| plans.get(&(id, table)).cloned()) {
         return Ok(plan);
@@ -122,6 +123,11 @@ pub(super) fn plan(id: i64, table: pg_sys::Oid, shape: pg_sys::TupleDesc) -> Sql
             .as_deref()
             .map(|name| column(name, &|kind| kind == pg_sys::INT8OID, "bigint"))
             .transpose()?,
+        tags: watch
+            .tags
+            .as_deref()
+            .map(|name| column(name, &|kind| kind == pg_sys::TEXTARRAYOID, "text[]"))
+            .transpose()?,
         key: watch.key.iter().map(|name| number(name)).collect::<SqlResult<_>>()?,
         collection: watch.collection.as_deref().map(Rc::from),
         watch,
@@ -136,7 +142,7 @@ pub(super) fn plan(id: i64, table: pg_sys::Oid, shape: pg_sys::TupleDesc) -> Sql
     Ok(plan)
 }
 
-/// What the catalogue says of a column of a row.
+/// The catalogue's entry for a column of a row.
 pub(super) fn attribute(shape: pg_sys::TupleDesc, column: i16) -> pg_sys::FormData_pg_attribute {
     // SAFETY: the description is the trigger's, and lives as long as its relation is open.
     let shape = unsafe { pgrx::PgTupleDesc::from_pg_unchecked(shape) };

@@ -1,4 +1,4 @@
-//! A row as a trigger is given it.
+//! A row as a trigger receives it.
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
@@ -15,7 +15,7 @@ use crate::pg::user_context::{UserContext, key_form};
 use crate::pg::vector::Vector;
 use crate::watch::trigger::plan::{Plan, attribute};
 
-/// A row that a trigger is given.
+/// A row that a trigger receives.
 #[derive(Clone, Copy)]
 pub(super) struct Tuple {
     pub(super) tuple: pg_sys::HeapTuple,
@@ -32,7 +32,7 @@ impl Tuple {
     /// A column of type bytea or text, detoasted.
     pub(super) fn bytes(&self, column: Option<i16>) -> Option<&[u8]> {
         let datum = self.datum(column?)?;
-        // SAFETY: a varlena; what is detoasted lives as long as the memory of the trigger's call, as the tuple does.
+        // SAFETY: a varlena; the detoasted value lives as long as the memory of the trigger's call, as the tuple does.
         unsafe {
             let detoasted = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
             Some(pgrx::varlena::varlena_to_byte_slice(detoasted))
@@ -53,12 +53,12 @@ impl Tuple {
         [plan.image, plan.text].into_iter().flatten().any(|column| self.datum(column).is_some())
     }
 
-    /// A hash of the source as the row has it, which for what is stored out of line is the pointer to it: the same for
-    /// a row that is on its way from one partition to another.
+    /// A hash of the source as stored in the row; for an out-of-line value, a hash of the pointer to it. It stays the
+    /// same for a row that moves from one partition to another.
     pub(super) fn stored_source(&self, plan: &Plan) -> u64 {
         let mut hasher = DefaultHasher::new();
         for column in [plan.image, plan.text].into_iter().flatten() {
-            // SAFETY: a varlena, which is as long as it says.
+            // SAFETY: a varlena, whose header gives its length.
             let bytes = self.datum(column).map(|datum| unsafe {
                 let start = datum.cast_mut_ptr::<pg_sys::varlena>();
                 match pgrx::varlena::varatt_is_1b_e(start) {
@@ -71,7 +71,7 @@ impl Tuple {
         hasher.finish()
     }
 
-    /// A hash of what is embedded.
+    /// A hash of the embedded source.
     pub(super) fn source(&self, plan: &Plan) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.bytes(plan.image).hash(&mut hasher);
@@ -91,7 +91,8 @@ impl Tuple {
                     format!("the key of a row of {} is NULL", plan.watch.name()),
                 )
             })?;
-            // SAFETY: an attribute of the row, and the output function of its type, whose text lives as long as the call.
+            // SAFETY: an attribute of the row, and the output function of its type, whose text lives as long as the
+            // call.
             let text = unsafe {
                 let kind = attribute(self.shape, column).atttypid;
                 let (mut output, mut varlena) = (pg_sys::Oid::INVALID, false);
@@ -104,6 +105,11 @@ impl Tuple {
         Ok(format!("{{{}}}", parts.join(",")))
     }
 
+    /// The row with other tags; the watch has a column of them.
+    pub(super) fn with_tags(&self, column: i16, tags: Option<Vec<String>>) -> pg_sys::HeapTuple {
+        self.modified(&mut [i32::from(column)], vec![tags.and_then(IntoDatum::into_datum)])
+    }
+
     pub(super) fn with(&self, plan: &Plan, embedding: Option<Vector>, cluster: Option<i64>) -> pg_sys::HeapTuple {
         let mut columns = vec![i32::from(plan.embedding)];
         let mut values = vec![embedding.and_then(|vector| plan.storage.store(vector))];
@@ -111,6 +117,12 @@ impl Tuple {
             columns.push(i32::from(column));
             values.push(cluster.map(pg_sys::Datum::from));
         }
+        self.modified(&mut columns, values)
+    }
+
+    /// The row with other values in columns.
+    fn modified(&self, columns: &mut [i32], values: Vec<Option<pg_sys::Datum>>) -> pg_sys::HeapTuple {
+        debug_assert_eq!(columns.len(), values.len());
         let mut nulls: Vec<bool> = values.iter().map(Option::is_none).collect();
         let mut values: Vec<pg_sys::Datum> = values.into_iter().map(|value| value.unwrap_or(0.into())).collect();
         // SAFETY: three arrays of the same length, of columns that the table has, with values of their types.
@@ -127,11 +139,11 @@ impl Tuple {
     }
 }
 
-/// Whether two values of a varlena type are the same bytes. Most updates leave the image alone, and then the two are one
-/// pointer to where it is stored: nothing is read.
+/// Whether two values of a varlena type have the same bytes. Most updates don't change the image; then both values are
+/// the same pointer to the stored image, and no data is read.
 pub(super) fn same(a: Option<pg_sys::Datum>, b: Option<pg_sys::Datum>) -> bool {
     let (Some(a), Some(b)) = (a, b) else { return a.is_none() && b.is_none() };
-    // SAFETY: two varlenas, each as long as it says.
+    // SAFETY: two varlenas, whose headers give their lengths.
     unsafe {
         let raw = |datum: pg_sys::Datum| {
             let start = datum.cast_mut_ptr::<pg_sys::varlena>();
@@ -154,7 +166,8 @@ pub(super) fn unchanged(plan: &Plan, old: &Tuple, new: &Tuple) -> bool {
     [plan.image, plan.text].into_iter().flatten().all(|column| same(old.datum(column), new.datum(column)))
 }
 
-/// Whether a column of a key is the same in both rows: by its bytes, which at worst says no too often.
+/// Whether a column of a key is the same in both rows. Comparing bytes can report a difference between equal values,
+/// which does no harm.
 pub(super) fn same_value(old: &Tuple, new: &Tuple, column: i16) -> bool {
     let (a, b) = (old.datum(column), new.datum(column));
     let (Some(a), Some(b)) = (a, b) else { return a.is_none() && b.is_none() };

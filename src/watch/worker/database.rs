@@ -12,20 +12,20 @@ use crate::watch::wakeup::{SHARED, Stuck, now, set_latch, set_limit, slot};
 use crate::watch::worker::process::{attach_signals, database_is_being_dropped_or_copied, reload};
 use crate::watch::worker::round::Worker;
 
-/// How long a worker continues while other databases wait for one. Loading a model may take the first seconds.
+/// How long a worker continues while other databases wait for a worker. Loading a model may take the first seconds.
 const TURN: Duration = Duration::from_secs(30);
 
-/// Embeds what is queued in one database.
+/// Embeds the queued rows of one database.
 ///
 /// # Safety
-/// The launcher has the postmaster start it as a background worker, with the database's oid.
+/// Only the postmaster may call it, to start a background worker at the launcher's request, with the database's oid.
 #[unsafe(no_mangle)]
 #[pg_guard]
 pub unsafe extern "C-unwind" fn clip_search_worker(database: pg_sys::Datum) {
     let database = database.value() as u32;
     attach_signals();
     BackgroundWorker::connect_worker_to_spi_by_oid(Some(pg_sys::Oid::from(database)), None);
-    // SAFETY: settings of this process alone, whatever the database has set for its sessions.
+    // SAFETY: settings of this process only; they override the database's settings for sessions.
     unsafe {
         for (name, value) in [
             (c"search_path", c"pg_catalog, pg_temp"),
@@ -87,7 +87,8 @@ pub unsafe extern "C-unwind" fn clip_search_worker(database: pg_sys::Datum) {
             }
         };
         if is_crowded() && (!rest.is_zero() || begun.elapsed() >= TURN) {
-            // The launcher comes back to it in time, after the others; where nothing is queued, when something is.
+            // The launcher starts another worker here after serving the other databases; if the queue is empty, when a
+            // row is queued.
             let mut shared = SHARED.exclusive();
             if let Some(slot) = slot(&mut shared.slots, database) {
                 slot.due = worker.due.map_or(0, |due| now() + due.as_micros() as i64);
@@ -96,9 +97,9 @@ pub unsafe extern "C-unwind" fn clip_search_worker(database: pg_sys::Datum) {
             return;
         }
         if !rest.is_zero() {
-            // SAFETY: tells pg_stat_activity; a null text is none.
+            // SAFETY: updates pg_stat_activity; a null text means no text.
             unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null()) };
-            // Every second, so that DROP DATABASE does not wait for long.
+            // Check every second, so that DROP DATABASE does not wait for long.
             let until = Instant::now() + rest;
             while Instant::now() < until
                 && !is_set(database)
@@ -128,7 +129,7 @@ fn is_set(database: u32) -> bool {
     SHARED.share().slots.iter().any(|slot| slot.database == database && slot.wanted)
 }
 
-/// Whatever ended it, the launcher learns of it and starts another if need be.
+/// Notifies the launcher, however the process ended; the launcher starts another worker if necessary.
 #[pg_guard]
 unsafe extern "C-unwind" fn at_exit(code: i32, database: pg_sys::Datum) {
     let mut shared = SHARED.exclusive();
@@ -153,7 +154,7 @@ unsafe extern "C-unwind" fn at_exit(code: i32, database: pg_sys::Datum) {
         slot.wanted |= code != 0;
         if has_expired() {
             ended_by = slot.in_hand;
-            // The table rests; the others' rows need not wait.
+            // This table waits; the rows of other tables don't have to.
             slot.at_peace = true;
         }
         slot.suspect();

@@ -1,4 +1,4 @@
-//! The launcher, which starts workers in the databases that have something for them.
+//! The launcher, which starts workers in the databases that have work for them.
 #![allow(unsafe_code)]
 
 use std::collections::{HashMap, HashSet};
@@ -10,17 +10,18 @@ use pgrx::bgworkers::{
 use pgrx::prelude::*;
 
 use crate::guc;
-use crate::watch::wakeup::{self, SHARED, Slot, now, slot};
+use crate::watch::wakeup::{self, DATABASES, SHARED, Slot, now, slot};
 use crate::watch::worker::NAP;
 use crate::watch::worker::process::{attach_signals, database_is_being_dropped_or_copied, reload, transaction};
 
-/// Between two looks into all databases: one may have been restored, or copied from another, with rows that are queued.
+/// The time between two checks of all databases: a database may have been restored, or copied from another, with queued
+/// rows.
 const RESCAN: Duration = Duration::from_secs(600);
 
-/// Before a worker that has ended is started again.
+/// The delay before a worker that has ended is restarted.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// Called when the library is loaded. Does nothing but in a postmaster that preloads it.
+/// Called when the library is loaded. It does nothing except in a postmaster that preloads the library.
 pub fn register() {
     if !wakeup::register() {
         return;
@@ -34,7 +35,7 @@ pub fn register() {
         .load();
 }
 
-/// Starts workers where they are wanted.
+/// Starts workers in databases that need them.
 ///
 /// # Safety
 /// The postmaster starts it as a background worker.
@@ -42,7 +43,7 @@ pub fn register() {
 #[pg_guard]
 pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
     attach_signals();
-    // No database: it reads what all share.
+    // No database: it reads shared catalogues only.
     BackgroundWorker::connect_worker_to_spi(None, None);
     {
         let mut shared = SHARED.exclusive();
@@ -89,7 +90,7 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
                     // One that has nothing more to do says so itself.
                     slot.database = if slot.is_free() { 0 } else { slot.database };
                 }
-                // Its place is free.
+                // Its slot is free.
                 refused.clear();
             }
             runs
@@ -101,16 +102,17 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
             let soonest = due.map_or(NAP, |due| Duration::from_micros((due - now()).max(0) as u64).min(NAP));
             let has_room = stuck.len() < most_stuck();
             let until = slots.clone().filter(|_| has_room).filter_map(Slot::stuck_at).min();
-            let soonest = until.map_or(soonest, |at| soonest.min(Duration::from_micros((at - now()).max(0) as u64 + 1000)));
+            let soonest =
+                until.map_or(soonest, |at| soonest.min(Duration::from_micros((at - now()).max(0) as u64 + 1000)));
             (slots.filter(|slot| slot.is_wanted()).map(|slot| slot.database).collect::<Vec<u32>>(), soonest)
         };
         if !guc::worker() {
             wanted.clear();
             soonest = NAP;
         }
-        // Whoever has waited the longest comes first.
+        // The database that has waited longest comes first.
         wanted.sort_by_key(|database| served.get(database).copied());
-        // Databases are looked into one after the other.
+        // Databases are checked one after another.
         let paused = |since: Option<&Instant>| since.and_then(|since| PAUSE.checked_sub(since.elapsed()));
         let looking = workers.keys().any(|database| paused(served.get(database)).is_some());
         if wanted.is_empty() && !looking && guc::worker() {
@@ -160,23 +162,23 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
                 .set_restart_time(None)
                 .set_notify_pid(me)
                 .enable_spi_access();
-            match place.then(|| started.load_dynamic()) {
+            let why = match place.then(|| started.load_dynamic()) {
                 Some(Ok(worker)) => {
                     workers.insert(database, worker);
                     served.insert(database, Instant::now());
+                    continue;
                 }
-                _ => {
-                    crowded = true;
-                    refused.insert(database, Instant::now());
-                    soonest = soonest.min(PAUSE);
-                    if complained.is_none_or(|since| since.elapsed() >= RESCAN) {
-                        complained = Some(Instant::now());
-                        pgrx::warning!(
-                            "clip_search: no worker for database {database} could be started, so databases take turns: \
-                             max_worker_processes is too low"
-                        );
-                    }
-                }
+                Some(Err(_)) => "max_worker_processes is too low".to_owned(),
+                None => format!("{DATABASES} databases have one, and no more can"),
+            };
+            crowded = true;
+            refused.insert(database, Instant::now());
+            soonest = soonest.min(PAUSE);
+            if complained.is_none_or(|since| since.elapsed() >= RESCAN) {
+                complained = Some(Instant::now());
+                pgrx::warning!(
+                    "clip_search: no worker for database {database} could be started, so databases take turns: {why}"
+                );
             }
         }
         SHARED.exclusive().crowded = crowded;

@@ -7,7 +7,7 @@ use pgrx::prelude::*;
 use crate::pg::error::SqlResult;
 use crate::pg::subtransaction::{Failure, catch};
 
-/// Runs a transaction; an error undoes it and comes back.
+/// Runs a transaction; an error rolls it back and is returned.
 pub fn transaction<T>(f: impl FnOnce() -> SqlResult<T>) -> Result<T, Failure> {
     // SAFETY: as PostgreSQL's own workers do around each piece of work.
     unsafe {
@@ -18,7 +18,7 @@ pub fn transaction<T>(f: impl FnOnce() -> SqlResult<T>) -> Result<T, Failure> {
         match &outcome {
             Ok(_) => {
                 pg_sys::PopActiveSnapshot();
-                // What fails at the commit is undone like the rest.
+                // A failure at the commit is rolled back in the same way.
                 if let Err(failure) = catch(|| {
                     pg_sys::CommitTransactionCommand();
                     Ok(())
@@ -34,9 +34,9 @@ pub fn transaction<T>(f: impl FnOnce() -> SqlResult<T>) -> Result<T, Failure> {
     }
 }
 
-/// Removes what code of a table's owner may have left in this process, which other tables' rows would meet. A restricted
-/// context refuses temporary tables, cursors WITH HOLD, PREPARE, LISTEN and SET ROLE, and undoes settings; advisory
-/// locks of the session are beyond it.
+/// Removes state that a table owner's code may have left in this process, before rows of other tables are processed. A
+/// restricted context refuses temporary tables, cursors WITH HOLD, PREPARE, LISTEN and SET ROLE, and restores settings,
+/// but does not cover session-level advisory locks.
 fn clean_session() {
     // SAFETY: outside a transaction, as DISCARD ALL does both.
     unsafe {
@@ -46,7 +46,7 @@ fn clean_session() {
 }
 
 unsafe extern "C-unwind" {
-    // Declared here because pgrx wraps them in Rust functions, which a signal handler must not be.
+    // Declared here because pgrx wraps them in Rust functions, which are not allowed as signal handlers.
     #[link_name = "die"]
     fn die(signal: i32);
     #[link_name = "StatementCancelHandler"]
@@ -54,8 +54,7 @@ unsafe extern "C-unwind" {
 }
 
 pub fn attach_signals() {
-    // SAFETY: PostgreSQL's own handlers: the process ends, or what it does is cancelled, at the next point where
-    // interrupts are served.
+    // SAFETY: PostgreSQL's own handlers: the process ends, or its work is cancelled, at the next check for interrupts.
     unsafe {
         #[cfg(not(feature = "pg18"))]
         let set = pg_sys::pqsignal;
@@ -69,7 +68,7 @@ pub fn attach_signals() {
 
 pub fn reload() {
     if BackgroundWorker::sighup_received() {
-        // SAFETY: as every process of the server does after SIGHUP.
+        // SAFETY: the same call as in every process of the server after SIGHUP.
         unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
     }
 }
@@ -84,10 +83,10 @@ pub fn database_is_being_dropped_or_copied(database: u32) -> bool {
         locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
         locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
     };
-    // The lock that a new connection takes for a moment; it is not to be had while one of those commands runs.
+    // The lock that a new connection takes briefly; it is not available while one of these commands runs.
     let mode = pg_sys::RowExclusiveLock as i32;
     transaction(|| {
-        // SAFETY: the tag is copied, and the lock given back at once.
+        // SAFETY: the tag is copied, and the lock is released immediately.
         let free = unsafe {
             let result = pg_sys::LockAcquire(&raw const tag, mode, false, true);
             let free = result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL;

@@ -1,8 +1,8 @@
-//! What a worker does next: which rows, and how long it rests.
+//! A worker's schedule: the next rows, and the pauses.
 //!
-//! Time is shared out by owner, and an owner's share by table: whoever has had least of it comes next, so that one
-//! table's slow triggers cost others one row's time at most. How many rows are claimed follows from what the table's
-//! rows took last.
+//! The time is divided among owners, and an owner's share among tables: the one with the least time used comes next, so
+//! one table's slow triggers cost other tables at most the time of one row. The number of claimed rows depends on the
+//! last measured time per row of the table.
 #![allow(unsafe_code)]
 
 use std::collections::HashMap;
@@ -18,41 +18,42 @@ use crate::pg::user_context::UserContext;
 use crate::watch::dropped::forget_dropped;
 use crate::watch::queue::{self, Next};
 use crate::watch::setting::Watch;
+use crate::watch::tags;
 use crate::watch::wakeup;
 use crate::watch::work::{self, OnRowError, Terms};
 use crate::watch::worker::NAP;
 use crate::watch::worker::process::transaction;
 use crate::watch::worker::shares::Shares;
 
-/// How long a watch rests whose model can't be used, or whose triggers take too long, and the longest.
+/// The first and the longest pause of a watch whose model can't be used, or whose triggers take too long.
 const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(60);
-/// How long a watch rests whose table another session has locked.
+/// The pause of a watch whose table another session has locked.
 const LOCKED_REST: Duration = Duration::from_millis(500);
-/// After this long a batch writes no more rows: others may have come meanwhile.
+/// After this time a batch writes no more rows, because rows of other tables may have been queued in the meantime.
 const SLICE: Duration = Duration::from_millis(500);
-/// What the rows of one batch may be expected to take.
+/// The time that the rows of one batch should take.
 const BATCH: Duration = Duration::from_secs(2);
 
-/// Between two looks for what is left of dropped tables.
+/// The time between two checks for entries of dropped tables.
 const TIDY: Duration = Duration::from_secs(60);
-/// The least time between two messages about the progress.
+/// The minimum time between two progress messages.
 const REPORT: Duration = Duration::from_secs(1);
 
 pub struct Worker {
     database: u32,
-    /// Watches that can't be worked on: until when they rest, and how long that was.
+    /// Watches that are paused: until when, and the length of the pause.
     resting: HashMap<i64, (Instant, Duration)>,
     shares: Shares,
-    /// What a row took last, by watch.
+    /// The last measured time per row, by watch.
     pace: HashMap<i64, Duration>,
-    /// Embedded and failed since the last message, by watch.
+    /// The numbers of rows embedded and failed since the last message, by watch.
     news: HashMap<i64, (i64, i64)>,
     told: Option<Instant>,
     tidied: Option<Instant>,
-    /// What counting the queue took last.
+    /// The last measured time for counting the queue.
     counted: Duration,
-    /// How long until there is something to do; None: until something is queued.
+    /// The time until the next work is due; None: until a row is queued.
     pub due: Option<Duration>,
 }
 
@@ -78,7 +79,7 @@ impl Worker {
         }
     }
 
-    /// Embeds some rows; how long to rest then. None: nothing is left to watch in this database.
+    /// Embeds some rows; returns the time to wait afterwards. None: this database has no watch left.
     pub fn round(&mut self) -> Result<Option<Duration>, Failure> {
         let watches = transaction(|| {
             // SAFETY: catalogue look-ups by constant names.
@@ -92,7 +93,8 @@ impl Worker {
             };
             if there { Watch::for_worker().map(Some) } else { Ok(None) }
         })?;
-        // A database without the extension, as on a server where the library is preloaded first.
+        // A database without the extension, for example on a server that preloads the library before the extension
+        // exists.
         let Some(watches) = watches else { return Ok(None) };
         if self.tidied.is_none_or(|since| since.elapsed() >= TIDY) {
             self.tidied = Some(Instant::now());
@@ -117,7 +119,7 @@ impl Worker {
             }
             queue::due(&ready)
         })?;
-        // Entries on which a worker has ended come after everybody's others.
+        // Entries that have ended a worker come after the other entries of all owners.
         let is_any_unsuspected = due.iter().any(|(_, unsuspected)| *unsuspected);
         let due: Vec<&Watch> = watches
             .iter()
@@ -133,7 +135,7 @@ impl Worker {
         Ok(Some(Duration::ZERO))
     }
 
-    /// Removes what is left of dropped tables, if anything is.
+    /// Removes the entries of dropped tables, if there are any.
     fn tidy(&self) -> Result<(), Failure> {
         transaction(|| {
             let _user_context = UserContext::of_extension();
@@ -156,8 +158,15 @@ impl Worker {
             Some(pace) => (BATCH.as_micros() / pace.as_micros().max(1)).clamp(1, guc::worker_batch() as u128) as i64,
             None => guc::worker_batch(),
         };
+        // Words that have to be embedded first take up to a minute, which is no row's fault: `set_in_hand` starts the clock.
+        if watch.tags.is_some()
+            && let Err(failure) = transaction(|| tags::prepare(watch))
+        {
+            self.rest(watch, &failure);
+            return Ok(());
+        }
         let entries = transaction(|| queue::claim(watch.id, count, Next::Due))?;
-        // Another session has them all.
+        // Another session has locked all of them.
         if entries.is_empty() {
             self.resting.insert(watch.id, (begun + LOCKED_REST, FIRST_REST));
             return Ok(());
@@ -178,7 +187,7 @@ impl Worker {
                 let done = outcome.done.remove(&watch.id).unwrap_or_default();
                 let news = self.news.entry(watch.id).or_default();
                 *news = (news.0 + done.0, news.1 + done.1);
-                // The first batch may have loaded the model; the next tells.
+                // The first batch may have loaded the model; measure the next one.
                 self.pace.insert(watch.id, spent / u32::try_from(done.0 + done.1).unwrap_or(1).max(1));
                 if outcome.locked.contains(&watch.id) {
                     self.resting.insert(watch.id, (Instant::now() + LOCKED_REST, FIRST_REST));
@@ -193,18 +202,21 @@ impl Worker {
         };
         match failure {
             None => drop(self.resting.remove(&watch.id)),
-            Some(failure) => {
-                // Others' rows come first for a while.
-                let rest = self.resting.get(&watch.id).map_or(FIRST_REST, |(_, rest)| (*rest * 2).min(LONGEST_REST));
-                self.resting.insert(watch.id, (Instant::now() + rest, rest));
-                pgrx::warning!(
-                    "clip_search: rows of {name} can't be embedded, trying again in {} s: {}",
-                    rest.as_secs(),
-                    failure.message
-                );
-            }
+            Some(failure) => self.rest(watch, &failure),
         }
         Ok(())
+    }
+
+    /// Others' rows come first for a while.
+    fn rest(&mut self, watch: &Watch, failure: &Failure) {
+        let rest = self.resting.get(&watch.id).map_or(FIRST_REST, |(_, rest)| (*rest * 2).min(LONGEST_REST));
+        self.resting.insert(watch.id, (Instant::now() + rest, rest));
+        pgrx::warning!(
+            "clip_search: rows of {} can't be embedded, trying again in {} s: {}",
+            watch.name(),
+            rest.as_secs(),
+            failure.message
+        );
     }
 
     /// How long until the next entry is due, or a watch has rested.
@@ -217,8 +229,8 @@ impl Worker {
         Ok(self.due.map_or(NAP, |due| due.clamp(Duration::from_millis(10), NAP)))
     }
 
-    /// NOTIFY clip_search, with what has been done and what is left: once a second, and when the queue is empty. Counting
-    /// may take a twentieth of the time.
+    /// Sends NOTIFY clip_search with the finished and the remaining rows, once a second and when the queue is empty.
+    /// Counting may take up to a twentieth of the time.
     fn tell(&mut self, watches: &[Watch], now: bool) -> Result<(), Failure> {
         let pause = REPORT.max(self.counted * 20);
         if self.news.is_empty() || (!now && self.told.is_some_and(|told| told.elapsed() < pause)) {

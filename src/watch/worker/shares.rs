@@ -1,4 +1,4 @@
-//! How a worker's time is shared out: by owner, and an owner's share by table.
+//! Divides a worker's time among owners, and an owner's share among tables.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
@@ -11,12 +11,12 @@ use crate::watch::setting::Watch;
 #[derive(Default)]
 pub struct Shares {
     owners: Accounts<pg_sys::Oid>,
-    /// A watch's, within its owner's share.
+    /// The watches' accounts within an owner's share.
     watches: HashMap<pg_sys::Oid, Accounts<i64>>,
 }
 
 impl Shares {
-    /// Which of the watches that have something to do comes next.
+    /// Chooses the next of the watches that have work.
     pub fn choose<'a>(&mut self, due: &[&'a Watch]) -> Option<&'a Watch> {
         let owner = self.owners.choose(due.iter().map(|watch| watch.owner))?;
         let of_owner = || due.iter().filter(|watch| watch.owner == owner);
@@ -24,19 +24,19 @@ impl Shares {
         of_owner().find(|watch| watch.id == id).copied()
     }
 
-    /// Notes the time that a watch has had.
+    /// Records the time that a watch has used.
     pub fn charge(&mut self, watch: &Watch, time: Duration) {
         self.owners.charge(watch.owner, time);
         self.watches.entry(watch.owner).or_default().charge(watch.id, time);
     }
 }
 
-/// The time that each of several has had.
+/// The time that each account has used.
 struct Accounts<K> {
     spent: HashMap<K, Duration>,
-    /// Who had something to do when the last was chosen.
+    /// The accounts that had work when the last one was chosen.
     active: HashSet<K>,
-    /// In what order they were charged last.
+    /// The order in which they were last charged.
     turn: HashMap<K, u64>,
     turns: u64,
 }

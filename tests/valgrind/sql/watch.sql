@@ -64,7 +64,7 @@ SELECT outcome(s), s FROM unnest(ARRAY[
     $$SELECT clip_retry('image')$$,
     $$CALL clip_reembed('shot', 'mini')$$
 ]) WITH ORDINALITY AS u (s, n) ORDER BY n;
--- Cancelled, and gone on with.
+-- Cancelled, and continued.
 UPDATE shot SET embedding = NULL;
 CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_catalog.pg_sleep(0.3); RETURN NEW; END $$;
 CREATE TRIGGER slow BEFORE UPDATE ON shot FOR EACH ROW EXECUTE FUNCTION slow();

@@ -1,4 +1,4 @@
-//! Texts to token ids, by the test model's tokenizer.
+//! Texts to token ids, with the test model's tokenizer.
 #![no_main]
 
 use std::path::Path;
@@ -8,18 +8,19 @@ use clip::model::Model;
 use clip::text::TextEncoder;
 use libfuzzer_sys::fuzz_target;
 
-/// Not shared between threads: libFuzzer has one.
 struct Encoder(TextEncoder);
+// SAFETY: libFuzzer calls the target in one thread.
 unsafe impl Send for Encoder {}
+// SAFETY: as for Send: one thread.
 unsafe impl Sync for Encoder {}
 
 static ENCODER: LazyLock<Encoder> = LazyLock::new(|| {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../tests/fixtures");
-    Encoder(TextEncoder::load(&Model::find(&[fixtures], "clip-mini").unwrap(), None).unwrap())
+    Encoder(TextEncoder::load(&Model::find(&[fixtures], "clip-mini").unwrap(), None, &mut Vec::new()).unwrap())
 });
 
 fuzz_target!(|bytes: &[u8]| {
-    // PostgreSQL hands over valid text only.
+    // PostgreSQL passes only valid text.
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     if let Ok(tokens) = ENCODER.0.encode(text) {
         assert!(tokens.ids.len() <= ENCODER.0.context_length);

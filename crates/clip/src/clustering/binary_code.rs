@@ -1,24 +1,23 @@
-//! Binary codes of unit vectors: which of a million centroids can be near, from 32 bytes of each.
+//! Binary codes of unit vectors, which find the centroids that can be near among a million, with 32 bytes for each.
 //!
-//! A code holds the signs of a vector's components after a random rotation. Two vectors at an angle θ differ
-//! in each bit with probability θ/π (Charikar, *Similarity estimation techniques from rounding algorithms*,
-//! 2002), so the Hamming distance of two codes estimates the angle, and the few with the smallest distances
-//! are compared exactly. The rotation is three rounds of random signs and a Walsh–Hadamard transform
-//! (Andoni et al., *Practical and optimal LSH for angular distance*, 2015), which needs no matrix.
+//! A code contains the signs of a vector's components after a random rotation. Two vectors at an angle θ differ in each
+//! bit with probability θ/π (Charikar, *Similarity estimation techniques from rounding algorithms*, 2002), so the
+//! Hamming distance of two codes estimates the angle. Only the few centroids with the smallest distances are compared
+//! exactly. The rotation is three rounds of random signs and a Walsh–Hadamard transform (Andoni et al., *Practical and
+//! optimal LSH for angular distance*, 2015), which needs no matrix.
 //!
-//! The unsafe calls are to a function compiled for a CPU feature that has just been detected, and a hint to the cache.
+//! The unsafe calls are a function compiled for a CPU feature that has just been detected, and a prefetch hint.
 #![allow(unsafe_code)]
 
-/// Bits of a code. With 256, unrelated vectors differ in 128 ± 8 bits and those of cosine 0.82 in 50 ± 6.
+/// Bits of a code. With 256, unrelated vectors differ in 128 ± 8 bits and vectors with cosine 0.82 in 50 ± 6.
 pub const BITS: usize = 256;
 const WORDS: usize = BITS / 64;
-/// Bytes of a code where codes are stored.
+/// Bytes of a stored code.
 pub const BYTES: usize = BITS / 8;
 
 pub type Code = [u64; WORDS];
 
-/// The rotation for vectors of one length. Its signs are fixed: codes are stored, so another rotation would make
-/// those that are stored already worthless.
+/// The rotation for vectors of one length. Its signs are fixed: another rotation would make stored codes useless.
 pub struct Coder {
     dimensions: usize,
     signs: [Vec<f32>; 3],
@@ -58,7 +57,8 @@ impl Coder {
         code
     }
 
-    /// The components of a vector after the rotation that codes hold the signs of. The rotation keeps its length.
+    /// The components of a vector after the rotation, whose signs form the code. The rotation keeps the vector's
+    /// length.
     pub fn rotate(&self, vector: &[f32]) -> Vec<f32> {
         let mut values = self.transform(vector);
         values.truncate(BITS);
@@ -94,17 +94,17 @@ fn hadamard(values: &mut [f32]) {
     }
 }
 
-/// Bits in which two codes differ.
+/// The number of bits in which two codes differ.
 pub fn distance(a: &Code, b: &Code) -> u32 {
     a.iter().zip(b).map(|(a, b)| (a ^ b).count_ones()).sum()
 }
 
-/// A code as it is stored.
+/// A code in its stored form.
 pub fn to_bytes(code: &Code) -> Vec<u8> {
     code.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
-/// A code that was stored; none if the bytes are too few or too many.
+/// A code from its stored form; None if there are too few or too many bytes.
 pub fn from_bytes(bytes: &[u8]) -> Option<Code> {
     let mut code = [0; WORDS];
     for (word, bytes) in code.iter_mut().zip(bytes.chunks_exact(8)) {
@@ -113,9 +113,8 @@ pub fn from_bytes(bytes: &[u8]) -> Option<Code> {
     (bytes.len() == BYTES).then_some(code)
 }
 
-/// The distance up to which a code can belong to a vector of at least this cosine: the expectation, 3.5 standard
-/// deviations (of 10,000 such vectors two lie beyond), and `drift` bits by which a stored code may be out
-/// of date.
+/// The distance up to which a code can belong to a vector of at least this cosine: the expected distance, plus 3.5
+/// standard deviations (of 10,000 vectors two lie beyond), plus `drift` bits by which a stored code may be out of date.
 pub fn reach(cosine: f64, drift: u32) -> u32 {
     let p = cosine.clamp(-1.0, 1.0).acos() / std::f64::consts::PI;
     let bits = BITS as f64;
@@ -126,26 +125,26 @@ fn deviations(p: f64) -> f64 {
     3.5 * (BITS as f64 * p * (1.0 - p)).sqrt()
 }
 
-/// What a code belongs to.
+/// The cluster of a code.
 #[derive(Clone, Copy)]
 pub struct Entry {
     pub id: i64,
-    /// Its place in the order of writing.
+    /// Its position in the order of writing.
     pub sequence_number: i64,
     pub code: Code,
 }
 
-/// Ids and codes as they are stored together: the offsets of the ids from the first (4 bytes each, little-endian), then
-/// the codes.
+/// The stored form of ids and codes: the offsets of the ids from the first id (4 bytes each, little-endian), then the
+/// codes.
 pub struct Block {
     pub first: i64,
-    /// The highest of its entries'.
+    /// The highest sequence number of its entries.
     pub sequence_number: i64,
     pub entries: Vec<u8>,
 }
 
 const ENTRY: usize = 4 + BYTES;
-/// As many entries as fit a row of a PostgreSQL page (8192 bytes) with room for the row's other columns.
+/// The number of entries that fit in a row of a PostgreSQL page (8192 bytes), with room for the row's other columns.
 pub const BLOCK: usize = 216;
 
 impl Block {
@@ -167,7 +166,7 @@ impl Block {
     }
 }
 
-/// The ids and codes of a block that was stored.
+/// The ids and codes of a stored block.
 pub fn unpack(first: i64, entries: &[u8]) -> impl Iterator<Item = (i64, Code)> {
     let (offsets, codes) = halves(entries);
     offsets.chunks_exact(4).zip(codes.chunks_exact(BYTES)).map(move |(offset, code)| {
@@ -176,20 +175,20 @@ pub fn unpack(first: i64, entries: &[u8]) -> impl Iterator<Item = (i64, Code)> {
     })
 }
 
-/// The offsets and the codes of a block as it was read from a table; none of bytes that are no whole number of entries.
+/// The offsets and the codes of a block from a table; both empty if the bytes are not a whole number of entries.
 fn halves(entries: &[u8]) -> (&[u8], &[u8]) {
     let entries = if entries.len().is_multiple_of(ENTRY) { entries } else { &[] };
     entries.split_at(entries.len() / ENTRY * 4)
 }
 
-/// A million codes don't stay in a cache, and most of the time goes by waiting for memory: so many bytes ahead are asked
-/// for. At the end of a page that is the beginning of the next one, where pages lie in order.
+/// A million codes don't fit in a cache, and most of the time is spent waiting for memory, so this number of bytes is
+/// prefetched. At the end of a page these bytes are the beginning of the next page, if pages are in order.
 const AHEAD: usize = 2048;
 
 #[inline(always)]
 fn prefetch(address: *const u8) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint; it reads nothing and no address faults.
+    // SAFETY: a hint; it reads no data, and no address causes a fault.
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
     }
@@ -197,7 +196,7 @@ fn prefetch(address: *const u8) {
     let _ = address;
 }
 
-/// A cluster whose code is near.
+/// A cluster with a near code.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Candidate {
     pub id: i64,
@@ -206,11 +205,11 @@ pub struct Candidate {
     pub code: Code,
 }
 
-/// The nearest codes seen so far, at most `limit` of them and none beyond the reach.
+/// The nearest codes seen so far, at most `limit` codes and none beyond the reach.
 pub struct Nearest {
     query: Code,
     limit: usize,
-    /// Codes at this distance or further are not kept.
+    /// Codes at this distance or farther are not kept.
     cut: usize,
     kept: usize,
     /// Ids and codes by distance.
@@ -228,7 +227,7 @@ impl Nearest {
         Self { query, limit, cut, kept: 0, buckets: vec![Vec::new(); cut], popcnt }
     }
 
-    /// Compares all codes of a block. `entries` that are no block's are passed over.
+    /// Compares all codes of a block. Invalid `entries` are skipped.
     pub fn scan(&mut self, first: i64, entries: &[u8]) {
         #[cfg(target_arch = "x86_64")]
         if self.popcnt {
@@ -264,7 +263,7 @@ impl Nearest {
     fn keep(&mut self, distance: usize, id: i64, code: Code) {
         self.buckets[distance].push((id, code));
         self.kept += 1;
-        // The furthest go where those nearer are enough.
+        // The farthest codes are dropped if the nearer ones are enough.
         while self.kept - self.buckets[self.cut - 1].len() >= self.limit {
             self.cut -= 1;
             self.kept -= std::mem::take(&mut self.buckets[self.cut]).len();
@@ -284,7 +283,8 @@ impl Nearest {
 mod tests {
     use super::*;
 
-    /// Vectors of standard normal components, from a linear congruence and the sum of twelve uniform numbers.
+    /// Vectors with standard normal components, from a linear congruential generator and the sum of twelve uniform
+    /// numbers.
     fn random(count: usize, dimensions: usize) -> Vec<Vec<f32>> {
         let mut state = 7_u64;
         let mut normal = move || {
@@ -336,7 +336,7 @@ mod tests {
         assert_eq!(from_bytes(&to_bytes(&coder.encode(v))), Some(coder.encode(v)));
         assert_eq!(from_bytes(&[0; 31]), None);
         assert_eq!(distance(&coder.encode(v), &coder.encode(&negated)), BITS as u32);
-        // With as many components as bits, the rotation keeps length and angles.
+        // If the number of components equals the number of bits, the rotation keeps length and angles.
         let coder = Coder::new(BITS);
         let (a, b) = (&random(2, BITS)[0], &random(2, BITS)[1]);
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(x * y)).sum::<f64>();
@@ -364,7 +364,7 @@ mod tests {
             })
             .collect();
         let blocks = Block::pack(&entries);
-        // The jump of the ids after 1001 entries starts a block of its own.
+        // The jump of the ids after 1001 entries starts a new block.
         assert_eq!(blocks.len(), 1001usize.div_ceil(BLOCK) + 1999usize.div_ceil(BLOCK));
         assert!(blocks.iter().all(|b| b.entries.len() <= BLOCK * 36));
         assert_eq!((blocks[0].sequence_number, blocks[1].sequence_number), (9000, 9000 - BLOCK as i64));
@@ -387,7 +387,7 @@ mod tests {
             found.iter().map(|candidate| (candidate.distance, candidate.id)).collect()
         };
         let found = sorted(nearest);
-        // The last distance is kept whole, so that no tie is cut in two.
+        // All codes at the last distance are kept, so that no tie is split.
         assert!(found.len() >= 50 && found[0] == (0, entries[1234].id));
         assert_eq!(found, truth[..found.len()]);
         let within = truth.iter().filter(|(d, _)| *d <= truth[4].0).count();
@@ -400,7 +400,7 @@ mod tests {
         for length in 0..4 * ENTRY {
             let bytes = vec![0xff; length];
             let mut nearest = Nearest::new(code, BITS as u32, 10);
-            // The id is beyond the largest one: nonsense, but no panic.
+            // The id exceeds the largest id: the result is meaningless, but there is no panic.
             nearest.scan(i64::MAX, &bytes);
             let whole = if length % ENTRY == 0 { length / ENTRY } else { 0 };
             assert_eq!(nearest.into_sorted().count(), whole, "{length} bytes");

@@ -1,36 +1,11 @@
-//! Arithmetic of clusters: unit vectors, cosines, the running centroid.
+//! The running centroid of a cluster.
 
-use crate::error::{Error, Kind, Result};
-
-/// Tolerance for cosines of equal vectors: components are float4, and the last bit moves a cosine by about 1e-15. With
-/// this tolerance a threshold of 1 means equal.
-pub const ROUNDING: f64 = 1e-12;
-
-/// Scales a vector to length 1, in place.
-///
-/// # Errors
-/// [`Kind::InvalidInput`] for a vector that has no direction: all zero, or with a component that is not finite.
-pub fn l2_normalize(vector: &mut [f32]) -> Result<()> {
-    let norm = vector.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
-    if !norm.is_finite() {
-        return Err(Error::new(Kind::InvalidInput, "vector has a component that is not a finite number"));
-    }
-    if norm == 0.0 {
-        return Err(Error::new(Kind::InvalidInput, "zero vector has no direction")
-            .detail(format!("All of its {} components are 0.", vector.len())));
-    }
-    for value in vector {
-        *value = (f64::from(*value) / norm) as f32;
-    }
-    Ok(())
-}
-
-/// The sum of unit vectors, the members of a cluster, and their number.
+/// The sum of a cluster's members (unit vectors), and their number.
 ///
 /// The direction of the sum is the cluster's centroid (the normalized mean). Its length divided by the number of
 /// members is the *mean resultant length* of directional statistics: 1 if all members are equal, less the more they
 /// spread, and equal to the mean cosine of the members to the centroid. Sums can be added and subtracted in any order,
-/// so each member is written as a row of its own, and readers add the rows up.
+/// so each member is written as a separate row, and readers add up the rows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sum {
     vector: Vec<f64>,
@@ -46,8 +21,8 @@ impl Sum {
         self.vector.len()
     }
 
-    /// Adds a sum that was split ([`Sum::split`]): `size` members whose sum is `high + low`. For a member that leaves,
-    /// size is -1 and the vector is negated.
+    /// Adds a split sum ([`Sum::split`]): `size` members whose sum is `high + low`. For a member that leaves, size is
+    /// -1 and the vector is negated.
     pub fn add(&mut self, high: &[f32], low: Option<&[f32]>, size: i64) {
         for part in [Some(high), low].into_iter().flatten() {
             assert_eq!(part.len(), self.vector.len(), "dimensions are checked by the caller");
@@ -56,8 +31,8 @@ impl Sum {
         self.size += size;
     }
 
-    /// The sum as a single-precision vector and the remainder, 48 bits together. With 24 bits, the sum would be off by
-    /// a hundredth after a million members have come and all but one have left.
+    /// The sum as a single-precision vector and the remainder, 48 bits together. With 24 bits, the error of the sum
+    /// would be a hundredth after a million members have joined and all but one have left.
     pub fn split(&self) -> (Vec<f32>, Vec<f32>) {
         self.vector.iter().map(|&value| (value as f32, (value - f64::from(value as f32)) as f32)).unzip()
     }
@@ -88,24 +63,12 @@ impl Sum {
     }
 }
 
-/// Cosine of the angle between two vectors, in [-1, 1], in double precision.
-pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let (mut dot, mut aa, mut bb) = (0.0, 0.0, 0.0);
-    for (x, y) in a.iter().zip(b) {
-        let (x, y) = (f64::from(*x), f64::from(*y));
-        dot += x * y;
-        aa += x * x;
-        bb += y * y;
-    }
-    let norm = (aa * bb).sqrt();
-    if norm > 0.0 { (dot / norm).clamp(-1.0, 1.0) } else { 0.0 }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vector::l2_normalize;
 
-    /// Unit vectors around a direction; a fixed linear congruence stands for data.
+    /// Unit vectors around a direction, from a fixed linear congruential generator.
     fn around(count: usize) -> Vec<Vec<f32>> {
         let mut state = 1u32;
         let mut random = || {
@@ -179,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_vectors_have_cosine_one() {
+    fn equal_members_have_cosine_one_to_their_centroid() {
         let mut v: Vec<f32> = (1..=512).map(|i| (i as f32).sin()).collect();
         l2_normalize(&mut v).unwrap();
         let mut group = Sum::new(512);
@@ -187,22 +150,13 @@ mod tests {
             group.add(&v, None, 1);
             assert!(group.cosine(&v) > 1.0 - 1e-12);
         }
-        assert!(cosine(&v, &v) > 1.0 - 1e-15);
-        assert!(cosine(&[1.0, 0.0], &[0.0, 1.0]).abs() < 1e-15);
-        assert_eq!(cosine(&[0.0, 0.0], &[0.0, 1.0]), 0.0);
     }
 
     #[test]
-    fn vectors_without_direction_are_refused() {
-        assert_eq!(l2_normalize(&mut [0.0; 4]).unwrap_err().message, "zero vector has no direction");
-        assert_eq!(l2_normalize(&mut [1.0, f32::NAN]).unwrap_err().kind, Kind::InvalidInput);
+    fn members_that_cancel_out_have_no_direction() {
         let mut opposite = Sum::new(2);
         opposite.add(&[1.0, 0.0], None, 1);
         opposite.add(&[-1.0, 0.0], None, 1);
         assert_eq!(opposite.direction(), None);
-        // A vector of tiny components still has a direction.
-        let mut tiny = [1e-30f32, 0.0];
-        l2_normalize(&mut tiny).unwrap();
-        assert_eq!(tiny, [1.0, 0.0]);
     }
 }

@@ -1,22 +1,23 @@
-//! Which of the clusters whose codes are near is likely to be the one of a vector.
+//! The likelihood that a cluster with a near code is a vector's cluster.
 //!
-//! The Hamming distance weighs all bits alike. Photos share a mean direction, so most bits have the same value in nearly all
-//! codes of a collection and carry no information; and a bit carries more, the further the vector lies from the bit's plane.
-//! Here each bit is weighed by its log-likelihood ratio, from two things known without further storage: the share of
-//! candidates that have the bit, and the vector's own component. Among 5,000 clusters with a mean cosine of 0.78, the right one
-//! is among the nearest 370 by distance for 99.9 % of the vectors, and among the first 30 by this score.
+//! The Hamming distance gives all bits the same weight. Photos share a mean direction, so most bits have the same value
+//! in nearly all codes of a collection and carry no information. A bit carries more information, the farther the vector
+//! lies from the bit's plane. Here each bit is weighted by its log-likelihood ratio, from two values that need no
+//! further storage: the share of candidates that have the bit, and the vector's own component. Among 5,000 clusters
+//! with a mean cosine of 0.78, the right one is among the nearest 370 by distance for 99.9 % of the vectors, and among
+//! the first 30 by this score.
 //!
-//! The model: a component of a centroid is normal, with a mean and a variance that give the bit its frequency; a vector with
-//! cosine t to the centroid has t times that component plus normal noise.
+//! The model: a component of a centroid is normally distributed, with a mean and a variance that match the bit's
+//! frequency; a vector with cosine t to the centroid has t times that component plus normal noise.
 
 use super::binary_code::{BITS, BYTES, Candidate, Code};
 
-/// Candidates whose bits are counted, at most: a frequency is then known to within 0.016.
+/// Maximum number of candidates whose bits are counted, which gives frequencies within 0.016.
 const COUNTED: usize = 1024;
-/// Above this cosine, the model's noise would be smaller than the effect of rounding.
+/// Above this cosine, the noise in the model would be smaller than the effect of rounding.
 const MOST: f64 = 0.99;
 
-/// Scores codes by how likely they are those of a centroid with a certain cosine to the vector.
+/// Scores codes by the likelihood that they belong to a centroid with a given cosine to the vector.
 pub struct Likelihood {
     /// The score of each value of each byte of a code.
     weights: Vec<[f32; 256]>,
@@ -25,8 +26,8 @@ pub struct Likelihood {
 }
 
 impl Likelihood {
-    /// For a vector of length 1 by its components after the rotation ([`super::binary_code::Coder::rotate`]), of which there are
-    /// `width` in all, and centroids that have this cosine to it.
+    /// For a vector of length 1, given by its components after the rotation ([`super::binary_code::Coder::rotate`])
+    /// with `width` components in total, and centroids with this cosine to it.
     pub fn new(rotated: &[f32], width: usize, cosine: f64, candidates: &[Candidate]) -> Self {
         assert_eq!(rotated.len(), BITS, "one component for each bit");
         let cosine = cosine.clamp(0.0, MOST);
@@ -39,8 +40,8 @@ impl Likelihood {
         let (mut weights, mut mean, mut spread) = (Vec::with_capacity(BITS), 0.0, 0.0);
         for ((&value, share), center) in rotated.iter().zip(frequencies).zip(means) {
             let density = (-center * center / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
-            // The logarithm of the density of the vector's component, where the centroid's is positive or negative: a normal
-            // distribution cut off at 0 has these moments.
+            // The logarithm of the density of the vector's component if the centroid's is positive or negative: a
+            // normal distribution truncated at 0 has these moments.
             let log_density = |ratio: f64| {
                 let expected = cosine * variance.sqrt() * (center + ratio);
                 let total = cosine * cosine * variance * (1.0 - center * ratio - ratio * ratio) + noise;
@@ -55,7 +56,7 @@ impl Likelihood {
         Self { weights: weights.chunks_exact(8).map(by_byte).collect(), mean, deviation: spread.sqrt() }
     }
 
-    /// The score of a code in standard deviations above what the centroid's is expected to have.
+    /// The score of a code in standard deviations above the expected score of the centroid's code.
     pub fn score(&self, code: &Code) -> f64 {
         let mut sum = 0.0;
         for (word, weights) in code.iter().zip(self.weights.chunks_exact(8)) {
@@ -77,7 +78,7 @@ impl Likelihood {
     }
 }
 
-/// The share of candidates that have each bit, never 0 or 1.
+/// The share of candidates with each bit, never 0 or 1.
 fn frequencies(candidates: &[Candidate]) -> Vec<f64> {
     let counted = candidates.iter().step_by(candidates.len().div_ceil(COUNTED).max(1));
     let (mut ones, mut count) = (vec![0_u32; BITS], 0);
@@ -90,7 +91,7 @@ fn frequencies(candidates: &[Candidate]) -> Vec<f64> {
     ones.into_iter().map(|ones| f64::from(ones + 1) / f64::from(count + 2)).collect()
 }
 
-/// The sum of eight bits' weights for each value of their byte.
+/// The sum of the eight bits' weights for each value of a byte.
 fn by_byte(weights: &[f32]) -> [f32; 256] {
     let mut sums = [0.0; 256];
     for value in 1..256_usize {
@@ -101,9 +102,9 @@ fn by_byte(weights: &[f32]) -> [f32; 256] {
 
 const _: () = assert!(BITS == 8 * BYTES);
 
-/// The point that a standard normal variable is below with probability `p`: within 0.0005 by a formula (Abramowitz and Stegun,
-/// *Handbook of Mathematical Functions*, 26.2.23), and to nine digits after one step of Halley's method. A score of -30
-/// would otherwise be off by 0.025.
+/// The quantile of the standard normal distribution at probability `p`: within 0.0005 by a formula (Abramowitz and
+/// Stegun, *Handbook of Mathematical Functions*, 26.2.23), and to nine digits after one step of Halley's method.
+/// Without it, the error of a score of -30 would be 0.025.
 fn quantile(p: f64) -> f64 {
     let tail = (-2.0 * p.min(1.0 - p).ln()).sqrt();
     let above = 2.515_517 + tail * (0.802_853 + tail * 0.010_328);
@@ -132,7 +133,7 @@ mod tests {
         let candidate =
             |id: i64| Candidate { id, distance: 0, code: [u64::from(id >= 1500) << 63 | 1, 0, 0, u64::MAX] };
         let found = frequencies(&(0..3000).map(candidate).collect::<Vec<_>>());
-        // Every third is counted.
+        // Every third candidate is counted.
         assert_eq!(found[0], 1001.0 / 1002.0);
         assert_eq!(found[1], 1.0 / 1002.0);
         assert_eq!(found[63], 501.0 / 1002.0);

@@ -1,4 +1,4 @@
-//! The arithmetic of grouping: centroids, binary codes to find them by, agglomerative clustering of a whole collection.
+//! The arithmetic of grouping: centroids, binary codes to find them, agglomerative clustering of a whole collection.
 
 pub mod agglomerative;
 pub mod binary_code;

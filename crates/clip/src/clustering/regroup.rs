@@ -1,12 +1,13 @@
-//! Maps a new partition of rows to clusters that keep their ids, and reports what has changed.
+//! Maps a new partition of rows to clusters that keep their ids, and reports the changes.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use ndarray::ArrayView2;
 
-use crate::clustering::centroid::{ROUNDING, Sum};
+use crate::clustering::centroid::Sum;
 use crate::error::{Error, Result};
+use crate::vector::ROUNDING;
 
 /// Unit vectors, one after another.
 #[derive(Default)]
@@ -38,7 +39,7 @@ impl Rows {
         Ok(true)
     }
 
-    /// Length of the rows; 0 while there is none.
+    /// Length of the rows; 0 without rows.
     pub fn dimensions(&self) -> usize {
         self.dimensions
     }
@@ -67,8 +68,8 @@ pub fn bytes_of(rows: usize, groups: usize, dimensions: usize) -> usize {
 }
 
 /// The labels of the current members, numbered by first appearance, and the sums of the groups. A vector that took part
-/// in the grouping has the label of its equals. Any other joins the nearest group within the threshold, or starts one
-/// of its own.
+/// in the grouping has the label of its equals. Any other vector joins the nearest group within the threshold, or
+/// starts a new group.
 pub fn regroup(
     rows: &Rows,
     labels: &[u32],
@@ -137,8 +138,8 @@ pub fn regroup(
     (result, sums)
 }
 
-/// For each group the id of the cluster with which it shares most members. Each id is used once; the pairs with most in
-/// common choose first.
+/// For each group, the id of the cluster with which it shares most members. Each id is used once; pairs with the most
+/// common members choose first.
 pub fn keep_ids(labels: &[u32], old: &[Option<i64>], groups: usize) -> Vec<Option<i64>> {
     let mut common: HashMap<(u32, i64), i64> = HashMap::new();
     for (label, id) in labels.iter().zip(old) {
@@ -158,11 +159,11 @@ pub fn keep_ids(labels: &[u32], old: &[Option<i64>], groups: usize) -> Vec<Optio
     kept
 }
 
-/// A cluster whose members have changed: its id, what has happened, the clusters that its members were in, its size and
-/// the number of members that are new to it.
+/// A cluster whose members have changed: its id, the change, its members' former clusters, its size and the number of
+/// new members.
 pub type Change = (i64, String, Vec<i64>, i64, i64);
 
-/// The changes: for each cluster whose members have changed, where they came from.
+/// The changes: for each cluster with changed members, the source of its members.
 pub fn compare(labels: &[u32], old: &[Option<i64>], ids: &[i64]) -> Vec<Change> {
     let mut sources: Vec<HashMap<i64, i64>> = vec![HashMap::new(); ids.len()];
     let mut sizes = vec![0i64; ids.len()];
@@ -172,7 +173,7 @@ pub fn compare(labels: &[u32], old: &[Option<i64>], ids: &[i64]) -> Vec<Change> 
         if let Some(id) = id {
             let count = sources[*label as usize].entry(*id).or_default();
             *count += 1;
-            // In how many groups the members of each cluster are now.
+            // The number of groups that now contain members of each cluster.
             *targets.entry(*id).or_default() += i64::from(*count == 1);
         }
     }
@@ -218,14 +219,14 @@ mod tests {
     #[test]
     fn members_that_came_meanwhile_join_the_nearest_group_or_one_of_their_own() {
         let before = rows(&[[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]);
-        // The third has left; one is new near the first two, one far from all, and another beside that.
+        // The third has left; one new vector is near the first two, one is far from all, and another is near that one.
         let now = rows(&[[0.8, 0.6], [1.0, 0.0], [0.96, 0.28], [-1.0, 0.0], [-0.96, 0.28]]);
         let mut looks = 0;
         let (labels, sums) = regroup(&before, &[7, 7, 3], &now, 0.7, &mut || looks += 1);
         assert_eq!(labels, [0, 0, 0, 1, 1]);
         assert_eq!(sums.iter().map(|sum| sum.size).collect::<Vec<_>>(), [3, 2]);
         assert_eq!(looks, 5, "one look for each list, and one for each that came");
-        // With a threshold that neither reaches, each is alone.
+        // With a threshold that neither reaches, each forms its own group.
         let (labels, sums) = regroup(&before, &[7, 7, 3], &now, 0.9999, &mut || {});
         assert_eq!((labels, sums.len()), (vec![0, 0, 1, 2, 3], 4));
     }
@@ -235,7 +236,7 @@ mod tests {
         let old = [Some(10), Some(10), Some(20), None, Some(20), Some(20), Some(30)];
         let labels = [0, 0, 0, 1, 1, 1, 2];
         assert_eq!(keep_ids(&labels, &old, 4), [Some(10), Some(20), Some(30), None]);
-        // Two groups claim one id: the one with more of its members gets it.
+        // Two groups claim an id: the group with more of its members gets it.
         assert_eq!(keep_ids(&[0, 1, 1], &[Some(5), Some(5), Some(5)], 2), [None, Some(5)]);
     }
 

@@ -1,4 +1,4 @@
-//! The pictures and texts that eight-bit forms are calibrated and checked with.
+//! The pictures and texts that calibrate and check quantized graphs.
 
 /// Pictures for the image tower: half to calibrate, half to check.
 pub(super) const PICTURES: usize = 24;

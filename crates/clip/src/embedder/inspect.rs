@@ -1,4 +1,4 @@
-//! What was found in a model's files and chosen, and whether the model works, for a person.
+//! A report for users: the findings in a model's files, the chosen settings, and whether the model works.
 
 use std::path::Path;
 use std::time::Instant;
@@ -11,12 +11,12 @@ use crate::embedder::text::Text;
 use crate::embedder::vision::Vision;
 use crate::error::{Error, Kind, Result, Setting};
 use crate::image;
-use crate::model::eight_bit;
+use crate::model::quantize;
 
 impl Embedder {
-    /// Whether the model tells red, green and blue squares apart by their names, as any CLIP does that was
-    /// exported and is preprocessed rightly: swapped channels, a broken quantisation and a transposed axis
-    /// all show. Returns the cosines, rows texts and columns images, in that order of colours.
+    /// Whether the model distinguishes red, green and blue squares by their names, as every correctly exported and
+    /// preprocessed CLIP model does: this test detects swapped channels, a broken quantisation and a transposed axis.
+    /// Returns the cosines, with texts as rows and images as columns, in that order of colours.
     ///
     /// # Errors
     /// As for embedding.
@@ -41,8 +41,8 @@ impl Embedder {
         Ok(cosines)
     }
 
-    /// Looks the model over for a person: (what, value), the last of which is a verdict that says what to do. Whatever is
-    /// wrong is a row. `name` is what the caller calls its settings.
+    /// Checks the model and reports to the user: (item, value), of which the last is a verdict with the remedy. Each
+    /// fault is a row. `name` returns the caller's names of settings.
     pub fn check(&mut self, name: impl Fn(Setting) -> &'static str) -> Vec<(String, String)> {
         let with_hint = |error: &Error| match error.hint_for(&name) {
             Some(hint) => format!("{error} {hint}"),
@@ -68,7 +68,7 @@ impl Embedder {
                 self.check_both(&mut rows, &mut wrong, &mut errors);
                 wrong.extend(errors.iter().map(&with_hint));
             }
-            // A directory may well have one tower; it serves, or is one of a pair.
+            // A directory may have only one tower; it is used alone or as one of a pair.
             (Ok(()), Err(error)) if error.kind == Kind::MissingFile && self.single_tower() => {
                 wrong.push(format!("it embeds images alone: {}", with_hint(&error)));
             }
@@ -99,7 +99,7 @@ impl Embedder {
         rows.push(("image graph's ports".to_owned(), tower.describe()));
         rows.push(("image output".to_owned(), chosen(&vision.output, &vision.pooling)));
         rows.push(("preprocessing".to_owned(), format!("{}, {source}", vision.preprocess)));
-        rows.extend(eight_bit::recipe(&tower).map(|recipe| ("image precision".to_owned(), recipe)));
+        rows.extend(quantize::recipe(&tower).map(|recipe| ("image precision".to_owned(), recipe)));
         if vision.alone {
             let why = "singly: the graph is quantized with ranges that would span a batch";
             rows.push(("images run".to_owned(), why.to_owned()));
@@ -120,10 +120,10 @@ impl Embedder {
         let most = format!("at most {} {}, {padding}", encoder.context_length, encoder.context_source);
         rows.push(("tokens".to_owned(), most));
         rows.push(("texts".to_owned(), encoder.cleaning.to_string()));
-        rows.extend(eight_bit::recipe(&tower).map(|recipe| ("text precision".to_owned(), recipe)));
+        rows.extend(quantize::recipe(&tower).map(|recipe| ("text precision".to_owned(), recipe)));
     }
 
-    /// What takes both towers: probabilities, colours, and how fast it is here.
+    /// The items that need both towers: probabilities, colours, and speed on this machine.
     fn check_both(&mut self, rows: &mut Vec<(String, String)>, wrong: &mut Vec<String>, errors: &mut Vec<Error>) {
         match self.logits() {
             Ok(logits) => rows.push(("probabilities".to_owned(), logits.to_string())),

@@ -1,15 +1,14 @@
-//! Zero-shot classification: from the cosines of an image to labels to probabilities, as the model was trained to.
+//! Zero-shot classification: converts the cosines of an image to labels into probabilities, as in the model's training.
 //!
 //! CLIP takes the softmax over all labels of `scale × cosine`. SigLIP takes the sigmoid of `scale × cosine + bias` for
-//! each label by itself, so that its probabilities need not add up to 1. Scale and bias were learned with the weights;
-//! where an export keeps them differs, see [`Logits::stated`] and [`crate::embedder::Embedder::logits`].
+//! each label separately, so its probabilities need not add up to 1. Scale and bias were learned with the weights;
+//! exports store them in different places, see [`Logits::stated`] and [`crate::embedder::Embedder::logits`].
 
 use std::path::Path;
 
 use ndarray::Array4;
 use serde_json::Value;
 
-use crate::clustering::centroid::{self, l2_normalize};
 use crate::embedder::Embedder;
 use crate::embedder::ports::{TEXT_INPUTS, floats, image_input, integers, pick_output};
 use crate::embedder::text::Text;
@@ -19,24 +18,25 @@ use crate::model::config::Config;
 use crate::model::session::{Runtime, Tower};
 use crate::model::weights::{self, Tensor};
 use crate::model::{Model, read_json};
+use crate::vector::{cosine, l2_normalize};
 
-/// What a label stands for in a template.
+/// The placeholder for a label in a template.
 pub const PLACE: &str = "{}";
 
-/// exp(logit_scale) of OpenAI's CLIP, where training ran into its upper limit, as open_clip's does.
+/// exp(logit_scale) of OpenAI's CLIP, whose training reached its upper limit, as open_clip's does.
 const CLIP_SCALE: f64 = 100.0;
 /// A sigmoid's bias is -10 and less (it starts at -10, so that most labels are wrong); CLIP has none. Measured on a
 /// quantised graph it may be off by tenths.
 const LEAST_BIAS: f64 = 1.0;
 
-/// How cosines become probabilities.
+/// The conversion of cosines to probabilities.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Logits {
-    /// What cosines are multiplied by, exp(logit_scale).
+    /// The factor for cosines, exp(logit_scale).
     pub scale: f64,
-    /// Where there is one, each label has a probability of its own, by the sigmoid.
+    /// With a bias, each label has a separate probability by the sigmoid.
     pub bias: Option<f64>,
-    /// What says so; none: assumed, since nothing says otherwise.
+    /// The source of these values; None: assumed, because no file states them.
     pub source: Option<String>,
 }
 
@@ -46,14 +46,14 @@ impl Logits {
         Self { scale: CLIP_SCALE, bias: None, source: None }
     }
 
-    /// What a model's files state, without running it: `logit_scale` and `logit_bias` at the top of `config.json`, or
-    /// the tensors of these names in its safetensors. The scale is a logarithm there, as in the weights.
+    /// The values in a model's files, without running it: `logit_scale` and `logit_bias` at the top of `config.json`,
+    /// or the tensors with these names in its safetensors. The scale is a logarithm there, as in the weights.
     ///
-    /// `logit_scale_init_value` is not read: it is where training began (2.6592, a scale of 14.3, for the CLIP whose
-    /// trained scale is 100).
+    /// `logit_scale_init_value` is not read: it is the initial value of the training (2.6592, a scale of 14.3, for the
+    /// CLIP whose trained scale is 100).
     ///
     /// # Errors
-    /// [`Kind::BadModel`] where one is there and can't be used.
+    /// [`Kind::BadModel`] if a value exists and can't be used.
     pub fn stated(model: &Model) -> Result<Option<Self>> {
         for directory in [&model.directory, &model.text_directory] {
             let file = directory.join("config.json");
@@ -90,7 +90,7 @@ impl Logits {
         Ok(Self { scale, bias, source: Some(file.display().to_string()) })
     }
 
-    /// The two from pairs of a cosine and the logit that a graph gives for it, by least squares. None where they do not
+    /// Scale and bias from pairs of a cosine and the graph's logit for it, by least squares. None if the pairs do not
     /// lie on a rising line.
     pub fn fitted(pairs: &[(f64, f64)], file: &Path) -> Option<Self> {
         let count = pairs.len() as f64;
@@ -99,7 +99,7 @@ impl Logits {
         let scale = pairs.iter().map(|pair| (pair.0 - x) * (pair.1 - y)).sum::<f64>() / spread;
         let bias = y - scale * x;
         let worst = pairs.iter().map(|pair| (scale * pair.0 + bias - pair.1).abs()).fold(0.0, f64::max);
-        // Quantised graphs are off by a hundredth of what the logits span.
+        // Quantised graphs deviate by a hundredth of the logits' range.
         let straight = scale.is_finite() && scale > 0.0 && worst <= 0.05 * scale * (spread / count).sqrt();
         let bias = (bias.abs() >= LEAST_BIAS).then_some(bias);
         straight.then(|| Self { scale, bias, source: Some(format!("the logits of {}", file.display())) })
@@ -110,7 +110,7 @@ impl Logits {
         if let Some(bias) = self.bias {
             return cosines.iter().map(|cosine| 1.0 / (1.0 + (-(self.scale * cosine + bias)).exp())).collect();
         }
-        // The largest logit is taken off, so that nothing overflows.
+        // The largest logit is subtracted to avoid overflow.
         let largest = cosines.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let odds: Vec<f64> = cosines.iter().map(|cosine| (self.scale * (cosine - largest)).exp()).collect();
         let total: f64 = odds.iter().sum();
@@ -137,12 +137,12 @@ fn unusable(file: &Path, key: &str, value: &str) -> Error {
 }
 
 impl Embedder {
-    /// How cosines become probabilities: as the model's files state it ([`Logits::stated`]), else as a graph of both
-    /// towers that has an output of logits computes them, else as CLIP's ([`Logits::assumed`]), with a warning where
-    /// the model is not of CLIP's kind.
+    /// The conversion of cosines to probabilities: from the model's files ([`Logits::stated`]), else from a graph of
+    /// both towers with an output of logits, else CLIP's ([`Logits::assumed`]), with a warning if the model is not of
+    /// CLIP's kind.
     ///
     /// # Errors
-    /// [`Kind::BadModel`] where a file states it in a way that can't be used; those of embedding, where a graph is asked.
+    /// [`Kind::BadModel`] if a file's values can't be used; the errors of embedding if a graph is run.
     pub fn logits(&mut self) -> Result<Logits> {
         if let Some(logits) = self.logits.get() {
             return Ok(logits.clone());
@@ -172,7 +172,7 @@ impl Embedder {
         Ok(self.logits.get_or_init(|| logits).clone())
     }
 
-    /// What a graph of both towers makes of four cosines.
+    /// The logits of a graph of both towers for four cosines.
     fn measured_logits(&mut self) -> Result<Option<Logits>> {
         let Some(file) = self.model.whole.clone() else { return Ok(None) };
         self.load_text()?;
@@ -182,14 +182,14 @@ impl Embedder {
             let pairs = logit_pairs(&mut vision.tower.borrow_mut(), vision, text)?;
             return Ok(pairs.and_then(|pairs| Logits::fitted(&pairs, &file)));
         }
-        // It is as large as both towers, and let go at once.
+        // It is as large as both towers, so drop it immediately.
         let mut tower = Tower::load(Runtime::load(&self.loader.library)?, &file, self.loader.threads, None)?;
         Ok(logit_pairs(&mut tower, vision, text)?.and_then(|pairs| Logits::fitted(&pairs, &file)))
     }
 }
 
 /// Pairs of a cosine and the logit that a graph of both towers gives for it: one picture, four texts, one at a time,
-/// since some graphs take no more. None where it has no output of logits, or other inputs.
+/// because some graphs take no more. None if it has no output of logits, or other inputs.
 fn logit_pairs(tower: &mut Tower, vision: &Vision, text: &Text) -> Result<Option<Vec<(f64, f64)>>> {
     let (Some(logits), Ok(image_output), Ok(text_output), Some(pixels_port)) = (
         tower.output(&["logits_per_image", "logits_per_text"]).cloned(),
@@ -203,7 +203,8 @@ fn logit_pairs(tower: &mut Tower, vision: &Vision, text: &Text) -> Result<Option
         return Ok(None);
     }
     let (height, width) = vision.size;
-    // Half of it dark, a colour to each side: a picture without any contrast can be the zero vector to a tower.
+    // Half of it is dark, with a colour on each side: a tower may map a picture without any contrast to the zero
+    // vector.
     let pixels = Array4::from_shape_fn((1, 3, height, width), |(_, channel, y, x)| {
         if y * 2 < height { -1.0 } else { (channel as f32 - 1.0) * (x as f32 / width as f32 - 0.5) * 2.0 }
     });
@@ -230,18 +231,18 @@ fn logit_pairs(tower: &mut Tower, vision: &Vision, text: &Text) -> Result<Option
         let (Some(logit), Some(image), Some(text)) = (logit.iter().next(), image.as_slice(), text.as_slice()) else {
             return Ok(None);
         };
-        pairs.push((centroid::cosine(image, text), f64::from(*logit)));
+        pairs.push((cosine(image, text), f64::from(*logit)));
     }
     Ok(Some(pairs))
 }
 
-/// Bytes of a prompt, at most: what is tokenized of a text is far less.
+/// Maximum bytes of a prompt: the tokenized part of a text is far shorter.
 const LONGEST_PROMPT: usize = 16 << 20;
 
-/// A label put into a template, in each place that it has for one.
+/// A template with a label in each of its placeholders.
 ///
 /// # Errors
-/// [`Kind::LimitExceeded`] where that makes a prompt of more than 16 MiB; [`Kind::OutOfMemory`].
+/// [`Kind::LimitExceeded`] if the prompt exceeds 16 MiB; [`Kind::OutOfMemory`].
 pub fn prompt(template: &str, label: &str) -> Result<String> {
     let places = template.matches(PLACE).count();
     let bytes = places.saturating_mul(label.len()).saturating_add(template.len() - places * PLACE.len());
@@ -263,11 +264,11 @@ pub fn prompt(template: &str, label: &str) -> Result<String> {
     Ok(prompt)
 }
 
-/// One vector of several prompts for a label: the mean of the unit vectors, scaled to length 1, as in CLIP's notebook
-/// of prompt ensembles.
+/// One vector for several prompts of a label: the mean of the unit vectors, scaled to length 1, as in CLIP's notebook
+/// on prompt ensembles.
 ///
 /// # Errors
-/// [`Kind::InvalidInput`] where the prompts cancel out.
+/// [`Kind::InvalidInput`] if the prompts cancel out.
 pub fn ensemble<'a>(prompts: impl IntoIterator<Item = &'a [f32]>) -> Result<Vec<f32>> {
     let mut sum: Vec<f64> = Vec::new();
     for prompt in prompts {
@@ -295,7 +296,7 @@ mod tests {
         for (found, wanted) in siglip.iter().zip([0.990710154, 0.232009330]) {
             assert!((found - wanted).abs() < 1e-6, "{siglip:?}");
         }
-        // Nothing overflows, whatever the scale.
+        // No scale causes an overflow.
         let steep = Logits { scale: 1e8, bias: None, source: None }.probabilities(&[1.0, -1.0]);
         assert_eq!(steep, [1.0, 0.0]);
         let steep = Logits { scale: 1e8, bias: Some(-10.0), source: None }.probabilities(&[1.0, -1.0]);

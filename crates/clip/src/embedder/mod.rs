@@ -1,4 +1,4 @@
-//! The pieces together: images or texts in, unit vectors out.
+//! The complete path from images or texts to unit vectors.
 
 mod calibration;
 mod inspect;
@@ -31,7 +31,7 @@ pub struct Embedder {
     logits: OnceCell<Logits>,
     warnings: Vec<Error>,
     notes: Vec<String>,
-    /// What it has done so far.
+    /// The work done so far.
     pub counters: Counters,
 }
 
@@ -64,6 +64,7 @@ impl Embedder {
                 threads,
                 cache: None,
                 check_interrupts: || (),
+                announce: |_| (),
                 may_make: true,
                 shared: OnceCell::new(),
             },
@@ -82,9 +83,15 @@ impl Embedder {
         self
     }
 
-    /// Has this called between steps of the making of an eight-bit graph; it may unwind.
+    /// Sets a function to call between steps of quantizing a graph; it may unwind.
     pub fn with_interrupts(mut self, check_interrupts: fn()) -> Self {
         self.loader.check_interrupts = check_interrupts;
+        self
+    }
+
+    /// Has this called before work that takes minutes, with what it is.
+    pub fn with_announcements(mut self, announce: fn(&str)) -> Self {
+        self.loader.announce = announce;
         self
     }
 
@@ -102,41 +109,42 @@ impl Embedder {
         self.text.get().is_some()
     }
 
-    /// Length of the vectors: the graph's where one is loaded, else what the configuration states.
+    /// Length of the vectors: from the graph if one is loaded, else from the configuration.
     pub fn dimensions(&self) -> Option<usize> {
         let vision = self.vision.get().and_then(|v| width(&v.output, &v.pooling));
         let text = self.text.get().and_then(|t| width(&t.output, &t.pooling));
         vision.or(text).or_else(|| self.model.stated_dimensions())
     }
 
-    /// Remarks since the last call, for the user to see once.
+    /// Warnings since the last call, which the user should see once.
     pub fn take_warnings(&mut self) -> Vec<Error> {
         std::mem::take(&mut self.warnings)
     }
 
-    /// Puts remarks back, for a caller that took them to change their places.
+    /// Puts warnings back, for a caller that took them to change their positions.
     pub fn add_warnings(&mut self, warnings: Vec<Error>) {
         self.warnings.extend(warnings);
     }
 
-    /// What an administrator may want to know of, since the last call.
+    /// Remarks for an administrator since the last call.
     pub fn take_notes(&mut self) -> Vec<String> {
         std::mem::take(&mut self.notes)
     }
 
-    /// Drops remarks about items: a call that was interrupted left them, and the items were its own.
+    /// Drops warnings about items that an interrupted call left, because they concern only its own items.
     fn forget_items(&mut self) {
         self.warnings.retain(|remark| remark.element.is_none());
     }
 
-    /// Loads both towers now, or the one that the model has, and runs each once; for a process that shares them with many.
+    /// Loads both towers now, or the only one of the model, and runs each once; for a process that shares them with
+    /// others.
     ///
     /// # Errors
     /// As for embedding.
     pub fn load(&mut self) -> Result<()> {
         let missing = |e: &Error| e.kind == Kind::MissingFile;
         match (self.load_and_run_vision(), self.load_text()) {
-            // Learned once for all, too, where a graph has to be asked.
+            // If this requires a graph, determine it once, too.
             (Ok(()), Ok(())) => self.logits().map(drop)?,
             (Ok(()), Err(e)) | (Err(e), Ok(())) if missing(&e) && self.single_tower() => {}
             (Err(e), _) | (_, Err(e)) => return Err(e),
@@ -155,7 +163,7 @@ impl Embedder {
         self.text.get().map_or(Ok(()), Text::try_run)
     }
 
-    /// Whether the model has only one of the two.
+    /// Whether the model has only one of the two towers.
     fn single_tower(&self) -> bool {
         self.model.combined || self.model.vision.is_none() || self.model.text.is_none()
     }

@@ -1,4 +1,4 @@
-//! The inputs and outputs of graphs: which ones are used, what they are given, and how their rows become vectors.
+//! The inputs and outputs of graphs: their selection, the input values, and the conversion of output rows to vectors.
 
 use std::path::Path;
 
@@ -6,12 +6,12 @@ use ndarray::{Array2, Array4};
 use ort::session::SessionInputValue;
 use ort::value::{Tensor, TensorElementType};
 
-use crate::clustering::centroid;
 use crate::error::{Error, Kind, Result};
 use crate::model::Model;
 use crate::model::config::Config;
 use crate::model::pooling::Pooling;
 use crate::model::session::{Port, Tower};
+use crate::vector::l2_normalize;
 
 pub(super) const IMAGE_INPUTS: [&str; 4] = ["pixel_values", "image", "images", "input"];
 pub(super) const TEXT_INPUTS: [&str; 3] = ["input_ids", "text", "input"];
@@ -22,7 +22,7 @@ pub(super) fn unit_rows(output: &Array2<f32>, model: &Model) -> Result<Vec<Vec<f
         .outer_iter()
         .map(|row| {
             let mut row = row.to_vec();
-            centroid::l2_normalize(&mut row).map_err(|e| {
+            l2_normalize(&mut row).map_err(|e| {
                 Error::new(Kind::BadModel, format!("model \"{}\" gave no usable vector", model.name))
                     .detail(format!("Its output: {}.", e.message))
                     .hint("The model's files may be broken; download them again, or use another variant.")
@@ -42,7 +42,7 @@ pub(super) fn unusable(tower: &Tower, what: &str) -> Error {
         .detail(format!("It has {}.", tower.describe()))
 }
 
-/// A graph without an input for this kind of item.
+/// The error for a graph without an input for this kind of item.
 pub(super) fn missing_half(model: &Model, tower: &Tower, what: &str) -> Error {
     if model.combined {
         missing_tower(model, what)
@@ -52,8 +52,8 @@ pub(super) fn missing_half(model: &Model, tower: &Tower, what: &str) -> Error {
     }
 }
 
-/// The embedding among a graph's outputs: one vector an item, by name or the only one; else one vector a
-/// position, if the model says how to pool them. `kind` is "image" or "text", as it stands in the names.
+/// The embedding among a graph's outputs: one vector per item, by name or as the only output; else one vector per
+/// position, if the model states its pooling. `kind` is "image" or "text", as in the names.
 pub(super) fn pick_output(tower: &Tower, kind: &str, pooling: &Pooling) -> Result<Port> {
     let own = [format!("{kind}_embeds"), format!("l2norm_{kind}_embeddings"), format!("{kind}_embeddings")];
     let general = ["embedding", "sentence_embedding", "pooler_output", "output"];
@@ -79,7 +79,7 @@ pub(super) fn pick_output(tower: &Tower, kind: &str, pooling: &Pooling) -> Resul
     }
 }
 
-/// The steps after a tower's graph, and the output that they begin with. A graph that ends before the projection of its
+/// The steps after a tower's graph, and the output that they start from. A graph that ends before the projection of its
 /// architecture is completed with the weights beside it.
 pub(super) fn steps(tower: &Tower, kind: &str, directory: &Path) -> Result<(Port, Pooling)> {
     let mut pooling = Pooling::read(directory)?;
@@ -89,7 +89,7 @@ pub(super) fn steps(tower: &Tower, kind: &str, directory: &Path) -> Result<(Port
         return Ok((output, pooling));
     }
     let name = if kind == "image" { "visual_projection.weight" } else { "text_projection.weight" };
-    // Chinese CLIP projects the class token of its texts, which is not what its tower pools.
+    // Chinese CLIP projects the class token of its texts, which differs from its tower's pooled output.
     let pooled = kind == "image" || config.model_type.as_deref() != Some("chinese_clip");
     if pooled && pooling.project(name, directory)? {
         return Ok((output, pooling));
@@ -104,7 +104,7 @@ pub(super) fn steps(tower: &Tower, kind: &str, directory: &Path) -> Result<(Port
     }))
 }
 
-/// Both towers must embed into one space.
+/// Both towers must embed into the same space.
 pub(super) fn same_width(model: &Model, output: &Port, pooling: &Pooling, other: Option<usize>) -> Result<()> {
     match (width(output, pooling), other) {
         (Some(a), Some(b)) if a != b => {
@@ -115,7 +115,7 @@ pub(super) fn same_width(model: &Model, output: &Port, pooling: &Pooling, other:
     }
 }
 
-/// Length of the vectors that an output gives, where the graph fixes it.
+/// Length of an output's vectors, if the graph fixes it.
 pub(super) fn width(output: &Port, pooling: &Pooling) -> Option<usize> {
     let last = output.fixed(output.shape.len() - 1)?;
     Some(pooling.width(last, output.shape.len() == 3))

@@ -17,19 +17,19 @@ use crate::error::{Error, Kind, Result, Setting};
 use crate::memory;
 use crate::model::Model;
 use crate::model::config::{Config, Family, preparation};
-use crate::model::eight_bit::{Inputs, Samples};
 use crate::model::operators::quantizes_dynamically;
 use crate::model::pooling::Pooling;
+use crate::model::quantize::{Inputs, Samples};
 use crate::model::session::{Port, Tower};
 use crate::text::{TextEncoder, Tokens};
 
-/// Texts of equal length run together: as many as this, of as many tokens in all. A token takes the text tower of ViT-B/32
-/// a millisecond, and no interrupt is seen meanwhile; long texts gain nothing by company.
+/// Texts of equal length run together, up to these numbers of texts and of tokens in total. A token takes the text
+/// tower of ViT-B/32 a millisecond, during which no interrupt is checked; batches don't make long texts faster.
 const TEXT_BATCH: usize = 32;
 const BATCH_TOKENS: usize = 256;
-/// Texts whose tokens are in memory together: 0.3 MB for CLIP's context.
+/// The number of texts whose tokens are in memory at the same time: 0.3 MB for CLIP's context.
 const WINDOW: usize = 1024;
-/// What is kept about a text graph: whether texts must be filled up.
+/// The cached result about a text graph: whether texts must be padded.
 const PADDING: &str = "padding";
 const NEEDED: &str = "needed";
 const NOT_NEEDED: &str = "not needed";
@@ -37,7 +37,7 @@ const NOT_NEEDED: &str = "not needed";
 /// A text's vector.
 pub struct TextEmbedding {
     pub vector: Vec<f32>,
-    /// The text was cut to the model's context.
+    /// The text was truncated to the model's context.
     pub truncated: bool,
 }
 
@@ -46,25 +46,25 @@ pub(super) struct Text {
     pub(super) encoder: TextEncoder,
     pub(super) ids: Port,
     pub(super) mask: Option<Port>,
-    /// `token_type_ids` take zeros, `position_ids` count.
+    /// `token_type_ids` are zeros, `position_ids` count up.
     pub(super) zeros: Option<Port>,
     pub(super) positions: Option<Port>,
-    /// What the image half of a combined graph is given.
+    /// The input for the image half of a combined graph.
     pub(super) idle: Option<Idle>,
     pub(super) output: Port,
     pub(super) pooling: Pooling,
-    /// Texts are filled to this length.
+    /// Texts are padded to this length.
     pub(super) pad_to: Option<usize>,
-    /// Padding is as good as text to the model, whose mask is all ones.
+    /// The model treats padding as text: its mask is all ones.
     pub(super) fills: bool,
-    /// Most texts of a run; 1 where the graph takes no more.
+    /// Maximum number of texts in a run; 1 if the graph takes no more.
     pub(super) most: usize,
 }
 
-/// Pixels for the half of a combined graph that is not asked.
+/// Pixels for the unused half of a combined graph.
 pub(super) struct Idle {
     pub(super) input: Port,
-    /// How many: no image at all where the graph bears it, one to a text (none here) where the graph binds the two.
+    /// The number of images: zero if the graph accepts it; None: one per text, if the graph requires equal batches.
     pub(super) images: Option<usize>,
     pub(super) height: usize,
     pub(super) width: usize,
@@ -73,8 +73,8 @@ pub(super) struct Idle {
 impl Embedder {
     /// Embeds texts, in order; each vector has length 1.
     ///
-    /// A text over the model's context is cut as the reference tokenizer does, which leaves a warning;
-    /// without `truncate` it is an error.
+    /// A text over the model's context is truncated as by the reference tokenizer, with a warning; without `truncate`
+    /// it is an error.
     ///
     /// # Errors
     /// As [`Self::embed_images`].
@@ -94,7 +94,7 @@ impl Embedder {
         Ok(embedded)
     }
 
-    /// Embeds some of the texts, of which the first is at `from` in what the user gave.
+    /// Embeds some of the texts, of which the first is at position `from` in the user's argument.
     fn embed_window(
         &mut self,
         texts: &[&str],
@@ -118,7 +118,7 @@ impl Embedder {
             text.pad(&mut encoded);
             tokens.push(encoded);
         }
-        // Texts of one length run together, so that no batch needs padding.
+        // Texts of equal length run together, so no batch needs padding.
         let mut order: Vec<usize> = (0..texts.len()).collect();
         order.sort_by_key(|i| tokens[*i].ids.len());
         let mut vectors = vec![Vec::new(); texts.len()];
@@ -140,7 +140,7 @@ impl Embedder {
         Ok(())
     }
 
-    /// The ids of a text as the model's text tower gets them, with padding where it needs some.
+    /// The ids of a text for the model's text tower, with padding if needed.
     ///
     /// # Errors
     /// As for embedding it.
@@ -158,46 +158,19 @@ impl Embedder {
         let image_width = self.vision.get().and_then(|v| width(&v.output, &v.pooling));
         self.text.get_or_try_init(|| {
             let file = model.text.as_ref().ok_or_else(|| missing_tower(model, "text"))?;
-            let (shared, form) = loader.open(model, file, model.eight_bit_text, warnings, notes)?;
+            let (shared, form) = loader.open(model, file, model.int8_text, warnings, notes)?;
             let tower = shared.borrow();
-            let unusable = |what: &str| unusable(&tower, what);
-            let ids = tower.input(&TEXT_INPUTS).filter(|port| is_integer(port)).cloned();
-            let ids = ids.ok_or_else(|| missing_half(model, &tower, "text"))?;
-            let named = |name: &str| tower.input(&[name]).cloned();
-            let (mask, zeros, positions) = (named("attention_mask"), named("token_type_ids"), named("position_ids"));
-            let pixels = image_input(&tower).filter(|port| port.name != ids.name);
-            for port in [&ids].into_iter().chain(&mask).chain(&zeros).chain(&positions) {
-                if !is_integer(port) || port.shape.len() != 2 {
-                    let what = "is not int64 or int32 of shape (batch, sequence)";
-                    return Err(unusable(&format!("its input \"{}\" {what}", port.name)));
-                }
-            }
-            let known = [Some(&ids), mask.as_ref(), zeros.as_ref(), positions.as_ref(), pixels.as_ref()];
-            let unknown = tower.inputs.iter().find(|port| known.iter().flatten().all(|k| k.name != port.name));
-            if let Some(unknown) = unknown {
-                return Err(unusable(&format!("nothing is known to give to its input \"{}\"", unknown.name)));
-            }
+            let Ports { ids, mask, zeros, positions, pixels } = Ports::of(&tower, model)?;
             let (output, pooling) = steps(&tower, "text", &model.text_directory)?;
             same_width(model, &output, &pooling, image_width)?;
-            // SigLIP was trained on filled texts without a mask, and its processor gives none.
+            // SigLIP was trained on padded texts without a mask, and its processor produces none.
             let fills = mask.is_some() && Config::read(&model.text_directory).family == Family::Siglip;
             let pad_to = ids.fixed(1);
             let encoder = TextEncoder::load(model, pad_to, warnings)?;
             let pad_to = pad_to.or(fills.then_some(encoder.context_length));
-            let alone = form == Form::EightBit || quantizes_dynamically(file);
+            let alone = form == Form::Int8 || quantizes_dynamically(file);
             let most = if alone || ids.fixed(0).is_some() { 1 } else { TEXT_BATCH };
-            let idle = match pixels {
-                Some(input) => {
-                    let graph = input.fixed(2).zip(input.fixed(3));
-                    let prepared = preparation(model, graph)?.preprocess.output_size();
-                    let configured = prepared.unwrap_or((224, 224));
-                    let height = input.fixed(2).unwrap_or(configured.1 as usize);
-                    let width = input.fixed(3).unwrap_or(configured.0 as usize);
-                    let images = if input.shares_batch(&ids) { None } else { Some(input.fixed(0).unwrap_or(0)) };
-                    Some(Idle { images, height, width, input })
-                }
-                None => None,
-            };
+            let idle = pixels.map(|input| Idle::of(input, &ids, model)).transpose()?;
             drop(tower);
             let mut text = Text {
                 tower: shared,
@@ -213,7 +186,7 @@ impl Embedder {
                 fills,
                 most,
             };
-            // A graph that is kept has run before. What was found then spares two runs, 50 ms of a connection's first query.
+            // A cached graph has run before. The result saves two runs, 50 ms of a connection's first query.
             let asks = text.pad_to.is_none() && text.mask.is_none() && text.idle.is_none();
             let known = if asks { text.tower.borrow().recall(PADDING) } else { None };
             let pads = match known.as_deref() {
@@ -248,8 +221,52 @@ impl Embedder {
     }
 }
 
+/// The inputs of a text tower.
+struct Ports {
+    ids: Port,
+    mask: Option<Port>,
+    zeros: Option<Port>,
+    positions: Option<Port>,
+    /// The image input of a combined graph.
+    pixels: Option<Port>,
+}
+
+impl Ports {
+    fn of(tower: &Tower, model: &Model) -> Result<Self> {
+        let ids = tower.input(&TEXT_INPUTS).filter(|port| is_integer(port)).cloned();
+        let ids = ids.ok_or_else(|| missing_half(model, tower, "text"))?;
+        let named = |name: &str| tower.input(&[name]).cloned();
+        let (mask, zeros, positions) = (named("attention_mask"), named("token_type_ids"), named("position_ids"));
+        let pixels = image_input(tower).filter(|port| port.name != ids.name);
+        for port in [&ids].into_iter().chain(&mask).chain(&zeros).chain(&positions) {
+            if !is_integer(port) || port.shape.len() != 2 {
+                let what = "is not int64 or int32 of shape (batch, sequence)";
+                return Err(unusable(tower, &format!("its input \"{}\" {what}", port.name)));
+            }
+        }
+        let known = [Some(&ids), mask.as_ref(), zeros.as_ref(), positions.as_ref(), pixels.as_ref()];
+        let unknown = tower.inputs.iter().find(|port| known.iter().flatten().all(|k| k.name != port.name));
+        match unknown {
+            Some(port) => Err(unusable(tower, &format!("nothing is known to give to its input \"{}\"", port.name))),
+            None => Ok(Self { ids, mask, zeros, positions, pixels }),
+        }
+    }
+}
+
+impl Idle {
+    fn of(input: Port, ids: &Port, model: &Model) -> Result<Self> {
+        let graph = input.fixed(2).zip(input.fixed(3));
+        let prepared = preparation(model, graph)?.preprocess.output_size();
+        let configured = prepared.unwrap_or((224, 224));
+        let height = input.fixed(2).unwrap_or(configured.1 as usize);
+        let width = input.fixed(3).unwrap_or(configured.0 as usize);
+        let images = if input.shares_batch(ids) { None } else { Some(input.fixed(0).unwrap_or(0)) };
+        Ok(Self { input, images, height, width })
+    }
+}
+
 impl Text {
-    /// How many texts of so many tokens run together.
+    /// The number of texts with a given number of tokens that run together.
     fn batch(&self, tokens: usize) -> usize {
         (BATCH_TOKENS / tokens.max(1)).clamp(1, self.most)
     }
@@ -260,14 +277,14 @@ impl Text {
         }
     }
 
-    /// Runs texts of one length. Returns shape (texts, dimensions).
+    /// Runs texts of equal length. Returns shape (texts, dimensions).
     pub(super) fn run(&self, batch: &[&Tokens]) -> Result<Array2<f32>> {
         let output = self.tower.borrow_mut().run(self.inputs(batch)?, &self.output.name)?;
         let lengths: Vec<usize> = batch.iter().map(|tokens| tokens.length).collect();
         self.pooling.apply(output, &lengths)
     }
 
-    /// What the graph is given for texts of one length.
+    /// The graph's inputs for texts of equal length.
     pub(super) fn inputs(&self, batch: &[&Tokens]) -> Result<Inputs> {
         let shape = (batch.len(), batch[0].ids.len());
         let ids = batch.iter().flat_map(|tokens| tokens.ids.iter().map(|id| i64::from(*id)));
@@ -299,15 +316,15 @@ impl Text {
         self.run(&[&self.sample()?]).map(drop)
     }
 
-    /// A short text as the graph wants it.
+    /// A short text as the graph's input.
     pub(super) fn sample(&self) -> Result<Tokens> {
         let mut tokens = self.encoder.encode("a photo")?;
         self.pad(&mut tokens);
         Ok(tokens)
     }
 
-    /// Runs one short text, so that a graph which cannot run fails when it is loaded. A combined graph is run without
-    /// an image first; if that fails, with a black image and a warning.
+    /// Runs one short text, so that a graph that can't run fails when it is loaded. A combined graph is run without an
+    /// image first; if that fails, with a black image and a warning.
     pub(super) fn run_sample(&mut self, model: &Model, warnings: &mut Vec<Error>) -> Result<Array2<f32>> {
         let tokens = self.sample()?;
         let mut result = self.run(&[&tokens]);
@@ -332,11 +349,11 @@ impl Text {
 
     /// Whether ids after the end of a text change its vector.
     ///
-    /// CLIP's text tower is causal and reads its output at the end token, so they cannot, and a query of
-    /// seven tokens need not pay for 77 (16 ms against 80 ms for ViT-B/32 on one thread). SigLIP's is not
-    /// causal, was trained on padded texts, and loses its meaning without (10 against 80 points of
-    /// accuracy, embeddings-benchmark/mteb#1424). The graph itself tells which: eight more ids are put
-    /// behind a short text. Rounding leaves a cosine above 0.999.
+    /// CLIP's text tower is causal and reads its output at the end token, so they don't, and a query of seven tokens
+    /// needs no padding to 77 (16 ms instead of 80 ms for ViT-B/32 on one thread). SigLIP's text tower is not causal,
+    /// was trained on padded texts, and fails without padding (10 instead of 80 points of accuracy,
+    /// embeddings-benchmark/mteb#1424). A test run of the graph decides: it appends eight ids to a short text. With
+    /// rounding alone the cosine stays above 0.999.
     ///
     /// `a` is the sample's vector without padding.
     pub(super) fn padding_matters(&self, a: &Array2<f32>) -> Result<bool> {
@@ -349,14 +366,14 @@ impl Text {
 }
 
 fn too_long(text: &str, context: usize, model: &str) -> Error {
-    // How many tokens there are in all is not known: the tokenizer stops where it may.
+    // The total number of tokens is unknown, because the tokenizer stops early.
     Error::new(Kind::LimitExceeded, format!("text is longer than the model's context of {context} tokens")).detail(
         format!("It has {} characters; model \"{model}\" reads the first {context} tokens.", text.chars().count()),
     )
 }
 
 impl Text {
-    /// Hands on texts that are built in, as the graph takes them.
+    /// Provides built-in texts as the graph's inputs.
     fn with_samples<T>(&self, model: &Model, f: impl FnOnce(&Samples<'_>) -> Result<T>) -> Result<T> {
         let half = TEXTS.len() / 2;
         let tokens: Vec<Tokens> = (0..TEXTS.len())

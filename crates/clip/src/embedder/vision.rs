@@ -20,39 +20,41 @@ use crate::image::synthetic;
 use crate::image::{self, Limits};
 use crate::model::Model;
 use crate::model::config::{Preparation, preparation};
-use crate::model::eight_bit::{Inputs, Samples};
 use crate::model::operators::quantizes_dynamically;
 use crate::model::pooling::Pooling;
-use crate::model::session::{Port, Tower, with_signals_blocked};
+use crate::model::quantize::{Inputs, Samples};
+use crate::model::session::{Port, Tower};
+use crate::threads::with_signals_blocked;
 
-/// Images run together, where that is faster ([`Pace`]): ViT-B/32 gains 12 % over single images, on one thread and on two
-/// (107 against 121 ms an image), for some 50 MB; a small convolutional net such as photo-mini's loses as much.
+/// Images run together if that is faster ([`Pace`]): ViT-B/32 gains 12 % over single images, on one thread and on two
+/// (107 instead of 121 ms per image), for about 50 MB; a small convolutional net such as photo-mini's loses 12 %.
 const IMAGE_BATCH: usize = 8;
-/// Pixels of a batch, at most: eight images of 224 × 224. Activations take some ten times their memory.
+/// Maximum number of pixels in a batch: eight images of 224 × 224. Activations take about ten times their memory.
 const BATCH_PIXELS: usize = IMAGE_BATCH * 224 * 224;
 
 pub(super) struct Vision {
     pub(super) tower: Rc<RefCell<Tower>>,
     pub(super) input: Port,
-    /// What the text half of a combined graph is given.
+    /// The input for the text half of a combined graph.
     pub(super) idle: Vec<Port>,
     pub(super) output: Port,
     pub(super) pooling: Pooling,
     pub(super) preprocess: Preprocess,
     /// The file that states it.
     pub(super) prepared_by: Option<PathBuf>,
-    /// Images run singly, since the graph's ranges would span a batch.
+    /// Images run one by one, because the graph's ranges would span a batch.
     pub(super) alone: bool,
     /// (height, width)
     pub(super) size: (usize, usize),
     pub(super) pace: Pace,
 }
 
-/// Whether images are run together or singly: the first batch is timed, then as many singly, and the faster way is kept.
+/// Whether images run together or one by one: the first batch is timed, then the same number of single images, and the
+/// faster way is kept.
 pub(super) struct Pace {
-    /// Images of a batch; 1 where the graph takes no more.
+    /// Number of images in a batch; 1 if the graph takes no more.
     most: usize,
-    /// Seconds an image.
+    /// Seconds per image.
     together: Option<f64>,
     singly: Option<f64>,
 }
@@ -73,13 +75,13 @@ impl Pace {
         if self.together.is_none() && self.most > 1 && count == self.most {
             self.together = Some(each);
         } else if self.together.is_some() && count == 1 {
-            // The fastest of all: what disturbs a run makes it slower.
+            // The fastest run counts, because disturbances only make runs slower.
             self.singly = Some(self.singly.map_or(each, |fastest| fastest.min(each)));
         }
     }
 }
 
-/// Images as the graph takes them.
+/// Images as the graph's input.
 struct Prepared {
     pixels: Array4<f32>,
     remarks: Vec<Error>,
@@ -93,8 +95,8 @@ impl Embedder {
     /// `check_interrupts` is called between pieces of work that take milliseconds; it may unwind.
     ///
     /// # Errors
-    /// The first failing image's, with its place in the array where there are several; nothing is returned
-    /// of the others.
+    /// The error of the first failing image, with its position if the array has several; the other images' vectors are
+    /// dropped.
     pub fn embed_images(
         &mut self,
         files: &[&[u8]],
@@ -105,7 +107,7 @@ impl Embedder {
         self.load_vision()?;
         let result = self.run_images(files, limits, check_interrupts);
         if matches!(&result, Err(e) if e.kind == Kind::BadModel) {
-            // The graph doesn't run. Loaded anew by the next call, since its file may have been mended.
+            // The graph doesn't run. The next call loads it again, because its file may have been repaired.
             self.vision.take();
         }
         result
@@ -118,7 +120,7 @@ impl Embedder {
         limits: &Limits,
         check_interrupts: &mut dyn FnMut(),
     ) -> Result<Vec<Vec<f32>>> {
-        // A graph that is given no image at all may divide by the number of images.
+        // A graph without any image as input may divide by the number of images.
         if files.is_empty() {
             return Ok(Vec::new());
         }
@@ -163,8 +165,8 @@ impl Embedder {
         }
     }
 
-    /// Loads the image tower and runs it on a black image, if no real image follows. A real image makes this check
-    /// unnecessary; it would double the first photo's 120 ms (ViT-B/32).
+    /// Loads the image tower and runs it on a black image, unless a real image follows. With a real image this check is
+    /// unnecessary, and would double the first photo's 120 ms (ViT-B/32).
     pub(super) fn load_and_run_vision(&mut self) -> Result<()> {
         self.load_vision()?;
         self.vision.get().expect("loaded above").run_black()
@@ -176,13 +178,13 @@ impl Embedder {
         let text_width = self.text.get().and_then(|t| width(&t.output, &t.pooling));
         self.vision.get_or_try_init(|| {
             let file = model.vision.as_ref().ok_or_else(|| missing_tower(model, "image"))?;
-            let (shared, form) = loader.open(model, file, model.eight_bit_vision, warnings, notes)?;
+            let (shared, form) = loader.open(model, file, model.int8_vision, warnings, notes)?;
             let tower = shared.borrow();
             let unusable = |what: &str| unusable(&tower, what);
             let input = image_input(&tower).ok_or_else(|| missing_half(model, &tower, "image"))?;
             if !is_float(&input) || input.shape.len() != 4 || input.fixed(1).is_some_and(|c| c != 3) {
                 let error = unusable("its image input is not float32, float16 or bfloat16 of shape (batch, 3, height, width)");
-                // SigLIP 2 for images of any shape: patches, which of them are filled, and the shape.
+                // SigLIP 2 for images of any shape takes patches, a mask of the filled patches, and the shape.
                 let patches = tower.inputs.iter().any(|port| ["pixel_attention_mask", "spatial_shapes"].contains(&port.name.as_str()));
                 return Err(if patches {
                     error.hint("Models that take images of any resolution (NaFlex) are not supported: choose the variant with a fixed resolution.")
@@ -219,7 +221,7 @@ impl Embedder {
                 pooling,
                 preprocess,
                 prepared_by,
-                alone: form == Form::EightBit || quantizes_dynamically(file),
+                alone: form == Form::Int8 || quantizes_dynamically(file),
                 size,
                 pace: Pace { most: 1, together: None, singly: None },
             };
@@ -240,7 +242,7 @@ impl Embedder {
     }
 }
 
-/// Decodes, resizes and normalises images. `from` is the first one's place in what the user gave.
+/// Decodes, resizes and normalises images. `from` is the position of the first image in the user's argument.
 fn prepare(
     files: &[&[u8]],
     from: usize,
@@ -262,9 +264,9 @@ fn prepare(
     Ok(Prepared { pixels, remarks, taken: start.elapsed() })
 }
 
-/// Runs `aside` in a thread of its own while `work` runs here; after it where no thread can be had.
+/// Runs `aside` in a separate thread while `work` runs here; if no thread can be started, afterwards.
 ///
-/// The thread takes no signals: they are the process's own business.
+/// The thread blocks all signals, which are meant for the main thread.
 fn with_helper<T: Send, U>(aside: &(impl Fn() -> T + Sync), work: impl FnOnce() -> U) -> (U, T) {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("clip decode".to_owned());
@@ -289,18 +291,18 @@ impl Vision {
         self.pool(output, count)
     }
 
-    /// The vectors of so many images, from the graph's output.
+    /// The vectors of `count` images, from the graph's output.
     pub(super) fn pool(&self, output: ArrayD<f32>, count: usize) -> Result<Array2<f32>> {
         let positions = output.shape().get(1).copied().unwrap_or(1);
         self.pooling.apply(output, &vec![positions; count])
     }
 
-    /// What the graph is given for images of the model's size.
+    /// The graph's inputs for images of the model's size.
     pub(super) fn inputs(&self, pixels: Array4<f32>) -> Result<Inputs> {
         let count = pixels.dim().0;
         let mut inputs = vec![(self.input.name.clone(), floats(&self.input, pixels)?)];
         for port in &self.idle {
-            // A text of two ids, which a combined graph wants to have and whose result nobody reads.
+            // A text of two ids, which a combined graph requires and whose result is not used.
             let items = if port.shares_batch(&self.input) { count } else { 1 };
             let shape = (port.fixed(0).unwrap_or(items), port.fixed(1).unwrap_or(2));
             inputs.push((port.name.clone(), integers(port, shape, std::iter::repeat_n(1, shape.0 * shape.1))?));
@@ -310,7 +312,7 @@ impl Vision {
 }
 
 impl Vision {
-    /// Hands on pictures that are built in, as the graph takes them.
+    /// Provides built-in pictures as the graph's inputs.
     fn with_samples<T>(&self, model: &Model, f: impl FnOnce(&Samples<'_>) -> Result<T>) -> Result<T> {
         let (height, width) = self.size;
         let inputs = |sample: usize| {

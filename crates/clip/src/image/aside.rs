@@ -1,8 +1,8 @@
-//! Library calls that nothing can stop, in a thread of their own, which is left behind at an interrupt.
+//! Runs library calls that can't be interrupted in a separate thread, which is abandoned at an interrupt.
 //!
-//! A lossy WebP and a HEIC that is coded in one piece are decoded by one call each, for up to a second or two. The
-//! caller waits for the thread and checks for an interrupt meanwhile. An abandoned thread runs until its call returns.
-//! Until then no other starts, so at most one exists however often calls are cancelled.
+//! One call decodes a lossy WebP, or a HEIC that is coded in one piece, for up to a second or two. The caller waits for
+//! the thread and checks for an interrupt in the meantime. An abandoned thread runs until its call returns. Until then
+//! no other thread starts, so at most one exists, regardless of the number of cancelled calls.
 
 use std::cell::Cell;
 #[cfg(feature = "avif")]
@@ -14,24 +14,24 @@ use std::time::Duration;
 use crate::error::{Error, Kind, Result};
 use crate::image::limits::Limits;
 use crate::memory;
-use crate::model::session::with_signals_blocked;
+use crate::threads::with_signals_blocked;
 
-/// Threads that are at work.
+/// The number of working threads.
 static AT_WORK: AtomicUsize = AtomicUsize::new(0);
-/// What they ask instead of [`Limits::interrupted`], which is the caller's: whether they were left behind.
+/// The threads' check in place of the caller's [`Limits::interrupted`]: whether they were abandoned.
 static ABANDONED: AtomicBool = AtomicBool::new(false);
 
-/// Threads that a panic has stopped for good, and how many may be: each keeps what it had allocated.
+/// The number of threads that a panic has stopped permanently, and its maximum: each keeps its allocated memory.
 static STOPPED: AtomicUsize = AtomicUsize::new(0);
 #[cfg(feature = "avif")]
 const MOST_STOPPED: usize = 2;
 
 thread_local! {
-    /// What a thread whose code can't unwind does at a panic, before it stops.
+    /// The action of a thread whose code can't unwind at a panic, before it stops.
     static AT_PANIC: Cell<Option<Box<dyn FnOnce()>>> = const { Cell::new(None) };
 }
 
-/// Between two looks for an interrupt.
+/// The time between two checks for an interrupt.
 const WAIT: Duration = Duration::from_millis(10);
 
 struct Working;
@@ -45,7 +45,7 @@ impl Drop for Working {
 /// Runs `work` on a copy of the file.
 ///
 /// # Errors
-/// Those of `work`; [`Kind::Interrupted`]; [`Kind::InvalidInput`] where it panics, as `broken` says.
+/// The errors of `work`; [`Kind::Interrupted`]; [`Kind::InvalidInput`] from `broken` if it panics.
 pub(crate) fn aside<T: Send + 'static>(
     bytes: &[u8],
     limits: &Limits,
@@ -55,12 +55,13 @@ pub(crate) fn aside<T: Send + 'static>(
     run(bytes, limits, broken, work, false)
 }
 
-/// The same for code that a panic can't leave, since its functions are C's: Rust ends the process there. The hook that is
-/// called first, before anything unwinds, stops the thread for good instead, and the caller has its error. From then on
-/// nothing in the process can replace the hook: pgrx does so once, when the library is loaded.
+/// As above, for code that a panic must not leave, because its functions use the C calling convention: there Rust would
+/// end the process. The panic hook, which runs before unwinding, stops the thread permanently instead, and the caller
+/// gets an error. After this no code in the process can replace the hook; pgrx replaces it once, when the library is
+/// loaded.
 ///
 /// # Errors
-/// Those of [`aside`]; [`Kind::OutOfMemory`] when too many threads have stopped.
+/// The errors of [`aside`]; [`Kind::OutOfMemory`] if too many threads have stopped.
 #[cfg(feature = "avif")]
 pub(crate) fn aside_at_risk<T: Send + 'static>(
     bytes: &[u8],
@@ -96,7 +97,7 @@ fn run<T: Send + 'static>(
     work: impl FnOnce(&[u8], &Limits) -> Result<T> + Send + 'static,
     is_at_risk: bool,
 ) -> Result<T> {
-    // Callers with several threads of their own (clip-embed) are not interrupted, and don't wait for each other.
+    // Callers with several threads (clip-embed) are not interrupted, and don't wait for each other.
     let mut copy: Vec<u8> = memory::with_capacity(bytes.len())?;
     copy.extend_from_slice(bytes);
     while ABANDONED.load(Ordering::Acquire) {
@@ -111,7 +112,7 @@ fn run<T: Send + 'static>(
     let (sender, receiver) = sync_channel(1);
     AT_WORK.fetch_add(1, Ordering::AcqRel);
     let working = Working;
-    // Address space, of which nothing is used that isn't needed: some decoders descend into trees.
+    // Only address space until it is used: some decoders recurse into trees.
     let thread = std::thread::Builder::new().name("clip decode".to_owned()).stack_size(8 << 20);
     let spawned = with_signals_blocked(|| {
         thread.spawn(move || {
@@ -121,11 +122,11 @@ fn run<T: Send + 'static>(
                 AT_PANIC.set(Some(Box::new(move || {
                     STOPPED.fetch_add(1, Ordering::AcqRel);
                     let _ = sender.send(None);
-                    // It is at work no more, though what says so is never dropped.
+                    // It no longer works, although its guard is never dropped.
                     AT_WORK.fetch_sub(1, Ordering::AcqRel);
                 })));
             }
-            // Nobody may listen any more.
+            // The receiver may no longer exist.
             let _ = sender.send(Some(work(&copy, &inner)));
         })
     });
@@ -156,8 +157,9 @@ mod tests {
 
     const CHILD: &str = "CLIP_TEST_STOPS_THREADS";
 
-    /// In a process of its own: a stopped thread is inside the panic hook for good, and at the end of a run the test harness
-    /// waits to replace the hook. Programs that replace none end as usual, which this shows as well.
+    /// Runs in a separate process: a stopped thread stays inside the panic hook, and at the end of a run the test
+    /// harness waits to replace the hook. Programs that don't replace the hook end normally, which this test also
+    /// shows.
     #[test]
     fn a_panic_that_cannot_unwind_is_an_error() {
         if std::env::var_os(CHILD).is_some() {
@@ -198,7 +200,7 @@ mod tests {
             assert_eq!(run(true), Err(broken()));
         }
         assert_eq!(run(false).unwrap_err().kind, Kind::OutOfMemory);
-        // Others go on.
+        // Other threads continue.
         assert_eq!(aside(b"abc", &limits, broken, |bytes, _| Ok(bytes.len())), Ok(3));
     }
 }

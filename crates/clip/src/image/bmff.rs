@@ -1,6 +1,7 @@
-//! Boxes of ISO base media files, as far as they are looked at beside a library: read in place, whatever length they claim.
+//! Boxes of ISO base media files that are read in addition to a library: they are read in place, regardless of the
+//! length that they claim.
 
-/// The boxes in a stretch of bytes: name and content, as far as the bytes go.
+/// The boxes in a range of bytes: name and content, up to the end of the bytes.
 pub(crate) fn boxes(bytes: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8])> {
     let mut at = 0;
     std::iter::from_fn(move || {
@@ -21,22 +22,24 @@ pub(crate) fn boxes(bytes: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8])> {
     })
 }
 
-/// The content of the first box of a name.
+/// The content of the first box with a name.
 pub(crate) fn find(bytes: &[u8], name: [u8; 4]) -> Option<&[u8]> {
     boxes(bytes).find(|(found, _)| *found == name).map(|(_, content)| content)
 }
 
 /// The length of the longest box of a name.
+#[cfg(any(feature = "heic", feature = "avif"))]
 pub(crate) fn longest(bytes: &[u8], name: [u8; 4]) -> usize {
     boxes(bytes).filter(|(found, _)| *found == name).map(|(_, content)| content.len()).max().unwrap_or(0)
 }
 
 /// Pictures of a sequence: the samples of the first track that has any.
+#[cfg(any(feature = "heic", feature = "avif"))]
 pub(crate) fn sequence_frames(bytes: &[u8]) -> Option<u32> {
     let movie = find(bytes, *b"moov")?;
     boxes(movie).filter(|(name, _)| name == b"trak").find_map(|(_, track)| {
         let table = [*b"mdia", *b"minf", *b"stbl"].into_iter().try_fold(track, find)?;
-        // Version and flags, the size that all samples have, and their number.
+        // Version and flags, the common size of all samples, and their number.
         Some(u32::from_be_bytes(*find(table, *b"stsz")?.get(8..)?.first_chunk()?))
     })
 }

@@ -1,4 +1,4 @@
-//! BMP and ICO: the headers that are read beside the decoder, and what the decoder takes.
+//! BMP and ICO: headers that are read in addition to the decoder, and the decoder's memory.
 
 use image::ImageDecoder;
 use image::metadata::Orientation;
@@ -13,13 +13,38 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
     if is_empty(bytes) {
         return Err(no_pixels(0, 0));
     }
+    let mended = as_pillow_reads(bytes)?;
+    let copied = mended.as_ref().map_or(0, Vec::len) as u64;
+    let bytes = mended.as_deref().unwrap_or(bytes);
     // A row as it is stored and as it is decoded.
-    let beside = |size: (u32, u32)| u64::from(size.0) * 8;
+    let beside = |size: (u32, u32)| u64::from(size.0) * 8 + copied;
     library::decode(Format::Bmp, bytes, limits, Orientation::NoTransforms, beside, || missing(bytes))
+}
+
+/// A file with what Pillow ignores made to say nothing: another number of planes than one, and transparency in pixels of 16
+/// bits. None where nothing is to be changed.
+fn as_pillow_reads(bytes: &[u8]) -> Result<Option<Vec<u8>>> {
+    let planes = if is_core(bytes) { 22 } else { 26 };
+    // The mask of the opacity's bits stands behind those of the colours, in headers of 56 bytes and more.
+    let has_mask = long(bytes, 14).is_some_and(|length| length >= 56) && long(bytes, 30) == Some(3);
+    let is_clear =
+        has_mask && short(bytes, bits_at(bytes)) == Some(16) && long(bytes, 66).is_some_and(|mask| mask != 0);
+    if !is_clear && short(bytes, planes).is_none_or(|planes| planes == 1) {
+        return Ok(None);
+    }
+    let mut mended = memory::with_capacity(bytes.len())?;
+    mended.extend_from_slice(bytes);
+    mended[planes..planes + 2].copy_from_slice(&1u16.to_le_bytes());
+    if is_clear {
+        mended[66..70].fill(0);
+    }
+    Ok(Some(mended))
 }
 
 /// The largest picture of an icon.
 pub(crate) fn decode_icon(bytes: &[u8], limits: &Limits) -> Result<Picture> {
+    let alone = alone(bytes)?;
+    let bytes = alone.as_deref().unwrap_or(bytes);
     let with_mask = with_mask(bytes)?;
     let bytes = with_mask.as_deref().unwrap_or(bytes);
     match ico_png(bytes) {
@@ -35,7 +60,7 @@ pub(crate) fn decode_icon(bytes: &[u8], limits: &Limits) -> Result<Picture> {
     }
 }
 
-/// What the header says.
+/// The header's values.
 pub(crate) fn header(format: Format, bytes: &[u8], limits: &Limits) -> Result<Header> {
     if let (Format::Ico, Some(picture)) = (format, ico_png(bytes)) {
         return Ok(Header { frames: 1, ..png::header(picture, limits)? });
@@ -43,6 +68,8 @@ pub(crate) fn header(format: Format, bytes: &[u8], limits: &Limits) -> Result<He
     if format == Format::Bmp && is_empty(bytes) {
         return Err(no_pixels(0, 0));
     }
+    let mended = if format == Format::Bmp { as_pillow_reads(bytes)? } else { alone(bytes)? };
+    let bytes = mended.as_deref().unwrap_or(bytes);
     let decoder = library::open(format, bytes, limits)?;
     let palette = format == Format::Bmp && has_palette(bytes);
     let channels = if palette { 1 } else { decoder.original_color_type().channel_count() };
@@ -68,17 +95,17 @@ fn bits_at(bytes: &[u8]) -> usize {
     if is_core(bytes) { 24 } else { 28 }
 }
 
-/// Whether a BMP's header says that it has no pixels, which its decoder calls too many.
+/// Whether a BMP's header states zero pixels, which its decoder reports as too many.
 pub(crate) fn is_empty(bytes: &[u8]) -> bool {
     !is_core(bytes) && (long(bytes, 18) == Some(0) || long(bytes, 22) == Some(0))
 }
 
-/// Whether a BMP's pixels are numbers of colours in a table: up to 8 bits each.
+/// Whether a BMP's pixels are indexes into a colour table: up to 8 bits each.
 fn has_palette(bytes: &[u8]) -> bool {
     short(bytes, bits_at(bytes)).is_some_and(|bits| bits <= 8)
 }
 
-/// What a BMP that ends too soon lacks: computed from the length of its rows, where they are not compressed.
+/// The missing part of a truncated BMP, computed from the length of its rows if they are not compressed.
 fn missing(bytes: &[u8]) -> Option<Short> {
     let (width, height) = if is_core(bytes) {
         (i32::from(short(bytes, 18)?), i32::from(short(bytes, 20)?))
@@ -96,7 +123,7 @@ fn missing(bytes: &[u8]) -> Option<Short> {
     Some(Short::Rows(u64::from(height.unsigned_abs()).saturating_sub(rows) as u32))
 }
 
-/// The largest picture of an icon, where it is a PNG file: the icon decoder takes RGBA ones only.
+/// The largest picture of an icon, if it is a PNG file: the icon decoder accepts only RGBA.
 pub(crate) fn ico_png(bytes: &[u8]) -> Option<&[u8]> {
     let largest = largest(bytes)?;
     let picture = bytes.get(largest.from..largest.from.checked_add(largest.length)?)?;
@@ -105,7 +132,7 @@ pub(crate) fn ico_png(bytes: &[u8]) -> Option<&[u8]> {
 
 /// An icon's picture in its directory.
 struct Entry {
-    /// Where its entry stands.
+    /// The position of its entry.
     at: usize,
     from: usize,
     length: usize,
@@ -115,20 +142,31 @@ struct Entry {
 fn largest(bytes: &[u8]) -> Option<Entry> {
     let count = usize::from(u16::from_le_bytes([*bytes.get(4)?, *bytes.get(5)?]));
     let entries = bytes.get(6..6 + count * 16)?.as_chunks::<16>().0;
-    // A side of 256 is stored as 0. Among equal sizes the one with more bits a pixel is meant.
+    // A side of 256 is stored as 0. Among equal sizes the one with more bits a pixel is meant, or the first.
     let side = |byte: u8| if byte == 0 { 256 } else { u32::from(byte) };
-    let (index, _) =
-        entries.iter().enumerate().max_by_key(|(_, e)| (side(e[0]) * side(e[1]), u16::from_le_bytes([e[6], e[7]])))?;
+    let worth = |e: &[u8; 16]| (side(e[0]) * side(e[1]), u16::from_le_bytes([e[6], e[7]]));
+    let (index, _) = entries.iter().enumerate().rev().max_by_key(|(_, entry)| worth(entry))?;
     let at = 6 + 16 * index;
     let number = |at: usize| long(bytes, at).map(|number| number as u32 as usize);
     Some(Entry { at, from: number(at + 12)?, length: number(at + 8)? })
 }
 
+/// An icon of several pictures with the largest one alone, since the decoder chooses otherwise.
+fn alone(bytes: &[u8]) -> Result<Option<Vec<u8>>> {
+    let Some(largest) = largest(bytes).filter(|_| short(bytes, 4) != Some(1)) else { return Ok(None) };
+    let mut alone = memory::with_capacity(bytes.len())?;
+    alone.extend_from_slice(bytes);
+    alone[4..6].copy_from_slice(&1u16.to_le_bytes());
+    alone.copy_within(largest.at..largest.at + 16, 6);
+    Ok(Some(alone))
+}
+
 /// An icon whose bitmap lacks a part of its mask, with a mask that hides nothing there: the pixels before it are whole. The
-/// decoder takes a whole mask, or none.
+/// decoder takes a whole mask, or none. Pixels of 32 bits have their own opacity, beside which Pillow ignores the mask.
 fn with_mask(bytes: &[u8]) -> Result<Option<Vec<u8>>> {
     let Some((entry, mask, end)) = mask(bytes) else { return Ok(None) };
     let has = bytes.len().min(entry.from.saturating_add(entry.length));
+    let has = if short(bytes, entry.from + 14) == Some(32) && has >= mask { mask } else { has };
     if !(mask..end).contains(&has) {
         return Ok(None);
     }
@@ -140,7 +178,8 @@ fn with_mask(bytes: &[u8]) -> Result<Option<Vec<u8>>> {
     Ok(Some(mended))
 }
 
-/// The largest picture of an icon, and where its mask begins and ends, one bit a pixel in rows of whole four bytes.
+/// The largest picture of an icon, and the beginning and end of its mask, with one bit per pixel in rows of multiples
+/// of four bytes.
 fn mask(bytes: &[u8]) -> Option<(Entry, usize, usize)> {
     let entry = largest(bytes)?;
     let field = |at: usize| long(bytes, entry.from.checked_add(at)?).and_then(|value| usize::try_from(value).ok());

@@ -1,7 +1,8 @@
-//! From file bytes to an upright RGB picture, within limits.
+//! Decodes file bytes to an upright RGB picture, within limits.
 //!
-//! The reference is Pillow, as Hugging Face's image processors use it: transparency goes on white (transformers 5; a logo
-//! is seen on a page that way, too), and colour profiles are ignored. What is particular to a format is in its own file.
+//! The reference is Pillow, as used by Hugging Face's image processors: transparency is composed on white (as in
+//! transformers 5; a web page also shows a logo in this way), and colour profiles are ignored. Each format has its own
+//! file for its details.
 
 use image::metadata::Orientation;
 
@@ -13,50 +14,48 @@ use crate::image::orientation::{mirrored, turned, upright};
 use crate::image::picture::{Decoded, Format, Picture, Short, truncated};
 use crate::image::prepare::reduction;
 use crate::image::preprocess::Preprocess;
-#[cfg(feature = "jxl")]
-use crate::image::profile::Profile;
 use crate::image::resample::Filter;
 use crate::image::{bmp, gif, png, raw, tiff, webp};
 
-/// How many times larger than the target a JPEG must still be when it is decoded smaller than it is.
+/// The minimum ratio of a JPEG that is decoded at a reduced size to the target size.
 ///
 /// Chosen by the embeddings' cosine to those of the full decode, on 44 JPEGs of 1 to 12 megapixels (benches/peers),
-/// mean and least: with 2, 0.99950 and 0.9971 for photo-mini; with 3, 0.99959 and 0.9971; with 4, 0.99975 and 0.9984.
-/// A CLIP ViT-B/32 with random weights has at least 0.99985, 0.99993 and 0.99996. On 43 others, of 5 to 22 megapixels
-/// and not looked at for the choice, 4 gives photo-mini 0.99966 and 0.9987. Nearly all were enlarged or put together
-/// from smaller photos, with noise: no camera's own files of that size were at hand.
+/// mean and least: with 2, 0.99950 and 0.9971 for photo-mini; with 3, 0.99959 and 0.9971; with 4, 0.99975 and 0.9984. A
+/// CLIP ViT-B/32 with random weights has at least 0.99985, 0.99993 and 0.99996. On 43 others, of 5 to 22 megapixels and
+/// not used for the choice, 4 gives photo-mini 0.99966 and 0.9987. Nearly all were enlargements or mosaics of smaller
+/// photos, with noise: no camera files of that size were available.
 pub const SPARE: f64 = 4.0;
 
 /// Decodes an image file to upright RGB.
 ///
-/// JPEG, PNG, GIF and WebP (first frame), BMP, TIFF (first page), ICO, HEIC and AVIF (primary image), JPEG XL (first frame)
-/// and camera RAW (the largest preview); told apart by content. The orientation that the file states is applied, as every
-/// photo viewer does.
+/// JPEG, PNG, GIF and WebP (first frame), BMP, TIFF (first page), ICO, HEIC and AVIF (primary image), JPEG XL (first
+/// frame) and camera RAW (the largest preview), recognised by content. The orientation in the file is applied, as in
+/// every photo viewer.
 ///
-/// A file that ends too soon is decoded without a remark if it has all pixels, and with one
-/// ([`Decoded::truncated`]) if it lacks at most a thousandth of the rows. If it lacks more, that is an error, unless
-/// [`Limits::allow_truncated`].
+/// A truncated file is decoded without a warning if it has all pixels, and with a warning ([`Decoded::truncated`]) if
+/// it lacks at most a thousandth of the rows. A file that lacks more is an error, unless [`Limits::allow_truncated`].
 ///
 /// # Errors
-/// [`Kind::InvalidInput`] for what is not an image, is broken or ends too soon; [`Kind::Unsupported`] for
-/// a format that is recognised but not decoded, by name; [`Kind::LimitExceeded`] over `limits`;
-/// [`Kind::OutOfMemory`]; [`Kind::Interrupted`] where the caller asked for it.
+/// [`Kind::InvalidInput`] for a file that is not an image, is broken or truncated; [`Kind::Unsupported`] for a format
+/// that is recognised but not decoded, by name; [`Kind::LimitExceeded`] over `limits`; [`Kind::OutOfMemory`];
+/// [`Kind::Interrupted`] if the caller requested it.
 pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Decoded> {
     decode_with(bytes, limits, None)
 }
 
-/// Decodes an image file to what [`Decoded::prepare`] needs for this model.
+/// Decodes an image file to the size that [`Decoded::prepare`] needs for this model.
 ///
-/// As [`decode`], but a JPEG whose sides are at least 2 × [`SPARE`] times what `preprocess` resizes them to is decoded
-/// at 1/2, 1/4 or 1/8 of its size, unless [`Limits::exact_jpeg`]. The limits are on the file's own size all the same.
+/// As [`decode`], but a JPEG whose sides are at least 2 × [`SPARE`] times the size to which `preprocess` resizes them
+/// is decoded at 1/2, 1/4 or 1/8 of its size, unless [`Limits::exact_jpeg`]. The limits still apply to the file's own
+/// size.
 ///
 /// # Errors
-/// Those of [`decode`], for the same files.
+/// The errors of [`decode`], for the same files.
 pub fn decode_for(bytes: &[u8], limits: &Limits, preprocess: &Preprocess) -> Result<Decoded> {
     decode_with(bytes, limits, Some(preprocess).filter(|p| !limits.exact_jpeg && p.filter != Filter::Nearest))
 }
 
-/// `smaller`: the preprocessing for which a picture may be decoded smaller than it is.
+/// `smaller`: the preprocessing for which a picture may be decoded at a reduced size.
 fn decode_with(bytes: &[u8], limits: &Limits, smaller: Option<&Preprocess>) -> Result<Decoded> {
     limits.check_file(bytes)?;
     let format = recognise(bytes)?;
@@ -86,10 +85,9 @@ fn decode_as(format: Format, bytes: &[u8], limits: &Limits, smaller: Option<&Pre
         Format::Avif => crate::image::heif::decode(format, bytes, limits)?,
         #[cfg(feature = "jxl")]
         Format::Jxl => match crate::image::jxl::open(bytes, limits)? {
-            crate::image::jxl::Content::Jpeg(jpeg, orientation) => {
+            crate::image::jxl::Content::Jpeg(jpeg, orientation, profile) => {
                 let jpeg = Jpeg::open(&jpeg, limits)?;
-                let profile = jpeg.profile().map(Profile::into_owned);
-                Picture { profile, ..decode_jpeg(jpeg, orientation, limits, smaller)? }
+                Picture { profile: Some(profile), ..decode_jpeg(jpeg, orientation, limits, smaller)? }
             }
             crate::image::jxl::Content::Picture(picture) => picture,
         },
@@ -114,7 +112,7 @@ fn decode_jpeg(jpeg: Jpeg, orientation: Orientation, limits: &Limits, smaller: O
 /// Turns a picture upright.
 fn finish(picture: Picture, limits: &Limits, truncated: Option<Error>) -> Result<Decoded> {
     let Picture { rgb, size, shrink, orientation, profile, .. } = picture;
-    // What the last column and row, where rounded up, are of beyond the picture.
+    // The part of the last column and row, where rounded up, that lies beyond the picture.
     let beyond = |side: u32| f64::from(side.div_ceil(shrink)) - f64::from(side) / f64::from(shrink);
     let (left, top) = mirrored(orientation);
     let size = turned(size, orientation);
@@ -183,7 +181,7 @@ mod tests {
         let error = decode(&bytes[..bytes.len() / 2], &Limits::default()).unwrap_err();
         assert_eq!((error.kind, error.message.as_str()), (Kind::InvalidInput, "PNG image is truncated"));
 
-        // Where that is allowed, the rows that the file has are right and the rest is black.
+        // If that is allowed, the rows in the file are correct and the rest is black.
         let limits = Limits { allow_truncated: true, ..Limits::default() };
         let whole = decode(&bytes, &limits).unwrap();
         let half = decode(&bytes[..bytes.len() / 2], &limits).unwrap();

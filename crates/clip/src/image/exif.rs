@@ -1,4 +1,4 @@
-//! When a picture was taken, as its EXIF block says.
+//! The date of a picture in its EXIF block.
 
 use crate::image::picture::Taken;
 use crate::image::tiff::directory::{Directory, File};
@@ -10,7 +10,7 @@ mod tag {
     pub const SUB_SECONDS_ORIGINAL: u16 = 37521;
 }
 
-/// What an EXIF block says, with or without JPEG's prefix.
+/// The date in an EXIF block, with or without JPEG's prefix.
 pub(crate) fn taken(exif: &[u8]) -> Option<Taken> {
     let exif = exif.strip_prefix(b"Exif\0\0").unwrap_or(exif);
     if !exif.starts_with(b"II*\0") && !exif.starts_with(b"MM\0*") {
@@ -19,12 +19,12 @@ pub(crate) fn taken(exif: &[u8]) -> Option<Taken> {
     taken_below(&File::new(exif).first().ok()?)
 }
 
-/// What the EXIF directory below a TIFF's directory says.
+/// The date in the EXIF directory below a TIFF's directory.
 pub(crate) fn taken_below(directory: &Directory) -> Option<Taken> {
     taken_in(&directory.file.directory(directory.get(tag::EXIF)?)?)
 }
 
-/// What an EXIF directory says.
+/// The date in an EXIF directory.
 pub(crate) fn taken_in(exif: &Directory) -> Option<Taken> {
     let taken = date(exif.bytes(tag::DATE_TIME_ORIGINAL)?)?;
     let microsecond = exif.bytes(tag::SUB_SECONDS_ORIGINAL).map_or(0, microseconds);

@@ -1,17 +1,14 @@
-//! Image files by their first bytes, and by the names that people know.
+//! Recognises image files by their first bytes, and names their formats.
 
 use crate::error::{Error, Kind, Result};
 use crate::image::picture::Format;
 use crate::image::raw;
 
-/// What is decoded, for a hint.
+/// The supported formats, for a hint.
 fn supported() -> String {
-    let mut names = vec!["JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "ICO"];
-    let built =
-        [("HEIC", cfg!(feature = "heic")), ("AVIF", cfg!(feature = "avif")), ("JPEG XL", cfg!(feature = "jxl"))];
-    names.extend(built.iter().filter(|(_, is_built)| *is_built).map(|(name, _)| *name));
-    let last = names.pop().unwrap_or_default();
-    format!("Supported are {} and {last}.", names.join(", "))
+    let names: Vec<&str> = Format::ALL.iter().map(|format| format.name()).collect();
+    let (last, others) = names.split_last().expect("some formats are always built");
+    format!("Supported are {} and {last}.", others.join(", "))
 }
 
 /// The format of a file, by its content.
@@ -22,10 +19,10 @@ pub(crate) fn recognise(bytes: &[u8]) -> Result<Format> {
     sniff(bytes)
 }
 
-/// Tells the format by content.
+/// Recognises the format by content.
 ///
 /// # Errors
-/// [`Kind::Unsupported`] for what is known but not decoded, by name; [`Kind::InvalidInput`] for the rest.
+/// [`Kind::Unsupported`] for formats that are recognised but not decoded, by name; [`Kind::InvalidInput`] for the rest.
 pub(crate) fn sniff(bytes: &[u8]) -> Result<Format> {
     let starts = |magic: &[u8]| bytes.starts_with(magic);
     let at = |offset: usize, magic: &[u8]| bytes.get(offset..).is_some_and(|rest| rest.starts_with(magic));
@@ -41,8 +38,9 @@ pub(crate) fn sniff(bytes: &[u8]) -> Result<Format> {
     if starts(b"RIFF") && at(8, b"WEBP") {
         return Ok(Format::WebP);
     }
-    // A BMP's bytes 6–9 are reserved and zero; "BM" alone starts many a text.
-    if starts(b"BM") && at(6, &[0; 4]) {
+    // A BMP's bytes 6–9 are reserved and zero, or the place that a pointer of OS/2 points with; "BM" alone starts many a text.
+    let has_header = |length: u8| at(14, &[length, 0, 0, 0]);
+    if starts(b"BM") && (at(6, &[0; 4]) || [12, 16, 40, 52, 56, 64, 108, 124].into_iter().any(has_header)) {
         return Ok(Format::Bmp);
     }
     // Classic and big TIFF in both byte orders.
@@ -84,6 +82,18 @@ pub(crate) fn sniff(bytes: &[u8]) -> Result<Format> {
         "Photoshop (PSD)"
     } else if is_svg(bytes) {
         "SVG"
+    } else if starts(b"#?RADIANCE") || starts(b"#?RGBE") {
+        "Radiance HDR"
+    } else if starts(b"\x76\x2F\x31\x01") {
+        "OpenEXR"
+    } else if starts(b"qoif") {
+        "QOI"
+    } else if starts(b"farbfeld") {
+        "farbfeld"
+    } else if matches!(bytes, [b'P', b'1'..=b'7', b' ' | b'\t' | b'\n' | b'\r', ..]) {
+        "PNM (PBM, PGM, PPM or PAM)"
+    } else if is_tga(bytes) {
+        "TGA"
     } else {
         let shown: String = bytes.iter().take(8).map(|b| format!("{b:02x}")).collect();
         return Err(Error::new(Kind::InvalidInput, "not an image")
@@ -94,7 +104,7 @@ pub(crate) fn sniff(bytes: &[u8]) -> Result<Format> {
         .hint(format!("Convert it to JPEG or PNG first. {}", supported())))
 }
 
-/// What an ISO base media file holds, by its brands: the major one is often the general `mif1`.
+/// The format of an ISO base media file, by its brands: the major brand is often the general `mif1`.
 fn container(bytes: &[u8]) -> &'static str {
     let length = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
     let brands = &bytes[8..length.clamp(8, bytes.len())];
@@ -107,7 +117,7 @@ fn container(bytes: &[u8]) -> &'static str {
     } else if any(&[b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"]) {
         "HEIC"
     } else if any(&[b"mif1", b"msf1"]) {
-        // Of any codec. The type of the items stands in the tables at the beginning.
+        // A brand of any codec. The tables at the beginning contain the type of the items.
         let is_av1 = bytes[..bytes.len().min(1 << 16)].windows(4).any(|name| name == b"av01");
         if is_av1 { "AVIF" } else { "HEIC" }
     } else if any(&[b"crx "]) {
@@ -117,7 +127,7 @@ fn container(bytes: &[u8]) -> &'static str {
     }
 }
 
-/// A bitmap as Windows has it in memory: a header of a known length, one plane, and some bits a pixel.
+/// A Windows in-memory bitmap: a header of a known length, one plane, and a number of bits per pixel.
 fn is_dib(bytes: &[u8]) -> bool {
     let Some(&[length, 0, 0, 0]) = bytes.first_chunk::<4>() else { return false };
     let fields = match length {
@@ -126,6 +136,19 @@ fn is_dib(bytes: &[u8]) -> bool {
         _ => None,
     };
     fields.is_some_and(|fields| matches!(fields, [1, 0, 1 | 4 | 8 | 16 | 24 | 32, 0]))
+}
+
+/// TGA has a signature at its end, or none: then its header's fields must agree.
+fn is_tga(bytes: &[u8]) -> bool {
+    let Some(header) = bytes.first_chunk::<18>() else { return false };
+    let has_map = match header[1..3] {
+        [0, 2 | 3 | 10 | 11] => header[3..8] == [0; 5],
+        [1, 1 | 9] => matches!(header[7], 15 | 16 | 24 | 32) && (header[5], header[6]) != (0, 0),
+        _ => false,
+    };
+    let has_size = (header[12], header[13]) != (0, 0) && (header[14], header[15]) != (0, 0);
+    let has_pixels = matches!(header[16], 8 | 15 | 16 | 24 | 32) && header[17] & 0xC0 == 0;
+    bytes.ends_with(b"TRUEVISION-XFILE.\0") || (has_map && has_size && has_pixels)
 }
 
 /// SVG is XML, where a long comment or declaration may come first.
@@ -155,6 +178,11 @@ mod tests {
             (b"%PDF-1.7", "PDF"),
             (b"<?xml version='1.0'?><svg/>", "SVG"),
             (b"8BPS\0\x01", "PSD"),
+            (b"#?RADIANCE\n", "Radiance"),
+            (b"\x76\x2F\x31\x01\x02", "OpenEXR"),
+            (b"qoif\0\0", "QOI"),
+            (b"P6\n3 3\n255\n", "PNM"),
+            (b"\0\0\x02TRUEVISION-XFILE.\0", "TGA"),
             (b"\x28\0\0\0\x10\0\0\0\x10\0\0\0\x01\0\x18\0", "DIB"),
         ] {
             let error = sniff(bytes).unwrap_err();

@@ -13,7 +13,7 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
     let header = header(bytes, limits)?;
     limits.check_pixels(header.size)?;
     let failed = |error: DecodingError| failed(bytes, limits, error);
-    // A palette and a dictionary, and metadata as far as the file has any.
+    // A palette, a dictionary, and the file's metadata.
     let beside = (64 << 10) + bytes.len() as u64;
     limits.check_memory("GIF image", header.size, Picture::peak(header.size, beside, Orientation::NoTransforms))?;
     let reserve = Reserve::new(beside as usize)?;
@@ -38,7 +38,7 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
         match decoder.fill_buffer(&mut row) {
             Ok(true) => {}
             Ok(false) | Err(DecodingError::UnexpectedEof) => {
-                // Of an interlaced frame every second row is in the last quarter of the data.
+                // The last part of an interlaced frame's data contains every second row.
                 let left = height - index;
                 short = if !interlaced || left <= height / 2 { Short::Rows(left as u32) } else { Short::Everything };
                 break;
@@ -53,7 +53,7 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
             let target = &mut pixels::row_mut(&mut rgb, top + y)[left * 3..];
             for (pixel, number) in target.as_chunks_mut::<3>().0.iter_mut().zip(&row) {
                 if transparent != Some(*number) {
-                    // A number beyond the palette is transparent, as the decoder has it.
+                    // An index beyond the palette is transparent, as in the decoder.
                     *pixel = palette.get(usize::from(*number)).copied().unwrap_or([255; 3]);
                 }
             }
@@ -85,7 +85,7 @@ fn rows(height: usize, interlaced: bool) -> impl Iterator<Item = usize> {
     passes.iter().flat_map(move |(first, step)| (*first..height).step_by(*step))
 }
 
-/// What the blocks say, as far as the file goes.
+/// The contents of the blocks, up to the end of the file.
 pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
     let number =
         |at: usize| bytes.get(at..).and_then(|rest| rest.first_chunk()).map(|n| u32::from(u16::from_le_bytes(*n)));
@@ -95,8 +95,8 @@ pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
     let Some(frame) = walk.first else {
         return Err(if walk.is_cut { cut() } else { Format::Gif.broken("It has no frame.") });
     };
-    // A screen without a size is as large as its first frame, as browsers have it, and one that is too small for the frame
-    // is enlarged, as in Pillow.
+    // A screen without a size gets the size of its first frame, as in browsers, and a screen that is too small for the
+    // frame is enlarged, as in Pillow.
     let extent = |at: usize| Some(number(at)? + number(at + 4)?);
     let (Some(right), Some(bottom)) = (extent(frame), extent(frame + 2)) else { return Err(cut()) };
     let (width, height) =
@@ -110,14 +110,14 @@ pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
 }
 
 struct Walk {
-    /// Where the first frame's place and size stand.
+    /// The offset of the first frame's position and size.
     first: Option<usize>,
     frames: u32,
     /// The file ends before its trailer.
     is_cut: bool,
 }
 
-/// Walks the blocks (GIF89a, section 18 and on), as far as the file goes.
+/// Walks the blocks (GIF89a, section 18 and following), up to the end of the file.
 fn walk(bytes: &[u8], flags: u8, limits: &Limits) -> Result<Walk> {
     let palette = |flags: u8| if flags & 0x80 == 0 { 0 } else { 3 << ((flags & 7) + 1) };
     let mut at = 13 + palette(flags);
@@ -139,7 +139,7 @@ fn walk(bytes: &[u8], flags: u8, limits: &Limits) -> Result<Walk> {
                 return Ok(walk);
             }
         }
-        // Blocks of data, each with its length before it, until an empty one.
+        // Data blocks, each preceded by its length, until an empty block.
         while let Some(&length) = bytes.get(at) {
             at += 1 + usize::from(length);
             steps += 1;

@@ -1,4 +1,4 @@
-//! What an image file says of itself, without its pixels.
+//! The description of an image file from its header, without its pixels.
 
 use crate::error::{Result, without_panic};
 use crate::image::format::recognise;
@@ -11,21 +11,21 @@ use crate::image::{bmp, gif, png, raw, tiff, webp};
 /// The header of an image file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Info {
-    /// JPEG, PNG, GIF, WebP, BMP, TIFF, ICO, HEIC, AVIF or JPEG XL; of camera RAW its own name, DNG, CR2, CR3, NEF, ARW,
-    /// PEF, ORF, RW2 or RAF, and the rest is the preview's.
+    /// JPEG, PNG, GIF, WebP, BMP, TIFF, ICO, HEIC, AVIF or JPEG XL; for camera RAW the name of its format, DNG, CR2,
+    /// CR3, NEF, ARW, PEF, ORF, RW2 or RAF, and the other values describe the preview.
     pub format: &'static str,
     /// Pixels as stored, before the orientation.
     pub width: u32,
     pub height: u32,
-    /// EXIF's, 1 to 8: how the stored picture is turned to stand upright; from 5 on its sides are swapped. 1 where the
-    /// file states none, or a value that is not defined.
+    /// EXIF orientation, 1 to 8, which turns the stored picture upright; from 5 on the sides are swapped. 1 if the file
+    /// states none, or an undefined value.
     pub orientation: u8,
-    /// Samples a pixel: 1 grey or palette, 2 grey with alpha, 3 RGB, 4 RGB with alpha or CMYK.
+    /// Samples per pixel: 1 grey or palette, 2 grey with alpha, 3 RGB, 4 RGB with alpha or CMYK.
     pub channels: u8,
-    /// Bits of a sample.
+    /// Bits per sample.
     pub bits: u8,
-    /// Pictures of an animation, or pages; the first is what is embedded. A PNG's picture for programs that don't know
-    /// animations counts too.
+    /// The number of pictures in an animation, or of pages; the first is embedded. A PNG's picture for programs without
+    /// animation support counts, too.
     pub frames: u32,
     /// Length of the file.
     pub bytes: u64,
@@ -33,11 +33,11 @@ pub struct Info {
     pub taken: Option<Taken>,
 }
 
-/// Reads the header of an image file. No pixel is decoded and nothing of the picture's size allocated, so files over
-/// the limits are described as well; of them only [`Limits::interrupted`] is used.
+/// Reads the header of an image file. It decodes no pixel and allocates no memory of the picture's size, so it also
+/// describes files over the limits; of the limits it uses only [`Limits::interrupted`].
 ///
 /// # Errors
-/// Those of [`crate::image::decode`], as far as the header shows them.
+/// The errors of [`crate::image::decode`] that the header shows.
 pub fn info(bytes: &[u8], limits: &Limits) -> Result<Info> {
     let format = recognise(bytes)?;
     let gave_up = || format.broken("The decoder gave up on it.");

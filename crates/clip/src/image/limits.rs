@@ -1,33 +1,33 @@
-//! What a single image may cost: pixels, bytes of the file, memory, and time between two looks for a cancel.
+//! Limits on a single image: pixels, bytes of the file, memory, and time between two checks for a cancel.
 
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
 
 use crate::error::{Error, Kind, Result};
 
-/// What a single image may cost. Everything is checked before memory of that size is allocated.
+/// Limits on a single image. They are checked before memory of that size is allocated.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Width × height.
     pub max_pixels: u64,
     /// Length of the file.
     pub max_bytes: u64,
-    /// Bytes that decoding and resizing may take at their peak, beside the file itself.
+    /// Bytes that decoding and resizing may take at their peak, in addition to the file.
     pub max_memory: u64,
-    /// Whether a file that ends too soon is used as far as it goes.
+    /// Whether truncated files are accepted.
     pub allow_truncated: bool,
-    /// Whether large JPEGs are decoded in full where [`super::decode_for`] could decode them smaller. See
+    /// Whether large JPEGs are decoded at full size if [`super::decode_for`] could decode them at a reduced size. See
     /// [`super::SPARE`].
     pub exact_jpeg: bool,
-    /// Asked every few milliseconds whether the work should stop, which it then does with [`Kind::Interrupted`]. Must
-    /// not unwind, since C code may be its caller.
+    /// Called every few milliseconds; returns whether the work should stop, which then fails with
+    /// [`Kind::Interrupted`]. It must not unwind, because C code may call it.
     pub interrupted: fn() -> bool,
-    /// What to call the settings in a hint: pixels, bytes, memory.
+    /// The names of the settings for a hint: pixels, bytes, memory.
     pub names: (&'static str, &'static str, &'static str),
 }
 
 impl Default for Limits {
-    /// 100 megapixels (300 MB as RGB; the largest camera sensors have 100 to 150), 256 MiB and 1 GiB: what a progressive
-    /// JPEG of 100 megapixels without subsampling takes (coefficients 600 MB, picture 300 MB).
+    /// 100 megapixels (300 MB as RGB; the largest camera sensors have 100 to 150), 256 MiB, and 1 GiB, enough for a
+    /// progressive JPEG of 100 megapixels without subsampling (coefficients 600 MB, picture 300 MB).
     fn default() -> Self {
         Self {
             max_pixels: 100_000_000,
@@ -42,12 +42,12 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Returns an error if the caller wants the work to stop.
+    /// Returns an error if the work should stop.
     pub(crate) fn check_interrupt(&self) -> Result<()> {
         if (self.interrupted)() { Err(Error::interrupted()) } else { Ok(()) }
     }
 
-    /// The same, once in 65,536 of the caller's steps.
+    /// As above, once in 65,536 of the caller's steps.
     pub(crate) fn check_step(&self, step: usize) -> Result<()> {
         if step % (1 << 16) == (1 << 16) - 1 { self.check_interrupt() } else { Ok(()) }
     }
@@ -74,7 +74,7 @@ impl Limits {
         Ok(())
     }
 
-    /// Checks the peak of a piece of work. `what` is its subject: a format's name with "image".
+    /// Checks the peak memory of a piece of work. `what` is its subject: a format's name with "image".
     pub(crate) fn check_memory(&self, what: &str, (width, height): (u32, u32), peak: u64) -> Result<()> {
         if peak > self.max_memory {
             return Err(Error::new(Kind::LimitExceeded, format!("{what} needs too much memory"))
@@ -89,13 +89,13 @@ pub(crate) fn no_pixels(width: u32, height: u32) -> Error {
     Error::new(Kind::InvalidInput, "image has no pixels").detail(format!("It is {width}×{height}."))
 }
 
-/// Bytes of a width × height picture with so many bytes a pixel.
+/// Bytes of a width × height picture with a number of bytes per pixel.
 pub(crate) fn bytes_of((width, height): (u32, u32), pixel: u64) -> u64 {
     u64::from(width).saturating_mul(u64::from(height)).saturating_mul(pixel)
 }
 
-/// Reads a file in small pieces and looks for an interrupt before each, so that decoders which offer no way to stop them
-/// stop by an error of their input.
+/// Reads a file in small pieces and checks for an interrupt before each, so that decoders without a way to stop them
+/// stop at an input error.
 pub(crate) struct Watched<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -103,7 +103,7 @@ pub(crate) struct Watched<'a> {
 }
 
 impl<'a> Watched<'a> {
-    /// Deflate and LZW make up to 1,000 and 2,700 times as many bytes of a piece: 4 MB and 11 MB, 10 to 40 ms.
+    /// Deflate and LZW expand a piece by up to 1,000 and 2,700 times: to 4 MB and 11 MB, in 10 to 40 ms.
     const PIECE: usize = 4096;
 
     pub fn new(bytes: &'a [u8], limits: &'a Limits) -> Self {
@@ -113,7 +113,7 @@ impl<'a> Watched<'a> {
 
 impl BufRead for Watched<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        // Not ErrorKind::Interrupted, upon which the standard library tries again.
+        // Not ErrorKind::Interrupted, after which the standard library tries again.
         self.limits.check_interrupt().map_err(io::Error::other)?;
         let from = self.at.min(self.bytes.len());
         Ok(&self.bytes[from..self.bytes.len().min(from + Self::PIECE)])
@@ -130,7 +130,7 @@ impl Read for Watched<'_> {
     }
 }
 
-/// Reads what a reader has at hand.
+/// Reads the available bytes of a reader.
 pub(crate) fn read_buffered(reader: &mut impl BufRead, buffer: &mut [u8]) -> io::Result<usize> {
     let piece = reader.fill_buf()?;
     let count = piece.len().min(buffer.len());

@@ -1,4 +1,4 @@
-//! Image bytes to the tensor that a vision tower takes, and what else is asked of a file: its header, a thumbnail.
+//! Converts image bytes to the input tensor of a vision tower; also reads headers and creates thumbnails.
 
 mod aside;
 mod bmff;

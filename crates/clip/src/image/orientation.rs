@@ -1,6 +1,7 @@
-//! Which way up a picture is: the orientation that a file states, and turning the picture by it.
+//! The orientation in a file, and the rotation of the picture by it.
 //!
-//! EXIF is asked first, then XMP: programs that write both mean the same by them, and a viewer applies one of them, once.
+//! EXIF is read first, then XMP: programs that write both write the same orientation, and a viewer applies only one of
+//! them.
 
 use image::RgbImage;
 use image::metadata::Orientation;
@@ -17,7 +18,7 @@ pub(crate) fn in_exif(exif: &[u8]) -> Option<Orientation> {
 /// The orientation in an XMP packet: the attribute `tiff:Orientation="6"` or the element `<tiff:Orientation>6<`.
 pub(crate) fn in_xmp(xmp: &[u8]) -> Option<Orientation> {
     const NAME: &[u8] = b"tiff:Orientation";
-    // Packets have a few kB; of a larger one the beginning is searched.
+    // Packets have a few kB; only the beginning of a larger packet is searched.
     let xmp = &xmp[..xmp.len().min(1 << 20)];
     let at = xmp.windows(NAME.len()).position(|window| window == NAME)? + NAME.len();
     let value = match xmp.get(at..)? {
@@ -27,18 +28,18 @@ pub(crate) fn in_xmp(xmp: &[u8]) -> Option<Orientation> {
     Orientation::from_exif(value.wrapping_sub(b'0'))
 }
 
-/// Whether the turned picture has the sides of the stored one swapped.
+/// Whether the rotation swaps the sides of the stored picture.
 pub(crate) fn swaps_sides(orientation: Orientation) -> bool {
     use Orientation as O;
     matches!(orientation, O::Rotate90 | O::Rotate270 | O::Rotate90FlipH | O::Rotate270FlipH)
 }
 
-/// A stored (width, height) as it is upright.
+/// The upright (width, height) for a stored one.
 pub(crate) fn turned((width, height): (u32, u32), orientation: Orientation) -> (u32, u32) {
     if swaps_sides(orientation) { (height, width) } else { (width, height) }
 }
 
-/// Whether the stored picture's right or bottom end is at the left, and at the top, of the upright one.
+/// Whether the stored picture's right or bottom edge is at the left, and at the top, of the upright picture.
 pub(crate) fn mirrored(orientation: Orientation) -> (bool, bool) {
     use Orientation as O;
     match orientation {
@@ -46,18 +47,18 @@ pub(crate) fn mirrored(orientation: Orientation) -> (bool, bool) {
         O::FlipHorizontal => (true, false),
         O::Rotate180 => (true, true),
         O::FlipVertical => (false, true),
-        // EXIF 5, the transpose: flipped after the turn to the right.
+        // EXIF 5, the transpose: flipped after the rotation to the right.
         O::Rotate90FlipH => (false, false),
-        // EXIF 6: the bottom comes to the left.
+        // EXIF 6: the bottom moves to the left.
         O::Rotate90 => (true, false),
         // EXIF 7, the transverse.
         O::Rotate270FlipH => (true, true),
-        // EXIF 8: the right end comes to the top.
+        // EXIF 8: the right edge moves to the top.
         O::Rotate270 => (false, true),
     }
 }
 
-/// Turns a stored picture upright: in its own memory, or in a second picture where the sides are swapped.
+/// Turns a stored picture upright: in its own memory, or in a second picture if the sides are swapped.
 ///
 /// # Errors
 /// [`crate::Kind::OutOfMemory`], [`crate::Kind::Interrupted`].
@@ -96,9 +97,9 @@ pub(crate) fn upright(mut picture: RgbImage, orientation: Orientation, limits: &
     Ok(picture)
 }
 
-/// The transpose of a picture, its rows and columns in reverse order where that is asked for.
+/// The transpose of a picture, with its rows and columns in reverse order if requested.
 fn swapped(picture: &RgbImage, from_bottom: bool, from_right: bool, limits: &Limits) -> Result<RgbImage> {
-    /// Rows of the result that are written together: their pixels stand side by side in the source.
+    /// Rows of the result that are written together: their pixels are adjacent in the source.
     const BAND: usize = 16;
     let (width, height) = (picture.width() as usize, picture.height() as usize);
     let source = picture.as_raw().as_chunks::<3>().0;

@@ -1,4 +1,4 @@
-//! What the decoders of the formats take and give: the format, a header, a picture.
+//! The common types of the formats' decoders: format, header, picture.
 
 use image::RgbImage;
 use image::metadata::Orientation;
@@ -18,11 +18,11 @@ pub struct Taken {
     pub minute: u8,
     pub second: u8,
     pub microsecond: u32,
-    /// Minutes that the clock was ahead of UTC, where the file says so.
+    /// The clock's offset from UTC in minutes, if the file states it.
     pub offset: Option<i16>,
 }
 
-/// A format that is decoded.
+/// A supported format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     Jpeg,
@@ -32,7 +32,7 @@ pub(crate) enum Format {
     Bmp,
     Tiff,
     Ico,
-    /// Known by its preview.
+    /// Decoded from its preview.
     Raw,
     #[cfg(feature = "heic")]
     Heic,
@@ -43,7 +43,25 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    /// How a person calls it.
+    /// In the order in which a hint lists them.
+    pub const ALL: &[Self] = &[
+        Self::Jpeg,
+        Self::Png,
+        Self::WebP,
+        Self::Gif,
+        Self::Bmp,
+        Self::Tiff,
+        Self::Ico,
+        #[cfg(feature = "heic")]
+        Self::Heic,
+        #[cfg(feature = "avif")]
+        Self::Avif,
+        #[cfg(feature = "jxl")]
+        Self::Jxl,
+        Self::Raw,
+    ];
+
+    /// Its name, for messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Jpeg => "JPEG",
@@ -63,12 +81,12 @@ impl Format {
         }
     }
 
-    /// The error for a file of this format that is damaged.
+    /// The error for a damaged file of this format.
     pub fn broken(self, detail: impl Into<String>) -> Error {
         Error::new(Kind::InvalidInput, format!("{} image is broken", self.name())).detail(detail)
     }
 
-    /// The error for a sort of this format that is not decoded.
+    /// The error for an unsupported kind of this format.
     pub fn unsupported(self, detail: impl Into<String>) -> Error {
         Error::new(Kind::Unsupported, format!("this sort of {} image is not supported", self.name()))
             .detail(detail)
@@ -76,65 +94,64 @@ impl Format {
     }
 }
 
-/// What a format's own reader finds in a header.
+/// The values that a format's reader finds in a header.
 pub(crate) struct Header {
-    /// As stored.
+    /// The size as stored.
     pub size: (u32, u32),
     pub channels: u8,
-    /// Of a sample.
+    /// Bits per sample.
     pub bits: u8,
     pub orientation: Orientation,
     pub frames: u32,
-    /// When the picture was taken, in EXIF.
+    /// The date of the picture in EXIF.
     pub taken: Option<Taken>,
 }
 
 /// A decoded image.
 #[derive(Debug)]
 pub struct Decoded {
-    /// Upright, and smaller than the file's picture by `shrink`.
+    /// The upright picture, smaller than the file's picture by `shrink`.
     pub rgb: RgbImage,
-    /// What the file's own size was divided by, sides rounded up: 1 (the whole), 2, 4 or 8.
+    /// The divisor of the file's own size, with sides rounded up: 1 (full size), 2, 4 or 8.
     pub shrink: u32,
     /// The file's own size, upright: (width, height).
     pub size: (u32, u32),
-    /// Where in `rgb` the picture begins, (x, y) in its pixels: not at 0 where `shrink` doesn't divide a side whose
-    /// rounded-up end EXIF orientation has turned to the front.
+    /// The position in `rgb` where the picture begins, (x, y) in its pixels: not 0 if `shrink` doesn't divide a side
+    /// whose rounded-up end the EXIF orientation has moved to the front.
     pub(super) origin: (f64, f64),
-    /// The file ended before the picture did; the rest of the picture is grey, black or white.
+    /// The file ended before its picture; the rest of the picture is grey, black or white.
     pub truncated: Option<Error>,
-    /// What colours the samples are, where only the decoder knows.
+    /// The colours of the samples, if only the decoder knows them.
     pub(super) profile: Option<Profile<'static>>,
 }
 
-/// What a format's decoder makes of a file: the picture as it is stored.
+/// The result of a format's decoder: the picture as stored.
 pub(crate) struct Picture {
     pub rgb: RgbImage,
-    /// The file's own size, of which `rgb` is smaller by `shrink`.
+    /// The file's own size; `rgb` is smaller by `shrink`.
     pub size: (u32, u32),
     pub shrink: u32,
     pub orientation: Orientation,
     pub short: Short,
-    /// What colours its samples are, where only its decoder knows.
+    /// The colours of its samples, if only its decoder knows them.
     pub profile: Option<Profile<'static>>,
 }
 
 impl Picture {
-    /// Bytes that a picture of this size takes until it is upright, at their peak: while it is decoded, and while it is
-    /// turned.
+    /// Peak bytes that a picture of this size takes until it is upright: during decoding and during rotation.
     pub fn peak(size: (u32, u32), decoder: u64, orientation: Orientation) -> u64 {
         let rgb = bytes_of(size, 3);
         rgb.saturating_add(decoder.max(if swaps_sides(orientation) { rgb } else { 0 }))
     }
 }
 
-/// What of a picture its file lacks.
+/// The part of a picture that its file lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Short {
     Nothing,
-    /// Some pixels, and so many rows entirely.
+    /// Some pixels, and all pixels of this number of rows.
     Rows(u32),
-    /// Enough to make it another picture, or nobody knows how much.
+    /// A large part, or an unknown part.
     Everything,
 }
 

@@ -15,7 +15,7 @@ pub(crate) fn canvas((width, height): (u32, u32)) -> Result<RgbImage> {
     Ok(from_raw((width, height), memory::zeroed(length)?))
 }
 
-/// A picture of bytes that are as many as it needs.
+/// A picture from exactly the number of bytes that it needs.
 pub(crate) fn from_raw((width, height): (u32, u32), bytes: Vec<u8>) -> RgbImage {
     RgbImage::from_raw(width, height, bytes).expect("sized for it")
 }
@@ -27,14 +27,15 @@ pub(crate) fn row_mut(picture: &mut RgbImage, y: usize) -> &mut [u8] {
     &mut bytes[y * stride..][..stride]
 }
 
-/// A channel laid on white by its opacity, as Pillow's `alpha_composite` does it, with its fixed-point rounding (7 bits).
+/// A channel composed on white by its opacity, as in Pillow's `alpha_composite`, with its fixed-point rounding (7
+/// bits).
 pub(crate) fn on_white(value: u8, alpha: u8) -> u8 {
     let (value, alpha) = (u32::from(value), u32::from(alpha));
     let sum = ((value * alpha + 255 * (255 - alpha)) << 7) + (128 << 7);
     ((((sum >> 8) + sum) >> 8) >> 7) as u8
 }
 
-/// 16 bits to the nearest of 8.
+/// Rounds 16 bits to the nearest 8-bit value.
 pub(crate) fn narrow(value: u16) -> u8 {
     ((u32::from(value) + 128) / 257) as u8
 }
@@ -44,10 +45,11 @@ fn of_float(value: f32) -> u8 {
     (value.clamp(0.0, 1.0) * 255.0).round() as u8
 }
 
-/// One row of samples to RGB, transparency on white. Samples of 16 bits and floats are in native byte order.
+/// Converts one row of samples to RGB, with transparency on white. Samples of 16 bits and floats are in native byte
+/// order.
 ///
 /// # Errors
-/// [`Kind::Unsupported`] for other sorts of pixels.
+/// [`Kind::Unsupported`] for other kinds of pixels.
 pub(crate) fn to_rgb(color: ColorType, row: &[u8], rgb: &mut [u8]) -> Result<()> {
     let rgb = rgb.as_chunks_mut::<3>().0.iter_mut();
     let wide = |bytes: &[u8]| -> [u8; 4] {
@@ -93,7 +95,8 @@ pub(crate) fn to_rgb(color: ColorType, row: &[u8], rgb: &mut [u8]) -> Result<()>
     Ok(())
 }
 
-/// RGBA to RGB on white in the same memory, which is kept as it is: making it smaller is an allocation, too.
+/// Converts RGBA to RGB on white in the same memory, which keeps its size, because shrinking it would be an allocation,
+/// too.
 pub(crate) fn drop_alpha(mut bytes: Vec<u8>) -> Vec<u8> {
     let pixels = bytes.len() / 4;
     for pixel in 0..pixels {

@@ -17,7 +17,7 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
     let Header { size, orientation, channels, bits, .. } = header(bytes, limits)?;
     limits.check_pixels(size)?;
     let failed = |error: DecodingError| failed(bytes, limits, error);
-    // The decoder keeps up to five rows as they are stored, twice while their memory grows. Two more are here: one with
+    // The decoder keeps up to five stored rows, twice while their memory grows. This module has two more rows: one with
     // palettes and transparency expanded, one as RGB.
     let stored = (u64::from(size.0) * u64::from(channels) * u64::from(bits)).div_ceil(8);
     let expanded = u64::from(size.0) * if bits == 16 { 8 } else { 4 };
@@ -56,10 +56,10 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
             Err(error) if ends_too_soon(&error) => {
                 limits.check_interrupt()?;
                 short = match (left, reader.info().interlaced) {
-                    // All pixels were read; what is missing is the end of the file.
+                    // All pixels were read; only the end of the file is missing.
                     (0, _) => Short::Nothing,
                     (rows, false) => Short::Rows(rows),
-                    // The last pass has every second row.
+                    // The last pass contains every second row.
                     (rows, true) if rows <= size.1 / 2 => Short::Rows(rows),
                     _ => Short::Everything,
                 };
@@ -88,12 +88,12 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
     Ok(Picture { rgb, size, shrink: 1, orientation, short, profile: None })
 }
 
-/// Rows that the file has: of the picture, or of its seven passes.
+/// The number of rows in the file: of the picture, or of its seven passes.
 fn rows((width, height): (u32, u32), interlaced: bool) -> u32 {
     if !interlaced {
         return height;
     }
-    // First column, first row, and the steps between columns and rows of each pass.
+    // For each pass: first column, first row, and the steps between columns and rows.
     const PASSES: [[u32; 4]; 7] =
         [[0, 0, 8, 8], [4, 0, 8, 8], [0, 4, 4, 8], [2, 0, 4, 4], [0, 2, 2, 4], [1, 0, 2, 2], [0, 1, 1, 2]];
     let of = |[x, y, _, step]: [u32; 4]| if x < width { height.saturating_sub(y).div_ceil(step) } else { 0 };
@@ -119,12 +119,12 @@ fn ends_too_soon(error: &DecodingError) -> bool {
         || error.to_string().to_ascii_lowercase().contains("unexpected end")
 }
 
-/// What the chunks say, as far as the file goes.
+/// The values in the chunks, up to the end of the file.
 pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
     if bytes.len() < 33 {
         return Err(truncated(Format::Png, bytes.len()));
     }
-    // Apple's build tools write one first, swap red and blue, and leave out the checksum of the compressed data.
+    // Apple's build tools write this chunk first, swap red and blue, and omit the checksum of the compressed data.
     if bytes.get(12..16) == Some(b"CgBI") {
         return Err(Format::Png.unsupported("It is of Apple's own sort (CgBI)."));
     }
@@ -146,10 +146,10 @@ pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
         6 => 4,
         _ => return Err(Format::Png.broken(format!("Its colour type is {color}."))),
     };
-    // The specification allows EXIF after the picture, too. Blocks with a wrong checksum are not believed.
+    // The specification allows EXIF after the picture, too. Blocks with a wrong checksum are ignored.
     let (mut stated, mut profile, mut xmp, mut taken) = (None, None, None, None);
-    // Frames that an animated PNG announces before its picture data. The picture is a frame of its own, unless a frame's
-    // header stands before it.
+    // The number of frames that an animated PNG announces before its picture data. The picture is a separate frame,
+    // unless a frame's header precedes it.
     let (mut announced, mut is_frame, mut has_data) = (None, false, false);
     for (step, (name, payload, is_right)) in chunks.enumerate() {
         limits.check_step(step)?;
@@ -164,7 +164,7 @@ pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
             b"tEXt" | b"zTXt" | b"iTXt" if is_right && (profile.is_none() || xmp.is_none()) => {
                 match text(name, payload) {
                     Some((b"XML:com.adobe.xmp", text)) => xmp = xmp.or_else(|| orientation::in_xmp(&text)),
-                    // ImageMagick's names of a JPEG's block.
+                    // ImageMagick's names for a JPEG's block.
                     Some((b"Raw profile type exif" | b"Raw profile type APP1", text)) => {
                         let block = raw_profile(&text).unwrap_or_default();
                         profile = profile.or_else(|| orientation::in_exif(&block));
@@ -184,7 +184,7 @@ pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
     Ok(Header { size, channels, bits, orientation, frames, taken })
 }
 
-/// The colour profile that the file states; code points come before it (PNG, third edition, 11.3.2.6).
+/// The colour profile in the file; code points take precedence (PNG, third edition, 11.3.2.6).
 pub(crate) fn profile(bytes: &[u8]) -> Option<Profile<'_>> {
     let mut profile = None;
     for (name, payload, _) in chunks(bytes).take_while(|(name, ..)| name != b"IDAT") {
@@ -205,14 +205,14 @@ pub(crate) fn profile(bytes: &[u8]) -> Option<Profile<'_>> {
     profile
 }
 
-/// The chunks of a file, as far as it goes: name, payload, and whether the checksum is right.
+/// The chunks of a file, up to its end: name, payload, and whether the checksum is correct.
 fn chunks(bytes: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8], bool)> {
     let mut at = 8;
     std::iter::from_fn(move || {
         let length = u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?) as usize;
         let name = *bytes.get(at + 4..)?.first_chunk()?;
         let payload = bytes.get(at + 8..(at + 8).checked_add(length)?)?;
-        // Only of chunks that are looked into; picture data are checked by the decoder.
+        // Only for chunks that are read here; the decoder checks picture data.
         let is_right = !matches!(&name, b"IHDR" | b"eXIf" | b"tEXt" | b"zTXt" | b"iTXt") || {
             let stated = bytes.get(at + 8 + length..).and_then(|rest| rest.first_chunk());
             stated.is_some_and(|stated| u32::from_be_bytes(*stated) == crc32fast::hash(&bytes[at + 4..at + 8 + length]))
@@ -222,7 +222,7 @@ fn chunks(bytes: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8], bool)> {
     })
 }
 
-/// The keyword and the text of a text chunk of any sort.
+/// The keyword and the text of a text chunk of any kind.
 fn text(name: [u8; 4], payload: &[u8]) -> Option<(&[u8], Cow<'_, [u8]>)> {
     /// Real EXIF blocks have at most 64 kB, 128 kB in hexadecimal.
     const MOST: usize = 1 << 20;
@@ -239,14 +239,14 @@ fn text(name: [u8; 4], payload: &[u8]) -> Option<(&[u8], Cow<'_, [u8]>)> {
         b"tEXt" => (false, rest),
         b"zTXt" => (true, rest.get(1..)?),
         _ => {
-            // Flag and method, then a language and a translated keyword, each with a nul at its end.
+            // Flag and method, then a language and a translated keyword, each terminated by a nul.
             let (flag, rest) = (rest.first()?, rest.get(2..)?);
             let rest = &rest[split(rest)? + 1..];
             (*flag == 1, &rest[split(rest)? + 1..])
         }
     };
     if compressed {
-        // What a longer text begins with is enough.
+        // The beginning of a longer text is enough.
         let text = match miniz_oxide::inflate::decompress_to_vec_zlib_with_limit(rest, MOST) {
             Ok(text) => text,
             Err(stopped) => stopped.output,
@@ -263,7 +263,7 @@ fn raw_profile(text: &[u8]) -> Option<Vec<u8>> {
     let digits = lines.nth(3)?;
     let mut nibbles = digits.iter().filter_map(|byte| (*byte as char).to_digit(16)).map(|digit| digit as u8);
     let mut bytes = Vec::new();
-    // The first directory, in which the orientation stands, is at the beginning.
+    // The first directory, which contains the orientation, is at the beginning.
     while let (true, Some(high), Some(low)) = (bytes.len() < 1 << 16, nibbles.next(), nibbles.next()) {
         bytes.push(high << 4 | low);
     }

@@ -1,4 +1,4 @@
-//! A decoded picture brought to the model's size: resized and cropped as its configuration says.
+//! Resizes and crops a decoded picture to the model's size, as its configuration says.
 
 use image::RgbImage;
 
@@ -9,7 +9,7 @@ use crate::image::pixels;
 use crate::image::preprocess::{CropRounding, Preprocess, Resize};
 use crate::image::resample::{self, Axis};
 
-/// Resizes and crops to the model's size: the pixels as they are before rescaling, RGB 0–255.
+/// Resizes and crops to the model's size; returns the pixels before rescaling, RGB 0–255.
 ///
 /// # Errors
 /// [`crate::Kind::LimitExceeded`] over [`Limits::max_memory`], [`crate::Kind::OutOfMemory`],
@@ -19,16 +19,16 @@ pub fn resize_and_crop(image: &RgbImage, p: &Preprocess, limits: &Limits) -> Res
 }
 
 impl Decoded {
-    /// Resizes and crops to the model's size, as [`resize_and_crop`], from the file's own proportions.
+    /// Resizes and crops to the model's size, as [`resize_and_crop`], with the file's own proportions.
     ///
     /// # Errors
-    /// Those of [`resize_and_crop`].
+    /// The errors of [`resize_and_crop`].
     pub fn prepare(&self, p: &Preprocess, limits: &Limits) -> Result<RgbImage> {
         resize_part(&self.rgb, self.size, self.shrink, self.origin, p, limits)
     }
 }
 
-/// Resizes and crops a picture of which `image` is a copy, `shrink` times smaller, that begins at `origin`.
+/// Resizes and crops a picture; `image` is a copy of it, `shrink` times smaller, that begins at `origin`.
 fn resize_part(
     image: &RgbImage,
     (width, height): (u32, u32),
@@ -58,13 +58,13 @@ fn resize_part(
     Ok(canvas)
 }
 
-/// How many times larger a picture is than what it is resized to, on the side where that is least.
+/// The smaller of the two sides' ratios of a picture to its resized size.
 pub(crate) fn reduction((width, height): (u32, u32), p: &Preprocess) -> f64 {
     let (resized_w, resized_h) = resized_size((width, height), p);
     (f64::from(width) / f64::from(resized_w)).min(f64::from(height) / f64::from(resized_h))
 }
 
-/// What a picture is resized to, before the crop: (width, height).
+/// The size to which a picture is resized, before the crop: (width, height).
 fn resized_size((width, height): (u32, u32), p: &Preprocess) -> (u32, u32) {
     let scaled_by = |ratio: f64| (scaled_by(width, ratio), scaled_by(height, ratio));
     match p.resize {
@@ -81,24 +81,24 @@ fn ratio(length: u32, target: u32) -> f64 {
     f64::from(length) / f64::from(target)
 }
 
-/// A side divided by `ratio` and rounded, halves to even, as open_clip does where it keeps the aspect. A side that
-/// rounds to nothing, where open_clip raises an error, becomes 1.
+/// A side divided by `ratio` and rounded, halves to even, as in open_clip if it keeps the aspect. A side that rounds to
+/// 0, for which open_clip raises an error, becomes 1.
 fn scaled_by(side: u32, ratio: f64) -> u32 {
     ((f64::from(side) / ratio).round_ties_even() as u32).max(1)
 }
 
-/// `int(size * long / short)`, the truncation that Hugging Face and torchvision share.
+/// `int(size * long / short)`, truncated as in Hugging Face and torchvision.
 fn scaled(size: u32, long: u32, short: u32) -> u32 {
     ((u64::from(size) * u64::from(long)) as f64 / f64::from(short)) as u32
 }
 
-/// Which stretch of a resized axis the centre crop to `out` pixels keeps (start, length), and where it goes in the
-/// output: not at 0 only where the picture is smaller than the crop.
+/// The range of a resized axis that the centre crop to `out` pixels keeps (start, length), and its position in the
+/// output, which is not 0 only if the picture is smaller than the crop.
 fn centred(resized: u32, out: u32, rounding: CropRounding) -> (u32, u32, u32) {
     let spare = i64::from(resized) - i64::from(out);
     let start = match rounding {
         CropRounding::Floor => spare.div_euclid(2),
-        // Padding is not rounded as cropping is: torchvision gives the odd pixel to the right and the bottom.
+        // Padding is rounded differently from cropping: torchvision adds the odd pixel at the right and the bottom.
         CropRounding::HalfEven if spare < 0 => spare / 2,
         CropRounding::HalfEven => (spare as f64 / 2.0).round_ties_even() as i64,
     };

@@ -1,4 +1,4 @@
-//! What a model's own configuration says about preparing an image: size, filter, crop, normalisation.
+//! The preprocessing of images in a model's own configuration: size, filter, crop, normalisation.
 //!
 //! Five dialects are in use (Hugging Face with integer sizes, Hugging Face with dictionaries, SigLIP's
 //! squash, Jina's, open_clip's `preprocess_cfg.json`); [`Preprocess::parse`] reads them all.
@@ -8,22 +8,22 @@ use serde_json::Value;
 use crate::error::{Error, Kind, Result};
 use crate::image::resample::Filter;
 
-/// How the image is brought to the model's size.
+/// The method of resizing the image to the model's size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resize {
     /// The shorter side becomes this many pixels, the longer one keeps the aspect.
     ShortestEdge(u32),
-    /// Both sides are set, the aspect is not kept ("squash"). (width, height)
+    /// Both sides are set, and the aspect is not kept ("squash"). (width, height)
     Exact(u32, u32),
-    /// The aspect is kept and the picture just covers this box; the crop takes the rest away. (width, height)
+    /// The aspect is kept and the picture just covers this box; the crop removes the rest. (width, height)
     Cover(u32, u32),
-    /// The aspect is kept and the picture just fits into this box, whose rest is filled. (width, height)
+    /// The aspect is kept and the picture just fits into this box; the rest of the box is filled. (width, height)
     Fit(u32, u32),
     /// The image keeps its size.
     None,
 }
 
-/// Where the crop starts when the spare pixels are odd in number.
+/// The start of the crop if the number of spare pixels is odd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CropRounding {
     /// Hugging Face: `(length - crop) // 2`.
@@ -32,7 +32,7 @@ pub enum CropRounding {
     HalfEven,
 }
 
-/// Everything between an upright RGB image and `pixel_values`.
+/// All steps from an upright RGB image to `pixel_values`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Preprocess {
     pub resize: Resize,
@@ -40,7 +40,7 @@ pub struct Preprocess {
     /// Centre crop, (width, height) in pixels.
     pub crop: Option<(u32, u32)>,
     pub crop_rounding: CropRounding,
-    /// The fill of what the picture does not cover, 0–255.
+    /// The fill for the part that the picture does not cover, 0–255.
     pub fill: u8,
     /// Multiplied with each 0–255 value.
     pub rescale: f32,
@@ -50,13 +50,13 @@ pub struct Preprocess {
     pub std: [f32; 3],
 }
 
-/// OpenAI CLIP's own, used where a directory has no configuration: bicubic to a shortest edge of
-/// `size`, centre crop, CLIP's mean and standard deviation (github.com/openai/CLIP, `clip.py`).
+/// OpenAI CLIP's own preprocessing, for a directory without a configuration: bicubic to a shortest edge of `size`,
+/// centre crop, CLIP's mean and standard deviation (github.com/openai/CLIP, `clip.py`).
 pub const CLIP_MEAN: [f32; 3] = [0.48145466, 0.4578275, 0.40821073];
 pub const CLIP_STD: [f32; 3] = [0.26862954, 0.261_302_6, 0.275_777_1];
 
-/// Image processors whose arithmetic this is. Others may pad, tile or resample otherwise, so they are
-/// refused by name rather than approximated.
+/// Image processors with this arithmetic. Others may pad, tile or resample differently, so they are refused by name
+/// instead of approximated.
 const PROCESSORS: [&str; 8] = [
     "CLIPImageProcessor",
     "CLIPFeatureExtractor",
@@ -68,15 +68,15 @@ const PROCESSORS: [&str; 8] = [
     "JinaCLIPImageProcessor",
 ];
 
-/// Whether a processor is one of these, by whichever library it resizes: transformers adds `Fast` (torchvision) or `Pil`.
+/// Whether a processor is one of these, with any resizing library: transformers appends `Fast` (torchvision) or `Pil`.
 fn is_supported(processor: &str) -> bool {
     let plain = ["Fast", "Pil"].iter().find_map(|backend| processor.strip_suffix(backend)).unwrap_or(processor);
     PROCESSORS.contains(&plain)
 }
 
-/// Whose defaults hold for what a Hugging Face configuration leaves out.
+/// The family whose defaults apply to values that a Hugging Face configuration omits.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Family {
+enum ProcessorClass {
     Clip,
     Siglip,
     Vit,
@@ -84,7 +84,7 @@ enum Family {
     Unnamed,
 }
 
-impl Family {
+impl ProcessorClass {
     fn of(json: &Value) -> Self {
         match json["image_processor_type"].as_str().or_else(|| json["feature_extractor_type"].as_str()) {
             Some(name) if name.starts_with("Siglip") => Self::Siglip,
@@ -115,7 +115,7 @@ impl Preprocess {
         }
     }
 
-    /// The size of the tensor, (width, height), where the configuration fixes it.
+    /// The size of the tensor, (width, height), if the configuration fixes it.
     pub fn output_size(&self) -> Option<(u32, u32)> {
         self.crop.or(match self.resize {
             Resize::Exact(width, height) => Some((width, height)),
@@ -127,8 +127,8 @@ impl Preprocess {
     /// Reads `preprocessor_config.json` or `preprocess_cfg.json`.
     ///
     /// # Errors
-    /// [`Kind::Unsupported`] for an image processor of another family, named; [`Kind::BadModel`] for a
-    /// field of the wrong form.
+    /// [`Kind::Unsupported`] for an image processor of another family, by name; [`Kind::BadModel`] for an invalid
+    /// field.
     pub fn parse(text: &str) -> Result<Self> {
         let json: Value =
             serde_json::from_str(text).map_err(|e| bad("is not JSON").detail(format!("The parser says: {e}.")))?;
@@ -149,42 +149,42 @@ impl Preprocess {
     }
 
     fn hugging_face(json: &Value) -> Result<Self> {
-        // A null is no default but "off": the processors hand it on as it is, and find it false.
+        // A null means "off", not the default: the processors pass it on, and it counts as false.
         let flag = |key: &str, default: bool| match json.get(key) {
             None => Ok(default),
             Some(Value::Null) => Ok(false),
             Some(value) => value.as_bool().ok_or_else(|| bad_field(key, value)),
         };
-        let family = Family::of(json);
+        let class = ProcessorClass::of(json);
         if flag("do_pad", false)? {
             return Err(Error::new(Kind::Unsupported, "image processors that pad (\"do_pad\") are not supported")
                 .hint("Choose an export of the CLIP or SigLIP family."));
         }
         let resize = match &json["size"] {
             _ if !flag("do_resize", true)? => Resize::None,
-            Value::Null if family.squashes() => Resize::Exact(224, 224),
+            Value::Null if class.squashes() => Resize::Exact(224, 224),
             Value::Null => Resize::ShortestEdge(224),
             size if size.get("shortest_edge").is_some() && size.get("longest_edge").is_none_or(Value::is_null) => {
                 Resize::ShortestEdge(pixels(&size["shortest_edge"], "size.shortest_edge")?)
             }
             // The shortest edge for CLIP, a square for the families that squash.
-            size if size.is_number() && !family.squashes() => Resize::ShortestEdge(pixels(size, "size")?),
+            size if size.is_number() && !class.squashes() => Resize::ShortestEdge(pixels(size, "size")?),
             size => {
                 let (width, height) = sides(size, "size")?;
                 Resize::Exact(width, height)
             }
         };
-        let crops = match (family, resize) {
-            // Nobody says which processor it is: a box without a crop is how the squashing ones are configured.
-            (Family::Unnamed, Resize::Exact(..)) => !json["crop_size"].is_null(),
-            (family, _) => !family.squashes(),
+        let crops = match (class, resize) {
+            // No key names the processor: squashing processors are configured with a box and no crop.
+            (ProcessorClass::Unnamed, Resize::Exact(..)) => !json["crop_size"].is_null(),
+            (class, _) => !class.squashes(),
         };
         let crop = match &json["crop_size"] {
             _ if !flag("do_center_crop", crops)? => None,
-            Value::Null => match (family, resize) {
-                (Family::Unnamed, Resize::ShortestEdge(size)) => Some((size, size)),
-                // CLIP's processor has this default, whatever its size is.
-                (family, _) if !family.squashes() => Some((224, 224)),
+            Value::Null => match (class, resize) {
+                (ProcessorClass::Unnamed, Resize::ShortestEdge(size)) => Some((size, size)),
+                // CLIP's processor has this default for every size.
+                (class, _) if !class.squashes() => Some((224, 224)),
                 _ => return Err(bad("has \"do_center_crop\" without \"crop_size\"")),
             },
             size => Some(sides(size, "crop_size")?),
@@ -195,21 +195,21 @@ impl Preprocess {
             value => value.as_f64().ok_or_else(|| bad_field("rescale_factor", value))? as f32,
         };
         let (mean, std) = if flag("do_normalize", true)? {
-            let (mean, std) = if family.squashes() { ([0.5; 3], [0.5; 3]) } else { (CLIP_MEAN, CLIP_STD) };
+            let (mean, std) = if class.squashes() { ([0.5; 3], [0.5; 3]) } else { (CLIP_MEAN, CLIP_STD) };
             (channels(json, "image_mean", mean)?, channels(json, "image_std", std)?)
         } else {
             ([0.0; 3], [1.0; 3])
         };
         let filter = match &json["resample"] {
-            Value::Null if family == Family::Vit => Filter::Bilinear,
+            Value::Null if class == ProcessorClass::Vit => Filter::Bilinear,
             Value::Null => Filter::Bicubic,
             value => pillow_filter(value)?,
         };
         Ok(Self { resize, filter, crop, crop_rounding: CropRounding::Floor, fill: 0, rescale, mean, std })
     }
 
-    /// open_clip's `preprocess_cfg.json`, and Jina's, whose processor is open_clip's with other defaults. A key that
-    /// is missing or null has open_clip's default (`PreprocessCfg` in its transform.py).
+    /// open_clip's `preprocess_cfg.json`, and Jina's, whose processor is open_clip's with other defaults. A missing or
+    /// null key has open_clip's default (`PreprocessCfg` in its transform.py).
     fn open_clip(json: &Value) -> Result<Self> {
         let text = |key: &str, default: &'static str| match &json[key] {
             Value::Null => Ok(default.to_owned()),
@@ -232,7 +232,7 @@ impl Preprocess {
             }
         };
         let filter = match text("interpolation", "bicubic")?.as_str() {
-            // open_clip draws one at random in training only, and then infers with bicubic.
+            // open_clip chooses a filter at random only in training, and uses bicubic for inference.
             "bicubic" | "random" => Filter::Bicubic,
             "bilinear" => Filter::Bilinear,
             "nearest" => Filter::Nearest,
@@ -289,7 +289,7 @@ impl std::fmt::Display for Preprocess {
     }
 }
 
-/// Pillow's `Image.Resampling` numbers, as Hugging Face stores them.
+/// Pillow's `Image.Resampling` numbers, which Hugging Face stores.
 fn pillow_filter(value: &Value) -> Result<Filter> {
     Ok(match value.as_u64() {
         Some(0) => Filter::Nearest,
@@ -307,12 +307,12 @@ fn pixels(value: &Value, field: &str) -> Result<u32> {
     value.as_u64().filter(|v| (1..=4096).contains(v)).map(|v| v as u32).ok_or_else(|| bad_field(field, value))
 }
 
-/// (width, height) of a number, of `[height, width]`, or of `{"height": …, "width": …}`.
+/// (width, height) from a number, from `[height, width]`, or from `{"height": …, "width": …}`.
 fn sides(value: &Value, field: &str) -> Result<(u32, u32)> {
     match value {
         Value::Array(sides) if sides.len() == 2 => Ok((pixels(&sides[1], field)?, pixels(&sides[0], field)?)),
         Value::Object(keys) => {
-            // "max_height", "longest_edge" and the like ask for another arithmetic.
+            // "max_height", "longest_edge" and similar keys need different arithmetic.
             if let Some(key) =
                 keys.keys().find(|key| !value[*key].is_null() && !matches!(key.as_str(), "height" | "width"))
             {
@@ -326,7 +326,7 @@ fn sides(value: &Value, field: &str) -> Result<(u32, u32)> {
     }
 }
 
-/// One value a channel, or one for all.
+/// One value per channel, or one for all.
 fn channels(json: &Value, field: &str, default: [f32; 3]) -> Result<[f32; 3]> {
     match &json[field] {
         Value::Null => Ok(default),

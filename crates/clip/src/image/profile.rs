@@ -1,5 +1,5 @@
-//! The colours that a file's samples stand for, as it states them. Embeddings ignore them, as the reference pipelines do;
-//! thumbnails, which are seen by people, are brought to sRGB.
+//! The colour space that a file states for its samples. Embeddings ignore it, as the reference pipelines do;
+//! thumbnails, which people see, are converted to sRGB.
 
 use std::borrow::Cow;
 
@@ -13,11 +13,11 @@ use crate::memory::{self, Reserve};
 /// Real profiles have at most 2 MB.
 pub(crate) const LARGEST: usize = 4 << 20;
 
-/// What a profile's tables take at most when they are read and prepared: ten million numbers, which is the library's limit,
-/// are no photo's.
+/// Maximum memory for reading and preparing a profile's tables: no photo has the library's limit of ten million
+/// numbers.
 const TABLES: usize = 64 << 20;
 
-/// How a file states its colours.
+/// A file's statement of its colours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Profile<'a> {
     Icc(Cow<'a, [u8]>),
@@ -36,7 +36,7 @@ impl Profile<'_> {
         }
     }
 
-    /// The profile, unless its colours are sRGB's, or it is of something else than RGB.
+    /// The profile, unless its colours are sRGB, or it is not an RGB profile.
     fn read(&self) -> Option<ColorProfile> {
         match self {
             Self::Icc(bytes) => {
@@ -48,8 +48,8 @@ impl Profile<'_> {
                 let profile = ColorProfile::new_from_slice_with_options(bytes, options).ok()?;
                 (profile.color_space == DataColorSpace::Rgb).then_some(profile)
             }
-            // The curves of video are shown as sRGB's, which they nearly are; those of high dynamic range (16, 18) need
-            // more than another profile.
+            // Video curves are treated as sRGB's, which they nearly equal; the curves of high dynamic range (16, 18)
+            // need more than another profile.
             Self::Codes { primaries, transfer: 1 | 2 | 6 | 13 | 14 | 15 } => {
                 let mut profile = match primaries {
                     9 => ColorProfile::new_bt2020(),
@@ -69,7 +69,7 @@ impl Profile<'_> {
     }
 }
 
-/// A picture's colours as sRGB. A profile that can't be read leaves them as they are, as in browsers.
+/// Converts a picture's colours to sRGB. A profile that can't be read leaves them unchanged, as in browsers.
 ///
 /// # Errors
 /// [`Kind::OutOfMemory`], [`Kind::Interrupted`], [`Kind::LimitExceeded`].
@@ -87,7 +87,7 @@ pub(crate) fn to_srgb(rgb: RgbImage, profile: &Profile, limits: &Limits) -> Resu
     reserve.finish()?;
     let Ok(transform) = transform else { return Ok(rgb) };
     let mut bytes = memory::zeroed(rgb.len())?;
-    // Rows of pixels, of which some 100 take a millisecond.
+    // Rows of pixels; about 100 take a millisecond.
     let row = rgb.width() as usize * 3;
     for (from, to) in rgb.chunks(row * 64).zip(bytes.chunks_mut(row * 64)) {
         limits.check_interrupt()?;
@@ -110,7 +110,7 @@ mod tests {
             |profile: &Profile, pixel| to_srgb(picture(pixel), profile, &Limits::default()).unwrap().get_pixel(1, 1).0;
         let p3 = Profile::Codes { primaries: 12, transfer: 13 };
         assert_eq!(of(&p3, [128; 3]), [128; 3]);
-        // A red within sRGB is stronger in its numbers; P3's own red is beyond it.
+        // A red within sRGB has larger values there; P3's own red is outside sRGB.
         let [r, g, b] = of(&p3, [200, 60, 50]);
         assert!(r > 210 && g < 45 && b < 45, "{r} {g} {b}");
         assert_eq!(of(&p3, [255, 0, 0]), [255, 0, 0]);

@@ -1,7 +1,7 @@
-//! Camera RAW by the JPEG preview that cameras store beside the sensor's data: the largest one, upright.
+//! Camera RAW, decoded from the largest JPEG preview that cameras store beside the sensor's data, upright.
 //!
-//! DNG, CR2, NEF, ARW, PEF, ORF and RW2 are TIFFs whose directories lead to previews; RAF has a place for one. CR3 is an ISO
-//! base media file with previews in boxes of Canon's own, and the largest in a track.
+//! DNG, CR2, NEF, ARW, PEF, ORF and RW2 are TIFFs whose directories lead to previews; RAF has a field for one. CR3 is
+//! an ISO base media file with previews in Canon's own boxes, and the largest in a track.
 
 use image::metadata::Orientation;
 
@@ -27,27 +27,27 @@ mod tag {
     pub const DNG_VERSION: u16 = 50706;
 }
 
-/// Photometric interpretations of a sensor's data: a pattern of colours, and linear values.
+/// Photometric interpretations of sensor data: a colour pattern, and linear values.
 const SENSOR: [u64; 2] = [32803, 34892];
 
-/// A smaller preview, less than twice CLIP's input of 224 pixels, would be embedded as another picture: a raw file opens as
-/// its thumbnail of 160 × 120 in many programs.
+/// A smaller preview, less than twice CLIP's input of 224 pixels, would change the embedding: many programs open a raw
+/// file as its thumbnail of 160 × 120.
 const LEAST_SIDE: u32 = 448;
 
 /// Canon's format since 2018.
 pub(crate) const CR3: &str = "CR3";
 
-/// Directories that are looked at: cameras write up to six.
+/// Maximum number of directories to read: cameras write up to six.
 const MOST: usize = 32;
 
-/// A preview whose header has been read.
+/// A preview with its header.
 pub(crate) struct Preview<'a> {
     pub jpeg: Jpeg<'a>,
     pub orientation: Orientation,
     pub taken: Option<Taken>,
 }
 
-/// Whether a file is a camera's raw data. `is_tiff`: it begins as a TIFF does.
+/// Whether a file contains a camera's raw data. `is_tiff`: it begins like a TIFF.
 pub(crate) fn is_raw(bytes: &[u8], is_tiff: bool) -> bool {
     if [b"IIRO".as_slice(), b"IIRS", b"IIU\0", b"FUJIFILMCCD-RAW"].into_iter().any(|magic| bytes.starts_with(magic)) {
         return true;
@@ -60,7 +60,7 @@ pub(crate) fn is_raw(bytes: &[u8], is_tiff: bool) -> bool {
             }))
 }
 
-/// What people call the format.
+/// The common name of the format.
 pub(crate) fn name(bytes: &[u8]) -> &'static str {
     if bytes.get(4..8) == Some(b"ftyp") {
         return CR3;
@@ -90,7 +90,7 @@ pub(crate) fn name(bytes: &[u8]) -> &'static str {
 /// The largest preview of a file.
 ///
 /// # Errors
-/// [`Kind::Unsupported`] where it has none of a useful size.
+/// [`Kind::Unsupported`] if it has no preview of a useful size.
 pub(crate) fn preview<'a>(bytes: &'a [u8], limits: &'a Limits) -> Result<Preview<'a>> {
     let directories = directories(bytes);
     let candidates = directories.iter().flat_map(|directory| jpegs(bytes, directory)).chain(fujis(bytes));
@@ -108,7 +108,7 @@ pub(crate) fn preview<'a>(bytes: &'a [u8], limits: &'a Limits) -> Result<Preview
     let found = best.as_ref().map(|jpeg| (jpeg.width, jpeg.height));
     match best.filter(|jpeg| jpeg.width.min(jpeg.height) >= LEAST_SIDE) {
         Some(jpeg) => {
-            // The first directory is about all pictures of the file; a preview's own statement says the same again.
+            // The first directory applies to all pictures in the file; a preview's own tag repeats it.
             let stated = directories.first().and_then(|first| first.get(tag::ORIENTATION));
             let stated = stated
                 .or_else(|| cr3::directory(bytes, *b"CMT1")?.get(tag::ORIENTATION))
@@ -132,13 +132,13 @@ pub(crate) fn preview<'a>(bytes: &'a [u8], limits: &'a Limits) -> Result<Preview
     }
 }
 
-/// What the preview's header says.
+/// The values in the preview's header.
 pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
     let Preview { jpeg, orientation, taken } = preview(bytes, limits)?;
     Ok(Header { size: (jpeg.width, jpeg.height), channels: jpeg.channels(), bits: 8, orientation, frames: 1, taken })
 }
 
-/// The directories of a file and those below them, in their order.
+/// The directories of a file and their subdirectories, in order.
 fn directories(bytes: &[u8]) -> Vec<Directory<'_>> {
     if bytes.get(4..8) == Some(b"ftyp") {
         return Vec::new();
@@ -159,7 +159,7 @@ fn directories(bytes: &[u8]) -> Vec<Directory<'_>> {
     found
 }
 
-/// The JPEG files that a directory leads to.
+/// The JPEG files that a directory refers to.
 fn jpegs<'a>(bytes: &'a [u8], directory: &Directory<'a>) -> impl Iterator<Item = &'a [u8]> {
     let slice = |from: u64, length: u64| {
         let (from, length) = (usize::try_from(from).ok()?, usize::try_from(length).ok()?);
@@ -176,7 +176,7 @@ fn jpegs<'a>(bytes: &'a [u8], directory: &Directory<'a>) -> impl Iterator<Item =
     [linked, strip, whole].into_iter().flatten().filter(|bytes| bytes.starts_with(b"\xFF\xD8"))
 }
 
-/// The JPEG file of a Fujifilm RAF, whose place and length stand behind its names.
+/// The JPEG file of a Fujifilm RAF, whose offset and length follow its names.
 fn fujis(bytes: &[u8]) -> Option<&[u8]> {
     if !bytes.starts_with(b"FUJIFILMCCD-RAW") {
         return None;
@@ -186,12 +186,12 @@ fn fujis(bytes: &[u8]) -> Option<&[u8]> {
     bytes.get(at..at.checked_add(length)?.min(bytes.len())).filter(|jpeg| jpeg.starts_with(b"\xFF\xD8"))
 }
 
-/// What is in the boxes of a CR3.
+/// The contents of a CR3's boxes.
 mod cr3 {
     use crate::image::bmff;
     use crate::image::tiff::directory::{Directory, File};
 
-    /// The boxes in a box of Canon's own, after its identifier.
+    /// The boxes in Canon's own box, after its identifier.
     fn of_canon(content: &[u8]) -> &[u8] {
         content.get(16..).unwrap_or_default()
     }
@@ -202,13 +202,13 @@ mod cr3 {
         File::new(bmff::find(of_canon(canon), name)?).first().ok()
     }
 
-    /// The JPEG files of previews, and of tracks that hold one.
+    /// The JPEG files of previews, and of tracks with a JPEG.
     pub fn jpegs(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
         let is_media = bytes.get(4..8) == Some(b"ftyp");
         let bytes = if is_media { bytes } else { &[] };
         let movie = bmff::find(bytes, *b"moov").unwrap_or_default();
         let canon = bmff::boxes(bytes).chain(bmff::boxes(movie)).filter(|(name, _)| name == b"uuid");
-        // A preview stands behind eight bytes more than a thumbnail.
+        // A preview has eight more bytes before it than a thumbnail.
         let boxes = canon.flat_map(|(_, content)| {
             let inside = of_canon(content);
             bmff::boxes(inside).chain(bmff::boxes(inside.get(8..).unwrap_or_default()))
@@ -228,7 +228,7 @@ mod cr3 {
         let table = [*b"mdia", *b"minf", *b"stbl"].into_iter().try_fold(track, bmff::find)?;
         let sizes = bmff::find(table, *b"stsz")?;
         let number = |bytes: &[u8], at: usize| Some(u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?) as usize);
-        // One size for all, or a list.
+        // One size for all samples, or a list.
         let length = number(sizes, 4).filter(|length| *length > 0).or_else(|| number(sizes, 12))?;
         let at = match bmff::find(table, *b"co64") {
             Some(places) => usize::try_from(u64::from_be_bytes(*places.get(8..)?.first_chunk()?)).ok()?,
@@ -244,7 +244,7 @@ mod tests {
     use crate::image::synthetic::photo;
     use crate::image::{decode, info};
 
-    /// A DNG: a directory that says so, with a thumbnail's size, and one below it with a preview of this size.
+    /// A DNG: a directory with its tag and a thumbnail's size, and a subdirectory with a preview of this size.
     fn dng(preview: &[u8], orientation: u32) -> Vec<u8> {
         let mut bytes = b"II*\0".to_vec();
         let first = 8 + preview.len().next_multiple_of(2) as u32;
@@ -299,7 +299,7 @@ mod tests {
         [&(content.len() as u32 + 8).to_be_bytes(), name.as_slice(), content].concat()
     }
 
-    /// A CR3: a thumbnail and tags in boxes of Canon's, a preview in another, and a JPEG in a track.
+    /// A CR3: a thumbnail and tags in Canon's boxes, a preview in another box, and a JPEG in a track.
     fn cr3(thumbnail: &[u8], preview: &[u8], full: &[u8]) -> Vec<u8> {
         let ftyp = boxed(b"ftyp", b"crx \0\0\0\x01crx isom");
         let mdat = boxed(b"mdat", full);

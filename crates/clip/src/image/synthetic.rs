@@ -1,4 +1,4 @@
-//! Made-up photos, for measuring without any.
+//! Synthetic photos, for measurements without real photos.
 
 use image::RgbImage;
 
@@ -18,11 +18,11 @@ fn random(seed: u64) -> impl FnMut() -> f32 {
     }
 }
 
-/// A JPEG file (quality 90, subsampled as cameras do) of a picture with large shapes and grain, about as many bytes a
-/// pixel as a photo has. Equal for equal arguments.
+/// A JPEG file (quality 90, subsampled as in cameras) of a picture with large shapes and grain, with about the same
+/// number of bytes per pixel as a photo. Equal arguments give equal files.
 ///
 /// # Errors
-/// Where the encoder refuses the size; [`Kind::OutOfMemory`](crate::Kind::OutOfMemory).
+/// If the encoder refuses the size; [`Kind::OutOfMemory`](crate::Kind::OutOfMemory).
 pub fn photo(width: u32, height: u32, seed: u64) -> Result<Vec<u8>> {
     photo_within(width, height, seed, &Limits::default())
 }
@@ -55,8 +55,8 @@ pub fn photo_within(width: u32, height: u32, seed: u64, limits: &Limits) -> Resu
     jpeg::encode(&picture, 90, limits)
 }
 
-/// A picture of waves, rectangles in plain colors, and grain, all of sizes and strengths that depend on the seed: some are
-/// nearly plain, some are noise. For calibration, which wants the range that photos have.
+/// A picture of waves, rectangles in plain colors, and grain, with sizes and strengths that depend on the seed: some
+/// pictures are nearly plain, some are noise. It serves calibration, which needs the variety of photos.
 pub fn picture(width: u32, height: u32, seed: u64) -> RgbImage {
     let mut random = random(seed);
     let mut picture = RgbImage::new(width, height);
@@ -102,7 +102,7 @@ mod tests {
         assert!(files[0] == files[1] && files[0] != files[2]);
         let decoded = decode(&files[0], &Limits::default()).unwrap();
         assert_eq!(decoded.rgb.dimensions(), (320, 200));
-        // Photos have 0.1 to 0.6 bytes a pixel.
+        // Photos have 0.1 to 0.6 bytes per pixel.
         assert!((6_000..40_000).contains(&files[0].len()), "{}", files[0].len());
     }
 }

@@ -14,10 +14,10 @@ use crate::image::resample::{self, Axis, Filter};
 use crate::image::{decode, jpeg, picture, raw, tiff, webp};
 use crate::memory::{self, Reserve};
 
-/// How a thumbnail is stored.
+/// The format of a thumbnail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// Quality 85, no chroma subsampling worth seeing at that size.
+    /// Quality 85, without visible chroma subsampling at this size.
     Jpeg,
     Png,
     /// Lossless.
@@ -26,7 +26,7 @@ pub enum Format {
 
 impl Format {
     /// # Errors
-    /// [`Kind::InvalidInput`] for a name that is none of these.
+    /// [`Kind::InvalidInput`] for any other name.
     pub fn named(name: &str) -> Result<Self> {
         match name.to_ascii_lowercase().as_str() {
             "jpeg" | "jpg" => Ok(Self::Jpeg),
@@ -41,11 +41,11 @@ impl Format {
 /// The longest edge of a thumbnail.
 pub const MAX_EDGE: u32 = 4096;
 
-/// An image file scaled to fit a square of `edge` pixels, upright, in the proportions of the original and in sRGB; smaller
-/// images keep their size.
+/// An image file scaled to fit a square of `edge` pixels, upright, with the original's aspect ratio and in sRGB;
+/// smaller images keep their size.
 ///
 /// # Errors
-/// Those of [`decode()`]; [`Kind::InvalidInput`] for an edge that is not from 1 to [`MAX_EDGE`].
+/// The errors of [`decode()`]; [`Kind::InvalidInput`] for an edge that is not from 1 to [`MAX_EDGE`].
 pub fn thumbnail(bytes: &[u8], edge: u32, format: Format, limits: &Limits) -> Result<Vec<u8>> {
     if !(1..=MAX_EDGE).contains(&edge) {
         return Err(Error::new(Kind::InvalidInput, format!("thumbnail edge {edge} is not from 1 to {MAX_EDGE}")));
@@ -79,11 +79,11 @@ fn encode(rgb: &RgbImage, format: Format, limits: &Limits) -> Result<Vec<u8>> {
     let size = rgb.dimensions();
     let beside = match format {
         Format::Jpeg => jpeg::encoder_bytes(size),
-        // The encoders keep a few rows (PNG) or the picture with four bytes a pixel and its copy (WebP).
+        // The encoders keep a few rows (PNG), or the picture with four bytes per pixel and a copy of it (WebP).
         Format::Png => u64::from(size.0) * 64 + (2 << 20),
         Format::WebP => bytes_of(size, 12) + (2 << 20),
     };
-    // The result is no longer than the pixels, but for a little.
+    // The result is hardly longer than the pixels.
     limits.check_memory(
         "thumbnail",
         size,
@@ -135,7 +135,7 @@ impl<'a> Output<'a> {
         Self { bytes: Vec::new(), limits, error: None }
     }
 
-    /// What was written, unless the encoder failed.
+    /// The output, unless the encoder failed.
     fn finish<E: std::fmt::Display>(self, result: std::result::Result<(), E>) -> Result<Vec<u8>> {
         match (self.error, result) {
             (Some(error), _) => Err(error),
@@ -178,7 +178,7 @@ fn encode_webp(rgb: &RgbImage, limits: &Limits) -> Result<Vec<u8>> {
     output.finish(result)
 }
 
-/// What a file states. A profile that is too long or broken is none.
+/// The profile in a file. A profile that is too long or broken counts as missing.
 fn stated<'a>(format: picture::Format, bytes: &'a [u8], limits: &'a Limits) -> Result<Option<Profile<'a>>> {
     Ok(match format {
         picture::Format::Jpeg => jpeg::Jpeg::open(bytes, limits)?.profile(),
@@ -191,7 +191,7 @@ fn stated<'a>(format: picture::Format, bytes: &'a [u8], limits: &'a Limits) -> R
         picture::Format::Heic => heif::profile(format, bytes)?,
         #[cfg(feature = "avif")]
         picture::Format::Avif => heif::profile(format, bytes)?,
-        // Stated by what its decoder made of it.
+        // The decoder states it for its result.
         #[cfg(feature = "jxl")]
         picture::Format::Jxl => None,
     })
@@ -221,7 +221,7 @@ mod tests {
             assert_eq!(image::guess_format(&small).unwrap(), kind);
             let rgb = decode(&small, &Limits::default()).unwrap().rgb;
             assert_eq!(rgb.dimensions(), (120, 80));
-            // A gradient stays one.
+            // A gradient remains a gradient.
             let truth = gradient(120, 80);
             let off = rgb.as_raw().iter().zip(truth.as_raw()).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
             assert!(off <= 6, "{format:?}: off by {off}");

@@ -1,4 +1,4 @@
-//! A model-sized picture as the tensor that the vision tower takes: rescaled and normalised, one plane per channel.
+//! Converts a model-sized picture to the vision tower's input tensor: rescaled and normalised, one plane per channel.
 
 use image::RgbImage;
 use ndarray::ArrayViewMut3;

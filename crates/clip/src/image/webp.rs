@@ -1,4 +1,4 @@
-//! WebP: the chunks that are read beside the decoder, and what the decoder takes.
+//! WebP: chunks that are read in addition to the decoder, and the decoder's memory.
 
 use std::borrow::Cow;
 
@@ -14,7 +14,7 @@ use crate::image::picture::{Format, Header, Picture, truncated};
 use crate::image::profile::Profile;
 use crate::image::{library, orientation};
 
-/// A larger picture takes longer than 0.05 s, in one call that nothing stops once its data are read.
+/// A larger picture takes longer than 0.05 s, in one call that can't be interrupted once its data are read.
 const QUICK: u64 = 1 << 20;
 
 pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
@@ -32,46 +32,47 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
     })
 }
 
-/// `copied`: bytes of the file that are in memory once more.
+/// `copied`: bytes of the file that are in memory a second time.
 fn decode_at_once(bytes: &[u8], limits: &Limits, copied: u64) -> Result<Picture> {
     let file = Container::read(bytes, limits)?;
     let beside = |size: (u32, u32)| {
-        // The decoder's planes of a lossy picture (one byte of luma, half a byte of chroma), filled up to 16 pixels; the
-        // opacity beside it (a lossless picture of four bytes, and one byte); a lossless picture as a whole.
+        // The decoder's planes of a lossy picture (one byte of luma, half a byte of chroma), padded to 16 pixels; the
+        // opacity in addition (a lossless picture of four bytes, and one byte); or a complete lossless picture.
         let lossy = bytes_of((size.0.next_multiple_of(16), size.1.next_multiple_of(16)), 2);
         let frame = if file.is_lossless { bytes_of(size, 4) } else { lossy }
             + if file.has_opacity { bytes_of(size, 5) } else { 0 };
-        // An animation's frame and its canvas; its frames' chunks are inside of others.
+        // An animation's frame and its canvas; its frames' chunks are nested.
         copied + if file.frames > 0 { lossy + bytes_of(size, 4 + 5 + 4 + 4) } else { frame }
     };
-    // The decoder doesn't say how far it came.
+    // The decoder doesn't report its progress.
     library::decode(Format::WebP, bytes, limits, file.orientation(), beside, || None)
 }
 
-/// What the header says.
+/// The header's values.
 pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
     let file = Container::read(bytes, limits)?;
     let decoder = library::open(Format::WebP, bytes, limits)?;
     let (size, channels) = (decoder.dimensions(), decoder.original_color_type().channel_count());
     drop(decoder);
-    // A still picture has no frame of its own.
+    // A still picture has no frame chunk.
     let (orientation, frames) = (file.orientation(), file.frames.max(1));
     Ok(Header { size, channels, bits: 8, orientation, frames, taken: file.taken })
 }
 
-/// What the outer chunks say, as far as the file goes. Nothing is allocated for them, whatever length they claim.
+/// The values in the outer chunks, up to the end of the file. They cause no allocation, regardless of the length that
+/// they claim.
 #[derive(Default)]
 struct Container {
     is_lossless: bool,
     has_opacity: bool,
-    /// Of an animation.
+    /// Whether it is an animation.
     frames: u32,
     exif: Option<Orientation>,
     xmp: Option<Orientation>,
     taken: Option<Taken>,
-    /// Pictures or frames that are in the file entirely.
+    /// The number of complete pictures or frames in the file.
     pictures: u32,
-    /// A chunk is cut that the picture needs, or that may say which way up it is.
+    /// A chunk is truncated that the picture needs, or that may contain its orientation.
     is_cut: bool,
 }
 
@@ -91,7 +92,7 @@ impl Container {
                 b"XMP " if file.xmp.is_none() => file.xmp = orientation::in_xmp(chunk.payload),
                 _ => {}
             }
-            // Of an animation the first frame is enough.
+            // The first frame of an animation is enough.
             let is_needed = chunk.name != *b"XMP " && (chunk.name != *b"ANMF" || file.pictures == 0);
             file.is_cut |= chunk.is_cut && is_needed;
             let is_picture = matches!(&chunk.name, b"VP8 " | b"VP8L" | b"ANMF");
@@ -100,12 +101,12 @@ impl Container {
         Ok(file)
     }
 
-    /// The orientation that the file states, in EXIF or XMP.
+    /// The orientation in the file's EXIF or XMP.
     fn orientation(&self) -> Orientation {
         self.exif.or(self.xmp).unwrap_or(Orientation::NoTransforms)
     }
 
-    /// Refuses a file that lacks a part of its picture, or of the block that may say which way up it is.
+    /// Refuses a file that lacks a part of its picture, or of the block that may contain its orientation.
     fn check_end(&self, bytes: &[u8]) -> Result<()> {
         let stated = bytes.get(4..).and_then(|rest| rest.first_chunk()).map_or(0, |size| u32::from_le_bytes(*size));
         let is_short = bytes.len() < 8 + stated as usize;
@@ -115,18 +116,18 @@ impl Container {
 
 struct Chunk<'a> {
     name: [u8; 4],
-    /// As far as the file goes.
+    /// Up to the end of the file.
     payload: &'a [u8],
     is_cut: bool,
 }
 
-/// The colour profile that the file states.
+/// The colour profile in the file.
 pub(crate) fn profile(bytes: &[u8]) -> Option<Profile<'_>> {
     let chunk = chunks(bytes).take(16).find(|chunk| chunk.name == *b"ICCP")?;
     Some(Profile::Icc(Cow::Borrowed(chunk.payload)))
 }
 
-/// The outer chunks of a file, as far as it goes. Nothing is allocated for them, whatever length they claim.
+/// The outer chunks of a file, up to its end. They cause no allocation, regardless of the length that they claim.
 fn chunks(bytes: &[u8]) -> impl Iterator<Item = Chunk<'_>> {
     let mut at = 12;
     std::iter::from_fn(move || {
@@ -134,7 +135,7 @@ fn chunks(bytes: &[u8]) -> impl Iterator<Item = Chunk<'_>> {
         let length = u32::from_le_bytes(*bytes.get(at + 4..)?.first_chunk()?) as usize;
         let end = (at + 8).saturating_add(length);
         let payload = &bytes[at + 8..end.min(bytes.len())];
-        // Chunks of odd length are filled up.
+        // Chunks of odd length are padded.
         at = end.saturating_add(length % 2);
         Some(Chunk { name, payload, is_cut: end > bytes.len() })
     })

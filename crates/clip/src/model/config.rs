@@ -1,8 +1,8 @@
-//! What a model's files say about it, whichever library wrote them.
+//! The configuration in a model's files, in the format of any supported library.
 //!
-//! transformers writes `config.json` with a `model_type`, open_clip its model under `model_cfg` in
-//! `open_clip_config.json` (or alone as `config.json`, as Immich ships it), sentence-transformers a list of modules. A
-//! value that no file states is a guess, and guesses are kept for the user to see.
+//! transformers writes `config.json` with a `model_type`; open_clip writes its model under `model_cfg` in
+//! `open_clip_config.json` (or alone as `config.json`, as in Immich's exports); sentence-transformers writes a list of
+//! modules. A value that no file states is a guess, and guesses are recorded for the user.
 
 use std::path::{Path, PathBuf};
 
@@ -12,22 +12,22 @@ use crate::error::{Error, Kind, Result};
 use crate::image::preprocess::Preprocess;
 use crate::model::{Model, read_json};
 
-/// Whose conventions hold for what the files leave open.
+/// The family whose conventions apply to values that the files omit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// OpenAI's CLIP, and models of its architecture in transformers.
     Clip,
     /// SigLIP, and SigLIP 2 with a fixed resolution.
     Siglip,
-    /// A model of open_clip, by its own configuration.
+    /// A model of open_clip, according to its configuration.
     OpenClip,
     /// Another `model_type` of transformers.
     Other,
-    /// Nothing says so.
+    /// Unknown.
     Unknown,
 }
 
-/// What the configuration files of one directory say.
+/// The contents of one directory's configuration files.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub family: Family,
@@ -40,12 +40,12 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads a directory's files; what is missing or broken says nothing.
+    /// Reads a directory's files; missing and broken files are ignored.
     pub fn read(directory: &Path) -> Self {
         let json = |name: &str| read_json(&directory.join(name)).unwrap_or_default();
         let mut hugging_face = json("config.json");
         if hugging_face["model_type"].is_null() && hugging_face["model_cfg"].is_null() {
-            // sentence-transformers keeps CLIP a level down.
+            // sentence-transformers stores CLIP one level below.
             let below = json("0_CLIPModel/config.json");
             if !below.is_null() {
                 hugging_face = below;
@@ -69,7 +69,7 @@ impl Config {
         Self { family, model_type, hugging_face, open_clip }
     }
 
-    /// Pixels of a side of the model's images, (width, height).
+    /// Size of the model's images in pixels, (width, height).
     pub fn image_size(&self) -> Option<(u32, u32)> {
         let sizes = [
             &self.open_clip["vision_cfg"]["image_size"],
@@ -97,8 +97,8 @@ impl Config {
         stated.or_else(siglip).map(|n| n as usize)
     }
 
-    /// Positions of the text tower: open_clip's context, or the embeddings for positions less those that RoBERTa's kind
-    /// keeps for padding.
+    /// Positions of the text tower: open_clip's context, or the number of position embeddings minus those that RoBERTa
+    /// models reserve for padding.
     pub fn positions(&self) -> Option<usize> {
         if let Some(length) = self.open_clip["text_cfg"]["context_length"].as_u64() {
             return Some(length as usize);
@@ -116,23 +116,23 @@ impl Config {
         Some(if reserved { positions.saturating_sub(2) } else { positions })
     }
 
-    /// The context of the family's models, where no file states it; and whether that is more than a guess.
+    /// The context of the family's models if no file states it, and whether this is more than a guess.
     pub fn usual_context(&self) -> (usize, bool) {
         match self.family {
-            // SiglipTextConfig and CLIPTextConfig have these defaults, and save only what differs from them.
+            // SiglipTextConfig and CLIPTextConfig have these defaults, and save only values that differ.
             Family::Siglip => (64, true),
             Family::Clip | Family::OpenClip => (77, true),
             Family::Other | Family::Unknown => (77, false),
         }
     }
 
-    /// open_clip's options of the tokenizer.
+    /// open_clip's tokenizer options.
     pub fn tokenizer_options(&self) -> &Value {
         &self.open_clip["text_cfg"]["tokenizer_kwargs"]
     }
 
-    /// Whether texts go through open_clip's own tokenizer, which is CLIP's with other padding and cleaning. Without it
-    /// a tokenizer of transformers is used, whose name the configuration has.
+    /// Whether texts use open_clip's own tokenizer, which is CLIP's with different padding and cleaning. Otherwise a
+    /// tokenizer of transformers is used, whose name the configuration contains.
     pub fn has_simple_tokenizer(&self) -> bool {
         self.family == Family::OpenClip && !self.names_tokenizer()
     }
@@ -148,8 +148,8 @@ impl Config {
         self.family == Family::Siglip || !self.open_clip["init_logit_bias"].is_null()
     }
 
-    /// What says that the weights are OpenAI's own, whose logit scale is 100: the repository that they were made from,
-    /// as exports for transformers.js name it, or the directory, if it is called as OpenAI's and Immich's repositories are.
+    /// The evidence that the weights are OpenAI's own, whose logit scale is 100: the source repository, which exports
+    /// for transformers.js name, or the directory, if it has the name of OpenAI's or Immich's repository.
     pub fn openai(&self, directory: &Path) -> Option<String> {
         const PUBLISHED: [&str; 4] =
             ["clip-vit-base-patch32", "clip-vit-base-patch16", "clip-vit-large-patch14", "clip-vit-large-patch14-336"];
@@ -164,8 +164,8 @@ impl Config {
         named.then(|| format!("the directory's name, {name}"))
     }
 
-    /// Whether the vectors of this architecture are projections of what its towers pool, and the graph's `pooler_output`
-    /// is not yet one of them. `CLIPVisionModel` and `CLIPTextModel` by themselves have no projection.
+    /// Whether the vectors of this architecture are projections of its towers' pooled outputs, so that the graph's
+    /// `pooler_output` lacks the projection. `CLIPVisionModel` and `CLIPTextModel` have no projection.
     pub fn projects(&self) -> bool {
         const KINDS: [&str; 7] = [
             "clip",
@@ -185,20 +185,20 @@ impl Config {
     }
 }
 
-/// How images are prepared, and where that was read.
+/// The preprocessing of images, and its source.
 pub struct Preparation {
     pub preprocess: Preprocess,
-    /// The file; none for a guess.
+    /// The file; None for a guess.
     pub file: Option<PathBuf>,
-    /// What was assumed, for the user.
+    /// The assumptions, for the user.
     pub guess: Option<Error>,
 }
 
-/// The model's own preprocessing, else that of its family. `graph` is (height, width) where the graph fixes it.
+/// The model's own preprocessing, else its family's. `graph` is (height, width) if the graph fixes it.
 ///
 /// # Errors
-/// [`Kind::BadModel`] and [`Kind::Unsupported`] where the file can't be used; [`Kind::MissingFile`] where there is none and
-/// the model is of a family whose preprocessing differs from model to model.
+/// [`Kind::BadModel`] and [`Kind::Unsupported`] if the file can't be used; [`Kind::MissingFile`] if the file is missing
+/// and preprocessing differs between the models of the family.
 pub fn preparation(model: &Model, graph: Option<(usize, usize)>) -> Result<Preparation> {
     let config = Config::read(&model.directory);
     if let Some(file) = &model.preprocess {
@@ -224,7 +224,7 @@ pub fn preparation(model: &Model, graph: Option<(usize, usize)>) -> Result<Prepa
     };
     match config.family {
         Family::Siglip => {
-            // What SiglipImageProcessor does without options; SigLIP 2 has its own filter in the file.
+            // The defaults of SiglipImageProcessor; SigLIP 2 states its filter in the file.
             let json = serde_json::json!({
                 "image_processor_type": "SiglipImageProcessor",
                 "size": {"height": height, "width": width},
@@ -257,8 +257,8 @@ pub fn preparation(model: &Model, graph: Option<(usize, usize)>) -> Result<Prepa
     }
 }
 
-/// The part of a configuration that is about images: `image_processor` of transformers 5's `processor_config.json`,
-/// `preprocess_cfg` of `open_clip_config.json`, whose size stands in the model's part.
+/// The part of a configuration for images: `image_processor` of transformers 5's `processor_config.json`, or
+/// `preprocess_cfg` of `open_clip_config.json`, whose size is in the model's part.
 fn section(json: &Value, config: &Config) -> Option<Value> {
     if let Some(nested) = json.get("image_processor").filter(|value| value.is_object()) {
         return Some(nested.clone());
@@ -275,12 +275,12 @@ fn section(json: &Value, config: &Config) -> Option<Value> {
     {
         map.insert("size".to_owned(), serde_json::json!([height, width]));
     }
-    // Which tells open_clip's dialect from the others.
+    // This distinguishes open_clip's dialect from the others.
     map.entry("resize_mode").or_insert_with(|| Value::from("shortest"));
     section
 }
 
-/// The file that says how images are prepared, of those that a directory has: the first that says anything.
+/// The file with the preprocessing of images: the first file in the directory that states it.
 pub(super) fn preprocess_file(directory: &Path) -> Option<PathBuf> {
     let names = [
         "preprocessor_config.json",
@@ -294,7 +294,7 @@ pub(super) fn preprocess_file(directory: &Path) -> Option<PathBuf> {
         "0_CLIPModel/processor_config.json",
     ];
     names.into_iter().map(|name| directory.join(name)).filter(|file| file.is_file()).find(|file| {
-        // transformers 4 writes a processor_config.json that is about texts and images together, with neither.
+        // transformers 4 writes a processor_config.json for texts and images together, which describes neither.
         !file.ends_with("processor_config.json")
             || read_json(file).is_ok_and(|json| {
                 ["image_processor", "image_processor_type", "size"].iter().any(|key| !json[*key].is_null())

@@ -1,7 +1,7 @@
-//! Model directories: where they are looked for, and which files they hold.
+//! Model directories: their search path, and their files.
 //!
-//! A model is a directory in one of the usual ONNX export layouts. No model is known by name: everything
-//! is read from its files.
+//! A model is a directory in one of the usual ONNX export layouts. The code knows no model by name: it reads every
+//! property from the model's files.
 
 use std::path::{Path, PathBuf};
 
@@ -13,48 +13,48 @@ use crate::model::config::{Config, preprocess_file};
 /// Linux's limit for the name of a directory.
 const LONGEST_NAME: usize = 255;
 
-/// Where exporters put the two towers, without the ending: Hugging Face's `onnx/` (Xenova, optimum split),
-/// the same at the top, Immich's `visual/` and `textual/`, and flat exports of open_clip.
-/// Those of tutorials for OpenAI's own code come last.
+/// Paths where exporters put the two towers, without the extension: Hugging Face's `onnx/` (Xenova, optimum split), the
+/// same at the top level, Immich's `visual/` and `textual/`, and flat exports of open_clip. The paths in tutorials for
+/// OpenAI's own code come last.
 const VISION: [&str; 6] = ["onnx/vision_model", "vision_model", "visual/model", "visual", "onnx/visual", "clip_visual"];
 const TEXT: [&str; 6] = ["onnx/text_model", "text_model", "textual/model", "textual", "onnx/textual", "clip_textual"];
 /// One graph for both, or a directory with a single tower: optimum's plain export, Qdrant's, jina-clip-v2.
 const EITHER: [&str; 2] = ["onnx/model", "model"];
 
-/// The variant that is made here, out of the float32 graphs ([`crate::model::eight_bit`]).
-pub const EIGHT_BIT: &str = "auto-int8";
+/// The variant that this crate creates from the float32 graphs ([`crate::model::quantize`]).
+pub const AUTO_INT8: &str = "auto-int8";
 
 /// The files of one model.
 #[derive(Clone, Debug)]
 pub struct Model {
-    /// As the user named it, with the variant if one was given.
+    /// The name that the user passed, with the variant if given.
     pub name: String,
     pub directory: PathBuf,
     pub vision: Option<PathBuf>,
     pub text: Option<PathBuf>,
-    /// The graphs above are one file, which may hold both towers or only one.
+    /// The graphs above are one file, which may contain both towers or only one.
     pub combined: bool,
-    /// A graph of both towers beside those above, of which nothing is used but the logit scale that it holds.
+    /// A graph of both towers in addition to the graphs above; only its logit scale is used.
     pub whole: Option<PathBuf>,
-    /// Where the text tower's other files are: `directory`, unless two directories are used as a pair.
+    /// The directory of the text tower's other files: `directory`, unless two directories are used as a pair.
     pub text_directory: PathBuf,
     pub tokenizer: Option<PathBuf>,
     pub preprocess: Option<PathBuf>,
-    /// The image tower is run in its eight-bit form.
-    pub eight_bit_vision: bool,
-    /// The text tower is run in its eight-bit form.
-    pub eight_bit_text: bool,
+    /// The image tower runs quantized.
+    pub int8_vision: bool,
+    /// The text tower runs quantized.
+    pub int8_text: bool,
 }
 
 impl Model {
     /// Finds a model in the directories of `search`, first match first.
     ///
-    /// `spec` is `name` or `name:variant`; two of these joined by `+` are used as a pair, images by the first
-    /// and texts by the second, as models are that are published one tower a directory.
+    /// `spec` is `name` or `name:variant`; two of these joined by `+` are used as a pair, the first for images and the
+    /// second for texts, for models that are published with one tower per directory.
     ///
     /// # Errors
-    /// [`Kind::UnknownModel`] where there is none, listing those there are; [`Kind::MissingFile`] where the
-    /// directory lacks the variant.
+    /// [`Kind::UnknownModel`] if the model does not exist, with a list of available models; [`Kind::MissingFile`] if
+    /// the directory lacks the variant.
     pub fn find(search: &[PathBuf], spec: &str) -> Result<Self> {
         let Some((image, text)) = spec.split_once('+') else { return Self::find_one(search, spec) };
         let (image, text) = (Self::find_one(search, image)?, Self::find_one(search, text)?);
@@ -65,7 +65,7 @@ impl Model {
             text: text.text,
             text_directory: text.directory,
             tokenizer: text.tokenizer,
-            eight_bit_text: text.eight_bit_text,
+            int8_text: text.int8_text,
             ..image
         })
     }
@@ -96,16 +96,16 @@ impl Model {
                     .hint(format!("Choose one of them, or p{put}")),
             });
         };
-        let eight_bit = variant == Some(EIGHT_BIT);
-        let mut model = Self::open(spec, &directory, variant.filter(|_| !eight_bit));
-        (model.eight_bit_vision, model.eight_bit_text) = (eight_bit, eight_bit);
+        let int8 = variant == Some(AUTO_INT8);
+        let mut model = Self::open(spec, &directory, variant.filter(|_| !int8));
+        (model.int8_vision, model.int8_text) = (int8, int8);
         if model.vision.is_none() && model.text.is_none() {
             return Err(no_graph(spec, name, &directory, variant));
         }
         Ok(model)
     }
 
-    /// Every model in the directories of `search`, by name; the first of a name hides later ones.
+    /// Every model in the directories of `search`, by name; the first model of a name hides later ones.
     pub fn list(search: &[PathBuf]) -> Vec<Self> {
         let mut models: Vec<Self> = Vec::new();
         for directory in
@@ -147,18 +147,18 @@ impl Model {
             ]),
             preprocess: preprocess_file(directory),
             directory: directory.to_owned(),
-            eight_bit_vision: false,
-            eight_bit_text: false,
+            int8_vision: false,
+            int8_text: false,
         }
     }
 
-    /// Length of the vectors as the configuration states it, without loading a graph.
+    /// Length of the vectors from the configuration, without loading a graph.
     pub fn stated_dimensions(&self) -> Option<usize> {
         Config::read(&self.directory).dimensions()
     }
 }
 
-/// Graphs in a directory and one level below, by their paths in it.
+/// Graphs in a directory and one level below, by their relative paths.
 fn graphs_in(directory: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut look = |folder: &Path| -> Vec<PathBuf> {
@@ -176,7 +176,7 @@ fn graphs_in(directory: &Path) -> Vec<String> {
     found
 }
 
-/// Says which graphs there are, where none has the name that is looked for.
+/// Lists the existing graphs if none has an expected name.
 fn no_graph(spec: &str, name: &str, directory: &Path, variant: Option<&str>) -> Error {
     let suffix = variant.map(|v| format!(" of variant \"{v}\"")).unwrap_or_default();
     let ending = variant.map(|v| format!("_{v}")).unwrap_or_default();
@@ -214,7 +214,7 @@ fn no_graph(spec: &str, name: &str, directory: &Path, variant: Option<&str>) -> 
     error.hint(format!("Rename the image tower to {}.onnx and the text tower to {}.onnx.", VISION[0], TEXT[0]))
 }
 
-/// A list for a message, cut where it is long.
+/// A list for a message, truncated if long.
 fn shown(names: &[String]) -> String {
     match names.len() {
         0..=12 => names.join(", "),

@@ -1,9 +1,9 @@
 //! Optimised graphs on disk, whose weights a process maps instead of reading and copying them.
 //!
-//! ONNX Runtime reads a graph's weights into memory, rewrites the graph, and copies the weights once more into the
-//! layout that its matrix products like: 1 s and 580 MB for the image tower of ViT-B/32, in every process. A graph that
-//! it has rewritten before and whose weights are a file of their own is mapped instead, and all processes share those
-//! pages: 20 ms, and 9 MB of the process's own.
+//! ONNX Runtime reads a graph's weights into memory, rewrites the graph, and copies the weights again into the layout
+//! for its matrix products: 1 s and 580 MB for the image tower of ViT-B/32, in every process. A graph that was
+//! rewritten before, with its weights in a separate file, is mapped instead, and all processes share these pages: 20
+//! ms, and 9 MB of private memory.
 
 use std::collections::hash_map::DefaultHasher;
 use std::fs::{self, DirBuilder, File};
@@ -12,36 +12,36 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// The weights' file beside the graph.
+/// The file of weights beside the graph.
 pub const WEIGHTS: &str = "weights.bin";
 const GRAPH: &str = "graph.onnx";
 const REFUSAL: &str = "refusal";
-/// What a process that died has left half written is removed after this time, and where writing has failed (a full
-/// disk), it is not tried again before: each try takes as long as the graph takes to load.
+/// Incomplete files of a process that died are removed after this time. After a failed write (a full disk), the next
+/// attempt waits this long, because each attempt takes as long as loading the graph.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
-/// What has been done to a graph that is kept.
+/// The processing of a cached graph.
 #[derive(Clone, Copy, Debug, Hash, PartialEq)]
 pub enum Form {
     /// Optimized by ONNX Runtime.
     Optimized,
-    /// Made eight-bit ([`crate::model::eight_bit`]) and optimized.
-    EightBit,
+    /// Quantized ([`crate::model::quantize`]) and optimized.
+    Int8,
 }
 
-/// Where a graph is kept.
+/// The location of a cached graph.
 pub struct Entry {
     cache: PathBuf,
-    /// Its source's path, hashed.
+    /// A hash of its source's path.
     source: String,
     directory: PathBuf,
 }
 
 impl Entry {
-    /// The place for the graph in `file`, in that form, as the library of that version and this CPU would have it. None if
-    /// the file can't be looked at.
+    /// The location of the graph in `file`, in that form, for that version of the library and this CPU. None if the
+    /// file's state can't be read.
     ///
-    /// Weights may lie in files beside the graph, so these count, too.
+    /// Weights may be in files beside the graph, so the state of these files counts, too.
     pub fn of(cache: &Path, file: &Path, version: &str, form: Form) -> Option<Self> {
         let file = file.canonicalize().ok()?;
         let mut state = DefaultHasher::new();
@@ -54,25 +54,25 @@ impl Entry {
         Some(Self { cache: cache.to_owned(), source, directory })
     }
 
-    /// The graph that is kept, if one is.
+    /// The cached graph, if it exists.
     pub fn graph(&self) -> Option<PathBuf> {
         let graph = self.directory.join(GRAPH);
         graph.is_file().then_some(graph)
     }
 
-    /// Why there is none and won't be one, if that was found out before.
+    /// The recorded reason why the graph can't be created, if any.
     pub fn refusal(&self) -> Option<String> {
         fs::read_to_string(self.directory.join(REFUSAL)).ok()
     }
 
-    /// Keeps the reason why there won't be one, so that it is not found out again in each process.
+    /// Records the reason why the graph can't be created, so that other processes don't try again.
     pub fn refuse(&self, why: &str) {
         let _ = DirBuilder::new().mode(0o700).recursive(true).create(&self.directory);
         let _ = fs::write(self.directory.join(REFUSAL), why);
     }
 
-    /// Waits until no other process writes this entry, and keeps others from it as long as the file lives. None if that can't
-    /// be had. `waiting` is called ten times a second; it may unwind.
+    /// Waits until no other process writes this entry, and locks it during the lifetime of the file. None if the lock
+    /// is unavailable. `waiting` is called ten times a second; it may unwind.
     pub fn lock(&self, waiting: &mut dyn FnMut()) -> Option<File> {
         DirBuilder::new().mode(0o700).recursive(true).create(&self.cache).ok()?;
         let file = File::create(self.cache.join(format!("lock-{}", self.source))).ok()?;
@@ -86,16 +86,16 @@ impl Entry {
         }
     }
 
-    /// Forgets it.
+    /// Removes the entry.
     pub fn remove(&self) {
         let _ = fs::remove_dir_all(&self.directory);
     }
 
-    /// Has `write` write the graph to a path and its weights to [`WEIGHTS`] beside it, and puts both in their place.
-    /// None where that has failed not long ago.
+    /// Calls `write` to write the graph to a path and its weights to [`WEIGHTS`] beside it, and moves both into place.
+    /// None if this has failed recently.
     ///
     /// # Errors
-    /// Why it could not be written, in one line.
+    /// The reason why it could not be written, in one line.
     pub fn write(&self, write: impl FnOnce(&Path) -> Result<(), String>) -> Option<Result<(), String>> {
         let failed = self.directory.with_extension("failed");
         if is_young(&failed) {
@@ -119,10 +119,10 @@ impl Entry {
         let draft = self.cache.join(format!("draft-{}-{}", self.source, std::process::id()));
         let _ = fs::remove_dir_all(&draft);
         builder.recursive(false).create(&draft).map_err(at(&draft))?;
-        // Also when a cancelled query unwinds: it may hold a gigabyte.
+        // This also runs when a cancelled query unwinds: the directory may take a gigabyte.
         let _draft = Draft(&draft);
         write(&draft.join(GRAPH)).and_then(|()| {
-            // Without this a crash of the machine could leave files of the right length that are empty.
+            // Without this a crash of the machine could leave files with the right length and no content.
             for entry in fs::read_dir(&draft).map_err(at(&draft))?.flatten() {
                 File::open(entry.path()).and_then(|file| file.sync_all()).map_err(at(&entry.path()))?;
             }
@@ -134,7 +134,7 @@ impl Entry {
         })
     }
 
-    /// Removes what is left of earlier states of the source, and of processes that died.
+    /// Removes entries for earlier states of the source, and files of processes that died.
     fn sweep(&self) {
         for entry in fs::read_dir(&self.cache).into_iter().flatten().flatten() {
             let (path, name) = (entry.path(), entry.file_name());
@@ -148,8 +148,9 @@ impl Entry {
     }
 }
 
-/// Hashes the state of a directory's files. They are told by length, inode, and times of the last change of content and of
-/// status, to the nanosecond: a hash of 600 MB would take as long as loading them. None if one can't be looked at.
+/// Hashes the state of a directory's files: length, inode, and times of the last change of content and of status, to
+/// the nanosecond. A hash of the content of 600 MB would take as long as loading them. None if a file's state can't be
+/// read.
 pub(crate) fn hash_state(directory: &Path, state: &mut impl Hasher) -> Option<()> {
     let mut files: Vec<_> = fs::read_dir(directory).ok()?.collect::<Result<_, _>>().ok()?;
     files.sort_by_key(fs::DirEntry::file_name);
@@ -170,13 +171,13 @@ impl Drop for Draft<'_> {
     }
 }
 
-/// Whether a process that still lives may be writing there.
+/// Whether a running process may be writing there.
 pub(crate) fn is_young(path: &Path) -> bool {
     let changed = fs::metadata(path).and_then(|about| about.modified());
     changed.is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|age| age < PATIENCE))
 }
 
-/// What the rewriting of a graph depends on in a CPU. A data directory can move to another machine.
+/// The CPU features that the rewriting of a graph depends on, because a data directory can move to another machine.
 fn cpu() -> Vec<bool> {
     #[cfg(target_arch = "x86_64")]
     {

@@ -1,6 +1,6 @@
-//! The parts of an ONNX file that a rewriting of it touches, as protobuf messages; what is only passed on stays bytes.
+//! The parts of an ONNX file that the quantizer changes, as protobuf messages; other parts stay bytes.
 //!
-//! Field numbers are those of onnx.proto (ONNX 1.20, IR version 13).
+//! Field numbers come from onnx.proto (ONNX 1.20, IR version 13).
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -95,7 +95,7 @@ pub struct Node {
     pub overload: Option<String>,
 }
 
-/// An attribute whose value is a number; other values are dropped, so this is for reading and for new nodes.
+/// An attribute with a numeric value; other values are dropped, so use this only for reading and for new nodes.
 #[derive(Clone, PartialEq, Message)]
 pub struct Attribute {
     #[prost(string, optional, tag = "1")]
@@ -149,7 +149,7 @@ impl Model {
     /// Reads a graph whose large weights are in files beside it.
     ///
     /// # Errors
-    /// [`Kind::BadModel`] if the file can't be read or is no ONNX file.
+    /// [`Kind::BadModel`] if the file can't be read or is not an ONNX file.
     pub fn read(file: &Path) -> Result<Self> {
         let bytes = fs::read(file).map_err(|e| failed(file, &e.to_string()))?;
         let model = Self::decode(bytes.as_slice()).map_err(|e| failed(file, &e.to_string()))?;
@@ -219,7 +219,7 @@ impl Tensor {
         Self::inline(name, FLOAT, dims, values.iter().flat_map(|value| value.to_le_bytes()).collect())
     }
 
-    /// (rows, columns) of a float32 matrix; none for anything else.
+    /// (rows, columns) of a float32 matrix; None for other tensors.
     pub fn float_matrix(&self) -> Option<(usize, usize)> {
         match (self.data_type(), self.dims.as_slice()) {
             (FLOAT, &[rows, columns]) => Some((usize::try_from(rows).ok()?, usize::try_from(columns).ok()?)),
@@ -227,10 +227,10 @@ impl Tensor {
         }
     }
 
-    /// The values of a float32 tensor, from a file in `directory` if they are not in the graph's.
+    /// The values of a float32 tensor, from a file in `directory` if they are not in the graph's file.
     ///
     /// # Errors
-    /// [`Kind::BadModel`] if they are fewer than its shape says; [`Kind::OutOfMemory`].
+    /// [`Kind::BadModel`] if there are fewer values than the shape requires; [`Kind::OutOfMemory`].
     pub fn values(&self, directory: &Path) -> Result<Vec<f32>> {
         let count = self.dims.iter().try_fold(1usize, |all, &size| all.checked_mul(usize::try_from(size).ok()?));
         let wrong = |why: &str| failed(directory, &format!("weights \"{}\": {why}", self.name()));
@@ -245,7 +245,7 @@ impl Tensor {
             let entry = |key: &str| self.external_data.iter().find(|entry| entry.key() == key).map(Entry::value);
             let number = |key: &str| entry(key).and_then(|value| value.parse::<u64>().ok());
             let name = entry("location").ok_or_else(|| wrong("no file is named"))?;
-            // What the runtime has written lies beside the graph; nothing else is opened.
+            // The runtime writes its files beside the graph; no other file is opened.
             if name.contains('/') {
                 return Err(wrong("their file is in another directory"));
             }
@@ -262,7 +262,7 @@ impl Tensor {
     }
 }
 
-/// A file for the weights of a graph that is written.
+/// A file for the weights of a graph that is being written.
 pub struct Weights {
     file: File,
     name: String,
@@ -274,7 +274,7 @@ const PAGE: u64 = 4096;
 
 impl Weights {
     /// # Errors
-    /// [`Kind::BadModel`] if the file can't be made.
+    /// [`Kind::BadModel`] if the file can't be created.
     pub fn create(directory: &Path, name: &str) -> Result<Self> {
         let file = File::create(directory.join(name)).map_err(|e| failed(&directory.join(name), &e.to_string()))?;
         Ok(Self { file, name: name.to_owned(), end: 0 })

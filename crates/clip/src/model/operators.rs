@@ -1,7 +1,8 @@
-//! Which operators a graph uses, read from its file without loading it.
+//! The operators of a graph, read from its file without loading it.
 //!
-//! An ONNX file is a protobuf message: field 7 of the model is the graph, its field 1 a node, whose field 4 is the operator's
-//! name. Weights are fields, too, and skipped by their length, so that of 600 MB some kilobytes are read.
+//! An ONNX file is a protobuf message: field 7 of the model is the graph, its field 1 a node, whose field 4 is the
+//! operator's name. Weights are fields, too, and are skipped by their length, so only a few kilobytes of 600 MB are
+//! read.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -11,24 +12,25 @@ use std::path::Path;
 const GRAPH: u64 = 7;
 const NODE: u64 = 1;
 const OPERATOR: u64 = 4;
-/// A node lists its inputs, outputs and attributes; a constant in an attribute may be as long.
+/// Maximum length of a node, which contains its inputs, outputs and attributes; a constant in an attribute may be this
+/// long.
 const LONGEST_NODE: u64 = 16 << 20;
 const LONGEST_NAME: u64 = 256;
 
-/// Operators that find out the range of their input while they run.
+/// Operators that determine the range of their input at run time.
 const DYNAMIC: [&str; 3] = ["DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"];
 
-/// Whether the graph quantizes by ranges that it finds in its input: over a whole batch, so that the vector of an item would
+/// Whether the graph quantizes by the range of its input. The range spans a whole batch, so the vector of an item would
 /// depend on its neighbours.
 pub fn quantizes_dynamically(file: &Path) -> bool {
     let Ok(operators) = operators(file) else { return false };
     DYNAMIC.iter().any(|name| operators.contains(*name))
 }
 
-/// The names of the operators of a graph, those of its subgraphs apart.
+/// The names of the operators of a graph, without its subgraphs.
 ///
 /// # Errors
-/// Where the file can't be read or is not of this form.
+/// If the file can't be read or does not have this form.
 fn operators(path: &Path) -> Result<HashSet<String>> {
     let file = File::open(path)?;
     let length = file.metadata()?.len();

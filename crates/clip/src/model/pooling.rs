@@ -1,7 +1,7 @@
-//! What some exports leave outside the graph: pooling over positions, and a dense layer.
+//! Steps that some exports leave out of the graph: pooling over positions, and a dense layer.
 //!
-//! sentence-transformers describes them in `modules.json`, one directory a step. A graph that returns one
-//! vector an item needs neither.
+//! sentence-transformers describes them in `modules.json`, with one directory per step. A graph that returns one vector
+//! per item needs neither.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use crate::error::{Error, Kind, Result};
 use crate::model::read_json;
 use crate::model::weights::{self, Tensor};
 
-/// How the vectors of an item's positions become one.
+/// The pooling of the vectors of an item's positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PoolingMode {
     /// The first position: the class token.
@@ -25,7 +25,7 @@ pub enum PoolingMode {
     Max,
 }
 
-/// A linear layer: `weight · x + bias`, then perhaps tanh.
+/// A linear layer: `weight · x + bias`, optionally followed by tanh.
 pub struct Dense {
     /// (out, in)
     weight: Array2<f32>,
@@ -38,15 +38,15 @@ pub struct Dense {
 pub struct Pooling {
     pub mode: Option<PoolingMode>,
     pub dense: Option<Dense>,
-    /// The tower's own projection, where the graph ends before it.
+    /// The tower's own projection, if the graph ends before it.
     pub projection: Option<Dense>,
 }
 
 impl Pooling {
-    /// Reads what a directory declares: `modules.json`, or else only `1_Pooling/config.json`.
+    /// Reads a directory's declaration: `modules.json`, or else only `1_Pooling/config.json`.
     ///
     /// # Errors
-    /// [`Kind::Unsupported`] for a module of another sort, by name; [`Kind::BadModel`] where a file is broken.
+    /// [`Kind::Unsupported`] for a module of another kind, by name; [`Kind::BadModel`] if a file is broken.
     pub fn read(directory: &Path) -> Result<Self> {
         let mut steps = Self::default();
         let list = directory.join("modules.json");
@@ -75,11 +75,11 @@ impl Pooling {
         Ok(steps)
     }
 
-    /// One vector an item, shape (items, width), from a graph's output of shape (items, width) or
-    /// (items, positions, width). `lengths` are the positions of each item that are not padding.
+    /// One vector per item, shape (items, width), from a graph's output of shape (items, width) or (items, positions,
+    /// width). `lengths` are the numbers of positions of each item without padding.
     ///
     /// # Errors
-    /// [`Kind::BadModel`] where the output has another shape, or the dense layer another width.
+    /// [`Kind::BadModel`] if the output has another shape, or the dense layer another width.
     pub fn apply(&self, output: ArrayD<f32>, lengths: &[usize]) -> Result<Array2<f32>> {
         let shape = output.shape().to_vec();
         let bad = |what: &str| {
@@ -109,24 +109,24 @@ impl Pooling {
             _ => return Err(bad("is not one vector an item")),
         };
         match (&self.dense, &self.projection) {
-            // A graph that returns one vector an item has its dense layer inside.
+            // A graph that returns one vector per item contains its dense layer.
             (Some(dense), _) if shape.len() == 3 => dense.apply(&vectors),
             (_, Some(projection)) => projection.apply(&vectors),
             _ => Ok(vectors),
         }
     }
 
-    /// Length of the vectors that come out where vectors of `width` go in, of one to an item or, with `positions`, of one
-    /// to a position.
+    /// Length of the resulting vectors for input vectors of length `width`, one per item or, with `positions`, one per
+    /// position.
     pub fn width(&self, width: usize, positions: bool) -> usize {
         let dense = self.dense.as_ref().filter(|_| positions).or(self.projection.as_ref());
         dense.map_or(width, |dense| dense.weight.nrows())
     }
 
-    /// Takes the projection `name` from the weights in one of these directories. False where none has it.
+    /// Reads the projection `name` from the weights in one of these directories. Returns false if none has it.
     ///
     /// # Errors
-    /// [`Kind::BadModel`] where the weights can't be used.
+    /// [`Kind::BadModel`] if the weights can't be used.
     pub fn project(&mut self, name: &str, directory: &Path) -> Result<bool> {
         for file in weights::files(directory) {
             let [weight] = weights::read(&file, [name])?;

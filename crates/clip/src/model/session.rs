@@ -1,4 +1,4 @@
-//! ONNX Runtime: one library and one environment a process, one session a tower.
+//! ONNX Runtime: one library and one environment per process, one session per tower.
 #![allow(unsafe_code)]
 
 use std::path::{Path, PathBuf};
@@ -14,9 +14,10 @@ use ort::value::{TensorElementType, ValueType};
 use crate::error::{Error, Kind, Result, Setting};
 use crate::model::graph_cache::{Entry, Form, WEIGHTS};
 use crate::model::watched::Run;
+use crate::threads::with_signals_blocked;
 
-/// The loaded libonnxruntime. It stays for the life of the process: the library allows one environment,
-/// and taking it down at exit would join threads that a signal may have stopped.
+/// The loaded libonnxruntime. It stays loaded for the lifetime of the process: the library allows only one environment,
+/// and releasing it at exit would join threads that a signal may have stopped.
 pub struct Runtime {
     environment: Environment,
     pub path: PathBuf,
@@ -26,11 +27,11 @@ pub struct Runtime {
 static RUNTIME: OnceCell<Runtime> = OnceCell::new();
 
 impl Runtime {
-    /// Loads the library on the first call; later calls return that one whatever the path.
+    /// Loads the library on the first call; later calls return the same library, regardless of the path.
     ///
     /// # Errors
-    /// [`Kind::MissingFile`] where there is no such library, [`Kind::BadModel`] where it is too old or not
-    /// ONNX Runtime. Nothing is kept of a failed attempt.
+    /// [`Kind::MissingFile`] if the library does not exist, [`Kind::BadModel`] if it is too old or not ONNX Runtime.
+    /// After a failed attempt the next call tries again.
     pub fn load(path: &Path) -> Result<&'static Self> {
         RUNTIME.get_or_try_init(|| {
             if !path.is_file() {
@@ -40,7 +41,7 @@ impl Runtime {
                         "Install libonnxruntime there (\"make install\" does), or set {setting} to its path.",
                     ));
             }
-            // Threads that the library starts must not take the process's signals.
+            // Threads that the library starts must not handle the process's signals.
             with_signals_blocked(|| {
                 let environment = ort::init_from(path)
                     .map_err(|e| library_error(path, &e))?
@@ -50,14 +51,14 @@ impl Runtime {
                     .map_err(|e| {
                         Error::new(Kind::Internal, "ONNX Runtime could not be started").detail(e.message().to_owned())
                     })?;
-                // Its messages would go to stderr beside the errors that it returns.
+                // Its messages would go to stderr, in addition to the returned errors.
                 environment.set_log_level(LogLevel::Fatal);
                 Ok(Self { environment, path: path.to_owned(), version: version_of(path) })
             })
         })
     }
 
-    /// The library that is loaded, if one is.
+    /// The loaded library, if any.
     pub fn loaded() -> Option<&'static Self> {
         RUNTIME.get()
     }
@@ -88,8 +89,8 @@ fn library_error(path: &Path, error: &LoadDynamicError) -> Error {
 
 /// The version that a loaded library states, such as "1.24.4".
 fn version_of(path: &Path) -> String {
-    // SAFETY: the library is in the process already and has been used, so this runs no code of its
-    // initialisation anew; OrtGetApiBase has this signature in every version and its strings are static.
+    // SAFETY: the library is already loaded and in use, so this does not run its initialisation again; OrtGetApiBase
+    // has this signature in every version, and its strings are static.
     let version = unsafe {
         libloading::Library::new(path).and_then(|library| {
             let base: libloading::Symbol<unsafe extern "C" fn() -> *const ort::sys::OrtApiBase> =
@@ -101,38 +102,24 @@ fn version_of(path: &Path) -> String {
     version.unwrap_or_else(|_| "of unknown version".to_owned())
 }
 
-/// Runs `f`, and starts whatever threads it starts, with all signals blocked.
-pub(crate) fn with_signals_blocked<T>(f: impl FnOnce() -> T) -> T {
-    // SAFETY: both sets are plain data which libc fills before they are read, and the old mask is put back
-    // before returning. A panic in `f` would leave signals blocked, so it is caught and passed on after.
-    unsafe {
-        let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = std::mem::zeroed();
-        libc::sigfillset(&mut all);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
-        libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
-        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    }
-}
-
 /// An input or output of a graph.
 #[derive(Clone, Debug)]
 pub struct Port {
     pub name: String,
     pub element: TensorElementType,
-    /// -1 where dynamic.
+    /// -1 if dynamic.
     pub shape: Vec<i64>,
-    /// The name of the first axis, which is empty where it has none. Axes of one name have one size in each run.
+    /// The name of the first axis, empty if unnamed. Axes with the same name have the same size in each run.
     pub batch_name: String,
 }
 
 impl Port {
-    /// Whether the graph takes as many items here as there.
+    /// Whether the graph requires the same number of items for both inputs.
     pub fn shares_batch(&self, other: &Self) -> bool {
         !self.batch_name.is_empty() && self.batch_name == other.batch_name
     }
 
-    /// Size of an axis, where the graph fixes it.
+    /// Size of an axis, if the graph fixes it.
     pub fn fixed(&self, axis: usize) -> Option<usize> {
         self.shape.get(axis).filter(|size| **size > 0).map(|size| *size as usize)
     }
@@ -145,22 +132,23 @@ impl std::fmt::Display for Port {
     }
 }
 
-/// After so many runs of a mapped graph its weights are copied into the layout that matrix products like. Until then each
-/// run lays them out anew, which costs an image a fifth more, and a text of seven tokens as much again; the copy costs
-/// as much as some 20 such runs, and 330 MB for the image tower of ViT-B/32, 150 for its text tower.
+/// After this number of runs of a mapped graph its weights are copied into the layout for matrix products. Until then
+/// each run converts them, which adds a fifth to the time of an image and doubles the time of a text of seven tokens;
+/// the copy takes as long as about 20 of these runs, and 330 MB for the image tower of ViT-B/32, 150 for its text
+/// tower.
 const MAPPED_RUNS: usize = 20;
-/// Weights of fewer bytes stay in the graph's own file.
+/// Weights with fewer bytes stay in the graph's own file.
 const SMALL: &str = "1024";
 
-/// How a session is made.
+/// The way to create a session.
 enum How<'a> {
-    /// From a model's own file: weights are read, the graph is rewritten, weights are laid out.
+    /// From a model's own file: weights are read, the graph is rewritten, weights are converted.
     Whole,
-    /// The same, written to this path for later sessions, and not meant to be run.
+    /// As above, written to this path for later sessions, and not meant to be run.
     Written(&'a Path),
-    /// From what was written: weights are mapped.
+    /// From the written file: weights are mapped.
     Mapped,
-    /// From what was written: weights are laid out.
+    /// From the written file: weights are converted.
     LaidOut,
     /// Written to this path with constants folded, and weights to a file of this name beside it; not meant to be run.
     Folded(&'a Path, &'a str),
@@ -169,12 +157,12 @@ enum How<'a> {
 /// A graph, ready to run.
 pub struct Tower {
     session: Session,
-    /// Where it is mapped from, and how often it has run.
+    /// The file that it is mapped from, and its number of runs.
     mapped: Option<(PathBuf, usize)>,
-    /// Where the rewritten graph is kept, if it is.
+    /// The cache entry of the rewritten graph, if any.
     kept: Option<PathBuf>,
     threads: usize,
-    /// What there is to remark about its loading, for an administrator.
+    /// A remark about its loading, for an administrator.
     pub note: Option<String>,
     pub file: PathBuf,
     pub inputs: Vec<Port>,
@@ -184,10 +172,11 @@ pub struct Tower {
 impl Tower {
     /// Loads a graph with a fixed number of threads (the calling one included).
     ///
-    /// With a directory for a cache, what takes long is done once and kept there ([`crate::model::graph_cache`]).
+    /// With a cache directory, slow steps are done once and their results are kept there
+    /// ([`crate::model::graph_cache`]).
     ///
     /// # Errors
-    /// [`Kind::BadModel`] where the file is not a graph that this library runs.
+    /// [`Kind::BadModel`] if the file is not a graph that this library can run.
     pub fn load(runtime: &Runtime, file: &Path, threads: usize, cache: Option<&Path>) -> Result<Self> {
         let entry = cache.and_then(|cache| Entry::of(cache, file, &runtime.version, Form::Optimized));
         let (kept, note) = entry.map_or((None, None), |entry| kept(runtime, file, threads, &entry));
@@ -208,7 +197,8 @@ impl Tower {
         Self { session, mapped, kept, threads, note: None, file: file.to_owned(), inputs, outputs }
     }
 
-    /// Loads a graph that was written by [`Self::write_optimized`] from `file`: its weights are mapped. None if it is damaged.
+    /// Loads a graph from `file` that [`Self::write_optimized`] has written: its weights are mapped. None if it is
+    /// damaged.
     pub fn mapped(runtime: &Runtime, graph: PathBuf, threads: usize, file: &Path) -> Option<Self> {
         let session = session(runtime, &graph, threads, &How::Mapped).ok()?;
         Some(Self::of(session, Some((graph, 0)), threads, file))
@@ -244,13 +234,13 @@ impl Tower {
         Ok(Self::of(session, None, 1, file))
     }
 
-    /// What [`Self::remember`] was told under this name, by whichever process.
+    /// The value that any process has stored under this name with [`Self::remember`].
     pub fn recall(&self, name: &str) -> Option<String> {
         std::fs::read_to_string(self.kept.as_ref()?.join(name)).ok()
     }
 
-    /// Keeps what was found out about the graph, as long as its rewritten form is kept. A failure costs the next process the
-    /// time to find out anew.
+    /// Stores a value about the graph, as long as its rewritten form is cached. After a failure the next process has to
+    /// determine it again.
     pub fn remember(&self, name: &str, value: &str) {
         if let Some(kept) = &self.kept {
             let draft = kept.join(format!("{name}-{}", std::process::id()));
@@ -258,10 +248,10 @@ impl Tower {
         }
     }
 
-    /// Copies mapped weights into the layout that is fastest, which a process that runs often gains by.
+    /// Copies mapped weights into the fastest layout, for a process that runs the graph often.
     pub fn lay_out(&mut self) {
         let Some((graph, _)) = self.mapped.take() else { return };
-        // Where the graph has gone meanwhile, the mapped one stays: its pages are there as long as it is.
+        // If the file has been removed in the meantime, the mapped graph remains: its pages stay valid.
         if let Some(Ok(session)) = Runtime::loaded().map(|r| session(r, &graph, self.threads, &How::LaidOut)) {
             self.session = session;
         }
@@ -291,7 +281,7 @@ impl Tower {
     /// Runs the graph once and returns several outputs, as float32.
     ///
     /// # Errors
-    /// Those of [`Self::run`].
+    /// The errors of [`Self::run`].
     pub fn run_for<const N: usize>(
         &mut self,
         inputs: Vec<(String, SessionInputValue<'_>)>,
@@ -301,10 +291,10 @@ impl Tower {
         Ok(outputs.map(|_| arrays.next().expect("one for each output")))
     }
 
-    /// The same for any number of outputs.
+    /// As above, for any number of outputs.
     ///
     /// # Errors
-    /// Those of [`Self::run`].
+    /// The errors of [`Self::run`].
     pub fn run_all(
         &mut self,
         inputs: Vec<(String, SessionInputValue<'_>)>,
@@ -371,8 +361,8 @@ fn unloadable(file: &Path, error: &ort::Error) -> Error {
 
 fn session(runtime: &Runtime, file: &Path, threads: usize, how: &How<'_>) -> ort::Result<Session> {
     with_signals_blocked(|| {
-        // Counts are always set: the library would otherwise start one thread a core in every backend.
-        // Spinning threads would burn a core between calls.
+        // The thread counts are always set: otherwise the library would start one thread per core in every backend.
+        // Spinning threads would occupy a core between calls.
         let builder = Session::builder(&runtime.environment)?
             .with_intra_threads(threads)?
             .with_inter_threads(1)?
@@ -399,7 +389,7 @@ fn session(runtime: &Runtime, file: &Path, threads: usize, how: &How<'_>) -> ort
     })
 }
 
-/// The session of a graph that is kept in the cache, or written to it now, with its file there; and a remark.
+/// The session of a cached graph, or of a graph that is written to the cache now, with its file; and a remark.
 fn kept(runtime: &Runtime, file: &Path, threads: usize, entry: &Entry) -> (Option<(Session, PathBuf)>, Option<String>) {
     let open = || {
         let graph = entry.graph()?;
@@ -408,7 +398,7 @@ fn kept(runtime: &Runtime, file: &Path, threads: usize, entry: &Entry) -> (Optio
     if let Some(found) = open() {
         return (Some(found), None);
     }
-    // Damaged, if it is there at all.
+    // The file is damaged or missing.
     entry.remove();
     let write = |graph: &Path| Tower::write_optimized(runtime, file, threads, graph);
     match entry.write(write) {
@@ -423,10 +413,10 @@ fn kept(runtime: &Runtime, file: &Path, threads: usize, entry: &Entry) -> (Optio
     }
 }
 
-/// The C library keeps what the writing of a graph has freed, 300 MB for the image tower of ViT-B/32.
+/// The C library retains the memory that was freed after writing a graph, 300 MB for the image tower of ViT-B/32.
 pub(crate) fn give_back_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: it returns free pages to the system and touches no memory in use.
+    // SAFETY: it returns free pages to the system and does not access memory in use.
     unsafe {
         libc::malloc_trim(0);
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ort::session::{NoSelectedOutputs, RunOptions};
 
-use crate::model::session::with_signals_blocked;
+use crate::threads::with_signals_blocked;
 
 /// Between two looks. A run that ends sooner, as most do, costs nothing but the note that it is there.
 const WAIT: Duration = Duration::from_millis(10);

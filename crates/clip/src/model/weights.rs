@@ -1,5 +1,5 @@
-//! Single tensors of a safetensors file: eight bytes with the length of a JSON header, the header, the values. No more
-//! than what is asked for is read, since these files have hundreds of megabytes.
+//! Single tensors of a safetensors file: eight bytes with the length of a JSON header, the header, the values. Only the
+//! requested tensors are read, because these files have hundreds of megabytes.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -10,11 +10,11 @@ use serde_json::Value;
 use crate::error::{Error, Kind, Result};
 use crate::memory;
 
-/// A header lists every tensor, at some 100 bytes; ViT-L has 600 of them.
+/// A header lists every tensor, with about 100 bytes each; ViT-L has 600 tensors.
 const LONGEST_HEADER: u64 = 16 << 20;
-/// A projection of 4096 to 4096; the largest that CLIP models have is 1664 to 1280.
+/// A projection of 4096 to 4096; the largest projection in CLIP models is 1664 to 1280.
 const MOST_VALUES: usize = 1 << 24;
-/// Hugging Face's, open_clip's and sentence-transformers' names of a model's weights.
+/// File names of a model's weights in Hugging Face's, open_clip's and sentence-transformers' layouts.
 const NAMES: [&str; 3] = ["model.safetensors", "open_clip_model.safetensors", "0_CLIPModel/model.safetensors"];
 
 /// A tensor as float32.
@@ -23,15 +23,15 @@ pub struct Tensor {
     pub values: Vec<f32>,
 }
 
-/// The files of a directory that may have a model's weights.
+/// The files of a directory that may contain a model's weights.
 pub fn files(directory: &Path) -> impl Iterator<Item = PathBuf> {
     NAMES.map(|name| directory.join(name)).into_iter().filter(|file| file.is_file())
 }
 
-/// The tensors of these names; none for a name that the file does not have.
+/// The tensors with these names; None for a name that the file does not contain.
 ///
 /// # Errors
-/// [`Kind::BadModel`] where the file is not of this format, or a tensor is not of a float type or too large;
+/// [`Kind::BadModel`] if the file is not in this format, or a tensor is not of a float type or too large;
 /// [`Kind::OutOfMemory`].
 pub fn read<const N: usize>(path: &Path, names: [&str; N]) -> Result<[Option<Tensor>; N]> {
     let broken = |why: String| {

@@ -1,21 +1,22 @@
-//! The words' vectors, and what is computed of a photo with them.
+//! The words' vectors, and the relevance of photos computed from them.
 
 use std::cmp::Ordering;
 
-use crate::clustering::centroid::l2_normalize;
 use crate::error::{Error, Kind, Result};
 use crate::memory;
 use crate::relevance::dot::Multiplier;
+use crate::vector::l2_normalize;
 
-/// The words of the background that are a photo's best: one in so many.
+/// A photo's best words are the background's number of words divided by this.
 const BEST: usize = 100;
 
-/// Vectors as bytes: each component of a unit vector in steps of its largest one's 127th. A photo is compared with all words, and
-/// 512 × 5,500 single-precision numbers would come from main memory each time; the scores differ by 0.02 at most.
+/// Vectors as bytes: each component of a unit vector in steps of 1/127 of its largest component. A photo is compared
+/// with all words, and 512 × 5,500 single-precision numbers would have to be read from main memory each time; the
+/// scores differ by at most 0.02.
 struct Codes {
     width: usize,
     codes: Vec<i8>,
-    /// What a step is.
+    /// The size of a step.
     steps: Vec<f32>,
 }
 
@@ -25,7 +26,7 @@ impl Codes {
         (vector.iter().map(move |value| if step > 0.0 { (value / step).round() as i8 } else { 0 }), step)
     }
 
-    /// The cosine of a vector to each word of the first `count`.
+    /// The cosine of a vector to each of the first `count` words.
     fn cosines(&self, vector: &[f32], count: usize) -> Vec<f32> {
         let (codes, step) = Self::encode(vector);
         let vector = Multiplier::new(codes.collect());
@@ -37,19 +38,19 @@ impl Codes {
 /// The words, relative to their mean.
 pub struct Background {
     pub words: Vec<String>,
-    /// The first so many words are compared with; the others are tags only.
+    /// The number of words that photos are compared with, from the start; the others are tags only.
     pub count: usize,
     pub(super) mean: Vec<f32>,
     codes: Codes,
 }
 
-/// A photo's place among the words; a text's likewise.
+/// The position of a photo or a text among the words.
 pub struct Photo {
-    /// Relative to the words' mean, of length 1.
+    /// The vector relative to the words' mean, of length 1.
     vector: Vec<f32>,
     /// The mean of its cosines to its best words.
     best: f64,
-    /// The standard deviation of its cosines to all.
+    /// The standard deviation of its cosines to all words.
     deviation: f64,
 }
 
@@ -86,7 +87,7 @@ impl Builder {
         Self { count: words.background, words: words.words, width: 0, vectors: Vec::new() }
     }
 
-    /// The words that come next, at most so many.
+    /// The next words, at most `most`.
     pub fn next(&self, most: usize) -> &[String] {
         let start = self.vectors.len().checked_div(self.width).unwrap_or(0);
         &self.words[start..self.words.len().min(start + most)]
@@ -95,7 +96,7 @@ impl Builder {
     /// The vector of the next word.
     ///
     /// # Errors
-    /// Where memory runs out.
+    /// If memory runs out.
     pub fn push(&mut self, vector: &[f32]) -> Result<()> {
         if self.width == 0 {
             self.width = vector.len();
@@ -107,7 +108,7 @@ impl Builder {
     }
 
     /// # Errors
-    /// Where memory runs out, or the words' vectors are all equal, as of a model that doesn't tell texts apart.
+    /// If memory runs out, or if the words' vectors are all equal because the model doesn't distinguish texts.
     pub fn finish(mut self) -> Result<Background> {
         let (width, count) = (self.width, self.count);
         assert_eq!(self.vectors.len(), width * self.words.len(), "a vector a word");
@@ -140,7 +141,7 @@ impl Background {
         self.codes.width
     }
 
-    /// The parts that are kept in a file.
+    /// The parts that are stored in a file.
     pub(super) fn parts(&self) -> (&[f32], &[f32], &[i8]) {
         (&self.mean, &self.codes.steps, &self.codes.codes)
     }
@@ -182,14 +183,26 @@ impl Background {
         Ok(Photo { vector, best, deviation })
     }
 
-    /// The `most` words with the highest scores, tags included, best first; equal ones in the list's order.
+    /// The `most` words with the highest scores, including tags, best first; equal scores in the list's order.
     pub fn tags(&self, photo: &Photo, most: usize) -> Vec<(usize, f64)> {
-        let cosines = self.codes.cosines(&photo.vector, self.words.len());
-        let scores = cosines.iter().map(|&cosine| photo.score_of(f64::from(cosine))).enumerate().collect();
-        first(scores, most, |one, other| other.1.total_cmp(&one.1).then(one.0.cmp(&other.0)))
+        first(self.scores(photo).into_iter().enumerate().collect(), most, |one, other| {
+            other.1.total_cmp(&one.1).then(one.0.cmp(&other.0))
+        })
     }
 
-    /// The `most` words that suit both a photo and a text: those whose lower score of the two is highest.
+    /// The score of each word, tags included.
+    pub fn scores(&self, photo: &Photo) -> Vec<f64> {
+        let cosines = self.codes.cosines(&photo.vector, self.words.len());
+        cosines.iter().map(|&cosine| photo.score_of(f64::from(cosine))).collect()
+    }
+
+    /// The score of the word that two photos share most: the highest of the lower ones of both. `scores`: the other photo's.
+    pub fn in_common(&self, photo: &Photo, scores: &[f64]) -> f64 {
+        let pairs = self.scores(photo).into_iter().zip(scores);
+        pairs.map(|(one, other)| one.min(*other)).fold(f64::NEG_INFINITY, f64::max)
+    }
+
+    /// The `most` words that fit both a photo and a text: the words whose lower score of the two is highest.
     pub fn shared(&self, photo: &Photo, text: &Photo, most: usize) -> Vec<Shared> {
         let of_photo = self.codes.cosines(&photo.vector, self.words.len());
         let of_text = self.codes.cosines(&text.vector, self.words.len());
@@ -204,7 +217,7 @@ impl Background {
     }
 }
 
-/// The first `most` in an order.
+/// The first `most` items in an order.
 fn first<T>(mut items: Vec<T>, most: usize, order: impl Fn(&T, &T) -> Ordering) -> Vec<T> {
     if most == 0 {
         return Vec::new();
@@ -244,7 +257,7 @@ mod tests {
         builder.finish().unwrap()
     }
 
-    /// The same, in double precision and in the plainest way.
+    /// As above, in double precision and in the simplest way.
     fn plainly(count: usize, photo: &[f32], text: &[f32]) -> f64 {
         let width = photo.len();
         let double = |v: &[f32]| v.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
@@ -292,6 +305,9 @@ mod tests {
             );
         }
         let photo = background.photo(&vector(1, 96)).unwrap();
+        let other = background.photo(&vector(2, 96)).unwrap();
+        let shared = &background.shared(&photo, &other, 1)[0];
+        assert_eq!(background.in_common(&photo, &background.scores(&other)), shared.photo.min(shared.text));
         assert_eq!(background.tags(&photo, 0), []);
         assert_eq!(background.tags(&photo, 5000).len(), 1050);
     }

@@ -12,26 +12,26 @@ use crate::memory;
 use crate::model::Model;
 use crate::model::graph_cache::{hash_state, is_young};
 
-/// Of this layout.
+/// The version of this layout.
 const MAGIC: &[u8; 8] = b"clipwrd1";
 const SUFFIX: &str = "words";
 
 /// The file for a list of words and a model.
 pub struct Entry {
     directory: PathBuf,
-    /// Of the model's files, hashed.
+    /// A hash of the paths of the model's files.
     source: String,
-    /// Of the files' state and the words, hashed.
+    /// A hash of the files' state and the words.
     state: u64,
 }
 
 impl Entry {
-    /// None where the model's files can't be looked at.
+    /// None if the state of the model's files can't be read.
     pub fn of(cache: &Path, model: &Model, words: &Words, runtime: &str) -> Option<Self> {
         let graph = model.text.as_deref()?.canonicalize().ok()?;
         let (mut source, mut state) = (DefaultHasher::new(), DefaultHasher::new());
-        // The eight-bit form has vectors of its own, and neither removes the other's.
-        (&graph, model.eight_bit_text).hash(&mut source);
+        // The quantized model has different vectors, and neither removes the other's file.
+        (&graph, model.int8_text).hash(&mut source);
         (MAGIC, env!("CARGO_PKG_VERSION"), runtime, words.background, &words.words).hash(&mut state);
         hash_state(graph.parent()?, &mut state)?;
         hash_state(&model.text_directory, &mut state)?;
@@ -42,10 +42,10 @@ impl Entry {
         self.directory.join(format!("{}-{:016x}.{SUFFIX}", self.source, self.state))
     }
 
-    /// What is kept, if it is whole: a file of another length or checksum counts as none.
+    /// The contents of the file, if it is complete: a file with a wrong length or checksum counts as missing.
     ///
     /// # Errors
-    /// Where memory runs out.
+    /// If memory runs out.
     pub fn read(&self, words: Words) -> Result<std::result::Result<Background, Words>> {
         let Some((header, mut file)) = self.open() else { return Ok(Err(words)) };
         let [width, count, background, checksum] = header;
@@ -81,10 +81,11 @@ impl Entry {
         (header[..8] == MAGIC[..]).then_some((numbers, file))
     }
 
-    /// Writes the file beside its place and moves it there, so that others see it whole or not at all.
+    /// Writes the file under a temporary name and renames it, so that other processes see either the complete file or
+    /// none.
     ///
     /// # Errors
-    /// Why it could not be written.
+    /// The reason why it could not be written.
     pub fn write(&self, background: &Background) -> Result<()> {
         let (mean, steps, codes) = background.parts();
         let mut bytes = memory::with_capacity((mean.len() + steps.len()) * 4 + codes.len())?;
@@ -112,7 +113,7 @@ impl Entry {
         })
     }
 
-    /// Removes what is left of earlier states, and of processes that died an hour ago or more.
+    /// Removes files of earlier states, and of processes that died at least an hour ago.
     fn sweep(&self) {
         for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
             let (path, name) = (entry.path(), entry.file_name());
@@ -164,7 +165,7 @@ mod tests {
         assert!(entry(700, "2").read(words(700)).unwrap().is_err(), "another runtime");
         assert!(entry(701, "1").read(words(701)).unwrap().is_err(), "another list");
 
-        // A byte that has changed, and a file that is cut short.
+        // A changed byte, and a truncated file.
         let mut bytes = fs::read(first.path()).unwrap();
         bytes[3000] ^= 1;
         fs::write(first.path(), &bytes).unwrap();
@@ -173,16 +174,16 @@ mod tests {
         fs::write(first.path(), &bytes[..bytes.len() - 1]).unwrap();
         assert!(first.read(words(700)).unwrap().is_err());
 
-        // The state of the model's files counts, and what is outdated goes.
+        // The state of the model's files counts, and outdated files are removed.
         fs::write(folder.join("models/small/tokenizer.json"), "another").unwrap();
         let changed = entry(700, "1");
         assert!(changed.read(words(700)).unwrap().is_err());
         changed.write(&made).unwrap();
         let left: Vec<PathBuf> = fs::read_dir(&cache).unwrap().flatten().map(|entry| entry.path()).collect();
         assert_eq!(left, [changed.path()]);
-        // The eight-bit form has a file beside it.
-        let eight_bit = Model { eight_bit_text: true, ..model.clone() };
-        let other = Entry::of(&cache, &eight_bit, &words(700), "1").unwrap();
+        // The quantized model has a separate file.
+        let int8 = Model { int8_text: true, ..model.clone() };
+        let other = Entry::of(&cache, &int8, &words(700), "1").unwrap();
         assert!(other.read(words(700)).unwrap().is_err());
         other.write(&made).unwrap();
         assert!(changed.path().exists() && other.path().exists());

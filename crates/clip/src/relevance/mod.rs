@@ -1,10 +1,12 @@
-//! Whether a photo shows what a text says, as a number from 0 to 1 that means the same for every text, photo and model.
+//! Relevance: how certainly a photo shows the subject of a text, as a number from 0 to 1 with the same meaning for
+//! every text, photo and model.
 //!
-//! A cosine alone can't say so: 0.2 is a good match for one photo and a poor one for another. Here the text competes with some
-//! thousand everyday words, the *background*. All vectors are taken relative to the words' mean, which removes what every text
-//! has in common and most of what keeps texts apart from images. The score of a text is how far its cosine lies above the mean
-//! of the photo's best words (one in a hundred), in units of the standard deviation of the photo's cosines to all words. That is
-//! free of the model's scale, so fixed constants turn it into a number from 0 to 1.
+//! A cosine alone can't measure this: 0.2 is a good match for one photo and a poor match for another. Here the text
+//! competes with several thousand everyday words, the *background*. All vectors are taken relative to the words' mean,
+//! which removes the component that all texts share and most of the gap between texts and images. The score of a text
+//! is the distance of its cosine above the mean of the photo's best words (one in a hundred), in units of the standard
+//! deviation of the photo's cosines to all words. The score does not depend on the model's scale, so fixed constants
+//! convert it to a number from 0 to 1.
 
 mod background;
 mod cache;
@@ -18,10 +20,10 @@ pub use words::Words;
 /// From this relevance on a photo counts as an answer.
 pub const CUT: f64 = 0.5;
 
-/// The score at which relevance is [`CUT`]: there 85 % of the queries without an answer came out empty, on the half of the
-/// queries that was set aside for choosing it (benches/eval/queries.csv).
+/// The score at which relevance is [`CUT`]: with it, 85 % of the queries without an answer returned nothing, on the
+/// half of the queries that was set aside for choosing it (benches/eval/queries.csv).
 const SCORE_AT_CUT: f64 = 0.84;
-/// How fast relevance rises with the score: a logistic regression's on the same half.
+/// The slope of relevance over the score, from a logistic regression on the same half.
 const SLOPE: f64 = 1.34;
 
 /// A score as a number from 0 to 1.

@@ -1,15 +1,15 @@
-//! The list of words: a file that can be replaced.
+//! The list of words, which a file can replace.
 
 use crate::error::{Error, Kind, Result};
 
-/// The list that is used where no file is named.
+/// The list to use if no file is named.
 const EVERYDAY: &str = include_str!("../../../../models/words/everyday.txt");
-/// The best hundredth of the background must be some words, and each word costs a photo half a microsecond.
+/// The best hundredth of the background must contain several words, and each word costs half a microsecond per photo.
 const FEWEST: usize = 500;
 const MOST: usize = 50_000;
 const LONGEST: usize = 200;
 
-/// Words, of which the first `background` are what photos are compared with; the others are tags only.
+/// Words, of which photos are compared with the first `background`; the others are tags only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Words {
     pub words: Vec<String>,
@@ -21,10 +21,11 @@ impl Words {
         Self::parse(EVERYDAY)
     }
 
-    /// One word or phrase a line. A line that begins with + is a tag only; empty lines and those that begin with # are left out.
+    /// One word or phrase per line. A line that begins with + is a tag only; empty lines and lines that begin with #
+    /// are skipped.
     ///
     /// # Errors
-    /// [`Kind::InvalidInput`] for a list that is too short or too long, or a line that is.
+    /// [`Kind::InvalidInput`] for a list that is too short or too long, or with a line that is too long.
     pub fn parse(text: &str) -> Result<Self> {
         let (mut background, mut tags) = (Vec::new(), Vec::new());
         for (number, line) in text.lines().enumerate() {

@@ -1,8 +1,8 @@
-//! What the tokenizers' classes of the libraries do to a text in code, before `tokenizer.json` is asked.
+//! The cleaning of texts that the libraries' tokenizer classes do in code, before `tokenizer.json` applies.
 //!
-//! transformers' classes for SigLIP lower the case and take punctuation out; open_clip cleans every text with ftfy, twice
-//! unescapes HTML, and collapses white space. Of ftfy this is all but the repair of texts that were decoded in the wrong
-//! encoding ("mojibake").
+//! transformers' classes for SigLIP convert to lower case and remove punctuation; open_clip cleans every text with
+//! ftfy, unescapes HTML twice, and collapses white space. This module implements all of ftfy except the repair of texts
+//! that were decoded in the wrong encoding ("mojibake").
 
 use std::borrow::Cow;
 
@@ -11,10 +11,10 @@ use unicode_normalization::UnicodeNormalization as _;
 
 use crate::model::config::{Config, Family};
 
-/// How a text is cleaned.
+/// The cleaning of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cleaning {
-    /// Not at all.
+    /// None.
     None,
     /// SigLIP 2 in transformers: lower case.
     Lower,
@@ -22,15 +22,14 @@ pub enum Cleaning {
     Siglip { lower: bool },
     /// open_clip: ftfy, HTML entities, white space collapsed.
     OpenClip,
-    /// The same in lower case, by open_clip's own tokenizer.
+    /// As above, in lower case, for open_clip's own tokenizer.
     OpenClipLower,
-    /// The same without punctuation and in lower case, for open_clip's SigLIP.
+    /// As above, without punctuation and in lower case, for open_clip's SigLIP.
     OpenClipCanonical,
 }
 
 impl Cleaning {
-    /// By open_clip's options, whose own tokenizer this is if `simple`, and by the class that `tokenizer_config.json`
-    /// names.
+    /// Chosen by open_clip's options (`simple`: its own tokenizer) and by the class that `tokenizer_config.json` names.
     pub(super) fn of(config: &Config, simple: bool, tokenizer: &Value) -> Self {
         if config.family == Family::OpenClip {
             return match config.tokenizer_options()["clean"].as_str() {
@@ -39,7 +38,7 @@ impl Cleaning {
                 Some("whitespace") => Self::OpenClip,
                 _ if simple => Self::OpenClipLower,
                 _ if config.names_tokenizer() => Self::OpenClip,
-                // M-CLIP as Immich exports it: a configuration of open_clip's form for a model of transformers.
+                // Immich's export of M-CLIP: a configuration in open_clip's format for a model of transformers.
                 _ => Self::None,
             };
         }
@@ -48,7 +47,7 @@ impl Cleaning {
         let siglip = config.family == Family::Siglip;
         match class.trim_end_matches("Fast") {
             "SiglipTokenizer" => Self::Siglip { lower: lower.unwrap_or(true) },
-            // transformers 5 reads SigLIP 2's files with this class, whatever class they name.
+            // transformers 5 reads SigLIP 2's files with this class, regardless of the class that they name.
             "Siglip2Tokenizer" => {
                 if lower == Some(false) {
                     Self::None
@@ -97,7 +96,7 @@ impl std::fmt::Display for Cleaning {
     }
 }
 
-/// White space of any kind and length becomes one space; none at the ends.
+/// Replaces white space of any kind and length by one space, and removes it at the ends.
 fn collapse(text: &str) -> String {
     let mut collapsed = String::with_capacity(text.len());
     for word in text.split(is_space).filter(|word| !word.is_empty()) {
@@ -109,12 +108,12 @@ fn collapse(text: &str) -> String {
     collapsed
 }
 
-/// Python's `str.isspace`, which counts four separators of ASCII.
+/// Python's `str.isspace`, which includes four ASCII separators.
 fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1C}'..='\u{1F}').contains(&c)
 }
 
-/// `canonicalize_text`: underscores become spaces, ASCII punctuation goes, letters are lower-cased.
+/// `canonicalize_text`: underscores become spaces, ASCII punctuation is removed, letters are lower-cased.
 fn canonicalize(text: &str) -> String {
     let text: String = text.replace('_', " ").chars().filter(|c| !c.is_ascii_punctuation()).collect();
     collapse(&text.to_lowercase())
@@ -127,20 +126,20 @@ fn basic(text: &str) -> String {
     htmlize::unescape(once.as_ref()).trim_matches(is_space).to_owned()
 }
 
-/// ftfy's steps, in its order, but for `fix_encoding`.
+/// ftfy's steps, in its order, except `fix_encoding`.
 fn fix_text(text: &str) -> String {
     if text.is_ascii()
         && !text.contains(|c: char| c == '&' || c == '\r' || (c.is_ascii_control() && c != '\n' && c != '\t'))
     {
         return text.to_owned();
     }
-    // A text with a tag is taken for HTML, whose entities ftfy leaves.
+    // A text with a tag counts as HTML, whose entities ftfy does not change.
     let unescaped = if text.contains('<') { Cow::Borrowed(text) } else { htmlize::unescape(text) };
     let mut fixed = String::with_capacity(unescaped.len());
     let mut rest = unescaped.chars().peekable();
     while let Some(c) = rest.next() {
         match c {
-            // Colours and the like of terminals: ESC [ numbers letter.
+            // Terminal escape sequences, such as colours: ESC [ numbers letter.
             '\u{1B}' if rest.peek() == Some(&'[') => {
                 let mut ahead = rest.clone();
                 ahead.next();
@@ -192,7 +191,7 @@ fn fix_text(text: &str) -> String {
     fixed.nfc().collect()
 }
 
-/// The character that Windows-1252 has where Latin-1 has a control: what HTML reads, too.
+/// The Windows-1252 character for a control character of Latin-1, which HTML uses, too.
 fn windows_1252(c: char) -> char {
     const TABLE: [char; 32] = [
         '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8D}', 'Ž', '\u{8F}', '\u{90}', '‘',

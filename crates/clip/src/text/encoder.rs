@@ -1,4 +1,4 @@
-//! Text to token ids, by the model's own tokenizer.
+//! Text to token ids, with the model's own tokenizer.
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -20,48 +20,47 @@ use crate::text::runs::Runs;
 /// A model's tokenizer with its limits.
 pub struct TextEncoder {
     tokenizer: Tokenizer,
-    /// Most ids that a text may have, special ones included.
+    /// Maximum number of ids of a text, including special ids.
     pub context_length: usize,
-    /// Which file states the context, for a person.
+    /// The file that states the context, for messages.
     pub context_source: String,
-    /// What a shorter text is filled with where the graph wants a fixed length.
+    /// The padding id for shorter texts if the graph needs a fixed length.
     pub pad_id: u32,
-    /// Texts are filled at their beginning.
+    /// Texts are padded at their beginning.
     pub pad_left: bool,
     /// Ids that the post-processor adds: start and end of text.
     special: usize,
-    /// What the library's tokenizer class does to a text before its `tokenizer.json` is asked.
+    /// The cleaning by the library's tokenizer class before `tokenizer.json` applies.
     pub cleaning: Cleaning,
-    /// An id that becomes 0, as open_clip's `strip_sep_token` asks.
+    /// An id that becomes 0, for open_clip's `strip_sep_token`.
     stripped: Option<u32>,
     runs: OnceCell<Runs>,
 }
 
-/// A text's ids, special ones included.
+/// A text's ids, including special ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokens {
     pub ids: Vec<u32>,
-    /// How many of them are the text's; what follows is padding.
+    /// The number of the text's own ids; the rest is padding.
     pub length: usize,
-    /// The text had more, and was cut.
+    /// The text was longer, and was truncated.
     pub truncated: bool,
 }
 
 impl TextEncoder {
-    /// Loads the tokenizer of a model. `fixed_length` is the sequence length that the graph is bound to. What has to be
-    /// guessed is added to `warnings`.
+    /// Loads the tokenizer of a model. `fixed_length` is the sequence length that the graph fixes. Guesses are added to
+    /// `warnings`.
     ///
-    /// The context length is the least of what these state: the graph's fixed axis, `model_max_length` of
+    /// The context length is the minimum of these values: the graph's fixed axis, `model_max_length` of
     /// `tokenizer_config.json`, truncation and fixed padding of `tokenizer.json`, `max_seq_length` of
     /// `sentence_bert_config.json`, and the positions of the text tower (`context_length` of open_clip's configuration,
-    /// `max_position_embeddings` of `config.json`). Where none does, it is that of the family.
+    /// `max_position_embeddings` of `config.json`). Without any of these it is the family's.
     ///
-    /// The padding id is open_clip's 0 where a text goes through its own tokenizer, else the `pad_token` of
-    /// `tokenizer_config.json`, else that of `tokenizer.json`. `config.json` is not asked: CLIP's own says pad 1 and EOS
-    /// 2 where both are 49407.
+    /// The padding id is 0 for open_clip's own tokenizer, else the `pad_token` of `tokenizer_config.json`, else of
+    /// `tokenizer.json`. `config.json` is not used: CLIP's own states pad 1 and EOS 2, although both are 49407.
     ///
     /// # Errors
-    /// [`Kind::MissingFile`] without files for a tokenizer, [`Kind::BadModel`] where they cannot be used.
+    /// [`Kind::MissingFile`] without files for a tokenizer, [`Kind::BadModel`] if they can't be used.
     pub fn load(model: &Model, fixed_length: Option<usize>, warnings: &mut Vec<Error>) -> Result<Self> {
         let source = TokenizerFiles::of(model)?;
         let unusable = |e: &dyn std::fmt::Display| {
@@ -72,50 +71,15 @@ impl TextEncoder {
         let stated = &source.config;
         let config = Config::read(&model.text_directory);
 
-        let fixed_padding = tokenizer.get_padding().and_then(|padding| match padding.strategy {
-            PaddingStrategy::Fixed(length) => Some(length),
-            PaddingStrategy::BatchLongest => None,
-        });
-        let sentences = ["sentence_bert_config.json", "0_Transformer/sentence_bert_config.json"]
-            .into_iter()
-            .find_map(|name| read_json(&model.text_directory.join(name)).ok()?["max_seq_length"].as_u64());
-        let candidates = [
-            ("the graph", fixed_length),
-            // Exporters write 1e30 for "no limit".
-            (
-                "tokenizer_config.json",
-                stated["model_max_length"].as_f64().filter(|n| (1.0..1e6).contains(n)).map(|n| n as usize),
-            ),
-            ("tokenizer.json, truncation", tokenizer.get_truncation().map(|t| t.max_length)),
-            ("tokenizer.json, padding", fixed_padding),
-            ("sentence_bert_config.json", sentences.map(|n| n as usize)),
-            ("the configuration's positions", config.positions()),
-        ];
-        let least = candidates.into_iter().filter_map(|(from, length)| Some((length?, from))).min_by_key(|(n, _)| *n);
-        let (context_length, context_source) = match least {
-            Some((length, from)) => (length, format!("by {from}")),
-            None => {
-                let (length, known) = config.usual_context();
-                if !known {
-                    warnings.push(
-                        Error::new(
-                            Kind::MissingFile,
-                            format!("model \"{}\" does not say its context length", model.name),
-                        )
-                        .detail(format!("Texts are cut to {length} tokens, as CLIP's are."))
-                        .hint("Put \"model_max_length\" into its tokenizer_config.json."),
-                    );
-                }
-                (length, if known { "as its family has it".to_owned() } else { "a guess".to_owned() })
-            }
-        };
+        let (context_length, context_source) =
+            context(model, &tokenizer, &source.config, &config, fixed_length, warnings);
 
         let pad_token = stated["pad_token"].as_str().or_else(|| stated["pad_token"]["content"].as_str());
         let own_padding = || {
             let by_name = pad_token.and_then(|token| tokenizer.token_to_id(token));
             by_name.or_else(|| tokenizer.get_padding().map(|p| p.pad_id)).unwrap_or(0)
         };
-        // Some exports of open_clip's models leave the name of another tokenizer out.
+        // Some exports of open_clip's models omit the name of another tokenizer.
         let simple = config.has_simple_tokenizer() && tokenizer.token_to_id("<|startoftext|>").is_some();
         let pad_id = if simple { 0 } else { own_padding() };
         let pad_left = match stated["padding_side"].as_str() {
@@ -141,11 +105,11 @@ impl TextEncoder {
                 stride: 0,
             }))
             .map_err(|e| unusable(&e))?;
-        // Special tokens have other names in open_clip's own tokenizer, so a text that writes these out means no token.
+        // Special tokens have different names in open_clip's own tokenizer, so these names in a text are not tokens.
         if simple {
             tokenizer.set_encode_special_tokens(true);
         }
-        // A tokenizer.json that was converted from SigLIP's class cleans by itself, and finds special tokens before.
+        // A tokenizer.json that was converted from SigLIP's class cleans texts itself, and finds special tokens first.
         let normalizer = serde_json::to_string(&tokenizer.get_normalizer()).unwrap_or_default();
         let cleaning = match Cleaning::of(&config, simple, stated) {
             Cleaning::Siglip { .. } if normalizer.contains("\"Lowercase\"") => Cleaning::None,
@@ -155,7 +119,7 @@ impl TextEncoder {
         Ok(Self { tokenizer, context_length, context_source, pad_id, pad_left, special, cleaning, stripped, runs })
     }
 
-    /// Fills the ids of a text up to a length.
+    /// Pads the ids of a text to a length.
     pub fn pad(&self, tokens: &mut Tokens, length: usize) {
         let missing = length.saturating_sub(tokens.ids.len());
         if self.pad_left {
@@ -165,8 +129,8 @@ impl TextEncoder {
         }
     }
 
-    /// The ids of a text, special ones included. A longer text is cut before the special tokens are added, so that the
-    /// end token stays last.
+    /// The ids of a text, including special ids. A longer text is truncated before the special tokens are added, so
+    /// that the end token stays last.
     ///
     /// # Errors
     /// As [`Self::encode_checked`].
@@ -174,15 +138,15 @@ impl TextEncoder {
         self.encode_checked(text, &mut || ())
     }
 
-    /// The same, with calls of `check_interrupts` every few milliseconds, which may unwind.
+    /// As above, with calls of `check_interrupts` every few milliseconds, which may unwind.
     ///
-    /// The tokenizers library takes some 100 bytes of memory and a microsecond for each byte of text. So a long text is
-    /// given to it from the start in growing pieces, until they fill the context with tokens that are those of the
-    /// whole text; see [`super::pieces`] and [`super::runs`].
+    /// The tokenizers library takes about 100 bytes of memory and a microsecond for each byte of text. A long text is
+    /// therefore tokenized from the start in growing pieces, until the tokens that are certain to equal the whole
+    /// text's fill the context; see [`super::pieces`] and [`super::runs`].
     ///
     /// # Errors
-    /// [`Kind::InvalidInput`] for a text with nothing in it; [`Kind::LimitExceeded`] where the longest piece does not
-    /// fill the context; [`Kind::OutOfMemory`].
+    /// [`Kind::InvalidInput`] for a blank text; [`Kind::LimitExceeded`] if the longest piece does not fill the context;
+    /// [`Kind::OutOfMemory`].
     pub fn encode_checked(&self, text: &str, check_interrupts: &mut dyn FnMut()) -> Result<Tokens> {
         let refused = || {
             Error::new(Kind::InvalidInput, "text cannot be tokenized").detail("The tokenizers library gave up on it.")
@@ -203,7 +167,7 @@ impl TextEncoder {
             let whole = ends && piece.len() == text.len();
             let cleaned = self.cleaning.clean(piece);
             let piece = &*cleaned;
-            // The library panics on some texts; an interrupt that unwinds is not one of these.
+            // The library panics on some texts; an interrupt that unwinds is a different case.
             let interrupted = RefCell::new(None);
             let mut look = || {
                 let result = catch_unwind(AssertUnwindSafe(|| check.borrow_mut()()));
@@ -232,7 +196,7 @@ impl TextEncoder {
         }
     }
 
-    /// Cuts to the context and adds the special tokens.
+    /// Truncates to the context and adds the special tokens.
     fn finish(&self, encoding: Encoding, text: &str) -> Result<Tokens> {
         let refused = |e: tokenizers::Error| {
             Error::new(Kind::InvalidInput, "text cannot be tokenized")
@@ -249,9 +213,54 @@ impl TextEncoder {
         Ok(Tokens { truncated: !encoding.get_overflowing().is_empty(), length: ids.len(), ids })
     }
 
-    /// What the tokenizer does to long runs, found out for the first long text.
+    /// The tokenizer's treatment of long runs, determined for the first long text.
     fn runs(&self) -> &Runs {
         self.runs.get_or_init(|| Runs::of(&self.tokenizer, self.context_length))
+    }
+}
+
+/// The context length and, for messages, its source; see [`TextEncoder::load`].
+fn context(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    stated: &serde_json::Value,
+    config: &Config,
+    fixed_length: Option<usize>,
+    warnings: &mut Vec<Error>,
+) -> (usize, String) {
+    let fixed_padding = tokenizer.get_padding().and_then(|padding| match padding.strategy {
+        PaddingStrategy::Fixed(length) => Some(length),
+        PaddingStrategy::BatchLongest => None,
+    });
+    let sentences = ["sentence_bert_config.json", "0_Transformer/sentence_bert_config.json"]
+        .into_iter()
+        .find_map(|name| read_json(&model.text_directory.join(name)).ok()?["max_seq_length"].as_u64());
+    let candidates = [
+        ("the graph", fixed_length),
+        // Exporters write 1e30 for "no limit".
+        (
+            "tokenizer_config.json",
+            stated["model_max_length"].as_f64().filter(|n| (1.0..1e6).contains(n)).map(|n| n as usize),
+        ),
+        ("tokenizer.json, truncation", tokenizer.get_truncation().map(|t| t.max_length)),
+        ("tokenizer.json, padding", fixed_padding),
+        ("sentence_bert_config.json", sentences.map(|n| n as usize)),
+        ("the configuration's positions", config.positions()),
+    ];
+    let least = candidates.into_iter().filter_map(|(from, length)| Some((length?, from))).min_by_key(|(n, _)| *n);
+    match least {
+        Some((length, from)) => (length, format!("by {from}")),
+        None => {
+            let (length, known) = config.usual_context();
+            if !known {
+                warnings.push(
+                    Error::new(Kind::MissingFile, format!("model \"{}\" does not say its context length", model.name))
+                        .detail(format!("Texts are cut to {length} tokens, as CLIP's are."))
+                        .hint("Put \"model_max_length\" into its tokenizer_config.json."),
+                );
+            }
+            (length, if known { "as its family has it".to_owned() } else { "a guess".to_owned() })
+        }
     }
 }
 

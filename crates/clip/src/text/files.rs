@@ -1,5 +1,5 @@
-//! The files of a tokenizer: `tokenizer.json`, or what it is made of: CLIP's `vocab.json` and `merges.txt`, SigLIP's
-//! `spiece.model`.
+//! The files of a tokenizer: `tokenizer.json`, or the files from which it can be built: CLIP's `vocab.json` and
+//! `merges.txt`, SigLIP's `spiece.model`.
 
 use std::path::{Path, PathBuf};
 
@@ -13,16 +13,16 @@ use crate::text::spiece;
 const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
 
-/// What the file of a tokenizer is.
+/// The format of a tokenizer's file.
 enum Source {
     Json,
-    /// CLIP's vocabulary, with its merges in the other file.
+    /// CLIP's vocabulary, with its merges in a second file.
     Clip(PathBuf),
     /// SigLIP's pieces.
     Siglip,
 }
 
-/// Where a tokenizer is read from.
+/// The source of a tokenizer.
 pub(super) struct TokenizerFiles {
     /// `tokenizer.json`, `vocab.json` or `spiece.model`.
     pub file: PathBuf,
@@ -33,7 +33,7 @@ pub(super) struct TokenizerFiles {
 
 impl TokenizerFiles {
     /// # Errors
-    /// [`Kind::MissingFile`] where there are none, with the way to make them out of those that a slow tokenizer has.
+    /// [`Kind::MissingFile`] if there are none, with the command that creates them from a slow tokenizer's files.
     pub(super) fn of(model: &Model) -> Result<Self> {
         let config_beside = |file: &Path| read_json(&file.with_file_name("tokenizer_config.json")).unwrap_or_default();
         if let Some(file) = &model.tokenizer {
@@ -90,8 +90,8 @@ impl TokenizerFiles {
     }
 }
 
-/// CLIP's `tokenizer.json`, as transformers makes it of the two files (`CLIPConverter`). Other models' BPE splits words
-/// otherwise, which no file says.
+/// CLIP's `tokenizer.json`, as transformers builds it from the two files (`CLIPConverter`). Other models' BPE splits
+/// words differently, which no file states.
 fn clip_tokenizer(file: &Path, vocabulary: &Value, merges: &str) -> Result<Value> {
     let (Some(start), Some(end)) = (vocabulary[START].as_u64(), vocabulary[END].as_u64()) else {
         return Err(Error::new(Kind::MissingFile, format!("tokenizer \"{}\" is not CLIP's", file.display()))

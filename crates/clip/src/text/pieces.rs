@@ -1,4 +1,4 @@
-//! How much of a long text is tokenized, and the tokenizing itself, a step at a time.
+//! The part of a long text to tokenize, and the tokenizing itself, step by step.
 
 use std::cell::RefCell;
 
@@ -7,16 +7,16 @@ use tokenizers::{Encoding, Model as _, OffsetType, PreTokenizer as _, Tokenizer}
 use crate::error::{Error, Kind, Result};
 use crate::memory::Reserve;
 
-/// Bytes of a text that are tokenized at first, and at most, whatever the context is.
+/// The number of bytes of a text that are tokenized first, and the maximum, independent of the context.
 const FIRST: usize = 32 << 10;
 const LAST: usize = 256 << 10;
-/// The same for each token of the context. Texts have five bytes a token, and 64 in the worst vocabularies.
+/// As above, for each token of the context. Texts have five bytes per token, and 64 with the worst vocabularies.
 const FIRST_BYTES: usize = 16;
 const LAST_BYTES: usize = 64;
-/// Bytes before a cut whose tokens may be others than those of the whole text. A word of WordPiece has a hundred
-/// characters before it is unknown, and the merges of BPE that depend on each other reach less far.
+/// The number of bytes before a cut whose tokens may differ from the whole text's. A word of WordPiece has a hundred
+/// characters before it is unknown, and the merges of BPE that depend on each other have a shorter range.
 const MARGIN: usize = 4 << 10;
-/// Memory that the tokenizers library takes for each byte of text: alignments, splits and tokens.
+/// Memory of the tokenizers library for each byte of text: alignments, splits and tokens.
 const MEMORY: usize = 160;
 
 pub(super) fn first(context: usize) -> usize {
@@ -27,11 +27,11 @@ pub(super) fn last(context: usize) -> usize {
     LAST.max(LAST_BYTES * context)
 }
 
-/// The beginning of a text, of about `most` bytes: cut before white space where some is near, so that no word is torn,
-/// and never between a letter and a mark on it, which normalization would put together.
+/// The beginning of a text, of about `most` bytes: cut before nearby white space if possible, so that no word is split,
+/// and never between a letter and its combining mark, which normalization would join.
 ///
 /// # Errors
-/// [`Kind::LimitExceeded`] where a letter has thousands of marks.
+/// [`Kind::LimitExceeded`] if a letter has thousands of marks.
 pub(super) fn cut(text: &str, most: usize) -> Result<&str> {
     if text.len() <= most {
         return Ok(text);
@@ -49,12 +49,12 @@ pub(super) fn cut(text: &str, most: usize) -> Result<&str> {
     }
 }
 
-/// Tokenizes a piece of a text, as [`Tokenizer::encode_fast`] does without special tokens, with a look for interrupts
-/// after each word, and no more than it takes to have `most` tokens that are surely those of the whole text. None where
-/// the piece has fewer of these and is not `whole`.
+/// Tokenizes a piece of a text, as [`Tokenizer::encode_fast`] without special tokens, with a check for interrupts after
+/// each word. It stops after `most` tokens that are certain to equal the whole text's. None if the piece has fewer of
+/// these and is not `whole`.
 ///
 /// # Errors
-/// [`Kind::InvalidInput`] where the library refuses the text; [`Kind::OutOfMemory`].
+/// [`Kind::InvalidInput`] if the library refuses the text; [`Kind::OutOfMemory`].
 pub(super) fn encode(
     tokenizer: &Tokenizer,
     piece: &str,
@@ -86,7 +86,8 @@ pub(super) fn encode(
             *count += if end <= sure {
                 tokens.len()
             } else {
-                // Inside the word places are those of the normalized text, which is as long, or nearly so.
+                // Within the word, positions refer to the normalized text, which has the same or nearly the same
+                // length.
                 let room = (word.get().len() * sure.saturating_sub(begin)) / (end - begin).max(1);
                 tokens.iter().filter(|token| token.offsets.1 <= room).count()
             };

@@ -1,9 +1,9 @@
-//! Shortens what a long text repeats without end, so that its beginning says what the whole text says.
+//! Shortens long repetitions in a text, so that its beginning has the same tokens as the whole text.
 //!
-//! A text is tokenized from its start until the context is full, which takes a few kilobytes of it. Only what makes
-//! fewer tokens than it has characters can take more: white space that the normalizer collapses, a word over
+//! A text is tokenized from its start until the context is full, which takes a few kilobytes of it. Only runs that
+//! yield far fewer tokens than characters can take more: white space that the normalizer collapses, a word over
 //! WordPiece's limit that becomes one `[UNK]`, a run of characters outside the vocabulary that becomes one `<unk>`.
-//! Three rules shorten these without a change of the ids; tests/tokens.rs compares with the ids of whole texts.
+//! Three rules shorten these runs without changing the ids; tests/tokens.rs compares with the ids of whole texts.
 
 use std::collections::{HashMap, HashSet};
 
@@ -14,18 +14,18 @@ use tokenizers::{Model as _, OffsetReferential, OffsetType, PreTokenizer as _, T
 
 use crate::error::{Error, Result};
 
-/// What is left of a run of one character is as long as the run modulo this number, since a tokenizer may take it in
-/// pieces of some length from either end. Divisible by all numbers up to 10 and by 12, 14, 15, 16, 18, 20, 21, 24, 28,
-/// 30, 32, 36 and 64: tokens of one repeated character have such lengths.
+/// A shortened run of one character has the same length as the run modulo this number, because a tokenizer may split it
+/// into pieces of a fixed length from either end. The number is divisible by all numbers up to 10 and by 12, 14, 15,
+/// 16, 18, 20, 21, 24, 28, 30, 32, 36 and 64: tokens of one repeated character have these lengths.
 const PERIOD: usize = 20_160;
-/// Characters of an unknown run that are kept. One would do.
+/// The number of characters of an unknown run that are kept. One would suffice.
 const UNKNOWN: usize = 64;
-/// Bytes between two looks for an interrupt: some milliseconds' work.
+/// The number of bytes between two checks for an interrupt: a few milliseconds of work.
 const STRIDE: usize = 256 << 10;
 
-/// What a tokenizer does to long runs.
+/// A tokenizer's treatment of long runs.
 pub(super) struct Runs {
-    /// Characters of a run that are kept whatever they are: more than fill the context.
+    /// The number of characters of a run that are always kept: more than fill the context.
     keep: usize,
     rule: Rule,
 }
@@ -33,32 +33,32 @@ pub(super) struct Runs {
 enum Rule {
     /// Only runs of one character are shortened.
     Plain,
-    /// BERT's words: one of more characters than this is unknown as a whole.
+    /// BERT's words: a word with more characters than this is unknown as a whole.
     Words { most: usize },
-    /// The characters that tokens have; a run of others is one unknown token.
+    /// The characters in tokens; a run of other characters is one unknown token.
     Unknown { known: HashSet<char> },
 }
 
-/// What a character is to a rule.
+/// The role of a character in a rule.
 #[derive(Clone, Copy, PartialEq)]
 enum Sort {
-    /// It goes on with a word, or with an unknown run.
+    /// It continues a word or an unknown run.
     Inside,
-    /// The normalizer takes it out.
+    /// The normalizer removes it.
     Removed,
     /// It ends the run.
     Other,
 }
 
-/// A text whose runs are shortened.
+/// A text with shortened runs.
 pub(super) struct Shortened {
     pub text: String,
-    /// It stands for the whole text, not for its beginning.
+    /// It represents the whole text, not only its beginning.
     pub whole: bool,
 }
 
 impl Runs {
-    /// The rule of a tokenizer, for a context of so many tokens.
+    /// The rule of a tokenizer, for a context with a given number of tokens.
     pub(super) fn of(tokenizer: &Tokenizer, context: usize) -> Self {
         let bert = matches!(tokenizer.get_normalizer(), Some(NormalizerWrapper::BertNormalizer(_)))
             && matches!(tokenizer.get_pre_tokenizer(), Some(PreTokenizerWrapper::BertPreTokenizer(_)));
@@ -86,12 +86,12 @@ impl Runs {
             }
             rule => rule,
         };
-        // Tokens of natural text have 64 characters at most; those of one repeated character may have more, and then
+        // Tokens of natural text have at most 64 characters; tokens of one repeated character may be longer, and then
         // the period counts.
         Self { keep: 64 * context, rule }
     }
 
-    /// The text with long runs shortened, as far as it takes to fill `most` bytes.
+    /// The text with long runs shortened, up to `most` bytes.
     ///
     /// # Errors
     /// [`crate::Kind::OutOfMemory`].
@@ -152,7 +152,7 @@ impl Runs {
         match &self.rule {
             Rule::Plain => Sort::Other,
             Rule::Words { .. } => match normalized(&format!("x{c}x")).as_slice() {
-                // An accent goes, and whatever it stood on stays.
+                // The accent is removed, and its base character stays.
                 [word] if word == "xx" => Sort::Removed,
                 [_] => Sort::Inside,
                 _ => Sort::Other,
@@ -166,8 +166,8 @@ impl Runs {
     }
 }
 
-/// Whether a character stays itself next to any other: it takes no part in Unicode's composition, whichever the
-/// vocabulary has of what is composed. Symbols, emoji with their joiner and selector, and ideographs do.
+/// Whether a character stays unchanged next to any other: it takes no part in Unicode's composition, regardless of the
+/// composed characters in the vocabulary. This holds for symbols, emoji with their joiner and selector, and ideographs.
 fn stands_alone(c: char) -> bool {
     matches!(u32::from(c), 0x200D | 0xFE0F | 0x2190..=0x2BFF | 0x3400..=0x9FFF | 0x1F000..=0x1FAFF | 0x20000..=0x3FFFF)
 }
@@ -210,7 +210,7 @@ mod tests {
         let tokenizer = tokenizer(UNIGRAM);
         assert_eq!(shorten(&tokenizer, &"犬山".repeat(5_000)).chars().count(), UNKNOWN);
         assert_eq!(shorten(&tokenizer, &"犬猫".repeat(500)).chars().count(), 1_000);
-        // Conjoining letters may be a known syllable together.
+        // Conjoining letters may form a known syllable.
         assert_eq!(shorten(&tokenizer, &"\u{1100}\u{1161}".repeat(500)).chars().count(), 1_000);
     }
 

@@ -1,11 +1,12 @@
-//! SigLIP's tokenizer out of `spiece.model`, the file of SentencePiece: transformers has no fast class for it, so that its
-//! own repositories may have no `tokenizer.json`, and no command of transformers makes one.
+//! SigLIP's tokenizer from `spiece.model`, the file of SentencePiece: transformers has no fast class for it, so
+//! SigLIP's repositories may have no `tokenizer.json`, and no command of transformers creates one.
 //!
-//! The file is a protobuf message: field 1 is a piece (text, score, type), field 2 how it was trained, field 3 how texts
-//! are normalized.
+//! The file is a protobuf message: field 1 is a piece (text, score, type), field 2 the training parameters, field 3 the
+//! normalization.
 
 use std::path::Path;
 
+use prost::Message;
 use serde_json::json;
 use tokenizers::normalizers::replace::ReplacePattern;
 use tokenizers::normalizers::{Lowercase, Precompiled, Replace, Sequence, Strip};
@@ -13,25 +14,53 @@ use tokenizers::{NormalizerWrapper, Tokenizer};
 
 use crate::error::{Error, Kind, Result};
 
-/// SigLIP's has 0.8 MB, the multilingual one 4 MB.
+/// SigLIP's file has 0.8 MB, the multilingual one 4 MB.
 const LONGEST: u64 = 64 << 20;
 
-/// Kinds of pieces that stand for themselves in a text, such as `</s>`: control pieces, and those that users define.
-const CONTROL: u64 = 3;
-const USER_DEFINED: u64 = 4;
-const UNKNOWN: u64 = 2;
-const UNIGRAM: u64 = 1;
+/// SentencePiece.Type of pieces that occur literally in a text, such as `</s>`: control pieces and user-defined pieces.
+const CONTROL: i32 = 3;
+const USER_DEFINED: i32 = 4;
+const UNKNOWN: i32 = 2;
+/// TrainerSpec.ModelType
+const UNIGRAM: i32 = 1;
 
-struct Piece {
-    text: String,
-    score: f64,
-    kind: u64,
+/// The parts of sentencepiece_model.proto that this module uses.
+#[derive(Clone, PartialEq, Message)]
+struct ModelProto {
+    #[prost(message, repeated, tag = "1")]
+    pieces: Vec<Piece>,
+    #[prost(message, optional, tag = "2")]
+    trainer: Option<TrainerSpec>,
+    #[prost(message, optional, tag = "3")]
+    normalizer: Option<NormalizerSpec>,
 }
 
-/// SigLIP's tokenizer as its class in transformers builds it. `lower` is that class's `do_lower_case`.
+#[derive(Clone, PartialEq, Message)]
+struct Piece {
+    #[prost(string, optional, tag = "1")]
+    text: Option<String>,
+    #[prost(float, optional, tag = "2")]
+    score: Option<f32>,
+    #[prost(int32, optional, tag = "3")]
+    kind: Option<i32>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct TrainerSpec {
+    #[prost(int32, optional, tag = "3")]
+    model_type: Option<i32>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct NormalizerSpec {
+    #[prost(bytes = "vec", optional, tag = "2")]
+    precompiled_charsmap: Option<Vec<u8>>,
+}
+
+/// SigLIP's tokenizer, built as by its class in transformers. `lower` is the class's `do_lower_case`.
 ///
 /// # Errors
-/// [`Kind::BadModel`] where the file is not of this form.
+/// [`Kind::BadModel`] if the file is not in this format.
 pub(super) fn siglip(file: &Path, lower: bool) -> Result<Tokenizer> {
     let bad = |why: String| {
         Error::new(Kind::BadModel, format!("tokenizer \"{}\" cannot be used", file.display())).detail(why)
@@ -42,48 +71,30 @@ pub(super) fn siglip(file: &Path, lower: bool) -> Result<Tokenizer> {
     }
     let bytes = std::fs::read(file).map_err(|e| bad(format!("{e}.")))?;
     let broken = || bad("It is not a model of SentencePiece.".to_owned());
-    let (mut pieces, mut kind, mut rules) = (Vec::new(), UNIGRAM, Vec::new());
-    for (number, field) in fields(&bytes).ok_or_else(broken)? {
-        match (number, field) {
-            (1, Field::Bytes(piece)) => pieces.push(read_piece(piece).ok_or_else(broken)?),
-            (2, Field::Bytes(training)) => {
-                for (number, field) in fields(training).ok_or_else(broken)? {
-                    if let (3, Field::Number(model)) = (number, field) {
-                        kind = model;
-                    }
-                }
-            }
-            (3, Field::Bytes(normalization)) => {
-                for (number, field) in fields(normalization).ok_or_else(broken)? {
-                    if let (2, Field::Bytes(table)) = (number, field) {
-                        rules = table.to_vec();
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
+    let ModelProto { pieces, trainer, normalizer } = ModelProto::decode(bytes.as_slice()).map_err(|_| broken())?;
+    let kind = trainer.and_then(|trainer| trainer.model_type).unwrap_or(UNIGRAM);
+    let rules = normalizer.and_then(|normalizer| normalizer.precompiled_charsmap).unwrap_or_default();
     if kind != UNIGRAM {
         return Err(bad("Its kind is not unigram, as SigLIP's is.".to_owned()));
     }
-    let place = |text: &str| pieces.iter().position(|piece| piece.text == text);
-    let unknown = pieces.iter().position(|piece| piece.kind == UNKNOWN).ok_or_else(broken)?;
+    let place = |text: &str| pieces.iter().position(|piece| piece.text() == text);
+    let unknown = pieces.iter().position(|piece| piece.kind() == UNKNOWN).ok_or_else(broken)?;
     let end = place("</s>").ok_or_else(broken)?;
     let special: Vec<_> = (pieces.iter().enumerate())
-        .filter(|(_, piece)| [CONTROL, USER_DEFINED, UNKNOWN].contains(&piece.kind))
+        .filter(|(_, piece)| [CONTROL, USER_DEFINED, UNKNOWN].contains(&piece.kind()))
         .map(|(id, piece)| {
-            json!({"id": id, "content": piece.text, "single_word": false, "lstrip": true, "rstrip": true,
-                "normalized": false, "special": piece.kind != USER_DEFINED})
+            json!({"id": id, "content": piece.text(), "single_word": false, "lstrip": true, "rstrip": true,
+                "normalized": false, "special": piece.kind() != USER_DEFINED})
         })
         .collect();
-    let vocabulary: Vec<_> = pieces.iter().map(|piece| json!([piece.text, piece.score])).collect();
+    let vocabulary: Vec<_> = pieces.iter().map(|piece| json!([piece.text(), f64::from(piece.score())])).collect();
     let content = json!({
         "version": "1.0",
         "truncation": null,
         "padding": null,
         "added_tokens": special,
         "normalizer": null,
-        // The first word of a text is written as others are, with a space before it.
+        // The first word of a text is written like other words, with a space before it.
         "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": true},
         "post_processor": {"type": "TemplateProcessing",
             "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}],
@@ -109,67 +120,6 @@ pub(super) fn siglip(file: &Path, lower: bool) -> Result<Tokenizer> {
     }
     tokenizer.with_normalizer(Some(Sequence::new(steps))).map_err(|e| library(&e))?;
     Ok(tokenizer)
-}
-
-fn read_piece(bytes: &[u8]) -> Option<Piece> {
-    let mut piece = Piece { text: String::new(), score: 0.0, kind: 1 };
-    for (number, field) in fields(bytes)? {
-        match (number, field) {
-            (1, Field::Bytes(text)) => piece.text = std::str::from_utf8(text).ok()?.to_owned(),
-            (2, Field::Four(score)) => piece.score = f64::from(f32::from_le_bytes(score)),
-            (3, Field::Number(kind)) => piece.kind = kind,
-            _ => {}
-        }
-    }
-    Some(piece)
-}
-
-enum Field<'a> {
-    Number(u64),
-    Four([u8; 4]),
-    Bytes(&'a [u8]),
-}
-
-/// The fields of a message by their numbers; none where it is not one.
-fn fields(mut bytes: &[u8]) -> Option<Vec<(u64, Field<'_>)>> {
-    let mut found = Vec::new();
-    while !bytes.is_empty() {
-        let key = varint(&mut bytes)?;
-        let field = match key & 7 {
-            0 => Field::Number(varint(&mut bytes)?),
-            1 => {
-                bytes = bytes.get(8..)?;
-                continue;
-            }
-            2 => {
-                let length = usize::try_from(varint(&mut bytes)?).ok()?;
-                let (content, rest) = bytes.split_at_checked(length)?;
-                bytes = rest;
-                Field::Bytes(content)
-            }
-            5 => {
-                let (content, rest) = bytes.split_first_chunk::<4>()?;
-                bytes = rest;
-                Field::Four(*content)
-            }
-            _ => return None,
-        };
-        found.push((key >> 3, field));
-    }
-    Some(found)
-}
-
-fn varint(bytes: &mut &[u8]) -> Option<u64> {
-    let mut value = 0u64;
-    for shift in (0..64).step_by(7) {
-        let (byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        value |= u64::from(byte & 0x7F) << shift;
-        if *byte < 0x80 {
-            return Some(value);
-        }
-    }
-    None
 }
 
 #[cfg(test)]

@@ -186,6 +186,43 @@ pub fn progressive(width: u16, height: u16, scans: usize) -> Vec<u8> {
     bytes
 }
 
+fn boxed(name: &[u8; 4], content: &[u8]) -> Vec<u8> {
+    [&(content.len() as u32 + 8).to_be_bytes(), name.as_slice(), content].concat()
+}
+
+/// Camera RAW with this preview: a DNG, a RAF, and a CR3 that has it twice.
+pub fn raws(preview: &[u8]) -> [Vec<u8>; 3] {
+    let length = preview.len() as u32;
+    let directory = 8 + length.next_multiple_of(2);
+    let mut dng = [b"II*\0".as_slice(), &directory.to_le_bytes(), preview].concat();
+    dng.resize(directory as usize, 0);
+    // Orientation, the place of another directory, DNG's version; compression, sort, place and length of the preview.
+    let below = directory + 2 + 3 * 12 + 4;
+    let first = [(274u16, 3u16, 6), (330, 4, below), (50706, 1, 0x0401)];
+    let second = [(259, 3, 7), (262, 3, 6), (273, 4, 8), (279, 4, length)];
+    for entries in [first.as_slice(), &second] {
+        dng.extend((entries.len() as u16).to_le_bytes());
+        for (tag, kind, value) in entries {
+            dng.extend([tag.to_le_bytes(), kind.to_le_bytes()].concat());
+            dng.extend([1u32.to_le_bytes(), u32::to_le_bytes(*value)].concat());
+        }
+        dng.extend([0; 4]);
+    }
+    let mut raf = b"FUJIFILMCCD-RAW 0201FF129502".to_vec();
+    raf.resize(84, 0);
+    raf.extend([100u32.to_be_bytes(), length.to_be_bytes()].concat());
+    raf.resize(100, 0);
+    raf.extend(preview);
+    let ftyp = boxed(b"ftyp", b"crx \0\0\0\x01crx isom");
+    let at = ftyp.len() as u64 + 8;
+    let sizes = boxed(b"stsz", &[[0; 4], length.to_be_bytes(), 1u32.to_be_bytes()].concat());
+    let places = boxed(b"co64", &[[0; 4].as_slice(), &1u32.to_be_bytes(), &at.to_be_bytes()].concat());
+    let table = boxed(b"minf", &boxed(b"stbl", &[sizes, places].concat()));
+    let movie = boxed(b"moov", &boxed(b"trak", &boxed(b"mdia", &table)));
+    let again = boxed(b"uuid", &[&[0; 24], boxed(b"PRVW", &[&[0; 16], preview].concat()).as_slice()].concat());
+    [dng, raf, [ftyp, boxed(b"mdat", preview), movie, again].concat()]
+}
+
 /// A DNG whose only content is a preview in JPEG.
 pub fn dng(preview: &[u8]) -> Vec<u8> {
     let entries: [(u16, u16, u32, u32); 3] =

@@ -13,19 +13,19 @@ const LIST: usize = 64;
 const LONGEST_LIST: usize = 256;
 const NONE: u32 = u32::MAX;
 
-/// The nearest groups of a group, and a bound on all others.
+/// The nearest groups of a group, and a bound on all other groups.
 #[derive(Clone, Default)]
 pub(super) struct Neighbours {
-    /// Upper bounds of the cosine, and the group (or one that has since merged into it); descending.
+    /// Upper bounds of the cosine, and the group (or a group that has since merged into it); descending.
     near: Vec<(f32, u32)>,
     /// No group outside `near` is nearer. Below the cut, every group that matters is in `near`.
     rest: f64,
 }
 
-/// How the list of a group was made, to decide what to do when it is insufficient.
+/// The state of a group's list, which determines the next step when the list is insufficient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scan {
-    /// None since its last merge.
+    /// No list since its last merge.
     Stale,
     /// Computed in f32 or in f64, and not used yet.
     Narrow,
@@ -47,15 +47,15 @@ pub(super) struct Average<'p, 'r> {
     threads: usize,
     forest: Forest,
     size: Vec<u64>,
-    /// Sums of the unit vectors of groups of more than one row; a single row is its own sum.
+    /// Sums of the unit vectors of groups with more than one row; a single row is its own sum.
     sums: Vec<Option<Box<[f64]>>>,
     lists: Vec<Neighbours>,
     scans: Vec<Scan>,
-    /// f32 was too coarse once, so it would be again.
+    /// f32 was too coarse before, so it would be too coarse again.
     needs_f64: Vec<bool>,
     nearest: Vec<u32>,
     cosine: Vec<f64>,
-    /// Groups whose nearest was this one when they were last asked.
+    /// Groups whose nearest group was this one at their last query.
     followers: Vec<Vec<u32>>,
     finished: Vec<bool>,
     /// Groups that are finished or have merged into another.
@@ -115,14 +115,14 @@ impl<'p, 'r> Average<'p, 'r> {
                         self.finished[group as usize] = true;
                         self.lists[group as usize] = Neighbours::default();
                         self.settled += 1;
-                        // The two sides can differ only about a tie at the cut; neither may keep waiting.
+                        // The two sides can disagree only about a tie at the cut; neither may keep waiting.
                         self.release_followers(group, &mut asking);
                     }
                     Nearest::Unknown => unsure.push(group),
                 }
             }
             if pairs.is_empty() && unsure.is_empty() {
-                // Groups in a ring, each equally near to both neighbors up to rounding: the best pair is merged.
+                // The groups form a ring, each equally near to both neighbors up to rounding: merge the best pair.
                 pairs.extend(self.best_pair());
                 if pairs.is_empty() {
                     return self.forest;
@@ -139,7 +139,7 @@ impl<'p, 'r> Average<'p, 'r> {
                 self.scan::<f64>(&wide, Scan::Wide, clock);
                 asking.extend(narrow);
                 asking.extend(wide);
-                // Taken from the end.
+                // Entries are taken from the end.
                 asking.sort_unstable_by(|a, b| b.cmp(a));
             }
         }
@@ -167,7 +167,7 @@ impl<'p, 'r> Average<'p, 'r> {
         if self.sums[group].is_some() { 1.0 / self.size[group] as f64 } else { self.points.inverse[group] }
     }
 
-    /// Answers from the list, and drops what is known to be out of date.
+    /// Answers from the list, and drops outdated entries.
     pub(super) fn nearest(&mut self, group: u32) -> Nearest {
         let index = group as usize;
         let Neighbours { mut near, rest } = std::mem::take(&mut self.lists[index]);
@@ -199,7 +199,7 @@ impl<'p, 'r> Average<'p, 'r> {
         near.sort_unstable_by(order);
         self.lists[index] = Neighbours { near, rest };
 
-        // After a scan in f64, only differences within rounding are undecided.
+        // After a scan in f64, only differences within the rounding error are undecided.
         let trusted = rest < self.cut || scan == Scan::Wide;
         match best {
             Some((cosine, other)) if cosine >= self.cut && (cosine > tied || trusted) => Nearest::Group(other, cosine),
@@ -211,7 +211,7 @@ impl<'p, 'r> Average<'p, 'r> {
         }
     }
 
-    /// Unites two groups if each is still the nearest of the other, and lists the groups that must ask again.
+    /// Merges two groups if each is still the nearest of the other, and lists the groups that must query again.
     pub(super) fn merge(&mut self, a: u32, b: u32, asking: &mut Vec<u32>) {
         let (a, b) = (a.min(b), a.max(b));
         let still = self.is_active(a) && self.is_active(b) && self.nearest[a as usize] == b;
@@ -237,7 +237,7 @@ impl<'p, 'r> Average<'p, 'r> {
         asking.push(a);
     }
 
-    /// Groups whose nearest was this one must ask again.
+    /// Groups whose nearest group was this one must query again.
     pub(super) fn release_followers(&mut self, group: u32, asking: &mut Vec<u32>) {
         for follower in std::mem::take(&mut self.followers[group as usize]) {
             if self.nearest[follower as usize] == group && self.is_active(follower) {
@@ -254,7 +254,8 @@ impl<'p, 'r> Average<'p, 'r> {
         })
     }
 
-    /// What the lists of two groups imply for their union, of which the first is the fraction `share`.
+    /// The list of the union of two groups, derived from their lists; the first group is the fraction `share` of the
+    /// union.
     pub(super) fn join_lists(&mut self, union: u32, lists: [Neighbours; 2], share: f64) -> Neighbours {
         let shares = [share, 1.0 - share];
         let rests = [lists[0].rest, lists[1].rest];
@@ -271,7 +272,7 @@ impl<'p, 'r> Average<'p, 'r> {
         all.sort_unstable_by_key(|(other, ..)| *other);
         let mut near = Vec::with_capacity(all.len());
         for entries in all.chunk_by(|x, y| x.0 == y.0) {
-            // A group that has grown since is bounded by its nearest part, which may be among the others.
+            // A group that has grown since is bounded by its nearest part, which may not be in the list.
             let mut bounds = rests;
             for &(_, part, bound) in entries {
                 bounds[part] = bounds[part].max(f64::from(bound));
@@ -289,7 +290,7 @@ impl<'p, 'r> Average<'p, 'r> {
         Neighbours { near, rest }
     }
 
-    /// Makes new lists for `groups` from the products of their means with those of all active groups.
+    /// Computes new lists for `groups` from the products of their means with the means of all active groups.
     pub(super) fn scan<T: Scalar>(&mut self, groups: &[u32], scan: Scan, clock: &mut Clock<'_>)
     where
         Sketch<T>: Plan<T>,
@@ -339,7 +340,7 @@ impl<'p, 'r> Average<'p, 'r> {
         }
     }
 
-    /// The most similar pair among all groups and their nearest.
+    /// The most similar pair among all groups and their nearest groups.
     pub(super) fn best_pair(&mut self) -> Option<(u32, u32)> {
         let open = (0..self.points.len() as u32).filter(|g| self.is_active(*g) && self.nearest[*g as usize] != NONE);
         let a = open.max_by(|a, b| self.cosine[*a as usize].total_cmp(&self.cosine[*b as usize]).then(b.cmp(a)))?;
@@ -355,7 +356,7 @@ pub(super) fn order(a: &(f32, u32), b: &(f32, u32)) -> std::cmp::Ordering {
     b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
 }
 
-/// The nearest vectors of each: at least [`LIST`], if so many are above the floor.
+/// The nearest vectors of each vector: at least [`LIST`], if enough are above the floor.
 pub(super) struct Top<T> {
     floors: Vec<T>,
     near: Vec<Vec<(T, u32)>>,
@@ -373,7 +374,7 @@ impl<T: Scalar> Top<T> {
     }
 }
 
-/// Keeps the [`LIST`] nearest and raises the floor to the best one dropped.
+/// Keeps the [`LIST`] nearest and raises the floor to the best dropped one.
 pub(super) fn shorten<T: Scalar>(near: &mut Vec<(T, u32)>, floor: &mut T) {
     if near.len() > LIST {
         near.select_nth_unstable_by(LIST, |a, b| b.0.wide().total_cmp(&a.0.wide()).then(a.1.cmp(&b.1)));

@@ -1,4 +1,4 @@
-//! Products of all pairs, block by block; those above a floor are passed on.
+//! Computes the products of all pairs, block by block, and passes on products above a floor.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,19 +11,19 @@ use super::points::{Scalar, dot, slice};
 use super::progress::Clock;
 use super::sketch::{MOST_SURVIVORS, Sketch};
 use crate::memory::Reserve;
-use crate::model::session::with_signals_blocked;
+use crate::threads::with_signals_blocked;
 
-/// A block of products: 512 KiB of f32, which stays in the second-level cache, and 2 ms of work at 512 dimensions.
+/// A block of products: 512 KiB of f32, which fits in the second-level cache, and 2 ms of work at 512 dimensions.
 const BLOCK_ROWS: usize = 256;
 const BLOCK_COLUMNS: usize = 512;
 
-/// Receives the products of pairs. Threads read it while nothing writes to it.
+/// Receives the products of pairs. Threads read it while no thread writes to it.
 pub(super) trait Sink<T>: Sync {
     /// Whether no pair of a block can matter.
     fn skips(&mut self, _rows: &Range<usize>, _columns: &Range<usize>) -> bool {
         false
     }
-    /// For each vector the floor up to which products are not needed. Floors only rise.
+    /// For each vector, the floor up to which products are not needed. Floors only rise.
     fn floors(&self) -> &[T];
     fn wants(&self, _row: usize, _column: usize) -> bool {
         true
@@ -55,9 +55,9 @@ pub(super) fn bytes_of(threads: usize, dimensions: usize) -> usize {
 /// Passes to `sink` the product of each of the first `wanted` vectors with each other vector, once per pair, if it is
 /// above the floor of either.
 ///
-/// `threads` threads multiply blocks in waves, and this thread takes their hits in the order of the blocks. A wave
-/// reads the floors from its start, which let a few more pairs through; hits are compared with the current floors when
-/// they are taken. So the sink receives the same products in the same order with any number of threads.
+/// `threads` threads multiply blocks in waves, and this thread takes their hits in the order of the blocks. A wave uses
+/// the floors at its start, which let a few more pairs pass; hits are compared with the current floors when they are
+/// taken. The sink therefore receives the same products in the same order with any number of threads.
 pub(super) fn compare<T: Scalar>(
     vectors: ArrayView2<'_, T>,
     wanted: usize,
@@ -119,7 +119,7 @@ struct Hits<T> {
     pairs: Vec<(u32, u32, T)>,
 }
 
-/// The hits of each block. Other threads touch only what they are given; signals are left to this one.
+/// The hits of each block. Other threads access only their arguments, and leave signals to this thread.
 fn multiply<T: Scalar>(
     wave: &[Block],
     vectors: ArrayView2<'_, T>,
@@ -161,7 +161,7 @@ fn multiply<T: Scalar>(
     found.into_iter().map(|(_, hits)| hits).collect()
 }
 
-/// A range of vectors and another range, which starts at or after the first.
+/// A range of vectors and a second range, which starts at or after the first.
 struct Block {
     rows: Range<usize>,
     columns: Range<usize>,
@@ -201,8 +201,8 @@ impl Block {
         general_mat_mul(T::one(), &a, &b.t(), T::zero(), &mut out);
     }
 
-    /// Calls `hit` for each pair that the sink wants and that is above the floor of its row or its column, as long as
-    /// it returns true.
+    /// Calls `hit` for each pair that the sink needs and that is above the floor of its row or its column, while it
+    /// returns true.
     fn visit<T: Scalar>(&self, sink: &dyn Sink<T>, products: &Array2<T>, hit: &mut dyn FnMut(usize, usize, T) -> bool) {
         const CHUNK: usize = 16;
         let all = sink.floors();
@@ -232,8 +232,8 @@ impl Block {
         }
     }
 
-    /// For products that are bounds: the true products of those above a floor. `None` if they exceed the budget of a
-    /// block.
+    /// For products that are bounds: the true products of the pairs above a floor. `None` if they exceed the budget of
+    /// a block.
     fn survivors<T: Scalar>(
         &self,
         vectors: ArrayView2<'_, T>,

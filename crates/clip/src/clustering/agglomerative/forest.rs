@@ -1,6 +1,6 @@
 //! Union–find.
 
-/// Sets of points that are one group, each known by its lowest point (union–find with path halving).
+/// Sets of points that form a group, each identified by its lowest point (union–find with path halving).
 pub(super) struct Forest(pub(super) Vec<u32>);
 
 impl Forest {
@@ -8,7 +8,7 @@ impl Forest {
         Self((0..n as u32).collect())
     }
 
-    /// As [`Forest::find`], for those who may only read.
+    /// As [`Forest::find`], for callers with read-only access.
     pub(super) fn root(&self, mut point: u32) -> u32 {
         while self.0[point as usize] != point {
             point = self.0[point as usize];

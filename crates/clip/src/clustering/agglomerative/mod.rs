@@ -1,22 +1,22 @@
-//! Agglomerative clustering of a whole collection at once, with average or single linkage on cosines.
+//! Agglomerative clustering of a whole collection, with average or single linkage on cosines.
 //!
-//! The partition is the one of scikit-learn's `AgglomerativeClustering(n_clusters=None, metric="cosine",
+//! The partition equals that of scikit-learn's `AgglomerativeClustering(n_clusters=None, metric="cosine",
 //! distance_threshold=1 - threshold)`, without its n²/2 distances in memory.
 //!
-//! - The average cosine between two groups of unit vectors is the product of their means, so groups are kept as sums
-//!   in f64, and no distance is ever updated.
-//! - Average linkage is *reducible*: a union is at most as similar to a third group as the better of its parts (Bruynooghe
-//!   1977; Müllner 2011, "Modern hierarchical, agglomerative clustering algorithms"). Hence groups that are each
-//!   other's nearest may merge in any order, many in one round (Sumengen et al. 2021, "Scaling hierarchical
+//! - The average cosine between two groups of unit vectors is the product of their means, so groups are stored as sums
+//!   in f64, and no distance needs an update.
+//! - Average linkage is *reducible*: a union is at most as similar to a third group as the better of its parts
+//!   (Bruynooghe 1977; Müllner 2011, "Modern hierarchical, agglomerative clustering algorithms"). Hence groups that are
+//!   each other's nearest may merge in any order, many in one round (Sumengen et al. 2021, "Scaling hierarchical
 //!   agglomerative clustering to billion-sized datasets"), and a group whose nearest is below the threshold is done.
 //! - Each group has a short list of its nearest groups and one bound on all others. Reducibility keeps the bound valid
-//!   through merges, so the list answers "which is nearest?" exactly until its best entry falls to the bound. Only then
-//!   are all groups compared again, for all such groups in one blocked matrix product. A list that holds everything above
-//!   the threshold never needs that.
+//!   through merges, so the list gives the nearest group exactly until its best entry falls to the bound. Only then is
+//!   the group compared with all groups again, together with other such groups in one blocked matrix product. A list
+//!   that contains every group above the threshold never needs that.
 //! - Products are f32 with the error bound of a dot product of d terms (Higham 2002, section 3.1): they decide which
 //!   pairs are examined. Merges are decided in f64.
 //! - Before a large product, a *sketch* is tried: the first k coordinates in an orthonormal basis near the principal
-//!   one, and the length of the remainder. x·y ≤ Px·Py + |Rx||Ry| (Cauchy–Schwarz), which excludes most pairs.
+//!   axes, and the length of the remainder. x·y ≤ Px·Py + |Rx||Ry| (Cauchy–Schwarz), which excludes most pairs.
 
 mod average;
 mod compare;
@@ -49,8 +49,8 @@ pub enum Linkage {
     Single,
 }
 
-/// As for grouping on insert: the last bit of an f32 moves a cosine by about 1e-15. With this tolerance a threshold of
-/// 1 means equal.
+/// As for grouping on insert: the last bit of an f32 changes a cosine by about 1e-15. With this tolerance a threshold
+/// of 1 means equal.
 const ROUNDING: f64 = 1e-12;
 const NONE: u32 = u32::MAX;
 
@@ -61,10 +61,10 @@ const NONE: u32 = u32::MAX;
 /// result is a label per row, numbered from 0 in the order of first appearance. Equal rows share a label, the same rows
 /// give the same labels, and ties go to the lowest index.
 ///
-/// `threads` threads compute the products and touch only the vectors; their number does not change the labels. Time is
-/// that of at most n²/2 products of length d, plus some of them again if groups have more than 64 others above the
-/// threshold. Memory in addition to the rows is about twice theirs. `pulse` is called at least about every 0.1 s and
-/// may unwind.
+/// `threads` threads compute the products and access only the vectors; their number does not change the labels. The
+/// time is that of at most n²/2 products of length d, plus some repeated products if groups have more than 64 others
+/// above the threshold. The memory in addition to the rows is about twice the rows' size. `pulse` is called at least
+/// about every 0.1 s and may unwind.
 ///
 /// # Errors
 /// [`Kind::InvalidInput`] for a threshold outside (-1, 1], or a row that is not of length 1 or not finite (`element`

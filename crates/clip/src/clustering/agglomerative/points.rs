@@ -9,7 +9,7 @@ use ndarray::{ArrayView2, LinalgScalar};
 use super::progress::Clock;
 use crate::error::{Error, Kind, Result};
 
-/// Vectors stored as f16 have a length within 1e-3 of 1; anything further off was never normalized.
+/// Vectors stored as f16 have a length within 1e-3 of 1; a vector beyond that was never normalized.
 const UNIT: f64 = 1e-3;
 
 /// The distinct rows, each with its multiplicity.
@@ -84,7 +84,7 @@ pub(super) fn slice<'a, T>(matrix: &'a ArrayView2<'_, T>, index: usize) -> &'a [
 }
 /// The product in f64. Commutative to the last bit, so that two groups always agree on their similarity.
 pub(super) fn dot<A: Scalar, B: Scalar>(a: &[A], b: &[B]) -> f64 {
-    // Eight partial sums, because a single one would wait for each addition.
+    // Eight partial sums, because a single sum would wait for each addition.
     let mut sums = [0.0f64; 8];
     let (a8, a_rest) = a.as_chunks::<8>();
     let (b8, b_rest) = b.as_chunks::<8>();

@@ -1,19 +1,19 @@
-//! Calling back at intervals, wherever the work is.
+//! Callbacks at regular intervals, in any stage of the work.
 
 use std::time::{Duration, Instant};
 
 const PULSE: Duration = Duration::from_millis(20);
 
-/// How far the work is. `done` and `total` count within `stage`; a stage can come again.
+/// The progress of the work. `done` and `total` count within `stage`; a stage can occur again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// `read` (rows), `compare` (pairs) or `merge` (groups that have found their end).
+    /// `read` (rows), `compare` (pairs) or `merge` (finished groups).
     pub stage: &'static str,
     pub done: u64,
     pub total: u64,
 }
 
-/// Calls back at intervals, wherever the work is.
+/// Calls back at regular intervals, in any stage of the work.
 pub(super) struct Clock<'a> {
     pub(super) pulse: &'a mut dyn FnMut(Progress),
     pub(super) last: Instant,

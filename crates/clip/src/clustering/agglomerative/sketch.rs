@@ -1,4 +1,4 @@
-//! Sketches: upper bounds of products from a few coordinates, which make most full products unnecessary.
+//! Sketches: upper bounds of products from a few coordinates, which avoid most full products.
 
 use ndarray::{Array2, ArrayView2, s};
 
@@ -10,7 +10,7 @@ use super::progress::Clock;
 pub(super) struct Sketch<T> {
     /// (n, k + 2); the product of two is at least the product of the two vectors.
     pub(super) vectors: Array2<T>,
-    /// Blocks to skip, and how many after the next failure.
+    /// The number of blocks to skip, now and after the next failure.
     pause: u32,
     penalty: u32,
 }
@@ -19,9 +19,9 @@ pub(super) struct Sketch<T> {
 const SKETCHED_AT_ONCE: usize = 256;
 /// Below this many pairs, the full products take no longer than finding a basis (0.1 s).
 pub(super) const SKETCHED_FROM: usize = 12_000_000;
-/// Vectors from which the basis and its size are chosen.
+/// The number of vectors from which the basis and its size are chosen.
 pub(super) const SAMPLE: usize = 1024;
-/// One product in f64, pair by pair, takes as long as this many in a block.
+/// One product in f64 for a single pair takes as long as this many in a block.
 pub(super) const SURVIVOR_COST: usize = 16;
 /// A block's sketch is abandoned if more than one pair in this many survives.
 pub(super) const MOST_SURVIVORS: usize = 2 * SURVIVOR_COST;
@@ -33,7 +33,7 @@ impl<T> Sketch<T> {
         ready
     }
 
-    /// Records whether a block was worth it, and returns that.
+    /// Records whether a block's sketch paid off, and returns it.
     pub(super) fn report(&mut self, success: bool) -> bool {
         self.penalty = if success { 4 } else { (self.penalty * 2).min(1024) };
         self.pause = if success { 0 } else { self.penalty };
@@ -42,8 +42,8 @@ impl<T> Sketch<T> {
 }
 
 impl Sketch<f32> {
-    /// A sketch of unit or shorter vectors, if it should save more than a third of the products to be compared with
-    /// `floor`.
+    /// A sketch of unit or shorter vectors, if it is likely to save more than a third of the products to be compared
+    /// with `floor`.
     pub(super) fn plan(vectors: ArrayView2<'_, f32>, wanted: usize, floor: f32, clock: &mut Clock<'_>) -> Option<Self> {
         let (n, width) = vectors.dim();
         if wanted * n < SKETCHED_FROM || width < 64 {
@@ -77,9 +77,9 @@ impl Sketch<f32> {
 }
 
 /// Orthonormal columns, shape (d, size), near the principal axes of the rows: four rounds of subspace iteration. Any
-/// basis gives valid bounds; this one leaves small remainders.
+/// basis gives valid bounds; this basis leaves small remainders.
 pub(super) fn principal_basis(rows: &Array2<f32>, size: usize, clock: &mut Clock<'_>) -> Array2<f32> {
-    // A fixed linear congruence: the same rows must give the same result.
+    // A fixed linear congruential generator, because the same rows must give the same result.
     let mut state = 1u32;
     let mut basis = Array2::from_shape_simple_fn((rows.ncols(), size), || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -102,7 +102,7 @@ pub(super) fn principal_basis(rows: &Array2<f32>, size: usize, clock: &mut Clock
                 }
             }
             let norm = dot(&vector, &vector).sqrt();
-            // The rows span no further axis: an empty column adds nothing to any bound.
+            // The rows span no further axis: an empty column does not change any bound.
             let factor = if norm > 1e-5 * scale { 1.0 / norm } else { 0.0 };
             vector.iter_mut().for_each(|v| *v *= factor);
             column.iter_mut().zip(&vector).for_each(|(c, v)| *c = *v as f32);
@@ -116,7 +116,7 @@ pub(super) fn principal_basis(rows: &Array2<f32>, size: usize, clock: &mut Clock
 pub(super) fn sketch(vectors: ArrayView2<'_, f32>, basis: &Array2<f32>, clock: &mut Clock<'_>) -> Array2<f32> {
     let (n, size) = (vectors.nrows(), basis.ncols());
     let columns: Vec<Vec<f32>> = basis.columns().into_iter().map(|column| column.to_vec()).collect();
-    // How far the columns are from orthonormal (apart from empty ones): the Frobenius norm of QᵀQ - I.
+    // The deviation of the columns (except empty ones) from orthonormality: the Frobenius norm of QᵀQ - I.
     let mut skew = 0.0;
     for (i, a) in columns.iter().enumerate() {
         for (j, b) in columns.iter().enumerate() {
@@ -124,7 +124,7 @@ pub(super) fn sketch(vectors: ArrayView2<'_, f32>, basis: &Array2<f32>, clock: &
             skew += (dot(a, b) - unit).powi(2);
         }
     }
-    // With coordinates p that are off by e, rest r = x - Qp and QᵀQ = I + E:
+    // With coordinates p that have the error e, remainder r = x - Qp and QᵀQ = I + E:
     // x·y = px·py + rx·ry - px·ey - py·ex - px·E·py, and |r|² = |x|² - |p|² + 2 p·e + p·E·p.
     let coordinates_off = (size as f64).sqrt() * product_error::<f32>(basis.nrows());
     let error = 2.0 * coordinates_off + skew.sqrt();

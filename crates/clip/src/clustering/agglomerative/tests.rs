@@ -27,7 +27,7 @@ fn vectors(n: usize, width: usize, axes: usize, off: f64) -> Array2<f32> {
 fn sketches_bound_products() {
     let mut pulse = |_| ();
     let mut clock = Clock { pulse: &mut pulse, last: Instant::now() };
-    // 40 columns of 5 axes: some of the basis stays empty.
+    // 40 columns of 5 axes: a part of the basis stays empty.
     for (axes, off) in [(5, 0.0), (5, 0.01), (60, 0.2), (200, 1.0)] {
         let rows = vectors(300, 160, axes, off);
         let basis = principal_basis(&rows, 40, &mut clock);

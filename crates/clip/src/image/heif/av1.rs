@@ -1,29 +1,29 @@
-//! AV1 by rav1d, dav1d in Rust, on one thread of its own and without assembler.
+//! AV1 by rav1d, a port of dav1d to Rust, on a separate thread and without assembler.
 //!
-//! A fault in it would end the process: its functions are C's, which a panic can't leave. So it runs on a thread that stops
-//! at a panic for good ([`aside_at_risk`]).
+//! A panic in it would end the process, because its functions use the C calling convention. It therefore runs on a
+//! thread that stops permanently at a panic ([`aside_at_risk`]).
 
 use heifer_isobmff::ItemId;
-use heifer_isobmff::boxes::{ColorInfo, Property};
 use re_rav1d::dav1d::{self, Picture, PixelLayout, PlanarImageComponent, Plane, pixel};
 
 use crate::error::{Error, Kind, Result};
 use crate::image::aside::aside_at_risk;
-use crate::image::heif::yuv::Colours;
-use crate::image::heif::{Coded, Container};
+use crate::image::heif::yuv::{Colours, Fixed};
+use crate::image::heif::{Coded, Container, Stated, Whole};
 use crate::image::limits::{Limits, bytes_of};
 use crate::image::picture::Format;
 use crate::memory::Reserve;
 
 /// Bytes that the decoder takes for each pixel of a coded picture: planes of up to 16 bits without subsampling, twice
-/// where film grain is put on a copy, and its notes on blocks.
+/// if film grain is added to a copy, and its block data.
 pub(super) const CODED: u64 = 16;
 
-/// Frames that a still picture may be coded in: AV1 allows four layers.
+/// Maximum number of frames in a still picture: AV1 allows four layers.
 const MOST_FRAMES: usize = 4;
 
-/// Decodes one coded picture, as it is stored. `beside` is what the decoder may take.
-pub(super) fn decode(container: &Container, id: ItemId, beside: u64, limits: &Limits) -> Result<Box<dyn Coded>> {
+/// Decodes one coded picture, as it is stored.
+pub(super) fn decode(container: &Container, id: ItemId, whole: &Whole, limits: &Limits) -> Result<Box<dyn Coded>> {
+    let beside = whole.beside;
     let format = container.format;
     let size = container.size(id)?;
     let data = container.file.item_data(id).map_err(|e| container.fail(e))?;
@@ -31,12 +31,7 @@ pub(super) fn decode(container: &Container, id: ItemId, beside: u64, limits: &Li
     if frames > MOST_FRAMES {
         return Err(format.unsupported(format!("Its picture is coded in {frames} frames.")));
     }
-    let stated = container.properties(id)?.find_map(|property| match property {
-        Property::Color(ColorInfo::Nclx { primaries, matrix, full_range, .. }) => {
-            Some((*matrix, *primaries, *full_range))
-        }
-        _ => None,
-    });
+    let stated = container.stated(whole.id)?.or(container.stated(id)?);
     let gave_up = move || format.broken("The decoder gave up on it.");
     let picture = aside_at_risk(&data, limits, gave_up, move |data, _| {
         let reserve = Reserve::new(usize::try_from(beside).map_err(|_| Error::out_of_memory(usize::MAX))?)?;
@@ -47,17 +42,17 @@ pub(super) fn decode(container: &Container, id: ItemId, beside: u64, limits: &Li
     if picture.width() < size.0 || picture.height() < size.1 {
         return Err(format.broken("Its coded picture is smaller than it says."));
     }
-    Ok(Box::new(Frame::new(picture, size, stated, format)?))
+    Ok(Box::new(Frame::new(picture, size, stated, whole.is_clear, format)?))
 }
 
-/// Frames in a sequence of OBUs (AV1, 5.3), without those that are shown again. None if a unit has no length.
+/// The number of frames in a sequence of OBUs (AV1, 5.3), without repeated frames. None if a unit has no length.
 fn frames(data: &[u8]) -> Option<usize> {
     let (mut at, mut frames) = (0, 0);
     while at < data.len() {
         let header = data[at];
         at += 1 + usize::from(header & 4 != 0);
         let length = if header & 2 == 0 {
-            // The last one may reach to the end.
+            // The last unit may extend to the end.
             data.len().checked_sub(at)?
         } else {
             let mut length = 0usize;
@@ -87,7 +82,7 @@ fn picture(data: &[u8], size: (u32, u32), format: Format) -> Result<Picture> {
     let mut settings = dav1d::Settings::new();
     settings.set_n_threads(1);
     settings.set_max_frame_delay(1);
-    // Frames may be larger than the picture by the block that they are filled up to.
+    // Frames may be larger than the picture, because they are padded to whole blocks.
     let side = |side: u32| u64::from(side) + 64;
     settings.set_frame_size_limit(u32::try_from(side(size.0) * side(size.1)).unwrap_or(u32::MAX));
     let mut decoder = dav1d::Decoder::with_settings(&settings).map_err(fail)?;
@@ -113,7 +108,19 @@ struct Frame {
     size: (u32, u32),
     luma: Samples,
     chroma: Option<Chroma>,
-    colours: Colours,
+    conversion: Conversion,
+}
+
+#[derive(Clone, Copy)]
+enum Conversion {
+    Float(Colours),
+    /// With the bits of a sample beyond eight, which are dropped first, or last where `fine`. `nearest`: chroma is repeated.
+    Fixed {
+        fixed: Fixed,
+        beyond: u32,
+        fine: bool,
+        nearest: bool,
+    },
 }
 
 struct Chroma {
@@ -141,7 +148,7 @@ impl Samples {
         }
     }
 
-    /// A row's samples from a column on. Nothing beyond the plane's end.
+    /// A row's samples from a column on, up to the plane's end.
     fn row(&self, y: usize, from: usize) -> impl Iterator<Item = u16> {
         let bytes = self.plane.get(y.saturating_mul(self.stride)..).unwrap_or_default();
         let step = if self.wide { 2 } else { 1 };
@@ -157,7 +164,7 @@ impl Samples {
 
 impl Frame {
     /// `stated`: the container's matrix, primaries and range, which come before the stream's own.
-    fn new(picture: Picture, size: (u32, u32), stated: Option<(u16, u16, bool)>, format: Format) -> Result<Self> {
+    fn new(picture: Picture, size: (u32, u32), stated: Option<Stated>, is_clear: bool, format: Format) -> Result<Self> {
         let bits = picture.bits_per_component().map_or(8, |bits| bits.0 as u32);
         let is_grey = picture.pixel_layout() == PixelLayout::I400;
         let own = || {
@@ -173,13 +180,24 @@ impl Frame {
                 M::BT2020NonConstantLuminance => 9,
                 _ => u16::MAX,
             };
-            (matrix, 2, picture.color_range() == pixel::YUVRange::Full)
+            Stated { matrix, primaries: 2, full_range: picture.color_range() == pixel::YUVRange::Full }
         };
-        let (matrix, primaries, full_range) = stated.unwrap_or_else(own);
+        let Stated { matrix, primaries, full_range } = stated.unwrap_or_else(own);
         // Of grey, no matrix matters.
         let matrix = if is_grey { 2 } else { matrix };
-        let colours = Colours::new(matrix, primaries, full_range, bits)
-            .ok_or_else(|| format.unsupported(format!("Its colours are coded by matrix {matrix}.")))?;
+        let conversion = match Fixed::new(matrix, primaries, full_range).filter(|_| !is_grey) {
+            // Of a picture with transparency the reference keeps ten bits until the end, and twelve with chroma of half the
+            // sides, which it repeats.
+            Some(fixed) => {
+                let nearest = is_clear && bits == 12 && picture.pixel_layout() == PixelLayout::I420;
+                let fine = (is_clear && bits == 10) || nearest;
+                Conversion::Fixed { fixed, beyond: bits - 8, fine, nearest }
+            }
+            None => Conversion::Float(
+                Colours::new(matrix, primaries, full_range, bits)
+                    .ok_or_else(|| format.unsupported(format!("Its colours are coded by matrix {matrix}.")))?,
+            ),
+        };
         let halved = match picture.pixel_layout() {
             PixelLayout::I420 => (true, true),
             PixelLayout::I422 => (true, false),
@@ -194,29 +212,38 @@ impl Frame {
             rows: half(picture.height(), halved.1),
         });
         let luma = Samples::new(&picture, PlanarImageComponent::Y);
-        Ok(Self { size, luma, chroma, colours })
+        Ok(Self { size, luma, chroma, conversion })
     }
 }
 
 impl Chroma {
-    /// The chroma of a luma row: of half the rows, between the two nearest, 3 to 1, as libyuv does.
-    fn row(&self, y: usize) -> Vec<[f32; 2]> {
-        let row = |y: usize| {
-            let (u, v) = (self.u.row(y, 0), self.v.row(y, 0));
-            u.zip(v).take(self.columns).map(|(u, v)| [f32::from(u), f32::from(v)])
-        };
+    /// A row's samples of both planes, less so many bits.
+    fn samples(&self, y: usize, dropped: u32) -> impl Iterator<Item = [u16; 2]> {
+        let (u, v) = (self.u.row(y, 0), self.v.row(y, 0));
+        u.zip(v).take(self.columns).map(move |(u, v)| [u >> dropped, v >> dropped])
+    }
+
+    /// The chroma of a luma row's pairs of pixels, in quarters: of half the rows, the nearest.
+    fn repeated(&self, y: usize) -> Vec<[u32; 2]> {
+        self.samples(y / 2, 0).map(|pair| pair.map(|sample| u32::from(sample) * 4)).collect()
+    }
+
+    /// The chroma of a luma row's pixels, in quarters: of half the rows or columns, between the two nearest, 3 to 1.
+    fn row(&self, y: usize, dropped: u32) -> Vec<[u32; 2]> {
+        let wide = |[u, v]: [u16; 2]| [u32::from(u), u32::from(v)];
         if !self.halved.1 {
-            return row(y).collect();
+            return self.samples(y, dropped).map(|pair| wide(pair).map(|sample| sample * 4)).collect();
         }
         let near = y / 2;
         let far = if y % 2 == 1 { (near + 1).min(self.rows - 1) } else { near.saturating_sub(1) };
-        row(near).zip(row(far)).map(|(near, far)| blend(near, far)).collect()
+        let both = self.samples(near, dropped).zip(self.samples(far, dropped));
+        both.map(|(near, far)| blend(wide(near), wide(far))).collect()
     }
 }
 
 /// Three parts of one and one of the other.
-fn blend(near: [f32; 2], far: [f32; 2]) -> [f32; 2] {
-    [0, 1].map(|plane| near[plane] * 0.75 + far[plane] * 0.25)
+fn blend(near: [u32; 2], far: [u32; 2]) -> [u32; 2] {
+    [0, 1].map(|plane| near[plane] * 3 + far[plane])
 }
 
 impl Coded for Frame {
@@ -226,17 +253,43 @@ impl Coded for Frame {
 
     fn row(&self, y: usize, from: usize, rgb: &mut [u8]) {
         let luma = self.luma.row(y, from);
-        let Some(chroma) = &self.chroma else { return self.colours.grey(luma, rgb) };
-        let row = chroma.row(y);
+        let Some(chroma) = &self.chroma else {
+            if let Conversion::Float(colours) = &self.conversion {
+                colours.grey(luma, rgb);
+            }
+            return;
+        };
+        let (dropped, nearest) = match self.conversion {
+            Conversion::Fixed { beyond, fine, nearest, .. } => (if fine { 0 } else { beyond }, nearest),
+            Conversion::Float(_) => (0, false),
+        };
+        let row = if nearest { chroma.repeated(y) } else { chroma.row(y, dropped) };
         let Some(last) = row.len().checked_sub(1) else { return };
-        if !chroma.halved.0 {
-            return self.colours.row(luma, row.into_iter().skip(from), rgb);
-        }
-        let between = (from..from + rgb.len() / 3).map(|x| {
+        let sixteenths = (from..from + rgb.len() / 3).map(|x| {
+            if !chroma.halved.0 {
+                return row[x.min(last)].map(|sample| sample * 4);
+            }
             let near = (x / 2).min(last);
+            if nearest {
+                return row[near].map(|sample| sample * 4);
+            }
             let far = if x % 2 == 1 { (near + 1).min(last) } else { near.saturating_sub(1) };
             blend(row[near], row[far])
         });
-        self.colours.row(luma, between, rgb);
+        match &self.conversion {
+            Conversion::Float(colours) => {
+                colours.row(luma, sixteenths.map(|pair| pair.map(|sample| sample as f32 / 16.0)), rgb);
+            }
+            Conversion::Fixed { fixed, beyond, fine, .. } => {
+                let (beyond, rest) = (*beyond, if *fine { *beyond } else { 0 });
+                let chroma = sixteenths.map(|pair| pair.map(|sample| ((sample + 8 >> 4) >> rest).min(255) as u8));
+                // Sixteen bits, of which the highest come again at the end.
+                let wide = |sample: u16| match *fine {
+                    true => u32::from(sample) << (8 - beyond) | u32::from(sample) >> (2 * beyond),
+                    false => u32::from(sample >> beyond) * 257,
+                };
+                fixed.row(luma.map(wide), chroma, rgb);
+            }
+        }
     }
 }

@@ -1,59 +1,70 @@
 //! HEVC by heifer, a decoder in Rust without unsafe code.
+//!
+//! Its samples become colours as libheif makes them, so that a picture has the pixels that pillow-heif gives: chroma of
+//! half the sides is repeated, not interpolated, and pictures of more than eight bits lose the rest.
 
-use heifer::Image;
 use heifer::heifer_hevc_dec::decoder;
-use heifer_isobmff::boxes::{ColorInfo, Property};
+use heifer::heifer_hevc_dec::recon::Frame;
 use heifer_isobmff::{HeifFile, ItemId};
 
 use crate::error::{Error, Result, without_panic};
 use crate::image::aside::aside;
-use crate::image::heif::{Coded, Container};
+use crate::image::heif::matrix::shares;
+use crate::image::heif::transform::Part;
+use crate::image::heif::{Coded, Container, Stated, Whole};
 use crate::image::limits::{Limits, bytes_of};
 use crate::image::picture::{Format, truncated};
 use crate::memory::Reserve;
 
-/// Bytes that the decoder takes for each pixel of a coded picture: planes of 16 bits before and after filtering, its notes
-/// on blocks, and RGBA.
+/// Bytes that the decoder takes for each pixel of a coded picture: planes of 16 bits before and after filtering, its
+/// block data, and RGBA.
 pub(super) const CODED: u64 = 40;
+/// What libheif widens limited range by: 255 over 219 and over 224, to within 0.4 %.
+const LUMA_SCALE: f32 = 1.1689;
+const CHROMA_SCALE: f32 = 1.1429;
 /// A coded picture of more pixels takes longer than 0.1 s, and so a thread of its own.
 const QUICK: u64 = 1 << 20;
 
-/// Decodes one coded picture, as it is stored. `beside` is what the decoder may take.
-pub(super) fn decode(container: &Container, id: ItemId, beside: u64, limits: &Limits) -> Result<Box<dyn Coded>> {
-    let size = container.size(id)?;
-    let image = if bytes_of(size, 1) <= QUICK {
-        picture(container.bytes, &container.file, container.format, id, beside)?
+/// Decodes one coded picture, as it is stored.
+pub(super) fn decode(container: &Container, id: ItemId, whole: &Whole, limits: &Limits) -> Result<Box<dyn Coded>> {
+    let (size, format, beside) = (container.size(id)?, container.format, whole.beside);
+    let frame = if bytes_of(size, 1) <= QUICK {
+        frame(container.bytes, &container.file, format, id, beside)?
     } else {
-        let format = container.format;
         let gave_up = move || format.broken("The decoder gave up on it.");
         aside(container.bytes, limits, gave_up, move |bytes, _| {
-            without_panic(gave_up, || picture(bytes, &Container::parse(bytes, format)?.file, format, id, beside))
+            without_panic(gave_up, || frame(bytes, &Container::parse(bytes, format)?.file, format, id, beside))
         })?
     };
-    Ok(Box::new(image))
+    let size = if size == (0, 0) { (frame.widths[0], frame.heights[0]) } else { size };
+    if size.0 > frame.widths[0] || size.1 > frame.heights[0] {
+        return Err(format.broken("Its coded picture is smaller than it says."));
+    }
+    let stated = container.stated(whole.id)?.or(container.stated(id)?).unwrap_or(Stated {
+        matrix: frame.matrix_coeffs.into(),
+        primaries: 2,
+        full_range: frame.full_range,
+    });
+    let smooth = match frame.chroma_format {
+        1 => whole.smooth.both,
+        2 => whole.smooth.columns,
+        _ => None,
+    };
+    // A tile as if it were the picture.
+    let smooth = smooth.map(|part| if whole.id == id { part } else { Part { left: 0, top: 0, size } });
+    let conversion = Conversion::new(&frame, stated, smooth.is_some())
+        .ok_or_else(|| format.unsupported(format!("Its colours are coded by matrix {}.", stated.matrix)))?;
+    Ok(Box::new(Converted { frame, size, conversion, smooth }))
 }
 
-fn picture(bytes: &[u8], file: &HeifFile<'_>, format: Format, id: ItemId, beside: u64) -> Result<Image<u8>> {
+fn frame(bytes: &[u8], file: &HeifFile<'_>, format: Format, id: ItemId, beside: u64) -> Result<Frame> {
     let reserve = Reserve::new(usize::try_from(beside).map_err(|_| Error::out_of_memory(usize::MAX))?)?;
     let fail = |error| failed(bytes, format, error);
     let options = decoder::DecodeOptions { max_pixels: beside / CODED, ..Default::default() };
     let stream = file.hevc_bitstream(id).map_err(|e| fail(e.into()))?;
     let frame = decoder::decode_picture(&stream, options).map_err(|e| fail(e.into()))?;
-    let (width, height) =
-        file.image_size(id).map_err(|e| fail(e.into()))?.unwrap_or((frame.widths[0], frame.heights[0]));
-    if width > frame.widths[0] || height > frame.heights[0] {
-        return Err(format.broken("Its coded picture is smaller than it says."));
-    }
-    let stated = file.item_properties(id).map_err(|e| fail(e.into()))?.find_map(|property| match property {
-        Property::Color(ColorInfo::Nclx { matrix, full_range, .. }) => {
-            Some(heifer::color::ColorParams { matrix: *matrix, full_range: *full_range })
-        }
-        _ => None,
-    });
-    let colors = stated.unwrap_or_else(|| heifer::color::ColorParams::from_frame(&frame));
-    let image = heifer::color::frame_to_rgba_sized(&frame, colors, width, height);
     reserve.finish()?;
-    Ok(image)
+    Ok(frame)
 }
 
 fn failed(bytes: &[u8], format: Format, error: heifer::Error) -> Error {
@@ -68,15 +79,175 @@ fn failed(bytes: &[u8], format: Format, error: heifer::Error) -> Error {
     }
 }
 
-impl Coded for Image<u8> {
+/// How samples become colours.
+#[derive(Clone, Copy, Debug)]
+enum Conversion {
+    Grey,
+    /// In 256ths of eight-bit samples of full range with chroma of half the sides: red, green (of both), blue.
+    Fixed([i32; 4]),
+    /// In floats, at the depth of the samples.
+    Float {
+        full_range: bool,
+        sort: Sort,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Sort {
+    /// Green, blue and red as they are.
+    Identity,
+    CoCg,
+    /// Red, green (of both), blue.
+    Matrix([f32; 4]),
+}
+
+impl Conversion {
+    /// None for a matrix that is not linear.
+    fn new(frame: &Frame, Stated { matrix, primaries, full_range }: Stated, smooth: bool) -> Option<Self> {
+        if frame.widths[1] == 0 {
+            return Some(Self::Grey);
+        }
+        let sort = match matrix {
+            0 => Sort::Identity,
+            8 => Sort::CoCg,
+            // Of these libheif takes the sums of BT.2020 with constant luminance for those without.
+            10 => Sort::Matrix(factors(9, primaries)?),
+            2 | 3 => Sort::Matrix([1.402, -0.714_136, -0.344_136, 1.772]),
+            matrix => Sort::Matrix(factors(matrix, primaries)?),
+        };
+        Some(match sort {
+            Sort::Matrix(factors) if full_range && frame.chroma_format == 1 && !smooth => {
+                Self::Fixed(factors.map(|factor| (256.0 * factor).round() as i32))
+            }
+            sort => Self::Float { full_range, sort },
+        })
+    }
+}
+
+fn factors(matrix: u16, primaries: u16) -> Option<[f32; 4]> {
+    let (kr, kb) = shares(matrix, primaries)?;
+    let (red, blue) = (2.0 * (1.0 - kr), 2.0 * (1.0 - kb));
+    let kg = kb + kr - 1.0;
+    Some([red, kr * red / kg, kb * blue / kg, blue])
+}
+
+/// A decoded picture, whose rows are converted as they are asked for.
+struct Converted {
+    frame: Frame,
+    size: (u32, u32),
+    conversion: Conversion,
+    /// The part whose chroma is interpolated.
+    smooth: Option<Part>,
+}
+
+impl Converted {
+    fn luma(&self, y: usize, from: usize) -> &[u16] {
+        let width = self.frame.widths[0] as usize;
+        &self.frame.planes[0][y * width..(y + 1) * width][from..]
+    }
+
+    /// The chroma samples of a row of pixels, from a column on, each as often as it counts.
+    fn chroma(&self, y: usize, from: usize) -> impl Iterator<Item = [u16; 2]> {
+        let width = self.frame.widths[1] as usize;
+        let (across, down) = match self.frame.chroma_format {
+            1 => (1, 1),
+            2 => (1, 0),
+            _ => (0, 0),
+        };
+        let row = |plane: usize| &self.frame.planes[plane][(y >> down) * width..][..width];
+        let (cb, cr) = (row(1), row(2));
+        (from..).map(move |x| {
+            if let Some(part) = self.smooth {
+                return [1, 2].map(|plane| self.smooth(plane, part, x, y));
+            }
+            let x = (x >> across).min(width - 1);
+            [cb[x], cr[x]]
+        })
+    }
+
+    /// A sample between the nearest ones of a smaller plane, 3 to 1. At the ends of a picture whose chroma has half its rows,
+    /// libheif takes the samples half as far from the corner, which is a fault of one row or column.
+    fn smooth(&self, plane: usize, part: Part, x: usize, y: usize) -> u16 {
+        let halved_rows = self.frame.chroma_format == 1;
+        let (left, top) = (part.left as usize / 2, part.top as usize / if halved_rows { 2 } else { 1 });
+        let (columns, rows) = (self.frame.widths[plane] as usize, self.frame.heights[plane] as usize);
+        let at = |x: usize, y: usize| {
+            u32::from(self.frame.planes[plane][(top + y).min(rows - 1) * columns + (left + x).min(columns - 1)])
+        };
+        let place = |at: usize, start: u32, side: u32| {
+            let (at, side) = (at.saturating_sub(start as usize), side as usize);
+            // The sample at an end, if it is there.
+            let end = if at == 0 { Some(0) } else { (at + 1 == side && side % 2 == 0).then(|| side / 2 - 1) };
+            (end, at.saturating_sub(1) / 2, if at % 2 == 1 { [3, 1] } else { [1, 3] })
+        };
+        let (end_x, x, across) = place(x, part.left, part.size.0);
+        let pair = |a: u32, b: u32, [near, far]: [u32; 2]| ((a * near + b * far + 2) / 4) as u16;
+        if !halved_rows {
+            let y = y.saturating_sub(part.top as usize);
+            return end_x.map_or_else(|| pair(at(x, y), at(x + 1, y), across), |x| at(x, y) as u16);
+        }
+        let (end_y, y, down) = place(y, part.top, part.size.1);
+        match (end_x, end_y) {
+            (Some(x), Some(y)) => at(x, y) as u16,
+            (None, Some(y)) => pair(at(x / 2, y), at(x / 2 + 1, y), across),
+            (Some(x), None) => pair(at(x, y / 2), at(x, y / 2 + 1), down),
+            (None, None) => {
+                let row = |y| at(x, y) * across[0] + at(x + 1, y) * across[1];
+                ((row(y) * down[0] + row(y + 1) * down[1] + 8) / 16) as u16
+            }
+        }
+    }
+}
+
+impl Coded for Converted {
     fn size(&self) -> (u32, u32) {
-        (self.width, self.height)
+        self.size
     }
 
     fn row(&self, y: usize, from: usize, rgb: &mut [u8]) {
-        let row = &self.data[y * self.width as usize * 4..][from * 4..];
-        for (to, from) in rgb.as_chunks_mut::<3>().0.iter_mut().zip(row.as_chunks::<4>().0) {
-            *to = [from[0], from[1], from[2]];
+        let luma = self.luma(y, from);
+        let [luma_bits, chroma_bits] = self.frame.bit_depth;
+        let beyond = [luma_bits, chroma_bits].map(|bits| bits.saturating_sub(8));
+        let pixels = rgb.as_chunks_mut::<3>().0.iter_mut().zip(luma);
+        match self.conversion {
+            Conversion::Grey => pixels.for_each(|(to, y)| *to = [(y >> beyond[0]) as u8; 3]),
+            Conversion::Fixed([red, green_v, green_u, blue]) => {
+                let byte = |value: i32| value.clamp(0, 255) as u8;
+                let part = |sum: i32| sum + 128 >> 8;
+                for ((to, y), chroma) in pixels.zip(self.chroma(y, from)) {
+                    let y = i32::from(y >> beyond[0]);
+                    let [u, v] = chroma.map(|sample| i32::from(sample >> beyond[1]) - 128);
+                    *to = [part(red * v), part(green_u * u + green_v * v), part(blue * u)].map(|part| byte(y + part));
+                }
+            }
+            Conversion::Float { full_range, sort } => {
+                // Both at one depth, though no picture is known whose chroma has another than its luma.
+                let bits = luma_bits.min(chroma_bits);
+                let narrower = [luma_bits - bits, chroma_bits - bits];
+                let middle = f32::from(1u16 << (bits - 1));
+                let start = f32::from(16u16 << (bits - 8));
+                let most = ((1u32 << bits) - 1) as f32;
+                // Rust's conversion stops at 0.
+                let byte = |value: f32| ((value + 0.5).min(most) as u16 >> (bits - 8)) as u8;
+                let (luma_scale, chroma_scale) = if full_range { (1.0, 1.0) } else { (LUMA_SCALE, CHROMA_SCALE) };
+                let start = if full_range { 0.0 } else { start };
+                for ((to, y), [u, v]) in pixels.zip(self.chroma(y, from)) {
+                    let y = (f32::from(y >> narrower[0]) - start) * luma_scale;
+                    let (u, v) = (f32::from(u >> narrower[1]), f32::from(v >> narrower[1]));
+                    *to = match sort {
+                        Sort::Identity => [(v - start) * chroma_scale, y, (u - start) * chroma_scale],
+                        Sort::CoCg => {
+                            let (cg, co) = (u - middle, v - middle);
+                            [y - cg + co, y + cg, y - cg - co]
+                        }
+                        Sort::Matrix([red, green_v, green_u, blue]) => {
+                            let (u, v) = ((u - middle) * chroma_scale, (v - middle) * chroma_scale);
+                            [y + red * v, y + green_u * u + green_v * v, y + blue * u]
+                        }
+                    }
+                    .map(byte);
+                }
+            }
         }
     }
 }

@@ -1,13 +1,14 @@
-//! HEIC and AVIF: still pictures in an ISO base media file, coded by HEVC or AV1. The primary image is decoded, a grid of
-//! tiles or one coded picture.
+//! HEIC and AVIF: still pictures in an ISO base media file, coded with HEVC or AV1. This module decodes the primary
+//! image, which is a grid of tiles or one coded picture.
 //!
-//! Each codec is a build feature (`heic`, `avif`), since HEVC is covered by patents in some countries. The container is read
-//! by heifer's parser. Grids are put together here, tile by tile, with a look for an interrupt before each.
+//! Each codec is a build feature (`heic`, `avif`), because patents cover HEVC in some countries. heifer's parser reads
+//! the container. Grids are assembled here, tile by tile, with a check for an interrupt before each tile.
 
 #[cfg(feature = "avif")]
 mod av1;
 #[cfg(feature = "heic")]
 mod hevc;
+mod matrix;
 mod transform;
 #[cfg(feature = "avif")]
 mod yuv;
@@ -28,14 +29,36 @@ use crate::image::profile::Profile;
 use crate::image::{bmff, exif};
 use crate::memory::Reserve;
 
-use transform::Part;
+#[cfg(feature = "heic")]
+use transform::Smooth;
+use transform::{Part, Shown};
 
-/// A coded picture that is decoded.
+/// A decoded picture.
 trait Coded {
     fn size(&self) -> (u32, u32);
 
     /// A row as RGB, from a column on.
     fn row(&self, y: usize, from: usize, rgb: &mut [u8]);
+}
+
+/// The code points of H.273 that a container states.
+#[derive(Clone, Copy)]
+struct Stated {
+    matrix: u16,
+    primaries: u16,
+    full_range: bool,
+}
+
+/// What a coded picture is a part of: itself, or a grid.
+struct Whole {
+    id: ItemId,
+    /// It has transparency.
+    #[cfg(feature = "avif")]
+    is_clear: bool,
+    #[cfg(feature = "heic")]
+    smooth: Smooth,
+    /// Bytes that a decoder may take.
+    beside: u64,
 }
 
 /// How an item's pixels are coded.
@@ -68,12 +91,12 @@ impl Codec {
         }
     }
 
-    fn decode(self, container: &Container, id: ItemId, beside: u64, limits: &Limits) -> Result<Box<dyn Coded>> {
+    fn decode(self, container: &Container, id: ItemId, whole: &Whole, limits: &Limits) -> Result<Box<dyn Coded>> {
         match self {
             #[cfg(feature = "heic")]
-            Self::Hevc => hevc::decode(container, id, beside, limits),
+            Self::Hevc => hevc::decode(container, id, whole, limits),
             #[cfg(feature = "avif")]
-            Self::Av1 => av1::decode(container, id, beside, limits),
+            Self::Av1 => av1::decode(container, id, whole, limits),
         }
     }
 }
@@ -91,24 +114,45 @@ pub(crate) fn decode(format: Format, bytes: &[u8], limits: &Limits) -> Result<Pi
         limits.check_pixels((u32::try_from(pixels).unwrap_or(u32::MAX), 1))?;
         taken = taken.max(bytes);
     }
-    // The picture, the opacity as another, the largest coded picture, and its data.
+    // The picture, the opacity as a second picture, the largest coded picture, and its data.
     let beside = taken + 2 * bytes.len() as u64 + (4 << 20);
     let pictures = bytes_of(size, 3) * if alpha.is_some() || swaps_sides(primary.orientation) { 2 } else { 1 };
     limits.check_memory(&format!("{} image", format.name()), size, pictures.saturating_add(beside))?;
     reserve.finish()?;
 
-    let mut rgb = container.paint(primary.id, primary.part, beside, limits)?;
+    let whole = Whole {
+        id: primary.id,
+        #[cfg(feature = "avif")]
+        is_clear: alpha.is_some(),
+        #[cfg(feature = "heic")]
+        smooth: primary.smooth,
+        beside,
+    };
+    let mut rgb = container.paint(&whole, primary.part, limits)?;
     if let Some(alpha) = alpha {
         if container.stored_size(alpha)? != primary.coded {
             return Err(format.unsupported("Its transparency has another size than its colours."));
         }
-        let opacity = container.paint(alpha, primary.part, beside, limits)?;
+        let opacity = container.paint(&Whole { id: alpha, ..whole }, primary.part, limits)?;
         let is_associated = container.file.referenced_items(primary.id, b"prem").contains(&alpha);
         for (value, alpha) in rgb.iter_mut().zip(opacity.iter().step_by(3).flat_map(|alpha| [alpha; 3])) {
-            *value = if is_associated { value.saturating_add(255 - *alpha) } else { on_white(*value, *alpha) };
+            *value = on_white(if is_associated { straight(format, *value, *alpha) } else { *value }, *alpha);
         }
     }
     Ok(Picture { rgb, size, shrink: 1, orientation: primary.orientation, short: Short::Nothing, profile: None })
+}
+
+/// A sample that was multiplied by its opacity, before that: as libyuv has it for AVIF, with its inverses in 65536ths, and as
+/// Pillow has it for HEIC.
+fn straight(format: Format, value: u8, alpha: u8) -> u8 {
+    let (value, alpha) = (u32::from(value), u32::from(alpha));
+    let straight = match (alpha, format) {
+        (0 | 255, _) => value,
+        #[cfg(feature = "avif")]
+        (_, Format::Avif) => value * 257 * (65536 / alpha).min(65535) >> 16,
+        _ => 255 * value / alpha,
+    };
+    straight.min(255) as u8
 }
 
 /// What the header says.
@@ -128,7 +172,7 @@ pub(crate) fn header(format: Format, bytes: &[u8]) -> Result<Header> {
     })
 }
 
-/// The colour profile that the primary image states: its own comes before code points.
+/// The colour profile of the primary image: an embedded profile takes precedence over code points.
 pub(crate) fn profile(format: Format, bytes: &[u8]) -> Result<Option<Profile<'_>>> {
     let reserve = Reserve::new(container_bytes(bytes))?;
     let container = Container::parse(bytes, format)?;
@@ -146,13 +190,13 @@ pub(crate) fn profile(format: Format, bytes: &[u8]) -> Result<Option<Profile<'_>
     Ok(profile)
 }
 
-/// What reading the container takes: its tables of items, which are in the file.
+/// The memory for reading the container: its tables of items, which are in the file.
 fn container_bytes(bytes: &[u8]) -> usize {
     bytes.len() * 4 + (1 << 20)
 }
 
-/// Tables of items that are read at most. A photo of 200 megapixels in tiles has some 100 kB; the library looks items up one
-/// by one, which nothing can stop, and takes 0.6 s for 25,000 of them (1 MB).
+/// Maximum size of the tables of items. A photo of 200 megapixels in tiles has about 100 kB; the library looks items up
+/// one by one, which can't be interrupted, and takes 0.6 s for 25,000 items (1 MB).
 const LARGEST_TABLES: usize = 1 << 20;
 
 fn failed(bytes: &[u8], format: Format, error: heifer_isobmff::Error) -> Error {
@@ -164,7 +208,7 @@ fn failed(bytes: &[u8], format: Format, error: heifer_isobmff::Error) -> Error {
     }
 }
 
-/// A file whose items are known.
+/// A file with its items.
 struct Container<'a> {
     bytes: &'a [u8],
     file: HeifFile<'a>,
@@ -174,10 +218,12 @@ struct Container<'a> {
 /// The primary image.
 struct Primary {
     id: ItemId,
-    /// As it is stored.
+    /// The size as stored.
     coded: (u32, u32),
-    /// What of it is shown.
+    /// The visible part.
     part: Part,
+    #[cfg(feature = "heic")]
+    smooth: Smooth,
     orientation: Orientation,
     channels: u8,
     bits: u8,
@@ -190,6 +236,9 @@ impl<'a> Container<'a> {
             return Err(Error::new(Kind::LimitExceeded, format!("{} image has too many items", format.name()))
                 .detail(format!("Its tables of items have {tables} bytes; {LARGEST_TABLES} are read."))
                 .hint("Store it in another format, or with fewer pictures in it."));
+        }
+        if bmff::find(bytes, *b"meta").is_none() && bmff::find(bytes, *b"moov").is_some() {
+            return Err(format.unsupported("It holds a sequence without a still picture."));
         }
         let file = HeifFile::parse(bytes).map_err(|error| failed(bytes, format, error))?;
         Ok(Self { bytes, file, format })
@@ -207,12 +256,22 @@ impl<'a> Container<'a> {
         self.file.item_properties(id).map_err(|e| self.fail(e))
     }
 
+    /// How an item's properties say that its colours are coded.
+    fn stated(&self, id: ItemId) -> Result<Option<Stated>> {
+        Ok(self.properties(id)?.find_map(|property| match property {
+            Property::Color(ColorInfo::Nclx { matrix, primaries, full_range, .. }) => {
+                Some(Stated { matrix: *matrix, primaries: *primaries, full_range: *full_range })
+            }
+            _ => None,
+        }))
+    }
+
     /// The size that an item's properties state, or nothing.
     fn size(&self, id: ItemId) -> Result<(u32, u32)> {
         Ok(self.file.image_size(id).map_err(|e| self.fail(e))?.unwrap_or((0, 0)))
     }
 
-    /// The size of an item's picture before anything is cut off or turned.
+    /// The size of an item's picture before cropping and rotation.
     fn stored_size(&self, id: ItemId) -> Result<(u32, u32)> {
         if self.item_type(id)? != *b"grid" {
             return self.size(id);
@@ -221,7 +280,7 @@ impl<'a> Container<'a> {
         Ok((grid.output_width, grid.output_height))
     }
 
-    /// The primary image's size, orientation and sort.
+    /// The primary image's size, orientation and kind.
     fn describe(&self) -> Result<Primary> {
         let id = self.file.primary_id;
         let is_grid = match self.item_type(id)? {
@@ -238,17 +297,29 @@ impl<'a> Container<'a> {
             return Err(no_pixels(coded.0, coded.1));
         }
         let shown = transform::shown(coded, self.properties(id)?);
-        let (part, orientation) = shown.ok_or_else(|| self.format.broken("It shows no part of its coded picture."))?;
+        let Shown { part, orientation, .. } =
+            shown.ok_or_else(|| self.format.broken("It shows no part of its coded picture."))?;
         let first = if is_grid { self.file.referenced_items(id, b"dimg").first().copied() } else { Some(id) };
         let (bits, colours) = match first {
             Some(first) => self.depth(first)?,
             None => (8, 3),
         };
         let channels = colours + u8::from(self.opacity(id)?.is_some());
-        Ok(Primary { id, coded, part, orientation, channels, bits })
+        #[cfg(feature = "heic")]
+        let smooth = shown.map(|shown| shown.smooth).unwrap_or_default();
+        Ok(Primary {
+            id,
+            coded,
+            part,
+            #[cfg(feature = "heic")]
+            smooth,
+            orientation,
+            channels,
+            bits,
+        })
     }
 
-    /// Bits of a sample and colours of a pixel, as the codec's own property says.
+    /// Bits per sample and colours per pixel, from the codec's own property.
     fn depth(&self, id: ItemId) -> Result<(u8, u8)> {
         let colours = |is_grey| if is_grey { 1 } else { 3 };
         Ok(self
@@ -266,7 +337,7 @@ impl<'a> Container<'a> {
             .unwrap_or((8, 3)))
     }
 
-    /// The item that says how opaque another is.
+    /// The item with the opacity of another item.
     fn opacity(&self, id: ItemId) -> Result<Option<ItemId>> {
         for item in self.file.referencing_items(id, b"auxl") {
             let is_alpha = |property: &Property| {
@@ -280,7 +351,7 @@ impl<'a> Container<'a> {
         Ok(None)
     }
 
-    /// Items that are coded each by itself, with the place of each in the picture.
+    /// The separately coded items, with the position of each in the picture.
     fn tiles(&self, id: ItemId) -> Result<Vec<(ItemId, u32, u32)>> {
         if self.item_type(id)? != *b"grid" {
             return Ok(vec![(id, 0, 0)]);
@@ -307,7 +378,7 @@ impl<'a> Container<'a> {
         Codec::of(self.item_type(id)?).ok_or_else(|| self.format.unsupported("Its tiles are made of others."))
     }
 
-    /// Pixels of the largest picture that is decoded by one call, and the bytes that the decoder takes for it.
+    /// Pixels of the largest picture that one call decodes, and the bytes that the decoder takes for it.
     fn largest_coded(&self, id: ItemId) -> Result<(u64, u64)> {
         let mut most = (0, 0);
         for (tile, ..) in self.tiles(id)? {
@@ -320,10 +391,10 @@ impl<'a> Container<'a> {
     }
 
     /// Decodes this part of an item.
-    fn paint(&self, id: ItemId, part: Part, beside: u64, limits: &Limits) -> Result<RgbImage> {
+    fn paint(&self, whole: &Whole, part: Part, limits: &Limits) -> Result<RgbImage> {
         let mut rgb = pixels::canvas(part.size)?;
         let (right, bottom) = (part.left + part.size.0, part.top + part.size.1);
-        for (tile, left, top) in self.tiles(id)? {
+        for (tile, left, top) in self.tiles(whole.id)? {
             limits.check_interrupt()?;
             let (width, height) = self.size(tile)?;
             let is_outside = left >= right
@@ -333,9 +404,9 @@ impl<'a> Container<'a> {
             if is_outside {
                 continue;
             }
-            let coded = self.codec(tile)?.decode(self, tile, beside, limits)?;
+            let coded = self.codec(tile)?.decode(self, tile, whole, limits)?;
             let (width, height) = coded.size();
-            // What is seen of the tile, in the stored picture.
+            // The visible part of the tile, in the stored picture.
             let columns = left.max(part.left)..left.saturating_add(width).min(right);
             let rows = top.max(part.top)..top.saturating_add(height).min(bottom);
             for y in rows {

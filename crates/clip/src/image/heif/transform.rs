@@ -1,5 +1,4 @@
-//! What of a coded picture is shown, and how it is turned: the properties clap, irot and imir, in the order in which they
-//! stand.
+//! The visible part of a coded picture and its rotation: the properties clap, irot and imir, in the order in the file.
 
 use heifer_isobmff::boxes::Property;
 use image::metadata::Orientation;
@@ -14,17 +13,49 @@ pub(super) struct Part {
     pub size: (u32, u32),
 }
 
+/// The part whose chroma libheif interpolates, where it has half the columns and rows, or half the columns: it cuts and turns
+/// a picture before it makes colours of it, and brings chroma to full size first where pairs of columns or rows would be torn
+/// apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Smooth {
+    pub both: Option<Part>,
+    pub columns: Option<Part>,
+}
+
+/// What is shown of a picture.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shown {
+    pub part: Part,
+    pub orientation: Orientation,
+    // AVIF's chroma is interpolated always.
+    #[cfg_attr(not(feature = "heic"), allow(dead_code))]
+    pub smooth: Smooth,
+}
+
 /// The part of a picture of this size that its properties show, and the turn that they state. None where a part is empty,
 /// or no part of the picture.
-pub(super) fn shown<'a>(
-    size: (u32, u32),
-    properties: impl Iterator<Item = &'a Property>,
-) -> Option<(Part, Orientation)> {
+pub(super) fn shown<'a>(size: (u32, u32), properties: impl Iterator<Item = &'a Property>) -> Option<Shown> {
     let mut part = Part { left: 0, top: 0, size };
     let mut orientation = Orientation::NoTransforms;
+    let mut smooth = Smooth::default();
     for property in properties {
+        let (width, height) = turned(part.size, orientation);
+        let (odd_width, odd_height) = (width % 2 == 1, height % 2 == 1);
+        let (both, columns) = match property {
+            Property::Rotation(1) => (odd_width, true),
+            Property::Rotation(2) => (odd_width || odd_height, odd_height),
+            Property::Rotation(3) => (odd_height, true),
+            Property::Mirror(vertical) => (odd_width || odd_height, !vertical && odd_width),
+            Property::CleanAperture { width: across, height: down, horiz_offset, vert_offset } => {
+                let left = stretch(width, *across, *horiz_offset)?.0 % 2 == 1;
+                (left || stretch(height, *down, *vert_offset)?.0 % 2 == 1, left)
+            }
+            _ => (false, false),
+        };
+        smooth.both = smooth.both.or(both.then_some(part));
+        smooth.columns = smooth.columns.or(columns.then_some(part));
         orientation = match property {
-            // Counted against the clock.
+            // Counted anticlockwise.
             Property::Rotation(1) => then(orientation, Orientation::Rotate270),
             Property::Rotation(2) => then(orientation, Orientation::Rotate180),
             Property::Rotation(3) => then(orientation, Orientation::Rotate90),
@@ -40,28 +71,28 @@ pub(super) fn shown<'a>(
             _ => orientation,
         };
     }
-    Some((part, orientation))
+    Some(Shown { part, orientation, smooth })
 }
 
-/// Where a clean aperture begins on a side and how long it is there: `length` around the middle, which `offset` moves
-/// (ISO/IEC 14496-12, 12.1.4). Rounded as libheif does, and cut off at the picture's ends.
+/// The start and length of a clean aperture along one side: `length` around the middle, which `offset` moves (ISO/IEC
+/// 14496-12, 12.1.4). It is rounded as in libheif, and clipped to the picture.
 fn stretch(side: u32, length: (u32, u32), offset: (i32, u32)) -> Option<(u32, u32)> {
     let (numerator, denominator) = (i128::from(length.0), i128::from(length.1));
     let (offset, parts) = (i128::from(offset.0), i128::from(offset.1));
     if numerator == 0 || denominator == 0 || parts == 0 {
         return None;
     }
-    // The first pixel's place, offset + (side − length) / 2, over this divisor.
+    // The first pixel's position, offset + (side − length) / 2, over this divisor.
     let divisor = 2 * parts * denominator;
     let first = 2 * offset * denominator + (i128::from(side) * denominator - numerator) * parts;
-    // The last pixel's, to the nearest.
+    // The last pixel's position, rounded to the nearest.
     let last = first + (numerator - denominator) * 2 * parts;
     let (from, to) = (first.div_euclid(divisor), (2 * last + divisor).div_euclid(2 * divisor));
     let (from, to) = (from.max(0), to.min(i128::from(side) - 1));
     (from <= to).then_some((from as u32, (to - from + 1) as u32))
 }
 
-/// The part of a part whose place in the upright picture is this.
+/// The part of a stored part that has this position in the upright picture.
 fn within(part: Part, orientation: Orientation, across: (u32, u32), down: (u32, u32)) -> Part {
     let upright = turned(part.size, orientation);
     let (from_right, from_bottom) = mirrored(orientation);
@@ -74,7 +105,7 @@ fn within(part: Part, orientation: Orientation, across: (u32, u32), down: (u32, 
     Part { left: part.left + x, top: part.top + y, size }
 }
 
-/// One orientation after another, as one.
+/// Combines two successive orientations.
 fn then(first: Orientation, second: Orientation) -> Orientation {
     // Each maps a point (x, y) of a square around 0 to (±x, ±y) or (±y, ±x).
     let map = |orientation, (x, y): (i8, i8)| match orientation {
@@ -120,14 +151,14 @@ mod tests {
 
     #[test]
     fn a_part_is_where_the_file_says() {
-        let of = |property: Property| shown((64, 48), [property].iter()).map(|(part, _)| part);
+        let of = |property: Property| shown((64, 48), [property].iter()).map(|shown| shown.part);
         // As libheif writes it for a picture of 61 × 33 at the top left.
         let part = Part { left: 0, top: 0, size: (61, 33) };
         assert_eq!(of(clap((61, 1), (33, 1), (-3, 2), (-15, 2))), Some(part));
-        // Around the middle, and moved by a quarter: 10.25 is rounded down, 10.25 + 43 to the nearest.
+        // Around the middle, moved by a quarter: 10.25 is rounded down, 10.25 + 43 to the nearest.
         assert_eq!(of(clap((44, 1), (20, 1), (0, 1), (0, 1))), Some(Part { left: 10, top: 14, size: (44, 20) }));
         assert_eq!(of(clap((44, 1), (20, 1), (1, 4), (0, 1))), Some(Part { left: 10, top: 14, size: (44, 20) }));
-        // Beyond the picture's ends is nothing.
+        // There is nothing beyond the picture's edges.
         assert_eq!(of(clap((100, 1), (48, 1), (0, 1), (0, 1))), Some(Part { left: 0, top: 0, size: (64, 48) }));
         for none in [
             clap((0, 1), (20, 1), (0, 1), (0, 1)),
@@ -138,6 +169,21 @@ mod tests {
         ] {
             assert_eq!(of(none.clone()), None, "{none:?}");
         }
+    }
+
+    #[test]
+    fn pairs_that_are_torn_apart() {
+        let of = |size, property: Property| {
+            let smooth = shown(size, [property].iter()).unwrap().smooth;
+            (smooth.both.is_some(), smooth.columns.is_some())
+        };
+        assert_eq!(of((64, 48), Property::Rotation(1)), (false, true));
+        assert_eq!(of((64, 48), Property::Rotation(2)), (false, false));
+        assert_eq!(of((63, 48), Property::Rotation(1)), (true, true));
+        assert_eq!(of((63, 48), Property::Rotation(3)), (false, true));
+        assert_eq!(of((63, 48), Property::Mirror(false)), (true, true));
+        assert_eq!(of((64, 48), clap((44, 1), (20, 1), (1, 1), (0, 1))), (true, true));
+        assert_eq!(of((64, 48), clap((44, 1), (20, 1), (0, 1), (0, 1))), (false, false));
     }
 
     /// A crop after turns is a crop of the turned picture.
@@ -151,12 +197,12 @@ mod tests {
             for mirror in [None, Some(true), Some(false)] {
                 let mut before: Vec<Property> = vec![Property::Rotation(turns)];
                 before.extend(mirror.map(Property::Mirror));
-                let (_, orientation) = shown((9, 6), before.iter()).unwrap();
+                let orientation = shown((9, 6), before.iter()).unwrap().orientation;
                 let whole = upright(picture.clone(), orientation, &Limits::default()).unwrap();
                 let then_cut = clap((4, 1), (3, 1), (-1, 2), (1, 2));
-                let (wanted, _) = shown(whole.dimensions(), [then_cut.clone()].iter()).unwrap();
+                let wanted = shown(whole.dimensions(), [then_cut.clone()].iter()).unwrap().part;
                 before.push(then_cut);
-                let (part, orientation) = shown((9, 6), before.iter()).unwrap();
+                let Shown { part, orientation, .. } = shown((9, 6), before.iter()).unwrap();
                 let found = upright(crop(&picture, part), orientation, &Limits::default()).unwrap();
                 assert!(found == crop(&whole, wanted), "{before:?}");
             }

@@ -1,9 +1,61 @@
 //! Luma and chroma to RGB (ITU-T H.273), row by row, for pictures of 8 to 12 bits in planes.
+//!
+//! The two sums are those of the reference: libavif leaves what libyuv can convert to it, and that is in 64ths
+//! ([`Fixed`]); the rest it converts in floats ([`Colours`]).
 
-/// What turns samples into colours.
+use crate::image::heif::matrix::shares;
+
+/// Conversion in 64ths, which differs from the exact one by up to three of 255.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Fixed {
+    /// 65536ths, of luma of 16 bits.
+    luma: u32,
+    bias: i32,
+    /// Red, green (of both), blue.
+    chroma: [i32; 4],
+}
+
+impl Fixed {
+    /// None for what is converted in floats: other matrices than those of BT.601, BT.709 and BT.2020.
+    pub fn new(matrix: u16, primaries: u16, full_range: bool) -> Option<Self> {
+        if !matches!((matrix, primaries), (1 | 2 | 5 | 6 | 9, _) | (12, 1 | 2 | 5 | 6 | 9)) {
+            return None;
+        }
+        let (kr, kb) = shares(matrix, primaries)?;
+        let kg = 1.0 - kr - kb;
+        let (red, blue) = (2.0 * (1.0 - kr), 2.0 * (1.0 - kb));
+        let is_2020 = kr == 0.2627;
+        let (scale, stretch) = match (full_range, is_2020) {
+            (true, _) => (1.0f32, 1.0),
+            // 255 over 219, of which three digits are used.
+            (false, false) => (1.164, 255.0 / 224.0),
+            (false, true) => (1.164_384, 255.0 / 224.0),
+        };
+        // No factor exceeds two, which is a fault of libyuv's in limited range: blue's should be up to 2.14.
+        let factor = |factor: f32| (64.0 * factor * stretch).round().min(128.0) as i32;
+        Some(Self {
+            luma: (64.0 * scale * 65536.0 / 257.0).round() as u32,
+            bias: 32 - if full_range { 0 } else { (64.0f32 * scale * 16.0).round() as i32 },
+            chroma: [factor(red), factor(kr * red / kg), factor(kb * blue / kg), factor(blue)],
+        })
+    }
+
+    /// A row of luma of 16 bits and the chroma of each of its pixels, of eight.
+    pub fn row(&self, luma: impl Iterator<Item = u32>, chroma: impl Iterator<Item = [u8; 2]>, rgb: &mut [u8]) {
+        let byte = |value: i32| (value >> 6).clamp(0, 255) as u8;
+        let [red, green_v, green_u, blue] = self.chroma;
+        for ((to, y), [u, v]) in rgb.as_chunks_mut::<3>().0.iter_mut().zip(luma).zip(chroma) {
+            let y = (y * self.luma >> 16) as i32 + self.bias;
+            let (u, v) = (i32::from(u) - 128, i32::from(v) - 128);
+            *to = [byte(y + red * v), byte(y - (green_u * u + green_v * v)), byte(y + blue * u)];
+        }
+    }
+}
+
+/// The conversion of samples to colours.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Colours {
-    /// Green, blue and red are stored as they are.
+    /// Green, blue and red are stored directly.
     identity: bool,
     luma: (f32, f32),
     /// Factors of the chroma samples: red, green (of both), blue.
@@ -13,20 +65,13 @@ pub(super) struct Colours {
 }
 
 impl Colours {
-    /// By the code point of the matrix and the range. None for a matrix that is not linear, or not known.
+    /// From the code point of the matrix and the range. None for a matrix that is not linear or unknown.
     pub fn new(matrix: u16, primaries: u16, full_range: bool, bits: u32) -> Option<Self> {
         let most = ((1u32 << bits) - 1) as f32;
         let scale = (1u32 << (bits - 8)) as f32;
         let (start, luma, chroma) =
             if full_range { (0.0, most, most) } else { (16.0 * scale, 219.0 * scale, 224.0 * scale) };
-        let (kr, kb) = match (matrix, primaries) {
-            (1, _) | (12, 1) => (0.2126, 0.0722),
-            (4, _) => (0.30, 0.11),
-            (7, _) | (12, 7) => (0.212, 0.087),
-            (9, _) | (12, 9) => (0.2627, 0.0593),
-            (0 | 2 | 5 | 6 | 8 | 12, _) => (0.299, 0.114),
-            _ => return None,
-        };
+        let (kr, kb) = shares(matrix, primaries)?;
         let kg = 1.0 - kr - kb;
         let (red, blue): (f32, f32) = (2.0 * (1.0 - kr), 2.0 * (1.0 - kb));
         let (luma_factor, chroma_factor) = (255.0 / luma, 255.0 / chroma);
@@ -41,7 +86,7 @@ impl Colours {
 
     /// A pixel of luma, blue-difference and red-difference samples.
     fn rgb(&self, y: f32, u: f32, v: f32) -> [u8; 3] {
-        // Rust's conversion stops at 0 and 255.
+        // Rust's conversion saturates at 0 and 255.
         let byte = |value: f32| (value + 0.5) as u8;
         let (scale, shift) = self.luma;
         if self.identity {
@@ -77,6 +122,24 @@ impl Colours {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// libyuv's own tables have these numbers.
+    #[test]
+    fn sixty_fourths() {
+        let of = |matrix, range| Fixed::new(matrix, 2, range).map(|f| (f.luma, f.bias, f.chroma));
+        assert_eq!(of(6, true), Some((16320, 32, [90, 46, 22, 113])));
+        assert_eq!(of(1, true), Some((16320, 32, [101, 30, 12, 119])));
+        assert_eq!(of(9, true), Some((16320, 32, [94, 37, 11, 120])));
+        assert_eq!(of(2, false), Some((18997, -1160, [102, 52, 25, 128])));
+        assert_eq!(of(1, false), Some((18997, -1160, [115, 34, 14, 128])));
+        assert_eq!(of(9, false), Some((19003, -1160, [107, 42, 12, 128])));
+        assert_eq!(of(0, true), None);
+        assert_eq!(Fixed::new(12, 9, true), Fixed::new(9, 9, true));
+        let mut rgb = [0; 6];
+        let fixed = Fixed::new(6, 2, true).unwrap();
+        fixed.row([65535, 0].into_iter(), [[128; 2]; 2].into_iter(), &mut rgb);
+        assert_eq!(rgb, [255, 255, 255, 0, 0, 0]);
+    }
 
     #[test]
     fn black_white_and_primaries() {

@@ -1,4 +1,4 @@
-//! JPEG's markers: what is read of a file beside its decoder, and how much work its scans are.
+//! JPEG's markers: values that are read in addition to the decoder, and the amount of work in the scans.
 
 use crate::error::{Error, Kind, Result};
 use crate::image::limits::Limits;
@@ -6,10 +6,10 @@ use crate::image::limits::Limits;
 /// More scans than any encoder writes: libjpeg-turbo's own progressive script has 10.
 const MAX_SCANS: usize = 500;
 
-/// How often the scans of a file may pass over its picture. libjpeg-turbo's progressive script does so 7 times, its
-/// most refined ones, where each bit is a scan, 14 times.
+/// The number of times that the scans of a file may pass over its picture. libjpeg-turbo's progressive script makes 7
+/// passes, the most refined scripts, with a scan for each bit, 14.
 const MAX_PASSES: u64 = 24;
-/// Blocks whose passes cost too little to be counted: some 0.2 s.
+/// The number of blocks whose passes take too little time to be counted: about 0.2 s.
 const FREE_BLOCKS: u64 = 10_000_000;
 
 /// Walks the marker segments before the picture data: (marker, payload).
@@ -22,7 +22,7 @@ pub(crate) fn segments(bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     })
 }
 
-/// The segment at a place: its marker, its payload, and what follows it.
+/// The segment at a position: its marker, its payload, and the rest.
 fn segment(bytes: &[u8], mut at: usize) -> Option<(u8, &[u8], usize)> {
     while bytes.get(at) == Some(&0xFF) && bytes.get(at + 1) == Some(&0xFF) {
         at += 1; // fill bytes
@@ -37,7 +37,7 @@ pub(crate) struct Frame {
     marker: u8,
     width: u32,
     height: u32,
-    /// Of each component: its id, its samples across and down in a block group.
+    /// For each component: its id, and its horizontal and vertical samples in a block group.
     components: Vec<(u8, u32, u32)>,
 }
 
@@ -47,7 +47,7 @@ impl Frame {
         (most(|c| c.1), most(|c| c.2))
     }
 
-    /// Blocks of a component, filled up to whole groups.
+    /// Blocks of a component, padded to whole groups.
     fn blocks_of(&self, (_, across, down): (u8, u32, u32)) -> u64 {
         let (most_across, most_down) = self.largest();
         let groups = u64::from(self.width.div_ceil(8 * most_across)) * u64::from(self.height.div_ceil(8 * most_down));
@@ -62,7 +62,7 @@ impl Frame {
         matches!(self.marker, 0xC2 | 0xC6 | 0xCA | 0xCE)
     }
 
-    /// Made without a DCT (ITU-T T.81, process 14).
+    /// Encoded without a DCT (ITU-T T.81, process 14).
     pub fn is_lossless(&self) -> bool {
         matches!(self.marker, 0xC3 | 0xC7 | 0xCB | 0xCF)
     }
@@ -82,7 +82,7 @@ pub(crate) fn frame(bytes: &[u8]) -> Option<Frame> {
     Some(Frame { marker, height: number(1)?, width: number(3)?, components })
 }
 
-/// A sort of JPEG that the decoder doesn't know, by name.
+/// The name of a kind of JPEG that the decoder doesn't support.
 pub(crate) fn unsupported_process(bytes: &[u8]) -> Option<&'static str> {
     segments(bytes).find_map(|(marker, _)| match marker {
         0xF7 => Some("JPEG-LS"),
@@ -92,17 +92,17 @@ pub(crate) fn unsupported_process(bytes: &[u8]) -> Option<&'static str> {
     })
 }
 
-/// What the scans of a file cover.
+/// The coverage of a file's scans.
 #[derive(Debug)]
 pub(crate) struct Scans {
     /// Every component has a scan.
     pub complete: bool,
-    /// The last one has no pixels of its own: it is of details (from the second coefficient on), or of their last bits.
+    /// The last scan has no new pixels: it contains details (from the second coefficient on), or their last bits.
     pub last_refines: bool,
 }
 
-/// Walks the scans of a file and refuses those that pass over the picture too often: 70 kB of scans that say next to
-/// nothing kept a processor busy for 47 seconds.
+/// Walks the scans of a file and refuses files that pass over the picture too often: 70 kB of nearly empty scans kept a
+/// processor busy for 47 seconds.
 pub(crate) fn check_scans(bytes: &[u8], limits: &Limits) -> Result<Scans> {
     let Some(frame) = frame(bytes) else { return Ok(Scans { complete: true, last_refines: false }) };
     let (mut at, mut scans, mut blocks, mut seen) = (2, 0, 0u64, Vec::new());
@@ -112,7 +112,7 @@ pub(crate) fn check_scans(bytes: &[u8], limits: &Limits) -> Result<Scans> {
         if marker == 0xDA {
             scans += 1;
             let count = usize::from(payload.first().copied().unwrap_or(0));
-            // Of a progressive file: the first coefficient, the last one, and how many bits were there before.
+            // In a progressive file: the first coefficient, the last coefficient, and the number of earlier bits.
             let spectrum = payload.get(1 + 2 * count..);
             last_refines = frame.is_progressive()
                 && spectrum.is_some_and(|spectrum| matches!(spectrum, [first, _, bits] if *first > 0 || bits >> 4 > 0));
@@ -138,7 +138,7 @@ pub(crate) fn check_scans(bytes: &[u8], limits: &Limits) -> Result<Scans> {
     Ok(Scans { complete: seen.len() == frame.components.len(), last_refines })
 }
 
-/// Where the next marker begins that is no part of picture data.
+/// The position of the next marker outside picture data.
 fn next_marker(bytes: &[u8], mut at: usize, limits: &Limits) -> Result<usize> {
     const PIECE: usize = 16 << 20;
     while at < bytes.len() {

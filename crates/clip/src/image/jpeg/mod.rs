@@ -1,7 +1,7 @@
-//! JPEG by libjpeg-turbo, the decoder behind Pillow, so that pixels equal the reference's to the bit.
+//! JPEG by libjpeg-turbo, the decoder that Pillow uses, so that pixels equal the reference's to the bit.
 //!
-//! Decoding goes row by row through `jpeg.c`, so that it can be interrupted between rows, and between rows of each scan.
-//! The unsafe calls are to it; it does not unwind.
+//! `jpeg.c` decodes row by row, so that decoding can be interrupted between rows, and between rows of each scan. The
+//! unsafe calls are to `jpeg.c`, which does not unwind.
 #![allow(unsafe_code)]
 
 mod markers;
@@ -29,7 +29,7 @@ use markers::{check_scans, frame, segments, unsupported_process};
 mod sys {
     use super::{c_char, c_int, c_long, c_uint, c_ulong, c_void};
 
-    /// `struct clip_jpeg`, which is C's own.
+    /// `struct clip_jpeg`, which is opaque to Rust.
     #[repr(C)]
     pub struct Decoder {
         _private: [u8; 0],
@@ -130,20 +130,20 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // SAFETY: made by clip_jpeg_new and freed here only.
+        // SAFETY: created by clip_jpeg_new and freed only here.
         unsafe { sys::clip_jpeg_free(self.0.as_ptr()) }
     }
 }
 
-/// Why the decoder gave up.
+/// The reason why the decoder stopped.
 enum Failure {
-    /// The file is at fault; what the decoder says.
+    /// The file is at fault; the decoder's message.
     Broken(String),
     Other(Error),
 }
 
 extern "C" fn stop(context: *const c_void) -> c_int {
-    // SAFETY: the context is the limits that `start` was given, which outlive the decoder.
+    // SAFETY: the context is the limits passed to `start`, which outlive the decoder.
     let limits = unsafe { &*context.cast::<Limits>() };
     c_int::from((limits.interrupted)())
 }
@@ -154,7 +154,7 @@ impl<'a> Jpeg<'a> {
         Self::open_with(bytes, None, limits)
     }
 
-    /// The same for a file that leaves out its tables, as strips of a TIFF do.
+    /// As above, for a file without tables, such as strips of a TIFF.
     pub fn open_with(bytes: &'a [u8], tables: Option<&[u8]>, limits: &'a Limits) -> Result<Self> {
         let handle = Handle::new()?;
         let failed = |status: c_int| match handle.failure(status) {
@@ -198,41 +198,41 @@ impl<'a> Jpeg<'a> {
         }
     }
 
-    /// The most that the picture may be decoded smaller so that `ratio`, the source's size over the target's, is still
-    /// at least `spare` afterwards.
+    /// The greatest reduction of the picture for which `ratio`, the source's size over the target's, is still at least
+    /// `spare` afterwards.
     ///
-    /// Only powers of two: libjpeg-turbo has SIMD code for these, and they are what Pillow's `draft` offers.
+    /// Only powers of two: libjpeg-turbo has SIMD code for these, and Pillow's `draft` offers the same.
     pub fn shrink(&self, ratio: f64, spare: f64) -> u32 {
-        // Without a DCT there is no other size.
+        // Without a DCT there is no reduced size.
         if self.is_lossless() {
             return 1;
         }
         [8, 4, 2].into_iter().find(|shrink| ratio / f64::from(*shrink) >= spare).unwrap_or(1)
     }
 
-    /// A preview of a camera's raw data is an ordinary picture, and the raw data are not.
+    /// The preview in a camera's raw file is an ordinary picture; the raw data are not.
     pub fn is_lossless(&self) -> bool {
         frame(self.bytes).is_none_or(|frame| frame.is_lossless())
     }
 
-    /// The content of the first application segment (APP1) that begins with this.
+    /// The content of the first application segment (APP1) with this prefix.
     fn application(&self, prefix: &'static [u8]) -> Option<&'a [u8]> {
         segments(self.bytes).find_map(|(marker, payload)| (marker == 0xE1).then(|| payload.strip_prefix(prefix))?)
     }
 
-    /// The orientation that the file states, in EXIF or XMP.
+    /// The orientation in the file's EXIF or XMP.
     pub fn orientation(&self) -> Orientation {
         let exif = self.application(b"Exif\0\0").and_then(orientation::in_exif);
         exif.or_else(|| self.application(b"http://ns.adobe.com/xap/1.0/\0").and_then(orientation::in_xmp))
             .unwrap_or(Orientation::NoTransforms)
     }
 
-    /// When the picture was taken, in EXIF.
+    /// The date of the picture in EXIF.
     pub fn taken(&self) -> Option<Taken> {
         self.application(b"Exif\0\0").and_then(exif::taken)
     }
 
-    /// The colour profile that the file states, which may be in several segments (ICC.1, B.4).
+    /// The colour profile in the file, which may be in several segments (ICC.1, B.4).
     pub fn profile(&self) -> Option<Profile<'a>> {
         let mut parts =
             segments(self.bytes).filter_map(|(marker, payload)| match payload.strip_prefix(b"ICC_PROFILE\0")? {
@@ -245,7 +245,7 @@ impl<'a> Jpeg<'a> {
         }
         let mut profile = first.to_vec();
         for wanted in 2..=count {
-            // In their order, as every writer stores them.
+            // In order, as every writer stores them.
             let (_, _, part) = parts.next().filter(|(number, ..)| *number == wanted)?;
             profile.extend_from_slice(part);
             if profile.len() > profile::LARGEST {
@@ -255,28 +255,27 @@ impl<'a> Jpeg<'a> {
         Some(Profile::Icc(Cow::Owned(profile)))
     }
 
-    /// Whether an end marker follows the start of the picture data, in which the marker itself cannot occur.
+    /// Whether an end marker follows the start of the picture data, which can't contain the marker.
     fn has_end(&self) -> bool {
         let scan = segments(self.bytes).map(|(_, payload)| payload.as_ptr_range().end as usize).last();
         let start = scan.map_or(2, |end| end - self.bytes.as_ptr() as usize);
         self.bytes[start..].windows(2).any(|pair| pair == [0xFF, 0xD9])
     }
 
-    /// Bytes that the decoder takes beside the picture: rows in several forms, and for files of several scans every
-    /// coefficient.
+    /// Bytes that the decoder takes in addition to the picture: rows in several forms, and every coefficient for files
+    /// with several scans.
     fn decoder_bytes(&self) -> u64 {
         let rows = u64::from(self.width) * 128;
         let blocks = frame(self.bytes).map_or(0, |frame| frame.blocks());
         rows + if self.header.multiscan != 0 { blocks * 128 } else { 0 } + (1 << 20)
     }
 
-    /// Decodes to RGB at 1/1, 1/2, 1/4 or 1/8 of the size, each side rounded up. CMYK and YCCK become RGB as Pillow
-    /// does it.
+    /// Decodes to RGB at 1/1, 1/2, 1/4 or 1/8 of the size, each side rounded up. CMYK and YCCK become RGB as in Pillow.
     ///
     /// A smaller size comes from the low frequencies of each block (a smaller inverse DCT), as in Pillow's
-    /// `Image.draft`. Entropy decoding is the same whatever the size, so the same files are broken or cut short.
+    /// `Image.draft`. Entropy decoding is the same for every size, so the same files are broken or truncated.
     ///
-    /// `orientation` is what the file states, or what surrounds it.
+    /// `orientation` comes from the file or from its container.
     pub fn decode(self, shrink: u32, orientation: Orientation) -> Result<Picture> {
         let size = (self.width, self.height);
         let scans = if self.header.multiscan != 0 { Some(check_scans(self.bytes, self.limits)?) } else { None };
@@ -305,7 +304,7 @@ impl<'a> Jpeg<'a> {
         Ok(Picture { rgb, size, shrink, orientation, short, profile: None })
     }
 
-    /// Rows of samples in the colours given, for a part of a TIFF.
+    /// Rows of samples in the given colours, for a part of a TIFF.
     pub fn rows(self, colors: Colors) -> Result<Rows<'a>> {
         if self.header.multiscan != 0 {
             check_scans(self.bytes, self.limits)?;
@@ -324,7 +323,7 @@ impl<'a> Jpeg<'a> {
 
     fn start(self, stored: c_int, out: c_int, shrink: u32) -> Result<Rows<'a>> {
         let (mut width, mut height, mut channels) = (0, 0, 0);
-        // SAFETY: the handle is live; the context is what `stop` expects and outlives the decoder.
+        // SAFETY: the handle is live; the context has the type that `stop` expects, and outlives the decoder.
         let status = unsafe {
             sys::clip_jpeg_start(
                 self.handle.0.as_ptr(),
@@ -348,7 +347,7 @@ impl<'a> Jpeg<'a> {
     /// The error for a call that returned this status while pixels were decoded.
     fn error(&self, status: c_int) -> Error {
         match self.handle.failure(status) {
-            // A file without an end marker has been cut, whatever the decoder stumbled over first.
+            // A file without an end marker was truncated, regardless of the decoder's first error.
             Failure::Broken(message) if !self.has_end() || message.to_ascii_lowercase().contains("premature end") => {
                 truncated(Format::Jpeg, self.bytes.len())
             }
@@ -358,18 +357,18 @@ impl<'a> Jpeg<'a> {
     }
 }
 
-/// The components of a JPEG that says nothing of them, and what they are to become.
+/// The components of a JPEG that doesn't describe them, and the colours to convert them to.
 #[derive(Clone, Copy)]
 pub(crate) enum Colors {
     Grey,
     Rgb,
     YcbcrToRgb,
     Cmyk,
-    /// As many samples as there are, which mean nothing to the decoder.
+    /// All samples, without a meaning for the decoder.
     Stored,
 }
 
-/// A JPEG whose rows are being decoded.
+/// A JPEG during the decoding of its rows.
 pub(crate) struct Rows<'a> {
     jpeg: Jpeg<'a>,
     pub size: (u32, u32),
@@ -395,8 +394,8 @@ impl Rows<'_> {
         }
     }
 
-    /// What of the decoded picture the file lacks. `refines`: its last scan has but details, or the last bits of what
-    /// earlier ones had.
+    /// The part of the decoded picture that the file lacks. `refines`: its last scan has only details, or the last bits
+    /// of earlier scans.
     fn finish(self, all_components: bool, refines: bool) -> Result<Short> {
         let handle = self.jpeg.handle.0.as_ptr();
         let (mut is_short, mut rows, mut complete) = (0, 0, 0);
@@ -413,7 +412,7 @@ impl Rows<'_> {
         if is_short == 0 {
             return Ok(if ended || complete { Short::Nothing } else { Short::Everything });
         }
-        // The row of blocks in which the data end has some pixels. Of a small picture that is too large a part to lack.
+        // The row of blocks in which the data end has some pixels. In a small picture this is too large a part to miss.
         let (height, unit) = (self.jpeg.height, frame(self.jpeg.bytes).map_or(8, |frame| frame.row_height()));
         let missing = height.saturating_sub((rows + 1).saturating_mul(unit));
         if complete && refines {
@@ -426,11 +425,11 @@ impl Rows<'_> {
     }
 }
 
-/// A row that only a progressive file's last scan lacks has all its pixels, and a little less detail. So many of them count
-/// as one that is missing.
+/// A row that is missing only from a progressive file's last scan has all its pixels, and slightly less detail. This
+/// number of them counts as one missing row.
 const DETAIL: u32 = 16;
 
-/// What the encoder has written.
+/// The encoder's output.
 struct Sink<'a> {
     bytes: Vec<u8>,
     limits: &'a Limits,
@@ -439,8 +438,8 @@ struct Sink<'a> {
 
 /// Takes bytes from the encoder; not 0 stops it.
 extern "C" fn push(context: *mut c_void, bytes: *const u8, length: c_ulong) -> c_int {
-    // SAFETY: the context is the sink that `encode` has on its stack while the encoder runs; nothing else uses it
-    // meanwhile.
+    // SAFETY: the context is the sink on `encode`'s stack while the encoder runs; no other code uses it in the
+    // meantime.
     let sink = unsafe { &mut *context.cast::<Sink<'_>>() };
     let length = length as usize;
     let room = sink
@@ -450,7 +449,7 @@ extern "C" fn push(context: *mut c_void, bytes: *const u8, length: c_ulong) -> c
     match room {
         Ok(()) => {
             if length > 0 {
-                // SAFETY: so many bytes of the encoder's buffer.
+                // SAFETY: the given number of bytes in the encoder's buffer.
                 sink.bytes.extend_from_slice(unsafe { std::slice::from_raw_parts(bytes, length) });
             }
             0
@@ -462,12 +461,12 @@ extern "C" fn push(context: *mut c_void, bytes: *const u8, length: c_ulong) -> c
     }
 }
 
-/// Encodes with the quality given, 1 to 100, and full chroma resolution.
+/// Encodes with the given quality, 1 to 100, and full chroma resolution.
 pub(crate) fn encode(rgb: &RgbImage, quality: c_int, limits: &Limits) -> Result<Vec<u8>> {
     let mut sink = Sink { bytes: Vec::new(), limits, error: None };
     let mut message = [0 as c_char; sys::MESSAGE];
-    // SAFETY: the pixels are width × height × 3 bytes with rows packed; the sink outlives the call; the message has the
-    // room that the function asks for.
+    // SAFETY: the pixels are width × height × 3 bytes with packed rows; the sink outlives the call; the message has the
+    // required size.
     let status = unsafe {
         sys::clip_jpeg_encode(
             rgb.as_ptr(),
@@ -483,7 +482,7 @@ pub(crate) fn encode(rgb: &RgbImage, quality: c_int, limits: &Limits) -> Result<
         (sys::OK, _) => Ok(sink.bytes),
         (_, Some(error)) => Err(error),
         (sys::MEMORY, None) => Err(Error::out_of_memory(encoder_bytes(rgb.dimensions()) as usize)),
-        // SAFETY: zeros, or a text that ends with one.
+        // SAFETY: zeros, or a text that ends with a zero.
         (_, None) => Err(Error::new(Kind::Internal, "the JPEG could not be encoded")
             .detail(unsafe { CStr::from_ptr(message.as_ptr()) }.to_string_lossy().into_owned())),
     }
@@ -493,7 +492,7 @@ fn broken(reason: &str) -> Error {
     Error::new(Kind::InvalidInput, "JPEG image is broken").detail(format!("The decoder says: {reason}."))
 }
 
-/// Adobe stores CMYK inverted, and Pillow assumes that of every four-channel JPEG:
+/// Adobe stores CMYK inverted, and Pillow assumes this for every four-channel JPEG:
 /// with stored values, `r = k - (255 - c) * k / 255`, rounded as Pillow's `MULDIV255` rounds.
 pub(crate) fn cmyk_to_rgb(cmyk: &[u8], rgb: &mut [u8]) {
     for (to, &[c, m, y, k]) in rgb.as_chunks_mut::<3>().0.iter_mut().zip(cmyk.as_chunks::<4>().0) {
@@ -504,7 +503,7 @@ pub(crate) fn cmyk_to_rgb(cmyk: &[u8], rgb: &mut [u8]) {
     }
 }
 
-/// Bytes of memory that the JPEG encoder takes for a picture of this size: its output at worst.
+/// Bytes of memory that the JPEG encoder takes for a picture of this size: its largest possible output.
 pub(crate) fn encoder_bytes(size: (u32, u32)) -> u64 {
     bytes_of(size, 6) + (1 << 20)
 }

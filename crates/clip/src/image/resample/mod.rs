@@ -1,9 +1,9 @@
 //! Pillow's antialiased resampling, to the bit.
 //!
-//! Every CLIP reference pipeline resizes with Pillow (`Image.resize`, libImaging/Resample.c): the filter is
-//! widened by the scale when shrinking, coefficients are fixed-point with 22 fractional bits, the rows are
-//! resampled first, and the result is rounded to bytes before the columns are. The SIMD resizers at hand
-//! take the passes in the other order or keep 15 bits, which moves values by up to 21/255 and 2/255.
+//! Every CLIP reference pipeline resizes with Pillow (`Image.resize`, libImaging/Resample.c): the filter is widened by
+//! the scale when shrinking, coefficients are fixed-point with 22 fractional bits, the rows are resampled first, and
+//! the result is rounded to bytes before the columns are resampled. The available SIMD resizers do the passes in the
+//! other order or keep 15 bits, which changes values by up to 21/255 and 2/255.
 
 #[cfg(target_arch = "x86_64")]
 mod simd;
@@ -15,7 +15,7 @@ use crate::image::limits::{Limits, bytes_of};
 use crate::image::pixels;
 use crate::memory;
 
-/// Pillow's `PRECISION_BITS`: 32 bits less 8 for the value and 2 for overshoot and sign.
+/// Pillow's `PRECISION_BITS`: 32 bits minus 8 for the value and 2 for overshoot and sign.
 const PRECISION: u32 = 32 - 8 - 2;
 
 /// The resampling filters that Pillow names.
@@ -61,18 +61,18 @@ impl Filter {
     }
 }
 
-/// One axis of a resize of which only a stretch is wanted.
+/// One axis of a resize, of which only a range is computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Axis {
     /// Length of the source, in pixels.
     pub source: u32,
-    /// The part of it that is the picture, in source pixels, whole or not: Pillow's `box`. Pixels outside it count
-    /// where the filter reaches them.
+    /// The picture's part of the source, in source pixels, possibly fractional: Pillow's `box`. Pixels outside it count
+    /// if the filter reaches them.
     pub from: f64,
     pub extent: f64,
-    /// Length that this part is resized to.
+    /// The length to which this part is resized.
     pub resized: u32,
-    /// The stretch of it that is computed: start and length.
+    /// The computed range: start and length.
     pub start: u32,
     pub length: u32,
 }
@@ -84,7 +84,7 @@ impl Axis {
     }
 }
 
-/// The source pixels that make up one output pixel.
+/// The source pixels that contribute to one output pixel.
 struct Taps {
     first: usize,
     /// Fixed-point, [`PRECISION`] fractional bits.
@@ -92,15 +92,15 @@ struct Taps {
 }
 
 impl Axis {
-    /// The taps of every output pixel of the stretch.
+    /// The taps of every output pixel in the range.
     fn taps(&self, filter: Filter) -> Result<Vec<Taps>> {
         let mut all = memory::with_capacity(self.length as usize)?;
         let single = |first: usize| Taps { first, weights: vec![1 << PRECISION] };
         let scale = self.extent / f64::from(self.resized);
         if filter == Filter::Nearest {
-            // Pillow steps from centre to centre (ImagingScaleAffine in libImaging/Geometry.c), and the sum's rounding
-            // decides where a centre falls between two pixels: 166.67 added 30 times is not 166.67 × 30. Where the sum
-            // would take seconds, its rounding is no matter: no picture is that large.
+            // Pillow steps from centre to centre (ImagingScaleAffine in libImaging/Geometry.c), and the rounding of the
+            // sum decides the pixel for a centre between two pixels: 166.67 added 30 times differs from 166.67 × 30. If
+            // the sum would take seconds, its rounding doesn't matter, because no photo is that large.
             let (skipped, summed) = if self.start > 1 << 20 { (self.start, 0) } else { (0, self.start) };
             let first = self.from + scale * (0.5 + f64::from(skipped));
             let centers = std::iter::successors(Some(first), |center| Some(center + scale));
@@ -118,7 +118,7 @@ impl Axis {
             let center = self.from + (f64::from(out) + 0.5) * scale;
             let filter_scale = scale.max(1.0);
             let support = filter.support() * filter_scale;
-            // Truncation towards zero after adding a half, then clamped: as the C code has it.
+            // Truncation towards zero after adding a half, then clamped, as in the C code.
             let first = (center - support + 0.5).max(0.0) as usize;
             let last = ((center + support + 0.5) as usize).min(self.source as usize);
             weights.clear();
@@ -139,17 +139,17 @@ fn to_byte(sum: i32) -> u8 {
 
 const HALF: i32 = 1 << (PRECISION - 1);
 
-/// Sides from here on are averaged to smaller ones first where they are resized far: no JPEG, GIF or WebP has them, so
-/// that equality with Pillow is kept for photos, while a sliver of 100,000,000 × 1 pixels takes no weights for each of
-/// its pixels (4.9 GB and 15 s).
+/// Sides from this length on are averaged to shorter ones first if they shrink far. No JPEG, GIF or WebP has sides this
+/// long, so photos still equal Pillow's, while a sliver of 100,000,000 × 1 pixels needs no weights for each of its
+/// pixels (4.9 GB and 15 s).
 const LONG_SIDE: u32 = 1 << 16;
-/// How many times larger than the result an averaged side is at least. Pillow's thumbnails keep 2.
+/// The minimum ratio of an averaged side to the result. Pillow's thumbnails keep 2.
 const KEPT: f64 = 8.0;
 
-/// Resizes an image and returns the stretch that the two axes ask for.
+/// Resizes an image and returns the range that the two axes request.
 ///
-/// Only what that stretch needs is computed: the middle of a 5000×1 image scaled to a height of 224 would
-/// otherwise be cut from 1,120,000 columns.
+/// Only the pixels for that range are computed: otherwise the middle of a 5000×1 image scaled to a height of 224 would
+/// be cut from 1,120,000 columns.
 ///
 /// # Errors
 /// [`crate::Kind::LimitExceeded`] over [`Limits::max_memory`], [`crate::Kind::OutOfMemory`],
@@ -164,9 +164,9 @@ pub fn resize(image: &RgbImage, x: Axis, y: Axis, filter: Filter, limits: &Limit
     resize_all(image, x, y, filter, 0, limits)
 }
 
-/// `beside`: bytes that are in use beside the image.
+/// `beside`: bytes in use in addition to the image.
 fn resize_all(image: &RgbImage, x: Axis, y: Axis, filter: Filter, beside: u64, limits: &Limits) -> Result<RgbImage> {
-    // The image, its rows resampled, the result; for each tap a weight, in two forms.
+    // The image, its resampled rows, the result; for each tap a weight, in two forms.
     let rows = y.reach(filter);
     let peak = [bytes_of(image.dimensions(), 3), bytes_of((x.length, rows), 3), bytes_of((x.length, y.length), 3)];
     let peak = peak.iter().fold(beside, |sum, bytes| sum.saturating_add(*bytes));
@@ -181,26 +181,26 @@ fn resize_all(image: &RgbImage, x: Axis, y: Axis, filter: Filter, beside: u64, l
 }
 
 impl Axis {
-    /// By what a side is divided before it is resized.
+    /// The divisor of a side before it is resized.
     fn reduction(&self) -> u32 {
         let scale = self.extent / f64::from(self.resized.max(1));
         if self.source < LONG_SIDE || scale < 2.0 * KEPT { 1 } else { (scale / KEPT) as u32 }
     }
 
-    /// The same stretch of a side that was divided.
+    /// The same range on a divided side.
     fn reduced(&self, by: u32) -> Self {
         let by_float = f64::from(by);
         Self { source: self.source.div_ceil(by), from: self.from / by_float, extent: self.extent / by_float, ..*self }
     }
 
-    /// At least as many pixels of the source as the stretch is made of.
+    /// An upper bound of the number of source pixels that the range is made of.
     fn reach(&self, filter: Filter) -> u32 {
         let scale = self.extent / f64::from(self.resized.max(1));
         let reach = f64::from(self.length) * scale + 2.0 * filter.support() * scale.max(1.0) + 3.0;
         reach.min(f64::from(self.source)) as u32
     }
 
-    /// At least as many taps as the stretch has, and something for each of its pixels.
+    /// An upper bound of the number of taps in the range, plus an amount for each of its pixels.
     fn tap_count(&self, filter: Filter) -> u64 {
         let scale = (self.extent / f64::from(self.resized.max(1))).max(1.0);
         let each = (2.0 * filter.support() * scale + 3.0).min(f64::from(self.source)) as u64;
@@ -208,7 +208,7 @@ impl Axis {
     }
 }
 
-/// Averages of so many columns and rows; the last ones may be of fewer.
+/// Averages over blocks of columns and rows; the last blocks may be smaller.
 fn reduce(image: &RgbImage, across: u32, down: u32, limits: &Limits) -> Result<RgbImage> {
     let size = (image.width().div_ceil(across), image.height().div_ceil(down));
     let row_bytes = u64::from(size.0) * 3 * 8;
@@ -242,12 +242,12 @@ fn reduce(image: &RgbImage, across: u32, down: u32, limits: &Limits) -> Result<R
     Ok(out)
 }
 
-/// Rows or columns between two looks for an interrupt: some milliseconds.
+/// Rows or columns between two checks for an interrupt: a few milliseconds.
 fn pace(bytes: usize) -> usize {
     (1 << 21) / bytes.max(1) + 1
 }
 
-/// Each of the given rows, resampled to the width of `columns`.
+/// Resamples each of the given rows to the width of `columns`.
 fn resample_rows(
     image: &RgbImage,
     columns: &[Taps],
@@ -267,7 +267,7 @@ fn resample_rows(
     Ok(out)
 }
 
-/// Every column, resampled to the height of `rows`; the image starts at source row `offset`.
+/// Resamples every column to the height of `rows`; the image starts at source row `offset`.
 fn resample_columns(image: &RgbImage, rows: &[Taps], offset: usize, limits: &Limits) -> Result<RgbImage> {
     let stride = image.width() as usize * 3;
     let mut out = pixels::canvas((image.width(), rows.len() as u32))?;
@@ -287,7 +287,7 @@ fn resample_columns(image: &RgbImage, rows: &[Taps], offset: usize, limits: &Lim
     Ok(out)
 }
 
-/// Rows to the width of `columns`, in portable code.
+/// Resamples rows to the width of `columns`, in portable code.
 fn across(source: &[u8], stride: usize, columns: &[Taps], out: &mut [u8], limits: &Limits) -> Result<()> {
     let pace = pace(stride);
     for (index, (source, target)) in
@@ -358,7 +358,7 @@ mod tests {
         assert!(part.enumerate_pixels().all(|(i, j, pixel)| pixel == full.get_pixel(i + 5, j + 3)));
     }
 
-    /// Whatever the width of a register leaves over is summed one by one; both must be the same sums.
+    /// The pixels that don't fill a register are summed one by one; both methods must give the same sums.
     #[test]
     #[cfg(target_arch = "x86_64")]
     fn sse2_sums_equal_plain_ones() {

@@ -1,4 +1,4 @@
-//! TIFF's compressions, each as a stream of which a row of samples is read at a time.
+//! TIFF's compressions, each as a stream that is read one row of samples at a time.
 
 use std::io::{self, BufRead, Read};
 
@@ -21,20 +21,20 @@ pub(crate) const OLD_DEFLATE: u64 = 32946;
 pub(crate) const PACKBITS: u64 = 32773;
 pub(crate) const ZSTD: u64 = 50000;
 
-/// What a stream takes at most: an inflater's window and state, or an LZW dictionary and its buffer.
+/// Maximum memory of a stream: an inflater's window and state, or an LZW dictionary and its buffer.
 pub(crate) const STREAM_BYTES: u64 = 256 << 10;
 
-/// What a strip or tile is like.
+/// The properties of a strip or tile.
 pub(crate) struct Sort<'a> {
     pub compression: u64,
-    /// Bits of a byte in the other order.
+    /// The bits of each byte are in reverse order.
     pub reversed: bool,
     pub width: u32,
     pub height: u32,
-    /// Tables that the parts of a picture share, for JPEG.
+    /// The shared tables of a picture's parts, for JPEG.
     pub tables: Option<&'a [u8]>,
     pub colors: Colors,
-    /// How far Zstandard's data may look back, in bytes.
+    /// Maximum window of Zstandard data, in bytes.
     pub window: u64,
 }
 
@@ -74,7 +74,7 @@ pub(crate) fn open<'a>(sort: &Sort<'a>, bytes: &'a [u8], limits: &'a Limits) -> 
 
 /// Rows of samples.
 pub(crate) trait Source {
-    /// Fills the row. An error of kind [`io::ErrorKind::UnexpectedEof`] where the data end.
+    /// Fills the row. Returns an error of kind [`io::ErrorKind::UnexpectedEof`] if the data end.
     fn row(&mut self, row: &mut [u8]) -> io::Result<()>;
 }
 
@@ -99,7 +99,7 @@ impl Source for Rows<'_> {
 struct Input<'a> {
     inner: Watched<'a>,
     reversed: bool,
-    /// What was read, in the right order.
+    /// The bytes read, in the right bit order.
     piece: Vec<u8>,
 }
 
@@ -124,7 +124,7 @@ impl Read for Input<'_> {
     }
 }
 
-/// Zstandard. Its decoder tells the end of the data as any other fault.
+/// Zstandard. Its decoder reports the end of the data like any other fault.
 struct Zstd<'a>(StreamingDecoder<Input<'a>, FrameDecoder>);
 
 impl Read for Zstd<'_> {
@@ -166,9 +166,9 @@ impl Read for Lzw<'_> {
 /// Apple's run lengths (TIFF 6, section 9).
 struct PackBits<'a> {
     input: Input<'a>,
-    /// Bytes to copy as they are.
+    /// The number of bytes to copy unchanged.
     literal: usize,
-    /// How often to repeat which byte.
+    /// The number of repetitions, and the byte.
     repeated: Option<(usize, u8)>,
 }
 
@@ -208,7 +208,7 @@ impl Read for PackBits<'_> {
     }
 }
 
-/// CCITT's fax codes: rows of one bit a pixel, 0 for white.
+/// CCITT's fax codes: rows of one bit per pixel, 0 for white.
 struct Fax<'a> {
     decoder: FaxDecoder<'a>,
     width: u16,
@@ -243,14 +243,14 @@ impl Source for Fax<'_> {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let invalid = |e: String| {
-            // The decoders tell the end of the data as any other fault of a code.
+            // The decoders report the end of the data like any other invalid code.
             io::Error::new(io::ErrorKind::UnexpectedEof, e)
         };
         let transitions = match &mut self.decoder {
             FaxDecoder::Three(decoder) => {
                 match decoder.advance() {
                     Ok(status) => self.done = status == fax::decoder::DecodeStatus::End,
-                    // The last row need not have an end of its own.
+                    // The last row need not have an end marker.
                     Err(_) if decoder.transitions().last() == Some(&self.width) => self.done = true,
                     Err(e) => return Err(invalid(format!("{e:?}"))),
                 }

@@ -1,4 +1,4 @@
-//! TIFF's directories: tags and their values, read in place. Nothing is allocated for what a file claims.
+//! TIFF's directories: tags and their values, read in place. A file's claims cause no allocation.
 
 use crate::error::Result;
 use crate::image::limits::Limits;
@@ -17,7 +17,7 @@ pub(crate) struct File<'a> {
 #[derive(Clone, Copy)]
 pub(crate) struct Directory<'a> {
     pub file: File<'a>,
-    /// Where its entries begin, and how many there are.
+    /// The position of its entries, and their number.
     at: usize,
     entries: usize,
 }
@@ -37,7 +37,7 @@ impl<'a> File<'a> {
         Self { large: file.number(2, 2) == Some(43), ..file }
     }
 
-    /// The unsigned number of so many bytes at a place.
+    /// The unsigned number with a given number of bytes at a position.
     pub fn number(&self, at: usize, width: usize) -> Option<u64> {
         let bytes = self.bytes.get(at..at.checked_add(width)?)?;
         let digit = |value: u64, byte: &u8| value << 8 | u64::from(*byte);
@@ -59,7 +59,7 @@ impl<'a> File<'a> {
         self.directory(self.first_offset().ok_or_else(cut)?).ok_or_else(cut)
     }
 
-    /// The directory at a place.
+    /// The directory at a position.
     pub fn directory(&self, at: u64) -> Option<Directory<'a>> {
         let (count, entry, _) = self.widths();
         let at = usize::try_from(at).ok()?;
@@ -76,11 +76,11 @@ impl<'a> File<'a> {
         if at == 0 { None } else { self.directory(at) }
     }
 
-    /// Directories, each of which has the next one's place at its end, as far as the file goes. A
-    /// circle is found in constant memory (Brent's algorithm): 200 MB hold 30 million of them.
+    /// Directories, each of which ends with the next one's position, up to the end of the file. Cycles are detected in
+    /// constant memory (Brent's algorithm), because 200 MB can contain 30 million directories.
     ///
     /// # Errors
-    /// Where they form a circle, and at an interrupt.
+    /// If they form a cycle, and at an interrupt.
     pub fn pages(&self, limits: &Limits) -> Result<u32> {
         let (_, entry, offset) = self.widths();
         let next = |at: u64| {
@@ -107,7 +107,7 @@ impl<'a> File<'a> {
 }
 
 impl<'a> Directory<'a> {
-    /// A tag's values, if it has any within the file.
+    /// A tag's values, if they are within the file.
     pub fn find(&self, tag: u16) -> Option<Values<'a>> {
         let (_, entry, offset) = self.file.widths();
         let at = (0..self.entries)
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn pages_in_a_circle_are_found() {
-        // 100 empty directories of 6 bytes; the last leads to a page in their midst, or nowhere.
+        // 100 empty directories of 6 bytes; the last refers to one of them, or to none.
         let file = |end: u32| {
             let mut bytes = b"II*\0\x08\0\0\0".to_vec();
             for page in 0..100u32 {

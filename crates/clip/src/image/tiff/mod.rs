@@ -1,4 +1,5 @@
-//! TIFF's first page, row by row: strips and tiles, chunky and planar, as scanners, cameras and Photoshop write them.
+//! Decodes TIFF's first page, row by row: strips and tiles, chunky and planar, as written by scanners, cameras and
+//! Photoshop.
 //!
 //! Implemented here on top of the compression libraries: existing TIFF decoders decode a whole strip at once (possibly
 //! the whole image), can't be interrupted, and lack palettes, Lab and fax group 3.
@@ -55,10 +56,10 @@ mod tag {
     pub const PROFILE: u16 = 34675;
 }
 
-/// More samples a pixel are measurements, not a picture.
+/// A file with more samples per pixel contains measurements, not a picture.
 const MAX_SAMPLES: u64 = 32;
 
-/// How a page is stored.
+/// The layout of a page.
 struct Layout<'a> {
     size: (u32, u32),
     photometric: Photometric,
@@ -69,12 +70,12 @@ struct Layout<'a> {
     planar: bool,
     compression: u64,
     predictor: u64,
-    /// Of a strip or tile.
+    /// The size of a strip or tile.
     part: (u32, u32),
     tiled: bool,
     offsets: Values<'a>,
     lengths: Option<Values<'a>>,
-    /// Luma samples for one of each chroma, across and down.
+    /// Luma samples for each chroma sample, horizontally and vertically.
     subsampling: (u32, u32),
 }
 
@@ -117,11 +118,12 @@ impl<'a> Layout<'a> {
             _ if samples as usize == color_samples => Alpha::None,
             Some(1) => Alpha::Associated,
             Some(2) => Alpha::Straight,
-            // Some writers leave the tag out, and one has a number of its own.
+            // Some writers omit the tag, and one uses its own number.
             None | Some(999) if matches!(photometric, Photometric::Rgb) && samples == 4 => Alpha::Straight,
             _ => Alpha::None,
         };
-        let tiled = page.find(tag::TILE_OFFSETS).is_some();
+        // Older writers keep the places of tiles in the tags of strips, as libtiff has one field for both.
+        let tiled = page.find(tag::TILE_OFFSETS).is_some() || page.find(tag::TILE_WIDTH).is_some();
         let part = if tiled {
             (side(tag::TILE_WIDTH).unwrap_or(0), side(tag::TILE_HEIGHT).unwrap_or(0))
         } else {
@@ -131,7 +133,10 @@ impl<'a> Layout<'a> {
             return Err(broken("Its strips or tiles have no size."));
         }
         let (offsets, lengths) = if tiled {
-            (page.find(tag::TILE_OFFSETS), page.find(tag::TILE_LENGTHS))
+            (
+                page.find(tag::TILE_OFFSETS).or(page.find(tag::STRIP_OFFSETS)),
+                page.find(tag::TILE_LENGTHS).or(page.find(tag::STRIP_LENGTHS)),
+            )
         } else {
             (page.find(tag::STRIP_OFFSETS), page.find(tag::STRIP_LENGTHS))
         };
@@ -163,12 +168,12 @@ impl<'a> Layout<'a> {
         Ok(layout)
     }
 
-    /// Refuses what is not decoded, by name.
+    /// Refuses unsupported layouts, by name.
     fn check(&self) -> Result<()> {
         let unsupported = |detail: String| Err(Format::Tiff.unsupported(detail));
         let (bits, float) = (self.bits, self.float);
         match (bits, float) {
-            (1 | 2 | 4 | 6 | 8 | 10 | 12 | 14 | 16 | 32, false) | (16 | 32 | 64, true) => {}
+            (1..=16 | 24 | 32, false) | (16 | 32 | 64, true) => {}
             _ => return unsupported(format!("Its samples have {bits} bits.")),
         }
         if float && !matches!(self.photometric, Photometric::Rgb) {
@@ -205,12 +210,12 @@ impl<'a> Layout<'a> {
         Ok(())
     }
 
-    /// Samples that are stored side by side.
+    /// The number of adjacent samples.
     fn interleaved(&self) -> usize {
         if self.planar { 1 } else { self.samples }
     }
 
-    /// Rows of a part that are stored together, and their bytes.
+    /// The number of rows of a part that are stored together, and their bytes.
     fn unit(&self) -> (u32, u64) {
         let (across, down) = self.subsampling;
         let width = u64::from(self.part.0);
@@ -220,27 +225,27 @@ impl<'a> Layout<'a> {
         (down, width.div_ceil(u64::from(across)) * u64::from(across * down + 2))
     }
 
-    /// How far Zstandard's data may look back: a part's bytes, at most the 8 MB that every decoder must offer for ordinary
-    /// levels (RFC 8878, 3.1.1.1.2), or the whole of a larger part that was compressed at once.
+    /// Maximum window of Zstandard data: a part's bytes, at most the 8 MB that every decoder must support for ordinary
+    /// levels (RFC 8878, 3.1.1.1.2), or all of a larger part that was compressed in one piece.
     fn window(&self) -> u64 {
         let (rows, unit) = self.unit();
         u64::from(self.part.1.div_ceil(rows)).saturating_mul(unit).clamp(1 << 10, 128 << 20).max(8 << 20)
     }
 
-    /// Planes that are decoded: of the colours, and of the opacity, which comes next.
+    /// The number of decoded planes: the colours, and the opacity, which comes next.
     fn planes(&self) -> usize {
         let colors = self.photometric.samples() + usize::from(self.alpha != Alpha::None);
         if self.planar { colors } else { 1 }
     }
 
-    /// Bytes that decoding takes beside the picture.
+    /// Bytes that decoding takes in addition to the picture.
     fn decoder_bytes(&self) -> u64 {
         let (rows, unit) = self.unit();
         let planes = self.planes() as u64;
-        // A unit as it is stored (twice with the predictor of floats), and the same of all planes, unpacked.
+        // A stored unit (twice with the predictor of floats), and the unpacked unit of all planes.
         let copies = if self.predictor == 3 { 2 } else { 1 };
         let stream = match self.compression {
-            // What was decoded last, in a buffer that is copied as it grows.
+            // The last decoded bytes, in a buffer that is copied as it grows.
             compression::ZSTD => compression::STREAM_BYTES + 3 * self.window(),
             _ => compression::STREAM_BYTES,
         };
@@ -293,7 +298,7 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
     let short = match missing {
         0 => Short::Nothing,
         _ if layout.tiled => Short::Everything,
-        // Rows of the last part that has any are whole.
+        // The rows of the last part with data are complete.
         rows => Short::Rows(rows),
     };
     Ok(Picture { rgb, size, shrink: 1, orientation, short, profile: None })
@@ -306,12 +311,12 @@ struct Parts<'a> {
     limits: &'a Limits,
     sort: Sort<'a>,
     converter: Converter,
-    /// A unit of rows of one plane, as it is stored.
+    /// A stored unit of rows of one plane.
     unit: Vec<u8>,
     /// A row of all planes, each sample 8 or 16 bits or a float, in native order.
     row: Vec<u8>,
     big_endian: bool,
-    /// Parts of one plane.
+    /// The number of parts of one plane.
     per_plane: u64,
 }
 
@@ -325,7 +330,7 @@ impl<'a> Parts<'a> {
             (1, _) => Colors::Grey,
             (3, Photometric::Ycbcr { .. }) => Colors::YcbcrToRgb,
             (3, _) => Colors::Rgb,
-            // Also colours with opacity: four components come out as they are stored.
+            // This includes colours with opacity: four components are returned as stored.
             (4, _) => Colors::Cmyk,
             _ => Colors::Stored,
         };
@@ -362,7 +367,7 @@ impl<'a> Parts<'a> {
         })
     }
 
-    /// The stored bytes of a part, as far as the file has them.
+    /// The stored bytes of a part, up to the end of the file.
     fn stored(&self, number: u64) -> Result<&'a [u8]> {
         let layout = self.layout;
         let missing =
@@ -380,7 +385,7 @@ impl<'a> Parts<'a> {
         Ok(&self.bytes[from..end])
     }
 
-    /// Decodes a part into the picture. Returns how many of its rows the file lacks.
+    /// Decodes a part into the picture. Returns the number of its rows that the file lacks.
     fn decode(&mut self, number: u64, (left, top): (u32, u32), rows: u32, rgb: &mut image::RgbImage) -> Result<u32> {
         let layout = self.layout;
         let mut sources = Vec::with_capacity(layout.planes());
@@ -417,7 +422,7 @@ impl<'a> Parts<'a> {
         Ok(0)
     }
 
-    /// Reads a unit of rows of a plane, or of all where they are interleaved.
+    /// Reads a unit of rows of a plane, or of all planes if they are interleaved.
     fn read(&mut self, source: &mut dyn Source, plane: usize) -> io::Result<()> {
         let layout = self.layout;
         source.row(&mut self.unit)?;
@@ -441,7 +446,7 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// A picture that is one JPEG file within the TIFF, as it was stored before technical note 2 of TIFF 6 (section 22).
+/// A picture that is one JPEG file within the TIFF, in the form that precedes technical note 2 of TIFF 6 (section 22).
 fn old_jpeg<'a>(page: &Directory<'a>, layout: &Layout) -> Option<&'a [u8]> {
     if layout.compression != compression::OLD_JPEG {
         return None;
@@ -449,24 +454,24 @@ fn old_jpeg<'a>(page: &Directory<'a>, layout: &Layout) -> Option<&'a [u8]> {
     let place = |tag| page.get(tag).and_then(|value| usize::try_from(value).ok());
     let from = place(tag::JPEG)?;
     let (strip, bytes) = (usize::try_from(layout.offsets.get(0)?).ok()?, page.file.bytes);
-    // The strips are in it: what stands before their data is its header. Lengths are often wrong.
+    // The strips are inside it: the bytes before their data are its header. Lengths are often wrong.
     let end = from.checked_add(place(tag::JPEG_LENGTH)?)?.min(bytes.len());
     let is_inside = (from..end).contains(&strip) && (strip == from || strip - from > 20);
     bytes.get(from..end).filter(|jpeg| is_inside && jpeg.starts_with(b"\xFF\xD8"))
 }
 
-/// The orientation that the page states, in its own tag or in XMP.
+/// The orientation in the page's tag or XMP.
 fn stated_orientation(page: &Directory) -> Orientation {
     let tag = page.get(tag::ORIENTATION).and_then(|value| Orientation::from_exif(u8::try_from(value).ok()?));
     tag.or_else(|| page.bytes(tag::XMP).and_then(orientation::in_xmp)).unwrap_or(Orientation::NoTransforms)
 }
 
-/// The colour profile that the first page states.
+/// The colour profile of the first page.
 pub(crate) fn profile(bytes: &[u8]) -> Option<Profile<'_>> {
     Some(Profile::Icc(Cow::Borrowed(File::new(bytes).first().ok()?.bytes(tag::PROFILE)?)))
 }
 
-/// What the first page says.
+/// The first page's values.
 pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
     let file = File::new(bytes);
     let page = file.first()?;

@@ -1,4 +1,4 @@
-//! TIFF's samples as RGB: unpacking, undoing predictions, and colours.
+//! Converts TIFF's samples to RGB: unpacking, predictors, and colours.
 
 use crate::error::Result;
 use crate::image::jpeg::cmyk_to_rgb;
@@ -8,16 +8,16 @@ use crate::image::pixels::{narrow, on_white};
 use super::directory::{Directory, Values};
 use super::tag;
 
-/// What the colour samples mean.
+/// The meaning of the colour samples.
 #[derive(Clone, Copy)]
 pub(crate) enum Photometric {
     WhiteIsZero,
     BlackIsZero,
     Rgb,
-    /// A table of as many colours as the samples have values.
+    /// A table with a colour for each value of a sample.
     Palette(usize),
     Cmyk,
-    /// Red's, green's and blue's shares of luma.
+    /// The shares of red, green and blue in luma.
     Ycbcr {
         luma: [f32; 3],
     },
@@ -31,7 +31,7 @@ impl Photometric {
     pub fn of(page: &Directory, bits: u64) -> Result<Self> {
         Ok(match page.get(tag::PHOTOMETRIC) {
             Some(0) => Self::WhiteIsZero,
-            // Pillow takes a page that doesn't say for this, too.
+            // Pillow also assumes this for a page without the tag.
             Some(1) => Self::BlackIsZero,
             Some(2) => Self::Rgb,
             Some(3) if bits <= 16 => Self::Palette(1 << bits),
@@ -51,7 +51,7 @@ impl Photometric {
         })
     }
 
-    /// Samples of a colour.
+    /// The number of samples per colour.
     pub fn samples(self) -> usize {
         match self {
             Self::WhiteIsZero | Self::BlackIsZero | Self::Palette(_) => 1,
@@ -61,17 +61,17 @@ impl Photometric {
     }
 }
 
-/// The sample after the colour's.
+/// The sample after the colour samples.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Alpha {
-    /// It is no opacity, or there is none.
+    /// It is not the opacity, or does not exist.
     None,
     /// Colours are multiplied by it.
     Associated,
     Straight,
 }
 
-/// Turns rows of samples into RGB.
+/// Converts rows of samples to RGB.
 pub(crate) struct Converter {
     photometric: Photometric,
     bits: u32,
@@ -94,24 +94,24 @@ impl Converter {
         if let Photometric::Palette(colors) = photometric {
             let map = page.find(tag::COLOR_MAP).filter(|map| map.count >= 3 * colors as u64);
             let map = map.ok_or_else(|| Format::Tiff.broken("Its palette is too short."))?;
-            // Pillow takes the upper byte.
+            // Pillow uses the upper byte.
             let value = |index: usize| map.get(index as u64).map_or(0, |value| (value >> 8) as u8);
             palette.extend((0..colors).map(|i| [value(i), value(i + colors), value(i + 2 * colors)]));
         }
         Ok(Self { photometric, bits, float, alpha, samples, palette })
     }
 
-    /// Bytes of an unpacked sample: numbers of a palette keep up to 16 bits, all else is brought to 8.
+    /// Bytes of an unpacked sample: palette indexes keep up to 16 bits, all other samples are converted to 8.
     pub fn sample_bytes(&self) -> usize {
         if matches!(self.photometric, Photometric::Palette(_)) { 2 } else { 1 }
     }
 
-    /// Unpacks samples, in native byte order, to every `step`th place of a row from `offset` on.
+    /// Unpacks samples, in native byte order, to every `step`th position of a row from `offset` on.
     pub fn unpack(&self, stored: &[u8], row: &mut [u8], step: usize, offset: usize) {
         if self.sample_bytes() == 2 {
             let bits = self.bits as usize;
             for (index, target) in row.as_chunks_mut::<2>().0.iter_mut().skip(offset).step_by(step).enumerate() {
-                // Rows begin at whole bytes, and those of several samples are palettes with opacity.
+                // Rows begin at whole bytes, and rows with several samples are palettes with opacity.
                 *target = (bits_at(stored, index * bits, bits) as u16).to_ne_bytes();
             }
             return;
@@ -122,6 +122,11 @@ impl Converter {
             (16, false) => {
                 targets.zip(stored.as_chunks::<2>().0).for_each(|(to, from)| *to = narrow(u16::from_ne_bytes(*from)));
             }
+            (24, false) => targets.zip(stored.as_chunks::<3>().0).for_each(|(to, from)| {
+                let value = from.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte));
+                let value = if cfg!(target_endian = "big") { value.swap_bytes() >> 8 } else { value };
+                *to = ((u64::from(value) * 255 + (1 << 23)) / 0xFF_FFFF) as u8;
+            }),
             (32, false) => targets.zip(stored.as_chunks::<4>().0).for_each(|(to, from)| {
                 *to = ((u64::from(u32::from_ne_bytes(*from)) * 255 + (1 << 31)) / u64::from(u32::MAX)) as u8;
             }),
@@ -195,7 +200,7 @@ fn of_float(value: f32) -> u8 {
     (value.clamp(0.0, 1.0) * 255.0).round() as u8
 }
 
-/// Up to 16 bits from a place on, the highest first. Whole bytes of 16 are in native order.
+/// Up to 16 bits from a position on, the highest first. 16-bit samples are in native order.
 fn bits_at(bytes: &[u8], at: usize, bits: usize) -> u32 {
     if bits == 16 {
         return bytes
@@ -231,14 +236,14 @@ pub(crate) fn undo_prediction(row: &mut [u8], samples: usize, bytes: usize) {
     }
 }
 
-/// The floating-point predictor (TIFF technical note 3): the bytes of all samples of a row, the most significant ones
+/// The floating-point predictor (TIFF technical note 3): the bytes of all samples in a row, the most significant bytes
 /// first, as differences. The result is in native order.
 pub(crate) fn undo_float_prediction(row: &mut [u8], samples: usize, bytes: usize) {
     for at in samples..row.len() {
         row[at] = row[at].wrapping_add(row[at - samples]);
     }
     let count = row.len() / bytes;
-    // A row in another order takes a copy.
+    // Reordering a row takes a copy.
     let planes = row.to_vec();
     for (index, sample) in row.chunks_exact_mut(bytes).enumerate() {
         for (place, byte) in sample.iter_mut().enumerate() {
@@ -248,7 +253,8 @@ pub(crate) fn undo_float_prediction(row: &mut [u8], samples: usize, bytes: usize
     }
 }
 
-/// Blocks of luma samples with one of each chroma (TIFF 6, section 21), as rows of three samples a pixel.
+/// Converts blocks of luma samples with one sample of each chroma (TIFF 6, section 21) to rows of three samples per
+/// pixel.
 pub(crate) fn spread_chroma(blocks: &[u8], width: usize, (across, down): (u32, u32), rows: &mut [u8]) {
     let (across, down) = (across as usize, down as usize);
     for (column, block) in blocks.chunks_exact(across * down + 2).enumerate() {
@@ -270,7 +276,7 @@ fn ycbcr([y, cb, cr]: [u8; 3], [red, green, blue]: [f32; 3]) -> [u8; 3] {
     [r, g, b].map(|value| (value + 0.5).clamp(0.0, 255.0) as u8)
 }
 
-/// CIE L*a*b* under D50, as Photoshop stores it, in sRGB.
+/// Converts CIE L*a*b* under D50, as stored by Photoshop, to sRGB.
 fn lab([l, a, b]: [u8; 3], signed: bool) -> [u8; 3] {
     let axis = |value: u8| if signed { f32::from(value as i8) } else { f32::from(value) - 128.0 };
     let fy = (f32::from(l) / 255.0 * 100.0 + 16.0) / 116.0;
@@ -288,4 +294,33 @@ fn lab([l, a, b]: [u8; 3], signed: bool) -> [u8; 3] {
         let encoded = if value <= 0.003_130_8 { 12.92 * value } else { 1.055 * value.powf(1.0 / 2.4) - 0.055 };
         (encoded * 255.0).round() as u8
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unpacked(bits: u32, stored: &[u8], count: usize) -> Vec<u8> {
+        let (photometric, alpha) = (Photometric::BlackIsZero, Alpha::None);
+        let converter = Converter { photometric, bits, float: false, alpha, samples: 1, palette: Vec::new() };
+        let mut row = vec![0; count];
+        converter.unpack(stored, &mut row, 1, 0);
+        row
+    }
+
+    #[test]
+    fn samples_of_any_width() {
+        // 7, 0, 1, 6; 31, 0, 16; 127, 0.
+        assert_eq!(unpacked(3, &[0b1110_0000, 0b1110_0000], 4), [255, 0, 36, 219]);
+        assert_eq!(unpacked(5, &[0b1111_1000, 0b0010_0000], 3), [255, 0, 132]);
+        assert_eq!(unpacked(7, &[0b1111_1110, 0b0000_0000], 2), [255, 0]);
+        let three = |value: u32| {
+            if cfg!(target_endian = "big") {
+                value.to_be_bytes()[1..].to_vec()
+            } else {
+                value.to_le_bytes()[..3].to_vec()
+            }
+        };
+        assert_eq!(unpacked(24, &[three(0xFF_FFFF), three(0x80_0000), three(0x01_0000)].concat(), 3), [255, 128, 1]);
+    }
 }

@@ -1,8 +1,11 @@
-//! JPEG XL by jxl-oxide, a decoder in Rust: the first frame. A file that was made of a JPEG without loss holds that JPEG,
-//! which goes by the JPEG decoder.
+//! JPEG XL by jxl-oxide, a decoder in Rust: the first frame. A file that was losslessly converted from a JPEG contains
+//! that JPEG, which the JPEG decoder decodes.
 //!
-//! The library unpacks metadata without a limit, so boxes are read here, and it gets those that a picture needs. It can't be
-//! interrupted, so it works in a thread of its own.
+//! The library unpacks metadata without a limit, so this module reads the boxes, and passes on only the boxes that a
+//! picture needs. The library can't be interrupted, so it runs in a separate thread.
+
+mod dither;
+mod restore;
 
 use std::borrow::Cow;
 use std::io::{self, Read, Write};
@@ -10,8 +13,7 @@ use std::io::{self, Read, Write};
 use brotli_decompressor::Decompressor;
 use image::metadata::Orientation;
 use jxl_bitstream::Bitstream;
-use jxl_oxide::jpeg_bitstream::JpegBitstreamHeader;
-use jxl_oxide::{AllocTracker, InitializeResult, JpegReconstructionStatus, JxlImage, PixelFormat};
+use jxl_oxide::{AllocTracker, InitializeResult, JxlImage, PixelFormat};
 use jxl_oxide_common::Bundle;
 
 use crate::error::{Error, Kind, Result, without_panic};
@@ -20,15 +22,17 @@ use crate::image::bmff;
 use crate::image::exif;
 use crate::image::jpeg::Jpeg;
 use crate::image::limits::{Limits, bytes_of, no_pixels};
-use crate::image::orientation::turned;
+use crate::image::orientation::{swaps_sides, turned};
 use crate::image::picture::Taken;
 use crate::image::picture::{Format, Header, Picture, Short, truncated};
 use crate::image::pixels::{self, on_white};
 use crate::image::profile::Profile;
 use crate::memory::{self, Reserve};
 
+use restore::Components;
+
 const SIGNATURE: &[u8] = b"\0\0\0\x0CJXL \r\n\x87\n";
-/// An EXIF block has 64 kB at most in a JPEG; others hold thumbnails.
+/// An EXIF block has at most 64 kB in a JPEG; larger blocks contain thumbnails.
 const LARGEST_METADATA: u64 = 1 << 20;
 /// Real colour profiles have at most 2 MB.
 const LARGEST_PROFILE: u64 = 4 << 20;
@@ -37,9 +41,10 @@ const MOST_EXTRA: usize = 16;
 /// Pixels of all frames that make up the first picture, for each pixel of it.
 const MOST_LAYERS: u64 = 16;
 
-/// What a file holds.
+/// The contents of a file.
 pub(crate) enum Content {
-    Jpeg(Vec<u8>, Orientation),
+    /// With the profile of its colours, which it lacks itself.
+    Jpeg(Vec<u8>, Orientation, Profile<'static>),
     Picture(Picture),
 }
 
@@ -60,7 +65,7 @@ pub(crate) fn open(bytes: &[u8], limits: &Limits) -> Result<Content> {
     })
 }
 
-/// What the header says.
+/// The header's values.
 pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
     let head = Head::read(bytes)?;
     let taken = taken(bytes, limits)?;
@@ -70,7 +75,7 @@ pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
         aside(bytes, limits, gave_up, move |bytes, limits| {
             without_panic(gave_up, || {
                 let reserve = Reserve::new(beside as usize)?;
-                let image = load(bytes, beside, limits, false)?;
+                let image = load(bytes, beside, limits, false, None)?;
                 reserve.finish()?;
                 Ok(image.num_loaded_keyframes().max(1) as u32)
             })
@@ -82,9 +87,9 @@ pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
     Ok(Header { size, channels, bits, orientation, frames, taken })
 }
 
-/// What the codestream's header says.
+/// The values in the codestream's header.
 struct Head {
-    /// As stored.
+    /// The size as stored.
     size: (u32, u32),
     channels: u8,
     bits: u8,
@@ -127,8 +132,8 @@ impl Head {
         })
     }
 
-    /// Bytes that decoding takes beside the picture: planes of 32 bits, five times over at the peak (coefficients, samples,
-    /// filters), filled up to groups, and the file's data in parts.
+    /// Bytes that decoding takes in addition to the picture: five planes of 32 bits for each channel at the peak
+    /// (coefficients, samples, filters), padded to groups, and the file's data in parts.
     fn decoder_bytes(&self, bytes: &[u8]) -> u64 {
         let side = |side: u32| u64::from(side) + 256;
         let pixels = side(self.size.0).saturating_mul(side(self.size.1));
@@ -136,7 +141,7 @@ impl Head {
     }
 }
 
-/// The beginning of the codestream, which a container may have in parts.
+/// The beginning of the codestream, which a container may store in parts.
 fn codestream(bytes: &[u8], most: usize) -> Cow<'_, [u8]> {
     if !bytes.starts_with(SIGNATURE) {
         return Cow::Borrowed(&bytes[..bytes.len().min(most)]);
@@ -157,7 +162,7 @@ fn codestream(bytes: &[u8], most: usize) -> Cow<'_, [u8]> {
     Cow::Owned(stream)
 }
 
-/// Unpacks a stream as far as it isn't longer than `most`; None if it is, or is broken.
+/// Unpacks a stream of at most `most` bytes; None if it is longer or broken.
 fn unpack(packed: &[u8], most: u64, limits: &Limits, mut to: impl FnMut(&[u8])) -> Result<Option<()>> {
     let mut unpacker = Decompressor::new(packed, 4096);
     let (mut piece, mut length) = ([0; 4096], 0);
@@ -181,7 +186,7 @@ fn unpack(packed: &[u8], most: u64, limits: &Limits, mut to: impl FnMut(&[u8])) 
     Ok(None)
 }
 
-/// A metadata box of the file, unpacked where it is packed.
+/// A metadata box of the file, unpacked if necessary.
 fn metadata<'a>(bytes: &'a [u8], wanted: [u8; 4], limits: &Limits) -> Result<Option<Cow<'a, [u8]>>> {
     if !bytes.starts_with(SIGNATURE) {
         return Ok(None);
@@ -199,22 +204,11 @@ fn metadata<'a>(bytes: &'a [u8], wanted: [u8; 4], limits: &Limits) -> Result<Opt
     Ok(None)
 }
 
-/// When the picture was taken, in EXIF, which begins after the number of bytes before it.
+/// The date of the picture in EXIF, which follows an offset field.
 fn taken(bytes: &[u8], limits: &Limits) -> Result<Option<Taken>> {
     let Some(block) = metadata(bytes, *b"Exif", limits)? else { return Ok(None) };
     let start = block.first_chunk().map_or(0, |offset| u32::from_be_bytes(*offset) as usize);
     Ok(block.get(4..).and_then(|block| block.get(start..)).and_then(exif::taken))
-}
-
-/// What restores a JPEG, if it is of a bearable size unpacked.
-fn restores(content: &[u8], limits: &Limits) -> Result<bool> {
-    let mut bits = Bitstream::new(content);
-    if JpegBitstreamHeader::parse(&mut bits, ()).is_err() || bits.zero_pad_to_byte().is_err() {
-        return Ok(false);
-    }
-    let packed = &content[bits.num_read_bits() / 8..];
-    let most = limits.max_bytes.min(64 << 20);
-    Ok(unpack(packed, most, limits, |_| {})?.is_some())
 }
 
 fn failed(bytes: &[u8], error: &(dyn std::error::Error + 'static)) -> Error {
@@ -230,13 +224,13 @@ fn failed(bytes: &[u8], error: &(dyn std::error::Error + 'static)) -> Error {
     Format::Jxl.broken(format!("The decoder says: {}.", message.trim_end_matches('.')))
 }
 
-/// Reads a file as far as its first picture, or to its end.
-fn load(bytes: &[u8], most: u64, limits: &Limits, only_first: bool) -> Result<JxlImage> {
+/// Reads a file as far as its first picture, or to its end. `restoring`: what comes in place of the box that restores a JPEG.
+fn load(bytes: &[u8], most: u64, limits: &Limits, only_first: bool, restoring: Option<&[u8]>) -> Result<JxlImage> {
     let tracker = AllocTracker::with_limit(usize::try_from(most).unwrap_or(usize::MAX));
     let mut waiting = Some(JxlImage::builder().alloc_tracker(tracker).build_uninit());
     let mut image: Option<JxlImage> = None;
     let fail = |error: Box<dyn std::error::Error + Send + Sync>| failed(bytes, error.as_ref());
-    // What the library left, since it needs more to go on.
+    // The rest that the library left, because it needs more input.
     let mut left: Vec<u8> = Vec::new();
     let mut feed = |part: &[u8]| -> Result<bool> {
         for piece in part.chunks(64 << 10) {
@@ -269,25 +263,15 @@ fn load(bytes: &[u8], most: u64, limits: &Limits, only_first: bool) -> Result<Jx
             feed(&[&length.to_be_bytes(), name.as_slice()].concat())?;
             feed(content)
         };
-        let (mut restoring, mut has_begun) = (None, false);
+        let mut restoring = restoring;
         for (name, content) in bmff::boxes(bytes) {
             match &name {
                 b"JXL " | b"ftyp" | b"jxll" => {
                     feed_box(name, content)?;
                 }
-                // There is one, in front of the codestream.
-                b"jbrd" if restoring.is_none() => restoring = Some(content),
                 b"jxlc" | b"jxlp" => {
-                    if let Some(jpeg) = restoring.filter(|_| !std::mem::replace(&mut has_begun, true))
-                        && restores(jpeg, limits)?
-                    {
-                        feed_box(*b"jbrd", jpeg)?;
-                        // What restoring it asks for, wherever it stands.
-                        for name in [*b"Exif", *b"xml "] {
-                            if let Some(content) = metadata(bytes, name, limits)? {
-                                feed_box(name, &content)?;
-                            }
-                        }
+                    if let Some(restoring) = restoring.take() {
+                        feed_box(*b"jbrd", restoring)?;
                     }
                     if feed_box(name, content)? {
                         break;
@@ -305,18 +289,24 @@ fn load(bytes: &[u8], most: u64, limits: &Limits, only_first: bool) -> Result<Jx
 }
 
 fn content(bytes: &[u8], head: &Head, most: u64, limits: &Limits) -> Result<Content> {
-    let image = load(bytes, most, limits, true)?;
+    let components = restore::box_of(bytes).and_then(Components::read);
+    let mut image = load(bytes, most, limits, true, components.as_ref().map(|c| c.plain(true)).as_deref())?;
     let is_whole = image.num_loaded_keyframes() > 0;
     if !is_whole && !limits.allow_truncated {
         return Err(truncated(Format::Jxl, bytes.len()));
     }
-    if is_whole && matches!(image.jpeg_reconstruction_status(), JpegReconstructionStatus::Available) {
+    if let Some(components) = components.filter(|_| is_whole) {
+        if image.frame(0).is_some_and(|frame| !frame.header().do_ycbcr) {
+            // Red, green and blue, which only the frame says.
+            drop(image);
+            image = load(bytes, most, limits, true, Some(&components.plain(false)))?;
+        }
         let mut jpeg = Output { bytes: Vec::new(), limits };
-        // The library panics at some files, and writes no picture of others. The picture is there all the same.
+        // The library panics at some files, and writes no JPEG for others. The picture can still be decoded.
         let gave_up = || Format::Jxl.broken("The decoder gave up on it.");
         let is_done = without_panic(gave_up, || Ok(image.reconstruct_jpeg(&mut jpeg).is_ok())) == Ok(true);
         if is_done && Jpeg::open(&jpeg.bytes, limits).is_ok_and(|jpeg| (jpeg.width, jpeg.height) == head.size) {
-            return Ok(Content::Jpeg(jpeg.bytes, head.orientation));
+            return Ok(Content::Jpeg(jpeg.bytes, head.orientation, profile(&image)));
         }
         limits.check_interrupt()?;
     }
@@ -324,7 +314,7 @@ fn content(bytes: &[u8], head: &Head, most: u64, limits: &Limits) -> Result<Cont
     picture(bytes, image, head, is_whole, limits).map(Content::Picture)
 }
 
-/// A JPEG that is written, up to the length that a file may have.
+/// The restored JPEG, up to the maximum length of a file.
 struct Output<'a> {
     bytes: Vec<u8>,
     limits: &'a Limits,
@@ -345,7 +335,7 @@ impl Write for &mut Output<'_> {
     }
 }
 
-/// Refuses a picture that is put together of too many frames, each of which may be as large as the picture.
+/// Refuses a picture that is composed of too many frames, each of which may be as large as the picture.
 fn check_layers(image: &JxlImage, head: &Head) -> Result<()> {
     let frames = (0..image.num_loaded_frames()).filter_map(|index| image.frame(index));
     let pixels = frames.map(|frame| bytes_of((frame.header().width, frame.header().height), 1)).sum::<u64>();
@@ -355,6 +345,14 @@ fn check_layers(image: &JxlImage, head: &Head) -> Result<()> {
             .hint("Store it in one layer."));
     }
     Ok(())
+}
+
+/// Of what is rendered: a picture with a profile of its own may have been brought to another.
+fn profile(image: &JxlImage) -> Profile<'static> {
+    match image.rendered_cicp() {
+        Some([primaries, transfer, ..]) => Profile::Codes { primaries: primaries.into(), transfer: transfer.into() },
+        None => Profile::Icc(Cow::Owned(image.rendered_icc())),
+    }
 }
 
 /// Decodes the first picture. The decoder turns it upright.
@@ -372,25 +370,29 @@ fn picture(bytes: &[u8], mut image: JxlImage, head: &Head, is_whole: bool, limit
     let render = if is_whole { image.render_frame(0) } else { image.render_loading_frame() };
     let render = render.map_err(fail)?;
     let size = turned(head.size, head.orientation);
-    // Of what was rendered: a picture with a profile of its own may have been brought to another.
-    let profile = match image.rendered_cicp() {
-        Some([primaries, transfer, ..]) => Profile::Codes { primaries: primaries.into(), transfer: transfer.into() },
-        None => Profile::Icc(Cow::Owned(image.rendered_icc())),
-    };
+    let profile = profile(&image);
     let mut stream = render.stream();
     if (stream.width(), stream.height()) != size || stream.channels() != channels {
         return Err(Format::Jxl.broken("Its first frame has another size."));
     }
     let mut rgb = pixels::canvas(size)?;
     let channels = channels as usize;
+    let mut floats = memory::with_capacity(size.0 as usize * channels)?;
+    floats.resize(size.0 as usize * channels, 0.0f32);
     let mut row = memory::zeroed(size.0 as usize * channels)?;
+    // The noise lies on the picture before its sides are swapped.
+    let is_swapped = swaps_sides(head.orientation);
     let laid = |value: u8, alpha: u8| match is_associated {
         true => value.saturating_add(255 - alpha),
         false => on_white(value, alpha),
     };
     for y in 0..size.1 as usize {
         limits.check_interrupt()?;
-        stream.write_to_buffer(&mut row);
+        stream.write_to_buffer(&mut floats);
+        for (at, (to, from)) in row.iter_mut().zip(&floats).enumerate() {
+            let (x, channel) = (at / channels, at % channels);
+            *to = if is_swapped { dither::byte(*from, y, x, channel) } else { dither::byte(*from, x, y, channel) };
+        }
         let target = pixels::row_mut(&mut rgb, y).as_chunks_mut::<3>().0.iter_mut();
         for (to, from) in target.zip(row.chunks_exact(channels)) {
             *to = match *from {

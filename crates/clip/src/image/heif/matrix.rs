@@ -1,0 +1,13 @@
+//! The matrices of H.273, by which luma and chroma are made of red, green and blue.
+
+/// The shares of red and blue in luma. None for a matrix that is not linear, or not known.
+pub(super) fn shares(matrix: u16, primaries: u16) -> Option<(f32, f32)> {
+    match (matrix, primaries) {
+        (1, _) | (12, 1 | 2) => Some((0.2126, 0.0722)),
+        (4, _) => Some((0.30, 0.11)),
+        (7, _) | (12, 7) => Some((0.212, 0.087)),
+        (9, _) | (12, 9) => Some((0.2627, 0.0593)),
+        (0 | 2 | 5 | 6 | 8 | 12, _) => Some((0.299, 0.114)),
+        _ => None,
+    }
+}
