@@ -47,7 +47,6 @@ CALLS = {
     "clip_assign_cluster": "SELECT count(clip_assign_cluster(embedding, 'others')) FROM member WHERE id <= 150",
     "clip_check_model": "SELECT * FROM clip_check_model('photo-mini')",
     "clip_benchmark": "SELECT * FROM clip_benchmark()",
-    "another model": "SELECT clip_embed_text('a cat', 'clip-mini')",
     "precision int8": "SELECT clip_embed_text('a cat')",
 }
 

@@ -85,8 +85,14 @@ def reader(preloaded: Server, owner: psycopg.Connection) -> Iterator[psycopg.Con
 BROKEN = r"'\x00'::bytea"
 
 
-def test_force_stops_each_call_before_it_does_anything(owner: psycopg.Connection, preloaded: Server) -> None:
+def test_force_stops_each_call_before_it_does_anything(
+    owner: psycopg.Connection, preloaded: Server, clip_mini: pathlib.Path
+) -> None:
     """A call that sees some of the rows only would take the others for done, or for deleted."""
+    with preloaded.connect() as admin:
+        admin.execute(f"ALTER SYSTEM SET clip_search.model_path = '$system:{clip_mini.parent}'")
+        admin.execute("SELECT pg_reload_conf()")
+    until(lambda: str(clip_mini.parent) in value(owner, "SHOW clip_search.model_path"))
     owner.execute("ALTER TABLE note ADD photo bytea")
     owner.execute("SELECT clip_watch('note', 'photo', on_error => 'skip')")
     owner.execute(f"INSERT INTO note (id, photo) VALUES (1, {BROKEN}), (2, {BROKEN})")
