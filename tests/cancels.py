@@ -46,12 +46,11 @@ OTHERS = {
     "clip_tags, the words embedded": "SELECT clip_tags(embedding) FROM cancel_vector",
     "clip_relevance, the words embedded": "SELECT clip_relevance(embedding, 'a cat') FROM cancel_vector",
     "precision int8 made": "SELECT clip_embed_text('a cat')",
+    "clip_benchmark": "SELECT * FROM clip_benchmark()",
     "clip_check_model": "SELECT * FROM clip_check_model(current_setting('clip_search.model'))",
     "clip_assign_cluster, 6,000 vectors": (
-        "SELECT count(clip_assign_cluster(embedding, 'cancelled', 0.99)) FROM cancel_member"
+        "SELECT count(clip_assign_cluster(embedding, 'cancelled')) FROM cancel_member"
     ),
-    "clip_clusters, 6,000 members": "SELECT * FROM clip_clusters('cancel', 1)",
-    "clip_cluster_groups, 6,000 members": "SELECT clip_cluster_groups('cancel', 1)",
     "clip_recluster, 6,000 members": "SELECT * FROM clip_recluster('cancel')",
     "clip_recluster, 2 threads": "SELECT * FROM clip_recluster('cancel')",
     "clip_duplicates, 6,000 members": "SELECT * FROM clip_duplicates('cancel', 0.1)",
@@ -96,6 +95,7 @@ def prepare(db: psycopg.Connection, images: dict[str, bytes]) -> None:
         INSERT INTO cancel_member SELECT n, (SELECT array_agg(random() - 0.5) FROM generate_series(1, 128) WHERE n > 0)::vector
         FROM generate_series(1, 6000) n""")
     db.execute("SELECT clip_create_collection('cancel', 0.3, members => 'cancel_member')")
+    db.execute("SELECT clip_create_collection('cancelled', 0.99)")
 
 
 def png_of(pixels: np.ndarray) -> bytes:

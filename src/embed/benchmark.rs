@@ -10,6 +10,7 @@ use pgrx::prelude::*;
 use crate::guc;
 use crate::model::loaded;
 use crate::pg::error::report;
+use crate::pg::interrupt;
 use crate::pg::text::Text;
 
 #[pg_extern(volatile, parallel_restricted, cost = 1000000)]
@@ -20,12 +21,15 @@ fn clip_benchmark(
     let model = model.map(Text::str);
     let model = guc::model_or_default(model);
     let embedder = loaded::fresh(&model)?;
-    benchmark(embedder).map(TableIterator::new).map_err(report)
+    interrupt::watch_runs();
+    let rows = benchmark(embedder);
+    interrupt::raise();
+    rows.map(TableIterator::new).map_err(report)
 }
 
 /// Latency of each step, on generated photos and texts: (step, items, milliseconds per item).
 fn benchmark(mut clip: Embedder) -> clip::Result<Vec<(String, i32, f64)>> {
-    let limits = Limits { exact_jpeg: guc::limits().exact_jpeg, ..Limits::default() };
+    let limits = interrupt::watched(Limits { exact_jpeg: guc::limits().exact_jpeg, ..Limits::default() });
     let mut rows = Vec::new();
     let mut time = |what: &str, items: usize, work: &mut dyn FnMut() -> clip::Result<()>| {
         let start = Instant::now();
@@ -35,9 +39,9 @@ fn benchmark(mut clip: Embedder) -> clip::Result<Vec<(String, i32, f64)>> {
     };
     let has = (clip.model.vision.is_some(), clip.model.text.is_some());
     if has.0 {
-        let photos = (0..16).map(|seed| synthetic::photo(640, 480, seed)).collect::<clip::Result<Vec<_>>>()?;
+        let photos = (0..16).map(|seed| synthetic::photo_within(640, 480, seed, &limits)).collect::<clip::Result<Vec<_>>>()?;
         let photos: Vec<&[u8]> = photos.iter().map(Vec::as_slice).collect();
-        let large = synthetic::photo(4000, 3000, 99)?;
+        let large = synthetic::photo_within(4000, 3000, 99, &limits)?;
         let mut embed = |files: &[&[u8]]| clip.embed_images(files, &limits, &mut loaded::check_interrupts).map(drop);
         time("first photo of 0.3 megapixels, with the load of the image tower", 1, &mut || embed(&photos[..1]))?;
         time("photo of 0.3 megapixels, one by one", 16, &mut || photos.iter().try_for_each(|photo| embed(&[photo])))?;

@@ -4,6 +4,7 @@ use image::RgbImage;
 
 use crate::error::Result;
 use crate::image::{Limits, jpeg};
+use crate::memory;
 
 /// Numbers from 0 to 1.
 fn random(seed: u64) -> impl FnMut() -> f32 {
@@ -21,13 +22,25 @@ fn random(seed: u64) -> impl FnMut() -> f32 {
 /// number of bytes per pixel as a photo. Equal arguments give equal files.
 ///
 /// # Errors
-/// If the encoder refuses the size.
+/// If the encoder refuses the size; [`Kind::OutOfMemory`](crate::Kind::OutOfMemory).
 pub fn photo(width: u32, height: u32, seed: u64) -> Result<Vec<u8>> {
+    photo_within(width, height, seed, &Limits::default())
+}
+
+/// The same, which an interrupt ends: one of 12 megapixels takes a second.
+///
+/// # Errors
+/// Those of [`photo`]; [`Kind::Interrupted`](crate::Kind::Interrupted).
+pub fn photo_within(width: u32, height: u32, seed: u64, limits: &Limits) -> Result<Vec<u8>> {
     let mut random = random(seed);
     let waves: Vec<[f32; 5]> =
         (0..6).map(|_| [1.0 + 9.0 * random(), 1.0 + 9.0 * random(), random(), random(), random()]).collect();
-    let mut picture = RgbImage::new(width, height);
+    let bytes = memory::zeroed(width as usize * height as usize * 3)?;
+    let mut picture = RgbImage::from_raw(width, height, bytes).expect("as many bytes as its size says");
     for (x, y, pixel) in picture.enumerate_pixels_mut() {
+        if x == 0 {
+            limits.check_interrupt()?;
+        }
         let (u, v) = (x as f32 / width as f32, y as f32 / height as f32);
         let mut rgb = [0.5; 3];
         for [a, b, red, green, blue] in &waves {
@@ -39,7 +52,7 @@ pub fn photo(width: u32, height: u32, seed: u64) -> Result<Vec<u8>> {
         let grain = 0.06 * (random() - 0.5);
         pixel.0 = rgb.map(|value| (255.0 * (value + grain)).clamp(0.0, 255.0) as u8);
     }
-    jpeg::encode(&picture, 90, &Limits::default())
+    jpeg::encode(&picture, 90, limits)
 }
 
 /// A picture of waves, rectangles in plain colors, and grain, with sizes and strengths that depend on the seed: some
