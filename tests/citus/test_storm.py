@@ -16,7 +16,7 @@ import pytest
 
 from citus_servers import Citus
 from servers import Server
-from support import in_parallel, sqlstate, value, vector, vector_text
+from support import in_parallel, sqlstate, until, value, vector, vector_text
 
 # A server that is down, or goes down while it is asked.
 DOWN = {"08001", "08006", "57P01", "57P02", "57P03"}
@@ -206,7 +206,7 @@ def test_one_subject_is_one_group_whoever_is_lost(citus: Citus) -> None:
                 time.sleep(0.02)
             storm.errors.clear()
             server.stop("immediate")
-            time.sleep(0.5)
+            until(lambda: storm.errors, "an error of the server that is down")
             server.start()
             time.sleep(0.5)
             lost.append(set(storm.errors))

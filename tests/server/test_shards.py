@@ -19,7 +19,7 @@ import pytest
 
 import support
 from shard_servers import PHOTOS, SHARDS, Shards, blocks, shown
-from support import embed_one, in_parallel, sqlstate, value, vector, vector_text
+from support import embed_one, in_parallel, sqlstate, until, value, vector, vector_text
 
 RANDOM_ROWS = 3000
 # One that is down, or goes down while it is asked.
@@ -206,6 +206,8 @@ def test_one_subject_is_one_group_over_all_shards(shards: Shards, filled: psycop
     rows = [(n, *row) for n, row in enumerate(rows)]
     done, errors = threading.Event(), collections.Counter()
     crashes = (shards.shards[1], shards.coordinator, shards.shards[2])
+    # Set as soon as that server is down. On a fast machine the sessions would otherwise be done before.
+    gone = [threading.Event() for _ in crashes]
     written = [0] * sessions
 
     def session(number: int) -> None:
@@ -221,6 +223,9 @@ def test_one_subject_is_one_group_over_all_shards(shards: Shards, filled: psycop
                         mine, unsure = [row for row in mine if row[0] not in there], False
                     while mine:
                         batch = mine[: rng.choice((1, 1, 2, 5))]
+                        for n, event in enumerate(gone):
+                            if written[number] * (len(crashes) + 1) > (n + 1.4) * each * subjects / sessions:
+                                assert event.wait(60), f"server {n} is not stopped"
                         with db.transaction() as transaction:
                             for id, _, row in batch:
                                 db.execute("INSERT INTO item (id, embedding) VALUES (%s, %s)", (id, vector_text(row)))
@@ -243,13 +248,12 @@ def test_one_subject_is_one_group_over_all_shards(shards: Shards, filled: psycop
 
     def crash() -> None:
         for n, server in enumerate(crashes):
-            while sum(written) < len(rows) * (n + 1) // (len(crashes) + 1):
-                time.sleep(0.02)
+            until(lambda n=n: sum(written) >= len(rows) * (n + 1) // (len(crashes) + 1), "their share", patience=140)
             failed = errors.total()
             server.stop("immediate")
-            time.sleep(0.5)
+            gone[n].set()
+            until(lambda failed=failed: errors.total() > failed, f"an error of server {n}'s, which is down")
             server.start()
-            assert errors.total() > failed, f"{n}: nobody wrote while the server was down"
         done.set()
 
     in_parallel([*(functools.partial(session, n) for n in range(sessions)), crash], 180)
