@@ -124,7 +124,7 @@ COMMENT ON COLUMN clip_search.watch.mode IS 'immediate: embeds when a row is wri
 COMMENT ON COLUMN clip_search.watch.replaces IS 'Column that clip_reembed will replace by this one';
 COMMENT ON COLUMN clip_search.watch.active IS 'Whether the triggers exist and are enabled';
 COMMENT ON COLUMN clip_search.watch.rows IS 'Rows of the table; NULL if the current role may not read them all';
-COMMENT ON COLUMN clip_search.watch.pending IS 'Rows that still need embedding, grouping or tags, without those that failed';
+COMMENT ON COLUMN clip_search.watch.pending IS 'Rows that still need embedding, grouping or tags, except failed rows';
 COMMENT ON VIEW clip_search.pending IS 'Rows of the current role''s tables that await embedding by the background worker or by clip_backfill';
 COMMENT ON COLUMN clip_search.pending.relation IS 'Watched table';
 COMMENT ON COLUMN clip_search.pending.embedding IS 'Column that receives the embedding';
@@ -388,10 +388,10 @@ threshold: the collection''s threshold; NULL: keep its own, or use clip_search.c
 index: whether to create an HNSW index for cosine distance
 existing: vectors that the column already contains: replace (default) counts them as pending, to be embedded again; keep leaves them unchanged
 key: the column that identifies a member of the collection; defaults to the primary key
-labels: the column with keywords (text[]) that describe clusters; members without keywords are described by their tags
+labels: the column with keywords (text[]) that describe clusters; the tags describe members without keywords
 image: the column with image files (bytea), for thumbnails of clusters
 tags: the column that receives the tags (text[]), created if missing: the words that clip_tags(embedding, 10) rates at 0.5 or more, the most relevant first
-reset: names of options that get their defaults back, or are taken away: cluster, mode, on_error, text_source, text_weight, threshold, key, labels, image, tags';
+reset: names of options to reset to their defaults, or to remove: cluster, mode, on_error, text_source, text_weight, threshold, key, labels, image, tags';
 COMMENT ON FUNCTION @extschema@.clip_unwatch(regclass, text, boolean, boolean) IS 'Stops watching a table, and keeps its columns, index and collection
 embedding: the watched column; NULL: the only one in this table
 keep_columns: deprecated; false means drop_columns => true
@@ -645,8 +645,8 @@ CROSS JOIN LATERAL (SELECT CASE WHEN p.rows IS NOT NULL THEN
                           GROUP BY n.model) AS o) AS m
 WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE') OR pg_catalog.has_table_privilege(c.oid, 'SELECT');
 DROP FUNCTION clip_search.watch_progress(regclass, name, name, name, name);
-COMMENT ON COLUMN clip_search.watch.models IS 'Rows with an embedding by the model that made it, as a JSON object; "(unknown)" counts vectors from before the watch';
-COMMENT ON COLUMN clip_search.watch.outdated IS 'Rows whose embedding is older than the watch, or made with an earlier source, weight or model; they count as pending';
+COMMENT ON COLUMN clip_search.watch.models IS 'Number of rows with an embedding of each model, as a JSON object; "(unknown)" counts vectors from before the watch';
+COMMENT ON COLUMN clip_search.watch.outdated IS 'Rows whose embedding is older than the watch, or was computed with an earlier source, weight or model; they count as pending';
 COMMENT ON COLUMN clip_search.watch.tags IS 'Column that receives the tags, if rows are tagged';
 
 COMMENT ON FUNCTION @extschema@.clip_alter_collection(text, text, double precision, text, text, text, text) IS 'Changes the passed settings of a collection, and no others; only its owner can call it
@@ -786,8 +786,8 @@ cut: lowest relevance of a row
 after_relevance, after_id: values of the previous page''s last row
 candidates: number of nearest rows to rate; an HNSW index finds them regardless of hnsw.ef_search
 key: column that identifies a row, by default the primary key; embedding: column of type vector or halfvec, by default the only one
-id: key of the row, as text; cosine: of the row to the query; relevance: as clip_relevance has it
-model: model that made the embeddings; by default that of the watched column, or clip_search.model';
-COMMENT ON FUNCTION @extschema@.clip_find(regclass, bytea, integer, double precision, double precision, text, integer, text, text, text) IS 'Rows of a table that show what a photo shows, the most relevant first, in pages; the other arguments are those of clip_find by a text
+id: key of the row, as text; cosine: cosine of the row to the query; relevance: as returned by clip_relevance
+model: model that computed the embeddings; defaults to the model of the watched column, or to clip_search.model';
+COMMENT ON FUNCTION @extschema@.clip_find(regclass, bytea, integer, double precision, double precision, text, integer, text, text, text) IS 'Rows of a table that show what a photo shows, the most relevant first, in pages; the other arguments are those of clip_find with a text
 query: image file, which is embedded once
-relevance: how certainly both photos show the word that they share most, from 0 to 1; the cosine of photos depends on the model much more';
+relevance: how certainly both photos show the word that they share most, from 0 to 1';

@@ -131,11 +131,11 @@ cut: lowest relevance of a row
 after_relevance, after_id: values of the previous page''s last row
 candidates: number of nearest rows to rate; an HNSW index finds them regardless of hnsw.ef_search
 key: column that identifies a row, by default the primary key; embedding: column of type vector or halfvec, by default the only one
-id: key of the row, as text; cosine: of the row to the query; relevance: as clip_relevance has it
-model: model that made the embeddings; by default that of the watched column, or clip_search.model';
-COMMENT ON FUNCTION clip_find(regclass, bytea, integer, double precision, double precision, text, integer, text, text, text) IS 'Rows of a table that show what a photo shows, the most relevant first, in pages; the other arguments are those of clip_find by a text
+id: key of the row, as text; cosine: cosine of the row to the query; relevance: as returned by clip_relevance
+model: model that computed the embeddings; defaults to the model of the watched column, or to clip_search.model';
+COMMENT ON FUNCTION clip_find(regclass, bytea, integer, double precision, double precision, text, integer, text, text, text) IS 'Rows of a table that show what a photo shows, the most relevant first, in pages; the other arguments are those of clip_find with a text
 query: image file, which is embedded once
-relevance: how certainly both photos show the word that they share most, from 0 to 1; the cosine of photos depends on the model much more';
+relevance: how certainly both photos show the word that they share most, from 0 to 1';
 COMMENT ON FUNCTION clip_classify(bytea, text[], text, text) IS 'Zero-shot classification of an image file, the most probable label first
 labels: the labels to choose from; none may be NULL or empty
 template: the text that is embedded for each label; the label replaces {}

@@ -315,11 +315,11 @@ COMMENT ON COLUMN clip_search.watch.replaces IS 'Column that clip_reembed will r
 COMMENT ON COLUMN clip_search.watch.active IS 'Whether the triggers exist and are enabled';
 COMMENT ON COLUMN clip_search.watch.rows IS 'Rows of the table; NULL if the current role may not read them all';
 COMMENT ON COLUMN clip_search.watch.embedded IS 'Rows with an embedding, outdated ones included';
-COMMENT ON COLUMN clip_search.watch.pending IS 'Rows that still need embedding, grouping or tags, without those that failed';
+COMMENT ON COLUMN clip_search.watch.pending IS 'Rows that still need embedding, grouping or tags, except failed rows';
 COMMENT ON COLUMN clip_search.watch.failed IS 'Rows that could not be embedded';
-COMMENT ON COLUMN clip_search.watch.models IS 'Rows with an embedding by the model that made it, as a JSON object; "(unknown)" counts vectors from before the watch';
+COMMENT ON COLUMN clip_search.watch.models IS 'Number of rows with an embedding of each model, as a JSON object; "(unknown)" counts vectors from before the watch';
 COMMENT ON COLUMN clip_search.watch.tags IS 'Column that receives the tags, if rows are tagged';
-COMMENT ON COLUMN clip_search.watch.outdated IS 'Rows whose embedding is older than the watch, or made with an earlier source, weight or model; they count as pending';
+COMMENT ON COLUMN clip_search.watch.outdated IS 'Rows whose embedding is older than the watch, or was computed with an earlier source, weight or model; they count as pending';
 
 COMMENT ON VIEW clip_search.pending IS 'Rows of the current role''s tables that await embedding by the background worker or by clip_backfill';
 COMMENT ON COLUMN clip_search.pending.relation IS 'Watched table';
@@ -372,10 +372,10 @@ threshold: the collection''s threshold; NULL: keep its own, or use clip_search.c
 index: whether to create an HNSW index for cosine distance
 existing: vectors that the column already contains: replace (default) counts them as pending, to be embedded again; keep leaves them unchanged
 key: the column that identifies a member of the collection; defaults to the primary key
-labels: the column with keywords (text[]) that describe clusters; members without keywords are described by their tags
+labels: the column with keywords (text[]) that describe clusters; the tags describe members without keywords
 image: the column with image files (bytea), for thumbnails of clusters
 tags: the column that receives the tags (text[]), created if missing: the words that clip_tags(embedding, 10) rates at 0.5 or more, the most relevant first
-reset: names of options that get their defaults back, or are taken away: cluster, mode, on_error, text_source, text_weight, threshold, key, labels, image, tags';
+reset: names of options to reset to their defaults, or to remove: cluster, mode, on_error, text_source, text_weight, threshold, key, labels, image, tags';
 COMMENT ON FUNCTION clip_unwatch(regclass, text, boolean, boolean) IS 'Stops watching a table, and keeps its columns, index and collection
 embedding: the watched column; NULL: the only one in this table
 keep_columns: deprecated; false means drop_columns => true
