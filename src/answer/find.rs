@@ -200,6 +200,15 @@ impl Search<'_> {
     /// The nearest rows of the table: key, cosine to the query, relevance.
     fn rated(&self, query: Query<'_>) -> SqlResult<Vec<(String, f64, f64)>> {
         let Self { table, candidates, model, .. } = self;
+        let named = qualified_name(*table).ok_or_else(|| no_table(*table))?;
+        if named.contains(char::REPLACEMENT_CHARACTER) {
+            return Err(report(foreign_name("table")));
+        }
+        // Before the words are embedded, which may take a minute.
+        let (key, embedding) = {
+            let _context = UserContext::of_caller();
+            Spi::connect(|client| columns(client, *table, &named, self.key, self.embedding))?
+        };
         let words = background::of(model)?;
         let embedded = match query {
             Query::Text(text) => loaded::embed_texts(model, &[Some(text)])?,
@@ -210,14 +219,9 @@ impl Search<'_> {
             Query::Text(_) => Placed::Text(words.relative(&wanted).map_err(report)?),
             Query::Photo(_) => Placed::Photo(words.scores(&words.photo(&wanted).map_err(report)?)),
         };
-        let named = qualified_name(*table).ok_or_else(|| no_table(*table))?;
-        if named.contains(char::REPLACEMENT_CHARACTER) {
-            return Err(report(foreign_name("table")));
-        }
         // Settings go back when it ends; the role stays the caller's.
         let _context = UserContext::of_caller();
         Spi::connect(|client| {
-            let (key, embedding) = columns(client, *table, &named, self.key, self.embedding)?;
             widen(client, *candidates)?;
             let (schema, kind) = (vector::schema(), embedding.kind);
             let (key, column) = (quote_identifier(&key), quote_identifier(&embedding.name));

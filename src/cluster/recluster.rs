@@ -16,7 +16,7 @@ use crate::cluster::members::{FETCH, Members, check_interrupts, read};
 use crate::cluster::statements;
 use crate::cluster::tables::Store;
 use crate::guc;
-use crate::pg::error::{SqlResult, report, sql_error};
+use crate::pg::error::{SqlResult, counted, report, sql_error};
 use crate::pg::owners_table::OwnersTable;
 use crate::pg::spi::get;
 use crate::pg::text::Text;
@@ -121,9 +121,9 @@ fn recluster(
     Spi::connect_mut(|client| replace_all(client, collection, &ids, &groups))?;
     let count = |what: &str| changes.iter().filter(|change| change.1 == what).count();
     pgrx::notice!(
-        "clip_search: {} members in {} clusters, {} before: {} merged, {} split, {} moved, {} new",
-        labels.len(),
-        ids.len(),
+        "clip_search: {} in {}, {} before: {} merged, {} split, {} moved, {} new",
+        counted(labels.len() as i64, "member"),
+        counted(ids.len() as i64, "cluster"),
         known.len(),
         count("merged"),
         count("split"),

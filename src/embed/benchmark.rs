@@ -39,7 +39,8 @@ fn benchmark(mut clip: Embedder) -> clip::Result<Vec<(String, i32, f64)>> {
     };
     let has = (clip.model.vision.is_some(), clip.model.text.is_some());
     if has.0 {
-        let photos = (0..16).map(|seed| synthetic::photo_within(640, 480, seed, &limits)).collect::<clip::Result<Vec<_>>>()?;
+        let photos =
+            (0..16).map(|seed| synthetic::photo_within(640, 480, seed, &limits)).collect::<clip::Result<Vec<_>>>()?;
         let photos: Vec<&[u8]> = photos.iter().map(Vec::as_slice).collect();
         let large = synthetic::photo_within(4000, 3000, 99, &limits)?;
         let mut embed = |files: &[&[u8]]| clip.embed_images(files, &limits, &mut loaded::check_interrupts).map(drop);

@@ -35,7 +35,7 @@ fn clip_watch(
     let wanted = Wanted {
         source: Some(given("source", source)?),
         text_source,
-        text_weight: Some(given("text_weight", text_weight)?),
+        text_weight: text_source.map(|_| given("text_weight", text_weight)).transpose()?,
         embedding: given("embedding", embedding)?,
         cluster,
         model,

@@ -12,7 +12,7 @@ use pgrx::spi::{SpiClient, SpiHeapTupleData, quote_identifier};
 
 use crate::cluster::assign::leave;
 use crate::pg::catalog::{self, Lock};
-use crate::pg::error::{SqlResult, counted, report, warn};
+use crate::pg::error::{SqlResult, report, warn};
 use crate::pg::owners_table::OwnersTable;
 use crate::pg::restore;
 use crate::pg::spi::{get, own_schema, spi};
@@ -229,6 +229,11 @@ fn ungroup(watch: &Watch, table: pg_sys::Oid) -> SqlResult<bool> {
     let name = table.shown();
     table.as_owner(|client| {
         let has_rows = !client.update(&format!("SELECT 1 FROM ONLY {name}"), Some(1), &[])?.is_empty();
+        if has_rows {
+            let query =
+                format!("SELECT count(*) FROM ONLY {name} WHERE {} IS NOT NULL", quote_identifier(&watch.embedding));
+            tell_of_vectors(name, client.update(&query, None, &[])?.first().get::<i64>(1).map_err(spi)?, watch);
+        }
         let Some(cluster) = watch.cluster.as_deref().filter(|_| has_rows) else { return Ok(has_rows) };
         let column = quote_identifier(cluster);
         let query = format!("UPDATE ONLY {name} SET {column} = NULL WHERE {column} IS NOT NULL");
@@ -237,7 +242,10 @@ fn ungroup(watch: &Watch, table: pg_sys::Oid) -> SqlResult<bool> {
             client.update(&query, None, &[])?.len() as i64
         };
         if cleared > 0 {
-            let message = format!("{} of {name} had a cluster that did not count it", counted(cleared, "row"));
+            let message = match cleared {
+                1 => format!("1 row of {name} had a cluster that did not count it"),
+                _ => format!("{cleared} rows of {name} had a cluster that did not count them"),
+            };
             report(Error::new(Kind::InvalidInput, message).detail(format!(
                 "Column \"{cluster}\" is set to NULL; clip_backfill, or the background worker, groups such rows."
             )))
@@ -245,6 +253,21 @@ fn ungroup(watch: &Watch, table: pg_sys::Oid) -> SqlResult<bool> {
         }
         Ok(true)
     })
+}
+
+/// Reports vectors of unknown origin, which are kept: partitions are detached and attached for maintenance, after which it
+/// would take hours to embed all rows again.
+fn tell_of_vectors(name: &str, rows: Option<i64>, watch: &Watch) {
+    let (have, they) = match rows {
+        None | Some(0) => return,
+        Some(1) => (format!("1 row of {name} has a vector from before, which is kept"), "it is"),
+        Some(rows) => (format!("{rows} rows of {name} have vectors from before, which are kept"), "they are"),
+    };
+    report(Error::new(Kind::InvalidInput, have).hint(format!(
+        "If {they} of another model, or the source has changed since: UPDATE {name} SET {} = NULL; clip_backfill embeds such rows.",
+        quote_identifier(&watch.embedding)
+    )))
+    .report(PgLogLevel::NOTICE);
 }
 
 /// During its lifetime, rows of a table leave no group.

@@ -97,7 +97,7 @@ pub mod clip_search {
             &Wanted {
                 source: watch.image.as_deref().or(watch.text.as_deref()),
                 text_source: watch.image.as_deref().and(watch.text.as_deref()),
-                text_weight: Some(watch.text_weight),
+                text_weight: watch.image.as_ref().and(watch.text.as_ref()).map(|_| watch.text_weight),
                 embedding: &name,
                 cluster: watch.cluster.as_deref().map(|_| cluster.as_str()),
                 model: Some(model),

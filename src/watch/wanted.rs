@@ -169,6 +169,12 @@ impl Plan {
                 .hint("Name it, cluster => 'cluster_id', or leave the argument out."),
             ));
         }
+        if wanted.text_weight.is_some() && (image.is_none() || text.is_none()) {
+            return Err(report(
+                Error::new(Kind::InvalidInput, "text_weight is the share of a text beside an image")
+                    .hint("Name both columns, source => the one with images, text_source => the one with texts."),
+            ));
+        }
         let known_weight = is.map(|known| known.text_weight);
         let text_weight = wanted.choose("text_weight", wanted.text_weight, known_weight).unwrap_or(0.5);
         let of_both = image.is_some() && text.is_some();

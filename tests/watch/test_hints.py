@@ -150,3 +150,12 @@ def test_a_changed_mind_mixes_nothing(db: psycopg.Connection) -> None:
             db.execute("CALL clip_backfill('note')")
             assert db.execute(counts).fetchone()[1:4] == (3, 0, 0)
             assert value(db, f"SELECT max(embedding <=> {wanted}) FROM note") < 1e-5, change
+
+
+def test_a_weight_needs_both_sources(db: psycopg.Connection) -> None:
+    db.execute("CREATE TABLE photo (id int PRIMARY KEY, data bytea, body text)")
+    for source in ("data", "body"):
+        state, text = sqlstate(db, f"SELECT clip_watch('photo', '{source}', text_weight => 0.3)")
+        assert state == "22023" and "share of a text beside an image" in text
+    db.execute("SELECT clip_watch('photo', 'data', text_source => 'body', text_weight => 0.3)")
+    db.execute("SELECT clip_watch('photo', text_weight => 0.4)")

@@ -239,3 +239,16 @@ def test_an_unlogged_table_is_told_of(db):
     db.execute("CREATE UNLOGGED TABLE note (id int PRIMARY KEY, body text)")
     db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id')")
     assert [("is unlogged" in text, "clip_recluster('note')" in hint) for text, hint in said] == [(True, True)]
+
+
+def test_vectors_of_an_attached_partition_are_told_of(parts):
+    said: list[tuple[str, str]] = []
+    parts.execute("ALTER TABLE note DETACH PARTITION low")
+    parts.execute("UPDATE low SET body = 'another text' WHERE id = (SELECT min(id) FROM low)")
+    parts.add_notice_handler(lambda diag: said.append((diag.message_primary, diag.message_hint or "")))
+    parts.execute("ALTER TABLE note ATTACH PARTITION low FOR VALUES FROM (0) TO (100)")
+    kept = [(text, hint) for text, hint in said if "from before, which are kept" in text]
+    assert len(kept) == 1 and "low" in kept[0][0]
+    parts.execute(kept[0][1].partition(": ")[2].partition(";")[0])
+    parts.execute("CALL clip_backfill('note')")
+    assert check(parts, "note WHERE body <> ''", collection="note") == 30

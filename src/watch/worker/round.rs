@@ -12,6 +12,7 @@ use pgrx::prelude::*;
 
 use crate::cluster::tables::Store;
 use crate::guc;
+use crate::pg::error::counted;
 use crate::pg::spi::spi;
 use crate::pg::subtransaction::Failure;
 use crate::pg::user_context::UserContext;
@@ -172,8 +173,11 @@ impl Worker {
             return Ok(());
         }
         let name = watch.name();
-        let activity = std::ffi::CString::new(format!("clip_search: embedding {} rows of {name}", entries.len()))
-            .unwrap_or_default();
+        let activity = std::ffi::CString::new(format!(
+            "clip_search: embedding {} of {name}",
+            counted(entries.len() as i64, "row")
+        ))
+        .unwrap_or_default();
         // SAFETY: the text is copied.
         unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, activity.as_ptr()) };
         wakeup::set_in_hand(self.database, watch.id, watch.owner);
