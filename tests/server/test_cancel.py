@@ -12,6 +12,8 @@ import support
 # Of what the backend computes, whatever else the machine does. Measured are 0.2 s at most (docs/limits.md); processors of
 # half the speed pass.
 SOON = 0.6
+# These load graphs, each of which is one call of ONNX Runtime that nothing ends (docs/limits.md): 0.6 to 1.6 s.
+LOADING = {"clip_check_model": 4.0, "precision int8 made": 4.0}
 
 
 @pytest.fixture(scope="module")
@@ -33,4 +35,4 @@ def test_a_cancel_is_seen(prepared: support.Database, name: str) -> None:
     seen = [cancelled.cpu for cancelled in took if cancelled is not None]
     # A text of 100 MB is refused at once.
     assert seen or name.startswith("clip_embed_text,")
-    assert max(seen, default=0.0) < SOON, took
+    assert max(seen, default=0.0) < LOADING.get(name, SOON), took

@@ -92,7 +92,7 @@ def test_force_stops_each_call_before_it_does_anything(
     with preloaded.connect() as admin:
         admin.execute(f"ALTER SYSTEM SET clip_search.model_path = '$system:{clip_mini.parent}'")
         admin.execute("SELECT pg_reload_conf()")
-    until(lambda: str(clip_mini.parent) in value(owner, "SHOW clip_search.model_path"))
+        until(lambda: str(clip_mini.parent) in value(admin, "SHOW clip_search.model_path"))
     owner.execute("ALTER TABLE note ADD photo bytea")
     owner.execute("SELECT clip_watch('note', 'photo', on_error => 'skip')")
     owner.execute(f"INSERT INTO note (id, photo) VALUES (1, {BROKEN}), (2, {BROKEN})")
@@ -108,7 +108,6 @@ def test_force_stops_each_call_before_it_does_anything(
         for connection in (owner, admin):
             for call in (
                 "CALL clip_backfill('owner.note')",
-                "CALL clip_reembed('owner.note', 'clip-mini')",
                 "SELECT clip_watch('owner.note', 'body', embedding => 'other', existing => 'replace')",
             ):
                 code, text = sqlstate(connection, call)
@@ -121,7 +120,13 @@ def test_force_stops_each_call_before_it_does_anything(
                 assert "row-level security" in str(error)
             assert admin.execute(state).fetchone()[0] == before[0]
         columns = "SELECT count(*) FROM pg_attribute WHERE attrelid = 'owner.note'::regclass AND attnum > 0 AND NOT attisdropped"
-        assert value(admin, columns) == 4, "clip_reembed and clip_watch have left no column"
+        assert value(admin, columns) == 4, "clip_watch has left no column"
+        # clip_reembed stops when it fills its column, which clip_unwatch removes.
+        code, text = sqlstate(owner, "CALL clip_reembed('owner.note', 'clip-mini')")
+        assert code == "42501" and "row-level security" in text, text
+        beside = value(admin, "SELECT embedding::text FROM clip_search.watch_setting WHERE replaces IS NOT NULL")
+        owner.execute("SELECT clip_unwatch('note', %s)", (beside,))
+        assert admin.execute(state).fetchone()[2] == before[2] and value(admin, columns) == 4
     owner.execute("ALTER TABLE note NO FORCE ROW LEVEL SECURITY")
     # A policy that does not apply to the owner hides nothing from what runs as the owner.
     assert value(owner, "SELECT clip_retry('note')") == 0

@@ -10,6 +10,7 @@ mod files;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use clip::Kind;
 use clip::clustering::agglomerative::{Linkage, agglomerate};
@@ -25,7 +26,7 @@ static LARGE: AtomicUsize = AtomicUsize::new(64 << 10);
 static LEFT: AtomicI64 = AtomicI64::new(-1);
 
 /// Only one test of this file runs at a time: what fails is the whole process's.
-static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+static TURN: Mutex<()> = Mutex::new(());
 
 struct Failing;
 
@@ -111,7 +112,7 @@ const FUNCTIONS: [(&str, Work); 5] = [
 
 #[test]
 fn every_failed_allocation_is_an_error() {
-    let _turn = TURN.lock().unwrap();
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     LARGE.store(64 << 10, Ordering::Release);
     let mut failures = 0;
     for file in files::of_every_format(600, 401) {
@@ -140,7 +141,7 @@ fn fixtures() -> PathBuf {
 /// The formats whose files are made by other programs. They are small, and so is what is called large here.
 #[test]
 fn every_failed_allocation_is_an_error_in_stored_files() {
-    let _turn = TURN.lock().unwrap();
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     LARGE.store(16 << 10, Ordering::Release);
     for folder in ["heic", "avif", "jxl", "tiff"] {
         let mut failures = 0;
@@ -165,7 +166,7 @@ fn every_failed_allocation_is_an_error_in_stored_files() {
 /// A length that a file states is no reason to allocate so much: a WebP of 60 bytes whose EXIF chunk says that it has 4 GB.
 #[test]
 fn a_stated_length_is_not_allocated() {
-    let _turn = TURN.lock().unwrap();
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut bytes = b"RIFF\x34\0\0\0WEBPVP8X\x0a\0\0\0\x08\0\0\0\0\0\0\0\0\0".to_vec();
     bytes.extend(b"VP8L\x0e\0\0\0\x2f\0\0\0\0\x07\x10\x11\x11\x88\x88\xfe\x07\0");
     bytes.extend(b"EXIF\xf0\xff\xff\xff");
@@ -196,7 +197,7 @@ fn vectors(count: usize, dimensions: usize) -> ndarray::Array2<f32> {
 
 #[test]
 fn every_failed_allocation_is_an_error_in_clustering() {
-    let _turn = TURN.lock().unwrap();
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     LARGE.store(64 << 10, Ordering::Release);
     let rows = vectors(1500, 64);
     for linkage in [Linkage::Average, Linkage::Single] {

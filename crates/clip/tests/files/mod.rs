@@ -249,10 +249,11 @@ pub fn of_every_format(width: u32, height: u32) -> Vec<File> {
     let mut webp_alpha = std::io::Cursor::new(Vec::new());
     clear.write_to(&mut webp_alpha, ImageFormat::WebP).unwrap();
     let rgb = Samples { count: 3, bits: 8, float: false };
-    let photo = clip::image::synthetic::photo(width, height, 1).unwrap();
+    // Smaller previews are not taken.
+    let preview = clip::image::synthetic::photo(width.max(448), height.max(448), 1).unwrap();
     vec![
-        file("raw", dng(&photo)),
-        file("JPEG", photo),
+        file("raw", dng(&preview)),
+        file("JPEG", clip::image::synthetic::photo(width, height, 1).unwrap()),
         file("progressive JPEG", progressive(width as u16, height as u16, 7)),
         file("PNG", written(&picture, ImageFormat::Png)),
         file("PNG of 16-bit RGBA", png(width, height, ColorType::Rgba, BitDepth::Sixteen)),
