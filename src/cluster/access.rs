@@ -239,12 +239,25 @@ impl Access {
     /// # Errors
     /// 42501 if the role may not assign: the collection belongs to other roles, or they are creating it at present.
     pub fn check_assign(&self, role: pg_sys::Oid) -> SqlResult<()> {
-        let is_settled = self.has_settings || !self.founders.is_empty() || self.is_open_default();
+        self.check_not_being_created(role)?;
+        match self.is_settled() || (self.has_clusters && self.pending.is_empty()) {
+            true => self.check(role, Privilege::Assign),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether its owner is known, whatever other transactions are doing.
+    fn is_settled(&self) -> bool {
+        self.has_settings || !self.founders.is_empty() || self.is_open_default()
+    }
+
+    /// # Errors
+    /// 42501 if another role's open transaction is creating the collection, whose end would be waited for.
+    pub fn check_not_being_created(&self, role: pg_sys::Oid) -> SqlResult<()> {
         match self.pending.iter().find(|&&owner| !has_rights_of(role, owner)) {
-            Some(&owner) if !is_settled => {
+            Some(&owner) if !self.is_settled() => {
                 Err(self.denied(&format!("Role {} is just now making it.", role_name(owner))))
             }
-            _ if is_settled || (self.has_clusters && self.pending.is_empty()) => self.check(role, Privilege::Assign),
             _ => Ok(()),
         }
     }

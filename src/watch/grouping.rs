@@ -126,11 +126,9 @@ impl Bind<'_> {
             _ => {}
         }
         let access = Access::find(store, name);
+        access.check_not_being_created(self.role)?;
         if access.exists() || name == DEFAULT_COLLECTION {
             access.check_owner(self.role).map_err(|error| error.set_hint("Name another: collection => …"))?;
-        } else {
-            // Another role's open transaction is creating it: its row would be waited for.
-            access.check_assign(self.role)?;
         }
         // Existing clusters under this name must have these dimensions.
         let known = Collection::find(store, name)?.dimensions;

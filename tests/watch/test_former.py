@@ -195,7 +195,9 @@ def test_unwatch_says_that_it_drops_nothing(db):
     db.execute("SELECT clip_unwatch('note', drop_columns => true)")
     assert said == [
         'clip_search: nothing of public.note is dropped: clip_watch found columns "embedding", "cluster_id" '
-        "and did not create them"
+        "and did not create them",
+        'collection "mine" of public.note stays, but will not follow the rows any more\n'
+        "SELECT clip_drop_collection('mine') drops it; clip_watch with the same columns takes it up again.",
     ]
 
 

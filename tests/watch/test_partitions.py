@@ -103,7 +103,7 @@ def test_a_partition_that_comes_back_is_counted_once(parts, mode):
     parts.execute("SET client_min_messages = notice")
     parts.add_notice_handler(lambda diag: said.append(diag.message_primary))
     parts.execute("ALTER TABLE note ATTACH PARTITION low FOR VALUES FROM (0) TO (100)")
-    assert "10 rows of public.low had a cluster that did not count it" in said, said
+    assert "10 rows of public.low had a cluster that did not count them" in said, said
     assert value(parts, "SELECT pending FROM clip_search.watch") == 11
     assert check(parts, "note WHERE body <> '' AND id > 99", collection="note") == 20
     parts.execute("CALL clip_backfill('note')")
@@ -243,6 +243,7 @@ def test_an_unlogged_table_is_told_of(db):
 
 def test_vectors_of_an_attached_partition_are_told_of(parts):
     said: list[tuple[str, str]] = []
+    parts.execute("SET client_min_messages = notice")
     parts.execute("ALTER TABLE note DETACH PARTITION low")
     parts.execute("UPDATE low SET body = 'another text' WHERE id = (SELECT min(id) FROM low)")
     parts.add_notice_handler(lambda diag: said.append((diag.message_primary, diag.message_hint or "")))

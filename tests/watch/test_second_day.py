@@ -211,7 +211,7 @@ def test_progress_of_a_table_that_is_dropped(db: psycopg.Connection) -> None:
     """Whether the view clip_search.watch asks for it, before it leaves the table out, is the planner's choice."""
     notes(db)
     found = db.execute(
-        "SELECT rows, embedded, open FROM clip_search.watch_progress(4000000000, NULL, 'body', 'embedding', NULL)"
+        "SELECT rows, embedded, open FROM clip_search.watch_progress(4000000000, NULL, 'body', 'embedding', NULL, NULL)"
     )
     assert found.fetchall() == [(None, None, None)]
     for join in ("hashjoin", "mergejoin", "nestloop"):
