@@ -788,6 +788,6 @@ candidates: number of nearest rows to rate; an HNSW index finds them regardless 
 key: column that identifies a row, by default the primary key; embedding: column of type vector or halfvec, by default the only one
 id: key of the row, as text; cosine: cosine of the row to the query; relevance: as returned by clip_relevance
 model: model that computed the embeddings; defaults to the model of the watched column, or to clip_search.model';
-COMMENT ON FUNCTION @extschema@.clip_find(regclass, bytea, integer, double precision, double precision, text, integer, text, text, text) IS 'Rows of a table that show what a photo shows, the most relevant first, in pages; the other arguments are those of clip_find with a text
+COMMENT ON FUNCTION @extschema@.clip_find(regclass, bytea, integer, double precision, double precision, text, integer, text, text, text) IS 'Rows of a table that show what a photo shows, the most relevant first, in pages; other arguments as for a text
 query: image file, which is embedded once
 relevance: how certainly both photos show the word that they share most, from 0 to 1';

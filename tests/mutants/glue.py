@@ -471,8 +471,8 @@ MUTATIONS = [
     Mutation(
         "clip_find reads with the extension's rights",
         "src/answer/find.rs",
-        "    let _context = UserContext::of_caller();",
-        "    let _context = UserContext::of_extension();",
+        "stays the caller's.\n        let _context = UserContext::of_caller();",
+        "stays the caller's.\n        let _context = UserContext::of_extension();",
         "tests/embed/test_relevance.py::test_find_has_the_callers_rights_and_no_others",
     ),
     # ------------------------------------------------------------ answers
