@@ -323,18 +323,18 @@ def test_counts_are_for_those_who_may_read(database: support.Database, eve: str,
         db.execute(f"SELECT clip_watch('{eve}.t', 'body', embedding => 'other')")
     with database.connect(user=plain_role) as db, database.connect(user=eve) as owner:
         table = value(owner, f"SELECT '{eve}.t'::regclass::oid")
-        count = f"SELECT * FROM clip_search.count_rows({table}, ARRAY['body'], 'other', NULL)"
+        count = f"SELECT * FROM clip_search.count_rows({table}, ARRAY['body'], 'other', NULL, NULL)"
         assert db.execute(count).fetchone() == (None, None, None)
         owner.execute(f"GRANT SELECT ON {eve}.t TO PUBLIC")
         assert db.execute(count).fetchone() == (None, None, None)  # no right to the schema
         owner.execute(f"GRANT USAGE ON SCHEMA {eve} TO PUBLIC")
         assert db.execute(count).fetchone() == (6, 0, 6)
         assert (
-            db.execute("SELECT * FROM clip_search.count_rows('pg_class', ARRAY['relname'], 'oid', NULL)").fetchone()[0]
+            db.execute("SELECT * FROM clip_search.count_rows('pg_class', ARRAY['relname'], 'oid', NULL, NULL)").fetchone()[0]
             > 0
         )
         assert db.execute(
-            "SELECT * FROM clip_search.count_rows('pg_authid', ARRAY['rolname'], 'oid', NULL)"
+            "SELECT * FROM clip_search.count_rows('pg_authid', ARRAY['rolname'], 'oid', NULL, NULL)"
         ).fetchone() == (None, None, None)
         # The owner's code does not run.
         owner.execute(f"""CREATE FUNCTION {eve}.fails() RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$
