@@ -282,7 +282,7 @@ impl Coded for Frame {
             }
             Conversion::Fixed { fixed, beyond, fine, .. } => {
                 let (beyond, rest) = (*beyond, if *fine { *beyond } else { 0 });
-                let chroma = sixteenths.map(|pair| pair.map(|sample| ((sample + 8 >> 4) >> rest).min(255) as u8));
+                let chroma = sixteenths.map(|pair| pair.map(|sample| (((sample + 8) >> 4) >> rest).min(255) as u8));
                 // Sixteen bits, of which the highest come again at the end.
                 let wide = |sample: u16| match *fine {
                     true => u32::from(sample) << (8 - beyond) | u32::from(sample) >> (2 * beyond),

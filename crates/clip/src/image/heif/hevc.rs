@@ -213,7 +213,7 @@ impl Coded for Converted {
             Conversion::Grey => pixels.for_each(|(to, y)| *to = [(y >> beyond[0]) as u8; 3]),
             Conversion::Fixed([red, green_v, green_u, blue]) => {
                 let byte = |value: i32| value.clamp(0, 255) as u8;
-                let part = |sum: i32| sum + 128 >> 8;
+                let part = |sum: i32| (sum + 128) >> 8;
                 for ((to, y), chroma) in pixels.zip(self.chroma(y, from)) {
                     let y = i32::from(y >> beyond[0]);
                     let [u, v] = chroma.map(|sample| i32::from(sample >> beyond[1]) - 128);

@@ -149,7 +149,7 @@ fn straight(format: Format, value: u8, alpha: u8) -> u8 {
     let straight = match (alpha, format) {
         (0 | 255, _) => value,
         #[cfg(feature = "avif")]
-        (_, Format::Avif) => value * 257 * (65536 / alpha).min(65535) >> 16,
+        (_, Format::Avif) => (value * 257 * (65536 / alpha).min(65535)) >> 16,
         _ => 255 * value / alpha,
     };
     straight.min(255) as u8

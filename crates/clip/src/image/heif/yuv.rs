@@ -45,7 +45,7 @@ impl Fixed {
         let byte = |value: i32| (value >> 6).clamp(0, 255) as u8;
         let [red, green_v, green_u, blue] = self.chroma;
         for ((to, y), [u, v]) in rgb.as_chunks_mut::<3>().0.iter_mut().zip(luma).zip(chroma) {
-            let y = (y * self.luma >> 16) as i32 + self.bias;
+            let y = ((y * self.luma) >> 16) as i32 + self.bias;
             let (u, v) = (i32::from(u) - 128, i32::from(v) - 128);
             *to = [byte(y + red * v), byte(y - (green_u * u + green_v * v)), byte(y + blue * u)];
         }

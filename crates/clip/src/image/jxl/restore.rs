@@ -135,7 +135,7 @@ struct Bits {
 impl Bits {
     fn put(&mut self, count: u32, value: u32) {
         for bit in 0..count {
-            if self.taken % 8 == 0 {
+            if self.taken.is_multiple_of(8) {
                 self.bytes.push(0);
             }
             if let Some(last) = self.bytes.last_mut() {
