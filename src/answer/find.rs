@@ -163,7 +163,7 @@ fn share(name: &str, value: Option<f64>) -> SqlResult<Option<f64>> {
 }
 
 /// The row after which a page begins.
-fn after<'a>(relevance: Option<f64>, id: Option<&'a str>) -> SqlResult<Option<(f64, &'a str)>> {
+fn after(relevance: Option<f64>, id: Option<&str>) -> SqlResult<Option<(f64, &str)>> {
     let (here, lacking) = match (relevance, id) {
         (None, None) => return Ok(None),
         (Some(relevance), Some(id)) => return Ok(Some((relevance, id))),
