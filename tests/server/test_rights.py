@@ -330,7 +330,9 @@ def test_counts_are_for_those_who_may_read(database: support.Database, eve: str,
         owner.execute(f"GRANT USAGE ON SCHEMA {eve} TO PUBLIC")
         assert db.execute(count).fetchone() == (6, 0, 6)
         assert (
-            db.execute("SELECT * FROM clip_search.count_rows('pg_class', ARRAY['relname'], 'oid', NULL, NULL)").fetchone()[0]
+            db.execute(
+                "SELECT * FROM clip_search.count_rows('pg_class', ARRAY['relname'], 'oid', NULL, NULL)"
+            ).fetchone()[0]
             > 0
         )
         assert db.execute(
