@@ -1,5 +1,27 @@
 -- From 0.2.0 to 0.3.0.
 
+-- All tables that are altered below, at once. Writers hold them in any order, so a lock that were taken while others are
+-- held could be a deadlock with one; an attempt that takes longer than half a second, less than deadlock_timeout, gives all
+-- of them back.
+DO $$
+DECLARE
+    before text := pg_catalog.current_setting('lock_timeout');
+BEGIN
+    FOR attempt IN 1..120 LOOP
+        BEGIN
+            PERFORM pg_catalog.set_config('lock_timeout', '500ms', true);
+            LOCK TABLE clip_search.watch_setting, clip_search.collection_setting, clip_search.cluster_sum, clip_search.cluster_change,
+                clip_search.cluster_code, clip_search.watch_queue, clip_search.watch_failure IN ACCESS EXCLUSIVE MODE;
+            PERFORM pg_catalog.set_config('lock_timeout', before, true);
+            RETURN;
+        EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+            PERFORM pg_catalog.pg_sleep(0.1);
+        END;
+    END LOOP;
+    RAISE EXCEPTION 'transactions that write embeddings or clusters have been open for over a minute'
+        USING ERRCODE = 'lock_not_available', HINT = 'End them, and update again.';
+END $$;
+
 -- The comments that psql shows, with the texts of 0.3.0. In the types of arguments, vector is pgvector's.
 SELECT pg_catalog.set_config('search_path', pg_catalog.quote_ident(n.nspname) OPERATOR(pg_catalog.||) ', pg_temp', true)
 FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace
