@@ -3,9 +3,9 @@
 //! The worker does others' work, and must come back to it. A statement timeout cancels, and a trigger may catch that
 //! and carry on. So a second timer runs beside it, a little longer, and has the process terminated as
 //! pg_terminate_backend would: nothing can catch that. The launcher starts another worker, which leaves the table in
-//! question for last. Code that never lets PostgreSQL look for interrupts outlives that too; the process tells when it
-//! should have ended, so that the launcher can start another beside it. Sessions have no such timers, only their own statement_timeout: there the owner's code holds up
-//! nobody but the caller.
+//! question for last. Code that never lets PostgreSQL check for interrupts outlives that too; the process reports when it
+//! should have ended, so that the launcher can start another beside it. Sessions have only their own statement_timeout:
+//! there the owner's code holds up only the caller.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
