@@ -97,14 +97,7 @@ pub fn tiff(width: u32, height: u32, samples: Samples, rows: u32) -> Vec<u8> {
         entries.push((338, 3, 1, 2));
     }
     entries.push((339, 3, count.into(), many(if float { 3 } else { 1 }, shorts_at + 32)));
-    bytes.extend((entries.len() as u16).to_le_bytes());
-    for (tag, kind, count, value) in entries {
-        bytes.extend(tag.to_le_bytes());
-        bytes.extend(kind.to_le_bytes());
-        bytes.extend(count.to_le_bytes());
-        bytes.extend(value.to_le_bytes());
-    }
-    bytes.extend([0; 4]);
+    put_directory(&mut bytes, &entries);
     bytes
 }
 
@@ -223,11 +216,8 @@ pub fn raws(preview: &[u8]) -> [Vec<u8>; 3] {
     [dng, raf, [ftyp, boxed(b"mdat", preview), movie, again].concat()]
 }
 
-/// A DNG whose only content is a preview in JPEG.
-pub fn dng(preview: &[u8]) -> Vec<u8> {
-    let entries: [(u16, u16, u32, u32); 3] =
-        [(513, 4, 1, 50), (514, 4, 1, preview.len() as u32), (50706, 1, 4, u32::from_le_bytes([1, 4, 0, 0]))];
-    let mut bytes = b"II*\0\x08\0\0\0".to_vec();
+/// A TIFF directory, the file's last: tag, type, count and value of each entry.
+fn put_directory(bytes: &mut Vec<u8>, entries: &[(u16, u16, u32, u32)]) {
     bytes.extend((entries.len() as u16).to_le_bytes());
     for (tag, kind, count, value) in entries {
         bytes.extend(tag.to_le_bytes());
@@ -236,6 +226,14 @@ pub fn dng(preview: &[u8]) -> Vec<u8> {
         bytes.extend(value.to_le_bytes());
     }
     bytes.extend([0; 4]);
+}
+
+/// A DNG whose only content is a preview in JPEG.
+pub fn dng(preview: &[u8]) -> Vec<u8> {
+    let entries: [(u16, u16, u32, u32); 3] =
+        [(513, 4, 1, 50), (514, 4, 1, preview.len() as u32), (50706, 1, 4, u32::from_le_bytes([1, 4, 0, 0]))];
+    let mut bytes = b"II*\0\x08\0\0\0".to_vec();
+    put_directory(&mut bytes, &entries);
     assert_eq!(bytes.len(), 50, "where the preview begins");
     bytes.extend(preview);
     bytes
