@@ -23,7 +23,7 @@ pub fn watched(limits: Limits) -> Limits {
 
 /// Lets an interrupt end a run of a graph. [`raise`] must follow it.
 pub fn watch_runs() {
-    clip::model::watched::watch_runs(is_due);
+    clip::model::interruptible::watch_runs(is_due);
 }
 
 /// Whether the work should end. Doesn't unwind.

@@ -14,11 +14,11 @@ use crate::pg::user_context::UserContext;
 use crate::pg::vector::Vector;
 use crate::watch::partitions;
 use crate::watch::queue;
+use crate::watch::shared_memory::wake_at_commit;
 use crate::watch::trigger::before::take_failure;
 use crate::watch::trigger::moves;
 use crate::watch::trigger::plan::Plan;
 use crate::watch::trigger::row::{Tuple, same_value, unchanged};
-use crate::watch::wakeup::wake_at_commit;
 
 pub(super) fn after_insert(plan: &Plan, new: &Tuple) -> SqlResult<()> {
     if !new.member(plan).is_some_and(|member| moves::has_arrived(&member)) {

@@ -10,7 +10,7 @@ use pgrx::bgworkers::{
 use pgrx::prelude::*;
 
 use crate::guc;
-use crate::watch::wakeup::{self, DATABASES, SHARED, Slot, now, slot};
+use crate::watch::shared_memory::{self, DATABASES, SHARED, Slot, now, slot};
 use crate::watch::worker::NAP;
 use crate::watch::worker::process::{attach_signals, database_is_being_dropped_or_copied, reload, transaction};
 
@@ -23,7 +23,7 @@ const PAUSE: Duration = Duration::from_secs(5);
 
 /// Called when the library is loaded. It does nothing except in a postmaster that preloads the library.
 pub fn register() {
-    if !wakeup::register() {
+    if !shared_memory::register() {
         return;
     }
     BackgroundWorkerBuilder::new("clip_search launcher")
