@@ -29,7 +29,7 @@ def test_launcher_and_worker_end_with_the_postmaster(bindir: pathlib.Path) -> No
             until(lambda: len(value(db, PROCESSES)) == 2, "launcher and worker")
             until(lambda: value(db, "SELECT count(*) FROM note WHERE embedding IS NULL") == 0, "embeddings")
             processes = value(db, PROCESSES)
-        os.kill(made.postmaster(), signal.SIGKILL)
+        os.kill(made.postmaster, signal.SIGKILL)
         for process in processes:
             until(lambda process=process: not exists(process), f"end of process {process}")
         made.start()
@@ -48,6 +48,6 @@ def test_a_worker_with_a_full_queue_does_so_too(bindir: pathlib.Path) -> None:
                 INSERT INTO note SELECT n, 'cat ' || n FROM generate_series(1, 100000) n""")
             until(lambda: value(db, "SELECT count(*) FROM note WHERE embedding IS NOT NULL") > 0, "first embedding")
             processes = value(db, PROCESSES)
-        os.kill(made.postmaster(), signal.SIGKILL)
+        os.kill(made.postmaster, signal.SIGKILL)
         for process in processes:
             until(lambda process=process: not exists(process), f"end of process {process}")
