@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -19,12 +20,18 @@ def exists(process: int) -> bool:
         return False
 
 
-def starts(made: Server) -> bool:
+def starts(made: Server, killed: int) -> bool:
+    """Starts it, unless something of the killed server is still there."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(killed, 0)
+        if not exists(killed):
+            # A container whose first process reaps nobody keeps the number for ever, and PostgreSQL takes it for a server.
+            (made.data / "postmaster.pid").unlink(missing_ok=True)
     try:
         made.start()
         return True
     except AssertionError:
-        assert "pre-existing shared memory block" in made.messages()
+        assert "pre-existing shared memory block" in made.messages(), made.messages()
         return False
 
 
@@ -38,11 +45,12 @@ def test_launcher_and_worker_end_with_the_postmaster(bindir: pathlib.Path) -> No
             until(lambda: len(value(db, PROCESSES)) == 2, "launcher and worker")
             until(lambda: value(db, "SELECT count(*) FROM note WHERE embedding IS NULL") == 0, "embeddings")
             processes = value(db, PROCESSES)
-        os.kill(made.postmaster, signal.SIGKILL)
-        for process in processes:
+        killed = made.postmaster
+        os.kill(killed, signal.SIGKILL)
+        for process in [killed, *processes]:
             until(lambda process=process: not exists(process), f"end of process {process}")
         # PostgreSQL's own processes may take a moment longer.
-        until(lambda: starts(made), "start of the server")
+        until(lambda: starts(made, killed), "start of the server")
         with made.connect() as db:
             assert value(db, "SELECT count(*) FROM note WHERE embedding IS NOT NULL") == 5
 
