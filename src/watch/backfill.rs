@@ -8,7 +8,7 @@ use pgrx::spi::{SpiHeapTupleData, quote_identifier};
 use crate::cluster::tables;
 use crate::guc;
 use crate::pg::catalog::{Lock, Table};
-use crate::pg::error::{SqlResult, report};
+use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::get;
 use crate::pg::spi::spi;
@@ -191,8 +191,11 @@ pub mod clip_search {
 
     /// The number of rows of each watch that any session has listed as failed; NULL if the watch has ended.
     #[pg_extern(volatile, strict, parallel_unsafe)]
-    fn backfill_failed(watches: Vec<i64>) -> SqlResult<Vec<Option<i64>>> {
-        watches.into_iter().map(|watch| is_own(watch)?.then(|| failed(watch)).transpose()).collect()
+    fn backfill_failed(watches: Vec<Option<i64>>) -> SqlResult<Vec<Option<i64>>> {
+        without_nulls("watches", watches)?
+            .into_iter()
+            .map(|watch| is_own(watch)?.then(|| failed(watch)).transpose())
+            .collect()
     }
 
     /// Embeds the rows of entries; returns the numbers of rows embedded, of rows that had their embedding and were only
@@ -201,7 +204,7 @@ pub mod clip_search {
     #[allow(clippy::type_complexity)]
     fn backfill_batch(
         watch: i64,
-        entries: Vec<i64>,
+        entries: Vec<Option<i64>>,
     ) -> Result<
         TableIterator<
             'static,
@@ -209,6 +212,7 @@ pub mod clip_search {
         >,
         ErrorReport,
     > {
+        let entries = without_nulls("entries", entries)?;
         if !is_own(watch)? {
             return Ok(TableIterator::once((0, 0, 0, 0, 0)));
         }
@@ -225,8 +229,9 @@ pub mod clip_search {
     #[pg_extern(sql = false)]
     fn backfill_work(
         watch: i64,
-        entries: Vec<i64>,
+        entries: Vec<Option<i64>>,
     ) -> Result<TableIterator<'static, (name!(embedded, i64), name!(failed, i64))>, ErrorReport> {
+        let entries = without_nulls("entries", entries)?;
         if !is_own(watch)? {
             return Ok(TableIterator::once((0, 0)));
         }
@@ -243,6 +248,13 @@ fn queued(watch: i64, entries: Vec<i64>) -> SqlResult<(Vec<i64>, i64)> {
         let (found, keys) = rows.first().get_two::<Vec<i64>, i64>().map_err(spi)?;
         Ok((found.unwrap_or_default(), keys.unwrap_or_default()))
     })
+}
+
+/// # Errors
+/// 22004 if a number is NULL.
+fn without_nulls(name: &str, numbers: Vec<Option<i64>>) -> SqlResult<Vec<i64>> {
+    let null = || sql_error(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, format!("array {name} contains NULL"));
+    numbers.into_iter().collect::<Option<_>>().ok_or_else(null)
 }
 
 /// Whether a watch with this id exists; the caller must own its table.

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use crate::guc;
 use crate::pg::catalog::{self, Lock};
 use crate::pg::error::SqlResult;
-use crate::pg::spi::spi;
 use crate::pg::subtransaction::{Failure, attempt};
 use crate::pg::vector::Vector;
 use crate::watch::queue::{
-    Entry, add_failure, forget_entries, forget_failure, lock_entries, own, put_back, rest_after,
+    Entry, add_failure, forget_entries, forget_failure, lock_entries, most_passing_attempts, note_attempt, put_back,
+    rest_after,
 };
 use crate::watch::rows::{Locked, Queries, Row, Written};
 use crate::watch::setting::Watch;
@@ -217,7 +217,11 @@ impl Work<'_> {
                             outcome.add_kept(written.kept);
                             open.extend(written.locked);
                         }
-                        Err(failure) if failure.is_passing() => open.push(pair.0.entry.id),
+                        Err(failure) if failure.is_passing() && pair.0.entry.attempts < most_passing_attempts() => {
+                            let entry = &pair.0.entry;
+                            note_attempt(entry.id, &failure, rest_after(entry.attempts).max(LOCKED_REST))?;
+                            outcome.noted.push(entry.id);
+                        }
                         Err(failure) => {
                             self.note(&pair.0.entry, Some(pair.0), failure, outcome)?;
                         }
@@ -273,14 +277,8 @@ impl Work<'_> {
             && !is_permanent(&failure)
             && entry.attempts < guc::worker_attempts()
         {
-            return own(|client| {
-                let query = "UPDATE clip_search.watch_queue SET sqlstate = $2, message = $3, \
-                 due = pg_catalog.clock_timestamp() + $4 * interval '1 millisecond' WHERE id = $1";
-                let arguments =
-                    [entry.id.into(), failure.code.into(), failure.message.into(), rest_after(entry.attempts).into()];
-                outcome.noted.push(entry.id);
-                client.update(query, None, &arguments).map(drop).map_err(spi)
-            });
+            outcome.noted.push(entry.id);
+            return note_attempt(entry.id, &failure, rest_after(entry.attempts));
         }
         // A session that deletes the row or changes its key waits from here on, and then removes it from the list.
         // Without the lock, a row whose key changed in the meantime was listed twice.
