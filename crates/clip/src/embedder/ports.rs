@@ -159,6 +159,20 @@ pub(super) fn text_input(tower: &Tower) -> Option<Port> {
     named.or_else(|| only(tower, fits)).cloned()
 }
 
+/// An input whose batch is that of an example with several items can't be run for one.
+///
+/// # Errors
+/// [`Kind::BadModel`] with the way out.
+pub(super) fn takes_one_item(tower: &Tower, port: &Port) -> Result<()> {
+    match port.fixed(0) {
+        Some(count) if count > 1 => {
+            Err(unusable(tower, &format!("its input \"{}\" takes exactly {count} items a run", port.name))
+                .hint("Export it with a dynamic batch axis, or with an example of one item."))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn only(tower: &Tower, fits: impl Fn(&&Port) -> bool) -> Option<&Port> {
     let mut found = tower.inputs.iter().filter(fits);
     found.next().filter(|_| found.next().is_none())
