@@ -4,7 +4,8 @@
 ONNX Runtime on one thread, without the code around the graph. Times are of this thread on a processor, which other
 processes lengthen far less than the time by the clock; the graphs take turns, and the fastest run of each counts. A
 graph without weights is one of the shapes that this script knows by name: `vit:WIDTH:LAYERS:HEADS:PATCH:PIXELS`, whose
-weights are zeros, which cost the same. Needs numpy, onnx and onnxruntime.
+weights are zeros, which cost the same. `GRAPH@256` gives the size of images if the graph leaves it open and it is not
+224. An existing FILE is added to. Needs numpy, onnx and onnxruntime.
 """
 
 from __future__ import annotations
@@ -100,14 +101,14 @@ class Vit:
         return folder / "model.onnx"
 
 
-def runner(path: pathlib.Path):
+def runner(path: pathlib.Path, size: int):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     port = session.get_inputs()[0]
     sides = [side if isinstance(side, int) else None for side in port.shape]
-    edge = sides[2] or 224
+    edge = sides[2] or size
     pixels = np.random.default_rng(1).standard_normal((1, 3, edge, sides[3] or edge)).astype(np.float32)
 
     def run() -> float:
@@ -133,11 +134,15 @@ def main() -> None:
     parser.add_argument("graphs", nargs="+")
     options = parser.parse_args()
     first, results = None, {"processor": processor(), "onnxruntime": onnxruntime.__version__, "towers": {}}
+    if options.json and options.json.exists():
+        results["towers"] = json.loads(options.json.read_text())["towers"]
     print("| image tower | ms | to the first |\n|---|---|---|")
     for name in options.graphs:
         with tempfile.TemporaryDirectory() as folder:
-            path = Vit(*map(int, name.split(":")[1:])).write(pathlib.Path(folder)) if name.startswith("vit:") else name
-            run = runner(path)
+            path, _, size = name.partition("@")
+            if name.startswith("vit:"):
+                path = Vit(*map(int, name.split(":")[1:])).write(pathlib.Path(folder))
+            run = runner(path, int(size or 224))
         first = first or run
         taken: dict[str, list[float]] = {"ms": [], "first_ms": []}
         for _ in range(options.rounds):
