@@ -2,13 +2,13 @@
 
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clip::{Error, Kind, Result};
 use walkdir::WalkDir;
 
 use crate::list::{Item, List};
-use crate::{Arguments, columns, output, progress};
+use crate::{columns, progress};
 
 /// Extensions of image files: supported formats, and formats that are refused by name.
 const ENDINGS: [&str; 28] = [
@@ -16,10 +16,34 @@ const ENDINGS: [&str; 28] = [
     "jxl", "jp2", "apng", "svg", "dng", "cr2", "cr3", "nef", "arw", "raf", "orf", "rw2", "pef",
 ];
 
+/// How a list or a directory is read.
+#[derive(clap::Args)]
+pub struct Columns {
+    /// Column of the list with the paths [default: path].
+    #[arg(long, value_name = "NAME")]
+    pub path_column: Option<String>,
+    /// Column of the list with the keys, written beside the vectors [default: the path column].
+    #[arg(long, value_name = "NAME")]
+    pub key_column: Option<String>,
+    /// Directory that relative paths in the list start from [default: the list's; for a pipe, the current one].
+    #[arg(long, value_name = "DIRECTORY")]
+    pub root: Option<PathBuf>,
+    /// In a directory, take every file, whatever its extension.
+    #[arg(long)]
+    pub every_file: bool,
+}
+
+impl Columns {
+    pub fn path_column(&self) -> &str {
+        self.path_column.as_deref().unwrap_or("path")
+    }
+}
+
+/// The files of a list or directory; `own` are outputs, which are none of them.
+///
 /// # Errors
 /// If the input does not exist, has no such column, or lists no file.
-pub fn list(arguments: &Arguments) -> Result<List> {
-    let input = &arguments.input;
+pub fn list(input: &Path, arguments: &Columns, own: &[PathBuf]) -> Result<List> {
     let of_lists = || idle("--every-file", arguments.every_file, "a list", "All files that it names are taken");
     let list = if input == Path::new("-") {
         of_lists()?;
@@ -35,7 +59,7 @@ pub fn list(arguments: &Arguments) -> Result<List> {
         ] {
             idle(option, given, "a directory", "The paths of its files, from there on, are the keys")?;
         }
-        directory(arguments)?
+        directory(input, arguments.every_file, own)?
     } else {
         let file = std::fs::File::open(input).map_err(|e| {
             Error::new(Kind::MissingFile, format!("\"{}\" cannot be read", input.display())).detail(format!("{e}."))
@@ -81,13 +105,11 @@ fn idle(option: &str, given: bool, input: &str, why: &str) -> Result<()> {
 
 /// Files at any depth, sorted by name. Links are followed; hidden files are skipped. A key is the path relative to the
 /// directory.
-fn directory(arguments: &Arguments) -> Result<List> {
-    let (root, every_file) = (arguments.input.as_path(), arguments.every_file);
+fn directory(root: &Path, every_file: bool, own: &[PathBuf]) -> Result<List> {
     let mut list = List::default();
     // The output of an earlier run may be among them, perhaps under another name through a link.
     let identity = |about: std::fs::Metadata| (about.dev(), about.ino());
-    let own: Vec<_> =
-        output::files(&arguments.output).iter().filter_map(|path| path.metadata().ok()).map(identity).collect();
+    let own: Vec<_> = own.iter().filter_map(|path| path.metadata().ok()).map(identity).collect();
     let hidden = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b".");
     let wanted = |path: &Path| {
         let ending = path.extension().and_then(|e| e.to_str()).map(str::to_lowercase);
@@ -172,7 +194,7 @@ fn not_parquet(first: &[u8], name: &str) -> Result<()> {
 }
 
 /// The files in a CSV list. Relative paths start at `root`.
-fn table(reader: impl Read, name: &str, root: &Path, arguments: &Arguments) -> Result<List> {
+fn table(reader: impl Read, name: &str, root: &Path, arguments: &Columns) -> Result<List> {
     let unreadable = |e: csv::Error| {
         let hint = match e.kind() {
             csv::ErrorKind::UnequalLengths { .. } => "Put values that have a comma between quotes.",

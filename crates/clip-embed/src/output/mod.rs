@@ -1,94 +1,51 @@
-//! The output for COPY, a file that only grows, and the list of failures.
+//! The output for COPY or for Parquet's readers: a file that only grows, or standard output; and the list of failures.
+
+mod about;
+pub mod failures;
+mod format;
+mod parquet;
+mod rows;
 
 use std::collections::HashSet;
-use std::fmt;
 use std::fs::{File, OpenOptions};
-use std::io::{BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use clip::{Error, Kind, Result};
 use serde_json::Value;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
-    Csv,
-    Binary,
-}
+pub use about::{About, Finished};
+pub use failures::Failures;
+pub use format::{Format, Key};
+pub use rows::{Vector, Writer};
 
-/// The type of the key's column.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Key {
-    Text,
-    Bigint,
-}
-
-impl Format {
-    fn header(self) -> &'static [u8] {
-        match self {
-            Self::Csv => CSV_HEADER.as_bytes(),
-            Self::Binary => &BINARY_HEADER,
-        }
-    }
-}
-
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if *self == Self::Csv { "csv" } else { "binary" })
-    }
-}
-
-impl Key {
-    /// The key as the table returns it: "007" is 7 in a bigint column.
-    ///
-    /// # Errors
-    /// If it is not a value of the column's type, or would make COPY reject the whole file.
-    pub fn canonical(self, key: &str, format: Format) -> Result<String> {
-        let unfit = |why: &str| Error::new(Kind::InvalidInput, format!("key {key:?} cannot be loaded")).detail(why);
-        match self {
-            Self::Text if key.contains('\0') => {
-                Err(unfit("No text of PostgreSQL has a NUL character.").hint("Take another --key-column."))
-            }
-            // Even inside quotes: psql searches for it line by line.
-            Self::Text if format == Format::Csv && ["\n\\.\n", "\n\\.\r\n"].iter().any(|line| key.contains(line)) => {
-                Err(unfit("Up to PostgreSQL 17 psql takes its line \"\\.\" for the end of the file.")
-                    .hint("Take --format binary, or rename the file."))
-            }
-            Self::Text => Ok(key.to_owned()),
-            Self::Bigint => bigint(key).map(|number| number.to_string()),
-        }
-    }
-}
-
-fn bigint(key: &str) -> Result<i64> {
-    key.parse().map_err(|_| {
-        Error::new(Kind::InvalidInput, format!("key \"{key}\" is not a bigint"))
-            .hint("Take another --key-column, or --key-type text.")
-    })
-}
-
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if *self == Self::Text { "text" } else { "bigint" })
-    }
-}
-
-/// Signature, flags and extension length, as in PostgreSQL's documentation of COPY.
-const BINARY_HEADER: [u8; 19] = *b"PGCOPY\n\xFF\r\n\0\0\0\0\0\0\0\0\0";
-/// The field count that ends the file.
-const BINARY_END: [u8; 2] = [0xFF, 0xFF];
-/// Suffixes of the two files beside the output.
+/// Suffixes of the files beside the output.
 const ABOUT: &str = ".json";
 const FAILURES: &str = ".failures.csv";
-const CSV_HEADER: &str = "\"key\",\"embedding\"\n";
+/// Rows that are not in the Parquet file yet: it can't grow, because its footer says what is where.
+const JOURNAL: &str = ".partial";
+/// A Parquet file that is being written, before it takes the place of the last one.
+const NEW: &str = ".new";
 
 pub struct Output {
     path: PathBuf,
-    file: File,
-    format: Format,
+    writer: Writer,
+    form: Form,
     key: Key,
-    /// Keys of the rows in the file.
+    /// Keys of the rows that were there before.
     keys: HashSet<String>,
     written: usize,
+    made_by: Value,
+}
+
+enum Form {
+    /// CSV or binary, which grow.
+    Growing,
+    /// Parquet: rows go to a journal, which is locked by this.
+    Journal(File),
+    Stream,
 }
 
 impl Output {
@@ -98,183 +55,46 @@ impl Output {
     /// If another run is writing to it, if it was written with options other than `made_by`, or if it is not an output
     /// of this program.
     pub fn open(path: &Path, format: Format, key: Key, made_by: &Value) -> Result<Self> {
-        let failed = |e: std::io::Error| failed(path, &e);
-        if path == Path::new("-") {
-            return Err(Error::new(Kind::InvalidInput, "the output cannot be standard output")
-                .detail("It is read again to go on after a run that was killed.")
-                .hint("Give --output the path of a file; one that is named so is \"./-\"."));
-        }
-        let mut options = OpenOptions::new();
-        let mut file = options.read(true).write(true).create(true).truncate(false).open(path).map_err(failed)?;
-        if !file.metadata().map_err(failed)?.is_file() {
-            return Err(Error::new(Kind::InvalidInput, format!("\"{}\" is not a regular file", path.display()))
-                .detail("It is read again to go on after a run that was killed, which a pipe or a device can't be.")
-                .hint("Give --output the path of a file."));
-        }
-        if let Err(e) = file.try_lock() {
-            return Err(Error::new(Kind::InvalidInput, format!("\"{}\" is in use", path.display()))
-                .detail(match e {
-                    std::fs::TryLockError::WouldBlock => "Another clip-embed writes to it.".to_owned(),
-                    std::fs::TryLockError::Error(e) => format!("{e}."),
-                })
-                .hint("Let several work by --jobs, or give each a file of its own."));
-        }
-        let mut output = Self {
+        let output = |writer, form, keys| Self {
             path: path.to_owned(),
-            file: file.try_clone().map_err(failed)?,
-            format,
+            writer,
+            form,
             key,
-            keys: HashSet::new(),
+            keys,
             written: 0,
+            made_by: made_by.clone(),
         };
-        let about = beside(path, ABOUT);
-        let length = file.metadata().map_err(failed)?.len();
-        if length == 0 {
-            let text = format!("{made_by:#}\n");
-            std::fs::write(&about, text).map_err(|e| self::failed(&about, &e))?;
-            return output.begin().map(|()| output);
+        if path == Path::new("-") {
+            let writer = stream().and_then(|file| Writer::begin(file, format, key, &made_by.to_string()));
+            return Ok(output(writer.map_err(|e| failed(path, &e))?, Form::Stream, HashSet::new()));
         }
-        let known = std::fs::read_to_string(&about).ok().and_then(|text| serde_json::from_str::<Value>(&text).ok());
-        match known {
-            Some(known) if known == *made_by => {}
-            Some(known) => {
-                return Err(Error::new(Kind::InvalidInput, format!("\"{}\" was made otherwise", path.display()))
-                    .detail(format!("It was made by {known}; this is {made_by}."))
-                    .hint("Give the same options, or another --output."));
-            }
-            None => {
-                return Err(Error::new(Kind::InvalidInput, format!("\"{}\" is there already", path.display()))
-                    .detail(format!(
-                        "It can't be gone on with, since \"{}\" does not say how it was made.",
-                        about.display()
-                    ))
-                    .hint("Give another --output."));
-            }
+        let mut keys = HashSet::new();
+        let is_parquet = format == Format::Parquet;
+        if is_parquet && path.exists() {
+            regular(path)?;
         }
-        file.rewind().map_err(failed)?;
-        let whole = match format {
-            Format::Csv => output.read_csv(&file)?,
-            Format::Binary => output.read_binary(&file)?,
-        };
-        if whole == 0 {
-            file.set_len(0).map_err(failed)?;
-            return output.begin().map(|()| output);
-        }
-        file.set_len(whole).map_err(failed)?;
-        output.file.seek(SeekFrom::Start(whole)).map_err(failed)?;
-        Ok(output)
-    }
-
-    fn begin(&mut self) -> Result<()> {
-        self.file.rewind().map_err(|e| failed(&self.path, &e))?;
-        self.file.write_all(self.format.header()).map_err(|e| failed(&self.path, &e))
-    }
-
-    fn foreign(&self, why: String) -> Error {
-        Error::new(Kind::InvalidInput, format!("\"{}\" is not what clip-embed writes", self.path.display()))
-            .detail(why)
-            .hint("Give another --output.")
-    }
-
-    /// Whether a resumed file has its header; false if the earlier run was killed before it was written.
-    fn has_header(&self, reader: &mut impl Read) -> Result<bool> {
-        let header = self.format.header();
-        let mut found = Vec::new();
-        reader.take(header.len() as u64).read_to_end(&mut found).map_err(|e| failed(&self.path, &e))?;
-        if header.starts_with(&found) {
-            Ok(found.len() == header.len())
+        // Parquet's rows grow in a journal in the binary format.
+        let (growing, rows) =
+            if is_parquet { (beside(path, JOURNAL), Format::Binary) } else { (path.to_owned(), format) };
+        let file = open_alone(&growing, path)?;
+        let length = |path: &Path| path.metadata().map_or(0, |about| about.len());
+        if length(path) == 0 && length(&growing) == 0 {
+            About { made_by: made_by.clone(), finished: None, merged: false }.write(path)?;
         } else {
-            Err(self.foreign(format!("It does not begin as its {} files do.", self.format)))
+            About::check(path, made_by)?;
         }
+        if is_parquet && length(path) > 0 {
+            let parquet = File::open(path).map_err(|e| failed(path, &e))?;
+            parquet::read(parquet, path, key, false, &mut |key, _| {
+                keys.insert(key.to_owned());
+                Ok(())
+            })?;
+        }
+        let writer = grow(&file, &growing, rows, key, &mut keys)?;
+        Ok(output(writer, if is_parquet { Form::Journal(file) } else { Form::Growing }, keys))
     }
 
-    /// Reads the keys of a CSV; returns the end of its last complete row.
-    fn read_csv(&mut self, file: &File) -> Result<u64> {
-        let length = file.metadata().map_err(|e| failed(&self.path, &e))?.len();
-        let mut reader = BufReader::new(file);
-        if !self.has_header(&mut reader)? {
-            return Ok(0);
-        }
-        let header = CSV_HEADER.len() as u64;
-        let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(reader);
-        let mut record = csv::ByteRecord::new();
-        let mut whole = header;
-        while reader.read_byte_record(&mut record).map_err(|e| self.foreign(format!("The parser says: {e}.")))? {
-            let end = header + reader.position().byte();
-            let key = record.get(0).and_then(|key| std::str::from_utf8(key).ok());
-            let vector = record.get(1).is_some_and(|v| v.starts_with(b"[") && v.ends_with(b"]"));
-            // Only the last row can lack its newline, if a run was killed while it wrote.
-            let last = end >= length;
-            let ended = !last || ends_with_newline(file, length).map_err(|e| failed(&self.path, &e))?;
-            match key {
-                Some(key) if vector && record.len() == 2 && ended => {
-                    self.keys.insert(key.to_owned());
-                    whole = end;
-                }
-                _ if last => break,
-                _ => return Err(self.foreign(format!("What begins at byte {whole} is not a key and a vector."))),
-            }
-        }
-        Ok(whole)
-    }
-
-    /// Reads the keys of a binary file; returns the end of its last complete row, without the trailer.
-    fn read_binary(&mut self, file: &File) -> Result<u64> {
-        let length = file.metadata().map_err(|e| failed(&self.path, &e))?.len();
-        let mut reader = BufReader::new(file);
-        if !self.has_header(&mut reader)? {
-            return Ok(0);
-        }
-        let mut whole = BINARY_HEADER.len() as u64;
-        // Stops at the first incomplete row.
-        while let Some((key, bytes)) = self.read_row(&mut reader, length - whole)? {
-            self.keys.insert(key);
-            whole += bytes;
-        }
-        Ok(whole)
-    }
-
-    fn read_row(&self, reader: &mut impl Read, left: u64) -> Result<Option<(String, u64)>> {
-        let mut row = || -> std::io::Result<Option<(Vec<u8>, u64)>> {
-            let mut count = [0; 2];
-            reader.read_exact(&mut count)?;
-            if count != 2i16.to_be_bytes() {
-                return Ok(None);
-            }
-            let mut key = Vec::new();
-            let mut bytes = 2;
-            for field in 0..2 {
-                let mut size = [0; 4];
-                reader.read_exact(&mut size)?;
-                let size = u64::try_from(i32::from_be_bytes(size)).unwrap_or(u64::MAX);
-                // A damaged length must not become an allocation.
-                if size > left {
-                    return Ok(None);
-                }
-                let mut content = vec![0; size as usize];
-                reader.read_exact(&mut content)?;
-                if field == 0 {
-                    key = content;
-                }
-                bytes += 4 + size;
-            }
-            Ok(Some((key, bytes)))
-        };
-        let (key, bytes) = match row() {
-            Ok(Some(row)) => row,
-            Ok(None) => return Ok(None),
-            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
-            Err(e) => return Err(failed(&self.path, &e)),
-        };
-        let key = match self.key {
-            Key::Text => String::from_utf8(key).ok(),
-            Key::Bigint => key.try_into().ok().map(|key| i64::from_be_bytes(key).to_string()),
-        };
-        let key = key.ok_or_else(|| self.foreign(format!("A key is not of type {}.", self.key)))?;
-        Ok(Some((key, bytes)))
-    }
-
-    /// Whether a row with this key ([`Key::canonical`]) exists.
+    /// Whether a row with this key ([`Key::canonical`]) was there before.
     pub fn has(&self, key: &str) -> bool {
         self.keys.contains(key)
     }
@@ -284,107 +104,173 @@ impl Output {
         self.keys.len() + self.written
     }
 
-    /// Appends a row in one write, so that a killed run leaves only complete rows.
+    /// Appends a row.
     ///
     /// # Errors
     /// If the disk is full, for example.
     pub fn write(&mut self, key: &str, vector: &[f32]) -> Result<()> {
-        let row = match (self.format, self.key) {
-            (Format::Csv, _) => csv_row(key, vector),
-            (Format::Binary, Key::Text) => binary_row(key.as_bytes(), vector),
-            (Format::Binary, Key::Bigint) => binary_row(&bigint(key)?.to_be_bytes(), vector),
-        };
         self.written += 1;
-        self.file.write_all(&row).map_err(|e| failed(&self.path, &e))
+        self.writer.write(key, vector).map_err(|e| failed(&self.path, &e))
     }
 
-    /// Writes the trailer of the format and flushes the file to disk.
-    pub fn finish(&mut self) -> Result<()> {
-        let end: &[u8] = if self.format == Format::Binary { &BINARY_END } else { &[] };
-        self.file.write_all(end).and_then(|()| self.file.sync_all()).map_err(|e| failed(&self.path, &e))
+    /// Ends a run that has taken all files, of which `missing` could not be embedded.
+    pub fn finish(&mut self, missing: usize) -> Result<()> {
+        self.writer.finish().map_err(|e| failed(&self.path, &e))?;
+        match &self.form {
+            Form::Stream => return Ok(()),
+            Form::Growing => sync(&self.path)?,
+            Form::Journal(_) if self.written == 0 && self.path.exists() && self.keys.len() == self.in_parquet()? => {
+                remove(&beside(&self.path, JOURNAL))?;
+            }
+            Form::Journal(journal) => {
+                // A journal that a kill left behind may have rows that the file has, too.
+                let (path, new) = (&self.path, beside(&self.path, NEW));
+                let file = File::create(&new).map_err(|e| failed(&new, &e))?;
+                let failed_new = |e: std::io::Error| failed(&new, &e);
+                let about = self.made_by.to_string();
+                let mut writer = Writer::begin(file, Format::Parquet, self.key, &about).map_err(failed_new)?;
+                let mut there = HashSet::new();
+                let mut copy = |key: &str, vector: Vector| {
+                    let values = vector.floats().ok_or_else(|| rows::foreign(path, no_vector(key)))?;
+                    if there.insert(key.to_owned()) { writer.write(key, &values).map_err(failed_new) } else { Ok(()) }
+                };
+                if path.exists() {
+                    let parquet = File::open(path).map_err(|e| failed(path, &e))?;
+                    parquet::read(parquet, path, self.key, true, &mut copy)?;
+                }
+                let mut journal = journal;
+                journal.rewind().map_err(|e| failed(path, &e))?;
+                rows::read(journal, path, Format::Binary, self.key, &mut copy)?;
+                writer.finish().map_err(failed_new)?;
+                sync(&new)?;
+                std::fs::rename(&new, path).map_err(|e| failed(path, &e))?;
+                remove(&beside(path, JOURNAL))?;
+            }
+        }
+        About { made_by: self.made_by.clone(), finished: Some(Finished { missing }), merged: false }.write(&self.path)
+    }
+
+    /// The number of rows of the Parquet file.
+    fn in_parquet(&self) -> Result<usize> {
+        let mut count = 0;
+        let parquet = File::open(&self.path).map_err(|e| failed(&self.path, &e))?;
+        parquet::read(parquet, &self.path, self.key, false, &mut |_, _| {
+            count += 1;
+            Ok(())
+        })?;
+        Ok(count)
     }
 }
 
-/// Both fields are quoted: COPY reads an empty unquoted field as NULL, and PostgreSQL up to 17 reads a row `\.` as the
-/// end. [`Key::canonical`] refuses values that quotes can't protect.
-fn csv_row(key: &str, vector: &[f32]) -> Vec<u8> {
-    // The shortest decimals that parse to the same float, never with an exponent.
-    let values: Vec<String> = vector.iter().map(f32::to_string).collect();
-    format!("\"{}\",\"[{}]\"\n", key.replace('"', "\"\""), values.join(",")).into_bytes()
+fn no_vector(key: &str) -> String {
+    format!("What belongs to the key {key:?} is not a vector.")
 }
 
-/// pgvector's binary format: dimensions and zero, 16 bits each, then float4 values, all big-endian.
-fn binary_row(key: &[u8], vector: &[f32]) -> Vec<u8> {
-    let mut row = Vec::with_capacity(14 + key.len() + 4 * vector.len());
-    row.extend(2i16.to_be_bytes());
-    row.extend((key.len() as i32).to_be_bytes());
-    row.extend(key);
-    row.extend((4 + 4 * vector.len() as i32).to_be_bytes());
-    row.extend((vector.len() as i16).to_be_bytes());
-    row.extend(0i16.to_be_bytes());
-    vector.iter().for_each(|value| row.extend(value.to_be_bytes()));
-    row
+/// Standard output, without the buffer that std's has for lines.
+pub fn stream() -> std::io::Result<File> {
+    Ok(File::from(std::io::stdout().as_fd().try_clone_to_owned()?))
 }
 
-fn ends_with_newline(file: &File, length: u64) -> std::io::Result<bool> {
-    use std::os::unix::fs::FileExt;
-    let mut last = [0];
-    file.read_exact_at(&mut last, length - 1)?;
-    Ok(last == *b"\n")
+/// Continues a CSV or binary file after its last complete row, and adds the keys of its rows.
+fn grow(file: &File, path: &Path, format: Format, key: Key, keys: &mut HashSet<String>) -> Result<Writer> {
+    let failed = |e: std::io::Error| failed(path, &e);
+    let mut file = file.try_clone().map_err(failed)?;
+    let whole = rows::read(&file, path, format, key, &mut |key, _| {
+        keys.insert(key.to_owned());
+        Ok(())
+    })?;
+    file.set_len(whole).map_err(failed)?;
+    file.seek(SeekFrom::Start(whole)).map_err(failed)?;
+    if whole == 0 {
+        Writer::begin(file, format, key, "").map_err(failed)
+    } else {
+        Ok(Writer::Plain { file, format, key })
+    }
 }
 
-fn failed(path: &Path, e: &std::io::Error) -> Error {
-    Error::new(Kind::InvalidInput, format!("\"{}\" cannot be written", path.display())).detail(format!("{e}."))
+fn regular(path: &Path) -> Result<()> {
+    if path.metadata().map_err(|e| failed(path, &e))?.is_file() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::InvalidInput, format!("\"{}\" is not a regular file", path.display()))
+        .detail("It is read again to go on after a run that was killed, which a pipe or a device can't be.")
+        .hint("Give --output the path of a file, or - for standard output."))
 }
 
-/// The two files of a run.
-pub fn files(output: &Path) -> [PathBuf; 3] {
-    [output.to_owned(), beside(output, ABOUT), beside(output, FAILURES)]
+/// Opens a file for one process alone, which writes `output`.
+pub fn open_alone(path: &Path, output: &Path) -> Result<File> {
+    let failed = |e: std::io::Error| failed(path, &e);
+    loop {
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(false).open(path).map_err(failed)?;
+        regular(path)?;
+        if let Err(e) = file.try_lock() {
+            return Err(in_use(output, e).hint("Let several work by --jobs, or give each a file of its own."));
+        }
+        // The process that had it may have removed it since it was opened here.
+        let identity = |about: &std::fs::Metadata| (about.dev(), about.ino());
+        let mine = file.metadata().map_err(failed)?;
+        if path.metadata().is_ok_and(|there| identity(&there) == identity(&mine)) {
+            return Ok(file);
+        }
+    }
+}
+
+fn in_use(path: &Path, e: std::fs::TryLockError) -> Error {
+    Error::new(Kind::InvalidInput, format!("\"{}\" is in use", path.display())).detail(match e {
+        std::fs::TryLockError::WouldBlock => "Another clip-embed writes to it.".to_owned(),
+        std::fs::TryLockError::Error(e) => format!("{e}."),
+    })
+}
+
+/// Calls `take` for each complete row of an output that no run is writing to, finished or not.
+///
+/// # Errors
+/// If it is not an output of this program.
+pub fn read(path: &Path, format: Format, key: Key, take: &mut rows::Take<'_>) -> Result<()> {
+    let journal = beside(path, JOURNAL);
+    let open = |path: &Path| -> Result<File> {
+        let file = File::open(path).map_err(|e| {
+            Error::new(Kind::MissingFile, format!("\"{}\" cannot be read", path.display())).detail(format!("{e}."))
+        })?;
+        file.try_lock_shared().map_err(|e| in_use(path, e).hint("Wait until it has ended."))?;
+        Ok(file)
+    };
+    if format != Format::Parquet {
+        return rows::read(&open(path)?, path, format, key, take).map(drop);
+    }
+    let mut there = HashSet::new();
+    let mut once = |key: &str, vector: Vector| if there.insert(key.to_owned()) { take(key, vector) } else { Ok(()) };
+    let rows = if journal.exists() { Some(open(&journal)?) } else { None };
+    if path.exists() || rows.is_none() {
+        parquet::read(open(path)?, path, key, true, &mut once)?;
+    }
+    rows.map_or(Ok(()), |rows| rows::read(&rows, &journal, Format::Binary, key, &mut once).map(drop))
+}
+
+pub fn sync(path: &Path) -> Result<()> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(|e| failed(path, &e))
+}
+
+fn remove(path: &Path) -> Result<()> {
+    std::fs::remove_file(path).map_err(|e| failed(path, &e))
+}
+
+pub fn failed(path: &Path, e: &std::io::Error) -> Error {
+    let name = if path == Path::new("-") { "standard output".to_owned() } else { format!("\"{}\"", path.display()) };
+    Error::new(Kind::InvalidInput, format!("{name} cannot be written")).detail(format!("{e}."))
+}
+
+/// The files of a run.
+pub fn files(output: &Path) -> [PathBuf; 5] {
+    [output.to_owned(), beside(output, ABOUT), beside(output, FAILURES), beside(output, JOURNAL), beside(output, NEW)]
 }
 
 /// The path with a suffix.
-fn beside(path: &Path, ending: &str) -> PathBuf {
+pub fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ending);
     PathBuf::from(name)
-}
-
-/// Files of this run that could not be embedded, with the reason. The file exists only if there are any.
-pub struct Failures {
-    path: PathBuf,
-    writer: Option<csv::Writer<File>>,
-}
-
-impl Failures {
-    pub fn create(output: &Path) -> Result<Self> {
-        let path = beside(output, FAILURES);
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed(&path, &e)),
-            _ => Ok(Self { path, writer: None }),
-        }
-    }
-
-    pub fn add(&mut self, key: &str, error: &Error) -> Result<()> {
-        let path = &self.path;
-        let failed = |e: csv::Error| self::failed(path, &e.into());
-        if self.writer.is_none() {
-            let mut writer = csv::Writer::from_path(path).map_err(failed)?;
-            writer.write_record(["key", "message", "detail", "hint"]).map_err(failed)?;
-            self.writer = Some(writer);
-        }
-        let writer = self.writer.as_mut().expect("set above");
-        let text = |text: &Option<String>| text.clone().unwrap_or_default();
-        writer.write_record([key, &error.message, &text(&error.detail), &text(&error.hint)]).map_err(failed)?;
-        writer.flush().map_err(|e| self::failed(path, &e))
-    }
-
-    pub fn finish(&mut self) -> Result<()> {
-        self.writer.as_mut().map_or(Ok(()), |writer| writer.flush()).map_err(|e| failed(&self.path, &e))
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
 }
 
 #[cfg(test)]
@@ -414,7 +300,7 @@ mod tests {
                     output.write(key, &vector).unwrap();
                 }
             }
-            output.finish().unwrap();
+            output.finish(0).unwrap();
             assert_eq!(output.count(), 3);
         };
         fill(&path);
@@ -463,15 +349,5 @@ mod tests {
         drop(first);
         assert!(Output::open(&path, Format::Csv, Key::Text, &made_by()).is_ok());
         std::fs::remove_dir_all(folder).unwrap();
-    }
-
-    #[test]
-    fn a_key_must_be_of_its_type() {
-        assert_eq!(Key::Bigint.canonical("007", Format::Csv).unwrap(), "7");
-        assert_eq!(Key::Text.canonical("007", Format::Csv).unwrap(), "007");
-        for key in ["x", "9223372036854775808", "1.5"] {
-            let error = Key::Bigint.canonical(key, Format::Csv).unwrap_err();
-            assert_eq!(error.message, format!("key \"{key}\" is not a bigint"));
-        }
     }
 }
