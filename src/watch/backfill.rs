@@ -14,10 +14,10 @@ use crate::pg::spi::get;
 use crate::pg::spi::spi;
 use crate::pg::text::Text;
 use crate::pg::user_context::key_form;
+use crate::watch::embed_entries::{Terms, embed_entries};
 use crate::watch::queue::{Next, claim, has_again, noted, own};
 use crate::watch::setting::{Watch, table_of};
-use crate::watch::wakeup;
-use crate::watch::work::{Terms, work};
+use crate::watch::shared_memory;
 
 /// The number of keys that are read and queued at a time.
 const KEYS: i64 = 10_000;
@@ -209,7 +209,7 @@ pub mod clip_search {
             let rows = client.update(query, None, &[watch.into(), entries.into()]).map_err(spi)?;
             rows.into_iter().map(|row| Ok(get(&row, 1)?.unwrap_or_default())).collect::<SqlResult<Vec<i64>>>()
         })?;
-        work(&entries, Terms::ALL)?.single().map(TableIterator::once)
+        embed_entries(&entries, Terms::ALL)?.single().map(TableIterator::once)
     }
 }
 
@@ -260,11 +260,11 @@ pub fn call(relation: Option<Regclass>, embedding: Option<&str>, sqlstate: Optio
         })?;
         retried += ids.len() as i64;
         if watch.queued {
-            wakeup::wake_at_commit();
+            shared_memory::wake_at_commit();
             continue;
         }
         for ids in ids.chunks(guc::worker_batch() as usize) {
-            retried -= work(ids, Terms::ALL)?.single()?.1;
+            retried -= embed_entries(ids, Terms::ALL)?.single()?.1;
         }
     }
     Ok(retried)

@@ -16,13 +16,13 @@ use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, spi};
 use crate::pg::text::Text;
 use crate::pg::user_context::UserContext;
+use crate::watch::arguments::Arguments;
 use crate::watch::columns::is_half;
 use crate::watch::define;
 use crate::watch::queue::own;
 use crate::watch::setting::{Watch, table_of};
 use crate::watch::swap::{check_dependents, finish, make_indexes};
 use crate::watch::tags;
-use crate::watch::wanted::Wanted;
 
 /// The number of names to try for the second column.
 const NAMES: u32 = 100;
@@ -94,7 +94,7 @@ pub mod clip_search {
         };
         let next = define::watch(
             oid,
-            &Wanted {
+            &Arguments {
                 source: watch.image.as_deref().or(watch.text.as_deref()),
                 text_source: watch.image.as_deref().and(watch.text.as_deref()),
                 text_weight: watch.image.as_ref().and(watch.text.as_ref()).map(|_| watch.text_weight),
@@ -108,7 +108,7 @@ pub mod clip_search {
                 half,
                 replaces: Some(watch.id),
                 tags: watch.tags.as_deref().map(|_| tags.as_str()),
-                ..Wanted::default()
+                ..Arguments::default()
             },
         )?;
         make_indexes(&watch, &next)?;

@@ -17,11 +17,11 @@ use crate::pg::spi::spi;
 use crate::pg::subtransaction::Failure;
 use crate::pg::user_context::UserContext;
 use crate::watch::dropped::forget_dropped;
+use crate::watch::embed_entries::{OnRowError, Terms, embed_entries};
 use crate::watch::queue::{self, Next};
 use crate::watch::setting::Watch;
+use crate::watch::shared_memory;
 use crate::watch::tags;
-use crate::watch::wakeup;
-use crate::watch::work::{self, OnRowError, Terms};
 use crate::watch::worker::NAP;
 use crate::watch::worker::process::transaction;
 use crate::watch::worker::shares::Shares;
@@ -60,10 +60,10 @@ pub struct Worker {
 
 impl Worker {
     pub fn new(database: u32) -> Self {
-        let resting = wakeup::suspects(database)
+        let resting = shared_memory::suspects(database)
             .into_iter()
             .map(|(watch, until)| {
-                let left = Duration::from_micros(u64::try_from(until - wakeup::now()).unwrap_or(0));
+                let left = Duration::from_micros(u64::try_from(until - shared_memory::now()).unwrap_or(0));
                 (watch, (Instant::now() + left, FIRST_REST))
             })
             .collect();
@@ -106,7 +106,7 @@ impl Worker {
         }
         let now = Instant::now();
         self.resting.retain(|id, _| watches.iter().any(|watch| watch.id == *id));
-        let stuck = wakeup::stuck_owners(self.database);
+        let stuck = shared_memory::stuck_owners(self.database);
         let ready: Vec<i64> = watches
             .iter()
             .filter(|watch| !stuck.contains(&watch.owner))
@@ -180,10 +180,10 @@ impl Worker {
         .unwrap_or_default();
         // SAFETY: the text is copied.
         unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, activity.as_ptr()) };
-        wakeup::set_in_hand(self.database, watch.id, watch.owner);
+        shared_memory::set_in_hand(self.database, watch.id, watch.owner);
         let terms = Terms { on_error: OnRowError::Retry, slice: Some(SLICE) };
-        let outcome = transaction(|| work::work(&entries, terms));
-        wakeup::set_done(self.database);
+        let outcome = transaction(|| embed_entries(&entries, terms));
+        shared_memory::set_done(self.database);
         let spent = begun.elapsed();
         self.shares.charge(watch, spent);
         let failure = match outcome {
