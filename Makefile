@@ -128,6 +128,12 @@ deb:
 deb-test:
 	@scripts/record.sh deb-test scripts/deb.sh test
 
+# What embeds outside the server, with packages of its own: a Dask cluster, readers of Parquet.
+.PHONY: bulk-test
+bulk-test: export CLUSTER = test
+bulk-test: test-cluster
+	@scripts/record.sh bulk-test scripts/bulk.sh
+
 .PHONY: clients-test
 clients-test: export CLUSTER = test
 clients-test: test-cluster

@@ -14,8 +14,7 @@ use parquet::file::reader::FileReader;
 use parquet::file::serialized_reader::{ReadOptionsBuilder, SerializedFileReader};
 use parquet::schema::types::Type;
 
-use crate::input::Columns;
-use crate::list::List;
+use crate::list::{Columns, List};
 
 /// A Parquet file begins and ends with these bytes.
 pub const MAGIC: [u8; 4] = *b"PAR1";

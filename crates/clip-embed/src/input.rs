@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clip::{Error, Kind, Result};
 use walkdir::WalkDir;
 
-use crate::list::{Item, List};
+use crate::list::{Columns, Item, List};
 use crate::{columns, progress};
 
 /// Extensions of image files: supported formats, and formats that are refused by name.
@@ -15,29 +15,6 @@ const ENDINGS: [&str; 28] = [
     "jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ico", "heic", "heif", "avif",
     "jxl", "jp2", "apng", "svg", "dng", "cr2", "cr3", "nef", "arw", "raf", "orf", "rw2", "pef",
 ];
-
-/// How a list or a directory is read.
-#[derive(clap::Args)]
-pub struct Columns {
-    /// Column of the list with the paths [default: path].
-    #[arg(long, value_name = "NAME")]
-    pub path_column: Option<String>,
-    /// Column of the list with the keys, written beside the vectors [default: the path column].
-    #[arg(long, value_name = "NAME")]
-    pub key_column: Option<String>,
-    /// Directory that relative paths in the list start from [default: the list's; for a pipe, the current one].
-    #[arg(long, value_name = "DIRECTORY")]
-    pub root: Option<PathBuf>,
-    /// In a directory, take every file, whatever its extension.
-    #[arg(long)]
-    pub every_file: bool,
-}
-
-impl Columns {
-    pub fn path_column(&self) -> &str {
-        self.path_column.as_deref().unwrap_or("path")
-    }
-}
 
 /// The files of a list or directory; `own` are outputs, which are none of them.
 ///
@@ -103,6 +80,12 @@ fn idle(option: &str, given: bool, input: &str, why: &str) -> Result<()> {
         .hint("Leave it out, or give another input."))
 }
 
+/// Whether a file of a directory is taken.
+fn wanted(path: &Path, every_file: bool) -> bool {
+    let ending = path.extension().and_then(|e| e.to_str()).map(str::to_lowercase);
+    every_file || ending.is_some_and(|ending| ENDINGS.contains(&ending.as_str()))
+}
+
 /// Files at any depth, sorted by name. Links are followed; hidden files are skipped. A key is the path relative to the
 /// directory.
 fn directory(root: &Path, every_file: bool, own: &[PathBuf]) -> Result<List> {
@@ -111,10 +94,6 @@ fn directory(root: &Path, every_file: bool, own: &[PathBuf]) -> Result<List> {
     let identity = |about: std::fs::Metadata| (about.dev(), about.ino());
     let own: Vec<_> = own.iter().filter_map(|path| path.metadata().ok()).map(identity).collect();
     let hidden = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b".");
-    let wanted = |path: &Path| {
-        let ending = path.extension().and_then(|e| e.to_str()).map(str::to_lowercase);
-        every_file || ending.is_some_and(|ending| ENDINGS.contains(&ending.as_str()))
-    };
     // The root itself has an empty relative path.
     let key = |path: &Path| {
         let below = path.strip_prefix(root).ok().filter(|below| !below.as_os_str().is_empty());
@@ -137,7 +116,7 @@ fn directory(root: &Path, every_file: bool, own: &[PathBuf]) -> Result<List> {
                 if hidden(name) {
                     continue;
                 }
-                if gone && !wanted(path) {
+                if gone && !wanted(path, every_file) {
                     list.left_out += 1;
                     continue;
                 }
@@ -150,7 +129,7 @@ fn directory(root: &Path, every_file: bool, own: &[PathBuf]) -> Result<List> {
         if !entry.file_type().is_file() {
             continue;
         }
-        if !wanted(entry.path()) {
+        if !wanted(entry.path(), every_file) {
             list.left_out += 1;
             continue;
         }

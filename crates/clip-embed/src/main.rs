@@ -24,8 +24,7 @@ use clip::{Error, Kind, Setting};
 
 use sha2::{Digest, Sha256};
 
-use input::Columns;
-use list::{Item, List};
+use list::{Columns, Item, List};
 use merge::Merge;
 use output::{Failures, Format, Key, Output};
 use progress::{Progress, files, tell};

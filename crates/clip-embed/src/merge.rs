@@ -10,7 +10,8 @@ use clap::Parser;
 use clip::{Error, Kind, Result};
 use serde_json::Value;
 
-use crate::input::{self, Columns};
+use crate::input;
+use crate::list::Columns;
 use crate::output::{self, About, Failures, Finished, Format, Key, Writer};
 use crate::progress::{files, tell};
 use crate::shard::Shard;

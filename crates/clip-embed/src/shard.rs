@@ -20,7 +20,7 @@ impl Shard {
     /// machine and in every version, and other programs can calculate it.
     pub fn of(key: &str, count: u32) -> u32 {
         let digest = Sha256::digest(key);
-        let first = digest.iter().take(8).fold(0u64, |number, &byte| number << 8 | u64::from(byte));
+        let first = digest.iter().take(8).fold(0u64, |number, &byte| (number << 8) | u64::from(byte));
         (first % u64::from(count)) as u32 + 1
     }
 

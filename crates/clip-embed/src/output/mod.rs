@@ -4,6 +4,7 @@ mod about;
 pub mod failures;
 mod format;
 mod parquet;
+mod row;
 mod rows;
 
 use std::collections::HashSet;
@@ -19,7 +20,8 @@ use serde_json::Value;
 pub use about::{About, Finished};
 pub use failures::Failures;
 pub use format::{Format, Key};
-pub use rows::{Vector, Writer};
+pub use row::Vector;
+pub use rows::Writer;
 
 /// Suffixes of the files beside the output.
 const ABOUT: &str = ".json";
@@ -131,7 +133,7 @@ impl Output {
                 let mut writer = Writer::begin(file, Format::Parquet, self.key, &about).map_err(failed_new)?;
                 let mut there = HashSet::new();
                 let mut copy = |key: &str, vector: Vector| {
-                    let values = vector.floats().ok_or_else(|| rows::foreign(path, no_vector(key)))?;
+                    let values = vector.floats().ok_or_else(|| row::foreign(path, no_vector(key)))?;
                     if there.insert(key.to_owned()) { writer.write(key, &values).map_err(failed_new) } else { Ok(()) }
                 };
                 if path.exists() {
@@ -227,7 +229,7 @@ fn in_use(path: &Path, e: std::fs::TryLockError) -> Error {
 ///
 /// # Errors
 /// If it is not an output of this program.
-pub fn read(path: &Path, format: Format, key: Key, take: &mut rows::Take<'_>) -> Result<()> {
+pub fn read(path: &Path, format: Format, key: Key, take: &mut row::Take<'_>) -> Result<()> {
     let journal = beside(path, JOURNAL);
     let open = |path: &Path| -> Result<File> {
         let file = File::open(path).map_err(|e| {

@@ -19,7 +19,7 @@ use ::parquet::schema::types::ColumnPath;
 use clip::{Result, without_panic};
 
 use super::format::Key;
-use super::rows::{Take, Vector, foreign};
+use super::row::{Take, Vector, foreign};
 
 /// Floats in a row group: 64 MiB, which the writer keeps in memory.
 const GROUP: usize = 16 << 20;

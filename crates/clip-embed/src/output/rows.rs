@@ -4,9 +4,10 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
 
-use clip::{Error, Kind, Result};
+use clip::Result;
 
 use super::format::{Format, Key};
+use super::row::{Take, Vector, foreign};
 use super::{failed, parquet};
 
 /// Signature, flags and extension length, as in PostgreSQL's documentation of COPY.
@@ -18,14 +19,14 @@ const CSV_HEADER: &str = "\"key\",\"embedding\"\n";
 /// Writes rows to a file, or to standard output.
 pub enum Writer {
     Plain { file: File, format: Format, key: Key },
-    Parquet(parquet::Writer),
+    Parquet(Box<parquet::Writer>),
 }
 
 impl Writer {
     /// Begins with the format's header.
     pub fn begin(mut file: File, format: Format, key: Key, about: &str) -> io::Result<Self> {
         if format == Format::Parquet {
-            return parquet::Writer::new(file, key, about).map(Self::Parquet);
+            return parquet::Writer::new(file, key, about).map(|writer| Self::Parquet(Box::new(writer)));
         }
         file.write_all(header(format))?;
         Ok(Self::Plain { file, format, key })
@@ -83,37 +84,6 @@ fn binary_row(key: &[u8], vector: &[f32]) -> Vec<u8> {
     row
 }
 
-/// A vector as a file has it; only who needs the numbers pays for reading them.
-pub enum Vector<'a> {
-    Text(&'a [u8]),
-    Binary(&'a [u8]),
-    Floats(&'a [f32]),
-}
-
-impl Vector<'_> {
-    /// None if it is not a vector.
-    pub fn floats(&self) -> Option<Vec<f32>> {
-        match self {
-            Self::Floats(values) => Some(values.to_vec()),
-            Self::Text(text) => {
-                let text = std::str::from_utf8(text).ok()?.strip_prefix('[')?.strip_suffix(']')?;
-                text.split(',').map(|value| value.parse().ok()).collect()
-            }
-            Self::Binary(bytes) => {
-                let (head, values) = bytes.split_at_checked(4)?;
-                let dimensions = u16::from_be_bytes([head[0], head[1]]);
-                let values: Vec<f32> =
-                    values.chunks_exact(4).map(|b| f32::from_be_bytes([b[0], b[1], b[2], b[3]])).collect();
-                (bytes.len() == 4 + 4 * usize::from(dimensions) && values.len() == usize::from(dimensions))
-                    .then_some(values)
-            }
-        }
-    }
-}
-
-/// Receives the rows of a file.
-pub type Take<'a> = dyn FnMut(&str, Vector<'_>) -> Result<()> + 'a;
-
 /// Reads a CSV or binary output from its beginning. Returns the end of its last complete row; 0 if it has no header,
 /// because the run was killed before it was written.
 ///
@@ -135,12 +105,6 @@ pub fn read(file: &File, path: &Path, format: Format, key: Key, take: &mut Take<
         Format::Csv => read_csv(reader, file, length, path, take),
         _ => read_binary(reader, length, path, key, take),
     }
-}
-
-pub fn foreign(path: &Path, why: String) -> Error {
-    Error::new(Kind::InvalidInput, format!("\"{}\" is not what clip-embed writes", path.display()))
-        .detail(why)
-        .hint("Give another --output.")
 }
 
 fn read_csv(reader: impl Read, file: &File, length: u64, path: &Path, take: &mut Take<'_>) -> Result<u64> {
