@@ -27,7 +27,8 @@ from support import embed_one, value, vector
 
 SECONDS = float(os.environ.get("HOSTILE") or 30)
 SEED = int(os.environ.get("SEED") or 0)
-PATIENCE = 120.0
+# An hour leaves more to recover after a kill, on a machine that may be busy: 12 minutes of it once took over 120 s.
+PATIENCE = 120.0 if SECONDS < 600 else 600.0
 OWNERS = ("alice", "bob")
 SUBJECTS = ("a sleepy cat", "a steam locomotive", "chocolate cake with cherries", "the ocean at night", "an old guitar")
 
