@@ -124,8 +124,11 @@ def test_one_shard_reports_each_failure(folder: pathlib.Path, tmp_path) -> None:
     }
     assert len(failed) == 4 and dict(failed) == reasons
     # The merge names them again, with the same reasons, with the list and without.
+    # A pattern such as *.csv takes the lists of failures, too.
+    given = [*outputs, *tmp_path.glob("?.csv.failures.csv")]
+    assert len(given) > len(outputs)
     for more in (["--list", listing, "--root", folder], []):
-        assert "4 keys without a vector" in run("merge", *outputs, "-o", tmp_path / "all.csv", *more, code=3)
+        assert "4 keys without a vector" in run("merge", *given, "-o", tmp_path / "all.csv", *more, code=3)
         assert dict(refused(tmp_path / "all.csv")) == reasons
 
 

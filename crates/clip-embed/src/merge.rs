@@ -1,7 +1,7 @@
 //! Joins the outputs of several runs, and says what is missing and what is twice.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -57,7 +57,11 @@ struct Part {
 
 /// Joins; returns the number of things that are missing.
 pub fn run(mut arguments: Merge) -> Result<usize> {
-    let parts: Vec<Part> = arguments.inputs.iter().map(|path| part(path)).collect::<Result<_>>()?;
+    // A shell's pattern takes the files beside an output, too.
+    let beside: HashSet<PathBuf> =
+        arguments.inputs.iter().flat_map(|path| output::files(path).into_iter().skip(1)).collect();
+    let inputs = arguments.inputs.iter().filter(|path| !beside.contains(*path));
+    let parts: Vec<Part> = inputs.map(|path| part(path)).collect::<Result<_>>()?;
     let first = &parts[0];
     let made_by = common(&parts)?;
     let format = arguments.format.unwrap_or(first.format);
