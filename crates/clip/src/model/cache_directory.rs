@@ -31,8 +31,8 @@ pub fn check(directory: &Path) -> Result<()> {
             let message = format!("cache directory \"{}\" is not used", directory.display());
             return Err(Error::new(Kind::BadModel, message).detail(why).hint_setting(
                 Setting::Cache,
-                "Set {setting} to a directory that only the server's user may write to. A directory that doesn't exist is \
-                 created with mode 0700.",
+                "Set {setting} to a directory that only its user may write to. A directory that doesn't exist is created with \
+                 mode 0700.",
             ));
         }
     }
