@@ -111,9 +111,12 @@ pub fn tell_of_own_list() -> SqlResult<()> {
         found.first().get_one::<bool>().map_err(spi)
     })?;
     if own == Some(true) {
-        let notice = Error::new(Kind::InvalidInput, "this connection's own setting of clip_search.words determines the tags")
-            .detail("The worker and other connections may use another list, and tag the same table by that one.")
-            .hint("Set it for the whole database (ALTER DATABASE … SET clip_search.words = …) or in postgresql.conf.");
+        let notice =
+            Error::new(Kind::InvalidInput, "this connection's own setting of clip_search.words determines the tags")
+                .detail("The worker and other connections may use another list, and tag the same table by that one.")
+                .hint(
+                    "Set it for the whole database (ALTER DATABASE … SET clip_search.words = …) or in postgresql.conf.",
+                );
         report(notice).report(PgLogLevel::NOTICE);
     }
     Ok(())
@@ -129,7 +132,8 @@ pub fn of(spec: &str) -> SqlResult<Rc<Background>> {
     }
     let words = key.words().and_then(in_encoding).map_err(report)?;
     let model = Model::find(&key.search, spec).map_err(report)?;
-    let entry = cache::directory().and_then(|cache| Entry::of(&cache, &model, &words, &key.runtime.display().to_string()));
+    let entry =
+        cache::directory().and_then(|cache| Entry::of(&cache, &model, &words, &key.runtime.display().to_string()));
     let kept = match &entry {
         Some(entry) => entry.read(words).map_err(report)?,
         None => Err(words),
@@ -168,7 +172,9 @@ fn embed(spec: &str, words: Words, entry: Option<&Entry>) -> SqlResult<Backgroun
     let mut done = all - builder.next(all).len();
     match done {
         0 => pgrx::notice!("embedding {all} words with model \"{spec}\", which is done once"),
-        _ => pgrx::notice!("embedding the last {} of {all} words with model \"{spec}\", which is done once", all - done),
+        _ => {
+            pgrx::notice!("embedding the last {} of {all} words with model \"{spec}\", which is done once", all - done)
+        }
     }
     let mut told = Instant::now();
     while done < all {

@@ -77,10 +77,7 @@ fn work(
         });
         match vector {
             Err(error)
-                if matches!(
-                    error.kind,
-                    Kind::BadModel | Kind::MissingFile | Kind::UnknownModel | Kind::DiskFull
-                ) =>
+                if matches!(error.kind, Kind::BadModel | Kind::MissingFile | Kind::UnknownModel | Kind::DiskFull) =>
             {
                 return sender.send(Message::Broken(error));
             }

@@ -279,7 +279,8 @@ mod tests {
         assert!(other.graph().is_none());
         assert_eq!(other.write(draft), Some(Ok(())));
         assert!(entry.graph().is_some() && other.graph().is_some());
-        let hours = |ago| File::open(&entry.directory).unwrap().set_modified(SystemTime::now() - ago * PATIENCE).unwrap();
+        let hours =
+            |ago| File::open(&entry.directory).unwrap().set_modified(SystemTime::now() - ago * PATIENCE).unwrap();
         hours(25);
         assert!(entry.graph().is_some());
         other.sweep();

@@ -125,8 +125,8 @@ impl Entry {
             file.write_all(&bytes)?;
             file.sync_all()
         };
-        let written = cache_directory::create(&self.directory)
-            .and_then(|()| cache_directory::replace(&self.path(), write));
+        let written =
+            cache_directory::create(&self.directory).and_then(|()| cache_directory::replace(&self.path(), write));
         cache_directory::remove(&self.path().with_extension(PART));
         self.sweep();
         written.map_err(|e| {

@@ -41,9 +41,8 @@ impl Progress {
         if self.file.read_exact(&mut header).is_err() {
             return Ok(false);
         }
-        let [width, count, checksum] = [0, 4, 8].map(|at| {
-            u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes"))
-        });
+        let [width, count, checksum] =
+            [0, 4, 8].map(|at| u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes")));
         let (width, count) = (width as usize, count as usize);
         let fits = (1..=WIDEST).contains(&width)
             && (1..=builder.next(usize::MAX / 2).len()).contains(&count)

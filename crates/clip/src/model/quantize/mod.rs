@@ -116,9 +116,7 @@ fn check_space(file: &Path, cache: &Path, used: u64) -> Result<()> {
 /// The bytes of a graph and of the files beside it whose names begin with its name, which have its weights.
 fn stored(file: &Path) -> u64 {
     let (Some(directory), Some(name)) = (file.parent(), file.file_name()) else { return 0 };
-    let of_graph = |entry: &fs::DirEntry| {
-        entry.file_name().as_encoded_bytes().starts_with(name.as_encoded_bytes())
-    };
+    let of_graph = |entry: &fs::DirEntry| entry.file_name().as_encoded_bytes().starts_with(name.as_encoded_bytes());
     let entries = fs::read_dir(directory).into_iter().flatten().flatten().filter(of_graph);
     entries.filter_map(|entry| fs::metadata(entry.path()).ok()).map(|about| about.len()).sum()
 }
@@ -133,10 +131,7 @@ fn disk_full(file: &Path, cache: &Path) -> Error {
         Kind::DiskFull,
         format!("cache directory \"{}\" has no room for the eight-bit form of \"{}\"", cache.display(), file.display()),
     )
-    .hint_setting(
-        Setting::Cache,
-        "Free disk space, set {setting} to a directory on another disk, or use float32.",
-    )
+    .hint_setting(Setting::Cache, "Free disk space, set {setting} to a directory on another disk, or use float32.")
 }
 
 fn not_kept(file: &Path, why: String) -> Error {
