@@ -19,7 +19,7 @@ use std::process::{Command, ExitCode};
 use clap::Parser;
 use clip::embedder::Embedder;
 use clip::image::Limits;
-use clip::model::Model;
+use clip::model::{Model, cache_directory};
 use clip::{Error, Kind, Setting};
 
 use sha2::{Digest, Sha256};
@@ -197,6 +197,7 @@ fn run(arguments: &Arguments) -> clip::Result<usize> {
         return Err(Error::new(Kind::MissingFile, format!("model \"{}\" has no image tower", model.name))
             .detail(format!("No ONNX file for it is in \"{}\".", model.directory.display())));
     }
+    arguments.cache.as_deref().map_or(Ok(()), cache_directory::check)?;
     let list = input::list(&arguments.input, &arguments.columns, &output::files(&arguments.output))?;
     let mut output =
         Output::open(&arguments.output, arguments.format, arguments.key_type, &made_by(arguments, &model)?)?;
