@@ -58,7 +58,8 @@ env:
 stop:
 	@scripts/cluster.sh stop
 	@CLUSTER=test scripts/cluster.sh stop
-	@CLUSTER=test.beside scripts/cluster.sh stop
+	@CLUSTER=test.watch scripts/cluster.sh stop
+	@CLUSTER=test.server scripts/cluster.sh stop
 
 # The tests have a server of their own, which preloads nothing.
 .PHONY: test-cluster
@@ -188,5 +189,6 @@ eval: cluster
 clean:
 	@scripts/cluster.sh remove
 	@CLUSTER=test scripts/cluster.sh remove
-	@CLUSTER=test.beside scripts/cluster.sh remove
+	@CLUSTER=test.watch scripts/cluster.sh remove
+	@CLUSTER=test.server scripts/cluster.sh remove
 	@rm -rf target
