@@ -171,7 +171,9 @@ def test_a_full_disk_is_no_broken_model(own: Server, full: pathlib.Path) -> None
                 embed_one(db, "text", "a cat")
             said = raised.value.diag
             assert f'cache directory "{full}" has no room' in said.message_primary
-            assert re.match(r"Up to \d{8,} bytes are needed while it is made; \d+ bytes are free\.", said.message_detail)
+            assert re.match(
+                r"Up to \d{8,} bytes are needed while it is made; \d+ bytes are free\.", said.message_detail
+            )
             assert "Free disk space" in said.message_hint and "clip_search.cache_path" in said.message_hint
             assert messages == [], "nothing announces what can't be made"
             db.execute("SET clip_search.precision = float32")
@@ -185,17 +187,19 @@ def make_list(own: Server, name: str, count: int) -> pathlib.Path:
 
 
 def prepare(own: Server, path: pathlib.Path, timeout: int = 0) -> list[str]:
-    """Prepares the words of a list in a new connection; returns its messages."""
+    """Prepares the words of a list in a new connection; returns what it says before it embeds words."""
     with own.connect() as db:
         messages = told(db)
-        db.execute(f"LOAD 'clip_search'; SET clip_search.words = '{path}'; SET statement_timeout = {timeout}")
+        db.execute(f"LOAD 'clip_search'; SET clip_search.words = '{path}'")
         if timeout:
             embed_one(db, "text", "a cat")
+            db.execute(f"SET statement_timeout = {timeout}")
         try:
             value(db, "SELECT clip_prepare_words()")
         except psycopg.errors.QueryCanceled:
             assert timeout
-        return [message.message_primary for message in messages]
+        texts = [message.message_primary or "" for message in messages]
+        return [text for text in texts if text.startswith("embedding ")]
 
 
 def test_lists_of_words_do_not_evict_each_other(own: Server) -> None:
