@@ -241,4 +241,11 @@ def test_tags_by_a_list_of_the_connections_own_are_announced(own: Server) -> Non
             db.execute("INSERT INTO photo VALUES (%s, %s)", [key, PHOTO])
         said = [message for message in messages if message.message_primary == notice]
         assert len(said) == 1 and "ALTER DATABASE" in said[0].message_hint
+        db.execute("CREATE ROLE tagging; GRANT SELECT, INSERT ON photo TO tagging")
+    with own.connect() as db:
+        # This role may not see the setting, and can't change it.
+        db.execute("SET ROLE tagging")
+        db.execute("INSERT INTO photo SELECT 4, data FROM photo WHERE id = 1")
+        assert db.execute("SELECT count(DISTINCT tags) FROM photo WHERE id IN (1, 4)").fetchone() == (1,)
+    with own.connect() as db:
         db.execute("DROP TABLE photo; ALTER DATABASE postgres RESET clip_search.words")
