@@ -147,7 +147,7 @@ COMMENT ON COLUMN clip_search.watch.replaces IS 'Column that clip_reembed will r
 COMMENT ON COLUMN clip_search.watch.active IS 'Whether the triggers exist and are enabled';
 COMMENT ON COLUMN clip_search.watch.rows IS 'Rows of the table; NULL if the current role may not read them all';
 COMMENT ON COLUMN clip_search.watch.pending IS 'Rows that still need embedding, grouping or tags, except failed rows';
-COMMENT ON VIEW clip_search.pending IS 'Rows of the current role''s tables that await embedding by the background worker or by clip_backfill';
+COMMENT ON VIEW clip_search.pending IS 'Rows of the current role''s tables that await embedding by the background worker or by clip_backfill; a row that was deleted or got another key since is listed until its turn';
 COMMENT ON COLUMN clip_search.pending.relation IS 'Watched table';
 COMMENT ON COLUMN clip_search.pending.embedding IS 'Column that receives the embedding';
 COMMENT ON COLUMN clip_search.pending.key IS 'Primary key of the row';
@@ -186,7 +186,6 @@ batch: rows per transaction
 embedding: the watched column; NULL: all watched columns of this table';
 COMMENT ON FUNCTION clip_search.backfill_begin(regclass, text) IS 'Step of clip_backfill: queues the rows without an embedding';
 COMMENT ON FUNCTION clip_search.backfill_claim(bigint, bigint, bigint, integer) IS 'Step of clip_backfill: claims the next queue entries';
-COMMENT ON FUNCTION clip_search.backfill_work(bigint, bigint[]) IS 'Step of clip_backfill: embeds the claimed entries';
 COMMENT ON PROCEDURE @extschema@.clip_reembed(regclass, text, text, integer) IS 'Embeds a watched table by another model into a second column, and swaps the columns once the second is complete
 It can''t run inside a transaction block. If interrupted, call it again: it resumes.
 model: the new model
@@ -308,8 +307,11 @@ DECLARE
     total    bigint;
     done     bigint := 0;
     failed   bigint := 0;
-    now_done bigint;
-    now_failed bigint;
+    grouped  bigint := 0;
+    tagged   bigint := 0;
+    idle     bigint := 0;
+    now      record;
+    said     text;
     in_pass  bigint;
     held     bigint;
     before   bigint[];
@@ -342,11 +344,15 @@ BEGIN
                 -- The attempt is recorded before it begins.
                 COMMIT;
                 EXIT WHEN pg_catalog.cardinality(entries) OPERATOR(pg_catalog.=) 0;
-                SELECT b.embedded, b.failed INTO now_done, now_failed FROM clip_search.backfill_work(watches[i], entries) AS b;
+                SELECT b.embedded, b.grouped, b.tagged, b.failed, b.idle INTO now FROM clip_search.backfill_batch(watches[i], entries) AS b;
                 SELECT pg_catalog.max(e.id) INTO after FROM pg_catalog.unnest(entries) AS e (id);
-                done := done OPERATOR(pg_catalog.+) now_done;
-                failed := failed OPERATOR(pg_catalog.+) now_failed;
-                in_pass := in_pass OPERATOR(pg_catalog.+) now_done OPERATOR(pg_catalog.+) now_failed;
+                grouped := grouped OPERATOR(pg_catalog.+) now.grouped;
+                tagged := tagged OPERATOR(pg_catalog.+) now.tagged;
+                done := done OPERATOR(pg_catalog.+) now.embedded OPERATOR(pg_catalog.+) now.grouped OPERATOR(pg_catalog.+) now.tagged;
+                failed := failed OPERATOR(pg_catalog.+) now.failed;
+                idle := idle OPERATOR(pg_catalog.+) now.idle;
+                in_pass := in_pass OPERATOR(pg_catalog.+) now.embedded OPERATOR(pg_catalog.+) now.grouped
+                    OPERATOR(pg_catalog.+) now.tagged OPERATOR(pg_catalog.+) now.failed;
                 IF pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>) (told OPERATOR(pg_catalog.+) '5 seconds'::pg_catalog.interval) THEN
                     told := pg_catalog.clock_timestamp();
                     seconds := pg_catalog.date_part('epoch', told OPERATOR(pg_catalog.-) began);
@@ -379,6 +385,8 @@ BEGIN
             END IF;
         END LOOP;
     END LOOP;
+    -- Rows that were deleted meanwhile, got another key or lost their source need nothing.
+    total := GREATEST(total OPERATOR(pg_catalog.-) idle, done OPERATOR(pg_catalog.+) failed);
     -- Failures and embeddings of other sessions: the rest of the entries that were queued at the beginning.
     listed := clip_search.backfill_failed(watches);
     IF pg_catalog.array_position(listed, NULL) IS NULL THEN
@@ -393,8 +401,11 @@ BEGIN
             USING HINT = 'SELECT * FROM clip_search.failure says why; clip_retry tries '
                 OPERATOR(pg_catalog.||) CASE WHEN failed OPERATOR(pg_catalog.=) 1 THEN 'it' ELSE 'them' END OPERATOR(pg_catalog.||) ' again.';
     END IF;
-    RAISE NOTICE 'clip_search: % embedded in % s%',
-        CASE WHEN (done OPERATOR(pg_catalog.+) others) OPERATOR(pg_catalog.=) 1 THEN '1 row' ELSE pg_catalog.format('%s rows', done OPERATOR(pg_catalog.+) others) END,
+    done := done OPERATOR(pg_catalog.+) others OPERATOR(pg_catalog.-) grouped OPERATOR(pg_catalog.-) tagged;
+    SELECT pg_catalog.string_agg(pg_catalog.format(CASE WHEN n.rows OPERATOR(pg_catalog.=) 1 THEN '%s row %s' ELSE '%s rows %s' END, n.rows, n.what), ', ' ORDER BY n.place)
+    INTO said FROM (VALUES (1, done, 'embedded'), (2, grouped, 'grouped'), (3, tagged, 'tagged')) AS n (place, rows, what)
+    WHERE n.rows OPERATOR(pg_catalog.>) 0 OR (n.place OPERATOR(pg_catalog.=) 1 AND (grouped OPERATOR(pg_catalog.+) tagged) OPERATOR(pg_catalog.=) 0);
+    RAISE NOTICE 'clip_search: % in % s%', said,
         pg_catalog.round(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) began)::pg_catalog.numeric, 1),
         CASE WHEN others OPERATOR(pg_catalog.>) 0 THEN pg_catalog.format(', %s of them by the background worker or other sessions', others) ELSE '' END;
 END $$;
@@ -404,10 +415,10 @@ A second call changes the settings that it names, and keeps the others.
 source: the column of images (bytea) or texts
 embedding: the column that receives the embedding, a vector or halfvec; created as a vector
 cluster: the column that receives the cluster''s id; without it rows are not grouped
-model: defaults to clip_search.model
+model: defaults to clip_search.model, in the variant NAME:auto-int8 if clip_search.precision is int8
 collection: the collection of the clusters; defaults to a collection named after the table
 mode: immediate (default) embeds when a row is written; queued leaves this to the background worker, and the column is NULL until it has finished
-on_error: raise (default) fails the statement; skip stores the row without an embedding and lists it in clip_search.failure
+on_error: raise (default) fails the statement; skip stores the row without an embedding and lists it in clip_search.failure; in queued mode no statement fails, and the row is listed either way
 text_source: a column of texts whose vectors are averaged with the images'' vectors
 text_weight: weight of the text in that average, between 0 and 1; 0.5 by default
 threshold: the collection''s threshold; NULL: keep its own, or use clip_search.cluster_threshold
@@ -817,3 +828,19 @@ model: model that computed the embeddings; defaults to the model of the watched 
 COMMENT ON FUNCTION @extschema@.clip_find(regclass, bytea, integer, double precision, double precision, text, integer, text, text, text) IS 'Rows of a table that show what a photo shows, the most relevant first, in pages; other arguments as for a text
 query: image file, which is embedded once
 relevance: how certainly both photos show the word that they share most, from 0 to 1';
+
+-- A row that waits is listed once; clip_backfill tells rows embedded, grouped, tagged, and rows that needed nothing.
+CREATE OR REPLACE VIEW clip_search.pending WITH (security_barrier = true) AS
+SELECT w.relation, w.embedding, q.key, pg_catalog.min(q.queued_at) AS queued_at, pg_catalog.min(q.due) AS due, pg_catalog.max(q.attempts) AS attempts,
+       (pg_catalog.array_agg(q.sqlstate ORDER BY q.attempts DESC, q.id) FILTER (WHERE q.sqlstate IS NOT NULL))[1] AS sqlstate,
+       (pg_catalog.array_agg(q.message ORDER BY q.attempts DESC, q.id) FILTER (WHERE q.sqlstate IS NOT NULL))[1] AS message
+FROM clip_search.watch_queue q
+JOIN clip_search.watch_setting w ON w.id OPERATOR(pg_catalog.=) q.watch
+JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid
+WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE')
+GROUP BY w.id, w.relation, w.embedding, q.key;
+DROP FUNCTION clip_search.backfill_work(bigint, bigint[]);
+CREATE FUNCTION clip_search.backfill_batch(watch bigint, entries bigint[])
+RETURNS TABLE (embedded bigint, grouped bigint, tagged bigint, failed bigint, idle bigint)
+STRICT VOLATILE PARALLEL UNSAFE COST 1000000 LANGUAGE c AS 'MODULE_PATHNAME', 'backfill_batch_wrapper';
+COMMENT ON FUNCTION clip_search.backfill_batch(bigint, bigint[]) IS 'Step of clip_backfill: embeds the claimed entries';

@@ -521,9 +521,30 @@ MUTATIONS = [
     Mutation(
         "clip_find takes the default model for a watched column",
         "src/answer/find.rs",
-        "None => model_of_column(table, embedding)?.unwrap_or_else(guc::model),",
-        "None => model_of_column(table, embedding)?.filter(|_| false).unwrap_or_else(guc::model),",
+        "None => watched.model.unwrap_or_else(guc::model),",
+        "None => watched.model.filter(|_| false).unwrap_or_else(guc::model),",
         "tests/embed/test_relevance.py",
+    ),
+    Mutation(
+        "clip_find counts the column that clip_reembed fills",
+        "src/answer/sql/columns.sql",
+        " AND a.attname <> ALL ($3::text[])",
+        " AND $3::text[] IS NOT NULL",
+        "tests/watch/test_second_day.py::test_a_search_during_a_reembedding_uses_the_old_column",
+    ),
+    Mutation(
+        "stale triggers stay until the groups are settled",
+        "src/watch/define.rs",
+        "        drop_stale(&table)?;\n",
+        "",
+        "tests/watch/test_restore.py::test_a_table_restored_alone_takes_writes_again",
+    ),
+    Mutation(
+        "anybody may found clip_reembed's collections",
+        "src/cluster/access.rs",
+        "if self.exists() || !self.name.starts_with(REEMBED_PREFIX) {",
+        "if self.exists() || self.name.starts_with(REEMBED_PREFIX) {",
+        "tests/server/test_rights.py::test_a_stranger_s_collection_is_not_used_to_embed_again",
     ),
     Mutation(
         "tags of one's own labels come in the order given",
