@@ -171,7 +171,9 @@ def test_a_full_disk_is_no_broken_model(own: Server, full: pathlib.Path) -> None
                 embed_one(db, "text", "a cat")
             said = raised.value.diag
             assert f'cache directory "{full}" has no room' in said.message_primary
-            assert re.match(r"Up to \d{8,} bytes are needed while it is made; \d+ bytes are free\.", said.message_detail)
+            assert re.match(
+                r"Up to \d{8,} bytes are needed while it is made; \d+ bytes are free\.", said.message_detail
+            )
             assert "Free disk space" in said.message_hint and "clip_search.cache_path" in said.message_hint
             assert messages == [], "nothing announces what can't be made"
             db.execute("SET clip_search.precision = float32")
@@ -185,17 +187,19 @@ def make_list(own: Server, name: str, count: int) -> pathlib.Path:
 
 
 def prepare(own: Server, path: pathlib.Path, timeout: int = 0) -> list[str]:
-    """Prepares the words of a list in a new connection; returns its messages."""
+    """Prepares the words of a list in a new connection; returns what it says before it embeds words."""
     with own.connect() as db:
         messages = told(db)
-        db.execute(f"LOAD 'clip_search'; SET clip_search.words = '{path}'; SET statement_timeout = {timeout}")
+        db.execute(f"LOAD 'clip_search'; SET clip_search.words = '{path}'")
         if timeout:
             embed_one(db, "text", "a cat")
+            db.execute(f"SET statement_timeout = {timeout}")
         try:
             value(db, "SELECT clip_prepare_words()")
         except psycopg.errors.QueryCanceled:
             assert timeout
-        return [message.message_primary for message in messages]
+        texts = [message.message_primary or "" for message in messages]
+        return [text for text in texts if text.startswith("embedding ")]
 
 
 def test_lists_of_words_do_not_evict_each_other(own: Server) -> None:
@@ -237,4 +241,11 @@ def test_tags_by_a_list_of_the_connections_own_are_announced(own: Server) -> Non
             db.execute("INSERT INTO photo VALUES (%s, %s)", [key, PHOTO])
         said = [message for message in messages if message.message_primary == notice]
         assert len(said) == 1 and "ALTER DATABASE" in said[0].message_hint
+        db.execute("CREATE ROLE tagging; GRANT SELECT, INSERT ON photo TO tagging")
+    with own.connect() as db:
+        # This role may not see the setting, and can't change it.
+        db.execute("SET ROLE tagging")
+        db.execute("INSERT INTO photo SELECT 4, data FROM photo WHERE id = 1")
+        assert db.execute("SELECT count(DISTINCT tags) FROM photo WHERE id IN (1, 4)").fetchone() == (1,)
+    with own.connect() as db:
         db.execute("DROP TABLE photo; ALTER DATABASE postgres RESET clip_search.words")
