@@ -39,6 +39,7 @@ CONDITIONS = {
     "datatype_mismatch": "a column has the wrong type",
     "dependent_objects_still_exist": "an object such as a view, a CHECK or a partial index prevents clip_reembed from replacing a column; a watch uses "
     "the collection that clip_drop_collection is to drop",
+    "disk_full": "the cache directory has no room for the eight-bit form of a model",
     "duplicate_column": "all names that clip_reembed would give the new column, or its collection, are taken",
     "duplicate_object": "the collection already exists, or has its members in another table; the column is already "
     "watched",
