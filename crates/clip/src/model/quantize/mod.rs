@@ -186,10 +186,9 @@ pub fn make(
             });
             text
         })?;
-        Tower::write_optimized(runtime, &made, threads, graph).map_err(|why| {
+        Tower::write_optimized(runtime, &made, threads, graph).inspect_err(|why| {
             let space = check_space(file, cache, cache_directory::used(draft));
-            refusal = space.err().or_else(|| is_full(&why).then(|| disk_full(file, cache).detail(why.clone())));
-            why
+            refusal = space.err().or_else(|| is_full(why).then(|| disk_full(file, cache).detail(why.clone())));
         })?;
         fs::remove_dir_all(&work).map_err(|e| e.to_string())?;
         fs::write(graph.with_file_name(RECIPE), recipe.to_string()).map_err(|e| e.to_string())
