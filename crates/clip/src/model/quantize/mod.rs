@@ -27,7 +27,7 @@ use std::path::Path;
 
 use self::balance::{balance, observe};
 use self::choose::{COSTS, choose, measure};
-use self::layers::{Scheme, Source};
+use self::layers::{FOLDED, Scheme, Source};
 pub use self::samples::{Inputs, Samples};
 use self::write::write;
 use crate::error::{Error, Kind, Result, Setting};
@@ -93,7 +93,9 @@ pub fn recipe(tower: &Tower) -> Option<String> {
 /// # Errors
 /// [`Kind::DiskFull`] if the disk has no room for it; [`Kind::BadModel`] if it has failed recently for another reason.
 pub fn check_before(runtime: &Runtime, file: &Path, cache: &Path) -> Result<()> {
-    check_space(file, cache, 0)?;
+    if let Some(full) = without_room(file, cache, stored(file), 0) {
+        return Err(full);
+    }
     match Entry::of(cache, file, &runtime.version, Form::Int8).and_then(|entry| entry.failure()) {
         // There is room for it now.
         Some(why) if is_full(&why) => Ok(()),
@@ -102,15 +104,30 @@ pub fn check_before(runtime: &Runtime, file: &Path, cache: &Path) -> Result<()> 
     }
 }
 
-/// # Errors
-/// [`Kind::DiskFull`] if the disk has less room than quantizing needs in addition to the bytes that it uses already.
-fn check_space(file: &Path, cache: &Path, used: u64) -> Result<()> {
-    let needed = SPACE * stored(file);
-    match cache_directory::available(cache) {
-        Some(available) if available.saturating_add(used) < needed => Err(disk_full(file, cache)
-            .detail(format!("Up to {needed} bytes are needed while it is made; {available} bytes are free."))),
-        _ => Ok(()),
+/// The error if a directory on the cache's disk has less room than a graph of that size needs, in addition to the bytes
+/// that are used for it already.
+fn without_room(file: &Path, cache: &Path, size: u64, used: u64) -> Option<Error> {
+    let needed = SPACE * size;
+    let available = cache_directory::available(cache)?;
+    (available.saturating_add(used) < needed).then(|| {
+        disk_full(file, cache)
+            .detail(format!("Up to {needed} bytes are needed while it is made; {available} bytes are free."))
+    })
+}
+
+/// The error if a step has failed because the disk is full. ONNX Runtime says only that a graph can't be saved, or later
+/// that it is damaged.
+fn filled(file: &Path, cache: &Path, draft: &Path, why: &str) -> Option<Error> {
+    if is_full(why) {
+        return Some(disk_full(file, cache).detail(why.to_owned()));
     }
+    // A graph in 16 bits takes twice its size in float32.
+    let folded = fs::metadata(draft.join("work").join(FOLDED)).map_or(0, |about| about.len());
+    let size = stored(file).max(folded);
+    // Each intermediate file is about as large as the graph.
+    let is_left = cache_directory::available(cache).is_none_or(|available| available >= size);
+    let used = if is_left { cache_directory::used(draft) } else { 0 };
+    without_room(file, cache, size, used)
 }
 
 /// The bytes of a graph and of the files beside it whose names begin with its name, which have its weights.
@@ -176,21 +193,13 @@ pub fn make(
                 // No fault of the graph's, which would be noted. This unwinds.
                 check_interrupts();
             }
-            // ONNX Runtime's text for a full disk says only that a graph can't be saved, or later that it is damaged.
-            let space = check_space(file, cache, cache_directory::used(draft));
             let text = e.to_string();
-            refusal = Some(match space {
-                _ if is_full(&text) => disk_full(file, cache).detail(text.clone()),
-                Err(full) if e.kind != Kind::Unsupported => full,
-                _ => e,
-            });
+            let full = if e.kind == Kind::Unsupported { None } else { filled(file, cache, draft, &text) };
+            refusal = Some(full.unwrap_or(e));
             text
         })?;
-        Tower::write_optimized(runtime, &made, threads, graph).map_err(|why| {
-            let space = check_space(file, cache, cache_directory::used(draft));
-            refusal = space.err().or_else(|| is_full(&why).then(|| disk_full(file, cache).detail(why.clone())));
-            why
-        })?;
+        Tower::write_optimized(runtime, &made, threads, graph)
+            .inspect_err(|why| refusal = filled(file, cache, draft, why))?;
         fs::remove_dir_all(&work).map_err(|e| e.to_string())?;
         fs::write(graph.with_file_name(RECIPE), recipe.to_string()).map_err(|e| e.to_string())
     };
