@@ -2,6 +2,7 @@
 
 pub mod backfill;
 mod checks;
+pub mod citus;
 mod columns;
 pub mod define;
 pub mod dropped;

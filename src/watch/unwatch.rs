@@ -15,6 +15,7 @@ use crate::pg::spi::spi;
 use crate::pg::text::Text;
 use crate::pg::user_context::UserContext;
 use crate::pg::vector_column::Storage;
+use crate::watch::citus::distribute;
 use crate::watch::columns::alter;
 use crate::watch::queue;
 use crate::watch::setting::{Watch, table_of};
@@ -58,6 +59,7 @@ pub fn call(relation: Option<Regclass>, embedding: Option<&str>, drops: bool) ->
 /// Ends a watch. `drops`: also drops the columns, index and collection that it added.
 pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
     let store = Store::open(c"clip_unwatch()");
+    let _session = watch.is_distributed().then(distribute::session);
     let table = Table::locked(watch.relation, Lock::AccessExclusive)?;
     let (columns, index, collection) = {
         let _user_context = UserContext::of_extension();
@@ -137,6 +139,7 @@ pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
             Ok::<_, ErrorReport>(())
         })?;
     }
+    distribute::drop_departures(watch)?;
     if let Some(name) = watch.collection.as_deref().filter(|_| collection && drops) {
         let _user_context = UserContext::of_extension();
         store.lock_exclusive(name, true);

@@ -15,6 +15,7 @@ use crate::pg::vector::Vector;
 use crate::watch::partitions;
 use crate::watch::queue;
 use crate::watch::trigger::before::take_failure;
+use crate::watch::trigger::departures;
 use crate::watch::trigger::moves;
 use crate::watch::trigger::plan::Plan;
 use crate::watch::trigger::row::{Tuple, same_value, unchanged};
@@ -32,6 +33,7 @@ pub(super) fn after_insert(plan: &Plan, new: &Tuple) -> SqlResult<()> {
 
 pub(super) fn after_update(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<()> {
     moves::forget_update(plan);
+    departures::note(plan, old, Some(new))?;
     let changed = !unchanged(plan, old, new);
     if changed {
         confirm(plan, new);
@@ -75,6 +77,7 @@ pub(super) fn after_update(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<(
 }
 
 pub(super) fn after_delete(plan: &Plan, old: &Tuple) -> SqlResult<()> {
+    departures::note(plan, old, None)?;
     if let Some(member) = old.member(plan)
         && !moves::is_moving(&member)
     {

@@ -11,6 +11,7 @@
 
 pub mod after;
 pub mod before;
+mod departures;
 pub mod install;
 pub mod moves;
 pub mod plan;
@@ -73,7 +74,8 @@ unsafe fn run(data: &pg_sys::TriggerData, event: &TriggerEvent) -> SqlResult<pg_
     // SAFETY: by the contract; the argument, if there is one, is a string.
     let (id, table, shape) = unsafe {
         let trigger = &*data.tg_trigger;
-        let argument = (trigger.tgnargs == 1).then(|| CStr::from_ptr(*trigger.tgargs).to_string_lossy());
+        // The second argument has the settings for shards, which the event trigger on CREATE TRIGGER has stored.
+        let argument = matches!(trigger.tgnargs, 1 | 2).then(|| CStr::from_ptr(*trigger.tgargs).to_string_lossy());
         let id = argument.and_then(|argument| argument.parse::<i64>().ok());
         (id, (*data.tg_relation).rd_id, (*data.tg_relation).rd_att)
     };
@@ -81,6 +83,9 @@ unsafe fn run(data: &pg_sys::TriggerData, event: &TriggerEvent) -> SqlResult<pg_
     // SAFETY: the trigger's relation is open.
     if event.fired_for_row() && unsafe { restore::loads_created_table(data.tg_relation) } {
         return Ok(if event.fired_before() { data.tg_trigtuple } else { std::ptr::null_mut() });
+    }
+    if event.fired_by_truncate() && departures::is_elsewhere(table)? {
+        return Ok(std::ptr::null_mut());
     }
     let plan = plan(id, table, shape)?;
     let (first, second) = (Tuple { tuple: data.tg_trigtuple, shape }, Tuple { tuple: data.tg_newtuple, shape });
@@ -105,6 +110,7 @@ unsafe fn run(data: &pg_sys::TriggerData, event: &TriggerEvent) -> SqlResult<pg_
             Err(out_of_place("clip_watch_row() is called for each row, and for a statement by TRUNCATE only"))
         }
         (false, true) => {
+            departures::note_all(&plan)?;
             before_truncate(&plan.watch, table)?;
             Ok(std::ptr::null_mut())
         }
