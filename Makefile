@@ -57,7 +57,8 @@ env:
 stop:
 	@scripts/cluster.sh stop
 	@CLUSTER=test scripts/cluster.sh stop
-	@CLUSTER=test.beside scripts/cluster.sh stop
+	@CLUSTER=test.watch scripts/cluster.sh stop
+	@CLUSTER=test.server scripts/cluster.sh stop
 
 # The tests have a server of their own, which preloads nothing.
 .PHONY: test-cluster
@@ -111,12 +112,14 @@ valgrind:
 citus:
 	@scripts/record.sh citus scripts/citus.sh
 
-# In a folder of its own, since it is another profile. Debian's gcc-aarch64-linux-gnu compiles libjpeg-turbo.
-.PHONY: check-arm64
+.PHONY: check-arm64 arm64-test
 check-arm64: build-deps
-	@CARGO_TARGET_DIR=target/arm64 CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc \
-	    CXX_aarch64_unknown_linux_gnu=aarch64-linux-gnu-g++ PGRX_HOME="$(CURDIR)/target/pgrx/pg15" \
-	    cargo check --workspace --target aarch64-unknown-linux-gnu
+	@scripts/arm64.sh check
+
+# Compares with the server of the tests.
+arm64-test: export CLUSTER = test
+arm64-test: test-cluster
+	@scripts/record.sh arm64-test scripts/arm64.sh test
 
 .PHONY: deb deb-test
 deb:
@@ -185,5 +188,6 @@ eval: cluster
 clean:
 	@scripts/cluster.sh remove
 	@CLUSTER=test scripts/cluster.sh remove
-	@CLUSTER=test.beside scripts/cluster.sh remove
+	@CLUSTER=test.watch scripts/cluster.sh remove
+	@CLUSTER=test.server scripts/cluster.sh remove
 	@rm -rf target

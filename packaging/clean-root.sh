@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs the packages on a Debian that has nothing else, uses them there, and removes them again.
-#   clean-root.sh PACKAGES MAJOR MIRROR    as root; needs debootstrap
+#   clean-root.sh PACKAGES MAJOR MIRROR ARCHITECTURE    as root; needs debootstrap, and for another architecture than this one's, qemu
 set -euo pipefail
-packages=$1 major=$2 mirror=$3
+packages=$1 major=$2 mirror=$3 architecture=$4
 here=$(cd "$(dirname "$0")/.." && pwd -P)
 root=$(mktemp -d "${TMPDIR:-/tmp}/clip_search-root.XXXXXX")
 # The root itself is / for users of lesser rights.
@@ -18,7 +18,7 @@ fail() {
 command -v debootstrap >/dev/null || fail "no debootstrap: apt-get install debootstrap"
 [ -n "$mirror" ] && [ -n "$suite" ] || fail "which Debian this is, or its mirror, can't be told from /etc/os-release and apt"
 echo "· making a root of $suite in $root…" >&2
-debootstrap --variant=minbase "$suite" "$root" "$mirror" >"$packages/debootstrap.log" 2>&1 ||
+debootstrap --arch="$architecture" --variant=minbase "$suite" "$root" "$mirror" >"$packages/debootstrap.log" 2>&1 ||
     fail "debootstrap failed: see $packages/debootstrap.log"
 mkdir "$root/packages"
 cp "$packages"/*.deb "$here/examples/gallery/photos/cat.jpg" "$root/packages/"

@@ -1,6 +1,6 @@
 """The licences of the crates that are built into a package of the workspace, as Cargo.lock has them:
 
-    licences.py CHECKOUT [PACKAGE] > FILE      (clip_search)
+    licences.py CHECKOUT [PACKAGE [TARGET]] > FILE      (clip_search, this machine's)
 
 A text that several crates share is printed once, below all of their names.
 """
@@ -16,9 +16,9 @@ NAMES = ("licen[cs]e*", "copying*", "notice*", "copyright*", "unlicense*", "read
 FOLDERS = ("", "libjpeg-turbo/", "oniguruma/")
 
 
-def built_in(root: pathlib.Path, name: str) -> dict[str, dict]:
+def built_in(root: pathlib.Path, name: str, target: str) -> dict[str, dict]:
     """Packages by id: what `name` is linked from, without build tools and macros' own dependencies."""
-    command = ["cargo", "metadata", "--format-version", "1", "--locked", "--filter-platform", host()]
+    command = ["cargo", "metadata", "--format-version", "1", "--locked", "--filter-platform", target]
     metadata = json.loads(subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout)
     packages = {package["id"]: package for package in metadata["packages"]}
     nodes = {node["id"]: node for node in metadata["resolve"]["nodes"]}
@@ -54,12 +54,14 @@ def texts(folder: pathlib.Path) -> list[str]:
     ]
 
 
-def main() -> None:
-    root, name = pathlib.Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "clip_search"
+def main(checkout: str, name: str = "clip_search", target: str = "") -> None:
     names: dict[str, list[str]] = collections.defaultdict(list)
     print("Crates (name, version, licence):\n")
     missing = []
-    for package in sorted(built_in(root, name).values(), key=lambda package: (package["name"], package["version"])):
+    for package in sorted(
+        built_in(pathlib.Path(checkout), name, target or host()).values(),
+        key=lambda package: (package["name"], package["version"]),
+    ):
         if package["source"] is None:  # this project's own
             continue
         name, licence = f"{package['name']} {package['version']}", package["license"] or package["license_file"]
@@ -75,4 +77,4 @@ def main() -> None:
         print(f"\n{'-' * 72}\n{', '.join(users)}\n\n{text}")
 
 
-main()
+main(*sys.argv[1:])

@@ -2,6 +2,7 @@
 # Debian packages in target/deb, for the PostgreSQL of PG_CONFIG, from an installation staged by DESTDIR.
 #   deb.sh         builds them
 #   deb.sh test    also checks them with lintian, installs them on a clean root and uses them there (needs root and debootstrap)
+# ARCH=arm64 builds them for arm64 on another architecture; the clean root then runs by qemu.
 # By plain dpkg-deb: cargo fetches crates during the build, which debhelper's rules are made to forbid, and the staged
 # tree is what `make install` installs everywhere else.
 #   postgresql-NN-clip-search   the extension for one major version
@@ -11,14 +12,26 @@
 #   postgresql-NN-pgvector      only where apt has none, as on Debian 12: the extension can't be created without
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
-# shellcheck source=scripts/lib/onnxruntime.sh
-source "$root/scripts/lib/onnxruntime.sh"
 # shellcheck source=scripts/lib/sources.sh
 source "$root/scripts/lib/sources.sh"
 require_pg
 
 out=$target/deb
-architecture=$(dpkg --print-architecture 2>/dev/null) || die "there is no dpkg here: packages are made on Debian or Ubuntu"
+native=$(dpkg --print-architecture 2>/dev/null) || die "there is no dpkg here: packages are made on Debian or Ubuntu"
+architecture=${ARCH:-$native} cross=
+# Where programs are built, what strips them, and the target that cargo builds for.
+programs=$target/release strip=strip cargo_target=
+if [ "$architecture" != "$native" ]; then
+    [ "$architecture" = arm64 ] || die "ARCH=$architecture: packages are made for $native, and by cross-compilation for arm64"
+    cross=yes ort_machine=aarch64
+fi
+# shellcheck source=scripts/lib/onnxruntime.sh
+source "$root/scripts/lib/onnxruntime.sh"
+if [ -n "$cross" ]; then
+    # shellcheck source=scripts/lib/arm64.sh
+    source "$root/scripts/lib/arm64.sh"
+    programs=$arm64_release strip=aarch64-linux-gnu-strip cargo_target=$rust_target
+fi
 # As in PostgreSQL's own archive, the revision names the release that a package is built for, so that an upgrade of the system
 # brings the newer build of the same version.
 os_release() { sed -nE "s/^$1=\"?([^\"]*)\"?\$/\1/p" /etc/os-release; }
@@ -45,6 +58,12 @@ SOURCE_DATE_EPOCH=$(git -C "$root" log -1 --format=%ct 2>/dev/null || stat -c %Y
 staged() {
     rm -rf "$out"
     mkdir -p "$out/stage"
+    if [ -n "$cross" ]; then
+        DESTDIR='' PG_CONFIG=$pg_config "$root/scripts/deps.sh" build
+        cross_setup
+        cross_stage "$out/stage"
+        return 0
+    fi
     DESTDIR=$out/stage PG_CONFIG=$pg_config "$root/scripts/deps.sh"
     DESTDIR=$out/stage PG_CONFIG=$pg_config "$root/scripts/build.sh" install
 }
@@ -54,9 +73,12 @@ put() { install -D -m "${4:-644}" "$1" "$out/$2/$3"; }
 
 # shared_libraries FILE…: the Depends for the libraries they are linked to.
 shared_libraries() {
+    local library search=()
     mkdir -p "$out/shlibs/debian"
     printf 'Source: clip-search\n\nPackage: clip-search\nArchitecture: any\n' >"$out/shlibs/debian/control"
-    (cd "$out/shlibs" && dpkg-shlibdeps -O "$@" 2>/dev/null) | sed -n 's/^shlibs:Depends=//p'
+    # Unpacked packages, as those of one's own build, since the machine has none of that architecture installed.
+    if [ -n "$cross" ]; then for library in "${arm64_libraries[@]}"; do search+=("-S$arm64/libraries/$library"); done; fi
+    (cd "$out/shlibs" && DEB_HOST_ARCH=$architecture dpkg-shlibdeps -O "${search[@]}" "$@" 2>/dev/null) | sed -n 's/^shlibs:Depends=//p'
 }
 
 # copyright PACKAGE COMMENT FILE…: the licences of what it contains.
@@ -109,12 +131,12 @@ LIBJPEG='embedded-library libjpeg *'
 extension_package() {
     local name=postgresql-$pg_major-clip-search file
     put "$out/stage$pg_lib/clip_search.so" "$name" "$deb_lib/clip_search.so"
-    strip --strip-unneeded "$out/$name/$deb_lib/clip_search.so"
+    "$strip" --strip-unneeded "$out/$name/$deb_lib/clip_search.so"
     for file in "$out/stage$pg_share/extension/"clip_search*; do put "$file" "$name" "$deb_share/extension/$(basename "$file")"; done
     mkdir -p "$out/$name/$deb_lib/clip_search" "$out/$name/$deb_share/clip_search"
     ln -sr "$out/$name/$runtime/libonnxruntime.so" "$out/$name/$deb_lib/clip_search/libonnxruntime.so"
     ln -sr "$out/$name/$models" "$out/$name/$deb_share/clip_search/models"
-    "$python" "$root/packaging/licences.py" "$root" >"$out/crates.txt"
+    "$python" "$root/packaging/licences.py" "$root" clip_search "$cargo_target" >"$out/crates.txt"
     copyright "$name" "clip_search, and the libraries that are built into it." "$root/LICENSE" "$root/models/words/LICENSE" "$out/crates.txt"
     override "$name" "$LIBJPEG"
     changelog "$name" "$version" "Version ${version%%-*}; changelog.gz lists the changes."
@@ -160,14 +182,14 @@ CONTROL
 
 tools_package() {
     local name=clip-search-tools
-    put "$target/release/clip-embed" "$name" usr/bin/clip-embed 755
-    strip --strip-unneeded "$out/$name/usr/bin/clip-embed"
+    put "$programs/clip-embed" "$name" usr/bin/clip-embed 755
+    "$strip" --strip-unneeded "$out/$name/usr/bin/clip-embed"
     mkdir -p "$out/$name/usr/share/man/man1"
-    help2man --no-info --name="embed image files for clip_search outside the server" "$out/$name/usr/bin/clip-embed" |
+    help2man --no-info --name="embed image files for clip_search outside the server" "$target/release/clip-embed" |
         gzip -9n >"$out/$name/usr/share/man/man1/clip-embed.1.gz"
     override "$name" "$LIBJPEG"
     changelog "$name" "$version" "Version ${version%%-*}."
-    "$python" "$root/packaging/licences.py" "$root" clip-embed >"$out/crates.txt"
+    "$python" "$root/packaging/licences.py" "$root" clip-embed "$cargo_target" >"$out/crates.txt"
     copyright "$name" "clip-embed, and the libraries that are built into it." "$root/LICENSE" "$out/crates.txt"
     package "$name" "$version" "$architecture" database <<CONTROL
 Depends: clip-search-onnxruntime (>= 1.17), $(shared_libraries "$out/$name/usr/bin/clip-embed")
@@ -183,6 +205,10 @@ build_pgvector() {
     rm -rf "$out/pgvector"
     mkdir -p "$out/pgvector"
     tar -xf "$source_archive" -C "$out/pgvector" --strip-components=1
+    if [ -n "$cross" ]; then
+        cross_pgvector "$out/pgvector"
+        return 0
+    fi
     # As in deps.sh: for any CPU of the architecture, and no bitcode.
     make -C "$out/pgvector" OPTFLAGS="" with_llvm=no PG_CONFIG="$pg_config"
     make -C "$out/pgvector" OPTFLAGS="" with_llvm=no PG_CONFIG="$pg_config" DESTDIR="$out/pgvector-stage" install
@@ -190,7 +216,7 @@ build_pgvector() {
 pgvector_package() {
     local name=postgresql-$pg_major-pgvector has=$1 file
     put "$out/pgvector-stage$pg_lib/vector.so" "$name" "$deb_lib/vector.so"
-    strip --strip-unneeded "$out/$name/$deb_lib/vector.so"
+    "$strip" --strip-unneeded "$out/$name/$deb_lib/vector.so"
     for file in "$out/pgvector-stage$pg_share/extension/"vector*; do put "$file" "$name" "$deb_share/extension/$(basename "$file")"; done
     copyright "$name" "pgvector $has" "$out/pgvector/LICENSE"
     changelog "$name" "$has-0clip1" "pgvector $has, built for PostgreSQL $pg_major."
@@ -237,7 +263,8 @@ test)
     tags=()
     [ -n "${DEB_MAINTAINER:-}" ] || tags=(--suppress-tags "bogus-mail-host,bogus-mail-host-in-debian-changelog")
     step deb-lintian "checking the packages with lintian" lintian --fail-on error,warning --info "${tags[@]}" "$out"/*.deb
-    as_root "a clean root" "$root/packaging/clean-root.sh" "$out" "$pg_major" "$(debian_mirror)"
+    [ -z "$cross" ] || emulation
+    as_root "a clean root" "$root/packaging/clean-root.sh" "$out" "$pg_major" "$(debian_mirror)" "$architecture"
     ;;
 *) die "usage: deb.sh [test]" ;;
 esac

@@ -32,7 +32,7 @@ Less often:
   make matrix       run the tests on PostgreSQL 15 to 18 (installed or built from source), then pg_upgrade
   make valgrind     run tests on a server built for valgrind's memcheck (TESTS= and K= choose others)
   make citus        run the statements of docs/citus.md on Citus (CITUS_SRC=, PGVECTOR_SRC=); speed and recall
-  make check-arm64  check that it compiles for arm64 (rustup target add aarch64-unknown-linux-gnu; gcc-aarch64-linux-gnu)
+  make check-arm64  check that it compiles for arm64; make arm64-test also runs it in an emulated arm64 root (Debian, root)
   make rpm          build RPMs, in target/rpm
   make image        build a container image by docker, podman or buildah (MAJOR=15 to 18, SUITE=, ARCH=); image-test tries it
   make deb          build Debian packages in target/deb; make deb-test installs and uses them on a clean root

@@ -20,8 +20,9 @@ while read -r version commit; do
     mkdir -p "$source"
     git archive "$commit" | tar -x -C "$source"
     "$root/scripts/build.sh" release "$version" "$source"
-    rm -rf "$source" "$target/releases/build"
+    rm -rf "$source"
 done < <(grep -v '^#' tests/fixtures/releases/commits)
+rm -rf "$target/releases/build"
 
 # The ONNX Runtime before, from the wheel that tests/requirements.txt pins for Python 3.10, for tests/release/test_upgrade.py.
 earlier=1.23.2

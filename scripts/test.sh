@@ -56,31 +56,37 @@ run_pytest() {
     PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest -o cache_dir="$target/pytest${CLUSTER:+.$CLUSTER}" "$@"
 }
 
-# These tests mostly wait for servers, timers and locks, so the other directories' tests run beside them. Each half has its own server,
-# because tests change the server's settings, roles and connections.
+# The tests of these directories mostly wait for servers, timers and locks, so each directory runs beside the others. Each
+# has its own server, because tests change the server's settings, roles and connections.
 waiting=(tests/watch tests/server)
 computing() {
     sed -n '/^testpaths/,/^]/s/^ *"\(.*\)",$/\1/p' pyproject.toml | grep -vxF "$(printf '%s\n' "${waiting[@]}")"
 }
 
-# side_by_side: runs both halves at once, and shows the output of the second when the first has ended.
+# side_by_side: runs all directories at once, and shows the output of the waiting ones when the others have ended.
 side_by_side() {
-    local log=$logs/pytest-beside.log status=0 beside
+    local status=0 folder log started=()
     mkdir -p "$logs"
-    CLUSTER=test.beside "$root/scripts/test.sh" waiting >"$log" 2>&1 </dev/null &
-    beside=$!
+    for folder in "${waiting[@]}"; do
+        FOLDER=$folder CLUSTER=test.${folder#tests/} "$root/scripts/test.sh" waiting >"$logs/pytest-${folder#tests/}.log" 2>&1 </dev/null &
+        started+=($!)
+    done
     mapfile -t folders < <(computing)
     run_pytest -rs "${folders[@]}" || status=$?
-    say "the tests of ${waiting[*]}, which ran beside those ($log)"
-    wait "$beside" || status=$?
-    cat "$log"
+    for folder in "${waiting[@]}"; do
+        wait "${started[0]}" || status=$?
+        started=("${started[@]:1}")
+        log=$logs/pytest-${folder#tests/}.log
+        say "$folder, which ran beside ($log)"
+        cat "$log"
+    done
     return "$status"
 }
 
-# waiting_tests: the second half, on a server that lives as long as they run.
+# waiting_tests: the tests of FOLDER, on a server that lives as long as they run.
 waiting_tests() {
     local status=0
-    run_pytest -rs "${waiting[@]}" || status=$?
+    run_pytest -rs "$FOLDER" || status=$?
     "$root/scripts/cluster.sh" stop
     return "$status"
 }

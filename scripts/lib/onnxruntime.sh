@@ -4,7 +4,8 @@
 # 1.24.4 starts no thread of its own with one intra-op thread; 1.30.0 and 1.32.0 do, and a postmaster that preloads them
 # never finishes starting. Before another version is pinned, that must be measured; its four hashes go here.
 ort_version=1.24.4
-case $(uname -m) in
+# A script that builds for another architecture sets ort_machine.
+case ${ort_machine:-$(uname -m)} in
 x86_64)
     ort_platform=x86_64
     ort_wheel_sha256=e54ad52e61d2d4618dcff8fa1480ac66b24ee2eab73331322db1049f11ccf330
@@ -31,7 +32,7 @@ install_onnxruntime() {
     local cache=$target/onnxruntime/$ort_version-$ort_platform wheel
     local path=${pg_lib#/}/clip_search/libonnxruntime.so
     [ -n "$ort_platform" ] ||
-        die "no ONNX Runtime $ort_version is pinned for $(uname -m): x86_64 and aarch64 only"
+        die "no ONNX Runtime $ort_version is pinned for ${ort_machine:-$(uname -m)}: x86_64 and aarch64 only"
     ! has_sha256 "$destdir/$path" "$ort_library_sha256" || return 0
     if ! has_sha256 "$cache/stage/$path" "$ort_library_sha256"; then
         rm -rf "$cache/stage"

@@ -187,9 +187,9 @@ pub fn leave(id: i64, embedding: Vector, only: Option<&str>, role: Option<pg_sys
     collection.check(member.len(), None)?;
     Spi::connect_mut(|client| {
         let search = Search::new(&store, &collection, &member);
-        let left = {
+        let cluster = {
             let _lock = store.lock_briefly(&name, false);
-            let Some(cluster) = search.look_up(id).filter(Cluster::alive) else { return Ok(false) };
+            let Some(mut cluster) = search.look_up(id).filter(Cluster::alive) else { return Ok(false) };
             if !cluster.sum.may_hold(&member) {
                 let error = Error::new(Kind::InvalidInput, format!("the vector is not a member of cluster {id}"))
                     .detail(format!(
@@ -207,10 +207,15 @@ pub fn leave(id: i64, embedding: Vector, only: Option<&str>, role: Option<pg_sys
                 };
             }
             statements::change(client, &name, id, -1, &member.iter().map(|v| -v).collect::<Vec<_>>())?;
-            cluster.sum.size - 1
+            cluster.rows.1 += 1;
+            cluster
         };
-        if left == 0 {
+        if cluster.sum.size == 1 {
             tidy(|| forget(client, &store, &search, id))?;
+        } else if cluster.wants_folding() {
+            // Searches would compare with the stored sum, from which the centroid may have moved far: a cluster's first
+            // member may leave after the second has joined.
+            tidy(|| fold(client, &store, &collection, &cluster))?;
         }
         Ok(true)
     })

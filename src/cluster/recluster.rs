@@ -57,6 +57,12 @@ fn clip_recluster(
     crate::cluster::pending::settle()?;
     let role = current_role();
     let members = Members::known(collection, role, Privilege::Recluster)?;
+    if members.is_distributed {
+        let what = format!("the members of collection \"{collection}\" are in a distributed table of Citus");
+        return Err(sql_error(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, what)
+            .set_detail("clip_recluster locks the members and writes them by their place in a table of this server.")
+            .set_hint("To group all rows again, set their cluster to NULL and call clip_group until it returns 0."));
+    }
     let store = Store::open(c"clip_recluster()");
     recluster(&store, collection, &members, linkage, role).map(TableIterator::new)
 }

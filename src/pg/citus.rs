@@ -60,43 +60,26 @@ pub fn shard(client: &SpiClient<'_>, table: pg_sys::Oid) -> SqlResult<Option<(pg
     Ok(get::<pg_sys::Oid>(&row, 1)?.zip(get::<i64>(&row, 2)?))
 }
 
+/// The shard with the rows of a table that Citus keeps on the coordinator, and that table itself: of either of them.
+pub fn kept(client: &SpiClient<'_>, table: pg_sys::Oid) -> SqlResult<Option<(pg_sys::Oid, pg_sys::Oid)>> {
+    if !is_installed() {
+        return Ok(None);
+    }
+    let parent = shard(client, table)?.map_or(table, |(parent, _)| parent);
+    if place(client, parent)? != Some(Place::Coordinator) {
+        return Ok(None);
+    }
+    let rows = client.select(include_str!("sql/kept.sql"), Some(1), &[parent.into()]).map_err(spi)?;
+    let found = rows.into_iter().next().map(|row| get::<pg_sys::Oid>(&row, 1)).transpose()?.flatten();
+    Ok(found.map(|shard| (shard, parent)))
+}
+
 /// Whether Citus sends queries on a shard to this server. During a move both servers have it.
 pub fn is_active_here(client: &SpiClient<'_>, shard: i64) -> SqlResult<bool> {
     let query = "SELECT 1 FROM pg_catalog.pg_dist_placement AS p JOIN pg_catalog.pg_dist_local_group AS g \
              ON g.groupid OPERATOR(pg_catalog.=) p.groupid \
          WHERE p.shardid OPERATOR(pg_catalog.=) $1 AND p.shardstate OPERATOR(pg_catalog.=) 1";
     Ok(!client.select(query, Some(1), &[shard.into()]).map_err(spi)?.is_empty())
-}
-
-/// Makes the transaction commit in two phases. Citus does so by itself when a statement changes more than one shard; with
-/// one shard, its server commits before the coordinator, and what the coordinator keeps itself could be lost between.
-///
-/// # Errors
-/// 0A000 if this version of Citus has no such function.
-pub fn commit_in_two_phases() -> SqlResult<()> {
-    // SAFETY: Citus is loaded when the server starts; without the function the result is null.
-    let found = unsafe {
-        pg_sys::load_external_function(
-            c"$libdir/citus".as_ptr(),
-            c"Use2PCForCoordinatedTransaction".as_ptr(),
-            false,
-            std::ptr::null_mut(),
-        )
-    };
-    if found.is_null() {
-        return Err(sql_error(
-            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-            "this version of Citus can't be told to commit in two phases",
-        )
-        .set_hint("Group tables with more than one shard."));
-    }
-    // SAFETY: `void Use2PCForCoordinatedTransaction(void)` since Citus 10; it is called inside a transaction that has
-    // changed a shard.
-    unsafe {
-        let call: unsafe extern "C-unwind" fn() = std::mem::transmute(found);
-        pg_sys::ffi::pg_guard_ffi_boundary(|| call());
-    }
-    Ok(())
 }
 
 /// Refuses tables of Citus in functions that need the rows on this server.

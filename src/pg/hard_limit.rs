@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use pgrx::pg_sys;
 
 use crate::guc;
+use crate::pg::interrupt::die;
 
 /// PostgreSQL's timer that cancels. Declared in utils/timeout.h, which pgrx does not bind; the same from PostgreSQL 14
 /// to 18.
@@ -42,8 +43,6 @@ unsafe extern "C-unwind" {
     fn register_timeout(id: i32, handler: extern "C" fn()) -> i32;
     fn enable_timeout_after(id: i32, milliseconds: i32);
     fn disable_timeout(id: i32, keep_indicator: bool);
-    /// Declared here because pgrx wraps it in a Rust function, which is not allowed as a signal handler.
-    fn die(signal: i32);
 }
 
 extern "C" fn expire() {

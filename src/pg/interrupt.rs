@@ -11,6 +11,12 @@ use std::cell::RefCell;
 use clip::image::Limits;
 use pgrx::pg_sys;
 
+unsafe extern "C-unwind" {
+    /// PostgreSQL's handler of SIGTERM. Declared here because pgrx wraps it in a Rust function, which is not allowed as
+    /// a signal handler.
+    pub fn die(signal: i32);
+}
+
 thread_local! {
     /// The caught error that has not been raised yet.
     static CAUGHT: RefCell<Option<Box<dyn Any + Send>>> = const { RefCell::new(None) };
@@ -23,7 +29,7 @@ pub fn watched(limits: Limits) -> Limits {
 
 /// Lets an interrupt end a run of a graph. [`raise`] must follow it.
 pub fn watch_runs() {
-    clip::model::watched::watch_runs(is_due);
+    clip::model::interruptible::watch_runs(is_due);
 }
 
 /// Whether the work should end. Doesn't unwind.

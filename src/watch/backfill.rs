@@ -13,11 +13,11 @@ use crate::pg::regclass::Regclass;
 use crate::pg::spi::get;
 use crate::pg::spi::spi;
 use crate::pg::text::Text;
-use crate::pg::user_context::key_form;
+use crate::pg::user_context::{UserContext, key_form};
+use crate::watch::embed_entries::{Terms, embed_entries};
 use crate::watch::queue::{Next, claim, has_again, noted, own};
 use crate::watch::setting::{Watch, table_of};
-use crate::watch::wakeup;
-use crate::watch::work::{Terms, work};
+use crate::watch::shared_memory;
 
 /// The number of keys that are read and queued at a time.
 const KEYS: i64 = 10_000;
@@ -209,7 +209,7 @@ pub mod clip_search {
             let rows = client.update(query, None, &[watch.into(), entries.into()]).map_err(spi)?;
             rows.into_iter().map(|row| Ok(get(&row, 1)?.unwrap_or_default())).collect::<SqlResult<Vec<i64>>>()
         })?;
-        work(&entries, Terms::ALL)?.single().map(TableIterator::once)
+        embed_entries(&entries, Terms::ALL)?.single().map(TableIterator::once)
     }
 }
 
@@ -249,6 +249,10 @@ pub fn call(relation: Option<Regclass>, embedding: Option<&str>, sqlstate: Optio
     let mut retried = 0;
     for watch in Watch::of_table(oid, embedding)? {
         let watch = watch.locked(Lock::RowExclusive)?;
+        if watch.is_distributed() {
+            retried += retry_shards(&watch, sqlstate)?;
+            continue;
+        }
         let ids: Vec<i64> = own(|client| {
             let query = "WITH taken AS (DELETE FROM clip_search.watch_failure WHERE watch = $1 \
                  AND ($3 IS NULL OR pg_catalog.left(sqlstate, pg_catalog.length($3)) = $3) RETURNING key) \
@@ -260,12 +264,23 @@ pub fn call(relation: Option<Regclass>, embedding: Option<&str>, sqlstate: Optio
         })?;
         retried += ids.len() as i64;
         if watch.queued {
-            wakeup::wake_at_commit();
+            shared_memory::wake_at_commit();
             continue;
         }
         for ids in ids.chunks(guc::worker_batch() as usize) {
-            retried -= work(ids, Terms::ALL)?.single()?.1;
+            retried -= embed_entries(ids, Terms::ALL)?.single()?.1;
         }
     }
     Ok(retried)
+}
+
+/// Each server retries the rows of its shards, in a transaction of its own.
+fn retry_shards(watch: &Watch, sqlstate: Option<&str>) -> SqlResult<i64> {
+    let _user_context = UserContext::of_caller();
+    Spi::connect_mut(|client| {
+        let query = "SELECT pg_catalog.sum(s::bigint)::bigint FROM clip_search.on_servers(\
+             pg_catalog.format('SELECT clip_search.retry_here(%s, %L)', $1::bigint, $2::text)) AS s";
+        let rows = client.update(query, Some(1), &[watch.id.into(), sqlstate.into()]).map_err(spi)?;
+        Ok(rows.first().get::<i64>(1).map_err(spi)?.unwrap_or_default())
+    })
 }

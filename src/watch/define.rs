@@ -18,18 +18,18 @@ use crate::pg::spi::spi;
 use crate::pg::text::{Text, texts};
 use crate::pg::user_context::{UserContext, current_role};
 use crate::pg::vector;
+use crate::watch::arguments::{Arguments, Existing, Plan, check_nulls, lock_table};
 use crate::watch::backfill::{enqueue_existing, enqueue_missing};
 use crate::watch::citus::distribute;
 use crate::watch::checks::{check_cluster, check_embedding, check_table};
 use crate::watch::columns::{alter, create_index, has_index};
 use crate::watch::dropped::forget_dropped;
-use crate::watch::former;
+use crate::watch::existing_groups;
 use crate::watch::grouping::{Bind, Bound, name_of_members, reset_settings};
-use crate::watch::setting::{Watch, table_of};
+use crate::watch::setting::{Watch, named_table};
+use crate::watch::shared_memory;
 use crate::watch::tag_column;
 use crate::watch::trigger::install::create_triggers;
-use crate::watch::wakeup;
-use crate::watch::wanted::{Existing, Plan, Wanted, check_nulls, lock_table};
 use crate::watch::{notices, partitions, queue};
 
 #[pg_extern(volatile, parallel_unsafe, name = "clip_watch")]
@@ -60,9 +60,9 @@ fn set_watch(
         (collection.map(Text::str), mode.map(Text::str), on_error.map(Text::str), text_source.map(Text::str));
     let (existing, key, labels, image) =
         (existing.map(Text::str), key.map(Text::str), labels.map(Text::str), image.map(Text::str));
-    let oid = table_of(relation)?;
+    let oid = named_table(relation)?;
     let reset = reset.as_ref().map(texts).unwrap_or_default();
-    let wanted = Wanted {
+    let arguments = Arguments {
         source,
         text_source,
         text_weight,
@@ -83,9 +83,9 @@ fn set_watch(
         image,
         tags: tags.map(Text::str),
         reset: reset.into_iter().map(|option| given("reset", option)).collect::<SqlResult<_>>()?,
-        ..Wanted::default()
+        ..Arguments::default()
     };
-    let watch = watch(oid, &wanted)?;
+    let watch = watch(oid, &arguments)?;
     if index == Some(false) {
         notices::index_stays(&watch)?;
     }
@@ -105,11 +105,11 @@ pub fn choice(name: &str, value: Option<&str>, first: &str, second: &str) -> Sql
     }
 }
 
-pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
-    check_arguments(wanted)?;
+pub fn watch(oid: pg_sys::Oid, arguments: &Arguments<'_>) -> SqlResult<Watch> {
+    check_arguments(arguments)?;
     let store = Store::open(c"clip_watch()");
     let table = Table::describe(oid)?;
-    check_table(&table, wanted.queued.unwrap_or(false))?;
+    check_table(&table, arguments.queued.unwrap_or(false))?;
     if table.has_children {
         pgrx::warning!("rows of the tables that inherit from {} are not watched", table.name);
     }
@@ -118,17 +118,17 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
     let _session = shard_key.as_ref().map(|_| distribute::session());
     let (table, plan, added) = {
         let _caller = UserContext::of_caller();
-        let (table, plan) = lock_table(table, wanted)?;
-        check_not_replaced(wanted, &plan)?;
+        let (table, plan) = lock_table(table, arguments)?;
+        check_not_replaced(arguments, &plan)?;
         if let Some(cluster) = &plan.cluster {
-            check_cluster(&table, wanted.embedding, cluster, &plan.key)?;
+            check_cluster(&table, arguments.embedding, cluster, &plan.key)?;
         }
-        let added = add_columns(&table, wanted, &plan)?;
+        let added = add_columns(&table, arguments, &plan)?;
         (table, plan, added)
     };
     let (id, bound) = {
         let _extension = UserContext::of_extension();
-        store_setting(&store, &table, wanted, &plan, &added, role)?
+        store_setting(&store, &table, arguments, &plan, &added, role)?
     };
 
     let gone = || report(Error::new(Kind::Internal, "a watch is gone at once"));
@@ -137,10 +137,14 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
     if let Some(shard_key) = &shard_key {
         distribute::prepare(&table, &watch, shard_key.as_deref())?;
         watch = Watch::by_id(id)?.ok_or_else(gone)?;
+    } else if watch.is_distributed() {
+        // A dump has brought it to a server without Citus.
+        distribute::forget(&watch)?;
+        watch = Watch::by_id(id)?.ok_or_else(gone)?;
     }
-    tag_column::check_contents(&watch, &plan, wanted, &added.columns)?;
+    tag_column::check_contents(&watch, &plan, arguments, &added.columns)?;
     tag_column::tell_of_reset(&plan, &table);
-    if wanted.resets("cluster")
+    if arguments.resets("cluster")
         && let Some((column, collection)) = existing.and_then(|w| w.cluster.as_ref().zip(w.collection.as_ref()))
     {
         notices::grouping_ends(&table, column, collection);
@@ -153,17 +157,18 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
             }
             false
         }
-        Some(bound) if wanted.replaces.is_none() && existing.is_none_or(|known| known.cluster.is_none()) => {
-            former::settle_groups(&watch, matches!(bound, Bound::Same))?
+        Some(bound) if arguments.replaces.is_none() && existing.is_none_or(|known| known.cluster.is_none()) => {
+            existing_groups::settle_groups(&watch, matches!(bound, Bound::Same))?
         }
         _ => false,
     };
-    let is_new = existing.is_none() && !added.columns.iter().any(|name| name == wanted.embedding);
+    let is_new = existing.is_none() && !added.columns.iter().any(|name| name == arguments.embedding);
     // A new watch does not know who made the vectors that it finds.
     let made_by = existing.map(|known| known.model.as_str());
     if watch.is_distributed() {
-        create_on_shards(&watch, &table, wanted, is_new || plan.is_changed, made_by)?;
+        create_on_shards(&watch, &table, arguments, is_new || plan.is_changed, made_by)?;
         if plan.queued {
+            shared_memory::wake_at_commit();
             notices::no_worker(&table);
         }
         return Ok(watch);
@@ -178,15 +183,15 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
     if table.persistence == "u" && existing.is_none() && watch.cluster.is_some() {
         notices::unlogged(&watch);
     }
-    let replaced = settle_existing(&watch, &table, wanted, is_new || plan.is_changed, made_by)?;
+    let replaced = settle_existing(&watch, &table, arguments, is_new || plan.is_changed, made_by)?;
     notices::former_vectors(&table, replaced, plan.queued);
     if plan.queued {
         enqueue_missing(&watch)?;
-        wakeup::wake_at_commit();
-        if wanted.replaces.is_none() {
+        shared_memory::wake_at_commit();
+        if arguments.replaces.is_none() {
             notices::no_worker(&table);
         }
-    } else if replaced == 0 && wanted.replaces.is_none() && !table.forces_policies {
+    } else if replaced == 0 && arguments.replaces.is_none() && !table.forces_policies {
         notices::missing(&watch, &table, told_of_groups)?;
     }
     Ok(watch)
@@ -197,11 +202,11 @@ pub fn watch(oid: pg_sys::Oid, wanted: &Wanted<'_>) -> SqlResult<Watch> {
 fn create_on_shards(
     watch: &Watch,
     table: &Table,
-    wanted: &Wanted<'_>,
+    arguments: &Arguments<'_>,
     in_doubt: bool,
     made_by: Option<&str>,
 ) -> SqlResult<()> {
-    let existing = match wanted.existing {
+    let existing = match arguments.existing {
         Some(Existing::Keep) => Some("keep"),
         Some(Existing::Replace) => Some("replace"),
         None if in_doubt && distribute::any_row_has(watch, &watch.embedding)? => Some("replace"),
@@ -222,8 +227,8 @@ fn create_on_shards(
 }
 
 /// What can be refused before anything is looked up.
-fn check_arguments(wanted: &Wanted<'_>) -> SqlResult<()> {
-    if let Some(weight) = wanted.text_weight.filter(|weight| !(*weight > 0.0 && *weight < 1.0)) {
+fn check_arguments(arguments: &Arguments<'_>) -> SqlResult<()> {
+    if let Some(weight) = arguments.text_weight.filter(|weight| !(*weight > 0.0 && *weight < 1.0)) {
         return Err(report(
             Error::new(Kind::InvalidInput, format!("text_weight {weight} is not between 0 and 1"))
                 .detail("It is the text's share in the mean of an image's vector and a text's."),
@@ -231,7 +236,7 @@ fn check_arguments(wanted: &Wanted<'_>) -> SqlResult<()> {
     }
     // PostgreSQL cuts longer names, which then can't be found by what was given.
     let long = |name: &&str| name.len() >= pg_sys::NAMEDATALEN as usize;
-    match [Some(wanted.embedding), wanted.cluster].into_iter().flatten().find(long) {
+    match [Some(arguments.embedding), arguments.cluster].into_iter().flatten().find(long) {
         Some(name) => Err(sql_error(
             PgSqlErrorCode::ERRCODE_NAME_TOO_LONG,
             format!("column name \"{name}\" has {} bytes", name.len()),
@@ -242,13 +247,13 @@ fn check_arguments(wanted: &Wanted<'_>) -> SqlResult<()> {
 }
 
 /// While clip_reembed fills a column by another model, the source and the groups stay as they are.
-fn check_not_replaced(wanted: &Wanted<'_>, plan: &Plan) -> SqlResult<()> {
-    if let Some(known) = plan.existing.as_ref().filter(|_| plan.is_changed || wanted.resets("cluster"))
+fn check_not_replaced(arguments: &Arguments<'_>, plan: &Plan) -> SqlResult<()> {
+    if let Some(known) = plan.existing.as_ref().filter(|_| plan.is_changed || arguments.resets("cluster"))
         && let Some(next) = Watch::replacing(known.id)?
     {
         return Err(sql_error(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            format!("column \"{}\" is being embedded by model \"{}\" already", wanted.embedding, next.model),
+            format!("column \"{}\" is being embedded by model \"{}\" already", arguments.embedding, next.model),
         )
         .set_hint(format!("Let clip_reembed finish, or clip_unwatch column \"{}\" to give it up.", next.embedding)));
     }
@@ -262,8 +267,8 @@ struct Added {
 }
 
 /// Adds the columns that the table lacks, and checks the others.
-fn add_columns(table: &Table, wanted: &Wanted<'_>, plan: &Plan) -> SqlResult<Added> {
-    let embedding = wanted.embedding;
+fn add_columns(table: &Table, arguments: &Arguments<'_>, plan: &Plan) -> SqlResult<Added> {
+    let embedding = arguments.embedding;
     let schema = vector::schema();
     Spi::connect_mut(|client| {
         let mut columns = Vec::new();
@@ -273,7 +278,7 @@ fn add_columns(table: &Table, wanted: &Wanted<'_>, plan: &Plan) -> SqlResult<Add
                 check_nulls(client, table, embedding, &column, plan)?;
             }
             None => {
-                let kind = if wanted.half { "halfvec" } else { "vector" };
+                let kind = if arguments.half { "halfvec" } else { "vector" };
                 let (name, dimensions) = (quote_identifier(embedding), plan.dimensions);
                 alter(client, table, &format!("ADD COLUMN {name} {schema}.{kind}({dimensions})"))?;
                 columns.push(embedding.to_owned());
@@ -298,7 +303,7 @@ fn add_columns(table: &Table, wanted: &Wanted<'_>, plan: &Plan) -> SqlResult<Add
             }
         }
         columns.extend(tag_column::settle_column(client, table, plan)?);
-        let index = match wanted.index && !has_index(client, table, embedding)? {
+        let index = match arguments.index && !has_index(client, table, embedding)? {
             true => Some(create_index(client, table, embedding, &schema)?),
             false => None,
         };
@@ -310,7 +315,7 @@ fn add_columns(table: &Table, wanted: &Wanted<'_>, plan: &Plan) -> SqlResult<Add
 fn store_setting(
     store: &Store,
     table: &Table,
-    wanted: &Wanted<'_>,
+    arguments: &Arguments<'_>,
     plan: &Plan,
     added: &Added,
     role: pg_sys::Oid,
@@ -318,7 +323,7 @@ fn store_setting(
     let Plan { existing, key, model, dimensions, .. } = plan;
     let cluster = plan.cluster.as_deref();
     let known = existing.as_ref().and_then(|known| known.collection.as_deref());
-    let collection = cluster.map(|_| wanted.collection.or(known).unwrap_or(&table.plain_name).to_owned());
+    let collection = cluster.map(|_| arguments.collection.or(known).unwrap_or(&table.plain_name).to_owned());
     Spi::connect_mut(|client| {
         forget_dropped(client, store)?;
         // What is noted by another key names no row any more. The rows are missing, and found as such.
@@ -332,41 +337,41 @@ fn store_setting(
         }
         let bound = match (&collection, cluster) {
             (Some(collection), Some(cluster)) => {
-                let key = match wanted.key {
+                let key = match arguments.key {
                     Some(key) => key.to_owned(),
                     None => name_of_members(client, table.oid, key)?,
                 };
                 let bind = Bind { collection, model, dimensions: *dimensions, cluster, key: &key, role };
-                let bound = bind.run(client, store, table.oid, wanted)?;
-                bind.reset(client, wanted)?;
+                let bound = bind.run(client, store, table.oid, arguments)?;
+                bind.reset(client, arguments)?;
                 Some(bound)
             }
             _ => {
-                if let Some(collection) = known.filter(|_| wanted.resets("cluster")) {
+                if let Some(collection) = known.filter(|_| arguments.resets("cluster")) {
                     let key = name_of_members(client, table.oid, key)?;
-                    reset_settings(client, collection, &key, wanted)?;
+                    reset_settings(client, collection, &key, arguments)?;
                 }
                 None
             }
         };
-        let arguments: [DatumWithOid<'_>; 15] = [
+        let values: [DatumWithOid<'_>; 15] = [
             table.oid.into(),
             plan.image.as_deref().into(),
             plan.text.as_deref().into(),
             plan.text_weight.into(),
-            wanted.embedding.into(),
+            arguments.embedding.into(),
             cluster.into(),
             model.as_str().into(),
             collection.as_deref().into(),
             plan.queued.into(),
             plan.skip.into(),
             key.clone().into(),
-            wanted.replaces.into(),
+            arguments.replaces.into(),
             added.columns.clone().into(),
             added.index.clone().into(),
             matches!(bound, Some(Bound::New)).into(),
         ];
-        let rows = client.update(include_str!("sql/set_watch.sql"), None, &arguments).map_err(spi)?;
+        let rows = client.update(include_str!("sql/set_watch.sql"), None, &values).map_err(spi)?;
         let id = rows.first().get::<i64>(1).map_err(spi)?;
         let id = id.ok_or_else(|| report(Error::new(Kind::Internal, "a watch has no id")))?;
         tag_column::store(client, id, plan)?;
@@ -379,16 +384,16 @@ fn store_setting(
 fn settle_existing(
     watch: &Watch,
     table: &Table,
-    wanted: &Wanted<'_>,
+    arguments: &Arguments<'_>,
     in_doubt: bool,
     made_by: Option<&str>,
 ) -> SqlResult<i64> {
-    match wanted.existing {
+    match arguments.existing {
         Some(Existing::Keep) => {
             queue::keep_existing(watch.id)?;
             Ok(0)
         }
-        None if !in_doubt || wanted.replaces.is_some() => Ok(0),
+        None if !in_doubt || arguments.replaces.is_some() => Ok(0),
         _ if table.forces_policies => Err(forced_policies(table)),
         _ => enqueue_existing(watch, made_by),
     }

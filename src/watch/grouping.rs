@@ -10,7 +10,7 @@ use crate::pg::catalog::Table;
 use crate::pg::error::{SqlResult, different_dimensions, sql_error};
 use crate::pg::spi::{get, spi};
 use crate::pg::user_context::owner_of_table;
-use crate::watch::wanted::Wanted;
+use crate::watch::arguments::Arguments;
 
 /// The column that identifies a group's members: the last column of the key that is not in it only for partitioning.
 pub fn name_of_members(client: &mut SpiClient<'_>, table: pg_sys::Oid, key: &[String]) -> SqlResult<String> {
@@ -65,13 +65,13 @@ impl Bind<'_> {
         client: &mut SpiClient<'_>,
         store: &Store,
         table: pg_sys::Oid,
-        wanted: &Wanted<'_>,
+        arguments: &Arguments<'_>,
     ) -> SqlResult<Bound> {
         let name = self.collection;
         check_name(name)?;
-        check_threshold(wanted.threshold)?;
-        let arguments = [name.into(), wanted.embedding.into(), self.cluster.into()];
-        let rows = client.update(include_str!("sql/bound.sql"), Some(1), &arguments).map_err(spi)?;
+        check_threshold(arguments.threshold)?;
+        let values = [name.into(), arguments.embedding.into(), self.cluster.into()];
+        let rows = client.update(include_str!("sql/bound.sql"), Some(1), &values).map_err(spi)?;
         let found = rows
             .into_iter()
             .next()
@@ -79,9 +79,9 @@ impl Bind<'_> {
             .transpose()?;
         let described = Table::describe(table)?;
         for (column, kind, shown) in [
-            (wanted.key, None, ""),
-            (wanted.labels, Some(pg_sys::TEXTARRAYOID), "text[]"),
-            (wanted.image, Some(pg_sys::BYTEAOID), "bytea"),
+            (arguments.key, None, ""),
+            (arguments.labels, Some(pg_sys::TEXTARRAYOID), "text[]"),
+            (arguments.image, Some(pg_sys::BYTEAOID), "bytea"),
         ] {
             let Some(name) = column else { continue };
             let column = described.known_column(client, name)?;
@@ -95,31 +95,31 @@ impl Bind<'_> {
         let settings = [
             name.into(),
             table.into(),
-            wanted.embedding.into(),
+            arguments.embedding.into(),
             self.cluster.into(),
             self.key.into(),
             (self.dimensions as i32).into(),
             self.model.into(),
-            wanted.threshold.into(),
-            wanted.labels.into(),
-            wanted.image.into(),
+            arguments.threshold.into(),
+            arguments.labels.into(),
+            arguments.image.into(),
         ];
         match found {
             Some((Some(members), Some(true))) if members == table => {
                 // A key that a user has chosen remains; a key that was renamed or dropped is updated.
                 let query = include_str!("sql/rebind.sql");
-                let arguments = [
+                let values = [
                     name.into(),
                     self.key.into(),
-                    wanted.threshold.into(),
+                    arguments.threshold.into(),
                     table.into(),
-                    wanted.key.is_some().into(),
-                    wanted.labels.into(),
-                    wanted.image.into(),
-                    wanted.embedding.into(),
+                    arguments.key.is_some().into(),
+                    arguments.labels.into(),
+                    arguments.image.into(),
+                    arguments.embedding.into(),
                     self.cluster.into(),
                 ];
-                client.update(query, None, &arguments).map_err(spi)?;
+                client.update(query, None, &values).map_err(spi)?;
                 return Ok(Bound::Same);
             }
             Some((Some(members), _)) => return Err(elsewhere(client, name, members == table)?),
@@ -143,17 +143,22 @@ impl Bind<'_> {
     }
 
     /// Resets settings of the collection to their defaults.
-    pub fn reset(&self, client: &mut SpiClient<'_>, wanted: &Wanted<'_>) -> SqlResult<()> {
-        reset_settings(client, self.collection, self.key, wanted)
+    pub fn reset(&self, client: &mut SpiClient<'_>, arguments: &Arguments<'_>) -> SqlResult<()> {
+        reset_settings(client, self.collection, self.key, arguments)
     }
 }
 
 /// The same for a collection that the watch may have ceased to use. `key`: the default one.
-pub fn reset_settings(client: &mut SpiClient<'_>, collection: &str, key: &str, wanted: &Wanted<'_>) -> SqlResult<()> {
-    if wanted.reset.is_empty() {
+pub fn reset_settings(
+    client: &mut SpiClient<'_>,
+    collection: &str,
+    key: &str,
+    arguments: &Arguments<'_>,
+) -> SqlResult<()> {
+    if arguments.reset.is_empty() {
         return Ok(());
     }
-    let options: Vec<String> = wanted.reset.iter().map(|option| (*option).to_owned()).collect();
-    let arguments = [collection.into(), options.into(), key.into()];
-    client.update(include_str!("sql/reset_collection.sql"), None, &arguments).map(drop).map_err(spi)
+    let options: Vec<String> = arguments.reset.iter().map(|option| (*option).to_owned()).collect();
+    let values = [collection.into(), options.into(), key.into()];
+    client.update(include_str!("sql/reset_collection.sql"), None, &values).map(drop).map_err(spi)
 }

@@ -6,11 +6,11 @@ use pgrx::prelude::*;
 use crate::pg::error::{SqlResult, given};
 use crate::pg::regclass::Regclass;
 use crate::pg::text::Text;
+use crate::watch::arguments::Arguments;
 use crate::watch::backfill;
 use crate::watch::define::{choice, watch};
 use crate::watch::setting::table_of;
 use crate::watch::unwatch;
-use crate::watch::wanted::Wanted;
 
 #[pg_extern(sql = false)]
 #[allow(clippy::too_many_arguments)]
@@ -32,7 +32,7 @@ fn clip_watch(
         (source.map(Text::str), embedding.map(Text::str), cluster.map(Text::str), model.map(Text::str));
     let (collection, mode, on_error, text_source) =
         (collection.map(Text::str), mode.map(Text::str), on_error.map(Text::str), text_source.map(Text::str));
-    let wanted = Wanted {
+    let arguments = Arguments {
         source: Some(given("source", source)?),
         text_source,
         text_weight: text_source.map(|_| given("text_weight", text_weight)).transpose()?,
@@ -44,9 +44,9 @@ fn clip_watch(
         skip: choice("on_error", Some(given("on_error", on_error)?), "raise", "skip")?,
         threshold,
         index: given("index", index)?,
-        ..Wanted::default()
+        ..Arguments::default()
     };
-    watch(table_of(relation)?, &wanted).map(drop)
+    watch(table_of(relation)?, &arguments).map(drop)
 }
 
 #[pg_extern(sql = false)]

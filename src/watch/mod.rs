@@ -1,12 +1,14 @@
 //! Watched tables: clip_watch, its trigger, the queue, the background worker.
 
+mod arguments;
 pub mod backfill;
 mod checks;
 pub mod citus;
 mod columns;
 pub mod define;
 pub mod dropped;
-pub mod former;
+mod embed_entries;
+pub mod existing_groups;
 mod grouping;
 mod legacy;
 mod notices;
@@ -16,13 +18,11 @@ mod queue;
 pub mod reembed;
 mod rows;
 mod setting;
+mod shared_memory;
 mod source;
 mod swap;
 mod tag_column;
 mod tags;
 mod trigger;
 pub mod unwatch;
-mod wakeup;
-mod wanted;
-mod work;
 pub mod worker;

@@ -11,8 +11,8 @@ use crate::pg::user_context::UserContext;
 use crate::watch::backfill::{any_missing, any_ungrouped};
 use crate::watch::columns::has_index;
 use crate::watch::setting::Watch;
+use crate::watch::shared_memory;
 use crate::watch::tags;
-use crate::watch::wakeup;
 
 /// PostgreSQL empties an unlogged table after a crash, without any notification.
 pub fn unlogged(watch: &Watch) {
@@ -86,7 +86,7 @@ pub fn former_vectors_in_shards(table: &Table) {
 
 /// Warns that queued rows wait for a worker that this server does not run.
 pub fn no_worker(table: &Table) {
-    let (why, way_out) = match (wakeup::is_preloaded(), guc::worker()) {
+    let (why, way_out) = match (shared_memory::is_preloaded(), guc::worker()) {
         (false, _) => (
             "clip_search is not in shared_preload_libraries, so the server has not started one.",
             "Add it there and restart the server",

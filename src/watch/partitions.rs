@@ -22,7 +22,7 @@ use crate::pg::vector::{self, Vector};
 use crate::watch::backfill::{enqueue_missing, key_of};
 use crate::watch::queue::own;
 use crate::watch::setting::Watch;
-use crate::watch::wakeup;
+use crate::watch::shared_memory;
 
 /// The number of rows that are read at a time.
 const ROWS: i64 = 1000;
@@ -195,7 +195,7 @@ pub fn settle(watch: &Watch) -> SqlResult<()> {
     }
     if attached && watch.queued {
         enqueue_missing(watch)?;
-        wakeup::wake_at_commit();
+        shared_memory::wake_at_commit();
     }
     Ok(())
 }

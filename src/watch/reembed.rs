@@ -16,13 +16,13 @@ use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, spi};
 use crate::pg::text::Text;
 use crate::pg::user_context::UserContext;
+use crate::watch::arguments::Arguments;
 use crate::watch::columns::is_half;
 use crate::watch::define;
 use crate::watch::queue::own;
 use crate::watch::setting::{Watch, table_of};
 use crate::watch::swap::{check_dependents, finish, make_indexes};
 use crate::watch::tags;
-use crate::watch::wanted::Wanted;
 
 /// The number of names to try for the second column.
 const NAMES: u32 = 100;
@@ -48,6 +48,16 @@ pub mod clip_search {
         })?;
         // Two concurrent calls create only one column, because both first take the lock that creating it needs.
         let watch = Watch::one_of_table(oid, embedding)?;
+        if watch.is_distributed() {
+            let what = format!("{} is a distributed table of Citus, whose columns can't be swapped", watch.name());
+            return Err(sql_error(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, what)
+                .set_detail("A column with the vectors of another model is filled beside the first, and stays there.")
+                .set_hint(format!(
+                    "clip_watch({}, …, embedding => 'new_column', model => {}), CALL clip_backfill, then let searches use that column.",
+                    quote_literal(watch.name()),
+                    quote_literal(model)
+                )));
+        }
         tables::check_may_commit("clip_reembed()")?;
         // A model that does not exist, or can't be used, is an error before any session has to wait.
         if Watch::replacing(watch.id)?.is_none() {
@@ -94,7 +104,7 @@ pub mod clip_search {
         };
         let next = define::watch(
             oid,
-            &Wanted {
+            &Arguments {
                 source: watch.image.as_deref().or(watch.text.as_deref()),
                 text_source: watch.image.as_deref().and(watch.text.as_deref()),
                 text_weight: watch.image.as_ref().and(watch.text.as_ref()).map(|_| watch.text_weight),
@@ -108,7 +118,7 @@ pub mod clip_search {
                 half,
                 replaces: Some(watch.id),
                 tags: watch.tags.as_deref().map(|_| tags.as_str()),
-                ..Wanted::default()
+                ..Arguments::default()
             },
         )?;
         make_indexes(&watch, &next)?;

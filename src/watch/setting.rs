@@ -257,8 +257,19 @@ impl Watch {
     }
 }
 
-/// The table that a function is called with.
+/// The table that a function is called with, or the shard with its rows if Citus keeps it on the coordinator: what was
+/// watched when Citus took the table over has become that shard.
 pub fn table_of(relation: Option<Regclass>) -> SqlResult<pg_sys::Oid> {
+    let table = named_table(relation)?;
+    if !citus::is_installed() {
+        return Ok(table);
+    }
+    let _user_context = UserContext::of_caller();
+    Ok(Spi::connect(|client| citus::kept(client, table))?.map_or(table, |(shard, _)| shard))
+}
+
+/// The table that a function is called with, as it was named.
+pub fn named_table(relation: Option<Regclass>) -> SqlResult<pg_sys::Oid> {
     relation.map(|Regclass(oid)| oid).ok_or_else(|| {
         sql_error(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, "the table is NULL")
             .set_hint("Give its name, or oid.")
@@ -277,7 +288,14 @@ pub fn check_place(table: &Table) -> SqlResult<Option<Place>> {
         Err(sql_error(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, message).set_detail(detail).set_hint(hint))
     };
     match &place {
-        None | Some(Place::Coordinator) => {}
+        None => {}
+        Some(Place::Coordinator) => {
+            return refuse(
+                "a table that Citus keeps on the coordinator",
+                "A watch from before stays as it is; columns and triggers can't be added to the shard alone.",
+                "SELECT undistribute_table(…), then clip_watch; Citus may take the table over afterwards.",
+            );
+        }
         Some(Place::Shards(_)) if table.kind == "p" => {
             return refuse(
                 "a partitioned table of Citus",

@@ -15,10 +15,10 @@ use crate::pg::spi::get;
 use crate::pg::spi::spi;
 use crate::pg::user_context::UserContext;
 use crate::watch::backfill::enqueue_missing;
+use crate::watch::embed_entries::{Terms, embed_entries};
 use crate::watch::queue::{self, own};
 use crate::watch::setting::Watch;
 use crate::watch::trigger::install::drop_triggers;
-use crate::watch::work::{Terms, work};
 
 /// Rows that are still embedded while the table is locked for the swap: two seconds' worth of CLIP ViT-B/32.
 const LAST_ROWS: usize = 16;
@@ -138,7 +138,7 @@ fn embed_last_rows(next: &Watch) -> SqlResult<bool> {
     if last.len() > LAST_ROWS {
         return Ok(false);
     }
-    if let Some(failure) = work(&last, Terms::ALL)?.stuck.into_values().next() {
+    if let Some(failure) = embed_entries(&last, Terms::ALL)?.stuck.into_values().next() {
         return Err(failure.into_report());
     }
     Ok(left()?.is_empty())

@@ -8,10 +8,10 @@ use crate::pg::catalog::{Column, Table};
 use crate::pg::error::{SqlResult, report, sql_error, with_sqlstate};
 use crate::pg::spi::spi;
 use crate::pg::user_context::UserContext;
+use crate::watch::arguments::{Arguments, Plan, check_nulls};
 use crate::watch::columns::alter;
 use crate::watch::setting::Watch;
 use crate::watch::tags;
-use crate::watch::wanted::{Plan, Wanted, check_nulls};
 
 /// Checks the column, or adds it; whether it was added.
 pub fn settle_column(client: &mut SpiClient<'_>, table: &Table, plan: &Plan) -> SqlResult<Option<String>> {
@@ -67,7 +67,7 @@ pub fn store(client: &mut SpiClient<'_>, id: i64, plan: &Plan) -> SqlResult<()> 
 }
 
 /// A column of tags is this watch's alone, and what it contains from before is not overwritten unless the caller says so.
-pub fn check_contents(watch: &Watch, plan: &Plan, wanted: &Wanted<'_>, added: &[String]) -> SqlResult<()> {
+pub fn check_contents(watch: &Watch, plan: &Plan, arguments: &Arguments<'_>, added: &[String]) -> SqlResult<()> {
     let known = plan.existing.as_ref().and_then(|known| known.tags.as_deref());
     let Some(column) = watch.tags.as_deref().filter(|tags| known != Some(*tags)) else { return Ok(()) };
     if watch.replaces.is_none() {
@@ -93,7 +93,7 @@ pub fn check_contents(watch: &Watch, plan: &Plan, wanted: &Wanted<'_>, added: &[
             .hint("Name another; one that is not there is made."),
         ));
     }
-    if wanted.existing.is_some() || added.iter().any(|name| name == column) {
+    if arguments.existing.is_some() || added.iter().any(|name| name == column) {
         return Ok(());
     }
     let is_used = watch.as_owner(|client| {

@@ -8,6 +8,7 @@ use pgrx::spi::{SpiClient, quote_identifier, quote_literal};
 use crate::cluster::collection::drop_rows;
 use crate::cluster::tables::{self, Store};
 use crate::pg::catalog::{self, Lock, Table};
+use crate::pg::citus;
 use crate::pg::error::{SqlResult, given, report};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::get;
@@ -60,7 +61,12 @@ pub fn call(relation: Option<Regclass>, embedding: Option<&str>, drops: bool) ->
 pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
     let store = Store::open(c"clip_unwatch()");
     let _session = watch.is_distributed().then(distribute::session);
-    let table = Table::locked(watch.relation, Lock::AccessExclusive)?;
+    // Citus takes a definition from a table to its shards, and not the other way.
+    let kept = {
+        let _user_context = UserContext::of_caller();
+        Spi::connect(|client| citus::kept(client, watch.relation))?
+    };
+    let table = Table::locked(kept.map_or(watch.relation, |(_, parent)| parent), Lock::AccessExclusive)?;
     let (columns, index, collection) = {
         let _user_context = UserContext::of_extension();
         Spi::connect_mut(|client| {

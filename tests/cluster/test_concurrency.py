@@ -329,6 +329,19 @@ def test_members_leave_and_the_last_takes_the_cluster_along(db: psycopg.Connecti
     assert value(db, ASSIGN, vector_text(rows[0]), collection) != id
 
 
+def test_a_cluster_is_found_where_it_is_after_its_first_member_left(db: psycopg.Connection, collection: str) -> None:
+    """Three vectors at steps of 31 degrees: the third is near the second only, whose cluster began as the first's."""
+    start, other = direction(27), direction(28)
+    other = unit(other - (other @ start) * start)
+    steps = [np.cos(angle) * start + np.sin(angle) * other for angle in np.radians([0, 31, 62])]
+    first, second, third = (vector_text(step) for step in steps)
+    id = value(db, ASSIGN, first, collection)
+    assert value(db, ASSIGN, second, collection) == id
+    value(db, LEAVE, id, first)
+    assert np.abs(clusters(db, collection)[id][1] - steps[1]).max() < 1e-5
+    assert value(db, ASSIGN, third, collection) == id
+
+
 def test_a_last_member_that_leaves_and_one_that_comes_at_once(
     database: support.Database, db: psycopg.Connection, collection: str
 ) -> None:

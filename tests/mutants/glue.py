@@ -29,7 +29,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a commit wakes nobody",
-        "src/watch/wakeup.rs",
+        "src/watch/shared_memory.rs",
         "    set_latch(process);\n}\n\n/// The slot of a database",
         "    let _ = process;\n}\n\n/// The slot of a database",
         "tests/watch/test_timing.py::test_a_commit_wakes_the_worker",
@@ -78,7 +78,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a broken image is tried again and again",
-        "src/watch/work.rs",
+        "src/watch/embed_entries.rs",
         '["22", "0A", "54"].iter()',
         '["99"].iter()',
         "tests/watch/test_worker.py::test_poison_rows_back_off_and_are_listed",
@@ -306,7 +306,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a row is tried once more than it may be",
-        "src/watch/work.rs",
+        "src/watch/embed_entries.rs",
         "entry.attempts < guc::worker_attempts()",
         "entry.attempts <= guc::worker_attempts()",
         "tests/watch/test_timing.py::test_each_failure_doubles_the_delay",
@@ -341,7 +341,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the launcher is not woken",
-        "src/watch/wakeup.rs",
+        "src/watch/shared_memory.rs",
         "if slot.worker != 0 { slot.worker } else { launcher }",
         "slot.worker",
         "tests/watch/test_worker.py::test_reload_terminate_drop_and_create",

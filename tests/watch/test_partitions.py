@@ -253,3 +253,27 @@ def test_vectors_of_an_attached_partition_are_told_of(parts):
     parts.execute(kept[0][1].partition(": ")[2].partition(";")[0])
     parts.execute("CALL clip_backfill('note')")
     assert check(parts, "note WHERE body <> ''", collection="note") == 30
+
+
+def pending(db: psycopg.Connection) -> int:
+    return value(db, "SELECT count(*) FROM clip_search.pending")
+
+
+def test_a_failed_row_that_moves_stays_listed(parts: psycopg.Connection) -> None:
+    """It has the same source, so embedding it again would fail again."""
+    before = parts.execute("SELECT sqlstate, message, attempts FROM clip_search.failure WHERE key = '{51}'").fetchall()
+    for to in (152, 252, 52):
+        parts.execute("UPDATE note SET id = %s WHERE body = '' AND id NOT IN (151, 251)", (to,))
+        assert sorted(failures(parts)) == sorted(["151", "251", str(to)]) and pending(parts) == 0
+    after = parts.execute("SELECT sqlstate, message, attempts FROM clip_search.failure WHERE key = '{52}'").fetchall()
+    assert before == after and len(before) == 1
+    # Two by one statement; one that gets a source on its way; one whose move is undone.
+    parts.execute("UPDATE note SET id = 305 - id WHERE id IN (52, 251)")
+    assert failures(parts) == ["151", "253", "54"] and pending(parts) == 0
+    parts.execute("UPDATE note SET id = 152, body = %s WHERE id = 54", (WORDS[0],))
+    assert failures(parts) == ["151", "253"] and pending(parts) == 0
+    assert value(parts, "SELECT embedding IS NOT NULL FROM note WHERE id = 152")
+    with parts.transaction(force_rollback=True):
+        parts.execute("UPDATE note SET id = 53 WHERE id = 151")
+        assert failures(parts) == ["253", "53"]
+    assert failures(parts) == ["151", "253"]

@@ -44,7 +44,16 @@ pub fn prepare(table: &Table, watch: &Watch, shard_key: Option<&str>) -> SqlResu
     })
 }
 
-/// The quoted name of a table that exists.
+/// The table of a watch is not distributed any more.
+pub fn forget(watch: &Watch) -> SqlResult<()> {
+    let _user_context = UserContext::of_extension();
+    Spi::connect_mut(|client| {
+        let query = "UPDATE clip_search.watch_setting SET home = NULL WHERE id = $1";
+        client.update(query, None, &[watch.id.into()]).map(drop).map_err(spi)
+    })
+}
+
+/// The oid of a table by its quoted name.
 fn departures(client: &mut SpiClient<'_>, name: &str) -> SqlResult<Option<pg_sys::Oid>> {
     let rows = client.update("SELECT pg_catalog.to_regclass($1)::oid", Some(1), &[name.into()]).map_err(spi)?;
     rows.first().get::<pg_sys::Oid>(1).map_err(spi)

@@ -15,7 +15,7 @@ use crate::cluster::assign::{assign, leave};
 use crate::cluster::statements;
 use crate::cluster::tables::{Store, check_writable};
 use crate::pg::catalog::Lock;
-use crate::pg::citus;
+use crate::pg::citus::{self, Place};
 use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::owners_table::OwnersTable;
 use crate::pg::regclass::Regclass;
@@ -113,19 +113,30 @@ pub fn run(watch: &Watch, most: i64) -> SqlResult<i64> {
             break;
         }
     }
-    if done > 0 && has_one_shard(watch)? {
-        citus::commit_in_two_phases()?;
+    if done > 0 {
+        commit_in_two_phases(watch)?;
     }
     Ok(done)
 }
 
-/// Citus commits changes of several shards in two phases by itself.
-fn has_one_shard(watch: &Watch) -> SqlResult<bool> {
-    let _user_context = UserContext::of_caller();
-    Spi::connect(|client| {
-        let query = "SELECT pg_catalog.count(*) FROM pg_catalog.pg_dist_shard WHERE logicalrelid::pg_catalog.oid OPERATOR(pg_catalog.=) $1";
-        let rows = client.select(query, Some(1), &[watch.relation.into()]).map_err(spi)?;
-        Ok(rows.first().get::<i64>(1).map_err(spi)? == Some(1))
+/// Makes the transaction commit in two phases. Citus does so by itself when a statement changes more than one shard; with
+/// one shard, its server would commit before the coordinator, and what the coordinator has changed could be lost between.
+/// It also does so when rows come from the coordinator, even if there are none.
+fn commit_in_two_phases(watch: &Watch) -> SqlResult<()> {
+    let place = {
+        let _user_context = UserContext::of_caller();
+        Spi::connect(|client| citus::place(client, watch.relation))?
+    };
+    let (column, value) = match place {
+        Some(Place::Shards(Some(column))) => (format!("{}, ", quote_identifier(column)), "NULL, "),
+        _ => (String::new(), ""),
+    };
+    departures(watch)?.as_owner(|client| {
+        let query = format!(
+            "INSERT INTO {} ({column}departed_id) SELECT {value}pg_catalog.gen_random_uuid() FROM pg_catalog.generate_series(1, 0)",
+            client.name()
+        );
+        client.update(&query, None, &[]).map(drop)
     })
 }
 
@@ -219,6 +230,11 @@ fn assign_open(watch: &Watch, collection: &str, most: i64) -> SqlResult<(i64, i6
         .collect();
     let same: Vec<String> =
         (1..).zip(&types).map(|(number, (name, _))| format!("t.{name} = a.clip_key_{number}")).collect();
+    // What the coordinator returns; the shards return the columns as they are, since format() is not immutable.
+    let returned: Vec<String> =
+        (1..).zip(&types).map(|(number, (name, _))| format!("t.{name} AS clip_key_{number}")).collect();
+    let keys: Vec<String> =
+        (1..=types.len()).map(|number| format!("pg_catalog.format('%s', clip_key_{number})")).collect();
     let query = format!(
         include_str!("sql/assigned.sql"),
         values = values.join(", "),
@@ -226,7 +242,8 @@ fn assign_open(watch: &Watch, collection: &str, most: i64) -> SqlResult<(i64, i6
         table = watch.table,
         column = column,
         hash = hash.replace(&embedding, &format!("t.{embedding}")),
-        key = key
+        returned = returned.join(", "),
+        key = keys.join(", ")
     );
     let written: HashSet<String> = watch.as_owner(|client| {
         key_form();

@@ -4,15 +4,18 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, quote_literal};
 
+use crate::cluster::tables;
 use crate::pg::catalog::{Lock, Table, lock};
 use crate::pg::citus;
 use crate::pg::error::SqlResult;
+use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, own_schema, spi};
+use crate::pg::text::Text;
 use crate::pg::user_context::{UserContext, current_role, has_rights_of, owner_of_table};
 use crate::watch::backfill::{enqueue_existing, enqueue_missing};
 use crate::watch::queue;
-use crate::watch::setting::Watch;
-use crate::watch::wakeup;
+use crate::watch::setting::{Watch, table_of};
+use crate::watch::shared_memory;
 
 /// A trigger of clip_watch with settings for shards.
 struct Found {
@@ -60,7 +63,7 @@ fn adopt(trigger: pg_sys::Oid) -> SqlResult<()> {
             Ok::<_, ErrorReport>((id, is_here, existing, made_by))
         })?
     };
-    wakeup::wake_at_commit();
+    shared_memory::wake_at_commit();
     let Some(watch) = Watch::by_id(id)?.filter(|_| is_here) else { return Ok(()) };
     match existing.as_deref() {
         Some("keep") => queue::keep_existing(id)?,
@@ -115,7 +118,7 @@ pub mod clip_search {
 
     /// Whether Citus sends queries on a watched shard to this server.
     #[pg_extern(volatile, strict, parallel_unsafe)]
-    fn is_placed_here(relation: crate::pg::regclass::Regclass) -> SqlResult<bool> {
+    fn is_placed_here(relation: Regclass) -> SqlResult<bool> {
         let _user_context = UserContext::of_caller();
         Spi::connect(|client| match citus::shard(client, relation.0)? {
             Some((_, shard)) => citus::is_active_here(client, shard),
@@ -140,5 +143,51 @@ pub mod clip_search {
             }
         }
         Ok(TableIterator::new(found))
+    }
+
+    /// Removes queue and failures of a shard whose rows are all about to go; the caller owns it.
+    #[pg_extern(volatile, strict, parallel_unsafe)]
+    fn forget_rows(shard: Regclass) -> SqlResult<bool> {
+        if !is_owned(shard) {
+            return Ok(false);
+        }
+        queue::own(|client| {
+            let watches = Watch::find(client, "w.relation::oid = $1 AND h.home ->> 'parent' IS NOT NULL", &[shard.0.into()])?;
+            watches.iter().try_for_each(|watch| queue::forget_lists(client, watch.id))
+        })?;
+        Ok(true)
+    }
+
+    /// The watches of a table that is distributed; the caller owns it, and is not inside a transaction block.
+    #[pg_extern(volatile, parallel_unsafe)]
+    fn distributed_watches(relation: Option<Regclass>, embedding: Option<Text<'_>>) -> SqlResult<Vec<i64>> {
+        if !citus::is_installed() {
+            return Ok(Vec::new());
+        }
+        let watches = Watch::of_table(table_of(relation)?, embedding.map(Text::str))?;
+        let found: Vec<i64> = watches.iter().filter(|watch| watch.is_distributed()).map(|watch| watch.id).collect();
+        if !found.is_empty() {
+            tables::check_may_commit("clip_backfill()")?;
+        }
+        Ok(found)
+    }
+
+    /// Whether the current role has the privileges of a table's owner. Citus hides shards in pg_class.
+    #[pg_extern(stable, strict, parallel_safe)]
+    fn is_owned(relation: Regclass) -> bool {
+        owner_of_table(relation.0).is_some_and(|owner| has_rights_of(current_role(), owner))
+    }
+
+    /// The table that users name, for the shard of a table that Citus keeps on the coordinator.
+    #[pg_extern(stable, strict, parallel_unsafe)]
+    fn shown_as(relation: Regclass) -> SqlResult<Option<Regclass>> {
+        if !citus::is_installed() {
+            return Ok(Some(relation));
+        }
+        let _user_context = UserContext::of_caller();
+        Spi::connect(|client| match citus::shard(client, relation.0)? {
+            Some((table, _)) if citus::place(client, table)? == Some(citus::Place::Coordinator) => Ok(Some(Regclass(table))),
+            _ => Ok(Some(relation)),
+        })
     }
 }

@@ -14,21 +14,31 @@ use crate::pg::user_context::UserContext;
 use crate::pg::vector::Vector;
 use crate::watch::partitions;
 use crate::watch::queue;
+use crate::watch::shared_memory::wake_at_commit;
 use crate::watch::trigger::before::take_failure;
 use crate::watch::trigger::departures;
 use crate::watch::trigger::moves;
 use crate::watch::trigger::plan::Plan;
 use crate::watch::trigger::row::{Tuple, same_value, unchanged};
-use crate::watch::wakeup::wake_at_commit;
 
 pub(super) fn after_insert(plan: &Plan, new: &Tuple) -> SqlResult<()> {
     if !new.member(plan).is_some_and(|member| moves::has_arrived(&member)) {
         confirm(plan, new);
     }
-    if new.datum(plan.embedding).is_none() && new.has_source(plan) {
+    if new.datum(plan.embedding).is_none() && new.has_source(plan) && !stays_listed(plan, new)? {
         note(plan, new)?;
     }
     Ok(())
+}
+
+/// Whether a row that has arrived from another partition is listed as failed, and stays so.
+fn stays_listed(plan: &Plan, new: &Tuple) -> SqlResult<bool> {
+    if !moves::any_without_embedding() {
+        return Ok(false);
+    }
+    let key = new.key(plan)?;
+    let Some(former) = moves::former_key(plan, &key) else { return Ok(false) };
+    rename_failure(plan, &former, &key)
 }
 
 pub(super) fn after_update(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<()> {
@@ -59,9 +69,7 @@ pub(super) fn after_update(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<(
         let old_key = old.key(plan)?;
         if renamed && !changed && open {
             // Remove the row's entry and failure, too.
-            let key = new.key(plan)?;
-            let arguments = [plan.watch.id.into(), old_key.as_str().into(), key.as_str().into()];
-            listed = queue::noted(&plan.watch, key.len(), || change_failures(RENAME_FAILURE, &arguments))? > 0;
+            listed = rename_failure(plan, &old_key, &new.key(plan)?)?;
         } else {
             change_failures(DELETE_FAILURE, &[plan.watch.id.into(), old_key.as_str().into()])?;
         }
@@ -84,7 +92,10 @@ pub(super) fn after_delete(plan: &Plan, old: &Tuple) -> SqlResult<()> {
         part(plan, old)?;
     }
     if old.datum(plan.embedding).is_none() && old.has_source(plan) {
-        change_failures(DELETE_FAILURE, &[plan.watch.id.into(), old.key(plan)?.into()])?;
+        let key = old.key(plan)?;
+        if !moves::is_moving_without_embedding(plan, &key) {
+            change_failures(DELETE_FAILURE, &[plan.watch.id.into(), key.into()])?;
+        }
     }
     Ok(())
 }
@@ -117,6 +128,12 @@ fn part(plan: &Plan, old: &Tuple) -> SqlResult<()> {
         leave(cluster, Vector(vector), Some(&collection), Some(plan.watch.owner))?;
     }
     Ok(())
+}
+
+/// Gives a failure its row's new key. Returns whether the row is listed as failed.
+fn rename_failure(plan: &Plan, before: &str, after: &str) -> SqlResult<bool> {
+    let arguments = [plan.watch.id.into(), before.into(), after.into()];
+    Ok(queue::noted(&plan.watch, after.len(), || change_failures(RENAME_FAILURE, &arguments))? > 0)
 }
 
 /// Records that a row has no embedding: as failed if an error is known, otherwise as an entry in the queue.

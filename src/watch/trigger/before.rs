@@ -52,7 +52,7 @@ pub(super) fn before_update(plan: &Plan, table: pg_sys::Oid, old: &Tuple, new: &
     // SAFETY: the relation is open while the trigger runs.
     let partition = unsafe { pg_sys::get_rel_relispartition(table) };
     if partition {
-        note_update(plan, table, old, &Tuple { tuple: result, shape: new.shape }, changed);
+        note_update(plan, table, old, &Tuple { tuple: result, shape: new.shape }, changed)?;
     }
     Ok(result)
 }

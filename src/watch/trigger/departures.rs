@@ -18,10 +18,19 @@ use crate::pg::vector::{self, Vector};
 use crate::watch::trigger::plan::Plan;
 use crate::watch::trigger::row::Tuple;
 
-/// Whether Citus keeps a table's rows in shards, whose triggers note what TRUNCATE removes.
-pub(super) fn is_elsewhere(table: pg_sys::Oid) -> SqlResult<bool> {
+/// Whether a table's rows are in shards of Citus. Users name it on any server.
+pub(super) fn is_distributed(table: pg_sys::Oid) -> SqlResult<bool> {
     let _user_context = UserContext::of_caller();
     Ok(Spi::connect(|client| citus::place(client, table))?.is_some())
+}
+
+/// The shard of a table that Citus keeps on the coordinator.
+pub(super) fn kept_shard(table: pg_sys::Oid) -> SqlResult<Option<pg_sys::Oid>> {
+    if !citus::is_installed() {
+        return Ok(None);
+    }
+    let _user_context = UserContext::of_caller();
+    Ok(Spi::connect(|client| citus::kept(client, table))?.map(|(shard, _)| shard))
 }
 
 /// Notes that a row has left its cluster: it is deleted, or has no cluster any more.
@@ -43,22 +52,57 @@ pub(super) fn note(plan: &Plan, old: &Tuple, new: Option<&Tuple>) -> SqlResult<(
     place.add(shard_key, Some(cluster), Some(Vector(vector)))
 }
 
-/// Notes that TRUNCATE removes all rows.
-pub(super) fn note_all(plan: &Plan) -> SqlResult<()> {
-    if plan.assigned.is_none() {
-        return Ok(());
-    }
-    let Some(place) = Departures::beside(plan)? else { return Ok(()) };
-    // A value that belongs to this shard; without one it is empty.
-    let value = place.column.as_deref().map_or("NULL".to_owned(), quote_identifier);
-    let found = plan.watch.as_owner(|client| {
-        let query = format!("SELECT {value}::text FROM {}", plan.watch.table);
+/// Notes that TRUNCATE removes all rows of a distributed table, on whatever server. `settings`: those for its shards.
+pub(super) fn note_all(table: pg_sys::Oid, settings: &str) -> SqlResult<()> {
+    let (embedding, departures, column) = {
+        let _user_context = UserContext::of_caller();
+        Spi::connect(|client| {
+            let query = "SELECT $1::jsonb ->> 'embedding', $1::jsonb ->> 'departures'";
+            let rows = client.select(query, Some(1), &[settings.into()]).map_err(spi)?;
+            let (embedding, departures) = rows.first().get_two::<String, String>().map_err(spi)?;
+            let departures = match departures {
+                Some(name) => {
+                    let query = "SELECT pg_catalog.to_regclass($1)::pg_catalog.oid";
+                    let rows = client.select(query, Some(1), &[name.into()]).map_err(spi)?;
+                    rows.first().get::<pg_sys::Oid>(1).map_err(spi)?
+                }
+                None => None,
+            };
+            let column = match citus::place(client, table)? {
+                Some(citus::Place::Shards(column)) => column,
+                _ => None,
+            };
+            Ok::<_, pg_sys::panic::ErrorReport>((embedding.unwrap_or_default(), departures, column))
+        })?
+    };
+    let Some(table) = OwnersTable::find_only(table) else { return Ok(()) };
+    // Each server forgets which of its rows are queued or have failed: these have no embedding.
+    let value = column.as_deref().map_or("NULL".to_owned(), quote_identifier);
+    let found = table.as_owner(|client| {
+        let query = format!(
+            "SELECT pg_catalog.count(clip_search.forget_rows(tableoid::pg_catalog.regclass)) FROM {} WHERE {} IS NULL",
+            client.name(),
+            quote_identifier(&embedding)
+        );
+        client.update(&query, None, &[])?;
+        let query = format!("SELECT {value}::text FROM {} LIMIT 1", client.name());
         client.update(&query, Some(1), &[])?.into_iter().next().map(|row| get::<String>(&row, 1)).transpose()
     })?;
-    match found {
-        Some(shard_key) => place.add(shard_key, None, None),
-        None => Ok(()),
-    }
+    let (Some(shard_key), Some(oid)) = (found, departures) else { return Ok(()) };
+    let Some(place) = OwnersTable::find_only(oid).filter(|other| other.owner == table.owner) else { return Ok(()) };
+    let kind = match &column {
+        Some(column) => {
+            let _user_context = UserContext::of_caller();
+            Spi::connect(|client| {
+                let query = "SELECT pg_catalog.format_type(a.atttypid, a.atttypmod) FROM pg_catalog.pg_attribute AS a \
+                     WHERE a.attrelid OPERATOR(pg_catalog.=) $1 AND a.attname::pg_catalog.text OPERATOR(pg_catalog.=) $2";
+                let arguments = [table.oid.into(), column.as_str().into()];
+                client.select(query, Some(1), &arguments).map_err(spi)?.first().get::<String>(1).map_err(spi)
+            })?
+        }
+        None => None,
+    };
+    Departures { table: place, column, kind: kind.unwrap_or_default() }.add(shard_key, None, None)
 }
 
 /// The shard of the table of departures that is beside a watched shard.

@@ -131,10 +131,11 @@ pub fn create_triggers(
     ] {
         table.define(client, &format!("{statement} EXECUTE FUNCTION {function}"))?;
     }
-    // The partitions' triggers need to know that the whole table is truncated, and those of shards which rows go.
+    // The partitions' triggers need to know that the whole table is truncated. Citus creates no trigger for TRUNCATE on
+    // shards: that of the distributed table tells them.
     if table.kind == "p" || for_shards.is_some() {
         let statement = format!(
-            "CREATE OR REPLACE TRIGGER {truncating} BEFORE TRUNCATE ON {} FOR EACH STATEMENT EXECUTE FUNCTION {function}",
+            "CREATE OR REPLACE TRIGGER {truncating} BEFORE TRUNCATE ON {} FOR EACH STATEMENT EXECUTE FUNCTION {with_settings}",
             table.name
         );
         table.define(client, &statement)?;

@@ -8,7 +8,7 @@ use pgrx::prelude::*;
 
 use crate::guc;
 use crate::pg::hard_limit::{self, has_expired};
-use crate::watch::wakeup::{SHARED, Stuck, now, set_latch, set_limit, slot};
+use crate::watch::shared_memory::{SHARED, Stuck, now, set_latch, set_limit, slot};
 use crate::watch::worker::process::{attach_signals, database_is_being_dropped_or_copied, reload};
 use crate::watch::worker::round::Worker;
 

@@ -10,7 +10,7 @@ use pgrx::bgworkers::{
 use pgrx::prelude::*;
 
 use crate::guc;
-use crate::watch::wakeup::{self, DATABASES, SHARED, Slot, now, slot};
+use crate::watch::shared_memory::{self, DATABASES, SHARED, Slot, now, slot};
 use crate::watch::worker::NAP;
 use crate::watch::worker::process::{attach_signals, database_is_being_dropped_or_copied, reload, transaction};
 
@@ -23,7 +23,7 @@ const PAUSE: Duration = Duration::from_secs(5);
 
 /// Called when the library is loaded. It does nothing except in a postmaster that preloads the library.
 pub fn register() {
-    if !wakeup::register() {
+    if !shared_memory::register() {
         return;
     }
     BackgroundWorkerBuilder::new("clip_search launcher")
@@ -52,141 +52,200 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
         shared.slots.iter_mut().for_each(|slot| slot.worker = 0);
         shared.crowded = false;
     }
-    let mut unseen: Vec<u32> = databases().unwrap_or_default();
-    let mut workers: HashMap<u32, DynamicBackgroundWorker> = HashMap::new();
-    // Those that can't be ended, which others have taken over from.
-    let mut stuck: Vec<DynamicBackgroundWorker> = Vec::new();
-    // When each database was given a worker last, those whose last one has not ended at peace, and when one could not be had.
-    let mut served: HashMap<u32, Instant> = HashMap::new();
-    let mut ended: HashSet<u32> = HashSet::new();
-    let mut refused: HashMap<u32, Instant> = HashMap::new();
-    let mut complained: Option<Instant> = None;
-    let mut scanned = Instant::now();
+    let mut launcher = Launcher {
+        unseen: databases().unwrap_or_default(),
+        scanned: Instant::now(),
+        workers: HashMap::new(),
+        stuck: Vec::new(),
+        served: HashMap::new(),
+        failed: HashSet::new(),
+        refused: HashMap::new(),
+        warned: None,
+    };
     loop {
         reload();
-        if scanned.elapsed() >= RESCAN {
-            scanned = Instant::now();
-            unseen = databases().unwrap_or_default();
-            unseen.retain(|database| !workers.contains_key(database));
+        let delay = launcher.round();
+        BackgroundWorker::wait_latch(Some(delay));
+    }
+}
+
+/// What the launcher knows of the server's databases, by their oids.
+struct Launcher {
+    /// Databases whose queues no worker has checked since `scanned`.
+    unseen: Vec<u32>,
+    scanned: Instant,
+    workers: HashMap<u32, DynamicBackgroundWorker>,
+    /// Workers that can't be ended and that others have replaced.
+    stuck: Vec<DynamicBackgroundWorker>,
+    /// When each database's latest worker was started.
+    served: HashMap<u32, Instant>,
+    /// Databases whose latest worker ended by an error.
+    failed: HashSet<u32>,
+    /// When a database's worker could not be started.
+    refused: HashMap<u32, Instant>,
+    /// When the warning about refused workers was last written.
+    warned: Option<Instant>,
+}
+
+/// What became of an attempt to start a worker.
+enum Start {
+    Done,
+    /// Try again after this time.
+    Later(Duration),
+    /// The server has no room for another worker; try again after this time.
+    NoRoom(Duration),
+}
+
+impl Launcher {
+    /// Starts the workers that are needed now. Returns the time until the next round; a latch may end it early.
+    fn round(&mut self) -> Duration {
+        if self.scanned.elapsed() >= RESCAN {
+            self.scanned = Instant::now();
+            self.unseen = databases().unwrap_or_default();
+            self.unseen.retain(|database| !self.workers.contains_key(database));
         }
-        stuck.retain(is_running);
-        for database in set_stuck_aside(most_stuck().saturating_sub(stuck.len())) {
-            stuck.extend(workers.remove(&database));
-            // The next is started at once.
-            ended.remove(&database);
-        }
-        workers.retain(|database, worker| {
-            let runs = is_running(worker);
-            if !runs {
-                let mut shared = SHARED.exclusive();
-                let slot = shared.slots.iter_mut().find(|slot| slot.database == *database);
-                if slot.as_ref().is_some_and(|slot| slot.at_peace) {
-                    ended.remove(database);
-                } else {
-                    ended.insert(*database);
-                }
-                if let Some(slot) = slot {
-                    slot.worker = 0;
-                    // One that has nothing more to do says so itself.
-                    slot.database = if slot.is_free() { 0 } else { slot.database };
-                }
-                // Its slot is free.
-                refused.clear();
-            }
-            runs
-        });
-        let (mut wanted, mut soonest) = {
-            let shared = SHARED.share();
-            let slots = shared.slots.iter().filter(|slot| slot.database != 0);
-            let due = slots.clone().filter(|slot| slot.due != 0 && !slot.is_wanted()).map(|slot| slot.due).min();
-            let soonest = due.map_or(NAP, |due| Duration::from_micros((due - now()).max(0) as u64).min(NAP));
-            let has_room = stuck.len() < most_stuck();
-            let until = slots.clone().filter(|_| has_room).filter_map(Slot::stuck_at).min();
-            let soonest =
-                until.map_or(soonest, |at| soonest.min(Duration::from_micros((at - now()).max(0) as u64 + 1000)));
-            (slots.filter(|slot| slot.is_wanted()).map(|slot| slot.database).collect::<Vec<u32>>(), soonest)
-        };
-        if !guc::worker() {
-            wanted.clear();
-            soonest = NAP;
-        }
-        // The database that has waited longest comes first.
-        wanted.sort_by_key(|database| served.get(database).copied());
-        // Databases are checked one after another.
-        let paused = |since: Option<&Instant>| since.and_then(|since| PAUSE.checked_sub(since.elapsed()));
-        let looking = workers.keys().any(|database| paused(served.get(database)).is_some());
-        if wanted.is_empty() && !looking && guc::worker() {
-            wanted.extend(unseen.pop());
-        }
+        self.replace_stuck();
+        self.forget_ended();
+        let (wanted, mut delay) = self.wanted();
         let mut crowded = false;
         for database in wanted {
-            if workers.contains_key(&database) {
-                continue;
-            }
-            if let Some(left) = paused(refused.get(&database)) {
-                crowded = true;
-                soonest = soonest.min(left);
-                continue;
-            }
-            if let Some(left) = paused(served.get(&database).filter(|_| ended.contains(&database))) {
-                soonest = soonest.min(left);
-                continue;
-            }
-            if database_is_being_dropped_or_copied(database) {
-                soonest = soonest.min(Duration::from_secs(1));
-                continue;
-            }
-            if !databases().is_some_and(|all| all.contains(&database)) {
-                let mut shared = SHARED.exclusive();
-                shared
-                    .slots
-                    .iter_mut()
-                    .filter(|slot| slot.database == database)
-                    .for_each(|slot| *slot = Slot::default());
-                ended.remove(&database);
-                served.remove(&database);
-                continue;
-            }
-            let place = {
-                let mut shared = SHARED.exclusive();
-                slot(&mut shared.slots, database).map(|slot| (slot.wanted, slot.at_peace) = (true, false)).is_some()
-            };
-            // SAFETY: a variable that is set at the start of the process.
-            let me = unsafe { pg_sys::MyProcPid };
-            let started = BackgroundWorkerBuilder::new(&format!("clip_search worker for database {database}"))
-                .set_type("clip_search worker")
-                .set_library("clip_search")
-                .set_function("clip_search_worker")
-                .set_argument(pg_sys::Oid::from(database).into_datum())
-                .set_start_time(BgWorkerStartTime::RecoveryFinished)
-                .set_restart_time(None)
-                .set_notify_pid(me)
-                .enable_spi_access();
-            let why = match place.then(|| started.load_dynamic()) {
-                Some(Ok(worker)) => {
-                    workers.insert(database, worker);
-                    served.insert(database, Instant::now());
-                    continue;
+            match self.start(database) {
+                Start::Done => {}
+                Start::Later(left) => delay = delay.min(left),
+                Start::NoRoom(left) => {
+                    crowded = true;
+                    delay = delay.min(left);
                 }
-                Some(Err(_)) => "max_worker_processes is too low".to_owned(),
-                None => format!("{DATABASES} databases have one, and no more can"),
-            };
-            crowded = true;
-            refused.insert(database, Instant::now());
-            soonest = soonest.min(PAUSE);
-            if complained.is_none_or(|since| since.elapsed() >= RESCAN) {
-                complained = Some(Instant::now());
-                pgrx::warning!(
-                    "clip_search: no worker for database {database} could be started, so databases take turns: {why}"
-                );
             }
         }
         SHARED.exclusive().crowded = crowded;
-        if !unseen.is_empty() {
-            soonest = soonest.min(Duration::from_millis(100));
-        }
-        BackgroundWorker::wait_latch(Some(soonest));
+        if self.unseen.is_empty() { delay } else { delay.min(Duration::from_millis(100)) }
     }
+
+    fn replace_stuck(&mut self) {
+        self.stuck.retain(is_running);
+        for database in set_stuck_aside(most_stuck().saturating_sub(self.stuck.len())) {
+            self.stuck.extend(self.workers.remove(&database));
+            // The next one starts at once.
+            self.failed.remove(&database);
+        }
+    }
+
+    fn forget_ended(&mut self) {
+        let Self { workers, failed, refused, .. } = self;
+        workers.retain(|database, worker| {
+            if is_running(worker) {
+                return true;
+            }
+            let mut shared = SHARED.exclusive();
+            let slot = shared.slots.iter_mut().find(|slot| slot.database == *database);
+            if slot.as_ref().is_some_and(|slot| slot.at_peace) {
+                failed.remove(database);
+            } else {
+                failed.insert(*database);
+            }
+            if let Some(slot) = slot {
+                slot.worker = 0;
+                // A worker that has nothing more to do says so itself.
+                slot.database = if slot.is_free() { 0 } else { slot.database };
+            }
+            // The server has room for one more.
+            refused.clear();
+            false
+        });
+    }
+
+    /// The databases that need a worker, the one that has waited longest first, and the time until that may change.
+    fn wanted(&mut self) -> (Vec<u32>, Duration) {
+        if !guc::worker() {
+            return (Vec::new(), NAP);
+        }
+        let (mut wanted, delay) = {
+            let shared = SHARED.share();
+            let slots = shared.slots.iter().filter(|slot| slot.database != 0);
+            let due = slots.clone().filter(|slot| slot.due != 0 && !slot.is_wanted()).map(|slot| slot.due).min();
+            let delay = due.map_or(NAP, |due| Duration::from_micros((due - now()).max(0) as u64).min(NAP));
+            let has_room = self.stuck.len() < most_stuck();
+            let until = slots.clone().filter(|_| has_room).filter_map(Slot::stuck_at).min();
+            let delay = until.map_or(delay, |at| delay.min(Duration::from_micros((at - now()).max(0) as u64 + 1000)));
+            (slots.filter(|slot| slot.is_wanted()).map(|slot| slot.database).collect::<Vec<u32>>(), delay)
+        };
+        wanted.sort_by_key(|database| self.served.get(database).copied());
+        // Databases are checked one after another.
+        let checking = self.workers.keys().any(|database| left_of_pause(self.served.get(database)).is_some());
+        if wanted.is_empty() && !checking {
+            wanted.extend(self.unseen.pop());
+        }
+        (wanted, delay)
+    }
+
+    fn start(&mut self, database: u32) -> Start {
+        if self.workers.contains_key(&database) {
+            return Start::Done;
+        }
+        if let Some(left) = left_of_pause(self.refused.get(&database)) {
+            return Start::NoRoom(left);
+        }
+        if let Some(left) = left_of_pause(self.served.get(&database).filter(|_| self.failed.contains(&database))) {
+            return Start::Later(left);
+        }
+        if database_is_being_dropped_or_copied(database) {
+            return Start::Later(Duration::from_secs(1));
+        }
+        if !databases().is_some_and(|all| all.contains(&database)) {
+            let mut shared = SHARED.exclusive();
+            let slots = shared.slots.iter_mut();
+            slots.filter(|slot| slot.database == database).for_each(|slot| *slot = Slot::default());
+            self.failed.remove(&database);
+            self.served.remove(&database);
+            return Start::Done;
+        }
+        match start_worker(database) {
+            Ok(worker) => {
+                self.workers.insert(database, worker);
+                self.served.insert(database, Instant::now());
+                Start::Done
+            }
+            Err(why) => {
+                self.refused.insert(database, Instant::now());
+                if self.warned.is_none_or(|since| since.elapsed() >= RESCAN) {
+                    self.warned = Some(Instant::now());
+                    pgrx::warning!(
+                        "clip_search: no worker for database {database} could be started, so databases take turns: {why}"
+                    );
+                }
+                Start::NoRoom(PAUSE)
+            }
+        }
+    }
+}
+
+fn left_of_pause(since: Option<&Instant>) -> Option<Duration> {
+    since.and_then(|since| PAUSE.checked_sub(since.elapsed()))
+}
+
+/// Takes a slot for the database and starts its worker, or says why it can't.
+fn start_worker(database: u32) -> Result<DynamicBackgroundWorker, String> {
+    {
+        let mut shared = SHARED.exclusive();
+        let Some(slot) = slot(&mut shared.slots, database) else {
+            return Err(format!("{DATABASES} databases have one, and no more can"));
+        };
+        (slot.wanted, slot.at_peace) = (true, false);
+    }
+    // SAFETY: a variable that is set at the start of the process.
+    let me = unsafe { pg_sys::MyProcPid };
+    BackgroundWorkerBuilder::new(&format!("clip_search worker for database {database}"))
+        .set_type("clip_search worker")
+        .set_library("clip_search")
+        .set_function("clip_search_worker")
+        .set_argument(pg_sys::Oid::from(database).into_datum())
+        .set_start_time(BgWorkerStartTime::RecoveryFinished)
+        .set_restart_time(None)
+        .set_notify_pid(me)
+        .enable_spi_access()
+        .load_dynamic()
+        .map_err(|_| "max_worker_processes is too low".to_owned())
 }
 
 fn is_running(worker: &DynamicBackgroundWorker) -> bool {

@@ -5,6 +5,7 @@ use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::prelude::*;
 
 use crate::pg::error::SqlResult;
+use crate::pg::interrupt::die;
 use crate::pg::subtransaction::{Failure, catch};
 
 /// Runs a transaction; an error rolls it back and is returned.
@@ -46,9 +47,7 @@ fn clean_session() {
 }
 
 unsafe extern "C-unwind" {
-    // Declared here because pgrx wraps them in Rust functions, which are not allowed as signal handlers.
-    #[link_name = "die"]
-    fn die(signal: i32);
+    // Declared here because pgrx wraps it in a Rust function, which is not allowed as a signal handler.
     #[link_name = "StatementCancelHandler"]
     fn cancel(signal: i32);
 }

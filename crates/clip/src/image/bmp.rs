@@ -6,7 +6,7 @@ use image::metadata::Orientation;
 use crate::error::Result;
 use crate::image::limits::{Limits, no_pixels};
 use crate::image::picture::{Format, Header, Picture, Short};
-use crate::image::{library, png};
+use crate::image::{image_crate, png};
 use crate::memory;
 
 pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
@@ -18,7 +18,7 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
     let bytes = mended.as_deref().unwrap_or(bytes);
     // A row as it is stored and as it is decoded.
     let beside = |size: (u32, u32)| u64::from(size.0) * 8 + copied;
-    library::decode(Format::Bmp, bytes, limits, Orientation::NoTransforms, beside, || missing(bytes))
+    image_crate::decode(Format::Bmp, bytes, limits, Orientation::NoTransforms, beside, || missing(bytes))
 }
 
 /// A file with what Pillow ignores made to say nothing: another number of planes than one, and transparency in pixels of 16
@@ -49,7 +49,7 @@ pub(crate) fn decode_icon(bytes: &[u8], limits: &Limits) -> Result<Picture> {
     let bytes = with_mask.as_deref().unwrap_or(bytes);
     match ico_png(bytes) {
         Some(picture) => png::decode(picture, limits),
-        None => library::decode(
+        None => image_crate::decode(
             Format::Ico,
             bytes,
             limits,
@@ -70,7 +70,7 @@ pub(crate) fn header(format: Format, bytes: &[u8], limits: &Limits) -> Result<He
     }
     let mended = if format == Format::Bmp { as_pillow_reads(bytes)? } else { alone(bytes)? };
     let bytes = mended.as_deref().unwrap_or(bytes);
-    let decoder = library::open(format, bytes, limits)?;
+    let decoder = image_crate::open(format, bytes, limits)?;
     let palette = format == Format::Bmp && has_palette(bytes);
     let channels = if palette { 1 } else { decoder.original_color_type().channel_count() };
     let bits = if palette { short(bytes, bits_at(bytes)).unwrap_or(8) as u8 } else { 8 };

@@ -2,13 +2,7 @@
 
 use crate::image::picture::Taken;
 use crate::image::tiff::directory::{Directory, File};
-
-mod tag {
-    pub const EXIF: u16 = 34665;
-    pub const DATE_TIME_ORIGINAL: u16 = 36867;
-    pub const OFFSET_TIME_ORIGINAL: u16 = 36881;
-    pub const SUB_SECONDS_ORIGINAL: u16 = 37521;
-}
+use crate::image::tiff::tag;
 
 /// The date in an EXIF block, with or without JPEG's prefix.
 pub(crate) fn taken(exif: &[u8]) -> Option<Taken> {

@@ -1,6 +1,5 @@
 //! Converts image bytes to the input tensor of a vision tower; also reads headers and creates thumbnails.
 
-mod aside;
 mod bmff;
 mod bmp;
 mod decode;
@@ -9,11 +8,11 @@ mod format;
 mod gif;
 #[cfg(any(feature = "heic", feature = "avif"))]
 mod heif;
+mod image_crate;
 pub mod info;
 mod jpeg;
 #[cfg(feature = "jxl")]
 mod jxl;
-mod library;
 mod limits;
 mod orientation;
 mod picture;
@@ -28,6 +27,7 @@ pub mod synthetic;
 pub mod thumbnail;
 mod tiff;
 mod to_tensor;
+mod uninterruptible;
 mod webp;
 
 pub use decode::{SPARE, decode, decode_for};

@@ -12,20 +12,7 @@ use crate::image::limits::Limits;
 use crate::image::picture::Header;
 use crate::image::picture::Taken;
 use crate::image::tiff::directory::{Directory, File};
-
-mod tag {
-    pub const JPG_FROM_RAW: u16 = 0x2E;
-    pub const COMPRESSION: u16 = 259;
-    pub const PHOTOMETRIC: u16 = 262;
-    pub const MAKE: u16 = 271;
-    pub const STRIP_OFFSETS: u16 = 273;
-    pub const ORIENTATION: u16 = 274;
-    pub const STRIP_LENGTHS: u16 = 279;
-    pub const SUB_DIRECTORIES: u16 = 330;
-    pub const JPEG: u16 = 513;
-    pub const JPEG_LENGTH: u16 = 514;
-    pub const DNG_VERSION: u16 = 50706;
-}
+use crate::image::tiff::tag;
 
 /// Photometric interpretations of sensor data: a colour pattern, and linear values.
 const SENSOR: [u64; 2] = [32803, 34892];

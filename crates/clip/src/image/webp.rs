@@ -6,20 +6,20 @@ use image::ImageDecoder;
 use image::metadata::Orientation;
 
 use crate::error::{Result, without_panic};
-use crate::image::aside::aside;
 use crate::image::exif;
 use crate::image::limits::{Limits, bytes_of};
 use crate::image::picture::Taken;
 use crate::image::picture::{Format, Header, Picture, truncated};
 use crate::image::profile::Profile;
-use crate::image::{library, orientation};
+use crate::image::uninterruptible::run_in_thread;
+use crate::image::{image_crate, orientation};
 
 /// A larger picture takes longer than 0.05 s, in one call that can't be interrupted once its data are read.
 const QUICK: u64 = 1 << 20;
 
 pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
     Container::read(bytes, limits)?.check_end(bytes)?;
-    let decoder = library::open(Format::WebP, bytes, limits)?;
+    let decoder = image_crate::open(Format::WebP, bytes, limits)?;
     let size = decoder.dimensions();
     drop(decoder);
     limits.check_pixels(size)?;
@@ -27,7 +27,7 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
         return decode_at_once(bytes, limits, 0);
     }
     let gave_up = || Format::WebP.broken("The decoder gave up on it.");
-    aside(bytes, limits, gave_up, move |bytes, limits| {
+    run_in_thread(bytes, limits, gave_up, move |bytes, limits| {
         without_panic(gave_up, || decode_at_once(bytes, limits, bytes.len() as u64))
     })
 }
@@ -45,13 +45,13 @@ fn decode_at_once(bytes: &[u8], limits: &Limits, copied: u64) -> Result<Picture>
         copied + if file.frames > 0 { lossy + bytes_of(size, 4 + 5 + 4 + 4) } else { frame }
     };
     // The decoder doesn't report its progress.
-    library::decode(Format::WebP, bytes, limits, file.orientation(), beside, || None)
+    image_crate::decode(Format::WebP, bytes, limits, file.orientation(), beside, || None)
 }
 
 /// The header's values.
 pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
     let file = Container::read(bytes, limits)?;
-    let decoder = library::open(Format::WebP, bytes, limits)?;
+    let decoder = image_crate::open(Format::WebP, bytes, limits)?;
     let (size, channels) = (decoder.dimensions(), decoder.original_color_type().channel_count());
     drop(decoder);
     // A still picture has no frame chunk.

@@ -3,12 +3,12 @@
 pub mod config;
 mod files;
 pub mod graph_cache;
+pub mod interruptible;
 mod onnx;
 pub mod operators;
 pub mod pooling;
 pub mod quantize;
 pub mod session;
-pub mod watched;
 pub mod weights;
 
 pub use files::*;

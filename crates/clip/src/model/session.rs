@@ -13,7 +13,7 @@ use ort::value::{TensorElementType, ValueType};
 
 use crate::error::{Error, Kind, Result, Setting};
 use crate::model::graph_cache::{Entry, Form, WEIGHTS};
-use crate::model::watched::Run;
+use crate::model::interruptible::Run;
 use crate::threads::with_signals_blocked;
 
 /// The loaded libonnxruntime. It stays loaded for the lifetime of the process: the library allows only one environment,
@@ -272,7 +272,7 @@ impl Tower {
     /// # Errors
     /// [`Kind::BadModel`] where the graph fails on these inputs or the output is of another type; [`Kind::OutOfMemory`];
     /// [`Kind::Interrupted`]
-    /// where runs are watched ([`watch_runs`](crate::model::watched::watch_runs)).
+    /// where runs are watched ([`watch_runs`](crate::model::interruptible::watch_runs)).
     pub fn run(&mut self, inputs: Vec<(String, SessionInputValue<'_>)>, output: &str) -> Result<ndarray::ArrayD<f32>> {
         let [array] = self.run_for(inputs, [output])?;
         Ok(array)

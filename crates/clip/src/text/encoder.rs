@@ -14,8 +14,8 @@ use crate::model::config::Config;
 use crate::model::{Model, read_json};
 use crate::text::cleaning::Cleaning;
 use crate::text::files::TokenizerFiles;
-use crate::text::pieces;
-use crate::text::runs::Runs;
+use crate::text::repetitions::Runs;
+use crate::text::tokenize;
 
 /// A model's tokenizer with its limits.
 pub struct TextEncoder {
@@ -152,7 +152,7 @@ impl TextEncoder {
             Error::new(Kind::InvalidInput, "text cannot be tokenized").detail("The tokenizers library gave up on it.")
         };
         let check = RefCell::new(check_interrupts);
-        let (first, last) = (pieces::first(self.context_length), pieces::last(self.context_length));
+        let (first, last) = (tokenize::first(self.context_length), tokenize::last(self.context_length));
         let given = text;
         let shortened;
         let (text, ends) = if text.len() <= first {
@@ -163,7 +163,7 @@ impl TextEncoder {
         };
         let mut size = first;
         loop {
-            let piece = pieces::cut(text, size)?;
+            let piece = tokenize::cut(text, size)?;
             let whole = ends && piece.len() == text.len();
             let cleaned = self.cleaning.clean(piece);
             let piece = &*cleaned;
@@ -178,7 +178,7 @@ impl TextEncoder {
             };
             let look: RefCell<&mut dyn FnMut()> = RefCell::new(&mut look);
             let encoded =
-                without_panic(refused, || pieces::encode(&self.tokenizer, piece, whole, self.context_length, &look));
+                without_panic(refused, || tokenize::encode(&self.tokenizer, piece, whole, self.context_length, &look));
             if let Some(panic) = interrupted.into_inner() {
                 resume_unwind(panic);
             }

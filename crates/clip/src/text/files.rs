@@ -8,7 +8,7 @@ use tokenizers::Tokenizer;
 
 use crate::error::{Error, Kind, Result};
 use crate::model::{Model, read, read_json};
-use crate::text::spiece;
+use crate::text::sentencepiece;
 
 const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
@@ -81,7 +81,7 @@ impl TokenizerFiles {
         };
         match &self.kind {
             Source::Json => Tokenizer::from_file(&self.file).map_err(unusable),
-            Source::Siglip => spiece::siglip(&self.file, self.config["do_lower_case"].as_bool().unwrap_or(true)),
+            Source::Siglip => sentencepiece::siglip(&self.file, self.config["do_lower_case"].as_bool().unwrap_or(true)),
             Source::Clip(merges) => {
                 let content = clip_tokenizer(&self.file, &read_json(&self.file)?, &read(merges)?)?;
                 serde_json::from_value(content).map_err(|e| unusable(Box::new(e)))

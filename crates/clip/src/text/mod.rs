@@ -3,8 +3,8 @@
 mod cleaning;
 mod encoder;
 mod files;
-mod pieces;
-mod runs;
-mod spiece;
+mod repetitions;
+mod sentencepiece;
+mod tokenize;
 
 pub use encoder::{TextEncoder, Tokens};

@@ -3,6 +3,6 @@ WITH a AS MATERIALIZED (
     FROM unnest($1::pg_catalog.text[], $2::pg_catalog.int8[], $3::pg_catalog.int8[]) AS u (key, cluster, hash)
 ), written AS (
     UPDATE {table} AS t SET {column} = a.clip_cluster FROM a
-    WHERE {same} AND t.{column} IS NULL AND {hash} = a.clip_hash RETURNING {key} AS key
+    WHERE {same} AND t.{column} IS NULL AND {hash} = a.clip_hash RETURNING {returned}
 )
-SELECT key FROM written
+SELECT ARRAY[{key}]::text FROM written

@@ -1,17 +1,17 @@
 //! AV1 by rav1d, a port of dav1d to Rust, on a separate thread and without assembler.
 //!
 //! A panic in it would end the process, because its functions use the C calling convention. It therefore runs on a
-//! thread that stops permanently at a panic ([`aside_at_risk`]).
+//! thread that stops permanently at a panic ([`run_in_thread_at_risk`]).
 
 use heifer_isobmff::ItemId;
 use re_rav1d::dav1d::{self, Picture, PixelLayout, PlanarImageComponent, Plane, pixel};
 
 use crate::error::{Error, Kind, Result};
-use crate::image::aside::aside_at_risk;
 use crate::image::heif::yuv::{Colours, Fixed};
 use crate::image::heif::{Coded, Container, Stated, Whole};
 use crate::image::limits::{Limits, bytes_of};
 use crate::image::picture::Format;
+use crate::image::uninterruptible::run_in_thread_at_risk;
 use crate::memory::Reserve;
 
 /// Bytes that the decoder takes for each pixel of a coded picture: planes of up to 16 bits without subsampling, twice
@@ -33,7 +33,7 @@ pub(super) fn decode(container: &Container, id: ItemId, whole: &Whole, limits: &
     }
     let stated = container.stated(whole.id)?.or(container.stated(id)?);
     let gave_up = move || format.broken("The decoder gave up on it.");
-    let picture = aside_at_risk(&data, limits, gave_up, move |data, _| {
+    let picture = run_in_thread_at_risk(&data, limits, gave_up, move |data, _| {
         let reserve = Reserve::new(usize::try_from(beside).map_err(|_| Error::out_of_memory(usize::MAX))?)?;
         let picture = picture(data, size, format)?;
         reserve.finish()?;

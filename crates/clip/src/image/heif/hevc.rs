@@ -8,12 +8,12 @@ use heifer::heifer_hevc_dec::recon::Frame;
 use heifer_isobmff::{HeifFile, ItemId};
 
 use crate::error::{Error, Result, without_panic};
-use crate::image::aside::aside;
 use crate::image::heif::matrix::shares;
 use crate::image::heif::transform::Part;
 use crate::image::heif::{Coded, Container, Stated, Whole};
 use crate::image::limits::{Limits, bytes_of};
 use crate::image::picture::{Format, truncated};
+use crate::image::uninterruptible::run_in_thread;
 use crate::memory::Reserve;
 
 /// Bytes that the decoder takes for each pixel of a coded picture: planes of 16 bits before and after filtering, its
@@ -32,7 +32,7 @@ pub(super) fn decode(container: &Container, id: ItemId, whole: &Whole, limits: &
         frame(container.bytes, &container.file, format, id, beside)?
     } else {
         let gave_up = move || format.broken("The decoder gave up on it.");
-        aside(container.bytes, limits, gave_up, move |bytes, _| {
+        run_in_thread(container.bytes, limits, gave_up, move |bytes, _| {
             without_panic(gave_up, || frame(bytes, &Container::parse(bytes, format)?.file, format, id, beside))
         })?
     };

@@ -17,7 +17,6 @@ use jxl_oxide::{AllocTracker, InitializeResult, JxlImage, PixelFormat};
 use jxl_oxide_common::Bundle;
 
 use crate::error::{Error, Kind, Result, without_panic};
-use crate::image::aside::aside;
 use crate::image::bmff;
 use crate::image::exif;
 use crate::image::jpeg::Jpeg;
@@ -27,6 +26,7 @@ use crate::image::picture::Taken;
 use crate::image::picture::{Format, Header, Picture, Short, truncated};
 use crate::image::pixels::{self, on_white};
 use crate::image::profile::Profile;
+use crate::image::uninterruptible::run_in_thread;
 use crate::memory::{self, Reserve};
 
 use restore::Components;
@@ -55,7 +55,7 @@ pub(crate) fn open(bytes: &[u8], limits: &Limits) -> Result<Content> {
     let peak = bytes_of(head.size, 3).saturating_add(beside);
     limits.check_memory("JPEG XL image", head.size, peak)?;
     let gave_up = || Format::Jxl.broken("The decoder gave up on it.");
-    aside(bytes, limits, gave_up, move |bytes, limits| {
+    run_in_thread(bytes, limits, gave_up, move |bytes, limits| {
         without_panic(gave_up, || {
             let reserve = Reserve::new(usize::try_from(beside).map_err(|_| Error::out_of_memory(usize::MAX))?)?;
             let content = content(bytes, &head, beside, limits)?;
@@ -72,7 +72,7 @@ pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
     let frames = if head.is_animation {
         let beside = 3 * bytes.len() as u64 + (64 << 20);
         let gave_up = || Format::Jxl.broken("The decoder gave up on it.");
-        aside(bytes, limits, gave_up, move |bytes, limits| {
+        run_in_thread(bytes, limits, gave_up, move |bytes, limits| {
             without_panic(gave_up, || {
                 let reserve = Reserve::new(beside as usize)?;
                 let image = load(bytes, beside, limits, false, None)?;

@@ -7,6 +7,7 @@
 mod compression;
 pub(crate) mod directory;
 mod samples;
+pub(crate) mod tag;
 
 use std::borrow::Cow;
 use std::io;
@@ -24,37 +25,6 @@ use crate::memory::{self, Reserve};
 use compression::{Sort, Source};
 use directory::{Directory, File, Values};
 use samples::{Alpha, Converter, Photometric};
-
-mod tag {
-    pub const WIDTH: u16 = 256;
-    pub const HEIGHT: u16 = 257;
-    pub const BITS: u16 = 258;
-    pub const COMPRESSION: u16 = 259;
-    pub const PHOTOMETRIC: u16 = 262;
-    pub const FILL_ORDER: u16 = 266;
-    pub const STRIP_OFFSETS: u16 = 273;
-    pub const ORIENTATION: u16 = 274;
-    pub const SAMPLES: u16 = 277;
-    pub const ROWS_PER_STRIP: u16 = 278;
-    pub const STRIP_LENGTHS: u16 = 279;
-    pub const PLANAR: u16 = 284;
-    pub const FAX3_OPTIONS: u16 = 292;
-    pub const PREDICTOR: u16 = 317;
-    pub const COLOR_MAP: u16 = 320;
-    pub const TILE_WIDTH: u16 = 322;
-    pub const TILE_HEIGHT: u16 = 323;
-    pub const TILE_OFFSETS: u16 = 324;
-    pub const TILE_LENGTHS: u16 = 325;
-    pub const EXTRA_SAMPLES: u16 = 338;
-    pub const SAMPLE_FORMAT: u16 = 339;
-    pub const JPEG_TABLES: u16 = 347;
-    pub const JPEG: u16 = 513;
-    pub const JPEG_LENGTH: u16 = 514;
-    pub const COEFFICIENTS: u16 = 529;
-    pub const SUBSAMPLING: u16 = 530;
-    pub const XMP: u16 = 700;
-    pub const PROFILE: u16 = 34675;
-}
 
 /// A file with more samples per pixel contains measurements, not a picture.
 const MAX_SAMPLES: u64 = 32;

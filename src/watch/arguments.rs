@@ -16,7 +16,7 @@ use crate::watch::trigger::install::orphans;
 
 /// The arguments. None keeps a setting, or uses the default when the table is watched for the first time.
 #[derive(Default)]
-pub struct Wanted<'a> {
+pub struct Arguments<'a> {
     pub source: Option<&'a str>,
     pub text_source: Option<&'a str>,
     pub text_weight: Option<f64>,
@@ -46,7 +46,7 @@ pub struct Wanted<'a> {
 const RESETTABLE: [&str; 10] =
     ["cluster", "mode", "on_error", "text_source", "text_weight", "threshold", "key", "labels", "image", "tags"];
 
-impl Wanted<'_> {
+impl Arguments<'_> {
     pub fn resets(&self, option: &str) -> bool {
         self.reset.contains(&option)
     }
@@ -111,26 +111,26 @@ pub struct Plan {
 }
 
 impl Plan {
-    pub fn make(table: &Table, wanted: &Wanted<'_>) -> SqlResult<Self> {
-        let known = Spi::connect_mut(|client| existing(client, table.oid, wanted.embedding))?;
+    pub fn make(table: &Table, arguments: &Arguments<'_>) -> SqlResult<Self> {
+        let known = Spi::connect_mut(|client| existing(client, table.oid, arguments.embedding))?;
         let is = known.as_ref();
-        let source = wanted.source.or(is.and_then(|known| known.image.as_deref().or(known.text.as_deref())));
+        let source = arguments.source.or(is.and_then(|known| known.image.as_deref().or(known.text.as_deref())));
         let source = match source {
             Some(source) => source,
-            None => return Err(not_watched_yet(table, wanted.embedding)?),
+            None => return Err(not_watched_yet(table, arguments.embedding)?),
         };
-        check_not_empty(table, wanted)?;
-        wanted.check_reset()?;
+        check_not_empty(table, arguments)?;
+        arguments.check_reset()?;
         let known_text = is.and_then(|known| known.image.as_ref().and(known.text.as_deref()));
-        let text_source = wanted.choose("text_source", wanted.text_source, known_text);
+        let text_source = arguments.choose("text_source", arguments.text_source, known_text);
         let (image, text, key) = Spi::connect_mut(|client| {
             let (image, text) = sources(client, table, source, text_source)?;
             Ok::<_, pg_sys::panic::ErrorReport>((image, text, key(client, table)?))
         })?;
         if let Some(known) = is {
-            check_change(known, wanted)?;
+            check_change(known, arguments)?;
         }
-        let model = wanted.model.map(str::to_owned).or_else(|| is.map(|known| known.model.clone()));
+        let model = arguments.model.map(str::to_owned).or_else(|| is.map(|known| known.model.clone()));
         let model = model.unwrap_or_else(guc::model);
         let dimensions = loaded::dimensions(&model, image.is_some())?;
         if image.is_some() && text.is_some() {
@@ -145,21 +145,21 @@ impl Plan {
             }
         }
         let known_cluster = is.and_then(|known| known.cluster.as_deref());
-        let cluster = wanted.choose("cluster", wanted.cluster, known_cluster).map(str::to_owned);
+        let cluster = arguments.choose("cluster", arguments.cluster, known_cluster).map(str::to_owned);
         let of_clusters = [
-            ("threshold", wanted.threshold.is_some()),
-            ("collection", wanted.collection.is_some()),
-            ("key", wanted.key.is_some()),
-            ("labels", wanted.labels.is_some()),
-            ("image", wanted.image.is_some()),
-            ("threshold", wanted.resets("threshold")),
-            ("key", wanted.resets("key")),
-            ("labels", wanted.resets("labels")),
-            ("image", wanted.resets("image")),
+            ("threshold", arguments.threshold.is_some()),
+            ("collection", arguments.collection.is_some()),
+            ("key", arguments.key.is_some()),
+            ("labels", arguments.labels.is_some()),
+            ("image", arguments.image.is_some()),
+            ("threshold", arguments.resets("threshold")),
+            ("key", arguments.resets("key")),
+            ("labels", arguments.resets("labels")),
+            ("image", arguments.resets("image")),
         ];
         // A call that stops grouping may reset the collection's settings as well.
-        let ends_grouping = known_cluster.is_some() && wanted.resets("cluster");
-        let is_open = |name: &str| cluster.is_none() && !(ends_grouping && wanted.resets(name));
+        let ends_grouping = known_cluster.is_some() && arguments.resets("cluster");
+        let is_open = |name: &str| cluster.is_none() && !(ends_grouping && arguments.resets(name));
         if let Some((name, _)) = of_clusters.iter().find(|(name, given)| *given && is_open(name)) {
             return Err(report(
                 Error::new(
@@ -169,14 +169,14 @@ impl Plan {
                 .hint("Name it, cluster => 'cluster_id', or leave the argument out."),
             ));
         }
-        if wanted.text_weight.is_some() && (image.is_none() || text.is_none()) {
+        if arguments.text_weight.is_some() && (image.is_none() || text.is_none()) {
             return Err(report(
                 Error::new(Kind::InvalidInput, "text_weight is the share of a text beside an image")
                     .hint("Name both columns, source => the one with images, text_source => the one with texts."),
             ));
         }
         let known_weight = is.map(|known| known.text_weight);
-        let text_weight = wanted.choose("text_weight", wanted.text_weight, known_weight).unwrap_or(0.5);
+        let text_weight = arguments.choose("text_weight", arguments.text_weight, known_weight).unwrap_or(0.5);
         let of_both = image.is_some() && text.is_some();
         let is_changed = is.is_some_and(|known| {
             known.image != image
@@ -185,10 +185,10 @@ impl Plan {
                 || known.model != model
         });
         let known_tags = is.and_then(|known| known.tags.as_deref());
-        let tags = wanted.choose("tags", wanted.tags, known_tags).map(str::to_owned);
+        let tags = arguments.choose("tags", arguments.tags, known_tags).map(str::to_owned);
         let plan = Self {
-            queued: wanted.choose("mode", wanted.queued, is.map(|known| known.queued)).unwrap_or(false),
-            skip: wanted.choose("on_error", wanted.skip, is.map(|known| known.skip)).unwrap_or(false),
+            queued: arguments.choose("mode", arguments.queued, is.map(|known| known.queued)).unwrap_or(false),
+            skip: arguments.choose("on_error", arguments.skip, is.map(|known| known.skip)).unwrap_or(false),
             image,
             text,
             text_weight,
@@ -222,13 +222,13 @@ fn not_watched_yet(table: &Table, embedding: &str) -> SqlResult<pg_sys::panic::E
 }
 
 /// No column has an empty name; `reset` removes an option from a watch.
-fn check_not_empty(table: &Table, wanted: &Wanted<'_>) -> SqlResult<()> {
+fn check_not_empty(table: &Table, arguments: &Arguments<'_>) -> SqlResult<()> {
     let columns = [
-        ("text_source", wanted.text_source),
-        ("key", wanted.key),
-        ("labels", wanted.labels),
-        ("image", wanted.image),
-        ("tags", wanted.tags),
+        ("text_source", arguments.text_source),
+        ("key", arguments.key),
+        ("labels", arguments.labels),
+        ("image", arguments.image),
+        ("tags", arguments.tags),
     ];
     match columns.iter().find(|(_, name)| *name == Some("")) {
         Some((argument, _)) => {
@@ -243,15 +243,15 @@ fn check_not_empty(table: &Table, wanted: &Wanted<'_>) -> SqlResult<()> {
 
 /// Takes the strongest lock on the table that the following steps need. Upgrading a lock later would deadlock with
 /// every transaction that has read the table and is about to write it.
-pub fn lock_table(table: Table, wanted: &Wanted<'_>) -> SqlResult<(Table, Plan)> {
+pub fn lock_table(table: Table, arguments: &Arguments<'_>) -> SqlResult<(Table, Plan)> {
     // Before any session has to wait: a model takes seconds to load.
-    let plan = Plan::make(&table, wanted)?;
+    let plan = Plan::make(&table, arguments)?;
     let lock =
-        if needs_exclusive_lock(&table, &plan, wanted)? { Lock::AccessExclusive } else { Lock::ShareRowExclusive };
+        if needs_exclusive_lock(&table, &plan, arguments)? { Lock::AccessExclusive } else { Lock::ShareRowExclusive };
     let table = Table::locked(table.oid, lock)?;
-    let plan = Plan::make(&table, wanted)?;
+    let plan = Plan::make(&table, arguments)?;
     check_table(&table, plan.queued)?;
-    if !matches!(lock, Lock::AccessExclusive) && needs_exclusive_lock(&table, &plan, wanted)? {
+    if !matches!(lock, Lock::AccessExclusive) && needs_exclusive_lock(&table, &plan, arguments)? {
         return Err(sql_error(
             PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
             format!("{} has just been altered", table.name),
@@ -263,9 +263,9 @@ pub fn lock_table(table: Table, wanted: &Wanted<'_>) -> SqlResult<(Table, Plan)>
 
 /// Whether a column has to be added or a trigger dropped. Creating or replacing triggers alone needs only a lock that
 /// allows reads.
-fn needs_exclusive_lock(table: &Table, plan: &Plan, wanted: &Wanted<'_>) -> SqlResult<bool> {
+fn needs_exclusive_lock(table: &Table, plan: &Plan, arguments: &Arguments<'_>) -> SqlResult<bool> {
     Spi::connect_mut(|client| {
-        for name in [Some(wanted.embedding), plan.cluster.as_deref(), plan.tags.as_deref()].into_iter().flatten() {
+        for name in [Some(arguments.embedding), plan.cluster.as_deref(), plan.tags.as_deref()].into_iter().flatten() {
             if table.column(client, name)?.is_none() {
                 return Ok(true);
             }
@@ -275,12 +275,12 @@ fn needs_exclusive_lock(table: &Table, plan: &Plan, wanted: &Wanted<'_>) -> SqlR
 }
 
 /// The settings that a second call of clip_watch can't change.
-pub fn check_change(existing: &Watch, wanted: &Wanted<'_>) -> SqlResult<()> {
+pub fn check_change(existing: &Watch, arguments: &Arguments<'_>) -> SqlResult<()> {
     let refuse = |message: String, hint: &str| {
         Err(sql_error(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, message).set_hint(hint))
     };
     let column = &existing.embedding;
-    if let Some(model) = wanted.model
+    if let Some(model) = arguments.model
         && loaded::base_name(&existing.model) != loaded::base_name(model)
     {
         return refuse(
@@ -289,16 +289,16 @@ pub fn check_change(existing: &Watch, wanted: &Wanted<'_>) -> SqlResult<()> {
         );
     }
     if existing.cluster.is_some()
-        && (wanted.cluster.is_some_and(|wanted| existing.cluster.as_deref() != Some(wanted))
-            || wanted.collection.is_some_and(|wanted| existing.collection.as_deref() != Some(wanted)))
+        && (arguments.cluster.is_some_and(|arguments| existing.cluster.as_deref() != Some(arguments))
+            || arguments.collection.is_some_and(|arguments| existing.collection.as_deref() != Some(arguments)))
     {
         return refuse(
             format!("column \"{column}\" is watched with another cluster column or collection already"),
             "Stop grouping first: clip_watch(…, reset => '{cluster}'); columns and collection stay.",
         );
     }
-    tags::check_change(existing, wanted.tags)?;
-    if existing.replaces != wanted.replaces {
+    tags::check_change(existing, arguments.tags)?;
+    if existing.replaces != arguments.replaces {
         return refuse(
             format!("column \"{column}\" is being filled by clip_reembed"),
             "Let it finish, or clip_unwatch that column.",

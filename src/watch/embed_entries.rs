@@ -72,7 +72,7 @@ impl Terms {
 
 /// Embeds the rows of queue entries, all in this transaction; a row that fails is undone separately. Entries that
 /// another session has locked are skipped.
-pub fn work(ids: &[i64], terms: Terms) -> SqlResult<Outcome> {
+pub fn embed_entries(ids: &[i64], terms: Terms) -> SqlResult<Outcome> {
     let mut outcome = Outcome::default();
     let begun = Instant::now();
     for (id, entries) in lock_entries(ids)? {

@@ -46,7 +46,7 @@ impl Drop for Working {
 ///
 /// # Errors
 /// The errors of `work`; [`Kind::Interrupted`]; [`Kind::InvalidInput`] from `broken` if it panics.
-pub(crate) fn aside<T: Send + 'static>(
+pub(crate) fn run_in_thread<T: Send + 'static>(
     bytes: &[u8],
     limits: &Limits,
     broken: impl FnOnce() -> Error,
@@ -61,9 +61,9 @@ pub(crate) fn aside<T: Send + 'static>(
 /// loaded.
 ///
 /// # Errors
-/// The errors of [`aside`]; [`Kind::OutOfMemory`] if too many threads have stopped.
+/// The errors of [`run_in_thread`]; [`Kind::OutOfMemory`] if too many threads have stopped.
 #[cfg(feature = "avif")]
-pub(crate) fn aside_at_risk<T: Send + 'static>(
+pub(crate) fn run_in_thread_at_risk<T: Send + 'static>(
     bytes: &[u8],
     limits: &Limits,
     broken: impl FnOnce() -> Error,
@@ -166,7 +166,7 @@ mod tests {
             panics();
             std::process::exit(0);
         }
-        let name = "image::aside::tests::a_panic_that_cannot_unwind_is_an_error";
+        let name = "image::uninterruptible::tests::a_panic_that_cannot_unwind_is_an_error";
         let mut child = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", name, "--nocapture"])
             .env(CHILD, "1")
@@ -188,7 +188,7 @@ mod tests {
         let broken = || Error::new(Kind::InvalidInput, "it is broken");
         let limits = Limits::default();
         let run = |fails: bool| {
-            aside_at_risk(b"abc", &limits, broken, move |bytes, _| {
+            run_in_thread_at_risk(b"abc", &limits, broken, move |bytes, _| {
                 if fails {
                     fault();
                 }
@@ -201,6 +201,6 @@ mod tests {
         }
         assert_eq!(run(false).unwrap_err().kind, Kind::OutOfMemory);
         // Other threads continue.
-        assert_eq!(aside(b"abc", &limits, broken, |bytes, _| Ok(bytes.len())), Ok(3));
+        assert_eq!(run_in_thread(b"abc", &limits, broken, |bytes, _| Ok(bytes.len())), Ok(3));
     }
 }
