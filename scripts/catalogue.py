@@ -25,7 +25,7 @@ TOPICS = {
     "Searching": r"clip_find|clip_query|clip_diversify",
     "Relevance, tags and labels": r"clip_relevance|clip_tags|clip_explain|clip_classify|clip_classify_or_none|clip_prepare_words",
     "Grouping": r".*_clusters?|.*_collection|clip_has_collection_privilege|clip_cluster_groups|clip_recluster|clip_duplicates",
-    "Keeping embeddings in sync": r"clip_(un)?watch|clip_watch_row|clip_backfill|clip_retry|clip_reembed",
+    "Keeping embeddings in sync": r"clip_(un)?watch|clip_watch_row|clip_backfill|clip_retry|clip_reembed|clip_group",
     "Image files": r"clip_thumbnail|clip_image_info",
     "Models and statistics": r"clip_models|clip_check_model|.*_stats|clip_benchmark|clip_version",
 }

@@ -15,6 +15,7 @@ use crate::pg::owners_table::OwnersTable;
 use crate::pg::spi::{get, spi};
 use crate::pg::user_context::{UserContext, key_form};
 use crate::pg::vector::{self, Vector};
+use crate::watch::setting::Watch;
 use crate::watch::trigger::plan::Plan;
 use crate::watch::trigger::row::Tuple;
 
@@ -31,6 +32,16 @@ pub(super) fn kept_shard(table: pg_sys::Oid) -> SqlResult<Option<pg_sys::Oid>> {
     }
     let _user_context = UserContext::of_caller();
     Ok(Spi::connect(|client| citus::kept(client, table))?.map(|(shard, _)| shard))
+}
+
+/// Whether a shard is not watched any more: when Citus moves one, it creates triggers for TRUNCATE there, which it doesn't
+/// drop with those of the distributed table.
+pub(super) fn is_left_over(id: i64, table: pg_sys::Oid) -> SqlResult<bool> {
+    let is_shard = citus::is_installed() && {
+        let _user_context = UserContext::of_caller();
+        Spi::connect(|client| citus::shard(client, table))?.is_some()
+    };
+    Ok(is_shard && Watch::of_trigger(id, table)?.is_none())
 }
 
 /// Notes that a row has left its cluster: it is deleted, or has no cluster any more.

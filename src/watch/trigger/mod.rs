@@ -97,6 +97,8 @@ unsafe fn run(data: &pg_sys::TriggerData, event: &TriggerEvent) -> SqlResult<pg_
             departures::note_all(table, &settings)?;
         }
         return Ok(std::ptr::null_mut());
+    } else if event.fired_by_truncate() && departures::is_left_over(id, table)? {
+        return Ok(std::ptr::null_mut());
     }
     let plan = plan(id, table, shape)?;
     let (first, second) = (Tuple { tuple: data.tg_trigtuple, shape }, Tuple { tuple: data.tg_newtuple, shape });
