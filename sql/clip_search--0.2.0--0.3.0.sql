@@ -298,7 +298,7 @@ BEGIN
         -- A shard whose distributed table is not watched any more.
         OR EXISTS (SELECT FROM pg_event_trigger_dropped_objects() AS d
                    WHERE d.classid = 'pg_trigger'::regclass AND d.object_identity LIKE 'zz\_clip\_watch\_%')
-           AND EXISTS (SELECT FROM clip_search.watch_setting AS w WHERE w.home ? 'parent') THEN
+           AND EXISTS (SELECT FROM clip_search.watch_setting AS w WHERE to_jsonb(w) -> 'home' ? 'parent') THEN
         PERFORM clip_search.forget_dropped_tables();
     END IF;
 END $$;
@@ -702,17 +702,9 @@ WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger t
 -- What the servers of a distributed table of Citus answer to a question about its shards. They are asked as the reader.
 CREATE FUNCTION clip_search.ask_servers(question text) RETURNS SETOF jsonb
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE COST 1000000 ROWS 10 SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    answer record;
 BEGIN
-    FOR answer IN SELECT a.nodeid, a.success, a.result FROM run_command_on_all_nodes(question) AS a LOOP
-        IF answer.success THEN
-            RETURN NEXT answer.result::jsonb;
-        ELSE
-            RAISE WARNING 'server % of Citus does not say anything of its shards: %', answer.nodeid, answer.result;
-            RETURN NEXT NULL;
-        END IF;
-    END LOOP;
+    RETURN QUERY SELECT CASE WHEN a.success THEN a.result::jsonb END
+                 FROM run_command_on_all_nodes(question, give_warning_for_connection_errors => true) AS a;
 END $$;
 
 -- The sums over the shards of a distributed table; NULL where a server does not answer or the reader may not read it.
@@ -831,20 +823,16 @@ WHERE w.home OPERATOR(pg_catalog.?) 'parent' AND clip_search.is_owned(w.relation
 CREATE FUNCTION clip_search.on_servers(command text) RETURNS SETOF text
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    answer record;
-    first  record;
+    answers text[];
+    failure text;
 BEGIN
-    FOR answer IN SELECT a.nodeid, a.success, a.result FROM run_command_on_all_nodes(command) AS a LOOP
-        IF answer.success THEN
-            RETURN NEXT answer.result;
-        ELSIF first IS NULL THEN
-            first := answer;
-        END IF;
-    END LOOP;
-    IF first IS NOT NULL THEN
-        RAISE EXCEPTION 'server % of Citus failed: %', first.nodeid, first.result USING ERRCODE = 'external_routine_exception',
+    SELECT array_agg(a.result) FILTER (WHERE a.success), min(format('%s: %s', a.nodeid, a.result)) FILTER (WHERE NOT a.success)
+    INTO answers, failure FROM run_command_on_all_nodes(command) AS a;
+    IF failure IS NOT NULL THEN
+        RAISE EXCEPTION 'a server of Citus failed: %', failure USING ERRCODE = 'external_routine_exception',
             HINT = 'What the other servers did is done. Call it again.';
     END IF;
+    RETURN QUERY SELECT unnest(answers);
 END $$;
 
 CREATE FUNCTION clip_search.retry_here(parent bigint, sqlstate text) RETURNS bigint
@@ -856,12 +844,8 @@ $$;
 -- CREATE TRIGGER on a shard brings the settings of clip_watch there.
 CREATE FUNCTION clip_search.follow_shards() RETURNS event_trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    trigger oid;
 BEGIN
-    FOR trigger IN SELECT c.objid FROM pg_event_trigger_ddl_commands() AS c WHERE c.classid = 'pg_trigger'::regclass LOOP
-        PERFORM clip_search.adopt_shard(trigger);
-    END LOOP;
+    PERFORM clip_search.adopt_shard(c.objid) FROM pg_event_trigger_ddl_commands() AS c WHERE c.classid = 'pg_trigger'::regclass;
 END $$;
 CREATE EVENT TRIGGER clip_search_shard ON ddl_command_end WHEN TAG IN ('CREATE TRIGGER')
     EXECUTE FUNCTION clip_search.follow_shards();
@@ -904,6 +888,29 @@ COMMENT ON EVENT TRIGGER clip_search_shard IS 'Keeps shards of distributed table
 COMMENT ON VIEW clip_search.shard_progress IS 'Progress of the watched shards of this server, which clip_search.watch sums up on the coordinator';
 COMMENT ON VIEW clip_search.shard_queue IS 'Queued rows of the watched shards of this server, which clip_search.pending shows on the coordinator';
 COMMENT ON VIEW clip_search.shard_failure IS 'Failed rows of the watched shards of this server, which clip_search.failure shows on the coordinator';
+COMMENT ON COLUMN clip_search.shard_progress.parent IS 'The distributed table''s watch';
+COMMENT ON COLUMN clip_search.shard_progress.relation IS 'Shard';
+COMMENT ON COLUMN clip_search.shard_progress.rows IS 'Rows of the shard; NULL if the current role may not read them all';
+COMMENT ON COLUMN clip_search.shard_progress.embedded IS 'Rows with an embedding';
+COMMENT ON COLUMN clip_search.shard_progress.pending IS 'Rows that still need embedding or tags, except failed rows';
+COMMENT ON COLUMN clip_search.shard_progress.failed IS 'Rows that could not be embedded';
+COMMENT ON COLUMN clip_search.shard_progress.outdated IS 'Rows whose embedding will be replaced';
+COMMENT ON COLUMN clip_search.shard_queue.parent IS 'The distributed table''s watch';
+COMMENT ON COLUMN clip_search.shard_queue.relation IS 'Shard';
+COMMENT ON COLUMN clip_search.shard_queue.key IS 'Primary key of the row';
+COMMENT ON COLUMN clip_search.shard_queue.queued_at IS 'When the row was queued';
+COMMENT ON COLUMN clip_search.shard_queue.due IS 'When the next attempt is due';
+COMMENT ON COLUMN clip_search.shard_queue.attempts IS 'Number of attempts so far';
+COMMENT ON COLUMN clip_search.shard_queue.sqlstate IS 'SQLSTATE of the last attempt''s error';
+COMMENT ON COLUMN clip_search.shard_queue.message IS 'Message of that error';
+COMMENT ON COLUMN clip_search.shard_failure.parent IS 'The distributed table''s watch';
+COMMENT ON COLUMN clip_search.shard_failure.relation IS 'Shard';
+COMMENT ON COLUMN clip_search.shard_failure.key IS 'Primary key of the row';
+COMMENT ON COLUMN clip_search.shard_failure.failed_at IS 'When the last attempt failed';
+COMMENT ON COLUMN clip_search.shard_failure.sqlstate IS 'SQLSTATE of the error';
+COMMENT ON COLUMN clip_search.shard_failure.message IS 'Message of the error';
+COMMENT ON COLUMN clip_search.shard_failure.detail IS 'Its DETAIL';
+COMMENT ON COLUMN clip_search.shard_failure.attempts IS 'Number of attempts';
 DROP FUNCTION clip_search.watch_progress(regclass, name, name, name, name);
 COMMENT ON COLUMN clip_search.watch.models IS 'Number of rows with an embedding of each model, as a JSON object; "(unknown)" counts vectors from before the watch';
 COMMENT ON COLUMN clip_search.watch.outdated IS 'Rows whose embedding is older than the watch, or was computed with an earlier source, weight or model; they count as pending';

@@ -284,6 +284,29 @@ def test_a_row_that_changes_meanwhile_is_not_counted(citus: Citus, db: psycopg.C
     assert group(db, "photo", "photo") == 1
 
 
+def test_recluster_writes_members_by_key(citus: Citus, db: psycopg.Connection) -> None:
+    """With a threshold that nothing reaches each photo is a group; with the usual one the subjects are."""
+    rows = value(db, "SELECT count(*) FROM photo")
+    sizes = db.execute("SELECT size FROM clip_search.cluster WHERE collection = 'photo' ORDER BY size").fetchall()
+    db.execute("SELECT clip_alter_collection('photo', threshold => 1)")
+    with citus.workers[0].connect() as there:
+        gone = value(there, "DELETE FROM photo WHERE id = (SELECT min(id) FROM photo) RETURNING data")
+    state, text = sqlstate(db, "SELECT * FROM clip_recluster('photo')")
+    assert state == "55000" and "clip_group" in text, (state, text)
+    assert value(db, "SELECT clip_group('photo')") == 1
+    changes = db.execute("SELECT * FROM clip_recluster('photo')").fetchall()
+    assert changes and groups_match(db, "photo", "photo")
+    assert value(db, "SELECT count(*) FROM clip_search.cluster WHERE collection = 'photo'") > len(sizes)
+    db.execute("INSERT INTO photo (title, data) VALUES ('cat-cropped', %b)", (gone,))
+    db.execute("SELECT clip_alter_collection('photo', threshold => 0.82)")
+    db.execute("SELECT * FROM clip_recluster('photo')")
+    assert groups_match(db, "photo", "photo") and value(db, "SELECT count(cluster_id) FROM photo") == rows
+    after = db.execute("SELECT size FROM clip_search.cluster WHERE collection = 'photo' ORDER BY size").fetchall()
+    assert after == sizes
+    db.execute("UPDATE photo SET title = title")
+    assert value(db, "SELECT clip_group('photo')") == 0
+
+
 def test_truncate_at_a_worker_empties_the_groups(citus: Citus, db: psycopg.Connection) -> None:
     photos = db.execute("SELECT title, data FROM photo").fetchall()
     db.execute("INSERT INTO photo (id, data) VALUES (9001, 'bad')")
@@ -298,7 +321,6 @@ def test_truncate_at_a_worker_empties_the_groups(citus: Citus, db: psycopg.Conne
 
 def test_what_does_not_work_says_so(citus: Citus, db: psycopg.Connection) -> None:
     refused(db, "CALL clip_reembed('photo', 'photo-mini')", "public.photo is a distributed table", "embedding =>")
-    refused(db, "SELECT * FROM clip_recluster('photo')", "distributed table of Citus", "clip_group")
     with citus.workers[0].connect() as there:
         for call in ("SELECT clip_watch('photo', 'data')", "SELECT clip_group('photo')", "SELECT clip_unwatch('photo')",
                      "CALL clip_backfill('photo')", "SELECT clip_retry('photo')"):  # fmt: skip

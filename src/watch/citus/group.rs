@@ -12,10 +12,10 @@ use pgrx::prelude::*;
 use pgrx::spi::{quote_identifier, quote_literal};
 
 use crate::cluster::assign::{assign, leave};
+use crate::cluster::distributed::commit_in_two_phases;
 use crate::cluster::statements;
 use crate::cluster::tables::{Store, check_writable};
 use crate::pg::catalog::Lock;
-use crate::pg::citus::{self, Place};
 use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::owners_table::OwnersTable;
 use crate::pg::regclass::Regclass;
@@ -114,30 +114,9 @@ pub fn run(watch: &Watch, most: i64) -> SqlResult<i64> {
         }
     }
     if done > 0 {
-        commit_in_two_phases(watch)?;
+        commit_in_two_phases(watch.relation, &departures(watch)?)?;
     }
     Ok(done)
-}
-
-/// Makes the transaction commit in two phases. Citus does so by itself when a statement changes more than one shard; with
-/// one shard, its server would commit before the coordinator, and what the coordinator has changed could be lost between.
-/// It also does so when rows come from the coordinator, even if there are none.
-fn commit_in_two_phases(watch: &Watch) -> SqlResult<()> {
-    let place = {
-        let _user_context = UserContext::of_caller();
-        Spi::connect(|client| citus::place(client, watch.relation))?
-    };
-    let (column, value) = match place {
-        Some(Place::Shards(Some(column))) => (format!("{}, ", quote_identifier(column)), "NULL, "),
-        _ => (String::new(), ""),
-    };
-    departures(watch)?.as_owner(|client| {
-        let query = format!(
-            "INSERT INTO {} ({column}departed_id) SELECT {value}pg_catalog.gen_random_uuid() FROM pg_catalog.generate_series(1, 0)",
-            client.name()
-        );
-        client.update(&query, None, &[]).map(drop)
-    })
 }
 
 fn departures(watch: &Watch) -> SqlResult<OwnersTable> {
