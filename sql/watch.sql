@@ -304,6 +304,7 @@ DECLARE
     told     timestamptz := began;
     seconds  double precision;
     shards   bigint[];
+    pause    double precision := 0.1;
 BEGIN
     IF batch IS NULL THEN
         RAISE EXCEPTION 'argument "batch" is NULL' USING ERRCODE = 'null_value_not_allowed',
@@ -366,7 +367,9 @@ BEGIN
                 END IF;
                 COMMIT;
             END LOOP;
-            IF in_pass OPERATOR(pg_catalog.=) 0 THEN
+            IF in_pass OPERATOR(pg_catalog.>) 0 THEN
+                pause := 0.1;
+            ELSE
                 held := clip_search.backfill_left(watches[i], lasts[i]);
                 EXIT WHEN held OPERATOR(pg_catalog.=) 0;
                 IF NOT waits THEN
@@ -375,7 +378,8 @@ BEGIN
                         CASE WHEN held OPERATOR(pg_catalog.=) 1 THEN '1 row' ELSE pg_catalog.format('%s rows', held) END;
                 END IF;
                 COMMIT;
-                PERFORM pg_catalog.pg_sleep(0.1);
+                PERFORM pg_catalog.pg_sleep(pause);
+                pause := LEAST(pause OPERATOR(pg_catalog.*) 2::double precision, 2);
             END IF;
         END LOOP;
     END LOOP;

@@ -28,12 +28,13 @@ const ANY_TIMER: i32 = 1000;
 thread_local! {
     static TIMER: Cell<Option<i32>> = const { Cell::new(None) };
 }
-/// Told until when the owner's code should have ended, in PostgreSQL's time, and 0 when it has.
-static TOLD: OnceLock<fn(pg_sys::TimestampTz)> = OnceLock::new();
+/// Set in clip_search's own workers: told until when the owner's code should have ended, in PostgreSQL's time, and 0
+/// when it has.
+static WORKER: OnceLock<fn(pg_sys::TimestampTz)> = OnceLock::new();
 
-/// Has `told` learn of each limit of this process.
-pub fn tell(told: fn(pg_sys::TimestampTz)) {
-    TOLD.get_or_init(|| told);
+/// Makes this process a worker, whose limits `told` learns.
+pub fn become_worker(told: fn(pg_sys::TimestampTz)) {
+    WORKER.get_or_init(|| told);
 }
 
 static EXPIRED: AtomicBool = AtomicBool::new(false);
@@ -56,10 +57,11 @@ pub fn has_expired() -> bool {
     EXPIRED.load(Ordering::Relaxed)
 }
 
-/// Whether this process is a background worker.
+/// Whether this process is a worker of clip_search. Other background workers, such as logical replication's and
+/// pg_cron's, run others' statements: they have cursors and connections to protect, like a session, and their own
+/// timeouts.
 pub fn is_worker() -> bool {
-    // SAFETY: a variable that is set at the start of the process.
-    !unsafe { (&raw const pg_sys::MyBgworkerEntry).read() }.is_null()
+    WORKER.get().is_some()
 }
 
 /// Both timers, which run during the lifetime of this value; a session has none.
@@ -76,7 +78,7 @@ impl HardLimit {
             TIMER.set(Some(timer));
             timer
         });
-        if let Some(told) = TOLD.get() {
+        if let Some(told) = WORKER.get() {
             let limit = i64::from(guc::worker_timeout()) + i64::from(GRACE);
             // SAFETY: reads the clock.
             told(unsafe { pg_sys::GetCurrentTimestamp() } + limit * 1000);
@@ -98,7 +100,7 @@ impl Drop for HardLimit {
                 disable_timeout(timer, false);
                 disable_timeout(STATEMENT_TIMEOUT, false);
             }
-            if let Some(told) = TOLD.get() {
+            if let Some(told) = WORKER.get() {
                 told(0);
             }
         }

@@ -68,7 +68,7 @@ impl OwnersTable {
         let (session, restricted) = unsafe { (pg_sys::GetSessionUserId(), pg_sys::InSecurityRestrictedOperation()) };
         // The owner's own session: state that the owner's code leaves there affects no other role.
         let is_own = session == self.owner && current_role() == self.owner && !restricted && !is_worker();
-        // A worker has only its own cursors.
+        // clip_search's worker has only its own cursors.
         let shield = (!is_own && !is_worker()).then(Shield::raise).transpose()?;
         let _user_context = if is_own { UserContext::of_caller() } else { UserContext::of_table_owner(self.owner) };
         // A row that a policy hides would be treated as deleted; with the setting off, it raises an error.

@@ -94,7 +94,7 @@ unsafe extern "C-unwind" fn on_object_access(
 }
 
 /// Whether a function is dblink's, whose connections are the session's: code of the table's owner could send commands over
-/// one that the caller has opened. In the worker nobody has opened any, so only those are refused that would.
+/// one that the caller has opened. In the worker of clip_search nobody has opened any, so only those are refused that would.
 fn is_session_dblink(function: pg_sys::Oid) -> bool {
     if function.to_u32() < pg_sys::FirstNormalObjectId {
         return false;

@@ -8,7 +8,7 @@ use pgrx::spi::{SpiHeapTupleData, quote_identifier};
 use crate::cluster::tables;
 use crate::guc;
 use crate::pg::catalog::{Lock, Table};
-use crate::pg::error::{SqlResult, report};
+use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::get;
 use crate::pg::spi::spi;
@@ -191,16 +191,20 @@ pub mod clip_search {
 
     /// The number of rows of each watch that any session has listed as failed; NULL if the watch has ended.
     #[pg_extern(volatile, strict, parallel_unsafe)]
-    fn backfill_failed(watches: Vec<i64>) -> SqlResult<Vec<Option<i64>>> {
-        watches.into_iter().map(|watch| is_own(watch)?.then(|| failed(watch)).transpose()).collect()
+    fn backfill_failed(watches: Vec<Option<i64>>) -> SqlResult<Vec<Option<i64>>> {
+        without_nulls("watches", watches)?
+            .into_iter()
+            .map(|watch| is_own(watch)?.then(|| failed(watch)).transpose())
+            .collect()
     }
 
     /// Embeds the rows of entries; returns the numbers of embedded and of failed rows.
     #[pg_extern(volatile, strict, parallel_unsafe, cost = 1000000)]
     fn backfill_work(
         watch: i64,
-        entries: Vec<i64>,
+        entries: Vec<Option<i64>>,
     ) -> Result<TableIterator<'static, (name!(embedded, i64), name!(failed, i64))>, ErrorReport> {
+        let entries = without_nulls("entries", entries)?;
         if !is_own(watch)? {
             return Ok(TableIterator::once((0, 0)));
         }
@@ -211,6 +215,13 @@ pub mod clip_search {
         })?;
         embed_entries(&entries, Terms::ALL)?.single().map(TableIterator::once)
     }
+}
+
+/// # Errors
+/// 22004 if a number is NULL.
+fn without_nulls(name: &str, numbers: Vec<Option<i64>>) -> SqlResult<Vec<i64>> {
+    let null = || sql_error(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, format!("array {name} contains NULL"));
+    numbers.into_iter().collect::<Option<_>>().ok_or_else(null)
 }
 
 /// Whether a watch with this id exists; the caller must own its table.

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use crate::guc;
 use crate::pg::catalog::{self, Lock};
 use crate::pg::error::SqlResult;
-use crate::pg::spi::spi;
 use crate::pg::subtransaction::{Failure, attempt};
 use crate::pg::vector::Vector;
 use crate::watch::queue::{
-    Entry, add_failure, forget_entries, forget_failure, lock_entries, own, put_back, rest_after,
+    Entry, add_failure, forget_entries, forget_failure, lock_entries, most_passing_attempts, note_attempt, put_back,
+    rest_after,
 };
 use crate::watch::rows::{Locked, Queries, Row, Written};
 use crate::watch::setting::Watch;
@@ -56,7 +56,7 @@ pub enum OnRowError {
     Record,
 }
 
-/// The limits of one call of [`work`], and its treatment of a row that fails.
+/// The limits of one call of [`embed_entries`], and its treatment of a row that fails.
 #[derive(Clone, Copy)]
 pub struct Terms {
     pub on_error: OnRowError,
@@ -122,7 +122,7 @@ pub fn embed_entries(ids: &[i64], terms: Terms) -> SqlResult<Outcome> {
     Ok(outcome)
 }
 
-/// One watch's share of a call of [`work`].
+/// One watch's share of a call of [`embed_entries`].
 struct Work<'a> {
     watch: &'a Watch,
     queries: &'a Queries,
@@ -208,7 +208,11 @@ impl Work<'_> {
                             outcome.of(watch).0 += written.done;
                             open.extend(written.locked);
                         }
-                        Err(failure) if failure.is_passing() => open.push(pair.0.entry.id),
+                        Err(failure) if failure.is_passing() && pair.0.entry.attempts < most_passing_attempts() => {
+                            let entry = &pair.0.entry;
+                            note_attempt(entry.id, &failure, rest_after(entry.attempts).max(LOCKED_REST))?;
+                            outcome.noted.push(entry.id);
+                        }
                         Err(failure) => {
                             self.note(&pair.0.entry, Some(pair.0), failure, outcome)?;
                         }
@@ -260,14 +264,8 @@ impl Work<'_> {
             && !is_permanent(&failure)
             && entry.attempts < guc::worker_attempts()
         {
-            return own(|client| {
-                let query = "UPDATE clip_search.watch_queue SET sqlstate = $2, message = $3, \
-                 due = pg_catalog.clock_timestamp() + $4 * interval '1 millisecond' WHERE id = $1";
-                let arguments =
-                    [entry.id.into(), failure.code.into(), failure.message.into(), rest_after(entry.attempts).into()];
-                outcome.noted.push(entry.id);
-                client.update(query, None, &arguments).map(drop).map_err(spi)
-            });
+            outcome.noted.push(entry.id);
+            return note_attempt(entry.id, &failure, rest_after(entry.attempts));
         }
         // A session that deletes the row or changes its key waits from here on, and then removes it from the list.
         // Without the lock, a row whose key changed in the meantime was listed twice.

@@ -18,6 +18,10 @@ use crate::watch::setting::Watch;
 
 /// Maximum delay between two attempts at a row, in milliseconds.
 const LONGEST_REST: i64 = 3_600_000;
+/// Attempts beyond clip_search.worker_attempts while the error is one that passes.
+const PASSING_ATTEMPTS: i32 = 10;
+/// In bytes.
+const LONGEST_MESSAGE: usize = 4096;
 /// Minimum delay for a row that has ended a worker or the server twice, in milliseconds.
 const UNENDED_REST: i64 = 60_000;
 
@@ -103,15 +107,41 @@ pub fn has_again() -> bool {
 }
 
 /// Records that an attempt failed as a whole (by a timeout, for example) without ending the process, so its entries are
-/// not delayed like entries that ended a worker.
-pub fn attempt_ended(ids: &[i64]) -> SqlResult<()> {
+/// not delayed like entries that ended a worker. The error is that of a single entry only if it was tried alone.
+pub fn attempt_ended(ids: &[i64], failure: &Failure) -> SqlResult<()> {
     own(|client| {
-        let query = "UPDATE clip_search.watch_queue SET due = least(due, pg_catalog.clock_timestamp() \
-             + least($2 * 2 ^ least(greatest(attempts - 1, 0), 20), $3) * interval '1 millisecond') WHERE id = ANY ($1)";
-        let arguments =
-            [ids.to_vec().into(), f64::from(guc::worker_retry_delay()).into(), (LONGEST_REST as f64).into()];
+        let query = include_str!("sql/attempt_ended.sql");
+        let alone = ids.len() == 1;
+        let arguments = [
+            ids.to_vec().into(),
+            f64::from(guc::worker_retry_delay()).into(),
+            (LONGEST_REST as f64).into(),
+            alone.then_some(failure.code.as_str()).into(),
+            alone.then_some(brief(&failure.message)).into(),
+        ];
         client.update(query, None, &arguments).map(drop).map_err(spi)
     })
+}
+
+/// Records that an attempt failed, and when the next is due.
+pub fn note_attempt(id: i64, failure: &Failure, rest: i64) -> SqlResult<()> {
+    own(|client| {
+        let query = "UPDATE clip_search.watch_queue SET sqlstate = $2, message = $3, \
+             due = pg_catalog.clock_timestamp() + $4 * interval '1 millisecond' WHERE id = $1";
+        let arguments = [id.into(), failure.code.as_str().into(), brief(&failure.message).into(), rest.into()];
+        client.update(query, None, &arguments).map(drop).map_err(spi)
+    })
+}
+
+/// The number of attempts after which a row is listed whose error usually passes by itself: another session's lock, a
+/// deadlock. A trigger can raise it each time. With the delay's default, the last of these attempts comes after hours.
+pub fn most_passing_attempts() -> i32 {
+    guc::worker_attempts() + PASSING_ATTEMPTS
+}
+
+/// A message as it is stored: a trigger's may have any length, and it would be part of every dump.
+fn brief(message: &str) -> &str {
+    &message[..message.floor_char_boundary(LONGEST_MESSAGE)]
 }
 
 /// Accepts the vectors in the column as the result of this watch.
@@ -196,8 +226,8 @@ pub fn add_failure(watch: i64, key: &str, failure: &Failure, attempts: i64) -> S
             watch.into(),
             key.into(),
             failure.code.as_str().into(),
-            failure.message.as_str().into(),
-            failure.detail.as_deref().into(),
+            brief(&failure.message).into(),
+            failure.detail.as_deref().map(brief).into(),
             attempts.into(),
         ];
         client.update(query, None, &arguments).map(drop).map_err(spi)
@@ -289,7 +319,7 @@ pub fn next_due(watches: &[i64]) -> SqlResult<Option<i64>> {
 pub fn give_up(watches: &[i64]) -> SqlResult<i64> {
     own(|client| {
         let query = include_str!("sql/give_up.sql");
-        let arguments = [watches.to_vec().into(), guc::worker_attempts().into()];
+        let arguments = [watches.to_vec().into(), guc::worker_attempts().into(), most_passing_attempts().into()];
         Ok(client.update(query, None, &arguments).map_err(spi)?.len() as i64)
     })
 }

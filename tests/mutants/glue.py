@@ -221,9 +221,16 @@ MUTATIONS = [
     Mutation(
         "the last member leaves rows behind",
         "src/cluster/assign.rs",
-        "        if left == 0 {",
-        "        if left < 0 {",
+        "        if cluster.sum.size == 1 {",
+        "        if cluster.sum.size < 1 {",
         "tests/cluster/test_concurrency.py::test_members_leave_and_the_last_takes_the_cluster_along",
+    ),
+    Mutation(
+        "a group is not folded when a member leaves",
+        "src/cluster/assign.rs",
+        "        } else if cluster.wants_folding() {",
+        "        } else if cluster.id < 0 {",
+        "tests/cluster/test_concurrency.py::test_a_cluster_is_found_where_it_is_after_its_first_member_left",
     ),
     Mutation(
         "changes are not added up",
@@ -381,6 +388,20 @@ MUTATIONS = [
         "            attached |= ungroup(watch, oid)?;",
         "            attached |= { let _ = ungroup; false };",
         "tests/watch/test_partitions.py::test_a_partition_that_comes_back_is_counted_once",
+    ),
+    Mutation(
+        "a failed row that moves is forgotten",
+        "src/watch/trigger/after.rs",
+        "        if !moves::is_moving_without_embedding(plan, &key) {",
+        "        {",
+        "tests/watch/test_partitions.py::test_a_failed_row_that_moves_stays_listed",
+    ),
+    Mutation(
+        "a failed row that moves is queued",
+        "src/watch/trigger/after.rs",
+        "    rename_failure(plan, &former, &key)\n}\n\npub(super) fn after_update",
+        "    rename_failure(plan, &former, &key).map(|_| false)\n}\n\npub(super) fn after_update",
+        "tests/watch/test_partitions.py::test_a_failed_row_that_moves_stays_listed",
     ),
     # ------------------------------------------------------------ codes and groups
     Mutation(

@@ -9,7 +9,9 @@ use pgrx::prelude::*;
 use crate::guc;
 use crate::pg::hard_limit::{self, has_expired};
 use crate::watch::shared_memory::{SHARED, Stuck, now, set_latch, set_limit, slot};
-use crate::watch::worker::process::{attach_signals, database_is_being_dropped_or_copied, reload};
+use crate::watch::worker::process::{
+    attach_signals, database_is_being_dropped_or_copied, exit_without_postmaster, reload, wait,
+};
 use crate::watch::worker::round::Worker;
 
 /// How long a worker continues while other databases wait for a worker. Loading a model may take the first seconds.
@@ -55,7 +57,7 @@ pub unsafe extern "C-unwind" fn clip_search_worker(database: pg_sys::Datum) {
             slot.limit = 0;
         }
     }
-    hard_limit::tell(set_limit);
+    hard_limit::become_worker(set_limit);
     let mut worker = Worker::new(database);
     let mut fails = 0;
     let begun = Instant::now();
@@ -80,7 +82,7 @@ pub unsafe extern "C-unwind" fn clip_search_worker(database: pg_sys::Datum) {
             }
             Err(failure) => {
                 fails += 1;
-                pgrx::log!("clip_search: the worker goes on after an error: {}", failure.message);
+                pgrx::log!("clip_search: the worker continues after an error: {}", failure.message);
                 let rest = Duration::from_secs(1 << fails.min(5));
                 worker.due = Some(rest);
                 rest
@@ -96,6 +98,7 @@ pub unsafe extern "C-unwind" fn clip_search_worker(database: pg_sys::Datum) {
             }
             return;
         }
+        exit_without_postmaster();
         if !rest.is_zero() {
             // SAFETY: updates pg_stat_activity; a null text means no text.
             unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null()) };
@@ -107,7 +110,7 @@ pub unsafe extern "C-unwind" fn clip_search_worker(database: pg_sys::Datum) {
                 && guc::worker()
                 && !is_crowded()
             {
-                BackgroundWorker::wait_latch(Some((until - Instant::now()).min(Duration::from_secs(1))));
+                wait((until - Instant::now()).min(Duration::from_secs(1)));
                 reload();
             }
         }

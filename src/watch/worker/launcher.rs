@@ -12,7 +12,7 @@ use pgrx::prelude::*;
 use crate::guc;
 use crate::watch::shared_memory::{self, DATABASES, SHARED, Slot, now, slot};
 use crate::watch::worker::NAP;
-use crate::watch::worker::process::{attach_signals, database_is_being_dropped_or_copied, reload, transaction};
+use crate::watch::worker::process::{attach_signals, database_is_being_dropped_or_copied, reload, transaction, wait};
 
 /// The time between two checks of all databases: a database may have been restored, or copied from another, with queued
 /// rows.
@@ -65,7 +65,7 @@ pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
     loop {
         reload();
         let delay = launcher.round();
-        BackgroundWorker::wait_latch(Some(delay));
+        wait(delay);
     }
 }
 

@@ -1,6 +1,8 @@
 //! Process-level code that launcher and worker share: transactions, signals, settings.
 #![allow(unsafe_code)]
 
+use std::time::Duration;
+
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::prelude::*;
 
@@ -47,9 +49,12 @@ fn clean_session() {
 }
 
 unsafe extern "C-unwind" {
-    // Declared here because pgrx wraps it in a Rust function, which is not allowed as a signal handler.
+    // Declared here because pgrx wraps the first in a Rust function, which is not allowed as a signal handler, and has no
+    // declaration of the second.
     #[link_name = "StatementCancelHandler"]
     fn cancel(signal: i32);
+    #[link_name = "PostmasterIsAliveInternal"]
+    fn postmaster_is_alive() -> bool;
 }
 
 pub fn attach_signals() {
@@ -63,6 +68,23 @@ pub fn attach_signals() {
         set(pg_sys::SIGINT as i32, Some(cancel));
     }
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP);
+}
+
+/// Waits for the latch, for at most this time.
+pub fn wait(time: Duration) {
+    BackgroundWorker::wait_latch(Some(time));
+    exit_without_postmaster();
+}
+
+/// Ends the process if the postmaster has died: it would keep the shared memory in use, and the server could not start
+/// again. WaitLatch does this with WL_EXIT_ON_PM_DEATH, which pgrx doesn't pass.
+pub fn exit_without_postmaster() {
+    // SAFETY: reads from a pipe without waiting; the process ends outside a transaction.
+    unsafe {
+        if !postmaster_is_alive() {
+            pg_sys::proc_exit(1);
+        }
+    }
 }
 
 pub fn reload() {

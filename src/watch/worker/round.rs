@@ -265,7 +265,7 @@ impl Worker {
                 outcome.stuck.remove(&watch.id)
             }
             Err(failure) => {
-                transaction(|| queue::attempt_ended(&entries))?;
+                transaction(|| queue::attempt_ended(&entries, &failure))?;
                 Some(failure)
             }
         };
