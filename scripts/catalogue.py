@@ -68,6 +68,7 @@ CONDITIONS = {
     "query_canceled": "a cancel or a timeout interrupts the function",
     "read_only_sql_transaction": "assignment to a cluster, or a change to a collection or a watch, in a read-only "
     "transaction or on a standby",
+    "serialization_failure": "members of a distributed table changed while clip_recluster ran: try again",
     "triggered_data_change_violation": "a trigger or a rule on a table prevented rows from being updated",
     "undefined_column": "the table has no such column",
     "undefined_file": "ONNX Runtime or a file of the model is missing",
@@ -266,8 +267,8 @@ def views(db: psycopg.Connection) -> list[str]:
 
 def conditions() -> list[str]:
     source = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "src").rglob("*.rs")))
-    # E_R_I_E: its class, external routine invocation exception.
-    raised = {name.lower() for name in re.findall(r"PgSqlErrorCode::ERRCODE_(?:E_R_I_E_)?(\w+)", source)}
+    # E_R_I_E and T_R: their classes, external routine invocation exception and transaction rollback.
+    raised = {name.lower() for name in re.findall(r"PgSqlErrorCode::ERRCODE_(?:E_R_I_E_|T_R_)?(\w+)", source)}
     raised |= {condition for call, condition in CALLED.items() if call in source}
     if unknown := sorted(raised - CONDITIONS.keys()):
         names = ", ".join(unknown)

@@ -37,7 +37,10 @@ impl Shards {
             let what = format!("{}, a distributed table of Citus, is not grouped by clip_watch", members.table.shown());
             sql_error(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, what)
                 .set_detail("What leaves a group while it is computed has to be noted.")
-                .set_hint(format!("SELECT clip_watch(…, collection => {}), then clip_recluster.", quote_literal(collection)))
+                .set_hint(format!(
+                    "SELECT clip_watch(…, collection => {}), then clip_recluster.",
+                    quote_literal(collection)
+                ))
         };
         let table = members.table.oid;
         let departures = {
@@ -110,7 +113,8 @@ impl Shards {
                 let rows = client.update(&query, Some(1), &[keys.into(), ids.into(), old.into(), hashes.into()])?;
                 let done = rows.first().get::<i64>(1).map_err(spi)?.unwrap_or_default();
                 if done != batch.len() as i64 {
-                    let what = format!("{} of {} members changed in the meantime", batch.len() as i64 - done, batch.len());
+                    let what =
+                        format!("{} of {} members changed in the meantime", batch.len() as i64 - done, batch.len());
                     return Err(sql_error(PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE, what)
                         .set_detail("Sessions on other servers can't be kept from writing a distributed table.")
                         .set_hint("Try again; nothing was changed."));

@@ -11,8 +11,8 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use crate::cluster::access::{Access, Privilege};
-use crate::cluster::maintenance::replace_all;
 use crate::cluster::distributed::{Moved, Shards};
+use crate::cluster::maintenance::replace_all;
 use crate::cluster::members::{FETCH, Members, check_interrupts, read};
 use crate::cluster::statements;
 use crate::cluster::tables::Store;
@@ -136,7 +136,12 @@ fn recluster(
         Some(shards) => {
             let moved = places.into_iter().zip(&labels).filter_map(|(place, label)| {
                 let id = ids[*label as usize];
-                place.key.filter(|_| place.cluster != Some(id)).map(|(key, hash)| Moved { key, hash, old: place.cluster, id })
+                place.key.filter(|_| place.cluster != Some(id)).map(|(key, hash)| Moved {
+                    key,
+                    hash,
+                    old: place.cluster,
+                    id,
+                })
             });
             shards.move_members(members, moved.collect())?;
         }

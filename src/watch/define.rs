@@ -20,8 +20,8 @@ use crate::pg::user_context::{UserContext, current_role};
 use crate::pg::vector;
 use crate::watch::arguments::{Arguments, Existing, Plan, check_nulls, lock_table};
 use crate::watch::backfill::{enqueue_existing, enqueue_missing};
-use crate::watch::citus::distribute;
 use crate::watch::checks::{check_cluster, check_embedding, check_table};
+use crate::watch::citus::distribute;
 use crate::watch::columns::{alter, create_index, has_index};
 use crate::watch::dropped::forget_dropped;
 use crate::watch::existing_groups;
@@ -152,7 +152,9 @@ pub fn watch(oid: pg_sys::Oid, arguments: &Arguments<'_>) -> SqlResult<Watch> {
     // Nobody kept the column up to now. This comes before the triggers, which would take its ids for groups.
     let told_of_groups = match &bound {
         Some(_) if watch.is_distributed() => {
-            if existing.is_none_or(|known| known.cluster.is_none()) && !added.columns.contains(&watch.cluster.clone().unwrap_or_default()) {
+            if existing.is_none_or(|known| known.cluster.is_none())
+                && !added.columns.contains(&watch.cluster.clone().unwrap_or_default())
+            {
                 distribute::clear_clusters(&watch)?;
             }
             false

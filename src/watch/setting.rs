@@ -134,7 +134,8 @@ impl Watch {
     pub fn for_worker() -> SqlResult<Vec<Self>> {
         let _user_context = UserContext::of_extension();
         let mut found = Spi::connect_mut(|client| {
-            let condition = "(w.queued OR (h.home ->> 'moved')::boolean) AND w.id IN (SELECT id FROM clip_search.watch_live)";
+            let condition =
+                "(w.queued OR (h.home ->> 'moved')::boolean) AND w.id IN (SELECT id FROM clip_search.watch_live)";
             Self::find(client, condition, &[])
         })?;
         if found.iter().any(|watch| watch.home.is_some()) {

@@ -123,7 +123,9 @@ def test_another_role_owns_its_tables(citus: Citus, db: psycopg.Connection) -> N
         hers.execute("SET SESSION AUTHORIZATION anna")
         hers.execute("CREATE TABLE hers.photo (id bigint PRIMARY KEY, data bytea)")
         hers.execute("SELECT create_distributed_table('hers.photo', 'id', shard_count => 4)")
-        hers.execute("SELECT clip_watch('hers.photo', 'data', model => 'photo-mini', cluster => 'c', collection => 'hers', on_error => 'skip')")
+        hers.execute(
+            "SELECT clip_watch('hers.photo', 'data', model => 'photo-mini', cluster => 'c', collection => 'hers', on_error => 'skip')"
+        )
         for id, photo in enumerate(PHOTOS[:6]):
             hers.execute("INSERT INTO hers.photo VALUES (%s, %b)", (id, photo.read_bytes()))
         hers.execute("INSERT INTO hers.photo VALUES (9, 'bad')")
@@ -374,7 +376,9 @@ def measure(server: Server, name: str, table: list[tuple[str, ...]]) -> None:
         rows = np.random.default_rng(1).standard_normal((RANDOM_ROWS, 512)).astype(np.float32)
         # They have vectors and no images, which the trigger would undo.
         db.execute("SET citus.enable_unsafe_triggers = on")
-        trigger = value(db, "SELECT min(tgname::text) FROM pg_trigger WHERE tgrelid = 'photo'::regclass AND tgname ~ '_[0-9]+$'")
+        trigger = value(
+            db, "SELECT min(tgname::text) FROM pg_trigger WHERE tgrelid = 'photo'::regclass AND tgname ~ '_[0-9]+$'"
+        )
         db.execute(f"ALTER TABLE photo DISABLE TRIGGER {trigger}")
         start = time.monotonic()
         with db.cursor().copy("COPY photo (embedding) FROM STDIN") as copy:
@@ -451,9 +455,17 @@ def test_unwatch_leaves_nothing(citus: Citus, db: psycopg.Connection) -> None:
     for server in citus.servers:
         with server.connect() as there:
             there.execute("SET citus.override_table_visibility = off")
-            query = "SELECT relation::text, home FROM clip_search.watch_setting WHERE relation::text ~ '^photo(_\\d+)?$'"
+            query = (
+                "SELECT relation::text, home FROM clip_search.watch_setting WHERE relation::text ~ '^photo(_\\d+)?$'"
+            )
             assert there.execute(query).fetchall() == []
-            assert value(there, "SELECT count(*) FROM pg_trigger WHERE tgrelid::regclass::text ~ '^photo' AND tgname ~ 'clip_watch' AND tgtype & 1 = 1") == 0
+            assert (
+                value(
+                    there,
+                    "SELECT count(*) FROM pg_trigger WHERE tgrelid::regclass::text ~ '^photo' AND tgname ~ 'clip_watch' AND tgtype & 1 = 1",
+                )
+                == 0
+            )
     assert value(db, "SELECT count(*) FROM pg_class WHERE relname ~ 'departed'") == 0
     db.execute("INSERT INTO photo (id, data) VALUES (9009, 'anything')")
     db.execute("TRUNCATE photo")

@@ -235,7 +235,9 @@ def test_everything_is_exact_after_a_storm(citus: Citus, mode: str) -> None:
         # The three photos of a subject are alike, and no others.
         assert all(len(clusters) == 1 for clusters in groups.values()), groups
         assert len(members) == len(groups)
-        clusters = db.execute("SELECT id, size, centroid::text FROM clip_search.cluster WHERE collection = 'item'").fetchall()
+        clusters = db.execute(
+            "SELECT id, size, centroid::text FROM clip_search.cluster WHERE collection = 'item'"
+        ).fetchall()
         assert {id: size for id, size, _ in clusters} == {id: len(rows) for id, rows in members.items()}
         for id, _, centroid in clusters:
             mean = np.mean(members[id], axis=0)
@@ -273,7 +275,10 @@ def set_up(server: Server, setting: str) -> None:
 
 def in_syncrep(server: Server) -> object:
     with server.connect() as db:
-        return value(db, "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND (query ~ 'clip_group' OR query ~ '^PREPARE')")
+        return value(
+            db,
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND (query ~ 'clip_group' OR query ~ '^PREPARE')",
+        )
 
 
 @pytest.mark.parametrize("committed", [True, False], ids=["committed", "not committed"])

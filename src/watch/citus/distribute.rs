@@ -140,7 +140,10 @@ pub fn clear_clusters(watch: &Watch) -> SqlResult<()> {
         let query = format!("UPDATE {} SET {column} = NULL WHERE {column} IS NOT NULL", watch.name());
         let cleared = client.update(&query, None, &[])?.len();
         if cleared > 0 {
-            pgrx::notice!("clip_search: {cleared} rows of {} had a cluster from before, and will be grouped", watch.name());
+            pgrx::notice!(
+                "clip_search: {cleared} rows of {} had a cluster from before, and will be grouped",
+                watch.name()
+            );
         }
         Ok(())
     })

@@ -74,7 +74,10 @@ fn take_turn(watch: &Watch, patience: Duration) -> SqlResult<()> {
         if start.elapsed() >= patience {
             let what = format!("another session is grouping rows of {}", watch.name());
             return Err(sql_error(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, what)
-                .set_detail(format!("It has been for {} s, and may wait for a row that this transaction has changed.", patience.as_secs()))
+                .set_detail(format!(
+                    "It has been for {} s, and may wait for a row that this transaction has changed.",
+                    patience.as_secs()
+                ))
                 .set_hint("Call clip_group first in a transaction, or alone, and try again."));
         }
         std::thread::sleep(LOOK);
@@ -132,7 +135,10 @@ fn departures(watch: &Watch) -> SqlResult<OwnersTable> {
     table.ok_or_else(|| {
         sql_error(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            format!("table {name}, which receives what leaves groups of {}, is gone or has another owner", watch.name()),
+            format!(
+                "table {name}, which receives what leaves groups of {}, is gone or has another owner",
+                watch.name()
+            ),
         )
         .set_hint("Give it the owner of the other; or call clip_watch again, then clip_recluster.")
     })

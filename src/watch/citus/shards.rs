@@ -99,7 +99,8 @@ pub fn settle_arrived() -> SqlResult<bool> {
         let Some(watch) = Watch::by_id(id)? else { continue };
         enqueue_missing(&watch)?;
         queue::own(|client| {
-            let query = "UPDATE clip_search.watch_setting SET home = home - 'arriving' || '{\"moved\": true}' WHERE id = $1";
+            let query =
+                "UPDATE clip_search.watch_setting SET home = home - 'arriving' || '{\"moved\": true}' WHERE id = $1";
             client.update(query, None, &[id.into()]).map(drop).map_err(spi)
         })?;
     }
@@ -152,7 +153,8 @@ pub mod clip_search {
             return Ok(false);
         }
         queue::own(|client| {
-            let watches = Watch::find(client, "w.relation::oid = $1 AND h.home ->> 'parent' IS NOT NULL", &[shard.0.into()])?;
+            let watches =
+                Watch::find(client, "w.relation::oid = $1 AND h.home ->> 'parent' IS NOT NULL", &[shard.0.into()])?;
             watches.iter().try_for_each(|watch| queue::forget_lists(client, watch.id))
         })?;
         Ok(true)
@@ -186,7 +188,9 @@ pub mod clip_search {
         }
         let _user_context = UserContext::of_caller();
         Spi::connect(|client| match citus::shard(client, relation.0)? {
-            Some((table, _)) if citus::place(client, table)? == Some(citus::Place::Coordinator) => Ok(Some(Regclass(table))),
+            Some((table, _)) if citus::place(client, table)? == Some(citus::Place::Coordinator) => {
+                Ok(Some(Regclass(table)))
+            }
             _ => Ok(Some(relation)),
         })
     }

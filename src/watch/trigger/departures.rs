@@ -141,7 +141,9 @@ impl Departures {
                 PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 format!("table {name} has no shard beside {}", plan.watch.name()),
             )
-            .set_detail("It receives what leaves a group. It is missing, or the transaction that creates it has not ended.")
+            .set_detail(
+                "It receives what leaves a group. It is missing, or the transaction that creates it has not ended.",
+            )
             .set_hint("Commit clip_watch first, or call it again.")
         };
         let Some((Some(oid), column, kind)) = found else { return Err(missing()) };
