@@ -25,12 +25,11 @@ struct Found {
 
 fn find_trigger(client: &mut SpiClient<'_>, trigger: pg_sys::Oid) -> SqlResult<Option<Found>> {
     let query = format!(
-        "SELECT t.tgrelid, pg_catalog.convert_from(pg_catalog.substr(t.tgargs, pg_catalog.position('\\x00'::bytea IN t.tgargs) + 1, \
-             pg_catalog.length(t.tgargs) - pg_catalog.position('\\x00'::bytea IN t.tgargs) - 1), 'UTF8') \
-         FROM pg_catalog.pg_trigger t WHERE t.oid = $1 AND t.tgnargs = 2 AND t.tgfoid = {}::regprocedure::oid",
+        "SELECT t.tgrelid, pg_catalog.convert_from(pg_catalog.substr(t.tgargs, z.n + 1, pg_catalog.length(t.tgargs) - z.n - 1), 'UTF8') \
+         FROM pg_catalog.pg_trigger t CROSS JOIN LATERAL (SELECT position('\\x00'::bytea IN t.tgargs)) AS z (n) \
+         WHERE t.oid = $1 AND t.tgnargs = 2 AND t.tgfoid = {}::regprocedure::oid",
         quote_literal(format!("{}.clip_watch_row()", own_schema(client)?))
-    )
-    .replace("pg_catalog.position(", "position(");
+    );
     let rows = client.update(&query, Some(1), &[trigger.into()]).map_err(spi)?;
     let Some(row) = rows.into_iter().next() else { return Ok(None) };
     let found = get::<pg_sys::Oid>(&row, 1)?.zip(get::<String>(&row, 2)?);
