@@ -377,7 +377,8 @@ def measure(server: Server, name: str, table: list[tuple[str, ...]]) -> None:
         # They have vectors and no images, which the trigger would undo.
         db.execute("SET citus.enable_unsafe_triggers = on")
         trigger = value(
-            db, "SELECT min(tgname::text) FROM pg_trigger WHERE tgrelid = 'photo'::regclass AND tgname ~ '^zz_clip_watch_[0-9]+$'"
+            db,
+            "SELECT min(tgname::text) FROM pg_trigger WHERE tgrelid = 'photo'::regclass AND tgname ~ '^zz_clip_watch_[0-9]+$'",
         )
         db.execute(f"ALTER TABLE photo DISABLE TRIGGER {trigger}")
         start = time.monotonic()
