@@ -25,7 +25,7 @@ TOPICS = {
     "Searching": r"clip_find|clip_query|clip_diversify",
     "Relevance, tags and labels": r"clip_relevance|clip_tags|clip_explain|clip_classify|clip_classify_or_none|clip_prepare_words",
     "Grouping": r".*_clusters?|.*_collection|clip_has_collection_privilege|clip_cluster_groups|clip_recluster|clip_duplicates",
-    "Keeping embeddings in sync": r"clip_(un)?watch|clip_watch_row|clip_backfill|clip_retry|clip_reembed",
+    "Keeping embeddings in sync": r"clip_(un)?watch|clip_watch_row|clip_backfill|clip_retry|clip_reembed|clip_group",
     "Image files": r"clip_thumbnail|clip_image_info",
     "Models and statistics": r"clip_models|clip_check_model|.*_stats|clip_benchmark|clip_version",
 }
@@ -70,6 +70,7 @@ CONDITIONS = {
     "read_only_sql_transaction": "assignment to a cluster, or a change to a collection or a watch, in a read-only "
     "transaction or on a standby",
     "reserved_name": "the name of a new collection begins with clip_reembed_, which is clip_reembed's",
+    "serialization_failure": "members of a distributed table changed while clip_recluster ran: try again",
     "triggered_data_change_violation": "a trigger or a rule on a table prevented rows from being updated",
     "undefined_column": "the table has no such column",
     "undefined_file": "ONNX Runtime or a file of the model is missing",
@@ -268,8 +269,8 @@ def views(db: psycopg.Connection) -> list[str]:
 
 def conditions() -> list[str]:
     source = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "src").rglob("*.rs")))
-    # E_R_I_E: its class, external routine invocation exception.
-    raised = {name.lower() for name in re.findall(r"PgSqlErrorCode::ERRCODE_(?:E_R_I_E_)?(\w+)", source)}
+    # E_R_I_E and T_R: their classes, external routine invocation exception and transaction rollback.
+    raised = {name.lower() for name in re.findall(r"PgSqlErrorCode::ERRCODE_(?:E_R_I_E_|T_R_)?(\w+)", source)}
     raised |= {condition for call, condition in CALLED.items() if call in source}
     if unknown := sorted(raised - CONDITIONS.keys()):
         names = ", ".join(unknown)

@@ -293,7 +293,11 @@ BEGIN
                WHERE d.classid = 'pg_class'::regclass AND d.objsubid = 0
                  AND (EXISTS (SELECT FROM clip_search.watch_setting AS w WHERE w.relation::oid = d.objid)
                       OR EXISTS (SELECT FROM clip_search.watch_partition AS p WHERE p.relation::oid = d.objid)
-                      OR EXISTS (SELECT FROM clip_search.collection_setting AS s WHERE s.members::oid = d.objid))) THEN
+                      OR EXISTS (SELECT FROM clip_search.collection_setting AS s WHERE s.members::oid = d.objid)))
+        -- A shard whose distributed table is not watched any more.
+        OR EXISTS (SELECT FROM pg_event_trigger_dropped_objects() AS d
+                   WHERE d.classid = 'pg_trigger'::regclass AND d.object_identity LIKE 'zz\_clip\_watch\_%')
+           AND EXISTS (SELECT FROM clip_search.watch_setting AS w WHERE to_jsonb(w) -> 'home' ? 'parent') THEN
         PERFORM clip_search.forget_dropped_tables();
     END IF;
 END $$;
@@ -322,6 +326,7 @@ DECLARE
     began    timestamptz := pg_catalog.clock_timestamp();
     told     timestamptz := began;
     seconds  double precision;
+    shards   bigint[];
     pause    double precision := 0.1;
 BEGIN
     IF batch IS NULL THEN
@@ -329,6 +334,26 @@ BEGIN
             HINT = 'Give a value, or leave it out where it has a default.';
     ELSIF batch OPERATOR(pg_catalog.<) 1 THEN
         RAISE EXCEPTION 'batch % is not at least 1', batch USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    -- Of a distributed table each server embeds its own rows.
+    shards := clip_search.distributed_watches(relation, embedding);
+    IF pg_catalog.cardinality(shards) OPERATOR(pg_catalog.>) 0 THEN
+        FOR i IN 1..pg_catalog.cardinality(shards) LOOP
+            SELECT t.embedded, t.failed INTO now_done, now_failed FROM clip_search.shard_totals(shards[i]) AS t;
+            COMMIT;
+            PERFORM clip_search.on_servers(pg_catalog.format('CALL clip_search.backfill_here(%s, %s)', shards[i], batch));
+            COMMIT;
+            SELECT t.embedded, t.failed INTO in_pass, held FROM clip_search.shard_totals(shards[i]) AS t;
+            done := done OPERATOR(pg_catalog.+) coalesce(in_pass OPERATOR(pg_catalog.-) now_done, 0);
+            failed := failed OPERATOR(pg_catalog.+) coalesce(held OPERATOR(pg_catalog.-) now_failed, 0);
+        END LOOP;
+        IF failed OPERATOR(pg_catalog.>) 0 THEN
+            RAISE WARNING '% could not be embedded', CASE WHEN failed OPERATOR(pg_catalog.=) 1 THEN '1 row' ELSE pg_catalog.format('%s rows', failed) END
+                USING HINT = 'SELECT * FROM clip_search.failure says why; clip_retry tries again.';
+        END IF;
+        RAISE NOTICE 'clip_search: % embedded in % s', CASE WHEN done OPERATOR(pg_catalog.=) 1 THEN '1 row' ELSE pg_catalog.format('%s rows', done) END,
+            pg_catalog.round(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) began)::pg_catalog.numeric, 1);
+        RETURN;
     END IF;
     SELECT pg_catalog.array_agg(b.watch), pg_catalog.array_agg(b.last), coalesce(pg_catalog.sum(b.queued), 0)
     INTO watches, lasts, total FROM clip_search.backfill_begin(relation, embedding) AS b;
@@ -658,29 +683,257 @@ LANGUAGE sql STABLE PARALLEL UNSAFE COST 100000 SET search_path = pg_catalog, pg
 $$;
 -- A watch may keep a column of tags.
 ALTER TABLE clip_search.watch_setting ADD COLUMN tags name;
-CREATE OR REPLACE VIEW clip_search.watch AS
-SELECT w.relation, coalesce(w.image, w.text) AS source, CASE WHEN w.image IS NOT NULL THEN w.text END AS text_source,
+-- Distributed tables of Citus.
+ALTER TABLE clip_search.watch_setting ADD COLUMN home jsonb;
+CREATE FUNCTION @extschema@.clip_group(relation regclass, most integer DEFAULT 10000, embedding text DEFAULT NULL) RETURNS bigint
+VOLATILE PARALLEL UNSAFE COST 1000000 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_group_wrapper';
+CREATE FUNCTION clip_search.adopt_shard(trigger oid) RETURNS VOID
+STRICT VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'adopt_shard_wrapper';
+CREATE FUNCTION clip_search.is_placed_here(relation regclass) RETURNS boolean
+STRICT VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'is_placed_here_wrapper';
+CREATE FUNCTION clip_search.shards_here(parent bigint) RETURNS TABLE (watch bigint, relation oid, embedding text)
+STRICT VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'shards_here_wrapper';
+CREATE FUNCTION clip_search.forget_rows(shard regclass) RETURNS boolean
+STRICT VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'forget_rows_wrapper';
+CREATE FUNCTION clip_search.distributed_watches(relation regclass, embedding text) RETURNS bigint[]
+VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'distributed_watches_wrapper';
+CREATE FUNCTION clip_search.is_owned(relation regclass) RETURNS boolean
+STRICT STABLE PARALLEL SAFE LANGUAGE c AS 'MODULE_PATHNAME', 'is_owned_wrapper';
+CREATE FUNCTION clip_search.shown_as(relation regclass) RETURNS regclass
+STRICT STABLE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'shown_as_wrapper';
+-- Watches whose triggers exist and are enabled. The triggers are missing during a restore, or if a role dropped them.
+CREATE OR REPLACE VIEW clip_search.watch_live AS
+SELECT w.id, w.relation
+FROM clip_search.watch_setting w
+CROSS JOIN LATERAL (SELECT pg_catalog.convert_to(coalesce(w.home OPERATOR(pg_catalog.->>) 'parent', w.id::pg_catalog.text), 'UTF8') AS id) AS i
+WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger t
+              WHERE t.tgrelid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid AND NOT t.tgisinternal
+                AND t.tgfoid OPERATOR(pg_catalog.=) '@extschema@.clip_watch_row()'::pg_catalog.regprocedure::pg_catalog.oid
+                AND t.tgenabled OPERATOR(pg_catalog.<>) 'D'
+                -- The first argument; a shard's trigger has the distributed table's watch.
+                AND pg_catalog.substr(t.tgargs, 1, pg_catalog.length(i.id) OPERATOR(pg_catalog.+) 1) OPERATOR(pg_catalog.=)
+                    (i.id OPERATOR(pg_catalog.||) pg_catalog.decode('00', 'hex')));
+
+-- What the servers of a distributed table of Citus answer to a question about its shards. They are asked as the reader.
+CREATE FUNCTION clip_search.ask_servers(question text) RETURNS SETOF jsonb
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE COST 1000000 ROWS 10 SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN QUERY SELECT CASE WHEN a.success THEN a.result::jsonb END
+                 FROM run_command_on_all_nodes(question, give_warning_for_connection_errors => true) AS a;
+END $$;
+
+-- The sums over the shards of a distributed table; NULL where a server does not answer or the reader may not read it.
+CREATE FUNCTION clip_search.shard_totals(parent bigint, OUT rows bigint, OUT embedded bigint, OUT pending bigint,
+                                         OUT failed bigint, OUT outdated bigint)
+LANGUAGE sql VOLATILE PARALLEL UNSAFE COST 1000000 SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE WHEN bool_and(j.v IS NOT NULL) THEN sum((j.v ->> 'rows')::bigint)::bigint END,
+           CASE WHEN bool_and(j.v IS NOT NULL) THEN sum((j.v ->> 'embedded')::bigint)::bigint END,
+           CASE WHEN bool_and(j.v IS NOT NULL) THEN sum((j.v ->> 'pending')::bigint)::bigint END,
+           sum((j.v ->> 'failed')::bigint)::bigint, sum((j.v ->> 'outdated')::bigint)::bigint
+    FROM clip_search.ask_servers(format('SELECT row_to_json(t) FROM (SELECT sum(rows) AS rows, sum(embedded) AS embedded, '
+        'sum(pending) AS pending, sum(failed) AS failed, sum(outdated) AS outdated '
+        'FROM clip_search.shard_progress WHERE parent = %s) AS t', parent)) AS j (v)
+$$;
+
+CREATE FUNCTION clip_search.shard_failures(parent bigint)
+RETURNS TABLE (key text[], failed_at timestamptz, sqlstate text, message text, detail text, attempts bigint)
+LANGUAGE sql VOLATILE PARALLEL UNSAFE COST 1000000 SET search_path = pg_catalog, pg_temp AS $$
+    SELECT r.key, r.failed_at, r.sqlstate, r.message, r.detail, r.attempts
+    FROM clip_search.ask_servers(format('SELECT coalesce(json_agg(f), ''[]'') FROM clip_search.shard_failure AS f WHERE f.parent = %s',
+                                        parent)) AS j (v)
+    CROSS JOIN LATERAL jsonb_to_recordset(coalesce(j.v, '[]')) AS r (key text[], failed_at timestamptz, sqlstate text,
+        message text, detail text, attempts bigint)
+$$;
+
+CREATE FUNCTION clip_search.shard_pending(parent bigint)
+RETURNS TABLE (key text[], queued_at timestamptz, due timestamptz, attempts integer, sqlstate text, message text)
+LANGUAGE sql VOLATILE PARALLEL UNSAFE COST 1000000 SET search_path = pg_catalog, pg_temp AS $$
+    SELECT r.key, r.queued_at, r.due, r.attempts, r.sqlstate, r.message
+    FROM clip_search.ask_servers(format('SELECT coalesce(json_agg(q), ''[]'') FROM clip_search.shard_queue AS q WHERE q.parent = %s',
+                                        parent)) AS j (v)
+    CROSS JOIN LATERAL jsonb_to_recordset(coalesce(j.v, '[]')) AS r (key text[], queued_at timestamptz, due timestamptz,
+        attempts integer, sqlstate text, message text)
+$$;
+
+CREATE OR REPLACE VIEW clip_search.watch WITH (security_barrier = true) AS
+SELECT clip_search.shown_as(w.relation) AS relation, coalesce(w.image, w.text) AS source, CASE WHEN w.image IS NOT NULL THEN w.text END AS text_source,
        CASE WHEN w.image IS NOT NULL AND w.text IS NOT NULL THEN w.text_weight END AS text_weight,
        w.embedding, w.cluster, w.model, w.collection,
        CASE WHEN w.queued THEN 'queued' ELSE 'immediate' END AS mode, CASE WHEN w.skip THEN 'skip' ELSE 'raise' END AS on_error,
        r.embedding AS replaces, EXISTS (SELECT FROM clip_search.watch_live l WHERE l.id OPERATOR(pg_catalog.=) w.id) AS active,
-       p.rows, p.embedded, CASE WHEN p.rows IS NOT NULL THEN greatest(p.open OPERATOR(pg_catalog.-) f.count, 0) OPERATOR(pg_catalog.+) a.count END AS pending,
-       f.count AS failed, a.count AS outdated, m.models, w.tags
+       p.rows, p.embedded, p.pending, p.failed, p.outdated, m.models, w.tags
 FROM clip_search.watch_setting w
-JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid
 LEFT JOIN clip_search.watch_setting r ON r.id OPERATOR(pg_catalog.=) w.replaces
-CROSS JOIN LATERAL (SELECT pg_catalog.count(*) FROM clip_search.watch_failure f WHERE f.watch OPERATOR(pg_catalog.=) w.id) AS f
-CROSS JOIN LATERAL (SELECT pg_catalog.count(DISTINCT q.key) FROM clip_search.watch_queue q
-                    WHERE q.watch OPERATOR(pg_catalog.=) w.id AND q.again) AS a
-CROSS JOIN LATERAL clip_search.watch_progress(w.relation, w.image, w.text, w.embedding, w.cluster, w.tags) AS p
+CROSS JOIN LATERAL (SELECT w.home IS NOT NULL AND NOT w.home OPERATOR(pg_catalog.?) 'parent' AS distributed) AS d
+CROSS JOIN LATERAL (
+    SELECT n.rows, n.embedded,
+           CASE WHEN n.rows IS NOT NULL THEN greatest(n.open OPERATOR(pg_catalog.-) f.count, 0) OPERATOR(pg_catalog.+) a.count END AS pending,
+           f.count AS failed, a.count AS outdated
+    FROM (SELECT pg_catalog.count(*) FROM clip_search.watch_failure f WHERE f.watch OPERATOR(pg_catalog.=) w.id) AS f
+    CROSS JOIN (SELECT pg_catalog.count(DISTINCT q.key) FROM clip_search.watch_queue q
+                WHERE q.watch OPERATOR(pg_catalog.=) w.id AND q.again) AS a
+    CROSS JOIN LATERAL clip_search.watch_progress(w.relation, w.image, w.text, w.embedding, w.cluster, w.tags) AS n
+    WHERE NOT d.distributed
+    UNION ALL
+    SELECT t.rows, t.embedded, t.pending, t.failed, t.outdated FROM clip_search.shard_totals(w.id) AS t WHERE d.distributed) AS p
 CROSS JOIN LATERAL (SELECT CASE WHEN p.rows IS NOT NULL THEN
                                coalesce(pg_catalog.jsonb_object_agg(o.model, o.rows) FILTER (WHERE o.rows OPERATOR(pg_catalog.>) 0), '{}') END AS models
                     FROM (SELECT n.model, pg_catalog.sum(n.rows) AS rows
-                          FROM (SELECT w.model, p.embedded OPERATOR(pg_catalog.-) a.count AS rows
+                          FROM (SELECT w.model, p.embedded OPERATOR(pg_catalog.-) p.outdated AS rows
                                 UNION ALL SELECT coalesce(q.made_by, '(unknown)'), pg_catalog.count(DISTINCT q.key) FROM clip_search.watch_queue q
-                                          WHERE q.watch OPERATOR(pg_catalog.=) w.id AND q.again GROUP BY q.made_by) AS n
+                                          WHERE q.watch OPERATOR(pg_catalog.=) w.id AND q.again GROUP BY q.made_by
+                                UNION ALL SELECT '(unknown)', p.outdated WHERE d.distributed) AS n
                           GROUP BY n.model) AS o) AS m
-WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE') OR pg_catalog.has_table_privilege(c.oid, 'SELECT');
+WHERE clip_search.is_owned(w.relation) OR pg_catalog.has_table_privilege(w.relation::pg_catalog.oid, 'SELECT');
+
+-- Keys and messages reveal data of rows, so only the table's owner sees them.
+CREATE OR REPLACE VIEW clip_search.pending WITH (security_barrier = true) AS
+SELECT clip_search.shown_as(w.relation) AS relation, w.embedding, q.key, pg_catalog.min(q.queued_at) AS queued_at, pg_catalog.min(q.due) AS due,
+       pg_catalog.max(q.attempts) AS attempts,
+       (pg_catalog.array_agg(q.sqlstate ORDER BY q.attempts DESC, q.id) FILTER (WHERE q.sqlstate IS NOT NULL))[1] AS sqlstate,
+       (pg_catalog.array_agg(q.message ORDER BY q.attempts DESC, q.id) FILTER (WHERE q.sqlstate IS NOT NULL))[1] AS message
+FROM clip_search.watch_queue q
+JOIN clip_search.watch_setting w ON w.id OPERATOR(pg_catalog.=) q.watch
+WHERE clip_search.is_owned(w.relation) AND NOT coalesce(w.home OPERATOR(pg_catalog.?) 'parent', false)
+GROUP BY w.id, w.relation, w.embedding, q.key
+UNION ALL
+SELECT w.relation, w.embedding, q.key COLLATE "C", q.queued_at, q.due, q.attempts, q.sqlstate, q.message
+FROM clip_search.watch_setting w
+CROSS JOIN LATERAL clip_search.shard_pending(w.id) AS q
+WHERE w.home IS NOT NULL AND NOT w.home OPERATOR(pg_catalog.?) 'parent' AND clip_search.is_owned(w.relation);
+
+CREATE OR REPLACE VIEW clip_search.failure WITH (security_barrier = true) AS
+SELECT clip_search.shown_as(w.relation) AS relation, w.embedding, f.key, f.failed_at, f.sqlstate, f.message, f.detail, f.attempts
+FROM clip_search.watch_failure f
+JOIN clip_search.watch_setting w ON w.id OPERATOR(pg_catalog.=) f.watch
+WHERE clip_search.is_owned(w.relation) AND NOT coalesce(w.home OPERATOR(pg_catalog.?) 'parent', false)
+UNION ALL
+SELECT w.relation, w.embedding, f.key COLLATE "C", f.failed_at, f.sqlstate, f.message, f.detail, f.attempts
+FROM clip_search.watch_setting w
+CROSS JOIN LATERAL clip_search.shard_failures(w.id) AS f
+WHERE w.home IS NOT NULL AND NOT w.home OPERATOR(pg_catalog.?) 'parent' AND clip_search.is_owned(w.relation);
+
+-- The shards of this server, for the functions above, which the coordinator calls.
+CREATE VIEW clip_search.shard_progress WITH (security_barrier = true) AS
+SELECT (w.home OPERATOR(pg_catalog.->>) 'parent')::pg_catalog.int8 AS parent, w.relation, p.rows, p.embedded,
+       greatest(p.open OPERATOR(pg_catalog.-) f.count, 0) OPERATOR(pg_catalog.+) a.count AS pending, f.count AS failed, a.count AS outdated
+FROM clip_search.watch_setting w
+CROSS JOIN LATERAL (SELECT pg_catalog.count(*) FROM clip_search.watch_failure f WHERE f.watch OPERATOR(pg_catalog.=) w.id) AS f
+CROSS JOIN LATERAL (SELECT pg_catalog.count(DISTINCT q.key) FROM clip_search.watch_queue q
+                    WHERE q.watch OPERATOR(pg_catalog.=) w.id AND q.again) AS a
+CROSS JOIN LATERAL clip_search.watch_progress(w.relation, w.image, w.text, w.embedding, NULL, w.tags) AS p
+WHERE w.home OPERATOR(pg_catalog.?) 'parent' AND clip_search.is_placed_here(w.relation)
+  AND (clip_search.is_owned(w.relation) OR pg_catalog.has_table_privilege(w.relation::pg_catalog.oid, 'SELECT'));
+
+CREATE VIEW clip_search.shard_queue WITH (security_barrier = true) AS
+SELECT (w.home OPERATOR(pg_catalog.->>) 'parent')::pg_catalog.int8 AS parent, w.relation, q.key, pg_catalog.min(q.queued_at) AS queued_at,
+       pg_catalog.min(q.due) AS due, pg_catalog.max(q.attempts) AS attempts,
+       (pg_catalog.array_agg(q.sqlstate ORDER BY q.attempts DESC, q.id) FILTER (WHERE q.sqlstate IS NOT NULL))[1] AS sqlstate,
+       (pg_catalog.array_agg(q.message ORDER BY q.attempts DESC, q.id) FILTER (WHERE q.sqlstate IS NOT NULL))[1] AS message
+FROM clip_search.watch_queue q
+JOIN clip_search.watch_setting w ON w.id OPERATOR(pg_catalog.=) q.watch
+WHERE w.home OPERATOR(pg_catalog.?) 'parent' AND clip_search.is_owned(w.relation) AND clip_search.is_placed_here(w.relation)
+GROUP BY w.id, w.relation, w.home, q.key;
+
+CREATE VIEW clip_search.shard_failure WITH (security_barrier = true) AS
+SELECT (w.home OPERATOR(pg_catalog.->>) 'parent')::pg_catalog.int8 AS parent, w.relation, f.key, f.failed_at, f.sqlstate, f.message, f.detail, f.attempts
+FROM clip_search.watch_failure f
+JOIN clip_search.watch_setting w ON w.id OPERATOR(pg_catalog.=) f.watch
+WHERE w.home OPERATOR(pg_catalog.?) 'parent' AND clip_search.is_owned(w.relation) AND clip_search.is_placed_here(w.relation);
+
+-- Runs a command on the servers of Citus, as the caller, each in transactions of its own. An error on one doesn't keep the
+-- others from it.
+CREATE FUNCTION clip_search.on_servers(command text) RETURNS SETOF text
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    answers text[];
+    failure text;
+BEGIN
+    SELECT array_agg(a.result) FILTER (WHERE a.success), min(format('%s: %s', a.nodeid, a.result)) FILTER (WHERE NOT a.success)
+    INTO answers, failure FROM run_command_on_all_nodes(command) AS a;
+    IF failure IS NOT NULL THEN
+        RAISE EXCEPTION 'a server of Citus failed: %', failure USING ERRCODE = 'external_routine_exception',
+            HINT = 'What the other servers did is done. Call it again.';
+    END IF;
+    RETURN QUERY SELECT unnest(answers);
+END $$;
+
+CREATE FUNCTION clip_search.retry_here(parent bigint, sqlstate text) RETURNS bigint
+LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT coalesce(sum(@extschema@.clip_retry(s.relation::regclass, s.embedding, sqlstate)), 0)::bigint
+    FROM clip_search.shards_here(parent) AS s
+$$;
+
+-- CREATE TRIGGER on a shard brings the settings of clip_watch there.
+CREATE FUNCTION clip_search.follow_shards() RETURNS event_trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM clip_search.adopt_shard(c.objid) FROM pg_event_trigger_ddl_commands() AS c WHERE c.classid = 'pg_trigger'::regclass;
+END $$;
+CREATE EVENT TRIGGER clip_search_shard ON ddl_command_end WHEN TAG IN ('CREATE TRIGGER')
+    EXECUTE FUNCTION clip_search.follow_shards();
+
+-- A server's part of clip_backfill of a distributed table: its shards, one after another.
+CREATE PROCEDURE clip_search.backfill_here(parent bigint, batch integer) LANGUAGE plpgsql AS $$
+DECLARE
+    relations  pg_catalog.oid[];
+    embeddings text[];
+BEGIN
+    SELECT pg_catalog.array_agg(s.relation), pg_catalog.array_agg(s.embedding) INTO relations, embeddings
+    FROM clip_search.shards_here(parent) AS s;
+    FOR i IN 1..coalesce(pg_catalog.cardinality(relations), 0) LOOP
+        CALL @extschema@.clip_backfill(relations[i]::pg_catalog.regclass, batch, embeddings[i]);
+    END LOOP;
+END $$;
+
+GRANT SELECT ON clip_search.shard_progress, clip_search.shard_queue, clip_search.shard_failure TO PUBLIC;
+COMMENT ON COLUMN clip_search.watch_setting.home IS 'For distributed tables of Citus and their shards: the watch of the distributed table, the column of clusters, the table of departures';
+COMMENT ON FUNCTION @extschema@.clip_group(regclass, integer, text) IS 'Brings the groups of a distributed table of Citus up to date: rows that changed or left are taken out, and rows without a group assigned; returns their number
+Call it on the coordinator until it returns 0, or every minute.
+most: rows that are taken out at most, and as many that are assigned
+embedding: the watched column; NULL: all watched columns of this table';
+COMMENT ON FUNCTION clip_search.ask_servers(text) IS 'Asks the servers of Citus about the shards of watched tables';
+COMMENT ON FUNCTION clip_search.on_servers(text) IS 'Runs a command on the servers of Citus, as the caller';
+COMMENT ON FUNCTION clip_search.shard_totals(bigint) IS 'Sums of clip_search.shard_progress over the servers of a distributed table';
+COMMENT ON FUNCTION clip_search.shard_failures(bigint) IS 'Failed rows of the shards of a distributed table';
+COMMENT ON FUNCTION clip_search.shard_pending(bigint) IS 'Queued rows of the shards of a distributed table';
+COMMENT ON FUNCTION clip_search.shards_here(bigint) IS 'Shards of a distributed table that this server has, for their owner';
+COMMENT ON FUNCTION clip_search.retry_here(bigint, text) IS 'A server''s part of clip_retry of a distributed table';
+COMMENT ON PROCEDURE clip_search.backfill_here(bigint, integer) IS 'A server''s part of clip_backfill of a distributed table';
+COMMENT ON FUNCTION clip_search.distributed_watches(regclass, text) IS 'Step of clip_backfill: the watches of a distributed table';
+COMMENT ON FUNCTION clip_search.forget_rows(regclass) IS 'Removes queue and failures of a shard whose rows TRUNCATE removes';
+COMMENT ON FUNCTION clip_search.adopt_shard(oid) IS 'Stores the settings that a trigger of clip_watch has brought to a shard';
+COMMENT ON FUNCTION clip_search.is_placed_here(regclass) IS 'Whether Citus sends queries on a shard to this server';
+COMMENT ON FUNCTION clip_search.is_owned(regclass) IS 'Whether the current role has the privileges of a table''s owner';
+COMMENT ON FUNCTION clip_search.shown_as(regclass) IS 'The table that users name: of a shard of a table that Citus keeps on the coordinator, that table; otherwise the same';
+COMMENT ON FUNCTION clip_search.follow_shards() IS 'Event trigger: takes up the settings of clip_watch on shards of Citus';
+COMMENT ON EVENT TRIGGER clip_search_shard IS 'Keeps shards of distributed tables watched, also where Citus moves them';
+COMMENT ON VIEW clip_search.shard_progress IS 'Progress of the watched shards of this server, which clip_search.watch sums up on the coordinator';
+COMMENT ON VIEW clip_search.shard_queue IS 'Queued rows of the watched shards of this server, which clip_search.pending shows on the coordinator';
+COMMENT ON VIEW clip_search.shard_failure IS 'Failed rows of the watched shards of this server, which clip_search.failure shows on the coordinator';
+COMMENT ON COLUMN clip_search.shard_progress.parent IS 'The distributed table''s watch';
+COMMENT ON COLUMN clip_search.shard_progress.relation IS 'Shard';
+COMMENT ON COLUMN clip_search.shard_progress.rows IS 'Rows of the shard; NULL if the current role may not read them all';
+COMMENT ON COLUMN clip_search.shard_progress.embedded IS 'Rows with an embedding';
+COMMENT ON COLUMN clip_search.shard_progress.pending IS 'Rows that still need embedding or tags, except failed rows';
+COMMENT ON COLUMN clip_search.shard_progress.failed IS 'Rows that could not be embedded';
+COMMENT ON COLUMN clip_search.shard_progress.outdated IS 'Rows whose embedding will be replaced';
+COMMENT ON COLUMN clip_search.shard_queue.parent IS 'The distributed table''s watch';
+COMMENT ON COLUMN clip_search.shard_queue.relation IS 'Shard';
+COMMENT ON COLUMN clip_search.shard_queue.key IS 'Primary key of the row';
+COMMENT ON COLUMN clip_search.shard_queue.queued_at IS 'When the row was queued';
+COMMENT ON COLUMN clip_search.shard_queue.due IS 'When the next attempt is due';
+COMMENT ON COLUMN clip_search.shard_queue.attempts IS 'Number of attempts so far';
+COMMENT ON COLUMN clip_search.shard_queue.sqlstate IS 'SQLSTATE of the last attempt''s error';
+COMMENT ON COLUMN clip_search.shard_queue.message IS 'Message of that error';
+COMMENT ON COLUMN clip_search.shard_failure.parent IS 'The distributed table''s watch';
+COMMENT ON COLUMN clip_search.shard_failure.relation IS 'Shard';
+COMMENT ON COLUMN clip_search.shard_failure.key IS 'Primary key of the row';
+COMMENT ON COLUMN clip_search.shard_failure.failed_at IS 'When the last attempt failed';
+COMMENT ON COLUMN clip_search.shard_failure.sqlstate IS 'SQLSTATE of the error';
+COMMENT ON COLUMN clip_search.shard_failure.message IS 'Message of the error';
+COMMENT ON COLUMN clip_search.shard_failure.detail IS 'Its DETAIL';
+COMMENT ON COLUMN clip_search.shard_failure.attempts IS 'Number of attempts';
 DROP FUNCTION clip_search.watch_progress(regclass, name, name, name, name);
 COMMENT ON COLUMN clip_search.watch.models IS 'Number of rows with an embedding of each model, as a JSON object; "(unknown)" counts vectors from before the watch';
 COMMENT ON COLUMN clip_search.watch.outdated IS 'Rows whose embedding is older than the watch, or was computed with an earlier source, weight or model; they count as pending';
@@ -830,15 +1083,6 @@ query: image file, which is embedded once
 relevance: how certainly both photos show the word that they share most, from 0 to 1';
 
 -- A row that waits is listed once; clip_backfill tells rows embedded, grouped, tagged, and rows that needed nothing.
-CREATE OR REPLACE VIEW clip_search.pending WITH (security_barrier = true) AS
-SELECT w.relation, w.embedding, q.key, pg_catalog.min(q.queued_at) AS queued_at, pg_catalog.min(q.due) AS due, pg_catalog.max(q.attempts) AS attempts,
-       (pg_catalog.array_agg(q.sqlstate ORDER BY q.attempts DESC, q.id) FILTER (WHERE q.sqlstate IS NOT NULL))[1] AS sqlstate,
-       (pg_catalog.array_agg(q.message ORDER BY q.attempts DESC, q.id) FILTER (WHERE q.sqlstate IS NOT NULL))[1] AS message
-FROM clip_search.watch_queue q
-JOIN clip_search.watch_setting w ON w.id OPERATOR(pg_catalog.=) q.watch
-JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid
-WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE')
-GROUP BY w.id, w.relation, w.embedding, q.key;
 DROP FUNCTION clip_search.backfill_work(bigint, bigint[]);
 CREATE FUNCTION clip_search.backfill_batch(watch bigint, entries bigint[])
 RETURNS TABLE (embedded bigint, grouped bigint, tagged bigint, failed bigint, idle bigint)

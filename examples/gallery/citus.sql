@@ -1,7 +1,7 @@
 -- The gallery on Citus: the photos of gallery.sql in a distributed table, with the statements of docs/citus.md. Run it on the
--- coordinator, from this folder: psql -X -v ON_ERROR_STOP=1 -f citus.sql. What differs from gallery.sql: the trigger only
--- embeds, and photo_group() groups afterwards on the coordinator; a collection without members gives no labels; and
--- functions that read the table are in PL/pgSQL, since Citus doesn't plan those in SQL that have parameters.
+-- coordinator, from this folder: psql -X -v ON_ERROR_STOP=1 -f citus.sql. What differs from gallery.sql: clip_group groups
+-- the photos on the coordinator after they are embedded; and functions that read the table are in PL/pgSQL, since Citus
+-- doesn't plan those in SQL that have parameters.
 
 \set QUIET on
 \set SHOW_CONTEXT never
@@ -39,45 +39,11 @@ CREATE TABLE photo (
 SELECT create_distributed_table('photo', 'id', shard_count => 4) \g /dev/null
 CREATE INDEX photo_embedding_idx ON photo USING hnsw (embedding vector_cosine_ops);
 
-BEGIN;
-SET LOCAL citus.enable_unsafe_triggers = on;
-CREATE FUNCTION photo_embed() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    NEW.embedding := public.clip_embed_image(NEW.data, 'photo-mini');
-    RETURN NEW;
-END $$;
-CREATE TRIGGER photo_embed BEFORE INSERT OR UPDATE OF data ON photo FOR EACH ROW EXECUTE FUNCTION photo_embed();
-COMMIT;
-
-SELECT clip_create_collection('gallery') \g /dev/null
-CREATE TABLE photo_lock (taken bigint NOT NULL);
-INSERT INTO photo_lock VALUES (0);
-SELECT create_reference_table('photo_lock') \g /dev/null
-CREATE FUNCTION photo_group(most int DEFAULT 10000) RETURNS bigint LANGUAGE plpgsql AS $$
-DECLARE
-    found bigint;
-    grouped bigint;
-BEGIN
-    UPDATE photo_lock SET taken = taken + 1;
-    WITH open AS MATERIALIZED (
-        SELECT id, embedding FROM photo WHERE cluster_id IS NULL AND embedding IS NOT NULL ORDER BY id LIMIT most
-    ), assigned AS MATERIALIZED (
-        SELECT id, clip_assign_cluster(embedding, 'gallery') AS cluster_id FROM open
-    ), written AS (
-        UPDATE photo SET cluster_id = assigned.cluster_id FROM assigned
-        WHERE photo.id = assigned.id AND photo.cluster_id IS NULL RETURNING photo.id
-    )
-    SELECT (SELECT count(*) FROM assigned), (SELECT count(*) FROM written) INTO found, grouped;
-    IF grouped < found THEN
-        RAISE serialization_failure USING MESSAGE = format('%s photos were grouped or deleted meanwhile', found - grouped),
-            HINT = 'Try again: nothing was changed.';
-    END IF;
-    RETURN grouped;
-END $$;
+SELECT clip_watch('photo', 'data', cluster => 'cluster_id', collection => 'gallery', model => 'photo-mini', labels => 'keywords') \g /dev/null
 
 \ir photos.sql
-SELECT photo_group() \g /dev/null
-SELECT format('ON CITUS: %s photos in %s shards on %s workers, embedded there by a trigger',
+SELECT clip_group('photo') \g /dev/null
+SELECT format('ON CITUS: %s photos in %s shards on %s workers, embedded there',
               (SELECT count(*) FROM photo), count(*), count(DISTINCT (nodename, nodeport)))
 FROM citus_shards WHERE table_name = 'photo'::regclass;
 \echo

@@ -14,6 +14,7 @@ use crate::cluster::tables::{Condition, Index, Snapshot, Store};
 use crate::guc;
 use crate::model::loaded;
 use crate::pg::catalog::{Table, not_owner};
+use crate::pg::citus;
 use crate::pg::error::{SqlResult, different_dimensions, given, report, sql_error};
 use crate::pg::owners_table::OwnersTable;
 use crate::pg::regclass::Regclass;
@@ -118,6 +119,7 @@ fn clip_create_collection(
     let collection = given("collection", collection)?;
     let (embedding, cluster) = (given("embedding", embedding)?, given("cluster", cluster)?);
     check_name(collection)?;
+    citus::refuse_worker("clip_create_collection()")?;
     check_threshold(threshold)?;
     if let Some(dimensions) = dimensions
         && !(1..=16_000).contains(&dimensions)

@@ -12,7 +12,7 @@ use pgrx::spi::{SpiClient, SpiCursor, SpiHeapTupleData, quote_identifier, quote_
 use crate::cluster::access::{Access, Privilege, unknown};
 use crate::cluster::tables::Store;
 use crate::guc;
-use crate::pg::citus;
+use crate::pg::citus::{self, Place};
 use crate::pg::error::{SqlResult, different_dimensions, report, sql_error};
 use crate::pg::owners_table::{OwnersTable, TableClient};
 use crate::pg::spi::{get, spi};
@@ -81,6 +81,8 @@ pub struct Members {
     /// The tags that a watch of the table keeps, which stand in for labels.
     pub tags: Option<String>,
     pub image: Option<String>,
+    /// Whether the members are in shards of Citus, which has no physical location for them.
+    pub is_distributed: bool,
     /// The names of the columns, unquoted.
     columns: Vec<String>,
 }
@@ -93,6 +95,7 @@ impl Members {
     pub fn find(collection: &str, role: pg_sys::Oid, privilege: Privilege) -> SqlResult<Option<Self>> {
         let access = Access::find(&Store::open_to_read(), collection);
         if !access.exists() {
+            citus::refuse_worker("a function for the groups of a collection")?;
             return Err(unknown(collection));
         }
         access.check(role, privilege)?;
@@ -108,7 +111,10 @@ impl Members {
             };
             let (labels, image, tags) = (named(6)?, named(7)?, named(8)?);
             let Some(table) = OwnersTable::find(oid)? else { return Ok(None) };
-            refuse_citus(client, oid)?;
+            let place = citus::place(client, oid)?;
+            if !matches!(place, None | Some(Place::Shards(_))) {
+                refuse_citus(client, oid)?;
+            }
             // The table's owner may have changed before it was locked.
             if access.owner() != table.owner && !access.is_outdated() {
                 Access::find(&Store::open_to_read(), collection).check(role, privilege)?;
@@ -126,6 +132,7 @@ impl Members {
                 labels: labels.map(quote_identifier),
                 tags: tags.map(quote_identifier),
                 image: image.map(quote_identifier),
+                is_distributed: place.is_some(),
                 columns,
             }))
         })
@@ -232,9 +239,8 @@ pub fn refuse_citus(client: &SpiClient<'_>, table: pg_sys::Oid) -> SqlResult<()>
         client,
         table,
         "it can't be what a collection knows its members by",
-        "Members are read and regrouped by their place in a table of this server.",
-        "SELECT clip_create_collection(…) without members; clip_assign_cluster works, and docs/citus.md says how to join \
-         clip_search.cluster to the rows.",
+        "Members that join and leave on other servers have to be noted there, which clip_watch provides for.",
+        "SELECT clip_watch(…, cluster => 'cluster_id') makes a collection with its rows as members (docs/citus.md).",
     )
 }
 

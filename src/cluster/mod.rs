@@ -4,6 +4,7 @@ pub mod access;
 pub mod assign;
 pub mod collection;
 mod columns;
+pub mod distributed;
 pub mod duplicates;
 pub mod maintenance;
 pub mod members;

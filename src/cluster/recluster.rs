@@ -11,6 +11,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use crate::cluster::access::{Access, Privilege};
+use crate::cluster::distributed::{Moved, Shards};
 use crate::cluster::maintenance::replace_all;
 use crate::cluster::members::{FETCH, Members, check_interrupts, read};
 use crate::cluster::statements;
@@ -27,6 +28,8 @@ struct Place {
     table: pg_sys::Oid,
     tid: pg_sys::ItemPointerData,
     cluster: Option<i64>,
+    /// In a distributed table, its key and a hash of its embedding in the place of the location.
+    key: Option<(String, i64)>,
 }
 
 #[pg_extern(volatile, strict, parallel_unsafe, cost = 1000000)]
@@ -78,22 +81,36 @@ fn recluster(
     let labels = agglomerate(rows.view(), members.threshold, linkage, guc::threads(), &mut check_interrupts())
         .map_err(report)?;
 
-    // From here on no session writes members. They are read again, because rows may have changed in the meantime.
-    lock(store, collection, members);
+    // From here on no session writes members, except for those of a distributed table. They are read again, because rows
+    // may have changed in the meantime.
+    let shards = members.is_distributed.then(|| Shards::of(members, collection)).transpose()?;
+    match shards {
+        Some(_) => drop(store.lock_exclusive(collection, true)),
+        None => lock(store, collection, members),
+    }
     Access::find(store, collection).check(role, Privilege::Recluster)?;
     let mut places = Vec::new();
     let now = members.table.as_owner(|client| {
         let query = format!(
-            "SELECT {vector}, tableoid, ctid, {cluster}::bigint FROM {} WHERE {embedding} IS NOT NULL",
+            "SELECT {vector}, {}, {cluster}::bigint FROM {} WHERE {embedding} IS NOT NULL",
+            shards.as_ref().map_or("tableoid, ctid".to_owned(), Shards::columns),
             client.name()
         );
         read(client.cursor_mut(&query)?, |row| {
+            if shards.is_some() {
+                let key = get::<String>(row, 2)?.zip(get::<i64>(row, 3)?);
+                let (table, tid) = (pg_sys::Oid::INVALID, pg_sys::ItemPointerData::default());
+                return memory::push(&mut places, Place { table, tid, cluster: get(row, 4)?, key }).map_err(report);
+            }
             let missing = || report(Error::new(Kind::Internal, "a member has no place"));
             let tid = get(row, 3)?.ok_or_else(missing)?;
-            let place = Place { table: get(row, 2)?.ok_or_else(missing)?, tid, cluster: get(row, 4)? };
+            let place = Place { table: get(row, 2)?.ok_or_else(missing)?, tid, cluster: get(row, 4)?, key: None };
             memory::push(&mut places, place).map_err(report)
         })
     })?;
+    if let Some(shards) = &shards {
+        shards.check_no_departures(members)?;
+    }
     let mut check = || {
         pgrx::check_for_interrupts!();
     };
@@ -115,7 +132,21 @@ fn recluster(
         kept.iter().map(|id| id.or_else(|| fresh.next())).map(|id| id.unwrap_or_default()).collect::<Vec<i64>>()
     };
     let changes = compare(&labels, &old, &ids);
-    move_members(members, &places, &labels, &ids)?;
+    match &shards {
+        Some(shards) => {
+            let moved = places.into_iter().zip(&labels).filter_map(|(place, label)| {
+                let id = ids[*label as usize];
+                place.key.filter(|_| place.cluster != Some(id)).map(|(key, hash)| Moved {
+                    key,
+                    hash,
+                    old: place.cluster,
+                    id,
+                })
+            });
+            shards.move_members(members, moved.collect())?;
+        }
+        None => move_members(members, &places, &labels, &ids)?,
+    }
 
     let _user_context = UserContext::of_extension();
     Spi::connect_mut(|client| replace_all(client, collection, &ids, &groups))?;

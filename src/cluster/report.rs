@@ -127,6 +127,7 @@ impl Members {
             cluster = self.cluster,
             key = self.key,
             labels = self.keywords(),
+            place = if self.is_distributed { "" } else { ", t.tableoid, t.ctid" },
             schema = vector::schema(),
             table = table,
         )
@@ -167,6 +168,8 @@ fn clip_cluster_groups_of(
     let own_schema = Spi::connect(own_schema)?;
     found.read(members.map(|Regclass(oid)| oid), |client| {
         let thumbnail = match &found.image {
+            // Citus plans no subquery on shards for each group; by key, all of them are one.
+            Some(_) if found.is_distributed => include_str!("sql/thumbnail_by_key.sql").to_owned(),
             Some(image) => format!(
                 include_str!("sql/thumbnail.sql"),
                 own_schema = own_schema,
@@ -175,9 +178,19 @@ fn clip_cluster_groups_of(
             ),
             None => "NULL".to_owned(),
         };
+        let mut grouped = found.grouped(client.name());
+        if let Some(image) = found.image.as_ref().filter(|_| found.is_distributed) {
+            grouped.push_str(&format!(
+                include_str!("sql/thumbnails.sql"),
+                own_schema = own_schema,
+                image = image,
+                key = found.key,
+                table = client.name()
+            ));
+        }
         let query = format!(
             include_str!("sql/cluster_groups.sql"),
-            grouped = found.grouped(client.name()),
+            grouped = grouped,
             thumbnail = thumbnail,
             words = found.words()
         );

@@ -78,6 +78,12 @@ pub fn has_column(schema: &CStr, table: &CStr, column: &CStr) -> bool {
     }
 }
 
+/// The number of a table's column; 0 if it has none of this name.
+pub fn column_number(table: pg_sys::Oid, column: &CStr) -> i16 {
+    // SAFETY: a cache look-up by a string that ends in a nul.
+    unsafe { pg_sys::get_attnum(table, column.as_ptr()) }
+}
+
 /// The type below a domain, or the type itself.
 pub fn base_type(kind: pg_sys::Oid) -> pg_sys::Oid {
     // SAFETY: a cache look-up; the oid belongs to a column's type, which exists as long as the column does.

@@ -6,11 +6,28 @@
 //! MATERIALIZED VIEW, autovacuum and the workers of logical replication.
 #![allow(unsafe_code)]
 
+use std::cell::OnceCell;
 use std::ffi::CStr;
 
 use pgrx::pg_sys;
 
 use crate::pg::restricted::Restricted;
+
+thread_local! {
+    /// Whether the server has loaded Citus, which it does when it starts.
+    static HAS_CITUS: OnceCell<bool> = const { OnceCell::new() };
+}
+
+/// Whether the server has loaded Citus.
+fn has_citus() -> bool {
+    HAS_CITUS.with(|known| {
+        *known.get_or_init(|| {
+            let name = c"citus.override_table_visibility".as_ptr();
+            // SAFETY: looks up a setting by its name; null if there is none.
+            unsafe { !pg_sys::GetConfigOption(name, true, false).is_null() }
+        })
+    })
+}
 
 /// The role whose privileges the calling code has.
 pub fn current_role() -> pg_sys::Oid {
@@ -108,6 +125,12 @@ impl UserContext {
         // SAFETY: balanced by drop, or by the end of the (sub)transaction.
         let nest = unsafe { pg_sys::NewGUCNestLevel() };
         set(c"search_path", c"pg_catalog, pg_temp");
+        if has_citus() {
+            // Citus hides shards from queries on pg_class, and refuses to change them. The extension's tables refer to
+            // shards of watched tables, which triggers and the background worker write.
+            set(c"citus.override_table_visibility", c"off");
+            set(c"citus.enable_manual_changes_to_shards", c"on");
+        }
         Self { user, context, nest, _restricted: None }
     }
 

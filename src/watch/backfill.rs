@@ -13,7 +13,7 @@ use crate::pg::regclass::Regclass;
 use crate::pg::spi::get;
 use crate::pg::spi::spi;
 use crate::pg::text::Text;
-use crate::pg::user_context::key_form;
+use crate::pg::user_context::{UserContext, key_form};
 use crate::watch::embed_entries::{Terms, embed_entries};
 use crate::watch::queue::{Next, claim, has_again, noted, own};
 use crate::watch::setting::{Watch, table_of};
@@ -293,6 +293,10 @@ pub fn call(relation: Option<Regclass>, embedding: Option<&str>, sqlstate: Optio
     let mut retried = 0;
     for watch in Watch::of_table(oid, embedding)? {
         let watch = watch.locked(Lock::RowExclusive)?;
+        if watch.is_distributed() {
+            retried += retry_shards(&watch, sqlstate)?;
+            continue;
+        }
         let ids: Vec<i64> = own(|client| {
             let query = "WITH taken AS (DELETE FROM clip_search.watch_failure WHERE watch = $1 \
                  AND ($3 IS NULL OR pg_catalog.left(sqlstate, pg_catalog.length($3)) = $3) RETURNING key) \
@@ -312,4 +316,15 @@ pub fn call(relation: Option<Regclass>, embedding: Option<&str>, sqlstate: Optio
         }
     }
     Ok(retried)
+}
+
+/// Each server retries the rows of its shards, in a transaction of its own.
+fn retry_shards(watch: &Watch, sqlstate: Option<&str>) -> SqlResult<i64> {
+    let _user_context = UserContext::of_caller();
+    Spi::connect_mut(|client| {
+        let query = "SELECT pg_catalog.sum(s::bigint)::bigint FROM clip_search.on_servers(\
+             pg_catalog.format('SELECT clip_search.retry_here(%s, %L)', $1::bigint, $2::text)) AS s";
+        let rows = client.update(query, Some(1), &[watch.id.into(), sqlstate.into()]).map_err(spi)?;
+        Ok(rows.first().get::<i64>(1).map_err(spi)?.unwrap_or_default())
+    })
 }

@@ -11,11 +11,11 @@ use crate::pg::spi::{get, spi};
 use crate::pg::text::{foreign_encoding, foreign_name};
 use crate::pg::user_context::UserContext;
 use crate::pg::vector_column::Storage;
-use crate::watch::setting::{Watch, check_local};
+use crate::watch::setting::{Watch, check_place};
 
 pub fn check_table(table: &Table, queued: bool) -> SqlResult<()> {
     table.check_owner()?;
-    check_local(table)?;
+    check_place(table)?;
     let refuse = |code, what: &str| Err(sql_error(code, format!("{} {what}", table.name)));
     if table.kind != "r" && table.kind != "p" {
         return refuse(PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE, "is not a table, so it can't be watched");

@@ -21,11 +21,12 @@ use crate::pg::vector;
 use crate::watch::arguments::{Arguments, Existing, Plan, check_nulls, lock_table};
 use crate::watch::backfill::{enqueue_existing, enqueue_missing};
 use crate::watch::checks::{check_cluster, check_embedding, check_not_renamed, check_table};
+use crate::watch::citus::distribute;
 use crate::watch::columns::{alter, create_index, has_index};
 use crate::watch::dropped::forget_dropped;
 use crate::watch::existing_groups;
 use crate::watch::grouping::{Bind, Bound, name_of_members, reset_settings};
-use crate::watch::setting::{Watch, table_of};
+use crate::watch::setting::{Watch, named_table};
 use crate::watch::shared_memory;
 use crate::watch::tag_column;
 use crate::watch::trigger::install::{create_triggers, drop_stale};
@@ -59,7 +60,7 @@ fn set_watch(
         (collection.map(Text::str), mode.map(Text::str), on_error.map(Text::str), text_source.map(Text::str));
     let (existing, key, labels, image) =
         (existing.map(Text::str), key.map(Text::str), labels.map(Text::str), image.map(Text::str));
-    let oid = table_of(relation)?;
+    let oid = named_table(relation)?;
     let reset = reset.as_ref().map(texts).unwrap_or_default();
     let arguments = Arguments {
         source,
@@ -113,6 +114,8 @@ pub fn watch(oid: pg_sys::Oid, arguments: &Arguments<'_>) -> SqlResult<Watch> {
         pgrx::warning!("rows of the tables that inherit from {} are not watched", table.name);
     }
     let role = current_role();
+    let shard_key = distribute::shard_key(&table)?;
+    let _session = shard_key.as_ref().map(|_| distribute::session());
     let (table, plan, added) = {
         let _caller = UserContext::of_caller();
         let (table, plan) = lock_table(table, arguments)?;
@@ -132,8 +135,17 @@ pub fn watch(oid: pg_sys::Oid, arguments: &Arguments<'_>) -> SqlResult<Watch> {
         store_setting(&store, &table, arguments, &plan, &added, role)?
     };
 
-    let watch = Watch::by_id(id)?.ok_or_else(|| report(Error::new(Kind::Internal, "a watch is gone at once")))?;
+    let gone = || report(Error::new(Kind::Internal, "a watch is gone at once"));
+    let mut watch = Watch::by_id(id)?.ok_or_else(gone)?;
     let existing = plan.existing.as_ref();
+    if let Some(shard_key) = &shard_key {
+        distribute::prepare(&table, &watch, shard_key.as_deref())?;
+        watch = Watch::by_id(id)?.ok_or_else(gone)?;
+    } else if watch.is_distributed() {
+        // A dump has brought it to a server without Citus.
+        distribute::forget(&watch)?;
+        watch = Watch::by_id(id)?.ok_or_else(gone)?;
+    }
     tag_column::check_contents(&watch, &plan, arguments, &added.columns)?;
     tag_column::tell_of_reset(&plan, &table);
     if arguments.resets("cluster")
@@ -143,14 +155,33 @@ pub fn watch(oid: pg_sys::Oid, arguments: &Arguments<'_>) -> SqlResult<Watch> {
     }
     // Nobody kept the column up to now. This comes before the triggers, which would take its ids for groups.
     let told_of_groups = match &bound {
+        Some(_) if watch.is_distributed() => {
+            if existing.is_none_or(|known| known.cluster.is_none())
+                && !added.columns.contains(&watch.cluster.clone().unwrap_or_default())
+            {
+                distribute::clear_clusters(&watch)?;
+            }
+            false
+        }
         Some(bound) if arguments.replaces.is_none() && existing.is_none_or(|known| known.cluster.is_none()) => {
             existing_groups::settle_groups(&watch, matches!(bound, Bound::Same))?
         }
         _ => false,
     };
+    let is_new = existing.is_none() && !added.columns.iter().any(|name| name == arguments.embedding);
+    // A new watch does not know who made the vectors that it finds.
+    let made_by = existing.map(|known| known.model.as_str());
+    if watch.is_distributed() {
+        create_on_shards(&watch, &table, arguments, is_new || plan.is_changed, made_by)?;
+        if plan.queued {
+            shared_memory::wake_at_commit();
+            notices::no_worker(&table);
+        }
+        return Ok(watch);
+    }
     {
         let _caller = UserContext::of_caller();
-        Spi::connect_mut(|client| create_triggers(client, &table, &watch))?;
+        Spi::connect_mut(|client| create_triggers(client, &table, &watch, None))?;
     }
     if table.kind == "p" {
         partitions::settle(&watch)?;
@@ -161,9 +192,6 @@ pub fn watch(oid: pg_sys::Oid, arguments: &Arguments<'_>) -> SqlResult<Watch> {
     if table.persistence == "u" && existing.is_none() && watch.cluster.is_some() {
         notices::unlogged(&watch);
     }
-    let is_new = existing.is_none() && !added.columns.iter().any(|name| name == arguments.embedding);
-    // A new watch does not know who made the vectors that it finds.
-    let made_by = existing.map(|known| known.model.as_str());
     let replaced = settle_existing(&watch, &table, arguments, is_new || plan.is_changed, made_by)?;
     // In immediate mode nobody embeds the rows that an earlier call has marked.
     let outdated = if replaced == 0 && !plan.queued { queue::outdated(watch.id)? } else { replaced };
@@ -178,6 +206,35 @@ pub fn watch(oid: pg_sys::Oid, arguments: &Arguments<'_>) -> SqlResult<Watch> {
         notices::missing(&watch, &table, told_of_groups)?;
     }
     Ok(watch)
+}
+
+/// Creates the triggers of a distributed table, which Citus takes to the shards. What becomes of the vectors that are there
+/// is decided once: the triggers that stay, and come along when a shard moves, don't say it.
+fn create_on_shards(
+    watch: &Watch,
+    table: &Table,
+    arguments: &Arguments<'_>,
+    in_doubt: bool,
+    made_by: Option<&str>,
+) -> SqlResult<()> {
+    let existing = match arguments.existing {
+        Some(Existing::Keep) => Some("keep"),
+        Some(Existing::Replace) => Some("replace"),
+        None if in_doubt && distribute::any_row_has(watch, &watch.embedding)? => Some("replace"),
+        None => None,
+    };
+    if existing == Some("replace") && table.forces_policies {
+        return Err(forced_policies(table));
+    }
+    for existing in [existing.map(Some), Some(None)].into_iter().flatten() {
+        let settings = distribute::settings(watch, existing, made_by)?;
+        let _caller = UserContext::of_caller();
+        Spi::connect_mut(|client| create_triggers(client, table, watch, Some(&settings)))?;
+    }
+    if existing == Some("replace") {
+        notices::former_vectors_in_shards(table);
+    }
+    Ok(())
 }
 
 /// What can be refused before anything is looked up.
@@ -349,12 +406,16 @@ fn settle_existing(
             Ok(0)
         }
         None if !in_doubt || arguments.replaces.is_some() => Ok(0),
-        _ if table.forces_policies => Err(sql_error(
-            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            format!("{} forces its policies on its owner", table.name),
-        )
-        .set_detail("Which rows have a vector from before can't be told: a policy may hide some.")
-        .set_hint("Say existing => 'keep' to take them over, or ALTER TABLE … NO FORCE ROW LEVEL SECURITY meanwhile.")),
+        _ if table.forces_policies => Err(forced_policies(table)),
         _ => enqueue_existing(watch, made_by),
     }
+}
+
+fn forced_policies(table: &Table) -> pg_sys::panic::ErrorReport {
+    sql_error(
+        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        format!("{} forces its policies on its owner", table.name),
+    )
+    .set_detail("Which rows have a vector from before can't be told: a policy may hide some.")
+    .set_hint("Say existing => 'keep' to take them over, or ALTER TABLE … NO FORCE ROW LEVEL SECURITY meanwhile.")
 }

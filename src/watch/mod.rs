@@ -3,6 +3,7 @@
 mod arguments;
 pub mod backfill;
 mod checks;
+pub mod citus;
 mod columns;
 pub mod define;
 pub mod dropped;

@@ -85,6 +85,17 @@ pub fn former_vectors(table: &Table, rows: i64, queued: bool) {
     .report(PgLogLevel::NOTICE);
 }
 
+/// As above, for a distributed table: its servers have queued the rows.
+pub fn former_vectors_in_shards(table: &Table) {
+    let message = format!("rows of {} have vectors from before, which count as pending", table.name);
+    let call = format!("CALL clip_backfill({}) replaces them", quote_literal(&table.name));
+    report(
+        Error::new(Kind::InvalidInput, message)
+            .hint(format!("{call}; clip_watch(…, existing => 'keep') takes them over as they are.")),
+    )
+    .report(PgLogLevel::NOTICE);
+}
+
 /// Warns that queued rows wait for a worker that this server does not run.
 pub fn no_worker(table: &Table) {
     let (why, way_out) = match (shared_memory::is_preloaded(), guc::worker()) {

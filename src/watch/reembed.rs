@@ -48,6 +48,16 @@ pub mod clip_search {
         })?;
         // Two concurrent calls create only one column, because both first take the lock that creating it needs.
         let watch = Watch::one_of_table(oid, embedding)?;
+        if watch.is_distributed() {
+            let what = format!("{} is a distributed table of Citus, whose columns can't be swapped", watch.name());
+            return Err(sql_error(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, what)
+                .set_detail("A column with the vectors of another model is filled beside the first, and stays there.")
+                .set_hint(format!(
+                    "clip_watch({}, …, embedding => 'new_column', model => {}), CALL clip_backfill, then let searches use that column.",
+                    quote_literal(watch.name()),
+                    quote_literal(model)
+                )));
+        }
         tables::check_may_commit("clip_reembed()")?;
         // What stands in the way is an error before any session has to wait, and before words are embedded for minutes.
         if Watch::replacing(watch.id)?.is_none() {

@@ -6,7 +6,7 @@ use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, SpiHeapTupleData, quote_identifier};
 
 use crate::pg::catalog::{self, Lock, Table};
-use crate::pg::citus;
+use crate::pg::citus::{self, Place};
 use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::owners_table::{OwnersTable, TableClient};
 use crate::pg::regclass::Regclass;
@@ -36,14 +36,29 @@ pub struct Watch {
     pub key: Vec<String>,
     /// The watch whose column this watch's column will replace.
     pub replaces: Option<i64>,
+    /// What Citus has to do with it.
+    pub home: Option<Home>,
 }
 
-/// Before ALTER EXTENSION clip_search UPDATE there is no column "tags".
+/// The place of a watch in a cluster of Citus.
+#[derive(Clone, Debug)]
+pub struct Home {
+    /// For a shard, the watch of the distributed table, which is on the coordinator. None: this is that watch.
+    pub parent: Option<i64>,
+    /// The shard's column of clusters, which the coordinator assigns.
+    pub cluster: Option<String>,
+    /// The quoted name of the distributed table that receives what leaves a cluster.
+    pub departures: Option<String>,
+}
+
+/// Before ALTER EXTENSION clip_search UPDATE there are no columns "tags" and "home".
 const COLUMNS: &str = "w.id, w.relation::oid, format('%I.%I', n.nspname, c.relname), c.relkind = 'p', c.relowner, \
      w.image::text, w.text::text, w.text_weight, w.embedding::text, w.cluster::text, w.model, w.collection, w.queued, w.skip, \
-     w.key::text[], w.replaces, pg_catalog.to_jsonb(w) ->> 'tags'";
+     w.key::text[], w.replaces, pg_catalog.to_jsonb(w) ->> 'tags', h.home IS NOT NULL, (h.home ->> 'parent')::bigint, \
+     h.home ->> 'cluster', h.home ->> 'departures'";
 const FROM: &str = "clip_search.watch_setting w JOIN pg_catalog.pg_class c ON c.oid = w.relation::oid \
-     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace";
+     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+     CROSS JOIN LATERAL (SELECT nullif(pg_catalog.to_jsonb(w) -> 'home', 'null'::jsonb)) AS h (home)";
 
 impl Watch {
     fn read(row: &SpiHeapTupleData<'_>) -> SqlResult<Self> {
@@ -51,10 +66,15 @@ impl Watch {
         let relation = get(row, 2)?.ok_or_else(missing)?;
         let name = catalog::qualified_name(relation).or(get(row, 3)?).ok_or_else(missing)?;
         let partitioned: bool = get(row, 4)?.unwrap_or_default();
+        let home = match get::<bool>(row, 18)? {
+            Some(true) => Some(Home { parent: get(row, 19)?, cluster: get(row, 20)?, departures: get(row, 21)? }),
+            _ => None,
+        };
+        let is_distributed = home.as_ref().is_some_and(|home| home.parent.is_none());
         Ok(Self {
             id: get(row, 1)?.ok_or_else(missing)?,
             relation,
-            table: if partitioned { name } else { format!("ONLY {name}") },
+            table: if partitioned || is_distributed { name } else { format!("ONLY {name}") },
             owner: get(row, 5)?.ok_or_else(missing)?,
             image: get(row, 6)?,
             text: get(row, 7)?,
@@ -68,6 +88,7 @@ impl Watch {
             key: get::<Vec<Option<String>>>(row, 15)?.unwrap_or_default().into_iter().flatten().collect(),
             replaces: get(row, 16)?,
             tags: get(row, 17)?,
+            home,
         })
     }
 
@@ -91,12 +112,13 @@ impl Watch {
         Self::by_id(id)
     }
 
-    /// As above, for a trigger on `relation`, which must be the watched table or a partition of it: every role may
-    /// create such a trigger on its own tables.
+    /// As above, for a trigger on `relation`, which must be the watched table, or a partition or shard of it: every role
+    /// may create such a trigger on its own tables.
     pub fn of_trigger(id: i64, relation: pg_sys::Oid) -> SqlResult<Option<Self>> {
         let _user_context = UserContext::of_extension();
         Spi::connect_mut(|client| {
-            let condition = "w.id = $1 AND (w.relation::oid = $2 OR w.relation IN (SELECT pg_catalog.pg_partition_ancestors($2::oid)))";
+            let condition = "w.id = $1 AND (w.relation::oid = $2 OR w.relation IN (SELECT pg_catalog.pg_partition_ancestors($2::oid))) \
+                 OR w.relation::oid = $2 AND (h.home ->> 'parent')::bigint = $1";
             Ok(Self::find(client, condition, &[id.into(), relation.into()])?.pop())
         })
     }
@@ -107,12 +129,45 @@ impl Watch {
         Spi::connect_mut(|client| Ok(Self::find(client, "w.replaces = $1", &[id.into()])?.pop()))
     }
 
-    /// The watches of the background worker: queued mode, with enabled triggers.
+    /// The watches of the background worker: queued mode, with enabled triggers. Of shards those that Citus sends queries
+    /// to, and in any mode those that have moved here: the queue and the failures of a shard don't move with it.
     pub fn for_worker() -> SqlResult<Vec<Self>> {
         let _user_context = UserContext::of_extension();
-        Spi::connect_mut(|client| {
-            Self::find(client, "w.queued AND w.id IN (SELECT id FROM clip_search.watch_live)", &[])
-        })
+        let mut found = Spi::connect_mut(|client| {
+            let condition =
+                "(w.queued OR (h.home ->> 'moved')::boolean) AND w.id IN (SELECT id FROM clip_search.watch_live)";
+            Self::find(client, condition, &[])
+        })?;
+        if found.iter().any(|watch| watch.home.is_some()) {
+            let mut is_here = Vec::with_capacity(found.len());
+            for watch in &found {
+                is_here.push(watch.is_worked_on_here()?);
+            }
+            let mut is_here = is_here.into_iter();
+            found.retain(|_| is_here.next().unwrap_or_default());
+        }
+        Ok(found)
+    }
+
+    /// Whether this server embeds queued rows of the table: not those of a distributed table, nor of a shard that Citus
+    /// has moved away, or is moving here.
+    pub fn is_worked_on_here(&self) -> SqlResult<bool> {
+        match &self.home {
+            None => Ok(true),
+            Some(Home { parent: None, .. }) => Ok(false),
+            Some(_) => {
+                let _user_context = UserContext::of_extension();
+                Spi::connect(|client| match citus::shard(client, self.relation)? {
+                    Some((_, shard)) => citus::is_active_here(client, shard),
+                    None => Ok(false),
+                })
+            }
+        }
+    }
+
+    /// Whether its rows are in shards of Citus.
+    pub fn is_distributed(&self) -> bool {
+        self.home.as_ref().is_some_and(|home| home.parent.is_none())
     }
 
     /// The watches of a table that the caller owns: of one column, or all except watches whose columns will replace
@@ -132,7 +187,7 @@ impl Watch {
             })?
         };
         if found.is_empty() {
-            check_local(&table)?;
+            check_place(&table)?;
             return Err(Self::none_of(&table.name, embedding));
         }
         Ok(found)
@@ -209,25 +264,73 @@ impl Watch {
     }
 }
 
-/// The table that a function is called with.
+/// The table that a function is called with, or the shard with its rows if Citus keeps it on the coordinator: what was
+/// watched when Citus took the table over has become that shard.
 pub fn table_of(relation: Option<Regclass>) -> SqlResult<pg_sys::Oid> {
+    let table = named_table(relation)?;
+    if !citus::is_installed() {
+        return Ok(table);
+    }
+    let _user_context = UserContext::of_caller();
+    Ok(Spi::connect(|client| citus::kept(client, table))?.map_or(table, |(shard, _)| shard))
+}
+
+/// The table that a function is called with, as it was named.
+pub fn named_table(relation: Option<Regclass>) -> SqlResult<pg_sys::Oid> {
     relation.map(|Regclass(oid)| oid).ok_or_else(|| {
         sql_error(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, "the table is NULL")
             .set_hint("Give its name, or oid.")
     })
 }
 
-/// Tables of Citus have their rows on other servers.
-pub fn check_local(table: &Table) -> SqlResult<()> {
+/// What Citus has to do with a table that is to be watched: None if it knows nothing of it.
+///
+/// # Errors
+/// 0A000 if the table can't be watched, or this server isn't the coordinator.
+pub fn check_place(table: &Table) -> SqlResult<Option<Place>> {
     let _user_context = UserContext::of_caller();
-    Spi::connect(|client| {
-        citus::refuse(
-            client,
-            table.oid,
-            "it can't be watched",
-            "Its rows are in shards, mostly on other servers; a watch, its queue and its groups are of this server.",
-            "Embed where the rows are: UPDATE … SET embedding = clip_embed_image(data, model), or a trigger of your \
-             own that does (docs/citus.md).",
-        )
-    })
+    let place = Spi::connect(|client| citus::place(client, table.oid))?;
+    let refuse = |why: &str, detail: &str, hint: &str| {
+        let message = format!("{} is {why}, so it can't be watched", table.name);
+        Err(sql_error(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, message).set_detail(detail).set_hint(hint))
+    };
+    match &place {
+        None => {}
+        Some(Place::Coordinator) => {
+            return refuse(
+                "a table that Citus keeps on the coordinator",
+                "A watch from before stays as it is; columns and triggers can't be added to the shard alone.",
+                "SELECT undistribute_table(…), then clip_watch; Citus may take the table over afterwards.",
+            );
+        }
+        Some(Place::Shards(_)) if table.kind == "p" => {
+            return refuse(
+                "a partitioned table of Citus",
+                "Its shards are partitioned tables, whose partitions come and go on the workers.",
+                "Distribute a table that is not partitioned; Citus distributes it by hash already.",
+            );
+        }
+        Some(Place::Shards(_)) => {}
+        Some(Place::Copies) => {
+            return refuse(
+                "a reference table of Citus",
+                "Each server would embed each row of its copy.",
+                "Embed it once: INSERT … VALUES (…, clip_embed_image($1, model)); or distribute it.",
+            );
+        }
+        Some(Place::Other) => {
+            return refuse(
+                "an append or range table of Citus",
+                "Citus adds shards to it without the triggers of others.",
+                "Distribute it by hash: SELECT create_distributed_table(…).",
+            );
+        }
+    }
+    if place.is_some() && citus::is_worker()? {
+        let message = format!("{} is a table of Citus, and this is a worker", table.name);
+        return Err(sql_error(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, message)
+            .set_detail("The coordinator has the settings of watches, and the groups; a worker has its shards.")
+            .set_hint("Call it on the coordinator."));
+    }
+    Ok(place)
 }

@@ -8,6 +8,7 @@ use pgrx::spi::{SpiClient, quote_identifier, quote_literal};
 use crate::cluster::collection::drop_rows;
 use crate::cluster::tables::{self, Store};
 use crate::pg::catalog::{self, Lock, Table};
+use crate::pg::citus;
 use crate::pg::error::{SqlResult, given, report};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::get;
@@ -15,6 +16,7 @@ use crate::pg::spi::spi;
 use crate::pg::text::Text;
 use crate::pg::user_context::UserContext;
 use crate::pg::vector_column::Storage;
+use crate::watch::citus::distribute;
 use crate::watch::columns::alter;
 use crate::watch::queue;
 use crate::watch::setting::{Watch, table_of};
@@ -66,7 +68,13 @@ pub fn call(relation: Option<Regclass>, embedding: Option<&str>, drops: bool) ->
 /// Ends a watch. `drops`: also drops the columns, index and collection that it added.
 pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
     let store = Store::open(c"clip_unwatch()");
-    let table = Table::locked(watch.relation, Lock::AccessExclusive)?;
+    let _session = watch.is_distributed().then(distribute::session);
+    // Citus takes a definition from a table to its shards, and not the other way.
+    let kept = {
+        let _user_context = UserContext::of_caller();
+        Spi::connect(|client| citus::kept(client, watch.relation))?
+    };
+    let table = Table::locked(kept.map_or(watch.relation, |(_, parent)| parent), Lock::AccessExclusive)?;
     let (columns, index, collection) = {
         let _user_context = UserContext::of_extension();
         Spi::connect_mut(|client| {
@@ -148,6 +156,7 @@ pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
             Ok::<_, ErrorReport>(())
         })?;
     }
+    distribute::drop_departures(watch)?;
     if let Some(name) = watch.collection.as_deref().filter(|_| collection && drops) {
         let _user_context = UserContext::of_extension();
         store.lock_exclusive(name, true);

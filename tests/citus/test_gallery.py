@@ -42,7 +42,6 @@ def gallery(citus: Citus) -> Iterator[subprocess.CompletedProcess]:
     with citus.coordinator.connect() as db:
         db.execute("SET client_min_messages = warning")
         db.execute("DROP SCHEMA gallery CASCADE")
-        db.execute("SELECT clip_drop_collection('gallery')")
 
 
 def test_the_gallery_is_right(citus: Citus, gallery: subprocess.CompletedProcess) -> None:
@@ -51,7 +50,8 @@ def test_the_gallery_is_right(citus: Citus, gallery: subprocess.CompletedProcess
     assert "10 of 10 queries found their photo first; 30 photos form 10 groups" in gallery.stdout
     assert gallery.stdout.count("✓") == 10 and "✗" not in gallery.stdout
     coordinator, *workers = gallery.embedded
-    assert coordinator == 0 and sum(workers) == 30 and min(workers) > 0, gallery.embedded
+    # clip_watch asks the model for its dimensions, with a picture.
+    assert coordinator <= 2 and sum(workers) == 30 and min(workers) > 0, gallery.embedded
     with citus.coordinator.connect() as db:
         titles = [title for (title,) in db.execute("SELECT title FROM gallery.search('something hot to drink', 1)")]
     assert len(titles) == 1 and titles[0].startswith("Espresso")

@@ -93,7 +93,7 @@ SELECT regexp_replace(message, 'pg_temp_\d+', 'pg_temp') AS message FROM outcome
 -- Columns that are renamed are missed by the next writer, not silently left alone.
 ALTER TABLE shot RENAME later TO afterwards;
 INSERT INTO shot (id, caption) VALUES (1, 'a cat');
-SELECT active, rows FROM clip_search.watch;
+SELECT active, rows FROM clip_search.watch ORDER BY rows NULLS FIRST;
 ALTER TABLE shot RENAME afterwards TO later;
 INSERT INTO shot (id, caption) VALUES (1, 'a cat');
 

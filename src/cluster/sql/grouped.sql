@@ -3,7 +3,7 @@ cluster AS MATERIALIZED (
     WHERE collection OPERATOR(pg_catalog.=) $1 AND size OPERATOR(pg_catalog.>=) $2
 ),
 member AS MATERIALIZED (
-    SELECT c.id, t.{key}::text AS key, {labels} AS labels, t.tableoid, t.ctid,
+    SELECT c.id, t.{key}::text AS key, {labels} AS labels{place},
            1 OPERATOR(pg_catalog.-) (t.{embedding}::{schema}.vector OPERATOR({schema}.<=>) c.centroid) AS cosine
     FROM {table} t JOIN cluster c ON c.id OPERATOR(pg_catalog.=) t.{cluster} WHERE t.{embedding} IS NOT NULL
 ),

@@ -16,6 +16,7 @@ use crate::watch::partitions;
 use crate::watch::queue;
 use crate::watch::shared_memory::wake_at_commit;
 use crate::watch::trigger::before::take_failure;
+use crate::watch::trigger::departures;
 use crate::watch::trigger::moves;
 use crate::watch::trigger::plan::Plan;
 use crate::watch::trigger::row::{Tuple, same_value, unchanged};
@@ -42,6 +43,7 @@ fn stays_listed(plan: &Plan, new: &Tuple) -> SqlResult<bool> {
 
 pub(super) fn after_update(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<()> {
     moves::forget_update(plan);
+    departures::note(plan, old, Some(new))?;
     let changed = !unchanged(plan, old, new);
     if changed {
         confirm(plan, new);
@@ -83,6 +85,7 @@ pub(super) fn after_update(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<(
 }
 
 pub(super) fn after_delete(plan: &Plan, old: &Tuple) -> SqlResult<()> {
+    departures::note(plan, old, None)?;
     if let Some(member) = old.member(plan)
         && !moves::is_moving(&member)
     {

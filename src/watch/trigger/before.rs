@@ -117,6 +117,14 @@ fn retagged(plan: &Plan, old: &Tuple, new: &Tuple, tuple: pg_sys::HeapTuple) -> 
 /// A member whose embedding is written by hand, its source being the same, goes to the group of what it is now; where it
 /// is set to NULL, to none. A group that is written by hand is left alone.
 fn regrouped(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<Option<pg_sys::HeapTuple>> {
+    if let Some(cluster) = plan.assigned {
+        let is_same = same(old.datum(plan.embedding), new.datum(plan.embedding));
+        // The coordinator assigns it again.
+        return Ok(match is_same || new.datum(cluster).is_none() {
+            true => None,
+            false => Some(new.with(plan, new.vector(plan).map(Vector), None)),
+        });
+    }
     let (Some(member), Some(cluster)) = (old.member(plan), plan.cluster) else { return Ok(None) };
     if same(old.datum(plan.embedding), new.datum(plan.embedding)) || !same_value(old, new, cluster) {
         return Ok(None);

@@ -126,26 +126,48 @@ fn warn_of_others(client: &mut SpiClient<'_>, table: &Table, watch: &Watch) -> S
     Ok(())
 }
 
-pub fn create_triggers(client: &mut SpiClient<'_>, table: &Table, watch: &Watch) -> SqlResult<()> {
+/// Creates the triggers of a watch, or replaces them. `for_shards`: the settings that Citus takes to the table's shards, as
+/// the second argument of the first trigger.
+pub fn create_triggers(
+    client: &mut SpiClient<'_>,
+    table: &Table,
+    watch: &Watch,
+    for_shards: Option<&str>,
+) -> SqlResult<()> {
     warn_of_later(client, table, watch)?;
     warn_of_others(client, table, watch)?;
-    let function = format!("{}.clip_watch_row('{}')", own_schema(client)?, watch.id);
+    let schema = own_schema(client)?;
+    let function = format!("{schema}.clip_watch_row('{}')", watch.id);
+    let with_settings = match for_shards {
+        Some(settings) => format!("{schema}.clip_watch_row('{}', {})", watch.id, quote_literal(settings)),
+        None => function.clone(),
+    };
     let [before, after, truncate, truncating] = trigger_names(watch.id);
     // For triggers, an update that moves a row to another partition is a deletion and an insertion; the trigger must
     // see the deletion to recognise a move.
     let moves = if table.kind == "p" { " OR DELETE" } else { "" };
     let inserts = if watch.needs_after_insert() { "INSERT OR " } else { "" };
-    for statement in [
-        format!("CREATE OR REPLACE TRIGGER {before} BEFORE INSERT OR UPDATE{moves} ON {} FOR EACH ROW", table.name),
-        format!("CREATE OR REPLACE TRIGGER {after} AFTER {inserts}UPDATE OR DELETE ON {} FOR EACH ROW", table.name),
-        format!("CREATE OR REPLACE TRIGGER {truncate} AFTER TRUNCATE ON {} FOR EACH STATEMENT", table.name),
+    for (statement, function) in [
+        (
+            format!("CREATE OR REPLACE TRIGGER {before} BEFORE INSERT OR UPDATE{moves} ON {} FOR EACH ROW", table.name),
+            &with_settings,
+        ),
+        (
+            format!("CREATE OR REPLACE TRIGGER {after} AFTER {inserts}UPDATE OR DELETE ON {} FOR EACH ROW", table.name),
+            &function,
+        ),
+        (
+            format!("CREATE OR REPLACE TRIGGER {truncate} AFTER TRUNCATE ON {} FOR EACH STATEMENT", table.name),
+            &function,
+        ),
     ] {
         table.define(client, &format!("{statement} EXECUTE FUNCTION {function}"))?;
     }
-    // The partitions' triggers need to know that the whole table is truncated.
-    if table.kind == "p" {
+    // The partitions' triggers need to know that the whole table is truncated. Citus creates no trigger for TRUNCATE on
+    // shards: that of the distributed table tells them.
+    if table.kind == "p" || for_shards.is_some() {
         let statement = format!(
-            "CREATE OR REPLACE TRIGGER {truncating} BEFORE TRUNCATE ON {} FOR EACH STATEMENT EXECUTE FUNCTION {function}",
+            "CREATE OR REPLACE TRIGGER {truncating} BEFORE TRUNCATE ON {} FOR EACH STATEMENT EXECUTE FUNCTION {with_settings}",
             table.name
         );
         table.define(client, &statement)?;

@@ -11,6 +11,7 @@
 
 pub mod after;
 pub mod before;
+mod departures;
 pub mod install;
 pub mod moves;
 pub mod plan;
@@ -71,16 +72,33 @@ fn out_of_place(what: &str) -> ErrorReport {
 /// The data must belong to a trigger that is being called.
 unsafe fn run(data: &pg_sys::TriggerData, event: &TriggerEvent) -> SqlResult<pg_sys::HeapTuple> {
     // SAFETY: by the contract; the argument, if there is one, is a string.
-    let (id, table, shape) = unsafe {
+    let (id, settings, table, shape) = unsafe {
         let trigger = &*data.tg_trigger;
-        let argument = (trigger.tgnargs == 1).then(|| CStr::from_ptr(*trigger.tgargs).to_string_lossy());
+        let settings =
+            (trigger.tgnargs == 2).then(|| CStr::from_ptr(*trigger.tgargs.add(1)).to_string_lossy().into_owned());
+        // The second argument has the settings for shards, which the event trigger on CREATE TRIGGER has stored.
+        let argument = matches!(trigger.tgnargs, 1 | 2).then(|| CStr::from_ptr(*trigger.tgargs).to_string_lossy());
         let id = argument.and_then(|argument| argument.parse::<i64>().ok());
-        (id, (*data.tg_relation).rd_id, (*data.tg_relation).rd_att)
+        (id, settings, (*data.tg_relation).rd_id, (*data.tg_relation).rd_att)
     };
     let id = id.ok_or_else(|| out_of_place("clip_watch_row() takes the number of a watch"))?;
     // SAFETY: the trigger's relation is open.
     if event.fired_for_row() && unsafe { restore::loads_created_table(data.tg_relation) } {
         return Ok(if event.fired_before() { data.tg_trigtuple } else { std::ptr::null_mut() });
+    }
+    let mut table = table;
+    if event.fired_by_truncate()
+        && let Some(shard) = departures::kept_shard(table)?
+    {
+        // Citus creates no trigger for TRUNCATE on the shard, which is what clip_watch was called for.
+        table = shard;
+    } else if event.fired_by_truncate() && departures::is_distributed(table)? {
+        if let Some(settings) = settings.filter(|_| event.fired_before()) {
+            departures::note_all(table, &settings)?;
+        }
+        return Ok(std::ptr::null_mut());
+    } else if event.fired_by_truncate() && departures::is_left_over(id, table)? {
+        return Ok(std::ptr::null_mut());
     }
     let plan = plan(id, table, shape)?;
     let (first, second) = (Tuple { tuple: data.tg_trigtuple, shape }, Tuple { tuple: data.tg_newtuple, shape });

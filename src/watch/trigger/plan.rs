@@ -16,9 +16,9 @@ use crate::pg::vector_column::Storage;
 use crate::watch::setting::Watch;
 
 /// A watch and the positions of its columns in the current table, which may be a partition.
-pub(super) struct Plan {
-    pub(super) watch: Watch,
-    pub(super) table: pg_sys::Oid,
+pub struct Plan {
+    pub watch: Watch,
+    pub table: pg_sys::Oid,
     pub(super) collection: Option<Rc<str>>,
     pub(super) image: Option<i16>,
     pub(super) text: Option<i16>,
@@ -27,6 +27,8 @@ pub(super) struct Plan {
     /// The dimensions of the embedding's column, if declared.
     pub(super) dimensions: Option<usize>,
     pub(super) cluster: Option<i16>,
+    /// A shard's column of clusters, which the coordinator assigns.
+    pub(super) assigned: Option<i16>,
     pub(super) tags: Option<i16>,
     pub(super) key: Vec<i16>,
 }
@@ -112,17 +114,15 @@ pub(super) fn plan(id: i64, table: pg_sys::Oid, shape: pg_sys::TupleDesc) -> Sql
         storage.get().is_some()
     };
     let embedding = column(&watch.embedding, &is_storage, "vector or halfvec")?;
+    let bigint = |name: &String| column(name, &|kind| kind == pg_sys::INT8OID, "bigint");
     let plan = Rc::new(Plan {
         image: optional(&watch.image, &[pg_sys::BYTEAOID], "bytea")?,
         text: optional(&watch.text, &[pg_sys::TEXTOID, pg_sys::VARCHAROID], "text")?,
         embedding,
         storage: storage.get().unwrap_or(Storage::Vector),
         dimensions: usize::try_from(attribute(shape, embedding).atttypmod).ok(),
-        cluster: watch
-            .cluster
-            .as_deref()
-            .map(|name| column(name, &|kind| kind == pg_sys::INT8OID, "bigint"))
-            .transpose()?,
+        cluster: watch.cluster.as_ref().map(bigint).transpose()?,
+        assigned: watch.home.as_ref().and_then(|home| home.cluster.as_ref()).map(bigint).transpose()?,
         tags: watch
             .tags
             .as_deref()

@@ -49,6 +49,12 @@ impl Tuple {
         Some(Member { collection: plan.collection.clone()?, cluster, vector: self.vector(plan)? })
     }
 
+    /// The cluster that the coordinator has assigned to a row of a shard, and the vector that is counted there.
+    pub(super) fn assigned(&self, plan: &Plan) -> Option<(i64, Vec<f32>)> {
+        let cluster = self.datum(plan.assigned?)?.value() as i64;
+        Some((cluster, self.vector(plan)?))
+    }
+
     pub(super) fn has_source(&self, plan: &Plan) -> bool {
         [plan.image, plan.text].into_iter().flatten().any(|column| self.datum(column).is_some())
     }
@@ -85,24 +91,28 @@ impl Tuple {
         key_form();
         let mut parts = Vec::with_capacity(plan.key.len());
         for &column in &plan.key {
-            let datum = self.datum(column).ok_or_else(|| {
+            let text = self.text(column)?.ok_or_else(|| {
                 sql_error(
                     PgSqlErrorCode::ERRCODE_NOT_NULL_VIOLATION,
                     format!("the key of a row of {} is NULL", plan.watch.name()),
                 )
             })?;
-            // SAFETY: an attribute of the row, and the output function of its type, whose text lives as long as the
-            // call.
-            let text = unsafe {
-                let kind = attribute(self.shape, column).atttypid;
-                let (mut output, mut varlena) = (pg_sys::Oid::INVALID, false);
-                pg_sys::getTypeOutputInfo(kind, &raw mut output, &raw mut varlena);
-                CStr::from_ptr(pg_sys::OidOutputFunctionCall(output, datum))
-            };
-            let text = utf8("key", text.to_bytes()).map_err(report)?;
             parts.push(format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")));
         }
         Ok(format!("{{{}}}", parts.join(",")))
+    }
+
+    /// A column's value as text.
+    pub(super) fn text(&self, column: i16) -> SqlResult<Option<&str>> {
+        let Some(datum) = self.datum(column) else { return Ok(None) };
+        // SAFETY: an attribute of the row, and the output function of its type, whose text lives as long as the call.
+        let text = unsafe {
+            let kind = attribute(self.shape, column).atttypid;
+            let (mut output, mut varlena) = (pg_sys::Oid::INVALID, false);
+            pg_sys::getTypeOutputInfo(kind, &raw mut output, &raw mut varlena);
+            CStr::from_ptr(pg_sys::OidOutputFunctionCall(output, datum))
+        };
+        utf8("key", text.to_bytes()).map(Some).map_err(report)
     }
 
     /// The row with other tags; the watch has a column of them.
@@ -113,7 +123,8 @@ impl Tuple {
     pub(super) fn with(&self, plan: &Plan, embedding: Option<Vector>, cluster: Option<i64>) -> pg_sys::HeapTuple {
         let mut columns = vec![i32::from(plan.embedding)];
         let mut values = vec![embedding.and_then(|vector| plan.storage.store(vector))];
-        if let Some(column) = plan.cluster {
+        // The coordinator has yet to assign a row of a shard.
+        if let Some(column) = plan.cluster.or(plan.assigned) {
             columns.push(i32::from(column));
             values.push(cluster.map(pg_sys::Datum::from));
         }

@@ -12,10 +12,12 @@ use pgrx::prelude::*;
 
 use crate::cluster::tables::Store;
 use crate::guc;
-use crate::pg::error::counted;
+use crate::pg::citus;
+use crate::pg::error::{SqlResult, counted};
 use crate::pg::spi::spi;
 use crate::pg::subtransaction::Failure;
 use crate::pg::user_context::UserContext;
+use crate::watch::citus::{group, shards};
 use crate::watch::dropped::forget_dropped;
 use crate::watch::embed_entries::{OnRowError, Terms, embed_entries};
 use crate::watch::queue::{self, Next};
@@ -41,6 +43,31 @@ const TIDY: Duration = Duration::from_secs(60);
 /// The minimum time between two progress messages.
 const REPORT: Duration = Duration::from_secs(1);
 
+/// Rows of a distributed table that one transaction groups.
+const GROUPED: i64 = 1000;
+/// The time between two looks for shards that Citus is moving here.
+const ARRIVAL: Duration = Duration::from_secs(1);
+
+/// What there is to do for Citus.
+#[derive(Default)]
+struct OfCitus {
+    /// Shards are being moved here.
+    arriving: bool,
+    /// Distributed tables whose rows are grouped, on the coordinator.
+    grouped: Vec<Watch>,
+}
+
+impl OfCitus {
+    fn find() -> SqlResult<Self> {
+        let arriving = shards::settle_arrived()?;
+        let grouped = queue::own(|client| {
+            let condition = "w.queued AND w.cluster IS NOT NULL AND h.home IS NOT NULL AND h.home ->> 'parent' IS NULL";
+            Watch::find(client, condition, &[])
+        })?;
+        Ok(Self { arriving, grouped })
+    }
+}
+
 pub struct Worker {
     database: u32,
     /// Watches that are paused: until when, and the length of the pause.
@@ -52,6 +79,8 @@ pub struct Worker {
     news: HashMap<i64, (i64, i64)>,
     told: Option<Instant>,
     tidied: Option<Instant>,
+    /// When the distributed tables of Citus are to be grouped next, by watch.
+    grouped: HashMap<i64, Instant>,
     /// The last measured time for counting the queue.
     counted: Duration,
     /// The time until the next work is due; None: until a row is queued.
@@ -75,6 +104,7 @@ impl Worker {
             news: HashMap::new(),
             told: None,
             tidied: None,
+            grouped: HashMap::new(),
             counted: Duration::ZERO,
             due: None,
         }
@@ -92,17 +122,23 @@ impl Worker {
                         pg_sys::get_namespace_oid(c"clip_search".as_ptr(), false),
                     ) != pg_sys::Oid::INVALID
             };
-            if there { Watch::for_worker().map(Some) } else { Ok(None) }
+            if !there {
+                return Ok(None);
+            }
+            let of_citus = if citus::is_installed() { OfCitus::find()? } else { OfCitus::default() };
+            Ok(Some((Watch::for_worker()?, of_citus)))
         })?;
         // A database without the extension, for example on a server that preloads the library before the extension
         // exists.
-        let Some(watches) = watches else { return Ok(None) };
+        let Some((watches, of_citus)) = watches else { return Ok(None) };
         if self.tidied.is_none_or(|since| since.elapsed() >= TIDY) {
             self.tidied = Some(Instant::now());
             self.tidy()?;
         }
+        self.group(&of_citus.grouped)?;
         if watches.is_empty() {
-            return Ok(None);
+            let rest = if of_citus.arriving { ARRIVAL } else { NAP };
+            return Ok((of_citus.arriving || !of_citus.grouped.is_empty()).then_some(rest));
         }
         let now = Instant::now();
         self.resting.retain(|id, _| watches.iter().any(|watch| watch.id == *id));
@@ -128,12 +164,41 @@ impl Worker {
             .collect();
         let Some(watch) = self.shares.choose(&due) else {
             self.tell(&watches, true)?;
-            return self.next(&ready).map(Some);
+            let rest = self.next(&ready)?;
+            return Ok(Some(if of_citus.arriving { rest.min(ARRIVAL) } else { rest }));
         };
         self.due = Some(Duration::ZERO);
         self.batch(watch)?;
         self.tell(&watches, false)?;
         Ok(Some(Duration::ZERO))
+    }
+
+    /// Brings the groups of distributed tables up to date. A server that is down is tried again a minute later.
+    fn group(&mut self, watches: &[Watch]) -> Result<(), Failure> {
+        for watch in watches {
+            if self.grouped.get(&watch.id).is_some_and(|next| *next > Instant::now()) {
+                continue;
+            }
+            let outcome = transaction(|| match group::has_turn(watch)? {
+                true => group::run(watch, GROUPED),
+                false => Ok(0),
+            });
+            let rest = match outcome {
+                Ok(0) => NAP,
+                Ok(_) => Duration::ZERO,
+                Err(failure) => {
+                    pgrx::warning!(
+                        "clip_search: rows of {} can't be grouped, trying again in {} s: {}",
+                        watch.name(),
+                        LONGEST_REST.as_secs(),
+                        failure.message
+                    );
+                    LONGEST_REST
+                }
+            };
+            self.grouped.insert(watch.id, Instant::now() + rest);
+        }
+        Ok(())
     }
 
     /// Removes the entries of dropped tables, if there are any.

@@ -1,0 +1,149 @@
+//! Members in a distributed table of Citus, for clip_recluster: they are read and written by key.
+//!
+//! Sessions on other servers can't be kept from writing them. A member that has changed since it was read is not written,
+//! and the call fails; one that leaves its group afterwards is noted as usual, for the group that it then has.
+
+use clip::{Error, Kind};
+use pgrx::prelude::*;
+use pgrx::spi::{quote_identifier, quote_literal};
+
+use crate::cluster::members::{FETCH, Members};
+use crate::pg::citus::{self, Place};
+use crate::pg::error::{SqlResult, report, sql_error};
+use crate::pg::owners_table::OwnersTable;
+use crate::pg::spi::spi;
+use crate::pg::user_context::{UserContext, key_form};
+
+/// A member that gets another cluster.
+pub struct Moved {
+    pub key: String,
+    pub hash: i64,
+    pub old: Option<i64>,
+    pub id: i64,
+}
+
+/// How the members of a distributed table are found.
+pub struct Shards {
+    /// The table that receives what leaves a group.
+    departures: OwnersTable,
+    key: String,
+    key_type: String,
+    hash: String,
+}
+
+impl Shards {
+    pub fn of(members: &Members, collection: &str) -> SqlResult<Self> {
+        let unwatched = || {
+            let what = format!("{}, a distributed table of Citus, is not grouped by clip_watch", members.table.shown());
+            sql_error(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, what)
+                .set_detail("What leaves a group while it is computed has to be noted.")
+                .set_hint(format!(
+                    "SELECT clip_watch(…, collection => {}), then clip_recluster.",
+                    quote_literal(collection)
+                ))
+        };
+        let table = members.table.oid;
+        let departures = {
+            let _user_context = UserContext::of_extension();
+            Spi::connect(|client| {
+                let query = "SELECT pg_catalog.to_regclass(w.home ->> 'departures')::oid FROM clip_search.watch_setting w \
+                     WHERE w.relation::oid = $1 AND w.collection = $2";
+                let rows = client.select(query, Some(1), &[table.into(), collection.into()]).map_err(spi)?;
+                let found = rows.into_iter().next().map(|row| row.get::<pg_sys::Oid>(1).map_err(spi)).transpose()?;
+                Ok::<_, pg_sys::panic::ErrorReport>(found.flatten())
+            })?
+        };
+        let departures = departures.and_then(OwnersTable::find_only).filter(|other| other.owner == members.table.owner);
+        let key_type = {
+            let _user_context = UserContext::of_caller();
+            Spi::connect(|client| {
+                let query = "SELECT pg_catalog.format_type(a.atttypid, a.atttypmod) FROM pg_catalog.pg_attribute a \
+                     WHERE a.attrelid = $1 AND pg_catalog.quote_ident(a.attname) = $2 AND NOT a.attisdropped";
+                let arguments = [table.into(), members.key.as_str().into()];
+                client.select(query, Some(1), &arguments).map_err(spi)?.first().get::<String>(1).map_err(spi)
+            })?
+        };
+        Ok(Self {
+            departures: departures.ok_or_else(unwatched)?,
+            key: members.key.clone(),
+            key_type: key_type.ok_or_else(|| report(Error::new(Kind::Internal, "the key has no type")))?,
+            hash: format!("pg_catalog.hashtextextended({}::text, 0)", members.embedding),
+        })
+    }
+
+    /// What is read of a member: its key, and a hash of its embedding.
+    pub fn columns(&self) -> String {
+        format!("{}::text, {}", self.key, self.hash)
+    }
+
+    /// Members that left before they were read are still counted by their old groups.
+    pub fn check_no_departures(&self, members: &Members) -> SqlResult<()> {
+        let any = self.departures.as_owner(|client| {
+            Ok(!client.update(&format!("SELECT 1 FROM {} LIMIT 1", self.departures.shown()), Some(1), &[])?.is_empty())
+        })?;
+        if !any {
+            return Ok(());
+        }
+        let table = members.table.shown();
+        Err(sql_error(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!("rows of {table} have left groups that still count them"),
+        )
+        .set_hint(format!("SELECT clip_group({}) takes them out; then try again.", quote_literal(table))))
+    }
+
+    /// Writes the clusters of members that have not changed since they were read; all of them, or an error.
+    pub fn move_members(&self, members: &Members, moved: Vec<Moved>) -> SqlResult<()> {
+        let query = format!(
+            include_str!("sql/move_by_key.sql"),
+            table = members.table.shown(),
+            cluster = members.cluster,
+            key = self.key,
+            kind = self.key_type,
+            hash = self.hash.replace(&members.embedding, &format!("t.{}", members.embedding))
+        );
+        members.table.as_owner(|client| {
+            key_form();
+            for batch in moved.chunks(FETCH as usize) {
+                pgrx::check_for_interrupts!();
+                let keys: Vec<&str> = batch.iter().map(|one| one.key.as_str()).collect();
+                let ids: Vec<i64> = batch.iter().map(|one| one.id).collect();
+                let old: Vec<Option<i64>> = batch.iter().map(|one| one.old).collect();
+                let hashes: Vec<i64> = batch.iter().map(|one| one.hash).collect();
+                let rows = client.update(&query, Some(1), &[keys.into(), ids.into(), old.into(), hashes.into()])?;
+                let done = rows.first().get::<i64>(1).map_err(spi)?.unwrap_or_default();
+                if done != batch.len() as i64 {
+                    let what =
+                        format!("{} of {} members changed in the meantime", batch.len() as i64 - done, batch.len());
+                    return Err(sql_error(PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE, what)
+                        .set_detail("Sessions on other servers can't be kept from writing a distributed table.")
+                        .set_hint("Try again; nothing was changed."));
+                }
+            }
+            Ok(())
+        })?;
+        commit_in_two_phases(members.table.oid, &self.departures)
+    }
+}
+
+/// Makes the transaction commit in two phases. Citus does so by itself when a statement changes more than one shard; with
+/// one shard, its server would commit before the coordinator, and what the coordinator has changed could be lost between.
+/// It also does so when rows come from the coordinator, even if there are none. `departures`: the table beside `table` that
+/// receives what leaves a group.
+pub fn commit_in_two_phases(table: pg_sys::Oid, departures: &OwnersTable) -> SqlResult<()> {
+    let place = {
+        let _user_context = UserContext::of_caller();
+        Spi::connect(|client| citus::place(client, table))?
+    };
+    let (column, value) = match place {
+        Some(Place::Shards(Some(column))) => (format!("{}, ", quote_identifier(column)), "NULL, "),
+        _ => (String::new(), ""),
+    };
+    departures.as_owner(|client| {
+        let query = format!(
+            "INSERT INTO {} ({column}departed_id) SELECT {value}pg_catalog.gen_random_uuid() FROM pg_catalog.generate_series(1, 0)",
+            client.name()
+        );
+        client.update(&query, None, &[]).map(drop)
+    })
+}

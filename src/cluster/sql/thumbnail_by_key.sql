@@ -1,0 +1,1 @@
+(SELECT n.image FROM thumbnail n WHERE n.id OPERATOR(pg_catalog.=) c.id)

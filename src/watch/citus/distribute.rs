@@ -1,0 +1,175 @@
+//! What clip_watch adds for a distributed table: the settings that go to the shards, and the table that receives what
+//! leaves a group.
+
+use clip::{Error, Kind};
+use pgrx::prelude::*;
+use pgrx::spi::{SpiClient, quote_identifier, quote_literal};
+
+use crate::pg::catalog::{Lock, Table, lock, qualified_name};
+use crate::pg::citus::{self, Place};
+use crate::pg::error::{SqlResult, report};
+use crate::pg::owners_table::OwnersTable;
+use crate::pg::spi::{get, spi};
+use crate::pg::user_context::{UserContext, owner_of_table, role_name, set};
+use crate::pg::vector;
+use crate::watch::setting::{Watch, check_place};
+
+/// Allows triggers on distributed tables, and uses one connection to each server, until the guard is dropped: Citus refuses
+/// to change a table by several connections and then by one.
+pub fn session() -> UserContext {
+    let guard = UserContext::of_caller();
+    set(c"citus.enable_unsafe_triggers", c"on");
+    set(c"citus.multi_shard_modify_mode", c"sequential");
+    guard
+}
+
+/// The columns by which a table's rows are in shards; None for other tables.
+pub fn shard_key(table: &Table) -> SqlResult<Option<Option<String>>> {
+    Ok(match check_place(table)? {
+        Some(Place::Shards(column)) => Some(column),
+        _ => None,
+    })
+}
+
+/// Marks a watch as that of a distributed table, and creates the table of departures if its rows are grouped.
+pub fn prepare(table: &Table, watch: &Watch, shard_key: Option<&str>) -> SqlResult<()> {
+    let departures = match watch.cluster {
+        Some(_) => Some(create_departures(table, watch, shard_key)?),
+        None => None,
+    };
+    let _user_context = UserContext::of_extension();
+    Spi::connect_mut(|client| {
+        let query = "UPDATE clip_search.watch_setting SET home = pg_catalog.jsonb_build_object('departures', $2::text) WHERE id = $1";
+        client.update(query, None, &[watch.id.into(), departures.into()]).map(drop).map_err(spi)
+    })
+}
+
+/// The table of a watch is not distributed any more.
+pub fn forget(watch: &Watch) -> SqlResult<()> {
+    let _user_context = UserContext::of_extension();
+    Spi::connect_mut(|client| {
+        let query = "UPDATE clip_search.watch_setting SET home = NULL WHERE id = $1";
+        client.update(query, None, &[watch.id.into()]).map(drop).map_err(spi)
+    })
+}
+
+/// The oid of a table by its quoted name.
+fn departures(client: &mut SpiClient<'_>, name: &str) -> SqlResult<Option<pg_sys::Oid>> {
+    let rows = client.update("SELECT pg_catalog.to_regclass($1)::oid", Some(1), &[name.into()]).map_err(spi)?;
+    rows.first().get::<pg_sys::Oid>(1).map_err(spi)
+}
+
+fn create_departures(table: &Table, watch: &Watch, shard_key: Option<&str>) -> SqlResult<String> {
+    let known = watch.home.as_ref().and_then(|home| home.departures.clone());
+    let _caller = UserContext::of_caller();
+    Spi::connect_mut(|client| {
+        if let Some(name) = known
+            && departures(client, &name)?.is_some()
+        {
+            return Ok(name);
+        }
+        let query = "SELECT pg_catalog.quote_ident(n.nspname) || '.' || \
+             pg_catalog.quote_ident(pg_catalog.left(c.relname, 30) || '_departed_' || $2::text) \
+             FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1";
+        let rows = client.update(query, Some(1), &[table.oid.into(), watch.id.into()]).map_err(spi)?;
+        let missing = || report(Error::new(Kind::Internal, "a table has no name"));
+        let name = rows.first().get::<String>(1).map_err(spi)?.ok_or_else(missing)?;
+        let (column, key) = match shard_key {
+            Some(column) => {
+                let kind = table.known_column(client, column)?.shown;
+                let column = quote_identifier(column);
+                (format!("{column} {kind} NOT NULL, "), format!("{column}, departed_id"))
+            }
+            None => (String::new(), "departed_id".to_owned()),
+        };
+        let query = format!(
+            "CREATE TABLE {name} ({column}departed_id uuid NOT NULL, departed_cluster bigint, \
+             departed_embedding {}.vector, PRIMARY KEY ({key}))",
+            vector::schema()
+        );
+        client.update(&query, None, &[]).map_err(spi)?;
+        let oid = departures(client, &name)?.ok_or_else(missing)?;
+        // In a schema that Citus distributes as a whole it is beside the others already.
+        if citus::place(client, oid)?.is_none() {
+            let query = format!(
+                "SELECT create_distributed_table({}, {}, colocate_with => {})",
+                quote_literal(&name),
+                shard_key.map_or("NULL".to_owned(), quote_literal),
+                quote_literal(&table.name)
+            );
+            client.update(&query, None, &[]).map_err(spi)?;
+        }
+        let comment = format!("Rows of {} that have left their groups; clip_group takes them out", table.name);
+        client.update(&format!("COMMENT ON TABLE {name} IS {}", quote_literal(comment)), None, &[]).map_err(spi)?;
+        let owner = owner_of_table(table.oid);
+        if owner_of_table(oid) != owner
+            && let Some(owner) = owner
+        {
+            let query = format!("ALTER TABLE {name} OWNER TO {}", quote_identifier(role_name(owner)));
+            client.update(&query, None, &[]).map_err(spi)?;
+        }
+        Ok(name)
+    })
+}
+
+/// The settings of a watch for its shards. `existing`: what becomes of the vectors that they have; `made_by`: the model of a
+/// former watch.
+pub fn settings(watch: &Watch, existing: Option<&str>, made_by: Option<&str>) -> SqlResult<String> {
+    let _user_context = UserContext::of_extension();
+    Spi::connect_mut(|client| {
+        let query = include_str!("sql/settings.sql");
+        let rows = client.update(query, Some(1), &[watch.id.into(), existing.into(), made_by.into()]).map_err(spi)?;
+        let missing = || report(Error::new(Kind::Internal, "a watch is gone at once"));
+        rows.first().get::<String>(1).map_err(spi)?.ok_or_else(missing)
+    })
+}
+
+/// Whether any row has a value in a column.
+pub fn any_row_has(watch: &Watch, column: &str) -> SqlResult<bool> {
+    watch.as_owner(|client| {
+        let query = format!("SELECT 1 FROM {} WHERE {} IS NOT NULL LIMIT 1", watch.name(), quote_identifier(column));
+        Ok(!client.update(&query, Some(1), &[])?.is_empty())
+    })
+}
+
+/// Empties the column of clusters of a table that was not grouped up to now.
+pub fn clear_clusters(watch: &Watch) -> SqlResult<()> {
+    let Some(cluster) = &watch.cluster else { return Ok(()) };
+    watch.as_owner(|client| {
+        let column = quote_identifier(cluster);
+        let query = format!("UPDATE {} SET {column} = NULL WHERE {column} IS NOT NULL", watch.name());
+        let cleared = client.update(&query, None, &[])?.len();
+        if cleared > 0 {
+            pgrx::notice!(
+                "clip_search: {cleared} rows of {} had a cluster from before, and will be grouped",
+                watch.name()
+            );
+        }
+        Ok(())
+    })
+}
+
+/// Drops the table of departures, when nothing notes any.
+pub fn drop_departures(watch: &Watch) -> SqlResult<()> {
+    let Some(name) = watch.home.as_ref().and_then(|home| home.departures.as_deref()) else { return Ok(()) };
+    let _caller = session();
+    Spi::connect_mut(|client| {
+        let Some(oid) = departures(client, name)? else { return Ok(()) };
+        lock(oid, Lock::AccessExclusive);
+        match (OwnersTable::find_only(oid), qualified_name(oid)) {
+            (Some(table), Some(current)) if table.owner == watch.owner && current == name => {
+                client.update(&format!("DROP TABLE {name}"), None, &[]).map(drop).map_err(spi)
+            }
+            _ => Ok(()),
+        }
+    })
+}
+
+/// The keys of a watched table with their types, for queries that find rows by them.
+pub fn key_types(client: &SpiClient<'_>, watch: &Watch) -> SqlResult<Vec<(String, String)>> {
+    let query = "SELECT pg_catalog.quote_ident(u.name), pg_catalog.format_type(a.atttypid, a.atttypmod) \
+         FROM unnest($2::text[]) WITH ORDINALITY AS u (name, n) \
+         JOIN pg_catalog.pg_attribute a ON a.attrelid = $1 AND a.attname = u.name AND NOT a.attisdropped ORDER BY u.n";
+    let rows = client.select(query, None, &[watch.relation.into(), watch.key.clone().into()]).map_err(spi)?;
+    rows.map(|row| Ok((get(&row, 1)?.unwrap_or_default(), get(&row, 2)?.unwrap_or_default()))).collect()
+}

@@ -1,0 +1,196 @@
+//! The watches of shards, on the servers that have them.
+
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+use pgrx::spi::{SpiClient, quote_literal};
+
+use crate::cluster::tables;
+use crate::pg::catalog::{Lock, Table, lock};
+use crate::pg::citus;
+use crate::pg::error::SqlResult;
+use crate::pg::regclass::Regclass;
+use crate::pg::spi::{get, own_schema, spi};
+use crate::pg::text::Text;
+use crate::pg::user_context::{UserContext, current_role, has_rights_of, owner_of_table};
+use crate::watch::backfill::{enqueue_existing, enqueue_missing};
+use crate::watch::queue;
+use crate::watch::setting::{Watch, table_of};
+use crate::watch::shared_memory;
+
+/// A trigger of clip_watch with settings for shards.
+struct Found {
+    table: pg_sys::Oid,
+    settings: String,
+}
+
+fn find_trigger(client: &mut SpiClient<'_>, trigger: pg_sys::Oid) -> SqlResult<Option<Found>> {
+    let query = format!(
+        "SELECT t.tgrelid, pg_catalog.convert_from(pg_catalog.substr(t.tgargs, z.n + 1, pg_catalog.length(t.tgargs) - z.n - 1), 'UTF8') \
+         FROM pg_catalog.pg_trigger t CROSS JOIN LATERAL (SELECT position('\\x00'::bytea IN t.tgargs)) AS z (n) \
+         WHERE t.oid = $1 AND t.tgnargs = 2 AND t.tgfoid = {}::regprocedure::oid",
+        quote_literal(format!("{}.clip_watch_row()", own_schema(client)?))
+    );
+    let rows = client.update(&query, Some(1), &[trigger.into()]).map_err(spi)?;
+    let Some(row) = rows.into_iter().next() else { return Ok(None) };
+    let found = get::<pg_sys::Oid>(&row, 1)?.zip(get::<String>(&row, 2)?);
+    Ok(found.map(|(table, settings)| Found { table, settings }))
+}
+
+/// Stores the settings that a trigger has brought to a shard as the watch of that shard.
+fn adopt(trigger: pg_sys::Oid) -> SqlResult<()> {
+    let found = {
+        let _user_context = UserContext::of_caller();
+        Spi::connect_mut(|client| {
+            let Some(found) = find_trigger(client, trigger)? else { return Ok::<_, ErrorReport>(None) };
+            Ok(citus::shard(client, found.table)?.map(|(_, shard)| (found, shard)))
+        })?
+    };
+    // A distributed table, or one that a dump has brought to a server without its rows: clip_watch comes to it.
+    let Some((Found { table, settings }, shard)) = found else { return Ok(()) };
+    // Every role may create a trigger where it has the privilege; the settings are the owner's.
+    Table::describe(table)?.check_owner()?;
+    let (id, is_here, existing, made_by) = {
+        let _user_context = UserContext::of_extension();
+        Spi::connect_mut(|client| {
+            let is_here = citus::is_active_here(client, shard)?;
+            let arguments = [table.into(), settings.as_str().into(), is_here.into()];
+            let rows = client.update(include_str!("sql/adopt.sql"), None, &arguments).map_err(spi)?;
+            let id = rows.first().get::<i64>(1).map_err(spi)?.unwrap_or_default();
+            let query = "SELECT $1::jsonb ->> 'existing', $1::jsonb ->> 'made_by'";
+            let rows = client.update(query, None, &[settings.as_str().into()]).map_err(spi)?;
+            let (existing, made_by) = rows.first().get_two::<String, String>().map_err(spi)?;
+            Ok::<_, ErrorReport>((id, is_here, existing, made_by))
+        })?
+    };
+    shared_memory::wake_at_commit();
+    let Some(watch) = Watch::by_id(id)?.filter(|_| is_here) else { return Ok(()) };
+    match existing.as_deref() {
+        Some("keep") => queue::keep_existing(id)?,
+        Some(_) => drop(enqueue_existing(&watch, made_by.as_deref())?),
+        None => {}
+    }
+    if watch.queued {
+        enqueue_missing(&watch)?;
+    }
+    Ok(())
+}
+
+/// Queues the rows without an embedding of shards that have arrived here: the queue and the failures of their former server
+/// have not come along. Returns whether others are still on their way.
+pub fn settle_arrived() -> SqlResult<bool> {
+    let arriving: Vec<(i64, pg_sys::Oid)> = queue::own(|client| {
+        let query = "SELECT w.id, w.relation::oid FROM clip_search.watch_setting w \
+             WHERE (pg_catalog.to_jsonb(w) -> 'home' ->> 'arriving')::boolean ORDER BY w.id";
+        let rows = client.update(query, None, &[]).map_err(spi)?;
+        rows.map(|row| Ok((get(&row, 1)?.unwrap_or_default(), get(&row, 2)?.unwrap_or(pg_sys::Oid::INVALID)))).collect()
+    })?;
+    let mut waits = false;
+    for (id, table) in arriving {
+        let is_here = queue::own(|client| match citus::shard(client, table)? {
+            Some((_, shard)) => citus::is_active_here(client, shard),
+            None => Ok(false),
+        })?;
+        if !is_here {
+            waits = true;
+            continue;
+        }
+        lock(table, Lock::AccessShare);
+        let Some(watch) = Watch::by_id(id)? else { continue };
+        enqueue_missing(&watch)?;
+        queue::own(|client| {
+            let query =
+                "UPDATE clip_search.watch_setting SET home = home - 'arriving' || '{\"moved\": true}' WHERE id = $1";
+            client.update(query, None, &[id.into()]).map(drop).map_err(spi)
+        })?;
+    }
+    Ok(waits)
+}
+
+#[pg_schema]
+pub mod clip_search {
+    use super::*;
+
+    /// Called by the event trigger on CREATE TRIGGER.
+    #[pg_extern(volatile, strict, parallel_unsafe)]
+    fn adopt_shard(trigger: pg_sys::Oid) -> SqlResult<()> {
+        adopt(trigger)
+    }
+
+    /// Whether Citus sends queries on a watched shard to this server.
+    #[pg_extern(volatile, strict, parallel_unsafe)]
+    fn is_placed_here(relation: Regclass) -> SqlResult<bool> {
+        let _user_context = UserContext::of_caller();
+        Spi::connect(|client| match citus::shard(client, relation.0)? {
+            Some((_, shard)) => citus::is_active_here(client, shard),
+            None => Ok(false),
+        })
+    }
+
+    /// The shards of a distributed table's watch that are here, and that the caller owns.
+    #[pg_extern(volatile, strict, parallel_unsafe)]
+    fn shards_here(
+        parent: i64,
+    ) -> Result<
+        TableIterator<'static, (name!(watch, i64), name!(relation, pg_sys::Oid), name!(embedding, String))>,
+        ErrorReport,
+    > {
+        let watches = queue::own(|client| Watch::find(client, "(h.home ->> 'parent')::bigint = $1", &[parent.into()]))?;
+        let mut found = Vec::new();
+        for watch in watches {
+            let owner = owner_of_table(watch.relation);
+            if owner.is_some_and(|owner| has_rights_of(current_role(), owner)) && watch.is_worked_on_here()? {
+                found.push((watch.id, watch.relation, watch.embedding));
+            }
+        }
+        Ok(TableIterator::new(found))
+    }
+
+    /// Removes queue and failures of a shard whose rows are all about to go; the caller owns it.
+    #[pg_extern(volatile, strict, parallel_unsafe)]
+    fn forget_rows(shard: Regclass) -> SqlResult<bool> {
+        if !is_owned(shard) {
+            return Ok(false);
+        }
+        queue::own(|client| {
+            let watches =
+                Watch::find(client, "w.relation::oid = $1 AND h.home ->> 'parent' IS NOT NULL", &[shard.0.into()])?;
+            watches.iter().try_for_each(|watch| queue::forget_lists(client, watch.id))
+        })?;
+        Ok(true)
+    }
+
+    /// The watches of a table that is distributed; the caller owns it, and is not inside a transaction block.
+    #[pg_extern(volatile, parallel_unsafe)]
+    fn distributed_watches(relation: Option<Regclass>, embedding: Option<Text<'_>>) -> SqlResult<Vec<i64>> {
+        if !citus::is_installed() {
+            return Ok(Vec::new());
+        }
+        let watches = Watch::of_table(table_of(relation)?, embedding.map(Text::str))?;
+        let found: Vec<i64> = watches.iter().filter(|watch| watch.is_distributed()).map(|watch| watch.id).collect();
+        if !found.is_empty() {
+            tables::check_may_commit("clip_backfill()")?;
+        }
+        Ok(found)
+    }
+
+    /// Whether the current role has the privileges of a table's owner. Citus hides shards in pg_class.
+    #[pg_extern(stable, strict, parallel_safe)]
+    fn is_owned(relation: Regclass) -> bool {
+        owner_of_table(relation.0).is_some_and(|owner| has_rights_of(current_role(), owner))
+    }
+
+    /// The table that users name, for the shard of a table that Citus keeps on the coordinator.
+    #[pg_extern(stable, strict, parallel_unsafe)]
+    fn shown_as(relation: Regclass) -> SqlResult<Option<Regclass>> {
+        if !citus::is_installed() {
+            return Ok(Some(relation));
+        }
+        let _user_context = UserContext::of_caller();
+        Spi::connect(|client| match citus::shard(client, relation.0)? {
+            Some((table, _)) if citus::place(client, table)? == Some(citus::Place::Coordinator) => {
+                Ok(Some(Regclass(table)))
+            }
+            _ => Ok(Some(relation)),
+        })
+    }
+}
