@@ -7,6 +7,7 @@ import pwd
 import re
 import subprocess
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import psycopg
@@ -104,10 +105,18 @@ def test_only_a_superuser_says_where(own: Server) -> None:
             value(db, "SHOW clip_search.cache_path")
 
 
-def told(db: psycopg.Connection) -> list[psycopg.errors.Diagnostic]:
-    """The messages that the connection gets from now on."""
-    found: list[psycopg.errors.Diagnostic] = []
-    db.add_notice_handler(found.append)
+class Message(NamedTuple):
+    severity_nonlocalized: str | None
+    sqlstate: str | None
+    message_primary: str | None
+    message_detail: str | None
+    message_hint: str | None
+
+
+def told(db: psycopg.Connection) -> list[Message]:
+    """The messages that the connection gets from now on. A diagnostic is readable only inside its handler."""
+    found: list[Message] = []
+    db.add_notice_handler(lambda said: found.append(Message(*(getattr(said, name) for name in Message._fields))))
     return found
 
 
