@@ -339,13 +339,13 @@ BEGIN
     shards := clip_search.distributed_watches(relation, embedding);
     IF pg_catalog.cardinality(shards) OPERATOR(pg_catalog.>) 0 THEN
         FOR i IN 1..pg_catalog.cardinality(shards) LOOP
-            SELECT t.embedded, t.failed INTO now_done, now_failed FROM clip_search.shard_totals(shards[i]) AS t;
+            SELECT t.embedded, t.failed INTO now FROM clip_search.shard_totals(shards[i]) AS t;
             COMMIT;
             PERFORM clip_search.on_servers(pg_catalog.format('CALL clip_search.backfill_here(%s, %s)', shards[i], batch));
             COMMIT;
             SELECT t.embedded, t.failed INTO in_pass, held FROM clip_search.shard_totals(shards[i]) AS t;
-            done := done OPERATOR(pg_catalog.+) coalesce(in_pass OPERATOR(pg_catalog.-) now_done, 0);
-            failed := failed OPERATOR(pg_catalog.+) coalesce(held OPERATOR(pg_catalog.-) now_failed, 0);
+            done := done OPERATOR(pg_catalog.+) coalesce(in_pass OPERATOR(pg_catalog.-) now.embedded, 0);
+            failed := failed OPERATOR(pg_catalog.+) coalesce(held OPERATOR(pg_catalog.-) now.failed, 0);
         END LOOP;
         IF failed OPERATOR(pg_catalog.>) 0 THEN
             RAISE WARNING '% could not be embedded', CASE WHEN failed OPERATOR(pg_catalog.=) 1 THEN '1 row' ELSE pg_catalog.format('%s rows', failed) END
