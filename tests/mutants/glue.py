@@ -496,6 +496,27 @@ MUTATIONS = [
         "stays the caller's.\n        let _context = UserContext::of_extension();",
         "tests/embed/test_relevance.py::test_find_has_the_callers_rights_and_no_others",
     ),
+    Mutation(
+        "every background worker counts as one of clip_search",
+        "src/pg/hard_limit.rs",
+        "    WORKER.get().is_some()\n",
+        "    // SAFETY: a variable that is set at the start of the process.\n    !unsafe { (&raw const pg_sys::MyBgworkerEntry).read() }.is_null()\n",
+        "tests/server/test_other_workers.py::test_a_job_of_logical_replication",
+    ),
+    Mutation(
+        "nobody notices that the postmaster has died",
+        "src/watch/worker/process.rs",
+        "        if !postmaster_is_alive() {",
+        "        if !postmaster_is_alive() && pg_sys::MyProcPid == 0 {",
+        "tests/server/test_postmaster_death.py::test_launcher_and_worker_end_with_the_postmaster",
+    ),
+    Mutation(
+        "errors that should pass are tried for ever",
+        "src/watch/queue.rs",
+        "    guc::worker_attempts() + PASSING_ATTEMPTS",
+        "    i32::MAX - PASSING_ATTEMPTS",
+        "tests/watch/test_passing_errors.py::test_a_backfill_ends",
+    ),
     # ------------------------------------------------------------ answers
     Mutation(
         "what is not relevant is found, too",
