@@ -485,8 +485,8 @@ MUTATIONS = [
     Mutation(
         "the list of failures shows others' rows",
         "sql/watch.sql",
-        "WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE');\n\n-- A procedure that commits",
-        "WHERE true;\n\n-- A procedure that commits",
+        "f.watch\nWHERE clip_search.is_owned(w.relation) AND NOT coalesce",
+        "f.watch\nWHERE NOT coalesce",
         "tests/docs/test_observability.py::test_it_counts_all_tables_for_a_role_that_may_read_none",
     ),
     Mutation(
