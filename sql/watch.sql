@@ -204,31 +204,35 @@ WHERE clip_search.is_owned(w.relation) OR pg_catalog.has_table_privilege(w.relat
 
 -- Keys and messages reveal data of rows, so only the table's owner sees them. A row that was written several times has
 -- several entries, and waits once.
+-- The union stands in a subquery: conditions are pushed into the branches of a view that is a UNION ALL, although it is a
+-- security barrier.
 CREATE VIEW clip_search.pending WITH (security_barrier = true) AS
-SELECT clip_search.shown_as(w.relation) AS relation, w.embedding, q.key, pg_catalog.min(q.queued_at) AS queued_at, pg_catalog.min(q.due) AS due,
-       pg_catalog.max(q.attempts) AS attempts,
-       (pg_catalog.array_agg(q.sqlstate ORDER BY q.attempts DESC, q.id) FILTER (WHERE q.sqlstate IS NOT NULL))[1] AS sqlstate,
-       (pg_catalog.array_agg(q.message ORDER BY q.attempts DESC, q.id) FILTER (WHERE q.sqlstate IS NOT NULL))[1] AS message
-FROM clip_search.watch_queue q
-JOIN clip_search.watch_setting w ON w.id OPERATOR(pg_catalog.=) q.watch
-WHERE clip_search.is_owned(w.relation) AND NOT coalesce(w.home OPERATOR(pg_catalog.?) 'parent', false)
-GROUP BY w.id, w.relation, w.embedding, q.key
-UNION ALL
-SELECT w.relation, w.embedding, q.key COLLATE "C", q.queued_at, q.due, q.attempts, q.sqlstate, q.message
-FROM clip_search.watch_setting w
-CROSS JOIN LATERAL clip_search.shard_pending(w.id) AS q
-WHERE w.home IS NOT NULL AND NOT w.home OPERATOR(pg_catalog.?) 'parent' AND clip_search.is_owned(w.relation);
+SELECT u.relation, u.embedding, u.key, u.queued_at, u.due, u.attempts, u.sqlstate, u.message FROM (
+    SELECT clip_search.shown_as(w.relation) AS relation, w.embedding, q.key, pg_catalog.min(q.queued_at) AS queued_at, pg_catalog.min(q.due) AS due,
+           pg_catalog.max(q.attempts) AS attempts,
+           (pg_catalog.array_agg(q.sqlstate ORDER BY q.attempts DESC, q.id) FILTER (WHERE q.sqlstate IS NOT NULL))[1] AS sqlstate,
+           (pg_catalog.array_agg(q.message ORDER BY q.attempts DESC, q.id) FILTER (WHERE q.sqlstate IS NOT NULL))[1] AS message
+    FROM clip_search.watch_queue q
+    JOIN clip_search.watch_setting w ON w.id OPERATOR(pg_catalog.=) q.watch
+    WHERE clip_search.is_owned(w.relation) AND NOT coalesce(w.home OPERATOR(pg_catalog.?) 'parent', false)
+    GROUP BY w.id, w.relation, w.embedding, q.key
+    UNION ALL
+    SELECT w.relation, w.embedding, q.key COLLATE "C", q.queued_at, q.due, q.attempts, q.sqlstate, q.message
+    FROM clip_search.watch_setting w
+    CROSS JOIN LATERAL clip_search.shard_pending(w.id) AS q
+    WHERE w.home IS NOT NULL AND NOT w.home OPERATOR(pg_catalog.?) 'parent' AND clip_search.is_owned(w.relation)) AS u;
 
 CREATE VIEW clip_search.failure WITH (security_barrier = true) AS
-SELECT clip_search.shown_as(w.relation) AS relation, w.embedding, f.key, f.failed_at, f.sqlstate, f.message, f.detail, f.attempts
-FROM clip_search.watch_failure f
-JOIN clip_search.watch_setting w ON w.id OPERATOR(pg_catalog.=) f.watch
-WHERE clip_search.is_owned(w.relation) AND NOT coalesce(w.home OPERATOR(pg_catalog.?) 'parent', false)
-UNION ALL
-SELECT w.relation, w.embedding, f.key COLLATE "C", f.failed_at, f.sqlstate, f.message, f.detail, f.attempts
-FROM clip_search.watch_setting w
-CROSS JOIN LATERAL clip_search.shard_failures(w.id) AS f
-WHERE w.home IS NOT NULL AND NOT w.home OPERATOR(pg_catalog.?) 'parent' AND clip_search.is_owned(w.relation);
+SELECT u.relation, u.embedding, u.key, u.failed_at, u.sqlstate, u.message, u.detail, u.attempts FROM (
+    SELECT clip_search.shown_as(w.relation) AS relation, w.embedding, f.key, f.failed_at, f.sqlstate, f.message, f.detail, f.attempts
+    FROM clip_search.watch_failure f
+    JOIN clip_search.watch_setting w ON w.id OPERATOR(pg_catalog.=) f.watch
+    WHERE clip_search.is_owned(w.relation) AND NOT coalesce(w.home OPERATOR(pg_catalog.?) 'parent', false)
+    UNION ALL
+    SELECT w.relation, w.embedding, f.key COLLATE "C", f.failed_at, f.sqlstate, f.message, f.detail, f.attempts
+    FROM clip_search.watch_setting w
+    CROSS JOIN LATERAL clip_search.shard_failures(w.id) AS f
+    WHERE w.home IS NOT NULL AND NOT w.home OPERATOR(pg_catalog.?) 'parent' AND clip_search.is_owned(w.relation)) AS u;
 
 -- The shards of this server, for the functions above, which the coordinator calls.
 CREATE VIEW clip_search.shard_progress WITH (security_barrier = true) AS

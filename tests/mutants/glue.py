@@ -485,8 +485,8 @@ MUTATIONS = [
     Mutation(
         "the list of failures shows others' rows",
         "sql/watch.sql",
-        "f.watch\nWHERE clip_search.is_owned(w.relation) AND NOT coalesce",
-        "f.watch\nWHERE NOT coalesce",
+        "f.watch\n    WHERE clip_search.is_owned(w.relation) AND NOT coalesce",
+        "f.watch\n    WHERE NOT coalesce",
         "tests/docs/test_observability.py::test_it_counts_all_tables_for_a_role_that_may_read_none",
     ),
     Mutation(
