@@ -296,7 +296,7 @@ BEGIN
                       OR EXISTS (SELECT FROM clip_search.collection_setting AS s WHERE s.members::oid = d.objid)))
         -- A shard whose distributed table is not watched any more.
         OR EXISTS (SELECT FROM pg_event_trigger_dropped_objects() AS d
-                   WHERE d.classid = 'pg_trigger'::regclass AND d.object_identity LIKE 'zz\_clip\_watch\_%')
+                   WHERE d.classid = 'pg_trigger'::regclass AND starts_with(d.object_identity, 'zz_clip_watch_'))
            AND EXISTS (SELECT FROM clip_search.watch_setting AS w WHERE to_jsonb(w) -> 'home' ? 'parent') THEN
         PERFORM clip_search.forget_dropped_tables();
     END IF;
