@@ -892,7 +892,8 @@ END $$;
 
 GRANT SELECT ON clip_search.shard_progress, clip_search.shard_queue, clip_search.shard_failure TO PUBLIC;
 COMMENT ON COLUMN clip_search.watch_setting.home IS 'For distributed tables of Citus and their shards: the watch of the distributed table, the column of clusters, the table of departures';
-COMMENT ON FUNCTION @extschema@.clip_group(regclass, integer, text) IS 'Brings the groups of a distributed table of Citus up to date: rows that changed or left are taken out, and rows without a group assigned; returns their number
+COMMENT ON FUNCTION @extschema@.clip_group(regclass, integer, text) IS 'Brings the groups of a distributed table of Citus up to date; returns the number of rows assigned
+Rows that changed or left are taken out of their groups, then rows without a group are assigned.
 Call it on the coordinator until it returns 0, or every minute.
 most: rows that are taken out at most, and as many that are assigned
 embedding: the watched column; NULL: all watched columns of this table';

@@ -603,7 +603,8 @@ COMMENT ON FUNCTION clip_search.follow_partitions() IS 'Event trigger: follows p
 COMMENT ON FUNCTION clip_search.settle_partitions(bigint[]) IS 'Removes the rows of detached partitions from their clusters, and creates triggers on new partitions';
 COMMENT ON EVENT TRIGGER clip_search_partition IS 'Keeps the clusters of partitioned tables in sync when partitions are attached or detached';
 COMMENT ON COLUMN clip_search.watch_setting.home IS 'For distributed tables of Citus and their shards: the watch of the distributed table, the column of clusters, the table of departures';
-COMMENT ON FUNCTION clip_group(regclass, integer, text) IS 'Brings the groups of a distributed table of Citus up to date: rows that changed or left are taken out, and rows without a group assigned; returns their number
+COMMENT ON FUNCTION clip_group(regclass, integer, text) IS 'Brings the groups of a distributed table of Citus up to date; returns the number of rows assigned
+Rows that changed or left are taken out of their groups, then rows without a group are assigned.
 Call it on the coordinator until it returns 0, or every minute.
 most: rows that are taken out at most, and as many that are assigned
 embedding: the watched column; NULL: all watched columns of this table';
