@@ -130,9 +130,10 @@ LANGUAGE sql STABLE PARALLEL UNSAFE COST 100000 SET search_path = pg_catalog, pg
     FROM clip_search.count_rows(relation, ARRAY[image::text, text::text], embedding::text, cluster::text, tags::text) AS c
 $$;
 
--- What the servers of a distributed table of Citus answer to a question about its shards. They are asked as the reader.
+-- What the servers of a distributed table of Citus answer to a question about its shards. They are asked as the reader. The cost of these
+-- functions is the default: the views below name them for every watch, and with their true cost PostgreSQL would compile each query (JIT) for a second.
 CREATE FUNCTION clip_search.ask_servers(question text) RETURNS SETOF jsonb
-LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE COST 1000000 ROWS 10 SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE ROWS 10 SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RETURN QUERY SELECT CASE WHEN a.success THEN a.result::jsonb END
                  FROM run_command_on_all_nodes(question, give_warning_for_connection_errors => true) AS a;
@@ -141,7 +142,7 @@ END $$;
 -- The sums over the shards of a distributed table; NULL where a server does not answer or the reader may not read it.
 CREATE FUNCTION clip_search.shard_totals(parent bigint, OUT rows bigint, OUT embedded bigint, OUT pending bigint,
                                          OUT failed bigint, OUT outdated bigint)
-LANGUAGE sql VOLATILE PARALLEL UNSAFE COST 1000000 SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE WHEN bool_and(j.v IS NOT NULL) THEN sum((j.v ->> 'rows')::bigint)::bigint END,
            CASE WHEN bool_and(j.v IS NOT NULL) THEN sum((j.v ->> 'embedded')::bigint)::bigint END,
            CASE WHEN bool_and(j.v IS NOT NULL) THEN sum((j.v ->> 'pending')::bigint)::bigint END,
@@ -153,7 +154,7 @@ $$;
 
 CREATE FUNCTION clip_search.shard_failures(parent bigint)
 RETURNS TABLE (key text[], failed_at timestamptz, sqlstate text, message text, detail text, attempts bigint)
-LANGUAGE sql VOLATILE PARALLEL UNSAFE COST 1000000 SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
     SELECT r.key, r.failed_at, r.sqlstate, r.message, r.detail, r.attempts
     FROM clip_search.ask_servers(format('SELECT coalesce(json_agg(f), ''[]'') FROM clip_search.shard_failure AS f WHERE f.parent = %s',
                                         parent)) AS j (v)
@@ -163,7 +164,7 @@ $$;
 
 CREATE FUNCTION clip_search.shard_pending(parent bigint)
 RETURNS TABLE (key text[], queued_at timestamptz, due timestamptz, attempts integer, sqlstate text, message text)
-LANGUAGE sql VOLATILE PARALLEL UNSAFE COST 1000000 SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
     SELECT r.key, r.queued_at, r.due, r.attempts, r.sqlstate, r.message
     FROM clip_search.ask_servers(format('SELECT coalesce(json_agg(q), ''[]'') FROM clip_search.shard_queue AS q WHERE q.parent = %s',
                                         parent)) AS j (v)
