@@ -289,8 +289,8 @@ pub fn check_change(existing: &Watch, arguments: &Arguments<'_>) -> SqlResult<()
         );
     }
     if existing.cluster.is_some()
-        && (arguments.cluster.is_some_and(|arguments| existing.cluster.as_deref() != Some(arguments))
-            || arguments.collection.is_some_and(|arguments| existing.collection.as_deref() != Some(arguments)))
+        && (arguments.cluster.is_some_and(|cluster| existing.cluster.as_deref() != Some(cluster))
+            || arguments.collection.is_some_and(|collection| existing.collection.as_deref() != Some(collection)))
     {
         return refuse(
             format!("column \"{column}\" is watched with another cluster column or collection already"),
