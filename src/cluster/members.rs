@@ -245,24 +245,32 @@ pub fn refuse_citus(client: &SpiClient<'_>, table: pg_sys::Oid) -> SqlResult<()>
 }
 
 /// Reads the vectors in the first column of a query's result, and passes each row to a visitor.
-pub fn read(
-    mut cursor: SpiCursor<'_>,
-    mut visit: impl FnMut(&SpiHeapTupleData<'_>) -> SqlResult<()>,
-) -> SqlResult<Rows> {
+pub fn read(cursor: SpiCursor<'_>, mut visit: impl FnMut(&SpiHeapTupleData<'_>) -> SqlResult<()>) -> SqlResult<Rows> {
     let mut rows = Rows::default();
+    read_each(cursor, |vector, row| {
+        if !rows.push(vector).map_err(report)? {
+            return Err(different_dimensions(rows.dimensions(), vector.len()));
+        }
+        visit(row)
+    })?;
+    Ok(rows)
+}
+
+/// Passes each row of a query's result to a visitor, with the vector in its first column, scaled to length 1.
+pub fn read_each(
+    mut cursor: SpiCursor<'_>,
+    mut visit: impl FnMut(&[f32], &SpiHeapTupleData<'_>) -> SqlResult<()>,
+) -> SqlResult<()> {
     loop {
         pgrx::check_for_interrupts!();
         let fetched = cursor.fetch(FETCH).map_err(spi)?;
         if fetched.is_empty() {
-            return Ok(rows);
+            return Ok(());
         }
         for row in fetched {
             let Some(Vector(mut vector)) = get::<Vector>(&row, 1)? else { continue };
             l2_normalize(&mut vector).map_err(report)?;
-            if !rows.push(&vector).map_err(report)? {
-                return Err(different_dimensions(rows.dimensions(), vector.len()));
-            }
-            visit(&row)?;
+            visit(&vector, &row)?;
         }
     }
 }

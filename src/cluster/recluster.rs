@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use clip::clustering::agglomerative::{Linkage, agglomerate};
-use clip::clustering::regroup::{Change, bytes_of, compare, keep_ids, regroup};
+use clip::clustering::regroup::{Change, Regrouping, bytes_of, compare, keep_ids};
 use clip::memory::{self, Reserve};
 use clip::{Error, Kind};
 use pgrx::pg_sys::panic::ErrorReport;
@@ -13,11 +13,11 @@ use pgrx::prelude::*;
 use crate::cluster::access::{Access, Privilege};
 use crate::cluster::distributed::{Moved, Shards};
 use crate::cluster::maintenance::replace_all;
-use crate::cluster::members::{FETCH, Members, check_interrupts, read};
+use crate::cluster::members::{FETCH, Members, check_interrupts, read, read_each};
 use crate::cluster::statements;
 use crate::cluster::tables::Store;
 use crate::guc;
-use crate::pg::error::{SqlResult, counted, report, sql_error};
+use crate::pg::error::{SqlResult, counted, different_dimensions, report, sql_error};
 use crate::pg::owners_table::OwnersTable;
 use crate::pg::spi::get;
 use crate::pg::text::Text;
@@ -89,14 +89,23 @@ fn recluster(
         None => lock(store, collection, members),
     }
     Access::find(store, collection).check(role, Privilege::Recluster)?;
+    let mut check = || {
+        pgrx::check_for_interrupts!();
+    };
+    let groups = labels.iter().max().map_or(0, |most| *most as usize + 1);
+    let reserve = Reserve::new(bytes_of(rows.len(), groups, rows.dimensions())).map_err(report)?;
+    let mut regrouping = Regrouping::new(&rows, &labels, &mut check);
     let mut places = Vec::new();
-    let now = members.table.as_owner(|client| {
+    members.table.as_owner(|client| {
         let query = format!(
             "SELECT {vector}, {}, {cluster}::bigint FROM {} WHERE {embedding} IS NOT NULL",
             shards.as_ref().map_or("tableoid, ctid".to_owned(), Shards::columns),
             client.name()
         );
-        read(client.cursor_mut(&query)?, |row| {
+        read_each(client.cursor_mut(&query)?, |vector, row| {
+            if !regrouping.add(vector).map_err(report)? {
+                return Err(different_dimensions(regrouping.dimensions(), vector.len()));
+            }
             if shards.is_some() {
                 let key = get::<String>(row, 2)?.zip(get::<i64>(row, 3)?);
                 let (table, tid) = (pg_sys::Oid::INVALID, pg_sys::ItemPointerData::default());
@@ -111,12 +120,9 @@ fn recluster(
     if let Some(shards) = &shards {
         shards.check_no_departures(members)?;
     }
-    let mut check = || {
-        pgrx::check_for_interrupts!();
-    };
-    let groups = labels.iter().max().map_or(0, |most| *most as usize + 1);
-    let reserve = Reserve::new(bytes_of(rows.len() + now.len(), groups, rows.dimensions())).map_err(report)?;
-    let (labels, groups) = regroup(&rows, &labels, &now, members.threshold, &mut check);
+    reserve.finish().map_err(report)?;
+    let reserve = Reserve::new(bytes_of(places.len(), 0, rows.dimensions())).map_err(report)?;
+    let (labels, groups) = regrouping.finish(members.threshold, &mut check);
     drop(rows);
 
     let known: HashMap<i64, i64> = {

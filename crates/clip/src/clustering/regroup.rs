@@ -7,6 +7,7 @@ use ndarray::ArrayView2;
 
 use crate::clustering::centroid::Sum;
 use crate::error::{Error, Result};
+use crate::memory::push;
 use crate::vector::ROUNDING;
 
 /// Unit vectors, one after another.
@@ -67,75 +68,109 @@ pub fn bytes_of(rows: usize, groups: usize, dimensions: usize) -> usize {
     rows.saturating_mul(400).saturating_add((groups + AT_ONCE).saturating_mul(dimensions * 8 + 256))
 }
 
-/// The labels of the current members, numbered by first appearance, and the sums of the groups. A vector that took part
-/// in the grouping has the label of its equals. Any other vector joins the nearest group within the threshold, or
-/// starts a new group.
-pub fn regroup(
-    rows: &Rows,
-    labels: &[u32],
-    now: &Rows,
-    threshold: f64,
-    check_interrupts: &mut impl FnMut(),
-) -> (Vec<u32>, Vec<Sum>) {
-    let hash = |vector: &[f32]| {
-        let mut hasher = DefaultHasher::new();
-        vector.iter().for_each(|value| value.to_bits().hash(&mut hasher));
-        hasher.finish()
-    };
-    let mut by_hash: HashMap<u64, Vec<u32>> = HashMap::new();
-    for index in 0..rows.len() {
-        if index % AT_ONCE == 0 {
-            check_interrupts();
+/// Gives the current members groups: a vector that took part in the grouping has the label of its equals, any other joins
+/// the nearest group within the threshold, or starts a group.
+///
+/// The vectors pass by one at a time, and only those that did not take part are stored: a second copy of a million rows
+/// of 512 dimensions would take 2 GB.
+pub struct Regrouping<'a> {
+    rows: &'a Rows,
+    labels: &'a [u32],
+    /// The rows by hash, each value once.
+    by_hash: HashMap<u64, Vec<u32>>,
+    /// The number of the group of each label that has members.
+    numbers: HashMap<u32, u32>,
+    sums: Vec<Sum>,
+    /// The group of each current member; [`OPEN`] for those that did not take part.
+    result: Vec<u32>,
+    strangers: Rows,
+}
+
+/// The group of a member that has none yet.
+const OPEN: u32 = u32::MAX;
+
+impl<'a> Regrouping<'a> {
+    /// For the rows that took part, and their labels.
+    pub fn new(rows: &'a Rows, labels: &'a [u32], check_interrupts: &mut impl FnMut()) -> Self {
+        let mut by_hash: HashMap<u64, Vec<u32>> = HashMap::new();
+        for index in 0..rows.len() {
+            if index % AT_ONCE == 0 {
+                check_interrupts();
+            }
+            let same = by_hash.entry(hash(rows.row(index))).or_default();
+            if !same.iter().any(|&other| rows.row(other as usize) == rows.row(index)) {
+                same.push(index as u32);
+            }
         }
-        let same = by_hash.entry(hash(rows.row(index))).or_default();
-        if !same.iter().any(|&other| rows.row(other as usize) == rows.row(index)) {
-            same.push(index as u32);
+        Self {
+            rows,
+            labels,
+            by_hash,
+            numbers: HashMap::new(),
+            sums: Vec::new(),
+            result: Vec::new(),
+            strangers: Rows::default(),
         }
     }
-    let grouped = |vector: &[f32]| {
-        by_hash
-            .get(&hash(vector))?
-            .iter()
-            .find(|&&row| rows.row(row as usize) == vector)
-            .map(|&row| labels[row as usize])
-    };
-    let mut numbers: HashMap<u32, u32> = HashMap::new();
-    let mut sums: Vec<Sum> = Vec::new();
-    let mut result = vec![0; now.len()];
-    let mut strangers = Vec::new();
-    for (index, place) in result.iter_mut().enumerate() {
-        if index % AT_ONCE == 0 {
-            check_interrupts();
+
+    /// Adds a current member; returns false if its length differs from the others'.
+    ///
+    /// # Errors
+    /// [`Kind::OutOfMemory`](crate::Kind::OutOfMemory).
+    pub fn add(&mut self, vector: &[f32]) -> Result<bool> {
+        let dimensions = self.rows.dimensions();
+        if dimensions != 0 && dimensions != vector.len() {
+            return Ok(false);
         }
-        let vector = now.row(index);
-        match grouped(vector) {
-            Some(label) => {
-                let number = *numbers.entry(label).or_insert_with(|| {
-                    sums.push(Sum::new(vector.len()));
-                    sums.len() as u32 - 1
+        let same = self.by_hash.get(&hash(vector));
+        let row = same.and_then(|rows| rows.iter().find(|&&row| self.rows.row(row as usize) == vector));
+        let number = match row {
+            Some(row) => {
+                let number = *self.numbers.entry(self.labels[*row as usize]).or_insert_with(|| {
+                    self.sums.push(Sum::new(vector.len()));
+                    self.sums.len() as u32 - 1
                 });
-                sums[number as usize].add(vector, None, 1);
-                *place = number;
+                self.sums[number as usize].add(vector, None, 1);
+                number
             }
-            None => strangers.push(index),
-        }
-    }
-    for index in strangers {
-        check_interrupts();
-        let vector = now.row(index);
-        let near = sums.iter().zip(0..).map(|(sum, number)| (sum.cosine(vector), number));
-        let best = near.max_by(|a: &(f64, u32), b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
-        let number = match best {
-            Some((cosine, number)) if cosine + ROUNDING >= threshold => number,
-            _ => {
-                sums.push(Sum::new(vector.len()));
-                sums.len() as u32 - 1
-            }
+            None if !self.strangers.push(vector)? => return Ok(false),
+            None => OPEN,
         };
-        sums[number as usize].add(vector, None, 1);
-        result[index] = number;
+        push(&mut self.result, number)?;
+        Ok(true)
     }
-    (result, sums)
+
+    /// Length of the vectors; 0 without any.
+    pub fn dimensions(&self) -> usize {
+        self.rows.dimensions().max(self.strangers.dimensions())
+    }
+
+    /// The groups of the members in the order of their coming, numbered by first appearance but for those that did not
+    /// take part, and the sums of the groups.
+    pub fn finish(mut self, threshold: f64, check_interrupts: &mut impl FnMut()) -> (Vec<u32>, Vec<Sum>) {
+        let open = self.result.iter_mut().filter(|number| **number == OPEN);
+        for (index, number) in open.enumerate() {
+            check_interrupts();
+            let vector = self.strangers.row(index);
+            let near = self.sums.iter().zip(0..).map(|(sum, number)| (sum.cosine(vector), number));
+            let best = near.max_by(|a: &(f64, u32), b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
+            *number = match best {
+                Some((cosine, number)) if cosine + ROUNDING >= threshold => number,
+                _ => {
+                    self.sums.push(Sum::new(vector.len()));
+                    self.sums.len() as u32 - 1
+                }
+            };
+            self.sums[*number as usize].add(vector, None, 1);
+        }
+        (self.result, self.sums)
+    }
+}
+
+fn hash(vector: &[f32]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    vector.iter().for_each(|value| value.to_bits().hash(&mut hasher));
+    hasher.finish()
 }
 
 /// For each group, the id of the cluster with which it shares most members. Each id is used once; pairs with the most
@@ -222,13 +257,29 @@ mod tests {
         // The third has left; one new vector is near the first two, one is far from all, and another is near that one.
         let now = rows(&[[0.8, 0.6], [1.0, 0.0], [0.96, 0.28], [-1.0, 0.0], [-0.96, 0.28]]);
         let mut looks = 0;
-        let (labels, sums) = regroup(&before, &[7, 7, 3], &now, 0.7, &mut || looks += 1);
+        let mut regroup = |threshold| {
+            let mut regrouping = Regrouping::new(&before, &[7, 7, 3], &mut || looks += 1);
+            assert!((0..now.len()).all(|index| regrouping.add(now.row(index)).unwrap()));
+            assert!(!regrouping.add(&[1.0]).unwrap(), "a vector of another length");
+            assert_eq!(regrouping.dimensions(), 2);
+            regrouping.finish(threshold, &mut || looks += 1)
+        };
+        let (labels, sums) = regroup(0.7);
         assert_eq!(labels, [0, 0, 0, 1, 1]);
         assert_eq!(sums.iter().map(|sum| sum.size).collect::<Vec<_>>(), [3, 2]);
-        assert_eq!(looks, 5, "one look for each list, and one for each that came");
         // With a threshold that neither reaches, each forms its own group.
-        let (labels, sums) = regroup(&before, &[7, 7, 3], &now, 0.9999, &mut || {});
+        let (labels, sums) = regroup(0.9999);
         assert_eq!((labels, sums.len()), (vec![0, 0, 1, 2, 3], 4));
+        assert_eq!(looks, 8, "one look for the list, and one for each that came, twice");
+    }
+
+    #[test]
+    fn members_without_a_grouping_form_groups_of_their_own() {
+        let (none, now) = (Rows::default(), rows(&[[1.0, 0.0], [0.0, 1.0], [0.96, 0.28]]));
+        let mut regrouping = Regrouping::new(&none, &[], &mut || ());
+        assert!((0..3).all(|index| regrouping.add(now.row(index)).unwrap()));
+        assert!(!regrouping.add(&[1.0]).unwrap(), "a vector of another length");
+        assert_eq!(regrouping.finish(0.9, &mut || ()).0, [0, 1, 0]);
     }
 
     #[test]

@@ -1,20 +1,17 @@
 //! Computes the products of all pairs, block by block, and passes on products above a floor.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::Builder;
 
-use ndarray::linalg::general_mat_mul;
 use ndarray::{Array2, ArrayView2, s};
 
-use super::points::{Scalar, dot, slice};
+use super::points::{Scalar, slice};
+use super::product;
 use super::progress::Clock;
+use super::share::share;
 use super::sketch::{MOST_SURVIVORS, Sketch};
-use crate::memory::Reserve;
-use crate::threads::with_signals_blocked;
 
 /// A block of products: 512 KiB of f32, which fits in the second-level cache, and 2 ms of work at 512 dimensions.
-const BLOCK_ROWS: usize = 256;
+const BLOCK_ROWS: usize = 1024;
 const BLOCK_COLUMNS: usize = 512;
 
 /// Receives the products of pairs. Threads read it while no thread writes to it.
@@ -33,7 +30,11 @@ pub(super) trait Sink<T>: Sync {
 
 /// Blocks that a thread multiplies between two checks of the clock: 16 ms at 512 dimensions, against some 50 µs to
 /// start a thread. Fewer at more dimensions, of which a vector can have 16,000: a cancel would be seen late.
-const BLOCKS_OF_A_WAVE: usize = 8;
+const BLOCKS_OF_A_WAVE: usize = 4;
+
+/// A block that a sketch excludes takes a quarter of the time. Longer waves lose less time at their end, when some
+/// threads have no block left.
+const BLOCKS_BY_SKETCH: usize = 4;
 
 fn blocks_of_a_wave(dimensions: usize) -> usize {
     (BLOCKS_OF_A_WAVE * 512 / dimensions.max(1)).clamp(1, BLOCKS_OF_A_WAVE)
@@ -44,12 +45,12 @@ const HITS: usize = 3 * BLOCK_ROWS * BLOCK_COLUMNS * size_of::<(u32, u32, f64)>(
 
 /// Bytes of the blocks of a wave.
 fn bytes_of_a_wave(threads: usize, dimensions: usize) -> usize {
-    HITS * if threads == 1 { 1 } else { threads * blocks_of_a_wave(dimensions) }
+    HITS * if threads == 1 { 1 } else { threads * blocks_of_a_wave(dimensions) + 1 }
 }
 
 /// Bytes that [`compare`] allocates on the thread that calls it.
 pub(super) fn bytes_of(threads: usize, dimensions: usize) -> usize {
-    bytes_of_a_wave(threads, dimensions) + threads * BLOCK_ROWS * BLOCK_COLUMNS * size_of::<f64>() + (4 << 20)
+    bytes_of_a_wave(threads, dimensions) + threads * BLOCK_ROWS * BLOCK_COLUMNS * size_of::<f64>() + product::BYTES
 }
 
 /// Passes to `sink` the product of each of the first `wanted` vectors with each other vector, once per pair, if it is
@@ -70,16 +71,21 @@ pub(super) fn compare<T: Scalar>(
     let pairs: usize = (0..wanted).step_by(BLOCK_ROWS).map(|top| BLOCK_ROWS.min(wanted - top) * (n - top)).sum();
     let mut done = 0;
     let threads = threads.clamp(1, pairs.div_ceil(BLOCK_ROWS * BLOCK_COLUMNS).max(1));
-    let length = if threads == 1 { 1 } else { threads * blocks_of_a_wave(vectors.ncols()) };
+    let most = blocks_of_a_wave(vectors.ncols());
     let mut buffers = vec![Array2::<T>::zeros((BLOCK_ROWS, BLOCK_COLUMNS)); threads];
     let mut blocks = (0..wanted).step_by(BLOCK_ROWS).flat_map(|top| {
         let rows = top..(top + BLOCK_ROWS).min(wanted);
         (top..n).step_by(BLOCK_COLUMNS).map(move |left| (rows.clone(), left..(left + BLOCK_COLUMNS).min(n)))
     });
-    let mut wave = Vec::with_capacity(length);
+    let mut wave = Vec::new();
     loop {
         clock.tick("comparing", done, pairs);
         wave.clear();
+        let length = match &sketch {
+            _ if threads == 1 => 1,
+            Some(sketch) if sketch.pays_off() => threads * most * BLOCKS_BY_SKETCH,
+            _ => threads * most,
+        };
         for (rows, columns) in blocks.by_ref() {
             done += rows.len() * columns.len();
             if !sink.skips(&rows, &columns) {
@@ -96,7 +102,14 @@ pub(super) fn compare<T: Scalar>(
             return;
         }
         let sketched = sketch.as_ref().map(|sketch| sketch.vectors.view());
-        for (block, hits) in wave.iter().zip(multiply(&wave, vectors, sketched, &*sink, &mut buffers)) {
+        let reserve = bytes_of_a_wave(threads, vectors.ncols()) + product::BYTES;
+        let hits = {
+            let sink: &dyn Sink<T> = sink;
+            share(&mut buffers, wave.len(), reserve, |products, index| {
+                wave[index].hits(vectors, sketched, sink, products)
+            })
+        };
+        for (block, hits) in wave.iter().zip(hits) {
             if let Some(sketch) = &mut sketch
                 && block.sketched
             {
@@ -117,48 +130,6 @@ struct Hits<T> {
     /// The sketch has excluded most pairs.
     by_sketch: bool,
     pairs: Vec<(u32, u32, T)>,
-}
-
-/// The hits of each block. Other threads access only their arguments, and leave signals to this thread.
-fn multiply<T: Scalar>(
-    wave: &[Block],
-    vectors: ArrayView2<'_, T>,
-    sketched: Option<ArrayView2<'_, T>>,
-    sink: &dyn Sink<T>,
-    buffers: &mut [Array2<T>],
-) -> Vec<Hits<T>> {
-    let next = AtomicUsize::new(0);
-    let work = |products: &mut Array2<T>| {
-        let mut found = Vec::new();
-        loop {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(block) = wave.get(index) else { return found };
-            found.push((index, block.hits(vectors, sketched, sink, products)));
-        }
-    };
-    let threads = buffers.len();
-    // Where there is no memory for another thread, this one does its work.
-    let work_aside = |products: &mut Array2<T>| match Reserve::new(bytes_of_a_wave(threads, vectors.ncols())) {
-        Ok(_reserve) => work(products),
-        Err(_) => Vec::new(),
-    };
-    let (own, others) = buffers.split_first_mut().expect("one buffer a thread");
-    let mut found = if others.is_empty() || wave.len() == 1 {
-        work(own)
-    } else {
-        std::thread::scope(|scope| {
-            let (work, work_aside) = (&work, &work_aside);
-            let spawn = |buffer| Builder::new().spawn_scoped(scope, move || work_aside(buffer)).ok();
-            let others: Vec<_> = with_signals_blocked(|| others.iter_mut().filter_map(spawn).collect());
-            let mut found = work(own);
-            for other in others {
-                found.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-            }
-            found
-        })
-    };
-    found.sort_unstable_by_key(|(index, _)| *index);
-    found.into_iter().map(|(_, hits)| hits).collect()
 }
 
 /// A range of vectors and a second range, which starts at or after the first.
@@ -197,14 +168,12 @@ impl Block {
     fn multiply<T: Scalar>(&self, vectors: ArrayView2<'_, T>, products: &mut Array2<T>) {
         let a = vectors.slice(s![self.rows.clone(), ..]);
         let b = vectors.slice(s![self.columns.clone(), ..]);
-        let mut out = products.slice_mut(s![..self.rows.len(), ..self.columns.len()]);
-        general_mat_mul(T::one(), &a, &b.t(), T::zero(), &mut out);
+        product::multiply(a, b, products.slice_mut(s![..self.rows.len(), ..self.columns.len()]));
     }
 
     /// Calls `hit` for each pair that the sink needs and that is above the floor of its row or its column, while it
     /// returns true.
     fn visit<T: Scalar>(&self, sink: &dyn Sink<T>, products: &Array2<T>, hit: &mut dyn FnMut(usize, usize, T) -> bool) {
-        const CHUNK: usize = 16;
         let all = sink.floors();
         for row in self.rows.clone() {
             let from = self.columns.start.max(row + 1);
@@ -213,21 +182,21 @@ impl Block {
             }
             let line = products.row(row - self.rows.start);
             let line = &line.as_slice().expect("standard layout")[from - self.columns.start..self.columns.len()];
-            let floor = all[row];
-            for (index, values) in line.chunks(CHUNK).enumerate() {
-                let column = from + index * CHUNK;
-                let floors = &all[column..column + values.len()];
-                // One branch per chunk, so that the comparisons become vector instructions: hits are rare.
-                let above = values.iter().zip(floors).fold(false, |any, (v, f)| any | (*v > floor) | (*v > *f));
-                if !above {
-                    continue;
+            let (floor, floors) = (all[row], &all[from..from + line.len()]);
+            let mut done = 0;
+            loop {
+                done += product::find_above(&line[done..], &floors[done..], floor);
+                if done == line.len() {
+                    break;
                 }
-                for (offset, (value, own)) in values.iter().zip(floors).enumerate() {
-                    let column = column + offset;
-                    if (*value > floor || *value > *own) && sink.wants(row, column) && !hit(row, column, *value) {
+                let end = (done + product::CHUNK).min(line.len());
+                for index in done..end {
+                    let (value, column) = (line[index], from + index);
+                    if (value > floor || value > floors[index]) && sink.wants(row, column) && !hit(row, column, value) {
                         return;
                     }
                 }
+                done = end;
             }
         }
     }
@@ -250,7 +219,7 @@ impl Block {
             return None;
         }
         for (row, column, product) in &mut survivors {
-            *product = T::narrow(dot(slice(&vectors, *row as usize), slice(&vectors, *column as usize)));
+            *product = T::product(slice(&vectors, *row as usize), slice(&vectors, *column as usize));
         }
         Some(survivors)
     }

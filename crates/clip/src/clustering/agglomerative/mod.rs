@@ -22,7 +22,9 @@ mod average;
 mod compare;
 mod forest;
 mod points;
+mod product;
 mod progress;
+mod share;
 mod single;
 mod sketch;
 #[cfg(test)]

@@ -5,7 +5,9 @@ use std::collections::hash_map::DefaultHasher;
 use std::hash::Hasher;
 
 use ndarray::{ArrayView2, LinalgScalar};
+use pulp::Arch;
 
+use super::product;
 use super::progress::Clock;
 use crate::error::{Error, Kind, Result};
 
@@ -84,18 +86,29 @@ pub(super) fn slice<'a, T>(matrix: &'a ArrayView2<'_, T>, index: usize) -> &'a [
 }
 /// The product in f64. Commutative to the last bit, so that two groups always agree on their similarity.
 pub(super) fn dot<A: Scalar, B: Scalar>(a: &[A], b: &[B]) -> f64 {
-    // Eight partial sums, because a single sum would wait for each addition.
-    let mut sums = [0.0f64; 8];
-    let (a8, a_rest) = a.as_chunks::<8>();
-    let (b8, b_rest) = b.as_chunks::<8>();
-    for (a, b) in a8.iter().zip(b8) {
-        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum += a.wide() * b.wide();
-        }
-    }
-    let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| a.wide() * b.wide()).sum();
-    ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7])) + rest
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            // Sixteen partial sums, because a single sum would wait for each addition. They are added in the same order
+            // whatever the processor's instructions are, and without fused ones, so the result is the same everywhere.
+            let mut sums = [0.0f64; 16];
+            let (a_chunks, a_rest) = a.as_chunks::<16>();
+            let (b_chunks, b_rest) = b.as_chunks::<16>();
+            for (a, b) in a_chunks.iter().zip(b_chunks) {
+                for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+                    *sum += a.wide() * b.wide();
+                }
+            }
+            let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| a.wide() * b.wide()).sum();
+            for half in [8, 4, 2, 1] {
+                let (low, high) = sums.split_at_mut(half);
+                low.iter_mut().zip(high).for_each(|(low, high)| *low += *high);
+            }
+            sums[0] + rest
+        },
+    )
 }
+
 /// The number type of products: f32, or f64 if f32 cannot separate groups.
 pub(super) trait Scalar: LinalgScalar + PartialOrd + Send + Sync {
     const INFINITY: Self;
@@ -103,6 +116,8 @@ pub(super) trait Scalar: LinalgScalar + PartialOrd + Send + Sync {
     const ROUNDOFF: f64;
     fn narrow(value: f64) -> Self;
     fn wide(self) -> f64;
+    /// The product of two vectors, within [`product_error`].
+    fn product(a: &[Self], b: &[Self]) -> Self;
 }
 
 impl Scalar for f32 {
@@ -114,6 +129,9 @@ impl Scalar for f32 {
     fn wide(self) -> f64 {
         f64::from(self)
     }
+    fn product(a: &[f32], b: &[f32]) -> f32 {
+        product::dot(a, b)
+    }
 }
 
 impl Scalar for f64 {
@@ -124,6 +142,9 @@ impl Scalar for f64 {
     }
     fn wide(self) -> f64 {
         self
+    }
+    fn product(a: &[f64], b: &[f64]) -> f64 {
+        dot(a, b)
     }
 }
 /// The largest error of a product of two vectors of at most length 1: one rounding per term (their absolute values add

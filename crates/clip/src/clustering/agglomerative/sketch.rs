@@ -22,7 +22,7 @@ pub(super) const SKETCHED_FROM: usize = 12_000_000;
 /// The number of vectors from which the basis and its size are chosen.
 pub(super) const SAMPLE: usize = 1024;
 /// One product in f64 for a single pair takes as long as this many in a block.
-pub(super) const SURVIVOR_COST: usize = 16;
+pub(super) const SURVIVOR_COST: usize = 5;
 /// A block's sketch is abandoned if more than one pair in this many survives.
 pub(super) const MOST_SURVIVORS: usize = 2 * SURVIVOR_COST;
 
@@ -31,6 +31,11 @@ impl<T> Sketch<T> {
         let ready = self.pause == 0;
         self.pause = self.pause.saturating_sub(1);
         ready
+    }
+
+    /// Whether the last block that was tried had few survivors.
+    pub(super) fn pays_off(&self) -> bool {
+        self.pause == 0 && self.penalty == 4
     }
 
     /// Records whether a block's sketch paid off, and returns it.
