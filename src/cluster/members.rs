@@ -275,15 +275,28 @@ pub fn read_each(
     }
 }
 
-/// Checks for interrupts, and reports the progress.
+/// Checks for interrupts, and reports the progress with the time that the stage has left at its pace so far.
 pub fn check_interrupts() -> impl FnMut(Progress) {
     let mut last = Instant::now();
+    let mut stage = ("", 0, last);
     move |progress| {
         pgrx::check_for_interrupts!();
+        if progress.stage != stage.0 || progress.done < stage.1 {
+            stage = (progress.stage, progress.done, Instant::now());
+        }
         if last.elapsed() >= REPORT {
             last = Instant::now();
-            let percent = 100 * progress.done / progress.total.max(1);
-            pgrx::notice!("clip_search: {}, {percent} %", progress.stage);
+            let Progress { stage: name, done, total } = progress;
+            let percent = 100 * done / total.max(1);
+            let left = (total.saturating_sub(done)) as f64 / done.saturating_sub(stage.1) as f64;
+            let left = stage.2.elapsed().as_secs_f64() * left;
+            let left = if left.is_finite() { format!(", some {} left", duration(left)) } else { String::new() };
+            pgrx::notice!("clip_search: {name}, {percent} %{left}");
         }
     }
+}
+
+/// A time for people: "40 s", "3 min".
+fn duration(seconds: f64) -> String {
+    if seconds < 90.0 { format!("{seconds:.0} s") } else { format!("{:.0} min", seconds / 60.0) }
 }

@@ -21,10 +21,13 @@ pub struct Failure {
     caught: Option<CaughtError>,
 }
 
+/// What the SQLSTATEs of passing failures start with: conflicts of transactions, a lock that is held, an object in use.
+pub const PASSING: [&str; 3] = ["40", "55P03", "55006"];
+
 impl Failure {
     /// The row is not at fault: another session blocks it, but not for long.
     pub fn is_passing(&self) -> bool {
-        self.code.starts_with("40") || self.code == "55P03" || self.code == "55006"
+        PASSING.iter().any(|prefix| self.code.starts_with(prefix))
     }
 
     /// Converts it to an error of this statement.

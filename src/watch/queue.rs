@@ -12,7 +12,7 @@ use crate::guc;
 use crate::pg::catalog;
 use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::spi::{get, spi};
-use crate::pg::subtransaction::{Failure, attempt};
+use crate::pg::subtransaction::{Failure, PASSING, attempt};
 use crate::pg::user_context::UserContext;
 use crate::watch::setting::Watch;
 
@@ -331,7 +331,9 @@ pub fn next_due(watches: &[i64]) -> SqlResult<Option<i64>> {
 pub fn give_up(watches: &[i64]) -> SqlResult<i64> {
     own(|client| {
         let query = include_str!("sql/give_up.sql");
-        let arguments = [watches.to_vec().into(), guc::worker_attempts().into(), most_passing_attempts().into()];
+        let passing = PASSING.map(|prefix| format!("{prefix}%")).to_vec();
+        let attempts = [guc::worker_attempts(), most_passing_attempts()];
+        let arguments = [watches.to_vec().into(), attempts[0].into(), attempts[1].into(), passing.into()];
         Ok(client.update(query, None, &arguments).map_err(spi)?.len() as i64)
     })
 }

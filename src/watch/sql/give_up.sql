@@ -1,6 +1,6 @@
 WITH gone AS (DELETE FROM clip_search.watch_queue WHERE id IN (SELECT id FROM clip_search.watch_queue
         WHERE watch = ANY ($1) AND attempts > 0
-            AND attempts >= CASE WHEN sqlstate IN ('55P03', '55006') OR sqlstate LIKE '40%' THEN $3 ELSE $2 END AND due <= pg_catalog.clock_timestamp() FOR UPDATE SKIP LOCKED)
+            AND attempts >= CASE WHEN sqlstate LIKE ANY ($4) THEN $3 ELSE $2 END AND due <= pg_catalog.clock_timestamp() FOR UPDATE SKIP LOCKED)
         RETURNING watch, key, attempts, sqlstate, message)
     INSERT INTO clip_search.watch_failure AS f (watch, key, sqlstate, message, attempts)
     SELECT DISTINCT ON (watch, key) watch, key, coalesce(sqlstate, '57P02'),

@@ -21,8 +21,8 @@ const SKETCHED_AT_ONCE: usize = 256;
 pub(super) const SKETCHED_FROM: usize = 12_000_000;
 /// The number of vectors from which the basis and its size are chosen.
 pub(super) const SAMPLE: usize = 1024;
-/// One product in f64 for a single pair takes as long as this many in a block.
-pub(super) const SURVIVOR_COST: usize = 5;
+/// One product of a single pair takes as long as this many in a block: 140 ns, most of it waiting for memory, against 10.
+pub(super) const SURVIVOR_COST: usize = 15;
 /// A block's sketch is abandoned if more than one pair in this many survives.
 pub(super) const MOST_SURVIVORS: usize = 2 * SURVIVOR_COST;
 
