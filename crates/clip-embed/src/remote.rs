@@ -64,11 +64,14 @@ mod fetch {
     use std::sync::{Arc, OnceLock};
     use std::time::Duration;
 
+    use async_trait::async_trait;
     use clip::image::Limits;
-    use clip::{Error, Kind, Result};
+    use clip::{Error, Kind, Result, without_panic};
     use futures_util::TryStreamExt;
     use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
-    use object_store::client::{ClientConfigKey, HttpClient, HttpConnector, ReqwestConnector};
+    use object_store::client::{
+        ClientConfigKey, HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
+    };
     use object_store::http::HttpBuilder;
     use object_store::path::Path as Key;
     use object_store::{BackoffConfig, ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig};
@@ -81,8 +84,11 @@ mod fetch {
     const FIRST_PAUSE: Duration = Duration::from_millis(100);
     const LAST_PAUSE: Duration = Duration::from_secs(15);
 
-    /// Of a cause, which may have the page that a server sent.
+    /// Characters of a detail: it may quote the page that a server sent.
     const LONGEST_DETAIL: usize = 500;
+
+    /// Bytes of such a page that are read.
+    const LONGEST_PAGE: usize = 16 << 10;
 
     const CREDENTIALS: &str =
         "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket.";
@@ -134,7 +140,15 @@ mod fetch {
                     .with_retry(retry(&self.options))
                     .build()
                     .map_err(|e| failed(&e))?;
-                self.runtime.block_on(within(most, take(&store, &Key::default(), limits, self.options.retries)))
+                let key = Key::default();
+                // object_store asserts that an address fits an HTTP request: one of 70 kB doesn't.
+                let unfit = || {
+                    Error::new(Kind::InvalidInput, "file cannot be fetched")
+                        .detail(format!("No request can be made of its address of {} bytes.", url.len()))
+                };
+                without_panic(unfit, || {
+                    self.runtime.block_on(within(most, take(&store, &key, limits, self.options.retries)))
+                })
             }
         }
 
@@ -164,6 +178,7 @@ mod fetch {
                 let timeout = self.options.timeout;
                 let mut builder = AmazonS3Builder::from_env()
                     .with_bucket_name(name)
+                    .with_http_connector(Connector)
                     .with_config(AmazonS3ConfigKey::Client(ClientConfigKey::Timeout), seconds(timeout))
                     .with_config(AmazonS3ConfigKey::Client(ClientConfigKey::ConnectTimeout), seconds(timeout.min(10)))
                     .with_retry(retry(&self.options));
@@ -289,8 +304,41 @@ mod fetch {
             if let Some(client) = self.0.get() {
                 return Ok(client.clone());
             }
-            let client = ReqwestConnector::default().connect(options)?;
+            let client = Connector.connect(options)?;
             Ok(self.0.get_or_init(|| client).clone())
+        }
+    }
+
+    #[derive(Debug)]
+    struct Connector;
+
+    impl HttpConnector for Connector {
+        fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+            Ok(HttpClient::new(Brief(ReqwestConnector::default().connect(options)?)))
+        }
+    }
+
+    /// A client that reads only the beginning of a server's page of an error, whatever its length and encoding: object_store would
+    /// read all of it.
+    #[derive(Debug)]
+    struct Brief(HttpClient);
+
+    #[async_trait]
+    impl HttpService for Brief {
+        async fn call(&self, request: HttpRequest) -> std::result::Result<HttpResponse, HttpError> {
+            let answer = self.0.execute(request).await?;
+            if answer.status().is_success() {
+                return Ok(answer);
+            }
+            let (parts, body) = answer.into_parts();
+            let (mut page, mut pieces) = (Vec::new(), body.bytes_stream());
+            while page.len() < LONGEST_PAGE
+                && let Some(piece) = pieces.try_next().await?
+            {
+                page.extend_from_slice(&piece);
+            }
+            page.truncate(LONGEST_PAGE);
+            Ok(HttpResponse::from_parts(parts, String::from_utf8_lossy(&page).into_owned().into()))
         }
     }
 }
