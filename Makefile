@@ -129,11 +129,14 @@ deb:
 deb-test:
 	@scripts/record.sh deb-test scripts/deb.sh test
 
-# What embeds outside the server, with packages of its own: a Dask cluster, readers of Parquet.
-.PHONY: bulk-test
+# The Python package over crates/clip, and what is embedded outside the server with packages of its own: Dask, S3, Parquet.
+.PHONY: wheel bulk-test
+wheel: build-deps
+	@scripts/bulk.sh wheel
+
 bulk-test: export CLUSTER = test
 bulk-test: test-cluster
-	@scripts/record.sh bulk-test scripts/bulk.sh
+	@scripts/record.sh bulk-test scripts/bulk.sh test
 
 .PHONY: clients-test
 clients-test: export CLUSTER = test

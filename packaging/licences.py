@@ -7,6 +7,7 @@ A text that several crates share is printed once, below all of their names.
 
 import collections
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -19,6 +20,9 @@ FOLDERS = ("", "libjpeg-turbo/", "oniguruma/")
 def built_in(root: pathlib.Path, name: str, target: str) -> dict[str, dict]:
     """Packages by id: what `name` is linked from, without build tools and macros' own dependencies."""
     command = ["cargo", "metadata", "--format-version", "1", "--locked", "--filter-platform", target]
+    # As scripts/lib/common.sh builds it.
+    if os.environ.get("REMOTE", "0") != "0":
+        command += ["--features", "clip-embed/remote"]
     metadata = json.loads(subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout)
     packages = {package["id"]: package for package in metadata["packages"]}
     nodes = {node["id"]: node for node in metadata["resolve"]["nodes"]}

@@ -15,6 +15,8 @@ source "$(dirname "$0")/lib/common.sh"
 # shellcheck source=scripts/lib/sources.sh
 source "$root/scripts/lib/sources.sh"
 require_pg
+# Packages read https:// and s3:// paths.
+export REMOTE=${REMOTE:-1}
 
 out=$target/deb
 native=$(dpkg --print-architecture 2>/dev/null) || die "there is no dpkg here: packages are made on Debian or Ubuntu"
@@ -193,7 +195,7 @@ tools_package() {
     copyright "$name" "clip-embed, and the libraries that are built into it." "$root/LICENSE" "$out/crates.txt"
     package "$name" "$version" "$architecture" database <<CONTROL
 Depends: clip-search-onnxruntime (>= 1.17), $(shared_libraries "$out/$name/usr/bin/clip-embed")
-Recommends: clip-search-photo-mini
+Recommends: clip-search-photo-mini, ca-certificates
 Description: embeds image files for clip_search outside the server
  clip-embed makes the vectors of clip_embed_image on any machine, from a
  directory or a list of files, and writes what COPY reads.

@@ -25,7 +25,8 @@ Less often:
   make eval         evaluate search quality on 310 labelled photographs (MODEL=name or directory)
   make browser-test test the pages in Chromium, with screenshots and axe-core (installs Chromium if it is missing)
   make clients-test run every example of docs/clients.md, with what its language needs (pip, npm, cargo, apt)
-  make bulk-test    test what embeds outside the server: a Dask cluster, readers of Parquet (fetches 40 packages by pip)
+  make wheel        build the Python package in target/wheel, one wheel for Python 3.10 and later
+  make bulk-test    test what embeds outside the server: the wheel, a Dask cluster, S3, https, Parquet (fetches 90 packages by pip)
   make docs         regenerate the generated parts of docs/: the reference, the output of examples
   make feasibility  run the study in examples/feasibility: CLIP in SQL beside Python
   make soak-kill    kill the server and its worker two hundred times during writes (KILLS=n)
@@ -47,6 +48,7 @@ Settings:
   PGVECTOR_SRC=/path             build pgvector from this source, for servers that have none
   CITUS_SRC=/path                make citus: the source of Citus, a directory or a git repository
   PYTHON=/path/to/python3        Python 3.10 to 3.13, for the tests
+  REMOTE=1                       build clip-embed with https:// and s3:// paths (the packages have them)
   DESTDIR=/some/directory        install below it instead (for packagers)
   UNIT=resize                    make test: only the unit tests of this name
   TESTS=embed                    make test: only this file of tests/sql (or several: a,b)

@@ -26,6 +26,9 @@ check() {
 # With the release profile, so that build scripts and macros are shared with the build and not compiled again.
 clippy() { cargo clippy --locked --release "${workspace[@]}" --all-targets --quiet -- -D warnings; }
 
+# The Python package is a workspace of its own.
+rust_style() { cargo fmt --all --check && cargo fmt --check --manifest-path crates/clip-python/Cargo.toml; }
+
 # All files of the repository except ignored ones.
 shell_scripts() {
     local files
@@ -46,7 +49,7 @@ for name in "$@"; do
 done
 wanted=" ${*:-fmt clippy rooms ruff shellcheck} "
 case $wanted in *" ruff "* | *" shellcheck "*) python_environment venv-lint scripts/lib/lint-requirements.txt ;; esac
-[[ $wanted != *" fmt "* ]] || check fmt cargo fmt --all --check
+[[ $wanted != *" fmt "* ]] || check fmt rust_style
 [[ $wanted != *" rooms "* ]] || check rooms "$python" scripts/rooms.py
 [[ $wanted != *" ruff "* ]] || check ruff python_style
 [[ $wanted != *" shellcheck "* ]] || check shellcheck shell_scripts

@@ -23,7 +23,7 @@ import sys
 from collections.abc import Iterator
 
 ROOMS = ("watch", "cluster", "answer", "embed", "model", "pg", "guc")
-CRATES = ("src", "crates/clip/src", "crates/clip-embed/src")
+CRATES = ("src", "crates/clip/src", "crates/clip-embed/src", "crates/clip-python/src")
 
 # Comments, strings and characters. A lifetime such as 'a is no character: it has no closing quote.
 BLANKS = re.compile(

@@ -4,6 +4,8 @@
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
 require_pg
+# Packages read https:// and s3:// paths.
+export REMOTE=${REMOTE:-1}
 
 out=$target/rpm
 version=$(sed -nE 's/^version *= *"(.*)"/\1/p' "$root/Cargo.toml" | head -1)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import csv
+import os
 import pathlib
+import random
+import signal
 import subprocess
+import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -36,3 +42,27 @@ def refused(path: pathlib.Path) -> list[tuple[str, str]]:
     """Keys and messages of the failures of an output."""
     with pathlib.Path(f"{path}.failures.csv").open(newline="", encoding="utf-8") as file:
         return [(row["key"], row["message"]) for row in csv.DictReader(file)]
+
+
+def kill_at_random(start: Callable[[int], subprocess.Popen], count: int) -> None:
+    """Runs `count` processes until all have ended well, and kills each at random moments, three times unless it ends before."""
+    seed = int(os.environ.get("SEED") or random.SystemRandom().randrange(1 << 32))
+    # pytest shows it if the test fails.
+    print(f"SEED={seed}")
+    chance = random.Random(seed)
+    killed, deadline = collections.Counter(), time.monotonic() + 240
+    processes = {number: start(number) for number in range(count)}
+    while processes:
+        assert time.monotonic() < deadline, f"SEED={seed}: {killed}"
+        time.sleep(chance.uniform(0, 0.25))
+        for number, process in list(processes.items()):
+            if process.poll() is None and (killed[number] < 3 or chance.random() < 0.1):
+                process.kill()
+            _, told = process.communicate()
+            assert process.returncode in (0, -signal.SIGKILL), f"SEED={seed}: {told}"
+            if process.returncode == 0:
+                del processes[number]
+            else:
+                killed[number] += 1
+                processes[number] = start(number)
+    assert sum(killed.values()) >= count, f"SEED={seed}: {killed}"

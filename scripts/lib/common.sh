@@ -157,6 +157,8 @@ cargo_setup() {
     # AVIF=0 and JXL=0 leave out the decoders of AVIF and JPEG XL.
     [ "${AVIF:-1}" = 0 ] || features+=" avif"
     [ "${JXL:-1}" = 0 ] || features+=" jxl"
+    # REMOTE=1 gives clip-embed https:// and s3:// paths, which no other part needs: 90 crates.
+    [ "${REMOTE:-0}" = 0 ] || features+=" remote"
     workspace=(--workspace --no-default-features --features "$features")
     export PGRX_BUILD_FLAGS="--workspace --bins --locked"
     # cargo-pgrx looks its PostgreSQL up in $PGRX_HOME/config.toml, which `cargo pgrx init` writes for servers that it

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import collections
 import csv
 import hashlib
 import io
 import json
 import os
 import pathlib
-import random
 import shutil
-import signal
 import subprocess
-import time
 
 import numpy as np
 import pytest
 
 import support
-from clip_embed_runs import PHOTOS, command, refused, rows, run
+from clip_embed_runs import PHOTOS, command, kill_at_random, refused, rows, run
 from support import value
 
 FORMATS = ("csv", "binary", "parquet")
@@ -66,30 +62,11 @@ def test_three_processes_killed_at_random_end_complete(folder: pathlib.Path, tmp
         options = ["-o", outputs[number], "-f", form, "--shard", f"{number + 1}/3", "--jobs", 1, "-q"]
         return subprocess.Popen(command(folder, *options), stderr=subprocess.PIPE, text=True)
 
-    seed = int(os.environ.get("SEED") or random.SystemRandom().randrange(1 << 32))
-    print(f"SEED={seed}")
-    chance = random.Random(seed)
-    killed, deadline = collections.Counter(), time.monotonic() + 240
-    processes = {number: start(number) for number in range(3)}
-    # Each is killed three times at least, at any moment from its first to its last.
-    while processes:
-        assert time.monotonic() < deadline, f"SEED={seed}: {killed}"
-        time.sleep(chance.uniform(0, 0.25))
-        for number, process in list(processes.items()):
-            if process.poll() is None and (killed[number] < 3 or chance.random() < 0.1):
-                process.kill()
-            _, told = process.communicate()
-            assert process.returncode in (0, -signal.SIGKILL), f"SEED={seed}: {told}"
-            if process.returncode == 0:
-                del processes[number]
-            else:
-                killed[number] += 1
-                processes[number] = start(number)
-    assert sum(killed.values()) >= 3
+    kill_at_random(start, 3)
     merged = tmp_path / f"merged.{form}"
     told = run("merge", *outputs, "-o", merged, "--list", folder)
     assert "every file of the list has its vector" in told and "vectors in" in told
-    assert same(as_csv(merged, tmp_path), expected), f"SEED={seed}"
+    assert same(as_csv(merged, tmp_path), expected)
     for number, output in enumerate(outputs, 1):
         keys = as_csv(output, tmp_path, code=3).keys()
         assert keys == {key for key in expected if shard(key, 3) == number}
@@ -286,3 +263,14 @@ def test_standard_output(database: support.Database, folder: pathlib.Path, tmp_p
     done = subprocess.run(command(listing, "-o", "-", *options), stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert done.returncode == 1 and "standard output cannot be written" in done.stderr
+
+
+def test_addresses_are_a_build_feature(tmp_path: pathlib.Path) -> None:
+    if "--allow-http" in subprocess.run(command("--help"), capture_output=True, text=True).stdout:
+        pytest.skip("built with REMOTE=1: tests/bulk has the tests")
+    listing = tmp_path / "list.csv"
+    listing.write_text("path\ncat.jpg\nhttps://localhost/cat.jpg\n")
+    for source in (listing, "s3://photos/2024"):
+        told = run(source, "-o", tmp_path / "v.csv", code=1)
+        assert "this clip-embed reads no https:// and s3:// paths" in told and "REMOTE=1" in told
+    assert not (tmp_path / "v.csv").exists()

@@ -18,6 +18,8 @@ def libraries(*command: str) -> dict[str, dict[int, str]]:
     version = subprocess.run([config, "--version"], capture_output=True, text=True, check=True).stdout
     major = re.match(r"PostgreSQL (\d+)", version)[1]
     formats = [name for name in ("heic", "avif", "jxl") if os.environ.get(name.upper()) != "0"]
+    # As scripts/lib/common.sh has it.
+    formats += ["remote"] * (os.environ.get("REMOTE", "0") != "0")
     selection = ["--workspace", "--no-default-features", "--features", " ".join([f"pg{major}", *formats])]
     done = subprocess.run(
         [*command, "--locked", "--offline", "--release", *selection, "--message-format=json"],

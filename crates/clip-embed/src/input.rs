@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use clip::{Error, Kind, Result};
 use walkdir::WalkDir;
 
-use crate::list::{Columns, Item, List};
-use crate::{columns, progress};
+use crate::list::{Columns, Item, List, is_remote};
+use crate::{columns, progress, remote};
 
 /// Extensions of image files: supported formats, and formats that are refused by name.
 const ENDINGS: [&str; 28] = [
@@ -20,7 +20,7 @@ const ENDINGS: [&str; 28] = [
 ///
 /// # Errors
 /// If the input does not exist, has no such column, or lists no file.
-pub fn list(input: &Path, arguments: &Columns, own: &[PathBuf]) -> Result<List> {
+pub fn list(input: &Path, arguments: &Columns, remote: &remote::Options, own: &[PathBuf]) -> Result<List> {
     let of_lists = || idle("--every-file", arguments.every_file, "a list", "All files that it names are taken");
     let list = if input == Path::new("-") {
         of_lists()?;
@@ -28,7 +28,7 @@ pub fn list(input: &Path, arguments: &Columns, own: &[PathBuf]) -> Result<List> 
         let (first, stdin) = begin(std::io::stdin().lock(), input)?;
         not_parquet(&first, "standard input")?;
         table(stdin, "standard input", &root, arguments)?
-    } else if input.is_dir() {
+    } else if input.is_dir() || is_remote(input) {
         for (option, given) in [
             ("--path-column", arguments.path_column.is_some()),
             ("--key-column", arguments.key_column.is_some()),
@@ -36,7 +36,10 @@ pub fn list(input: &Path, arguments: &Columns, own: &[PathBuf]) -> Result<List> 
         ] {
             idle(option, given, "a directory", "The paths of its files, from there on, are the keys")?;
         }
-        directory(input, arguments.every_file, own)?
+        match input.to_str().filter(|_| is_remote(input)) {
+            Some(url) => remote::list(url, remote, |name| wanted(Path::new(name), arguments.every_file))?,
+            None => directory(input, arguments.every_file, own)?,
+        }
     } else {
         let file = std::fs::File::open(input).map_err(|e| {
             Error::new(Kind::MissingFile, format!("\"{}\" cannot be read", input.display())).detail(format!("{e}."))
@@ -59,7 +62,7 @@ pub fn list(input: &Path, arguments: &Columns, own: &[PathBuf]) -> Result<List> 
         }
     };
     if list.items.is_empty() && list.unusable.is_empty() {
-        if !input.is_dir() {
+        if !input.is_dir() && !is_remote(input) {
             return Err(Error::new(Kind::InvalidInput, format!("\"{}\" lists no file", input.display()))
                 .detail("It has column names and no rows."));
         }

@@ -27,6 +27,11 @@ impl Columns {
     }
 }
 
+/// Whether a path is not one of the file system.
+pub fn is_remote(path: &Path) -> bool {
+    path.to_str().is_some_and(|path| ["https://", "http://", "s3://"].iter().any(|scheme| path.starts_with(scheme)))
+}
+
 /// A file, and the key that is written with its vector.
 pub struct Item {
     pub key: String,
@@ -49,7 +54,8 @@ impl List {
             let error = Error::new(Kind::InvalidInput, format!("{} has no path or no key", place()));
             self.unusable.push((if key.is_empty() { path } else { key }, error));
         } else {
-            self.items.push(Item { key, path: root.join(path) });
+            let path = PathBuf::from(path);
+            self.items.push(Item { key, path: if is_remote(&path) { path } else { root.join(path) } });
         }
     }
 }

@@ -9,6 +9,7 @@ mod list;
 mod merge;
 mod output;
 mod progress;
+mod remote;
 mod shard;
 mod workers;
 
@@ -24,7 +25,7 @@ use clip::{Error, Kind, Setting};
 
 use sha2::{Digest, Sha256};
 
-use list::{Columns, Item, List};
+use list::{Columns, Item, List, is_remote};
 use merge::Merge;
 use output::{Failures, Format, Key, Output};
 use progress::{Progress, files, tell};
@@ -54,7 +55,8 @@ const SOME_FAILED: u8 = 3;
 #[command(version, max_term_width = 100)]
 struct Arguments {
     /// A directory, searched recursively for image files, or a list of paths: a CSV file with a header, or a Parquet
-    /// file. "-" reads CSV from standard input.
+    /// file. "-" reads CSV from standard input. Paths in a list may be https:// and s3:// addresses, and the input may be
+    /// s3://BUCKET/PREFIX.
     input: PathBuf,
     /// The file to write or resume. FILE.failures.csv lists failures; FILE.json records the options. "-" is standard
     /// output, which can't be resumed; failures are then lines of standard error.
@@ -73,6 +75,8 @@ struct Arguments {
     /// same command with another I and another --output.
     #[arg(long, value_name = "I/N")]
     shard: Option<Shard>,
+    #[command(flatten)]
+    remote: remote::Options,
     /// Name of the model, as in clip_search.model.
     #[arg(short, long, default_value = "photo-mini")]
     model: String,
@@ -198,7 +202,16 @@ fn run(arguments: &Arguments) -> clip::Result<usize> {
             .detail(format!("No ONNX file for it is in \"{}\".", model.directory.display())));
     }
     arguments.cache.as_deref().map_or(Ok(()), cache_directory::check)?;
-    let list = input::list(&arguments.input, &arguments.columns, &output::files(&arguments.output))?;
+    let list = input::list(&arguments.input, &arguments.columns, &arguments.remote, &output::files(&arguments.output))?;
+    let mut paths =
+        list.items.iter().filter(|item| is_remote(&item.path)).filter_map(|item| item.path.to_str()).peekable();
+    if paths.peek().is_some() {
+        // Refuses them at once, where they are not built in.
+        let mut reader = remote::Reader::new(&arguments.remote)?;
+        if let Some(path) = paths.find(|path| path.starts_with("s3://")) {
+            reader.need_credentials(path)?;
+        }
+    }
     let mut output =
         Output::open(&arguments.output, arguments.format, arguments.key_type, &made_by(arguments, &model)?)?;
     let mut failures = Failures::create(&arguments.output)?;
@@ -220,7 +233,7 @@ fn run(arguments: &Arguments) -> clip::Result<usize> {
     };
     let jobs = arguments.jobs.map_or_else(cores, usize::from);
     let (mut failed, mut told) = (chosen.failed, HashSet::new());
-    workers::embed(&chosen.items, jobs, &limits, embedder, |message| {
+    workers::embed(&chosen.items, jobs, &limits, &arguments.remote, embedder, |message| {
         let (item, result, remarks) = match message {
             Message::Ready => {
                 progress.begin();

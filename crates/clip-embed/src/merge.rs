@@ -14,6 +14,7 @@ use crate::input;
 use crate::list::Columns;
 use crate::output::{self, About, Failures, Finished, Format, Key, Writer};
 use crate::progress::{files, tell};
+use crate::remote;
 use crate::shard::Shard;
 
 /// Keys named in a message; the file of failures has them all.
@@ -44,6 +45,8 @@ pub struct Merge {
     list: Option<PathBuf>,
     #[command(flatten)]
     columns: Columns,
+    #[command(flatten)]
+    remote: remote::Options,
 }
 
 /// One of the files to join.
@@ -77,7 +80,7 @@ pub fn run(mut arguments: Merge) -> Result<usize> {
                 .chain([&arguments.output])
                 .flat_map(|path| output::files(path))
                 .collect();
-            Some(input::list(list, &arguments.columns, &own)?)
+            Some(input::list(list, &arguments.columns, &arguments.remote, &own)?)
         }
         None => None,
     };

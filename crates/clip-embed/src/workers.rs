@@ -9,7 +9,8 @@ use clip::embedder::Embedder;
 use clip::image::Limits;
 use clip::{Error, Kind};
 
-use crate::list::Item;
+use crate::list::{Item, is_remote};
+use crate::remote::{Options, Reader};
 
 /// Messages from a worker.
 pub enum Message {
@@ -30,6 +31,7 @@ pub fn embed(
     items: &[Item],
     jobs: usize,
     limits: &Limits,
+    remote: &Options,
     embedder: impl Fn() -> Embedder + Sync,
     mut take: impl FnMut(Message) -> clip::Result<()>,
 ) -> clip::Result<()> {
@@ -41,7 +43,7 @@ pub fn embed(
         for _ in 0..jobs {
             let (sender, embedder, next, stop) = (sender.clone(), &embedder, &next, &stop);
             // An error here means that the receiver no longer exists.
-            scope.spawn(move || drop(work(embedder(), items, next, stop, limits, &sender)));
+            scope.spawn(move || drop(work(embedder(), items, next, stop, limits, remote, &sender)));
         }
         drop(sender);
         let taken = receiver.iter().try_for_each(&mut take);
@@ -59,8 +61,10 @@ fn work(
     next: &AtomicUsize,
     stop: &AtomicBool,
     limits: &Limits,
+    remote: &Options,
     sender: &SyncSender<Message>,
 ) -> Result<(), std::sync::mpsc::SendError<Message>> {
+    let mut fetcher = None;
     let mut check_interrupts = || ();
     // Reports errors of the model before any file is blamed for them.
     let sample = clip::image::synthetic::photo(64, 64, 1)
@@ -72,7 +76,11 @@ fn work(
     while !stop.load(Ordering::Relaxed) {
         let item = next.fetch_add(1, Ordering::Relaxed);
         let Some(Item { path, .. }) = items.get(item) else { return Ok(()) };
-        let vector = read(path, limits).and_then(|file| {
+        let file = match path.to_str().filter(|_| is_remote(path)) {
+            None => read(path, limits),
+            Some(url) => fetch(&mut fetcher, url, remote, limits),
+        };
+        let vector = file.and_then(|file| {
             embedder.embed_images(&[&file], limits, &mut check_interrupts).map(|mut vectors| vectors.remove(0))
         });
         match vector {
@@ -85,6 +93,15 @@ fn work(
         }
     }
     Ok(())
+}
+
+/// Fetches an image file by the worker's connections, made when the first is needed.
+fn fetch(fetcher: &mut Option<Reader>, url: &str, options: &Options, limits: &Limits) -> clip::Result<Vec<u8>> {
+    let reader = match fetcher {
+        Some(reader) => reader,
+        None => fetcher.insert(Reader::new(options)?),
+    };
+    reader.read(url, limits)
 }
 
 /// Reads an image file, unless it is too large.
