@@ -4,10 +4,8 @@
 #![allow(unsafe_code)]
 
 use gemm::{Parallelism, gemm};
-use ndarray::{ArrayView2, ArrayViewMut2};
+use ndarray::{ArrayView2, ArrayViewMut2, LinalgScalar};
 use pulp::{Arch, Simd, WithSimd};
-
-use super::points::Scalar;
 
 /// Bytes that one product allocates at most: its packed operands, and a buffer as large as the second-level cache,
 /// which the thread keeps. 2 MiB each on processors of 2023.
@@ -17,7 +15,8 @@ pub(super) const BYTES: usize = 8 << 20;
 ///
 /// On one core of a processor with AVX-512, 1.8 times as fast as ndarray's product, which stops at AVX2: 104 instead of
 /// 59 billion operations a second for blocks of 256 and 512 vectors of 512 dimensions.
-pub(super) fn multiply<T: Scalar>(a: ArrayView2<'_, T>, b: ArrayView2<'_, T>, mut out: ArrayViewMut2<'_, T>) {
+/// Types other than f32 and f64 would be multiplied slowly.
+pub(super) fn multiply<T: LinalgScalar>(a: ArrayView2<'_, T>, b: ArrayView2<'_, T>, mut out: ArrayViewMut2<'_, T>) {
     assert_eq!((a.nrows(), b.nrows(), a.ncols()), (out.nrows(), out.ncols(), b.ncols()));
     let (m, n, d) = (a.nrows(), b.nrows(), a.ncols());
     let [a_strides, b_strides] = [a.strides(), b.strides()];
@@ -87,7 +86,7 @@ impl WithSimd for Dot<'_> {
 
 /// The first index from which on, in a chunk of [`CHUNK`], a value is above its own floor or the common one; the length
 /// without such a value.
-pub(super) fn find_above<T: Scalar>(values: &[T], floors: &[T], floor: T) -> usize {
+pub(super) fn find_above<T: PartialOrd + Copy>(values: &[T], floors: &[T], floor: T) -> usize {
     Arch::new().dispatch(
         #[inline(always)]
         || {
