@@ -104,22 +104,49 @@ def python_images(model: pathlib.Path) -> Contestant:
     return embed
 
 
-def openvino_images(model: pathlib.Path) -> Contestant:
-    """Pillow, transformers' processor, OpenVINO in float32."""
+def openvino_graph(graph: pathlib.Path, precision: str | None) -> Any:
+    """On one thread; without a precision in OpenVINO's own, which is bfloat16 on processors that compute with it."""
     import openvino
 
+    settings = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+    if precision:
+        settings["INFERENCE_PRECISION_HINT"] = precision
+    return openvino.Core().compile_model(str(graph), "CPU", settings)
+
+
+def openvino_images(model: pathlib.Path, precision: str | None = "f32") -> Contestant:
+    """Pillow, transformers' processor, OpenVINO."""
     processor = CLIPImageProcessorPil.from_pretrained(model)
-    settings = {
-        "INFERENCE_NUM_THREADS": 1,
-        "NUM_STREAMS": 1,
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
-    }
-    graph = openvino.Core().compile_model(str(model / "onnx" / "vision_model.onnx"), "CPU", settings)
+    graph = openvino_graph(model / "onnx" / "vision_model.onnx", precision)
 
     def embed(files: list[pathlib.Path]) -> tuple[float, np.ndarray]:
         data = [file.read_bytes() for file in files]
         return clocked(lambda: quantize.unit(np.array(graph({"pixel_values": pixel_values(processor, data)})[0])))
+
+    return embed
+
+
+def feed(inputs: list[str], ids: list[int], length: int) -> dict[str, np.ndarray]:
+    """The inputs of a text tower, padded as CLIP's tokenizer pads."""
+    padded = ids + [ids[-1]] * (length - len(ids))
+    mask = [1] * len(ids) + [0] * (length - len(ids))
+    values = {"input_ids": [padded], "attention_mask": [mask]}
+    return {name: np.array(values[name], np.int64) for name in inputs}
+
+
+def openvino_texts(model: pathlib.Path, precision: str | None) -> Contestant:
+    """tokenizers, OpenVINO; texts at their true length."""
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    tokenizer.no_padding()
+    graph = openvino_graph(model / "onnx" / "text_model.onnx", precision)
+    inputs = [port.any_name for port in graph.inputs]
+
+    def embed(text: str) -> tuple[float, np.ndarray]:
+        def run() -> np.ndarray:
+            ids = tokenizer.encode(text).ids
+            return quantize.unit(np.array(graph(feed(inputs, ids, len(ids)))[0]))
+
+        return clocked(run)
 
     return embed
 
@@ -247,17 +274,11 @@ def texts(engine: Engine, model: pathlib.Path, rounds: int) -> dict[str, Any]:
     graph = quantize.session(model / "onnx" / "text_model.onnx")
     inputs = [port.name for port in graph.get_inputs()]
 
-    def feed(ids: list[int], length: int) -> dict[str, np.ndarray]:
-        padded = ids + [ids[-1]] * (length - len(ids))
-        mask = [1] * len(ids) + [0] * (length - len(ids))
-        values = {"input_ids": [padded], "attention_mask": [mask]}
-        return {name: np.array(values[name], np.int64) for name in inputs}
-
     def python(length: int) -> Contestant:
         def embed(text: str) -> tuple[float, np.ndarray]:
             def run() -> np.ndarray:
                 ids = tokenizer.encode(text).ids
-                return quantize.unit(graph.run(None, feed(ids, max(length, len(ids))))[0])
+                return quantize.unit(graph.run(None, feed(inputs, ids, max(length, len(ids))))[0])
 
             return clocked(run)
 
@@ -291,25 +312,58 @@ def batches(engine: Engine, model: pathlib.Path, files: list[pathlib.Path], roun
     return found
 
 
-def int8(command: list[str], model: pathlib.Path, files: list[pathlib.Path], rounds: int) -> dict[str, Any]:
-    """Our engine on both variants; the int8 one is made if it isn't there."""
-    source = model / "onnx" / "vision_model.onnx"
-    target = source.with_name("vision_model_quantized.onnx")
-    if not target.exists() and not quantize.quantize(source, target):
-        print("No int8 variant: the image tower has no matrix product with float32 weights.\n")
-        return {}
-    variant, plain = Engine(*command, str(model), "quantized"), Engine(*command, str(model))
-    contestants = {"float32": plain.images(), "int8": variant.images()}
-    times, vectors = take_turns(contestants, [[file] for file in files], rounds)
-    variant.close()
+WORDS = (
+    "beach",
+    "two dogs in the snow",
+    "a photo of a cat",
+    "birthday cake with candles",
+    "red car",
+    "mountains at dusk",
+)
+
+
+def precisions(
+    command: list[str], model: pathlib.Path, work: pathlib.Path, files: list[pathlib.Path], rounds: int
+) -> dict[str, Any]:
+    """Ours in float32 and in eight bits (`clip_search.precision`) beside OpenVINO as it comes, images and texts."""
+    cache = work / "cache"
+    cache.mkdir(exist_ok=True)
+    eight, plain = Engine(*command, str(model), "auto-int8", str(cache)), Engine(*command, str(model))
+    images = {
+        "ours, int8": eight.images(),
+        "ours": plain.images(),
+        "OpenVINO, its default": openvino_images(model, None),
+        "OpenVINO, float32": openvino_images(model),
+    }
+    texts = {
+        "ours, int8": eight.text,
+        "ours": plain.text,
+        "OpenVINO, its default": openvino_texts(model, None),
+        "OpenVINO, float32": openvino_texts(model, "f32"),
+    }
+    found: dict[str, Any] = {}
+    for what, contestants, items in (("images", images, [[file] for file in files]), ("texts", texts, list(WORDS))):
+        times, vectors = take_turns(contestants, items, rounds)
+        rows = []
+        for name in contestants:
+            cosines = [float((a * b).sum()) for a, b in zip(vectors[name], vectors["ours"])]
+            found[f"{what}, {name}"] = {"times": times[name], "cosines": cosines}
+            rows.append([name, median(times[name]), ratio(times[name], times["OpenVINO, its default"])])
+            rows[-1] += [f"{statistics.mean(cosines):.5f}", f"{min(cosines):.5f}"]
+        print(f"**Precisions, {what}** ({len(items)} inputs, {rounds} rounds)\n")
+        table(["", "ms", "times OpenVINO's default", "cosine to ours in float32, mean", "least"], rows)
+    eight.close()
     plain.close()
-    cosines = [float((a * b).sum()) for a, b in zip(vectors["int8"], vectors["float32"])]
-    print(
-        f"**int8 image tower** ({len(files)} photos): {median(times['int8'])} ms against {median(times['float32'])}, "
-        f"{ratio(times['float32'], times['int8'])} times as fast; cosine to float32 {statistics.mean(cosines):.5f} on "
-        f"average, {min(cosines):.5f} at least.\n"
-    )
-    return {"times": times, "cosines": cosines}
+    return found
+
+
+def processor() -> str:
+    """Its name, and those of its instructions that matter."""
+    lines = pathlib.Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    about = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    flags = about.get("flags", "").split()
+    named = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile") if flag in flags]
+    return f"{about.get('model name', platform.machine())}, {os.cpu_count()} cores: {', '.join(named)}"
 
 
 def versions() -> dict[str, str]:
@@ -335,6 +389,7 @@ def main() -> int:
     parser.add_argument("--json", type=pathlib.Path, required=True)
     parser.add_argument("--files", type=int, default=6, help="photos of each size (6)")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only-precisions", action="store_true", help="leave out all but float32 and eight bits")
     arguments = parser.parse_args()
     small = sorted(arguments.photos.glob("small-*.jpg"))
     # Enlarged photos and mosaics of twelve megapixels, by turns.
@@ -347,14 +402,19 @@ def main() -> int:
         parser.error(f"no small-*.jpg or enlarged-*.jpg and mosaic-*.jpg in {arguments.photos}")
     groups = {"224 pixels": small[: arguments.files], "12 megapixels": large[: arguments.files]}
     rounds = arguments.rounds
-    raw: dict[str, Any] = {"versions": versions(), "models": {}}
+    raw: dict[str, Any] = {"processor": processor(), "versions": versions(), "models": {}}
+    print(raw["processor"] + "; ", end="")
     print(", ".join(f"{name} {version}" for name, version in raw["versions"].items()) + "; one thread.\n")
     for model in arguments.models:
         print(f"### {model.name}\n")
         command = [arguments.bench, arguments.library]
+        work = arguments.json.resolve().parent
+        found: dict[str, Any] = {"precisions": precisions(command, model, work, small, rounds)}
+        raw["models"][model.name] = found
+        if arguments.only_precisions:
+            continue
         engine = Engine(*command, str(model))
-        found: dict[str, Any] = {}
-        contestants = image_contestants(engine, model, arguments.json.resolve().parent)
+        contestants = image_contestants(engine, model, work)
         for group, files in groups.items():
             found[group] = compare(f"JPEG of {group}", contestants, [[file] for file in files], rounds)
         found["stages"] = stages(engine, groups, rounds)
@@ -362,8 +422,6 @@ def main() -> int:
             found["texts"] = texts(engine, model, 10 * rounds)
         found["batches"] = batches(engine, model, small, rounds)
         engine.close()
-        found["int8"] = int8(command, model, small, 1)
-        raw["models"][model.name] = found
     arguments.json.write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
     return 0
 
