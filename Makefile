@@ -16,6 +16,7 @@ BENCH ?=
 MODEL ?=
 PORT ?=
 STAMPS ?=
+GCOMPRIS ?=
 PG_CONFIGS ?=
 MAJOR ?=
 SUITE ?=
@@ -27,7 +28,7 @@ ORDER ?=
 ONLY ?=
 FILES ?=
 SHARD ?=
-export ORDER ONLY FILES SHARD PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK FUZZ TARGETS KILLS BENCH MODEL STAMPS PORT PG_CONFIGS MAJOR SUITE ARCH ENGINE PGVECTOR_SRC CITUS_SRC
+export ORDER ONLY FILES SHARD PG_CONFIG PYTHON DESTDIR TESTS K UNIT SOAK FUZZ TARGETS KILLS BENCH MODEL STAMPS GCOMPRIS PORT PG_CONFIGS MAJOR SUITE ARCH ENGINE PGVECTOR_SRC CITUS_SRC
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := all
@@ -127,6 +128,12 @@ deb:
 
 deb-test:
 	@scripts/record.sh deb-test scripts/deb.sh test
+
+# What embeds outside the server, with packages of its own: a Dask cluster, readers of Parquet.
+.PHONY: bulk-test
+bulk-test: export CLUSTER = test
+bulk-test: test-cluster
+	@scripts/record.sh bulk-test scripts/bulk.sh
 
 .PHONY: clients-test
 clients-test: export CLUSTER = test

@@ -37,8 +37,9 @@ CONDITIONS = {
     "config_file_error": "a file of the model can't be used, or ONNX Runtime is too old",
     "data_exception": "a vector differs in length or model from its collection, or from the vectors it is compared with",
     "datatype_mismatch": "a column has the wrong type",
-    "dependent_objects_still_exist": "an object such as a view prevents clip_reembed from replacing a column; a watch uses "
+    "dependent_objects_still_exist": "an object such as a view, a CHECK or a partial index prevents clip_reembed from replacing a column; a watch uses "
     "the collection that clip_drop_collection is to drop",
+    "disk_full": "the cache directory has no room for the eight-bit form of a model",
     "duplicate_column": "all names that clip_reembed would give the new column, or its collection, are taken",
     "duplicate_object": "the collection already exists, or has its members in another table; the column is already "
     "watched",
@@ -68,6 +69,7 @@ CONDITIONS = {
     "query_canceled": "a cancel or a timeout interrupts the function",
     "read_only_sql_transaction": "assignment to a cluster, or a change to a collection or a watch, in a read-only "
     "transaction or on a standby",
+    "reserved_name": "the name of a new collection begins with clip_reembed_, which is clip_reembed's",
     "serialization_failure": "members of a distributed table changed while clip_recluster ran: try again",
     "triggered_data_change_violation": "a trigger or a rule on a table prevented rows from being updated",
     "undefined_column": "the table has no such column",

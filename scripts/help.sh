@@ -25,6 +25,7 @@ Less often:
   make eval         evaluate search quality on 310 labelled photographs (MODEL=name or directory)
   make browser-test test the pages in Chromium, with screenshots and axe-core (installs Chromium if it is missing)
   make clients-test run every example of docs/clients.md, with what its language needs (pip, npm, cargo, apt)
+  make bulk-test    test what embeds outside the server: a Dask cluster, readers of Parquet (fetches 40 packages by pip)
   make docs         regenerate the generated parts of docs/: the reference, the output of examples
   make feasibility  run the study in examples/feasibility: CLIP in SQL beside Python
   make soak-kill    kill the server and its worker two hundred times during writes (KILLS=n)

@@ -86,7 +86,7 @@ side_by_side() {
 # waiting_tests: the tests of FOLDER, on a server that lives as long as they run.
 waiting_tests() {
     local status=0
-    run_pytest -rs "$FOLDER" || status=$?
+    run_pytest -rs "${FOLDER:?}" || status=$?
     "$root/scripts/cluster.sh" stop
     return "$status"
 }

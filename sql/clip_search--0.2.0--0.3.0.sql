@@ -147,7 +147,7 @@ COMMENT ON COLUMN clip_search.watch.replaces IS 'Column that clip_reembed will r
 COMMENT ON COLUMN clip_search.watch.active IS 'Whether the triggers exist and are enabled';
 COMMENT ON COLUMN clip_search.watch.rows IS 'Rows of the table; NULL if the current role may not read them all';
 COMMENT ON COLUMN clip_search.watch.pending IS 'Rows that still need embedding, grouping or tags, except failed rows';
-COMMENT ON VIEW clip_search.pending IS 'Rows of the current role''s tables that await embedding by the background worker or by clip_backfill';
+COMMENT ON VIEW clip_search.pending IS 'Rows of the current role''s tables that await embedding by the background worker or by clip_backfill; a row that was deleted or got another key since is listed until its turn';
 COMMENT ON COLUMN clip_search.pending.relation IS 'Watched table';
 COMMENT ON COLUMN clip_search.pending.embedding IS 'Column that receives the embedding';
 COMMENT ON COLUMN clip_search.pending.key IS 'Primary key of the row';
@@ -186,7 +186,6 @@ batch: rows per transaction
 embedding: the watched column; NULL: all watched columns of this table';
 COMMENT ON FUNCTION clip_search.backfill_begin(regclass, text) IS 'Step of clip_backfill: queues the rows without an embedding';
 COMMENT ON FUNCTION clip_search.backfill_claim(bigint, bigint, bigint, integer) IS 'Step of clip_backfill: claims the next queue entries';
-COMMENT ON FUNCTION clip_search.backfill_work(bigint, bigint[]) IS 'Step of clip_backfill: embeds the claimed entries';
 COMMENT ON PROCEDURE @extschema@.clip_reembed(regclass, text, text, integer) IS 'Embeds a watched table by another model into a second column, and swaps the columns once the second is complete
 It can''t run inside a transaction block. If interrupted, call it again: it resumes.
 model: the new model
@@ -297,7 +296,7 @@ BEGIN
                       OR EXISTS (SELECT FROM clip_search.collection_setting AS s WHERE s.members::oid = d.objid)))
         -- A shard whose distributed table is not watched any more.
         OR EXISTS (SELECT FROM pg_event_trigger_dropped_objects() AS d
-                   WHERE d.classid = 'pg_trigger'::regclass AND d.object_identity LIKE 'zz\_clip\_watch\_%')
+                   WHERE d.classid = 'pg_trigger'::regclass AND starts_with(d.object_identity, 'zz_clip_watch_'))
            AND EXISTS (SELECT FROM clip_search.watch_setting AS w WHERE to_jsonb(w) -> 'home' ? 'parent') THEN
         PERFORM clip_search.forget_dropped_tables();
     END IF;
@@ -312,8 +311,11 @@ DECLARE
     total    bigint;
     done     bigint := 0;
     failed   bigint := 0;
-    now_done bigint;
-    now_failed bigint;
+    grouped  bigint := 0;
+    tagged   bigint := 0;
+    idle     bigint := 0;
+    now      record;
+    said     text;
     in_pass  bigint;
     held     bigint;
     before   bigint[];
@@ -337,13 +339,13 @@ BEGIN
     shards := clip_search.distributed_watches(relation, embedding);
     IF pg_catalog.cardinality(shards) OPERATOR(pg_catalog.>) 0 THEN
         FOR i IN 1..pg_catalog.cardinality(shards) LOOP
-            SELECT t.embedded, t.failed INTO now_done, now_failed FROM clip_search.shard_totals(shards[i]) AS t;
+            SELECT t.embedded, t.failed INTO now FROM clip_search.shard_totals(shards[i]) AS t;
             COMMIT;
             PERFORM clip_search.on_servers(pg_catalog.format('CALL clip_search.backfill_here(%s, %s)', shards[i], batch));
             COMMIT;
             SELECT t.embedded, t.failed INTO in_pass, held FROM clip_search.shard_totals(shards[i]) AS t;
-            done := done OPERATOR(pg_catalog.+) coalesce(in_pass OPERATOR(pg_catalog.-) now_done, 0);
-            failed := failed OPERATOR(pg_catalog.+) coalesce(held OPERATOR(pg_catalog.-) now_failed, 0);
+            done := done OPERATOR(pg_catalog.+) coalesce(in_pass OPERATOR(pg_catalog.-) now.embedded, 0);
+            failed := failed OPERATOR(pg_catalog.+) coalesce(held OPERATOR(pg_catalog.-) now.failed, 0);
         END LOOP;
         IF failed OPERATOR(pg_catalog.>) 0 THEN
             RAISE WARNING '% could not be embedded', CASE WHEN failed OPERATOR(pg_catalog.=) 1 THEN '1 row' ELSE pg_catalog.format('%s rows', failed) END
@@ -367,11 +369,15 @@ BEGIN
                 -- The attempt is recorded before it begins.
                 COMMIT;
                 EXIT WHEN pg_catalog.cardinality(entries) OPERATOR(pg_catalog.=) 0;
-                SELECT b.embedded, b.failed INTO now_done, now_failed FROM clip_search.backfill_work(watches[i], entries) AS b;
+                SELECT b.embedded, b.grouped, b.tagged, b.failed, b.idle INTO now FROM clip_search.backfill_batch(watches[i], entries) AS b;
                 SELECT pg_catalog.max(e.id) INTO after FROM pg_catalog.unnest(entries) AS e (id);
-                done := done OPERATOR(pg_catalog.+) now_done;
-                failed := failed OPERATOR(pg_catalog.+) now_failed;
-                in_pass := in_pass OPERATOR(pg_catalog.+) now_done OPERATOR(pg_catalog.+) now_failed;
+                grouped := grouped OPERATOR(pg_catalog.+) now.grouped;
+                tagged := tagged OPERATOR(pg_catalog.+) now.tagged;
+                done := done OPERATOR(pg_catalog.+) now.embedded OPERATOR(pg_catalog.+) now.grouped OPERATOR(pg_catalog.+) now.tagged;
+                failed := failed OPERATOR(pg_catalog.+) now.failed;
+                idle := idle OPERATOR(pg_catalog.+) now.idle;
+                in_pass := in_pass OPERATOR(pg_catalog.+) now.embedded OPERATOR(pg_catalog.+) now.grouped
+                    OPERATOR(pg_catalog.+) now.tagged OPERATOR(pg_catalog.+) now.failed;
                 IF pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>) (told OPERATOR(pg_catalog.+) '5 seconds'::pg_catalog.interval) THEN
                     told := pg_catalog.clock_timestamp();
                     seconds := pg_catalog.date_part('epoch', told OPERATOR(pg_catalog.-) began);
@@ -404,6 +410,8 @@ BEGIN
             END IF;
         END LOOP;
     END LOOP;
+    -- Rows that were deleted meanwhile, got another key or lost their source need nothing.
+    total := GREATEST(total OPERATOR(pg_catalog.-) idle, done OPERATOR(pg_catalog.+) failed);
     -- Failures and embeddings of other sessions: the rest of the entries that were queued at the beginning.
     listed := clip_search.backfill_failed(watches);
     IF pg_catalog.array_position(listed, NULL) IS NULL THEN
@@ -418,8 +426,11 @@ BEGIN
             USING HINT = 'SELECT * FROM clip_search.failure says why; clip_retry tries '
                 OPERATOR(pg_catalog.||) CASE WHEN failed OPERATOR(pg_catalog.=) 1 THEN 'it' ELSE 'them' END OPERATOR(pg_catalog.||) ' again.';
     END IF;
-    RAISE NOTICE 'clip_search: % embedded in % s%',
-        CASE WHEN (done OPERATOR(pg_catalog.+) others) OPERATOR(pg_catalog.=) 1 THEN '1 row' ELSE pg_catalog.format('%s rows', done OPERATOR(pg_catalog.+) others) END,
+    done := done OPERATOR(pg_catalog.+) others OPERATOR(pg_catalog.-) grouped OPERATOR(pg_catalog.-) tagged;
+    SELECT pg_catalog.string_agg(pg_catalog.format(CASE WHEN n.rows OPERATOR(pg_catalog.=) 1 THEN '%s row %s' ELSE '%s rows %s' END, n.rows, n.what), ', ' ORDER BY n.place)
+    INTO said FROM (VALUES (1, done, 'embedded'), (2, grouped, 'grouped'), (3, tagged, 'tagged')) AS n (place, rows, what)
+    WHERE n.rows OPERATOR(pg_catalog.>) 0 OR (n.place OPERATOR(pg_catalog.=) 1 AND (grouped OPERATOR(pg_catalog.+) tagged) OPERATOR(pg_catalog.=) 0);
+    RAISE NOTICE 'clip_search: % in % s%', said,
         pg_catalog.round(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) began)::pg_catalog.numeric, 1),
         CASE WHEN others OPERATOR(pg_catalog.>) 0 THEN pg_catalog.format(', %s of them by the background worker or other sessions', others) ELSE '' END;
 END $$;
@@ -429,10 +440,10 @@ A second call changes the settings that it names, and keeps the others.
 source: the column of images (bytea) or texts
 embedding: the column that receives the embedding, a vector or halfvec; created as a vector
 cluster: the column that receives the cluster''s id; without it rows are not grouped
-model: defaults to clip_search.model
+model: defaults to clip_search.model, in the variant NAME:auto-int8 if clip_search.precision is int8
 collection: the collection of the clusters; defaults to a collection named after the table
 mode: immediate (default) embeds when a row is written; queued leaves this to the background worker, and the column is NULL until it has finished
-on_error: raise (default) fails the statement; skip stores the row without an embedding and lists it in clip_search.failure
+on_error: raise (default) fails the statement; skip stores the row without an embedding and lists it in clip_search.failure; in queued mode no statement fails, and the row is listed either way
 text_source: a column of texts whose vectors are averaged with the images'' vectors
 text_weight: weight of the text in that average, between 0 and 1; 0.5 by default
 threshold: the collection''s threshold; NULL: keep its own, or use clip_search.cluster_threshold
@@ -703,9 +714,10 @@ WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger t
                 AND pg_catalog.substr(t.tgargs, 1, pg_catalog.length(i.id) OPERATOR(pg_catalog.+) 1) OPERATOR(pg_catalog.=)
                     (i.id OPERATOR(pg_catalog.||) pg_catalog.decode('00', 'hex')));
 
--- What the servers of a distributed table of Citus answer to a question about its shards. They are asked as the reader.
+-- What the servers of a distributed table of Citus answer to a question about its shards. They are asked as the reader. The cost of these
+-- functions is the default: the views below name them for every watch, and with their true cost PostgreSQL would compile each query (JIT) for a second.
 CREATE FUNCTION clip_search.ask_servers(question text) RETURNS SETOF jsonb
-LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE COST 1000000 ROWS 10 SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE ROWS 10 SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RETURN QUERY SELECT CASE WHEN a.success THEN a.result::jsonb END
                  FROM run_command_on_all_nodes(question, give_warning_for_connection_errors => true) AS a;
@@ -714,7 +726,7 @@ END $$;
 -- The sums over the shards of a distributed table; NULL where a server does not answer or the reader may not read it.
 CREATE FUNCTION clip_search.shard_totals(parent bigint, OUT rows bigint, OUT embedded bigint, OUT pending bigint,
                                          OUT failed bigint, OUT outdated bigint)
-LANGUAGE sql VOLATILE PARALLEL UNSAFE COST 1000000 SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE WHEN bool_and(j.v IS NOT NULL) THEN sum((j.v ->> 'rows')::bigint)::bigint END,
            CASE WHEN bool_and(j.v IS NOT NULL) THEN sum((j.v ->> 'embedded')::bigint)::bigint END,
            CASE WHEN bool_and(j.v IS NOT NULL) THEN sum((j.v ->> 'pending')::bigint)::bigint END,
@@ -726,7 +738,7 @@ $$;
 
 CREATE FUNCTION clip_search.shard_failures(parent bigint)
 RETURNS TABLE (key text[], failed_at timestamptz, sqlstate text, message text, detail text, attempts bigint)
-LANGUAGE sql VOLATILE PARALLEL UNSAFE COST 1000000 SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
     SELECT r.key, r.failed_at, r.sqlstate, r.message, r.detail, r.attempts
     FROM clip_search.ask_servers(format('SELECT coalesce(json_agg(f), ''[]'') FROM clip_search.shard_failure AS f WHERE f.parent = %s',
                                         parent)) AS j (v)
@@ -736,7 +748,7 @@ $$;
 
 CREATE FUNCTION clip_search.shard_pending(parent bigint)
 RETURNS TABLE (key text[], queued_at timestamptz, due timestamptz, attempts integer, sqlstate text, message text)
-LANGUAGE sql VOLATILE PARALLEL UNSAFE COST 1000000 SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
     SELECT r.key, r.queued_at, r.due, r.attempts, r.sqlstate, r.message
     FROM clip_search.ask_servers(format('SELECT coalesce(json_agg(q), ''[]'') FROM clip_search.shard_queue AS q WHERE q.parent = %s',
                                         parent)) AS j (v)
@@ -776,27 +788,35 @@ CROSS JOIN LATERAL (SELECT CASE WHEN p.rows IS NOT NULL THEN
 WHERE clip_search.is_owned(w.relation) OR pg_catalog.has_table_privilege(w.relation::pg_catalog.oid, 'SELECT');
 
 -- Keys and messages reveal data of rows, so only the table's owner sees them.
+-- The union stands in a subquery: conditions are pushed into the branches of a view that is a UNION ALL, although it is a
+-- security barrier.
 CREATE OR REPLACE VIEW clip_search.pending WITH (security_barrier = true) AS
-SELECT clip_search.shown_as(w.relation) AS relation, w.embedding, q.key, q.queued_at, q.due, q.attempts, q.sqlstate, q.message
-FROM clip_search.watch_queue q
-JOIN clip_search.watch_setting w ON w.id OPERATOR(pg_catalog.=) q.watch
-WHERE clip_search.is_owned(w.relation) AND NOT coalesce(w.home OPERATOR(pg_catalog.?) 'parent', false)
-UNION ALL
-SELECT w.relation, w.embedding, q.key COLLATE "C", q.queued_at, q.due, q.attempts, q.sqlstate, q.message
-FROM clip_search.watch_setting w
-CROSS JOIN LATERAL clip_search.shard_pending(w.id) AS q
-WHERE w.home IS NOT NULL AND NOT w.home OPERATOR(pg_catalog.?) 'parent' AND clip_search.is_owned(w.relation);
+SELECT u.relation, u.embedding, u.key, u.queued_at, u.due, u.attempts, u.sqlstate, u.message FROM (
+    SELECT clip_search.shown_as(w.relation) AS relation, w.embedding, q.key, pg_catalog.min(q.queued_at) AS queued_at, pg_catalog.min(q.due) AS due,
+           pg_catalog.max(q.attempts) AS attempts,
+           (pg_catalog.array_agg(q.sqlstate ORDER BY q.attempts DESC, q.id) FILTER (WHERE q.sqlstate IS NOT NULL))[1] AS sqlstate,
+           (pg_catalog.array_agg(q.message ORDER BY q.attempts DESC, q.id) FILTER (WHERE q.sqlstate IS NOT NULL))[1] AS message
+    FROM clip_search.watch_queue q
+    JOIN clip_search.watch_setting w ON w.id OPERATOR(pg_catalog.=) q.watch
+    WHERE clip_search.is_owned(w.relation) AND NOT coalesce(w.home OPERATOR(pg_catalog.?) 'parent', false)
+    GROUP BY w.id, w.relation, w.embedding, q.key
+    UNION ALL
+    SELECT w.relation, w.embedding, q.key COLLATE "C", q.queued_at, q.due, q.attempts, q.sqlstate, q.message
+    FROM clip_search.watch_setting w
+    CROSS JOIN LATERAL clip_search.shard_pending(w.id) AS q
+    WHERE w.home IS NOT NULL AND NOT w.home OPERATOR(pg_catalog.?) 'parent' AND clip_search.is_owned(w.relation)) AS u;
 
 CREATE OR REPLACE VIEW clip_search.failure WITH (security_barrier = true) AS
-SELECT clip_search.shown_as(w.relation) AS relation, w.embedding, f.key, f.failed_at, f.sqlstate, f.message, f.detail, f.attempts
-FROM clip_search.watch_failure f
-JOIN clip_search.watch_setting w ON w.id OPERATOR(pg_catalog.=) f.watch
-WHERE clip_search.is_owned(w.relation) AND NOT coalesce(w.home OPERATOR(pg_catalog.?) 'parent', false)
-UNION ALL
-SELECT w.relation, w.embedding, f.key COLLATE "C", f.failed_at, f.sqlstate, f.message, f.detail, f.attempts
-FROM clip_search.watch_setting w
-CROSS JOIN LATERAL clip_search.shard_failures(w.id) AS f
-WHERE w.home IS NOT NULL AND NOT w.home OPERATOR(pg_catalog.?) 'parent' AND clip_search.is_owned(w.relation);
+SELECT u.relation, u.embedding, u.key, u.failed_at, u.sqlstate, u.message, u.detail, u.attempts FROM (
+    SELECT clip_search.shown_as(w.relation) AS relation, w.embedding, f.key, f.failed_at, f.sqlstate, f.message, f.detail, f.attempts
+    FROM clip_search.watch_failure f
+    JOIN clip_search.watch_setting w ON w.id OPERATOR(pg_catalog.=) f.watch
+    WHERE clip_search.is_owned(w.relation) AND NOT coalesce(w.home OPERATOR(pg_catalog.?) 'parent', false)
+    UNION ALL
+    SELECT w.relation, w.embedding, f.key COLLATE "C", f.failed_at, f.sqlstate, f.message, f.detail, f.attempts
+    FROM clip_search.watch_setting w
+    CROSS JOIN LATERAL clip_search.shard_failures(w.id) AS f
+    WHERE w.home IS NOT NULL AND NOT w.home OPERATOR(pg_catalog.?) 'parent' AND clip_search.is_owned(w.relation)) AS u;
 
 -- The shards of this server, for the functions above, which the coordinator calls.
 CREATE VIEW clip_search.shard_progress WITH (security_barrier = true) AS
@@ -811,10 +831,14 @@ WHERE w.home OPERATOR(pg_catalog.?) 'parent' AND clip_search.is_placed_here(w.re
   AND (clip_search.is_owned(w.relation) OR pg_catalog.has_table_privilege(w.relation::pg_catalog.oid, 'SELECT'));
 
 CREATE VIEW clip_search.shard_queue WITH (security_barrier = true) AS
-SELECT (w.home OPERATOR(pg_catalog.->>) 'parent')::pg_catalog.int8 AS parent, w.relation, q.key, q.queued_at, q.due, q.attempts, q.sqlstate, q.message
+SELECT (w.home OPERATOR(pg_catalog.->>) 'parent')::pg_catalog.int8 AS parent, w.relation, q.key, pg_catalog.min(q.queued_at) AS queued_at,
+       pg_catalog.min(q.due) AS due, pg_catalog.max(q.attempts) AS attempts,
+       (pg_catalog.array_agg(q.sqlstate ORDER BY q.attempts DESC, q.id) FILTER (WHERE q.sqlstate IS NOT NULL))[1] AS sqlstate,
+       (pg_catalog.array_agg(q.message ORDER BY q.attempts DESC, q.id) FILTER (WHERE q.sqlstate IS NOT NULL))[1] AS message
 FROM clip_search.watch_queue q
 JOIN clip_search.watch_setting w ON w.id OPERATOR(pg_catalog.=) q.watch
-WHERE w.home OPERATOR(pg_catalog.?) 'parent' AND clip_search.is_owned(w.relation) AND clip_search.is_placed_here(w.relation);
+WHERE w.home OPERATOR(pg_catalog.?) 'parent' AND clip_search.is_owned(w.relation) AND clip_search.is_placed_here(w.relation)
+GROUP BY w.id, w.relation, w.home, q.key;
 
 CREATE VIEW clip_search.shard_failure WITH (security_barrier = true) AS
 SELECT (w.home OPERATOR(pg_catalog.->>) 'parent')::pg_catalog.int8 AS parent, w.relation, f.key, f.failed_at, f.sqlstate, f.message, f.detail, f.attempts
@@ -869,7 +893,8 @@ END $$;
 
 GRANT SELECT ON clip_search.shard_progress, clip_search.shard_queue, clip_search.shard_failure TO PUBLIC;
 COMMENT ON COLUMN clip_search.watch_setting.home IS 'For distributed tables of Citus and their shards: the watch of the distributed table, the column of clusters, the table of departures';
-COMMENT ON FUNCTION @extschema@.clip_group(regclass, integer, text) IS 'Brings the groups of a distributed table of Citus up to date: rows that changed or left are taken out, and rows without a group assigned; returns their number
+COMMENT ON FUNCTION @extschema@.clip_group(regclass, integer, text) IS 'Brings the groups of a distributed table of Citus up to date; returns the number of rows assigned
+Rows that changed or left are taken out of their groups, then rows without a group are assigned.
 Call it on the coordinator until it returns 0, or every minute.
 most: rows that are taken out at most, and as many that are assigned
 embedding: the watched column; NULL: all watched columns of this table';
@@ -1062,3 +1087,10 @@ model: model that computed the embeddings; defaults to the model of the watched 
 COMMENT ON FUNCTION @extschema@.clip_find(regclass, bytea, integer, double precision, double precision, text, integer, text, text, text) IS 'Rows of a table that show what a photo shows, the most relevant first, in pages; other arguments as for a text
 query: image file, which is embedded once
 relevance: how certainly both photos show the word that they share most, from 0 to 1';
+
+-- A row that waits is listed once; clip_backfill tells rows embedded, grouped, tagged, and rows that needed nothing.
+DROP FUNCTION clip_search.backfill_work(bigint, bigint[]);
+CREATE FUNCTION clip_search.backfill_batch(watch bigint, entries bigint[])
+RETURNS TABLE (embedded bigint, grouped bigint, tagged bigint, failed bigint, idle bigint)
+STRICT VOLATILE PARALLEL UNSAFE COST 1000000 LANGUAGE c AS 'MODULE_PATHNAME', 'backfill_batch_wrapper';
+COMMENT ON FUNCTION clip_search.backfill_batch(bigint, bigint[]) IS 'Step of clip_backfill: embeds the claimed entries';

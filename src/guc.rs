@@ -75,7 +75,7 @@ pub fn register() {
     GucRegistry::define_string_guc(
         c"clip_search.cache_path",
         c"Directory for optimized copies of models, whose weights connections map instead of loading.",
-        c"$data stands for the data directory. The cache takes about as much disk space as the models in use. Empty: no cache.",
+        c"$data stands for the data directory. The cache takes about as much disk space as the models in use. A directory of another user, or one that others can write to, is not used. Empty: no cache.",
         &CACHE_PATH,
         GucContext::Suset,
         GucFlags::SUPERUSER_ONLY,
@@ -83,7 +83,7 @@ pub fn register() {
     GucRegistry::define_string_guc(
         c"clip_search.words",
         c"File with the words that clip_relevance and clip_tags compare photos with.",
-        c"One word or phrase per line; lines that begin with + are tags only. Empty: the built-in list of 5,500 everyday words and 870 phrases.",
+        c"One word or phrase per line; lines that begin with + are tags only. Empty: the built-in list of 5,500 everyday words and 870 phrases. Tables that are watched with tags use it as well, so set it for a whole database or server.",
         &WORDS,
         GucContext::Suset,
         GucFlags::SUPERUSER_ONLY,

@@ -40,7 +40,7 @@ extension_sql_file!(
         watch::backfill::clip_search::backfill_claim,
         watch::backfill::clip_search::backfill_failed,
         watch::backfill::clip_search::backfill_left,
-        watch::backfill::clip_search::backfill_work,
+        watch::backfill::clip_search::backfill_batch,
         watch::partitions::clip_search::settle_partitions,
         watch::query::clip_embed_text_for,
         watch::query::clip_embed_image_for,

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Measure what a model finds, through SQL, on labelled photographs.
 
-    evaluate.py --stamps DIR [--model NAME or DIRECTORY] [--out DIR]
+    evaluate.py --stamps DIR [--gcompris DIR] [--model NAME or DIRECTORY] [--out DIR]
 
 The photographs are those of Debian's package tuxpaint-stamps-default (GPL-2; read from the unpacked package,
 whose usr/share/tuxpaint/stamps DIR is, and copied nowhere but into a table of a database of its own). The label
 of a picture is the first line of its .txt; drawings, symbols, flags, mirrored copies and tiny pictures are left
 out, which leaves 310 of version 2022.06.04. They are cut out, and many show rare species: figures are for
-comparing models, and lower than on ordinary photos.
+comparing models, and lower than on ordinary photos. With --gcompris, relevance is also measured on the 248
+photographs of gcompris-qt-data, whose usr/share/gcompris-qt/rcc DIR is.
 
 Everything that is counted is counted by PostgreSQL; Python reads files and draws. `make eval` runs it, in the
 server that PGHOST, PGPORT and PGUSER name.
@@ -22,6 +23,7 @@ import pathlib
 import sys
 import time
 
+import gcompris
 import plot
 import psycopg
 import relevance
@@ -240,6 +242,7 @@ def table(result: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stamps", type=pathlib.Path, required=True, metavar="DIR")
+    parser.add_argument("--gcompris", type=pathlib.Path, metavar="DIR", help="for relevance on a second collection")
     parser.add_argument("--model", default="photo-mini", help="a name, or a directory that the server can read")
     parser.add_argument("--database", default="clip_search_eval", help="an existing one is dropped first")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("target/eval"), metavar="DIR")
@@ -249,6 +252,7 @@ def main() -> None:
         sys.exit(
             f"evaluate.py: no labelled stamps in {arguments.stamps}: give usr/share/tuxpaint/stamps of the package"
         )
+    fresh = gcompris.photos(arguments.gcompris) if arguments.gcompris else []
     with connect("postgres", arguments.model) as db:
         database = sql.Identifier(arguments.database)
         db.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(database))
@@ -257,7 +261,7 @@ def main() -> None:
         name = one(db, "SELECT current_setting('clip_search.model')")[0]
         result = {"model": name, "pictures": len(rows)} | load(db, rows)
         result |= {"retrieval": retrieval(db), "neighbours": neighbours(db), "zero_shot": zero_shot(db)}
-        result |= {"groups": groups(db), "hnsw": hnsw(db), "relevance": relevance.measure(db, rows)}
+        result |= {"groups": groups(db), "hnsw": hnsw(db), "relevance": relevance.measure(db, rows, fresh)}
     arguments.out.mkdir(parents=True, exist_ok=True)
     stem = arguments.out / name.replace(":", "_")
     stem.with_name(stem.name + ".json").write_text(json.dumps(result, indent=1) + "\n")

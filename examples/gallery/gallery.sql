@@ -313,6 +313,6 @@ SELECT format('RIGHT: %s of %s queries found their photo first; %s photos form %
 \echo
 \echo '   Your own photos: examples/gallery/README.md.'
 \echo '   Real CLIP: photo-mini knows things, animals, food, vehicles and buildings, but not people, styles'
-\echo '   or ideas. Put Xenova/clip-vit-base-patch32 into the model directory (README.md, Models),'
+\echo '   or ideas. Put Xenova/clip-vit-base-patch32 into the model directory (README.md, "Use a real model"),'
 \echo '   SET clip_search.model = ''clip-vit-base-patch32'' and insert the photos again: the vectors of two'
 \echo '   models can''t be compared.'

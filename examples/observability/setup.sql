@@ -29,7 +29,9 @@ BEGIN
     END IF;
     SELECT coalesce(sum(s.size), 0), count(DISTINCT d.name) FILTER (WHERE s.size IS NOT NULL) INTO bytes, graphs
     FROM pg_ls_dir(folder, true, false) AS d (name)
-    CROSS JOIN LATERAL pg_ls_dir(format('%s/%s', folder, d.name), true, false) AS f (name)
+    CROSS JOIN LATERAL pg_stat_file(format('%s/%s', folder, d.name), true) AS about
+    -- Files beside the graphs, such as words' vectors, are no directories. NULL gives no rows.
+    CROSS JOIN LATERAL pg_ls_dir(CASE WHEN about.isdir THEN format('%s/%s', folder, d.name) END, true, false) AS f (name)
     CROSS JOIN LATERAL pg_stat_file(format('%s/%s/%s', folder, d.name, f.name), true) AS s
     WHERE d.name NOT LIKE '%.failed';
     -- Such a file notes that a graph could not be written; no connection tries again for an hour.

@@ -105,6 +105,7 @@ struct Search<'a> {
     key: Option<&'a str>,
     embedding: Option<&'a str>,
     model: String,
+    unfinished: Vec<String>,
 }
 
 impl<'a> Search<'a> {
@@ -122,6 +123,7 @@ impl<'a> Search<'a> {
     ) -> SqlResult<Self> {
         let Regclass(table) = given("relation", relation)?;
         let (key, embedding) = (key.map(Text::str), embedding.map(Text::str));
+        let watched = Watched::find(table, embedding)?;
         Ok(Self {
             table,
             candidates: within("candidates", given("candidates", candidates)?, MOST_CANDIDATES)?,
@@ -132,8 +134,9 @@ impl<'a> Search<'a> {
             embedding,
             model: match model {
                 Some(Text(model)) => model.to_owned(),
-                None => model_of_column(table, embedding)?.unwrap_or_else(guc::model),
+                None => watched.model.unwrap_or_else(guc::model),
             },
+            unfinished: watched.unfinished,
         })
     }
 
@@ -177,15 +180,28 @@ fn after(relevance: Option<f64>, id: Option<&str>) -> SqlResult<Option<(f64, &st
         .set_hint("Give both from the last row of the page before, or neither for the first page."))
 }
 
-/// The model of the column's embeddings, if the column is watched.
-fn model_of_column(table: pg_sys::Oid, embedding: Option<&str>) -> SqlResult<Option<String>> {
-    let _user_context = UserContext::of_extension();
-    Spi::connect(|client| {
-        let query = "SELECT min(model) FROM clip_search.watch_setting \
-             WHERE relation::oid = $1 AND ($2 IS NULL OR embedding = $2) HAVING count(*) = 1";
-        let rows = client.select(query, Some(1), &[table.into(), embedding.into()]).map_err(spi)?;
-        Ok(rows.into_iter().next().map(|row| get::<String>(&row, 1)).transpose()?.flatten())
-    })
+/// What the extension knows of a table's columns.
+struct Watched {
+    /// The model of the searched column's embeddings, if the column is watched.
+    model: Option<String>,
+    /// Columns that clip_reembed is filling: they lack rows, and take the place of another column at the end.
+    unfinished: Vec<String>,
+}
+
+impl Watched {
+    fn find(table: pg_sys::Oid, embedding: Option<&str>) -> SqlResult<Self> {
+        let _user_context = UserContext::of_extension();
+        Spi::connect(|client| {
+            let query = include_str!("sql/watched.sql");
+            let rows = client.select(query, Some(1), &[table.into(), embedding.into()]).map_err(spi)?;
+            let (mut model, mut unfinished) = (None, Vec::new());
+            for row in rows {
+                model = get::<String>(&row, 1)?;
+                unfinished = get::<Vec<Option<String>>>(&row, 2)?.unwrap_or_default().into_iter().flatten().collect();
+            }
+            Ok(Self { model, unfinished })
+        })
+    }
 }
 
 fn within(name: &str, value: i32, most: i32) -> SqlResult<i32> {
@@ -207,7 +223,7 @@ impl Search<'_> {
         // Before the words are embedded, which may take a minute.
         let (key, embedding) = {
             let _context = UserContext::of_caller();
-            Spi::connect(|client| columns(client, *table, &named, self.key, self.embedding))?
+            Spi::connect(|client| columns(client, *table, &named, self.key, self.embedding, &self.unfinished))?
         };
         let words = background::of(model)?;
         let embedded = match query {
@@ -256,13 +272,15 @@ struct Embedding {
     kind: &'static str,
 }
 
-/// The columns with the keys and the embeddings: as named, or the table's only suitable column.
+/// The columns with the keys and the embeddings: as named, or the table's only suitable column, apart from
+/// unfinished ones.
 fn columns(
     client: &pgrx::spi::SpiClient<'_>,
     table: pg_sys::Oid,
     shown: &str,
     key: Option<&str>,
     embedding: Option<&str>,
+    unfinished: &[String],
 ) -> SqlResult<(String, Embedding)> {
     let undefined = |what: &str, hint: &str| {
         sql_error(PgSqlErrorCode::ERRCODE_AMBIGUOUS_PARAMETER, format!("{what} of table {shown} must be named"))
@@ -275,7 +293,8 @@ fn columns(
         }
     }
     let schema = vector::namespace();
-    let rows = client.select(include_str!("sql/columns.sql"), Some(1), &[table.into(), schema.into()]).map_err(spi)?;
+    let arguments = [table.into(), schema.into(), unfinished.to_vec().into()];
+    let rows = client.select(include_str!("sql/columns.sql"), Some(1), &arguments).map_err(spi)?;
     let row = rows.into_iter().next();
     let (primary, vectors) = match &row {
         Some(row) => (get::<String>(row, 1)?, get::<Vec<Option<String>>>(row, 2)?.unwrap_or_default()),

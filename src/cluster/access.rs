@@ -37,6 +37,10 @@ pub fn check_name(collection: &str) -> SqlResult<()> {
     }
 }
 
+/// clip_reembed's own collections, whose names can be foreseen: a role that had founded them all would keep every owner
+/// from embedding a grouped table again.
+pub const REEMBED_PREFIX: &str = "clip_reembed_";
+
 pub fn unknown(collection: &str) -> ErrorReport {
     sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT, format!("collection \"{collection}\" does not exist"))
         .set_hint("SELECT name FROM clip_search.collection lists those there are.")
@@ -154,6 +158,19 @@ impl Access {
     /// Whether a collection of this name has settings, owners or grants.
     pub fn exists(&self) -> bool {
         self.has_settings || self.has_clusters || !self.founders.is_empty()
+    }
+
+    /// For a caller that may be about to create the collection.
+    ///
+    /// # Errors
+    /// 42939 if the name is reserved. A collection that has had it since before 0.3.0 stays usable.
+    pub fn check_not_reserved(&self) -> SqlResult<()> {
+        if self.exists() || !self.name.starts_with(REEMBED_PREFIX) {
+            return Ok(());
+        }
+        Err(sql_error(PgSqlErrorCode::ERRCODE_RESERVED_NAME, format!("collection name \"{}\" is reserved", self.name))
+            .set_detail(format!("Names that begin with \"{REEMBED_PREFIX}\" are those of clip_reembed."))
+            .set_hint("Use another name for the collection."))
     }
 
     /// # Errors

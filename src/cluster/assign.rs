@@ -52,7 +52,9 @@ pub fn assign(embedding: Vector, collection: &str, role: pg_sys::Oid) -> SqlResu
     let _user_context = UserContext::of_extension();
     let store = Store::open(c"clip_assign_cluster()");
     // Before any lock, so that a role that may not assign can't block other sessions.
-    Access::find(&store, collection).check_assign(role)?;
+    let access = Access::find(&store, collection);
+    access.check_not_reserved()?;
+    access.check_assign(role)?;
     let model = loaded::model_of(&embedding.0);
     let Vector(mut member) = embedding;
     l2_normalize(&mut member).map_err(report)?;

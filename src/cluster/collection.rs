@@ -13,7 +13,7 @@ use crate::cluster::members::{check_column, primary_key, refuse_citus};
 use crate::cluster::tables::{Condition, Index, Snapshot, Store};
 use crate::guc;
 use crate::model::loaded;
-use crate::pg::catalog::Table;
+use crate::pg::catalog::{Table, not_owner};
 use crate::pg::citus;
 use crate::pg::error::{SqlResult, different_dimensions, given, report, sql_error};
 use crate::pg::owners_table::OwnersTable;
@@ -132,6 +132,7 @@ fn clip_create_collection(
     let role = current_role();
     let store = Store::open(c"clip_create_collection()");
     let access = Access::find(&store, collection);
+    access.check_not_reserved()?;
     // The caller must own existing clusters under this name, and the open collection default.
     if access.exists() || collection == DEFAULT_COLLECTION {
         access.check_owner(role)?;
@@ -198,10 +199,7 @@ fn owned_members(oid: pg_sys::Oid, role: pg_sys::Oid) -> SqlResult<OwnersTable> 
     let table = OwnersTable::find(oid)?
         .ok_or_else(|| sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, "the members' table does not exist"))?;
     if !has_rights_of(role, table.owner) {
-        return Err(sql_error(
-            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-            format!("must be owner of table {}", table.shown()),
-        ));
+        return Err(not_owner(oid, table.shown()));
     }
     Ok(table)
 }

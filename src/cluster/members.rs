@@ -7,7 +7,7 @@ use clip::clustering::regroup::Rows;
 use clip::vector::l2_normalize;
 use clip::{Error, Kind};
 use pgrx::prelude::*;
-use pgrx::spi::{SpiClient, SpiCursor, SpiHeapTupleData, quote_identifier};
+use pgrx::spi::{SpiClient, SpiCursor, SpiHeapTupleData, quote_identifier, quote_literal};
 
 use crate::cluster::access::{Access, Privilege, unknown};
 use crate::cluster::tables::Store;
@@ -121,7 +121,8 @@ impl Members {
             }
             let columns =
                 [Some(&embedding), Some(&cluster), Some(&key), labels.as_ref(), image.as_ref(), tags.as_ref()];
-            let columns = columns.into_iter().flatten().cloned().collect();
+            let columns: Vec<String> = columns.into_iter().flatten().cloned().collect();
+            check_are_there(client, collection, &table, &columns)?;
             Ok(Some(Self {
                 threshold: get::<f64>(&row, 1)?.unwrap_or_else(guc::cluster_threshold),
                 table,
@@ -143,10 +144,7 @@ impl Members {
                 PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 format!("collection \"{collection}\" does not know the table of its members"),
             )
-            .set_hint(format!(
-                "SELECT clip_create_collection({}, members => 'your_table');",
-                pgrx::spi::quote_literal(collection)
-            ))
+            .set_hint(format!("SELECT clip_create_collection({}, members => 'your_table');", quote_literal(collection)))
         })
     }
 
@@ -173,7 +171,13 @@ impl Members {
                 return Err(sql_error(
                     PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
                     format!("the members of the collection are in {}, not in the table given", table.shown()),
-                ));
+                )
+                .set_hint(format!(
+                    "members => {}, or leave the argument out; for the rows that a view shows, join it to {} by {}.",
+                    quote_literal(table.shown()),
+                    table.shown(),
+                    self.key
+                )));
             }
             return table.as_caller(work);
         }
@@ -183,22 +187,49 @@ impl Members {
                 PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
                 format!("permission denied for table {}", table.shown()),
             )
-            .set_detail(format!("SELECT on its columns {} is needed.", self.columns.join(", "))));
+            .set_detail(format!("SELECT on its columns {} is needed.", self.columns.join(", ")))
+            .set_hint(format!(
+                "Its owner can GRANT SELECT ({}) ON {} TO {}.",
+                self.columns.iter().map(quote_identifier).collect::<Vec<_>>().join(", "),
+                table.shown(),
+                quote_identifier(role_name(current_role()))
+            )));
         }
         // A view can depend on current_user, like a policy.
         if table.has_policies_for_caller() || table.kind == pg_sys::RELKIND_VIEW {
             return Err(sql_error(
                 PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-                format!("{} decides row by row what {} snapshot", table.shown(), role_name(current_role())),
+                format!("{} decides row by row what {} sees", table.shown(), role_name(current_role())),
             )
             .set_detail("Its row-level security policies, or the view's query, are code of its owner.")
             .set_hint(format!(
                 "Name the table to run it and read the rows that it shows: members => {}",
-                pgrx::spi::quote_literal(table.shown())
+                quote_literal(table.shown())
             )));
         }
         table.as_owner(work)
     }
+}
+
+/// # Errors
+/// 42703 if a column was renamed or dropped since the collection's settings named it.
+fn check_are_there(client: &SpiClient<'_>, collection: &str, table: &OwnersTable, columns: &[String]) -> SqlResult<()> {
+    let query = "SELECT c.name FROM pg_catalog.unnest($2) AS c (name) WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a \
+         WHERE a.attrelid OPERATOR(pg_catalog.=) $1 AND a.attname OPERATOR(pg_catalog.=) c.name AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped)";
+    let rows = client.select(query, Some(1), &[table.oid.into(), columns.to_vec().into()]).map_err(spi)?;
+    let Some(gone) = rows.into_iter().next().map(|row| get::<String>(&row, 1)).transpose()?.flatten() else {
+        return Ok(());
+    };
+    let (shown, column) = (table.shown(), quote_identifier(&gone));
+    Err(sql_error(
+        PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
+        format!("column \"{gone}\" of the members of collection \"{collection}\" is not in {shown} any more"),
+    )
+    .set_detail("It has been renamed or dropped.")
+    .set_hint(format!(
+        "If it was renamed: ALTER TABLE {shown} RENAME COLUMN … TO {column}; or, where clip_watch keeps the groups, \
+         clip_unwatch, then clip_watch with the new name, cluster => … and existing => 'keep'."
+    )))
 }
 
 /// Refuses tables of Citus. Members are identified and written by `ctid`, and the same `ctid` can occur in several

@@ -10,10 +10,12 @@ use std::time::{Duration, Instant, SystemTime};
 use clip::model::Model;
 use clip::relevance::{Background, Builder, Entry, Photo, Words};
 use clip::{Error, Kind};
+use pgrx::prelude::*;
 
 use crate::guc;
-use crate::model::{loaded, origin};
+use crate::model::{cache, loaded, origin};
 use crate::pg::error::{SqlResult, report};
+use crate::pg::spi::spi;
 use crate::pg::text::foreign_encoding;
 use crate::pg::vector::Vector;
 
@@ -43,6 +45,8 @@ struct Last {
 
 thread_local! {
     static KNOWN: RefCell<Vec<(Key, Rc<Background>)>> = const { RefCell::new(Vec::new()) };
+    /// The list for which [`tell_of_own_list`] has looked.
+    static TOLD: RefCell<Option<Option<PathBuf>>> = const { RefCell::new(None) };
     static LAST: RefCell<Option<Last>> = const { RefCell::new(None) };
 }
 
@@ -94,6 +98,30 @@ fn unreadable(path: &std::path::Path, why: &str) -> Error {
         .hint("clip_search.words names it; an empty setting uses the list that is built in.")
 }
 
+/// Says once a connection, and for each list, that the tags of a watch will come from a list which other connections
+/// don't use. Roles that can't read the setting can't change it either.
+pub fn tell_of_own_list() -> SqlResult<()> {
+    let list = guc::words();
+    if TOLD.with_borrow(|told| *told == Some(list.clone())) {
+        return Ok(());
+    }
+    TOLD.set(Some(list));
+    let own = Spi::connect(|client| {
+        let found = client.select(include_str!("sql/own_list.sql"), Some(1), &[]).map_err(spi)?;
+        found.first().get_one::<bool>().map_err(spi)
+    })?;
+    if own == Some(true) {
+        let notice =
+            Error::new(Kind::InvalidInput, "this connection's own setting of clip_search.words determines the tags")
+                .detail("The worker and other connections may use another list, and tag the same table by that one.")
+                .hint(
+                    "Set it for the whole database (ALTER DATABASE … SET clip_search.words = …) or in postgresql.conf.",
+                );
+        report(notice).report(PgLogLevel::NOTICE);
+    }
+    Ok(())
+}
+
 /// The background of a model: from this process, from the cache, or embedded now.
 pub fn of(spec: &str) -> SqlResult<Rc<Background>> {
     let key = Key::new(spec)?;
@@ -104,7 +132,8 @@ pub fn of(spec: &str) -> SqlResult<Rc<Background>> {
     }
     let words = key.words().and_then(in_encoding).map_err(report)?;
     let model = Model::find(&key.search, spec).map_err(report)?;
-    let entry = guc::cache().and_then(|cache| Entry::of(&cache, &model, &words, &key.runtime.display().to_string()));
+    let entry =
+        cache::directory().and_then(|cache| Entry::of(&cache, &model, &words, &key.runtime.display().to_string()));
     let kept = match &entry {
         Some(entry) => entry.read(words).map_err(report)?,
         None => Err(words),
@@ -112,7 +141,7 @@ pub fn of(spec: &str) -> SqlResult<Rc<Background>> {
     let background = match kept {
         Ok(background) => background,
         Err(words) => {
-            let made = embed(spec, words)?;
+            let made = embed(spec, words, entry.as_ref())?;
             if let Some(Err(error)) = entry.map(|entry| entry.write(&made)) {
                 // The next connection embeds the words again, so tell the administrator why.
                 pgrx::log!(
@@ -131,18 +160,32 @@ pub fn of(spec: &str) -> SqlResult<Rc<Background>> {
     Ok(background)
 }
 
-/// Embeds the words, in batches between which a cancel takes effect.
-fn embed(spec: &str, words: Words) -> SqlResult<Background> {
+/// Embeds the words, in batches between which a cancel takes effect. With a cache, a call after a cancelled one embeds
+/// only the remaining words.
+fn embed(spec: &str, words: Words, entry: Option<&Entry>) -> SqlResult<Background> {
     let all = words.words.len();
-    pgrx::notice!("embedding {all} words with model \"{spec}\", which is done once");
     let mut builder = Builder::new(words);
-    let (mut done, mut told) = (0, Instant::now());
+    let mut progress = match entry {
+        Some(entry) => entry.resume(&mut builder).map_err(report)?,
+        None => None,
+    };
+    let mut done = all - builder.next(all).len();
+    match done {
+        0 => pgrx::notice!("embedding {all} words with model \"{spec}\", which is done once"),
+        _ => {
+            pgrx::notice!("embedding the last {} of {all} words with model \"{spec}\", which is done once", all - done)
+        }
+    }
+    let mut told = Instant::now();
     while done < all {
         let batch: Vec<Option<&str>> = builder.next(BATCH).iter().map(|word| Some(word.as_str())).collect();
         let vectors = loaded::try_texts(spec, &batch).map_err(report)?;
         done += vectors.len();
         for Vector(vector) in vectors.into_iter().flatten() {
             builder.push(&vector).map_err(report)?;
+        }
+        if let Some(progress) = &mut progress {
+            progress.append(&builder);
         }
         if told.elapsed() >= PROGRESS {
             told = Instant::now();

@@ -7,6 +7,7 @@ use clip::model::Model;
 use pgrx::prelude::*;
 
 use crate::guc;
+use crate::model::cache;
 use crate::model::loaded::{self, Loaded, announce, check_interrupts};
 use crate::pg::interrupt;
 use crate::pg::text::Text;
@@ -63,8 +64,9 @@ fn check(spec: &str) -> Vec<(String, String)> {
     match Model::find(&search, name) {
         Ok(model) => {
             interrupt::watch_runs();
+            let cache = cache::directory();
             let rows = Embedder::new(model, guc::onnxruntime(), guc::threads())
-                .with_cache(guc::cache())
+                .with_cache(cache)
                 .with_interrupts(check_interrupts)
                 .with_announcements(announce)
                 .check(guc::name);

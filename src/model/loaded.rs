@@ -16,6 +16,7 @@ use lru::LruCache;
 use pgrx::PgLogLevel;
 
 use crate::guc;
+use crate::model::cache;
 pub use crate::model::image_memo::Fingerprint;
 use crate::model::image_memo::ImageMemo;
 use crate::model::origin::{self, note_origin};
@@ -61,10 +62,10 @@ pub fn announce(what: &str) {
 }
 
 impl Loaded {
-    fn new(key: Key) -> clip::Result<Self> {
+    fn new(key: Key, cache: Option<PathBuf>) -> clip::Result<Self> {
         let model = Model::find(&key.search, &key.spec)?;
         let embedder = Embedder::new(model, key.library.clone(), key.threads)
-            .with_cache(guc::cache())
+            .with_cache(cache)
             .with_interrupts(check_interrupts)
             .with_announcements(announce);
         let memo = LruCache::new(NonZeroUsize::MIN);
@@ -105,6 +106,7 @@ fn with_model<T>(
 ) -> clip::Result<T> {
     interrupt::watch_runs();
     let key = Key::new(spec, guc::threads());
+    let cache = cache::directory();
     let (result, warnings, notes, figures) = MODELS.with(|models| {
         let mut models = models.borrow_mut();
         let index = match models.iter().position(|loaded| loaded.key == key) {
@@ -112,14 +114,14 @@ fn with_model<T>(
                 let loaded = &mut models[index];
                 if loaded.failed && !loaded.embedder.image_loaded() && !loaded.embedder.text_loaded() {
                     // No part of it is in use, so all of it is dropped, including a graph that both towers share.
-                    *loaded = Loaded::new(key)?;
+                    *loaded = Loaded::new(key, cache)?;
                 } else if loaded.failed {
                     loaded.embedder.model = Model::find(&key.search, spec)?;
                 }
                 index
             }
             None => {
-                let loaded = Loaded::new(key)?;
+                let loaded = Loaded::new(key, cache)?;
                 // A model of the same name under other settings is dropped: two copies would double the memory.
                 models.retain(|loaded| loaded.key.spec != spec);
                 models.push(loaded);
@@ -399,16 +401,17 @@ pub fn dimensions(spec: &str, images: bool) -> SqlResult<usize> {
 
 /// Loads both towers of each model, for this process and the processes that it forks. Returns the warnings.
 pub fn preload(specs: &[String]) -> Result<Vec<String>, String> {
+    let cache = cache::directory();
     MODELS.with(|models| {
         let mut models = models.borrow_mut();
         let mut remarks = Vec::new();
         for spec in specs {
             // One thread, because a thread pool would not survive the fork.
-            let mut loaded = Loaded::new(Key::new(spec, 1)).map_err(|e| e.to_string())?;
+            let mut loaded = Loaded::new(Key::new(spec, 1), cache.clone()).map_err(|e| e.to_string())?;
             let model = loaded.embedder.model.clone();
             // The server's start can't wait the minutes that quantizing a model takes.
             loaded.embedder =
-                Embedder::new(model, loaded.key.library.clone(), 1).with_cache(guc::cache()).without_making();
+                Embedder::new(model, loaded.key.library.clone(), 1).with_cache(cache.clone()).without_making();
             loaded.embedder.load().map_err(|e| match e.hint_for(guc::name) {
                 Some(hint) => format!("{e} {hint}"),
                 None => e.to_string(),
@@ -439,5 +442,5 @@ pub(super) fn with_all<T>(f: impl FnOnce(&[Loaded]) -> T) -> T {
 /// A model that is not loaded yet, regardless of earlier copies in this backend.
 pub fn fresh(spec: &str) -> SqlResult<Embedder> {
     let model = Model::find(&guc::model_path(), spec).map_err(report)?;
-    Ok(Embedder::new(model, guc::onnxruntime(), guc::threads()).with_cache(guc::cache()))
+    Ok(Embedder::new(model, guc::onnxruntime(), guc::threads()).with_cache(cache::directory()))
 }

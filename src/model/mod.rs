@@ -1,6 +1,7 @@
 //! Models in this process: loading, preloading, inspection, origin of vectors, background words, statistics.
 
 pub mod background;
+mod cache;
 mod image_memo;
 mod inspect;
 pub mod loaded;

@@ -7,6 +7,7 @@
 
 use std::ffi::CStr;
 
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, quote_identifier};
 
@@ -14,7 +15,7 @@ use crate::pg::analyzed::renamed;
 use crate::pg::error::{SqlResult, no_table, report, sql_error};
 use crate::pg::spi::{get, spi};
 use crate::pg::text;
-use crate::pg::user_context::UserContext;
+use crate::pg::user_context::{UserContext, owner_of_table, role_name};
 
 /// A lock on a table, by PostgreSQL's name for its mode.
 #[derive(Clone, Copy)]
@@ -95,6 +96,17 @@ fn owned(name: *mut std::ffi::c_char) -> Option<String> {
     (!name.is_null()).then(|| unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned())
 }
 
+/// The error of a caller that has to own a table.
+pub fn not_owner(table: pg_sys::Oid, name: &str) -> ErrorReport {
+    let error = sql_error(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, format!("must be owner of table {name}"));
+    match owner_of_table(table).map(role_name) {
+        Some(owner) => {
+            error.set_hint(format!("It belongs to {owner}: members of that role can call this after SET ROLE."))
+        }
+        None => error,
+    }
+}
+
 /// A table's catalogue entry.
 pub struct Table {
     pub oid: pg_sys::Oid,
@@ -149,7 +161,7 @@ impl Table {
         if self.owned {
             return Ok(());
         }
-        Err(sql_error(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, format!("must be owner of table {}", self.name)))
+        Err(not_owner(self.oid, &self.name))
     }
 
     /// Runs a command that names this table, which is locked ([`define`]).

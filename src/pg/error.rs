@@ -16,6 +16,7 @@ pub fn sqlstate(kind: Kind) -> PgSqlErrorCode {
         Kind::Unsupported => PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
         Kind::LimitExceeded => PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
         Kind::OutOfMemory => PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY,
+        Kind::DiskFull => PgSqlErrorCode::ERRCODE_DISK_FULL,
         Kind::Interrupted => PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
         Kind::UnknownModel => PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
         Kind::MissingFile => PgSqlErrorCode::ERRCODE_UNDEFINED_FILE,

@@ -12,7 +12,7 @@ use crate::pg::user_context::UserContext;
 use crate::watch::checks::{check_table, existing, key, sources};
 use crate::watch::setting::Watch;
 use crate::watch::tags;
-use crate::watch::trigger::install::orphans;
+use crate::watch::trigger::install::stale;
 
 /// The arguments. None keeps a setting, or uses the default when the table is watched for the first time.
 #[derive(Default)]
@@ -270,7 +270,7 @@ fn needs_exclusive_lock(table: &Table, plan: &Plan, arguments: &Arguments<'_>) -
                 return Ok(true);
             }
         }
-        Ok(!orphans(client, table)?.is_empty())
+        Ok(!stale(table.oid)?.is_empty())
     })
 }
 
@@ -289,8 +289,8 @@ pub fn check_change(existing: &Watch, arguments: &Arguments<'_>) -> SqlResult<()
         );
     }
     if existing.cluster.is_some()
-        && (arguments.cluster.is_some_and(|arguments| existing.cluster.as_deref() != Some(arguments))
-            || arguments.collection.is_some_and(|arguments| existing.collection.as_deref() != Some(arguments)))
+        && (arguments.cluster.is_some_and(|cluster| existing.cluster.as_deref() != Some(cluster))
+            || arguments.collection.is_some_and(|collection| existing.collection.as_deref() != Some(collection)))
     {
         return refuse(
             format!("column \"{column}\" is watched with another cluster column or collection already"),

@@ -198,8 +198,35 @@ pub mod clip_search {
             .collect()
     }
 
-    /// Embeds the rows of entries; returns the numbers of embedded and of failed rows.
+    /// Embeds the rows of entries; returns the numbers of rows embedded, of rows that had their embedding and were only
+    /// grouped or tagged, of rows that failed, and of rows that needed nothing or do not exist any more.
     #[pg_extern(volatile, strict, parallel_unsafe, cost = 1000000)]
+    #[allow(clippy::type_complexity)]
+    fn backfill_batch(
+        watch: i64,
+        entries: Vec<Option<i64>>,
+    ) -> Result<
+        TableIterator<
+            'static,
+            (name!(embedded, i64), name!(grouped, i64), name!(tagged, i64), name!(failed, i64), name!(idle, i64)),
+        >,
+        ErrorReport,
+    > {
+        let entries = without_nulls("entries", entries)?;
+        if !is_own(watch)? {
+            return Ok(TableIterator::once((0, 0, 0, 0, 0)));
+        }
+        let (found, keys) = queued(watch, entries.clone())?;
+        let outcome = embed_entries(&found, Terms::ALL)?;
+        let (grouped, tagged) = outcome.kept;
+        let (done, failed) = outcome.single()?;
+        let left = queued(watch, entries)?.1;
+        let idle = (keys - left - done - failed).max(0);
+        Ok(TableIterator::once((done - grouped - tagged, grouped, tagged, failed, idle)))
+    }
+
+    /// The same in the SQL of 0.2.0, which works with this library until the update.
+    #[pg_extern(sql = false)]
     fn backfill_work(
         watch: i64,
         entries: Vec<Option<i64>>,
@@ -208,13 +235,19 @@ pub mod clip_search {
         if !is_own(watch)? {
             return Ok(TableIterator::once((0, 0)));
         }
-        let entries = own(|client| {
-            let query = "SELECT id FROM clip_search.watch_queue WHERE watch = $1 AND id = ANY ($2)";
-            let rows = client.update(query, None, &[watch.into(), entries.into()]).map_err(spi)?;
-            rows.into_iter().map(|row| Ok(get(&row, 1)?.unwrap_or_default())).collect::<SqlResult<Vec<i64>>>()
-        })?;
-        embed_entries(&entries, Terms::ALL)?.single().map(TableIterator::once)
+        embed_entries(&queued(watch, entries)?.0, Terms::ALL)?.single().map(TableIterator::once)
     }
+}
+
+/// The entries of a watch among these, and the number of their rows.
+fn queued(watch: i64, entries: Vec<i64>) -> SqlResult<(Vec<i64>, i64)> {
+    own(|client| {
+        let query = "SELECT pg_catalog.array_agg(id), pg_catalog.count(DISTINCT key) FROM clip_search.watch_queue \
+             WHERE watch = $1 AND id = ANY ($2)";
+        let rows = client.update(query, Some(1), &[watch.into(), entries.into()]).map_err(spi)?;
+        let (found, keys) = rows.first().get_two::<Vec<i64>, i64>().map_err(spi)?;
+        Ok((found.unwrap_or_default(), keys.unwrap_or_default()))
+    })
 }
 
 /// # Errors

@@ -3,7 +3,7 @@
 
 use clip::{Error, Kind};
 use pgrx::prelude::*;
-use pgrx::spi::{SpiClient, quote_identifier};
+use pgrx::spi::{SpiClient, quote_identifier, quote_literal};
 
 use crate::pg::catalog::{Column, Table};
 use crate::pg::error::{SqlResult, different_dimensions, report, sql_error, with_sqlstate};
@@ -143,6 +143,53 @@ pub fn existing(client: &mut SpiClient<'_>, oid: pg_sys::Oid, embedding: &str) -
         .set_hint("A partitioned table is watched as a whole, or partition by partition."));
     }
     Ok(found.pop())
+}
+
+/// Whether a column of a watch seems to have been renamed: the column that would be added in its place would be empty, and
+/// the groups would be lost.
+pub fn check_not_renamed(client: &mut SpiClient<'_>, table: &Table, known: &Watch) -> SqlResult<()> {
+    let wanted = [
+        (Some(&known.embedding), vec!["vector".to_owned(), "halfvec".to_owned()], true),
+        // Other columns of this type are common, so only a table from which no column was dropped is certain.
+        (known.cluster.as_ref(), vec!["int8".to_owned()], false),
+    ];
+    for (column, kinds, even_if_dropped) in wanted {
+        let Some(column) = column else { continue };
+        if table.column(client, column)?.is_some() {
+            continue;
+        }
+        let query = include_str!("sql/renamed.sql");
+        let arguments = [table.oid.into(), kinds.into(), even_if_dropped.into(), known.key.clone().into()];
+        let rows = client.update(query, None, &arguments).map_err(spi)?;
+        let found = rows.map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect::<SqlResult<Vec<_>>>()?;
+        let taken = {
+            let _user_context = UserContext::of_extension();
+            Spi::connect_mut(|client| Watch::find(client, "w.relation::oid = $1", &[table.oid.into()]))?
+        };
+        let is_taken =
+            |name: &String| taken.iter().any(|watch| watch.embedding == *name || watch.cluster.as_ref() == Some(name));
+        let found: Vec<String> = found.into_iter().filter(|name| !is_taken(name)).collect();
+        let Some(first) = found.first() else { continue };
+        let name = quote_literal(&table.name);
+        let renamed = |known: &str| quote_literal(if known == column { first } else { known });
+        let source = known.image.as_deref().or(known.text.as_deref()).unwrap_or_default();
+        let cluster = known.cluster.as_deref().map(|cluster| format!("cluster => {}, ", renamed(cluster)));
+        let shown: Vec<String> = found.iter().map(|name| format!("\"{name}\"")).collect();
+        return Err(sql_error(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
+            format!("watched table {} has no column \"{column}\"", table.name),
+        )
+        .set_detail(format!("It may have been renamed: {} is of its type, and not watched.", shown.join(", ")))
+        .set_hint(format!(
+            "SELECT clip_unwatch({name}, {}); SELECT clip_watch({name}, {}, embedding => {}, {}existing => 'keep'); goes on \
+             with column {first} and the groups. If the column was dropped, the second call without it makes another.",
+            quote_literal(&known.embedding),
+            quote_literal(source),
+            renamed(&known.embedding),
+            cluster.unwrap_or_default()
+        )));
+    }
+    Ok(())
 }
 
 /// A column that only this watch writes.

@@ -1,7 +1,7 @@
 //! clip_watch.
 //!
 //! A watch is a row of clip_search.watch_setting and triggers on the table, whose argument is the row's id: three, a
-//! fourth on a partitioned table, and one on each partition. The triggers are in `trigger`; `work` embeds queued rows, and
+//! fourth on a partitioned table, and one on each partition. The triggers are in `trigger`; `embed_entries` embeds queued rows, and
 //! `worker` is the background worker.
 
 use clip::{Error, Kind};
@@ -20,7 +20,7 @@ use crate::pg::user_context::{UserContext, current_role};
 use crate::pg::vector;
 use crate::watch::arguments::{Arguments, Existing, Plan, check_nulls, lock_table};
 use crate::watch::backfill::{enqueue_existing, enqueue_missing};
-use crate::watch::checks::{check_cluster, check_embedding, check_table};
+use crate::watch::checks::{check_cluster, check_embedding, check_not_renamed, check_table};
 use crate::watch::citus::distribute;
 use crate::watch::columns::{alter, create_index, has_index};
 use crate::watch::dropped::forget_dropped;
@@ -29,7 +29,7 @@ use crate::watch::grouping::{Bind, Bound, name_of_members, reset_settings};
 use crate::watch::setting::{Watch, named_table};
 use crate::watch::shared_memory;
 use crate::watch::tag_column;
-use crate::watch::trigger::install::create_triggers;
+use crate::watch::trigger::install::{create_triggers, drop_stale};
 use crate::watch::{notices, partitions, queue};
 
 #[pg_extern(volatile, parallel_unsafe, name = "clip_watch")]
@@ -120,6 +120,10 @@ pub fn watch(oid: pg_sys::Oid, arguments: &Arguments<'_>) -> SqlResult<Watch> {
         let _caller = UserContext::of_caller();
         let (table, plan) = lock_table(table, arguments)?;
         check_not_replaced(arguments, &plan)?;
+        if let Some(known) = &plan.existing {
+            Spi::connect_mut(|client| check_not_renamed(client, &table, known))?;
+        }
+        drop_stale(&table)?;
         if let Some(cluster) = &plan.cluster {
             check_cluster(&table, arguments.embedding, cluster, &plan.key)?;
         }
@@ -182,18 +186,23 @@ pub fn watch(oid: pg_sys::Oid, arguments: &Arguments<'_>) -> SqlResult<Watch> {
     if table.kind == "p" {
         partitions::settle(&watch)?;
     }
+    if plan.queued && arguments.skip == Some(false) && arguments.replaces.is_none() {
+        notices::no_statement_fails(&table);
+    }
     if table.persistence == "u" && existing.is_none() && watch.cluster.is_some() {
         notices::unlogged(&watch);
     }
     let replaced = settle_existing(&watch, &table, arguments, is_new || plan.is_changed, made_by)?;
-    notices::former_vectors(&table, replaced, plan.queued);
+    // In immediate mode nobody embeds the rows that an earlier call has marked.
+    let outdated = if replaced == 0 && !plan.queued { queue::outdated(watch.id)? } else { replaced };
+    notices::former_vectors(&table, outdated, plan.queued);
     if plan.queued {
         enqueue_missing(&watch)?;
         shared_memory::wake_at_commit();
         if arguments.replaces.is_none() {
             notices::no_worker(&table);
         }
-    } else if replaced == 0 && arguments.replaces.is_none() && !table.forces_policies {
+    } else if outdated == 0 && arguments.replaces.is_none() && !table.forces_policies {
         notices::missing(&watch, &table, told_of_groups)?;
     }
     Ok(watch)
@@ -233,7 +242,8 @@ fn check_arguments(arguments: &Arguments<'_>) -> SqlResult<()> {
     if let Some(weight) = arguments.text_weight.filter(|weight| !(*weight > 0.0 && *weight < 1.0)) {
         return Err(report(
             Error::new(Kind::InvalidInput, format!("text_weight {weight} is not between 0 and 1"))
-                .detail("It is the text's share in the mean of an image's vector and a text's."),
+                .detail("It is the text's share in the mean of an image's vector and a text's; neither has all of it.")
+                .hint("To embed the images alone, leave text_source out, or reset it; for the texts alone, make them the source."),
         ));
     }
     // PostgreSQL cuts longer names, which then can't be found by what was given.

@@ -23,7 +23,7 @@ pub fn forget_dropped(client: &mut SpiClient<'_>, store: &Store) -> SqlResult<()
     let query = "SELECT w.id, CASE WHEN w.added_collection THEN w.collection END FROM clip_search.watch_setting w \
          WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = w.relation::oid) \
              OR pg_catalog.to_jsonb(w) -> 'home' ? 'parent' AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t \
-                 WHERE t.tgrelid = w.relation::oid AND t.tgtype & 1 = 1 AND t.tgname LIKE 'zz\\_clip\\_watch\\_%') FOR UPDATE OF w SKIP LOCKED";
+                 WHERE t.tgrelid = w.relation::oid AND t.tgtype & 1 = 1 AND pg_catalog.starts_with(t.tgname::text, 'zz_clip_watch_')) FOR UPDATE OF w SKIP LOCKED";
     let gone = client
         .update(query, None, &[])
         .map_err(spi)?

@@ -25,6 +25,8 @@ const LOCKED_REST: i64 = 1000;
 pub struct Outcome {
     /// The numbers of rows embedded and permanently failed.
     pub done: HashMap<i64, (i64, i64)>,
+    /// The numbers of the embedded rows that had their embedding before: grouped, and only tagged.
+    pub kept: (i64, i64),
     /// The reason why no row can be embedded at present.
     pub stuck: HashMap<i64, Failure>,
     /// Watches whose tables another session has locked.
@@ -36,6 +38,11 @@ pub struct Outcome {
 impl Outcome {
     fn of(&mut self, watch: &Watch) -> &mut (i64, i64) {
         self.done.entry(watch.id).or_default()
+    }
+
+    fn add_kept(&mut self, (grouped, tagged): (i64, i64)) {
+        self.kept.0 += grouped;
+        self.kept.1 += tagged;
     }
 
     /// The result for a single watch: the numbers of rows embedded and failed, or the reason why none can be embedded.
@@ -194,6 +201,7 @@ impl Work<'_> {
         match attempt(|| self.write_all(&ready, begun)) {
             Ok(written) => {
                 outcome.of(watch).0 += written.done;
+                outcome.add_kept(written.kept);
                 open.extend(written.locked);
                 later.extend(written.later);
             }
@@ -206,6 +214,7 @@ impl Work<'_> {
                     match attempt(|| self.write_all(std::slice::from_ref(pair), begun)) {
                         Ok(written) => {
                             outcome.of(watch).0 += written.done;
+                            outcome.add_kept(written.kept);
                             open.extend(written.locked);
                         }
                         Err(failure) if failure.is_passing() && pair.0.entry.attempts < most_passing_attempts() => {
@@ -246,6 +255,10 @@ impl Work<'_> {
                 match self.queries.write(client, self.watch, row, vector.as_ref())? {
                     Written::Done => {
                         written.done += 1;
+                        if row.embedding.is_some() {
+                            *(if row.lacks_cluster(self.watch) { &mut written.kept.0 } else { &mut written.kept.1 }) +=
+                                1;
+                        }
                         forget_failure(self.watch.id, &row.entry.key)?;
                     }
                     Written::Locked => written.locked.push(row.entry.id),
@@ -307,6 +320,8 @@ fn is_permanent(failure: &Failure) -> bool {
 #[derive(Default)]
 struct AllWritten {
     done: i64,
+    /// As [`Outcome::kept`].
+    kept: (i64, i64),
     /// Entries whose rows another session has locked.
     locked: Vec<i64>,
     /// Entries for which no time was left.

@@ -31,7 +31,8 @@ fn elsewhere(client: &mut SpiClient<'_>, name: &str, here: bool) -> SqlResult<pg
         sql_error(PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT, format!("collection \"{name}\" has its members elsewhere"));
     Ok(match here && !is_kept {
         true => error.set_detail("They are rows of this table, by another embedding or cluster column.").set_hint(format!(
-            "Name another: collection => …; or, if nobody uses its groups any more, SELECT clip_drop_collection({}) first.",
+            "Name another: collection => …; or, if nobody uses its groups any more, SELECT clip_drop_collection({}) first; \
+             or, if its columns were renamed to these and others made in their place, drop those first.",
             quote_literal(name)
         )),
         false => error.set_hint("Name another: collection => …"),
@@ -126,6 +127,9 @@ impl Bind<'_> {
             _ => {}
         }
         let access = Access::find(store, name);
+        if arguments.replaces.is_none() {
+            access.check_not_reserved()?;
+        }
         access.check_not_being_created(self.role)?;
         if access.exists() || name == DEFAULT_COLLECTION {
             access.check_owner(self.role).map_err(|error| error.set_hint("Name another: collection => …"))?;

@@ -54,6 +54,18 @@ pub fn grouping_ends(table: &Table, column: &str, collection: &str) {
     .report(PgLogLevel::NOTICE);
 }
 
+/// `on_error => 'raise'` in queued mode: the row is written before anybody tries to embed it.
+pub fn no_statement_fails(table: &Table) {
+    report(
+        Error::new(Kind::InvalidInput, format!("on_error => 'raise' has no effect on {} in queued mode", table.name))
+            .detail(
+                "A row is embedded after its statement; one that can't be embedded is listed in clip_search.failure.",
+            )
+            .hint("mode => 'immediate' embeds in the statement, which then fails."),
+    )
+    .report(PgLogLevel::NOTICE);
+}
+
 /// The number of rows with an older vector that will be replaced.
 pub fn former_vectors(table: &Table, rows: i64, queued: bool) {
     let name = &table.name;

@@ -155,6 +155,18 @@ pub fn keep_existing(watch: i64) -> SqlResult<()> {
     })
 }
 
+/// The number of rows that are marked to be embedded again.
+pub fn outdated(watch: i64) -> SqlResult<i64> {
+    if !has_again() {
+        return Ok(0);
+    }
+    own(|client| {
+        let query = "SELECT pg_catalog.count(DISTINCT key) FROM clip_search.watch_queue WHERE watch = $1 AND again";
+        let rows = client.update(query, Some(1), &[watch.into()]).map_err(spi)?;
+        Ok(rows.first().get::<i64>(1).map_err(spi)?.unwrap_or_default())
+    })
+}
+
 /// Deletes a watch's entries, except those that another session has locked: that session will find nothing to do.
 /// Waiting for it, while holding a lock on the table that it waits for, would be a deadlock.
 pub fn forget_all(client: &mut SpiClient<'_>, watch: i64) -> SqlResult<()> {

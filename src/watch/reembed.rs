@@ -7,7 +7,7 @@ use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::quote_literal;
 
-use crate::cluster::access::Access;
+use crate::cluster::access::{Access, REEMBED_PREFIX};
 use crate::cluster::tables::{self, Store};
 use crate::model::loaded;
 use crate::pg::catalog::{Lock, Table};
@@ -59,8 +59,10 @@ pub mod clip_search {
                 )));
         }
         tables::check_may_commit("clip_reembed()")?;
-        // A model that does not exist, or can't be used, is an error before any session has to wait.
+        // What stands in the way is an error before any session has to wait, and before words are embedded for minutes.
         if Watch::replacing(watch.id)?.is_none() {
+            check_other_model(&watch, model)?;
+            check_dependents(&watch)?;
             loaded::dimensions(model, watch.image.is_some())?;
             tags::prepare(&Watch { model: model.to_owned(), ..watch })?;
         }
@@ -83,12 +85,7 @@ pub mod clip_search {
             make_indexes(&watch, &next)?;
             return Ok(next.embedding);
         }
-        if watch.model == model {
-            return Err(report(Error::new(
-                Kind::InvalidInput,
-                format!("column \"{}\" holds vectors of model \"{model}\" already", watch.embedding),
-            )));
-        }
+        check_other_model(&watch, model)?;
         check_dependents(&watch)?;
         let name = free_name(&watch)?;
         let (cluster, tags) = (format!("{name}_cluster"), format!("{name}_tags"));
@@ -163,8 +160,26 @@ pub mod clip_search {
     }
 }
 
-/// A name for the second column and its collection that neither a column of the table nor any collection has. Every
-/// role may create a collection under the usual name.
+fn check_other_model(watch: &Watch, model: &str) -> SqlResult<()> {
+    if watch.model != model {
+        return Ok(());
+    }
+    Err(report(
+        Error::new(
+            Kind::InvalidInput,
+            format!("column \"{}\" holds vectors of model \"{model}\" already", watch.embedding),
+        )
+        .hint(format!(
+            "Name another model. To compute the vectors again by this one: SELECT clip_watch({table}, embedding => {}, \
+             existing => 'replace'); CALL clip_backfill({table});",
+            quote_literal(&watch.embedding),
+            table = quote_literal(watch.name())
+        )),
+    ))
+}
+
+/// A name for the second column and its collection that neither a column of the table nor any collection has. In a
+/// database from before 0.3.0, any role may have created a collection under the usual name.
 fn free_name(watch: &Watch) -> SqlResult<String> {
     let usual = column_beside(watch.id);
     let store = Store::open_to_read();
@@ -196,7 +211,7 @@ fn free_name(watch: &Watch) -> SqlResult<String> {
 }
 
 fn column_beside(watch: i64) -> String {
-    format!("clip_reembed_{watch}")
+    format!("{REEMBED_PREFIX}{watch}")
 }
 
 /// Whether a column has a name that [`free_name`] may have given it.

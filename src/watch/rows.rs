@@ -33,6 +33,12 @@ pub struct Row {
     has_tags: bool,
 }
 
+impl Row {
+    pub fn lacks_cluster(&self, watch: &Watch) -> bool {
+        watch.cluster.is_some() && !self.has_cluster
+    }
+}
+
 /// Queries on a watched table.
 pub struct Queries {
     read: String,

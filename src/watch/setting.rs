@@ -193,6 +193,12 @@ impl Watch {
         Ok(found)
     }
 
+    /// Whether any column of a table is watched.
+    pub fn is_any_of(relation: pg_sys::Oid) -> SqlResult<bool> {
+        let _user_context = UserContext::of_extension();
+        Spi::connect_mut(|client| Ok(!Self::find(client, "w.relation::oid = $1", &[relation.into()])?.is_empty()))
+    }
+
     /// The error of a table, or of its column, that is not watched.
     pub fn none_of(table: &str, embedding: Option<&str>) -> pg_sys::panic::ErrorReport {
         let what = match embedding {

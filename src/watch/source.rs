@@ -15,7 +15,7 @@ pub struct Source<'a> {
 
 /// Whether an error concerns one row; others, such as a missing model, would affect every row.
 pub fn is_of_row(error: &Error) -> bool {
-    !matches!(error.kind, Kind::UnknownModel | Kind::MissingFile | Kind::BadModel)
+    !matches!(error.kind, Kind::UnknownModel | Kind::MissingFile | Kind::BadModel | Kind::DiskFull)
 }
 
 /// Embeds rows: each gets its vector, or none if it has no source, or its own error. `Err` is an error of the model.

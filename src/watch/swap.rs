@@ -42,20 +42,24 @@ pub fn check_dependents(watch: &Watch) -> SqlResult<()> {
             .cloned()
             .collect();
         let rows = client.update(query, None, &[watch.relation.into(), columns.into()]).map_err(spi)?;
-        let names = rows.map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect::<SqlResult<Vec<_>>>()?;
-        if names.is_empty() {
-            return Ok(());
-        }
+        let found = rows
+            .map(|row| Ok((get::<String>(&row, 1)?.unwrap_or_default(), get::<String>(&row, 2)?)))
+            .collect::<SqlResult<Vec<_>>>()?;
+        let Some((first, _)) = found.first() else { return Ok(()) };
+        // What has to be created again, as PostgreSQL words it.
+        let defined = found.iter().map(|(name, definition)| match definition {
+            Some(definition) => format!("{name}: {definition}"),
+            None => name.clone(),
+        });
         Err(sql_error(
             PgSqlErrorCode::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
-            format!(
-                "the embedding or cluster column of {} can't be replaced: {} depends on it",
-                watch.name(),
-                names[0]
-            ),
+            format!("the embedding or cluster column of {} can't be replaced: {first} depends on it", watch.name()),
         )
-        .set_detail(names.join("; "))
-        .set_hint("Drop what depends on it, and make it anew afterwards. Plain indexes need not be dropped."))
+        .set_detail(defined.collect::<Vec<_>>().join("; "))
+        .set_hint(
+            "Drop it, call clip_reembed, and create it again; an index on the column alone, without an expression or \
+             a condition, can stay.",
+        ))
     })
 }
 

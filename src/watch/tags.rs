@@ -29,6 +29,7 @@ pub fn prepare(watch: &Watch) -> SqlResult<()> {
 /// The tags of an embedding by a model.
 pub fn of(model: &str, vector: &[f32]) -> SqlResult<Vec<String>> {
     let words = background::of(model)?;
+    background::tell_of_own_list()?;
     let photo = background::photo(&words, vector.to_vec(), model)?;
     let tags = words.tags(&photo, MOST).into_iter().filter(|(_, score)| relevance(*score) >= CUT);
     Ok(tags.map(|(word, _)| words.words[word].clone()).collect())
@@ -47,6 +48,7 @@ pub fn check(tags: &str, image: Option<&str>, cluster: Option<&str>, model: &str
     if let Some(other) = [Some(image), cluster].into_iter().flatten().find(|other| *other == tags) {
         return Err(report(Error::new(Kind::InvalidInput, format!("column \"{other}\" can't have the tags as well"))));
     }
+    background::tell_of_own_list()?;
     background::of(model).map(drop)
 }
 

@@ -20,7 +20,7 @@ use crate::watch::citus::distribute;
 use crate::watch::columns::alter;
 use crate::watch::queue;
 use crate::watch::setting::{Watch, table_of};
-use crate::watch::trigger::install::drop_triggers;
+use crate::watch::trigger::install::{drop_stale, drop_triggers, stale};
 
 #[pg_extern(volatile, parallel_unsafe, name = "clip_unwatch")]
 fn end_watch(
@@ -46,9 +46,17 @@ fn end_watch(
 
 pub fn call(relation: Option<Regclass>, embedding: Option<&str>, drops: bool) -> SqlResult<()> {
     tables::check_writable(c"clip_unwatch()");
-    let watch = Watch::one_of_table(table_of(relation)?, embedding)?;
+    let oid = table_of(relation)?;
+    let watch = match Watch::one_of_table(oid, embedding) {
+        // A table that was restored without its watch has the triggers nevertheless.
+        Err(_) if !Watch::is_any_of(oid)? && !stale(oid)?.is_empty() => {
+            return drop_stale(&Table::locked(oid, Lock::AccessExclusive)?);
+        }
+        watch => watch?,
+    };
     // Wait here for sessions that write the table: no lock is held yet that they could wait for.
     let watch = watch.locked(Lock::AccessExclusive)?;
+    drop_stale(&Table::describe(watch.relation)?)?;
     // Drop the column that was to replace it first.
     if let Some(replacement) = Watch::replacing(watch.id)? {
         unwatch(&replacement, true)?;
@@ -87,17 +95,20 @@ pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
         })?
     };
     if drops && columns.is_empty() && index.is_none() && !collection {
-        let found: Vec<String> = [Some(&watch.embedding), watch.cluster.as_ref(), watch.tags.as_ref()]
-            .into_iter()
-            .flatten()
-            .map(|c| format!("\"{c}\""))
-            .collect();
+        let found: Vec<String> = kept_columns(watch).map(|c| format!("\"{c}\"")).collect();
         let (noun, them) = if found.len() == 1 { ("column", "it") } else { ("columns", "them") };
-        pgrx::notice!(
+        let drops: Vec<String> = kept_columns(watch).map(|c| format!("DROP COLUMN {}", quote_identifier(c))).collect();
+        let message = format!(
             "clip_search: nothing of {} is dropped: clip_watch found {noun} {} and did not create {them}",
             table.name,
             found.join(", ")
         );
+        report(Error::new(Kind::InvalidInput, message).hint(format!(
+            "ALTER TABLE {} {}; drops {them}.",
+            table.name,
+            drops.join(", ")
+        )))
+        .report(PgLogLevel::NOTICE);
     }
     {
         let _caller = UserContext::of_caller();
@@ -152,17 +163,22 @@ pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
         Spi::connect_mut(|client| drop_rows(client, name))?;
         pgrx::notice!("clip_search: collection \"{name}\" is dropped");
     }
-    tell_of_collections(&table, watch.collection.as_deref().filter(|_| !drops))
+    tell_of_collections(&table)
+}
+
+/// The columns that a watch writes.
+fn kept_columns(watch: &Watch) -> impl Iterator<Item = &String> {
+    [Some(&watch.embedding), watch.cluster.as_ref(), watch.tags.as_ref()].into_iter().flatten()
 }
 
 /// Names collections whose members are in a table, in columns that no watch keeps, such as after `reset => '{cluster}'`.
-/// Their clusters do not follow the rows. `kept`: the one that clip_unwatch was to keep.
-fn tell_of_collections(table: &Table, kept: Option<&str>) -> SqlResult<()> {
+/// Their clusters do not follow the rows.
+fn tell_of_collections(table: &Table) -> SqlResult<()> {
     let _user_context = UserContext::of_extension();
     let names = Spi::connect_mut(|client| {
-        let query = "SELECT s.name FROM clip_search.collection_setting s WHERE s.members::oid = $1 AND s.name IS DISTINCT FROM $2 \
+        let query = "SELECT s.name FROM clip_search.collection_setting s WHERE s.members::oid = $1 \
              AND NOT EXISTS (SELECT FROM clip_search.watch_setting w WHERE w.collection = s.name) ORDER BY s.name";
-        let rows = client.update(query, None, &[table.oid.into(), kept.into()]).map_err(spi)?;
+        let rows = client.update(query, None, &[table.oid.into()]).map_err(spi)?;
         rows.map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect::<SqlResult<Vec<_>>>()
     })?;
     let Some(first) = names.first() else { return Ok(()) };

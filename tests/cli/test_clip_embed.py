@@ -16,33 +16,15 @@ import numpy as np
 import pytest
 
 import support
+from clip_embed_runs import PHOTOS, PROGRAM, command, refused, rows, run
 from support import embed_one, value
 
-PROGRAM = support.ROOT / "target" / "release" / "clip-embed"
-PHOTOS = support.ROOT / "examples" / "gallery" / "photos"
 # One list as CSV and as Parquet of many sorts, by pyarrow and DuckDB (lists.py).
 LISTS = support.FIXTURES / "lists"
 NOT_THE_LIST = {"brotli", "empty", "encrypted", "encrypted_column", "latin1", "wrong"}
 # A connection that maps a model's weights computes its first 20 calls in another order, and a batch in yet another:
 # 1.2e-13 on the demo's photos.
 ROUNDING = 1e-12
-
-
-def command(*arguments: object) -> list[str]:
-    assert PROGRAM.exists(), f"{PROGRAM} is missing: run `make test`, or cargo build --release -p clip-embed"
-    return [str(PROGRAM), *map(str, arguments)]
-
-
-def run(*arguments: object, code: int = 0, input: str | None = None) -> str:
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, input=input, timeout=120)
-    assert done.returncode == code, f"{done.args} ended with {done.returncode}: {done.stderr}"
-    assert done.stdout == ""
-    return done.stderr
-
-
-def rows(path: pathlib.Path) -> dict[str, np.ndarray]:
-    with path.open(newline="") as file:
-        return {row["key"]: support.vector(row["embedding"]) for row in csv.DictReader(file)}
 
 
 def psql(pg_program, database: support.Database, script: str) -> None:
@@ -305,7 +287,6 @@ def test_the_output_is_a_file(folder: pathlib.Path, tmp_path) -> None:
     for output in (pipe, "/dev/full"):
         assert "is not a regular file" in run(folder, "-o", output, code=1)
         assert not pathlib.Path(f"{output}.json").exists()
-    assert "cannot be standard output" in run(folder, "-o", "-", code=1)
     # A run that a full disk ended is resumed.
     output = tmp_path / "v.csv"
     limit = subprocess.run(
@@ -356,11 +337,6 @@ def listed(tmp_path: pathlib.Path) -> pathlib.Path:
         (photos / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(PHOTOS / pathlib.Path(name).name, photos / name)
     return photos
-
-
-def refused(path: pathlib.Path) -> list[tuple[str, str]]:
-    with pathlib.Path(f"{path}.failures.csv").open(newline="", encoding="utf-8") as file:
-        return [(row["key"], row["message"]) for row in csv.DictReader(file)]
 
 
 def test_a_list_in_parquet_is_as_one_in_csv(listed: pathlib.Path, tmp_path) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import pathlib
+import re
+import struct
 import subprocess
 import sys
 import uuid
 import xml.dom.minidom
+import zlib
 
 import numpy as np
+import psycopg
 import pytest
 from PIL import Image
 from psycopg import sql
@@ -48,6 +54,58 @@ def stamps(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return root
 
 
+def resource(files: dict[str, bytes]) -> bytes:
+    """A compiled Qt resource file, version 2: every other file is compressed."""
+    root: dict = {}
+    for path, data in files.items():
+        *folders, name = path.split("/")
+        within = root
+        for folder in folders:
+            within = within.setdefault(folder, {})
+        within[name] = data
+    nodes, names, contents = [("", root)], b"", b""
+    tree = b""
+    for number, (name, item) in enumerate(nodes):  # which grows
+        at = len(names)
+        names += struct.pack(">HI", len(name), 0) + name.encode("utf-16-be")
+        if isinstance(item, dict):
+            tree += struct.pack(">IHIIQ", at, 2, len(item), len(nodes), 0)
+            nodes += item.items()
+        else:
+            packed = struct.pack(">I", len(item)) + zlib.compress(item) if number % 2 else item
+            tree += struct.pack(">IHHHIQ", at, number % 2, 0, 0, len(contents), 0)
+            contents += struct.pack(">I", len(packed)) + packed
+    header = 20
+    places = header, header + len(tree), header + len(tree) + len(contents)
+    return b"qres" + struct.pack(">4I", 2, *places) + tree + contents + names
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The gallery's photos under names that the queries of queries-fresh.csv ask for."""
+    root = tmp_path_factory.mktemp("rcc")
+    renamed = {
+        "categorization/resource/images/tools": {"hammer1": "more/hammer-1", "hammer2": "more/hammer-2"},
+        "categorization/resource/images/renewable": {"solar5": "more/solar-panels-1"},
+        "categorization/resource/images/others": {"buffetset": "espresso"},
+        "explore_farm_animals/resource/animals": {"cat": "cat"},
+        "explore_monuments/resource/india": {"tajMahal": "pagoda"},
+    }
+    made: dict[str, dict[str, bytes]] = {
+        name: {}
+        for name in ("categorization", "explore_monuments", "explore_farm_animals", "explore_world_animals", "erase")
+    }
+    for folder, photos in renamed.items():
+        for name, photo in photos.items():
+            out = io.BytesIO()
+            Image.open(PHOTOS[0].parent / f"{photo}.jpg").convert("RGB").save(out, "WEBP")
+            made[folder.split("/")[0]][f"gcompris/src/activities/{folder}/{name}.webp"] = out.getvalue()
+    made["categorization"]["gcompris/src/activities/categorization/other.webp"] = b"a file of another folder"
+    for name, files in made.items():
+        (root / f"{name}.rcc").write_bytes(resource(files))
+    return root
+
+
 def average_linkage(similarity: np.ndarray, threshold: float) -> list[list[int]]:
     """The two groups with the greatest mean cosine are merged as long as that is at least the threshold."""
     groups = [[index] for index in range(len(similarity))]
@@ -64,9 +122,29 @@ def average_linkage(similarity: np.ndarray, threshold: float) -> list[list[int]]
     return groups
 
 
-def test_figures_are_those_of_numpy(stamps: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def fresh_figures(db: psycopg.Connection) -> dict:
+    """Of the photos of the second collection: F1 of the queries that have answers among them, and the share of the others without a
+    result."""
+    with (EVALUATE.parent / "queries-fresh.csv").open(encoding="utf-8", newline="") as file:
+        asked = [(row["query"], row["truth"]) for row in csv.DictReader(file)]
+    names = [name for (name,) in db.execute("SELECT name FROM picture WHERE kind = 'gcompris' ORDER BY id")]
+    assert len(names) == 6
+    query = "SELECT array_agg(clip_relevance(embedding, %s) >= 0.5 ORDER BY id) FROM picture WHERE kind = 'gcompris'"
+    scores, empty = [], []
+    for text, truth in asked:
+        shown = np.array(value(db, query, text))
+        answers = np.array([bool(truth and re.search(truth, name)) for name in names])
+        if answers.any():
+            scores.append(2 * (shown & answers).sum() / (shown.sum() + answers.sum()))
+        elif not truth:
+            empty.append(not shown.any())
+    return {"queries": len(scores), "f1": np.mean(scores), "without": len(empty), "empty": np.mean(empty)}
+
+
+def test_figures_are_those_of_numpy(stamps: pathlib.Path, photographs: pathlib.Path, tmp_path: pathlib.Path) -> None:
     database = f"clip_test_{uuid.uuid4().hex[:12]}"
-    command = [sys.executable, EVALUATE, "--stamps", stamps, "--out", tmp_path, "--database", database]
+    command = [sys.executable, EVALUATE, "--stamps", stamps, "--gcompris", photographs]
+    command += ["--out", tmp_path, "--database", database]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -77,11 +155,15 @@ def test_figures_are_those_of_numpy(stamps: pathlib.Path, tmp_path: pathlib.Path
             templates = [f"a photo of a {name}" for name in names]
             labels = np.stack([support.embed_one(db, "text", text) for text in templates])
             assert value(db, "SELECT count(*) FROM clip_search.collection") == 0
+            fresh = fresh_figures(db)
     finally:
         with support.connect("postgres") as db:
             db.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(database)))
     result = json.loads((tmp_path / "photo-mini.json").read_text())
     assert result["pictures"] == len(rows) == 2 * len(PHOTOS)
+    assert result["relevance"]["fresh"]["at_cut"] == pytest.approx(fresh)
+    assert fresh["f1"] > 0 and fresh["empty"] > 0
+    assert "relevance from 0.5 on, gcompris" in done.stdout and "curve: relevance from 0.3 on, mean" in done.stdout
     assert not [
         row[0]
         for row in rows

@@ -115,6 +115,7 @@ def test_a_cache_that_cannot_be_written_shows(own: Server) -> None:
     with as_exporter(own) as db:
         bytes, graphs, refused = db.execute(query).fetchone()
         assert bytes > 50_000_000 and (graphs, refused) == (2, 0), "preloading has filled it"
+        own.run("touch", f"{cache}/0123456789abcdef-0123456789abcdef-0123456789abcdef.words")
         own.run("touch", f"{cache}/0123456789abcdef-0123456789abcdef.failed")
         assert db.execute(query).fetchone() == (bytes, 2, 1)
         own.run("touch", "-d", "2 hours ago", f"{cache}/0123456789abcdef-0123456789abcdef.failed")

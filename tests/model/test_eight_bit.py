@@ -111,7 +111,7 @@ def test_it_is_made_once(db: psycopg.Connection) -> None:
     first = embed_one(db, "text", TEXTS[1])
     directory = value(db, "SELECT current_setting('data_directory') || '/pgsql_tmp.clip_search'")
     recipes = (
-        "SELECT count(*) FROM pg_ls_dir(%s) AS d WHERE d ~ '^[0-9a-f]+-[0-9a-f]+$'"
+        "SELECT count(*) FROM pg_ls_dir(%s) AS d WHERE d ~ '^[0-9a-f]+(-[0-9a-f]+){2}$'"
         " AND (pg_stat_file(%s || '/' || d || '/recipe', true)).size IS NOT NULL"
     )
     before = value(db, recipes, directory, directory)

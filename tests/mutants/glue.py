@@ -485,8 +485,8 @@ MUTATIONS = [
     Mutation(
         "the list of failures shows others' rows",
         "sql/watch.sql",
-        "WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE');\n\n-- A procedure that commits",
-        "WHERE true;\n\n-- A procedure that commits",
+        "f.watch\n    WHERE clip_search.is_owned(w.relation) AND NOT coalesce",
+        "f.watch\n    WHERE NOT coalesce",
         "tests/docs/test_observability.py::test_it_counts_all_tables_for_a_role_that_may_read_none",
     ),
     Mutation(
@@ -495,6 +495,27 @@ MUTATIONS = [
         "stays the caller's.\n        let _context = UserContext::of_caller();",
         "stays the caller's.\n        let _context = UserContext::of_extension();",
         "tests/embed/test_relevance.py::test_find_has_the_callers_rights_and_no_others",
+    ),
+    Mutation(
+        "every background worker counts as one of clip_search",
+        "src/pg/hard_limit.rs",
+        "    WORKER.get().is_some()\n",
+        "    // SAFETY: a variable that is set at the start of the process.\n    !unsafe { (&raw const pg_sys::MyBgworkerEntry).read() }.is_null()\n",
+        "tests/server/test_other_workers.py::test_a_job_of_logical_replication",
+    ),
+    Mutation(
+        "nobody notices that the postmaster has died",
+        "src/watch/worker/process.rs",
+        "        if !postmaster_is_alive() {",
+        "        if !postmaster_is_alive() && pg_sys::MyProcPid == 0 {",
+        "tests/server/test_postmaster_death.py::test_launcher_and_worker_end_with_the_postmaster",
+    ),
+    Mutation(
+        "errors that should pass are tried for ever",
+        "src/watch/queue.rs",
+        "    guc::worker_attempts() + PASSING_ATTEMPTS",
+        "    i32::MAX - PASSING_ATTEMPTS",
+        "tests/watch/test_passing_errors.py::test_a_backfill_ends",
     ),
     # ------------------------------------------------------------ answers
     Mutation(
@@ -521,9 +542,30 @@ MUTATIONS = [
     Mutation(
         "clip_find takes the default model for a watched column",
         "src/answer/find.rs",
-        "None => model_of_column(table, embedding)?.unwrap_or_else(guc::model),",
-        "None => model_of_column(table, embedding)?.filter(|_| false).unwrap_or_else(guc::model),",
+        "None => watched.model.unwrap_or_else(guc::model),",
+        "None => watched.model.filter(|_| false).unwrap_or_else(guc::model),",
         "tests/embed/test_relevance.py",
+    ),
+    Mutation(
+        "clip_find counts the column that clip_reembed fills",
+        "src/answer/sql/columns.sql",
+        " AND a.attname <> ALL ($3::text[])",
+        " AND $3::text[] IS NOT NULL",
+        "tests/watch/test_second_day.py::test_a_search_during_a_reembedding_uses_the_old_column",
+    ),
+    Mutation(
+        "stale triggers stay until the groups are settled",
+        "src/watch/define.rs",
+        "        drop_stale(&table)?;\n",
+        "",
+        "tests/watch/test_restore.py::test_a_table_restored_alone_takes_writes_again",
+    ),
+    Mutation(
+        "anybody may found clip_reembed's collections",
+        "src/cluster/access.rs",
+        "if self.exists() || !self.name.starts_with(REEMBED_PREFIX) {",
+        "if self.exists() || self.name.starts_with(REEMBED_PREFIX) {",
+        "tests/server/test_rights.py::test_a_stranger_s_collection_is_not_used_to_embed_again",
     ),
     Mutation(
         "tags of one's own labels come in the order given",

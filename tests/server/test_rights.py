@@ -429,7 +429,8 @@ def test_another_table_that_takes_the_name_is_not_planned(
 
 
 def test_a_stranger_s_collection_is_not_used_to_embed_again(database: support.Database, eve: str) -> None:
-    """clip_reembed fills a collection of a name that anybody can guess, and create first."""
+    """clip_reembed fills a collection of a name that anybody can guess: nobody else may create it. In a database from before
+    0.3.0, somebody may have."""
     with database.connect() as admin, database.connect(user=eve) as db:
         admin.execute("SET client_min_messages = warning")
         admin.execute("CREATE TABLE kept (id int PRIMARY KEY, body text)")
@@ -438,8 +439,21 @@ def test_a_stranger_s_collection_is_not_used_to_embed_again(database: support.Da
             admin.execute("INSERT INTO kept VALUES (1, 'a sleepy cat')")
             watch = value(admin, "SELECT id FROM clip_search.watch_setting WHERE relation = 'kept'::regclass")
             name = f"clip_reembed_{watch}"
-            db.execute("SELECT clip_create_collection(%s, 0.5)", (name,))
+            db.execute(f"CREATE TABLE {eve}.taken (id int PRIMARY KEY, body text)")
+            for call in (
+                f"SELECT clip_create_collection('{name}_2', 0.5)",
+                f"SELECT clip_assign_cluster('{[1.0] * 512}'::vector, '{name}')",
+                f"SELECT clip_watch('{eve}.taken', 'body', cluster => 'g', collection => '{name}')",
+            ):
+                state, text = sqlstate(db, call)
+                assert state == "42939" and "Use another name" in text, call
+            db.execute(f"DROP TABLE {eve}.taken")
+            assert value(admin, "SELECT count(*) FROM clip_search.collection_setting WHERE name <> 'kept'") == 0
+            admin.execute("INSERT INTO clip_search.collection_setting (name, threshold) VALUES (%s, 0.5)", (name,))
+            insert = "INSERT INTO clip_search.collection_grant VALUES (%s, %s::regrole::oid, %s)"
+            admin.execute(insert, (name, eve, "owner"))
             db.execute("SELECT clip_grant_collection(%s, 'PUBLIC')", (name,))
+            db.execute(f"SELECT clip_leave_cluster(clip_assign_cluster('{[1.0] * 512}', %s), '{[1.0] * 512}')", (name,))
             admin.execute("CALL clip_reembed('kept', 'photo-mini+photo-mini')")
             assert value(admin, "SELECT model FROM clip_search.watch") == "photo-mini+photo-mini"
             assert value(admin, "SELECT count(embedding) FROM kept WHERE cluster_id IS NOT NULL") == 1

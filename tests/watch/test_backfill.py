@@ -54,7 +54,7 @@ def test_the_total_counts_what_others_have_done(database, db):
 
     with database.connect(autocommit=False) as other:
         other.execute(
-            "SELECT clip_search.backfill_work(%s, (SELECT array_agg(id) FROM clip_search.watch_queue WHERE key[1]::int <= 4))",
+            "SELECT clip_search.backfill_batch(%s, (SELECT array_agg(id) FROM clip_search.watch_queue WHERE key[1]::int <= 4))",
             (watch,),
         )
         thread = threading.Thread(target=backfill)
@@ -234,3 +234,38 @@ def test_reembed_says_what_searches_need(db):
         vector(value(db, "SELECT embedding::text FROM note")),
         vector(value(db, "SELECT clip_embed_text_for('note', 'a cat')::text")),
     )
+
+
+def test_what_waits_and_what_was_done_is_told_as_it_is(db):
+    """A row that is written twice waits once; a deleted row, or one that got another key, was embedded by nobody."""
+    db.execute("CREATE TABLE photo (id int PRIMARY KEY, data bytea)")
+    db.execute("SELECT clip_watch('photo', 'data', mode => 'queued')")
+    db.execute(
+        "INSERT INTO photo VALUES (1, %s), (2, %s), (3, %s)", tuple(PHOTOS[n] for n in ("cat", "rocket", "pagoda"))
+    )
+    db.execute("UPDATE photo SET data = data || ''::bytea, id = id WHERE id = 1")
+    db.execute("UPDATE photo SET data = %s WHERE id = 1", (PHOTOS["pagoda"],))
+    db.execute("UPDATE photo SET data = %s WHERE id = 1", (PHOTOS["cat"],))
+    db.execute(
+        "UPDATE clip_search.watch_queue SET attempts = 1, sqlstate = 'XX000', message = 'once' WHERE id = (SELECT max(id) FROM clip_search.watch_queue)"
+    )
+    assert value(db, "SELECT count(*) FROM clip_search.watch_queue") > 3
+    keys = "SELECT key[1]::int, attempts, sqlstate, message FROM clip_search.pending ORDER BY 1"
+    assert db.execute(keys).fetchall() == [(1, 1, "XX000", "once"), (2, 0, None, None), (3, 0, None, None)]
+    db.execute("DELETE FROM photo WHERE id = 2; UPDATE photo SET id = 4 WHERE id = 3")
+    said = []
+    db.execute("SET client_min_messages = notice")
+    db.add_notice_handler(lambda diag: said.append(diag.message_primary))
+    db.execute("CALL clip_backfill('photo')")
+    assert re.fullmatch(r"clip_search: 2 rows embedded in [0-9.]+ s", said[-1]), said
+    assert value(db, "SELECT count(*) FROM clip_search.pending") == 0
+    db.execute("CALL clip_backfill('photo')")
+    assert re.fullmatch(r"clip_search: 0 rows embedded in [0-9.]+ s", said[-1]), said
+    # Rows that have their embedding.
+    db.execute("SELECT clip_watch('photo', tags => 'tags')")
+    db.execute("CALL clip_backfill('photo')")
+    assert re.fullmatch(r"clip_search: 2 rows tagged in [0-9.]+ s", said[-1]), said
+    db.execute("SELECT clip_watch('photo', cluster => 'cluster_id')")
+    db.execute("INSERT INTO photo VALUES (5, %s)", (PHOTOS["cat"],))
+    db.execute("CALL clip_backfill('photo')")
+    assert re.fullmatch(r"clip_search: 1 row embedded, 2 rows grouped in [0-9.]+ s", said[-1]), said

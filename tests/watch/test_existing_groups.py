@@ -9,7 +9,7 @@ import pytest
 
 from servers import Server, server
 from support import sqlstate, until, value
-from watched import check, fill, notes
+from watched import WORDS, check, fill, notes
 
 
 def notices(db: psycopg.Connection) -> list[str]:
@@ -195,7 +195,7 @@ def test_unwatch_says_that_it_drops_nothing(db):
     db.execute("SELECT clip_unwatch('note', drop_columns => true)")
     assert said == [
         'clip_search: nothing of public.note is dropped: clip_watch found columns "embedding", "cluster_id" '
-        "and did not create them",
+        "and did not create them\nALTER TABLE public.note DROP COLUMN embedding, DROP COLUMN cluster_id; drops them.",
         'collection "mine" of public.note stays, but will not follow the rows any more\n'
         "SELECT clip_drop_collection('mine') drops it; clip_watch with the same columns takes it up again.",
     ]
@@ -282,3 +282,41 @@ def test_a_server_without_the_extension_has_no_errors_in_its_log(bindir):
         assert "after an error" not in made.messages(), made.messages()
     finally:
         made.remove()
+
+
+def test_unwatch_names_the_collection_that_stays_every_time(db):
+    db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
+    said = notices(db)
+    stays = 'collection "note" of public.note stays, but will not follow the rows any more'
+    for _ in range(2):
+        db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id')")
+        del said[:]
+        db.execute("SELECT clip_unwatch('note')")
+        assert len(said) == 1 and said[0].startswith(stays), said
+
+
+def test_a_renamed_column_is_not_made_a_second_time(db):
+    """The watch goes on with the column under its new name, and with the groups."""
+    db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
+    db.execute("SELECT clip_watch('note', 'body', cluster => 'g')")
+    db.execute("INSERT INTO note SELECT n, (%s::text[])[1 + n %% 3] FROM generate_series(1, 6) n", (list(WORDS),))
+    groups = "SELECT id, size FROM clip_search.cluster WHERE collection = 'note' ORDER BY 1"
+    before = db.execute(groups).fetchall()
+    db.execute("ALTER TABLE note RENAME embedding TO e")
+    for call in ("clip_clusters", "clip_cluster_groups", "clip_duplicates", "clip_recluster"):
+        state, text = sqlstate(db, f"SELECT * FROM {call}('note')")
+        assert state == "42703" and 'collection "note"' in text and '"embedding"' in text, text
+        assert "RENAME COLUMN" in text and "existing => 'keep'" in text, text
+    for column, now in (("embedding", "e"), ("g", "h")):
+        if column == "g":
+            db.execute("ALTER TABLE note RENAME g TO h")
+        state, text = sqlstate(db, "SELECT clip_watch('note', 'body'%s)" % (", 'e'" if column == "g" else ""))
+        assert state == "42703" and f'no column "{column}"' in text and f'"{now}" is of its type' in text, text
+        way_out = text.split("\n")[-1].split(" goes on")[0]
+        assert value(db, "SELECT count(*) FROM pg_attribute WHERE attrelid = 'note'::regclass AND attnum > 0") == 4
+        for statement in way_out.rstrip(";").split("; "):
+            db.execute(statement)
+        assert db.execute(groups).fetchall() == before
+        assert db.execute("SELECT pending, outdated FROM clip_search.watch").fetchone() == (0, 0)
+    db.execute("INSERT INTO note VALUES (7, %s)", (WORDS[1],))
+    assert check(db, "note", "body, e::text, h") == 7

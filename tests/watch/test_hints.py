@@ -5,6 +5,7 @@ from __future__ import annotations
 import psycopg
 import pytest
 
+import support
 from support import sqlstate, value
 from watched import PHOTOS, fill, notes
 
@@ -159,3 +160,51 @@ def test_a_weight_needs_both_sources(db: psycopg.Connection) -> None:
         assert state == "22023" and "share of a text beside an image" in text
     db.execute("SELECT clip_watch('photo', 'data', text_source => 'body', text_weight => 0.3)")
     db.execute("SELECT clip_watch('photo', text_weight => 0.4)")
+
+
+def test_refusals_name_the_way_out(database: support.Database, db: psycopg.Connection, plain_role: str) -> None:
+    notes(db)
+    fill(db, 3)
+    db.execute("CREATE VIEW seen AS SELECT * FROM note")
+    with database.connect(plain_role) as other:
+        for call in (
+            "SELECT clip_retry('note')",
+            "CALL clip_backfill('note')",
+            "SELECT clip_create_collection('x', members => 'note')",
+        ):
+            state, text = sqlstate(other, call)
+            assert (
+                state == "42501" and "must be owner of table public.note" in text and "It belongs to postgres" in text
+            ), text
+        db.execute(f"SELECT clip_grant_collection('note', '{plain_role}', 'select')")
+        state, text = sqlstate(other, "SELECT * FROM clip_clusters('note')")
+        assert (
+            state == "42501" and f"GRANT SELECT (embedding, cluster_id, id) ON public.note TO {plain_role}." in text
+        ), text
+        db.execute(f"GRANT SELECT ON note TO {plain_role}")
+        db.execute("ALTER TABLE note ENABLE ROW LEVEL SECURITY")
+        state, text = sqlstate(other, "SELECT * FROM clip_clusters('note')")
+        assert f"public.note decides row by row what {plain_role} sees" in text
+    state, text = sqlstate(db, "SELECT * FROM clip_clusters('note', members => 'seen')")
+    assert state == "22023" and "members => 'public.note', or leave the argument out" in text, text
+    state, text = sqlstate(db, "SELECT clip_watch('note', text_source => 'title', text_weight => 0)")
+    assert state == "22023" and "leave text_source out" in text
+    state, text = sqlstate(db, "CALL clip_reembed('note', 'photo-mini')")
+    way_out = text.split("this one: ")[1]
+    assert state == "22023" and "existing => 'replace'" in way_out, text
+    for statement in way_out.rstrip(";").split("; "):
+        db.execute(statement)
+    assert value(db, "SELECT outdated FROM clip_search.watch") == 0
+
+
+def test_an_error_that_no_statement_can_raise_is_told_of(db: psycopg.Connection) -> None:
+    said: list[str] = []
+    db.execute("SET client_min_messages = notice")
+    db.add_notice_handler(lambda diag: said.append(f"{diag.message_primary}\n{diag.message_hint}"))
+    db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
+    db.execute("SELECT clip_watch('note', 'body', mode => 'queued', on_error => 'raise')")
+    told = [text for text in said if "on_error => 'raise' has no effect" in text]
+    assert len(told) == 1 and "mode => 'immediate'" in told[0], said
+    del said[:]
+    db.execute("SELECT clip_watch('note', mode => 'immediate', on_error => 'raise')")
+    assert not any("on_error" in text for text in said), said

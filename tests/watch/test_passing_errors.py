@@ -71,6 +71,6 @@ def test_messages_are_stored_in_part(db: psycopg.Connection) -> None:
 
 
 def test_the_steps_of_a_backfill_name_a_null(db: psycopg.Connection) -> None:
-    for call in ("backfill_failed(ARRAY[NULL]::bigint[])", "backfill_work(5, ARRAY[1, NULL]::bigint[])"):
+    for call in ("backfill_failed(ARRAY[NULL]::bigint[])", "backfill_batch(5, ARRAY[1, NULL]::bigint[])"):
         state, text = sqlstate(db, f"SELECT clip_search.{call}")
         assert state == "22004" and "contains NULL" in text

@@ -149,3 +149,54 @@ def test_only_the_owner_loads_past_the_triggers(database: support.Database, plai
                 "INSERT INTO note VALUES (1, %s, array_fill(0.5, ARRAY[512])::real[]::vector, 77)", (WORDS[0],)
             )
         assert check(db, "note") == 1
+
+
+STALE = "SELECT count(*) FROM pg_trigger WHERE tgfoid = 'clip_watch_row()'::regprocedure AND tgparentid = 0"
+
+
+@pytest.mark.parametrize("part", [[], ["--schema-only"]], ids=["data", "schema"])
+@pytest.mark.parametrize("call", ["watch", "unwatch"])
+def test_a_table_restored_alone_takes_writes_again(
+    empty_database: support.Database, pg_program, tmp_path: pathlib.Path, call: str, part: list[str]
+) -> None:
+    """Its triggers come with it, its watch does not; the number of that watch may be another table's by then."""
+    file = tmp_path / "dump"
+    said: list[str] = []
+    with empty_database.connect() as db:
+        db.execute("SET client_min_messages = warning")
+        db.execute("CREATE EXTENSION clip_search CASCADE")
+        db.execute("CREATE TABLE note (id int PRIMARY KEY, body text) PARTITION BY RANGE (id)")
+        db.execute("CREATE TABLE low PARTITION OF note FOR VALUES FROM (0) TO (100)")
+        db.execute("SELECT clip_watch('note', 'body', cluster => 'g')")
+        db.execute("INSERT INTO note VALUES (1, %s)", (WORDS[0],))
+        triggers = value(db, STALE)
+        assert triggers == 5
+        run(pg_program("pg_dump"), "-t", "note", "-t", "low", *part, "-f", file, empty_database.name)
+        db.execute("DROP TABLE note")
+        run(pg_program("psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", empty_database.name, "-f", file)
+        assert value(db, STALE) == triggers and value(db, "SELECT count(*) FROM clip_search.watch") == 0
+        # The number is that of another table now.
+        db.execute("CREATE TABLE other (id int PRIMARY KEY, body text)")
+        number = value(db, "SELECT tgargs FROM pg_trigger WHERE tgrelid = 'low'::regclass AND tgargs <> '' LIMIT 1")
+        db.execute("SELECT setval('clip_search.watch_id_seq', %s, false)", (int(bytes(number).rstrip(b"\0")),))
+        db.execute("SELECT clip_watch('other', 'body')")
+        state_of, text = support.sqlstate(db, "INSERT INTO note VALUES (2, 'a cat')")
+        assert state_of == "55000" and "clip_watch" in text and "clip_unwatch" in text
+        db.execute("SET client_min_messages = notice")
+        db.add_notice_handler(lambda diag: said.append(diag.message_primary or ""))
+        if call == "unwatch":
+            db.execute("SELECT clip_unwatch('note')")
+            assert support.sqlstate(db, "SELECT clip_unwatch('note')")[0] == "42704"
+        else:
+            db.execute("SELECT clip_watch('note', 'body', cluster => 'g')")
+        told = [text for text in said if text.startswith("triggers zz_clip")]
+        assert (
+            len(told) == 1 and told[0].endswith(" of public.note are dropped") and told[0].count("zz_clip") == triggers
+        )
+        assert value(db, STALE) == 3 + (0 if call == "unwatch" else triggers)
+        db.execute("INSERT INTO note VALUES (2, %s)", (WORDS[1],))
+        db.execute("CALL clip_backfill('other')")
+        if call == "watch":
+            db.execute("CALL clip_backfill('note')")
+            assert check(db, "note", "body, embedding::text, g", "note") == (1 if part else 2)
+        db.execute("TRUNCATE low")

@@ -181,7 +181,8 @@ def test_unwatch_keeps_all_that_it_is_not_told_to_drop(db):
     fill(db, 5)
     said = messages(db)
     db.execute("SELECT clip_unwatch('note')")
-    assert said == []
+    stays = 'collection "note" of public.note stays, but will not follow the rows any more'
+    assert [message for _, message, _ in said] == [stays]
     assert value(db, "SELECT count(embedding) + count(cluster_id) FROM note") == 10
     assert value(db, "SELECT count(*) FROM pg_indexes WHERE tablename = 'note'") == 2
     assert value(db, "SELECT sum(size) FROM clip_search.cluster WHERE collection = 'note'") == 5
@@ -290,3 +291,22 @@ def test_rows_that_are_yet_to_be_grouped_are_told_of(db):
     ]
     db.execute("CALL clip_backfill('note')")
     assert check(db, "note") == 3
+
+
+def test_immediate_mode_says_that_nobody_embeds_outdated_rows(db):
+    """In queued mode the background worker replaces them."""
+    notes(db, ", mode => 'queued'")
+    db.execute("INSERT INTO note VALUES (1, 'a cat', 'a dog'), (2, 'a ship', 'a boat')")
+    db.execute("CALL clip_backfill('note')")
+    said = messages(db)
+    with db.transaction():
+        db.execute("SELECT clip_watch('note', 'title')")
+        del said[:]
+        db.execute("SELECT clip_watch('note', mode => 'immediate')")
+    assert db.execute("SELECT pending, outdated FROM clip_search.watch").fetchone() == (2, 2)
+    assert len(said) == 1 and said[0][0] == "NOTICE" and said[0][1].startswith("2 rows of public.note have vectors")
+    assert "CALL clip_backfill('public.note')" in said[0][2]
+    db.execute("CALL clip_backfill('note')")
+    del said[:]
+    db.execute("SELECT clip_watch('note', mode => 'immediate')")
+    assert said == []

@@ -12,7 +12,7 @@ import pytest
 import support
 from servers import Server, server
 from support import close, embed_one, in_parallel, sqlstate, until, value, vector
-from watched import check, drained, fill, notes, workers
+from watched import PHOTOS, check, drained, fill, notes, workers
 
 
 def test_databases_take_turns_at_the_worker(bindir: pathlib.Path) -> None:
@@ -321,3 +321,44 @@ def test_the_owner_of_a_database_dumps_it(empty_database: support.Database, pg_p
         with support.connect("postgres") as db:
             db.execute(f"DROP DATABASE {name} WITH (FORCE)")
             db.execute(f"DROP ROLE {owner}; DROP ROLE {owner}_other")
+
+
+def test_a_search_during_a_reembedding_uses_the_old_column(db: psycopg.Connection, with_clip) -> None:
+    """From clip_reembed's start to its end, or after it was cancelled, the table has a second column of embeddings."""
+    db.execute("CREATE TABLE photo (id int PRIMARY KEY, data bytea) PARTITION BY RANGE (id)")
+    db.execute("CREATE TABLE low PARTITION OF photo FOR VALUES FROM (0) TO (100)")
+    db.execute("SELECT clip_watch('photo', 'data')")
+    db.execute("INSERT INTO photo VALUES (1, %s), (2, %s)", (PHOTOS["cat"], PHOTOS["rocket"]))
+    find = "SELECT id, relevance FROM clip_find(%s, 'a cat', cut => 0) ORDER BY 1"
+    found = [db.execute(find, (table,)).fetchall() for table in ("photo", "low")]
+    assert [len(rows) for rows in found] == [2, 2]
+    model = value(db, "SELECT name FROM clip_models() WHERE name <> 'photo-mini' LIMIT 1")
+    db.execute("SELECT clip_search.reembed_begin('photo', %s, NULL)", (model,))
+    assert value(db, "SELECT count(*) FROM clip_search.watch") == 2
+    # The model is the old column's, whatever the session's is.
+    db.execute("SELECT set_config('clip_search.model', %s, false)", (model,))
+    assert [db.execute(find, (table,)).fetchall() for table in ("photo", "low")] == found
+    # A column of the user's own is as ambiguous as before.
+    db.execute("ALTER TABLE photo ADD mine vector(512)")
+    state, text = sqlstate(db, "SELECT * FROM clip_find('photo', 'a cat')")
+    assert state == "42P08" and "It has 2 of type" in text
+
+
+def test_what_depends_on_a_column_is_told_of_before_any_work(db: psycopg.Connection, with_clip) -> None:
+    db.execute("CREATE TABLE photo (id int PRIMARY KEY, data bytea, CONSTRAINT pos CHECK (id > 0))")
+    db.execute("SELECT clip_watch('photo', 'data', tags => 'tags')")
+    db.execute("ALTER TABLE photo ADD CONSTRAINT whole CHECK (embedding IS NULL OR vector_dims(embedding) = 512)")
+    db.execute("CREATE INDEX bare ON photo (id) WHERE embedding IS NULL")
+    db.execute("CREATE INDEX half ON photo USING hnsw ((embedding::halfvec(512)) halfvec_cosine_ops)")
+    model = value(db, "SELECT name FROM clip_models() WHERE name <> 'photo-mini' LIMIT 1")
+    state, text = sqlstate(db, "SELECT clip_search.reembed_begin('photo', %s, NULL)", model)
+    assert state == "2BP01"
+    for name, definition in (
+        ("index public.bare:", "WHERE (embedding IS NULL)"),
+        ("index public.half:", "halfvec"),
+        ("constraint whole on table public.photo:", "vector_dims"),
+    ):
+        detail = text.split("\n")[1]
+        assert detail.count(name) == 1 and definition in detail, text
+    assert "create it again" in text
+    assert value(db, "SELECT count(*) FROM clip_search.watch") == 1

@@ -573,7 +573,7 @@ def test_a_row_that_is_changed_while_it_fails_is_not_listed_for_ever(
     db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
     db.execute("SELECT clip_watch('note', 'body', mode => 'queued', on_error => 'skip')")
     db.execute("INSERT INTO note VALUES (1, '')")
-    work = "SELECT failed FROM clip_search.watch_queue q, clip_search.backfill_work(q.watch, ARRAY[q.id])"
+    work = "SELECT failed FROM clip_search.watch_queue q, clip_search.backfill_batch(q.watch, ARRAY[q.id])"
     with database.connect() as other:
         with other.transaction():
             assert value(other, work) == 1  # listed, and not yet committed

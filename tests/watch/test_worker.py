@@ -481,7 +481,7 @@ def test_it_has_the_owners_rights_only(preloaded: Server, db: psycopg.Connection
         watch = value(db, "SELECT id FROM clip_search.watch_setting WHERE relation = 'note'::regclass")
         assert sqlstate(mallory, f"SELECT clip_search.backfill_claim({watch}, 0, 1000, 1)")[0] == "42501"
         assert value(mallory, f"SELECT clip_search.backfill_claim({watch} + 1, 0, 1000, 1)") == []
-        assert sqlstate(mallory, f"SELECT * FROM clip_search.backfill_work({watch}, '{{1}}')")[0] == "42501"
+        assert sqlstate(mallory, f"SELECT * FROM clip_search.backfill_batch({watch}, '{{1}}')")[0] == "42501"
         mallory.execute(
             f"CREATE TRIGGER fake BEFORE INSERT ON seen FOR EACH ROW EXECUTE FUNCTION public.clip_watch_row('{watch}')"
         )

@@ -14,8 +14,7 @@ use parquet::file::reader::FileReader;
 use parquet::file::serialized_reader::{ReadOptionsBuilder, SerializedFileReader};
 use parquet::schema::types::Type;
 
-use crate::Arguments;
-use crate::list::List;
+use crate::list::{Columns, List};
 
 /// A Parquet file begins and ends with these bytes.
 pub const MAGIC: [u8; 4] = *b"PAR1";
@@ -66,7 +65,7 @@ struct Column {
 ///
 /// # Errors
 /// If a column is missing or the file is damaged.
-pub fn list(file: File, name: &str, root: &Path, arguments: &Arguments) -> Result<List> {
+pub fn list(file: File, name: &str, root: &Path, arguments: &Columns) -> Result<List> {
     let broken = |why: String| {
         Error::new(Kind::InvalidInput, format!("\"{name}\" cannot be read as Parquet"))
             .detail(why)
@@ -306,8 +305,6 @@ fn uuid(bytes: &[u8]) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
 
     fn lists() -> Vec<std::path::PathBuf> {
@@ -319,7 +316,7 @@ mod tests {
     }
 
     fn read(path: &Path, key: &str) -> Result<List> {
-        let arguments = Arguments::parse_from(["clip-embed", "list", "-o", "out", "--key-column", key]);
+        let arguments = Columns { path_column: None, key_column: Some(key.to_owned()), root: None, every_file: false };
         list(File::open(path).unwrap(), "list", Path::new("root"), &arguments)
     }
 

@@ -2,13 +2,13 @@
 
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clip::{Error, Kind, Result};
 use walkdir::WalkDir;
 
-use crate::list::{Item, List};
-use crate::{Arguments, columns, output, progress};
+use crate::list::{Columns, Item, List};
+use crate::{columns, progress};
 
 /// Extensions of image files: supported formats, and formats that are refused by name.
 const ENDINGS: [&str; 28] = [
@@ -16,10 +16,11 @@ const ENDINGS: [&str; 28] = [
     "jxl", "jp2", "apng", "svg", "dng", "cr2", "cr3", "nef", "arw", "raf", "orf", "rw2", "pef",
 ];
 
+/// The files of a list or directory; `own` are outputs, which are none of them.
+///
 /// # Errors
 /// If the input does not exist, has no such column, or lists no file.
-pub fn list(arguments: &Arguments) -> Result<List> {
-    let input = &arguments.input;
+pub fn list(input: &Path, arguments: &Columns, own: &[PathBuf]) -> Result<List> {
     let of_lists = || idle("--every-file", arguments.every_file, "a list", "All files that it names are taken");
     let list = if input == Path::new("-") {
         of_lists()?;
@@ -35,7 +36,7 @@ pub fn list(arguments: &Arguments) -> Result<List> {
         ] {
             idle(option, given, "a directory", "The paths of its files, from there on, are the keys")?;
         }
-        directory(arguments)?
+        directory(input, arguments.every_file, own)?
     } else {
         let file = std::fs::File::open(input).map_err(|e| {
             Error::new(Kind::MissingFile, format!("\"{}\" cannot be read", input.display())).detail(format!("{e}."))
@@ -79,20 +80,20 @@ fn idle(option: &str, given: bool, input: &str, why: &str) -> Result<()> {
         .hint("Leave it out, or give another input."))
 }
 
+/// Whether a file of a directory is taken.
+fn wanted(path: &Path, every_file: bool) -> bool {
+    let ending = path.extension().and_then(|e| e.to_str()).map(str::to_lowercase);
+    every_file || ending.is_some_and(|ending| ENDINGS.contains(&ending.as_str()))
+}
+
 /// Files at any depth, sorted by name. Links are followed; hidden files are skipped. A key is the path relative to the
 /// directory.
-fn directory(arguments: &Arguments) -> Result<List> {
-    let (root, every_file) = (arguments.input.as_path(), arguments.every_file);
+fn directory(root: &Path, every_file: bool, own: &[PathBuf]) -> Result<List> {
     let mut list = List::default();
     // The output of an earlier run may be among them, perhaps under another name through a link.
     let identity = |about: std::fs::Metadata| (about.dev(), about.ino());
-    let own: Vec<_> =
-        output::files(&arguments.output).iter().filter_map(|path| path.metadata().ok()).map(identity).collect();
+    let own: Vec<_> = own.iter().filter_map(|path| path.metadata().ok()).map(identity).collect();
     let hidden = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b".");
-    let wanted = |path: &Path| {
-        let ending = path.extension().and_then(|e| e.to_str()).map(str::to_lowercase);
-        every_file || ending.is_some_and(|ending| ENDINGS.contains(&ending.as_str()))
-    };
     // The root itself has an empty relative path.
     let key = |path: &Path| {
         let below = path.strip_prefix(root).ok().filter(|below| !below.as_os_str().is_empty());
@@ -115,7 +116,7 @@ fn directory(arguments: &Arguments) -> Result<List> {
                 if hidden(name) {
                     continue;
                 }
-                if gone && !wanted(path) {
+                if gone && !wanted(path, every_file) {
                     list.left_out += 1;
                     continue;
                 }
@@ -128,7 +129,7 @@ fn directory(arguments: &Arguments) -> Result<List> {
         if !entry.file_type().is_file() {
             continue;
         }
-        if !wanted(entry.path()) {
+        if !wanted(entry.path(), every_file) {
             list.left_out += 1;
             continue;
         }
@@ -172,7 +173,7 @@ fn not_parquet(first: &[u8], name: &str) -> Result<()> {
 }
 
 /// The files in a CSV list. Relative paths start at `root`.
-fn table(reader: impl Read, name: &str, root: &Path, arguments: &Arguments) -> Result<List> {
+fn table(reader: impl Read, name: &str, root: &Path, arguments: &Columns) -> Result<List> {
     let unreadable = |e: csv::Error| {
         let hint = match e.kind() {
             csv::ErrorKind::UnequalLengths { .. } => "Put values that have a comma between quotes.",

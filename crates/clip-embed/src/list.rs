@@ -4,6 +4,29 @@ use std::path::{Path, PathBuf};
 
 use clip::{Error, Kind};
 
+/// How a list or a directory is read.
+#[derive(clap::Args)]
+pub struct Columns {
+    /// Column of the list with the paths [default: path].
+    #[arg(long, value_name = "NAME")]
+    pub path_column: Option<String>,
+    /// Column of the list with the keys, written beside the vectors [default: the path column].
+    #[arg(long, value_name = "NAME")]
+    pub key_column: Option<String>,
+    /// Directory that relative paths in the list start from [default: the list's; for a pipe, the current one].
+    #[arg(long, value_name = "DIRECTORY")]
+    pub root: Option<PathBuf>,
+    /// In a directory, take every file, whatever its extension.
+    #[arg(long)]
+    pub every_file: bool,
+}
+
+impl Columns {
+    pub fn path_column(&self) -> &str {
+        self.path_column.as_deref().unwrap_or("path")
+    }
+}
+
 /// A file, and the key that is written with its vector.
 pub struct Item {
     pub key: String,

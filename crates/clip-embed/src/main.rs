@@ -6,8 +6,10 @@
 mod columns;
 mod input;
 mod list;
+mod merge;
 mod output;
 mod progress;
+mod shard;
 mod workers;
 
 use std::collections::HashSet;
@@ -17,14 +19,16 @@ use std::process::{Command, ExitCode};
 use clap::Parser;
 use clip::embedder::Embedder;
 use clip::image::Limits;
-use clip::model::Model;
+use clip::model::{Model, cache_directory};
 use clip::{Error, Kind, Setting};
 
 use sha2::{Digest, Sha256};
 
-use list::{Item, List};
+use list::{Columns, Item, List};
+use merge::Merge;
 use output::{Failures, Format, Key, Output};
 use progress::{Progress, files, tell};
+use shard::Shard;
 use workers::Message;
 
 /// Where the Debian packages install models and the runtime library (scripts/deb.sh).
@@ -39,7 +43,8 @@ const SOME_FAILED: u8 = 3;
 /// The vectors equal the extension's bit for bit if --threads equals clip_search.threads and the extension embeds single
 /// images without mapped weights (clip_search.cache_path = ''); otherwise up to rounding, with a cosine above 1 - 1e-12.
 ///
-/// "clip-embed check DIRECTORY" checks a model instead; see "clip-embed check --help".
+/// "clip-embed check DIRECTORY" checks a model instead, and "clip-embed merge" joins outputs; see "clip-embed check --help"
+/// and "clip-embed merge --help".
 ///
 /// The output only grows. The same command resumes a run that was killed, and retries files that failed.
 ///
@@ -51,27 +56,23 @@ struct Arguments {
     /// A directory, searched recursively for image files, or a list of paths: a CSV file with a header, or a Parquet
     /// file. "-" reads CSV from standard input.
     input: PathBuf,
-    /// The file to write or resume. FILE.failures.csv lists failures; FILE.json records the options.
+    /// The file to write or resume. FILE.failures.csv lists failures; FILE.json records the options. "-" is standard
+    /// output, which can't be resumed; failures are then lines of standard error.
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// csv for COPY … (FORMAT csv, HEADER) into vector or halfvec; binary for COPY … (FORMAT binary) into vector.
+    /// csv for COPY … (FORMAT csv, HEADER) into vector or halfvec; binary for COPY … (FORMAT binary) into vector;
+    /// parquet for other programs: columns key and embedding, a list of float32.
     #[arg(short, long, default_value = "csv")]
     format: Format,
     /// Type of the key column in the table, which binary COPY depends on.
     #[arg(long, default_value = "text")]
     key_type: Key,
-    /// Column of the list with the paths [default: path].
-    #[arg(long, value_name = "NAME")]
-    path_column: Option<String>,
-    /// Column of the list with the keys, written beside the vectors [default: the path column].
-    #[arg(long, value_name = "NAME")]
-    key_column: Option<String>,
-    /// Directory that relative paths in the list start from [default: the list's; for a pipe, the current one].
-    #[arg(long, value_name = "DIRECTORY")]
-    root: Option<PathBuf>,
-    /// In a directory, take every file, whatever its extension.
-    #[arg(long)]
-    every_file: bool,
+    #[command(flatten)]
+    columns: Columns,
+    /// Embed only shard I of N, counted from 1: a hash of the key decides to which a file belongs. Give each process the
+    /// same command with another I and another --output.
+    #[arg(long, value_name = "I/N")]
+    shard: Option<Shard>,
     /// Name of the model, as in clip_search.model.
     #[arg(short, long, default_value = "photo-mini")]
     model: String,
@@ -113,12 +114,6 @@ struct Arguments {
     quiet: bool,
 }
 
-impl Arguments {
-    fn path_column(&self) -> &str {
-        self.path_column.as_deref().unwrap_or("path")
-    }
-}
-
 /// Checks a model directory, as clip_check_model does, and prints what it finds; the last line is the verdict.
 ///
 /// Exit status: 0 if the verdict is good; 3 if it is not.
@@ -137,8 +132,12 @@ struct Check {
 
 fn main() -> ExitCode {
     // Not a subcommand of the parser, because the positional argument is a directory with an arbitrary name.
-    if std::env::args_os().nth(1).is_some_and(|first| first == "check") {
+    let first = std::env::args_os().nth(1);
+    if first.as_ref().is_some_and(|first| first == "check") {
         return outcome(check(&Check::parse_from(std::env::args_os().skip(1))));
+    }
+    if first.is_some_and(|first| first == "merge") {
+        return outcome(merge::run(Merge::parse_from(std::env::args_os().skip(1))));
     }
     outcome(run(&Arguments::parse()))
 }
@@ -198,13 +197,14 @@ fn run(arguments: &Arguments) -> clip::Result<usize> {
         return Err(Error::new(Kind::MissingFile, format!("model \"{}\" has no image tower", model.name))
             .detail(format!("No ONNX file for it is in \"{}\".", model.directory.display())));
     }
-    let list = input::list(arguments)?;
+    arguments.cache.as_deref().map_or(Ok(()), cache_directory::check)?;
+    let list = input::list(&arguments.input, &arguments.columns, &output::files(&arguments.output))?;
     let mut output =
         Output::open(&arguments.output, arguments.format, arguments.key_type, &made_by(arguments, &model)?)?;
     let mut failures = Failures::create(&arguments.output)?;
     let chosen = choose(list, arguments, &output, &mut failures)?;
     let progress = Progress::new(chosen.items.len() as u64, arguments.quiet);
-    chosen.tell(&progress, &arguments.output);
+    chosen.tell(&progress, &arguments.output, arguments.shard);
     let limits = Limits {
         max_pixels: arguments.max_image_pixels,
         max_bytes: arguments.max_image_bytes,
@@ -240,7 +240,7 @@ fn run(arguments: &Arguments) -> clip::Result<usize> {
         match result {
             Ok(vector) => output.write(&item.key, &vector)?,
             Err(error) => {
-                failures.add(&item.key, &error)?;
+                progress.suspend(|| failures.add(&item.key, &error))?;
                 failed += 1;
                 progress.fail();
             }
@@ -248,9 +248,9 @@ fn run(arguments: &Arguments) -> clip::Result<usize> {
         progress.step();
         Ok(())
     })?;
-    output.finish()?;
+    output.finish(failed)?;
     failures.finish()?;
-    progress.finish(output.count(), failed, &arguments.output, failures.path());
+    progress.finish(output.count(), failed, &arguments.output, &failures.place());
     Ok(failed)
 }
 
@@ -262,34 +262,44 @@ struct Chosen {
     repeated: usize,
     /// Already in the output.
     there: usize,
+    /// In other shards.
+    elsewhere: usize,
     failed: usize,
 }
 
 fn choose(list: List, arguments: &Arguments, output: &Output, failures: &mut Failures) -> clip::Result<Chosen> {
+    let mine = |key: &str| arguments.shard.is_none_or(|shard| shard.takes(key));
     let (given, left_out) = (list.items.len(), list.left_out);
-    let mut chosen = Chosen { items: Vec::new(), given, left_out, repeated: 0, there: 0, failed: 0 };
-    for (path, error) in &list.unusable {
+    let mut chosen = Chosen { items: Vec::new(), given, left_out, repeated: 0, there: 0, elsewhere: 0, failed: 0 };
+    // One shard reports each of them.
+    for (path, error) in list.unusable.iter().filter(|(path, _)| mine(path)) {
         failures.add(path, error)?;
         chosen.failed += 1;
     }
     let mut seen = HashSet::new();
     for Item { key, path } in list.items {
         match arguments.key_type.canonical(&key, arguments.format) {
+            Ok(key) if !mine(&key) => chosen.elsewhere += 1,
             Ok(key) if !seen.insert(key.clone()) => chosen.repeated += 1,
             Ok(key) if output.has(&key) => chosen.there += 1,
             Ok(key) => chosen.items.push(Item { key, path }),
+            Err(_) if !mine(&key) => chosen.elsewhere += 1,
             Err(error) => {
                 failures.add(&key, &error)?;
                 chosen.failed += 1;
             }
         }
     }
+    chosen.given -= chosen.elsewhere;
     Ok(chosen)
 }
 
 impl Chosen {
-    fn tell(&self, progress: &Progress, output: &Path) {
-        let Self { given, left_out, repeated, there, .. } = self;
+    fn tell(&self, progress: &Progress, output: &Path, shard: Option<Shard>) {
+        let Self { given, left_out, repeated, there, elsewhere, .. } = self;
+        if let Some(shard) = shard {
+            progress.say(&format!("shard {shard}: {given} of {}", files((given + elsewhere) as u64)));
+        }
         if *left_out > 0 {
             let names = files(*left_out as u64);
             progress.say(&format!("left out by the end of their names: {names} (--every-file takes all)"));
@@ -312,7 +322,8 @@ fn made_by(arguments: &Arguments, model: &Model) -> clip::Result<serde_json::Val
     Ok(serde_json::json!({
         "format": arguments.format.to_string(),
         "key_type": arguments.key_type.to_string(),
-        "key_column": arguments.key_column,
+        "key_column": arguments.columns.key_column,
+        "shard": arguments.shard.map(|shard| shard.to_string()),
         "model": model.name,
         "model_sha256": digest(model)?,
         "exact_jpeg": arguments.exact_jpeg,

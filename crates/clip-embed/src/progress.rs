@@ -69,13 +69,18 @@ impl Progress {
         self.bar.suspend(|| tell(format_args!("clip-embed: {text}")));
     }
 
-    pub fn finish(&self, rows: usize, failed: usize, output: &Path, failures: &Path) {
+    /// Runs what may print, with the bar out of its way.
+    pub fn suspend<T>(&self, f: impl FnOnce() -> T) -> T {
+        self.bar.suspend(f)
+    }
+
+    pub fn finish(&self, rows: usize, failed: usize, output: &Path, failures: &str) {
         self.bar.finish_and_clear();
         let (done, rate) = (self.bar.position(), self.rate());
         let path = output.display();
         tell(format_args!("clip-embed: {} at {rate:.1} a second; vectors in \"{path}\": {rows}", files(done)));
         if failed > 0 {
-            tell(format_args!("clip-embed: {} failed: see \"{}\"", files(failed as u64), failures.display()));
+            tell(format_args!("clip-embed: {} failed: see {failures}", files(failed as u64)));
         }
     }
 }

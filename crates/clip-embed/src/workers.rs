@@ -76,7 +76,9 @@ fn work(
             embedder.embed_images(&[&file], limits, &mut check_interrupts).map(|mut vectors| vectors.remove(0))
         });
         match vector {
-            Err(error) if matches!(error.kind, Kind::BadModel | Kind::MissingFile | Kind::UnknownModel) => {
+            Err(error)
+                if matches!(error.kind, Kind::BadModel | Kind::MissingFile | Kind::UnknownModel | Kind::DiskFull) =>
+            {
                 return sender.send(Message::Broken(error));
             }
             result => sender.send(Message::Done { item, result, remarks: embedder.take_warnings() })?,

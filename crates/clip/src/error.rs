@@ -14,6 +14,8 @@ pub enum Kind {
     LimitExceeded,
     /// The system has no memory left, although the value is within its limits.
     OutOfMemory,
+    /// The disk has no room for a cached file that is needed.
+    DiskFull,
     /// The caller stopped the work: a cancel, a timeout, a shutdown.
     Interrupted,
     /// The model does not exist.

@@ -114,6 +114,29 @@ fn a_dense_layer_is_weight_times_mean_plus_bias() {
 }
 
 #[test]
+fn dense_layers_follow_each_other() {
+    let folder = Folder::new("dense-two");
+    folder.write(
+        "modules.json",
+        r#"[{"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+            {"path": "2_Dense", "type": "sentence_transformers.models.Dense"},
+            {"path": "3_Dense", "type": "sentence_transformers.models.Dense"}]"#,
+    );
+    folder.write("1_Pooling/config.json", r#"{"pooling_mode_cls_token": true}"#);
+    for layer in ["2_Dense", "3_Dense"] {
+        let identity = r#"{"bias": false, "activation_function": "torch.nn.modules.linear.Identity"}"#;
+        folder.write(&format!("{layer}/config.json"), identity);
+    }
+    folder.tensors("2_Dense/model.safetensors", &[WEIGHT]);
+    folder.tensors("3_Dense/model.safetensors", &[("linear.weight", &[1, 3], &[2.0, 4.0, 8.0])]);
+    let pooling = Pooling::read(&folder.0).unwrap();
+    assert_eq!(pooling.width(2, true), 1);
+    // w @ [1, 0.5] = [.75, 1.25, -.5]; 2 * .75 + 4 * 1.25 - 8 * .5
+    let found = pooling.apply(arr3(&[[[1.0f32, 0.5], [9.0, 9.0]]]).into_dyn(), &[2]).unwrap();
+    assert!(near(found.as_slice().unwrap(), &[2.5]), "{found}");
+}
+
+#[test]
 fn a_dense_layer_that_does_not_fit_is_refused() {
     let refused = |name: &str, tensors: &[(&str, &[usize], &[f32])]| {
         let (_folder, pooling) = with_dense(name, "{}", tensors);

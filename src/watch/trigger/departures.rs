@@ -97,7 +97,7 @@ pub(super) fn note_all(table: pg_sys::Oid, settings: &str) -> SqlResult<()> {
         );
         client.update(&query, None, &[])?;
         let query = format!("SELECT {value}::text FROM {} LIMIT 1", client.name());
-        client.update(&query, Some(1), &[])?.into_iter().next().map(|row| get::<String>(&row, 1)).transpose()
+        client.update(&query, Some(1), &[])?.next().map(|row| get::<String>(&row, 1)).transpose()
     })?;
     let (Some(shard_key), Some(oid)) = (found, departures) else { return Ok(()) };
     let Some(place) = OwnersTable::find_only(oid).filter(|other| other.owner == table.owner) else { return Ok(()) };

@@ -4,11 +4,12 @@ use clip::{Error, Kind};
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, quote_literal};
 
-use crate::pg::catalog::{self, Table};
-use crate::pg::error::{SqlResult, warn};
+use crate::pg::catalog::{self, Lock, Table};
+use crate::pg::error::{SqlResult, report, warn};
 use crate::pg::spi::{get, own_schema, spi};
 use crate::pg::user_context::UserContext;
 use crate::watch::partitions;
+use crate::watch::queue::own;
 use crate::watch::setting::Watch;
 
 /// The names sort behind most other names, because triggers fire in the order of their names: triggers that prepare the
@@ -28,24 +29,58 @@ pub fn drop_triggers(client: &mut SpiClient<'_>, relation: pg_sys::Oid, name: &s
     partitions::forget(watch)
 }
 
-/// Quoted names of triggers whose watch does not exist: restoring a schema-only dump, or a single table, creates them.
-pub fn orphans(client: &mut SpiClient<'_>, table: &Table) -> SqlResult<Vec<String>> {
-    let known: Vec<String> = {
-        let _user_context = UserContext::of_extension();
-        let query = "SELECT w.id::text FROM clip_search.watch_setting w \
-             WHERE w.relation::oid = $1 OR w.relation IN (SELECT pg_catalog.pg_partition_ancestors($1::oid))";
-        let rows = client.update(query, None, &[table.oid.into()]).map_err(spi)?;
-        rows.into_iter().map(|row| Ok(get(&row, 1)?.unwrap_or_default())).collect::<SqlResult<_>>()?
+/// A trigger of a watch that its table does not have.
+pub struct Stale {
+    table: pg_sys::Oid,
+    /// Quoted.
+    name: String,
+}
+
+/// The triggers on a table and its partitions whose watch is not theirs: restoring a schema-only dump, or a single table,
+/// creates them. By now the number may be that of another table's watch.
+pub fn stale(table: pg_sys::Oid) -> SqlResult<Vec<Stale>> {
+    own(|client| {
+        let query = format!(
+            include_str!("../sql/stale_triggers.sql"),
+            function = quote_literal(format!("{}.clip_watch_row()", own_schema(client)?))
+        );
+        let rows = client.update(&query, None, &[table.into()]).map_err(spi)?;
+        rows.map(|row| {
+            Ok(Stale {
+                table: get(&row, 1)?.unwrap_or(pg_sys::Oid::INVALID),
+                name: get::<String>(&row, 2)?.unwrap_or_default(),
+            })
+        })
+        .collect()
+    })
+}
+
+/// Drops them, and says so. They make every write fail, so this comes before the first one. The table is locked.
+pub fn drop_stale(table: &Table) -> SqlResult<()> {
+    let found = stale(table.oid)?;
+    for stale in &found {
+        let drop = format!("DROP TRIGGER {} ON", stale.name);
+        if stale.table == table.oid {
+            let _caller = UserContext::of_caller();
+            Spi::connect_mut(|client| table.define(client, &format!("{drop} {}", table.name)))?;
+            continue;
+        }
+        // A partition may have an owner of its own.
+        catalog::lock(stale.table, Lock::AccessExclusive);
+        let Some(name) = catalog::qualified_name(stale.table) else { continue };
+        own(|client| catalog::define(client, stale.table, &name, &format!("{drop} {name}")))?;
+    }
+    let names: Vec<&str> = found.iter().map(|stale| stale.name.as_str()).collect();
+    let message = match names.as_slice() {
+        [] => return Ok(()),
+        [name] => format!("trigger {name} of {} is dropped", table.name),
+        names => format!("triggers {} of {} are dropped", names.join(", "), table.name),
     };
-    let query = format!(
-        "SELECT pg_catalog.quote_ident(t.tgname) FROM pg_catalog.pg_trigger t WHERE t.tgrelid = $1 AND NOT t.tgisinternal \
-             AND t.tgparentid = 0 AND t.tgfoid = {}::regprocedure::oid \
-             AND NOT EXISTS (SELECT FROM unnest($2::text[]) AS k (id), pg_catalog.convert_to(k.id, 'UTF8') AS i (id) \
-                 WHERE pg_catalog.substr(t.tgargs, 1, pg_catalog.length(i.id) + 1) = i.id || pg_catalog.decode('00', 'hex'))",
-        quote_literal(format!("{}.clip_watch_row()", own_schema(client)?))
-    );
-    let rows = client.update(&query, None, &[table.oid.into(), known.into()]).map_err(spi)?;
-    rows.into_iter().map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect()
+    report(Error::new(Kind::InvalidInput, message).detail(
+        "The table does not have their watch: a dump of a single table, or of the schema alone, has no watches.",
+    ))
+    .report(PgLogLevel::NOTICE);
+    Ok(())
 }
 
 /// Warns of a trigger that fires after this watch's trigger and may change the source after it was embedded.
@@ -99,9 +134,6 @@ pub fn create_triggers(
     watch: &Watch,
     for_shards: Option<&str>,
 ) -> SqlResult<()> {
-    for trigger in orphans(client, table)? {
-        table.define(client, &format!("DROP TRIGGER {trigger} ON {}", table.name))?;
-    }
     warn_of_later(client, table, watch)?;
     warn_of_others(client, table, watch)?;
     let schema = own_schema(client)?;

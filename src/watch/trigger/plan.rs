@@ -69,7 +69,7 @@ pub(super) fn plan(id: i64, table: pg_sys::Oid, shape: pg_sys::TupleDesc) -> Sql
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             "a trigger of clip_watch is on a table that is not watched",
         )
-        .set_hint("Call clip_watch for the table, which drops the trigger, or drop it."));
+        .set_hint("Call clip_watch for the table, which replaces the trigger, or clip_unwatch, which drops it."));
     };
     let number = |name: &str| {
         let c = CString::new(name).unwrap_or_default();

@@ -71,7 +71,8 @@ impl Loader {
     /// The quantized graph, if the cache has it.
     ///
     /// # Errors
-    /// [`Kind::Unsupported`] if the graph can't be quantized; [`Kind::BadModel`] if quantizing is not allowed now.
+    /// [`Kind::Unsupported`] if the graph can't be quantized; [`Kind::BadModel`] if quantizing is not allowed now;
+    /// [`Kind::DiskFull`].
     fn find_int8(&self, model: &Model, file: &Path) -> Result<Option<Tower>> {
         if model.combined {
             return Err(refused(file, "Its two towers are one graph; take an export with separate towers."));
@@ -80,11 +81,16 @@ impl Loader {
             return Err(refused(file, "It would have to be made for each connection.")
                 .hint_setting(Setting::Cache, "Set {setting} to a directory."));
         };
-        let found = quantize::find(Runtime::load(&self.library)?, file, self.threads, cache)?;
+        let runtime = Runtime::load(&self.library)?;
+        let found = quantize::find(runtime, file, self.threads, cache)?;
         if found.is_none() && !self.may_make {
             let message = format!("the eight-bit form of \"{}\" was not made yet", file.display());
             let hint = format!("Call clip_check_model('{}') once, which makes it, and restart the server.", model.name);
             return Err(Error::new(Kind::BadModel, message).hint(hint));
+        }
+        if found.is_none() {
+            // Before the announcement, and before float32 is loaded for it.
+            quantize::check_before(runtime, file, cache)?;
         }
         Ok(found)
     }
@@ -92,7 +98,7 @@ impl Loader {
     /// Quantizes the tower in `file`; returns None, with a warning, if no quantized graph is close enough to float32.
     ///
     /// # Errors
-    /// [`Kind::BadModel`] if the cache can't store it.
+    /// [`Kind::DiskFull`]; [`Kind::BadModel`] if the cache can't store it for another reason.
     pub(super) fn make(&self, file: &Path, samples: &Samples<'_>, warnings: &mut Vec<Error>) -> Result<Option<Tower>> {
         let cache = self.cache.as_ref().expect("checked before the tower was loaded");
         let runtime = Runtime::load(&self.library)?;

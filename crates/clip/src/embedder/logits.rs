@@ -10,7 +10,7 @@ use ndarray::Array4;
 use serde_json::Value;
 
 use crate::embedder::Embedder;
-use crate::embedder::ports::{TEXT_INPUTS, floats, image_input, integers, pick_output};
+use crate::embedder::ports::{floats, image_input, integers, pick_output, text_input};
 use crate::embedder::text::Text;
 use crate::embedder::vision::Vision;
 use crate::error::{Error, Kind, Result};
@@ -191,11 +191,12 @@ impl Embedder {
 /// Pairs of a cosine and the logit that a graph of both towers gives for it: one picture, four texts, one at a time,
 /// because some graphs take no more. None if it has no output of logits, or other inputs.
 fn logit_pairs(tower: &mut Tower, vision: &Vision, text: &Text) -> Result<Option<Vec<(f64, f64)>>> {
-    let (Some(logits), Ok(image_output), Ok(text_output), Some(pixels_port)) = (
+    let (Some(logits), Ok(image_output), Ok(text_output), Some(pixels_port), Some(ids_port)) = (
         tower.output(&["logits_per_image", "logits_per_text"]).cloned(),
         pick_output(tower, "image", &vision.pooling),
         pick_output(tower, "text", &text.pooling),
         image_input(tower),
+        text_input(tower),
     ) else {
         return Ok(None);
     };
@@ -217,9 +218,7 @@ fn logit_pairs(tower: &mut Tower, vision: &Vision, text: &Text) -> Result<Option
         for port in tower.inputs.clone() {
             let value = match port.name.as_str() {
                 name if name == pixels_port.name => floats(&port, pixels.clone())?,
-                name if TEXT_INPUTS.contains(&name) => {
-                    integers(&port, shape, tokens.ids.iter().map(|id| i64::from(*id)))?
-                }
+                name if name == ids_port.name => integers(&port, shape, tokens.ids.iter().map(|id| i64::from(*id)))?,
                 "attention_mask" => integers(&port, shape, (0..shape.1).map(|i| i64::from(i < tokens.length)))?,
                 "token_type_ids" => integers(&port, shape, std::iter::repeat_n(0, shape.1))?,
                 "position_ids" => integers(&port, shape, 0..shape.1 as i64)?,

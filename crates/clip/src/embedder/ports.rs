@@ -13,8 +13,10 @@ use crate::model::pooling::Pooling;
 use crate::model::session::{Port, Tower};
 use crate::vector::l2_normalize;
 
-pub(super) const IMAGE_INPUTS: [&str; 4] = ["pixel_values", "image", "images", "input"];
-pub(super) const TEXT_INPUTS: [&str; 3] = ["input_ids", "text", "input"];
+const IMAGE_INPUTS: [&str; 4] = ["pixel_values", "image", "images", "input"];
+const TEXT_INPUTS: [&str; 3] = ["input_ids", "text", "input"];
+/// Inputs of a text tower beside its ids.
+const BESIDE_IDS: [&str; 3] = ["attention_mask", "token_type_ids", "position_ids"];
 
 /// The rows of a tower's output, each scaled to length 1.
 pub(super) fn unit_rows(output: &Array2<f32>, model: &Model) -> Result<Vec<Vec<f32>>> {
@@ -52,22 +54,27 @@ pub(super) fn missing_half(model: &Model, tower: &Tower, what: &str) -> Error {
     }
 }
 
-/// The embedding among a graph's outputs: one vector per item, by name or as the only output; else one vector per
-/// position, if the model states its pooling. `kind` is "image" or "text", as in the names.
+/// The embedding among a graph's outputs: one vector per item, by name; else one vector per position, if the model
+/// states its pooling; else a pooled output or the only one. `kind` is "image" or "text", as in the names.
+///
+/// A BERT tower of sentence-transformers may return `pooler_output` beside its positions: a part of BERT's own training
+/// that the stated pooling replaces.
 pub(super) fn pick_output(tower: &Tower, kind: &str, pooling: &Pooling) -> Result<Port> {
+    const POSITIONS: [&str; 2] = ["last_hidden_state", "token_embeddings"];
     let own = [format!("{kind}_embeds"), format!("l2norm_{kind}_embeddings"), format!("{kind}_embeddings")];
-    let general = ["embedding", "sentence_embedding", "pooler_output", "output"];
-    let names: Vec<&str> = own.iter().map(String::as_str).chain(general).collect();
+    let names: Vec<&str> = own.iter().map(String::as_str).chain(["embedding", "sentence_embedding"]).collect();
     let usable = |port: &&Port, rank: usize| port.shape.len() == rank && is_float(port);
     let only = if tower.outputs.len() == 1 { tower.outputs.first() } else { None };
-    let choose = |names: &[&str], rank: usize| {
-        let mut named = names.iter().filter_map(|name| tower.outputs.iter().find(|port| port.name == *name));
-        named.find(|port| usable(port, rank)).or(only.filter(|port| usable(port, rank)))
+    let named = |names: &[&str], rank: usize| {
+        let mut found = names.iter().filter_map(|name| tower.outputs.iter().find(|port| port.name == *name));
+        found.find(|port| usable(port, rank))
     };
-    if let Some(port) = choose(&names, 2) {
+    let pooled = || named(&POSITIONS, 3).filter(|_| pooling.mode.is_some());
+    let general = || named(&["pooler_output", "output"], 2).or(only.filter(|port| usable(port, 2)));
+    if let Some(port) = named(&names, 2).or_else(pooled).or_else(general) {
         return Ok(port.clone());
     }
-    match choose(&["last_hidden_state", "token_embeddings"], 3) {
+    match named(&POSITIONS, 3).or(only.filter(|port| usable(port, 3))) {
         Some(port) if pooling.mode.is_some() => Ok(port.clone()),
         Some(port) => {
             let what = "has one vector a position, and nothing says how to pool them";
@@ -137,9 +144,38 @@ pub(super) fn is_integer(port: &Port) -> bool {
     matches!(port.element, TensorElementType::Int64 | TensorElementType::Int32)
 }
 
-/// The input for pixels: by name, but not a text tower's input of the same name.
+/// The input for pixels: by name, but not a text tower's input of the same name; else the only input that can be one,
+/// because torch.onnx.export invents names if it is given none.
 pub(super) fn image_input(tower: &Tower) -> Option<Port> {
-    tower.input(&IMAGE_INPUTS).filter(|port| !is_integer(port)).cloned()
+    let named = tower.input(&IMAGE_INPUTS).filter(|port| !is_integer(port));
+    let fits = |port: &&Port| is_float(port) && port.shape.len() == 4 && port.fixed(1).is_none_or(|n| n == 3);
+    named.or_else(|| only(tower, fits)).cloned()
+}
+
+/// The input for ids: by name, else the only input that can be one.
+pub(super) fn text_input(tower: &Tower) -> Option<Port> {
+    let named = tower.input(&TEXT_INPUTS).filter(|port| is_integer(port));
+    let fits = |port: &&Port| is_integer(port) && port.shape.len() == 2 && !BESIDE_IDS.contains(&port.name.as_str());
+    named.or_else(|| only(tower, fits)).cloned()
+}
+
+/// An input whose batch is that of an example with several items can't be run for one.
+///
+/// # Errors
+/// [`Kind::BadModel`] with the way out.
+pub(super) fn takes_one_item(tower: &Tower, port: &Port) -> Result<()> {
+    match port.fixed(0) {
+        Some(count) if count > 1 => {
+            Err(unusable(tower, &format!("its input \"{}\" takes exactly {count} items a run", port.name))
+                .hint("Export it with a dynamic batch axis, or with an example of one item."))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn only(tower: &Tower, fits: impl Fn(&&Port) -> bool) -> Option<&Port> {
+    let mut found = tower.inputs.iter().filter(fits);
+    found.next().filter(|_| found.next().is_none())
 }
 
 pub(super) fn floats(port: &Port, array: Array4<f32>) -> Result<SessionInputValue<'static>> {

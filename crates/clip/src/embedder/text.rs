@@ -10,8 +10,8 @@ use crate::embedder::Embedder;
 use crate::embedder::calibration::TEXTS;
 use crate::embedder::loader::Form;
 use crate::embedder::ports::{
-    TEXT_INPUTS, floats, image_input, integers, is_integer, missing_half, missing_tower, same_width, steps, unit_rows,
-    unusable, width,
+    floats, image_input, integers, is_integer, missing_half, missing_tower, same_width, steps, takes_one_item,
+    text_input, unit_rows, unusable, width,
 };
 use crate::error::{Error, Kind, Result, Setting};
 use crate::memory;
@@ -233,8 +233,8 @@ struct Ports {
 
 impl Ports {
     fn of(tower: &Tower, model: &Model) -> Result<Self> {
-        let ids = tower.input(&TEXT_INPUTS).filter(|port| is_integer(port)).cloned();
-        let ids = ids.ok_or_else(|| missing_half(model, tower, "text"))?;
+        let ids = text_input(tower).ok_or_else(|| missing_half(model, tower, "text"))?;
+        takes_one_item(tower, &ids)?;
         let named = |name: &str| tower.input(&[name]).cloned();
         let (mask, zeros, positions) = (named("attention_mask"), named("token_type_ids"), named("position_ids"));
         let pixels = image_input(tower).filter(|port| port.name != ids.name);

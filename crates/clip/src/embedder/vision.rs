@@ -11,8 +11,8 @@ use crate::embedder::Embedder;
 use crate::embedder::calibration::PICTURES;
 use crate::embedder::loader::Form;
 use crate::embedder::ports::{
-    floats, image_input, integers, is_float, is_integer, missing_half, missing_tower, same_width, steps, unit_rows,
-    unusable, width,
+    floats, image_input, integers, is_float, is_integer, missing_half, missing_tower, same_width, steps,
+    takes_one_item, unit_rows, unusable, width,
 };
 use crate::error::{Error, Kind, Result};
 use crate::image::preprocess::Preprocess;
@@ -192,6 +192,7 @@ impl Embedder {
                     error
                 });
             }
+            takes_one_item(&tower, &input)?;
             let idle: Vec<Port> = tower.inputs.iter().filter(|port| port.name != input.name).cloned().collect();
             if let Some(unknown) = idle.iter().find(|port| !is_integer(port) || port.shape.len() != 2) {
                 return Err(unusable(&format!("nothing is known to give to its input \"{}\"", unknown.name)));

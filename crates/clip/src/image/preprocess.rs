@@ -57,9 +57,11 @@ pub const CLIP_STD: [f32; 3] = [0.26862954, 0.261_302_6, 0.275_777_1];
 
 /// Image processors with this arithmetic. Others may pad, tile or resample differently, so they are refused by name
 /// instead of approximated.
-const PROCESSORS: [&str; 8] = [
+const PROCESSORS: [&str; 9] = [
     "CLIPImageProcessor",
     "CLIPFeatureExtractor",
+    // DINOv2's: the same steps and defaults.
+    "BitImageProcessor",
     "ChineseCLIPImageProcessor",
     "ChineseCLIPFeatureExtractor",
     "SiglipImageProcessor",
@@ -442,9 +444,9 @@ mod tests {
 
     #[test]
     fn refuses_what_it_does_not_know() {
-        let error = Preprocess::parse(r#"{"image_processor_type":"BitImageProcessor","size":224}"#).unwrap_err();
+        let error = Preprocess::parse(r#"{"image_processor_type":"BlipImageProcessor","size":224}"#).unwrap_err();
         assert_eq!(error.kind, Kind::Unsupported);
-        assert!(error.message.contains("BitImageProcessor"), "{error}");
+        assert!(error.message.contains("BlipImageProcessor"), "{error}");
         for broken in [
             "{",
             "[]",

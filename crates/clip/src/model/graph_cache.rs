@@ -10,15 +10,23 @@ use std::fs::{self, DirBuilder, File};
 use std::hash::{Hash, Hasher};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
+
+use crate::model::cache_directory;
 
 /// The file of weights beside the graph.
 pub const WEIGHTS: &str = "weights.bin";
 const GRAPH: &str = "graph.onnx";
 const REFUSAL: &str = "refusal";
+/// The file with the state of the others after they were written. A checksum of 350 MB of weights would take longer
+/// than mapping them.
+const SEAL: &str = "seal";
 /// Incomplete files of a process that died are removed after this time. After a failed write (a full disk), the next
 /// attempt waits this long, because each attempt takes as long as loading the graph.
 const PATIENCE: Duration = Duration::from_secs(3600);
+/// Graphs for another version of the library, or for another CPU, are removed if no process has loaded them for this
+/// time: others may share the directory.
+const UNUSED: Duration = Duration::from_secs(24 * 3600);
 
 /// The processing of a cached graph.
 #[derive(Clone, Copy, Debug, Hash, PartialEq)]
@@ -34,48 +42,63 @@ pub struct Entry {
     cache: PathBuf,
     /// A hash of its source's path.
     source: String,
+    /// A hash of the state of its source's files.
+    state: String,
     directory: PathBuf,
 }
 
 impl Entry {
     /// The location of the graph in `file`, in that form, for that version of the library and this CPU. None if the
-    /// file's state can't be read.
+    /// file's state can't be read, or the cache can't be trusted ([`cache_directory::check`]).
     ///
     /// Weights may be in files beside the graph, so the state of these files counts, too.
     pub fn of(cache: &Path, file: &Path, version: &str, form: Form) -> Option<Self> {
+        cache_directory::check(cache).ok()?;
         let file = file.canonicalize().ok()?;
-        let mut state = DefaultHasher::new();
-        (version, std::env::consts::ARCH, cpu(), env!("CARGO_PKG_VERSION")).hash(&mut state);
-        hash_state(file.parent()?, &mut state)?;
-        let mut source = DefaultHasher::new();
+        let [mut source, mut state, mut build] = [(); 3].map(|()| DefaultHasher::new());
         (&file, form).hash(&mut source);
-        let source = format!("{:016x}", source.finish());
-        let directory = cache.join(format!("{source}-{:016x}", state.finish()));
-        Some(Self { cache: cache.to_owned(), source, directory })
+        hash_state(file.parent()?, &mut state)?;
+        (version, std::env::consts::ARCH, cpu(), env!("CARGO_PKG_VERSION")).hash(&mut build);
+        let [source, state, build] = [source, state, build].map(|hasher| format!("{:016x}", hasher.finish()));
+        let directory = cache.join(format!("{source}-{state}-{build}"));
+        Some(Self { cache: cache.to_owned(), source, state, directory })
     }
 
-    /// The cached graph, if it exists.
+    /// The cached graph, if it exists and is as it was written, by this user.
     pub fn graph(&self) -> Option<PathBuf> {
-        let graph = self.directory.join(GRAPH);
-        graph.is_file().then_some(graph)
+        if !cache_directory::is_own_directory(&self.directory)
+            || cache_directory::read(&self.directory.join(SEAL)).ok()? != seal(&self.directory)?
+        {
+            return None;
+        }
+        if cache_directory::age(&self.directory).is_some_and(|age| age > PATIENCE) {
+            cache_directory::touch(&self.directory);
+            self.sweep();
+        }
+        Some(self.directory.join(GRAPH))
     }
 
     /// The recorded reason why the graph can't be created, if any.
     pub fn refusal(&self) -> Option<String> {
-        fs::read_to_string(self.directory.join(REFUSAL)).ok()
+        if !cache_directory::is_own_directory(&self.directory) {
+            return None;
+        }
+        cache_directory::read(&self.directory.join(REFUSAL)).ok()
     }
 
     /// Records the reason why the graph can't be created, so that other processes don't try again.
     pub fn refuse(&self, why: &str) {
-        let _ = DirBuilder::new().mode(0o700).recursive(true).create(&self.directory);
-        let _ = fs::write(self.directory.join(REFUSAL), why);
+        let _ = DirBuilder::new().mode(0o700).create(&self.directory);
+        if cache_directory::is_own_directory(&self.directory) {
+            let _ = cache_directory::replace_text(&self.directory.join(REFUSAL), why);
+        }
     }
 
     /// Waits until no other process writes this entry, and locks it during the lifetime of the file. None if the lock
     /// is unavailable. `waiting` is called ten times a second; it may unwind.
     pub fn lock(&self, waiting: &mut dyn FnMut()) -> Option<File> {
-        DirBuilder::new().mode(0o700).recursive(true).create(&self.cache).ok()?;
-        let file = File::create(self.cache.join(format!("lock-{}", self.source))).ok()?;
+        cache_directory::create(&self.cache).ok()?;
+        let file = cache_directory::open_or_create(&self.cache.join(format!("lock-{}", self.source))).ok()?;
         loop {
             match file.try_lock() {
                 Ok(()) => return Some(file),
@@ -88,7 +111,17 @@ impl Entry {
 
     /// Removes the entry.
     pub fn remove(&self) {
-        let _ = fs::remove_dir_all(&self.directory);
+        cache_directory::remove(&self.directory);
+    }
+
+    /// Why an attempt to write the entry has failed recently.
+    pub fn failure(&self) -> Option<String> {
+        let failed = self.failed();
+        if is_young(&failed) { cache_directory::read(&failed).ok() } else { None }
+    }
+
+    fn failed(&self) -> PathBuf {
+        self.directory.with_extension("failed")
     }
 
     /// Calls `write` to write the graph to a path and its weights to [`WEIGHTS`] beside it, and moves both into place.
@@ -97,13 +130,13 @@ impl Entry {
     /// # Errors
     /// The reason why it could not be written, in one line.
     pub fn write(&self, write: impl FnOnce(&Path) -> Result<(), String>) -> Option<Result<(), String>> {
-        let failed = self.directory.with_extension("failed");
-        if is_young(&failed) {
+        if self.failure().is_some() {
             return None;
         }
         let result = self.try_write(write);
-        if result.is_err() {
-            let _ = File::create(&failed);
+        if let Err(why) = &result {
+            // After the draft is gone: on a full disk there is room for it only now.
+            let _ = cache_directory::replace_text(&self.failed(), why);
         }
         Some(result)
     }
@@ -113,12 +146,11 @@ impl Entry {
             let path = path.to_owned();
             move |e: std::io::Error| format!("\"{}\": {e}", path.display())
         };
-        let mut builder = DirBuilder::new();
-        builder.mode(0o700).recursive(true).create(&self.cache).map_err(at(&self.cache))?;
+        cache_directory::create(&self.cache).map_err(at(&self.cache))?;
         self.sweep();
         let draft = self.cache.join(format!("draft-{}-{}", self.source, std::process::id()));
-        let _ = fs::remove_dir_all(&draft);
-        builder.recursive(false).create(&draft).map_err(at(&draft))?;
+        cache_directory::remove(&draft);
+        DirBuilder::new().mode(0o700).create(&draft).map_err(at(&draft))?;
         // This also runs when a cancelled query unwinds: the directory may take a gigabyte.
         let _draft = Draft(&draft);
         write(&draft.join(GRAPH)).and_then(|()| {
@@ -126,6 +158,8 @@ impl Entry {
             for entry in fs::read_dir(&draft).map_err(at(&draft))?.flatten() {
                 File::open(entry.path()).and_then(|file| file.sync_all()).map_err(at(&entry.path()))?;
             }
+            let sealed = seal(&draft).ok_or_else(|| format!("\"{}\" lacks the graph", draft.display()))?;
+            cache_directory::replace_text(&draft.join(SEAL), &sealed).map_err(at(&draft))?;
             match fs::rename(&draft, &self.directory) {
                 // Another process was faster.
                 Err(_) if self.graph().is_some() => Ok(()),
@@ -134,18 +168,29 @@ impl Entry {
         })
     }
 
-    /// Removes entries for earlier states of the source, and files of processes that died.
+    /// Removes entries for earlier states of the source, and for other versions of the library if they are unused; and
+    /// files of processes that died.
     fn sweep(&self) {
         for entry in fs::read_dir(&self.cache).into_iter().flatten().flatten() {
             let (path, name) = (entry.path(), entry.file_name());
             let name = name.to_string_lossy();
-            let outdated = name.starts_with(&format!("{}-", self.source)) && path != self.directory;
+            let of_source = name.starts_with(&format!("{}-", self.source)) && path != self.directory;
+            let of_state = name.starts_with(&format!("{}-{}-", self.source, self.state));
+            let unused = cache_directory::age(&path).is_none_or(|age| age > UNUSED);
             let abandoned = name.starts_with("draft-") && !is_young(&path);
-            if outdated || abandoned {
-                let _ = fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path));
+            if of_source && (unused || !of_state) || abandoned {
+                cache_directory::remove(&path);
             }
         }
     }
+}
+
+/// The state of an entry's graph and weights.
+fn seal(directory: &Path) -> Option<String> {
+    let graph = cache_directory::state(&directory.join(GRAPH))?;
+    // A small graph has no weights outside it.
+    let weights = cache_directory::state(&directory.join(WEIGHTS)).unwrap_or_default();
+    Some(format!("{graph}\n{weights}\n"))
 }
 
 /// Hashes the state of a directory's files: length, inode, and times of the last change of content and of status, to
@@ -167,14 +212,13 @@ struct Draft<'a>(&'a Path);
 
 impl Drop for Draft<'_> {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(self.0);
+        cache_directory::remove(self.0);
     }
 }
 
 /// Whether a running process may be writing there.
 pub(crate) fn is_young(path: &Path) -> bool {
-    let changed = fs::metadata(path).and_then(|about| about.modified());
-    changed.is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|age| age < PATIENCE))
+    cache_directory::age(path).is_some_and(|age| age < PATIENCE)
 }
 
 /// The CPU features that the rewriting of a graph depends on, because a data directory can move to another machine.
@@ -204,6 +248,9 @@ fn cpu() -> Vec<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::time::SystemTime;
+
     use super::*;
 
     fn folder(name: &str) -> PathBuf {
@@ -227,7 +274,20 @@ mod tests {
         assert_eq!(entry.write(draft), Some(Ok(())));
         assert_eq!(fs::read_to_string(entry.graph().unwrap()).unwrap(), "better graph");
         assert!(Entry::of(&cache, &file, "1", Form::Optimized).unwrap().graph().is_some());
-        assert!(Entry::of(&cache, &file, "2", Form::Optimized).unwrap().graph().is_none());
+        // Another version of the library has a graph of its own; it goes when nothing has used it for a day.
+        let other = Entry::of(&cache, &file, "2", Form::Optimized).unwrap();
+        assert!(other.graph().is_none());
+        assert_eq!(other.write(draft), Some(Ok(())));
+        assert!(entry.graph().is_some() && other.graph().is_some());
+        let hours =
+            |ago| File::open(&entry.directory).unwrap().set_modified(SystemTime::now() - ago * PATIENCE).unwrap();
+        hours(25);
+        assert!(entry.graph().is_some());
+        other.sweep();
+        assert!(entry.graph().is_some(), "it has just been used");
+        hours(25);
+        other.sweep();
+        assert!(entry.graph().is_none() && other.graph().is_some());
         // Weights beside the graph count.
         fs::write(folder.join("model/graph.onnx_data"), "weights").unwrap();
         let changed = Entry::of(&cache, &file, "1", Form::Optimized).unwrap();
@@ -254,7 +314,9 @@ mod tests {
         assert_eq!(fs::read_dir(&cache).unwrap().count(), 1, "a note of the failure only");
         assert_eq!(entry.write(draft), None);
         let old = SystemTime::now() - 2 * PATIENCE;
-        File::options().write(true).open(entry.directory.with_extension("failed")).unwrap().set_modified(old).unwrap();
+        assert_eq!(entry.failure().as_deref(), Some("no space left"));
+        File::options().write(true).open(entry.failed()).unwrap().set_modified(old).unwrap();
+        assert_eq!(entry.failure(), None);
         assert_eq!(entry.write(draft), Some(Ok(())));
         assert!(entry.graph().is_some());
         fs::remove_dir_all(folder).unwrap();
@@ -268,6 +330,72 @@ mod tests {
         let said = entry.write(draft).unwrap().unwrap_err();
         assert!(said.contains("cache\": "), "{said}");
         assert!(Entry::of(&folder, &folder.join("nothing"), "1", Form::Optimized).is_none());
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn what_was_changed_or_planted_is_not_used() {
+        let folder = folder("planted");
+        let (cache, file) = (folder.join("cache"), folder.join("model/graph.onnx"));
+        let entry = Entry::of(&cache, &file, "1", Form::Int8).unwrap();
+        let write = || {
+            entry.remove();
+            assert_eq!(entry.write(draft), Some(Ok(())));
+            assert!(entry.graph().is_some());
+        };
+        let (graph, elsewhere) = (entry.directory.join(GRAPH), folder.join("elsewhere"));
+        let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        // With the same length, as a link to the same content, without a seal, writable by others, without permissions.
+        let damages: [&dyn Fn(); 7] = [
+            &|| fs::write(&graph, "worse! graph").unwrap(),
+            &|| {
+                fs::rename(&graph, &elsewhere).unwrap();
+                symlink(&elsewhere, &graph).unwrap();
+            },
+            &|| fs::remove_file(entry.directory.join(SEAL)).unwrap(),
+            &|| fs::write(entry.directory.join(WEIGHTS), "weights").unwrap(),
+            &|| mode(&entry.directory, 0o777),
+            &|| mode(&graph, 0o000),
+            &|| {
+                fs::rename(&entry.directory, folder.join("moved")).unwrap();
+                symlink(folder.join("moved"), &entry.directory).unwrap();
+            },
+        ];
+        for (number, damage) in damages.into_iter().enumerate() {
+            write();
+            std::thread::sleep(Duration::from_millis(20));
+            damage();
+            assert_eq!(entry.graph(), None, "damage {number}");
+        }
+        // A file in place of the directory.
+        entry.remove();
+        fs::write(&entry.directory, "a file").unwrap();
+        assert!(entry.graph().is_none() && entry.refusal().is_none());
+        write();
+        entry.remove();
+        // Links under every name that is written to.
+        let precious = folder.join("precious");
+        fs::write(&precious, "precious").unwrap();
+        let lock = cache.join(format!("lock-{}", entry.source));
+        symlink(&precious, &lock).unwrap();
+        symlink(&precious, entry.failed()).unwrap();
+        assert!(entry.lock(&mut || ()).is_some());
+        assert_eq!(entry.write(|_| Err("no".to_owned())), Some(Err("no".to_owned())));
+        assert_eq!(entry.failure().as_deref(), Some("no"));
+        symlink(&folder, &entry.directory).unwrap();
+        entry.refuse("why");
+        assert!(!folder.join(REFUSAL).exists() && entry.refusal().is_none(), "not through the link");
+        entry.remove();
+        fs::create_dir(&entry.directory).unwrap();
+        mode(&entry.directory, 0o700);
+        symlink(&precious, entry.directory.join(REFUSAL)).unwrap();
+        assert_eq!(entry.refusal(), None);
+        entry.refuse("why");
+        assert_eq!(entry.refusal().as_deref(), Some("why"));
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
+        // A cache that others can write to.
+        mode(&cache, 0o777);
+        assert!(Entry::of(&cache, &file, "1", Form::Int8).is_none());
         fs::remove_dir_all(folder).unwrap();
     }
 }

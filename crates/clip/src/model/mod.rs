@@ -1,5 +1,6 @@
 //! A model on disk and in memory: its files, ONNX Runtime's sessions, rewritten graphs, pooling after the graph.
 
+pub mod cache_directory;
 pub mod config;
 mod files;
 pub mod graph_cache;

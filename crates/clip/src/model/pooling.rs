@@ -1,4 +1,4 @@
-//! Steps that some exports leave out of the graph: pooling over positions, and a dense layer.
+//! Steps that some exports leave out of the graph: pooling over positions, and dense layers.
 //!
 //! sentence-transformers describes them in `modules.json`, with one directory per step. A graph that returns one vector
 //! per item needs neither.
@@ -37,7 +37,8 @@ pub struct Dense {
 #[derive(Default)]
 pub struct Pooling {
     pub mode: Option<PoolingMode>,
-    pub dense: Option<Dense>,
+    /// In the order of `modules.json`; some models have two.
+    pub dense: Vec<Dense>,
     /// The tower's own projection, if the graph ends before it.
     pub projection: Option<Dense>,
 }
@@ -61,7 +62,7 @@ impl Pooling {
             match kind.rsplit('.').next().unwrap_or_default() {
                 "Transformer" | "CLIPModel" | "Normalize" => {}
                 "Pooling" => steps.mode = Some(read_pooling(&files.join("config.json"))?),
-                "Dense" => steps.dense = Some(Dense::read(&files)?),
+                "Dense" => steps.dense.push(Dense::read(&files)?),
                 _ => {
                     return Err(Error::new(Kind::Unsupported, format!("module \"{kind}\" is not supported")).detail(
                         format!(
@@ -108,19 +109,16 @@ impl Pooling {
             }
             _ => return Err(bad("is not one vector an item")),
         };
-        match (&self.dense, &self.projection) {
-            // A graph that returns one vector per item contains its dense layer.
-            (Some(dense), _) if shape.len() == 3 => dense.apply(&vectors),
-            (_, Some(projection)) => projection.apply(&vectors),
-            _ => Ok(vectors),
-        }
+        // A graph that returns one vector per item contains its dense layers.
+        let dense = self.dense.iter().filter(|_| shape.len() == 3);
+        dense.chain(&self.projection).try_fold(vectors, |vectors, layer| layer.apply(&vectors))
     }
 
     /// Length of the resulting vectors for input vectors of length `width`, one per item or, with `positions`, one per
     /// position.
     pub fn width(&self, width: usize, positions: bool) -> usize {
-        let dense = self.dense.as_ref().filter(|_| positions).or(self.projection.as_ref());
-        dense.map_or(width, |dense| dense.weight.nrows())
+        let dense = self.dense.iter().filter(|_| positions).chain(&self.projection);
+        dense.last().map_or(width, |dense| dense.weight.nrows())
     }
 
     /// Reads the projection `name` from the weights in one of these directories. Returns false if none has it.
@@ -260,7 +258,7 @@ mod tests {
     fn pools_what_is_not_padding() {
         let output = ndarray::arr3(&[[[1.0, 8.0], [3.0, 2.0], [100.0, 100.0]]]).into_dyn();
         let pooled = |mode| {
-            Pooling { mode: Some(mode), dense: None, projection: None }
+            Pooling { mode: Some(mode), dense: Vec::new(), projection: None }
                 .apply(output.clone(), &[2])
                 .unwrap()
                 .into_raw_vec_and_offset()

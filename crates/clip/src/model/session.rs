@@ -12,6 +12,7 @@ use ort::session::{Session, SessionInputValue};
 use ort::value::{TensorElementType, ValueType};
 
 use crate::error::{Error, Kind, Result, Setting};
+use crate::model::cache_directory;
 use crate::model::graph_cache::{Entry, Form, WEIGHTS};
 use crate::model::interruptible::Run;
 use crate::threads::with_signals_blocked;
@@ -236,15 +237,14 @@ impl Tower {
 
     /// The value that any process has stored under this name with [`Self::remember`].
     pub fn recall(&self, name: &str) -> Option<String> {
-        std::fs::read_to_string(self.kept.as_ref()?.join(name)).ok()
+        cache_directory::read(&self.kept.as_ref()?.join(name)).ok()
     }
 
     /// Stores a value about the graph, as long as its rewritten form is cached. After a failure the next process has to
     /// determine it again.
     pub fn remember(&self, name: &str, value: &str) {
         if let Some(kept) = &self.kept {
-            let draft = kept.join(format!("{name}-{}", std::process::id()));
-            let _ = std::fs::write(&draft, value).and_then(|()| std::fs::rename(&draft, kept.join(name)));
+            let _ = cache_directory::replace_text(&kept.join(name), value);
         }
     }
 

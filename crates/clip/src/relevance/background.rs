@@ -93,6 +93,16 @@ impl Builder {
         &self.words[start..self.words.len().min(start + most)]
     }
 
+    /// The width of the vectors, if there is one already.
+    pub(super) fn width(&self) -> Option<usize> {
+        (self.width > 0).then_some(self.width)
+    }
+
+    /// The vectors of the words from that index on, one after another, and their width.
+    pub(super) fn vectors_from(&self, word: usize) -> (&[f32], usize) {
+        (&self.vectors[word * self.width..], self.width)
+    }
+
     /// The vector of the next word.
     ///
     /// # Errors

@@ -11,10 +11,12 @@
 mod background;
 mod cache;
 mod dot;
+mod progress;
 mod words;
 
 pub use background::{Background, Builder, Photo, Shared};
 pub use cache::Entry;
+pub use progress::Progress;
 pub use words::Words;
 
 /// From this relevance on a photo counts as an answer.

@@ -16,7 +16,7 @@ use crate::model::config::{Config, Family};
 pub enum Cleaning {
     /// None.
     None,
-    /// SigLIP 2 in transformers: lower case.
+    /// SigLIP 2 in transformers, and sentence-transformers if it is asked to: lower case.
     Lower,
     /// SigLIP in transformers: without ASCII punctuation, white space collapsed; lower case unless switched off.
     Siglip { lower: bool },

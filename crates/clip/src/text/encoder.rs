@@ -51,10 +51,11 @@ impl TextEncoder {
     /// Loads the tokenizer of a model. `fixed_length` is the sequence length that the graph fixes. Guesses are added to
     /// `warnings`.
     ///
-    /// The context length is the minimum of these values: the graph's fixed axis, `model_max_length` of
-    /// `tokenizer_config.json`, truncation and fixed padding of `tokenizer.json`, `max_seq_length` of
-    /// `sentence_bert_config.json`, and the positions of the text tower (`context_length` of open_clip's configuration,
-    /// `max_position_embeddings` of `config.json`). Without any of these it is the family's.
+    /// The context length is the minimum of these values: the graph's fixed axis, the positions of the text tower
+    /// (`context_length` of open_clip's configuration, `max_position_embeddings` of `config.json`), and the first of
+    /// these that is stated: `max_seq_length` of `sentence_bert_config.json`, `model_max_length` of
+    /// `tokenizer_config.json`, truncation and fixed padding of `tokenizer.json`. Without any of these it is the
+    /// family's.
     ///
     /// The padding id is 0 for open_clip's own tokenizer, else the `pad_token` of `tokenizer_config.json`, else of
     /// `tokenizer.json`. `config.json` is not used: CLIP's own states pad 1 and EOS 2, although both are 49407.
@@ -113,6 +114,7 @@ impl TextEncoder {
         let normalizer = serde_json::to_string(&tokenizer.get_normalizer()).unwrap_or_default();
         let cleaning = match Cleaning::of(&config, simple, stated) {
             Cleaning::Siglip { .. } if normalizer.contains("\"Lowercase\"") => Cleaning::None,
+            Cleaning::None if sentence_config(model)["do_lower_case"].as_bool() == Some(true) => Cleaning::Lower,
             cleaning => cleaning,
         };
         let runs = OnceCell::new();
@@ -219,6 +221,14 @@ impl TextEncoder {
     }
 }
 
+/// What sentence-transformers states about a text tower, or null.
+fn sentence_config(model: &Model) -> serde_json::Value {
+    ["sentence_bert_config.json", "0_Transformer/sentence_bert_config.json"]
+        .into_iter()
+        .find_map(|name| read_json(&model.text_directory.join(name)).ok())
+        .unwrap_or_default()
+}
+
 /// The context length and, for messages, its source; see [`TextEncoder::load`].
 fn context(
     model: &Model,
@@ -232,19 +242,19 @@ fn context(
         PaddingStrategy::Fixed(length) => Some(length),
         PaddingStrategy::BatchLongest => None,
     });
-    let sentences = ["sentence_bert_config.json", "0_Transformer/sentence_bert_config.json"]
-        .into_iter()
-        .find_map(|name| read_json(&model.text_directory.join(name)).ok()?["max_seq_length"].as_u64());
+    let sentences = sentence_config(model)["max_seq_length"].as_u64().map(|n| n as usize);
+    // Exporters write 1e30 for "no limit".
+    let most = stated["model_max_length"].as_f64().filter(|n| (1.0..1e6).contains(n)).map(|n| n as usize);
+    // The libraries replace truncation and padding of tokenizer.json, which remain from the last call before the file
+    // was saved, by what is stated beside it.
+    let unstated = sentences.or(most).is_none();
+    let last_call = |length: Option<usize>| length.filter(|_| unstated);
     let candidates = [
         ("the graph", fixed_length),
-        // Exporters write 1e30 for "no limit".
-        (
-            "tokenizer_config.json",
-            stated["model_max_length"].as_f64().filter(|n| (1.0..1e6).contains(n)).map(|n| n as usize),
-        ),
-        ("tokenizer.json, truncation", tokenizer.get_truncation().map(|t| t.max_length)),
-        ("tokenizer.json, padding", fixed_padding),
-        ("sentence_bert_config.json", sentences.map(|n| n as usize)),
+        ("tokenizer_config.json", most.filter(|_| sentences.is_none())),
+        ("tokenizer.json, truncation", last_call(tokenizer.get_truncation().map(|t| t.max_length))),
+        ("tokenizer.json, padding", last_call(fixed_padding)),
+        ("sentence_bert_config.json", sentences),
         ("the configuration's positions", config.positions()),
     ];
     let least = candidates.into_iter().filter_map(|(from, length)| Some((length?, from))).min_by_key(|(n, _)| *n);

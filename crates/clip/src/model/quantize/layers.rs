@@ -9,6 +9,8 @@ use crate::error::Result;
 use crate::model::onnx::{Graph, Model};
 use crate::model::session::{Runtime, Tower};
 
+/// The file of the folded graph's weights.
+pub const FOLDED: &str = "folded.bin";
 /// Smaller products take negligible time.
 const SMALLEST: usize = 32;
 
@@ -45,7 +47,7 @@ impl Source {
     /// every export format.
     pub fn fold(runtime: &Runtime, file: &Path, directory: &Path) -> Result<Self> {
         let folded = directory.join("folded.onnx");
-        Tower::fold(runtime, file, &folded, "folded.bin")?;
+        Tower::fold(runtime, file, &folded, FOLDED)?;
         let model = Model::read(&folded)?;
         let layers = layers(model.graph.as_ref().expect("checked when it was read"));
         Ok(Self { model, layers, directory: directory.to_owned() })

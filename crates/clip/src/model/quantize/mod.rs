@@ -27,10 +27,11 @@ use std::path::Path;
 
 use self::balance::{balance, observe};
 use self::choose::{COSTS, choose, measure};
-use self::layers::{Scheme, Source};
+use self::layers::{FOLDED, Scheme, Source};
 pub use self::samples::{Inputs, Samples};
 use self::write::write;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, Setting};
+use crate::model::cache_directory;
 use crate::model::graph_cache::{Entry, Form};
 use crate::model::session::{Runtime, Tower, give_back_memory};
 use crate::vector::cosine;
@@ -46,6 +47,9 @@ const STRICTER: f64 = 0.75;
 const TRIES: usize = 8;
 /// An eight-bit graph must save at least this share of the products' time.
 const GAIN: f64 = 0.2;
+/// Quantizing takes up to this many times the disk space of the float32 graph: for the folded graph, for the one with
+/// each product in three schemes, and for the result.
+const SPACE: u64 = 3;
 /// The file in the cache that describes the quantization of a graph.
 const RECIPE: &str = "recipe";
 
@@ -84,10 +88,80 @@ pub fn recipe(tower: &Tower) -> Option<String> {
     tower.recall(RECIPE)
 }
 
+/// Checks what can be known before a graph is quantized, which takes minutes.
+///
+/// # Errors
+/// [`Kind::DiskFull`] if the disk has no room for it; [`Kind::BadModel`] if it has failed recently for another reason.
+pub fn check_before(runtime: &Runtime, file: &Path, cache: &Path) -> Result<()> {
+    if let Some(full) = without_room(file, cache, stored(file), 0) {
+        return Err(full);
+    }
+    match Entry::of(cache, file, &runtime.version, Form::Int8).and_then(|entry| entry.failure()) {
+        // There is room for it now.
+        Some(why) if is_full(&why) => Ok(()),
+        Some(why) => Err(not_kept(file, format!("It was tried less than an hour ago, and failed: {why}"))),
+        None => Ok(()),
+    }
+}
+
+/// The error if a directory on the cache's disk has less room than a graph of that size needs, in addition to the bytes
+/// that are used for it already.
+fn without_room(file: &Path, cache: &Path, size: u64, used: u64) -> Option<Error> {
+    let needed = SPACE * size;
+    let available = cache_directory::available(cache)?;
+    (available.saturating_add(used) < needed).then(|| {
+        disk_full(file, cache)
+            .detail(format!("Up to {needed} bytes are needed while it is made; {available} bytes are free."))
+    })
+}
+
+/// The error if a step has failed because the disk is full. ONNX Runtime says only that a graph can't be saved, or later
+/// that it is damaged.
+fn filled(file: &Path, cache: &Path, draft: &Path, why: &str) -> Option<Error> {
+    if is_full(why) {
+        return Some(disk_full(file, cache).detail(why.to_owned()));
+    }
+    // A graph in 16 bits takes twice its size in float32.
+    let folded = fs::metadata(draft.join("work").join(FOLDED)).map_or(0, |about| about.len());
+    let size = stored(file).max(folded);
+    // Each intermediate file is about as large as the graph.
+    let is_left = cache_directory::available(cache).is_none_or(|available| available >= size);
+    let used = if is_left { cache_directory::used(draft) } else { 0 };
+    without_room(file, cache, size, used)
+}
+
+/// The bytes of a graph and of the files beside it whose names begin with its name, which have its weights.
+fn stored(file: &Path) -> u64 {
+    let (Some(directory), Some(name)) = (file.parent(), file.file_name()) else { return 0 };
+    let of_graph = |entry: &fs::DirEntry| entry.file_name().as_encoded_bytes().starts_with(name.as_encoded_bytes());
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten().filter(of_graph);
+    entries.filter_map(|entry| fs::metadata(entry.path()).ok()).map(|about| about.len()).sum()
+}
+
+/// Whether an error's text is the system's for a full disk or an exhausted quota.
+fn is_full(why: &str) -> bool {
+    ["No space left on device", "Disk quota exceeded"].iter().any(|text| why.contains(text))
+}
+
+fn disk_full(file: &Path, cache: &Path) -> Error {
+    Error::new(
+        Kind::DiskFull,
+        format!("cache directory \"{}\" has no room for the eight-bit form of \"{}\"", cache.display(), file.display()),
+    )
+    .hint_setting(Setting::Cache, "Free disk space, set {setting} to a directory on another disk, or use float32.")
+}
+
+fn not_kept(file: &Path, why: String) -> Error {
+    Error::new(Kind::BadModel, format!("the eight-bit form of \"{}\" could not be kept", file.display()))
+        .detail(why)
+        .hint("See that the cache's directory can be written and the disk has room, or use float32.")
+}
+
 /// Quantizes a graph and stores it in the cache.
 ///
 /// # Errors
-/// [`Kind::Unsupported`] if no quantized graph is close enough to float32; [`Kind::BadModel`] if it can't be written.
+/// [`Kind::Unsupported`] if no quantized graph is close enough to float32; [`Kind::DiskFull`]; [`Kind::BadModel`] if it
+/// can't be written for another reason.
 pub fn make(
     runtime: &Runtime,
     file: &Path,
@@ -96,11 +170,7 @@ pub fn make(
     samples: &Samples<'_>,
     check_interrupts: &mut dyn FnMut(),
 ) -> Result<Tower> {
-    let failed = |why: String| {
-        Error::new(Kind::BadModel, format!("the eight-bit form of \"{}\" could not be kept", file.display()))
-            .detail(why)
-            .hint("See that the cache's directory can be written and the disk has room, or use float32.")
-    };
+    let failed = |why| not_kept(file, why);
     let entry = Entry::of(cache, file, &runtime.version, Form::Int8)
         .ok_or_else(|| failed(format!("\"{}\" can't be read.", file.display())))?;
     // It takes minutes of a core and gigabytes of memory, so only one process does it.
@@ -108,10 +178,13 @@ pub fn make(
     if let Some(tower) = find(runtime, file, threads, cache)? {
         return Ok(tower);
     }
+    // Another process may have failed while this one waited.
+    check_before(runtime, file, cache)?;
     // The file is damaged or missing.
     entry.remove();
     let mut refusal = None;
     let write = |graph: &Path| {
+        let draft = graph.parent().expect("a path in a directory");
         let work = graph.with_file_name("work");
         fs::create_dir(&work).map_err(|e| e.to_string())?;
         let made = work.join("eight-bit.onnx");
@@ -121,10 +194,12 @@ pub fn make(
                 check_interrupts();
             }
             let text = e.to_string();
-            refusal = Some(e);
+            let full = if e.kind == Kind::Unsupported { None } else { filled(file, cache, draft, &text) };
+            refusal = Some(full.unwrap_or(e));
             text
         })?;
-        Tower::write_optimized(runtime, &made, threads, graph)?;
+        Tower::write_optimized(runtime, &made, threads, graph)
+            .inspect_err(|why| refusal = filled(file, cache, draft, why))?;
         fs::remove_dir_all(&work).map_err(|e| e.to_string())?;
         fs::write(graph.with_file_name(RECIPE), recipe.to_string()).map_err(|e| e.to_string())
     };
@@ -134,7 +209,8 @@ pub fn make(
         Some(Ok(())) => find(runtime, file, threads, cache)?
             .ok_or_else(|| failed("It can't be loaded after it was written.".to_owned())),
         Some(Err(why)) => {
-            let error = refusal.unwrap_or_else(|| failed(why));
+            let full = is_full(&why).then(|| disk_full(file, cache).detail(why.clone()));
+            let error = refusal.or(full).unwrap_or_else(|| failed(why));
             if error.kind == Kind::Unsupported {
                 entry.refuse(error.detail.as_deref().unwrap_or_default());
             }

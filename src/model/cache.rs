@@ -1,0 +1,29 @@
+//! The cache directory, which is used only if no other user can write to it.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+
+use clip::model::cache_directory;
+
+use crate::guc;
+use crate::pg::error::warn;
+
+thread_local! {
+    /// The directory that this connection was warned of.
+    static TOLD: RefCell<Option<PathBuf>> = const { RefCell::new(None) };
+}
+
+/// The directory of `clip_search.cache_path`, unless it is empty, or refused with a WARNING, once a connection. Call it
+/// while nothing is borrowed: a WARNING can run a hook.
+pub fn directory() -> Option<PathBuf> {
+    let path = guc::cache()?;
+    match cache_directory::check(&path) {
+        Ok(()) => Some(path),
+        Err(error) => {
+            if TOLD.replace(Some(path.clone())) != Some(path) {
+                warn(error);
+            }
+            None
+        }
+    }
+}
