@@ -259,6 +259,7 @@ fn without_nulls(name: &str, numbers: Vec<Option<i64>>) -> SqlResult<Vec<i64>> {
 
 /// Whether a watch with this id exists; the caller must own its table.
 fn is_own(watch: i64) -> SqlResult<bool> {
+    tables::check_writable(c"clip_backfill()");
     let Some(watch) = Watch::by_id(watch)? else { return Ok(false) };
     Table::describe(watch.relation)?.check_owner()?;
     Ok(true)

@@ -163,6 +163,7 @@ pub mod clip_search {
     /// Removes queue and failures of a shard whose rows are all about to go; the caller owns it.
     #[pg_extern(volatile, strict, parallel_unsafe)]
     fn forget_rows(shard: Regclass) -> SqlResult<bool> {
+        tables::check_writable(c"TRUNCATE");
         if !is_owned(shard) {
             return Ok(false);
         }
