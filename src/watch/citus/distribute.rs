@@ -162,7 +162,10 @@ fn as_owner<T>(watch: &Watch, work: impl FnOnce(&mut TableClient<'_, '_>) -> Sql
 pub fn one_role(table: &str, owner: pg_sys::Oid) -> ErrorReport {
     sql_error(
         PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-        format!("{table}, a table of Citus, belongs to {}, and rows of it have to be read as that role", role_name(owner)),
+        format!(
+            "{table}, a table of Citus, belongs to {}, and rows of it have to be read as that role",
+            role_name(owner)
+        ),
     )
     .set_detail("Citus doesn't let two roles use a shard in one transaction if one of them changes it.")
     .set_hint(format!("SET ROLE {}, and try again.", quote_identifier(role_name(owner))))
