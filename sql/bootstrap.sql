@@ -108,12 +108,15 @@ ALTER TABLE clip_search.cluster_sum REPLICA IDENTITY FULL;
 ALTER TABLE clip_search.cluster_change REPLICA IDENTITY FULL;
 ALTER TABLE clip_search.cluster_code REPLICA IDENTITY FULL;
 
+-- The owner of a table. Citus hides shards in pg_class, and a table of members that Citus takes over becomes a shard.
+CREATE FUNCTION clip_search.owner_of(relation regclass) RETURNS oid
+STRICT STABLE PARALLEL SAFE LANGUAGE c AS 'MODULE_PATHNAME', 'owner_of_wrapper';
+
 -- The owners of collections; a role that has been dropped is replaced by the owner of the database.
 CREATE VIEW clip_search.collection_owner AS
 SELECT o.name, coalesce(r.oid, d.datdba)::pg_catalog.regrole AS owner
-FROM (SELECT s.name, coalesce(c.relowner, g.role) AS role
+FROM (SELECT s.name, coalesce(clip_search.owner_of(s.members), g.role) AS role
       FROM clip_search.collection_setting s
-      LEFT JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) s.members::pg_catalog.oid
       LEFT JOIN LATERAL (SELECT g.grantee::pg_catalog.oid AS role FROM clip_search.collection_grant g
                          WHERE g.collection OPERATOR(pg_catalog.=) s.name AND g.privilege OPERATOR(pg_catalog.=) 'owner'
                          LIMIT 1) AS g ON true

@@ -339,11 +339,12 @@ BEGIN
     shards := clip_search.distributed_watches(relation, embedding);
     IF pg_catalog.cardinality(shards) OPERATOR(pg_catalog.>) 0 THEN
         FOR i IN 1..pg_catalog.cardinality(shards) LOOP
-            SELECT t.embedded, t.failed INTO now FROM clip_search.shard_totals(shards[i]) AS t;
+            SELECT t.embedded, t.failed INTO now FROM clip_search.shard_totals(shards[i], relation) AS t;
             COMMIT;
-            PERFORM clip_search.on_servers(pg_catalog.format('CALL clip_search.backfill_here(%s, %s)', shards[i], batch));
+            PERFORM clip_search.on_servers(
+                pg_catalog.format('CALL clip_search.backfill_here(%s, pg_catalog.to_regclass(%%L), %s)', shards[i], batch), relation);
             COMMIT;
-            SELECT t.embedded, t.failed INTO in_pass, held FROM clip_search.shard_totals(shards[i]) AS t;
+            SELECT t.embedded, t.failed INTO in_pass, held FROM clip_search.shard_totals(shards[i], relation) AS t;
             done := done OPERATOR(pg_catalog.+) coalesce(in_pass OPERATOR(pg_catalog.-) now.embedded, 0);
             failed := failed OPERATOR(pg_catalog.+) coalesce(held OPERATOR(pg_catalog.-) now.failed, 0);
         END LOOP;
@@ -547,12 +548,15 @@ BEGIN
     PERFORM pg_catalog.set_config('client_min_messages', 'warning', true);
 END $$;
 
+-- The owner of a table. Citus hides shards in pg_class, and a table of members that Citus takes over becomes a shard.
+CREATE FUNCTION clip_search.owner_of(relation regclass) RETURNS oid
+STRICT STABLE PARALLEL SAFE LANGUAGE c AS 'MODULE_PATHNAME', 'owner_of_wrapper';
+
 -- The owners of collections; a role that has been dropped is replaced by the owner of the database.
 CREATE VIEW clip_search.collection_owner AS
 SELECT o.name, coalesce(r.oid, d.datdba)::pg_catalog.regrole AS owner
-FROM (SELECT s.name, coalesce(c.relowner, g.role) AS role
+FROM (SELECT s.name, coalesce(clip_search.owner_of(s.members), g.role) AS role
       FROM clip_search.collection_setting s
-      LEFT JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) s.members::pg_catalog.oid
       LEFT JOIN LATERAL (SELECT g.grantee::pg_catalog.oid AS role FROM clip_search.collection_grant g
                          WHERE g.collection OPERATOR(pg_catalog.=) s.name AND g.privilege OPERATOR(pg_catalog.=) 'owner'
                          LIMIT 1) AS g ON true
@@ -691,7 +695,9 @@ CREATE FUNCTION clip_search.adopt_shard(trigger oid) RETURNS VOID
 STRICT VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'adopt_shard_wrapper';
 CREATE FUNCTION clip_search.is_placed_here(relation regclass) RETURNS boolean
 STRICT VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'is_placed_here_wrapper';
-CREATE FUNCTION clip_search.shards_here(parent bigint) RETURNS TABLE (watch bigint, relation oid, embedding text)
+CREATE FUNCTION clip_search.distributed_table(relation regclass) RETURNS oid
+STRICT VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'distributed_table_wrapper';
+CREATE FUNCTION clip_search.shards_here(parent bigint, distributed regclass) RETURNS TABLE (watch bigint, relation oid, embedding text)
 STRICT VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'shards_here_wrapper';
 CREATE FUNCTION clip_search.forget_rows(shard regclass) RETURNS boolean
 STRICT VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'forget_rows_wrapper';
@@ -716,6 +722,7 @@ WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger t
 
 -- What the servers of a distributed table of Citus answer to a question about its shards. They are asked as the reader. The cost of these
 -- functions is the default: the views below name them for every watch, and with their true cost PostgreSQL would compile each query (JIT) for a second.
+-- The search_path of the servers' connections is the reader's, so every name in a question is qualified.
 CREATE FUNCTION clip_search.ask_servers(question text) RETURNS SETOF jsonb
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE ROWS 10 SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -724,34 +731,38 @@ BEGIN
 END $$;
 
 -- The sums over the shards of a distributed table; NULL where a server does not answer or the reader may not read it.
-CREATE FUNCTION clip_search.shard_totals(parent bigint, OUT rows bigint, OUT embedded bigint, OUT pending bigint,
+-- The servers know the watch by its number and its table: each role may give a trigger on its own table any number.
+CREATE FUNCTION clip_search.shard_totals(parent bigint, relation regclass, OUT rows bigint, OUT embedded bigint, OUT pending bigint,
                                          OUT failed bigint, OUT outdated bigint)
 LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE WHEN bool_and(j.v IS NOT NULL) THEN sum((j.v ->> 'rows')::bigint)::bigint END,
            CASE WHEN bool_and(j.v IS NOT NULL) THEN sum((j.v ->> 'embedded')::bigint)::bigint END,
            CASE WHEN bool_and(j.v IS NOT NULL) THEN sum((j.v ->> 'pending')::bigint)::bigint END,
            sum((j.v ->> 'failed')::bigint)::bigint, sum((j.v ->> 'outdated')::bigint)::bigint
-    FROM clip_search.ask_servers(format('SELECT row_to_json(t) FROM (SELECT sum(rows) AS rows, sum(embedded) AS embedded, '
-        'sum(pending) AS pending, sum(failed) AS failed, sum(outdated) AS outdated '
-        'FROM clip_search.shard_progress WHERE parent = %s) AS t', parent)) AS j (v)
+    FROM clip_search.ask_servers(format('SELECT pg_catalog.row_to_json(t) FROM (SELECT pg_catalog.sum(p.rows) AS rows, '
+        'pg_catalog.sum(p.embedded) AS embedded, pg_catalog.sum(p.pending) AS pending, pg_catalog.sum(p.failed) AS failed, '
+        'pg_catalog.sum(p.outdated) AS outdated FROM clip_search.shard_progress AS p WHERE p.parent OPERATOR(pg_catalog.=) %s '
+        'AND p.distributed OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%L)::pg_catalog.oid) AS t', parent, relation)) AS j (v)
 $$;
 
-CREATE FUNCTION clip_search.shard_failures(parent bigint)
+CREATE FUNCTION clip_search.shard_failures(parent bigint, relation regclass)
 RETURNS TABLE (key text[], failed_at timestamptz, sqlstate text, message text, detail text, attempts bigint)
 LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
     SELECT r.key, r.failed_at, r.sqlstate, r.message, r.detail, r.attempts
-    FROM clip_search.ask_servers(format('SELECT coalesce(json_agg(f), ''[]'') FROM clip_search.shard_failure AS f WHERE f.parent = %s',
-                                        parent)) AS j (v)
+    FROM clip_search.ask_servers(format('SELECT coalesce(pg_catalog.json_agg(f), ''[]'') FROM clip_search.shard_failure AS f '
+        'WHERE f.parent OPERATOR(pg_catalog.=) %s AND f.distributed OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%L)::pg_catalog.oid',
+        parent, relation)) AS j (v)
     CROSS JOIN LATERAL jsonb_to_recordset(coalesce(j.v, '[]')) AS r (key text[], failed_at timestamptz, sqlstate text,
         message text, detail text, attempts bigint)
 $$;
 
-CREATE FUNCTION clip_search.shard_pending(parent bigint)
+CREATE FUNCTION clip_search.shard_pending(parent bigint, relation regclass)
 RETURNS TABLE (key text[], queued_at timestamptz, due timestamptz, attempts integer, sqlstate text, message text)
 LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
     SELECT r.key, r.queued_at, r.due, r.attempts, r.sqlstate, r.message
-    FROM clip_search.ask_servers(format('SELECT coalesce(json_agg(q), ''[]'') FROM clip_search.shard_queue AS q WHERE q.parent = %s',
-                                        parent)) AS j (v)
+    FROM clip_search.ask_servers(format('SELECT coalesce(pg_catalog.json_agg(q), ''[]'') FROM clip_search.shard_queue AS q '
+        'WHERE q.parent OPERATOR(pg_catalog.=) %s AND q.distributed OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%L)::pg_catalog.oid',
+        parent, relation)) AS j (v)
     CROSS JOIN LATERAL jsonb_to_recordset(coalesce(j.v, '[]')) AS r (key text[], queued_at timestamptz, due timestamptz,
         attempts integer, sqlstate text, message text)
 $$;
@@ -776,7 +787,7 @@ CROSS JOIN LATERAL (
     CROSS JOIN LATERAL clip_search.watch_progress(w.relation, w.image, w.text, w.embedding, w.cluster, w.tags) AS n
     WHERE NOT d.distributed
     UNION ALL
-    SELECT t.rows, t.embedded, t.pending, t.failed, t.outdated FROM clip_search.shard_totals(w.id) AS t WHERE d.distributed) AS p
+    SELECT t.rows, t.embedded, t.pending, t.failed, t.outdated FROM clip_search.shard_totals(w.id, w.relation) AS t WHERE d.distributed) AS p
 CROSS JOIN LATERAL (SELECT CASE WHEN p.rows IS NOT NULL THEN
                                coalesce(pg_catalog.jsonb_object_agg(o.model, o.rows) FILTER (WHERE o.rows OPERATOR(pg_catalog.>) 0), '{}') END AS models
                     FROM (SELECT n.model, pg_catalog.sum(n.rows) AS rows
@@ -803,7 +814,7 @@ SELECT u.relation, u.embedding, u.key, u.queued_at, u.due, u.attempts, u.sqlstat
     UNION ALL
     SELECT w.relation, w.embedding, q.key COLLATE "C", q.queued_at, q.due, q.attempts, q.sqlstate, q.message
     FROM clip_search.watch_setting w
-    CROSS JOIN LATERAL clip_search.shard_pending(w.id) AS q
+    CROSS JOIN LATERAL clip_search.shard_pending(w.id, w.relation) AS q
     WHERE w.home IS NOT NULL AND NOT w.home OPERATOR(pg_catalog.?) 'parent' AND clip_search.is_owned(w.relation)) AS u;
 
 CREATE OR REPLACE VIEW clip_search.failure WITH (security_barrier = true) AS
@@ -815,13 +826,14 @@ SELECT u.relation, u.embedding, u.key, u.failed_at, u.sqlstate, u.message, u.det
     UNION ALL
     SELECT w.relation, w.embedding, f.key COLLATE "C", f.failed_at, f.sqlstate, f.message, f.detail, f.attempts
     FROM clip_search.watch_setting w
-    CROSS JOIN LATERAL clip_search.shard_failures(w.id) AS f
+    CROSS JOIN LATERAL clip_search.shard_failures(w.id, w.relation) AS f
     WHERE w.home IS NOT NULL AND NOT w.home OPERATOR(pg_catalog.?) 'parent' AND clip_search.is_owned(w.relation)) AS u;
 
 -- The shards of this server, for the functions above, which the coordinator calls.
 CREATE VIEW clip_search.shard_progress WITH (security_barrier = true) AS
 SELECT (w.home OPERATOR(pg_catalog.->>) 'parent')::pg_catalog.int8 AS parent, w.relation, p.rows, p.embedded,
-       greatest(p.open OPERATOR(pg_catalog.-) f.count, 0) OPERATOR(pg_catalog.+) a.count AS pending, f.count AS failed, a.count AS outdated
+       greatest(p.open OPERATOR(pg_catalog.-) f.count, 0) OPERATOR(pg_catalog.+) a.count AS pending, f.count AS failed, a.count AS outdated,
+       clip_search.distributed_table(w.relation) AS distributed
 FROM clip_search.watch_setting w
 CROSS JOIN LATERAL (SELECT pg_catalog.count(*) FROM clip_search.watch_failure f WHERE f.watch OPERATOR(pg_catalog.=) w.id) AS f
 CROSS JOIN LATERAL (SELECT pg_catalog.count(DISTINCT q.key) FROM clip_search.watch_queue q
@@ -834,28 +846,30 @@ CREATE VIEW clip_search.shard_queue WITH (security_barrier = true) AS
 SELECT (w.home OPERATOR(pg_catalog.->>) 'parent')::pg_catalog.int8 AS parent, w.relation, q.key, pg_catalog.min(q.queued_at) AS queued_at,
        pg_catalog.min(q.due) AS due, pg_catalog.max(q.attempts) AS attempts,
        (pg_catalog.array_agg(q.sqlstate ORDER BY q.attempts DESC, q.id) FILTER (WHERE q.sqlstate IS NOT NULL))[1] AS sqlstate,
-       (pg_catalog.array_agg(q.message ORDER BY q.attempts DESC, q.id) FILTER (WHERE q.sqlstate IS NOT NULL))[1] AS message
+       (pg_catalog.array_agg(q.message ORDER BY q.attempts DESC, q.id) FILTER (WHERE q.sqlstate IS NOT NULL))[1] AS message,
+       clip_search.distributed_table(w.relation) AS distributed
 FROM clip_search.watch_queue q
 JOIN clip_search.watch_setting w ON w.id OPERATOR(pg_catalog.=) q.watch
 WHERE w.home OPERATOR(pg_catalog.?) 'parent' AND clip_search.is_owned(w.relation) AND clip_search.is_placed_here(w.relation)
 GROUP BY w.id, w.relation, w.home, q.key;
 
 CREATE VIEW clip_search.shard_failure WITH (security_barrier = true) AS
-SELECT (w.home OPERATOR(pg_catalog.->>) 'parent')::pg_catalog.int8 AS parent, w.relation, f.key, f.failed_at, f.sqlstate, f.message, f.detail, f.attempts
+SELECT (w.home OPERATOR(pg_catalog.->>) 'parent')::pg_catalog.int8 AS parent, w.relation, f.key, f.failed_at, f.sqlstate, f.message, f.detail, f.attempts,
+       clip_search.distributed_table(w.relation) AS distributed
 FROM clip_search.watch_failure f
 JOIN clip_search.watch_setting w ON w.id OPERATOR(pg_catalog.=) f.watch
 WHERE w.home OPERATOR(pg_catalog.?) 'parent' AND clip_search.is_owned(w.relation) AND clip_search.is_placed_here(w.relation);
 
 -- Runs a command on the servers of Citus, as the caller, each in transactions of its own. An error on one doesn't keep the
--- others from it.
-CREATE FUNCTION clip_search.on_servers(command text) RETURNS SETOF text
+-- others from it. The table's name, which a server looks up by itself, takes the place of %L.
+CREATE FUNCTION clip_search.on_servers(command text, relation regclass) RETURNS SETOF text
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     answers text[];
     failure text;
 BEGIN
     SELECT array_agg(a.result) FILTER (WHERE a.success), min(format('%s: %s', a.nodeid, a.result)) FILTER (WHERE NOT a.success)
-    INTO answers, failure FROM run_command_on_all_nodes(command) AS a;
+    INTO answers, failure FROM run_command_on_all_nodes(format(command, relation)) AS a;
     IF failure IS NOT NULL THEN
         RAISE EXCEPTION 'a server of Citus failed: %', failure USING ERRCODE = 'external_routine_exception',
             HINT = 'What the other servers did is done. Call it again.';
@@ -863,10 +877,10 @@ BEGIN
     RETURN QUERY SELECT unnest(answers);
 END $$;
 
-CREATE FUNCTION clip_search.retry_here(parent bigint, sqlstate text) RETURNS bigint
+CREATE FUNCTION clip_search.retry_here(parent bigint, distributed regclass, sqlstate text) RETURNS bigint
 LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
     SELECT coalesce(sum(@extschema@.clip_retry(s.relation::regclass, s.embedding, sqlstate)), 0)::bigint
-    FROM clip_search.shards_here(parent) AS s
+    FROM clip_search.shards_here(parent, distributed) AS s
 $$;
 
 -- CREATE TRIGGER on a shard brings the settings of clip_watch there.
@@ -879,13 +893,13 @@ CREATE EVENT TRIGGER clip_search_shard ON ddl_command_end WHEN TAG IN ('CREATE T
     EXECUTE FUNCTION clip_search.follow_shards();
 
 -- A server's part of clip_backfill of a distributed table: its shards, one after another.
-CREATE PROCEDURE clip_search.backfill_here(parent bigint, batch integer) LANGUAGE plpgsql AS $$
+CREATE PROCEDURE clip_search.backfill_here(parent bigint, distributed regclass, batch integer) LANGUAGE plpgsql AS $$
 DECLARE
     relations  pg_catalog.oid[];
     embeddings text[];
 BEGIN
     SELECT pg_catalog.array_agg(s.relation), pg_catalog.array_agg(s.embedding) INTO relations, embeddings
-    FROM clip_search.shards_here(parent) AS s;
+    FROM clip_search.shards_here(parent, distributed) AS s;
     FOR i IN 1..coalesce(pg_catalog.cardinality(relations), 0) LOOP
         CALL @extschema@.clip_backfill(relations[i]::pg_catalog.regclass, batch, embeddings[i]);
     END LOOP;
@@ -899,19 +913,24 @@ Call it on the coordinator until it returns 0, or every minute.
 most: rows that are taken out at most, and as many that are assigned
 embedding: the watched column; NULL: all watched columns of this table';
 COMMENT ON FUNCTION clip_search.ask_servers(text) IS 'Asks the servers of Citus about the shards of watched tables';
-COMMENT ON FUNCTION clip_search.on_servers(text) IS 'Runs a command on the servers of Citus, as the caller';
-COMMENT ON FUNCTION clip_search.shard_totals(bigint) IS 'Sums of clip_search.shard_progress over the servers of a distributed table';
-COMMENT ON FUNCTION clip_search.shard_failures(bigint) IS 'Failed rows of the shards of a distributed table';
-COMMENT ON FUNCTION clip_search.shard_pending(bigint) IS 'Queued rows of the shards of a distributed table';
-COMMENT ON FUNCTION clip_search.shards_here(bigint) IS 'Shards of a distributed table that this server has, for their owner';
-COMMENT ON FUNCTION clip_search.retry_here(bigint, text) IS 'A server''s part of clip_retry of a distributed table';
-COMMENT ON PROCEDURE clip_search.backfill_here(bigint, integer) IS 'A server''s part of clip_backfill of a distributed table';
+COMMENT ON FUNCTION clip_search.on_servers(text, regclass) IS 'Runs a command on the servers of Citus, as the caller';
+COMMENT ON FUNCTION clip_search.shard_totals(bigint, regclass) IS 'Sums of clip_search.shard_progress over the servers of a distributed table';
+COMMENT ON FUNCTION clip_search.shard_failures(bigint, regclass) IS 'Failed rows of the shards of a distributed table';
+COMMENT ON FUNCTION clip_search.shard_pending(bigint, regclass) IS 'Queued rows of the shards of a distributed table';
+COMMENT ON FUNCTION clip_search.shards_here(bigint, regclass) IS 'Shards of a distributed table that this server has, for their owner';
+COMMENT ON FUNCTION clip_search.retry_here(bigint, regclass, text) IS 'A server''s part of clip_retry of a distributed table';
+COMMENT ON PROCEDURE clip_search.backfill_here(bigint, regclass, integer) IS 'A server''s part of clip_backfill of a distributed table';
 COMMENT ON FUNCTION clip_search.distributed_watches(regclass, text) IS 'Step of clip_backfill: the watches of a distributed table';
 COMMENT ON FUNCTION clip_search.forget_rows(regclass) IS 'Removes queue and failures of a shard whose rows TRUNCATE removes';
 COMMENT ON FUNCTION clip_search.adopt_shard(oid) IS 'Stores the settings that a trigger of clip_watch has brought to a shard';
 COMMENT ON FUNCTION clip_search.is_placed_here(regclass) IS 'Whether Citus sends queries on a shard to this server';
 COMMENT ON FUNCTION clip_search.is_owned(regclass) IS 'Whether the current role has the privileges of a table''s owner';
 COMMENT ON FUNCTION clip_search.shown_as(regclass) IS 'The table that users name: of a shard of a table that Citus keeps on the coordinator, that table; otherwise the same';
+COMMENT ON FUNCTION clip_search.distributed_table(regclass) IS 'The distributed table of a shard';
+COMMENT ON FUNCTION clip_search.owner_of(regclass) IS 'The owner of a table, also of a shard, which Citus hides in pg_class';
+COMMENT ON COLUMN clip_search.shard_progress.distributed IS 'The distributed table';
+COMMENT ON COLUMN clip_search.shard_queue.distributed IS 'The distributed table';
+COMMENT ON COLUMN clip_search.shard_failure.distributed IS 'The distributed table';
 COMMENT ON FUNCTION clip_search.follow_shards() IS 'Event trigger: takes up the settings of clip_watch on shards of Citus';
 COMMENT ON EVENT TRIGGER clip_search_shard IS 'Keeps shards of distributed tables watched, also where Citus moves them';
 COMMENT ON VIEW clip_search.shard_progress IS 'Progress of the watched shards of this server, which clip_search.watch sums up on the coordinator';

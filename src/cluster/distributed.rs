@@ -22,13 +22,17 @@ pub struct Moved {
     pub id: i64,
 }
 
+/// The hash by which an embedding is compared, of 64 bits, which spares sending it back.
+pub fn hash_of(column: &str) -> String {
+    format!("pg_catalog.hashtextextended({column}::text, 0)")
+}
+
 /// How the members of a distributed table are found.
 pub struct Shards {
     /// The table that receives what leaves a group.
     departures: OwnersTable,
     key: String,
     key_type: String,
-    hash: String,
 }
 
 impl Shards {
@@ -67,13 +71,12 @@ impl Shards {
             departures: departures.ok_or_else(unwatched)?,
             key: members.key.clone(),
             key_type: key_type.ok_or_else(|| report(Error::new(Kind::Internal, "the key has no type")))?,
-            hash: format!("pg_catalog.hashtextextended({}::text, 0)", members.embedding),
         })
     }
 
     /// What is read of a member: its key, and a hash of its embedding.
-    pub fn columns(&self) -> String {
-        format!("{}::text, {}", self.key, self.hash)
+    pub fn columns(&self, members: &Members) -> String {
+        format!("{}::text, {}", self.key, hash_of(&members.embedding))
     }
 
     /// Members that left before they were read are still counted by their old groups.
@@ -100,7 +103,7 @@ impl Shards {
             cluster = members.cluster,
             key = self.key,
             kind = self.key_type,
-            hash = self.hash.replace(&members.embedding, &format!("t.{}", members.embedding))
+            hash = hash_of(&format!("t.{}", members.embedding))
         );
         members.table.as_owner(|client| {
             key_form();

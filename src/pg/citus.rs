@@ -50,7 +50,7 @@ pub fn place(client: &SpiClient<'_>, table: pg_sys::Oid) -> SqlResult<Option<Pla
     }))
 }
 
-/// The table and the number of a shard, by the number that ends its name.
+/// The table and the number of a shard, by its name.
 pub fn shard(client: &SpiClient<'_>, table: pg_sys::Oid) -> SqlResult<Option<(pg_sys::Oid, i64)>> {
     if !is_installed() {
         return Ok(None);

@@ -259,6 +259,7 @@ fn without_nulls(name: &str, numbers: Vec<Option<i64>>) -> SqlResult<Vec<i64>> {
 
 /// Whether a watch with this id exists; the caller must own its table.
 fn is_own(watch: i64) -> SqlResult<bool> {
+    tables::check_writable(c"clip_backfill()");
     let Some(watch) = Watch::by_id(watch)? else { return Ok(false) };
     Table::describe(watch.relation)?.check_owner()?;
     Ok(true)
@@ -323,8 +324,10 @@ fn retry_shards(watch: &Watch, sqlstate: Option<&str>) -> SqlResult<i64> {
     let _user_context = UserContext::of_caller();
     Spi::connect_mut(|client| {
         let query = "SELECT pg_catalog.sum(s::bigint)::bigint FROM clip_search.on_servers(\
-             pg_catalog.format('SELECT clip_search.retry_here(%s, %L)', $1::bigint, $2::text)) AS s";
-        let rows = client.update(query, Some(1), &[watch.id.into(), sqlstate.into()]).map_err(spi)?;
+             pg_catalog.format('SELECT clip_search.retry_here(%s, pg_catalog.to_regclass(%%L), %L)', $1::bigint, $2::text), \
+             $3::oid::regclass) AS s";
+        let arguments = [watch.id.into(), sqlstate.into(), watch.relation.into()];
+        let rows = client.update(query, Some(1), &arguments).map_err(spi)?;
         Ok(rows.first().get::<i64>(1).map_err(spi)?.unwrap_or_default())
     })
 }

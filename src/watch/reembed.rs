@@ -126,6 +126,7 @@ pub mod clip_search {
     /// meantime. No session swaps them before this transaction ends.
     #[pg_extern(volatile, strict, parallel_unsafe)]
     fn reembed_goes_on(relation: Regclass, embedding: Text<'_>, model: Text<'_>) -> SqlResult<bool> {
+        tables::check_writable(c"clip_reembed()");
         let Text(embedding) = embedding;
         let Text(model) = model;
         let Regclass(oid) = relation;
@@ -148,6 +149,7 @@ pub mod clip_search {
     /// swapped the columns already.
     #[pg_extern(volatile, strict, parallel_unsafe, cost = 1000000)]
     fn reembed_finish(relation: Regclass, embedding: Text<'_>) -> SqlResult<bool> {
+        tables::check_writable(c"clip_reembed()");
         let Text(embedding) = embedding;
         let Regclass(oid) = relation;
         Table::locked(oid, Lock::AccessExclusive)?;

@@ -289,7 +289,17 @@ pub fn named_table(relation: Option<Regclass>) -> SqlResult<pg_sys::Oid> {
 /// 0A000 if the table can't be watched, or this server isn't the coordinator.
 pub fn check_place(table: &Table) -> SqlResult<Option<Place>> {
     let _user_context = UserContext::of_caller();
-    let place = Spi::connect(|client| citus::place(client, table.oid))?;
+    let (place, parent) = Spi::connect(|client| {
+        let parent = match citus::shard(client, table.oid)? {
+            // What was watched before Citus took the table over has become its shard.
+            Some((parent, _)) if citus::place(client, parent)? != Some(Place::Coordinator) => Some(parent),
+            _ => None,
+        };
+        Ok::<_, pg_sys::panic::ErrorReport>((citus::place(client, table.oid)?, parent))
+    })?;
+    if let Some(parent) = parent {
+        return Err(is_shard(&table.name, parent));
+    }
     let refuse = |why: &str, detail: &str, hint: &str| {
         let message = format!("{} is {why}, so it can't be watched", table.name);
         Err(sql_error(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, message).set_detail(detail).set_hint(hint))
@@ -326,11 +336,28 @@ pub fn check_place(table: &Table) -> SqlResult<Option<Place>> {
             );
         }
     }
-    if place.is_some() && citus::is_worker()? {
-        let message = format!("{} is a table of Citus, and this is a worker", table.name);
-        return Err(sql_error(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, message)
-            .set_detail("The coordinator has the settings of watches, and the groups; a worker has its shards.")
-            .set_hint("Call it on the coordinator."));
+    if place.is_some() {
+        refuse_worker(table)?;
     }
     Ok(place)
+}
+
+/// The error of a caller that names a shard.
+pub fn is_shard(name: &str, parent: pg_sys::Oid) -> pg_sys::panic::ErrorReport {
+    let parent = catalog::qualified_name(parent).unwrap_or_default();
+    sql_error(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, format!("{name} is a shard of {parent}"))
+        .set_detail("Its settings and triggers are those of the distributed table.")
+        .set_hint(format!("Name {parent}, on the coordinator."))
+}
+
+/// Refuses tables of Citus on a worker.
+pub fn refuse_worker(table: &Table) -> SqlResult<()> {
+    let _user_context = UserContext::of_caller();
+    if !citus::is_worker()? || Spi::connect(|client| citus::place(client, table.oid))?.is_none() {
+        return Ok(());
+    }
+    let message = format!("{} is a table of Citus, and this is a worker", table.name);
+    Err(sql_error(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, message)
+        .set_detail("The coordinator has the settings of watches, and the groups; a worker has its shards.")
+        .set_hint("Call it on the coordinator."))
 }

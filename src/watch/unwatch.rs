@@ -19,7 +19,7 @@ use crate::pg::vector_column::Storage;
 use crate::watch::citus::distribute;
 use crate::watch::columns::alter;
 use crate::watch::queue;
-use crate::watch::setting::{Watch, table_of};
+use crate::watch::setting::{Watch, is_shard, refuse_worker, table_of};
 use crate::watch::trigger::install::{drop_stale, drop_triggers, stale};
 
 #[pg_extern(volatile, parallel_unsafe, name = "clip_unwatch")]
@@ -50,10 +50,21 @@ pub fn call(relation: Option<Regclass>, embedding: Option<&str>, drops: bool) ->
     let watch = match Watch::one_of_table(oid, embedding) {
         // A table that was restored without its watch has the triggers nevertheless.
         Err(_) if !Watch::is_any_of(oid)? && !stale(oid)?.is_empty() => {
+            // Unless the coordinator has the watch, and this worker its triggers only.
+            refuse_worker(&Table::describe(oid)?)?;
             return drop_stale(&Table::locked(oid, Lock::AccessExclusive)?);
         }
         watch => watch?,
     };
+    if watch.home.as_ref().is_some_and(|home| home.parent.is_some()) {
+        let shard = {
+            let _user_context = UserContext::of_caller();
+            Spi::connect(|client| citus::shard(client, watch.relation))?
+        };
+        if let Some((parent, _)) = shard {
+            return Err(is_shard(watch.name(), parent));
+        }
+    }
     // Wait here for sessions that write the table: no lock is held yet that they could wait for.
     let watch = watch.locked(Lock::AccessExclusive)?;
     drop_stale(&Table::describe(watch.relation)?)?;

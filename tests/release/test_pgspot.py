@@ -25,7 +25,7 @@ ACCEPTED = collections.Counter(
         # they name is qualified, or it would be listed here.
         "PS005: Function without explicit search_path: clip_backfill(relation regclass,batch integer,embedding text)": 1,
         "PS005: Function without explicit search_path: clip_reembed(relation regclass,model text,embedding text,batch integer)": 1,
-        "PS005: Function without explicit search_path: clip_search.backfill_here(parent bigint,batch integer)": 1,
+        "PS005: Function without explicit search_path: clip_search.backfill_here(parent bigint,distributed regclass,batch integer)": 1,
     }
 )
 # Views and functions that an update replaces are the extension's own: PostgreSQL refuses CREATE OR REPLACE of what is not (since 15.0,

@@ -118,6 +118,14 @@ def test_it_shows_watches(standby: Standby, db: psycopg.Connection) -> None:
         "SELECT clip_retry('photo')",
         "CALL clip_backfill('photo')",
         "CALL clip_reembed('photo', 'other')",
+        "SELECT clip_group('photo')",
+        "SELECT clip_search.backfill_claim(1, 0, 9, 1)",
+        "SELECT clip_search.backfill_batch(1, '{1}')",
+        "SELECT clip_search.backfill_left(1, 9)",
+        "SELECT clip_search.backfill_failed('{1}')",
+        "SELECT clip_search.reembed_goes_on('photo', 'next', 'other')",
+        "SELECT clip_search.reembed_finish('photo', 'next')",
+        "SELECT clip_search.forget_rows('photo')",
     ],
 )
 def test_it_refuses_to_write(db: psycopg.Connection, statement: str) -> None:

@@ -97,6 +97,25 @@ def test_on_conflict(db: psycopg.Connection, conflict: str) -> None:
     check(db, "note")
 
 
+def test_triggers_that_fire_for_a_subscription_stay_so(db: psycopg.Connection) -> None:
+    """What logical replication applies fires only triggers that are enabled for it, by hand; another call of clip_watch creates
+    the triggers again."""
+    notes(db)
+    names = [
+        row[0] for row in db.execute("SELECT tgname FROM pg_trigger WHERE tgrelid = 'note'::regclass ORDER BY tgname")
+    ]
+    for name in names:
+        db.execute(f"ALTER TABLE note ENABLE ALWAYS TRIGGER {name}")
+    db.execute("SELECT clip_watch('note', 'body', on_error => 'skip')")
+    db.execute("SELECT clip_watch('note', 'title', embedding => 'second')")
+    states = db.execute("SELECT DISTINCT tgenabled::text FROM pg_trigger WHERE tgrelid = 'note'::regclass").fetchall()
+    assert len(names) == 3 and states == [("A",)]
+    with db.transaction():
+        db.execute("SET LOCAL session_replication_role = replica")
+        fill(db, 5)
+    assert check(db, "note") == 5
+
+
 def test_other_triggers(db: psycopg.Connection) -> None:
     """One that changes the source comes before; one that turns a deletion into an update, or drops a row, is respected."""
     notes(db)

@@ -1,14 +1,17 @@
 //! What clip_watch adds for a distributed table: the settings that go to the shards, and the table that receives what
 //! leaves a group.
 
+use std::panic::AssertUnwindSafe;
+
 use clip::{Error, Kind};
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, quote_identifier, quote_literal};
 
 use crate::pg::catalog::{Lock, Table, lock, qualified_name};
 use crate::pg::citus::{self, Place};
-use crate::pg::error::{SqlResult, report};
-use crate::pg::owners_table::OwnersTable;
+use crate::pg::error::{SqlResult, report, sql_error};
+use crate::pg::owners_table::{OwnersTable, TableClient};
 use crate::pg::spi::{get, spi};
 use crate::pg::user_context::{UserContext, owner_of_table, role_name, set};
 use crate::pg::vector;
@@ -59,6 +62,26 @@ fn departures(client: &mut SpiClient<'_>, name: &str) -> SqlResult<Option<pg_sys
     rows.first().get::<pg_sys::Oid>(1).map_err(spi)
 }
 
+/// Revokes what ALTER DEFAULT PRIVILEGES has granted on the table of departures: it has the embeddings of rows that other
+/// roles may not read, and what is noted there changes groups.
+fn revoke_defaults(client: &mut SpiClient<'_>, table: pg_sys::Oid, name: &str) -> SqlResult<()> {
+    let query = "SELECT DISTINCT a.grantee FROM pg_catalog.pg_class c CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) AS a \
+         WHERE c.oid = $1 AND a.grantee <> c.relowner ORDER BY 1";
+    let grantees: Vec<pg_sys::Oid> = client
+        .update(query, None, &[table.into()])
+        .map_err(spi)?
+        .map(|row| Ok(get::<pg_sys::Oid>(&row, 1)?.unwrap_or(pg_sys::Oid::INVALID)))
+        .collect::<SqlResult<_>>()?;
+    for grantee in grantees {
+        let grantee = match grantee {
+            pg_sys::Oid::INVALID => "PUBLIC".to_owned(),
+            role => quote_identifier(role_name(role)),
+        };
+        client.update(&format!("REVOKE ALL ON TABLE {name} FROM {grantee}"), None, &[]).map_err(spi)?;
+    }
+    Ok(())
+}
+
 fn create_departures(table: &Table, watch: &Watch, shard_key: Option<&str>) -> SqlResult<String> {
     let known = watch.home.as_ref().and_then(|home| home.departures.clone());
     let _caller = UserContext::of_caller();
@@ -68,12 +91,14 @@ fn create_departures(table: &Table, watch: &Watch, shard_key: Option<&str>) -> S
         {
             return Ok(name);
         }
-        let query = "SELECT pg_catalog.quote_ident(n.nspname) || '.' || \
-             pg_catalog.quote_ident(pg_catalog.left(c.relname, 30) || '_departed_' || $2::text) \
+        let query = "SELECT pg_catalog.quote_ident(n.nspname) \
              FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1";
-        let rows = client.update(query, Some(1), &[table.oid.into(), watch.id.into()]).map_err(spi)?;
+        let rows = client.update(query, Some(1), &[table.oid.into()]).map_err(spi)?;
         let missing = || report(Error::new(Kind::Internal, "a table has no name"));
-        let name = rows.first().get::<String>(1).map_err(spi)?.ok_or_else(missing)?;
+        let schema = rows.first().get::<String>(1).map_err(spi)?.ok_or_else(missing)?;
+        // Names have 63 bytes at most; 30 are left for the number.
+        let start = &table.plain_name[..table.plain_name.floor_char_boundary(30)];
+        let name = format!("{schema}.{}", quote_identifier(format!("{start}_departed_{}", watch.id)));
         let (column, key) = match shard_key {
             Some(column) => {
                 let kind = table.known_column(client, column)?.shown;
@@ -89,6 +114,7 @@ fn create_departures(table: &Table, watch: &Watch, shard_key: Option<&str>) -> S
         );
         client.update(&query, None, &[]).map_err(spi)?;
         let oid = departures(client, &name)?.ok_or_else(missing)?;
+        revoke_defaults(client, oid, &name)?;
         // In a schema that Citus distributes as a whole it is beside the others already.
         if citus::place(client, oid)?.is_none() {
             let query = format!(
@@ -124,9 +150,30 @@ pub fn settings(watch: &Watch, existing: Option<&str>, made_by: Option<&str>) ->
     })
 }
 
+/// Runs statements on the distributed table as its owner, after definitions that the caller has changed.
+fn as_owner<T>(watch: &Watch, work: impl FnOnce(&mut TableClient<'_, '_>) -> SqlResult<T>) -> SqlResult<T> {
+    PgTryBuilder::new(AssertUnwindSafe(|| watch.as_owner(work)))
+        .catch_when(PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION, |_| Err(one_role(watch.name(), watch.owner)))
+        .execute()
+}
+
+/// The error of a caller whose transaction would use shards as itself and as their owner: Citus refuses that, or the
+/// connections of both roles wait for each other.
+pub fn one_role(table: &str, owner: pg_sys::Oid) -> ErrorReport {
+    sql_error(
+        PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+        format!(
+            "{table}, a table of Citus, belongs to {}, and rows of it have to be read as that role",
+            role_name(owner)
+        ),
+    )
+    .set_detail("Citus doesn't let two roles use a shard in one transaction if one of them changes it.")
+    .set_hint(format!("SET ROLE {}, and try again.", quote_identifier(role_name(owner))))
+}
+
 /// Whether any row has a value in a column.
 pub fn any_row_has(watch: &Watch, column: &str) -> SqlResult<bool> {
-    watch.as_owner(|client| {
+    as_owner(watch, |client| {
         let query = format!("SELECT 1 FROM {} WHERE {} IS NOT NULL LIMIT 1", watch.name(), quote_identifier(column));
         Ok(!client.update(&query, Some(1), &[])?.is_empty())
     })
@@ -135,7 +182,7 @@ pub fn any_row_has(watch: &Watch, column: &str) -> SqlResult<bool> {
 /// Empties the column of clusters of a table that was not grouped up to now.
 pub fn clear_clusters(watch: &Watch) -> SqlResult<()> {
     let Some(cluster) = &watch.cluster else { return Ok(()) };
-    watch.as_owner(|client| {
+    as_owner(watch, |client| {
         let column = quote_identifier(cluster);
         let query = format!("UPDATE {} SET {column} = NULL WHERE {column} IS NOT NULL", watch.name());
         let cleared = client.update(&query, None, &[])?.len();

@@ -12,7 +12,7 @@ use pgrx::prelude::*;
 use pgrx::spi::{quote_identifier, quote_literal};
 
 use crate::cluster::assign::{assign, leave};
-use crate::cluster::distributed::commit_in_two_phases;
+use crate::cluster::distributed::{commit_in_two_phases, hash_of};
 use crate::cluster::statements;
 use crate::cluster::tables::{Store, check_writable};
 use crate::pg::catalog::Lock;
@@ -181,13 +181,12 @@ fn assign_open(watch: &Watch, collection: &str, most: i64) -> SqlResult<(i64, i6
     let (embedding, column) =
         (quote_identifier(&watch.embedding), quote_identifier(watch.cluster.as_deref().unwrap_or_default()));
     let key = key_of(watch);
-    // A row's embedding is compared by a hash of 64 bits, which spares sending it back.
-    let hash = format!("pg_catalog.hashtextextended({embedding}::text, 0)");
     let found: Vec<(String, Vector, i64)> = watch.as_owner(|client| {
         key_form();
         let query = format!(
-            "SELECT {key}, {embedding}::{}.vector, {hash} FROM {} WHERE {column} IS NULL AND {embedding} IS NOT NULL LIMIT {most}",
+            "SELECT {key}, {embedding}::{}.vector, {} FROM {} WHERE {column} IS NULL AND {embedding} IS NOT NULL LIMIT {most}",
             vector::schema(),
+            hash_of(&embedding),
             watch.table
         );
         let rows = client.update(&query, None, &[])?;
@@ -226,7 +225,7 @@ fn assign_open(watch: &Watch, collection: &str, most: i64) -> SqlResult<(i64, i6
         same = same.join(" AND "),
         table = watch.table,
         column = column,
-        hash = hash.replace(&embedding, &format!("t.{embedding}")),
+        hash = hash_of(&format!("t.{embedding}")),
         returned = returned.join(", "),
         key = keys.join(", ")
     );

@@ -110,6 +110,12 @@ pub fn settle_arrived() -> SqlResult<bool> {
     Ok(waits)
 }
 
+/// The distributed table of a shard.
+fn distributed_table_of(shard: pg_sys::Oid) -> SqlResult<Option<pg_sys::Oid>> {
+    let _user_context = UserContext::of_caller();
+    Ok(Spi::connect(|client| citus::shard(client, shard))?.map(|(table, _)| table))
+}
+
 #[pg_schema]
 pub mod clip_search {
     use super::*;
@@ -134,6 +140,7 @@ pub mod clip_search {
     #[pg_extern(volatile, strict, parallel_unsafe)]
     fn shards_here(
         parent: i64,
+        distributed: Regclass,
     ) -> Result<
         TableIterator<'static, (name!(watch, i64), name!(relation, pg_sys::Oid), name!(embedding, String))>,
         ErrorReport,
@@ -142,7 +149,11 @@ pub mod clip_search {
         let mut found = Vec::new();
         for watch in watches {
             let owner = owner_of_table(watch.relation);
-            if owner.is_some_and(|owner| has_rights_of(current_role(), owner)) && watch.is_worked_on_here()? {
+            // A trigger on a shard of another table may claim to belong to the same watch.
+            if owner.is_some_and(|owner| has_rights_of(current_role(), owner))
+                && distributed_table_of(watch.relation)? == Some(distributed.0)
+                && watch.is_worked_on_here()?
+            {
                 found.push((watch.id, watch.relation, watch.embedding));
             }
         }
@@ -152,6 +163,7 @@ pub mod clip_search {
     /// Removes queue and failures of a shard whose rows are all about to go; the caller owns it.
     #[pg_extern(volatile, strict, parallel_unsafe)]
     fn forget_rows(shard: Regclass) -> SqlResult<bool> {
+        tables::check_writable(c"TRUNCATE");
         if !is_owned(shard) {
             return Ok(false);
         }
@@ -181,6 +193,18 @@ pub mod clip_search {
     #[pg_extern(stable, strict, parallel_safe)]
     fn is_owned(relation: Regclass) -> bool {
         owner_of_table(relation.0).is_some_and(|owner| has_rights_of(current_role(), owner))
+    }
+
+    /// The owner of a table. Citus hides shards in pg_class.
+    #[pg_extern(stable, strict, parallel_safe, sql = false)]
+    fn owner_of(relation: Regclass) -> Option<pg_sys::Oid> {
+        owner_of_table(relation.0)
+    }
+
+    /// The distributed table of a shard.
+    #[pg_extern(volatile, strict, parallel_unsafe)]
+    fn distributed_table(relation: Regclass) -> SqlResult<Option<pg_sys::Oid>> {
+        distributed_table_of(relation.0)
     }
 
     /// The table that users name, for the shard of a table that Citus keeps on the coordinator.

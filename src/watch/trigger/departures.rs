@@ -13,8 +13,9 @@ use crate::pg::citus;
 use crate::pg::error::{SqlResult, sql_error};
 use crate::pg::owners_table::OwnersTable;
 use crate::pg::spi::{get, spi};
-use crate::pg::user_context::{UserContext, key_form};
+use crate::pg::user_context::{UserContext, current_role, key_form};
 use crate::pg::vector::{self, Vector};
+use crate::watch::citus::distribute::one_role;
 use crate::watch::setting::Watch;
 use crate::watch::trigger::plan::Plan;
 use crate::watch::trigger::row::Tuple;
@@ -87,6 +88,9 @@ pub(super) fn note_all(table: pg_sys::Oid, settings: &str) -> SqlResult<()> {
         })?
     };
     let Some(table) = OwnersTable::find_only(table) else { return Ok(()) };
+    if table.owner != current_role() {
+        return Err(one_role(table.shown(), table.owner));
+    }
     // Each server forgets which of its rows are queued or have failed: these have no embedding.
     let value = column.as_deref().map_or("NULL".to_owned(), quote_identifier);
     let found = table.as_owner(|client| {

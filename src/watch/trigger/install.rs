@@ -142,6 +142,7 @@ pub fn create_triggers(
         Some(settings) => format!("{schema}.clip_watch_row('{}', {})", watch.id, quote_literal(settings)),
         None => function.clone(),
     };
+    let firing = firing(client, table, &schema)?;
     let [before, after, truncate, truncating] = trigger_names(watch.id);
     // For triggers, an update that moves a row to another partition is a deletion and an insertion; the trigger must
     // see the deletion to recognise a move.
@@ -172,5 +173,23 @@ pub fn create_triggers(
         );
         table.define(client, &statement)?;
     }
+    if let Some(firing) = firing {
+        for trigger in [before, after, truncate] {
+            table.define(client, &format!("ALTER TABLE {} ENABLE {firing} TRIGGER {trigger}", table.name))?;
+        }
+    }
     Ok(())
+}
+
+/// How the triggers of clip_watch on a table fire, if somebody has made them fire for what a subscription of logical
+/// replication applies: CREATE OR REPLACE TRIGGER undoes that, and the triggers of another watch should do the same.
+fn firing(client: &mut SpiClient<'_>, table: &Table, schema: &str) -> SqlResult<Option<&'static str>> {
+    let query = format!(
+        "SELECT t.tgenabled::text FROM pg_catalog.pg_trigger t WHERE t.tgrelid = $1 AND NOT t.tgisinternal \
+             AND t.tgfoid = {}::regprocedure::oid AND t.tgenabled IN ('A', 'R') ORDER BY t.tgenabled",
+        quote_literal(format!("{schema}.clip_watch_row()"))
+    );
+    let rows = client.update(&query, Some(1), &[table.oid.into()]).map_err(spi)?;
+    let found = rows.into_iter().next().map(|row| get::<String>(&row, 1)).transpose()?.flatten();
+    Ok(found.map(|state| if state == "A" { "ALWAYS" } else { "REPLICA" }))
 }
