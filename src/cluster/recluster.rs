@@ -99,7 +99,7 @@ fn recluster(
     members.table.as_owner(|client| {
         let query = format!(
             "SELECT {vector}, {}, {cluster}::bigint FROM {} WHERE {embedding} IS NOT NULL",
-            shards.as_ref().map_or("tableoid, ctid".to_owned(), |shards| shards.columns(&members)),
+            shards.as_ref().map_or("tableoid, ctid".to_owned(), |shards| shards.columns(members)),
             client.name()
         );
         read_each(client.cursor_mut(&query)?, |vector, row| {
