@@ -126,20 +126,17 @@ impl Pooling {
     /// # Errors
     /// [`Kind::BadModel`] if the weights can't be used.
     pub fn project(&mut self, name: &str, directory: &Path) -> Result<bool> {
-        for file in weights::files(directory) {
-            let [weight] = weights::read(&file, [name])?;
-            if let Some(Tensor { shape, values }) = weight {
-                let bad = || {
-                    let message = format!("model file \"{}\" cannot be used", file.display());
-                    Error::new(Kind::BadModel, message).detail(format!("\"{name}\" has shape {shape:?}."))
-                };
-                let [rows, columns] = shape[..] else { return Err(bad()) };
-                let weight = Array2::from_shape_vec((rows, columns), values).map_err(|_| bad())?;
-                self.projection = Some(Dense { weight, bias: None, tanh: false });
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        let Some(([Some(Tensor { shape, values })], file)) = weights::find(directory, [name])? else {
+            return Ok(false);
+        };
+        let bad = || {
+            let message = format!("model file \"{}\" cannot be used", file.display());
+            Error::new(Kind::BadModel, message).detail(format!("\"{name}\" has shape {shape:?}."))
+        };
+        let [rows, columns] = shape[..] else { return Err(bad()) };
+        let weight = Array2::from_shape_vec((rows, columns), values).map_err(|_| bad())?;
+        self.projection = Some(Dense { weight, bias: None, tanh: false });
+        Ok(true)
     }
 }
 
