@@ -37,6 +37,10 @@ pub struct Dense {
 #[derive(Default)]
 pub struct Pooling {
     pub mode: Option<PoolingMode>,
+    /// The positions of the model's prompt are not pooled.
+    pub without_prompt: bool,
+    /// The number of an item's first positions that are not pooled.
+    pub skipped: usize,
     /// In the order of `modules.json`; some models have two.
     pub dense: Vec<Dense>,
     /// The tower's own projection, if the graph ends before it.
@@ -53,7 +57,9 @@ impl Pooling {
         let list = directory.join("modules.json");
         if !list.is_file() {
             let pooling = directory.join("1_Pooling/config.json");
-            steps.mode = if pooling.is_file() { Some(read_pooling(&pooling)?) } else { None };
+            if pooling.is_file() {
+                steps.read_mode(&pooling)?;
+            }
             return Ok(steps);
         }
         for module in read_json(&list)?.as_array().into_iter().flatten() {
@@ -61,7 +67,7 @@ impl Pooling {
             let files: PathBuf = directory.join(module["path"].as_str().unwrap_or_default());
             match kind.rsplit('.').next().unwrap_or_default() {
                 "Transformer" | "CLIPModel" | "Normalize" => {}
-                "Pooling" => steps.mode = Some(read_pooling(&files.join("config.json"))?),
+                "Pooling" => steps.read_mode(&files.join("config.json"))?,
                 "Dense" => steps.dense.push(Dense::read(&files)?),
                 _ => {
                     return Err(Error::new(Kind::Unsupported, format!("module \"{kind}\" is not supported")).detail(
@@ -74,6 +80,12 @@ impl Pooling {
             }
         }
         Ok(steps)
+    }
+
+    fn read_mode(&mut self, file: &Path) -> Result<()> {
+        self.mode = Some(read_pooling(file)?);
+        self.without_prompt = read_json(file)?["include_prompt"].as_bool() == Some(false);
+        Ok(())
     }
 
     /// One vector per item, shape (items, width), from a graph's output of shape (items, width) or (items, positions,
@@ -95,7 +107,8 @@ impl Pooling {
                 }
                 let mut vectors = Array2::zeros((shape[0], shape[2]));
                 for ((item, length), mut vector) in positions.outer_iter().zip(lengths).zip(vectors.outer_iter_mut()) {
-                    let real = item.slice(ndarray::s![..(*length).clamp(1, item.nrows()), ..]);
+                    let length = (*length).clamp(1, item.nrows());
+                    let real = item.slice(ndarray::s![self.skipped.min(length - 1)..length, ..]);
                     match pooling {
                         PoolingMode::First => vector.assign(&real.row(0)),
                         PoolingMode::Last => vector.assign(&real.row(real.nrows() - 1)),
@@ -255,7 +268,7 @@ mod tests {
     fn pools_what_is_not_padding() {
         let output = ndarray::arr3(&[[[1.0, 8.0], [3.0, 2.0], [100.0, 100.0]]]).into_dyn();
         let pooled = |mode| {
-            Pooling { mode: Some(mode), dense: Vec::new(), projection: None }
+            Pooling { mode: Some(mode), ..Pooling::default() }
                 .apply(output.clone(), &[2])
                 .unwrap()
                 .into_raw_vec_and_offset()
@@ -265,6 +278,12 @@ mod tests {
         assert_eq!(pooled(PoolingMode::Mean), [2.0, 5.0]);
         assert_eq!(pooled(PoolingMode::Last), [3.0, 2.0]);
         assert_eq!(pooled(PoolingMode::Max), [3.0, 8.0]);
+        let skipping = |skipped| {
+            let pooling = Pooling { mode: Some(PoolingMode::Mean), skipped, ..Pooling::default() };
+            pooling.apply(output.clone(), &[2]).unwrap().into_raw_vec_and_offset().0
+        };
+        assert_eq!(skipping(1), [3.0, 2.0]);
+        assert_eq!(skipping(9), [3.0, 2.0], "at least one position is pooled");
         assert!(Pooling::default().apply(output.clone(), &[2]).is_err());
         assert!(Pooling { mode: Some(PoolingMode::Mean), ..Pooling::default() }.apply(output, &[2, 2]).is_err());
     }
