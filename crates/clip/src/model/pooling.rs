@@ -19,6 +19,10 @@ pub enum PoolingMode {
     First,
     /// The mean over the positions that are not padding.
     Mean,
+    /// As above, times the square root of their number: a dense layer after it sees longer vectors for longer texts.
+    MeanSqrt,
+    /// The mean over the positions that are not padding, weighted by their numbers from 1.
+    WeightedMean,
     /// The last position that is not padding.
     Last,
     /// The largest value over the positions that are not padding.
@@ -108,11 +112,20 @@ impl Pooling {
                 let mut vectors = Array2::zeros((shape[0], shape[2]));
                 for ((item, length), mut vector) in positions.outer_iter().zip(lengths).zip(vectors.outer_iter_mut()) {
                     let length = (*length).clamp(1, item.nrows());
-                    let real = item.slice(ndarray::s![self.skipped.min(length - 1)..length, ..]);
+                    let first = self.skipped.min(length - 1);
+                    let real = item.slice(ndarray::s![first..length, ..]);
                     match pooling {
                         PoolingMode::First => vector.assign(&real.row(0)),
                         PoolingMode::Last => vector.assign(&real.row(real.nrows() - 1)),
-                        PoolingMode::Mean => vector.assign(&real.mean_axis(Axis(0)).expect("at least one position")),
+                        PoolingMode::Mean => vector.assign(&(real.sum_axis(Axis(0)) / real.nrows() as f32)),
+                        PoolingMode::MeanSqrt => {
+                            vector.assign(&(real.sum_axis(Axis(0)) / (real.nrows() as f32).sqrt()))
+                        }
+                        PoolingMode::WeightedMean => {
+                            // Numbers count from the item's start even where positions are skipped.
+                            let weights = Array1::from_iter((first..length).map(|i| (i + 1) as f32));
+                            vector.assign(&(weights.dot(&real) / weights.sum()));
+                        }
                         PoolingMode::Max => {
                             vector.assign(&real.fold_axis(Axis(0), f32::NEG_INFINITY, |a, b| a.max(*b)))
                         }
@@ -159,6 +172,8 @@ fn read_pooling(file: &Path) -> Result<PoolingMode> {
         ("pooling_mode_cls_token", "cls", PoolingMode::First),
         ("pooling_mode_mean_tokens", "mean", PoolingMode::Mean),
         ("pooling_mode_max_tokens", "max", PoolingMode::Max),
+        ("pooling_mode_mean_sqrt_len_tokens", "mean_sqrt_len_tokens", PoolingMode::MeanSqrt),
+        ("pooling_mode_weightedmean_tokens", "weightedmean", PoolingMode::WeightedMean),
         ("pooling_mode_lasttoken", "lasttoken", PoolingMode::Last),
     ];
     // Since version 5.2 sentence-transformers writes a name, or a list of names, in place of a flag for each mode.
@@ -169,7 +184,7 @@ fn read_pooling(file: &Path) -> Result<PoolingMode> {
     };
     if let Some(other) = names.iter().find(|name| modes.iter().all(|(_, short, _)| short != *name)) {
         return Err(Error::new(Kind::Unsupported, format!("pooling in \"{}\" is not supported", file.display()))
-            .detail(format!("It names the mode \"{other}\"; supported are cls, mean, max, lasttoken.")));
+            .detail(format!("It names the mode \"{other}\"; supported are {}.", modes.map(|mode| mode.1).join(", "))));
     }
     let chosen: Vec<PoolingMode> = modes
         .iter()
@@ -180,8 +195,9 @@ fn read_pooling(file: &Path) -> Result<PoolingMode> {
         [pooling] => Ok(*pooling),
         _ => Err(Error::new(Kind::Unsupported, format!("pooling in \"{}\" is not supported", file.display())).detail(
             format!(
-                "It names {} modes; exactly one of cls_token, mean_tokens, max_tokens, lasttoken is needed.",
-                chosen.len()
+                "It names {} modes; exactly one of {} is needed.",
+                chosen.len(),
+                modes.map(|mode| mode.1).join(", ")
             ),
         )),
     }
@@ -260,7 +276,9 @@ mod tests {
         assert_eq!(read(r#"{"embedding_dimension": 8, "pooling_mode": "mean"}"#), Ok(PoolingMode::Mean));
         assert_eq!(read(r#"{"pooling_mode": ["cls"]}"#), Ok(PoolingMode::First));
         assert!(read(r#"{"pooling_mode": ["cls", "mean"]}"#).unwrap_err().contains("2 modes"));
-        assert!(read(r#"{"pooling_mode": "weightedmean"}"#).unwrap_err().contains("\"weightedmean\""));
+        assert_eq!(read(r#"{"pooling_mode": "weightedmean"}"#), Ok(PoolingMode::WeightedMean));
+        assert_eq!(read(r#"{"pooling_mode_mean_sqrt_len_tokens": true}"#), Ok(PoolingMode::MeanSqrt));
+        assert!(read(r#"{"pooling_mode": "middle"}"#).unwrap_err().contains("\"middle\""));
         std::fs::remove_file(file).unwrap();
     }
 
@@ -276,6 +294,8 @@ mod tests {
         };
         assert_eq!(pooled(PoolingMode::First), [1.0, 8.0]);
         assert_eq!(pooled(PoolingMode::Mean), [2.0, 5.0]);
+        assert_eq!(pooled(PoolingMode::MeanSqrt), [4.0 / 2f32.sqrt(), 10.0 / 2f32.sqrt()]);
+        assert_eq!(pooled(PoolingMode::WeightedMean), [7.0 / 3.0, 4.0]);
         assert_eq!(pooled(PoolingMode::Last), [3.0, 2.0]);
         assert_eq!(pooled(PoolingMode::Max), [3.0, 8.0]);
         let skipping = |skipped| {
