@@ -119,7 +119,9 @@ impl Embedder {
         };
         let most = format!("at most {} {}, {padding}", encoder.context_length, encoder.context_source);
         rows.push(("tokens".to_owned(), most));
-        rows.push(("texts".to_owned(), encoder.cleaning.to_string()));
+        let prompt =
+            encoder.prompt.as_ref().map(|prompt| format!(", after the prompt \"{prompt}\"")).unwrap_or_default();
+        rows.push(("texts".to_owned(), format!("{}{prompt}", encoder.cleaning)));
         rows.extend(quantize::recipe(&tower).map(|recipe| ("text precision".to_owned(), recipe)));
     }
 

@@ -8,6 +8,7 @@ use once_cell::unsync::OnceCell;
 
 use crate::error::{Error, Kind, Result, Setting};
 use crate::model::Model;
+use crate::model::operators::needs_one_thread;
 use crate::model::quantize::{self, Samples, refused};
 use crate::model::session::{Runtime, Tower};
 
@@ -60,7 +61,8 @@ impl Loader {
             }
         }
         let mut load = || {
-            let mut tower = Tower::load(Runtime::load(&self.library)?, file, self.threads, self.cache.as_deref())?;
+            let threads = if needs_one_thread(file) { 1 } else { self.threads };
+            let mut tower = Tower::load(Runtime::load(&self.library)?, file, threads, self.cache.as_deref())?;
             notes.extend(tower.note.take());
             Ok(Rc::new(RefCell::new(tower)))
         };

@@ -67,8 +67,7 @@ impl Logits {
                     return Self::new(scale, number("logit_bias")?, &file).map(Some);
                 }
             }
-            for file in weights::files(directory) {
-                let [scale, bias] = weights::read(&file, ["logit_scale", "logit_bias"])?;
+            if let Some(([scale, bias], file)) = weights::find(directory, ["logit_scale", "logit_bias"])? {
                 let first = |tensor: Option<Tensor>| tensor?.values.first().map(|value| f64::from(*value));
                 if let Some(scale) = first(scale) {
                     return Self::new(scale, first(bias), &file).map(Some);

@@ -161,12 +161,21 @@ impl Embedder {
             let (shared, form) = loader.open(model, file, model.int8_text, warnings, notes)?;
             let tower = shared.borrow();
             let Ports { ids, mask, zeros, positions, pixels } = Ports::of(&tower, model)?;
-            let (output, pooling) = steps(&tower, "text", &model.text_directory)?;
+            let (output, mut pooling) = steps(&tower, "text", &model.text_directory)?;
             same_width(model, &output, &pooling, image_width)?;
             // SigLIP was trained on padded texts without a mask, and its processor produces none.
             let fills = mask.is_some() && Config::read(&model.text_directory).family == Family::Siglip;
             let pad_to = ids.fixed(1);
             let encoder = TextEncoder::load(model, pad_to, warnings)?;
+            if pooling.without_prompt && encoder.prompt.is_some() {
+                if output.shape.len() == 2 {
+                    let what = format!("its output \"{}\" is pooled with the model's prompt", output.name);
+                    return Err(unusable(&tower, &what).hint(
+                        "1_Pooling/config.json excludes it: export the graph with its output \"last_hidden_state\" alone.",
+                    ));
+                }
+                pooling.skipped = encoder.prompt_length;
+            }
             let pad_to = pad_to.or(fills.then_some(encoder.context_length));
             let alone = form == Form::Int8 || quantizes_dynamically(file);
             let most = if alone || ids.fixed(0).is_some() { 1 } else { TEXT_BATCH };

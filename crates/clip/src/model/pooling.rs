@@ -19,6 +19,10 @@ pub enum PoolingMode {
     First,
     /// The mean over the positions that are not padding.
     Mean,
+    /// As above, times the square root of their number: a dense layer after it sees longer vectors for longer texts.
+    MeanSqrt,
+    /// The mean over the positions that are not padding, weighted by their numbers from 1.
+    WeightedMean,
     /// The last position that is not padding.
     Last,
     /// The largest value over the positions that are not padding.
@@ -37,6 +41,10 @@ pub struct Dense {
 #[derive(Default)]
 pub struct Pooling {
     pub mode: Option<PoolingMode>,
+    /// The positions of the model's prompt are not pooled.
+    pub without_prompt: bool,
+    /// The number of an item's first positions that are not pooled.
+    pub skipped: usize,
     /// In the order of `modules.json`; some models have two.
     pub dense: Vec<Dense>,
     /// The tower's own projection, if the graph ends before it.
@@ -53,7 +61,9 @@ impl Pooling {
         let list = directory.join("modules.json");
         if !list.is_file() {
             let pooling = directory.join("1_Pooling/config.json");
-            steps.mode = if pooling.is_file() { Some(read_pooling(&pooling)?) } else { None };
+            if pooling.is_file() {
+                steps.read_mode(&pooling)?;
+            }
             return Ok(steps);
         }
         for module in read_json(&list)?.as_array().into_iter().flatten() {
@@ -61,7 +71,7 @@ impl Pooling {
             let files: PathBuf = directory.join(module["path"].as_str().unwrap_or_default());
             match kind.rsplit('.').next().unwrap_or_default() {
                 "Transformer" | "CLIPModel" | "Normalize" => {}
-                "Pooling" => steps.mode = Some(read_pooling(&files.join("config.json"))?),
+                "Pooling" => steps.read_mode(&files.join("config.json"))?,
                 "Dense" => steps.dense.push(Dense::read(&files)?),
                 _ => {
                     return Err(Error::new(Kind::Unsupported, format!("module \"{kind}\" is not supported")).detail(
@@ -74,6 +84,12 @@ impl Pooling {
             }
         }
         Ok(steps)
+    }
+
+    fn read_mode(&mut self, file: &Path) -> Result<()> {
+        self.mode = Some(read_pooling(file)?);
+        self.without_prompt = read_json(file)?["include_prompt"].as_bool() == Some(false);
+        Ok(())
     }
 
     /// One vector per item, shape (items, width), from a graph's output of shape (items, width) or (items, positions,
@@ -95,11 +111,21 @@ impl Pooling {
                 }
                 let mut vectors = Array2::zeros((shape[0], shape[2]));
                 for ((item, length), mut vector) in positions.outer_iter().zip(lengths).zip(vectors.outer_iter_mut()) {
-                    let real = item.slice(ndarray::s![..(*length).clamp(1, item.nrows()), ..]);
+                    let length = (*length).clamp(1, item.nrows());
+                    let first = self.skipped.min(length - 1);
+                    let real = item.slice(ndarray::s![first..length, ..]);
                     match pooling {
                         PoolingMode::First => vector.assign(&real.row(0)),
                         PoolingMode::Last => vector.assign(&real.row(real.nrows() - 1)),
-                        PoolingMode::Mean => vector.assign(&real.mean_axis(Axis(0)).expect("at least one position")),
+                        PoolingMode::Mean => vector.assign(&(real.sum_axis(Axis(0)) / real.nrows() as f32)),
+                        PoolingMode::MeanSqrt => {
+                            vector.assign(&(real.sum_axis(Axis(0)) / (real.nrows() as f32).sqrt()))
+                        }
+                        PoolingMode::WeightedMean => {
+                            // Numbers count from the item's start even where positions are skipped.
+                            let weights = Array1::from_iter((first..length).map(|i| (i + 1) as f32));
+                            vector.assign(&(weights.dot(&real) / weights.sum()));
+                        }
                         PoolingMode::Max => {
                             vector.assign(&real.fold_axis(Axis(0), f32::NEG_INFINITY, |a, b| a.max(*b)))
                         }
@@ -126,20 +152,17 @@ impl Pooling {
     /// # Errors
     /// [`Kind::BadModel`] if the weights can't be used.
     pub fn project(&mut self, name: &str, directory: &Path) -> Result<bool> {
-        for file in weights::files(directory) {
-            let [weight] = weights::read(&file, [name])?;
-            if let Some(Tensor { shape, values }) = weight {
-                let bad = || {
-                    let message = format!("model file \"{}\" cannot be used", file.display());
-                    Error::new(Kind::BadModel, message).detail(format!("\"{name}\" has shape {shape:?}."))
-                };
-                let [rows, columns] = shape[..] else { return Err(bad()) };
-                let weight = Array2::from_shape_vec((rows, columns), values).map_err(|_| bad())?;
-                self.projection = Some(Dense { weight, bias: None, tanh: false });
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        let Some(([Some(Tensor { shape, values })], file)) = weights::find(directory, [name])? else {
+            return Ok(false);
+        };
+        let bad = || {
+            let message = format!("model file \"{}\" cannot be used", file.display());
+            Error::new(Kind::BadModel, message).detail(format!("\"{name}\" has shape {shape:?}."))
+        };
+        let [rows, columns] = shape[..] else { return Err(bad()) };
+        let weight = Array2::from_shape_vec((rows, columns), values).map_err(|_| bad())?;
+        self.projection = Some(Dense { weight, bias: None, tanh: false });
+        Ok(true)
     }
 }
 
@@ -149,6 +172,8 @@ fn read_pooling(file: &Path) -> Result<PoolingMode> {
         ("pooling_mode_cls_token", "cls", PoolingMode::First),
         ("pooling_mode_mean_tokens", "mean", PoolingMode::Mean),
         ("pooling_mode_max_tokens", "max", PoolingMode::Max),
+        ("pooling_mode_mean_sqrt_len_tokens", "mean_sqrt_len_tokens", PoolingMode::MeanSqrt),
+        ("pooling_mode_weightedmean_tokens", "weightedmean", PoolingMode::WeightedMean),
         ("pooling_mode_lasttoken", "lasttoken", PoolingMode::Last),
     ];
     // Since version 5.2 sentence-transformers writes a name, or a list of names, in place of a flag for each mode.
@@ -159,7 +184,7 @@ fn read_pooling(file: &Path) -> Result<PoolingMode> {
     };
     if let Some(other) = names.iter().find(|name| modes.iter().all(|(_, short, _)| short != *name)) {
         return Err(Error::new(Kind::Unsupported, format!("pooling in \"{}\" is not supported", file.display()))
-            .detail(format!("It names the mode \"{other}\"; supported are cls, mean, max, lasttoken.")));
+            .detail(format!("It names the mode \"{other}\"; supported are {}.", modes.map(|mode| mode.1).join(", "))));
     }
     let chosen: Vec<PoolingMode> = modes
         .iter()
@@ -170,8 +195,9 @@ fn read_pooling(file: &Path) -> Result<PoolingMode> {
         [pooling] => Ok(*pooling),
         _ => Err(Error::new(Kind::Unsupported, format!("pooling in \"{}\" is not supported", file.display())).detail(
             format!(
-                "It names {} modes; exactly one of cls_token, mean_tokens, max_tokens, lasttoken is needed.",
-                chosen.len()
+                "It names {} modes; exactly one of {} is needed.",
+                chosen.len(),
+                modes.map(|mode| mode.1).join(", ")
             ),
         )),
     }
@@ -250,7 +276,9 @@ mod tests {
         assert_eq!(read(r#"{"embedding_dimension": 8, "pooling_mode": "mean"}"#), Ok(PoolingMode::Mean));
         assert_eq!(read(r#"{"pooling_mode": ["cls"]}"#), Ok(PoolingMode::First));
         assert!(read(r#"{"pooling_mode": ["cls", "mean"]}"#).unwrap_err().contains("2 modes"));
-        assert!(read(r#"{"pooling_mode": "weightedmean"}"#).unwrap_err().contains("\"weightedmean\""));
+        assert_eq!(read(r#"{"pooling_mode": "weightedmean"}"#), Ok(PoolingMode::WeightedMean));
+        assert_eq!(read(r#"{"pooling_mode_mean_sqrt_len_tokens": true}"#), Ok(PoolingMode::MeanSqrt));
+        assert!(read(r#"{"pooling_mode": "middle"}"#).unwrap_err().contains("\"middle\""));
         std::fs::remove_file(file).unwrap();
     }
 
@@ -258,7 +286,7 @@ mod tests {
     fn pools_what_is_not_padding() {
         let output = ndarray::arr3(&[[[1.0, 8.0], [3.0, 2.0], [100.0, 100.0]]]).into_dyn();
         let pooled = |mode| {
-            Pooling { mode: Some(mode), dense: Vec::new(), projection: None }
+            Pooling { mode: Some(mode), ..Pooling::default() }
                 .apply(output.clone(), &[2])
                 .unwrap()
                 .into_raw_vec_and_offset()
@@ -266,8 +294,16 @@ mod tests {
         };
         assert_eq!(pooled(PoolingMode::First), [1.0, 8.0]);
         assert_eq!(pooled(PoolingMode::Mean), [2.0, 5.0]);
+        assert_eq!(pooled(PoolingMode::MeanSqrt), [4.0 / 2f32.sqrt(), 10.0 / 2f32.sqrt()]);
+        assert_eq!(pooled(PoolingMode::WeightedMean), [7.0 / 3.0, 4.0]);
         assert_eq!(pooled(PoolingMode::Last), [3.0, 2.0]);
         assert_eq!(pooled(PoolingMode::Max), [3.0, 8.0]);
+        let skipping = |skipped| {
+            let pooling = Pooling { mode: Some(PoolingMode::Mean), skipped, ..Pooling::default() };
+            pooling.apply(output.clone(), &[2]).unwrap().into_raw_vec_and_offset().0
+        };
+        assert_eq!(skipping(1), [3.0, 2.0]);
+        assert_eq!(skipping(9), [3.0, 2.0], "at least one position is pooled");
         assert!(Pooling::default().apply(output.clone(), &[2]).is_err());
         assert!(Pooling { mode: Some(PoolingMode::Mean), ..Pooling::default() }.apply(output, &[2, 2]).is_err());
     }

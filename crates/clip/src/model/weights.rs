@@ -1,4 +1,4 @@
-//! Single tensors of a safetensors file: eight bytes with the length of a JSON header, the header, the values. Only the
+//! Single tensors of safetensors files: eight bytes with the length of a JSON header, the header, the values. Only the
 //! requested tensors are read, because these files have hundreds of megabytes.
 
 use std::fs::File;
@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
 use crate::memory;
+use crate::model::read_json;
 
 /// A header lists every tensor, with about 100 bytes each; ViT-L has 600 tensors.
 const LONGEST_HEADER: u64 = 16 << 20;
@@ -23,9 +24,47 @@ pub struct Tensor {
     pub values: Vec<f32>,
 }
 
-/// The files of a directory that may contain a model's weights.
-pub fn files(directory: &Path) -> impl Iterator<Item = PathBuf> {
-    NAMES.map(|name| directory.join(name)).into_iter().filter(|file| file.is_file())
+/// The first of these tensors in a directory's weights, with its file, and the others from the same weights; None for a
+/// tensor that they do not contain. Large models' weights are split into several files, with an index of their tensors;
+/// a file that has not been downloaded contains nothing.
+///
+/// # Errors
+/// As [`read`], and [`Kind::BadModel`] if an index can't be used.
+pub fn find<const N: usize>(directory: &Path, names: [&str; N]) -> Result<Option<([Option<Tensor>; N], PathBuf)>> {
+    for file in NAMES.map(|name| directory.join(name)) {
+        if file.is_file() {
+            let found = read(&file, names)?;
+            if found[0].is_some() {
+                return Ok(Some((found, file)));
+            }
+            continue;
+        }
+        let mut index = file.into_os_string();
+        index.push(".index.json");
+        let index = PathBuf::from(index);
+        if !index.is_file() {
+            continue;
+        }
+        let map = read_json(&index)?;
+        let shard = |name: &str| match map["weight_map"][name].as_str() {
+            Some(shard) if Path::new(shard).file_name().is_none_or(|plain| plain != shard) => {
+                Err(Error::new(Kind::BadModel, format!("model file \"{}\" cannot be used", index.display()))
+                    .detail(format!("It has \"{name}\" in \"{shard}\", which is not a file's name.")))
+            }
+            shard => Ok(shard.map(|shard| index.with_file_name(shard)).filter(|file| file.is_file())),
+        };
+        let Some(first) = shard(names[0])? else { continue };
+        let mut found = names.map(|_| None);
+        for (name, found) in names.into_iter().zip(&mut found) {
+            if let Some(file) = shard(name)? {
+                [*found] = read(&file, [name])?;
+            }
+        }
+        if found[0].is_some() {
+            return Ok(Some((found, first)));
+        }
+    }
+    Ok(None)
 }
 
 /// The tensors with these names; None for a name that the file does not contain.
@@ -38,7 +77,9 @@ pub fn read<const N: usize>(path: &Path, names: [&str; N]) -> Result<[Option<Ten
         Error::new(Kind::BadModel, format!("model file \"{}\" is not a safetensors file", path.display())).detail(why)
     };
     let io = |e: std::io::Error| broken(format!("{e}."));
-    let mut file = File::open(path).map_err(io)?;
+    let mut file = File::open(path).map_err(|e| {
+        Error::new(Kind::BadModel, format!("model file \"{}\" cannot be read", path.display())).detail(format!("{e}."))
+    })?;
     let mut length = [0; 8];
     file.read_exact(&mut length).map_err(io)?;
     let length = u64::from_le_bytes(length);
@@ -85,4 +126,57 @@ pub fn read<const N: usize>(path: &Path, names: [&str; N]) -> Result<[Option<Ten
         *found = Some(Tensor { shape, values });
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A safetensors file with one number a tensor.
+    fn write(file: &Path, tensors: &[(&str, f32)]) {
+        let header: serde_json::Map<String, Value> = (0..)
+            .zip(tensors)
+            .map(|(i, (name, _))| {
+                let place = serde_json::json!({"dtype": "F32", "shape": [], "data_offsets": [4 * i, 4 * i + 4]});
+                ((*name).to_owned(), place)
+            })
+            .collect();
+        let header = Value::Object(header).to_string();
+        let values = tensors.iter().flat_map(|(_, value)| value.to_le_bytes());
+        let bytes = (header.len() as u64).to_le_bytes().into_iter().chain(header.bytes()).chain(values);
+        std::fs::write(file, bytes.collect::<Vec<u8>>()).unwrap();
+    }
+
+    #[test]
+    fn tensors_are_found_in_split_weights() {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/test-models/shards");
+        let _ = std::fs::remove_dir_all(&directory);
+        std::fs::create_dir_all(&directory).unwrap();
+        let find = |names| {
+            let found = find(&directory, names).map_err(|e| e.detail.unwrap())?;
+            Ok::<_, String>(found.map(|(tensors, file)| {
+                let values = tensors.map(|tensor: Option<Tensor>| tensor.map(|tensor| tensor.values[0]));
+                (values, file.file_name().unwrap().to_owned().into_string().unwrap())
+            }))
+        };
+        let index = |map: &str| {
+            let content = format!("{{\"metadata\": {{}}, \"weight_map\": {map}}}");
+            std::fs::write(directory.join("model.safetensors.index.json"), content).unwrap();
+        };
+        assert_eq!(find(["logit_scale", "logit_bias"]), Ok(None));
+        index(r#"{"logit_scale": "model-1-of-2.safetensors", "logit_bias": "model-2-of-2.safetensors"}"#);
+        assert_eq!(find(["logit_scale", "logit_bias"]), Ok(None), "none is downloaded");
+        write(&directory.join("model-1-of-2.safetensors"), &[("other", 1.0), ("logit_scale", 4.5)]);
+        let file = "model-1-of-2.safetensors".to_owned();
+        assert_eq!(find(["logit_scale", "logit_bias"]), Ok(Some(([Some(4.5), None], file.clone()))));
+        write(&directory.join("model-2-of-2.safetensors"), &[("logit_bias", -12.0)]);
+        assert_eq!(find(["logit_scale", "logit_bias"]), Ok(Some(([Some(4.5), Some(-12.0)], file))));
+        assert_eq!(find(["text_projection.weight", "logit_scale"]), Ok(None));
+        index(r#"{"logit_scale": "../shards/model-1-of-2.safetensors"}"#);
+        assert!(find(["logit_scale", "logit_bias"]).unwrap_err().contains("is not a file's name"));
+        // Weights in one piece come first.
+        write(&directory.join("model.safetensors"), &[("logit_scale", 3.0)]);
+        let whole = "model.safetensors".to_owned();
+        assert_eq!(find(["logit_scale", "logit_bias"]), Ok(Some(([Some(3.0), None], whole))));
+    }
 }

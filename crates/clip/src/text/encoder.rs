@@ -14,6 +14,7 @@ use crate::model::config::Config;
 use crate::model::{Model, read_json};
 use crate::text::cleaning::Cleaning;
 use crate::text::files::TokenizerFiles;
+use crate::text::prompt;
 use crate::text::repetitions::Runs;
 use crate::text::tokenize;
 
@@ -32,6 +33,10 @@ pub struct TextEncoder {
     special: usize,
     /// The cleaning by the library's tokenizer class before `tokenizer.json` applies.
     pub cleaning: Cleaning,
+    /// The text that precedes every text.
+    pub prompt: Option<String>,
+    /// The ids of the prompt, including a special id at the start.
+    pub prompt_length: usize,
     /// An id that becomes 0, for open_clip's `strip_sep_token`.
     stripped: Option<u32>,
     runs: OnceCell<Runs>,
@@ -117,8 +122,35 @@ impl TextEncoder {
             Cleaning::None if sentence_config(model)["do_lower_case"].as_bool() == Some(true) => Cleaning::Lower,
             cleaning => cleaning,
         };
+        let prompt = prompt::default(&model.text_directory)?;
+        let mut prompt_length = 0;
+        if let Some(prompt) = &prompt {
+            let encoding = without_panic(
+                || unusable(&"it gave up on the model's prompt"),
+                || tokenizer.encode(&*cleaning.clean(prompt), true).map_err(|e| unusable(&e)),
+            )?;
+            let ends = encoding.get_special_tokens_mask().last() == Some(&1);
+            prompt_length = encoding.get_ids().len() - usize::from(ends);
+            if prompt_length + usize::from(ends) >= context_length {
+                return Err(unusable(&format!(
+                    "a context of {context_length} tokens leaves no room after the model's prompt of {prompt_length}"
+                )));
+            }
+        }
         let runs = OnceCell::new();
-        Ok(Self { tokenizer, context_length, context_source, pad_id, pad_left, special, cleaning, stripped, runs })
+        Ok(Self {
+            tokenizer,
+            context_length,
+            context_source,
+            pad_id,
+            pad_left,
+            special,
+            cleaning,
+            prompt,
+            prompt_length,
+            stripped,
+            runs,
+        })
     }
 
     /// Pads the ids of a text to a length.
@@ -156,7 +188,20 @@ impl TextEncoder {
         let check = RefCell::new(check_interrupts);
         let (first, last) = (tokenize::first(self.context_length), tokenize::last(self.context_length));
         let given = text;
-        let shortened;
+        let (prompted, shortened);
+        let text = match &self.prompt {
+            None => text,
+            Some(_) if text.trim().is_empty() => return Err(empty(text)),
+            Some(prompt) => {
+                let bytes = prompt.len() + text.len();
+                let mut both = String::new();
+                both.try_reserve_exact(bytes).map_err(|_| Error::out_of_memory(bytes))?;
+                both.push_str(prompt);
+                both.push_str(text);
+                prompted = both;
+                prompted.as_str()
+            }
+        };
         let (text, ends) = if text.len() <= first {
             (text, true)
         } else {

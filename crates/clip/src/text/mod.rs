@@ -3,6 +3,7 @@
 mod cleaning;
 mod encoder;
 mod files;
+mod prompt;
 mod repetitions;
 mod sentencepiece;
 mod tokenize;
