@@ -26,6 +26,7 @@ extension_sql_file!(
         pg::row_counts::clip_search::count_rows,
         watch::citus::group::clip_group,
         watch::citus::shards::clip_search::adopt_shard,
+        watch::citus::shards::clip_search::distributed_table,
         watch::citus::shards::clip_search::distributed_watches,
         watch::citus::shards::clip_search::forget_rows,
         watch::citus::shards::clip_search::is_owned,

@@ -55,3 +55,22 @@ def test_no_library_is_compiled_twice() -> None:
         if (files := [tested[library][n] for n in tested[library].keys() - built[library]])
     }
     assert not again, f"compiled again: {again}"
+
+
+def test_the_sql_of_watches_comes_after_the_functions_that_it_calls() -> None:
+    """pgrx orders the extension's SQL by what is required; otherwise by chance, which changes from build to build."""
+    sql = re.sub(r"--[^\n]*|COMMENT ON [^;]*;", "", (support.ROOT / "sql/watch.sql").read_text())
+    required = re.search(r'sql/watch\.sql",.*?requires = \[(.*?)\]', (support.ROOT / "src/lib.rs").read_text(), re.S)[1]
+    names = {path.rsplit("::", 1)[-1] for path in re.findall(r"[\w:]+", required)}
+    # Of those in the schema clip_search; others are called by what they are defined with, or in PL/pgSQL.
+    written = "".join(path.read_text() for path in (support.ROOT / "src").rglob("*.rs"))
+    module = r"mod clip_search \{(.*?)\n\}"
+    defined = {
+        name
+        for body in re.findall(module, written, re.S)
+        for options, name in re.findall(r"#\[pg_extern(.*?)\]\s*(?:#\[[^\]]*\]\s*)*(?:pub )?fn (\w+)", body, re.S)
+        if "sql = false" not in options
+    }
+    called = set(re.findall(r"clip_search\.(\w+)\(", sql)) & defined
+    assert len(called) > 10
+    assert called <= names, f"not required in src/lib.rs: {sorted(called - names)}"
