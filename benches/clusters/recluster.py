@@ -32,23 +32,14 @@ from data import SETS, THRESHOLD
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+import cpu
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ENGINE = ROOT / "target/release/examples/recluster"
 DIMENSIONS = 512
 COMPARED_UP_TO = 10_000
 REPEATS = 3
-
-
-def processor() -> str:
-    """Its name, and which of the instructions that matter it has."""
-    about = dict(
-        (part.strip() for part in line.split(":", 1))
-        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        if ":" in line
-    )
-    flags = about.get("flags", "").split()
-    named = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile") if flag in flags]
-    return f"{about.get('model name', platform.machine())}, {os.cpu_count()} cores: {', '.join(named)}"
 
 
 def ours(rows: np.ndarray, threshold: float, linkage: str = "average", threads: int = 1) -> tuple[np.ndarray, dict]:
@@ -126,7 +117,7 @@ def main() -> int:
             results.append(measure(name, n, threads))
             print(line(results[-1], threads), flush=True)
     about = {"sklearn": sklearn.__version__, "numpy": np.__version__, "machine": platform.machine()}
-    about |= {"processor": processor(), "dimensions": DIMENSIONS, "threshold": THRESHOLD}
+    about |= {"processor": cpu.processor(), "dimensions": DIMENSIONS, "threshold": THRESHOLD}
     about |= {"threads": threads, "results": results}
     arguments.json.write_text(json.dumps(about, indent=1) + "\n")
     return int(any(result.get("ari", 1.0) != 1.0 for result in results))

@@ -39,7 +39,8 @@ from tokenizers import Tokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(REPOSITORY / "models"))
+sys.path[:0] = [str(REPOSITORY / "models"), str(REPOSITORY / "benches")]
+import cpu
 import quantize
 
 CONTEXT = 77
@@ -357,15 +358,6 @@ def precisions(
     return found
 
 
-def processor() -> str:
-    """Its name, and those of its instructions that matter."""
-    lines = pathlib.Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    about = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    flags = about.get("flags", "").split()
-    named = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile") if flag in flags]
-    return f"{about.get('model name', platform.machine())}, {os.cpu_count()} cores: {', '.join(named)}"
-
-
 def versions() -> dict[str, str]:
     found = {
         "onnxruntime": onnxruntime.__version__,
@@ -402,8 +394,8 @@ def main() -> int:
         parser.error(f"no small-*.jpg or enlarged-*.jpg and mosaic-*.jpg in {arguments.photos}")
     groups = {"224 pixels": small[: arguments.files], "12 megapixels": large[: arguments.files]}
     rounds = arguments.rounds
-    raw: dict[str, Any] = {"processor": processor(), "versions": versions(), "models": {}}
-    print(raw["processor"] + "; ", end="")
+    raw: dict[str, Any] = {"processor": cpu.processor(), "versions": versions(), "models": {}}
+    print(cpu.in_words(raw["processor"]) + "; ", end="")
     print(", ".join(f"{name} {version}" for name, version in raw["versions"].items()) + "; one thread.\n")
     for model in arguments.models:
         print(f"### {model.name}\n")

@@ -21,7 +21,8 @@ import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+import cpu
 
 
 class Vit:
@@ -119,21 +120,13 @@ def runner(path: pathlib.Path, size: int):
     return run
 
 
-def processor() -> dict:
-    lines = pathlib.Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    fields = {key.strip(): content.strip() for key, _, content in (line.partition(":") for line in lines)}
-    flags = fields.get("flags", "").split()
-    known = [name for name in INSTRUCTIONS if name in flags]
-    return {"name": fields.get("model name"), "model": fields.get("model"), "instructions": known}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--json", type=pathlib.Path)
     parser.add_argument("graphs", nargs="+")
     options = parser.parse_args()
-    first, results = None, {"processor": processor(), "onnxruntime": onnxruntime.__version__, "towers": {}}
+    first, results = None, {"processor": cpu.processor(), "onnxruntime": onnxruntime.__version__, "towers": {}}
     if options.json and options.json.exists():
         results["towers"] = json.loads(options.json.read_text())["towers"]
     print("| image tower | ms | to the first |\n|---|---|---|")

@@ -21,7 +21,9 @@ import numpy as np
 import psycopg
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benches")]
+
+import cpu
 
 import support
 from support import value, vector
@@ -32,7 +34,6 @@ TEXT = "a photo of a cat on a sofa"
 TEXTS = ("a cat", "two boats on a lake at sunset", "an invoice", "a child's drawing of a house with a red roof")
 # Weights that are mapped from the cache are copied into a faster layout after 20 runs.
 MAPPED_RUNS = 21
-INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
 
 
 def seconds_on_cpu(pid: int) -> float:
@@ -135,18 +136,6 @@ def eight_bits(database: support.Database, models: pathlib.Path, name: str, exac
     return found
 
 
-def processor() -> dict[str, object]:
-    lines = dict(line.split(":", 1) for line in pathlib.Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines())
-    fields = {key.strip(): content.strip() for key, content in lines.items()}
-    flags = fields.get("flags", "").split()
-    return {
-        "name": fields.get("model name"),
-        "family": fields.get("cpu family"),
-        "model": fields.get("model"),
-        "instructions": [name for name in INSTRUCTIONS if name in flags],
-    }
-
-
 def line(found: dict, beside: str | None) -> str:
     def times(what: str) -> list[str]:
         taken = {key: min(times) for key, times in found[f"{what}_ms"].items()}
@@ -176,7 +165,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     options = parser.parse_args()
     names = options.names or sorted(path.name for path in options.models.iterdir() if path.is_dir())
-    results = {"processor": processor(), "photo": PHOTO.name, "text": TEXT, "models": {}}
+    results = {"processor": cpu.processor(), "photo": PHOTO.name, "text": TEXT, "models": {}}
     if options.json and options.json.exists():
         results["models"] = json.loads(options.json.read_text())["models"]
     database = support.Database()

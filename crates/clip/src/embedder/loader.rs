@@ -61,7 +61,8 @@ impl Loader {
             }
         }
         let mut load = || {
-            let threads = if needs_one_thread(file) { 1 } else { self.threads };
+            // The file is looked into only where it matters: every connection loads its models.
+            let threads = if self.threads > 1 && needs_one_thread(file) { 1 } else { self.threads };
             let mut tower = Tower::load(Runtime::load(&self.library)?, file, threads, self.cache.as_deref())?;
             notes.extend(tower.note.take());
             Ok(Rc::new(RefCell::new(tower)))
