@@ -28,7 +28,22 @@ stage() { printf '\n== %s ==\n' "$*"; }
 unit_tests() {
     stage "unit tests: crates"
     step unit-build "building the unit tests" cargo test --locked --release "${workspace[@]}" --no-run
+    # What follows mostly takes one core.
+    if wanted python "$k"; then start_releases; fi
     cargo test --locked --release "${workspace[@]}" --quiet -- ${unit:+"$unit"} || die "unit tests failed: see above"
+}
+
+# The released versions are built beside the tests that come before those that need them.
+releases=
+start_releases() {
+    mkdir -p "$logs"
+    "$root/scripts/releases.sh" >"$logs/releases.log" 2>&1 </dev/null &
+    releases=$!
+}
+finish_releases() {
+    [ -n "$releases" ] || start_releases
+    wait "$releases" || die "building the released versions failed: $(cat "$logs/releases.log")"
+    cat "$logs/releases.log"
 }
 
 regression_tests() {
@@ -98,7 +113,7 @@ python_tests() {
         ! PATH=$PATH:/usr/sbin command -v pgbouncer >/dev/null; then
         apt_install pgbouncer
     fi
-    if [ -z "$k" ] || [[ $k == *update* || $k == *release* ]]; then "$root/scripts/releases.sh"; fi
+    if [ -z "$k" ] || [[ $k == *update* || $k == *release* ]]; then finish_releases; fi
     if [ -z "$k" ] || [[ $k == *clients* || $k == *docs* ]]; then clients quick; fi
     if [ -z "$k" ] || [[ $k == *observability* || $k == *docs* ]]; then observability; fi
     stage "Python tests: pytest"

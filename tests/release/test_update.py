@@ -290,7 +290,13 @@ def test_update_gives_what_create_does(copy: Copy, version: str, schema: str) ->
         made.remove()
 
 
-@pytest.mark.parametrize("version", released((support.ROOT / "CHANGELOG.md").read_text()))
+# The last release; `make matrix` tries all of them. Building one takes a minute or two.
+EARLIER = released((support.ROOT / "CHANGELOG.md").read_text())
+if os.environ.get("RELEASES") != "all":
+    EARLIER = EARLIER[:1]
+
+
+@pytest.mark.parametrize("version", EARLIER)
 def test_an_earlier_build_is_updated(copy: Copy, version: str) -> None:
     """The version's own library writes, with its worker; then a package with the new one comes, first without the update."""
     sharedir, libraries = config("sharedir"), config("pkglibdir")
