@@ -108,18 +108,26 @@ COLUMNS = """
 SELECT attname, format_type(atttypid, atttypmod), col_description(attrelid, attnum)
 FROM pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped ORDER BY attnum
 """
+TYPES = """
+SELECT t.typname, obj_description(t.oid, 'pg_type')
+FROM pg_depend d JOIN pg_type t ON t.oid = d.objid JOIN pg_extension e ON e.oid = d.refobjid
+WHERE d.classid = 'pg_type'::regclass AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
+  AND e.extname = 'clip_search' AND t.typtype = 'b' AND t.typelem = 0
+ORDER BY t.typname COLLATE "C"
+"""
 SETTINGS = """
 SELECT name, vartype, unit, context, min_val, max_val, boot_val, short_desc, extra_desc
 FROM pg_settings WHERE name LIKE 'clip\\_search.%' ORDER BY name COLLATE "C"
 """
-# Objects of kinds that the page does not show. Event triggers are internal. Since PostgreSQL 17, the row types of tables are members, too.
+# Objects of kinds that the page does not show. Event triggers are internal, and the comment on a type names its casts. Since PostgreSQL 17, the row types of tables are members, too.
 OTHERS = """
 SELECT pg_describe_object(classid, objid, objsubid) FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
 WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND e.extname = 'clip_search'
-  AND classid NOT IN ('pg_proc'::regclass, 'pg_class'::regclass, 'pg_namespace'::regclass, 'pg_event_trigger'::regclass)
+  AND classid NOT IN ('pg_proc'::regclass, 'pg_class'::regclass, 'pg_namespace'::regclass, 'pg_event_trigger'::regclass,
+                      'pg_cast'::regclass)
   AND NOT EXISTS (
-      SELECT FROM pg_type t LEFT JOIN pg_type element ON element.oid = t.typelem
-      WHERE classid = 'pg_type'::regclass AND t.oid = objid AND (t.typrelid <> 0 OR element.typrelid <> 0)
+      SELECT FROM pg_type t
+      WHERE classid = 'pg_type'::regclass AND t.oid = objid AND (t.typtype = 'b' OR t.typrelid <> 0)
   )
 """
 
@@ -267,6 +275,15 @@ def views(db: psycopg.Connection) -> list[str]:
     return lines
 
 
+def types(db: psycopg.Connection) -> list[str]:
+    lines = ["## Types"]
+    for name, comment in db.execute(TYPES).fetchall():
+        if not comment:
+            raise Incomplete(f"type {name} has no comment")
+        lines += ["", f"#### {name}", *described(comment)]
+    return lines
+
+
 def conditions() -> list[str]:
     source = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "src").rglob("*.rs")))
     # E_R_I_E and T_R: their classes, external routine invocation exception and transaction rollback.
@@ -302,6 +319,8 @@ def page(db: psycopg.Connection) -> str:
         *settings(db),
         "",
         *views(db),
+        "",
+        *types(db),
         "",
         *conditions(),
     ]

@@ -656,16 +656,54 @@ labels: its column with keywords (text[])
 image: its column with image files (bytea), for thumbnails';
 COMMENT ON FUNCTION @extschema@.clip_drop_collection(text) IS 'Drops a collection and its clusters; the members'' table is not changed';
 
+-- The key of a row of any table, as results return it. A function has one result type and tables have keys of many, so a
+-- key is text that compares with each of them: photo.id = representative looks up an index on a bigint or a uuid. It is
+-- stored as text, and sorts as text does.
+CREATE TYPE @extschema@.clip_key;
+CREATE FUNCTION clip_search.key_in(cstring) RETURNS @extschema@.clip_key
+IMMUTABLE STRICT PARALLEL SAFE LANGUAGE internal AS 'textin';
+CREATE FUNCTION clip_search.key_out(@extschema@.clip_key) RETURNS cstring
+IMMUTABLE STRICT PARALLEL SAFE LANGUAGE internal AS 'textout';
+CREATE FUNCTION clip_search.key_recv(internal) RETURNS @extschema@.clip_key
+STABLE STRICT PARALLEL SAFE LANGUAGE internal AS 'textrecv';
+CREATE FUNCTION clip_search.key_send(@extschema@.clip_key) RETURNS bytea
+STABLE STRICT PARALLEL SAFE LANGUAGE internal AS 'textsend';
+CREATE TYPE @extschema@.clip_key (
+    INPUT = clip_search.key_in,
+    OUTPUT = clip_search.key_out,
+    RECEIVE = clip_search.key_recv,
+    SEND = clip_search.key_send,
+    LIKE = pg_catalog.text,
+    CATEGORY = 'S',
+    COLLATABLE = true
+);
+CREATE CAST (@extschema@.clip_key AS pg_catalog.text) WITHOUT FUNCTION AS IMPLICIT;
+CREATE CAST (@extschema@.clip_key AS pg_catalog.int8) WITH INOUT AS IMPLICIT;
+CREATE CAST (@extschema@.clip_key AS pg_catalog.numeric) WITH INOUT AS IMPLICIT;
+CREATE CAST (@extschema@.clip_key AS pg_catalog.uuid) WITH INOUT AS IMPLICIT;
+CREATE CAST (pg_catalog.text AS @extschema@.clip_key) WITHOUT FUNCTION AS ASSIGNMENT;
+COMMENT ON TYPE @extschema@.clip_key IS 'Key of a row, as text
+It compares without a cast with columns of integers, numeric, uuid, text and varchar, and uses their indexes.';
+COMMENT ON FUNCTION clip_search.key_in(cstring) IS 'Input of clip_key';
+COMMENT ON FUNCTION clip_search.key_out(@extschema@.clip_key) IS 'Output of clip_key';
+COMMENT ON FUNCTION clip_search.key_recv(internal) IS 'Binary input of clip_key';
+COMMENT ON FUNCTION clip_search.key_send(@extschema@.clip_key) IS 'Binary output of clip_key';
+COMMENT ON CAST (@extschema@.clip_key AS pg_catalog.text) IS 'A key is its text';
+COMMENT ON CAST (@extschema@.clip_key AS pg_catalog.int8) IS 'Key of an integer column';
+COMMENT ON CAST (@extschema@.clip_key AS pg_catalog.numeric) IS 'Key of a numeric column';
+COMMENT ON CAST (@extschema@.clip_key AS pg_catalog.uuid) IS 'Key of a uuid column';
+COMMENT ON CAST (pg_catalog.text AS @extschema@.clip_key) IS 'Text of a key';
+
 DROP FUNCTION @extschema@.clip_clusters(text, bigint);
 CREATE FUNCTION @extschema@.clip_clusters(collection text, min_size bigint DEFAULT 2, members regclass DEFAULT NULL)
-RETURNS TABLE (id bigint, size bigint, centroid vector, representative text, cohesion double precision, lowest double precision, labels text[])
+RETURNS TABLE (id bigint, size bigint, centroid vector, representative @extschema@.clip_key, cohesion double precision, lowest double precision, labels text[])
 STABLE PARALLEL RESTRICTED COST 10000 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_clusters_of_wrapper';
 DROP FUNCTION @extschema@.clip_cluster_groups(text, bigint);
 CREATE FUNCTION @extschema@.clip_cluster_groups(collection text, min_size bigint DEFAULT 2, members regclass DEFAULT NULL) RETURNS jsonb
 STABLE PARALLEL RESTRICTED COST 10000 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_cluster_groups_of_wrapper';
 DROP FUNCTION @extschema@.clip_duplicates(text, double precision);
 CREATE FUNCTION @extschema@.clip_duplicates(collection text, threshold double precision DEFAULT 0.99, members regclass DEFAULT NULL)
-RETURNS TABLE (original text, duplicate text, cosine double precision)
+RETURNS TABLE (original @extschema@.clip_key, duplicate @extschema@.clip_key, cosine double precision)
 STABLE PARALLEL RESTRICTED COST 100000 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_duplicates_of_wrapper';
 CREATE FUNCTION @extschema@.clip_alter_collection(collection text, owner text DEFAULT NULL, threshold double precision DEFAULT NULL,
     model text DEFAULT NULL, key text DEFAULT NULL, labels text DEFAULT NULL, image text DEFAULT NULL) RETURNS void
@@ -1067,12 +1105,12 @@ STABLE PARALLEL SAFE COST 10000 ROWS 10 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_c
 CREATE FUNCTION @extschema@.clip_find(relation regclass, query text, k integer DEFAULT 40, cut double precision DEFAULT 0.5,
     after_relevance double precision DEFAULT NULL, after_id text DEFAULT NULL, candidates integer DEFAULT 1000,
     key text DEFAULT NULL, embedding text DEFAULT NULL, model text DEFAULT NULL)
-RETURNS TABLE (id text, cosine double precision, relevance double precision)
+RETURNS TABLE (id @extschema@.clip_key, cosine double precision, relevance double precision)
 STABLE PARALLEL RESTRICTED COST 100000 ROWS 40 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_find_wrapper';
 CREATE FUNCTION @extschema@.clip_find(relation regclass, query bytea, k integer DEFAULT 40, cut double precision DEFAULT 0.5,
     after_relevance double precision DEFAULT NULL, after_id text DEFAULT NULL, candidates integer DEFAULT 1000,
     key text DEFAULT NULL, embedding text DEFAULT NULL, model text DEFAULT NULL)
-RETURNS TABLE (id text, cosine double precision, relevance double precision)
+RETURNS TABLE (id @extschema@.clip_key, cosine double precision, relevance double precision)
 STABLE PARALLEL RESTRICTED COST 100000 ROWS 40 LANGUAGE c AS 'MODULE_PATHNAME', 'clip_find_by_photo_wrapper';
 COMMENT ON FUNCTION @extschema@.clip_relevance(vector, text, text) IS 'How certainly a photo shows the subject of a text, from 0 to 1; a photo from 0.5 on is an answer
 model: model that computed the embedding; defaults to clip_search.model
@@ -1101,7 +1139,7 @@ cut: lowest relevance of a row
 after_relevance, after_id: values of the previous page''s last row
 candidates: number of nearest rows to rate; an HNSW index finds them regardless of hnsw.ef_search
 key: column that identifies a row, by default the primary key; embedding: column of type vector or halfvec, by default the only one
-id: key of the row, as text; cosine: cosine of the row to the query; relevance: as returned by clip_relevance
+id: key of the row; cosine: cosine of the row to the query; relevance: as returned by clip_relevance
 model: model that computed the embeddings; defaults to the model of the watched column, or to clip_search.model';
 COMMENT ON FUNCTION @extschema@.clip_find(regclass, bytea, integer, double precision, double precision, text, integer, text, text, text) IS 'Rows of a table that show what a photo shows, the most relevant first, in pages; other arguments as for a text
 query: image file, which is embedded once

@@ -131,7 +131,7 @@ cut: lowest relevance of a row
 after_relevance, after_id: values of the previous page''s last row
 candidates: number of nearest rows to rate; an HNSW index finds them regardless of hnsw.ef_search
 key: column that identifies a row, by default the primary key; embedding: column of type vector or halfvec, by default the only one
-id: key of the row, as text; cosine: cosine of the row to the query; relevance: as returned by clip_relevance
+id: key of the row; cosine: cosine of the row to the query; relevance: as returned by clip_relevance
 model: model that computed the embeddings; defaults to the model of the watched column, or to clip_search.model';
 COMMENT ON FUNCTION clip_find(regclass, bytea, integer, double precision, double precision, text, integer, text, text, text) IS 'Rows of a table that show what a photo shows, the most relevant first, in pages; other arguments as for a text
 query: image file, which is embedded once

@@ -19,6 +19,7 @@ mod watch;
 static ALLOCATOR: clip::memory::Allocator = clip::memory::Allocator(std::alloc::System);
 
 extension_sql_file!("../sql/bootstrap.sql", bootstrap);
+extension_sql_file!("../sql/key.sql", name = "key", creates = [Type(pg::text::Key)]);
 extension_sql_file!(
     "../sql/watch.sql",
     name = "watch",

@@ -158,7 +158,7 @@ WITH of_subject AS (
 SELECT c.id AS cluster_id, array_to_string(c.labels[:2], ', ') AS labels, p.title AS representative, m.members,
        m.subjects, c.lowest AS lowest_cosine
 FROM clip_clusters('gallery', 1) c
-JOIN gallery.photo p ON p.id = c.representative::bigint
+JOIN gallery.photo p ON p.id = c.representative
 JOIN membership m ON m.cluster_id = c.id;
 
 SELECT format('   %7s  %-20s  %-24s  %s', 'cluster', 'labels', 'representative', 'members');

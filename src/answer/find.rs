@@ -19,7 +19,7 @@ use crate::pg::catalog::qualified_name;
 use crate::pg::error::{SqlResult, given, no_table, report, sql_error};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, spi};
-use crate::pg::text::{Text, foreign_encoding, foreign_name, utf8};
+use crate::pg::text::{Key, Text, foreign_encoding, foreign_name, utf8};
 use crate::pg::user_context::{UserContext, set};
 use crate::pg::vector::{self, Vector};
 
@@ -28,7 +28,7 @@ const MOST_EF: i32 = 1000;
 /// 20 MB of vectors of 512 dimensions.
 const MOST_CANDIDATES: i32 = 10_000;
 
-type Found = TableIterator<'static, (name!(id, String), name!(cosine, f64), name!(relevance, f64))>;
+type Found = TableIterator<'static, (name!(id, Key), name!(cosine, f64), name!(relevance, f64))>;
 
 #[pg_extern(stable, parallel_restricted, cost = 100000)]
 #[allow(clippy::type_complexity, clippy::too_many_arguments)]
@@ -43,7 +43,7 @@ fn clip_find(
     key: default!(Option<Text<'_>>, "NULL"),
     embedding: default!(Option<Text<'_>>, "NULL"),
     model: default!(Option<Text<'_>>, "NULL"),
-) -> Result<TableIterator<'static, (name!(id, String), name!(cosine, f64), name!(relevance, f64))>, ErrorReport> {
+) -> Result<TableIterator<'static, (name!(id, Key), name!(cosine, f64), name!(relevance, f64))>, ErrorReport> {
     let Text(query) = given("query", query)?;
     let search = Search::new(relation, k, cut, after_relevance, after_id, candidates, key, embedding, model)?;
     search.run(Query::Text(query))
@@ -62,7 +62,7 @@ fn clip_find_by_photo(
     key: default!(Option<Text<'_>>, "NULL"),
     embedding: default!(Option<Text<'_>>, "NULL"),
     model: default!(Option<Text<'_>>, "NULL"),
-) -> Result<TableIterator<'static, (name!(id, String), name!(cosine, f64), name!(relevance, f64))>, ErrorReport> {
+) -> Result<TableIterator<'static, (name!(id, Key), name!(cosine, f64), name!(relevance, f64))>, ErrorReport> {
     let query = given("query", query)?;
     let search = Search::new(relation, k, cut, after_relevance, after_id, candidates, key, embedding, model)?;
     search.run(Query::Photo(query))
@@ -150,7 +150,7 @@ impl<'a> Search<'a> {
         });
         rows.sort_by(|a, b| b.2.total_cmp(&a.2).then_with(|| a.0.cmp(&b.0)));
         rows.truncate(self.k);
-        Ok(TableIterator::new(rows))
+        Ok(TableIterator::new(rows.into_iter().map(|(key, cosine, relevance)| (Key(key), cosine, relevance))))
     }
 }
 

@@ -13,7 +13,7 @@ use crate::guc;
 use crate::pg::error::{SqlResult, report};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::get;
-use crate::pg::text::{Returned, Text};
+use crate::pg::text::{Key, Returned, Text};
 use crate::pg::user_context::current_role;
 
 /// 0.99 is immich's current threshold: with 0.97 and 0.985 it showed similar photos as duplicates (its issues 9781 and
@@ -24,8 +24,7 @@ fn clip_duplicates_of(
     collection: Option<Text<'_>>,
     threshold: default!(Option<f64>, "0.99"),
     members: default!(Option<Regclass>, "NULL"),
-) -> Result<TableIterator<'static, (name!(original, String), name!(duplicate, String), name!(cosine, f64))>, ErrorReport>
-{
+) -> Result<TableIterator<'static, (name!(original, Key), name!(duplicate, Key), name!(cosine, f64))>, ErrorReport> {
     let collection = collection.map(Text::str);
     let (Some(collection), Some(threshold)) = (collection, threshold) else {
         return Ok(TableIterator::new(Vec::new()));
@@ -45,7 +44,7 @@ fn clip_duplicates_of(
     let bytes = keys.iter().map(|key: &String| 2 * key.len() + 256).sum();
     let found = duplicates(&rows, threshold)?;
     let reserve = Reserve::new(bytes).map_err(report)?;
-    let named = found.into_iter().map(|(a, b, cosine)| (keys[a].clone(), keys[b].clone(), cosine));
+    let named = found.into_iter().map(|(a, b, cosine)| (Key(keys[a].clone()), Key(keys[b].clone()), cosine));
     let named = named.collect::<Vec<_>>();
     reserve.finish().map_err(report)?;
     Ok(TableIterator::new(named))
@@ -57,8 +56,7 @@ fn clip_duplicates_of(
 fn clip_duplicates(
     collection: Text<'_>,
     threshold: f64,
-) -> Result<TableIterator<'static, (name!(original, String), name!(duplicate, String), name!(cosine, f64))>, ErrorReport>
-{
+) -> Result<TableIterator<'static, (name!(original, Key), name!(duplicate, Key), name!(cosine, f64))>, ErrorReport> {
     clip_duplicates_of(Some(collection), Some(threshold), None)
 }
 

@@ -13,12 +13,12 @@ use crate::cluster::members::Members;
 use crate::pg::error::{SqlResult, report};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, own_schema, spi};
-use crate::pg::text::{Returned, Text, is_utf8};
+use crate::pg::text::{Key, Returned, Text, is_utf8};
 use crate::pg::user_context::{UserContext, current_role};
 use crate::pg::vector::{self, Vector};
 
 /// A row of clip_clusters.
-type Found = (i64, i64, Vector, Option<String>, f64, Option<f64>, Option<Vec<Option<String>>>);
+type Found = (i64, i64, Vector, Option<Key>, f64, Option<f64>, Option<Vec<Option<String>>>);
 
 #[pg_extern(stable, parallel_restricted, cost = 10000, name = "clip_clusters")]
 #[allow(clippy::type_complexity)]
@@ -33,7 +33,7 @@ fn clip_clusters_of(
             name!(id, i64),
             name!(size, i64),
             name!(centroid, Vector),
-            name!(representative, Option<String>),
+            name!(representative, Option<Key>),
             name!(cohesion, f64),
             name!(lowest, Option<f64>),
             name!(labels, Option<Vec<Option<String>>>),
@@ -82,7 +82,7 @@ fn clusters(rows: SpiTupleTable<'_>) -> SqlResult<Vec<Found>> {
             get(&row, 1)?.ok_or_else(missing)?,
             get(&row, 2)?.ok_or_else(missing)?,
             get(&row, 3)?.ok_or_else(missing)?,
-            get::<Returned>(&row, 4)?.map(|Returned(key)| key),
+            get::<Returned>(&row, 4)?.map(|Returned(key)| Key(key)),
             get(&row, 5)?.ok_or_else(missing)?,
             get(&row, 6)?,
             get(&row, 7)?,
@@ -106,7 +106,7 @@ fn clip_clusters(
             name!(id, i64),
             name!(size, i64),
             name!(centroid, Vector),
-            name!(representative, Option<String>),
+            name!(representative, Option<Key>),
             name!(cohesion, f64),
             name!(lowest, Option<f64>),
             name!(labels, Option<Vec<Option<String>>>),

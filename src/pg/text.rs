@@ -6,7 +6,7 @@
 use std::ffi::CStr;
 
 use clip::{Error, Kind};
-use pgrx::callconv::{Arg, ArgAbi};
+use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
 use pgrx::datum::{Array, FromDatum, IntoDatum, UnboxDatum};
 use pgrx::pg_sys;
 
@@ -86,6 +86,31 @@ impl IntoDatum for Returned {
 
     fn type_oid() -> pg_sys::Oid {
         pg_sys::TEXTOID
+    }
+}
+
+/// A result of the type `clip_key`: the key of a row as text. sql/key.sql says what it compares with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Key(pub String);
+
+impl IntoDatum for Key {
+    fn into_datum(self) -> Option<pg_sys::Datum> {
+        self.0.into_datum()
+    }
+
+    /// Its layout is text's.
+    fn type_oid() -> pg_sys::Oid {
+        pg_sys::TEXTOID
+    }
+}
+
+pgrx::impl_sql_translatable!(Key, "clip_key");
+
+// SAFETY: the result is declared `clip_key` in SQL, or text, whose layout it has.
+unsafe impl BoxRet for Key {
+    unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> pgrx::datum::Datum<'fcx> {
+        // SAFETY: the contract of this function is that of String's.
+        unsafe { self.0.box_into(fcinfo) }
     }
 }
 

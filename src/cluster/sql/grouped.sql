@@ -3,13 +3,13 @@ cluster AS MATERIALIZED (
     WHERE collection OPERATOR(pg_catalog.=) $1 AND size OPERATOR(pg_catalog.>=) $2
 ),
 member AS MATERIALIZED (
-    SELECT c.id, t.{key}::text AS key, {labels} AS labels{place},
+    SELECT c.id, t.{key}::text AS key, t.{key} AS key_value, {labels} AS labels{place},
            1 OPERATOR(pg_catalog.-) (t.{embedding}::{schema}.vector OPERATOR({schema}.<=>) c.centroid) AS cosine
     FROM {table} t JOIN cluster c ON c.id OPERATOR(pg_catalog.=) t.{cluster} WHERE t.{embedding} IS NOT NULL
 ),
 grouped AS (
-    -- Members whose cosines differ only by rounding (1e-7) come in the order of their keys.
-    SELECT id, pg_catalog.array_agg(key ORDER BY pg_catalog.round(cosine OPERATOR(pg_catalog.*) 1000000::float8) DESC, key) AS keys, pg_catalog.min(cosine) AS lowest
+    -- Members whose cosines differ only by rounding (1e-7) come in the order of their keys as the column sorts them: 2 before 10.
+    SELECT id, pg_catalog.array_agg(key ORDER BY pg_catalog.round(cosine OPERATOR(pg_catalog.*) 1000000::float8) DESC, key_value) AS keys, pg_catalog.min(cosine) AS lowest
     FROM member GROUP BY id
 ),
 word AS (
