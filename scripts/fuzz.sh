@@ -10,26 +10,26 @@ source "$(dirname "$0")/lib/common.sh"
 cd "$root"
 
 guided() {
-    local target corpus leaks
+    local name corpus leaks
     command -v cargo-fuzz >/dev/null || die "cargo-fuzz is missing: cargo install cargo-fuzz --locked"
-    for target in ${TARGETS:-decode info thumbnail tokenizer configuration onnx}; do
-        corpus=$root/target/fuzz/corpus/$target
+    for name in ${TARGETS:-decode info thumbnail tokenizer configuration onnx}; do
+        corpus=$target/fuzz/corpus/$name
         mkdir -p "$corpus"
-        seed "$target" "$corpus"
+        seed "$name" "$corpus"
         # LeakSanitizer takes 32 bytes of the thread that reads an animation's header for a leak. In a server, 40,000 calls
         # with the file that it reported added 12 kB.
         leaks=1
-        [ "$target" != info ] || leaks=0
-        say "fuzzing $target for $FUZZ s, from $(find "$corpus" -type f | wc -l) files; a finding is kept in target/fuzz/"
-        (cd crates/clip && CARGO_TARGET_DIR=$root/target/fuzz/build cargo +nightly fuzz run --release "$target" "$corpus" -- \
+        [ "$name" != info ] || leaks=0
+        say "fuzzing $name for $FUZZ s, from $(find "$corpus" -type f | wc -l) files; a finding is kept in target/fuzz/"
+        (cd crates/clip && CARGO_TARGET_DIR=$target/fuzz/build cargo +nightly fuzz run --release "$name" "$corpus" -- \
             -max_total_time="$FUZZ" -max_len=65536 -timeout=10 -rss_limit_mb=2048 -malloc_limit_mb=512 -detect_leaks=$leaks -print_final_stats=1 \
-            -artifact_prefix="$root/target/fuzz/$target-" 2>&1) |
+            -artifact_prefix="$target/fuzz/$name-" 2>&1) |
             grep -E '^(stat::|Done|#.*(pulse|DONE)|==|SUMMARY|artifact)|ERROR|panicked' ||
-            die "fuzzing $target failed: see target/fuzz/"
+            die "fuzzing $name failed: see target/fuzz/"
     done
 }
 
-# The files that the tests have, where a target takes such.
+# The tests' own files as the seed corpus.
 seed() {
     local file
     case $1 in
@@ -58,8 +58,8 @@ say "fuzzing: $CLIP_FUZZ_IMAGES images, $CLIP_FUZZ_TEXTS texts, $CLIP_FUZZ_CONFI
 # One at a time, so that the peak memory that each prints is its own.
 targets=(images)
 [ -n "${FORMAT:-}" ] || targets+=(texts configurations models)
-for target in "${targets[@]}"; do
-    cargo test --locked --release "${workspace[@]}" --quiet --test fuzz -- --exact "$target" --nocapture 2>&1 |
+for name in "${targets[@]}"; do
+    cargo test --locked --release "${workspace[@]}" --quiet --test fuzz -- --exact "$name" --nocapture 2>&1 |
         grep -vE '^(running|thread|stack backtrace|note:| *$)|^ +([0-9]+:|at )|gave up' ||
-        die "fuzzing $target failed: see above and target/fuzz/"
+        die "fuzzing $name failed: see above and target/fuzz/"
 done

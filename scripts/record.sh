@@ -8,7 +8,8 @@ cd "$(dirname "$0")/.."
 name=$1
 shift
 # Settings that select a part or another variant, so that its record does not pass for the whole.
-for setting in TESTS K SOAK FUZZ TARGETS KILLS HOSTILE BENCH MODEL PG_CONFIGS FILES ONLY SHARD MAJOR SUITE ARCH; do
+for setting in TESTS K SOAK FUZZ TARGETS KILLS HOSTILE BENCH MODEL PG_CONFIGS FILES ONLY SHARD MAJOR SUITE ARCH \
+    FORMAT IMAGES STRINGS CONFIGURATIONS MODELS UNIT ORDER HEIC AVIF JXL; do
     [ -z "${!setting:-}" ] || name+=" $setting='${!setting}'"
 done
 output=$(mktemp)

@@ -339,12 +339,12 @@ BEGIN
     shards := clip_search.distributed_watches(relation, embedding);
     IF pg_catalog.cardinality(shards) OPERATOR(pg_catalog.>) 0 THEN
         FOR i IN 1..pg_catalog.cardinality(shards) LOOP
-            SELECT t.embedded, t.failed INTO now FROM clip_search.shard_totals(shards[i], relation) AS t;
+            SELECT t.embedded OPERATOR(pg_catalog.-) t.outdated AS embedded, t.failed INTO now FROM clip_search.shard_totals(shards[i], relation) AS t;
             COMMIT;
             PERFORM clip_search.on_servers(
                 pg_catalog.format('CALL clip_search.backfill_here(%s, pg_catalog.to_regclass(%%L), %s)', shards[i], batch), relation);
             COMMIT;
-            SELECT t.embedded, t.failed INTO in_pass, held FROM clip_search.shard_totals(shards[i], relation) AS t;
+            SELECT t.embedded OPERATOR(pg_catalog.-) t.outdated, t.failed INTO in_pass, held FROM clip_search.shard_totals(shards[i], relation) AS t;
             done := done OPERATOR(pg_catalog.+) coalesce(in_pass OPERATOR(pg_catalog.-) now.embedded, 0);
             failed := failed OPERATOR(pg_catalog.+) coalesce(held OPERATOR(pg_catalog.-) now.failed, 0);
         END LOOP;

@@ -130,7 +130,7 @@ LANGUAGE sql STABLE PARALLEL UNSAFE COST 100000 SET search_path = pg_catalog, pg
     FROM clip_search.count_rows(relation, ARRAY[image::text, text::text], embedding::text, cluster::text, tags::text) AS c
 $$;
 
--- What the servers of a distributed table of Citus answer to a question about its shards. They are asked as the reader. The cost of these
+-- What the servers of a distributed table of Citus answer to a question about its shards. Each server is asked as the reader. The cost of these
 -- functions is the default: the views below name them for every watch, and with their true cost PostgreSQL would compile each query (JIT) for a second.
 -- The search_path of the servers' connections is the reader's, so every name in a question is qualified.
 CREATE FUNCTION clip_search.ask_servers(question text) RETURNS SETOF jsonb
@@ -341,12 +341,12 @@ BEGIN
     shards := clip_search.distributed_watches(relation, embedding);
     IF pg_catalog.cardinality(shards) OPERATOR(pg_catalog.>) 0 THEN
         FOR i IN 1..pg_catalog.cardinality(shards) LOOP
-            SELECT t.embedded, t.failed INTO now FROM clip_search.shard_totals(shards[i], relation) AS t;
+            SELECT t.embedded OPERATOR(pg_catalog.-) t.outdated AS embedded, t.failed INTO now FROM clip_search.shard_totals(shards[i], relation) AS t;
             COMMIT;
             PERFORM clip_search.on_servers(
                 pg_catalog.format('CALL clip_search.backfill_here(%s, pg_catalog.to_regclass(%%L), %s)', shards[i], batch), relation);
             COMMIT;
-            SELECT t.embedded, t.failed INTO in_pass, held FROM clip_search.shard_totals(shards[i], relation) AS t;
+            SELECT t.embedded OPERATOR(pg_catalog.-) t.outdated, t.failed INTO in_pass, held FROM clip_search.shard_totals(shards[i], relation) AS t;
             done := done OPERATOR(pg_catalog.+) coalesce(in_pass OPERATOR(pg_catalog.-) now.embedded, 0);
             failed := failed OPERATOR(pg_catalog.+) coalesce(held OPERATOR(pg_catalog.-) now.failed, 0);
         END LOOP;

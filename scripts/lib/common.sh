@@ -102,23 +102,23 @@ require_pg() { find_pg || die "no PostgreSQL found: run make deps, or set PG_CON
 # install_tree STAGE MESSAGE: makes DESTDIR/ hold what STAGE/ holds; files with the same content are left alone.
 # A new file replaces the old by rename: a backend that has the old library mapped keeps it whole.
 install_tree() {
-    local stage=$1 message=$2 file dest dir writable=yes changed=()
+    local stage=$1 message=$2 file dest dir unwritable="" changed=()
     while IFS= read -r -d '' file; do
         dest=$destdir/$file
         if ! cmp -s "$stage/$file" "$dest"; then
             changed+=("$file")
             dir=$(dirname "$dest")
             while [ ! -e "$dir" ]; do dir=$(dirname "$dir"); done
-            [ -w "$dir" ] || writable=
+            [ -w "$dir" ] || unwritable=$dir
         fi
     done < <(cd "$stage" && find . -type f -printf '%P\0' | sort -z)
     [ ${#changed[@]} -gt 0 ] || return 0
     say "$message"
-    if [ -n "$writable" ]; then
+    if [ -z "$unwritable" ]; then
         copy_files "$stage" "$destdir" "${changed[@]}"
     else
-        as_root "writing to $dir" bash -euc "$(declare -f copy_files); copy_files \"\$@\"" - \
-            "$stage" "$destdir" "${changed[@]}" || die "could not write to $dir: run make as root, or use DESTDIR"
+        as_root "writing to $unwritable" bash -euc "$(declare -f copy_files); copy_files \"\$@\"" - \
+            "$stage" "$destdir" "${changed[@]}" || die "could not write to $unwritable: run make as root, or use DESTDIR"
     fi
 }
 copy_files() {

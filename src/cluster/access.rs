@@ -37,8 +37,8 @@ pub fn check_name(collection: &str) -> SqlResult<()> {
     }
 }
 
-/// clip_reembed's own collections, whose names can be foreseen: a role that had founded them all would keep every owner
-/// from embedding a grouped table again.
+/// Names of clip_reembed's own collections. They are reserved: otherwise a role could create these foreseeable names first
+/// and block every owner's clip_reembed.
 pub const REEMBED_PREFIX: &str = "clip_reembed_";
 
 pub fn unknown(collection: &str) -> ErrorReport {

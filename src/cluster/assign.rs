@@ -173,8 +173,8 @@ pub fn leave(id: i64, embedding: Vector, only: Option<&str>, role: Option<pg_sys
     if only.is_some_and(|only| only != name) {
         return Ok(false);
     }
-    // Numbers of clusters can be counted through: to a role without any privilege there is no such cluster. A trigger, which
-    // says the collection, is spared the look.
+    // Ids can be guessed, so the cluster does not exist for a role without privileges. A trigger names the collection and
+    // skips this check.
     if only.is_none() && role.is_some_and(|role| Access::find(&store, &name).has_none(role)) {
         return Ok(false);
     }
@@ -202,7 +202,7 @@ pub fn leave(id: i64, embedding: Vector, only: Option<&str>, role: Option<pg_sys
                     None => Err(report(error.hint("Give the vector that was assigned, as it was then."))),
                     Some(_) => {
                         warn(error.hint(
-                            "The embedding or the cluster was written by hand; clip_recluster counts the members anew.",
+                            "The embedding or the cluster was written by hand; clip_recluster recounts the members.",
                         ));
                         Ok(false)
                     }

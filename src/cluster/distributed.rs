@@ -8,6 +8,7 @@ use pgrx::prelude::*;
 use pgrx::spi::{quote_identifier, quote_literal};
 
 use crate::cluster::members::{FETCH, Members};
+use crate::pg::catalog::column_types;
 use crate::pg::citus::{self, Place};
 use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::owners_table::OwnersTable;
@@ -50,23 +51,21 @@ impl Shards {
         let departures = {
             let _user_context = UserContext::of_extension();
             Spi::connect(|client| {
-                let query = "SELECT pg_catalog.to_regclass(w.home ->> 'departures')::oid FROM clip_search.watch_setting w \
-                     WHERE w.relation::oid = $1 AND w.collection = $2";
+                let query = "SELECT w.home ->> 'departures' FROM clip_search.watch_setting w \
+                     WHERE w.relation::oid = $1 AND w.collection = $2 AND w.replaces IS NULL ORDER BY w.id";
                 let rows = client.select(query, Some(1), &[table.into(), collection.into()]).map_err(spi)?;
-                let found = rows.into_iter().next().map(|row| row.get::<pg_sys::Oid>(1).map_err(spi)).transpose()?;
-                Ok::<_, pg_sys::panic::ErrorReport>(found.flatten())
+                rows.into_iter().next().map(|row| row.get::<String>(1).map_err(spi)).transpose()
             })?
         };
-        let departures = departures.and_then(OwnersTable::find_only).filter(|other| other.owner == members.table.owner);
-        let key_type = {
+        let departures = match departures.flatten() {
+            Some(name) => OwnersTable::named(&name, members.table.owner)?,
+            None => None,
+        };
+        let types = {
             let _user_context = UserContext::of_caller();
-            Spi::connect(|client| {
-                let query = "SELECT pg_catalog.format_type(a.atttypid, a.atttypmod) FROM pg_catalog.pg_attribute a \
-                     WHERE a.attrelid = $1 AND pg_catalog.quote_ident(a.attname) = $2 AND NOT a.attisdropped";
-                let arguments = [table.into(), members.key.as_str().into()];
-                client.select(query, Some(1), &arguments).map_err(spi)?.first().get::<String>(1).map_err(spi)
-            })?
+            Spi::connect(|client| column_types(client, table, vec![members.key.clone()]))?
         };
+        let key_type = types.into_iter().next().map(|(_, kind)| kind);
         Ok(Self {
             departures: departures.ok_or_else(unwatched)?,
             key: members.key.clone(),

@@ -358,7 +358,7 @@ impl Loaded {
     }
 }
 
-/// The cosines of a vector to labels; None if the labels' vectors have a different length.
+/// The cosines of a vector to labels; empty if the labels' vectors have a different length.
 struct LabelCosines {
     width: usize,
     cosines: Vec<f64>,

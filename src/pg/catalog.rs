@@ -197,6 +197,20 @@ impl Table {
     }
 }
 
+/// Quoted names of columns of a table, and their types, in the order of the names.
+pub fn column_types(
+    client: &SpiClient<'_>,
+    table: pg_sys::Oid,
+    quoted: Vec<String>,
+) -> SqlResult<Vec<(String, String)>> {
+    let query = "SELECT u.name, pg_catalog.format_type(a.atttypid, a.atttypmod) \
+         FROM pg_catalog.unnest($2::pg_catalog.text[]) WITH ORDINALITY AS u (name, n) JOIN pg_catalog.pg_attribute AS a \
+         ON a.attrelid OPERATOR(pg_catalog.=) $1 AND pg_catalog.quote_ident(a.attname) OPERATOR(pg_catalog.=) u.name \
+         AND NOT a.attisdropped ORDER BY u.n";
+    let rows = client.select(query, None, &[table.into(), quoted.into()]).map_err(spi)?;
+    rows.map(|row| Ok((get(&row, 1)?.unwrap_or_default(), get(&row, 2)?.unwrap_or_default()))).collect()
+}
+
 pub struct Column {
     pub kind: pg_sys::Oid,
     /// The type below a domain.

@@ -54,6 +54,18 @@ impl OwnersTable {
         locked.then(|| Self::describe(oid)).flatten()
     }
 
+    /// The table of this quoted name, if it belongs to `owner`.
+    pub fn named(name: &str, owner: pg_sys::Oid) -> SqlResult<Option<Self>> {
+        let oid = {
+            let _user_context = UserContext::of_caller();
+            Spi::connect(|client| {
+                let query = "SELECT pg_catalog.to_regclass($1)::pg_catalog.oid";
+                client.select(query, Some(1), &[name.into()]).map_err(spi)?.first().get::<pg_sys::Oid>(1).map_err(spi)
+            })?
+        };
+        Ok(oid.and_then(Self::find_only).filter(|table| table.owner == owner))
+    }
+
     fn describe(oid: pg_sys::Oid) -> Option<Self> {
         let (owner, kind) = relation(oid)?;
         Some(Self { oid, owner, kind, name: quoted_name(oid)? })

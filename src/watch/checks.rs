@@ -52,7 +52,7 @@ fn has_foreign_column(table: &Table) -> SqlResult<bool> {
 
 /// The columns of the primary key, or else of another key that identifies rows permanently.
 pub fn key(client: &mut SpiClient<'_>, table: &Table) -> SqlResult<Vec<String>> {
-    let query = include_str!("sql/key.sql");
+    let query = include_str!("sql/unique_key.sql");
     let rows = client.update(query, Some(1), &[table.oid.into()]).map_err(spi)?;
     let key = rows.into_iter().next().map(|row| get::<Vec<Option<String>>>(&row, 1)).transpose()?.flatten();
     let key: Vec<String> = key.unwrap_or_default().into_iter().flatten().collect();
@@ -64,7 +64,7 @@ pub fn key(client: &mut SpiClient<'_>, table: &Table) -> SqlResult<Vec<String>> 
             (
                 format!("the primary key of {} is deferrable", table.name),
                 "Rows that are yet to be embedded, or could not be, are noted by their key; two may have one for a while.",
-                format!("Make it anew without DEFERRABLE, or a unique index on NOT NULL columns of {}.", table.name),
+                format!("Recreate it without DEFERRABLE, or a unique index on NOT NULL columns of {}.", table.name),
             )
         } else {
             (

@@ -143,7 +143,7 @@ pub fn watch(oid: pg_sys::Oid, arguments: &Arguments<'_>) -> SqlResult<Watch> {
         watch = Watch::by_id(id)?.ok_or_else(gone)?;
     } else if watch.is_distributed() {
         // A dump has brought it to a server without Citus.
-        distribute::forget(&watch)?;
+        distribute::clear_home(&watch)?;
         watch = Watch::by_id(id)?.ok_or_else(gone)?;
     }
     tag_column::check_contents(&watch, &plan, arguments, &added.columns)?;

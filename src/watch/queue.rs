@@ -5,14 +5,16 @@
 //! inference, and if a row has several entries, any of them suffices.
 
 use clip::{Error, Kind};
+use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
 use crate::guc;
 use crate::pg::catalog;
 use crate::pg::error::{SqlResult, report, sql_error};
-use crate::pg::spi::{get, spi};
+use crate::pg::spi::{get, run, spi};
 use crate::pg::subtransaction::{Failure, PASSING, attempt};
+use crate::pg::transaction::{Isolation, isolation, run_on_latest};
 use crate::pg::user_context::UserContext;
 use crate::watch::setting::Watch;
 
@@ -200,6 +202,49 @@ pub fn forget_failure(watch: i64, key: &str) -> SqlResult<()> {
              WHERE f.watch = $1 AND f.key = $2::text[] FOR UPDATE SKIP LOCKED)";
         client.update(query, None, &[watch.into(), key.into()]).map(drop).map_err(spi)
     })
+}
+
+/// What the triggers write. These statements run for each row, so their plans are kept.
+const ADD: &str = "INSERT INTO clip_search.watch_queue (watch, key) VALUES ($1, $2::pg_catalog.text[])";
+const FORGET_QUEUE: &str = "DELETE FROM clip_search.watch_queue WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(\
+    SELECT q.id FROM clip_search.watch_queue q WHERE q.watch OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED))";
+const FORGET_FAILURES: &str = "DELETE FROM clip_search.watch_failure WHERE watch OPERATOR(pg_catalog.=) $1";
+const DELETE_FAILURE: &str = "DELETE FROM clip_search.watch_failure WHERE watch OPERATOR(pg_catalog.=) $1 \
+    AND key OPERATOR(pg_catalog.=) $2::pg_catalog.text[]";
+const RENAME_FAILURE: &str = "UPDATE clip_search.watch_failure SET key = $3::pg_catalog.text[] \
+    WHERE watch OPERATOR(pg_catalog.=) $1 AND key OPERATOR(pg_catalog.=) $2::pg_catalog.text[]";
+
+/// Adds a row's key to the queue.
+pub fn add(watch: i64, key: &str) -> SqlResult<()> {
+    own(|client| run(client, ADD, &[watch.into(), key.into()]).map(drop))
+}
+
+/// After TRUNCATE: deletes a watch's entries, except those that another session has locked, and its failures, those that
+/// this transaction does not see included.
+pub fn forget_latest(watch: i64) -> SqlResult<()> {
+    run_on_latest(FORGET_QUEUE, &[watch.into()])?;
+    run_on_latest(FORGET_FAILURES, &[watch.into()]).map(drop)
+}
+
+/// Removes a row from the list of failures.
+pub fn delete_failure(watch: i64, key: &str) -> SqlResult<()> {
+    change_failures(DELETE_FAILURE, &[watch.into(), key.into()]).map(drop)
+}
+
+/// Gives a failure its row's new key; returns the number of failures that had the old one.
+pub fn rename_failure(watch: i64, before: &str, after: &str) -> SqlResult<u64> {
+    change_failures(RENAME_FAILURE, &[watch.into(), before.into(), after.into()])
+}
+
+/// Changes the current list of failures: a worker may have listed a row since this transaction began. Returns the
+/// number of changed rows.
+fn change_failures(query: &'static str, arguments: &[DatumWithOid<'_>]) -> SqlResult<u64> {
+    let _user_context = UserContext::of_extension();
+    match isolation() {
+        // Each statement sees the rows that are committed by then; the plan of this one is kept.
+        Isolation::ReadCommitted => Spi::connect_mut(|client| Ok(run(client, query, arguments)?.len() as u64)),
+        _ => run_on_latest(query, arguments),
+    }
 }
 
 /// Returns entries to the queue as if they had not been tried.

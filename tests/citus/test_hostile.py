@@ -214,6 +214,38 @@ def test_names(olga: psycopg.Connection, table: str, embedding: str, cluster: st
     olga.execute(f"DROP TABLE {name}")
 
 
+def test_a_vector_that_no_group_can_have_holds_up_nothing(olga: psycopg.Connection) -> None:
+    """A shard takes any vector that is written by hand; the groups are elsewhere."""
+    with distributed(olga, "common.zero"):
+        watch(olga, "common.zero", cluster="cluster_id", collection="zero")
+        olga.execute("INSERT INTO common.zero VALUES (1, 'a cat'), (2, 'a dog'), (3, 'a car')")
+        olga.execute("UPDATE common.zero SET embedding = array_fill(0, ARRAY[512])::vector WHERE id = 2")
+        told: list[str] = []
+        olga.add_notice_handler(lambda notice: told.append(f"{notice.severity} {notice.message_primary}"))
+        assert value(olga, "SELECT clip_group('common.zero')") == 2 and sizes(olga, "zero") == 2
+        assert told == ["WARNING 1 row of common.zero can't be grouped"]
+        olga.execute("UPDATE common.zero SET embedding = NULL WHERE id = 2")
+        olga.execute("CALL clip_backfill('common.zero')")
+        told.clear()
+        assert value(olga, "SELECT clip_group('common.zero')") == 1 and sizes(olga, "zero") == 3
+        assert told == []
+
+
+def test_a_backfill_tells_rows_that_it_embeds_again(olga: psycopg.Connection) -> None:
+    columns = "id bigint PRIMARY KEY, title text, embedding vector(512)"
+    with distributed(olga, "common.again", columns=columns):
+        vectors = "INSERT INTO common.again VALUES (%s, 'a cat', clip_embed_text('a dog', 'photo-mini'))"
+        for id in range(5):
+            olga.execute(vectors, (id,))
+        watch(olga, "common.again")
+        told: list[str] = []
+        olga.add_notice_handler(lambda notice: told.append(notice.message_primary))
+        olga.execute("CALL clip_backfill('common.again')")
+        assert any(text.startswith("clip_search: 5 rows embedded in ") for text in told), told
+        query = "SELECT count(*) FROM common.again WHERE embedding <=> clip_embed_text('a cat', 'photo-mini') < 1e-6"
+        assert value(olga, query) == 5
+
+
 def test_a_transaction_uses_shards_as_one_role(db: psycopg.Connection, olga: psycopg.Connection) -> None:
     """Citus refuses two, or they would wait for each other; so the caller is told to become the owner."""
     columns = "id bigint PRIMARY KEY, title text, embedding vector(512), cluster_id bigint"

@@ -69,7 +69,7 @@ pub fn list(file: File, name: &str, root: &Path, arguments: &Columns) -> Result<
     let broken = |why: String| {
         Error::new(Kind::InvalidInput, format!("\"{name}\" cannot be read as Parquet"))
             .detail(why)
-            .hint("Copy it again, or write it anew; columns that are encrypted are not read.")
+            .hint("Copy it again, or write it again; columns that are encrypted are not read.")
     };
     let said = |e: ParquetError| broken(format!("The parser says: {}.", words(&e)));
     whole(&file, name)?;

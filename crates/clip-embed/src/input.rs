@@ -10,7 +10,8 @@ use walkdir::WalkDir;
 use crate::list::{Columns, Item, List, is_remote};
 use crate::{columns, progress, remote};
 
-/// Extensions of image files: supported formats, and formats that are refused by name.
+/// Extensions of image files: supported formats, and those of cameras and the web that are refused by name. In a folder of
+/// photos others, such as PSD, are no photos.
 const ENDINGS: [&str; 28] = [
     "jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ico", "heic", "heif", "avif",
     "jxl", "jp2", "apng", "svg", "dng", "cr2", "cr3", "nef", "arw", "raf", "orf", "rw2", "pef",

@@ -1,5 +1,7 @@
 //! Unit vectors and cosines.
 
+use std::hash::{DefaultHasher, Hasher};
+
 use crate::error::{Error, Kind, Result};
 
 /// Tolerance for cosines of equal vectors: components are float4, and the last bit changes a cosine by about 1e-15.
@@ -36,6 +38,15 @@ pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     }
     let norm = (aa * bb).sqrt();
     if norm > 0.0 { (dot / norm).clamp(-1.0, 1.0) } else { 0.0 }
+}
+
+/// Equal for equal vectors: -0 equals 0.
+pub fn hash(vector: &[f32]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for value in vector {
+        hasher.write_u32((value + 0.0).to_bits());
+    }
+    hasher.finish()
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, quote_identifier, quote_literal};
 
-use crate::pg::catalog::{Lock, Table, lock, qualified_name};
+use crate::pg::catalog::{Lock, Table, column_types, lock, qualified_name};
 use crate::pg::citus::{self, Place};
 use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::owners_table::{OwnersTable, TableClient};
@@ -47,8 +47,8 @@ pub fn prepare(table: &Table, watch: &Watch, shard_key: Option<&str>) -> SqlResu
     })
 }
 
-/// The table of a watch is not distributed any more.
-pub fn forget(watch: &Watch) -> SqlResult<()> {
+/// Records that the table of a watch is no longer distributed.
+pub fn clear_home(watch: &Watch) -> SqlResult<()> {
     let _user_context = UserContext::of_extension();
     Spi::connect_mut(|client| {
         let query = "UPDATE clip_search.watch_setting SET home = NULL WHERE id = $1";
@@ -96,7 +96,7 @@ fn create_departures(table: &Table, watch: &Watch, shard_key: Option<&str>) -> S
         let rows = client.update(query, Some(1), &[table.oid.into()]).map_err(spi)?;
         let missing = || report(Error::new(Kind::Internal, "a table has no name"));
         let schema = rows.first().get::<String>(1).map_err(spi)?.ok_or_else(missing)?;
-        // Names have 63 bytes at most; 30 are left for the number.
+        // Names have 63 bytes at most: 30 of the table's name, 10 of "_departed_", up to 19 digits.
         let start = &table.plain_name[..table.plain_name.floor_char_boundary(30)];
         let name = format!("{schema}.{}", quote_identifier(format!("{start}_departed_{}", watch.id)));
         let (column, key) = match shard_key {
@@ -214,9 +214,5 @@ pub fn drop_departures(watch: &Watch) -> SqlResult<()> {
 
 /// The keys of a watched table with their types, for queries that find rows by them.
 pub fn key_types(client: &SpiClient<'_>, watch: &Watch) -> SqlResult<Vec<(String, String)>> {
-    let query = "SELECT pg_catalog.quote_ident(u.name), pg_catalog.format_type(a.atttypid, a.atttypmod) \
-         FROM unnest($2::text[]) WITH ORDINALITY AS u (name, n) \
-         JOIN pg_catalog.pg_attribute a ON a.attrelid = $1 AND a.attname = u.name AND NOT a.attisdropped ORDER BY u.n";
-    let rows = client.select(query, None, &[watch.relation.into(), watch.key.clone().into()]).map_err(spi)?;
-    rows.map(|row| Ok((get(&row, 1)?.unwrap_or_default(), get(&row, 2)?.unwrap_or_default()))).collect()
+    column_types(client, watch.relation, watch.key.iter().map(quote_identifier).collect())
 }

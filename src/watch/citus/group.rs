@@ -12,11 +12,12 @@ use pgrx::prelude::*;
 use pgrx::spi::{quote_identifier, quote_literal};
 
 use crate::cluster::assign::{assign, leave};
+use crate::cluster::collection::Collection;
 use crate::cluster::distributed::{commit_in_two_phases, hash_of};
 use crate::cluster::statements;
 use crate::cluster::tables::{Store, check_writable};
 use crate::pg::catalog::Lock;
-use crate::pg::error::{SqlResult, report, sql_error};
+use crate::pg::error::{SqlResult, counted, report, sql_error, warn};
 use crate::pg::owners_table::OwnersTable;
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, spi};
@@ -61,6 +62,7 @@ fn clip_group(
         let watch = watch.locked(Lock::AccessShare)?;
         take_turn(&watch, PATIENCE)?;
         done += run(&watch, i64::from(most))?;
+        tell_of_others(&watch)?;
     }
     Ok(done)
 }
@@ -124,15 +126,7 @@ pub fn run(watch: &Watch, most: i64) -> SqlResult<i64> {
 
 fn departures(watch: &Watch) -> SqlResult<OwnersTable> {
     let name = watch.home.as_ref().and_then(|home| home.departures.as_deref()).unwrap_or_default();
-    let oid = {
-        let _user_context = UserContext::of_caller();
-        Spi::connect(|client| {
-            let query = "SELECT pg_catalog.to_regclass($1)::pg_catalog.oid";
-            client.select(query, Some(1), &[name.into()]).map_err(spi)?.first().get::<pg_sys::Oid>(1).map_err(spi)
-        })?
-    };
-    let table = oid.and_then(OwnersTable::find_only).filter(|table| table.owner == watch.owner);
-    table.ok_or_else(|| {
+    OwnersTable::named(name, watch.owner)?.ok_or_else(|| {
         sql_error(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             format!(
@@ -176,15 +170,54 @@ fn drain(watch: &Watch, collection: &str, most: i64) -> SqlResult<i64> {
     Ok(count)
 }
 
+/// The dimensions of a collection's vectors, if it has any.
+fn dimensions_of(collection: &str) -> SqlResult<Option<i32>> {
+    let _user_context = UserContext::of_extension();
+    Ok(Collection::find(&Store::open(c"clip_group()"), collection)?.dimensions)
+}
+
+/// A condition on a column: a vector that a group can have. Shards take any that is written by hand.
+fn groupable(embedding: &str, dimensions: Option<i32>) -> String {
+    let schema = vector::schema();
+    let dimensions = dimensions
+        .map_or_else(String::new, |known| format!(" AND {schema}.vector_dims({embedding}::{schema}.vector) = {known}"));
+    format!("{embedding} IS NOT NULL AND {schema}.vector_norm({embedding}::{schema}.vector) > 0{dimensions}")
+}
+
+/// Tells of rows whose vectors no group can have.
+fn tell_of_others(watch: &Watch) -> SqlResult<()> {
+    let Some(collection) = &watch.collection else { return Ok(()) };
+    let (embedding, column) =
+        (quote_identifier(&watch.embedding), quote_identifier(watch.cluster.as_deref().unwrap_or_default()));
+    let dimensions = dimensions_of(collection)?;
+    let query = format!(
+        "SELECT pg_catalog.count(*) FROM {} WHERE {column} IS NULL AND {embedding} IS NOT NULL AND NOT ({})",
+        watch.table,
+        groupable(&embedding, dimensions)
+    );
+    let count =
+        watch.as_owner(|client| get::<i64>(&client.update(&query, Some(1), &[])?.next().expect("a count"), 1))?;
+    let count = count.unwrap_or_default();
+    if count > 0 {
+        let of = dimensions.map_or_else(String::new, |known| format!(", or do not have {known} dimensions"));
+        let what = format!("{} of {} can't be grouped", counted(count, "row"), watch.name());
+        let hint =
+            format!("If {embedding} is set to NULL, CALL clip_backfill({}) embeds them.", quote_literal(watch.name()));
+        warn(Error::new(Kind::InvalidInput, what).detail(format!("Their vectors are zero{of}.")).hint(hint));
+    }
+    Ok(())
+}
+
 /// Assigns rows that have no group; how many were found, and how many have one now.
 fn assign_open(watch: &Watch, collection: &str, most: i64) -> SqlResult<(i64, i64)> {
     let (embedding, column) =
         (quote_identifier(&watch.embedding), quote_identifier(watch.cluster.as_deref().unwrap_or_default()));
     let key = key_of(watch);
+    let groupable = groupable(&embedding, dimensions_of(collection)?);
     let found: Vec<(String, Vector, i64)> = watch.as_owner(|client| {
         key_form();
         let query = format!(
-            "SELECT {key}, {embedding}::{}.vector, {} FROM {} WHERE {column} IS NULL AND {embedding} IS NOT NULL LIMIT {most}",
+            "SELECT {key}, {embedding}::{}.vector, {} FROM {} WHERE {column} IS NULL AND {groupable} LIMIT {most}",
             vector::schema(),
             hash_of(&embedding),
             watch.table
@@ -192,7 +225,11 @@ fn assign_open(watch: &Watch, collection: &str, most: i64) -> SqlResult<(i64, i6
         let rows = client.update(&query, None, &[])?;
         let missing = || report(Error::new(Kind::Internal, "a row has no key or embedding"));
         rows.map(|row| {
-            Ok((get(&row, 1)?.ok_or_else(missing)?, get(&row, 2)?.ok_or_else(missing)?, get(&row, 3)?.ok_or_else(missing)?))
+            Ok((
+                get(&row, 1)?.ok_or_else(missing)?,
+                get(&row, 2)?.ok_or_else(missing)?,
+                get(&row, 3)?.ok_or_else(missing)?,
+            ))
         })
         .collect()
     })?;

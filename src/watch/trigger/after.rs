@@ -1,15 +1,10 @@
 //! The part of the trigger that runs after a row has been written, for example for its cluster and its queue entry.
 
-use pgrx::datum::DatumWithOid;
-use pgrx::prelude::*;
-
 use crate::cluster::assign::leave;
 use crate::cluster::pending::{self, Member};
 use crate::cluster::statements;
 use crate::cluster::tables::Store;
 use crate::pg::error::SqlResult;
-use crate::pg::spi::run;
-use crate::pg::transaction::{Isolation, isolation, run_on_latest};
 use crate::pg::user_context::UserContext;
 use crate::pg::vector::Vector;
 use crate::watch::partitions;
@@ -71,7 +66,7 @@ pub(super) fn after_update(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<(
             // Remove the row's entry and failure, too.
             listed = rename_failure(plan, &old_key, &new.key(plan)?)?;
         } else {
-            change_failures(DELETE_FAILURE, &[plan.watch.id.into(), old_key.as_str().into()])?;
+            queue::delete_failure(plan.watch.id, &old_key)?;
         }
     }
     if open && new.has_source(plan) {
@@ -94,7 +89,7 @@ pub(super) fn after_delete(plan: &Plan, old: &Tuple) -> SqlResult<()> {
     if old.datum(plan.embedding).is_none() && old.has_source(plan) {
         let key = old.key(plan)?;
         if !moves::is_moving_without_embedding(plan, &key) {
-            change_failures(DELETE_FAILURE, &[plan.watch.id.into(), key.into()])?;
+            queue::delete_failure(plan.watch.id, &key)?;
         }
     }
     Ok(())
@@ -104,8 +99,7 @@ pub(super) fn after_truncate(plan: &Plan) -> SqlResult<()> {
     partitions::after_truncate(plan.watch.id);
     let _user_context = UserContext::of_extension();
     // Entries that another session has locked are left to it: it will find that their rows no longer exist.
-    run_on_latest(FORGET_QUEUE, &[plan.watch.id.into()])?;
-    run_on_latest(FORGET_FAILURES, &[plan.watch.id.into()])?;
+    queue::forget_latest(plan.watch.id)?;
     if let Some(collection) = &plan.watch.collection {
         let store = Store::open(c"TRUNCATE");
         store.lock_exclusive(collection, true);
@@ -132,8 +126,7 @@ fn part(plan: &Plan, old: &Tuple) -> SqlResult<()> {
 
 /// Gives a failure its row's new key. Returns whether the row is listed as failed.
 fn rename_failure(plan: &Plan, before: &str, after: &str) -> SqlResult<bool> {
-    let arguments = [plan.watch.id.into(), before.into(), after.into()];
-    Ok(queue::noted(&plan.watch, after.len(), || change_failures(RENAME_FAILURE, &arguments))? > 0)
+    Ok(queue::noted(&plan.watch, after.len(), || queue::rename_failure(plan.watch.id, before, after))? > 0)
 }
 
 /// Records that a row has no embedding: as failed if an error is known, otherwise as an entry in the queue.
@@ -147,31 +140,9 @@ fn note(plan: &Plan, new: &Tuple) -> SqlResult<()> {
 
 fn enqueue(plan: &Plan, new: &Tuple) -> SqlResult<()> {
     let key = new.key(plan)?;
-    queue::noted(&plan.watch, key.len(), || {
-        let _user_context = UserContext::of_extension();
-        Spi::connect_mut(|client| run(client, ENQUEUE, &[plan.watch.id.into(), key.as_str().into()]).map(drop))
-    })?;
+    queue::noted(&plan.watch, key.len(), || queue::add(plan.watch.id, &key))?;
     if plan.watch.queued {
         wake_at_commit();
     }
     Ok(())
-}
-
-const ENQUEUE: &str = "INSERT INTO clip_search.watch_queue (watch, key) VALUES ($1, $2::pg_catalog.text[])";
-const FORGET_QUEUE: &str = "DELETE FROM clip_search.watch_queue WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(\
-    SELECT q.id FROM clip_search.watch_queue q WHERE q.watch OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED))";
-const FORGET_FAILURES: &str = "DELETE FROM clip_search.watch_failure WHERE watch OPERATOR(pg_catalog.=) $1";
-const DELETE_FAILURE: &str = "DELETE FROM clip_search.watch_failure WHERE watch OPERATOR(pg_catalog.=) $1 \
-    AND key OPERATOR(pg_catalog.=) $2::pg_catalog.text[]";
-const RENAME_FAILURE: &str = "UPDATE clip_search.watch_failure SET key = $3::pg_catalog.text[] \
-    WHERE watch OPERATOR(pg_catalog.=) $1 AND key OPERATOR(pg_catalog.=) $2::pg_catalog.text[]";
-/// Changes the current list of failures: a worker may have listed a row since this transaction began. Returns the
-/// number of changed rows.
-fn change_failures(query: &'static str, arguments: &[DatumWithOid<'_>]) -> SqlResult<u64> {
-    let _user_context = UserContext::of_extension();
-    match isolation() {
-        // Each statement sees the rows that are committed by then; the plan of this one is kept.
-        Isolation::ReadCommitted => Spi::connect_mut(|client| Ok(run(client, query, arguments)?.len() as u64)),
-        _ => run_on_latest(query, arguments),
-    }
 }

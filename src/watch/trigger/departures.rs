@@ -8,7 +8,7 @@ use std::ffi::CString;
 use pgrx::prelude::*;
 use pgrx::spi::quote_identifier;
 
-use crate::pg::catalog;
+use crate::pg::catalog::{self, column_types};
 use crate::pg::citus;
 use crate::pg::error::{SqlResult, sql_error};
 use crate::pg::owners_table::OwnersTable;
@@ -72,14 +72,6 @@ pub(super) fn note_all(table: pg_sys::Oid, settings: &str) -> SqlResult<()> {
             let query = "SELECT $1::jsonb ->> 'embedding', $1::jsonb ->> 'departures'";
             let rows = client.select(query, Some(1), &[settings.into()]).map_err(spi)?;
             let (embedding, departures) = rows.first().get_two::<String, String>().map_err(spi)?;
-            let departures = match departures {
-                Some(name) => {
-                    let query = "SELECT pg_catalog.to_regclass($1)::pg_catalog.oid";
-                    let rows = client.select(query, Some(1), &[name.into()]).map_err(spi)?;
-                    rows.first().get::<pg_sys::Oid>(1).map_err(spi)?
-                }
-                None => None,
-            };
             let column = match citus::place(client, table)? {
                 Some(citus::Place::Shards(column)) => column,
                 _ => None,
@@ -103,17 +95,14 @@ pub(super) fn note_all(table: pg_sys::Oid, settings: &str) -> SqlResult<()> {
         let query = format!("SELECT {value}::text FROM {} LIMIT 1", client.name());
         client.update(&query, Some(1), &[])?.next().map(|row| get::<String>(&row, 1)).transpose()
     })?;
-    let (Some(shard_key), Some(oid)) = (found, departures) else { return Ok(()) };
-    let Some(place) = OwnersTable::find_only(oid).filter(|other| other.owner == table.owner) else { return Ok(()) };
+    let (Some(shard_key), Some(departures)) = (found, departures) else { return Ok(()) };
+    let Some(place) = OwnersTable::named(&departures, table.owner)? else { return Ok(()) };
     let kind = match &column {
         Some(column) => {
             let _user_context = UserContext::of_caller();
-            Spi::connect(|client| {
-                let query = "SELECT pg_catalog.format_type(a.atttypid, a.atttypmod) FROM pg_catalog.pg_attribute AS a \
-                     WHERE a.attrelid OPERATOR(pg_catalog.=) $1 AND a.attname::pg_catalog.text OPERATOR(pg_catalog.=) $2";
-                let arguments = [table.oid.into(), column.as_str().into()];
-                client.select(query, Some(1), &arguments).map_err(spi)?.first().get::<String>(1).map_err(spi)
-            })?
+            Spi::connect(|client| column_types(client, table.oid, vec![quote_identifier(column)]))?
+                .pop()
+                .map(|(_, kind)| kind)
         }
         None => None,
     };

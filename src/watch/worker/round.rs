@@ -135,10 +135,10 @@ impl Worker {
             self.tidied = Some(Instant::now());
             self.tidy()?;
         }
-        self.group(&of_citus.grouped)?;
+        let until_groups = self.group(&of_citus.grouped)?;
+        let longest = if of_citus.arriving { until_groups.min(ARRIVAL) } else { until_groups };
         if watches.is_empty() {
-            let rest = if of_citus.arriving { ARRIVAL } else { NAP };
-            return Ok((of_citus.arriving || !of_citus.grouped.is_empty()).then_some(rest));
+            return Ok((of_citus.arriving || !of_citus.grouped.is_empty()).then_some(longest));
         }
         let now = Instant::now();
         self.resting.retain(|id, _| watches.iter().any(|watch| watch.id == *id));
@@ -164,8 +164,7 @@ impl Worker {
             .collect();
         let Some(watch) = self.shares.choose(&due) else {
             self.tell(&watches, true)?;
-            let rest = self.next(&ready)?;
-            return Ok(Some(if of_citus.arriving { rest.min(ARRIVAL) } else { rest }));
+            return Ok(Some(self.next(&ready)?.min(longest)));
         };
         self.due = Some(Duration::ZERO);
         self.batch(watch)?;
@@ -173,8 +172,10 @@ impl Worker {
         Ok(Some(Duration::ZERO))
     }
 
-    /// Brings the groups of distributed tables up to date. A server that is down is tried again a minute later.
-    fn group(&mut self, watches: &[Watch]) -> Result<(), Failure> {
+    /// Brings the groups of distributed tables up to date, and returns how long until the next turn: zero if rows are left.
+    /// A server that is down is tried again a minute later.
+    fn group(&mut self, watches: &[Watch]) -> Result<Duration, Failure> {
+        self.grouped.retain(|id, _| watches.iter().any(|watch| watch.id == *id));
         for watch in watches {
             if self.grouped.get(&watch.id).is_some_and(|next| *next > Instant::now()) {
                 continue;
@@ -198,7 +199,8 @@ impl Worker {
             };
             self.grouped.insert(watch.id, Instant::now() + rest);
         }
-        Ok(())
+        let now = Instant::now();
+        Ok(self.grouped.values().map(|next| next.saturating_duration_since(now)).fold(NAP, Duration::min))
     }
 
     /// Removes the entries of dropped tables, if there are any.

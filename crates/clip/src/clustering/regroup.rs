@@ -1,14 +1,13 @@
 //! Maps a new partition of rows to clusters that keep their ids, and reports the changes.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
 
 use ndarray::ArrayView2;
 
 use crate::clustering::centroid::Sum;
 use crate::error::{Error, Result};
 use crate::memory::push;
-use crate::vector::ROUNDING;
+use crate::vector::{ROUNDING, hash};
 
 /// Unit vectors, one after another.
 #[derive(Default)]
@@ -68,8 +67,8 @@ pub fn bytes_of(rows: usize, groups: usize, dimensions: usize) -> usize {
     rows.saturating_mul(400).saturating_add((groups + AT_ONCE).saturating_mul(dimensions * 8 + 256))
 }
 
-/// Gives the current members groups: a vector that took part in the grouping has the label of its equals, any other joins
-/// the nearest group within the threshold, or starts a group.
+/// Gives each current member a group: the group of an equal row that took part, else the nearest within the threshold, else
+/// a new one.
 ///
 /// The vectors pass by one at a time, and only those that did not take part are stored: a second copy of a million rows
 /// of 512 dimensions would take 2 GB.
@@ -145,8 +144,8 @@ impl<'a> Regrouping<'a> {
         self.rows.dimensions().max(self.strangers.dimensions())
     }
 
-    /// The groups of the members in the order of their coming, numbered by first appearance but for those that did not
-    /// take part, and the sums of the groups.
+    /// The groups of the members in the order in which they were added, numbered by first appearance except for those that
+    /// did not take part, and the sums of the groups.
     pub fn finish(mut self, threshold: f64, check_interrupts: &mut impl FnMut()) -> (Vec<u32>, Vec<Sum>) {
         let open = self.result.iter_mut().filter(|number| **number == OPEN);
         for (index, number) in open.enumerate() {
@@ -165,12 +164,6 @@ impl<'a> Regrouping<'a> {
         }
         (self.result, self.sums)
     }
-}
-
-fn hash(vector: &[f32]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    vector.iter().for_each(|value| value.to_bits().hash(&mut hasher));
-    hasher.finish()
 }
 
 /// For each group, the id of the cluster with which it shares most members. Each id is used once; pairs with the most

@@ -1,4 +1,4 @@
-//! The date of a picture in its EXIF block.
+//! The date of a picture in its EXIF block; `orientation.rs` reads its orientation.
 
 use crate::image::picture::Taken;
 use crate::image::tiff::directory::{Directory, File};

@@ -1,4 +1,4 @@
-//! Runs that an interrupt ends. A batch takes up to seconds and is one call, during which its own thread can't look for an
+//! Interruptible inference. A batch takes up to seconds and is one call, during which its own thread can't look for an
 //! interrupt. A second thread does so, and has ONNX Runtime stop before the next node of the graph, some milliseconds later.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,10 +12,11 @@ use crate::threads::with_signals_blocked;
 /// Between two looks. A run that ends sooner, as most do, costs nothing but the note that it is there.
 const WAIT: Duration = Duration::from_millis(10);
 
-/// What tells whether the work should end.
+/// Returns whether the work should stop.
 static INTERRUPTED: OnceLock<fn() -> bool> = OnceLock::new();
 
-/// Watches all runs of this process from now on. `interrupted` is called by another thread. Not for a process that forks.
+/// Watches all runs of this process from now on. `interrupted` is called by another thread. Must not be called
+/// before a fork: the thread would not survive it.
 pub fn watch_runs(interrupted: fn() -> bool) {
     INTERRUPTED.get_or_init(|| interrupted);
 }
@@ -36,7 +37,7 @@ impl Run {
         self.stopped.load(Ordering::Acquire)
     }
 
-    /// Watches the run until the guard is dropped; not if nothing tells of interrupts, or no thread can be had.
+    /// Watches the run until the guard is dropped; None if no function is set or no thread can be started.
     pub(super) fn watch(self: &Arc<Self>) -> Option<Watch> {
         let watcher = Watcher::of_process(*INTERRUPTED.get()?)?;
         let mut state = watcher.state();

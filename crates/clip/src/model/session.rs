@@ -271,8 +271,7 @@ impl Tower {
     ///
     /// # Errors
     /// [`Kind::BadModel`] where the graph fails on these inputs or the output is of another type; [`Kind::OutOfMemory`];
-    /// [`Kind::Interrupted`]
-    /// where runs are watched ([`watch_runs`](crate::model::interruptible::watch_runs)).
+    /// [`Kind::Interrupted`] where runs are watched ([`watch_runs`](crate::model::interruptible::watch_runs)).
     pub fn run(&mut self, inputs: Vec<(String, SessionInputValue<'_>)>, output: &str) -> Result<ndarray::ArrayD<f32>> {
         let [array] = self.run_for(inputs, [output])?;
         Ok(array)

@@ -41,6 +41,7 @@ pub use self::progress::Progress;
 use self::single::single;
 use crate::error::{Error, Kind, Result};
 use crate::memory::Reserve;
+use crate::vector::ROUNDING;
 
 /// The similarity of two groups, from the cosines of their members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,9 +52,6 @@ pub enum Linkage {
     Single,
 }
 
-/// As for grouping on insert: the last bit of an f32 changes a cosine by about 1e-15. With this tolerance a threshold
-/// of 1 means equal.
-const ROUNDING: f64 = 1e-12;
 const NONE: u32 = u32::MAX;
 
 /// Groups rows by agglomerative clustering, cut where the linkage falls below a cosine.

@@ -1,8 +1,6 @@
 //! Distinct rows, and products of vectors in f64.
 
 use std::collections::HashMap;
-use std::collections::hash_map::DefaultHasher;
-use std::hash::Hasher;
 
 use ndarray::{ArrayView2, LinalgScalar};
 use pulp::Arch;
@@ -10,6 +8,7 @@ use pulp::Arch;
 use super::product;
 use super::progress::Clock;
 use crate::error::{Error, Kind, Result};
+use crate::vector::hash;
 
 /// Vectors stored as f16 have a length within 1e-3 of 1; a vector beyond that was never normalized.
 const UNIT: f64 = 1e-3;
@@ -43,12 +42,7 @@ impl<'a> Points<'a> {
                 };
                 return Err(error.element(index));
             }
-            let mut hasher = DefaultHasher::new();
-            for value in row {
-                // -0 equals 0.
-                hasher.write_u32((value + 0.0).to_bits());
-            }
-            let alike = by_hash.entry(hasher.finish()).or_default();
+            let alike = by_hash.entry(hash(row)).or_default();
             let known = alike.iter().copied().find(|&p| slice(&rows, points.first[p as usize] as usize) == row);
             let point = known.unwrap_or_else(|| {
                 let point = points.first.len() as u32;

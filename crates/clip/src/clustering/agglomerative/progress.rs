@@ -7,7 +7,7 @@ const PULSE: Duration = Duration::from_millis(20);
 /// The progress of the work. `done` and `total` count within `stage`; a stage can occur again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// `read` (rows), `compare` (pairs) or `merge` (finished groups).
+    /// `reading` (rows), `comparing` (pairs) or `merging` (finished groups).
     pub stage: &'static str,
     pub done: u64,
     pub total: u64,

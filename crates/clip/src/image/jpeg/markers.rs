@@ -1,4 +1,4 @@
-//! JPEG's markers: values that are read in addition to the decoder, and the amount of work in the scans.
+//! JPEG's markers: values that are read in addition to the decoder, and the limits on the number and the work of the scans.
 
 use crate::error::{Error, Kind, Result};
 use crate::image::limits::Limits;
