@@ -30,6 +30,9 @@ TEXTS = ["a cat", "sleepy striped house cat", "", "¡Qué gato más bonito!", "�
 # Of float4 sums in another order. 2e-7 is what was measured with photo-mini.
 MOST = 1e-6
 
+# A photo takes some seconds under qemu, which runs on one core.
+pytestmark = pytest.mark.timeout(3600)
+
 Servers = tuple[psycopg.Connection, psycopg.Connection]
 
 
