@@ -231,3 +231,189 @@ COMMENT ON FUNCTION clip_benchmark(text) IS 'Measures how long each step takes o
 model: defaults to clip_search.model
 ms_each: milliseconds per item';
 COMMENT ON FUNCTION clip_version() IS 'Version of the extension, and of ONNX Runtime once it is loaded';
+
+-- Keys in results.
+COMMENT ON TYPE clip_key IS 'Key of a row, as text
+It compares without a cast with columns of integers, numeric, uuid, text and varchar, and uses their indexes.';
+COMMENT ON FUNCTION clip_search.key_in(cstring) IS 'Input of clip_key';
+COMMENT ON FUNCTION clip_search.key_out(clip_key) IS 'Output of clip_key';
+COMMENT ON FUNCTION clip_search.key_recv(internal) IS 'Binary input of clip_key';
+COMMENT ON FUNCTION clip_search.key_send(clip_key) IS 'Binary output of clip_key';
+COMMENT ON CAST (clip_key AS pg_catalog.text) IS 'A key is its text';
+COMMENT ON CAST (clip_key AS pg_catalog.int8) IS 'Key of an integer column';
+COMMENT ON CAST (clip_key AS pg_catalog.numeric) IS 'Key of a numeric column';
+COMMENT ON CAST (clip_key AS pg_catalog.uuid) IS 'Key of a uuid column';
+COMMENT ON CAST (pg_catalog.text AS clip_key) IS 'Text of a key';
+
+-- Watched columns.
+COMMENT ON VIEW clip_search.watch IS 'Columns that clip_watch keeps in sync, and their progress';
+COMMENT ON COLUMN clip_search.watch.relation IS 'Watched table';
+COMMENT ON COLUMN clip_search.watch.source IS 'Embedded column: images (bytea) or texts';
+COMMENT ON COLUMN clip_search.watch.text_source IS 'Column of texts whose vectors are averaged with the images'' vectors';
+COMMENT ON COLUMN clip_search.watch.text_weight IS 'Weight of the text in that average';
+COMMENT ON COLUMN clip_search.watch.embedding IS 'Column that receives the embedding';
+COMMENT ON COLUMN clip_search.watch.cluster IS 'Column that receives the cluster''s id, if rows are grouped';
+COMMENT ON COLUMN clip_search.watch.model IS 'Model that computes the embeddings';
+COMMENT ON COLUMN clip_search.watch.collection IS 'Collection of the clusters';
+COMMENT ON COLUMN clip_search.watch.mode IS 'immediate: embeds when a row is written; queued: the background worker embeds';
+COMMENT ON COLUMN clip_search.watch.on_error IS 'raise: the statement fails; skip: the row is stored without an embedding and listed in clip_search.failure';
+COMMENT ON COLUMN clip_search.watch.replaces IS 'Column that clip_reembed will replace by this one';
+COMMENT ON COLUMN clip_search.watch.active IS 'Whether the triggers exist and are enabled';
+COMMENT ON COLUMN clip_search.watch.rows IS 'Rows of the table; NULL if the current role may not read them all';
+COMMENT ON COLUMN clip_search.watch.embedded IS 'Rows with an embedding, outdated ones included';
+COMMENT ON COLUMN clip_search.watch.pending IS 'Rows that still need embedding, grouping or tags, except failed rows';
+COMMENT ON COLUMN clip_search.watch.failed IS 'Rows that could not be embedded';
+COMMENT ON COLUMN clip_search.watch.models IS 'Number of rows with an embedding of each model, as a JSON object; "(unknown)" counts vectors from before the watch';
+COMMENT ON COLUMN clip_search.watch.tags IS 'Column that receives the tags, if rows are tagged';
+COMMENT ON COLUMN clip_search.watch.outdated IS 'Rows whose embedding is older than the watch, or was computed with an earlier source, weight or model; they count as pending';
+
+COMMENT ON VIEW clip_search.pending IS 'Rows of the current role''s tables that await embedding by the background worker or by clip_backfill; a row that was deleted or got another key since is listed until its turn';
+COMMENT ON COLUMN clip_search.pending.relation IS 'Watched table';
+COMMENT ON COLUMN clip_search.pending.embedding IS 'Column that receives the embedding';
+COMMENT ON COLUMN clip_search.pending.key IS 'Primary key of the row';
+COMMENT ON COLUMN clip_search.pending.queued_at IS 'When the row was queued';
+COMMENT ON COLUMN clip_search.pending.due IS 'When the next attempt is due';
+COMMENT ON COLUMN clip_search.pending.attempts IS 'Number of attempts so far';
+COMMENT ON COLUMN clip_search.pending.sqlstate IS 'SQLSTATE of the last error';
+COMMENT ON COLUMN clip_search.pending.message IS 'Message of the last error';
+
+COMMENT ON VIEW clip_search.failure IS 'Rows of the current role''s tables that could not be embedded; clip_retry retries them';
+COMMENT ON COLUMN clip_search.failure.relation IS 'Watched table';
+COMMENT ON COLUMN clip_search.failure.embedding IS 'Column that receives the embedding';
+COMMENT ON COLUMN clip_search.failure.key IS 'Primary key of the row';
+COMMENT ON COLUMN clip_search.failure.failed_at IS 'When the last attempt failed';
+COMMENT ON COLUMN clip_search.failure.sqlstate IS 'SQLSTATE of the error';
+COMMENT ON COLUMN clip_search.failure.message IS 'Message of the error';
+COMMENT ON COLUMN clip_search.failure.detail IS 'Detail of the error';
+COMMENT ON COLUMN clip_search.failure.attempts IS 'Number of attempts';
+
+COMMENT ON TABLE clip_search.watch_setting IS 'Arguments of clip_watch; the view clip_search.watch shows them';
+COMMENT ON TABLE clip_search.watch_queue IS 'Rows that await embedding; the view clip_search.pending shows them';
+COMMENT ON TABLE clip_search.watch_failure IS 'Rows that could not be embedded; the view clip_search.failure shows them';
+COMMENT ON VIEW clip_search.watch_live IS 'Watches whose triggers exist and are enabled';
+COMMENT ON SEQUENCE clip_search.watch_id_seq IS 'Ids of watches';
+COMMENT ON SEQUENCE clip_search.watch_queue_id_seq IS 'Ids of queue entries';
+COMMENT ON INDEX clip_search.watch_setting_pkey IS 'Unique ids';
+COMMENT ON INDEX clip_search.watch_setting_column_key IS 'Each column is watched at most once';
+COMMENT ON INDEX clip_search.watch_queue_pkey IS 'Unique ids';
+COMMENT ON INDEX clip_search.watch_queue_due_idx IS 'Entries of a watch in the order in which they are due';
+COMMENT ON INDEX clip_search.watch_queue_tried_idx IS 'Entries that have been tried before';
+COMMENT ON INDEX clip_search.watch_queue_watch_idx IS 'Entries by watch and row';
+COMMENT ON INDEX clip_search.watch_queue_again_idx IS 'Rows whose vector will be replaced';
+COMMENT ON INDEX clip_search.watch_failure_pkey IS 'Each row is listed at most once';
+
+COMMENT ON FUNCTION clip_watch(regclass, text, text, text, text, text, text, text, text, double precision, double precision, boolean, text, text, text, text, text, text[]) IS 'Keeps a table''s embeddings, and optionally its clusters, in sync with a column of images or texts
+Only the table''s owner can call it. It creates missing columns, index and collection; clip_backfill embeds existing rows.
+A second call changes the settings that it names, and keeps the others.
+source: the column of images (bytea) or texts
+embedding: the column that receives the embedding, a vector or halfvec; created as a vector
+cluster: the column that receives the cluster''s id; without it rows are not grouped
+model: defaults to clip_search.model, in the variant NAME:auto-int8 if clip_search.precision is int8
+collection: the collection of the clusters; defaults to a collection named after the table
+mode: immediate (default) embeds when a row is written; queued leaves this to the background worker, and the column is NULL until it has finished
+on_error: raise (default) fails the statement; skip stores the row without an embedding and lists it in clip_search.failure; in queued mode no statement fails, and the row is listed either way
+text_source: a column of texts whose vectors are averaged with the images'' vectors
+text_weight: weight of the text in that average, between 0 and 1; 0.5 by default
+threshold: the collection''s threshold; NULL: keep its own, or use clip_search.cluster_threshold
+index: whether to create an HNSW index for cosine distance
+existing: vectors that the column already contains: replace (default) counts them as pending, to be embedded again; keep leaves them unchanged
+key: the column that identifies a member of the collection; defaults to the primary key
+labels: the column with keywords (text[]) that describe clusters; the tags describe members without keywords
+image: the column with image files (bytea), for thumbnails of clusters
+tags: the column that receives the tags (text[]), created if missing: the words that clip_tags(embedding, 10) rates at 0.5 or more, the most relevant first
+reset: names of options to reset to their defaults, or to remove: cluster, mode, on_error, text_source, text_weight, threshold, key, labels, image, tags';
+COMMENT ON FUNCTION clip_unwatch(regclass, text, boolean, boolean) IS 'Stops watching a table, and keeps its columns, index and collection
+embedding: the watched column; NULL: the only one in this table
+keep_columns: deprecated; false means drop_columns => true
+drop_columns: drops the columns, index and collection that clip_watch added';
+COMMENT ON FUNCTION clip_retry(regclass, text, text) IS 'Retries the rows of clip_search.failure; returns the number of rows that are no longer listed
+embedding: the watched column; NULL: all watched columns of this table
+sqlstate: retries only rows that failed with this SQLSTATE, or with a SQLSTATE of this class (its first two characters)';
+COMMENT ON FUNCTION clip_embed_text_for(regclass, text, text) IS 'Embeds a text by the model of a watched column, to search that column
+Every role that can read the table can call it.
+embedding: the watched column; NULL: the only one in this table';
+COMMENT ON FUNCTION clip_embed_image_for(regclass, bytea, text) IS 'Embeds an image by the model of a watched column, to search that column
+Every role that can read the table can call it.
+embedding: the watched column; NULL: the only one in this table';
+COMMENT ON FUNCTION clip_watch_row() IS 'Trigger function of watched tables';
+COMMENT ON PROCEDURE clip_backfill(regclass, integer, text) IS 'Embeds the rows of a watched table that have no embedding, one transaction per batch
+It returns when all rows that existed when it was called are embedded or listed as failed.
+It can''t run inside a transaction block. It can be interrupted and called again, and run in several sessions at once.
+batch: rows per transaction
+embedding: the watched column; NULL: all watched columns of this table';
+COMMENT ON FUNCTION clip_search.watch_progress(regclass, name, name, name, name, name) IS 'Counts the rows of a watched table for clip_search.watch';
+COMMENT ON FUNCTION clip_search.count_rows(regclass, text[], text, text, text) IS 'Counts a table''s rows by a scan without SQL, for a caller that may read all of them; NULL for others';
+COMMENT ON FUNCTION clip_search.backfill_begin(regclass, text) IS 'Step of clip_backfill: queues the rows without an embedding';
+COMMENT ON FUNCTION clip_search.backfill_claim(bigint, bigint, bigint, integer) IS 'Step of clip_backfill: claims the next queue entries';
+COMMENT ON FUNCTION clip_search.backfill_left(bigint, bigint) IS 'Step of clip_backfill: counts the entries that other sessions are working on';
+COMMENT ON FUNCTION clip_search.backfill_failed(bigint[]) IS 'Step of clip_backfill: counts the failures of each watch';
+COMMENT ON FUNCTION clip_search.backfill_batch(bigint, bigint[]) IS 'Step of clip_backfill: embeds the claimed entries';
+COMMENT ON PROCEDURE clip_reembed(regclass, text, text, integer) IS 'Embeds a watched table by another model into a second column, and swaps the columns once the second is complete
+It can''t run inside a transaction block. If interrupted, call it again: it resumes.
+model: the new model
+embedding: the watched column; NULL: the only one in this table
+batch: rows per transaction';
+COMMENT ON FUNCTION clip_search.reembed_begin(regclass, text, text) IS 'Step of clip_reembed: adds and watches the second column';
+COMMENT ON FUNCTION clip_search.reembed_goes_on(regclass, text, text) IS 'Step of clip_reembed: whether the second column still has to be filled; false if another session has finished';
+COMMENT ON FUNCTION clip_search.reembed_finish(regclass, text) IS 'Step of clip_reembed: swaps the columns; false if rows are missing';
+COMMENT ON FUNCTION clip_search.forget_dropped() IS 'Event trigger: removes the extension''s entries of a dropped table';
+COMMENT ON FUNCTION clip_search.forget_dropped_tables() IS 'Removes the extension''s entries of dropped tables';
+COMMENT ON EVENT TRIGGER clip_search_drop IS 'Removes settings, queue, failures and groups of a watched table with the table';
+COMMENT ON TABLE clip_search.watch_partition IS 'Partitions of watched tables';
+COMMENT ON INDEX clip_search.watch_partition_pkey IS 'One row per watch and partition';
+COMMENT ON FUNCTION clip_search.follow_partitions() IS 'Event trigger: follows partitions that are added to a watched table, attached or detached';
+COMMENT ON FUNCTION clip_search.settle_partitions(bigint[]) IS 'Removes the rows of detached partitions from their clusters, and creates triggers on new partitions';
+COMMENT ON EVENT TRIGGER clip_search_partition IS 'Keeps the clusters of partitioned tables in sync when partitions are attached or detached';
+COMMENT ON COLUMN clip_search.watch_setting.home IS 'For distributed tables of Citus and their shards: the watch of the distributed table, the column of clusters, the table of departures';
+COMMENT ON FUNCTION clip_group(regclass, integer, text) IS 'Brings the groups of a distributed table of Citus up to date; returns the number of rows assigned
+Rows that changed or left are taken out of their groups, then rows without a group are assigned.
+Call it on the coordinator until it returns 0, or every minute.
+most: rows that are taken out at most, and as many that are assigned
+embedding: the watched column; NULL: all watched columns of this table';
+COMMENT ON FUNCTION clip_search.ask_servers(text) IS 'Asks the servers of Citus about the shards of watched tables';
+COMMENT ON FUNCTION clip_search.on_servers(text, regclass) IS 'Runs a command on the servers of Citus, as the caller';
+COMMENT ON FUNCTION clip_search.shard_totals(bigint, regclass) IS 'Sums of clip_search.shard_progress over the servers of a distributed table';
+COMMENT ON FUNCTION clip_search.shard_failures(bigint, regclass) IS 'Failed rows of the shards of a distributed table';
+COMMENT ON FUNCTION clip_search.shard_pending(bigint, regclass) IS 'Queued rows of the shards of a distributed table';
+COMMENT ON FUNCTION clip_search.shards_here(bigint, regclass) IS 'Shards of a distributed table that this server has, for their owner';
+COMMENT ON FUNCTION clip_search.retry_here(bigint, regclass, text) IS 'A server''s part of clip_retry of a distributed table';
+COMMENT ON PROCEDURE clip_search.backfill_here(bigint, regclass, integer) IS 'A server''s part of clip_backfill of a distributed table';
+COMMENT ON FUNCTION clip_search.distributed_watches(regclass, text) IS 'Step of clip_backfill: the watches of a distributed table';
+COMMENT ON FUNCTION clip_search.forget_rows(regclass) IS 'Removes queue and failures of a shard whose rows TRUNCATE removes';
+COMMENT ON FUNCTION clip_search.adopt_shard(oid) IS 'Stores the settings that a trigger of clip_watch has brought to a shard';
+COMMENT ON FUNCTION clip_search.is_placed_here(regclass) IS 'Whether Citus sends queries on a shard to this server';
+COMMENT ON FUNCTION clip_search.is_owned(regclass) IS 'Whether the current role has the privileges of a table''s owner';
+COMMENT ON FUNCTION clip_search.shown_as(regclass) IS 'The table that users name: of a shard of a table that Citus keeps on the coordinator, that table; otherwise the same';
+COMMENT ON FUNCTION clip_search.distributed_table(regclass) IS 'The distributed table of a shard';
+COMMENT ON FUNCTION clip_search.owner_of(regclass) IS 'The owner of a table, also of a shard, which Citus hides in pg_class';
+COMMENT ON COLUMN clip_search.shard_progress.distributed IS 'The distributed table';
+COMMENT ON COLUMN clip_search.shard_queue.distributed IS 'The distributed table';
+COMMENT ON COLUMN clip_search.shard_failure.distributed IS 'The distributed table';
+COMMENT ON FUNCTION clip_search.follow_shards() IS 'Event trigger: takes up the settings of clip_watch on shards of Citus';
+COMMENT ON EVENT TRIGGER clip_search_shard IS 'Keeps shards of distributed tables watched, also where Citus moves them';
+COMMENT ON VIEW clip_search.shard_progress IS 'Progress of the watched shards of this server, which clip_search.watch sums up on the coordinator';
+COMMENT ON VIEW clip_search.shard_queue IS 'Queued rows of the watched shards of this server, which clip_search.pending shows on the coordinator';
+COMMENT ON VIEW clip_search.shard_failure IS 'Failed rows of the watched shards of this server, which clip_search.failure shows on the coordinator';
+COMMENT ON COLUMN clip_search.shard_progress.parent IS 'The distributed table''s watch';
+COMMENT ON COLUMN clip_search.shard_progress.relation IS 'Shard';
+COMMENT ON COLUMN clip_search.shard_progress.rows IS 'Rows of the shard; NULL if the current role may not read them all';
+COMMENT ON COLUMN clip_search.shard_progress.embedded IS 'Rows with an embedding';
+COMMENT ON COLUMN clip_search.shard_progress.pending IS 'Rows that still need embedding or tags, except failed rows';
+COMMENT ON COLUMN clip_search.shard_progress.failed IS 'Rows that could not be embedded';
+COMMENT ON COLUMN clip_search.shard_progress.outdated IS 'Rows whose embedding will be replaced';
+COMMENT ON COLUMN clip_search.shard_queue.parent IS 'The distributed table''s watch';
+COMMENT ON COLUMN clip_search.shard_queue.relation IS 'Shard';
+COMMENT ON COLUMN clip_search.shard_queue.key IS 'Primary key of the row';
+COMMENT ON COLUMN clip_search.shard_queue.queued_at IS 'When the row was queued';
+COMMENT ON COLUMN clip_search.shard_queue.due IS 'When the next attempt is due';
+COMMENT ON COLUMN clip_search.shard_queue.attempts IS 'Number of attempts so far';
+COMMENT ON COLUMN clip_search.shard_queue.sqlstate IS 'SQLSTATE of the last attempt''s error';
+COMMENT ON COLUMN clip_search.shard_queue.message IS 'Message of that error';
+COMMENT ON COLUMN clip_search.shard_failure.parent IS 'The distributed table''s watch';
+COMMENT ON COLUMN clip_search.shard_failure.relation IS 'Shard';
+COMMENT ON COLUMN clip_search.shard_failure.key IS 'Primary key of the row';
+COMMENT ON COLUMN clip_search.shard_failure.failed_at IS 'When the last attempt failed';
+COMMENT ON COLUMN clip_search.shard_failure.sqlstate IS 'SQLSTATE of the error';
+COMMENT ON COLUMN clip_search.shard_failure.message IS 'Message of the error';
+COMMENT ON COLUMN clip_search.shard_failure.detail IS 'Its DETAIL';
+COMMENT ON COLUMN clip_search.shard_failure.attempts IS 'Number of attempts';

@@ -24,14 +24,3 @@ CREATE CAST (@extschema@.clip_key AS pg_catalog.int8) WITH INOUT AS IMPLICIT;
 CREATE CAST (@extschema@.clip_key AS pg_catalog.numeric) WITH INOUT AS IMPLICIT;
 CREATE CAST (@extschema@.clip_key AS pg_catalog.uuid) WITH INOUT AS IMPLICIT;
 CREATE CAST (pg_catalog.text AS @extschema@.clip_key) WITHOUT FUNCTION AS ASSIGNMENT;
-COMMENT ON TYPE @extschema@.clip_key IS 'Key of a row, as text
-It compares without a cast with columns of integers, numeric, uuid, text and varchar, and uses their indexes.';
-COMMENT ON FUNCTION clip_search.key_in(cstring) IS 'Input of clip_key';
-COMMENT ON FUNCTION clip_search.key_out(@extschema@.clip_key) IS 'Output of clip_key';
-COMMENT ON FUNCTION clip_search.key_recv(internal) IS 'Binary input of clip_key';
-COMMENT ON FUNCTION clip_search.key_send(@extschema@.clip_key) IS 'Binary output of clip_key';
-COMMENT ON CAST (@extschema@.clip_key AS pg_catalog.text) IS 'A key is its text';
-COMMENT ON CAST (@extschema@.clip_key AS pg_catalog.int8) IS 'Key of an integer column';
-COMMENT ON CAST (@extschema@.clip_key AS pg_catalog.numeric) IS 'Key of a numeric column';
-COMMENT ON CAST (@extschema@.clip_key AS pg_catalog.uuid) IS 'Key of a uuid column';
-COMMENT ON CAST (pg_catalog.text AS @extschema@.clip_key) IS 'Text of a key';
