@@ -20,7 +20,7 @@ use crate::pg::error::{SqlResult, given, no_table, report, sql_error};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, spi};
 use crate::pg::text::{Key, Text, foreign_encoding, foreign_name, utf8};
-use crate::pg::user_context::{UserContext, set};
+use crate::pg::user_context::{UserContext, as_extension, set};
 use crate::pg::vector::{self, Vector};
 
 /// pgvector's largest hnsw.ef_search.
@@ -190,8 +190,7 @@ struct Watched {
 
 impl Watched {
     fn find(table: pg_sys::Oid, embedding: Option<&str>) -> SqlResult<Self> {
-        let _user_context = UserContext::of_extension();
-        Spi::connect(|client| {
+        as_extension(|client| {
             let query = include_str!("sql/watched.sql");
             let rows = client.select(query, Some(1), &[table.into(), embedding.into()]).map_err(spi)?;
             let (mut model, mut unfinished) = (None, Vec::new());

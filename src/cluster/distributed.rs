@@ -13,7 +13,7 @@ use crate::pg::citus::{self, Place};
 use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::owners_table::OwnersTable;
 use crate::pg::spi::spi;
-use crate::pg::user_context::{UserContext, key_form};
+use crate::pg::user_context::{UserContext, as_extension, key_form};
 
 /// A member that gets another cluster.
 pub struct Moved {
@@ -48,15 +48,12 @@ impl Shards {
                 ))
         };
         let table = members.table.oid;
-        let departures = {
-            let _user_context = UserContext::of_extension();
-            Spi::connect(|client| {
-                let query = "SELECT w.home ->> 'departures' FROM clip_search.watch_setting w \
+        let departures = as_extension(|client| {
+            let query = "SELECT w.home ->> 'departures' FROM clip_search.watch_setting w \
                      WHERE w.relation::oid = $1 AND w.collection = $2 AND w.replaces IS NULL ORDER BY w.id";
-                let rows = client.select(query, Some(1), &[table.into(), collection.into()]).map_err(spi)?;
-                rows.into_iter().next().map(|row| row.get::<String>(1).map_err(spi)).transpose()
-            })?
-        };
+            let rows = client.select(query, Some(1), &[table.into(), collection.into()]).map_err(spi)?;
+            rows.into_iter().next().map(|row| row.get::<String>(1).map_err(spi)).transpose()
+        })?;
         let departures = match departures.flatten() {
             Some(name) => OwnersTable::named(&name, members.table.owner)?,
             None => None,

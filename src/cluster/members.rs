@@ -16,7 +16,7 @@ use crate::pg::citus::{self, Place};
 use crate::pg::error::{SqlResult, different_dimensions, report, sql_error};
 use crate::pg::owners_table::{OwnersTable, TableClient};
 use crate::pg::spi::{get, spi};
-use crate::pg::user_context::{UserContext, current_role, role_name};
+use crate::pg::user_context::{as_extension, current_role, role_name};
 use crate::pg::vector::{self, Vector};
 
 /// The time between two progress messages.
@@ -99,8 +99,7 @@ impl Members {
             return Err(unknown(collection));
         }
         access.check(role, privilege)?;
-        let _user_context = UserContext::of_extension();
-        Spi::connect(|client| {
+        as_extension(|client| {
             let rows = client.select(include_str!("sql/members.sql"), Some(1), &[collection.into()]).map_err(spi)?;
             let Some(row) = rows.into_iter().next() else { return Ok(None) };
             let named = |column| get::<String>(&row, column);

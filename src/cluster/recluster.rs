@@ -21,7 +21,7 @@ use crate::pg::error::{SqlResult, counted, different_dimensions, report, sql_err
 use crate::pg::owners_table::OwnersTable;
 use crate::pg::spi::get;
 use crate::pg::text::Text;
-use crate::pg::user_context::{UserContext, current_role};
+use crate::pg::user_context::{UserContext, as_extension, current_role};
 
 /// The location of a member.
 struct Place {
@@ -154,8 +154,7 @@ fn recluster(
         None => move_members(members, &places, &labels, &ids)?,
     }
 
-    let _user_context = UserContext::of_extension();
-    Spi::connect_mut(|client| replace_all(client, collection, &ids, &groups))?;
+    as_extension(|client| replace_all(client, collection, &ids, &groups))?;
     let count = |what: &str| changes.iter().filter(|change| change.1 == what).count();
     pgrx::notice!(
         "clip_search: {} in {}, {} before: {} merged, {} split, {} moved, {} new",

@@ -10,7 +10,9 @@ use std::cell::OnceCell;
 use std::ffi::CStr;
 
 use pgrx::pg_sys;
+use pgrx::spi::{Spi, SpiClient};
 
+use crate::pg::error::SqlResult;
 use crate::pg::restricted::Restricted;
 
 thread_local! {
@@ -70,6 +72,12 @@ pub fn database_owner() -> pg_sys::Oid {
         pg_sys::ReleaseSysCache(tuple);
         owner
     }
+}
+
+/// Runs statements on the extension's tables.
+pub fn as_extension<T>(work: impl FnOnce(&mut SpiClient<'_>) -> SqlResult<T>) -> SqlResult<T> {
+    let _user_context = UserContext::of_extension();
+    Spi::connect_mut(work)
 }
 
 /// Switches to another role's privileges and a fixed search_path during the lifetime of this guard.

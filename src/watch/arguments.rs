@@ -8,7 +8,7 @@ use crate::guc;
 use crate::model::loaded;
 use crate::pg::catalog::{Column, Lock, Table};
 use crate::pg::error::{SqlResult, report, sql_error};
-use crate::pg::user_context::UserContext;
+use crate::pg::user_context::as_extension;
 use crate::watch::checks::{check_table, existing, key, sources};
 use crate::watch::setting::Watch;
 use crate::watch::tags;
@@ -209,10 +209,7 @@ impl Plan {
 
 /// The error of a first call that names no source.
 fn not_watched_yet(table: &Table, embedding: &str) -> SqlResult<pg_sys::panic::ErrorReport> {
-    let others = {
-        let _user_context = UserContext::of_extension();
-        Spi::connect_mut(|client| Watch::find(client, "w.relation::oid = $1", &[table.oid.into()]))?
-    };
+    let others = as_extension(|client| Watch::find(client, "w.relation::oid = $1", &[table.oid.into()]))?;
     let what = match others.is_empty() {
         true => format!("table {} is not watched yet", table.name),
         false => format!("column \"{embedding}\" of {} is not watched yet", table.name),

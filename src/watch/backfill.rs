@@ -13,9 +13,9 @@ use crate::pg::regclass::Regclass;
 use crate::pg::spi::get;
 use crate::pg::spi::spi;
 use crate::pg::text::Text;
-use crate::pg::user_context::{UserContext, key_form};
+use crate::pg::user_context::{UserContext, as_extension, key_form};
 use crate::watch::embed_entries::{Terms, embed_entries};
-use crate::watch::queue::{Next, claim, has_again, noted, own};
+use crate::watch::queue::{Next, claim, has_again, noted};
 use crate::watch::setting::{Watch, table_of};
 use crate::watch::shared_memory;
 
@@ -32,7 +32,7 @@ fn missing(watch: &Watch, what: &str) -> String {
 
 /// The number of rows of a watch that are listed as failed.
 fn failed(watch: i64) -> SqlResult<i64> {
-    own(|client| {
+    as_extension(|client| {
         let query = "SELECT pg_catalog.count(*) FROM clip_search.watch_failure WHERE watch = $1";
         let rows = client.update(query, Some(1), &[watch.into()]).map_err(spi)?;
         Ok(rows.first().get::<i64>(1).map_err(spi)?.unwrap_or_default())
@@ -55,7 +55,7 @@ pub fn any_missing(watch: &Watch) -> SqlResult<bool> {
         let rows = client.update(&query, None, &[])?;
         rows.into_iter().map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect()
     })?;
-    own(|client| {
+    as_extension(|client| {
         let query = include_str!("sql/not_failed.sql");
         Ok(!client.update(query, Some(1), &[watch.id.into(), keys.into()]).map_err(spi)?.is_empty())
     })
@@ -108,7 +108,7 @@ fn enqueue(watch: &Watch, query: &str, again: Option<Option<&str>>) -> SqlResult
         key_form();
         let key = |row: &SpiHeapTupleData<'_>| Ok(get::<String>(row, 1)?.unwrap_or_default());
         client.each_batch(query, KEYS, key, |keys| {
-            count += own(|client| {
+            count += as_extension(|client| {
                 let longest = keys.iter().map(String::len).max().unwrap_or_default();
                 let insert = || {
                     let (watch, keys) = (watch.id.into(), keys.into());
@@ -150,7 +150,7 @@ pub mod clip_search {
         for watch in watches {
             let watch = watch.locked(Lock::AccessShare)?;
             enqueue_missing(&watch)?;
-            let queued = own(|client| {
+            let queued = as_extension(|client| {
                 let query = "SELECT pg_catalog.count(DISTINCT key), coalesce(pg_catalog.max(id), 0) FROM clip_search.watch_queue WHERE watch = $1";
                 let rows = client.update(query, None, &[watch.id.into()]).map_err(spi)?;
                 rows.first().get_two::<i64, i64>().map_err(spi)
@@ -182,7 +182,7 @@ pub mod clip_search {
         if !is_own(watch)? {
             return Ok(0);
         }
-        own(|client| {
+        as_extension(|client| {
             let query = "SELECT pg_catalog.count(*) FROM clip_search.watch_queue WHERE watch = $1 AND id <= $2";
             let rows = client.update(query, Some(1), &[watch.into(), last.into()]).map_err(spi)?;
             Ok(rows.first().get::<i64>(1).map_err(spi)?.unwrap_or_default())
@@ -241,7 +241,7 @@ pub mod clip_search {
 
 /// The entries of a watch among these, and the number of their rows.
 fn queued(watch: i64, entries: Vec<i64>) -> SqlResult<(Vec<i64>, i64)> {
-    own(|client| {
+    as_extension(|client| {
         let query = "SELECT pg_catalog.array_agg(id), pg_catalog.count(DISTINCT key) FROM clip_search.watch_queue \
              WHERE watch = $1 AND id = ANY ($2)";
         let rows = client.update(query, Some(1), &[watch.into(), entries.into()]).map_err(spi)?;
@@ -298,7 +298,7 @@ pub fn call(relation: Option<Regclass>, embedding: Option<&str>, sqlstate: Optio
             retried += retry_shards(&watch, sqlstate)?;
             continue;
         }
-        let ids: Vec<i64> = own(|client| {
+        let ids: Vec<i64> = as_extension(|client| {
             let query = "WITH taken AS (DELETE FROM clip_search.watch_failure WHERE watch = $1 \
                  AND ($3 IS NULL OR pg_catalog.left(sqlstate, pg_catalog.length($3)) = $3) RETURNING key) \
                  INSERT INTO clip_search.watch_queue (watch, key, attempts) SELECT $1, key, $2 FROM taken RETURNING id";

@@ -9,7 +9,7 @@ use crate::pg::catalog::{Column, Table};
 use crate::pg::error::{SqlResult, different_dimensions, report, sql_error, with_sqlstate};
 use crate::pg::spi::{get, spi};
 use crate::pg::text::{foreign_encoding, foreign_name};
-use crate::pg::user_context::UserContext;
+use crate::pg::user_context::{UserContext, as_extension};
 use crate::pg::vector_column::Storage;
 use crate::watch::setting::{Watch, check_place};
 
@@ -162,10 +162,7 @@ pub fn check_not_renamed(client: &mut SpiClient<'_>, table: &Table, known: &Watc
         let arguments = [table.oid.into(), kinds.into(), even_if_dropped.into(), known.key.clone().into()];
         let rows = client.update(query, None, &arguments).map_err(spi)?;
         let found = rows.map(|row| Ok(get::<String>(&row, 1)?.unwrap_or_default())).collect::<SqlResult<Vec<_>>>()?;
-        let taken = {
-            let _user_context = UserContext::of_extension();
-            Spi::connect_mut(|client| Watch::find(client, "w.relation::oid = $1", &[table.oid.into()]))?
-        };
+        let taken = as_extension(|client| Watch::find(client, "w.relation::oid = $1", &[table.oid.into()]))?;
         let is_taken =
             |name: &String| taken.iter().any(|watch| watch.embedding == *name || watch.cluster.as_ref() == Some(name));
         let found: Vec<String> = found.into_iter().filter(|name| !is_taken(name)).collect();

@@ -70,13 +70,12 @@ pub fn forget_dropped(client: &mut SpiClient<'_>, store: &Store) -> SqlResult<()
 #[pg_schema]
 pub mod clip_search {
     use super::*;
-    use crate::pg::user_context::UserContext;
+    use crate::pg::user_context::as_extension;
 
     /// Called by the event trigger. Every role may call it, because it removes only entries without a table.
     #[pg_extern(volatile, parallel_unsafe)]
     fn forget_dropped_tables() -> SqlResult<()> {
         let store = Store::open(c"forget_dropped_tables()");
-        let _user_context = UserContext::of_extension();
-        Spi::connect_mut(|client| forget_dropped(client, &store))
+        as_extension(|client| forget_dropped(client, &store))
     }
 }

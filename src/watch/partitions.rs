@@ -17,10 +17,9 @@ use crate::pg::owners_table::OwnersTable;
 use crate::pg::restore;
 use crate::pg::spi::{get, own_schema, spi};
 use crate::pg::transaction::RollbackList;
-use crate::pg::user_context::key_form;
+use crate::pg::user_context::{as_extension, key_form};
 use crate::pg::vector::{self, Vector};
 use crate::watch::backfill::{enqueue_missing, key_of};
-use crate::watch::queue::own;
 use crate::watch::setting::Watch;
 use crate::watch::shared_memory;
 
@@ -96,7 +95,7 @@ fn forget_rows(watch: &Watch, table: pg_sys::Oid) -> SqlResult<()> {
         key_form();
         let key = |row: &SpiHeapTupleData<'_>| get::<String>(row, 1);
         client.each_batch(&query, ROWS, key, |keys| {
-            own(|client| {
+            as_extension(|client| {
                 let query = "DELETE FROM clip_search.watch_failure WHERE watch = $1 \
                      AND key IN (SELECT k.key::text[] FROM unnest($2::text[]) AS k (key))";
                 client.update(query, None, &[watch.id.into(), keys.into()]).map(drop).map_err(spi)
@@ -116,7 +115,7 @@ struct Partition {
 /// Records that a watch lists its partitions, by a row for the table itself; returns whether the row is new. Watches of
 /// 0.2.0 have no list.
 fn adopt(watch: &Watch) -> SqlResult<bool> {
-    own(|client| {
+    as_extension(|client| {
         let query = "INSERT INTO clip_search.watch_partition (watch, relation) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING 1";
         Ok(!client.update(query, None, &[watch.id.into(), watch.relation.into()]).map_err(spi)?.is_empty())
     })
@@ -124,7 +123,7 @@ fn adopt(watch: &Watch) -> SqlResult<bool> {
 
 /// Whether a watch has a list of its partitions.
 fn is_adopted(watch: &Watch) -> SqlResult<bool> {
-    own(|client| {
+    as_extension(|client| {
         let query = "SELECT 1 FROM clip_search.watch_partition WHERE watch = $1 AND relation = $2";
         let rows = client.update(query, Some(1), &[watch.id.into(), watch.relation.into()]).map_err(spi)?;
         Ok(!rows.is_empty())
@@ -143,7 +142,7 @@ pub fn settle(watch: &Watch) -> SqlResult<()> {
     }
     let is_new = adopt(watch)?;
     let trigger = trigger_name(watch.id);
-    let partitions = own(|client| {
+    let partitions = as_extension(|client| {
         let arguments = [watch.id.into(), watch.relation.into(), trigger.as_str().into()];
         let rows = client.update(include_str!("sql/partitions.sql"), None, &arguments).map_err(spi)?;
         rows.map(|row| {
@@ -164,7 +163,7 @@ pub fn settle(watch: &Watch) -> SqlResult<()> {
         } else if !is_known && !is_new {
             attached |= ungroup(watch, oid)?;
         }
-        own(|client| {
+        as_extension(|client| {
             let query = match (is_known, is_there) {
                 (true, false) => "DELETE FROM clip_search.watch_partition WHERE watch = $1 AND relation = $2",
                 (false, _) => "INSERT INTO clip_search.watch_partition (watch, relation) VALUES ($1, $2)",
@@ -206,7 +205,7 @@ pub fn forget(watch: i64) -> SqlResult<()> {
         return Ok(());
     }
     let trigger = trigger_name(watch);
-    own(|client| {
+    as_extension(|client| {
         let query = "DELETE FROM clip_search.watch_partition WHERE watch = $1 RETURNING relation::oid";
         let rows = client.update(query, None, &[watch.into()]).map_err(spi)?;
         let partitions = rows.map(|row| get::<pg_sys::Oid>(&row, 1)).collect::<SqlResult<Vec<_>>>()?;
@@ -315,7 +314,7 @@ pub mod clip_search {
     /// Called by the event trigger with the watches whose tables a CREATE TABLE or ALTER TABLE has changed.
     #[pg_extern(volatile, strict, parallel_unsafe)]
     fn settle_partitions(watches: Vec<i64>) -> SqlResult<()> {
-        let watches = own(|client| {
+        let watches = as_extension(|client| {
             let condition = "c.relkind = 'p' AND w.id = ANY ($1) AND w.id IN (SELECT id FROM clip_search.watch_live)";
             Watch::find(client, condition, &[watches.into()])
         })?;

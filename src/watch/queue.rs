@@ -15,7 +15,7 @@ use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::spi::{get, run, spi};
 use crate::pg::subtransaction::{Failure, PASSING, attempt};
 use crate::pg::transaction::{Isolation, isolation, run_on_latest};
-use crate::pg::user_context::UserContext;
+use crate::pg::user_context::{UserContext, as_extension};
 use crate::watch::setting::Watch;
 
 /// Maximum delay between two attempts at a row, in milliseconds.
@@ -38,16 +38,10 @@ pub struct Entry {
     pub again: bool,
 }
 
-/// Runs a statement on the extension's tables.
-pub fn own<T>(f: impl FnOnce(&mut SpiClient<'_>) -> SqlResult<T>) -> SqlResult<T> {
-    let _user_context = UserContext::of_extension();
-    Spi::connect_mut(f)
-}
-
 /// Locks entries, and deletes other waiting entries for the same rows: the rows are read after this, so one entry
 /// covers them.
 pub fn lock_entries(ids: &[i64]) -> SqlResult<Vec<(i64, Vec<Entry>)>> {
-    own(|client| {
+    as_extension(|client| {
         // Before ALTER EXTENSION clip_search UPDATE the column does not exist.
         let query = "SELECT id, watch, key::text, attempts, coalesce((pg_catalog.to_jsonb(q) ->> 'again')::boolean, false) \
              FROM clip_search.watch_queue q WHERE id = ANY ($1) ORDER BY id FOR UPDATE SKIP LOCKED";
@@ -111,7 +105,7 @@ pub fn has_again() -> bool {
 /// Records that an attempt failed as a whole (by a timeout, for example) without ending the process, so its entries are
 /// not delayed like entries that ended a worker. The error is that of a single entry only if it was tried alone.
 pub fn attempt_ended(ids: &[i64], failure: &Failure) -> SqlResult<()> {
-    own(|client| {
+    as_extension(|client| {
         let query = include_str!("sql/attempt_ended.sql");
         let alone = ids.len() == 1;
         let arguments = [
@@ -127,7 +121,7 @@ pub fn attempt_ended(ids: &[i64], failure: &Failure) -> SqlResult<()> {
 
 /// Records that an attempt failed, and when the next is due.
 pub fn note_attempt(id: i64, failure: &Failure, rest: i64) -> SqlResult<()> {
-    own(|client| {
+    as_extension(|client| {
         let query = "UPDATE clip_search.watch_queue SET sqlstate = $2, message = $3, \
              due = pg_catalog.clock_timestamp() + $4 * interval '1 millisecond' WHERE id = $1";
         let arguments = [id.into(), failure.code.as_str().into(), brief(&failure.message).into(), rest.into()];
@@ -151,7 +145,7 @@ pub fn keep_existing(watch: i64) -> SqlResult<()> {
     if !has_again() {
         return Ok(());
     }
-    own(|client| {
+    as_extension(|client| {
         let query = "DELETE FROM clip_search.watch_queue WHERE watch = $1 AND again";
         client.update(query, None, &[watch.into()]).map(drop).map_err(spi)
     })
@@ -162,7 +156,7 @@ pub fn outdated(watch: i64) -> SqlResult<i64> {
     if !has_again() {
         return Ok(0);
     }
-    own(|client| {
+    as_extension(|client| {
         let query = "SELECT pg_catalog.count(DISTINCT key) FROM clip_search.watch_queue WHERE watch = $1 AND again";
         let rows = client.update(query, Some(1), &[watch.into()]).map_err(spi)?;
         Ok(rows.first().get::<i64>(1).map_err(spi)?.unwrap_or_default())
@@ -189,7 +183,7 @@ pub fn forget_entries(ids: &[i64]) -> SqlResult<()> {
     if ids.is_empty() {
         return Ok(());
     }
-    own(|client| {
+    as_extension(|client| {
         let query = "DELETE FROM clip_search.watch_queue WHERE id = ANY ($1)";
         client.update(query, None, &[ids.to_vec().into()]).map(drop).map_err(spi)
     })
@@ -197,7 +191,7 @@ pub fn forget_entries(ids: &[i64]) -> SqlResult<()> {
 
 /// Skips failures that a writer is removing from the list.
 pub fn forget_failure(watch: i64, key: &str) -> SqlResult<()> {
-    own(|client| {
+    as_extension(|client| {
         let query = "DELETE FROM clip_search.watch_failure WHERE (watch, key) IN (SELECT f.watch, f.key FROM clip_search.watch_failure f \
              WHERE f.watch = $1 AND f.key = $2::text[] FOR UPDATE SKIP LOCKED)";
         client.update(query, None, &[watch.into(), key.into()]).map(drop).map_err(spi)
@@ -216,7 +210,7 @@ const RENAME_FAILURE: &str = "UPDATE clip_search.watch_failure SET key = $3::pg_
 
 /// Adds a row's key to the queue.
 pub fn add(watch: i64, key: &str) -> SqlResult<()> {
-    own(|client| run(client, ADD, &[watch.into(), key.into()]).map(drop))
+    as_extension(|client| run(client, ADD, &[watch.into(), key.into()]).map(drop))
 }
 
 /// After TRUNCATE: deletes a watch's entries, except those that another session has locked, and its failures, those that
@@ -252,7 +246,7 @@ pub fn put_back(ids: &[i64], rest: i64) -> SqlResult<()> {
     if ids.is_empty() {
         return Ok(());
     }
-    own(|client| {
+    as_extension(|client| {
         let query = "UPDATE clip_search.watch_queue SET attempts = greatest(attempts - 1, 0), \
              due = pg_catalog.clock_timestamp() + $2 * interval '1 millisecond' WHERE id = ANY ($1)";
         client.update(query, None, &[ids.to_vec().into(), rest.into()]).map(drop).map_err(spi)
@@ -310,7 +304,7 @@ pub enum Next {
 /// recognised: the next time it is tried alone, and after the maximum number of attempts no longer. The caller must
 /// commit before the work begins.
 pub fn claim(watch: i64, count: i64, next: Next) -> SqlResult<Vec<i64>> {
-    own(|client| {
+    as_extension(|client| {
         let mut find = |condition: &str, order| {
             let query = format!(
                 "SELECT id, attempts, sqlstate IS NULL FROM clip_search.watch_queue q WHERE watch = $1 AND {condition} \
@@ -353,7 +347,7 @@ const UNSUSPECTED: &str = "(q.attempts = 0 OR q.sqlstate IS NOT NULL \
 
 /// The watches with due entries, and whether these include entries that have not ended a worker.
 pub fn due(watches: &[i64]) -> SqlResult<Vec<(i64, bool)>> {
-    own(|client| {
+    as_extension(|client| {
         let due =
             "SELECT FROM clip_search.watch_queue q WHERE q.watch = w.id AND q.due <= pg_catalog.clock_timestamp()";
         let query =
@@ -365,7 +359,7 @@ pub fn due(watches: &[i64]) -> SqlResult<Vec<(i64, bool)>> {
 
 /// The time in milliseconds until the next entry of the watches is due; negative if it is overdue.
 pub fn next_due(watches: &[i64]) -> SqlResult<Option<i64>> {
-    own(|client| {
+    as_extension(|client| {
         let query = "SELECT (EXTRACT(epoch FROM min(n.due) - clock_timestamp()) * 1000)::bigint FROM unnest($1) AS w (id), \
              LATERAL (SELECT q.due FROM clip_search.watch_queue q WHERE q.watch = w.id ORDER BY q.due LIMIT 1) AS n";
         client.update(query, Some(1), &[watches.to_vec().into()]).map_err(spi)?.first().get::<i64>(1).map_err(spi)
@@ -374,7 +368,7 @@ pub fn next_due(watches: &[i64]) -> SqlResult<Option<i64>> {
 
 /// Lists rows as failed that the worker has begun too often without finishing.
 pub fn give_up(watches: &[i64]) -> SqlResult<i64> {
-    own(|client| {
+    as_extension(|client| {
         let query = include_str!("sql/give_up.sql");
         let passing = PASSING.map(|prefix| format!("{prefix}%")).to_vec();
         let attempts = [guc::worker_attempts(), most_passing_attempts()];

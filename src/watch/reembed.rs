@@ -15,11 +15,10 @@ use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, spi};
 use crate::pg::text::Text;
-use crate::pg::user_context::UserContext;
+use crate::pg::user_context::{UserContext, as_extension};
 use crate::watch::arguments::Arguments;
 use crate::watch::columns::is_half;
 use crate::watch::define;
-use crate::watch::queue::own;
 use crate::watch::setting::{Watch, table_of};
 use crate::watch::swap::{check_dependents, finish, make_indexes};
 use crate::watch::tags;
@@ -89,7 +88,7 @@ pub mod clip_search {
         check_dependents(&watch)?;
         let name = free_name(&watch)?;
         let (cluster, tags) = (format!("{name}_cluster"), format!("{name}_tags"));
-        let threshold = own(|client| {
+        let threshold = as_extension(|client| {
             let query = "SELECT threshold FROM clip_search.collection_setting WHERE name = $1";
             let rows = client.update(query, Some(1), &[watch.collection.as_deref().into()]).map_err(spi)?;
             rows.into_iter().next().map(|row| get::<f64>(&row, 1)).transpose()
@@ -229,5 +228,5 @@ fn is_beside(watch: i64, embedding: &str) -> bool {
 
 /// All watches of a table, including those whose columns will replace others.
 fn watches(relation: pg_sys::Oid) -> SqlResult<Vec<Watch>> {
-    own(|client| Watch::find(client, "w.relation::oid = $1", &[relation.into()]))
+    as_extension(|client| Watch::find(client, "w.relation::oid = $1", &[relation.into()]))
 }

@@ -11,7 +11,7 @@ use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::owners_table::{OwnersTable, TableClient};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, spi};
-use crate::pg::user_context::UserContext;
+use crate::pg::user_context::{UserContext, as_extension};
 
 /// A watched column, and its settings.
 #[derive(Clone, Debug)]
@@ -100,8 +100,7 @@ impl Watch {
 
     /// The watch with this id, if its table exists.
     pub fn by_id(id: i64) -> SqlResult<Option<Self>> {
-        let _user_context = UserContext::of_extension();
-        Spi::connect_mut(|client| Ok(Self::find(client, "w.id = $1", &[id.into()])?.pop()))
+        as_extension(|client| Ok(Self::find(client, "w.id = $1", &[id.into()])?.pop()))
     }
 
     /// As above, with the table locked until the end of the transaction, so that it keeps its name. None if the watch
@@ -115,8 +114,7 @@ impl Watch {
     /// As above, for a trigger on `relation`, which must be the watched table, or a partition or shard of it: every role
     /// may create such a trigger on its own tables.
     pub fn of_trigger(id: i64, relation: pg_sys::Oid) -> SqlResult<Option<Self>> {
-        let _user_context = UserContext::of_extension();
-        Spi::connect_mut(|client| {
+        as_extension(|client| {
             let condition = "w.id = $1 AND (w.relation::oid = $2 OR w.relation IN (SELECT pg_catalog.pg_partition_ancestors($2::oid))) \
                  OR w.relation::oid = $2 AND (h.home ->> 'parent')::bigint = $1";
             Ok(Self::find(client, condition, &[id.into(), relation.into()])?.pop())
@@ -125,8 +123,7 @@ impl Watch {
 
     /// The watch whose column will replace another watch's column.
     pub fn replacing(id: i64) -> SqlResult<Option<Self>> {
-        let _user_context = UserContext::of_extension();
-        Spi::connect_mut(|client| Ok(Self::find(client, "w.replaces = $1", &[id.into()])?.pop()))
+        as_extension(|client| Ok(Self::find(client, "w.replaces = $1", &[id.into()])?.pop()))
     }
 
     /// The watches of the background worker: queued mode, with enabled triggers. Of shards those that Citus sends queries
@@ -155,13 +152,10 @@ impl Watch {
         match &self.home {
             None => Ok(true),
             Some(Home { parent: None, .. }) => Ok(false),
-            Some(_) => {
-                let _user_context = UserContext::of_extension();
-                Spi::connect(|client| match citus::shard(client, self.relation)? {
-                    Some((_, shard)) => citus::is_active_here(client, shard),
-                    None => Ok(false),
-                })
-            }
+            Some(_) => as_extension(|client| match citus::shard(client, self.relation)? {
+                Some((_, shard)) => citus::is_active_here(client, shard),
+                None => Ok(false),
+            }),
         }
     }
 
@@ -176,8 +170,7 @@ impl Watch {
         let table = Table::describe(relation)?;
         table.check_owner()?;
         let found = {
-            let _user_context = UserContext::of_extension();
-            Spi::connect_mut(|client| match embedding {
+            as_extension(|client| match embedding {
                 Some(embedding) => Self::find(
                     client,
                     "w.relation::oid = $1 AND w.embedding = $2",
@@ -195,8 +188,7 @@ impl Watch {
 
     /// Whether any column of a table is watched.
     pub fn is_any_of(relation: pg_sys::Oid) -> SqlResult<bool> {
-        let _user_context = UserContext::of_extension();
-        Spi::connect_mut(|client| Ok(!Self::find(client, "w.relation::oid = $1", &[relation.into()])?.is_empty()))
+        as_extension(|client| Ok(!Self::find(client, "w.relation::oid = $1", &[relation.into()])?.is_empty()))
     }
 
     /// The error of a table, or of its column, that is not watched.

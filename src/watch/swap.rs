@@ -13,10 +13,10 @@ use crate::pg::catalog::{self, Lock, Table};
 use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::spi::get;
 use crate::pg::spi::spi;
-use crate::pg::user_context::UserContext;
+use crate::pg::user_context::{UserContext, as_extension};
 use crate::watch::backfill::enqueue_missing;
 use crate::watch::embed_entries::{Terms, embed_entries};
-use crate::watch::queue::{self, own};
+use crate::watch::queue;
 use crate::watch::setting::Watch;
 use crate::watch::trigger::install::drop_triggers;
 
@@ -132,7 +132,7 @@ pub fn finish(watch: &Watch, next: &Watch) -> SqlResult<bool> {
 fn embed_last_rows(next: &Watch) -> SqlResult<bool> {
     enqueue_missing(next)?;
     let left = || {
-        own(|client| {
+        as_extension(|client| {
             let query = "SELECT id FROM clip_search.watch_queue WHERE watch = $1 LIMIT $2";
             let rows = client.update(query, None, &[next.id.into(), (LAST_ROWS as i64 + 1).into()]).map_err(spi)?;
             rows.map(|row| Ok(get(&row, 1)?.unwrap_or_default())).collect::<SqlResult<Vec<i64>>>()

@@ -14,7 +14,7 @@ use crate::pg::regclass::Regclass;
 use crate::pg::spi::get;
 use crate::pg::spi::spi;
 use crate::pg::text::Text;
-use crate::pg::user_context::UserContext;
+use crate::pg::user_context::{UserContext, as_extension};
 use crate::pg::vector_column::Storage;
 use crate::watch::citus::distribute;
 use crate::watch::columns::alter;
@@ -86,25 +86,22 @@ pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
         Spi::connect(|client| citus::kept(client, watch.relation))?
     };
     let table = Table::locked(kept.map_or(watch.relation, |(_, parent)| parent), Lock::AccessExclusive)?;
-    let (columns, index, collection) = {
-        let _user_context = UserContext::of_extension();
-        Spi::connect_mut(|client| {
-            let query = "DELETE FROM clip_search.watch_setting WHERE id = $1 \
+    let (columns, index, collection) = as_extension(|client| {
+        let query = "DELETE FROM clip_search.watch_setting WHERE id = $1 \
                  RETURNING added_columns::text[], added_index::text, added_collection";
-            let rows = client.update(query, None, &[watch.id.into()]).map_err(spi)?;
-            let row = rows.into_iter().next();
-            let (columns, index, collection) = match &row {
-                Some(row) => (
-                    get::<Vec<Option<String>>>(row, 1)?.unwrap_or_default(),
-                    get::<String>(row, 2)?,
-                    get::<bool>(row, 3)?.unwrap_or_default(),
-                ),
-                None => (Vec::new(), None, false),
-            };
-            queue::forget_lists(client, watch.id)?;
-            Ok::<_, ErrorReport>((columns.into_iter().flatten().collect::<Vec<_>>(), index, collection))
-        })?
-    };
+        let rows = client.update(query, None, &[watch.id.into()]).map_err(spi)?;
+        let row = rows.into_iter().next();
+        let (columns, index, collection) = match &row {
+            Some(row) => (
+                get::<Vec<Option<String>>>(row, 1)?.unwrap_or_default(),
+                get::<String>(row, 2)?,
+                get::<bool>(row, 3)?.unwrap_or_default(),
+            ),
+            None => (Vec::new(), None, false),
+        };
+        queue::forget_lists(client, watch.id)?;
+        Ok::<_, ErrorReport>((columns.into_iter().flatten().collect::<Vec<_>>(), index, collection))
+    })?;
     if drops && columns.is_empty() && index.is_none() && !collection {
         let found: Vec<String> = kept_columns(watch).map(|c| format!("\"{c}\"")).collect();
         let (noun, them) = if found.len() == 1 { ("column", "it") } else { ("columns", "them") };

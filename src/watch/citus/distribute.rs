@@ -13,7 +13,7 @@ use crate::pg::citus::{self, Place};
 use crate::pg::error::{SqlResult, report, sql_error};
 use crate::pg::owners_table::{OwnersTable, TableClient};
 use crate::pg::spi::{get, spi};
-use crate::pg::user_context::{UserContext, owner_of_table, role_name, set};
+use crate::pg::user_context::{UserContext, as_extension, owner_of_table, role_name, set};
 use crate::pg::vector;
 use crate::watch::setting::{Watch, check_place};
 
@@ -40,8 +40,7 @@ pub fn prepare(table: &Table, watch: &Watch, shard_key: Option<&str>) -> SqlResu
         Some(_) => Some(create_departures(table, watch, shard_key)?),
         None => None,
     };
-    let _user_context = UserContext::of_extension();
-    Spi::connect_mut(|client| {
+    as_extension(|client| {
         let query = "UPDATE clip_search.watch_setting SET home = pg_catalog.jsonb_build_object('departures', $2::text) WHERE id = $1";
         client.update(query, None, &[watch.id.into(), departures.into()]).map(drop).map_err(spi)
     })
@@ -49,8 +48,7 @@ pub fn prepare(table: &Table, watch: &Watch, shard_key: Option<&str>) -> SqlResu
 
 /// Records that the table of a watch is no longer distributed.
 pub fn clear_home(watch: &Watch) -> SqlResult<()> {
-    let _user_context = UserContext::of_extension();
-    Spi::connect_mut(|client| {
+    as_extension(|client| {
         let query = "UPDATE clip_search.watch_setting SET home = NULL WHERE id = $1";
         client.update(query, None, &[watch.id.into()]).map(drop).map_err(spi)
     })
@@ -141,8 +139,7 @@ fn create_departures(table: &Table, watch: &Watch, shard_key: Option<&str>) -> S
 /// The settings of a watch for its shards. `existing`: what becomes of the vectors that they have; `made_by`: the model of a
 /// former watch.
 pub fn settings(watch: &Watch, existing: Option<&str>, made_by: Option<&str>) -> SqlResult<String> {
-    let _user_context = UserContext::of_extension();
-    Spi::connect_mut(|client| {
+    as_extension(|client| {
         let query = include_str!("sql/settings.sql");
         let rows = client.update(query, Some(1), &[watch.id.into(), existing.into(), made_by.into()]).map_err(spi)?;
         let missing = || report(Error::new(Kind::Internal, "a watch is gone at once"));

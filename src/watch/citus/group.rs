@@ -22,11 +22,10 @@ use crate::pg::owners_table::OwnersTable;
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, spi};
 use crate::pg::text::Text;
-use crate::pg::user_context::{UserContext, key_form};
+use crate::pg::user_context::{UserContext, as_extension, key_form};
 use crate::pg::vector::{self, Vector};
 use crate::watch::backfill::key_of;
 use crate::watch::citus::distribute::key_types;
-use crate::watch::queue::own;
 use crate::watch::setting::{Watch, table_of};
 
 /// Rows of one statement: 3 MB of vectors of 768 dimensions.
@@ -89,7 +88,7 @@ fn take_turn(watch: &Watch, patience: Duration) -> SqlResult<()> {
 
 /// Locks the watch until the end of the transaction, if no other session has.
 pub fn has_turn(watch: &Watch) -> SqlResult<bool> {
-    own(|client| {
+    as_extension(|client| {
         let query = "SELECT 1 FROM clip_search.watch_setting WHERE id = $1 FOR NO KEY UPDATE SKIP LOCKED";
         Ok(!client.update(query, Some(1), &[watch.id.into()]).map_err(spi)?.is_empty())
     })

@@ -11,7 +11,7 @@ use crate::pg::error::SqlResult;
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, own_schema, spi};
 use crate::pg::text::Text;
-use crate::pg::user_context::{UserContext, current_role, has_rights_of, owner_of_table};
+use crate::pg::user_context::{UserContext, as_extension, current_role, has_rights_of, owner_of_table};
 use crate::watch::backfill::{enqueue_existing, enqueue_missing};
 use crate::watch::queue;
 use crate::watch::setting::{Watch, table_of};
@@ -53,19 +53,16 @@ fn adopt(trigger: pg_sys::Oid) -> SqlResult<()> {
     let Some((Found { table, settings }, shard)) = found else { return Ok(()) };
     // Every role may create a trigger where it has the privilege; the settings are the owner's.
     Table::describe(table)?.check_owner()?;
-    let (id, is_here, existing, made_by) = {
-        let _user_context = UserContext::of_extension();
-        Spi::connect_mut(|client| {
-            let is_here = citus::is_active_here(client, shard)?;
-            let arguments = [table.into(), settings.as_str().into(), is_here.into()];
-            let rows = client.update(include_str!("sql/adopt.sql"), None, &arguments).map_err(spi)?;
-            let id = rows.first().get::<i64>(1).map_err(spi)?.unwrap_or_default();
-            let query = "SELECT $1::jsonb ->> 'existing', $1::jsonb ->> 'made_by'";
-            let rows = client.update(query, None, &[settings.as_str().into()]).map_err(spi)?;
-            let (existing, made_by) = rows.first().get_two::<String, String>().map_err(spi)?;
-            Ok::<_, ErrorReport>((id, is_here, existing, made_by))
-        })?
-    };
+    let (id, is_here, existing, made_by) = as_extension(|client| {
+        let is_here = citus::is_active_here(client, shard)?;
+        let arguments = [table.into(), settings.as_str().into(), is_here.into()];
+        let rows = client.update(include_str!("sql/adopt.sql"), None, &arguments).map_err(spi)?;
+        let id = rows.first().get::<i64>(1).map_err(spi)?.unwrap_or_default();
+        let query = "SELECT $1::jsonb ->> 'existing', $1::jsonb ->> 'made_by'";
+        let rows = client.update(query, None, &[settings.as_str().into()]).map_err(spi)?;
+        let (existing, made_by) = rows.first().get_two::<String, String>().map_err(spi)?;
+        Ok::<_, ErrorReport>((id, is_here, existing, made_by))
+    })?;
     shared_memory::wake_at_commit();
     let Some(watch) = Watch::by_id(id)?.filter(|_| is_here) else { return Ok(()) };
     match existing.as_deref() {
@@ -82,7 +79,7 @@ fn adopt(trigger: pg_sys::Oid) -> SqlResult<()> {
 /// Queues the rows without an embedding of shards that have arrived here: the queue and the failures of their former server
 /// have not come along. Returns whether others are still on their way.
 pub fn settle_arrived() -> SqlResult<bool> {
-    let arriving: Vec<(i64, pg_sys::Oid)> = queue::own(|client| {
+    let arriving: Vec<(i64, pg_sys::Oid)> = as_extension(|client| {
         let query = "SELECT w.id, w.relation::oid FROM clip_search.watch_setting w \
              WHERE (pg_catalog.to_jsonb(w) -> 'home' ->> 'arriving')::boolean ORDER BY w.id";
         let rows = client.update(query, None, &[]).map_err(spi)?;
@@ -90,7 +87,7 @@ pub fn settle_arrived() -> SqlResult<bool> {
     })?;
     let mut waits = false;
     for (id, table) in arriving {
-        let is_here = queue::own(|client| match citus::shard(client, table)? {
+        let is_here = as_extension(|client| match citus::shard(client, table)? {
             Some((_, shard)) => citus::is_active_here(client, shard),
             None => Ok(false),
         })?;
@@ -101,7 +98,7 @@ pub fn settle_arrived() -> SqlResult<bool> {
         lock(table, Lock::AccessShare);
         let Some(watch) = Watch::by_id(id)? else { continue };
         enqueue_missing(&watch)?;
-        queue::own(|client| {
+        as_extension(|client| {
             let query =
                 "UPDATE clip_search.watch_setting SET home = home - 'arriving' || '{\"moved\": true}' WHERE id = $1";
             client.update(query, None, &[id.into()]).map(drop).map_err(spi)
@@ -145,7 +142,8 @@ pub mod clip_search {
         TableIterator<'static, (name!(watch, i64), name!(relation, pg_sys::Oid), name!(embedding, String))>,
         ErrorReport,
     > {
-        let watches = queue::own(|client| Watch::find(client, "(h.home ->> 'parent')::bigint = $1", &[parent.into()]))?;
+        let watches =
+            as_extension(|client| Watch::find(client, "(h.home ->> 'parent')::bigint = $1", &[parent.into()]))?;
         let mut found = Vec::new();
         for watch in watches {
             let owner = owner_of_table(watch.relation);
@@ -167,7 +165,7 @@ pub mod clip_search {
         if !is_owned(shard) {
             return Ok(false);
         }
-        queue::own(|client| {
+        as_extension(|client| {
             let watches =
                 Watch::find(client, "w.relation::oid = $1 AND h.home ->> 'parent' IS NOT NULL", &[shard.0.into()])?;
             watches.iter().try_for_each(|watch| queue::forget_lists(client, watch.id))

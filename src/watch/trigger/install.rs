@@ -7,9 +7,8 @@ use pgrx::spi::{SpiClient, quote_literal};
 use crate::pg::catalog::{self, Lock, Table};
 use crate::pg::error::{SqlResult, report, warn};
 use crate::pg::spi::{get, own_schema, spi};
-use crate::pg::user_context::UserContext;
+use crate::pg::user_context::{UserContext, as_extension};
 use crate::watch::partitions;
-use crate::watch::queue::own;
 use crate::watch::setting::Watch;
 
 /// The names sort behind most other names, because triggers fire in the order of their names: triggers that prepare the
@@ -39,7 +38,7 @@ pub struct Stale {
 /// The triggers on a table and its partitions whose watch is not theirs: restoring a schema-only dump, or a single table,
 /// creates them. By now the number may be that of another table's watch.
 pub fn stale(table: pg_sys::Oid) -> SqlResult<Vec<Stale>> {
-    own(|client| {
+    as_extension(|client| {
         let query = format!(
             include_str!("../sql/stale_triggers.sql"),
             function = quote_literal(format!("{}.clip_watch_row()", own_schema(client)?))
@@ -68,7 +67,7 @@ pub fn drop_stale(table: &Table) -> SqlResult<()> {
         // A partition may have an owner of its own.
         catalog::lock(stale.table, Lock::AccessExclusive);
         let Some(name) = catalog::qualified_name(stale.table) else { continue };
-        own(|client| catalog::define(client, stale.table, &name, &format!("{drop} {name}")))?;
+        as_extension(|client| catalog::define(client, stale.table, &name, &format!("{drop} {name}")))?;
     }
     let names: Vec<&str> = found.iter().map(|stale| stale.name.as_str()).collect();
     let message = match names.as_slice() {

@@ -16,7 +16,7 @@ use crate::pg::citus;
 use crate::pg::error::{SqlResult, counted};
 use crate::pg::spi::spi;
 use crate::pg::subtransaction::Failure;
-use crate::pg::user_context::UserContext;
+use crate::pg::user_context::as_extension;
 use crate::watch::citus::{group, shards};
 use crate::watch::dropped::forget_dropped;
 use crate::watch::embed_entries::{OnRowError, Terms, embed_entries};
@@ -60,7 +60,7 @@ struct OfCitus {
 impl OfCitus {
     fn find() -> SqlResult<Self> {
         let arriving = shards::settle_arrived()?;
-        let grouped = queue::own(|client| {
+        let grouped = as_extension(|client| {
             let condition = "w.queued AND w.cluster IS NOT NULL AND h.home IS NOT NULL AND h.home ->> 'parent' IS NULL";
             Watch::find(client, condition, &[])
         })?;
@@ -206,8 +206,7 @@ impl Worker {
     /// Removes the entries of dropped tables, if there are any.
     fn tidy(&self) -> Result<(), Failure> {
         transaction(|| {
-            let _user_context = UserContext::of_extension();
-            Spi::connect_mut(|client| {
+            as_extension(|client| {
                 let query = "SELECT 1 FROM (SELECT w.relation::oid FROM clip_search.watch_setting w \
                      UNION ALL SELECT s.members::oid FROM clip_search.collection_setting s WHERE s.members IS NOT NULL) AS t (id) \
                      WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = t.id)";
@@ -310,8 +309,7 @@ impl Worker {
         let news = std::mem::take(&mut self.news);
         let start = Instant::now();
         transaction(|| {
-            let _user_context = UserContext::of_extension();
-            Spi::connect_mut(|client| {
+            as_extension(|client| {
                 for watch in watches {
                     let Some((embedded, failed)) = news.get(&watch.id) else { continue };
                     let query = "SELECT pg_notify('clip_search', json_build_object('table', $1::oid::regclass::text, 'embedding', $2::text, \
