@@ -39,14 +39,13 @@ PYTHON
 # --- the root --------------------------------------------------------------------------------------------------
 
 tree=$arm64/root
-suite() { sed -nE 's/^VERSION_CODENAME="?([^"]*)"?$/\1/p' /etc/os-release; }
 make_root() {
     local pgvector=''
     rm -rf --one-file-system "$tree.new"
     ! apt-cache show "postgresql-$pg_major-pgvector" >/dev/null 2>&1 || pgvector=,postgresql-$pg_major-pgvector
     mkdir -p "$tree.new/etc/postgresql-common"
     echo 'create_main_cluster = false' >"$tree.new/etc/postgresql-common/createcluster.conf"
-    debootstrap --arch=arm64 --variant=minbase --include="postgresql-$pg_major$pgvector" "$(suite)" "$tree.new" "$(debian_mirror)"
+    debootstrap --arch=arm64 --variant=minbase --include="postgresql-$pg_major$pgvector" "$(os_release VERSION_CODENAME)" "$tree.new" "$(debian_mirror)"
     rm -rf "$tree.new"/var/cache/apt/archives/*.deb
     mv "$tree.new" "$tree"
 }

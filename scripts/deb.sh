@@ -36,10 +36,9 @@ if [ -n "$cross" ]; then
 fi
 # As in PostgreSQL's own archive, the revision names the release that a package is built for, so that an upgrade of the system
 # brings the newer build of the same version.
-os_release() { sed -nE "s/^$1=\"?([^\"]*)\"?\$/\1/p" /etc/os-release; }
 release=$(os_release ID)$(os_release VERSION_ID)
 release=${release/#debian/deb}
-version=$(sed -nE 's/^version *= *"(.*)"/\1/p' "$root/Cargo.toml" | head -1)-1.$release+1
+version=$(own_version)-1.$release+1
 maintainer=${DEB_MAINTAINER:-clip_search <clip-search@localhost>}
 # The directories where Debian's servers look, whatever PG_CONFIG says.
 deb_lib=usr/lib/postgresql/$pg_major/lib

@@ -9,8 +9,7 @@ source "$(dirname "$0")/lib/common.sh"
 # shellcheck source=scripts/lib/sources.sh
 source "$root/scripts/lib/sources.sh"
 
-os_release() { sed -nE "s/^$1=\"?([^\"]*)\"?\$/\1/p" /etc/os-release; }
-version=$(sed -nE 's/^version *= *"(.*)"/\1/p' "$root/Cargo.toml" | head -1)
+version=$(own_version)
 suite=${SUITE:-bookworm}
 engine=${ENGINE:-}
 

@@ -8,7 +8,7 @@ require_pg
 export REMOTE=${REMOTE:-1}
 
 out=$target/rpm
-version=$(sed -nE 's/^version *= *"(.*)"/\1/p' "$root/Cargo.toml" | head -1)
+version=$(own_version)
 
 build_rpms() {
     install -D -m 755 "$target/release/clip-embed" "$out/stage/usr/bin/clip-embed"

@@ -97,6 +97,11 @@ find_pg() {
         die "$pg_config is of $version; clip_search builds for" \
             "$(sed -nE 's/^pg([0-9]+) *=.*/\1/p' "$root/Cargo.toml" | paste -sd' '): set PG_CONFIG to one of those"
 }
+# os_release KEY: a value of this system's description, such as VERSION_CODENAME.
+os_release() { sed -nE "s/^$1=\"?([^\"]*)\"?\$/\1/p" /etc/os-release; }
+# The version of this source.
+own_version() { sed -nE 's/^version *= *"(.*)"/\1/p' "$root/Cargo.toml" | head -1; }
+
 require_pg() { find_pg || die "no PostgreSQL found: run make deps, or set PG_CONFIG to your server's pg_config"; }
 
 # install_tree STAGE MESSAGE: makes DESTDIR/ hold what STAGE/ holds; files with the same content are left alone.
