@@ -97,6 +97,7 @@ find_pg() {
         die "$pg_config is of $version; clip_search builds for" \
             "$(sed -nE 's/^pg([0-9]+) *=.*/\1/p' "$root/Cargo.toml" | paste -sd' '): set PG_CONFIG to one of those"
 }
+
 # os_release KEY: a value of this system's description, such as VERSION_CODENAME.
 os_release() { sed -nE "s/^$1=\"?([^\"]*)\"?\$/\1/p" /etc/os-release; }
 # The version of this source.

@@ -11,6 +11,7 @@ use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, SpiHeapTupleData, quote_identifier};
 
 use crate::cluster::assign::leave;
+use crate::cluster::tables::check_writable;
 use crate::pg::catalog::{self, Lock};
 use crate::pg::error::{SqlResult, report, warn};
 use crate::pg::owners_table::OwnersTable;
@@ -314,6 +315,7 @@ pub mod clip_search {
     /// Called by the event trigger with the watches whose tables a CREATE TABLE or ALTER TABLE has changed.
     #[pg_extern(volatile, strict, parallel_unsafe)]
     fn settle_partitions(watches: Vec<i64>) -> SqlResult<()> {
+        check_writable(c"settle_partitions()");
         let watches = as_extension(|client| {
             let condition = "c.relkind = 'p' AND w.id = ANY ($1) AND w.id IN (SELECT id FROM clip_search.watch_live)";
             Watch::find(client, condition, &[watches.into()])

@@ -126,6 +126,7 @@ def test_it_shows_watches(standby: Standby, db: psycopg.Connection) -> None:
         "SELECT clip_search.reembed_goes_on('photo', 'next', 'other')",
         "SELECT clip_search.reembed_finish('photo', 'next')",
         "SELECT clip_search.forget_rows('photo')",
+        "SELECT clip_search.settle_partitions('{1}')",
     ],
 )
 def test_it_refuses_to_write(db: psycopg.Connection, statement: str) -> None:
