@@ -162,7 +162,7 @@ pub struct Tower {
     mapped: Option<(PathBuf, usize)>,
     /// The cache entry of the rewritten graph, if any.
     kept: Option<PathBuf>,
-    threads: usize,
+    pub threads: usize,
     /// A remark about its loading, for an administrator.
     pub note: Option<String>,
     pub file: PathBuf,
