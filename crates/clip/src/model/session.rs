@@ -312,6 +312,10 @@ impl Tower {
             }
             Error::new(Kind::BadModel, format!("model file \"{}\" failed to run", file.display()))
                 .detail(format!("ONNX Runtime says: {}", e.message()))
+                .hint(
+                    "The graph may be bound to the size of the example that it was exported with. Export each tower as a \
+                     graph of its own, with dynamic axes.",
+                )
         };
         let run = Run::new().map_err(failed)?;
         let results = {
