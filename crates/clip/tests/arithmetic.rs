@@ -100,7 +100,7 @@ fn a_dense_layer_is_weight_times_mean_plus_bias() {
         );
         let (_folder, pooling) = with_dense(&format!("dense{number}"), &config, &[WEIGHT, BIAS]);
         let pooling = pooling.unwrap();
-        assert_eq!((pooling.mode, pooling.width(2, true)), (Some(PoolingMode::Mean), 3));
+        assert_eq!((&*pooling.modes, pooling.width(2, true)), (&[PoolingMode::Mean][..], 3));
         let found = pooling.apply(positions.clone(), &[2]).unwrap();
         assert!(near(found.as_slice().unwrap(), &wanted), "{activation}, bias {bias}: {found}");
     }
@@ -209,17 +209,18 @@ fn bare(directory: &Path) -> Model {
 }
 
 #[test]
-fn exactly_one_mode_of_pooling_is_taken() {
+fn modes_of_pooling_are_read() {
     let folder = Folder::new("modes");
     let read = |config: &str| {
         folder.write("1_Pooling/config.json", config);
-        Pooling::read(&folder.0).map(|pooling| pooling.mode).map_err(|error| error.kind)
+        Pooling::read(&folder.0).map(|pooling| pooling.modes).map_err(|error| error.kind)
     };
-    assert_eq!(read(r#"{"pooling_mode_cls_token": true}"#), Ok(Some(PoolingMode::First)));
-    assert_eq!(read(r#"{"pooling_mode_mean_tokens": true}"#), Ok(Some(PoolingMode::Mean)));
-    assert_eq!(read(r#"{"pooling_mode_max_tokens": true}"#), Ok(Some(PoolingMode::Max)));
-    assert_eq!(read(r#"{"pooling_mode_lasttoken": true}"#), Ok(Some(PoolingMode::Last)));
-    assert_eq!(read(r#"{"pooling_mode_cls_token": true, "pooling_mode_max_tokens": true}"#), Err(Kind::Unsupported));
+    assert_eq!(read(r#"{"pooling_mode_cls_token": true}"#), Ok(vec![PoolingMode::First]));
+    assert_eq!(read(r#"{"pooling_mode_mean_tokens": true}"#), Ok(vec![PoolingMode::Mean]));
+    assert_eq!(read(r#"{"pooling_mode_max_tokens": true}"#), Ok(vec![PoolingMode::Max]));
+    assert_eq!(read(r#"{"pooling_mode_lasttoken": true}"#), Ok(vec![PoolingMode::Last]));
+    let joined = Ok(vec![PoolingMode::First, PoolingMode::Max]);
+    assert_eq!(read(r#"{"pooling_mode_max_tokens": true, "pooling_mode_cls_token": true}"#), joined);
     assert_eq!(read("{}"), Err(Kind::Unsupported));
 }
 
@@ -227,10 +228,18 @@ fn exactly_one_mode_of_pooling_is_taken() {
 fn an_item_without_a_position_takes_the_first() {
     // Not a mean over zero positions, which would be NaN.
     let positions = arr3(&[[[3.0f32, 4.0], [7.0, 8.0]], [[5.0, 6.0], [1.0, 2.0]]]).into_dyn();
-    let mean = Pooling { mode: Some(PoolingMode::Mean), ..Pooling::default() };
+    let mean = Pooling { modes: vec![PoolingMode::Mean], ..Pooling::default() };
     assert_eq!(mean.apply(positions.clone(), &[0, 9]).unwrap(), ndarray::arr2(&[[3.0, 4.0], [3.0, 4.0]]));
-    let last = Pooling { mode: Some(PoolingMode::Last), ..Pooling::default() };
+    let last = Pooling { modes: vec![PoolingMode::Last], ..Pooling::default() };
     assert_eq!(last.apply(positions, &[1, 2]).unwrap(), ndarray::arr2(&[[3.0, 4.0], [1.0, 2.0]]));
+}
+
+#[test]
+fn vectors_of_several_modes_are_joined() {
+    let positions = arr3(&[[[3.0f32, 4.0], [7.0, 2.0], [9.0, 9.0]]]).into_dyn();
+    let joined = Pooling { modes: vec![PoolingMode::Max, PoolingMode::Last], ..Pooling::default() };
+    assert_eq!(joined.apply(positions, &[2]).unwrap(), ndarray::arr2(&[[7.0, 4.0, 7.0, 2.0]]));
+    assert_eq!((joined.width(2, true), joined.width(2, false)), (4, 2));
 }
 
 #[test]

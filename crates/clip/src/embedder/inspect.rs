@@ -12,6 +12,7 @@ use crate::embedder::vision::Vision;
 use crate::error::{Error, Kind, Result, Setting};
 use crate::image;
 use crate::model::quantize;
+use crate::model::session::Tower;
 
 impl Embedder {
     /// Whether the model distinguishes red, green and blue squares by their names, as every correctly exported and
@@ -104,6 +105,7 @@ impl Embedder {
             let why = "singly: the graph is quantized with ranges that would span a batch";
             rows.push(("images run".to_owned(), why.to_owned()));
         }
+        rows.extend(self.one_thread(&tower).map(|why| ("image threads".to_owned(), why)));
     }
 
     fn describe_text(&self, text: &Text, rows: &mut Vec<(String, String)>) {
@@ -123,6 +125,14 @@ impl Embedder {
             encoder.prompt.as_ref().map(|prompt| format!(", after the prompt \"{prompt}\"")).unwrap_or_default();
         rows.push(("texts".to_owned(), format!("{}{prompt}", encoder.cleaning)));
         rows.extend(quantize::recipe(&tower).map(|recipe| ("text precision".to_owned(), recipe)));
+        rows.extend(self.one_thread(&tower).map(|why| ("text threads".to_owned(), why)));
+    }
+
+    /// Why a tower has fewer threads than are set.
+    fn one_thread(&self, tower: &Tower) -> Option<String> {
+        let set = self.loader.threads;
+        (tower.threads < set)
+            .then(|| format!("one in place of {set}: ONNX Runtime's ConvInteger returns wrong numbers on several"))
     }
 
     /// The items that need both towers: probabilities, colours, and speed on this machine.
@@ -151,14 +161,20 @@ impl Embedder {
             });
             times.collect::<Result<Vec<f64>>>().map(|times| times.into_iter().fold(f64::INFINITY, f64::min))
         };
-        if let (Some(vision), Some(text)) = (self.vision.get(), self.text.get())
-            && let (Ok(image), Ok(text)) = (fastest(&|| vision.run_black()), fastest(&|| text.try_run()))
+        if let (Some(vision), Some(text_tower)) = (self.vision.get(), self.text.get())
+            && let (Ok(image), Ok(text)) = (fastest(&|| vision.run_black()), fastest(&|| text_tower.try_run()))
         {
-            let threads = match self.loader.threads {
+            let threads = |tower: &Tower| match tower.threads {
                 1 => "on one thread".to_owned(),
                 more => format!("on {more} threads"),
             };
-            rows.push(("speed here".to_owned(), format!("image {image:.1} ms, text {text:.1} ms, {threads}")));
+            let (image_threads, text_threads) = (threads(&vision.tower.borrow()), threads(&text_tower.tower.borrow()));
+            let speed = if image_threads == text_threads {
+                format!("image {image:.1} ms, text {text:.1} ms, {text_threads}")
+            } else {
+                format!("image {image:.1} ms {image_threads}, text {text:.1} ms {text_threads}")
+            };
+            rows.push(("speed here".to_owned(), speed));
         }
     }
 }

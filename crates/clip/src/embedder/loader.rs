@@ -8,7 +8,7 @@ use once_cell::unsync::OnceCell;
 
 use crate::error::{Error, Kind, Result, Setting};
 use crate::model::Model;
-use crate::model::operators::needs_one_thread;
+use crate::model::operators::allowed_threads;
 use crate::model::quantize::{self, Samples, refused};
 use crate::model::session::{Runtime, Tower};
 
@@ -61,8 +61,7 @@ impl Loader {
             }
         }
         let mut load = || {
-            // The file is looked into only where it matters: every connection loads its models.
-            let threads = if self.threads > 1 && needs_one_thread(file) { 1 } else { self.threads };
+            let threads = allowed_threads(file, self.threads);
             let mut tower = Tower::load(Runtime::load(&self.library)?, file, threads, self.cache.as_deref())?;
             notes.extend(tower.note.take());
             Ok(Rc::new(RefCell::new(tower)))

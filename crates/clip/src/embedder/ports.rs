@@ -69,13 +69,13 @@ pub(super) fn pick_output(tower: &Tower, kind: &str, pooling: &Pooling) -> Resul
         let mut found = names.iter().filter_map(|name| tower.outputs.iter().find(|port| port.name == *name));
         found.find(|port| usable(port, rank))
     };
-    let pooled = || named(&POSITIONS, 3).filter(|_| pooling.mode.is_some());
+    let pooled = || named(&POSITIONS, 3).filter(|_| !pooling.modes.is_empty());
     let general = || named(&["pooler_output", "output"], 2).or(only.filter(|port| usable(port, 2)));
     if let Some(port) = named(&names, 2).or_else(pooled).or_else(general) {
         return Ok(port.clone());
     }
     match named(&POSITIONS, 3).or(only.filter(|port| usable(port, 3))) {
-        Some(port) if pooling.mode.is_some() => Ok(port.clone()),
+        Some(port) if !pooling.modes.is_empty() => Ok(port.clone()),
         Some(port) => {
             let what = "has one vector a position, and nothing says how to pool them";
             Err(unusable(tower, &format!("its output \"{}\" {what}", port.name)).hint(
@@ -129,8 +129,9 @@ pub(super) fn width(output: &Port, pooling: &Pooling) -> Option<usize> {
 }
 
 pub(super) fn chosen(output: &Port, pooling: &Pooling) -> String {
-    match (output.shape.len(), pooling.mode) {
-        (3, Some(mode)) => format!("{output}, pooled: {}", format!("{mode:?}").to_lowercase()),
+    let modes: Vec<String> = pooling.modes.iter().map(|mode| format!("{mode:?}").to_lowercase()).collect();
+    match output.shape.len() {
+        3 if !modes.is_empty() => format!("{output}, pooled: {}", modes.join(" and ")),
         _ if pooling.projection.is_some() => format!("{output}, projected by the weights beside it"),
         _ => output.to_string(),
     }

@@ -27,11 +27,14 @@ pub fn quantizes_dynamically(file: &Path) -> bool {
     DYNAMIC.iter().any(|name| operators.contains(*name))
 }
 
-/// Whether the graph must run on one thread. With two or more, ONNX Runtime 1.24's `ConvInteger` returns wrong numbers:
-/// 8 of the 12,544 of a quantized SigLIP's patches (16 pixels, 224×224), outside the range of the right ones. Its vectors
-/// then have a cosine of 0.87 to those of one thread, which have 0.9999 to float32's.
-pub fn needs_one_thread(file: &Path) -> bool {
-    operators(file).is_ok_and(|operators| operators.contains("ConvInteger"))
+/// The number of threads for a graph that may have `threads`: one if it contains `ConvInteger`. With two or more, ONNX
+/// Runtime 1.24 returns wrong numbers for that operator: 8 of the 12,544 of a quantized SigLIP's patches (16 pixels,
+/// 224×224), outside the range of the right ones. Its vectors then have a cosine of 0.87 to those of one thread, which
+/// have 0.9999 to float32's.
+pub fn allowed_threads(file: &Path, threads: usize) -> usize {
+    // The file is read only where it matters: every connection loads its models.
+    let wrong = || operators(file).is_ok_and(|operators| operators.contains("ConvInteger"));
+    if threads > 1 && wrong() { 1 } else { threads }
 }
 
 /// The names of the operators of a graph, without its subgraphs.
@@ -127,8 +130,8 @@ mod tests {
         assert!(quantizes_dynamically(&layout("xenova-split/onnx/vision_model_quantized.onnx")));
         assert!(!quantizes_dynamically(&layout("xenova-split/config.json")));
         assert!(!quantizes_dynamically(&layout("nothing")));
-        assert!(!needs_one_thread(&layout("xenova-split/onnx/vision_model.onnx")));
-        assert!(!needs_one_thread(&layout("nothing")));
-        assert!(needs_one_thread(&layout("../exports/xenova-clip/onnx/vision_model_quantized.onnx")));
+        assert_eq!(allowed_threads(&layout("xenova-split/onnx/vision_model.onnx"), 2), 2);
+        assert_eq!(allowed_threads(&layout("nothing"), 3), 3);
+        assert_eq!(allowed_threads(&layout("../exports/quantized-patches/onnx/vision_model.onnx"), 2), 1);
     }
 }

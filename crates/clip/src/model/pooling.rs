@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ndarray::{Array1, Array2, ArrayD, Axis, Ix2, Ix3};
+use ndarray::{Array1, Array2, ArrayD, ArrayView2, Axis, Ix2, Ix3};
 use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
@@ -29,6 +29,25 @@ pub enum PoolingMode {
     Max,
 }
 
+impl PoolingMode {
+    /// The vector of an item, from those of its positions. `first` is the number of the first one from the item's start.
+    fn pool(self, positions: &ArrayView2<'_, f32>, first: usize) -> Array1<f32> {
+        let count = positions.nrows();
+        match self {
+            Self::First => positions.row(0).to_owned(),
+            Self::Last => positions.row(count - 1).to_owned(),
+            Self::Mean => positions.sum_axis(Axis(0)) / count as f32,
+            Self::MeanSqrt => positions.sum_axis(Axis(0)) / (count as f32).sqrt(),
+            Self::WeightedMean => {
+                // Numbers count from the item's start even where positions are skipped.
+                let weights = Array1::from_iter((first..first + count).map(|i| (i + 1) as f32));
+                weights.dot(positions) / weights.sum()
+            }
+            Self::Max => positions.fold_axis(Axis(0), f32::NEG_INFINITY, |a, b| a.max(*b)),
+        }
+    }
+}
+
 /// A linear layer: `weight · x + bias`, optionally followed by tanh.
 pub struct Dense {
     /// (out, in)
@@ -40,7 +59,8 @@ pub struct Dense {
 /// The steps after the graph.
 #[derive(Default)]
 pub struct Pooling {
-    pub mode: Option<PoolingMode>,
+    /// The vectors of several modes are joined, in this order.
+    pub modes: Vec<PoolingMode>,
     /// The positions of the model's prompt are not pooled.
     pub without_prompt: bool,
     /// The number of an item's first positions that are not pooled.
@@ -87,7 +107,7 @@ impl Pooling {
     }
 
     fn read_mode(&mut self, file: &Path) -> Result<()> {
-        self.mode = Some(read_pooling(file)?);
+        self.modes = read_pooling(file)?;
         self.without_prompt = read_json(file)?["include_prompt"].as_bool() == Some(false);
         Ok(())
     }
@@ -102,33 +122,20 @@ impl Pooling {
         let bad = |what: &str| {
             Error::new(Kind::BadModel, format!("the model's output {what}")).detail(format!("Its shape is {shape:?}."))
         };
-        let vectors = match (shape.len(), self.mode) {
-            (2, _) => output.into_dimensionality::<Ix2>().map_err(|_| bad("has no usable shape"))?,
-            (3, Some(pooling)) => {
+        let vectors = match shape.len() {
+            2 => output.into_dimensionality::<Ix2>().map_err(|_| bad("has no usable shape"))?,
+            3 if !self.modes.is_empty() => {
                 let positions = output.into_dimensionality::<Ix3>().map_err(|_| bad("has no usable shape"))?;
                 if positions.shape().contains(&0) || positions.shape()[0] != lengths.len() {
                     return Err(bad("does not have one vector a position"));
                 }
-                let mut vectors = Array2::zeros((shape[0], shape[2]));
+                let mut vectors = Array2::zeros((shape[0], self.modes.len() * shape[2]));
                 for ((item, length), mut vector) in positions.outer_iter().zip(lengths).zip(vectors.outer_iter_mut()) {
                     let length = (*length).clamp(1, item.nrows());
                     let first = self.skipped.min(length - 1);
                     let real = item.slice(ndarray::s![first..length, ..]);
-                    match pooling {
-                        PoolingMode::First => vector.assign(&real.row(0)),
-                        PoolingMode::Last => vector.assign(&real.row(real.nrows() - 1)),
-                        PoolingMode::Mean => vector.assign(&(real.sum_axis(Axis(0)) / real.nrows() as f32)),
-                        PoolingMode::MeanSqrt => {
-                            vector.assign(&(real.sum_axis(Axis(0)) / (real.nrows() as f32).sqrt()))
-                        }
-                        PoolingMode::WeightedMean => {
-                            // Numbers count from the item's start even where positions are skipped.
-                            let weights = Array1::from_iter((first..length).map(|i| (i + 1) as f32));
-                            vector.assign(&(weights.dot(&real) / weights.sum()));
-                        }
-                        PoolingMode::Max => {
-                            vector.assign(&real.fold_axis(Axis(0), f32::NEG_INFINITY, |a, b| a.max(*b)))
-                        }
+                    for (mode, mut part) in self.modes.iter().zip(vector.exact_chunks_mut(shape[2])) {
+                        part.assign(&mode.pool(&real, first));
                     }
                 }
                 vectors
@@ -143,6 +150,7 @@ impl Pooling {
     /// Length of the resulting vectors for input vectors of length `width`, one per item or, with `positions`, one per
     /// position.
     pub fn width(&self, width: usize, positions: bool) -> usize {
+        let width = if positions { self.modes.len() * width } else { width };
         let dense = self.dense.iter().filter(|_| positions).chain(&self.projection);
         dense.last().map_or(width, |dense| dense.weight.nrows())
     }
@@ -166,40 +174,43 @@ impl Pooling {
     }
 }
 
-fn read_pooling(file: &Path) -> Result<PoolingMode> {
+fn read_pooling(file: &Path) -> Result<Vec<PoolingMode>> {
     let config = read_json(file)?;
+    // The order in which sentence-transformers joins the vectors of several modes that are given by flags.
     let modes = [
         ("pooling_mode_cls_token", "cls", PoolingMode::First),
-        ("pooling_mode_mean_tokens", "mean", PoolingMode::Mean),
         ("pooling_mode_max_tokens", "max", PoolingMode::Max),
+        ("pooling_mode_mean_tokens", "mean", PoolingMode::Mean),
         ("pooling_mode_mean_sqrt_len_tokens", "mean_sqrt_len_tokens", PoolingMode::MeanSqrt),
         ("pooling_mode_weightedmean_tokens", "weightedmean", PoolingMode::WeightedMean),
         ("pooling_mode_lasttoken", "lasttoken", PoolingMode::Last),
     ];
-    // Since version 5.2 sentence-transformers writes a name, or a list of names, in place of a flag for each mode.
+    let refused = |detail: String, hint: &str| {
+        let message = format!("pooling in \"{}\" is not supported", file.display());
+        Err(Error::new(Kind::Unsupported, message).detail(detail).hint(hint))
+    };
+    // Since version 5.2 sentence-transformers writes a name, or a list of names in the order of their vectors, in place
+    // of a flag for each mode.
     let names: Vec<&str> = match &config["pooling_mode"] {
         Value::String(name) => vec![name],
         Value::Array(names) => names.iter().filter_map(Value::as_str).collect(),
-        _ => Vec::new(),
+        _ => modes.iter().filter(|(key, ..)| config[*key].as_bool() == Some(true)).map(|(_, name, _)| *name).collect(),
     };
-    if let Some(other) = names.iter().find(|name| modes.iter().all(|(_, short, _)| short != *name)) {
-        return Err(Error::new(Kind::Unsupported, format!("pooling in \"{}\" is not supported", file.display()))
-            .detail(format!("It names the mode \"{other}\"; supported are {}.", modes.map(|mode| mode.1).join(", "))));
+    let known = || modes.map(|mode| mode.1).join(", ");
+    if names.is_empty() {
+        return refused(
+            format!("It names 0 modes; at least one of {} is needed.", known()),
+            "Name the mode that the model was trained with, for example {\"pooling_mode\": \"mean\"}.",
+        );
     }
-    let chosen: Vec<PoolingMode> = modes
-        .iter()
-        .filter(|(key, short, _)| config[*key].as_bool() == Some(true) || names.contains(short))
-        .map(|(_, _, mode)| *mode)
-        .collect();
-    match chosen.as_slice() {
-        [pooling] => Ok(*pooling),
-        _ => Err(Error::new(Kind::Unsupported, format!("pooling in \"{}\" is not supported", file.display())).detail(
-            format!(
-                "It names {} modes; exactly one of {} is needed.",
-                chosen.len(),
-                modes.map(|mode| mode.1).join(", ")
-            ),
-        )),
+    let mode = |name| modes.iter().find(|mode| mode.1 == name).map(|mode| mode.2).ok_or(name);
+    match names.into_iter().map(mode).collect::<std::result::Result<_, &str>>() {
+        Ok(chosen) => Ok(chosen),
+        Err(other) => refused(
+            format!("It names the mode \"{other}\"; supported are {}.", known()),
+            "Export the model with this pooling in its graph, which then returns one vector per item, and delete this \
+             file and its entry in modules.json.",
+        ),
     }
 }
 
@@ -267,18 +278,23 @@ mod tests {
         let file = std::env::temp_dir().join(format!("clip-pooling-{}.json", std::process::id()));
         let read = |content: &str| {
             std::fs::write(&file, content).unwrap();
-            read_pooling(&file).map_err(|e| e.detail.unwrap())
+            read_pooling(&file).map_err(|e| format!("{} {}", e.detail.unwrap(), e.hint.unwrap()))
         };
         assert_eq!(
             read(r#"{"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": false}"#),
-            Ok(PoolingMode::Mean)
+            Ok(vec![PoolingMode::Mean])
         );
-        assert_eq!(read(r#"{"embedding_dimension": 8, "pooling_mode": "mean"}"#), Ok(PoolingMode::Mean));
-        assert_eq!(read(r#"{"pooling_mode": ["cls"]}"#), Ok(PoolingMode::First));
-        assert!(read(r#"{"pooling_mode": ["cls", "mean"]}"#).unwrap_err().contains("2 modes"));
-        assert_eq!(read(r#"{"pooling_mode": "weightedmean"}"#), Ok(PoolingMode::WeightedMean));
-        assert_eq!(read(r#"{"pooling_mode_mean_sqrt_len_tokens": true}"#), Ok(PoolingMode::MeanSqrt));
-        assert!(read(r#"{"pooling_mode": "middle"}"#).unwrap_err().contains("\"middle\""));
+        assert_eq!(read(r#"{"embedding_dimension": 8, "pooling_mode": "mean"}"#), Ok(vec![PoolingMode::Mean]));
+        assert_eq!(read(r#"{"pooling_mode": ["cls"]}"#), Ok(vec![PoolingMode::First]));
+        let two = Ok(vec![PoolingMode::First, PoolingMode::Mean]);
+        assert_eq!(read(r#"{"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": true}"#), two);
+        assert_eq!(read(r#"{"pooling_mode": ["mean", "cls"]}"#), two.map(|two| two.into_iter().rev().collect()));
+        let none = read(r#"{"pooling_mode_mean_tokens": false}"#).unwrap_err();
+        assert!(none.contains("0 modes") && none.contains("Name the mode"), "{none}");
+        assert_eq!(read(r#"{"pooling_mode": "weightedmean"}"#), Ok(vec![PoolingMode::WeightedMean]));
+        assert_eq!(read(r#"{"pooling_mode_mean_sqrt_len_tokens": true}"#), Ok(vec![PoolingMode::MeanSqrt]));
+        let other = read(r#"{"pooling_mode": ["mean", "middle"]}"#).unwrap_err();
+        assert!(other.contains("\"middle\"") && other.contains("Export the model with this pooling"), "{other}");
         std::fs::remove_file(file).unwrap();
     }
 
@@ -286,7 +302,7 @@ mod tests {
     fn pools_what_is_not_padding() {
         let output = ndarray::arr3(&[[[1.0, 8.0], [3.0, 2.0], [100.0, 100.0]]]).into_dyn();
         let pooled = |mode| {
-            Pooling { mode: Some(mode), ..Pooling::default() }
+            Pooling { modes: vec![mode], ..Pooling::default() }
                 .apply(output.clone(), &[2])
                 .unwrap()
                 .into_raw_vec_and_offset()
@@ -299,12 +315,12 @@ mod tests {
         assert_eq!(pooled(PoolingMode::Last), [3.0, 2.0]);
         assert_eq!(pooled(PoolingMode::Max), [3.0, 8.0]);
         let skipping = |skipped| {
-            let pooling = Pooling { mode: Some(PoolingMode::Mean), skipped, ..Pooling::default() };
+            let pooling = Pooling { modes: vec![PoolingMode::Mean], skipped, ..Pooling::default() };
             pooling.apply(output.clone(), &[2]).unwrap().into_raw_vec_and_offset().0
         };
         assert_eq!(skipping(1), [3.0, 2.0]);
         assert_eq!(skipping(9), [3.0, 2.0], "at least one position is pooled");
         assert!(Pooling::default().apply(output.clone(), &[2]).is_err());
-        assert!(Pooling { mode: Some(PoolingMode::Mean), ..Pooling::default() }.apply(output, &[2, 2]).is_err());
+        assert!(Pooling { modes: vec![PoolingMode::Mean], ..Pooling::default() }.apply(output, &[2, 2]).is_err());
     }
 }

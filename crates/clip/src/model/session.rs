@@ -162,7 +162,7 @@ pub struct Tower {
     mapped: Option<(PathBuf, usize)>,
     /// The cache entry of the rewritten graph, if any.
     kept: Option<PathBuf>,
-    threads: usize,
+    pub threads: usize,
     /// A remark about its loading, for an administrator.
     pub note: Option<String>,
     pub file: PathBuf,
@@ -311,6 +311,10 @@ impl Tower {
             }
             Error::new(Kind::BadModel, format!("model file \"{}\" failed to run", file.display()))
                 .detail(format!("ONNX Runtime says: {}", e.message()))
+                .hint(
+                    "The graph may be bound to the size of the example that it was exported with. Export each tower as a \
+                     graph of its own, with dynamic axes.",
+                )
         };
         let run = Run::new().map_err(failed)?;
         let results = {

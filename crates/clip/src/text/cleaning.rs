@@ -18,7 +18,7 @@ pub enum Cleaning {
     None,
     /// SigLIP 2 in transformers, and sentence-transformers if it is asked to: lower case.
     Lower,
-    /// SigLIP in transformers: without ASCII punctuation, white space collapsed; lower case unless switched off.
+    /// SigLIP in transformers: lower case unless switched off. The tokenizer removes punctuation, around special tokens.
     Siglip { lower: bool },
     /// open_clip: ftfy, HTML entities, white space collapsed.
     OpenClip,
@@ -69,12 +69,8 @@ impl Cleaning {
     pub(super) fn clean(self, text: &str) -> Cow<'_, str> {
         match self {
             Self::None => Cow::Borrowed(text),
-            Self::Lower => Cow::Owned(text.to_lowercase()),
-            Self::Siglip { lower } => {
-                let text = if lower { Cow::Owned(text.to_lowercase()) } else { Cow::Borrowed(text) };
-                let text: String = text.chars().filter(|c| !c.is_ascii_punctuation()).collect();
-                Cow::Owned(collapse(&text))
-            }
+            Self::Siglip { lower: false } => Cow::Borrowed(text),
+            Self::Lower | Self::Siglip { lower: true } => Cow::Owned(text.to_lowercase()),
             Self::OpenClip => Cow::Owned(collapse(&basic(text))),
             Self::OpenClipLower => Cow::Owned(collapse(&basic(text)).to_lowercase()),
             Self::OpenClipCanonical => Cow::Owned(canonicalize(&basic(text))),
@@ -228,7 +224,7 @@ mod tests {
             assert_eq!(Cleaning::OpenClip.clean(text), cleaned, "{text}");
         }
         assert_eq!(Cleaning::OpenClipLower.clean("A &AMP; B"), "a & b");
-        assert_eq!(Cleaning::Siglip { lower: true }.clean(" A, b_c  D! "), "a bc d");
+        assert_eq!(Cleaning::Siglip { lower: true }.clean(" A, b_c  D! "), " a, b_c  d! ");
         assert_eq!(Cleaning::Lower.clean("A Cat"), "a cat");
         assert_eq!(Cleaning::None.clean(" A  "), " A  ");
     }

@@ -1,5 +1,6 @@
 //! Text to token ids, with the model's own tokenizer.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
@@ -16,6 +17,7 @@ use crate::text::cleaning::Cleaning;
 use crate::text::files::TokenizerFiles;
 use crate::text::prompt;
 use crate::text::repetitions::Runs;
+use crate::text::siglip;
 use crate::text::tokenize;
 
 /// A model's tokenizer with its limits.
@@ -33,6 +35,8 @@ pub struct TextEncoder {
     special: usize,
     /// The cleaning by the library's tokenizer class before `tokenizer.json` applies.
     pub cleaning: Cleaning,
+    /// The tokenizer takes texts that are [`siglip::marked`].
+    marks: bool,
     /// The text that precedes every text.
     pub prompt: Option<String>,
     /// The ids of the prompt, including a special id at the start.
@@ -73,7 +77,7 @@ impl TextEncoder {
             Error::new(Kind::BadModel, format!("tokenizer \"{}\" cannot be used", source.file.display()))
                 .detail(format!("The tokenizers library says: {e}."))
         };
-        let mut tokenizer = without_panic(|| unusable(&"it gave up on the file"), || source.load())?;
+        let (mut tokenizer, marks) = without_panic(|| unusable(&"it gave up on the file"), || source.load())?;
         let stated = &source.config;
         let config = Config::read(&model.text_directory);
 
@@ -115,10 +119,7 @@ impl TextEncoder {
         if simple {
             tokenizer.set_encode_special_tokens(true);
         }
-        // A tokenizer.json that was converted from SigLIP's class cleans texts itself, and finds special tokens first.
-        let normalizer = serde_json::to_string(&tokenizer.get_normalizer()).unwrap_or_default();
         let cleaning = match Cleaning::of(&config, simple, stated) {
-            Cleaning::Siglip { .. } if normalizer.contains("\"Lowercase\"") => Cleaning::None,
             Cleaning::None if sentence_config(model)["do_lower_case"].as_bool() == Some(true) => Cleaning::Lower,
             cleaning => cleaning,
         };
@@ -127,7 +128,7 @@ impl TextEncoder {
         if let Some(prompt) = &prompt {
             let encoding = without_panic(
                 || unusable(&"it gave up on the model's prompt"),
-                || tokenizer.encode(&*cleaning.clean(prompt), true).map_err(|e| unusable(&e)),
+                || tokenizer.encode(&*prepared(cleaning, marks, prompt), true).map_err(|e| unusable(&e)),
             )?;
             let ends = encoding.get_special_tokens_mask().last() == Some(&1);
             prompt_length = encoding.get_ids().len() - usize::from(ends);
@@ -146,6 +147,7 @@ impl TextEncoder {
             pad_left,
             special,
             cleaning,
+            marks,
             prompt,
             prompt_length,
             stripped,
@@ -212,7 +214,7 @@ impl TextEncoder {
         loop {
             let piece = tokenize::cut(text, size)?;
             let whole = ends && piece.len() == text.len();
-            let cleaned = self.cleaning.clean(piece);
+            let cleaned = prepared(self.cleaning, self.marks, piece);
             let piece = &*cleaned;
             // The library panics on some texts; an interrupt that unwinds is a different case.
             let interrupted = RefCell::new(None);
@@ -264,6 +266,12 @@ impl TextEncoder {
     fn runs(&self) -> &Runs {
         self.runs.get_or_init(|| Runs::of(&self.tokenizer, self.context_length))
     }
+}
+
+/// A text as the tokenizer takes it.
+fn prepared(cleaning: Cleaning, marks: bool, text: &str) -> Cow<'_, str> {
+    let cleaned = cleaning.clean(text);
+    if marks { Cow::Owned(siglip::marked(&cleaned)) } else { cleaned }
 }
 
 /// What sentence-transformers states about a text tower, or null.

@@ -8,7 +8,7 @@ use tokenizers::Tokenizer;
 
 use crate::error::{Error, Kind, Result};
 use crate::model::{Model, read, read_json};
-use crate::text::sentencepiece;
+use crate::text::siglip;
 
 const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
@@ -48,10 +48,7 @@ impl TokenizerFiles {
         }
         if let Some(file) = folders().map(|folder| folder.join("spiece.model")).find(|file| file.is_file()) {
             let config = config_beside(&file);
-            if config["tokenizer_class"]
-                .as_str()
-                .is_some_and(|class| class.trim_end_matches("Fast") == "SiglipTokenizer")
-            {
+            if siglip::is_class(&config) {
                 return Ok(Self { file, kind: Source::Siglip, config });
             }
         }
@@ -74,17 +71,24 @@ impl TokenizerFiles {
         })
     }
 
-    pub(super) fn load(&self) -> Result<Tokenizer> {
+    /// The tokenizer, and whether it takes texts that are [`siglip::marked`].
+    ///
+    /// # Errors
+    /// [`Kind::BadModel`] if the files can't be used.
+    pub(super) fn load(&self) -> Result<(Tokenizer, bool)> {
         let unusable = |e: tokenizers::Error| {
             Error::new(Kind::BadModel, format!("tokenizer \"{}\" cannot be used", self.file.display()))
                 .detail(format!("The tokenizers library says: {e}."))
         };
         match &self.kind {
-            Source::Json => Tokenizer::from_file(&self.file).map_err(unusable),
-            Source::Siglip => sentencepiece::siglip(&self.file, self.config["do_lower_case"].as_bool().unwrap_or(true)),
+            Source::Json if siglip::is_class(&self.config) => {
+                siglip::from_json(read_json(&self.file)?, &self.config).map_err(unusable)
+            }
+            Source::Json => Ok((Tokenizer::from_file(&self.file).map_err(unusable)?, false)),
+            Source::Siglip => Ok((siglip::from_pieces(&self.file, &self.config)?, true)),
             Source::Clip(merges) => {
                 let content = clip_tokenizer(&self.file, &read_json(&self.file)?, &read(merges)?)?;
-                serde_json::from_value(content).map_err(|e| unusable(Box::new(e)))
+                Ok((serde_json::from_value(content).map_err(|e| unusable(Box::new(e)))?, false))
             }
         }
     }

@@ -5,7 +5,7 @@ mod encoder;
 mod files;
 mod prompt;
 mod repetitions;
-mod sentencepiece;
+mod siglip;
 mod tokenize;
 
 pub use encoder::{TextEncoder, Tokens};
