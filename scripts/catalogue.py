@@ -119,12 +119,13 @@ SETTINGS = """
 SELECT name, vartype, unit, context, min_val, max_val, boot_val, short_desc, extra_desc
 FROM pg_settings WHERE name LIKE 'clip\\_search.%' ORDER BY name COLLATE "C"
 """
-# Objects of kinds that the page does not show. Event triggers are internal, and the comment on a type names its casts. Since PostgreSQL 17, the row types of tables are members, too.
+# Objects of kinds that the page does not show. Event triggers are internal, and the comment on a type says what it
+# compares with. Since PostgreSQL 17, the row types of tables are members, too.
 OTHERS = """
 SELECT pg_describe_object(classid, objid, objsubid) FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
 WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND e.extname = 'clip_search'
   AND classid NOT IN ('pg_proc'::regclass, 'pg_class'::regclass, 'pg_namespace'::regclass, 'pg_event_trigger'::regclass,
-                      'pg_cast'::regclass)
+                      'pg_cast'::regclass, 'pg_operator'::regclass, 'pg_opclass'::regclass, 'pg_opfamily'::regclass)
   AND NOT EXISTS (
       SELECT FROM pg_type t
       WHERE classid = 'pg_type'::regclass AND t.oid = objid AND (t.typtype = 'b' OR t.typrelid <> 0)

@@ -658,41 +658,103 @@ COMMENT ON FUNCTION @extschema@.clip_drop_collection(text) IS 'Drops a collectio
 
 -- The key of a row of any table, as results return it. A function has one result type and tables have keys of many, so a
 -- key is text that compares with each of them: photo.id = representative looks up an index on a bigint or a uuid. It is
--- stored as text, and sorts as text does.
+-- stored as text, and sorts by its bytes. It has no collation: PostgreSQL 15 fails at a foreign key between a column that has
+-- one and a bigint (XX000, cache lookup failed for collation 0). Casts are functions, since a foreign key takes no others.
 CREATE TYPE @extschema@.clip_key;
-CREATE FUNCTION clip_search.key_in(cstring) RETURNS @extschema@.clip_key
-IMMUTABLE STRICT PARALLEL SAFE LANGUAGE internal AS 'textin';
-CREATE FUNCTION clip_search.key_out(@extschema@.clip_key) RETURNS cstring
-IMMUTABLE STRICT PARALLEL SAFE LANGUAGE internal AS 'textout';
-CREATE FUNCTION clip_search.key_recv(internal) RETURNS @extschema@.clip_key
-STABLE STRICT PARALLEL SAFE LANGUAGE internal AS 'textrecv';
-CREATE FUNCTION clip_search.key_send(@extschema@.clip_key) RETURNS bytea
-STABLE STRICT PARALLEL SAFE LANGUAGE internal AS 'textsend';
+CREATE FUNCTION clip_search.key_in(cstring) RETURNS @extschema@.clip_key IMMUTABLE STRICT PARALLEL SAFE LANGUAGE internal AS 'textin';
+CREATE FUNCTION clip_search.key_out(@extschema@.clip_key) RETURNS cstring IMMUTABLE STRICT PARALLEL SAFE LANGUAGE internal AS 'textout';
+CREATE FUNCTION clip_search.key_recv(internal) RETURNS @extschema@.clip_key STABLE STRICT PARALLEL SAFE LANGUAGE internal AS 'textrecv';
+CREATE FUNCTION clip_search.key_send(@extschema@.clip_key) RETURNS bytea STABLE STRICT PARALLEL SAFE LANGUAGE internal AS 'textsend';
 CREATE TYPE @extschema@.clip_key (
     INPUT = clip_search.key_in,
     OUTPUT = clip_search.key_out,
     RECEIVE = clip_search.key_recv,
     SEND = clip_search.key_send,
     LIKE = pg_catalog.text,
-    CATEGORY = 'S',
-    COLLATABLE = true
+    CATEGORY = 'S'
 );
+
+CREATE FUNCTION clip_search.key_to_bigint(@extschema@.clip_key) RETURNS pg_catalog.int8
+IMMUTABLE STRICT PARALLEL SAFE LANGUAGE sql AS 'SELECT $1::pg_catalog.text::pg_catalog.int8';
+CREATE FUNCTION clip_search.key_to_numeric(@extschema@.clip_key) RETURNS pg_catalog.numeric
+IMMUTABLE STRICT PARALLEL SAFE LANGUAGE sql AS 'SELECT $1::pg_catalog.text::pg_catalog.numeric';
+CREATE FUNCTION clip_search.key_to_uuid(@extschema@.clip_key) RETURNS pg_catalog.uuid
+IMMUTABLE STRICT PARALLEL SAFE LANGUAGE sql AS 'SELECT $1::pg_catalog.text::pg_catalog.uuid';
 CREATE CAST (@extschema@.clip_key AS pg_catalog.text) WITHOUT FUNCTION AS IMPLICIT;
-CREATE CAST (@extschema@.clip_key AS pg_catalog.int8) WITH INOUT AS IMPLICIT;
-CREATE CAST (@extschema@.clip_key AS pg_catalog.numeric) WITH INOUT AS IMPLICIT;
-CREATE CAST (@extschema@.clip_key AS pg_catalog.uuid) WITH INOUT AS IMPLICIT;
+CREATE CAST (@extschema@.clip_key AS pg_catalog.varchar) WITHOUT FUNCTION AS IMPLICIT;
+CREATE CAST (@extschema@.clip_key AS pg_catalog.bpchar) WITHOUT FUNCTION AS IMPLICIT;
 CREATE CAST (pg_catalog.text AS @extschema@.clip_key) WITHOUT FUNCTION AS ASSIGNMENT;
+CREATE CAST (@extschema@.clip_key AS pg_catalog.int8) WITH FUNCTION clip_search.key_to_bigint(@extschema@.clip_key) AS IMPLICIT;
+CREATE CAST (@extschema@.clip_key AS pg_catalog.numeric) WITH FUNCTION clip_search.key_to_numeric(@extschema@.clip_key) AS IMPLICIT;
+CREATE CAST (@extschema@.clip_key AS pg_catalog.uuid) WITH FUNCTION clip_search.key_to_uuid(@extschema@.clip_key) AS IMPLICIT;
+-- Comparisons with these go by bigint.
+CREATE CAST (@extschema@.clip_key AS pg_catalog.int4) WITH INOUT AS ASSIGNMENT;
+CREATE CAST (@extschema@.clip_key AS pg_catalog.int2) WITH INOUT AS ASSIGNMENT;
+
+CREATE FUNCTION clip_search.key_eq(@extschema@.clip_key, @extschema@.clip_key) RETURNS boolean IMMUTABLE STRICT LEAKPROOF PARALLEL SAFE LANGUAGE internal AS 'byteaeq';
+CREATE FUNCTION clip_search.key_ne(@extschema@.clip_key, @extschema@.clip_key) RETURNS boolean IMMUTABLE STRICT LEAKPROOF PARALLEL SAFE LANGUAGE internal AS 'byteane';
+CREATE FUNCTION clip_search.key_lt(@extschema@.clip_key, @extschema@.clip_key) RETURNS boolean IMMUTABLE STRICT LEAKPROOF PARALLEL SAFE LANGUAGE internal AS 'bytealt';
+CREATE FUNCTION clip_search.key_le(@extschema@.clip_key, @extschema@.clip_key) RETURNS boolean IMMUTABLE STRICT LEAKPROOF PARALLEL SAFE LANGUAGE internal AS 'byteale';
+CREATE FUNCTION clip_search.key_gt(@extschema@.clip_key, @extschema@.clip_key) RETURNS boolean IMMUTABLE STRICT LEAKPROOF PARALLEL SAFE LANGUAGE internal AS 'byteagt';
+CREATE FUNCTION clip_search.key_ge(@extschema@.clip_key, @extschema@.clip_key) RETURNS boolean IMMUTABLE STRICT LEAKPROOF PARALLEL SAFE LANGUAGE internal AS 'byteage';
+CREATE FUNCTION clip_search.key_cmp(@extschema@.clip_key, @extschema@.clip_key) RETURNS integer IMMUTABLE STRICT LEAKPROOF PARALLEL SAFE LANGUAGE internal AS 'byteacmp';
+CREATE FUNCTION clip_search.key_hash(@extschema@.clip_key) RETURNS integer IMMUTABLE STRICT PARALLEL SAFE LANGUAGE internal AS 'hashvarlena';
+CREATE FUNCTION clip_search.key_hash_extended(@extschema@.clip_key, bigint) RETURNS bigint IMMUTABLE STRICT PARALLEL SAFE LANGUAGE internal AS 'hashvarlenaextended';
+CREATE OPERATOR @extschema@.= (FUNCTION = clip_search.key_eq, LEFTARG = @extschema@.clip_key, RIGHTARG = @extschema@.clip_key,
+    COMMUTATOR = OPERATOR(@extschema@.=), NEGATOR = OPERATOR(@extschema@.<>), RESTRICT = eqsel, JOIN = eqjoinsel, HASHES, MERGES);
+CREATE OPERATOR @extschema@.<> (FUNCTION = clip_search.key_ne, LEFTARG = @extschema@.clip_key, RIGHTARG = @extschema@.clip_key,
+    COMMUTATOR = OPERATOR(@extschema@.<>), NEGATOR = OPERATOR(@extschema@.=), RESTRICT = neqsel, JOIN = neqjoinsel);
+CREATE OPERATOR @extschema@.< (FUNCTION = clip_search.key_lt, LEFTARG = @extschema@.clip_key, RIGHTARG = @extschema@.clip_key,
+    COMMUTATOR = OPERATOR(@extschema@.>), NEGATOR = OPERATOR(@extschema@.>=), RESTRICT = scalarltsel, JOIN = scalarltjoinsel);
+CREATE OPERATOR @extschema@.<= (FUNCTION = clip_search.key_le, LEFTARG = @extschema@.clip_key, RIGHTARG = @extschema@.clip_key,
+    COMMUTATOR = OPERATOR(@extschema@.>=), NEGATOR = OPERATOR(@extschema@.>), RESTRICT = scalarlesel, JOIN = scalarlejoinsel);
+CREATE OPERATOR @extschema@.> (FUNCTION = clip_search.key_gt, LEFTARG = @extschema@.clip_key, RIGHTARG = @extschema@.clip_key,
+    COMMUTATOR = OPERATOR(@extschema@.<), NEGATOR = OPERATOR(@extschema@.<=), RESTRICT = scalargtsel, JOIN = scalargtjoinsel);
+CREATE OPERATOR @extschema@.>= (FUNCTION = clip_search.key_ge, LEFTARG = @extschema@.clip_key, RIGHTARG = @extschema@.clip_key,
+    COMMUTATOR = OPERATOR(@extschema@.<=), NEGATOR = OPERATOR(@extschema@.<), RESTRICT = scalargesel, JOIN = scalargejoinsel);
+CREATE OPERATOR CLASS @extschema@.clip_key_ops DEFAULT FOR TYPE @extschema@.clip_key USING btree AS
+    OPERATOR 1 @extschema@.<(@extschema@.clip_key, @extschema@.clip_key), OPERATOR 2 @extschema@.<=(@extschema@.clip_key, @extschema@.clip_key), OPERATOR 3 @extschema@.=(@extschema@.clip_key, @extschema@.clip_key), OPERATOR 4 @extschema@.>=(@extschema@.clip_key, @extschema@.clip_key), OPERATOR 5 @extschema@.>(@extschema@.clip_key, @extschema@.clip_key),
+    FUNCTION 1 clip_search.key_cmp(@extschema@.clip_key, @extschema@.clip_key);
+CREATE OPERATOR CLASS @extschema@.clip_key_ops DEFAULT FOR TYPE @extschema@.clip_key USING hash AS
+    OPERATOR 1 @extschema@.=(@extschema@.clip_key, @extschema@.clip_key), FUNCTION 1 clip_search.key_hash(@extschema@.clip_key), FUNCTION 2 clip_search.key_hash_extended(@extschema@.clip_key, bigint);
 COMMENT ON TYPE @extschema@.clip_key IS 'Key of a row, as text
-It compares without a cast with columns of integers, numeric, uuid, text and varchar, and uses their indexes.';
+It compares without a cast with columns of integers, numeric, uuid and character types, and uses their indexes. It sorts by its bytes; cast it to sort numbers. Columns of other types need a cast: photo.day = representative::date.
+Drivers do not know the type: select representative::text, or join.';
 COMMENT ON FUNCTION clip_search.key_in(cstring) IS 'Input of clip_key';
 COMMENT ON FUNCTION clip_search.key_out(@extschema@.clip_key) IS 'Output of clip_key';
 COMMENT ON FUNCTION clip_search.key_recv(internal) IS 'Binary input of clip_key';
 COMMENT ON FUNCTION clip_search.key_send(@extschema@.clip_key) IS 'Binary output of clip_key';
+COMMENT ON FUNCTION clip_search.key_to_bigint(@extschema@.clip_key) IS 'Cast of clip_key';
+COMMENT ON FUNCTION clip_search.key_to_numeric(@extschema@.clip_key) IS 'Cast of clip_key';
+COMMENT ON FUNCTION clip_search.key_to_uuid(@extschema@.clip_key) IS 'Cast of clip_key';
 COMMENT ON CAST (@extschema@.clip_key AS pg_catalog.text) IS 'A key is its text';
+COMMENT ON CAST (@extschema@.clip_key AS pg_catalog.varchar) IS 'A key is its text';
+COMMENT ON CAST (@extschema@.clip_key AS pg_catalog.bpchar) IS 'A key is its text';
+COMMENT ON CAST (pg_catalog.text AS @extschema@.clip_key) IS 'Text of a key';
 COMMENT ON CAST (@extschema@.clip_key AS pg_catalog.int8) IS 'Key of an integer column';
 COMMENT ON CAST (@extschema@.clip_key AS pg_catalog.numeric) IS 'Key of a numeric column';
 COMMENT ON CAST (@extschema@.clip_key AS pg_catalog.uuid) IS 'Key of a uuid column';
-COMMENT ON CAST (pg_catalog.text AS @extschema@.clip_key) IS 'Text of a key';
+COMMENT ON CAST (@extschema@.clip_key AS pg_catalog.int4) IS 'Key for an integer column';
+COMMENT ON CAST (@extschema@.clip_key AS pg_catalog.int2) IS 'Key for a smallint column';
+COMMENT ON FUNCTION clip_search.key_eq(@extschema@.clip_key, @extschema@.clip_key) IS 'Operator = of clip_key';
+COMMENT ON FUNCTION clip_search.key_ne(@extschema@.clip_key, @extschema@.clip_key) IS 'Operator <> of clip_key';
+COMMENT ON FUNCTION clip_search.key_lt(@extschema@.clip_key, @extschema@.clip_key) IS 'Operator < of clip_key';
+COMMENT ON FUNCTION clip_search.key_le(@extschema@.clip_key, @extschema@.clip_key) IS 'Operator <= of clip_key';
+COMMENT ON FUNCTION clip_search.key_gt(@extschema@.clip_key, @extschema@.clip_key) IS 'Operator > of clip_key';
+COMMENT ON FUNCTION clip_search.key_ge(@extschema@.clip_key, @extschema@.clip_key) IS 'Operator >= of clip_key';
+COMMENT ON FUNCTION clip_search.key_cmp(@extschema@.clip_key, @extschema@.clip_key) IS 'Order of clip_key';
+COMMENT ON FUNCTION clip_search.key_hash(@extschema@.clip_key) IS 'Hash of clip_key';
+COMMENT ON FUNCTION clip_search.key_hash_extended(@extschema@.clip_key, bigint) IS 'Seeded hash of clip_key';
+COMMENT ON OPERATOR @extschema@.= (@extschema@.clip_key, @extschema@.clip_key) IS 'equal, by bytes';
+COMMENT ON OPERATOR @extschema@.<> (@extschema@.clip_key, @extschema@.clip_key) IS 'not equal, by bytes';
+COMMENT ON OPERATOR @extschema@.< (@extschema@.clip_key, @extschema@.clip_key) IS 'less, by bytes';
+COMMENT ON OPERATOR @extschema@.<= (@extschema@.clip_key, @extschema@.clip_key) IS 'less or equal, by bytes';
+COMMENT ON OPERATOR @extschema@.> (@extschema@.clip_key, @extschema@.clip_key) IS 'greater, by bytes';
+COMMENT ON OPERATOR @extschema@.>= (@extschema@.clip_key, @extschema@.clip_key) IS 'greater or equal, by bytes';
+COMMENT ON OPERATOR CLASS @extschema@.clip_key_ops USING btree IS 'Keys by their bytes';
+COMMENT ON OPERATOR FAMILY @extschema@.clip_key_ops USING btree IS 'Keys by their bytes';
+COMMENT ON OPERATOR CLASS @extschema@.clip_key_ops USING hash IS 'Keys by their bytes';
+COMMENT ON OPERATOR FAMILY @extschema@.clip_key_ops USING hash IS 'Keys by their bytes';
 
 DROP FUNCTION @extschema@.clip_clusters(text, bigint);
 CREATE FUNCTION @extschema@.clip_clusters(collection text, min_size bigint DEFAULT 2, members regclass DEFAULT NULL)

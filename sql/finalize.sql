@@ -234,16 +234,43 @@ COMMENT ON FUNCTION clip_version() IS 'Version of the extension, and of ONNX Run
 
 -- Keys in results.
 COMMENT ON TYPE clip_key IS 'Key of a row, as text
-It compares without a cast with columns of integers, numeric, uuid, text and varchar, and uses their indexes.';
+It compares without a cast with columns of integers, numeric, uuid and character types, and uses their indexes. It sorts by its bytes; cast it to sort numbers. Columns of other types need a cast: photo.day = representative::date.
+Drivers do not know the type: select representative::text, or join.';
 COMMENT ON FUNCTION clip_search.key_in(cstring) IS 'Input of clip_key';
 COMMENT ON FUNCTION clip_search.key_out(clip_key) IS 'Output of clip_key';
 COMMENT ON FUNCTION clip_search.key_recv(internal) IS 'Binary input of clip_key';
 COMMENT ON FUNCTION clip_search.key_send(clip_key) IS 'Binary output of clip_key';
+COMMENT ON FUNCTION clip_search.key_to_bigint(clip_key) IS 'Cast of clip_key';
+COMMENT ON FUNCTION clip_search.key_to_numeric(clip_key) IS 'Cast of clip_key';
+COMMENT ON FUNCTION clip_search.key_to_uuid(clip_key) IS 'Cast of clip_key';
 COMMENT ON CAST (clip_key AS pg_catalog.text) IS 'A key is its text';
+COMMENT ON CAST (clip_key AS pg_catalog.varchar) IS 'A key is its text';
+COMMENT ON CAST (clip_key AS pg_catalog.bpchar) IS 'A key is its text';
+COMMENT ON CAST (pg_catalog.text AS clip_key) IS 'Text of a key';
 COMMENT ON CAST (clip_key AS pg_catalog.int8) IS 'Key of an integer column';
 COMMENT ON CAST (clip_key AS pg_catalog.numeric) IS 'Key of a numeric column';
 COMMENT ON CAST (clip_key AS pg_catalog.uuid) IS 'Key of a uuid column';
-COMMENT ON CAST (pg_catalog.text AS clip_key) IS 'Text of a key';
+COMMENT ON CAST (clip_key AS pg_catalog.int4) IS 'Key for an integer column';
+COMMENT ON CAST (clip_key AS pg_catalog.int2) IS 'Key for a smallint column';
+COMMENT ON FUNCTION clip_search.key_eq(clip_key, clip_key) IS 'Operator = of clip_key';
+COMMENT ON FUNCTION clip_search.key_ne(clip_key, clip_key) IS 'Operator <> of clip_key';
+COMMENT ON FUNCTION clip_search.key_lt(clip_key, clip_key) IS 'Operator < of clip_key';
+COMMENT ON FUNCTION clip_search.key_le(clip_key, clip_key) IS 'Operator <= of clip_key';
+COMMENT ON FUNCTION clip_search.key_gt(clip_key, clip_key) IS 'Operator > of clip_key';
+COMMENT ON FUNCTION clip_search.key_ge(clip_key, clip_key) IS 'Operator >= of clip_key';
+COMMENT ON FUNCTION clip_search.key_cmp(clip_key, clip_key) IS 'Order of clip_key';
+COMMENT ON FUNCTION clip_search.key_hash(clip_key) IS 'Hash of clip_key';
+COMMENT ON FUNCTION clip_search.key_hash_extended(clip_key, bigint) IS 'Seeded hash of clip_key';
+COMMENT ON OPERATOR = (clip_key, clip_key) IS 'equal, by bytes';
+COMMENT ON OPERATOR <> (clip_key, clip_key) IS 'not equal, by bytes';
+COMMENT ON OPERATOR < (clip_key, clip_key) IS 'less, by bytes';
+COMMENT ON OPERATOR <= (clip_key, clip_key) IS 'less or equal, by bytes';
+COMMENT ON OPERATOR > (clip_key, clip_key) IS 'greater, by bytes';
+COMMENT ON OPERATOR >= (clip_key, clip_key) IS 'greater or equal, by bytes';
+COMMENT ON OPERATOR CLASS clip_key_ops USING btree IS 'Keys by their bytes';
+COMMENT ON OPERATOR FAMILY clip_key_ops USING btree IS 'Keys by their bytes';
+COMMENT ON OPERATOR CLASS clip_key_ops USING hash IS 'Keys by their bytes';
+COMMENT ON OPERATOR FAMILY clip_key_ops USING hash IS 'Keys by their bytes';
 
 -- Watched columns.
 COMMENT ON VIEW clip_search.watch IS 'Columns that clip_watch keeps in sync, and their progress';

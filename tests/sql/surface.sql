@@ -11,7 +11,8 @@ SELECT pg_describe_object(classid, objid, objsubid) AS without_comment
 FROM pg_depend d
 WHERE refclassid = 'pg_extension'::regclass AND deptype = 'e'
   AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'clip_search')
-  AND classid IN ('pg_proc'::regclass, 'pg_class'::regclass, 'pg_namespace'::regclass, 'pg_type'::regclass, 'pg_cast'::regclass)
+  AND classid IN ('pg_proc'::regclass, 'pg_class'::regclass, 'pg_namespace'::regclass, 'pg_type'::regclass, 'pg_cast'::regclass,
+                  'pg_operator'::regclass, 'pg_opclass'::regclass, 'pg_opfamily'::regclass)
   AND NOT EXISTS (SELECT FROM pg_type t WHERE t.oid = objid AND classid = 'pg_type'::regclass AND (t.typrelid <> 0 OR t.typcategory = 'A'))
   AND NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = objid AND classid = 'pg_class'::regclass AND c.relkind = 'S')
   AND obj_description(objid, (SELECT relname FROM pg_class WHERE oid = classid)) IS NULL;
