@@ -149,6 +149,8 @@ def test_failures_are_tried_again_by_kind(db):
 
 def test_sources_are_compared_by_their_bytes(database, db):
     """A text that its collation takes for equal to what is being embedded is another text."""
+    if not value(db, "SELECT count(*) FROM pg_collation WHERE collprovider = 'i'"):
+        pytest.skip("the server was built without ICU, as make matrix builds them: only its collations can be so")
     db.execute(
         "CREATE COLLATION IF NOT EXISTS punctuation_blind (provider = icu, locale = 'und-u-ka-shifted', deterministic = false)"
     )
