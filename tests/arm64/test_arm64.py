@@ -29,6 +29,8 @@ FILES = [
 TEXTS = ["a cat", "sleepy striped house cat", "", "¡Qué gato más bonito!", "猫", "word " * 200, "A Raccoon, at night."]
 # Of float4 sums in another order. 2e-7 is what was measured with photo-mini.
 MOST = 1e-6
+# Of lossy JPEG XL, whose pixels are floats before they are rounded: 1.4e-4 was measured, at a cosine of 0.9999997.
+MOST_LOSSY = 3e-4
 
 # A photo takes some seconds under qemu, which runs on one core.
 pytestmark = pytest.mark.timeout(3600)
@@ -95,7 +97,8 @@ def compare(servers: Servers, what: str, query: str, *arguments: object) -> floa
     assert emulated.shape == native.shape, what
     cosine = float(emulated.astype(np.float64) @ native.astype(np.float64))
     difference = float(np.abs(emulated - native).max())
-    assert difference <= MOST and cosine > 1 - 1e-6, f"{what}: cosine {cosine:.9f}, largest difference {difference:.1e}"
+    most = MOST_LOSSY if what.endswith(".jxl") else MOST
+    assert difference <= most and cosine > 1 - 1e-6, f"{what}: cosine {cosine:.9f}, largest difference {difference:.1e}"
     return difference
 
 
@@ -181,14 +184,17 @@ def test_the_worker(servers: Servers) -> None:
     while value(db, "SELECT count(*) FROM later WHERE embedding IS NOT NULL") != 1:
         assert time.monotonic() < deadline, db.execute("SELECT * FROM clip_search.pending").fetchall()
         time.sleep(0.5)
-    expected = value(db, "SELECT clip_embed_image(data)::text FROM later WHERE id = 1")
-    assert value(db, "SELECT embedding::text FROM later WHERE id = 1") == expected
+    # The worker and the session may use other kernels: the first runs of a process read the weights as they are mapped.
+    stored, expected = (
+        outcome(db, f"SELECT {what}::text FROM later WHERE id = 1") for what in ("embedding", "clip_embed_image(data)")
+    )
+    assert float(np.abs(stored - expected).max()) <= MOST
 
 
 def test_clip_embed(servers: Servers) -> None:
     """What the program for arm64 has written (ARM64_VECTORS) is what this machine's server computes."""
     with open(os.environ["ARM64_VECTORS"], newline="") as file:
-        rows = {row["path"]: row["embedding"] for row in csv.DictReader(file)}
+        rows = {row["key"]: row["embedding"] for row in csv.DictReader(file)}
     assert {path.name for path in PHOTOS} <= rows.keys()
     for path in PHOTOS:
         native = outcome(servers[1], "SELECT clip_embed_image(%s)::text", path.read_bytes())
