@@ -8,7 +8,6 @@ use once_cell::unsync::OnceCell;
 
 use crate::error::{Error, Kind, Result, Setting};
 use crate::model::Model;
-use crate::model::operators::allowed_threads;
 use crate::model::quantize::{self, Samples, refused};
 use crate::model::session::{Runtime, Tower};
 
@@ -61,8 +60,7 @@ impl Loader {
             }
         }
         let mut load = || {
-            let threads = allowed_threads(file, self.threads);
-            let mut tower = Tower::load(Runtime::load(&self.library)?, file, threads, self.cache.as_deref())?;
+            let mut tower = Tower::load(Runtime::load(&self.library)?, file, self.threads, self.cache.as_deref())?;
             notes.extend(tower.note.take());
             Ok(Rc::new(RefCell::new(tower)))
         };

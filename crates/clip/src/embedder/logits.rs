@@ -15,7 +15,6 @@ use crate::embedder::text::Text;
 use crate::embedder::vision::Vision;
 use crate::error::{Error, Kind, Result};
 use crate::model::config::Config;
-use crate::model::operators::allowed_threads;
 use crate::model::session::{Runtime, Tower};
 use crate::model::weights::{self, Tensor};
 use crate::model::{Model, read_json};
@@ -183,8 +182,7 @@ impl Embedder {
             return Ok(pairs.and_then(|pairs| Logits::fitted(&pairs, &file)));
         }
         // It is as large as both towers, so drop it immediately.
-        let threads = allowed_threads(&file, self.loader.threads);
-        let mut tower = Tower::load(Runtime::load(&self.loader.library)?, &file, threads, None)?;
+        let mut tower = Tower::load(Runtime::load(&self.loader.library)?, &file, self.loader.threads, None)?;
         Ok(logit_pairs(&mut tower, vision, text)?.and_then(|pairs| Logits::fitted(&pairs, &file)))
     }
 }

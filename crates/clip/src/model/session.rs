@@ -15,6 +15,7 @@ use crate::error::{Error, Kind, Result, Setting};
 use crate::model::cache_directory;
 use crate::model::graph_cache::{Entry, Form, WEIGHTS};
 use crate::model::interruptible::Run;
+use crate::model::operators::allowed_threads;
 use crate::threads::with_signals_blocked;
 
 /// The loaded libonnxruntime. It stays loaded for the lifetime of the process: the library allows only one environment,
@@ -171,7 +172,8 @@ pub struct Tower {
 }
 
 impl Tower {
-    /// Loads a graph with a fixed number of threads (the calling one included).
+    /// Loads a graph with a fixed number of threads (the calling one included), or with one if the graph is right on one
+    /// alone ([`allowed_threads`]).
     ///
     /// With a cache directory, slow steps are done once and their results are kept there
     /// ([`crate::model::graph_cache`]).
@@ -179,6 +181,7 @@ impl Tower {
     /// # Errors
     /// [`Kind::BadModel`] if the file is not a graph that this library can run.
     pub fn load(runtime: &Runtime, file: &Path, threads: usize, cache: Option<&Path>) -> Result<Self> {
+        let threads = allowed_threads(file, threads);
         let entry = cache.and_then(|cache| Entry::of(cache, file, &runtime.version, Form::Optimized));
         let (kept, note) = entry.map_or((None, None), |entry| kept(runtime, file, threads, &entry));
         let (session, mapped) = match kept {
