@@ -14,6 +14,7 @@ source "$(dirname "$0")/lib/common.sh"
 source "$root/scripts/lib/sources.sh"
 
 place=$target/matrix
+# make test updates the last released version alone.
 export RELEASES=all
 configs=() rows=() failed=
 

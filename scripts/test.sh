@@ -33,16 +33,19 @@ unit_tests() {
     cargo test --locked --release "${workspace[@]}" --quiet -- ${unit:+"$unit"} || die "unit tests failed: see above"
 }
 
-# The released versions are built beside the tests that come before those that need them.
+# The released versions are built beside the tests that come before those that need them, in a process group of their own: a
+# test that fails before then ends the build, too.
 releases=
 start_releases() {
     mkdir -p "$logs"
-    "$root/scripts/releases.sh" >"$logs/releases.log" 2>&1 </dev/null &
+    setsid "$root/scripts/releases.sh" >"$logs/releases.log" 2>&1 </dev/null &
     releases=$!
+    trap 'kill -- -"$releases" 2>/dev/null || true' EXIT
 }
 finish_releases() {
     [ -n "$releases" ] || start_releases
     wait "$releases" || die "building the released versions failed: $(cat "$logs/releases.log")"
+    trap - EXIT
     cat "$logs/releases.log"
 }
 
