@@ -74,6 +74,8 @@ fn headers_say_what_is_in_the_file() {
     assert_eq!(of("avif", "bits12.avif"), (3, 12, 1, 1));
     assert_eq!(of("avif", "turned6.avif"), (3, 8, 1, 6));
     assert_eq!(of("avif", "animated.avif"), (3, 8, 3, 1));
+    assert_eq!(of("avif", "sequence.avif"), (3, 8, 2, 1));
+    assert_eq!(of("avif", "sequence_alpha.avif"), (4, 8, 2, 1));
     assert_eq!(of("jxl", "lossy.jxl"), (3, 8, 1, 1));
     assert_eq!(of("jxl", "grey_alpha.jxl"), (2, 8, 1, 1));
     assert_eq!(of("jxl", "bits16.jxl"), (3, 16, 1, 1));
@@ -107,4 +109,8 @@ fn cut_and_changed_files_are_errors() {
     for (folder, file) in [("avif", "plain.avif"), ("avif", "alpha.avif"), ("jxl", "lossy.jxl"), ("jxl", "jpeg.jxl")] {
         files::cut_and_change(&read(folder, file));
     }
+    // Its second picture may be missing.
+    let sequence = read("avif", "sequence_alpha.avif");
+    files::change(&sequence);
+    assert!(decode(&sequence[..sequence.len() / 2], &Limits::default()).is_err());
 }

@@ -101,15 +101,72 @@ fn what_nothing_stops_is_left_behind() {
 }
 
 #[test]
-fn a_sequence_alone_is_refused_by_name() {
-    let file = b"\0\0\0\x18ftyphevc\0\0\0\0msf1hevc\0\0\0\x10moov\0\0\0\x08trak";
-    let error = decode(file, &Limits::default()).unwrap_err();
-    assert_eq!(error.kind, Kind::Unsupported, "{error}");
-    assert!(error.detail.as_deref().unwrap().contains("sequence"), "{error}");
-    assert_eq!(info(file, &Limits::default()).unwrap_err().kind, Kind::Unsupported);
+fn sequences_have_frames_and_a_turn() {
+    for (file, orientation) in [("sequence", 1), ("sequence_turned", 6), ("sequence_half_turn", 3), ("sequence_inband", 1)] {
+        let header = info(&read(&format!("{file}.heic")), &Limits::default()).unwrap();
+        assert_eq!((header.width, header.height, header.frames), (120, 80, 2), "{file}");
+        assert_eq!((header.channels, header.bits, header.orientation), (3, 8, orientation), "{file}");
+    }
+}
+
+/// Where the content of the first box of a name begins.
+fn content(file: &[u8], name: &[u8]) -> usize {
+    file.windows(4).position(|window| window == name).unwrap() + 4
+}
+
+#[test]
+fn a_sequence_that_starts_with_no_picture_is_refused_by_name() {
+    let unsupported = |file: &[u8]| {
+        let error = decode(file, &Limits::default()).unwrap_err();
+        assert_eq!(error.kind, Kind::Unsupported, "{error}");
+        assert!(error.detail.as_deref().unwrap().contains("sequence"), "{error}");
+        assert_eq!(info(file, &Limits::default()).unwrap_err().kind, Kind::Unsupported);
+    };
+    unsupported(b"\0\0\0\x18ftyphevc\0\0\0\0msf1hevc\0\0\0\x10moov\0\0\0\x08trak");
+    let mut other_codec = read("sequence.heic");
+    let at = content(&other_codec, b"hvc1");
+    other_codec[at - 4..at].copy_from_slice(b"vvc1");
+    unsupported(&other_codec);
+    // Scaled to half the width by its matrix.
+    let mut scaled = read("sequence.heic");
+    let at = content(&scaled, b"tkhd") + 40;
+    scaled[at..at + 4].copy_from_slice(&(1_i32 << 15).to_be_bytes());
+    unsupported(&scaled);
+}
+
+#[test]
+fn a_sequence_without_its_first_picture_is_truncated() {
+    let mut file = read("sequence.heic");
+    let at = content(&file, b"stco") + 8;
+    let beyond = file.len() as u32 - 10;
+    file[at..at + 4].copy_from_slice(&beyond.to_be_bytes());
+    let error = decode(&file, &Limits::default()).unwrap_err();
+    assert_eq!((error.kind, error.message.as_str()), (Kind::InvalidInput, "HEIC image is truncated"), "{error}");
+}
+
+/// A mirrored matrix exchanges left and right, before the turn.
+#[test]
+fn a_mirrored_sequence_is_mirrored() {
+    let with_matrix = |matrix: [i32; 4]| {
+        let mut file = read("sequence.heic");
+        let at = content(&file, b"tkhd") + 40;
+        for (offset, value) in [0, 4, 12, 16].into_iter().zip(matrix) {
+            file[at + offset..at + offset + 4].copy_from_slice(&(value << 16).to_be_bytes());
+        }
+        decode(&file, &Limits::default()).unwrap().rgb
+    };
+    let plain = with_matrix([1, 0, 0, 1]);
+    use image::imageops::{flip_horizontal, flip_vertical, rotate90, rotate270};
+    assert!(with_matrix([-1, 0, 0, 1]) == flip_horizontal(&plain));
+    assert!(with_matrix([1, 0, 0, -1]) == flip_vertical(&plain));
+    assert!(with_matrix([0, 1, 1, 0]) == rotate270(&flip_horizontal(&plain)));
+    assert!(with_matrix([0, -1, -1, 0]) == rotate90(&flip_horizontal(&plain)));
+    assert!(with_matrix([0, 1, -1, 0]) == rotate90(&plain));
+    assert!(with_matrix([0, -1, 1, 0]) == rotate270(&plain));
 }
 
 #[test]
 fn cut_and_changed_files_are_errors() {
     files::cut_and_change(&read("plain.heic"));
+    files::cut_and_change(&read("sequence.heic"));
 }

@@ -13,10 +13,21 @@ pub struct File {
     pub bytes: Vec<u8>,
 }
 
+fn hundred_places(file: &[u8]) -> impl Iterator<Item = usize> {
+    (0..100).map(|part| file.len() * part / 100)
+}
+
 /// Cut at each of a hundred places, a file is an error; with the byte there changed it may be one, and never a panic.
 pub fn cut_and_change(file: &[u8]) {
-    for at in (0..100).map(|part| file.len() * part / 100) {
+    for at in hundred_places(file) {
         assert!(decode(&file[..at], &Limits::default()).is_err(), "cut at {at}, it lacks a part of its picture");
+    }
+    change(file);
+}
+
+/// With a byte changed at each of a hundred places, a file may be an error, and never a panic.
+pub fn change(file: &[u8]) {
+    for at in hundred_places(file) {
         let mut changed = file.to_vec();
         changed[at] ^= 0x55;
         let _ = (decode(&changed, &Limits::default()), info(&changed, &Limits::default()));

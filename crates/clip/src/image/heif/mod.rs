@@ -9,6 +9,7 @@ mod av1;
 #[cfg(feature = "heic")]
 mod hevc;
 mod matrix;
+mod sequence;
 mod transform;
 #[cfg(feature = "avif")]
 mod yuv;
@@ -103,6 +104,8 @@ impl Codec {
 
 pub(crate) fn decode(format: Format, bytes: &[u8], limits: &Limits) -> Result<Picture> {
     let reserve = Reserve::new(container_bytes(bytes))?;
+    let still = sequence::first_still(bytes, format)?;
+    let bytes = still.as_deref().unwrap_or(bytes);
     let container = Container::parse(bytes, format)?;
     let primary = container.describe()?;
     let size = primary.part.size;
@@ -158,7 +161,8 @@ fn straight(format: Format, value: u8, alpha: u8) -> u8 {
 /// What the header says.
 pub(crate) fn header(format: Format, bytes: &[u8]) -> Result<Header> {
     let reserve = Reserve::new(container_bytes(bytes))?;
-    let container = Container::parse(bytes, format)?;
+    let still = sequence::first_still(bytes, format)?;
+    let container = Container::parse(still.as_deref().unwrap_or(bytes), format)?;
     let primary = container.describe()?;
     let taken = container.file.exif(primary.id).ok().flatten().and_then(|block| exif::taken(&block));
     reserve.finish()?;
@@ -173,9 +177,10 @@ pub(crate) fn header(format: Format, bytes: &[u8]) -> Result<Header> {
 }
 
 /// The colour profile of the primary image: an embedded profile takes precedence over code points.
-pub(crate) fn profile(format: Format, bytes: &[u8]) -> Result<Option<Profile<'_>>> {
+pub(crate) fn profile(format: Format, bytes: &[u8]) -> Result<Option<Profile<'static>>> {
     let reserve = Reserve::new(container_bytes(bytes))?;
-    let container = Container::parse(bytes, format)?;
+    let still = sequence::first_still(bytes, format)?;
+    let container = Container::parse(still.as_deref().unwrap_or(bytes), format)?;
     let id = container.file.primary_id;
     let profile = match container.file.icc_profile(id).map_err(|e| container.fail(e))? {
         Some(icc) => Some(Profile::Icc(Cow::Owned(icc.to_vec()))),
@@ -198,6 +203,18 @@ fn container_bytes(bytes: &[u8]) -> usize {
 /// Maximum size of the tables of items. A photo of 200 megapixels in tiles has about 100 kB; the library looks items up
 /// one by one, which can't be interrupted, and takes 0.6 s for 25,000 items (1 MB).
 const LARGEST_TABLES: usize = 1 << 20;
+
+/// # Errors
+/// [`Kind::LimitExceeded`].
+fn check_tables(bytes: &[u8], format: Format) -> Result<()> {
+    let tables = [*b"meta", *b"moov"].map(|name| bmff::longest(bytes, name)).into_iter().max().unwrap_or(0);
+    if tables > LARGEST_TABLES {
+        return Err(Error::new(Kind::LimitExceeded, format!("{} image has too many items", format.name()))
+            .detail(format!("Its tables of items have {tables} bytes; {LARGEST_TABLES} are read."))
+            .hint("Store it in another format, or with fewer pictures in it."));
+    }
+    Ok(())
+}
 
 fn failed(bytes: &[u8], format: Format, error: heifer_isobmff::Error) -> Error {
     use heifer_isobmff::Error as E;
@@ -231,15 +248,7 @@ struct Primary {
 
 impl<'a> Container<'a> {
     fn parse(bytes: &'a [u8], format: Format) -> Result<Self> {
-        let tables = [*b"meta", *b"moov"].map(|name| bmff::longest(bytes, name)).into_iter().max().unwrap_or(0);
-        if tables > LARGEST_TABLES {
-            return Err(Error::new(Kind::LimitExceeded, format!("{} image has too many items", format.name()))
-                .detail(format!("Its tables of items have {tables} bytes; {LARGEST_TABLES} are read."))
-                .hint("Store it in another format, or with fewer pictures in it."));
-        }
-        if bmff::find(bytes, *b"meta").is_none() && bmff::find(bytes, *b"moov").is_some() {
-            return Err(format.unsupported("It holds a sequence without a still picture."));
-        }
+        check_tables(bytes, format)?;
         let file = HeifFile::parse(bytes).map_err(|error| failed(bytes, format, error))?;
         Ok(Self { bytes, file, format })
     }
