@@ -22,19 +22,26 @@ import sys
 import tempfile
 
 import numpy as np
+import pillow_heif
+import pillow_jxl  # noqa: F401, which registers the format
 import tifffile
 from PIL import Image, ImageFile, ImageOps
 
 # What is read, and what is refused by name.
 SUFFIXES = {
+    ".avif",
     ".bmp",
     ".exr",
     ".ff",
     ".gif",
     ".hdr",
+    ".heic",
+    ".heif",
+    ".hif",
     ".ico",
     ".jpeg",
     ".jpg",
+    ".jxl",
     ".pbm",
     ".png",
     ".qoi",
@@ -45,6 +52,7 @@ SUFFIXES = {
 }
 MOST = 2
 Image.MAX_IMAGE_PIXELS = 100_000_000
+pillow_heif.register_heif_opener()
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -110,7 +118,10 @@ def reference(data: bytes, suffix: str) -> tuple[Image.Image | None, str]:
     reasons = []
     for read in readers:
         try:
-            return read(data), ""
+            image = read(data)
+            if 0 in image.size:
+                raise ValueError("no pixels")
+            return image, ""
         except Exception as error:
             reasons.append(f"{type(error).__name__}: {error}")
     return None, "; ".join(reasons)

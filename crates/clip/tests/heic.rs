@@ -72,6 +72,16 @@ fn limits_hold() {
     assert_eq!(error.kind, Kind::Interrupted);
 }
 
+/// Cameras code 33 megapixels in one piece.
+#[test]
+fn a_large_picture_in_one_piece_is_within_the_limits() {
+    let mut file = read("plain.heic");
+    let at = content(&file, b"ispe") + 4;
+    file[at..at + 8].copy_from_slice(&[7008_u32.to_be_bytes(), 4672_u32.to_be_bytes()].concat());
+    let error = decode(&file, &Limits::default()).unwrap_err();
+    assert_eq!(error.detail.as_deref(), Some("Its coded picture is smaller than it says."), "{error}");
+}
+
 static STOP: AtomicBool = AtomicBool::new(false);
 
 #[test]

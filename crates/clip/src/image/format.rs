@@ -92,6 +92,12 @@ pub(crate) fn sniff(bytes: &[u8]) -> Result<Format> {
         "farbfeld"
     } else if matches!(bytes, [b'P', b'1'..=b'7', b' ' | b'\t' | b'\n' | b'\r', ..]) {
         "PNM (PBM, PGM, PPM or PAM)"
+    } else if bytes.get(6..14) == Some(b"HEAPCCDR") {
+        "camera RAW (Canon CRW)"
+    } else if starts(b"\0MRM") {
+        "camera RAW (Minolta MRW)"
+    } else if starts(b"FOVb") {
+        "camera RAW (Sigma X3F)"
     } else if is_tga(bytes) {
         "TGA"
     } else {
@@ -181,6 +187,9 @@ mod tests {
             (b"#?RADIANCE\n", "Radiance"),
             (b"\x76\x2F\x31\x01\x02", "OpenEXR"),
             (b"qoif\0\0", "QOI"),
+            (b"II\x1a\0\0\0HEAPCCDR\x02\0\x01\0", "CRW"),
+            (b"\0MRM\0\x01\x4e\x20", "MRW"),
+            (b"FOVb\x03\0\x02\0", "X3F"),
             (b"P6\n3 3\n255\n", "PNM"),
             (b"\0\0\x02TRUEVISION-XFILE.\0", "TGA"),
             (b"\x28\0\0\0\x10\0\0\0\x10\0\0\0\x01\0\x18\0", "DIB"),

@@ -41,6 +41,12 @@ const MOST_EXTRA: usize = 16;
 /// Pixels of all frames that make up the first picture, for each pixel of it.
 const MOST_LAYERS: u64 = 16;
 
+/// Bytes that decoding takes for each pixel of each channel. Photos took 8.5, as VarDCT of 8 and 16 bits. With 20, one of 21
+/// megapixels exceeded 1 GB.
+const USUAL: u64 = 12;
+/// The same with layers and patches, of which earlier frames are kept: five planes of 32 bits.
+const MOST: u64 = 20;
+
 /// The contents of a file.
 pub(crate) enum Content {
     /// With the profile of its colours, which it lacks itself.
@@ -51,9 +57,11 @@ pub(crate) enum Content {
 pub(crate) fn open(bytes: &[u8], limits: &Limits) -> Result<Content> {
     let head = Head::read(bytes)?;
     limits.check_pixels(head.size)?;
-    let beside = head.decoder_bytes(bytes);
-    let peak = bytes_of(head.size, 3).saturating_add(beside);
+    let picture = bytes_of(head.size, 3);
+    let peak = picture.saturating_add(head.decoder_bytes(bytes, USUAL));
     limits.check_memory("JPEG XL image", head.size, peak)?;
+    // The library counts what it takes, and stops there.
+    let beside = head.decoder_bytes(bytes, MOST).min(limits.max_memory.saturating_sub(picture));
     let gave_up = || Format::Jxl.broken("The decoder gave up on it.");
     run_in_thread(bytes, limits, gave_up, move |bytes, limits| {
         without_panic(gave_up, || {
@@ -132,12 +140,12 @@ impl Head {
         })
     }
 
-    /// Bytes that decoding takes in addition to the picture: five planes of 32 bits for each channel at the peak
-    /// (coefficients, samples, filters), padded to groups, and the file's data in parts.
-    fn decoder_bytes(&self, bytes: &[u8]) -> u64 {
+    /// Bytes that decoding takes in addition to the picture: so many for each pixel of each channel, padded to groups,
+    /// and the file's data in parts.
+    fn decoder_bytes(&self, bytes: &[u8], plane: u64) -> u64 {
         let side = |side: u32| u64::from(side) + 256;
         let pixels = side(self.size.0).saturating_mul(side(self.size.1));
-        pixels.saturating_mul(self.planes * 20).saturating_add(3 * bytes.len() as u64 + (16 << 20))
+        pixels.saturating_mul(self.planes * plane).saturating_add(3 * bytes.len() as u64 + (16 << 20))
     }
 }
 
