@@ -21,6 +21,19 @@ const TEXT: [&str; 6] = ["onnx/text_model", "text_model", "textual/model", "text
 /// One graph for both, or a directory with a single tower: optimum's plain export, Qdrant's, jina-clip-v2.
 const EITHER: [&str; 2] = ["onnx/model", "model"];
 
+/// Names of PyTorch weights in the layouts of Hugging Face, sentence-transformers and open_clip. Weights in several files
+/// have an index beside them.
+const WEIGHTS: [&str; 8] = [
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "0_CLIPModel/model.safetensors",
+    "0_CLIPModel/pytorch_model.bin",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+];
+
 /// The variant that this crate creates from the float32 graphs ([`crate::model::quantize`]).
 pub const AUTO_INT8: &str = "auto-int8";
 
@@ -189,7 +202,11 @@ fn no_graph(spec: &str, name: &str, directory: &Path, variant: Option<&str>) -> 
     );
     let graphs = graphs_in(directory);
     if graphs.is_empty() {
-        return error.detail(looked).hint("Download the ONNX export of the model, with its onnx/ folder.");
+        let hint = "Download the ONNX export of the model, with its onnx/ folder";
+        return error.detail(looked).hint(match how_to_export(directory) {
+            Some(command) => format!("{hint}, or make one: {command}"),
+            None => format!("{hint}."),
+        });
     }
     let stems = || VISION.iter().chain(&TEXT).chain(&EITHER);
     let mut variants: Vec<String> = graphs
@@ -212,6 +229,21 @@ fn no_graph(spec: &str, name: &str, directory: &Path, variant: Option<&str>) -> 
         return error.hint(format!("The model has no variants: use \"{name}\", or add the files of the variant."));
     }
     error.hint(format!("Rename the image tower to {}.onnx and the text tower to {}.onnx.", VISION[0], TEXT[0]))
+}
+
+/// The command that exports the PyTorch weights in a directory, if it has any.
+fn how_to_export(directory: &Path) -> Option<String> {
+    let weights = WEIGHTS.into_iter().find(|file| directory.join(file).is_file())?;
+    if weights.starts_with("open_clip") {
+        return Some(format!("\"{weights}\" is exported with open_clip and torch.onnx.export."));
+    }
+    // optimum knows sentence-transformers' models by this file, and exports both towers of their CLIP under this task.
+    let task = match directory.join("modules.json").is_file() {
+        true => "feature-extraction",
+        false => "zero-shot-image-classification",
+    };
+    let folder = directory.display();
+    Some(format!("optimum-cli export onnx --task {task} --model '{folder}' '{folder}/onnx'"))
 }
 
 /// A list for a message, truncated if long.
@@ -294,6 +326,36 @@ mod tests {
         assert!(error.hint.unwrap().starts_with("Rename the image tower to onnx/vision_model.onnx"));
         let error = Model::find(&[root], "q").unwrap_err();
         assert_eq!(error.hint.as_deref(), Some("Name one of its variants: q:int8."));
+    }
+
+    #[test]
+    fn weights_without_a_graph_name_the_export() {
+        let root = directory(
+            "weights",
+            &[
+                "hf/model.safetensors.index.json",
+                "st/modules.json",
+                "st/0_CLIPModel/pytorch_model.bin",
+                "laion/open_clip_pytorch_model.bin",
+                "none/config.json",
+            ],
+        );
+        let hint = |name: &str| Model::find(std::slice::from_ref(&root), name).unwrap_err().hint.unwrap();
+        let at = |name: &str| root.join(name).display().to_string();
+        assert_eq!(
+            hint("hf"),
+            format!(
+                "Download the ONNX export of the model, with its onnx/ folder, or make one: optimum-cli export onnx \
+                 --task zero-shot-image-classification --model '{0}' '{0}/onnx'",
+                at("hf")
+            )
+        );
+        assert!(hint("st").ends_with(&format!("--task feature-extraction --model '{0}' '{0}/onnx'", at("st"))));
+        assert!(
+            hint("laion")
+                .ends_with("\"open_clip_pytorch_model.bin\" is exported with open_clip and torch.onnx.export.")
+        );
+        assert_eq!(hint("none"), "Download the ONNX export of the model, with its onnx/ folder.");
     }
 
     #[test]
