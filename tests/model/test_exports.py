@@ -20,7 +20,10 @@ import support
 EXPORTS = support.FIXTURES / "exports"
 # Random weights know no colours.
 PATCHES = "quantized-patches"
-COLOURS = "it does not tell red, green and blue squares apart; a correctly exported CLIP does"
+COLOURS = (
+    "it does not tell red, green and blue squares apart; a correctly exported CLIP does: "
+    "compare the preprocessing above with the library's, or export it again"
+)
 
 
 def cases() -> dict[str, dict]:

@@ -148,7 +148,9 @@ impl Embedder {
                 let told = |text: usize, image: usize| image == text || cosines[text][text] > cosines[text][image];
                 if !(0..3).all(|text| (0..3).all(|image| told(text, image))) {
                     wrong.push(
-                        "it does not tell red, green and blue squares apart; a correctly exported CLIP does".to_owned(),
+                        "it does not tell red, green and blue squares apart; a correctly exported CLIP does: \
+                         compare the preprocessing above with the library's, or export it again"
+                            .to_owned(),
                     );
                 }
             }
