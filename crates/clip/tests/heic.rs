@@ -112,7 +112,9 @@ fn what_nothing_stops_is_left_behind() {
 
 #[test]
 fn sequences_have_frames_and_a_turn() {
-    for (file, orientation) in [("sequence", 1), ("sequence_turned", 6), ("sequence_half_turn", 3), ("sequence_inband", 1)] {
+    for (file, orientation) in
+        [("sequence", 1), ("sequence_turned", 6), ("sequence_half_turn", 3), ("sequence_inband", 1)]
+    {
         let header = info(&read(&format!("{file}.heic")), &Limits::default()).unwrap();
         assert_eq!((header.width, header.height, header.frames), (120, 80, 2), "{file}");
         assert_eq!((header.channels, header.bits, header.orientation), (3, 8, orientation), "{file}");
