@@ -64,7 +64,7 @@ fn clip_duplicates(
 /// within the threshold; then it is a duplicate of the nearest one. Matches are therefore not transitive.
 fn duplicates(rows: &Rows, threshold: f64) -> SqlResult<Vec<(usize, usize, f64)>> {
     // Rows within the threshold of each other are always in the same single-linkage group.
-    let labels = agglomerate(rows.view(), threshold, Linkage::Single, guc::threads(), &mut members::check_interrupts())
+    let labels = agglomerate(rows.view(), threshold, Linkage::Single, guc::threads(), &mut members::report_progress())
         .map_err(report)?;
     let reserve = Reserve::new(rows.len() * 256).map_err(report)?;
     let mut originals: Vec<Vec<usize>> = Vec::new();

@@ -274,8 +274,8 @@ pub fn read_each(
     }
 }
 
-/// Checks for interrupts, and reports the progress with the time that the stage has left at its pace so far.
-pub fn check_interrupts() -> impl FnMut(Progress) {
+/// Reports the progress with the time that the stage has left at its pace so far, and checks for interrupts.
+pub fn report_progress() -> impl FnMut(Progress) {
     let mut last = Instant::now();
     let mut stage = ("", 0, last);
     move |progress| {

@@ -13,7 +13,7 @@ use pgrx::prelude::*;
 use crate::cluster::access::{Access, Privilege};
 use crate::cluster::distributed::{Moved, Shards};
 use crate::cluster::maintenance::replace_all;
-use crate::cluster::members::{FETCH, Members, check_interrupts, read, read_each};
+use crate::cluster::members::{FETCH, Members, read, read_each, report_progress};
 use crate::cluster::statements;
 use crate::cluster::tables::Store;
 use crate::guc;
@@ -78,8 +78,8 @@ fn recluster(
         let query = format!("SELECT {vector} FROM {} WHERE {embedding} IS NOT NULL", client.name());
         read(client.cursor_mut(&query)?, |_| Ok(()))
     })?;
-    let labels = agglomerate(rows.view(), members.threshold, linkage, guc::threads(), &mut check_interrupts())
-        .map_err(report)?;
+    let labels =
+        agglomerate(rows.view(), members.threshold, linkage, guc::threads(), &mut report_progress()).map_err(report)?;
 
     // From here on no session writes members, except for those of a distributed table. They are read again, because rows
     // may have changed in the meantime.

@@ -33,9 +33,8 @@ pub struct Slot {
     pub worker: i32,
     /// There is work that no worker has seen yet.
     pub wanted: bool,
-    /// The last worker ended because it had no work, not because of an error or to make room for another database's
-    /// worker.
-    pub at_peace: bool,
+    /// The last worker ended by itself: it had no work, or made room for another database's worker. It had no error.
+    pub ended_well: bool,
     /// The watch whose rows the worker is embedding; 0: none.
     pub in_hand: i64,
     /// Who owns its table.

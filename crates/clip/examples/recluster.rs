@@ -3,7 +3,7 @@
 //!     recluster INPUT.npy THRESHOLD average|single LABELS.npy [THREADS]
 //!
 //! Prints, as JSON: seconds of the clustering, peak resident memory in MiB, number of clusters, longest time between
-//! two calls of `pulse`.
+//! two calls of `on_progress`.
 
 use std::error::Error;
 use std::time::Instant;

@@ -284,7 +284,7 @@ fn bad_input_is_refused() {
     assert_eq!(refused(Array2::zeros((3, 0)), 0.5).element, Some(0));
 }
 
-/// Unwinding out of any pulse leaves nothing behind.
+/// Unwinding out of any on_progress leaves nothing behind.
 #[test]
 fn a_pulse_may_unwind() {
     let rows = clique(6000, 64, 0.6, 11);
@@ -312,7 +312,7 @@ fn computed() -> Duration {
     Duration::from_nanos(times.split_whitespace().next().unwrap().parse().unwrap())
 }
 
-/// 20,000 rows, each pair above the threshold, or half of the pairs: never half a second without a pulse.
+/// 20,000 rows, each pair above the threshold, or half of the pairs: never half a second without a on_progress.
 #[test]
 fn pulses_come_often() {
     let rows = clique(20_000, 32, 0.3, 13);

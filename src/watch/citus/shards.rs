@@ -18,12 +18,12 @@ use crate::watch::setting::{Watch, table_of};
 use crate::watch::shared_memory;
 
 /// A trigger of clip_watch with settings for shards.
-struct Found {
+struct FoundTrigger {
     table: pg_sys::Oid,
     settings: String,
 }
 
-fn find_trigger(client: &mut SpiClient<'_>, trigger: pg_sys::Oid) -> SqlResult<Option<Found>> {
+fn find_trigger(client: &mut SpiClient<'_>, trigger: pg_sys::Oid) -> SqlResult<Option<FoundTrigger>> {
     let query = format!(
         "SELECT t.tgrelid, pg_catalog.convert_from(pg_catalog.substr(t.tgargs, z.n + 1, pg_catalog.length(t.tgargs) - z.n - 1), 'UTF8') \
          FROM pg_catalog.pg_trigger t CROSS JOIN LATERAL (SELECT position(pg_catalog.decode('00', 'hex') IN t.tgargs)) AS z (n) \
@@ -33,7 +33,7 @@ fn find_trigger(client: &mut SpiClient<'_>, trigger: pg_sys::Oid) -> SqlResult<O
     let rows = client.update(&query, Some(1), &[trigger.into()]).map_err(spi)?;
     let Some(row) = rows.into_iter().next() else { return Ok(None) };
     let found = get::<pg_sys::Oid>(&row, 1)?.zip(get::<String>(&row, 2)?);
-    Ok(found.map(|(table, settings)| Found { table, settings }))
+    Ok(found.map(|(table, settings)| FoundTrigger { table, settings }))
 }
 
 /// Stores the settings that a trigger has brought to a shard as the watch of that shard.
@@ -50,7 +50,7 @@ fn adopt(trigger: pg_sys::Oid) -> SqlResult<()> {
         })?
     };
     // A distributed table, or one that a dump has brought to a server without its rows: clip_watch comes to it.
-    let Some((Found { table, settings }, shard)) = found else { return Ok(()) };
+    let Some((FoundTrigger { table, settings }, shard)) = found else { return Ok(()) };
     // Every role may create a trigger where it has the privilege; the settings are the owner's.
     Table::describe(table)?.check_owner()?;
     let (id, is_here, existing, made_by) = as_extension(|client| {

@@ -76,7 +76,7 @@ pub unsafe extern "C-unwind" fn clip_search_worker(database: pg_sys::Datum) {
             Ok(None) => {
                 let mut shared = SHARED.exclusive();
                 if let Some(slot) = slot(&mut shared.slots, database) {
-                    slot.at_peace = true;
+                    slot.ended_well = true;
                 }
                 return;
             }
@@ -94,7 +94,7 @@ pub unsafe extern "C-unwind" fn clip_search_worker(database: pg_sys::Datum) {
             let mut shared = SHARED.exclusive();
             if let Some(slot) = slot(&mut shared.slots, database) {
                 slot.due = worker.due.map_or(0, |due| now() + due.as_micros() as i64);
-                slot.at_peace = true;
+                slot.ended_well = true;
             }
             return;
         }
@@ -158,7 +158,7 @@ unsafe extern "C-unwind" fn at_exit(code: i32, database: pg_sys::Datum) {
         if has_expired() {
             ended_by = slot.in_hand;
             // This table waits; the rows of other tables don't have to.
-            slot.at_peace = true;
+            slot.ended_well = true;
         }
         slot.suspect();
     }

@@ -139,7 +139,7 @@ impl Launcher {
             }
             let mut shared = SHARED.exclusive();
             let slot = shared.slots.iter_mut().find(|slot| slot.database == *database);
-            if slot.as_ref().is_some_and(|slot| slot.at_peace) {
+            if slot.as_ref().is_some_and(|slot| slot.ended_well) {
                 failed.remove(database);
             } else {
                 failed.insert(*database);
@@ -231,7 +231,7 @@ fn start_worker(database: u32) -> Result<DynamicBackgroundWorker, String> {
         let Some(slot) = slot(&mut shared.slots, database) else {
             return Err(format!("{DATABASES} databases have one, and no more can"));
         };
-        (slot.wanted, slot.at_peace) = (true, false);
+        (slot.wanted, slot.ended_well) = (true, false);
     }
     // SAFETY: a variable that is set at the start of the process.
     let me = unsafe { pg_sys::MyProcPid };

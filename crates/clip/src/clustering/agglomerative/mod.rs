@@ -63,7 +63,7 @@ const NONE: u32 = u32::MAX;
 ///
 /// `threads` threads compute the products and access only the vectors; their number does not change the labels. The
 /// time is that of at most n²/2 products of length d, plus some repeated products if groups have more than 64 others
-/// above the threshold. The memory in addition to the rows is about twice the rows' size. `pulse` is called at least
+/// above the threshold. The memory in addition to the rows is about twice the rows' size. `on_progress` is called at least
 /// about every 0.1 s and may unwind.
 ///
 /// # Errors
@@ -74,7 +74,7 @@ pub fn agglomerate(
     threshold: f64,
     linkage: Linkage,
     threads: usize,
-    pulse: &mut dyn FnMut(Progress),
+    on_progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<u32>> {
     if !(threshold > -1.0 && threshold <= 1.0) {
         return Err(Error::new(Kind::InvalidInput, format!("threshold {threshold} is not a cosine in (-1, 1]")));
@@ -83,7 +83,7 @@ pub fn agglomerate(
         return Err(Error::new(Kind::LimitExceeded, format!("{} rows are too many to cluster", rows.nrows())));
     }
     let reserve = Reserve::new(bytes_of(rows.nrows(), rows.ncols(), threads))?;
-    let mut clock = Clock { pulse, last: Instant::now() };
+    let mut clock = Clock { on_progress, last: Instant::now() };
     let rows = rows.as_standard_layout();
     let (points, point_of_row) = Points::read(rows.view(), &mut clock)?;
     let cut = threshold - ROUNDING;

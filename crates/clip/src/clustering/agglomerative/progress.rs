@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-const PULSE: Duration = Duration::from_millis(20);
+const INTERVAL: Duration = Duration::from_millis(20);
 
 /// The progress of the work. `done` and `total` count within `stage`; a stage can occur again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,14 +15,14 @@ pub struct Progress {
 
 /// Calls back at regular intervals, in any stage of the work.
 pub(super) struct Clock<'a> {
-    pub(super) pulse: &'a mut dyn FnMut(Progress),
+    pub(super) on_progress: &'a mut dyn FnMut(Progress),
     pub(super) last: Instant,
 }
 
 impl Clock<'_> {
     pub(super) fn tick(&mut self, stage: &'static str, done: usize, total: usize) {
-        if self.last.elapsed() >= PULSE {
-            (self.pulse)(Progress { stage, done: done as u64, total: total as u64 });
+        if self.last.elapsed() >= INTERVAL {
+            (self.on_progress)(Progress { stage, done: done as u64, total: total as u64 });
             self.last = Instant::now();
         }
     }

@@ -25,8 +25,8 @@ fn vectors(n: usize, width: usize, axes: usize, off: f64) -> Array2<f32> {
 
 #[test]
 fn sketches_bound_products() {
-    let mut pulse = |_| ();
-    let mut clock = Clock { pulse: &mut pulse, last: Instant::now() };
+    let mut on_progress = |_| ();
+    let mut clock = Clock { on_progress: &mut on_progress, last: Instant::now() };
     // 40 columns of 5 axes: a part of the basis stays empty.
     for (axes, off) in [(5, 0.0), (5, 0.01), (60, 0.2), (200, 1.0)] {
         let rows = vectors(300, 160, axes, off);
@@ -44,8 +44,8 @@ fn sketches_bound_products() {
 
 #[test]
 fn sketches_are_made_where_they_help() {
-    let mut pulse = |_| ();
-    let mut clock = Clock { pulse: &mut pulse, last: Instant::now() };
+    let mut on_progress = |_| ();
+    let mut clock = Clock { on_progress: &mut on_progress, last: Instant::now() };
     let few = vectors(4000, 160, 20, 0.01);
     assert!(Sketch::plan(few.view(), 4000, 0.8, &mut clock).is_some());
     assert!(Sketch::plan(few.view(), 100, 0.8, &mut clock).is_none(), "too few pairs to be worth it");
