@@ -267,11 +267,11 @@ fn an_interrupted_call_leaves_no_remarks() {
     let texts = ["short", "short too", long.as_str(), "never reached"];
     let mut pulses = 0;
     let interrupted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let mut on_progress = || {
+        let mut check = || {
             pulses += 1;
             assert!(pulses < 4, "cancelled");
         };
-        clip.embed_texts(&texts, true, &mut on_progress).is_ok()
+        clip.embed_texts(&texts, true, &mut check).is_ok()
     }));
     assert!(interrupted.is_err());
     assert_eq!(clip.embed_texts(&["short"], true, &mut || ()).unwrap().len(), 1);
