@@ -72,6 +72,9 @@ GOOD_REASONS = (
     # Debian's packages have contrib; a server from a wheel has not, and only `make matrix` uses one.
     "this server has no postgres_fdw (contrib)",
     "the server has no dblink",
+    "the server has no pg_stat_statements",
+    "the server was built without ICU",
+    "an assertion of PostgreSQL 18 fails",
     # As root, where a container has not the privilege.
     "mounting needs root",
     "giving files to another user needs root",

@@ -229,6 +229,9 @@ def make(folder: pathlib.Path) -> dict[str, tuple[str, bool]]:
 def embedded(program: str, options: list[str], folder: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
     out = folder.with_suffix(".csv")
     done = subprocess.run([program, str(folder), "-o", str(out), *options], capture_output=True, text=True, check=False)
+    # 3: some files are refused, which the caller counts.
+    if done.returncode not in (0, 3):
+        raise SystemExit(done.stderr)
     with out.open(newline="") as file:
         rows = {
             pathlib.Path(row["key"]).stem: np.array(row["embedding"][1:-1].split(","), np.float64)

@@ -521,6 +521,22 @@ def test_a_directory_that_cannot_be_read(pg_program) -> None:
             out.chmod(0o700)
 
 
+def test_an_empty_variable_counts_as_not_set(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    shutil.copy(PHOTOS / "cat.jpg", folder)
+    # As make exports variables that nobody has set. The server's pg_config is the one that PATH finds.
+    pg_bin = pathlib.Path(os.environ["PG_CONFIG"]).parent if os.environ.get("PG_CONFIG") else None
+    found = {"PATH": f"{pg_bin}:{os.environ['PATH']}"} if pg_bin else {}
+    done = subprocess.run(
+        command(folder, "-o", tmp_path / "v.csv"),
+        capture_output=True,
+        text=True,
+        env={**os.environ, **found, "PG_CONFIG": "", "ORT_DYLIB_PATH": ""},
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_help_fits_a_terminal() -> None:
     for columns, most in ((80, 80), (200, 100)):
         done = subprocess.run(

@@ -36,6 +36,9 @@ WATCHES = "SELECT relation, embedding, active, queued, pending, failed FROM clip
 @pytest.fixture(scope="module")
 def own(bindir: pathlib.Path) -> Iterator[Server]:
     """A server with a table of each mode, of which one has a failed row, and the role of the exporter."""
+    with support.connect("postgres") as db:
+        if not value(db, "SELECT count(*) FROM pg_available_extensions WHERE name = 'pg_stat_statements'"):
+            pytest.skip("the server has no pg_stat_statements")
     settings = {
         "shared_preload_libraries": "clip_search,pg_stat_statements",
         "track_functions": "all",

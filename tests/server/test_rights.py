@@ -72,6 +72,10 @@ CALLS = (
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_table_s_code_runs_as_its_owner(database: support.Database, eve: str, kind: str) -> None:
     with database.connect(user=eve) as db:
+        asserts = value(db, "SHOW debug_assertions") == "on"
+        if kind == "a domain" and asserts and db.info.server_version >= 180000:
+            # lookup_type_cache, typcache.c, as of 18.6; with no extension. Without assertions nothing comes of it.
+            pytest.skip("an assertion of PostgreSQL 18 fails where a domain's check ends a subtransaction")
         db.execute(f"SELECT clip_create_collection('eve', 0.9, members => '{eve}.t', labels => 'tags')")
         db.execute("SET client_min_messages = warning")
         db.execute(f"SELECT clip_watch('{eve}.t', 'body', embedding => 'other')")

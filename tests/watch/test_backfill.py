@@ -149,11 +149,11 @@ def test_failures_are_tried_again_by_kind(db):
 
 def test_sources_are_compared_by_their_bytes(database, db):
     """A text that its collation takes for equal to what is being embedded is another text."""
-    if not value(db, "SELECT count(*) FROM pg_collation WHERE collprovider = 'i'"):
+    create = "CREATE COLLATION IF NOT EXISTS punctuation_blind (provider = icu, locale = 'und-u-ka-shifted', deterministic = false)"
+    try:
+        db.execute(create)
+    except psycopg.errors.FeatureNotSupported:
         pytest.skip("the server was built without ICU, as make matrix builds them: only its collations can be so")
-    db.execute(
-        "CREATE COLLATION IF NOT EXISTS punctuation_blind (provider = icu, locale = 'und-u-ka-shifted', deterministic = false)"
-    )
     db.execute("CREATE TABLE note (id int PRIMARY KEY, image bytea, body text COLLATE punctuation_blind)")
     db.execute("SELECT clip_watch('note', 'image', text_source => 'body', mode => 'queued')")
     photos = list(PHOTOS.values())

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use clap::Parser;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clip::embedder::Embedder;
 use clip::image::Limits;
 use clip::model::{Model, cache_directory};
@@ -84,10 +85,10 @@ struct Arguments {
     #[arg(long, value_name = "PATH")]
     model_path: Option<String>,
     /// Path of libonnxruntime [default: the library that "make install" puts beside the extension].
-    #[arg(long, value_name = "FILE", env = "ORT_DYLIB_PATH", hide_env_values = true)]
+    #[arg(long, value_name = "FILE", env = "ORT_DYLIB_PATH", hide_env_values = true, value_parser = path())]
     onnxruntime: Option<PathBuf>,
     /// The pg_config that tells where models and libonnxruntime are installed.
-    #[arg(long, value_name = "PROGRAM", env = "PG_CONFIG", hide_env_values = true, default_value = "pg_config")]
+    #[arg(long, value_name = "PROGRAM", env = "PG_CONFIG", hide_env_values = true, default_value = "pg_config", value_parser = path())]
     pg_config: PathBuf,
     /// Directory for optimized copies of models; the variant NAME:auto-int8 needs one [default: none].
     #[arg(long, value_name = "DIRECTORY")]
@@ -127,10 +128,10 @@ struct Check {
     /// Directory of the model, optionally with a variant: DIRECTORY:variant.
     directory: PathBuf,
     /// Path of libonnxruntime [default: the library that "make install" puts beside the extension].
-    #[arg(long, value_name = "FILE", env = "ORT_DYLIB_PATH", hide_env_values = true)]
+    #[arg(long, value_name = "FILE", env = "ORT_DYLIB_PATH", hide_env_values = true, value_parser = path())]
     onnxruntime: Option<PathBuf>,
     /// The pg_config that tells where libonnxruntime is installed.
-    #[arg(long, value_name = "PROGRAM", env = "PG_CONFIG", hide_env_values = true, default_value = "pg_config")]
+    #[arg(long, value_name = "PROGRAM", env = "PG_CONFIG", hide_env_values = true, default_value = "pg_config", value_parser = path())]
     pg_config: PathBuf,
 }
 
@@ -380,9 +381,15 @@ fn digest(model: &Model) -> clip::Result<String> {
     Ok(format!("{:x}", state.finalize()))
 }
 
+/// A path that may be empty. A variable of the environment that is set and empty counts as one that is not set; the usual parser
+/// of paths refuses it.
+fn path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
 /// The path of libonnxruntime.
 fn library(given: Option<&PathBuf>, pg_config: &Path) -> clip::Result<PathBuf> {
-    match given {
+    match given.filter(|path| !path.as_os_str().is_empty()) {
         Some(path) => Ok(path.clone()),
         None => installed(pg_config, "--pkglibdir", "clip_search/libonnxruntime.so", PACKAGED_LIBRARY, "--onnxruntime"),
     }
@@ -390,6 +397,7 @@ fn library(given: Option<&PathBuf>, pg_config: &Path) -> clip::Result<PathBuf> {
 
 /// A file installed below a directory of the server, or by the Debian packages, which need no pg_config.
 fn installed(program: &Path, which: &str, below: &str, packaged: &str, option: &str) -> clip::Result<PathBuf> {
+    let program = if program.as_os_str().is_empty() { Path::new("pg_config") } else { program };
     let failed = |why: String| {
         if Path::new(packaged).exists() {
             return Ok(PathBuf::from(packaged));
