@@ -141,23 +141,62 @@ unsafe extern "C-unwind" fn on_utility(
     // arguments of this call.
     unsafe {
         if OPEN.get() > 0 {
-            refuse_utility((*(*statement).utilityStmt).type_);
+            refuse_utility((*statement).utilityStmt);
         }
         let next = NEXT_UTILITY.get().copied().flatten().unwrap_or(standard_utility);
         next(statement, text, read_only, context, parameters, environment, receiver, completion);
     }
 }
 
+/// # Safety
+/// A utility statement.
 #[pg_guard]
-unsafe extern "C-unwind" fn refuse_utility(kind: pg_sys::NodeTag) {
+unsafe extern "C-unwind" fn refuse_utility(statement: *mut pg_sys::Node) {
+    // SAFETY: the caller's.
+    let kind = unsafe { (*statement).type_ };
     let command = match kind {
         // Only the caller may decide whether its deferred constraints are checked now or at the end.
         pg_sys::NodeTag::T_ConstraintsSetStmt => "SET CONSTRAINTS",
         pg_sys::NodeTag::T_LoadStmt => "LOAD",
-        _ => return,
+        _ => {
+            // SAFETY: as above.
+            if is_restricted() && unsafe { creates_in_session(statement) } {
+                refusal("create temporary functions, operators and other objects")
+                    .set_hint("The session would find them by name, and run them as its own.")
+                    .report(PgLogLevel::ERROR);
+            }
+            return;
+        }
     };
     if is_restricted() {
         refusal(&format!("execute {command}")).report(PgLogLevel::ERROR);
+    }
+}
+
+/// Whether a statement creates something in the session's temporary schema that PostgreSQL itself allows there: an overload of
+/// a function of the caller's own could take its calls. PostgreSQL refuses tables, types and moves into that schema.
+///
+/// # Safety
+/// A utility statement.
+unsafe fn creates_in_session(statement: *mut pg_sys::Node) -> bool {
+    // SAFETY: a statement has the type that its tag names, and a list of strings as its name, or none.
+    unsafe {
+        let name = match (*statement).type_ {
+            pg_sys::NodeTag::T_CreateFunctionStmt => (*statement.cast::<pg_sys::CreateFunctionStmt>()).funcname,
+            pg_sys::NodeTag::T_DefineStmt => (*statement.cast::<pg_sys::DefineStmt>()).defnames,
+            pg_sys::NodeTag::T_CreateConversionStmt => {
+                (*statement.cast::<pg_sys::CreateConversionStmt>()).conversion_name
+            }
+            pg_sys::NodeTag::T_CreateStatsStmt => (*statement.cast::<pg_sys::CreateStatsStmt>()).defnames,
+            pg_sys::NodeTag::T_CreateOpClassStmt => (*statement.cast::<pg_sys::CreateOpClassStmt>()).opclassname,
+            pg_sys::NodeTag::T_CreateOpFamilyStmt => (*statement.cast::<pg_sys::CreateOpFamilyStmt>()).opfamilyname,
+            _ => return false,
+        };
+        if name.is_null() {
+            return false;
+        }
+        let mut object = std::ptr::null_mut();
+        pg_sys::isTempNamespace(pg_sys::QualifiedNameGetCreationNamespace(name, &raw mut object))
     }
 }
 

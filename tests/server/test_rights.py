@@ -157,6 +157,15 @@ def test_nothing_is_left_in_the_session(database: support.Database, eve: str) ->
         "CREATE TEMP TABLE bait (i int)",
         "EXECUTE 'DECLARE bait CURSOR WITH HOLD FOR SELECT 1'",
         "EXECUTE 'DISCARD ALL'",
+        # What the session's own calls would find.
+        "CREATE FUNCTION pg_temp.bait(int) RETURNS int LANGUAGE sql RETURN 1",
+        "CREATE PROCEDURE pg_temp.bait() LANGUAGE sql AS 'SELECT 1'",
+        "PERFORM set_config('search_path', 'pg_temp', true); CREATE FUNCTION bait(int) RETURNS int LANGUAGE sql RETURN 1",
+        "CREATE AGGREGATE pg_temp.bait (int) (SFUNC = int4pl, STYPE = int)",
+        "CREATE OPERATOR pg_temp.=== (FUNCTION = int4eq, LEFTARG = int, RIGHTARG = int)",
+        'CREATE COLLATION pg_temp.bait FROM "C"',
+        "CREATE CONVERSION pg_temp.bait FOR 'LATIN1' TO 'UTF8' FROM iso8859_1_to_utf8",
+        "CREATE TEXT SEARCH DICTIONARY pg_temp.bait (TEMPLATE = simple)",
     ],
 )
 def test_what_would_outlast_the_call_is_refused(database: support.Database, eve: str, statement: str) -> None:

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use clip::Kind;
 use clip::image::info::info;
+use clip::image::thumbnail::{Format, thumbnail};
 use clip::image::{Limits, decode};
 use image::RgbImage;
 use serde_json::Value;
@@ -70,6 +71,72 @@ fn limits_hold() {
     assert_eq!((error.kind, error.message.as_str()), (Kind::LimitExceeded, "HEIC image needs too much memory"));
     let error = decode(&file, &Limits { interrupted: || true, ..Limits::default() }).unwrap_err();
     assert_eq!(error.kind, Kind::Interrupted);
+}
+
+/// The decoder's configuration and the first picture of sequence.heic, and the properties of an item that has it.
+fn coded() -> (Vec<u8>, Vec<Vec<u8>>) {
+    let file = read("sequence.heic");
+    let number = |at: usize| u32::from_be_bytes(*file[at..].first_chunk().unwrap()) as usize;
+    let whole = |name: &[u8]| {
+        let at = content(&file, name) - 8;
+        file[at..at + number(at)].to_vec()
+    };
+    let size = files::boxed(b"ispe", &[[0; 4], 120_u32.to_be_bytes(), 80_u32.to_be_bytes()].concat());
+    let (offset, sizes) = (number(content(&file, b"stco") + 8), content(&file, b"stsz"));
+    let sample = file[offset..offset + number(sizes + 12)].to_vec();
+    (sample, vec![size, whole(b"hvcC"), whole(b"colr")])
+}
+
+/// A grid of one tile, which is made of the grid.
+#[test]
+fn tiles_that_form_a_circle_end() {
+    let (sample, properties) = coded();
+    let grid = [0, 0, 0, 0, 0, 120, 0, 80];
+    let items: [(&[u8; 4], &[u8]); 2] = [(b"grid", &grid), (b"hvc1", &sample)];
+    let file = files::heif(&items, &[(b"dimg", 1, &[2]), (b"dimg", 2, &[1])], &properties);
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let made = thumbnail(&file, 64, Format::Png, &Limits::default()).map(drop);
+        let _ =
+            sender.send((made, info(&file, &Limits::default()).map(drop), decode(&file, &Limits::default()).map(drop)));
+    });
+    let ended = receiver.recv_timeout(Duration::from_secs(20)).expect("an end");
+    assert!(matches!(ended, (Ok(()), Ok(()), Ok(()))), "{ended:?}");
+}
+
+/// The decoder keeps a record of each piece, which may be one byte.
+#[test]
+fn a_picture_of_countless_pieces_is_broken() {
+    let (_, mut properties) = coded();
+    // The length of a piece in one byte.
+    properties[1][8 + 21] &= 0xFC;
+    let file = files::heif(&[(b"hvc1", &vec![0; 1 << 20])], &[], &properties);
+    let error = decode(&file, &Limits::default()).unwrap_err();
+    assert_eq!(error.detail.as_deref(), Some("Its coded picture is in more than 4096 pieces."), "{error}");
+}
+
+/// Coded data among the tables do not count as tables.
+#[test]
+fn a_first_picture_of_any_size_is_read() {
+    let (sample, properties) = coded();
+    // With a message of 256 kB behind the slices (a suffix SEI, type 40).
+    let message = [(1_u32 << 18).to_be_bytes().as_slice(), &[80, 1], &vec![0x80; (1 << 18) - 2]].concat();
+    let padded = [sample, message].concat();
+    let file = files::heif(&[(b"hvc1", &padded)], &[], &properties);
+    assert_eq!(decode(&file, &Limits::default()).unwrap().size, (120, 80));
+}
+
+/// What is looked up one by one has a limit: here references that say nothing.
+#[test]
+fn tables_have_a_limit() {
+    let (sample, properties) = coded();
+    let with = |count: usize| {
+        let references: Vec<(&[u8; 4], u16, &[u16])> = vec![(b"auxl", 1, &[1]); count];
+        files::heif(&[(b"hvc1", sample.as_slice())], &references, &properties)
+    };
+    assert!(decode(&with(500), &Limits::default()).is_ok());
+    let error = decode(&with(10_000), &Limits::default()).unwrap_err();
+    assert_eq!((error.kind, error.message.as_str()), (Kind::LimitExceeded, "HEIC image has too many items"));
 }
 
 /// Cameras code 33 megapixels in one piece.

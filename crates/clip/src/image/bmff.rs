@@ -27,20 +27,17 @@ pub(crate) fn find(bytes: &[u8], name: [u8; 4]) -> Option<&[u8]> {
     boxes(bytes).find(|(found, _)| *found == name).map(|(_, content)| content)
 }
 
-/// The length of the longest box of a name.
-#[cfg(any(feature = "heic", feature = "avif"))]
-pub(crate) fn longest(bytes: &[u8], name: [u8; 4]) -> usize {
-    boxes(bytes).filter(|(found, _)| *found == name).map(|(_, content)| content.len()).max().unwrap_or(0)
-}
-
 /// Pictures of a sequence: the samples of the first track that has any.
 #[cfg(any(feature = "heic", feature = "avif"))]
 pub(crate) fn sequence_frames(bytes: &[u8]) -> Option<u32> {
     let movie = find(bytes, *b"moov")?;
     boxes(movie).filter(|(name, _)| name == b"trak").find_map(|(_, track)| {
         let table = [*b"mdia", *b"minf", *b"stbl"].into_iter().try_fold(track, find)?;
-        // Version and flags, the common size of all samples, and their number.
-        Some(u32::from_be_bytes(*find(table, *b"stsz")?.get(8..)?.first_chunk()?))
+        // Version and flags, the common size of all samples, or 0 where each has its own, and their number.
+        let sizes = find(table, *b"stsz")?;
+        let number = |at: usize| Some(u32::from_be_bytes(*sizes.get(at..)?.first_chunk()?));
+        let most = if number(4)? == 0 { (sizes.len() - 8) / 4 } else { bytes.len() };
+        Some(number(8)?.min(u32::try_from(most).unwrap_or(u32::MAX)))
     })
 }
 

@@ -190,8 +190,50 @@ pub fn progressive(width: u16, height: u16, scans: usize) -> Vec<u8> {
     bytes
 }
 
-fn boxed(name: &[u8; 4], content: &[u8]) -> Vec<u8> {
+pub fn boxed(name: &[u8; 4], content: &[u8]) -> Vec<u8> {
     [&(content.len() as u32 + 8).to_be_bytes(), name.as_slice(), content].concat()
+}
+
+/// A HEIF of these items, of which the first is the primary one: type and data. All have all the properties, which are boxes;
+/// references are a kind, an item, counted from 1, and others.
+pub fn heif(items: &[(&[u8; 4], &[u8])], references: &[(&[u8; 4], u16, &[u16])], properties: &[Vec<u8>]) -> Vec<u8> {
+    let count = (items.len() as u16).to_be_bytes();
+    let ids = || (1..=items.len() as u16).map(u16::to_be_bytes);
+    let mut infos = [[0; 4].as_slice(), &count].concat();
+    let mut places = [[1, 0, 0, 0, 0x44, 0].as_slice(), &count].concat();
+    let mut owned = [[0; 6].as_slice(), &count].concat();
+    let mut start = 0;
+    for (id, (kind, data)) in ids().zip(items) {
+        infos.extend(boxed(b"infe", &[&[2, 0, 0, 0], id.as_slice(), &[0, 0], *kind, &[0]].concat()));
+        let length = data.len() as u32;
+        places.extend([&id, [0, 1, 0, 0, 0, 1].as_slice(), &u32::to_be_bytes(start), &length.to_be_bytes()].concat());
+        owned.extend(
+            [&id, [properties.len() as u8].as_slice(), &(1..=properties.len() as u8).collect::<Vec<_>>()].concat(),
+        );
+        start += length;
+    }
+    let mut refers = vec![0; 4];
+    for (kind, from, to) in references {
+        let to: Vec<u8> = [(to.len() as u16).to_be_bytes()]
+            .into_iter()
+            .chain(to.iter().map(|id| id.to_be_bytes()))
+            .flatten()
+            .collect();
+        refers.extend(boxed(kind, &[&from.to_be_bytes(), to.as_slice()].concat()));
+    }
+    let data: Vec<u8> = items.iter().flat_map(|(_, data)| *data).copied().collect();
+    let meta = [
+        vec![0; 4],
+        boxed(b"hdlr", &[[0; 8].as_slice(), b"pict", &[0; 13]].concat()),
+        boxed(b"pitm", &[0, 0, 0, 0, 0, 1]),
+        boxed(b"iinf", &infos),
+        boxed(b"iloc", &places),
+        boxed(b"iref", &refers),
+        boxed(b"iprp", &[boxed(b"ipco", &properties.concat()), boxed(b"ipma", &owned)].concat()),
+        boxed(b"idat", &data),
+    ]
+    .concat();
+    [boxed(b"ftyp", b"heic\0\0\0\0mif1heic"), boxed(b"meta", &meta)].concat()
 }
 
 /// Camera RAW with this preview: a DNG, a RAF, and a CR3 that has it twice.

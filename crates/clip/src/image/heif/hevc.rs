@@ -20,6 +20,8 @@ use crate::memory::Reserve;
 /// times where the picture is filtered and cropped; with a copy of one plane and the data of blocks of 4 × 4 it is 22 at
 /// most. Noise took 7. With 40, the pictures of 33 megapixels that cameras code in one piece exceeded 1 GB.
 pub(super) const CODED: u64 = 24;
+/// NAL units of a coded picture, which has at most 600 slices (H.265, table A.8), and some messages.
+const MOST_UNITS: usize = 4096;
 /// What libheif widens limited range by: 255 over 219 and over 224, to within 0.4 %.
 const LUMA_SCALE: f32 = 1.1689;
 const CHROMA_SCALE: f32 = 1.1429;
@@ -62,10 +64,32 @@ fn frame(bytes: &[u8], file: &HeifFile<'_>, format: Format, id: ItemId, beside: 
     let reserve = Reserve::new(usize::try_from(beside).map_err(|_| Error::out_of_memory(usize::MAX))?)?;
     let fail = |error| failed(bytes, format, error);
     let options = decoder::DecodeOptions { max_pixels: beside / CODED, ..Default::default() };
+    if units(file, id).map_err(|e| fail(e.into()))? > MOST_UNITS {
+        return Err(format.broken(format!("Its coded picture is in more than {MOST_UNITS} pieces.")));
+    }
     let stream = file.hevc_bitstream(id).map_err(|e| fail(e.into()))?;
     let frame = decoder::decode_picture(&stream, options).map_err(|e| fail(e.into()))?;
     reserve.finish()?;
     Ok(frame)
+}
+
+/// How many NAL units a coded picture consists of, as far as they count. The decoder keeps a record of each, which for one of no
+/// bytes is twenty times as large as the unit.
+fn units(file: &HeifFile<'_>, id: ItemId) -> std::result::Result<usize, heifer_isobmff::Error> {
+    let size = file.hevc_config(id)?.map_or(4, |config| usize::from(config.nal_length_size));
+    let data = file.item_data(id)?;
+    let (mut rest, mut count) = (&*data, 0);
+    while count <= MOST_UNITS
+        && let Some((length, tail)) = rest.split_at_checked(size)
+        && let length = length.iter().fold(0_usize, |sum, byte| sum << 8 | usize::from(*byte))
+        && let Some(next) = tail.get(length..)
+    {
+        (rest, count) = (next, count + 1);
+        if rest.is_empty() {
+            break;
+        }
+    }
+    Ok(count)
 }
 
 fn failed(bytes: &[u8], format: Format, error: heifer::Error) -> Error {
@@ -166,8 +190,7 @@ impl Converted {
         })
     }
 
-    /// A sample between the nearest ones of a smaller plane, 3 to 1. At the ends of a picture whose chroma has half its rows,
-    /// libheif takes the samples half as far from the corner, which is a fault of one row or column.
+    /// A sample between the nearest ones of a smaller plane, 3 to 1.
     fn smooth(&self, plane: usize, part: Part, x: usize, y: usize) -> u16 {
         let halved_rows = self.frame.chroma_format == 1;
         let (left, top) = (part.left as usize / 2, part.top as usize / if halved_rows { 2 } else { 1 });
@@ -190,8 +213,8 @@ impl Converted {
         let (end_y, y, down) = place(y, part.top, part.size.1);
         match (end_x, end_y) {
             (Some(x), Some(y)) => at(x, y) as u16,
-            (None, Some(y)) => pair(at(x / 2, y), at(x / 2 + 1, y), across),
-            (Some(x), None) => pair(at(x, y / 2), at(x, y / 2 + 1), down),
+            (None, Some(y)) => pair(at(x, y), at(x + 1, y), across),
+            (Some(x), None) => pair(at(x, y), at(x, y + 1), down),
             (None, None) => {
                 let row = |y| at(x, y) * across[0] + at(x + 1, y) * across[1];
                 ((row(y) * down[0] + row(y + 1) * down[1] + 8) / 16) as u16
