@@ -500,6 +500,10 @@ def test_an_owner_s_own_session_is_as_free_as_before(database: support.Database,
 def test_a_caller_s_cursors_are_out_of_reach(database: support.Database, eve: str) -> None:
     """PL/pgSQL fetches, closes and opens cursors of the session in a security-restricted operation, too."""
     with database.connect(user=eve) as db:
+        major, minor = divmod(db.info.server_version, 10000)
+        if minor < {15: 14, 16: 10, 17: 6}.get(major, 0):
+            # pg_cursor, portalmem.c: a cursor has no text before its query is planned, with no extension, either.
+            pytest.skip("pg_cursors crashes older servers while a cursor is being planned")
         db.execute("SET client_min_messages = warning")
         db.execute(f"""
             CREATE FUNCTION {eve}.take(name text) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
