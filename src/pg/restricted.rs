@@ -152,25 +152,22 @@ unsafe extern "C-unwind" fn on_utility(
 /// A utility statement.
 #[pg_guard]
 unsafe extern "C-unwind" fn refuse_utility(statement: *mut pg_sys::Node) {
-    // SAFETY: the caller's.
-    let kind = unsafe { (*statement).type_ };
-    let command = match kind {
-        // Only the caller may decide whether its deferred constraints are checked now or at the end.
-        pg_sys::NodeTag::T_ConstraintsSetStmt => "SET CONSTRAINTS",
-        pg_sys::NodeTag::T_LoadStmt => "LOAD",
-        _ => {
-            // SAFETY: as above.
-            if is_restricted() && unsafe { creates_in_session(statement) } {
-                refusal("create temporary functions, operators and other objects")
-                    .set_hint("The session would find them by name, and run them as its own.")
-                    .report(PgLogLevel::ERROR);
-            }
-            return;
-        }
-    };
-    if is_restricted() {
-        refusal(&format!("execute {command}")).report(PgLogLevel::ERROR);
+    if !is_restricted() {
+        return;
     }
+    // SAFETY: the caller's.
+    let refused = match unsafe { (*statement).type_ } {
+        // Only the caller may decide whether its deferred constraints are checked now or at the end.
+        pg_sys::NodeTag::T_ConstraintsSetStmt => refusal("execute SET CONSTRAINTS"),
+        pg_sys::NodeTag::T_LoadStmt => refusal("execute LOAD"),
+        // SAFETY: as above.
+        _ if unsafe { creates_in_session(statement) } => {
+            refusal("create temporary functions, operators and other objects")
+                .set_hint("The session would find them by name, and run them as its own.")
+        }
+        _ => return,
+    };
+    refused.report(PgLogLevel::ERROR);
 }
 
 /// Whether a statement creates something in the session's temporary schema that PostgreSQL itself allows there: an overload of

@@ -284,9 +284,9 @@ fn bad_input_is_refused() {
     assert_eq!(refused(Array2::zeros((3, 0)), 0.5).element, Some(0));
 }
 
-/// Unwinding out of any on_progress leaves nothing behind.
+/// Unwinding out of any report of the progress leaves nothing behind.
 #[test]
-fn a_pulse_may_unwind() {
+fn a_report_may_unwind() {
     let rows = clique(6000, 64, 0.6, 11);
     let mut stages = Vec::new();
     let expected = agglomerate(rows.view(), 0.735, Linkage::Average, 1, &mut |p| stages.push(p.stage)).unwrap();
@@ -312,15 +312,15 @@ fn computed() -> Duration {
     Duration::from_nanos(times.split_whitespace().next().unwrap().parse().unwrap())
 }
 
-/// 20,000 rows, each pair above the threshold, or half of the pairs: never half a second without a on_progress.
+/// 20,000 rows, each pair above the threshold, or half of the pairs: never half a second without a report of the progress.
 #[test]
-fn pulses_come_often() {
+fn reports_come_often() {
     let rows = clique(20_000, 32, 0.3, 13);
     for (linkage, threshold) in [(Linkage::Average, 0.5), (Linkage::Average, 0.917), (Linkage::Single, 0.5)] {
         let (mut last, mut before) = (Instant::now(), computed());
         let mut longest = Duration::ZERO;
         let mut gap = |at: Option<Progress>| {
-            // Most pulses come after less than this.
+            // Most reports come after less than this.
             if last.elapsed() > Duration::from_millis(20) {
                 let now = computed();
                 longest = longest.max(now - before);

@@ -265,11 +265,11 @@ fn an_interrupted_call_leaves_no_remarks() {
     let mut clip = clip_mini();
     let long = "word ".repeat(200);
     let texts = ["short", "short too", long.as_str(), "never reached"];
-    let mut pulses = 0;
+    let mut checks = 0;
     let interrupted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let mut check = || {
-            pulses += 1;
-            assert!(pulses < 4, "cancelled");
+            checks += 1;
+            assert!(checks < 4, "cancelled");
         };
         clip.embed_texts(&texts, true, &mut check).is_ok()
     }));
