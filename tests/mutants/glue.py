@@ -278,7 +278,7 @@ MUTATIONS = [
     Mutation(
         "an owner's code sets the caller's constraints",
         "src/pg/restricted.rs",
-        '        pg_sys::NodeTag::T_ConstraintsSetStmt => "SET CONSTRAINTS",\n',
+        '        pg_sys::NodeTag::T_ConstraintsSetStmt => refusal("execute SET CONSTRAINTS"),\n',
         "",
         "tests/server/test_rights.py::test_what_would_outlast_the_call_is_refused",
     ),
