@@ -139,6 +139,40 @@ fn tables_have_a_limit() {
     assert_eq!((error.kind, error.message.as_str()), (Kind::LimitExceeded, "HEIC image has too many items"));
 }
 
+/// EXIF with the time at which a picture was taken, as an item has it: behind the offset of its beginning.
+fn exif(date: &[u8; 20]) -> Vec<u8> {
+    let entry = |tag: u16, kind: u16, count: u32, value: u32| {
+        [
+            &1u16.to_le_bytes(),
+            &tag.to_le_bytes(),
+            &kind.to_le_bytes(),
+            count.to_le_bytes().as_slice(),
+            &value.to_le_bytes(),
+            &[0; 4],
+        ]
+        .concat()
+    };
+    // The directory of EXIF is at 26, its text at 44.
+    [[0; 4].as_slice(), b"II*\0\x08\0\0\0", &entry(0x8769, 4, 1, 26), &entry(0x9003, 2, 20, 44), date].concat()
+}
+
+/// Blocks of EXIF that share their data cost nothing in the file, and each is read.
+#[test]
+fn many_blocks_of_exif_are_not_read() {
+    let (sample, properties) = coded();
+    let block = exif(b"2026:08:15 12:33:45\0");
+    let with = |count: u16| {
+        let mut items: Vec<(&[u8; 4], &[u8])> = vec![(b"hvc1", &sample)];
+        items.extend((0..count).map(|_| (b"Exif", block.as_slice())));
+        let references: Vec<(&[u8; 4], u16, &[u16])> = (2..count + 2).map(|id| (b"cdsc", id, [1].as_slice())).collect();
+        files::heif(&items, &references, &properties)
+    };
+    for (count, has_date) in [(0, false), (1, true), (4, true), (5, false), (1000, false)] {
+        let header = info(&with(count), &Limits::default()).unwrap();
+        assert_eq!(header.taken.map(|taken| (taken.year, taken.second)), has_date.then_some((2026, 45)), "{count}");
+    }
+}
+
 /// Cameras code 33 megapixels in one piece.
 #[test]
 fn a_large_picture_in_one_piece_is_within_the_limits() {
@@ -186,6 +220,18 @@ fn sequences_have_frames_and_a_turn() {
         assert_eq!((header.width, header.height, header.frames), (120, 80, 2), "{file}");
         assert_eq!((header.channels, header.bits, header.orientation), (3, 8, orientation), "{file}");
     }
+}
+
+/// The number of frames is the file's word, so it is bounded by what the file could hold.
+#[test]
+fn a_sequence_has_no_more_frames_than_it_lists() {
+    let mut file = read("sequence.heic");
+    let at = content(&file, b"stsz") + 8;
+    file[at..at + 4].copy_from_slice(&u32::MAX.to_be_bytes());
+    assert_eq!(info(&file, &Limits::default()).unwrap().frames, 2);
+    // All of one size, which the file gives once.
+    file[at - 4..at].copy_from_slice(&1000_u32.to_be_bytes());
+    assert_eq!(info(&file, &Limits::default()).unwrap().frames as usize, file.len());
 }
 
 /// Where the content of the first box of a name begins.

@@ -36,8 +36,9 @@ pub(crate) fn sequence_frames(bytes: &[u8]) -> Option<u32> {
         // Version and flags, the common size of all samples, or 0 where each has its own, and their number.
         let sizes = find(table, *b"stsz")?;
         let number = |at: usize| Some(u32::from_be_bytes(*sizes.get(at..)?.first_chunk()?));
-        let most = if number(4)? == 0 { (sizes.len() - 8) / 4 } else { bytes.len() };
-        Some(number(8)?.min(u32::try_from(most).unwrap_or(u32::MAX)))
+        let count = number(8)?;
+        let most = if number(4)? == 0 { (sizes.len() - 12) / 4 } else { bytes.len() };
+        Some(count.min(u32::try_from(most).unwrap_or(u32::MAX)))
     })
 }
 
