@@ -17,6 +17,8 @@ import numpy as np
 import support
 
 PROGRAM = support.ROOT / "target" / "release" / "clip-embed"
+# One list as CSV and as Parquet of many sorts, by pyarrow and DuckDB (lists.py).
+LISTS = support.FIXTURES / "lists"
 PHOTOS = support.ROOT / "examples" / "gallery" / "photos"
 
 

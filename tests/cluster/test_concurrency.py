@@ -7,65 +7,33 @@ one maintainer switch concurrency off, immich PR#8228), and what is rolled back 
 from __future__ import annotations
 
 import collections
-import dataclasses
 import functools
 import os
 import random
 import threading
 import time
-import uuid
-from collections.abc import Iterator
 
 import numpy as np
 import psycopg
 import pytest
+from grouping import (
+    ASSIGN,
+    DIMENSIONS,
+    LEAVE,
+    SESSIONS,
+    Member,
+    check_clusters,
+    clusters,
+    direction,
+    storm,
+    unit,
+    variants,
+)
 
 import support
-from support import in_parallel, sqlstate, value, vector, vector_text
+from support import in_parallel, sqlstate, value, vector_text
 
-SESSIONS = 16
-DIMENSIONS = 512
-ASSIGN = "SELECT clip_assign_cluster(%s::vector, %s)"
-LEAVE = "SELECT clip_leave_cluster(%s, %s::vector)"
 PHOTOS = support.ROOT / "examples" / "gallery" / "photos"
-LEVELS = [psycopg.IsolationLevel.REPEATABLE_READ, psycopg.IsolationLevel.SERIALIZABLE]
-
-
-@pytest.fixture
-def collection() -> str:
-    """A name that no other test uses."""
-    return f"test-{uuid.uuid4().hex[:8]}"
-
-
-@pytest.fixture
-def db(database: support.Database) -> Iterator[psycopg.Connection]:
-    with database.connect() as connection:
-        yield connection
-
-
-def unit(v: np.ndarray) -> np.ndarray:
-    return v / np.linalg.norm(v)
-
-
-def direction(seed: int) -> np.ndarray:
-    """A random direction; two in 512 dimensions have a cosine near 0 (standard deviation 0.04)."""
-    return unit(np.random.default_rng(seed).standard_normal(DIMENSIONS))
-
-
-def variants(subject: int, count: int, seed: int) -> np.ndarray:
-    """Unit float4 vectors with a cosine near 0.93 to their subject's direction, 0.86 to each other."""
-    noise = np.random.default_rng(seed).standard_normal((count, DIMENSIONS)) * (0.4 / DIMENSIONS**0.5)
-    rows = direction(subject) + noise
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-
-def clusters(db: psycopg.Connection, collection: str) -> dict[int, tuple[int, np.ndarray, float]]:
-    """id -> (size, centroid, resultant)"""
-    rows = db.execute(
-        "SELECT id, size, centroid::text, resultant FROM clip_search.cluster WHERE collection = %s",
-        (collection,),
-    )
-    return {id: (size, vector(centroid), resultant) for id, size, centroid, resultant in rows}
 
 
 # ---------------------------------------------------------------- many sessions at once
@@ -106,117 +74,6 @@ def test_one_photo_inserted_by_all_is_one_cluster(database: support.Database, db
     assert {round: counts[:2] for round, counts in found.items()} == dict.fromkeys(range(3), (SESSIONS, 1))
     sizes = {id: size for id, (size, _, _) in clusters(db, "photo").items()}
     assert sizes == {id: SESSIONS for _, _, id in found.values()}
-
-
-@dataclasses.dataclass
-class Member:
-    """A committed member."""
-
-    subject: int
-    vector: np.ndarray
-    cluster: int
-
-
-def storm(
-    database: support.Database,
-    collection: str,
-    subjects: int,
-    each: int,
-    seed: int,
-    leave: bool,
-    kill: bool,
-    level: psycopg.IsolationLevel = psycopg.IsolationLevel.READ_COMMITTED,
-) -> tuple[list[Member], int]:
-    """Sixteen sessions assign `each` variants of every subject between them, in random order.
-
-    Transactions have one row or several, a statement a row or all in one; a quarter is rolled back and tried again.
-    With `leave`, some take a member out again that they have committed. With `kill`, backends are terminated at
-    random, and their sessions reconnect. Any error but that one fails the test. Returns what was committed, and
-    how many backends were killed.
-    """
-    rng = random.Random(seed)
-    rows = [(s, v) for s in range(subjects) for v in variants(1000 * seed + s, each, seed=100 * seed + s)]
-    rng.shuffle(rows)
-    start, end = threading.Barrier(SESSIONS + 1, timeout=60), threading.Event()
-    backends: dict[int, int] = {}
-
-    def session(number: int) -> list[Member]:
-        rng, queue = random.Random(1000 * seed + number), rows[number::SESSIONS]
-        committed: list[Member] = []
-        start.wait()
-        while queue:
-            try:
-                with database.connect(autocommit=False) as mine:
-                    backends[number] = mine.info.backend_pid
-                    mine.isolation_level = level
-                    while queue:
-                        batch = queue[: rng.choice((1, 1, 2, 5, 20))]
-                        if rng.random() < 0.5:
-                            ids = [value(mine, ASSIGN, vector_text(row), collection) for _, row in batch]
-                        else:
-                            found = mine.execute(
-                                "SELECT clip_assign_cluster(v::vector, %s) FROM unnest(%s::text[]) v",
-                                (collection, [vector_text(row) for _, row in batch]),
-                            )
-                            ids = [id for (id,) in found]
-                        gone = None
-                        if leave and committed and rng.random() < 0.3:
-                            gone = rng.randrange(len(committed))
-                            value(mine, LEAVE, committed[gone].cluster, vector_text(committed[gone].vector))
-                        if rng.random() < 0.25:
-                            mine.rollback()
-                            continue
-                        mine.commit()
-                        if gone is not None:
-                            committed.pop(gone)
-                        committed += [Member(subject, row, id) for (subject, row), id in zip(batch, ids, strict=True)]
-                        queue = queue[len(batch) :]
-            except psycopg.OperationalError as error:
-                # 57P01, or a connection that is gone; a commit is not cut in two, see killer().
-                assert kill and (error.sqlstate in ("57P01", None)), error
-        return committed
-
-    def killer() -> int:
-        rng, count = random.Random(seed), 0
-        start.wait()
-        with database.connect() as db:
-            while kill and not end.wait(0.05):
-                # Not one that is just committing: whether that has succeeded could not be known.
-                count += value(
-                    db,
-                    """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-                       WHERE pid = %s AND state = 'active' AND query LIKE 'SELECT clip%%'""",
-                    rng.choice(list(backends.values()) or [0]),
-                )
-        return count
-
-    def sessions() -> list[Member]:
-        try:
-            return sum(in_parallel([functools.partial(session, n) for n in range(SESSIONS)], 300), [])
-        finally:
-            end.set()
-
-    committed, killed = in_parallel([sessions, killer], 320)
-    return committed, killed
-
-
-def check_clusters(db: psycopg.Connection, collection: str, committed: list[Member]) -> None:
-    """One cluster a subject, as a sequential run gives, with the size and the mean of its members."""
-    found = clusters(db, collection)
-    by_subject = collections.defaultdict(list)
-    for member in committed:
-        by_subject[member.subject].append(member)
-    extra = {id: size for id, (size, _, _) in found.items() if id not in {member.cluster for member in committed}}
-    assert not extra, "clusters that nobody has been told of, or that all have left"
-    assert len(found) == len(by_subject)
-    for subject, members in by_subject.items():
-        ids = {member.cluster for member in members}
-        assert len(ids) == 1, f"subject {subject} is in clusters {ids}"
-        size, centroid, resultant = found[ids.pop()]
-        assert size == len(members)
-        mean = np.mean([member.vector.astype(np.float64) for member in members], axis=0)
-        assert np.abs(centroid - unit(mean)).max() < 1e-5
-        assert abs(resultant - np.linalg.norm(mean)) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -569,104 +426,6 @@ def test_rollback_to_a_savepoint_leaves_nothing(db: psycopg.Connection, collecti
     found = clusters(db, collection)
     assert list(found) == [kept] and found[kept][0] == 2
     assert np.array_equal(found[kept][1], outside[kept][1]) and found[kept][2] == outside[kept][2]
-
-
-# ---------------------------------------------------------------- isolation levels
-
-
-def test_a_storm_in_repeatable_read(database: support.Database, db: psycopg.Connection, collection: str) -> None:
-    """Of sessions like those of postgres_fdw: each adds up rows and makes codes where its snapshot lets it, and nobody's
-    transaction fails because it can't. At the latest the next that finds quiet makes them."""
-    committed, _ = storm(database, collection, 700, 4, 3, leave=True, kill=False, level=LEVELS[0])
-    check_clusters(db, collection, committed)
-    with database.connect(autocommit=False) as later:
-        later.isolation_level = LEVELS[0]
-        value(later, ASSIGN, vector_text(direction(300_000)), collection)
-        later.commit()
-    codes = "SELECT count(*) FILTER (WHERE code IS NULL), count(*) FROM clip_search.cluster_sum WHERE collection = %s"
-    without, count = db.execute(codes, (collection,)).fetchone()
-    assert count >= 700 and without < 500, "codes are made whenever 432 clusters have none"
-
-
-def test_searches_stay_short_in_repeatable_read(database: support.Database, collection: str) -> None:
-    with database.connect(autocommit=False) as mine:
-        mine.isolation_level = LEVELS[0]
-        for n in range(1000):
-            value(mine, ASSIGN, vector_text(direction(200_000 + n)), collection)
-            mine.commit()
-        for row in variants(200_000, 200, seed=4):
-            value(mine, ASSIGN, vector_text(row), collection)
-            mine.commit()
-        codes = "SELECT count(*) FROM clip_search.cluster_sum WHERE collection = %s AND code IS NULL"
-        assert value(mine, codes, collection) < 500
-        changes = "SELECT count(*) FROM clip_search.cluster_change WHERE collection = %s"
-        assert value(mine, changes, collection) <= 16
-
-
-@pytest.fixture(params=LEVELS, ids=lambda level: level.name)
-def strict(request, database: support.Database) -> Iterator[psycopg.Connection]:
-    """A session of that isolation level."""
-    with database.connect(autocommit=False) as connection:
-        connection.execute("SELECT clip_version()")
-        connection.commit()
-        connection.isolation_level = request.param
-        yield connection
-        connection.rollback()
-
-
-def take_snapshot(strict: psycopg.Connection) -> None:
-    strict.execute("SELECT count(*) FROM clip_search.cluster")
-
-
-@pytest.mark.parametrize("existing", [False, True], ids=["new-collection", "old-collection"])
-@pytest.mark.parametrize("ends", ["committed", "under-way", "rolled-back"])
-def test_an_old_snapshot_joins_what_it_can_not_see(
-    strict: psycopg.Connection,
-    database: support.Database,
-    db: psycopg.Connection,
-    collection: str,
-    existing: bool,
-    ends: str,
-) -> None:
-    """Clusters are found whatever the snapshot, so a second is never founded, and nobody has to retry."""
-    subject = vector_text(direction(6))
-    if existing:
-        value(db, ASSIGN, vector_text(direction(7)), collection)
-    take_snapshot(strict)
-    with database.connect(autocommit=False) as first:
-        theirs = value(first, ASSIGN, subject, collection)
-        if ends == "committed":
-            first.commit()
-        mine = value(strict, ASSIGN, subject, collection)
-        assert mine == theirs
-        if ends == "rolled-back":
-            first.rollback()
-        strict.commit()
-        first.commit()
-    found = clusters(db, collection)
-    assert found[mine][0] == (1 if ends == "rolled-back" else 2)
-    assert len(found) == 1 + existing
-    assert value(db, ASSIGN, subject, collection) == mine
-
-
-def test_an_old_snapshot_does_not_undo_anothers_joining(
-    strict: psycopg.Connection, db: psycopg.Connection, collection: str
-) -> None:
-    """What it adds is added to what others have added since, also where those have added up the rows."""
-    subject, other = direction(8), direction(9)
-    kept = value(db, ASSIGN, vector_text(subject), collection)
-    take_snapshot(strict)
-    rows = [unit(subject + 0.1 * direction(50 + n)).astype(np.float32) for n in range(40)]
-    for row in rows[:20]:
-        assert value(db, ASSIGN, vector_text(row), collection) == kept
-    for row in rows[20:]:
-        assert value(strict, ASSIGN, vector_text(row), collection) == kept
-        assert value(db, ASSIGN, vector_text(unit(subject + 0.1 * other)), collection) == kept
-    strict.commit()
-    size, centroid, _ = clusters(db, collection)[kept]
-    assert size == 61
-    mean = unit(subject + np.sum(rows, axis=0) + 20 * unit(subject + 0.1 * other))
-    assert np.abs(centroid - mean).max() < 1e-5
 
 
 def test_parallel_workers_embed_arrays(database: support.Database) -> None:

@@ -657,6 +657,6 @@ MUTATIONS = [
         "src/pg/row_counts.rs",
         "    if !table.may_read(current_role(), &[])? || table.has_policies_for_caller() {",
         "    if !table.may_read(current_role(), &[])? && table.has_policies_for_caller() {",
-        "tests/server/test_rights.py::test_counts_are_for_those_who_may_read",
+        "tests/server/test_readers.py::test_counts_are_for_those_who_may_read",
     ),
 ]

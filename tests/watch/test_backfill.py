@@ -10,9 +10,10 @@ import time
 import psycopg
 import pytest
 
+import support
 from servers import server
-from support import close, embed_one, sqlstate, until, value, vector
-from watched import PHOTOS, notes
+from support import close, embed_one, in_parallel, sqlstate, until, value, vector
+from watched import PHOTOS, WORDS, check, notes
 
 
 @pytest.fixture(scope="module")
@@ -271,3 +272,116 @@ def test_what_waits_and_what_was_done_is_told_as_it_is(db):
     db.execute("INSERT INTO photo VALUES (5, %s)", (PHOTOS["cat"],))
     db.execute("CALL clip_backfill('photo')")
     assert re.fullmatch(r"clip_search: 1 row embedded, 2 rows grouped in [0-9.]+ s", said[-1]), said
+
+
+def test_backfill_commits_and_goes_on(database: support.Database, db: psycopg.Connection) -> None:
+    """Several at once, one of them cancelled: all rows are embedded, once."""
+    db.execute("CREATE TABLE note (id int PRIMARY KEY, body text, writes int DEFAULT 0)")
+    db.execute("INSERT INTO note SELECT n, 'text number ' || n FROM generate_series(1, 300) n")
+    db.execute("INSERT INTO note VALUES (301, NULL), (302, ''), (303, 'another text')")
+    db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id')")
+    db.execute("""
+        CREATE FUNCTION count_writes() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.writes := OLD.writes + 1; RETURN NEW; END $$;
+        CREATE TRIGGER count_writes BEFORE UPDATE ON note FOR EACH ROW EXECUTE FUNCTION count_writes()""")
+    assert db.execute("SELECT rows, embedded, pending, failed FROM clip_search.watch").fetchone() == (303, 0, 302, 0)
+
+    # It can't come to the end before it is cancelled.
+    holder = database.connect(autocommit=False)
+    holder.execute("SELECT FROM note WHERE id = 299 FOR UPDATE")
+    with database.connect() as first:
+        pid = first.info.backend_pid
+        found: list = []
+        thread = threading.Thread(
+            target=lambda: found.append(sqlstate(first, "CALL clip_backfill('note', batch => 4)"))
+        )
+        thread.start()
+        until(lambda: value(db, "SELECT embedded FROM clip_search.watch") >= 8, "the first rows")
+        db.execute("SELECT pg_cancel_backend(%s)", (pid,))
+        thread.join(support.PATIENCE)
+        assert found[0][0] == "57014"
+    holder.close()
+    done = value(db, "SELECT embedded FROM clip_search.watch")
+    assert 8 <= done < 302
+
+    locker = database.connect(autocommit=False)
+    locker.execute("SELECT FROM note WHERE id = 303 FOR UPDATE")
+
+    def backfill(batch: int) -> None:
+        with database.connect() as mine:
+            mine.execute("SET client_min_messages = error")
+            mine.execute("CALL clip_backfill('note', batch => %s)", (batch,))
+
+    sessions = threading.Thread(target=in_parallel, args=([lambda n=n: backfill(n) for n in (1, 5, 16)],))
+    sessions.start()
+    counts = "SELECT rows, embedded, pending, failed FROM clip_search.watch"
+    until(lambda: db.execute(counts).fetchone() == (303, 300, 1, 1), "the other rows")
+    assert value(db, "SELECT key FROM clip_search.pending") == ["303"], (
+        "the others don't wait for a row that another session has"
+    )
+    time.sleep(0.3)
+    assert sessions.is_alive(), "the calls wait for it"
+    locker.rollback()
+    locker.close()
+    sessions.join(60)
+    assert not sessions.is_alive()
+    db.execute("DELETE FROM note WHERE id = 302")
+    assert check(db, "note") == 302
+    assert db.execute("SELECT writes, count(*) FROM note GROUP BY 1 ORDER BY 1").fetchall() == [(0, 1), (1, 301)]
+    assert value(db, "SELECT count(*) FROM clip_search.pending") == 0
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    ["DELETE FROM note WHERE id = 1", "UPDATE note SET id = 2 WHERE id = 1", "UPDATE note SET body = 'a cat'"],
+)
+def test_a_row_that_is_changed_while_it_fails_is_not_listed_for_ever(
+    database: support.Database, db: psycopg.Connection, meanwhile: str
+) -> None:
+    db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
+    db.execute("SELECT clip_watch('note', 'body', mode => 'queued', on_error => 'skip')")
+    db.execute("INSERT INTO note VALUES (1, '')")
+    work = "SELECT failed FROM clip_search.watch_queue q, clip_search.backfill_batch(q.watch, ARRAY[q.id])"
+    with database.connect() as other:
+        with other.transaction():
+            assert value(other, work) == 1  # listed, and not yet committed
+            pid = value(db, "SELECT pg_backend_pid()")
+            writer = threading.Thread(target=db.execute, args=(meanwhile,))
+            writer.start()
+            waits = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s"
+            deadline = time.monotonic() + 20
+            while not value(other, waits, pid) and writer.is_alive():
+                assert time.monotonic() < deadline
+                other.execute("SELECT pg_stat_clear_snapshot()")
+                time.sleep(0.01)
+        writer.join()
+    listed = "SELECT count(*) FROM clip_search.failure WHERE key = '{1}'"
+    assert value(db, listed) == 0
+    db.execute("CALL clip_backfill('note')")
+    assert value(db, listed) == 0
+    assert value(db, "SELECT count(*) FROM clip_search.failure") == value(
+        db, "SELECT count(*) FROM note WHERE body = ''"
+    )
+    assert value(db, "SELECT count(*) FROM clip_search.pending") == 0
+
+
+def test_backfill_groups_what_is_embedded_already(db: psycopg.Connection) -> None:
+    """Without a look at the source, as these show, which nobody could have made from it."""
+    db.execute("CREATE TABLE note (id int PRIMARY KEY, body text, embedding vector(512))")
+    db.execute(
+        "INSERT INTO note SELECT n, 'same', clip_embed_text(w) FROM unnest(%s::text[]) WITH ORDINALITY AS u (w, n)",
+        (list(WORDS),),
+    )
+    db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', existing => 'keep')")
+    db.execute("CALL clip_backfill('note')")
+    assert value(db, "SELECT count(DISTINCT cluster_id) FROM note") == 5
+    db.execute("ALTER TABLE note DISABLE TRIGGER ALL")
+    assert value(db, "SELECT active FROM clip_search.watch") is False
+    db.execute("UPDATE note SET body = (%s::text[])[id]", (list(WORDS),))
+    db.execute("ALTER TABLE note ENABLE TRIGGER ALL")
+    assert check(db, "note") == 5
+    db.execute("SELECT clip_unwatch('note', drop_columns => true)")
+    shown = db.execute(
+        "SELECT attname FROM pg_attribute WHERE attrelid = 'note'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum"
+    )
+    assert [name for (name,) in shown] == ["id", "body", "embedding"], "only what it has added"
+    db.execute("DROP TABLE note")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import collections
+
+import numpy as np
+import psycopg
 import pytest
 
-from support import sqlstate, value
-from watched import PHOTOS
+import support
+from support import sqlstate, value, vector
+from watched import PHOTOS, check, fill, notes
 
 REFUSED = {
     "queued, NOT NULL": (
@@ -172,3 +177,117 @@ def test_another_trigger_that_does_the_same_is_named(db, source):
         assert named == []
     else:
         assert len(named) == 1 and OTHERS[source] in named[0], said
+
+
+def check_half(db: psycopg.Connection, model: str) -> int:
+    """Every row has its text's embedding, rounded to 16 bits, and the clusters are the sums of what is stored."""
+    members = collections.defaultdict(list)
+    rows = db.execute(
+        "SELECT embedding::text, clip_embed_text(body, %s)::text, cluster_id, pg_column_size(embedding) FROM note",
+        (model,),
+    ).fetchall()
+    for embedding, expected, cluster, size in rows:
+        assert size == 8 + 2 * 512
+        stored, exact = vector(embedding), vector(expected)
+        # To the nearest of the numbers that 16 bits can hold, half of whose distance is 2**-11; 1e-6 for graphs that round in
+        # other places as they are batched.
+        assert np.allclose(stored, exact, rtol=2**-11, atol=1e-6)
+        members[cluster].append(stored / np.linalg.norm(stored.astype(np.float64)))
+    found = db.execute("SELECT id, size, centroid::text FROM clip_search.cluster WHERE collection = 'note'").fetchall()
+    assert {id: size for id, size, _ in found} == {id: len(rows) for id, rows in members.items()}
+    for id, _, centroid in found:
+        mean = np.mean(members[id], axis=0)
+        assert np.abs(vector(centroid) - mean / np.linalg.norm(mean)).max() < 1e-6
+    return len(rows)
+
+
+def test_a_column_of_halfvec(database: support.Database, db: psycopg.Connection, clip_mini) -> None:
+    """In half the space: written by the trigger and by clip_backfill, grouped by what is stored, indexed, and the same of
+    another model."""
+    db.execute(f"SET clip_search.model_path = '$system:{clip_mini.parent}'")
+    db.execute("CREATE TABLE note (id int PRIMARY KEY, body text, embedding halfvec(512))")
+    db.execute("INSERT INTO note VALUES (901, 'a sleepy cat'), (902, 'a very sleepy cat')")
+    db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', index => true)")
+    shape = value(db, "SELECT pg_get_indexdef('note_embedding_idx'::regclass)")
+    assert "halfvec_cosine_ops" in shape
+    db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', index => true)")
+    assert value(db, "SELECT count(*) FROM pg_index WHERE indrelid = 'note'::regclass") == 2
+    fill(db, 20)
+    db.execute("CALL clip_backfill('note')")
+    assert check_half(db, "photo-mini") == 22
+    db.execute("UPDATE note SET body = 'an old guitar' WHERE id < 6")
+    db.execute("UPDATE note SET body = 'the oceans' WHERE id = 7")
+    db.execute("DELETE FROM note WHERE id > 15 AND id < 800")
+    assert check_half(db, "photo-mini") == 17
+    assert not db.execute("SELECT * FROM clip_recluster('note')").fetchall(), "the groups are as they should be"
+    pairs = {frozenset(pair) for pair in db.execute("SELECT original, duplicate FROM clip_duplicates('note', 0.999)")}
+    assert frozenset(("1", "2")) in pairs and not any("901" in pair and "1" in pair for pair in pairs)
+    sizes = db.execute("SELECT size, lowest FROM clip_clusters('note')").fetchall()
+    assert sizes and all(0.8 < lowest <= 1.000001 for _, lowest in sizes)
+    assert value(db, "SELECT jsonb_array_length(clip_cluster_groups('note'))") == len(sizes)
+
+    db.execute("CALL clip_reembed('note', 'clip-mini')")
+    assert value(
+        db,
+        "SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = 'note'::regclass AND attname = 'embedding'",
+    ) == ("halfvec(512)")
+    assert value(db, "SELECT pg_get_indexdef('note_embedding_idx'::regclass)") == shape
+    assert check_half(db, "clip-mini") == 17
+    db.execute("INSERT INTO note (id, body) VALUES (2000, 'a new one')")
+    assert check_half(db, "clip-mini") == 18
+
+
+@pytest.mark.parametrize(
+    ("column", "kind", "wanted"),
+    [
+        ("body", "bytea USING convert_to(body, 'UTF8')", "bytea, not text"),
+        ("embedding", "real[] USING embedding::real[]", "real[], not vector or halfvec"),
+        ("cluster_id", "text", "text, not bigint"),
+        ("cluster_id", "int", "integer, not bigint"),
+    ],
+)
+def test_a_column_that_has_become_another_type_is_not_misread(
+    db: psycopg.Connection, column: str, kind: str, wanted: str
+) -> None:
+    """Values are read and written by their bytes, so their type is looked at."""
+    notes(db)
+    fill(db, 5)
+    before = db.execute("SELECT id, body::text, embedding::text, cluster_id::text FROM note ORDER BY id").fetchall()
+    original = value(
+        db,
+        "SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = 'note'::regclass AND attname = %s",
+        column,
+    )
+    db.execute(f"ALTER TABLE note ALTER {column} TYPE {kind}")
+    for statement in (
+        "INSERT INTO note (id, body) VALUES (6, 'a tree')",
+        "UPDATE note SET body = 'a tree' WHERE id = 1",
+        "DELETE FROM note WHERE id = 1",
+        "TRUNCATE note",
+    ):
+        state, text = sqlstate(db, statement)
+        assert state == "42804" and f'column "{column}" of watched table public.note is of type {wanted}' in text, text
+        assert text.count("\n") == 2, "a DETAIL and a HINT"
+    back = {"body": "convert_from(body, 'UTF8')", "embedding": "embedding::vector", "cluster_id": "cluster_id::bigint"}[
+        column
+    ]
+    db.execute(f"ALTER TABLE note ALTER {column} TYPE {original} USING {back}")
+    assert (
+        db.execute("SELECT id, body::text, embedding::text, cluster_id::text FROM note ORDER BY id").fetchall()
+        == before
+    )
+    db.execute("INSERT INTO note (id, body) VALUES (6, 'a tree')")
+    assert check(db, "note") == 6
+
+
+def test_a_column_that_has_become_too_short(db: psycopg.Connection) -> None:
+    notes(db, watch=", on_error => 'skip'")
+    fill(db, 5)
+    db.execute("ALTER TABLE note ALTER embedding TYPE vector(3) USING NULL")
+    state, text = sqlstate(db, "INSERT INTO note (id, body) VALUES (6, 'a tree')")
+    assert state == "22000" and "different vector dimensions 3 and 512" in text and "CALL clip_backfill" in text, text
+    db.execute("ALTER TABLE note ALTER embedding TYPE vector(512) USING NULL")
+    db.execute("UPDATE note SET cluster_id = NULL")
+    db.execute("SELECT clip_recluster('note')")
+    db.execute("CALL clip_backfill('note')")
+    assert check(db, "note") == 5

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 import support
-from support import value
+from support import sqlstate, value
 from watched import WORDS, check
 
 STATE = (
@@ -200,3 +200,86 @@ def test_a_table_restored_alone_takes_writes_again(
             db.execute("CALL clip_backfill('note')")
             assert check(db, "note", "body, embedding::text, g", "note") == (1 if part else 2)
         db.execute("TRUNCATE low")
+
+
+@pytest.mark.parametrize("schema", ["public", "its Own"])
+def test_a_dump_keeps_what_is_watched(empty_database: support.Database, pg_program, tmp_path, schema: str) -> None:
+    """Restored in one go, nothing is embedded again (a row shows that, whose embedding is not its source's), what is
+    queued and what failed is still listed, and the triggers work."""
+    with empty_database.connect() as db:
+        db.execute("SET client_min_messages = warning")
+        if schema != "public":
+            db.execute(
+                'CREATE SCHEMA v; CREATE SCHEMA "its Own"; CREATE EXTENSION vector SCHEMA v; CREATE EXTENSION clip_search SCHEMA "its Own"'
+            )
+        else:
+            db.execute("CREATE EXTENSION clip_search CASCADE")
+        db.execute(f'SET search_path = public, "{schema}", v')
+        db.execute(
+            'CREATE SCHEMA app; CREATE TABLE app."The notes" (id bigint GENERATED ALWAYS AS IDENTITY, day date, body text, PRIMARY KEY (id, day)) PARTITION BY RANGE (day)'
+        )
+        db.execute(
+            "CREATE TABLE app.p1 PARTITION OF app.\"The notes\" FOR VALUES FROM ('2024-01-01') TO ('2025-01-01')"
+        )
+        db.execute(
+            "CREATE TABLE app.p2 PARTITION OF app.\"The notes\" FOR VALUES FROM ('2025-01-01') TO ('2026-01-01')"
+        )
+        db.execute(
+            "SELECT clip_watch('app.\"The notes\"', 'body', cluster => 'cluster_id', on_error => 'skip', index => true)"
+        )
+        insert = "INSERT INTO app.\"The notes\" (day, body) SELECT '2024-12-20'::date + n::int, w FROM unnest(%s::text[]) WITH ORDINALITY AS u (w, n)"
+        db.execute(insert, ([*WORDS * 4, "", None],))
+        db.execute("CREATE TABLE later (id int PRIMARY KEY, body text)")
+        db.execute("SELECT clip_watch('later', 'body', mode => 'queued')")
+        db.execute("INSERT INTO later VALUES (1, 'a cat')")
+        db.execute("ALTER TABLE app.p1 DISABLE TRIGGER USER")
+        db.execute("UPDATE app.p1 SET body = 'never embedded' WHERE id = 1")
+        db.execute("ALTER TABLE app.p1 ENABLE TRIGGER USER")
+        views = {
+            query: db.execute(query).fetchall()
+            for query in (
+                "SELECT * FROM clip_search.watch ORDER BY 1",
+                "SELECT * FROM clip_search.pending",
+                "SELECT * FROM clip_search.failure",
+                "SELECT id, collection, size, centroid::text FROM clip_search.cluster ORDER BY 1",
+                'SELECT t::text FROM app."The notes" t ORDER BY id',
+            )
+        }
+    dump = tmp_path / "dump"
+    subprocess.run(
+        [pg_program("pg_dump"), "--format=custom", f"--file={dump}", empty_database.name],
+        check=True,
+        capture_output=True,
+    )
+    restored = support.Database(extension=False)
+    try:
+        done = subprocess.run(
+            [pg_program("pg_restore"), "--exit-on-error", "-d", restored.name, str(dump)],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        with restored.connect() as db:
+            db.execute(f'SET search_path = public, "{schema}", v')
+            for query, rows in views.items():
+                assert rows and db.execute(query).fetchall() == rows, query
+            db.execute(insert, (list(WORDS),))
+            db.execute("UPDATE app.\"The notes\" SET body = 'a cat' WHERE id = 1")
+            db.execute("UPDATE app.\"The notes\" SET day = day + 300 WHERE day < '2025-01-01'")
+            db.execute('DELETE FROM app."The notes" WHERE id = 2')
+            assert check(db, "app.\"The notes\" WHERE body <> ''", collection="The notes") == 24
+            assert value(db, "SELECT count(*) FROM clip_search.failure") == 1
+            db.execute("SET client_min_messages = error")
+            db.execute("CALL clip_backfill('later')")
+            assert value(db, "SELECT embedding IS NOT NULL FROM later")
+            # The extension's end: it says what hangs on it, and CASCADE leaves the tables, and nothing else.
+            state, text = sqlstate(db, "DROP EXTENSION clip_search")
+            assert state == "2BP01" and 'trigger zz_clip_watch_1 on table app."The notes"' in text
+            db.execute("DROP EXTENSION clip_search CASCADE")
+            assert value(db, "SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal") == 0
+            assert value(db, "SELECT count(*) FROM pg_namespace WHERE nspname = 'clip_search'") == 0
+            assert value(db, "SELECT count(*) FROM pg_proc WHERE proname LIKE 'clip\\_%'") == 0
+            db.execute(insert, (["no trigger"],))
+            assert value(db, 'SELECT count(*) FROM app."The notes" WHERE embedding IS NOT NULL') == 24
+    finally:
+        restored.drop()
