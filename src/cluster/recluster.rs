@@ -71,7 +71,7 @@ fn recluster(
     linkage: Linkage,
     role: pg_sys::Oid,
 ) -> SqlResult<Vec<Change>> {
-    let Members { embedding, cluster, .. } = members;
+    let embedding = &members.embedding;
     let vector = members.vector();
     // The long part takes no lock.
     let rows = members.table.as_owner(|client| {
@@ -95,28 +95,7 @@ fn recluster(
     let groups = labels.iter().max().map_or(0, |most| *most as usize + 1);
     let reserve = Reserve::new(bytes_of(rows.len(), groups, rows.dimensions())).map_err(report)?;
     let mut regrouping = Regrouping::new(&rows, &labels, &mut check);
-    let mut places = Vec::new();
-    members.table.as_owner(|client| {
-        let query = format!(
-            "SELECT {vector}, {}, {cluster}::bigint FROM {} WHERE {embedding} IS NOT NULL",
-            shards.as_ref().map_or("tableoid, ctid".to_owned(), |shards| shards.columns(members)),
-            client.name()
-        );
-        read_each(client.cursor_mut(&query)?, |vector, row| {
-            if !regrouping.add(vector).map_err(report)? {
-                return Err(different_dimensions(regrouping.dimensions(), vector.len()));
-            }
-            if shards.is_some() {
-                let key = get::<String>(row, 2)?.zip(get::<i64>(row, 3)?);
-                let (table, tid) = (pg_sys::Oid::INVALID, pg_sys::ItemPointerData::default());
-                return memory::push(&mut places, Place { table, tid, cluster: get(row, 4)?, key }).map_err(report);
-            }
-            let missing = || report(Error::new(Kind::Internal, "a member has no place"));
-            let tid = get(row, 3)?.ok_or_else(missing)?;
-            let place = Place { table: get(row, 2)?.ok_or_else(missing)?, tid, cluster: get(row, 4)?, key: None };
-            memory::push(&mut places, place).map_err(report)
-        })
-    })?;
+    let places = read_places(members, shards.as_ref(), &mut regrouping)?;
     if let Some(shards) = &shards {
         shards.check_no_departures(members)?;
     }
@@ -131,26 +110,10 @@ fn recluster(
     };
     let old: Vec<Option<i64>> = places.iter().map(|place| place.cluster.filter(|id| known.contains_key(id))).collect();
     let kept = keep_ids(&labels, &old, groups.len());
-    let ids = {
-        let _user_context = UserContext::of_extension();
-        let new = kept.iter().filter(|id| id.is_none()).count();
-        let mut fresh = Spi::connect_mut(statements::fresh_ids(new))?.into_iter();
-        kept.iter().map(|id| id.or_else(|| fresh.next())).map(|id| id.unwrap_or_default()).collect::<Vec<i64>>()
-    };
+    let ids = all_ids(&kept)?;
     let changes = compare(&labels, &old, &ids);
     match &shards {
-        Some(shards) => {
-            let moved = places.into_iter().zip(&labels).filter_map(|(place, label)| {
-                let id = ids[*label as usize];
-                place.key.filter(|_| place.cluster != Some(id)).map(|(key, hash)| Moved {
-                    key,
-                    hash,
-                    old: place.cluster,
-                    id,
-                })
-            });
-            shards.move_members(members, moved.collect())?;
-        }
+        Some(shards) => shards.move_members(members, moved(places, &labels, &ids))?,
         None => move_members(members, &places, &labels, &ids)?,
     }
 
@@ -168,6 +131,53 @@ fn recluster(
     );
     reserve.finish().map_err(report)?;
     Ok(changes)
+}
+
+/// Reads the members again, and adds their vectors to `regrouping`. Returns where each is.
+fn read_places(members: &Members, shards: Option<&Shards>, regrouping: &mut Regrouping<'_>) -> SqlResult<Vec<Place>> {
+    let Members { embedding, cluster, .. } = members;
+    let mut places = Vec::new();
+    members.table.as_owner(|client| {
+        let query = format!(
+            "SELECT {}, {}, {cluster}::bigint FROM {} WHERE {embedding} IS NOT NULL",
+            members.vector(),
+            shards.map_or("tableoid, ctid".to_owned(), |shards| shards.columns(members)),
+            client.name()
+        );
+        read_each(client.cursor_mut(&query)?, |vector, row| {
+            if !regrouping.add(vector).map_err(report)? {
+                return Err(different_dimensions(regrouping.dimensions(), vector.len()));
+            }
+            if shards.is_some() {
+                let key = get::<String>(row, 2)?.zip(get::<i64>(row, 3)?);
+                let (table, tid) = (pg_sys::Oid::INVALID, pg_sys::ItemPointerData::default());
+                return memory::push(&mut places, Place { table, tid, cluster: get(row, 4)?, key }).map_err(report);
+            }
+            let missing = || report(Error::new(Kind::Internal, "a member has no place"));
+            let tid = get(row, 3)?.ok_or_else(missing)?;
+            let place = Place { table: get(row, 2)?.ok_or_else(missing)?, tid, cluster: get(row, 4)?, key: None };
+            memory::push(&mut places, place).map_err(report)
+        })
+    })?;
+    Ok(places)
+}
+
+/// The ids of all groups: those that are kept, and new ones from the sequence for the others.
+fn all_ids(kept: &[Option<i64>]) -> SqlResult<Vec<i64>> {
+    let _user_context = UserContext::of_extension();
+    let new = kept.iter().filter(|id| id.is_none()).count();
+    let mut fresh = Spi::connect_mut(statements::fresh_ids(new))?.into_iter();
+    Ok(kept.iter().map(|id| id.or_else(|| fresh.next()).unwrap_or_default()).collect())
+}
+
+/// The members of a distributed table whose cluster has changed.
+fn moved(places: Vec<Place>, labels: &[u32], ids: &[i64]) -> Vec<Moved> {
+    let moved = places.into_iter().zip(labels).filter_map(|(place, label)| {
+        let id = ids[*label as usize];
+        let (key, hash) = place.key.filter(|_| place.cluster != Some(id))?;
+        Some(Moved { key, hash, old: place.cluster, id })
+    });
+    moved.collect()
 }
 
 /// Writes the cluster of each member whose cluster has changed, as the table's owner.

@@ -135,17 +135,8 @@ pub fn watch(oid: pg_sys::Oid, arguments: &Arguments<'_>) -> SqlResult<Watch> {
         store_setting(&store, &table, arguments, &plan, &added, role)?
     };
 
-    let gone = || report(Error::new(Kind::Internal, "a watch is gone at once"));
-    let mut watch = Watch::by_id(id)?.ok_or_else(gone)?;
+    let watch = place(id, &table, shard_key.as_ref())?;
     let existing = plan.existing.as_ref();
-    if let Some(shard_key) = &shard_key {
-        distribute::prepare(&table, &watch, shard_key.as_deref())?;
-        watch = Watch::by_id(id)?.ok_or_else(gone)?;
-    } else if watch.is_distributed() {
-        // A dump has brought it to a server without Citus.
-        distribute::clear_home(&watch)?;
-        watch = Watch::by_id(id)?.ok_or_else(gone)?;
-    }
     tag_column::check_contents(&watch, &plan, arguments, &added.columns)?;
     tag_column::tell_of_reset(&plan, &table);
     if arguments.resets("cluster")
@@ -153,21 +144,7 @@ pub fn watch(oid: pg_sys::Oid, arguments: &Arguments<'_>) -> SqlResult<Watch> {
     {
         notices::grouping_ends(&table, column, collection);
     }
-    // Nobody kept the column up to now. This comes before the triggers, which would take its ids for groups.
-    let told_of_groups = match &bound {
-        Some(_) if watch.is_distributed() => {
-            if existing.is_none_or(|known| known.cluster.is_none())
-                && !added.columns.contains(&watch.cluster.clone().unwrap_or_default())
-            {
-                distribute::clear_clusters(&watch)?;
-            }
-            false
-        }
-        Some(bound) if arguments.replaces.is_none() && existing.is_none_or(|known| known.cluster.is_none()) => {
-            existing_groups::settle_groups(&watch, matches!(bound, Bound::Same))?
-        }
-        _ => false,
-    };
+    let told_of_groups = settle_groups(&watch, &plan, arguments, &added.columns, bound)?;
     let is_new = existing.is_none() && !added.columns.iter().any(|name| name == arguments.embedding);
     // A new watch does not know who made the vectors that it finds.
     let made_by = existing.map(|known| known.model.as_str());
@@ -206,6 +183,44 @@ pub fn watch(oid: pg_sys::Oid, arguments: &Arguments<'_>) -> SqlResult<Watch> {
         notices::missing(&watch, &table, told_of_groups)?;
     }
     Ok(watch)
+}
+
+/// The stored watch, after its settings have been moved to where its table is: the shards of a distributed table, or here.
+fn place(id: i64, table: &Table, shard_key: Option<&Option<String>>) -> SqlResult<Watch> {
+    let find = || Watch::by_id(id)?.ok_or_else(|| report(Error::new(Kind::Internal, "a watch is gone at once")));
+    let watch = find()?;
+    if let Some(shard_key) = shard_key {
+        distribute::prepare(table, &watch, shard_key.as_deref())?;
+    } else if watch.is_distributed() {
+        // A dump has brought it to a server without Citus.
+        distribute::clear_home(&watch)?;
+    } else {
+        return Ok(watch);
+    }
+    find()
+}
+
+/// Settles the cluster column of a watch that groups from now on. Runs before the triggers exist, which would take the column's
+/// numbers for groups. Returns whether a notice about the groups was raised.
+fn settle_groups(
+    watch: &Watch,
+    plan: &Plan,
+    arguments: &Arguments<'_>,
+    added: &[String],
+    bound: Option<Bound>,
+) -> SqlResult<bool> {
+    let had_groups = plan.existing.as_ref().is_some_and(|known| known.cluster.is_some());
+    let Some(bound) = bound.filter(|_| !had_groups) else { return Ok(false) };
+    if watch.is_distributed() {
+        if !watch.cluster.as_ref().is_some_and(|column| added.contains(column)) {
+            distribute::clear_clusters(watch)?;
+        }
+        return Ok(false);
+    }
+    if arguments.replaces.is_some() {
+        return Ok(false);
+    }
+    existing_groups::settle_groups(watch, matches!(bound, Bound::Same))
 }
 
 /// Creates the triggers of a distributed table, which Citus takes to the shards. What becomes of the vectors that are there

@@ -205,29 +205,7 @@ impl Work<'_> {
                 open.extend(written.locked);
                 later.extend(written.later);
             }
-            Err(_) => {
-                for (index, pair) in ready.iter().enumerate() {
-                    if index > 0 && self.is_spent(begun) {
-                        later.extend(ready[index..].iter().map(|pair| pair.0.entry.id));
-                        break;
-                    }
-                    match attempt(|| self.write_all(std::slice::from_ref(pair), begun)) {
-                        Ok(written) => {
-                            outcome.of(watch).0 += written.done;
-                            outcome.add_kept(written.kept);
-                            open.extend(written.locked);
-                        }
-                        Err(failure) if failure.is_passing() && pair.0.entry.attempts < most_passing_attempts() => {
-                            let entry = &pair.0.entry;
-                            note_attempt(entry.id, &failure, rest_after(entry.attempts).max(LOCKED_REST))?;
-                            outcome.noted.push(entry.id);
-                        }
-                        Err(failure) => {
-                            self.note(&pair.0.entry, Some(pair.0), failure, outcome)?;
-                        }
-                    }
-                }
-            }
+            Err(_) => self.write_each(&ready, begun, outcome, &mut open, &mut later)?,
         }
         put_back(&later, 0)?;
         // The other session will not hold the lock for long.
@@ -240,6 +218,38 @@ impl Work<'_> {
             .collect();
         forget_entries(&rest)?;
         Ok(count)
+    }
+
+    /// Writes rows one by one, so that only a row that cannot be written is noted as failed. Adds the entries of locked rows to
+    /// `open`, and those for which no time was left to `later`.
+    fn write_each(
+        &self,
+        ready: &[(&Row, Option<Vector>)],
+        begun: Instant,
+        outcome: &mut Outcome,
+        open: &mut Vec<i64>,
+        later: &mut Vec<i64>,
+    ) -> SqlResult<()> {
+        for (index, pair) in ready.iter().enumerate() {
+            if index > 0 && self.is_spent(begun) {
+                later.extend(ready[index..].iter().map(|pair| pair.0.entry.id));
+                break;
+            }
+            let entry = &pair.0.entry;
+            match attempt(|| self.write_all(std::slice::from_ref(pair), begun)) {
+                Ok(written) => {
+                    outcome.of(self.watch).0 += written.done;
+                    outcome.add_kept(written.kept);
+                    open.extend(written.locked);
+                }
+                Err(failure) if failure.is_passing() && entry.attempts < most_passing_attempts() => {
+                    note_attempt(entry.id, &failure, rest_after(entry.attempts).max(LOCKED_REST))?;
+                    outcome.noted.push(entry.id);
+                }
+                Err(failure) => self.note(entry, Some(pair.0), failure, outcome)?,
+            }
+        }
+        Ok(())
     }
 
     /// Writes rows until the time is over, but at least one; or fails.

@@ -1,7 +1,6 @@
 //! clip_unwatch.
 
 use clip::{Error, Kind};
-use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, quote_identifier, quote_literal};
 
@@ -86,37 +85,9 @@ pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
         Spi::connect(|client| citus::kept(client, watch.relation))?
     };
     let table = Table::locked(kept.map_or(watch.relation, |(_, parent)| parent), Lock::AccessExclusive)?;
-    let (columns, index, collection) = as_extension(|client| {
-        let query = "DELETE FROM clip_search.watch_setting WHERE id = $1 \
-                 RETURNING added_columns::text[], added_index::text, added_collection";
-        let rows = client.update(query, None, &[watch.id.into()]).map_err(spi)?;
-        let row = rows.into_iter().next();
-        let (columns, index, collection) = match &row {
-            Some(row) => (
-                get::<Vec<Option<String>>>(row, 1)?.unwrap_or_default(),
-                get::<String>(row, 2)?,
-                get::<bool>(row, 3)?.unwrap_or_default(),
-            ),
-            None => (Vec::new(), None, false),
-        };
-        queue::forget_lists(client, watch.id)?;
-        Ok::<_, ErrorReport>((columns.into_iter().flatten().collect::<Vec<_>>(), index, collection))
-    })?;
+    let Added { columns, index, collection } = forget_setting(watch)?;
     if drops && columns.is_empty() && index.is_none() && !collection {
-        let found: Vec<String> = kept_columns(watch).map(|c| format!("\"{c}\"")).collect();
-        let (noun, them) = if found.len() == 1 { ("column", "it") } else { ("columns", "them") };
-        let drops: Vec<String> = kept_columns(watch).map(|c| format!("DROP COLUMN {}", quote_identifier(c))).collect();
-        let message = format!(
-            "clip_search: nothing of {} is dropped: clip_watch found {noun} {} and did not create {them}",
-            table.name,
-            found.join(", ")
-        );
-        report(Error::new(Kind::InvalidInput, message).hint(format!(
-            "ALTER TABLE {} {}; drops {them}.",
-            table.name,
-            drops.join(", ")
-        )))
-        .report(PgLogLevel::NOTICE);
+        nothing_is_dropped(watch, &table);
     }
     {
         let _caller = UserContext::of_caller();
@@ -126,42 +97,9 @@ pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
                 return Ok(());
             }
             if let Some(index) = index {
-                let query = "SELECT c.oid FROM pg_catalog.pg_index i \
-                     JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid WHERE i.indrelid = $1 AND c.relname = $2";
-                let find = |client: &mut SpiClient<'_>| {
-                    let rows =
-                        client.update(query, Some(1), &[table.oid.into(), index.as_str().into()]).map_err(spi)?;
-                    Ok::<_, ErrorReport>(
-                        rows.into_iter().next().map(|row| get::<pg_sys::Oid>(&row, 1)).transpose()?.flatten(),
-                    )
-                };
-                // An index can be renamed while its table is locked.
-                if let Some(found) = find(client)? {
-                    catalog::lock(found, Lock::AccessExclusive);
-                    if find(client)? == Some(found)
-                        && let Some(name) = catalog::qualified_name(found)
-                    {
-                        table.define(client, &format!("DROP INDEX {name}"))?;
-                        pgrx::notice!("clip_search: index {name} is dropped");
-                    }
-                }
+                drop_index(client, &table, &index)?;
             }
-            for column in &columns {
-                let Some(there) = table.column(client, column)? else { continue };
-                // Another object may have this name by now.
-                let ours = match *column == watch.embedding {
-                    true => Storage::of(there.kind).is_some(),
-                    false if Some(column) == watch.tags.as_ref() => there.kind == pg_sys::TEXTARRAYOID,
-                    false => there.kind == pg_sys::INT8OID,
-                };
-                if there.generated || !ours {
-                    pgrx::warning!("column \"{column}\" of {} is not the one that was added, and stays", table.name);
-                } else {
-                    alter(client, &table, &format!("DROP COLUMN {}", quote_identifier(column)))?;
-                    pgrx::notice!("clip_search: column \"{column}\" of {} is dropped", table.name);
-                }
-            }
-            Ok::<_, ErrorReport>(())
+            columns.iter().try_for_each(|column| drop_column(client, &table, watch, column))
         })?;
     }
     distribute::drop_departures(watch)?;
@@ -172,6 +110,87 @@ pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
         pgrx::notice!("clip_search: collection \"{name}\" is dropped");
     }
     tell_of_collections(&table)
+}
+
+/// The objects that `clip_watch` created for a watch.
+struct Added {
+    columns: Vec<String>,
+    index: Option<String>,
+    collection: bool,
+}
+
+/// Deletes the settings of a watch, its queue and its failures. Returns what it had added.
+fn forget_setting(watch: &Watch) -> SqlResult<Added> {
+    as_extension(|client| {
+        let query = "DELETE FROM clip_search.watch_setting WHERE id = $1 \
+                 RETURNING added_columns::text[], added_index::text, added_collection";
+        let rows = client.update(query, None, &[watch.id.into()]).map_err(spi)?;
+        let row = rows.into_iter().next();
+        let added = match &row {
+            Some(row) => Added {
+                columns: get::<Vec<Option<String>>>(row, 1)?.unwrap_or_default().into_iter().flatten().collect(),
+                index: get::<String>(row, 2)?,
+                collection: get::<bool>(row, 3)?.unwrap_or_default(),
+            },
+            None => Added { columns: Vec::new(), index: None, collection: false },
+        };
+        queue::forget_lists(client, watch.id)?;
+        Ok(added)
+    })
+}
+
+/// Says that `drop_columns` drops nothing, because every object existed before the watch.
+fn nothing_is_dropped(watch: &Watch, table: &Table) {
+    let found: Vec<String> = kept_columns(watch).map(|c| format!("\"{c}\"")).collect();
+    let (noun, them) = if found.len() == 1 { ("column", "it") } else { ("columns", "them") };
+    let drops: Vec<String> = kept_columns(watch).map(|c| format!("DROP COLUMN {}", quote_identifier(c))).collect();
+    let message = format!(
+        "clip_search: nothing of {} is dropped: clip_watch found {noun} {} and did not create {them}",
+        table.name,
+        found.join(", ")
+    );
+    report(Error::new(Kind::InvalidInput, message).hint(format!(
+        "ALTER TABLE {} {}; drops {them}.",
+        table.name,
+        drops.join(", ")
+    )))
+    .report(PgLogLevel::NOTICE);
+}
+
+fn drop_index(client: &mut SpiClient<'_>, table: &Table, index: &str) -> SqlResult<()> {
+    let query = "SELECT c.oid FROM pg_catalog.pg_index i \
+         JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid WHERE i.indrelid = $1 AND c.relname = $2";
+    let find = |client: &mut SpiClient<'_>| -> SqlResult<Option<pg_sys::Oid>> {
+        let rows = client.update(query, Some(1), &[table.oid.into(), index.into()]).map_err(spi)?;
+        Ok(rows.into_iter().next().map(|row| get::<pg_sys::Oid>(&row, 1)).transpose()?.flatten())
+    };
+    let Some(found) = find(client)? else { return Ok(()) };
+    // An index can be renamed while its table is locked.
+    catalog::lock(found, Lock::AccessExclusive);
+    if find(client)? == Some(found)
+        && let Some(name) = catalog::qualified_name(found)
+    {
+        table.define(client, &format!("DROP INDEX {name}"))?;
+        pgrx::notice!("clip_search: index {name} is dropped");
+    }
+    Ok(())
+}
+
+/// Drops a column that the watch added, unless another column has its name by now.
+fn drop_column(client: &mut SpiClient<'_>, table: &Table, watch: &Watch, column: &String) -> SqlResult<()> {
+    let Some(there) = table.column(client, column)? else { return Ok(()) };
+    let ours = match *column == watch.embedding {
+        true => Storage::of(there.kind).is_some(),
+        false if Some(column) == watch.tags.as_ref() => there.kind == pg_sys::TEXTARRAYOID,
+        false => there.kind == pg_sys::INT8OID,
+    };
+    if there.generated || !ours {
+        pgrx::warning!("column \"{column}\" of {} is not the one that was added, and stays", table.name);
+    } else {
+        alter(client, table, &format!("DROP COLUMN {}", quote_identifier(column)))?;
+        pgrx::notice!("clip_search: column \"{column}\" of {} is dropped", table.name);
+    }
+    Ok(())
 }
 
 /// The columns that a watch writes.
