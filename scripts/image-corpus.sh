@@ -7,7 +7,6 @@ require_pg
 cargo_setup
 cd "$root"
 cargo build --locked --release "${workspace[@]}" --bins
-venv=$target/image-corpus
-[ -x "$venv/bin/pip" ] || "${PYTHON:-python3}" -m venv "$venv"
-"$venv/bin/pip" install --quiet --requirement tests/image_corpus.txt
-ORT_DYLIB_PATH=${ORT_DYLIB_PATH:-$pg_lib/clip_search/libonnxruntime.so} "$venv/bin/python" tests/image_corpus.py "$@"
+python_environment venv-image-corpus tests/image_corpus.txt
+ORT_DYLIB_PATH=${ORT_DYLIB_PATH:-$pg_lib/clip_search/libonnxruntime.so} \
+    "$target/venv-image-corpus/bin/python" tests/image_corpus.py "$@"

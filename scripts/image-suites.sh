@@ -8,9 +8,7 @@ require_pg
 cargo_setup
 cd "$root"
 cargo build --locked --release "${workspace[@]}" --example pixels
-venv=$target/image-corpus
-[ -x "$venv/bin/pip" ] || "${PYTHON:-python3}" -m venv "$venv"
-"$venv/bin/pip" install --quiet --requirement tests/image_corpus.txt
+python_environment venv-image-corpus tests/image_corpus.txt
 # Words of it are directories.
 # shellcheck disable=SC2086
-"$venv/bin/python" tests/image_suites.py "$target/release/examples/pixels" $SUITES
+"$target/venv-image-corpus/bin/python" tests/image_suites.py "$target/release/examples/pixels" $SUITES

@@ -11,7 +11,7 @@ use clip::{Error, Kind, Result};
 use serde_json::Value;
 
 use crate::input;
-use crate::list::Columns;
+use crate::list::{Columns, List};
 use crate::output::{self, About, Failures, Finished, Format, Key, Writer};
 use crate::progress::{files, tell};
 use crate::remote;
@@ -84,69 +84,12 @@ pub fn run(mut arguments: Merge) -> Result<usize> {
         }
         None => None,
     };
-    let mut rows: HashMap<String, u64> = HashMap::new();
-    let (mut twice, mut other) = (BTreeSet::new(), 0);
-    for part in &parts {
-        output::read(&part.path, part.format, part.key, &mut |key, vector| {
-            let values = vector.floats().ok_or_else(|| unusable(&part.path, key))?;
-            let print = fingerprint(&values);
-            match rows.entry(key.to_owned()) {
-                Entry::Occupied(there) => {
-                    other += usize::from(*there.get() != print);
-                    twice.insert(key.to_owned());
-                    Ok(())
-                }
-                Entry::Vacant(place) => {
-                    // What one format can hold, another may not.
-                    part.key.canonical(key, format)?;
-                    place.insert(print);
-                    result.write(key, &values)
-                }
-            }
-        })?;
-    }
-    if !twice.is_empty() {
-        let differ = if other > 0 { format!(", {other} with another vector") } else { String::new() };
-        tell(format_args!(
-            "clip-embed: in several files{differ}, taken from the first of them: {} ({})",
-            keys(twice.len()),
-            named(twice.iter())
-        ));
-    }
+    let rows = join(&parts, format, &mut result)?;
     let mut failures = Failures::create(&arguments.output)?;
     let gaps = gaps(&parts);
-    let mut missing: BTreeMap<String, Error> = BTreeMap::new();
-    for part in &parts {
-        for (key, error) in output::failures::read(&part.path)? {
-            if !rows.contains_key(&key) {
-                missing.entry(key).or_insert(error);
-            }
-        }
-    }
+    let mut missing = failed(&parts, &rows)?;
     if let Some(list) = list {
-        let mut left: BTreeMap<String, Error> = BTreeMap::new();
-        let counts: BTreeSet<u32> = parts.iter().filter_map(|part| part.shard).map(|shard| shard.count).collect();
-        let absent = |key: &str| {
-            let error = Error::new(Kind::MissingFile, "no file has its vector");
-            match counts.first() {
-                Some(&count) if counts.len() == 1 => {
-                    error.detail(format!("It belongs to shard {}/{count}.", Shard::of(key, count)))
-                }
-                _ => error,
-            }
-        };
-        for (key, error) in list.unusable {
-            left.insert(key, error);
-        }
-        for item in list.items {
-            // A key that is none of the type failed in its run.
-            let key = first.key.canonical(&item.key, first.format).unwrap_or(item.key);
-            if !rows.contains_key(&key) {
-                let error = missing.remove(&key).unwrap_or_else(|| absent(&key));
-                left.insert(key, error);
-            }
-        }
-        missing = left;
+        missing = missing_of(list, &parts, &rows, missing);
     }
     for (key, error) in &missing {
         failures.add(key, error)?;
@@ -174,6 +117,83 @@ pub fn run(mut arguments: Merge) -> Result<usize> {
     }
     // A list shows all that is missing, whichever shards it was in.
     Ok(missing.len() + if arguments.list.is_some() { 0 } else { gaps.len() })
+}
+
+/// Writes each key's first vector. Returns a fingerprint of the vector by key, and says which keys are in several parts.
+fn join(parts: &[Part], format: Format, result: &mut Target) -> Result<HashMap<String, u64>> {
+    let mut rows: HashMap<String, u64> = HashMap::new();
+    let (mut twice, mut other) = (BTreeSet::new(), 0);
+    for part in parts {
+        output::read(&part.path, part.format, part.key, &mut |key, vector| {
+            let values = vector.floats().ok_or_else(|| unusable(&part.path, key))?;
+            let print = fingerprint(&values);
+            match rows.entry(key.to_owned()) {
+                Entry::Occupied(there) => {
+                    other += usize::from(*there.get() != print);
+                    twice.insert(key.to_owned());
+                    Ok(())
+                }
+                Entry::Vacant(place) => {
+                    // What one format can hold, another may not.
+                    part.key.canonical(key, format)?;
+                    place.insert(print);
+                    result.write(key, &values)
+                }
+            }
+        })?;
+    }
+    if !twice.is_empty() {
+        let differ = if other > 0 { format!(", {other} with another vector") } else { String::new() };
+        tell(format_args!(
+            "clip-embed: in several files{differ}, taken from the first of them: {} ({})",
+            keys(twice.len()),
+            named(twice.iter())
+        ));
+    }
+    Ok(rows)
+}
+
+/// The keys that failed in their run and have no vector in any part, with the first error of each.
+fn failed(parts: &[Part], rows: &HashMap<String, u64>) -> Result<BTreeMap<String, Error>> {
+    let mut failed = BTreeMap::new();
+    for part in parts {
+        for (key, error) in output::failures::read(&part.path)? {
+            if !rows.contains_key(&key) {
+                failed.entry(key).or_insert(error);
+            }
+        }
+    }
+    Ok(failed)
+}
+
+/// The keys of the list that have no vector, each with its error in `failed`, or with the shard that it belongs to.
+fn missing_of(
+    list: List,
+    parts: &[Part],
+    rows: &HashMap<String, u64>,
+    mut failed: BTreeMap<String, Error>,
+) -> BTreeMap<String, Error> {
+    let counts: BTreeSet<u32> = parts.iter().filter_map(|part| part.shard).map(|shard| shard.count).collect();
+    let absent = |key: &str| {
+        let error = Error::new(Kind::MissingFile, "no file has its vector");
+        match counts.first() {
+            Some(&count) if counts.len() == 1 => {
+                error.detail(format!("It belongs to shard {}/{count}.", Shard::of(key, count)))
+            }
+            _ => error,
+        }
+    };
+    let mut missing: BTreeMap<String, Error> = list.unusable.into_iter().collect();
+    let first = &parts[0];
+    for item in list.items {
+        // A key that is none of the type failed in its run.
+        let key = first.key.canonical(&item.key, first.format).unwrap_or(item.key);
+        if !rows.contains_key(&key) {
+            let error = failed.remove(&key).unwrap_or_else(|| absent(&key));
+            missing.insert(key, error);
+        }
+    }
+    missing
 }
 
 fn part(path: &Path) -> Result<Part> {
