@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The statements of docs/citus.md and the gallery on Citus: a coordinator and two workers, and one server to compare with
+# The statements of docs/citus.md and the gallery on Citus: a coordinator and three workers, and one server to compare with
 # (tests/citus). Builds what is missing, prints the gallery's searches and groups and a table, and fails if any of it does.
 #   CITUS_SRC=path PGVECTOR_SRC=path   directories with their sources, or git repositories, whose HEAD is taken
 #   K=…                                as in make test

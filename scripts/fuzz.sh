@@ -21,7 +21,8 @@ guided() {
         leaks=1
         [ "$name" != info ] || leaks=0
         say "fuzzing $name for $FUZZ s, from $(find "$corpus" -type f | wc -l) files; a finding is kept in target/fuzz/"
-        (cd crates/clip && CARGO_TARGET_DIR=$target/fuzz/build cargo +nightly fuzz run --release "$name" "$corpus" -- \
+        (cd crates/clip && LSAN_OPTIONS=suppressions=$root/crates/clip/fuzz/lsan.supp CARGO_TARGET_DIR=$target/fuzz/build \
+            cargo +nightly fuzz run --release "$name" "$corpus" -- \
             -max_total_time="$FUZZ" -max_len=65536 -timeout=10 -rss_limit_mb=2048 -malloc_limit_mb=512 -detect_leaks=$leaks -print_final_stats=1 \
             -artifact_prefix="$target/fuzz/$name-" 2>&1) |
             grep -E '^(stat::|Done|#.*(pulse|DONE)|==|SUMMARY|artifact)|ERROR|panicked' ||

@@ -1,4 +1,4 @@
-"""A coordinator and two workers of Citus, made with the statements of docs/citus.md."""
+"""A coordinator and three workers of Citus, made with the statements of docs/citus.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import support
 from servers import Server
 from support import value
 
-WORKERS = 2
+WORKERS = 3
 PAGE = support.ROOT / "docs" / "citus.md"
 BLOCKS = re.compile(r"<!-- run: (.*?) -->\n```sql\n(.*?)```", re.DOTALL)
 PORT = 5432

@@ -46,7 +46,7 @@ def gallery(citus: Citus) -> Iterator[subprocess.CompletedProcess]:
 
 def test_the_gallery_is_right(citus: Citus, gallery: subprocess.CompletedProcess) -> None:
     assert gallery.stderr == ""
-    assert "30 photos in 4 shards on 2 workers" in gallery.stdout
+    assert "30 photos in 4 shards on 3 workers" in gallery.stdout
     assert "10 of 10 queries found their photo first; 30 photos form 10 groups" in gallery.stdout
     assert gallery.stdout.count("✓") == 10 and "✗" not in gallery.stdout
     coordinator, *workers = gallery.embedded

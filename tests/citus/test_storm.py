@@ -1,6 +1,6 @@
-"""Photos of a distributed table while sessions at every server insert, copy, update, upsert and delete them, each worker is
-stopped as by a crash, and shards move: at the end rows, embeddings, groups and failures are exactly those of the statements
-that were committed."""
+"""Photos of a distributed table while sessions at every server insert, copy, update, upsert and delete them. Each worker is
+stopped as by a crash, a shard moves, and a node leaves and comes back. At the end rows, embeddings, groups and failures
+are exactly those of the statements that were committed."""
 
 from __future__ import annotations
 
@@ -65,9 +65,10 @@ def prepared(citus: Citus) -> int:
 
 
 class Storm:
-    """What the sessions share: when to give up, and the errors that were met, by SQLSTATE."""
+    """What the sessions share: when to give up, the servers that take statements, and the errors, by SQLSTATE."""
 
-    def __init__(self, seconds: float):
+    def __init__(self, seconds: float, citus: Citus):
+        self.servers = list(citus.servers)
         self.deadline = time.monotonic() + seconds
         self.errors: collections.Counter = collections.Counter()
         self.failed, self.done = threading.Event(), threading.Event()
@@ -87,16 +88,18 @@ class Storm:
 
         return guarded
 
-    def until_done(self, server: Server, statement: Callable[[psycopg.Connection], object]) -> None:
-        """Runs a statement until it succeeds. Each may be repeated: what a lost commit has done, it does once."""
+    def until_done(self, choose: Callable[[], Server], statement: Callable[[psycopg.Connection], object]) -> None:
+        """Runs a statement until it succeeds. A statement may be repeated: what a lost commit has done, it does once."""
         while True:
             self.check()
+            server = choose()
             try:
                 with server.connect() as db:
                     statement(db)
                     return
             except psycopg.Error as error:
-                assert is_lost(error), f"{error.sqlstate} {error}"
+                # A node that is removed from the cluster loses its tables.
+                assert is_lost(error) or server not in self.servers, f"{error.sqlstate} {error}"
                 self.errors[error.sqlstate] += 1
                 time.sleep(0.1)
 
@@ -104,8 +107,8 @@ class Storm:
 class Writer:
     """A session with ids of its own. `photos`: what each of its rows has at the end, the number of a file or None."""
 
-    def __init__(self, storm: Storm, citus: Citus, number: int):
-        self.storm, self.servers, self.rng = storm, citus.servers, random.Random(number)
+    def __init__(self, storm: Storm, number: int):
+        self.storm, self.rng = storm, random.Random(number)
         self.ids = range(number * 1000, number * 1000 + EACH)
         self.photos: dict[int, int | None] = {}
         self.steps = 0
@@ -117,14 +120,13 @@ class Writer:
                 self.steps += 1
 
     def step(self, id: int) -> None:
-        server = self.rng.choice(self.servers)
         photo = self.rng.randrange(len(FILES)) if self.rng.random() > 0.05 else None
         data = BAD if photo is None else FILES[photo]
         if id not in self.photos:
             way = self.rng.choice((self.insert, self.copy, self.upsert))
         else:
             way = self.rng.choice((self.update, self.upsert, self.delete, self.rename))
-        self.storm.until_done(server, lambda db: way(db, id, data))
+        self.storm.until_done(lambda: self.rng.choice(self.storm.servers), lambda db: way(db, id, data))
         if way == self.delete:
             del self.photos[id]
         elif way != self.rename:
@@ -167,6 +169,30 @@ def move_a_shard(citus: Citus, number: int) -> None:
         db.execute("SELECT citus_move_shard_placement(%s, %s, %s, %s, %s)", (shard, source, PORT, target, PORT))
 
 
+def remove_a_node(citus: Citus, storm: Storm) -> None:
+    """The last worker leaves, with all its shards moved off it."""
+    last = citus.workers[-1]
+    storm.servers.remove(last)
+    with citus.coordinator.connect() as db:
+        db.execute("SELECT citus_drain_node(%s, %s)", (str(last.folder), PORT))
+        db.execute("SELECT citus_remove_node(%s, %s)", (str(last.folder), PORT))
+        assert len(nodes_of_item(db)) == len(citus.workers) - 1
+
+
+def add_a_node(citus: Citus, storm: Storm) -> None:
+    """It comes back empty, and Citus moves shards to it."""
+    last = citus.workers[-1]
+    with citus.coordinator.connect() as db:
+        db.execute("SELECT citus_add_node(%s, %s)", (str(last.folder), PORT))
+        storm.servers.append(last)
+        db.execute("SELECT rebalance_table_shards('item', threshold => 0)")
+        assert len(nodes_of_item(db)) == len(citus.workers)
+
+
+def nodes_of_item(db: psycopg.Connection) -> set[str]:
+    return {node for (node,) in db.execute("SELECT nodename FROM citus_shards WHERE table_name = 'item'::regclass")}
+
+
 @pytest.mark.parametrize("mode", ["immediate", "queued"])
 def test_everything_is_exact_after_a_storm(citus: Citus, mode: str) -> None:
     with citus.coordinator.connect() as db:
@@ -177,8 +203,8 @@ def test_everything_is_exact_after_a_storm(citus: Citus, mode: str) -> None:
             (mode,),
         )
         right = [embed_one(db, "image", data) for data in FILES]
-    storm = Storm(seconds=200)
-    writers = [Writer(storm, citus, number) for number in range(1, SESSIONS + 1)]
+    storm = Storm(300, citus)
+    writers = [Writer(storm, number) for number in range(1, SESSIONS + 1)]
     lost: list[set] = []
 
     def steps(share: float) -> None:
@@ -187,30 +213,31 @@ def test_everything_is_exact_after_a_storm(citus: Citus, mode: str) -> None:
             time.sleep(0.02)
 
     def events() -> None:
-        for share, worker in ((0.15, citus.workers[1]), (0.65, citus.workers[0])):
+        after = (lambda: move_a_shard(citus, 0), lambda: remove_a_node(citus, storm), lambda: add_a_node(citus, storm))
+        for share, worker, change in zip((0.1, 0.4, 0.7), reversed(citus.workers), after, strict=True):
             steps(share)
             storm.errors.clear()
             worker.stop("immediate")
             until(lambda: storm.errors, "an error of the server that is down")
             worker.start()
             lost.append(set(storm.errors))
-            steps(share + 0.15)
+            steps(share + 0.12)
             recover(citus)
-            move_a_shard(citus, 0 if share < 0.5 else 3)
+            change()
 
     def group() -> None:
         while not storm.done.is_set():
-            storm.until_done(citus.coordinator, lambda db: db.execute("SELECT clip_group('item')"))
+            storm.until_done(lambda: citus.coordinator, lambda db: db.execute("SELECT clip_group('item')"))
             time.sleep(0.05)
 
     def write() -> None:
         try:
-            in_parallel([storm.job(writer.run) for writer in writers], 200)
+            in_parallel([storm.job(writer.run) for writer in writers], 300)
         finally:
             storm.done.set()
 
-    in_parallel([storm.job(write), storm.job(events), storm.job(group)], 240)
-    assert len(lost) == 2
+    in_parallel([storm.job(write), storm.job(events), storm.job(group)], 340)
+    assert len(lost) == len(citus.workers)
     recover(citus)
     expected = {id: photo for writer in writers for id, photo in writer.photos.items()}
     bad = sorted(str(id) for id, photo in expected.items() if photo is None)
