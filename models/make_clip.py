@@ -71,7 +71,7 @@ class Shape:
 
 SEED = 5  # among seeds 0 to 7, the miniature of this one spreads photos and texts most widely
 
-# The table has a row for each of the 49408 ids, whatever the width: 8 columns of float16 are 0.8 MB.
+# The table has a row for each of the 49408 ids at any width: 8 columns of float16 are 0.8 MB.
 MINIATURE = Shape(2, text_width=32, text_heads=2, token_width=8, vision_width=32, vision_heads=2, half=True)
 
 

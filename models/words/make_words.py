@@ -42,7 +42,7 @@ FILES: dict[int, tuple[str, ...]] = {
     20: (),  # plants
     27: ("wood", "rock", "paper", "fabric", "metal", "fuel", "soil", "ice", "glass", "sand"),
 }
-# Words whose descendants can't be seen in a photo, or are no everyday words.
+# Words to leave out together with their descendants, which can't be seen in a photo or are no everyday words.
 WITHOUT = {
     5: ("microorganism", "worm_family"),
     6: (

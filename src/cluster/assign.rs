@@ -173,8 +173,8 @@ pub fn leave(id: i64, embedding: Vector, only: Option<&str>, role: Option<pg_sys
     if only.is_some_and(|only| only != name) {
         return Ok(false);
     }
-    // Ids can be guessed, so the cluster does not exist for a role without privileges. A trigger names the collection and
-    // skips this check.
+    // Ids can be guessed, so for a role without privileges the cluster does not exist. A trigger names the collection
+    // and skips this check.
     if only.is_none() && role.is_some_and(|role| Access::find(&store, &name).has_none(role)) {
         return Ok(false);
     }

@@ -147,8 +147,8 @@ impl Members {
         }
     }
 
-    /// The five keywords that most members of cluster c have; of equally frequent ones, those that are rarest
-    /// elsewhere. NULL without a column of keywords or tags.
+    /// The five keywords that most members of cluster c have. Among equally frequent keywords, the ones that are rarest
+    /// elsewhere come first. NULL without a column of keywords or tags.
     fn words(&self) -> &'static str {
         match (&self.labels, &self.tags) {
             (None, None) => "NULL::text[]",

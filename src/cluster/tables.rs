@@ -407,7 +407,7 @@ impl Drop for BriefLock {
     }
 }
 
-/// A text is copied into the memory context of the statement, which outlives the scan.
+/// The scan key of a condition. A text is copied into the memory context of the statement, which outlives the scan.
 fn scan_key(condition: &Condition<'_>) -> pg_sys::ScanKeyData {
     let (column, strategy, function, argument) = match *condition {
         Condition::TextIs(column, text) => {

@@ -108,8 +108,8 @@ struct Columns<'a> {
 }
 
 impl Columns<'_> {
-    /// Rows, rows with an embedding, and rows that have a source and lack an embedding, a cluster or tags. None for a table
-    /// that lacks a column, or has no storage of its own.
+    /// The numbers of rows, of rows with an embedding, and of rows that have a source but lack an embedding, a cluster
+    /// or tags. None for a table that lacks a column, or has no storage of its own.
     fn count(&self, oid: pg_sys::Oid) -> Option<[i64; 3]> {
         // Columns of a partition may have different numbers.
         let number = |name: &str| {

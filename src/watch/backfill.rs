@@ -100,8 +100,8 @@ pub fn key_of(watch: &Watch) -> String {
     format!("ARRAY[{}]::text", values.collect::<Vec<_>>().join(", "))
 }
 
-/// Queues the rows whose keys a query returns. `again`: the rows are embedded even if they have a vector; the inner value
-/// is the model that computed the vector, if known. Returns the number of new entries.
+/// Queues the rows whose keys a query returns. `again`: the rows are embedded even if they have a vector; the inner
+/// value is the model that computed the vector, if known. Returns the number of new entries.
 fn enqueue(watch: &Watch, query: &str, again: Option<Option<&str>>) -> SqlResult<i64> {
     let mut count = 0;
     watch.as_owner(|client| {

@@ -139,12 +139,12 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// The worker has used up its time for this table.
+    /// Whether the worker has used up its time for this table.
     fn is_over(&self) -> bool {
         self.is_spent(self.begun)
     }
 
-    /// Whether the worker's time for a table has passed.
+    /// Whether the worker's time for a table has passed since `begun`.
     fn is_spent(&self, begun: Instant) -> bool {
         self.terms.slice.is_some_and(|slice| begun.elapsed() >= slice)
     }

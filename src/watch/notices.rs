@@ -54,8 +54,7 @@ pub fn grouping_ends(table: &Table, column: &str, collection: &str) {
     .report(PgLogLevel::NOTICE);
 }
 
-/// Reports that `on_error => 'raise'` has no effect in queued mode: the row is written before anybody tries to embed
-/// it.
+/// Reports that `on_error => 'raise'` has no effect in queued mode: the row is written before it is embedded.
 pub fn no_statement_fails(table: &Table) {
     report(
         Error::new(Kind::InvalidInput, format!("on_error => 'raise' has no effect on {} in queued mode", table.name))

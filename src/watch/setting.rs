@@ -23,7 +23,7 @@ pub struct Watch {
     pub owner: pg_sys::Oid,
     pub image: Option<String>,
     pub text: Option<String>,
-    /// The weight of the text's vector, if the row has an image, too.
+    /// The weight of the text's vector in a row that also has an image.
     pub text_weight: f64,
     pub embedding: String,
     pub cluster: Option<String>,
@@ -112,8 +112,8 @@ impl Watch {
         Self::by_id(id)
     }
 
-    /// As above, for a trigger on `relation`, which must be the watched table, or a partition or shard of it: every role
-    /// may create such a trigger on its own tables.
+    /// As above, for a trigger on `relation`, which must be the watched table, or a partition or shard of it: every
+    /// role may create such a trigger on its own tables.
     pub fn of_trigger(id: i64, relation: pg_sys::Oid) -> SqlResult<Option<Self>> {
         as_extension(|client| {
             let condition = "w.id = $1 AND (w.relation::oid = $2 OR w.relation IN (SELECT pg_catalog.pg_partition_ancestors($2::oid))) \

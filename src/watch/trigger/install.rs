@@ -181,7 +181,7 @@ pub fn create_triggers(
     Ok(())
 }
 
-/// ALWAYS or REPLICA, if somebody has enabled the triggers of clip_watch on a table in this way, so that they fire for
+/// ALWAYS or REPLICA, if a user has enabled the triggers of clip_watch on a table in this way, so that they fire for
 /// changes that logical replication applies. CREATE OR REPLACE TRIGGER resets this, and the triggers of another watch
 /// should fire in the same way.
 fn firing(client: &mut SpiClient<'_>, table: &Table, schema: &str) -> SqlResult<Option<&'static str>> {

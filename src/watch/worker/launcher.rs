@@ -38,7 +38,7 @@ pub fn register() {
 /// Starts workers in databases that need them.
 ///
 /// # Safety
-/// The postmaster starts it as a background worker.
+/// Only the postmaster may call it, to start a background worker.
 #[unsafe(no_mangle)]
 #[pg_guard]
 pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
@@ -87,7 +87,7 @@ struct Launcher {
     warned: Option<Instant>,
 }
 
-/// What became of an attempt to start a worker.
+/// The result of an attempt to start a worker.
 enum Start {
     Done,
     /// Try again after this time.
@@ -224,7 +224,7 @@ fn left_of_pause(since: Option<&Instant>) -> Option<Duration> {
     since.and_then(|since| PAUSE.checked_sub(since.elapsed()))
 }
 
-/// Takes a slot for the database and starts its worker, or says why it can't.
+/// Takes a slot for the database and starts its worker; the error is the reason why it can't.
 fn start_worker(database: u32) -> Result<DynamicBackgroundWorker, String> {
     {
         let mut shared = SHARED.exclusive();
