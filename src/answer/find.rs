@@ -234,7 +234,7 @@ impl Search<'_> {
             Query::Text(_) => Placed::Text(words.relative(&wanted).map_err(report)?),
             Query::Photo(_) => Placed::Photo(words.scores(&words.photo(&wanted).map_err(report)?)),
         };
-        // When this guard is dropped, the settings are restored; the role is the caller's throughout.
+        // When this guard is dropped, the settings are restored; the role stays the caller's.
         let _context = UserContext::of_caller();
         Spi::connect(|client| {
             widen(client, *candidates)?;
