@@ -142,9 +142,9 @@ BEGIN
                  FROM run_command_on_all_nodes(question, give_warning_for_connection_errors => true) AS a;
 END $$;
 
--- The sums over the shards of a distributed table. Counts of rows are NULL if a server does not answer or the reader
--- may not read the table. The servers identify the watch by its id and its table, because a role can put any id into a
--- trigger on its own table.
+-- The sums over the shards of a distributed table. rows, embedded and pending are NULL if a server does not answer or
+-- the reader may not read the table. The servers identify the watch by its id and its table, because a role can put any
+-- id into a trigger on its own table.
 CREATE FUNCTION clip_search.shard_totals(parent bigint, relation regclass, OUT rows bigint, OUT embedded bigint, OUT pending bigint,
                                          OUT failed bigint, OUT outdated bigint)
 LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
