@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Write a CLIP ViT-B/32 of the true architecture, with random weights, in the usual ONNX export's layout.
+"""Write a CLIP ViT-B/32 with the real architecture and random weights, in the layout of the usual ONNX export.
 
-It understands nothing: it serves to test and time everything around the weights. Shapes, file names, inputs
-and outputs, tokenizer, preprocessing and cost are those of the real model (Radford et al. 2021,
-arXiv:2103.00020; layout of Xenova/clip-vit-base-patch32), so whatever runs with this directory runs with the
-real one.
+Its embeddings mean nothing: the model is for testing and timing everything except the weights. Shapes, file names,
+inputs and outputs, tokenizer, preprocessing and cost are those of the real model (Radford et al. 2021,
+arXiv:2103.00020; layout of Xenova/clip-vit-base-patch32), so code that runs with this directory also runs with
+the real one.
 
     onnx/vision_model.onnx    pixel_values float32 [batch, 3, 224, 224] -> image_embeds float32 [batch, 512]
     onnx/text_model.onnx      input_ids int64 [batch, sequence] -> text_embeds float32 [batch, 512]
@@ -47,8 +47,8 @@ MASKED = -1e9  # added to an attention score; two of them still fit float32
 
 # Gains of the random weights relative to 1/sqrt(inputs), chosen so that different inputs get clearly
 # different embeddings. With 0.02 everywhere (12 layers), two photos have a cosine of 0.78 on average and a
-# photo and its transposed self 0.99: a comparison of embeddings would nearly pass with wrong pixels. The
-# strength of the attention output matters most: the pooled token sees the input through it alone.
+# photo and its transposed copy 0.99: a comparison of embeddings would nearly pass with wrong pixels. The
+# strength of the attention output matters most, because the pooled token depends on the input only through it.
 # Measured on ten photos of scikit-image, miniature / 12 layers: two photos have cosines up to 0.88 / 0.97;
 # the same photo transposed 0.86 / 0.92 on average; with noise of ±1 in every pixel still 0.9999. A query-key
 # gain of 2 made that noise cost ten times more, so that two right JPEG decoders would have looked different.
@@ -58,7 +58,7 @@ ATTENTION_GAIN, MLP_GAIN, POSITION_GAIN = 3.0, 1.0, 0.7
 
 @dataclass(frozen=True)
 class Shape:
-    """Widths of the two towers. `token_width` below `text_width` means a narrow table, projected up."""
+    """Widths of the two towers. If `token_width` is below `text_width`, the token table is narrow and projected up."""
 
     layers: int = 12
     text_width: int = 512
@@ -69,9 +69,9 @@ class Shape:
     half: bool = False  # the two largest constants, token table and patch kernel, as float16 behind a Cast
 
 
-SEED = 5  # of seeds 0 to 7 the one whose miniature spreads photos and texts widest
+SEED = 5  # among seeds 0 to 7, the miniature of this one spreads photos and texts most widely
 
-# The table has a row for each of the 49408 ids, whatever the width: 8 columns of float16 are 0.8 MB.
+# The table has a row for each of the 49408 ids at any width: 8 columns of float16 are 0.8 MB.
 MINIATURE = Shape(2, text_width=32, text_heads=2, token_width=8, vision_width=32, vision_heads=2, half=True)
 
 
@@ -81,8 +81,8 @@ MINIATURE = Shape(2, text_width=32, text_heads=2, token_width=8, vision_width=32
 def random_weights(seed: int, name: str, shape: tuple[int, ...], deviation: float) -> np.ndarray:
     """Uniform float32 values with mean 0 and the given standard deviation.
 
-    Value i is splitmix64 (Steele, Lea, Flood 2014) of a key made from seed and name, plus i: integer
-    arithmetic that no library's random generator has a say in.
+    Value i is splitmix64 (Steele, Lea, Flood 2014) of a key made from seed and name, plus i. This is integer
+    arithmetic, which does not depend on the random generator of a library.
     """
     key = int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "little")
     count = math.prod(shape)
@@ -212,7 +212,7 @@ def write_vision_model(path: pathlib.Path, shape: Shape, seed: int) -> None:
 
 
 def text_mask(graph: Graph, sequence: str, with_padding: bool) -> str:
-    """What is added to the attention scores: nothing sees a later token, nor (if asked) a padded one."""
+    """The mask to add to the attention scores: it hides later tokens and, with `with_padding`, padded tokens."""
     table = np.triu(np.full((CONTEXT_LENGTH, CONTEXT_LENGTH), MASKED, np.float32), 1)
     ends = graph.node("Concat", sequence, sequence, axis=0)
     mask = graph.node("Slice", graph.constant("causal_mask", table), graph.indices(0, 0), ends)
@@ -225,7 +225,7 @@ def text_mask(graph: Graph, sequence: str, with_padding: bool) -> str:
 
 
 def write_text_model(path: pathlib.Path, shape: Shape, seed: int, attention_mask: bool) -> None:
-    """Causal transformer over the tokens, pooled where the highest id first stands: the end-of-text token."""
+    """Causal transformer over the tokens, pooled at the first token with the highest id: the end-of-text token."""
     graph, width = Graph(seed, "text"), shape.text_width
     table = graph.weights("token_embedding.weight", VOCABULARY, shape.token_width, deviation=1.0, half=shape.half)
     x = graph.node("Gather", table, "input_ids", axis=0)
@@ -239,7 +239,7 @@ def write_text_model(path: pathlib.Path, shape: Shape, seed: int, attention_mask
     x = graph.node("Add", x, graph.node("Slice", positions, graph.indices(0), sequence))
     x = graph.encoder(x, shape.layers, width, shape.text_heads, text_mask(graph, sequence, attention_mask))
     x = graph.layer_norm(x, "final_layer_norm", width)
-    end = graph.node("ArgMax", "input_ids", axis=1, keepdims=1)  # [batch, 1]; the first of equal ones
+    end = graph.node("ArgMax", "input_ids", axis=1, keepdims=1)  # [batch, 1]; the first token with the highest id
     pooled = graph.node("GatherND", x, end, batch_dims=1)
     graph.project_out(pooled, width, "text_embeds")
     names = ["input_ids", "attention_mask"] if attention_mask else ["input_ids"]
@@ -251,7 +251,7 @@ def write_text_model(path: pathlib.Path, shape: Shape, seed: int, attention_mask
 
 
 def byte_characters() -> list[str]:
-    """The printable stand-in of each of the 256 bytes, in the order in which CLIP's vocabulary lists them."""
+    """The printable character for each of the 256 bytes, in the order in which CLIP's vocabulary lists them."""
     printable = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),
@@ -264,10 +264,11 @@ def byte_characters() -> list[str]:
 def tokenizer_json(merges_gz: bytes) -> dict:
     """The fast tokenizer of openai/clip-vit-base-patch32, from OpenAI's list of merges.
 
-    As in the original file, neither truncation nor padding is set: the reader must know the context length.
+    As in the original file, neither truncation nor padding is set: the program that reads it must know the context
+    length.
     """
     lines = gzip.decompress(merges_gz).decode("utf-8").split("\n")
-    count = VOCABULARY - 256 - 256 - 2  # less the bytes, the bytes at a word's end and the two specials
+    count = VOCABULARY - 256 - 256 - 2  # without the bytes, the bytes at a word's end and the two special tokens
     merges = lines[1 : 1 + count]  # after a header line
     characters = byte_characters()
     tokens = [
@@ -334,7 +335,7 @@ def tokenizer_json(merges_gz: bytes) -> dict:
 
 
 def tokenizer_config() -> dict:
-    """Special tokens are objects here and strings there, as in the original file."""
+    """Some special tokens are objects and others strings, as in the original file."""
 
     def added(token: str) -> dict:
         flags = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}

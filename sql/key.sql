@@ -1,7 +1,8 @@
--- The key of a row of any table, as results return it. A function has one result type and tables have keys of many, so a
--- key is text that compares with each of them: photo.id = representative looks up an index on a bigint or a uuid. It is
--- stored as text, and sorts by its bytes. It has no collation: PostgreSQL 15 fails at a foreign key between a column that has
--- one and a bigint (XX000, cache lookup failed for collation 0). Casts are functions, since a foreign key takes no others.
+-- The key of a row of any table, as results return it. A function has one result type, but tables have keys of many
+-- types. A clip_key is text that can be compared with all of them: photo.id = representative uses an index on a bigint
+-- or a uuid. It is stored as text and sorts by its bytes. It has no collation, because PostgreSQL 15 fails at a foreign
+-- key between a column with a collation and a bigint (XX000, cache lookup failed for collation 0). The casts are
+-- functions, because a foreign key accepts no other casts.
 CREATE TYPE @extschema@.clip_key;
 CREATE FUNCTION clip_search.key_in(cstring) RETURNS @extschema@.clip_key IMMUTABLE STRICT PARALLEL SAFE LANGUAGE internal AS 'textin';
 CREATE FUNCTION clip_search.key_out(@extschema@.clip_key) RETURNS cstring IMMUTABLE STRICT PARALLEL SAFE LANGUAGE internal AS 'textout';
@@ -29,7 +30,7 @@ CREATE CAST (pg_catalog.text AS @extschema@.clip_key) WITHOUT FUNCTION AS ASSIGN
 CREATE CAST (@extschema@.clip_key AS pg_catalog.int8) WITH FUNCTION clip_search.key_to_bigint(@extschema@.clip_key) AS IMPLICIT;
 CREATE CAST (@extschema@.clip_key AS pg_catalog.numeric) WITH FUNCTION clip_search.key_to_numeric(@extschema@.clip_key) AS IMPLICIT;
 CREATE CAST (@extschema@.clip_key AS pg_catalog.uuid) WITH FUNCTION clip_search.key_to_uuid(@extschema@.clip_key) AS IMPLICIT;
--- Comparisons with these go by bigint.
+-- int4 and int2 columns are compared with a clip_key as bigint.
 CREATE CAST (@extschema@.clip_key AS pg_catalog.int4) WITH INOUT AS ASSIGNMENT;
 CREATE CAST (@extschema@.clip_key AS pg_catalog.int2) WITH INOUT AS ASSIGNMENT;
 

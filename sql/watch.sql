@@ -21,7 +21,7 @@ CREATE TABLE clip_search.watch_setting (
     added_collection boolean NOT NULL,
     created_at       timestamptz NOT NULL DEFAULT pg_catalog.now(),
     tags             name,
-    -- What Citus has to do with it: for a shard, the watch of the distributed table and what the trigger needs.
+    -- Only under Citus. In the watch of a shard: the id of the distributed table's watch, and what the trigger needs.
     home             jsonb,
     CONSTRAINT watch_setting_column_key UNIQUE (relation, embedding),
     CHECK (image IS NOT NULL OR text IS NOT NULL),
@@ -66,7 +66,8 @@ CREATE TABLE clip_search.watch_partition (
     PRIMARY KEY (watch, relation)
 );
 
--- The argument in CREATE TRIGGER is the id of a watch.
+-- The arguments in CREATE TRIGGER are the id of a watch and, for a distributed table of Citus, the settings for its
+-- shards.
 CREATE FUNCTION clip_watch_row() RETURNS trigger LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'clip_watch_row';
 
 -- Watches whose triggers exist and are enabled. The triggers are missing during a restore, or if a role dropped them.
@@ -78,7 +79,7 @@ WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger t
               WHERE t.tgrelid OPERATOR(pg_catalog.=) w.relation::pg_catalog.oid AND NOT t.tgisinternal
                 AND t.tgfoid OPERATOR(pg_catalog.=) '@extschema@.clip_watch_row()'::pg_catalog.regprocedure::pg_catalog.oid
                 AND t.tgenabled OPERATOR(pg_catalog.<>) 'D'
-                -- The first argument; a shard's trigger has the distributed table's watch.
+                -- Compares the first argument. The trigger of a shard has the id of the distributed table's watch.
                 AND pg_catalog.substr(t.tgargs, 1, pg_catalog.length(i.id) OPERATOR(pg_catalog.+) 1) OPERATOR(pg_catalog.=)
                     (i.id OPERATOR(pg_catalog.||) pg_catalog.decode('00', 'hex')));
 
@@ -130,9 +131,10 @@ LANGUAGE sql STABLE PARALLEL UNSAFE COST 100000 SET search_path = pg_catalog, pg
     FROM clip_search.count_rows(relation, ARRAY[image::text, text::text], embedding::text, cluster::text, tags::text) AS c
 $$;
 
--- What the servers of a distributed table of Citus answer to a question about its shards. Each server is asked as the reader. The cost of these
--- functions is the default: the views below name them for every watch, and with their true cost PostgreSQL would compile each query (JIT) for a second.
--- The search_path of the servers' connections is the reader's, so every name in a question is qualified.
+-- Asks the servers of a distributed table of Citus a question about its shards, each as the reader. The cost of these
+-- functions is the default: the views below name them for every watch, and with their true cost PostgreSQL would
+-- compile each query (JIT) for a second. The servers' connections have the reader's search_path, so every name in a
+-- question is qualified.
 CREATE FUNCTION clip_search.ask_servers(question text) RETURNS SETOF jsonb
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE ROWS 10 SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -140,8 +142,9 @@ BEGIN
                  FROM run_command_on_all_nodes(question, give_warning_for_connection_errors => true) AS a;
 END $$;
 
--- The sums over the shards of a distributed table; NULL where a server does not answer or the reader may not read it.
--- The servers know the watch by its number and its table: each role may give a trigger on its own table any number.
+-- The sums over the shards of a distributed table. rows, embedded and pending are NULL if a server does not answer or
+-- the reader may not read the table. The servers identify the watch by its id and its table, because a role can put any
+-- id into a trigger on its own table.
 CREATE FUNCTION clip_search.shard_totals(parent bigint, relation regclass, OUT rows bigint, OUT embedded bigint, OUT pending bigint,
                                          OUT failed bigint, OUT outdated bigint)
 LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
@@ -209,9 +212,10 @@ CROSS JOIN LATERAL (SELECT CASE WHEN p.rows IS NOT NULL THEN
 WHERE clip_search.is_owned(w.relation) OR pg_catalog.has_table_privilege(w.relation::pg_catalog.oid, 'SELECT');
 
 -- Keys and messages reveal data of rows, so only the table's owner sees them. A row that was written several times has
--- several entries, and waits once.
--- The union stands in a subquery: conditions are pushed into the branches of a view that is a UNION ALL, although it is a
--- security barrier.
+-- several entries but is listed once.
+--
+-- The union is in a subquery because PostgreSQL pushes conditions into the branches of a view that is a UNION ALL, even
+-- if the view is a security barrier.
 CREATE VIEW clip_search.pending WITH (security_barrier = true) AS
 SELECT u.relation, u.embedding, u.key, u.queued_at, u.due, u.attempts, u.sqlstate, u.message FROM (
     SELECT clip_search.shown_as(w.relation) AS relation, w.embedding, q.key, pg_catalog.min(q.queued_at) AS queued_at, pg_catalog.min(q.due) AS due,
@@ -240,7 +244,8 @@ SELECT u.relation, u.embedding, u.key, u.failed_at, u.sqlstate, u.message, u.det
     CROSS JOIN LATERAL clip_search.shard_failures(w.id, w.relation) AS f
     WHERE w.home IS NOT NULL AND NOT w.home OPERATOR(pg_catalog.?) 'parent' AND clip_search.is_owned(w.relation)) AS u;
 
--- The shards of this server, for the functions above, which the coordinator calls.
+-- The progress, the queue and the failures of the shards on this server. The functions above query these views on each
+-- server.
 CREATE VIEW clip_search.shard_progress WITH (security_barrier = true) AS
 SELECT (w.home OPERATOR(pg_catalog.->>) 'parent')::pg_catalog.int8 AS parent, w.relation, p.rows, p.embedded,
        greatest(p.open OPERATOR(pg_catalog.-) f.count, 0) OPERATOR(pg_catalog.+) a.count AS pending, f.count AS failed, a.count AS outdated,
@@ -271,8 +276,8 @@ FROM clip_search.watch_failure f
 JOIN clip_search.watch_setting w ON w.id OPERATOR(pg_catalog.=) f.watch
 WHERE w.home OPERATOR(pg_catalog.?) 'parent' AND clip_search.is_owned(w.relation) AND clip_search.is_placed_here(w.relation);
 
--- Runs a command on the servers of Citus, as the caller, each in transactions of its own. An error on one doesn't keep the
--- others from it. The table's name, which a server looks up by itself, takes the place of %L.
+-- Runs a command on every server of Citus, as the caller, with separate transactions on each server. An error on one
+-- server doesn't stop the others. The command contains %L for the table's name, which each server looks up itself.
 CREATE FUNCTION clip_search.on_servers(command text, relation regclass) RETURNS SETOF text
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -294,7 +299,7 @@ LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $
     FROM clip_search.shards_here(parent, distributed) AS s
 $$;
 
--- CREATE TRIGGER on a shard brings the settings of clip_watch there.
+-- Stores the watch of a shard: CREATE TRIGGER on the shard has the settings of clip_watch as an argument.
 CREATE FUNCTION clip_search.follow_shards() RETURNS event_trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -303,7 +308,7 @@ END $$;
 CREATE EVENT TRIGGER clip_search_shard ON ddl_command_end WHEN TAG IN ('CREATE TRIGGER')
     EXECUTE FUNCTION clip_search.follow_shards();
 
--- A procedure that commits can't set search_path, and the caller's may be anything, so every name is qualified.
+-- A procedure that commits can't set search_path, so it runs with the caller's. Every name is therefore qualified.
 CREATE PROCEDURE clip_backfill(relation regclass, batch integer DEFAULT 16, embedding text DEFAULT NULL)
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -438,7 +443,8 @@ BEGIN
         CASE WHEN others OPERATOR(pg_catalog.>) 0 THEN pg_catalog.format(', %s of them by the background worker or other sessions', others) ELSE '' END;
 END $$;
 
--- A server's part of clip_backfill of a distributed table: its shards, one after another.
+-- The part of clip_backfill that runs on each server of a distributed table: it fills the server's shards, one after
+-- another.
 CREATE PROCEDURE clip_search.backfill_here(parent bigint, distributed regclass, batch integer) LANGUAGE plpgsql AS $$
 DECLARE
     relations  pg_catalog.oid[];

@@ -263,8 +263,9 @@ pub fn register() {
     }
 }
 
-/// With RUST_BACKTRACE in the server's environment an error that PostgreSQL raises inside an SQL function, say in a
-/// read-only transaction, would carry 30 lines of backtrace as its DETAIL. To get backtraces, set RUST_LIB_BACKTRACE=1.
+/// With RUST_BACKTRACE in the server's environment, an error that PostgreSQL raises inside an SQL function, for example
+/// in a read-only transaction, would carry 30 lines of backtrace as its DETAIL. To get backtraces, set
+/// RUST_LIB_BACKTRACE=1.
 #[allow(unsafe_code)]
 pub fn leave_out_backtraces() {
     const NAME: &str = "RUST_LIB_BACKTRACE";
@@ -275,7 +276,7 @@ pub fn leave_out_backtraces() {
     }
 }
 
-/// The extension's name of a setting in the engine's hints.
+/// The setting (GUC) to name in a hint of the engine.
 pub fn name(setting: Setting) -> &'static str {
     match setting {
         Setting::Runtime => "clip_search.onnxruntime",
@@ -449,7 +450,7 @@ pub fn worker_retry_delay() -> i32 {
     WORKER_RETRY_DELAY.get()
 }
 
-/// In milliseconds.
+/// The time limit for a table owner's code in the worker, in milliseconds.
 pub fn worker_timeout() -> i32 {
     WORKER_TIMEOUT.get()
 }

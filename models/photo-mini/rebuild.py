@@ -21,7 +21,7 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 TARGET = HERE.parent.parent / "target"
 
-# Run by the environment's Python, which has onnx: how far apart are the constants of two model files?
+# Prints how far apart the constants of two model files are. The environment's Python runs it, because it has onnx.
 COMPARE = """
 import sys, numpy, onnx
 from onnx import numpy_helper
@@ -47,7 +47,7 @@ def run(command: list, what: str) -> str:
 
 
 def environment(venv: pathlib.Path) -> pathlib.Path:
-    """The Python of `venv`, which is made and filled where it lacks what requirements.txt pins."""
+    """The Python of `venv`. Creates the environment if it is missing, and installs the pinned requirements."""
     python = venv / "bin" / "python"
     requirements = HERE / "requirements.txt"
     stamp = venv / f"photo-mini-{hashlib.sha256(requirements.read_bytes()).hexdigest()[:16]}"

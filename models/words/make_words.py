@@ -6,7 +6,7 @@
 WORDNET is the directory with WordNet 3.0's database files (data.noun, cntlist.rev, …): usr/share/wordnet of Debian's package
 wordnet-base. Its nouns for things, animals, plants, food, places, people, activities and events are ranked by how often WordNet's
 tagged texts and its definitions use them, and the 5,500 most frequent are taken. phrases.txt adds scenes, activities, events and
-kinds of pictures, as tags only: a photo's background would otherwise consist of one scene in twenty variations.
+kinds of pictures, as tags only: a photo would otherwise be compared with one scene in twenty variations.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ HEADER = """\
 # Made by make_words.py from WordNet 3.0 and from phrases of its own.
 #
 """
-# Lexicographer files (lexnames(5WN)) and what a noun of each must descend from, where not all of them can be seen in a photo.
-# A name leads to the first sense of the word in that file.
+# WordNet's lexicographer files (lexnames(5WN)) to use. If not all nouns of a file can be seen in a photo: the words
+# from which a noun must descend. A word stands for its first sense in that file.
 FILES: dict[int, tuple[str, ...]] = {
     4: ("sport", "game", "diversion", "dance", "ceremony", "exercise", "performance", "show"),  # acts
     5: (),  # animals
@@ -42,7 +42,7 @@ FILES: dict[int, tuple[str, ...]] = {
     20: (),  # plants
     27: ("wood", "rock", "paper", "fabric", "metal", "fuel", "soil", "ice", "glass", "sand"),
 }
-# What can't be seen, or is no everyday word.
+# Words to leave out together with their descendants, which can't be seen in a photo or are no everyday words.
 WITHOUT = {
     5: ("microorganism", "worm_family"),
     6: (
@@ -103,7 +103,7 @@ WITHOUT = {
         "authority",
     ),
 }
-# Of people only these: a photo shows what somebody does or wears, not that somebody is a trustee.
+# The only kinds of people to use: a photo shows what people do or wear, not that somebody is a trustee.
 KEEP = {
     18: (
         "worker",
@@ -142,7 +142,7 @@ class WordNet:
                 head, _, gloss = line.partition("|")
                 if part == "noun":
                     self.add(head.split())
-                # Definitions of plants, animals and substances are full of spathes and bivalves.
+                # Definitions of plants, animals, body parts and substances are full of rare words: spathes, bivalves.
                 weight = 0.15 if part == "noun" and int(head.split()[1]) in (5, 8, 20, 27) else 1
                 spoken = re.findall(r"[a-z]+", gloss.lower())
                 for word in itertools.chain(spoken, map("_".join, itertools.pairwise(spoken))):
@@ -154,7 +154,7 @@ class WordNet:
         for line in (directory / "cntlist.rev").read_text(encoding="latin-1").splitlines():
             key, _, count = line.split()
             lemma, _, rest = key.partition("%")
-            # Part of speech 1 is the noun; others count under -1.
+            # Part of speech 1 is the noun. Other parts of speech are counted under -1.
             part, file = rest.split(":")[:2]
             self.tagged[lemma][int(file) if part == "1" else -1] += int(count)
 
@@ -188,7 +188,7 @@ def nouns(wordnet: WordNet) -> list[str]:
         file = wordnet.file[first]
         if file not in FILES or not re.fullmatch(r"[a-z]{3,}(_[a-z]+){0,2}|[a-z]+_[a-z]+", lemma):
             continue
-        # Names, and words that are rather verbs or adjectives.
+        # Skips names, and then words that are more often verbs or adjectives.
         if any(word != lemma and word.lower() == lemma for word in wordnet.words[first]):
             continue
         tagged = wordnet.tagged[lemma]

@@ -25,7 +25,7 @@ use crate::pg::vector::{self, Vector};
 
 /// pgvector's largest hnsw.ef_search.
 const MOST_EF: i32 = 1000;
-/// 20 MB of vectors of 512 dimensions.
+/// At 512 dimensions, this many vectors take 20 MB.
 const MOST_CANDIDATES: i32 = 10_000;
 
 type Found = TableIterator<'static, (name!(id, Key), name!(cosine, f64), name!(relevance, f64))>;
@@ -68,25 +68,25 @@ fn clip_find_by_photo(
     search.run(Query::Photo(query))
 }
 
-/// What is searched for.
+/// The search query.
 enum Query<'a> {
     Text(&'a str),
     /// An image file.
     Photo(&'a [u8]),
 }
 
-/// The query among the words of the background.
+/// The query compared with the words of the background.
 enum Placed {
-    /// A text, relative to the words' mean.
+    /// A text's vector, relative to the words' mean.
     Text(Vec<f32>),
-    /// The scores that the words have of a photo.
+    /// The scores of the words for a photo.
     Photo(Vec<f64>),
 }
 
 impl Placed {
-    /// Of a photo, how certainly it shows what a word says that suits a photo in the table as well. The cosine of two photos
-    /// says little: what they share as photos is most of it. Of 37 photos of the gallery, those of one subject came to
-    /// 0.59 and more, others to 0.40 at most.
+    /// The certainty that a photo of the table matches the query. For a query photo, it is the certainty that one word
+    /// suits both photos. The cosine of two photos says little, because most of it is what all photos have in common.
+    /// Of 37 photos of the gallery, photos of the same subject scored 0.59 or more, other photos 0.40 at most.
     fn relevance(&self, words: &Background, photo: &Photo) -> f64 {
         relevance(match self {
             Self::Text(text) => photo.score(text),
@@ -154,7 +154,7 @@ impl<'a> Search<'a> {
     }
 }
 
-/// A relevance that is given.
+/// Checks that a relevance, if given, is from 0 to 1.
 fn share(name: &str, value: Option<f64>) -> SqlResult<Option<f64>> {
     match value {
         Some(value) if !(0.0..=1.0).contains(&value) => {
@@ -165,7 +165,7 @@ fn share(name: &str, value: Option<f64>) -> SqlResult<Option<f64>> {
     }
 }
 
-/// The row after which a page begins.
+/// The last row of the previous page, after which this page begins: both of its values, or neither.
 fn after(relevance: Option<f64>, id: Option<&str>) -> SqlResult<Option<(f64, &str)>> {
     let (here, lacking) = match (relevance, id) {
         (None, None) => return Ok(None),
@@ -180,11 +180,11 @@ fn after(relevance: Option<f64>, id: Option<&str>) -> SqlResult<Option<(f64, &st
         .set_hint("Give both from the last row of the page before, or neither for the first page."))
 }
 
-/// What the extension knows of a table's columns.
+/// The settings of a table's watches that a search needs.
 struct Watched {
     /// The model of the searched column's embeddings, if the column is watched.
     model: Option<String>,
-    /// Columns that clip_reembed is filling: they lack rows, and take the place of another column at the end.
+    /// Columns that clip_reembed is still filling: they lack rows, and will replace another column at the end.
     unfinished: Vec<String>,
 }
 
@@ -219,7 +219,7 @@ impl Search<'_> {
         if named.contains(char::REPLACEMENT_CHARACTER) {
             return Err(report(foreign_name("table")));
         }
-        // Before the words are embedded, which may take a minute.
+        // Check the columns before the words are embedded, which may take a minute.
         let (key, embedding) = {
             let _context = UserContext::of_caller();
             Spi::connect(|client| columns(client, *table, &named, self.key, self.embedding, &self.unfinished))?
@@ -234,7 +234,7 @@ impl Search<'_> {
             Query::Text(_) => Placed::Text(words.relative(&wanted).map_err(report)?),
             Query::Photo(_) => Placed::Photo(words.scores(&words.photo(&wanted).map_err(report)?)),
         };
-        // Settings go back when it ends; the role stays the caller's.
+        // When this guard is dropped, the settings are restored; the role stays the caller's.
         let _context = UserContext::of_caller();
         Spi::connect(|client| {
             widen(client, *candidates)?;
@@ -247,7 +247,8 @@ impl Search<'_> {
             );
             let arguments: [DatumWithOid<'_>; 2] = [Vector(wanted.clone()).into(), i64::from(*candidates).into()];
             let mut found = Vec::new();
-            // The name was read without a lock, which would hold up others: so PostgreSQL's own look-up of it is checked.
+            // The name was read without a lock, which would block other sessions. `about_table` therefore checks which
+            // table PostgreSQL finds under this name.
             let rows = about_table(*table, &statement, || client.select(&statement, None, &arguments)).map_err(spi)?;
             for row in rows {
                 pgrx::check_for_interrupts!();
@@ -257,7 +258,7 @@ impl Search<'_> {
                 let key = utf8("key", &key).map_err(report)?.to_owned();
                 origin::check_dimensions(vector.len(), words.width(), model)?;
                 let near = cosine(&vector, &wanted);
-                // A zero vector is no neighbour of anything.
+                // A zero vector is near nothing.
                 let Ok(photo) = words.photo(&vector) else { continue };
                 found.push((key, near, placed.relevance(&words, &photo)));
             }
@@ -271,8 +272,8 @@ struct Embedding {
     kind: &'static str,
 }
 
-/// The columns with the keys and the embeddings: as named, or the table's only suitable column, apart from
-/// unfinished ones.
+/// The columns with the keys and the embeddings: as named by the caller, or the table's only suitable ones. Columns
+/// that clip_reembed is still filling are not suitable.
 fn columns(
     client: &pgrx::spi::SpiClient<'_>,
     table: pg_sys::Oid,

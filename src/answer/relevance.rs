@@ -10,7 +10,7 @@ use crate::pg::error::{SqlResult, report};
 use crate::pg::text::Text;
 use crate::pg::vector::Vector;
 
-/// The cost is in `cpu_operator_cost`: 0.2 ms.
+/// A call takes 0.2 ms; `cost` is in `cpu_operator_cost`.
 #[pg_extern(stable, parallel_safe, cost = 1000)]
 fn clip_relevance(
     embedding: Option<Vector>,

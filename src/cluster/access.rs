@@ -37,8 +37,8 @@ pub fn check_name(collection: &str) -> SqlResult<()> {
     }
 }
 
-/// Names of clip_reembed's own collections. They are reserved: otherwise a role could create these foreseeable names first
-/// and block every owner's clip_reembed.
+/// The prefix of the names of clip_reembed's own collections. It is reserved: otherwise a role could create these
+/// predictable names first and block every owner's clip_reembed.
 pub const REEMBED_PREFIX: &str = "clip_reembed_";
 
 pub fn unknown(collection: &str) -> ErrorReport {
@@ -90,12 +90,13 @@ pub struct Access {
     has_settings: bool,
     /// Roles with an owner's grant: several if several transactions have created the collection by an assignment.
     founders: Vec<pg_sys::Oid>,
-    /// Owners in other transactions that are creating the collection and have not ended yet.
+    /// The owners in rows of other transactions that are creating the collection and have not ended yet.
     pending: Vec<pg_sys::Oid>,
     /// 0 for PUBLIC.
     grants: Vec<(pg_sys::Oid, String)>,
     has_clusters: bool,
-    /// The objects of 0.2.0, which had no owners: every role may do everything, until ALTER EXTENSION … UPDATE.
+    /// Whether the extension's objects are those of 0.2.0, which had no owners: every role may do everything, until
+    /// ALTER EXTENSION … UPDATE.
     outdated: bool,
 }
 
@@ -160,10 +161,10 @@ impl Access {
         self.has_settings || self.has_clusters || !self.founders.is_empty()
     }
 
-    /// For a caller that may be about to create the collection.
+    /// Refuses to create a collection under a reserved name.
     ///
     /// # Errors
-    /// 42939 if the name is reserved. A collection that has had it since before 0.3.0 stays usable.
+    /// 42939 if the name is reserved. A collection that has had the name since before 0.3.0 stays usable.
     pub fn check_not_reserved(&self) -> SqlResult<()> {
         if self.exists() || !self.name.starts_with(REEMBED_PREFIX) {
             return Ok(());
@@ -263,13 +264,13 @@ impl Access {
         }
     }
 
-    /// Whether its owner is known, whatever other transactions are doing.
+    /// Whether the owner is certain, regardless of other transactions.
     fn is_settled(&self) -> bool {
         self.has_settings || !self.founders.is_empty() || self.is_open_default()
     }
 
     /// # Errors
-    /// 42501 if another role's open transaction is creating the collection, whose end would be waited for.
+    /// 42501 if another role's open transaction is creating the collection: the caller would wait for its end.
     pub fn check_not_being_created(&self, role: pg_sys::Oid) -> SqlResult<()> {
         match self.pending.iter().find(|&&owner| !has_rights_of(role, owner)) {
             Some(&owner) if !self.is_settled() => {
@@ -300,8 +301,8 @@ impl Access {
         .set_detail(detail)
     }
 
-    /// Whether the role becomes an owner through the assignment that follows. This transaction writes its own row even
-    /// if another transaction has an uncommitted one, because the other may be rolled back.
+    /// Whether the assignment that follows makes the role an owner. This transaction writes its own row even if another
+    /// transaction has an uncommitted row, because the other may be rolled back.
     pub fn wants_owner(&self) -> bool {
         let owned = self.outdated || self.has_settings || !self.founders.is_empty() || self.name == DEFAULT_COLLECTION;
         !owned && (!self.has_clusters || !self.pending.is_empty())
@@ -396,8 +397,8 @@ pub fn own_collection(store: &Store, collection: &str) -> SqlResult<Access> {
     Ok(access)
 }
 
-/// Runs a statement on clip_search.collection_grant whose arguments are the collection, the role and the privileges,
-/// for a caller that owns the collection.
+/// Runs a statement on clip_search.collection_grant for a caller that owns the collection. The statement's arguments
+/// are the collection, the role and the privileges.
 fn change_grants(
     function: &CStr,
     collection: Option<&str>,

@@ -66,7 +66,7 @@ pub fn assign(embedding: Vector, collection: &str, role: pg_sys::Oid) -> SqlResu
     let search = Search::new(&store, &collection, &member);
     Spi::connect_mut(|client| {
         claim(client, &store, &collection.name, role)?;
-        // Under the short lock, because a row is written shortly after it gets its sequence number.
+        // Read under the short lock: a session that draws a sequence number holds the lock until its row is written.
         let sequence_number = {
             let _lock = store.lock_briefly(&collection.name, false);
             statements::last_id(client)?
@@ -163,7 +163,7 @@ fn join(client: &mut SpiClient<'_>, collection: &Collection, cluster: &Cluster, 
 /// With `only`, a cluster of another collection is not changed, and a vector that is not a member causes a warning:
 /// values that a user has written to a row must not prevent its deletion.
 ///
-/// It acts on behalf of a role; without a role, for a member that this transaction has added.
+/// `role`: the role on whose behalf the member leaves; None for a member that this transaction has added.
 pub fn leave(id: i64, embedding: Vector, only: Option<&str>, role: Option<pg_sys::Oid>) -> SqlResult<bool> {
     let _user_context = UserContext::of_extension();
     let store = Store::open(c"clip_leave_cluster()");
@@ -173,8 +173,8 @@ pub fn leave(id: i64, embedding: Vector, only: Option<&str>, role: Option<pg_sys
     if only.is_some_and(|only| only != name) {
         return Ok(false);
     }
-    // Ids can be guessed, so the cluster does not exist for a role without privileges. A trigger names the collection and
-    // skips this check.
+    // Ids can be guessed, so for a role without privileges the cluster does not exist. A trigger names the collection
+    // and skips this check.
     if only.is_none() && role.is_some_and(|role| Access::find(&store, &name).has_none(role)) {
         return Ok(false);
     }
@@ -215,8 +215,8 @@ pub fn leave(id: i64, embedding: Vector, only: Option<&str>, role: Option<pg_sys
         if cluster.sum.size == 1 {
             tidy(|| forget(client, &store, &search, id))?;
         } else if cluster.wants_folding() {
-            // Searches would compare with the stored sum, from which the centroid may have moved far: a cluster's first
-            // member may leave after the second has joined.
+            // Searches would compare with the stored sum, from which the centroid may have moved far. For example, a
+            // cluster's first member may leave after the second has joined.
             tidy(|| fold(client, &store, &collection, &cluster))?;
         }
         Ok(true)

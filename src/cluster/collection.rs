@@ -220,7 +220,7 @@ fn check_optional_columns(
     key.map_or(Ok(()), |key| check_column(client, table, key, |_| true, ""))
 }
 
-/// Changes the passed settings, and no others.
+/// Changes only the settings that are passed.
 #[pg_extern(volatile, parallel_unsafe)]
 #[allow(clippy::too_many_arguments)]
 fn clip_alter_collection(

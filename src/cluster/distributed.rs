@@ -1,7 +1,8 @@
 //! Members in a distributed table of Citus, for clip_recluster: they are read and written by key.
 //!
-//! Sessions on other servers can't be kept from writing them. A member that has changed since it was read is not written,
-//! and the call fails; one that leaves its group afterwards is noted as usual, for the group that it then has.
+//! Sessions on other servers can't be kept from writing members. If a member has changed since it was read, it is not
+//! written and the call fails. If a member leaves its group afterwards, this is noted as usual, for the member's new
+//! group.
 
 use clip::{Error, Kind};
 use pgrx::prelude::*;
@@ -15,7 +16,7 @@ use crate::pg::owners_table::OwnersTable;
 use crate::pg::spi::spi;
 use crate::pg::user_context::{UserContext, as_extension, key_form};
 
-/// A member that gets another cluster.
+/// A member that moves to another cluster.
 pub struct Moved {
     pub key: String,
     pub hash: i64,
@@ -23,14 +24,14 @@ pub struct Moved {
     pub id: i64,
 }
 
-/// The hash by which an embedding is compared, of 64 bits, which spares sending it back.
+/// The 64-bit hash by which an embedding is compared, so that the embedding need not be sent back to the shards.
 pub fn hash_of(column: &str) -> String {
     format!("pg_catalog.hashtextextended({column}::text, 0)")
 }
 
-/// How the members of a distributed table are found.
+/// Access to the members of a distributed table.
 pub struct Shards {
-    /// The table that receives what leaves a group.
+    /// The table of departures: it receives the members that leave a group.
     departures: OwnersTable,
     key: String,
     key_type: String,
@@ -70,12 +71,12 @@ impl Shards {
         })
     }
 
-    /// What is read of a member: its key, and a hash of its embedding.
+    /// The columns that are read of a member: its key, and a hash of its embedding.
     pub fn columns(&self, members: &Members) -> String {
         format!("{}::text, {}", self.key, hash_of(&members.embedding))
     }
 
-    /// Members that left before they were read are still counted by their old groups.
+    /// Refuses while members have left groups that still count them.
     pub fn check_no_departures(&self, members: &Members) -> SqlResult<()> {
         let any = self.departures.as_owner(|client| {
             Ok(!client.update(&format!("SELECT 1 FROM {} LIMIT 1", self.departures.shown()), Some(1), &[])?.is_empty())
@@ -91,7 +92,7 @@ impl Shards {
         .set_hint(format!("SELECT clip_group({}) takes them out; then try again.", quote_literal(table))))
     }
 
-    /// Writes the clusters of members that have not changed since they were read; all of them, or an error.
+    /// Writes the clusters of members. Fails if any of them has changed since it was read.
     pub fn move_members(&self, members: &Members, moved: Vec<Moved>) -> SqlResult<()> {
         let query = format!(
             include_str!("sql/move_by_key.sql"),
@@ -125,10 +126,10 @@ impl Shards {
     }
 }
 
-/// Makes the transaction commit in two phases. Citus does so by itself when a statement changes more than one shard; with
-/// one shard, its server would commit before the coordinator, and what the coordinator has changed could be lost between.
-/// It also does so when rows come from the coordinator, even if there are none. `departures`: the table beside `table` that
-/// receives what leaves a group.
+/// Makes the transaction commit in two phases. With one shard, Citus would commit on the shard's server before the
+/// coordinator commits, and the coordinator's changes could be lost in between. Citus uses two phases if a statement
+/// changes several shards, or if rows come from the coordinator, even if their number is zero. This function therefore
+/// inserts zero rows into the table of departures of `table`, which is `departures`.
 pub fn commit_in_two_phases(table: pg_sys::Oid, departures: &OwnersTable) -> SqlResult<()> {
     let place = {
         let _user_context = UserContext::of_caller();

@@ -40,7 +40,7 @@ fn clip_duplicates_of(
             memory::push(&mut keys, key).map_err(report)
         })
     })?;
-    // Two keys of each row, and what is known of it.
+    // For each row: two copies of its key, and 256 bytes for the other values.
     let bytes = keys.iter().map(|key: &String| 2 * key.len() + 256).sum();
     let found = duplicates(&rows, threshold)?;
     let reserve = Reserve::new(bytes).map_err(report)?;
@@ -50,7 +50,7 @@ fn clip_duplicates_of(
     Ok(TableIterator::new(named))
 }
 
-/// The declaration in the SQL of 0.2.0, which works with this library until the update.
+/// The declaration in the SQL of 0.2.0, which this library supports until ALTER EXTENSION … UPDATE.
 #[pg_extern(sql = false)]
 #[allow(clippy::type_complexity)]
 fn clip_duplicates(

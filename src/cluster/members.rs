@@ -78,10 +78,10 @@ pub struct Members {
     pub cluster: String,
     pub key: String,
     pub labels: Option<String>,
-    /// The tags that a watch of the table keeps, which stand in for labels.
+    /// The column of tags that a watch of the table fills. Tags stand in for labels.
     pub tags: Option<String>,
     pub image: Option<String>,
-    /// Whether the members are in shards of Citus, which has no physical location for them.
+    /// Whether the members are in shards of Citus, which identify them by key instead of location.
     pub is_distributed: bool,
     /// The names of the columns, unquoted.
     columns: Vec<String>,
@@ -274,7 +274,7 @@ pub fn read_each(
     }
 }
 
-/// Reports the progress with the time that the stage has left at its pace so far, and checks for interrupts.
+/// Reports the progress and the estimated remaining time of the stage, and checks for interrupts.
 pub fn report_progress() -> impl FnMut(Progress) {
     let mut last = Instant::now();
     let mut stage = ("", 0, last);
@@ -295,7 +295,7 @@ pub fn report_progress() -> impl FnMut(Progress) {
     }
 }
 
-/// A time for people: "40 s", "3 min".
+/// A duration as text: "40 s", "3 min".
 fn duration(seconds: f64) -> String {
     if seconds < 90.0 { format!("{seconds:.0} s") } else { format!("{:.0} min", seconds / 60.0) }
 }

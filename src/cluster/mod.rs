@@ -1,4 +1,4 @@
-//! Groups of look-alikes: assignment, their tables, collections, regrouping.
+//! Groups of similar vectors: assignment, the cluster tables, collections, regrouping.
 
 pub mod access;
 pub mod assign;

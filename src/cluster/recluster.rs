@@ -28,7 +28,7 @@ struct Place {
     table: pg_sys::Oid,
     tid: pg_sys::ItemPointerData,
     cluster: Option<i64>,
-    /// In a distributed table, its key and a hash of its embedding in the place of the location.
+    /// For a member of a distributed table: its key and a hash of its embedding, instead of the location.
     key: Option<(String, i64)>,
 }
 
@@ -73,7 +73,7 @@ fn recluster(
 ) -> SqlResult<Vec<Change>> {
     let embedding = &members.embedding;
     let vector = members.vector();
-    // The long part takes no lock.
+    // Reading and clustering take long, and hold no lock.
     let rows = members.table.as_owner(|client| {
         let query = format!("SELECT {vector} FROM {} WHERE {embedding} IS NOT NULL", client.name());
         read(client.cursor_mut(&query)?, |_| Ok(()))
@@ -81,8 +81,8 @@ fn recluster(
     let labels =
         agglomerate(rows.view(), members.threshold, linkage, guc::threads(), &mut report_progress()).map_err(report)?;
 
-    // From here on no session writes members, except for those of a distributed table. They are read again, because rows
-    // may have changed in the meantime.
+    // From here on no session writes members, except members of a distributed table. The members are read again,
+    // because rows may have changed in the meantime.
     let shards = members.is_distributed.then(|| Shards::of(members, collection)).transpose()?;
     match shards {
         Some(_) => drop(store.lock_exclusive(collection, true)),

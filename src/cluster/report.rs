@@ -64,7 +64,8 @@ fn clip_clusters_of(
     Ok(TableIterator::new(rows))
 }
 
-/// Clusters that are read under one reserve, and what one takes at most: a centroid of pgvector's most dimensions, and texts.
+/// The number of clusters for which memory is reserved at a time, and the maximum size of one: a centroid with
+/// pgvector's maximum dimensions, and texts.
 const AT_ONCE: usize = 64;
 const LARGEST: usize = 100_000;
 
@@ -93,7 +94,7 @@ fn clusters(rows: SpiTupleTable<'_>) -> SqlResult<Vec<Found>> {
     Ok(found)
 }
 
-/// The declaration in the SQL of 0.2.0, which works with this library until the update.
+/// The declaration in the SQL of 0.2.0, which this library supports until ALTER EXTENSION … UPDATE.
 #[pg_extern(sql = false)]
 #[allow(clippy::type_complexity)]
 fn clip_clusters(
@@ -133,7 +134,7 @@ impl Members {
         )
     }
 
-    /// A member's keywords: the labels that somebody has given it, or else its tags.
+    /// A member's keywords: the labels that a user has given it, or else its tags.
     fn keywords(&self) -> String {
         match (&self.labels, &self.tags) {
             (Some(labels), Some(tags)) if labels != tags => {
@@ -146,8 +147,8 @@ impl Members {
         }
     }
 
-    /// The five keywords that most members of cluster c have; of equally frequent ones, those that are rarest
-    /// elsewhere. NULL without a column of keywords or tags.
+    /// The five keywords that most members of cluster c have. Among equally frequent keywords, the ones that are rarest
+    /// elsewhere come first. NULL without a column of keywords or tags.
     fn words(&self) -> &'static str {
         match (&self.labels, &self.tags) {
             (None, None) => "NULL::text[]",
@@ -168,7 +169,8 @@ fn clip_cluster_groups_of(
     let own_schema = Spi::connect(own_schema)?;
     found.read(members.map(|Regclass(oid)| oid), |client| {
         let thumbnail = match &found.image {
-            // Citus plans no subquery on shards for each group; by key, all of them are one.
+            // Citus can't plan a subquery on shards for each group, so one subquery finds the thumbnails of all groups
+            // by key.
             Some(_) if found.is_distributed => include_str!("sql/thumbnail_by_key.sql").to_owned(),
             Some(image) => format!(
                 include_str!("sql/thumbnail.sql"),
@@ -204,7 +206,7 @@ fn clip_cluster_groups_of(
     })
 }
 
-/// The declaration in the SQL of 0.2.0.
+/// The declaration in the SQL of 0.2.0, which this library supports until ALTER EXTENSION … UPDATE.
 #[pg_extern(sql = false)]
 fn clip_cluster_groups(collection: Text<'_>, min_size: i64) -> SqlResult<Option<pgrx::JsonB>> {
     clip_cluster_groups_of(Some(collection), Some(min_size), None)

@@ -30,8 +30,8 @@ const FIRST_BATCH: usize = 16;
 /// 400.
 const MIN_COMPARED: usize = 64;
 /// Further clusters are compared while their scores are at most this far below the expected score: the right cluster
-/// lies beyond it in fewer than one of two thousand cases. Of 100,000 photo-like clusters two are within, of 5,000 with
-/// a mean cosine of 0.78 20 are, and at 0.85 240.
+/// lies beyond it in fewer than one of 2,000 cases. The range contains 2 of 100,000 photo-like clusters, 20 of 5,000
+/// clusters with a mean cosine of 0.78, and 240 of 5,000 with a mean cosine of 0.85.
 const DEVIATIONS: f64 = 3.3;
 /// Further clusters are also compared while the last batch came this close to the nearest cluster. The cosines of
 /// vectors at one code distance have a standard deviation of 0.04.
@@ -39,7 +39,7 @@ const SPREAD: f64 = 0.05;
 /// The amount by which the cosine to a centroid may exceed the cosine to the stored sum. Later changes have less weight
 /// than the sum (see [`Cluster::wants_folding`]), and members are within about 20 degrees of their centroid.
 const MAX_CENTROID_DRIFT: f64 = 0.1;
-/// The number of changes of a cluster that remain before they are added to its sum.
+/// A cluster's changes are added to its sum once there are this many.
 const MAX_CHANGES: usize = 16;
 /// A cluster in its current state, including uncommitted changes of other transactions.
 pub struct Cluster {
@@ -48,14 +48,14 @@ pub struct Cluster {
     /// The cosine to the query vector.
     pub cosine: f64,
     pub model: Option<String>,
-    /// Searches find it through a row that only this transaction can remove.
+    /// Whether searches find it through a row that only this transaction can remove.
     pub settled: bool,
-    /// Rows that no other transaction is writing: sums and changes.
+    /// The numbers of sums and of changes, without rows that other transactions are writing.
     pub rows: (usize, usize),
-    /// Members in those rows, and in the sums alone.
+    /// The members in these rows, and the members in the sums alone (`base`).
     pub members: i64,
     pub base: i64,
-    /// Other transactions are adding or removing members.
+    /// Whether other transactions are adding or removing members.
     in_progress: bool,
 }
 
@@ -80,8 +80,8 @@ impl Cluster {
         self.members > 0 || self.in_progress
     }
 
-    /// At first with each doubling, so that the stored sum is never far from the centroid; later when reading the
-    /// changes becomes expensive.
+    /// Whether to add the changes to the sum: at first with each doubling, so that the stored sum is never far from the
+    /// centroid; later when reading the changes becomes expensive.
     pub fn wants_folding(&self) -> bool {
         self.rows.0 > 1 || self.rows.1 >= MAX_CHANGES || (self.rows.1 as i64) >= self.base.max(1)
     }
@@ -222,11 +222,11 @@ impl<'a> Search<'a> {
     /// A cluster with its committed members and the members that other transactions are adding or removing; None if it
     /// has no rows.
     ///
-    /// The committed rows of both tables are read with one snapshot. Reading the tables one after the other counted
-    /// rows twice that were merged into the sum between the two scans; if most members had just left, the rest seemed
-    /// to cancel out. Uncommitted rows are read before the snapshot is taken, and count if the snapshot still shows
-    /// their transactions in progress. Only rows for single members count: merged rows, and rows that got a code,
-    /// replace rows that count already.
+    /// The committed rows of both tables are read with one snapshot. If the tables were read one after the other, rows
+    /// that are merged into the sum between the two scans would count twice; if most members had just left, the
+    /// remaining members would seem to cancel out. Uncommitted rows are read before the snapshot is taken, and count if
+    /// the snapshot still shows their transactions in progress. Only rows for single members count: merged rows, and
+    /// rows that got a code, replace rows that count already.
     pub fn look_up(&self, id: i64) -> Option<Cluster> {
         let mut cluster = Cluster {
             sum: Sum::new(self.member.len()),

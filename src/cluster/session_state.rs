@@ -32,7 +32,7 @@ pub fn changes_of<'a>(store: &Store, cluster: i64) -> Vec<Condition<'a>> {
     }
 }
 
-/// The sequence number up to which no change of a cluster is valid any more; 0 if unknown.
+/// No change of a cluster up to this sequence number is valid any more; 0 if unknown.
 pub fn merged_up_to(store: &Store, cluster: i64) -> i64 {
     if store.is_outdated() {
         return 0;

@@ -33,9 +33,9 @@ const DELETE_SUMS: &str = "DELETE FROM clip_search.cluster_sum WHERE ctid OPERAT
 const DELETE_CHANGES: &str = "DELETE FROM clip_search.cluster_change WHERE ctid OPERATOR(pg_catalog.=) ANY ($1)";
 const LOCK_SUMS: &str = "SELECT ctid, cluster, size, sum, rest, code, mark FROM clip_search.cluster_sum \
      WHERE cluster OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED";
-/// The number is limited, in case ten thousand rows have accumulated.
+/// The number of rows is limited, in case ten thousand rows have accumulated.
 const LOCK_CHANGES: &str = include_str!("sql/lock_changes.sql");
-/// For the table of 0.2.0.
+/// As above, for the table of 0.2.0.
 const LOCK_CHANGES_OF_0_2: &str = "SELECT ctid, cluster, size, sum, rest, NULL::bytea, 0::bigint FROM clip_search.cluster_change \
      WHERE cluster OPERATOR(pg_catalog.=) $1 LIMIT 1000 FOR UPDATE SKIP LOCKED";
 const RECENT: &str = "SELECT ctid, cluster, size, sum, NULL, NULL::bytea, mark FROM clip_search.cluster_sum \
@@ -200,7 +200,7 @@ pub struct StoredBlock {
     pub entries: Vec<u8>,
 }
 
-/// Locks the first block after a sequence number that no other transaction has locked.
+/// Locks the first block whose sequence number is greater than `after` and that no other transaction has locked.
 pub fn next_block(client: &mut SpiClient<'_>, collection: &str, after: i64) -> SqlResult<Option<StoredBlock>> {
     let mut rows = run(client, NEXT_BLOCK, &[collection.into(), after.into()])?;
     let Some(row) = rows.next() else { return Ok(None) };

@@ -349,11 +349,12 @@ impl Store {
         result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
     }
 
-    /// A lock on an object of the table of sums whose number is a hash of the collection's name. No such object exists.
+    /// The tag of a lock on an object of the table of sums. The object's number is a hash of the collection's name; no
+    /// such object exists.
     ///
-    /// Two names with one hash would wait for each other, so nobody may find such a name for somebody else's collection.
-    /// The hash therefore has 47 bits and begins with a secret of the server: the random bytes from initdb that mock the
-    /// salts of unknown roles, which no role can read.
+    /// Two collections with the same hash would wait for each other, so no role may be able to find a name with the
+    /// hash of another role's collection. The hash therefore has 47 bits and begins with a secret of the server: the
+    /// random bytes from initdb with which PostgreSQL mocks the salts of unknown roles, which no role can read.
     fn tag(&self, collection: &str, purpose: Purpose) -> pg_sys::LOCKTAG {
         let mut hasher = DefaultHasher::new();
         // SAFETY: 32 bytes of shared memory, which do not change.
@@ -406,7 +407,7 @@ impl Drop for BriefLock {
     }
 }
 
-/// A text is copied into the memory context of the statement, which outlives the scan.
+/// The scan key of a condition. A text is copied into the memory context of the statement, which outlives the scan.
 fn scan_key(condition: &Condition<'_>) -> pg_sys::ScanKeyData {
     let (column, strategy, function, argument) = match *condition {
         Condition::TextIs(column, text) => {

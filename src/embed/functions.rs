@@ -20,8 +20,8 @@ fn one(mut vectors: Vec<Option<Vector>>) -> Vector {
     vectors.pop().flatten().expect("one value that is not NULL gives one vector")
 }
 
-/// PostgreSQL evaluates a query by a photo for each row. If the photo is a constant in the query, even its fingerprint
-/// is computed only once: a file of 5 MB takes a few milliseconds.
+/// In a search by photo, PostgreSQL calls this function for each row. If the photo is a constant in the query, even its
+/// fingerprint is computed only once: for a file of 5 MB it takes a few milliseconds.
 fn embed_image(model: &str, image: &[u8], call: pg_sys::FunctionCallInfo) -> SqlResult<Vector> {
     loaded::embed_image(model, image, || once_per_constant(call, 0, || Fingerprint::of(image)))
 }

@@ -13,7 +13,7 @@ use crate::pg::error::{SqlResult, different_dimensions, report, with_sqlstate};
 use crate::pg::text::{self, Text};
 use crate::pg::vector::Vector;
 
-/// The cost of a text, because most texts are in the cache.
+/// The cost equals that of clip_embed_text: most texts are in the cache.
 #[pg_extern(stable, parallel_safe, cost = 10000)]
 fn clip_query(
     texts: default!(Option<Array<Text<'_>>>, "NULL"),
@@ -48,7 +48,7 @@ fn clip_query(
         let images: Vec<Option<&[u8]>> = images.into_iter().map(Some).collect();
         terms.extend(loaded::embed_images(&named, &images)?.into_iter().flatten());
     }
-    // Without texts and images no model is needed, and vectors of any model are accepted if their lengths match.
+    // Without texts and images no model is needed, so vectors of any model are accepted if their lengths match.
     let (known, whose) = match terms.first() {
         Some(first) => (Some(first.0.len()), Some(named)),
         None => (None, model.map(str::to_owned).or_else(|| vectors.iter().find_map(|v| origin::model_of(&v.0)))),

@@ -19,7 +19,7 @@ use crate::pg::spi::spi;
 use crate::pg::text::foreign_encoding;
 use crate::pg::vector::Vector;
 
-/// The number of words that are embedded in one call, which takes half a second to two seconds.
+/// The number of words that are embedded in one call. A call takes half a second to two seconds.
 const BATCH: usize = 64;
 /// The time between two NOTICEs about the progress.
 const PROGRESS: Duration = Duration::from_secs(10);
@@ -45,7 +45,7 @@ struct Last {
 
 thread_local! {
     static KNOWN: RefCell<Vec<(Key, Rc<Background>)>> = const { RefCell::new(Vec::new()) };
-    /// The list for which [`tell_of_own_list`] has looked.
+    /// The list that [`tell_of_own_list`] has checked last.
     static TOLD: RefCell<Option<Option<PathBuf>>> = const { RefCell::new(None) };
     static LAST: RefCell<Option<Last>> = const { RefCell::new(None) };
 }
@@ -79,7 +79,7 @@ impl Key {
     }
 }
 
-/// Words come back as texts of the database's.
+/// Refuses a list that is not ASCII if the database's encoding is not UTF-8: functions return words as texts.
 fn in_encoding(words: Words) -> clip::Result<Words> {
     match words.words.iter().find(|word| !word.is_ascii()).zip(foreign_encoding()) {
         Some((word, encoding)) => Err(Error::new(
@@ -98,8 +98,8 @@ fn unreadable(path: &std::path::Path, why: &str) -> Error {
         .hint("clip_search.words names it; an empty setting uses the list that is built in.")
 }
 
-/// Says once a connection, and for each list, that the tags of a watch will come from a list which other connections
-/// don't use. Roles that can't read the setting can't change it either.
+/// Reports, once per connection and list, that the tags of a watch will come from a list that other connections don't
+/// use. A role that can't read the setting can't change it either.
 pub fn tell_of_own_list() -> SqlResult<()> {
     let list = guc::words();
     if TOLD.with_borrow(|told| *told == Some(list.clone())) {

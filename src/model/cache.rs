@@ -9,12 +9,12 @@ use crate::guc;
 use crate::pg::error::warn;
 
 thread_local! {
-    /// The directory that this connection was warned of.
+    /// The directory for which this connection has raised the warning.
     static TOLD: RefCell<Option<PathBuf>> = const { RefCell::new(None) };
 }
 
-/// The directory of `clip_search.cache_path`, unless it is empty, or refused with a WARNING, once a connection. Call it
-/// while nothing is borrowed: a WARNING can run a hook.
+/// The directory of `clip_search.cache_path`. None if the setting is empty, or if the directory is refused, which
+/// raises a WARNING once per connection. Call it while nothing is borrowed: a WARNING can run a hook.
 pub fn directory() -> Option<PathBuf> {
     let path = guc::cache()?;
     match cache_directory::check(&path) {

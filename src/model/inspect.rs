@@ -53,7 +53,7 @@ struct Status {
     texts: i64,
 }
 
-/// Checks a model, for which it loads both towers temporarily: (item, value), of which the last is the verdict.
+/// Checks a model, and loads both towers temporarily. Returns pairs of item and value; the last pair is the verdict.
 fn check(spec: &str) -> Vec<(String, String)> {
     // A path names a directory anywhere; it is split into the directory to search and the name in it.
     let path = Path::new(spec);

@@ -26,7 +26,7 @@ use crate::pg::error::{SqlResult, report, warn};
 use crate::pg::interrupt;
 use crate::pg::vector::Vector;
 
-/// Longer texts are captions or documents, which are seldom repeated.
+/// Longer texts are not cached: they are captions or documents, which are seldom repeated.
 const MEMO_TEXT_BYTES: usize = 2048;
 
 /// The number of label sets per model whose vectors are cached, to classify row after row; a set of 10,000 labels takes
@@ -54,7 +54,7 @@ pub(super) struct Loaded {
     failed: bool,
 }
 
-/// A NOTICE of work that takes minutes, before it begins.
+/// Raises a NOTICE before work that takes minutes.
 pub fn announce(what: &str) {
     let notice = Error::new(Kind::InvalidInput, format!("{what}, which takes up to some minutes and is done once"))
         .detail("It is kept in the cache (clip_search.cache_path) for all connections.");
@@ -135,7 +135,7 @@ fn with_model<T>(
         let (after, hits) = (&loaded.embedder.counters, loaded.memo_hits - hits);
         let figures = Figures::of_call(&before, after, start.elapsed(), result.is_err(), hits);
         let place = |mut error: Error| {
-            // The position of a single value needs no mention.
+            // For a single value, errors don't need to name a position.
             error.element = error.element.filter(|_| count > 1).map(|item| places[item]);
             error
         };
@@ -327,7 +327,7 @@ impl Loaded {
                 error.element = error.element.map(|item| owners[places[item]]);
                 error
             };
-            // These would be evicted by the next batch.
+            // The warnings of the next batch would displace these.
             warnings.extend(self.embedder.take_warnings().into_iter().map(place));
             let (vectors, cut) = result.map_err(place)?;
             any_cut |= cut;
@@ -377,7 +377,8 @@ impl LabelCosines {
 pub fn label_cosines(spec: &str, vector: &[f32], labels: &[&str], templates: &[&str]) -> SqlResult<(Vec<f64>, Logits)> {
     let truncate = guc::truncate_text();
     let (found, logits) = with_model(spec, labels.len(), |loaded| {
-        // Its warnings concern no item, and remain; warnings about the labels would be lost in a call for the scale.
+        // Warnings about the model concern no label, and remain for the next call. Calling logits() after the labels
+        // would lose the warnings about them.
         let result = loaded
             .embedder
             .logits()

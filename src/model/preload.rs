@@ -16,7 +16,8 @@ use pgrx::pg_sys;
 use crate::guc;
 use crate::model::loaded;
 
-/// The rehearsal takes as long as loading, a few seconds for the largest models; a child that hangs is killed.
+/// The time limit for the rehearsal, after which its process is killed. A rehearsal takes as long as loading: a few
+/// seconds for the largest models.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Called when the library is loaded. It does nothing except in a postmaster with models to preload.

@@ -93,7 +93,7 @@ unsafe extern "C-unwind" fn on_analyzed(
     renamed().report(PgLogLevel::ERROR);
 }
 
-/// The error of a statement whose table has a different name from the given one.
+/// The error for a statement whose table no longer has the given name.
 pub fn renamed() -> pg_sys::panic::ErrorReport {
     sql_error(PgSqlErrorCode::ERRCODE_OBJECT_IN_USE, "the table, or its schema, was renamed while it was being used")
         .set_hint("Try again.")

@@ -1,12 +1,12 @@
-//! Values that a function's call site in a query keeps from one row to the next.
+//! Values that the call of a function in a query keeps from one row to the next.
 #![allow(unsafe_code)]
 
 use std::mem::align_of;
 
 use pgrx::pg_sys;
 
-/// A value that depends on only one argument of the call. If this argument is a constant in the query, the value is
-/// computed once and kept with the call's expression; otherwise it is computed each time.
+/// Computes a value that depends on only one argument of the call. If this argument is a constant in the query, the
+/// value is computed once and kept with the call's expression; otherwise it is computed each time.
 ///
 /// A parameter is not a constant here: PL/pgSQL keeps an expression for a whole transaction while its parameters
 /// change.
@@ -31,7 +31,7 @@ pub fn once_per_constant<T: Copy + 'static>(
     }
 }
 
-/// Whether an argument of the call is a constant, written or computed by the planner.
+/// Whether an argument of the call is a constant: written as one, or computed by the planner.
 fn is_constant(info: &pg_sys::FmgrInfo, argument: i32) -> bool {
     let expression = info.fn_expr;
     // SAFETY: null, or the expression that calls the function; a FuncExpr has a list of its arguments' expressions.

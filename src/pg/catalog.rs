@@ -38,12 +38,12 @@ pub fn try_lock(oid: pg_sys::Oid, lock: Lock) -> bool {
     unsafe { pg_sys::ConditionalLockRelationOid(oid, lock as i32) }
 }
 
-/// Runs a command that names a table, such as ALTER TABLE, which is locked by its oid and had this name under the lock. The
-/// lock keeps the table's name; the schema's can change whatever is locked in it, and a command, unlike a query, is not
-/// checked between the look-up of the name and its work ([`analyzed`](crate::pg::analyzed)).
+/// Runs a command that names a table, such as ALTER TABLE. The caller has locked the table by its oid and read `name`
+/// under this lock. The lock keeps the table's own name, but its schema can still be renamed; and a command, unlike a
+/// query, is not checked between the look-up of the name and its work ([`analyzed`](crate::pg::analyzed)).
 ///
 /// # Errors
-/// 55006, which undoes the command, if the name is another table's before or after it.
+/// 55006 if another table has the name before or after the command; the error undoes the command.
 pub fn define(client: &mut SpiClient<'_>, table: pg_sys::Oid, name: &str, command: &str) -> SqlResult<()> {
     let check = || {
         // SAFETY: inside a transaction; reads what other sessions have announced.
@@ -96,7 +96,7 @@ fn owned(name: *mut std::ffi::c_char) -> Option<String> {
     (!name.is_null()).then(|| unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned())
 }
 
-/// The error of a caller that has to own a table.
+/// The error for a caller that does not own the table.
 pub fn not_owner(table: pg_sys::Oid, name: &str) -> ErrorReport {
     let error = sql_error(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, format!("must be owner of table {name}"));
     match owner_of_table(table).map(role_name) {
@@ -116,7 +116,7 @@ pub struct Table {
     pub kind: String,
     pub persistence: String,
     owned: bool,
-    /// Policies apply to the owner, too, so code with the owner's privileges may not see every row.
+    /// Whether policies apply even to the owner, so that code with the owner's privileges may not see every row.
     pub forces_policies: bool,
     pub has_children: bool,
 }
@@ -146,8 +146,8 @@ impl Table {
         })
     }
 
-    /// A table that the caller owns, locked until the end of the transaction. Only its owner may lock it: other roles
-    /// could block every session.
+    /// A table that the caller owns, locked until the end of the transaction. Other roles must not lock it: they could
+    /// block every session.
     pub fn locked(oid: pg_sys::Oid, mode: Lock) -> SqlResult<Self> {
         Self::describe(oid)?.check_owner()?;
         lock(oid, mode);

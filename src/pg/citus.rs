@@ -11,13 +11,13 @@ use crate::pg::spi::{get, spi};
 /// How Citus places a table.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Place {
-    /// Its rows are in shards, by the hash of this column; None: in one shard.
+    /// In shards, by the hash of this column; None: in a single shard.
     Shards(Option<String>),
-    /// Each server has a copy.
+    /// A reference table: each server has a copy.
     Copies,
-    /// A table of the coordinator that Citus knows.
+    /// All rows are on the coordinator, in a table that Citus manages.
     Coordinator,
-    /// By ranges, or in the order of loading.
+    /// By ranges, or in the order of loading ("append").
     Other,
 }
 
@@ -29,7 +29,7 @@ pub fn is_installed() -> bool {
     catalogue != pg_sys::Oid::INVALID
 }
 
-/// How Citus places a table that users name; None for other tables, and for shards.
+/// How Citus places a table. None for shards, and for tables that Citus doesn't know.
 pub fn place(client: &SpiClient<'_>, table: pg_sys::Oid) -> SqlResult<Option<Place>> {
     if !is_installed() {
         return Ok(None);
@@ -50,7 +50,7 @@ pub fn place(client: &SpiClient<'_>, table: pg_sys::Oid) -> SqlResult<Option<Pla
     }))
 }
 
-/// The table and the number of a shard, by its name.
+/// For a shard, which is recognised by its name: its distributed table and its number.
 pub fn shard(client: &SpiClient<'_>, table: pg_sys::Oid) -> SqlResult<Option<(pg_sys::Oid, i64)>> {
     if !is_installed() {
         return Ok(None);
@@ -60,7 +60,7 @@ pub fn shard(client: &SpiClient<'_>, table: pg_sys::Oid) -> SqlResult<Option<(pg
     Ok(get::<pg_sys::Oid>(&row, 1)?.zip(get::<i64>(&row, 2)?))
 }
 
-/// The shard with the rows of a table that Citus keeps on the coordinator, and that table itself: of either of them.
+/// For a table that Citus keeps on the coordinator, or for the shard that contains its rows: the shard, and the table.
 pub fn kept(client: &SpiClient<'_>, table: pg_sys::Oid) -> SqlResult<Option<(pg_sys::Oid, pg_sys::Oid)>> {
     if !is_installed() {
         return Ok(None);
@@ -74,7 +74,7 @@ pub fn kept(client: &SpiClient<'_>, table: pg_sys::Oid) -> SqlResult<Option<(pg_
     Ok(found.map(|shard| (shard, parent)))
 }
 
-/// Whether Citus sends queries on a shard to this server. During a move both servers have it.
+/// Whether Citus sends queries on a shard to this server. During a move both servers have the shard.
 pub fn is_active_here(client: &SpiClient<'_>, shard: i64) -> SqlResult<bool> {
     let query = "SELECT 1 FROM pg_catalog.pg_dist_placement AS p JOIN pg_catalog.pg_dist_local_group AS g \
              ON g.groupid OPERATOR(pg_catalog.=) p.groupid \

@@ -36,7 +36,7 @@ impl Shield {
         Ok(shield)
     }
 
-    /// Closes the cursors that have been opened since: a role that fetches from a cursor runs its query.
+    /// Closes the cursors that have been opened since: otherwise a role that fetches from one would run its query.
     pub(super) fn close_new(&self) -> SqlResult<()> {
         for name in open()?.into_iter().filter(|name| !self.names.contains(name)) {
             let Ok(name) = CString::new(name) else { continue };

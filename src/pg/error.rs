@@ -55,7 +55,7 @@ pub fn different_dimensions(one: impl std::fmt::Display, other: impl std::fmt::D
     sql_error(PgSqlErrorCode::ERRCODE_DATA_EXCEPTION, format!("different vector dimensions {one} and {other}"))
 }
 
-/// The error for an oid that no table has.
+/// The error for an oid without a table.
 pub fn no_table(oid: pg_sys::Oid) -> ErrorReport {
     sql_error(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, format!("there is no table with oid {}", oid.to_u32()))
 }
@@ -70,7 +70,7 @@ pub fn counted(number: i64, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
-/// An argument that must not be NULL.
+/// The value of an argument that must not be NULL.
 pub fn given<T>(name: &str, value: Option<T>) -> SqlResult<T> {
     value.ok_or_else(|| {
         sql_error(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, format!("argument \"{name}\" is NULL"))

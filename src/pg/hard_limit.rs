@@ -1,11 +1,11 @@
 //! Time limits for a table owner's code in the background worker.
 //!
-//! The worker does others' work, and must come back to it. A statement timeout cancels, and a trigger may catch that
-//! and carry on. So a second timer runs beside it, a little longer, and has the process terminated as
-//! pg_terminate_backend would: nothing can catch that. The launcher starts another worker, which leaves the table in
-//! question for last. Code that never lets PostgreSQL check for interrupts outlives that too; the process reports when it
-//! should have ended, so that the launcher can start another beside it. Sessions have only their own statement_timeout:
-//! there the owner's code holds up only the caller.
+//! A worker embeds the rows of all owners, so no owner's code may block it. A statement timeout cancels the code, but a
+//! trigger may catch the cancel and continue. A second, slightly longer timer therefore terminates the process, as
+//! pg_terminate_backend would, which no code can catch. The launcher then starts another worker, which takes that table
+//! last. Code that never lets PostgreSQL check for interrupts survives even this. The worker therefore publishes when
+//! the code should have ended, so that the launcher can start another worker beside it. Sessions have only their own
+//! statement_timeout: there, the owner's code delays only the caller.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
@@ -17,8 +17,8 @@ use pgrx::pg_sys;
 use crate::guc;
 use crate::pg::interrupt::die;
 
-/// PostgreSQL's timer that cancels. Declared in utils/timeout.h, which pgrx does not bind; the same from PostgreSQL 14
-/// to 18.
+/// PostgreSQL's timer for statement_timeout. It is declared in utils/timeout.h, which pgrx does not bind; its number is
+/// the same from PostgreSQL 14 to 18.
 const STATEMENT_TIMEOUT: i32 = 3;
 /// The time that a trigger has to clean up after the cancel, in milliseconds.
 const GRACE: i32 = 2000;
@@ -28,11 +28,11 @@ const ANY_TIMER: i32 = 1000;
 thread_local! {
     static TIMER: Cell<Option<i32>> = const { Cell::new(None) };
 }
-/// Set in clip_search's own workers: told until when the owner's code should have ended, in PostgreSQL's time, and 0
-/// when it has.
+/// Set in clip_search's own workers. The function receives the time at which the owner's code should have ended, as a
+/// PostgreSQL timestamp, and 0 when the code has ended.
 static WORKER: OnceLock<fn(pg_sys::TimestampTz)> = OnceLock::new();
 
-/// Makes this process a worker, whose limits `told` learns.
+/// Makes this process a worker. `told` receives the time limits of owners' code, as described at `WORKER`.
 pub fn become_worker(told: fn(pg_sys::TimestampTz)) {
     WORKER.get_or_init(|| told);
 }
@@ -57,14 +57,14 @@ pub fn has_expired() -> bool {
     EXPIRED.load(Ordering::Relaxed)
 }
 
-/// Whether this process is a worker of clip_search. Other background workers, such as logical replication's and
-/// pg_cron's, run others' statements: they have cursors and connections to protect, like a session, and their own
+/// Whether this process is a worker of clip_search. Other background workers, such as those of logical replication and
+/// pg_cron, run other roles' statements: they have cursors and connections to protect, like a session, and their own
 /// timeouts.
 pub fn is_worker() -> bool {
     WORKER.get().is_some()
 }
 
-/// Both timers, which run during the lifetime of this value; a session has none.
+/// Both timers, which run during the lifetime of this value. In a session no timer runs.
 pub(super) struct HardLimit(Option<i32>);
 
 impl HardLimit {

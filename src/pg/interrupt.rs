@@ -48,8 +48,8 @@ fn is_due() -> bool {
     if !pending {
         return false;
     }
-    // SAFETY: two numbers of the caller's own. PostgreSQL's functions may be called by the main thread only; others
-    // decode ahead or watch a run, and leave it to that one to raise the error.
+    // SAFETY: reads two ids of this process. Only the main thread may call PostgreSQL's functions; other threads decode
+    // ahead or watch a run, and leave it to the main thread to raise the error.
     if unsafe { libc::gettid() != libc::getpid() } {
         return ends;
     }

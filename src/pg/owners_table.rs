@@ -138,7 +138,7 @@ impl OwnersTable {
         found as u32 == pg_sys::CheckEnableRlsResult::RLS_ENABLED
     }
 
-    /// The error of a statement that did not find the table: that it was renamed, if this is the cause.
+    /// The error of a statement that did not find the table. If the table was renamed, the error says so.
     fn renamed_or<T>(&self, error: CaughtError) -> SqlResult<T> {
         self.check_name()?;
         error.rethrow()
@@ -168,7 +168,7 @@ impl OwnersTable {
 }
 
 /// Runs statements on a table as its owner. Every table in a statement is locked and checked by its oid before the
-/// statement is planned ([`analyzed`](crate::pg::analyzed)), and in the background worker each has a time limit.
+/// statement is planned ([`analyzed`](crate::pg::analyzed)). In the background worker each statement has a time limit.
 pub struct TableClient<'a, 'conn> {
     table: &'a OwnersTable,
     client: &'a mut SpiClient<'conn>,
@@ -238,7 +238,7 @@ impl<'conn> TableClient<'_, 'conn> {
         self.table.check_name()?;
         let _limit = HardLimit::start();
         let client = &mut *self.client;
-        // If the name is missing for a moment, during a swap, the row is not at fault.
+        // While tables are swapped by renaming them, the name is missing for a moment. The row is not at fault then.
         PgTryBuilder::new(AssertUnwindSafe(|| about_table(self.table.oid, query, || work(client).map_err(spi))))
             .catch_when(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, |error| self.table.renamed_or(error))
             .catch_when(PgSqlErrorCode::ERRCODE_INVALID_SCHEMA_NAME, |error| self.table.renamed_or(error))

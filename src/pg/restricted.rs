@@ -56,7 +56,7 @@ pub fn register() {
     }
 }
 
-/// PostgreSQL calls it for security modules before it runs a function.
+/// The object access hook, which PostgreSQL calls before it runs a function.
 #[pg_guard]
 unsafe extern "C-unwind" fn on_object_access(
     access: pg_sys::ObjectAccessType::Type,
@@ -93,8 +93,9 @@ unsafe extern "C-unwind" fn on_object_access(
     refusal(what).set_hint(hint).report(PgLogLevel::ERROR);
 }
 
-/// Whether a function is dblink's, whose connections are the session's: code of the table's owner could send commands over
-/// one that the caller has opened. In the worker of clip_search nobody has opened any, so only those are refused that would.
+/// Whether a function is dblink's and uses the session's connections: the owner's code could send commands over a
+/// connection that the caller has opened. A worker of clip_search has no such connections, so it refuses only the
+/// functions that open or close one.
 fn is_session_dblink(function: pg_sys::Oid) -> bool {
     if function.to_u32() < pg_sys::FirstNormalObjectId {
         return false;
@@ -121,7 +122,7 @@ fn refusal(what: &str) -> ErrorReport {
     )
 }
 
-/// PostgreSQL calls it for each utility command.
+/// The utility hook, which PostgreSQL calls for each utility command.
 ///
 /// The hook has no `pg_guard`, and PostgreSQL's own function is declared here, because pgrx would catch every error of
 /// every utility command and raise it again without its context, position and names. An error leaves this frame by
@@ -149,13 +150,13 @@ unsafe extern "C-unwind" fn on_utility(
 }
 
 /// # Safety
-/// A utility statement.
+/// The node must be a utility statement.
 #[pg_guard]
 unsafe extern "C-unwind" fn refuse_utility(statement: *mut pg_sys::Node) {
     if !is_restricted() {
         return;
     }
-    // SAFETY: the caller's.
+    // SAFETY: by the contract.
     let refused = match unsafe { (*statement).type_ } {
         // Only the caller may decide whether its deferred constraints are checked now or at the end.
         pg_sys::NodeTag::T_ConstraintsSetStmt => refusal("execute SET CONSTRAINTS"),
@@ -170,11 +171,12 @@ unsafe extern "C-unwind" fn refuse_utility(statement: *mut pg_sys::Node) {
     refused.report(PgLogLevel::ERROR);
 }
 
-/// Whether a statement creates something in the session's temporary schema that PostgreSQL itself allows there: an overload of
-/// a function of the caller's own could take its calls. PostgreSQL refuses tables, types and moves into that schema.
+/// Whether a statement creates an object in the session's temporary schema that PostgreSQL allows even in a
+/// security-restricted operation. An overload of one of the caller's own functions could take over its calls.
+/// PostgreSQL itself refuses to create tables and types there, and to move objects there.
 ///
 /// # Safety
-/// A utility statement.
+/// The node must be a utility statement.
 unsafe fn creates_in_session(statement: *mut pg_sys::Node) -> bool {
     // SAFETY: a statement has the type that its tag names, and a list of strings as its name, or none.
     unsafe {

@@ -43,14 +43,15 @@ pub mod clip_search {
             return Ok(TableIterator::once(none));
         };
         let sources: Vec<String> = sources.into_iter().flatten().collect();
-        // A table that can't be read is no error of the view, which shows other tables as well. A cancel is passed on.
+        // A table that can't be read must not fail the view, which shows other tables as well. A cancel is raised
+        // again.
         Ok(TableIterator::once(attempt(|| count(oid, &sources, embedding, &others)).unwrap_or(none)))
     }
 }
 
 fn count(oid: pg_sys::Oid, sources: &[String], embedding: &str, others: &[&str]) -> SqlResult<Counts> {
     const NONE: Counts = (None, None, None);
-    // Before the lock: a role that may not read the table can't block other sessions.
+    // Checked before the lock is taken: a role that may not read the table must not block other sessions.
     if sources.is_empty() || !may_select(oid)? {
         return Ok(NONE);
     }
@@ -107,8 +108,8 @@ struct Columns<'a> {
 }
 
 impl Columns<'_> {
-    /// Rows, rows with an embedding, and rows that have a source and lack an embedding, a cluster or tags. None for a table
-    /// that lacks a column, or has no storage of its own.
+    /// The numbers of rows, of rows with an embedding, and of rows that have a source but lack an embedding, a cluster
+    /// or tags. None for a table that lacks a column, or has no storage of its own.
     fn count(&self, oid: pg_sys::Oid) -> Option<[i64; 3]> {
         // Columns of a partition may have different numbers.
         let number = |name: &str| {

@@ -21,7 +21,8 @@ pub struct Failure {
     caught: Option<CaughtError>,
 }
 
-/// What the SQLSTATEs of passing failures start with: conflicts of transactions, a lock that is held, an object in use.
+/// Prefixes of the SQLSTATEs of failures that soon pass: conflicts of transactions, a lock that is held, an object in
+/// use.
 pub const PASSING: [&str; 3] = ["40", "55P03", "55006"];
 
 impl Failure {

@@ -98,7 +98,7 @@ impl IntoDatum for Key {
         self.0.into_datum()
     }
 
-    /// Its layout is text's.
+    /// A clip_key has the layout of text.
     fn type_oid() -> pg_sys::Oid {
         pg_sys::TEXTOID
     }
@@ -106,7 +106,7 @@ impl IntoDatum for Key {
 
 pgrx::impl_sql_translatable!(Key, "clip_key");
 
-// SAFETY: the result is declared `clip_key` in SQL, or text, whose layout it has.
+// SAFETY: the result is declared in SQL as `clip_key`, or as text, which has the same layout.
 unsafe impl BoxRet for Key {
     unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> pgrx::datum::Datum<'fcx> {
         // SAFETY: the contract of this function is that of String's.
@@ -119,14 +119,14 @@ pub fn texts<'a>(array: &'a Array<'_, Text<'_>>) -> Vec<Option<&'a str>> {
     array.iter().map(|text| text.map(|Text(text)| text)).collect()
 }
 
-/// Whether every text of the database's is UTF-8.
+/// Whether the database's encoding is UTF-8.
 pub fn is_utf8() -> bool {
-    // SAFETY: reads what is set at the session's start.
+    // SAFETY: reads a value that is set at the session's start.
     unsafe { pg_sys::GetDatabaseEncoding() == pg_sys::pg_enc::PG_UTF8 as i32 }
 }
 
-/// The database's encoding, if its texts can't be read: they are read as UTF-8, and in other encodings only ASCII is
-/// valid UTF-8.
+/// The database's encoding, if it is neither UTF8 nor SQL_ASCII. Texts are read as UTF-8, so in other encodings only
+/// ASCII texts can be read.
 pub fn foreign_encoding() -> Option<String> {
     // SAFETY: reads a value that is set at the session's start; the name is a constant in PostgreSQL.
     let (encoding, name) =
@@ -135,7 +135,7 @@ pub fn foreign_encoding() -> Option<String> {
     (!known).then(|| name.to_string_lossy().into_owned())
 }
 
-/// The error of a table or a column whose name can't be read.
+/// The error for a table or a column whose name can't be read.
 pub fn foreign_name(what: &str) -> Error {
     Error::new(Kind::Unsupported, format!("the name of a {what} is not UTF-8"))
         .detail(format!(

@@ -23,8 +23,8 @@ struct Entry<T> {
     value: T,
 }
 
-/// Removes a list's entries of subtransactions from a number on. Numbers only grow within a transaction, so these
-/// entries belong to the subtransaction and to subtransactions within it.
+/// Removes a list's entries of subtransactions from this number on. Numbers only grow within a transaction, so these
+/// entries belong to the subtransaction with this number and to subtransactions within it.
 type Truncate = Box<dyn Fn(pg_sys::SubTransactionId)>;
 
 /// Runs before a transaction commits, and may still abort it.

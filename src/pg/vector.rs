@@ -143,7 +143,7 @@ unsafe impl BoxRet for Vector {
 }
 
 thread_local! {
-    /// pgvector's extension oid and its type's, as last looked up; a re-created extension has another oid.
+    /// The oids of pgvector's extension and of its type, as last looked up; a re-created extension has another oid.
     static TYPE: Cell<Option<(pg_sys::Oid, pg_sys::Oid)>> = const { Cell::new(None) };
 }
 

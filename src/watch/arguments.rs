@@ -51,7 +51,7 @@ impl Arguments<'_> {
         self.reset.contains(&option)
     }
 
-    /// An option as the call sets or resets it; `known` is the value in the watch.
+    /// The value of an option after the call; `known` is its value in the watch.
     fn choose<T>(&self, option: &str, named: Option<T>, known: Option<T>) -> Option<T> {
         if self.resets(option) { None } else { named.or(known) }
     }
@@ -106,7 +106,7 @@ pub struct Plan {
     pub dimensions: usize,
     pub queued: bool,
     pub skip: bool,
-    /// So far the column has been watched with another source, weight or model.
+    /// Whether the column has been watched with another source, weight or model until now.
     pub is_changed: bool,
 }
 
@@ -207,7 +207,7 @@ impl Plan {
     }
 }
 
-/// The error of a first call that names no source.
+/// The error for a first call that names no source.
 fn not_watched_yet(table: &Table, embedding: &str) -> SqlResult<pg_sys::panic::ErrorReport> {
     let others = as_extension(|client| Watch::find(client, "w.relation::oid = $1", &[table.oid.into()]))?;
     let what = match others.is_empty() {
@@ -218,7 +218,7 @@ fn not_watched_yet(table: &Table, embedding: &str) -> SqlResult<pg_sys::panic::E
         .set_hint("Name the column of images or texts to embed: source => …"))
 }
 
-/// No column has an empty name; `reset` removes an option from a watch.
+/// Refuses empty names: no column has one, and it is `reset` that removes an option from a watch.
 fn check_not_empty(table: &Table, arguments: &Arguments<'_>) -> SqlResult<()> {
     let columns = [
         ("text_source", arguments.text_source),
@@ -241,7 +241,7 @@ fn check_not_empty(table: &Table, arguments: &Arguments<'_>) -> SqlResult<()> {
 /// Takes the strongest lock on the table that the following steps need. Upgrading a lock later would deadlock with
 /// every transaction that has read the table and is about to write it.
 pub fn lock_table(table: Table, arguments: &Arguments<'_>) -> SqlResult<(Table, Plan)> {
-    // Before any session has to wait: a model takes seconds to load.
+    // Made before the lock is taken, so that no session has to wait while a model loads, which takes seconds.
     let plan = Plan::make(&table, arguments)?;
     let lock =
         if needs_exclusive_lock(&table, &plan, arguments)? { Lock::AccessExclusive } else { Lock::ShareRowExclusive };
@@ -271,7 +271,7 @@ fn needs_exclusive_lock(table: &Table, plan: &Plan, arguments: &Arguments<'_>) -
     })
 }
 
-/// The settings that a second call of clip_watch can't change.
+/// Refuses to change settings that a second call of clip_watch can't change.
 pub fn check_change(existing: &Watch, arguments: &Arguments<'_>) -> SqlResult<()> {
     let refuse = |message: String, hint: &str| {
         Err(sql_error(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, message).set_hint(hint))
@@ -304,7 +304,7 @@ pub fn check_change(existing: &Watch, arguments: &Arguments<'_>) -> SqlResult<()
     Ok(())
 }
 
-/// A NOT NULL column needs a value whenever a row is written. An embedding is NULL while the row waits for the worker,
+/// Refuses a NOT NULL column if rows may have no value in it: an embedding is NULL while the row waits for the worker,
 /// if its image can't be read, or if it has no image.
 pub fn check_nulls(
     client: &mut SpiClient<'_>,

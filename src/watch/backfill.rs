@@ -42,7 +42,7 @@ fn failed(watch: i64) -> SqlResult<i64> {
 /// Whether a row lacks an embedding and is not listed as failed.
 pub fn any_missing(watch: &Watch) -> SqlResult<bool> {
     let failed = failed(watch.id)?;
-    // Among one more row than the list contains, at least one is not listed.
+    // If it reads one row more than the list of failures contains, at least one of the rows is not listed.
     let keys: Vec<String> = watch.as_owner(|client| {
         key_form();
         let (embedding, key) = (quote_identifier(&watch.embedding), key_of(watch));
@@ -100,8 +100,8 @@ pub fn key_of(watch: &Watch) -> String {
     format!("ARRAY[{}]::text", values.collect::<Vec<_>>().join(", "))
 }
 
-/// Queues the rows whose keys a query returns. `again`: even if they have a vector, computed by that model. Returns the
-/// number of new entries.
+/// Queues the rows whose keys a query returns. `again`: the rows are embedded even if they have a vector; the inner
+/// value is the model that computed the vector, if known. Returns the number of new entries.
 fn enqueue(watch: &Watch, query: &str, again: Option<Option<&str>>) -> SqlResult<i64> {
     let mut count = 0;
     watch.as_owner(|client| {
@@ -225,7 +225,7 @@ pub mod clip_search {
         Ok(TableIterator::once((done - grouped - tagged, grouped, tagged, failed, idle)))
     }
 
-    /// The same in the SQL of 0.2.0, which works with this library until the update.
+    /// As the SQL of 0.2.0 declares it, which this library supports until ALTER EXTENSION … UPDATE.
     #[pg_extern(sql = false)]
     fn backfill_work(
         watch: i64,
@@ -239,7 +239,7 @@ pub mod clip_search {
     }
 }
 
-/// The entries of a watch among these, and the number of their rows.
+/// Drops ids that are no entries of the watch; returns the others, and the number of their rows.
 fn queued(watch: i64, entries: Vec<i64>) -> SqlResult<(Vec<i64>, i64)> {
     as_extension(|client| {
         let query = "SELECT pg_catalog.array_agg(id), pg_catalog.count(DISTINCT key) FROM clip_search.watch_queue \
@@ -302,7 +302,7 @@ pub fn call(relation: Option<Regclass>, embedding: Option<&str>, sqlstate: Optio
             let query = "WITH taken AS (DELETE FROM clip_search.watch_failure WHERE watch = $1 \
                  AND ($3 IS NULL OR pg_catalog.left(sqlstate, pg_catalog.length($3)) = $3) RETURNING key) \
                  INSERT INTO clip_search.watch_queue (watch, key, attempts) SELECT $1, key, $2 FROM taken RETURNING id";
-            // It is tried immediately, so the attempt counts as begun.
+            // Without a worker the rows are tried immediately, so the attempt counts as begun.
             let arguments = [watch.id.into(), i32::from(!watch.queued).into(), sqlstate.into()];
             let rows = client.update(query, None, &arguments).map_err(spi)?;
             rows.into_iter().map(|row| Ok(get(&row, 1)?.unwrap_or_default())).collect::<SqlResult<_>>()
@@ -319,7 +319,7 @@ pub fn call(relation: Option<Regclass>, embedding: Option<&str>, sqlstate: Optio
     Ok(retried)
 }
 
-/// Each server retries the rows of its shards, in a transaction of its own.
+/// Retries the rows of a distributed table: each server retries the rows of its shards, in its own transaction.
 fn retry_shards(watch: &Watch, sqlstate: Option<&str>) -> SqlResult<i64> {
     let _user_context = UserContext::of_caller();
     Spi::connect_mut(|client| {

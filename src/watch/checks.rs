@@ -80,7 +80,7 @@ pub fn key(client: &mut SpiClient<'_>, table: &Table) -> SqlResult<Vec<String>> 
     Ok(key)
 }
 
-/// The embedded columns: images, texts.
+/// The source columns: of images, and of texts.
 pub fn sources(
     client: &mut SpiClient<'_>,
     table: &Table,
@@ -145,12 +145,12 @@ pub fn existing(client: &mut SpiClient<'_>, oid: pg_sys::Oid, embedding: &str) -
     Ok(found.pop())
 }
 
-/// Whether a column of a watch seems to have been renamed: the column that would be added in its place would be empty, and
+/// Refuses the call if a column of the watch seems to have been renamed: a new column in its place would be empty, and
 /// the groups would be lost.
 pub fn check_not_renamed(client: &mut SpiClient<'_>, table: &Table, known: &Watch) -> SqlResult<()> {
     let wanted = [
         (Some(&known.embedding), vec!["vector".to_owned(), "halfvec".to_owned()], true),
-        // Other columns of this type are common, so only a table from which no column was dropped is certain.
+        // Other bigint columns are common, so a renamed one is certain only if no column of the table was dropped.
         (known.cluster.as_ref(), vec!["int8".to_owned()], false),
     ];
     for (column, kinds, even_if_dropped) in wanted {
@@ -189,7 +189,7 @@ pub fn check_not_renamed(client: &mut SpiClient<'_>, table: &Table, known: &Watc
     Ok(())
 }
 
-/// A column that only this watch writes.
+/// Refuses a column of clusters that is part of the key, or that another watch writes.
 pub fn check_cluster(table: &Table, embedding: &str, cluster: &str, key: &[String]) -> SqlResult<()> {
     let refuse = |what: String| {
         Err(report(

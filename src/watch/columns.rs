@@ -25,7 +25,7 @@ pub fn has_index(client: &mut SpiClient<'_>, table: &Table, embedding: &str) -> 
     Ok(!client.update(query, Some(1), &[table.oid.into(), embedding.into()]).map_err(spi)?.is_empty())
 }
 
-/// Returns the index's name, which PostgreSQL chooses.
+/// Creates an index; returns its name, which PostgreSQL chooses.
 pub fn create_index(client: &mut SpiClient<'_>, table: &Table, embedding: &str, schema: &str) -> SqlResult<String> {
     let operators = if is_half(client, table, embedding)? { "halfvec_cosine_ops" } else { "vector_cosine_ops" };
     let embedding = quote_identifier(embedding);

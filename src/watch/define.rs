@@ -1,8 +1,8 @@
 //! clip_watch.
 //!
 //! A watch is a row of clip_search.watch_setting and triggers on the table, whose argument is the row's id: three, a
-//! fourth on a partitioned table, and one on each partition. The triggers are in `trigger`; `embed_entries` embeds queued rows, and
-//! `worker` is the background worker.
+//! fourth on a partitioned or distributed table, and one on each partition. The triggers are in `trigger`;
+//! `embed_entries` embeds queued rows, and `worker` is the background worker.
 
 use clip::{Error, Kind};
 use pgrx::datum::DatumWithOid;
@@ -92,7 +92,7 @@ fn set_watch(
     Ok(())
 }
 
-/// An argument that is one of two words: whether it is the second. None leaves it as it is.
+/// Parses an argument with two possible values; returns whether it is the second. None if the argument is omitted.
 pub fn choice(name: &str, value: Option<&str>, first: &str, second: &str) -> SqlResult<Option<bool>> {
     match value {
         None => Ok(None),
@@ -146,7 +146,7 @@ pub fn watch(oid: pg_sys::Oid, arguments: &Arguments<'_>) -> SqlResult<Watch> {
     }
     let told_of_groups = settle_groups(&watch, &plan, arguments, &added.columns, bound)?;
     let is_new = existing.is_none() && !added.columns.iter().any(|name| name == arguments.embedding);
-    // A new watch does not know who made the vectors that it finds.
+    // A new watch does not know which model made the vectors that it finds.
     let made_by = existing.map(|known| known.model.as_str());
     if watch.is_distributed() {
         create_on_shards(&watch, &table, arguments, is_new || plan.is_changed, made_by)?;
@@ -170,7 +170,7 @@ pub fn watch(oid: pg_sys::Oid, arguments: &Arguments<'_>) -> SqlResult<Watch> {
         notices::unlogged(&watch);
     }
     let replaced = settle_existing(&watch, &table, arguments, is_new || plan.is_changed, made_by)?;
-    // In immediate mode nobody embeds the rows that an earlier call has marked.
+    // In immediate mode no worker embeds the rows that an earlier call has marked.
     let outdated = if replaced == 0 && !plan.queued { queue::outdated(watch.id)? } else { replaced };
     notices::former_vectors(&table, outdated, plan.queued);
     if plan.queued {
@@ -192,7 +192,7 @@ fn place(id: i64, table: &Table, shard_key: Option<&Option<String>>) -> SqlResul
     if let Some(shard_key) = shard_key {
         distribute::prepare(table, &watch, shard_key.as_deref())?;
     } else if watch.is_distributed() {
-        // A dump has brought it to a server without Citus.
+        // A restored dump has brought the watch to a server without Citus.
         distribute::clear_home(&watch)?;
     } else {
         return Ok(watch);
@@ -252,7 +252,7 @@ fn create_on_shards(
     Ok(())
 }
 
-/// What can be refused before anything is looked up.
+/// The checks that need no look-up.
 fn check_arguments(arguments: &Arguments<'_>) -> SqlResult<()> {
     if let Some(weight) = arguments.text_weight.filter(|weight| !(*weight > 0.0 && *weight < 1.0)) {
         return Err(report(
@@ -261,7 +261,7 @@ fn check_arguments(arguments: &Arguments<'_>) -> SqlResult<()> {
                 .hint("To embed the images alone, leave text_source out, or reset it; for the texts alone, make them the source."),
         ));
     }
-    // PostgreSQL cuts longer names, which then can't be found by what was given.
+    // PostgreSQL truncates longer names, and a truncated name could not be found under the given one.
     let long = |name: &&str| name.len() >= pg_sys::NAMEDATALEN as usize;
     match [Some(arguments.embedding), arguments.cluster].into_iter().flatten().find(long) {
         Some(name) => Err(sql_error(
@@ -273,7 +273,7 @@ fn check_arguments(arguments: &Arguments<'_>) -> SqlResult<()> {
     }
 }
 
-/// While clip_reembed fills a column by another model, the source and the groups stay as they are.
+/// Refuses to change the source or the groups while clip_reembed fills a column by another model.
 fn check_not_replaced(arguments: &Arguments<'_>, plan: &Plan) -> SqlResult<()> {
     if let Some(known) = plan.existing.as_ref().filter(|_| plan.is_changed || arguments.resets("cluster"))
         && let Some(next) = Watch::replacing(known.id)?
@@ -287,7 +287,7 @@ fn check_not_replaced(arguments: &Arguments<'_>, plan: &Plan) -> SqlResult<()> {
     Ok(())
 }
 
-/// What the table did not have before.
+/// The columns and the index that the call has added.
 struct Added {
     columns: Vec<String>,
     index: Option<String>,
@@ -353,11 +353,12 @@ fn store_setting(
     let collection = cluster.map(|_| arguments.collection.or(known).unwrap_or(&table.plain_name).to_owned());
     Spi::connect_mut(|client| {
         forget_dropped(client, store)?;
-        // What is noted by another key names no row any more. The rows are missing, and found as such.
+        // Entries under the former key identify no row any more. Their rows are found as missing ones.
         if let Some(known) = existing.as_ref().filter(|known| known.key != *key) {
             queue::forget_lists(client, known.id)?;
         }
-        // Where the embeddings or the clusters' ids had been dropped, no row is in a cluster any more.
+        // If the column of embeddings or of clusters had been dropped and was just added, no row is in a cluster any
+        // more.
         if let Some(collection) = known.filter(|_| added.columns.iter().any(|name| Some(name) != plan.tags.as_ref())) {
             store.lock_exclusive(collection, true);
             statements::clear(client, collection)?;
@@ -406,8 +407,8 @@ fn store_setting(
     })
 }
 
-/// Keeps or queues the vectors that were in the column before, which may be of another source, weight or model. `made_by`:
-/// the model of a former watch. Returns how many rows will be embedded again.
+/// Keeps or queues the vectors that the column already contains, which may be of another source, weight or model.
+/// `made_by`: the model of the previous watch. Returns the number of rows that will be embedded again.
 fn settle_existing(
     watch: &Watch,
     table: &Table,

@@ -40,8 +40,8 @@ pub fn forget_dropped(client: &mut SpiClient<'_>, store: &Store) -> SqlResult<()
         let query = "DELETE FROM clip_search.watch_setting WHERE id = $1";
         client.update(query, None, &[watch.into()]).map_err(spi)?;
     }
-    // Collections of tables that were no longer watched, or never were. A new table of the same name would inherit the
-    // groups.
+    // Collections whose tables were no longer watched, or never were. Without this, a new table of the same name would
+    // inherit the groups.
     let gone = client
         .update(include_str!("sql/dropped_members.sql"), None, &[])
         .map_err(spi)?

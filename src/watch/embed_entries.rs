@@ -25,7 +25,8 @@ const LOCKED_REST: i64 = 1000;
 pub struct Outcome {
     /// The numbers of rows embedded and permanently failed.
     pub done: HashMap<i64, (i64, i64)>,
-    /// The numbers of the embedded rows that had their embedding before: grouped, and only tagged.
+    /// The numbers of the embedded rows that already had an embedding: rows that were grouped, and rows that were only
+    /// tagged.
     pub kept: (i64, i64),
     /// The reason why no row can be embedded at present.
     pub stuck: HashMap<i64, Failure>,
@@ -88,7 +89,7 @@ pub fn embed_entries(ids: &[i64], terms: Terms) -> SqlResult<Outcome> {
             forget_entries(&all(&entries))?;
             continue;
         };
-        // Words that have to be embedded first take a minute: not under a lock.
+        // Words that have to be embedded first take a minute, so this comes before the lock.
         if let Err(failure) = attempt(|| tags::prepare(&watch)) {
             put_back(&all(&entries), 0)?;
             outcome.stuck.insert(id, failure);
@@ -138,12 +139,12 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// The worker has used up its time for this table.
+    /// Whether the worker has used up its time for this table.
     fn is_over(&self) -> bool {
         self.is_spent(self.begun)
     }
 
-    /// Whether the worker's time for a table has passed.
+    /// Whether the worker's time for a table has passed since `begun`.
     fn is_spent(&self, begun: Instant) -> bool {
         self.terms.slice.is_some_and(|slice| begun.elapsed() >= slice)
     }
@@ -193,7 +194,7 @@ impl Work<'_> {
             }
         }
         let mut open: Vec<i64> = Vec::new();
-        // Entries for which no time was left.
+        // The entries for which no time was left.
         let mut later: Vec<i64> = Vec::new();
         // The time counts from here: embedded rows are written unless writing itself takes too long. Otherwise a
         // process with a tenth of a core would embed sixteen rows for each row that it writes.
@@ -302,7 +303,8 @@ impl Work<'_> {
                 // If the lock itself fails, record that error.
                 Ok(Locked::Here) | Err(_) => {}
             }
-            // Its vector does not come from this watch. If a trigger prevents its removal, the row is listed anyway.
+            // The row's vector does not come from this watch, so it is removed. If a trigger prevents that, the row is
+            // listed anyway.
             if entry.again {
                 let _ = attempt(|| watch.as_owner(|client| queries.write(client, watch, row, None)));
             }

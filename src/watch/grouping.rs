@@ -12,7 +12,8 @@ use crate::pg::spi::{get, spi};
 use crate::pg::user_context::owner_of_table;
 use crate::watch::arguments::Arguments;
 
-/// The column that identifies a group's members: the last column of the key that is not in it only for partitioning.
+/// The column that identifies a group's members: the last column of the key, apart from columns that are in the key
+/// only for partitioning.
 pub fn name_of_members(client: &mut SpiClient<'_>, table: pg_sys::Oid, key: &[String]) -> SqlResult<String> {
     let query = "SELECT a.attname::text FROM unnest($2::text[]) WITH ORDINALITY AS u (name, n) \
          JOIN pg_catalog.pg_attribute a ON a.attrelid = $1 AND a.attname = u.name \
@@ -22,8 +23,7 @@ pub fn name_of_members(client: &mut SpiClient<'_>, table: pg_sys::Oid, key: &[St
     Ok(rows.first().get::<String>(1).map_err(spi)?.unwrap_or_default())
 }
 
-/// The error of a collection that knows other members than the watch's. `here`: they are in the same table, in other
-/// columns.
+/// The error for a collection whose members are elsewhere. `here`: they are in the same table, but in other columns.
 fn elsewhere(client: &mut SpiClient<'_>, name: &str, here: bool) -> SqlResult<pg_sys::panic::ErrorReport> {
     let query = "SELECT 1 FROM clip_search.watch_setting w WHERE w.collection = $1";
     let is_kept = !client.update(query, Some(1), &[name.into()]).map_err(spi)?.is_empty();
@@ -152,7 +152,7 @@ impl Bind<'_> {
     }
 }
 
-/// The same for a collection that the watch may have ceased to use. `key`: the default one.
+/// As above, for a collection that the watch may have ceased to use. `key`: the default key.
 pub fn reset_settings(
     client: &mut SpiClient<'_>,
     collection: &str,

@@ -14,7 +14,7 @@ use crate::watch::setting::Watch;
 use crate::watch::shared_memory;
 use crate::watch::tags;
 
-/// PostgreSQL empties an unlogged table after a crash, without any notification.
+/// Warns that PostgreSQL empties an unlogged table after a crash, without any notification.
 pub fn unlogged(watch: &Watch) {
     let Some(collection) = &watch.collection else { return };
     warn(
@@ -24,7 +24,7 @@ pub fn unlogged(watch: &Watch) {
     );
 }
 
-/// `index => false` drops no index, and without an index every search reads the whole table.
+/// Reports that `index => false` drops no index, or that every search reads the whole table if there is no index.
 pub fn index_stays(watch: &Watch) -> SqlResult<()> {
     let table = Table::describe(watch.relation)?;
     let has_index = {
@@ -54,7 +54,7 @@ pub fn grouping_ends(table: &Table, column: &str, collection: &str) {
     .report(PgLogLevel::NOTICE);
 }
 
-/// `on_error => 'raise'` in queued mode: the row is written before anybody tries to embed it.
+/// Reports that `on_error => 'raise'` has no effect in queued mode: the row is written before it is embedded.
 pub fn no_statement_fails(table: &Table) {
     report(
         Error::new(Kind::InvalidInput, format!("on_error => 'raise' has no effect on {} in queued mode", table.name))
@@ -66,7 +66,7 @@ pub fn no_statement_fails(table: &Table) {
     .report(PgLogLevel::NOTICE);
 }
 
-/// The number of rows with an older vector that will be replaced.
+/// Reports the number of rows with an older vector that will be replaced.
 pub fn former_vectors(table: &Table, rows: i64, queued: bool) {
     let name = &table.name;
     let (have, them, they) = match rows {
@@ -114,7 +114,7 @@ pub fn no_worker(table: &Table) {
     );
 }
 
-/// Rows that were there before, and have no embedding, no cluster or no tags.
+/// Reports existing rows that have no embedding, no cluster or no tags.
 pub fn missing(watch: &Watch, table: &Table, told_of_groups: bool) -> SqlResult<()> {
     let lacking = match any_missing(watch)? {
         true => "embedding",

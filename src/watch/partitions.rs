@@ -55,7 +55,7 @@ pub fn before_truncate(watch: &Watch, table: pg_sys::Oid) -> SqlResult<()> {
         EMPTIED.with(|emptied| emptied.push(watch.id));
         return Ok(());
     }
-    // The groups will be emptied as a whole.
+    // The TRUNCATE of the whole table will empty the groups.
     let all = EMPTIED.with(|emptied| emptied.take(|id| *id == watch.id));
     match all {
         Some(id) => EMPTIED.with(|emptied| emptied.push(id)),
@@ -137,7 +137,7 @@ pub fn settle(watch: &Watch) -> SqlResult<()> {
     if !is_known() {
         return Ok(());
     }
-    // The dump contains the partitions and their triggers.
+    // The dump itself contains the list of partitions and the triggers on them.
     if restore::is_restoring() && !is_adopted(watch)? {
         return Ok(());
     }
@@ -173,7 +173,7 @@ pub fn settle(watch: &Watch) -> SqlResult<()> {
             if !query.is_empty() {
                 client.update(query, None, &[watch.id.into(), oid.into()]).map_err(spi)?;
             }
-            // A restore brings the triggers of the partitions that it knows.
+            // A listed partition has its trigger, or a restore will create the trigger.
             let lock = match (is_there, has_trigger) {
                 _ if is_known && is_there => return Ok(()),
                 (false, true) => Lock::AccessExclusive,
@@ -255,8 +255,8 @@ fn ungroup(watch: &Watch, table: pg_sys::Oid) -> SqlResult<bool> {
     })
 }
 
-/// Reports vectors of unknown origin, which are kept: partitions are detached and attached for maintenance, after which it
-/// would take hours to embed all rows again.
+/// Reports vectors of unknown origin, which are kept: partitions are detached and attached for maintenance, and it
+/// would take hours to embed all rows again afterwards.
 fn tell_of_vectors(name: &str, rows: Option<i64>, watch: &Watch) {
     let (have, they) = match rows {
         None | Some(0) => return,

@@ -20,9 +20,9 @@ use crate::watch::setting::Watch;
 
 /// Maximum delay between two attempts at a row, in milliseconds.
 const LONGEST_REST: i64 = 3_600_000;
-/// Attempts beyond clip_search.worker_attempts while the error is one that passes.
+/// Further attempts, beyond clip_search.worker_attempts, for an error that usually passes by itself.
 const PASSING_ATTEMPTS: i32 = 10;
-/// In bytes.
+/// The maximum length of a stored message, in bytes.
 const LONGEST_MESSAGE: usize = 4096;
 /// Minimum delay for a row that has ended a worker or the server twice, in milliseconds.
 const UNENDED_REST: i64 = 60_000;
@@ -31,7 +31,7 @@ const UNENDED_REST: i64 = 60_000;
 #[derive(Clone)]
 pub struct Entry {
     pub id: i64,
-    /// The text form of an array of texts.
+    /// The values of the key as an array of texts, in its text form.
     pub key: String,
     pub attempts: i32,
     /// Embed the row even if it has a vector: that vector has another source, weight or model, or an unknown origin.
@@ -83,7 +83,7 @@ pub fn lock_entries(ids: &[i64]) -> SqlResult<Vec<(i64, Vec<Entry>)>> {
                         .for_each(|entry| entry.again = true);
                 }
             }
-            // If the row has to wait, this is still recorded.
+            // Stored in the remaining entries, in case their rows have to wait.
             let again: Vec<i64> = entries.iter().filter(|entry| entry.again).map(|entry| entry.id).collect();
             if !again.is_empty() {
                 let query = "UPDATE clip_search.watch_queue SET again = true WHERE id = ANY ($1) AND NOT again";
@@ -129,13 +129,14 @@ pub fn note_attempt(id: i64, failure: &Failure, rest: i64) -> SqlResult<()> {
     })
 }
 
-/// The number of attempts after which a row is listed whose error usually passes by itself: another session's lock, a
-/// deadlock. A trigger can raise it each time. With the delay's default, the last of these attempts comes after hours.
+/// The number of attempts after which a row is listed whose error usually passes by itself, such as another session's
+/// lock or a deadlock. A trigger can raise such an error each time. With the default delay, the last of these attempts
+/// comes after hours.
 pub fn most_passing_attempts() -> i32 {
     guc::worker_attempts() + PASSING_ATTEMPTS
 }
 
-/// A message as it is stored: a trigger's may have any length, and it would be part of every dump.
+/// Shortens a message before it is stored: a trigger's message may have any length, and every dump would contain it.
 fn brief(message: &str) -> &str {
     &message[..message.floor_char_boundary(LONGEST_MESSAGE)]
 }
@@ -189,7 +190,7 @@ pub fn forget_entries(ids: &[i64]) -> SqlResult<()> {
     })
 }
 
-/// Skips failures that a writer is removing from the list.
+/// Removes a row from the list of failures, unless a writer is removing it at the moment.
 pub fn forget_failure(watch: i64, key: &str) -> SqlResult<()> {
     as_extension(|client| {
         let query = "DELETE FROM clip_search.watch_failure WHERE (watch, key) IN (SELECT f.watch, f.key FROM clip_search.watch_failure f \
@@ -198,7 +199,7 @@ pub fn forget_failure(watch: i64, key: &str) -> SqlResult<()> {
     })
 }
 
-/// What the triggers write. These statements run for each row, so their plans are kept.
+/// The statements of the triggers. They run for each row, so their plans are kept.
 const ADD: &str = "INSERT INTO clip_search.watch_queue (watch, key) VALUES ($1, $2::pg_catalog.text[])";
 const FORGET_QUEUE: &str = "DELETE FROM clip_search.watch_queue WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(\
     SELECT q.id FROM clip_search.watch_queue q WHERE q.watch OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED))";
@@ -213,8 +214,8 @@ pub fn add(watch: i64, key: &str) -> SqlResult<()> {
     as_extension(|client| run(client, ADD, &[watch.into(), key.into()]).map(drop))
 }
 
-/// After TRUNCATE: deletes a watch's entries, except those that another session has locked, and its failures, those that
-/// this transaction does not see included.
+/// After TRUNCATE: deletes a watch's entries, except those that another session has locked, and all of its failures,
+/// including failures that this transaction does not see.
 pub fn forget_latest(watch: i64) -> SqlResult<()> {
     run_on_latest(FORGET_QUEUE, &[watch.into()])?;
     run_on_latest(FORGET_FAILURES, &[watch.into()]).map(drop)
@@ -340,8 +341,8 @@ pub fn claim(watch: i64, count: i64, next: Next) -> SqlResult<Vec<i64>> {
     })
 }
 
-/// A condition for entries during whose work no worker and no server has ended. The others come last, because their
-/// rows may be the cause, until they have been due for a minute.
+/// A condition for entries that have not ended a worker or the server. The other entries come last, because their rows
+/// may be the cause, until they have been due for a minute.
 const UNSUSPECTED: &str = "(q.attempts = 0 OR q.sqlstate IS NOT NULL \
      OR q.due <= pg_catalog.clock_timestamp() - '1 minute'::pg_catalog.interval)";
 

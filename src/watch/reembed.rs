@@ -58,7 +58,7 @@ pub mod clip_search {
                 )));
         }
         tables::check_may_commit("clip_reembed()")?;
-        // What stands in the way is an error before any session has to wait, and before words are embedded for minutes.
+        // Obstacles are reported before any session has to wait, and before words are embedded for minutes.
         if Watch::replacing(watch.id)?.is_none() {
             check_other_model(&watch, model)?;
             check_dependents(&watch)?;

@@ -18,7 +18,7 @@ use crate::watch::queue::Entry;
 use crate::watch::setting::Watch;
 use crate::watch::tags;
 
-/// Maximum size of the files in memory.
+/// Maximum size of the files in memory, in bytes.
 const BYTES: usize = 64 << 20;
 
 /// A row as it was read, with the data of its entry.
@@ -26,9 +26,9 @@ pub struct Row {
     pub entry: Entry,
     pub image: Option<Vec<u8>>,
     pub text: Option<String>,
-    /// Embedded already, and yet without a cluster or tags.
+    /// The embedding of a row that only lacks a cluster or tags.
     pub embedding: Option<Vector>,
-    /// Such a row has a cluster, or tags, that stay.
+    /// Whether such a row has a cluster, or tags, which are kept.
     has_cluster: bool,
     has_tags: bool,
 }
@@ -74,7 +74,7 @@ impl Queries {
                 |name: &Option<String>, kind: &str| format!("{}::{kind}", column(name).as_deref().unwrap_or("NULL"));
             let Watch { table, .. } = watch;
             let embedding = quote_identifier(&watch.embedding);
-            // The column's type is no longer suitable: writing reports this.
+            // If the column's type is no longer suitable, writing reports this.
             let query = "SELECT atttypid FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attname = $2 AND NOT attisdropped";
             let kind = client
                 .update(query, Some(1), &[watch.relation.into(), watch.embedding.as_str().into()])
@@ -82,7 +82,7 @@ impl Queries {
             let kind = kind.into_iter().next().map(|row| get::<pg_sys::Oid>(&row, 1)).transpose()?.flatten();
             let storage = kind.and_then(Storage::of).unwrap_or(Storage::Vector);
             let (cluster, tags) = (column(&watch.cluster), column(&watch.tags));
-            // What has to be done to a row: embedded, or only grouped or tagged.
+            // The condition for a row that needs work: it has to be embedded, or only grouped or tagged.
             let kept: Vec<&str> =
                 [Some(&embedding), cluster.as_ref(), tags.as_ref()].into_iter().flatten().map(String::as_str).collect();
             let open = format!("({} IS NULL)", kept.join(" IS NULL OR "));
@@ -188,8 +188,8 @@ impl Queries {
         };
         let cluster = match (&watch.collection, &vector) {
             _ if self.cluster.is_none() || row.has_cluster => None,
-            // Such a row may be in a group already: the trigger confirms that it is in another, and takes it out of the
-            // old.
+            // Such a row may be in a group already. The trigger then confirms the new membership, and takes the row out
+            // of its old group.
             (Some(collection), Some(vector)) if row.entry.again => {
                 Some(join(&Rc::from(collection.as_str()), &vector.0, watch.owner)?)
             }
@@ -230,7 +230,7 @@ fn key_changed(watch: &Watch) -> ErrorReport {
 /// The result of locking a row.
 pub enum Locked {
     Here,
-    /// Another session.
+    /// Another session has locked it.
     Elsewhere,
     /// It was deleted, or has another source, which has its own entry.
     Superseded,

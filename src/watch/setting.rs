@@ -18,12 +18,12 @@ use crate::pg::user_context::{UserContext, as_extension};
 pub struct Watch {
     pub id: i64,
     pub relation: pg_sys::Oid,
-    /// Quoted, for use in queries; without the rows of child tables, which have no trigger.
+    /// Quoted, for use in queries. Excludes the rows of child tables, which have no trigger.
     pub table: String,
     pub owner: pg_sys::Oid,
     pub image: Option<String>,
     pub text: Option<String>,
-    /// The weight of the text's vector, if the row has an image, too.
+    /// The weight of the text's vector in a row that also has an image.
     pub text_weight: f64,
     pub embedding: String,
     pub cluster: Option<String>,
@@ -36,22 +36,23 @@ pub struct Watch {
     pub key: Vec<String>,
     /// The watch whose column this watch's column will replace.
     pub replaces: Option<i64>,
-    /// What Citus has to do with it.
+    /// Set if Citus distributes the table, or if the table is a shard.
     pub home: Option<Home>,
 }
 
-/// The place of a watch in a cluster of Citus.
+/// The place of a watch in a Citus cluster.
 #[derive(Clone, Debug)]
 pub struct Home {
-    /// For a shard, the watch of the distributed table, which is on the coordinator. None: this is that watch.
+    /// For a shard: the id of the distributed table's watch, which is on the coordinator. None for the distributed
+    /// table itself.
     pub parent: Option<i64>,
-    /// The shard's column of clusters, which the coordinator assigns.
+    /// The shard's column of clusters, whose values the coordinator assigns.
     pub cluster: Option<String>,
-    /// The quoted name of the distributed table that receives what leaves a cluster.
+    /// The quoted name of the table of departures, which receives the rows that leave a cluster.
     pub departures: Option<String>,
 }
 
-/// Before ALTER EXTENSION clip_search UPDATE there are no columns "tags" and "home".
+/// The columns "tags" and "home" don't exist before ALTER EXTENSION clip_search UPDATE.
 const COLUMNS: &str = "w.id, w.relation::oid, format('%I.%I', n.nspname, c.relname), c.relkind = 'p', c.relowner, \
      w.image::text, w.text::text, w.text_weight, w.embedding::text, w.cluster::text, w.model, w.collection, w.queued, w.skip, \
      w.key::text[], w.replaces, pg_catalog.to_jsonb(w) ->> 'tags', h.home IS NOT NULL, (h.home ->> 'parent')::bigint, \
@@ -111,8 +112,8 @@ impl Watch {
         Self::by_id(id)
     }
 
-    /// As above, for a trigger on `relation`, which must be the watched table, or a partition or shard of it: every role
-    /// may create such a trigger on its own tables.
+    /// As above, for a trigger on `relation`, which must be the watched table, or a partition or shard of it: every
+    /// role may create such a trigger on its own tables.
     pub fn of_trigger(id: i64, relation: pg_sys::Oid) -> SqlResult<Option<Self>> {
         as_extension(|client| {
             let condition = "w.id = $1 AND (w.relation::oid = $2 OR w.relation IN (SELECT pg_catalog.pg_partition_ancestors($2::oid))) \
@@ -126,8 +127,9 @@ impl Watch {
         as_extension(|client| Ok(Self::find(client, "w.replaces = $1", &[id.into()])?.pop()))
     }
 
-    /// The watches of the background worker: queued mode, with enabled triggers. Of shards those that Citus sends queries
-    /// to, and in any mode those that have moved here: the queue and the failures of a shard don't move with it.
+    /// The watches of the background worker: those in queued mode, with enabled triggers. Among shards, only shards to
+    /// which Citus sends queries on this server; in any mode if they were moved here, because the queue and the
+    /// failures of a shard don't move with it.
     pub fn for_worker() -> SqlResult<Vec<Self>> {
         let _user_context = UserContext::of_extension();
         let mut found = Spi::connect_mut(|client| {
@@ -146,8 +148,8 @@ impl Watch {
         Ok(found)
     }
 
-    /// Whether this server embeds queued rows of the table: not those of a distributed table, nor of a shard that Citus
-    /// has moved away, or is moving here.
+    /// Whether this server embeds queued rows of the table. It does not for a distributed table, nor for a shard that
+    /// Citus has moved away or is moving here.
     pub fn is_worked_on_here(&self) -> SqlResult<bool> {
         match &self.home {
             None => Ok(true),
@@ -159,7 +161,7 @@ impl Watch {
         }
     }
 
-    /// Whether its rows are in shards of Citus.
+    /// Whether this is the watch of a distributed table of Citus.
     pub fn is_distributed(&self) -> bool {
         self.home.as_ref().is_some_and(|home| home.parent.is_none())
     }
@@ -191,7 +193,7 @@ impl Watch {
         as_extension(|client| Ok(!Self::find(client, "w.relation::oid = $1", &[relation.into()])?.is_empty()))
     }
 
-    /// The error of a table, or of its column, that is not watched.
+    /// The error for a table or a column that is not watched.
     pub fn none_of(table: &str, embedding: Option<&str>) -> pg_sys::panic::ErrorReport {
         let what = match embedding {
             Some(embedding) => format!("column \"{embedding}\" of {table} is not watched"),
@@ -256,8 +258,8 @@ impl Watch {
     }
 }
 
-/// The table that a function is called with, or the shard with its rows if Citus keeps it on the coordinator: what was
-/// watched when Citus took the table over has become that shard.
+/// The table that a function is called with. If Citus keeps it on the coordinator, this is the shard with its rows: the
+/// table that was watched before Citus took it over has become that shard.
 pub fn table_of(relation: Option<Regclass>) -> SqlResult<pg_sys::Oid> {
     let table = named_table(relation)?;
     if !citus::is_installed() {
@@ -275,7 +277,7 @@ pub fn named_table(relation: Option<Regclass>) -> SqlResult<pg_sys::Oid> {
     })
 }
 
-/// What Citus has to do with a table that is to be watched: None if it knows nothing of it.
+/// How Citus places a table that is to be watched. None if Citus doesn't know the table.
 ///
 /// # Errors
 /// 0A000 if the table can't be watched, or this server isn't the coordinator.
@@ -283,7 +285,8 @@ pub fn check_place(table: &Table) -> SqlResult<Option<Place>> {
     let _user_context = UserContext::of_caller();
     let (place, parent) = Spi::connect(|client| {
         let parent = match citus::shard(client, table.oid)? {
-            // What was watched before Citus took the table over has become its shard.
+            // A shard can be watched only if its table is kept on the coordinator: a watched table that Citus takes
+            // over becomes such a shard.
             Some((parent, _)) if citus::place(client, parent)? != Some(Place::Coordinator) => Some(parent),
             _ => None,
         };
@@ -334,7 +337,7 @@ pub fn check_place(table: &Table) -> SqlResult<Option<Place>> {
     Ok(place)
 }
 
-/// The error of a caller that names a shard.
+/// The error for a caller that names a shard.
 pub fn is_shard(name: &str, parent: pg_sys::Oid) -> pg_sys::panic::ErrorReport {
     let parent = catalog::qualified_name(parent).unwrap_or_default();
     sql_error(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, format!("{name} is a shard of {parent}"))
@@ -342,7 +345,7 @@ pub fn is_shard(name: &str, parent: pg_sys::Oid) -> pg_sys::panic::ErrorReport {
         .set_hint(format!("Name {parent}, on the coordinator."))
 }
 
-/// Refuses tables of Citus on a worker.
+/// Refuses tables of Citus if this server is a worker of Citus.
 pub fn refuse_worker(table: &Table) -> SqlResult<()> {
     let _user_context = UserContext::of_caller();
     if !citus::is_worker()? || Spi::connect(|client| citus::place(client, table.oid))?.is_none() {

@@ -17,52 +17,54 @@ pub const DATABASES: usize = 64;
 /// Maximum number of a database's watches that come last because they have ended a worker; a new one replaces the one
 /// that expires first.
 const SUSPECTS: usize = 8;
-/// Workers of a database that another has taken over from ([`Stuck`]).
+/// Maximum number of stuck workers of a database ([`Stuck`]).
 const STUCK: usize = 2;
 /// How long after its limit a worker counts as stuck, in microseconds.
 const PATIENCE: i64 = 1_000_000;
-/// How long, in microseconds: PostgreSQL's unit of time.
+/// How long a watch is suspected, in microseconds, which is PostgreSQL's unit of time: the first time, and at most.
 const FIRST_SUSPICION: i64 = 5_000_000;
 const LONGEST_SUSPICION: i64 = 3_600_000_000;
 
 #[derive(Clone, Copy, Default)]
 pub struct Slot {
-    /// 0: free.
+    /// 0 if the slot is free.
     pub database: u32,
-    /// The worker's process, once it is connected.
+    /// The process id of the worker, once it is connected.
     pub worker: i32,
-    /// There is work that no worker has seen yet.
+    /// Whether there is work that no worker has seen yet.
     pub wanted: bool,
-    /// The last worker ended by itself: it had no work, or made room for another database's worker. It had no error.
+    /// Whether the next worker may start without a pause: the last one had no work, made room for another database's
+    /// worker, or was ended by the time limit for an owner's code.
     pub ended_well: bool,
     /// The watch whose rows the worker is embedding; 0: none.
     pub in_hand: i64,
-    /// Who owns its table.
+    /// The owner of that watch's table.
     pub owner: pg_sys::Oid,
-    /// When the owner's code that the worker runs should have ended the process: 0 if it runs none.
+    /// When the owner's code that the worker is running should have ended; 0 if it runs none.
     pub limit: pg_sys::TimestampTz,
-    /// Workers that can't be ended.
+    /// Workers that can't be ended and were replaced.
     pub stuck: [Stuck; STUCK],
     /// Watches whose rows have ended a worker.
     pub suspects: [Suspect; SUSPECTS],
-    /// When the next work is due, although no worker waits for it: 0, or PostgreSQL's time.
+    /// When the next work is due, if the worker ended before it was due; otherwise 0. A PostgreSQL timestamp.
     pub due: pg_sys::TimestampTz,
 }
 
-/// A worker whose table's owner runs code in it that PostgreSQL can't interrupt. It ends when that code does. Until then
-/// another worker serves the other owners; what this owner has queued waits, since its code could hold the next one as well.
+/// A worker that runs code of a table's owner which PostgreSQL can't interrupt. The worker ends when that code does.
+/// Until then another worker serves the other owners. This owner's queued rows wait, because the owner's code could
+/// block the other worker as well.
 #[derive(Clone, Copy, Default)]
 pub struct Stuck {
-    /// 0: none.
+    /// 0 if there is none.
     pub worker: i32,
     pub owner: pg_sys::Oid,
 }
 
-/// A watch whose rows have ended a worker. It comes last for a while: first for 5 s, then four times as long each time, up
-/// to an hour.
+/// A watch whose rows have ended a worker. It comes last for a while: the first time for 5 s, then for four times as
+/// long each time, up to an hour.
 #[derive(Clone, Copy, Default)]
 pub struct Suspect {
-    /// 0: none.
+    /// 0 if there is none.
     pub watch: i64,
     pub until: pg_sys::TimestampTz,
     rest: i64,
@@ -82,13 +84,13 @@ impl Slot {
         self.in_hand = 0;
     }
 
-    /// When the worker will count as stuck, if it can be taken over from.
+    /// When the worker will count as stuck; None if it can't be replaced.
     pub fn stuck_at(&self) -> Option<pg_sys::TimestampTz> {
         let has_room = self.stuck.iter().any(|stuck| stuck.worker == 0);
         (self.worker != 0 && self.limit != 0 && has_room).then(|| self.limit + PATIENCE)
     }
 
-    /// Sets a worker that is stuck aside; its process and the watch that it has in hand.
+    /// Moves the worker to the list of stuck workers. Returns its process id and the watch whose rows it is embedding.
     pub fn set_aside(&mut self) -> Option<(i32, i64)> {
         let place = self.stuck.iter_mut().find(|stuck| stuck.worker == 0)?;
         *place = Stuck { worker: self.worker, owner: self.owner };
@@ -98,7 +100,7 @@ impl Slot {
         Some(found)
     }
 
-    /// Whether nothing of it has to be known once its worker has ended.
+    /// Whether the slot contains nothing that is needed after its worker has ended.
     pub fn is_free(&self) -> bool {
         !self.wanted && self.due == 0 && self.stuck.iter().all(|stuck| stuck.worker == 0)
     }
@@ -113,21 +115,22 @@ pub fn now() -> pg_sys::TimestampTz {
     unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
-/// This database's slot, if this process is its worker. One that was set aside must not change what is another's by now.
+/// This database's slot, if this process is its current worker. A worker that was replaced must not change its
+/// successor's values.
 fn of_worker(shared: &mut Shared, database: u32) -> Option<&mut Slot> {
     // SAFETY: a variable that is set at the start of the process.
     let me = unsafe { pg_sys::MyProcPid };
     shared.slots.iter_mut().find(|slot| slot.database == database && slot.worker == me)
 }
 
-/// Notes which watch's rows this worker has in hand, and who owns the table.
+/// Records the watch whose rows this worker is embedding, and the owner of its table.
 pub fn set_in_hand(database: u32, watch: i64, owner: pg_sys::Oid) {
     if let Some(slot) = of_worker(&mut SHARED.exclusive(), database) {
         (slot.in_hand, slot.owner) = (watch, owner);
     }
 }
 
-/// Notes that the rows in hand have come to an end, so that their watch is not suspected any more.
+/// Records that the worker has finished these rows, so their watch is no longer suspected.
 pub fn set_done(database: u32) {
     if let Some(slot) = of_worker(&mut SHARED.exclusive(), database) {
         let ended = std::mem::take(&mut slot.in_hand);
@@ -138,7 +141,7 @@ pub fn set_done(database: u32) {
     }
 }
 
-/// Notes until when the owner's code that this worker runs should have ended; 0: it runs none.
+/// Records when the owner's code that this worker is running should have ended; 0 if it runs none.
 pub fn set_limit(limit: pg_sys::TimestampTz) {
     // SAFETY: a variable that is set at the start of the process.
     let database = unsafe { (&raw const pg_sys::MyDatabaseId).read() }.to_u32();
@@ -147,7 +150,7 @@ pub fn set_limit(limit: pg_sys::TimestampTz) {
     }
 }
 
-/// Owners whose code holds a worker of this database that can't be ended.
+/// The owners whose code keeps a replaced worker of this database from ending.
 pub fn stuck_owners(database: u32) -> Vec<pg_sys::Oid> {
     let shared = SHARED.share();
     let slot = shared.slots.iter().find(|slot| slot.database == database);
@@ -155,7 +158,7 @@ pub fn stuck_owners(database: u32) -> Vec<pg_sys::Oid> {
     stuck.iter().filter(|stuck| stuck.worker != 0).map(|stuck| stuck.owner).collect()
 }
 
-/// Watches of this database that are left for last, and until when.
+/// The suspected watches of this database, which come last, and until when.
 pub fn suspects(database: u32) -> Vec<(i64, pg_sys::TimestampTz)> {
     let shared = SHARED.share();
     let slot = shared.slots.iter().find(|slot| slot.database == database);
@@ -166,7 +169,7 @@ pub fn suspects(database: u32) -> Vec<(i64, pg_sys::TimestampTz)> {
 #[derive(Clone, Copy)]
 pub struct Shared {
     pub launcher: i32,
-    /// Databases wait for a worker, and no further worker can be started.
+    /// Whether databases wait for a worker although no further worker can be started.
     pub crowded: bool,
     pub slots: [Slot; DATABASES],
 }

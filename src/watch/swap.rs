@@ -20,10 +20,11 @@ use crate::watch::queue;
 use crate::watch::setting::Watch;
 use crate::watch::trigger::install::drop_triggers;
 
-/// Rows that are still embedded while the table is locked for the swap: two seconds' worth of CLIP ViT-B/32.
+/// The maximum number of rows that are embedded while the table is locked for the swap. CLIP ViT-B/32 takes two seconds
+/// for them.
 const LAST_ROWS: usize = 16;
 
-/// Columns that change places: the old one's name and the new one's.
+/// The pairs of columns that are swapped: the old column's name and the new column's.
 fn pairs<'a>(watch: &'a Watch, next: &'a Watch) -> Vec<(&'a str, &'a str)> {
     let mut pairs = vec![(watch.embedding.as_str(), next.embedding.as_str())];
     pairs.extend(watch.cluster.as_deref().zip(next.cluster.as_deref()));
@@ -31,7 +32,8 @@ fn pairs<'a>(watch: &'a Watch, next: &'a Watch) -> Vec<(&'a str, &'a str)> {
     pairs
 }
 
-/// What depends on a column that will be dropped would go with it, or keep it from being dropped.
+/// Refuses the swap if other objects depend on a column that will be dropped: they would be dropped as well, or prevent
+/// it.
 pub fn check_dependents(watch: &Watch) -> SqlResult<()> {
     let _user_context = UserContext::of_caller();
     Spi::connect_mut(|client| {
@@ -46,7 +48,7 @@ pub fn check_dependents(watch: &Watch) -> SqlResult<()> {
             .map(|row| Ok((get::<String>(&row, 1)?.unwrap_or_default(), get::<String>(&row, 2)?)))
             .collect::<SqlResult<Vec<_>>>()?;
         let Some((first, _)) = found.first() else { return Ok(()) };
-        // What has to be created again, as PostgreSQL words it.
+        // The objects that must be created again, in PostgreSQL's words.
         let defined = found.iter().map(|(name, definition)| match definition {
             Some(definition) => format!("{name}: {definition}"),
             None => name.clone(),
@@ -63,7 +65,7 @@ pub fn check_dependents(watch: &Watch) -> SqlResult<()> {
     })
 }
 
-/// An index's name, what makes it the same as another, and its comment.
+/// An index: its name, its definition with %I in place of the column, and its comment.
 type Index = (String, String, Option<String>);
 
 /// Indexes of a column.
@@ -73,7 +75,7 @@ fn indexes(client: &mut SpiClient<'_>, relation: pg_sys::Oid, column: &str) -> S
     rows.map(|row| Ok((get(&row, 1)?.unwrap_or_default(), get(&row, 2)?.unwrap_or_default(), get(&row, 3)?))).collect()
 }
 
-/// An index can be renamed while its table is locked.
+/// Locks the table's indexes: an index can be renamed while its table is locked.
 fn lock_indexes(client: &mut SpiClient<'_>, relation: pg_sys::Oid) -> SqlResult<()> {
     let query = "SELECT indexrelid FROM pg_catalog.pg_index WHERE indrelid = $1 ORDER BY indexrelid";
     let rows = client.update(query, None, &[relation.into()]).map_err(spi)?;
@@ -82,7 +84,7 @@ fn lock_indexes(client: &mut SpiClient<'_>, relation: pg_sys::Oid) -> SqlResult<
     Ok(())
 }
 
-/// The indexes that the old columns have and the new ones have not; with the old ones' names.
+/// The indexes of the old columns that the new columns lack, with the names of the old indexes.
 fn missing_indexes(client: &mut SpiClient<'_>, watch: &Watch, next: &Watch) -> SqlResult<Vec<(String, String)>> {
     let mut missing = Vec::new();
     for (old, new) in pairs(watch, next) {
@@ -97,7 +99,7 @@ fn missing_indexes(client: &mut SpiClient<'_>, watch: &Watch, next: &Watch) -> S
     Ok(missing)
 }
 
-/// Makes them on the column while it is empty, so that no writer has to wait for a build.
+/// Creates these indexes while the new column is empty, so that no writer has to wait for a build.
 pub fn make_indexes(watch: &Watch, next: &Watch) -> SqlResult<()> {
     let table = Table::describe(watch.relation)?;
     let _user_context = UserContext::of_caller();
@@ -109,8 +111,8 @@ pub fn make_indexes(watch: &Watch, next: &Watch) -> SqlResult<()> {
     })
 }
 
-/// Ends clip_reembed, if the last rows can be embedded now; otherwise false, and writers continue until it is called again.
-/// The table is locked against writers.
+/// Completes clip_reembed if the last rows can be embedded now. Otherwise returns false, and writers continue until the
+/// next call. The table is locked against writers.
 pub fn finish(watch: &Watch, next: &Watch) -> SqlResult<bool> {
     let store = Store::open(c"clip_reembed()");
     let table = Table::describe(watch.relation)?;
@@ -128,7 +130,8 @@ pub fn finish(watch: &Watch, next: &Watch) -> SqlResult<bool> {
     Ok(true)
 }
 
-/// Embeds the rows that are left, if they are few. False if they are not, or if the worker has some and waits for the table.
+/// Embeds the remaining rows if they are few. Returns false if they are too many, or if the worker is embedding some of
+/// them and waits for the table.
 fn embed_last_rows(next: &Watch) -> SqlResult<bool> {
     enqueue_missing(next)?;
     let left = || {

@@ -13,7 +13,7 @@ use crate::watch::columns::alter;
 use crate::watch::setting::Watch;
 use crate::watch::tags;
 
-/// Checks the column, or adds it; whether it was added.
+/// Checks the column, or adds it and returns its name.
 pub fn settle_column(client: &mut SpiClient<'_>, table: &Table, plan: &Plan) -> SqlResult<Option<String>> {
     let Some(tags) = &plan.tags else { return Ok(None) };
     if plan.key.contains(tags) {
@@ -55,8 +55,7 @@ fn check_type(table: &Table, tags: &str, column: &Column) -> SqlResult<()> {
     ))
 }
 
-/// Stores the setting, and says what becomes of a column that is no longer kept. The caller has the rights of the
-/// extension.
+/// Stores the setting. The caller has the extension's privileges.
 pub fn store(client: &mut SpiClient<'_>, id: i64, plan: &Plan) -> SqlResult<()> {
     let known = plan.existing.as_ref().and_then(|known| known.tags.as_deref());
     if known == plan.tags.as_deref() {
@@ -66,7 +65,8 @@ pub fn store(client: &mut SpiClient<'_>, id: i64, plan: &Plan) -> SqlResult<()> 
     client.update(query, None, &[id.into(), plan.tags.as_deref().into()]).map(drop).map_err(spi)
 }
 
-/// A column of tags is this watch's alone, and what it contains from before is not overwritten unless the caller says so.
+/// Refuses a column of tags that another watch uses, or that contains values, unless the caller agrees to overwrite
+/// them.
 pub fn check_contents(watch: &Watch, plan: &Plan, arguments: &Arguments<'_>, added: &[String]) -> SqlResult<()> {
     let known = plan.existing.as_ref().and_then(|known| known.tags.as_deref());
     let Some(column) = watch.tags.as_deref().filter(|tags| known != Some(*tags)) else { return Ok(()) };
@@ -115,7 +115,7 @@ pub fn check_contents(watch: &Watch, plan: &Plan, arguments: &Arguments<'_>, add
     )))
 }
 
-/// Says that a column is no longer kept.
+/// Reports that a column is no longer filled with tags.
 pub fn tell_of_reset(plan: &Plan, table: &Table) {
     let known = plan.existing.as_ref().and_then(|known| known.tags.as_deref());
     if let (Some(tags), None) = (known, &plan.tags) {

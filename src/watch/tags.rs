@@ -13,12 +13,12 @@ use crate::model::background;
 use crate::pg::error::{SqlResult, report, sql_error, warn};
 use crate::watch::setting::Watch;
 
-/// The most tags that a row has. With photo-mini, 9 of 30 photos of the gallery have more words above the cut, which say
-/// the same in other words.
+/// The maximum number of tags of a row. With photo-mini, 9 of 30 photos of the gallery have more words above the cut,
+/// but these say the same in other words.
 const MOST: usize = 10;
 
-/// Has the words at hand: read from the cache, or embedded now, which takes 10 s to a minute. Called before a lock is
-/// taken or a row is read; a trigger does it only where the cache has been lost since.
+/// Reads the words from the cache, or embeds them now, which takes 10 s to a minute. Called before a lock is taken or a
+/// row is read. A trigger embeds the words only if the cache has been lost since.
 pub fn prepare(watch: &Watch) -> SqlResult<()> {
     match watch.tags {
         Some(_) => background::of(&watch.model).map(drop),
@@ -35,7 +35,8 @@ pub fn of(model: &str, vector: &[f32]) -> SqlResult<Vec<String>> {
     Ok(tags.map(|(word, _)| words.words[word].clone()).collect())
 }
 
-/// What can be said before a lock is taken: refuses tags of texts alone, and embeds the words if nobody has.
+/// Checks that need no lock: refuses tags of texts alone, and a column that has another use. Embeds the words if this
+/// has not been done.
 pub fn check(tags: &str, image: Option<&str>, cluster: Option<&str>, model: &str) -> SqlResult<()> {
     let Some(image) = image else {
         let what = format!("column \"{tags}\" can't have the tags of texts alone");
@@ -52,7 +53,7 @@ pub fn check(tags: &str, image: Option<&str>, cluster: Option<&str>, model: &str
     background::of(model).map(drop)
 }
 
-/// Warns that the words are not kept.
+/// Warns that each connection will embed the words again, because there is no cache.
 pub fn warn_of_no_cache() {
     if guc::cache().is_none() {
         warn(
@@ -63,7 +64,7 @@ pub fn warn_of_no_cache() {
     }
 }
 
-/// What a second call can't change.
+/// Refuses another column of tags, to which a second call can't change.
 pub fn check_change(known: &Watch, wanted: Option<&str>) -> SqlResult<()> {
     match (&known.tags, wanted) {
         (Some(tags), Some(other)) if tags != other => Err(sql_error(

@@ -47,9 +47,9 @@ pub fn call(relation: Option<Regclass>, embedding: Option<&str>, drops: bool) ->
     tables::check_writable(c"clip_unwatch()");
     let oid = table_of(relation)?;
     let watch = match Watch::one_of_table(oid, embedding) {
-        // A table that was restored without its watch has the triggers nevertheless.
+        // A table that was restored without its watch still has the triggers.
         Err(_) if !Watch::is_any_of(oid)? && !stale(oid)?.is_empty() => {
-            // Unless the coordinator has the watch, and this worker its triggers only.
+            // On a worker of Citus the triggers are needed: the coordinator has their watch.
             refuse_worker(&Table::describe(oid)?)?;
             return drop_stale(&Table::locked(oid, Lock::AccessExclusive)?);
         }
@@ -67,7 +67,7 @@ pub fn call(relation: Option<Regclass>, embedding: Option<&str>, drops: bool) ->
     // Wait here for sessions that write the table: no lock is held yet that they could wait for.
     let watch = watch.locked(Lock::AccessExclusive)?;
     drop_stale(&Table::describe(watch.relation)?)?;
-    // Drop the column that was to replace it first.
+    // First drop the column with which clip_reembed was to replace it.
     if let Some(replacement) = Watch::replacing(watch.id)? {
         unwatch(&replacement, true)?;
     }
@@ -79,7 +79,8 @@ pub fn call(relation: Option<Regclass>, embedding: Option<&str>, drops: bool) ->
 pub fn unwatch(watch: &Watch, drops: bool) -> SqlResult<()> {
     let store = Store::open(c"clip_unwatch()");
     let _session = watch.is_distributed().then(distribute::session);
-    // Citus takes a definition from a table to its shards, and not the other way.
+    // If Citus keeps the table on the coordinator, the table is altered and not its shard: Citus passes definitions on
+    // from a table to its shards, but not back.
     let kept = {
         let _user_context = UserContext::of_caller();
         Spi::connect(|client| citus::kept(client, watch.relation))?
@@ -198,7 +199,8 @@ fn kept_columns(watch: &Watch) -> impl Iterator<Item = &String> {
     [Some(&watch.embedding), watch.cluster.as_ref(), watch.tags.as_ref()].into_iter().flatten()
 }
 
-/// Names collections whose members are in a table, in columns that no watch keeps, such as after `reset => '{cluster}'`.
+/// Reports collections whose members are in columns of the table that no watch keeps in sync, such as after
+/// `reset => '{cluster}'`.
 /// Their clusters do not follow the rows.
 fn tell_of_collections(table: &Table) -> SqlResult<()> {
     let _user_context = UserContext::of_extension();

@@ -1,5 +1,5 @@
--- Of the watches of table $1, or of the partitioned table that it belongs to: the model of column $2, or of the only watched
--- column; and the columns that clip_reembed has not filled yet.
+-- From the watches of table $1 and of the partitioned tables that contain it: the model of column $2, or of the only
+-- watched column; and the columns that clip_reembed is still filling.
 SELECT CASE WHEN count(*) FILTER (WHERE s.searched) = 1 THEN min(s.model) FILTER (WHERE s.searched) END,
        array_agg(s.embedding) FILTER (WHERE s.unfinished)
 FROM (SELECT w.model, w.embedding::text, w.replaces IS NOT NULL AS unfinished,

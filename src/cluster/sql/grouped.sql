@@ -8,7 +8,8 @@ member AS MATERIALIZED (
     FROM {table} t JOIN cluster c ON c.id OPERATOR(pg_catalog.=) t.{cluster} WHERE t.{embedding} IS NOT NULL
 ),
 grouped AS (
-    -- Members whose cosines differ only by rounding (1e-7) come in the order of their keys as the column sorts them: 2 before 10.
+    -- Members whose cosines differ only by rounding (1e-7) are in the order of their keys, as the type of the key sorts
+    -- them: 2 before 10.
     SELECT id, pg_catalog.array_agg(key ORDER BY pg_catalog.round(cosine OPERATOR(pg_catalog.*) 1000000::float8) DESC, key_value) AS keys, pg_catalog.min(cosine) AS lowest
     FROM member GROUP BY id
 ),

@@ -1,5 +1,5 @@
--- Whether the session, the client or the role has set the list of words, rather than the database or the server. Roles
--- that may not see the setting have no row of it.
+-- Whether the session, the client or the role has set the list of words, rather than the database or the server.
+-- pg_settings has no row of the setting for roles that may not see it.
 SELECT EXISTS (
     SELECT FROM pg_catalog.pg_settings s
     WHERE s.name OPERATOR(pg_catalog.=) 'clip_search.words'

@@ -1,5 +1,5 @@
-//! What clip_watch adds for a distributed table: the settings that go to the shards, and the table that receives what
-//! leaves a group.
+//! The parts of clip_watch for a distributed table: the settings that go to the shards, and the table of departures,
+//! which receives the rows that leave a group.
 
 use std::panic::AssertUnwindSafe;
 
@@ -17,8 +17,8 @@ use crate::pg::user_context::{UserContext, as_extension, owner_of_table, role_na
 use crate::pg::vector;
 use crate::watch::setting::{Watch, check_place};
 
-/// Allows triggers on distributed tables, and uses one connection to each server, until the guard is dropped: Citus refuses
-/// to change a table by several connections and then by one.
+/// Allows triggers on distributed tables, and uses one connection to each server, until the guard is dropped: Citus
+/// refuses to change a table over one connection after it was changed over several.
 pub fn session() -> UserContext {
     let guard = UserContext::of_caller();
     set(c"citus.enable_unsafe_triggers", c"on");
@@ -26,7 +26,7 @@ pub fn session() -> UserContext {
     guard
 }
 
-/// The columns by which a table's rows are in shards; None for other tables.
+/// The column by which a table is distributed; Some(None) if all rows are in one shard. None for other tables.
 pub fn shard_key(table: &Table) -> SqlResult<Option<Option<String>>> {
     Ok(match check_place(table)? {
         Some(Place::Shards(column)) => Some(column),
@@ -34,7 +34,7 @@ pub fn shard_key(table: &Table) -> SqlResult<Option<Option<String>>> {
     })
 }
 
-/// Marks a watch as that of a distributed table, and creates the table of departures if its rows are grouped.
+/// Records that a watch is of a distributed table, and creates the table of departures if its rows are grouped.
 pub fn prepare(table: &Table, watch: &Watch, shard_key: Option<&str>) -> SqlResult<()> {
     let departures = match watch.cluster {
         Some(_) => Some(create_departures(table, watch, shard_key)?),
@@ -60,8 +60,8 @@ fn departures(client: &mut SpiClient<'_>, name: &str) -> SqlResult<Option<pg_sys
     rows.first().get::<pg_sys::Oid>(1).map_err(spi)
 }
 
-/// Revokes what ALTER DEFAULT PRIVILEGES has granted on the table of departures: it has the embeddings of rows that other
-/// roles may not read, and what is noted there changes groups.
+/// Revokes privileges that ALTER DEFAULT PRIVILEGES has granted on the table of departures: it contains the embeddings
+/// of rows that other roles may not read, and its rows change groups.
 fn revoke_defaults(client: &mut SpiClient<'_>, table: pg_sys::Oid, name: &str) -> SqlResult<()> {
     let query = "SELECT DISTINCT a.grantee FROM pg_catalog.pg_class c CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) AS a \
          WHERE c.oid = $1 AND a.grantee <> c.relowner ORDER BY 1";
@@ -94,7 +94,7 @@ fn create_departures(table: &Table, watch: &Watch, shard_key: Option<&str>) -> S
         let rows = client.update(query, Some(1), &[table.oid.into()]).map_err(spi)?;
         let missing = || report(Error::new(Kind::Internal, "a table has no name"));
         let schema = rows.first().get::<String>(1).map_err(spi)?.ok_or_else(missing)?;
-        // Names have 63 bytes at most: 30 of the table's name, 10 of "_departed_", up to 19 digits.
+        // A name has at most 63 bytes: 30 of the table's name, 10 of "_departed_", up to 19 digits.
         let start = &table.plain_name[..table.plain_name.floor_char_boundary(30)];
         let name = format!("{schema}.{}", quote_identifier(format!("{start}_departed_{}", watch.id)));
         let (column, key) = match shard_key {
@@ -113,7 +113,7 @@ fn create_departures(table: &Table, watch: &Watch, shard_key: Option<&str>) -> S
         client.update(&query, None, &[]).map_err(spi)?;
         let oid = departures(client, &name)?.ok_or_else(missing)?;
         revoke_defaults(client, oid, &name)?;
-        // In a schema that Citus distributes as a whole it is beside the others already.
+        // In a schema that Citus distributes as a whole, the new table is colocated already.
         if citus::place(client, oid)?.is_none() {
             let query = format!(
                 "SELECT create_distributed_table({}, {}, colocate_with => {})",
@@ -136,8 +136,8 @@ fn create_departures(table: &Table, watch: &Watch, shard_key: Option<&str>) -> S
     })
 }
 
-/// The settings of a watch for its shards. `existing`: what becomes of the vectors that they have; `made_by`: the model of a
-/// former watch.
+/// The settings of a watch for its shards. `existing`: the treatment of vectors that the shards contain; `made_by`: the
+/// model of the previous watch.
 pub fn settings(watch: &Watch, existing: Option<&str>, made_by: Option<&str>) -> SqlResult<String> {
     as_extension(|client| {
         let query = include_str!("sql/settings.sql");
@@ -147,14 +147,14 @@ pub fn settings(watch: &Watch, existing: Option<&str>, made_by: Option<&str>) ->
     })
 }
 
-/// Runs statements on the distributed table as its owner, after definitions that the caller has changed.
+/// Runs statements on the distributed table as its owner, in a transaction in which the caller has changed definitions.
 fn as_owner<T>(watch: &Watch, work: impl FnOnce(&mut TableClient<'_, '_>) -> SqlResult<T>) -> SqlResult<T> {
     PgTryBuilder::new(AssertUnwindSafe(|| watch.as_owner(work)))
         .catch_when(PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION, |_| Err(one_role(watch.name(), watch.owner)))
         .execute()
 }
 
-/// The error of a caller whose transaction would use shards as itself and as their owner: Citus refuses that, or the
+/// The error for a transaction that would use shards both as the caller and as their owner. Citus refuses this, or the
 /// connections of both roles wait for each other.
 pub fn one_role(table: &str, owner: pg_sys::Oid) -> ErrorReport {
     sql_error(
@@ -176,7 +176,7 @@ pub fn any_row_has(watch: &Watch, column: &str) -> SqlResult<bool> {
     })
 }
 
-/// Empties the column of clusters of a table that was not grouped up to now.
+/// Sets the column of clusters to NULL in a table that was not grouped before.
 pub fn clear_clusters(watch: &Watch) -> SqlResult<()> {
     let Some(cluster) = &watch.cluster else { return Ok(()) };
     as_owner(watch, |client| {
@@ -193,7 +193,7 @@ pub fn clear_clusters(watch: &Watch) -> SqlResult<()> {
     })
 }
 
-/// Drops the table of departures, when nothing notes any.
+/// Drops the table of departures. No trigger may write to it any more.
 pub fn drop_departures(watch: &Watch) -> SqlResult<()> {
     let Some(name) = watch.home.as_ref().and_then(|home| home.departures.as_deref()) else { return Ok(()) };
     let _caller = session();
@@ -209,7 +209,7 @@ pub fn drop_departures(watch: &Watch) -> SqlResult<()> {
     })
 }
 
-/// The keys of a watched table with their types, for queries that find rows by them.
+/// The key columns of a watched table with their types, for queries that find rows by key.
 pub fn key_types(client: &SpiClient<'_>, watch: &Watch) -> SqlResult<Vec<(String, String)>> {
     column_types(client, watch.relation, watch.key.iter().map(quote_identifier).collect())
 }

@@ -1,8 +1,8 @@
-//! clip_group: the groups of a distributed table, which the coordinator has.
+//! clip_group: the groups of a distributed table, which are on the coordinator.
 //!
-//! One call takes what the shards' triggers have noted out of the groups, and assigns rows that have none. Both happen in
-//! one transaction with what the shards are told, which Citus commits in two phases. A row that changes meanwhile is not
-//! written, and leaves the group that it has just joined.
+//! One call takes the rows that the shards' triggers have noted out of their groups, and assigns rows without a group.
+//! The changes of the groups and of the shards are in one transaction, which Citus commits in two phases. If a row
+//! changes in the meantime, its group is not written, and the row leaves the group that it has just joined.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -28,9 +28,9 @@ use crate::watch::backfill::key_of;
 use crate::watch::citus::distribute::key_types;
 use crate::watch::setting::{Watch, table_of};
 
-/// Rows of one statement: 3 MB of vectors of 768 dimensions.
+/// The number of rows of one statement: 3 MB of vectors of 768 dimensions.
 const BATCH: i64 = 1000;
-/// How long a call waits for another one, and how often it looks.
+/// How long a call waits for another call, and how often it checks whether that has ended.
 const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -66,8 +66,8 @@ fn clip_group(
     Ok(done)
 }
 
-/// Waits for another call for the same watch to end. It holds no lock that others could wait for, so Citus can't see a
-/// deadlock where there is none.
+/// Waits for another call for the same watch to end. The waiting call holds no lock that other transactions could wait
+/// for, so Citus can't mistake the wait for a deadlock.
 fn take_turn(watch: &Watch, patience: Duration) -> SqlResult<()> {
     let start = Instant::now();
     while !has_turn(watch)? {
@@ -86,7 +86,8 @@ fn take_turn(watch: &Watch, patience: Duration) -> SqlResult<()> {
     Ok(())
 }
 
-/// Locks the watch until the end of the transaction, if no other session has.
+/// Locks the watch until the end of the transaction, unless another session has locked it. Returns whether it is
+/// locked.
 pub fn has_turn(watch: &Watch) -> SqlResult<bool> {
     as_extension(|client| {
         let query = "SELECT 1 FROM clip_search.watch_setting WHERE id = $1 FOR NO KEY UPDATE SKIP LOCKED";
@@ -94,7 +95,8 @@ pub fn has_turn(watch: &Watch) -> SqlResult<bool> {
     })
 }
 
-/// Takes up to `most` rows out of groups and assigns as many; returns how many it was. The caller has its turn.
+/// Takes up to `most` rows out of groups and assigns up to `most` rows; returns the total. The caller has locked the
+/// watch ([`has_turn`]).
 pub fn run(watch: &Watch, most: i64) -> SqlResult<i64> {
     let Some(collection) = &watch.collection else { return Ok(0) };
     let mut done = 0;
@@ -112,7 +114,7 @@ pub fn run(watch: &Watch, most: i64) -> SqlResult<i64> {
         let (found, joined) = assign_open(watch, collection, left.min(BATCH))?;
         done += joined;
         left -= found;
-        // Others change the rest at this moment.
+        // No such row is left, or other sessions are changing the remaining ones.
         if found == 0 || joined == 0 {
             break;
         }
@@ -137,7 +139,7 @@ fn departures(watch: &Watch) -> SqlResult<OwnersTable> {
     })
 }
 
-/// Takes rows that the shards have noted out of their groups.
+/// Takes the rows that the shards have noted as departed out of their groups.
 fn drain(watch: &Watch, collection: &str, most: i64) -> SqlResult<i64> {
     let table = departures(watch)?;
     let gone: Vec<(Option<i64>, Option<Vector>)> = table.as_owner(|client| {
@@ -147,7 +149,8 @@ fn drain(watch: &Watch, collection: &str, most: i64) -> SqlResult<i64> {
     })?;
     let count = gone.len() as i64;
     if gone.iter().any(|(cluster, _)| cluster.is_none()) {
-        // TRUNCATE: what was counted is not known any more. Rows that came since are assigned again.
+        // A TRUNCATE is noted. It removed rows that the groups count, so all groups are dropped, and rows that were
+        // inserted since are assigned again.
         let column = quote_identifier(watch.cluster.as_deref().unwrap_or_default());
         watch.as_owner(|client| {
             let query = format!("UPDATE {} SET {column} = NULL WHERE {column} IS NOT NULL", watch.table);
@@ -175,7 +178,7 @@ fn dimensions_of(collection: &str) -> SqlResult<Option<i32>> {
     Ok(Collection::find(&Store::open(c"clip_group()"), collection)?.dimensions)
 }
 
-/// A condition on a column: a vector that a group can have. Shards take any that is written by hand.
+/// A condition on a column: the vector can be grouped. Shards accept any vector that a user writes.
 fn groupable(embedding: &str, dimensions: Option<i32>) -> String {
     let schema = vector::schema();
     let dimensions = dimensions
@@ -183,7 +186,7 @@ fn groupable(embedding: &str, dimensions: Option<i32>) -> String {
     format!("{embedding} IS NOT NULL AND {schema}.vector_norm({embedding}::{schema}.vector) > 0{dimensions}")
 }
 
-/// Tells of rows whose vectors no group can have.
+/// Warns of rows whose vectors can't be grouped.
 fn tell_of_others(watch: &Watch) -> SqlResult<()> {
     let Some(collection) = &watch.collection else { return Ok(()) };
     let (embedding, column) =
@@ -207,7 +210,7 @@ fn tell_of_others(watch: &Watch) -> SqlResult<()> {
     Ok(())
 }
 
-/// Assigns rows that have no group; how many were found, and how many have one now.
+/// Assigns rows that have no group. Returns the numbers of rows found and of rows assigned.
 fn assign_open(watch: &Watch, collection: &str, most: i64) -> SqlResult<(i64, i64)> {
     let (embedding, column) =
         (quote_identifier(&watch.embedding), quote_identifier(watch.cluster.as_deref().unwrap_or_default()));
@@ -250,7 +253,7 @@ fn assign_open(watch: &Watch, collection: &str, most: i64) -> SqlResult<(i64, i6
         .collect();
     let same: Vec<String> =
         (1..).zip(&types).map(|(number, (name, _))| format!("t.{name} = a.clip_key_{number}")).collect();
-    // What the coordinator returns; the shards return the columns as they are, since format() is not immutable.
+    // The key columns as the shards return them. The coordinator formats them, because format() is not immutable.
     let returned: Vec<String> =
         (1..).zip(&types).map(|(number, (name, _))| format!("t.{name} AS clip_key_{number}")).collect();
     let keys: Vec<String> =

@@ -17,7 +17,7 @@ use crate::watch::queue;
 use crate::watch::setting::{Watch, table_of};
 use crate::watch::shared_memory;
 
-/// A trigger of clip_watch with settings for shards.
+/// A trigger of clip_watch that carries settings for shards.
 struct FoundTrigger {
     table: pg_sys::Oid,
     settings: String,
@@ -36,9 +36,9 @@ fn find_trigger(client: &mut SpiClient<'_>, trigger: pg_sys::Oid) -> SqlResult<O
     Ok(found.map(|(table, settings)| FoundTrigger { table, settings }))
 }
 
-/// Stores the settings that a trigger has brought to a shard as the watch of that shard.
+/// Stores the settings that the trigger of a shard carries as the watch of that shard.
 fn adopt(trigger: pg_sys::Oid) -> SqlResult<()> {
-    // Every CREATE TRIGGER of the database comes here: without Citus it costs one cached look-up and no query.
+    // Every CREATE TRIGGER in the database runs this. Without Citus it costs one cached look-up and no query.
     if !citus::is_installed() {
         return Ok(());
     }
@@ -49,9 +49,10 @@ fn adopt(trigger: pg_sys::Oid) -> SqlResult<()> {
             Ok(citus::shard(client, found.table)?.map(|(_, shard)| (found, shard)))
         })?
     };
-    // A distributed table, or one that a dump has brought to a server without its rows: clip_watch comes to it.
+    // The table is not a shard: it is distributed, or a restored dump has created it without shards. clip_watch handles
+    // it.
     let Some((FoundTrigger { table, settings }, shard)) = found else { return Ok(()) };
-    // Every role may create a trigger where it has the privilege; the settings are the owner's.
+    // Any role with the privilege to create triggers can create this one, but the settings must come from the owner.
     Table::describe(table)?.check_owner()?;
     let (id, is_here, existing, made_by) = as_extension(|client| {
         let is_here = citus::is_active_here(client, shard)?;
@@ -76,8 +77,8 @@ fn adopt(trigger: pg_sys::Oid) -> SqlResult<()> {
     Ok(())
 }
 
-/// Queues the rows without an embedding of shards that have arrived here: the queue and the failures of their former server
-/// have not come along. Returns whether others are still on their way.
+/// Queues the rows without an embedding of shards that Citus has moved here: the queue and the failures of the former
+/// server don't move. Returns whether other shards are still being moved.
 pub fn settle_arrived() -> SqlResult<bool> {
     let arriving: Vec<(i64, pg_sys::Oid)> = as_extension(|client| {
         let query = "SELECT w.id, w.relation::oid FROM clip_search.watch_setting w \
@@ -133,7 +134,7 @@ pub mod clip_search {
         })
     }
 
-    /// The shards of a distributed table's watch that are here, and that the caller owns.
+    /// The shards of a distributed table's watch that are on this server and that the caller owns.
     #[pg_extern(volatile, strict, parallel_unsafe)]
     fn shards_here(
         parent: i64,
@@ -158,7 +159,8 @@ pub mod clip_search {
         Ok(TableIterator::new(found))
     }
 
-    /// Removes queue and failures of a shard whose rows are all about to go; the caller owns it.
+    /// Deletes the queue and the failures of a shard before all of its rows are removed. Does nothing unless the caller
+    /// owns the shard.
     #[pg_extern(volatile, strict, parallel_unsafe)]
     fn forget_rows(shard: Regclass) -> SqlResult<bool> {
         tables::check_writable(c"TRUNCATE");
@@ -173,7 +175,8 @@ pub mod clip_search {
         Ok(true)
     }
 
-    /// The watches of a table that is distributed; the caller owns it, and is not inside a transaction block.
+    /// The watches of a distributed table that the caller owns. If there are any, the call fails inside a transaction
+    /// block.
     #[pg_extern(volatile, parallel_unsafe)]
     fn distributed_watches(relation: Option<Regclass>, embedding: Option<Text<'_>>) -> SqlResult<Vec<i64>> {
         if !citus::is_installed() {
@@ -205,7 +208,8 @@ pub mod clip_search {
         distributed_table_of(relation.0)
     }
 
-    /// The table that users name, for the shard of a table that Citus keeps on the coordinator.
+    /// For the shard of a table that Citus keeps on the coordinator: that table, which users name. Any other table is
+    /// returned unchanged.
     #[pg_extern(stable, strict, parallel_unsafe)]
     fn shown_as(relation: Regclass) -> SqlResult<Option<Regclass>> {
         if !citus::is_installed() {

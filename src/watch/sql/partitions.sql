@@ -1,4 +1,5 @@
--- Not by pg_partition_tree, which locks every partition: two sessions that alter one each would wait for each other.
+-- pg_partition_tree is unsuitable, because it locks every partition: two sessions that alter one partition each would
+-- wait for each other.
 WITH RECURSIVE below AS (SELECT $2::oid AS oid UNION ALL
               SELECT i.inhrelid FROM below b JOIN pg_catalog.pg_inherits i ON i.inhparent = b.oid AND NOT i.inhdetachpending),
      tree AS (SELECT c.oid FROM below b JOIN pg_catalog.pg_class c ON c.oid = b.oid WHERE c.relkind = 'r'),

@@ -1,4 +1,5 @@
--- Columns of these types that could be a missing one under another name. A dropped column leaves a trace.
+-- Columns of these types that could be a missing column under another name. A dropped column leaves an entry in
+-- pg_attribute.
 SELECT a.attname::text FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
     WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND t.typname = ANY ($2) AND a.attname <> ALL ($4)
         AND a.attgenerated = '' AND a.attidentity = ''

@@ -26,7 +26,7 @@ pub(super) fn after_insert(plan: &Plan, new: &Tuple) -> SqlResult<()> {
     Ok(())
 }
 
-/// Whether a row that has arrived from another partition is listed as failed, and stays so.
+/// Whether a row that has arrived from another partition is listed as failed. Its entry gets the row's new key.
 fn stays_listed(plan: &Plan, new: &Tuple) -> SqlResult<bool> {
     if !moves::any_without_embedding() {
         return Ok(false);
@@ -44,8 +44,8 @@ pub(super) fn after_update(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<(
         confirm(plan, new);
         part(plan, old)?;
     } else if let Some(was) = old.member(plan) {
-        // Changed by the user: `regrouped` joined a group before the row was written, or the row has no group until it
-        // is embedded again.
+        // The user has changed the embedding or the cluster. Either `regrouped` joined a group before the row was
+        // written, or the row has no group until it is embedded again.
         let parted = match new.member(plan) {
             Some(is) => is != was && confirm(plan, new),
             None => true,
@@ -63,7 +63,7 @@ pub(super) fn after_update(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<(
     if was_open && (changed || renamed || !open) {
         let old_key = old.key(plan)?;
         if renamed && !changed && open {
-            // Remove the row's entry and failure, too.
+            // The row stays listed, under its new key.
             listed = rename_failure(plan, &old_key, &new.key(plan)?)?;
         } else {
             queue::delete_failure(plan.watch.id, &old_key)?;
@@ -113,7 +113,7 @@ fn confirm(plan: &Plan, new: &Tuple) -> bool {
     new.member(plan).is_some_and(|member| pending::confirm(&member))
 }
 
-/// The row leaves its cluster.
+/// Removes the row from its cluster.
 fn part(plan: &Plan, old: &Tuple) -> SqlResult<()> {
     if partitions::is_uncounted(plan.table) {
         return Ok(());

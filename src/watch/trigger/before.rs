@@ -57,7 +57,7 @@ pub(super) fn before_update(plan: &Plan, table: pg_sys::Oid, old: &Tuple, new: &
     Ok(result)
 }
 
-/// The row to store.
+/// The row to store: with the embedding of its source and its cluster, or without both.
 fn written(plan: &Plan, new: &Tuple) -> SqlResult<pg_sys::HeapTuple> {
     let watch = &plan.watch;
     if watch.queued || !new.has_source(plan) {
@@ -106,20 +106,20 @@ fn tagged(plan: &Plan, new: &Tuple, tuple: pg_sys::HeapTuple) -> SqlResult<pg_sy
     Ok(row.with_tags(column, tags))
 }
 
-/// The same where the embedding is written by hand, its source being the same. Tags that are written by hand, or by the
-/// worker with the embedding, are left alone.
+/// As `tagged`, for a row whose embedding the user has changed but not its source. Tags that the user has changed, or
+/// the worker together with the embedding, are left alone.
 fn retagged(plan: &Plan, old: &Tuple, new: &Tuple, tuple: pg_sys::HeapTuple) -> SqlResult<pg_sys::HeapTuple> {
     let Some(column) = plan.tags else { return Ok(tuple) };
     let is_same = |column| same(old.datum(column), new.datum(column));
     if is_same(plan.embedding) || !is_same(column) { Ok(tuple) } else { tagged(plan, new, tuple) }
 }
 
-/// A member whose embedding is written by hand, its source being the same, goes to the group of what it is now; where it
-/// is set to NULL, to none. A group that is written by hand is left alone.
+/// If the user has changed a member's embedding but not its source, the member joins the group of the new embedding, or
+/// no group if it is NULL. A group that the user has changed is left alone.
 fn regrouped(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<Option<pg_sys::HeapTuple>> {
     if let Some(cluster) = plan.assigned {
         let is_same = same(old.datum(plan.embedding), new.datum(plan.embedding));
-        // The coordinator assigns it again.
+        // The coordinator will assign the row again.
         return Ok(match is_same || new.datum(cluster).is_none() {
             true => None,
             false => Some(new.with(plan, new.vector(plan).map(Vector), None)),
@@ -134,7 +134,7 @@ fn regrouped(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<Option<pg_sys::
     Ok(Some(new.with(plan, Some(Vector(vector)), Some(cluster))))
 }
 
-/// An embedding that was written by the user must come from the column's model, as far as this can be checked.
+/// Refuses an embedding that the user has written if it is known to come from another model than the column's.
 fn check_model(plan: &Plan, old: &Tuple, new: &Tuple) -> SqlResult<()> {
     if same(old.datum(plan.embedding), new.datum(plan.embedding)) {
         return Ok(());

@@ -1,7 +1,8 @@
 //! Rows of a shard that leave their clusters.
 //!
-//! The coordinator has the clusters of a distributed table. A trigger on a shard can't reach them, so it notes in another
-//! distributed table what was counted there, in the shard beside its own. `clip_group` takes these notes.
+//! The coordinator has the clusters of a distributed table, and a trigger on a shard can't reach them. It therefore
+//! notes the cluster and the vector of a departed row in another distributed table, the table of departures, in the
+//! shard that is colocated with its own. `clip_group` processes these notes.
 
 use std::ffi::CString;
 
@@ -20,7 +21,7 @@ use crate::watch::setting::Watch;
 use crate::watch::trigger::plan::Plan;
 use crate::watch::trigger::row::Tuple;
 
-/// Whether a table's rows are in shards of Citus. Users name it on any server.
+/// Whether a table is a table of Citus, which users can name on any server. False for shards.
 pub(super) fn is_distributed(table: pg_sys::Oid) -> SqlResult<bool> {
     let _user_context = UserContext::of_caller();
     Ok(Spi::connect(|client| citus::place(client, table))?.is_some())
@@ -35,8 +36,8 @@ pub(super) fn kept_shard(table: pg_sys::Oid) -> SqlResult<Option<pg_sys::Oid>> {
     Ok(Spi::connect(|client| citus::kept(client, table))?.map(|(shard, _)| shard))
 }
 
-/// Whether a shard is not watched any more: when Citus moves one, it creates triggers for TRUNCATE there, which it doesn't
-/// drop with those of the distributed table.
+/// Whether a shard is not watched any more. When Citus moves a shard, it creates TRUNCATE triggers on it, which it
+/// doesn't drop together with the triggers of the distributed table.
 pub(super) fn is_left_over(id: i64, table: pg_sys::Oid) -> SqlResult<bool> {
     let is_shard = citus::is_installed() && {
         let _user_context = UserContext::of_caller();
@@ -64,7 +65,8 @@ pub(super) fn note(plan: &Plan, old: &Tuple, new: Option<&Tuple>) -> SqlResult<(
     place.add(shard_key, Some(cluster), Some(Vector(vector)))
 }
 
-/// Notes that TRUNCATE removes all rows of a distributed table, on whatever server. `settings`: those for its shards.
+/// Notes that TRUNCATE removes all rows of a distributed table; TRUNCATE can be run on any server. `settings`: the
+/// watch's settings for the shards.
 pub(super) fn note_all(table: pg_sys::Oid, settings: &str) -> SqlResult<()> {
     let (embedding, departures, column) = {
         let _user_context = UserContext::of_caller();
@@ -83,7 +85,7 @@ pub(super) fn note_all(table: pg_sys::Oid, settings: &str) -> SqlResult<()> {
     if table.owner != current_role() {
         return Err(one_role(table.shown(), table.owner));
     }
-    // Each server forgets which of its rows are queued or have failed: these have no embedding.
+    // Each server forgets which of its rows are queued or have failed. None of these rows has an embedding.
     let value = column.as_deref().map_or("NULL".to_owned(), quote_identifier);
     let found = table.as_owner(|client| {
         let query = format!(
@@ -109,7 +111,7 @@ pub(super) fn note_all(table: pg_sys::Oid, settings: &str) -> SqlResult<()> {
     Departures { table: place, column, kind: kind.unwrap_or_default() }.add(shard_key, None, None)
 }
 
-/// The shard of the table of departures that is beside a watched shard.
+/// The shard of the table of departures that is colocated with a watched shard.
 struct Departures {
     table: OwnersTable,
     /// The column by which both tables are distributed, and its type.

@@ -17,7 +17,7 @@ fn trigger_names(watch: i64) -> [String; 4] {
     ["", "_after", "_truncate", "_truncating"].map(|end| format!("zz_clip_watch_{watch}{end}"))
 }
 
-/// The table is locked, and had this name under the lock.
+/// Drops the triggers of a watch. The table is locked, and had this name under the lock.
 pub fn drop_triggers(client: &mut SpiClient<'_>, relation: pg_sys::Oid, name: &str, watch: i64) -> SqlResult<()> {
     for trigger in trigger_names(watch) {
         let there = "SELECT 1 FROM pg_catalog.pg_trigger WHERE tgrelid = $1 AND tgname = $2";
@@ -28,15 +28,15 @@ pub fn drop_triggers(client: &mut SpiClient<'_>, relation: pg_sys::Oid, name: &s
     partitions::forget(watch)
 }
 
-/// A trigger of a watch that its table does not have.
+/// A trigger on a table that does not have the trigger's watch.
 pub struct Stale {
     table: pg_sys::Oid,
     /// Quoted.
     name: String,
 }
 
-/// The triggers on a table and its partitions whose watch is not theirs: restoring a schema-only dump, or a single table,
-/// creates them. By now the number may be that of another table's watch.
+/// The triggers on a table and its partitions that belong to no watch of the table: restoring a schema-only dump, or a
+/// single table, creates them. By now, a watch of another table may have the id.
 pub fn stale(table: pg_sys::Oid) -> SqlResult<Vec<Stale>> {
     as_extension(|client| {
         let query = format!(
@@ -54,7 +54,8 @@ pub fn stale(table: pg_sys::Oid) -> SqlResult<Vec<Stale>> {
     })
 }
 
-/// Drops them, and says so. They make every write fail, so this comes before the first one. The table is locked.
+/// Drops these triggers and reports it. They make every write fail, so this comes before the first write. The table is
+/// locked.
 pub fn drop_stale(table: &Table) -> SqlResult<()> {
     let found = stale(table.oid)?;
     for stale in &found {
@@ -125,8 +126,8 @@ fn warn_of_others(client: &mut SpiClient<'_>, table: &Table, watch: &Watch) -> S
     Ok(())
 }
 
-/// Creates the triggers of a watch, or replaces them. `for_shards`: the settings that Citus takes to the table's shards, as
-/// the second argument of the first trigger.
+/// Creates the triggers of a watch, or replaces them. `for_shards`: the settings for the table's shards, which Citus
+/// passes to them as the second argument of the first trigger.
 pub fn create_triggers(
     client: &mut SpiClient<'_>,
     table: &Table,
@@ -163,8 +164,8 @@ pub fn create_triggers(
     ] {
         table.define(client, &format!("{statement} EXECUTE FUNCTION {function}"))?;
     }
-    // The partitions' triggers need to know that the whole table is truncated. Citus creates no trigger for TRUNCATE on
-    // shards: that of the distributed table tells them.
+    // The partitions' triggers need to know that the whole table is truncated. Citus creates no TRUNCATE triggers on
+    // shards, so the trigger of the distributed table tells the shards.
     if table.kind == "p" || for_shards.is_some() {
         let statement = format!(
             "CREATE OR REPLACE TRIGGER {truncating} BEFORE TRUNCATE ON {} FOR EACH STATEMENT EXECUTE FUNCTION {with_settings}",
@@ -180,8 +181,9 @@ pub fn create_triggers(
     Ok(())
 }
 
-/// How the triggers of clip_watch on a table fire, if somebody has made them fire for what a subscription of logical
-/// replication applies: CREATE OR REPLACE TRIGGER undoes that, and the triggers of another watch should do the same.
+/// ALWAYS or REPLICA, if a user has enabled the triggers of clip_watch on a table in this way, so that they fire for
+/// changes that logical replication applies. CREATE OR REPLACE TRIGGER resets this, and the triggers of another watch
+/// should fire in the same way.
 fn firing(client: &mut SpiClient<'_>, table: &Table, schema: &str) -> SqlResult<Option<&'static str>> {
     let query = format!(
         "SELECT t.tgenabled::text FROM pg_catalog.pg_trigger t WHERE t.tgrelid = $1 AND NOT t.tgisinternal \

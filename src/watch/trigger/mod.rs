@@ -6,7 +6,7 @@
 //! written, and the AFTER trigger confirms this; a membership that is not confirmed by the end of the transaction is
 //! undone. The old row leaves its cluster in the AFTER trigger.
 //!
-//! The columns that an UPDATE names do not matter, only whether the source has changed.
+//! The trigger does not consider which columns an UPDATE names, only whether the source has changed.
 #![allow(unsafe_code)]
 
 pub mod after;
@@ -43,11 +43,11 @@ pub extern "C" fn pg_finfo_clip_watch_row() -> &'static pg_sys::Pg_finfo_record 
 /// `clip_watch_row('id')`, declared in sql/watch.sql.
 ///
 /// # Safety
-/// PostgreSQL calls it, as a trigger function.
+/// Only PostgreSQL may call it, as a trigger function.
 #[unsafe(no_mangle)]
 #[pg_guard]
 pub unsafe extern "C-unwind" fn clip_watch_row(call: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
-    // SAFETY: what PostgreSQL gives a function that it calls as a trigger; checked to be one.
+    // SAFETY: PostgreSQL passes the data of a call; `from_fcinfo` checks that it is the call of a trigger.
     let outcome = unsafe {
         match call.as_ref().map(|call| PgTrigger::from_fcinfo(call)) {
             Some(Ok(trigger)) => run(&*(*call).context.cast::<pg_sys::TriggerData>(), &trigger.event()),
@@ -90,7 +90,7 @@ unsafe fn run(data: &pg_sys::TriggerData, event: &TriggerEvent) -> SqlResult<pg_
     if event.fired_by_truncate()
         && let Some(shard) = departures::kept_shard(table)?
     {
-        // Citus creates no trigger for TRUNCATE on the shard, which is what clip_watch was called for.
+        // The watched table has become this shard. Citus creates no TRUNCATE trigger on it.
         table = shard;
     } else if event.fired_by_truncate() && departures::is_distributed(table)? {
         if let Some(settings) = settings.filter(|_| event.fired_before()) {

@@ -34,8 +34,8 @@ struct Keys {
 }
 
 thread_local! {
-    /// Their rows move from one partition to another and stay in their clusters: deleted from the one, inserted into
-    /// the other.
+    /// Members whose rows move from one partition to another and stay in their clusters: rows to be deleted from the
+    /// old partition, and rows to be inserted into the new one (`ARRIVING`).
     static MOVING: RollbackList<Member> = RollbackList::new();
     static ARRIVING: RollbackList<Member> = RollbackList::new();
     /// Rows that move without an embedding, by their watches: they stay in the list of failures if it has them.
@@ -73,7 +73,7 @@ pub(super) fn note_update(plan: &Plan, table: pg_sys::Oid, old: &Tuple, new: &Tu
     Ok(())
 }
 
-/// Records that it was an update and not a move.
+/// Records that the update was not a move.
 pub(super) fn forget_update(plan: &Plan) {
     UPDATES.with(|updates| updates.retain(|known| known.watch != plan.watch.id));
 }

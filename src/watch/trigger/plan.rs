@@ -34,21 +34,21 @@ pub struct Plan {
 }
 
 thread_local! {
-    /// They are valid for the transaction: it has a lock on the table that keeps other sessions from changing it, and
+    /// Plans are valid for the transaction: it has a lock on the table that keeps other sessions from changing it, and
     /// `at_invalidation` announces the transaction's own changes.
     static PLANS: RefCell<HashMap<(i64, pg_sys::Oid), Rc<Plan>>> = RefCell::default();
     static REGISTERED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Plans are dropped at the end of the transaction.
+/// Drops the plans at the end of the transaction.
 fn forget_all() {
     PLANS.with_borrow_mut(HashMap::clear);
 }
 
-/// A table has been altered, or may have been.
+/// Called when a table has been altered, or may have been.
 #[pg_guard]
 unsafe extern "C-unwind" fn at_invalidation(_argument: pg_sys::Datum, table: pg_sys::Oid) {
-    // This never happens while the state is borrowed: no code that reads the catalogue runs then.
+    // PLANS is never borrowed here: no code that reads the catalogue runs while it is borrowed.
     PLANS.with(|plans| {
         if let Ok(mut plans) = plans.try_borrow_mut() {
             plans.retain(|(_, known), _| table != pg_sys::Oid::INVALID && *known != table);

@@ -123,7 +123,7 @@ impl Tuple {
     pub(super) fn with(&self, plan: &Plan, embedding: Option<Vector>, cluster: Option<i64>) -> pg_sys::HeapTuple {
         let mut columns = vec![i32::from(plan.embedding)];
         let mut values = vec![embedding.and_then(|vector| plan.storage.store(vector))];
-        // The coordinator has yet to assign a row of a shard.
+        // The coordinator will assign the row of a shard.
         if let Some(column) = plan.cluster.or(plan.assigned) {
             columns.push(i32::from(column));
             values.push(cluster.map(pg_sys::Datum::from));

@@ -64,7 +64,7 @@ pub unsafe extern "C-unwind" fn clip_search_worker(database: pg_sys::Datum) {
     loop {
         reload();
         if database_is_being_dropped_or_copied(database) || !guc::worker() {
-            set_wanted(database, true); // the launcher comes back to it
+            set_wanted(database, true); // so that the launcher starts a worker again
             return;
         }
         set_wanted(database, false);
@@ -89,8 +89,8 @@ pub unsafe extern "C-unwind" fn clip_search_worker(database: pg_sys::Datum) {
             }
         };
         if is_crowded() && (!rest.is_zero() || begun.elapsed() >= TURN) {
-            // The launcher starts another worker here after serving the other databases; if the queue is empty, when a
-            // row is queued.
+            // The launcher starts another worker here after serving the other databases. If the queue is empty, it
+            // waits until a row is queued.
             let mut shared = SHARED.exclusive();
             if let Some(slot) = slot(&mut shared.slots, database) {
                 slot.due = worker.due.map_or(0, |due| now() + due.as_micros() as i64);
@@ -140,12 +140,12 @@ unsafe extern "C-unwind" fn at_exit(code: i32, database: pg_sys::Datum) {
     // SAFETY: a variable that is set at the start of the process.
     let me = unsafe { pg_sys::MyProcPid };
     let mut ended_by = 0;
-    // Another has taken over from this one.
+    // This worker was replaced by another.
     if let Some(slot) = shared.slots.iter_mut().find(|slot| slot.database == database && slot.worker != me)
         && let Some(stuck) = slot.stuck.iter_mut().find(|stuck| stuck.worker == me)
     {
         *stuck = Stuck::default();
-        // The owner's rows are not left out any more.
+        // The owner's rows no longer have to wait.
         slot.wanted = true;
         let processes = [slot.worker, shared.launcher];
         drop(shared);
@@ -157,7 +157,7 @@ unsafe extern "C-unwind" fn at_exit(code: i32, database: pg_sys::Datum) {
         slot.wanted |= code != 0;
         if has_expired() {
             ended_by = slot.in_hand;
-            // This table waits; the rows of other tables don't have to.
+            // Only this table has to wait, not the rows of other tables: the next worker starts without a pause.
             slot.ended_well = true;
         }
         slot.suspect();

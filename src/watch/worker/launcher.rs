@@ -38,7 +38,7 @@ pub fn register() {
 /// Starts workers in databases that need them.
 ///
 /// # Safety
-/// The postmaster starts it as a background worker.
+/// Only the postmaster may call it, to start a background worker.
 #[unsafe(no_mangle)]
 #[pg_guard]
 pub unsafe extern "C-unwind" fn clip_search_launcher(_nothing: pg_sys::Datum) {
@@ -75,7 +75,7 @@ struct Launcher {
     unseen: Vec<u32>,
     scanned: Instant,
     workers: HashMap<u32, DynamicBackgroundWorker>,
-    /// Workers that can't be ended and that others have replaced.
+    /// Workers that can't be ended and were replaced.
     stuck: Vec<DynamicBackgroundWorker>,
     /// When each database's latest worker was started.
     served: HashMap<u32, Instant>,
@@ -87,7 +87,7 @@ struct Launcher {
     warned: Option<Instant>,
 }
 
-/// What became of an attempt to start a worker.
+/// The result of an attempt to start a worker.
 enum Start {
     Done,
     /// Try again after this time.
@@ -126,7 +126,7 @@ impl Launcher {
         self.stuck.retain(is_running);
         for database in set_stuck_aside(most_stuck().saturating_sub(self.stuck.len())) {
             self.stuck.extend(self.workers.remove(&database));
-            // The next one starts at once.
+            // The replacement starts without a pause.
             self.failed.remove(&database);
         }
     }
@@ -146,10 +146,10 @@ impl Launcher {
             }
             if let Some(slot) = slot {
                 slot.worker = 0;
-                // A worker that has nothing more to do says so itself.
+                // The worker itself has recorded in the slot whether there is more work.
                 slot.database = if slot.is_free() { 0 } else { slot.database };
             }
-            // The server has room for one more.
+            // The server has room for another worker.
             refused.clear();
             false
         });
@@ -224,7 +224,7 @@ fn left_of_pause(since: Option<&Instant>) -> Option<Duration> {
     since.and_then(|since| PAUSE.checked_sub(since.elapsed()))
 }
 
-/// Takes a slot for the database and starts its worker, or says why it can't.
+/// Takes a slot for the database and starts its worker; the error is the reason why it can't.
 fn start_worker(database: u32) -> Result<DynamicBackgroundWorker, String> {
     {
         let mut shared = SHARED.exclusive();
@@ -252,14 +252,14 @@ fn is_running(worker: &DynamicBackgroundWorker) -> bool {
     matches!(worker.pid(), Ok(_) | Err(BackgroundWorkerStatus::NotYetStarted))
 }
 
-/// How many workers of the server may be stuck while others take over from them: other extensions need processes as well.
+/// The maximum number of stuck workers that are replaced on the server: other extensions need processes as well.
 fn most_stuck() -> usize {
     // SAFETY: a setting that is fixed at the server's start.
     let processes = unsafe { (&raw const pg_sys::max_worker_processes).read() };
     (processes / 4).max(1) as usize
 }
 
-/// Sets workers aside that are stuck in code that can't be interrupted, up to so many. Returns their databases.
+/// Sets up to `most` workers aside that are stuck in code that can't be interrupted. Returns their databases.
 fn set_stuck_aside(most: usize) -> Vec<u32> {
     let mut found = Vec::new();
     {
@@ -278,7 +278,7 @@ fn set_stuck_aside(most: usize) -> Vec<u32> {
     found.into_iter().map(|(database, ..)| database).collect()
 }
 
-/// The databases that one can connect to.
+/// The databases that accept connections.
 fn databases() -> Option<Vec<u32>> {
     transaction(|| {
         let mut found = Vec::new();

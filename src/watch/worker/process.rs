@@ -49,8 +49,8 @@ fn clean_session() {
 }
 
 unsafe extern "C-unwind" {
-    // Declared here because pgrx wraps the first in a Rust function, which is not allowed as a signal handler, and has no
-    // declaration of the second.
+    // Declared here because pgrx wraps the first function in a Rust function, which is not allowed as a signal handler,
+    // and does not declare the second.
     #[link_name = "StatementCancelHandler"]
     fn cancel(signal: i32);
     #[link_name = "PostmasterIsAliveInternal"]

@@ -43,17 +43,17 @@ const TIDY: Duration = Duration::from_secs(60);
 /// The minimum time between two progress messages.
 const REPORT: Duration = Duration::from_secs(1);
 
-/// Rows of a distributed table that one transaction groups.
+/// The maximum number of rows of a distributed table that one transaction groups.
 const GROUPED: i64 = 1000;
-/// The time between two looks for shards that Citus is moving here.
+/// The time between two checks of shards that Citus is moving here.
 const ARRIVAL: Duration = Duration::from_secs(1);
 
-/// What there is to do for Citus.
+/// Work for tables of Citus.
 #[derive(Default)]
 struct OfCitus {
-    /// Shards are being moved here.
+    /// Whether shards are being moved here.
     arriving: bool,
-    /// Distributed tables whose rows are grouped, on the coordinator.
+    /// The watches of distributed tables whose rows are grouped, on the coordinator.
     grouped: Vec<Watch>,
 }
 
@@ -128,8 +128,8 @@ impl Worker {
             let of_citus = if citus::is_installed() { OfCitus::find()? } else { OfCitus::default() };
             Ok(Some((Watch::for_worker()?, of_citus)))
         })?;
-        // A database without the extension, for example on a server that preloads the library before the extension
-        // exists.
+        // The database does not have the extension, for example because the server preloads the library before the
+        // extension is created.
         let Some((watches, of_citus)) = watches else { return Ok(None) };
         if self.tidied.is_none_or(|since| since.elapsed() >= TIDY) {
             self.tidied = Some(Instant::now());
@@ -172,8 +172,8 @@ impl Worker {
         Ok(Some(Duration::ZERO))
     }
 
-    /// Brings the groups of distributed tables up to date, and returns how long until the next turn: zero if rows are left.
-    /// A server that is down is tried again a minute later.
+    /// Takes departed rows of distributed tables out of their groups, and groups new rows. Returns the time until the
+    /// next call: zero if rows are left. If a server is down, the table is tried again a minute later.
     fn group(&mut self, watches: &[Watch]) -> Result<Duration, Failure> {
         self.grouped.retain(|id, _| watches.iter().any(|watch| watch.id == *id));
         for watch in watches {
@@ -225,7 +225,8 @@ impl Worker {
             Some(pace) => (BATCH.as_micros() / pace.as_micros().max(1)).clamp(1, guc::worker_batch() as u128) as i64,
             None => guc::worker_batch(),
         };
-        // Words that have to be embedded first take up to a minute, which is no row's fault: `set_in_hand` starts the clock.
+        // Words that have to be embedded first take up to a minute, for which no row is to blame, so `set_in_hand`
+        // comes afterwards.
         if watch.tags.is_some()
             && let Err(failure) = transaction(|| tags::prepare(watch))
         {
@@ -233,7 +234,7 @@ impl Worker {
             return Ok(());
         }
         let entries = transaction(|| queue::claim(watch.id, count, Next::Due))?;
-        // Another session has locked all of them.
+        // Other sessions have locked all of them.
         if entries.is_empty() {
             self.resting.insert(watch.id, (begun + LOCKED_REST, FIRST_REST));
             return Ok(());
@@ -277,7 +278,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Others' rows come first for a while.
+    /// Pauses a watch after a failure, so that other watches' rows come first for a while.
     fn rest(&mut self, watch: &Watch, failure: &Failure) {
         let rest = self.resting.get(&watch.id).map_or(FIRST_REST, |(_, rest)| (*rest * 2).min(LONGEST_REST));
         self.resting.insert(watch.id, (Instant::now() + rest, rest));
@@ -289,7 +290,7 @@ impl Worker {
         );
     }
 
-    /// How long until the next entry is due, or a watch has rested.
+    /// The time until the next entry is due, or until a watch's pause ends.
     fn next(&mut self, ready: &[i64]) -> Result<Duration, Failure> {
         let due = transaction(|| queue::next_due(ready))?;
         let due = due.map(|due| Duration::from_millis(u64::try_from(due).unwrap_or(0)));
