@@ -110,6 +110,25 @@ def test_triggers_that_fire_for_a_subscription_stay_so(db: psycopg.Connection) -
     assert check(db, "note") == 5
 
 
+def test_triggers_of_a_partitioned_table_that_fire_for_a_subscription_stay_so(db: psycopg.Connection) -> None:
+    """It has one trigger more, which tells the partitions' triggers that the whole table is truncated."""
+    db.execute("CREATE TABLE note (id int PRIMARY KEY, body text) PARTITION BY HASH (id)")
+    for n in range(2):
+        db.execute(f"CREATE TABLE note_{n} PARTITION OF note FOR VALUES WITH (MODULUS 2, REMAINDER {n})")
+    db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id')")
+    names = "SELECT tgname FROM pg_trigger WHERE tgrelid = 'note'::regclass"
+    for (name,) in db.execute(names).fetchall():
+        db.execute(f"ALTER TABLE note ENABLE ALWAYS TRIGGER {name}")
+    db.execute("SELECT clip_watch('note', 'body', on_error => 'skip')")
+    assert db.execute(f"{names} AND tgenabled <> 'A'").fetchall() == []
+    db.execute("INSERT INTO note SELECT n, w FROM unnest(%s::text[]) WITH ORDINALITY AS u (w, n)", (list(WORDS),))
+    assert check(db, "note") == len(WORDS)
+    with db.transaction():
+        db.execute("SET LOCAL session_replication_role = replica")
+        db.execute("TRUNCATE note")
+    assert value(db, "SELECT count(*) FROM clip_search.cluster") == 0
+
+
 def test_other_triggers(db: psycopg.Connection) -> None:
     """One that changes the source comes before; one that turns a deletion into an update, or drops a row, is respected."""
     notes(db)

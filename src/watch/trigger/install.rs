@@ -164,6 +164,7 @@ pub fn create_triggers(
     ] {
         table.define(client, &format!("{statement} EXECUTE FUNCTION {function}"))?;
     }
+    let mut created = vec![before, after, truncate];
     // The partitions' triggers need to know that the whole table is truncated. Citus creates no TRUNCATE triggers on
     // shards, so the trigger of the distributed table tells the shards.
     if table.kind == "p" || for_shards.is_some() {
@@ -172,9 +173,10 @@ pub fn create_triggers(
             table.name
         );
         table.define(client, &statement)?;
+        created.push(truncating);
     }
     if let Some(firing) = firing {
-        for trigger in [before, after, truncate] {
+        for trigger in created {
             table.define(client, &format!("ALTER TABLE {} ENABLE {firing} TRIGGER {trigger}", table.name))?;
         }
     }
