@@ -236,10 +236,10 @@ fn logit_pairs(tower: &mut Tower, vision: &Vision, text: &Text) -> Result<Option
     Ok(Some(pairs))
 }
 
-/// Maximum bytes of a prompt: the tokenized part of a text is far shorter.
+/// Maximum bytes of a prompt. The part of a text that is tokenized is far shorter.
 const LONGEST_PROMPT: usize = 16 << 20;
 
-/// A template with a label in each of its placeholders.
+/// A template with the label in place of each placeholder ([`PLACE`]).
 ///
 /// # Errors
 /// [`Kind::LimitExceeded`] if the prompt exceeds 16 MiB; [`Kind::OutOfMemory`].
@@ -264,11 +264,11 @@ pub fn prompt(template: &str, label: &str) -> Result<String> {
     Ok(prompt)
 }
 
-/// One vector for several prompts of a label: the mean of the unit vectors, scaled to length 1, as in CLIP's notebook
+/// One vector for several prompts of a label: the mean of their unit vectors, scaled to length 1, as in CLIP's notebook
 /// on prompt ensembles.
 ///
 /// # Errors
-/// [`Kind::InvalidInput`] if the prompts cancel out.
+/// [`Kind::InvalidInput`] if the prompts' vectors cancel out, or if there is none.
 pub fn ensemble<'a>(prompts: impl IntoIterator<Item = &'a [f32]>) -> Result<Vec<f32>> {
     let mut sum: Vec<f64> = Vec::new();
     for prompt in prompts {
@@ -286,7 +286,7 @@ mod tests {
 
     #[test]
     fn softmax_and_sigmoid_are_those_of_the_papers() {
-        // numpy: x = 100 * np.array([.3, .28, .1]); np.exp(x) / np.exp(x).sum()
+        // Expected values by numpy: x = 100 * np.array([.3, .28, .1]); np.exp(x) / np.exp(x).sum()
         let clip = Logits::assumed().probabilities(&[0.3, 0.28, 0.1]);
         for (found, wanted) in clip.iter().zip([0.880797076379, 0.119202921806, 1.815458e-9]) {
             assert!((found - wanted).abs() < 1e-9, "{clip:?}");
@@ -296,7 +296,7 @@ mod tests {
         for (found, wanted) in siglip.iter().zip([0.990710154, 0.232009330]) {
             assert!((found - wanted).abs() < 1e-6, "{siglip:?}");
         }
-        // No scale causes an overflow.
+        // No scale may cause an overflow.
         let steep = Logits { scale: 1e8, bias: None, source: None }.probabilities(&[1.0, -1.0]);
         assert_eq!(steep, [1.0, 0.0]);
         let steep = Logits { scale: 1e8, bias: Some(-10.0), source: None }.probabilities(&[1.0, -1.0]);
