@@ -1,7 +1,7 @@
 //! Embeds image files outside the server with the engine of clip_search, and writes files for COPY.
 //!
-//! One thread reads the list of files and writes the output; the others embed. The output only grows, record by record,
-//! so a run that was killed can be resumed.
+//! One thread receives the vectors and writes the output; the other threads embed. The output only grows, record by
+//! record, so a run that was killed can be resumed.
 
 mod columns;
 mod input;
@@ -33,11 +33,11 @@ use progress::{Progress, files, tell};
 use shard::Shard;
 use workers::Message;
 
-/// Where the Debian packages install models and the runtime library (scripts/deb.sh).
+/// The paths where the Debian packages install models and the runtime library (scripts/deb.sh).
 const PACKAGED_MODELS: &str = "/usr/share/clip-search/models";
 const PACKAGED_LIBRARY: &str = "/usr/lib/clip-search/libonnxruntime.so";
 
-/// Exit status: some files are missing or could not be embedded; all others are done.
+/// Exit status: some files could not be embedded; all others are done.
 const SOME_FAILED: u8 = 3;
 
 /// Embeds image files and writes a file for COPY: one vector per image, as clip_embed_image returns it.
@@ -136,7 +136,7 @@ struct Check {
 }
 
 fn main() -> ExitCode {
-    // Not a subcommand of the parser, because the positional argument is a directory with an arbitrary name.
+    // These are not subcommands of the parser, because the positional argument may be a directory with any name.
     let first = std::env::args_os().nth(1);
     if first.as_ref().is_some_and(|first| first == "check") {
         return outcome(check(&Check::parse_from(std::env::args_os().skip(1))));
@@ -147,7 +147,7 @@ fn main() -> ExitCode {
     outcome(run(&Arguments::parse()))
 }
 
-/// Prints an error; returns the exit status.
+/// Prints the error, if there is one, and returns the exit status.
 fn outcome(result: clip::Result<usize>) -> ExitCode {
     match result {
         Ok(0) => ExitCode::SUCCESS,
@@ -179,7 +179,7 @@ fn check(arguments: &Check) -> clip::Result<usize> {
     Ok(usize::from(rows.last().is_none_or(|(_, verdict)| verdict != "good")))
 }
 
-/// The option that corresponds to a setting in the engine's hints. clip-embed does not embed texts.
+/// The option for a setting in the engine's hints. clip-embed does not embed texts, so one setting has none.
 fn option(setting: Setting) -> &'static str {
     match setting {
         Setting::Runtime => "--onnxruntime",
@@ -188,7 +188,7 @@ fn option(setting: Setting) -> &'static str {
     }
 }
 
-/// Embeds the files that are missing from the output; returns the number of failures.
+/// Embeds the files that are missing in the output; returns the number of failures.
 fn run(arguments: &Arguments) -> clip::Result<usize> {
     let search = match &arguments.model_path {
         Some(path) => path.split(':').map(PathBuf::from).collect(),
@@ -207,7 +207,7 @@ fn run(arguments: &Arguments) -> clip::Result<usize> {
     let mut paths =
         list.items.iter().filter(|item| is_remote(&item.path)).filter_map(|item| item.path.to_str()).peekable();
     if paths.peek().is_some() {
-        // Refuses them at once, where they are not built in.
+        // If remote paths are not built in, this refuses them before any work is done.
         let mut reader = remote::Reader::new(&arguments.remote)?;
         if let Some(path) = paths.find(|path| path.starts_with("s3://")) {
             reader.need_credentials(path)?;
@@ -246,7 +246,7 @@ fn run(arguments: &Arguments) -> clip::Result<usize> {
         for remark in remarks {
             match remark.element {
                 Some(_) => progress.say(&format!("\"{}\": {remark}", item.key)),
-                // A message about the model, which each worker sends.
+                // A remark about the model, which each worker sends.
                 None if told.insert(remark.message.clone()) => progress.say(&remark.to_string()),
                 None => {}
             }
@@ -268,15 +268,15 @@ fn run(arguments: &Arguments) -> clip::Result<usize> {
     Ok(failed)
 }
 
-/// The entries of a list to embed, and the numbers of the others.
+/// The entries of a list to embed, and the numbers of the others by reason.
 struct Chosen {
     items: Vec<Item>,
     given: usize,
     left_out: usize,
     repeated: usize,
-    /// Already in the output.
+    /// The number of keys that are in the output already.
     there: usize,
-    /// In other shards.
+    /// The number of keys in other shards.
     elsewhere: usize,
     failed: usize,
 }
@@ -285,7 +285,7 @@ fn choose(list: List, arguments: &Arguments, output: &Output, failures: &mut Fai
     let mine = |key: &str| arguments.shard.is_none_or(|shard| shard.takes(key));
     let (given, left_out) = (list.items.len(), list.left_out);
     let mut chosen = Chosen { items: Vec::new(), given, left_out, repeated: 0, there: 0, elsewhere: 0, failed: 0 };
-    // One shard reports each of them.
+    // Only one of the shards reports each unusable entry.
     for (path, error) in list.unusable.iter().filter(|(path, _)| mine(path)) {
         failures.add(path, error)?;
         chosen.failed += 1;
@@ -331,7 +331,7 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The options that two runs must share to write to the same output.
+/// The options that must be equal for two runs that write to the same output.
 fn made_by(arguments: &Arguments, model: &Model) -> clip::Result<serde_json::Value> {
     Ok(serde_json::json!({
         "format": arguments.format.to_string(),
@@ -345,8 +345,8 @@ fn made_by(arguments: &Arguments, model: &Model) -> clip::Result<serde_json::Val
     }))
 }
 
-/// SHA-256 of the files that determine image vectors. Two models can have the same name and length, and mixed vectors
-/// look like any others. Hashing the 350 MB of ViT-B/32 takes less time than loading them.
+/// SHA-256 of the files that determine image vectors. Two models can have the same name and vector length, and nobody
+/// would notice mixed vectors. Hashing the 350 MB of ViT-B/32 takes less time than loading them.
 fn digest(model: &Model) -> clip::Result<String> {
     let mut state = Sha256::new();
     let mut take = |path: &Path| -> clip::Result<Vec<u8>> {
@@ -359,7 +359,7 @@ fn digest(model: &Model) -> clip::Result<String> {
     };
     if let Some(file) = &model.vision {
         let graph = take(file)?;
-        // Weights outside the graph are in files beside it, which it names.
+        // Weights outside the graph are in files beside it, whose names the graph contains.
         let beside = file.parent().and_then(|folder| folder.read_dir().ok());
         let mut named: Vec<PathBuf> = beside
             .into_iter()
@@ -381,8 +381,8 @@ fn digest(model: &Model) -> clip::Result<String> {
     Ok(format!("{:x}", state.finalize()))
 }
 
-/// A path that may be empty. A variable of the environment that is set and empty counts as one that is not set; the usual parser
-/// of paths refuses it.
+/// A parser of paths that accepts an empty path. An environment variable that is set but empty counts as not set; the
+/// usual parser of paths would refuse it.
 fn path() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
@@ -395,7 +395,8 @@ fn library(given: Option<&PathBuf>, pg_config: &Path) -> clip::Result<PathBuf> {
     }
 }
 
-/// A file installed below a directory of the server, or by the Debian packages, which need no pg_config.
+/// The path of a file that is installed below a directory of the server, or by the Debian packages, which need no
+/// pg_config.
 fn installed(program: &Path, which: &str, below: &str, packaged: &str, option: &str) -> clip::Result<PathBuf> {
     let program = if program.as_os_str().is_empty() { Path::new("pg_config") } else { program };
     let failed = |why: String| {
