@@ -16,7 +16,7 @@ pub struct Columns {
     /// Directory that relative paths in the list start from [default: the list's; for a pipe, the current one].
     #[arg(long, value_name = "DIRECTORY")]
     pub root: Option<PathBuf>,
-    /// In a directory, take every file, whatever its extension.
+    /// In a directory, take every file, regardless of its extension.
     #[arg(long)]
     pub every_file: bool,
 }

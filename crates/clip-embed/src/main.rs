@@ -42,16 +42,17 @@ const SOME_FAILED: u8 = 3;
 
 /// Embeds image files and writes a file for COPY: one vector per image, as clip_embed_image returns it.
 ///
-/// The vectors equal the extension's bit for bit if --threads equals clip_search.threads and the extension embeds single
-/// images without mapped weights (clip_search.cache_path = ''); otherwise up to rounding, with a cosine above 1 - 1e-12.
+/// The vectors equal the extension's bit for bit if --threads equals clip_search.threads and the extension embeds
+/// single images without mapped weights (clip_search.cache_path = ''). Otherwise they are equal up to rounding, with a
+/// cosine above 1 - 1e-12.
 ///
-/// "clip-embed check DIRECTORY" checks a model instead, and "clip-embed merge" joins outputs; see "clip-embed check --help"
-/// and "clip-embed merge --help".
+/// "clip-embed check DIRECTORY" checks a model, and "clip-embed merge" joins outputs; see "clip-embed check --help" and
+/// "clip-embed merge --help".
 ///
 /// The output only grows. The same command resumes a run that was killed, and retries files that failed.
 ///
-/// Exit status: 0 if all files are embedded; 3 if some are not (FILE.failures.csv says why); 1 if the run could not start
-/// or had to stop; 2 if the command line is wrong.
+/// Exit status: 0 if all files are embedded; 3 if some are not (FILE.failures.csv lists the reasons); 1 if the run
+/// could not start or had to stop; 2 if the command line is wrong.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
 struct Arguments {
@@ -72,8 +73,8 @@ struct Arguments {
     key_type: Key,
     #[command(flatten)]
     columns: Columns,
-    /// Embed only shard I of N, counted from 1: a hash of the key decides to which a file belongs. Give each process the
-    /// same command with another I and another --output.
+    /// Embed only shard I of N, counted from 1. A hash of the key decides to which shard a file belongs. Give each
+    /// process the same command with another I and another --output.
     #[arg(long, value_name = "I/N")]
     shard: Option<Shard>,
     #[command(flatten)]
@@ -87,7 +88,7 @@ struct Arguments {
     /// Path of libonnxruntime [default: the library that "make install" puts beside the extension].
     #[arg(long, value_name = "FILE", env = "ORT_DYLIB_PATH", hide_env_values = true, value_parser = path())]
     onnxruntime: Option<PathBuf>,
-    /// The pg_config that tells where models and libonnxruntime are installed.
+    /// The pg_config program of the server for which models and libonnxruntime are installed.
     #[arg(long, value_name = "PROGRAM", env = "PG_CONFIG", hide_env_values = true, default_value = "pg_config", value_parser = path())]
     pg_config: PathBuf,
     /// Directory for optimized copies of models; the variant NAME:auto-int8 needs one [default: none].
@@ -114,7 +115,7 @@ struct Arguments {
     /// Decode JPEGs in full even if they are far larger than the model's input.
     #[arg(long)]
     exact_jpeg: bool,
-    /// No progress bar.
+    /// Show no progress.
     #[arg(short, long)]
     quiet: bool,
 }
@@ -130,7 +131,7 @@ struct Check {
     /// Path of libonnxruntime [default: the library that "make install" puts beside the extension].
     #[arg(long, value_name = "FILE", env = "ORT_DYLIB_PATH", hide_env_values = true, value_parser = path())]
     onnxruntime: Option<PathBuf>,
-    /// The pg_config that tells where libonnxruntime is installed.
+    /// The pg_config program of the server for which libonnxruntime is installed.
     #[arg(long, value_name = "PROGRAM", env = "PG_CONFIG", hide_env_values = true, default_value = "pg_config", value_parser = path())]
     pg_config: PathBuf,
 }

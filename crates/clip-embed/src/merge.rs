@@ -20,12 +20,12 @@ use crate::shard::Shard;
 /// The number of keys that a message names; the file of failures has all of them.
 const NAMED: usize = 5;
 
-/// Joins the outputs of several runs of clip-embed, such as all shards, into one. A key that is in several is taken from
-/// the first of them.
+/// Joins the outputs of several runs of clip-embed, such as all shards, into one. If several outputs contain a key, its
+/// vector is taken from the first of them.
 ///
-/// It says which shards are missing or unfinished, which keys are there more than once, and, given the list by --list, which
-/// files have no vector. FILE.failures.csv lists those. The result is an output like any other: the same command that made
-/// the shards, without --shard, embeds what it lacks.
+/// Reports missing and unfinished shards, keys that occur more than once, and, with --list, files without a vector.
+/// FILE.failures.csv lists these files. The result is an output like any other: the command that made the shards,
+/// without --shard, embeds what is missing.
 ///
 /// Exit status: 0 if nothing is missing; 3 if something is.
 #[derive(Parser)]
@@ -34,7 +34,7 @@ pub struct Merge {
     /// The outputs of the runs, each with its FILE.json.
     #[arg(required = true)]
     inputs: Vec<PathBuf>,
-    /// The file to write, or "-" for standard output. One that an earlier merge wrote is replaced.
+    /// The file to write, or "-" for standard output. The result of an earlier merge is replaced.
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
     /// Format of the result [default: that of the first output].
@@ -58,7 +58,7 @@ struct Part {
     shard: Option<Shard>,
 }
 
-/// Joins the outputs; returns the number of missing files, or of gaps if no list is given.
+/// Joins the outputs; returns the number of missing files, plus the number of gaps if no list is given.
 pub fn run(mut arguments: Merge) -> Result<usize> {
     // A shell's pattern also matches the files beside an output.
     let beside: HashSet<PathBuf> =

@@ -11,15 +11,15 @@ pub use fetch::{Reader, list};
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     #[cfg(feature = "remote")]
-    /// Seconds for fetching one https:// or s3:// file, for each attempt.
+    /// Seconds per attempt to fetch one https:// or s3:// file.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = RangedU64ValueParser::<u64>::new().range(1..=3600))]
     pub timeout: u64,
     #[cfg(feature = "remote")]
-    /// Further attempts after a failure that may pass, with growing pauses.
+    /// Number of further attempts after a temporary failure, with growing pauses.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = RangedU64ValueParser::<u64>::new().range(0..=100))]
     pub retries: u64,
     #[cfg(feature = "remote")]
-    /// Fetch http:// paths, too, which anybody on the way can read and change.
+    /// Also fetch http:// paths, which anybody on the network path can read and change.
     #[arg(long)]
     pub allow_http: bool,
 }

@@ -36,7 +36,8 @@ impl Profile<'_> {
         }
     }
 
-    /// The parsed profile. None if the colours are sRGB, if it is not an RGB profile, or if it can't be read.
+    /// The profile to convert from. None if an ICC profile is not RGB or can't be read, or if the code points mean sRGB or
+    /// are not supported.
     fn read(&self) -> Option<ColorProfile> {
         match self {
             Self::Icc(bytes) => {
@@ -110,7 +111,7 @@ mod tests {
             |profile: &Profile, pixel| to_srgb(picture(pixel), profile, &Limits::default()).unwrap().get_pixel(1, 1).0;
         let p3 = Profile::Codes { primaries: 12, transfer: 13 };
         assert_eq!(of(&p3, [128; 3]), [128; 3]);
-        // A red within sRGB has more extreme values there; P3's own red is outside sRGB.
+        // A P3 red within sRGB has more extreme values in sRGB; P3's purest red is outside sRGB.
         let [r, g, b] = of(&p3, [200, 60, 50]);
         assert!(r > 210 && g < 45 && b < 45, "{r} {g} {b}");
         assert_eq!(of(&p3, [255, 0, 0]), [255, 0, 0]);

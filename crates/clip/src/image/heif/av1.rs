@@ -115,8 +115,8 @@ struct Frame {
 #[derive(Clone, Copy)]
 enum Conversion {
     Float(Colours),
-    /// Integer arithmetic. `beyond` is the number of bits per sample beyond eight; they are dropped before the
-    /// conversion, or after it if `fine`. With `nearest`, chroma samples are repeated instead of interpolated.
+    /// Integer arithmetic. `beyond` is the number of bits per sample beyond eight; they are dropped first, or,
+    /// if `fine`, after chroma is interpolated. With `nearest`, chroma samples are repeated instead of interpolated.
     Fixed {
         fixed: Fixed,
         beyond: u32,

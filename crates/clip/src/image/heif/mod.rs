@@ -208,7 +208,7 @@ const LARGEST_TABLES: usize = 128 << 10;
 /// Maximum bytes of a sequence's tables, which have at least four bytes per picture. The library reads them in one
 /// pass.
 const LARGEST_MOVIE: usize = 1 << 20;
-/// Maximum number of EXIF blocks of one picture, which usually has one. 15,000 references to blocks of 40 MB took 22 s.
+/// Maximum number of EXIF blocks of one picture, which usually has one. 15,000 blocks of 40 MB each took 22 s.
 const MOST_EXIF: usize = 4;
 
 /// Refuses a file whose tables of items are too large.

@@ -86,7 +86,7 @@ fn stretch(side: u32, length: (u32, u32), offset: (i32, u32)) -> Option<(u32, u3
     // The position of the first pixel, offset + (side − length) / 2, as a multiple of 1 / `divisor`.
     let divisor = 2 * parts * denominator;
     let first = 2 * offset * denominator + (i128::from(side) * denominator - numerator) * parts;
-    // The position of the last pixel, in the same unit, rounded to the nearest pixel below.
+    // The position of the last pixel, in the same unit, rounded to the nearest pixel.
     let last = first + (numerator - denominator) * 2 * parts;
     let (from, to) = (first.div_euclid(divisor), (2 * last + divisor).div_euclid(2 * divisor));
     let (from, to) = (from.max(0), to.min(i128::from(side) - 1));

@@ -452,7 +452,7 @@ extern "C" fn push(context: *mut c_void, bytes: *const u8, length: c_ulong) -> c
     match room {
         Ok(()) => {
             if length > 0 {
-                // `bytes` and `length` describe the encoder's buffer, which is live during this call.
+                // SAFETY: `bytes` and `length` describe the encoder's buffer, which is live during this call.
                 sink.bytes.extend_from_slice(unsafe { std::slice::from_raw_parts(bytes, length) });
             }
             0
@@ -485,7 +485,7 @@ pub(crate) fn encode(rgb: &RgbImage, quality: c_int, limits: &Limits) -> Result<
         (sys::OK, _) => Ok(sink.bytes),
         (_, Some(error)) => Err(error),
         (sys::MEMORY, None) => Err(Error::out_of_memory(encoder_bytes(rgb.dimensions()) as usize)),
-        // The message is all zeros, or a text that ends with a zero.
+        // SAFETY: the message is all zeros, or a text that ends with a zero.
         (_, None) => Err(Error::new(Kind::Internal, "the JPEG could not be encoded")
             .detail(unsafe { CStr::from_ptr(message.as_ptr()) }.to_string_lossy().into_owned())),
     }
