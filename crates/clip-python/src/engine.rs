@@ -159,7 +159,7 @@ impl Engine {
     /// Checks that the process has not loaded another ONNX Runtime than this engine names: it would be used silently.
     ///
     /// # Errors
-    /// If it has.
+    /// [`Kind::Unsupported`] if it has.
     fn is_library(&self) -> clip::Result<()> {
         let Some(loaded) = Runtime::loaded() else { return Ok(()) };
         let same = |path: &Path| path == self.library || path.canonicalize().ok() == self.library.canonicalize().ok();

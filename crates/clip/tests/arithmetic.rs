@@ -278,7 +278,7 @@ fn a_cluster_holds_only_what_its_others_leave_room_for() {
         angles.iter().for_each(|angle| sum.add(&unit(*angle), None, 1));
         sum
     };
-    // With one member, only this member can leave, within rounding (1e-4 of the length).
+    // A sum of one member can hold only this member, within rounding (1e-4 of the length).
     let one = sum(&[0.0]);
     assert!(one.may_hold(&unit(0.0)) && one.may_hold(&unit(0.005)));
     assert!(!one.may_hold(&unit(0.01)) && !one.may_hold(&unit(180.0)));

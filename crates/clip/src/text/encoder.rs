@@ -178,7 +178,7 @@ impl TextEncoder {
     ///
     /// The tokenizers library takes about 100 bytes of memory and a microsecond for each byte of text. A long text is
     /// therefore tokenized from the start in growing pieces, until the tokens that are certain to equal those of the
-    /// whole text fill the context; see [`super::tokenize`] and [`super::repetitions`].
+    /// whole text fill the context; see `tokenize.rs` and `repetitions.rs`.
     ///
     /// # Errors
     /// [`Kind::InvalidInput`] for a blank text, or one that the library refuses; [`Kind::LimitExceeded`] if the longest
