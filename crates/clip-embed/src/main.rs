@@ -57,8 +57,8 @@ const SOME_FAILED: u8 = 3;
 #[command(version, max_term_width = 100)]
 struct Arguments {
     /// A directory, searched recursively for image files, or a list of paths: a CSV file with a header, or a Parquet
-    /// file. "-" reads CSV from standard input. Paths in a list may be https:// and s3:// addresses, and the input may be
-    /// s3://BUCKET/PREFIX.
+    /// file. "-" reads CSV from standard input. Paths in a list may be https:// and s3:// addresses, and the input may
+    /// be s3://BUCKET/PREFIX.
     input: PathBuf,
     /// The file to write or resume. FILE.failures.csv lists failures; FILE.json records the options. "-" is standard
     /// output, which can't be resumed; failures are then lines of standard error.

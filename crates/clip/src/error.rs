@@ -60,16 +60,19 @@ pub struct Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// An error with a message, which is one lower-case line that names the value.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into(), detail: None, hint: None, setting: None, element: None }
     }
 
+    /// Adds the detail: the figures, in one or more sentences.
     #[must_use]
     pub fn detail(mut self, detail: impl Into<String>) -> Self {
         self.detail = Some(detail.into());
         self
     }
 
+    /// Adds the hint: the remedy, in one or more sentences.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
@@ -99,6 +102,7 @@ impl Error {
         Self::new(Kind::Interrupted, "the work was interrupted")
     }
 
+    /// Sets the index of the faulty item in a batch, counted from 0.
     #[must_use]
     pub fn element(mut self, index: usize) -> Self {
         self.element = Some(index);

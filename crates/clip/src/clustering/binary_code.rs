@@ -15,6 +15,7 @@ const WORDS: usize = BITS / 64;
 /// Bytes of a stored code.
 pub const BYTES: usize = BITS / 8;
 
+/// A code: bit `i` is bit `i % 64` of word `i / 64`.
 pub type Code = [u64; WORDS];
 
 /// The rotation for vectors of one dimension. Its signs are fixed, because another rotation would make stored codes
@@ -25,6 +26,7 @@ pub struct Coder {
 }
 
 impl Coder {
+    /// The rotation for vectors with this many dimensions.
     pub fn new(dimensions: usize) -> Self {
         let width = dimensions.max(BITS).next_power_of_two();
         // SplitMix64 (Steele et al. 2014) from a fixed seed.
@@ -40,6 +42,7 @@ impl Coder {
         Self { dimensions, signs }
     }
 
+    /// The number of dimensions of a vector before the rotation.
     pub fn dimensions(&self) -> usize {
         self.dimensions
     }
@@ -49,7 +52,10 @@ impl Coder {
         self.signs[0].len()
     }
 
-    /// The code of a vector; its length does not matter.
+    /// The code of a vector, whose length doesn't matter.
+    ///
+    /// # Panics
+    /// If the vector has another number of dimensions.
     pub fn encode(&self, vector: &[f32]) -> Code {
         let mut code = [0; WORDS];
         for (bit, value) in self.transform(vector)[..BITS].iter().enumerate() {
@@ -220,6 +226,7 @@ pub struct Nearest {
 }
 
 impl Nearest {
+    /// Keeps the `limit` codes nearest to `query`, and none that differs from it in more than `reach` bits.
     pub fn new(query: Code, reach: u32, limit: usize) -> Self {
         let cut = reach as usize + 1;
         #[cfg(target_arch = "x86_64")]

@@ -13,10 +13,12 @@ pub struct Sum {
 }
 
 impl Sum {
+    /// The sum of no members, for vectors with this many dimensions.
     pub fn new(dimensions: usize) -> Self {
         Self { vector: vec![0.0; dimensions], size: 0 }
     }
 
+    /// The number of dimensions of the vectors.
     pub fn dimensions(&self) -> usize {
         self.vector.len()
     }
@@ -37,6 +39,7 @@ impl Sum {
         self.vector.iter().map(|&value| (value as f32, (value - f64::from(value as f32)) as f32)).unzip()
     }
 
+    /// The length of the sum.
     pub fn norm(&self) -> f64 {
         self.vector.iter().map(|v| v * v).sum::<f64>().sqrt()
     }

@@ -17,6 +17,7 @@ pub struct Rows {
 }
 
 impl Rows {
+    /// The rows as a matrix of shape (rows, dimensions).
     pub fn view(&self) -> ArrayView2<'_, f32> {
         ArrayView2::from_shape((self.len(), self.dimensions), &self.values).expect("rows are of one length")
     }
@@ -48,6 +49,7 @@ impl Rows {
         self.values.is_empty()
     }
 
+    /// The number of rows.
     pub fn len(&self) -> usize {
         self.values.len().checked_div(self.dimensions).unwrap_or(0)
     }

@@ -102,10 +102,12 @@ impl Embedder {
         self
     }
 
+    /// Whether the image tower is loaded.
     pub fn image_loaded(&self) -> bool {
         self.vision.get().is_some()
     }
 
+    /// Whether the text tower is loaded.
     pub fn text_loaded(&self) -> bool {
         self.text.get().is_some()
     }

@@ -174,10 +174,12 @@ impl Model {
 }
 
 impl Node {
+    /// A node with these inputs and one output.
     pub fn new(op_type: &str, inputs: &[&str], output: &str) -> Self {
         Self::with_outputs(op_type, inputs, &[output])
     }
 
+    /// A node with these inputs and outputs.
     pub fn with_outputs(op_type: &str, inputs: &[&str], outputs: &[&str]) -> Self {
         Self {
             input: inputs.iter().map(|&name| name.to_owned()).collect(),
@@ -187,11 +189,13 @@ impl Node {
         }
     }
 
+    /// Sets the domain of the operator.
     pub fn in_domain(mut self, domain: &str) -> Self {
         self.domain = Some(domain.to_owned());
         self
     }
 
+    /// Adds an integer attribute.
     pub fn with(mut self, name: &str, value: i64) -> Self {
         let attribute = Attribute { name: Some(name.to_owned()), f: None, i: Some(value), kind: Some(2) };
         self.attribute.push(attribute.encode_to_vec());
@@ -218,6 +222,7 @@ impl Tensor {
         }
     }
 
+    /// A small float32 tensor inside the graph's own file.
     pub fn floats(name: &str, dims: &[usize], values: &[f32]) -> Self {
         Self::inline(name, FLOAT, dims, values.iter().flat_map(|value| value.to_le_bytes()).collect())
     }

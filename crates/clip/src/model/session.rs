@@ -180,7 +180,7 @@ impl Tower {
     /// ([`crate::model::graph_cache`]).
     ///
     /// # Errors
-    /// [`Kind::BadModel`] if this library can't run the file as a graph.
+    /// [`Kind::BadModel`] if this library can't load the file as a graph; [`Kind::OutOfMemory`].
     pub fn load(runtime: &Runtime, file: &Path, threads: usize, cache: Option<&Path>) -> Result<Self> {
         let threads = allowed_threads(file, threads);
         let entry = cache.and_then(|cache| Entry::of(cache, file, &runtime.version, Form::Optimized));
@@ -225,7 +225,7 @@ impl Tower {
     /// Writes a graph with its constants folded, and its weights to a file of the given name beside it.
     ///
     /// # Errors
-    /// [`Kind::BadModel`].
+    /// [`Kind::BadModel`] if the graph can't be loaded; [`Kind::OutOfMemory`].
     pub fn fold(runtime: &Runtime, file: &Path, target: &Path, weights: &str) -> Result<()> {
         session(runtime, file, 1, &How::Folded(target, weights)).map(drop).map_err(|e| unloadable(file, &e))
     }
@@ -233,7 +233,7 @@ impl Tower {
     /// Loads a graph on one thread, without the cache.
     ///
     /// # Errors
-    /// [`Kind::BadModel`].
+    /// [`Kind::BadModel`] if the graph can't be loaded; [`Kind::OutOfMemory`].
     pub fn plain(runtime: &Runtime, file: &Path) -> Result<Self> {
         let session = session(runtime, file, 1, &How::Whole).map_err(|e| unloadable(file, &e))?;
         Ok(Self::of(session, None, 1, file))

@@ -150,6 +150,7 @@ fn alike() -> Error {
 }
 
 impl Background {
+    /// The length of the vectors.
     pub fn width(&self) -> usize {
         self.codes.width
     }

@@ -18,6 +18,7 @@ pub struct Words {
 }
 
 impl Words {
+    /// The built-in list of everyday words.
     pub fn everyday() -> Result<Self> {
         Self::parse(EVERYDAY)
     }

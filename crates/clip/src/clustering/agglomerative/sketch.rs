@@ -10,7 +10,7 @@ use super::progress::Clock;
 pub(super) struct Sketch<T> {
     /// Shape (n, k + 2). The product of two sketches is at least the product of the two vectors.
     pub(super) vectors: Array2<T>,
-    /// The number of blocks that skip the sketch now; `penalty` is the number after the next failure.
+    /// The number of blocks that skip the sketch from now on. After the next failure, twice `penalty` blocks do.
     pause: u32,
     penalty: u32,
 }

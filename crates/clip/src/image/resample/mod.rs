@@ -155,6 +155,9 @@ const KEPT: f64 = 8.0;
 /// # Errors
 /// [`crate::Kind::LimitExceeded`] over [`Limits::max_memory`], [`crate::Kind::OutOfMemory`],
 /// [`crate::Kind::Interrupted`].
+///
+/// # Panics
+/// If the sources of the axes are not the sides of the image.
 pub fn resize(image: &RgbImage, x: Axis, y: Axis, filter: Filter, limits: &Limits) -> Result<RgbImage> {
     assert_eq!(image.dimensions(), (x.source, y.source), "the axes must be the image's");
     let (across, down) = (x.reduction(), y.reduction());

@@ -5,6 +5,7 @@ use ort::session::SessionInputValue;
 
 use crate::error::Result;
 
+/// The inputs of a graph: (name, value).
 pub type Inputs = Vec<(String, SessionInputValue<'static>)>;
 
 /// The samples: the first half calibrates the graph, the second half checks it.
