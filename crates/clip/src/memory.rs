@@ -134,7 +134,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Allocator<A> {
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: as above.
+        // SAFETY: as in `alloc`.
         unsafe {
             let memory = self.0.alloc_zeroed(layout);
             if memory.is_null() && release() { self.0.alloc_zeroed(layout) } else { memory }
@@ -142,12 +142,12 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Allocator<A> {
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: as above.
+        // SAFETY: as in `alloc`.
         unsafe { self.0.dealloc(memory, layout) };
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: as above; a block that could not be resized is unchanged.
+        // SAFETY: as in `alloc`; a block that could not be resized is unchanged.
         unsafe {
             let moved = self.0.realloc(memory, layout, size);
             if moved.is_null() && release() { self.0.realloc(memory, layout, size) } else { moved }

@@ -46,7 +46,7 @@ pub(super) struct Vision {
     pub(super) prepared_by: Option<PathBuf>,
     /// Whether images run one by one, because the graph's quantization ranges would span a batch.
     pub(super) alone: bool,
-    /// (height, width)
+    /// The size of the input images in pixels, (height, width).
     pub(super) size: (usize, usize),
     pub(super) pace: Pace,
 }
