@@ -1,5 +1,4 @@
-//! Compiles the part of the JPEG decoder that is in C, against the headers of the libjpeg-turbo that turbojpeg-sys
-//! built.
+//! Compiles the C part of the JPEG decoder against the headers of the libjpeg-turbo that turbojpeg-sys has built.
 
 fn main() {
     println!("cargo:rerun-if-changed=src/image/jpeg/jpeg.c");

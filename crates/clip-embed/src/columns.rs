@@ -16,14 +16,14 @@ use parquet::schema::types::Type;
 
 use crate::list::{Columns, List};
 
-/// A Parquet file begins and ends with these bytes.
+/// The bytes with which a Parquet file begins and ends.
 pub const MAGIC: [u8; 4] = *b"PAR1";
-/// The same, if the footer is encrypted.
+/// The bytes with which it ends if its footer is encrypted.
 pub const ENCRYPTED: [u8; 4] = *b"PARE";
-/// Rows per read, the batch size of the library's own iterator.
+/// The number of rows per read: the batch size of the library's own iterator.
 const ROWS: usize = 1024;
 
-/// The type that a value is read as.
+/// How a value is read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Sort {
     Text,
@@ -32,7 +32,7 @@ enum Sort {
     Uuid,
 }
 
-/// What a column is for.
+/// What a column is used for.
 #[derive(Clone, Copy)]
 struct Role {
     option: &'static str,
@@ -50,21 +50,21 @@ const KEY: Role = Role {
 enum Value {
     Null,
     Text(String),
-    /// Not UTF-8; shown up to the first invalid byte.
+    /// A text that is not UTF-8, with replacement characters for its invalid bytes.
     Broken(String),
 }
 
 struct Column {
     name: String,
-    /// Counts values: a nested column has one per element.
+    /// The index among the columns of values: a nested column has one per leaf.
     index: usize,
     sort: Sort,
 }
 
-/// Relative paths start at `root`.
+/// Reads the list of files in a Parquet file. Relative paths start at `root`.
 ///
 /// # Errors
-/// If a column is missing or the file is damaged.
+/// If a column is missing or has an unusable type, or if the file is damaged.
 pub fn list(file: File, name: &str, root: &Path, arguments: &Columns) -> Result<List> {
     let broken = |why: String| {
         Error::new(Kind::InvalidInput, format!("\"{name}\" cannot be read as Parquet"))
@@ -140,8 +140,8 @@ fn words(e: &ParquetError) -> String {
     short.unwrap_or(&text).trim_end_matches('.').to_owned()
 }
 
-/// Silences panics that are caught: the library asserts what files claim. No other code runs at this point whose panics
-/// would be lost.
+/// Runs `f`, whose panics are caught, without printing them: the library asserts what files claim. No other code runs
+/// at the same time whose panics would be lost.
 fn quietly<T>(f: impl FnOnce() -> T) -> T {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| ()));
@@ -204,7 +204,7 @@ fn sort(field: &Type) -> Option<Sort> {
             Some(Sort::Text)
         }
         Physical::FIXED_LEN_BYTE_ARRAY if matches!(logical, Some(LogicalType::Uuid)) => Some(Sort::Uuid),
-        // Dates, times and decimals are stored as integers, but are not numbers for this purpose.
+        // Dates, times and decimals are stored as integers, but they are not usable as keys.
         Physical::INT32 | Physical::INT64 if matches!(logical, None | Some(LogicalType::Integer(_))) => match converted
         {
             ConvertedType::NONE
@@ -233,7 +233,7 @@ fn of_another_type(about: &ParquetMetaData, name: &str, wanted: &str, role: Role
         .hint(format!("Name another one by {}.", role.option))
 }
 
-/// Other codecs would add a minute to the build, and no writer uses one of them by default.
+/// Refuses columns whose codec is not built in: it would add a minute to the build, and no writer uses it by default.
 fn compressed_as_known<'a>(
     about: &ParquetMetaData,
     name: &str,
@@ -257,7 +257,7 @@ fn compressed_as_known<'a>(
     Ok(())
 }
 
-/// The next rows of a column; empty at its end.
+/// The next rows of a column; none at its end.
 fn values(reader: &mut ColumnReader, sort: Sort) -> std::result::Result<Vec<Value>, ParquetError> {
     let text = |bytes: ByteArray| match String::from_utf8(bytes.data().to_vec()) {
         Ok(text) => Value::Text(text),
@@ -265,7 +265,7 @@ fn values(reader: &mut ColumnReader, sort: Sort) -> std::result::Result<Vec<Valu
     };
     match (reader, sort) {
         (ColumnReader::ByteArrayColumnReader(reader), _) => rows(reader, text),
-        // Unsigned integers are stored as the signed ones with the same bits.
+        // An unsigned integer is stored as the signed integer with the same bits.
         (ColumnReader::Int32ColumnReader(reader), Sort::Unsigned) => {
             rows(reader, |value| Value::Text(value.cast_unsigned().to_string()))
         }
@@ -294,7 +294,7 @@ fn rows<T: DataType>(
     Ok(levels.iter().map(|&level| if level > 0 { found.next().unwrap_or(Value::Null) } else { Value::Null }).collect())
 }
 
-/// Formatted as PostgreSQL formats it.
+/// Formats a UUID as PostgreSQL does.
 fn uuid(bytes: &[u8]) -> Value {
     let mut text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     for at in [20, 16, 12, 8].into_iter().filter(|_| bytes.len() == 16) {
@@ -328,7 +328,7 @@ mod tests {
         for path in lists() {
             let whole = std::fs::read(&path).unwrap();
             std::fs::write(&copy, &whole).unwrap();
-            // In place, because a new file for each byte takes a hundred times as long.
+            // The byte is changed in place, because a new file for each byte takes a hundred times as long.
             let file = File::options().write(true).open(&copy).unwrap();
             for at in 0..whole.len() {
                 file.write_all_at(&[whole[at] ^ [1, 0x80, 0xFF][at % 3]], at as u64).unwrap();

@@ -1,4 +1,4 @@
-//! Finds the files to embed: the files of a directory, or the files in a list.
+//! Finds the files to embed: those in a directory, or those in a list.
 
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
@@ -10,17 +10,17 @@ use walkdir::WalkDir;
 use crate::list::{Columns, Item, List, is_remote};
 use crate::{columns, progress, remote};
 
-/// Extensions of image files: supported formats, and those of cameras and the web that are refused by name. In a folder of
-/// photos others, such as PSD, are no photos.
+/// Extensions of image files: the supported formats, and formats of cameras and the web that are refused by name. Other
+/// files in a folder of photos, such as PSD files, are not photos.
 const ENDINGS: [&str; 28] = [
     "jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ico", "heic", "heif", "avif",
     "jxl", "jp2", "apng", "svg", "dng", "cr2", "cr3", "nef", "arw", "raf", "orf", "rw2", "pef",
 ];
 
-/// The files of a list or directory; `own` are outputs, which are none of them.
+/// The files in a list or directory. `own` are this program's outputs, which are skipped in a directory.
 ///
 /// # Errors
-/// If the input does not exist, has no such column, or lists no file.
+/// If the input does not exist, lacks a column, or lists no file.
 pub fn list(input: &Path, arguments: &Columns, remote: &remote::Options, own: &[PathBuf]) -> Result<List> {
     let of_lists = || idle("--every-file", arguments.every_file, "a list", "All files that it names are taken");
     let list = if input == Path::new("-") {
@@ -46,7 +46,7 @@ pub fn list(input: &Path, arguments: &Columns, remote: &remote::Options, own: &[
             Error::new(Kind::MissingFile, format!("\"{}\" cannot be read", input.display())).detail(format!("{e}."))
         })?;
         of_lists()?;
-        // A shell's <(…) and /dev/stdin are in /dev, where no list begins.
+        // A shell's <(…) and /dev/stdin are in /dev, so relative paths can't start from their directory.
         let piped = !file.metadata().is_ok_and(|about| about.is_file());
         let beside = || input.parent().filter(|_| !piped).unwrap_or(Path::new("")).to_owned();
         let (name, root) = (input.display().to_string(), arguments.root.clone().unwrap_or_else(beside));
@@ -54,7 +54,7 @@ pub fn list(input: &Path, arguments: &Columns, remote: &remote::Options, own: &[
         if piped {
             not_parquet(&first, &name)?;
         }
-        // Recognized by content, because names prove nothing.
+        // Parquet is recognised by content, because a file's name may be wrong.
         if is_parquet(&first) {
             drop(reader);
             columns::list(file, &name, &root, arguments)?
@@ -74,7 +74,7 @@ pub fn list(input: &Path, arguments: &Columns, remote: &remote::Options, own: &[
     Ok(list)
 }
 
-/// An option without effect is a mistake of the caller.
+/// Refuses an option that has no effect on this kind of input: giving it is a mistake.
 fn idle(option: &str, given: bool, input: &str, why: &str) -> Result<()> {
     if !given {
         return Ok(());
@@ -84,21 +84,21 @@ fn idle(option: &str, given: bool, input: &str, why: &str) -> Result<()> {
         .hint("Leave it out, or give another input."))
 }
 
-/// Whether a file of a directory is taken.
+/// Whether a file in a directory is embedded.
 fn wanted(path: &Path, every_file: bool) -> bool {
     let ending = path.extension().and_then(|e| e.to_str()).map(str::to_lowercase);
     every_file || ending.is_some_and(|ending| ENDINGS.contains(&ending.as_str()))
 }
 
-/// Files at any depth, sorted by name. Links are followed; hidden files are skipped. A key is the path relative to the
-/// directory.
+/// The files in a directory at any depth, sorted by name. Links are followed, and hidden files are skipped. The key of
+/// a file is its path relative to the directory.
 fn directory(root: &Path, every_file: bool, own: &[PathBuf]) -> Result<List> {
     let mut list = List::default();
-    // The output of an earlier run may be among them, perhaps under another name through a link.
+    // The outputs of an earlier run may be in the directory, perhaps under another name through a link.
     let identity = |about: std::fs::Metadata| (about.dev(), about.ino());
     let own: Vec<_> = own.iter().filter_map(|path| path.metadata().ok()).map(identity).collect();
     let hidden = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b".");
-    // The root itself has an empty relative path.
+    // The relative path of the root itself is empty.
     let key = |path: &Path| {
         let below = path.strip_prefix(root).ok().filter(|below| !below.as_os_str().is_empty());
         below.unwrap_or(path).to_string_lossy().into_owned()
@@ -115,7 +115,8 @@ fn directory(root: &Path, every_file: bool, own: &[PathBuf]) -> Result<List> {
                 }
                 let path = e.path().unwrap_or(root);
                 let name = path.file_name().unwrap_or_default();
-                // Broken links end up here regardless of their name: Emacs locks a file with the link ".#cat.jpg".
+                // Broken links are reported here regardless of their name: Emacs, for example, locks a file with the
+                // link ".#cat.jpg".
                 let gone = e.io_error().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound);
                 if hidden(name) {
                     continue;
@@ -154,7 +155,7 @@ fn directory(root: &Path, every_file: bool, own: &[PathBuf]) -> Result<List> {
     Ok(list)
 }
 
-/// The first bytes, and a reader of the whole input.
+/// Reads the first four bytes; also returns a reader of the whole input.
 fn begin<R: Read>(mut reader: R, input: &Path) -> Result<(Vec<u8>, impl Read + use<R>)> {
     let mut first = Vec::new();
     reader.by_ref().take(4).read_to_end(&mut first).map_err(|e| {
@@ -176,7 +177,7 @@ fn not_parquet(first: &[u8], name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The files in a CSV list. Relative paths start at `root`.
+/// Reads the list of files in a CSV file. Relative paths start at `root`.
 fn table(reader: impl Read, name: &str, root: &Path, arguments: &Columns) -> Result<List> {
     let unreadable = |e: csv::Error| {
         let hint = match e.kind() {
@@ -195,7 +196,7 @@ fn table(reader: impl Read, name: &str, root: &Path, arguments: &Columns) -> Res
     }
     let column = |wanted: &str, option: &str| {
         header.iter().position(|column| column == wanted).ok_or_else(|| {
-            // Escaped, because it may contain anything and is printed to a terminal.
+            // The names are escaped, because they may contain anything and are printed to a terminal.
             let columns: Vec<String> = header.iter().map(|column| format!("{column:?}")).collect();
             let other = header.iter().next().filter(|_| header.len() == 1).and_then(|line| line.find([';', '\t', '|']));
             Error::new(Kind::InvalidInput, format!("\"{name}\" has no column \"{wanted}\""))
@@ -212,7 +213,7 @@ fn table(reader: impl Read, name: &str, root: &Path, arguments: &Columns) -> Res
     let mut record = csv::StringRecord::new();
     while reader.read_record(&mut record).map_err(unreadable)? {
         let line = || format!("line {}", record.position().map_or(0, csv::Position::line));
-        // The reader has already checked that each row has the same number of fields as the header.
+        // The reader has already checked that each row has as many fields as the header.
         list.add(record[path].to_owned(), record[key].to_owned(), root, line);
     }
     Ok(list)

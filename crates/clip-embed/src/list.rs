@@ -1,10 +1,10 @@
-//! The files of a run.
+//! The files to embed in a run.
 
 use std::path::{Path, PathBuf};
 
 use clip::{Error, Kind};
 
-/// How a list or a directory is read.
+/// Options for reading a list or a directory.
 #[derive(clap::Args)]
 pub struct Columns {
     /// Column of the list with the paths [default: path].
@@ -16,7 +16,7 @@ pub struct Columns {
     /// Directory that relative paths in the list start from [default: the list's; for a pipe, the current one].
     #[arg(long, value_name = "DIRECTORY")]
     pub root: Option<PathBuf>,
-    /// In a directory, take every file, whatever its extension.
+    /// In a directory, take every file, regardless of its extension.
     #[arg(long)]
     pub every_file: bool,
 }
@@ -27,12 +27,12 @@ impl Columns {
     }
 }
 
-/// Whether a path is not one of the file system.
+/// Whether a path is an address (https://, http:// or s3://) instead of a path in the file system.
 pub fn is_remote(path: &Path) -> bool {
     path.to_str().is_some_and(|path| ["https://", "http://", "s3://"].iter().any(|scheme| path.starts_with(scheme)))
 }
 
-/// A file, and the key that is written with its vector.
+/// A file to embed, and the key that is written with its vector.
 pub struct Item {
     pub key: String,
     pub path: PathBuf,
@@ -41,9 +41,9 @@ pub struct Item {
 #[derive(Default)]
 pub struct List {
     pub items: Vec<Item>,
-    /// Entries that are not files: (path, reason).
+    /// Entries that can't be embedded: (path, reason).
     pub unusable: Vec<(String, Error)>,
-    /// The number of files in a directory without an image extension.
+    /// The number of files in a directory that were skipped because they have no image extension.
     pub left_out: usize,
 }
 

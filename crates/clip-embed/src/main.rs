@@ -1,7 +1,7 @@
 //! Embeds image files outside the server with the engine of clip_search, and writes files for COPY.
 //!
-//! One thread reads the list of files and writes the output; the others embed. The output only grows, record by record,
-//! so a run that was killed can be resumed.
+//! One thread receives the vectors and writes the output; the other threads embed. The output only grows, record by
+//! record, so a run that was killed can be resumed.
 
 mod columns;
 mod input;
@@ -33,31 +33,32 @@ use progress::{Progress, files, tell};
 use shard::Shard;
 use workers::Message;
 
-/// Where the Debian packages install models and the runtime library (scripts/deb.sh).
+/// The paths where the Debian packages install models and the runtime library (scripts/deb.sh).
 const PACKAGED_MODELS: &str = "/usr/share/clip-search/models";
 const PACKAGED_LIBRARY: &str = "/usr/lib/clip-search/libonnxruntime.so";
 
-/// Exit status: some files are missing or could not be embedded; all others are done.
+/// Exit status: some files could not be embedded; all others are done.
 const SOME_FAILED: u8 = 3;
 
 /// Embeds image files and writes a file for COPY: one vector per image, as clip_embed_image returns it.
 ///
-/// The vectors equal the extension's bit for bit if --threads equals clip_search.threads and the extension embeds single
-/// images without mapped weights (clip_search.cache_path = ''); otherwise up to rounding, with a cosine above 1 - 1e-12.
+/// The vectors equal the extension's bit for bit if --threads equals clip_search.threads and the extension embeds
+/// single images without mapped weights (clip_search.cache_path = ''). Otherwise they are equal up to rounding, with a
+/// cosine above 1 - 1e-12.
 ///
-/// "clip-embed check DIRECTORY" checks a model instead, and "clip-embed merge" joins outputs; see "clip-embed check --help"
-/// and "clip-embed merge --help".
+/// "clip-embed check DIRECTORY" checks a model, and "clip-embed merge" joins outputs; see "clip-embed check --help" and
+/// "clip-embed merge --help".
 ///
 /// The output only grows. The same command resumes a run that was killed, and retries files that failed.
 ///
-/// Exit status: 0 if all files are embedded; 3 if some are not (FILE.failures.csv says why); 1 if the run could not start
-/// or had to stop; 2 if the command line is wrong.
+/// Exit status: 0 if all files are embedded; 3 if some are not (FILE.failures.csv lists the reasons); 1 if the run
+/// could not start or had to stop; 2 if the command line is wrong.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
 struct Arguments {
     /// A directory, searched recursively for image files, or a list of paths: a CSV file with a header, or a Parquet
-    /// file. "-" reads CSV from standard input. Paths in a list may be https:// and s3:// addresses, and the input may be
-    /// s3://BUCKET/PREFIX.
+    /// file. "-" reads CSV from standard input. Paths in a list may be https:// and s3:// addresses, and the input may
+    /// be s3://BUCKET/PREFIX.
     input: PathBuf,
     /// The file to write or resume. FILE.failures.csv lists failures; FILE.json records the options. "-" is standard
     /// output, which can't be resumed; failures are then lines of standard error.
@@ -72,8 +73,8 @@ struct Arguments {
     key_type: Key,
     #[command(flatten)]
     columns: Columns,
-    /// Embed only shard I of N, counted from 1: a hash of the key decides to which a file belongs. Give each process the
-    /// same command with another I and another --output.
+    /// Embed only shard I of N, counted from 1. A hash of the key decides to which shard a file belongs. Give each
+    /// process the same command with another I and another --output.
     #[arg(long, value_name = "I/N")]
     shard: Option<Shard>,
     #[command(flatten)]
@@ -87,7 +88,7 @@ struct Arguments {
     /// Path of libonnxruntime [default: the library that "make install" puts beside the extension].
     #[arg(long, value_name = "FILE", env = "ORT_DYLIB_PATH", hide_env_values = true, value_parser = path())]
     onnxruntime: Option<PathBuf>,
-    /// The pg_config that tells where models and libonnxruntime are installed.
+    /// The pg_config program of the server for which models and libonnxruntime are installed.
     #[arg(long, value_name = "PROGRAM", env = "PG_CONFIG", hide_env_values = true, default_value = "pg_config", value_parser = path())]
     pg_config: PathBuf,
     /// Directory for optimized copies of models; the variant NAME:auto-int8 needs one [default: none].
@@ -114,7 +115,7 @@ struct Arguments {
     /// Decode JPEGs in full even if they are far larger than the model's input.
     #[arg(long)]
     exact_jpeg: bool,
-    /// No progress bar.
+    /// Show no progress.
     #[arg(short, long)]
     quiet: bool,
 }
@@ -130,13 +131,13 @@ struct Check {
     /// Path of libonnxruntime [default: the library that "make install" puts beside the extension].
     #[arg(long, value_name = "FILE", env = "ORT_DYLIB_PATH", hide_env_values = true, value_parser = path())]
     onnxruntime: Option<PathBuf>,
-    /// The pg_config that tells where libonnxruntime is installed.
+    /// The pg_config program of the server for which libonnxruntime is installed.
     #[arg(long, value_name = "PROGRAM", env = "PG_CONFIG", hide_env_values = true, default_value = "pg_config", value_parser = path())]
     pg_config: PathBuf,
 }
 
 fn main() -> ExitCode {
-    // Not a subcommand of the parser, because the positional argument is a directory with an arbitrary name.
+    // These are not subcommands of the parser, because the positional argument may be a directory with any name.
     let first = std::env::args_os().nth(1);
     if first.as_ref().is_some_and(|first| first == "check") {
         return outcome(check(&Check::parse_from(std::env::args_os().skip(1))));
@@ -147,7 +148,7 @@ fn main() -> ExitCode {
     outcome(run(&Arguments::parse()))
 }
 
-/// Prints an error; returns the exit status.
+/// Prints the error, if there is one, and returns the exit status.
 fn outcome(result: clip::Result<usize>) -> ExitCode {
     match result {
         Ok(0) => ExitCode::SUCCESS,
@@ -179,7 +180,7 @@ fn check(arguments: &Check) -> clip::Result<usize> {
     Ok(usize::from(rows.last().is_none_or(|(_, verdict)| verdict != "good")))
 }
 
-/// The option that corresponds to a setting in the engine's hints. clip-embed does not embed texts.
+/// The option for a setting in the engine's hints. clip-embed does not embed texts, so one setting has none.
 fn option(setting: Setting) -> &'static str {
     match setting {
         Setting::Runtime => "--onnxruntime",
@@ -188,7 +189,7 @@ fn option(setting: Setting) -> &'static str {
     }
 }
 
-/// Embeds the files that are missing from the output; returns the number of failures.
+/// Embeds the files that are missing in the output; returns the number of failures.
 fn run(arguments: &Arguments) -> clip::Result<usize> {
     let search = match &arguments.model_path {
         Some(path) => path.split(':').map(PathBuf::from).collect(),
@@ -207,7 +208,7 @@ fn run(arguments: &Arguments) -> clip::Result<usize> {
     let mut paths =
         list.items.iter().filter(|item| is_remote(&item.path)).filter_map(|item| item.path.to_str()).peekable();
     if paths.peek().is_some() {
-        // Refuses them at once, where they are not built in.
+        // If remote paths are not built in, this refuses them before any work is done.
         let mut reader = remote::Reader::new(&arguments.remote)?;
         if let Some(path) = paths.find(|path| path.starts_with("s3://")) {
             reader.need_credentials(path)?;
@@ -246,7 +247,7 @@ fn run(arguments: &Arguments) -> clip::Result<usize> {
         for remark in remarks {
             match remark.element {
                 Some(_) => progress.say(&format!("\"{}\": {remark}", item.key)),
-                // A message about the model, which each worker sends.
+                // A remark about the model, which each worker sends.
                 None if told.insert(remark.message.clone()) => progress.say(&remark.to_string()),
                 None => {}
             }
@@ -268,15 +269,15 @@ fn run(arguments: &Arguments) -> clip::Result<usize> {
     Ok(failed)
 }
 
-/// The entries of a list to embed, and the numbers of the others.
+/// The entries of a list to embed, and the numbers of the others by reason.
 struct Chosen {
     items: Vec<Item>,
     given: usize,
     left_out: usize,
     repeated: usize,
-    /// Already in the output.
+    /// The number of keys that are in the output already.
     there: usize,
-    /// In other shards.
+    /// The number of keys in other shards.
     elsewhere: usize,
     failed: usize,
 }
@@ -285,7 +286,7 @@ fn choose(list: List, arguments: &Arguments, output: &Output, failures: &mut Fai
     let mine = |key: &str| arguments.shard.is_none_or(|shard| shard.takes(key));
     let (given, left_out) = (list.items.len(), list.left_out);
     let mut chosen = Chosen { items: Vec::new(), given, left_out, repeated: 0, there: 0, elsewhere: 0, failed: 0 };
-    // One shard reports each of them.
+    // Only one of the shards reports each unusable entry.
     for (path, error) in list.unusable.iter().filter(|(path, _)| mine(path)) {
         failures.add(path, error)?;
         chosen.failed += 1;
@@ -331,7 +332,7 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The options that two runs must share to write to the same output.
+/// The options that must be equal for two runs that write to the same output.
 fn made_by(arguments: &Arguments, model: &Model) -> clip::Result<serde_json::Value> {
     Ok(serde_json::json!({
         "format": arguments.format.to_string(),
@@ -345,8 +346,8 @@ fn made_by(arguments: &Arguments, model: &Model) -> clip::Result<serde_json::Val
     }))
 }
 
-/// SHA-256 of the files that determine image vectors. Two models can have the same name and length, and mixed vectors
-/// look like any others. Hashing the 350 MB of ViT-B/32 takes less time than loading them.
+/// SHA-256 of the files that determine image vectors. Two models can have the same name and vector length, and nobody
+/// would notice mixed vectors. Hashing the 350 MB of ViT-B/32 takes less time than loading them.
 fn digest(model: &Model) -> clip::Result<String> {
     let mut state = Sha256::new();
     let mut take = |path: &Path| -> clip::Result<Vec<u8>> {
@@ -359,7 +360,7 @@ fn digest(model: &Model) -> clip::Result<String> {
     };
     if let Some(file) = &model.vision {
         let graph = take(file)?;
-        // Weights outside the graph are in files beside it, which it names.
+        // Weights outside the graph are in files beside it, whose names the graph contains.
         let beside = file.parent().and_then(|folder| folder.read_dir().ok());
         let mut named: Vec<PathBuf> = beside
             .into_iter()
@@ -381,8 +382,8 @@ fn digest(model: &Model) -> clip::Result<String> {
     Ok(format!("{:x}", state.finalize()))
 }
 
-/// A path that may be empty. A variable of the environment that is set and empty counts as one that is not set; the usual parser
-/// of paths refuses it.
+/// A parser of paths that accepts an empty path. An environment variable that is set but empty counts as not set; the
+/// usual parser of paths would refuse it.
 fn path() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
@@ -395,7 +396,8 @@ fn library(given: Option<&PathBuf>, pg_config: &Path) -> clip::Result<PathBuf> {
     }
 }
 
-/// A file installed below a directory of the server, or by the Debian packages, which need no pg_config.
+/// The path of a file that is installed below a directory of the server, or by the Debian packages, which need no
+/// pg_config.
 fn installed(program: &Path, which: &str, below: &str, packaged: &str, option: &str) -> clip::Result<PathBuf> {
     let program = if program.as_os_str().is_empty() { Path::new("pg_config") } else { program };
     let failed = |why: String| {

@@ -1,4 +1,4 @@
-//! Joins the outputs of several runs, and says what is missing and what is twice.
+//! Joins the outputs of several runs, and reports missing and repeated keys.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -17,15 +17,15 @@ use crate::progress::{files, tell};
 use crate::remote;
 use crate::shard::Shard;
 
-/// Keys named in a message; the file of failures has them all.
+/// The number of keys that a message names; the file of failures has all of them.
 const NAMED: usize = 5;
 
-/// Joins the outputs of several runs of clip-embed, such as all shards, into one. A key that is in several is taken from
-/// the first of them.
+/// Joins the outputs of several runs of clip-embed, such as all shards, into one. If several outputs contain a key, its
+/// vector is taken from the first of them.
 ///
-/// It says which shards are missing or unfinished, which keys are there more than once, and, given the list by --list, which
-/// files have no vector. FILE.failures.csv lists those. The result is an output like any other: the same command that made
-/// the shards, without --shard, embeds what it lacks.
+/// Reports missing and unfinished shards, keys that occur more than once, and, with --list, files without a vector.
+/// FILE.failures.csv lists these files. The result is an output like any other: the command that made the shards,
+/// without --shard, embeds what is missing.
 ///
 /// Exit status: 0 if nothing is missing; 3 if something is.
 #[derive(Parser)]
@@ -34,7 +34,7 @@ pub struct Merge {
     /// The outputs of the runs, each with its FILE.json.
     #[arg(required = true)]
     inputs: Vec<PathBuf>,
-    /// The file to write, or "-" for standard output. One that an earlier merge wrote is replaced.
+    /// The file to write, or "-" for standard output. The result of an earlier merge is replaced.
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
     /// Format of the result [default: that of the first output].
@@ -49,7 +49,7 @@ pub struct Merge {
     remote: remote::Options,
 }
 
-/// One of the files to join.
+/// One of the outputs to join.
 struct Part {
     path: PathBuf,
     about: About,
@@ -58,9 +58,9 @@ struct Part {
     shard: Option<Shard>,
 }
 
-/// Joins; returns the number of things that are missing.
+/// Joins the outputs; returns the number of missing files, plus the number of gaps if no list is given.
 pub fn run(mut arguments: Merge) -> Result<usize> {
-    // A shell's pattern takes the files beside an output, too.
+    // A shell's pattern also matches the files beside an output.
     let beside: HashSet<PathBuf> =
         arguments.inputs.iter().flat_map(|path| output::files(path).into_iter().skip(1)).collect();
     let inputs = arguments.inputs.iter().filter(|path| !beside.contains(*path));
@@ -69,7 +69,7 @@ pub fn run(mut arguments: Merge) -> Result<usize> {
     let made_by = common(&parts)?;
     let format = arguments.format.unwrap_or(first.format);
     let mut result = Target::open(&arguments.output, &parts, format, first.key, &made_by)?;
-    // Read before anything is written, because it may be wrong.
+    // The list is read before anything is written, because it may be wrong.
     let list = match &arguments.list {
         Some(list) => {
             let column = made_by["key_column"].as_str().map(str::to_owned);
@@ -115,7 +115,7 @@ pub fn run(mut arguments: Merge) -> Result<usize> {
     } else if arguments.list.is_some() {
         tell(format_args!("clip-embed: every file of the list has its vector"));
     }
-    // A list shows all that is missing, whichever shards it was in.
+    // With a list, `missing` has everything that is missing, in any shard.
     Ok(missing.len() + if arguments.list.is_some() { 0 } else { gaps.len() })
 }
 
@@ -134,7 +134,7 @@ fn join(parts: &[Part], format: Format, result: &mut Target) -> Result<HashMap<S
                     Ok(())
                 }
                 Entry::Vacant(place) => {
-                    // What one format can hold, another may not.
+                    // Another format may not be able to store the key.
                     part.key.canonical(key, format)?;
                     place.insert(print);
                     result.write(key, &values)
@@ -186,7 +186,7 @@ fn missing_of(
     let mut missing: BTreeMap<String, Error> = list.unusable.into_iter().collect();
     let first = &parts[0];
     for item in list.items {
-        // A key that is none of the type failed in its run.
+        // A key of the wrong type failed in its run.
         let key = first.key.canonical(&item.key, first.format).unwrap_or(item.key);
         if !rows.contains_key(&key) {
             let error = failed.remove(&key).unwrap_or_else(|| absent(&key));
@@ -223,7 +223,7 @@ fn part(path: &Path) -> Result<Part> {
     Ok(Part { path: path.to_owned(), about, format, key, shard })
 }
 
-/// The options that all were made by, which say nothing of shards and formats.
+/// The options that all outputs share, without shard and format. They must be equal.
 fn common(parts: &[Part]) -> Result<Value> {
     let stripped = |part: &Part| {
         let mut made_by = part.about.made_by.clone();
@@ -243,7 +243,7 @@ fn common(parts: &[Part]) -> Result<Value> {
     Ok(made_by)
 }
 
-/// What can be said without the list: shards that no file is of, and runs that did not come to their end.
+/// What can be reported without the list: missing shards and unfinished runs.
 fn gaps(parts: &[Part]) -> Vec<String> {
     let mut gaps = Vec::new();
     let mut counts: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
@@ -265,13 +265,13 @@ fn gaps(parts: &[Part]) -> Vec<String> {
     gaps
 }
 
-/// The result, written beside its place and moved there at the end.
+/// The result. It is written beside its final path and moved there at the end.
 struct Target {
     path: PathBuf,
     new: PathBuf,
     writer: Writer,
     made_by: Value,
-    /// Keeps other processes out.
+    /// The lock that keeps other processes out; None for standard output.
     lock: Option<File>,
 }
 
@@ -340,7 +340,7 @@ fn keys(count: usize) -> String {
     if count == 1 { "1 key".to_owned() } else { format!("{count} keys") }
 }
 
-/// The first of some keys.
+/// The first few of some keys, for a message.
 fn named<'a>(keys: impl ExactSizeIterator<Item = &'a String>) -> String {
     let more = if keys.len() > NAMED { ", …" } else { "" };
     let shown: Vec<String> = keys.take(NAMED).map(|key| format!("{key:?}")).collect();

@@ -1,4 +1,4 @@
-//! A progress bar, or a log line from time to time without a terminal.
+//! A progress bar, or occasional log lines if standard error is not a terminal.
 
 use std::cell::Cell;
 use std::fmt::Arguments;
@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
-/// Interval between log lines.
+/// The interval between log lines.
 const PAUSE: Duration = Duration::from_secs(30);
 
 pub struct Progress {
     bar: ProgressBar,
-    /// Log lines instead of the bar.
+    /// Whether to print log lines instead of the bar.
     lines: bool,
     begun: Cell<Option<Instant>>,
     told: Cell<Instant>,
@@ -31,7 +31,7 @@ impl Progress {
         Self { bar, lines: !terminal && !quiet, begun, told, failed: Cell::new(0) }
     }
 
-    /// A model is loaded: rates are measured from here.
+    /// Called when a worker has loaded its model: rates are measured from the first call on.
     pub fn begin(&self) {
         if self.begun.get().is_none() {
             self.begun.set(Some(Instant::now()));
@@ -64,12 +64,12 @@ impl Progress {
         self.bar.set_message(format!(" · {} failed", self.failed.get()));
     }
 
-    /// Prints a message that stays above the bar.
+    /// Prints a message above the bar.
     pub fn say(&self, text: &str) {
         self.bar.suspend(|| tell(format_args!("clip-embed: {text}")));
     }
 
-    /// Runs what may print, with the bar out of its way.
+    /// Runs `f`, which may print, while the bar is hidden.
     pub fn suspend<T>(&self, f: impl FnOnce() -> T) -> T {
         self.bar.suspend(f)
     }
@@ -85,7 +85,7 @@ impl Progress {
     }
 }
 
-/// A count with its noun.
+/// A number of files, with the noun in singular or plural.
 pub fn files(count: u64) -> String {
     if count == 1 { "1 file".to_owned() } else { format!("{count} files") }
 }

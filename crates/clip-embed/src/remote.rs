@@ -1,25 +1,25 @@
-//! Files of web servers and object stores: https:// and s3:// paths.
+//! Fetches files from web servers and object stores: https:// and s3:// paths.
 //!
-//! A build feature, because it adds 90 crates. Without it, such paths are refused at the start.
+//! This is a build feature, because it adds 90 crates. Without it, such paths are refused at the start.
 
 #[cfg(feature = "remote")]
 use clap::builder::RangedU64ValueParser;
 #[cfg(feature = "remote")]
 pub use fetch::{Reader, list};
 
-/// How files are fetched.
+/// Options for fetching files.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     #[cfg(feature = "remote")]
-    /// Seconds for fetching one https:// or s3:// file, for each attempt.
+    /// Seconds per attempt to fetch one https:// or s3:// file.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = RangedU64ValueParser::<u64>::new().range(1..=3600))]
     pub timeout: u64,
     #[cfg(feature = "remote")]
-    /// Further attempts after a failure that may pass, with growing pauses.
+    /// Number of further attempts after a temporary failure, with growing pauses.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = RangedU64ValueParser::<u64>::new().range(0..=100))]
     pub retries: u64,
     #[cfg(feature = "remote")]
-    /// Fetch http:// paths, too, which anybody on the way can read and change.
+    /// Also fetch http:// paths, which anybody on the network path can read and change.
     #[arg(long)]
     pub allow_http: bool,
 }
@@ -80,14 +80,14 @@ mod fetch {
     use super::Options;
     use crate::list::{Item, List};
 
-    /// Pauses of object_store between its attempts, and of take().
+    /// The first and the longest pause between attempts, in object_store and in `take`.
     const FIRST_PAUSE: Duration = Duration::from_millis(100);
     const LAST_PAUSE: Duration = Duration::from_secs(15);
 
-    /// Characters of a detail: it may quote the page that a server sent.
+    /// Maximum number of characters in a detail, which may quote a page that a server sent.
     const LONGEST_DETAIL: usize = 500;
 
-    /// Bytes of such a page that are read.
+    /// Maximum number of bytes to read of such a page.
     const LONGEST_PAGE: usize = 16 << 10;
 
     const CREDENTIALS: &str =
@@ -103,7 +103,7 @@ mod fetch {
 
     impl Reader {
         pub fn new(options: &Options) -> Result<Self> {
-            // The first worker installs it; for the others it is there.
+            // The first worker installs the provider; for the others the call has no effect.
             let _ = rustls::crypto::ring::default_provider().install_default();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime =
@@ -111,10 +111,12 @@ mod fetch {
             Ok(Self { runtime, web: Shared::default(), buckets: HashMap::new(), options: options.clone() })
         }
 
+        /// Fetches a file.
+        ///
         /// # Errors
-        /// If the file is not there, can't be fetched in time, or is too large.
+        /// If the file does not exist, can't be fetched in time, or is too large.
         pub fn read(&mut self, url: &str, limits: &Limits) -> Result<Vec<u8>> {
-            // What object_store retries is bounded, but not how long a server may take for the last byte.
+            // object_store limits its attempts, but not the time that a server may take for the last byte.
             let most = Duration::from_secs(self.options.timeout * (self.options.retries + 1) + 60);
             if let Some(place) = url.strip_prefix("s3://") {
                 let (bucket, key) = place.split_once('/').unwrap_or((place, ""));
@@ -132,7 +134,7 @@ mod fetch {
                     .with_timeout(Duration::from_secs(self.options.timeout))
                     .with_connect_timeout(Duration::from_secs(self.options.timeout.min(10)))
                     .with_allow_http(self.options.allow_http);
-                // The whole address is the store's, so that its query and its escapes stay as they are.
+                // The store's URL is the whole address, so that its query and its escapes remain unchanged.
                 let store = HttpBuilder::new()
                     .with_url(url)
                     .with_http_connector(self.web.clone())
@@ -141,7 +143,7 @@ mod fetch {
                     .build()
                     .map_err(|e| failed(&e))?;
                 let key = Key::default();
-                // object_store asserts that an address fits an HTTP request: one of 70 kB doesn't.
+                // object_store asserts that an address fits an HTTP request, which one of 70 kB doesn't.
                 let unfit = || {
                     Error::new(Kind::InvalidInput, "file cannot be fetched")
                         .detail(format!("No request can be made of its address of {} bytes.", url.len()))
@@ -152,15 +154,15 @@ mod fetch {
             }
         }
 
-        /// Asks for the credentials of an s3:// path, so that a run without any ends before its first file.
+        /// Checks that there are credentials for an s3:// path, so that a run without them ends before its first file.
         ///
         /// # Errors
-        /// If there are none.
+        /// If there are no credentials.
         pub fn need_credentials(&mut self, url: &str) -> Result<()> {
             let Some(place) = url.strip_prefix("s3://") else { return Ok(()) };
             let bucket = place.split('/').next().unwrap_or(place);
             let credentials = Arc::clone(self.bucket(bucket)?.credentials());
-            // As object_store reads it.
+            // object_store reads the variable in this way.
             let unsigned = std::env::var("AWS_SKIP_SIGNATURE").unwrap_or_default().to_ascii_lowercase();
             if ["1", "true", "on", "yes", "y"].contains(&unsigned.as_str()) {
                 return Ok(());
@@ -206,8 +208,8 @@ mod fetch {
         })
     }
 
-    /// The bytes of a file. Of an answer that is cut short, object_store fetches the rest if the file has an ETag; otherwise the
-    /// file is fetched again from its start.
+    /// The bytes of a file. If a response ends early, object_store fetches the rest, provided that the file has an
+    /// ETag; otherwise the file is fetched again from its start.
     async fn take(store: &impl ObjectStore, key: &Key, limits: &Limits, mut retries: u64) -> Result<Vec<u8>> {
         let mut pause = FIRST_PAUSE;
         loop {
@@ -230,7 +232,8 @@ mod fetch {
         }
     }
 
-    /// The innermost causes say most: "404 Not Found", "Connection refused".
+    /// The error with the texts of all causes. The innermost ones are the most useful: "404 Not Found", "Connection
+    /// refused".
     fn failed(e: &dyn std::error::Error) -> Error {
         let mut text = e.to_string();
         let mut cause = e.source();
@@ -249,7 +252,7 @@ mod fetch {
         Error::new(Kind::InvalidInput, "file cannot be fetched").detail(format!("{}.", text.trim_end_matches('.')))
     }
 
-    /// The objects of a bucket below a prefix, as the files of a directory.
+    /// Lists the objects of a bucket below a prefix, like the files of a directory.
     pub fn list(url: &str, options: &Options, wanted: impl Fn(&str) -> bool) -> Result<List> {
         let Some(place) = url.strip_prefix("s3://") else {
             return Err(Error::new(Kind::Unsupported, format!("\"{url}\" is not a directory"))
@@ -280,7 +283,7 @@ mod fetch {
                 continue;
             }
             let key = parts.join("/");
-            // A folder that a console made: an empty object whose name ends with a slash, which object_store takes off.
+            // A folder created in a console: an empty object whose name ends with a slash, which object_store removes.
             if object.size == 0 && Path::new(&key).extension().is_none() {
                 continue;
             }
@@ -295,7 +298,7 @@ mod fetch {
         Ok(list)
     }
 
-    /// One client for all addresses, which keeps its connections.
+    /// One HTTP client for all addresses, which keeps its connections open.
     #[derive(Clone, Debug, Default)]
     struct Shared(Arc<OnceLock<HttpClient>>);
 
@@ -318,8 +321,8 @@ mod fetch {
         }
     }
 
-    /// A client that reads only the beginning of a server's page of an error, whatever its length and encoding: object_store would
-    /// read all of it.
+    /// A client that reads only the beginning of a server's error page, regardless of its length and encoding.
+    /// object_store would read all of it.
     #[derive(Debug)]
     struct Brief(HttpClient);
 

@@ -1,23 +1,23 @@
-//! The share of a list that one of several processes embeds.
+//! Divides a list among several processes.
 
 use std::fmt;
 use std::str::FromStr;
 
 use sha2::{Digest, Sha256};
 
-/// Shard `index` of `count`, counted from 1.
+/// Shard `index` of `count`; `index` counts from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
     pub index: u32,
     pub count: u32,
 }
 
-/// More shards than anybody has processors.
+/// Maximum number of shards: more than anybody has processors.
 const MOST: u32 = 1_000_000;
 
 impl Shard {
-    /// The shard that a key belongs to: the first 64 bits of its SHA-256, modulo their number. It is the same on every
-    /// machine and in every version, and other programs can calculate it.
+    /// The shard of a key: the first 64 bits of its SHA-256, modulo the number of shards, plus 1. It is the same on
+    /// every machine and in every version, and other programs can compute it.
     pub fn of(key: &str, count: u32) -> u32 {
         let digest = Sha256::digest(key);
         let first = digest.iter().take(8).fold(0u64, |number, &byte| (number << 8) | u64::from(byte));
@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn a_key_has_one_shard_forever() {
-        // SELECT ('x' || left(encode(sha256(key::bytea), 'hex'), 16))::bit(64), as a number modulo 7.
+        // Expected: SELECT ('x' || left(encode(sha256(key::bytea), 'hex'), 16))::bit(64), as a number modulo 7, plus 1.
         for (key, shard) in [("cat.jpg", 7), ("größe.jpg", 2), ("42", 3), ("", 2)] {
             assert_eq!(Shard::of(key, 7), shard, "{key}");
         }

@@ -1,4 +1,4 @@
-//! The threads that embed.
+//! The threads that embed files.
 
 use std::io::Read;
 use std::path::Path;
@@ -14,19 +14,19 @@ use crate::remote::{Options, Reader};
 
 /// Messages from a worker.
 pub enum Message {
-    /// Its model is loaded.
+    /// The worker has loaded its model.
     Ready,
     Done {
         item: usize,
         result: clip::Result<Vec<f32>>,
         remarks: Vec<Error>,
     },
-    /// It can't continue, for a reason other than a file.
+    /// The worker can't continue, for a reason that is not a file.
     Broken(Error),
 }
 
-/// Embeds the items with `jobs` threads, each with its own embedder. `take` receives their reports in this thread; an
-/// error from it ends them.
+/// Embeds the items with `jobs` threads, each with its own embedder. `take` receives their messages in this thread; if
+/// it returns an error, the threads end.
 pub fn embed(
     items: &[Item],
     jobs: usize,
@@ -37,7 +37,7 @@ pub fn embed(
 ) -> clip::Result<()> {
     let jobs = jobs.min(items.len());
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
-    // A few results may wait for the disk. The bound keeps memory constant.
+    // A few results may wait until they are written. The limit keeps the memory constant.
     let (sender, receiver) = sync_channel(4 * jobs.max(1));
     std::thread::scope(|scope| {
         for _ in 0..jobs {
@@ -48,13 +48,13 @@ pub fn embed(
         drop(sender);
         let taken = receiver.iter().try_for_each(&mut take);
         stop.store(true, Ordering::Relaxed);
-        // Wakes workers that wait to send.
+        // Unblocks workers that wait to send.
         drop(receiver);
         taken
     })
 }
 
-/// A worker: takes the next file until none is left.
+/// A worker: embeds the next file until none is left.
 fn work(
     mut embedder: Embedder,
     items: &[Item],
@@ -66,7 +66,7 @@ fn work(
 ) -> Result<(), std::sync::mpsc::SendError<Message>> {
     let mut fetcher = None;
     let mut check_interrupts = || ();
-    // Reports errors of the model before any file is blamed for them.
+    // Reports errors of the model before they can be attributed to a file.
     let sample = clip::image::synthetic::photo(64, 64, 1)
         .and_then(|photo| embedder.embed_images(&[&photo], &Limits::default(), &mut check_interrupts));
     if let Err(error) = sample {
@@ -95,7 +95,7 @@ fn work(
     Ok(())
 }
 
-/// Fetches an image file by the worker's connections, made when the first is needed.
+/// Fetches an image file with the worker's reader, which is created when it is first needed.
 fn fetch(fetcher: &mut Option<Reader>, url: &str, options: &Options, limits: &Limits) -> clip::Result<Vec<u8>> {
     let reader = match fetcher {
         Some(reader) => reader,

@@ -1,5 +1,6 @@
-//! A model with a thread of its own: what ONNX Runtime's sessions share can't move between threads, and Python's can come
-//! and go. A call hands its work to that thread, and waits without the interpreter's lock.
+//! A model on its own thread. The shared parts of ONNX Runtime's sessions can't move between threads, and Python's
+//! threads can start and end at any time. A call sends its work to the model's thread and waits without the
+//! interpreter's lock.
 
 use std::fs::File;
 use std::io::Read;
@@ -21,7 +22,7 @@ use pyo3::types::PyList;
 
 use crate::error::{exception, raised, warn};
 
-/// How often a waiting call looks for Ctrl-C.
+/// The interval at which a waiting call checks for Ctrl-C.
 const PAUSE: Duration = Duration::from_millis(100);
 
 type Job = Box<dyn FnOnce(&mut Embedder) + Send>;
@@ -33,7 +34,7 @@ enum Image {
     Path(PathBuf),
 }
 
-/// Results of a call, the engine's warnings, and the length of the model's vectors.
+/// The results of a call, the engine's warnings, and the length of the model's vectors.
 type Embedded = (Vec<clip::Result<Vec<f32>>>, Vec<Error>, Option<usize>);
 
 #[pyclass(frozen, module = "clip_search._clip_search")]
@@ -42,7 +43,7 @@ pub struct Engine {
     library: PathBuf,
     limits: Limits,
     truncate: bool,
-    /// A thread does not survive a fork.
+    /// The id of the process that created the engine, because its thread does not survive a fork.
     process: u32,
 }
 
@@ -80,7 +81,7 @@ impl Engine {
         let path = library.clone();
         let work = move || {
             let mut embedder = Embedder::new(model, path, threads).with_cache(cache);
-            // Until the engine is dropped.
+            // The loop ends when the engine is dropped.
             for job in waiting {
                 job(&mut embedder);
             }
@@ -89,13 +90,13 @@ impl Engine {
         Ok(Self { jobs: Mutex::new(jobs), library, limits, truncate, process: std::process::id() })
     }
 
-    /// The vectors of images, as rows of an array; the first image that fails raises its error.
+    /// The vectors of images, as the rows of an array. The first image that fails raises its error.
     fn images<'py>(&self, py: Python<'py>, images: Vec<Image>) -> PyResult<Bound<'py, PyArray2<f32>>> {
         let embedded = self.embed_images(py, images, true)?;
         array(py, embedded)
     }
 
-    /// A vector or an error for each image.
+    /// A vector or an exception for each image. Errors of the model are raised.
     fn try_images<'py>(&self, py: Python<'py>, images: Vec<Image>) -> PyResult<Bound<'py, PyList>> {
         let (results, warnings, _) = self.embed_images(py, images, false)?;
         warnings.iter().try_for_each(|warning| warn(py, warning))?;
@@ -110,7 +111,7 @@ impl Engine {
         Ok(list)
     }
 
-    /// The vectors of texts, as rows of an array.
+    /// The vectors of texts, as the rows of an array.
     fn texts<'py>(&self, py: Python<'py>, texts: Vec<String>) -> PyResult<Bound<'py, PyArray2<f32>>> {
         let truncate = self.truncate;
         let embedded = self.call(py, move |embedder, stop| {
@@ -122,7 +123,7 @@ impl Engine {
         array(py, embedded)
     }
 
-    /// What clip_check_model finds in the model: (item, value), of which the last is the verdict.
+    /// The report of clip_check_model: (item, value). The last item is the verdict.
     fn check(&self, py: Python<'_>) -> PyResult<Vec<(String, String)>> {
         self.call(py, |embedder, _| {
             embedder.check(|setting| match setting {
@@ -138,8 +139,8 @@ impl Engine {
     fn embed_images(&self, py: Python<'_>, images: Vec<Image>, first: bool) -> PyResult<Embedded> {
         let limits = self.limits;
         self.call(py, move |embedder, stop| {
-            // PyO3 drops Python's objects later, when a thread has the interpreter's lock: this one never takes it, so that the
-            // interpreter can end while an image is embedded.
+            // PyO3 drops Python's objects later, on a thread that has the interpreter's lock. This thread never takes
+            // the lock, so the interpreter can end while an image is being embedded.
             one_by_one(embedder, &images, first, stop, |embedder, image| {
                 let read;
                 let bytes = match image {
@@ -155,8 +156,10 @@ impl Engine {
         })
     }
 
+    /// Checks that the process has not loaded another ONNX Runtime than this engine names: it would be used silently.
+    ///
     /// # Errors
-    /// If the process has loaded another ONNX Runtime than this engine names: it would be used in silence.
+    /// [`Kind::Unsupported`] if it has.
     fn is_library(&self) -> clip::Result<()> {
         let Some(loaded) = Runtime::loaded() else { return Ok(()) };
         let same = |path: &Path| path == self.library || path.canonicalize().ok() == self.library.canonicalize().ok();
@@ -169,8 +172,8 @@ impl Engine {
             .hint("Name the same in every Clip, or use another process."))
     }
 
-    /// Runs `work` in the engine's thread, and waits for it without the interpreter's lock. On Ctrl-C, `work` ends after the
-    /// item that it is at.
+    /// Runs `work` on the engine's thread, and waits for it without the interpreter's lock. On Ctrl-C, `work` ends
+    /// after its current item.
     fn call<T: Send + 'static>(
         &self,
         py: Python<'_>,
@@ -214,8 +217,9 @@ fn wait<T>(receiver: Receiver<T>) -> (Receiver<T>, Result<T, RecvTimeoutError>) 
     (receiver, result)
 }
 
-/// Embeds each item by itself, as clip_embed_image and clip_embed_text do: a batch computes in another order, and its
-/// vectors differ in their last bits. With `first`, the first error ends it; an error of the model always does.
+/// Embeds each item separately, as clip_embed_image and clip_embed_text do: a batch is computed in another order, so
+/// its vectors differ in their last bits. With `first`, the first error ends the loop; an error of the model always
+/// does.
 fn one_by_one<T>(
     embedder: &mut Embedder,
     items: &[T],
@@ -224,7 +228,8 @@ fn one_by_one<T>(
     mut embed: impl FnMut(&mut Embedder, &T) -> clip::Result<Vec<f32>>,
 ) -> Embedded {
     let (mut results, mut warnings) = (Vec::with_capacity(items.len()), Vec::new());
-    // An array without rows has the width of the others.
+    // If there are no items, the array has no rows but still the width of other arrays, which may require loading the
+    // model.
     if items.is_empty() && first && embedder.dimensions().is_none() {
         results.extend(embedder.load().err().map(Err));
     }
@@ -246,7 +251,7 @@ fn one_by_one<T>(
     (results, warnings, embedder.dimensions())
 }
 
-/// Whether an error concerns the model, and with it every item.
+/// Whether an error concerns the model, and therefore every item.
 fn is_of_model(error: &Error) -> bool {
     matches!(error.kind, Kind::UnknownModel | Kind::MissingFile | Kind::BadModel | Kind::DiskFull)
 }
@@ -259,7 +264,7 @@ fn array<'py>(py: Python<'py>, embedded: Embedded) -> PyResult<Bound<'py, PyArra
     PyArray1::from_vec(py, vectors.concat()).reshape([rows, columns])
 }
 
-/// Reads an image file, unless it is too large.
+/// Reads an image file, up to one byte more than the limit.
 fn read_file(path: &Path, limits: &Limits) -> clip::Result<Vec<u8>> {
     let failed = |e: std::io::Error| {
         Error::new(Kind::InvalidInput, format!("\"{}\" cannot be read", path.display())).detail(format!("{e}."))
@@ -269,7 +274,7 @@ fn read_file(path: &Path, limits: &Limits) -> clip::Result<Vec<u8>> {
         return Err(Error::new(Kind::InvalidInput, format!("\"{}\" is not a regular file", path.display())));
     }
     let mut bytes = Vec::new();
-    // One byte more than the limit, which the engine then refuses with its own error.
+    // The engine refuses a file with this additional byte with its own error.
     File::open(path).and_then(|file| file.take(limits.max_bytes + 1).read_to_end(&mut bytes)).map_err(failed)?;
     Ok(bytes)
 }

@@ -1,9 +1,9 @@
-//! The engine's errors as exceptions of the package.
+//! Converts the engine's errors to exceptions of the package.
 
 use clip::{Error, Kind, Setting};
 use pyo3::prelude::*;
 
-/// The argument of `Clip` that a hint means.
+/// The argument of `Clip` for a setting in a hint.
 fn argument(setting: Setting) -> &'static str {
     match setting {
         Setting::Runtime => "onnxruntime",
@@ -27,7 +27,7 @@ fn kind(kind: Kind) -> &'static str {
     }
 }
 
-/// A `ClipError`.
+/// Creates a `ClipError`.
 pub fn exception<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyAny>> {
     let class = py.import("clip_search._errors")?.getattr("ClipError")?;
     class.call1((&error.message, &error.detail, error.hint_for(argument), kind(error.kind), error.element))
@@ -46,7 +46,7 @@ pub fn warn(py: Python<'_>, error: &Error) -> PyResult<()> {
         (None, Some(hint)) => format!("{error} {hint}"),
         (None, None) => error.to_string(),
     };
-    // The line that called Clip's method: this function is in no Python frame.
+    // Attributes the warning to the line that called a method of `Clip`: this function has no Python frame.
     py.import("warnings")?.call_method1("warn", (text, class, 2))?;
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! The engine of clip_search for Python. The package around it, in python/, finds the files and defines the exceptions.
+//! The engine of clip_search for Python. The Python package around it, in python/, finds the files and defines the
+//! exceptions.
 
 mod engine;
 mod error;

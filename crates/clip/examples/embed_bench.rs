@@ -1,4 +1,4 @@
-//! The engine for benchmarks: requests as JSON lines on stdin, answers as JSON lines on stdout.
+//! Runs the engine for benchmarks: reads requests as JSON lines on stdin, and writes answers as JSON lines on stdout.
 //!
 //! `benches/peers/embed.py` drives it, so that both sides take turns on the same files in one run.
 //!
@@ -10,7 +10,7 @@
 //! {"op": "ids", "ids": […]}                        → {"ms": the bare text tower}
 //! ```
 //!
-//! Files are read before the clock starts. A request that fails is answered by `{"error": …}`.
+//! Files are read before the clock starts. A request that fails gets the answer `{"error": …}`.
 
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
@@ -34,7 +34,7 @@ struct Bench {
     embedder: Embedder,
     library: PathBuf,
     preprocess: Preprocess,
-    /// The towers a second time, to run without the rest of the engine.
+    /// Second copies of the towers, which run without the rest of the engine.
     vision: Option<Tower>,
     text: Option<Tower>,
 }
@@ -130,7 +130,8 @@ fn main() -> Result<()> {
     let library = PathBuf::from(library);
     let mut embedder = Embedder::new(model, library.clone(), 1).with_cache(cache.map(PathBuf::from));
     if cache.is_some() {
-        // As preloaded: a connection would run a graph from the cache twenty times before it lays the weights out.
+        // As in a server that preloads the model. Otherwise a graph from the cache would run twenty times before its
+        // weights are laid out.
         embedder.load()?;
     }
     let mut bench = Bench { embedder, library, preprocess, vision: None, text: None };

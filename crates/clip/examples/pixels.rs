@@ -1,10 +1,11 @@
-//! How far decoded pixels are from a reference's: for each file of a directory, the PNG of the same name in another.
+//! Compares decoded pixels with a reference: each file of a directory with the PNG of the same name in another
+//! directory.
 //!
 //! ```text
 //! pixels FILES REFERENCES
 //! → cat-heic-q40-420 0.0012 1
 //! ```
-//! The mean and the largest difference, of 255; what can't be compared says why.
+//! Prints the mean and the largest difference, on a scale of 255; for files that can't be compared, the reason.
 
 use std::path::{Path, PathBuf};
 

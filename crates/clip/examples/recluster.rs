@@ -2,8 +2,8 @@
 //!
 //!     recluster INPUT.npy THRESHOLD average|single LABELS.npy [THREADS]
 //!
-//! Prints, as JSON: seconds of the clustering, peak resident memory in MiB, number of clusters, longest time between
-//! two calls of `on_progress`.
+//! Prints as JSON: the seconds of the clustering, the peak resident memory in MiB, the number of clusters, and the
+//! longest time between two calls of `on_progress`.
 
 use std::error::Error;
 use std::time::Instant;
@@ -40,7 +40,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The matrix in a file that numpy.save has written from C-contiguous float32 (NEP 1, version 1.0).
+/// Reads the matrix in a file that numpy.save has written from C-contiguous float32 (NEP 1, version 1.0).
 fn read(bytes: &[u8]) -> Result<Array2<f32>, Box<dyn Error>> {
     let length = bytes.get(8..10).ok_or("too short for a .npy file")?;
     let start = 10 + usize::from(u16::from_le_bytes([length[0], length[1]]));
@@ -65,7 +65,7 @@ fn write(labels: &[u32]) -> Vec<u8> {
     bytes
 }
 
-/// Highest resident set of this process (`man 5 proc`), the input included.
+/// The peak resident memory of this process (`man 5 proc`), including the input.
 fn peak_mib() -> Result<f64, Box<dyn Error>> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).ok_or("no VmHWM")?;

@@ -1,11 +1,11 @@
-//! Vectors of files and texts, for comparisons with the libraries' own pipelines: one JSON object per line on standard
-//! input and on standard output.
+//! Prints the vectors of files and texts, for comparisons with the libraries' own pipelines: one JSON object per line
+//! on standard input and on standard output.
 //!
 //! ```text
 //! {"models": "DIRECTORY", "model": "NAME", "images": ["FILE", …], "texts": ["a cat", …]}
 //! → {"check": [["item", "value"], …], "images": [[…], "an error", …], "texts": […], "warnings": […]}
 //! ```
-//! JPEGs are decoded exactly. Needs ORT_DYLIB_PATH.
+//! JPEGs are decoded at full size. The program needs ORT_DYLIB_PATH.
 
 use std::io::BufRead;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! CLIP inference on the CPU: converts image bytes or text to L2-normalised vectors.
+//! CLIP inference on the CPU: converts image files and texts to L2-normalised vectors.
 //!
 //! This crate doesn't depend on PostgreSQL. Its modules, in the order of the data flow:
 //!

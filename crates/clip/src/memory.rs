@@ -1,10 +1,10 @@
 //! Allocations that fail with an error instead of ending the process.
 //!
 //! A Rust program aborts when an allocation fails, and an aborted backend restarts the whole server. Two measures
-//! prevent that. This crate's own large allocations are fallible: [`zeroed`] and [`with_capacity`]. Libraries do not
-//! offer this, so their work runs under a [`Reserve`]: memory that is set aside beforehand, fallibly. When the system
-//! refuses an allocation, [`Allocator`], the program's global allocator, releases the reserve, so the library's
-//! allocation succeeds. Afterwards [`Reserve::finish`] reports to the caller that memory has run out.
+//! prevent this. This crate's own large allocations are fallible: [`zeroed`] and [`with_capacity`]. Libraries don't
+//! offer fallible allocation, so their work runs under a [`Reserve`]: memory that is allocated beforehand, fallibly.
+//! When the system refuses an allocation, [`Allocator`], the program's global allocator, releases the reserve, so that
+//! the library's allocation succeeds. Afterwards [`Reserve::finish`] tells the caller that memory has run out.
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -13,7 +13,7 @@ use std::cell::Cell;
 use crate::error::{Error, Result};
 
 thread_local! {
-    /// This thread's reserve: address and layout. It has no destructor, so that it can be used within an allocation at
+    /// This thread's reserve: address and layout. The cell has no destructor, so it can be used within an allocation at
     /// any time.
     static RESERVE: Cell<Option<(*mut u8, Layout)>> = const { Cell::new(None) };
 }
@@ -27,9 +27,9 @@ pub fn zeroed(length: usize) -> Result<Vec<u8>> {
         return Ok(Vec::new());
     }
     let layout = Layout::array::<u8>(length).map_err(|_| Error::out_of_memory(length))?;
-    // SAFETY: the layout has a size, and the vector consists of exactly the memory that the global allocator returned
-    // for it: zeroed bytes, whose number equals its length and capacity. Growing a fallible vector instead would write
-    // every page.
+    // SAFETY: the layout has a nonzero size, and the vector gets exactly the memory that the global allocator returned
+    // for it: zeroed bytes, whose number is both its length and its capacity. Growing a fallible vector instead would
+    // write every page.
     unsafe {
         let bytes = std::alloc::alloc_zeroed(layout);
         if bytes.is_null() {
@@ -59,7 +59,7 @@ pub fn push<T>(vector: &mut Vec<T>, item: T) -> Result<()> {
     Ok(())
 }
 
-/// Memory that this thread sets aside for the allocations of a library.
+/// Memory that is reserved for a library's allocations on this thread.
 ///
 /// It takes address space but no pages, because it is never written.
 pub struct Reserve {
@@ -67,8 +67,8 @@ pub struct Reserve {
 }
 
 impl Reserve {
-    /// Sets `bytes` aside: at least the amount that the library may allocate from now on. A nested reserve is a part of
-    /// the outer one.
+    /// Reserves `bytes`, which must be at least the amount that the library may allocate from now on. Within another
+    /// reserve it has no effect: the outer one covers it.
     ///
     /// # Errors
     /// [`crate::Kind::OutOfMemory`] if the system has less.
@@ -77,7 +77,7 @@ impl Reserve {
             return Ok(Self { bytes: 0 });
         }
         let layout = Layout::array::<u8>(bytes).map_err(|_| Error::out_of_memory(bytes))?;
-        // SAFETY: the layout has a size.
+        // SAFETY: the layout has a nonzero size.
         let memory = unsafe { std::alloc::alloc(layout) };
         if memory.is_null() {
             return Err(Error::out_of_memory(bytes));
@@ -94,8 +94,8 @@ impl Reserve {
     /// Ends the reserve.
     ///
     /// # Errors
-    /// [`crate::Kind::OutOfMemory`] if it was released. The library's result is still complete, but the next allocation
-    /// would fail, and abort the process.
+    /// [`crate::Kind::OutOfMemory`] if the reserve was released. The library's result is complete in this case, too,
+    /// but the next failed allocation would abort the process.
     pub fn finish(self) -> Result<()> {
         if self.is_spent() { Err(Error::out_of_memory(self.bytes)) } else { Ok(()) }
     }
@@ -109,12 +109,12 @@ impl Drop for Reserve {
     }
 }
 
-/// Returns this thread's reserve to the system. Returns whether there was one.
+/// Frees this thread's reserve. Returns whether there was one.
 fn release() -> bool {
     // A thread whose local data has been destroyed has no reserve.
     let Some((memory, layout)) = RESERVE.try_with(Cell::take).ok().flatten() else { return false };
-    // SAFETY: allocated with this layout by the same allocator, and freed only once, because it was taken out of its
-    // cell.
+    // SAFETY: the memory was allocated with this layout by the same allocator. It is freed only once, because it was
+    // taken out of its cell.
     unsafe { std::alloc::dealloc(memory, layout) };
     true
 }
@@ -123,7 +123,7 @@ fn release() -> bool {
 pub struct Allocator<A = System>(pub A);
 
 // SAFETY: every block comes from the inner allocator and returns to it with the same layout. A failed call is repeated
-// once after memory was freed; no code here allocates or unwinds.
+// once, after memory was freed. No code here allocates or unwinds.
 unsafe impl<A: GlobalAlloc> GlobalAlloc for Allocator<A> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's obligations are the inner allocator's.
@@ -134,7 +134,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Allocator<A> {
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: as above.
+        // SAFETY: as in `alloc`.
         unsafe {
             let memory = self.0.alloc_zeroed(layout);
             if memory.is_null() && release() { self.0.alloc_zeroed(layout) } else { memory }
@@ -142,12 +142,12 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Allocator<A> {
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: as above.
+        // SAFETY: as in `alloc`.
         unsafe { self.0.dealloc(memory, layout) };
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: as above; a block that could not be resized is unchanged.
+        // SAFETY: as in `alloc`; a block that could not be resized is unchanged.
         unsafe {
             let moved = self.0.realloc(memory, layout, size);
             if moved.is_null() && release() { self.0.realloc(memory, layout, size) } else { moved }

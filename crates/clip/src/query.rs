@@ -3,22 +3,25 @@
 use crate::error::{Error, Kind, Result};
 use crate::vector::{cosine, l2_normalize};
 
-/// A sum that is shorter than this, relative to the sum of the weights' absolute values, is noise: rounding the terms
-/// to single precision turns its direction by 6e-8 divided by this length, which is a cosine of 0.9999998 here and
-/// 0.998 at 1e-6.
+/// The minimum length of a sum, relative to the sum of the weights' absolute values. A shorter sum is noise: rounding
+/// the terms to single precision turns its direction by 6e-8 divided by this length, which is a cosine of 0.9999998
+/// here and 0.998 at 1e-6.
 const LEAST_LENGTH: f64 = 1e-4;
 
-/// The direction of a weighted sum of vectors, as a vector of length 1. Only the direction of each vector counts.
+/// The direction of a weighted sum of vectors, as a vector of length 1. Of each vector only the direction counts.
 ///
 /// # Errors
-/// [`Kind::InvalidInput`] if there is no vector, if a vector has no direction, if a weight is not a finite number, or
-/// if the terms cancel out. Lengths must be equal.
+/// [`Kind::InvalidInput`] if there are no terms, if a vector has no direction, if a weight is not a finite number, if
+/// all weights are 0, or if the terms cancel out.
+///
+/// # Panics
+/// If the vectors have different lengths.
 pub fn combine(terms: &[(f64, &[f32])]) -> Result<Vec<f32>> {
     let bad = |message: String| Error::new(Kind::InvalidInput, message);
     if let Some((weight, _)) = terms.iter().find(|(weight, _)| !weight.is_finite()) {
         return Err(bad(format!("weight {weight} is not a finite number")));
     }
-    // Only their proportions count, so scaling them avoids overflow.
+    // Only the proportions of the weights count, so they are scaled to avoid overflow.
     let largest = terms.iter().map(|(weight, _)| weight.abs()).fold(0.0, f64::max);
     let Some((_, first)) = terms.first() else {
         return Err(bad("query has no terms".to_owned()));
@@ -46,10 +49,10 @@ pub fn combine(terms: &[(f64, &[f32])]) -> Result<Vec<f32>> {
     Ok(direction)
 }
 
-/// Chooses up to `k` candidates one after the other by maximal marginal relevance (Carbonell and Goldstein, SIGIR
-/// 1998): each time the candidate with the greatest `lambda · cos(candidate, query) - (1 - lambda) · max cos(candidate,
-/// chosen)`, where the second part is 0 for the first choice. Returns their indexes and these values; among equal
-/// candidates it chooses the first.
+/// Chooses up to `k` candidates one after another by maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998):
+/// each time the candidate with the greatest `lambda · cos(candidate, query) - (1 - lambda) · max cos(candidate,
+/// chosen)`; the second part is 0 for the first choice. Returns the indexes of the chosen candidates and these values.
+/// Among equal candidates the first one is chosen.
 ///
 /// `check_interrupts` is called once per choice; it may unwind.
 pub fn diversify(
@@ -94,7 +97,7 @@ mod tests {
             (found[0] + 1.0 / 5f32.sqrt()).abs() < 1e-6 && (found[1] - 2.0 / 5f32.sqrt()).abs() < 1e-6,
             "{found:?}"
         );
-        // Only proportions count, at any magnitude.
+        // Only the proportions of weights count, at any magnitude.
         assert_eq!(combine(&[(1e308, &[0.0, 3.0]), (-5e307, &[5.0, 0.0])]).unwrap(), found);
         assert_eq!(combine(&[(-2e-300, &[4.0, 0.0])]).unwrap(), [-1.0, 0.0]);
     }
@@ -107,7 +110,7 @@ mod tests {
         assert_eq!(message(&[(f64::NAN, &[1.0])]), "weight NaN is not a finite number");
         assert_eq!(message(&[(1.0, &[0.0, 0.0])]), "zero vector has no direction");
         assert_eq!(message(&[(1.0, &[0.6, 0.8]), (-1.0, &[3.0, 4.0])]), "the terms of the query cancel out");
-        // Nearly, but not quite.
+        // These terms nearly cancel out, but not quite.
         combine(&[(1.0, &[0.6, 0.8]), (-0.999, &[0.6, 0.8])]).unwrap();
     }
 

@@ -1,16 +1,16 @@
-//! Counters of embedders, for each model. Plain data without pointers, so that processes can share it.
+//! Counters of embedders for each model: plain data without pointers, so that processes can share it.
 
 use std::time::Duration;
 
 use crate::embedder::Counters;
 
-/// The number of models with separate counters; later models are counted together.
+/// The number of models with their own counters, including one entry for all later models together.
 const MODELS: usize = 32;
 const OTHERS: &str = "(others)";
 /// Longer names are truncated.
 const NAME: usize = 127;
 
-/// Counters of one model; times in microseconds.
+/// The counters of one model; times are in microseconds.
 #[derive(Clone, Copy, Default)]
 pub struct Figures {
     pub calls: u64,
@@ -27,7 +27,7 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// One call of a given duration, from an embedder's work before and after it.
+    /// The figures of one call that took `taken`, from the embedder's counters before and after it.
     pub fn of_call(before: &Counters, after: &Counters, taken: Duration, failed: bool, memo_hits: u64) -> Self {
         let micros = |d: Duration| d.as_micros() as u64;
         Self {
@@ -84,7 +84,7 @@ impl Default for Table {
 }
 
 impl Table {
-    /// Counts the work with a model.
+    /// Adds the figures of a call for a model.
     pub fn add(&mut self, model: &str, figures: &Figures, now: i64) {
         if self.since == 0 {
             self.since = now;
@@ -96,7 +96,7 @@ impl Table {
         self.slots[index].figures.add(figures);
     }
 
-    /// (model, counters), in the order of their first calls.
+    /// The (model, counters) pairs, in the order of the models' first calls.
     pub fn rows(&self) -> impl Iterator<Item = (&str, &Figures)> {
         self.slots[..self.used].iter().map(|slot| (slot.name(), &slot.figures))
     }

@@ -1,10 +1,10 @@
-//! Additional threads. PostgreSQL's signal handlers must run only in the process's first thread.
+//! Blocks signals in additional threads: PostgreSQL's signal handlers must run only in the process's first thread.
 #![allow(unsafe_code)]
 
-/// Runs `f` with all signals blocked, including in the threads that it starts.
+/// Runs `f` with all signals blocked. The threads that `f` starts inherit this.
 pub(crate) fn with_signals_blocked<T>(f: impl FnOnce() -> T) -> T {
-    // SAFETY: both sets are plain data that libc fills before they are read, and the old mask is restored before
-    // returning. A panic in `f` would leave signals blocked, so it is caught and resumed afterwards.
+    // SAFETY: both sets are plain data that libc fills before they are read, and the old mask is restored before this
+    // function returns. A panic in `f` would leave signals blocked, so it is caught and resumed afterwards.
     unsafe {
         let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = std::mem::zeroed();
         libc::sigfillset(&mut all);

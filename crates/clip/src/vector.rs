@@ -4,8 +4,8 @@ use std::hash::{DefaultHasher, Hasher};
 
 use crate::error::{Error, Kind, Result};
 
-/// Tolerance for cosines of equal vectors: components are float4, and the last bit changes a cosine by about 1e-15.
-/// With this tolerance a threshold of 1 means equal.
+/// Tolerance for cosines of equal vectors: components are float4, and their last bit changes a cosine by about 1e-15.
+/// With this tolerance, a threshold of 1 means equal vectors.
 pub const ROUNDING: f64 = 1e-12;
 
 /// Scales a vector to length 1, in place.
@@ -27,7 +27,7 @@ pub fn l2_normalize(vector: &mut [f32]) -> Result<()> {
     Ok(())
 }
 
-/// Cosine of the angle between two vectors, in [-1, 1], in double precision.
+/// The cosine of the angle between two vectors, in [-1, 1], in double precision; 0 if either is zero.
 pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let (mut dot, mut aa, mut bb) = (0.0, 0.0, 0.0);
     for (x, y) in a.iter().zip(b) {
@@ -40,7 +40,7 @@ pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     if norm > 0.0 { (dot / norm).clamp(-1.0, 1.0) } else { 0.0 }
 }
 
-/// Equal for equal vectors: -0 equals 0.
+/// A hash that is equal for equal vectors: -0 and 0 have the same hash.
 pub fn hash(vector: &[f32]) -> u64 {
     let mut hasher = DefaultHasher::new();
     for value in vector {

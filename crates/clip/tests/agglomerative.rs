@@ -33,7 +33,7 @@ fn matrix(rows: &[Vec<f32>]) -> Array2<f32> {
     Array2::from_shape_vec((rows.len(), rows[0].len()), rows.concat()).unwrap()
 }
 
-/// The rows of a set of the fixtures, to the bit: the same operations in the same order as in the script.
+/// The rows of a set of the fixtures, exactly: the script does the same operations in the same order.
 fn rows(set: &Value) -> Array2<f32> {
     let number = |name: &str| fraction(&set[name]);
     let flag = |name: &str| set[name].as_bool().unwrap();
@@ -67,7 +67,7 @@ fn rows(set: &Value) -> Array2<f32> {
     matrix(&rows)
 }
 
-/// Fractions are strings, because serde_json may be off by a bit.
+/// Fractions are stored as strings, because serde_json may be off by a bit.
 fn fraction(value: &Value) -> f64 {
     value.as_str().map_or_else(|| value.as_f64().unwrap(), |text| text.parse().unwrap())
 }
@@ -171,14 +171,14 @@ fn same_rows_give_same_labels() {
         for threshold in [0.2, 0.5, 0.7, 0.9] {
             let first = cluster(rows.view(), threshold, Linkage::Average);
             assert_eq!(first, cluster(rows.view(), threshold, Linkage::Average));
-            // Any layout.
+            // The layout in memory must not matter.
             let transposed = rows.t().as_standard_layout().into_owned();
             assert_eq!(first, cluster(transposed.t(), threshold, Linkage::Average));
         }
     }
 }
 
-/// With ties several partitions are right. In all of them no two groups reach the threshold.
+/// With ties, several partitions are right. In all of them, no two groups reach the threshold.
 #[test]
 fn ties_end_where_no_groups_reach_the_threshold() {
     for set in sets().iter().filter(|set| set["grid"] == true) {
@@ -205,7 +205,7 @@ fn ties_end_where_no_groups_reach_the_threshold() {
     }
 }
 
-/// All cosines between different rows are 0: one height, at which all rows merge or none. There are more rows than a
+/// All cosines between different rows are 0, so all rows merge at one threshold or none do. There are more rows than a
 /// list has entries.
 #[test]
 fn orthogonal_rows_merge_all_or_none() {
@@ -249,13 +249,13 @@ fn few_rows() {
     }
 }
 
-/// The cosine is computed from the actual rows, not from ideal ones: f16 changes a length by up to 1e-3.
+/// The cosine is computed from the actual rows, not from normalised ones: f16 changes a length by up to 1e-3.
 #[test]
 fn lengths_near_one_do_not_matter() {
     let rows = clique(300, 24, 1.0, 9);
     let mut scaled = rows.clone();
     for (i, mut row) in scaled.outer_iter_mut().enumerate() {
-        // Powers of two are exact; 1 + 2^-11 moves the last bits only.
+        // Powers of two are exact; the factor 1 ± 2^-11 changes only the last bits.
         let factor = if i % 2 == 0 { 1.0 + 1.0 / 2048.0 } else { 1.0 - 1.0 / 2048.0 };
         row.mapv_inplace(|v| v * factor);
     }
@@ -284,7 +284,7 @@ fn bad_input_is_refused() {
     assert_eq!(refused(Array2::zeros((3, 0)), 0.5).element, Some(0));
 }
 
-/// Unwinding out of any report of the progress leaves nothing behind.
+/// Any progress report may unwind, and nothing remains of the call.
 #[test]
 fn a_report_may_unwind() {
     let rows = clique(6000, 64, 0.6, 11);
@@ -306,13 +306,14 @@ fn a_report_may_unwind() {
     assert_eq!(cluster(rows.view(), 0.735, Linkage::Average), expected);
 }
 
-/// What this thread has computed so far: a busy machine may keep it waiting.
+/// The computing time of this thread: elapsed time would include the time during which a busy machine keeps it waiting.
 fn computed() -> Duration {
     let times = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
     Duration::from_nanos(times.split_whitespace().next().unwrap().parse().unwrap())
 }
 
-/// 20,000 rows, each pair above the threshold, or half of the pairs: never half a second without a report of the progress.
+/// 20,000 rows with every pair above the threshold, or half of the pairs: progress must be reported at least every half
+/// second.
 #[test]
 fn reports_come_often() {
     let rows = clique(20_000, 32, 0.3, 13);
@@ -337,8 +338,7 @@ fn reports_come_often() {
     }
 }
 
-/// Distant rows do not change a row's cluster, even if the many others, which span 20 axes, make the engine use a
-/// sketch first.
+/// Distant rows do not change a row's cluster. The many other rows span 20 axes, so the engine uses a sketch first.
 #[test]
 fn a_part_that_is_far_from_the_rest_has_its_own_clusters() {
     let part = clique(300, 256, 0.5, 17);

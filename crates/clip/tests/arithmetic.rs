@@ -1,5 +1,5 @@
-//! Limits of the arithmetic that needs no model, each from both sides. Expected values come from NumPy, as the comments
-//! show.
+//! Tests limits of the arithmetic that needs no model, each from both sides. Expected values come from NumPy, as the
+//! comments show.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use clip::query::combine;
 use ndarray::arr3;
 use safetensors::{Dtype, tensor::TensorView};
 
-/// A directory for one test, which is removed afterwards.
+/// A directory for one test; it is removed on drop.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -29,12 +29,12 @@ impl Folder {
         std::fs::write(path, text).unwrap();
     }
 
-    /// Tensors as (name, shape, values).
+    /// Writes tensors, given as (name, shape, values), in float32.
     fn tensors(&self, name: &str, tensors: &[(&str, &[usize], &[f32])]) {
         self.tensors_of(Dtype::F32, name, tensors);
     }
 
-    /// For numbers that are exact in that type.
+    /// Writes tensors in another type, for numbers that are exact in it.
     fn tensors_of(&self, kind: Dtype, name: &str, tensors: &[(&str, &[usize], &[f32])]) {
         let bytes = |value: f32| match kind {
             Dtype::F16 => half::f16::from_f32(value).to_le_bytes().to_vec(),
@@ -64,7 +64,7 @@ fn near(found: &[f32], wanted: &[f32]) -> bool {
     found.len() == wanted.len() && found.iter().zip(wanted).all(|(a, b)| (a - b).abs() < 1e-6)
 }
 
-/// A text model of sentence-transformers: positions, a mode of pooling, a dense layer of two values to three.
+/// A text model of sentence-transformers: positions, one pooling mode, and a dense layer from two values to three.
 fn with_dense(name: &str, config: &str, tensors: &[(&str, &[usize], &[f32])]) -> (Folder, clip::Result<Pooling>) {
     let folder = Folder::new(name);
     folder.write(
@@ -104,10 +104,10 @@ fn a_dense_layer_is_weight_times_mean_plus_bias() {
         let found = pooling.apply(positions.clone(), &[2]).unwrap();
         assert!(near(found.as_slice().unwrap(), &wanted), "{activation}, bias {bias}: {found}");
     }
-    // sentence-transformers' own defaults: tanh, and a bias.
+    // sentence-transformers' own defaults are tanh and a bias.
     let (_folder, pooling) = with_dense("dense-default", "{}", &[WEIGHT, BIAS]);
     assert!(near(pooling.unwrap().apply(positions.clone(), &[2]).unwrap().as_slice().unwrap(), &squashed));
-    // A graph that returns one vector per item contains its dense layer.
+    // A graph that returns one vector per item already contains its dense layer.
     let (_folder, pooling) = with_dense("dense-inside", "{}", &[WEIGHT, BIAS]);
     let ready = ndarray::arr2(&[[1.0f32, 2.0]]);
     assert_eq!(pooling.unwrap().apply(ready.clone().into_dyn(), &[1]).unwrap(), ready);
@@ -153,7 +153,7 @@ fn a_dense_layer_that_does_not_fit_is_refused() {
 #[test]
 fn weights_are_read_in_each_of_their_types() {
     let positions = arr3(&[[[1.0f32, 0.5], [0.0, 0.25]]]).into_dyn();
-    // As above; the numbers are exact in eight bits of mantissa.
+    // The expected values are those of the test above; the numbers are exact in eight bits of mantissa.
     let exact = [0.4375, -3.125, 0.375];
     let config = r#"{"activation_function": "torch.nn.modules.linear.Identity"}"#;
     for kind in [Dtype::F32, Dtype::F16, Dtype::BF16] {
@@ -182,7 +182,7 @@ fn the_logit_scale_is_read_in_each_of_its_types() {
     let folder = Folder::new("logits-F64");
     folder.tensors_of(Dtype::F64, "model.safetensors", &[("logit_scale", &[], &[4.5])]);
     assert_eq!(Logits::stated(&bare(&folder.0)).unwrap_err().kind, Kind::BadModel);
-    // The configuration comes first, and a logarithm beyond e^20 is invalid.
+    // The configuration takes precedence, and a logarithm beyond 20 is invalid.
     folder.write("config.json", r#"{"logit_scale": 20.0}"#);
     assert_eq!(Logits::stated(&bare(&folder.0)).unwrap().unwrap().scale, 20f64.exp());
     for wrong in ["20.1", "-20.1", "\"four\""] {
@@ -226,7 +226,7 @@ fn modes_of_pooling_are_read() {
 
 #[test]
 fn an_item_without_a_position_takes_the_first() {
-    // Not a mean over zero positions, which would be NaN.
+    // A mean over zero positions would be NaN.
     let positions = arr3(&[[[3.0f32, 4.0], [7.0, 8.0]], [[5.0, 6.0], [1.0, 2.0]]]).into_dyn();
     let mean = Pooling { modes: vec![PoolingMode::Mean], ..Pooling::default() };
     assert_eq!(mean.apply(positions.clone(), &[0, 9]).unwrap(), ndarray::arr2(&[[3.0, 4.0], [3.0, 4.0]]));
@@ -262,7 +262,7 @@ fn terms_cancel_out_below_a_ten_thousandth_of_their_length() {
     let left = |weight: f64| combine(&[(1.0, &[0.6, 0.8]), (-weight, &[0.6, 0.8])]).map_err(|error| error.message);
     assert!(left(1.0 - 2.2e-4).is_ok());
     assert_eq!(left(1.0 - 1.8e-4).unwrap_err(), "the terms of the query cancel out");
-    // Weights are proportions: a factor of a thousand changes nothing.
+    // Only the proportions of weights count: a thousand times as many terms change nothing.
     let (mut many, part): (Vec<(f64, &[f32])>, &[f32]) = (Vec::new(), &[0.6, 0.8]);
     for _ in 0..1000 {
         many.extend([(1.0, part), (-(1.0 - 1.8e-4), part)]);
@@ -278,11 +278,12 @@ fn a_cluster_holds_only_what_its_others_leave_room_for() {
         angles.iter().for_each(|angle| sum.add(&unit(*angle), None, 1));
         sum
     };
-    // One member: the member itself, and no vector that differs by more than rounding (1e-4 of the length).
+    // A sum of one member can hold only this member, within rounding (1e-4 of the length).
     let one = sum(&[0.0]);
     assert!(one.may_hold(&unit(0.0)) && one.may_hold(&unit(0.005)));
     assert!(!one.may_hold(&unit(0.01)) && !one.may_hold(&unit(180.0)));
-    // Two at right angles: without one of them, a vector of length 1 remains; without another vector, a longer one.
+    // Two members at right angles: without one of them a vector of length 1 remains; without any other vector, a longer
+    // one.
     let two = sum(&[0.0, 90.0]);
     assert!(two.may_hold(&unit(0.0)) && two.may_hold(&unit(90.0)) && two.may_hold(&unit(45.0)));
     assert!(!two.may_hold(&unit(-5.0)) && !two.may_hold(&unit(180.0)));
@@ -295,7 +296,7 @@ fn members_that_nearly_cancel_out_have_no_direction() {
     let mut sum = Sum::new(2);
     sum.add(&[1.0, 0.0], None, 1);
     sum.add(&[-1.0, 3e-6], None, 1);
-    // 1.5e-6 per member remains, which is above a millionth.
+    // 1.5e-6 per member remain, which is above a millionth.
     assert_eq!(sum.direction(), Some(vec![0.0, 1.0]));
     let mut less = Sum::new(2);
     less.add(&[1.0, 0.0], None, 1);

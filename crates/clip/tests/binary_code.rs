@@ -100,13 +100,13 @@ fn scores_are_those_of_the_second_implementation() {
             let found = likelihood.score(&candidate.code);
             assert!((found - expected).abs() < 0.02, "{} dimensions: {found}, not {expected}", vector.len());
         }
-        // The vector's own cluster comes first, with the expected score.
+        // The vector's own cluster ranks first, with the expected score.
         let ranked = likelihood.rank(candidates.clone());
         assert!(ranked[0].1.id == 0 && ranked[0].0 > -3.3);
         let mut sorted = expected.clone();
         sorted.sort_by(|a, b| b.total_cmp(a));
         assert!(ranked.iter().zip(sorted).all(|((score, _), expected)| (score - expected).abs() < 0.02));
-        // Among equal scores the nearer comes first, then the older.
+        // Among equal scores, the nearer cluster ranks first, then the older one.
         let twin = |id, distance| Candidate { id, distance, ..candidates[0] };
         let twins = likelihood.rank(vec![twin(2, 8), twin(3, 7), twin(1, 7)]);
         assert_eq!(twins.iter().map(|(_, twin)| twin.id).collect::<Vec<_>>(), [1, 3, 2]);
@@ -122,12 +122,12 @@ fn no_cosine_and_no_candidates_are_no_panic() {
         let likelihood = Likelihood::new(&rotated, coder.width(), cosine, &[]);
         assert!(likelihood.score(&code).is_finite());
     }
-    // Without knowledge of the cosine, no code is unlikely.
+    // If the cosine says nothing, no code is unlikely.
     assert_eq!(Likelihood::new(&rotated, coder.width(), -0.5, &[]).score(&code), 0.0);
 }
 
-/// What is read from a table is checked: a block of any bytes is scanned without a panic, and one that is no whole number of
-/// entries has none.
+/// Data read from a table are checked: a block of any bytes is scanned without a panic, and a block that is not a whole
+/// number of entries counts as empty.
 #[test]
 fn damaged_blocks_are_no_panic() {
     let coder = Coder::new(8);
@@ -137,7 +137,7 @@ fn damaged_blocks_are_no_panic() {
         let bytes: Vec<u8> = (0..length)
             .map(|_| {
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                // Most of the bytes are 0xFF, as in the block that was found by fuzzing.
+                // Most bytes are 0xFF, as in a block that fuzzing found.
                 if state >> 30 == 0 { (state >> 20) as u8 } else { 0xFF }
             })
             .collect();

@@ -1,4 +1,4 @@
-//! Cached rewritten graphs: their vectors equal the vectors of the model's own file, and damage is harmless.
+//! Tests the cache of rewritten graphs: the vectors equal those of the model's own file, and damage is harmless.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ fn embedder(root: &Path, name: &str, cache: Option<&Path>) -> Embedder {
     Embedder::new(model, library, 1).with_cache(cache.map(Path::to_owned))
 }
 
-/// A text's vector and an image's.
+/// The vectors of a text and of an image.
 fn vectors(clip: &mut Embedder) -> [Vec<f32>; 2] {
     let photo = fs::read(fixtures().join("smaller/large.jpg")).unwrap();
     let image = clip.embed_images(&[&photo], &Limits::default(), &mut || ()).unwrap().remove(0);
@@ -43,7 +43,7 @@ fn entries(cache: &Path) -> Vec<PathBuf> {
 
 #[test]
 fn vectors_are_the_same_from_the_cache() {
-    // A transformer and a graph with convolutions, whose layout depends on the CPU.
+    // A transformer, and a graph with convolutions, whose layout depends on the CPU.
     for (root, name) in [(fixtures(), "clip-mini"), (fixtures().join("../../models"), "photo-mini")] {
         let cache = folder(name);
         let expected = vectors(&mut embedder(&root, name, None));
@@ -51,7 +51,7 @@ fn vectors_are_the_same_from_the_cache() {
         assert!(furthest(&vectors(&mut first), &expected) < 1e-6, "{name}: written and mapped");
         assert_eq!((entries(&cache).len(), first.take_notes()), (2, Vec::new()), "{name}: a graph for each tower");
         let mut second = embedder(&root, name, Some(&cache));
-        // The weights are converted during these runs.
+        // During these runs the weights are converted.
         for run in 0..24 {
             assert!(furthest(&vectors(&mut second), &expected) < 1e-6, "{name}: mapped, run {run}");
         }
@@ -64,7 +64,7 @@ fn vectors_are_the_same_from_the_cache() {
 
 #[test]
 fn whether_texts_are_filled_up_is_kept() {
-    // One with a causal text tower, and one that takes the mean over all positions.
+    // One model with a causal text tower, and one that takes the mean over all positions.
     let layouts = fixtures().join("layouts");
     for (root, name, padded) in [(fixtures(), "clip-mini", false), (layouts, "siglip", true)] {
         let cache = folder(&format!("padding-{name}"));

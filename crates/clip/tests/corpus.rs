@@ -9,9 +9,10 @@ use clip::image::info::info;
 use clip::image::{Limits, decode};
 use serde_json::Value;
 
-/// Maximum growth of the process's peak by a hostile file, in KiB: the smallest of the decoders' own limits.
+/// Maximum growth of the process's peak memory by a hostile file, in KiB: the smallest of the decoders' own limits.
 const HOSTILE_GROWTH: u64 = 64 << 10;
-/// Far more than any of these small files needs, and far less than an attack needs. Debug builds are 30 times slower.
+/// Maximum time for a file: far more than any of these small files needs, and far less than an attack needs. Debug
+/// builds are 30 times slower.
 const SLOWEST: Duration = Duration::from_secs(if cfg!(debug_assertions) { 60 } else { 2 });
 
 fn corpus() -> PathBuf {
@@ -35,32 +36,33 @@ fn peak() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// Resets the peak to the current resident size. Without the privilege to do so the peak remains, and the limit then
+/// Resets the peak to the current resident size. Without the privilege to do so, the peak remains, and the limit then
 /// applies to the growth by all hostile files together.
 fn reset_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
-/// What all threads of this process have computed so far (`man 5 proc`: stat; a hundredth of a second each).
+/// The computing time of all threads of this process so far (`man 5 proc`: stat; in hundredths of a second).
 fn computed() -> Duration {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
     let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
     Duration::from_millis(10 * (fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()))
 }
 
-/// What is wrong with the outcome of one file, if anything.
+/// Returns what is wrong with the outcome for a file, if anything.
 fn judge(entry: &Value, bytes: &[u8]) -> Result<(), String> {
     let (started, before) = (Instant::now(), computed());
     let outcome = std::panic::catch_unwind(|| decode(bytes, &Limits::default())).map_err(|_| "it panics".to_owned())?;
     let header =
         std::panic::catch_unwind(|| info(bytes, &Limits::default())).map_err(|_| "its header panics".to_owned())?;
-    // Both: a busy machine may keep it waiting, and other tests' threads compute meanwhile.
+    // The smaller of the two counts: a busy machine may keep this thread waiting, and threads of other tests compute in
+    // the meantime.
     let took = started.elapsed().min(computed() - before);
     if took > SLOWEST {
         return Err(format!("it takes {:.1} s", took.as_secs_f64()));
     }
     match (&outcome, &header) {
-        // Upright, as the picture.
+        // The sides are compared upright, as the picture is.
         (Ok(decoded), Ok(info)) => {
             let (w, h) = if info.orientation < 5 { (info.width, info.height) } else { (info.height, info.width) };
             if (w, h) != decoded.size {
@@ -68,7 +70,7 @@ fn judge(entry: &Value, bytes: &[u8]) -> Result<(), String> {
             }
         }
         (Ok(_), Err(error)) => return Err(format!("its header can't be read: {error}")),
-        // The header may be intact although the picture is not; otherwise the problem is the same.
+        // The header may be intact if the picture is not; otherwise both must have the same problem.
         (Err(error), Err(of_header)) if error.kind != of_header.kind => {
             return Err(format!("its header has \"{of_header}\", its picture \"{error}\""));
         }
@@ -89,7 +91,7 @@ fn judge(entry: &Value, bytes: &[u8]) -> Result<(), String> {
                 return Err(format!("mean {found:.1?}, not {mean:?}"));
             }
             // A mean does not detect rotations, but four single pixels do. They may differ by rounding, and by twice
-            // the mean's tolerance.
+            // the tolerance of the mean.
             for spot in expect["at"].as_array().unwrap().iter().map(numbers) {
                 let pixel = image.get_pixel(spot[0] as u32, spot[1] as u32).0;
                 if pixel.iter().zip(&spot[2..]).any(|(a, b)| (f64::from(*a) - b).abs() > 2.0 * tolerance) {
@@ -119,13 +121,13 @@ fn judge(entry: &Value, bytes: &[u8]) -> Result<(), String> {
     }
 }
 
-/// One test, because the peak applies to the whole process.
+/// This is a single test, because the peak applies to the whole process.
 #[test]
 fn every_file_comes_out_right() {
     let index = index();
     let mut wrong = Vec::new();
     let mut note = |name: &str, about: &Value, what: String| wrong.push(format!("{name} ({about}): {what}"));
-    // Hostile files first, while the peak that they must not raise is lowest.
+    // Hostile files come first, while the peak, which they must not raise, is lowest.
     for entry in index.iter().filter(|entry| entry["hostile"] == true) {
         let (name, bytes) = file(entry);
         reset_peak();
@@ -164,7 +166,7 @@ fn the_index_is_whole() {
     assert!(good >= 120 && index.len() - good >= 80, "{good} of {} decode", index.len());
 }
 
-/// Files of `pillow_images.py` whose result differs from Pillow's, and why this is right or accepted.
+/// Files of `pillow_images.py` whose result differs from Pillow's, by the reason why this is right or accepted.
 const OTHERWISE: [(&str, &[&str]); 6] = [
     (
         "sixteen bits a channel: Pillow clips or rounds",
@@ -206,7 +208,7 @@ fn pillows_own_images() {
         let name = entry["file"].as_str().unwrap();
         let ours = decode(&read(&entry["file"]), &Limits::default());
         let (Ok(ours), Some(_)) = (&ours, entry.get("reference")) else {
-            // Files that only one of the two decodes are reported, not judged.
+            // If only one of the two decodes a file, this is reported, not judged.
             match ours {
                 Err(error) if entry.get("reference").is_some() => refused.push(format!("{name}: {error}")),
                 _ => {}

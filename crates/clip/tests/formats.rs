@@ -1,4 +1,4 @@
-//! Compares AVIF, JPEG XL and some kinds of TIFF with the pixels of libavif, libjxl and tifffile
+//! Compares the pixels of AVIF, JPEG XL and some kinds of TIFF with those of libavif, libjxl and tifffile
 //! (`tests/fixtures/formats.py`), and decodes truncated and changed files.
 #![cfg(all(feature = "avif", feature = "jxl"))]
 
@@ -109,7 +109,7 @@ fn cut_and_changed_files_are_errors() {
     for (folder, file) in [("avif", "plain.avif"), ("avif", "alpha.avif"), ("jxl", "lossy.jxl"), ("jxl", "jpeg.jxl")] {
         files::cut_and_change(&read(folder, file));
     }
-    // Its second picture may be missing.
+    // A cut may remove only its second picture, which is not decoded.
     let sequence = read("avif", "sequence_alpha.avif");
     files::change(&sequence);
     assert!(decode(&sequence[..sequence.len() / 2], &Limits::default()).is_err());

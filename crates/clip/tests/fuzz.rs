@@ -1,7 +1,7 @@
-//! Mutated input: no input may cause a panic, an abort, a hang or unbounded memory.
+//! Tests mutated input: no input may cause a panic, an abort, a hang or unbounded memory.
 //!
-//! The generator has a fixed seed, so findings are repeatable. `cargo test` runs a short slice; `make fuzz` sets the
-//! counts for the long run. A finding is stored in `target/fuzz/`, and its seed is printed.
+//! The generator has a fixed seed, so findings are repeatable. `cargo test` runs a small number of items; `make fuzz`
+//! sets the numbers for the long run. The input of a finding is stored in `target/fuzz/`, and its number is printed.
 
 mod files;
 
@@ -15,20 +15,19 @@ use clip::image::{Limits, decode, decode_for, resize_and_crop};
 use clip::model::Model;
 use clip::text::TextEncoder;
 
-/// One item may take this long in a release build, as the processor counts; the limits below make the largest take about
-/// 0.5 s.
+/// Maximum processor time for one item in a release build. With the limits below, the largest items take about 0.5 s.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
 }
 
-/// The number of items from an environment variable.
+/// The number of items, from an environment variable, or the short default.
 fn count(variable: &str, short: u64) -> u64 {
     std::env::var(variable).ok().map_or(short, |value| value.parse().expect("a number of items"))
 }
 
-/// xorshift64*, seeded with the item's number, so each item can be recreated alone.
+/// xorshift64*, seeded with the item's number, so that each item can be recreated alone.
 struct Random(u64);
 
 impl Random {
@@ -48,15 +47,15 @@ impl Random {
     }
 }
 
-/// One to eight changes: bits, bytes at the limits of their range, lengths, ranges moved, cut or doubled, and the head
-/// of one file joined to the tail of another.
+/// Makes one to eight changes: flips bits, sets bytes to the limits of their range, changes lengths, moves, cuts or
+/// doubles ranges, and joins the head of one file to the tail of another.
 fn mutate(bytes: &mut Vec<u8>, other: &[u8], random: &mut Random) {
     for _ in 0..=random.below(8) {
         if bytes.is_empty() {
             return;
         }
         let at = random.below(bytes.len());
-        // Headers decide most, so half of the changes go there.
+        // Half of the changes are in the header, which decides most.
         let at = if random.next().is_multiple_of(2) { at.min(random.below(64)) } else { at };
         match random.below(9) {
             0 => bytes[at] ^= 1 << random.below(8),
@@ -94,15 +93,15 @@ fn mutate(bytes: &mut Vec<u8>, other: &[u8], random: &mut Random) {
     }
 }
 
-/// What this process has used of processors (`man 5 proc`: utime and stime, in hundredths of a second).
+/// The processor time that this process has used (`man 5 proc`: utime and stime, in hundredths of a second).
 fn used() -> Duration {
     let status = std::fs::read_to_string("/proc/self/stat").unwrap();
-    // Behind the name, which may contain anything.
+    // The fields follow the name, which may contain anything.
     let fields: Vec<&str> = status[status.rfind(')').unwrap() + 2..].split(' ').collect();
     Duration::from_millis(10 * fields[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum::<u64>())
 }
 
-/// Runs one item and keeps its input if it panics or takes too long.
+/// Runs one item, and stores its input if it panics or takes too long.
 fn attempt(target: &str, item: u64, input: &[u8], run: impl FnOnce()) {
     let start = used();
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
@@ -120,7 +119,7 @@ fn attempt(target: &str, item: u64, input: &[u8], run: impl FnOnce()) {
     }
 }
 
-/// The largest resident size of this process so far, in MB.
+/// The peak resident memory of this process, in MiB.
 fn peak_megabytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
@@ -143,7 +142,7 @@ fn files_below(folder: &Path, keep: &dyn Fn(&Path) -> bool) -> Vec<Vec<u8>> {
     paths.iter().map(|path| std::fs::read(path).unwrap()).collect()
 }
 
-/// A format in small letters, camera RAW as one.
+/// The name of a format in lower case; "raw" for any camera RAW.
 fn name_of(format: &str) -> String {
     match format {
         "JPEG XL" => "jxl".to_owned(),
@@ -160,17 +159,17 @@ fn images() {
     let folders = ["images", "corpus", "heic", "avif", "jxl", "tiff"].into_iter();
     let mut seeds: Vec<_> = folders.flat_map(|folder| files_below(&fixtures().join(folder), &is_image)).collect();
     seeds.extend(files::raws(&clip::image::synthetic::photo(480, 450, 1).unwrap()));
-    // One format alone where CLIP_FUZZ_FORMAT names it: what is a picture of that format.
+    // If CLIP_FUZZ_FORMAT names a format, only files of that format are used.
     let only = std::env::var("CLIP_FUZZ_FORMAT").unwrap_or_default().to_lowercase();
     if !only.is_empty() {
         seeds.retain(|bytes| info(bytes, &Limits::default()).is_ok_and(|header| name_of(header.format) == only));
     }
     assert!(!seeds.is_empty(), "no file of the format {only:?}");
-    // 4 megapixels: at most 32 MB a decoded image, whatever a header claims.
+    // With 4 megapixels, a decoded image takes at most 32 MB, regardless of its header.
     let limits = Limits { max_pixels: 4_000_000, allow_truncated: true, ..Limits::default() };
     let preprocess = Preprocess::clip(224);
     let (mut usable, total) = (0, count("CLIP_FUZZ_IMAGES", 2_000));
-    // A run can be put together of several.
+    // CLIP_FUZZ_FIRST continues an earlier run.
     let first = count("CLIP_FUZZ_FIRST", 0);
     for item in first..first + total {
         let mut random = Random::new(item);
@@ -180,7 +179,7 @@ fn images() {
         attempt("image", item, &bytes, || {
             let full = decode(&bytes, &limits);
             assert!(info(&bytes, &Limits::default()).is_ok() || full.is_err());
-            // A JPEG has the same faults when decoded at a reduced size.
+            // A JPEG has the same errors when it is decoded at a reduced size.
             let tiny = Preprocess::clip(4);
             match (decode_for(&bytes, &limits, &tiny), &full) {
                 (Ok(small), Ok(full)) => {

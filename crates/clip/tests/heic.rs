@@ -1,4 +1,4 @@
-//! Compares HEIC with pillow-heif's pixels (`tests/fixtures/heic.py`), with grids as phones write them, and decodes
+//! Compares HEIC with pillow-heif's pixels (`tests/fixtures/heic.py`), decodes grids as phones write them, and decodes
 //! truncated and changed files.
 #![cfg(feature = "heic")]
 
@@ -45,7 +45,7 @@ fn pixels_are_pillow_heifs() {
     }
 }
 
-/// A picture of this size, in tiles of 512 pixels as phones write them.
+/// A picture of this size, and a file of it in tiles of 512 pixels, as phones write them.
 fn grid(width: u32, height: u32) -> (RgbImage, Vec<u8>) {
     let picture =
         RgbImage::from_fn(width, height, |x, y| image::Rgb([(x / 6) as u8, (y / 5) as u8, ((x + y) / 12) as u8]));
@@ -73,7 +73,7 @@ fn limits_hold() {
     assert_eq!(error.kind, Kind::Interrupted);
 }
 
-/// The decoder's configuration and the first picture of sequence.heic, and the properties of an item that has it.
+/// The first picture of sequence.heic, and the properties of an item for it, including the decoder's configuration.
 fn coded() -> (Vec<u8>, Vec<Vec<u8>>) {
     let file = read("sequence.heic");
     let number = |at: usize| u32::from_be_bytes(*file[at..].first_chunk().unwrap()) as usize;
@@ -87,7 +87,7 @@ fn coded() -> (Vec<u8>, Vec<Vec<u8>>) {
     (sample, vec![size, whole(b"hvcC"), whole(b"colr")])
 }
 
-/// A grid of one tile, which is made of the grid.
+/// The grid's only tile refers to the grid as its own tile.
 #[test]
 fn tiles_that_form_a_circle_end() {
     let (sample, properties) = coded();
@@ -104,11 +104,11 @@ fn tiles_that_form_a_circle_end() {
     assert!(matches!(ended, (Ok(()), Ok(()), Ok(()))), "{ended:?}");
 }
 
-/// The decoder keeps a record of each piece, which may be one byte.
+/// The decoder keeps a record of each piece (NAL unit), which may be a single byte.
 #[test]
 fn a_picture_of_countless_pieces_is_broken() {
     let (_, mut properties) = coded();
-    // The length of a piece in one byte.
+    // The lengths of pieces have one byte.
     properties[1][8 + 21] &= 0xFC;
     let file = files::heif(&[(b"hvc1", &vec![0; 1 << 20])], &[], &properties);
     let error = decode(&file, &Limits::default()).unwrap_err();
@@ -119,14 +119,14 @@ fn a_picture_of_countless_pieces_is_broken() {
 #[test]
 fn a_first_picture_of_any_size_is_read() {
     let (sample, properties) = coded();
-    // With a message of 256 kB behind the slices (a suffix SEI, type 40).
+    // A message of 256 kB (a suffix SEI, type 40) follows the slices.
     let message = [(1_u32 << 18).to_be_bytes().as_slice(), &[80, 1], &vec![0x80; (1 << 18) - 2]].concat();
     let padded = [sample, message].concat();
     let file = files::heif(&[(b"hvc1", &padded)], &[], &properties);
     assert_eq!(decode(&file, &Limits::default()).unwrap().size, (120, 80));
 }
 
-/// What is looked up one by one has a limit: here references that say nothing.
+/// Items that are looked up one by one are limited in number; here they are references without a meaning.
 #[test]
 fn tables_have_a_limit() {
     let (sample, properties) = coded();
@@ -139,7 +139,7 @@ fn tables_have_a_limit() {
     assert_eq!((error.kind, error.message.as_str()), (Kind::LimitExceeded, "HEIC image has too many items"));
 }
 
-/// EXIF with the time at which a picture was taken, as an item has it: behind the offset of its beginning.
+/// An EXIF item with the time at which a picture was taken. It begins with the offset of the EXIF block.
 fn exif(date: &[u8; 20]) -> Vec<u8> {
     let entry = |tag: u16, kind: u16, count: u32, value: u32| {
         [
@@ -152,11 +152,11 @@ fn exif(date: &[u8; 20]) -> Vec<u8> {
         ]
         .concat()
     };
-    // The directory of EXIF is at 26, its text at 44.
+    // The EXIF directory is at position 26, its text at 44.
     [[0; 4].as_slice(), b"II*\0\x08\0\0\0", &entry(0x8769, 4, 1, 26), &entry(0x9003, 2, 20, 44), date].concat()
 }
 
-/// Blocks of EXIF that share their data cost nothing in the file, and each is read.
+/// EXIF blocks that share their data take no space in the file, but each would be read.
 #[test]
 fn many_blocks_of_exif_are_not_read() {
     let (sample, properties) = coded();
@@ -173,7 +173,7 @@ fn many_blocks_of_exif_are_not_read() {
     }
 }
 
-/// Cameras code 33 megapixels in one piece.
+/// Cameras code 33 megapixels as one picture.
 #[test]
 fn a_large_picture_in_one_piece_is_within_the_limits() {
     let mut file = read("plain.heic");
@@ -187,7 +187,7 @@ static STOP: AtomicBool = AtomicBool::new(false);
 
 #[test]
 fn what_nothing_stops_is_left_behind() {
-    // Large: one call of the decoder takes far longer than 0.05 s, after which it is left behind.
+    // The picture is large: one call of the decoder takes far longer than 0.05 s, after which the call is abandoned.
     let noise = RgbImage::from_fn(6000, 4000, |x, y| image::Rgb([(x * y) as u8, (x ^ y) as u8, (x * 7 + y * 3) as u8]));
     let mut webp = std::io::Cursor::new(Vec::new());
     noise.write_to(&mut webp, image::ImageFormat::WebP).unwrap();
@@ -206,7 +206,7 @@ fn what_nothing_stops_is_left_behind() {
     stopper.join().unwrap();
     assert!(result.is_err_and(|error| error.kind == Kind::Interrupted), "decoded in {took:?}");
     assert!(took < whole * 3 / 4, "{took:?}, and the whole takes {whole:?}");
-    // The next one waits for what was left behind, and comes out right.
+    // The next call waits for the abandoned one, and has the right result.
     STOP.store(false, Ordering::Relaxed);
     assert!(decode(&file, &limits).unwrap().rgb == noise);
 }
@@ -222,19 +222,19 @@ fn sequences_have_frames_and_a_turn() {
     }
 }
 
-/// The number of frames is the file's word, so it is bounded by what the file could hold.
+/// The stated number of frames may be wrong, so it is limited to what the file can hold.
 #[test]
 fn a_sequence_has_no_more_frames_than_it_lists() {
     let mut file = read("sequence.heic");
     let at = content(&file, b"stsz") + 8;
     file[at..at + 4].copy_from_slice(&u32::MAX.to_be_bytes());
     assert_eq!(info(&file, &Limits::default()).unwrap().frames, 2);
-    // All of one size, which the file gives once.
+    // All frames have one size, which is stored once.
     file[at - 4..at].copy_from_slice(&1000_u32.to_be_bytes());
     assert_eq!(info(&file, &Limits::default()).unwrap().frames as usize, file.len());
 }
 
-/// Where the content of the first box of a name begins.
+/// The position where the content of the first box with this name begins.
 fn content(file: &[u8], name: &[u8]) -> usize {
     file.windows(4).position(|window| window == name).unwrap() + 4
 }
@@ -252,7 +252,7 @@ fn a_sequence_that_starts_with_no_picture_is_refused_by_name() {
     let at = content(&other_codec, b"hvc1");
     other_codec[at - 4..at].copy_from_slice(b"vvc1");
     unsupported(&other_codec);
-    // Scaled to half the width by its matrix.
+    // The matrix scales the picture to half the width.
     let mut scaled = read("sequence.heic");
     let at = content(&scaled, b"tkhd") + 40;
     scaled[at..at + 4].copy_from_slice(&(1_i32 << 15).to_be_bytes());
@@ -269,7 +269,7 @@ fn a_sequence_without_its_first_picture_is_truncated() {
     assert_eq!((error.kind, error.message.as_str()), (Kind::InvalidInput, "HEIC image is truncated"), "{error}");
 }
 
-/// A mirrored matrix exchanges left and right, before the turn.
+/// A mirrored matrix exchanges left and right before the turn.
 #[test]
 fn a_mirrored_sequence_is_mirrored() {
     let with_matrix = |matrix: [i32; 4]| {

@@ -1,5 +1,5 @@
-//! Every export layout in `tests/fixtures/layouts` loads unchanged and returns the vectors of onnxruntime in Python;
-//! unusable layouts are refused with the reason.
+//! Every export layout in `tests/fixtures/layouts` must load unchanged and give the vectors of onnxruntime in Python;
+//! unusable layouts must be refused with the reason.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,8 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
 }
 
-/// The user's name for the model of an expectation: the directory, `directory:variant`, or a pair of directories.
+/// The name by which a user names the model of an expectation file: the directory, `directory:variant`, or a pair of
+/// directories.
 fn spec(directory: &str, file: &str) -> String {
     let rest = file.trim_start_matches("expected").trim_end_matches(".json");
     match rest.trim_start_matches('_') {
@@ -76,7 +77,7 @@ fn check(spec: &str, expected: &Value) {
         let file = image(&entry["image"]);
         close(&embedder.embed_images(&[&file], &Limits::default(), &mut || ()).unwrap()[0], entry, &entry["image"]);
     }
-    // The whole graph's result for each image and all texts; six decimals are stored.
+    // The probabilities of the whole graph for each image with all texts, stored with six decimals.
     for (entry, wanted) in images.iter().zip(expected["probabilities"].as_array().into_iter().flatten()) {
         let logits = embedder.logits().unwrap();
         let file = image(&entry["image"]);
@@ -94,7 +95,7 @@ fn check(spec: &str, expected: &Value) {
     }
     assert!(!texts.is_empty() || !images.is_empty(), "{spec}: nothing is expected");
 
-    // All in one call, with different lengths: the same vectors.
+    // All texts in one call, with different lengths, must give the same vectors.
     let strings: Vec<&str> = texts.iter().map(|entry| entry["text"].as_str().unwrap()).collect();
     if !strings.is_empty() {
         for (item, entry) in embedder.embed_texts(&strings, true, &mut || ()).unwrap().iter().zip(&texts) {
@@ -125,7 +126,7 @@ fn every_layout() {
     assert!(checked.len() >= 20, "only {}: {checked:?}", checked.len());
 }
 
-/// A model directory in target/ that contains only the file with the logit scale.
+/// Reads the logit scale of a model directory in target/ that contains, besides an empty graph, only this file.
 fn stated(name: &str, file: &str, content: &[u8]) -> clip::Result<Option<Logits>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/test-models/logits");
     let directory = root.join(name);
@@ -145,13 +146,13 @@ fn the_logit_scale_is_read_where_files_state_it() {
     assert_eq!(about(config(r#"{"logit_scale": 0, "logit_bias": -10}"#).unwrap()), Some((1.0, Some(-10.0))));
     let (scale, bias) = about(config(r#"{"logit_scale": 4.605170185988092}"#).unwrap()).unwrap();
     assert!((scale - 100.0).abs() < 1e-9 && bias.is_none());
-    // The initial value of the training is not its result.
+    // The initial value of the training is not the trained value.
     assert_eq!(config(r#"{"logit_scale_init_value": 2.6592}"#).unwrap(), None);
     for broken in [r#"{"logit_scale": "100"}"#, r#"{"logit_scale": 100}"#, r#"{"logit_scale": 1, "logit_bias": []}"#] {
         assert_eq!(config(broken).unwrap_err().kind, Kind::BadModel, "{broken}");
     }
 
-    // Written by the crate that Hugging Face publishes.
+    // The file is written by Hugging Face's own crate.
     let scale = 4.7650f32.to_le_bytes();
     let bias = half::f16::from_f32(-12.9375).to_le_bytes();
     let weight = [0u8; 4096];
@@ -175,7 +176,7 @@ fn the_logit_scale_is_read_where_files_state_it() {
     assert!(stated("endless", "model.safetensors", &endless).is_err());
 }
 
-/// SigLIP without its two numbers is distinguished from CLIP without its single one.
+/// A SigLIP model without its two numbers must be distinguished from a CLIP model without its only one.
 #[test]
 fn what_is_assumed_is_said_where_it_matters() {
     for (spec, warns) in [("siglip", true), ("xenova-split", false), ("float16", true)] {

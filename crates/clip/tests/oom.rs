@@ -1,8 +1,8 @@
-//! Allocations that fail: the n-th large one, for every n, over each format and function, in whichever thread it is made.
-//! The outcome is an error each time, never an abort, which would end this test's process.
+//! Makes allocations fail: the n-th large one, for every n, with each format and function, in any thread. The result
+//! must be an error each time, never an abort, which would end this test's process.
 //!
-//! Rust's allocator does not see C's allocations; libjpeg-turbo returns an error for a failed allocation, which
-//! `tests/embed/test_image_limits.py` tests with a limit on the address space.
+//! Rust's allocator does not see C's allocations. libjpeg-turbo returns an error if one fails;
+//! `tests/embed/test_image_limits.py` tests this with a limit on the address space.
 #![allow(unsafe_code)]
 
 mod files;
@@ -20,12 +20,12 @@ use clip::image::thumbnail::{Format, thumbnail};
 use clip::image::{Limits, decode_for, to_tensor};
 use clip::memory::Allocator;
 
-/// From here on an allocation is large.
+/// The minimum size of a large allocation, in bytes.
 static LARGE: AtomicUsize = AtomicUsize::new(64 << 10);
-/// How many large allocations succeed before one fails; none fails at a negative number.
+/// The number of large allocations that succeed before one fails; if it is negative, none fails.
 static LEFT: AtomicI64 = AtomicI64::new(-1);
 
-/// Only one test of this file runs at a time: what fails is the whole process's.
+/// Only one test of this file runs at a time, because allocations fail in the whole process.
 static TURN: Mutex<()> = Mutex::new(());
 
 struct Failing;
@@ -40,7 +40,7 @@ impl Failing {
     }
 }
 
-// SAFETY: the system's allocator, except for calls that return null, as any call may.
+// SAFETY: this is the system's allocator, except that calls may return null, as any call may.
 unsafe impl GlobalAlloc for Failing {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's obligations are the system's.
@@ -48,17 +48,17 @@ unsafe impl GlobalAlloc for Failing {
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: as above.
+        // SAFETY: as in `alloc`.
         if Self::fails(layout.size()) { std::ptr::null_mut() } else { unsafe { System.alloc_zeroed(layout) } }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: as above.
+        // SAFETY: as in `alloc`.
         unsafe { System.dealloc(memory, layout) };
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: as above.
+        // SAFETY: as in `alloc`.
         if Self::fails(size) { std::ptr::null_mut() } else { unsafe { System.realloc(memory, layout, size) } }
     }
 }
@@ -69,17 +69,17 @@ static ALLOCATOR: Allocator<Failing> = Allocator(Failing);
 fn embed(bytes: &[u8]) -> clip::Result<()> {
     let (limits, preprocess) = (Limits { exact_jpeg: true, ..Limits::default() }, Preprocess::clip(224));
     let pixels = decode_for(bytes, &limits, &preprocess)?.prepare(&preprocess, &limits)?;
-    // The tensor is allocated by the embedder, once for all images of a call.
+    // The embedder allocates the tensor, once for all images of a call, so this allocation must not fail here.
     LEFT.store(-1, Ordering::Release);
     let mut tensor = ndarray::Array3::zeros((3, 224, 224));
     to_tensor(&pixels, &preprocess, tensor.view_mut());
     Ok(())
 }
 
-/// A piece of work on a file.
+/// An operation on a file.
 type Work = fn(&[u8]) -> clip::Result<()>;
 
-/// Fails each large allocation of the work in turn. Returns how many there are.
+/// Makes each large allocation of the work fail in turn. Returns the number of large allocations.
 fn fail_each(name: &str, may_hide: bool, mut work: impl FnMut() -> clip::Result<()>) -> usize {
     work().unwrap_or_else(|error| panic!("{name}: {error}"));
     for allowed in 0.. {
@@ -88,7 +88,7 @@ fn fail_each(name: &str, may_hide: bool, mut work: impl FnMut() -> clip::Result<
         let failed = LEFT.swap(-1, Ordering::AcqRel) < 0;
         match result {
             Ok(()) => {
-                // Every allocation had its turn, and the last round had none to fail.
+                // Each allocation has failed once, and in this round none was left to fail.
                 assert!(!failed || may_hide, "{name}: allocation {allowed} failed unseen");
                 return allowed as usize;
             }
@@ -124,7 +124,7 @@ fn every_failed_allocation_is_an_error() {
     assert!(failures > 150, "only {failures} allocations failed");
 }
 
-/// Whether the crate was built with the format's decoder.
+/// Whether the crate was built with the decoder of a format.
 fn is_built_in(folder: &str) -> bool {
     match folder {
         "heic" => cfg!(feature = "heic"),
@@ -138,7 +138,7 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
 }
 
-/// The formats whose files are made by other programs. They are small, and so is what is called large here.
+/// Tests files that other programs wrote. They are small, so smaller allocations count as large.
 #[test]
 fn every_failed_allocation_is_an_error_in_stored_files() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -163,7 +163,7 @@ fn every_failed_allocation_is_an_error_in_stored_files() {
     }
 }
 
-/// A length that a file states is no reason to allocate so much: a WebP of 60 bytes whose EXIF chunk says that it has 4 GB.
+/// A length that a file states must not be allocated: the EXIF chunk of a WebP of 60 bytes claims to have 4 GB.
 #[test]
 fn a_stated_length_is_not_allocated() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -180,7 +180,7 @@ fn a_stated_length_is_not_allocated() {
     LEFT.store(-1, Ordering::Release);
 }
 
-/// Unit vectors around a few directions.
+/// Unit vectors around seven directions.
 fn vectors(count: usize, dimensions: usize) -> ndarray::Array2<f32> {
     let mut state = 1_u32;
     let mut rows = ndarray::Array2::from_shape_fn((count, dimensions), |(row, column)| {
@@ -205,7 +205,7 @@ fn every_failed_allocation_is_an_error_in_clustering() {
         let labels = cluster(1).unwrap();
         let failures = fail_each(&format!("{linkage:?} linkage"), false, || cluster(1).map(drop));
         assert!(failures > 3, "only {failures} allocations failed");
-        // One that fails in another thread ends that thread's work, which is done by the others.
+        // If an allocation fails in another thread, that thread's work ends, and the others do the rest.
         for allowed in 0..100 {
             LEFT.store(allowed, Ordering::Release);
             let result = cluster(2);

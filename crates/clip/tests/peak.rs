@@ -1,5 +1,5 @@
-//! [`Limits::max_memory`] agrees with the process's peak: a file takes no more than the stated number of bytes, is
-//! refused with one byte less, and decodes with exactly this number.
+//! Tests that [`Limits::max_memory`] agrees with the process's peak memory: a file takes no more than the number of
+//! bytes that an error states, is refused with one byte less, and is decoded with exactly this number.
 
 #![allow(unsafe_code)]
 
@@ -11,7 +11,7 @@ use clip::image::thumbnail::{Format, thumbnail};
 use clip::image::{Limits, decode, decode_for};
 use files::{File, Samples, of_every_format, peak, png, progressive, reset_peak, tiff};
 
-/// Other memory of the process: stacks, tables, memory that the allocator retains.
+/// Bytes of the process's other memory: stacks, tables, and memory that the allocator retains.
 const BESIDE: u64 = 8 << 20;
 
 type Work = fn(&[u8], &Limits) -> clip::Result<()>;
@@ -26,7 +26,7 @@ fn squash(bytes: &[u8], limits: &Limits) -> clip::Result<()> {
     decode_for(bytes, limits, &preprocess)?.prepare(&preprocess, limits).map(drop)
 }
 
-/// The number of bytes in an error.
+/// The number of bytes that an error states.
 fn stated(error: &clip::Error) -> u64 {
     let detail = error.detail.as_deref().unwrap();
     let words: Vec<&str> = detail.split(' ').collect();
@@ -34,7 +34,7 @@ fn stated(error: &clip::Error) -> u64 {
     words[at - 1].parse().unwrap_or_else(|_| panic!("{detail}"))
 }
 
-/// The lowest limit under which the work succeeds.
+/// The lowest limit at which the work succeeds.
 fn needed(file: &File, work: Work) -> u64 {
     let mut max_memory = 1;
     loop {
@@ -51,14 +51,14 @@ fn needed(file: &File, work: Work) -> u64 {
     }
 }
 
-/// One test, because the peak applies to the whole process.
+/// This is a single test, because the peak applies to the whole process.
 #[test]
 fn the_limit_is_the_peak() {
-    // Large blocks are mapped separately and returned to the system when they are freed; otherwise free memory stays
-    // resident and hides new allocations. SAFETY: no precondition.
+    // Large blocks are mapped separately and returned to the system when they are freed. Otherwise, freed memory would
+    // stay resident and hide new allocations. SAFETY: the call has no precondition.
     unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 64 << 10) };
     let mut files = of_every_format(3001, 2003);
-    // These files took 3.2 GB, 4.9 GB and 2.9 GB.
+    // These files once took 3.2 GB, 4.9 GB and 2.9 GB.
     files.push(File {
         name: "16 kB of float TIFF",
         bytes: tiff(5000, 5000, Samples { count: 4, bits: 32, float: true }, 100),

@@ -1,8 +1,8 @@
-//! Compares preprocessing with the reference processors, whose pixels and tensors `tests/fixtures/preprocess.py`
+//! Compares preprocessing with the pixels and tensors of the reference processors, which `tests/fixtures/preprocess.py`
 //! writes.
 //!
-//! The stored pairs are a subset. All of them: `preprocess.py --sweep DIR`, then
-//! `CLIP_PREPROCESS_SWEEP=DIR cargo test --release -p clip --test preprocess -- --ignored --nocapture`.
+//! The stored pairs are a subset. To test all of them, run `preprocess.py --sweep DIR`, then `CLIP_PREPROCESS_SWEEP=DIR
+//! cargo test --release -p clip --test preprocess -- --ignored --nocapture`.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -16,10 +16,10 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/preprocess")
 }
 
-/// The difference from the reference in one pair, if any.
+/// The difference from the reference for one pair, if there is any.
 ///
-/// The pixels must be equal: they come from the same decoders and the same resampling. The tensor may differ by one
-/// part in a million, the last digits of float32.
+/// The pixels must be equal, because they come from the same decoders and the same resampling. The tensor may differ by
+/// one part in a million, which is the last digits of float32.
 fn difference(folder: &Path, entry: &Value) -> Option<String> {
     let text = |key: &str| entry[key].as_str().unwrap();
     let read = |key: &str| {
@@ -59,7 +59,7 @@ fn difference(folder: &Path, entry: &Value) -> Option<String> {
     (!close(mean, reference)).then(|| format!("the tensor's mean is {mean}, not {reference}"))
 }
 
-/// Compares every pair of an index, and returns the names of its configurations and images.
+/// Compares every pair of an index. Returns the names of its configurations and images.
 fn compare(folder: &Path) -> (BTreeSet<String>, BTreeSet<String>) {
     let index: Value = serde_json::from_slice(&std::fs::read(folder.join("index.json")).unwrap()).unwrap();
     let entries = index.as_array().unwrap();

@@ -1,5 +1,5 @@
-//! Compares with the references in `tests/fixtures` (its README describes their creation): Pillow's pixels, the
-//! tokenizers package's and OpenAI's ids, onnxruntime's embeddings.
+//! Compares with the references in `tests/fixtures` (its README describes how they were created): Pillow's pixels, the
+//! ids of the tokenizers package and of OpenAI, and onnxruntime's embeddings.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ fn json(file: &str) -> Value {
     serde_json::from_slice(&std::fs::read(fixtures().join(file)).unwrap()).unwrap()
 }
 
-/// The library that `make install` puts beside the extension.
+/// The path of ONNX Runtime, for example of the library that `make install` puts beside the extension.
 fn library() -> PathBuf {
     std::env::var_os("ORT_DYLIB_PATH")
         .map(PathBuf::from)
@@ -113,7 +113,7 @@ fn batches_equal_single_calls() {
         let worst = single.iter().zip(&item.vector).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(worst <= 1e-4, "{text}: {worst}");
     }
-    // More images than one batch holds.
+    // There are more images than one batch holds.
     let files: Vec<Vec<u8>> = ["cat.png", "coffee.png", "cat_palette.png"]
         .iter()
         .cycle()
@@ -197,11 +197,11 @@ fn a_jpeg_cut_short_is_truncated() {
             let error = decode(&file[..keep], &Limits::default()).unwrap_err();
             assert_eq!(error.message, "JPEG image is truncated", "{name} at {keep} bytes: {error}");
         }
-        // Without the end marker all pixels are in the file, in Pillow's view, too.
+        // Without the end marker, all pixels are in the file; Pillow agrees.
         let whole = decode(&file, &Limits::default()).unwrap();
         let unmarked = decode(&file[..file.len() - 2], &Limits::default()).unwrap();
         assert!(unmarked.truncated.is_none() && unmarked.rgb == whole.rgb, "{name} without its end marker");
-        // Bytes after the end are a different case.
+        // Bytes after the end marker are not an error.
         let mut longer = file.clone();
         longer.extend_from_slice(b"trailing bytes");
         assert!(decode(&longer, &Limits::default()).is_ok(), "{name}");
@@ -253,13 +253,13 @@ fn broken_models_say_what_is_wrong() {
     let error = embed_text(make("bad-tokenizer", "", &[("tokenizer.json", b"{}")])).unwrap_err();
     assert!(error.kind == clip::Kind::BadModel && error.message.contains("cannot be used"), "{error}");
 
-    // Without a preprocessing configuration CLIP's is used, with a warning.
+    // Without a preprocessing configuration, CLIP's is used, with a warning.
     let warnings = embed(make("no-config", "preprocessor_config.json", &[])).unwrap();
     assert_eq!(warnings.len(), 1);
     assert!(warnings[0].message.contains("has no preprocessor_config.json"), "{}", warnings[0]);
 }
 
-/// A cancelled query unwinds out of the middle of a call; the warnings of that call are dropped.
+/// A cancelled query unwinds out of the middle of a call. The warnings of that call must be dropped.
 #[test]
 fn an_interrupted_call_leaves_no_remarks() {
     let mut clip = clip_mini();

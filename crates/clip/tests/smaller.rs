@@ -1,5 +1,5 @@
 //! Compares JPEGs that are decoded at a reduced size with Pillow's `draft` and `resize` with a box
-//! (`tests/fixtures/smaller.py`), and against the full decode.
+//! (`tests/fixtures/smaller.py`), and with the full decode.
 
 use std::path::{Path, PathBuf};
 
@@ -38,7 +38,7 @@ fn pixels_equal_pillows() {
         assert_eq!((pixels.dimensions(), worst), (reference.dimensions(), Some(0)), "{entry}");
         factors[decoded.shrink as usize] += 1;
 
-        // The same picture as at full size: a wrong rotation or a shift by half a pixel would show.
+        // The picture must match the one at full size: a wrong rotation or a shift by half a pixel would be detected.
         let full = decode(&file, &Limits::default()).unwrap();
         assert_eq!((full.shrink, full.size), (1, decoded.size));
         let full = resize_and_crop(&full.rgb, &preprocess, &Limits::default()).unwrap();
@@ -87,7 +87,7 @@ fn limits_are_on_the_files_own_size() {
     assert_eq!(result(pixels).unwrap().shrink, 8);
 }
 
-/// The result for a file, except its pixels.
+/// Everything in the result for a file except its pixels.
 fn outcome(result: Result<Decoded>) -> String {
     match result {
         Ok(decoded) => format!("{:?}, {:?}", decoded.size, decoded.truncated),
@@ -106,7 +106,7 @@ fn broken_files_fail_alike() {
             }
         }
     }
-    // Truncated at every hundredth, and with a changed byte there.
+    // Files that are truncated at each hundredth, or have a changed byte there.
     for name in ["images/cat.jpg", "images/coffee_progressive.jpg", "images/coffee_cmyk.jpg", "images/camera_grey.jpg"]
     {
         let file = read(name);

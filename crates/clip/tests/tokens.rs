@@ -1,5 +1,5 @@
-//! Compares token ids with the reference tokenizers, whose ids `tests/fixtures/tokens.py` writes: every text with every
-//! family of tokenizer.
+//! Compares token ids with the ids of the reference tokenizers, which `tests/fixtures/tokens.py` writes: every text
+//! with every family of tokenizers.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -21,7 +21,7 @@ fn texts() -> Vec<String> {
     json("texts.json").as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect()
 }
 
-/// The encoder of a tokenizer file: a text tower's graph is not needed for ids.
+/// The encoder for a tokenizer file. Ids don't need the graph of a text tower.
 fn encoder(tokenizer: &Path) -> TextEncoder {
     let base = Model::find(&[tokens().join("..")], "clip-mini").unwrap();
     let directory = tokenizer.parent().unwrap().to_owned();
@@ -74,7 +74,8 @@ fn ids_equal_the_reference_tokenizers() {
         for (text, reference) in texts.iter().zip(&family.ids) {
             let ours = family.encoder.encode(text);
             if reference.len() <= family.special {
-                // Only special tokens: an error, because all these texts would have the same vector.
+                // The text has only special tokens. This is an error, because all such texts would have the same
+                // vector.
                 let error = ours.err().unwrap_or_else(|| panic!("{name}: {text:?} is empty"));
                 assert_eq!((error.kind, error.message.as_str()), (Kind::InvalidInput, "text is empty"), "{text:?}");
                 empty += 1;
@@ -85,7 +86,7 @@ fn ids_equal_the_reference_tokenizers() {
                 wrong.push(format!("{text:?}: {:?}, not {reference:?}", ours.ids));
             }
             assert_eq!(ours.length, reference.len(), "{name}: {text:?}");
-            // The special tokens at the end of a text remain after a cut.
+            // The special tokens at the end of a text remain after truncation.
             let end = family.ids[texts.iter().position(|text| text == "x").unwrap()].last();
             assert_eq!(ours.ids.last(), end, "{name}: {text:?}");
             assert!(ours.ids.len() <= family.context && (!ours.truncated || ours.ids.len() == family.context));
@@ -108,8 +109,8 @@ fn padding_is_the_tokenizers_own() {
     }
 }
 
-/// Text beyond the context does not change the ids before it: 10 MB have the reference's ids of the same text cut to a
-/// few kilobytes, and are tokenized in time.
+/// Text beyond the context must not change the ids before it: 10 MB must have the ids of the same text cut to a few
+/// kilobytes, and be tokenized quickly.
 fn long_text(kind: &str, unit: &str) {
     let texts = texts();
     let short = unit.repeat(200); // UNIT_TIMES in tokens.py
@@ -122,12 +123,12 @@ fn long_text(kind: &str, unit: &str) {
         let took = start.elapsed().as_secs_f64();
         println!("{}: {megabytes} MB, {kind}: {} ids in {took:.2} s", family.name, tokens.ids.len());
         assert_eq!(tokens.ids, family.ids[position], "{}: {kind}", family.name);
-        // About 50 ms on one idle core.
+        // It takes about 50 ms on an idle core.
         assert!(took < 60.0, "{}: {kind} took {took} s", family.name);
     }
 }
 
-/// splitmix64.
+/// The generator splitmix64.
 struct Random(u64);
 
 impl Random {
@@ -144,8 +145,8 @@ impl Random {
     }
 }
 
-/// A text of parts that tokenizers shrink or a cut may split: endless words, runs of one character and of characters
-/// outside the vocabulary, white space, marks.
+/// A text of parts that tokenizers shrink or that a cut may split: endless words, runs of one character and of
+/// characters outside the vocabulary, white space, combining marks.
 fn hostile(random: &mut Random, length: usize) -> String {
     let mut text = String::new();
     while text.len() < length {
@@ -174,7 +175,7 @@ fn hostile(random: &mut Random, length: usize) -> String {
     text
 }
 
-/// The ids equal the ids of the tokenizers library for the whole text, or there are none.
+/// The ids must equal those of the tokenizers library for the whole text, or there must be an error.
 #[test]
 fn ids_of_long_texts_are_those_of_the_whole_text() {
     let mut random = Random(7);
@@ -209,7 +210,7 @@ fn ids_of_long_texts_are_those_of_the_whole_text() {
 
 fn cpu_time() -> f64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the clock writes the time to the given variable.
+    // SAFETY: the call writes the time to the given variable.
     #[allow(unsafe_code)]
     unsafe {
         libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time);
@@ -217,7 +218,7 @@ fn cpu_time() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-/// Tokenizing sixteen megabytes of any text can be cancelled, and takes no longer than its beginning.
+/// Tokenizing sixteen megabytes of any text can be cancelled, and takes no longer than tokenizing its beginning.
 #[test]
 fn interrupts_are_looked_for_all_the_time() {
     let units = ["a", "abcdefghij", "猫", "😀🐶", " ", "e\u{301}", "cat ", "\u{200B}", "ab1", "x,"];

@@ -1,4 +1,4 @@
-//! FILE.json: the options that an output was made by, and whether its run came to its end.
+//! FILE.json: the options with which an output was made, and whether its run was completed.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{ABOUT, beside, failed};
 
-/// A run that has taken all its files.
+/// A run that has processed all its files.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Finished {
     /// The number of files that could not be embedded.
@@ -16,7 +16,7 @@ pub struct Finished {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct About {
-    /// The options that two runs must share to write to the same output.
+    /// The options that must be equal for two runs that write to the same output.
     pub made_by: Value,
     pub finished: Option<Finished>,
     /// Whether `clip-embed merge` wrote it.
@@ -24,7 +24,7 @@ pub struct About {
 }
 
 impl About {
-    /// None if there is none, or it is not one of this program.
+    /// Reads the file beside an output. None if it is missing or was not written by this program.
     pub fn read(output: &Path) -> Option<Self> {
         let text = std::fs::read_to_string(beside(output, ABOUT)).ok()?;
         let mut made_by: Value = serde_json::from_str(&text).ok()?;
@@ -34,7 +34,7 @@ impl About {
         Some(Self { made_by, finished: finished.map(|missing| Finished { missing: missing as usize }), merged })
     }
 
-    /// In one step, because a kill in the middle would leave an output that nobody can resume.
+    /// Writes the file in one step, because a kill in the middle would leave an output that can't be resumed.
     pub fn write(&self, output: &Path) -> Result<()> {
         let mut value = self.made_by.clone();
         if let Some(Finished { missing }) = self.finished {
@@ -48,7 +48,7 @@ impl About {
         std::fs::rename(&new, &path).map_err(|e| failed(&path, &e))
     }
 
-    /// Whether an output that exists may be resumed by a run with these options; it is unfinished from here on.
+    /// Checks that a run with these options may resume an existing output, and marks the output as unfinished.
     pub fn check(output: &Path, made_by: &Value) -> Result<()> {
         match Self::read(output) {
             Some(known) if known.made_by == *made_by => {

@@ -8,9 +8,9 @@ use clip::{Error, Kind, Result};
 use super::{FAILURES, beside, failed};
 use crate::progress::tell;
 
-/// Files of this run that could not be embedded, with the reason. The file exists only if there are any.
+/// The files of this run that could not be embedded, with the reasons. The list's file exists only if there are any.
 pub struct Failures {
-    /// None: the output is standard output, and failures are lines of standard error.
+    /// None if the output is standard output: failures are then lines of standard error.
     path: Option<PathBuf>,
     writer: Option<csv::Writer<File>>,
 }
@@ -51,13 +51,13 @@ impl Failures {
         writer.flush().map_err(|e| failed(path, &e))
     }
 
-    /// Where they are listed.
+    /// Where the failures are listed, for a message.
     pub fn place(&self) -> String {
         self.path.as_ref().map_or_else(|| "the lines above".to_owned(), |path| format!("\"{}\"", path.display()))
     }
 }
 
-/// The failures that an earlier run listed beside its output: (key, error).
+/// Reads the failures that an earlier run listed beside its output: (key, error).
 pub fn read(output: &Path) -> Result<Vec<(String, Error)>> {
     let path = beside(output, FAILURES);
     if !path.exists() {

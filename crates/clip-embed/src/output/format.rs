@@ -11,7 +11,7 @@ pub enum Format {
     Parquet,
 }
 
-/// The type of the key's column.
+/// The type of the table's key column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Key {
     Text,
@@ -35,17 +35,17 @@ impl fmt::Display for Key {
 }
 
 impl Key {
-    /// The key as the table returns it: "007" is 7 in a bigint column.
+    /// The key as the table returns it: "007" becomes 7 in a bigint column.
     ///
     /// # Errors
-    /// If it is not a value of the column's type, or would make COPY reject the whole file.
+    /// If it is not a value of the column's type, or if it would make COPY reject the whole file.
     pub fn canonical(self, key: &str, format: Format) -> Result<String> {
         let unfit = |why: &str| Error::new(Kind::InvalidInput, format!("key {key:?} cannot be loaded")).detail(why);
         match self {
             Self::Text if key.contains('\0') => {
                 Err(unfit("No text of PostgreSQL has a NUL character.").hint("Take another --key-column."))
             }
-            // Even inside quotes: psql searches for it line by line.
+            // Quotes don't help: psql searches for this line before it parses CSV.
             Self::Text if format == Format::Csv && ["\n\\.\n", "\n\\.\r\n"].iter().any(|line| key.contains(line)) => {
                 Err(unfit("Up to PostgreSQL 17 psql takes its line \"\\.\" for the end of the file.")
                     .hint("Take --format binary, or rename the file."))

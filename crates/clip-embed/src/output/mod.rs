@@ -1,4 +1,5 @@
-//! The output for COPY or for Parquet's readers: a file that only grows, or standard output; and the list of failures.
+//! The output, for COPY or for readers of Parquet: a file that only grows, or standard output; and the list of
+//! failures.
 
 mod about;
 pub mod failures;
@@ -26,9 +27,9 @@ pub use rows::Writer;
 /// Suffixes of the files beside the output.
 const ABOUT: &str = ".json";
 const FAILURES: &str = ".failures.csv";
-/// Rows that are not in the Parquet file yet: it can't grow, because its footer says what is where.
+/// The rows that are not in the Parquet file yet. A Parquet file can't grow, because its footer describes its content.
 const JOURNAL: &str = ".partial";
-/// A Parquet file that is being written, before it takes the place of the last one.
+/// A Parquet file that is being written. It replaces the previous one when it is complete.
 const NEW: &str = ".new";
 
 pub struct Output {
@@ -36,26 +37,26 @@ pub struct Output {
     writer: Writer,
     form: Form,
     key: Key,
-    /// Keys of the rows that were there before.
+    /// The keys of the rows that earlier runs wrote.
     keys: HashSet<String>,
     written: usize,
     made_by: Value,
 }
 
 enum Form {
-    /// CSV or binary, which grow.
+    /// CSV or binary: the file grows.
     Growing,
-    /// Parquet: rows go to a journal, which is locked by this.
+    /// Parquet: rows are appended to this journal, which is locked.
     Journal(File),
     Stream,
 }
 
 impl Output {
-    /// Starts a file, or resumes one: complete rows stay, an incomplete last row is removed.
+    /// Starts a file, or resumes one: complete rows remain, and an incomplete last row is removed.
     ///
     /// # Errors
-    /// If another run is writing to it, if it was written with options other than `made_by`, or if it is not an output
-    /// of this program.
+    /// If another run is writing to the file, if it was written with options other than `made_by`, or if it is not an
+    /// output of this program.
     pub fn open(path: &Path, format: Format, key: Key, made_by: &Value) -> Result<Self> {
         let output = |writer, form, keys| Self {
             path: path.to_owned(),
@@ -75,7 +76,7 @@ impl Output {
         if is_parquet && path.exists() {
             regular(path)?;
         }
-        // Parquet's rows grow in a journal in the binary format.
+        // The rows of a Parquet output are collected in a journal in the binary format.
         let (growing, rows) =
             if is_parquet { (beside(path, JOURNAL), Format::Binary) } else { (path.to_owned(), format) };
         let file = open_alone(&growing, path)?;
@@ -96,12 +97,12 @@ impl Output {
         Ok(output(writer, if is_parquet { Form::Journal(file) } else { Form::Growing }, keys))
     }
 
-    /// Whether a row with this key ([`Key::canonical`]) was there before.
+    /// Whether an earlier run wrote a row with this key ([`Key::canonical`]).
     pub fn has(&self, key: &str) -> bool {
         self.keys.contains(key)
     }
 
-    /// Number of rows.
+    /// The number of rows, including those of earlier runs.
     pub fn count(&self) -> usize {
         self.keys.len() + self.written
     }
@@ -109,13 +110,13 @@ impl Output {
     /// Appends a row.
     ///
     /// # Errors
-    /// If the disk is full, for example.
+    /// If the row can't be written, because the disk is full, for example.
     pub fn write(&mut self, key: &str, vector: &[f32]) -> Result<()> {
         self.written += 1;
         self.writer.write(key, vector).map_err(|e| failed(&self.path, &e))
     }
 
-    /// Ends a run that has taken all files, of which `missing` could not be embedded.
+    /// Completes a run that has processed all files, of which `missing` could not be embedded.
     pub fn finish(&mut self, missing: usize) -> Result<()> {
         self.writer.finish().map_err(|e| failed(&self.path, &e))?;
         match &self.form {
@@ -125,7 +126,7 @@ impl Output {
                 remove(&beside(&self.path, JOURNAL))?;
             }
             Form::Journal(journal) => {
-                // A journal that a kill left behind may have rows that the file has, too.
+                // If a run was killed, its journal may contain rows that are also in the Parquet file.
                 let (path, new) = (&self.path, beside(&self.path, NEW));
                 let file = File::create(&new).map_err(|e| failed(&new, &e))?;
                 let failed_new = |e: std::io::Error| failed(&new, &e);
@@ -152,7 +153,7 @@ impl Output {
         About { made_by: self.made_by.clone(), finished: Some(Finished { missing }), merged: false }.write(&self.path)
     }
 
-    /// The number of rows of the Parquet file.
+    /// The number of rows in the Parquet file.
     fn in_parquet(&self) -> Result<usize> {
         let mut count = 0;
         let parquet = File::open(&self.path).map_err(|e| failed(&self.path, &e))?;
@@ -168,12 +169,12 @@ fn no_vector(key: &str) -> String {
     format!("What belongs to the key {key:?} is not a vector.")
 }
 
-/// Standard output, without the buffer that std's has for lines.
+/// Standard output without the line buffer of the standard library.
 pub fn stream() -> std::io::Result<File> {
     Ok(File::from(std::io::stdout().as_fd().try_clone_to_owned()?))
 }
 
-/// Continues a CSV or binary file after its last complete row, and adds the keys of its rows.
+/// Continues a CSV or binary file after its last complete row, and adds the keys of its rows to `keys`.
 fn grow(file: &File, path: &Path, format: Format, key: Key, keys: &mut HashSet<String>) -> Result<Writer> {
     let failed = |e: std::io::Error| failed(path, &e);
     let mut file = file.try_clone().map_err(failed)?;
@@ -199,7 +200,7 @@ fn regular(path: &Path) -> Result<()> {
         .hint("Give --output the path of a file, or - for standard output."))
 }
 
-/// Opens a file for one process alone, which writes `output`.
+/// Opens a file, which belongs to `output`, exclusively for this process.
 pub fn open_alone(path: &Path, output: &Path) -> Result<File> {
     let failed = |e: std::io::Error| failed(path, &e);
     loop {
@@ -209,7 +210,7 @@ pub fn open_alone(path: &Path, output: &Path) -> Result<File> {
         if let Err(e) = file.try_lock() {
             return Err(in_use(output, e).hint("Let several work by --jobs, or give each a file of its own."));
         }
-        // The process that had it may have removed it since it was opened here.
+        // The process that had locked it may have removed it since it was opened here.
         let identity = |about: &std::fs::Metadata| (about.dev(), about.ino());
         let mine = file.metadata().map_err(failed)?;
         if path.metadata().is_ok_and(|there| identity(&there) == identity(&mine)) {
@@ -225,10 +226,10 @@ fn in_use(path: &Path, e: std::fs::TryLockError) -> Error {
     })
 }
 
-/// Calls `take` for each complete row of an output that no run is writing to, finished or not.
+/// Calls `take` for each complete row of an output, whether its run was completed or not.
 ///
 /// # Errors
-/// If it is not an output of this program.
+/// If a run is writing to it, or if it is not an output of this program.
 pub fn read(path: &Path, format: Format, key: Key, take: &mut row::Take<'_>) -> Result<()> {
     let journal = beside(path, JOURNAL);
     let open = |path: &Path| -> Result<File> {
@@ -263,12 +264,12 @@ pub fn failed(path: &Path, e: &std::io::Error) -> Error {
     Error::new(Kind::InvalidInput, format!("{name} cannot be written")).detail(format!("{e}."))
 }
 
-/// The files of a run.
+/// The files that a run may write for an output; the first one is the output itself.
 pub fn files(output: &Path) -> [PathBuf; 5] {
     [output.to_owned(), beside(output, ABOUT), beside(output, FAILURES), beside(output, JOURNAL), beside(output, NEW)]
 }
 
-/// The path with a suffix.
+/// The path with a suffix appended to its name.
 pub fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ending);
@@ -290,7 +291,7 @@ mod tests {
         folder
     }
 
-    /// Cut after any byte, a file is resumed to the same content.
+    /// If a file is cut after any byte, resuming gives the same content.
     fn survives_any_cut(format: Format, key: Key, keys: [&str; 3]) {
         let folder = folder(&format!("{format}-{key}"));
         let path = folder.join("out");

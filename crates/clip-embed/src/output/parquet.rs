@@ -1,4 +1,4 @@
-//! An output in Parquet: a key, and the vector as a list of float32, without nulls.
+//! An output in Parquet: a key, and the vector as a list of float32. Neither can be null.
 
 use std::fs::File;
 use std::io;
@@ -21,9 +21,9 @@ use clip::{Result, without_panic};
 use super::format::Key;
 use super::row::{Take, Vector, foreign};
 
-/// Floats in a row group: 64 MiB, which the writer keeps in memory.
+/// The number of floats in a row group: 64 MiB, which the writer keeps in memory.
 const GROUP: usize = 16 << 20;
-/// Rows per read.
+/// The number of rows per read.
 const ROWS: usize = 1024;
 
 pub struct Writer {
@@ -50,11 +50,11 @@ fn schema(key: Key) -> &'static str {
 }
 
 impl Writer {
-    /// `about` goes into the file's metadata.
+    /// Begins a file. `about` is stored in its metadata.
     pub fn new(file: File, key: Key, about: &str) -> io::Result<Self> {
         let schema = parse_message_type(schema(key)).map_err(io::Error::other)?;
         let embedding = ColumnPath::new(["embedding", "list", "element"].into_iter().map(str::to_owned).collect());
-        // Unit vectors don't compress, have no repeated values, and nobody searches for the least of them.
+        // Unit vectors don't compress and have no repeated values, and statistics about them are useless.
         let properties = WriterProperties::builder()
             .set_compression(Compression::ZSTD(ZstdLevel::default()))
             .set_dictionary_enabled(false)
@@ -77,12 +77,12 @@ impl Writer {
         if self.values.len() >= GROUP { self.flush() } else { Ok(()) }
     }
 
-    /// Writes the rows in memory as a row group.
+    /// Writes the rows in memory as one row group.
     fn flush(&mut self) -> io::Result<()> {
         if self.lengths.is_empty() {
             return Ok(());
         }
-        // A row's first value repeats level 0, the others level 1. Each vector has values, so all are defined.
+        // The first value of a row has repetition level 0, the others 1. Each vector has values, so all are defined.
         let mut repetitions = Vec::with_capacity(self.values.len());
         for &length in &self.lengths {
             repetitions.extend((0..length).map(|value| i16::from(value > 0)));
@@ -118,7 +118,7 @@ impl Writer {
     }
 }
 
-/// The error of the file below, if it is one.
+/// The underlying I/O error, if there is one.
 fn io_error(e: ParquetError) -> io::Error {
     match e {
         ParquetError::External(e) => match e.downcast::<io::Error>() {
@@ -129,10 +129,11 @@ fn io_error(e: ParquetError) -> io::Error {
     }
 }
 
-/// Reads the rows of a file that [`Writer`] finished; without `vectors` only their keys, and empty vectors.
+/// Reads the rows of a file that [`Writer`] has finished. Without `vectors`, it reads only the keys, and the vectors
+/// are empty.
 ///
 /// # Errors
-/// If it is not one.
+/// If it is not such a file.
 pub fn read(file: File, path: &Path, key: Key, vectors: bool, take: &mut Take<'_>) -> Result<()> {
     let mut taken = Ok(());
     let read = || -> std::result::Result<(), ParquetError> {

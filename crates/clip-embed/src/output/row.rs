@@ -1,10 +1,10 @@
-//! A row as a file has it.
+//! A row of an output.
 
 use std::path::Path;
 
 use clip::{Error, Kind, Result};
 
-/// A vector as a file has it; only who needs the numbers pays for reading them.
+/// A vector as it is stored in a file. Only callers that need the numbers convert them.
 pub enum Vector<'a> {
     Text(&'a [u8]),
     Binary(&'a [u8]),
@@ -12,7 +12,7 @@ pub enum Vector<'a> {
 }
 
 impl Vector<'_> {
-    /// None if it is not a vector.
+    /// The vector's numbers. None if it is not a vector.
     pub fn floats(&self) -> Option<Vec<f32>> {
         match self {
             Self::Floats(values) => Some(values.to_vec()),
@@ -32,7 +32,7 @@ impl Vector<'_> {
     }
 }
 
-/// Receives the rows of a file.
+/// Receives the rows of a file: key and vector.
 pub type Take<'a> = dyn FnMut(&str, Vector<'_>) -> Result<()> + 'a;
 
 pub fn foreign(path: &Path, why: String) -> Error {

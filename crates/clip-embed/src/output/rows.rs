@@ -1,4 +1,4 @@
-//! Rows of an output: how each format is written and read.
+//! Writes and reads the rows of an output in each format.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
@@ -10,9 +10,9 @@ use super::format::{Format, Key};
 use super::row::{Take, Vector, foreign};
 use super::{failed, parquet};
 
-/// Signature, flags and extension length, as in PostgreSQL's documentation of COPY.
+/// The signature, the flags and the length of the header extension, as in PostgreSQL's documentation of COPY.
 const BINARY_HEADER: [u8; 19] = *b"PGCOPY\n\xFF\r\n\0\0\0\0\0\0\0\0\0";
-/// The field count that ends the file.
+/// The field count that marks the end of the file.
 const BINARY_END: [u8; 2] = [0xFF, 0xFF];
 const CSV_HEADER: &str = "\"key\",\"embedding\"\n";
 
@@ -23,7 +23,7 @@ pub enum Writer {
 }
 
 impl Writer {
-    /// Begins with the format's header.
+    /// Begins a file with the header of its format.
     pub fn begin(mut file: File, format: Format, key: Key, about: &str) -> io::Result<Self> {
         if format == Format::Parquet {
             return parquet::Writer::new(file, key, about).map(|writer| Self::Parquet(Box::new(writer)));
@@ -32,7 +32,7 @@ impl Writer {
         Ok(Self::Plain { file, format, key })
     }
 
-    /// Appends a row. In CSV and binary this is one write, so a killed run leaves only complete rows.
+    /// Appends a row. CSV and binary rows are written by one call, so a killed run usually leaves only complete rows.
     pub fn write(&mut self, key: &str, vector: &[f32]) -> io::Result<()> {
         match self {
             Self::Parquet(writer) => writer.write(key, vector),
@@ -49,7 +49,7 @@ impl Writer {
         }
     }
 
-    /// Writes the trailer of the format.
+    /// Writes the trailer of the format, if it has one.
     pub fn finish(&mut self) -> io::Result<()> {
         match self {
             Self::Parquet(writer) => writer.finish(),
@@ -63,15 +63,16 @@ fn header(format: Format) -> &'static [u8] {
     if format == Format::Csv { CSV_HEADER.as_bytes() } else { &BINARY_HEADER }
 }
 
-/// Both fields are quoted: COPY reads an empty unquoted field as NULL, and PostgreSQL up to 17 reads a row `\.` as the
-/// end. [`Key::canonical`] refuses values that quotes can't protect.
+/// Both fields are quoted: COPY reads an empty unquoted field as NULL, and PostgreSQL up to 17 takes a row `\.` as the
+/// end of the data. [`Key::canonical`] refuses values that quotes can't protect.
 fn csv_row(key: &str, vector: &[f32]) -> Vec<u8> {
-    // The shortest decimals that parse to the same float, never with an exponent.
+    // The shortest decimals that parse to the same float; they never have an exponent.
     let values: Vec<String> = vector.iter().map(f32::to_string).collect();
     format!("\"{}\",\"[{}]\"\n", key.replace('"', "\"\""), values.join(",")).into_bytes()
 }
 
-/// pgvector's binary format: dimensions and zero, 16 bits each, then float4 values, all big-endian.
+/// A row with the vector in pgvector's binary format: dimensions and zero, 16 bits each, then float4 values, all
+/// big-endian.
 fn binary_row(key: &[u8], vector: &[f32]) -> Vec<u8> {
     let mut row = Vec::with_capacity(14 + key.len() + 4 * vector.len());
     row.extend(2i16.to_be_bytes());
@@ -84,8 +85,8 @@ fn binary_row(key: &[u8], vector: &[f32]) -> Vec<u8> {
     row
 }
 
-/// Reads a CSV or binary output from its beginning. Returns the end of its last complete row; 0 if it has no header,
-/// because the run was killed before it was written.
+/// Reads a CSV or binary output from its beginning. Returns the end of its last complete row; 0 if the header is
+/// incomplete, because the run was killed before it was written.
 ///
 /// # Errors
 /// If it is not an output of this program.
@@ -116,7 +117,7 @@ fn read_csv(reader: impl Read, file: &File, length: u64, path: &Path, take: &mut
         let end = header + reader.position().byte();
         let key = record.get(0).and_then(|key| std::str::from_utf8(key).ok());
         let vector = record.get(1).filter(|v| v.starts_with(b"[") && v.ends_with(b"]"));
-        // Only the last row can lack its newline, if a run was killed while it wrote.
+        // Only the last row can lack its newline, if a run was killed while writing it.
         let last = end >= length;
         let ended = !last || ends_with_newline(file, length).map_err(|e| failed(path, &e))?;
         match (key, vector) {
@@ -138,7 +139,7 @@ fn ends_with_newline(file: &File, length: u64) -> io::Result<bool> {
     Ok(last == *b"\n")
 }
 
-/// Stops before the trailer, or at the first incomplete row.
+/// Reads rows up to the trailer, or to the first incomplete row.
 fn read_binary(mut reader: impl Read, length: u64, path: &Path, key: Key, take: &mut Take<'_>) -> Result<u64> {
     let mut whole = BINARY_HEADER.len() as u64;
     loop {
@@ -158,7 +159,7 @@ fn read_binary(mut reader: impl Read, length: u64, path: &Path, key: Key, take: 
     }
 }
 
-/// The two fields of a row.
+/// Reads the two fields of a row. None at the trailer or at a damaged row.
 fn fields(reader: &mut impl Read, left: u64) -> io::Result<Option<[Vec<u8>; 2]>> {
     let mut count = [0; 2];
     reader.read_exact(&mut count)?;

@@ -1,5 +1,5 @@
-//! Image bytes to a model's input, and the header: no uncaught panic, no memory over the limit, and the header is
-//! readable if the picture is.
+//! Converts image bytes to a model's input, and reads the header. There must be no uncaught panic and no memory over
+//! the limit, and the header must be readable if the picture is.
 #![no_main]
 
 use clip::image::info::info;
@@ -8,7 +8,7 @@ use clip::image::{Limits, decode_for};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    // 1 megapixel: at most a few milliseconds, so that many files are tried.
+    // 1 megapixel takes at most a few milliseconds, so many files are tried.
     let limits =
         Limits { max_pixels: 1_000_000, max_memory: 64 << 20, allow_truncated: true, ..Limits::default() };
     let (header, preprocess) = (info(bytes, &limits), Preprocess::clip(32));

@@ -1,4 +1,4 @@
-//! The operators of a graph, which are read from its file before ONNX Runtime loads it.
+//! Reads the operators of a graph from its file, as the engine does before ONNX Runtime loads it.
 #![no_main]
 
 use std::path::PathBuf;
@@ -16,6 +16,6 @@ static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
 fuzz_target!(|bytes: &[u8]| {
     std::fs::write(&*FILE, bytes).expect("a file can be written");
     let found = quantizes_dynamically(&FILE);
-    // The operator's name is in the file as it is.
+    // The file contains the operator's name as plain bytes.
     assert!(!found || bytes.windows(11).any(|name| name == b"DynamicQuan"));
 });

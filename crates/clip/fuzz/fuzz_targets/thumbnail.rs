@@ -1,4 +1,4 @@
-//! Image bytes to a thumbnail in each format, which must be an image again.
+//! Converts image bytes to a thumbnail in each format. The thumbnail must be a readable image.
 #![no_main]
 
 use clip::image::info::info;

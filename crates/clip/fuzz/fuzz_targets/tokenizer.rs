@@ -1,4 +1,4 @@
-//! Texts to token ids, with the test model's tokenizer.
+//! Converts texts to token ids with the test model's tokenizer.
 #![no_main]
 
 use std::path::Path;
@@ -9,9 +9,9 @@ use clip::text::TextEncoder;
 use libfuzzer_sys::fuzz_target;
 
 struct Encoder(TextEncoder);
-// SAFETY: libFuzzer calls the target in one thread.
+// SAFETY: libFuzzer calls the target on one thread.
 unsafe impl Send for Encoder {}
-// SAFETY: as for Send: one thread.
+// SAFETY: as for Send, only one thread uses it.
 unsafe impl Sync for Encoder {}
 
 static ENCODER: LazyLock<Encoder> = LazyLock::new(|| {

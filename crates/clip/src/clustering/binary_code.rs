@@ -1,4 +1,4 @@
-//! Binary codes of unit vectors, which find the centroids that can be near among a million, with 32 bytes for each.
+//! Binary codes of unit vectors. With 32 bytes per centroid, they find the centroids that can be near among a million.
 //!
 //! A code contains the signs of a vector's components after a random rotation. Two vectors at an angle θ differ in each
 //! bit with probability θ/π (Charikar, *Similarity estimation techniques from rounding algorithms*, 2002), so the
@@ -6,24 +6,27 @@
 //! exactly. The rotation is three rounds of random signs and a Walsh–Hadamard transform (Andoni et al., *Practical and
 //! optimal LSH for angular distance*, 2015), which needs no matrix.
 //!
-//! The unsafe calls are a function compiled for a CPU feature that has just been detected, and a prefetch hint.
+//! The unsafe calls are a function compiled for a CPU feature that was detected before the call, and a prefetch hint.
 #![allow(unsafe_code)]
 
-/// Bits of a code. With 256, unrelated vectors differ in 128 ± 8 bits and vectors with cosine 0.82 in 50 ± 6.
+/// Bits of a code. With 256 bits, unrelated vectors differ in 128 ± 8 bits, and vectors with cosine 0.82 in 50 ± 6.
 pub const BITS: usize = 256;
 const WORDS: usize = BITS / 64;
 /// Bytes of a stored code.
 pub const BYTES: usize = BITS / 8;
 
+/// A code: bit `i` is bit `i % 64` of word `i / 64`.
 pub type Code = [u64; WORDS];
 
-/// The rotation for vectors of one length. Its signs are fixed: another rotation would make stored codes useless.
+/// The rotation for vectors of one dimension. Its signs are fixed, because another rotation would make stored codes
+/// useless.
 pub struct Coder {
     dimensions: usize,
     signs: [Vec<f32>; 3],
 }
 
 impl Coder {
+    /// The rotation for vectors with this many dimensions.
     pub fn new(dimensions: usize) -> Self {
         let width = dimensions.max(BITS).next_power_of_two();
         // SplitMix64 (Steele et al. 2014) from a fixed seed.
@@ -39,16 +42,20 @@ impl Coder {
         Self { dimensions, signs }
     }
 
+    /// The number of dimensions of a vector before the rotation.
     pub fn dimensions(&self) -> usize {
         self.dimensions
     }
 
-    /// Components of a vector after the rotation.
+    /// The number of components of a vector after the rotation.
     pub fn width(&self) -> usize {
         self.signs[0].len()
     }
 
-    /// The code of a vector; its length does not matter.
+    /// The code of a vector, whose length doesn't matter.
+    ///
+    /// # Panics
+    /// If the vector has another number of dimensions.
     pub fn encode(&self, vector: &[f32]) -> Code {
         let mut code = [0; WORDS];
         for (bit, value) in self.transform(vector)[..BITS].iter().enumerate() {
@@ -57,8 +64,8 @@ impl Coder {
         code
     }
 
-    /// The components of a vector after the rotation, whose signs form the code. The rotation keeps the vector's
-    /// length.
+    /// The components of a vector after the rotation whose signs form the code: the first [`BITS`] of [`Self::width`].
+    /// The rotation keeps the vector's length.
     pub fn rotate(&self, vector: &[f32]) -> Vec<f32> {
         let mut values = self.transform(vector);
         values.truncate(BITS);
@@ -67,7 +74,7 @@ impl Coder {
         values
     }
 
-    /// The rotation, which makes a vector longer by a power of its width.
+    /// The rotation without scaling: it multiplies the vector's length by `width` to the power of 1.5.
     fn transform(&self, vector: &[f32]) -> Vec<f32> {
         assert_eq!(vector.len(), self.dimensions, "dimensions are checked by the caller");
         let mut values = vec![0.0; self.width()];
@@ -104,7 +111,7 @@ pub fn to_bytes(code: &Code) -> Vec<u8> {
     code.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
-/// A code from its stored form; None if there are too few or too many bytes.
+/// A code from its stored form. None if the number of bytes is not [`BYTES`].
 pub fn from_bytes(bytes: &[u8]) -> Option<Code> {
     let mut code = [0; WORDS];
     for (word, bytes) in code.iter_mut().zip(bytes.chunks_exact(8)) {
@@ -113,8 +120,8 @@ pub fn from_bytes(bytes: &[u8]) -> Option<Code> {
     (bytes.len() == BYTES).then_some(code)
 }
 
-/// The distance up to which a code can belong to a vector of at least this cosine: the expected distance, plus 3.5
-/// standard deviations (of 10,000 vectors two lie beyond), plus `drift` bits by which a stored code may be out of date.
+/// The maximum distance between the codes of two vectors with at least this cosine: the expected distance, plus 3.5
+/// standard deviations (two in 10,000 vectors lie beyond), plus `drift` bits by which a stored code may be out of date.
 pub fn reach(cosine: f64, drift: u32) -> u32 {
     let p = cosine.clamp(-1.0, 1.0).acos() / std::f64::consts::PI;
     let bits = BITS as f64;
@@ -125,30 +132,31 @@ fn deviations(p: f64) -> f64 {
     3.5 * (BITS as f64 * p * (1.0 - p)).sqrt()
 }
 
-/// The cluster of a code.
+/// A cluster's id and code.
 #[derive(Clone, Copy)]
 pub struct Entry {
     pub id: i64,
-    /// Its position in the order of writing.
+    /// The number by which readers recognise newer entries.
     pub sequence_number: i64,
     pub code: Code,
 }
 
-/// The stored form of ids and codes: the offsets of the ids from the first id (4 bytes each, little-endian), then the
-/// codes.
+/// A block of ids and codes in its stored form: the offsets of the ids from the first id (4 bytes each, little-endian),
+/// then the codes.
 pub struct Block {
     pub first: i64,
-    /// The highest sequence number of its entries.
+    /// The highest sequence number of the entries.
     pub sequence_number: i64,
     pub entries: Vec<u8>,
 }
 
 const ENTRY: usize = 4 + BYTES;
-/// The number of entries that fit in a row of a PostgreSQL page (8192 bytes), with room for the row's other columns.
+/// The maximum number of entries in a block: they fit in a row of a PostgreSQL page (8192 bytes), with room for the
+/// row's other columns.
 pub const BLOCK: usize = 216;
 
 impl Block {
-    /// Blocks of up to [`BLOCK`] entries; the ids must ascend.
+    /// Packs entries into blocks of up to [`BLOCK`]. The ids must be in ascending order.
     pub fn pack(entries: &[Entry]) -> Vec<Self> {
         let mut blocks = Vec::new();
         let mut rest = entries;
@@ -175,14 +183,14 @@ pub fn unpack(first: i64, entries: &[u8]) -> impl Iterator<Item = (i64, Code)> {
     })
 }
 
-/// The offsets and the codes of a block from a table; both empty if the bytes are not a whole number of entries.
+/// The offsets and the codes of a stored block; both are empty if the bytes are not a whole number of entries.
 fn halves(entries: &[u8]) -> (&[u8], &[u8]) {
     let entries = if entries.len().is_multiple_of(ENTRY) { entries } else { &[] };
     entries.split_at(entries.len() / ENTRY * 4)
 }
 
-/// A million codes don't fit in a cache, and most of the time is spent waiting for memory, so this number of bytes is
-/// prefetched. At the end of a page these bytes are the beginning of the next page, if pages are in order.
+/// The number of bytes to prefetch ahead. A million codes don't fit in a cache, so most of the time is spent waiting
+/// for memory. At the end of a page, the prefetched bytes are the beginning of the next page if pages are in order.
 const AHEAD: usize = 2048;
 
 #[inline(always)]
@@ -196,16 +204,16 @@ fn prefetch(address: *const u8) {
     let _ = address;
 }
 
-/// A cluster with a near code.
+/// A cluster whose code is near a vector's code.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Candidate {
     pub id: i64,
-    /// Bits in which its code differs from the vector's.
+    /// The number of bits in which its code differs from the vector's.
     pub distance: u32,
     pub code: Code,
 }
 
-/// The nearest codes seen so far, at most `limit` codes and none beyond the reach.
+/// Collects the nearest codes: at most `limit` codes, plus ties at the greatest distance, and none beyond the reach.
 pub struct Nearest {
     query: Code,
     limit: usize,
@@ -218,6 +226,7 @@ pub struct Nearest {
 }
 
 impl Nearest {
+    /// Keeps the `limit` codes nearest to `query`, and none that differs from it in more than `reach` bits.
     pub fn new(query: Code, reach: u32, limit: usize) -> Self {
         let cut = reach as usize + 1;
         #[cfg(target_arch = "x86_64")]
@@ -227,11 +236,11 @@ impl Nearest {
         Self { query, limit, cut, kept: 0, buckets: vec![Vec::new(); cut], popcnt }
     }
 
-    /// Compares all codes of a block. Invalid `entries` are skipped.
+    /// Compares all codes of a block with the query. Invalid `entries` are skipped.
     pub fn scan(&mut self, first: i64, entries: &[u8]) {
         #[cfg(target_arch = "x86_64")]
         if self.popcnt {
-            // SAFETY: the CPU has the feature.
+            // SAFETY: `popcnt` is set only if the CPU has the feature.
             return unsafe { self.scan_popcnt(first, entries) };
         }
         self.scan_with(first, entries);
@@ -263,14 +272,14 @@ impl Nearest {
     fn keep(&mut self, distance: usize, id: i64, code: Code) {
         self.buckets[distance].push((id, code));
         self.kept += 1;
-        // The farthest codes are dropped if the nearer ones are enough.
+        // Drops the farthest codes while the nearer ones are enough.
         while self.kept - self.buckets[self.cut - 1].len() >= self.limit {
             self.cut -= 1;
             self.kept -= std::mem::take(&mut self.buckets[self.cut]).len();
         }
     }
 
-    /// Nearest first.
+    /// The collected codes, nearest first.
     pub fn into_sorted(self) -> impl Iterator<Item = Candidate> {
         self.buckets
             .into_iter()
@@ -364,7 +373,7 @@ mod tests {
             })
             .collect();
         let blocks = Block::pack(&entries);
-        // The jump of the ids after 1001 entries starts a new block.
+        // The ids jump after 1001 entries, which starts a new block.
         assert_eq!(blocks.len(), 1001usize.div_ceil(BLOCK) + 1999usize.div_ceil(BLOCK));
         assert!(blocks.iter().all(|b| b.entries.len() <= BLOCK * 36));
         assert_eq!((blocks[0].sequence_number, blocks[1].sequence_number), (9000, 9000 - BLOCK as i64));

@@ -3,9 +3,9 @@
 /// The sum of a cluster's members (unit vectors), and their number.
 ///
 /// The direction of the sum is the cluster's centroid (the normalized mean). Its length divided by the number of
-/// members is the *mean resultant length* of directional statistics: 1 if all members are equal, less the more they
-/// spread, and equal to the mean cosine of the members to the centroid. Sums can be added and subtracted in any order,
-/// so each member is written as a separate row, and readers add up the rows.
+/// members is the *mean resultant length* of directional statistics: it is 1 if all members are equal, decreases the
+/// more they spread, and equals the mean cosine of the members to the centroid. Sums can be added and subtracted in any
+/// order, so each member is written as a separate row, and readers add up the rows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sum {
     vector: Vec<f64>,
@@ -13,16 +13,18 @@ pub struct Sum {
 }
 
 impl Sum {
+    /// The sum of no members, for vectors with this many dimensions.
     pub fn new(dimensions: usize) -> Self {
         Self { vector: vec![0.0; dimensions], size: 0 }
     }
 
+    /// The number of dimensions of the vectors.
     pub fn dimensions(&self) -> usize {
         self.vector.len()
     }
 
-    /// Adds a split sum ([`Sum::split`]): `size` members whose sum is `high + low`. For a member that leaves, size is
-    /// -1 and the vector is negated.
+    /// Adds a split sum ([`Sum::split`]): `size` members whose sum is `high + low`. To remove a member, pass size -1
+    /// and the negated vector.
     pub fn add(&mut self, high: &[f32], low: Option<&[f32]>, size: i64) {
         for part in [Some(high), low].into_iter().flatten() {
             assert_eq!(part.len(), self.vector.len(), "dimensions are checked by the caller");
@@ -31,24 +33,25 @@ impl Sum {
         self.size += size;
     }
 
-    /// The sum as a single-precision vector and the remainder, 48 bits together. With 24 bits, the error of the sum
-    /// would be a hundredth after a million members have joined and all but one have left.
+    /// The sum in two single-precision vectors, `high` and the remainder `low`, which together have 48 bits. With 24
+    /// bits, the error of the sum would be a hundredth after a million members have joined and all but one have left.
     pub fn split(&self) -> (Vec<f32>, Vec<f32>) {
         self.vector.iter().map(|&value| (value as f32, (value - f64::from(value as f32)) as f32)).unzip()
     }
 
+    /// The length of the sum.
     pub fn norm(&self) -> f64 {
         self.vector.iter().map(|v| v * v).sum::<f64>().sqrt()
     }
 
-    /// The centroid, of length 1; `None` without members, or if the members cancel out.
+    /// The centroid, of length 1. `None` if there are no members, or if they cancel out.
     pub fn direction(&self) -> Option<Vec<f32>> {
         let norm = self.norm();
         let some = self.size > 0 && norm > 1e-6 * self.size as f64;
         some.then(|| self.vector.iter().map(|v| (v / norm) as f32).collect())
     }
 
-    /// Cosine of the centroid to a vector, in [-1, 1]; for equal vectors 1 within 1e-15.
+    /// The cosine of the centroid to a vector, in [-1, 1]; 1 within 1e-15 for equal vectors, and 0 if either is zero.
     pub fn cosine(&self, vector: &[f32]) -> f64 {
         let dot: f64 = self.vector.iter().zip(vector).map(|(x, y)| x * f64::from(*y)).sum();
         let norm = vector.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt() * self.norm();
@@ -56,7 +59,7 @@ impl Sum {
     }
 
     /// Whether a unit vector can be one of the members: the sum of the others can't be longer than their number.
-    /// Rounding to single precision stays below 1e-4 per member.
+    /// Rounding to single precision adds less than 1e-4 per member.
     pub fn may_hold(&self, member: &[f32]) -> bool {
         let rest = self.vector.iter().zip(member).map(|(s, m)| (s - f64::from(*m)).powi(2)).sum::<f64>().sqrt();
         self.size >= 1 && rest <= (self.size - 1) as f64 + 1e-4 * self.size as f64

@@ -1,7 +1,7 @@
-//! The likelihood that a cluster with a near code is a vector's cluster.
+//! Computes how likely a cluster with a near code is the right one for a vector.
 //!
 //! The Hamming distance gives all bits the same weight. Photos share a mean direction, so most bits have the same value
-//! in nearly all codes of a collection and carry no information. A bit carries more information, the farther the vector
+//! in nearly all codes of a collection and carry no information. A bit carries more information the farther the vector
 //! lies from the bit's plane. Here each bit is weighted by its log-likelihood ratio, from two values that need no
 //! further storage: the share of candidates that have the bit, and the vector's own component. Among 5,000 clusters
 //! with a mean cosine of 0.78, the right one is among the nearest 370 by distance for 99.9 % of the vectors, and among
@@ -12,22 +12,22 @@
 
 use super::binary_code::{BITS, BYTES, Candidate, Code};
 
-/// Maximum number of candidates whose bits are counted, which gives frequencies within 0.016.
+/// Maximum number of candidates whose bits are counted. The frequencies are then accurate to within 0.016.
 const COUNTED: usize = 1024;
-/// Above this cosine, the noise in the model would be smaller than the effect of rounding.
+/// Maximum cosine of the model. Above it, the model's noise would be smaller than the effect of rounding.
 const MOST: f64 = 0.99;
 
 /// Scores codes by the likelihood that they belong to a centroid with a given cosine to the vector.
 pub struct Likelihood {
-    /// The score of each value of each byte of a code.
+    /// For each byte of a code, the score of each of its 256 values.
     weights: Vec<[f32; 256]>,
     mean: f64,
     deviation: f64,
 }
 
 impl Likelihood {
-    /// For a vector of length 1, given by its components after the rotation ([`super::binary_code::Coder::rotate`])
-    /// with `width` components in total, and centroids with this cosine to it.
+    /// `rotated` is a vector of length 1 after the rotation ([`super::binary_code::Coder::rotate`]), which has `width`
+    /// components in total. `cosine` is the expected cosine of its centroid to it.
     pub fn new(rotated: &[f32], width: usize, cosine: f64, candidates: &[Candidate]) -> Self {
         assert_eq!(rotated.len(), BITS, "one component for each bit");
         let cosine = cosine.clamp(0.0, MOST);
@@ -40,8 +40,8 @@ impl Likelihood {
         let (mut weights, mut mean, mut spread) = (Vec::with_capacity(BITS), 0.0, 0.0);
         for ((&value, share), center) in rotated.iter().zip(frequencies).zip(means) {
             let density = (-center * center / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
-            // The logarithm of the density of the vector's component if the centroid's is positive or negative: a
-            // normal distribution truncated at 0 has these moments.
+            // The logarithm of the density of the vector's component, if the centroid's component is positive or
+            // negative: these are the moments of a normal distribution truncated at 0.
             let log_density = |ratio: f64| {
                 let expected = cosine * variance.sqrt() * (center + ratio);
                 let total = cosine * cosine * variance * (1.0 - center * ratio - ratio * ratio) + noise;
@@ -56,7 +56,7 @@ impl Likelihood {
         Self { weights: weights.chunks_exact(8).map(by_byte).collect(), mean, deviation: spread.sqrt() }
     }
 
-    /// The score of a code in standard deviations above the expected score of the centroid's code.
+    /// The score of a code: its weights' sum minus the expected sum for the right centroid, in standard deviations.
     pub fn score(&self, code: &Code) -> f64 {
         let mut sum = 0.0;
         for (word, weights) in code.iter().zip(self.weights.chunks_exact(8)) {
@@ -67,7 +67,7 @@ impl Likelihood {
         if self.deviation > 0.0 { (f64::from(sum) - self.mean) / self.deviation } else { 0.0 }
     }
 
-    /// Candidates with their scores, the likeliest first.
+    /// The candidates with their scores, likeliest first.
     pub fn rank(&self, candidates: Vec<Candidate>) -> Vec<(f64, Candidate)> {
         let mut ranked: Vec<(f64, Candidate)> =
             candidates.into_iter().map(|candidate| (self.score(&candidate.code), candidate)).collect();
@@ -78,7 +78,7 @@ impl Likelihood {
     }
 }
 
-/// The share of candidates with each bit, never 0 or 1.
+/// The share of candidates that have each bit; it is never 0 or 1.
 fn frequencies(candidates: &[Candidate]) -> Vec<f64> {
     let counted = candidates.iter().step_by(candidates.len().div_ceil(COUNTED).max(1));
     let (mut ones, mut count) = (vec![0_u32; BITS], 0);
@@ -91,7 +91,7 @@ fn frequencies(candidates: &[Candidate]) -> Vec<f64> {
     ones.into_iter().map(|ones| f64::from(ones + 1) / f64::from(count + 2)).collect()
 }
 
-/// The sum of the eight bits' weights for each value of a byte.
+/// For each value of a byte, the sum of the weights of its set bits.
 fn by_byte(weights: &[f32]) -> [f32; 256] {
     let mut sums = [0.0; 256];
     for value in 1..256_usize {
@@ -102,9 +102,9 @@ fn by_byte(weights: &[f32]) -> [f32; 256] {
 
 const _: () = assert!(BITS == 8 * BYTES);
 
-/// The quantile of the standard normal distribution at probability `p`: within 0.0005 by a formula (Abramowitz and
-/// Stegun, *Handbook of Mathematical Functions*, 26.2.23), and to nine digits after one step of Halley's method.
-/// Without it, the error of a score of -30 would be 0.025.
+/// The quantile of the standard normal distribution at probability `p`: a formula accurate to 0.0005 (Abramowitz and
+/// Stegun, *Handbook of Mathematical Functions*, 26.2.23), then one step of Halley's method, which gives nine digits.
+/// Without this step, the error of a score of -30 would be 0.025.
 fn quantile(p: f64) -> f64 {
     let tail = (-2.0 * p.min(1.0 - p).ln()).sqrt();
     let above = 2.515_517 + tail * (0.802_853 + tail * 0.010_328);
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn quantiles_are_those_of_the_tables() {
-        // scipy.stats.norm.ppf
+        // The expected values are those of scipy.stats.norm.ppf.
         for (p, expected) in [(0.001, -3.090_232), (0.1, -1.281_552), (0.5, 0.0), (0.6, 0.253_347), (0.975, 1.959_964)]
         {
             assert!((quantile(p) - expected).abs() < 1e-6, "{p}: {}", quantile(p));

@@ -1,4 +1,5 @@
-//! The arithmetic of grouping: centroids, binary codes to find them, agglomerative clustering of a whole collection.
+//! The arithmetic of clusters: centroids, binary codes that find them, and agglomerative clustering of a whole
+//! collection.
 
 pub mod agglomerative;
 pub mod binary_code;

@@ -1,4 +1,4 @@
-//! Maps a new partition of rows to clusters that keep their ids, and reports the changes.
+//! Maps a new partition of rows to clusters, which keep their ids where possible, and reports the changes.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::memory::push;
 use crate::vector::{ROUNDING, hash};
 
-/// Unit vectors, one after another.
+/// A matrix of unit vectors that grows row by row.
 #[derive(Default)]
 pub struct Rows {
     values: Vec<f32>,
@@ -17,11 +17,12 @@ pub struct Rows {
 }
 
 impl Rows {
+    /// The rows as a matrix of shape (rows, dimensions).
     pub fn view(&self) -> ArrayView2<'_, f32> {
         ArrayView2::from_shape((self.len(), self.dimensions), &self.values).expect("rows are of one length")
     }
 
-    /// Adds a row; returns false if its length differs from the rows before.
+    /// Adds a row; returns false if its length differs from the rows before it.
     ///
     /// # Errors
     /// [`Kind::OutOfMemory`](crate::Kind::OutOfMemory).
@@ -39,7 +40,7 @@ impl Rows {
         Ok(true)
     }
 
-    /// Length of the rows; 0 without rows.
+    /// The length of the rows; 0 without rows.
     pub fn dimensions(&self) -> usize {
         self.dimensions
     }
@@ -48,6 +49,7 @@ impl Rows {
         self.values.is_empty()
     }
 
+    /// The number of rows.
     pub fn len(&self) -> usize {
         self.values.len().checked_div(self.dimensions).unwrap_or(0)
     }
@@ -57,39 +59,39 @@ impl Rows {
     }
 }
 
-/// Rows between two checks for an interrupt: 3 ms at 512 dimensions.
+/// The number of rows between two checks for an interrupt: 3 ms of work at 512 dimensions.
 const AT_ONCE: usize = 1024;
 
-/// Bytes that the functions of this module take for so many rows in so many groups, but for a few rows of `now` that are
-/// groups of their own.
+/// Maximum bytes that the functions of this module take for `rows` rows in `groups` groups. A few members that form new
+/// groups are included.
 pub fn bytes_of(rows: usize, groups: usize, dimensions: usize) -> usize {
-    // Maps and lists of what a row has; the sums of a group in f64, and its entry while the list of groups grows.
+    // Maps and lists with an entry per row; the sums of a group in f64, and its entry while the list of groups grows.
     rows.saturating_mul(400).saturating_add((groups + AT_ONCE).saturating_mul(dimensions * 8 + 256))
 }
 
-/// Gives each current member a group: the group of an equal row that took part, else the nearest within the threshold, else
-/// a new one.
+/// Gives each current member a group: the group of an equal row that took part in the clustering, else the nearest
+/// group within the threshold, else a new one.
 ///
-/// The vectors pass by one at a time, and only those that did not take part are stored: a second copy of a million rows
+/// Members are added one at a time, and only those that did not take part are stored: a second copy of a million rows
 /// of 512 dimensions would take 2 GB.
 pub struct Regrouping<'a> {
     rows: &'a Rows,
     labels: &'a [u32],
-    /// The rows by hash, each value once.
+    /// The indexes of the rows by their hash, one for each distinct row.
     by_hash: HashMap<u64, Vec<u32>>,
-    /// The number of the group of each label that has members.
+    /// The number of the group for each label that has current members.
     numbers: HashMap<u32, u32>,
     sums: Vec<Sum>,
-    /// The group of each current member; [`OPEN`] for those that did not take part.
+    /// The group of each current member; [`OPEN`] for members that did not take part.
     result: Vec<u32>,
     strangers: Rows,
 }
 
-/// The group of a member that has none yet.
+/// Marks a member that has no group yet.
 const OPEN: u32 = u32::MAX;
 
 impl<'a> Regrouping<'a> {
-    /// For the rows that took part, and their labels.
+    /// `rows` are the rows that took part, and `labels` are their labels.
     pub fn new(rows: &'a Rows, labels: &'a [u32], check_interrupts: &mut impl FnMut()) -> Self {
         let mut by_hash: HashMap<u64, Vec<u32>> = HashMap::new();
         for index in 0..rows.len() {
@@ -139,13 +141,14 @@ impl<'a> Regrouping<'a> {
         Ok(true)
     }
 
-    /// Length of the vectors; 0 without any.
+    /// The length of the vectors; 0 without vectors.
     pub fn dimensions(&self) -> usize {
         self.rows.dimensions().max(self.strangers.dimensions())
     }
 
-    /// The groups of the members in the order in which they were added, numbered by first appearance except for those that
-    /// did not take part, and the sums of the groups.
+    /// Gives the remaining members their groups. Returns the group of each member, in the order in which members were
+    /// added, and the sum of each group. Groups are numbered by first appearance, those of members that did not take
+    /// part last.
     pub fn finish(mut self, threshold: f64, check_interrupts: &mut impl FnMut()) -> (Vec<u32>, Vec<Sum>) {
         let open = self.result.iter_mut().filter(|number| **number == OPEN);
         for (index, number) in open.enumerate() {
@@ -166,8 +169,8 @@ impl<'a> Regrouping<'a> {
     }
 }
 
-/// For each group, the id of the cluster with which it shares most members. Each id is used once; pairs with the most
-/// common members choose first.
+/// For each group, the id of the cluster with which it shares the most members. Each id is used at most once; the pairs
+/// with the most common members choose first.
 pub fn keep_ids(labels: &[u32], old: &[Option<i64>], groups: usize) -> Vec<Option<i64>> {
     let mut common: HashMap<(u32, i64), i64> = HashMap::new();
     for (label, id) in labels.iter().zip(old) {
@@ -187,11 +190,12 @@ pub fn keep_ids(labels: &[u32], old: &[Option<i64>], groups: usize) -> Vec<Optio
     kept
 }
 
-/// A cluster whose members have changed: its id, the change, its members' former clusters, its size and the number of
-/// new members.
+/// A cluster whose members have changed: its id, the kind of change, the former clusters of its members, its size, and
+/// the number of its new members.
 pub type Change = (i64, String, Vec<i64>, i64, i64);
 
-/// The changes: for each cluster with changed members, the source of its members.
+/// The clusters whose members have changed, ordered by id. `labels` has the group of each member, `old` its former
+/// cluster, and `ids` the cluster of each group.
 pub fn compare(labels: &[u32], old: &[Option<i64>], ids: &[i64]) -> Vec<Change> {
     let mut sources: Vec<HashMap<i64, i64>> = vec![HashMap::new(); ids.len()];
     let mut sizes = vec![0i64; ids.len()];
@@ -247,7 +251,8 @@ mod tests {
     #[test]
     fn members_that_came_meanwhile_join_the_nearest_group_or_one_of_their_own() {
         let before = rows(&[[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]);
-        // The third has left; one new vector is near the first two, one is far from all, and another is near that one.
+        // The third row has left. One new vector is near the first two, one is far from all, and another is near that
+        // one.
         let now = rows(&[[0.8, 0.6], [1.0, 0.0], [0.96, 0.28], [-1.0, 0.0], [-0.96, 0.28]]);
         let mut looks = 0;
         let mut regroup = |threshold| {
@@ -260,7 +265,7 @@ mod tests {
         let (labels, sums) = regroup(0.7);
         assert_eq!(labels, [0, 0, 0, 1, 1]);
         assert_eq!(sums.iter().map(|sum| sum.size).collect::<Vec<_>>(), [3, 2]);
-        // With a threshold that neither reaches, each forms its own group.
+        // No group reaches this threshold, so each new vector forms its own group.
         let (labels, sums) = regroup(0.9999);
         assert_eq!((labels, sums.len()), (vec![0, 0, 1, 2, 3], 4));
         assert_eq!(looks, 8, "one look for the list, and one for each that came, twice");

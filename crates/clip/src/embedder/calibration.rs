@@ -1,8 +1,8 @@
 //! The pictures and texts that calibrate and check quantized graphs.
 
-/// Pictures for the image tower: half to calibrate, half to check.
+/// The number of pictures for the image tower: half of them calibrate, half check.
 pub(super) const PICTURES: usize = 24;
-/// Texts for the text tower, alternately to calibrate and to check.
+/// The texts for the text tower: every second one calibrates, the others check.
 pub(super) const TEXTS: [&str; 24] = [
     "a photo of a cat",
     "a dog",

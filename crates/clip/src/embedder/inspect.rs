@@ -1,4 +1,4 @@
-//! A report for users: the findings in a model's files, the chosen settings, and whether the model works.
+//! A report for users: what a model's files contain, which settings were chosen, and whether the model works.
 
 use std::path::Path;
 use std::time::Instant;
@@ -15,12 +15,12 @@ use crate::model::quantize;
 use crate::model::session::Tower;
 
 impl Embedder {
-    /// Whether the model distinguishes red, green and blue squares by their names, as every correctly exported and
-    /// preprocessed CLIP model does: this test detects swapped channels, a broken quantisation and a transposed axis.
+    /// Tests whether the model matches red, green and blue squares with their names, as every correctly exported and
+    /// preprocessed CLIP model does. This detects swapped channels, a broken quantisation and a transposed axis.
     /// Returns the cosines, with texts as rows and images as columns, in that order of colours.
     ///
     /// # Errors
-    /// As for embedding.
+    /// The errors of embedding.
     pub fn tell_colours(&mut self) -> Result<[[f32; 3]; 3]> {
         let colours = [("red", [255, 0, 0]), ("green", [0, 255, 0]), ("blue", [0, 0, 255])];
         let texts: Vec<String> = colours.iter().map(|(name, _)| format!("a {name} square")).collect();
@@ -42,8 +42,8 @@ impl Embedder {
         Ok(cosines)
     }
 
-    /// Checks the model and reports to the user: (item, value), of which the last is a verdict with the remedy. Each
-    /// fault is a row. `name` returns the caller's names of settings.
+    /// Checks the model and returns a report as (item, value). The last item is the verdict, with remedies. Each fault
+    /// is part of it. `name` returns the caller's names of settings.
     pub fn check(&mut self, name: impl Fn(Setting) -> &'static str) -> Vec<(String, String)> {
         let with_hint = |error: &Error| match error.hint_for(&name) {
             Some(hint) => format!("{error} {hint}"),
@@ -69,7 +69,7 @@ impl Embedder {
                 self.check_both(&mut rows, &mut wrong, &mut errors);
                 wrong.extend(errors.iter().map(&with_hint));
             }
-            // A directory may have only one tower; it is used alone or as one of a pair.
+            // A directory may have only one tower, which is used alone or as one of a pair.
             (Ok(()), Err(error)) if error.kind == Kind::MissingFile && self.single_tower() => {
                 wrong.push(format!("it embeds images alone: {}", with_hint(&error)));
             }
@@ -128,14 +128,14 @@ impl Embedder {
         rows.extend(self.one_thread(&tower).map(|why| ("text threads".to_owned(), why)));
     }
 
-    /// Why a tower has fewer threads than are set.
+    /// The reason why a tower has fewer threads than the setting, if it has.
     fn one_thread(&self, tower: &Tower) -> Option<String> {
         let set = self.loader.threads;
         (tower.threads < set)
             .then(|| format!("one in place of {set}: ONNX Runtime's ConvInteger returns wrong numbers on several"))
     }
 
-    /// The items that need both towers: probabilities, colours, and speed on this machine.
+    /// Adds the items that need both towers: probabilities, colours, and speed on this machine.
     fn check_both(&mut self, rows: &mut Vec<(String, String)>, wrong: &mut Vec<String>, errors: &mut Vec<Error>) {
         match self.logits() {
             Ok(logits) => rows.push(("probabilities".to_owned(), logits.to_string())),
@@ -181,7 +181,7 @@ impl Embedder {
     }
 }
 
-/// A file's path in the model's directory.
+/// The path of a file relative to the model's directory.
 fn below(file: &Path, directory: &Path) -> String {
     file.strip_prefix(directory).unwrap_or(file).display().to_string()
 }

@@ -13,32 +13,32 @@ use crate::model::session::{Runtime, Tower};
 
 /// The settings with which towers are loaded.
 pub(super) struct Loader {
-    /// libonnxruntime's path.
+    /// The path of libonnxruntime.
     pub(super) library: PathBuf,
     pub(super) threads: usize,
     pub(super) cache: Option<PathBuf>,
     /// Called while a graph is quantized, which takes minutes; it may unwind.
     pub(super) check_interrupts: fn(),
-    /// Told of work that takes minutes, before it begins.
+    /// Called with a message before work that takes minutes.
     pub(super) announce: fn(&str),
-    /// Whether an eight-bit form that the cache lacks is made.
+    /// Whether a quantized graph may be made if the cache lacks it.
     pub(super) may_make: bool,
-    /// A graph for both towers is loaded once.
+    /// The tower of a graph that contains both towers, which is loaded only once.
     pub(super) shared: OnceCell<Rc<RefCell<Tower>>>,
 }
 
-/// The loaded form of a tower.
+/// The form in which a tower was loaded.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Form {
     Float32,
-    /// In float32, to be quantized with ([`Loader::make`]).
+    /// Loaded in float32; to be quantized by [`Loader::make`].
     Unmade,
     Int8,
 }
 
 impl Loader {
-    /// Loads the tower in `file`, quantized if this is requested and the cache has the quantized graph. If quantization
-    /// failed, it loads float32 with a warning.
+    /// Loads the tower in `file`: the quantized graph if `wants_int8` is set and the cache has it, otherwise float32.
+    /// If the graph can't be quantized, it adds a warning.
     ///
     /// # Errors
     /// [`Kind::BadModel`] if the graph can't be loaded, or if quantizing is not allowed now.
@@ -68,7 +68,7 @@ impl Loader {
         Ok((tower, form))
     }
 
-    /// The quantized graph, if the cache has it.
+    /// The quantized graph from the cache; None if it is not there but may be made.
     ///
     /// # Errors
     /// [`Kind::Unsupported`] if the graph can't be quantized; [`Kind::BadModel`] if quantizing is not allowed now;
@@ -89,16 +89,16 @@ impl Loader {
             return Err(Error::new(Kind::BadModel, message).hint(hint));
         }
         if found.is_none() {
-            // Before the announcement, and before float32 is loaded for it.
+            // Checks this before the announcement, and before the float32 graph is loaded.
             quantize::check_before(runtime, file, cache)?;
         }
         Ok(found)
     }
 
-    /// Quantizes the tower in `file`; returns None, with a warning, if no quantized graph is close enough to float32.
+    /// Quantizes the tower in `file`. Returns None, with a warning, if no quantized graph is close enough to float32.
     ///
     /// # Errors
-    /// [`Kind::DiskFull`]; [`Kind::BadModel`] if the cache can't store it for another reason.
+    /// [`Kind::DiskFull`]; [`Kind::BadModel`] if the cache can't store the graph for another reason.
     pub(super) fn make(&self, file: &Path, samples: &Samples<'_>, warnings: &mut Vec<Error>) -> Result<Option<Tower>> {
         let cache = self.cache.as_ref().expect("checked before the tower was loaded");
         let runtime = Runtime::load(&self.library)?;

@@ -1,4 +1,5 @@
-//! Zero-shot classification: converts the cosines of an image to labels into probabilities, as in the model's training.
+//! Zero-shot classification: converts the cosines between an image and labels to probabilities, as in the model's
+//! training.
 //!
 //! CLIP takes the softmax over all labels of `scale × cosine`. SigLIP takes the sigmoid of `scale × cosine + bias` for
 //! each label separately, so its probabilities need not add up to 1. Scale and bias were learned with the weights;
@@ -23,10 +24,10 @@ use crate::vector::{cosine, l2_normalize};
 /// The placeholder for a label in a template.
 pub const PLACE: &str = "{}";
 
-/// exp(logit_scale) of OpenAI's CLIP, whose training reached its upper limit, as open_clip's does.
+/// exp(logit_scale) of OpenAI's CLIP. Its training reached this upper limit, and so does open_clip's.
 const CLIP_SCALE: f64 = 100.0;
-/// A sigmoid's bias is -10 and less (it starts at -10, so that most labels are wrong); CLIP has none. Measured on a
-/// quantised graph it may be off by tenths.
+/// The minimum absolute bias that counts as one. A sigmoid's bias is -10 or less (training starts at -10, because most
+/// labels are wrong); CLIP has none. A bias measured on a quantised graph may be off by tenths.
 const LEAST_BIAS: f64 = 1.0;
 
 /// The conversion of cosines to probabilities.
@@ -34,26 +35,27 @@ const LEAST_BIAS: f64 = 1.0;
 pub struct Logits {
     /// The factor for cosines, exp(logit_scale).
     pub scale: f64,
-    /// With a bias, each label has a separate probability by the sigmoid.
+    /// The bias of a model that uses the sigmoid, so that each label's probability is separate. None for softmax.
     pub bias: Option<f64>,
-    /// The source of these values; None: assumed, because no file states them.
+    /// Where the values come from. None if no file states them and they are assumed.
     pub source: Option<String>,
 }
 
 impl Logits {
-    /// CLIP's own.
+    /// OpenAI CLIP's values.
     pub fn assumed() -> Self {
         Self { scale: CLIP_SCALE, bias: None, source: None }
     }
 
-    /// The values in a model's files, without running it: `logit_scale` and `logit_bias` at the top of `config.json`,
-    /// or the tensors with these names in its safetensors. The scale is a logarithm there, as in the weights.
+    /// The values that a model's files state, without running the model: `logit_scale` and `logit_bias` at the top of
+    /// `config.json`, or the tensors with these names in its safetensors file. The scale is stored as its logarithm, as
+    /// in the weights.
     ///
-    /// `logit_scale_init_value` is not read: it is the initial value of the training (2.6592, a scale of 14.3, for the
+    /// `logit_scale_init_value` is ignored: it is the initial value of the training (2.6592, a scale of 14.3, for the
     /// CLIP whose trained scale is 100).
     ///
     /// # Errors
-    /// [`Kind::BadModel`] if a value exists and can't be used.
+    /// [`Kind::BadModel`] if a value exists but can't be used.
     pub fn stated(model: &Model) -> Result<Option<Self>> {
         for directory in [&model.directory, &model.text_directory] {
             let file = directory.join("config.json");
@@ -79,7 +81,7 @@ impl Logits {
 
     fn new(logarithm: f64, bias: Option<f64>, file: &Path) -> Result<Self> {
         let scale = logarithm.exp();
-        // e^20 is 5 × 10^8; CLIP's own training stops at 100.
+        // e^20 is 5 × 10^8; CLIP's own training stops at a scale of 100.
         if !(-20.0..=20.0).contains(&logarithm) {
             return Err(unusable(file, "logit_scale", &logarithm.to_string()));
         }
@@ -89,8 +91,8 @@ impl Logits {
         Ok(Self { scale, bias, source: Some(file.display().to_string()) })
     }
 
-    /// Scale and bias from pairs of a cosine and the graph's logit for it, by least squares. None if the pairs do not
-    /// lie on a rising line.
+    /// Fits scale and bias to pairs of a cosine and the graph's logit for it, by least squares. None if the pairs do
+    /// not lie on a rising line.
     pub fn fitted(pairs: &[(f64, f64)], file: &Path) -> Option<Self> {
         let count = pairs.len() as f64;
         let (x, y) = pairs.iter().fold((0.0, 0.0), |(x, y), pair| (x + pair.0 / count, y + pair.1 / count));
@@ -98,13 +100,13 @@ impl Logits {
         let scale = pairs.iter().map(|pair| (pair.0 - x) * (pair.1 - y)).sum::<f64>() / spread;
         let bias = y - scale * x;
         let worst = pairs.iter().map(|pair| (scale * pair.0 + bias - pair.1).abs()).fold(0.0, f64::max);
-        // Quantised graphs deviate by a hundredth of the logits' range.
+        // Quantised graphs deviate by a hundredth of the range of the logits.
         let straight = scale.is_finite() && scale > 0.0 && worst <= 0.05 * scale * (spread / count).sqrt();
         let bias = (bias.abs() >= LEAST_BIAS).then_some(bias);
         straight.then(|| Self { scale, bias, source: Some(format!("the logits of {}", file.display())) })
     }
 
-    /// Probabilities of labels with these cosines to an image.
+    /// The probabilities of labels, given their cosines to an image.
     pub fn probabilities(&self, cosines: &[f64]) -> Vec<f64> {
         if let Some(bias) = self.bias {
             return cosines.iter().map(|cosine| 1.0 / (1.0 + (-(self.scale * cosine + bias)).exp())).collect();
@@ -136,9 +138,9 @@ fn unusable(file: &Path, key: &str, value: &str) -> Error {
 }
 
 impl Embedder {
-    /// The conversion of cosines to probabilities: from the model's files ([`Logits::stated`]), else from a graph of
-    /// both towers with an output of logits, else CLIP's ([`Logits::assumed`]), with a warning if the model is not of
-    /// CLIP's kind.
+    /// The conversion of cosines to probabilities: from the model's files ([`Logits::stated`]), else measured on a
+    /// graph of both towers that has an output of logits, else CLIP's ([`Logits::assumed`]). It adds a warning if no
+    /// file states the values and the model is not OpenAI's CLIP.
     ///
     /// # Errors
     /// [`Kind::BadModel`] if a file's values can't be used; the errors of embedding if a graph is run.
@@ -171,7 +173,7 @@ impl Embedder {
         Ok(self.logits.get_or_init(|| logits).clone())
     }
 
-    /// The logits of a graph of both towers for four cosines.
+    /// Fits the conversion to four logits of a graph that contains both towers. None if the model has no such graph.
     fn measured_logits(&mut self) -> Result<Option<Logits>> {
         let Some(file) = self.model.whole.clone() else { return Ok(None) };
         self.load_text()?;
@@ -181,14 +183,14 @@ impl Embedder {
             let pairs = logit_pairs(&mut vision.tower.borrow_mut(), vision, text)?;
             return Ok(pairs.and_then(|pairs| Logits::fitted(&pairs, &file)));
         }
-        // It is as large as both towers, so drop it immediately.
+        // The graph is as large as both towers, so it is dropped at once.
         let mut tower = Tower::load(Runtime::load(&self.loader.library)?, &file, self.loader.threads, None)?;
         Ok(logit_pairs(&mut tower, vision, text)?.and_then(|pairs| Logits::fitted(&pairs, &file)))
     }
 }
 
-/// Pairs of a cosine and the logit that a graph of both towers gives for it: one picture, four texts, one at a time,
-/// because some graphs take no more. None if it has no output of logits, or other inputs.
+/// Pairs of a cosine and the logit that a graph of both towers gives for it: one picture with four texts, one at a
+/// time, because some graphs accept only one. None if the graph has no output of logits, or has other inputs.
 fn logit_pairs(tower: &mut Tower, vision: &Vision, text: &Text) -> Result<Option<Vec<(f64, f64)>>> {
     let (Some(logits), Ok(image_output), Ok(text_output), Some(pixels_port), Some(ids_port)) = (
         tower.output(&["logits_per_image", "logits_per_text"]).cloned(),
@@ -203,8 +205,8 @@ fn logit_pairs(tower: &mut Tower, vision: &Vision, text: &Text) -> Result<Option
         return Ok(None);
     }
     let (height, width) = vision.size;
-    // Half of it is dark, with a colour on each side: a tower may map a picture without any contrast to the zero
-    // vector.
+    // Half of the picture is dark, the other half has a colour on each side: a tower may map a picture without contrast
+    // to the zero vector.
     let pixels = Array4::from_shape_fn((1, 3, height, width), |(_, channel, y, x)| {
         if y * 2 < height { -1.0 } else { (channel as f32 - 1.0) * (x as f32 / width as f32 - 0.5) * 2.0 }
     });
@@ -234,10 +236,10 @@ fn logit_pairs(tower: &mut Tower, vision: &Vision, text: &Text) -> Result<Option
     Ok(Some(pairs))
 }
 
-/// Maximum bytes of a prompt: the tokenized part of a text is far shorter.
+/// Maximum bytes of a prompt. The part of a text that is tokenized is far shorter.
 const LONGEST_PROMPT: usize = 16 << 20;
 
-/// A template with a label in each of its placeholders.
+/// A template with the label in place of each placeholder ([`PLACE`]).
 ///
 /// # Errors
 /// [`Kind::LimitExceeded`] if the prompt exceeds 16 MiB; [`Kind::OutOfMemory`].
@@ -262,11 +264,11 @@ pub fn prompt(template: &str, label: &str) -> Result<String> {
     Ok(prompt)
 }
 
-/// One vector for several prompts of a label: the mean of the unit vectors, scaled to length 1, as in CLIP's notebook
+/// One vector for several prompts of a label: the mean of their unit vectors, scaled to length 1, as in CLIP's notebook
 /// on prompt ensembles.
 ///
 /// # Errors
-/// [`Kind::InvalidInput`] if the prompts cancel out.
+/// [`Kind::InvalidInput`] if the prompts' vectors cancel out, or if there is none.
 pub fn ensemble<'a>(prompts: impl IntoIterator<Item = &'a [f32]>) -> Result<Vec<f32>> {
     let mut sum: Vec<f64> = Vec::new();
     for prompt in prompts {
@@ -284,7 +286,7 @@ mod tests {
 
     #[test]
     fn softmax_and_sigmoid_are_those_of_the_papers() {
-        // numpy: x = 100 * np.array([.3, .28, .1]); np.exp(x) / np.exp(x).sum()
+        // Expected values by numpy: x = 100 * np.array([.3, .28, .1]); np.exp(x) / np.exp(x).sum()
         let clip = Logits::assumed().probabilities(&[0.3, 0.28, 0.1]);
         for (found, wanted) in clip.iter().zip([0.880797076379, 0.119202921806, 1.815458e-9]) {
             assert!((found - wanted).abs() < 1e-9, "{clip:?}");
@@ -294,7 +296,7 @@ mod tests {
         for (found, wanted) in siglip.iter().zip([0.990710154, 0.232009330]) {
             assert!((found - wanted).abs() < 1e-6, "{siglip:?}");
         }
-        // No scale causes an overflow.
+        // No scale may cause an overflow.
         let steep = Logits { scale: 1e8, bias: None, source: None }.probabilities(&[1.0, -1.0]);
         assert_eq!(steep, [1.0, 0.0]);
         let steep = Logits { scale: 1e8, bias: Some(-10.0), source: None }.probabilities(&[1.0, -1.0]);

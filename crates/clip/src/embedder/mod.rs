@@ -22,7 +22,7 @@ use crate::embedder::vision::Vision;
 use crate::error::{Error, Kind, Result};
 use crate::model::Model;
 
-/// A model with its towers, each loaded when it is first called.
+/// A model and its towers. Each tower is loaded when it is first needed.
 pub struct Embedder {
     pub model: Model,
     loader: Loader,
@@ -35,14 +35,14 @@ pub struct Embedder {
     pub counters: Counters,
 }
 
-/// Work done, and the time that it took.
+/// The work done, and the time that it took.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counters {
     /// Images embedded.
     pub images: u64,
     /// Texts embedded.
     pub texts: u64,
-    /// Runs of a graph, with one item or several.
+    /// Runs of a graph, each with one or several items.
     pub runs: u64,
     /// Graphs loaded.
     pub loads: u64,
@@ -55,7 +55,8 @@ pub struct Counters {
 }
 
 impl Embedder {
-    /// Prepares a model; nothing is loaded yet. `library` is libonnxruntime's path.
+    /// Prepares a model without loading anything. `library` is the path of libonnxruntime, `threads` the number of
+    /// threads per run.
     pub fn new(model: Model, library: PathBuf, threads: usize) -> Self {
         Self {
             model,
@@ -77,51 +78,53 @@ impl Embedder {
         }
     }
 
-    /// Keeps rewritten graphs in this directory ([`crate::model::graph_cache`]).
+    /// Sets the directory for rewritten graphs ([`crate::model::graph_cache`]); None for no cache.
     pub fn with_cache(mut self, cache: Option<PathBuf>) -> Self {
         self.loader.cache = cache;
         self
     }
 
-    /// Sets a function to call between steps of quantizing a graph; it may unwind.
+    /// Sets a function that is called between the steps of quantizing a graph; it may unwind.
     pub fn with_interrupts(mut self, check_interrupts: fn()) -> Self {
         self.loader.check_interrupts = check_interrupts;
         self
     }
 
-    /// Has this called before work that takes minutes, with what it is.
+    /// Sets a function that is called with a description before work that takes minutes.
     pub fn with_announcements(mut self, announce: fn(&str)) -> Self {
         self.loader.announce = announce;
         self
     }
 
-    /// Has an eight-bit form that the cache lacks be an error: for a process that can't take minutes.
+    /// Makes a missing quantized graph an error instead of creating it, for a process that can't spend minutes on it.
     pub fn without_making(mut self) -> Self {
         self.loader.may_make = false;
         self
     }
 
+    /// Whether the image tower is loaded.
     pub fn image_loaded(&self) -> bool {
         self.vision.get().is_some()
     }
 
+    /// Whether the text tower is loaded.
     pub fn text_loaded(&self) -> bool {
         self.text.get().is_some()
     }
 
-    /// Length of the vectors: from the graph if one is loaded, else from the configuration.
+    /// The length of the vectors: from the graph if one is loaded, else from the configuration.
     pub fn dimensions(&self) -> Option<usize> {
         let vision = self.vision.get().and_then(|v| width(&v.output, &v.pooling));
         let text = self.text.get().and_then(|t| width(&t.output, &t.pooling));
         vision.or(text).or_else(|| self.model.stated_dimensions())
     }
 
-    /// Warnings since the last call, which the user should see once.
+    /// Warnings since the last call. The user should see each once.
     pub fn take_warnings(&mut self) -> Vec<Error> {
         std::mem::take(&mut self.warnings)
     }
 
-    /// Puts warnings back, for a caller that took them to change their positions.
+    /// Puts warnings back, for a caller that took them to change their positions ([`Error::element`]).
     pub fn add_warnings(&mut self, warnings: Vec<Error>) {
         self.warnings.extend(warnings);
     }
@@ -131,20 +134,20 @@ impl Embedder {
         std::mem::take(&mut self.notes)
     }
 
-    /// Drops warnings about items that an interrupted call left, because they concern only its own items.
+    /// Drops the warnings about items that an interrupted call left behind: their positions refer to that call's items.
     fn forget_items(&mut self) {
         self.warnings.retain(|remark| remark.element.is_none());
     }
 
-    /// Loads both towers now, or the only one of the model, and runs each once; for a process that shares them with
-    /// others.
+    /// Loads both towers now, or the only one that the model has, and runs each once. It is meant for a process that
+    /// shares the towers with others.
     ///
     /// # Errors
-    /// As for embedding.
+    /// The errors of embedding.
     pub fn load(&mut self) -> Result<()> {
         let missing = |e: &Error| e.kind == Kind::MissingFile;
         match (self.load_and_run_vision(), self.load_text()) {
-            // If this requires a graph, determine it once, too.
+            // This may run a graph, so it is also done once, here.
             (Ok(()), Ok(())) => self.logits().map(drop)?,
             (Ok(()), Err(e)) | (Err(e), Ok(())) if missing(&e) && self.single_tower() => {}
             (Err(e), _) | (_, Err(e)) => return Err(e),
@@ -154,16 +157,16 @@ impl Embedder {
         Ok(())
     }
 
-    /// Runs each loaded tower once.
+    /// Runs each tower that is loaded once.
     ///
     /// # Errors
-    /// As for embedding.
+    /// The errors of embedding.
     pub fn try_out(&self) -> Result<()> {
         self.vision.get().map_or(Ok(()), Vision::run_black)?;
         self.text.get().map_or(Ok(()), Text::try_run)
     }
 
-    /// Whether the model has only one of the two towers.
+    /// Whether the model may have only one of the two towers.
     fn single_tower(&self) -> bool {
         self.model.combined || self.model.vision.is_none() || self.model.text.is_none()
     }

@@ -1,4 +1,4 @@
-//! The inputs and outputs of graphs: their selection, the input values, and the conversion of output rows to vectors.
+//! The inputs and outputs of graphs: chooses them, builds input values, and converts output rows to vectors.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ use crate::vector::l2_normalize;
 
 const IMAGE_INPUTS: [&str; 4] = ["pixel_values", "image", "images", "input"];
 const TEXT_INPUTS: [&str; 3] = ["input_ids", "text", "input"];
-/// Inputs of a text tower beside its ids.
+/// Other inputs that a text tower may have in addition to its ids.
 const BESIDE_IDS: [&str; 3] = ["attention_mask", "token_type_ids", "position_ids"];
 
 /// The rows of a tower's output, each scaled to length 1.
@@ -54,11 +54,12 @@ pub(super) fn missing_half(model: &Model, tower: &Tower, what: &str) -> Error {
     }
 }
 
-/// The embedding among a graph's outputs: one vector per item, by name; else one vector per position, if the model
-/// states its pooling; else a pooled output or the only one. `kind` is "image" or "text", as in the names.
+/// Chooses the embedding among a graph's outputs: an output with one vector per item, by name; else one with a vector
+/// per position, if the model states its pooling; else a pooled output, or the only one. `kind` is "image" or "text",
+/// as in the names.
 ///
-/// A BERT tower of sentence-transformers may return `pooler_output` beside its positions: a part of BERT's own training
-/// that the stated pooling replaces.
+/// A BERT tower of sentence-transformers may return `pooler_output` in addition to its positions. That output belongs
+/// to BERT's own training, and the stated pooling replaces it.
 pub(super) fn pick_output(tower: &Tower, kind: &str, pooling: &Pooling) -> Result<Port> {
     const POSITIONS: [&str; 2] = ["last_hidden_state", "token_embeddings"];
     let own = [format!("{kind}_embeds"), format!("l2norm_{kind}_embeddings"), format!("{kind}_embeddings")];
@@ -86,8 +87,8 @@ pub(super) fn pick_output(tower: &Tower, kind: &str, pooling: &Pooling) -> Resul
     }
 }
 
-/// The steps after a tower's graph, and the output that they start from. A graph that ends before the projection of its
-/// architecture is completed with the weights beside it.
+/// The output of a tower's graph to use, and the steps that follow it. If the graph ends before the projection of its
+/// architecture, the weights beside it provide the projection.
 pub(super) fn steps(tower: &Tower, kind: &str, directory: &Path) -> Result<(Port, Pooling)> {
     let mut pooling = Pooling::read(directory)?;
     let output = pick_output(tower, kind, &pooling)?;
@@ -96,7 +97,7 @@ pub(super) fn steps(tower: &Tower, kind: &str, directory: &Path) -> Result<(Port
         return Ok((output, pooling));
     }
     let name = if kind == "image" { "visual_projection.weight" } else { "text_projection.weight" };
-    // Chinese CLIP projects the class token of its texts, which differs from its tower's pooled output.
+    // Chinese CLIP projects the class token of texts, which is not its tower's pooled output.
     let pooled = kind == "image" || config.model_type.as_deref() != Some("chinese_clip");
     if pooled && pooling.project(name, directory)? {
         return Ok((output, pooling));
@@ -111,7 +112,7 @@ pub(super) fn steps(tower: &Tower, kind: &str, directory: &Path) -> Result<(Port
     }))
 }
 
-/// Both towers must embed into the same space.
+/// Checks that both towers embed into the same space.
 pub(super) fn same_width(model: &Model, output: &Port, pooling: &Pooling, other: Option<usize>) -> Result<()> {
     match (width(output, pooling), other) {
         (Some(a), Some(b)) if a != b => {
@@ -122,7 +123,7 @@ pub(super) fn same_width(model: &Model, output: &Port, pooling: &Pooling, other:
     }
 }
 
-/// Length of an output's vectors, if the graph fixes it.
+/// The length of the vectors that an output leads to, if the graph fixes it.
 pub(super) fn width(output: &Port, pooling: &Pooling) -> Option<usize> {
     let last = output.fixed(output.shape.len() - 1)?;
     Some(pooling.width(last, output.shape.len() == 3))
@@ -145,25 +146,25 @@ pub(super) fn is_integer(port: &Port) -> bool {
     matches!(port.element, TensorElementType::Int64 | TensorElementType::Int32)
 }
 
-/// The input for pixels: by name, but not a text tower's input of the same name; else the only input that can be one,
-/// because torch.onnx.export invents names if it is given none.
+/// The input for pixels: by name, unless it is a text tower's input with the same name; else the only input that fits,
+/// because torch.onnx.export invents names if none are given.
 pub(super) fn image_input(tower: &Tower) -> Option<Port> {
     let named = tower.input(&IMAGE_INPUTS).filter(|port| !is_integer(port));
     let fits = |port: &&Port| is_float(port) && port.shape.len() == 4 && port.fixed(1).is_none_or(|n| n == 3);
     named.or_else(|| only(tower, fits)).cloned()
 }
 
-/// The input for ids: by name, else the only input that can be one.
+/// The input for ids: by name, else the only input that fits.
 pub(super) fn text_input(tower: &Tower) -> Option<Port> {
     let named = tower.input(&TEXT_INPUTS).filter(|port| is_integer(port));
     let fits = |port: &&Port| is_integer(port) && port.shape.len() == 2 && !BESIDE_IDS.contains(&port.name.as_str());
     named.or_else(|| only(tower, fits)).cloned()
 }
 
-/// An input whose batch is that of an example with several items can't be run for one.
+/// Refuses an input whose batch size is that of an example with several items: it can't be run for one item.
 ///
 /// # Errors
-/// [`Kind::BadModel`] with the way out.
+/// [`Kind::BadModel`], with a hint on how to export it.
 pub(super) fn takes_one_item(tower: &Tower, port: &Port) -> Result<()> {
     match port.fixed(0) {
         Some(count) if count > 1 => {

@@ -1,4 +1,4 @@
-//! Texts to vectors: tokens, padding, the text tower.
+//! Texts to vectors: tokens, padding, and the text tower.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -23,21 +23,22 @@ use crate::model::quantize::{Inputs, Samples};
 use crate::model::session::{Port, Tower};
 use crate::text::{TextEncoder, Tokens};
 
-/// Texts of equal length run together, up to these numbers of texts and of tokens in total. A token takes the text
-/// tower of ViT-B/32 a millisecond, during which no interrupt is checked; batches don't make long texts faster.
+/// Texts of equal length run together: at most this many texts, with at most [`BATCH_TOKENS`] tokens in total. A token
+/// takes the text tower of ViT-B/32 a millisecond, during which no interrupt is checked, and batches don't make long
+/// texts faster.
 const TEXT_BATCH: usize = 32;
 const BATCH_TOKENS: usize = 256;
-/// The number of texts whose tokens are in memory at the same time: 0.3 MB for CLIP's context.
+/// The number of texts whose tokens are in memory at the same time: 0.3 MB with CLIP's context.
 const WINDOW: usize = 1024;
-/// The cached result about a text graph: whether texts must be padded.
+/// The name of a cached result about a text graph: whether texts must be padded.
 const PADDING: &str = "padding";
 const NEEDED: &str = "needed";
 const NOT_NEEDED: &str = "not needed";
 
-/// A text's vector.
+/// The vector of a text.
 pub struct TextEmbedding {
     pub vector: Vec<f32>,
-    /// The text was truncated to the model's context.
+    /// Whether the text was truncated to the model's context.
     pub truncated: bool,
 }
 
@@ -46,38 +47,40 @@ pub(super) struct Text {
     pub(super) encoder: TextEncoder,
     pub(super) ids: Port,
     pub(super) mask: Option<Port>,
-    /// `token_type_ids` are zeros, `position_ids` count up.
+    /// `token_type_ids`, which get zeros, and `position_ids`, which count up from 0.
     pub(super) zeros: Option<Port>,
     pub(super) positions: Option<Port>,
-    /// The input for the image half of a combined graph.
+    /// The image input of a combined graph.
     pub(super) idle: Option<Idle>,
     pub(super) output: Port,
     pub(super) pooling: Pooling,
-    /// Texts are padded to this length.
+    /// The length to which texts are padded, if they are.
     pub(super) pad_to: Option<usize>,
-    /// The model treats padding as text: its mask is all ones.
+    /// Whether the model treats padding as text: its mask is then all ones.
     pub(super) fills: bool,
-    /// Maximum number of texts in a run; 1 if the graph takes no more.
+    /// Maximum number of texts in a run; 1 if the graph accepts only one.
     pub(super) most: usize,
 }
 
-/// Pixels for the unused half of a combined graph.
+/// Pixels for the image half of a combined graph, whose result is not used.
 pub(super) struct Idle {
     pub(super) input: Port,
-    /// The number of images: zero if the graph accepts it; None: one per text, if the graph requires equal batches.
+    /// The number of images: zero if the graph accepts it. None means one per text, for a graph that requires equal
+    /// batches.
     pub(super) images: Option<usize>,
     pub(super) height: usize,
     pub(super) width: usize,
 }
 
 impl Embedder {
-    /// Embeds texts, in order; each vector has length 1.
+    /// Embeds texts; returns a vector of length 1 for each, in order.
     ///
-    /// A text over the model's context is truncated as by the reference tokenizer, with a warning; without `truncate`
-    /// it is an error.
+    /// A text longer than the model's context is truncated as by the reference tokenizer, with a warning; without
+    /// `truncate` it is an error. `check_interrupts` is called between pieces of work that take milliseconds; it may
+    /// unwind.
     ///
     /// # Errors
-    /// As [`Self::embed_images`].
+    /// The error of the first failing text, with its position.
     pub fn embed_texts(
         &mut self,
         texts: &[&str],
@@ -94,7 +97,7 @@ impl Embedder {
         Ok(embedded)
     }
 
-    /// Embeds some of the texts, of which the first is at position `from` in the user's argument.
+    /// Embeds a part of the texts. `from` is the position of the first one in the user's argument.
     fn embed_window(
         &mut self,
         texts: &[&str],
@@ -140,10 +143,10 @@ impl Embedder {
         Ok(())
     }
 
-    /// The ids of a text for the model's text tower, with padding if needed.
+    /// The ids of a text for the model's text tower, padded if the graph needs it.
     ///
     /// # Errors
-    /// As for embedding it.
+    /// The errors of embedding the text.
     pub fn tokens(&mut self, string: &str) -> Result<Tokens> {
         self.load_text()?;
         let text = self.text.get().expect("loaded above");
@@ -195,7 +198,8 @@ impl Embedder {
                 fills,
                 most,
             };
-            // A cached graph has run before. The result saves two runs, 50 ms of a connection's first query.
+            // If the graph is cached, an earlier process has run it. Its result saves two runs, 50 ms of a connection's
+            // first query.
             let asks = text.pad_to.is_none() && text.mask.is_none() && text.idle.is_none();
             let known = if asks { text.tower.borrow().recall(PADDING) } else { None };
             let pads = match known.as_deref() {
@@ -275,7 +279,7 @@ impl Idle {
 }
 
 impl Text {
-    /// The number of texts with a given number of tokens that run together.
+    /// The number of texts to run together if each has this many tokens.
     fn batch(&self, tokens: usize) -> usize {
         (BATCH_TOKENS / tokens.max(1)).clamp(1, self.most)
     }
@@ -286,7 +290,7 @@ impl Text {
         }
     }
 
-    /// Runs texts of equal length. Returns shape (texts, dimensions).
+    /// Runs texts of equal length. The result has shape (texts, dimensions).
     pub(super) fn run(&self, batch: &[&Tokens]) -> Result<Array2<f32>> {
         let output = self.tower.borrow_mut().run(self.inputs(batch)?, &self.output.name)?;
         let lengths: Vec<usize> = batch.iter().map(|tokens| tokens.length).collect();
@@ -320,20 +324,20 @@ impl Text {
         Ok(inputs)
     }
 
-    /// Runs one short text.
+    /// Runs the graph with one short text.
     pub(super) fn try_run(&self) -> Result<()> {
         self.run(&[&self.sample()?]).map(drop)
     }
 
-    /// A short text as the graph's input.
+    /// A short text as input for the graph.
     pub(super) fn sample(&self) -> Result<Tokens> {
         let mut tokens = self.encoder.encode("a photo")?;
         self.pad(&mut tokens);
         Ok(tokens)
     }
 
-    /// Runs one short text, so that a graph that can't run fails when it is loaded. A combined graph is run without an
-    /// image first; if that fails, with a black image and a warning.
+    /// Runs the graph with one short text, so that a graph that can't run fails when it is loaded. A combined graph is
+    /// first run without an image; if that fails, with a black image and a warning.
     pub(super) fn run_sample(&mut self, model: &Model, warnings: &mut Vec<Error>) -> Result<Array2<f32>> {
         let tokens = self.sample()?;
         let mut result = self.run(&[&tokens]);
@@ -358,11 +362,11 @@ impl Text {
 
     /// Whether ids after the end of a text change its vector.
     ///
-    /// CLIP's text tower is causal and reads its output at the end token, so they don't, and a query of seven tokens
-    /// needs no padding to 77 (16 ms instead of 80 ms for ViT-B/32 on one thread). SigLIP's text tower is not causal,
-    /// was trained on padded texts, and fails without padding (10 instead of 80 points of accuracy,
-    /// embeddings-benchmark/mteb#1424). A test run of the graph decides: it appends eight ids to a short text. With
-    /// rounding alone the cosine stays above 0.999.
+    /// CLIP's text tower is causal and reads its output at the end token, so padding has no effect, and a query of
+    /// seven tokens needs no padding to 77 (16 ms instead of 80 ms for ViT-B/32 on one thread). SigLIP's text tower is
+    /// not causal, was trained on padded texts, and fails without padding (10 instead of 80 points of accuracy,
+    /// embeddings-benchmark/mteb#1424). A test run of the graph decides: it appends eight ids to a short text. Rounding
+    /// alone keeps the cosine above 0.999.
     ///
     /// `a` is the sample's vector without padding.
     pub(super) fn padding_matters(&self, a: &Array2<f32>) -> Result<bool> {
@@ -382,7 +386,7 @@ fn too_long(text: &str, context: usize, model: &str) -> Error {
 }
 
 impl Text {
-    /// Provides built-in texts as the graph's inputs.
+    /// Calls `f` with the built-in texts as inputs of the graph.
     fn with_samples<T>(&self, model: &Model, f: impl FnOnce(&Samples<'_>) -> Result<T>) -> Result<T> {
         let half = TEXTS.len() / 2;
         let tokens: Vec<Tokens> = (0..TEXTS.len())

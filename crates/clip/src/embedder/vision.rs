@@ -1,4 +1,4 @@
-//! Image files to vectors: decoding, batches, the image tower.
+//! Image files to vectors: decoding, batches, and the image tower.
 
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -26,35 +26,37 @@ use crate::model::quantize::{Inputs, Samples};
 use crate::model::session::{Port, Tower};
 use crate::threads::with_signals_blocked;
 
-/// Images run together if that is faster ([`Pace`]): ViT-B/32 gains 12 % over single images, on one thread and on two
-/// (107 instead of 121 ms per image), for about 50 MB; a small convolutional net such as photo-mini's loses 12 %.
+/// Maximum number of images in a run. They run together if that is faster ([`Pace`]): ViT-B/32 gains 12 % over single
+/// images, on one thread and on two (107 instead of 121 ms per image), for about 50 MB; a small convolutional network
+/// such as photo-mini's loses 12 %.
 const IMAGE_BATCH: usize = 8;
-/// Maximum number of pixels in a batch: eight images of 224 × 224. Activations take about ten times their memory.
+/// Maximum number of pixels in a batch: eight images of 224 × 224. Activations take about ten times the memory of the
+/// pixels.
 const BATCH_PIXELS: usize = IMAGE_BATCH * 224 * 224;
 
 pub(super) struct Vision {
     pub(super) tower: Rc<RefCell<Tower>>,
     pub(super) input: Port,
-    /// The input for the text half of a combined graph.
+    /// The text inputs of a combined graph.
     pub(super) idle: Vec<Port>,
     pub(super) output: Port,
     pub(super) pooling: Pooling,
     pub(super) preprocess: Preprocess,
-    /// The file that states it.
+    /// The file that states the preprocessing; None if it is a guess.
     pub(super) prepared_by: Option<PathBuf>,
-    /// Images run one by one, because the graph's ranges would span a batch.
+    /// Whether images run one by one, because the graph's quantization ranges would span a batch.
     pub(super) alone: bool,
-    /// (height, width)
+    /// The size of the input images in pixels, (height, width).
     pub(super) size: (usize, usize),
     pub(super) pace: Pace,
 }
 
-/// Whether images run together or one by one: the first batch is timed, then the same number of single images, and the
-/// faster way is kept.
+/// Decides whether images run together or one by one: times the first batch, then single images, and keeps the faster
+/// way.
 pub(super) struct Pace {
-    /// Number of images in a batch; 1 if the graph takes no more.
+    /// The number of images in a batch; 1 if the graph accepts only one.
     most: usize,
-    /// Seconds per image.
+    /// Seconds per image in a batch. `singly` is the same for single images.
     together: Option<f64>,
     singly: Option<f64>,
 }
@@ -69,7 +71,7 @@ impl Pace {
         }
     }
 
-    /// Learns from a run of `count` images.
+    /// Takes the time of a run of `count` images into account.
     fn note(&mut self, count: usize, taken: Duration) {
         let each = taken.as_secs_f64() / count as f64;
         if self.together.is_none() && self.most > 1 && count == self.most {
@@ -81,7 +83,7 @@ impl Pace {
     }
 }
 
-/// Images as the graph's input.
+/// Images as input for the graph.
 struct Prepared {
     pixels: Array4<f32>,
     remarks: Vec<Error>,
@@ -89,14 +91,13 @@ struct Prepared {
 }
 
 impl Embedder {
-    /// Embeds image files, in order; each vector has length 1. Very large JPEGs are decoded smaller than they are
-    /// ([`image::decode_for`]) unless [`Limits::exact_jpeg`].
+    /// Embeds image files; returns a vector of length 1 for each, in order. JPEGs that are far larger than the model's
+    /// input are decoded at a reduced size ([`image::decode_for`]) unless [`Limits::exact_jpeg`] is set.
     ///
     /// `check_interrupts` is called between pieces of work that take milliseconds; it may unwind.
     ///
     /// # Errors
-    /// The error of the first failing image, with its position if the array has several; the other images' vectors are
-    /// dropped.
+    /// The error of the first image that fails, with its position. The vectors of the other images are dropped.
     pub fn embed_images(
         &mut self,
         files: &[&[u8]],
@@ -107,20 +108,20 @@ impl Embedder {
         self.load_vision()?;
         let result = self.run_images(files, limits, check_interrupts);
         if matches!(&result, Err(e) if e.kind == Kind::BadModel) {
-            // The graph doesn't run. The next call loads it again, because its file may have been repaired.
+            // The graph can't be run. The next call loads it again, because its file may have been repaired.
             self.vision.take();
         }
         result
     }
 
-    /// With more threads than one, the next images are decoded while the graph runs.
+    /// Embeds the images batch by batch. With more than one thread, the next batch is decoded while the graph runs.
     fn run_images(
         &mut self,
         files: &[&[u8]],
         limits: &Limits,
         check_interrupts: &mut dyn FnMut(),
     ) -> Result<Vec<Vec<f32>>> {
-        // A graph without any image as input may divide by the number of images.
+        // A graph that gets no images may divide by their number.
         if files.is_empty() {
             return Ok(Vec::new());
         }
@@ -165,8 +166,8 @@ impl Embedder {
         }
     }
 
-    /// Loads the image tower and runs it on a black image, unless a real image follows. With a real image this check is
-    /// unnecessary, and would double the first photo's 120 ms (ViT-B/32).
+    /// Loads the image tower and runs it on a black image. Callers that have a real image don't need this check, which
+    /// would double the first photo's 120 ms (ViT-B/32).
     pub(super) fn load_and_run_vision(&mut self) -> Result<()> {
         self.load_vision()?;
         self.vision.get().expect("loaded above").run_black()
@@ -184,7 +185,7 @@ impl Embedder {
             let input = image_input(&tower).ok_or_else(|| missing_half(model, &tower, "image"))?;
             if !is_float(&input) || input.shape.len() != 4 || input.fixed(1).is_some_and(|c| c != 3) {
                 let error = unusable("its image input is not float32, float16 or bfloat16 of shape (batch, 3, height, width)");
-                // SigLIP 2 for images of any shape takes patches, a mask of the filled patches, and the shape.
+                // SigLIP 2 for images of any shape (NaFlex) takes patches, a mask of the filled patches, and the shape.
                 let patches = tower.inputs.iter().any(|port| ["pixel_attention_mask", "spatial_shapes"].contains(&port.name.as_str()));
                 return Err(if patches {
                     error.hint("Models that take images of any resolution (NaFlex) are not supported: choose the variant with a fixed resolution.")
@@ -265,9 +266,10 @@ fn prepare(
     Ok(Prepared { pixels, remarks, taken: start.elapsed() })
 }
 
-/// Runs `aside` in a separate thread while `work` runs here; if no thread can be started, afterwards.
+/// Runs `aside` on a separate thread while `work` runs on this one. If no thread can be started, `aside` runs
+/// afterwards.
 ///
-/// The thread blocks all signals, which are meant for the main thread.
+/// The thread blocks all signals, because the main thread must handle them.
 fn with_helper<T: Send, U>(aside: &(impl Fn() -> T + Sync), work: impl FnOnce() -> U) -> (U, T) {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("clip decode".to_owned());
@@ -285,25 +287,25 @@ impl Vision {
         self.run(Array4::zeros((1, 3, self.size.0, self.size.1))).map(|_| ())
     }
 
-    /// Runs images of the model's size. Returns shape (images, dimensions).
+    /// Runs images of the model's input size. The result has shape (images, dimensions).
     pub(super) fn run(&self, pixels: Array4<f32>) -> Result<Array2<f32>> {
         let count = pixels.dim().0;
         let output = self.tower.borrow_mut().run(self.inputs(pixels)?, &self.output.name)?;
         self.pool(output, count)
     }
 
-    /// The vectors of `count` images, from the graph's output.
+    /// The vectors of `count` images, computed from the graph's output.
     pub(super) fn pool(&self, output: ArrayD<f32>, count: usize) -> Result<Array2<f32>> {
         let positions = output.shape().get(1).copied().unwrap_or(1);
         self.pooling.apply(output, &vec![positions; count])
     }
 
-    /// The graph's inputs for images of the model's size.
+    /// The graph's inputs for images of the model's input size.
     pub(super) fn inputs(&self, pixels: Array4<f32>) -> Result<Inputs> {
         let count = pixels.dim().0;
         let mut inputs = vec![(self.input.name.clone(), floats(&self.input, pixels)?)];
         for port in &self.idle {
-            // A text of two ids, which a combined graph requires and whose result is not used.
+            // A text of two ids: a combined graph requires it, and its result is not used.
             let items = if port.shares_batch(&self.input) { count } else { 1 };
             let shape = (port.fixed(0).unwrap_or(items), port.fixed(1).unwrap_or(2));
             inputs.push((port.name.clone(), integers(port, shape, std::iter::repeat_n(1, shape.0 * shape.1))?));
@@ -313,7 +315,7 @@ impl Vision {
 }
 
 impl Vision {
-    /// Provides built-in pictures as the graph's inputs.
+    /// Calls `f` with the built-in pictures as inputs of the graph.
     fn with_samples<T>(&self, model: &Model, f: impl FnOnce(&Samples<'_>) -> Result<T>) -> Result<T> {
         let (height, width) = self.size;
         let inputs = |sample: usize| {

@@ -1,7 +1,8 @@
-//! Boxes of ISO base media files that are read in addition to a library: they are read in place, regardless of the
-//! length that they claim.
+//! Reads boxes of ISO base media files (ISO/IEC 14496-12) for values that the library doesn't return. Each box is a
+//! slice of the file; a box that claims more bytes than the file has ends with the file.
 
-/// The boxes in a range of bytes: name and content, up to the end of the bytes.
+/// The boxes in a range of bytes, as name and content. The last box is cut at the end of the bytes. A length shorter
+/// than the box's own header ends the iteration.
 pub(crate) fn boxes(bytes: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8])> {
     let mut at = 0;
     std::iter::from_fn(move || {
@@ -27,13 +28,14 @@ pub(crate) fn find(bytes: &[u8], name: [u8; 4]) -> Option<&[u8]> {
     boxes(bytes).find(|(found, _)| *found == name).map(|(_, content)| content)
 }
 
-/// Pictures of a sequence: the samples of the first track that has any.
+/// The number of pictures in a sequence: the samples of the first track that has any.
 #[cfg(any(feature = "heic", feature = "avif"))]
 pub(crate) fn sequence_frames(bytes: &[u8]) -> Option<u32> {
     let movie = find(bytes, *b"moov")?;
     boxes(movie).filter(|(name, _)| name == b"trak").find_map(|(_, track)| {
         let table = [*b"mdia", *b"minf", *b"stbl"].into_iter().try_fold(track, find)?;
-        // Version and flags, the common size of all samples, or 0 where each has its own, and their number.
+        // The content of `stsz`: version and flags, the size of every sample (0 if a list of sizes follows), and the
+        // number of samples. The number is limited to what the file can hold.
         let sizes = find(table, *b"stsz")?;
         let number = |at: usize| Some(u32::from_be_bytes(*sizes.get(at..)?.first_chunk()?));
         let count = number(8)?;
@@ -53,7 +55,7 @@ mod tests {
         bytes.extend(b"\0\0\0\0mdatrest");
         let all: Vec<_> = boxes(&bytes).collect();
         assert_eq!(all, [(*b"ftyp", b"abcd".as_slice()), (*b"meta", b"xy"), (*b"mdat", b"rest")]);
-        // Lengths that are too short or too long.
+        // The lengths are shorter than the header, or longer than the file.
         assert_eq!(boxes(b"\0\0\0\x07ftyp").count(), 0);
         assert_eq!(boxes(b"\0\0\0\x01ftyp\0\0\0\0\0\0\0\x08").count(), 0);
         assert_eq!(boxes(b"\xff\xff\xff\xffftypab").collect::<Vec<_>>(), [(*b"ftyp", b"ab".as_slice())]);

@@ -1,4 +1,4 @@
-//! BMP and ICO: headers that are read in addition to the decoder, and the decoder's memory.
+//! BMP and ICO: reads header fields that the decoder doesn't return, and states the decoder's memory.
 
 use image::ImageDecoder;
 use image::metadata::Orientation;
@@ -16,16 +16,16 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
     let mended = as_pillow_reads(bytes)?;
     let copied = mended.as_ref().map_or(0, Vec::len) as u64;
     let bytes = mended.as_deref().unwrap_or(bytes);
-    // A row as it is stored and as it is decoded.
+    // One row as stored and one as decoded.
     let beside = |size: (u32, u32)| u64::from(size.0) * 8 + copied;
     image_crate::decode(Format::Bmp, bytes, limits, Orientation::NoTransforms, beside, || missing(bytes))
 }
 
-/// A file with what Pillow ignores made to say nothing: another number of planes than one, and transparency in pixels of 16
-/// bits. None where nothing is to be changed.
+/// A copy of the file in which the fields that Pillow ignores have their usual values: one plane, and no opacity mask
+/// for 16-bit pixels. None if the file needs no change.
 fn as_pillow_reads(bytes: &[u8]) -> Result<Option<Vec<u8>>> {
     let planes = if is_core(bytes) { 22 } else { 26 };
-    // The mask of the opacity's bits stands behind those of the colours, in headers of 56 bytes and more.
+    // In headers of 56 bytes and more, the opacity mask follows the colour masks.
     let has_mask = long(bytes, 14).is_some_and(|length| length >= 56) && long(bytes, 30) == Some(3);
     let is_clear =
         has_mask && short(bytes, bits_at(bytes)) == Some(16) && long(bytes, 66).is_some_and(|mask| mask != 0);
@@ -41,7 +41,7 @@ fn as_pillow_reads(bytes: &[u8]) -> Result<Option<Vec<u8>>> {
     Ok(Some(mended))
 }
 
-/// The largest picture of an icon.
+/// Decodes the largest picture of an icon.
 pub(crate) fn decode_icon(bytes: &[u8], limits: &Limits) -> Result<Picture> {
     let alone = alone(bytes)?;
     let bytes = alone.as_deref().unwrap_or(bytes);
@@ -86,7 +86,7 @@ fn long(bytes: &[u8], at: usize) -> Option<i32> {
     bytes.get(at..).and_then(|rest| rest.first_chunk()).map(|n| i32::from_le_bytes(*n))
 }
 
-/// Whether the header is OS/2's, of 12 bytes, whose sides have 16 bits and whose fields are closer together.
+/// Whether the header is the one of OS/2: 12 bytes, 16-bit sides, and fields at other positions.
 fn is_core(bytes: &[u8]) -> bool {
     long(bytes, 14) == Some(12)
 }
@@ -95,7 +95,7 @@ fn bits_at(bytes: &[u8]) -> usize {
     if is_core(bytes) { 24 } else { 28 }
 }
 
-/// Whether a BMP's header states zero pixels, which its decoder reports as too many.
+/// Whether a BMP's header states zero pixels. Its decoder would report too many pixels instead.
 pub(crate) fn is_empty(bytes: &[u8]) -> bool {
     !is_core(bytes) && (long(bytes, 18) == Some(0) || long(bytes, 22) == Some(0))
 }
@@ -105,7 +105,8 @@ fn has_palette(bytes: &[u8]) -> bool {
     short(bytes, bits_at(bytes)).is_some_and(|bits| bits <= 8)
 }
 
-/// The missing part of a truncated BMP, computed from the length of its rows if they are not compressed.
+/// The number of rows that a truncated BMP lacks. None if the pixels are compressed, because the length of a row is
+/// then unknown.
 fn missing(bytes: &[u8]) -> Option<Short> {
     let (width, height) = if is_core(bytes) {
         (i32::from(short(bytes, 18)?), i32::from(short(bytes, 20)?))
@@ -130,9 +131,9 @@ pub(crate) fn ico_png(bytes: &[u8]) -> Option<&[u8]> {
     picture.starts_with(b"\x89PNG\r\n\x1a\n").then_some(picture)
 }
 
-/// An icon's picture in its directory.
+/// An icon's entry for one of its pictures.
 struct Entry {
-    /// The position of its entry.
+    /// The entry's own position in the file.
     at: usize,
     from: usize,
     length: usize,
@@ -142,7 +143,8 @@ struct Entry {
 fn largest(bytes: &[u8]) -> Option<Entry> {
     let count = usize::from(u16::from_le_bytes([*bytes.get(4)?, *bytes.get(5)?]));
     let entries = bytes.get(6..6 + count * 16)?.as_chunks::<16>().0;
-    // A side of 256 is stored as 0. Among equal sizes the one with more bits a pixel is meant, or the first.
+    // A side of 256 is stored as 0. Among pictures of equal size, the one with more bits per pixel wins, then the
+    // first.
     let side = |byte: u8| if byte == 0 { 256 } else { u32::from(byte) };
     let worth = |e: &[u8; 16]| (side(e[0]) * side(e[1]), u16::from_le_bytes([e[6], e[7]]));
     let (index, _) = entries.iter().enumerate().rev().max_by_key(|(_, entry)| worth(entry))?;
@@ -151,7 +153,8 @@ fn largest(bytes: &[u8]) -> Option<Entry> {
     Some(Entry { at, from: number(at + 12)?, length: number(at + 8)? })
 }
 
-/// An icon of several pictures with the largest one alone, since the decoder chooses otherwise.
+/// A copy of an icon in which the largest picture is the only one, because the decoder chooses by another rule. None if
+/// the icon has one picture.
 fn alone(bytes: &[u8]) -> Result<Option<Vec<u8>>> {
     let Some(largest) = largest(bytes).filter(|_| short(bytes, 4) != Some(1)) else { return Ok(None) };
     let mut alone = memory::with_capacity(bytes.len())?;
@@ -161,8 +164,9 @@ fn alone(bytes: &[u8]) -> Result<Option<Vec<u8>>> {
     Ok(Some(alone))
 }
 
-/// An icon whose bitmap lacks a part of its mask, with a mask that hides nothing there: the pixels before it are whole. The
-/// decoder takes a whole mask, or none. Pixels of 32 bits have their own opacity, beside which Pillow ignores the mask.
+/// A copy of an icon whose bitmap ends within its opacity mask; zeros, which hide nothing, complete the mask. The
+/// pixels come before the mask, so they are complete, but the decoder reads a complete mask or none. For pixels of 32
+/// bits the whole mask is zeroed: they have their own opacity, and Pillow then ignores the mask.
 fn with_mask(bytes: &[u8]) -> Result<Option<Vec<u8>>> {
     let Some((entry, mask, end)) = mask(bytes) else { return Ok(None) };
     let has = bytes.len().min(entry.from.saturating_add(entry.length));
@@ -172,14 +176,14 @@ fn with_mask(bytes: &[u8]) -> Result<Option<Vec<u8>>> {
     }
     let mut mended = memory::zeroed(bytes.len().max(end))?;
     mended[..bytes.len()].copy_from_slice(bytes);
-    // Other pictures may follow.
+    // The zeros may overwrite other pictures of the icon, which are not decoded.
     mended[has..end].fill(0);
     mended[entry.at + 8..entry.at + 12].copy_from_slice(&((end - entry.from) as u32).to_le_bytes());
     Ok(Some(mended))
 }
 
-/// The largest picture of an icon, and the beginning and end of its mask, with one bit per pixel in rows of multiples
-/// of four bytes.
+/// The largest picture of an icon, and the beginning and end of its mask. The mask has one bit per pixel; its rows are
+/// padded to multiples of four bytes.
 fn mask(bytes: &[u8]) -> Option<(Entry, usize, usize)> {
     let entry = largest(bytes)?;
     let field = |at: usize| long(bytes, entry.from.checked_add(at)?).and_then(|value| usize::try_from(value).ok());

@@ -17,23 +17,24 @@ use crate::image::preprocess::Preprocess;
 use crate::image::resample::Filter;
 use crate::image::{bmp, gif, png, raw, tiff, webp};
 
-/// The minimum ratio of a JPEG that is decoded at a reduced size to the target size.
+/// The minimum ratio between the size at which a JPEG is decoded and the size to which the model resizes it.
 ///
-/// Chosen by the embeddings' cosine to those of the full decode, on 44 JPEGs of 1 to 12 megapixels (benches/peers),
-/// mean and least: with 2, 0.99950 and 0.9971 for photo-mini; with 3, 0.99959 and 0.9971; with 4, 0.99975 and 0.9984. A
-/// CLIP ViT-B/32 with random weights has at least 0.99985, 0.99993 and 0.99996. On 43 others, of 5 to 22 megapixels and
-/// not used for the choice, 4 gives photo-mini 0.99966 and 0.9987. Nearly all were enlargements or mosaics of smaller
-/// photos, with noise: no camera files of that size were available.
+/// It was chosen by the cosine between the embeddings of the reduced and the full decode, on 44 JPEGs of 1 to 12
+/// megapixels (benches/peers). Mean and minimum: with 2, 0.99950 and 0.9971 for photo-mini; with 3, 0.99959 and 0.9971;
+/// with 4, 0.99975 and 0.9984. The minima of a CLIP ViT-B/32 with random weights are 0.99985, 0.99993 and 0.99996. On
+/// 43 other JPEGs, of 5 to 22 megapixels and not used for the choice, 4 gives photo-mini 0.99966 and 0.9987. Nearly all
+/// of them were enlargements or mosaics of smaller photos, with noise: no camera files of that size were available.
 pub const SPARE: f64 = 4.0;
 
 /// Decodes an image file to upright RGB.
 ///
-/// JPEG, PNG, GIF and WebP (first frame), BMP, TIFF (first page), ICO, HEIC and AVIF (primary image), JPEG XL (first
-/// frame) and camera RAW (the largest preview), recognised by content. The orientation in the file is applied, as in
-/// every photo viewer.
+/// It recognises the format by content: JPEG, PNG, GIF and WebP (first frame), BMP, TIFF (first page), ICO (largest
+/// picture), HEIC and AVIF (primary image), JPEG XL (first frame) and camera RAW (largest preview). It applies the
+/// orientation in the file, as every photo viewer does.
 ///
 /// A truncated file is decoded without a warning if it has all pixels, and with a warning ([`Decoded::truncated`]) if
-/// it lacks at most a thousandth of the rows. A file that lacks more is an error, unless [`Limits::allow_truncated`].
+/// it lacks at most a thousandth of the rows. A file that lacks more is an error unless [`Limits::allow_truncated`] is
+/// set.
 ///
 /// # Errors
 /// [`Kind::InvalidInput`] for a file that is not an image, is broken or truncated; [`Kind::Unsupported`] for a format
@@ -45,9 +46,9 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Decoded> {
 
 /// Decodes an image file to the size that [`Decoded::prepare`] needs for this model.
 ///
-/// As [`decode`], but a JPEG whose sides are at least 2 × [`SPARE`] times the size to which `preprocess` resizes them
-/// is decoded at 1/2, 1/4 or 1/8 of its size, unless [`Limits::exact_jpeg`]. The limits still apply to the file's own
-/// size.
+/// Like [`decode`], but a JPEG whose sides are at least 2 × [`SPARE`] times the size to which `preprocess` resizes them
+/// is decoded at 1/2, 1/4 or 1/8 of its size, unless [`Limits::exact_jpeg`] is set. The limits still apply to the
+/// file's own size.
 ///
 /// # Errors
 /// The errors of [`decode`], for the same files.
@@ -55,7 +56,7 @@ pub fn decode_for(bytes: &[u8], limits: &Limits, preprocess: &Preprocess) -> Res
     decode_with(bytes, limits, Some(preprocess).filter(|p| !limits.exact_jpeg && p.filter != Filter::Nearest))
 }
 
-/// `smaller`: the preprocessing for which a picture may be decoded at a reduced size.
+/// `smaller` is the model's preprocessing if the picture may be decoded at a reduced size.
 fn decode_with(bytes: &[u8], limits: &Limits, smaller: Option<&Preprocess>) -> Result<Decoded> {
     limits.check_file(bytes)?;
     let format = recognise(bytes)?;
@@ -112,7 +113,7 @@ fn decode_jpeg(jpeg: Jpeg, orientation: Orientation, limits: &Limits, smaller: O
 /// Turns a picture upright.
 fn finish(picture: Picture, limits: &Limits, truncated: Option<Error>) -> Result<Decoded> {
     let Picture { rgb, size, shrink, orientation, profile, .. } = picture;
-    // The part of the last column and row, where rounded up, that lies beyond the picture.
+    // A reduced side is rounded up: the part of the last column or row that lies beyond the picture, in reduced pixels.
     let beyond = |side: u32| f64::from(side.div_ceil(shrink)) - f64::from(side) / f64::from(shrink);
     let (left, top) = mirrored(orientation);
     let size = turned(size, orientation);
@@ -181,7 +182,7 @@ mod tests {
         let error = decode(&bytes[..bytes.len() / 2], &Limits::default()).unwrap_err();
         assert_eq!((error.kind, error.message.as_str()), (Kind::InvalidInput, "PNG image is truncated"));
 
-        // If that is allowed, the rows in the file are correct and the rest is black.
+        // With `allow_truncated`, the rows in the file are correct and the rest is black.
         let limits = Limits { allow_truncated: true, ..Limits::default() };
         let whole = decode(&bytes, &limits).unwrap();
         let half = decode(&bytes[..bytes.len() / 2], &limits).unwrap();
@@ -213,7 +214,7 @@ mod tests {
         let pixels = [[10, 20, 30, 0], [10, 20, 30, 255], [0, 255, 100, 128], [7, 7, 7, 1]];
         let image = RgbaImage::from_raw(4, 1, pixels.concat()).unwrap();
         let rgb = decode(&png(&DynamicImage::ImageRgba8(image)), &Limits::default()).unwrap().rgb;
-        // By Pillow 12.3: Image.alpha_composite(white, image).
+        // Pillow 12.3 computed these: Image.alpha_composite(white, image).
         assert_eq!(rgb.as_raw(), &[255, 255, 255, 10, 20, 30, 127, 255, 177, 254, 254, 254]);
     }
 }

@@ -1,4 +1,4 @@
-//! The date of a picture in its EXIF block; `orientation.rs` reads its orientation.
+//! The date in a picture's EXIF block; `orientation.rs` reads the orientation.
 
 use crate::image::picture::Taken;
 use crate::image::tiff::directory::{Directory, File};
@@ -13,7 +13,7 @@ pub(crate) fn taken(exif: &[u8]) -> Option<Taken> {
     taken_below(&File::new(exif).first().ok()?)
 }
 
-/// The date in the EXIF directory below a TIFF's directory.
+/// The date in the EXIF directory that a TIFF directory refers to.
 pub(crate) fn taken_below(directory: &Directory) -> Option<Taken> {
     taken_in(&directory.file.directory(directory.get(tag::EXIF)?)?)
 }
@@ -26,7 +26,8 @@ pub(crate) fn taken_in(exif: &Directory) -> Option<Taken> {
     Some(Taken { microsecond, offset, ..taken })
 }
 
-/// "2026:08:15 12:33:45". Cameras whose clock was never set write blanks, zeros, or the month 13.
+/// Parses "2026:08:15 12:33:45". Cameras whose clock was never set write blanks, zeros, or the month 13: the result is
+/// then None.
 fn date(text: &[u8]) -> Option<Taken> {
     let number = |from: usize, to: usize| -> Option<u16> {
         let digits = text.get(from..to)?;
@@ -57,13 +58,13 @@ fn date(text: &[u8]) -> Option<Taken> {
     })
 }
 
-/// The digits after a second's point.
+/// Converts the decimal digits of a fraction of a second to microseconds.
 fn microseconds(text: &[u8]) -> u32 {
     let digits = text.iter().map_while(|digit| (*digit as char).to_digit(10));
     digits.zip([100_000, 10_000, 1_000, 100, 10, 1]).map(|(digit, place)| digit * place).sum()
 }
 
-/// "+02:00", in minutes. The world's clocks are from 12 hours behind UTC to 14 hours ahead.
+/// Parses "+02:00" to minutes. The offsets of the world's time zones range from −12 to +14 hours.
 fn offset(text: &[u8]) -> Option<i16> {
     let sign = match text.first()? {
         b'Z' => return Some(0),

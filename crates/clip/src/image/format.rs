@@ -1,10 +1,10 @@
-//! Recognises image files by their first bytes, and names their formats.
+//! Recognises image formats by the first bytes of a file.
 
 use crate::error::{Error, Kind, Result};
 use crate::image::picture::Format;
 use crate::image::raw;
 
-/// The supported formats, for a hint.
+/// The list of supported formats, as a hint for error messages.
 fn supported() -> String {
     let names: Vec<&str> = Format::ALL.iter().map(|format| format.name()).collect();
     let (last, others) = names.split_last().expect("some formats are always built");
@@ -38,7 +38,8 @@ pub(crate) fn sniff(bytes: &[u8]) -> Result<Format> {
     if starts(b"RIFF") && at(8, b"WEBP") {
         return Ok(Format::WebP);
     }
-    // A BMP's bytes 6–9 are reserved and zero, or the place that a pointer of OS/2 points with; "BM" alone starts many a text.
+    // Bytes 6–9 of a BMP are reserved and zero, or the hotspot of an OS/2 pointer. "BM" alone is not enough: text may
+    // begin with it.
     let has_header = |length: u8| at(14, &[length, 0, 0, 0]);
     if starts(b"BM") && (at(6, &[0; 4]) || [12, 16, 40, 52, 56, 64, 108, 124].into_iter().any(has_header)) {
         return Ok(Format::Bmp);
@@ -123,7 +124,7 @@ fn container(bytes: &[u8]) -> &'static str {
     } else if any(&[b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"]) {
         "HEIC"
     } else if any(&[b"mif1", b"msf1"]) {
-        // A brand of any codec. The tables at the beginning contain the type of the items.
+        // These brands don't name a codec. The tables at the beginning contain the items' type.
         let is_av1 = bytes[..bytes.len().min(1 << 16)].windows(4).any(|name| name == b"av01");
         if is_av1 { "AVIF" } else { "HEIC" }
     } else if any(&[b"crx "]) {
@@ -144,7 +145,8 @@ fn is_dib(bytes: &[u8]) -> bool {
     fields.is_some_and(|fields| matches!(fields, [1, 0, 1 | 4 | 8 | 16 | 24 | 32, 0]))
 }
 
-/// TGA has a signature at its end, or none: then its header's fields must agree.
+/// Whether it is a TGA: the file ends with TGA's signature, or, in files without a signature, the header's fields are
+/// consistent.
 fn is_tga(bytes: &[u8]) -> bool {
     let Some(header) = bytes.first_chunk::<18>() else { return false };
     let has_map = match header[1..3] {
@@ -157,7 +159,7 @@ fn is_tga(bytes: &[u8]) -> bool {
     bytes.ends_with(b"TRUEVISION-XFILE.\0") || (has_map && has_size && has_pixels)
 }
 
-/// SVG is XML, where a long comment or declaration may come first.
+/// Whether it is an SVG: XML with an `<svg` tag in its first 64 kB, after a possible comment or declaration.
 fn is_svg(bytes: &[u8]) -> bool {
     let text = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes).trim_ascii_start();
     text.starts_with(b"<") && text[..text.len().min(1 << 16)].windows(4).any(|tag| tag.eq_ignore_ascii_case(b"<svg"))

@@ -1,4 +1,4 @@
-//! GIF: the first frame on the logical screen, row by row.
+//! GIF: decodes the first frame on the logical screen, row by row.
 
 use gif::{ColorOutput, DecodeOptions, DecodingError};
 use image::metadata::Orientation;
@@ -38,7 +38,7 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
         match decoder.fill_buffer(&mut row) {
             Ok(true) => {}
             Ok(false) | Err(DecodingError::UnexpectedEof) => {
-                // The last part of an interlaced frame's data contains every second row.
+                // In an interlaced frame, the last part of the data contains every second row.
                 let left = height - index;
                 short = if !interlaced || left <= height / 2 { Short::Rows(left as u32) } else { Short::Everything };
                 break;
@@ -53,7 +53,7 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
             let target = &mut pixels::row_mut(&mut rgb, top + y)[left * 3..];
             for (pixel, number) in target.as_chunks_mut::<3>().0.iter_mut().zip(&row) {
                 if transparent != Some(*number) {
-                    // An index beyond the palette is transparent, as in the decoder.
+                    // As in the decoder, an index beyond the palette is transparent.
                     *pixel = palette.get(usize::from(*number)).copied().unwrap_or([255; 3]);
                 }
             }
@@ -85,7 +85,7 @@ fn rows(height: usize, interlaced: bool) -> impl Iterator<Item = usize> {
     passes.iter().flat_map(move |(first, step)| (*first..height).step_by(*step))
 }
 
-/// The contents of the blocks, up to the end of the file.
+/// The header's values, from all blocks up to the end of the file.
 pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
     let number =
         |at: usize| bytes.get(at..).and_then(|rest| rest.first_chunk()).map(|n| u32::from(u16::from_le_bytes(*n)));
@@ -139,7 +139,7 @@ fn walk(bytes: &[u8], flags: u8, limits: &Limits) -> Result<Walk> {
                 return Ok(walk);
             }
         }
-        // Data blocks, each preceded by its length, until an empty block.
+        // Each data block is preceded by its length; an empty block ends the sequence.
         while let Some(&length) = bytes.get(at) {
             at += 1 + usize::from(length);
             steps += 1;

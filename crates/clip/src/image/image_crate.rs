@@ -1,4 +1,4 @@
-//! Decoding with the decoders of the `image` crate, which decode a whole picture in one call.
+//! Decoding with the `image` crate, whose decoders decode a whole picture in one call.
 
 use image::{ColorType, ImageDecoder, ImageError, ImageFormat};
 
@@ -9,8 +9,8 @@ use crate::image::picture::{Format, Picture, Short, truncated};
 use crate::image::pixels;
 use crate::memory::{self, Reserve};
 
-/// The decoders' own limits apply to their memory in addition to the result. Reading the header may inflate a colour
-/// profile, which has at most 2 MB in real files; rows, palettes and text chunks follow later.
+/// Limits on the decoder's memory in addition to its result. Reading the header may inflate a colour profile (at most 2
+/// MB in real files); rows, palettes and text chunks follow.
 fn header_limits() -> image::Limits {
     let mut limits = image::Limits::default();
     limits.max_alloc = Some(32 << 20);
@@ -34,8 +34,8 @@ pub(crate) fn open<'a>(format: Format, bytes: &'a [u8], limits: &'a Limits) -> R
     }
 }
 
-/// Decodes a file. `beside` is the decoder's memory in addition to its result, in bytes; `short` is the missing part of
-/// the picture if the decoder runs out of bytes.
+/// Decodes a file. `beside` returns the decoder's memory in addition to its result, in bytes; `short` returns the
+/// missing part of the picture if the decoder runs out of bytes.
 pub(crate) fn decode(
     format: Format,
     bytes: &[u8],
@@ -54,7 +54,7 @@ pub(crate) fn decode(
             .hint("Convert it to an ordinary JPEG or PNG."));
     }
     let (total, beside) = (decoder.total_bytes(), beside(size).saturating_add(1 << 20));
-    // The decoder's result, larger than the picture if it has transparency, exists until the picture is upright.
+    // The decoder's result exists until the picture is upright. With transparency it is larger than the picture.
     let turned = if swaps_sides(orientation) { bytes_of(size, 3) } else { 0 };
     let peak = total.saturating_add(beside.max(turned));
     limits.check_memory(&format!("{} image", format.name()), size, peak)?;
@@ -75,7 +75,7 @@ pub(crate) fn decode(
     Ok(Picture { rgb, size, shrink: 1, orientation, short, profile: None })
 }
 
-/// The error of a decoder.
+/// Converts a decoder's error.
 pub(crate) fn failed(format: Format, bytes: &[u8], limits: &Limits, error: &ImageError) -> Error {
     if let Err(interrupted) = limits.check_interrupt() {
         return interrupted;

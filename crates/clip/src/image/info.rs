@@ -1,4 +1,4 @@
-//! The description of an image file from its header, without its pixels.
+//! Describes an image file by its header, without decoding pixels.
 
 use crate::error::{Result, without_panic};
 use crate::image::format::recognise;
@@ -11,10 +11,10 @@ use crate::image::{bmp, gif, png, raw, tiff, webp};
 /// The header of an image file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Info {
-    /// JPEG, PNG, GIF, WebP, BMP, TIFF, ICO, HEIC, AVIF or JPEG XL; for camera RAW the name of its format, DNG, CR2,
-    /// CR3, NEF, ARW, PEF, ORF, RW2 or RAF, and the other values describe the preview.
+    /// JPEG, PNG, GIF, WebP, BMP, TIFF, ICO, HEIC, AVIF or JPEG XL. For camera RAW it is the RAW format, DNG, CR2, CR3,
+    /// NEF, ARW, PEF, ORF, RW2 or RAF, and the other fields describe the preview.
     pub format: &'static str,
-    /// Pixels as stored, before the orientation.
+    /// The size in pixels as stored, before the orientation is applied.
     pub width: u32,
     pub height: u32,
     /// EXIF orientation, 1 to 8, which turns the stored picture upright; from 5 on the sides are swapped. 1 if the file
@@ -24,20 +24,20 @@ pub struct Info {
     pub channels: u8,
     /// Bits per sample.
     pub bits: u8,
-    /// The number of pictures in an animation, or of pages; the first is embedded. A PNG's picture for programs without
-    /// animation support counts, too.
+    /// The number of frames of an animation, or of pages; the first one is embedded. A PNG's separate picture for
+    /// programs without animation support counts, too.
     pub frames: u32,
-    /// Length of the file.
+    /// Length of the file in bytes.
     pub bytes: u64,
-    /// When the picture was taken, by EXIF.
+    /// The date in EXIF at which the picture was taken.
     pub taken: Option<Taken>,
 }
 
-/// Reads the header of an image file. It decodes no pixel and allocates no memory of the picture's size, so it also
-/// describes files over the limits; of the limits it uses only [`Limits::interrupted`].
+/// Reads the header of an image file. It decodes no pixels and allocates no memory for them, so it also describes files
+/// over the limits. Of the limits it uses only [`Limits::interrupted`].
 ///
 /// # Errors
-/// The errors of [`crate::image::decode`] that the header shows.
+/// The errors of [`crate::image::decode`] that can be found in the header.
 pub fn info(bytes: &[u8], limits: &Limits) -> Result<Info> {
     let format = recognise(bytes)?;
     let gave_up = || format.broken("The decoder gave up on it.");

@@ -1,4 +1,4 @@
-//! Limits on a single image: pixels, bytes of the file, memory, and time between two checks for a cancel.
+//! Limits on a single image: pixels, file size, memory, and the time between two checks for an interrupt.
 
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
 
@@ -7,27 +7,28 @@ use crate::error::{Error, Kind, Result};
 /// Limits on a single image. They are checked before memory of that size is allocated.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Width × height.
+    /// Maximum width × height.
     pub max_pixels: u64,
-    /// Length of the file.
+    /// Maximum length of the file in bytes.
     pub max_bytes: u64,
-    /// Bytes that decoding and resizing may take at their peak, in addition to the file.
+    /// Maximum bytes that decoding and resizing may take at their peak, in addition to the file.
     pub max_memory: u64,
     /// Whether truncated files are accepted.
     pub allow_truncated: bool,
-    /// Whether large JPEGs are decoded at full size if [`super::decode_for`] could decode them at a reduced size. See
-    /// [`super::SPARE`].
+    /// Whether large JPEGs are decoded at full size even if [`super::decode_for`] could decode them at a reduced size.
+    /// See [`super::SPARE`].
     pub exact_jpeg: bool,
-    /// Called every few milliseconds; returns whether the work should stop, which then fails with
-    /// [`Kind::Interrupted`]. It must not unwind, because C code may call it.
+    /// Called every few milliseconds; returns whether the work should stop. It then fails with [`Kind::Interrupted`].
+    /// The function must not unwind, because C code may call it.
     pub interrupted: fn() -> bool,
-    /// The names of the settings for a hint: pixels, bytes, memory.
+    /// The names of the settings for pixels, file size and memory, for hints in error messages.
     pub names: (&'static str, &'static str, &'static str),
 }
 
 impl Default for Limits {
-    /// 100 megapixels (300 MB as RGB; the largest camera sensors have 100 to 150), 256 MiB, and 1 GiB, enough for a
-    /// progressive JPEG of 100 megapixels without subsampling (coefficients 600 MB, picture 300 MB).
+    /// 100 megapixels (300 MB as RGB; the largest camera sensors have 100 to 150 megapixels), 256 MiB per file, and 1
+    /// GiB of memory, enough for a progressive JPEG of 100 megapixels without subsampling (coefficients 600 MB, picture
+    /// 300 MB).
     fn default() -> Self {
         Self {
             max_pixels: 100_000_000,
@@ -47,7 +48,7 @@ impl Limits {
         if (self.interrupted)() { Err(Error::interrupted()) } else { Ok(()) }
     }
 
-    /// As above, once in 65,536 of the caller's steps.
+    /// Like [`Self::check_interrupt`], but checks only once in 65,536 of the caller's steps.
     pub(crate) fn check_step(&self, step: usize) -> Result<()> {
         if step % (1 << 16) == (1 << 16) - 1 { self.check_interrupt() } else { Ok(()) }
     }
@@ -74,7 +75,8 @@ impl Limits {
         Ok(())
     }
 
-    /// Checks the peak memory of a piece of work. `what` is its subject: a format's name with "image".
+    /// Checks the peak memory of an operation in bytes. `what` is the subject of the error message, such as "PNG
+    /// image".
     pub(crate) fn check_memory(&self, what: &str, (width, height): (u32, u32), peak: u64) -> Result<()> {
         if peak > self.max_memory {
             return Err(Error::new(Kind::LimitExceeded, format!("{what} needs too much memory"))
@@ -94,8 +96,8 @@ pub(crate) fn bytes_of((width, height): (u32, u32), pixel: u64) -> u64 {
     u64::from(width).saturating_mul(u64::from(height)).saturating_mul(pixel)
 }
 
-/// Reads a file in small pieces and checks for an interrupt before each, so that decoders without a way to stop them
-/// stop at an input error.
+/// Reads a file in small pieces and checks for an interrupt before each piece. Decoders that can't be interrupted then
+/// stop with an input error.
 pub(crate) struct Watched<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -103,7 +105,7 @@ pub(crate) struct Watched<'a> {
 }
 
 impl<'a> Watched<'a> {
-    /// Deflate and LZW expand a piece by up to 1,000 and 2,700 times: to 4 MB and 11 MB, in 10 to 40 ms.
+    /// Bytes per piece. Deflate and LZW expand a piece up to 1,000 and 2,700 times: to 4 MB and 11 MB, in 10 to 40 ms.
     const PIECE: usize = 4096;
 
     pub fn new(bytes: &'a [u8], limits: &'a Limits) -> Self {
@@ -113,7 +115,7 @@ impl<'a> Watched<'a> {
 
 impl BufRead for Watched<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        // Not ErrorKind::Interrupted, after which the standard library tries again.
+        // The error must not be ErrorKind::Interrupted, because the standard library retries after it.
         self.limits.check_interrupt().map_err(io::Error::other)?;
         let from = self.at.min(self.bytes.len());
         Ok(&self.bytes[from..self.bytes.len().min(from + Self::PIECE)])
@@ -130,7 +132,7 @@ impl Read for Watched<'_> {
     }
 }
 
-/// Reads the available bytes of a reader.
+/// Implements `Read::read` for a buffered reader: copies the bytes that are available.
 pub(crate) fn read_buffered(reader: &mut impl BufRead, buffer: &mut [u8]) -> io::Result<usize> {
     let piece = reader.fill_buf()?;
     let count = piece.len().min(buffer.len());

@@ -1,4 +1,4 @@
-//! Converts image bytes to the input tensor of a vision tower; also reads headers and creates thumbnails.
+//! Converts image files to the input tensor of a vision tower, reads image headers, and creates thumbnails.
 
 mod bmff;
 mod bmp;

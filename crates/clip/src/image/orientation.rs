@@ -1,7 +1,7 @@
-//! The orientation in a file, and the rotation of the picture by it.
+//! Reads the orientation in a file, and turns a picture upright.
 //!
-//! EXIF is read first, then XMP: programs that write both write the same orientation, and a viewer applies only one of
-//! them.
+//! EXIF takes precedence over XMP: programs that write both write the same orientation, and a viewer applies only one
+//! of them.
 
 use image::RgbImage;
 use image::metadata::Orientation;
@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::image::limits::Limits;
 use crate::image::pixels;
 
-/// The orientation in an EXIF block, with or without JPEG's prefix, which many programs write into other formats too.
+/// The orientation in an EXIF block, with or without JPEG's prefix, which many programs also write in other formats.
 pub(crate) fn in_exif(exif: &[u8]) -> Option<Orientation> {
     Orientation::from_exif_chunk(exif.strip_prefix(b"Exif\0\0").unwrap_or(exif))
 }
@@ -18,7 +18,7 @@ pub(crate) fn in_exif(exif: &[u8]) -> Option<Orientation> {
 /// The orientation in an XMP packet: the attribute `tiff:Orientation="6"` or the element `<tiff:Orientation>6<`.
 pub(crate) fn in_xmp(xmp: &[u8]) -> Option<Orientation> {
     const NAME: &[u8] = b"tiff:Orientation";
-    // Packets have a few kB; only the beginning of a larger packet is searched.
+    // Packets have a few kB. In a larger packet only the beginning is searched.
     let xmp = &xmp[..xmp.len().min(1 << 20)];
     let at = xmp.windows(NAME.len()).position(|window| window == NAME)? + NAME.len();
     let value = match xmp.get(at..)? {
@@ -34,12 +34,12 @@ pub(crate) fn swaps_sides(orientation: Orientation) -> bool {
     matches!(orientation, O::Rotate90 | O::Rotate270 | O::Rotate90FlipH | O::Rotate270FlipH)
 }
 
-/// The upright (width, height) for a stored one.
+/// The upright (width, height) of a picture with this stored (width, height).
 pub(crate) fn turned((width, height): (u32, u32), orientation: Orientation) -> (u32, u32) {
     if swaps_sides(orientation) { (height, width) } else { (width, height) }
 }
 
-/// Whether the stored picture's right or bottom edge is at the left, and at the top, of the upright picture.
+/// Whether a stored edge that was right or bottom becomes the left edge, and the top edge, of the upright picture.
 pub(crate) fn mirrored(orientation: Orientation) -> (bool, bool) {
     use Orientation as O;
     match orientation {
@@ -47,7 +47,7 @@ pub(crate) fn mirrored(orientation: Orientation) -> (bool, bool) {
         O::FlipHorizontal => (true, false),
         O::Rotate180 => (true, true),
         O::FlipVertical => (false, true),
-        // EXIF 5, the transpose: flipped after the rotation to the right.
+        // EXIF 5, the transpose: rotated to the right, then flipped.
         O::Rotate90FlipH => (false, false),
         // EXIF 6: the bottom moves to the left.
         O::Rotate90 => (true, false),
@@ -58,7 +58,7 @@ pub(crate) fn mirrored(orientation: Orientation) -> (bool, bool) {
     }
 }
 
-/// Turns a stored picture upright: in its own memory, or in a second picture if the sides are swapped.
+/// Turns a stored picture upright: in place, or in a second picture if the sides are swapped.
 ///
 /// # Errors
 /// [`crate::Kind::OutOfMemory`], [`crate::Kind::Interrupted`].
@@ -97,9 +97,9 @@ pub(crate) fn upright(mut picture: RgbImage, orientation: Orientation, limits: &
     Ok(picture)
 }
 
-/// The transpose of a picture, with its rows and columns in reverse order if requested.
+/// The transpose of a picture, with the source's rows or columns in reverse order if requested.
 fn swapped(picture: &RgbImage, from_bottom: bool, from_right: bool, limits: &Limits) -> Result<RgbImage> {
-    /// Rows of the result that are written together: their pixels are adjacent in the source.
+    /// Rows of the result that are written together, because their pixels are adjacent in the source.
     const BAND: usize = 16;
     let (width, height) = (picture.width() as usize, picture.height() as usize);
     let source = picture.as_raw().as_chunks::<3>().0;

@@ -1,4 +1,4 @@
-//! The common types of the formats' decoders: format, header, picture.
+//! Types that all format decoders share: format, header, picture.
 
 use image::RgbImage;
 use image::metadata::Orientation;
@@ -8,7 +8,7 @@ use crate::image::limits::bytes_of;
 use crate::image::orientation::swaps_sides;
 use crate::image::profile::Profile;
 
-/// A date and a time by the camera's clock.
+/// The date and time at which a picture was taken, by the camera's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {
     pub year: u16,
@@ -32,7 +32,7 @@ pub(crate) enum Format {
     Bmp,
     Tiff,
     Ico,
-    /// Decoded from its preview.
+    /// The preview in the file is decoded.
     Raw,
     #[cfg(feature = "heic")]
     Heic,
@@ -94,9 +94,9 @@ impl Format {
     }
 }
 
-/// The values that a format's reader finds in a header.
+/// Values from an image file's header.
 pub(crate) struct Header {
-    /// The size as stored.
+    /// The size in pixels as stored.
     pub size: (u32, u32),
     pub channels: u8,
     /// Bits per sample.
@@ -114,14 +114,14 @@ pub struct Decoded {
     pub rgb: RgbImage,
     /// The divisor of the file's own size, with sides rounded up: 1 (full size), 2, 4 or 8.
     pub shrink: u32,
-    /// The file's own size, upright: (width, height).
+    /// The file's own size in pixels, upright: (width, height).
     pub size: (u32, u32),
-    /// The position in `rgb` where the picture begins, (x, y) in its pixels: not 0 if `shrink` doesn't divide a side
-    /// whose rounded-up end the EXIF orientation has moved to the front.
+    /// The position in `rgb`, (x, y) in its pixels, at which the picture begins. It differs from 0 if `shrink` doesn't
+    /// divide a side and the EXIF orientation has moved the rounded-up end of that side to the front.
     pub(super) origin: (f64, f64),
-    /// The file ended before its picture; the rest of the picture is grey, black or white.
+    /// Set if the file ended before its picture; the rest of the picture is grey, black or white.
     pub truncated: Option<Error>,
-    /// The colours of the samples, if only the decoder knows them.
+    /// The colour profile of the samples, if only the decoder knows it.
     pub(super) profile: Option<Profile<'static>>,
 }
 
@@ -133,12 +133,13 @@ pub(crate) struct Picture {
     pub shrink: u32,
     pub orientation: Orientation,
     pub short: Short,
-    /// The colours of its samples, if only its decoder knows them.
+    /// The colour profile of the samples, if only the decoder knows it.
     pub profile: Option<Profile<'static>>,
 }
 
 impl Picture {
-    /// Peak bytes that a picture of this size takes until it is upright: during decoding and during rotation.
+    /// Peak bytes that a picture of this size takes until it is upright. `decoder` is the decoder's memory in addition
+    /// to the picture.
     pub fn peak(size: (u32, u32), decoder: u64, orientation: Orientation) -> u64 {
         let rgb = bytes_of(size, 3);
         rgb.saturating_add(decoder.max(if swaps_sides(orientation) { rgb } else { 0 }))
@@ -149,7 +150,7 @@ impl Picture {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Short {
     Nothing,
-    /// Some pixels, and all pixels of this number of rows.
+    /// Some pixels, and all pixels of this many rows.
     Rows(u32),
     /// A large part, or an unknown part.
     Everything,

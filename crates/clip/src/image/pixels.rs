@@ -1,11 +1,11 @@
-//! Rows of samples as RGB bytes.
+//! Converts rows of samples to RGB bytes.
 
 use image::{ColorType, RgbImage};
 
 use crate::error::{Error, Kind, Result};
 use crate::memory;
 
-/// A black picture.
+/// Allocates a black picture.
 ///
 /// # Errors
 /// [`Kind::OutOfMemory`].
@@ -15,19 +15,19 @@ pub(crate) fn canvas((width, height): (u32, u32)) -> Result<RgbImage> {
     Ok(from_raw((width, height), memory::zeroed(length)?))
 }
 
-/// A picture from exactly the number of bytes that it needs.
+/// A picture from a buffer of exactly width × height × 3 bytes.
 pub(crate) fn from_raw((width, height): (u32, u32), bytes: Vec<u8>) -> RgbImage {
     RgbImage::from_raw(width, height, bytes).expect("sized for it")
 }
 
-/// A row of the picture.
+/// The bytes of row `y`.
 pub(crate) fn row_mut(picture: &mut RgbImage, y: usize) -> &mut [u8] {
     let stride = picture.width() as usize * 3;
     let bytes: &mut [u8] = picture;
     &mut bytes[y * stride..][..stride]
 }
 
-/// A channel composed on white by its opacity, as in Pillow's `alpha_composite`, with its fixed-point rounding (7
+/// Composes a channel on white by its opacity, as Pillow's `alpha_composite` does, with its fixed-point rounding (7
 /// bits).
 pub(crate) fn on_white(value: u8, alpha: u8) -> u8 {
     let (value, alpha) = (u32::from(value), u32::from(alpha));
@@ -35,7 +35,7 @@ pub(crate) fn on_white(value: u8, alpha: u8) -> u8 {
     ((((sum >> 8) + sum) >> 8) >> 7) as u8
 }
 
-/// Rounds 16 bits to the nearest 8-bit value.
+/// Converts a 16-bit sample to the nearest 8-bit value.
 pub(crate) fn narrow(value: u16) -> u8 {
     ((u32::from(value) + 128) / 257) as u8
 }
@@ -95,8 +95,8 @@ pub(crate) fn to_rgb(color: ColorType, row: &[u8], rgb: &mut [u8]) -> Result<()>
     Ok(())
 }
 
-/// Converts RGBA to RGB on white in the same memory, which keeps its size, because shrinking it would be an allocation,
-/// too.
+/// Converts RGBA to RGB on white in place. The buffer keeps its capacity, because shrinking it would be another
+/// allocation.
 pub(crate) fn drop_alpha(mut bytes: Vec<u8>) -> Vec<u8> {
     let pixels = bytes.len() / 4;
     for pixel in 0..pixels {

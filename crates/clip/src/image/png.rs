@@ -1,4 +1,4 @@
-//! PNG, row by row.
+//! PNG: decodes row by row.
 
 use std::borrow::Cow;
 
@@ -17,8 +17,8 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
     let Header { size, orientation, channels, bits, .. } = header(bytes, limits)?;
     limits.check_pixels(size)?;
     let failed = |error: DecodingError| failed(bytes, limits, error);
-    // The decoder keeps up to five stored rows, twice while their memory grows. This module has two more rows: one with
-    // palettes and transparency expanded, one as RGB.
+    // The decoder keeps up to five stored rows, and twice that while their buffers grow. This module has two more rows:
+    // one with palette and transparency expanded, one as RGB.
     let stored = (u64::from(size.0) * u64::from(channels) * u64::from(bits)).div_ceil(8);
     let expanded = u64::from(size.0) * if bits == 16 { 8 } else { 4 };
     let beside = stored * 10 + expanded + u64::from(size.0) * 3 + (1 << 20);
@@ -88,7 +88,7 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
     Ok(Picture { rgb, size, shrink: 1, orientation, short, profile: None })
 }
 
-/// The number of rows in the file: of the picture, or of its seven passes.
+/// The number of stored rows: of the picture, or of its seven passes.
 fn rows((width, height): (u32, u32), interlaced: bool) -> u32 {
     if !interlaced {
         return height;
@@ -119,7 +119,7 @@ fn ends_too_soon(error: &DecodingError) -> bool {
         || error.to_string().to_ascii_lowercase().contains("unexpected end")
 }
 
-/// The values in the chunks, up to the end of the file.
+/// The header's values, from all chunks up to the end of the file.
 pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
     if bytes.len() < 33 {
         return Err(truncated(Format::Png, bytes.len()));
@@ -146,10 +146,10 @@ pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
         6 => 4,
         _ => return Err(Format::Png.broken(format!("Its colour type is {color}."))),
     };
-    // The specification allows EXIF after the picture, too. Blocks with a wrong checksum are ignored.
+    // The specification also allows EXIF after the picture. Blocks with a wrong checksum are ignored.
     let (mut stated, mut profile, mut xmp, mut taken) = (None, None, None, None);
-    // The number of frames that an animated PNG announces before its picture data. The picture is a separate frame,
-    // unless a frame's header precedes it.
+    // `announced` is the number of frames that an animated PNG announces before its picture data. The picture is not
+    // one of the frames unless a frame header precedes it.
     let (mut announced, mut is_frame, mut has_data) = (None, false, false);
     for (step, (name, payload, is_right)) in chunks.enumerate() {
         limits.check_step(step)?;
@@ -164,7 +164,7 @@ pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
             b"tEXt" | b"zTXt" | b"iTXt" if is_right && (profile.is_none() || xmp.is_none()) => {
                 match text(name, payload) {
                     Some((b"XML:com.adobe.xmp", text)) => xmp = xmp.or_else(|| orientation::in_xmp(&text)),
-                    // ImageMagick's names for a JPEG's block.
+                    // ImageMagick uses these names for the EXIF block of a JPEG.
                     Some((b"Raw profile type exif" | b"Raw profile type APP1", text)) => {
                         let block = raw_profile(&text).unwrap_or_default();
                         profile = profile.or_else(|| orientation::in_exif(&block));
@@ -194,7 +194,7 @@ pub(crate) fn profile(bytes: &[u8]) -> Option<Profile<'_>> {
                 return Some(Profile::Codes { primaries: primaries.into(), transfer: transfer.into() });
             }
             b"iCCP" if profile.is_none() => {
-                // A name, nul, the method.
+                // A name, a nul byte, and the compression method.
                 let packed = payload.iter().position(|byte| *byte == 0).and_then(|end| payload.get(end + 2..));
                 let unpack = |packed| miniz_oxide::inflate::decompress_to_vec_zlib_with_limit(packed, LARGEST).ok();
                 profile = packed.and_then(unpack).map(|icc| Profile::Icc(Cow::Owned(icc)));
@@ -212,7 +212,7 @@ fn chunks(bytes: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8], bool)> {
         let length = u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?) as usize;
         let name = *bytes.get(at + 4..)?.first_chunk()?;
         let payload = bytes.get(at + 8..(at + 8).checked_add(length)?)?;
-        // Only for chunks that are read here; the decoder checks picture data.
+        // The checksum is checked only for chunks that are read here; the decoder checks picture data.
         let is_right = !matches!(&name, b"IHDR" | b"eXIf" | b"tEXt" | b"zTXt" | b"iTXt") || {
             let stated = bytes.get(at + 8 + length..).and_then(|rest| rest.first_chunk());
             stated.is_some_and(|stated| u32::from_be_bytes(*stated) == crc32fast::hash(&bytes[at + 4..at + 8 + length]))
@@ -224,7 +224,7 @@ fn chunks(bytes: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8], bool)> {
 
 /// The keyword and the text of a text chunk of any kind.
 fn text(name: [u8; 4], payload: &[u8]) -> Option<(&[u8], Cow<'_, [u8]>)> {
-    /// Real EXIF blocks have at most 64 kB, 128 kB in hexadecimal.
+    /// Maximum bytes of an unpacked text. Real EXIF blocks have at most 64 kB, 128 kB in hexadecimal.
     const MOST: usize = 1 << 20;
     let split = |bytes: &'_ [u8]| bytes.iter().position(|byte| *byte == 0);
     if !matches!(&name, b"tEXt" | b"zTXt" | b"iTXt") {
@@ -257,13 +257,13 @@ fn text(name: [u8; 4], payload: &[u8]) -> Option<(&[u8], Cow<'_, [u8]>)> {
     }
 }
 
-/// The bytes of a profile in ImageMagick's form: a line with its name, one with its length, and hexadecimal digits.
+/// Decodes a profile in ImageMagick's form: a line with its name, a line with its length, and hexadecimal digits.
 fn raw_profile(text: &[u8]) -> Option<Vec<u8>> {
     let mut lines = text.splitn(4, |byte| *byte == b'\n');
     let digits = lines.nth(3)?;
     let mut nibbles = digits.iter().filter_map(|byte| (*byte as char).to_digit(16)).map(|digit| digit as u8);
     let mut bytes = Vec::new();
-    // The first directory, which contains the orientation, is at the beginning.
+    // The beginning is enough: it contains the first directory, which states the orientation.
     while let (true, Some(high), Some(low)) = (bytes.len() < 1 << 16, nibbles.next(), nibbles.next()) {
         bytes.push(high << 4 | low);
     }

@@ -1,4 +1,4 @@
-//! Resizes and crops a decoded picture to the model's size, as its configuration says.
+//! Resizes and crops a decoded picture to the model's input size, as the model's configuration says.
 
 use image::RgbImage;
 
@@ -9,7 +9,7 @@ use crate::image::pixels;
 use crate::image::preprocess::{CropRounding, Preprocess, Resize};
 use crate::image::resample::{self, Axis};
 
-/// Resizes and crops to the model's size; returns the pixels before rescaling, RGB 0–255.
+/// Resizes and crops to the model's input size; returns RGB pixels, 0–255, before rescaling and normalisation.
 ///
 /// # Errors
 /// [`crate::Kind::LimitExceeded`] over [`Limits::max_memory`], [`crate::Kind::OutOfMemory`],
@@ -19,7 +19,8 @@ pub fn resize_and_crop(image: &RgbImage, p: &Preprocess, limits: &Limits) -> Res
 }
 
 impl Decoded {
-    /// Resizes and crops to the model's size, as [`resize_and_crop`], with the file's own proportions.
+    /// Like [`resize_and_crop`], with the proportions of the file's own size if the picture was decoded at a reduced
+    /// size.
     ///
     /// # Errors
     /// The errors of [`resize_and_crop`].
@@ -28,7 +29,7 @@ impl Decoded {
     }
 }
 
-/// Resizes and crops a picture; `image` is a copy of it, `shrink` times smaller, that begins at `origin`.
+/// Resizes and crops a picture of which `image` is a copy, `shrink` times smaller, that begins at `origin`.
 fn resize_part(
     image: &RgbImage,
     (width, height): (u32, u32),
@@ -58,7 +59,7 @@ fn resize_part(
     Ok(canvas)
 }
 
-/// The smaller of the two sides' ratios of a picture to its resized size.
+/// The smaller one of the two ratios between a side and its resized length.
 pub(crate) fn reduction((width, height): (u32, u32), p: &Preprocess) -> f64 {
     let (resized_w, resized_h) = resized_size((width, height), p);
     (f64::from(width) / f64::from(resized_w)).min(f64::from(height) / f64::from(resized_h))
@@ -81,8 +82,8 @@ fn ratio(length: u32, target: u32) -> f64 {
     f64::from(length) / f64::from(target)
 }
 
-/// A side divided by `ratio` and rounded, halves to even, as in open_clip if it keeps the aspect. A side that rounds to
-/// 0, for which open_clip raises an error, becomes 1.
+/// A side divided by `ratio` and rounded, halves to even, as open_clip does if it keeps the aspect. A side that rounds
+/// to 0, for which open_clip raises an error, becomes 1.
 fn scaled_by(side: u32, ratio: f64) -> u32 {
     ((f64::from(side) / ratio).round_ties_even() as u32).max(1)
 }
@@ -92,8 +93,8 @@ fn scaled(size: u32, long: u32, short: u32) -> u32 {
     ((u64::from(size) * u64::from(long)) as f64 / f64::from(short)) as u32
 }
 
-/// The range of a resized axis that the centre crop to `out` pixels keeps (start, length), and its position in the
-/// output, which is not 0 only if the picture is smaller than the crop.
+/// The range of a resized axis that the centre crop to `out` pixels keeps, as start and length, and its position in the
+/// output. The position differs from 0 only if the picture is smaller than the crop.
 fn centred(resized: u32, out: u32, rounding: CropRounding) -> (u32, u32, u32) {
     let spare = i64::from(resized) - i64::from(out);
     let start = match rounding {

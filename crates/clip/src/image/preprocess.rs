@@ -1,29 +1,29 @@
-//! The preprocessing of images in a model's own configuration: size, filter, crop, normalisation.
+//! Reads how a model's own configuration prepares images: size, filter, crop, normalisation.
 //!
-//! Five dialects are in use (Hugging Face with integer sizes, Hugging Face with dictionaries, SigLIP's
-//! squash, Jina's, open_clip's `preprocess_cfg.json`); [`Preprocess::parse`] reads them all.
+//! Five dialects are in use (Hugging Face with integer sizes, Hugging Face with dictionaries, SigLIP's squash, Jina's,
+//! open_clip's `preprocess_cfg.json`). [`Preprocess::parse`] reads them all.
 
 use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
 use crate::image::resample::Filter;
 
-/// The method of resizing the image to the model's size.
+/// How the image is resized to the model's input size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resize {
-    /// The shorter side becomes this many pixels, the longer one keeps the aspect.
+    /// The shorter side gets this many pixels, and the longer side follows by the aspect ratio.
     ShortestEdge(u32),
-    /// Both sides are set, and the aspect is not kept ("squash"). (width, height)
+    /// Both sides get these lengths, (width, height); the aspect ratio is not kept ("squash").
     Exact(u32, u32),
-    /// The aspect is kept and the picture just covers this box; the crop removes the rest. (width, height)
+    /// The picture keeps its aspect ratio and just covers this box, (width, height); the crop removes the rest.
     Cover(u32, u32),
-    /// The aspect is kept and the picture just fits into this box; the rest of the box is filled. (width, height)
+    /// The picture keeps its aspect ratio and just fits into this box, (width, height); the rest of the box is filled.
     Fit(u32, u32),
     /// The image keeps its size.
     None,
 }
 
-/// The start of the crop if the number of spare pixels is odd.
+/// How the start of the crop is rounded if the number of spare pixels is odd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CropRounding {
     /// Hugging Face: `(length - crop) // 2`.
@@ -40,27 +40,27 @@ pub struct Preprocess {
     /// Centre crop, (width, height) in pixels.
     pub crop: Option<(u32, u32)>,
     pub crop_rounding: CropRounding,
-    /// The fill for the part that the picture does not cover, 0–255.
+    /// The value of all three channels, 0–255, where the picture does not cover the output.
     pub fill: u8,
     /// Multiplied with each 0–255 value.
     pub rescale: f32,
     /// Subtracted after rescaling, per channel R, G, B.
     pub mean: [f32; 3],
-    /// Divided by afterwards, per channel R, G, B.
+    /// Each value is divided by this last, per channel R, G, B.
     pub std: [f32; 3],
 }
 
-/// OpenAI CLIP's own preprocessing, for a directory without a configuration: bicubic to a shortest edge of `size`,
-/// centre crop, CLIP's mean and standard deviation (github.com/openai/CLIP, `clip.py`).
+/// The mean and standard deviation of OpenAI CLIP's own preprocessing (github.com/openai/CLIP, `clip.py`).
+/// [`Preprocess::clip`] has the rest of it, for directories without a configuration.
 pub const CLIP_MEAN: [f32; 3] = [0.48145466, 0.4578275, 0.40821073];
 pub const CLIP_STD: [f32; 3] = [0.26862954, 0.261_302_6, 0.275_777_1];
 
-/// Image processors with this arithmetic. Others may pad, tile or resample differently, so they are refused by name
-/// instead of approximated.
+/// Image processors that this arithmetic reproduces. Other processors may pad, tile or resample differently, so they
+/// are refused by name instead of approximated.
 const PROCESSORS: [&str; 9] = [
     "CLIPImageProcessor",
     "CLIPFeatureExtractor",
-    // DINOv2's: the same steps and defaults.
+    // DINOv2's processor: the same steps and defaults.
     "BitImageProcessor",
     "ChineseCLIPImageProcessor",
     "ChineseCLIPFeatureExtractor",
@@ -70,7 +70,8 @@ const PROCESSORS: [&str; 9] = [
     "JinaCLIPImageProcessor",
 ];
 
-/// Whether a processor is one of these, with any resizing library: transformers appends `Fast` (torchvision) or `Pil`.
+/// Whether a processor is in the list above, with any resizing library: transformers appends `Fast` (torchvision) or
+/// `Pil`.
 fn is_supported(processor: &str) -> bool {
     let plain = ["Fast", "Pil"].iter().find_map(|backend| processor.strip_suffix(backend)).unwrap_or(processor);
     PROCESSORS.contains(&plain)
@@ -82,7 +83,7 @@ enum ProcessorClass {
     Clip,
     Siglip,
     Vit,
-    /// Neither key names a processor.
+    /// Neither key in the configuration names a processor.
     Unnamed,
 }
 
@@ -96,7 +97,7 @@ impl ProcessorClass {
         }
     }
 
-    /// Sets both sides, does not crop, and normalises with 0.5.
+    /// Whether the processor resizes both sides without a crop and normalises with 0.5.
     fn squashes(self) -> bool {
         matches!(self, Self::Siglip | Self::Vit)
     }
@@ -117,7 +118,7 @@ impl Preprocess {
         }
     }
 
-    /// The size of the tensor, (width, height), if the configuration fixes it.
+    /// The (width, height) of the tensor, if the configuration fixes it.
     pub fn output_size(&self) -> Option<(u32, u32)> {
         self.crop.or(match self.resize {
             Resize::Exact(width, height) => Some((width, height)),
@@ -126,7 +127,7 @@ impl Preprocess {
         })
     }
 
-    /// Reads `preprocessor_config.json` or `preprocess_cfg.json`.
+    /// Parses the text of `preprocessor_config.json` or `preprocess_cfg.json`.
     ///
     /// # Errors
     /// [`Kind::Unsupported`] for an image processor of another family, by name; [`Kind::BadModel`] for an invalid
@@ -151,7 +152,7 @@ impl Preprocess {
     }
 
     fn hugging_face(json: &Value) -> Result<Self> {
-        // A null means "off", not the default: the processors pass it on, and it counts as false.
+        // A null means "off", not the default: the processors pass it on, and Python treats it as false.
         let flag = |key: &str, default: bool| match json.get(key) {
             None => Ok(default),
             Some(Value::Null) => Ok(false),
@@ -169,7 +170,7 @@ impl Preprocess {
             size if size.get("shortest_edge").is_some() && size.get("longest_edge").is_none_or(Value::is_null) => {
                 Resize::ShortestEdge(pixels(&size["shortest_edge"], "size.shortest_edge")?)
             }
-            // The shortest edge for CLIP, a square for the families that squash.
+            // CLIP's processor takes a number as the shortest edge; the families that squash take it as a square.
             size if size.is_number() && !class.squashes() => Resize::ShortestEdge(pixels(size, "size")?),
             size => {
                 let (width, height) = sides(size, "size")?;
@@ -177,7 +178,7 @@ impl Preprocess {
             }
         };
         let crops = match (class, resize) {
-            // No key names the processor: squashing processors are configured with a box and no crop.
+            // If no key names the processor, a size of two sides without a crop size means squashing without a crop.
             (ProcessorClass::Unnamed, Resize::Exact(..)) => !json["crop_size"].is_null(),
             (class, _) => !class.squashes(),
         };
@@ -185,7 +186,7 @@ impl Preprocess {
             _ if !flag("do_center_crop", crops)? => None,
             Value::Null => match (class, resize) {
                 (ProcessorClass::Unnamed, Resize::ShortestEdge(size)) => Some((size, size)),
-                // CLIP's processor has this default for every size.
+                // CLIP's processor has this default regardless of the resize.
                 (class, _) if !class.squashes() => Some((224, 224)),
                 _ => return Err(bad("has \"do_center_crop\" without \"crop_size\"")),
             },
@@ -210,8 +211,8 @@ impl Preprocess {
         Ok(Self { resize, filter, crop, crop_rounding: CropRounding::Floor, fill: 0, rescale, mean, std })
     }
 
-    /// open_clip's `preprocess_cfg.json`, and Jina's, whose processor is open_clip's with other defaults. A missing or
-    /// null key has open_clip's default (`PreprocessCfg` in its transform.py).
+    /// Reads open_clip's `preprocess_cfg.json`, or Jina's configuration, whose processor is open_clip's with other
+    /// defaults. A missing or null key has open_clip's default (`PreprocessCfg` in its transform.py).
     fn open_clip(json: &Value) -> Result<Self> {
         let text = |key: &str, default: &'static str| match &json[key] {
             Value::Null => Ok(default.to_owned()),
@@ -291,7 +292,7 @@ impl std::fmt::Display for Preprocess {
     }
 }
 
-/// Pillow's `Image.Resampling` numbers, which Hugging Face stores.
+/// Converts Pillow's `Image.Resampling` numbers, which Hugging Face stores.
 fn pillow_filter(value: &Value) -> Result<Filter> {
     Ok(match value.as_u64() {
         Some(0) => Filter::Nearest,
@@ -304,12 +305,12 @@ fn pillow_filter(value: &Value) -> Result<Filter> {
     })
 }
 
-/// A side in pixels. 4096 is far above any CLIP's (the largest published is 512).
+/// A side in pixels. The maximum, 4096, is far above the largest published CLIP input (512).
 fn pixels(value: &Value, field: &str) -> Result<u32> {
     value.as_u64().filter(|v| (1..=4096).contains(v)).map(|v| v as u32).ok_or_else(|| bad_field(field, value))
 }
 
-/// (width, height) from a number, from `[height, width]`, or from `{"height": …, "width": …}`.
+/// Reads (width, height) from a number, from `[height, width]`, or from `{"height": …, "width": …}`.
 fn sides(value: &Value, field: &str) -> Result<(u32, u32)> {
     match value {
         Value::Array(sides) if sides.len() == 2 => Ok((pixels(&sides[1], field)?, pixels(&sides[0], field)?)),
@@ -328,7 +329,7 @@ fn sides(value: &Value, field: &str) -> Result<(u32, u32)> {
     }
 }
 
-/// One value per channel, or one for all.
+/// Reads one value per channel, or one value for all channels.
 fn channels(json: &Value, field: &str, default: [f32; 3]) -> Result<[f32; 3]> {
     match &json[field] {
         Value::Null => Ok(default),
@@ -408,7 +409,7 @@ mod tests {
         assert_eq!((vit.resize, vit.filter, vit.std), (Resize::Exact(384, 384), Filter::Bilinear, [0.5; 3]));
         let open_clip = read(r#"{"mean":0.5,"std":null,"resize_mode":null}"#);
         assert_eq!((open_clip.resize, open_clip.mean, open_clip.std), (Resize::ShortestEdge(224), [0.5; 3], CLIP_STD));
-        // Null is off, missing is on.
+        // Null means off; a missing key means on.
         let off = read(r#"{"size":30,"crop_size":20,"do_center_crop":null,"do_normalize":null}"#);
         assert_eq!((off.crop, off.mean, off.std), (None, [0.0; 3], [1.0; 3]));
     }

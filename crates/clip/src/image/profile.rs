@@ -10,14 +10,14 @@ use crate::error::{Error, Kind, Result, without_panic};
 use crate::image::limits::Limits;
 use crate::memory::{self, Reserve};
 
-/// Real profiles have at most 2 MB.
+/// Maximum bytes of a colour profile. Real profiles have at most 2 MB.
 pub(crate) const LARGEST: usize = 4 << 20;
 
-/// Maximum memory for reading and preparing a profile's tables: no photo has the library's limit of ten million
-/// numbers.
+/// Maximum bytes for reading and preparing a profile's tables. The library's own limit of ten million numbers is far
+/// more than photos need.
 const TABLES: usize = 64 << 20;
 
-/// A file's statement of its colours.
+/// How a file states the colours of its samples.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Profile<'a> {
     Icc(Cow<'a, [u8]>),
@@ -36,7 +36,8 @@ impl Profile<'_> {
         }
     }
 
-    /// The profile, unless its colours are sRGB, or it is not an RGB profile.
+    /// The profile to convert from. None if an ICC profile is not RGB or can't be read, or if the code points mean sRGB or
+    /// are not supported.
     fn read(&self) -> Option<ColorProfile> {
         match self {
             Self::Icc(bytes) => {
@@ -48,8 +49,8 @@ impl Profile<'_> {
                 let profile = ColorProfile::new_from_slice_with_options(bytes, options).ok()?;
                 (profile.color_space == DataColorSpace::Rgb).then_some(profile)
             }
-            // Video curves are treated as sRGB's, which they nearly equal; the curves of high dynamic range (16, 18)
-            // need more than another profile.
+            // The transfer curves of video are treated as sRGB's, which they nearly equal. The curves of high dynamic
+            // range (16, 18) would need tone mapping, not only another profile.
             Self::Codes { primaries, transfer: 1 | 2 | 6 | 13 | 14 | 15 } => {
                 let mut profile = match primaries {
                     9 => ColorProfile::new_bt2020(),
@@ -69,7 +70,7 @@ impl Profile<'_> {
     }
 }
 
-/// Converts a picture's colours to sRGB. A profile that can't be read leaves them unchanged, as in browsers.
+/// Converts a picture's colours to sRGB. If the profile can't be read, the colours stay unchanged, as in browsers.
 ///
 /// # Errors
 /// [`Kind::OutOfMemory`], [`Kind::Interrupted`], [`Kind::LimitExceeded`].
@@ -87,7 +88,7 @@ pub(crate) fn to_srgb(rgb: RgbImage, profile: &Profile, limits: &Limits) -> Resu
     reserve.finish()?;
     let Ok(transform) = transform else { return Ok(rgb) };
     let mut bytes = memory::zeroed(rgb.len())?;
-    // Rows of pixels; about 100 take a millisecond.
+    // 64 rows at a time; about 100 rows take a millisecond.
     let row = rgb.width() as usize * 3;
     for (from, to) in rgb.chunks(row * 64).zip(bytes.chunks_mut(row * 64)) {
         limits.check_interrupt()?;
@@ -110,7 +111,7 @@ mod tests {
             |profile: &Profile, pixel| to_srgb(picture(pixel), profile, &Limits::default()).unwrap().get_pixel(1, 1).0;
         let p3 = Profile::Codes { primaries: 12, transfer: 13 };
         assert_eq!(of(&p3, [128; 3]), [128; 3]);
-        // A red within sRGB has larger values there; P3's own red is outside sRGB.
+        // A P3 red within sRGB has more extreme values in sRGB; P3's purest red is outside sRGB.
         let [r, g, b] = of(&p3, [200, 60, 50]);
         assert!(r > 210 && g < 45 && b < 45, "{r} {g} {b}");
         assert_eq!(of(&p3, [255, 0, 0]), [255, 0, 0]);

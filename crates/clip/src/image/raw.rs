@@ -1,7 +1,7 @@
-//! Camera RAW, decoded from the largest JPEG preview that cameras store beside the sensor's data, upright.
+//! Camera RAW: decodes the largest JPEG preview that the camera stored beside the sensor's data.
 //!
-//! DNG, CR2, NEF, ARW, PEF, ORF and RW2 are TIFFs whose directories lead to previews; RAF has a field for one. CR3 is
-//! an ISO base media file with previews in Canon's own boxes, and the largest in a track.
+//! DNG, CR2, NEF, ARW, PEF, ORF and RW2 are TIFFs, whose directories refer to previews. RAF has a field for one. CR3 is
+//! an ISO base media file with small previews in Canon's own boxes and the largest one in a track.
 
 use image::metadata::Orientation;
 
@@ -14,14 +14,14 @@ use crate::image::picture::Taken;
 use crate::image::tiff::directory::{Directory, File};
 use crate::image::tiff::tag;
 
-/// Photometric interpretations of sensor data: a colour pattern, and linear values.
+/// Photometric interpretations of sensor data: colour filter array, and linear raw.
 const SENSOR: [u64; 2] = [32803, 34892];
 
-/// A smaller preview, less than twice CLIP's input of 224 pixels, would change the embedding: many programs open a raw
-/// file as its thumbnail of 160 × 120.
+/// Minimum side of a preview in pixels: twice CLIP's input of 224. Smaller previews would change the embedding; many
+/// files also contain a thumbnail of 160 × 120, which many programs show in place of the picture.
 const LEAST_SIDE: u32 = 448;
 
-/// Canon's format since 2018.
+/// The name of Canon's format since 2018.
 pub(crate) const CR3: &str = "CR3";
 
 /// Maximum number of directories to read: cameras write up to six.
@@ -34,7 +34,7 @@ pub(crate) struct Preview<'a> {
     pub taken: Option<Taken>,
 }
 
-/// Whether a file contains a camera's raw data. `is_tiff`: it begins like a TIFF.
+/// Whether a file contains a camera's raw data. `is_tiff`: the file begins like a TIFF.
 pub(crate) fn is_raw(bytes: &[u8], is_tiff: bool) -> bool {
     if [b"IIRO".as_slice(), b"IIRS", b"IIU\0", b"FUJIFILMCCD-RAW"].into_iter().any(|magic| bytes.starts_with(magic)) {
         return true;
@@ -95,7 +95,8 @@ pub(crate) fn preview<'a>(bytes: &'a [u8], limits: &'a Limits) -> Result<Preview
     let found = best.as_ref().map(|jpeg| (jpeg.width, jpeg.height));
     match best.filter(|jpeg| jpeg.width.min(jpeg.height) >= LEAST_SIDE) {
         Some(jpeg) => {
-            // The first directory applies to all pictures in the file; a preview's own tag repeats it.
+            // The orientation in the first directory applies to all pictures in the file; a preview's own tag repeats
+            // it.
             let stated = directories.first().and_then(|first| first.get(tag::ORIENTATION));
             let stated = stated
                 .or_else(|| cr3::directory(bytes, *b"CMT1")?.get(tag::ORIENTATION))
@@ -125,7 +126,7 @@ pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
     Ok(Header { size: (jpeg.width, jpeg.height), channels: jpeg.channels(), bits: 8, orientation, frames: 1, taken })
 }
 
-/// The directories of a file and their subdirectories, in order.
+/// The directories of a file, in order, then their subdirectories.
 fn directories(bytes: &[u8]) -> Vec<Directory<'_>> {
     if bytes.get(4..8) == Some(b"ftyp") {
         return Vec::new();
@@ -163,7 +164,7 @@ fn jpegs<'a>(bytes: &'a [u8], directory: &Directory<'a>) -> impl Iterator<Item =
     [linked, strip, whole].into_iter().flatten().filter(|bytes| bytes.starts_with(b"\xFF\xD8"))
 }
 
-/// The JPEG file of a Fujifilm RAF, whose offset and length follow its names.
+/// The JPEG file in a Fujifilm RAF. Its offset and length follow the camera's name in the header.
 fn fujis(bytes: &[u8]) -> Option<&[u8]> {
     if !bytes.starts_with(b"FUJIFILMCCD-RAW") {
         return None;
@@ -173,29 +174,29 @@ fn fujis(bytes: &[u8]) -> Option<&[u8]> {
     bytes.get(at..at.checked_add(length)?.min(bytes.len())).filter(|jpeg| jpeg.starts_with(b"\xFF\xD8"))
 }
 
-/// The contents of a CR3's boxes.
+/// Reads the boxes of a CR3.
 mod cr3 {
     use crate::image::bmff;
     use crate::image::tiff::directory::{Directory, File};
 
-    /// The boxes in Canon's own box, after its identifier.
+    /// The boxes inside Canon's own box, after its identifier (UUID).
     fn of_canon(content: &[u8]) -> &[u8] {
         content.get(16..).unwrap_or_default()
     }
 
-    /// The directory in a box of EXIF tags, each of which is a TIFF.
+    /// The directory in one of Canon's boxes with EXIF tags. Each of these boxes contains a TIFF.
     pub fn directory(bytes: &[u8], name: [u8; 4]) -> Option<Directory<'_>> {
         let canon = bmff::find(bmff::find(bytes, *b"moov")?, *b"uuid")?;
         File::new(bmff::find(of_canon(canon), name)?).first().ok()
     }
 
-    /// The JPEG files of previews, and of tracks with a JPEG.
+    /// The JPEG files in preview boxes, and in tracks whose first sample is a JPEG.
     pub fn jpegs(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
         let is_media = bytes.get(4..8) == Some(b"ftyp");
         let bytes = if is_media { bytes } else { &[] };
         let movie = bmff::find(bytes, *b"moov").unwrap_or_default();
         let canon = bmff::boxes(bytes).chain(bmff::boxes(movie)).filter(|(name, _)| name == b"uuid");
-        // A preview has eight more bytes before it than a thumbnail.
+        // The box of a preview has eight more bytes before its contents than the box of a thumbnail.
         let boxes = canon.flat_map(|(_, content)| {
             let inside = of_canon(content);
             bmff::boxes(inside).chain(bmff::boxes(inside.get(8..).unwrap_or_default()))
@@ -215,7 +216,7 @@ mod cr3 {
         let table = [*b"mdia", *b"minf", *b"stbl"].into_iter().try_fold(track, bmff::find)?;
         let sizes = bmff::find(table, *b"stsz")?;
         let number = |bytes: &[u8], at: usize| Some(u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?) as usize);
-        // One size for all samples, or a list.
+        // `stsz` states one size for all samples, or a list of sizes.
         let length = number(sizes, 4).filter(|length| *length > 0).or_else(|| number(sizes, 12))?;
         let at = match bmff::find(table, *b"co64") {
             Some(places) => usize::try_from(u64::from_be_bytes(*places.get(8..)?.first_chunk()?)).ok()?,
@@ -231,7 +232,7 @@ mod tests {
     use crate::image::synthetic::photo;
     use crate::image::{decode, info};
 
-    /// A DNG: a directory with its tag and a thumbnail's size, and a subdirectory with a preview of this size.
+    /// A DNG: a first directory with the DNG tag and a thumbnail's size, and a subdirectory with the given preview.
     fn dng(preview: &[u8], orientation: u32) -> Vec<u8> {
         let mut bytes = b"II*\0".to_vec();
         let first = 8 + preview.len().next_multiple_of(2) as u32;

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::image::{Limits, jpeg};
 use crate::memory;
 
-/// Numbers from 0 to 1.
+/// A generator of pseudo-random numbers from 0 to 1.
 fn random(seed: u64) -> impl FnMut() -> f32 {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     move || {
@@ -18,19 +18,20 @@ fn random(seed: u64) -> impl FnMut() -> f32 {
     }
 }
 
-/// A JPEG file (quality 90, subsampled as in cameras) of a picture with large shapes and grain, with about the same
-/// number of bytes per pixel as a photo. Equal arguments give equal files.
+/// A JPEG file (quality 90, full chroma resolution) of a picture with large shapes and grain. It has about as many
+/// bytes per pixel as a photo. Equal arguments give equal files.
 ///
 /// # Errors
-/// If the encoder refuses the size; [`Kind::OutOfMemory`](crate::Kind::OutOfMemory).
+/// [`Kind::Internal`](crate::Kind::Internal) if the encoder refuses the size;
+/// [`Kind::OutOfMemory`](crate::Kind::OutOfMemory).
 pub fn photo(width: u32, height: u32, seed: u64) -> Result<Vec<u8>> {
     photo_within(width, height, seed, &Limits::default())
 }
 
-/// The same, which an interrupt ends: one of 12 megapixels takes a second.
+/// Like [`photo`], but can be interrupted: a photo of 12 megapixels takes a second.
 ///
 /// # Errors
-/// Those of [`photo`]; [`Kind::Interrupted`](crate::Kind::Interrupted).
+/// The errors of [`photo`]; [`Kind::Interrupted`](crate::Kind::Interrupted).
 pub fn photo_within(width: u32, height: u32, seed: u64, limits: &Limits) -> Result<Vec<u8>> {
     let mut random = random(seed);
     let waves: Vec<[f32; 5]> =
@@ -55,8 +56,8 @@ pub fn photo_within(width: u32, height: u32, seed: u64, limits: &Limits) -> Resu
     jpeg::encode(&picture, 90, limits)
 }
 
-/// A picture of waves, rectangles in plain colors, and grain, with sizes and strengths that depend on the seed: some
-/// pictures are nearly plain, some are noise. It serves calibration, which needs the variety of photos.
+/// An RGB picture of waves, plain rectangles and grain, whose sizes and strengths depend on the seed: some pictures are
+/// nearly plain, some are mostly noise. It serves calibration, which needs the variety of photos.
 pub fn picture(width: u32, height: u32, seed: u64) -> RgbImage {
     let mut random = random(seed);
     let mut picture = RgbImage::new(width, height);

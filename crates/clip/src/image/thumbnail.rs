@@ -14,10 +14,10 @@ use crate::image::resample::{self, Axis, Filter};
 use crate::image::{decode, jpeg, picture, raw, tiff, webp};
 use crate::memory::{self, Reserve};
 
-/// The format of a thumbnail.
+/// The file format of a thumbnail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// Quality 85, without visible chroma subsampling at this size.
+    /// Quality 85, with full chroma resolution.
     Jpeg,
     Png,
     /// Lossless.
@@ -25,6 +25,8 @@ pub enum Format {
 }
 
 impl Format {
+    /// The format with this name, in any case: `jpeg`, `jpg`, `png` or `webp`.
+    ///
     /// # Errors
     /// [`Kind::InvalidInput`] for any other name.
     pub fn named(name: &str) -> Result<Self> {
@@ -38,11 +40,11 @@ impl Format {
     }
 }
 
-/// The longest edge of a thumbnail.
+/// The maximum edge of a thumbnail, in pixels.
 pub const MAX_EDGE: u32 = 4096;
 
-/// An image file scaled to fit a square of `edge` pixels, upright, with the original's aspect ratio and in sRGB;
-/// smaller images keep their size.
+/// Returns a file with an upright copy of an image in sRGB, scaled to fit a square of `edge` pixels with its aspect
+/// ratio. Smaller images keep their size.
 ///
 /// # Errors
 /// The errors of [`decode()`]; [`Kind::InvalidInput`] for an edge that is not from 1 to [`MAX_EDGE`].
@@ -79,11 +81,11 @@ fn encode(rgb: &RgbImage, format: Format, limits: &Limits) -> Result<Vec<u8>> {
     let size = rgb.dimensions();
     let beside = match format {
         Format::Jpeg => jpeg::encoder_bytes(size),
-        // The encoders keep a few rows (PNG), or the picture with four bytes per pixel and a copy of it (WebP).
+        // PNG's encoder keeps a few rows; WebP's keeps the picture with four bytes per pixel, and a copy of it.
         Format::Png => u64::from(size.0) * 64 + (2 << 20),
         Format::WebP => bytes_of(size, 12) + (2 << 20),
     };
-    // The result is hardly longer than the pixels.
+    // The encoded file is hardly larger than the pixels.
     limits.check_memory(
         "thumbnail",
         size,
@@ -171,14 +173,14 @@ fn encode_png(rgb: &RgbImage, limits: &Limits) -> Result<Vec<u8>> {
 
 fn encode_webp(rgb: &RgbImage, limits: &Limits) -> Result<Vec<u8>> {
     let mut output = Output::new(limits);
-    // The encoder writes bit by bit.
+    // The encoder writes single bits, so the buffer must not begin empty.
     output.bytes = memory::with_capacity(1 << 16)?;
     let encoder = image::codecs::webp::WebPEncoder::new_lossless(&mut output);
     let result = encoder.encode(rgb, rgb.width(), rgb.height(), image::ExtendedColorType::Rgb8);
     output.finish(result)
 }
 
-/// The profile in a file. A profile that is too long or broken counts as missing.
+/// The colour profile in a file. A profile that is too long or broken counts as missing.
 fn stated<'a>(format: picture::Format, bytes: &'a [u8], limits: &'a Limits) -> Result<Option<Profile<'a>>> {
     Ok(match format {
         picture::Format::Jpeg => jpeg::Jpeg::open(bytes, limits)?.profile(),
@@ -191,7 +193,7 @@ fn stated<'a>(format: picture::Format, bytes: &'a [u8], limits: &'a Limits) -> R
         picture::Format::Heic => heif::profile(format, bytes)?,
         #[cfg(feature = "avif")]
         picture::Format::Avif => heif::profile(format, bytes)?,
-        // The decoder states it for its result.
+        // The decoder returns the profile with its result.
         #[cfg(feature = "jxl")]
         picture::Format::Jxl => None,
     })

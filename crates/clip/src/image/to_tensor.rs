@@ -1,16 +1,20 @@
-//! Converts a model-sized picture to the vision tower's input tensor: rescaled and normalised, one plane per channel.
+//! Converts a picture of the model's size to the vision tower's input tensor: rescaled, normalised, one plane per
+//! channel.
 
 use image::RgbImage;
 use ndarray::ArrayViewMut3;
 
 use crate::image::preprocess::Preprocess;
 
-/// Writes `(value × rescale − mean) / std` into a (3, height, width) view.
+/// Writes `(value × rescale − mean) / std` into a view of shape (3, height, width), channels in the order R, G, B.
+///
+/// # Panics
+/// If the view and the image have different sizes.
 pub fn to_tensor(image: &RgbImage, p: &Preprocess, mut out: ArrayViewMut3<f32>) {
     let (width, height) = (image.width() as usize, image.height() as usize);
     assert_eq!(out.dim(), (3, height, width), "the tensor must have the image's size");
     for (channel, mut plane) in out.outer_iter_mut().enumerate() {
-        // 256 possible values: a table makes this exact and cheap.
+        // A table of the 256 possible values gives exact results cheaply.
         let table: [f32; 256] = std::array::from_fn(|v| (v as f32 * p.rescale - p.mean[channel]) / p.std[channel]);
         for (target, pixel) in plane.iter_mut().zip(image.pixels()) {
             *target = table[usize::from(pixel.0[channel])];

@@ -1,8 +1,9 @@
-//! Runs library calls that can't be interrupted in a separate thread, which is abandoned at an interrupt.
+//! Runs library calls that can't be interrupted on a separate thread, which the caller abandons at an interrupt.
 //!
-//! One call decodes a lossy WebP, or a HEIC that is coded in one piece, for up to a second or two. The caller waits for
-//! the thread and checks for an interrupt in the meantime. An abandoned thread runs until its call returns. Until then
-//! no other thread starts, so at most one exists, regardless of the number of cancelled calls.
+//! Decoding a lossy WebP, or a HEIC coded in one piece, is one call of up to a second or two. The caller waits for the
+//! thread and checks for an interrupt in the meantime. An abandoned thread runs until its call returns, and no other
+//! thread starts until then. A caller that runs one call at a time therefore leaves at most one thread behind,
+//! regardless of the number of cancelled calls.
 
 use std::cell::Cell;
 #[cfg(feature = "avif")]
@@ -16,18 +17,18 @@ use crate::image::limits::Limits;
 use crate::memory;
 use crate::threads::with_signals_blocked;
 
-/// The number of working threads.
+/// The number of threads that are working.
 static AT_WORK: AtomicUsize = AtomicUsize::new(0);
-/// The threads' check in place of the caller's [`Limits::interrupted`]: whether they were abandoned.
+/// Whether the working threads were abandoned. They check this in place of the caller's [`Limits::interrupted`].
 static ABANDONED: AtomicBool = AtomicBool::new(false);
 
-/// The number of threads that a panic has stopped permanently, and its maximum: each keeps its allocated memory.
+/// The number of threads that a panic has stopped permanently. Each keeps its allocated memory.
 static STOPPED: AtomicUsize = AtomicUsize::new(0);
 #[cfg(feature = "avif")]
 const MOST_STOPPED: usize = 2;
 
 thread_local! {
-    /// The action of a thread whose code can't unwind at a panic, before it stops.
+    /// What the panic hook does on a thread whose code can't unwind, before it stops the thread.
     static AT_PANIC: Cell<Option<Box<dyn FnOnce()>>> = const { Cell::new(None) };
 }
 
@@ -42,10 +43,11 @@ impl Drop for Working {
     }
 }
 
-/// Runs `work` on a copy of the file.
+/// Runs `work` on a copy of the file, on a separate thread.
 ///
 /// # Errors
-/// The errors of `work`; [`Kind::Interrupted`]; [`Kind::InvalidInput`] from `broken` if it panics.
+/// The errors of `work`; [`Kind::Interrupted`]; [`Kind::OutOfMemory`] if no thread can be started; the error of
+/// `broken` if `work` panics.
 pub(crate) fn run_in_thread<T: Send + 'static>(
     bytes: &[u8],
     limits: &Limits,
@@ -55,10 +57,10 @@ pub(crate) fn run_in_thread<T: Send + 'static>(
     run(bytes, limits, broken, work, false)
 }
 
-/// As above, for code that a panic must not leave, because its functions use the C calling convention: there Rust would
-/// end the process. The panic hook, which runs before unwinding, stops the thread permanently instead, and the caller
-/// gets an error. After this no code in the process can replace the hook; pgrx replaces it once, when the library is
-/// loaded.
+/// Like [`run_in_thread`], for code through which a panic must not unwind, because its functions use the C calling
+/// convention: Rust would end the process. The panic hook, which runs before unwinding, stops the thread permanently
+/// instead, and the caller gets an error. From then on, no code in the process can replace the hook, because the
+/// stopped thread never leaves it; pgrx replaces the hook once, when the library is loaded.
 ///
 /// # Errors
 /// The errors of [`run_in_thread`]; [`Kind::OutOfMemory`] if too many threads have stopped.
@@ -97,7 +99,7 @@ fn run<T: Send + 'static>(
     work: impl FnOnce(&[u8], &Limits) -> Result<T> + Send + 'static,
     is_at_risk: bool,
 ) -> Result<T> {
-    // Callers with several threads (clip-embed) are not interrupted, and don't wait for each other.
+    // Callers with several threads (clip-embed) are never interrupted, so their threads don't wait for each other.
     let mut copy: Vec<u8> = memory::with_capacity(bytes.len())?;
     copy.extend_from_slice(bytes);
     while ABANDONED.load(Ordering::Acquire) {
@@ -112,7 +114,7 @@ fn run<T: Send + 'static>(
     let (sender, receiver) = sync_channel(1);
     AT_WORK.fetch_add(1, Ordering::AcqRel);
     let working = Working;
-    // Only address space until it is used: some decoders recurse into trees.
+    // The stack takes only address space until it is used. It is large because some decoders recurse into trees.
     let thread = std::thread::Builder::new().name("clip decode".to_owned()).stack_size(8 << 20);
     let spawned = with_signals_blocked(|| {
         thread.spawn(move || {
@@ -122,11 +124,11 @@ fn run<T: Send + 'static>(
                 AT_PANIC.set(Some(Box::new(move || {
                     STOPPED.fetch_add(1, Ordering::AcqRel);
                     let _ = sender.send(None);
-                    // It no longer works, although its guard is never dropped.
+                    // The thread no longer works, but its guard is never dropped.
                     AT_WORK.fetch_sub(1, Ordering::AcqRel);
                 })));
             }
-            // The receiver may no longer exist.
+            // The caller may have stopped waiting.
             let _ = sender.send(Some(work(&copy, &inner)));
         })
     });
@@ -158,8 +160,7 @@ mod tests {
     const CHILD: &str = "CLIP_TEST_STOPS_THREADS";
 
     /// Runs in a separate process: a stopped thread stays inside the panic hook, and at the end of a run the test
-    /// harness waits to replace the hook. Programs that don't replace the hook end normally, which this test also
-    /// shows.
+    /// harness waits to replace the hook. The test also shows that programs that don't replace the hook end normally.
     #[test]
     fn a_panic_that_cannot_unwind_is_an_error() {
         if std::env::var_os(CHILD).is_some() {
@@ -200,7 +201,7 @@ mod tests {
             assert_eq!(run(true), Err(broken()));
         }
         assert_eq!(run(false).unwrap_err().kind, Kind::OutOfMemory);
-        // Other threads continue.
+        // Threads for code that may unwind still start.
         assert_eq!(run_in_thread(b"abc", &limits, broken, |bytes, _| Ok(bytes.len())), Ok(3));
     }
 }

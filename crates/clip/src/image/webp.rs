@@ -1,4 +1,4 @@
-//! WebP: chunks that are read in addition to the decoder, and the decoder's memory.
+//! WebP: reads chunks that the decoder doesn't return, and states the decoder's memory.
 
 use std::borrow::Cow;
 
@@ -14,7 +14,8 @@ use crate::image::profile::Profile;
 use crate::image::uninterruptible::run_in_thread;
 use crate::image::{image_crate, orientation};
 
-/// A larger picture takes longer than 0.05 s, in one call that can't be interrupted once its data are read.
+/// A picture with more pixels takes longer than 0.05 s to decode, in one call that can't be interrupted once its data
+/// are read.
 const QUICK: u64 = 1 << 20;
 
 pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
@@ -32,19 +33,19 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
     })
 }
 
-/// `copied`: bytes of the file that are in memory a second time.
+/// `copied`: bytes of a second copy of the file in memory.
 fn decode_at_once(bytes: &[u8], limits: &Limits, copied: u64) -> Result<Picture> {
     let file = Container::read(bytes, limits)?;
     let beside = |size: (u32, u32)| {
-        // The decoder's planes of a lossy picture (one byte of luma, half a byte of chroma), padded to 16 pixels; the
-        // opacity in addition (a lossless picture of four bytes, and one byte); or a complete lossless picture.
+        // The planes of a lossy picture (one byte of luma, half a byte of chroma), padded to 16 pixels; in addition the
+        // opacity (a lossless picture of four bytes, and one byte); or a complete lossless picture.
         let lossy = bytes_of((size.0.next_multiple_of(16), size.1.next_multiple_of(16)), 2);
         let frame = if file.is_lossless { bytes_of(size, 4) } else { lossy }
             + if file.has_opacity { bytes_of(size, 5) } else { 0 };
-        // An animation's frame and its canvas; its frames' chunks are nested.
+        // An animation needs a frame and its canvas; the chunks of its frames are nested.
         copied + if file.frames > 0 { lossy + bytes_of(size, 4 + 5 + 4 + 4) } else { frame }
     };
-    // The decoder doesn't report its progress.
+    // If the data end early, the decoder doesn't say how much it has decoded.
     image_crate::decode(Format::WebP, bytes, limits, file.orientation(), beside, || None)
 }
 
@@ -59,20 +60,19 @@ pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
     Ok(Header { size, channels, bits: 8, orientation, frames, taken: file.taken })
 }
 
-/// The values in the outer chunks, up to the end of the file. They cause no allocation, regardless of the length that
-/// they claim.
+/// Values from the outer chunks, up to the end of the file. Lengths that a chunk claims cause no allocation.
 #[derive(Default)]
 struct Container {
     is_lossless: bool,
     has_opacity: bool,
-    /// Whether it is an animation.
+    /// The number of an animation's frames; 0 for a still picture.
     frames: u32,
     exif: Option<Orientation>,
     xmp: Option<Orientation>,
     taken: Option<Taken>,
     /// The number of complete pictures or frames in the file.
     pictures: u32,
-    /// A chunk is truncated that the picture needs, or that may contain its orientation.
+    /// Whether a chunk is truncated that the picture needs or that may contain its orientation.
     is_cut: bool,
 }
 
@@ -92,7 +92,7 @@ impl Container {
                 b"XMP " if file.xmp.is_none() => file.xmp = orientation::in_xmp(chunk.payload),
                 _ => {}
             }
-            // The first frame of an animation is enough.
+            // Only the first frame of an animation is needed.
             let is_needed = chunk.name != *b"XMP " && (chunk.name != *b"ANMF" || file.pictures == 0);
             file.is_cut |= chunk.is_cut && is_needed;
             let is_picture = matches!(&chunk.name, b"VP8 " | b"VP8L" | b"ANMF");
@@ -106,7 +106,7 @@ impl Container {
         self.exif.or(self.xmp).unwrap_or(Orientation::NoTransforms)
     }
 
-    /// Refuses a file that lacks a part of its picture, or of the block that may contain its orientation.
+    /// Refuses a file that lacks a part of its picture, or of the chunk that may contain its orientation.
     fn check_end(&self, bytes: &[u8]) -> Result<()> {
         let stated = bytes.get(4..).and_then(|rest| rest.first_chunk()).map_or(0, |size| u32::from_le_bytes(*size));
         let is_short = bytes.len() < 8 + stated as usize;
@@ -116,7 +116,7 @@ impl Container {
 
 struct Chunk<'a> {
     name: [u8; 4],
-    /// Up to the end of the file.
+    /// Cut at the end of the file.
     payload: &'a [u8],
     is_cut: bool,
 }
@@ -127,7 +127,7 @@ pub(crate) fn profile(bytes: &[u8]) -> Option<Profile<'_>> {
     Some(Profile::Icc(Cow::Borrowed(chunk.payload)))
 }
 
-/// The outer chunks of a file, up to its end. They cause no allocation, regardless of the length that they claim.
+/// The outer chunks of a file, up to its end. Lengths that a chunk claims cause no allocation.
 fn chunks(bytes: &[u8]) -> impl Iterator<Item = Chunk<'_>> {
     let mut at = 12;
     std::iter::from_fn(move || {

@@ -1,7 +1,7 @@
-//! The directory of cached files: who may write to it, and how files in it are opened, replaced and removed.
+//! The directory of cached files: checks who may write to it, and opens, replaces and removes files in it.
 //!
-//! Cached graphs run in the caller's process, so no file of another user may be used. In a directory with the sticky
-//! bit, such as /tmp, others can create files under any name, symbolic links and pipes included.
+//! Cached graphs run in the caller's process, so a file that belongs to another user must never be used. In a directory
+//! with the sticky bit, such as /tmp, other users can create files under any name, including symbolic links and pipes.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
@@ -15,16 +15,17 @@ use crate::error::{Error, Kind, Result, Setting};
 /// Write permission of the group and of others.
 const WRITABLE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
-/// Longer files of text are not the cache's.
+/// Maximum number of bytes to read of a text file. The cache writes no longer ones.
 const LONGEST: u64 = 1 << 20;
 
-/// Checks that no other user can put files into the directory, or replace them there. A missing directory passes: it
-/// is created with mode 0700.
+/// Checks that no other user can create or replace files in the directory. A missing directory passes, because
+/// [`create`] creates it with mode 0700.
 ///
 /// # Errors
-/// [`Kind::BadModel`] if another user owns the directory, or may write to it and it has no sticky bit.
+/// [`Kind::BadModel`] if another user owns the directory, or if other users may write to it and it has no sticky bit.
 pub fn check(directory: &Path) -> Result<()> {
-    // The link as well as the directory behind it: whoever owns the link chooses the directory.
+    // Both the link and the directory that it points to are checked, because the owner of the link chooses the
+    // directory.
     let found = [fs::symlink_metadata(directory), fs::metadata(directory)];
     for about in found.iter().flatten() {
         if let Some(why) = objection(about, effective_user()) {
@@ -39,7 +40,7 @@ pub fn check(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Why a directory, or a link to it, can't be trusted by this user.
+/// The reason why this user can't trust a directory or a link to it, if any.
 fn objection(about: &Metadata, user: u32) -> Option<String> {
     let (owner, mode) = (about.uid(), about.mode());
     if owner != user && owner != 0 {
@@ -56,7 +57,7 @@ fn effective_user() -> u32 {
 /// Creates the directory unless it exists.
 ///
 /// # Errors
-/// Those of the file system, and [`ErrorKind::PermissionDenied`] if [`check`] refuses it.
+/// The errors of the file system, and [`ErrorKind::PermissionDenied`] if [`check`] refuses the directory.
 pub fn create(directory: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o700).recursive(true).create(directory)?;
     check(directory).map_err(|e| io::Error::new(ErrorKind::PermissionDenied, e.detail.unwrap_or(e.message)))
@@ -67,21 +68,21 @@ fn is_own(about: &Metadata) -> bool {
     [effective_user(), 0].contains(&about.uid()) && about.mode() & WRITABLE == 0
 }
 
-/// Whether there is a directory of our own at that path, not a link to one.
+/// Whether the path is a directory of this user, and not a link to one.
 pub fn is_own_directory(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|about| about.is_dir() && is_own(&about))
 }
 
-/// Opens a regular file of our own, and no link or pipe.
+/// Opens a regular file of this user. Links and pipes are refused.
 ///
 /// # Errors
-/// Those of the file system, and [`ErrorKind::InvalidInput`] for any other file.
+/// The errors of the file system, and [`ErrorKind::InvalidInput`] for any other kind of file.
 pub fn open(path: &Path) -> io::Result<File> {
     own(File::options().read(true), path)
 }
 
 fn own(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    // Opening a pipe would wait for its other end.
+    // Without O_NONBLOCK, opening a pipe would wait for its other end.
     let file = options.mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
     let about = file.metadata()?;
     if about.is_file() && is_own(&about) {
@@ -91,21 +92,21 @@ fn own(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     }
 }
 
-/// The contents of a file of our own.
+/// The contents of a text file of this user, up to 1 MiB.
 ///
 /// # Errors
-/// As [`open`]; [`ErrorKind::InvalidData`] if the file is not UTF-8.
+/// The errors of [`open`]; [`ErrorKind::InvalidData`] if the file is not UTF-8.
 pub fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     open(path)?.take(LONGEST).read_to_string(&mut text)?;
     Ok(text)
 }
 
-/// Opens a file of our own for writing, for a lock for example, and creates it if it is missing. Its contents remain.
-/// If something other than a file is in its place, that is removed.
+/// Opens a file of this user for writing, such as a lock file, and creates it if it is missing. Its contents remain.
+/// Anything else at this path, such as a link or a directory, is removed first.
 ///
 /// # Errors
-/// Those of the file system.
+/// The errors of the file system.
 pub fn open_or_create(path: &Path) -> io::Result<File> {
     let open = || own(File::options().read(true).write(true).create(true).truncate(false), path);
     open().or_else(|error| {
@@ -119,10 +120,10 @@ pub fn open_or_create(path: &Path) -> io::Result<File> {
 }
 
 /// Writes a file under a temporary name in the same directory and renames it, so that other processes see the complete
-/// file or none. Whatever was in its place, a link or a directory, is removed and not written to.
+/// file or none. A link or a directory at this path is replaced, not followed.
 ///
 /// # Errors
-/// Those of the file system and of `write`.
+/// The errors of the file system and of `write`.
 pub fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let mut name = OsString::from(format!("draft-{}-", std::process::id()));
     name.push(path.file_name().unwrap_or_default());
@@ -141,15 +142,15 @@ pub fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> 
     written
 }
 
-/// As [`replace`], with a text.
+/// Like [`replace`], with a text.
 ///
 /// # Errors
-/// Those of the file system.
+/// The errors of the file system.
 pub fn replace_text(path: &Path, text: &str) -> io::Result<()> {
     replace(path, |file| file.write_all(text.as_bytes()))
 }
 
-/// Removes a file, a link (not what it points to), or a directory with its contents, if that is possible.
+/// Removes a file, a link (but not its target), or a directory with its contents. Failures are ignored.
 pub fn remove(path: &Path) {
     let Ok(about) = fs::symlink_metadata(path) else { return };
     if !about.is_dir() {
@@ -162,8 +163,8 @@ pub fn remove(path: &Path) {
     let _ = fs::remove_dir_all(path);
 }
 
-/// The state of a regular file: length, inode, and times of the last change of content and of status, to the
-/// nanosecond. None for anything else.
+/// The state of a regular file as text: length, inode, and the times of the last change of content and of status, to
+/// the nanosecond. None if it is not a regular file.
 pub fn state(path: &Path) -> Option<String> {
     let about = fs::symlink_metadata(path).ok().filter(Metadata::is_file)?;
     let (changed, status) = ((about.mtime(), about.mtime_nsec()), (about.ctime(), about.ctime_nsec()));
@@ -176,7 +177,7 @@ pub fn age(path: &Path) -> Option<Duration> {
     SystemTime::now().duration_since(changed).ok()
 }
 
-/// Notes that a file or directory is in use, for [`age`].
+/// Marks a file or directory as used now, for [`age`].
 pub fn touch(path: &Path) {
     let _ = File::options()
         .read(true)
@@ -185,14 +186,15 @@ pub fn touch(path: &Path) {
         .and_then(|file| file.set_modified(SystemTime::now()));
 }
 
-/// The bytes that this user can still write to the file system of the directory, or of its nearest parent that exists.
+/// The number of bytes that this user can still write to the file system of a directory, or of its nearest existing
+/// parent.
 pub fn available(directory: &Path) -> Option<u64> {
     let place = directory.ancestors().find(|path| path.exists())?;
     let about = rustix::fs::statvfs(place).ok()?;
     Some(about.f_bavail.saturating_mul(about.f_frsize))
 }
 
-/// The bytes of all files below a directory.
+/// The number of bytes of all files below a directory.
 pub fn used(directory: &Path) -> u64 {
     let of_entry = |path: PathBuf| match fs::symlink_metadata(&path) {
         Ok(about) if about.is_dir() => used(&path),
@@ -221,7 +223,7 @@ mod tests {
         fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
     }
 
-    /// Gives a file to another user, which only root can. Returns whether that was possible.
+    /// Gives a file to another user, which only root can do. Returns whether it succeeded.
     fn give_away(path: &Path) -> bool {
         std::os::unix::fs::lchown(path, Some(NOBODY), None).is_ok()
     }
@@ -282,7 +284,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 2);
 
-        // A link to a directory of our own is no directory of our own.
+        // A link to a directory of this user is not a directory of this user.
         symlink(&folder, &place).unwrap();
         assert!(is_own_directory(&folder) && !is_own_directory(&place));
         remove(&place);

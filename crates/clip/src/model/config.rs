@@ -1,8 +1,8 @@
-//! The configuration in a model's files, in the format of any supported library.
+//! Reads the configuration in a model's files, in the format of any supported library.
 //!
-//! transformers writes `config.json` with a `model_type`; open_clip writes its model under `model_cfg` in
-//! `open_clip_config.json` (or alone as `config.json`, as in Immich's exports); sentence-transformers writes a list of
-//! modules. A value that no file states is a guess, and guesses are recorded for the user.
+//! transformers writes `config.json` with a `model_type`. open_clip writes the model under `model_cfg` in
+//! `open_clip_config.json` (or alone as `config.json`, as in Immich's exports). sentence-transformers writes a list of
+//! modules. A value that no file states is guessed, and guesses are recorded for the user.
 
 use std::path::{Path, PathBuf};
 
@@ -19,33 +19,33 @@ pub enum Family {
     Clip,
     /// SigLIP, and SigLIP 2 with a fixed resolution.
     Siglip,
-    /// A model of open_clip, according to its configuration.
+    /// A model of open_clip, by its configuration.
     OpenClip,
     /// Another `model_type` of transformers.
     Other,
-    /// Unknown.
+    /// The files don't say.
     Unknown,
 }
 
-/// The contents of one directory's configuration files.
+/// The configuration files of one directory.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub family: Family,
     /// transformers' `model_type`.
     pub model_type: Option<String>,
-    /// `config.json`, or null.
+    /// The content of `config.json`, or null.
     hugging_face: Value,
     /// open_clip's `model_cfg`, or null.
     open_clip: Value,
 }
 
 impl Config {
-    /// Reads a directory's files; missing and broken files are ignored.
+    /// Reads the files of a directory. Missing and broken files are ignored.
     pub fn read(directory: &Path) -> Self {
         let json = |name: &str| read_json(&directory.join(name)).unwrap_or_default();
         let mut hugging_face = json("config.json");
         if hugging_face["model_type"].is_null() && hugging_face["model_cfg"].is_null() {
-            // sentence-transformers stores CLIP one level below.
+            // sentence-transformers stores CLIP's files one level below.
             let below = json("0_CLIPModel/config.json");
             if !below.is_null() {
                 hugging_face = below;
@@ -69,7 +69,7 @@ impl Config {
         Self { family, model_type, hugging_face, open_clip }
     }
 
-    /// Size of the model's images in pixels, (width, height).
+    /// The size of the model's input images in pixels, (width, height).
     pub fn image_size(&self) -> Option<(u32, u32)> {
         let sizes = [
             &self.open_clip["vision_cfg"]["image_size"],
@@ -83,7 +83,7 @@ impl Config {
         })
     }
 
-    /// Length of the vectors.
+    /// The length of the vectors.
     pub fn dimensions(&self) -> Option<usize> {
         let text = &self.hugging_face["text_config"];
         let stated = [
@@ -97,8 +97,8 @@ impl Config {
         stated.or_else(siglip).map(|n| n as usize)
     }
 
-    /// Positions of the text tower: open_clip's context, or the number of position embeddings minus those that RoBERTa
-    /// models reserve for padding.
+    /// The number of positions of the text tower: open_clip's context length, or the number of position embeddings
+    /// minus the two that RoBERTa models reserve for padding.
     pub fn positions(&self) -> Option<usize> {
         if let Some(length) = self.open_clip["text_cfg"]["context_length"].as_u64() {
             return Some(length as usize);
@@ -116,10 +116,10 @@ impl Config {
         Some(if reserved { positions.saturating_sub(2) } else { positions })
     }
 
-    /// The context of the family's models if no file states it, and whether this is more than a guess.
+    /// The context length of the family's models if no file states it, and whether this is more than a guess.
     pub fn usual_context(&self) -> (usize, bool) {
         match self.family {
-            // SiglipTextConfig and CLIPTextConfig have these defaults, and save only values that differ.
+            // SiglipTextConfig and CLIPTextConfig have these defaults and save only values that differ from them.
             Family::Siglip => (64, true),
             Family::Clip | Family::OpenClip => (77, true),
             Family::Other | Family::Unknown => (77, false),
@@ -131,8 +131,8 @@ impl Config {
         &self.open_clip["text_cfg"]["tokenizer_kwargs"]
     }
 
-    /// Whether texts use open_clip's own tokenizer, which is CLIP's with different padding and cleaning. Otherwise a
-    /// tokenizer of transformers is used, whose name the configuration contains.
+    /// Whether texts use open_clip's own tokenizer, which is CLIP's with different padding and cleaning. Otherwise they
+    /// use a tokenizer of transformers, which the configuration names.
     pub fn has_simple_tokenizer(&self) -> bool {
         self.family == Family::OpenClip && !self.names_tokenizer()
     }
@@ -149,7 +149,7 @@ impl Config {
     }
 
     /// The evidence that the weights are OpenAI's own, whose logit scale is 100: the source repository, which exports
-    /// for transformers.js name, or the directory, if it has the name of OpenAI's or Immich's repository.
+    /// for transformers.js state, or the name of the directory, if it is that of OpenAI's or Immich's repository.
     pub fn openai(&self, directory: &Path) -> Option<String> {
         const PUBLISHED: [&str; 4] =
             ["clip-vit-base-patch32", "clip-vit-base-patch16", "clip-vit-large-patch14", "clip-vit-large-patch14-336"];
@@ -164,7 +164,7 @@ impl Config {
         named.then(|| format!("the directory's name, {name}"))
     }
 
-    /// Whether the vectors of this architecture are projections of its towers' pooled outputs, so that the graph's
+    /// Whether the vectors of this architecture are projections of the towers' pooled outputs, so that a graph's
     /// `pooler_output` lacks the projection. `CLIPVisionModel` and `CLIPTextModel` have no projection.
     pub fn projects(&self) -> bool {
         const KINDS: [&str; 7] = [
@@ -185,20 +185,21 @@ impl Config {
     }
 }
 
-/// The preprocessing of images, and its source.
+/// The preprocessing of images, and where it comes from.
 pub struct Preparation {
     pub preprocess: Preprocess,
-    /// The file; None for a guess.
+    /// The file that states it; None for a guess.
     pub file: Option<PathBuf>,
-    /// The assumptions, for the user.
+    /// A warning with the assumptions, if it is a guess.
     pub guess: Option<Error>,
 }
 
-/// The model's own preprocessing, else its family's. `graph` is (height, width) if the graph fixes it.
+/// The model's own preprocessing, else its family's. `graph` is the graph's input size, (height, width), if it is
+/// fixed.
 ///
 /// # Errors
-/// [`Kind::BadModel`] and [`Kind::Unsupported`] if the file can't be used; [`Kind::MissingFile`] if the file is missing
-/// and preprocessing differs between the models of the family.
+/// [`Kind::BadModel`] and [`Kind::Unsupported`] if the file can't be used; [`Kind::MissingFile`] if there is no file
+/// and the models of the family differ in their preprocessing.
 pub fn preparation(model: &Model, graph: Option<(usize, usize)>) -> Result<Preparation> {
     let config = Config::read(&model.directory);
     if let Some(file) = &model.preprocess {
@@ -224,7 +225,7 @@ pub fn preparation(model: &Model, graph: Option<(usize, usize)>) -> Result<Prepa
     };
     match config.family {
         Family::Siglip => {
-            // The defaults of SiglipImageProcessor; SigLIP 2 states its filter in the file.
+            // These are the defaults of SiglipImageProcessor; SigLIP 2 states its filter in the file.
             let json = serde_json::json!({
                 "image_processor_type": "SiglipImageProcessor",
                 "size": {"height": height, "width": width},
@@ -257,8 +258,8 @@ pub fn preparation(model: &Model, graph: Option<(usize, usize)>) -> Result<Prepa
     }
 }
 
-/// The part of a configuration for images: `image_processor` of transformers 5's `processor_config.json`, or
-/// `preprocess_cfg` of `open_clip_config.json`, whose size is in the model's part.
+/// The image part of a configuration: `image_processor` of transformers 5's `processor_config.json`, or
+/// `preprocess_cfg` of `open_clip_config.json`, with the size from the model's part.
 fn section(json: &Value, config: &Config) -> Option<Value> {
     if let Some(nested) = json.get("image_processor").filter(|value| value.is_object()) {
         return Some(nested.clone());
@@ -275,12 +276,12 @@ fn section(json: &Value, config: &Config) -> Option<Value> {
     {
         map.insert("size".to_owned(), serde_json::json!([height, width]));
     }
-    // This distinguishes open_clip's dialect from the others.
+    // This key marks open_clip's dialect.
     map.entry("resize_mode").or_insert_with(|| Value::from("shortest"));
     section
 }
 
-/// The file with the preprocessing of images: the first file in the directory that states it.
+/// The file with the preprocessing of images: the first of these files that states it.
 pub(super) fn preprocess_file(directory: &Path) -> Option<PathBuf> {
     let names = [
         "preprocessor_config.json",
@@ -294,7 +295,7 @@ pub(super) fn preprocess_file(directory: &Path) -> Option<PathBuf> {
         "0_CLIPModel/processor_config.json",
     ];
     names.into_iter().map(|name| directory.join(name)).filter(|file| file.is_file()).find(|file| {
-        // transformers 4 writes a processor_config.json for texts and images together, which describes neither.
+        // transformers 4 writes a processor_config.json for texts and images together, which states no preprocessing.
         !file.ends_with("processor_config.json")
             || read_json(file).is_ok_and(|json| {
                 ["image_processor", "image_processor_type", "size"].iter().any(|key| !json[*key].is_null())

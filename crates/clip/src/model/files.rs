@@ -1,7 +1,7 @@
-//! Model directories: their search path, and their files.
+//! Model directories: finds them in a search path, and finds the files in them.
 //!
-//! A model is a directory in one of the usual ONNX export layouts. The code knows no model by name: it reads every
-//! property from the model's files.
+//! A model is a directory in one of the usual layouts of ONNX exports. The code knows no model by its name: it reads
+//! every property from the model's files.
 
 use std::path::{Path, PathBuf};
 
@@ -10,19 +10,19 @@ use serde_json::Value;
 use crate::error::{Error, Kind, Result};
 use crate::model::config::{Config, preprocess_file};
 
-/// Linux's limit for the name of a directory.
+/// Maximum bytes of a model's name: Linux's limit for the name of a directory.
 const LONGEST_NAME: usize = 255;
 
-/// Paths where exporters put the two towers, without the extension: Hugging Face's `onnx/` (Xenova, optimum split), the
-/// same at the top level, Immich's `visual/` and `textual/`, and flat exports of open_clip. The paths in tutorials for
-/// OpenAI's own code come last.
+/// Paths of the two towers in the usual export layouts, without the extension: Hugging Face's `onnx/` (Xenova, optimum
+/// split), the same at the top level, Immich's `visual/` and `textual/`, and flat exports of open_clip. The last ones
+/// are from tutorials for OpenAI's own code.
 const VISION: [&str; 6] = ["onnx/vision_model", "vision_model", "visual/model", "visual", "onnx/visual", "clip_visual"];
 const TEXT: [&str; 6] = ["onnx/text_model", "text_model", "textual/model", "textual", "onnx/textual", "clip_textual"];
-/// One graph for both, or a directory with a single tower: optimum's plain export, Qdrant's, jina-clip-v2.
+/// One graph for both towers, or the graph of a single tower: optimum's plain export, Qdrant's, jina-clip-v2.
 const EITHER: [&str; 2] = ["onnx/model", "model"];
 
-/// Names of PyTorch weights in the layouts of Hugging Face, sentence-transformers and open_clip. Weights in several files
-/// have an index beside them.
+/// Names of PyTorch weights in the layouts of Hugging Face, sentence-transformers and open_clip. Weights in several
+/// files have an index.
 const WEIGHTS: [&str; 8] = [
     "model.safetensors",
     "model.safetensors.index.json",
@@ -40,34 +40,34 @@ pub const AUTO_INT8: &str = "auto-int8";
 /// The files of one model.
 #[derive(Clone, Debug)]
 pub struct Model {
-    /// The name that the user passed, with the variant if given.
+    /// The name that the user passed, including the variant if given.
     pub name: String,
     pub directory: PathBuf,
     pub vision: Option<PathBuf>,
     pub text: Option<PathBuf>,
-    /// The graphs above are one file, which may contain both towers or only one.
+    /// Whether `vision` and `text` are the same file, which may contain both towers or only one.
     pub combined: bool,
-    /// A graph of both towers in addition to the graphs above; only its logit scale is used.
+    /// A graph of both towers that may exist in addition; only its logit scale is used.
     pub whole: Option<PathBuf>,
-    /// The directory of the text tower's other files: `directory`, unless two directories are used as a pair.
+    /// The directory of the text tower's other files: `directory`, unless the model is a pair of directories.
     pub text_directory: PathBuf,
     pub tokenizer: Option<PathBuf>,
     pub preprocess: Option<PathBuf>,
-    /// The image tower runs quantized.
+    /// Whether the image tower runs quantized.
     pub int8_vision: bool,
-    /// The text tower runs quantized.
+    /// Whether the text tower runs quantized.
     pub int8_text: bool,
 }
 
 impl Model {
-    /// Finds a model in the directories of `search`, first match first.
+    /// Finds a model in the directories of `search`; the first match wins.
     ///
-    /// `spec` is `name` or `name:variant`; two of these joined by `+` are used as a pair, the first for images and the
-    /// second for texts, for models that are published with one tower per directory.
+    /// `spec` is `name` or `name:variant`. Two of these joined by `+` are a pair, the first for images and the second
+    /// for texts, for models that are published with one tower per directory.
     ///
     /// # Errors
-    /// [`Kind::UnknownModel`] if the model does not exist, with a list of available models; [`Kind::MissingFile`] if
-    /// the directory lacks the variant.
+    /// [`Kind::UnknownModel`] if the model does not exist, with a list of the available models; [`Kind::MissingFile`]
+    /// if its directory lacks the variant.
     pub fn find(search: &[PathBuf], spec: &str) -> Result<Self> {
         let Some((image, text)) = spec.split_once('+') else { return Self::find_one(search, spec) };
         let (image, text) = (Self::find_one(search, image)?, Self::find_one(search, text)?);
@@ -118,7 +118,7 @@ impl Model {
         Ok(model)
     }
 
-    /// Every model in the directories of `search`, by name; the first model of a name hides later ones.
+    /// Every model in the directories of `search`, sorted by name. The first model with a name hides later ones.
     pub fn list(search: &[PathBuf]) -> Vec<Self> {
         let mut models: Vec<Self> = Vec::new();
         for directory in
@@ -165,13 +165,13 @@ impl Model {
         }
     }
 
-    /// Length of the vectors from the configuration, without loading a graph.
+    /// The length of the vectors by the configuration, without loading a graph.
     pub fn stated_dimensions(&self) -> Option<usize> {
         Config::read(&self.directory).dimensions()
     }
 }
 
-/// Graphs in a directory and one level below, by their relative paths.
+/// The graphs in a directory and one level below, as relative paths.
 fn graphs_in(directory: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut look = |folder: &Path| -> Vec<PathBuf> {
@@ -189,7 +189,7 @@ fn graphs_in(directory: &Path) -> Vec<String> {
     found
 }
 
-/// Lists the existing graphs if none has an expected name.
+/// The error for a directory without a graph of an expected name; it lists the graphs that exist.
 fn no_graph(spec: &str, name: &str, directory: &Path, variant: Option<&str>) -> Error {
     let suffix = variant.map(|v| format!(" of variant \"{v}\"")).unwrap_or_default();
     let ending = variant.map(|v| format!("_{v}")).unwrap_or_default();
@@ -237,7 +237,8 @@ fn how_to_export(directory: &Path) -> Option<String> {
     if weights.starts_with("open_clip") {
         return Some(format!("\"{weights}\" is exported with open_clip and torch.onnx.export."));
     }
-    // optimum knows sentence-transformers' models by this file, and exports both towers of their CLIP under this task.
+    // optimum recognises sentence-transformers' models by this file, and exports both towers of their CLIP under this
+    // task.
     let task = match directory.join("modules.json").is_file() {
         true => "feature-extraction",
         false => "zero-shot-image-classification",
@@ -246,7 +247,7 @@ fn how_to_export(directory: &Path) -> Option<String> {
     Some(format!("optimum-cli export onnx --task {task} --model '{folder}' '{folder}/onnx'"))
 }
 
-/// A list for a message, truncated if long.
+/// A list for a message, shortened if it is long.
 fn shown(names: &[String]) -> String {
     match names.len() {
         0..=12 => names.join(", "),

@@ -1,9 +1,9 @@
-//! Optimised graphs on disk, whose weights a process maps instead of reading and copying them.
+//! Optimised graphs on disk. A process maps their weights instead of reading and copying them.
 //!
 //! ONNX Runtime reads a graph's weights into memory, rewrites the graph, and copies the weights again into the layout
 //! for its matrix products: 1 s and 580 MB for the image tower of ViT-B/32, in every process. A graph that was
-//! rewritten before, with its weights in a separate file, is mapped instead, and all processes share these pages: 20
-//! ms, and 9 MB of private memory.
+//! rewritten before, with its weights in a separate file, is mapped instead, and all processes share its pages: 20 ms,
+//! and 9 MB of private memory.
 
 use std::collections::hash_map::DefaultHasher;
 use std::fs::{self, DirBuilder, File};
@@ -14,21 +14,21 @@ use std::time::Duration;
 
 use crate::model::cache_directory;
 
-/// The file of weights beside the graph.
+/// The file of weights in a graph's directory.
 pub const WEIGHTS: &str = "weights.bin";
 const GRAPH: &str = "graph.onnx";
 const REFUSAL: &str = "refusal";
-/// The file with the state of the others after they were written. A checksum of 350 MB of weights would take longer
-/// than mapping them.
+/// The file that records the state of the other files when they were complete. A checksum of 350 MB of weights would
+/// take longer than mapping them.
 const SEAL: &str = "seal";
-/// Incomplete files of a process that died are removed after this time. After a failed write (a full disk), the next
-/// attempt waits this long, because each attempt takes as long as loading the graph.
+/// Drafts of a process that died are removed after this time. After a failed write, on a full disk for example, the
+/// next attempt waits this long, because each attempt takes as long as loading the graph.
 const PATIENCE: Duration = Duration::from_secs(3600);
 /// Graphs for another version of the library, or for another CPU, are removed if no process has loaded them for this
-/// time: others may share the directory.
+/// time. Until then, another server that shares the directory may use them.
 const UNUSED: Duration = Duration::from_secs(24 * 3600);
 
-/// The processing of a cached graph.
+/// How a cached graph was processed.
 #[derive(Clone, Copy, Debug, Hash, PartialEq)]
 pub enum Form {
     /// Optimized by ONNX Runtime.
@@ -37,21 +37,21 @@ pub enum Form {
     Int8,
 }
 
-/// The location of a cached graph.
+/// The place of a graph in the cache.
 pub struct Entry {
     cache: PathBuf,
-    /// A hash of its source's path.
+    /// A hash of the path of the source graph.
     source: String,
-    /// A hash of the state of its source's files.
+    /// A hash of the state of the source graph's files.
     state: String,
     directory: PathBuf,
 }
 
 impl Entry {
-    /// The location of the graph in `file`, in that form, for that version of the library and this CPU. None if the
-    /// file's state can't be read, or the cache can't be trusted ([`cache_directory::check`]).
+    /// The place of the graph in `file`, processed in this form by this version of the library on this CPU. None if the
+    /// state of the file can't be read, or if the cache can't be trusted ([`cache_directory::check`]).
     ///
-    /// Weights may be in files beside the graph, so the state of these files counts, too.
+    /// The state of all files beside the graph counts, because they may contain its weights.
     pub fn of(cache: &Path, file: &Path, version: &str, form: Form) -> Option<Self> {
         cache_directory::check(cache).ok()?;
         let file = file.canonicalize().ok()?;
@@ -64,7 +64,7 @@ impl Entry {
         Some(Self { cache: cache.to_owned(), source, state, directory })
     }
 
-    /// The cached graph, if it exists and is as it was written, by this user.
+    /// The cached graph, if it exists, belongs to this user, and has not changed since it was written.
     pub fn graph(&self) -> Option<PathBuf> {
         if !cache_directory::is_own_directory(&self.directory)
             || cache_directory::read(&self.directory.join(SEAL)).ok()? != seal(&self.directory)?
@@ -78,7 +78,7 @@ impl Entry {
         Some(self.directory.join(GRAPH))
     }
 
-    /// The recorded reason why the graph can't be created, if any.
+    /// The recorded reason why the graph can't be created, if there is one.
     pub fn refusal(&self) -> Option<String> {
         if !cache_directory::is_own_directory(&self.directory) {
             return None;
@@ -94,8 +94,8 @@ impl Entry {
         }
     }
 
-    /// Waits until no other process writes this entry, and locks it during the lifetime of the file. None if the lock
-    /// is unavailable. `waiting` is called ten times a second; it may unwind.
+    /// Waits until no other process writes this entry, and locks it for the lifetime of the file. None if it can't be
+    /// locked. `waiting` is called ten times a second; it may unwind.
     pub fn lock(&self, waiting: &mut dyn FnMut()) -> Option<File> {
         cache_directory::create(&self.cache).ok()?;
         let file = cache_directory::open_or_create(&self.cache.join(format!("lock-{}", self.source))).ok()?;
@@ -114,7 +114,7 @@ impl Entry {
         cache_directory::remove(&self.directory);
     }
 
-    /// Why an attempt to write the entry has failed recently.
+    /// The reason why an attempt to write the entry failed recently, if one did.
     pub fn failure(&self) -> Option<String> {
         let failed = self.failed();
         if is_young(&failed) { cache_directory::read(&failed).ok() } else { None }
@@ -124,18 +124,18 @@ impl Entry {
         self.directory.with_extension("failed")
     }
 
-    /// Calls `write` to write the graph to a path and its weights to [`WEIGHTS`] beside it, and moves both into place.
-    /// None if this has failed recently.
+    /// Calls `write`, which writes the graph to a path and its weights to [`WEIGHTS`] beside it, and then moves both
+    /// into place. None if this failed recently.
     ///
     /// # Errors
-    /// The reason why it could not be written, in one line.
+    /// The reason why the graph could not be written, in one line.
     pub fn write(&self, write: impl FnOnce(&Path) -> Result<(), String>) -> Option<Result<(), String>> {
         if self.failure().is_some() {
             return None;
         }
         let result = self.try_write(write);
         if let Err(why) = &result {
-            // After the draft is gone: on a full disk there is room for it only now.
+            // The draft has been removed by now: a full disk has room for this file only then.
             let _ = cache_directory::replace_text(&self.failed(), why);
         }
         Some(result)
@@ -151,10 +151,10 @@ impl Entry {
         let draft = self.cache.join(format!("draft-{}-{}", self.source, std::process::id()));
         cache_directory::remove(&draft);
         DirBuilder::new().mode(0o700).create(&draft).map_err(at(&draft))?;
-        // This also runs when a cancelled query unwinds: the directory may take a gigabyte.
+        // The draft is also removed when a cancelled query unwinds, because it may take a gigabyte.
         let _draft = Draft(&draft);
         write(&draft.join(GRAPH)).and_then(|()| {
-            // Without this a crash of the machine could leave files with the right length and no content.
+            // Without the sync, a crash of the machine could leave files with the right length and no content.
             for entry in fs::read_dir(&draft).map_err(at(&draft))?.flatten() {
                 File::open(entry.path()).and_then(|file| file.sync_all()).map_err(at(&entry.path()))?;
             }
@@ -168,8 +168,8 @@ impl Entry {
         })
     }
 
-    /// Removes entries for earlier states of the source, and for other versions of the library if they are unused; and
-    /// files of processes that died.
+    /// Removes entries for earlier states of the source, unused entries for other versions of the library, and drafts
+    /// of processes that died.
     fn sweep(&self) {
         for entry in fs::read_dir(&self.cache).into_iter().flatten().flatten() {
             let (path, name) = (entry.path(), entry.file_name());
@@ -185,17 +185,17 @@ impl Entry {
     }
 }
 
-/// The state of an entry's graph and weights.
+/// The state of an entry's graph and weights, as text.
 fn seal(directory: &Path) -> Option<String> {
     let graph = cache_directory::state(&directory.join(GRAPH))?;
-    // A small graph has no weights outside it.
+    // A small graph has no separate weights.
     let weights = cache_directory::state(&directory.join(WEIGHTS)).unwrap_or_default();
     Some(format!("{graph}\n{weights}\n"))
 }
 
-/// Hashes the state of a directory's files: length, inode, and times of the last change of content and of status, to
-/// the nanosecond. A hash of the content of 600 MB would take as long as loading them. None if a file's state can't be
-/// read.
+/// Hashes the state of a directory's files: length, inode, and the times of the last change of content and of status,
+/// to the nanosecond. Hashing the content of 600 MB would take as long as loading it. None if the state of a file can't
+/// be read.
 pub(crate) fn hash_state(directory: &Path, state: &mut impl Hasher) -> Option<()> {
     let mut files: Vec<_> = fs::read_dir(directory).ok()?.collect::<Result<_, _>>().ok()?;
     files.sort_by_key(fs::DirEntry::file_name);
@@ -207,7 +207,7 @@ pub(crate) fn hash_state(directory: &Path, state: &mut impl Hasher) -> Option<()
     Some(())
 }
 
-/// A directory that is removed, unless it has been renamed.
+/// A directory that is removed on drop, unless it has been renamed.
 struct Draft<'a>(&'a Path);
 
 impl Drop for Draft<'_> {
@@ -216,12 +216,13 @@ impl Drop for Draft<'_> {
     }
 }
 
-/// Whether a running process may be writing there.
+/// Whether a running process may still be writing to the path.
 pub(crate) fn is_young(path: &Path) -> bool {
     cache_directory::age(path).is_some_and(|age| age < PATIENCE)
 }
 
-/// The CPU features that the rewriting of a graph depends on, because a data directory can move to another machine.
+/// The CPU features that affect how a graph is rewritten. They count because a data directory can move to another
+/// machine.
 fn cpu() -> Vec<bool> {
     #[cfg(target_arch = "x86_64")]
     {
@@ -274,7 +275,7 @@ mod tests {
         assert_eq!(entry.write(draft), Some(Ok(())));
         assert_eq!(fs::read_to_string(entry.graph().unwrap()).unwrap(), "better graph");
         assert!(Entry::of(&cache, &file, "1", Form::Optimized).unwrap().graph().is_some());
-        // Another version of the library has a graph of its own; it goes when nothing has used it for a day.
+        // Another version of the library has its own graph, which is removed if no process has used it for a day.
         let other = Entry::of(&cache, &file, "2", Form::Optimized).unwrap();
         assert!(other.graph().is_none());
         assert_eq!(other.write(draft), Some(Ok(())));
@@ -288,7 +289,7 @@ mod tests {
         hours(25);
         other.sweep();
         assert!(entry.graph().is_none() && other.graph().is_some());
-        // Weights beside the graph count.
+        // The weights beside the graph are part of its state.
         fs::write(folder.join("model/graph.onnx_data"), "weights").unwrap();
         let changed = Entry::of(&cache, &file, "1", Form::Optimized).unwrap();
         assert!(changed.graph().is_none());
@@ -345,7 +346,8 @@ mod tests {
         };
         let (graph, elsewhere) = (entry.directory.join(GRAPH), folder.join("elsewhere"));
         let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-        // With the same length, as a link to the same content, without a seal, writable by others, without permissions.
+        // The damages: other content of the same length, a link to the same content, a missing seal, other weights, a
+        // directory that others can write to, files without permissions.
         let damages: [&dyn Fn(); 7] = [
             &|| fs::write(&graph, "worse! graph").unwrap(),
             &|| {
@@ -373,7 +375,7 @@ mod tests {
         assert!(entry.graph().is_none() && entry.refusal().is_none());
         write();
         entry.remove();
-        // Links under every name that is written to.
+        // Every name that is written to becomes a link.
         let precious = folder.join("precious");
         fs::write(&precious, "precious").unwrap();
         let lock = cache.join(format!("lock-{}", entry.source));

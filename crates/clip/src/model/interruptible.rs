@@ -1,5 +1,6 @@
-//! Interruptible inference. A batch takes up to seconds and is one call, during which its own thread can't look for an
-//! interrupt. A second thread does so, and has ONNX Runtime stop before the next node of the graph, some milliseconds later.
+//! Interruptible inference. A batch takes up to seconds and is one call, so its own thread can't check for an
+//! interrupt. A second thread checks, and makes ONNX Runtime stop before the next node of the graph, some milliseconds
+//! later.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -9,19 +10,19 @@ use ort::session::{NoSelectedOutputs, RunOptions};
 
 use crate::threads::with_signals_blocked;
 
-/// Between two looks. A run that ends sooner, as most do, costs nothing but the note that it is there.
+/// The time between two checks. A run that ends sooner, as most do, only costs registering it.
 const WAIT: Duration = Duration::from_millis(10);
 
 /// Returns whether the work should stop.
 static INTERRUPTED: OnceLock<fn() -> bool> = OnceLock::new();
 
-/// Watches all runs of this process from now on. `interrupted` is called by another thread. Must not be called
-/// before a fork: the thread would not survive it.
+/// Sets the check for all runs of this process from now on. Another thread calls `interrupted`. This function must not
+/// be called before a fork, because that thread would not exist in the child.
 pub fn watch_runs(interrupted: fn() -> bool) {
     INTERRUPTED.get_or_init(|| interrupted);
 }
 
-/// A run that is under way.
+/// A run in progress.
 pub(super) struct Run {
     pub(super) options: RunOptions<NoSelectedOutputs>,
     stopped: AtomicBool,
@@ -32,12 +33,12 @@ impl Run {
         Ok(Arc::new(Self { options: RunOptions::new()?, stopped: AtomicBool::new(false) }))
     }
 
-    /// Whether it was told to stop.
+    /// Whether the run was told to stop.
     pub(super) fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Acquire)
     }
 
-    /// Watches the run until the guard is dropped; None if no function is set or no thread can be started.
+    /// Watches the run until the guard is dropped. None if no check is set or the thread can't be started.
     pub(super) fn watch(self: &Arc<Self>) -> Option<Watch> {
         let watcher = Watcher::of_process(*INTERRUPTED.get()?)?;
         let mut state = watcher.state();
@@ -49,7 +50,7 @@ impl Run {
     }
 }
 
-/// A run is watched as long as this lives.
+/// The guard of a watched run.
 pub(super) struct Watch;
 
 impl Drop for Watch {
@@ -63,7 +64,7 @@ impl Drop for Watch {
 #[derive(Default)]
 struct State {
     run: Option<Arc<Run>>,
-    /// The thread waits for a run.
+    /// Whether the thread is waiting for a run.
     is_idle: bool,
 }
 
@@ -80,7 +81,7 @@ impl Watcher {
     fn of_process(interrupted: fn() -> bool) -> Option<&'static Self> {
         let watcher = WATCHER.get_or_init(|| {
             let thread = std::thread::Builder::new().name("clip interrupts".to_owned()).stack_size(64 << 10);
-            // It waits for `get_or_init` to return.
+            // Waits until `get_or_init` has returned.
             let watch = move || {
                 if let Some(watcher) = WATCHER.wait() {
                     watcher.look(interrupted);
@@ -105,10 +106,10 @@ impl Watcher {
                 continue;
             };
             state = self.wake.wait_timeout(state, WAIT).unwrap_or_else(PoisonError::into_inner).0;
-            // The same run, which has taken this long by now.
+            // It is still the same run, so it has taken at least this long.
             if state.run.as_ref().is_some_and(|now| Arc::ptr_eq(now, &run)) && interrupted() {
                 run.stopped.store(true, Ordering::Release);
-                // It can fail for want of memory only, and then the run comes to its own end.
+                // It can fail only if memory runs out; the run then continues to its end.
                 let _ = run.options.terminate();
             }
         }

@@ -1,4 +1,4 @@
-//! The parts of an ONNX file that the quantizer changes, as protobuf messages; other parts stay bytes.
+//! The parts of an ONNX file that the quantizer changes, as protobuf messages. All other parts remain bytes.
 //!
 //! Field numbers come from onnx.proto (ONNX 1.20, IR version 13).
 
@@ -95,7 +95,8 @@ pub struct Node {
     pub overload: Option<String>,
 }
 
-/// An attribute with a numeric value; other values are dropped, so use this only for reading and for new nodes.
+/// An attribute with a numeric value. Other kinds of values are lost, so it must be used only for reading and for new
+/// nodes.
 #[derive(Clone, PartialEq, Message)]
 pub struct Attribute {
     #[prost(string, optional, tag = "1")]
@@ -146,7 +147,7 @@ pub struct Entry {
 }
 
 impl Model {
-    /// Reads a graph whose large weights are in files beside it.
+    /// Reads a graph. Its large weights stay in the files beside it.
     ///
     /// # Errors
     /// [`Kind::BadModel`] if the file can't be read or is not an ONNX file.
@@ -156,13 +157,15 @@ impl Model {
         if model.graph.is_none() { Err(failed(file, "it has no graph")) } else { Ok(model) }
     }
 
+    /// Writes the graph to a file.
+    ///
     /// # Errors
     /// [`Kind::BadModel`] if the file can't be written.
     pub fn write(&self, file: &Path) -> Result<()> {
         fs::write(file, self.encode_to_vec()).map_err(|e| failed(file, &e.to_string()))
     }
 
-    /// Declares the operators of a domain.
+    /// Declares that the graph uses the operators of a domain.
     pub fn import(&mut self, domain: &str, version: i64) {
         if !self.opset_import.iter().any(|set| set.domain() == domain) {
             self.opset_import.push(OperatorSet { domain: Some(domain.to_owned()), version: Some(version) });
@@ -171,10 +174,12 @@ impl Model {
 }
 
 impl Node {
+    /// A node with these inputs and one output.
     pub fn new(op_type: &str, inputs: &[&str], output: &str) -> Self {
         Self::with_outputs(op_type, inputs, &[output])
     }
 
+    /// A node with these inputs and outputs.
     pub fn with_outputs(op_type: &str, inputs: &[&str], outputs: &[&str]) -> Self {
         Self {
             input: inputs.iter().map(|&name| name.to_owned()).collect(),
@@ -184,18 +189,20 @@ impl Node {
         }
     }
 
+    /// Sets the domain of the operator.
     pub fn in_domain(mut self, domain: &str) -> Self {
         self.domain = Some(domain.to_owned());
         self
     }
 
+    /// Adds an integer attribute.
     pub fn with(mut self, name: &str, value: i64) -> Self {
         let attribute = Attribute { name: Some(name.to_owned()), f: None, i: Some(value), kind: Some(2) };
         self.attribute.push(attribute.encode_to_vec());
         self
     }
 
-    /// A number among the attributes, or its default.
+    /// The numeric value of an attribute, or `default`.
     pub fn number(&self, name: &str, default: f64) -> f64 {
         let read = |bytes: &Vec<u8>| Attribute::decode(bytes.as_slice()).ok().filter(|a| a.name() == name);
         let Some(found) = self.attribute.iter().find_map(read) else { return default };
@@ -204,7 +211,7 @@ impl Node {
 }
 
 impl Tensor {
-    /// A small tensor inside the graph's file.
+    /// A small tensor that is stored in the graph's own file.
     pub fn inline(name: &str, data_type: i32, dims: &[usize], bytes: Vec<u8>) -> Self {
         Self {
             dims: dims.iter().map(|&size| size as i64).collect(),
@@ -215,11 +222,12 @@ impl Tensor {
         }
     }
 
+    /// A small float32 tensor inside the graph's own file.
     pub fn floats(name: &str, dims: &[usize], values: &[f32]) -> Self {
         Self::inline(name, FLOAT, dims, values.iter().flat_map(|value| value.to_le_bytes()).collect())
     }
 
-    /// (rows, columns) of a float32 matrix; None for other tensors.
+    /// The (rows, columns) of a float32 matrix; None for other tensors.
     pub fn float_matrix(&self) -> Option<(usize, usize)> {
         match (self.data_type(), self.dims.as_slice()) {
             (FLOAT, &[rows, columns]) => Some((usize::try_from(rows).ok()?, usize::try_from(columns).ok()?)),
@@ -227,7 +235,7 @@ impl Tensor {
         }
     }
 
-    /// The values of a float32 tensor, from a file in `directory` if they are not in the graph's file.
+    /// The values of a float32 tensor. If they are not in the graph's file, they are read from a file in `directory`.
     ///
     /// # Errors
     /// [`Kind::BadModel`] if there are fewer values than the shape requires; [`Kind::OutOfMemory`].
@@ -245,7 +253,7 @@ impl Tensor {
             let entry = |key: &str| self.external_data.iter().find(|entry| entry.key() == key).map(Entry::value);
             let number = |key: &str| entry(key).and_then(|value| value.parse::<u64>().ok());
             let name = entry("location").ok_or_else(|| wrong("no file is named"))?;
-            // The runtime writes its files beside the graph; no other file is opened.
+            // ONNX Runtime writes the files beside the graph, so no other file is opened.
             if name.contains('/') {
                 return Err(wrong("their file is in another directory"));
             }
@@ -262,17 +270,19 @@ impl Tensor {
     }
 }
 
-/// A file for the weights of a graph that is being written.
+/// The file for the weights of a graph that is being written.
 pub struct Weights {
     file: File,
     name: String,
     end: u64,
 }
 
-/// Offsets of mapped weights must be multiples of a page; the runtime copies others.
+/// The offsets of mapped weights must be multiples of a page; otherwise the runtime copies them.
 const PAGE: u64 = 4096;
 
 impl Weights {
+    /// Creates the file.
+    ///
     /// # Errors
     /// [`Kind::BadModel`] if the file can't be created.
     pub fn create(directory: &Path, name: &str) -> Result<Self> {
@@ -280,10 +290,10 @@ impl Weights {
         Ok(Self { file, name: name.to_owned(), end: 0 })
     }
 
-    /// Appends the values of a tensor.
+    /// Appends the values of a tensor, and returns the tensor that refers to them.
     ///
     /// # Errors
-    /// [`Kind::BadModel`] if the disk is full, for example.
+    /// [`Kind::BadModel`] if they can't be written, because the disk is full, for example.
     pub fn push(&mut self, name: &str, data_type: i32, dims: &[usize], bytes: &[u8]) -> Result<Tensor> {
         let offset = self.end.next_multiple_of(PAGE);
         let padding = vec![0; (offset - self.end) as usize];

@@ -1,8 +1,8 @@
 //! The operators of a graph, read from its file without loading it.
 //!
-//! An ONNX file is a protobuf message: field 7 of the model is the graph, its field 1 a node, whose field 4 is the
-//! operator's name. Weights are fields, too, and are skipped by their length, so only a few kilobytes of 600 MB are
-//! read.
+//! An ONNX file is a protobuf message: field 7 of the model is the graph, field 1 of the graph is a node, and field 4
+//! of a node is its operator's name. Weights are fields, too; they are skipped by their length, so only a few kilobytes
+//! of 600 MB are read.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -12,35 +12,35 @@ use std::path::Path;
 const GRAPH: u64 = 7;
 const NODE: u64 = 1;
 const OPERATOR: u64 = 4;
-/// Maximum length of a node, which contains its inputs, outputs and attributes; a constant in an attribute may be this
-/// long.
+/// Maximum bytes of a node, which contains its inputs, outputs and attributes. Longer nodes have a large constant in an
+/// attribute, and are skipped.
 const LONGEST_NODE: u64 = 16 << 20;
 const LONGEST_NAME: u64 = 256;
 
 /// Operators that determine the range of their input at run time.
 const DYNAMIC: [&str; 3] = ["DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"];
 
-/// Whether the graph quantizes by the range of its input. The range spans a whole batch, so the vector of an item would
-/// depend on its neighbours.
+/// Whether the graph quantizes by the range of its input. This range spans a whole batch, so an item's vector would
+/// depend on the other items in the batch. False if the file can't be read.
 pub fn quantizes_dynamically(file: &Path) -> bool {
     let Ok(operators) = operators(file) else { return false };
     DYNAMIC.iter().any(|name| operators.contains(*name))
 }
 
-/// The number of threads for a graph that may have `threads`: one if it contains `ConvInteger`. With two or more, ONNX
-/// Runtime 1.24 returns wrong numbers for that operator: 8 of the 12,544 of a quantized SigLIP's patches (16 pixels,
-/// 224×224), outside the range of the right ones. Its vectors then have a cosine of 0.87 to those of one thread, which
-/// have 0.9999 to float32's.
+/// The number of threads for a graph that may have `threads`: one if it contains `ConvInteger`. With two or more
+/// threads, ONNX Runtime 1.24 returns wrong numbers for this operator: 8 of the 12,544 of a quantized SigLIP's patches
+/// (16 pixels, 224×224) are outside the range of the right ones. The vectors then have a cosine of 0.87 to the vectors
+/// of one thread, whose cosine to float32's is 0.9999.
 pub fn allowed_threads(file: &Path, threads: usize) -> usize {
-    // The file is read only where it matters: every connection loads its models.
+    // The file is read only if it matters, because every connection loads its models.
     let wrong = || operators(file).is_ok_and(|operators| operators.contains("ConvInteger"));
     if threads > 1 && wrong() { 1 } else { threads }
 }
 
-/// The names of the operators of a graph, without its subgraphs.
+/// The names of the operators of a graph, without those of its subgraphs.
 ///
 /// # Errors
-/// If the file can't be read or does not have this form.
+/// If the file can't be read or is not an ONNX file.
 fn operators(path: &Path) -> Result<HashSet<String>> {
     let file = File::open(path)?;
     let length = file.metadata()?.len();
@@ -68,7 +68,7 @@ fn operators(path: &Path) -> Result<HashSet<String>> {
     Ok(names)
 }
 
-/// Calls `f` with the number and the length of each field of a message that has a length; others are skipped.
+/// Calls `f` with the number and the length of each length-delimited field of a message. Other fields are skipped.
 fn fields(
     reader: &mut BufReader<File>,
     length: u64,

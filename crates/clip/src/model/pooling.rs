@@ -1,7 +1,7 @@
-//! Steps that some exports leave out of the graph: pooling over positions, and dense layers.
+//! Steps that some exports omit from the graph: pooling over positions, and dense layers.
 //!
-//! sentence-transformers describes them in `modules.json`, with one directory per step. A graph that returns one vector
-//! per item needs neither.
+//! sentence-transformers describes these steps in `modules.json`, with one directory per step. A graph that returns one
+//! vector per item needs neither.
 
 use std::path::{Path, PathBuf};
 
@@ -12,16 +12,17 @@ use crate::error::{Error, Kind, Result};
 use crate::model::read_json;
 use crate::model::weights::{self, Tensor};
 
-/// The pooling of the vectors of an item's positions.
+/// How the vectors of an item's positions become one vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PoolingMode {
     /// The first position: the class token.
     First,
     /// The mean over the positions that are not padding.
     Mean,
-    /// As above, times the square root of their number: a dense layer after it sees longer vectors for longer texts.
+    /// The sum divided by the square root of the number of positions. A dense layer after it gets longer vectors for
+    /// longer texts.
     MeanSqrt,
-    /// The mean over the positions that are not padding, weighted by their numbers from 1.
+    /// The mean over the positions that are not padding, weighted by the position's number, counted from 1.
     WeightedMean,
     /// The last position that is not padding.
     Last,
@@ -30,7 +31,8 @@ pub enum PoolingMode {
 }
 
 impl PoolingMode {
-    /// The vector of an item, from those of its positions. `first` is the number of the first one from the item's start.
+    /// The vector of an item, computed from the vectors of its positions. `first` is the index of the first of these
+    /// positions in the item.
     fn pool(self, positions: &ArrayView2<'_, f32>, first: usize) -> Array1<f32> {
         let count = positions.nrows();
         match self {
@@ -39,7 +41,7 @@ impl PoolingMode {
             Self::Mean => positions.sum_axis(Axis(0)) / count as f32,
             Self::MeanSqrt => positions.sum_axis(Axis(0)) / (count as f32).sqrt(),
             Self::WeightedMean => {
-                // Numbers count from the item's start even where positions are skipped.
+                // Positions are numbered from the item's start, even if the first ones are skipped.
                 let weights = Array1::from_iter((first..first + count).map(|i| (i + 1) as f32));
                 weights.dot(positions) / weights.sum()
             }
@@ -50,7 +52,7 @@ impl PoolingMode {
 
 /// A linear layer: `weight · x + bias`, optionally followed by tanh.
 pub struct Dense {
-    /// (out, in)
+    /// The shape is (out, in).
     weight: Array2<f32>,
     bias: Option<Array1<f32>>,
     tanh: bool,
@@ -59,23 +61,23 @@ pub struct Dense {
 /// The steps after the graph.
 #[derive(Default)]
 pub struct Pooling {
-    /// The vectors of several modes are joined, in this order.
+    /// The modes. The vectors of several modes are joined in this order.
     pub modes: Vec<PoolingMode>,
-    /// The positions of the model's prompt are not pooled.
+    /// Whether the positions of the model's prompt are excluded.
     pub without_prompt: bool,
-    /// The number of an item's first positions that are not pooled.
+    /// The number of positions at the start of an item that are excluded.
     pub skipped: usize,
-    /// In the order of `modules.json`; some models have two.
+    /// The dense layers, in the order of `modules.json`; some models have two.
     pub dense: Vec<Dense>,
     /// The tower's own projection, if the graph ends before it.
     pub projection: Option<Dense>,
 }
 
 impl Pooling {
-    /// Reads a directory's declaration: `modules.json`, or else only `1_Pooling/config.json`.
+    /// Reads a directory's declaration: `modules.json`, or, if that is missing, `1_Pooling/config.json`.
     ///
     /// # Errors
-    /// [`Kind::Unsupported`] for a module of another kind, by name; [`Kind::BadModel`] if a file is broken.
+    /// [`Kind::Unsupported`] for a module of another kind, which it names; [`Kind::BadModel`] if a file is broken.
     pub fn read(directory: &Path) -> Result<Self> {
         let mut steps = Self::default();
         let list = directory.join("modules.json");
@@ -112,11 +114,11 @@ impl Pooling {
         Ok(())
     }
 
-    /// One vector per item, shape (items, width), from a graph's output of shape (items, width) or (items, positions,
-    /// width). `lengths` are the numbers of positions of each item without padding.
+    /// Returns one vector per item, shape (items, width). `output` is the graph's output, of shape (items, width) or
+    /// (items, positions, width); `lengths` has the number of positions of each item without padding.
     ///
     /// # Errors
-    /// [`Kind::BadModel`] if the output has another shape, or the dense layer another width.
+    /// [`Kind::BadModel`] if the output has another shape, or if its width doesn't fit the dense layer.
     pub fn apply(&self, output: ArrayD<f32>, lengths: &[usize]) -> Result<Array2<f32>> {
         let shape = output.shape().to_vec();
         let bad = |what: &str| {
@@ -142,20 +144,20 @@ impl Pooling {
             }
             _ => return Err(bad("is not one vector an item")),
         };
-        // A graph that returns one vector per item contains its dense layers.
+        // A graph that returns one vector per item already contains its dense layers.
         let dense = self.dense.iter().filter(|_| shape.len() == 3);
         dense.chain(&self.projection).try_fold(vectors, |vectors, layer| layer.apply(&vectors))
     }
 
-    /// Length of the resulting vectors for input vectors of length `width`, one per item or, with `positions`, one per
-    /// position.
+    /// The length of the resulting vectors, given the length `width` of the graph's vectors: one per item or, with
+    /// `positions`, one per position.
     pub fn width(&self, width: usize, positions: bool) -> usize {
         let width = if positions { self.modes.len() * width } else { width };
         let dense = self.dense.iter().filter(|_| positions).chain(&self.projection);
         dense.last().map_or(width, |dense| dense.weight.nrows())
     }
 
-    /// Reads the projection `name` from the weights in one of these directories. Returns false if none has it.
+    /// Reads the projection `name` from the weights in a directory. Returns false if they don't contain it.
     ///
     /// # Errors
     /// [`Kind::BadModel`] if the weights can't be used.
@@ -176,7 +178,7 @@ impl Pooling {
 
 fn read_pooling(file: &Path) -> Result<Vec<PoolingMode>> {
     let config = read_json(file)?;
-    // The order in which sentence-transformers joins the vectors of several modes that are given by flags.
+    // The order in which sentence-transformers joins the vectors of several modes that are set by flags.
     let modes = [
         ("pooling_mode_cls_token", "cls", PoolingMode::First),
         ("pooling_mode_max_tokens", "max", PoolingMode::Max),
@@ -189,8 +191,8 @@ fn read_pooling(file: &Path) -> Result<Vec<PoolingMode>> {
         let message = format!("pooling in \"{}\" is not supported", file.display());
         Err(Error::new(Kind::Unsupported, message).detail(detail).hint(hint))
     };
-    // Since version 5.2 sentence-transformers writes a name, or a list of names in the order of their vectors, in place
-    // of a flag for each mode.
+    // Since version 5.2, sentence-transformers writes a name, or a list of names in the order of the joined vectors,
+    // instead of a flag for each mode.
     let names: Vec<&str> = match &config["pooling_mode"] {
         Value::String(name) => vec![name],
         Value::Array(names) => names.iter().filter_map(Value::as_str).collect(),

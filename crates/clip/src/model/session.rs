@@ -1,4 +1,4 @@
-//! ONNX Runtime: one library and one environment per process, one session per tower.
+//! ONNX Runtime: one library and one environment per process, and one session per tower.
 #![allow(unsafe_code)]
 
 use std::path::{Path, PathBuf};
@@ -29,11 +29,11 @@ pub struct Runtime {
 static RUNTIME: OnceCell<Runtime> = OnceCell::new();
 
 impl Runtime {
-    /// Loads the library on the first call; later calls return the same library, regardless of the path.
+    /// Loads the library on the first call. Later calls return the same library, regardless of the path.
     ///
     /// # Errors
-    /// [`Kind::MissingFile`] if the library does not exist, [`Kind::BadModel`] if it is too old or not ONNX Runtime.
-    /// After a failed attempt the next call tries again.
+    /// [`Kind::MissingFile`] if the library does not exist, [`Kind::BadModel`] if it is too old or is not ONNX Runtime.
+    /// After a failed attempt, the next call tries again.
     pub fn load(path: &Path) -> Result<&'static Self> {
         RUNTIME.get_or_try_init(|| {
             if !path.is_file() {
@@ -43,7 +43,7 @@ impl Runtime {
                         "Install libonnxruntime there (\"make install\" does), or set {setting} to its path.",
                     ));
             }
-            // Threads that the library starts must not handle the process's signals.
+            // The threads that the library starts must not handle the process's signals.
             with_signals_blocked(|| {
                 let environment = ort::init_from(path)
                     .map_err(|e| library_error(path, &e))?
@@ -53,14 +53,14 @@ impl Runtime {
                     .map_err(|e| {
                         Error::new(Kind::Internal, "ONNX Runtime could not be started").detail(e.message().to_owned())
                     })?;
-                // Its messages would go to stderr, in addition to the returned errors.
+                // Its log messages would go to stderr in addition to the returned errors.
                 environment.set_log_level(LogLevel::Fatal);
                 Ok(Self { environment, path: path.to_owned(), version: version_of(path) })
             })
         })
     }
 
-    /// The loaded library, if any.
+    /// The library, if it is loaded.
     pub fn loaded() -> Option<&'static Self> {
         RUNTIME.get()
     }
@@ -89,10 +89,10 @@ fn library_error(path: &Path, error: &LoadDynamicError) -> Error {
     }
 }
 
-/// The version that a loaded library states, such as "1.24.4".
+/// The version that the loaded library reports, such as "1.24.4".
 fn version_of(path: &Path) -> String {
-    // SAFETY: the library is already loaded and in use, so this does not run its initialisation again; OrtGetApiBase
-    // has this signature in every version, and its strings are static.
+    // SAFETY: the library is already loaded and in use, so loading it again does not run its initialisation.
+    // OrtGetApiBase has this signature in every version, and the strings are static.
     let version = unsafe {
         libloading::Library::new(path).and_then(|library| {
             let base: libloading::Symbol<unsafe extern "C" fn() -> *const ort::sys::OrtApiBase> =
@@ -109,7 +109,7 @@ fn version_of(path: &Path) -> String {
 pub struct Port {
     pub name: String,
     pub element: TensorElementType,
-    /// -1 if dynamic.
+    /// The sizes of the axes; -1 if dynamic.
     pub shape: Vec<i64>,
     /// The name of the first axis, empty if unnamed. Axes with the same name have the same size in each run.
     pub batch_name: String,
@@ -121,7 +121,7 @@ impl Port {
         !self.batch_name.is_empty() && self.batch_name == other.batch_name
     }
 
-    /// Size of an axis, if the graph fixes it.
+    /// The size of an axis, if the graph fixes it.
     pub fn fixed(&self, axis: usize) -> Option<usize> {
         self.shape.get(axis).filter(|size| **size > 0).map(|size| *size as usize)
     }
@@ -134,37 +134,38 @@ impl std::fmt::Display for Port {
     }
 }
 
-/// After this number of runs of a mapped graph its weights are copied into the layout for matrix products. Until then
-/// each run converts them, which adds a fifth to the time of an image and doubles the time of a text of seven tokens;
-/// the copy takes as long as about 20 of these runs, and 330 MB for the image tower of ViT-B/32, 150 for its text
-/// tower.
+/// The number of runs of a mapped graph after which its weights are copied into the layout for matrix products. Until
+/// then each run converts them, which adds a fifth to the time of an image and doubles the time of a text of seven
+/// tokens. The copy takes as long as about 20 of these runs, and 330 MB for the image tower of ViT-B/32, 150 MB for its
+/// text tower.
 const MAPPED_RUNS: usize = 20;
-/// Weights with fewer bytes stay in the graph's own file.
+/// Weights with fewer bytes than this stay in the graph's own file.
 const SMALL: &str = "1024";
 
-/// The way to create a session.
+/// How a session is created.
 enum How<'a> {
-    /// From a model's own file: weights are read, the graph is rewritten, weights are converted.
+    /// From a model's own file: reads the weights, rewrites the graph, converts the weights.
     Whole,
-    /// As above, written to this path for later sessions, and not meant to be run.
+    /// Like `Whole`, and writes the graph to this path for later sessions. The session is not meant to be run.
     Written(&'a Path),
-    /// From the written file: weights are mapped.
+    /// From a written file: maps the weights.
     Mapped,
-    /// From the written file: weights are converted.
+    /// From a written file: converts the weights.
     LaidOut,
-    /// Written to this path with constants folded, and weights to a file of this name beside it; not meant to be run.
+    /// Folds constants and writes the graph to this path, and its weights to a file of this name beside it. The session
+    /// is not meant to be run.
     Folded(&'a Path, &'a str),
 }
 
-/// A graph, ready to run.
+/// A graph that is ready to run.
 pub struct Tower {
     session: Session,
-    /// The file that it is mapped from, and its number of runs.
+    /// The file that the graph is mapped from, and the number of its runs so far.
     mapped: Option<(PathBuf, usize)>,
-    /// The cache entry of the rewritten graph, if any.
+    /// The directory of the rewritten graph in the cache, if there is one.
     kept: Option<PathBuf>,
     pub threads: usize,
-    /// A remark about its loading, for an administrator.
+    /// A remark for an administrator about loading the graph.
     pub note: Option<String>,
     pub file: PathBuf,
     pub inputs: Vec<Port>,
@@ -172,14 +173,14 @@ pub struct Tower {
 }
 
 impl Tower {
-    /// Loads a graph with a fixed number of threads (the calling one included), or with one if the graph is right on one
-    /// alone ([`allowed_threads`]).
+    /// Loads a graph with a fixed number of threads, which includes the calling one. The number is reduced to one if
+    /// the graph gives right results only then ([`allowed_threads`]).
     ///
-    /// With a cache directory, slow steps are done once and their results are kept there
+    /// With a cache directory, slow steps are done once, and their results are kept there
     /// ([`crate::model::graph_cache`]).
     ///
     /// # Errors
-    /// [`Kind::BadModel`] if the file is not a graph that this library can run.
+    /// [`Kind::BadModel`] if this library can't load the file as a graph; [`Kind::OutOfMemory`].
     pub fn load(runtime: &Runtime, file: &Path, threads: usize, cache: Option<&Path>) -> Result<Self> {
         let threads = allowed_threads(file, threads);
         let entry = cache.and_then(|cache| Entry::of(cache, file, &runtime.version, Form::Optimized));
@@ -201,17 +202,17 @@ impl Tower {
         Self { session, mapped, kept, threads, note: None, file: file.to_owned(), inputs, outputs }
     }
 
-    /// Loads a graph from `file` that [`Self::write_optimized`] has written: its weights are mapped. None if it is
-    /// damaged.
+    /// Loads a graph that [`Self::write_optimized`] has written, by mapping its weights. `file` is the model's own
+    /// file. None if the graph is damaged.
     pub fn mapped(runtime: &Runtime, graph: PathBuf, threads: usize, file: &Path) -> Option<Self> {
         let session = session(runtime, &graph, threads, &How::Mapped).ok()?;
         Some(Self::of(session, Some((graph, 0)), threads, file))
     }
 
-    /// Writes a graph as ONNX Runtime optimizes it, and its weights to a file beside it.
+    /// Writes a graph as ONNX Runtime optimizes it, with its weights in a file beside it.
     ///
     /// # Errors
-    /// Why it could not be written, in one line.
+    /// The reason why it could not be written, in one line.
     pub fn write_optimized(
         runtime: &Runtime,
         file: &Path,
@@ -221,30 +222,30 @@ impl Tower {
         session(runtime, file, threads, &How::Written(graph)).map(drop).map_err(|e| e.message().trim().to_owned())
     }
 
-    /// Writes a graph with its constants folded, and weights to a file of that name beside it.
+    /// Writes a graph with its constants folded, and its weights to a file of the given name beside it.
     ///
     /// # Errors
-    /// [`Kind::BadModel`].
+    /// [`Kind::BadModel`] if the graph can't be loaded; [`Kind::OutOfMemory`].
     pub fn fold(runtime: &Runtime, file: &Path, target: &Path, weights: &str) -> Result<()> {
         session(runtime, file, 1, &How::Folded(target, weights)).map(drop).map_err(|e| unloadable(file, &e))
     }
 
-    /// Loads a graph without the cache, on one thread.
+    /// Loads a graph on one thread, without the cache.
     ///
     /// # Errors
-    /// [`Kind::BadModel`].
+    /// [`Kind::BadModel`] if the graph can't be loaded; [`Kind::OutOfMemory`].
     pub fn plain(runtime: &Runtime, file: &Path) -> Result<Self> {
         let session = session(runtime, file, 1, &How::Whole).map_err(|e| unloadable(file, &e))?;
         Ok(Self::of(session, None, 1, file))
     }
 
-    /// The value that any process has stored under this name with [`Self::remember`].
+    /// The value that any process has stored under this name by [`Self::remember`].
     pub fn recall(&self, name: &str) -> Option<String> {
         cache_directory::read(&self.kept.as_ref()?.join(name)).ok()
     }
 
-    /// Stores a value about the graph, as long as its rewritten form is cached. After a failure the next process has to
-    /// determine it again.
+    /// Stores a value about the graph for as long as its rewritten form is cached. If this fails, the next process has
+    /// to determine the value again.
     pub fn remember(&self, name: &str, value: &str) {
         if let Some(kept) = &self.kept {
             let _ = cache_directory::replace_text(&kept.join(name), value);
@@ -254,33 +255,33 @@ impl Tower {
     /// Copies mapped weights into the fastest layout, for a process that runs the graph often.
     pub fn lay_out(&mut self) {
         let Some((graph, _)) = self.mapped.take() else { return };
-        // If the file has been removed in the meantime, the mapped graph remains: its pages stay valid.
+        // If the file has been removed in the meantime, the mapped graph stays in use: its pages remain valid.
         if let Some(Ok(session)) = Runtime::loaded().map(|r| session(r, &graph, self.threads, &How::LaidOut)) {
             self.session = session;
         }
     }
 
-    /// The input with one of these names, in this order of preference.
+    /// The input with one of these names, the first of which is preferred.
     pub fn input(&self, names: &[&str]) -> Option<&Port> {
         find(&self.inputs, names)
     }
 
-    /// The output with one of these names, in this order of preference.
+    /// The output with one of these names, the first of which is preferred.
     pub fn output(&self, names: &[&str]) -> Option<&Port> {
         find(&self.outputs, names)
     }
 
-    /// Runs the graph and returns one output, as float32.
+    /// Runs the graph and returns one output as float32.
     ///
     /// # Errors
-    /// [`Kind::BadModel`] where the graph fails on these inputs or the output is of another type; [`Kind::OutOfMemory`];
-    /// [`Kind::Interrupted`] where runs are watched ([`watch_runs`](crate::model::interruptible::watch_runs)).
+    /// [`Kind::BadModel`] if the graph fails on these inputs or the output has another type; [`Kind::OutOfMemory`];
+    /// [`Kind::Interrupted`] if runs are watched ([`watch_runs`](crate::model::interruptible::watch_runs)).
     pub fn run(&mut self, inputs: Vec<(String, SessionInputValue<'_>)>, output: &str) -> Result<ndarray::ArrayD<f32>> {
         let [array] = self.run_for(inputs, [output])?;
         Ok(array)
     }
 
-    /// Runs the graph once and returns several outputs, as float32.
+    /// Runs the graph once and returns several outputs as float32.
     ///
     /// # Errors
     /// The errors of [`Self::run`].
@@ -293,7 +294,7 @@ impl Tower {
         Ok(outputs.map(|_| arrays.next().expect("one for each output")))
     }
 
-    /// As above, for any number of outputs.
+    /// Like [`Self::run_for`], for any number of outputs.
     ///
     /// # Errors
     /// The errors of [`Self::run`].
@@ -340,14 +341,15 @@ impl Tower {
         outputs.iter().map(read).collect()
     }
 
-    /// "inputs: …; outputs: …", for error messages.
+    /// Inputs and outputs as "inputs: …; outputs: …", for error messages.
     pub fn describe(&self) -> String {
         let list = |ports: &[Port]| ports.iter().map(Port::to_string).collect::<Vec<_>>().join(", ");
         format!("inputs: {}; outputs: {}", list(&self.inputs), list(&self.outputs))
     }
 }
 
-/// Whether ONNX Runtime got no memory: by its own allocator's message or the C++ library's. It has no error code for that.
+/// Whether ONNX Runtime failed to allocate memory, by its own allocator's message or the C++ library's. It has no error
+/// code for this.
 fn ran_out(error: &ort::Error) -> bool {
     ["Failed to allocate memory", "bad_alloc", "bad allocation"].iter().any(|text| error.message().contains(text))
 }
@@ -367,8 +369,8 @@ fn unloadable(file: &Path, error: &ort::Error) -> Error {
 
 fn session(runtime: &Runtime, file: &Path, threads: usize, how: &How<'_>) -> ort::Result<Session> {
     with_signals_blocked(|| {
-        // The thread counts are always set: otherwise the library would start one thread per core in every backend.
-        // Spinning threads would occupy a core between calls.
+        // The numbers of threads are always set: otherwise the library would start one thread per core in every
+        // backend. Spinning threads would occupy a core between calls.
         let builder = Session::builder(&runtime.environment)?
             .with_intra_threads(threads)?
             .with_inter_threads(1)?
@@ -395,7 +397,8 @@ fn session(runtime: &Runtime, file: &Path, threads: usize, how: &How<'_>) -> ort
     })
 }
 
-/// The session of a cached graph, or of a graph that is written to the cache now, with its file; and a remark.
+/// The session of a cached graph, with its file, and a remark. If the graph is not cached, it is written to the cache
+/// now.
 fn kept(runtime: &Runtime, file: &Path, threads: usize, entry: &Entry) -> (Option<(Session, PathBuf)>, Option<String>) {
     let open = || {
         let graph = entry.graph()?;
@@ -404,7 +407,7 @@ fn kept(runtime: &Runtime, file: &Path, threads: usize, entry: &Entry) -> (Optio
     if let Some(found) = open() {
         return (Some(found), None);
     }
-    // The file is damaged or missing.
+    // The cached file is damaged or missing.
     entry.remove();
     let write = |graph: &Path| Tower::write_optimized(runtime, file, threads, graph);
     match entry.write(write) {
@@ -419,10 +422,11 @@ fn kept(runtime: &Runtime, file: &Path, threads: usize, entry: &Entry) -> (Optio
     }
 }
 
-/// The C library retains the memory that was freed after writing a graph, 300 MB for the image tower of ViT-B/32.
+/// Returns memory to the system that the C library retains after a graph was written: 300 MB for the image tower of
+/// ViT-B/32.
 pub(crate) fn give_back_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: it returns free pages to the system and does not access memory in use.
+    // SAFETY: the call returns free pages to the system and does not access memory in use.
     unsafe {
         libc::malloc_trim(0);
     }

@@ -1,5 +1,5 @@
-//! Single tensors of safetensors files: eight bytes with the length of a JSON header, the header, the values. Only the
-//! requested tensors are read, because these files have hundreds of megabytes.
+//! Reads single tensors of safetensors files: eight bytes with the length of a JSON header, the header, and the values.
+//! Only the requested tensors are read, because these files have hundreds of megabytes.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -11,11 +11,12 @@ use crate::error::{Error, Kind, Result};
 use crate::memory;
 use crate::model::read_json;
 
-/// A header lists every tensor, with about 100 bytes each; ViT-L has 600 tensors.
+/// Maximum bytes of a header, which takes about 100 bytes per tensor; ViT-L has 600 tensors.
 const LONGEST_HEADER: u64 = 16 << 20;
-/// A projection of 4096 to 4096; the largest projection in CLIP models is 1664 to 1280.
+/// Maximum number of values of a tensor: a projection of 4096 to 4096. The largest projection in CLIP models is 1664 to
+/// 1280.
 const MOST_VALUES: usize = 1 << 24;
-/// File names of a model's weights in Hugging Face's, open_clip's and sentence-transformers' layouts.
+/// File names of weights in Hugging Face's, open_clip's and sentence-transformers' layouts.
 const NAMES: [&str; 3] = ["model.safetensors", "open_clip_model.safetensors", "0_CLIPModel/model.safetensors"];
 
 /// A tensor as float32.
@@ -24,12 +25,12 @@ pub struct Tensor {
     pub values: Vec<f32>,
 }
 
-/// The first of these tensors in a directory's weights, with its file, and the others from the same weights; None for a
-/// tensor that they do not contain. Large models' weights are split into several files, with an index of their tensors;
-/// a file that has not been downloaded contains nothing.
+/// Finds the first of these tensors in a directory's weights. Returns it with its file, and the others from the same
+/// weights; None for a tensor that they do not contain. The weights of large models are split into several files, with
+/// an index of the tensors; a file that was not downloaded counts as empty.
 ///
 /// # Errors
-/// As [`read`], and [`Kind::BadModel`] if an index can't be used.
+/// The errors of [`read`], and [`Kind::BadModel`] if an index can't be used.
 pub fn find<const N: usize>(directory: &Path, names: [&str; N]) -> Result<Option<([Option<Tensor>; N], PathBuf)>> {
     for file in NAMES.map(|name| directory.join(name)) {
         if file.is_file() {
@@ -67,10 +68,10 @@ pub fn find<const N: usize>(directory: &Path, names: [&str; N]) -> Result<Option
     Ok(None)
 }
 
-/// The tensors with these names; None for a name that the file does not contain.
+/// Reads the tensors with these names; None for a name that the file does not contain.
 ///
 /// # Errors
-/// [`Kind::BadModel`] if the file is not in this format, or a tensor is not of a float type or too large;
+/// [`Kind::BadModel`] if the file is not in this format, or if a tensor has no float type or is too large;
 /// [`Kind::OutOfMemory`].
 pub fn read<const N: usize>(path: &Path, names: [&str; N]) -> Result<[Option<Tensor>; N]> {
     let broken = |why: String| {
@@ -132,7 +133,7 @@ pub fn read<const N: usize>(path: &Path, names: [&str; N]) -> Result<[Option<Ten
 mod tests {
     use super::*;
 
-    /// A safetensors file with one number a tensor.
+    /// Writes a safetensors file with one number per tensor.
     fn write(file: &Path, tensors: &[(&str, f32)]) {
         let header: serde_json::Map<String, Value> = (0..)
             .zip(tensors)
@@ -174,7 +175,7 @@ mod tests {
         assert_eq!(find(["text_projection.weight", "logit_scale"]), Ok(None));
         index(r#"{"logit_scale": "../shards/model-1-of-2.safetensors"}"#);
         assert!(find(["logit_scale", "logit_bias"]).unwrap_err().contains("is not a file's name"));
-        // Weights in one piece come first.
+        // Weights in a single file take precedence.
         write(&directory.join("model.safetensors"), &[("logit_scale", 3.0)]);
         let whole = "model.safetensors".to_owned();
         assert_eq!(find(["logit_scale", "logit_bias"]), Ok(Some(([Some(3.0), None], whole))));

@@ -1,4 +1,4 @@
-//! The words' vectors, and the relevance of photos computed from them.
+//! The vectors of the words, and the relevance of photos computed from them.
 
 use std::cmp::Ordering;
 
@@ -7,16 +7,16 @@ use crate::memory;
 use crate::relevance::dot::Multiplier;
 use crate::vector::l2_normalize;
 
-/// A photo's best words are the background's number of words divided by this.
+/// The share of a photo's best words: one in this many words of the background.
 const BEST: usize = 100;
 
 /// Vectors as bytes: each component of a unit vector in steps of 1/127 of its largest component. A photo is compared
-/// with all words, and 512 × 5,500 single-precision numbers would have to be read from main memory each time; the
+/// with all words, and 512 × 5,500 single-precision numbers would have to be read from main memory each time. The
 /// scores differ by at most 0.02.
 struct Codes {
     width: usize,
     codes: Vec<i8>,
-    /// The size of a step.
+    /// The size of the step, for each vector.
     steps: Vec<f32>,
 }
 
@@ -26,7 +26,7 @@ impl Codes {
         (vector.iter().map(move |value| if step > 0.0 { (value / step).round() as i8 } else { 0 }), step)
     }
 
-    /// The cosine of a vector to each of the first `count` words.
+    /// The cosines of a vector to the first `count` words.
     fn cosines(&self, vector: &[f32], count: usize) -> Vec<f32> {
         let (codes, step) = Self::encode(vector);
         let vector = Multiplier::new(codes.collect());
@@ -35,16 +35,16 @@ impl Codes {
     }
 }
 
-/// The words, relative to their mean.
+/// The words, with their vectors relative to the words' mean.
 pub struct Background {
     pub words: Vec<String>,
-    /// The number of words that photos are compared with, from the start; the others are tags only.
+    /// The number of words, from the first on, that photos are compared with. The others are only tags.
     pub count: usize,
     pub(super) mean: Vec<f32>,
     codes: Codes,
 }
 
-/// The position of a photo or a text among the words.
+/// A photo or a text in relation to the words.
 pub struct Photo {
     /// The vector relative to the words' mean, of length 1.
     vector: Vec<f32>,
@@ -54,7 +54,7 @@ pub struct Photo {
     deviation: f64,
 }
 
-/// A word that two vectors share, with the score in each.
+/// A word that fits two vectors, with its score for each.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shared {
     pub word: usize,
@@ -63,7 +63,7 @@ pub struct Shared {
 }
 
 impl Photo {
-    /// The score of a text that is relative to the same mean.
+    /// The score of a text, given by its vector relative to the same mean.
     pub fn score(&self, text: &[f32]) -> f64 {
         let cosine: f64 = self.vector.iter().zip(text).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
         self.score_of(cosine)
@@ -74,7 +74,7 @@ impl Photo {
     }
 }
 
-/// Collects the words' vectors.
+/// Collects the vectors of the words.
 pub struct Builder {
     words: Vec<String>,
     count: usize,
@@ -87,26 +87,26 @@ impl Builder {
         Self { count: words.background, words: words.words, width: 0, vectors: Vec::new() }
     }
 
-    /// The next words, at most `most`.
+    /// The next words whose vectors are missing, at most `most`.
     pub fn next(&self, most: usize) -> &[String] {
         let start = self.vectors.len().checked_div(self.width).unwrap_or(0);
         &self.words[start..self.words.len().min(start + most)]
     }
 
-    /// The width of the vectors, if there is one already.
+    /// The length of the vectors, once one is known.
     pub(super) fn width(&self) -> Option<usize> {
         (self.width > 0).then_some(self.width)
     }
 
-    /// The vectors of the words from that index on, one after another, and their width.
+    /// The vectors from word `word` on, one after another, and the length of each.
     pub(super) fn vectors_from(&self, word: usize) -> (&[f32], usize) {
         (&self.vectors[word * self.width..], self.width)
     }
 
-    /// The vector of the next word.
+    /// Adds the vector of the next word.
     ///
     /// # Errors
-    /// If memory runs out.
+    /// [`Kind::OutOfMemory`].
     pub fn push(&mut self, vector: &[f32]) -> Result<()> {
         if self.width == 0 {
             self.width = vector.len();
@@ -117,8 +117,11 @@ impl Builder {
         Ok(())
     }
 
+    /// Converts the vectors to the background.
+    ///
     /// # Errors
-    /// If memory runs out, or if the words' vectors are all equal because the model doesn't distinguish texts.
+    /// [`Kind::OutOfMemory`]; [`Kind::BadModel`] if a word's vector equals the mean, because the model doesn't
+    /// distinguish texts.
     pub fn finish(mut self) -> Result<Background> {
         let (width, count) = (self.width, self.count);
         assert_eq!(self.vectors.len(), width * self.words.len(), "a vector a word");
@@ -147,11 +150,12 @@ fn alike() -> Error {
 }
 
 impl Background {
+    /// The length of the vectors.
     pub fn width(&self) -> usize {
         self.codes.width
     }
 
-    /// The parts that are stored in a file.
+    /// The parts that are stored in a file: mean, steps, and codes.
     pub(super) fn parts(&self) -> (&[f32], &[f32], &[i8]) {
         (&self.mean, &self.codes.steps, &self.codes.codes)
     }
@@ -174,8 +178,10 @@ impl Background {
         Ok(relative)
     }
 
+    /// Relates a vector to the words.
+    ///
     /// # Errors
-    /// As [`Self::relative`].
+    /// The errors of [`Self::relative`]; [`Kind::BadModel`] if all words have the same cosine to it.
     pub fn photo(&self, vector: &[f32]) -> Result<Photo> {
         let vector = self.relative(vector)?;
         let mut cosines = self.codes.cosines(&vector, self.count);
@@ -193,26 +199,27 @@ impl Background {
         Ok(Photo { vector, best, deviation })
     }
 
-    /// The `most` words with the highest scores, including tags, best first; equal scores in the list's order.
+    /// The `most` words with the highest scores, including tags, best first. Equal scores are in the list's order.
     pub fn tags(&self, photo: &Photo, most: usize) -> Vec<(usize, f64)> {
         first(self.scores(photo).into_iter().enumerate().collect(), most, |one, other| {
             other.1.total_cmp(&one.1).then(one.0.cmp(&other.0))
         })
     }
 
-    /// The score of each word, tags included.
+    /// The score of each word, including tags.
     pub fn scores(&self, photo: &Photo) -> Vec<f64> {
         let cosines = self.codes.cosines(&photo.vector, self.words.len());
         cosines.iter().map(|&cosine| photo.score_of(f64::from(cosine))).collect()
     }
 
-    /// The score of the word that two photos share most: the highest of the lower ones of both. `scores`: the other photo's.
+    /// The score of the word that two photos share most: the highest of the words' lower scores. `scores` are the other
+    /// photo's.
     pub fn in_common(&self, photo: &Photo, scores: &[f64]) -> f64 {
         let pairs = self.scores(photo).into_iter().zip(scores);
         pairs.map(|(one, other)| one.min(*other)).fold(f64::NEG_INFINITY, f64::max)
     }
 
-    /// The `most` words that fit both a photo and a text: the words whose lower score of the two is highest.
+    /// The `most` words that fit both a photo and a text: those whose lower score of the two is highest.
     pub fn shared(&self, photo: &Photo, text: &Photo, most: usize) -> Vec<Shared> {
         let of_photo = self.codes.cosines(&photo.vector, self.words.len());
         let of_text = self.codes.cosines(&text.vector, self.words.len());
@@ -227,7 +234,7 @@ impl Background {
     }
 }
 
-/// The first `most` items in an order.
+/// The first `most` items in the given order.
 fn first<T>(mut items: Vec<T>, most: usize, order: impl Fn(&T, &T) -> Ordering) -> Vec<T> {
     if most == 0 {
         return Vec::new();
@@ -245,7 +252,7 @@ mod tests {
     use super::super::Words;
     use super::*;
 
-    /// Vectors that look random, the same each time.
+    /// Pseudo-random vectors that are the same each time.
     fn vector(seed: u32, width: usize) -> Vec<f32> {
         let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12_345);
         let mut next = || {
@@ -267,7 +274,7 @@ mod tests {
         builder.finish().unwrap()
     }
 
-    /// As above, in double precision and in the simplest way.
+    /// Computes the same score in double precision and in the simplest way.
     fn plainly(count: usize, photo: &[f32], text: &[f32]) -> f64 {
         let width = photo.len();
         let double = |v: &[f32]| v.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();

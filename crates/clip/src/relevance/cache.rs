@@ -1,4 +1,4 @@
-//! The words' vectors on disk: embedding 6,000 words takes 30 s to a minute, reading them 5 ms.
+//! The vectors of the words on disk: embedding 6,000 words takes 30 s to a minute, reading them 5 ms.
 
 use std::cmp::Reverse;
 use std::fs::{self, File};
@@ -15,12 +15,12 @@ use crate::model::Model;
 use crate::model::cache_directory;
 use crate::model::graph_cache::{hash_state, is_young};
 
-/// The version of this layout.
+/// The signature of a file, with the version of its layout.
 const MAGIC: &[u8; 8] = b"clipwrd1";
 const SUFFIX: &str = "words";
-/// The suffix of the file of a list that is being embedded.
+/// The suffix of a file with the vectors of a list that is being embedded.
 const PART: &str = "part";
-/// The most files of a model: one for each list. Each takes 3.3 MB for 6,000 words and 512 dimensions.
+/// Maximum number of files for a model, one for each list. A file takes 3.3 MB for 6,000 words and 512 dimensions.
 const MOST: usize = 8;
 /// The vectors of a list whose embedding was cancelled are removed after this time.
 const FORGOTTEN: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -30,19 +30,21 @@ pub struct Entry {
     directory: PathBuf,
     /// A hash of the paths of the model's files.
     source: String,
-    /// A hash of the files' state.
+    /// A hash of the state of these files.
     state: String,
     /// A hash of the words, and of the library that embeds them.
     list: String,
 }
 
 impl Entry {
-    /// None if the state of the model's files can't be read, or the cache can't be trusted ([`cache_directory::check`]).
+    /// None if the state of the model's files can't be read, or if the cache can't be trusted
+    /// ([`cache_directory::check`]).
     pub fn of(cache: &Path, model: &Model, words: &Words, runtime: &str) -> Option<Self> {
         cache_directory::check(cache).ok()?;
         let graph = model.text.as_deref()?.canonicalize().ok()?;
         let [mut source, mut state, mut list] = [(); 3].map(|()| DefaultHasher::new());
-        // The quantized model has different vectors, and neither removes the other's file.
+        // The quantized model has different vectors. It counts as another source, so that neither form removes the
+        // other's file.
         (&graph, model.int8_text).hash(&mut source);
         hash_state(graph.parent()?, &mut state)?;
         hash_state(&model.text_directory, &mut state)?;
@@ -55,21 +57,22 @@ impl Entry {
         self.directory.join(format!("{}-{}-{}.{SUFFIX}", self.source, self.state, self.list))
     }
 
-    /// The vectors of the first words, if an earlier attempt to embed them all was cancelled, and the file to which
-    /// more can be appended. No file if another process embeds them now, or if it can't be written.
+    /// Gives the builder the vectors of the first words, if an earlier attempt to embed them all was cancelled. Returns
+    /// the file to which more vectors can be appended; None if another process is embedding them, or if the file can't
+    /// be written.
     ///
     /// # Errors
-    /// If memory runs out.
+    /// [`Kind::OutOfMemory`].
     pub fn resume(&self, builder: &mut Builder) -> Result<Option<Progress>> {
         let opened = cache_directory::create(&self.directory)
             .and_then(|()| cache_directory::open_or_create(&self.path().with_extension(PART)));
         opened.map_or(Ok(None), |file| Progress::resume(file, builder))
     }
 
-    /// The contents of the file, if it is complete: a file with a wrong length or checksum counts as missing.
+    /// The contents of the file. Returns the words if the file is missing, or has a wrong length or checksum.
     ///
     /// # Errors
-    /// If memory runs out.
+    /// [`Kind::OutOfMemory`].
     pub fn read(&self, words: Words) -> Result<std::result::Result<Background, Words>> {
         let Some((header, mut file)) = self.open() else { return Ok(Err(words)) };
         let [width, count, background, checksum] = header;
@@ -106,11 +109,10 @@ impl Entry {
         (header[..8] == MAGIC[..]).then_some((numbers, file))
     }
 
-    /// Writes the file under a temporary name and renames it, so that other processes see either the complete file or
-    /// none.
+    /// Writes the file under a temporary name and renames it, so that other processes see the complete file or none.
     ///
     /// # Errors
-    /// The reason why it could not be written.
+    /// [`Kind::MissingFile`] with the reason why the file could not be written; [`Kind::OutOfMemory`].
     pub fn write(&self, background: &Background) -> Result<()> {
         let (mean, steps, codes) = background.parts();
         let mut bytes = memory::with_capacity((mean.len() + steps.len()) * 4 + codes.len())?;
@@ -135,8 +137,8 @@ impl Entry {
         })
     }
 
-    /// Removes files of earlier states of the model's files, those of the lists that were used least recently if there
-    /// are too many, and those of processes that died at least an hour ago.
+    /// Removes files for earlier states of the model's files, the least recently used lists if there are too many,
+    /// files of cancelled attempts after a week, and drafts of processes that died at least an hour ago.
     fn sweep(&self) {
         let mut lists = Vec::new();
         for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
@@ -212,13 +214,13 @@ mod tests {
         push(&mut builder, 64, 128);
         progress.append(&builder);
         push(&mut builder, 128, 130);
-        // A second process does it by itself, and does not touch the file.
+        // A second process embeds all words itself, and does not touch the file.
         let mut other = Builder::new(words(700));
         assert!(entry.resume(&mut other).unwrap().is_none());
         assert_eq!(left(&other), 700);
         drop(progress);
 
-        // A truncated block and a changed byte in it are dropped, and the next one is written over them.
+        // A truncated block, or a block with a changed byte, is dropped, and the next one is written over it.
         let whole = fs::read(&part).unwrap();
         let mut changed = whole.clone();
         changed[whole.len() - 3] ^= 1;
@@ -248,7 +250,7 @@ mod tests {
         entry.write(&made).unwrap();
         drop(progress);
         assert!(!part.exists() && entry.read(words(700)).unwrap().is_ok());
-        // Another list has nothing to resume.
+        // For another list, there is nothing to resume.
         let other = Entry::of(&folder.join("cache"), &model, &words(701), "1").unwrap();
         fs::write(&part, &whole).unwrap();
         let mut builder = Builder::new(words(701));
@@ -271,7 +273,7 @@ mod tests {
         assert!(entry(700, "2").read(words(700)).unwrap().is_err(), "another runtime");
         assert!(entry(701, "1").read(words(701)).unwrap().is_err(), "another list");
 
-        // A changed byte, and a truncated file.
+        // Damage: a changed byte, and a truncated file.
         let mut bytes = fs::read(first.path()).unwrap();
         bytes[3000] ^= 1;
         fs::write(first.path(), &bytes).unwrap();
@@ -280,7 +282,7 @@ mod tests {
         fs::write(first.path(), &bytes[..bytes.len() - 1]).unwrap();
         assert!(first.read(words(700)).unwrap().is_err());
 
-        // Damage is replaced: a directory in place of the file, a link to the right content, no permissions.
+        // Damage is replaced: a directory in place of the file, a link to the right content, missing permissions.
         let elsewhere = folder.join("elsewhere");
         let damages: [&dyn Fn(); 3] = [
             &|| {
@@ -300,7 +302,7 @@ mod tests {
             assert!(first.read(words(700)).unwrap().is_ok());
         }
 
-        // Lists don't evict each other, except for the one that was used least recently if there are too many.
+        // Lists don't evict each other, except that the least recently used one is removed if there are too many.
         let lists: Vec<Entry> = (701..701 + MOST).map(|count| entry(count, "1")).collect();
         let kept = |entry: &Entry| entry.path().exists();
         for (number, list) in lists.iter().enumerate().take(MOST - 1) {

@@ -1,4 +1,5 @@
-//! The vectors of a list of words that is being embedded, so that a repeated call continues after a cancelled one.
+//! The file with the vectors of a list of words that is being embedded. A repeated call continues where a cancelled one
+//! stopped.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -7,25 +8,25 @@ use super::Builder;
 use crate::error::Result;
 use crate::memory;
 
-/// The length of a block's header: the vectors' width, their number, and a checksum.
+/// The length of a block's header in bytes: the vectors' length, their number, and a checksum.
 const HEADER: usize = 12;
 const WIDEST: usize = 16_000;
 
-/// A locked file of blocks, to which a block is appended for each batch of words.
+/// A locked file of blocks. A block is appended for each batch of words.
 pub struct Progress {
     file: File,
-    /// The length of the complete blocks.
+    /// The length of the complete blocks in bytes.
     end: u64,
-    /// The number of words in them.
+    /// The number of words in the complete blocks.
     done: usize,
 }
 
 impl Progress {
     /// Gives the file's vectors to the builder, and truncates the file after the last complete block. None if another
-    /// process has locked it.
+    /// process has locked the file.
     ///
     /// # Errors
-    /// If memory runs out.
+    /// [`crate::Kind::OutOfMemory`].
     pub(super) fn resume(file: File, builder: &mut Builder) -> Result<Option<Self>> {
         if file.try_lock().is_err() {
             return Ok(None);
@@ -35,7 +36,7 @@ impl Progress {
         Ok(progress.file.set_len(progress.end).is_ok().then_some(progress))
     }
 
-    /// Reads the next block. Returns whether it is complete and fits.
+    /// Reads the next block. Returns false if it is incomplete or doesn't fit the builder.
     fn read_block(&mut self, builder: &mut Builder) -> Result<bool> {
         let mut header = [0; HEADER];
         if self.file.read_exact(&mut header).is_err() {
@@ -63,8 +64,8 @@ impl Progress {
         Ok(true)
     }
 
-    /// Appends the vectors that the builder got since the last call. After an error, such as a full disk, a repeated
-    /// call has to embed these words again.
+    /// Appends the vectors that the builder received since the last call. If this fails, on a full disk for example, a
+    /// repeated call has to embed these words again.
     pub fn append(&mut self, builder: &Builder) {
         let (vectors, width) = builder.vectors_from(self.done);
         let bytes: Vec<u8> = vectors.iter().flat_map(|value| value.to_le_bytes()).collect();

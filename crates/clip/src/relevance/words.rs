@@ -1,15 +1,16 @@
-//! The list of words, which a file can replace.
+//! The list of words. A file can replace the built-in one.
 
 use crate::error::{Error, Kind, Result};
 
-/// The list to use if no file is named.
+/// The built-in list, used if no file is named.
 const EVERYDAY: &str = include_str!("../../../../models/words/everyday.txt");
-/// The best hundredth of the background must contain several words, and each word costs half a microsecond per photo.
+/// The minimum and maximum number of words: the best hundredth of the background must contain several words, and each
+/// word costs half a microsecond per photo.
 const FEWEST: usize = 500;
 const MOST: usize = 50_000;
 const LONGEST: usize = 200;
 
-/// Words, of which photos are compared with the first `background`; the others are tags only.
+/// A list of words. Photos are compared with the first `background` words; the others are only tags.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Words {
     pub words: Vec<String>,
@@ -17,15 +18,16 @@ pub struct Words {
 }
 
 impl Words {
+    /// The built-in list of everyday words.
     pub fn everyday() -> Result<Self> {
         Self::parse(EVERYDAY)
     }
 
-    /// One word or phrase per line. A line that begins with + is a tag only; empty lines and lines that begin with #
-    /// are skipped.
+    /// Parses a list with one word or phrase per line. A line that begins with + is only a tag. Empty lines and lines
+    /// that begin with # are skipped.
     ///
     /// # Errors
-    /// [`Kind::InvalidInput`] for a list that is too short or too long, or with a line that is too long.
+    /// [`Kind::InvalidInput`] for a list that is too short or too long, or has an unusable line.
     pub fn parse(text: &str) -> Result<Self> {
         let (mut background, mut tags) = (Vec::new(), Vec::new());
         for (number, line) in text.lines().enumerate() {

@@ -1,4 +1,4 @@
-//! The cleaning of texts that the libraries' tokenizer classes do in code, before `tokenizer.json` applies.
+//! Cleans texts as the libraries' tokenizer classes do in code, before `tokenizer.json` applies.
 //!
 //! transformers' classes for SigLIP convert to lower case and remove punctuation; open_clip cleans every text with
 //! ftfy, unescapes HTML twice, and collapses white space. This module implements all of ftfy except the repair of texts
@@ -11,25 +11,27 @@ use unicode_normalization::UnicodeNormalization as _;
 
 use crate::model::config::{Config, Family};
 
-/// The cleaning of a text.
+/// How a text is cleaned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cleaning {
-    /// None.
+    /// No cleaning.
     None,
-    /// SigLIP 2 in transformers, and sentence-transformers if it is asked to: lower case.
+    /// Lower case: SigLIP 2 in transformers, and sentence-transformers with `do_lower_case`.
     Lower,
-    /// SigLIP in transformers: lower case unless switched off. The tokenizer removes punctuation, around special tokens.
+    /// SigLIP in transformers: lower case unless switched off. The tokenizer removes punctuation around special tokens
+    /// itself.
     Siglip { lower: bool },
     /// open_clip: ftfy, HTML entities, white space collapsed.
     OpenClip,
-    /// As above, in lower case, for open_clip's own tokenizer.
+    /// Like `OpenClip`, and lower case, for open_clip's own tokenizer.
     OpenClipLower,
-    /// As above, without punctuation and in lower case, for open_clip's SigLIP.
+    /// Like `OpenClip`, without punctuation and in lower case, for open_clip's SigLIP.
     OpenClipCanonical,
 }
 
 impl Cleaning {
-    /// Chosen by open_clip's options (`simple`: its own tokenizer) and by the class that `tokenizer_config.json` names.
+    /// Chooses by open_clip's options (`simple`: it uses its own tokenizer), or by the class that
+    /// `tokenizer_config.json` names.
     pub(super) fn of(config: &Config, simple: bool, tokenizer: &Value) -> Self {
         if config.family == Family::OpenClip {
             return match config.tokenizer_options()["clean"].as_str() {
@@ -38,7 +40,7 @@ impl Cleaning {
                 Some("whitespace") => Self::OpenClip,
                 _ if simple => Self::OpenClipLower,
                 _ if config.names_tokenizer() => Self::OpenClip,
-                // Immich's export of M-CLIP: a configuration in open_clip's format for a model of transformers.
+                // Immich's export of M-CLIP has a configuration in open_clip's format for a model of transformers.
                 _ => Self::None,
             };
         }
@@ -92,7 +94,7 @@ impl std::fmt::Display for Cleaning {
     }
 }
 
-/// Replaces white space of any kind and length by one space, and removes it at the ends.
+/// Replaces any run of white space by one space, and removes it at both ends.
 fn collapse(text: &str) -> String {
     let mut collapsed = String::with_capacity(text.len());
     for word in text.split(is_space).filter(|word| !word.is_empty()) {
@@ -104,38 +106,38 @@ fn collapse(text: &str) -> String {
     collapsed
 }
 
-/// Python's `str.isspace`, which includes four ASCII separators.
+/// Like Python's `str.isspace`, which includes four ASCII separators.
 fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1C}'..='\u{1F}').contains(&c)
 }
 
-/// `canonicalize_text`: underscores become spaces, ASCII punctuation is removed, letters are lower-cased.
+/// open_clip's `canonicalize_text`: underscores become spaces, ASCII punctuation is removed, letters are lower-cased.
 fn canonicalize(text: &str) -> String {
     let text: String = text.replace('_', " ").chars().filter(|c| !c.is_ascii_punctuation()).collect();
     collapse(&text.to_lowercase())
 }
 
-/// open_clip's `basic_clean`: ftfy's `fix_text`, then HTML unescaped twice.
+/// open_clip's `basic_clean`: ftfy's `fix_text`, then HTML is unescaped twice.
 fn basic(text: &str) -> String {
     let fixed = fix_text(text);
     let once = htmlize::unescape(fixed.as_str());
     htmlize::unescape(once.as_ref()).trim_matches(is_space).to_owned()
 }
 
-/// ftfy's steps, in its order, except `fix_encoding`.
+/// ftfy's steps in its order, except `fix_encoding`.
 fn fix_text(text: &str) -> String {
     if text.is_ascii()
         && !text.contains(|c: char| c == '&' || c == '\r' || (c.is_ascii_control() && c != '\n' && c != '\t'))
     {
         return text.to_owned();
     }
-    // A text with a tag counts as HTML, whose entities ftfy does not change.
+    // ftfy treats a text with a tag as HTML and does not change its entities.
     let unescaped = if text.contains('<') { Cow::Borrowed(text) } else { htmlize::unescape(text) };
     let mut fixed = String::with_capacity(unescaped.len());
     let mut rest = unescaped.chars().peekable();
     while let Some(c) = rest.next() {
         match c {
-            // Terminal escape sequences, such as colours: ESC [ numbers letter.
+            // Removes terminal escape sequences, such as colours: ESC [ numbers letter.
             '\u{1B}' if rest.peek() == Some(&'[') => {
                 let mut ahead = rest.clone();
                 ahead.next();
@@ -167,7 +169,7 @@ fn fix_text(text: &str) -> String {
             'ﬃ' => fixed.push_str("ffi"),
             'ﬄ' => fixed.push_str("ffl"),
             'ﬅ' | 'ﬆ' => fixed.push_str("st"),
-            // Full and half width.
+            // Full-width and half-width forms.
             '\u{3000}' => fixed.push(' '),
             '\u{FF01}'..='\u{FFEF}' => fixed.extend(std::iter::once(c).nfkc()),
             '‘' | '’' | '‚' | '‛' | 'ʼ' => fixed.push('\''),
@@ -187,7 +189,7 @@ fn fix_text(text: &str) -> String {
     fixed.nfc().collect()
 }
 
-/// The Windows-1252 character for a control character of Latin-1, which HTML uses, too.
+/// The Windows-1252 character for a control character of Latin-1, as HTML also interprets it.
 fn windows_1252(c: char) -> char {
     const TABLE: [char; 32] = [
         '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8D}', 'Ž', '\u{8F}', '\u{90}', '‘',
@@ -208,7 +210,8 @@ mod tests {
 
     #[test]
     fn texts_are_cleaned_as_ftfy_does() {
-        // ftfy 6.3: html.unescape(html.unescape(ftfy.fix_text(text))).strip(), then " ".join(text.split())
+        // Expected values by ftfy 6.3: html.unescape(html.unescape(ftfy.fix_text(text))).strip(), then "
+        // ".join(text.split())
         for (text, cleaned) in [
             ("fish &amp; chips &lt;b&gt;&quot;menu&quot;", "fish & chips <b>\"menu\""),
             ("a &amp;amp; b", "a & b"),

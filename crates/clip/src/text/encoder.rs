@@ -1,4 +1,4 @@
-//! Text to token ids, with the model's own tokenizer.
+//! Texts to token ids, with the model's own tokenizer.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -20,28 +20,28 @@ use crate::text::repetitions::Runs;
 use crate::text::siglip;
 use crate::text::tokenize;
 
-/// A model's tokenizer with its limits.
+/// A model's tokenizer, with its limits and the cleaning of texts.
 pub struct TextEncoder {
     tokenizer: Tokenizer,
-    /// Maximum number of ids of a text, including special ids.
+    /// Maximum number of ids per text, including special ids.
     pub context_length: usize,
-    /// The file that states the context, for messages.
+    /// The source of the context length, for messages.
     pub context_source: String,
-    /// The padding id for shorter texts if the graph needs a fixed length.
+    /// The id that pads shorter texts if the graph needs a fixed length.
     pub pad_id: u32,
-    /// Texts are padded at their beginning.
+    /// Whether texts are padded at their beginning.
     pub pad_left: bool,
-    /// Ids that the post-processor adds: start and end of text.
+    /// The number of ids that the post-processor adds: start and end of text.
     special: usize,
-    /// The cleaning by the library's tokenizer class before `tokenizer.json` applies.
+    /// How the library's tokenizer class cleans texts before `tokenizer.json` applies.
     pub cleaning: Cleaning,
-    /// The tokenizer takes texts that are [`siglip::marked`].
+    /// Whether the tokenizer needs texts that are [`siglip::marked`].
     marks: bool,
-    /// The text that precedes every text.
+    /// The model's prompt, which precedes every text.
     pub prompt: Option<String>,
-    /// The ids of the prompt, including a special id at the start.
+    /// The number of ids of the prompt, including a special id at the start.
     pub prompt_length: usize,
-    /// An id that becomes 0, for open_clip's `strip_sep_token`.
+    /// The id that is replaced by 0, for open_clip's `strip_sep_token`.
     stripped: Option<u32>,
     runs: OnceCell<Runs>,
 }
@@ -50,27 +50,27 @@ pub struct TextEncoder {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokens {
     pub ids: Vec<u32>,
-    /// The number of the text's own ids; the rest is padding.
+    /// The number of ids that are not padding.
     pub length: usize,
-    /// The text was longer, and was truncated.
+    /// Whether the text was longer than the context and was truncated.
     pub truncated: bool,
 }
 
 impl TextEncoder {
-    /// Loads the tokenizer of a model. `fixed_length` is the sequence length that the graph fixes. Guesses are added to
-    /// `warnings`.
+    /// Loads the tokenizer of a model. `fixed_length` is the sequence length if the graph fixes it. Guesses are added
+    /// to `warnings`.
     ///
-    /// The context length is the minimum of these values: the graph's fixed axis, the positions of the text tower
-    /// (`context_length` of open_clip's configuration, `max_position_embeddings` of `config.json`), and the first of
-    /// these that is stated: `max_seq_length` of `sentence_bert_config.json`, `model_max_length` of
-    /// `tokenizer_config.json`, truncation and fixed padding of `tokenizer.json`. Without any of these it is the
-    /// family's.
+    /// The context length is the minimum of these values: the graph's fixed axis, the number of positions of the text
+    /// tower (`context_length` of open_clip's configuration, `max_position_embeddings` of `config.json`), and the first
+    /// of these that is stated: `max_seq_length` of `sentence_bert_config.json`, `model_max_length` of
+    /// `tokenizer_config.json`, truncation and fixed padding of `tokenizer.json`. If none is stated, the family's usual
+    /// length applies.
     ///
-    /// The padding id is 0 for open_clip's own tokenizer, else the `pad_token` of `tokenizer_config.json`, else of
-    /// `tokenizer.json`. `config.json` is not used: CLIP's own states pad 1 and EOS 2, although both are 49407.
+    /// The padding id is 0 for open_clip's own tokenizer, else the `pad_token` of `tokenizer_config.json`, else that of
+    /// `tokenizer.json`. `config.json` is ignored: CLIP's own states pad 1 and EOS 2, although both are 49407.
     ///
     /// # Errors
-    /// [`Kind::MissingFile`] without files for a tokenizer, [`Kind::BadModel`] if they can't be used.
+    /// [`Kind::MissingFile`] if there are no tokenizer files, [`Kind::BadModel`] if they can't be used.
     pub fn load(model: &Model, fixed_length: Option<usize>, warnings: &mut Vec<Error>) -> Result<Self> {
         let source = TokenizerFiles::of(model)?;
         let unusable = |e: &dyn std::fmt::Display| {
@@ -89,7 +89,7 @@ impl TextEncoder {
             let by_name = pad_token.and_then(|token| tokenizer.token_to_id(token));
             by_name.or_else(|| tokenizer.get_padding().map(|p| p.pad_id)).unwrap_or(0)
         };
-        // Some exports of open_clip's models omit the name of another tokenizer.
+        // Some exports of open_clip's models use another tokenizer without naming it.
         let simple = config.has_simple_tokenizer() && tokenizer.token_to_id("<|startoftext|>").is_some();
         let pad_id = if simple { 0 } else { own_padding() };
         let pad_left = match stated["padding_side"].as_str() {
@@ -115,7 +115,7 @@ impl TextEncoder {
                 stride: 0,
             }))
             .map_err(|e| unusable(&e))?;
-        // Special tokens have different names in open_clip's own tokenizer, so these names in a text are not tokens.
+        // open_clip's own tokenizer has other names for its special tokens, so these names in a text are ordinary text.
         if simple {
             tokenizer.set_encode_special_tokens(true);
         }
@@ -155,7 +155,7 @@ impl TextEncoder {
         })
     }
 
-    /// Pads the ids of a text to a length.
+    /// Pads the ids of a text to `length`. Longer ids are not changed.
     pub fn pad(&self, tokens: &mut Tokens, length: usize) {
         let missing = length.saturating_sub(tokens.ids.len());
         if self.pad_left {
@@ -165,24 +165,24 @@ impl TextEncoder {
         }
     }
 
-    /// The ids of a text, including special ids. A longer text is truncated before the special tokens are added, so
-    /// that the end token stays last.
+    /// The ids of a text, including special ids. A text longer than the context is truncated before the special tokens
+    /// are added, so that the end token stays last.
     ///
     /// # Errors
-    /// As [`Self::encode_checked`].
+    /// The errors of [`Self::encode_checked`].
     pub fn encode(&self, text: &str) -> Result<Tokens> {
         self.encode_checked(text, &mut || ())
     }
 
-    /// As above, with calls of `check_interrupts` every few milliseconds, which may unwind.
+    /// Like [`Self::encode`], and calls `check_interrupts` every few milliseconds, which may unwind.
     ///
     /// The tokenizers library takes about 100 bytes of memory and a microsecond for each byte of text. A long text is
-    /// therefore tokenized from the start in growing pieces, until the tokens that are certain to equal the whole
-    /// text's fill the context; see [`super::pieces`] and [`super::runs`].
+    /// therefore tokenized from the start in growing pieces, until the tokens that are certain to equal those of the
+    /// whole text fill the context; see `tokenize.rs` and `repetitions.rs`.
     ///
     /// # Errors
-    /// [`Kind::InvalidInput`] for a blank text; [`Kind::LimitExceeded`] if the longest piece does not fill the context;
-    /// [`Kind::OutOfMemory`].
+    /// [`Kind::InvalidInput`] for a blank text, or one that the library refuses; [`Kind::LimitExceeded`] if the longest
+    /// piece does not fill the context; [`Kind::OutOfMemory`].
     pub fn encode_checked(&self, text: &str, check_interrupts: &mut dyn FnMut()) -> Result<Tokens> {
         let refused = || {
             Error::new(Kind::InvalidInput, "text cannot be tokenized").detail("The tokenizers library gave up on it.")
@@ -216,7 +216,7 @@ impl TextEncoder {
             let whole = ends && piece.len() == text.len();
             let cleaned = prepared(self.cleaning, self.marks, piece);
             let piece = &*cleaned;
-            // The library panics on some texts; an interrupt that unwinds is a different case.
+            // The library panics on some texts. An interrupt that unwinds must be distinguished from that.
             let interrupted = RefCell::new(None);
             let mut look = || {
                 let result = catch_unwind(AssertUnwindSafe(|| check.borrow_mut()()));
@@ -262,19 +262,19 @@ impl TextEncoder {
         Ok(Tokens { truncated: !encoding.get_overflowing().is_empty(), length: ids.len(), ids })
     }
 
-    /// The tokenizer's treatment of long runs, determined for the first long text.
+    /// How the tokenizer treats long runs. It is determined at the first long text.
     fn runs(&self) -> &Runs {
         self.runs.get_or_init(|| Runs::of(&self.tokenizer, self.context_length))
     }
 }
 
-/// A text as the tokenizer takes it.
+/// A text as the tokenizer needs it: cleaned, and marked if necessary.
 fn prepared(cleaning: Cleaning, marks: bool, text: &str) -> Cow<'_, str> {
     let cleaned = cleaning.clean(text);
     if marks { Cow::Owned(siglip::marked(&cleaned)) } else { cleaned }
 }
 
-/// What sentence-transformers states about a text tower, or null.
+/// sentence-transformers' configuration of a text tower, or null.
 fn sentence_config(model: &Model) -> serde_json::Value {
     ["sentence_bert_config.json", "0_Transformer/sentence_bert_config.json"]
         .into_iter()
@@ -282,7 +282,7 @@ fn sentence_config(model: &Model) -> serde_json::Value {
         .unwrap_or_default()
 }
 
-/// The context length and, for messages, its source; see [`TextEncoder::load`].
+/// The context length and its source, for messages; see [`TextEncoder::load`].
 fn context(
     model: &Model,
     tokenizer: &Tokenizer,
@@ -298,8 +298,8 @@ fn context(
     let sentences = sentence_config(model)["max_seq_length"].as_u64().map(|n| n as usize);
     // Exporters write 1e30 for "no limit".
     let most = stated["model_max_length"].as_f64().filter(|n| (1.0..1e6).contains(n)).map(|n| n as usize);
-    // The libraries replace truncation and padding of tokenizer.json, which remain from the last call before the file
-    // was saved, by what is stated beside it.
+    // The truncation and padding in tokenizer.json are those of the last call before the file was saved. The libraries
+    // replace them by the values in the files beside it.
     let unstated = sentences.or(most).is_none();
     let last_call = |length: Option<usize>| length.filter(|_| unstated);
     let candidates = [

@@ -1,5 +1,5 @@
-//! The files of a tokenizer: `tokenizer.json`, or the files from which it can be built: CLIP's `vocab.json` and
-//! `merges.txt`, SigLIP's `spiece.model`.
+//! The files of a tokenizer: `tokenizer.json`, or the files from which it can be built, which are CLIP's `vocab.json`
+//! and `merges.txt`, or SigLIP's `spiece.model`.
 
 use std::path::{Path, PathBuf};
 
@@ -13,16 +13,16 @@ use crate::text::siglip;
 const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
 
-/// The format of a tokenizer's file.
+/// The kind of a tokenizer's file.
 enum Source {
     Json,
-    /// CLIP's vocabulary, with its merges in a second file.
+    /// CLIP's vocabulary; the merges are in a second file.
     Clip(PathBuf),
-    /// SigLIP's pieces.
+    /// SigLIP's `spiece.model`.
     Siglip,
 }
 
-/// The source of a tokenizer.
+/// The files of a tokenizer.
 pub(super) struct TokenizerFiles {
     /// `tokenizer.json`, `vocab.json` or `spiece.model`.
     pub file: PathBuf,
@@ -32,8 +32,11 @@ pub(super) struct TokenizerFiles {
 }
 
 impl TokenizerFiles {
+    /// Finds the tokenizer files of a model.
+    ///
     /// # Errors
-    /// [`Kind::MissingFile`] if there are none, with the command that creates them from a slow tokenizer's files.
+    /// [`Kind::MissingFile`] if there are none. If there are files of a slow tokenizer, the hint has the command that
+    /// converts them.
     pub(super) fn of(model: &Model) -> Result<Self> {
         let config_beside = |file: &Path| read_json(&file.with_file_name("tokenizer_config.json")).unwrap_or_default();
         if let Some(file) = &model.tokenizer {
@@ -71,7 +74,7 @@ impl TokenizerFiles {
         })
     }
 
-    /// The tokenizer, and whether it takes texts that are [`siglip::marked`].
+    /// The tokenizer, and whether it needs texts that are [`siglip::marked`].
     ///
     /// # Errors
     /// [`Kind::BadModel`] if the files can't be used.
@@ -94,8 +97,8 @@ impl TokenizerFiles {
     }
 }
 
-/// CLIP's `tokenizer.json`, as transformers builds it from the two files (`CLIPConverter`). Other models' BPE splits
-/// words differently, which no file states.
+/// CLIP's `tokenizer.json`, as transformers builds it from the two files (`CLIPConverter`). The BPE of other models
+/// splits words differently, and no file states how.
 fn clip_tokenizer(file: &Path, vocabulary: &Value, merges: &str) -> Result<Value> {
     let (Some(start), Some(end)) = (vocabulary[START].as_u64(), vocabulary[END].as_u64()) else {
         return Err(Error::new(Kind::MissingFile, format!("tokenizer \"{}\" is not CLIP's", file.display()))

@@ -1,4 +1,4 @@
-//! Text to token ids.
+//! Texts to token ids.
 
 mod cleaning;
 mod encoder;

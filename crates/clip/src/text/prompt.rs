@@ -1,15 +1,15 @@
-//! The prompt that sentence-transformers puts before every text: the one that `config_sentence_transformers.json` names
-//! as the default. Its other prompts are chosen by a caller, so they belong into the text.
+//! The prompt that sentence-transformers puts before every text: the default one in
+//! `config_sentence_transformers.json`. The other prompts there are chosen by the caller, so they belong in the text.
 
 use std::path::Path;
 
 use crate::error::{Error, Kind, Result};
 use crate::model::read_json;
 
-/// The prompt of a directory's model; None if it has none, or an empty one.
+/// The default prompt of a directory's model; None if there is none, or if it is empty.
 ///
 /// # Errors
-/// [`Kind::BadModel`] if the file can't be used, or its default is not among its prompts.
+/// [`Kind::BadModel`] if the file can't be used, or if the default is not among its prompts.
 pub(super) fn default(directory: &Path) -> Result<Option<String>> {
     let file = directory.join("config_sentence_transformers.json");
     if !file.is_file() {

@@ -1,9 +1,9 @@
-//! Shortens long repetitions in a text, so that its beginning has the same tokens as the whole text.
+//! Shortens long repetitions in a text, so that a short beginning gives the same tokens as the whole text.
 //!
-//! A text is tokenized from its start until the context is full, which takes a few kilobytes of it. Only runs that
-//! yield far fewer tokens than characters can take more: white space that the normalizer collapses, a word over
-//! WordPiece's limit that becomes one `[UNK]`, a run of characters outside the vocabulary that becomes one `<unk>`.
-//! Three rules shorten these runs without changing the ids; tests/tokens.rs compares with the ids of whole texts.
+//! A text is tokenized from its start until the context is full, which usually takes a few kilobytes. Only runs that
+//! give far fewer tokens than characters need more: white space that the normalizer collapses, a word over WordPiece's
+//! limit that becomes one `[UNK]`, or a run of characters outside the vocabulary that becomes one `<unk>`. Three rules
+//! shorten these runs without changing the ids; tests/tokens.rs compares them with the ids of whole texts.
 
 use std::collections::{HashMap, HashSet};
 
@@ -14,18 +14,18 @@ use tokenizers::{Model as _, OffsetReferential, OffsetType, PreTokenizer as _, T
 
 use crate::error::{Error, Result};
 
-/// A shortened run of one character has the same length as the run modulo this number, because a tokenizer may split it
-/// into pieces of a fixed length from either end. The number is divisible by all numbers up to 10 and by 12, 14, 15,
-/// 16, 18, 20, 21, 24, 28, 30, 32, 36 and 64: tokens of one repeated character have these lengths.
+/// A shortened run of one character has the length of the original run modulo this number, because a tokenizer may
+/// split the run into pieces of a fixed length from either end. The number is divisible by all numbers up to 10 and by
+/// 12, 14, 15, 16, 18, 20, 21, 24, 28, 30, 32, 36 and 64: tokens of one repeated character have these lengths.
 const PERIOD: usize = 20_160;
-/// The number of characters of an unknown run that are kept. One would suffice.
+/// The number of characters that are kept of an unknown run. One would suffice.
 const UNKNOWN: usize = 64;
 /// The number of bytes between two checks for an interrupt: a few milliseconds of work.
 const STRIDE: usize = 256 << 10;
 
-/// A tokenizer's treatment of long runs.
+/// How a tokenizer treats long runs.
 pub(super) struct Runs {
-    /// The number of characters of a run that are always kept: more than fill the context.
+    /// The number of characters of a run that are always kept: more than enough to fill the context.
     keep: usize,
     rule: Rule,
 }
@@ -33,39 +33,39 @@ pub(super) struct Runs {
 enum Rule {
     /// Only runs of one character are shortened.
     Plain,
-    /// BERT's words: a word with more characters than this is unknown as a whole.
+    /// BERT's words: a word with more characters than `most` becomes one unknown token.
     Words { most: usize },
-    /// The characters in tokens; a run of other characters is one unknown token.
+    /// The characters that occur in tokens. A run of other characters becomes one unknown token.
     Unknown { known: HashSet<char> },
 }
 
-/// The role of a character in a rule.
+/// The role of a character under a rule.
 #[derive(Clone, Copy, PartialEq)]
 enum Sort {
-    /// It continues a word or an unknown run.
+    /// Continues a word or an unknown run.
     Inside,
-    /// The normalizer removes it.
+    /// Is removed by the normalizer.
     Removed,
-    /// It ends the run.
+    /// Ends the run.
     Other,
 }
 
 /// A text with shortened runs.
 pub(super) struct Shortened {
     pub text: String,
-    /// It represents the whole text, not only its beginning.
+    /// Whether `text` represents the whole text, not only its beginning.
     pub whole: bool,
 }
 
 impl Runs {
-    /// The rule of a tokenizer, for a context with a given number of tokens.
+    /// Chooses the rule for a tokenizer. `context` is the maximum number of tokens.
     pub(super) fn of(tokenizer: &Tokenizer, context: usize) -> Self {
         let bert = matches!(tokenizer.get_normalizer(), Some(NormalizerWrapper::BertNormalizer(_)))
             && matches!(tokenizer.get_pre_tokenizer(), Some(PreTokenizerWrapper::BertPreTokenizer(_)));
         let added: Vec<String> =
             tokenizer.get_added_tokens_decoder().into_values().map(|token| token.content).collect();
         let rule = match tokenizer.get_model() {
-            // An added token of letters would be found inside a word.
+            // An added token that consists of letters would be found inside a word.
             ModelWrapper::WordPiece(model)
                 if bert && added.iter().all(|token| token.contains(|c: char| c.is_ascii_punctuation())) =>
             {
@@ -86,12 +86,12 @@ impl Runs {
             }
             rule => rule,
         };
-        // Tokens of natural text have at most 64 characters; tokens of one repeated character may be longer, and then
-        // the period counts.
+        // Tokens of natural text have at most 64 characters. Tokens of one repeated character may be longer; the period
+        // preserves these.
         Self { keep: 64 * context, rule }
     }
 
-    /// The text with long runs shortened, up to `most` bytes.
+    /// The text with long runs shortened, up to about `most` bytes.
     ///
     /// # Errors
     /// [`crate::Kind::OutOfMemory`].
@@ -152,7 +152,7 @@ impl Runs {
         match &self.rule {
             Rule::Plain => Sort::Other,
             Rule::Words { .. } => match normalized(&format!("x{c}x")).as_slice() {
-                // The accent is removed, and its base character stays.
+                // An accent: it is removed, and its base character stays.
                 [word] if word == "xx" => Sort::Removed,
                 [_] => Sort::Inside,
                 _ => Sort::Other,
@@ -210,7 +210,7 @@ mod tests {
         let tokenizer = tokenizer(UNIGRAM);
         assert_eq!(shorten(&tokenizer, &"犬山".repeat(5_000)).chars().count(), UNKNOWN);
         assert_eq!(shorten(&tokenizer, &"犬猫".repeat(500)).chars().count(), 1_000);
-        // Conjoining letters may form a known syllable.
+        // Conjoining letters may combine to a known syllable.
         assert_eq!(shorten(&tokenizer, &"\u{1100}\u{1161}".repeat(500)).chars().count(), 1_000);
     }
 

@@ -1,12 +1,12 @@
-//! SigLIP's tokenizer, with the results of its class in transformers, versions 4 and 5: the class is a slow one. It
-//! reads `spiece.model`, SentencePiece's file, and ignores a `tokenizer.json`, which scripts create.
+//! SigLIP's tokenizer, with the results of its class in transformers, versions 4 and 5. The class is a slow tokenizer:
+//! it reads `spiece.model`, SentencePiece's file, and ignores a `tokenizer.json`, which scripts create.
 //!
-//! Such a `tokenizer.json` differs from the class in texts that contain a special token: it has other special tokens,
-//! and puts a space before the text after one. Their vectors then have a cosine of 0.70 to 0.98 to the class's (random
-//! weights).
+//! Such a `tokenizer.json` differs from the class for texts that contain a special token: it has other special tokens,
+//! and puts a space before the text that follows one. The resulting vectors have a cosine of 0.70 to 0.98 to the
+//! class's (random weights).
 //!
-//! `spiece.model` is a protobuf message: field 1 is a piece (text, score, type), field 2 the training parameters, field 3
-//! the normalization.
+//! `spiece.model` is a protobuf message: field 1 is a piece (text, score, type), field 2 has the training parameters,
+//! field 3 the normalization.
 
 use std::path::Path;
 
@@ -22,7 +22,7 @@ use crate::error::{Error, Kind, Result};
 /// SentencePiece's mark for a space.
 const SPACE: &str = "▁";
 
-/// SigLIP's file has 0.8 MB, the multilingual one 4 MB.
+/// Maximum bytes of the file. SigLIP's has 0.8 MB, the multilingual one 4 MB.
 const LONGEST: u64 = 64 << 20;
 
 /// SentencePiece.Type
@@ -69,8 +69,8 @@ pub(super) fn is_class(config: &Value) -> bool {
     config["tokenizer_class"].as_str().is_some_and(|class| class.trim_end_matches("Fast") == "SiglipTokenizer")
 }
 
-/// The tokens that the class finds in a text before it tokenizes the rest. A control piece of SentencePiece, such as
-/// `<s>`, is not one of them.
+/// The tokens that the class looks for in a text before it tokenizes the rest. Control pieces of SentencePiece, such as
+/// `<s>`, are not among them.
 fn special_tokens(config: &Value) -> Vec<String> {
     let name = |token: &Value| token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned);
     let own = [("eos_token", "</s>"), ("unk_token", "<unk>"), ("pad_token", "</s>")];
@@ -84,14 +84,14 @@ fn special_tokens(config: &Value) -> Vec<String> {
     tokens
 }
 
-/// An entry of `added_tokens`. White space around it is not part of the texts beside it.
+/// An entry of `added_tokens`. White space around the token is removed from the neighbouring texts.
 fn added_token(id: usize, content: &str, special: bool) -> Value {
     json!({"id": id, "content": content, "single_word": false, "lstrip": true, "rstrip": true, "normalized": false,
         "special": special})
 }
 
-/// A text whose first word has a space before it, as its other words have. The class adds it before it looks for special
-/// tokens, so a text after one has none.
+/// Puts a space before the first word, as the other words have one. The class does this before it looks for special
+/// tokens, so a text after a special token has none.
 pub(super) fn marked(text: &str) -> String {
     let mut marked = String::with_capacity(SPACE.len() + text.len());
     marked.push_str(SPACE);
@@ -99,7 +99,7 @@ pub(super) fn marked(text: &str) -> String {
     marked
 }
 
-/// The tokenizer of a `tokenizer.json`, with the class's special tokens, and whether it takes texts that are [`marked`].
+/// The tokenizer of a `tokenizer.json` with the class's special tokens, and whether it needs texts that are [`marked`].
 ///
 /// # Errors
 /// If the library can't use it.
@@ -119,9 +119,9 @@ pub(super) fn from_json(mut content: Value, config: &Value) -> tokenizers::Resul
     Ok((tokenizer, marks))
 }
 
-/// Sets the steps between special tokens: the class removes ASCII punctuation, collapses white space, and leaves the
-/// rest to SentencePiece with its `rules`; without these, to the steps that the tokenizer has. Texts are [`marked`] if
-/// `marks`.
+/// Sets the steps for the text between special tokens: the class removes ASCII punctuation, collapses white space, and
+/// leaves the rest to SentencePiece with its `rules`; without rules, the tokenizer's own normalizer follows. With
+/// `marks`, the texts are [`marked`].
 fn as_the_class(tokenizer: &mut Tokenizer, rules: Option<NormalizerWrapper>, marks: bool) -> tokenizers::Result<()> {
     let replace = |pattern: &str, content: &str| {
         Replace::new(ReplacePattern::Regex(pattern.to_owned()), content).map(NormalizerWrapper::from)
@@ -131,8 +131,8 @@ fn as_the_class(tokenizer: &mut Tokenizer, rules: Option<NormalizerWrapper>, mar
     let mut steps = vec![replace(r"[!-/:-@\[-`{-~]", "")?, collapsed, Strip::new(true, true).into()];
     steps.extend(rules.or_else(|| tokenizer.get_normalizer().cloned()));
     if marks {
-        // SigLIP's rules make a space of the mark and of characters without width. SentencePiece then collapses spaces;
-        // one at the beginning counts. Nothing remains of a mark before a special token.
+        // SigLIP's rules turn the mark and zero-width characters into spaces. SentencePiece then collapses spaces, but
+        // keeps one at the beginning. A mark directly before a special token disappears.
         steps.extend([replace(" +", " ")?, Strip::new(false, true).into(), replace("^▁$", "")?]);
         tokenizer.with_pre_tokenizer(Some(Metaspace::new('▁', PrependScheme::Never, true)));
     }

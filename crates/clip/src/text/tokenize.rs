@@ -1,4 +1,4 @@
-//! The part of a long text to tokenize, and the tokenizing itself, step by step.
+//! Chooses the part of a long text to tokenize, and tokenizes it with checks for interrupts.
 
 use std::cell::RefCell;
 
@@ -7,16 +7,16 @@ use tokenizers::{Encoding, Model as _, OffsetType, PreTokenizer as _, Tokenizer}
 use crate::error::{Error, Kind, Result};
 use crate::memory::Reserve;
 
-/// The number of bytes of a text that are tokenized first, and the maximum, independent of the context.
+/// The number of bytes of a text to tokenize at first, and the maximum: minima that apply to any context.
 const FIRST: usize = 32 << 10;
 const LAST: usize = 256 << 10;
-/// As above, for each token of the context. Texts have five bytes per token, and 64 with the worst vocabularies.
+/// The same for each token of the context. Texts have five bytes per token, and 64 with the worst vocabularies.
 const FIRST_BYTES: usize = 16;
 const LAST_BYTES: usize = 64;
-/// The number of bytes before a cut whose tokens may differ from the whole text's. A word of WordPiece has a hundred
-/// characters before it is unknown, and the merges of BPE that depend on each other have a shorter range.
+/// The number of bytes before a cut whose tokens may differ from those of the whole text. WordPiece treats a word over
+/// a hundred characters as unknown, and BPE merges that depend on each other have a shorter range.
 const MARGIN: usize = 4 << 10;
-/// Memory of the tokenizers library for each byte of text: alignments, splits and tokens.
+/// Bytes of memory that the tokenizers library takes for each byte of text: alignments, splits and tokens.
 const MEMORY: usize = 160;
 
 pub(super) fn first(context: usize) -> usize {
@@ -27,8 +27,8 @@ pub(super) fn last(context: usize) -> usize {
     LAST.max(LAST_BYTES * context)
 }
 
-/// The beginning of a text, of about `most` bytes: cut before nearby white space if possible, so that no word is split,
-/// and never between a letter and its combining mark, which normalization would join.
+/// The beginning of a text, about `most` bytes. It is cut before nearby white space if possible, so that no word is
+/// split, and never between a letter and its combining mark, because normalization would join these.
 ///
 /// # Errors
 /// [`Kind::LimitExceeded`] if a letter has thousands of marks.
@@ -49,9 +49,9 @@ pub(super) fn cut(text: &str, most: usize) -> Result<&str> {
     }
 }
 
-/// Tokenizes a piece of a text, as [`Tokenizer::encode_fast`] without special tokens, with a check for interrupts after
-/// each word. It stops after `most` tokens that are certain to equal the whole text's. None if the piece has fewer of
-/// these and is not `whole`.
+/// Tokenizes a piece of a text like [`Tokenizer::encode_fast`] without special tokens, with a check for interrupts
+/// after each word. It stops after `most` tokens that are certain to equal those of the whole text. None if the piece
+/// is not `whole` and has fewer such tokens.
 ///
 /// # Errors
 /// [`Kind::InvalidInput`] if the library refuses the text; [`Kind::OutOfMemory`].
@@ -86,8 +86,7 @@ pub(super) fn encode(
             *count += if end <= sure {
                 tokens.len()
             } else {
-                // Within the word, positions refer to the normalized text, which has the same or nearly the same
-                // length.
+                // Within a word, positions refer to the normalized text, which has about the same length.
                 let room = (word.get().len() * sure.saturating_sub(begin)) / (end - begin).max(1);
                 tokens.iter().filter(|token| token.offsets.1 <= room).count()
             };

@@ -1,4 +1,4 @@
-//! Image files of every format, made here, of any size: mild ones, and ones that claim much in few bytes.
+//! Creates image files of every format and of any size: ordinary ones, and small files that claim a large picture.
 #![allow(dead_code)]
 
 use std::io::Write;
@@ -7,7 +7,7 @@ use clip::image::info::info;
 use clip::image::{Limits, decode};
 use image::{ImageFormat, RgbImage, RgbaImage};
 
-/// A file with what the tests call it.
+/// A file and its name in test messages.
 pub struct File {
     pub name: &'static str,
     pub bytes: Vec<u8>,
@@ -17,7 +17,8 @@ fn hundred_places(file: &[u8]) -> impl Iterator<Item = usize> {
     (0..100).map(|part| file.len() * part / 100)
 }
 
-/// Cut at each of a hundred places, a file is an error; with the byte there changed it may be one, and never a panic.
+/// Cuts a file at each of a hundred places, which must be an error, and changes the byte there, which may be one.
+/// Neither may panic.
 pub fn cut_and_change(file: &[u8]) {
     for at in hundred_places(file) {
         assert!(decode(&file[..at], &Limits::default()).is_err(), "cut at {at}, it lacks a part of its picture");
@@ -25,7 +26,7 @@ pub fn cut_and_change(file: &[u8]) {
     change(file);
 }
 
-/// With a byte changed at each of a hundred places, a file may be an error, and never a panic.
+/// Changes a byte at each of a hundred places. This may be an error, but must not panic.
 pub fn change(file: &[u8]) {
     for at in hundred_places(file) {
         let mut changed = file.to_vec();
@@ -44,7 +45,7 @@ fn written(image: &RgbImage, format: ImageFormat) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// A picture without noise, so that files are small.
+/// A picture without noise, whose files are small.
 fn gradient(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| image::Rgb([(x / 3) as u8, (y / 2) as u8, (x / 16 + y / 16) as u8]))
 }
@@ -60,7 +61,7 @@ pub fn gif(width: u16, height: u16) -> Vec<u8> {
     bytes
 }
 
-/// The sorts of samples, beside their number: bits, and whether they are floats.
+/// The kind of a TIFF's samples: number per pixel, bits, and whether they are floats.
 #[derive(Clone, Copy)]
 pub struct Samples {
     pub count: u16,
@@ -68,7 +69,7 @@ pub struct Samples {
     pub float: bool,
 }
 
-/// A TIFF in Deflate, whose strips all share one stored strip of zeros: as many pixels as one likes in few bytes.
+/// A TIFF in Deflate. All its strips refer to one stored strip of zeros, so a small file can have any number of pixels.
 pub fn tiff(width: u32, height: u32, samples: Samples, rows: u32) -> Vec<u8> {
     let Samples { count, bits, float } = samples;
     let row = (u64::from(width) * u64::from(count) * u64::from(bits)).div_ceil(8) as usize;
@@ -112,7 +113,7 @@ pub fn tiff(width: u32, height: u32, samples: Samples, rows: u32) -> Vec<u8> {
     bytes
 }
 
-/// A PNG of zeros, which is a thousand times smaller than its pixels.
+/// A PNG of zeros. It is a thousand times smaller than its pixels.
 pub fn png(width: u32, height: u32, color: png::ColorType, depth: png::BitDepth) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, width, height);
@@ -135,7 +136,7 @@ fn segment(marker: u8, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A progressive JPEG of three components whose scans say that all coefficients are zero, and say so again and again.
+/// A progressive JPEG of three components. Each of its scans says that all coefficients are zero.
 pub fn progressive(width: u16, height: u16, scans: usize) -> Vec<u8> {
     let mut bytes = vec![0xFF, 0xD8];
     let mut table = vec![0];
@@ -145,7 +146,7 @@ pub fn progressive(width: u16, height: u16, scans: usize) -> Vec<u8> {
     let mut frame = vec![8, h[0], h[1], w[0], w[1], 3];
     (1..=3).for_each(|component| frame.extend([component, 0x11, 0]));
     bytes.extend(segment(0xC2, &frame));
-    // Codes: of DC, "0" for no difference; of AC, "0" for a run of 2^14 blocks and more, "10" for one block.
+    // The codes for DC: "0" for no difference; for AC: "0" for a run of 2^14 blocks and more, "10" for one block.
     let mut dc = vec![0x00, 1];
     dc.extend([0; 15]);
     dc.push(0);
@@ -194,8 +195,8 @@ pub fn boxed(name: &[u8; 4], content: &[u8]) -> Vec<u8> {
     [&(content.len() as u32 + 8).to_be_bytes(), name.as_slice(), content].concat()
 }
 
-/// A HEIF of these items, of which the first is the primary one: type and data. All have all the properties, which are boxes;
-/// references are a kind, an item, counted from 1, and others.
+/// A HEIF file. Each item has a type and data; the first one is the primary item, and all have all of the properties,
+/// which are complete boxes. A reference has a kind, the item it is from, counted from 1, and the items it is to.
 pub fn heif(items: &[(&[u8; 4], &[u8])], references: &[(&[u8; 4], u16, &[u16])], properties: &[Vec<u8>]) -> Vec<u8> {
     let count = (items.len() as u16).to_be_bytes();
     let ids = || (1..=items.len() as u16).map(u16::to_be_bytes);
@@ -236,13 +237,14 @@ pub fn heif(items: &[(&[u8; 4], &[u8])], references: &[(&[u8; 4], u16, &[u16])],
     [boxed(b"ftyp", b"heic\0\0\0\0mif1heic"), boxed(b"meta", &meta)].concat()
 }
 
-/// Camera RAW with this preview: a DNG, a RAF, and a CR3 that has it twice.
+/// Camera RAW files with this preview: a DNG, a RAF, and a CR3 that contains it twice.
 pub fn raws(preview: &[u8]) -> [Vec<u8>; 3] {
     let length = preview.len() as u32;
     let directory = 8 + length.next_multiple_of(2);
     let mut dng = [b"II*\0".as_slice(), &directory.to_le_bytes(), preview].concat();
     dng.resize(directory as usize, 0);
-    // Orientation, the place of another directory, DNG's version; compression, sort, place and length of the preview.
+    // Orientation, position of the second directory, DNG version; then compression, photometric interpretation,
+    // position and length of the preview.
     let below = directory + 2 + 3 * 12 + 4;
     let first = [(274u16, 3u16, 6), (330, 4, below), (50706, 1, 0x0401)];
     let second = [(259, 3, 7), (262, 3, 6), (273, 4, 8), (279, 4, length)];
@@ -269,7 +271,7 @@ pub fn raws(preview: &[u8]) -> [Vec<u8>; 3] {
     [dng, raf, [ftyp, boxed(b"mdat", preview), movie, again].concat()]
 }
 
-/// A TIFF directory, the file's last: tag, type, count and value of each entry.
+/// Appends the last TIFF directory of a file. Entries are (tag, type, count, value).
 fn put_directory(bytes: &mut Vec<u8>, entries: &[(u16, u16, u32, u32)]) {
     bytes.extend((entries.len() as u16).to_le_bytes());
     for (tag, kind, count, value) in entries {
@@ -281,7 +283,7 @@ fn put_directory(bytes: &mut Vec<u8>, entries: &[(u16, u16, u32, u32)]) {
     bytes.extend([0; 4]);
 }
 
-/// A DNG whose only content is a preview in JPEG.
+/// A DNG that contains only a JPEG preview.
 pub fn dng(preview: &[u8]) -> Vec<u8> {
     let entries: [(u16, u16, u32, u32); 3] =
         [(513, 4, 1, 50), (514, 4, 1, preview.len() as u32), (50706, 1, 4, u32::from_le_bytes([1, 4, 0, 0]))];
@@ -292,7 +294,7 @@ pub fn dng(preview: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A file of each format and sort, of this size, as cameras and programs write them.
+/// A file of this size for each format and variant, as cameras and programs write them.
 pub fn of_every_format(width: u32, height: u32) -> Vec<File> {
     use png::{BitDepth, ColorType};
     let picture = gradient(width, height);
@@ -300,7 +302,7 @@ pub fn of_every_format(width: u32, height: u32) -> Vec<File> {
     let mut webp_alpha = std::io::Cursor::new(Vec::new());
     clear.write_to(&mut webp_alpha, ImageFormat::WebP).unwrap();
     let rgb = Samples { count: 3, bits: 8, float: false };
-    // Smaller previews are not taken.
+    // A smaller preview would be refused.
     let preview = clip::image::synthetic::photo(width.max(448), height.max(448), 1).unwrap();
     vec![
         file("raw", dng(&preview)),
@@ -318,14 +320,14 @@ pub fn of_every_format(width: u32, height: u32) -> Vec<File> {
     ]
 }
 
-/// What of the process is resident, at its peak since the last reset, in bytes.
+/// The process's peak resident memory in bytes since the last reset.
 pub fn peak() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
 }
 
-/// Lets the peak start from what is resident now. Whether that was allowed.
+/// Resets the peak to the current resident memory. Returns whether that was allowed.
 pub fn reset_peak() -> bool {
     std::fs::write("/proc/self/clear_refs", "5").is_ok()
 }

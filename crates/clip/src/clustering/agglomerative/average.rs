@@ -9,33 +9,35 @@ use super::progress::Clock;
 use super::share::share;
 use super::sketch::{Plan, Sketch};
 
-/// Length of a new list of nearest groups, and the length that merges may extend it to.
+/// The length of a new list of nearest groups. Merges may extend a list to [`LONGEST_LIST`].
 const LIST: usize = 64;
 const LONGEST_LIST: usize = 256;
 const NONE: u32 = u32::MAX;
 
-/// The nearest groups of a group, and a bound on all other groups.
+/// The nearest groups of a group, and a bound on all others.
 #[derive(Clone, Default)]
 pub(super) struct Neighbours {
-    /// Upper bounds of the cosine, and the group (or a group that has since merged into it); descending.
+    /// Upper bounds of the cosine, each with its group (or a group that has merged into another since), in descending
+    /// order.
     near: Vec<(f32, u32)>,
-    /// No group outside `near` is nearer. Below the cut, every group that matters is in `near`.
+    /// An upper bound of the cosine to every group outside `near`. If it is below the cut, `near` has every group that
+    /// matters.
     rest: f64,
 }
 
-/// The state of a group's list, which determines the next step when the list is insufficient.
+/// How a group's list was computed. It determines the next step if the list is insufficient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scan {
-    /// No list since its last merge.
+    /// The list is not fresh from a scan: it has been used, or was derived in a merge.
     Stale,
-    /// Computed in f32 or in f64, and not used yet.
+    /// The list was computed in f32, and has not been used yet. [`Scan::Wide`] is the same in f64.
     Narrow,
     Wide,
 }
 
 pub(super) enum Nearest {
     Group(u32, f64),
-    /// No group reaches the cut.
+    /// No other group reaches the cut.
     Nobody,
     /// The list is insufficient.
     Unknown,
@@ -47,9 +49,9 @@ pub(super) struct Answer {
     list: Neighbours,
 }
 
-/// Groups that are asked between two checks of the clock.
+/// The number of groups that are asked between two checks of the clock.
 const ASKED_AT_ONCE: usize = 2048;
-/// Groups that a thread takes at a time: some 160 µs, against 50 µs to start a thread.
+/// The number of groups that a thread takes at a time: some 160 µs of work, while starting a thread takes 50 µs.
 const SHARED_AT_ONCE: usize = 16;
 
 /// Average linkage by reciprocal nearest neighbors. A group is identified by its lowest point.
@@ -63,14 +65,14 @@ pub(super) struct Average<'p, 'r> {
     sums: Vec<Option<Box<[f64]>>>,
     lists: Vec<Neighbours>,
     scans: Vec<Scan>,
-    /// f32 was too coarse before, so it would be too coarse again.
+    /// Whether f32 was too coarse for the group before. It would be too coarse again.
     needs_f64: Vec<bool>,
     nearest: Vec<u32>,
     cosine: Vec<f64>,
-    /// Groups whose nearest group was this one at their last query.
+    /// For each group, the groups whose last query named it as the nearest.
     followers: Vec<Vec<u32>>,
     finished: Vec<bool>,
-    /// Groups that are finished or have merged into another.
+    /// The number of groups that are finished or have merged into another.
     settled: usize,
 }
 
@@ -110,7 +112,7 @@ impl<'p, 'r> Average<'p, 'r> {
         let mut pairs = Vec::new();
         loop {
             while !asking.is_empty() {
-                // A group that was released twice asks once.
+                // A group that was released twice queries only once.
                 asking.sort_unstable();
                 asking.dedup();
                 for groups in std::mem::take(&mut asking).chunks(self.asked_at_once()) {
@@ -121,7 +123,8 @@ impl<'p, 'r> Average<'p, 'r> {
                 }
             }
             if pairs.is_empty() && unsure.is_empty() {
-                // The groups form a ring, each equally near to both neighbors up to rounding: merge the best pair.
+                // Each of these groups points to a next one in a ring whose cosines are equal up to rounding: merge the
+                // best pair.
                 pairs.extend(self.best_pair());
                 if pairs.is_empty() {
                     return self.forest;
@@ -164,13 +167,14 @@ impl<'p, 'r> Average<'p, 'r> {
         if self.sums[group].is_some() { 1.0 / self.size[group] as f64 } else { self.points.inverse[group] }
     }
 
-    /// The number of groups that are asked between two checks of the clock: 16 ms at 512 dimensions if all lists are full
-    /// and each entry has to be compared.
+    /// The number of groups that are asked between two checks of the clock: 16 ms of work at 512 dimensions if all
+    /// lists are full and every entry is compared.
     fn asked_at_once(&self) -> usize {
         (ASKED_AT_ONCE * 512 / self.points.width().max(1)).clamp(1, ASKED_AT_ONCE)
     }
 
-    /// The answers of groups that have none, by several threads if there are enough.
+    /// The answers of those groups that have no nearest group yet, computed by several threads if there are enough
+    /// groups.
     fn ask(&self, groups: &[u32]) -> Vec<Answer> {
         let open = |group| self.is_active(group) && self.nearest[group as usize] == NONE;
         self.share(groups.len(), |index| open(groups[index]).then(|| self.answer(groups[index])))
@@ -179,7 +183,7 @@ impl<'p, 'r> Average<'p, 'r> {
             .collect()
     }
 
-    /// The results of `work` for 0 to `count` - 1, each of which takes microseconds and a list's memory.
+    /// The results of `work` for 0 to `count` - 1. Each call takes microseconds and allocates a list.
     fn share<R: Send>(&self, count: usize, work: impl Fn(usize) -> R + Sync) -> Vec<R> {
         let reserve = count * 2 * LONGEST_LIST * size_of::<(f32, u32)>();
         let parts = count.div_ceil(SHARED_AT_ONCE);
@@ -190,7 +194,7 @@ impl<'p, 'r> Average<'p, 'r> {
         parts.into_iter().flatten().collect()
     }
 
-    /// Answers from the group's list, without its outdated entries.
+    /// Finds the nearest group from the group's list, and returns the list without outdated entries.
     pub(super) fn answer(&self, group: u32) -> Answer {
         let index = group as usize;
         let (list, scan) = (&self.lists[index], self.scans[index]);
@@ -209,19 +213,20 @@ impl<'p, 'r> Average<'p, 'r> {
             let cosine = self.average(group, other);
             known.push((cosine, other));
             let pair = |other: u32| (group.min(other), group.max(other));
-            // A total order of pairs, the same from both sides.
+            // A total order of pairs, which is the same from both sides.
             if best.is_none_or(|(c, o)| cosine > c || (cosine == c && pair(other) < pair(o))) {
                 best = Some((cosine, other));
             }
         }
         let rest = list.rest;
-        // Nearest up to rounding counts as nearest: a tie must not cause a scan of all groups for each merge.
+        // A group that is the nearest up to rounding counts as the nearest: a tie must not cause a scan of all groups
+        // for each merge.
         let tied = rest - 4.0 * product_error::<f64>(self.points.width());
         let known = known.iter().filter(|(c, _)| *c > tied).map(|(cosine, other)| (upwards(*cosine), *other));
         let mut near: Vec<_> = list.near[asked..].iter().copied().chain(known).collect();
         near.sort_unstable_by(order);
 
-        // After a scan in f64, only differences within the rounding error are undecided.
+        // After a scan in f64, no further scan could decide more: only differences within the rounding error remain.
         let trusted = rest < self.cut || scan == Scan::Wide;
         let nearest = match best {
             Some((cosine, other)) if cosine >= self.cut && (cosine > tied || trusted) => Nearest::Group(other, cosine),
@@ -231,14 +236,14 @@ impl<'p, 'r> Average<'p, 'r> {
         Answer { group, nearest, list: Neighbours { near, rest } }
     }
 
-    /// Notes an answer. Of two groups that are each other's nearest, the second to answer completes the pair.
+    /// Records an answer. Of two groups that are each other's nearest, the second one to answer completes the pair.
     fn apply(&mut self, answer: Answer, asking: &mut Vec<u32>, pairs: &mut Vec<(u32, u32)>, unsure: &mut Vec<u32>) {
         let Answer { group, nearest, list } = answer;
         let index = group as usize;
         self.lists[index] = list;
         let scan = std::mem::replace(&mut self.scans[index], Scan::Stale);
         match nearest {
-            // It has finished since the answer, which only a tie at the cut allows.
+            // The other group has finished since the answer was computed. This happens only with a tie at the cut.
             Nearest::Group(other, _) if self.finished[other as usize] => asking.push(group),
             Nearest::Group(other, cosine) => {
                 self.nearest[index] = other;
@@ -252,7 +257,7 @@ impl<'p, 'r> Average<'p, 'r> {
                 self.finished[index] = true;
                 self.lists[index] = Neighbours::default();
                 self.settled += 1;
-                // The two sides can disagree only about a tie at the cut; neither may keep waiting.
+                // The two sides can disagree only about a tie at the cut; neither may keep waiting for the other.
                 self.release_followers(group, asking);
             }
             Nearest::Unknown => {
@@ -262,7 +267,7 @@ impl<'p, 'r> Average<'p, 'r> {
         }
     }
 
-    /// Merges two groups if each is still the nearest of the other, and lists the groups that must query again.
+    /// Merges two groups if each is still the other's nearest, and adds the groups that must query again to `asking`.
     pub(super) fn merge(&mut self, a: u32, b: u32, asking: &mut Vec<u32>) {
         let (a, b) = (a.min(b), a.max(b));
         let still = self.is_active(a) && self.is_active(b) && self.nearest[a as usize] == b;
@@ -288,7 +293,7 @@ impl<'p, 'r> Average<'p, 'r> {
         asking.push(a);
     }
 
-    /// Groups whose nearest group was this one must query again.
+    /// Makes the groups whose nearest group is this one query again.
     pub(super) fn release_followers(&mut self, group: u32, asking: &mut Vec<u32>) {
         for follower in std::mem::take(&mut self.followers[group as usize]) {
             if self.nearest[follower as usize] == group && self.is_active(follower) {
@@ -305,8 +310,8 @@ impl<'p, 'r> Average<'p, 'r> {
         })
     }
 
-    /// The list of the union of two groups, derived from their lists; the first group is the fraction `share` of the
-    /// union.
+    /// The list of the union of two groups, derived from their lists. The first group has the fraction `share` of the
+    /// union's members.
     pub(super) fn join_lists(&mut self, union: u32, lists: [Neighbours; 2], share: f64) -> Neighbours {
         let shares = [share, 1.0 - share];
         let rests = [lists[0].rest, lists[1].rest];
@@ -323,7 +328,8 @@ impl<'p, 'r> Average<'p, 'r> {
         all.sort_unstable_by_key(|(other, ..)| *other);
         let mut near = Vec::with_capacity(all.len());
         for entries in all.chunk_by(|x, y| x.0 == y.0) {
-            // A group that has grown since is bounded by its nearest part, which may not be in the list.
+            // A group that has grown is bounded by its nearest part. That part may be missing in a list; then the
+            // list's `rest` bounds it.
             let mut bounds = rests;
             for &(_, part, bound) in entries {
                 bounds[part] = bounds[part].max(f64::from(bound));
@@ -399,7 +405,7 @@ impl<'p, 'r> Average<'p, 'r> {
         }
     }
 
-    /// The most similar pair among all groups and their nearest groups.
+    /// The most similar pair of a group and its nearest group.
     pub(super) fn best_pair(&mut self) -> Option<(u32, u32)> {
         let open = (0..self.points.len() as u32).filter(|g| self.is_active(*g) && self.nearest[*g as usize] != NONE);
         let a = open.max_by(|a, b| self.cosine[*a as usize].total_cmp(&self.cosine[*b as usize]).then(b.cmp(a)))?;
@@ -410,12 +416,12 @@ impl<'p, 'r> Average<'p, 'r> {
     }
 }
 
-/// Descending by bound, then ascending by group.
+/// Orders entries by descending bound, then by ascending group.
 pub(super) fn order(a: &(f32, u32), b: &(f32, u32)) -> std::cmp::Ordering {
     b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
 }
 
-/// The nearest vectors of each vector: at least [`LIST`], if enough are above the floor.
+/// Collects the nearest vectors of each vector: at least [`LIST`] if that many are above the floor.
 pub(super) struct Top<T> {
     floors: Vec<T>,
     near: Vec<Vec<(T, u32)>>,
@@ -433,7 +439,7 @@ impl<T: Scalar> Top<T> {
     }
 }
 
-/// Keeps the [`LIST`] nearest and raises the floor to the best dropped one.
+/// Keeps the [`LIST`] nearest vectors, and raises the floor to the best one that is dropped.
 pub(super) fn shorten<T: Scalar>(near: &mut Vec<(T, u32)>, floor: &mut T) {
     if near.len() > LIST {
         near.select_nth_unstable_by(LIST, |a, b| b.0.wide().total_cmp(&a.0.wide()).then(a.1.cmp(&b.1)));

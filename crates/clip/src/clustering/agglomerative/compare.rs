@@ -1,4 +1,4 @@
-//! Computes the products of all pairs, block by block, and passes on products above a floor.
+//! Computes the products of all pairs, block by block, and passes on those above a floor.
 
 use std::ops::Range;
 
@@ -10,19 +10,19 @@ use super::progress::Clock;
 use super::share::share;
 use super::sketch::{MOST_SURVIVORS, Sketch};
 
-/// A block of products: 5 ms of work at 512 dimensions. A vector of the columns that a sketch leaves is read from memory
-/// once a block, so blocks with more rows read less: with 1024 instead of 256, 100,000 photo-like rows take 16 s instead
-/// of 21.
+/// The size of a block of products: 5 ms of work at 512 dimensions. The vectors of the columns that survive a sketch
+/// are read from memory once per block, so blocks with more rows read less: with 1024 rows instead of 256, 100,000
+/// photo-like rows take 16 s instead of 21.
 const BLOCK_ROWS: usize = 1024;
 const BLOCK_COLUMNS: usize = 512;
 
-/// Receives the products of pairs. Threads read it while no thread writes to it.
+/// Receives the products of pairs. Other threads read it only while no thread writes to it.
 pub(super) trait Sink<T>: Sync {
-    /// Whether no pair of a block can matter.
+    /// Whether no pair of a block can matter to the result.
     fn skips(&mut self, _rows: &Range<usize>, _columns: &Range<usize>) -> bool {
         false
     }
-    /// For each vector, the floor up to which products are not needed. Floors only rise.
+    /// A floor for each vector: products up to it are not needed. Floors only rise.
     fn floors(&self) -> &[T];
     fn wants(&self, _row: usize, _column: usize) -> bool {
         true
@@ -30,37 +30,38 @@ pub(super) trait Sink<T>: Sync {
     fn take(&mut self, row: usize, column: usize, product: T);
 }
 
-/// Blocks that a thread multiplies between two checks of the clock: 20 ms at 512 dimensions, against some 50 µs to
-/// start a thread. Fewer at more dimensions, of which a vector can have 16,000: a cancel would be seen late.
+/// The number of blocks that a thread multiplies between two checks of the clock: 20 ms of work at 512 dimensions,
+/// while starting a thread takes some 50 µs. Vectors with more dimensions (up to 16,000) have fewer blocks per wave, so
+/// that a cancel is noticed in time.
 const BLOCKS_OF_A_WAVE: usize = 4;
 
-/// A block that a sketch excludes takes a quarter of the time. Longer waves lose less time at their end, when some
-/// threads have no block left.
+/// The factor for waves whose blocks use a sketch. A block that its sketch excludes takes a quarter of the time, and
+/// longer waves lose less time at their end, when some threads have no block left.
 const BLOCKS_BY_SKETCH: usize = 2;
 
 fn blocks_of_a_wave(dimensions: usize) -> usize {
     (BLOCKS_OF_A_WAVE * 512 / dimensions.max(1)).clamp(1, BLOCKS_OF_A_WAVE)
 }
 
-/// Bytes of the products that are kept of a block at worst, in a list that grows.
+/// Maximum bytes of the products that are kept of a block, in a growing list.
 const HITS: usize = 3 * BLOCK_ROWS * BLOCK_COLUMNS * size_of::<(u32, u32, f64)>();
 
-/// Bytes of the blocks of a wave.
+/// Maximum bytes of the hits of a wave.
 fn bytes_of_a_wave(threads: usize, dimensions: usize) -> usize {
     HITS * if threads == 1 { 1 } else { threads * blocks_of_a_wave(dimensions) * BLOCKS_BY_SKETCH }
 }
 
-/// Bytes that [`compare`] allocates on the thread that calls it.
+/// Maximum bytes that [`compare`] allocates on the calling thread.
 pub(super) fn bytes_of(threads: usize, dimensions: usize) -> usize {
     bytes_of_a_wave(threads, dimensions) + threads * BLOCK_ROWS * BLOCK_COLUMNS * size_of::<f64>() + product::BYTES
 }
 
-/// Passes to `sink` the product of each of the first `wanted` vectors with each other vector, once per pair, if it is
+/// Passes to `sink` the product of each of the first `wanted` vectors with every other vector, once per pair, if it is
 /// above the floor of either.
 ///
-/// `threads` threads multiply blocks in waves, and this thread takes their hits in the order of the blocks. A wave uses
-/// the floors at its start, which let a few more pairs pass; hits are compared with the current floors when they are
-/// taken. The sink therefore receives the same products in the same order with any number of threads.
+/// `threads` threads multiply blocks in waves, and the calling thread takes their hits in the order of the blocks. A
+/// wave uses the floors at its start, which let a few more pairs pass; hits are compared with the current floors when
+/// they are taken. The sink therefore receives the same products in the same order with any number of threads.
 pub(super) fn compare<T: Scalar>(
     vectors: ArrayView2<'_, T>,
     wanted: usize,
@@ -129,12 +130,12 @@ pub(super) fn compare<T: Scalar>(
 
 /// The pairs of a block that are above a floor, with their products.
 struct Hits<T> {
-    /// The sketch has excluded most pairs.
+    /// Whether the sketch has excluded most pairs.
     by_sketch: bool,
     pairs: Vec<(u32, u32, T)>,
 }
 
-/// A range of vectors and a second range, which starts at or after the first.
+/// The pairs of two ranges of vectors; the second range starts at or after the first.
 struct Block {
     rows: Range<usize>,
     columns: Range<usize>,
@@ -173,8 +174,8 @@ impl Block {
         product::multiply(a, b, products.slice_mut(s![..self.rows.len(), ..self.columns.len()]));
     }
 
-    /// Calls `hit` for each pair that the sink needs and that is above the floor of its row or its column, while it
-    /// returns true.
+    /// Calls `hit` for each pair that the sink needs and whose product is above the floor of its row or its column,
+    /// until `hit` returns false.
     fn visit<T: Scalar>(&self, sink: &dyn Sink<T>, products: &Array2<T>, hit: &mut dyn FnMut(usize, usize, T) -> bool) {
         let all = sink.floors();
         for row in self.rows.clone() {
@@ -203,8 +204,8 @@ impl Block {
         }
     }
 
-    /// For products that are bounds: the true products of the pairs above a floor. `None` if they exceed the budget of
-    /// a block.
+    /// Takes upper bounds of the products, and computes the true products of the pairs whose bound is above a floor.
+    /// `None` if these pairs exceed the budget of a block.
     fn survivors<T: Scalar>(
         &self,
         vectors: ArrayView2<'_, T>,

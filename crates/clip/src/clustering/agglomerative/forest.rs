@@ -1,6 +1,6 @@
 //! Union–find.
 
-/// Sets of points that form a group, each identified by its lowest point (union–find with path halving).
+/// Disjoint sets of points (union–find with path halving). Each set is a group, identified by its lowest point.
 pub(super) struct Forest(pub(super) Vec<u32>);
 
 impl Forest {
@@ -8,7 +8,7 @@ impl Forest {
         Self((0..n as u32).collect())
     }
 
-    /// As [`Forest::find`], for callers with read-only access.
+    /// Like [`Forest::find`], without changing the forest.
     pub(super) fn root(&self, mut point: u32) -> u32 {
         while self.0[point as usize] != point {
             point = self.0[point as usize];

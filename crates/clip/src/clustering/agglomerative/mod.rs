@@ -1,7 +1,7 @@
 //! Agglomerative clustering of a whole collection, with average or single linkage on cosines.
 //!
-//! The partition equals that of scikit-learn's `AgglomerativeClustering(n_clusters=None, metric="cosine",
-//! distance_threshold=1 - threshold)`, without its n²/2 distances in memory.
+//! The partition equals the one of scikit-learn's `AgglomerativeClustering(n_clusters=None, metric="cosine",
+//! distance_threshold=1 - threshold)`, but this module doesn't keep n²/2 distances in memory.
 //!
 //! - The average cosine between two groups of unit vectors is the product of their means, so groups are stored as sums
 //!   in f64, and no distance needs an update.
@@ -43,32 +43,32 @@ use crate::error::{Error, Kind, Result};
 use crate::memory::Reserve;
 use crate::vector::ROUNDING;
 
-/// The similarity of two groups, from the cosines of their members.
+/// How the similarity of two groups is computed from the cosines of their members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Linkage {
-    /// The mean over all pairs (UPGMA).
+    /// The mean over all pairs of members (UPGMA).
     Average,
-    /// The best pair: groups are the connected components of the pairs that reach the threshold.
+    /// The best pair of members: groups are the connected components of the pairs that reach the threshold.
     Single,
 }
 
 const NONE: u32 = u32::MAX;
 
-/// Groups rows by agglomerative clustering, cut where the linkage falls below a cosine.
+/// Groups rows by agglomerative clustering, cut where the linkage falls below `threshold`.
 ///
-/// `rows` has shape (n, d); each row has length 1 (within 1e-3; cosines are exact for any length). Groups merge while
+/// `rows` has shape (n, d). Each row has length 1 (within 1e-3; cosines are exact for any length). Groups merge while
 /// the linkage between them is at least `threshold`, a cosine in (-1, 1], with a tolerance of 1e-12 for rounding. The
-/// result is a label per row, numbered from 0 in the order of first appearance. Equal rows share a label, the same rows
-/// give the same labels, and ties go to the lowest index.
+/// result has a label per row, numbered from 0 in the order of first appearance. Equal rows share a label, the same
+/// rows always get the same labels, and ties go to the lowest index.
 ///
-/// `threads` threads compute the products and access only the vectors; their number does not change the labels. The
-/// time is that of at most n²/2 products of length d, plus some repeated products if groups have more than 64 others
-/// above the threshold. The memory in addition to the rows is about twice the rows' size. `on_progress` is called at least
-/// about every 0.1 s and may unwind.
+/// `threads` is the number of threads that compute products; other threads than the caller's access only the vectors.
+/// It does not change the labels. The time is that of at most n²/2 products of length d, plus some repeated products if
+/// groups have more than 64 others above the threshold. The memory in addition to the rows is about twice the rows'
+/// size. `on_progress` is called every 0.1 s or more often, and may unwind.
 ///
 /// # Errors
-/// [`Kind::InvalidInput`] for a threshold outside (-1, 1], or a row that is not of length 1 or not finite (`element`
-/// tells which); [`Kind::LimitExceeded`] for 2³² rows; [`Kind::OutOfMemory`].
+/// [`Kind::InvalidInput`] for a threshold outside (-1, 1], or for a row that is not of length 1 or not finite
+/// (`element` is its index); [`Kind::LimitExceeded`] for 2³² rows; [`Kind::OutOfMemory`].
 pub fn agglomerate(
     rows: ArrayView2<'_, f32>,
     threshold: f64,
@@ -108,8 +108,8 @@ pub fn agglomerate(
     Ok(labels)
 }
 
-/// What the calling thread allocates at most: copies of the rows in f32 and f64, a list of neighbours and some numbers for
-/// each of them, and buffers.
+/// Maximum bytes that the calling thread allocates: copies of the rows in f32 and f64, a list of neighbours and some
+/// numbers for each row, and buffers.
 fn bytes_of(rows: usize, dimensions: usize, threads: usize) -> usize {
     let copies = rows.saturating_mul(dimensions).saturating_mul(12);
     copies.saturating_add(rows.saturating_mul(2500)).saturating_add(compare::bytes_of(threads, dimensions))

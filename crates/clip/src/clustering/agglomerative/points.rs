@@ -1,4 +1,4 @@
-//! Distinct rows, and products of vectors in f64.
+//! The distinct rows, and products of vectors in f64.
 
 use std::collections::HashMap;
 
@@ -10,22 +10,22 @@ use super::progress::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::vector::hash;
 
-/// Vectors stored as f16 have a length within 1e-3 of 1; a vector beyond that was never normalized.
+/// Vectors stored as f16 have a length within 1e-3 of 1. A vector beyond that was never normalized.
 const UNIT: f64 = 1e-3;
 
-/// The distinct rows, each with its multiplicity.
+/// The distinct rows of the input, called points, each with its multiplicity.
 pub(super) struct Points<'a> {
     rows: ArrayView2<'a, f32>,
-    /// Index in `rows` of the first row of each point.
+    /// For each point, the index in `rows` of its first row.
     first: Vec<u32>,
-    /// Number of equal rows.
+    /// For each point, the number of rows that equal it.
     pub(super) weight: Vec<u32>,
-    /// The reciprocal of its length.
+    /// For each point, the reciprocal of its length.
     pub(super) inverse: Vec<f64>,
 }
 
 impl<'a> Points<'a> {
-    /// Also returns the point of each row.
+    /// Reads the distinct rows; also returns the point of each row.
     pub(super) fn read(rows: ArrayView2<'a, f32>, clock: &mut Clock<'_>) -> Result<(Self, Vec<u32>)> {
         let mut points = Self { rows, first: Vec::new(), weight: Vec::new(), inverse: Vec::new() };
         let mut point_of_row = Vec::with_capacity(rows.nrows());
@@ -78,13 +78,14 @@ pub(super) fn slice<'a, T>(matrix: &'a ArrayView2<'_, T>, index: usize) -> &'a [
     let width = matrix.ncols();
     &matrix.as_slice().expect("standard layout")[index * width..][..width]
 }
-/// The product in f64. Commutative to the last bit, so that two groups always agree on their similarity.
+/// The dot product in f64. It is commutative to the last bit, so that two groups always agree on their similarity.
 pub(super) fn dot<A: Scalar, B: Scalar>(a: &[A], b: &[B]) -> f64 {
     Arch::new().dispatch(
         #[inline(always)]
         || {
-            // Sixteen partial sums, because a single sum would wait for each addition. They are added in the same order
-            // whatever the processor's instructions are, and without fused ones, so the result is the same everywhere.
+            // It has sixteen partial sums, because a single sum would wait for each addition. They are added in the
+            // same order with any processor's instructions, and without fused multiply-add, so the result is the same
+            // everywhere.
             let mut sums = [0.0f64; 16];
             let (a_chunks, a_rest) = a.as_chunks::<16>();
             let (b_chunks, b_rest) = b.as_chunks::<16>();
@@ -106,11 +107,11 @@ pub(super) fn dot<A: Scalar, B: Scalar>(a: &[A], b: &[B]) -> f64 {
 /// The number type of products: f32, or f64 if f32 cannot separate groups.
 pub(super) trait Scalar: LinalgScalar + PartialOrd + Send + Sync {
     const INFINITY: Self;
-    /// Half the distance from 1 to the next number.
+    /// The unit roundoff: half the distance from 1 to the next number.
     const ROUNDOFF: f64;
     fn narrow(value: f64) -> Self;
     fn wide(self) -> f64;
-    /// The product of two vectors, within [`product_error`].
+    /// The product of two vectors, with an error of at most [`product_error`].
     fn product(a: &[Self], b: &[Self]) -> Self;
 }
 
@@ -141,12 +142,12 @@ impl Scalar for f64 {
         dot(a, b)
     }
 }
-/// The largest error of a product of two vectors of at most length 1: one rounding per term (their absolute values add
-/// up to at most 1), and a few more for rounding the vectors and the comparisons.
+/// The maximum error of the product of two vectors of at most length 1 and `width` terms: one rounding per term (their
+/// absolute values add up to at most 1), and a few more for rounding the vectors and for the comparisons.
 pub(super) fn product_error<T: Scalar>(width: usize) -> f64 {
     (width + 8) as f64 * T::ROUNDOFF
 }
-/// The next f32 that is not below.
+/// The smallest f32 that is not below a value.
 pub(super) fn upwards(value: f64) -> f32 {
     let narrow = value as f32;
     if f64::from(narrow) < value { narrow.next_up() } else { narrow }

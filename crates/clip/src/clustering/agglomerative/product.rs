@@ -1,21 +1,21 @@
-//! Products of many vectors, by the widest instructions that the processor has.
+//! Products of many vectors, with the widest instructions that the processor has.
 //!
-//! The unsafe call is a matrix product whose matrices are given by address.
+//! The unsafe call is a matrix product that takes its matrices by address.
 #![allow(unsafe_code)]
 
 use gemm::{Parallelism, gemm};
 use ndarray::{ArrayView2, ArrayViewMut2, LinalgScalar};
 use pulp::{Arch, Simd, WithSimd};
 
-/// Bytes that one product allocates at most: its packed operands, and a buffer as large as the second-level cache,
-/// which the thread keeps. 2 MiB each on processors of 2023.
+/// Maximum bytes that one product allocates: its packed operands, and a buffer as large as the second-level cache,
+/// which the thread keeps. Each takes 2 MiB on processors of 2023.
 pub(super) const BYTES: usize = 8 << 20;
 
-/// `out` = `a` · `b`ᵀ, for `a` of shape (m, d), `b` of shape (n, d) and `out` of shape (m, n), of f32 or f64; gemm
-/// panics for others.
+/// `out` = `a` · `b`ᵀ, for `a` of shape (m, d), `b` of shape (n, d) and `out` of shape (m, n). The elements are f32 or
+/// f64; gemm panics for other types.
 ///
-/// On one core of a processor with AVX-512, 1.8 times as fast as ndarray's product, which stops at AVX2: 104 instead of
-/// 59 billion operations a second for blocks of 256 and 512 vectors of 512 dimensions.
+/// On one core of a processor with AVX-512 it is 1.8 times as fast as ndarray's product, which uses at most AVX2: 104
+/// instead of 59 billion operations a second, for blocks of 256 and 512 vectors of 512 dimensions.
 pub(super) fn multiply<T: LinalgScalar>(a: ArrayView2<'_, T>, b: ArrayView2<'_, T>, mut out: ArrayViewMut2<'_, T>) {
     assert_eq!((a.nrows(), b.nrows(), a.ncols()), (out.nrows(), out.ncols(), b.ncols()));
     let (m, n, d) = (a.nrows(), b.nrows(), a.ncols());
@@ -66,7 +66,7 @@ impl WithSimd for Dot<'_> {
     fn with_simd<S: Simd>(self, simd: S) -> f32 {
         let (a, a_rest) = S::as_simd_f32s(self.a);
         let (b, b_rest) = S::as_simd_f32s(self.b);
-        // Four sums, because one would wait for each addition.
+        // Four sums, because a single sum would wait for each addition.
         let mut sums = [simd.splat_f32s(0.0); 4];
         let (a_fours, a_last) = a.as_chunks::<4>();
         let (b_fours, b_last) = b.as_chunks::<4>();
@@ -84,15 +84,16 @@ impl WithSimd for Dot<'_> {
     }
 }
 
-/// The first index from which on, in a chunk of [`CHUNK`], a value is above its own floor or the common one; the length
-/// without such a value.
+/// The start of the first chunk of [`CHUNK`] values in which a value is above its own floor or above the common one.
+/// Without such a value, the number of values.
 pub(super) fn find_above<T: PartialOrd + Copy>(values: &[T], floors: &[T], floor: T) -> usize {
     Arch::new().dispatch(
         #[inline(always)]
         || {
             let chunks = values.chunks(CHUNK).zip(floors.chunks(CHUNK));
             for (index, (values, floors)) in chunks.enumerate() {
-                // One branch per chunk, so that the comparisons become vector instructions: hits are rare.
+                // There is one branch per chunk, because hits are rare, and the comparisons then become vector
+                // instructions.
                 let above = values.iter().zip(floors).fold(false, |any, (v, f)| any | (*v > floor) | (*v > *f));
                 if above {
                     return index * CHUNK;

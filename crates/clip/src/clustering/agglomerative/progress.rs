@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// The progress of the work. `done` and `total` count within `stage`; a stage can occur again.
+/// The progress of the work. `done` and `total` count within `stage`; a stage can occur more than once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// `reading` (rows), `comparing` (pairs) or `merging` (finished groups).
+    /// `reading` (counts rows), `comparing` (pairs) or `merging` (finished groups).
     pub stage: &'static str,
     pub done: u64,
     pub total: u64,

@@ -1,4 +1,4 @@
-//! Work that several threads share.
+//! Distributes work over several threads.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::Builder;
@@ -6,10 +6,11 @@ use std::thread::Builder;
 use crate::memory::Reserve;
 use crate::threads::with_signals_blocked;
 
-/// The results of `work` for 0 to `count` - 1, in this order. Each thread has one of the buffers; this thread has the
-/// first. Other threads access only what `work` borrows, and leave signals to this thread.
+/// The results of `work` for 0 to `count` - 1, in this order. Each thread uses one of the buffers, the calling thread
+/// the first one. The other threads access only data that `work` borrows, and leave signals to the calling thread.
 ///
-/// `reserve` is what a thread allocates at most. Where there is no memory for another thread, this one does its work.
+/// `reserve` is the maximum number of bytes that a thread allocates. A thread without that much memory does no work;
+/// the calling thread does it instead.
 pub(super) fn share<B: Send, R: Send>(
     buffers: &mut [B],
     count: usize,

@@ -30,7 +30,7 @@ pub(super) fn single(points: &Points<'_>, cut: f64, threads: usize, clock: &mut 
 pub(super) struct Components<'p, 'r> {
     points: &'p Points<'r>,
     cut: f64,
-    /// An f32 product from which on the cosine is certainly above the cut.
+    /// For f32 products above this, the cosine is certainly above the cut.
     sure: f32,
     floors: Vec<f32>,
     forest: Forest,

@@ -1,4 +1,4 @@
-//! Sketches: upper bounds of products from a few coordinates, which avoid most full products.
+//! Sketches: upper bounds of products, computed from a few coordinates, which avoid most full products.
 
 use ndarray::{Array2, ArrayView2, s};
 
@@ -8,22 +8,23 @@ use super::progress::Clock;
 /// Cheap upper bounds of products: a few coordinates in a basis that captures most of the vectors' length, and the
 /// length of the remainder.
 pub(super) struct Sketch<T> {
-    /// (n, k + 2); the product of two is at least the product of the two vectors.
+    /// Shape (n, k + 2). The product of two sketches is at least the product of the two vectors.
     pub(super) vectors: Array2<T>,
-    /// The number of blocks to skip, now and after the next failure.
+    /// The number of blocks that skip the sketch from now on. After the next failure, twice `penalty` blocks do.
     pause: u32,
     penalty: u32,
 }
 
-/// Rows between two checks of the clock.
+/// The number of rows between two checks of the clock.
 const SKETCHED_AT_ONCE: usize = 256;
-/// Below this many pairs, the full products take no longer than finding a basis (0.1 s).
+/// The minimum number of pairs for a sketch. For fewer pairs, the full products take no longer than finding a basis
+/// (0.1 s).
 pub(super) const SKETCHED_FROM: usize = 12_000_000;
 /// The number of vectors from which the basis and its size are chosen.
 pub(super) const SAMPLE: usize = 1024;
-/// One product of a single pair takes as long as this many in a block: 140 ns, most of it waiting for memory, against 10.
+/// A single product takes as long as this many products in a block: 140 ns, mostly waiting for memory, against 10.
 pub(super) const SURVIVOR_COST: usize = 15;
-/// A block's sketch is abandoned if more than one pair in this many survives.
+/// A block's sketch is abandoned if more than one in this many pairs survives.
 pub(super) const MOST_SURVIVORS: usize = 2 * SURVIVOR_COST;
 
 impl<T> Sketch<T> {
@@ -47,7 +48,7 @@ impl<T> Sketch<T> {
 }
 
 impl Sketch<f32> {
-    /// A sketch of unit or shorter vectors, if it is likely to save more than a third of the products to be compared
+    /// A sketch of vectors of at most length 1. None if it is not likely to save a third of the products to be compared
     /// with `floor`.
     pub(super) fn plan(vectors: ArrayView2<'_, f32>, wanted: usize, floor: f32, clock: &mut Clock<'_>) -> Option<Self> {
         let (n, width) = vectors.dim();
@@ -81,10 +82,11 @@ impl Sketch<f32> {
     }
 }
 
-/// Orthonormal columns, shape (d, size), near the principal axes of the rows: four rounds of subspace iteration. Any
-/// basis gives valid bounds; this basis leaves small remainders.
+/// Orthonormal columns, shape (d, size), near the principal axes of the rows, by four rounds of subspace iteration. Any
+/// basis gives valid bounds; this one leaves small remainders.
 pub(super) fn principal_basis(rows: &Array2<f32>, size: usize, clock: &mut Clock<'_>) -> Array2<f32> {
-    // A fixed linear congruential generator, because the same rows must give the same result.
+    // The start values come from a fixed linear congruential generator, because the same rows must give the same
+    // result.
     let mut state = 1u32;
     let mut basis = Array2::from_shape_simple_fn((rows.ncols(), size), || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -107,7 +109,7 @@ pub(super) fn principal_basis(rows: &Array2<f32>, size: usize, clock: &mut Clock
                 }
             }
             let norm = dot(&vector, &vector).sqrt();
-            // The rows span no further axis: an empty column does not change any bound.
+            // If the rows span no further axis, the column stays empty; it then does not change any bound.
             let factor = if norm > 1e-5 * scale { 1.0 / norm } else { 0.0 };
             vector.iter_mut().for_each(|v| *v *= factor);
             column.iter_mut().zip(&vector).for_each(|(c, v)| *c = *v as f32);
@@ -117,11 +119,12 @@ pub(super) fn principal_basis(rows: &Array2<f32>, size: usize, clock: &mut Clock
     basis
 }
 
-/// Coordinates in the basis, the length of the rest, and a constant that covers all rounding; shape (n, k + 2).
+/// For each vector: its coordinates in the basis, the length of the remainder, and a constant that covers all rounding;
+/// shape (n, k + 2).
 pub(super) fn sketch(vectors: ArrayView2<'_, f32>, basis: &Array2<f32>, clock: &mut Clock<'_>) -> Array2<f32> {
     let (n, size) = (vectors.nrows(), basis.ncols());
     let columns: Vec<Vec<f32>> = basis.columns().into_iter().map(|column| column.to_vec()).collect();
-    // The deviation of the columns (except empty ones) from orthonormality: the Frobenius norm of QᵀQ - I.
+    // How far the columns (except empty ones) deviate from orthonormality: the Frobenius norm of QᵀQ - I.
     let mut skew = 0.0;
     for (i, a) in columns.iter().enumerate() {
         for (j, b) in columns.iter().enumerate() {
@@ -162,7 +165,7 @@ impl Plan<f32> for Sketch<f32> {
 }
 
 impl Plan<f64> for Sketch<f64> {
-    /// If f32 is too coarse, no bound separates pairs.
+    /// No sketch: where f32 is too coarse to separate pairs, the bounds of a sketch are too coarse, too.
     fn plan_for(_: ArrayView2<'_, f64>, _: usize, _: f64, _: &mut Clock<'_>) -> Option<Self> {
         None
     }

@@ -6,7 +6,7 @@ use super::points::{dot, slice};
 use super::progress::Clock;
 use super::sketch::{Sketch, principal_basis, sketch};
 
-/// Vectors of at most length 1, near `axes` of `width` axes.
+/// Vectors of at most length 1, near the space of `axes` random vectors; `off` is the strength of the deviation.
 fn vectors(n: usize, width: usize, axes: usize, off: f64) -> Array2<f32> {
     let mut state = 1u32;
     let mut random = || {
@@ -27,7 +27,7 @@ fn vectors(n: usize, width: usize, axes: usize, off: f64) -> Array2<f32> {
 fn sketches_bound_products() {
     let mut on_progress = |_| ();
     let mut clock = Clock { on_progress: &mut on_progress, last: Instant::now() };
-    // 40 columns of 5 axes: a part of the basis stays empty.
+    // A basis of 40 columns for vectors that span 5 axes: the other columns stay empty.
     for (axes, off) in [(5, 0.0), (5, 0.01), (60, 0.2), (200, 1.0)] {
         let rows = vectors(300, 160, axes, off);
         let basis = principal_basis(&rows, 40, &mut clock);

@@ -1,4 +1,4 @@
-//! AV1 by rav1d, a port of dav1d to Rust, on a separate thread and without assembler.
+//! AV1 by rav1d, a port of dav1d to Rust, on a separate thread and without assembly code.
 //!
 //! A panic in it would end the process, because its functions use the C calling convention. It therefore runs on a
 //! thread that stops permanently at a panic ([`run_in_thread_at_risk`]).
@@ -15,13 +15,13 @@ use crate::image::uninterruptible::run_in_thread_at_risk;
 use crate::memory::Reserve;
 
 /// Bytes that the decoder takes for each pixel of a coded picture: planes of up to 16 bits without subsampling, twice
-/// if film grain is added to a copy, and its block data.
+/// if it adds film grain to a copy, and block data.
 pub(super) const CODED: u64 = 16;
 
 /// Maximum number of frames in a still picture: AV1 allows four layers.
 const MOST_FRAMES: usize = 4;
 
-/// Decodes one coded picture, as it is stored.
+/// Decodes one coded picture as stored.
 pub(super) fn decode(container: &Container, id: ItemId, whole: &Whole, limits: &Limits) -> Result<Box<dyn Coded>> {
     let beside = whole.beside;
     let format = container.format;
@@ -45,14 +45,15 @@ pub(super) fn decode(container: &Container, id: ItemId, whole: &Whole, limits: &
     Ok(Box::new(Frame::new(picture, size, stated, whole.is_clear, format)?))
 }
 
-/// The number of frames in a sequence of OBUs (AV1, 5.3), without repeated frames. None if a unit has no length.
+/// The number of frames in a sequence of OBUs (AV1, 5.3), not counting repeated frames. None if a unit's length is
+/// missing or beyond the data.
 fn frames(data: &[u8]) -> Option<usize> {
     let (mut at, mut frames) = (0, 0);
     while at < data.len() {
         let header = data[at];
         at += 1 + usize::from(header & 4 != 0);
         let length = if header & 2 == 0 {
-            // The last unit may extend to the end.
+            // The last unit may omit its length; it then extends to the end.
             data.len().checked_sub(at)?
         } else {
             let mut length = 0usize;
@@ -66,7 +67,7 @@ fn frames(data: &[u8]) -> Option<usize> {
             }
             length
         };
-        // A frame, or its header alone.
+        // A frame (6), or a frame header alone (3).
         frames += usize::from(matches!(header >> 3 & 15, 3 | 6));
         at = at.checked_add(length)?;
     }
@@ -114,7 +115,8 @@ struct Frame {
 #[derive(Clone, Copy)]
 enum Conversion {
     Float(Colours),
-    /// With the bits of a sample beyond eight, which are dropped first, or last where `fine`. `nearest`: chroma is repeated.
+    /// Integer arithmetic. `beyond` is the number of bits per sample beyond eight; they are dropped first, or,
+    /// if `fine`, after chroma is interpolated. With `nearest`, chroma samples are repeated instead of interpolated.
     Fixed {
         fixed: Fixed,
         beyond: u32,
@@ -126,7 +128,7 @@ enum Conversion {
 struct Chroma {
     u: Samples,
     v: Samples,
-    /// Chroma has half the columns, half the rows.
+    /// Whether chroma has half the columns, and half the rows.
     halved: (bool, bool),
     columns: usize,
     rows: usize,
@@ -148,7 +150,7 @@ impl Samples {
         }
     }
 
-    /// A row's samples from a column on, up to the plane's end.
+    /// The samples of a row, from column `from` to the end of the plane.
     fn row(&self, y: usize, from: usize) -> impl Iterator<Item = u16> {
         let bytes = self.plane.get(y.saturating_mul(self.stride)..).unwrap_or_default();
         let step = if self.wide { 2 } else { 1 };
@@ -163,7 +165,7 @@ impl Samples {
 }
 
 impl Frame {
-    /// `stated`: the container's matrix, primaries and range, which come before the stream's own.
+    /// `stated` has the container's matrix, primaries and range, which take precedence over the stream's own.
     fn new(picture: Picture, size: (u32, u32), stated: Option<Stated>, is_clear: bool, format: Format) -> Result<Self> {
         let bits = picture.bits_per_component().map_or(8, |bits| bits.0 as u32);
         let is_grey = picture.pixel_layout() == PixelLayout::I400;
@@ -183,11 +185,11 @@ impl Frame {
             Stated { matrix, primaries: 2, full_range: picture.color_range() == pixel::YUVRange::Full }
         };
         let Stated { matrix, primaries, full_range } = stated.unwrap_or_else(own);
-        // Of grey, no matrix matters.
+        // A grey picture needs no matrix.
         let matrix = if is_grey { 2 } else { matrix };
         let conversion = match Fixed::new(matrix, primaries, full_range).filter(|_| !is_grey) {
-            // Of a picture with transparency the reference keeps ten bits until the end, and twelve with chroma of half the
-            // sides, which it repeats.
+            // For a picture with transparency, the reference keeps ten bits until the end; twelve bits only with 4:2:0
+            // chroma, whose samples it then repeats.
             Some(fixed) => {
                 let nearest = is_clear && bits == 12 && picture.pixel_layout() == PixelLayout::I420;
                 let fine = (is_clear && bits == 10) || nearest;
@@ -217,18 +219,19 @@ impl Frame {
 }
 
 impl Chroma {
-    /// A row's samples of both planes, less so many bits.
+    /// The samples of both planes in a chroma row, each shifted right by `dropped` bits.
     fn samples(&self, y: usize, dropped: u32) -> impl Iterator<Item = [u16; 2]> {
         let (u, v) = (self.u.row(y, 0), self.v.row(y, 0));
         u.zip(v).take(self.columns).map(move |(u, v)| [u >> dropped, v >> dropped])
     }
 
-    /// The chroma of a luma row's pairs of pixels, in quarters: of half the rows, the nearest.
+    /// The chroma for a luma row, as four times the sample. With half the rows, the nearest row is repeated.
     fn repeated(&self, y: usize) -> Vec<[u32; 2]> {
         self.samples(y / 2, 0).map(|pair| pair.map(|sample| u32::from(sample) * 4)).collect()
     }
 
-    /// The chroma of a luma row's pixels, in quarters: of half the rows or columns, between the two nearest, 3 to 1.
+    /// The chroma for a luma row, as four times the sample. With half the rows, it is interpolated between the two
+    /// nearest rows, 3 to 1.
     fn row(&self, y: usize, dropped: u32) -> Vec<[u32; 2]> {
         let wide = |[u, v]: [u16; 2]| [u32::from(u), u32::from(v)];
         if !self.halved.1 {
@@ -241,7 +244,7 @@ impl Chroma {
     }
 }
 
-/// Three parts of one and one of the other.
+/// Three parts of `near` and one of `far`, for both planes.
 fn blend(near: [u32; 2], far: [u32; 2]) -> [u32; 2] {
     [0, 1].map(|plane| near[plane] * 3 + far[plane])
 }
@@ -283,7 +286,7 @@ impl Coded for Frame {
             Conversion::Fixed { fixed, beyond, fine, .. } => {
                 let (beyond, rest) = (*beyond, if *fine { *beyond } else { 0 });
                 let chroma = sixteenths.map(|pair| pair.map(|sample| (((sample + 8) >> 4) >> rest).min(255) as u8));
-                // Sixteen bits, of which the highest come again at the end.
+                // Widens the sample to 16 bits: its highest bits are repeated at the end.
                 let wide = |sample: u16| match *fine {
                     true => u32::from(sample) << (8 - beyond) | u32::from(sample) >> (2 * beyond),
                     false => u32::from(sample >> beyond) * 257,

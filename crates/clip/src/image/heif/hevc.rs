@@ -1,7 +1,8 @@
 //! HEVC by heifer, a decoder in Rust without unsafe code.
 //!
-//! Its samples become colours as libheif makes them, so that a picture has the pixels that pillow-heif gives: chroma of
-//! half the sides is repeated, not interpolated, and pictures of more than eight bits lose the rest.
+//! Samples are converted to colours as libheif converts them, so that the pixels equal pillow-heif's: 4:2:0 chroma is
+//! repeated, not interpolated (with the exceptions in [`Smooth`](super::transform::Smooth)), and samples of more than
+//! eight bits lose the other bits.
 
 use heifer::heifer_hevc_dec::decoder;
 use heifer::heifer_hevc_dec::recon::Frame;
@@ -16,19 +17,20 @@ use crate::image::picture::{Format, truncated};
 use crate::image::uninterruptible::run_in_thread;
 use crate::memory::Reserve;
 
-/// Bytes that the decoder takes for each pixel of a coded picture. At 4:4:4, planes of 16 bits take 6, and exist three
-/// times where the picture is filtered and cropped; with a copy of one plane and the data of blocks of 4 × 4 it is 22 at
-/// most. Noise took 7. With 40, the pictures of 33 megapixels that cameras code in one piece exceeded 1 GB.
+/// Bytes that the decoder takes for each pixel of a coded picture. At 4:4:4, planes of 16 bits take 6 bytes, and there
+/// are three copies if the picture is filtered and cropped; with a copy of one plane and the data of 4 × 4 blocks, the
+/// maximum is 22. Noise took 7. With 40, the 33-megapixel pictures that cameras code in one piece exceeded 1 GB.
 pub(super) const CODED: u64 = 24;
-/// NAL units of a coded picture, which has at most 600 slices (H.265, table A.8), and some messages.
+/// Maximum number of NAL units in a coded picture: at most 600 slices (H.265, table A.8), and some messages.
 const MOST_UNITS: usize = 4096;
-/// What libheif widens limited range by: 255 over 219 and over 224, to within 0.4 %.
+/// libheif's factors for samples of limited range: 255/219 and 255/224, to within 0.4 %.
 const LUMA_SCALE: f32 = 1.1689;
 const CHROMA_SCALE: f32 = 1.1429;
-/// A coded picture of more pixels takes longer than 0.1 s, and so a thread of its own.
+/// A coded picture of more pixels takes longer than 0.1 s to decode; a separate thread decodes it, so that it can be
+/// interrupted.
 const QUICK: u64 = 1 << 20;
 
-/// Decodes one coded picture, as it is stored.
+/// Decodes one coded picture as stored.
 pub(super) fn decode(container: &Container, id: ItemId, whole: &Whole, limits: &Limits) -> Result<Box<dyn Coded>> {
     let (size, format, beside) = (container.size(id)?, container.format, whole.beside);
     let frame = if bytes_of(size, 1) <= QUICK {
@@ -53,7 +55,7 @@ pub(super) fn decode(container: &Container, id: ItemId, whole: &Whole, limits: &
         2 => whole.smooth.columns,
         _ => None,
     };
-    // A tile as if it were the picture.
+    // A tile is treated as a picture of its own.
     let smooth = smooth.map(|part| if whole.id == id { part } else { Part { left: 0, top: 0, size } });
     let conversion = Conversion::new(&frame, stated, smooth.is_some())
         .ok_or_else(|| format.unsupported(format!("Its colours are coded by matrix {}.", stated.matrix)))?;
@@ -73,8 +75,8 @@ fn frame(bytes: &[u8], file: &HeifFile<'_>, format: Format, id: ItemId, beside: 
     Ok(frame)
 }
 
-/// How many NAL units a coded picture consists of, as far as they count. The decoder keeps a record of each, which for one of no
-/// bytes is twenty times as large as the unit.
+/// The number of NAL units in a coded picture, counted up to one more than the maximum. The decoder keeps a record of
+/// each unit, which for an empty unit is twenty times as large as the unit.
 fn units(file: &HeifFile<'_>, id: ItemId) -> std::result::Result<usize, heifer_isobmff::Error> {
     let size = file.hevc_config(id)?.map_or(4, |config| usize::from(config.nal_length_size));
     let data = file.item_data(id)?;
@@ -104,13 +106,14 @@ fn failed(bytes: &[u8], format: Format, error: heifer::Error) -> Error {
     }
 }
 
-/// How samples become colours.
+/// The conversion of samples to colours.
 #[derive(Clone, Copy, Debug)]
 enum Conversion {
     Grey,
-    /// In 256ths of eight-bit samples of full range with chroma of half the sides: red, green (of both), blue.
+    /// Integer arithmetic, in 256ths, for full-range 4:2:0 samples of eight bits: the factors of red, green (V, U) and
+    /// blue.
     Fixed([i32; 4]),
-    /// In floats, at the depth of the samples.
+    /// Floating-point arithmetic, at the depth of the samples.
     Float {
         full_range: bool,
         sort: Sort,
@@ -119,15 +122,15 @@ enum Conversion {
 
 #[derive(Clone, Copy, Debug)]
 enum Sort {
-    /// Green, blue and red as they are.
+    /// The planes are green, blue and red.
     Identity,
     CoCg,
-    /// Red, green (of both), blue.
+    /// The factors of red, green (V, U) and blue.
     Matrix([f32; 4]),
 }
 
 impl Conversion {
-    /// None for a matrix that is not linear.
+    /// None for a matrix that is unknown or not linear.
     fn new(frame: &Frame, Stated { matrix, primaries, full_range }: Stated, smooth: bool) -> Option<Self> {
         if frame.widths[1] == 0 {
             return Some(Self::Grey);
@@ -135,7 +138,8 @@ impl Conversion {
         let sort = match matrix {
             0 => Sort::Identity,
             8 => Sort::CoCg,
-            // Of these libheif takes the sums of BT.2020 with constant luminance for those without.
+            // For matrix 10, BT.2020 with constant luminance, libheif uses the factors of 9, without constant
+            // luminance.
             10 => Sort::Matrix(factors(9, primaries)?),
             2 | 3 => Sort::Matrix([1.402, -0.714_136, -0.344_136, 1.772]),
             matrix => Sort::Matrix(factors(matrix, primaries)?),
@@ -156,7 +160,7 @@ fn factors(matrix: u16, primaries: u16) -> Option<[f32; 4]> {
     Some([red, kr * red / kg, kb * blue / kg, blue])
 }
 
-/// A decoded picture, whose rows are converted as they are asked for.
+/// A decoded picture, whose rows are converted on request.
 struct Converted {
     frame: Frame,
     size: (u32, u32),
@@ -171,7 +175,7 @@ impl Converted {
         &self.frame.planes[0][y * width..(y + 1) * width][from..]
     }
 
-    /// The chroma samples of a row of pixels, from a column on, each as often as it counts.
+    /// The chroma samples for the pixels of a row, from column `from` on; subsampled chroma is repeated.
     fn chroma(&self, y: usize, from: usize) -> impl Iterator<Item = [u16; 2]> {
         let width = self.frame.widths[1] as usize;
         let (across, down) = match self.frame.chroma_format {
@@ -190,7 +194,7 @@ impl Converted {
         })
     }
 
-    /// A sample between the nearest ones of a smaller plane, 3 to 1.
+    /// A chroma sample interpolated between the nearest samples of a subsampled plane, 3 to 1.
     fn smooth(&self, plane: usize, part: Part, x: usize, y: usize) -> u16 {
         let halved_rows = self.frame.chroma_format == 1;
         let (left, top) = (part.left as usize / 2, part.top as usize / if halved_rows { 2 } else { 1 });
@@ -200,7 +204,7 @@ impl Converted {
         };
         let place = |at: usize, start: u32, side: u32| {
             let (at, side) = (at.saturating_sub(start as usize), side as usize);
-            // The sample at an end, if it is there.
+            // The first sample, or, if the side is even, the last sample at the end: these have no second neighbour.
             let end = if at == 0 { Some(0) } else { (at + 1 == side && side % 2 == 0).then(|| side / 2 - 1) };
             (end, at.saturating_sub(1) / 2, if at % 2 == 1 { [3, 1] } else { [1, 3] })
         };
@@ -245,13 +249,13 @@ impl Coded for Converted {
                 }
             }
             Conversion::Float { full_range, sort } => {
-                // Both at one depth, though no picture is known whose chroma has another than its luma.
+                // Brings luma and chroma to one depth. No known picture has different depths.
                 let bits = luma_bits.min(chroma_bits);
                 let narrower = [luma_bits - bits, chroma_bits - bits];
                 let middle = f32::from(1u16 << (bits - 1));
                 let start = f32::from(16u16 << (bits - 8));
                 let most = ((1u32 << bits) - 1) as f32;
-                // Rust's conversion stops at 0.
+                // Rust's float-to-integer conversion saturates at 0.
                 let byte = |value: f32| ((value + 0.5).min(most) as u16 >> (bits - 8)) as u8;
                 let (luma_scale, chroma_scale) = if full_range { (1.0, 1.0) } else { (LUMA_SCALE, CHROMA_SCALE) };
                 let start = if full_range { 0.0 } else { start };

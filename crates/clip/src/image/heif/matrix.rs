@@ -1,6 +1,6 @@
-//! The matrices of H.273, by which luma and chroma are made of red, green and blue.
+//! The matrix coefficients of H.273, by which red, green and blue are combined to luma and chroma.
 
-/// The shares of red and blue in luma. None for a matrix that is not linear, or not known.
+/// The weights of red and blue in luma (Kr, Kb), by code points. None for a matrix that is unknown or not linear.
 pub(super) fn shares(matrix: u16, primaries: u16) -> Option<(f32, f32)> {
     match (matrix, primaries) {
         (1, _) | (12, 1 | 2) => Some((0.2126, 0.0722)),

@@ -38,11 +38,11 @@ use transform::{Part, Shown};
 trait Coded {
     fn size(&self) -> (u32, u32);
 
-    /// A row as RGB, from a column on.
+    /// Writes a row as RGB, from column `from` on, into `rgb`, which determines the number of pixels.
     fn row(&self, y: usize, from: usize, rgb: &mut [u8]);
 }
 
-/// The code points of H.273 that a container states.
+/// The code points (H.273) that a container states.
 #[derive(Clone, Copy)]
 struct Stated {
     matrix: u16,
@@ -50,15 +50,15 @@ struct Stated {
     full_range: bool,
 }
 
-/// What a coded picture is a part of: itself, or a grid.
+/// The image that a coded picture is a part of: itself, or a grid.
 struct Whole {
     id: ItemId,
-    /// It has transparency.
+    /// Whether the image has transparency.
     #[cfg(feature = "avif")]
     is_clear: bool,
     #[cfg(feature = "heic")]
     smooth: Smooth,
-    /// Bytes that a decoder may take.
+    /// Bytes that the decoder may take.
     beside: u64,
 }
 
@@ -117,7 +117,8 @@ pub(crate) fn decode(format: Format, bytes: &[u8], limits: &Limits) -> Result<Pi
         limits.check_pixels((u32::try_from(pixels).unwrap_or(u32::MAX), 1))?;
         taken = taken.max(bytes);
     }
-    // The picture, the opacity as a second picture, the largest coded picture, and its data.
+    // The decoder's memory for the largest coded picture, two copies of the file's data, and 4 MB. The opacity is
+    // decoded as a second picture.
     let beside = taken + 2 * bytes.len() as u64 + (4 << 20);
     let pictures = bytes_of(size, 3) * if alpha.is_some() || swaps_sides(primary.orientation) { 2 } else { 1 };
     limits.check_memory(&format!("{} image", format.name()), size, pictures.saturating_add(beside))?;
@@ -145,8 +146,8 @@ pub(crate) fn decode(format: Format, bytes: &[u8], limits: &Limits) -> Result<Pi
     Ok(Picture { rgb, size, shrink: 1, orientation: primary.orientation, short: Short::Nothing, profile: None })
 }
 
-/// A sample that was multiplied by its opacity, before that: as libyuv has it for AVIF, with its inverses in 65536ths, and as
-/// Pillow has it for HEIC.
+/// Divides a sample by its opacity, for colours that were multiplied by it: for AVIF as libyuv does, with reciprocals
+/// in 65536ths; for HEIC as Pillow does.
 fn straight(format: Format, value: u8, alpha: u8) -> u8 {
     let (value, alpha) = (u32::from(value), u32::from(alpha));
     let straight = match (alpha, format) {
@@ -158,7 +159,7 @@ fn straight(format: Format, value: u8, alpha: u8) -> u8 {
     straight.min(255) as u8
 }
 
-/// What the header says.
+/// The header's values.
 pub(crate) fn header(format: Format, bytes: &[u8]) -> Result<Header> {
     let reserve = Reserve::new(container_bytes(bytes))?;
     let still = sequence::first_still(bytes, format)?;
@@ -195,25 +196,28 @@ pub(crate) fn profile(format: Format, bytes: &[u8]) -> Result<Option<Profile<'st
     Ok(profile)
 }
 
-/// The memory for reading the container: its tables of items, which are in the file.
+/// Bytes of memory for the container's tables of items, estimated from the length of the file.
 fn container_bytes(bytes: &[u8]) -> usize {
     bytes.len() * 4 + (1 << 20)
 }
 
-/// Maximum size of the tables of items. A photo of 200 megapixels in tiles of 512 pixels has 40 kB, those of 30 cameras and
-/// phones had 4 kB at most. The library looks items up one by one, which can't be interrupted: 950 kB took 4 s, and a grid of
-/// 65,280 tiles 13 s.
+/// Maximum bytes of the tables of items. A photo of 200 megapixels in tiles of 512 pixels has 40 kB; photos of 30
+/// cameras and phones had at most 4 kB. The library looks up each item by a search that can't be interrupted: 950 kB
+/// took 4 s, and a grid of 65,280 tiles 13 s.
 const LARGEST_TABLES: usize = 128 << 10;
-/// Maximum size of the tables of a sequence, which are read in one pass: four bytes and more for each of its pictures.
+/// Maximum bytes of a sequence's tables, which have at least four bytes per picture. The library reads them in one
+/// pass.
 const LARGEST_MOVIE: usize = 1 << 20;
-/// Blocks of EXIF of one picture, which has one. 15,000, of 40 MB each, took 22 s.
+/// Maximum number of EXIF blocks of one picture, which usually has one. 15,000 blocks of 40 MB each took 22 s.
 const MOST_EXIF: usize = 4;
 
+/// Refuses a file whose tables of items are too large.
+///
 /// # Errors
 /// [`Kind::LimitExceeded`].
 fn check_tables(bytes: &[u8], format: Format) -> Result<()> {
     for (name, content) in bmff::boxes(bytes) {
-        // Coded data may stand among the tables.
+        // Coded data may be stored among the tables, in `idat`.
         let data = |meta: &[u8]| meta.get(4..).and_then(|boxes| bmff::find(boxes, *b"idat")).map_or(0, <[u8]>::len);
         let (tables, most) = match &name {
             b"meta" => (content.len() - data(content), LARGEST_TABLES),
@@ -238,7 +242,7 @@ fn failed(bytes: &[u8], format: Format, error: heifer_isobmff::Error) -> Error {
     }
 }
 
-/// A file with its items.
+/// A file and its parsed items.
 struct Container<'a> {
     bytes: &'a [u8],
     file: HeifFile<'a>,
@@ -278,7 +282,7 @@ impl<'a> Container<'a> {
         self.file.item_properties(id).map_err(|e| self.fail(e))
     }
 
-    /// How an item's properties say that its colours are coded.
+    /// The colour code points in an item's properties.
     fn stated(&self, id: ItemId) -> Result<Option<Stated>> {
         Ok(self.properties(id)?.find_map(|property| match property {
             Property::Color(ColorInfo::Nclx { matrix, primaries, full_range, .. }) => {
@@ -288,7 +292,7 @@ impl<'a> Container<'a> {
         }))
     }
 
-    /// The size that an item's properties state, or nothing.
+    /// The size that an item's properties state, or (0, 0).
     fn size(&self, id: ItemId) -> Result<(u32, u32)> {
         Ok(self.file.image_size(id).map_err(|e| self.fail(e))?.unwrap_or((0, 0)))
     }
@@ -359,8 +363,8 @@ impl<'a> Container<'a> {
             .unwrap_or((8, 3)))
     }
 
-    /// The profile of an item, or of a grid's first tile. The library's own function looks for it in tiles of tiles, which
-    /// may form a circle.
+    /// The colour profile of an item, or of the first tile of a grid. The library's own function also searches tiles of
+    /// tiles, which may refer to each other in a circle.
     fn icc_profile(&self, id: ItemId) -> Result<Option<&[u8]>> {
         let own = |id| -> Result<Option<&[u8]>> {
             Ok(self.properties(id)?.find_map(|property| match property {
@@ -374,7 +378,7 @@ impl<'a> Container<'a> {
         }
     }
 
-    /// The EXIF of an item, or nothing where it has none that can be read.
+    /// The EXIF block of an item, or None if it has no readable one.
     fn exif(&self, id: ItemId) -> Result<Option<Vec<u8>>> {
         let mut blocks = 0;
         for item in self.file.referencing_items(id, b"cdsc") {
@@ -383,7 +387,7 @@ impl<'a> Container<'a> {
         Ok(if blocks > MOST_EXIF { None } else { self.file.exif(id).ok().flatten() })
     }
 
-    /// The item with the opacity of another item.
+    /// The item that contains the opacity of another item.
     fn opacity(&self, id: ItemId) -> Result<Option<ItemId>> {
         for item in self.file.referencing_items(id, b"auxl") {
             let is_alpha = |property: &Property| {
@@ -397,7 +401,7 @@ impl<'a> Container<'a> {
         Ok(None)
     }
 
-    /// The separately coded items, with the position of each in the picture.
+    /// The separately coded items of a picture, each with its position (left, top).
     fn tiles(&self, id: ItemId) -> Result<Vec<(ItemId, u32, u32)>> {
         if self.item_type(id)? != *b"grid" {
             return Ok(vec![(id, 0, 0)]);
@@ -424,7 +428,7 @@ impl<'a> Container<'a> {
         Codec::of(self.item_type(id)?).ok_or_else(|| self.format.unsupported("Its tiles are made of others."))
     }
 
-    /// Pixels of the largest picture that one call decodes, and the bytes that the decoder takes for it.
+    /// The number of pixels of the largest picture that one call decodes, and the maximum bytes that the decoder takes.
     fn largest_coded(&self, id: ItemId, limits: &Limits) -> Result<(u64, u64)> {
         let mut most = (0, 0);
         for (number, (tile, ..)) in self.tiles(id)?.into_iter().enumerate() {
@@ -439,7 +443,7 @@ impl<'a> Container<'a> {
         Ok(most)
     }
 
-    /// Decodes this part of an item.
+    /// Decodes `part` of an item to RGB.
     fn paint(&self, whole: &Whole, part: Part, limits: &Limits) -> Result<RgbImage> {
         let mut rgb = pixels::canvas(part.size)?;
         let (right, bottom) = (part.left + part.size.0, part.top + part.size.1);
@@ -455,7 +459,7 @@ impl<'a> Container<'a> {
             }
             let coded = self.codec(tile)?.decode(self, tile, whole, limits)?;
             let (width, height) = coded.size();
-            // The visible part of the tile, in the stored picture.
+            // The visible part of the tile, in coordinates of the stored picture.
             let columns = left.max(part.left)..left.saturating_add(width).min(right);
             let rows = top.max(part.top)..top.saturating_add(height).min(bottom);
             for y in rows {

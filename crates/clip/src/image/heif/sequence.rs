@@ -1,6 +1,6 @@
-//! Sequences without a still picture. Their first picture becomes a file of its own that holds it as a still: a track has
-//! the same coded data and decoder configuration, in its sample table and its sample entry (ISO/IEC 14496-12, 8.5.2 and
-//! 12.1.3; 23008-12, 7). The rest of this module then reads one kind of file.
+//! Sequences without a still picture. This module makes a file with the first picture of the sequence as a still: the
+//! sample table and sample entry of a track contain the same coded data and decoder configuration (ISO/IEC 14496-12,
+//! 8.5.2 and 12.1.3; 23008-12, 7). The parent module then has to read only one kind of file.
 
 use crate::error::Result;
 use crate::image::bmff::{boxes, find};
@@ -8,7 +8,7 @@ use crate::image::heif::check_tables;
 use crate::image::picture::{Format, truncated};
 use crate::memory;
 
-/// Boxes of a sample entry that an item has, too, under this name.
+/// Boxes of a sample entry that are also properties of an item: (name in the entry, name of the property).
 const SHARED: [([u8; 4], [u8; 4]); 6] = [
     (*b"hvcC", *b"hvcC"),
     (*b"av1C", *b"av1C"),
@@ -18,21 +18,21 @@ const SHARED: [([u8; 4], [u8; 4]); 6] = [
     (*b"clap", *b"clap"),
 ];
 
-/// The most properties that are copied of a sample entry, which has four or five.
+/// Maximum number of properties copied from a sample entry, which usually has four or five.
 const MOST_SHARED: usize = 16;
 
-/// Bytes of a visual sample entry before its boxes.
+/// Bytes of a visual sample entry that precede its boxes.
 const ENTRY: usize = 78;
 
-/// A track of coded pictures.
+/// A track with coded pictures.
 struct Track<'a> {
     id: u32,
     handler: [u8; 4],
     item_type: [u8; 4],
     size: (u16, u16),
-    /// Properties of the item.
+    /// The item's properties: name and content.
     shared: Vec<([u8; 4], &'a [u8])>,
-    /// a, b, c, d of its matrix, in 65536ths: x' = ax + cy, y' = bx + dy, with y downwards.
+    /// a, b, c, d of the track's matrix, in 65536ths: x' = ax + cy, y' = bx + dy; y points down.
     matrix: [i32; 4],
     references: &'a [u8],
     /// Offset and length of the first sample in the file.
@@ -40,7 +40,7 @@ struct Track<'a> {
 }
 
 impl<'a> Track<'a> {
-    /// None if the track does not hold pictures, or lacks what is read of it.
+    /// None if the track has no pictures, or lacks a box that is read here.
     fn of(track: &'a [u8]) -> Option<Self> {
         let header = find(track, *b"tkhd")?;
         let (id, matrix) = if *header.first()? == 1 { (20, 52) } else { (12, 40) };
@@ -78,7 +78,7 @@ impl<'a> Track<'a> {
         })
     }
 
-    /// Whether it names another track in a reference of this kind.
+    /// Whether the track refers to track `other` by a reference of this kind.
     fn refers(&self, kind: [u8; 4], other: u32) -> bool {
         find(self.references, kind).is_some_and(|ids| ids.chunks_exact(4).any(|id| id == other.to_be_bytes()))
     }
@@ -95,7 +95,8 @@ impl<'a> Track<'a> {
         sample.filter(|sample| !sample.is_empty()).ok_or_else(|| truncated(format, bytes.len()))
     }
 
-    /// The property of the matrix: imir, which exchanges left and right, and irot, in quarters of a turn anticlockwise.
+    /// The track's matrix as properties of an item: whether to mirror left and right (imir), and the number of quarter
+    /// turns anticlockwise (irot).
     fn turn(&self, format: Format) -> Result<(bool, u8)> {
         let one = 1 << 16;
         let [a, b, c, d] = self.matrix;
@@ -111,7 +112,7 @@ impl<'a> Track<'a> {
         Ok((is_mirrored, quarters as u8))
     }
 
-    /// The properties of the item, boxed.
+    /// The item's properties, as complete boxes.
     fn properties(&self, format: Format) -> Result<Vec<Vec<u8>>> {
         let (is_mirrored, quarters) = self.turn(format)?;
         let (width, height) = (u32::from(self.size.0), u32::from(self.size.1));
@@ -128,7 +129,7 @@ impl<'a> Track<'a> {
     }
 }
 
-/// A file whose still picture is the first of a sequence. None for a file that has a still picture, or no sequence.
+/// A file with the first picture of a sequence as a still. None if the file has a still picture, or has no sequence.
 pub(super) fn first_still(bytes: &[u8], format: Format) -> Result<Option<Vec<u8>>> {
     let Some(movie) = find(bytes, *b"moov").filter(|_| !has_still(bytes)) else {
         return Ok(None);
@@ -143,7 +144,7 @@ pub(super) fn first_still(bytes: &[u8], format: Format) -> Result<Option<Vec<u8>
     let items: Vec<_> = [Some(&main), opacity.as_ref()].into_iter().flatten().zip(1_u16..).collect();
     let mut infos = vec![0, 0, 0, 0];
     infos.extend((items.len() as u16).to_be_bytes());
-    // Version 1: fields of four bytes for offset and length, none for others.
+    // Version 1: offset and length have four bytes each; the other fields are absent.
     let mut places = vec![1, 0, 0, 0, 0x44, 0];
     places.extend((items.len() as u16).to_be_bytes());
     let (mut all, mut owned) = (Vec::new(), vec![0, 0, 0, 0]);
@@ -154,7 +155,7 @@ pub(super) fn first_still(bytes: &[u8], format: Format) -> Result<Option<Vec<u8>
         let sample = track.sample(bytes, format)?;
         let id = id.to_be_bytes();
         infos.extend(boxed(*b"infe", &[&[2, 0, 0, 0], &id, &[0, 0], &track.item_type, &[0]]));
-        // In idat (1), in this file (0), in one extent.
+        // Construction method 1 (in idat), data reference 0 (this file), one extent.
         let extent = [data.to_be_bytes(), (sample.len() as u32).to_be_bytes()].concat();
         places.extend([&id[..], &[0, 1, 0, 0, 0, 1], &extent].concat());
         let properties = track.properties(format)?;
@@ -199,7 +200,7 @@ pub(super) fn first_still(bytes: &[u8], format: Format) -> Result<Option<Vec<u8>
     Ok(Some(still))
 }
 
-/// Whether its items are pictures. A film may have a box of this name for other metadata.
+/// Whether the file's items are pictures. Films may have a `meta` box for other metadata.
 fn has_still(bytes: &[u8]) -> bool {
     let handler = find(bytes, *b"meta").and_then(|meta| find(meta.get(4..)?, *b"hdlr")?.get(8..12));
     handler == Some(b"pict")
@@ -209,7 +210,7 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-/// Length and name of a box. A box of 4 GB or more claims all there is, as the last one may.
+/// The length and name of a box. Length 0, for a box of 4 GB or more, means that it extends to the end of the file.
 fn head(name: [u8; 4], length: usize) -> [u8; 8] {
     let [a, b, c, d] = u32::try_from(length).unwrap_or(0).to_be_bytes();
     let [e, f, g, h] = name;

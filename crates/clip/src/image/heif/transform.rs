@@ -1,4 +1,5 @@
-//! The visible part of a coded picture and its rotation: the properties clap, irot and imir, in the order in the file.
+//! The visible part of a coded picture, and its rotation: applies the properties clap, irot and imir in the file's
+//! order.
 
 use heifer_isobmff::boxes::Property;
 use image::metadata::Orientation;
@@ -13,27 +14,27 @@ pub(super) struct Part {
     pub size: (u32, u32),
 }
 
-/// The part whose chroma libheif interpolates, where it has half the columns and rows, or half the columns: it cuts and turns
-/// a picture before it makes colours of it, and brings chroma to full size first where pairs of columns or rows would be torn
-/// apart.
+/// The part in which libheif interpolates subsampled chroma: `both` for 4:2:0, `columns` for 4:2:2. libheif crops and
+/// turns a picture before it converts its colours. If a crop or turn would separate pairs of columns or rows that share
+/// a chroma sample, it first scales chroma to full size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Smooth {
     pub both: Option<Part>,
     pub columns: Option<Part>,
 }
 
-/// What is shown of a picture.
+/// The visible part of a picture, and its rotation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shown {
     pub part: Part,
     pub orientation: Orientation,
-    // AVIF's chroma is interpolated always.
+    // AV1's chroma is always interpolated, so AVIF doesn't use this.
     #[cfg_attr(not(feature = "heic"), allow(dead_code))]
     pub smooth: Smooth,
 }
 
-/// The part of a picture of this size that its properties show, and the turn that they state. None where a part is empty,
-/// or no part of the picture.
+/// The visible part of a picture of this size and its orientation, by the item's properties. None if a crop is empty or
+/// outside the picture.
 pub(super) fn shown<'a>(size: (u32, u32), properties: impl Iterator<Item = &'a Property>) -> Option<Shown> {
     let mut part = Part { left: 0, top: 0, size };
     let mut orientation = Orientation::NoTransforms;
@@ -74,25 +75,25 @@ pub(super) fn shown<'a>(size: (u32, u32), properties: impl Iterator<Item = &'a P
     Some(Shown { part, orientation, smooth })
 }
 
-/// The start and length of a clean aperture along one side: `length` around the middle, which `offset` moves (ISO/IEC
-/// 14496-12, 12.1.4). It is rounded as in libheif, and clipped to the picture.
+/// The start and length of a clean aperture along one side: `length` pixels around the middle, moved by `offset`; both
+/// are fractions (ISO/IEC 14496-12, 12.1.4). The result is rounded as in libheif and clipped to the picture.
 fn stretch(side: u32, length: (u32, u32), offset: (i32, u32)) -> Option<(u32, u32)> {
     let (numerator, denominator) = (i128::from(length.0), i128::from(length.1));
     let (offset, parts) = (i128::from(offset.0), i128::from(offset.1));
     if numerator == 0 || denominator == 0 || parts == 0 {
         return None;
     }
-    // The first pixel's position, offset + (side − length) / 2, over this divisor.
+    // The position of the first pixel, offset + (side − length) / 2, as a multiple of 1 / `divisor`.
     let divisor = 2 * parts * denominator;
     let first = 2 * offset * denominator + (i128::from(side) * denominator - numerator) * parts;
-    // The last pixel's position, rounded to the nearest.
+    // The position of the last pixel, in the same unit, rounded to the nearest pixel.
     let last = first + (numerator - denominator) * 2 * parts;
     let (from, to) = (first.div_euclid(divisor), (2 * last + divisor).div_euclid(2 * divisor));
     let (from, to) = (from.max(0), to.min(i128::from(side) - 1));
     (from <= to).then_some((from as u32, (to - from + 1) as u32))
 }
 
-/// The part of a stored part that has this position in the upright picture.
+/// The crop in stored coordinates: `across` and `down` are start and length in the upright picture.
 fn within(part: Part, orientation: Orientation, across: (u32, u32), down: (u32, u32)) -> Part {
     let upright = turned(part.size, orientation);
     let (from_right, from_bottom) = mirrored(orientation);
@@ -107,7 +108,7 @@ fn within(part: Part, orientation: Orientation, across: (u32, u32), down: (u32, 
 
 /// Combines two successive orientations.
 fn then(first: Orientation, second: Orientation) -> Orientation {
-    // Each maps a point (x, y) of a square around 0 to (±x, ±y) or (±y, ±x).
+    // Each orientation maps a point (x, y) of a square around 0 to (±x, ±y) or (±y, ±x).
     let map = |orientation, (x, y): (i8, i8)| match orientation {
         Orientation::NoTransforms => (x, y),
         Orientation::FlipHorizontal => (-x, y),
@@ -152,13 +153,14 @@ mod tests {
     #[test]
     fn a_part_is_where_the_file_says() {
         let of = |property: Property| shown((64, 48), [property].iter()).map(|shown| shown.part);
-        // As libheif writes it for a picture of 61 × 33 at the top left.
+        // libheif writes this for a picture of 61 × 33 at the top left.
         let part = Part { left: 0, top: 0, size: (61, 33) };
         assert_eq!(of(clap((61, 1), (33, 1), (-3, 2), (-15, 2))), Some(part));
-        // Around the middle, moved by a quarter: 10.25 is rounded down, 10.25 + 43 to the nearest.
+        // A crop around the middle, moved by a quarter pixel: the start, 10.25, is rounded down; the end, 10.25 + 43,
+        // to the nearest.
         assert_eq!(of(clap((44, 1), (20, 1), (0, 1), (0, 1))), Some(Part { left: 10, top: 14, size: (44, 20) }));
         assert_eq!(of(clap((44, 1), (20, 1), (1, 4), (0, 1))), Some(Part { left: 10, top: 14, size: (44, 20) }));
-        // There is nothing beyond the picture's edges.
+        // A crop is clipped at the picture's edges.
         assert_eq!(of(clap((100, 1), (48, 1), (0, 1), (0, 1))), Some(Part { left: 0, top: 0, size: (64, 48) }));
         for none in [
             clap((0, 1), (20, 1), (0, 1), (0, 1)),
@@ -186,7 +188,7 @@ mod tests {
         assert_eq!(of((64, 48), clap((44, 1), (20, 1), (0, 1), (0, 1))), (false, false));
     }
 
-    /// A crop after turns is a crop of the turned picture.
+    /// A crop that follows a turn applies to the turned picture.
     #[test]
     fn the_order_of_properties_counts() {
         let picture = RgbImage::from_fn(9, 6, |x, y| image::Rgb([x as u8, y as u8, 0]));

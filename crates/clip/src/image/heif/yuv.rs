@@ -1,22 +1,22 @@
-//! Luma and chroma to RGB (ITU-T H.273), row by row, for pictures of 8 to 12 bits in planes.
+//! Converts rows of planar luma and chroma, 8 to 12 bits, to RGB (ITU-T H.273).
 //!
-//! The two sums are those of the reference: libavif leaves what libyuv can convert to it, and that is in 64ths
-//! ([`Fixed`]); the rest it converts in floats ([`Colours`]).
+//! The arithmetic is that of the reference, libavif: it converts with libyuv, in 64ths ([`Fixed`]), where libyuv
+//! supports the matrix, and in floats otherwise ([`Colours`]).
 
 use crate::image::heif::matrix::shares;
 
-/// Conversion in 64ths, which differs from the exact one by up to three of 255.
+/// Conversion in 64ths. Its results differ from the exact ones by up to three of 255.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Fixed {
-    /// 65536ths, of luma of 16 bits.
+    /// The factor of 16-bit luma, in 65536ths of a 64th.
     luma: u32,
     bias: i32,
-    /// Red, green (of both), blue.
+    /// The factors of chroma: red, green (V, U), blue.
     chroma: [i32; 4],
 }
 
 impl Fixed {
-    /// None for what is converted in floats: other matrices than those of BT.601, BT.709 and BT.2020.
+    /// None for matrices other than those of BT.601, BT.709 and BT.2020: these are converted in floats.
     pub fn new(matrix: u16, primaries: u16, full_range: bool) -> Option<Self> {
         if !matches!((matrix, primaries), (1 | 2 | 5 | 6 | 9, _) | (12, 1 | 2 | 5 | 6 | 9)) {
             return None;
@@ -27,11 +27,12 @@ impl Fixed {
         let is_2020 = kr == 0.2627;
         let (scale, stretch) = match (full_range, is_2020) {
             (true, _) => (1.0f32, 1.0),
-            // 255 over 219, of which three digits are used.
+            // libyuv rounds 255/219 to three decimals for these matrices.
             (false, false) => (1.164, 255.0 / 224.0),
             (false, true) => (1.164_384, 255.0 / 224.0),
         };
-        // No factor exceeds two, which is a fault of libyuv's in limited range: blue's should be up to 2.14.
+        // libyuv stores the factors in bytes, so none exceeds 2. This is an error for blue in limited range, which
+        // should have up to 2.14.
         let factor = |factor: f32| (64.0 * factor * stretch).round().min(128.0) as i32;
         Some(Self {
             luma: (64.0 * scale * 65536.0 / 257.0).round() as u32,
@@ -40,7 +41,7 @@ impl Fixed {
         })
     }
 
-    /// A row of luma of 16 bits and the chroma of each of its pixels, of eight.
+    /// Converts a row of 16-bit luma and 8-bit chroma, with one chroma pair per pixel.
     pub fn row(&self, luma: impl Iterator<Item = u32>, chroma: impl Iterator<Item = [u8; 2]>, rgb: &mut [u8]) {
         let byte = |value: i32| (value >> 6).clamp(0, 255) as u8;
         let [red, green_v, green_u, blue] = self.chroma;
@@ -52,20 +53,20 @@ impl Fixed {
     }
 }
 
-/// The conversion of samples to colours.
+/// Conversion of samples to colours in floats.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Colours {
-    /// Green, blue and red are stored directly.
+    /// Whether the planes are green, blue and red.
     identity: bool,
     luma: (f32, f32),
-    /// Factors of the chroma samples: red, green (of both), blue.
+    /// The factors of the chroma samples: red, green (V, U), blue.
     chroma: [f32; 4],
     middle: f32,
     co_cg: bool,
 }
 
 impl Colours {
-    /// From the code point of the matrix and the range. None for a matrix that is not linear or unknown.
+    /// `matrix` and `primaries` are code points, `bits` is the depth. None for a matrix that is unknown or not linear.
     pub fn new(matrix: u16, primaries: u16, full_range: bool, bits: u32) -> Option<Self> {
         let most = ((1u32 << bits) - 1) as f32;
         let scale = (1u32 << (bits - 8)) as f32;
@@ -84,7 +85,7 @@ impl Colours {
         })
     }
 
-    /// A pixel of luma, blue-difference and red-difference samples.
+    /// Converts the luma, blue-difference and red-difference samples of one pixel.
     fn rgb(&self, y: f32, u: f32, v: f32) -> [u8; 3] {
         // Rust's conversion saturates at 0 and 255.
         let byte = |value: f32| (value + 0.5) as u8;
@@ -103,7 +104,7 @@ impl Colours {
         [byte(y + red * v), byte(y + green_v * v + green_u * u), byte(y + blue * u)]
     }
 
-    /// A grey row.
+    /// Converts a row of a grey picture.
     pub fn grey(&self, luma: impl Iterator<Item = u16>, rgb: &mut [u8]) {
         let (scale, shift) = self.luma;
         for (to, y) in rgb.as_chunks_mut::<3>().0.iter_mut().zip(luma) {
@@ -111,7 +112,7 @@ impl Colours {
         }
     }
 
-    /// A row of luma and the chroma of each of its pixels.
+    /// Converts a row of luma and chroma, with one chroma pair per pixel.
     pub fn row(&self, luma: impl Iterator<Item = u16>, chroma: impl Iterator<Item = [f32; 2]>, rgb: &mut [u8]) {
         for ((to, y), [u, v]) in rgb.as_chunks_mut::<3>().0.iter_mut().zip(luma).zip(chroma) {
             *to = self.rgb(f32::from(y), u, v);
@@ -123,7 +124,7 @@ impl Colours {
 mod tests {
     use super::*;
 
-    /// libyuv's own tables have these numbers.
+    /// The numbers are those of libyuv's own tables.
     #[test]
     fn sixty_fourths() {
         let of = |matrix, range| Fixed::new(matrix, 2, range).map(|f| (f.luma, f.bias, f.chroma));

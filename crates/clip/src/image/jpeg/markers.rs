@@ -1,15 +1,15 @@
-//! JPEG's markers: values that are read in addition to the decoder, and the limits on the number and the work of the scans.
+//! JPEG's markers: reads values that the decoder doesn't return, and limits the number and the work of the scans.
 
 use crate::error::{Error, Kind, Result};
 use crate::image::limits::Limits;
 
-/// More scans than any encoder writes: libjpeg-turbo's own progressive script has 10.
+/// Maximum number of scans. It is more than any encoder writes: libjpeg-turbo's own progressive script has 10.
 const MAX_SCANS: usize = 500;
 
-/// The number of times that the scans of a file may pass over its picture. libjpeg-turbo's progressive script makes 7
-/// passes, the most refined scripts, with a scan for each bit, 14.
+/// Maximum number of times that a file's scans pass over its picture. libjpeg-turbo's progressive script makes 7
+/// passes; the most refined scripts, with a scan for each bit, make 14.
 const MAX_PASSES: u64 = 24;
-/// The number of blocks whose passes take too little time to be counted: about 0.2 s.
+/// Passes over fewer blocks in total are not limited: they take about 0.2 s.
 const FREE_BLOCKS: u64 = 10_000_000;
 
 /// Walks the marker segments before the picture data: (marker, payload).
@@ -37,7 +37,7 @@ pub(crate) struct Frame {
     marker: u8,
     width: u32,
     height: u32,
-    /// For each component: its id, and its horizontal and vertical samples in a block group.
+    /// For each component: its id, and its horizontal and vertical sampling factors.
     components: Vec<(u8, u32, u32)>,
 }
 
@@ -47,7 +47,7 @@ impl Frame {
         (most(|c| c.1), most(|c| c.2))
     }
 
-    /// Blocks of a component, padded to whole groups.
+    /// The number of blocks of a component, padded to whole MCUs.
     fn blocks_of(&self, (_, across, down): (u8, u32, u32)) -> u64 {
         let (most_across, most_down) = self.largest();
         let groups = u64::from(self.width.div_ceil(8 * most_across)) * u64::from(self.height.div_ceil(8 * most_down));
@@ -67,7 +67,7 @@ impl Frame {
         matches!(self.marker, 0xC3 | 0xC7 | 0xCB | 0xCF)
     }
 
-    /// Rows of pixels that are decoded together.
+    /// The number of pixel rows that are decoded together.
     pub fn row_height(&self) -> u32 {
         if self.is_lossless() { self.largest().1 } else { 8 * self.largest().1 }
     }
@@ -92,17 +92,18 @@ pub(crate) fn unsupported_process(bytes: &[u8]) -> Option<&'static str> {
     })
 }
 
-/// The coverage of a file's scans.
+/// What a file's scans contain.
 #[derive(Debug)]
 pub(crate) struct Scans {
-    /// Every component has a scan.
+    /// Whether every component has a scan.
     pub complete: bool,
-    /// The last scan has no new pixels: it contains details (from the second coefficient on), or their last bits.
+    /// Whether the last scan only refines the picture: it contains coefficients from the second one on, or the last
+    /// bits of earlier ones.
     pub last_refines: bool,
 }
 
-/// Walks the scans of a file and refuses files that pass over the picture too often: 70 kB of nearly empty scans kept a
-/// processor busy for 47 seconds.
+/// Checks the scans of a file and refuses a file that passes over its picture too often: 70 kB of nearly empty scans
+/// kept a processor busy for 47 seconds.
 pub(crate) fn check_scans(bytes: &[u8], limits: &Limits) -> Result<Scans> {
     let Some(frame) = frame(bytes) else { return Ok(Scans { complete: true, last_refines: false }) };
     let (mut at, mut scans, mut blocks, mut seen) = (2, 0, 0u64, Vec::new());
@@ -112,7 +113,8 @@ pub(crate) fn check_scans(bytes: &[u8], limits: &Limits) -> Result<Scans> {
         if marker == 0xDA {
             scans += 1;
             let count = usize::from(payload.first().copied().unwrap_or(0));
-            // In a progressive file: the first coefficient, the last coefficient, and the number of earlier bits.
+            // In a progressive file these are the first coefficient, the last coefficient, and the number of bits sent
+            // earlier (high four bits).
             let spectrum = payload.get(1 + 2 * count..);
             last_refines = frame.is_progressive()
                 && spectrum.is_some_and(|spectrum| matches!(spectrum, [first, _, bits] if *first > 0 || bits >> 4 > 0));

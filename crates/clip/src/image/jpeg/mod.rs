@@ -1,7 +1,7 @@
-//! JPEG by libjpeg-turbo, the decoder that Pillow uses, so that pixels equal the reference's to the bit.
+//! JPEG by libjpeg-turbo, the decoder that Pillow uses, so that the pixels equal the reference's exactly.
 //!
-//! `jpeg.c` decodes row by row, so that decoding can be interrupted between rows, and between rows of each scan. The
-//! unsafe calls are to `jpeg.c`, which does not unwind.
+//! `jpeg.c` decodes row by row, so that decoding can be interrupted between rows, also within each scan. All unsafe
+//! code here calls `jpeg.c`, which does not unwind, or is called by it.
 #![allow(unsafe_code)]
 
 mod markers;
@@ -116,7 +116,7 @@ impl Handle {
         NonNull::new(unsafe { sys::clip_jpeg_new() }).map(Self).ok_or_else(|| Error::out_of_memory(1 << 10))
     }
 
-    /// The error for a call that returned this status.
+    /// The error for a call that returned `status`.
     fn failure(&self, status: c_int) -> Failure {
         // SAFETY: the handle is live, and the string it returns lives in it.
         let message = unsafe { CStr::from_ptr(sys::clip_jpeg_message(self.0.as_ptr())) }.to_string_lossy().into_owned();
@@ -137,7 +137,7 @@ impl Drop for Handle {
 
 /// The reason why the decoder stopped.
 enum Failure {
-    /// The file is at fault; the decoder's message.
+    /// The file is broken; contains the decoder's message.
     Broken(String),
     Other(Error),
 }
@@ -149,12 +149,12 @@ extern "C" fn stop(context: *const c_void) -> c_int {
 }
 
 impl<'a> Jpeg<'a> {
-    /// Reads the header; no pixel memory is allocated.
+    /// Reads the header. It allocates no memory for pixels.
     pub fn open(bytes: &'a [u8], limits: &'a Limits) -> Result<Self> {
         Self::open_with(bytes, None, limits)
     }
 
-    /// As above, for a file without tables, such as strips of a TIFF.
+    /// Like [`Self::open`], for a file without its own tables, such as the strips of a TIFF.
     pub fn open_with(bytes: &'a [u8], tables: Option<&[u8]>, limits: &'a Limits) -> Result<Self> {
         let handle = Handle::new()?;
         let failed = |status: c_int| match handle.failure(status) {
@@ -189,7 +189,7 @@ impl<'a> Jpeg<'a> {
         Ok(Self { handle, bytes, header, limits, width, height })
     }
 
-    /// Channels as stored.
+    /// The number of channels as stored.
     pub fn channels(&self) -> u8 {
         match self.header.colorspace {
             sys::GRAYSCALE => 1,
@@ -198,10 +198,10 @@ impl<'a> Jpeg<'a> {
         }
     }
 
-    /// The greatest reduction of the picture for which `ratio`, the source's size over the target's, is still at least
-    /// `spare` afterwards.
+    /// The largest divisor of the picture's size for which `ratio`, the size of the source divided by the size of the
+    /// target, is still at least `spare` after the reduction.
     ///
-    /// Only powers of two: libjpeg-turbo has SIMD code for these, and Pillow's `draft` offers the same.
+    /// It returns only powers of two: libjpeg-turbo has SIMD code for these, and Pillow's `draft` offers the same.
     pub fn shrink(&self, ratio: f64, spare: f64) -> u32 {
         // Without a DCT there is no reduced size.
         if self.is_lossless() {
@@ -210,7 +210,8 @@ impl<'a> Jpeg<'a> {
         [8, 4, 2].into_iter().find(|shrink| ratio / f64::from(*shrink) >= spare).unwrap_or(1)
     }
 
-    /// The preview in a camera's raw file is an ordinary picture; the raw data are not.
+    /// Whether the JPEG is lossless. In a camera's RAW file, the preview is an ordinary JPEG, and the raw data may be a
+    /// lossless one.
     pub fn is_lossless(&self) -> bool {
         frame(self.bytes).is_none_or(|frame| frame.is_lossless())
     }
@@ -245,7 +246,7 @@ impl<'a> Jpeg<'a> {
         }
         let mut profile = first.to_vec();
         for wanted in 2..=count {
-            // In order, as every writer stores them.
+            // Only segments in order are accepted: every writer stores them in order.
             let (_, _, part) = parts.next().filter(|(number, ..)| *number == wanted)?;
             profile.extend_from_slice(part);
             if profile.len() > profile::LARGEST {
@@ -255,15 +256,15 @@ impl<'a> Jpeg<'a> {
         Some(Profile::Icc(Cow::Owned(profile)))
     }
 
-    /// Whether an end marker follows the start of the picture data, which can't contain the marker.
+    /// Whether an end marker follows the start of the picture data. Picture data can't contain this marker.
     fn has_end(&self) -> bool {
         let scan = segments(self.bytes).map(|(_, payload)| payload.as_ptr_range().end as usize).last();
         let start = scan.map_or(2, |end| end - self.bytes.as_ptr() as usize);
         self.bytes[start..].windows(2).any(|pair| pair == [0xFF, 0xD9])
     }
 
-    /// Bytes that the decoder takes in addition to the picture: rows in several forms, and every coefficient for files
-    /// with several scans.
+    /// Bytes that the decoder takes in addition to the picture: rows in several forms, and, for files with several
+    /// scans, every coefficient.
     fn decoder_bytes(&self) -> u64 {
         let rows = u64::from(self.width) * 128;
         let blocks = frame(self.bytes).map_or(0, |frame| frame.blocks());
@@ -272,8 +273,9 @@ impl<'a> Jpeg<'a> {
 
     /// Decodes to RGB at 1/1, 1/2, 1/4 or 1/8 of the size, each side rounded up. CMYK and YCCK become RGB as in Pillow.
     ///
-    /// A smaller size comes from the low frequencies of each block (a smaller inverse DCT), as in Pillow's
-    /// `Image.draft`. Entropy decoding is the same for every size, so the same files are broken or truncated.
+    /// A smaller size is computed from the low frequencies of each block (a smaller inverse DCT), as in Pillow's
+    /// `Image.draft`. Entropy decoding is the same for every size, so every size finds the same files broken or
+    /// truncated.
     ///
     /// `orientation` comes from the file or from its container.
     pub fn decode(self, shrink: u32, orientation: Orientation) -> Result<Picture> {
@@ -304,7 +306,7 @@ impl<'a> Jpeg<'a> {
         Ok(Picture { rgb, size, shrink, orientation, short, profile: None })
     }
 
-    /// Rows of samples in the given colours, for a part of a TIFF.
+    /// Starts decoding rows of samples in the given colours, for a part of a TIFF.
     pub fn rows(self, colors: Colors) -> Result<Rows<'a>> {
         if self.header.multiscan != 0 {
             check_scans(self.bytes, self.limits)?;
@@ -344,7 +346,7 @@ impl<'a> Jpeg<'a> {
         Ok(Rows { size: (width, height), channels: channels.max(0) as usize, left: height, jpeg: self })
     }
 
-    /// The error for a call that returned this status while pixels were decoded.
+    /// The error for a call that returned `status` while pixels were decoded.
     fn error(&self, status: c_int) -> Error {
         match self.handle.failure(status) {
             // A file without an end marker was truncated, regardless of the decoder's first error.
@@ -357,18 +359,18 @@ impl<'a> Jpeg<'a> {
     }
 }
 
-/// The components of a JPEG that doesn't describe them, and the colours to convert them to.
+/// The colours of the components of a JPEG that doesn't describe them, and of the result.
 #[derive(Clone, Copy)]
 pub(crate) enum Colors {
     Grey,
     Rgb,
     YcbcrToRgb,
     Cmyk,
-    /// All samples, without a meaning for the decoder.
+    /// All samples as stored, without conversion.
     Stored,
 }
 
-/// A JPEG during the decoding of its rows.
+/// A JPEG whose rows are being decoded.
 pub(crate) struct Rows<'a> {
     jpeg: Jpeg<'a>,
     pub size: (u32, u32),
@@ -381,7 +383,7 @@ impl Rows<'_> {
         self.size.0 as usize * self.channels
     }
 
-    /// The next row.
+    /// Reads the next row.
     pub fn read(&mut self, row: &mut [u8]) -> Result<()> {
         if self.left == 0 || row.len() != self.row_bytes() {
             return Err(broken("it has another size"));
@@ -394,8 +396,8 @@ impl Rows<'_> {
         }
     }
 
-    /// The part of the decoded picture that the file lacks. `refines`: its last scan has only details, or the last bits
-    /// of earlier scans.
+    /// Ends decoding and returns the part of the picture that the file lacks. `refines`: the last scan contains only
+    /// details, or the last bits of earlier scans.
     fn finish(self, all_components: bool, refines: bool) -> Result<Short> {
         let handle = self.jpeg.handle.0.as_ptr();
         let (mut is_short, mut rows, mut complete) = (0, 0, 0);
@@ -412,7 +414,8 @@ impl Rows<'_> {
         if is_short == 0 {
             return Ok(if ended || complete { Short::Nothing } else { Short::Everything });
         }
-        // The row of blocks in which the data end has some pixels. In a small picture this is too large a part to miss.
+        // The row of blocks in which the data end is partly decoded. In a small picture it is too large a part to
+        // ignore.
         let (height, unit) = (self.jpeg.height, frame(self.jpeg.bytes).map_or(8, |frame| frame.row_height()));
         let missing = height.saturating_sub((rows + 1).saturating_mul(unit));
         if complete && refines {
@@ -425,8 +428,8 @@ impl Rows<'_> {
     }
 }
 
-/// A row that is missing only from a progressive file's last scan has all its pixels, and slightly less detail. This
-/// number of them counts as one missing row.
+/// A row that is missing only from the last scan of a progressive file has all its pixels and slightly less detail.
+/// This many such rows count as one missing row.
 const DETAIL: u32 = 16;
 
 /// The encoder's output.
@@ -436,7 +439,7 @@ struct Sink<'a> {
     error: Option<Error>,
 }
 
-/// Takes bytes from the encoder; not 0 stops it.
+/// Called by the encoder with its output. A result other than 0 stops the encoder.
 extern "C" fn push(context: *mut c_void, bytes: *const u8, length: c_ulong) -> c_int {
     // SAFETY: the context is the sink on `encode`'s stack while the encoder runs; no other code uses it in the
     // meantime.
@@ -449,7 +452,7 @@ extern "C" fn push(context: *mut c_void, bytes: *const u8, length: c_ulong) -> c
     match room {
         Ok(()) => {
             if length > 0 {
-                // SAFETY: the given number of bytes in the encoder's buffer.
+                // SAFETY: `bytes` and `length` describe the encoder's buffer, which is live during this call.
                 sink.bytes.extend_from_slice(unsafe { std::slice::from_raw_parts(bytes, length) });
             }
             0
@@ -461,7 +464,7 @@ extern "C" fn push(context: *mut c_void, bytes: *const u8, length: c_ulong) -> c
     }
 }
 
-/// Encodes with the given quality, 1 to 100, and full chroma resolution.
+/// Encodes a picture as JPEG with the given quality, 1 to 100, and full chroma resolution.
 pub(crate) fn encode(rgb: &RgbImage, quality: c_int, limits: &Limits) -> Result<Vec<u8>> {
     let mut sink = Sink { bytes: Vec::new(), limits, error: None };
     let mut message = [0 as c_char; sys::MESSAGE];
@@ -482,7 +485,7 @@ pub(crate) fn encode(rgb: &RgbImage, quality: c_int, limits: &Limits) -> Result<
         (sys::OK, _) => Ok(sink.bytes),
         (_, Some(error)) => Err(error),
         (sys::MEMORY, None) => Err(Error::out_of_memory(encoder_bytes(rgb.dimensions()) as usize)),
-        // SAFETY: zeros, or a text that ends with a zero.
+        // SAFETY: the message is all zeros, or a text that ends with a zero.
         (_, None) => Err(Error::new(Kind::Internal, "the JPEG could not be encoded")
             .detail(unsafe { CStr::from_ptr(message.as_ptr()) }.to_string_lossy().into_owned())),
     }
@@ -492,8 +495,8 @@ fn broken(reason: &str) -> Error {
     Error::new(Kind::InvalidInput, "JPEG image is broken").detail(format!("The decoder says: {reason}."))
 }
 
-/// Adobe stores CMYK inverted, and Pillow assumes this for every four-channel JPEG:
-/// with stored values, `r = k - (255 - c) * k / 255`, rounded as Pillow's `MULDIV255` rounds.
+/// Converts CMYK samples to RGB. Adobe stores CMYK inverted, and Pillow assumes this for every four-channel JPEG: with
+/// stored values, `r = k - (255 - c) * k / 255`, rounded as Pillow's `MULDIV255` rounds.
 pub(crate) fn cmyk_to_rgb(cmyk: &[u8], rgb: &mut [u8]) {
     for (to, &[c, m, y, k]) in rgb.as_chunks_mut::<3>().0.iter_mut().zip(cmyk.as_chunks::<4>().0) {
         *to = [c, m, y].map(|ink| {
@@ -503,7 +506,7 @@ pub(crate) fn cmyk_to_rgb(cmyk: &[u8], rgb: &mut [u8]) {
     }
 }
 
-/// Bytes of memory that the JPEG encoder takes for a picture of this size: its largest possible output.
+/// Bytes that the JPEG encoder takes for a picture of this size: its largest possible output.
 pub(crate) fn encoder_bytes(size: (u32, u32)) -> u64 {
     bytes_of(size, 6) + (1 << 20)
 }

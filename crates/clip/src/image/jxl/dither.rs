@@ -1,15 +1,16 @@
-//! Samples of floats to bytes as libjxl 0.12 does it: rounded after a blue noise of less than half a step is added, so that
-//! smooth areas don't get bands. Without it, a picture's vector would differ from that of the pixels which other programs see:
-//! the cosine was 0.978 for a photo of a night sky, where steps are large.
+//! Converts float samples to bytes as libjxl 0.12 does: it adds blue noise of less than half a step before rounding, so
+//! that smooth areas don't show bands. Without the noise, a picture's vector would differ from the vector of the pixels
+//! that other programs see: the cosine was 0.978 for a photo of a night sky, where the steps are large.
 
-/// Ranks from 0 to 255, each four times, on 32 × 32 places: one of Christoph Peters' blue noise textures, which are in the
-/// public domain (CC0).
+/// Ranks from 0 to 255, each four times, in 32 × 32 places: one of Christoph Peters' blue noise textures, which are in
+/// the public domain (CC0).
 const NOISE: &[u8; 1024] = include_bytes!("blue_noise.bin");
 const SIDE: usize = 32;
-/// How far the noise reaches to both sides of 0.
+/// The largest amplitude of the noise, in steps of a byte.
 const REACH: f32 = 0.492_19;
 
-/// A sample from 0 to 1 as a byte. Each channel has the noise from another place on. A whole number of 255ths stays what it is.
+/// Converts a sample from 0 to 1 to a byte. Each channel reads the noise from a different offset. A multiple of 1/255
+/// is not changed.
 pub(super) fn byte(sample: f32, x: usize, y: usize, channel: usize) -> u8 {
     let place = (y + 13 * channel) % SIDE * SIDE + (x + 23 * channel) % SIDE;
     let noise = (f32::from(NOISE[place]) / 127.5 - 1.0) * REACH;
@@ -36,7 +37,7 @@ mod tests {
         assert_eq!((byte(f32::NAN, 0, 0, 0), byte(-1.0, 0, 0, 0), byte(2.0, 0, 0, 0)), (0, 0, 255));
     }
 
-    /// Each rank comes as often as another: the mean is 0.
+    /// Each rank occurs equally often, so the mean of the noise is 0.
     #[test]
     fn the_noise_is_even() {
         let mut counts = [0; 256];

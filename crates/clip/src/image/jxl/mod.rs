@@ -1,8 +1,8 @@
-//! JPEG XL by jxl-oxide, a decoder in Rust: the first frame. A file that was losslessly converted from a JPEG contains
-//! that JPEG, which the JPEG decoder decodes.
+//! JPEG XL by jxl-oxide, a decoder in Rust: decodes the first frame. A file that was losslessly converted from a JPEG
+//! contains the data of that JPEG, which is restored and passed to the JPEG decoder.
 //!
-//! The library unpacks metadata without a limit, so this module reads the boxes, and passes on only the boxes that a
-//! picture needs. The library can't be interrupted, so it runs in a separate thread.
+//! The library unpacks metadata without a limit, so this module reads the boxes itself and passes on only those that a
+//! picture needs. The library can't be interrupted, so it runs on a separate thread.
 
 mod dither;
 mod restore;
@@ -32,24 +32,24 @@ use crate::memory::{self, Reserve};
 use restore::Components;
 
 const SIGNATURE: &[u8] = b"\0\0\0\x0CJXL \r\n\x87\n";
-/// An EXIF block has at most 64 kB in a JPEG; larger blocks contain thumbnails.
+/// Maximum bytes of unpacked metadata. An EXIF block has at most 64 kB in a JPEG; larger blocks contain thumbnails.
 const LARGEST_METADATA: u64 = 1 << 20;
-/// Real colour profiles have at most 2 MB.
+/// Maximum bytes of a colour profile. Real profiles have at most 2 MB.
 const LARGEST_PROFILE: u64 = 4 << 20;
-/// Extra channels are transparency, depth and spot colours; each is a plane.
+/// Maximum number of extra channels: transparency, depth and spot colours. Each is a plane.
 const MOST_EXTRA: usize = 16;
-/// Pixels of all frames that make up the first picture, for each pixel of it.
+/// Maximum number of pixels of all frames that make up the first picture, per pixel of the picture.
 const MOST_LAYERS: u64 = 16;
 
-/// Bytes that decoding takes for each pixel of each channel. Photos took 8.5, as VarDCT of 8 and 16 bits. With 20, one of 21
-/// megapixels exceeded 1 GB.
+/// Bytes that decoding takes for each pixel of each channel. Photos took 8.5, coded as VarDCT with 8 and 16 bits. With
+/// 20, a photo of 21 megapixels exceeded 1 GB.
 const USUAL: u64 = 12;
-/// The same with layers and patches, of which earlier frames are kept: five planes of 32 bits.
+/// The same for files with layers and patches, for which earlier frames are kept: five planes of 32 bits.
 const MOST: u64 = 20;
 
-/// The contents of a file.
+/// The picture in a file.
 pub(crate) enum Content {
-    /// With the profile of its colours, which it lacks itself.
+    /// The restored JPEG, with the file's orientation and colour profile, which the JPEG itself lacks.
     Jpeg(Vec<u8>, Orientation, Profile<'static>),
     Picture(Picture),
 }
@@ -60,7 +60,7 @@ pub(crate) fn open(bytes: &[u8], limits: &Limits) -> Result<Content> {
     let picture = bytes_of(head.size, 3);
     let peak = picture.saturating_add(head.decoder_bytes(bytes, USUAL));
     limits.check_memory("JPEG XL image", head.size, peak)?;
-    // The library counts what it takes, and stops there.
+    // The library counts its allocations and stops at this limit.
     let beside = head.decoder_bytes(bytes, MOST).min(limits.max_memory.saturating_sub(picture));
     let gave_up = || Format::Jxl.broken("The decoder gave up on it.");
     run_in_thread(bytes, limits, gave_up, move |bytes, limits| {
@@ -95,7 +95,7 @@ pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
     Ok(Header { size, channels, bits, orientation, frames, taken })
 }
 
-/// The values in the codestream's header.
+/// Values from the codestream's header.
 struct Head {
     /// The size as stored.
     size: (u32, u32),
@@ -140,8 +140,8 @@ impl Head {
         })
     }
 
-    /// Bytes that decoding takes in addition to the picture: so many for each pixel of each channel, padded to groups,
-    /// and the file's data in parts.
+    /// Bytes that decoding takes in addition to the picture: `plane` bytes for each pixel of each channel, with sides
+    /// padded to groups, and copies of parts of the file's data.
     fn decoder_bytes(&self, bytes: &[u8], plane: u64) -> u64 {
         let side = |side: u32| u64::from(side) + 256;
         let pixels = side(self.size.0).saturating_mul(side(self.size.1));
@@ -149,7 +149,7 @@ impl Head {
     }
 }
 
-/// The beginning of the codestream, which a container may store in parts.
+/// The first `most` bytes of the codestream, which a container may store in parts.
 fn codestream(bytes: &[u8], most: usize) -> Cow<'_, [u8]> {
     if !bytes.starts_with(SIGNATURE) {
         return Cow::Borrowed(&bytes[..bytes.len().min(most)]);
@@ -158,7 +158,7 @@ fn codestream(bytes: &[u8], most: usize) -> Cow<'_, [u8]> {
     for (name, content) in bmff::boxes(bytes) {
         let part = match &name {
             b"jxlc" => content,
-            // Each begins with its number.
+            // Each part begins with its number.
             b"jxlp" => content.get(4..).unwrap_or_default(),
             _ => continue,
         };
@@ -170,12 +170,12 @@ fn codestream(bytes: &[u8], most: usize) -> Cow<'_, [u8]> {
     Cow::Owned(stream)
 }
 
-/// Unpacks a stream of at most `most` bytes; None if it is longer or broken.
+/// Unpacks a Brotli stream and passes each piece to `to`. None if it is broken or longer than `most` bytes.
 fn unpack(packed: &[u8], most: u64, limits: &Limits, mut to: impl FnMut(&[u8])) -> Result<Option<()>> {
     let mut unpacker = Decompressor::new(packed, 4096);
     let (mut piece, mut length) = ([0; 4096], 0);
     for step in 0.. {
-        // Four megabytes.
+        // Checks once every four megabytes.
         if step % 1024 == 0 {
             limits.check_interrupt()?;
         }
@@ -212,7 +212,7 @@ fn metadata<'a>(bytes: &'a [u8], wanted: [u8; 4], limits: &Limits) -> Result<Opt
     Ok(None)
 }
 
-/// The date of the picture in EXIF, which follows an offset field.
+/// The date of the picture in EXIF. The box begins with the offset of the EXIF block.
 fn taken(bytes: &[u8], limits: &Limits) -> Result<Option<Taken>> {
     let Some(block) = metadata(bytes, *b"Exif", limits)? else { return Ok(None) };
     let start = block.first_chunk().map_or(0, |offset| u32::from_be_bytes(*offset) as usize);
@@ -232,13 +232,14 @@ fn failed(bytes: &[u8], error: &(dyn std::error::Error + 'static)) -> Error {
     Format::Jxl.broken(format!("The decoder says: {}.", message.trim_end_matches('.')))
 }
 
-/// Reads a file as far as its first picture, or to its end. `restoring`: what comes in place of the box that restores a JPEG.
+/// Reads a file up to its first picture, or to its end. `restoring` replaces the content of the box that restores a
+/// JPEG.
 fn load(bytes: &[u8], most: u64, limits: &Limits, only_first: bool, restoring: Option<&[u8]>) -> Result<JxlImage> {
     let tracker = AllocTracker::with_limit(usize::try_from(most).unwrap_or(usize::MAX));
     let mut waiting = Some(JxlImage::builder().alloc_tracker(tracker).build_uninit());
     let mut image: Option<JxlImage> = None;
     let fail = |error: Box<dyn std::error::Error + Send + Sync>| failed(bytes, error.as_ref());
-    // The rest that the library left, because it needs more input.
+    // The bytes that the library has not consumed yet, because it needs more input.
     let mut left: Vec<u8> = Vec::new();
     let mut feed = |part: &[u8]| -> Result<bool> {
         for piece in part.chunks(64 << 10) {
@@ -305,12 +306,12 @@ fn content(bytes: &[u8], head: &Head, most: u64, limits: &Limits) -> Result<Cont
     }
     if let Some(components) = components.filter(|_| is_whole) {
         if image.frame(0).is_some_and(|frame| !frame.header().do_ycbcr) {
-            // Red, green and blue, which only the frame says.
+            // The colours are RGB, which only the frame's header states.
             drop(image);
             image = load(bytes, most, limits, true, Some(&components.plain(false)))?;
         }
         let mut jpeg = Output { bytes: Vec::new(), limits };
-        // The library panics at some files, and writes no JPEG for others. The picture can still be decoded.
+        // The library panics on some files and writes no JPEG for others. The picture can still be decoded.
         let gave_up = || Format::Jxl.broken("The decoder gave up on it.");
         let is_done = without_panic(gave_up, || Ok(image.reconstruct_jpeg(&mut jpeg).is_ok())) == Ok(true);
         if is_done && Jpeg::open(&jpeg.bytes, limits).is_ok_and(|jpeg| (jpeg.width, jpeg.height) == head.size) {
@@ -322,7 +323,7 @@ fn content(bytes: &[u8], head: &Head, most: u64, limits: &Limits) -> Result<Cont
     picture(bytes, image, head, is_whole, limits).map(Content::Picture)
 }
 
-/// The restored JPEG, up to the maximum length of a file.
+/// The restored JPEG, limited to the maximum length of a file.
 struct Output<'a> {
     bytes: Vec<u8>,
     limits: &'a Limits,
@@ -343,7 +344,7 @@ impl Write for &mut Output<'_> {
     }
 }
 
-/// Refuses a picture that is composed of too many frames, each of which may be as large as the picture.
+/// Refuses a picture composed of too many frames, each of which may be as large as the picture.
 fn check_layers(image: &JxlImage, head: &Head) -> Result<()> {
     let frames = (0..image.num_loaded_frames()).filter_map(|index| image.frame(index));
     let pixels = frames.map(|frame| bytes_of((frame.header().width, frame.header().height), 1)).sum::<u64>();
@@ -355,7 +356,7 @@ fn check_layers(image: &JxlImage, head: &Head) -> Result<()> {
     Ok(())
 }
 
-/// Of what is rendered: a picture with a profile of its own may have been brought to another.
+/// The profile of the rendered colours: the library may have converted them from the picture's own profile.
 fn profile(image: &JxlImage) -> Profile<'static> {
     match image.rendered_cicp() {
         Some([primaries, transfer, ..]) => Profile::Codes { primaries: primaries.into(), transfer: transfer.into() },
@@ -363,7 +364,7 @@ fn profile(image: &JxlImage) -> Profile<'static> {
     }
 }
 
-/// Decodes the first picture. The decoder turns it upright.
+/// Decodes the first picture. The library applies the orientation.
 fn picture(bytes: &[u8], mut image: JxlImage, head: &Head, is_whole: bool, limits: &Limits) -> Result<Picture> {
     let fail = |error: Box<dyn std::error::Error + Send + Sync>| failed(bytes, error.as_ref());
     let channels = match image.pixel_format() {
@@ -388,7 +389,7 @@ fn picture(bytes: &[u8], mut image: JxlImage, head: &Head, is_whole: bool, limit
     let mut floats = memory::with_capacity(size.0 as usize * channels)?;
     floats.resize(size.0 as usize * channels, 0.0f32);
     let mut row = memory::zeroed(size.0 as usize * channels)?;
-    // The noise lies on the picture before its sides are swapped.
+    // The noise belongs to the picture before its sides are swapped.
     let is_swapped = swaps_sides(head.orientation);
     let laid = |value: u8, alpha: u8| match is_associated {
         true => value.saturating_add(255 - alpha),

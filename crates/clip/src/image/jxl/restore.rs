@@ -1,10 +1,10 @@
-//! What makes the library write the JPEG that a JPEG XL was made of, in a plainer form.
+//! Simplifies the box by which the library restores the JPEG that a JPEG XL file was made of.
 //!
-//! A JPEG XL file made of a JPEG has the JPEG's coefficients, and a box (`jbrd`, ISO/IEC 18181-2, 9.1) that says how they were
-//! coded: scans, code tables, comments. The coefficients alone make the picture. So the library gets another box: one scan
-//! of all components, one table of codes of one length for each of DC and AC, nothing else. With the file's own boxes the
-//! library (0.2.1) fails at progressive JPEGs with chroma of half the sides and at JPEGs with comments, and it may have to
-//! unpack metadata.
+//! A JPEG XL file made of a JPEG contains the JPEG's coefficients, and a box (`jbrd`, ISO/IEC 18181-2, 9.1) that says
+//! how they were coded: scans, code tables, comments. The picture depends on the coefficients alone, so the library
+//! gets a simpler box: one scan of all components, one code table of fixed-length codes each for DC and AC, and nothing
+//! else. With the file's own boxes the library (0.2.1) fails for progressive JPEGs with 4:2:0 chroma and for JPEGs with
+//! comments, and it may have to unpack metadata.
 
 use jxl_bitstream::{Bitstream, U};
 
@@ -15,15 +15,15 @@ pub(super) fn box_of(bytes: &[u8]) -> Option<&[u8]> {
     bmff::find(bytes, *b"jbrd")
 }
 
-/// What of the file's own box counts.
+/// The values of the file's own box that the simpler box needs.
 pub(super) struct Components {
     is_grey: bool,
-    /// Of each component, which table of divisors it has.
+    /// The index of each component's quantization table.
     tables: Vec<u32>,
 }
 
 impl Components {
-    /// None where the box is broken, or has another number of components than one or three.
+    /// None if the box is broken, or if the number of components is neither one nor three.
     pub fn read(content: &[u8]) -> Option<Self> {
         let bits = &mut Bitstream::new(content);
         let is_grey = bits.read_bool().ok()?;
@@ -43,7 +43,7 @@ impl Components {
         for _ in 0..comments {
             bits.read_bits(16).ok()?;
         }
-        // Tables of divisors, with their precision, index and whether the marker ends.
+        // Quantization tables: precision, index, and whether the marker ends after the table.
         for _ in 0..=bits.read_bits(2).ok()? {
             bits.read_bits(4).ok()?;
         }
@@ -60,7 +60,8 @@ impl Components {
         matches!(count, 1 | 3).then_some(Self { is_grey, tables })
     }
 
-    /// The other box. `is_ycbcr`: not red, green and blue, which decoders know by the components' names.
+    /// The content of the simpler box. `is_ycbcr` is false for red, green and blue; decoders distinguish them by the
+    /// components' names.
     pub fn plain(&self, is_ycbcr: bool) -> Vec<u8> {
         let bits = &mut Bits::default();
         bits.put(1, u32::from(self.is_grey));
@@ -71,40 +72,41 @@ impl Components {
         tables.dedup();
         bits.put(2, tables.len() as u32 - 1);
         for (number, table) in tables.iter().enumerate() {
-            // Of 16 bits.
+            // Precision: 16 bits.
             bits.put(1, 1);
             bits.put(2, *table);
             bits.put(1, u32::from(number + 1 == tables.len()));
         }
         bits.put(2, if self.tables.len() == 1 { 0 } else { 2 - u32::from(is_ycbcr) });
         self.tables.iter().for_each(|table| bits.put(2, *table));
-        // Two tables of codes: 2 + 0.
+        // Two code tables, stored as 2 + 0.
         bits.put(2, 1);
         bits.put(3, 0);
         codes(bits, false, 5, &(0..16).collect::<Vec<_>>());
-        // Runs of up to 15 zeros before a value of up to 15 bits, 16 zeros, and the end of a block.
+        // AC symbols: runs of up to 15 zeros before a value of up to 15 bits, 16 zeros, and the end of a block.
         let runs = (0..256).filter(|symbol| symbol % 16 != 0 || matches!(symbol, 0 | 0xF0));
         codes(bits, true, 8, &runs.collect::<Vec<_>>());
-        // The scan: components, the first and last coefficient, no approximation.
+        // The scan: its components, the first and last coefficient, no successive approximation.
         bits.put(2, self.tables.len() as u32 - 1);
         bits.put(6, 0);
         bits.put(6, 63);
         bits.put(8, 0);
         (0..self.tables.len()).for_each(|component| bits.put(6, component as u32));
-        // No pass, no resets, no runs of zeros, nothing behind, no padding.
+        // No pass, no resets, no runs of zeros, no data after the end, no padding.
         bits.put(2 + 2 + 2 + 2 + 1, 0);
         let mut bytes = std::mem::take(&mut bits.bytes);
-        // An empty stream of Brotli.
+        // An empty Brotli stream.
         bytes.push(6);
         bytes
     }
 }
 
-/// A table of codes of this length, one for each symbol, and the one of ones that JPEG leaves unused.
+/// Writes a code table: a code of `length` bits for each symbol, and for 256, which takes the all-ones code that JPEG
+/// leaves unused.
 fn codes(bits: &mut Bits, is_ac: bool, length: usize, symbols: &[u32]) {
     bits.put(1, u32::from(is_ac));
     bits.put(2, 0);
-    // The last table of its marker.
+    // Whether it is the last table of its marker.
     bits.put(1, u32::from(is_ac));
     for of in 0..=16 {
         if of == length {
@@ -124,11 +126,11 @@ fn codes(bits: &mut Bits, is_ac: bool, length: usize, symbols: &[u32]) {
     }
 }
 
-/// Bits from the lowest of each byte on.
+/// A bit writer that fills each byte from its lowest bit.
 #[derive(Default)]
 struct Bits {
     bytes: Vec<u8>,
-    /// Bits of the last byte that are taken.
+    /// The number of bits written.
     taken: u32,
 }
 

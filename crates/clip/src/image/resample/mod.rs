@@ -1,9 +1,9 @@
-//! Pillow's antialiased resampling, to the bit.
+//! Resampling with antialiasing, with exactly the results of Pillow.
 //!
-//! Every CLIP reference pipeline resizes with Pillow (`Image.resize`, libImaging/Resample.c): the filter is widened by
-//! the scale when shrinking, coefficients are fixed-point with 22 fractional bits, the rows are resampled first, and
-//! the result is rounded to bytes before the columns are resampled. The available SIMD resizers do the passes in the
-//! other order or keep 15 bits, which changes values by up to 21/255 and 2/255.
+//! Every CLIP reference pipeline resizes with Pillow (`Image.resize`, libImaging/Resample.c). When shrinking, Pillow
+//! widens the filter by the scale. Coefficients are fixed-point with 22 fractional bits. Each row is resampled first,
+//! and the result is rounded to bytes before the columns are resampled. The available SIMD resizers do the passes in
+//! the other order or keep 15 bits, which changes values by up to 21/255 and 2/255.
 
 #[cfg(target_arch = "x86_64")]
 mod simd;
@@ -21,19 +21,19 @@ const PRECISION: u32 = 32 - 8 - 2;
 /// The resampling filters that Pillow names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filter {
-    /// The pixel under the centre; no antialiasing.
+    /// Takes the pixel under the centre, without antialiasing.
     Nearest,
     Box,
     Bilinear,
     Hamming,
     /// Catmull–Rom, a = −0.5.
     Bicubic,
-    /// Three lobes.
+    /// With three lobes.
     Lanczos,
 }
 
 impl Filter {
-    /// Half the filter's width in output pixels.
+    /// Half the filter's width, in source pixels when enlarging and in output pixels when shrinking.
     fn support(self) -> f64 {
         match self {
             Self::Nearest | Self::Box => 0.5,
@@ -61,18 +61,18 @@ impl Filter {
     }
 }
 
-/// One axis of a resize, of which only a range is computed.
+/// One axis of a resize. Only a range of its output is computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Axis {
     /// Length of the source, in pixels.
     pub source: u32,
-    /// The picture's part of the source, in source pixels, possibly fractional: Pillow's `box`. Pixels outside it count
-    /// if the filter reaches them.
+    /// Where the picture begins in the source, in source pixels, possibly fractional: with `extent` this is Pillow's
+    /// `box`. Pixels outside the box count if the filter reaches them.
     pub from: f64,
     pub extent: f64,
-    /// The length to which this part is resized.
+    /// The length to which the part is resized, in pixels.
     pub resized: u32,
-    /// The computed range: start and length.
+    /// Start of the computed range of the resized axis; `length` is the range's length.
     pub start: u32,
     pub length: u32,
 }
@@ -84,7 +84,7 @@ impl Axis {
     }
 }
 
-/// The source pixels that contribute to one output pixel.
+/// The source pixels that contribute to one output pixel, with their weights.
 struct Taps {
     first: usize,
     /// Fixed-point, [`PRECISION`] fractional bits.
@@ -98,9 +98,10 @@ impl Axis {
         let single = |first: usize| Taps { first, weights: vec![1 << PRECISION] };
         let scale = self.extent / f64::from(self.resized);
         if filter == Filter::Nearest {
-            // Pillow steps from centre to centre (ImagingScaleAffine in libImaging/Geometry.c), and the rounding of the
-            // sum decides the pixel for a centre between two pixels: 166.67 added 30 times differs from 166.67 × 30. If
-            // the sum would take seconds, its rounding doesn't matter, because no photo is that large.
+            // Pillow steps from centre to centre (ImagingScaleAffine in libImaging/Geometry.c). For a centre between
+            // two pixels, the rounding of this sum decides which pixel is taken: 166.67 added 30 times differs from
+            // 166.67 × 30. A start beyond 2²⁰ is multiplied instead, because the sum would take seconds; no photo is
+            // that large, so its rounding doesn't matter.
             let (skipped, summed) = if self.start > 1 << 20 { (self.start, 0) } else { (0, self.start) };
             let first = self.from + scale * (0.5 + f64::from(skipped));
             let centers = std::iter::successors(Some(first), |center| Some(center + scale));
@@ -109,7 +110,7 @@ impl Axis {
             return Ok(all);
         }
         if self.resized == self.source && (self.from, self.extent) == (0.0, f64::from(self.source)) {
-            // Every filter is 1 at the centre and 0 at the other whole distances.
+            // At unchanged size every filter is 1 at the centre and 0 at all other pixels.
             all.extend((self.start..self.start + self.length).map(|out| single(out as usize)));
             return Ok(all);
         }
@@ -118,7 +119,7 @@ impl Axis {
             let center = self.from + (f64::from(out) + 0.5) * scale;
             let filter_scale = scale.max(1.0);
             let support = filter.support() * filter_scale;
-            // Truncation towards zero after adding a half, then clamped, as in the C code.
+            // As in the C code: adds a half, truncates towards zero, then clamps.
             let first = (center - support + 0.5).max(0.0) as usize;
             let last = ((center + support + 0.5) as usize).min(self.source as usize);
             weights.clear();
@@ -139,21 +140,24 @@ fn to_byte(sum: i32) -> u8 {
 
 const HALF: i32 = 1 << (PRECISION - 1);
 
-/// Sides from this length on are averaged to shorter ones first if they shrink far. No JPEG, GIF or WebP has sides this
-/// long, so photos still equal Pillow's, while a sliver of 100,000,000 × 1 pixels needs no weights for each of its
-/// pixels (4.9 GB and 15 s).
+/// A side of at least this length that shrinks far is averaged to a shorter one first. No JPEG, GIF or WebP has sides
+/// this long, so photos still equal Pillow's result, while a sliver of 100,000,000 × 1 pixels needs no weights for each
+/// of its pixels (4.9 GB and 15 s).
 const LONG_SIDE: u32 = 1 << 16;
-/// The minimum ratio of an averaged side to the result. Pillow's thumbnails keep 2.
+/// The minimum ratio between an averaged side and the result. Pillow's thumbnails keep 2.
 const KEPT: f64 = 8.0;
 
-/// Resizes an image and returns the range that the two axes request.
+/// Resizes an image and returns the ranges that the two axes request: an image of `x.length` × `y.length` pixels.
 ///
-/// Only the pixels for that range are computed: otherwise the middle of a 5000×1 image scaled to a height of 224 would
-/// be cut from 1,120,000 columns.
+/// Only the pixels of these ranges are computed. Otherwise the middle of a 5000×1 image scaled to a height of 224 would
+/// be cut out of 1,120,000 columns.
 ///
 /// # Errors
 /// [`crate::Kind::LimitExceeded`] over [`Limits::max_memory`], [`crate::Kind::OutOfMemory`],
 /// [`crate::Kind::Interrupted`].
+///
+/// # Panics
+/// If the sources of the axes are not the sides of the image.
 pub fn resize(image: &RgbImage, x: Axis, y: Axis, filter: Filter, limits: &Limits) -> Result<RgbImage> {
     assert_eq!(image.dimensions(), (x.source, y.source), "the axes must be the image's");
     let (across, down) = (x.reduction(), y.reduction());
@@ -164,9 +168,9 @@ pub fn resize(image: &RgbImage, x: Axis, y: Axis, filter: Filter, limits: &Limit
     resize_all(image, x, y, filter, 0, limits)
 }
 
-/// `beside`: bytes in use in addition to the image.
+/// Resizes without averaging first. `beside`: bytes in use in addition to the image.
 fn resize_all(image: &RgbImage, x: Axis, y: Axis, filter: Filter, beside: u64, limits: &Limits) -> Result<RgbImage> {
-    // The image, its resampled rows, the result; for each tap a weight, in two forms.
+    // The image, its resampled rows, and the result; each tap has a weight, in two forms.
     let rows = y.reach(filter);
     let peak = [bytes_of(image.dimensions(), 3), bytes_of((x.length, rows), 3), bytes_of((x.length, y.length), 3)];
     let peak = peak.iter().fold(beside, |sum, bytes| sum.saturating_add(*bytes));
@@ -181,26 +185,26 @@ fn resize_all(image: &RgbImage, x: Axis, y: Axis, filter: Filter, beside: u64, l
 }
 
 impl Axis {
-    /// The divisor of a side before it is resized.
+    /// The divisor by which the side is averaged before it is resized; 1 for no averaging.
     fn reduction(&self) -> u32 {
         let scale = self.extent / f64::from(self.resized.max(1));
         if self.source < LONG_SIDE || scale < 2.0 * KEPT { 1 } else { (scale / KEPT) as u32 }
     }
 
-    /// The same range on a divided side.
+    /// The same range on a side averaged by this divisor.
     fn reduced(&self, by: u32) -> Self {
         let by_float = f64::from(by);
         Self { source: self.source.div_ceil(by), from: self.from / by_float, extent: self.extent / by_float, ..*self }
     }
 
-    /// An upper bound of the number of source pixels that the range is made of.
+    /// An upper bound of the number of source pixels that contribute to the range.
     fn reach(&self, filter: Filter) -> u32 {
         let scale = self.extent / f64::from(self.resized.max(1));
         let reach = f64::from(self.length) * scale + 2.0 * filter.support() * scale.max(1.0) + 3.0;
         reach.min(f64::from(self.source)) as u32
     }
 
-    /// An upper bound of the number of taps in the range, plus an amount for each of its pixels.
+    /// An upper bound of the number of taps in the range, plus three for each of its pixels.
     fn tap_count(&self, filter: Filter) -> u64 {
         let scale = (self.extent / f64::from(self.resized.max(1))).max(1.0);
         let each = (2.0 * filter.support() * scale + 3.0).min(f64::from(self.source)) as u64;
@@ -208,7 +212,7 @@ impl Axis {
     }
 }
 
-/// Averages over blocks of columns and rows; the last blocks may be smaller.
+/// Averages blocks of `across` columns and `down` rows; the last blocks may be smaller.
 fn reduce(image: &RgbImage, across: u32, down: u32, limits: &Limits) -> Result<RgbImage> {
     let size = (image.width().div_ceil(across), image.height().div_ceil(down));
     let row_bytes = u64::from(size.0) * 3 * 8;
@@ -242,12 +246,13 @@ fn reduce(image: &RgbImage, across: u32, down: u32, limits: &Limits) -> Result<R
     Ok(out)
 }
 
-/// Rows or columns between two checks for an interrupt: a few milliseconds.
+/// The number of rows or columns between two checks for an interrupt, for rows of this many bytes: a few milliseconds
+/// of work.
 fn pace(bytes: usize) -> usize {
     (1 << 21) / bytes.max(1) + 1
 }
 
-/// Resamples each of the given rows to the width of `columns`.
+/// Resamples the given rows to the width of `columns`.
 fn resample_rows(
     image: &RgbImage,
     columns: &[Taps],
@@ -267,7 +272,7 @@ fn resample_rows(
     Ok(out)
 }
 
-/// Resamples every column to the height of `rows`; the image starts at source row `offset`.
+/// Resamples every column to the height of `rows`. The image begins at row `offset` of the source.
 fn resample_columns(image: &RgbImage, rows: &[Taps], offset: usize, limits: &Limits) -> Result<RgbImage> {
     let stride = image.width() as usize * 3;
     let mut out = pixels::canvas((image.width(), rows.len() as u32))?;
@@ -310,7 +315,7 @@ fn across(source: &[u8], stride: usize, columns: &[Taps], out: &mut [u8], limits
     Ok(())
 }
 
-/// The weighted sum of the rows of `window`, from byte `from` of a row on, in portable code.
+/// Writes the weighted sum of the rows of `window` to `target`, from byte `from` of a row on, in portable code.
 fn down(window: &[u8], stride: usize, weights: &[i32], from: usize, target: &mut [u8], sums: &mut Vec<i32>) {
     sums.clear();
     sums.resize(stride - from, HALF);
@@ -358,7 +363,7 @@ mod tests {
         assert!(part.enumerate_pixels().all(|(i, j, pixel)| pixel == full.get_pixel(i + 5, j + 3)));
     }
 
-    /// The pixels that don't fill a register are summed one by one; both methods must give the same sums.
+    /// Pixels that don't fill a register are summed one by one; both methods must give the same sums.
     #[test]
     #[cfg(target_arch = "x86_64")]
     fn sse2_sums_equal_plain_ones() {
@@ -371,7 +376,7 @@ mod tests {
         let sizes =
             [(1, 1, 9, 7), (3, 200, 11, 5), (300, 2, 7, 6), (97, 61, 32, 20), (640, 33, 30, 8), (31, 40, 90, 77)];
         for (width, height, across_to, down_to) in sizes {
-            // Noise, and the two extremes side by side, which overshoot most.
+            // Noise, and alternating extremes, which overshoot most.
             let noise = RgbImage::from_fn(width, height, |_, _| image::Rgb([byte(), byte(), byte()]));
             let edges = RgbImage::from_fn(width, height, |x, y| image::Rgb([((x / 3 + y / 2) % 2) as u8 * 255; 3]));
             for image in [noise, edges] {
@@ -403,7 +408,7 @@ mod tests {
 
     #[test]
     fn slivers_are_averaged_first() {
-        // Bands of 1000 pixels of two values, 200 of each in a pixel of the result.
+        // Bands of 1000 pixels alternate between two values; each pixel of the result averages 200 bands.
         let image = RgbImage::from_fn(400_000, 2, |x, _| image::Rgb([if x / 1000 % 2 == 0 { 10 } else { 30 }; 3]));
         for filter in [Filter::Box, Filter::Bicubic, Filter::Lanczos] {
             let (x, y) = (Axis::whole(400_000, 2), Axis::whole(2, 1));

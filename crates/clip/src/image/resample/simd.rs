@@ -1,8 +1,8 @@
-//! The same sums with SSE2, which every x86-64 processor has, so this needs no choice at run time and no unsafe call.
+//! The same sums with SSE2. Every x86-64 processor has it, so this needs no choice at run time and no unsafe call.
 //!
-//! There is no 32-bit product in SSE2, but one of 16 bits that adds neighbours (`pmaddwd`). A weight is split into
-//! `high << 11 | low`, each of which fits in 16 bits, and one instruction per part sums two taps. For integers this is
-//! exact: Σ v·w = (Σ v·high << 11) + Σ v·low, even if intermediate sums overflow.
+//! SSE2 has no product of 32-bit lanes, but one of 16-bit lanes that adds neighbouring products (`pmaddwd`). Each
+//! weight is split into `high << 11 | low`, whose parts fit in 16 bits, and one instruction per part sums two taps. For
+//! integers this is exact: Σ v·w = (Σ v·high << 11) + Σ v·low, even if intermediate sums overflow.
 
 use safe_arch::*;
 
@@ -11,7 +11,7 @@ use crate::memory;
 
 const LOW_BITS: i32 = 11;
 
-/// The weights of two taps, in the layout of `pmaddwd`: the first in the lower 16 bits.
+/// The weights of two taps in the layout of `pmaddwd`: the first weight is in the lower 16 bits.
 #[derive(Clone, Copy, Default)]
 struct Pair {
     high: i32,
@@ -29,15 +29,15 @@ impl Pair {
 /// The number of taps per step, and their bytes in a row.
 const STEP: usize = 4;
 const BYTES: usize = STEP * 3;
-/// Bytes after a window's last two pixels that their loads also read.
+/// The number of bytes after a window that the loads of its last two pixels also read.
 const BEYOND: usize = 5;
 
-/// Windows of equal length, a whole number of steps, padded with weights of zero.
+/// The source windows of all output pixels, padded with weights of zero to one length, a whole number of steps.
 struct Windows {
     /// The first byte of each window in a row.
     starts: Vec<usize>,
     pairs: Vec<[Pair; STEP / 2]>,
-    /// Steps of a window.
+    /// The number of steps in each window.
     length: usize,
 }
 
@@ -57,32 +57,32 @@ impl Windows {
     }
 }
 
-/// Eight bytes.
+/// Loads eight bytes.
 fn load(bytes: &[u8; 8]) -> m128i {
     set_i64_m128i_s(i64::from_le_bytes(*bytes))
 }
 
-/// Two pixels of six bytes as 16 bits, with each channel's values adjacent: R0 R1 G0 G1 B0 B1, and two whose sum is not
-/// used. It uses two loads, because LLVM compiles shifts in a register to a dozen shuffles.
+/// Widens two pixels of three bytes to 16-bit lanes, with each channel's values adjacent: R0 R1 G0 G1 B0 B1, and two
+/// lanes whose sum is not used. It uses two loads, because LLVM compiles shifts in a register to a dozen shuffles.
 fn side_by_side(bytes: &[u8; 11]) -> m128i {
     let (first, second) = (bytes.first_chunk(), bytes.last_chunk());
     widen(unpack_low_i8_m128i(load(first.expect("eight bytes")), load(second.expect("eight bytes"))))
 }
 
-/// Bytes to 16 bits: the lower eight.
+/// Widens the lower eight bytes to 16 bits.
 fn widen(bytes: m128i) -> m128i {
     unpack_low_i8_m128i(bytes, zeroed_m128i())
 }
 
-/// Rounded and clamped to 0–255; four bytes.
+/// Adds the parts of four sums, rounds them, and clamps them to 0–255.
 fn finish(high: m128i, low: m128i) -> [u8; 4] {
     let sum = add_i32_m128i(add_i32_m128i(shl_imm_u32_m128i::<LOW_BITS>(high), low), set_splat_i32_m128i(HALF));
     let words = pack_i32_to_i16_m128i(shr_imm_i32_m128i::<{ PRECISION as i32 }>(sum), zeroed_m128i());
     get_i32_from_m128i_s(pack_i16_to_u8_m128i(words, words)).to_le_bytes()
 }
 
-/// Resamples rows to the width of `columns`. Returns the number of finished rows: windows read beyond their row, where
-/// the weights are zero, and there are no bytes beyond the last row.
+/// Resamples rows to the width of `columns`. Returns the number of finished rows. Windows may read beyond their row,
+/// where the weights are zero; the last rows remain for the portable code, because no bytes follow them.
 pub fn across(source: &[u8], stride: usize, columns: &[Taps], out: &mut [u8], limits: &Limits) -> Result<usize> {
     /// The number of rows that share the loads of the weights. Their eight sums leave half of the registers free.
     const ROWS: usize = 4;
@@ -132,8 +132,8 @@ fn rows_across<const N: usize>(rows: &[u8], stride: usize, windows: &Windows, ta
     }
 }
 
-/// The weighted sum of the rows of `window`. Returns the number of finished bytes of the target: the last bytes that
-/// don't fill a register remain.
+/// Writes the weighted sum of the rows of `window`. Returns the number of finished bytes of the target; the last bytes,
+/// which don't fill a register, remain for the portable code.
 pub fn down(window: &[u8], stride: usize, weights: &[i32], target: &mut [u8]) -> usize {
     const LANES: usize = 16;
     let pairs: Vec<_> = weights

@@ -1,4 +1,4 @@
-//! TIFF's compressions, each as a stream that is read one row of samples at a time.
+//! TIFF's compression methods. Each is a stream that is read one row of samples at a time.
 
 use std::io::{self, BufRead, Read};
 
@@ -21,24 +21,24 @@ pub(crate) const OLD_DEFLATE: u64 = 32946;
 pub(crate) const PACKBITS: u64 = 32773;
 pub(crate) const ZSTD: u64 = 50000;
 
-/// Maximum memory of a stream: an inflater's window and state, or an LZW dictionary and its buffer.
+/// Maximum bytes of a stream's state: an inflater's window and state, or an LZW dictionary and its buffer.
 pub(crate) const STREAM_BYTES: u64 = 256 << 10;
 
-/// The properties of a strip or tile.
+/// The properties of a strip or tile that its decoder needs.
 pub(crate) struct Sort<'a> {
     pub compression: u64,
-    /// The bits of each byte are in reverse order.
+    /// Whether the bits of each byte are in reverse order.
     pub reversed: bool,
     pub width: u32,
     pub height: u32,
-    /// The shared tables of a picture's parts, for JPEG.
+    /// For JPEG: the tables that the strips or tiles share.
     pub tables: Option<&'a [u8]>,
     pub colors: Colors,
     /// Maximum window of Zstandard data, in bytes.
     pub window: u64,
 }
 
-/// Opens a strip or tile.
+/// Opens the decoder of a strip or tile.
 pub(crate) fn open<'a>(sort: &Sort<'a>, bytes: &'a [u8], limits: &'a Limits) -> Result<Box<dyn Source + 'a>> {
     let input = Input { inner: Watched::new(bytes, limits), reversed: sort.reversed, piece: Vec::new() };
     Ok(match sort.compression {
@@ -72,9 +72,9 @@ pub(crate) fn open<'a>(sort: &Sort<'a>, bytes: &'a [u8], limits: &'a Limits) -> 
     })
 }
 
-/// Rows of samples.
+/// A source of rows of samples.
 pub(crate) trait Source {
-    /// Fills the row. Returns an error of kind [`io::ErrorKind::UnexpectedEof`] if the data end.
+    /// Fills the row. Returns an error of kind [`io::ErrorKind::UnexpectedEof`] if the data end early.
     fn row(&mut self, row: &mut [u8]) -> io::Result<()>;
 }
 
@@ -95,11 +95,11 @@ impl Source for Rows<'_> {
     }
 }
 
-/// The compressed bytes.
+/// A reader of the compressed bytes.
 struct Input<'a> {
     inner: Watched<'a>,
     reversed: bool,
-    /// The bytes read, in the right bit order.
+    /// The bytes read, with their bits in the right order.
     piece: Vec<u8>,
 }
 
@@ -124,7 +124,7 @@ impl Read for Input<'_> {
     }
 }
 
-/// Zstandard. Its decoder reports the end of the data like any other fault.
+/// Zstandard. Its decoder reports the end of the data like any other error.
 struct Zstd<'a>(StreamingDecoder<Input<'a>, FrameDecoder>);
 
 impl Read for Zstd<'_> {
@@ -212,7 +212,7 @@ impl Read for PackBits<'_> {
 struct Fax<'a> {
     decoder: FaxDecoder<'a>,
     width: u16,
-    /// The decoder has ended.
+    /// Whether the data have ended.
     done: bool,
 }
 
@@ -250,7 +250,7 @@ impl Source for Fax<'_> {
             FaxDecoder::Three(decoder) => {
                 match decoder.advance() {
                     Ok(status) => self.done = status == fax::decoder::DecodeStatus::End,
-                    // The last row need not have an end marker.
+                    // The last row may lack its end marker.
                     Err(_) if decoder.transitions().last() == Some(&self.width) => self.done = true,
                     Err(e) => return Err(invalid(format!("{e:?}"))),
                 }

@@ -1,28 +1,28 @@
-//! TIFF's directories: tags and their values, read in place. A file's claims cause no allocation.
+//! TIFF's directories: reads tags and their values in place. Lengths that a file claims cause no allocation.
 
 use crate::error::Result;
 use crate::image::limits::Limits;
 use crate::image::picture::{Format, truncated};
 
-/// A file's byte order and the widths of its numbers.
+/// A file, its byte order and the width of its numbers.
 #[derive(Clone, Copy)]
 pub(crate) struct File<'a> {
     pub bytes: &'a [u8],
     pub big_endian: bool,
-    /// BigTIFF, whose counts and offsets have 64 bits.
+    /// Whether it is a BigTIFF, whose counts and offsets have 64 bits.
     large: bool,
 }
 
-/// One page's tags.
+/// The tags of one page.
 #[derive(Clone, Copy)]
 pub(crate) struct Directory<'a> {
     pub file: File<'a>,
-    /// The position of its entries, and their number.
+    /// The position of the first entry, followed by the number of entries.
     at: usize,
     entries: usize,
 }
 
-/// A tag's values.
+/// The values of a tag.
 #[derive(Clone, Copy)]
 pub(crate) struct Values<'a> {
     file: File<'a>,
@@ -37,14 +37,14 @@ impl<'a> File<'a> {
         Self { large: file.number(2, 2) == Some(43), ..file }
     }
 
-    /// The unsigned number with a given number of bytes at a position.
+    /// The unsigned number of `width` bytes at a position.
     pub fn number(&self, at: usize, width: usize) -> Option<u64> {
         let bytes = self.bytes.get(at..at.checked_add(width)?)?;
         let digit = |value: u64, byte: &u8| value << 8 | u64::from(*byte);
         Some(if self.big_endian { bytes.iter().fold(0, digit) } else { bytes.iter().rev().fold(0, digit) })
     }
 
-    /// Widths of a directory's count, an entry and an offset.
+    /// The widths of a directory's count, an entry, and an offset, in bytes.
     fn widths(&self) -> (usize, usize, usize) {
         if self.large { (8, 20, 8) } else { (2, 12, 4) }
     }
@@ -69,18 +69,18 @@ impl<'a> File<'a> {
         Some(Directory { file: *self, at, entries })
     }
 
-    /// The directory after another.
+    /// The directory that follows another one.
     pub fn next(&self, directory: &Directory) -> Option<Directory<'a>> {
         let (_, entry, offset) = self.widths();
         let at = self.number(directory.at + directory.entries * entry, offset)?;
         if at == 0 { None } else { self.directory(at) }
     }
 
-    /// Directories, each of which ends with the next one's position, up to the end of the file. Cycles are detected in
-    /// constant memory (Brent's algorithm), because 200 MB can contain 30 million directories.
+    /// Counts the directories, each of which ends with the position of the next one, up to the end of the file. Cycles
+    /// are detected in constant memory (Brent's algorithm), because 200 MB can contain 30 million directories.
     ///
     /// # Errors
-    /// If they form a cycle, and at an interrupt.
+    /// [`crate::Kind::InvalidInput`] if they form a cycle; [`crate::Kind::Interrupted`].
     pub fn pages(&self, limits: &Limits) -> Result<u32> {
         let (_, entry, offset) = self.widths();
         let next = |at: u64| {
@@ -107,7 +107,7 @@ impl<'a> File<'a> {
 }
 
 impl<'a> Directory<'a> {
-    /// A tag's values, if they are within the file.
+    /// A tag's values. None if the tag is missing or its values are not within the file.
     pub fn find(&self, tag: u16) -> Option<Values<'a>> {
         let (_, entry, offset) = self.file.widths();
         let at = (0..self.entries)
@@ -127,7 +127,7 @@ impl<'a> Directory<'a> {
         self.find(tag)?.get(0)
     }
 
-    /// A tag's bytes.
+    /// The bytes of a tag's values, in the file's byte order.
     pub fn bytes(&self, tag: u16) -> Option<&'a [u8]> {
         let values = self.find(tag)?;
         let length = usize::try_from(values.count).ok()? * width(values.kind)?;
@@ -136,7 +136,7 @@ impl<'a> Directory<'a> {
 }
 
 impl Values<'_> {
-    /// A value by its index, as an unsigned number.
+    /// A value by its index, as an unsigned number. None for types that are not integers.
     pub fn get(&self, index: u64) -> Option<u64> {
         let width = width(self.kind)?;
         if index >= self.count || !matches!(self.kind, 1 | 3 | 4 | 6 | 7 | 13 | 16 | 18) {
@@ -155,7 +155,7 @@ impl Values<'_> {
     }
 }
 
-/// Bytes of a value of this type.
+/// The number of bytes of a value of this type. None for unknown types.
 fn width(kind: u16) -> Option<usize> {
     Some(match kind {
         1 | 2 | 6 | 7 => 1,
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn pages_in_a_circle_are_found() {
-        // 100 empty directories of 6 bytes; the last refers to one of them, or to none.
+        // 100 empty directories of 6 bytes each; the last one refers to `end`: one of them, or none.
         let file = |end: u32| {
             let mut bytes = b"II*\0\x08\0\0\0".to_vec();
             for page in 0..100u32 {

@@ -1,8 +1,8 @@
-//! Decodes TIFF's first page, row by row: strips and tiles, chunky and planar, as written by scanners, cameras and
-//! Photoshop.
+//! TIFF: decodes the first page, row by row. It may have strips or tiles, chunky or planar samples, as written by
+//! scanners, cameras and Photoshop.
 //!
-//! Implemented here on top of the compression libraries: existing TIFF decoders decode a whole strip at once (possibly
-//! the whole image), can't be interrupted, and lack palettes, Lab and fax group 3.
+//! This decoder is implemented here on top of compression libraries. Existing TIFF decoders decode a whole strip at
+//! once (possibly the whole image), can't be interrupted, and lack palettes, Lab and fax group 3.
 
 mod compression;
 pub(crate) mod directory;
@@ -26,7 +26,7 @@ use compression::{Sort, Source};
 use directory::{Directory, File, Values};
 use samples::{Alpha, Converter, Photometric};
 
-/// A file with more samples per pixel contains measurements, not a picture.
+/// Maximum number of samples per pixel. A file with more contains measurements, not a picture.
 const MAX_SAMPLES: u64 = 32;
 
 /// The layout of a page.
@@ -45,7 +45,7 @@ struct Layout<'a> {
     tiled: bool,
     offsets: Values<'a>,
     lengths: Option<Values<'a>>,
-    /// Luma samples for each chroma sample, horizontally and vertically.
+    /// The number of luma samples per chroma sample, horizontally and vertically.
     subsampling: (u32, u32),
 }
 
@@ -88,11 +88,11 @@ impl<'a> Layout<'a> {
             _ if samples as usize == color_samples => Alpha::None,
             Some(1) => Alpha::Associated,
             Some(2) => Alpha::Straight,
-            // Some writers omit the tag, and one uses its own number.
+            // Some writers omit the tag, and one uses a number of its own.
             None | Some(999) if matches!(photometric, Photometric::Rgb) && samples == 4 => Alpha::Straight,
             _ => Alpha::None,
         };
-        // Older writers keep the places of tiles in the tags of strips, as libtiff has one field for both.
+        // Older writers store the offsets of tiles in the tags for strips, because libtiff has one field for both.
         let tiled = page.find(tag::TILE_OFFSETS).is_some() || page.find(tag::TILE_WIDTH).is_some();
         let part = if tiled {
             (side(tag::TILE_WIDTH).unwrap_or(0), side(tag::TILE_HEIGHT).unwrap_or(0))
@@ -138,7 +138,7 @@ impl<'a> Layout<'a> {
         Ok(layout)
     }
 
-    /// Refuses unsupported layouts, by name.
+    /// Refuses unsupported layouts, with the reason in the error.
     fn check(&self) -> Result<()> {
         let unsupported = |detail: String| Err(Format::Tiff.unsupported(detail));
         let (bits, float) = (self.bits, self.float);
@@ -180,12 +180,12 @@ impl<'a> Layout<'a> {
         Ok(())
     }
 
-    /// The number of adjacent samples.
+    /// The number of adjacent samples per pixel in the stored data.
     fn interleaved(&self) -> usize {
         if self.planar { 1 } else { self.samples }
     }
 
-    /// The number of rows of a part that are stored together, and their bytes.
+    /// The number of rows of a strip or tile that are stored together, and their number of bytes.
     fn unit(&self) -> (u32, u64) {
         let (across, down) = self.subsampling;
         let width = u64::from(self.part.0);
@@ -195,14 +195,16 @@ impl<'a> Layout<'a> {
         (down, width.div_ceil(u64::from(across)) * u64::from(across * down + 2))
     }
 
-    /// Maximum window of Zstandard data: a part's bytes, at most the 8 MB that every decoder must support for ordinary
-    /// levels (RFC 8878, 3.1.1.1.2), or all of a larger part that was compressed in one piece.
+    /// Maximum window of Zstandard data, in bytes: the size of a strip or tile, but at least the 8 MB that every
+    /// decoder must support for ordinary levels (RFC 8878, 3.1.1.1.2), and at most 128 MB, for a large strip or tile
+    /// that was compressed in one piece.
     fn window(&self) -> u64 {
         let (rows, unit) = self.unit();
         u64::from(self.part.1.div_ceil(rows)).saturating_mul(unit).clamp(1 << 10, 128 << 20).max(8 << 20)
     }
 
-    /// The number of decoded planes: the colours, and the opacity, which comes next.
+    /// The number of planes to decode: one if the samples are interleaved; otherwise the colours, and the opacity after
+    /// them.
     fn planes(&self) -> usize {
         let colors = self.photometric.samples() + usize::from(self.alpha != Alpha::None);
         if self.planar { colors } else { 1 }
@@ -212,10 +214,10 @@ impl<'a> Layout<'a> {
     fn decoder_bytes(&self) -> u64 {
         let (rows, unit) = self.unit();
         let planes = self.planes() as u64;
-        // A stored unit (twice with the predictor of floats), and the unpacked unit of all planes.
+        // A stored unit (twice with the predictor for floats), and the unpacked unit of all planes.
         let copies = if self.predictor == 3 { 2 } else { 1 };
         let stream = match self.compression {
-            // The last decoded bytes, in a buffer that is copied as it grows.
+            // The last decoded bytes, in a buffer that is copied when it grows.
             compression::ZSTD => compression::STREAM_BYTES + 3 * self.window(),
             _ => compression::STREAM_BYTES,
         };
@@ -240,7 +242,7 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
         }
         return jpeg.decode(1, orientation);
     }
-    // Tiles may be far larger than the picture, and are decoded to their full width.
+    // Tiles may be far larger than the picture, and are decoded at their full width.
     let columns = size.0.div_ceil(layout.part.0);
     let decoded = u64::from(columns) * u64::from(layout.part.0);
     if decoded.saturating_mul(u64::from(size.1)) > limits.max_pixels.saturating_mul(4) {
@@ -268,7 +270,7 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
     let short = match missing {
         0 => Short::Nothing,
         _ if layout.tiled => Short::Everything,
-        // The rows of the last part with data are complete.
+        // Rows before the missing ones are complete.
         rows => Short::Rows(rows),
     };
     Ok(Picture { rgb, size, shrink: 1, orientation, short, profile: None })
@@ -281,12 +283,12 @@ struct Parts<'a> {
     limits: &'a Limits,
     sort: Sort<'a>,
     converter: Converter,
-    /// A stored unit of rows of one plane.
+    /// A stored unit of rows, of one plane or of interleaved samples.
     unit: Vec<u8>,
-    /// A row of all planes, each sample 8 or 16 bits or a float, in native order.
+    /// Unpacked rows of all planes, 8 bits per sample, or 16 for palette indexes in native byte order.
     row: Vec<u8>,
     big_endian: bool,
-    /// The number of parts of one plane.
+    /// The number of strips or tiles in each plane.
     per_plane: u64,
 }
 
@@ -316,7 +318,7 @@ impl<'a> Parts<'a> {
             window: layout.window(),
         };
         let (rows, unit) = layout.unit();
-        // Converted to RGB by the JPEG decoder.
+        // The JPEG decoder converts these colours to RGB.
         let photometric = match layout.photometric {
             Photometric::Ycbcr { .. } if is_jpeg && layout.interleaved() == 3 => Photometric::Rgb,
             other => other,
@@ -337,7 +339,7 @@ impl<'a> Parts<'a> {
         })
     }
 
-    /// The stored bytes of a part, up to the end of the file.
+    /// The stored bytes of a strip or tile, cut at the end of the file.
     fn stored(&self, number: u64) -> Result<&'a [u8]> {
         let layout = self.layout;
         let missing =
@@ -355,7 +357,7 @@ impl<'a> Parts<'a> {
         Ok(&self.bytes[from..end])
     }
 
-    /// Decodes a part into the picture. Returns the number of its rows that the file lacks.
+    /// Decodes a strip or tile into the picture. Returns the number of its rows that the file lacks.
     fn decode(&mut self, number: u64, (left, top): (u32, u32), rows: u32, rgb: &mut image::RgbImage) -> Result<u32> {
         let layout = self.layout;
         let mut sources = Vec::with_capacity(layout.planes());
@@ -416,7 +418,8 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// A picture that is one JPEG file within the TIFF, in the form that precedes technical note 2 of TIFF 6 (section 22).
+/// The JPEG file within a TIFF whose picture it is, in the form that precedes technical note 2 of TIFF 6 (section 22).
+/// None if the strips are not within one JPEG file.
 fn old_jpeg<'a>(page: &Directory<'a>, layout: &Layout) -> Option<&'a [u8]> {
     if layout.compression != compression::OLD_JPEG {
         return None;
@@ -424,7 +427,8 @@ fn old_jpeg<'a>(page: &Directory<'a>, layout: &Layout) -> Option<&'a [u8]> {
     let place = |tag| page.get(tag).and_then(|value| usize::try_from(value).ok());
     let from = place(tag::JPEG)?;
     let (strip, bytes) = (usize::try_from(layout.offsets.get(0)?).ok()?, page.file.bytes);
-    // The strips are inside it: the bytes before their data are its header. Lengths are often wrong.
+    // The strips are inside the JPEG file: the bytes before their data are its header. The stated lengths are often
+    // wrong.
     let end = from.checked_add(place(tag::JPEG_LENGTH)?)?.min(bytes.len());
     let is_inside = (from..end).contains(&strip) && (strip == from || strip - from > 20);
     bytes.get(from..end).filter(|jpeg| is_inside && jpeg.starts_with(b"\xFF\xD8"))
@@ -441,7 +445,7 @@ pub(crate) fn profile(bytes: &[u8]) -> Option<Profile<'_>> {
     Some(Profile::Icc(Cow::Borrowed(File::new(bytes).first().ok()?.bytes(tag::PROFILE)?)))
 }
 
-/// The first page's values.
+/// The header's values, of the first page.
 pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Header> {
     let file = File::new(bytes);
     let page = file.first()?;

@@ -1,4 +1,4 @@
-//! Converts TIFF's samples to RGB: unpacking, predictors, and colours.
+//! Converts TIFF's samples to RGB: unpacks them, undoes predictors, and converts colours.
 
 use crate::error::Result;
 use crate::image::jpeg::cmyk_to_rgb;
@@ -14,14 +14,14 @@ pub(crate) enum Photometric {
     WhiteIsZero,
     BlackIsZero,
     Rgb,
-    /// A table with a colour for each value of a sample.
+    /// The number of colours in the palette, one for each value of a sample.
     Palette(usize),
     Cmyk,
-    /// The shares of red, green and blue in luma.
+    /// The weights of red, green and blue in luma.
     Ycbcr {
         luma: [f32; 3],
     },
-    /// `signed`: the two axes of colour have a sign (CIELab), or begin at -128 (ICCLab).
+    /// `signed`: the two colour axes are signed numbers (CIELab); otherwise they have an offset of 128 (ICCLab).
     Lab {
         signed: bool,
     },
@@ -51,7 +51,7 @@ impl Photometric {
         })
     }
 
-    /// The number of samples per colour.
+    /// The number of samples that make up a colour.
     pub fn samples(self) -> usize {
         match self {
             Self::WhiteIsZero | Self::BlackIsZero | Self::Palette(_) => 1,
@@ -61,12 +61,12 @@ impl Photometric {
     }
 }
 
-/// The sample after the colour samples.
+/// The meaning of the sample after the colour samples.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Alpha {
-    /// It is not the opacity, or does not exist.
+    /// The sample is not the opacity, or does not exist.
     None,
-    /// Colours are multiplied by it.
+    /// The colours have been multiplied by the opacity.
     Associated,
     Straight,
 }
@@ -101,17 +101,18 @@ impl Converter {
         Ok(Self { photometric, bits, float, alpha, samples, palette })
     }
 
-    /// Bytes of an unpacked sample: palette indexes keep up to 16 bits, all other samples are converted to 8.
+    /// Bytes of an unpacked sample: palette indexes keep up to 16 bits; all other samples become 8 bits.
     pub fn sample_bytes(&self) -> usize {
         if matches!(self.photometric, Photometric::Palette(_)) { 2 } else { 1 }
     }
 
-    /// Unpacks samples, in native byte order, to every `step`th position of a row from `offset` on.
+    /// Unpacks samples to every `step`th position of a row, from `offset` on. Stored samples of 16 and more bits are in
+    /// native byte order.
     pub fn unpack(&self, stored: &[u8], row: &mut [u8], step: usize, offset: usize) {
         if self.sample_bytes() == 2 {
             let bits = self.bits as usize;
             for (index, target) in row.as_chunks_mut::<2>().0.iter_mut().skip(offset).step_by(step).enumerate() {
-                // Rows begin at whole bytes, and rows with several samples are palettes with opacity.
+                // Each row begins at a whole byte. A palette row with several samples per pixel contains opacity.
                 *target = (bits_at(stored, index * bits, bits) as u16).to_ne_bytes();
             }
             return;
@@ -149,7 +150,7 @@ impl Converter {
         }
     }
 
-    /// A row of unpacked samples as RGB.
+    /// Converts a row of unpacked samples to RGB.
     pub fn to_rgb(&self, row: &[u8], rgb: &mut [u8]) {
         let pixels = rgb.as_chunks_mut::<3>().0.iter_mut();
         let rows = row.chunks_exact(self.samples * self.sample_bytes());
@@ -180,7 +181,7 @@ impl Converter {
         }
     }
 
-    /// A colour on white.
+    /// Composes a colour on white by the pixel's opacity, if it has one.
     fn lay(&self, color: [u8; 3], samples: &[u8]) -> [u8; 3] {
         match self.alpha {
             Alpha::None => color,
@@ -200,7 +201,7 @@ fn of_float(value: f32) -> u8 {
     (value.clamp(0.0, 1.0) * 255.0).round() as u8
 }
 
-/// Up to 16 bits from a position on, the highest first. 16-bit samples are in native order.
+/// The value of up to 16 bits at bit position `at`, highest bit first. 16-bit samples are in native byte order.
 fn bits_at(bytes: &[u8], at: usize, bits: usize) -> u32 {
     if bits == 16 {
         return bytes
@@ -213,7 +214,7 @@ fn bits_at(bytes: &[u8], at: usize, bits: usize) -> u32 {
     window >> (24 - at % 8 - bits) & ((1 << bits) - 1)
 }
 
-/// Horizontal differences (TIFF 6, section 14), of samples in native order.
+/// Undoes horizontal differencing (TIFF 6, section 14) of samples in native byte order.
 pub(crate) fn undo_prediction(row: &mut [u8], samples: usize, bytes: usize) {
     match bytes {
         1 => {
@@ -236,14 +237,14 @@ pub(crate) fn undo_prediction(row: &mut [u8], samples: usize, bytes: usize) {
     }
 }
 
-/// The floating-point predictor (TIFF technical note 3): the bytes of all samples in a row, the most significant bytes
-/// first, as differences. The result is in native order.
+/// Undoes the floating-point predictor (TIFF technical note 3): a row contains the bytes of all samples, most
+/// significant bytes first, as differences. The result is in native byte order.
 pub(crate) fn undo_float_prediction(row: &mut [u8], samples: usize, bytes: usize) {
     for at in samples..row.len() {
         row[at] = row[at].wrapping_add(row[at - samples]);
     }
     let count = row.len() / bytes;
-    // Reordering a row takes a copy.
+    // The reordering needs a copy of the row.
     let planes = row.to_vec();
     for (index, sample) in row.chunks_exact_mut(bytes).enumerate() {
         for (place, byte) in sample.iter_mut().enumerate() {
@@ -276,14 +277,14 @@ fn ycbcr([y, cb, cr]: [u8; 3], [red, green, blue]: [f32; 3]) -> [u8; 3] {
     [r, g, b].map(|value| (value + 0.5).clamp(0.0, 255.0) as u8)
 }
 
-/// Converts CIE L*a*b* under D50, as stored by Photoshop, to sRGB.
+/// Converts CIE L*a*b* under D50, as Photoshop stores it, to sRGB.
 fn lab([l, a, b]: [u8; 3], signed: bool) -> [u8; 3] {
     let axis = |value: u8| if signed { f32::from(value as i8) } else { f32::from(value) - 128.0 };
     let fy = (f32::from(l) / 255.0 * 100.0 + 16.0) / 116.0;
     let (fx, fz) = (fy + axis(a) / 500.0, fy - axis(b) / 200.0);
     let inverse = |f: f32| if f > 6.0 / 29.0 { f * f * f } else { 3.0 * (6.0f32 / 29.0).powi(2) * (f - 4.0 / 29.0) };
     let (x, y, z) = (0.9642 * inverse(fx), inverse(fy), 0.8249 * inverse(fz));
-    // XYZ under D50 to linear sRGB, adapted by Bradford's matrix (brucelindbloom.com).
+    // Converts XYZ under D50 to linear sRGB with Bradford's adaptation matrix (brucelindbloom.com).
     let linear = [
         3.133_856 * x - 1.616_866_7 * y - 0.490_614_6 * z,
         -0.978_768_4 * x + 1.916_141_5 * y + 0.033_454 * z,
@@ -310,7 +311,7 @@ mod tests {
 
     #[test]
     fn samples_of_any_width() {
-        // 7, 0, 1, 6; 31, 0, 16; 127, 0.
+        // The stored values are 7, 0, 1, 6; 31, 0, 16; 127, 0.
         assert_eq!(unpacked(3, &[0b1110_0000, 0b1110_0000], 4), [255, 0, 36, 219]);
         assert_eq!(unpacked(5, &[0b1111_1000, 0b0010_0000], 3), [255, 0, 132]);
         assert_eq!(unpacked(7, &[0b1111_1110, 0b0000_0000], 2), [255, 0]);

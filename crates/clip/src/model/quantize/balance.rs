@@ -1,4 +1,4 @@
-//! Balances activations and weights, so that strong channels don't take bits from the others.
+//! Balances activations against weights, so that strong channels don't reduce the precision of the others.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,15 +10,15 @@ use crate::error::Result;
 use crate::model::onnx::{FLOAT_TENSOR, ValueInfo};
 use crate::model::session::{Runtime, Tower};
 
-/// The share of the difference between channels that moves from activations to weights; 0: no balance.
+/// The shares of the difference between channels to try, which move from activations to weights; 0 is no balance.
 const BALANCES: [f64; 5] = [0.0, 0.25, 0.35, 0.5, 0.65];
-/// The number of rows of each activation that are kept to estimate errors.
+/// The number of rows that are kept of each activation, to estimate errors.
 const ROWS: usize = 32;
 
-/// Factors of activations, by their names.
+/// The factors for the channels of each activation, by the activation's name.
 pub type Factors = BTreeMap<String, Vec<f32>>;
 
-/// The observations of an activation: extremes of each channel, and some rows.
+/// What was observed of an activation: the extremes of each channel, and some rows.
 #[derive(Default)]
 pub struct Seen {
     high: Vec<f32>,
@@ -26,15 +26,15 @@ pub struct Seen {
     rows: Vec<Vec<f32>>,
 }
 
-/// The results of float32: the observations of each activation by its name, and the vectors of the samples for the
-/// check.
+/// Results of the float32 graph: what was observed of each activation, by its name, and the vectors of the samples for
+/// the check.
 pub struct Observed {
     pub activations: BTreeMap<String, Seen>,
     pub wanted: Vec<Vec<f32>>,
 }
 
-/// Runs the calibration samples with every layer's activation as an additional output, and the other samples for their
-/// vectors.
+/// Runs the calibration samples with every layer's activation as an additional output, and the other samples to get
+/// their vectors.
 pub fn observe(
     runtime: &Runtime,
     source: &Source,
@@ -73,7 +73,7 @@ pub fn observe(
 }
 
 impl Seen {
-    /// Adds the observations of a sample, of `samples` in total.
+    /// Adds the observations of one sample; `samples` is the number of samples in total.
     fn add(&mut self, values: ArrayView2<'_, f32>, samples: usize) {
         let width = values.ncols();
         self.high.resize(width, 0.0);
@@ -89,7 +89,7 @@ impl Seen {
         self.rows.extend(values.axis_iter(Axis(0)).step_by(step).map(|row| row.to_vec()));
     }
 
-    /// The factors that move a share of the difference between channels; None for a share of 0.
+    /// The factors that move a share of the difference between channels to the weights; None for a share of 0.
     fn factors(&self, weights: &[Array2<f32>], share: f64) -> Option<Vec<f32>> {
         if share == 0.0 {
             return None;
@@ -103,7 +103,7 @@ impl Seen {
     }
 }
 
-/// The factors of each activation with the least expected error; None if no balance is best.
+/// The factors with the least expected error for each activation. An activation is missing if no balance is best.
 pub fn balance(
     source: &Source,
     activations: &BTreeMap<String, Seen>,
@@ -132,8 +132,8 @@ pub fn balance(
     Ok(chosen)
 }
 
-/// The expected square of the rounding error of an output row: a uniform error of one step for each activation and each
-/// weight.
+/// The expected square of the rounding error of an output row, assuming a uniform rounding error of one step for each
+/// activation and each weight.
 fn expected_error(seen: &Seen, rows: &Array2<f32>, weights: &Array2<f32>, factors: Option<&[f32]>) -> f64 {
     let factor = |channel: usize| factors.map_or(1.0, |factors| f64::from(factors[channel]));
     let channels = 0..seen.high.len();

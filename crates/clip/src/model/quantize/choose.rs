@@ -13,21 +13,21 @@ use crate::error::{Error, Kind, Result};
 use crate::model::session::{Runtime, Tower};
 use crate::vector::cosine;
 
-/// The time of a product by its scheme, relative to float32: measured with AVX-512 VNNI on ViT-B/32.
+/// The time of a product by its scheme, relative to float32, measured with AVX-512 VNNI on ViT-B/32.
 pub const COSTS: [f64; 3] = [0.35, 0.6, 1.0];
-/// The number of samples for measuring effects.
+/// The number of samples by which effects are measured.
 const MEASURED: usize = 3;
 
-/// Products of one activation, which share a scheme.
+/// The products that read one activation; they share a scheme.
 pub struct Group {
     pub layers: Vec<usize>,
     pub size: f64,
-    /// One minus the mean cosine to float32's vectors if only these products are int8, or only these blockwise.
+    /// One minus the mean cosine to float32's vectors if only these products are int8, and if only these are blockwise.
     effects: [f64; 2],
 }
 
-/// Measures the effect of each group with a graph that contains each product three times, mixed by gates:
-/// out = float32 + gate · (int8 - float32) + gate · (blockwise - float32).
+/// Measures the effect of each group with a graph that contains each product in all three schemes, mixed by gates: out
+/// = float32 + gate · (int8 - float32) + gate · (blockwise - float32).
 pub fn measure(
     runtime: &Runtime,
     source: &Source,
@@ -80,8 +80,8 @@ fn scalar(value: f32) -> Result<SessionInputValue<'static>> {
         .map_err(|e| Error::new(Kind::Internal, "an input tensor could not be made").detail(e.message().to_owned()))
 }
 
-/// The scheme of each layer, so that the sum of effects stays within a budget. It starts with int8 everywhere; the step
-/// that removes most effect for its added time comes first.
+/// Chooses the scheme of each layer so that the sum of effects stays within a budget. It starts with int8 for all
+/// groups, and takes the steps that reduce the effect most for their added time first.
 pub fn choose(groups: &[Group], layers: usize, budget: f64) -> Vec<Scheme> {
     let effect = |group: &Group, scheme: Scheme| match scheme {
         Scheme::Int8 => group.effects[0],

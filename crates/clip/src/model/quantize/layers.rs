@@ -1,4 +1,4 @@
-//! The matrix products of a graph that can be quantized.
+//! Finds the matrix products of a graph that can be quantized.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,10 +11,10 @@ use crate::model::session::{Runtime, Tower};
 
 /// The file of the folded graph's weights.
 pub const FOLDED: &str = "folded.bin";
-/// Smaller products take negligible time.
+/// Minimum number of rows and columns of a matrix. Smaller products take negligible time.
 const SMALLEST: usize = 32;
 
-/// The scheme of a matrix product.
+/// How a matrix product is computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Scheme {
     Int8,
@@ -24,13 +24,13 @@ pub enum Scheme {
 
 /// A matrix product with constant weights.
 pub struct Layer {
-    /// Index of its node.
+    /// The index of its node in the graph.
     pub node: usize,
-    /// The name of its input.
+    /// The name of its input, the activation.
     pub activation: String,
-    /// Index of its weights among the initializers.
+    /// The index of its weights among the initializers.
     pub weights: usize,
-    /// Gemm with transB: the weights have a row for each output.
+    /// Whether it is a Gemm with transB: the weights have a row for each output.
     transposed: bool,
 }
 
@@ -38,13 +38,13 @@ pub struct Layer {
 pub struct Source {
     pub model: Model,
     pub layers: Vec<Layer>,
-    /// The directory of its weights and all intermediate files.
+    /// The directory of the folded weights and of all intermediate files.
     pub directory: PathBuf,
 }
 
 impl Source {
-    /// Folds the constants of the graph in `file` and writes it to `directory`, with its weights in a separate file for
-    /// every export format.
+    /// Folds the constants of the graph in `file` and writes it to `directory`, with its weights in a separate file
+    /// regardless of the export's format.
     pub fn fold(runtime: &Runtime, file: &Path, directory: &Path) -> Result<Self> {
         let folded = directory.join("folded.onnx");
         Tower::fold(runtime, file, &folded, FOLDED)?;
@@ -62,14 +62,14 @@ impl Source {
         Ok(if layer.transposed { matrix.reversed_axes() } else { matrix })
     }
 
-    /// The number of multiplications of a layer for each row.
+    /// The number of multiplications that a layer performs for each row.
     pub fn size(&self, layer: &Layer) -> f64 {
         let tensor = &self.model.graph.as_ref().expect("checked").initializer[layer.weights];
         tensor.float_matrix().map_or(0.0, |(a, b)| a as f64 * b as f64)
     }
 }
 
-/// The products that can be quantized.
+/// The products of a graph that can be quantized.
 fn layers(graph: &Graph) -> Vec<Layer> {
     let initializers: BTreeMap<&str, usize> =
         graph.initializer.iter().enumerate().map(|(index, tensor)| (tensor.name(), index)).collect();
@@ -84,7 +84,7 @@ fn layers(graph: &Graph) -> Vec<Layer> {
             continue;
         }
         let Some(&weights) = initializers.get(node.input[1].as_str()) else { continue };
-        // A matrix with other readers, such as a tied table of tokens, is not changed.
+        // A matrix that other nodes read, too, such as a token table with tied weights, is not changed.
         let large = graph.initializer[weights].float_matrix().is_some_and(|(a, b)| a >= SMALLEST && b >= SMALLEST);
         if !large || uses[node.input[1].as_str()] > 1 || initializers.contains_key(node.input[0].as_str()) {
             continue;
@@ -95,7 +95,8 @@ fn layers(graph: &Graph) -> Vec<Layer> {
     found
 }
 
-/// The largest weight. Processors without VNNI add pairs of products in 16 bits, which overflow with eight-bit weights.
+/// The largest absolute value of a quantized weight. Processors without VNNI add pairs of products in 16 bits, which
+/// would overflow with eight-bit weights.
 pub fn largest_weight() -> i8 {
     #[cfg(target_arch = "x86_64")]
     if !std::arch::is_x86_feature_detected!("avx512vnni") && !std::arch::is_x86_feature_detected!("avxvnni") {

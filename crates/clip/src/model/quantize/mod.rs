@@ -1,20 +1,20 @@
-//! Quantizes a float32 graph to eight bits, and determines how coarse each matrix product may be.
+//! Quantizes a float32 graph to eight bits, and decides how coarse each matrix product may be.
 //!
 //! A matrix product with constant weights gets one of three schemes:
 //! - *int8*: weights with a scale for each output column; activations with one scale for the tensor, computed in each
-//!   run (DynamicQuantizeLinear, MatMulInteger). The fastest. In a trained tower some channels are a hundred times as
-//!   strong as others and would leave the rest with two or three bits, so both sides are balanced first: activations
-//!   are divided by a factor for each channel and weights multiplied by it (Xiao et al. 2023, "SmoothQuant"). With six
-//!   strong channels in each layer of a ViT-B/32 with random weights the mean cosine to float32 is 0.877 without
-//!   balancing and 0.99984 with it.
-//! - *blockwise*: weights with a scale for each 32 of a column, activations likewise within a row (MatMulNBits). This
-//!   is half as fast, and hardly sensitive to strong channels or strong tokens.
+//!   run (DynamicQuantizeLinear, MatMulInteger). This is the fastest scheme. In a trained tower some channels are a
+//!   hundred times as strong as others and would leave the rest with two or three bits, so both sides are balanced
+//!   first: activations are divided by a factor for each channel, and weights are multiplied by it (Xiao et al. 2023,
+//!   "SmoothQuant"). With six strong channels in each layer of a ViT-B/32 with random weights, the mean cosine to
+//!   float32 is 0.877 without balancing and 0.99984 with it.
+//! - *blockwise*: weights with a scale for each 32 of a column, and activations likewise within a row (MatMulNBits).
+//!   This is half as fast, and hardly sensitive to strong channels or strong tokens.
 //! - *float32*, unchanged.
 //!
 //! Each activation gets the balance with the least expected error on built-in pictures or texts. Then the effect of
-//! each product on the vectors is measured, in one graph that contains all three schemes of each product behind
-//! switches. Products start as int8; the products that gain most accuracy for their added time become finer, until the
-//! sum of all effects is small enough and the vectors of other built-in samples are close to float32's.
+//! each product on the vectors is measured, with one graph that contains all three schemes of each product behind
+//! switches. All products start as int8. The products that gain most accuracy for their added time become finer, until
+//! the sum of all effects is small enough and the vectors of other built-in samples are close to float32's.
 
 mod balance;
 mod choose;
@@ -36,24 +36,24 @@ use crate::model::graph_cache::{Entry, Form};
 use crate::model::session::{Runtime, Tower, give_back_memory};
 use crate::vector::cosine;
 
-/// The required mean and minimum cosine of the built-in samples' vectors to float32's. The documented values for other
-/// inputs are 0.9998 and 0.9995.
+/// The mean and minimum cosine to float32's vectors that the built-in samples must reach. The documented values for
+/// other inputs are 0.9998 and 0.9995.
 const MEAN: f64 = 0.999_82;
 const LEAST: f64 = 0.999_55;
-/// The budget for the sum of all effects (one minus the mean cosine) in the first attempt, and its factor for each
-/// further attempt.
+/// The budget for the sum of all effects (one minus the mean cosine) in the first attempt; [`STRICTER`] multiplies it
+/// for each further attempt.
 const BUDGET: f64 = 1.5e-4;
 const STRICTER: f64 = 0.75;
 const TRIES: usize = 8;
-/// An eight-bit graph must save at least this share of the products' time.
+/// The minimum share of the products' time that a quantized graph must save.
 const GAIN: f64 = 0.2;
-/// Quantizing takes up to this many times the disk space of the float32 graph: for the folded graph, for the one with
+/// Quantizing takes up to this many times the disk space of the float32 graph: for the folded graph, for the graph with
 /// each product in three schemes, and for the result.
 const SPACE: u64 = 3;
-/// The file in the cache that describes the quantization of a graph.
+/// The file in the cache that describes how a graph was quantized.
 const RECIPE: &str = "recipe";
 
-/// The quantization of a graph, and the cosine of its vectors to float32's.
+/// How many products have each scheme, and the mean and minimum cosine of the vectors to float32's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Recipe {
     pub int8: usize,
@@ -71,7 +71,7 @@ impl std::fmt::Display for Recipe {
     }
 }
 
-/// The quantized graph, if the cache has it.
+/// The quantized graph from the cache, if it is there.
 ///
 /// # Errors
 /// [`Kind::Unsupported`] if an earlier attempt found that the graph can't be quantized.
@@ -83,29 +83,29 @@ pub fn find(runtime: &Runtime, file: &Path, threads: usize, cache: &Path) -> Res
     Ok(entry.graph().and_then(|graph| Tower::mapped(runtime, graph, threads, file)))
 }
 
-/// The quantization of a tower.
+/// The description of how a tower was quantized, if it was.
 pub fn recipe(tower: &Tower) -> Option<String> {
     tower.recall(RECIPE)
 }
 
-/// Checks what can be known before a graph is quantized, which takes minutes.
+/// Checks in advance whether quantizing a graph, which takes minutes, can succeed.
 ///
 /// # Errors
-/// [`Kind::DiskFull`] if the disk has no room for it; [`Kind::BadModel`] if it has failed recently for another reason.
+/// [`Kind::DiskFull`] if the disk has no room for it; [`Kind::BadModel`] if it failed recently for another reason.
 pub fn check_before(runtime: &Runtime, file: &Path, cache: &Path) -> Result<()> {
     if let Some(full) = without_room(file, cache, stored(file), 0) {
         return Err(full);
     }
     match Entry::of(cache, file, &runtime.version, Form::Int8).and_then(|entry| entry.failure()) {
-        // There is room for it now.
+        // The disk has room for it now.
         Some(why) if is_full(&why) => Ok(()),
         Some(why) => Err(not_kept(file, format!("It was tried less than an hour ago, and failed: {why}"))),
         None => Ok(()),
     }
 }
 
-/// The error if a directory on the cache's disk has less room than a graph of that size needs, in addition to the bytes
-/// that are used for it already.
+/// The error if the cache's disk has less room than quantizing a graph of this size needs. `used` is the number of
+/// bytes that the attempt already takes.
 fn without_room(file: &Path, cache: &Path, size: u64, used: u64) -> Option<Error> {
     let needed = SPACE * size;
     let available = cache_directory::available(cache)?;
@@ -115,7 +115,7 @@ fn without_room(file: &Path, cache: &Path, size: u64, used: u64) -> Option<Error
     })
 }
 
-/// The error if a step has failed because the disk is full. ONNX Runtime says only that a graph can't be saved, or later
+/// The error if a step failed because the disk is full. ONNX Runtime reports only that a graph can't be saved, or later
 /// that it is damaged.
 fn filled(file: &Path, cache: &Path, draft: &Path, why: &str) -> Option<Error> {
     if is_full(why) {
@@ -130,7 +130,8 @@ fn filled(file: &Path, cache: &Path, draft: &Path, why: &str) -> Option<Error> {
     without_room(file, cache, size, used)
 }
 
-/// The bytes of a graph and of the files beside it whose names begin with its name, which have its weights.
+/// The number of bytes of a graph and of the files beside it whose names begin with its name: these contain its
+/// weights.
 fn stored(file: &Path) -> u64 {
     let (Some(directory), Some(name)) = (file.parent(), file.file_name()) else { return 0 };
     let of_graph = |entry: &fs::DirEntry| entry.file_name().as_encoded_bytes().starts_with(name.as_encoded_bytes());
@@ -138,7 +139,7 @@ fn stored(file: &Path) -> u64 {
     entries.filter_map(|entry| fs::metadata(entry.path()).ok()).map(|about| about.len()).sum()
 }
 
-/// Whether an error's text is the system's for a full disk or an exhausted quota.
+/// Whether an error's text is the system's message for a full disk or an exhausted quota.
 fn is_full(why: &str) -> bool {
     ["No space left on device", "Disk quota exceeded"].iter().any(|text| why.contains(text))
 }
@@ -157,11 +158,11 @@ fn not_kept(file: &Path, why: String) -> Error {
         .hint("See that the cache's directory can be written and the disk has room, or use float32.")
 }
 
-/// Quantizes a graph and stores it in the cache.
+/// Quantizes a graph and stores it in the cache. `threads` is the number of threads for running it.
 ///
 /// # Errors
-/// [`Kind::Unsupported`] if no quantized graph is close enough to float32; [`Kind::DiskFull`]; [`Kind::BadModel`] if it
-/// can't be written for another reason.
+/// [`Kind::Unsupported`] if no quantized graph is close enough to float32; [`Kind::DiskFull`]; [`Kind::BadModel`] if
+/// the graph can't be written for another reason.
 pub fn make(
     runtime: &Runtime,
     file: &Path,
@@ -173,14 +174,14 @@ pub fn make(
     let failed = |why| not_kept(file, why);
     let entry = Entry::of(cache, file, &runtime.version, Form::Int8)
         .ok_or_else(|| failed(format!("\"{}\" can't be read.", file.display())))?;
-    // It takes minutes of a core and gigabytes of memory, so only one process does it.
+    // Quantizing takes minutes of a core and gigabytes of memory, so only one process does it at a time.
     let _lock = entry.lock(check_interrupts);
     if let Some(tower) = find(runtime, file, threads, cache)? {
         return Ok(tower);
     }
     // Another process may have failed while this one waited.
     check_before(runtime, file, cache)?;
-    // The file is damaged or missing.
+    // The cached file is damaged or missing.
     entry.remove();
     let mut refusal = None;
     let write = |graph: &Path| {
@@ -190,7 +191,7 @@ pub fn make(
         let made = work.join("eight-bit.onnx");
         let recipe = quantize(runtime, file, &made, samples, check_interrupts).map_err(|e| {
             if e.kind == Kind::Interrupted {
-                // No fault of the graph's, which would be noted. This unwinds.
+                // An interrupt is not an error of the graph, which would be recorded. This call unwinds.
                 check_interrupts();
             }
             let text = e.to_string();
@@ -220,12 +221,12 @@ pub fn make(
     }
 }
 
-/// Quantizes the graph in `file` and writes it to `target`, a path in a separate directory, where the caller must
-/// remove the intermediate files. `check_interrupts` is called between steps, of which the longest loads a graph; it
+/// Quantizes the graph in `file` and writes it to `target`, a path in a separate directory, from which the caller must
+/// remove the intermediate files. `check_interrupts` is called between steps, the longest of which loads a graph; it
 /// may unwind.
 ///
 /// # Errors
-/// [`Kind::Unsupported`] if the graph has no matrix product with float32 weights, or no attempt is close enough to
+/// [`Kind::Unsupported`] if the graph has no matrix product with float32 weights, or if no attempt is close enough to
 /// float32; [`Kind::BadModel`] if a file can't be written.
 fn quantize(
     runtime: &Runtime,
@@ -273,7 +274,7 @@ fn quantize(
     })
 }
 
-/// Compares the vectors of the samples for the check with float32's.
+/// Compares the vectors of the samples for the check with float32's vectors.
 fn check(
     runtime: &Runtime,
     graph: &Path,

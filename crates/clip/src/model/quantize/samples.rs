@@ -5,21 +5,22 @@ use ort::session::SessionInputValue;
 
 use crate::error::Result;
 
+/// The inputs of a graph: (name, value).
 pub type Inputs = Vec<(String, SessionInputValue<'static>)>;
 
 /// The samples: the first half calibrates the graph, the second half checks it.
 pub struct Samples<'a> {
     pub count: usize,
-    /// The inputs for a sample.
+    /// Returns the graph's inputs for a sample.
     pub inputs: &'a dyn Fn(usize) -> Result<Inputs>,
-    /// Name of the output to use.
+    /// The name of the output to use.
     pub output: &'a str,
-    /// The vector of a sample, of length 1, from this output.
+    /// Computes the vector of a sample, of length 1, from this output.
     pub vector: &'a dyn Fn(usize, ArrayD<f32>) -> Result<Vec<f32>>,
 }
 
 impl Samples<'_> {
-    /// The number of calibration samples; the rest are for the check.
+    /// The number of calibration samples. The others are for the check.
     pub fn half(&self) -> usize {
         self.count / 2
     }

@@ -26,7 +26,7 @@ pub fn write(source: &Source, factors: &Factors, schemes: &[Scheme], target: &Pa
     })
 }
 
-/// Writes the graph with each layer in all three schemes, and inputs that mix them.
+/// Writes the graph with each layer in all three schemes, and with inputs that mix them.
 pub fn write_gated(
     source: &Source,
     factors: &Factors,
@@ -54,8 +54,8 @@ pub fn write_gated(
     })
 }
 
-/// Writes the graph with `product` in place of each layer's matrix product: it receives the layer's index, the weights
-/// of shape (inputs, outputs), and the names of the input and of the result.
+/// Writes the graph with the nodes of `product` in place of each layer's matrix product. `product` receives the layer's
+/// index, its weights of shape (inputs, outputs), and the names of the input and of the result.
 fn rewrite(
     source: &Source,
     parts: &mut Parts,
@@ -88,7 +88,7 @@ fn rewrite(
     graph.initializer = kept.map(|(_, tensor)| tensor).chain(std::mem::take(&mut parts.tensors)).collect();
     graph.node = std::mem::take(&mut parts.nodes);
     graph.input.append(&mut parts.inputs);
-    // Shapes inside the graph still describe the old graph.
+    // The shapes in `value_info` still describe the old graph.
     graph.value_info.clear();
     model.import(MICROSOFT, 1);
     model.write(target)
@@ -97,11 +97,11 @@ fn rewrite(
 /// The nodes and tensors of a graph that is being written.
 struct Parts {
     file: Weights,
-    /// The new inputs of the graph, encoded.
+    /// The additional inputs of the graph, encoded.
     inputs: Vec<Vec<u8>>,
     nodes: Vec<Node>,
     tensors: Vec<onnx::Tensor>,
-    /// Quantized activations.
+    /// The names of the activations that are quantized already.
     quantized: BTreeSet<String>,
 }
 
@@ -112,7 +112,7 @@ impl Parts {
         Ok(Self { file, inputs: Vec::new(), nodes: Vec::new(), tensors: Vec::new(), quantized: BTreeSet::new() })
     }
 
-    /// Divides an activation by its factors and quantizes it, once for all layers that use it.
+    /// Divides an activation by its factors and quantizes it; done only once for all layers that use it.
     fn quantize(&mut self, x: &str, factors: Option<&[f32]>) {
         if !self.quantized.insert(x.to_owned()) {
             return;
@@ -129,7 +129,7 @@ impl Parts {
         self.nodes.push(Node::with_outputs("DynamicQuantizeLinear", &[&from], &[&value, &scale, &zero]));
     }
 
-    /// Adds an int8 product: weights of shape (inputs, outputs), a scale for each output.
+    /// Adds an int8 product. The weights have shape (inputs, outputs) and a scale for each output.
     fn int8(&mut self, mut weights: Array2<f32>, factors: Option<&[f32]>, x: &str, out: &str) -> Result<()> {
         self.quantize(x, factors);
         for (channel, factor) in factors.into_iter().flatten().enumerate() {
@@ -157,7 +157,8 @@ impl Parts {
         Ok(())
     }
 
-    /// Adds a blockwise product: the weights of each output in blocks of 32, each with a scale and 128 for zero.
+    /// Adds a blockwise product. The weights of each output are stored in blocks of 32, each with a scale; 128 stands
+    /// for zero.
     fn blockwise(&mut self, weights: &Array2<f32>, x: &str, out: &str) -> Result<()> {
         let (inputs, outputs) = weights.dim();
         let blocks = inputs.div_ceil(BLOCK);
