@@ -19,7 +19,7 @@ use crate::pg::catalog::qualified_name;
 use crate::pg::error::{SqlResult, given, no_table, report, sql_error};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, spi};
-use crate::pg::text::{Key, Text, foreign_encoding, foreign_name, utf8};
+use crate::pg::text::{Key, Text, non_utf8_encoding, non_utf8_name, utf8};
 use crate::pg::user_context::{UserContext, as_extension, set};
 use crate::pg::vector::{self, Vector};
 
@@ -76,14 +76,14 @@ enum Query<'a> {
 }
 
 /// The query compared with the words of the background.
-enum Placed {
+enum ComparedQuery {
     /// A text's vector, relative to the words' mean.
     Text(Vec<f32>),
     /// The scores of the words for a photo.
     Photo(Vec<f64>),
 }
 
-impl Placed {
+impl ComparedQuery {
     /// The certainty that a photo of the table matches the query. For a query photo, it is the certainty that one word
     /// suits both photos. The cosine of two photos says little, because most of it is what all photos have in common.
     /// Of 37 photos of the gallery, photos of the same subject scored 0.59 or more, other photos 0.40 at most.
@@ -126,10 +126,10 @@ impl<'a> Search<'a> {
         let watched = Watched::find(table, embedding)?;
         Ok(Self {
             table,
-            candidates: within("candidates", given("candidates", candidates)?, MOST_CANDIDATES)?,
-            k: within("k", given("k", k)?, i32::MAX)? as usize,
-            cut: share("cut", cut)?.unwrap_or(CUT),
-            after: after(share("after_relevance", after_relevance)?, after_id.map(Text::str))?,
+            candidates: check_range("candidates", given("candidates", candidates)?, MOST_CANDIDATES)?,
+            k: check_range("k", given("k", k)?, i32::MAX)? as usize,
+            cut: check_relevance("cut", cut)?.unwrap_or(CUT),
+            after: after(check_relevance("after_relevance", after_relevance)?, after_id.map(Text::str))?,
             key,
             embedding,
             model: match model {
@@ -155,7 +155,7 @@ impl<'a> Search<'a> {
 }
 
 /// Checks that a relevance, if given, is from 0 to 1.
-fn share(name: &str, value: Option<f64>) -> SqlResult<Option<f64>> {
+fn check_relevance(name: &str, value: Option<f64>) -> SqlResult<Option<f64>> {
     match value {
         Some(value) if !(0.0..=1.0).contains(&value) => {
             let error = Error::new(Kind::InvalidInput, format!("{name} is out of range: {value}"));
@@ -203,7 +203,7 @@ impl Watched {
     }
 }
 
-fn within(name: &str, value: i32, most: i32) -> SqlResult<i32> {
+fn check_range(name: &str, value: i32, most: i32) -> SqlResult<i32> {
     if (1..=most).contains(&value) {
         return Ok(value);
     }
@@ -217,7 +217,7 @@ impl Search<'_> {
         let Self { table, candidates, model, .. } = self;
         let named = qualified_name(*table).ok_or_else(|| no_table(*table))?;
         if named.contains(char::REPLACEMENT_CHARACTER) {
-            return Err(report(foreign_name("table")));
+            return Err(report(non_utf8_name("table")));
         }
         // Check the columns before the words are embedded, which may take a minute.
         let (key, embedding) = {
@@ -231,8 +231,8 @@ impl Search<'_> {
         };
         let Some(Vector(wanted)) = embedded.into_iter().next().flatten() else { return Ok(Vec::new()) };
         let placed = match query {
-            Query::Text(_) => Placed::Text(words.relative(&wanted).map_err(report)?),
-            Query::Photo(_) => Placed::Photo(words.scores(&words.photo(&wanted).map_err(report)?)),
+            Query::Text(_) => ComparedQuery::Text(words.relative(&wanted).map_err(report)?),
+            Query::Photo(_) => ComparedQuery::Photo(words.scores(&words.photo(&wanted).map_err(report)?)),
         };
         // When this guard is dropped, the settings are restored; the role stays the caller's.
         let _context = UserContext::of_caller();
@@ -286,10 +286,10 @@ fn columns(
         sql_error(PgSqlErrorCode::ERRCODE_AMBIGUOUS_PARAMETER, format!("{what} of table {shown} must be named"))
             .set_hint(hint.to_owned())
     };
-    if foreign_encoding().is_some() {
+    if non_utf8_encoding().is_some() {
         let query = "SELECT 1 FROM pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND a.attname::text ~ E'[^\\x01-\\x7f]'";
         if !client.select(query, Some(1), &[table.into()]).map_err(spi)?.is_empty() {
-            return Err(report(foreign_name("column")));
+            return Err(report(non_utf8_name("column")));
         }
     }
     let schema = vector::namespace();

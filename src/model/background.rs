@@ -16,7 +16,7 @@ use crate::guc;
 use crate::model::{cache, loaded, origin};
 use crate::pg::error::{SqlResult, report};
 use crate::pg::spi::spi;
-use crate::pg::text::foreign_encoding;
+use crate::pg::text::non_utf8_encoding;
 use crate::pg::vector::Vector;
 
 /// The number of words that are embedded in one call. A call takes half a second to two seconds.
@@ -81,7 +81,7 @@ impl Key {
 
 /// Refuses a list that is not ASCII if the database's encoding is not UTF-8: functions return words as texts.
 fn in_encoding(words: Words) -> clip::Result<Words> {
-    match words.words.iter().find(|word| !word.is_ascii()).zip(foreign_encoding()) {
+    match words.words.iter().find(|word| !word.is_ascii()).zip(non_utf8_encoding()) {
         Some((word, encoding)) => Err(Error::new(
             Kind::Unsupported,
             format!("word \"{}\" can't be used in a database of encoding {encoding}", word.escape_unicode()),

@@ -131,7 +131,7 @@ impl Table {
             let row = rows.into_iter().next().ok_or_else(missing)?;
             let name = qualified_name(oid).ok_or_else(missing)?;
             if name.contains(char::REPLACEMENT_CHARACTER) {
-                return Err(report(text::foreign_name("table")));
+                return Err(report(text::non_utf8_name("table")));
             }
             Ok(Self {
                 oid,

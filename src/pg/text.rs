@@ -127,7 +127,7 @@ pub fn is_utf8() -> bool {
 
 /// The database's encoding, if it is neither UTF8 nor SQL_ASCII. Texts are read as UTF-8, so in other encodings only
 /// ASCII texts can be read.
-pub fn foreign_encoding() -> Option<String> {
+pub fn non_utf8_encoding() -> Option<String> {
     // SAFETY: reads a value that is set at the session's start; the name is a constant in PostgreSQL.
     let (encoding, name) =
         unsafe { (pg_sys::GetDatabaseEncoding(), CStr::from_ptr(pg_sys::GetDatabaseEncodingName())) };
@@ -136,18 +136,18 @@ pub fn foreign_encoding() -> Option<String> {
 }
 
 /// The error for a table or a column whose name can't be read.
-pub fn foreign_name(what: &str) -> Error {
+pub fn non_utf8_name(what: &str) -> Error {
     Error::new(Kind::Unsupported, format!("the name of a {what} is not UTF-8"))
         .detail(format!(
             "The database's encoding is {}; what is beyond ASCII is read as UTF-8.",
-            foreign_encoding().as_deref().unwrap_or("SQL_ASCII")
+            non_utf8_encoding().as_deref().unwrap_or("SQL_ASCII")
         ))
         .hint("Rename it, or use a database of encoding UTF8.")
 }
 
 /// Bytes of a text in the database's encoding.
 pub fn utf8<'a>(what: &str, bytes: &'a [u8]) -> clip::Result<&'a str> {
-    let foreign = if bytes.is_ascii() { None } else { foreign_encoding() };
+    let foreign = if bytes.is_ascii() { None } else { non_utf8_encoding() };
     let text = if foreign.is_none() { std::str::from_utf8(bytes).ok() } else { None };
     text.ok_or_else(|| {
         Error::new(Kind::Unsupported, format!("{what} is not UTF-8"))

@@ -8,7 +8,7 @@ use pgrx::spi::{SpiClient, quote_identifier, quote_literal};
 use crate::pg::catalog::{Column, Table};
 use crate::pg::error::{SqlResult, different_dimensions, report, sql_error, with_sqlstate};
 use crate::pg::spi::{get, spi};
-use crate::pg::text::{foreign_encoding, foreign_name};
+use crate::pg::text::{non_utf8_encoding, non_utf8_name};
 use crate::pg::user_context::{UserContext, as_extension};
 use crate::pg::vector_column::Storage;
 use crate::watch::setting::{Watch, check_place};
@@ -20,8 +20,8 @@ pub fn check_table(table: &Table, queued: bool) -> SqlResult<()> {
     if table.kind != "r" && table.kind != "p" {
         return refuse(PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE, "is not a table, so it can't be watched");
     }
-    if foreign_encoding().is_some() && has_foreign_column(table)? {
-        return Err(report(foreign_name("column")));
+    if non_utf8_encoding().is_some() && has_non_utf8_column(table)? {
+        return Err(report(non_utf8_name("column")));
     }
     if table.persistence == "t" {
         return refuse(
@@ -41,7 +41,7 @@ pub fn check_table(table: &Table, queued: bool) -> SqlResult<()> {
 }
 
 /// Whether a column has a non-ASCII name in a database whose encoding is not UTF-8.
-fn has_foreign_column(table: &Table) -> SqlResult<bool> {
+fn has_non_utf8_column(table: &Table) -> SqlResult<bool> {
     let _user_context = UserContext::of_caller();
     Spi::connect_mut(|client| {
         let query = "SELECT 1 FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped \
@@ -101,7 +101,7 @@ pub fn sources(
         kinds.push(match column.base {
             pg_sys::BYTEAOID => true,
             pg_sys::TEXTOID | pg_sys::VARCHAROID => {
-                if let Some(encoding) = foreign_encoding() {
+                if let Some(encoding) = non_utf8_encoding() {
                     return Err(report(
                         Error::new(
                             Kind::Unsupported,

@@ -25,7 +25,7 @@ use crate::watch::citus::distribute;
 use crate::watch::columns::{alter, create_index, has_index};
 use crate::watch::dropped::forget_dropped;
 use crate::watch::existing_groups;
-use crate::watch::grouping::{Bind, Bound, name_of_members, reset_settings};
+use crate::watch::grouping::{Bind, Bound, member_key_column, reset_settings};
 use crate::watch::setting::{Watch, named_table};
 use crate::watch::shared_memory;
 use crate::watch::tag_column;
@@ -367,7 +367,7 @@ fn store_setting(
             (Some(collection), Some(cluster)) => {
                 let key = match arguments.key {
                     Some(key) => key.to_owned(),
-                    None => name_of_members(client, table.oid, key)?,
+                    None => member_key_column(client, table.oid, key)?,
                 };
                 let bind = Bind { collection, model, dimensions: *dimensions, cluster, key: &key, role };
                 let bound = bind.run(client, store, table.oid, arguments)?;
@@ -376,7 +376,7 @@ fn store_setting(
             }
             _ => {
                 if let Some(collection) = known.filter(|_| arguments.resets("cluster")) {
-                    let key = name_of_members(client, table.oid, key)?;
+                    let key = member_key_column(client, table.oid, key)?;
                     reset_settings(client, collection, &key, arguments)?;
                 }
                 None

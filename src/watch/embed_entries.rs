@@ -9,8 +9,8 @@ use crate::pg::error::SqlResult;
 use crate::pg::subtransaction::{Failure, attempt};
 use crate::pg::vector::Vector;
 use crate::watch::queue::{
-    Entry, add_failure, forget_entries, forget_failure, lock_entries, most_passing_attempts, note_attempt, put_back,
-    rest_after,
+    Entry, add_failure, forget_entries, forget_failure, lock_entries, most_passing_attempts, note_attempt, requeue,
+    retry_delay,
 };
 use crate::watch::rows::{Locked, Queries, Row, Written};
 use crate::watch::setting::Watch;
@@ -18,7 +18,7 @@ use crate::watch::source::{Source, embed};
 use crate::watch::tags;
 
 /// The delay of entries whose row or table another session has locked, in milliseconds.
-const LOCKED_REST: i64 = 1000;
+const LOCKED_DELAY: i64 = 1000;
 
 /// The results for entries, by watch.
 #[derive(Default)]
@@ -91,14 +91,14 @@ pub fn embed_entries(ids: &[i64], terms: Terms) -> SqlResult<Outcome> {
         };
         // Words that have to be embedded first take a minute, so this comes before the lock.
         if let Err(failure) = attempt(|| tags::prepare(&watch)) {
-            put_back(&all(&entries), 0)?;
+            requeue(&all(&entries), 0)?;
             outcome.stuck.insert(id, failure);
             continue;
         }
         // From here on the table keeps its name and columns.
         match terms.slice {
             Some(_) if !catalog::try_lock(watch.relation, Lock::RowExclusive) => {
-                put_back(&all(&entries), LOCKED_REST)?;
+                requeue(&all(&entries), LOCKED_DELAY)?;
                 outcome.locked.insert(id);
                 continue;
             }
@@ -119,10 +119,10 @@ pub fn embed_entries(ids: &[i64], terms: Terms) -> SqlResult<Outcome> {
                         break;
                     }
                 }
-                put_back(&all(left), 0)?;
+                requeue(&all(left), 0)?;
             }
             Err(failure) => {
-                put_back(&all(&entries), 0)?;
+                requeue(&all(&entries), 0)?;
                 outcome.stuck.insert(watch.id, failure);
             }
         }
@@ -157,7 +157,7 @@ impl Work<'_> {
         let (count, rows) = match attempt(|| queries.read(watch, entries)) {
             Ok(read) => read,
             Err(failure) if failure.is_passing() => {
-                put_back(&entries.iter().map(|entry| entry.id).collect::<Vec<_>>(), LOCKED_REST)?;
+                requeue(&entries.iter().map(|entry| entry.id).collect::<Vec<_>>(), LOCKED_DELAY)?;
                 return Ok(entries.len());
             }
             Err(failure) if entries.len() == 1 => {
@@ -208,9 +208,9 @@ impl Work<'_> {
             }
             Err(_) => self.write_each(&ready, begun, outcome, &mut open, &mut later)?,
         }
-        put_back(&later, 0)?;
+        requeue(&later, 0)?;
         // The other session will not hold the lock for long.
-        put_back(&open, LOCKED_REST)?;
+        requeue(&open, LOCKED_DELAY)?;
         // The other rows no longer exist, were embedded by another session, or have nothing to embed.
         let rest: Vec<i64> = entries[..count]
             .iter()
@@ -244,7 +244,7 @@ impl Work<'_> {
                     open.extend(written.locked);
                 }
                 Err(failure) if failure.is_passing() && entry.attempts < most_passing_attempts() => {
-                    note_attempt(entry.id, &failure, rest_after(entry.attempts).max(LOCKED_REST))?;
+                    note_attempt(entry.id, &failure, retry_delay(entry.attempts).max(LOCKED_DELAY))?;
                     outcome.noted.push(entry.id);
                 }
                 Err(failure) => self.note(entry, Some(pair.0), failure, outcome)?,
@@ -289,7 +289,7 @@ impl Work<'_> {
             && entry.attempts < guc::worker_attempts()
         {
             outcome.noted.push(entry.id);
-            return note_attempt(entry.id, &failure, rest_after(entry.attempts));
+            return note_attempt(entry.id, &failure, retry_delay(entry.attempts));
         }
         // A session that deletes the row or changes its key waits from here on, and then removes it from the list.
         // Without the lock, a row whose key changed in the meantime was listed twice.
@@ -297,7 +297,7 @@ impl Work<'_> {
             match attempt(|| watch.as_owner(|client| queries.lock(client, row))) {
                 Ok(Locked::Elsewhere) => {
                     outcome.noted.push(entry.id);
-                    return put_back(&[entry.id], LOCKED_REST);
+                    return requeue(&[entry.id], LOCKED_DELAY);
                 }
                 Ok(Locked::Superseded) => return Ok(()),
                 // If the lock itself fails, record that error.
@@ -316,7 +316,7 @@ impl Work<'_> {
                 forget_entries(&[entry.id])
             }
             // Another session is writing the row; the entry is tried again afterwards.
-            Err(passing) if passing.is_passing() => put_back(&[entry.id], LOCKED_REST),
+            Err(passing) if passing.is_passing() => requeue(&[entry.id], LOCKED_DELAY),
             Err(failure) => Err(failure.into_report()),
         }
     }

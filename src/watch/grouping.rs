@@ -14,7 +14,7 @@ use crate::watch::arguments::Arguments;
 
 /// The column that identifies a group's members: the last column of the key, apart from columns that are in the key
 /// only for partitioning.
-pub fn name_of_members(client: &mut SpiClient<'_>, table: pg_sys::Oid, key: &[String]) -> SqlResult<String> {
+pub fn member_key_column(client: &mut SpiClient<'_>, table: pg_sys::Oid, key: &[String]) -> SqlResult<String> {
     let query = "SELECT a.attname::text FROM unnest($2::text[]) WITH ORDINALITY AS u (name, n) \
          JOIN pg_catalog.pg_attribute a ON a.attrelid = $1 AND a.attname = u.name \
          LEFT JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = $1 \

@@ -19,13 +19,13 @@ use crate::pg::user_context::{UserContext, as_extension};
 use crate::watch::setting::Watch;
 
 /// Maximum delay between two attempts at a row, in milliseconds.
-const LONGEST_REST: i64 = 3_600_000;
+const LONGEST_DELAY: i64 = 3_600_000;
 /// Further attempts, beyond clip_search.worker_attempts, for an error that usually passes by itself.
 const PASSING_ATTEMPTS: i32 = 10;
 /// The maximum length of a stored message, in bytes.
 const LONGEST_MESSAGE: usize = 4096;
 /// Minimum delay for a row that has ended a worker or the server twice, in milliseconds.
-const UNENDED_REST: i64 = 60_000;
+const UNENDED_DELAY: i64 = 60_000;
 
 /// An entry of the queue that this transaction has locked.
 #[derive(Clone)]
@@ -111,7 +111,7 @@ pub fn attempt_ended(ids: &[i64], failure: &Failure) -> SqlResult<()> {
         let arguments = [
             ids.to_vec().into(),
             f64::from(guc::worker_retry_delay()).into(),
-            (LONGEST_REST as f64).into(),
+            (LONGEST_DELAY as f64).into(),
             alone.then_some(failure.code.as_str()).into(),
             alone.then_some(brief(&failure.message)).into(),
         ];
@@ -243,7 +243,7 @@ fn change_failures(query: &'static str, arguments: &[DatumWithOid<'_>]) -> SqlRe
 }
 
 /// Returns entries to the queue as if they had not been tried.
-pub fn put_back(ids: &[i64], rest: i64) -> SqlResult<()> {
+pub fn requeue(ids: &[i64], rest: i64) -> SqlResult<()> {
     if ids.is_empty() {
         return Ok(());
     }
@@ -287,9 +287,9 @@ pub fn add_failure(watch: i64, key: &str, failure: &Failure, attempts: i64) -> S
 }
 
 /// The delay in milliseconds after a number of attempts.
-pub fn rest_after(attempts: i32) -> i64 {
+pub fn retry_delay(attempts: i32) -> i64 {
     let first = i64::from(guc::worker_retry_delay());
-    first.saturating_mul(1 << attempts.clamp(1, 21).saturating_sub(1)).min(LONGEST_REST)
+    first.saturating_mul(1 << attempts.clamp(1, 21).saturating_sub(1)).min(LONGEST_DELAY)
 }
 
 /// The entries of a watch to claim next.
@@ -332,7 +332,7 @@ pub fn claim(watch: i64, count: i64, next: Next) -> SqlResult<Vec<i64>> {
             found.retain(|&(_, attempts, _)| attempts == 0);
         }
         // An entry that has ended a worker before, and may end this one, is delayed longer than an entry that fails.
-        let rest = rest_after(attempts + 1).max(if attempts > 0 && unended { UNENDED_REST } else { 0 });
+        let rest = retry_delay(attempts + 1).max(if attempts > 0 && unended { UNENDED_DELAY } else { 0 });
         let ids: Vec<i64> = found.iter().map(|(id, ..)| *id).collect();
         let query = "UPDATE clip_search.watch_queue SET attempts = attempts + 1, \
              due = pg_catalog.clock_timestamp() + $2 * interval '1 millisecond' WHERE id = ANY ($1)";

@@ -23,8 +23,8 @@ MUTATIONS = [
     Mutation(
         "the delay after a failure does not grow",
         "src/watch/queue.rs",
-        "first.saturating_mul(1 << attempts.clamp(1, 21).saturating_sub(1)).min(LONGEST_REST)",
-        "first.saturating_mul(i64::from(attempts.min(1))).min(LONGEST_REST)",
+        "first.saturating_mul(1 << attempts.clamp(1, 21).saturating_sub(1)).min(LONGEST_DELAY)",
+        "first.saturating_mul(i64::from(attempts.min(1))).min(LONGEST_DELAY)",
         "tests/watch/test_timing.py::test_each_failure_doubles_the_delay",
     ),
     Mutation(
@@ -335,8 +335,8 @@ MUTATIONS = [
     Mutation(
         "a row on which two workers have ended does not rest",
         "src/watch/queue.rs",
-        "const UNENDED_REST: i64 = 60_000;",
-        "const UNENDED_REST: i64 = 60;",
+        "const UNENDED_DELAY: i64 = 60_000;",
+        "const UNENDED_DELAY: i64 = 60;",
         "tests/server/test_worker_ends.py::test_they_rest_after_the_second_time",
     ),
     Mutation(

@@ -186,7 +186,7 @@ fn a_large_picture_in_one_piece_is_within_the_limits() {
 static STOP: AtomicBool = AtomicBool::new(false);
 
 #[test]
-fn what_nothing_stops_is_left_behind() {
+fn a_call_that_cannot_be_stopped_is_abandoned() {
     // The picture is large: one call of the decoder takes far longer than 0.05 s, after which the call is abandoned.
     let noise = RgbImage::from_fn(6000, 4000, |x, y| image::Rgb([(x * y) as u8, (x ^ y) as u8, (x * 7 + y * 3) as u8]));
     let mut webp = std::io::Cursor::new(Vec::new());

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clip::embedder::Embedder;
 use clip::image::preprocess::Preprocess;
 use clip::image::resample::Filter;
-use clip::image::{Decoded, Limits, SPARE, decode, decode_for, resize_and_crop};
+use clip::image::{Decoded, Limits, MIN_OVERSAMPLING, decode, decode_for, resize_and_crop};
 use clip::model::Model;
 use clip::{Kind, Result};
 use serde_json::Value;
@@ -72,7 +72,7 @@ fn what_is_asked_to_be_exact_is() {
         ..clip.clone()
     };
     let shrink = |p: &Preprocess| decode_for(&file, &Limits::default(), p).unwrap().shrink;
-    let side = |length: u32, factor: u32| (f64::from(length) / f64::from(factor) / SPARE) as u32;
+    let side = |length: u32, factor: u32| (f64::from(length) / f64::from(factor) / MIN_OVERSAMPLING) as u32;
     assert_eq!(shrink(&squash(side(1801, 4), 10)), 4);
     assert_eq!(shrink(&squash(side(1801, 4) + 1, 10)), 2);
     assert_eq!(shrink(&squash(10, side(1797, 2) + 1)), 1);

@@ -59,7 +59,7 @@ fn clip_group(
                 .set_hint(format!("CALL clip_backfill({}) groups rows from before.", quote_literal(watch.name()))));
         }
         let watch = watch.locked(Lock::AccessShare)?;
-        take_turn(&watch, PATIENCE)?;
+        lock_watch(&watch, PATIENCE)?;
         done += run(&watch, i64::from(most))?;
         tell_of_others(&watch)?;
     }
@@ -68,9 +68,9 @@ fn clip_group(
 
 /// Waits for another call for the same watch to end. The waiting call holds no lock that other transactions could wait
 /// for, so Citus can't mistake the wait for a deadlock.
-fn take_turn(watch: &Watch, patience: Duration) -> SqlResult<()> {
+fn lock_watch(watch: &Watch, patience: Duration) -> SqlResult<()> {
     let start = Instant::now();
-    while !has_turn(watch)? {
+    while !try_lock_watch(watch)? {
         pgrx::check_for_interrupts!();
         if start.elapsed() >= patience {
             let what = format!("another session is grouping rows of {}", watch.name());
@@ -88,7 +88,7 @@ fn take_turn(watch: &Watch, patience: Duration) -> SqlResult<()> {
 
 /// Locks the watch until the end of the transaction, unless another session has locked it. Returns whether it is
 /// locked.
-pub fn has_turn(watch: &Watch) -> SqlResult<bool> {
+pub fn try_lock_watch(watch: &Watch) -> SqlResult<bool> {
     as_extension(|client| {
         let query = "SELECT 1 FROM clip_search.watch_setting WHERE id = $1 FOR NO KEY UPDATE SKIP LOCKED";
         Ok(!client.update(query, Some(1), &[watch.id.into()]).map_err(spi)?.is_empty())
@@ -96,7 +96,7 @@ pub fn has_turn(watch: &Watch) -> SqlResult<bool> {
 }
 
 /// Takes up to `most` rows out of groups and assigns up to `most` rows; returns the total. The caller has locked the
-/// watch ([`has_turn`]).
+/// watch ([`try_lock_watch`]).
 pub fn run(watch: &Watch, most: i64) -> SqlResult<i64> {
     let Some(collection) = &watch.collection else { return Ok(0) };
     let mut done = 0;

@@ -22,7 +22,7 @@ use crate::watch::trigger::plan::Plan;
 use crate::watch::trigger::row::Tuple;
 
 /// Whether a table is a table of Citus, which users can name on any server. False for shards.
-pub(super) fn is_distributed(table: pg_sys::Oid) -> SqlResult<bool> {
+pub(super) fn is_citus_table(table: pg_sys::Oid) -> SqlResult<bool> {
     let _user_context = UserContext::of_caller();
     Ok(Spi::connect(|client| citus::place(client, table))?.is_some())
 }

@@ -92,7 +92,7 @@ unsafe fn run(data: &pg_sys::TriggerData, event: &TriggerEvent) -> SqlResult<pg_
     {
         // The watched table has become this shard. Citus creates no TRUNCATE trigger on it.
         table = shard;
-    } else if event.fired_by_truncate() && departures::is_distributed(table)? {
+    } else if event.fired_by_truncate() && departures::is_citus_table(table)? {
         if let Some(settings) = settings.filter(|_| event.fired_before()) {
             departures::note_all(table, &settings)?;
         }

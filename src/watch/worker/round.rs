@@ -29,10 +29,10 @@ use crate::watch::worker::process::transaction;
 use crate::watch::worker::shares::Shares;
 
 /// The first and the longest pause of a watch whose model can't be used, or whose triggers take too long.
-const FIRST_REST: Duration = Duration::from_secs(1);
-const LONGEST_REST: Duration = Duration::from_secs(60);
+const FIRST_DELAY: Duration = Duration::from_secs(1);
+const LONGEST_DELAY: Duration = Duration::from_secs(60);
 /// The pause of a watch whose table another session has locked.
-const LOCKED_REST: Duration = Duration::from_millis(500);
+const LOCKED_DELAY: Duration = Duration::from_millis(500);
 /// After this time a batch writes no more rows, because rows of other tables may have been queued in the meantime.
 const SLICE: Duration = Duration::from_millis(500);
 /// The time that the rows of one batch should take.
@@ -93,7 +93,7 @@ impl Worker {
             .into_iter()
             .map(|(watch, until)| {
                 let left = Duration::from_micros(u64::try_from(until - shared_memory::now()).unwrap_or(0));
-                (watch, (Instant::now() + left, FIRST_REST))
+                (watch, (Instant::now() + left, FIRST_DELAY))
             })
             .collect();
         Self {
@@ -180,7 +180,7 @@ impl Worker {
             if self.grouped.get(&watch.id).is_some_and(|next| *next > Instant::now()) {
                 continue;
             }
-            let outcome = transaction(|| match group::has_turn(watch)? {
+            let outcome = transaction(|| match group::try_lock_watch(watch)? {
                 true => group::run(watch, GROUPED),
                 false => Ok(0),
             });
@@ -191,10 +191,10 @@ impl Worker {
                     pgrx::warning!(
                         "clip_search: rows of {} can't be grouped, trying again in {} s: {}",
                         watch.name(),
-                        LONGEST_REST.as_secs(),
+                        LONGEST_DELAY.as_secs(),
                         failure.message
                     );
-                    LONGEST_REST
+                    LONGEST_DELAY
                 }
             };
             self.grouped.insert(watch.id, Instant::now() + rest);
@@ -236,7 +236,7 @@ impl Worker {
         let entries = transaction(|| queue::claim(watch.id, count, Next::Due))?;
         // Other sessions have locked all of them.
         if entries.is_empty() {
-            self.resting.insert(watch.id, (begun + LOCKED_REST, FIRST_REST));
+            self.resting.insert(watch.id, (begun + LOCKED_DELAY, FIRST_DELAY));
             return Ok(());
         }
         let name = watch.name();
@@ -261,7 +261,7 @@ impl Worker {
                 // The first batch may have loaded the model; measure the next one.
                 self.pace.insert(watch.id, spent / u32::try_from(done.0 + done.1).unwrap_or(1).max(1));
                 if outcome.locked.contains(&watch.id) {
-                    self.resting.insert(watch.id, (Instant::now() + LOCKED_REST, FIRST_REST));
+                    self.resting.insert(watch.id, (Instant::now() + LOCKED_DELAY, FIRST_DELAY));
                     return Ok(());
                 }
                 outcome.stuck.remove(&watch.id)
@@ -280,7 +280,7 @@ impl Worker {
 
     /// Pauses a watch after a failure, so that other watches' rows come first for a while.
     fn rest(&mut self, watch: &Watch, failure: &Failure) {
-        let rest = self.resting.get(&watch.id).map_or(FIRST_REST, |(_, rest)| (*rest * 2).min(LONGEST_REST));
+        let rest = self.resting.get(&watch.id).map_or(FIRST_DELAY, |(_, rest)| (*rest * 2).min(LONGEST_DELAY));
         self.resting.insert(watch.id, (Instant::now() + rest, rest));
         pgrx::warning!(
             "clip_search: rows of {} can't be embedded, trying again in {} s: {}",

@@ -153,7 +153,7 @@ impl Embedder {
             (Err(e), _) | (_, Err(e)) => return Err(e),
         }
         let towers = [self.vision.get().map(|v| &v.tower), self.text.get().map(|t| &t.tower)];
-        towers.into_iter().flatten().for_each(|tower| tower.borrow_mut().lay_out());
+        towers.into_iter().flatten().for_each(|tower| tower.borrow_mut().prepack());
         Ok(())
     }
 

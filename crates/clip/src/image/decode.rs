@@ -24,7 +24,7 @@ use crate::image::{bmp, gif, png, raw, tiff, webp};
 /// with 4, 0.99975 and 0.9984. The minima of a CLIP ViT-B/32 with random weights are 0.99985, 0.99993 and 0.99996. On
 /// 43 other JPEGs, of 5 to 22 megapixels and not used for the choice, 4 gives photo-mini 0.99966 and 0.9987. Nearly all
 /// of them were enlargements or mosaics of smaller photos, with noise: no camera files of that size were available.
-pub const SPARE: f64 = 4.0;
+pub const MIN_OVERSAMPLING: f64 = 4.0;
 
 /// Decodes an image file to upright RGB.
 ///
@@ -46,7 +46,7 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Decoded> {
 
 /// Decodes an image file to the size that [`Decoded::prepare`] needs for this model.
 ///
-/// Like [`decode`], but a JPEG whose sides are at least 2 × [`SPARE`] times the size to which `preprocess` resizes them
+/// Like [`decode`], but a JPEG whose sides are at least 2 × [`MIN_OVERSAMPLING`] times the size to which `preprocess` resizes them
 /// is decoded at 1/2, 1/4 or 1/8 of its size, unless [`Limits::exact_jpeg`] is set. The limits still apply to the
 /// file's own size.
 ///
@@ -106,7 +106,7 @@ fn decode_jpeg(jpeg: Jpeg, orientation: Orientation, limits: &Limits, smaller: O
     let size = (jpeg.width, jpeg.height);
     limits.check_pixels(size)?;
     let upright_size = turned(size, orientation);
-    let shrink = smaller.map_or(1, |p| jpeg.shrink(reduction(upright_size, p), SPARE));
+    let shrink = smaller.map_or(1, |p| jpeg.shrink(reduction(upright_size, p), MIN_OVERSAMPLING));
     jpeg.decode(shrink, orientation)
 }
 

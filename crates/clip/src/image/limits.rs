@@ -16,7 +16,7 @@ pub struct Limits {
     /// Whether truncated files are accepted.
     pub allow_truncated: bool,
     /// Whether large JPEGs are decoded at full size even if [`super::decode_for`] could decode them at a reduced size.
-    /// See [`super::SPARE`].
+    /// See [`super::MIN_OVERSAMPLING`].
     pub exact_jpeg: bool,
     /// Called every few milliseconds; returns whether the work should stop. It then fails with [`Kind::Interrupted`].
     /// The function must not unwind, because C code may call it.

@@ -30,7 +30,7 @@ mod to_tensor;
 mod uninterruptible;
 mod webp;
 
-pub use decode::{SPARE, decode, decode_for};
+pub use decode::{MIN_OVERSAMPLING, decode, decode_for};
 pub use limits::Limits;
 pub use picture::Decoded;
 pub use picture::Taken;

@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_of_ours_is_replaced() {
+    fn entries_of_another_kind_are_replaced() {
         let folder = folder("replaced");
         let place = folder.join("file");
         fs::create_dir(&place).unwrap();

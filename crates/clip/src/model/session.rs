@@ -151,7 +151,7 @@ enum How<'a> {
     /// From a written file: maps the weights.
     Mapped,
     /// From a written file: converts the weights.
-    LaidOut,
+    Prepacked,
     /// Folds constants and writes the graph to this path, and its weights to a file of this name beside it. The session
     /// is not meant to be run.
     Folded(&'a Path, &'a str),
@@ -253,10 +253,10 @@ impl Tower {
     }
 
     /// Copies mapped weights into the fastest layout, for a process that runs the graph often.
-    pub fn lay_out(&mut self) {
+    pub fn prepack(&mut self) {
         let Some((graph, _)) = self.mapped.take() else { return };
         // If the file has been removed in the meantime, the mapped graph stays in use: its pages remain valid.
-        if let Some(Ok(session)) = Runtime::loaded().map(|r| session(r, &graph, self.threads, &How::LaidOut)) {
+        if let Some(Ok(session)) = Runtime::loaded().map(|r| session(r, &graph, self.threads, &How::Prepacked)) {
             self.session = session;
         }
     }
@@ -304,7 +304,7 @@ impl Tower {
         outputs: &[&str],
     ) -> Result<Vec<ndarray::ArrayD<f32>>> {
         match &mut self.mapped {
-            Some((_, runs)) if *runs >= MAPPED_RUNS => self.lay_out(),
+            Some((_, runs)) if *runs >= MAPPED_RUNS => self.prepack(),
             Some((_, runs)) => *runs += 1,
             None => {}
         }
@@ -385,7 +385,7 @@ fn session(runtime: &Runtime, file: &Path, threads: usize, how: &How<'_>) -> ort
                 .with_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS)?
                 .with_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", SMALL)?,
             How::Mapped => builder.with_optimization_level(GraphOptimizationLevel::Disable)?.with_prepacking(false)?,
-            How::LaidOut => builder.with_optimization_level(GraphOptimizationLevel::Disable)?,
+            How::Prepacked => builder.with_optimization_level(GraphOptimizationLevel::Disable)?,
             How::Folded(graph, weights) => builder
                 .with_optimization_level(GraphOptimizationLevel::Level1)?
                 .with_prepacking(false)?

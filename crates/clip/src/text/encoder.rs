@@ -16,7 +16,7 @@ use crate::model::{Model, read_json};
 use crate::text::cleaning::Cleaning;
 use crate::text::files::TokenizerFiles;
 use crate::text::prompt;
-use crate::text::repetitions::Runs;
+use crate::text::repetitions::RunShortener;
 use crate::text::siglip;
 use crate::text::tokenize;
 
@@ -43,7 +43,7 @@ pub struct TextEncoder {
     pub prompt_length: usize,
     /// The id that is replaced by 0, for open_clip's `strip_sep_token`.
     stripped: Option<u32>,
-    runs: OnceCell<Runs>,
+    runs: OnceCell<RunShortener>,
 }
 
 /// A text's ids, including special ids.
@@ -263,8 +263,8 @@ impl TextEncoder {
     }
 
     /// How the tokenizer treats long runs. It is determined at the first long text.
-    fn runs(&self) -> &Runs {
-        self.runs.get_or_init(|| Runs::of(&self.tokenizer, self.context_length))
+    fn runs(&self) -> &RunShortener {
+        self.runs.get_or_init(|| RunShortener::of(&self.tokenizer, self.context_length))
     }
 }
 

@@ -24,7 +24,7 @@ const UNKNOWN: usize = 64;
 const STRIDE: usize = 256 << 10;
 
 /// How a tokenizer treats long runs.
-pub(super) struct Runs {
+pub(super) struct RunShortener {
     /// The number of characters of a run that are always kept: more than enough to fill the context.
     keep: usize,
     rule: Rule,
@@ -57,7 +57,7 @@ pub(super) struct Shortened {
     pub whole: bool,
 }
 
-impl Runs {
+impl RunShortener {
     /// Chooses the rule for a tokenizer. `context` is the maximum number of tokens.
     pub(super) fn of(tokenizer: &Tokenizer, context: usize) -> Self {
         let bert = matches!(tokenizer.get_normalizer(), Some(NormalizerWrapper::BertNormalizer(_)))
@@ -181,7 +181,7 @@ mod tests {
     }
 
     fn shorten(tokenizer: &Tokenizer, text: &str) -> String {
-        let short = Runs::of(tokenizer, 8).shorten(text, 1 << 20, tokenizer, &|| ()).unwrap();
+        let short = RunShortener::of(tokenizer, 8).shorten(text, 1 << 20, tokenizer, &|| ()).unwrap();
         assert!(short.whole);
         short.text
     }
@@ -225,7 +225,7 @@ mod tests {
     fn no_more_is_read_than_is_wanted() {
         let tokenizer = tokenizer(WORDS);
         let text = "ab ".repeat(1 << 20);
-        let short = Runs::of(&tokenizer, 8).shorten(&text, 1000, &tokenizer, &|| ()).unwrap();
+        let short = RunShortener::of(&tokenizer, 8).shorten(&text, 1000, &tokenizer, &|| ()).unwrap();
         assert!(!short.whole && (1000..1010).contains(&short.text.len()));
     }
 }

@@ -8,7 +8,7 @@ use re_rav1d::dav1d::{self, Picture, PixelLayout, PlanarImageComponent, Plane, p
 
 use crate::error::{Error, Kind, Result};
 use crate::image::heif::yuv::{Colours, Fixed};
-use crate::image::heif::{Coded, Container, Stated, Whole};
+use crate::image::heif::{CodePoints, Coded, Container, Whole};
 use crate::image::limits::{Limits, bytes_of};
 use crate::image::picture::Format;
 use crate::image::uninterruptible::run_in_thread_at_risk;
@@ -166,7 +166,13 @@ impl Samples {
 
 impl Frame {
     /// `stated` has the container's matrix, primaries and range, which take precedence over the stream's own.
-    fn new(picture: Picture, size: (u32, u32), stated: Option<Stated>, is_clear: bool, format: Format) -> Result<Self> {
+    fn new(
+        picture: Picture,
+        size: (u32, u32),
+        stated: Option<CodePoints>,
+        is_clear: bool,
+        format: Format,
+    ) -> Result<Self> {
         let bits = picture.bits_per_component().map_or(8, |bits| bits.0 as u32);
         let is_grey = picture.pixel_layout() == PixelLayout::I400;
         let own = || {
@@ -182,9 +188,9 @@ impl Frame {
                 M::BT2020NonConstantLuminance => 9,
                 _ => u16::MAX,
             };
-            Stated { matrix, primaries: 2, full_range: picture.color_range() == pixel::YUVRange::Full }
+            CodePoints { matrix, primaries: 2, full_range: picture.color_range() == pixel::YUVRange::Full }
         };
-        let Stated { matrix, primaries, full_range } = stated.unwrap_or_else(own);
+        let CodePoints { matrix, primaries, full_range } = stated.unwrap_or_else(own);
         // A grey picture needs no matrix.
         let matrix = if is_grey { 2 } else { matrix };
         let conversion = match Fixed::new(matrix, primaries, full_range).filter(|_| !is_grey) {

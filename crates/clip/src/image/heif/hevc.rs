@@ -1,7 +1,7 @@
 //! HEVC by heifer, a decoder in Rust without unsafe code.
 //!
 //! Samples are converted to colours as libheif converts them, so that the pixels equal pillow-heif's: 4:2:0 chroma is
-//! repeated, not interpolated (with the exceptions in [`Smooth`](super::transform::Smooth)), and samples of more than
+//! repeated, not interpolated (with the exceptions in [`InterpolatedChroma`](super::transform::InterpolatedChroma)), and samples of more than
 //! eight bits lose the other bits.
 
 use heifer::heifer_hevc_dec::decoder;
@@ -11,7 +11,7 @@ use heifer_isobmff::{HeifFile, ItemId};
 use crate::error::{Error, Result, without_panic};
 use crate::image::heif::matrix::shares;
 use crate::image::heif::transform::Part;
-use crate::image::heif::{Coded, Container, Stated, Whole};
+use crate::image::heif::{CodePoints, Coded, Container, Whole};
 use crate::image::limits::{Limits, bytes_of};
 use crate::image::picture::{Format, truncated};
 use crate::image::uninterruptible::run_in_thread;
@@ -45,7 +45,7 @@ pub(super) fn decode(container: &Container, id: ItemId, whole: &Whole, limits: &
     if size.0 > frame.widths[0] || size.1 > frame.heights[0] {
         return Err(format.broken("Its coded picture is smaller than it says."));
     }
-    let stated = container.stated(whole.id)?.or(container.stated(id)?).unwrap_or(Stated {
+    let stated = container.stated(whole.id)?.or(container.stated(id)?).unwrap_or(CodePoints {
         matrix: frame.matrix_coeffs.into(),
         primaries: 2,
         full_range: frame.full_range,
@@ -131,7 +131,7 @@ enum Sort {
 
 impl Conversion {
     /// None for a matrix that is unknown or not linear.
-    fn new(frame: &Frame, Stated { matrix, primaries, full_range }: Stated, smooth: bool) -> Option<Self> {
+    fn new(frame: &Frame, CodePoints { matrix, primaries, full_range }: CodePoints, smooth: bool) -> Option<Self> {
         if frame.widths[1] == 0 {
             return Some(Self::Grey);
         }

@@ -31,8 +31,8 @@ use crate::image::{bmff, exif};
 use crate::memory::Reserve;
 
 #[cfg(feature = "heic")]
-use transform::Smooth;
-use transform::{Part, Shown};
+use transform::InterpolatedChroma;
+use transform::{Part, VisibleArea};
 
 /// A decoded picture.
 trait Coded {
@@ -44,7 +44,7 @@ trait Coded {
 
 /// The code points (H.273) that a container states.
 #[derive(Clone, Copy)]
-struct Stated {
+struct CodePoints {
     matrix: u16,
     primaries: u16,
     full_range: bool,
@@ -57,7 +57,7 @@ struct Whole {
     #[cfg(feature = "avif")]
     is_clear: bool,
     #[cfg(feature = "heic")]
-    smooth: Smooth,
+    smooth: InterpolatedChroma,
     /// Bytes that the decoder may take.
     beside: u64,
 }
@@ -257,7 +257,7 @@ struct Primary {
     /// The visible part.
     part: Part,
     #[cfg(feature = "heic")]
-    smooth: Smooth,
+    smooth: InterpolatedChroma,
     orientation: Orientation,
     channels: u8,
     bits: u8,
@@ -283,10 +283,10 @@ impl<'a> Container<'a> {
     }
 
     /// The colour code points in an item's properties.
-    fn stated(&self, id: ItemId) -> Result<Option<Stated>> {
+    fn stated(&self, id: ItemId) -> Result<Option<CodePoints>> {
         Ok(self.properties(id)?.find_map(|property| match property {
             Property::Color(ColorInfo::Nclx { matrix, primaries, full_range, .. }) => {
-                Some(Stated { matrix: *matrix, primaries: *primaries, full_range: *full_range })
+                Some(CodePoints { matrix: *matrix, primaries: *primaries, full_range: *full_range })
             }
             _ => None,
         }))
@@ -322,9 +322,9 @@ impl<'a> Container<'a> {
         if coded.0 == 0 || coded.1 == 0 {
             return Err(no_pixels(coded.0, coded.1));
         }
-        let shown = transform::shown(coded, self.properties(id)?);
-        let Shown { part, orientation, .. } =
-            shown.ok_or_else(|| self.format.broken("It shows no part of its coded picture."))?;
+        let visible_area = transform::visible_area(coded, self.properties(id)?);
+        let VisibleArea { part, orientation, .. } =
+            visible_area.ok_or_else(|| self.format.broken("It shows no part of its coded picture."))?;
         let first = if is_grid { self.file.referenced_items(id, b"dimg").first().copied() } else { Some(id) };
         let (bits, colours) = match first {
             Some(first) => self.depth(first)?,
@@ -332,7 +332,7 @@ impl<'a> Container<'a> {
         };
         let channels = colours + u8::from(self.opacity(id)?.is_some());
         #[cfg(feature = "heic")]
-        let smooth = shown.map(|shown| shown.smooth).unwrap_or_default();
+        let smooth = visible_area.map(|visible_area| visible_area.smooth).unwrap_or_default();
         Ok(Primary {
             id,
             coded,

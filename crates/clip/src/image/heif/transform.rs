@@ -18,27 +18,30 @@ pub(super) struct Part {
 /// turns a picture before it converts its colours. If a crop or turn would separate pairs of columns or rows that share
 /// a chroma sample, it first scales chroma to full size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Smooth {
+pub(super) struct InterpolatedChroma {
     pub both: Option<Part>,
     pub columns: Option<Part>,
 }
 
 /// The visible part of a picture, and its rotation.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Shown {
+pub(super) struct VisibleArea {
     pub part: Part,
     pub orientation: Orientation,
     // AV1's chroma is always interpolated, so AVIF doesn't use this.
     #[cfg_attr(not(feature = "heic"), allow(dead_code))]
-    pub smooth: Smooth,
+    pub smooth: InterpolatedChroma,
 }
 
 /// The visible part of a picture of this size and its orientation, by the item's properties. None if a crop is empty or
 /// outside the picture.
-pub(super) fn shown<'a>(size: (u32, u32), properties: impl Iterator<Item = &'a Property>) -> Option<Shown> {
+pub(super) fn visible_area<'a>(
+    size: (u32, u32),
+    properties: impl Iterator<Item = &'a Property>,
+) -> Option<VisibleArea> {
     let mut part = Part { left: 0, top: 0, size };
     let mut orientation = Orientation::NoTransforms;
-    let mut smooth = Smooth::default();
+    let mut smooth = InterpolatedChroma::default();
     for property in properties {
         let (width, height) = turned(part.size, orientation);
         let (odd_width, odd_height) = (width % 2 == 1, height % 2 == 1);
@@ -72,7 +75,7 @@ pub(super) fn shown<'a>(size: (u32, u32), properties: impl Iterator<Item = &'a P
             _ => orientation,
         };
     }
-    Some(Shown { part, orientation, smooth })
+    Some(VisibleArea { part, orientation, smooth })
 }
 
 /// The start and length of a clean aperture along one side: `length` pixels around the middle, moved by `offset`; both
@@ -152,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_part_is_where_the_file_says() {
-        let of = |property: Property| shown((64, 48), [property].iter()).map(|shown| shown.part);
+        let of = |property: Property| visible_area((64, 48), [property].iter()).map(|visible_area| visible_area.part);
         // libheif writes this for a picture of 61 × 33 at the top left.
         let part = Part { left: 0, top: 0, size: (61, 33) };
         assert_eq!(of(clap((61, 1), (33, 1), (-3, 2), (-15, 2))), Some(part));
@@ -176,7 +179,7 @@ mod tests {
     #[test]
     fn pairs_that_are_torn_apart() {
         let of = |size, property: Property| {
-            let smooth = shown(size, [property].iter()).unwrap().smooth;
+            let smooth = visible_area(size, [property].iter()).unwrap().smooth;
             (smooth.both.is_some(), smooth.columns.is_some())
         };
         assert_eq!(of((64, 48), Property::Rotation(1)), (false, true));
@@ -199,12 +202,12 @@ mod tests {
             for mirror in [None, Some(true), Some(false)] {
                 let mut before: Vec<Property> = vec![Property::Rotation(turns)];
                 before.extend(mirror.map(Property::Mirror));
-                let orientation = shown((9, 6), before.iter()).unwrap().orientation;
+                let orientation = visible_area((9, 6), before.iter()).unwrap().orientation;
                 let whole = upright(picture.clone(), orientation, &Limits::default()).unwrap();
                 let then_cut = clap((4, 1), (3, 1), (-1, 2), (1, 2));
-                let wanted = shown(whole.dimensions(), [then_cut.clone()].iter()).unwrap().part;
+                let wanted = visible_area(whole.dimensions(), [then_cut.clone()].iter()).unwrap().part;
                 before.push(then_cut);
-                let Shown { part, orientation, .. } = shown((9, 6), before.iter()).unwrap();
+                let VisibleArea { part, orientation, .. } = visible_area((9, 6), before.iter()).unwrap();
                 let found = upright(crop(&picture, part), orientation, &Limits::default()).unwrap();
                 assert!(found == crop(&whole, wanted), "{before:?}");
             }
