@@ -326,7 +326,7 @@ WORDS = (
 def precisions(
     command: list[str], model: pathlib.Path, work: pathlib.Path, files: list[pathlib.Path], rounds: int
 ) -> dict[str, Any]:
-    """Ours in float32 and in eight bits (`clip_search.precision`) beside OpenVINO as it comes, images and texts."""
+    """Ours in float32 and in eight bits (`clip_search.precision`) beside OpenVINO with its defaults, images and texts."""
     cache = work / "cache"
     cache.mkdir(exist_ok=True)
     eight, plain = Engine(*command, str(model), "auto-int8", str(cache)), Engine(*command, str(model))
