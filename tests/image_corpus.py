@@ -219,7 +219,7 @@ def make(folder: pathlib.Path) -> dict[str, tuple[str, bool]]:
         for maker, sorts in MAKERS.items():
             for name, data, reference, lossless in sorts(p):
                 key = f"{photo}-{maker}-{name}"
-                # By content: the name says nothing.
+                # Every file is named .jpg: clip-embed must tell the format from the content.
                 (folder / "files" / f"{key}.jpg").write_bytes(data)
                 reference.convert("RGB").save(folder / "references" / f"{key}.png", compress_level=1)
                 made[key] = (maker, lossless)
@@ -229,7 +229,7 @@ def make(folder: pathlib.Path) -> dict[str, tuple[str, bool]]:
 def embedded(program: str, options: list[str], folder: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
     out = folder.with_suffix(".csv")
     done = subprocess.run([program, str(folder), "-o", str(out), *options], capture_output=True, text=True, check=False)
-    # 3: some files are refused, which the caller counts.
+    # Exit status 3 means that some files were refused; the caller counts them.
     if done.returncode not in (0, 3):
         raise SystemExit(done.stderr)
     with out.open(newline="") as file:

@@ -113,7 +113,7 @@ def by_tifffile(data: bytes) -> Image.Image:
 
 
 def reference(data: bytes, suffix: str) -> tuple[Image.Image | None, str]:
-    # Pillow misreads some TIFFs of more than eight bits in planes.
+    # Pillow misreads some planar TIFFs of more than eight bits.
     readers = [by_tifffile, by_pillow] if suffix in (".tif", ".tiff") else [by_pillow]
     reasons = []
     for read in readers:
