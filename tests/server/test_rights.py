@@ -1,4 +1,4 @@
-"""Nobody's code runs with another role's rights: tables that the caller didn't name are planned and run as their owner."""
+"""Nobody's code runs with another role's rights: tables not named by the caller are planned and run as their owner."""
 
 from __future__ import annotations
 

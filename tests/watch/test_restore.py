@@ -27,7 +27,7 @@ STATE = (
 
 
 def make(db: psycopg.Connection) -> None:
-    """Watches in both modes, a partitioned table, queued rows, failed rows, and rows that hold another text's vector."""
+    """Watches in both modes, a partitioned table, queued rows, failed rows, and rows with another text's vector."""
     db.execute("SET client_min_messages = warning")
     db.execute("CREATE EXTENSION clip_search CASCADE")
     db.execute("CREATE TABLE author (id int PRIMARY KEY)")

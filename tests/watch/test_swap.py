@@ -90,7 +90,7 @@ def test_schemas_that_change_places(preloaded, db):
     ids=["backfill", "reembed", "retry", "unwatch", "watch"],
 )
 def test_while_a_session_is_at_work(preloaded, db, swap, work):
-    """The swap is in progress when the call begins, so the call waits for the table, and must then find the same one."""
+    """The swap is in progress when the call begins: the call waits for the table, and must then find the same one."""
     pair(db)
     db.execute("INSERT INTO photo SELECT g, 'a cat ' || g FROM generate_series(1, 20) g")
     oid = value(db, "SELECT 'photo'::regclass::oid")
