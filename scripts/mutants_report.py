@@ -29,7 +29,7 @@ def main(folder: str, least: str, known: str = str(ROOT / "tests" / "mutants" / 
         print("no mutation was tried")
         return 1
     lines = [line.split("\t") for line in pathlib.Path(known).read_text().splitlines() if line and line[0] != "#"]
-    # By name without line and column, which any change above moves.
+    # By name without line and column, which any earlier change in the file moves.
     reasons = dict(lines)
     unlisted = []
     for name in missed:

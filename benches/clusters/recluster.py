@@ -43,7 +43,7 @@ REPEATS = 3
 
 
 def ours(rows: np.ndarray, threshold: float, linkage: str = "average", threads: int = 1) -> tuple[np.ndarray, dict]:
-    """Labels, and what the engine prints about the run."""
+    """Labels, and the engine's own figures for the run."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = pathlib.Path(folder, "rows.npy"), pathlib.Path(folder, "labels.npy")
         np.save(source, rows)
@@ -54,7 +54,7 @@ def ours(rows: np.ndarray, threshold: float, linkage: str = "average", threads: 
 
 
 def theirs(rows: np.ndarray, threshold: float, linkage: str = "average") -> tuple[np.ndarray, float]:
-    """Labels, and seconds."""
+    """Labels, and the time in seconds."""
     rows = rows.astype(np.float64)
     start = time.perf_counter()
     model = AgglomerativeClustering(

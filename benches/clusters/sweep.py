@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from reference import Reference
 
 THRESHOLDS = [0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.82, 0.85, 0.9, 0.95, 0.98, 0.99]
-SMALLEST = 150  # pixels an edge: icons and test charts are no photos
+SMALLEST = 150  # pixels an edge: smaller pictures are icons and test charts
 
 
 def originals() -> list[Image.Image]:
@@ -97,7 +97,7 @@ def random_set(rng: np.random.Generator) -> tuple[str, np.ndarray]:
 
 
 def agreement(rows: np.ndarray, threshold: float, linkage: str) -> tuple[float, int] | None:
-    """Adjusted Rand index and number of clusters; None where a tie decides."""
+    """Adjusted Rand index and number of clusters; None if the result depends on a tie."""
     model = AgglomerativeClustering(
         n_clusters=None, metric="cosine", linkage=linkage, distance_threshold=1 - threshold
     ).fit(rows.astype(np.float64))

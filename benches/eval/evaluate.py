@@ -37,7 +37,7 @@ SHOWN = (0.70, 0.75, 0.80, 0.82, 0.85, 0.90, 0.95, 0.99)
 TEMPLATES = {
     '"a photo of a {}"': ["a photo of a {}"],
     '"{}"': ["{}"],
-    "seven templates": [  # those that CLIP's authors found to be enough for ImageNet
+    "seven templates": [  # CLIP's authors found these to be enough for ImageNet
         "itap of a {}.",
         "a bad photo of the {}.",
         "a origami {}.",
@@ -61,19 +61,19 @@ CREATE TABLE stamp (
     cluster_id bigint
 )"""
 
-# The place of each picture among all by nearness to its own label; 0 is the first.
+# The rank of each picture among all by nearness to its own label; 0 is the first.
 RANKS = """
 SELECT (SELECT count(*) FROM stamp AS other WHERE other.embedding <=> one.caption < one.embedding <=> one.caption)
 FROM stamp AS one ORDER BY id"""
 
-# Whether the nearest other picture is of the same folder, for those whose folder has another.
+# Whether the nearest other picture is in the same folder, for pictures whose folder has another one.
 NEIGHBOURS = """
 SELECT count(*) FILTER (WHERE near.{column} = one.{column}), count(*)
 FROM stamp AS one, LATERAL (SELECT {column} FROM stamp AS other WHERE other.id <> one.id
                             ORDER BY other.embedding <=> one.embedding, other.id LIMIT 1) AS near
 WHERE (SELECT count(*) FROM stamp AS alike WHERE alike.{column} = one.{column}) > 1"""
 
-# The last name of a folder's path says what is in it.
+# The last part of a folder's path tells its subject.
 ZERO_SHOT = """
 WITH named AS (SELECT embedding, replace(regexp_replace({column}, '^.*/', ''), '_', ' ') AS name FROM stamp),
      known AS (SELECT array_agg(DISTINCT name ORDER BY name) AS names FROM named)
@@ -81,14 +81,14 @@ SELECT count(*) FILTER (WHERE best.label = named.name), count(*), max(cardinalit
 FROM named, known, LATERAL (SELECT label FROM clip_classify(embedding, names, %s::text[])
                             ORDER BY probability DESC LIMIT 1) AS best"""
 
-# Groups of two and more: how many, of how many pictures, and how many of the pairs in them are of one folder.
+# Groups of at least two: their number, the number of their pictures, and the number of pairs in them from one folder.
 GROUPS = """
 WITH grouped AS (SELECT cluster_id, count(*) AS size FROM stamp GROUP BY cluster_id HAVING count(*) > 1)
 SELECT (SELECT count(*) FROM grouped), (SELECT coalesce(sum(size), 0)::int FROM grouped),
        count(*) FILTER (WHERE a.folder = b.folder), count(*)
 FROM stamp AS a JOIN stamp AS b ON a.cluster_id = b.cluster_id AND a.id < b.id"""
 
-# The ten nearest of each caption and each picture.
+# The ten nearest pictures of each caption and each picture.
 NEAREST = """
 CREATE TABLE {name} AS
 SELECT query.n, near.id
@@ -194,7 +194,7 @@ def groups(db: psycopg.Connection) -> list[dict]:
 
 
 def hnsw(db: psycopg.Connection) -> list[dict]:
-    """Of the ten nearest by an exact search, the share that the index finds, by hnsw.ef_search."""
+    """The share of the ten exact nearest that the index finds, for each hnsw.ef_search."""
     db.execute(NEAREST.format(name="exact"))
     db.execute("CREATE INDEX ON stamp USING hnsw (embedding vector_cosine_ops)")
     db.execute("SET enable_seqscan = off")
@@ -213,7 +213,7 @@ def hnsw(db: psycopg.Connection) -> list[dict]:
 
 
 def table(result: dict) -> str:
-    """What is measured, for a person."""
+    """The results as a table for readers."""
     found, rows = result["retrieval"], []
     rows.append(("text to picture", ", ".join(f"R@{k} {found[f'recall_at_{k}']:.3f}" for k in (1, 5, 10))))
     rows.append(("", f"mean reciprocal rank {found['mean_reciprocal_rank']:.3f}"))

@@ -53,7 +53,7 @@ def main() -> None:
                 bench.stdin.flush()
                 answer = json.loads(bench.stdout.readline())
                 assert "error" not in answer, answer
-                # The first round loads what is loaded once.
+                # The first round also loads everything that is loaded once.
                 if turn > 0:
                     times.append(answer["ms"] if op == "images" else answer["decode"])
             start = time.perf_counter()

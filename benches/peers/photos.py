@@ -52,7 +52,7 @@ def enlarged(image: Image.Image, factor: float, random: np.random.Generator) -> 
 
 
 def mosaic(images: list[Image.Image], random: np.random.Generator) -> Image.Image:
-    """4000 × 3000, filled with tiles of 500 × 500."""
+    """4000 × 3000 pixels, filled with tiles of 500 × 500."""
     canvas = Image.new("RGB", (4000, 3000))
     for x in range(0, 4000, 500):
         for y in range(0, 3000, 500):

@@ -97,7 +97,7 @@ def siglip(folder: pathlib.Path) -> None:
         y = graph.gelu(graph.linear(y, f"{name}.fc1", width, 4 * width, 1.0), tanh=True)
         x = graph.node("Add", x, graph.linear(y, f"{name}.fc2", 4 * width, width, 1.0))
     x = graph.layer_norm(x, "post_norm", width)
-    # One learnt query asks all patches.
+    # A single learnt query attends to all patches.
     split, join = graph.indices(0, -1, heads, width // heads), graph.indices(0, -1, width)
     probe = graph.weights("probe", 1, heads, 1, width // heads, deviation=1.0)
     key = graph.node(
@@ -155,7 +155,7 @@ def mobileclip(folder: pathlib.Path) -> None:
             y = graph.convolution(x, f"{part}.ffn.0", width, width, 7, groups=width)
             y = graph.gelu(graph.convolution(y, f"{part}.ffn.1", width, wider * width, 1), tanh=False)
             y = graph.convolution(y, f"{part}.ffn.2", wider * width, width, 1)
-            # Many blocks of random weights would grow without bound.
+            # The values would grow without bound over many blocks of random weights.
             x = graph.node("Mul", graph.node("Add", x, y), graph.constant("damping", np.float32(0.7)))
     last = 2 * widths[-1]
     x = graph.convolution(x, "head.0", widths[-1], last, 3, groups=widths[-1])

@@ -26,7 +26,7 @@ import cpu
 
 
 class Vit:
-    """The encoder of a ViT as its export has it: layer norms, three projections, attention, two layers of GELU."""
+    """The encoder of a ViT as exported: layer norms, three projections, attention, two layers with GELU."""
 
     def __init__(self, width: int, layers: int, heads: int, patch: int, pixels: int):
         self.nodes: list = []

@@ -45,7 +45,7 @@ def main() -> None:
                 continue
             found = []
             for turn in range(options.times):
-                # From 20 ms to 2.5 s, each later than the one before by the same factor.
+                # From 20 ms to 2.5 s, by a constant factor.
                 delay = 0.02 * 125 ** (turn / max(1, options.times - 1))
                 took = cancels.cancel_after(database.connect, query, delay, cancels.SETTINGS.get(name, ""))
                 found += [] if took is None else [took]

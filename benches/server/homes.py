@@ -41,7 +41,7 @@ OWN = """
     CREATE TRIGGER piece_group BEFORE INSERT ON piece FOR EACH ROW EXECUTE FUNCTION piece_group();
     CREATE VIEW piece_centroid AS SELECT id, centroid FROM clip_search.cluster WHERE collection = 'piece'
 """
-# On the coordinator, for each shard; then the centroids of all are grouped like photos, and the groups written back.
+# Runs on the coordinator for each shard; then all centroids are grouped like photos, and the groups written back.
 SHARD = """
     CREATE FOREIGN TABLE piece_{n} (id bigint, cluster_id bigint) SERVER shard_{n} OPTIONS (table_name 'piece');
     CREATE FOREIGN TABLE piece_centroid_{n} (id bigint, centroid vector(512)) SERVER shard_{n} OPTIONS (table_name 'piece_centroid')
@@ -74,7 +74,7 @@ def load(servers: list[Server], table: str, parts: list[list[tuple[int, str]]]) 
 
 
 def whole(servers: list[Server], table: str, local: bool) -> tuple[int, int]:
-    """(subjects that are whole, groups); `local`: ids are a shard's own."""
+    """(whole subjects, groups); `local`: each shard has its own ids."""
     groups, members = collections.defaultdict(set), collections.defaultdict(set)
     for n, server in enumerate(servers):
         with server.connect() as db:

@@ -34,7 +34,8 @@ numbers = itertools.count()
 
 
 def searches(connect: list, clients: int, new: bool = True) -> float:
-    """A second, by clients that take turns with the servers; `new`: texts that were not asked before."""
+    """Searches a second by clients that alternate between the servers; `new`: with texts that were not searched
+    before."""
     counts, end = [0] * clients, 0.0
 
     def client(n: int) -> None:

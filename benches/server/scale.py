@@ -34,7 +34,7 @@ INSERTS = 200
 ROUNDS = 3
 BLOCK = 50_000
 
-# A LIMIT of 10 within re-ranking; {n} candidates by the index.
+# Re-ranking returns 10 rows; the index returns {n} candidates.
 PLAIN = "SELECT id FROM photo ORDER BY embedding <=> %(q)s::vector LIMIT 10"
 HALF = "SELECT id FROM photo ORDER BY embedding::halfvec(512) <=> %(q)s::vector::halfvec(512) LIMIT 10"
 BITS = """
@@ -55,7 +55,7 @@ INDEXES = {
 
 
 def cpu(db) -> float:
-    """Seconds that the connection's server process has computed, which other work on the machine does not change."""
+    """CPU seconds of the connection's server process, which other work on the machine doesn't change."""
     fields = pathlib.Path(f"/proc/{db.info.backend_pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

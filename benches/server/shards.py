@@ -58,7 +58,7 @@ def search(db, statement: str, queries: np.ndarray, exact: np.ndarray) -> dict:
 
 
 def inserts(made: Server, sessions: int) -> float:
-    """Photos a second."""
+    """Photos inserted per second."""
 
     def work() -> None:
         with made.connect() as db:
@@ -86,7 +86,7 @@ def main() -> None:
         shards.start()
         shards.create("photo", watched=True)
         with shards.coordinator.connect() as db:
-            # The rows where their ids belong, as the coordinator would place them.
+            # Each row goes to the shard of its id, as the coordinator would place it.
             place = [
                 db.execute(
                     "SELECT array_agg(id) FROM generate_series(%s::bigint, %s) AS id "

@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
             try:
                 data = path.read_bytes()
                 date = datetime.datetime.fromtimestamp(path.stat().st_mtime)
-                # Looked up first, because the triggers embed before the constraint refuses.
+                # Check this first, because the triggers embed the photo before the constraint refuses it.
                 there = db.execute("SELECT 1 FROM webapp.photo WHERE digest = sha256(%s)", (data,)).fetchone()
                 if not there:
                     db.execute(INSERT, (title(path), data, date))
