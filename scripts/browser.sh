@@ -10,7 +10,7 @@ cd "$root"
 export PG_CONFIG=$pg_config PATH=$pg_bin:$PATH
 
 if [ -z "${CHROMIUM:-}" ]; then
-    # Inter is the first choice of the pages' fonts; with it, screenshots look alike on every machine.
+    # Inter is the pages' first font; with it, screenshots look the same on every machine.
     command -v chromium >/dev/null || apt_install chromium fonts-inter
     CHROMIUM=$(command -v chromium) || die "no chromium on PATH after its installation: set CHROMIUM to a Chromium or Chrome"
 fi

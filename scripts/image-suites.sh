@@ -11,6 +11,6 @@ cargo build --locked --release "${workspace[@]}" --example pixels
 venv=$target/image-corpus
 [ -x "$venv/bin/pip" ] || "${PYTHON:-python3}" -m venv "$venv"
 "$venv/bin/pip" install --quiet --requirement tests/image_corpus.txt
-# Words of it are directories.
+# SUITES is split into words: each is a directory.
 # shellcheck disable=SC2086
 "$venv/bin/python" tests/image_suites.py "$target/release/examples/pixels" $SUITES

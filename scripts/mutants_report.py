@@ -3,8 +3,8 @@
 
     mutants_report.py target/mutants.out 96 [SURVIVORS]
 
-SURVIVORS lists the known ones, one a line with the reason after a tab (tests/mutants/survivors.tsv). The exit status is 1 if the percentage is
-below the minimum, or if an unlisted mutation survives.
+SURVIVORS lists the known ones, one per line with the reason after a tab (tests/mutants/survivors.tsv). The exit status
+is 1 if the percentage is below the minimum, or if an unlisted mutation survives.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ while read -r version commit; do
 done < <(grep -v '^#' tests/fixtures/releases/commits | if [ "${RELEASES:-}" = all ]; then cat; else tail -1; fi)
 rm -rf "$target/releases/build"
 
-# The ONNX Runtime before, from the wheel that tests/requirements.txt pins for Python 3.10, for tests/release/test_upgrade.py.
+# The previous ONNX Runtime, from the wheel that tests/requirements.txt pins for Python 3.10, for tests/release/test_upgrade.py.
 earlier=1.23.2
 earlier_onnxruntime() {
     local to=$target/releases/onnxruntime-$earlier wheel

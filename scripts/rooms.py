@@ -3,14 +3,14 @@
 
     rooms.py [ROOT]
 
-The rooms of src/, from the top: watch, cluster, answer, embed, model, pg, guc. A module may use its own room and those below it. In
-each crate, no module may reach itself by way of others; what a module above it in the same folder defines it may use, such as a
-type whose methods are written in several files. On a lapse, each step is printed with its file and line, and the exit
-status is 1.
+The rooms of src/, from the top: watch, cluster, answer, embed, model, pg, guc. A module may use its own room and those
+below it. In each crate, no module may reach itself through others; but it may use what a module above it in the same
+folder defines, such as a type whose methods are written in several files. For each violation, every step is printed
+with its file and line, and the exit status is 1.
 
-A module is a file. Dependencies are the paths in it that begin with crate, self, super or the name of a child module, in use
-declarations and elsewhere; what #[cfg(test)] marks is left out. A path to a name that a module only re-exports by `pub use`
-leads to where the name comes from, and the re-export itself is no dependency.
+A module is a file. Dependencies are the paths in it that begin with crate, self, super or the name of a child module,
+in use declarations and elsewhere; code marked #[cfg(test)] doesn't count. A path to a name that a module only
+re-exports by `pub use` leads to the name's source, and the re-export itself is not a dependency.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What an assignment costs, and how often it finds the nearest cluster, from 10 to 1,000,000 clusters.
+"""Measures the time of an assignment, and how often it finds the nearest cluster, from 10 to 1,000,000 clusters.
 
     eval "$(make -s env)"; target/venv/bin/python benches/clusters/assign.py [--most 1000000] [--json FILE]
 
 Fills a collection with clusters of one member each, in a database of its own, and assigns to it in one session, one
-call after another, timed in the server: variants of members with cosines of 0.82 to 0.95 to them, and strangers,
-which found clusters. Each call is rolled back before the next. The truth is NumPy's exact product with all members.
+call after another, timed in the server: variants of members with cosines of 0.82 to 0.95 to them, and strangers, which
+create clusters. Each call is rolled back before the next. The reference is NumPy's exact product with all members.
 
 Two kinds of vectors: `random` directions, and `photo-like` ones, which share a mean direction and belong to one of a
 thousand topics: cosines of 0.42 +- 0.04 across topics, and of 0.70 +- 0.03 within one, so that a million clusters have

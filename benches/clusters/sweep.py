@@ -5,8 +5,8 @@
     python benches/clusters/sweep.py [--photos N] [--sets N] [--seed N]
 
 Photos are those of the gallery and of the packages scikit-image and scikit-learn. Each is cut, mirrored, brightened,
-blurred, turned and compressed at random, and embedded with photo-mini by onnxruntime, from pixels made by Pillow as
-tests/reference.py makes them. Both linkages, many thresholds. The embeddings are also compared in another order.
+blurred, turned and compressed at random, and embedded with photo-mini by onnxruntime, from pixels that Pillow makes as
+in tests/reference.py. Tests both linkages and many thresholds, and the embeddings in a second order.
 
 Prints the adjusted Rand index; status 1 if one is not 1. Sets in which scikit-learn has a merge within 1e-9 of
 the threshold are drawn again. Needs numpy, scikit-learn, scikit-image, Pillow, onnxruntime and tokenizers.

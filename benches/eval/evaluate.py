@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure what a model finds, through SQL, on labelled photographs.
+"""Measure how well a model finds labelled photographs, through SQL.
 
     evaluate.py --stamps DIR [--gcompris DIR] [--model NAME or DIRECTORY] [--out DIR]
 
@@ -7,11 +7,11 @@ The photographs are those of Debian's package tuxpaint-stamps-default (GPL-2; re
 whose usr/share/tuxpaint/stamps DIR is, and copied nowhere but into a table of a database of its own). The label
 of a picture is the first line of its .txt; drawings, symbols, flags, mirrored copies and tiny pictures are left
 out, which leaves 310 of version 2022.06.04. They are cut out, and many show rare species: figures are for
-comparing models, and lower than on ordinary photos. With --gcompris, relevance is also measured on the 248
+comparing models, and are lower than on ordinary photos. With --gcompris, relevance is also measured on the 248
 photographs of gcompris-qt-data, whose usr/share/gcompris-qt/rcc DIR is.
 
-Everything that is counted is counted by PostgreSQL; Python reads files and draws. `make eval` runs it, in the
-server that PGHOST, PGPORT and PGUSER name.
+PostgreSQL computes all figures; Python only reads files and draws. `make eval` runs the script, in the server
+given by PGHOST, PGPORT and PGUSER.
 """
 
 from __future__ import annotations

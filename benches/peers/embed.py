@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Time the engine beside other software on the same files, taking turns, one thread each.
+"""Time the engine beside other software on the same files, by turns, with one thread each.
 
     embed.py --bench EMBED_BENCH --library LIBONNXRUNTIME --photos DIR --json FILE MODEL_DIRECTORY …
 
@@ -7,8 +7,8 @@ EMBED_BENCH is `cargo build --release -p clip --example embed_bench`'s target/re
 what photos.py writes. Needs the packages of tests/fixtures/requirements.txt; fastembed, openvino, scikit-image and
 scikit-learn, if installed (`pip install` them there), fastembed and openvino take part.
 
-Each file goes to every contestant in each round, in an order that moves on by one. A ratio is the median over all
-(file, round) of the contestant's time over ours. A report in Markdown goes to stdout, every single time to FILE.
+Each file goes to every contestant in each round, in an order that rotates by one. A ratio is the median over all
+(file, round) of the contestant's time over ours. A report in Markdown goes to stdout, each measured time to FILE.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Photos to measure with, as JPEG files: photos.py OUT
+"""Makes photos for measurements, as JPEG files: photos.py OUT
 
 Sources are the photos inside the packages scikit-image and scikit-learn, and those of examples/gallery. None of them
 has more than two megapixels, so the large ones are made:

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Write image towers of the shape of other models than CLIP ViT-B/32, with random weights, to time them.
+"""Write image towers with the shapes of models other than CLIP ViT-B/32, with random weights, to time them.
 
     shapes.py DIRECTORY      makes DIRECTORY/siglip-base-patch16-224 and DIRECTORY/mobileclip-s0
 
-They understand nothing, and cost what the real ones do: the same operators on tensors of the same sizes.
+They recognize nothing, but take as long as the real ones: the same operators on tensors of the same sizes.
 
 siglip-base-patch16-224   pixel_values [batch, 3, 224, 224] -> pooler_output [batch, 768]. ViT-B/16: 196 patches, 12
     layers, tanh GELU, and attention from one learnt query for pooling (Zhai et al. 2023, arXiv:2303.15343). 93 million

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""What an image and a text cost with models of other architectures: time, memory, disk, and eight bits.
+"""Measures the cost of an image and of a text with models of other architectures: time, memory, disk, and eight bits.
 
     eval "$(make -s env)"; target/venv/bin/python benches/server/architectures.py --models DIRECTORY
         [--beside NAME] [--int8] [--json FILE] [NAME …]
 
-tests/fixtures/exporters/full_size.py writes the models. Times are of one backend with one thread: what the kernel
-counts as its time on a processor, which other processes lengthen far less than the time by the clock. Each figure is
-the fastest of several calls. The model `--beside` takes turns with the measured one in the same run, so that the ratio
-of the two counts on a busy machine, where processors run slower for everybody.
+tests/fixtures/exporters/full_size.py writes the models. Times are the CPU time of one backend with one
+thread, which other processes lengthen far less than elapsed time. Each figure is the fastest of several calls. The
+model `--beside` takes turns with the measured one in the same run, so that the ratio of the two is valid on a busy
+machine, where all processes run slower.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Groups over three shards: one home that every shard asks (docs/shards.md), beside groups of each shard's own that are merged
-by their centroids afterwards.
+"""Compares two ways to group over three shards: one home that every shard asks (docs/shards.md), and groups of each
+shard's own that are merged by their centroids afterwards.
 
     eval "$(CLUSTER=test make -s env)"; target/venv/bin/python benches/server/homes.py --bindir "$(pg_config --bindir)"
         [--subjects 3000] [--json FILE]
 
-Photo-like vectors (benches/clusters/assign.py): each subject has four, with cosines of 0.9 to 0.97 to it, and lies on any shards.
-One session a shard inserts its rows, one a transaction, all at once; the servers share this machine's cores. The merge
-groups the shards' centroids by clip_recluster on the coordinator, and writes the new ids to the shards. A subject is whole
-if its photos are one group, and no other's are in it.
+Photo-like vectors (benches/clusters/assign.py): each subject has four, with cosines of 0.9 to 0.97 to it, and lies on
+any shards. One session per shard inserts its rows, one per transaction, all at once; the servers share this machine's
+cores. The merge groups the shards' centroids by clip_recluster on the coordinator, and writes the new ids to the
+shards. A subject is whole if its photos are one group, and no other's are in it.
 """
 
 from __future__ import annotations

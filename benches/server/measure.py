@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What people wait for in SQL, as ratios to what it is compared with in the same run.
+"""Measures the times that users wait for in SQL, as ratios to a comparison in the same run.
 
     eval "$(make -s env)"; target/venv-bench/bin/python benches/server/measure.py --model DIRECTORY [--json FILE] [PART …]
 
 Parts: connection (first call in a new one, and its memory), calls (a query, again; search; insert), sessions (two
 sessions, two parallel workers), growth (images in one connection, connections, rows). Each starts a server of its own
-beside the running one; DIRECTORY is a model as models/make_clip.py writes it.
+beside the running one; DIRECTORY is a model written by models/make_clip.py.
 
 "Loaded by each process" stands for extensions that load a model in every connection (Lantern, pg_gembed and PostgresML
 do): onnxruntime in a fresh Python process, from the model's file, with the reference tokenizer and texts padded to 77.

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""How search grows with rows: vector, halfvec and bits with re-ranking, for docs/scaling.md.
+"""Measures how the time of a search grows with rows: vector, halfvec and bits with re-ranking, for docs/scaling.md.
 
     eval "$(make -s env)"; target/venv/bin/python benches/server/scale.py \
         --bindir "$(pg_config --bindir)" [--rows 10000,100000] [--json FILE]
 
-On a server of its own beside the running one: loads photo-like vectors (benches/clusters/assign.py) of 512 dimensions,
-builds each index with one process, asks it for the ten nearest and compares with NumPy's exact product, then inserts
-into it. Queries are variants of rows (cosine 0.82 to 0.95 to one of them), as more-like-this asks, and strangers, new
-photos of the same kind, which are nearly equally far from many rows and so the harder. Times are those that the server's
-process computed, in seconds of one core, so that they hold on a machine that does other things besides.
+Starts a server of its own beside the running one, loads photo-like vectors (benches/clusters/assign.py) of 512
+dimensions, builds each index with one process, asks it for the ten nearest and compares with NumPy's exact product,
+then inserts into it. Queries are variants of rows (cosine 0.82 to 0.95 to one of them), as in a more-like-this search,
+and strangers: new photos of the same kind, which are harder, since they are nearly equally far from many rows. Times
+are CPU seconds of the server's process, so that they are valid on a busy machine.
 """
 
 from __future__ import annotations

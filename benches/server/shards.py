@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""One table over three servers by postgres_fdw, as docs/shards.md makes it, beside one server: search and insertion.
+"""Measures one table over three servers by postgres_fdw, as in docs/shards.md, beside one server: search and insertion.
 
     eval "$(CLUSTER=test make -s env)"; target/venv/bin/python benches/server/shards.py --bindir "$(pg_config --bindir)"
         [--rows 60000] [--json FILE]
 
-All servers run on this machine and share its cores, so this shows what distribution costs, not what it gains. Vectors are
+All servers run on this machine and share its cores, so this shows the cost of distribution, not its gain. Vectors are
 photo-like (benches/clusters/assign.py); recall is against NumPy's exact ten nearest. Photos are the gallery's, inserted
-one a transaction by as many sessions as are named.
+one per transaction by the given number of sessions.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""load.py FILE_OR_FOLDER…: puts photos into the web application's table, in the database that PGHOST and its kin name.
+"""load.py FILE_OR_FOLDER…: puts photos into the web application's table, in the database given by PGHOST and so on.
 
-A file that the database refuses is named with its reason, and the next one goes in. Exit 1 if any was refused.
+If the database refuses a file, the script prints its name and the reason, and continues. Exit 1 if any was refused.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What memcheck reported: valgrind.py DIRECTORY CONTROL
+"""Prints what memcheck reported: valgrind.py DIRECTORY CONTROL
 
-Reads the logs that scripts/valgrind.sh has valgrind write, one a process, and prints each error once, shortened. Fails if
-there is one, or if the control is not among them: the function of that name, which reads past its memory.
+Reads valgrind's logs, one for each process (scripts/valgrind.sh), and prints each error once, shortened. Fails if there
+is an error, or if none is in the function CONTROL, which reads past its memory on purpose.
 """
 
 from __future__ import annotations
