@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the packages on a Debian that has nothing else, uses them there, and removes them again.
+# Installs the packages on a minimal Debian, uses them there, and removes them again.
 #   clean-root.sh PACKAGES MAJOR MIRROR ARCHITECTURE    as root; needs debootstrap, and for another architecture than this one's, qemu
 set -euo pipefail
 packages=$1 major=$2 mirror=$3 architecture=$4

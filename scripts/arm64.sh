@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# arm64, from another architecture.
-#   arm64.sh check   checks that the workspace compiles, by clippy; a warning is an error
-#   arm64.sh test    builds it, makes a root of arm64 by debootstrap, and runs in it, by qemu: the engine's unit tests, and a server
+# Checks and tests for arm64 on another architecture.
+#   arm64.sh check   checks with clippy that the workspace compiles; a warning is an error
+#   arm64.sh test    builds it, makes an arm64 root with debootstrap, and runs in it, with qemu: the engine's unit tests, and a server
 #                    with the extension, which must give this machine's embeddings, order, groups and errors (tests/arm64)
-# The test needs root, debootstrap, and the cluster of `make test-cluster`, which it compares with.
+# The test needs root, debootstrap, and the cluster of `make test-cluster`, with which it compares.
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
 # shellcheck source=scripts/lib/sources.sh

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Browser tests of the gallery page and the web application, on the cluster of `make cluster`.
+# Runs the browser tests of the gallery page and the web application, on the cluster of `make cluster`.
 #   K=words             only the tests that match (pytest's -k)
 #   CHROMIUM=/a/path    another Chromium or Chrome than the one on PATH
 # shellcheck source=scripts/lib/common.sh

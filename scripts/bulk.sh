@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Embedding outside the server, on many machines: the Python package, and the tests that need packages of their own.
 #   bulk.sh wheel   builds the package in target/wheel
-#   bulk.sh test    also builds clip-embed with https:// and s3://, and runs tests/bulk in the throw-away server (K=words: only these)
+#   bulk.sh test    also builds clip-embed with https:// and s3://, and runs tests/bulk on the throw-away server (K=words: only these)
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
 require_pg

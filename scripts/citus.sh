@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The statements of docs/citus.md and the gallery on Citus: a coordinator and two workers, and one server to compare with
-# (tests/citus). Builds what is missing, prints the gallery's searches and groups and a table, and fails if any of it does.
-#   CITUS_SRC=path PGVECTOR_SRC=path   directories with their sources, or git repositories, whose HEAD is taken
+# Runs the statements of docs/citus.md and the gallery on Citus: a coordinator and two workers, and one server for comparison
+# (tests/citus). Builds what is missing, prints the gallery's searches and groups and a table, and fails if any part fails.
+#   CITUS_SRC=path PGVECTOR_SRC=path   directories with their sources, or git repositories, whose HEAD is used
 #   K=…                                as in make test
-# PostgreSQL 16 to 18: that of PG_CONFIG, one of Debian's packages, or a build of Debian's source package in
+# The server is PostgreSQL 16 to 18: that of PG_CONFIG, one of Debian's packages, or a build of Debian's source package in
 # target/matrix.
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"

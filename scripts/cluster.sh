@@ -5,9 +5,9 @@
 #   cluster.sh stop    stop it
 #   cluster.sh remove  stop it and delete it
 #
-# PostgreSQL refuses to run as root. Then user postgres runs it (or CLUSTER_USER=…). If that user can't reach the
+# PostgreSQL refuses to run as root: for root, user postgres runs it (or CLUSTER_USER=…). If that user can't reach the
 # checkout, for example below a private temporary directory, the data is in the run directory and target/cluster is a
-# link to it. The run directory also holds the socket, whose path is limited to 107 bytes. CLUSTER=name is another
+# link to it. The run directory also holds the socket, whose path is limited to 107 bytes. CLUSTER=name selects another
 # cluster beside the unnamed one. The unnamed one preloads the default model, as a production server would; others
 # don't, so that tests see the extension load.
 # shellcheck source=scripts/lib/common.sh
@@ -33,8 +33,8 @@ as_server() {
     fi
 }
 
-# read_state: is there a cluster of this checkout? A copy of target/ describes the original's cluster, which is left
-# alone. If the checkout was moved, its server is stopped, because it looks for its files in the old place.
+# read_state: succeeds if this checkout has a cluster. A copied target/ describes the original checkout's cluster, which
+# it ignores. If the checkout was moved, its server is stopped, because it looks for its files in the old place.
 read_state() {
     local checkout=
     [ -e "$state" ] || return 1

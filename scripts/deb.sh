@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Debian packages in target/deb, for the PostgreSQL of PG_CONFIG, from an installation staged by DESTDIR.
+# Builds Debian packages in target/deb, for the PostgreSQL of PG_CONFIG, from an installation staged by DESTDIR.
 #   deb.sh         builds them
 #   deb.sh test    also checks them with lintian, installs them on a clean root and uses them there (needs root and debootstrap)
-# ARCH=arm64 builds them for arm64 on another architecture; the clean root then runs by qemu.
-# By plain dpkg-deb: cargo fetches crates during the build, which debhelper's rules are made to forbid, and the staged
-# tree is what `make install` installs everywhere else.
+# ARCH=arm64 builds them for arm64 on another architecture; the clean root then runs under qemu.
+# It uses plain dpkg-deb: cargo fetches crates during the build, which debhelper's rules forbid, and the staged tree is
+# what `make install` installs everywhere else.
 #   postgresql-NN-clip-search   the extension for one major version
 #   clip-search-onnxruntime     ONNX Runtime, for all of them
 #   clip-search-photo-mini      the default model, for all of them
 #   clip-search-tools           clip-embed, which embeds files outside the server
-#   postgresql-NN-pgvector      only where apt has none, as on Debian 12: the extension can't be created without
+#   postgresql-NN-pgvector      only where apt has none, as on Debian 12: the extension can't be created without it
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
 # shellcheck source=scripts/lib/sources.sh

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fuzzing, in two ways.
-#   FUZZ=seconds   guided by coverage, with AddressSanitizer, so long for each target (crates/clip/fuzz; needs cargo-fuzz and
+# Fuzzes in one of two ways.
+#   FUZZ=seconds   guided by coverage, with AddressSanitizer, this long for each target (crates/clip/fuzz; needs cargo-fuzz and
 #                  a nightly compiler). TARGETS="decode thumbnail" chooses; the corpus is kept in target/fuzz/corpus.
 #   otherwise      mutated images, texts, configurations and models, with a fixed seed (crates/clip/tests/fuzz.rs):
 #   FORMAT=avif    mutates only images of one format: jpeg, png, gif, webp, bmp, tiff, ico, heic, avif, jxl or raw

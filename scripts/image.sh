@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The container image of packaging/Containerfile, by docker, podman or buildah, whichever is here.
+# Builds the container image of packaging/Containerfile, with docker, podman or buildah, whichever is installed.
 #   image.sh        build it as clip_search:VERSION-pgMAJOR (MAJOR=15 to 18, SUITE=bookworm or trixie, ARCH=amd64 or arm64)
 #   image.sh test   build it, and try it: the README's first five minutes, the worker, health, an upgrade of a volume (root, podman, runc)
-# Where no registry answers, the base is made by debootstrap, with the PostgreSQL that apt offers here, and the packages are those of
+# If no registry answers, debootstrap makes the base, with the PostgreSQL that apt offers here, and the packages are those of
 # `make deb`.
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"

@@ -5,8 +5,8 @@
 #   PG_CONFIGS="path path …"   these servers only
 #   PGVECTOR_SRC=path          pgvector from this directory or git repository, for servers that have none
 #   TESTS=… K=…                as in make test
-# Otherwise a major version is the one of PG_CONFIG, or of Debian's packages, or built from Debian's source package in
-# target/matrix, with assertions (--enable-cassert). PostgreSQL 16 is that of a Python package, without contrib: the tests of
+# Otherwise each major version is the one of PG_CONFIG, or Debian's packages, or built from Debian's source package in
+# target/matrix, with assertions (--enable-cassert). PostgreSQL 16 comes from a Python package without contrib: the tests of
 # postgres_fdw are skipped.
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The tests, in three stages; the cluster of `make test-cluster` is up. The last line is pytest's.
-#   test.sh [unit] [sql] [python] [upgrade] [citus]   only these stages; the last two are not run otherwise (make matrix,
+# Runs the tests in three stages; the cluster of `make test-cluster` must be up. The last line is pytest's.
+#   test.sh [unit] [sql] [python] [upgrade] [citus]   only these stages; the last two run only if they are named (make matrix,
 #               make citus)
 #   UNIT=name   only unit tests of crates/ whose name contains it
 #   TESTS=a,b   only these tests of tests/sql (setup comes first by itself)

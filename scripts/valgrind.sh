@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The extension inside a server that runs under valgrind's memcheck: the tests of tests/valgrind, first as connections load
-# the library and then in a server that preloads it. Fails if memcheck reports anything, or a test fails; prints a summary,
-# errors that go through clip_search.so first.
+# Runs the tests of tests/valgrind in a server under valgrind's memcheck, first with connections that load the library and
+# then in a server that preloads it. Fails if memcheck reports anything, or a test fails; prints a summary that begins with
+# the errors that go through clip_search.so.
 #   TESTS=… K=…           tests of tests/sql and of pytest, as in make test, in place of those. Under valgrind photo-mini
 #                         takes half a minute a photo and five seconds a text (classify six minutes, cluster four); pytest
 #                         has some that measure time or memory, which are valgrind's here

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The web application of examples/webapp, on the cluster of `make cluster`, until Ctrl-C.
-#   PORT=8080       where it listens, on 127.0.0.1 alone
+# Runs the web application of examples/webapp on the cluster of `make cluster`, until Ctrl-C.
+#   PORT=8080       the port on which it listens, only on 127.0.0.1
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
 require_pg

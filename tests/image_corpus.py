@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""675 image files of every sort that phones, cameras, scanners and web sites make, each embedded by clip-embed and
+"""675 image files of every kind that phones, cameras, scanners and web sites make, each embedded by clip-embed and
 compared with the embedding of the same picture as a PNG with the reference decoder's pixels.
 
   make image-corpus        runs it in a virtual environment of its own
   tests/image_corpus.py [--clip-embed PROGRAM] [--model NAME] [--keep FOLDER]
 
 The reference decoders are Pillow 13 with its AVIF (libavif), pillow-heif (libheif), pillow-jxl-plugin (libjxl) and tifffile.
-A cosine below 0.9995 is a failure, below 0.99999 for what is stored without loss. Photos are those of the gallery.
+A cosine below 0.9995 is a failure; for lossless files, a cosine below 0.99999. The photos are the gallery's.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ MAKERS = {"heic": heic, "avif": avif, "jxl": jxl, "tiff": tiff, "other": other}
 
 
 def make(folder: pathlib.Path) -> dict[str, tuple[str, bool]]:
-    """The files and their references; of each the maker, and whether it is without loss."""
+    """Writes the files and their references. Returns each file's maker, and whether the file is lossless."""
     (folder / "files").mkdir(parents=True)
     (folder / "references").mkdir()
     made = {}

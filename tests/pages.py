@@ -3,8 +3,8 @@
     pages.py --write    put psql's output into the pages (make docs)
 
 A page's SQL blocks run in one session of psql, in a database that its first line may name: <!-- database: gallery -->
-is that of make demo, <!-- database: extension --> has the extension, and without such a line it is empty. A block is
-followed by the block of what it prints; where none follows, it prints nothing.
+is that of make demo, <!-- database: extension --> has the extension, and without such a line it is empty. After each
+block comes a block with its output, or none if it prints nothing.
 """
 
 from __future__ import annotations

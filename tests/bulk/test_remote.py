@@ -392,7 +392,7 @@ def test_a_prefix_of_s3(store: Store, tmp_path: pathlib.Path, expected: dict[str
 
 
 def test_more_objects_than_one_answer_lists(store: Store, tmp_path: pathlib.Path) -> None:
-    # The listing needs few requests: 1100 would take a minute.
+    # Put into the store directly: 1100 requests would take a minute.
     bucket = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
     for number in range(1100):
         bucket.put_object("photos", f"many/{number:04}.txt", b"x")

@@ -222,7 +222,7 @@ def test_default_is_open_until_it_is_closed(database: support.Database, roles: R
             "SELECT clip_drop_collection('default')",
         ):
             assert sqlstate(other, call)[0] == "42501"
-        # A grant to one role takes no access from others.
+        # A grant to one role doesn't close the collection to others.
         admin.execute("SELECT clip_grant_collection('default', %s)", (bob,))
         assert value(other, "SELECT clip_assign_cluster('[1,0,0]')") == cluster
         admin.execute("SELECT clip_revoke_collection('default', 'PUBLIC')")
@@ -254,7 +254,7 @@ def test_a_collection_belongs_to_the_role_that_assigns_first(database: support.D
         assert sqlstate(other, "SELECT clip_create_collection('loose')")[0] == "42501"
         db.execute("SELECT clip_grant_collection('loose', %s, 'assign')", (eve,))
         assert value(other, "SELECT clip_assign_cluster('[1,0,0]', 'loose')") == cluster
-        # A collection with settings keeps its owner and its grants.
+        # Giving a collection settings keeps its owner and its grants.
         db.execute("SELECT clip_create_collection('loose', 0.5)")
         assert value(db, "SELECT owner FROM clip_search.collection WHERE name = 'loose'") == bob
         assert value(other, "SELECT clip_assign_cluster('[1,0,0]', 'loose')") == cluster

@@ -139,7 +139,7 @@ def test_a_directory_that_others_can_write_to_is_not_used(own: Server, mode: str
 
 
 def test_a_planted_graph_is_not_used(own: Server) -> None:
-    """Another user placed it under the right name in a directory like /tmp: root, who never gives its files away."""
+    """A graph that another user, root, has planted under the right name in a directory like /tmp."""
     folder, text = own.folder / "sticky", "a cat"
     own.run("mkdir", "-m", "1777", str(folder))
     own.run("chmod", "1777", str(folder))

@@ -86,7 +86,7 @@ EVIL = """
 
 
 class Storm:
-    """Threads that use one server, and the SQLSTATEs that each must not see."""
+    """Threads that use one server, and the errors that they must not get."""
 
     def __init__(self, made: Server):
         self.made = made

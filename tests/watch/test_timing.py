@@ -41,7 +41,7 @@ def test_each_failure_doubles_the_delay(db: psycopg.Connection) -> None:
     with system_settings(db, worker_attempts="5"):
         db.execute("CREATE TABLE photo (id int PRIMARY KEY, body text)")
         db.execute("SELECT clip_watch('photo', 'body', mode => 'queued')")
-        # The row's own trigger raises an error that may pass. An error of the source itself would be listed at once.
+        # The table's own trigger raises an error that may pass. An error of the source itself would be listed at once.
         # A sequence keeps the time of the last attempt although the attempt is rolled back.
         db.execute("""
             CREATE SEQUENCE attempt;

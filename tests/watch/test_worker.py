@@ -371,7 +371,7 @@ def test_databases_can_be_dropped_copied_and_renamed(preloaded: Server, db: psyc
             db.execute("DROP DATABASE copy")
             db.execute(f"ALTER DATABASE {name} RENAME TO renamed")
             name = "renamed"
-        # PostgreSQL stops waiting for the worker after five seconds.
+        # DROP DATABASE fails if the worker hasn't left after five seconds.
         db.execute(f"DROP DATABASE {name}")
 
 
