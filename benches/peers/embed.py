@@ -129,7 +129,7 @@ def openvino_images(model: pathlib.Path, precision: str | None = "f32") -> Conte
 
 
 def feed(inputs: list[str], ids: list[int], length: int) -> dict[str, np.ndarray]:
-    """The inputs of a text tower, padded like CLIP's tokenizer does."""
+    """The inputs of a text tower, padded as CLIP's tokenizer does."""
     padded = ids + [ids[-1]] * (length - len(ids))
     mask = [1] * len(ids) + [0] * (length - len(ids))
     values = {"input_ids": [padded], "attention_mask": [mask]}
