@@ -47,7 +47,7 @@ def refused(path: pathlib.Path) -> list[tuple[str, str]]:
 
 
 def kill_at_random(start: Callable[[int], subprocess.Popen], count: int) -> None:
-    """Runs `count` processes until all have succeeded; kills each at random moments, three times unless it ends first."""
+    """Runs `count` processes until all have succeeded; kills each at random moments, thrice unless it ends first."""
     seed = int(os.environ.get("SEED") or random.SystemRandom().randrange(1 << 32))
     # pytest prints this if the test fails.
     print(f"SEED={seed}")

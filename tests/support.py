@@ -104,7 +104,7 @@ def sqlstate(db: psycopg.Connection, query: str, *arguments: object) -> tuple[st
 
 @contextlib.contextmanager
 def system_settings(db: psycopg.Connection, **settings: str) -> Iterator[None]:
-    """Changes settings of the whole server for a while, as ALTER SYSTEM does; clip_search's are named without prefix."""
+    """Changes settings of the whole server for a while, by ALTER SYSTEM; clip_search's are named without prefix."""
     try:
         for name, setting in settings.items():
             db.execute(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.SQL(f"clip_search.{name}"), sql.Literal(setting)))
