@@ -1,5 +1,5 @@
 # clip_search. `make help` lists the targets.
-# scripts/*.sh do the work; this file states what depends on what.
+# scripts/*.sh do the work; this file declares the dependencies.
 
 # The server to build for: its pg_config, by default the one on PATH, or that of the server `make deps` installs.
 PG_CONFIG ?=
@@ -61,7 +61,7 @@ stop:
 	@CLUSTER=test.watch scripts/cluster.sh stop
 	@CLUSTER=test.server scripts/cluster.sh stop
 
-# The tests have a server of their own, which preloads nothing.
+# The tests use a server of their own, which preloads nothing.
 .PHONY: test-cluster
 test-cluster: export CLUSTER = test
 test-cluster: install
@@ -75,13 +75,13 @@ test: test-cluster
 lint: build-deps
 	@scripts/lint.sh $(CHECKS)
 
-# Mutation testing: the engine by cargo-mutants, for hours; the glue by a list, in the server of the tests.
+# Mutation testing: crates/clip with cargo-mutants, for hours; src/ with a list of mutations, on the tests' server.
 .PHONY: mutants mutants-glue
 mutants: install
 	@scripts/record.sh mutants scripts/mutants.sh engine
 
 mutants-glue: export CLUSTER = test
-# An incremental build of a mutation takes seconds, a plain one a minute and a half.
+# Incremental: building a mutation takes seconds instead of a minute and a half.
 mutants-glue: export CARGO_INCREMENTAL = 1
 mutants-glue: test-cluster
 	@scripts/record.sh mutants-glue scripts/mutants.sh glue
@@ -117,7 +117,7 @@ citus:
 check-arm64: build-deps
 	@scripts/arm64.sh check
 
-# Compares with the server of the tests.
+# Compares with the tests' server.
 arm64-test: export CLUSTER = test
 arm64-test: test-cluster
 	@scripts/record.sh arm64-test scripts/arm64.sh test
@@ -129,7 +129,7 @@ deb:
 deb-test:
 	@scripts/record.sh deb-test scripts/deb.sh test
 
-# The Python package over crates/clip, and what is embedded outside the server with packages of its own: Dask, S3, Parquet.
+# The Python package for crates/clip, and embedding outside the server with extra packages: Dask, S3, Parquet.
 .PHONY: wheel bulk-test
 wheel: build-deps
 	@scripts/bulk.sh wheel
@@ -162,7 +162,7 @@ docs: test-cluster
 model:
 	@scripts/model.sh
 
-# With FUZZ=seconds guided by coverage, which needs no server.
+# With FUZZ=seconds, the fuzzing is guided by coverage and needs no server.
 fuzz: $(if $(FUZZ),,install)
 	@scripts/record.sh fuzz scripts/fuzz.sh
 
@@ -174,12 +174,12 @@ soak-kill: export CLUSTER = test
 soak-kill: test-cluster
 	@KILLS=$(or $(KILLS),200) scripts/record.sh soak-kill env K=test_kill scripts/test.sh
 
-# Needs network the first time: the reference decoders are Python packages.
+# Needs network on the first run: the reference decoders are Python packages.
 .PHONY: image-corpus
 image-corpus: build-deps
 	@scripts/image-corpus.sh
 
-# Of directories that SUITES names, and the same packages.
+# Reads the directories named by SUITES, with the same packages.
 .PHONY: image-suites
 image-suites: build-deps
 	@scripts/image-suites.sh

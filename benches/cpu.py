@@ -1,4 +1,4 @@
-"""The processor that figures are of."""
+"""The processor on which figures are measured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "am
 
 
 def processor() -> dict[str, object]:
-    """What raw figures record of it, with those of its instructions that matter."""
+    """The description of the processor in raw figures, including the instruction sets that matter."""
     lines = pathlib.Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     flags = fields.get("flags", "").split()

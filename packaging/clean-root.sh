@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Installs the packages on a Debian that has nothing else, uses them there, and removes them again.
+# Installs the packages on a minimal Debian, uses them there, and removes them again.
 #   clean-root.sh PACKAGES MAJOR MIRROR ARCHITECTURE    as root; needs debootstrap, and for another architecture than this one's, qemu
 set -euo pipefail
 packages=$1 major=$2 mirror=$3 architecture=$4
 here=$(cd "$(dirname "$0")/.." && pwd -P)
 root=$(mktemp -d "${TMPDIR:-/tmp}/clip_search-root.XXXXXX")
-# The root itself is / for users of lesser rights.
+# The root directory must be / for unprivileged users too.
 chmod 755 "$root"
 trap 'rm -rf --one-file-system "$root"' EXIT
 # shellcheck disable=SC1091
@@ -23,7 +23,7 @@ debootstrap --arch="$architecture" --variant=minbase "$suite" "$root" "$mirror" 
 mkdir "$root/packages"
 cp "$packages"/*.deb "$here/examples/gallery/photos/cat.jpg" "$root/packages/"
 chmod -R a+rX "$root/packages"
-# As in a container: packages don't start services.
+# As in a container, packages start no services.
 printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
 chmod 755 "$root/usr/sbin/policy-rc.d"
 cat >"$root/packages/test.sh" <<'TEST'
@@ -50,19 +50,19 @@ clip_search.preload = 'photo-mini'" >>"/etc/postgresql/$MAJOR/main/postgresql.co
 pg_ctlcluster "$MAJOR" main restart
 grep 'clip_search: preloaded photo-mini' "/var/log/postgresql/postgresql-$MAJOR-main.log"
 [ "$("${psql[@]}" -c "SELECT vector_dims(clip_embed_text('a cat'))")" = 512 ]
-# Without pg_config, which is in none of them: the packages' own places.
+# No package contains pg_config, so these are the packages' own directories.
 ! command -v pg_config
 clip-embed /packages -o /tmp/vectors.csv
 same=$("${psql[@]}" -c "CREATE TABLE made (key text, embedding vector(512))" -c "\\copy made FROM '/tmp/vectors.csv' (FORMAT csv, HEADER)" \
     -c "SELECT m.key, round((1 - (m.embedding <=> p.embedding))::numeric, 9) FROM made m, photo p")
 [ "$same" = 'cat.jpg|1.000000000' ]
 pg_ctlcluster "$MAJOR" main stop
-# Nothing of the packages is left behind.
+# The packages leave nothing behind.
 apt-get purge -y -q '*clip-search*' "postgresql-$MAJOR-pgvector"
 [ ! -e /usr/bin/clip-embed ] && [ ! -e /usr/lib/clip-search ] && [ ! -e /usr/share/clip-search ] && [ ! -e "/usr/lib/postgresql/$MAJOR/lib/clip_search" ]
 echo "installed, used and removed"
 TEST
-# A server needs /proc and /dev/shm; with the namespace they go, and what still runs in it is killed.
+# A server needs /proc and /dev/shm. They end with the namespace, and processes still running in it are killed.
 log=$packages/clean-root.log
 # shellcheck disable=SC2016
 if ! unshare --mount --pid --fork --kill-child sh -euc '

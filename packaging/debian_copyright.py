@@ -11,7 +11,7 @@ import pathlib
 import re
 import sys
 
-# The title of each, its last words, and what may follow them, however they are indented.
+# For each licence: its title, its last words, and the text that may follow them, with any indentation.
 COMMON = {
     "Apache-2.0": (
         r"Apache License\s+Version 2\.0, January 2004",
@@ -31,14 +31,14 @@ RULE = "-" * 72
 
 def shortened(text: str) -> str:
     for name, (title, last, rest) in COMMON.items():
-        # Not past the next title: a text that is cut off stays as it is.
+        # Never past the next title: an incomplete text stays as it is.
         whole = rf"(?sm)^[ \t]*{title}(?:(?!{title}).)*?{last}(?:{rest})?"
         text = re.sub(whole, f"On Debian systems, the complete text is in /usr/share/common-licenses/{name}.", text)
     return text
 
 
 def indented(text: str) -> str:
-    """As the continuation of a field: a space before each line, and a dot in empty ones."""
+    """The text as the continuation of a field: a space before each line, and a dot in empty lines."""
     lines = (line.rstrip().expandtabs() for line in text.splitlines())
     return "\n".join(f" {line}" if line.strip() else " ." for line in lines)
 

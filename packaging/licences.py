@@ -12,15 +12,15 @@ import pathlib
 import subprocess
 import sys
 
-# Vendored sources within a crate have their own.
+# Sources vendored within a crate have their own licences.
 NAMES = ("licen[cs]e*", "copying*", "notice*", "copyright*", "unlicense*", "readme.ijg")
 FOLDERS = ("", "libjpeg-turbo/", "oniguruma/")
 
 
 def built_in(root: pathlib.Path, name: str, target: str) -> dict[str, dict]:
-    """Packages by id: what `name` is linked from, without build tools and macros' own dependencies."""
+    """Packages by id that are linked into `name`, without build tools and the dependencies of macros."""
     command = ["cargo", "metadata", "--format-version", "1", "--locked", "--filter-platform", target]
-    # As scripts/lib/common.sh builds it.
+    # The same selection as in scripts/lib/common.sh.
     if os.environ.get("REMOTE", "0") != "0":
         command += ["--features", "clip-embed/remote"]
     metadata = json.loads(subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout)

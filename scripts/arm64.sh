@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# arm64, from another architecture.
-#   arm64.sh check   checks that the workspace compiles, by clippy; a warning is an error
-#   arm64.sh test    builds it, makes a root of arm64 by debootstrap, and runs in it, by qemu: the engine's unit tests, and a server
+# Checks and tests for arm64 on another architecture.
+#   arm64.sh check   checks with clippy that the workspace compiles; a warning is an error
+#   arm64.sh test    builds it, makes an arm64 root with debootstrap, and runs in it, with qemu: the engine's unit tests, and a server
 #                    with the extension, which must give this machine's embeddings, order, groups and errors (tests/arm64)
-# The test needs root, debootstrap, and the cluster of `make test-cluster`, which it compares with.
+# The test needs root, debootstrap, and the cluster of `make test-cluster`, with which it compares.
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
 # shellcheck source=scripts/lib/sources.sh
 source "$root/scripts/lib/sources.sh"
-# Of ONNX Runtime, arm64's library.
+# ONNX Runtime's library for arm64.
 ort_machine=aarch64
 # shellcheck source=scripts/lib/onnxruntime.sh
 source "$root/scripts/lib/onnxruntime.sh"
@@ -16,8 +16,8 @@ require_pg
 # shellcheck source=scripts/lib/arm64.sh
 source "$root/scripts/lib/arm64.sh"
 
-# What these programs test does not depend on the architecture: damaged caches, failing allocations, limits, mutated files. qemu
-# takes some hundred times as long for them, an hour in all.
+# These programs test damaged caches, failing allocations, limits and mutated files, which don't depend on the architecture. qemu takes
+# about a hundred times as long for them, an hour in all.
 left_out='cached|corpus|fuzz|oom|peak|smaller'
 
 # Writes the folders and the paths of the test programs to target/arm64/tests.
@@ -60,7 +60,7 @@ build_pgvector() {
 
 # --- the tests -------------------------------------------------------------------------------------------------
 
-# in_root COMMAND…: in the root, with the checkout at its own place and the socket's directory. What it starts ends with it.
+# in_root COMMAND…: runs it in the root, with the checkout at its usual path and the socket's directory. Processes it starts end with it.
 in_root() {
     # shellcheck disable=SC2016
     unshare --mount --pid --fork --kill-child bash -euc '
@@ -84,7 +84,7 @@ unit_tests() {
         failed=
         while IFS="$(printf "\t")" read -r folder program; do
             printf "%s\n" "${program##*/}"
-            # Their limits are of a processor, and qemu takes some fifty times as long.
+            # Their limits are meant for a real processor, and qemu takes about fifty times as long.
             (cd "$folder" && "$program" --quiet --skip pulses_come_often --skip interrupts_are_looked_for_all_the_time) ||
                 failed=yes
         done <"$2"
@@ -96,14 +96,14 @@ serve() {
     in_root bash -euc '
         rm -rf /var/lib/postgresql/arm64
         runuser -u postgres -- "$1/initdb" -D /var/lib/postgresql/arm64 -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-sync
-        # Just-in-time compilation is not emulated correctly by every qemu, and the test is not about it.
+        # Not every qemu emulates just-in-time compilation correctly, and the test does not need it.
         exec runuser -u postgres -- "$1/postgres" -D /var/lib/postgresql/arm64 -c listen_addresses= -c unix_socket_directories="$2" \
             -c shared_preload_libraries=clip_search -c fsync=off -c jit=off -c "log_line_prefix=%m [%p] "' - "$pg_bin" "$socket" \
         >"$logs/arm64-server.log" 2>&1 </dev/null
 }
 
 finish() {
-    # The child is unshare, with which the namespace ends.
+    # The child is unshare: when it ends, the namespace ends too.
     [ -z "${server:-}" ] || pkill -P "$server" || true
     [ -z "${socket:-}" ] || rm -rf "$socket"
 }
@@ -124,7 +124,7 @@ test_arm64() {
     cross_stage "$tree"
     python_packages
 
-    # A place that the host and the root share, with a short path, as sockets need.
+    # A directory that the host and the root share, with a short path, as sockets need.
     socket=$(mktemp -d /tmp/clip_search-arm64.XXXXXX)
     chmod 1777 "$socket"
     trap finish EXIT

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The benchmarks of benches/README.md, on the cluster of `make cluster`. Tables go to stdout, raw figures to
+# Runs the benchmarks of benches/README.md on the cluster of `make cluster`. Tables go to stdout, raw figures to
 # target/bench.
 #   BENCH=embed,server,assign,recluster   only these; jpeg times decoders, shapes other models' towers, sweep compares partitions and
 #                                         times nothing
-#   MODEL=directory                       a model of one's own in place of ViT-B/32 with random weights
+#   MODEL=directory                       your own model in place of ViT-B/32 with random weights
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
 require_pg

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Browser tests of the gallery page and the web application, on the cluster of `make cluster`.
+# Runs the browser tests of the gallery page and the web application, on the cluster of `make cluster`.
 #   K=words             only the tests that match (pytest's -k)
 #   CHROMIUM=/a/path    another Chromium or Chrome than the one on PATH
 # shellcheck source=scripts/lib/common.sh
@@ -10,7 +10,7 @@ cd "$root"
 export PG_CONFIG=$pg_config PATH=$pg_bin:$PATH
 
 if [ -z "${CHROMIUM:-}" ]; then
-    # Inter is the first choice of the pages' fonts; with it, screenshots look alike on every machine.
+    # Inter is the pages' first font; with it, screenshots look the same on every machine.
     command -v chromium >/dev/null || apt_install chromium fonts-inter
     CHROMIUM=$(command -v chromium) || die "no chromium on PATH after its installation: set CHROMIUM to a Chromium or Chrome"
 fi

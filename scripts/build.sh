@@ -17,16 +17,16 @@ cargo_setup
 stage=$target/stage/pg$pg_major source=$root name=clip_search
 if [ "${1:-}" = release ]; then
     stage=$target/releases/$2/pg$pg_major source=$3 name="clip_search $2"
-    # A target directory of its own, which the versions share: cargo gives their libraries the same name and would
-    # mistake one for the other. Compiled dependencies are linked into it; cargo never writes to those.
+    # In a separate target directory, which the versions share: cargo gives their libraries the same name and would confuse them. Compiled
+    # dependencies are linked into it; cargo never writes to those.
     export CARGO_TARGET_DIR=$target/releases/build
     if [ ! -d "$CARGO_TARGET_DIR/release" ]; then
         mkdir -p "$CARGO_TARGET_DIR"
         cp -al "$target/release" "$CARGO_TARGET_DIR/release"
     fi
     find "$CARGO_TARGET_DIR/release" -depth \( -name '*clip*' -o -name incremental \) -exec rm -r {} +
-    # Only the library, hardly optimized: its SQL, its catalogue and its vectors count, not its speed. Two versions take
-    # 2 minutes in place of 5.
+    # Only the library, hardly optimized: its SQL, its catalogue and its vectors matter, not its speed. Two versions take 2 minutes instead
+    # of 5.
     PGRX_BUILD_FLAGS=--locked
     mkdir -p "$source/.cargo"
     printf '[profile.release.package.%s]\nopt-level = %s\n' clip_search 0 clip 1 pgrx-pg-sys 0 >"$source/.cargo/config.toml"
@@ -36,7 +36,7 @@ fi
 package() {
     rm -rf "$stage"
     cd "$source"
-    # A compile error should be the end of the log, not a backtrace of the tool.
+    # After a compile error, the log should end with the error, not with a backtrace of the tool.
     RUST_BACKTRACE=0 RUST_LIB_BACKTRACE=0 "$cargo_pgrx_program" pgrx package --pg-config "$pg_config" --out-dir "$stage" \
         --no-default-features --features "$features"
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Embedding outside the server, on many machines: the Python package, and the tests that need packages of their own.
 #   bulk.sh wheel   builds the package in target/wheel
-#   bulk.sh test    also builds clip-embed with https:// and s3://, and runs tests/bulk in the throw-away server (K=words: only these)
+#   bulk.sh test    also builds clip-embed with https:// and s3://, and runs tests/bulk on the throw-away server (K=words: only these)
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
 require_pg
@@ -12,16 +12,16 @@ bulk=$target/venv-bulk
 
 wheel() {
     rm -rf "$target/wheel"
-    # The package is a workspace of its own, without features of PostgreSQL or clip-embed.
+    # The package is a workspace of its own, without the features for PostgreSQL or clip-embed.
     local feature chosen=()
     for feature in $features; do
         case $feature in heic | avif | jxl) chosen+=("$feature") ;; esac
     done
-    # Beside the extension's build, whose compiled dependencies serve it as far as they were built with the same features.
+    # Beside the extension's build, so that it can use the dependencies compiled there with the same features.
     CARGO_TARGET_DIR=$target "$bulk/bin/maturin" build --release --locked --strip --no-default-features \
         --features "$(IFS=,; echo "${chosen[*]}")" --manifest-path crates/clip-python/Cargo.toml --out "$target/wheel"
 }
-# A copy, because the next make writes target/release/clip-embed without them.
+# Copied, because the next make overwrites target/release/clip-embed with one that lacks these paths.
 program() {
     cargo build --locked --release "${workspace[@]}" --bins
     mkdir -p "$target/bulk"

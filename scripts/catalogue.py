@@ -84,7 +84,7 @@ CALLED = {
     "PreventCommandIfParallelMode": "invalid_transaction_state",
 }
 
-# Of overloads, the one with the longest description comes first.
+# Of overloaded functions, the one with the longest description comes first.
 FUNCTIONS = """
 SELECT p.proname, pg_get_function_arguments(p.oid), pg_get_function_result(p.oid), obj_description(p.oid, 'pg_proc'),
        p.prokind, p.provolatile, p.proisstrict, p.proparallel, p.procost, p.prorows, p.prosecdef,
@@ -140,7 +140,7 @@ CONTEXT = {
     "sighup": "in the server's configuration",
     "postmaster": "in the server's configuration",
 }
-# The planner's default.
+# The planner's default row count.
 UNSTATED_ROWS = 1000
 # A default value as it was written; the catalogue adds a cast.
 CAST = re.compile(r"(DEFAULT (?:'(?:[^']|'')*'|NULL|-?[\d.]+))::(?:double precision|[a-z]+)(?:\[\])?")
@@ -244,7 +244,7 @@ def functions(db: psycopg.Connection) -> list[str]:
 
 
 def in_bytes(number: str) -> str:
-    """As SHOW prints it: 256MB."""
+    """As SHOW prints it, for example 256MB."""
     value, units = int(number), iter(("B", "kB", "MB", "GB"))
     unit = next(units)
     while value % 1024 == 0 and unit != "GB":

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The statements of docs/citus.md and the gallery on Citus: a coordinator and three workers, and one server to compare with
-# (tests/citus). Builds what is missing, prints the gallery's searches and groups and a table, and fails if any of it does.
-#   CITUS_SRC=path PGVECTOR_SRC=path   directories with their sources, or git repositories, whose HEAD is taken
+# Runs the statements of docs/citus.md and the gallery on Citus: a coordinator and three workers, and one server for comparison
+# (tests/citus). Builds what is missing, prints the gallery's searches and groups and a table, and fails if any part fails.
+#   CITUS_SRC=path PGVECTOR_SRC=path   directories with their sources, or git repositories, whose HEAD is used
 #   K=…                                as in make test
-# PostgreSQL 16 to 18: that of PG_CONFIG, one of Debian's packages, or a build of Debian's source package in
+# The server is PostgreSQL 16 to 18: that of PG_CONFIG, one of Debian's packages, or a build of Debian's source package in
 # target/matrix.
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
@@ -60,8 +60,8 @@ unpack_citus() {
 build_citus() {
     unpack_citus
     cd "$place/source"
-    # Compression of network traffic and of columnar tables would need two more packages; libcurl, in older versions,
-    # reports statistics to the vendor.
+    # Compressing network traffic and columnar tables would need two more packages; libcurl, in older versions, reports statistics to the
+    # vendor.
     PG_CONFIG=$pg_config ./configure --without-lz4 --without-zstd --without-libcurl
     make -s -j "$(nproc)" with_llvm=no
     make -s with_llvm=no DESTDIR="$place/stage" install
@@ -73,7 +73,7 @@ citus() {
     id="$pg_config $("$pg_config" --version) $(source_id "$CITUS_SRC" configure.ac)"
     if [ "$(cat "$place/built" 2>/dev/null)" != "$id" ] || [ ! -e "$place/stage/$pg_lib/citus.so" ]; then
         command -v flex >/dev/null || missing+=(flex)
-        # The server's headers include headers of the libraries it was built with.
+        # The server's headers include headers of the libraries with which it was built.
         ! "$pg_config" --configure | grep -q -- --with-gssapi || [ -e /usr/include/gssapi/gssapi.h ] || missing+=(libkrb5-dev)
         ! "$pg_config" --configure | grep -Eq -- '--with-(openssl|ssl)' || [ -e /usr/include/openssl/ssl.h ] || missing+=(libssl-dev)
         [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}"
@@ -84,7 +84,7 @@ citus() {
     install_tree "$place/stage" "installing Citus in $pg_lib and $pg_share"
 }
 
-# --- all of it -------------------------------------------------------------------------------------------------
+# --- the run ---------------------------------------------------------------------------------------------------
 
 "$root/scripts/deps.sh"
 citus

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every example of docs/clients.md against the throw-away server, with what their languages need from pip, npm, cargo and apt.
+# Runs every example of docs/clients.md against the throw-away server; installs what their languages need from pip, npm, cargo and apt.
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
 # shellcheck source=scripts/lib/clients.sh

@@ -1,27 +1,27 @@
 #!/usr/bin/env bash
-# Debian packages in target/deb, for the PostgreSQL of PG_CONFIG, from an installation staged by DESTDIR.
+# Builds Debian packages in target/deb, for the PostgreSQL of PG_CONFIG, from an installation staged by DESTDIR.
 #   deb.sh         builds them
 #   deb.sh test    also checks them with lintian, installs them on a clean root and uses them there (needs root and debootstrap)
-# ARCH=arm64 builds them for arm64 on another architecture; the clean root then runs by qemu.
-# By plain dpkg-deb: cargo fetches crates during the build, which debhelper's rules are made to forbid, and the staged
-# tree is what `make install` installs everywhere else.
+# ARCH=arm64 builds them for arm64 on another architecture; the clean root then runs under qemu.
+# It uses plain dpkg-deb: cargo fetches crates during the build, which debhelper's rules forbid, and the staged tree is
+# what `make install` installs everywhere else.
 #   postgresql-NN-clip-search   the extension for one major version
 #   clip-search-onnxruntime     ONNX Runtime, for all of them
 #   clip-search-photo-mini      the default model, for all of them
 #   clip-search-tools           clip-embed, which embeds files outside the server
-#   postgresql-NN-pgvector      only where apt has none, as on Debian 12: the extension can't be created without
+#   postgresql-NN-pgvector      only where apt has none, as on Debian 12: the extension can't be created without it
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
 # shellcheck source=scripts/lib/sources.sh
 source "$root/scripts/lib/sources.sh"
 require_pg
-# Packages read https:// and s3:// paths.
+# The packaged clip-embed reads https:// and s3:// paths.
 export REMOTE=${REMOTE:-1}
 
 out=$target/deb
 native=$(dpkg --print-architecture 2>/dev/null) || die "there is no dpkg here: packages are made on Debian or Ubuntu"
 architecture=${ARCH:-$native} cross=
-# Where programs are built, what strips them, and the target that cargo builds for.
+# The directory of the built programs, the program that strips them, and cargo's target.
 programs=$target/release strip=strip cargo_target=
 if [ "$architecture" != "$native" ]; then
     [ "$architecture" = arm64 ] || die "ARCH=$architecture: packages are made for $native, and by cross-compilation for arm64"
@@ -34,19 +34,19 @@ if [ -n "$cross" ]; then
     source "$root/scripts/lib/arm64.sh"
     programs=$arm64_release strip=aarch64-linux-gnu-strip cargo_target=$rust_target
 fi
-# As in PostgreSQL's own archive, the revision names the release that a package is built for, so that an upgrade of the system
-# brings the newer build of the same version.
+# As in PostgreSQL's own archive, the revision names the release for which a package is built, so that an upgrade of the system also
+# installs the newer build of the same version.
 release=$(os_release ID)$(os_release VERSION_ID)
 release=${release/#debian/deb}
 version=$(own_version)-1.$release+1
 maintainer=${DEB_MAINTAINER:-clip_search <clip-search@localhost>}
-# The directories where Debian's servers look, whatever PG_CONFIG says.
+# The directories of Debian's servers, whatever PG_CONFIG says.
 deb_lib=usr/lib/postgresql/$pg_major/lib
 deb_share=usr/share/postgresql/$pg_major
-# Beside them, because no major version owns these.
+# Outside of them, because no single major version owns these files.
 runtime=usr/lib/clip-search
 models=usr/share/clip-search/models
-# Dates in the packages are the last commit's, so that the same sources give the same packages.
+# Dates in the packages are the last commit's, so that the same sources give identical packages.
 SOURCE_DATE_EPOCH=$(git -C "$root" log -1 --format=%ct 2>/dev/null || stat -c %Y "$root/Cargo.toml")
 
 [[ $pg_lib == */$deb_lib && $pg_share == */$deb_share ]] ||
@@ -72,17 +72,17 @@ staged() {
 # put FILE PACKAGE PATH [MODE]
 put() { install -D -m "${4:-644}" "$1" "$out/$2/$3"; }
 
-# shared_libraries FILE…: the Depends for the libraries they are linked to.
+# shared_libraries FILE…: the Depends for the libraries to which the files are linked.
 shared_libraries() {
     local library search=()
     mkdir -p "$out/shlibs/debian"
     printf 'Source: clip-search\n\nPackage: clip-search\nArchitecture: any\n' >"$out/shlibs/debian/control"
-    # Unpacked packages, as those of one's own build, since the machine has none of that architecture installed.
+    # -S treats these unpacked packages like part of this build: the machine has none of that architecture installed.
     if [ -n "$cross" ]; then for library in "${arm64_libraries[@]}"; do search+=("-S$arm64/libraries/$library"); done; fi
     (cd "$out/shlibs" && DEB_HOST_ARCH=$architecture dpkg-shlibdeps -O "${search[@]}" "$@" 2>/dev/null) | sed -n 's/^shlibs:Depends=//p'
 }
 
-# copyright PACKAGE COMMENT FILE…: the licences of what it contains.
+# copyright PACKAGE COMMENT FILE…: writes the licences of the package's contents.
 copyright() {
     local package=$1 comment=$2
     shift 2
@@ -90,7 +90,7 @@ copyright() {
     "$python" "$root/packaging/debian_copyright.py" "$comment" "$@" >"$out/$package/usr/share/doc/$package/copyright"
 }
 
-# changelog PACKAGE VERSION TEXT: Debian's changelog.
+# changelog PACKAGE VERSION TEXT: writes Debian's changelog.
 changelog() {
     local to=$out/$1/usr/share/doc/$1/changelog.Debian.gz
     mkdir -p "$(dirname "$to")"
@@ -98,7 +98,7 @@ changelog() {
         "$(date -uRd "@$SOURCE_DATE_EPOCH")" | gzip -9n >"$to"
 }
 
-# override PACKAGE TAG…: what lintian finds and is intended.
+# override PACKAGE TAG…: intended deviations that lintian would report.
 override() {
     local package=$1 tag
     shift
@@ -106,7 +106,7 @@ override() {
     for tag in "$@"; do printf '%s: %s\n' "$package" "$tag"; done >"$out/$package/usr/share/lintian/overrides/$package"
 }
 
-# package NAME VERSION ARCHITECTURE SECTION, control fields on standard input.
+# package NAME VERSION ARCHITECTURE SECTION: builds it; reads control fields from standard input.
 package() {
     local name=$1 tree=$out/$1
     if [ "$name" = "postgresql-$pg_major-clip-search" ]; then
@@ -126,7 +126,7 @@ package() {
     dpkg-deb --root-owner-group -Zxz --build "$tree" "$out/${name}_$2_$3.deb"
 }
 
-# The pinned libjpeg-turbo is built in, because embeddings depend on its pixels to the bit, and Debian's is another version.
+# The pinned libjpeg-turbo is built in, because embeddings depend on its pixels to the bit, and Debian has another version.
 LIBJPEG='embedded-library libjpeg *'
 
 extension_package() {
@@ -210,7 +210,7 @@ build_pgvector() {
         cross_pgvector "$out/pgvector"
         return 0
     fi
-    # As in deps.sh: for any CPU of the architecture, and no bitcode.
+    # As in deps.sh: for any CPU of the architecture, and without bitcode.
     make -C "$out/pgvector" OPTFLAGS="" with_llvm=no PG_CONFIG="$pg_config"
     make -C "$out/pgvector" OPTFLAGS="" with_llvm=no PG_CONFIG="$pg_config" DESTDIR="$out/pgvector-stage" install
 }
@@ -221,7 +221,7 @@ pgvector_package() {
     for file in "$out/pgvector-stage$pg_share/extension/"vector*; do put "$file" "$name" "$deb_share/extension/$(basename "$file")"; done
     copyright "$name" "pgvector $has" "$out/pgvector/LICENSE"
     changelog "$name" "$has-0clip1" "pgvector $has, built for PostgreSQL $pg_major."
-    # A revision below 1, so that any archive's package of this pgvector version replaces this one.
+    # With a revision below 1, any archive's package of this pgvector version replaces this one.
     package "$name" "$has-0clip1" "$architecture" database <<CONTROL
 Depends: postgresql-$pg_major, $(shared_libraries "$out/$name/$deb_lib/vector.so")
 Description: vectors and their indexes in PostgreSQL $pg_major (pgvector)
@@ -237,7 +237,7 @@ make_packages() {
     ensure_python
     say "staging an installation in ${out#"$root/"}/stage"
     staged
-    # Only now: build scripts of C libraries take it for a change, and cargo would compile half of the crates again for each commit.
+    # Set only now: build scripts of C libraries would see a change, and cargo would compile half of the crates again for each commit.
     export SOURCE_DATE_EPOCH
     if ! apt-cache show "postgresql-$pg_major-pgvector" >/dev/null 2>&1; then
         pgvector_source
@@ -256,11 +256,11 @@ make_packages() {
 case ${1:-} in
 '') make_packages ;;
 test)
-    # First, because building the packages takes minutes.
+    # Checked first, because building the packages takes minutes.
     command -v debootstrap >/dev/null || apt_install debootstrap
     command -v lintian >/dev/null || apt_install lintian
     make_packages
-    # The project has no address of its own yet, so the one above is no address unless DEB_MAINTAINER gives one.
+    # The project has no address of its own yet, so the maintainer above is a placeholder unless DEB_MAINTAINER is set.
     tags=()
     [ -n "${DEB_MAINTAINER:-}" ] || tags=(--suppress-tags "bogus-mail-host,bogus-mail-host-in-debian-changelog")
     step deb-lintian "checking the packages with lintian" lintian --fail-on error,warning --info "${tags[@]}" "$out"/*.deb

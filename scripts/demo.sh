@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The gallery, in the cluster of `make cluster`.
+# Runs the gallery demo on the cluster of `make cluster`.
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
 require_pg

@@ -23,14 +23,14 @@ system_packages() {
     command -v pkg-config >/dev/null || missing+=(pkg-config)
     command -v cmake >/dev/null || missing+=(cmake)
     command -v nasm >/dev/null || [ "$(uname -m)" != x86_64 ] || missing+=(nasm)
-    # runuser works only for root, and is not on everyone else's PATH.
+    # runuser works only for root, and isn't on other users' PATH.
     command -v flock >/dev/null && { [ "$(id -u)" -ne 0 ] || command -v runuser >/dev/null; } || missing+=(util-linux)
     have_libclang || missing+=(libclang-dev)
     [ -e /etc/ssl/certs/ca-certificates.crt ] || [ -e /etc/pki/tls/cert.pem ] || missing+=(ca-certificates)
     [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}"
 }
 
-# A server to run in and the headers to build against, of the same major version.
+# A server to run, and headers to build against, of the same major version.
 postgresql() {
     local missing=()
     if ! find_pg; then
@@ -72,7 +72,7 @@ cargo_pgrx() {
     if command -v cargo-pgrx >/dev/null || [ -e "${CARGO_HOME:-$HOME/.cargo}/bin/cargo-pgrx" ]; then
         where=(--root "$target/tools")
     fi
-    # --debug: it only drives the build, and compiles in half the time.
+    # --debug: cargo-pgrx only drives the build, and compiles in half the time.
     step cargo-pgrx "building cargo-pgrx $pgrx_version (2 to 7 minutes, once)" \
         cargo install --locked --debug "${where[@]}" cargo-pgrx --version "$pgrx_version"
     find_cargo_pgrx || die "cargo-pgrx $pgrx_version was installed but is not found: is \$CARGO_HOME/bin on PATH?"
@@ -80,7 +80,7 @@ cargo_pgrx() {
 
 # --- pgvector --------------------------------------------------------------------------------------------------
 
-# PGVECTOR_SRC is a directory with pgvector's source, or a git repository of it, whose HEAD is taken.
+# PGVECTOR_SRC is a directory with pgvector's source, or a git repository, whose HEAD is used.
 unpack_pgvector() {
     if [ -z "${PGVECTOR_SRC:-}" ]; then
         tar -xf "$source_archive" -C "$1" --strip-components=1
@@ -96,8 +96,8 @@ build_pgvector() {
     rm -rf "$target/pgvector"
     mkdir -p "$target/pgvector/source"
     unpack_pgvector "$target/pgvector/source"
-    # OPTFLAGS is empty for a library that runs on any CPU of this architecture (its default is -march=native);
-    # without LLVM bitcode, which serves only to inline it into compiled expressions.
+    # OPTFLAGS is empty for a library that runs on any CPU of this architecture (the default is -march=native). LLVM bitcode is omitted: it
+    # only serves to inline the library into compiled expressions.
     make -C "$target/pgvector/source" OPTFLAGS="" with_llvm=no PG_CONFIG="$pg_config"
     make -C "$target/pgvector/source" OPTFLAGS="" with_llvm=no PG_CONFIG="$pg_config" \
         DESTDIR="$target/pgvector/stage" install
@@ -116,7 +116,7 @@ pgvector() {
     if [ -n "${PGVECTOR_SRC:-}" ]; then
         what="pgvector of $PGVECTOR_SRC"
     else
-        # In a subshell first: its own messages say what is missing, this one says what to do.
+        # In a subshell first: its own messages say what is missing, and this script's says what to do.
         (debian_source pgvector "$pg_major") || die "no pgvector in $pg_share/extension: install pgvector 0.8 or newer" \
             "from its source, or set PGVECTOR_SRC to it, then try again"
         debian_source pgvector "$pg_major"
@@ -149,7 +149,7 @@ postgresql
 rust
 cargo_pgrx
 if [ "${1:-}" != build ]; then
-    # A package being made (DESTDIR) needs no pgvector: it declares the dependency.
+    # A package build (DESTDIR) needs no pgvector: the package declares the dependency.
     [ -n "$destdir" ] || pgvector
     install_onnxruntime
     model

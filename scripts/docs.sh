@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The generated parts of docs/, from the cluster of `make test-cluster`: the reference from the catalog, and psql's
-# output after each example.
+# Writes the generated parts of docs/, from the cluster of `make test-cluster`: the reference from the catalog, and psql's output after each
+# example.
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
 require_pg

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The feasibility study of examples/feasibility, on the cluster of `make cluster`; into target/feasibility.
+# Runs the feasibility study of examples/feasibility on the cluster of `make cluster`; writes to target/feasibility.
 #   STAMPS=dir    usr/share/tuxpaint/stamps of Debian's package tuxpaint-stamps-default (default: fetched by apt, 161 MB)
 #   STAMPS=none   without its three pictures
 #   MODEL=name    another model than photo-mini

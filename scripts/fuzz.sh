@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fuzzing, in two ways.
-#   FUZZ=seconds   guided by coverage, with AddressSanitizer, so long for each target (crates/clip/fuzz; needs cargo-fuzz and
+# Fuzzes in one of two ways.
+#   FUZZ=seconds   guided by coverage, with AddressSanitizer, this long for each target (crates/clip/fuzz; needs cargo-fuzz and
 #                  a nightly compiler). TARGETS="decode thumbnail" chooses; the corpus is kept in target/fuzz/corpus.
 #   otherwise      mutated images, texts, configurations and models, with a fixed seed (crates/clip/tests/fuzz.rs):
 #   FORMAT=avif    mutates only images of one format: jpeg, png, gif, webp, bmp, tiff, ico, heic, avif, jxl or raw
@@ -16,8 +16,8 @@ guided() {
         corpus=$target/fuzz/corpus/$name
         mkdir -p "$corpus"
         seed "$name" "$corpus"
-        # LeakSanitizer takes 32 bytes of the thread that reads an animation's header for a leak. In a server, 40,000 calls
-        # with the file that it reported added 12 kB.
+        # LeakSanitizer reports 32 bytes of the thread that reads an animation's header as a leak. In a server, 40,000 calls with the
+        # reported file added 12 kB.
         leaks=1
         [ "$name" != info ] || leaks=0
         say "fuzzing $name for $FUZZ s, from $(find "$corpus" -type f | wc -l) files; a finding is kept in target/fuzz/"
@@ -30,14 +30,14 @@ guided() {
     done
 }
 
-# The tests' own files as the seed corpus.
+# The seed corpus consists of the tests' own files.
 seed() {
     local file
     case $1 in
         decode | info | thumbnail)
             find tests/fixtures/{corpus,images,heic,avif,jxl,tiff} -type f -size -64k ! -name '*.json' ! -name '*.md' -print0 ;;
         configuration) find tests/fixtures -type f -name '*preprocess*.json' -size -8k -print0 ;;
-        # Graphs are longer than an input may be; their beginning is what says most.
+        # Graphs are longer than an input may be; their beginning contains the most.
         onnx) find tests/fixtures/{clip-mini,layouts} -type f -name '*.onnx' -print0 ;;
         *) find tests/fixtures/tokens -type f -size -64k -print0 ;;
     esac | while IFS= read -r -d '' file; do
@@ -56,7 +56,7 @@ export CLIP_FUZZ_FORMAT=${FORMAT:-} CLIP_FUZZ_IMAGES=${IMAGES:-200000} CLIP_FUZZ
 export CLIP_FUZZ_CONFIGURATIONS=${CONFIGURATIONS:-200000} CLIP_FUZZ_MODELS=${MODELS:-5000}
 say "fuzzing: $CLIP_FUZZ_IMAGES images, $CLIP_FUZZ_TEXTS texts, $CLIP_FUZZ_CONFIGURATIONS configurations," \
     "$CLIP_FUZZ_MODELS models; a finding is kept in target/fuzz/"
-# One at a time, so that the peak memory that each prints is its own.
+# One at a time, so that the peak memory printed by each is its own.
 targets=(images)
 [ -n "${FORMAT:-}" ] || targets+=(texts configurations models)
 for name in "${targets[@]}"; do

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# 675 image files of every sort by the reference encoders, each embedded and compared with its reference decoder's pixels
-# (tests/image_corpus.py), in a virtual environment of its own.
+# Makes 675 image files of every kind with the reference encoders, embeds each and compares it with its reference decoder's
+# pixels (tests/image_corpus.py), in a separate virtual environment.
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
 require_pg

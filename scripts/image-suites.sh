@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# How the images of public test suites are read, next to Pillow and tifffile (tests/image_suites.py).
+# Compares how the images of public test suites are read with Pillow and tifffile (tests/image_suites.py).
 #   make image-suites SUITES="DIRECTORY …"   directories of images, such as clones of image-rs/image-tiff and image-rs/image
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The container image of packaging/Containerfile, by docker, podman or buildah, whichever is here.
+# Builds the container image of packaging/Containerfile, with docker, podman or buildah, whichever is installed.
 #   image.sh        build it as clip_search:VERSION-pgMAJOR (MAJOR=15 to 18, SUITE=bookworm or trixie, ARCH=amd64 or arm64)
 #   image.sh test   build it, and try it: the README's first five minutes, the worker, health, an upgrade of a volume (root, podman, runc)
-# Where no registry answers, the base is made by debootstrap, with the PostgreSQL that apt offers here, and the packages are those of
+# If no registry answers, debootstrap makes the base, with the PostgreSQL that apt offers here, and the packages are those of
 # `make deb`.
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
@@ -47,23 +47,23 @@ registry_answers() {
     esac >/dev/null 2>&1
 }
 
-# A root file system with PostgreSQL and an entrypoint that takes the official image's variables, as an image.
+# Makes an image of a root file system with PostgreSQL and an entrypoint that accepts the official image's variables.
 make_base() {
     local name=$1 base
     base=$(mktemp -d "${TMPDIR:-/tmp}/clip_search-base.XXXXXX")
     chmod 755 "$base"
     debootstrap --variant=minbase "$(os_release VERSION_CODENAME)" "$base" "$(debian_mirror)"
-    # The user and the places of the official image.
+    # The user and the directories of the official image.
     chroot "$base" groupadd -r postgres --gid=999
     chroot "$base" useradd -r -g postgres --uid=999 --home-dir=/var/lib/postgresql --shell=/bin/bash postgres
     mkdir -p "$base/etc/postgresql-common" "$base/docker-entrypoint-initdb.d"
     echo 'create_main_cluster = false' >"$base/etc/postgresql-common/createcluster.conf"
     printf '#!/bin/sh\nexit 101\n' >"$base/usr/sbin/policy-rc.d"
     chmod 755 "$base/usr/sbin/policy-rc.d"
-    # TMPDIR and others of this session don't exist there.
+    # TMPDIR and similar directories of this session don't exist there.
     env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive chroot "$base" apt-get install -y -q --no-install-recommends "postgresql-$image_major"
     install -m 755 "$root/packaging/image/entrypoint.sh" "$base/usr/local/bin/docker-entrypoint.sh"
-    # Not by /var/run, a link that leads out of the root.
+    # Not through /var/run, a link that leads out of the root.
     install -d -o 999 -g 999 -m 3777 "$base/run/postgresql"
     install -d -o 999 -g 999 -m 1777 "$base/var/lib/postgresql/data"
     tar -C "$base" -c . | podman import -c "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/lib/postgresql/$image_major/bin" \
@@ -87,7 +87,7 @@ build() {
         image_major=$pg_major
         tag=clip_search:$version-pg$image_major
         base=localhost/clip_search-base:pg$image_major
-        # Without a network namespace and the like of its own, which a nested container may not make.
+        # Without namespaces of its own, such as a network namespace, which a nested container may not create.
         export BUILDAH_ISOLATION=chroot
         say "no registry answers: the base is made here, with PostgreSQL $image_major"
         command -v debootstrap >/dev/null || apt_install debootstrap
@@ -106,7 +106,7 @@ test)
     build
     python_packages
     cd "$root"
-    # The packages of the version before are its library and its SQL, which scripts/releases.sh has built.
+    # The previous version's packages consist of its library and its SQL, built by scripts/releases.sh.
     PG_CONFIG=${pg_config:-} "$root/scripts/releases.sh"
     IMAGE=$tag MAJOR=$image_major PYTHONDONTWRITEBYTECODE=1 exec "$target/venv/bin/python" -m pytest -o cache_dir="$target/pytest" -rs \
         --confcutdir=tests/image tests/image

@@ -9,7 +9,7 @@ cargo_setup
 cd "$root"
 
 failed=()
-# check NAME COMMAND…: shows the output only if it fails.
+# check NAME COMMAND…: runs it, and shows the output only if it fails.
 check() {
     local name=$1 log=$logs/lint-$1.log start=$SECONDS
     shift
@@ -23,7 +23,7 @@ check() {
     fi
 }
 
-# With the release profile, so that build scripts and macros are shared with the build and not compiled again.
+# With the release profile, so that the build's compiled build scripts and macros are reused.
 clippy() { cargo clippy --locked --release "${workspace[@]}" --all-targets --quiet -- -D warnings; }
 
 # The Python package is a workspace of its own.
@@ -36,7 +36,7 @@ shell_scripts() {
     PATH=$target/venv-lint/bin:$PATH shellcheck "${files[@]}"
 }
 python_style() {
-    # Both run, so that one call shows everything to fix.
+    # Both commands run, so that one call shows everything to fix.
     local status=0
     "$target/venv-lint/bin/ruff" check --quiet . || status=1
     "$target/venv-lint/bin/ruff" format --check --quiet . || status=1

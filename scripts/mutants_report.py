@@ -3,8 +3,8 @@
 
     mutants_report.py target/mutants.out 96 [SURVIVORS]
 
-SURVIVORS lists the known ones, one a line with the reason after a tab (tests/mutants/survivors.tsv). The exit status is 1 if the percentage is
-below the minimum, or if an unlisted mutation survives.
+SURVIVORS lists the known ones, one per line with the reason after a tab (tests/mutants/survivors.tsv). The exit status
+is 1 if the percentage is below the minimum, or if an unlisted mutation survives.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main(folder: str, least: str, known: str = str(ROOT / "tests" / "mutants" / 
         print("no mutation was tried")
         return 1
     lines = [line.split("\t") for line in pathlib.Path(known).read_text().splitlines() if line and line[0] != "#"]
-    # By name without line and column, which any change above moves.
+    # By name without line and column, which any earlier change in the file moves.
     reasons = dict(lines)
     unlisted = []
     for name in missed:

@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 name=$1
 shift
-# Settings that select a part or another variant, so that its record does not pass for the whole.
+# Settings that select a part or another variant are recorded, so that the record doesn't pass for the whole check.
 for setting in TESTS K SOAK FUZZ TARGETS KILLS HOSTILE BENCH MODEL PG_CONFIGS FILES ONLY SHARD MAJOR SUITE ARCH \
     FORMAT IMAGES STRINGS CONFIGURATIONS MODELS UNIT ORDER HEIC AVIF JXL; do
     [ -z "${!setting:-}" ] || name+=" $setting='${!setting}'"
@@ -21,10 +21,10 @@ commit=$(git rev-parse --short=10 HEAD 2>/dev/null || echo unknown)
 # The records themselves don't count as a change.
 [ -z "$(git status --porcelain -- . ':!docs/records.md' 2>/dev/null)" ] || commit+=" with changes"
 if [ "$status" -eq 0 ]; then result=passed; else result="failed ($status)"; fi
-# The last line, such as pytest's counts. Colours and bars would break the table.
+# The last line of output, such as pytest's counts. Colours and progress bars would break the table.
 last=$(sed 's/\x1b\[[0-9;]*m//g; s/|/ /g; s/=\{2,\}//g; s/^ *//; s/ *$//' "$output" | grep -v '^$' | tail -n 1 | cut -c1-160)
 cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo 2>/dev/null | head -n 1)
-# Two runs may end at once.
+# Two runs may end at the same time.
 (
     flock 9
     # shellcheck disable=SC2016

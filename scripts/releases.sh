@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the last released version, or with RELEASES=all each of them, from its commit into target/releases, for
-# tests/release/test_update.py: a minute each, once, because they are built with this version's dependencies. If the
+# tests/release/test_update.py. Each is built once, in a minute, because it uses this version's dependencies. If the
 # history does not reach back to a commit (an archive, a shallow clone), the test is skipped with the reason.
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
@@ -24,7 +24,7 @@ while read -r version commit; do
 done < <(grep -v '^#' tests/fixtures/releases/commits | if [ "${RELEASES:-}" = all ]; then cat; else tail -1; fi)
 rm -rf "$target/releases/build"
 
-# The ONNX Runtime before, from the wheel that tests/requirements.txt pins for Python 3.10, for tests/release/test_upgrade.py.
+# The previous ONNX Runtime, from the wheel that tests/requirements.txt pins for Python 3.10, for tests/release/test_upgrade.py.
 earlier=1.23.2
 earlier_onnxruntime() {
     local to=$target/releases/onnxruntime-$earlier wheel

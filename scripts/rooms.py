@@ -3,14 +3,14 @@
 
     rooms.py [ROOT]
 
-The rooms of src/, from the top: watch, cluster, answer, embed, model, pg, guc. A module may use its own room and those below it. In
-each crate, no module may reach itself by way of others; what a module above it in the same folder defines it may use, such as a
-type whose methods are written in several files. On a lapse, each step is printed with its file and line, and the exit
-status is 1.
+The rooms of src/, from the top: watch, cluster, answer, embed, model, pg, guc. A module may use its own room and those
+below it. In each crate, no module may reach itself through others; but it may use what a module above it in the same
+folder defines, such as a type whose methods are written in several files. For each violation, every step is printed
+with its file and line, and the exit status is 1.
 
-A module is a file. Dependencies are the paths in it that begin with crate, self, super or the name of a child module, in use
-declarations and elsewhere; what #[cfg(test)] marks is left out. A path to a name that a module only re-exports by `pub use`
-leads to where the name comes from, and the re-export itself is no dependency.
+A module is a file. Dependencies are the paths in it that begin with crate, self, super or the name of a child module,
+in use declarations and elsewhere; code marked #[cfg(test)] doesn't count. A path to a name that a module only
+re-exports by `pub use` leads to the name's source, and the re-export itself is not a dependency.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Iterator
 ROOMS = ("watch", "cluster", "answer", "embed", "model", "pg", "guc")
 CRATES = ("src", "crates/clip/src", "crates/clip-embed/src", "crates/clip-python/src")
 
-# Comments, strings and characters. A lifetime such as 'a is no character: it has no closing quote.
+# Comments, strings and characters. A lifetime such as 'a isn't a character: it has no closing quote.
 BLANKS = re.compile(
     r"//[^\n]*|/\*.*?\*/|b?c?r(?P<hashes>#+)\".*?\"(?P=hashes)|b?c?r\"[^\"]*\"|b?c?\"(?:\\.|[^\"\\])*\"|b?'(?:\\[^\n]{1,10}?|[^'\\\n])'",
     re.DOTALL,
@@ -40,7 +40,7 @@ Module = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One module uses another, in a line of its file."""
+    """One module's use of another, in a line of its file."""
 
     source: Module
     target: Module
@@ -49,7 +49,7 @@ class Step:
 
 
 def blank(text: str) -> str:
-    """The text without comments, strings and what is for tests only; lines stay where they are."""
+    """The text without comments, strings and test code; line numbers stay the same."""
 
     def spaces(found: str) -> str:
         return re.sub(r"[^\n]", " ", found)
@@ -62,7 +62,7 @@ def blank(text: str) -> str:
 
 
 def item_end(text: str, start: int) -> int:
-    """Where the item that begins at `start` ends: at its semicolon, or at the brace that closes its body."""
+    """The end of the item that begins at `start`: its semicolon, or the brace that closes its body."""
     depth = 0
     for place in range(start, len(text)):
         character = text[place]
@@ -78,7 +78,7 @@ def item_end(text: str, start: int) -> int:
 
 
 def paths_of(tree: str) -> Iterator[tuple[list[str], str]]:
-    """The paths of a use tree, and the name that each has here (* for all)."""
+    """The paths of a use tree, each with its name in this module (* for all)."""
     tree = tree.strip()
     if match := re.fullmatch(r"(?P<start>(?:\w+\s*::\s*)*)\{(?P<rest>.*)\}", tree, re.DOTALL):
         start = re.findall(r"\w+", match["start"])
@@ -106,7 +106,7 @@ class Crate:
                 parts = parts[:-1]
             self.files[parts] = file
         self.texts = {module: blank(file.read_text(encoding="utf-8")) for module, file in self.files.items()}
-        # What a module gives on under a name of its own, and from where.
+        # The names that a module re-exports, and where they come from.
         self.exports: dict[Module, dict[str, Module]] = collections.defaultdict(dict)
         self.used: list[tuple[Module, Module, int]] = []
         for module, text in self.texts.items():
@@ -116,7 +116,7 @@ class Crate:
         inline = [(match.start(), item_end(text, match.start()), match["name"]) for match in INLINE.finditer(text)]
 
         def whole(segments: list[str], place: int) -> Module | None:
-            """The path from the crate's root, if it is one of this crate's."""
+            """The path from the crate's root, if it belongs to this crate."""
             around = tuple(name for start, end, name in inline if start < place < end)
             here = module + around
             if segments[0] == "crate":
@@ -144,7 +144,7 @@ class Crate:
                 self.used.append((module, target, text.count("\n", 0, match.start()) + 1))
 
     def owner(self, path: Module, seen: frozenset[Module] = frozenset()) -> Module:
-        """The module that a path leads to."""
+        """The module to which a path leads."""
         module: Module = ()
         for place, segment in enumerate(path):
             if module + (segment,) in self.files:
@@ -166,7 +166,7 @@ class Crate:
 
 
 def circle(steps: list[Step]) -> list[Step]:
-    """The shortest way from a module back to it; empty if there is none."""
+    """The shortest path from a module back to itself; empty if there is none."""
     following = collections.defaultdict(list)
     for step in steps:
         if step.source[: len(step.target)] != step.target:  # not from a child to its parent

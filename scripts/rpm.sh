@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# RPMs in target/rpm, for the PostgreSQL of PG_CONFIG, from an installation staged by DESTDIR: packaging/clip_search.spec. They require
-# the packages of PostgreSQL's own archive, postgresqlNN-server and pgvector_NN.
+# Builds RPMs in target/rpm, for the PostgreSQL of PG_CONFIG, from an installation staged by DESTDIR: packaging/clip_search.spec. They
+# require packages of PostgreSQL's own archive, postgresqlNN-server and pgvector_NN.
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
 require_pg
-# Packages read https:// and s3:// paths.
+# The packaged clip-embed reads https:// and s3:// paths.
 export REMOTE=${REMOTE:-1}
 
 out=$target/rpm
@@ -27,7 +27,7 @@ mkdir -p "$out"
 say "staging an installation in ${out#"$root/"}/stage"
 DESTDIR=$out/stage PG_CONFIG=$pg_config "$root/scripts/deps.sh"
 DESTDIR=$out/stage PG_CONFIG=$pg_config "$root/scripts/build.sh" install
-# Only now, as in deb.sh.
+# Set only now, as in deb.sh.
 SOURCE_DATE_EPOCH=$(git -C "$root" log -1 --format=%ct 2>/dev/null || stat -c %Y "$root/Cargo.toml")
 export SOURCE_DATE_EPOCH
 step rpm "building the RPMs" build_rpms

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The tests, in three stages; the cluster of `make test-cluster` is up. The last line is pytest's.
-#   test.sh [unit] [sql] [python] [upgrade] [citus]   only these stages; the last two are not run otherwise (make matrix,
+# Runs the tests in three stages; the cluster of `make test-cluster` must be up. The last line is pytest's.
+#   test.sh [unit] [sql] [python] [upgrade] [citus]   only these stages; the last two run only if they are named (make matrix,
 #               make citus)
 #   UNIT=name   only unit tests of crates/ whose name contains it
 #   TESTS=a,b   only these tests of tests/sql (setup comes first by itself)
@@ -16,7 +16,7 @@ cargo_setup
 [[ " $* " != *" waiting "* ]] || "$root/scripts/cluster.sh" start
 eval "$("$root/scripts/cluster.sh" env)"
 cd "$root"
-# Where the engine's unit tests find the library that the extension finds by itself.
+# The path where the engine's unit tests find the library; the extension finds it by itself.
 export ORT_DYLIB_PATH=$pg_lib/clip_search/libonnxruntime.so PG_CONFIG=$pg_config
 
 unit=${UNIT:-} tests=${TESTS:-} k=${K:-}
@@ -28,13 +28,13 @@ stage() { printf '\n== %s ==\n' "$*"; }
 unit_tests() {
     stage "unit tests: crates"
     step unit-build "building the unit tests" cargo test --locked --release "${workspace[@]}" --no-run
-    # What follows mostly takes one core.
+    # The stages below mostly use one core.
     if wanted python "$k"; then start_releases; fi
     cargo test --locked --release "${workspace[@]}" --quiet -- ${unit:+"$unit"} || die "unit tests failed: see above"
 }
 
-# The released versions are built beside the tests that come before those that need them, in a process group of their own: a
-# test that fails before then ends the build, too.
+# The released versions are built while the tests that don't need them run, in a separate process group: if a test fails before that, the
+# build ends too.
 releases=
 start_releases() {
     mkdir -p "$logs"
@@ -69,19 +69,19 @@ regression_tests() {
     fi
 }
 
-# Without a path: the directories listed in pyproject.toml.
+# Without a path, pytest uses the directories listed in pyproject.toml.
 run_pytest() {
     PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest -o cache_dir="$target/pytest${CLUSTER:+.$CLUSTER}" "$@"
 }
 
-# The tests of these directories mostly wait for servers, timers and locks, so each directory runs beside the others. Each
-# has its own server, because tests change the server's settings, roles and connections.
+# The tests of these directories mostly wait for servers, timers and locks, so the directories run in parallel. Each has its own server,
+# because tests change the server's settings, roles and connections.
 waiting=(tests/watch tests/server)
 computing() {
     sed -n '/^testpaths/,/^]/s/^ *"\(.*\)",$/\1/p' pyproject.toml | grep -vxF "$(printf '%s\n' "${waiting[@]}")"
 }
 
-# side_by_side: runs all directories at once, and shows the output of the waiting ones when the others have ended.
+# side_by_side: runs all directories in parallel, and prints the waiting directories' output once the others have ended.
 side_by_side() {
     local status=0 folder log started=()
     mkdir -p "$logs"
@@ -101,7 +101,7 @@ side_by_side() {
     return "$status"
 }
 
-# waiting_tests: the tests of FOLDER, on a server that lives as long as they run.
+# waiting_tests: runs the tests of FOLDER on a server that lives as long as they do.
 waiting_tests() {
     local status=0
     run_pytest -rs "${FOLDER:?}" || status=$?
@@ -111,7 +111,7 @@ waiting_tests() {
 
 python_tests() {
     python_packages
-    # PgBouncer before the server, for tests/server/test_pool.py. Without apt, its tests are skipped.
+    # PgBouncer for tests/server/test_pool.py. Without apt, its tests are skipped.
     if { [ -z "$k" ] || [[ $k == *pool* || $k == *server* ]]; } && command -v apt-get >/dev/null &&
         ! PATH=$PATH:/usr/sbin command -v pgbouncer >/dev/null; then
         apt_install pgbouncer
@@ -120,7 +120,7 @@ python_tests() {
     if [ -z "$k" ] || [[ $k == *clients* || $k == *docs* ]]; then clients quick; fi
     if [ -z "$k" ] || [[ $k == *observability* || $k == *docs* ]]; then observability; fi
     stage "Python tests: pytest"
-    # make matrix and make valgrind configure one server each, so their tests run in one piece.
+    # make matrix and make valgrind configure a single server, so their tests run one after another.
     if [ -z "$k" ] && [ "${CLUSTER:-}" = test ]; then
         side_by_side
     else

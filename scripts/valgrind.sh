@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The extension inside a server that runs under valgrind's memcheck: the tests of tests/valgrind, first as connections load
-# the library and then in a server that preloads it. Fails if memcheck reports anything, or a test fails; prints a summary,
-# errors that go through clip_search.so first.
+# Runs the tests of tests/valgrind in a server under valgrind's memcheck, first with connections that load the library and
+# then in a server that preloads it. Fails if memcheck reports anything, or a test fails; prints a summary that begins with
+# the errors that go through clip_search.so.
 #   TESTS=… K=…           tests of tests/sql and of pytest, as in make test, in place of those. Under valgrind photo-mini
 #                         takes half a minute a photo and five seconds a text (classify six minutes, cluster four); pytest
 #                         has some that measure time or memory, which are valgrind's here
@@ -22,8 +22,8 @@ reports=$logs/valgrind
 
 # --- the server ------------------------------------------------------------------------------------------------
 
-# Installed in place of the server's program, so that pg_ctl starts it whoever calls. It runs natively if no directory
-# for logs is given, and for initdb, which would take minutes.
+# Installed in place of the server's program, so that every pg_ctl starts it. It runs natively if no directory for logs is
+# given, and for initdb, which would take minutes.
 write_wrapper() {
     [ -e "$prefix/bin/postgres.real" ] || mv "$prefix/bin/postgres" "$prefix/bin/postgres.real"
     cat >"$prefix/bin/postgres.new" <<WRAPPER
@@ -57,10 +57,10 @@ require_pg
 # --- the extension ---------------------------------------------------------------------------------------------
 
 "$root/scripts/deps.sh"
-# With line numbers, which need another profile. It is compiled separately, so the usual build is untouched.
+# Line numbers need another profile. It is compiled separately, so the usual build is untouched.
 CARGO_TARGET_DIR=$place/cargo CARGO_PROFILE_RELEASE_DEBUG=line-tables-only "$root/scripts/build.sh" install
 
-# A read past the end of a palloc'd chunk: memcheck must find it each time, or its silence means nothing.
+# Reads past the end of a palloc'd chunk: memcheck must report it each time, or its silence proves nothing.
 build_control() {
     cat >"$place/control.c" <<'CONTROL'
 #include "postgres.h"
@@ -79,11 +79,11 @@ step valgrind-control "building the control" build_control
 
 # --- the tests -------------------------------------------------------------------------------------------------
 
-# A place that the server's user can write and other users can't.
+# A directory that the server's user can write to and other users can't.
 running=$(mktemp -d "${TMPDIR:-/tmp}/clip_search-valgrind.XXXXXX")
 cp "$root/scripts/lib/valgrind.supp" "$running/clip_search.supp"
-# The miniature takes one second per photo. Two copies of the same content, because clip_reembed goes from one name to
-# another.
+# The miniature takes one second per photo. There are two copies of it, because clip_reembed needs another
+# model's name.
 mkdir -p "$running/models"
 for model in mini copy; do cp -R "$root/tests/fixtures/clip-mini" "$running/models/$model"; done
 chmod -R a+rX "$running"
@@ -106,7 +106,7 @@ psql -c "CREATE FUNCTION clip_search_control(int) RETURNS int
     LANGUAGE c AS 'clip_search_control'" -c 'SELECT clip_search_control(100)'
 
 start=$SECONDS
-# glue_tests NAME…: of tests/valgrind/sql.
+# glue_tests NAME…: runs tests of tests/valgrind/sql.
 glue_tests() {
     printf '\n== %s: tests/valgrind ==\n' "$*"
     mkdir -p "$place/regress"
@@ -117,7 +117,7 @@ glue_tests() {
         failed+=" $*"
     fi
 }
-# The library must be loaded for ALTER SYSTEM to know its settings; each -c is a transaction of its own.
+# ALTER SYSTEM accepts the library's settings only once it is loaded; each -c is a transaction of its own.
 set_up() { psql -c "LOAD 'clip_search'" "$@"; }
 
 if [ -n "${TESTS:-}${K:-}" ]; then

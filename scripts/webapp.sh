@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The web application of examples/webapp, on the cluster of `make cluster`, until Ctrl-C.
-#   PORT=8080       where it listens, on 127.0.0.1 alone
+# Runs the web application of examples/webapp on the cluster of `make cluster`, until Ctrl-C.
+#   PORT=8080       the port on which it listens, only on 127.0.0.1
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "$0")/lib/common.sh"
 require_pg
@@ -14,7 +14,7 @@ if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
     die "something listens on port $port already: set PORT to another, as in make webapp PORT=8081"
 fi
 PGOPTIONS='-c client_min_messages=warning' "$pg_bin/psql" -Xq -f "$app/schema.sql"
-# So that there is something to search before the first upload.
+# Load photos, so that there is something to search before the first upload.
 if [ "$("$pg_bin/psql" -XAtc 'SELECT count(*) FROM webapp.photo')" = 0 ]; then
     mapfile -t samples < <(find "$root/examples/gallery/photos" -name '*.jpg' ! -name '*-cropped.jpg' | sort)
     run "$app/load.py" "${samples[@]}" >&2

@@ -56,7 +56,7 @@ OTHERS = {
     "clip_duplicates, 6,000 members": "SELECT * FROM clip_duplicates('cancel', 0.1)",
 }
 
-# Without a cache, words are embedded and an eight-bit form is made in each connection.
+# Without a cache, each connection embeds the words and makes the eight-bit form itself.
 SETTINGS = {
     "clip_tags, the words embedded": "SET clip_search.cache_path = ''",
     "clip_relevance, the words embedded": "SET clip_search.cache_path = ''",
@@ -66,7 +66,7 @@ SETTINGS = {
 
 
 def written(form: str, side: int = 9000, **options: object) -> bytes:
-    """A large picture with some detail everywhere, as Pillow writes it."""
+    """A large picture with some detail everywhere, encoded by Pillow."""
     import io
 
     from PIL import Image
@@ -80,11 +80,11 @@ def written(form: str, side: int = 9000, **options: object) -> bytes:
 
 
 def prepare(db: psycopg.Connection, images: dict[str, bytes]) -> None:
-    """The inputs are in tables, so that their way to the server is no part of a measurement."""
+    """Puts the inputs into tables, so that no measurement includes their way to the server."""
     db.execute("SET client_min_messages = warning")
     db.execute("CREATE TABLE cancel_file (name text PRIMARY KEY, data bytea)")
     db.execute("ALTER TABLE cancel_file ALTER data SET STORAGE EXTERNAL")
-    # An image whose JPEG takes longest to encode: noise.
+    # Noise: the image whose JPEG takes longest to encode.
     noise = np.random.default_rng(1).integers(0, 255, (4096, 4096, 3), dtype=np.uint8)
     small = {"square": png_of(noise), "small": files.png(64, 64)}
     for name, data in {**images, **small}.items():
@@ -120,10 +120,10 @@ def cases(images: dict[str, bytes]) -> dict[str, str]:
 
 @dataclasses.dataclass
 class Cancelled:
-    """What a backend took from pg_cancel_backend to the error, in seconds."""
+    """The seconds a backend takes from pg_cancel_backend to the error."""
 
     wall: float
-    # Of its main thread, which is the one that checks for interrupts. Another process on the same processor adds nothing.
+    # CPU time of its main thread, which checks for interrupts. Other processes on the same processor add nothing.
     cpu: float
 
 
@@ -134,12 +134,12 @@ def main_thread_seconds(pid: int) -> float:
 def cancel_after(
     connect: Callable[[], psycopg.Connection], query: str, delay: float, settings: str = ""
 ) -> Cancelled | None:
-    """Cancels a query after a delay; None if it ended before."""
+    """Cancels a query after a delay. Returns None if the query ended first."""
     with connect() as db, connect() as other:
         db.execute("SET client_min_messages = error")
         db.execute("SELECT clip_embed_text('load the model')")
         if settings:
-            # A name that does not exist yet: the server makes the directory.
+            # The server makes this directory: no directory of that name exists yet.
             db.execute(settings.format(folder=f"{value(db, 'SHOW data_directory')}/cancel-{db.info.backend_pid}"))
         ended: list[tuple[float, float, str | None]] = []
         pid = db.info.backend_pid
@@ -154,7 +154,7 @@ def cancel_after(
 
         thread = threading.Thread(target=run)
         thread.start()
-        # A cancel that comes before the call is forgotten.
+        # The backend forgets a cancel that arrives before the call.
         until(lambda: ended or is_running(other, pid), "the call's beginning")
         time.sleep(delay)
         asked, used = time.monotonic(), main_thread_seconds(pid)

@@ -1,4 +1,4 @@
-"""A coordinator and three workers of Citus, made with the statements of docs/citus.md."""
+"""A Citus coordinator and three workers, set up with the statements of docs/citus.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PORT = 5432
 
 
 def statements(text: str) -> list[str]:
-    """Splits where a line ends a statement, but not within a function's body."""
+    """Splits the text after each line that ends a statement, but not inside a function's body."""
     found = [""]
     for line in text.splitlines(keepends=True):
         found[-1] += line
@@ -47,7 +47,7 @@ class Citus:
 
     def start(self) -> None:
         for server in self.servers:
-            # By default a server is reached by itself at localhost, where these don't listen.
+            # By default, a Citus server connects to itself at localhost, where these servers don't listen.
             line = f"citus.local_hostname = '{server.folder}'\n"
             server.run("tee", "-a", str(server.data / "postgresql.conf"), input=line)
             server.start()
@@ -59,7 +59,8 @@ class Citus:
                 db.execute("SELECT citus_add_node(%s, %s)", (str(worker.folder), PORT))
 
     def run(self, name: str, table: str = "photo") -> list[tuple]:
-        """Runs statements of the page on the coordinator, for another table if one is named; the rows of the last one."""
+        """Runs a named block of the page on the coordinator, optionally for another table. Returns the rows of its last
+        statement."""
         text = self.blocks[name]
         if table == "photo":
             self.done.add(name)
@@ -70,7 +71,8 @@ class Citus:
         with self.coordinator.connect() as db:
             db.execute("SET client_min_messages = warning")
             rows: list[tuple] = []
-            # One at a time, as psql sends them: Citus sends a CREATE EXTENSION on with all that came with it.
+            # One statement at a time, as psql sends them: Citus forwards a CREATE EXTENSION with everything else in the
+            # same message.
             for statement in statements(text):
                 cursor = db.execute(statement)
                 if cursor.description:

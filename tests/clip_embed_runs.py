@@ -1,4 +1,4 @@
-"""Runs of clip-embed, for the tests of it in several folders."""
+"""Helpers that run clip-embed, shared by the tests of several folders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 import support
 
 PROGRAM = support.ROOT / "target" / "release" / "clip-embed"
-# One list as CSV and as Parquet of many sorts, by pyarrow and DuckDB (lists.py).
+# The same list as CSV and as Parquet files of many kinds, written by pyarrow and DuckDB (lists.py).
 LISTS = support.FIXTURES / "lists"
 PHOTOS = support.ROOT / "examples" / "gallery" / "photos"
 
@@ -28,7 +28,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def run(*arguments: object, code: int = 0, input: str | None = None) -> str:
-    """What it says on standard error."""
+    """Runs clip-embed and returns what it prints on standard error."""
     done = subprocess.run(command(*arguments), capture_output=True, text=True, input=input, timeout=120)
     assert done.returncode == code, f"{done.args} ended with {done.returncode}: {done.stderr}"
     assert done.stdout == ""
@@ -41,15 +41,15 @@ def rows(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def refused(path: pathlib.Path) -> list[tuple[str, str]]:
-    """Keys and messages of the failures of an output."""
+    """Keys and messages of the failures in an output file."""
     with pathlib.Path(f"{path}.failures.csv").open(newline="", encoding="utf-8") as file:
         return [(row["key"], row["message"]) for row in csv.DictReader(file)]
 
 
 def kill_at_random(start: Callable[[int], subprocess.Popen], count: int) -> None:
-    """Runs `count` processes until all have ended well, and kills each at random moments, three times unless it ends before."""
+    """Runs `count` processes until all have succeeded; kills each at random moments, thrice unless it ends first."""
     seed = int(os.environ.get("SEED") or random.SystemRandom().randrange(1 << 32))
-    # pytest shows it if the test fails.
+    # pytest prints this if the test fails.
     print(f"SEED={seed}")
     chance = random.Random(seed)
     killed, deadline = collections.Counter(), time.monotonic() + 240

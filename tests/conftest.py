@@ -1,4 +1,4 @@
-"""Fixtures: throw-away databases, and models where the server finds them."""
+"""Fixtures: throw-away databases, and models in a folder that the server can read."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Files are shuffled, and the tests within each: one file's tests share a database, which is made once. Tests of one parameter of
-    a fixture for the whole file stay together."""
+    """Shuffles the files, and the tests within each file: the tests of a file share a database, which is made once.
+    Tests that share a parameter of a module-scoped fixture stay together."""
     seed = config.getoption("order")
     if seed == "none":
         return
@@ -67,16 +67,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=key)
 
 
-# Where every test has to run (SKIPS=fail, as in CI), these reasons alone are good ones.
+# Where every test must run (SKIPS=fail, as in CI), only these reasons excuse a skip.
 GOOD_REASONS = (
-    # Debian's packages have contrib; a server from a wheel has not, and only `make matrix` uses one.
+    # Debian's packages include contrib; a server from a wheel doesn't, and only `make matrix` uses one.
     "this server has no postgres_fdw (contrib)",
     "the server has no dblink",
     "the server has no pg_stat_statements",
     "the server was built without ICU",
     "an assertion of PostgreSQL 18 fails",
     "pg_cursors crashes older servers",
-    # As root, where a container has not the privilege.
+    # When run as root in a container that lacks the privilege.
     "mounting needs root",
     "giving files to another user needs root",
 )
@@ -118,7 +118,7 @@ def empty_database() -> Iterator[support.Database]:
 
 @pytest.fixture
 def plain_role(database: support.Database) -> Iterator[str]:
-    """A role that may log in and make tables in a schema of its own; nothing else."""
+    """A role that can only log in and create tables in a schema of its own."""
     name = f"clip_test_{uuid.uuid4().hex[:12]}"
     identifier = sql.Identifier(name)
     with database.connect() as db:
@@ -144,7 +144,7 @@ def server_folder() -> Iterator[support.ServerFolder]:
 
 @pytest.fixture(scope="session")
 def clip_mini(server_folder: support.ServerFolder) -> pathlib.Path:
-    """The committed miniature, where the server can read it, as a model of that name."""
+    """The committed miniature, in a folder that the server can read, as the model clip-mini."""
     return server_folder.add(support.FIXTURES / "clip-mini")
 
 
@@ -171,7 +171,7 @@ def bindir(pg_program) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def sharedir() -> pathlib.Path:
-    """Where the server has its extensions' scripts."""
+    """The directory that holds the server's extension scripts."""
     config = os.environ.get("PG_CONFIG") or "pg_config"
     return pathlib.Path(
         subprocess.run([config, "--sharedir"], capture_output=True, text=True, check=True).stdout.strip()

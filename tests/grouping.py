@@ -48,7 +48,7 @@ def clusters(db: psycopg.Connection, collection: str) -> dict[int, tuple[int, np
 
 @dataclasses.dataclass
 class Member:
-    """A committed member."""
+    """A committed member of a cluster."""
 
     subject: int
     vector: np.ndarray
@@ -65,12 +65,12 @@ def storm(
     kill: bool,
     level: psycopg.IsolationLevel = psycopg.IsolationLevel.READ_COMMITTED,
 ) -> tuple[list[Member], int]:
-    """Sixteen sessions assign `each` variants of every subject between them, in random order.
+    """Sixteen sessions together assign `each` variants of every subject, in random order.
 
-    Transactions have one row or several, a statement a row or all in one; a quarter is rolled back and tried again.
-    With `leave`, some take a member out again that they have committed. With `kill`, backends are terminated at
-    random, and their sessions reconnect. Any error but that one fails the test. Returns what was committed, and
-    how many backends were killed.
+    A transaction has one row or several, in one statement per row or one for all; a quarter of the transactions is
+    rolled back and retried. With `leave`, some sessions remove members again that they have committed. With `kill`,
+    backends are terminated at random, and their sessions reconnect. Any other error fails the test. Returns the
+    committed members, and the number of backends that were killed.
     """
     rng = random.Random(seed)
     rows = [(s, v) for s in range(subjects) for v in variants(1000 * seed + s, each, seed=100 * seed + s)]
@@ -110,7 +110,7 @@ def storm(
                         committed += [Member(subject, row, id) for (subject, row), id in zip(batch, ids, strict=True)]
                         queue = queue[len(batch) :]
             except psycopg.OperationalError as error:
-                # 57P01, or a connection that is gone; a commit is not cut in two, see killer().
+                # 57P01, or a lost connection. killer() never interrupts a COMMIT.
                 assert kill and (error.sqlstate in ("57P01", None)), error
         return committed
 
@@ -119,7 +119,7 @@ def storm(
         start.wait()
         with database.connect() as db:
             while kill and not end.wait(0.05):
-                # Not one that is just committing: whether that has succeeded could not be known.
+                # Spare a backend that is committing: nobody could know whether the commit succeeded.
                 count += value(
                     db,
                     """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
@@ -139,7 +139,7 @@ def storm(
 
 
 def check_clusters(db: psycopg.Connection, collection: str, committed: list[Member]) -> None:
-    """One cluster a subject, as a sequential run gives, with the size and the mean of its members."""
+    """Checks for one cluster per subject, as after a sequential run, with the size and the mean of its members."""
     found = clusters(db, collection)
     by_subject = collections.defaultdict(list)
     for member in committed:

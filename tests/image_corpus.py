@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""675 image files of every sort that phones, cameras, scanners and web sites make, each embedded by clip-embed and
+"""675 image files of every kind that phones, cameras, scanners and web sites make, each embedded by clip-embed and
 compared with the embedding of the same picture as a PNG with the reference decoder's pixels.
 
   make image-corpus        runs it in a virtual environment of its own
   tests/image_corpus.py [--clip-embed PROGRAM] [--model NAME] [--keep FOLDER]
 
 The reference decoders are Pillow 13 with its AVIF (libavif), pillow-heif (libheif), pillow-jxl-plugin (libjxl) and tifffile.
-A cosine below 0.9995 is a failure, below 0.99999 for what is stored without loss. Photos are those of the gallery.
+A cosine below 0.9995 is a failure; for lossless files, a cosine below 0.99999. The photos are the gallery's.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ MAKERS = {"heic": heic, "avif": avif, "jxl": jxl, "tiff": tiff, "other": other}
 
 
 def make(folder: pathlib.Path) -> dict[str, tuple[str, bool]]:
-    """The files and their references; of each the maker, and whether it is without loss."""
+    """Writes the files and their references. Returns each file's maker, and whether the file is lossless."""
     (folder / "files").mkdir(parents=True)
     (folder / "references").mkdir()
     made = {}
@@ -219,7 +219,7 @@ def make(folder: pathlib.Path) -> dict[str, tuple[str, bool]]:
         for maker, sorts in MAKERS.items():
             for name, data, reference, lossless in sorts(p):
                 key = f"{photo}-{maker}-{name}"
-                # By content: the name says nothing.
+                # Every file is named .jpg: clip-embed must tell the format from the content.
                 (folder / "files" / f"{key}.jpg").write_bytes(data)
                 reference.convert("RGB").save(folder / "references" / f"{key}.png", compress_level=1)
                 made[key] = (maker, lossless)
@@ -229,7 +229,7 @@ def make(folder: pathlib.Path) -> dict[str, tuple[str, bool]]:
 def embedded(program: str, options: list[str], folder: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
     out = folder.with_suffix(".csv")
     done = subprocess.run([program, str(folder), "-o", str(out), *options], capture_output=True, text=True, check=False)
-    # 3: some files are refused, which the caller counts.
+    # Exit status 3 means that some files were refused; the caller counts them.
     if done.returncode not in (0, 3):
         raise SystemExit(done.stderr)
     with out.open(newline="") as file:

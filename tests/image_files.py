@@ -1,4 +1,5 @@
-"""Image files that claim or cost much in few bytes. Each is made here, from what its format allows."""
+"""Image files that need far more memory or time than their size suggests. Each is made here, from what its format
+allows."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import zlib
 
 
 def png(width: int, height: int, colour: int = 2, depth: int = 8) -> bytes:
-    """Black, a thousand times smaller than its pixels."""
+    """A black PNG, a thousand times smaller than its pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -22,7 +23,7 @@ def png(width: int, height: int, colour: int = 2, depth: int = 8) -> bytes:
 
 
 def tiff(width: int, height: int, samples: int = 3, bits: int = 8, floats: bool = False, rows: int = 100) -> bytes:
-    """Deflate; all strips share one stored strip."""
+    """A TIFF compressed with Deflate, all of whose strips point to the same stored strip."""
     rows = min(rows, height)
     strip = zlib.compress(bytes(rows * ((width * samples * bits + 7) // 8)), 9)
     strips = -(-height // rows)
@@ -54,7 +55,7 @@ def tiff(width: int, height: int, samples: int = 3, bits: int = 8, floats: bool 
 
 
 def progressive(width: int, height: int, scans: int) -> bytes:
-    """A progressive JPEG of three components, all of whose coefficients are zero, as its scans say again and again."""
+    """A progressive JPEG of three components with all coefficients zero; every scan repeats that."""
 
     def segment(marker: int, payload: bytes) -> bytes:
         return bytes([0xFF, marker]) + struct.pack(">H", len(payload) + 2) + payload
@@ -68,7 +69,7 @@ def progressive(width: int, height: int, scans: int) -> bytes:
         return segment(0xDA, bytes([len(components)]) + chosen + bytes([start, end, approximation])) + data
 
     blocks = -(-width // 8) * -(-height // 8)
-    # "0" is a run of 2^14 blocks and more, "10" one block.
+    # "0" begins a run of at least 2^14 blocks, "10" is one block.
     full, rest = divmod(blocks, 32767)
     bits = ("0" + "1" * 14) * full
     bits += "0" + format(rest - 16384, "014b") if rest >= 16384 else "10" * rest

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""How the images of public test suites are read, next to Pillow 13 and tifffile.
+"""Compares how clip_search reads the images of public test suites with Pillow 13 and tifffile.
 
   git clone https://github.com/image-rs/image-tiff; git clone https://github.com/image-rs/image
   make image-suites SUITES="image-tiff image"
 
 Every image file counts. It is
 - equal: no sample differs by more than 2 of 255 from Pillow's, or from tifffile's where Pillow can't read it;
-- refused by name: the error says what of the file is not supported, or that it breaks a limit;
-- broken for both: neither this side nor a reference reads it;
-- read here alone: no reference reads it;
-- other: the list at the end.
+- refused by name: the error names the unsupported feature, or the limit that the file exceeds;
+- broken for both: neither clip_search nor a reference reads it;
+- read here alone: only clip_search reads it;
+- other: listed at the end.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import pillow_jxl  # noqa: F401, which registers the format
 import tifffile
 from PIL import Image, ImageFile, ImageOps
 
-# What is read, and what is refused by name.
+# Formats that clip_search reads, and formats that it refuses by name.
 SUFFIXES = {
     ".avif",
     ".bmp",
@@ -113,7 +113,7 @@ def by_tifffile(data: bytes) -> Image.Image:
 
 
 def reference(data: bytes, suffix: str) -> tuple[Image.Image | None, str]:
-    # Pillow misreads some TIFFs of more than eight bits in planes.
+    # Pillow misreads some planar TIFFs of more than eight bits.
     readers = [by_tifffile, by_pillow] if suffix in (".tif", ".tiff") else [by_pillow]
     reasons = []
     for read in readers:

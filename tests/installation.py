@@ -1,4 +1,4 @@
-"""A copy of the server's programs, where other versions of the extension can be put."""
+"""A copy of the server's programs, into which other versions of the extension can be installed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def config(what: str) -> pathlib.Path:
 
 
 class Copy:
-    """The server's programs and scripts in another place, where other versions can be put. PostgreSQL finds its directories
-    relative to its program; the libraries are the installed ones, but for the extension's."""
+    """A copy of the server's programs and scripts into which other versions can be installed. PostgreSQL finds its
+    directories relative to its program; the libraries are the installed ones, except the extension's."""
 
     def __init__(self, folder: pathlib.Path):
         binaries, scripts, libraries = config("bindir"), config("sharedir"), config("pkglibdir")
@@ -35,7 +35,7 @@ class Copy:
                 path.chmod(0o755 if path.is_dir() or path.parent == self.bindir else 0o644)
 
     def put(self, share: pathlib.Path, library: pathlib.Path) -> None:
-        """Installs a version over the present one, as a package does."""
+        """Installs a version over the current one, as a package does."""
         for path in (share / "extension").glob("clip_search*"):
             shutil.copyfile(path, self.extension / path.name)
             (self.extension / path.name).chmod(0o644)
@@ -45,7 +45,7 @@ class Copy:
         new.rename(self.libraries / "clip_search.so")
 
     def put_onnxruntime(self, library: pathlib.Path) -> None:
-        """Another ONNX Runtime than the installed one, by rename as well."""
+        """Replaces the installed ONNX Runtime by another one, also by rename."""
         place = self.libraries / "clip_search"
         if place.is_symlink():
             place.unlink()

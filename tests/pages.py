@@ -3,8 +3,8 @@
     pages.py --write    put psql's output into the pages (make docs)
 
 A page's SQL blocks run in one session of psql, in a database that its first line may name: <!-- database: gallery -->
-is that of make demo, <!-- database: extension --> has the extension, and without such a line it is empty. A block is
-followed by the block of what it prints; where none follows, it prints nothing.
+is that of make demo, <!-- database: extension --> has the extension, and without such a line it is empty. After each
+block comes a block with its output, or none if it prints nothing.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ PAGES = [support.ROOT / "README.md", DOCS / "cookbook.md", *sorted((DOCS / "how-
 BLOCKS = re.compile(r"```sql\n(.*?)```\n(?:```\n(.*?)```\n)?", re.DOTALL)
 DATABASE = re.compile(r"<!-- database: (\w+) -->\n")
 MARK = "-- end of a block --"
-# What SELECT prints of a function without a result.
+# What SELECT prints for a function that returns void.
 VOID = re.compile(r"^ clip_(?:(?:create|drop)_collection|(?:un)?watch) *\n-+\n \n\n?", re.MULTILINE)
-# Named in the pages; a copy of photo-mini by that name, where the real one is not at hand.
+# The pages name this model. Where the real one isn't available, a copy of photo-mini takes its name.
 OTHER_MODEL = "clip-vit-base-patch32"
 
 
@@ -49,7 +49,7 @@ class Page:
 
 
 class Databases:
-    """A database of each kind that pages ask for, and psql in it."""
+    """A database of each kind that the pages ask for, and psql sessions in it."""
 
     def __init__(self, psql: str, model_path: str):
         self.psql, self.model_path = psql, model_path
@@ -74,7 +74,7 @@ class Databases:
         return self.made[-1]
 
     def outputs(self, page: Page) -> list[str]:
-        """What psql prints for each block of a page, all in one session."""
+        """What psql prints for each block of a page; all blocks run in one session."""
         blocks = [block for block, _ in page.blocks]
         script = "\\pset footer off\n" + "".join(f"{block}\\echo '{MARK}'\n" for block in blocks)
         options = f"-c client_min_messages=warning -c clip_search.model_path=$system:{self.model_path}"
@@ -98,7 +98,7 @@ class Databases:
 
 
 def other_model(folder: support.ServerFolder) -> str:
-    """A folder with photo-mini by the name of another model, and nothing else."""
+    """A folder that holds only photo-mini, under another model's name."""
     folder.add(support.ROOT / "models" / "photo-mini", f"docs/{OTHER_MODEL}")
     folder.open(folder.path / "docs")
     return str(folder.path / "docs")

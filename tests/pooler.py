@@ -1,4 +1,4 @@
-"""PgBouncer in transaction mode before a server."""
+"""PgBouncer in transaction mode in front of a server."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def pgbouncer(made: Server, pool: int) -> Iterator[Connect]:
     made.run("sh", "-c", f"{program()} -d -q {config} >/dev/null 2>&1")
 
     def connect() -> psycopg.Connection:
-        # Statements that are prepared in one connection would be asked for in another.
+        # A statement prepared in one connection could be executed in another, which doesn't have it.
         return psycopg.connect(
             host=str(folder), user="postgres", dbname="postgres", autocommit=True, prepare_threshold=None
         )
 
     try:
         deadline = time.monotonic() + 60
-        # The socket is there a moment before it takes connections.
+        # The socket exists a moment before PgBouncer accepts connections.
         while True:
             try:
                 connect().close()

@@ -1,7 +1,7 @@
-"""Embeddings as Python makes them: Pillow, the package tokenizers, onnxruntime on a model's own files.
+"""Embeddings as Python computes them from a model's own files: Pillow, the package tokenizers and onnxruntime.
 
-Written from the published behaviour of CLIP's image processor and tokenizer, and from nothing of the
-extension's, so that agreement means something.
+Written from the published behaviour of CLIP's image processor and tokenizer, and from none of the extension's code, so
+that agreement is evidence.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def cosine(one: np.ndarray, other: np.ndarray) -> float:
 
 @functools.cache
 def _resized(file: bytes, edge: int, crop: int) -> np.ndarray:
-    """The (crop, crop, 3) bytes of an image file. Kept, since an extreme aspect takes Pillow seconds."""
+    """The (crop, crop, 3) bytes of an image file. Cached, since Pillow takes seconds for an extreme aspect ratio."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(file))).convert("RGB")
     width, height = image.size
     short, long = min(width, height), max(width, height)
@@ -46,7 +46,7 @@ def _resized(file: bytes, edge: int, crop: int) -> np.ndarray:
 
 
 class Reference:
-    """One model directory in the Hugging Face layout. A tower is loaded when it is first needed."""
+    """One model directory in the Hugging Face layout. Each tower is loaded on first use."""
 
     def __init__(self, directory: pathlib.Path, context_length: int):
         self.directory = directory

@@ -1,4 +1,4 @@
-"""The screens that pages are looked at on, and what every page must be."""
+"""The screens on which the tests open pages, and the checks for every page."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ SCREENS = (
     ("wide-light", 1280, 800, "light"),
     ("wide-dark", 1280, 800, "dark"),
     ("phone-light", 390, 844, "light"),
-    ("phone-dark", 320, 640, "dark"),  # the narrowest that WCAG's reflow asks for
+    ("phone-dark", 320, 640, "dark"),  # the narrowest width that WCAG's reflow criterion asks for
 )
 
 
 def check_page(page: Page, name: str, whole: bool = True) -> None:
-    """Takes a screenshot, and holds the page against axe-core and the width of its screen."""
+    """Takes a screenshot, and checks the page with axe-core and against the width of its screen."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=whole)
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
-    # A run that looked at nothing has no violations either.
+    # A run that examined nothing reports no violations either.
     assert len(found.response["passes"]) > 10
     inside, width = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
     assert inside <= width, f"{name} is {inside} pixels wide on a screen of {width}"

@@ -1,4 +1,4 @@
-"""Servers of a test's own, run by the user who owns the socket directory of the running one."""
+"""A test's own servers, run by the user who owns the running server's socket directory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support import value
 
 
 class Server:
-    """A cluster below the running one's socket directory, where its user may write."""
+    """A PostgreSQL cluster below the running server's socket directory, where that server's user may write."""
 
     def __init__(self, pg_bindir: pathlib.Path, settings: dict[str, str], *initdb: str):
         base = pathlib.Path(os.environ["PGHOST"])
@@ -44,14 +44,14 @@ class Server:
 
     def start(self) -> None:
         pg_ctl = str(self.bindir / "pg_ctl")
-        # Not captured: the server would hold the pipe open.
+        # Output isn't captured: the server would keep the pipe open.
         self.run("sh", "-c", f"{pg_ctl} -w -t 60 -D {self.data} -l {self.log} start >/dev/null 2>&1")
 
     def stop(self, mode: str = "fast") -> None:
         self.run(str(self.bindir / "pg_ctl"), "-w", "-D", str(self.data), "-m", mode, "stop")
 
     def remove(self) -> None:
-        """Stops it, should it run, and deletes it."""
+        """Stops the server if it runs, and deletes it."""
         with contextlib.suppress(AssertionError):
             self.stop("immediate")
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -60,7 +60,7 @@ class Server:
         return psycopg.connect(host=str(self.folder), user="postgres", dbname=dbname, autocommit=True)
 
     def reconnect(self, patience: float = 120) -> psycopg.Connection:
-        """Connects when the server is up again."""
+        """Connects as soon as the server is up again."""
         deadline = time.monotonic() + patience
         while True:
             try:
@@ -91,7 +91,7 @@ def server(bindir: pathlib.Path, **settings: str) -> Iterator[Server]:
 
 
 class Standby:
-    """A base backup of a server that streams from it, with a socket of its own."""
+    """A standby that is a base backup of a server and streams from it, with a socket of its own."""
 
     def __init__(self, primary: Server, name: str = "standby", bindir: pathlib.Path | None = None):
         self.primary, self.folder = primary, primary.folder / name
@@ -128,7 +128,7 @@ class Standby:
 
 
 def private_megabytes(db: psycopg.Connection) -> float:
-    """What the backend has that it doesn't share with the postmaster."""
+    """The memory that a backend doesn't share with the postmaster."""
     pid = value(db, "SELECT pg_backend_pid()")
     lines = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty:")) / 1024

@@ -1,4 +1,4 @@
-"""A coordinator and three shards, made with the statements of docs/shards.md."""
+"""A coordinator and three shards, set up with the statements of docs/shards.md."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ BLOCKS = re.compile(r"<!-- run: (.*?) -->\n```sql\n(.*?)```", re.DOTALL)
 
 
 def blocks(*marks: str) -> list[tuple[str, str]]:
-    """(mark, statements) of the page's blocks with these marks, in its order."""
+    """(mark, statements) of the page's blocks with these marks, in page order."""
     return [(mark, text) for mark, text in BLOCKS.findall(PAGE.read_text(encoding="utf-8")) if mark in marks]
 
 
 def shown(words: str) -> str:
-    """The one statement of the page that has these words."""
+    """The one statement of the page that contains these words."""
     (found,) = [
         text for _, text in BLOCKS.findall(PAGE.read_text(encoding="utf-8")) if words in text and "CREATE" not in text
     ]
@@ -44,7 +44,7 @@ class Shards:
             made.remove()
 
     def run(self, server: Server, text: str) -> None:
-        """The page's statements, with our sockets in place of its hosts."""
+        """Runs the page's statements with this test's sockets in place of the page's hosts."""
         folders = {f"shard-{n}.example": shard.folder for n, shard in enumerate(self.shards)}
         for host, folder in (folders | {"coordinator.example": self.coordinator.folder}).items():
             text = text.replace(host, str(folder))
@@ -54,7 +54,7 @@ class Shards:
             db.execute(text)
 
     def create(self, table: str, watched: bool) -> None:
-        """The table of the page, or one of that kind without photos."""
+        """Creates the page's table, or one like it without photos."""
 
         def named(text: str) -> str:
             return text if table == "photo" else re.sub(r"photo(?!s)", table, text)

@@ -1,4 +1,4 @@
-"""What the tests share: connections, throw-away databases, and model directories that the server can read."""
+"""Helpers for all tests: connections, throw-away databases, and model directories that the server can read."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ MAKE_CLIP = ROOT / "models" / "make_clip.py"
 
 
 def connect(database: str, user: str | None = None, autocommit: bool = True) -> psycopg.Connection:
-    """A new connection to a database of the server that PGHOST and PGPORT name."""
+    """A new connection to a database of the server given by PGHOST and PGPORT."""
     return psycopg.connect(dbname=database, user=user, autocommit=autocommit, connect_timeout=20)
 
 
 class Database:
-    """A database of its own, dropped at the end with whoever is still connected."""
+    """A throw-away database. drop() also ends the connections that are still open."""
 
     def __init__(self, extension: bool = True, template: str = "template0"):
         self.name = f"clip_test_{uuid.uuid4().hex[:12]}"
@@ -62,7 +62,7 @@ def value(db: psycopg.Connection, query: str, *arguments: object) -> object:
 
 
 def vector_text(vector: Iterable[float]) -> str:
-    """pgvector's input form; nine digits are enough to bring every float4 back exactly."""
+    """pgvector's input form, with nine digits: enough to restore every float4 exactly."""
     return "[" + ",".join(f"{float(v):.9g}" for v in vector) + "]"
 
 
@@ -75,7 +75,7 @@ def vector(text: str | None) -> np.ndarray | None:
 
 
 def embed_one(db: psycopg.Connection, what: str, item: bytes | str, *model: str) -> np.ndarray:
-    """`clip_embed_image` or `clip_embed_text`, with the model named where one is given."""
+    """Calls `clip_embed_image` or `clip_embed_text`, with a model if one is given."""
     second = ", %s" if model else ""
     return vector(value(db, f"SELECT clip_embed_{what}(%s{second})::text", item, *model))
 
@@ -91,7 +91,7 @@ def embed_many(db: psycopg.Connection, what: str, items: Sequence, *model: str) 
 
 
 def sqlstate(db: psycopg.Connection, query: str, *arguments: object) -> tuple[str | None, str]:
-    """The error that a query must raise: its SQLSTATE and all of its text."""
+    """The SQLSTATE and the full text of the error that a query must raise."""
     try:
         rows = db.execute(query, arguments or None)
     except psycopg.Error as error:
@@ -104,14 +104,14 @@ def sqlstate(db: psycopg.Connection, query: str, *arguments: object) -> tuple[st
 
 @contextlib.contextmanager
 def system_settings(db: psycopg.Connection, **settings: str) -> Iterator[None]:
-    """Settings of the whole server for a while, as ALTER SYSTEM has them: clip_search's by their names without the prefix."""
+    """Changes settings of the whole server for a while, by ALTER SYSTEM; clip_search's are named without prefix."""
     try:
         for name, setting in settings.items():
             db.execute(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.SQL(f"clip_search.{name}"), sql.Literal(setting)))
         db.execute("SELECT pg_reload_conf()")
         yield
     finally:
-        # By a connection of its own: the test's may be broken.
+        # On a connection of its own: the test's may be broken.
         info = db.info
         with psycopg.connect(
             host=info.host, port=info.port, user=info.user, dbname=info.dbname, autocommit=True
@@ -146,12 +146,12 @@ def in_parallel(jobs: Sequence[Callable[[], object]], timeout: float = 90) -> li
     return results
 
 
-# Longer than any condition of these tests takes on a busy machine.
+# Longer than any condition of these tests takes, even on a busy machine.
 PATIENCE = 60.0
 
 
 def until(condition: Callable[[], object], what: str = "it", patience: float = PATIENCE) -> None:
-    """Polls until the condition holds; fails after so many seconds."""
+    """Polls until the condition holds; fails after `patience` seconds."""
     deadline = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < deadline, f"{what} has not come about within {patience} s"
@@ -159,13 +159,14 @@ def until(condition: Callable[[], object], what: str = "it", patience: float = P
 
 
 def cpu_seconds(pid: int) -> float:
-    """What a process has computed so far. Limits of time are of this: it does not grow while a process waits for a busy machine."""
+    """The CPU time of a process so far. Time limits count it because it doesn't grow while the process waits for a busy
+    machine."""
     fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def is_running(db: psycopg.Connection, pid: int) -> bool:
-    """Whether a backend has begun a statement, so that a cancel finds it."""
+    """Whether a backend has begun a statement, so that a cancel takes effect."""
     db.execute("SELECT pg_stat_clear_snapshot()")
     return bool(value(db, "SELECT state = 'active' FROM pg_stat_activity WHERE pid = %s", pid))
 
@@ -174,17 +175,17 @@ def is_running(db: psycopg.Connection, pid: int) -> bool:
 
 
 def stamp() -> str:
-    """Changes with whatever decides what make_clip.py writes."""
+    """A hash of everything that decides what make_clip.py writes."""
     files = (MAKE_CLIP, MAKE_CLIP.with_name("packages.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def make_clip(name: str, *options: str) -> pathlib.Path:
-    """A model directory of models/make_clip.py, kept in target/ for as long as the script is the same."""
+    """A model directory written by models/make_clip.py, kept in target/ until the script changes."""
     directory, wanted = MODELS / name, f"{stamp()} {' '.join(options)}\n"
     mark = directory / "made-by"
     MODELS.mkdir(parents=True, exist_ok=True)
-    # Two runs of pytest may be at work at once.
+    # Two runs of pytest may do this at the same time.
     with (MODELS / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not mark.exists() or mark.read_text() != wanted:
@@ -200,10 +201,10 @@ def make_clip(name: str, *options: str) -> pathlib.Path:
 
 
 class ServerFolder:
-    """A folder whose files the server's user can read, for the time of the tests.
+    """A folder whose files the server's user can read while the tests run.
 
-    The server may run as another user than the tests do, and that user may not get into the checkout (say,
-    below a home directory of mode 0700). Then the files go into the folder of the server's socket.
+    The server may run as another user than the tests, and that user may have no access to the checkout (say, below a
+    home directory of mode 0700). The files then go into the folder of the server's socket.
     """
 
     def __init__(self) -> None:
@@ -231,10 +232,10 @@ class ServerFolder:
             return False
 
     def add(self, source: pathlib.Path, name: str | None = None, copy: bool = False) -> pathlib.Path:
-        """A directory's files under another name here; hard links where that works, unless `copy`.
+        """Adds a directory's files under another name: as hard links where that works, unless `copy`.
 
-        Only what lies in target/ is linked: who writes into a link writes into the checkout otherwise. For the same
-        reason a file that is here already is removed, not written over.
+        Only files in target/ are linked: writing through a link to another file would change the checkout. For the same
+        reason, a file that already exists here is removed first, never overwritten.
         """
         target = self.path / (name or source.name)
         linked = not copy and ROOT / "target" in source.resolve().parents
@@ -253,7 +254,7 @@ class ServerFolder:
         return target
 
     def open(self, target: pathlib.Path) -> None:
-        """Lets the server into the directories made here, whatever the umask."""
+        """Gives the server access to the directories made here, whatever the umask."""
         target.mkdir(parents=True, exist_ok=True)
         for directory in (target, *(path for path in target.rglob("*") if path.is_dir())):
             directory.chmod(0o755)
@@ -263,6 +264,6 @@ class ServerFolder:
 
 
 def close(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two embeddings are of the same thing by the same model: graphs round in other places as they are batched, or
-    as their weights are laid out."""
+    """Whether two embeddings are of the same item and model. Graphs round differently with another batch size or
+    another layout of their weights."""
     return a.shape == b.shape and bool(np.allclose(a, b, atol=1e-6))

@@ -1,4 +1,4 @@
-"""Watched tables and what must hold of them: for the tests of watches and of their background worker."""
+"""Watched tables and the checks for them, shared by the tests of watches and of their background worker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PHOTOS = {
     name: (support.ROOT / "examples" / "gallery" / "photos" / f"{name}.jpg").read_bytes()
     for name in ("cat", "rocket", "pagoda")
 }
-# Each is a cluster of its own (cosines below 0.75).
+# Each text is a cluster of its own (cosines below 0.75).
 WORDS = ("a sleepy cat", "a steam locomotive", "chocolate cake with cherries", "the ocean at night", "an old guitar")
 
 
@@ -24,8 +24,8 @@ def check(
     columns: str = "body, embedding::text, cluster_id",
     collection: str | None = None,
 ) -> int:
-    """Every row has the embedding of its text, or none if it has no text, and the clusters are the sums of their
-    members. Returns how many rows there are."""
+    """Checks that every row has the embedding of its text, or none if it has no text, and that the clusters are the
+    sums of their members. Returns the number of rows."""
     members = collections.defaultdict(list)
     known: dict[str, np.ndarray] = {}
     rows = db.execute(f"SELECT {columns} FROM {table}").fetchall()

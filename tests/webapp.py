@@ -1,4 +1,4 @@
-"""The web application's server, and what is on its page."""
+"""The web application's server, and readers of its page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ APP = ROOT / "examples" / "webapp"
 PHOTOS = ROOT / "examples" / "gallery" / "photos"
 PYTHON = ROOT / "target" / "venv-webapp" / "bin" / "python"
 SUBJECTS = ("cat", "clock", "dahlia", "espresso", "pagoda", "photographer", "rocket", "staircase")
-# Everything that a URL, HTML or SQL may take for its own.
+# Every character that a URL, HTML or SQL could interpret.
 ODD = "50% off? #1 & <b>'quoted'</b> \"twice\" + é 🐈 \\ /../"
 REFUSED = "Failed to load resource: the server responded with a status of 4"
 # A phone, a tablet and a desk, each light and dark.
@@ -46,14 +46,14 @@ def load(database: str, *files: pathlib.Path) -> subprocess.CompletedProcess:
 
 @contextlib.contextmanager
 def serve(database: str, folders: pytest.TempPathFactory, port: int = 0, **settings: str) -> Iterator[str]:
-    """The server over that database; gives its address."""
+    """Runs the server on that database; yields its address."""
     if not port:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
     log = folders.mktemp("webapp") / "log"
     command = [str(PYTHON), "-m", "uvicorn", "server:app", "--app-dir", str(APP), "--port", str(port)]
-    # A browser's idle connections must not hold up the end.
+    # A browser's idle connections must not delay the server's exit.
     command += ["--timeout-graceful-shutdown", "2"]
     with log.open("w") as out:
         server = subprocess.Popen(command, env=environment(database, **settings), stdout=out, stderr=subprocess.STDOUT)
@@ -77,12 +77,12 @@ def rows(database: str, statement: str, *parameters: object) -> list[tuple]:
 
 
 def names(page: Page) -> list[str]:
-    """The titles of the photos that are drawn, in the list's order."""
+    """The titles of the photos on the page, in the list's order."""
     return page.evaluate("[...document.querySelectorAll('.tile')].map(tile => tile.title)")
 
 
 def until(page: Page, expression: str) -> None:
-    """Asked from outside: the page's own policy forbids Playwright's waiting, which is by eval()."""
+    """Polls from outside: the page's own policy forbids Playwright's waiting, which uses eval()."""
     deadline = time.monotonic() + 20
     while not page.evaluate(expression):
         assert time.monotonic() < deadline, f"never: {expression}"
@@ -90,7 +90,7 @@ def until(page: Page, expression: str) -> None:
 
 
 def ready(page: Page) -> None:
-    """What was asked for has been drawn, with its pictures."""
+    """Waits until the requested photos are on the page, with their pictures."""
     expect(page.locator("#content:not([aria-busy])")).to_have_count(1)
     until(
         page, "[...document.images].every(i => !i.src || i.complete) && !document.querySelector('.tile:not([data-id])')"

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What an assignment costs, and how often it finds the nearest cluster, from 10 to 1,000,000 clusters.
+"""Measures the time of an assignment, and how often it finds the nearest cluster, from 10 to 1,000,000 clusters.
 
     eval "$(make -s env)"; target/venv/bin/python benches/clusters/assign.py [--most 1000000] [--json FILE]
 
 Fills a collection with clusters of one member each, in a database of its own, and assigns to it in one session, one
-call after another, timed in the server: variants of members with cosines of 0.82 to 0.95 to them, and strangers,
-which found clusters. Each call is rolled back before the next. The truth is NumPy's exact product with all members.
+call after another, timed in the server: variants of members with cosines of 0.82 to 0.95 to them, and strangers, which
+create clusters. Each call is rolled back before the next. The reference is NumPy's exact product with all members.
 
 Two kinds of vectors: `random` directions, and `photo-like` ones, which share a mean direction and belong to one of a
 thousand topics: cosines of 0.42 +- 0.04 across topics, and of 0.70 +- 0.03 within one, so that a million clusters have
@@ -43,7 +43,8 @@ def vectors(kind: str, count: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     if kind == "random":
         return unit(rng.standard_normal((count, DIMENSIONS), dtype=np.float32))
-    # A direction that all have, one of a topic, and one of its own, whose energy is spread unevenly over the axes.
+    # Each vector is the sum of a direction common to all, one of its topic and one of its own, whose energy is spread
+    # unevenly over the axes.
     fixed = np.random.default_rng(0)
     spectrum = (1 / np.sqrt(1 + np.arange(DIMENSIONS) / 20)).astype(np.float32)
     basis = np.linalg.qr(fixed.standard_normal((DIMENSIONS, DIMENSIONS)))[0].astype(np.float32)
@@ -55,7 +56,7 @@ def vectors(kind: str, count: int, seed: int) -> np.ndarray:
 
 
 def near(rows: np.ndarray, seed: int) -> np.ndarray:
-    """A variant of each, at a cosine between 0.82 and 0.95."""
+    """A variant of each row, at a cosine between 0.82 and 0.95."""
     rng = np.random.default_rng(seed)
     cosine = rng.uniform(0.82, 0.95, (len(rows), 1)).astype(np.float32)
     noise = rng.standard_normal(rows.shape, dtype=np.float32)
@@ -68,7 +69,7 @@ def field(value: bytes) -> bytes:
 
 
 def fill(db, rows: np.ndarray) -> None:
-    """The collection's rows in COPY's binary format: a million text vectors would take many minutes."""
+    """Writes the collection's rows in COPY's binary format: a million text vectors would take many minutes."""
     name, start = field(b"c"), b"PGCOPY\n\xff\r\n\0" + bytes(8)
     dimensions = struct.pack(">hh", DIMENSIONS, 0)
     for first in range(0, len(rows), 50_000):
@@ -97,7 +98,7 @@ def fill(db, rows: np.ndarray) -> None:
 
 
 def assign(db, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(milliseconds, cluster ids) of one call after another, each undone."""
+    """(milliseconds, cluster ids) of one call after another, each rolled back."""
     db.execute("CREATE TEMPORARY TABLE query (n int, v vector(512)); TRUNCATE query")
     with db.cursor().copy("COPY query FROM STDIN") as copy:
         for n, row in enumerate(queries):
@@ -143,12 +144,12 @@ def measure(kind: str, count: int) -> dict:
         with database.connect(autocommit=False) as db:
             for _ in range(2):  # the first round warms the caches
                 ms, ids = assign(db, variants)
-            # Those whose nearest is at the threshold to within rounding may be judged either way.
+            # Without queries whose nearest member is at the threshold up to rounding: both answers would be right.
             clear = best > THRESHOLD + 1e-6
             result["join_ms"] = float(np.median(ms))
             result["join_ms_95"] = float(np.percentile(ms, 95))
             result["recall"] = float((ids == truth)[clear].mean())
-            # Strangers that are none's variant.
+            # Strangers: variants of no member.
             strangers = vectors(kind, CALLS, seed=4)
             ms, _ = assign(db, strangers)
             result["found_ms"] = float(np.median(ms))

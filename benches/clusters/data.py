@@ -13,16 +13,16 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def blobs(n: int, d: int, rng: np.random.Generator) -> np.ndarray:
-    """Groups of about ten around directions that have nothing in common; cosines of 0.9 within, 0 between."""
+    """Groups of about ten around independent directions; cosines of 0.9 within a group, 0 between groups."""
     centres = unit(rng.normal(size=(n // 10, d)))
     spread = np.sqrt(1 / 0.9 - 1)
     return _around(centres, spread, n, rng)
 
 
 def photos(n: int, d: int, rng: np.random.Generator) -> np.ndarray:
-    """As embeddings of photos lie: a direction common to all, so that unrelated ones have a cosine of 0.5 with a
-    standard deviation of 0.1; variance that falls with the inverse of the axis; and groups of sizes that fall by a
-    power law, with cosines from 0.75 to 0.98 within."""
+    """Distributed like embeddings of photos: a direction common to all, so that unrelated ones have a cosine of 0.5
+    with a standard deviation of 0.1; variance that falls with the inverse of the axis; and groups whose sizes follow
+    a power law, with cosines from 0.75 to 0.98 within."""
     scale = np.arange(1, d + 1) ** -0.5
     common = rng.normal(size=d)
     common /= np.linalg.norm(common)
@@ -37,8 +37,8 @@ def photos(n: int, d: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def giant(n: int, d: int, rng: np.random.Generator) -> np.ndarray:
-    """One component: around one direction, so that all cosines are 0.82 with a standard deviation of 0.008, and half
-    of the pairs reach the threshold."""
+    """A single component around one direction: all cosines are 0.82 with a standard deviation of 0.008, and half of
+    the pairs reach the threshold."""
     centre = unit(rng.normal(size=(1, d)))
     return _around(centre, np.sqrt(1 / THRESHOLD - 1), n, rng)
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Time and memory of the clustering of a whole collection, against scikit-learn's AgglomerativeClustering.
+"""Measures time and memory of clustering a whole collection, against scikit-learn's AgglomerativeClustering.
 
     cargo build --release -p clip --example recluster
     python benches/clusters/recluster.py [--json FILE] [--sets blobs,photos,giant] [--sizes 1000,10000] [--threads 1,2]
 
 512 dimensions, average linkage, threshold 0.82, on one thread and on two. Up to 10,000 rows both programs run in turn,
 three times, on new rows, and must find the same partition, with any number of threads; the figures are medians, the
-ratios those of the pairs. Above that scikit-learn is left out: the memory given for it is that of its distances,
-n(n - 1)/2 float64. data.py has what the sets are. Prints a table in Markdown. Needs numpy and scikit-learn.
+ratios those of the pairs. Above that, scikit-learn doesn't run: the memory given for it is that of its distances,
+n(n - 1)/2 float64. data.py describes the sets. Prints a table in Markdown. Needs numpy and scikit-learn.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ REPEATS = 3
 
 
 def ours(rows: np.ndarray, threshold: float, linkage: str = "average", threads: int = 1) -> tuple[np.ndarray, dict]:
-    """Labels, and what the engine prints about the run."""
+    """Labels, and the engine's own figures for the run."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = pathlib.Path(folder, "rows.npy"), pathlib.Path(folder, "labels.npy")
         np.save(source, rows)
@@ -54,7 +54,7 @@ def ours(rows: np.ndarray, threshold: float, linkage: str = "average", threads: 
 
 
 def theirs(rows: np.ndarray, threshold: float, linkage: str = "average") -> tuple[np.ndarray, float]:
-    """Labels, and seconds."""
+    """Labels, and the time in seconds."""
     rows = rows.astype(np.float64)
     start = time.perf_counter()
     model = AgglomerativeClustering(

@@ -5,8 +5,8 @@
     python benches/clusters/sweep.py [--photos N] [--sets N] [--seed N]
 
 Photos are those of the gallery and of the packages scikit-image and scikit-learn. Each is cut, mirrored, brightened,
-blurred, turned and compressed at random, and embedded with photo-mini by onnxruntime, from pixels made by Pillow as
-tests/reference.py makes them. Both linkages, many thresholds. The embeddings are also compared in another order.
+blurred, turned and compressed at random, and embedded with photo-mini by onnxruntime, from pixels that Pillow makes as
+in tests/reference.py. Tests both linkages and many thresholds, and the embeddings in a second order.
 
 Prints the adjusted Rand index; status 1 if one is not 1. Sets in which scikit-learn has a merge within 1e-9 of
 the threshold are drawn again. Needs numpy, scikit-learn, scikit-image, Pillow, onnxruntime and tokenizers.
@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from reference import Reference
 
 THRESHOLDS = [0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.82, 0.85, 0.9, 0.95, 0.98, 0.99]
-SMALLEST = 150  # pixels an edge: icons and test charts are no photos
+SMALLEST = 150  # pixels an edge: smaller pictures are icons and test charts
 
 
 def originals() -> list[Image.Image]:
@@ -97,7 +97,7 @@ def random_set(rng: np.random.Generator) -> tuple[str, np.ndarray]:
 
 
 def agreement(rows: np.ndarray, threshold: float, linkage: str) -> tuple[float, int] | None:
-    """Adjusted Rand index and number of clusters; None where a tie decides."""
+    """Adjusted Rand index and number of clusters; None if the result depends on a tie."""
     model = AgglomerativeClustering(
         n_clusters=None, metric="cosine", linkage=linkage, distance_threshold=1 - threshold
     ).fit(rows.astype(np.float64))

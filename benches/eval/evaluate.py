@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure what a model finds, through SQL, on labelled photographs.
+"""Measure how well a model finds labelled photographs, through SQL.
 
     evaluate.py --stamps DIR [--gcompris DIR] [--model NAME or DIRECTORY] [--out DIR]
 
@@ -7,11 +7,11 @@ The photographs are those of Debian's package tuxpaint-stamps-default (GPL-2; re
 whose usr/share/tuxpaint/stamps DIR is, and copied nowhere but into a table of a database of its own). The label
 of a picture is the first line of its .txt; drawings, symbols, flags, mirrored copies and tiny pictures are left
 out, which leaves 310 of version 2022.06.04. They are cut out, and many show rare species: figures are for
-comparing models, and lower than on ordinary photos. With --gcompris, relevance is also measured on the 248
+comparing models, and are lower than on ordinary photos. With --gcompris, relevance is also measured on the 248
 photographs of gcompris-qt-data, whose usr/share/gcompris-qt/rcc DIR is.
 
-Everything that is counted is counted by PostgreSQL; Python reads files and draws. `make eval` runs it, in the
-server that PGHOST, PGPORT and PGUSER name.
+PostgreSQL computes all figures; Python only reads files and draws. `make eval` runs the script, in the server
+given by PGHOST, PGPORT and PGUSER.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SHOWN = (0.70, 0.75, 0.80, 0.82, 0.85, 0.90, 0.95, 0.99)
 TEMPLATES = {
     '"a photo of a {}"': ["a photo of a {}"],
     '"{}"': ["{}"],
-    "seven templates": [  # those that CLIP's authors found to be enough for ImageNet
+    "seven templates": [  # CLIP's authors found these to be enough for ImageNet
         "itap of a {}.",
         "a bad photo of the {}.",
         "a origami {}.",
@@ -61,19 +61,19 @@ CREATE TABLE stamp (
     cluster_id bigint
 )"""
 
-# The place of each picture among all by nearness to its own label; 0 is the first.
+# The rank of each picture among all by nearness to its own label; 0 is the first.
 RANKS = """
 SELECT (SELECT count(*) FROM stamp AS other WHERE other.embedding <=> one.caption < one.embedding <=> one.caption)
 FROM stamp AS one ORDER BY id"""
 
-# Whether the nearest other picture is of the same folder, for those whose folder has another.
+# Whether the nearest other picture is in the same folder, for pictures whose folder has another one.
 NEIGHBOURS = """
 SELECT count(*) FILTER (WHERE near.{column} = one.{column}), count(*)
 FROM stamp AS one, LATERAL (SELECT {column} FROM stamp AS other WHERE other.id <> one.id
                             ORDER BY other.embedding <=> one.embedding, other.id LIMIT 1) AS near
 WHERE (SELECT count(*) FROM stamp AS alike WHERE alike.{column} = one.{column}) > 1"""
 
-# The last name of a folder's path says what is in it.
+# The last part of a folder's path tells its subject.
 ZERO_SHOT = """
 WITH named AS (SELECT embedding, replace(regexp_replace({column}, '^.*/', ''), '_', ' ') AS name FROM stamp),
      known AS (SELECT array_agg(DISTINCT name ORDER BY name) AS names FROM named)
@@ -81,14 +81,14 @@ SELECT count(*) FILTER (WHERE best.label = named.name), count(*), max(cardinalit
 FROM named, known, LATERAL (SELECT label FROM clip_classify(embedding, names, %s::text[])
                             ORDER BY probability DESC LIMIT 1) AS best"""
 
-# Groups of two and more: how many, of how many pictures, and how many of the pairs in them are of one folder.
+# Groups of at least two: their number, the number of their pictures, and the number of pairs in them from one folder.
 GROUPS = """
 WITH grouped AS (SELECT cluster_id, count(*) AS size FROM stamp GROUP BY cluster_id HAVING count(*) > 1)
 SELECT (SELECT count(*) FROM grouped), (SELECT coalesce(sum(size), 0)::int FROM grouped),
        count(*) FILTER (WHERE a.folder = b.folder), count(*)
 FROM stamp AS a JOIN stamp AS b ON a.cluster_id = b.cluster_id AND a.id < b.id"""
 
-# The ten nearest of each caption and each picture.
+# The ten nearest pictures of each caption and each picture.
 NEAREST = """
 CREATE TABLE {name} AS
 SELECT query.n, near.id
@@ -194,7 +194,7 @@ def groups(db: psycopg.Connection) -> list[dict]:
 
 
 def hnsw(db: psycopg.Connection) -> list[dict]:
-    """Of the ten nearest by an exact search, the share that the index finds, by hnsw.ef_search."""
+    """The share of the ten exact nearest that the index finds, for each hnsw.ef_search."""
     db.execute(NEAREST.format(name="exact"))
     db.execute("CREATE INDEX ON stamp USING hnsw (embedding vector_cosine_ops)")
     db.execute("SET enable_seqscan = off")
@@ -213,7 +213,7 @@ def hnsw(db: psycopg.Connection) -> list[dict]:
 
 
 def table(result: dict) -> str:
-    """What is measured, for a person."""
+    """The results as a table for readers."""
     found, rows = result["retrieval"], []
     rows.append(("text to picture", ", ".join(f"R@{k} {found[f'recall_at_{k}']:.3f}" for k in (1, 5, 10))))
     rows.append(("", f"mean reciprocal rank {found['mean_reciprocal_rank']:.3f}"))

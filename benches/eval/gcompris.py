@@ -1,6 +1,7 @@
-"""The photographs of Debian's package gcompris-qt-data: tools, buildings, things, animals, in compiled Qt resource files.
+"""The photographs of Debian's package gcompris-qt-data: tools, buildings, things, animals, in compiled Qt resource
+files.
 
-They are read from the unpacked package and copied nowhere; its copyright file has their licences.
+They are read from the unpacked package and never copied; its copyright file has their licences.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 
 IMAGES = "categorization/resource/images"
-# The resource file, the folder in it below the activities, and the name that queries-fresh.csv calls it by.
+# The resource file, its folder below the activities, and its name in queries-fresh.csv.
 FOLDERS = [
     *(("categorization", f"{IMAGES}/{name}", name) for name in ("tools", "renewable", "fishes", "monuments", "others")),
     *(("categorization", f"{IMAGES}/{name}", name) for name in ("alphabets", "numbers")),
@@ -28,7 +29,7 @@ NODE = 22  # bytes, since version 2 of the format
 
 
 def files(raw: bytes) -> Iterator[tuple[str, bytes]]:
-    """The files of a compiled Qt resource file (version 2 and 3): a tree of names, then the contents."""
+    """The files in a compiled Qt resource file (version 2 and 3), which is a tree of names followed by the contents."""
     version, tree, data, names = struct.unpack_from(">4I", raw, 4)
     if raw[:4] != b"qres" or version not in (2, 3):
         raise OSError(f"version {version} of a Qt resource file is not readable")

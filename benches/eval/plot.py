@@ -1,4 +1,4 @@
-"""The figures of evaluate.py as one SVG that needs nothing else: no script, no font, no network."""
+"""Draws the figures of evaluate.py as one self-contained SVG: no script, no font, no network."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def bars(result: dict) -> list[str]:
 
 
 def curves(result: dict) -> list[str]:
-    """Precision of groups, and how many pictures are in one, by threshold."""
+    """The precision of groups, and the number of pictures in groups, by threshold."""
     left, right, top, bottom = 560, 880, 70, 340
     points = result["groups"]
     low, high = points[0]["threshold"], points[-1]["threshold"]

@@ -1,9 +1,10 @@
-"""How well relevance tells answers from neighbours, and how often tags are right: part of evaluate.py.
+"""How well relevance separates answers from neighbours, and how often tags are right: part of evaluate.py.
 
-queries.csv has the queries: the text; the half that it belongs to (`choose`: the constants of clip_relevance were chosen on these;
-`report`: on these they are measured); the pictures that it is about (`stamp`, `gallery`, or none for a query without an answer); and a
-regular expression on their names that says which of them are answers. queries-fresh.csv has queries about a second collection, that of
-gcompris.py, which was fixed before any result on it was known, and by which nothing was chosen.
+queries.csv has the queries: the text; its half (`choose`: the constants of clip_relevance were chosen on these;
+`report`: the results are measured on these); the pictures that it is about (`stamp`, `gallery`, or none for a query
+without an answer); and a regular expression on their names that matches the answers. queries-fresh.csv has queries
+about a second collection, that of gcompris.py. They were fixed before any result on it was known, and nothing was
+chosen by them.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ CREATE TABLE picture (
     label     text NOT NULL,
     embedding vector NOT NULL
 )"""
-# All queries of a picture together: its place among the words is computed once. Each collection's queries apart: a connection remembers
-# the vectors of 256 texts, and more of them in turn would all be computed again for each picture.
+# All queries of a picture together, so that its place among the words is computed once. Each collection's queries
+# apart: a connection remembers the vectors of 256 texts, and with more texts in turn, each would be computed again for
+# every picture.
 SCORES = """
 SELECT kind, name, scores.relevance, scores.cosine
 FROM picture, LATERAL (SELECT array_agg(clip_relevance(embedding, query) ORDER BY n) AS relevance,
@@ -61,7 +63,7 @@ class Query:
     truth: str
 
     def answers(self, kind: str, names: list[str]) -> list[bool] | None:
-        """Which pictures are answers; None if the query is about others."""
+        """For each picture, whether it is an answer; None if the query is about other pictures."""
         if (self.half == "fresh") != (kind == FRESH):
             return None
         if not self.kind:
@@ -125,7 +127,7 @@ def share(values: list[float]) -> float:
 
 
 class Judged:
-    """Each query with its pictures' scores and which of them are answers, by the kind of pictures."""
+    """Each query with the scores of its pictures and which of them are answers, by kind of pictures."""
 
     def __init__(self) -> None:
         self.of: dict[tuple[str, str], list[tuple[list[float], list[bool]]]] = {}
@@ -140,19 +142,19 @@ class Judged:
         return {"queries": len(with_answers), "f1": share(with_answers), "without": len(empty), "empty": share(empty)}
 
     def mean(self, half: str, cut: float) -> dict:
-        """Over the kinds of pictures: each counts the same."""
+        """The mean over the kinds of pictures, with equal weights."""
         found = [self.at(half, kind, cut) for kind in sorted({kind for of, kind in self.of if of == half})]
         found = [entry for entry in found if entry["queries"]]
         return {name: share([entry[name] for entry in found]) for name in ("f1", "empty")}
 
     def best(self, half: str) -> float:
-        """The cut of the best mean F1."""
+        """The cut with the best mean F1."""
         every = sorted(s for (of, _), entries in self.of.items() if of == half for scores, _ in entries for s in scores)
         cuts = sorted({every[int(len(every) * (1 - 0.0005 * 1.06**step))] for step in range(110)}) if every else [0.0]
         return max(cuts, key=lambda cut: self.mean(half, cut)["f1"])
 
     def emptying(self, half: str, wanted: float) -> float:
-        """The lowest cut at which this share of the queries without an answer comes out empty."""
+        """The lowest cut that leaves this share of the queries without an answer empty."""
         entries = [entry for (of, _), of_kind in self.of.items() if of == half for entry in of_kind]
         highest = sorted(max(scores) for scores, answers in entries if not any(answers))
         cuts = (math.nextafter(score, math.inf) for score in highest)
@@ -205,7 +207,7 @@ def stems(words: str) -> set[str]:
 
 
 def tags(db: psycopg.Connection) -> dict:
-    """A tag is right if it shares a word with the picture's label or the folders that it is in."""
+    """A tag is right if it shares a word with the picture's label or with the folders that contain the picture."""
     first, five, sure = [], [], []
     for name, label, found, relevance in db.execute(TAGS):
         known = stems(f"{label} {name.rpartition('/')[0]}")
@@ -265,7 +267,7 @@ def table(result: dict) -> list[tuple[str, str]]:
 
 
 def draw(result: dict, title: str) -> str:
-    """F1 and the share of empty results by cut."""
+    """F1 and the share of empty results, by cut."""
     left, right, top, bottom = 60, 440, 60, 300
     x = lambda cut: left + cut * (right - left)
     y = lambda value: bottom - value * (bottom - top)

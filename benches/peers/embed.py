@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Time the engine beside other software on the same files, taking turns, one thread each.
+"""Time the engine beside other software on the same files, by turns, with one thread each.
 
     embed.py --bench EMBED_BENCH --library LIBONNXRUNTIME --photos DIR --json FILE MODEL_DIRECTORY …
 
@@ -7,8 +7,8 @@ EMBED_BENCH is `cargo build --release -p clip --example embed_bench`'s target/re
 what photos.py writes. Needs the packages of tests/fixtures/requirements.txt; fastembed, openvino, scikit-image and
 scikit-learn, if installed (`pip install` them there), fastembed and openvino take part.
 
-Each file goes to every contestant in each round, in an order that moves on by one. A ratio is the median over all
-(file, round) of the contestant's time over ours. A report in Markdown goes to stdout, every single time to FILE.
+Each file goes to every contestant in each round, in an order that rotates by one. A ratio is the median over all
+(file, round) of the contestant's time over ours. A report in Markdown goes to stdout, each measured time to FILE.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def clocked(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 class Engine:
-    """Our side: a process that answers requests."""
+    """The engine: a process that answers requests."""
 
     def __init__(self, *command: str):
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -94,7 +94,7 @@ def pixel_values(processor: CLIPImageProcessorPil, files: list[bytes]) -> np.nda
 
 
 def python_images(model: pathlib.Path) -> Contestant:
-    """Pillow, transformers' processor, onnxruntime."""
+    """Pillow, transformers' processor and onnxruntime."""
     processor = CLIPImageProcessorPil.from_pretrained(model)
     graph = quantize.session(model / "onnx" / "vision_model.onnx")
 
@@ -106,7 +106,8 @@ def python_images(model: pathlib.Path) -> Contestant:
 
 
 def openvino_graph(graph: pathlib.Path, precision: str | None) -> Any:
-    """On one thread; without a precision in OpenVINO's own, which is bfloat16 on processors that compute with it."""
+    """OpenVINO on one thread. Without a precision it uses its own default, which is bfloat16 on processors that
+    support it."""
     import openvino
 
     settings = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
@@ -116,7 +117,7 @@ def openvino_graph(graph: pathlib.Path, precision: str | None) -> Any:
 
 
 def openvino_images(model: pathlib.Path, precision: str | None = "f32") -> Contestant:
-    """Pillow, transformers' processor, OpenVINO."""
+    """Pillow, transformers' processor and OpenVINO."""
     processor = CLIPImageProcessorPil.from_pretrained(model)
     graph = openvino_graph(model / "onnx" / "vision_model.onnx", precision)
 
@@ -128,7 +129,7 @@ def openvino_images(model: pathlib.Path, precision: str | None = "f32") -> Conte
 
 
 def feed(inputs: list[str], ids: list[int], length: int) -> dict[str, np.ndarray]:
-    """The inputs of a text tower, padded as CLIP's tokenizer pads."""
+    """The inputs of a text tower, padded as CLIP's tokenizer does."""
     padded = ids + [ids[-1]] * (length - len(ids))
     mask = [1] * len(ids) + [0] * (length - len(ids))
     values = {"input_ids": [padded], "attention_mask": [mask]}
@@ -136,7 +137,7 @@ def feed(inputs: list[str], ids: list[int], length: int) -> dict[str, np.ndarray
 
 
 def openvino_texts(model: pathlib.Path, precision: str | None) -> Contestant:
-    """tokenizers, OpenVINO; texts at their true length."""
+    """tokenizers and OpenVINO; texts are not padded."""
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     tokenizer.no_padding()
     graph = openvino_graph(model / "onnx" / "text_model.onnx", precision)
@@ -153,7 +154,7 @@ def openvino_texts(model: pathlib.Path, precision: str | None) -> Contestant:
 
 
 def fastembed_images(model: pathlib.Path, work: pathlib.Path) -> Contestant:
-    """fastembed's CLIP class, pointed at this model's files under the names that it looks for."""
+    """fastembed's CLIP class, using this model's files under the names that it expects."""
     from fastembed import ImageEmbedding
 
     folder = work / f"fastembed-{model.name}"
@@ -162,7 +163,7 @@ def fastembed_images(model: pathlib.Path, work: pathlib.Path) -> Contestant:
     for left in (graph, settings):
         left.unlink(missing_ok=True)
     graph.symlink_to((model / "onnx" / "vision_model.onnx").resolve())
-    # It knows the processor by its new name only.
+    # fastembed knows the processor only by its new name.
     config = json.loads((model / "preprocessor_config.json").read_text(encoding="utf-8"))
     config |= {"image_processor_type": "CLIPImageProcessor"}
     settings.write_text(json.dumps(config), encoding="utf-8")
@@ -183,7 +184,7 @@ def fastembed_images(model: pathlib.Path, work: pathlib.Path) -> Contestant:
 def take_turns(
     contestants: dict[str, Contestant], items: list[Any], rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, list[np.ndarray]]]:
-    """Every time, and each item's vectors, by contestant. One round before is not counted."""
+    """All times and each item's vectors, by contestant. One additional round comes first and is not counted."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     vectors: dict[str, list[np.ndarray]] = {name: [] for name in contestants}
     for number in range(-1, rounds):
@@ -216,7 +217,7 @@ def table(head: list[str], rows: list[list[str]]) -> None:
 
 
 def compare(title: str, contestants: dict[str, Contestant], items: list[Any], rounds: int) -> dict[str, Any]:
-    """Runs and prints one table; the first contestant is ours, and cosines are to the last."""
+    """Runs the contestants and prints one table; the first is the engine, and cosines are to the last."""
     times, vectors = take_turns(contestants, items, rounds)
     names = list(contestants)
     ours, reference = times[names[0]], vectors[names[-1]]
@@ -244,7 +245,7 @@ def image_contestants(engine: Engine, model: pathlib.Path, work: pathlib.Path) -
 
 
 def stages(engine: Engine, groups: dict[str, list[pathlib.Path]], rounds: int) -> dict[str, Any]:
-    """Where our time goes, and what is around the bare session run on the same tensor."""
+    """The time of the engine's stages, and its overhead over the bare session run on the same tensor."""
     found, rows = {}, []
     for group, files in groups.items():
         for exact in (False, True):
@@ -326,7 +327,8 @@ WORDS = (
 def precisions(
     command: list[str], model: pathlib.Path, work: pathlib.Path, files: list[pathlib.Path], rounds: int
 ) -> dict[str, Any]:
-    """Ours in float32 and in eight bits (`clip_search.precision`) beside OpenVINO with its defaults, images and texts."""
+    """The engine in float32 and in eight bits (`clip_search.precision`) beside OpenVINO with its default settings,
+    images and texts."""
     cache = work / "cache"
     cache.mkdir(exist_ok=True)
     eight, plain = Engine(*command, str(model), "auto-int8", str(cache)), Engine(*command, str(model))
@@ -384,7 +386,7 @@ def main() -> int:
     parser.add_argument("--only-precisions", action="store_true", help="leave out all but float32 and eight bits")
     arguments = parser.parse_args()
     small = sorted(arguments.photos.glob("small-*.jpg"))
-    # Enlarged photos and mosaics of twelve megapixels, by turns.
+    # Enlarged photos and mosaics of twelve megapixels, alternating.
     large = [
         file
         for pair in zip(sorted(arguments.photos.glob("enlarged-*.jpg")), sorted(arguments.photos.glob("mosaic-*.jpg")))

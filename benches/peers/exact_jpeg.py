@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""How far embeddings of JPEGs that are decoded smaller are from those of the whole pictures.
+"""Measures how much the embeddings of JPEGs that are decoded smaller differ from those of the whole pictures.
 
   python benches/peers/exact_jpeg.py CLIP_EMBED [MODEL] [RESULT.json]
 
-CLIP_EMBED is the program of this repository, built with --release; ORT_DYLIB_PATH names ONNX Runtime's library. The photos are the
-44 of 1 to 12 megapixels that photos.py makes: enlarged-*, middle-* and mosaic-*. RESULT.json has the cosine of each.
-Needs Pillow 13.0.0, numpy 2.4.6, scikit-image 0.26.0 and scikit-learn 1.9.1.
+CLIP_EMBED is the program of this repository, built with --release; ORT_DYLIB_PATH names ONNX Runtime's library. The
+photos are the 44 of 1 to 12 megapixels that photos.py makes: enlarged-*, middle-* and mosaic-*. RESULT.json has the
+cosine of each. Needs Pillow 13.0.0, numpy 2.4.6, scikit-image 0.26.0 and scikit-learn 1.9.1.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""How long a HEIC of 12 megapixels takes to become a vector, next to pillow-heif's decoding and Pillow's resizing.
+"""Measures how long a HEIC of 12 megapixels takes to become a vector, next to pillow-heif's decoding and Pillow's
+resizing.
 
   python benches/peers/heic.py EMBED_BENCH LIBONNXRUNTIME MODEL_DIRECTORY [ROUNDS]
 
-EMBED_BENCH is the example of crates/clip of that name, built with --release. Both sides have one thread and take turns in one
-run, so a busy machine slows both. pillow-heif decodes and resizes only; this side also runs the image tower.
+EMBED_BENCH is the example of crates/clip of that name, built with --release. Both sides have one thread and take turns
+in one run, so a busy machine slows both. pillow-heif decodes and resizes only; this side also runs the image tower.
 Needs Pillow 13.0.0, numpy 2.4.6 and pillow-heif 1.8.1.
 """
 
@@ -53,7 +54,7 @@ def main() -> None:
                 bench.stdin.flush()
                 answer = json.loads(bench.stdout.readline())
                 assert "error" not in answer, answer
-                # The first round loads what is loaded once.
+                # The first round also loads everything that is loaded once.
                 if turn > 0:
                     times.append(answer["ms"] if op == "images" else answer["decode"])
             start = time.perf_counter()

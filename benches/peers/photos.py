@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Photos to measure with, as JPEG files: photos.py OUT
+"""Makes photos for measurements, as JPEG files: photos.py OUT
 
 Sources are the photos inside the packages scikit-image and scikit-learn, and those of examples/gallery. None of them
 has more than two megapixels, so the large ones are made:
@@ -52,7 +52,7 @@ def enlarged(image: Image.Image, factor: float, random: np.random.Generator) -> 
 
 
 def mosaic(images: list[Image.Image], random: np.random.Generator) -> Image.Image:
-    """4000 × 3000, filled with tiles of 500 × 500."""
+    """4000 × 3000 pixels, filled with tiles of 500 × 500."""
     canvas = Image.new("RGB", (4000, 3000))
     for x in range(0, 4000, 500):
         for y in range(0, 3000, 500):

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Write image towers of the shape of other models than CLIP ViT-B/32, with random weights, to time them.
+"""Write image towers with the shapes of models other than CLIP ViT-B/32, with random weights, to time them.
 
     shapes.py DIRECTORY      makes DIRECTORY/siglip-base-patch16-224 and DIRECTORY/mobileclip-s0
 
-They understand nothing, and cost what the real ones do: the same operators on tensors of the same sizes.
+They recognize nothing, but take as long as the real ones: the same operators on tensors of the same sizes.
 
 siglip-base-patch16-224   pixel_values [batch, 3, 224, 224] -> pooler_output [batch, 768]. ViT-B/16: 196 patches, 12
     layers, tanh GELU, and attention from one learnt query for pooling (Zhai et al. 2023, arXiv:2303.15343). 93 million
@@ -97,7 +97,7 @@ def siglip(folder: pathlib.Path) -> None:
         y = graph.gelu(graph.linear(y, f"{name}.fc1", width, 4 * width, 1.0), tanh=True)
         x = graph.node("Add", x, graph.linear(y, f"{name}.fc2", 4 * width, width, 1.0))
     x = graph.layer_norm(x, "post_norm", width)
-    # One learnt query asks all patches.
+    # A single learnt query attends to all patches.
     split, join = graph.indices(0, -1, heads, width // heads), graph.indices(0, -1, width)
     probe = graph.weights("probe", 1, heads, 1, width // heads, deviation=1.0)
     key = graph.node(
@@ -155,7 +155,7 @@ def mobileclip(folder: pathlib.Path) -> None:
             y = graph.convolution(x, f"{part}.ffn.0", width, width, 7, groups=width)
             y = graph.gelu(graph.convolution(y, f"{part}.ffn.1", width, wider * width, 1), tanh=False)
             y = graph.convolution(y, f"{part}.ffn.2", wider * width, width, 1)
-            # Many blocks of random weights would grow without bound.
+            # The values would grow without bound over many blocks of random weights.
             x = graph.node("Mul", graph.node("Add", x, y), graph.constant("damping", np.float32(0.7)))
     last = 2 * widths[-1]
     x = graph.convolution(x, "head.0", widths[-1], last, 3, groups=widths[-1])

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""What one run of an image tower costs, beside ViT-B/32's: `towers.py [--json FILE] GRAPH…`, the first is ViT-B/32's.
+"""Measures the time of one run of an image tower, beside ViT-B/32's: `towers.py [--json FILE] GRAPH…`, the first is
+ViT-B/32's.
 
-ONNX Runtime on one thread, without the code around the graph. Times are of this thread on a processor, which other
-processes lengthen far less than the time by the clock; the graphs take turns, and the fastest run of each counts. A
+ONNX Runtime on one thread, without the code around the graph. Times are this thread's CPU time, which other
+processes lengthen far less than elapsed time; the graphs take turns, and the fastest run of each counts. A
 graph without weights is one of the shapes that this script knows by name: `vit:WIDTH:LAYERS:HEADS:PATCH:PIXELS`, whose
 weights are zeros, which cost the same. `GRAPH@256` gives the size of images if the graph leaves it open and it is not
 224. An existing FILE is added to. Needs numpy, onnx and onnxruntime.
@@ -26,7 +27,7 @@ import cpu
 
 
 class Vit:
-    """The encoder of a ViT as its export has it: layer norms, three projections, attention, two layers of GELU."""
+    """The encoder of a ViT as exported: layer norms, three projections, attention, two layers with GELU."""
 
     def __init__(self, width: int, layers: int, heads: int, patch: int, pixels: int):
         self.nodes: list = []

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""What an image and a text cost with models of other architectures: time, memory, disk, and eight bits.
+"""Measures the cost of an image and of a text with models of other architectures: time, memory, disk, and eight bits.
 
     eval "$(make -s env)"; target/venv/bin/python benches/server/architectures.py --models DIRECTORY
         [--beside NAME] [--int8] [--json FILE] [NAME …]
 
-tests/fixtures/exporters/full_size.py writes the models. Times are of one backend with one thread: what the kernel
-counts as its time on a processor, which other processes lengthen far less than the time by the clock. Each figure is
-the fastest of several calls. The model `--beside` takes turns with the measured one in the same run, so that the ratio
-of the two counts on a busy machine, where processors run slower for everybody.
+tests/fixtures/exporters/full_size.py writes the models. Times are the CPU time of one backend with one
+thread, which other processes lengthen far less than elapsed time. Each figure is the fastest of several calls. The
+model `--beside` takes turns with the measured one in the same run, so that the ratio of the two is valid on a busy
+machine, where all processes run slower.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ PHOTOS = sorted((ROOT / "examples" / "gallery" / "photos").glob("*.jpg"))
 PHOTO = ROOT / "examples" / "gallery" / "photos" / "cat.jpg"
 TEXT = "a photo of a cat on a sofa"
 TEXTS = ("a cat", "two boats on a lake at sunset", "an invoice", "a child's drawing of a house with a red roof")
-# Weights that are mapped from the cache are copied into a faster layout after 20 runs.
+# After 20 runs, weights mapped from the cache are copied into a faster layout.
 MAPPED_RUNS = 21
 
 
 def seconds_on_cpu(pid: int) -> float:
-    """In nanoseconds' steps, unlike /proc/PID/stat."""
+    """CPU time in nanosecond steps, unlike /proc/PID/stat."""
     return int(pathlib.Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
@@ -48,7 +48,7 @@ def megabytes(pid: int) -> dict[str, float]:
 
 
 class Backend:
-    """A connection that uses one model."""
+    """A connection that uses a single model."""
 
     def __init__(self, database: support.Database, models: pathlib.Path, name: str, cached: bool):
         self.name, self.db = name, database.connect()
@@ -62,7 +62,7 @@ class Backend:
             self.db.execute("SELECT set_config(%s, %s, false)", (f"clip_search.{setting}", content))
         self.db.execute("SET client_min_messages = error")
         if not cached:
-            # Weights are then in the fastest layout from the start.
+            # The weights are then in the fastest layout from the start.
             self.db.execute("SET clip_search.cache_path = ''")
         self.pid = value(self.db, "SELECT pg_backend_pid()")
         self.empty = megabytes(self.pid)

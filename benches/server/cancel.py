@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""How long a cancel takes to end a call, for the worst known input of each function.
+"""Measures how long a cancel takes to end a call, for the worst known input of each function.
 
     eval "$(make -s env)"; target/venv/bin/python benches/server/cancel.py [--model NAME] [--times N] [WORD …]
 
 Cancels each call N times at times spread over its first seconds, and prints the longest time from pg_cancel_backend to
-the error: of the backend's main thread on the processor, which other processes don't lengthen, and by the clock. With words,
-only calls whose description contains one of them. It works in a database of its own.
+the error: as CPU time of the backend's main thread, which other processes don't lengthen, and as elapsed time. With
+words, it tests only calls whose description contains one of them. It works in a database of its own.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
                 continue
             found = []
             for turn in range(options.times):
-                # From 20 ms to 2.5 s, each later than the one before by the same factor.
+                # From 20 ms to 2.5 s, by a constant factor.
                 delay = 0.02 * 125 ** (turn / max(1, options.times - 1))
                 took = cancels.cancel_after(database.connect, query, delay, cancels.SETTINGS.get(name, ""))
                 found += [] if took is None else [took]

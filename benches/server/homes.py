@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Groups over three shards: one home that every shard asks (docs/shards.md), beside groups of each shard's own that are merged
-by their centroids afterwards.
+"""Compares two ways to group over three shards: one home that every shard asks (docs/shards.md), and groups of each
+shard's own that are merged by their centroids afterwards.
 
     eval "$(CLUSTER=test make -s env)"; target/venv/bin/python benches/server/homes.py --bindir "$(pg_config --bindir)"
         [--subjects 3000] [--json FILE]
 
-Photo-like vectors (benches/clusters/assign.py): each subject has four, with cosines of 0.9 to 0.97 to it, and lies on any shards.
-One session a shard inserts its rows, one a transaction, all at once; the servers share this machine's cores. The merge
-groups the shards' centroids by clip_recluster on the coordinator, and writes the new ids to the shards. A subject is whole
-if its photos are one group, and no other's are in it.
+Photo-like vectors (benches/clusters/assign.py): each subject has four, with cosines of 0.9 to 0.97 to it, and lies on
+any shards. One session per shard inserts its rows, one per transaction, all at once; the servers share this machine's
+cores. The merge groups the shards' centroids by clip_recluster on the coordinator, and writes the new ids to the
+shards. A subject is whole if its photos are one group, and no other's are in it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ OWN = """
     CREATE TRIGGER piece_group BEFORE INSERT ON piece FOR EACH ROW EXECUTE FUNCTION piece_group();
     CREATE VIEW piece_centroid AS SELECT id, centroid FROM clip_search.cluster WHERE collection = 'piece'
 """
-# On the coordinator, for each shard; then the centroids of all are grouped like photos, and the groups written back.
+# Runs on the coordinator for each shard; then all centroids are grouped like photos, and the groups written back.
 SHARD = """
     CREATE FOREIGN TABLE piece_{n} (id bigint, cluster_id bigint) SERVER shard_{n} OPTIONS (table_name 'piece');
     CREATE FOREIGN TABLE piece_centroid_{n} (id bigint, centroid vector(512)) SERVER shard_{n} OPTIONS (table_name 'piece_centroid')
@@ -74,7 +74,7 @@ def load(servers: list[Server], table: str, parts: list[list[tuple[int, str]]]) 
 
 
 def whole(servers: list[Server], table: str, local: bool) -> tuple[int, int]:
-    """(subjects that are whole, groups); `local`: ids are a shard's own."""
+    """(whole subjects, groups); `local`: each shard has its own ids."""
     groups, members = collections.defaultdict(set), collections.defaultdict(set)
     for n, server in enumerate(servers):
         with server.connect() as db:

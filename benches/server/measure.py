@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What people wait for in SQL, as ratios to what it is compared with in the same run.
+"""Measures the times that users wait for in SQL, as ratios to a comparison in the same run.
 
     eval "$(make -s env)"; target/venv-bench/bin/python benches/server/measure.py --model DIRECTORY [--json FILE] [PART …]
 
 Parts: connection (first call in a new one, and its memory), calls (a query, again; search; insert), sessions (two
 sessions, two parallel workers), growth (images in one connection, connections, rows). Each starts a server of its own
-beside the running one; DIRECTORY is a model as models/make_clip.py writes it.
+beside the running one; DIRECTORY is a model written by models/make_clip.py.
 
 "Loaded by each process" stands for extensions that load a model in every connection (Lantern, pg_gembed and PostgresML
 do): onnxruntime in a fresh Python process, from the model's file, with the reference tokenizer and texts padded to 77.
@@ -100,7 +100,7 @@ class Bench:
         db.execute(f"SELECT clip_embed_{what}(%b)" if what == "image" else "SELECT clip_embed_text(%s)", (item,))
 
     def connection(self) -> dict:
-        """First call in a new connection, and the private memory after it."""
+        """The first call in a new connection, and the private memory after it."""
         found: dict[str, dict[str, list]] = {}
 
         def fresh(what: str) -> tuple[float, float]:
@@ -141,12 +141,12 @@ class Bench:
         return found
 
     def calls(self) -> dict:
-        """A query and the same again; search over 100,000 rows; an insert's trigger with 100,000 clusters."""
+        """A query, and the same query again; search over 100,000 rows; an insert's trigger with 100,000 clusters."""
         count = 100_000
         with self.server(True) as made, made.connect() as db:
             for _ in range(3):
                 self.embed(db, "text", "warm")
-            # In the server, without the way there and back.
+            # Times within the server, without the round trip.
             db.execute("""
                 CREATE FUNCTION bench(statement text, times int) RETURNS SETOF float8 LANGUAGE plpgsql AS $$
                 DECLARE start timestamptz;
@@ -190,7 +190,8 @@ class Bench:
                     f"{statistics.median(searches) / statistics.median(texts):.2f}×",
                 ],
             ]
-            # The insert: embed and assign in a trigger, beside the same insert without the trigger and embedding alone.
+            # The insert: a trigger embeds and assigns; compared with the same insert without the trigger, and with
+            # embedding alone.
             assign.fill(db, vectors)
             db.execute("VACUUM ANALYZE clip_search.cluster_sum, clip_search.cluster_code")
             db.execute("""
@@ -231,7 +232,8 @@ class Bench:
         }
 
     def sessions(self) -> dict:
-        """Images a second by one session and by two, and by a query alone, with a worker, and by two workers."""
+        """Images a second by one session and by two, and by one query without workers, with one worker, and with
+        two."""
         images = 60
         with self.server(True) as made, contextlib.ExitStack() as stack:
             connections = [stack.enter_context(made.connect()) for _ in range(2)]
@@ -252,7 +254,8 @@ class Bench:
                 return images / (time.perf_counter() - start)
 
             db = connections[0]
-            # Workers share a table by its pages, and a hundred photos that are stored out of line fit one: here it is two.
+            # Parallel workers divide a table by its pages, and one page holds a hundred photos stored out of line: here
+            # there are two pages.
             db.execute("CREATE TABLE file (about text, data bytea) WITH (parallel_workers = 2, fillfactor = 10)")
             for n in range(images):
                 about, photo = str(n) * 200, PHOTOS[n % len(PHOTOS)].read_bytes()
@@ -291,7 +294,7 @@ class Bench:
         return found
 
     def growth(self) -> dict:
-        """How cost and memory grow, with photo-mini: images, connections, rows."""
+        """How time and memory grow with the number of images, connections and rows, with photo-mini."""
         found: dict[str, list] = {"images": [], "connections": [], "rows": []}
         with self.server(True) as made:
             with made.connect() as db:

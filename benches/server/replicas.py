@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Searches a second with 0, 1 and 2 streaming standbys, and by PgBouncer in transaction mode, for docs/scaling.md.
+"""Measures searches a second with 0, 1 and 2 streaming standbys, and through PgBouncer in transaction mode, for
+docs/scaling.md.
 
     eval "$(CLUSTER=test make -s env)"; target/venv/bin/python benches/server/replicas.py --bindir "$(pg_config --bindir)"
         [--rows 30000] [--json FILE]
 
-A search embeds a text that was not asked before and takes the nearest ten of photo-like vectors by HNSW. All servers
-share this machine's cores: more servers can't do more than the cores. The second part needs pgbouncer (the package of
-that name) and is left out without; what a pool changes otherwise is in tests/server/test_pool.py.
+A search embeds a text that was not searched before and returns the nearest ten of photo-like vectors by HNSW. All
+servers share this machine's cores: more servers can't do more than the cores. The second part needs pgbouncer (the
+package of that name) and is skipped without it; tests/server/test_pool.py tests the other effects of a pool.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ numbers = itertools.count()
 
 
 def searches(connect: list, clients: int, new: bool = True) -> float:
-    """A second, by clients that take turns with the servers; `new`: texts that were not asked before."""
+    """Searches a second by clients that alternate between the servers; `new`: with texts that were not searched
+    before."""
     counts, end = [0] * clients, 0.0
 
     def client(n: int) -> None:

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""How search grows with rows: vector, halfvec and bits with re-ranking, for docs/scaling.md.
+"""Measures how the time of a search grows with rows: vector, halfvec and bits with re-ranking, for docs/scaling.md.
 
     eval "$(make -s env)"; target/venv/bin/python benches/server/scale.py \
         --bindir "$(pg_config --bindir)" [--rows 10000,100000] [--json FILE]
 
-On a server of its own beside the running one: loads photo-like vectors (benches/clusters/assign.py) of 512 dimensions,
-builds each index with one process, asks it for the ten nearest and compares with NumPy's exact product, then inserts
-into it. Queries are variants of rows (cosine 0.82 to 0.95 to one of them), as more-like-this asks, and strangers, new
-photos of the same kind, which are nearly equally far from many rows and so the harder. Times are those that the server's
-process computed, in seconds of one core, so that they hold on a machine that does other things besides.
+Starts a server of its own beside the running one, loads photo-like vectors (benches/clusters/assign.py) of 512
+dimensions, builds each index with one process, asks it for the ten nearest and compares with NumPy's exact product,
+then inserts into it. Queries are variants of rows (cosine 0.82 to 0.95 to one of them), as in a more-like-this search,
+and strangers: new photos of the same kind, which are harder, since they are nearly equally far from many rows. Times
+are CPU seconds of the server's process, so that they are valid on a busy machine.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ INSERTS = 200
 ROUNDS = 3
 BLOCK = 50_000
 
-# A LIMIT of 10 within re-ranking; {n} candidates by the index.
+# Re-ranking returns 10 rows; the index returns {n} candidates.
 PLAIN = "SELECT id FROM photo ORDER BY embedding <=> %(q)s::vector LIMIT 10"
 HALF = "SELECT id FROM photo ORDER BY embedding::halfvec(512) <=> %(q)s::vector::halfvec(512) LIMIT 10"
 BITS = """
@@ -55,7 +55,7 @@ INDEXES = {
 
 
 def cpu(db) -> float:
-    """Seconds that the connection's server process has computed, which other work on the machine does not change."""
+    """CPU seconds of the connection's server process, which other work on the machine doesn't change."""
     fields = pathlib.Path(f"/proc/{db.info.backend_pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""One table over three servers by postgres_fdw, as docs/shards.md makes it, beside one server: search and insertion.
+"""Measures one table over three servers by postgres_fdw, as in docs/shards.md, beside one server: search and insertion.
 
     eval "$(CLUSTER=test make -s env)"; target/venv/bin/python benches/server/shards.py --bindir "$(pg_config --bindir)"
         [--rows 60000] [--json FILE]
 
-All servers run on this machine and share its cores, so this shows what distribution costs, not what it gains. Vectors are
+All servers run on this machine and share its cores, so this shows the cost of distribution, not its gain. Vectors are
 photo-like (benches/clusters/assign.py); recall is against NumPy's exact ten nearest. Photos are the gallery's, inserted
-one a transaction by as many sessions as are named.
+one per transaction by the given number of sessions.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def search(db, statement: str, queries: np.ndarray, exact: np.ndarray) -> dict:
 
 
 def inserts(made: Server, sessions: int) -> float:
-    """Photos a second."""
+    """Photos inserted per second."""
 
     def work() -> None:
         with made.connect() as db:
@@ -86,7 +86,7 @@ def main() -> None:
         shards.start()
         shards.create("photo", watched=True)
         with shards.coordinator.connect() as db:
-            # The rows where their ids belong, as the coordinator would place them.
+            # Each row goes to the shard of its id, as the coordinator would place it.
             place = [
                 db.execute(
                     "SELECT array_agg(id) FROM generate_series(%s::bigint, %s) AS id "

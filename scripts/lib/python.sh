@@ -16,9 +16,9 @@ ensure_python() {
     }
 }
 
-# python_environment NAME [REQUIREMENTS [PIP OPTION…]]: target/NAME with exactly the packages that the file pins,
-# rebuilt only when the file, the options or the Python change. If the file has hashes, pip checks them. Without a file,
-# any existing environment with pip will do.
+# python_environment NAME [REQUIREMENTS [PIP OPTION…]]: makes target/NAME with exactly the packages that the file pins; rebuilds it only if
+# the file, the options or the Python has changed. If the file has hashes, pip checks them. Without a file, any existing environment with
+# pip will do.
 python_environment() {
     local place=$target/$1 requirements=${2:-} wanted='' options=(--disable-pip-version-check --only-binary=:all:)
     if [ -z "$requirements" ]; then

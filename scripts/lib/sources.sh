@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034,SC2154,SC2164
-# Upstream's source archives, taken from the Debian mirror that this machine already uses. Sourced after common.sh.
+# Upstream source archives, fetched from the Debian mirror that this machine already uses. Sourced after common.sh.
 
 # source_pin PACKAGE [MAJOR]: sets pin_version, pin_archive, pin_sha256 and pin_release; fails if no Debian release has
 # the package. The hashes are those of the .dsc files, whose signatures were checked with debian-keyring.
@@ -51,8 +51,8 @@ private_apt() {
         -o APT::Sandbox::User="$(id -un)" -o APT::Get::List-Cleanup=false "$@")
 }
 
-# A mirror drops a version some time after its successor appears. Then the newest of the release is taken, which apt
-# checks against the archive's signature.
+# A mirror removes a version some time after its successor appears. Then the release's newest version is used, which apt checks against the
+# archive's signature.
 download_source() {
     local package=$1 mirror=$2 signed_by='' keyring=/usr/share/keyrings/debian-archive-keyring.gpg
     mkdir -p "$target/apt/lists/partial" "$target/apt/cache/archives/partial"
@@ -94,7 +94,7 @@ usable() {
 }
 major_of() { "$1" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/'; }
 
-# unpack_and_configure PREFIX [VARIABLE=value…]: the variables are configure's.
+# unpack_and_configure PREFIX [VARIABLE=value…]: the variables are passed to configure.
 unpack_and_configure() {
     local prefix=$1
     shift
@@ -104,11 +104,11 @@ unpack_and_configure() {
     cd "$target/matrix/source"
     # Parts that the tests don't use are disabled; they would need one more package.
     ./configure --prefix="$prefix" --enable-cassert --enable-debug --without-readline --without-icu --without-llvm --quiet "$@"
-    # Valgrind's known false reports about the server; the sources are deleted below.
+    # Keep Valgrind's suppressions of known false reports about the server, since the sources are deleted below.
     install -D -m 644 src/tools/valgrind.supp "$prefix/share/valgrind.supp"
 }
 compile() {
-    # PostgreSQL builds its headers first only if no other make has called its own.
+    # PostgreSQL builds its headers first only if make isn't called by another make.
     unset MAKELEVEL MAKEFLAGS MFLAGS
     make -C "$target/matrix/source" -s -j "$(nproc)"
     make -C "$target/matrix/source" -s install
@@ -117,7 +117,7 @@ compile() {
     rm -rf "$target/matrix/source"
 }
 
-# build_server MAJOR PREFIX [VARIABLE=value…]: call it in a subshell, because a missing part ends it.
+# build_server MAJOR PREFIX [VARIABLE=value…]: call it in a subshell, because it exits if something is missing.
 build_server() (
     major=$1 missing=()
     shift
@@ -133,7 +133,7 @@ build_server() (
 )
 
 # --- PostgreSQL 16 ---------------------------------------------------------------------------------------------
-# No Debian release has it. The Python package pgserver has its programs, headers and PGXS, without contrib.
+# No Debian release has it. The Python package pgserver contains its programs, headers and PGXS, but no contrib.
 
 server_wheel=pgserver==0.1.4 # PostgreSQL 16.2
 server_wheel_sha256=1a5d07c61d51f2abfef4ef61e2ef5cd014b994f7e09de8d3c140d2cf370e84a8
@@ -142,7 +142,7 @@ unpack_server_wheel() {
     local folder=$1.wheel wheel
     rm -rf "$folder" "$1"
     mkdir -p "$folder"
-    # The wheel for Python 3.12 with any Python: only a wrapper in it is Python's.
+    # Any Python can use the wheel for Python 3.12: only a wrapper in it depends on Python.
     "$target/venv/bin/python" -m pip download --no-deps --only-binary=:all: --dest "$folder" --python-version 3.12 \
         --platform manylinux_2_17_x86_64 "$server_wheel"
     wheel=$(find "$folder" -name '*.whl' -print -quit)
@@ -151,13 +151,13 @@ unpack_server_wheel() {
     "$target/venv/bin/python" -m zipfile -e "$wheel" "$folder"
     chmod +x "$folder"/pgserver/pginstall/bin/* "$folder"/pgserver/pginstall/lib/postgresql/pgxs/src/test/regress/pg_regress \
         "$folder"/pgserver/pginstall/lib/postgresql/pgxs/config/*
-    # Apart from those that nothing here is linked to.
+    # Except those to which nothing here is linked.
     cp "$folder"/pgserver.libs/* "$folder"/pgserver/pginstall/lib/
-    # Its pgvector is 0.6.
+    # The wheel's own pgvector is 0.6.
     rm "$folder"/pgserver/pginstall/lib/postgresql/vector.so "$folder"/pgserver/pginstall/share/postgresql/extension/vector*
     ln -s "$(basename "$folder")/pgserver/pginstall" "$1"
 }
-# unpack_server PREFIX: call it in a subshell, because a missing part ends it.
+# unpack_server PREFIX: call it in a subshell, because it exits if something is missing.
 unpack_server() (
     [ "$(uname -m)" = x86_64 ] || die "$server_wheel has PostgreSQL 16 for x86-64 only"
     python_environment venv

@@ -4,14 +4,14 @@
 # Sourced after common.sh.
 fetch_package() {
     mkdir -p "$target/eval/package"
-    # In two steps: an apt-get without lists fails, and one with lists needs no root.
+    # In two steps: without package lists, apt-get fails; with lists, it needs no root.
     (cd "$target/eval/package" && { apt-get download "$1" || { apt_update && apt-get download "$1"; }; })
     dpkg-deb -x "$target"/eval/package/"$1"_*.deb "$target/eval/package/unpacked"
     rm "$target"/eval/package/"$1"_*.deb
 }
 
-# find_package GIVEN PACKAGE FOLDER MEMBER ABOUT VARIABLE: sets `found` to FOLDER (below /usr/share, with MEMBER in it) of PACKAGE: GIVEN,
-# which VARIABLE holds, the installed one, or fetched by apt, once.
+# find_package GIVEN PACKAGE FOLDER MEMBER ABOUT VARIABLE: sets `found` to PACKAGE's FOLDER (below /usr/share, with MEMBER in it): GIVEN,
+# the value of VARIABLE, if set; otherwise the installed package's, or one fetched once by apt.
 find_package() {
     local place
     found=$1
@@ -26,7 +26,7 @@ find_package() {
     fi
 }
 
-# find_stamps: sets stamps to usr/share/tuxpaint/stamps: STAMPS, the installed ones, or fetched by apt, 161 MB, once.
+# find_stamps: sets stamps to usr/share/tuxpaint/stamps: STAMPS, the installed one, or one fetched once by apt (161 MB).
 find_stamps() {
     local found
     find_package "${STAMPS:-}" tuxpaint-stamps-default tuxpaint/stamps animals \
@@ -34,7 +34,7 @@ find_stamps() {
     stamps=$found
 }
 
-# find_gcompris: the same for gcompris, usr/share/gcompris-qt/rcc, 44 MB.
+# find_gcompris: does the same for gcompris, usr/share/gcompris-qt/rcc (44 MB).
 find_gcompris() {
     local found
     find_package "${GCOMPRIS:-}" gcompris-qt-data gcompris-qt/rcc categorization.rcc \

@@ -1,7 +1,8 @@
-"""What memcheck reported: valgrind.py DIRECTORY CONTROL
+"""Prints what memcheck reported: valgrind.py DIRECTORY CONTROL
 
-Reads the logs that scripts/valgrind.sh has valgrind write, one a process, and prints each error once, shortened. Fails if
-there is one, or if the control is not among them: the function of that name, which reads past its memory.
+Reads valgrind's logs, one for each process (scripts/valgrind.sh), and prints each error once, shortened. Fails if there
+is an error other than the expected one in the function CONTROL, which reads past its memory on purpose, or if that one
+is missing.
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ PREFIX = re.compile(r"^(==|\*\*)\d+(==|\*\*) ?")
 FRAME = re.compile(r"^(?:at|by) 0x[0-9A-F]+: (.*) \((.*)\)$")
 SUPPRESSED = re.compile(r"ERROR SUMMARY: \d+ errors from \d+ contexts \(suppressed: (\d+) from")
 STATEMENT = re.compile(r"Valgrind detected \d+ error\(s\) during execution of \"(.*)")
-# A frame with a line number doesn't name its library; of all that runs in this server only ours is in Rust.
+# A frame with a line number doesn't name its library, but only our library is in Rust.
 LIBRARY = re.compile(r"clip_search\.so|\.rs:\d+$")
 CHECKOUT = re.compile(r"^(?:src|crates)/.*\.rs:\d+$")
-# Frames that are printed: the innermost, and those of the checkout; so many at most.
+# The frames to print: the innermost, and those in the checkout; at most this many.
 INNERMOST, MOST = 6, 14
 
 Frame = tuple[str, str]  # function, place
 
 
 class Error:
-    """A first line, and stacks: that of the code, then those of what it is about, as where the memory was allocated."""
+    """A first line, and stacks: first the code's, then those of the memory concerned, such as where it was
+    allocated."""
 
     def __init__(self, lines: list[str]):
         self.stacks: list[tuple[str, list[Frame]]] = []
@@ -37,7 +39,7 @@ class Error:
         self.ours = any(LIBRARY.search(place) for _, frames in self.stacks for _, place in frames)
 
     def key(self) -> tuple:
-        """The same for all callers."""
+        """A key that is the same for all callers."""
         return self.stacks[0][0], tuple(self.stacks[0][1][:3])
 
     def text(self) -> list[str]:
@@ -57,7 +59,7 @@ def short(frame: Frame) -> str:
 
 
 def errors(lines: list[str]) -> list[tuple[Error, str]]:
-    """The errors of a process, each with the statement that it came in, where the server says so."""
+    """The errors of a process, each with the statement in which it occurred, if the server logged that."""
     found: list[tuple[Error, str]] = []
     waiting: list[Error] = []
     block: list[str] | None = None

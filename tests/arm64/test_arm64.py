@@ -1,5 +1,6 @@
-"""A server of arm64, emulated, beside one of this machine's architecture (scripts/arm64.sh): the same statements must give the same
-embeddings, order, groups and errors. ARM64 is the directory of its socket; PGHOST and PGPORT name the other.
+"""An emulated arm64 server beside one of this machine's architecture (scripts/arm64.sh): the same statements must
+give the same embeddings, order, groups and errors. ARM64 is the directory of the emulated server's socket; PGHOST
+and PGPORT name the native server.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PHOTOS = sorted((ROOT / "examples/gallery/photos").glob("*.jpg"))
 FIXTURES = ROOT / "tests/fixtures"
-# Every decoder, and what is odd about its files: depth, subsampling, alpha, orientation.
+# Every decoder, with unusual files: depth, subsampling, alpha, orientation.
 FILES = [
     *PHOTOS,
     *sorted((FIXTURES / "heic").glob("*.heic")),
@@ -27,14 +28,14 @@ FILES = [
     *sorted(path for path in (FIXTURES / "images").iterdir() if path.is_file()),
 ]
 TEXTS = ["a cat", "sleepy striped house cat", "", "¡Qué gato más bonito!", "猫", "word " * 200, "A Raccoon, at night."]
-# Of float4 sums in another order. 2e-7 is what was measured with photo-mini.
+# The difference from adding float4 numbers in another order. 2e-7 was measured with photo-mini.
 MOST = 1e-6
-# Of these JPEG XL files, which are lossy: pixels are floats before they are rounded. 1.4e-4 was measured, at a cosine of
-# 0.9999997; the others are within MOST.
+# The difference for these JPEG XL files, which are lossy: their pixels are floats before they are rounded. 1.4e-4 was
+# measured, at a cosine of 0.9999997; all other files are within MOST.
 LOSSY = {"groups.jxl", "lossy.jxl", "turned6.jxl"}
 MOST_LOSSY = 3e-4
 
-# A photo takes some seconds under qemu, which runs on one core.
+# A photo takes several seconds under qemu, which runs on one core.
 pytestmark = pytest.mark.timeout(3600)
 
 Servers = tuple[psycopg.Connection, psycopg.Connection]
@@ -48,7 +49,7 @@ def connect(host: str, port: str) -> psycopg.Connection:
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[Servers]:
-    """The emulated one, and the native one, each with a new database."""
+    """The emulated server and the native one, each with a new database."""
     deadline = time.monotonic() + 300
     while True:
         try:
@@ -91,7 +92,7 @@ def outcome(db: psycopg.Connection, query: str, *arguments: object) -> np.ndarra
 
 
 def compare(servers: Servers, what: str, query: str, *arguments: object) -> float:
-    """The largest difference between two vectors; errors must be equal."""
+    """Returns the largest difference between the two vectors; errors must be equal."""
     emulated, native = (outcome(db, query, *arguments) for db in servers)
     if isinstance(emulated, tuple) or isinstance(native, tuple):
         assert emulated == native, what
@@ -158,7 +159,7 @@ def test_order(gallery: Servers) -> None:
 
 
 def test_groups(gallery: Servers) -> None:
-    """As sets of photos: numbers of clusters are a sequence's."""
+    """Groups are compared as sets of photos, since their numbers come from a sequence."""
     emulated, native = (
         db.execute("SELECT array_agg(name ORDER BY name) FROM photo GROUP BY cluster_id ORDER BY 1").fetchall()
         for db in gallery
@@ -177,7 +178,7 @@ def test_labels(gallery: Servers) -> None:
 
 
 def test_the_worker(servers: Servers) -> None:
-    """The emulated server preloads the extension, so its worker embeds."""
+    """The emulated server preloads the extension, so its worker embeds the row."""
     db = servers[0]
     db.execute("CREATE TABLE later (id int PRIMARY KEY, data bytea)")
     db.execute("SELECT clip_watch('later', 'data', mode => 'queued')")
@@ -186,7 +187,8 @@ def test_the_worker(servers: Servers) -> None:
     while value(db, "SELECT count(*) FROM later WHERE embedding IS NOT NULL") != 1:
         assert time.monotonic() < deadline, db.execute("SELECT * FROM clip_search.pending").fetchall()
         time.sleep(0.5)
-    # The worker and the session may use other kernels: the first runs of a process read the weights as they are mapped.
+    # The worker and the session may use different kernels: the first runs of a process read the weights as they are
+    # mapped.
     stored, expected = (
         outcome(db, f"SELECT {what}::text FROM later WHERE id = 1") for what in ("embedding", "clip_embed_image(data)")
     )
@@ -194,7 +196,7 @@ def test_the_worker(servers: Servers) -> None:
 
 
 def test_clip_embed(servers: Servers) -> None:
-    """What the program for arm64 has written (ARM64_VECTORS) is what this machine's server computes."""
+    """The vectors that the arm64 program wrote (ARM64_VECTORS) equal those that this machine's server computes."""
     with open(os.environ["ARM64_VECTORS"], newline="") as file:
         rows = {row["key"]: row["embedding"] for row in csv.DictReader(file)}
     assert {path.name for path in PHOTOS} <= rows.keys()

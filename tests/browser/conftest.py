@@ -14,7 +14,7 @@ from webapp import PHOTOS, SUBJECTS, load, schema, serve
 
 from screens import SCREENS
 
-# What a page shall show may take a while on a busy machine.
+# On a busy machine, content may take a while to appear.
 expect.set_options(timeout=30_000)
 
 
@@ -41,8 +41,8 @@ def database() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def address(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server over a database with ten photos: the raccoon comes later."""
-    # Twice, since it may be run again.
+    """A server on a database with ten photos; the raccoon is added later."""
+    # Run the schema twice, since users may run it again.
     for _ in range(2):
         schema(database)
     files = sorted(path for path in PHOTOS.glob("*.jpg") if path.stem in SUBJECTS)
@@ -58,9 +58,9 @@ def address(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Opens pages, and fails the test for anything that went to a console or asked for a dialogue.
+    """Opens pages, and fails the test if a page wrote to the console or opened a dialogue.
 
-    `expected` are beginnings of console messages that the test provokes.
+    `expected` are the beginnings of console messages that the test provokes.
     """
     complaints: list[str] = []
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
--- 10,000 photos over some ten years, in seconds: the triggers are off, each picture is a gradient of its own, and the
+-- Makes 10,000 photos from about ten years in seconds: the triggers are off, each picture is a different gradient, and the
 -- embeddings are random directions.
 SET session_replication_role = replica;
 DROP INDEX webapp.photo_embedding_idx;
@@ -16,7 +16,7 @@ FROM (
            (SELECT array_agg(random() - 0.5 + 0 * (n + g)) FROM generate_series(1, 512) g)::vector AS embedding
     FROM generate_series(1, 10000) n
 ) made;
--- At once, and coarse: random directions are the hardest case, and no test here asks for recall.
+-- A coarse index, built in one go: random directions are the hardest case, and no test here measures recall.
 SET maintenance_work_mem = '256MB';
 CREATE INDEX photo_embedding_idx ON webapp.photo USING hnsw (embedding vector_cosine_ops) WITH (m = 4, ef_construction = 16);
 ANALYZE webapp.photo;

@@ -42,10 +42,10 @@ def test_it_reads_well(gallery: pathlib.Path, open_page, screen: tuple) -> None:
     assert page.locator("article.group").count() == 12
     assert page.locator("article.guess").count() == 12
     assert page.locator(".map a").count() == 12 and page.locator(".map > i").count() == 37
-    # A group of photos that are no copies of each other.
+    # A group of different photos, not of copies.
     hammers = page.locator("article.group", has=page.get_by_role("heading", name="Hammer", exact=True))
     assert len({img.get_attribute("alt") for img in hammers.locator("img").all()}) == 4
-    # The right subject is first, large, and by its name for who can't see it.
+    # The right subject comes first, is large, and has its name as alternative text.
     coffee = page.locator("article.query", has_text="a cup of coffee").locator("img").first
     assert coffee.get_attribute("alt").startswith("Espresso") and coffee.bounding_box()["width"] > 150
 
@@ -63,7 +63,7 @@ def test_its_pictures_do_not_cover_each_other(gallery: pathlib.Path, open_page) 
 
 
 def test_its_map_fills_the_frame(gallery: pathlib.Path, open_page) -> None:
-    """Of twelve fields, four by three, at least ten have a photo or a picture."""
+    """Of twelve fields (four by three), at least ten contain a photo or a picture."""
     for screen in SCREENS:
         page = open_page(screen)
         page.goto(gallery.as_uri())
@@ -92,7 +92,7 @@ def test_its_sql_wraps(gallery: pathlib.Path, open_page) -> None:
 
 
 def test_a_query_finds_nothing_rightly(gallery: pathlib.Path, database: str, open_page) -> None:
-    """Where clip_search has relevance; elsewhere the page doesn't speak of it."""
+    """Tested where clip_search has relevance; elsewhere the page doesn't mention it."""
     with psycopg.connect(dbname=database) as db:
         [(has_relevance,)] = db.execute("SELECT count(*) > 0 FROM pg_proc WHERE proname = 'clip_relevance'").fetchall()
     page = open_page()
@@ -110,7 +110,7 @@ def test_it_works_by_keyboard(gallery: pathlib.Path, open_page) -> None:
     assert skip.inner_text() == "Skip to the photos" and skip.bounding_box()["y"] >= 0
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "main"
-    # From there on: what can be used, in the order of the page, each with an outline.
+    # From there on, Tab visits every control in page order, each with a visible outline.
     stops = []
     for _ in range(40):
         page.keyboard.press("Tab")

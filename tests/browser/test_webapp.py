@@ -35,7 +35,7 @@ def test_typing_searches(address: str, database: str, open_page) -> None:
     expect(page.locator(".tile").first).to_have_attribute("title", "Espresso")
     expect(page.locator("#title")).to_have_text("“a cup of coffee”")
     expect(page.locator("#status")).to_contain_text(" ms")
-    # A link to the search shows the same, and back leads to where it began, in one step.
+    # A link to the search shows the same photos; Back returns to the start in one step.
     other = open_page()
     other.goto(page.url)
     ready(other)
@@ -49,7 +49,7 @@ def test_typing_searches(address: str, database: str, open_page) -> None:
     ):
         page.locator("#words").fill(words)
         expect(page.locator(".tile").first).to_have_attribute("title", name)
-    # From the words by keyboard to what was found.
+    # Enter moves the keyboard focus from the words to the first result.
     page.locator("#words").press("Enter")
     assert page.evaluate("document.activeElement.title") == "Photographer"
     page.locator("#words").fill("")
@@ -136,7 +136,7 @@ def test_the_viewer_works_by_keyboard(address: str, open_page) -> None:
         page.keyboard.press(key)
         expect(page.locator("#viewer-title")).to_have_text(titles[place])
         expect(page.locator("#viewer-place")).to_have_text(f"{place + 1} of 10")
-    # The focus stays inside, and at the ends no button with the focus goes away.
+    # The focus stays inside the viewer, and no focused button disappears at either end of the list.
     for _ in range(12):
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement === document.body || !!document.activeElement.closest('#viewer')")
@@ -148,7 +148,7 @@ def test_the_viewer_works_by_keyboard(address: str, open_page) -> None:
     expect(dialog).to_be_hidden()
     until(page, "!location.search")
     assert page.evaluate("document.activeElement.title") == titles[1]
-    # The link shows it again; closing leads to the list, back to where it was opened.
+    # The link shows the photo again; closing it leads to the list, scrolled to where it was opened.
     page.goto(linked)
     expect(page.locator("#viewer-title")).to_have_text(titles[1])
     expect(page.locator("#viewer-place")).to_have_text("2 of 10")
@@ -217,7 +217,7 @@ def test_downloads_are_the_uploaded_bytes(address: str, database: str, open_page
 
 @pytest.fixture(scope="module")
 def judging(database: str, address: str, tmp_path_factory):
-    """A server that knows relevance. Where the extension has no clip_relevance yet, one by the cosine takes its place."""
+    """A server with relevance. If the extension has no clip_relevance yet, a function by the cosine replaces it."""
     if not relevance(database):
         with psycopg.connect(dbname=database, autocommit=True) as db:
             db.execute(
@@ -240,7 +240,7 @@ def test_a_search_ends_where_relevance_does(judging: str, open_page) -> None:
     more.click()
     expect(page.locator(".section h2")).to_have_text("Less likely")
     ready(page)
-    # Each photo once, and the relevant where they were.
+    # Each photo appears once, and the relevant photos stay where they were.
     assert names(page)[: len(relevant)] == relevant and len(set(names(page))) == len(names(page)) == 10
     assert "all=1" in page.url
     page.reload()
@@ -311,7 +311,7 @@ def test_it_reads_well(address: str, database: str, open_page, screen: tuple) ->
         check("photo-details", whole=False)
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
-    # The keyboard is where it was.
+    # The keyboard focus is back where it was.
     assert page.evaluate("document.activeElement.className") == "tile"
     page.goto(f"{address}/?view=groups")
     expect(page.locator(".card").first).to_be_visible()

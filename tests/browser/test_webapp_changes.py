@@ -51,13 +51,13 @@ def test_an_uploaded_photo_is_found_and_can_be_deleted(address: str, database: s
     page.locator("#toasts").get_by_role("button", name="Undo").click()
     expect(page.locator("#status")).to_have_text("12 photos")
     expect(page.locator(".tile", has_text="Raccoon mirrored")).to_have_count(1)
-    # By keyboard alone.
+    # With the keyboard only.
     page.locator(".tile", has_text="Raccoon mirrored").focus()
     page.keyboard.press("Delete")
     expect(page.locator("#status")).to_have_text("11 photos")
     page.keyboard.press("Control+z")
     expect(page.locator("#status")).to_have_text("12 photos")
-    # From the viewer, which goes to the next photo; and now for good.
+    # Delete in the viewer, which shows the next photo; this time without undo.
     titles = names(page)
     page.locator(".tile").first.click()
     page.keyboard.press("Delete")
@@ -118,7 +118,7 @@ def test_photos_are_dropped_and_pasted(address: str, database: str, open_page) -
 
 
 def test_a_photo_has_the_cameras_date(database: str, address: str) -> None:
-    """As the EXIF block says it, whatever the file's own date is; else the date that came with the upload."""
+    """The date in the EXIF block, whatever the file's own date is; without one, the date sent with the upload."""
     exif = (
         b"Exif\0\0MM\0*\0\0\0\x08\0\x02"
         b"\x01\x32\0\x02\0\0\0\x14\0\0\0\x26\x87\x69\0\x04\0\0\0\x01\0\0\0\x3a\0\0\0\0"
@@ -181,7 +181,7 @@ def test_what_is_refused_is_collected_and_can_be_tried_again(
     expect(page.locator("#tray")).to_be_hidden()
     assert names(page) == before
 
-    # The network comes back: what failed goes in.
+    # The network is back: the failed uploads succeed.
     page.context.set_offline(True)
     page.locator("#files").set_input_files(PHOTOS / "staircase-cropped.jpg")
     expect(page.locator(".errors .what")).to_have_text("The server can’t be reached")
@@ -235,7 +235,7 @@ def test_albums(address: str, database: str, open_page) -> None:
     expect(page.locator("#title")).to_have_text(ODD)
     expect(page.locator(".empty")).to_contain_text("This album is empty")
     album = parse_qs(urlsplit(page.url).query)["album"][0]
-    # A name is taken once, in whatever case.
+    # A name can be used only once, regardless of case.
     page.get_by_role("link", name="Albums").click()
     page.get_by_role("button", name="New album").click()
     page.get_by_label("Name", exact=True).fill(ODD.upper())
@@ -254,7 +254,7 @@ def test_albums(address: str, database: str, open_page) -> None:
     expect(page.locator("#title")).to_have_text(ODD)
     expect(page.locator("#status")).to_have_text("3 photos")
     assert page.url.endswith(f"?album={album}")
-    # A search inside, a photo of it, and the link to both.
+    # A search inside the album, a photo of its results, and the link to both.
     page.locator("#words").fill("coffee")
     expect(page.locator(".tile").first).to_have_attribute("title", "Espresso")
     expect(page.locator("#title")).to_have_text("“coffee”")

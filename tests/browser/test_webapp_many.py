@@ -1,4 +1,5 @@
-"""The web application with 10,000 photos: as many elements as fit the screen, wherever the list is."""
+"""The web application with 10,000 photos: the page has only as many elements as fit the screen, wherever the list is
+scrolled to."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def address(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def check(page: Page) -> int:
-    """What is in sight is there, in its place, and little else; the number of the first photo in sight."""
+    """Checks that the visible photos are drawn in their places, with few other elements. Returns the number of the
+    first visible photo."""
     ready(page)
     nodes, tiles, uncovered, first = page.evaluate("""() => {
         const tiles = [...document.querySelectorAll('.tile')], box = document.querySelector('.grid').getBoundingClientRect();
@@ -59,7 +61,7 @@ def test_the_list_scrolls(address: str, open_page, screen: tuple) -> None:
     height = page.evaluate("document.documentElement.scrollHeight")
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    # By the wheel, by leaps, to the end and back.
+    # Scrolls by the wheel and by large jumps, to the end and back.
     for _ in range(10):
         page.mouse.move(200, 500)
         page.mouse.wheel(0, 700)
@@ -72,7 +74,7 @@ def test_the_list_scrolls(address: str, open_page, screen: tuple) -> None:
         first = check(page)
         assert first > max(last, PHOTOS * share * 0.9 - 400), (share, first)
         last = first
-    # The height was right from the beginning, and what was leapt over was not asked for.
+    # The height was right from the beginning, and the page didn't request the photos that were jumped over.
     assert page.evaluate("document.documentElement.scrollHeight") == height
     assert sum("small.jpg" in url for url in asked) < 2500
     assert page.evaluate("[...document.querySelectorAll('.tile')].at(-1).title") == f"Photo {PHOTOS}"
@@ -104,7 +106,7 @@ def test_keys_lead_through_all(address: str, open_page) -> None:
     for _ in range(5):
         page.keyboard.press("PageDown")
     assert check(page) > 20
-    # A link finds its photo among all.
+    # A link finds its photo among all 10,000.
     page.goto(linked)
     expect(page.locator("#viewer-place")).to_have_text("9,999 of 10,000")
     page.keyboard.press("Escape")

@@ -1,4 +1,4 @@
-"""The web application's server: what it refuses, and what its page says when there is nothing to show."""
+"""The web application's server: the requests that it refuses, and the page's messages when there is nothing to show."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from webapp import REFUSED, names, ready, rows, schema, serve
 
 from screens import check_page
 
-# ---------------------------------------------------------------- states that differ
+# ---------------------------------------------------------------- empty and error states
 
 
 def test_empty_states(address: str, database: str, open_page, tmp_path_factory) -> None:
@@ -73,7 +73,7 @@ def test_it_outlives_the_database(address: str, database: str, open_page) -> Non
             check_page(page, "webapp-no-database")
         finally:
             db.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
-    # By itself.
+    # The page recovers without a reload.
     expect(page.locator(".tile").first).to_be_visible(timeout=60_000)
     expect(page.locator(".tile").first).to_have_attribute("title", "Rocket")
 
@@ -107,7 +107,7 @@ def test_the_server_keeps_to_its_own_pages(address: str) -> None:
     assert re.fullmatch(r"(db;dur=[\d.]+, )?total;dur=[\d.]+", page.headers["server-timing"])
     assert ask("GET", "/api/months").headers["server-timing"].startswith("db;dur=")
     assert ask("GET", "/", Host="example.com").status == 400
-    # Every change, from another site's page: by what browsers say of its origin, old and new.
+    # Every change, requested from another site's page: by the headers that new and old browsers send.
     ids = json.dumps({"ids": [1]})
     for method, path in (
         ("POST", "/api/photos"),
@@ -127,7 +127,7 @@ def test_the_server_keeps_to_its_own_pages(address: str) -> None:
         ):
             assert ask(method, path, ids, **headers).status == 403, (method, path, headers)
     assert ask("GET", "/api/photos").status == 200
-    # Numbers, cursors, months and bodies that are none.
+    # Invalid numbers, cursors, months and bodies.
     for path in (
         "/api/photos?like=1%20OR%201=1",
         "/api/photos?album=-1",
@@ -167,7 +167,7 @@ def test_the_server_keeps_to_its_own_pages(address: str) -> None:
         "/static/....//server.py",
     ):
         assert ask("GET", path).status == 404, path
-    # A picture is asked for once; afterwards, whether it is still the same.
+    # A browser fetches a picture once, and afterwards only asks whether it has changed.
     first = ask("GET", "/photos/1/small.jpg")
     assert first.headers["content-type"] == "image/jpeg" and first.read().startswith(b"\xff\xd8")
     again = ask("GET", "/photos/1/small.jpg", If_None_Match=first.headers["etag"])
@@ -181,7 +181,8 @@ def test_the_server_keeps_to_its_own_pages(address: str) -> None:
 
 
 def test_pages_have_no_gaps(address: str, database: str) -> None:
-    """By date, by arrival, and by distance: all photos once, in pages of three, also while some are added and deleted."""
+    """By date, by arrival, and by distance: pages of three show every photo once, even while photos are added and
+    deleted."""
     for order in ("", "sort=added&", "q=cat&rest=1&", "like=1&rest=1&"):
         seen, cursor = [], ""
         while cursor is not None:
@@ -190,7 +191,7 @@ def test_pages_have_no_gaps(address: str, database: str) -> None:
             page = json.loads(connection.getresponse().read())
             seen += [photo["id"] for photo in page["photos"]]
             if not cursor:
-                # The first of the list goes: an OFFSET would leave out one.
+                # Deletes the first photo of the list: OFFSET would then skip one.
                 rows(database, "UPDATE webapp.photo SET deleted_at = now() WHERE id = %s RETURNING id", seen[0])
             cursor = page["next"]
         rows(database, "UPDATE webapp.photo SET deleted_at = NULL WHERE id = %s RETURNING id", seen[0])

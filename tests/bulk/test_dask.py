@@ -1,4 +1,4 @@
-"""docs/how-to/many-machines.md: its program for Dask, on a local cluster, as it stands there."""
+"""docs/how-to/many-machines.md: runs its Dask program on a local cluster, unchanged."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_program_for_dask(database: support.Database, tmp_path: pathlib.Path
         }
         assert sorted(found) == names
         assert all(np.array_equal(found[name], vector) for name, vector in zip(names, expected, strict=True))
-        # What is lost is embedded again, and nothing twice.
+        # Lost parts are embedded again, and no file twice.
         db.execute("DELETE FROM photo_vector WHERE path = ANY (%s)", [names[:3]])
         before = value(db, "SELECT max(xmin::text::bigint) FROM photo_vector")
         run()

@@ -1,4 +1,4 @@
-"""clip-embed's Parquet is what pyarrow, pandas and DuckDB read."""
+"""pyarrow, pandas and DuckDB read clip-embed's Parquet."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_readers_agree(tmp_path: pathlib.Path, key_type: str) -> None:
         vectors = {str(key): np.asarray(vector, np.float32) for key, vector in found}
         assert vectors.keys() == expected.keys(), reader
         assert all(np.array_equal(vectors[key], expected[key]) for key in expected), reader
-    # What another program wrote from it is a list again, and vectors lie side by side.
+    # Vectors are contiguous, and clip-embed reads a file that another program wrote from it as a list.
     assert np.stack(pd.read_parquet(output)["embedding"]).shape == (len(names), 512)
     (kind,) = duckdb.sql(f"SELECT typeof(key), typeof(embedding) FROM '{output}' LIMIT 1").fetchall()
     assert kind == ("VARCHAR" if key_type == "text" else "BIGINT", "FLOAT[]")

@@ -1,4 +1,4 @@
-"""The Python package: the extension's vectors bit for bit, its errors, and how it behaves among threads and processes."""
+"""The Python package: the extension's vectors bit for bit, its errors, and its behaviour with threads and processes."""
 
 from __future__ import annotations
 
@@ -69,12 +69,13 @@ def test_a_check_says_what_clip_check_model_says(database: support.Database, cli
     with database.connect() as db:
         expected = dict(db.execute("SELECT item, value FROM clip_check_model('photo-mini')").fetchall())
     found = dict(clip.check())
-    # Others are measured.
+    # The other values are measurements.
     assert found.keys() == expected.keys() and found["verdict"] == expected["verdict"]
 
 
 def words(error: ClipError | psycopg.Error) -> list[str]:
-    """Message, detail and hint, without what only one side says: the prefix of settings, the index in a list."""
+    """Message, detail and hint, without the parts that only one side has: the prefix of settings, the index in a
+    list."""
     if isinstance(error, psycopg.Error):
         texts = (error.diag.message_primary, error.diag.message_detail, error.diag.message_hint)
     else:
@@ -133,11 +134,11 @@ def test_errors_as_exceptions(clip: Clip, tmp_path: pathlib.Path) -> None:
     with pytest.raises(ClipError, match='model "nope" does not exist') as caught:
         Clip("nope")
     assert caught.value.kind == "unknown model"
-    # A process has one ONNX Runtime, which this one has loaded.
+    # A process has one ONNX Runtime, and this process has already loaded it.
     with pytest.raises(ClipError, match="already loaded") as caught:
         Clip("photo-mini", onnxruntime="/nowhere.so").images([FILES[0]])
     assert caught.value.kind == "unsupported" and "/nowhere.so" in caught.value.detail
-    # An error of the model is of no element, and is raised by all calls.
+    # An error of the model concerns no single element, so every call raises it.
     for call in ("texts(['a cat'])", "images([b'x'])", "try_images([b'x'])"):
         program = f"from clip_search import Clip; Clip('photo-mini', onnxruntime='/nowhere.so').{call}"
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
@@ -167,7 +168,7 @@ def test_other_threads_run_meanwhile(clip: Clip) -> None:
     while thread.is_alive():
         rounds += 1
         time.sleep(0.001)
-    # With the lock held there would be one round at most, before the call begins.
+    # If the call held the lock, there would be at most one round, before the call begins.
     assert rounds > 20 and found[0].shape == (5 * len(FILES), 512)
 
 
@@ -220,7 +221,7 @@ def test_the_wheel() -> None:
 
 
 def test_it_has_the_extensions_libraries() -> None:
-    """Its own lock file selects the same versions: another decoder could give other pixels."""
+    """The package's own lock file selects the same versions: another decoder could give other pixels."""
 
     def versions(folder: pathlib.Path) -> set[tuple[str, str]]:
         text = (folder / "Cargo.lock").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""clip-embed with https:// and s3:// paths, against servers of this machine."""
+"""clip-embed with https:// and s3:// paths, against servers on this machine."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
 
 
 class Site(http.server.ThreadingHTTPServer):
-    """The photos, and paths that misbehave."""
+    """Serves the photos, and paths that misbehave."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -91,7 +91,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Location", f"/photos/{name}")
             self.send_header("Content-Length", "0")
             return self.end_headers()
-        # Killed before any answer; in the middle of one that can't be resumed; and of one that can.
+        # The connection is cut before any answer, in the middle of a file that can't be resumed, or in the middle of
+        # one that can.
         if address.path.startswith("/dying/") and self.server.asked[self.path] <= 2:
             return self.die()
         file = PHOTOS / name
@@ -120,7 +121,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
 
     def die(self) -> None:
-        # At once, by a reset.
+        # Closes the connection at once, with a reset.
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
         self.close_connection = True
@@ -175,7 +176,7 @@ def site() -> Iterator[tuple[Site, str]]:
 
 @pytest.fixture
 def secure(tmp_path: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
-    """A site with TLS, and the certificate of the authority that signed its own."""
+    """A site with TLS, and the certificate of the authority that signed its certificate."""
     now = datetime.datetime.now(datetime.timezone.utc)
     root_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     root, name = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in ("authority", "localhost"))
@@ -225,7 +226,7 @@ def test_https(secure: tuple[str, pathlib.Path], tmp_path: pathlib.Path, expecte
     relative.write_text("path\n" + "\n".join(NAMES))
     run(relative, "-o", tmp_path / "w.csv", "--root", f"{base}/photos", SSL_CERT_FILE=str(authority))
     assert rows(tmp_path / "w.csv").keys() == found.keys()
-    # Nobody vouches for it.
+    # No known authority signed its certificate.
     run(listing, "-o", tmp_path / "x.csv", "--key-column", "id", "--retries", 0, code=3)
     assert {message for _, message in refused(tmp_path / "x.csv")} == {"file cannot be fetched"}
     assert "UnknownIssuer" in pathlib.Path(f"{tmp_path / 'x.csv'}.failures.csv").read_text()
@@ -265,22 +266,22 @@ def test_what_a_web_server_may_do(site: tuple[Site, str], tmp_path: pathlib.Path
     )
     text = pathlib.Path(f"{output}.failures.csv").read_text()
     assert "404" in text and "500" in text and "403" in text
-    # Tried again as often as it was told; what will not pass, once.
+    # Temporary errors were retried as often as the options say, permanent ones not at all.
     for path in ("flaky", "dying", "cut-twice", "down", "cut"):
         assert server.asked[f"/{path}/{name}"] == 3, path
     half = (PHOTOS / name).stat().st_size // 2
     assert server.ranges == [None, f"bytes={half}-{2 * half + (PHOTOS / name).stat().st_size % 2 - 1}"]
     assert server.asked["/photos/gone.jpg"] == 1
-    # Of 20 GB no more than what was under way.
+    # Of the 20 GB, only what was already on its way was sent.
     assert server.bytes_sent < 64 << 20
-    # Without leave, http:// is refused, and what is there stays.
+    # Without the option that allows it, http:// is refused, and the existing vectors stay.
     run(listing, *options, code=3)
     assert "http:// has no encryption" in pathlib.Path(f"{output}.failures.csv").read_text()
     assert dict(refused(output)).keys() == addresses.keys() - found.keys() and rows(output).keys() == found.keys()
 
 
 def test_killed_at_random(site: tuple[Site, str], tmp_path: pathlib.Path, expected: dict[str, np.ndarray]) -> None:
-    """Three shards of a web server's photos, each killed again and again: the merge has them all."""
+    """Three shards of a web server's photos, each killed again and again: the merge is complete."""
     _, base = site
     keys = {f"{number}-{name}": f"{base}/photos/{name}?{number}" for number in range(8) for name in NAMES}
     listing = write_list(tmp_path, keys)
@@ -345,7 +346,7 @@ def store() -> Iterator[Store]:
         made.server.stop()
 
 
-# What file names have, and what addresses, XML, globs and signatures treat in their own way.
+# Characters that occur in file names and that addresses, XML, globs and signatures treat differently.
 ODD = ["größe, a b%20+&=.jpg", "#1 [a]{b}~'!?*;:@$|^`<>\"\\.jpg", "猫 🐈.jpg", "%2F%00.JPG", "a..b.jpg"]
 
 
@@ -357,14 +358,14 @@ def test_a_prefix_of_s3(store: Store, tmp_path: pathlib.Path, expected: dict[str
         store.put(f"2024/{key}", (PHOTOS / NAMES[0]).read_bytes())
     store.put("2024/notes.txt", b"no image")
     store.put("2024/.hidden.jpg", b"no image")
-    # Folders, as a console makes them.
+    # Folder objects, as a console creates them.
     store.put("2024/", b"")
     store.put("2024/deep/", b"")
     store.put("2024/empty/", b"")
     store.put("2025/other.jpg", (PHOTOS / NAMES[0]).read_bytes())
-    # Not below the prefix, though its name begins alike.
+    # This key isn't below the prefix, though it begins with the same characters.
     store.put("2024-other.jpg", (PHOTOS / NAMES[0]).read_bytes())
-    # A prefix is a directory: in two shards, by the same command.
+    # A prefix works like a directory; here in two shards, by the same command.
     found: dict[str, np.ndarray] = {}
     told = ""
     for number in (1, 2):
@@ -384,14 +385,14 @@ def test_a_prefix_of_s3(store: Store, tmp_path: pathlib.Path, expected: dict[str
     assert '"s3://nowhere/x" cannot be read' in told and "NoSuchBucket" in told and not (tmp_path / "n.csv").exists()
     told = run("s3://photos/2023", "-o", tmp_path / "n.csv", code=1, **store.environment)
     assert "2023" in told and not (tmp_path / "n.csv").exists()
-    # A key that is no path: the whole listing says so, and what to do.
+    # A key that isn't a valid path: listing the prefix fails with the reason and the remedy.
     store.put("2024/a//b.jpg", b"")
     told = run("s3://photos/2024", "-o", tmp_path / "n.csv", code=1, **store.environment)
     assert "2024/a//b.jpg" in told and "Give a list of paths" in told
 
 
 def test_more_objects_than_one_answer_lists(store: Store, tmp_path: pathlib.Path) -> None:
-    # Not by 1100 requests, which take a minute.
+    # Put into the store directly: 1100 requests would take a minute.
     bucket = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
     for number in range(1100):
         bucket.put_object("photos", f"many/{number:04}.txt", b"x")
@@ -401,7 +402,7 @@ def test_more_objects_than_one_answer_lists(store: Store, tmp_path: pathlib.Path
 
 
 def test_a_list_of_objects(store: Store, tmp_path: pathlib.Path, expected: dict[str, np.ndarray]) -> None:
-    """In several buckets, beside files."""
+    """A list of objects in several buckets, mixed with files."""
     store.put(f"2024/{NAMES[1]}", (PHOTOS / NAMES[1]).read_bytes())
     store.put("big.jpg", b"x" * 200_000)
     addresses = {
@@ -421,7 +422,7 @@ def test_a_list_of_objects(store: Store, tmp_path: pathlib.Path, expected: dict[
     failures = dict(refused(output))
     assert failures.pop("e") == "image file is too large"
     assert failures == dict.fromkeys("bcf", "file cannot be fetched")
-    # Without credentials, and with no machine's role to ask for: soon, and with the remedy.
+    # Without credentials or a machine role to ask for them, the run fails soon and names the remedy.
     environment = {name: text for name, text in store.environment.items() if "KEY" not in name}
     start = time.monotonic()
     environment["AWS_METADATA_ENDPOINT"] = "http://127.0.0.1:1"

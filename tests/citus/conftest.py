@@ -1,4 +1,4 @@
-"""Servers with Citus, one without, and the table that is printed at the end."""
+"""Servers with Citus, one without, and the table of measurements printed at the end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def citus(bindir: pathlib.Path) -> Iterator[Citus]:
 
 @pytest.fixture(scope="session")
 def single(bindir: pathlib.Path) -> Iterator[Server]:
-    """One server without Citus, to compare with."""
+    """A server without Citus, for comparison."""
     with server(bindir, preload="photo-mini") as made:
         yield made
 
@@ -39,7 +39,7 @@ def db(citus: Citus) -> Iterator[psycopg.Connection]:
 
 @pytest.fixture(scope="session")
 def table() -> Iterator[list[tuple[str, ...]]]:
-    """Rows of the table; written where scripts/citus.sh prints it."""
+    """The rows of the table, written to the file that scripts/citus.sh prints."""
     rows: list[tuple[str, ...]] = []
     yield rows
     if path := os.environ.get("CITUS_TABLE"):

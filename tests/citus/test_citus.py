@@ -51,14 +51,14 @@ def test_the_extension_comes_to_the_workers(citus: Citus) -> None:
 
 
 def groups_match(db: psycopg.Connection, table: str, collection: str) -> bool:
-    """Whether each group has the size of its rows."""
+    """Whether each group's size is the number of its rows."""
     query = f"SELECT cluster_id, count(*) FROM {table} WHERE cluster_id IS NOT NULL GROUP BY cluster_id"
     clusters = db.execute("SELECT id, size FROM clip_search.cluster WHERE collection = %s", (collection,)).fetchall()
     return dict(db.execute(query).fetchall()) == dict(clusters)
 
 
 def group(db: psycopg.Connection, table: str, collection: str) -> int:
-    """Groups until nothing is left to do; the number of rows that joined or left."""
+    """Calls clip_group until nothing is left to do. Returns the number of rows that joined or left a group."""
     total = 0
     while count := value(db, "SELECT clip_group(%s)", table):
         total += count
@@ -82,7 +82,7 @@ def test_rows_are_embedded_by_the_worker_that_stores_them(citus: Citus, db: psyc
     for photo in PHOTOS[::10]:
         found = vector(value(db, "SELECT embedding::text FROM photo WHERE title = %s", photo.stem))
         assert support.close(found, embed_one(db, "image", photo.read_bytes()))
-    # Another photo, another embedding; another title, none.
+    # Another photo changes the embedding; another title doesn't.
     db.execute("UPDATE photo SET data = %b WHERE title = 'cat'", (PHOTOS[-1].read_bytes(),))
     db.execute("UPDATE photo SET title = 'was a cat' WHERE title = 'cat'")
     assert sum(citus.images()[1:]) == sum(before[1:]) + 1
@@ -107,7 +107,7 @@ def test_a_bad_file_is_listed_on_the_coordinator_and_undoes_nothing(citus: Citus
     rows = len(PHOTOS) + 4
     progress = "SELECT rows, embedded, pending, failed FROM clip_search.watch WHERE relation = 'photo'::regclass"
     assert db.execute(progress).fetchone() == (rows, rows - 2, 0, 2)
-    # A repaired file leaves the list with its next attempt or change.
+    # A repaired file leaves the list at its next attempt or change.
     db.execute("UPDATE photo SET data = %b WHERE id = 9001", (PHOTOS[2].read_bytes(),))
     assert citus.run("progress") == [(0,)]
     assert db.execute("SELECT key FROM clip_search.failure").fetchall() == [(["9002"],)]
@@ -116,7 +116,7 @@ def test_a_bad_file_is_listed_on_the_coordinator_and_undoes_nothing(citus: Citus
 
 
 def test_another_role_owns_its_tables(citus: Citus, db: psycopg.Connection) -> None:
-    """The owner's rights suffice, also where a superuser groups; another role sees neither keys nor groups."""
+    """The owner's rights suffice, even if a superuser groups; another role sees neither keys nor groups."""
     db.execute("SET client_min_messages = warning")
     db.execute("CREATE ROLE anna LOGIN; CREATE ROLE bert LOGIN; CREATE SCHEMA hers; GRANT ALL ON SCHEMA hers TO anna")
     with citus.coordinator.connect() as hers:
@@ -139,7 +139,7 @@ def test_another_role_owns_its_tables(citus: Citus, db: psycopg.Connection) -> N
         assert value(his, "SELECT count(*) FROM clip_search.failure") == 0
         state, text = sqlstate(his, "SELECT clip_group('hers.photo')")
         assert state == "42501", (state, text)
-    # A trigger with settings, on a table of another role, is refused.
+    # A trigger with settings is refused on another role's table.
     db.execute("GRANT USAGE ON SCHEMA hers TO bert; GRANT TRIGGER ON hers.photo TO bert")
     node, shard = db.execute(
         "SELECT nodename, 'hers.photo_' || shardid FROM citus_shards WHERE table_name = 'hers.photo'::regclass LIMIT 1"
@@ -187,19 +187,19 @@ def explain(db: psycopg.Connection, query: str) -> str:
 
 def test_the_limit_goes_to_every_shards_index(citus: Citus, db: psycopg.Connection) -> None:
     assert [subject(title) for (title,) in citus.run("search")] == ["cat"] * 3
-    # A plan by index even though there are few rows.
+    # The plan uses the index even though there are few rows.
     db.execute("SET citus.explain_all_tasks = on; SET citus.propagate_set_commands = 'local'")
     with db.transaction():
         db.execute("SET LOCAL enable_seqscan = off")
         text = explain(db, citus.blocks["search"])
     shards = value(db, "SELECT count(*) FROM citus_shards WHERE table_name = 'photo'::regclass")
     assert shards == 4
-    # The vector is in the query that is sent, and not the call.
+    # The query that is sent contains the vector, not the call.
     sent = re.findall(r"Query: (.*)", text)
     assert len(sent) == shards and all("LIMIT '3'::bigint" in query and "'[…]'" in query for query in sent), text
     assert "clip_embed_text" not in text, text
     assert len(re.findall(r"Index Scan using photo_embedding_\d+", text)) == shards, text
-    # What the page says of a call without the model's name.
+    # The page warns of a call without the model's name.
     assert "clip_embed_text" in explain(
         db, "SELECT id FROM photo ORDER BY embedding <=> clip_embed_text('a cat') LIMIT 3"
     )
@@ -210,7 +210,7 @@ def test_a_text_is_embedded_once(citus: Citus, db: psycopg.Connection) -> None:
     db.execute(
         "PREPARE search (text) AS SELECT id FROM photo ORDER BY embedding <=> clip_embed_text($1, 'photo-mini') LIMIT 3"
     )
-    for _ in range(8):  # beyond the fifth, from which on plans may be generic
+    for _ in range(8):  # the sixth is the first for which PostgreSQL may use a generic plan
         assert len(db.execute("EXECUTE search ('a text that nobody has looked for')").fetchall()) == 3
     counts = []
     for server in citus.servers:
@@ -235,7 +235,7 @@ def test_groups_are_made_on_the_coordinator(citus: Citus, db: psycopg.Connection
 
 
 def test_groups_follow_plain_statements_at_any_server(citus: Citus, db: psycopg.Connection) -> None:
-    """Each statement that changes what is counted is noted beside the row, and drift is 0 after a call."""
+    """Each statement that changes the groups' counts records that next to the row; after a call, drift is 0."""
     rocket = next(photo for photo in PHOTOS if photo.stem == "rocket").read_bytes()
     cat, home = db.execute("SELECT id, cluster_id FROM photo WHERE title = 'cat-cropped'").fetchone()
     with citus.workers[0].connect() as there:
@@ -250,12 +250,12 @@ def test_groups_follow_plain_statements_at_any_server(citus: Citus, db: psycopg.
     assert group(db, "photo", "photo") > 0
     other = value(db, "SELECT cluster_id FROM photo WHERE id = %s", cat)
     assert other == value(db, "SELECT cluster_id FROM photo WHERE title = 'rocket'") != home
-    # In the middle of a transaction, and rolled back.
+    # In the middle of a transaction, then rolled back.
     with db.transaction(force_rollback=True):
         db.execute("DELETE FROM photo WHERE id = %s", (cat,))
         assert value(db, "SELECT clip_group('photo')") == 1
     assert groups_match(db, "photo", "photo")
-    # An embedding that is written by hand, and one that is taken away.
+    # One embedding is written by hand, another is removed.
     db.execute("UPDATE photo SET embedding = clip_embed_text('a rocket', 'photo-mini') WHERE id = 9001")
     db.execute("UPDATE photo SET embedding = NULL WHERE id = 9002")
     assert group(db, "photo", "photo") == 3
@@ -265,7 +265,7 @@ def test_groups_follow_plain_statements_at_any_server(citus: Citus, db: psycopg.
 
 
 def test_a_row_that_changes_meanwhile_is_not_counted(citus: Citus, db: psycopg.Connection) -> None:
-    """clip_group waits for a transaction that has changed the row which it is about to assign, and then leaves it out."""
+    """clip_group waits for a transaction that has changed the row to be assigned, and then skips the row."""
     db.execute("INSERT INTO photo (id, data) VALUES (9001, %b)", (PHOTOS[0].read_bytes(),))
     done: list[int] = []
 
@@ -287,7 +287,7 @@ def test_a_row_that_changes_meanwhile_is_not_counted(citus: Citus, db: psycopg.C
 
 
 def test_recluster_writes_members_by_key(citus: Citus, db: psycopg.Connection) -> None:
-    """With a threshold that nothing reaches each photo is a group; with the usual one the subjects are."""
+    """With a threshold that no pair reaches, each photo is a group; with the usual threshold, each subject is."""
     rows = value(db, "SELECT count(*) FROM photo")
     sizes = db.execute("SELECT size FROM clip_search.cluster WHERE collection = 'photo' ORDER BY size").fetchall()
     db.execute("SELECT clip_alter_collection('photo', threshold => 1)")
@@ -344,14 +344,14 @@ def test_what_does_not_work_says_so(citus: Citus, db: psycopg.Connection) -> Non
         refused(db, query, "was called on a worker of Citus", "coordinator")
     state, text = sqlstate(db, "UPDATE photo SET cluster_id = clip_assign_cluster(embedding, 'photo')")
     assert state == "0A000" and "VOLATILE" in text
-    # Tables that have nothing to do with Citus are what they were, and reference tables are not.
+    # Tables that Citus doesn't know work as before; reference tables don't.
     db.execute("CREATE TABLE here (id bigint PRIMARY KEY, data bytea)")
     db.execute("SELECT clip_watch('here', 'data', cluster => 'cluster_id')")
     db.execute("INSERT INTO here (id, data) VALUES (1, %b)", (PHOTOS[0].read_bytes(),))
     assert value(db, "SELECT count(*) FROM here WHERE embedding IS NOT NULL AND cluster_id IS NOT NULL") == 1
     state, text = sqlstate(db, "SELECT create_distributed_table('here', 'id')")
     assert "has triggers" in text
-    # Told that triggers are wanted, Citus has the rows inserted into the shards.
+    # If triggers are allowed, Citus inserts the rows into the shards.
     with db.transaction(force_rollback=True):
         db.execute("SET LOCAL citus.enable_unsafe_triggers = on")
         _, text = sqlstate(db, "SELECT create_distributed_table('here', 'id')")
@@ -364,7 +364,7 @@ def test_what_does_not_work_says_so(citus: Citus, db: psycopg.Connection) -> Non
 
 
 def measure(server: Server, name: str, table: list[tuple[str, ...]]) -> None:
-    """Fills `photo` with the gallery and random vectors, and searches it."""
+    """Fills `photo` with the gallery and random vectors, and measures searches."""
     with server.connect() as db:
         db.execute("TRUNCATE photo")
         start = time.monotonic()
@@ -374,7 +374,7 @@ def measure(server: Server, name: str, table: list[tuple[str, ...]]) -> None:
                 copy.write_row((photo.stem, photo.read_bytes()))
         photos = len(PHOTOS) * 4 / (time.monotonic() - start)
         rows = np.random.default_rng(1).standard_normal((RANDOM_ROWS, 512)).astype(np.float32)
-        # They have vectors and no images, which the trigger would undo.
+        # These rows have vectors but no images: the trigger would remove the vectors.
         db.execute("SET citus.enable_unsafe_triggers = on")
         trigger = value(
             db,
@@ -399,7 +399,7 @@ def measure(server: Server, name: str, table: list[tuple[str, ...]]) -> None:
         found = 0
         for query in queries:
             similar = stored @ query
-            # The gallery is there four times: any of those that are as near will do.
+            # The gallery was inserted four times: any equally near copy is right.
             least = np.sort(similar)[-10] - 1e-6
             good = set(ids[similar >= least].tolist())
             search = "SELECT id FROM photo ORDER BY embedding <=> %s::vector LIMIT 10"

@@ -50,7 +50,7 @@ def test_the_gallery_is_right(citus: Citus, gallery: subprocess.CompletedProcess
     assert "10 of 10 queries found their photo first; 30 photos form 10 groups" in gallery.stdout
     assert gallery.stdout.count("✓") == 10 and "✗" not in gallery.stdout
     coordinator, *workers = gallery.embedded
-    # clip_watch asks the model for its dimensions, with a picture.
+    # clip_watch embeds a picture to learn the model's dimensions.
     assert coordinator <= 2 and sum(workers) == 30 and min(workers) > 0, gallery.embedded
     with citus.coordinator.connect() as db:
         titles = [title for (title,) in db.execute("SELECT title FROM gallery.search('something hot to drink', 1)")]

@@ -1,5 +1,5 @@
-"""Roles that own distributed tables, and others that would like to: whose code runs, what a name or a number may stand for, and
-names that are hard to quote."""
+"""Roles that own distributed tables, and roles that attack them: whose code runs, what a name or a number may refer
+to, and names that are hard to quote."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def olga(citus: Citus) -> Iterator[psycopg.Connection]:
 def distributed(
     db: psycopg.Connection, name: str, shards: int = 2, columns: str = "id bigint PRIMARY KEY, title text"
 ) -> Iterator[None]:
-    """A distributed table with texts."""
+    """A distributed table of texts."""
     db.execute(f"CREATE TABLE {name} ({columns})")
     key = columns.split()[0].strip('"')
     query = "SELECT create_distributed_table(%s, %s, shard_count => %s, colocate_with => 'none')"
@@ -67,7 +67,8 @@ def sizes(db: psycopg.Connection, collection: str) -> int:
 def test_the_question_to_the_servers_names_no_function_of_another_role(
     citus: Citus, db: psycopg.Connection, olga: psycopg.Connection
 ) -> None:
-    """An aggregate for the very type of the rows is preferred to PostgreSQL's, if the search_path leads to it."""
+    """PostgreSQL prefers an aggregate for exactly the rows' type to its own one, if the search_path includes its
+    schema."""
     db.execute("GRANT CREATE ON SCHEMA public TO mallory")
     with distributed(olga, "common.asked"):
         watch(olga, "common.asked")
@@ -108,7 +109,7 @@ def test_a_table_whose_name_ends_like_a_shards_is_none(
     olga.execute("INSERT INTO common.kept SELECT i, 'a cat ' || i FROM generate_series(1, 5) AS i")
     olga.execute("INSERT INTO common.kept VALUES (9, E'\\t')")
     db.execute("SELECT citus_add_local_table_to_metadata('common.kept')")
-    # Citus hides the shard, which the collection's members are in now, from its owner.
+    # The collection's members are now in a shard, which Citus hides from its owner.
     assert sizes(olga, "kept") == 5
     query = "SELECT owner::text FROM clip_search.collection WHERE name = 'kept'"
     assert value(olga, query) == value(db, query) == "olga"
@@ -165,7 +166,7 @@ def test_the_number_of_anothers_watch_is_not_enough(
 def test_default_privileges_are_not_for_departures(
     citus: Citus, db: psycopg.Connection, olga: psycopg.Connection
 ) -> None:
-    """They have the embeddings of rows that others may not see, and what is written there changes groups."""
+    """The departures contain embeddings of rows that other roles may not see, and writing to them changes groups."""
     db.execute("CREATE ROLE app LOGIN; CREATE SCHEMA granted AUTHORIZATION olga; GRANT USAGE ON SCHEMA granted TO app")
     for grantee in ("app", "PUBLIC"):
         olga.execute(f"ALTER DEFAULT PRIVILEGES IN SCHEMA granted GRANT ALL ON TABLES TO {grantee}")
@@ -215,7 +216,7 @@ def test_names(olga: psycopg.Connection, table: str, embedding: str, cluster: st
 
 
 def test_a_vector_that_no_group_can_have_holds_up_nothing(olga: psycopg.Connection) -> None:
-    """A shard takes any vector that is written by hand; the groups are elsewhere."""
+    """A shard accepts any vector that is written by hand, since the groups are on another server."""
     with distributed(olga, "common.zero"):
         watch(olga, "common.zero", cluster="cluster_id", collection="zero")
         olga.execute("INSERT INTO common.zero VALUES (1, 'a cat'), (2, 'a dog'), (3, 'a car')")
@@ -247,7 +248,8 @@ def test_a_backfill_tells_rows_that_it_embeds_again(olga: psycopg.Connection) ->
 
 
 def test_a_transaction_uses_shards_as_one_role(db: psycopg.Connection, olga: psycopg.Connection) -> None:
-    """Citus refuses two, or they would wait for each other; so the caller is told to become the owner."""
+    """Citus refuses to use two roles in one transaction, since they could wait for each other; so the error tells
+    the caller to become the owner."""
     columns = "id bigint PRIMARY KEY, title text, embedding vector(512), cluster_id bigint"
     with distributed(olga, "common.owned", columns=columns):
         olga.execute("INSERT INTO common.owned VALUES (1, 'a cat', clip_embed_text('a cat', 'photo-mini'), 5)")

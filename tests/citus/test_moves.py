@@ -1,5 +1,5 @@
-"""Queued watches, shards and schemas that move, and tables that Citus takes over: rows, embeddings, groups and failures stay
-what they are."""
+"""Queued watches, shards and schemas that move, and tables that Citus takes over: rows, embeddings, groups and
+failures stay the same."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def insert(db: psycopg.Connection, table: str, photos: list[pathlib.Path], first
 
 
 def counts(db: psycopg.Connection, table: str, collection: str) -> tuple[int, int, int, int]:
-    """Rows, embeddings, rows with a group, and what the groups count."""
+    """Numbers of rows, of embeddings, of rows with a group, and of members that the groups count."""
     rows = db.execute(f"SELECT count(*), count(embedding), count(cluster_id) FROM {table}").fetchone()
     query = "SELECT coalesce(sum(size), 0) FROM clip_search.cluster WHERE collection = %s"
     return (*rows, int(value(db, query, collection)))
@@ -46,7 +46,7 @@ def test_each_workers_background_worker_embeds_and_the_coordinators_groups(
 ) -> None:
     db.execute("CREATE TABLE waiting (id bigint PRIMARY KEY, title text, data bytea)")
     db.execute("SELECT create_distributed_table('waiting', 'id', shard_count => 4)")
-    insert(db, "waiting", PHOTOS[:5], 1)  # they are there before the watch
+    insert(db, "waiting", PHOTOS[:5], 1)  # before the watch
     before = citus.images()
     db.execute("SELECT clip_watch('waiting', 'data', model => 'photo-mini', mode => 'queued', cluster => 'cluster_id')")
     with citus.workers[0].connect() as there:
@@ -55,7 +55,7 @@ def test_each_workers_background_worker_embeds_and_the_coordinators_groups(
     everything = (31, 30, 30, 30)
     until(lambda: counts(db, "waiting", "waiting") == everything, "rows were not embedded and grouped", 60)
     embedded = [after - count for after, count in zip(citus.images(), before, strict=True)]
-    # The coordinator has asked the model for its dimensions, when it was called.
+    # When it was called, clip_watch asked the model on the coordinator for its dimensions.
     assert embedded[0] <= 2 and sum(embedded[1:]) == 30 and min(embedded[1:]) > 0, embedded
     assert sizes_match(db, "waiting", "waiting")
     query = "SELECT rows, embedded, pending, failed FROM clip_search.watch WHERE relation = 'waiting'::regclass"
@@ -65,7 +65,7 @@ def test_each_workers_background_worker_embeds_and_the_coordinators_groups(
 
 
 def test_a_shard_that_moves_takes_all_along(citus: Citus, db: psycopg.Connection) -> None:
-    """The shard with the broken file, and with a departure that is noted, while a row waits that can't be embedded yet."""
+    """A shard moves with a broken file and a recorded departure, while a row waits that can't be embedded yet."""
     shard = value(db, "SELECT get_shard_id_for_distribution_column('waiting', 100)")
     db.execute("SELECT clip_watch('waiting', mode => 'immediate', on_error => 'skip')")
     ids = [id for (id,) in db.execute("SELECT id FROM waiting WHERE id < 100 ORDER BY id")]
@@ -82,7 +82,7 @@ def test_a_shard_that_moves_takes_all_along(citus: Citus, db: psycopg.Connection
     assert citus.images() == before, "rows were embedded again"
     assert value(db, "SELECT clip_group('waiting')") == 1
     assert counts(db, "waiting", "waiting") == (30, 29, 29, 29) and sizes_match(db, "waiting", "waiting")
-    # Its triggers are there: a change is embedded and noted.
+    # The moved shard has its triggers: a change is embedded and recorded.
     db.execute("UPDATE waiting SET data = %b WHERE id = %s", (PHOTOS[0].read_bytes(), beside[1]))
     assert value(db, "SELECT clip_group('waiting')") == 2
     assert counts(db, "waiting", "waiting") == (30, 29, 29, 29) and sizes_match(db, "waiting", "waiting")
@@ -90,7 +90,7 @@ def test_a_shard_that_moves_takes_all_along(citus: Citus, db: psycopg.Connection
 
 
 def test_a_tenants_schema(citus: Citus, db: psycopg.Connection) -> None:
-    """A table in one shard: Citus would commit on the worker first if clip_group did not ask for two phases."""
+    """A table in one shard: if clip_group didn't ask for two-phase commit, Citus would commit on the worker first."""
     citus.run("tenant")
     with citus.workers[1].connect() as there:
         insert(there, "tenant.photo", PHOTOS[:20], 1)

@@ -1,6 +1,6 @@
-"""Photos of a distributed table while sessions at every server insert, copy, update, upsert and delete them. Each worker is
-stopped as by a crash, a shard moves, and a node leaves and comes back. At the end rows, embeddings, groups and failures
-are exactly those of the statements that were committed."""
+"""Sessions at every server insert, copy, update, upsert and delete photos of a distributed table, while each worker is stopped
+as by a crash, a shard moves, and a node leaves and comes back. At the end, rows, embeddings, groups and failures are exactly
+those of the committed statements."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ PHOTOS = sorted((support.ROOT / "examples" / "gallery" / "photos").glob("*.jpg")
 FILES = [photo.read_bytes() for photo in PHOTOS]
 BAD = b"no image"
 SESSIONS, EACH = 8, 40
-# A server that is down, or goes down while it is asked.
+# The SQLSTATEs of a server that is down, or goes down during a query.
 DOWN = {"08001", "08006", "57P01", "57P02", "57P03"}
-# What Citus makes of a worker that goes away while it is asked, according to what it was at: libpq's words, which carry no
-# SQLSTATE, or words of its own.
+# The errors that Citus reports when a worker goes down during a query, depending on what it was doing: libpq's
+# messages, which have no SQLSTATE, or its own.
 LOST = {
     ("XX000", "server closed the connection unexpectedly"),
     ("XX000", "failure on connection marked as essential"),
     ("XX000", "connection to the remote node"),
     ("58030", "failed to COPY to shard"),
 }
-# Sessions that change the same rows in different orders, one of which is clip_group; or a shard has just moved.
+# Sessions (clip_group is one of them) that change the same rows in different orders, or a shard that has just moved.
 AGAIN = {"40P01", "40001", "55P03"}
 
 
 def is_lost(error: psycopg.Error) -> bool:
-    # psycopg has no SQLSTATE where the server that it is connected to goes away.
+    # psycopg gives no SQLSTATE when the server that it is connected to goes down.
     return error.sqlstate in DOWN | AGAIN | {None} or any(
         error.sqlstate == state and words in str(error) for state, words in LOST
     )
 
 
 def recover(citus: Citus, rounds: int = 50) -> None:
-    """Until no transaction waits on a worker for the coordinator's word."""
+    """Waits until no worker has a transaction that waits for the coordinator's decision."""
     for _ in range(rounds):
         with citus.coordinator.connect() as db:
             db.execute("SELECT recover_prepared_transactions()")
@@ -65,7 +65,7 @@ def prepared(citus: Citus) -> int:
 
 
 class Storm:
-    """What the sessions share: when to give up, the servers that take statements, and the errors, by SQLSTATE."""
+    """The state that the sessions share: when to give up, the servers in use, and the errors so far, by SQLSTATE."""
 
     def __init__(self, seconds: float, citus: Citus):
         self.servers = list(citus.servers)
@@ -77,7 +77,7 @@ class Storm:
         assert time.monotonic() < self.deadline and not self.failed.is_set(), self.errors
 
     def job(self, run: Callable[[], None]) -> Callable[[], None]:
-        """Nobody waits for the others of one that has failed."""
+        """Wraps a job: when one job fails, nobody waits for the others."""
 
         def guarded() -> None:
             try:
@@ -89,7 +89,8 @@ class Storm:
         return guarded
 
     def until_done(self, choose: Callable[[], Server], statement: Callable[[psycopg.Connection], object]) -> None:
-        """Runs a statement until it succeeds. A statement may be repeated: what a lost commit has done, it does once."""
+        """Runs a statement until it succeeds. It may run again after a commit whose answer was lost, so it must be
+        repeatable."""
         while True:
             self.check()
             server = choose()
@@ -105,7 +106,8 @@ class Storm:
 
 
 class Writer:
-    """A session with ids of its own. `photos`: what each of its rows has at the end, the number of a file or None."""
+    """A session with ids of its own. `photos` maps each of its rows to its final photo: the number of a file, or
+    None."""
 
     def __init__(self, storm: Storm, number: int):
         self.storm, self.rng = storm, random.Random(number)
@@ -133,7 +135,7 @@ class Writer:
             self.photos[id] = photo
 
     def insert(self, db: psycopg.Connection, id: int, data: bytes) -> None:
-        # It may be there already: its commit was not heard of.
+        # The row may already exist, if the answer to its commit was lost.
         with contextlib.suppress(psycopg.errors.UniqueViolation):
             db.execute("INSERT INTO item (id, data) VALUES (%s, %b)", (id, data))
 
@@ -148,7 +150,7 @@ class Writer:
         db.execute(query, (id, data))
 
     def update(self, db: psycopg.Connection, id: int, data: bytes) -> None:
-        # Now and then undone.
+        # Sometimes rolled back.
         if self.rng.random() < 0.2:
             with db.transaction(force_rollback=True):
                 db.execute("UPDATE item SET data = %b WHERE id = %s", (FILES[0], id))
@@ -259,7 +261,7 @@ def test_everything_is_exact_after_a_storm(citus: Citus, mode: str) -> None:
                 assert support.close(vector(text), right[photo]), (id, photo)
                 groups[PHOTOS[photo].stem.split("-")[0]].add(cluster)
                 members[cluster].append(right[photo].astype(np.float64))
-        # The three photos of a subject are alike, and no others.
+        # Only the three photos of a subject are alike.
         assert all(len(clusters) == 1 for clusters in groups.values()), groups
         assert len(members) == len(groups)
         clusters = db.execute(
@@ -278,7 +280,7 @@ def test_everything_is_exact_after_a_storm(citus: Citus, mode: str) -> None:
 
 @pytest.fixture
 def lost(citus: Citus) -> Iterator[psycopg.Connection]:
-    """A table of six photos of two subjects, four of them grouped, and no recovery but when it is asked for."""
+    """A table of six photos of two subjects, four of them grouped; Citus recovers transactions only when told to."""
     with citus.coordinator.connect() as db:
         db.execute("CREATE TABLE lost (id bigint PRIMARY KEY, data bytea)")
         db.execute("SELECT create_distributed_table('lost', 'id', shard_count => 4)")
@@ -310,11 +312,12 @@ def in_syncrep(server: Server) -> object:
 
 @pytest.mark.parametrize("committed", [True, False], ids=["committed", "not committed"])
 def test_a_coordinator_lost_between_the_phases(citus: Citus, lost: None, committed: bool) -> None:
-    """It is lost when the workers have prepared clip_group and don't know how it ends. The next call waits for that."""
+    """The coordinator is lost after the workers have prepared clip_group and before they learn its outcome. The next
+    call waits for that."""
     with citus.coordinator.connect() as db:
         db.execute("DELETE FROM lost WHERE id = 0")
-    # A server that waits for a standby which isn't there stops within its commit: the coordinator after its own, or a
-    # worker after it has prepared, so that the coordinator has no word of it.
+    # A server that waits for a standby that doesn't exist stops within its commit: the coordinator after its own
+    # commit, or a worker after PREPARE, so that the coordinator gets no answer.
     stuck = citus.coordinator if committed else citus.workers[1]
     set_up(stuck, "synchronous_standby_names = 'nobody'")
 
@@ -348,7 +351,7 @@ def test_a_coordinator_lost_between_the_phases(citus: Citus, lost: None, committ
     assert not after and second.is_alive(), "it went on although nobody knows what became of the first"
     recover(citus)
     second.join(30)
-    # One left, and two were new.
+    # One photo left, and two were new.
     assert after == [0 if committed else 3]
     with citus.coordinator.connect() as db:
         assert value(db, "SELECT count(cluster_id) FROM lost") == 5
@@ -358,5 +361,5 @@ def test_a_coordinator_lost_between_the_phases(citus: Citus, lost: None, committ
 
 
 def test_every_statement_of_the_page_was_run(citus: Citus) -> None:
-    """The last test of this folder."""
+    """This must be the last test of the folder."""
     assert citus.done == set(citus.blocks)

@@ -12,7 +12,7 @@ from clip_embed_runs import PHOTOS
 
 @pytest.fixture
 def folder(tmp_path: pathlib.Path) -> pathlib.Path:
-    """The demo's photos, some of them deeper."""
+    """The demo's photos, some of them in subdirectories."""
     photos = tmp_path / "photos"
     (photos / 'more, "quoted"').mkdir(parents=True)
     for number, photo in enumerate(sorted(PHOTOS.glob("*.jpg"))[:24]):
@@ -24,7 +24,7 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
 
 @pytest.fixture
 def listed(tmp_path: pathlib.Path) -> pathlib.Path:
-    """The photos that LISTS name, but one."""
+    """All photos that LISTS names, except one."""
     photos = tmp_path / "listed"
     for name in ("cat.jpg", "clock.jpg", "dahlia.jpg", 'größe, "quoted"/clock.jpg', "a b/cat.jpg"):
         (photos / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
-"""clip-embed, outside the server: the extension's vectors, COPY takes them, and a killed run is resumed."""
+"""clip-embed, outside the server: it writes the extension's vectors, COPY reads them, and a killed run can be
+resumed."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ import support
 from clip_embed_runs import LISTS, PHOTOS, PROGRAM, command, refused, rows, run
 from support import embed_one, value
 
-# A connection that maps a model's weights computes its first 20 calls in another order, and a batch in yet another:
-# 1.2e-13 on the demo's photos.
+# A connection that maps a model's weights computes its first 20 calls in another order than later ones, and a batch in
+# yet another: the vectors differ by 1.2e-13 on the demo's photos.
 ROUNDING = 1e-12
 
 
@@ -56,7 +57,7 @@ def test_vectors_are_the_extensions(
         db.execute("LOAD 'clip_search'")
         db.execute(f"SET clip_search.model_path = '{server_folder.path}:$system'")
         db.execute(f"SET clip_search.threads = {threads}; SET clip_search.cache_path = ''")
-        # Without mapped weights and one by one: bit for bit.
+        # Without mapped weights and one by one, the vectors are equal bit for bit.
         files = [(folder / name).read_bytes() for name in names]
         for name, file in zip(names, files, strict=True):
             assert np.array_equal(embed_one(db, "image", file, model), found[name]), name
@@ -65,7 +66,8 @@ def test_vectors_are_the_extensions(
     with database.connect() as db:
         db.execute("LOAD 'clip_search'")
         db.execute(f"SET clip_search.model_path = '{server_folder.path}:$system'; SET clip_search.threads = {threads}")
-        # With them: up to rounding, on either side of the 20 calls after which the weights are laid out.
+        # With mapped weights they are equal up to rounding, before and after the 20th call, when the weights are laid
+        # out.
         for name, file in zip(names, files, strict=True):
             assert distance(embed_one(db, "image", file, model), found[name]) < ROUNDING, name
 
@@ -93,7 +95,7 @@ def test_copy_takes_both_formats(database: support.Database, folder: pathlib.Pat
         psql(pg_program, database, f"\\copy h FROM '{csv_file}' (FORMAT csv, HEADER)")
         assert value(db, "SELECT count(*) FROM c") == 24
         assert value(db, "SELECT count(*) FROM c JOIN b USING (path) WHERE vector_send(c.v) = vector_send(b.v)") == 24
-        # Rounded once, as a cast rounds.
+        # Rounded once, like a cast.
         assert value(db, "SELECT count(*) FROM c JOIN h USING (path) WHERE c.v::halfvec = h.v") == 24
         expected = rows(csv_file)
         for path, text in db.execute("SELECT path, v::text FROM c"):
@@ -118,10 +120,10 @@ def test_a_list_with_ids(database: support.Database, folder: pathlib.Path, tmp_p
         db.execute("CREATE TABLE ids (id bigint, v vector(512))")
         psql(pg_program, database, f"\\copy ids FROM '{output}' (FORMAT binary)")
         assert db.execute("SELECT id FROM ids").fetchall() == [(7,)]
-        # The engine's message is the server's.
+        # clip-embed reports the server's error message.
         state, text = support.sqlstate(db, "SELECT clip_embed_image(%b)", b"no image")
         assert (state, text.splitlines()[0]) == ("22023", why["9"])
-    # What was mended is tried again, and nothing else; the list may come by a pipe.
+    # Only the files that were repaired are retried; the list may come through a pipe.
     shutil.copy(PHOTOS / "cat.jpg", folder / "nowhere.jpg")
     told = run("-", "--root", folder, *options, code=0, input="id,file\n7,cat.jpg\n8,nowhere.jpg\n")
     assert "1 of 2 are in" in told and not (tmp_path / "v.bin.failures.csv").exists()
@@ -136,7 +138,8 @@ def test_a_killed_run_goes_on(folder: pathlib.Path, tmp_path, form: str) -> None
     whole, output = tmp_path / "whole", tmp_path / "killed"
     run(folder, "-o", whole, "-f", form, "--jobs", 1)
     size = whole.stat().st_size
-    # Three that end in the middle of a row, by the signal of a file that grows too large: at the same place on every machine.
+    # Three runs are stopped in the middle of a row by the signal for a file that grows too large: at the same place on
+    # every machine.
     for part in (1, 2, 3):
         limit = size * part // 6
         done = subprocess.run(
@@ -197,14 +200,14 @@ def test_two_models_of_one_name_are_told_apart(folder: pathlib.Path, tmp_path, p
     before = output.read_bytes()
     for file in ("onnx/vision_model.onnx", "preprocessor_config.json"):
         content = (mine / file).read_bytes()
-        # Of the same length: a bit of a weight, a digit of the mean.
+        # Changes of the same length: a bit of a weight, a digit of the mean.
         at = len(content) // 2 if file.endswith("onnx") else content.index(b"0.") + 2
         (mine / file).write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
         told = run(*options, code=1)
         assert "was made otherwise" in told and "model_sha256" in told, file
         assert output.read_bytes() == before
         (mine / file).write_bytes(content)
-    # The text tower has no part in it.
+    # The text tower doesn't affect image vectors.
     (mine / "onnx" / "text_model.onnx").unlink()
     run(*options)
     assert output.read_bytes() == before
@@ -214,7 +217,7 @@ def test_what_is_no_file(folder: pathlib.Path, tmp_path) -> None:
     output = tmp_path / "v.csv"
     for name in (".#cat.jpg", "gone.txt"):
         (folder / name).symlink_to("nowhere")
-    # A lock of Emacs and a note that is gone are no image files, as they would not be if they were there.
+    # A lock file of Emacs and a dangling link to a note don't count as image files, as their targets wouldn't.
     assert "names: 2 files (--every-file takes all)" in run(folder, "-o", output)
     (folder / "gone.jpg").symlink_to("nowhere")
     (folder / "again").symlink_to(".")
@@ -222,7 +225,7 @@ def test_what_is_no_file(folder: pathlib.Path, tmp_path) -> None:
     (folder / os.fsdecode(b"\xff.jpg")).write_bytes(b"")
     run(folder, "-o", output, code=3)
     failures = csv.DictReader((tmp_path / "v.csv.failures.csv").open(newline="", encoding="utf-8"))
-    # Keys are paths from the directory on, as of the rows.
+    # Keys are paths relative to the directory, as for the rows.
     assert {row["key"]: row["message"] for row in failures} == {
         "gone.jpg": "file cannot be read",
         "again": "file cannot be read",
@@ -271,7 +274,7 @@ def test_the_output_is_a_file(folder: pathlib.Path, tmp_path) -> None:
     for output in (pipe, "/dev/full"):
         assert "is not a regular file" in run(folder, "-o", output, code=1)
         assert not pathlib.Path(f"{output}.json").exists()
-    # A run that a full disk ended is resumed.
+    # A run that a full disk stopped can be resumed.
     output = tmp_path / "v.csv"
     limit = subprocess.run(
         ["bash", "-c", 'trap "" XFSZ; ulimit -f 64; exec "$@"', "bash", *command(folder, "-o", output)],
@@ -339,7 +342,7 @@ def test_the_output_may_lie_among_the_photos(listed: pathlib.Path, tmp_path) -> 
 
 
 def test_a_directory_that_cannot_be_read(pg_program) -> None:
-    # As somebody else, where root runs the tests: whom nothing stops.
+    # If root runs the tests, clip-embed runs as another user, since nothing is unreadable for root.
     user = "nobody" if os.getuid() == 0 else None
     with tempfile.TemporaryDirectory() as name:
         place = pathlib.Path(name)
@@ -362,7 +365,7 @@ def test_a_directory_that_cannot_be_read(pg_program) -> None:
             done = start(closed)
             assert (done.returncode, 'closed" cannot be read' in done.stderr) == (1, True), done.stderr
             assert list(out.iterdir()) == []
-            # Within another it is one that failed.
+            # Inside another directory, it is only listed as failed.
             assert start(photos).returncode == 3 and refused(out / "v.csv") == [("closed", "file cannot be read")]
             out.chmod(0o555)
             (out / "v.csv").unlink()
@@ -377,7 +380,7 @@ def test_an_empty_variable_counts_as_not_set(tmp_path: pathlib.Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     shutil.copy(PHOTOS / "cat.jpg", folder)
-    # As make exports variables that nobody has set. The server's pg_config is the one that PATH finds.
+    # make exports unset variables as empty ones. PATH leads to the server's pg_config.
     pg_bin = pathlib.Path(os.environ["PG_CONFIG"]).parent if os.environ.get("PG_CONFIG") else None
     found = {"PATH": f"{pg_bin}:{os.environ['PATH']}"} if pg_bin else {}
     done = subprocess.run(

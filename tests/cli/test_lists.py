@@ -1,4 +1,4 @@
-"""Lists of files as CSV and Parquet, from which clip-embed embeds."""
+"""Lists of files, as CSV and as Parquet, that clip-embed embeds."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_list_in_parquet_is_as_one_in_csv(listed: pathlib.Path, tmp_path) -> N
             }
         output = tmp_path / f"{name}-{key}"
         run(lists[name], "-o", output, *options, code=3)
-        # The header is a line, and no row.
+        # CSV counts lines, and its header is a line but not a row.
         lines = [
             (k, re.sub(r"row (\d+)", lambda row: f"line {int(row[1]) + 1}", message)) for k, message in refused(output)
         ]
@@ -50,11 +50,11 @@ def test_a_run_goes_on_with_the_list_in_parquet(listed: pathlib.Path, tmp_path) 
     run(LISTS / "list.csv", *options, code=3)
     before = output.read_bytes()
     shutil.copy(PHOTOS / "cat.jpg", listed / "gone.jpg")
-    # Whatever it is called, and where relative paths begin with none given.
+    # The file's name doesn't matter; without --root, relative paths start at the list's folder.
     shutil.copy(LISTS / "groups.parquet", listed / "list.txt")
     told = run(listed / "list.txt", *options[:-2], code=3)
     assert "7 of 9 are in" in told and "1 file at" in told
-    # A row more, before the mark of the end.
+    # One row is added, before the end-of-data mark.
     after = output.read_bytes()
     assert len(after) == len(before) + 2 + 4 + 8 + 4 + 4 + 4 * 512 and after[: len(before) - 2] == before[:-2]
 
@@ -86,7 +86,7 @@ def test_parquet_that_is_refused(listed: pathlib.Path, tmp_path) -> None:
     for length in (4, 11, len(whole) // 2, len(whole) - 1):
         damaged.write_bytes(whole[:length])
         assert "is cut off" in told(damaged)
-    # A checksum of each page.
+    # Each page has a checksum.
     whole = (LISTS / "pages.parquet").read_bytes()
     at = whole.index(b"dahlia.jpg")
     damaged.write_bytes(whole[:at] + b"D" + whole[at + 1 :])

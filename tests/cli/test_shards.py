@@ -23,7 +23,7 @@ FORMATS = ("csv", "binary", "parquet")
 
 @pytest.fixture
 def folder(tmp_path: pathlib.Path) -> pathlib.Path:
-    """The demo's photos, twice."""
+    """The demo's photos, each of them twice."""
     photos = tmp_path / "photos"
     photos.mkdir()
     for number in range(2):
@@ -37,7 +37,7 @@ def shard(key: str, count: int) -> int:
 
 
 def as_csv(output: pathlib.Path, tmp_path: pathlib.Path, code: int = 0) -> dict[str, np.ndarray]:
-    """The rows of an output in any format; 3 is the status where it is not all there is."""
+    """The rows of an output in any format, through a merge; exit status 3 means an incomplete output."""
     done = subprocess.run(command("merge", output, "-o", "-", "-f", "csv"), capture_output=True, text=True, timeout=120)
     assert done.returncode == code, done.stderr
     (tmp_path / "as.csv").write_text(done.stdout)
@@ -100,8 +100,8 @@ def test_one_shard_reports_each_failure(folder: pathlib.Path, tmp_path) -> None:
         first: "line 25 has no path or no key",
     }
     assert len(failed) == 4 and dict(failed) == reasons
-    # The merge names them again, with the same reasons, with the list and without.
-    # A pattern such as *.csv takes the lists of failures, too.
+    # The merge lists them again with the same reasons, with and without the list. A pattern such as *.csv also matches
+    # the lists of failures.
     given = [*outputs, *tmp_path.glob("?.csv.failures.csv")]
     assert len(given) > len(outputs)
     for more in (["--list", listing, "--root", folder], []):
@@ -120,13 +120,13 @@ def test_a_shard_without_files(folder: pathlib.Path, tmp_path) -> None:
         assert as_csv_of_part(output) == 0
     for wrong in ("0/3", "4/3", "x", "1/0"):
         assert "--shard" in run(few, "-o", tmp_path / "w.csv", "--shard", wrong, code=2)
-    # The same file for another shard would mix them.
+    # Another shard may not use the same file: the vectors would be mixed.
     told = run(few, "-o", tmp_path / "empty.csv", "--shard", f"{shard('cat.jpg', 9)}/9", code=1)
     assert "was made otherwise" in told and "shard" in told
 
 
 def as_csv_of_part(output: pathlib.Path) -> int:
-    """The number of rows of an output that is not all there is."""
+    """The number of rows of an incomplete output."""
     done = subprocess.run(command("merge", output, "-o", "-", "-f", "csv"), capture_output=True, text=True)
     assert done.returncode == 3 and "no file is of shard" in done.stderr
     return len(list(csv.DictReader(io.StringIO(done.stdout))))
@@ -139,7 +139,7 @@ def test_a_merge_says_what_is_missing_and_what_is_twice(folder: pathlib.Path, tm
     expected = {key: vector for output in outputs for key, vector in rows(output).items()}
     merged = tmp_path / "merged.csv"
     lost = sorted(key for key in expected if shard(key, 3) == 2)
-    # A shard is missing: without the list its keys are not known, with it they are.
+    # A shard is missing: only the list tells its keys.
     assert "no file is of shard 2/3" in run("merge", outputs[0], outputs[2], "-o", merged, code=3)
     assert not pathlib.Path(f"{merged}.failures.csv").exists()
     told = run("merge", outputs[0], outputs[2], "-o", merged, "--list", folder, code=3)
@@ -147,13 +147,13 @@ def test_a_merge_says_what_is_missing_and_what_is_twice(folder: pathlib.Path, tm
     with pathlib.Path(f"{merged}.failures.csv").open(newline="") as file:
         found = {row["key"]: row["detail"] for row in csv.DictReader(file)}
     assert found == dict.fromkeys(lost, "It belongs to shard 2/3.")
-    # What lacks a shard is completed by the command without --shard, and is then no merge to be replaced.
+    # The command without --shard completes an output that lacks a shard; after that, a merge may not replace it.
     shutil.copy(merged, tmp_path / "completed.csv")
     shutil.copy(f"{merged}.json", tmp_path / "completed.csv.json")
     told = run(folder, "-o", tmp_path / "completed.csv")
     assert f"{len(lost)} files at" in told and same(rows(tmp_path / "completed.csv"), expected)
     assert "is there already" in run("merge", *outputs, "-o", tmp_path / "completed.csv", code=1)
-    # A run that was stopped in the middle of a row.
+    # A run stopped in the middle of a row.
     text = outputs[1].read_bytes()
     shutil.copy(outputs[1], tmp_path / "cut.csv")
     about = json.loads(pathlib.Path(f"{outputs[1]}.json").read_text())
@@ -164,7 +164,7 @@ def test_a_merge_says_what_is_missing_and_what_is_twice(folder: pathlib.Path, tm
     assert 'cut.csv" is unfinished' in told
     left = rows(merged)
     assert 0 < len(left) < len(expected) and all(np.array_equal(left[key], expected[key]) for key in left)
-    # All of them, one given twice, one of another decoder's vectors.
+    # All shards, one of them given twice, one with another decoder's vectors.
     assert f"in several files, taken from the first of them: {len(lost)} keys" in run(
         "merge", *outputs, tmp_path / "cut.csv", outputs[1], "-o", merged, code=3
     )
@@ -211,7 +211,7 @@ def test_a_run_in_parquet_is_resumed_and_extended(folder: pathlib.Path, tmp_path
     assert "20 of 31 are in" in run(listing, *options, code=3) and refused(output) == [
         ("gone.jpg", "file cannot be read")
     ]
-    # A kill between the two last steps leaves a journal whose rows are in the file, too.
+    # A kill between the last two steps leaves a journal whose rows are already in the file.
     run(listing, "-o", tmp_path / "j.bin", "-f", "binary", "--root", folder, code=3)
     shutil.copy(tmp_path / "j.bin", f"{output}.partial")
     listing.write_text("path\n" + "\n".join(names))
@@ -224,7 +224,7 @@ def test_a_run_in_parquet_is_resumed_and_extended(folder: pathlib.Path, tmp_path
     assert len(keys) == len(set(keys)) == 48
     (tmp_path / "as.csv").write_text(found.stdout)
     assert same(rows(tmp_path / "as.csv"), rows(tmp_path / "whole.csv"))
-    # Damage is refused, and nothing is written over it.
+    # A damaged file is refused, and not overwritten.
     whole = output.read_bytes()
     for damaged in (whole[: len(whole) // 2], whole[:-20] + b"\xff" * 16 + b"PAR1", b"notes"):
         output.write_bytes(damaged)
@@ -257,7 +257,7 @@ def test_standard_output(database: support.Database, folder: pathlib.Path, tmp_p
     done = subprocess.run(command(listing, "-o", "-", "-f", "parquet", *options), capture_output=True, timeout=120)
     assert done.stdout[:4] == done.stdout[-4:] == b"PAR1"
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("-")) == []
-    # A reader that went away ends it.
+    # The run ends when its reader has gone away.
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(command(listing, "-o", "-", *options), stdout=writer, stderr=subprocess.PIPE, text=True)

@@ -1,7 +1,7 @@
-"""Grouping with many sessions at once, and what transactions promise about it.
+"""Grouping with many sessions at once, and the guarantees of transactions for it.
 
-Two sessions that insert the same photo at the same time must end in one cluster (concurrent grouping made
-one maintainer switch concurrency off, immich PR#8228), and what is rolled back must leave no trace.
+Two sessions that insert the same photo at the same time must end in one cluster (concurrent grouping made one
+maintainer switch concurrency off, immich PR#8228), and a rollback must leave no trace.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ PHOTOS = support.ROOT / "examples" / "gallery" / "photos"
 def test_one_photo_inserted_by_all_is_one_cluster(database: support.Database, db: psycopg.Connection) -> None:
     """The plain case, through the trigger of examples/gallery: embed, then group, in every session.
 
-    Each holds its transaction open for 30 ms: embedding takes turns on few cores, and sessions that never
-    overlap would find each other's cluster without any care being taken.
+    Each session holds its transaction open for 30 ms: embedding takes turns on few cores, and sessions that never
+    overlap would find each other's cluster without any special care.
     """
     db.execute("""
         CREATE TABLE photo (id bigint GENERATED ALWAYS AS IDENTITY, round int, data bytea,
@@ -90,9 +90,10 @@ def test_a_storm_of_sessions_keeps_one_exact_cluster_a_subject(
     leave: bool,
     kill: bool,
 ) -> None:
-    """Random order, transactions of one to twenty rows, a quarter undone, killed backends: no deadlock, no duplicate.
+    """Random order, transactions of one to twenty rows, a quarter rolled back, killed backends: no deadlock, no
+    duplicate.
 
-    Other seeds, for longer: `make soak`.
+    `make soak` runs it longer, with other seeds.
     """
     seeds = int(os.environ.get("SOAK") or "1")
     for seed in range(1, seeds + 1):
@@ -103,7 +104,7 @@ def test_a_storm_of_sessions_keeps_one_exact_cluster_a_subject(
 
 
 def test_a_sequential_run_gives_the_same_groups(db: psycopg.Connection, collection: str) -> None:
-    """What the storms are held to: subjects this far apart are told apart, one by one."""
+    """The reference for the storms: subjects this far apart get separate groups when they are assigned one by one."""
     members = [
         Member(s, row, value(db, ASSIGN, vector_text(row), collection))
         for s in range(40)
@@ -113,12 +114,13 @@ def test_a_sequential_run_gives_the_same_groups(db: psycopg.Connection, collecti
 
 
 def test_an_open_transaction_blocks_nobody(database: support.Database, db: psycopg.Connection, collection: str) -> None:
-    """Neither its founding nor its joining makes others wait, who found and join the same clusters meanwhile."""
+    """Other sessions create and join the same clusters meanwhile, and wait neither for its new cluster nor for its
+    joining one."""
     old, new = direction(20), direction(21)
     kept = value(db, ASSIGN, vector_text(old), collection)
     with database.connect(autocommit=False) as idle:
         theirs = value(idle, ASSIGN, vector_text(new), collection)
-        for _ in range(40):  # adds up what it can, and keeps those rows locked
+        for _ in range(40):  # sums up what it can, and keeps those rows locked
             assert value(idle, ASSIGN, vector_text(old), collection) == kept
         db.execute("SET lock_timeout = '60s'")
         for n in range(60):
@@ -127,7 +129,7 @@ def test_an_open_transaction_blocks_nobody(database: support.Database, db: psyco
         assert sum(size for size, _, _ in clusters(db, collection).values()) == 121
         idle.rollback()
     assert {id: size for id, (size, _, _) in clusters(db, collection).items()} == {kept: 61, theirs: 60}
-    # What it had locked is added up by the next.
+    # The next transaction sums up the rows that it had locked.
     for _ in range(40):
         value(db, ASSIGN, vector_text(old), collection)
     assert value(db, "SELECT count(*) FROM clip_search.cluster_change WHERE cluster = %s", kept) <= 16
@@ -136,7 +138,7 @@ def test_an_open_transaction_blocks_nobody(database: support.Database, db: psyco
 def test_a_prepared_transaction_is_one_under_way(
     database: support.Database, db: psycopg.Connection, collection: str
 ) -> None:
-    """Its founding is joined before it is decided, whichever way that goes."""
+    """Other sessions join its new cluster before it is committed or rolled back, and both outcomes are right."""
     if value(db, "SHOW max_prepared_transactions") == "0":
         pytest.fail("the cluster of `make test-cluster` sets max_prepared_transactions")
     for subject, ends in ((22, "COMMIT"), (23, "ROLLBACK")):
@@ -151,7 +153,7 @@ def test_a_prepared_transaction_is_one_under_way(
 
 
 def test_where_nothing_may_be_written_it_says_so(db: psycopg.Connection, collection: str) -> None:
-    """25006 in a read-only transaction; and it is never handed to a parallel worker."""
+    """A read-only transaction raises 25006, and a parallel worker never runs the call."""
     with db.transaction():
         db.execute("SET TRANSACTION READ ONLY")
         with db.transaction():
@@ -187,7 +189,7 @@ def test_members_leave_and_the_last_takes_the_cluster_along(db: psycopg.Connecti
 
 
 def test_a_cluster_is_found_where_it_is_after_its_first_member_left(db: psycopg.Connection, collection: str) -> None:
-    """Three vectors at steps of 31 degrees: the third is near the second only, whose cluster began as the first's."""
+    """Three vectors at steps of 31 degrees: the third is near only the second, whose cluster began with the first."""
     start, other = direction(27), direction(28)
     other = unit(other - (other @ start) * start)
     steps = [np.cos(angle) * start + np.sin(angle) * other for angle in np.radians([0, 31, 62])]
@@ -202,7 +204,7 @@ def test_a_cluster_is_found_where_it_is_after_its_first_member_left(db: psycopg.
 def test_a_last_member_that_leaves_and_one_that_comes_at_once(
     database: support.Database, db: psycopg.Connection, collection: str
 ) -> None:
-    """Whichever commits or rolls back, the one that came is in a cluster that is found again."""
+    """Whichever transaction commits or rolls back, the new member is in a cluster that is found again."""
     for subject, (leaves, comes) in enumerate([(True, True), (True, False), (False, True), (False, False)]):
         row = vector_text(direction(40 + subject))
         id = value(db, ASSIGN, row, collection)
@@ -223,7 +225,8 @@ def test_a_last_member_that_leaves_and_one_that_comes_at_once(
 def test_a_last_member_leaves_while_another_session_has_the_rows(
     database: support.Database, db: psycopg.Connection, collection: str
 ) -> None:
-    """What can't be deleted as a whole stays as a whole: a sum without the leaving would be a member that nobody is."""
+    """A cluster that can't be deleted whole stays whole: if its sum lacked the leaving, it would count a member that
+    doesn't exist."""
     row = vector_text(direction(70))
     id = value(db, ASSIGN, row, collection)
     with database.connect(autocommit=False) as other:
@@ -237,10 +240,11 @@ def test_a_last_member_leaves_while_another_session_has_the_rows(
 
 
 def test_a_group_that_comes_and_goes_is_read_whole(database: support.Database, collection: str) -> None:
-    """Fifteen of its seventeen members leave at once, again and again, while others join it, leave it, and merge its rows.
+    """Fifteen of its seventeen members leave at once, again and again, while others join it, leave it, and merge its
+    rows.
 
-    A group is stored in two tables, and a merge moves rows from one to the other. Read at two moments, a leaving counted twice:
-    a member was no member any more (22023), the rest cancelled out, or a second group was founded.
+    A group is stored in two tables, and a merge moves rows from one to the other. Read at two moments, a leaving was
+    counted twice: a member was no longer found (22023), the rest cancelled out, or a second group was created.
     """
     rng = np.random.default_rng(7)
     center = direction(60)
@@ -288,17 +292,17 @@ def test_a_group_that_comes_and_goes_is_read_whole(database: support.Database, c
 
 
 def test_a_threshold_of_one_joins_what_rounding_has_moved(db: psycopg.Connection, collection: str) -> None:
-    """The same direction at another length has a cosine of 1 - 1.3e-15 once both are scaled to length 1."""
+    """Scaled to length 1, the same direction at another length has a cosine of 1 - 1.3e-15."""
     db.execute("SELECT clip_create_collection(%s, threshold => 1)", (collection,))
     id = value(db, ASSIGN, "[0.3,0.5,0.7]", collection)
     assert value(db, ASSIGN, "[2.1,3.5,4.9]", collection) == id
-    # 1 - 2e-9: not equal.
+    # A cosine of 1 - 2e-9: not equal.
     assert value(db, ASSIGN, "[0.3,0.5,0.7001]", collection) != id
 
 
 def test_what_others_are_adding_counts(database: support.Database, db: psycopg.Connection, collection: str) -> None:
-    """A vector at 40 degrees to the only committed member, and at 25 to the mean of that and one that another session is just
-    adding. What that one takes back does not count any more."""
+    """A vector at 40 degrees to the only committed member, and at 25 to the mean of that member and one that another
+    session is just adding. If that session rolls back, its member no longer counts."""
     first, across = direction(61), direction(62)
     across = unit(across - (across @ first) * first)
 
@@ -321,7 +325,7 @@ def test_what_others_are_adding_counts(database: support.Database, db: psycopg.C
 def test_sessions_in_different_collections_do_not_wait_for_each_other(
     database: support.Database, collection: str
 ) -> None:
-    """A long load into one collection must not stop the others."""
+    """A long load into one collection must not block the others."""
     row = vector_text(direction(1))
     with database.connect(autocommit=False) as one, database.connect() as other:
         value(one, ASSIGN, row, collection)
@@ -333,10 +337,11 @@ def test_sessions_in_different_collections_do_not_wait_for_each_other(
 def test_codes_of_clusters_that_are_gone_go_too(
     database: support.Database, db: psycopg.Connection, collection: str
 ) -> None:
-    """Eight sessions found clusters that all leave again, while they keep joining those that stay.
+    """Eight sessions create clusters that are all emptied again, while they keep joining the clusters that stay.
 
-    Codes are made in blocks as clusters come, and blocks are dissolved of which most is no longer in use: those that stay
-    must be found all the while, and what searches read must not grow with what has been.
+    Codes are stored in blocks as clusters are created, and a block is dissolved when most of it is unused: the
+    clusters that stay must be found all the time, and the data that searches read must not grow with the number of
+    past clusters.
     """
     staying, rounds, each = 20, 4, 150
     sessions = 8
@@ -368,7 +373,7 @@ def test_codes_of_clusters_that_are_gone_go_too(
     in_parallel([functools.partial(session, n) for n in range(sessions)], 300)
     found = clusters(db, collection)
     assert sorted(size for size, _, _ in found.values()) == sorted(expected.values()), "one cluster a subject"
-    # Once more, alone: enough foundings to look over every block that there is.
+    # Once more, in a single session: enough new clusters to check every block.
     with db.transaction():
         for n in range(1500):
             value(db, ASSIGN, vector_text(direction(9_000_000 + n)), collection)
@@ -383,7 +388,7 @@ def test_codes_of_clusters_that_are_gone_go_too(
 
 
 def test_a_killed_session_leaves_nothing(database: support.Database, db: psycopg.Connection, collection: str) -> None:
-    """Its founding and its joining are both gone; who has joined what it founded is the cluster from then on."""
+    """The cluster it created and its membership are both gone; a session that joined that cluster keeps it."""
     old, new, lonely = direction(2), direction(3), direction(13)
     kept = value(db, ASSIGN, vector_text(old), collection)
     before = clusters(db, collection)
@@ -407,7 +412,7 @@ def test_a_killed_session_leaves_nothing(database: support.Database, db: psycopg
 
 
 def test_rollback_to_a_savepoint_leaves_nothing(db: psycopg.Connection, collection: str) -> None:
-    """Neither the collection, nor a founding, nor a joining, nor a changed centroid."""
+    """The rollback leaves no collection, no new cluster, no membership and no changed centroid."""
     old, new = direction(4), direction(5)
     with db.transaction():
         with db.transaction(force_rollback=True):
@@ -429,7 +434,7 @@ def test_rollback_to_a_savepoint_leaves_nothing(db: psycopg.Connection, collecti
 
 
 def test_parallel_workers_embed_arrays(database: support.Database) -> None:
-    """A worker can't assign a transaction id, as looking up pgvector's type once did."""
+    """A worker can't assign a transaction id, which looking up pgvector's type once required."""
     with database.connect() as db:
         rows = "SELECT ARRAY['thing number ' || i] AS words FROM generate_series(1, 2000) AS i"
         db.execute(f"CREATE TABLE words AS {rows}")

@@ -1,4 +1,4 @@
-"""What clip_cluster_groups returns is what docs/cluster_groups.schema.json describes."""
+"""clip_cluster_groups returns what docs/cluster_groups.schema.json describes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def validate() -> Callable[[object], object]:
 
 @pytest.fixture(scope="module")
 def db(database: support.Database) -> Iterator[psycopg.Connection]:
-    """The gallery's photos in three collections: with all columns, with none but the needed ones, and an empty one."""
+    """The gallery's photos in three collections: one with all columns, one with only the required columns, and an
+    empty one."""
     with database.connect() as connection:
         connection.execute(
             "CREATE TABLE photo (name text PRIMARY KEY, words text[], data bytea, embedding vector(512), a bigint, b bigint, c bigint)"
@@ -92,7 +93,7 @@ def test_rows_that_are_gone_or_have_no_picture(db, validate) -> None:
     ],
 )
 def test_the_schema_is_strict(db, validate, change: Callable[[dict], object]) -> None:
-    """Else the tests above would say little."""
+    """A lax schema would make the tests above meaningless."""
     groups = copy.deepcopy(value(db, "SELECT clip_cluster_groups('all')"))
     change(groups[0])
     with pytest.raises(fastjsonschema.JsonSchemaValueException):

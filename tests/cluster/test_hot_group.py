@@ -1,4 +1,4 @@
-"""Many joins to one cluster in one transaction: each costs what the first ones did."""
+"""Many joins to one cluster in one transaction: the last ones cost no more than the first."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STEP = 1_000
 
 
 def seconds(pid: int) -> float:
-    """Processor time of a process, which other processes of the machine don't change as they do its running time."""
+    """CPU time of a process: unlike elapsed time, it doesn't depend on the machine's other processes."""
     fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -38,7 +38,7 @@ def test_ten_thousand_joins_in_one_transaction(database: support.Database) -> No
                 assert value(db, joined) == 1
                 spent.append(seconds(pid) - before)
             assert value(db, "SELECT size FROM clip_search.cluster WHERE collection = 'hot'") == JOINS
-            # What a savepoint undoes is undone, and what is merged since counts once.
+            # A rolled-back savepoint undoes its joins, and rows merged since then count once.
             with undone(db):
                 db.execute("SELECT clip_assign_cluster(v, 'hot') FROM hot, generate_series(1, 4)")
             assert value(db, "SELECT size FROM clip_search.cluster WHERE collection = 'hot'") == JOINS

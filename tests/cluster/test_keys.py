@@ -1,4 +1,5 @@
-"""Results name rows by clip_key, which compares with a table's key of any usual type, without a cast and by its index."""
+"""Results identify rows by clip_key, which compares with a table's key of any usual type, without a cast and using
+its index."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import pytest
 import support
 from support import sqlstate, value
 
-# A key column's type, and the value that its row n has.
+# A key column's type, and the key of its row n.
 KINDS = {
     "smallint": "n::smallint",
     "integer": "n::integer",
@@ -26,14 +27,14 @@ DIRECTIONS = 40
 
 @pytest.fixture(scope="module")
 def db(database: support.Database) -> Iterator[psycopg.Connection]:
-    """One connection, which embeds the words of clip_find once."""
+    """One connection, so that the words of clip_find are embedded once."""
     with database.connect() as connection:
         yield connection
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def keyed(request, db) -> Iterator[psycopg.Connection]:
-    """800 rows in 40 directions: of each, all but one row are copies."""
+    """800 rows in 40 directions: in each direction, all rows but one are copies."""
     db.execute(f"CREATE TABLE member (id {request.param} PRIMARY KEY, n int, embedding vector(512), cluster_id bigint)")
     db.execute(
         f"""
@@ -72,7 +73,7 @@ def test_matches_join(keyed) -> None:
     call = "clip_find('member', 'a cat', cut => 0, k => 7)"
     rows = keyed.execute(f"SELECT f.id, m.id::text FROM {call} AS f JOIN member AS m ON m.id = f.id").fetchall()
     assert len(rows) == 7 and all(key == text for key, text in rows)
-    # The next page begins after a key as it was returned.
+    # The next page begins after a key, passed as it was returned.
     query = f"SELECT f.id, next.id FROM {call} AS f, clip_find('member', 'a cat', 1, 0, f.relevance, f.id) AS next"
     assert len(keyed.execute(query).fetchall()) == 7
 
@@ -87,7 +88,7 @@ def test_a_key_is_looked_up_in_the_index(keyed) -> None:
 
 
 def test_a_key_is_a_text(keyed) -> None:
-    """It groups, sorts, and goes into functions of texts, as it did when the column was a text."""
+    """It groups, sorts, and can be passed to functions of texts, as when the column was a text."""
     row = keyed.execute(
         """
         SELECT count(DISTINCT representative), max(representative) = max(representative::text),
@@ -137,7 +138,7 @@ def test_a_foreign_key_holds(db, kind: str, values: list[str]) -> None:
         db.execute(f"CREATE TABLE parent (id {kind} PRIMARY KEY)")
         create = "CREATE TABLE child (id {} REFERENCES parent ON DELETE CASCADE ON UPDATE CASCADE)"
         if db.info.server_version >= 180000 and kind in ("text", "varchar(9)"):
-            # Both columns must have a collation there, or none. The table's own type takes keys as they are.
+            # There, both columns must have a collation, or neither. A column of the table's own type accepts the keys.
             with db.transaction(force_rollback=True):
                 state, said = sqlstate(db, create.format("clip_key"))
             assert state == "XX000" and "not both collatable" in said
@@ -154,7 +155,7 @@ def test_a_foreign_key_holds(db, kind: str, values: list[str]) -> None:
 
 @pytest.mark.parametrize("kind", ["integer", "numeric"])
 def test_keys_are_chosen_in_their_own_order(db, kind: str) -> None:
-    """Of equal members, 2 comes before 10."""
+    """Of equal members, key 2 comes before key 10."""
     with db.transaction(force_rollback=True):
         db.execute(f"CREATE TABLE tie (id {kind} PRIMARY KEY, data bytea, embedding vector(3), cluster_id bigint)")
         db.execute("INSERT INTO tie (id, embedding) SELECT i, '[1,2,3]' FROM unnest(ARRAY[10, 9, 100, 2]) AS i")

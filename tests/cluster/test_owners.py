@@ -1,4 +1,4 @@
-"""Who may do what with a collection: its owner, roles that were granted it, and nobody else."""
+"""Access to a collection: its owner, roles with grants, and nobody else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support import sqlstate, value
 
 
 class Roles:
-    """Ordinary roles that own a schema each, in one database."""
+    """Ordinary roles in one database that each own a schema."""
 
     def __init__(self, database: support.Database):
         self.database = database
@@ -43,7 +43,7 @@ class Roles:
 def roles(database: support.Database) -> Iterator[Roles]:
     made = Roles(database)
     yield made
-    # Watched tables first: they keep their collections.
+    # Unwatch tables first: a watched table keeps its collection.
     for name in reversed(list(made.made)):
         made.drop(name)
     with database.connect() as db:
@@ -93,7 +93,7 @@ def test_a_stranger_sees_and_changes_nothing(database: support.Database, roles: 
         ):
             state, text = sqlstate(db, call)
             assert state == "42501" and 'permission denied for collection "pets"' in text, call
-        # Numbers can be counted through, so a cluster of others is as good as none.
+        # Ids can be guessed, so another owner's cluster looks the same as a missing one.
         for number in (cluster, 1 << 40):
             assert value(db, "SELECT clip_leave_cluster(%s, '[1,0,0]')", number) is False
         for call in (
@@ -137,7 +137,7 @@ def test_a_stranger_s_open_transaction_holds_up_nobody(database: support.Databas
             stranger.execute("ROLLBACK TO before")
         assert value(stranger, "SELECT clip_leave_cluster(%s, clip_embed_text('my bank account'))", cluster) is False
         assert stranger.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
-        # A name of the stranger's own, which has the same 32-bit FNV-1a as "diary".
+        # A name of the stranger's own that has the same 32-bit FNV-1a hash as "diary".
         stranger.execute("SELECT clip_assign_cluster('[1,2,3]', 'naayyra')")
         db.execute("SET lock_timeout = '20s'")
         db.execute("SET statement_timeout = '60s'; SET client_min_messages = warning")
@@ -175,7 +175,7 @@ def test_each_privilege_is_granted_and_revoked_by_itself(database: support.Datab
 
         assert works() == set()
         for name in calls:
-            # To the role that it is a member of.
+            # The grant goes to the role of which it is a member.
             owner.execute("SELECT clip_grant_collection('pets', %s, %s)", (app, name))
             assert works() == {name}
             owner.execute("SELECT clip_grant_collection('pets', %s, %s)", (app, name))
@@ -190,7 +190,7 @@ def test_each_privilege_is_granted_and_revoked_by_itself(database: support.Datab
         assert value(owner, "SELECT clip_has_collection_privilege('pets', 'owner')")
         owner.execute("SELECT clip_revoke_collection('pets', %s)", (app,))
         assert works() == set()
-        # The collection alone is no right to the members.
+        # A grant on the collection gives no right to read its members.
         owner.execute("SELECT clip_grant_collection('pets', %s, 'select')", (app,))
         owner.execute(f"REVOKE SELECT ON {bob}.pets FROM {app}")
         state, text = sqlstate(db, "SELECT * FROM clip_clusters('pets')")
@@ -222,14 +222,14 @@ def test_default_is_open_until_it_is_closed(database: support.Database, roles: R
             "SELECT clip_drop_collection('default')",
         ):
             assert sqlstate(other, call)[0] == "42501"
-        # A grant closes nothing.
+        # A grant to one role doesn't close the collection to others.
         admin.execute("SELECT clip_grant_collection('default', %s)", (bob,))
         assert value(other, "SELECT clip_assign_cluster('[1,0,0]')") == cluster
         admin.execute("SELECT clip_revoke_collection('default', 'PUBLIC')")
         assert sqlstate(other, "SELECT clip_assign_cluster('[1,0,0]')")[0] == "42501"
         assert names(other) == set()
         assert value(db, "SELECT clip_assign_cluster('[1,0,0]')") == cluster
-        # Dropped with its clusters it stays closed.
+        # It stays closed after it was dropped with its clusters.
         admin.execute("SELECT clip_drop_collection('default')")
         assert sqlstate(other, "SELECT clip_assign_cluster('[1,0,0]')")[0] == "42501"
         admin.execute("SELECT clip_grant_collection('default', 'PUBLIC')")
@@ -254,7 +254,7 @@ def test_a_collection_belongs_to_the_role_that_assigns_first(database: support.D
         assert sqlstate(other, "SELECT clip_create_collection('loose')")[0] == "42501"
         db.execute("SELECT clip_grant_collection('loose', %s, 'assign')", (eve,))
         assert value(other, "SELECT clip_assign_cluster('[1,0,0]', 'loose')") == cluster
-        # Settings take the owner along, and the grants.
+        # Giving a collection settings keeps its owner and its grants.
         db.execute("SELECT clip_create_collection('loose', 0.5)")
         assert value(db, "SELECT owner FROM clip_search.collection WHERE name = 'loose'") == bob
         assert value(other, "SELECT clip_assign_cluster('[1,0,0]', 'loose')") == cluster
@@ -275,10 +275,10 @@ def test_nobody_waits_for_a_collection_that_is_being_made(database: support.Data
         other.commit()
         cluster = value(first, "SELECT clip_assign_cluster('[1,0,0]', 'new')")
         assert value(second, "SELECT clip_assign_cluster('[1,0,0]', 'new')") == cluster
-        # Another role's would be a second owner.
+        # Another role's assignment would create a second owner.
         state, text = sqlstate(other, "SELECT clip_assign_cluster('[1,0,0]', 'new')")
         assert state == "42501" and "just now making it" in text
-        # The second has its own row: when the first is undone, the collection still has an owner.
+        # The second session wrote a row of its own: if the first rolls back, the collection still has an owner.
         first.rollback()
         second.commit()
         assert sqlstate(other, "SELECT clip_assign_cluster('[1,0,0]', 'new')")[0] == "42501"
@@ -301,7 +301,7 @@ def test_alter_changes_what_it_names(database: support.Database, roles: Roles) -
         assert sqlstate(db, "SELECT clip_alter_collection('pets', threshold => 1.5)")[0] == "22023"
         assert sqlstate(db, "SELECT clip_alter_collection('none', threshold => 0.5)")[0] == "42704"
         assert sqlstate(db, "SELECT clip_alter_collection('pets', owner => 'postgres')")[0] == "42501"
-        # The collection belongs to whoever owns the members' table.
+        # The collection belongs to the owner of the members' table.
         assert sqlstate(db, "SELECT clip_alter_collection('pets', owner => %s)", team)[0] == "55000"
         admin.execute(f"GRANT USAGE, CREATE ON SCHEMA {bob} TO {team}")
         db.execute(f"ALTER TABLE {bob}.pets OWNER TO {team}")
@@ -340,7 +340,8 @@ def test_a_dropped_role_s_collections_are_the_database_owner_s(database: support
 
 
 def test_a_collection_follows_its_table(database: support.Database, roles: Roles) -> None:
-    """ALTER TABLE … OWNER TO and REASSIGN OWNED take it along; the former owner has no rights left."""
+    """ALTER TABLE … OWNER TO and REASSIGN OWNED also change the collection's owner; the former owner loses all
+    rights."""
     bob, eve, alice = roles.new(), roles.new(), roles.new()
     owner = "SELECT owner::text FROM clip_search.collection WHERE name = 'pets'"
     with database.connect() as admin, as_role(database, bob) as db, as_role(database, alice) as new:
@@ -358,14 +359,15 @@ def test_a_collection_follows_its_table(database: support.Database, roles: Roles
         new.execute("SET client_min_messages = warning")
         new.execute("SELECT * FROM clip_recluster('pets')")
         assert len(new.execute("SELECT * FROM clip_clusters('pets')").fetchall()) == 2
-        # What an owner grants stays granted, like the privileges of the table.
+        # Grants by an owner stay, like the privileges of a table.
         assert names(new) == {"pets"}
     with as_role(database, eve) as db:
         assert names(db) == {"pets"}
 
 
 def test_grants_of_another_owner_end_with_clip_watch(database: support.Database, roles: Roles) -> None:
-    """An administrator who groups a table's rows in somebody's collection gives it away, without that role's grants."""
+    """When an administrator groups a table's rows in another role's collection, the collection changes its owner,
+    and that role's grants end."""
     bob, eve, alice = roles.new(), roles.new(), roles.new()
     with database.connect() as admin, as_role(database, bob) as db:
         db.execute("SELECT clip_create_collection('pets', 0.8)")
@@ -439,7 +441,7 @@ def test_a_name_that_others_have_is_refused_at_once(database: support.Database, 
             state, text = sqlstate(db, watch)
             assert state == "42501" and "just now making it" in text, call
             stranger.rollback()
-        # Nor does the error say what the other's collection holds.
+        # The error doesn't reveal what the other owner's collection holds.
         stranger.execute("SELECT clip_assign_cluster('[1,2,3]', 'pictures')")
         stranger.commit()
         with pytest.raises(psycopg.errors.InsufficientPrivilege) as error:
@@ -483,7 +485,7 @@ def test_a_dump_keeps_owners_and_grants(
         number = str(value(db, "SELECT oid FROM gone_role"))
         db.execute("DROP TABLE gone_role")
     dump = subprocess.run([pg_program("pg_dump"), database.name], capture_output=True, text=True, check=True).stdout
-    # Another role might have that number in the server that the dump is restored to.
+    # In the server that the dump is restored to, another role might have that number.
     assert "orphan" in dump and number not in [field for line in dump.splitlines() for field in line.split("\t")]
     subprocess.run(
         [pg_program("psql"), "-Xq", "-v", "ON_ERROR_STOP=1", empty_database.name],

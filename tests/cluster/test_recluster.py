@@ -1,7 +1,7 @@
 """Grouping a whole collection again, through SQL.
 
-That the partition is scikit-learn's is proved on many data sets in crates/clip/tests/agglomerative.rs; here it is what
-reaches the members' table, what others see meanwhile, and what is reported.
+crates/clip/tests/agglomerative.rs proves on many data sets that the partition equals scikit-learn's; these tests
+check what reaches the members' table, what other sessions see meanwhile, and what is reported.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def db(database: support.Database) -> Iterator[psycopg.Connection]:
 
 
 def blobs(groups: int, each: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors around random directions (cosine about 0.93 to them), with the number of their group, shuffled."""
+    """Unit vectors around random directions (cosine about 0.93 to them), shuffled, with the number of each vector's
+    group."""
     rng = np.random.default_rng(seed)
     centres = np.repeat(rng.standard_normal((groups, DIMENSIONS)), each, axis=0)
     rows = centres + 0.4 * rng.standard_normal(centres.shape)
@@ -56,13 +57,13 @@ def partition(db: psycopg.Connection, table: str = "member") -> dict[int, int]:
 
 
 def same(a: dict[int, int], b) -> bool:
-    """Whether two groupings are one but for the names of the groups."""
+    """Whether two groupings are equal apart from the groups' ids."""
     pairs = {(a[id], b[id]) for id in a}
     return len(pairs) == len(set(a.values())) == len({b[id] for id in a})
 
 
 def check_sums(db: psycopg.Connection) -> None:
-    """The clusters are what their members add up to."""
+    """Checks that the clusters are the sums of their members."""
     members = collections.defaultdict(list)
     for id, embedding in db.execute("SELECT cluster_id, embedding::text FROM member"):
         members[id].append(vector(embedding).astype(np.float64))
@@ -75,7 +76,8 @@ def check_sums(db: psycopg.Connection) -> None:
 
 
 def test_groups_and_ids_that_did_not_change_stay(db: psycopg.Connection) -> None:
-    """A merged, a split and a moved group get what most of their members had; the others keep their ids and rows."""
+    """A merged, a split and a moved group get the id that most of their members had; the others keep their ids and
+    rows."""
     rows, truth = blobs(30, 8)
     fill(db, rows, assign=True)
     before = partition(db)
@@ -91,7 +93,7 @@ def test_groups_and_ids_that_did_not_change_stay(db: psycopg.Connection) -> None
         wrong[id] = 10**6
     for id in groups[2]:  # groups 1 and 2 in one: it splits
         wrong[id] = before[groups[1][0]]
-    wrong[groups[3][0]] = before[groups[4][0]]  # one strays: it moves
+    wrong[groups[3][0]] = before[groups[4][0]]  # one member is in the wrong group: it moves
     db.execute("SELECT setval('clip_search.cluster_id_seq', 999999)")
     stray = vector_text(rows[groups[0][0]])
     with db.transaction():
@@ -121,7 +123,7 @@ def test_groups_and_ids_that_did_not_change_stay(db: psycopg.Connection) -> None
         db.execute("SELECT ctid, * FROM member WHERE id = ANY(%s)", ([id for g in range(5, 30) for id in groups[g]],))
     )
     check_sums(db)
-    # Assignment finds the new groups, by the new codes.
+    # Assignment finds the new groups by their new codes.
     for group in groups.values():
         assert (
             value(db, "SELECT clip_assign_cluster(embedding, 'c') FROM member WHERE id = %s", group[0])
@@ -153,7 +155,7 @@ def test_a_partitioned_table_with_odd_names(db: psycopg.Connection) -> None:
 def test_readers_see_the_old_or_the_new_and_writers_meanwhile_are_seen_to(
     database: support.Database, db: psycopg.Connection
 ) -> None:
-    """Rows that come while it computes are grouped too; a transaction that stays open is waited for, not blocked."""
+    """Rows that arrive during the computation are grouped too; an open transaction is waited for, but not blocked."""
     rows, truth = blobs(40, 25, seed=5)
     fill(db, rows[:-100], assign=False)
     open_since = database.connect(autocommit=False)
@@ -202,7 +204,7 @@ def test_a_rollback_or_a_cancel_leaves_all_as_it_was(database: support.Database,
     assert db.execute("SELECT * FROM clip_search.cluster ORDER BY id").fetchall() == sums
     assert partition(db) != before
 
-    # Rows of which all pairs have to be compared take tens of seconds.
+    # Comparing all pairs of these rows takes tens of seconds.
     db.execute("""
         INSERT INTO member SELECT 1000 + n, (SELECT array_agg(random()) FROM generate_series(1, 64) WHERE n IS NOT NULL)::vector(64)
         FROM generate_series(1, 60000) n""")
@@ -212,7 +214,7 @@ def test_a_rollback_or_a_cancel_leaves_all_as_it_was(database: support.Database,
     def cancel() -> None:
         with database.connect() as other:
             support.until(lambda: support.is_running(other, pid), "the call's beginning")
-            # Reading them takes a second; whether that or the comparison is cancelled, nothing stays.
+            # Reading them takes a second; a cancel during the reading or the comparison leaves nothing behind.
             time.sleep(1.5)
             computed.append(support.cpu_seconds(pid))
             other.execute("SELECT pg_cancel_backend(%s)", (pid,))
@@ -223,7 +225,7 @@ def test_a_rollback_or_a_cancel_leaves_all_as_it_was(database: support.Database,
     computed.append(support.cpu_seconds(pid))
     thread.join()
     assert state == "57014"
-    # Half a second at most until it is seen, on each of its threads.
+    # Each thread notices the cancel after at most half a second.
     assert computed[1] - computed[0] < 3, "the call went on"
     assert value(db, "SELECT clip_assign_cluster(embedding, 'c') FROM member WHERE id = 59") is not None
 
@@ -231,13 +233,14 @@ def test_a_rollback_or_a_cancel_leaves_all_as_it_was(database: support.Database,
 def test_rights_are_the_collection_s_and_the_table_owner_s(
     database: support.Database, db: psycopg.Connection, plain_role: str
 ) -> None:
-    """Whoever was granted it regroups, as the owner of the members' table; rows that a policy hides are an error, not gone."""
+    """A role with the grant regroups as the owner of the members' table; rows that a policy hides are an error, not
+    deleted rows."""
     rows, _ = blobs(3, 4, seed=9)
     fill(db, rows, assign=True)
     with database.connect(user=plain_role) as mine:
         assert sqlstate(mine, "SELECT * FROM clip_recluster('c')")[0] == "42501"
         assert sqlstate(mine, "SELECT * FROM clip_duplicates('c')")[0] == "42501"
-        # Rights to the table are none to the collection.
+        # Rights to the table give no right to the collection.
         db.execute(f"GRANT SELECT, UPDATE ON member TO {plain_role}")
         assert sqlstate(mine, "SELECT * FROM clip_recluster('c')")[0] == "42501"
         db.execute(
@@ -248,7 +251,8 @@ def test_rights_are_the_collection_s_and_the_table_owner_s(
         assert mine.execute("SELECT * FROM clip_recluster('c')").fetchall() != []
         assert value(db, "SELECT count(cluster_id) FROM member") == len(rows)
         assert value(mine, "SELECT current_user") == plain_role
-        # The owner sees every row, whatever policies say, but where they are forced on it. (A superuser is never.)
+        # The owner sees every row whatever the policies say, unless row-level security is forced. (It never is on a
+        # superuser.)
         db.execute(f"GRANT CREATE, USAGE ON SCHEMA public TO {plain_role}; ALTER TABLE member OWNER TO {plain_role}")
         db.execute("SELECT clip_alter_collection('c', owner => %s)", (plain_role,))
         db.execute("ALTER TABLE member ENABLE ROW LEVEL SECURITY; CREATE POLICY few ON member USING (id < 5)")

@@ -1,9 +1,9 @@
-"""Thousands of clusters that are alike: the search finds the nearest one, as NumPy's exact product does.
+"""Thousands of similar clusters: the search finds the nearest one, as NumPy's exact product does.
 
-Other tests have subjects at right angles, among which any search would do. Here are 5,000 clusters of photos of one topic, with
-mean cosines of 0.70 to 0.85 to each other, and vectors at 0.82 to 0.85 to one of them, whose code is not always the nearest. Then
-crowds below the threshold, in which others seem likelier than the right one. The tables are filled with the codes of a second
-implementation (tests/fixtures/codes.py).
+Other tests use subjects at right angles, among which any search would succeed. These use 5,000 clusters of photos of
+one topic, with mean cosines of 0.70 to 0.85 to each other, and vectors at 0.82 to 0.85 to one of them, whose code is
+not always the nearest. Others use crowds below the threshold that look likelier than the right cluster. The tables
+are filled with the codes of a second implementation (tests/fixtures/codes.py).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def centroids(mean: float) -> np.ndarray:
-    """Unit vectors with that mean cosine to each other; what is each one's own is spread unevenly over the axes."""
+    """Unit vectors with that mean cosine to each other; each one's own part is spread unevenly over the axes."""
     rng = np.random.default_rng(1)
     spectrum = 1 / np.sqrt(1 + np.arange(DIMENSIONS) / 20)
     basis = np.linalg.qr(rng.standard_normal((DIMENSIONS, DIMENSIONS)))[0]
@@ -38,7 +38,7 @@ def centroids(mean: float) -> np.ndarray:
 
 
 def near(rows: np.ndarray, low: float, high: float, seed: int) -> np.ndarray:
-    """A vector for each row, at a cosine to it in the range."""
+    """For each row, a vector whose cosine to it lies in that range."""
     rng = np.random.default_rng(seed)
     cosine = rng.uniform(low, high, (len(rows), 1))
     noise = rng.standard_normal(rows.shape)
@@ -47,14 +47,14 @@ def near(rows: np.ndarray, low: float, high: float, seed: int) -> np.ndarray:
 
 
 def ranks(queries: np.ndarray, rows: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """How many clusters have a code that is nearer to the query's than the true one's."""
+    """For each query, the number of clusters whose code is nearer to the query's than the right cluster's code."""
     signs = [np.unpackbits(codes(vectors), axis=1).astype(np.float32) * 2 - 1 for vectors in (queries, rows)]
     likeness = signs[0] @ signs[1].T
     return (likeness > likeness[np.arange(len(queries)), truth][:, None]).sum(1)
 
 
 class Clusters:
-    """A collection of 5,000 clusters, and what is asked of it."""
+    """A collection of 5,000 clusters, and the queries on it."""
 
     def __init__(self, database: support.Database, name: str, mean: float):
         self.database, self.name = database, name
@@ -62,7 +62,7 @@ class Clusters:
         members = np.random.default_rng(2).integers(0, CLUSTERS, 12_000)
         self.queries = near(self.rows[members], 0.82, 0.85, seed=3)
         product = self.queries @ self.rows.T
-        # Those at the threshold to within rounding may be judged either way.
+        # Without queries whose cosine equals the threshold up to rounding: both answers would be right.
         clear = product.max(1) > THRESHOLD + 1e-5
         self.queries, product = self.queries[clear], product[clear]
         self.truth = product.argmax(1)
@@ -72,7 +72,7 @@ class Clusters:
         self.fill(name, self.rows, self.first)
 
     def fill(self, name: str, rows: np.ndarray, before: int = 0) -> None:
-        """Clusters of one member each, with the ids that follow `before`."""
+        """Stores clusters of one member each, with the ids that follow `before`."""
         coded = codes(rows)
         with self.database.connect() as db:
             with db.cursor().copy(
@@ -92,7 +92,7 @@ class Clusters:
             db.execute("VACUUM ANALYZE clip_search.cluster_sum, clip_search.cluster_code")
 
     def recall(self, chosen: np.ndarray) -> float:
-        """The share of these queries that join the nearest cluster. Each call is undone."""
+        """The share of these queries that join the nearest cluster. Each call is rolled back."""
         found = []
         with self.database.connect() as db:
             for query in self.queries[chosen]:
@@ -110,8 +110,8 @@ def clusters(database: support.Database) -> Clusters:
 def test_the_nearest_of_thousands_is_found(
     database: support.Database, clusters: Clusters, mean: float, first: float
 ) -> None:
-    """The more alike the clusters are, the less the codes tell: up to `first` of the queries have the right one's code nearest,
-    and at 0.85 it is beyond the thousandth for some."""
+    """The more alike the clusters are, the less the codes tell: the right one's code is the nearest for up to
+    `first` of the queries, and at 0.85 it is beyond the thousandth for some."""
     asked = clusters if mean == 0.70 else Clusters(database, f"c{mean}", mean)
     chosen = np.arange(1000)
     places = ranks(asked.queries[chosen], asked.rows, asked.truth[chosen])
@@ -120,8 +120,9 @@ def test_the_nearest_of_thousands_is_found(
 
 
 def is_beyond(query: np.ndarray, crowd: np.ndarray, least: int, most: int, compared: int) -> bool:
-    """Whether so many score higher than the last one, which is the right one, and what is left after those that have been compared
-    seems too unlikely to continue for its likelihood alone (3.3 standard deviations)."""
+    """Whether between `least` and `most` clusters score higher than the last, which is the right one, while the
+    clusters left after the first `compared` seem too unlikely for the search to continue for their likelihood alone
+    (3.3 standard deviations)."""
     found = scores(query.astype(np.float64), codes(crowd), THRESHOLD)
     return least <= (found[:-1] > found[-1]).sum() <= most and np.sort(found)[::-1][compared] < -3.4
 
@@ -132,9 +133,9 @@ def is_beyond(query: np.ndarray, crowd: np.ndarray, least: int, most: int, compa
 def test_a_crowd_below_the_threshold_ends_no_search(
     clusters: Clusters, low: float, high: float, least: int, most: int, compared: int
 ) -> None:
-    """Four hundred clusters around a vector, and one that it belongs to, which others seem likelier than. At 0.78 to 0.80 the search
-    continues beyond the sixty-four that are always compared, since they come within 0.05 of the threshold. Further out the right one
-    is among the sixty-four."""
+    """Four hundred clusters around a vector, and the one to which it belongs, which looks less likely than they. At
+    0.78 to 0.80, the search continues beyond the sixty-four that are always compared, since the clusters come within
+    0.05 of the threshold. At lower cosines, the right one is among the sixty-four."""
     rows: list[np.ndarray] = []
     asked: list[tuple[np.ndarray, int]] = []
     name, before = f"crowd{least}", 1_000_000 * least
@@ -158,14 +159,15 @@ def test_a_crowd_below_the_threshold_ends_no_search(
 
 
 def test_a_new_cluster_that_is_near_ends_no_search(clusters: Clusters) -> None:
-    """One that has no code yet is compared first. Though it is nearly as near, the nearest of all is found, by its code."""
+    """A cluster without a code is compared first. Although it is nearly as near, the search still finds the nearest
+    cluster, by its code."""
     tried = 0
     with clusters.database.connect() as db:
         for place in range(3000):
             query, truth = clusters.queries[place], clusters.truth[place]
             best = clusters.product[place, truth]
             others = np.delete(clusters.product[place], truth).max()
-            # A little further from the query than the nearest cluster, on the other side of it.
+            # A little further from the query than the nearest cluster, and on its other side.
             away = query - (query @ clusters.rows[truth]) * clusters.rows[truth]
             away -= (away @ query) * query
             cosine = best - 0.005
@@ -190,7 +192,7 @@ def own(clusters: Clusters) -> Iterator[psycopg.Connection]:
 
 
 def beside(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """One of the rows, and a direction across it that no row has a part in."""
+    """One of the rows, and a direction orthogonal to all rows."""
     row = rows[0]
     across = np.random.default_rng(9).standard_normal(DIMENSIONS)
     common = unit(rows.mean(axis=0))
@@ -199,7 +201,8 @@ def beside(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_a_cluster_that_has_moved_is_found(own: psycopg.Connection, clusters: Clusters) -> None:
-    """By its sum, when its code is one of where it was: two members come at 30 degrees to the only one, and that one leaves."""
+    """Its sum finds it although its code is out of date: two members join at 30 degrees to the only one, which then
+    leaves."""
     row, across = beside(clusters.rows)
     id = clusters.first + 1
     at = lambda degrees: vector_text(unit(np.cos(np.radians(degrees)) * row + np.sin(np.radians(degrees)) * across))
@@ -210,8 +213,8 @@ def test_a_cluster_that_has_moved_is_found(own: psycopg.Connection, clusters: Cl
 
 
 def test_a_cluster_is_where_its_latest_members_have_moved_it(own: psycopg.Connection, clusters: Clusters) -> None:
-    """Forty members in one place, and nine at 34 degrees to it that are not added to the sum yet. A vector at 36 degrees is below
-    the threshold for the sum, and above it for all."""
+    """Forty members in one place, and nine at 34 degrees to it that the sum doesn't include yet. A vector at 36
+    degrees is below the threshold for the sum, and above it for all members."""
     row, across = beside(clusters.rows)
 
     def at(degrees: float) -> str:
@@ -229,7 +232,7 @@ def test_a_cluster_is_where_its_latest_members_have_moved_it(own: psycopg.Connec
 def test_codes_that_the_extension_writes_are_the_second_implementations(
     own: psycopg.Connection, clusters: Clusters
 ) -> None:
-    """Of clusters beyond the first 432, whose codes are made as they are packed."""
+    """The codes of clusters beyond the first 432, which are made when they are packed."""
     rows = clusters.rows[:600]
     own.execute("SELECT clip_create_collection('packed', 1.0)")
     ids = [value(own, "SELECT clip_assign_cluster(%s::vector, 'packed')", vector_text(row)) for row in rows]

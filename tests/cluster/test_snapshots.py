@@ -1,4 +1,4 @@
-"""Grouping under isolation levels whose transactions keep one snapshot."""
+"""Grouping under the isolation levels that keep one snapshot per transaction."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from support import value, vector_text
 
 
 def test_a_storm_in_repeatable_read(database: support.Database, db: psycopg.Connection, collection: str) -> None:
-    """Of sessions like those of postgres_fdw: each adds up rows and makes codes where its snapshot lets it, and nobody's
-    transaction fails because it can't. At the latest the next that finds quiet makes them."""
+    """Sessions like those of postgres_fdw: each sums up rows and makes codes where its snapshot allows it, and no
+    transaction fails because it can't. The next session that finds no concurrent ones makes them at the latest."""
     committed, _ = storm(database, collection, 700, 4, 3, leave=True, kill=False, level=LEVELS[0])
     check_clusters(db, collection, committed)
     with database.connect(autocommit=False) as later:
@@ -44,7 +44,7 @@ def test_searches_stay_short_in_repeatable_read(database: support.Database, coll
 
 @pytest.fixture(params=LEVELS, ids=lambda level: level.name)
 def strict(request, database: support.Database) -> Iterator[psycopg.Connection]:
-    """A session of that isolation level."""
+    """A session with that isolation level."""
     with database.connect(autocommit=False) as connection:
         connection.execute("SELECT clip_version()")
         connection.commit()
@@ -67,7 +67,7 @@ def test_an_old_snapshot_joins_what_it_can_not_see(
     existing: bool,
     ends: str,
 ) -> None:
-    """Clusters are found whatever the snapshot, so a second is never founded, and nobody has to retry."""
+    """Clusters are found regardless of the snapshot, so no second one is created, and no session has to retry."""
     subject = vector_text(direction(6))
     if existing:
         value(db, ASSIGN, vector_text(direction(7)), collection)
@@ -91,7 +91,7 @@ def test_an_old_snapshot_joins_what_it_can_not_see(
 def test_an_old_snapshot_does_not_undo_anothers_joining(
     strict: psycopg.Connection, db: psycopg.Connection, collection: str
 ) -> None:
-    """What it adds is added to what others have added since, also where those have added up the rows."""
+    """Its change is added to what others have added since, even if they have summed up the rows."""
     subject, other = direction(8), direction(9)
     kept = value(db, ASSIGN, vector_text(subject), collection)
     take_snapshot(strict)

@@ -1,7 +1,7 @@
-"""docs/clients.md: each example does what the page says, as it stands there.
+"""docs/clients.md: each example, copied unchanged, does what the page says.
 
-CLIENTS names those that run here, between spaces: scripts/lib/clients.sh installs what they need. tests/docs/clients has a
-program for each, which calls the example's functions and prints what they return.
+CLIENTS names the clients to test here, separated by spaces: scripts/lib/clients.sh installs what they need.
+tests/docs/clients has a program for each, which calls the example's functions and prints what they return.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TARGET = support.ROOT / "target" / "clients"
 PAGE = (DOCS / "clients.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r"<!-- run: (\w+) -->\n```\w+\n(.*?)```", PAGE, re.DOTALL))
 CLIENTS = os.environ.get("CLIENTS", "").split()
-# Each photo is sent once, but for the cat, which is sent twice.
+# Each photo is sent once, except the cat, which is sent twice.
 SENT = sum((PHOTOS / f"{name}.jpg").stat().st_size for name in ("cat", "cat", "cat-cropped", "rocket", "dahlia"))
 
 
@@ -73,7 +73,7 @@ def counter() -> Iterator[Counter]:
 
 
 def watched_photos(db: psycopg.Connection) -> None:
-    """The README's table, and one title that it refuses."""
+    """The README's table, with a CHECK that refuses one title."""
     db.execute(
         "CREATE TABLE photo (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, data bytea, "
         "title text CHECK (title <> 'forbidden'))"
@@ -100,7 +100,8 @@ def compiled(*command: str | pathlib.Path, cwd: pathlib.Path, **environment: str
 
 
 def command(client: str, folder: pathlib.Path) -> list[str]:
-    """Puts the page's example into `folder` with what calls it; what starts that, without the folder of photos."""
+    """Puts the page's example and the program that calls it into `folder`. Returns the command that runs them,
+    without the folder of photos."""
     page, text = folder / "page", EXAMPLES[client]
     match client:
         case "python" | "sqlalchemy" | "django":
@@ -122,7 +123,7 @@ def command(client: str, folder: pathlib.Path) -> list[str]:
             shutil.copy(PROGRAMS / "go" / "program.go", folder)
             (folder / "page.go").write_text(text, encoding="utf-8")
             cache = str(TARGET / "go")
-            # Debian's packages are sources below this path, which is how Go found them before it had modules.
+            # Debian's packages are sources below this path, where Go looked for them before it had modules.
             go = {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode", "GOCACHE": cache, "CGO_ENABLED": "0"}
             compiled("go", "build", "-o", folder / "program", "program.go", "page.go", cwd=folder, **go)
             return [str(folder / "program"), "PHOTOS"]
@@ -133,7 +134,7 @@ def command(client: str, folder: pathlib.Path) -> list[str]:
             compiled("javac", "-d", folder, folder / "Program.java", folder / "Photos.java", cwd=folder)
             return ["java", "-cp", f"{folder}:{driver}", "Program", "PHOTOS"]
         case "rust":
-            # Where it stays, since cargo compiles again what includes another file.
+            # In a permanent place, since cargo compiles a file again if the file that it includes has another path.
             page = TARGET / "page.rs"
             if not page.exists() or page.read_text(encoding="utf-8") != text:
                 page.write_text(text, encoding="utf-8")
@@ -160,7 +161,7 @@ def test_every_example_has_a_program() -> None:
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-@pytest.mark.timeout(900)  # of which compiling takes all but a few seconds
+@pytest.mark.timeout(900)  # compiling takes all but a few seconds of it
 def test_it_does_what_the_page_says(
     client: str, photos: support.Database, counter: Counter, folder: pathlib.Path
 ) -> None:
@@ -180,7 +181,7 @@ def test_it_does_what_the_page_says(
     with photos.connect() as db:
         stored = dict(db.execute("SELECT title, data FROM photo").fetchall())
         assert stored == {name: (PHOTOS / f"{name}.jpg").read_bytes() for name in stored} and len(stored) == 4
-    # The query's photo, and the clock of COPY, which the Python example loads twice.
+    # The query's photo, and the clock, which COPY sends; the Python example loads it twice.
     sent = SENT + (PHOTOS / "cat-mirrored.jpg").stat().st_size
     if client == "python":
         sent += 2 * (PHOTOS / "clock.jpg").stat().st_size
@@ -247,7 +248,7 @@ def test_a_pool_keeps_what_set_sets(bindir: pathlib.Path) -> None:
             assert support.value(second, "SHOW clip_search.cluster_threshold") == "0.7"
 
 
-# The tests' own environment has no pgvector for Python, and this test reads no vector.
+# The tests' own Python environment lacks the pgvector package, and this test reads no vector.
 REGISTER = "from pgvector.psycopg import register_vector\n"
 
 

@@ -1,4 +1,4 @@
-"""The gallery demo runs, shows what its README promises, and would notice if it were wrong."""
+"""The gallery demo runs, shows what its README promises, and fails if a result is wrong."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIRST = re.compile(r"^\s*([✓✗]) (.*?)\s+1\s+(\S.*?)\s+(-?\d\.\d+)", re.MULTI
 def run(
     database: support.Database, folder: pathlib.Path = GALLERY, *arguments: str, **environment: str
 ) -> subprocess.CompletedProcess:
-    """run.sh in that database, as `make demo` starts it, from a directory of no importance."""
+    """Runs run.sh in that database, as `make demo` does, from another directory."""
     return subprocess.run(
         [str(folder / "run.sh"), *arguments],
         cwd="/",
@@ -34,7 +34,7 @@ def run(
 
 @pytest.fixture(scope="module")
 def gallery():
-    """A database that knows nothing of the extension: the demo creates it."""
+    """A database without the extension: the demo creates it."""
     made = support.Database(extension=False)
     try:
         yield made
@@ -51,7 +51,7 @@ def test_the_demo_finds_every_photo_and_groups_every_subject(gallery: support.Da
 
     first = {words: (mark, title, float(cosine)) for mark, words, title, cosine in FIRST.findall(done.stdout)}
     assert len(first) == 12, done.stdout
-    # Asked here again, so that it doesn't rest on the demo's own judgement alone.
+    # Checked again here, so that the test doesn't rely on the demo's own checks alone.
     for words, subject in (
         ("a cup of coffee", "Espresso"),
         ("rocket launch", "Rocket"),
@@ -82,7 +82,7 @@ def test_the_demo_can_be_run_again(gallery: support.Database) -> None:
 
 
 class Tags(HTMLParser):
-    """Every tag with its attributes, and what was left open."""
+    """Collects every tag with its attributes, and the tags left open."""
 
     VOID = {"img", "meta", "line", "br"}
 
@@ -106,7 +106,7 @@ class Tags(HTMLParser):
 
 
 def test_the_demo_writes_a_page_that_needs_nothing_else(gallery: support.Database, tmp_path: pathlib.Path) -> None:
-    """What a browser makes of it is in tests/browser."""
+    """tests/browser opens the page in a browser."""
     page = tmp_path / "a folder" / "gallery.html"
     done = run(gallery, GALLERY, str(page))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -120,14 +120,14 @@ def test_the_demo_writes_a_page_that_needs_nothing_else(gallery: support.Databas
         assert attributes.get("src", "data:").startswith("data:")
         assert attributes.get("href", "#main").removeprefix("#") in ids
         assert tag != "img" or attributes.get("alt") is not None
-    # 9 in the head, 3 for each query, each photo in its group, each group's on the map and with its labels; 4 that are not
-    # relevant, where clip_search has relevance.
+    # 9 in the head, 3 for each query, each photo in its group, each group's photo on the map and with its labels; and 4
+    # irrelevant ones where clip_search has relevance.
     nothing = 4 * ("nothing" in ids)
     assert sum(tag == "img" for tag, _ in found.tags) == 9 + 36 + 37 + 12 + 12 + nothing
 
 
 def test_the_map_is_of_principal_components(gallery: support.Database, tmp_path: pathlib.Path) -> None:
-    """As numpy's singular value decomposition finds them, but for their signs."""
+    """The components equal those of numpy's singular value decomposition, except for their signs."""
     assert run(gallery, GALLERY, str(tmp_path / "gallery.html")).returncode == 0
     with gallery.connect() as db:
         db.execute("SET search_path = gallery, public")
@@ -143,7 +143,7 @@ def test_the_map_is_of_principal_components(gallery: support.Database, tmp_path:
 
 
 def test_the_demo_fails_if_a_query_finds_another_photo(gallery: support.Database, tmp_path: pathlib.Path) -> None:
-    """Here by expecting the rocket from words about coffee."""
+    """The test expects the rocket from words about coffee."""
     copy = tmp_path / "gallery"
     shutil.copytree(GALLERY, copy)
     script = (copy / "gallery.sql").read_text(encoding="utf-8")
@@ -170,7 +170,7 @@ def test_the_demo_fails_if_no_groups_are_listed(gallery: support.Database, tmp_p
 
 
 def test_the_demo_fails_if_groups_are_wrong(gallery: support.Database) -> None:
-    """A threshold of 1 leaves every copy alone, one of -0.99 throws all together."""
+    """A threshold of 1 leaves every copy alone; one of -0.99 puts all photos into one group."""
     for threshold, words in (("1", "is split over clusters"), ("-0.99", "mixes subjects")):
         done = run(gallery, PGOPTIONS=f"-c clip_search.cluster_threshold={threshold}")
         assert done.returncode != 0, done.stdout
@@ -178,7 +178,7 @@ def test_the_demo_fails_if_groups_are_wrong(gallery: support.Database) -> None:
 
 
 def test_the_demo_says_what_is_missing(gallery: support.Database, tmp_path: pathlib.Path) -> None:
-    """One line and a failure: without a server, and with a foreign schema of the demo's name."""
+    """The demo prints one line and fails if there is no server, or if somebody else's schema has the demo's name."""
     done = run(gallery, PGHOST=str(tmp_path))
     assert done.returncode != 0 and done.stderr.startswith("gallery: no connection") and done.stderr.count("\n") == 1
     foreign = support.Database(extension=False)

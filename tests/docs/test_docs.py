@@ -1,6 +1,4 @@
-"""What the documentation says is so: the examples print what psql prints, the reference is the catalogue's, links lead
-somewhere.
-"""
+"""The documentation is right: the examples' output is psql's, the reference matches the catalogue, and links work."""
 
 from __future__ import annotations
 
@@ -19,13 +17,13 @@ sys.path.append(str(support.ROOT / "scripts"))
 import catalogue
 
 NUMBER = re.compile(r"-?\d+\.\d+")
-# Text embeddings are int8 arithmetic, which differs between processors in the third decimal.
+# Text embeddings use int8 arithmetic, which differs between processors in the third decimal.
 TOLERANCE = 0.03
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]*))?\)")
 
 
 def shape(output: str) -> list[str]:
-    """Lines without numbers, rules and the width of columns. Copies of a subject are so near each other that their
+    """Lines without numbers, rules and column widths. Copies of a subject are so close to each other that their
     order may differ.
     """
     text = re.sub(r" \((mirrored|cropped)\)", "", NUMBER.sub("#", output))
@@ -35,7 +33,7 @@ def shape(output: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def databases(pg_program) -> Iterator[Databases]:
-    # A folder of its own: pages list the models there are.
+    # A separate model folder, since pages list the available models.
     folder = support.ServerFolder()
     made = Databases(pg_program("psql"), other_model(folder))
     try:
@@ -53,14 +51,14 @@ def test_output_is_real(databases: Databases, path: pathlib.Path) -> None:
         same_server = support.value(db, "SELECT current_setting('server_version_num')::int / 10000") == 15
     for (block, written), printed in zip(page.blocks, databases.outputs(page), strict=True):
         if "EXPLAIN" in block and not same_server:
-            continue  # plans are worded otherwise
+            continue  # plans are worded differently
         assert shape(printed) == shape(written), f"{block}\nprints\n{printed}"
         for ours, theirs in zip(NUMBER.findall(printed), NUMBER.findall(written), strict=True):
             assert abs(float(ours) - float(theirs)) <= TOLERANCE, f"{block}\nprints\n{printed}"
 
 
 def test_plans_use_the_index() -> None:
-    """Read from the page, which the test above holds to the truth."""
+    """Reads the plans from the page, which the test above checks."""
     plans = [written for block, written in Page(DOCS / "cookbook.md").blocks if "EXPLAIN" in block]
     assert len(plans) == 5 and all("Index Scan using photo_embedding_idx" in plan for plan in plans)
     plans = [written for block, written in Page(DOCS / "how-to" / "answers.md").blocks if "EXPLAIN" in block]
@@ -86,7 +84,7 @@ def test_comments_name_arguments_and_columns(database: support.Database) -> None
 
 
 def anchors(text: str) -> set[str]:
-    """Of the headings, as GitHub makes them."""
+    """The anchors of the headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", re.sub(r"[`*]", "", h).lower()).replace(" ", "-") for h in headings}
 

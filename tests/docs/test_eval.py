@@ -1,4 +1,4 @@
-"""`make eval` counts what numpy counts, on the gallery's photos laid out as its package lays out pictures."""
+"""`make eval` computes the same figures as numpy, on the gallery's photos arranged like its package's pictures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from psycopg import sql
 import support
 from support import value, vector
 
-# Of these names the eval would take the mirrored ones for mirrored stamps.
+# With these names, the eval would take the mirrored photos for mirrored stamps.
 PHOTOS = [
     path
     for path in sorted((support.ROOT / "examples" / "gallery" / "photos").glob("*.jpg"))
@@ -34,7 +34,7 @@ EVALUATE = support.ROOT / "benches" / "eval" / "evaluate.py"
 
 @pytest.fixture(scope="module")
 def stamps(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Each photo as a PNG of its own and, a little cropped, once more, with a label, in folders of two levels."""
+    """Each photo as a PNG, and once more slightly cropped, with a label, in folders of two levels."""
     root = tmp_path_factory.mktemp("stamps")
     for number, photo in enumerate(PHOTOS):
         folder = root / ("odd" if number % 2 else "even") / f"kind_{number % 5}"
@@ -65,7 +65,7 @@ def resource(files: dict[str, bytes]) -> bytes:
         within[name] = data
     nodes, names, contents = [("", root)], b"", b""
     tree = b""
-    for number, (name, item) in enumerate(nodes):  # which grows
+    for number, (name, item) in enumerate(nodes):  # the loop extends the list
         at = len(names)
         names += struct.pack(">HI", len(name), 0) + name.encode("utf-16-be")
         if isinstance(item, dict):
@@ -82,7 +82,7 @@ def resource(files: dict[str, bytes]) -> bytes:
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The gallery's photos under names that the queries of queries-fresh.csv ask for."""
+    """The gallery's photos, under names that the queries of queries-fresh.csv match."""
     root = tmp_path_factory.mktemp("rcc")
     renamed = {
         "categorization/resource/images/tools": {"hammer1": "more/hammer-1", "hammer2": "more/hammer-2"},
@@ -107,7 +107,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def average_linkage(similarity: np.ndarray, threshold: float) -> list[list[int]]:
-    """The two groups with the greatest mean cosine are merged as long as that is at least the threshold."""
+    """Merges the two groups with the greatest mean cosine as long as it is at least the threshold."""
     groups = [[index] for index in range(len(similarity))]
     while len(groups) > 1:
         means = {
@@ -123,8 +123,8 @@ def average_linkage(similarity: np.ndarray, threshold: float) -> list[list[int]]
 
 
 def fresh_figures(db: psycopg.Connection) -> dict:
-    """Of the photos of the second collection: F1 of the queries that have answers among them, and the share of the others without a
-    result."""
+    """Figures of the second collection's photos: F1 of the queries that have answers among them, and the share of
+    the other queries without a result."""
     with (EVALUATE.parent / "queries-fresh.csv").open(encoding="utf-8", newline="") as file:
         asked = [(row["query"], row["truth"]) for row in csv.DictReader(file)]
     names = [name for (name,) in db.execute("SELECT name FROM picture WHERE kind = 'gcompris' ORDER BY id")]
@@ -173,7 +173,8 @@ def test_figures_are_those_of_numpy(stamps: pathlib.Path, photographs: pathlib.P
     images, texts = (np.stack([vector(row[n]) for row in rows]).astype(np.float64) for n in (3, 4))
     folders = [row[1] for row in rows]
     scores = texts @ images.T
-    # A label that two pictures share can't put both first, and equal vectors tie: by a hair, as in SQL.
+    # Two pictures with the same label can't both be first, and equal vectors tie: so a rank needs a small margin, as in
+    # SQL.
     ranks = (scores > scores.diagonal()[:, None] + 1e-7).sum(1)
     for k in (1, 5, 10):
         assert abs(result["retrieval"][f"recall_at_{k}"] - (ranks < k).mean()) <= 1.01 / len(rows)

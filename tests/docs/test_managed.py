@@ -1,4 +1,4 @@
-"""docs/managed.md: its statements work in a database without clip_search, for a role that is no superuser."""
+"""docs/managed.md: its statements work in a database without clip_search, for a role that isn't a superuser."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BLOCKS = re.findall(r"<!-- run: (\w+) -->\n```\w+\n(.*?)```", PAGE, re.DOTALL)
 
 
 class Psql:
-    """psql in one database as one role, from a folder where \\copy finds its files."""
+    """psql in one database as one role, started in a folder where \\copy finds its files."""
 
     def __init__(self, program: str, database: str, role: str, folder: pathlib.Path):
         self.command = [program, "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", database, "-U", role]
@@ -46,7 +46,7 @@ class Psql:
 
 @pytest.fixture
 def managed(empty_database: support.Database) -> Iterator[tuple[support.Database, str]]:
-    """pgvector alone, and a role without special rights."""
+    """A database with only pgvector, and an ordinary role."""
     role = f"clip_test_{uuid.uuid4().hex[:12]}"
     with empty_database.connect() as db:
         db.execute("CREATE EXTENSION vector")
@@ -93,7 +93,7 @@ def test_the_page(
         cat = (PHOTOS / "cat-cropped.jpg").read_bytes()
         found = page["by_photo"](there, here, cat, 2)
         assert {path for path, _ in found} == {"cat.jpg", "cat-mirrored.jpg"} and found[0][1] > 0.9
-        # As the extension itself ranks and weighs them.
+        # The extension itself gives the same ranking and weights.
         here.execute("CREATE TEMPORARY TABLE photo (path text, embedding vector(512))")
         for file in sorted(photos.glob("[!n]*.jpg")):
             here.execute("INSERT INTO photo VALUES (%s, clip_embed_image(%b))", (file.name, file.read_bytes()))
@@ -105,7 +105,7 @@ def test_the_page(
     assert sorted(away.run(script=similar).split()[:2]) == ["cat-mirrored.jpg", "cat.jpg"]
     (out,) = re.findall(r'"(\\copy \(SELECT path, embedding.*?)"$', PAGE, re.MULTILINE)
     away.run("-c", out)
-    # Twice, as for photos that came later.
+    # Twice, as if photos were added later.
     for _ in range(2):
         embedder.run(script=group)
         away.run(script=back)

@@ -1,5 +1,6 @@
-"""docs/observability.md and examples/observability: its queries, metrics, rules and dashboard, with the real exporter and the real
-Prometheus where PROMETHEUS names a folder with their programs (scripts/lib/observability.sh fetches them).
+"""docs/observability.md and examples/observability: their queries, metrics, rules and dashboard, with the real
+exporter and the real Prometheus if PROMETHEUS names a folder with these programs (scripts/lib/observability.sh
+fetches them).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ WATCHES = "SELECT relation, embedding, active, queued, pending, failed FROM clip
 
 @pytest.fixture(scope="module")
 def own(bindir: pathlib.Path) -> Iterator[Server]:
-    """A server with a table of each mode, of which one has a failed row, and the role of the exporter."""
+    """A server with a table in each mode, one of them with a failed row, and the exporter's role."""
     with support.connect("postgres") as db:
         if not value(db, "SELECT count(*) FROM pg_available_extensions WHERE name = 'pg_stat_statements'"):
             pytest.skip("the server has no pg_stat_statements")
@@ -128,7 +129,7 @@ def test_a_cache_that_cannot_be_written_shows(own: Server) -> None:
             db.execute(f"ALTER SYSTEM SET clip_search.cache_path = '{path}'")
             db.execute("SELECT pg_reload_conf()")
             until(lambda: value(db, "SHOW clip_search.cache_path") == path)
-            # With two threads a connection has a model of its own, and would keep it in the cache.
+            # With two threads, a connection loads a model of its own and would keep it in the cache.
             with own.connect() as other:
                 other.execute("SET clip_search.threads = 2")
                 other.execute("SELECT clip_embed_image(%b)", (CAT,))
@@ -150,7 +151,8 @@ def test_the_pages_queries(own: Server) -> None:
 
 
 def expressions() -> list[str]:
-    """Of the dashboard's panels and the rules, without the rules' comparisons, which are false while all is well."""
+    """The expressions of the dashboard's panels and of the rules, without the rules' comparisons, which are false
+    while all is well."""
     found = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
     found = [
         expression.replace('{instance=~"$instance"}', "").replace("$__rate_interval", "1m") for expression in found
@@ -177,7 +179,7 @@ def test_the_dashboard_is_what_the_script_writes() -> None:
     assert metrics <= defined
 
 
-# ---------------------------------------------------------------- with the programs
+# ---------------------------------------------------------------- with the real programs
 
 if PROGRAMS:
 
@@ -197,7 +199,7 @@ if PROGRAMS:
 
     @pytest.fixture(scope="module")
     def prometheus(own: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-        """The exporter's address and that of Prometheus, which reads it each second."""
+        """The address of the exporter, and of a Prometheus that scrapes it every second."""
         folder, exporter, port = tmp_path_factory.mktemp("prometheus"), free_port(), free_port()
         (folder / "prometheus.yml").write_text(f"""
 global: {{scrape_interval: 1s, evaluation_interval: 1s}}

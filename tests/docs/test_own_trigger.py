@@ -20,7 +20,7 @@ def photo(name: str) -> bytes:
 
 
 def statements() -> list[str]:
-    """The page's blocks up to the one that inserts photos, which is psql's."""
+    """The page's blocks before the one that inserts photos, which only psql can run."""
     blocks = re.findall(
         r"```sql\n(.*?)```", (DOCS / "how-to" / "own-trigger.md").read_text(encoding="utf-8"), re.DOTALL
     )
@@ -51,7 +51,7 @@ def db(request: pytest.FixtureRequest) -> Iterator[psycopg.Connection]:
 
 
 def check(db: psycopg.Connection, rows: int) -> None:
-    """Groups and their sizes are those of the rows, and every embedding is its photo's."""
+    """Checks that the groups and their sizes match the rows, and that every embedding is its photo's."""
     counted = db.execute("SELECT id, size FROM clip_search.cluster WHERE collection = 'photo' ORDER BY id").fetchall()
     stored = db.execute("SELECT cluster_id, count(*) FROM photo GROUP BY cluster_id ORDER BY cluster_id").fetchall()
     assert counted == stored
@@ -155,7 +155,7 @@ def test_truncate_empties_the_groups(db: psycopg.Connection) -> None:
 
 
 def test_a_group_in_a_before_trigger_miscounts(db: psycopg.Connection) -> None:
-    """Why the page says so."""
+    """Shows why the page warns against it."""
     db.execute("""
         CREATE OR REPLACE FUNCTION photo_embed() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN

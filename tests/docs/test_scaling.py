@@ -1,4 +1,4 @@
-"""docs/scaling.md: the statements with halfvec and bits run as they stand, use their indexes and find the same photos."""
+"""docs/scaling.md: the statements with halfvec and bits run unchanged, use their indexes and find the same photos."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_halfvec_and_bits(database: support.Database) -> None:
         db.execute(index)
         for photo in PHOTOS:
             db.execute(insert.replace(":'file'", f"'{base64.b64encode(photo.read_bytes()).decode()}'"))
-        # Rounded to half precision: eleven bits of each number, of at most 1.
+        # Half precision keeps eleven bits of each number, and each number is at most 1.
         stored = vector(value(db, "SELECT embedding::vector::text FROM photo WHERE id = 1"))
         exact = embed_one(db, "image", PHOTOS[0].read_bytes())
         assert 0 < abs(stored - exact).max() < 2**-12
@@ -48,7 +48,7 @@ def test_halfvec_and_bits(database: support.Database) -> None:
         db.execute(create)
         db.execute(effort)
         found = [id for (id,) in db.execute(search)]
-        # All 33 are candidates, so the order is that of the vectors.
+        # All 33 photos are candidates, so the order is the vectors' own.
         assert found[:3] == right[:3] and len(set(right) & set(found)) >= 9
         db.execute("SET enable_seqscan = off; SET enable_sort = off")
         assert "Index Scan using photo_binary_quantize_idx" in plan(db, search)

@@ -1,4 +1,4 @@
-"""clip_classify against transformers' arithmetic, on embeddings that Python makes of the same files:
+"""clip_classify against transformers' formulas, on embeddings that Python computes from the same files:
 softmax(logit_scale · cosine) for CLIP, sigmoid(logit_scale · cosine + logit_bias) for SigLIP.
 """
 
@@ -38,7 +38,7 @@ def image(name: str) -> bytes:
 
 
 def rows(db: psycopg.Connection, subject: object, labels: list[str], *more: object, model: str | None = None) -> dict:
-    """label -> probability, checked to come in falling order."""
+    """label -> probability; checks that the probabilities are in descending order."""
     kind = {bytes: "bytea", str: "vector"}[type(subject)]
     casts = "".join(", %s::text[]" if isinstance(argument, list) else ", %s::text" for argument in more)
     named = ", model => %s" if model else ""
@@ -65,15 +65,15 @@ def test_softmax_of_scaled_cosines(db, python, name: str, templates: list[str]) 
     picture = python.image(image(name))
     classes = []
     for label in LABELS:
-        # CLIP's notebook of prompt ensembles: normalise, average, normalise.
+        # CLIP's notebook of prompt ensembles does this: normalise, average, normalise.
         prompts = [unit(python.text(template.replace("{}", label))) for template in templates]
         classes.append(unit(np.mean(prompts, axis=0)))
     scale = math.exp(json.loads((PHOTO_MINI / "config.json").read_text())["logit_scale"])
     wanted = softmax(scale * np.stack(classes) @ unit(picture))
-    # int8 kernels of two versions of onnxruntime, and of two decoders: embeddings agree to 0.99999.
+    # Two versions of onnxruntime have other int8 kernels, and the decoders differ: embeddings agree to 0.99999.
     argument = templates[0] if len(templates) == 1 else templates
     close(rows(db, image(name), LABELS, argument), LABELS, wanted, 2e-3)
-    # Of the vector that is stored, to the digits of float4.
+    # From the stored vector, the result is equal to the digits of float4.
     vector = value(db, "SELECT clip_embed_image(%s)::text", image(name))
     stored = rows(db, vector, LABELS, argument)
     close(stored, LABELS, np.array([rows(db, image(name), LABELS, argument)[label] for label in LABELS]), 1e-6)
@@ -92,7 +92,8 @@ def layouts(db, server_folder: support.ServerFolder) -> psycopg.Connection:
 
 @pytest.mark.parametrize("name", ["siglip-whole", "optimum-combined"])
 def test_scale_and_bias_of_the_graph(layouts, server_folder, name: str) -> None:
-    """The graph's own logits, through the softmax or the sigmoid in Python (tests/fixtures/layouts.py)."""
+    """Compares with the graph's own logits, through the softmax or the sigmoid in Python
+    (tests/fixtures/layouts.py)."""
     server_folder.add(LAYOUTS / name, f"classify-{name}")
     expected = json.loads((LAYOUTS / name / "expected.json").read_text())
     texts = [entry["text"] for entry in expected["texts"]]
@@ -105,7 +106,7 @@ def test_scale_and_bias_of_the_graph(layouts, server_folder, name: str) -> None:
 
 @pytest.mark.parametrize("bias", [None, -3.5])
 def test_scale_and_bias_of_the_configuration(layouts, server_folder, bias: float | None) -> None:
-    """Cosines by pgvector; 30 is e to 3.4012."""
+    """Computes cosines with pgvector; 30 is e to the power of 3.4012."""
     name = f"stated-{'softmax' if bias is None else 'sigmoid'}"
     target = server_folder.add(LAYOUTS / "xenova-split", name, copy=True)
     settings = json.loads((target / "config.json").read_text())
@@ -138,7 +139,7 @@ def test_clip_has_a_scale_of_100_and_siglip_a_warning(layouts, server_folder) ->
 
 
 def test_vectors_of_another_model_are_refused(layouts, server_folder) -> None:
-    """Of the same length, just embedded in this session."""
+    """The other model's vectors have the same length and were embedded in this session."""
     for name in ("one", "other"):
         server_folder.add(LAYOUTS / "xenova-split", f"mixed-{name}")
     query = "SELECT count(*) FROM clip_classify(clip_embed_image(%s, 'mixed-one'), '{cat}', model => 'mixed-other')"
@@ -148,7 +149,7 @@ def test_vectors_of_another_model_are_refused(layouts, server_folder) -> None:
 
 
 def test_labels_are_embedded_once(db) -> None:
-    """A set larger than the memo of texts, by three templates, over rows."""
+    """More labels than the memo of texts holds, by three templates, over several rows."""
     labels = [f"thing number {n}" for n in range(300)]
     embedded = "SELECT texts FROM clip_models() WHERE name = 'photo-mini'"
     templates = ["a {}", "the {}", "{}"]

@@ -1,4 +1,4 @@
-"""Every file of the corpus through SQL in one connection: an error or a vector, and the backend lives."""
+"""Every file of the corpus through SQL in one connection: each gives an error or a vector, and the backend survives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from support import embed_one, value
 
 CORPUS = support.ROOT / "tests" / "fixtures" / "corpus"
 SQLSTATES = {"InvalidInput": "22023", "Unsupported": "0A000", "LimitExceeded": "54000"}
-# What a turn over the corpus may leave behind once the first ones have laid out the heap: 30 kB a file would be more.
+# Bytes that a pass over the corpus may leave behind once the first passes have laid out the heap: a leak of 30 kB a
+# file would exceed it.
 GROWTH_MB = 8
 
 
@@ -24,7 +25,7 @@ def resident_megabytes(pid: int) -> float:
 
 
 def outcome(db: psycopg.Connection, data: bytes) -> tuple[str | None, str]:
-    """SQLSTATE and message; none where the image was embedded."""
+    """SQLSTATE and message; no SQLSTATE if the image was embedded."""
     try:
         assert value(db, "SELECT clip_embed_image(%s) IS NOT NULL", data)
     except psycopg.Error as error:
@@ -33,7 +34,7 @@ def outcome(db: psycopg.Connection, data: bytes) -> tuple[str | None, str]:
 
 
 def test_no_file_takes_the_backend_down(database: support.Database) -> None:
-    """Bombs, cut files, odd formats. Four times over, so that what is kept would show: by the third the heap has its size."""
+    """Bombs, truncated files, unusual formats. Four passes show a leak: by the third, the heap has its final size."""
     entries = json.loads((CORPUS / "index.json").read_text())
     photo = (support.ROOT / "examples" / "gallery" / "photos" / "cat.jpg").read_bytes()
     wrong: list[str] = []
@@ -54,7 +55,7 @@ def test_no_file_takes_the_backend_down(database: support.Database) -> None:
                     wrong.append(f"{entry['file']}: {found} {message}")
             assert not wrong, "\n".join(wrong)
             resident.append(resident_megabytes(pid))
-        # The least growth of a turn: what leaks does so in each of them.
+        # The smallest growth of a pass: a leak would show in every pass.
         grown = min(after - before for before, after in zip(resident[1:], resident[2:], strict=False))
         print("MB after each turn:", *(round(megabytes, 1) for megabytes in resident), file=sys.stderr)
         assert grown < GROWTH_MB, f"each turn takes {grown:.0f} MB more: {resident}"
@@ -64,7 +65,7 @@ def test_no_file_takes_the_backend_down(database: support.Database) -> None:
 
 
 def test_a_bad_row_leaves_the_transaction_usable(database: support.Database) -> None:
-    """The rest of a batch goes in by savepoints, as an application would do it (immich#26150)."""
+    """An application can insert the rest of a batch by using savepoints (immich#26150)."""
     files = [CORPUS / name for name in ("png_rgb.png", "gif_half.gif", "jpeg_half.jpg", "png_rgba.png")]
     with database.connect(autocommit=False) as db:
         db.execute("CREATE TEMP TABLE kept (name text, embedding vector(512))")

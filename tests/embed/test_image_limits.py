@@ -1,4 +1,4 @@
-"""No image file takes more time or memory than the settings say, and none takes the server down."""
+"""No image file takes more time or memory than the settings allow, and none crashes the server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CANCELLED = "57014"
 TOO_LARGE = "54000"
 OUT_OF_MEMORY = "53200"
 
-# What held a processor for seconds, unseen by statement_timeout.
+# Files that once kept a processor busy for seconds without noticing statement_timeout.
 SLOW = {
     "progressive JPEG, 24 passes": lambda: files.progressive(9000, 9000, 70),
     "PNG of 90 megapixels": lambda: files.png(9500, 9500),
@@ -53,7 +53,7 @@ def test_a_timeout_is_seen(database: support.Database, slow: dict[str, bytes], n
             assert error.sqlstate in (CANCELLED, TOO_LARGE), error
         took = support.cpu_seconds(pid) - computed
         db.execute("RESET statement_timeout")
-        # 0.3 s, 0.2 s until it is seen, and what receiving the file takes.
+        # The timeout of 0.3 s, 0.2 s until it is noticed, and the time to receive the file.
         assert took < 1.5, f"{took:.2f} s"
         assert value(db, "SELECT clip_embed_image(%b) IS NOT NULL", PHOTO)
 
@@ -88,10 +88,11 @@ def peak(pid: int) -> int:
     ],
 )
 def test_the_setting_is_the_peak(database: support.Database, name: str, make) -> None:
-    """The setting as low as it may be for a file; a new connection, whose peak is then what the file took."""
+    """Finds the lowest setting that a file needs, in a new connection: its peak is then the memory that the file
+    took."""
     data = make()
     with database.connect() as db:
-        # The first thumbnail loads what is loaded once.
+        # The first thumbnail also loads everything that is loaded once.
         db.execute("SELECT clip_thumbnail(%b)", (PHOTO,))
         pid = value(db, "SELECT pg_backend_pid()")
         db.execute("SET clip_search.max_image_memory = '1MB'")
@@ -108,7 +109,7 @@ def test_the_setting_is_the_peak(database: support.Database, name: str, make) ->
             needed = needed * 5 // 4
             assert needed < 4 << 20, "no image here needs 4 GB"
             db.execute("SELECT set_config('clip_search.max_image_memory', %s, false)", (f"{needed}kB",))
-        # Not the message's own bytes: those are in memory thrice (received, parsed, detoasted).
+        # Without the message itself, which is in memory three times (received, parsed, detoasted).
         beside = 3 * len(data) // 1024 + 16 * 1024
         pathlib.Path(f"/proc/{pid}/clear_refs").write_text("5")
         before = peak(pid)
@@ -125,7 +126,7 @@ def noise(form: str, **options) -> bytes:
 
 
 def as_owner(*command: str) -> None:
-    """By the server's user: a process of another one needs a capability that containers lack."""
+    """Runs a command as the server's user: changing another user's process needs a capability that containers lack."""
     owner = pathlib.Path(os.environ["PGHOST"]).owner()
     switch = [] if pwd.getpwuid(os.getuid()).pw_name == owner else ["runuser", "-u", owner, "--"]
     subprocess.run([*switch, *command], check=True)
@@ -149,7 +150,7 @@ def test_a_backend_without_memory_fails_and_lives(database: support.Database) ->
                 with database.connect() as db:
                     db.execute("SELECT clip_embed_image(%b)", (PHOTO,))
                     db.execute("SET jit = off")
-                    # The file is in place before memory gets scarce.
+                    # Store the file before memory gets scarce.
                     db.execute("CREATE TEMP TABLE f AS SELECT %b::bytea AS data", (data,))
                     db.execute("ALTER TABLE f ALTER data SET STORAGE EXTERNAL")
                     pid = value(db, "SELECT pg_backend_pid()")
@@ -180,5 +181,5 @@ def test_many_images_take_the_memory_of_one(database: support.Database) -> None:
 
         one, many = grown(1), grown(24)
         files_kb = 3 * 24 * len(data) // 1024
-        # A batch's tensors have 0.6 MB an image; of the pictures, 18 MB each, there is one at a time.
+        # A batch's tensors take 0.6 MB an image; only one of the pictures, of 18 MB each, is in memory at a time.
         assert many < one + files_kb + 40 * 1024, f"{one} kB for one, {many} kB for 24"

@@ -20,7 +20,7 @@ SQLSTATES = {"InvalidInput": "22023", "Unsupported": "0A000", "LimitExceeded": "
 Row = tuple[str, int, int, int, int, int, int]
 COLUMNS = "format, width, height, orientation, channels, frames, bytes"
 
-# What Pillow says otherwise, and why ours is right or accepted.
+# Where Pillow differs, and why the extension's answer is right or acceptable.
 OTHERWISE = {
     "png_greya16.png": "Pillow has no mode for 16-bit grey with alpha, and opens it as RGBA",
     "tiff_orientation6.tif": "Pillow gives the upright size of a TIFF, and the stored one of all else",
@@ -60,7 +60,7 @@ def test_headers_are_pillows(database: support.Database) -> None:
             try:
                 found = info(db, data)
             except psycopg.Error as error:
-                # A sort of file that Pillow reads and the embedding functions refuse; see test_errors_are_the_decoders.
+                # A kind of file that Pillow reads and the embedding functions refuse; see test_errors_are_the_decoders.
                 assert error.sqlstate in SQLSTATES.values(), f"{path.name}: {error}"
                 continue
             compared += 1
@@ -74,7 +74,8 @@ def test_headers_are_pillows(database: support.Database) -> None:
 
 
 def test_errors_are_the_decoders(database: support.Database) -> None:
-    """A header that can't be read is the error that embedding the file gives; one that can is described, limits or not."""
+    """A header that can't be read gives the same error as embedding the file; a header that can be read is
+    described, whatever the limits."""
     wrong, described = [], []
     with database.connect() as db:
         for entry in json.loads((CORPUS / "index.json").read_text()):
@@ -87,14 +88,14 @@ def test_errors_are_the_decoders(database: support.Database) -> None:
                 if error.sqlstate not in kinds:
                     wrong.append(f"{entry['file']}: {error.sqlstate} {error}, not of {kinds}")
     assert not wrong, "\n".join(wrong)
-    # Headers of files that are too large to embed, or whose pixels are broken.
+    # These files have readable headers, but are too large to embed or have broken pixels.
     for name in ("png_60000.png", "jpeg_65500.jpg", "tiff_60000.tif", "jpeg_half.jpg", "png_half.png"):
         assert name in described
 
 
 def exif(date: str | None, offset: str | None = None, fraction: str | None = None) -> Image.Exif:
     block = Image.Exif()
-    # When the file was changed, which is no date of the picture.
+    # The time at which the file was changed: not the picture's date.
     block[306] = "2001:01:01 01:01:01"
     inner = {36867: date, 36881: offset, 37521: fraction}
     block.get_ifd(34665).update({tag: value for tag, value in inner.items() if value is not None})
@@ -119,14 +120,14 @@ def test_the_date_is_exifs(database: support.Database, form: str) -> None:
     with database.connect() as db:
         for block, taken, offset in cases:
             file = io.BytesIO()
-            # Pillow leaves the date out of a TIFF if it is given the object.
+            # Pillow omits the date from a TIFF if it gets the object instead of bytes.
             Image.new("RGB", (30, 20), "teal").save(file, form, exif=block.tobytes())
             query = "SELECT bits, taken, taken_offset FROM clip_image_info(%s)"
             assert db.execute(query, (file.getvalue(),)).fetchall() == [(8, taken, None if taken is None else offset)]
 
 
 def test_the_recipe_for_dates_takes_every_file(database: support.Database) -> None:
-    """docs/how-to/answers.md: a broken file has no date, and what is not about the file is still an error."""
+    """docs/how-to/answers.md: a broken file has no date, and an error that doesn't concern the file is still raised."""
     page = (support.ROOT / "docs" / "how-to" / "answers.md").read_text(encoding="utf-8")
     recipe = page[page.index("CREATE FUNCTION taken_at") : page.index("CREATE TABLE upload")]
     file = io.BytesIO()
@@ -139,7 +140,7 @@ def test_the_recipe_for_dates_takes_every_file(database: support.Database) -> No
         )
         for number, data in enumerate((dated, dated[:20], b"", b"not an image", dated[:-9], None)):
             db.execute("INSERT INTO upload VALUES (%s, %s)", (number, data))
-        # The date of a file that lacks its end is in its header.
+        # The header of a truncated file still has the date.
         wanted = [TAKEN, None, None, None, TAKEN, None]
         assert [taken for (taken,) in db.execute("SELECT taken FROM upload ORDER BY id")] == wanted
         db.execute("DROP TABLE upload; DROP FUNCTION taken_at")

@@ -1,6 +1,8 @@
-"""A large JPEG is decoded at a half, a quarter or an eighth of its size, unless clip_search.exact_jpeg is on; clip-embed likewise.
+"""A large JPEG is decoded at a half, a quarter or an eighth of its size, unless clip_search.exact_jpeg is on;
+clip-embed does the same.
 
-Both against Pillow, which has the same decoder: the whole picture where decoding is exact, else what Image.draft gives.
+Both are compared with Pillow, which has the same decoder: the whole picture where decoding is exact, otherwise the
+result of Image.draft.
 """
 
 from __future__ import annotations
@@ -20,17 +22,17 @@ from reference import Reference, cosine, unit
 from support import embed_one, vector
 
 PROGRAM = support.ROOT / "target" / "release" / "clip-embed"
-# The smallest that is decoded at a half: its shorter side is eight times the 224 pixels that the model takes.
+# The smallest size that is decoded at a half: the shorter side is eight times the 224 pixels that the model takes.
 WIDTH, HEIGHT, SHRINK = 2048, 1792, 2
-# Lossless inputs reach this, and so do JPEGs: the pixels are Pillow's to the bit.
+# The least cosine, for lossless inputs and for JPEGs: their pixels equal Pillow's bit for bit.
 SAME = 0.99999
-# Graphs round in other places as they are batched or mapped.
+# Graphs round differently with another batch size, and with mapped weights.
 ROUNDING = 1e-6
 
 
 @pytest.fixture(scope="module")
 def photo() -> bytes:
-    """A photo with the noise of a dark night, so that the ways to decode it differ."""
+    """A photo with the noise of a dark night, so that the results of the decodings differ."""
     small = Image.open(support.ROOT / "examples" / "gallery" / "photos" / "raccoon.jpg").convert("RGB")
     pixels = np.asarray(small.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)).astype(np.int16)
     noise = np.random.default_rng(1).normal(0, 80, pixels.shape)
@@ -41,7 +43,7 @@ def photo() -> bytes:
 
 @pytest.fixture(scope="module")
 def expected(photo: bytes) -> dict[str, np.ndarray]:
-    """The embedding by Pillow and onnxruntime of each way to decode."""
+    """The embedding for each way to decode, by Pillow and onnxruntime."""
     reference = Reference(support.FIXTURES / "clip-mini", 77)
     draft = Image.open(io.BytesIO(photo))
     draft.draft(None, (WIDTH // SHRINK, HEIGHT // SHRINK))
@@ -49,7 +51,7 @@ def expected(photo: bytes) -> dict[str, np.ndarray]:
     lossless = io.BytesIO()
     draft.convert("RGB").save(lossless, "PNG")
     found = {"on": reference.image(photo), "off": reference.image(lossless.getvalue())}
-    # Else neither could be told from the other.
+    # Otherwise, the test couldn't tell one from the other.
     assert cosine(found["on"], found["off"]) < 0.9999
     return found
 

@@ -1,8 +1,8 @@
-"""What SQL returns is what Python computes from the same model files.
+"""SQL returns what Python computes from the same model files.
 
-Python's side is `reference.py`: Pillow, the package tokenizers and onnxruntime. The models are a CLIP
-ViT-B/32 of the true architecture with random weights (so that wrong pixels or ids show, see
-models/make_clip.py), its miniatures, and the installed photo-mini.
+Python's side is `reference.py`: Pillow, the package tokenizers and onnxruntime. The models are a CLIP ViT-B/32 of
+the true architecture with random weights (so that wrong pixels or ids show, see models/make_clip.py), its
+miniatures, and the installed photo-mini.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CLIP_CONTEXT = 77
 PHOTO_MINI_CONTEXT = 128  # models/photo-mini/README.md
 
 LOSSLESS = 0.99999
-# The decoder is the one that Pillow has, so JPEG pixels are the same to the bit (tests/fixtures/README.md).
+# Pillow has the same decoder, so JPEG pixels are equal bit for bit (tests/fixtures/README.md).
 JPEG = LOSSLESS
 
 INDEX = json.loads((FIXTURES / "pixels" / "index.json").read_text())
@@ -60,14 +60,14 @@ def fixture(name: str) -> bytes:
 
 
 def reencoded(photo: str, form: str, **options: object) -> bytes:
-    """A gallery photo in another file format, without loss."""
+    """A gallery photo, converted to another file format without loss."""
     file = io.BytesIO()
     Image.open(PHOTOS / photo).convert("RGB").save(file, form, **options)
     return file.getvalue()
 
 
 def images() -> dict[str, tuple[bytes, float]]:
-    """Name -> (file, lowest cosine): the fixtures, and photos of ordinary size in several formats."""
+    """Name -> (file, lowest accepted cosine): the fixtures, and photos of ordinary size in several formats."""
     found = {entry["input"]: (fixture(entry["input"]), LOSSLESS if entry["lossless"] else JPEG) for entry in INDEX}
     found["cat as PNG"] = (reencoded("cat.jpg", "PNG"), LOSSLESS)
     found["rocket as WebP"] = (reencoded("rocket.jpg", "WEBP", lossless=True), LOSSLESS)
@@ -84,7 +84,7 @@ SOME_IMAGES = [IMAGES[name][0] for name in ("images/cat.png", "images/coffee.png
 
 @pytest.fixture(scope="module")
 def full(server_folder: support.ServerFolder) -> pathlib.Path:
-    """ViT-B/32, 12 layers, 607 MB: made once, then linked or copied to where the server can read it."""
+    """ViT-B/32, 12 layers, 607 MB: made once, then linked or copied to a folder that the server can read."""
     return server_folder.add(support.make_clip(FULL))
 
 
@@ -98,7 +98,7 @@ def masked(server_folder: support.ServerFolder) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def db(database: support.Database, full, masked, clip_mini, server_folder):
-    """One connection that finds all of the models, and loads each once."""
+    """One connection that finds all of the models, so that each is loaded once."""
     with database.connect() as connection:
         connection.execute("SELECT clip_version()")
         connection.execute(f"SET clip_search.model_path = '$system:{server_folder.path}'")
@@ -123,7 +123,7 @@ ALL = [FULL, MASKED, "clip-mini", "photo-mini"]
 
 
 def test_the_reference_makes_the_fixtures_pixels(references: dict[str, Reference]) -> None:
-    """Otherwise the comparisons below would have a second, unchecked idea of CLIP's preprocessing."""
+    """Without this check, the comparisons below would rely on a second implementation of CLIP's preprocessing."""
     for entry in INDEX:
         expected = np.asarray(Image.open(FIXTURES / entry["reference"]))
         assert np.array_equal(references[FULL].pixels(fixture(entry["input"])), expected), entry["input"]
@@ -140,7 +140,7 @@ def test_images_equal_python(db: psycopg.Connection, references: dict[str, Refer
         if found < limit:
             low[name] = f"{found:.7f} < {limit}"
     assert not low, low
-    # Were all images alike to the model, wrong pixels would pass too.
+    # If the model gave all images similar vectors, wrong pixels would pass too.
     first = [cosine(rows[0], row) for row in rows[5:]]
     assert min(first) < 0.9, first
 
@@ -159,7 +159,7 @@ def test_texts_equal_python(db: psycopg.Connection, references: dict[str, Refere
 
 
 def test_the_miniature_returns_what_the_fixtures_expect(db: psycopg.Connection) -> None:
-    """expected.json comes from other code than reference.py, with ids that OpenAI's tokenizer confirms."""
+    """expected.json comes from other code than reference.py, with ids confirmed by OpenAI's tokenizer."""
     for item in EXPECTED["texts"]:
         assert cosine(embed_one(db, "text", item["text"], "clip-mini"), item["embedding"]) >= LOSSLESS, item["text"]
     for item in EXPECTED["images"]:
@@ -171,7 +171,7 @@ def test_the_miniature_returns_what_the_fixtures_expect(db: psycopg.Connection) 
 def test_a_long_text_is_cut_with_its_end_token_kept(db: psycopg.Connection, references: dict[str, Reference]) -> None:
     """open_clip lost the end token on truncation and pooled the start token (mlfoundations/open_clip#1154).
 
-    What lies behind the limit has no say, the last word before it has one, and a warning tells of the cut.
+    Words beyond the limit don't affect the vector, the last word before it does, and a warning reports the cut.
     """
     reference = references[FULL]
     assert reference.ids(LONG)[-1] == 49407 and len(reference.ids(LONG)) == CLIP_CONTEXT
@@ -202,7 +202,8 @@ def test_a_long_text_is_cut_with_its_end_token_kept(db: psycopg.Connection, refe
 
 @pytest.mark.parametrize("model", ALL)
 def test_vectors_have_length_one(db: psycopg.Connection, model: str) -> None:
-    """The graphs of CLIP exports don't normalise; cosine, inner product and L2 agree only if we do."""
+    """The graphs of CLIP exports don't normalise; cosine, inner product and L2 distance only agree if the extension
+    does."""
     rows = [embed_one(db, "image", file, model) for file in SOME_IMAGES]
     rows += [embed_one(db, "text", text, model) for text in TEXTS]
     for row in rows:
@@ -212,7 +213,7 @@ def test_vectors_have_length_one(db: psycopg.Connection, model: str) -> None:
 
 @pytest.mark.parametrize("model", ALL)
 def test_image_batches_equal_single_calls(db: psycopg.Connection, model: str) -> None:
-    """Eleven images are more than one batch of 8; NULL stays NULL, in its place (minimaxir/imgbeddings#3)."""
+    """Eleven images are more than one batch of 8; NULL stays NULL in its place (minimaxir/imgbeddings#3)."""
     files = [*SOME_IMAGES, None, *(file for file, _ in list(IMAGES.values())[3:9]), None, SOME_IMAGES[0]]
     batch = embed_many(db, "images", files, model)
     assert len(batch) == len(files)
@@ -225,9 +226,9 @@ def test_image_batches_equal_single_calls(db: psycopg.Connection, model: str) ->
 
 @pytest.mark.parametrize("model", ALL)
 def test_text_batches_equal_single_calls(database: support.Database, db, server_folder, model: str) -> None:
-    """Texts of unequal lengths once got another text's vector in a batch (ml-explore/mlx-examples#787).
+    """In another project, texts of unequal lengths got another text's vector in a batch (ml-explore/mlx-examples#787).
 
-    The single calls go over a new connection, which remembers no text of the batch.
+    The single calls use a new connection, which remembers no text of the batch.
     """
     texts = [TEXTS[0], None, *reversed(TEXTS), None, *(f"{n} cats" for n in range(40)), TEXTS[0]]
     with database.connect() as fresh:
@@ -255,10 +256,10 @@ def test_empty_and_null_arrays(db: psycopg.Connection) -> None:
 
 @pytest.mark.parametrize("model", ALL)
 def test_the_model_named_equals_the_model_set(database: support.Database, db, server_folder, model: str) -> None:
-    """clip_embed_*(x, model) and clip_embed_*(x) under SET clip_search.model are one thing, for all four.
+    """clip_embed_*(x, model) and clip_embed_*(x) under SET clip_search.model are equal, for all four functions.
 
-    The session of the one-argument forms has computed nothing else, so a vector remembered under the wrong
-    model would show.
+    The session of the one-argument forms has computed nothing else, so a vector remembered under the wrong model
+    would show.
     """
     other = next(name for name in ALL if name != model and name != FULL)
     texts, files = TEXTS[:3], SOME_IMAGES[:2]
@@ -292,7 +293,7 @@ RELEASED = sorted((FIXTURES / "releases").glob("vectors-*.json"))
 
 @pytest.mark.parametrize("file", RELEASED, ids=lambda file: file.stem)
 def test_vectors_of_a_release_stay_as_they_are(database: support.Database, server_folder, file: pathlib.Path) -> None:
-    """Tables have them: pictures whose directions Pillow 13 resizes in another order, among others."""
+    """Users' tables store them. One case: pictures whose directions Pillow 13 resizes in another order."""
     content = json.loads(file.read_text(encoding="utf-8"))
     assert content["models"]
     with database.connect() as db:

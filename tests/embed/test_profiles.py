@@ -1,4 +1,5 @@
-"""Thumbnails are in sRGB, whatever colours a file states; embeddings ignore what it states, as the reference pipelines do."""
+"""Thumbnails are in sRGB, whatever colour profile a file has; embeddings ignore the profile, as the reference
+pipelines do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""clip_query and clip_diversify against their formulas in numpy; how often a query is embedded."""
+"""clip_query and clip_diversify against their formulas in numpy, and how often a query is embedded."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def mmr(query: np.ndarray, candidates: np.ndarray, k: int, weight: float) -> lis
 @pytest.mark.parametrize("weight", [0.0, 0.3, 0.5, 0.7, 1.0])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_diversify_is_mmr(db: psycopg.Connection, weight: float, seed: int) -> None:
-    """Candidates in bunches, of any length: a choice from one bunch pushes back the others of it."""
+    """Candidates in bunches, of any length: a choice from one bunch makes the others of that bunch less likely."""
     random = np.random.default_rng(seed)
     bunches = random.normal(size=(6, 24)).repeat(10, axis=0)
     candidates = (bunches + 0.3 * random.normal(size=bunches.shape)).astype(np.float32)
@@ -71,7 +71,7 @@ def test_lambda_1_is_the_order_of_the_index(db: psycopg.Connection) -> None:
 
 
 def test_query_is_the_weighted_sum(db: psycopg.Connection) -> None:
-    """Texts and photos as the model embeds them, vectors of any length."""
+    """Texts and photos as the model embeds them, and vectors of any length."""
     names = ("cat.png", "coffee.png")
     files = [(FIXTURES / "images" / name).read_bytes() for name in names]
     texts = ["golden retriever", "snow", "a house by the sea"]
@@ -191,7 +191,7 @@ def test_what_decides_about_an_image_is_part_of_its_memo(things: support.Databas
             before = counts(db)[1]
             embed()
             assert counts(db)[1] == before + runs, change
-        # A limit that refuses the file refuses it, known or not.
+        # A limit that refuses the file refuses it even if its vector is already known.
         db.execute("SET clip_search.max_image_bytes = 100")
         assert support.sqlstate(db, "SELECT clip_embed_image(%b)", PHOTO)[0] == "54000"
         db.execute("RESET clip_search.max_image_bytes")
@@ -208,11 +208,11 @@ def test_the_least_recently_used_image_is_evicted(things: support.Database) -> N
 
 
 def test_images_that_differ_in_one_byte_are_two(things: support.Database) -> None:
-    """Of one length, and with the same beginning."""
+    """Both images have the same length and the same beginning."""
     pixels = np.array(Image.open(io.BytesIO(PHOTO)).convert("RGB"))
     files = []
     for red in (0, 255):
-        # A bitmap begins with its last row.
+        # A bitmap stores its last row first.
         pixels[0, 0, 0] = red
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "BMP")

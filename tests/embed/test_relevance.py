@@ -1,5 +1,5 @@
-"""clip_relevance, clip_tags, clip_explain and clip_find against numpy: the formula in double precision, on vectors that the
-same model makes of the same words.
+"""clip_relevance, clip_tags, clip_explain and clip_find against numpy: the formula in double precision, on vectors
+that the same model makes of the same words.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from support import sqlstate, value, vector_text
 
 WORDS = support.ROOT / "models" / "words" / "everyday.txt"
 PHOTOS = sorted((support.ROOT / "examples" / "gallery" / "photos").glob("*.jpg"))
-# The words are compared in steps of a 127th of their largest component.
+# The extension rounds each vector's components to a 127th of the largest one when it compares words.
 TOLERANCE = 0.01
 QUERIES = [
     "a cat",
@@ -39,7 +39,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 class Formula:
-    """What docs/relevance.md says."""
+    """The formulas of docs/relevance.md."""
 
     def __init__(self, words: np.ndarray, tags: np.ndarray):
         self.mean = words.mean(0)
@@ -49,7 +49,7 @@ class Formula:
         return unit(unit(rows) - self.mean)
 
     def scores(self, photo: np.ndarray, texts: np.ndarray) -> np.ndarray:
-        """The vectors of texts are relative already."""
+        """The vectors of the texts must already be relative."""
         photo = self.relative(photo)
         cosines = self.words @ photo
         best = np.sort(cosines)[::-1][: len(self.words) // 100].mean()
@@ -120,7 +120,7 @@ def test_tags_are_the_words_with_the_highest_scores(
         assert len(rows) == 7 and [row[1] for row in rows] == sorted((row[1] for row in rows), reverse=True)
         for tag, relevance in rows:
             assert abs(wanted[names.index(tag)] - relevance) < TOLERANCE
-        # None that was left out is better, beyond rounding.
+        # No omitted tag is better, beyond rounding.
         left = np.delete(wanted, [names.index(tag) for tag, _ in rows])
         assert left.max() < rows[-1][1] + TOLERANCE
 
@@ -173,7 +173,7 @@ def test_explanation_names_what_both_have_in_common(
 
 @pytest.fixture
 def table(listed: psycopg.Connection, photos: dict[str, np.ndarray]) -> Iterator[psycopg.Connection]:
-    """Each photo and 300 vectors between two of them, which an index serves."""
+    """Each photo, and 300 vectors between two of them, so that the planner uses an index."""
     listed.execute("CREATE TABLE photo (id bigint PRIMARY KEY, name text, embedding vector(512))")
     rng, all_of_them = np.random.default_rng(5), np.stack(list(photos.values()))
     rows = list(photos.items())
@@ -198,7 +198,7 @@ def test_find_returns_what_matches_in_pages_without_gaps(table: psycopg.Connecti
     for plan in ("on", "off"):
         table.execute(f"SET enable_sort = {plan}")
         whole = table.execute("SELECT id, relevance FROM clip_find('photo', 'a cat', 1000)").fetchall()
-        # An index finds nearly all.
+        # The index finds nearly all of them.
         assert (
             set(whole) <= set(wanted)
             and len(whole) >= 0.98 * len(wanted)
@@ -217,7 +217,7 @@ def test_find_returns_what_matches_in_pages_without_gaps(table: psycopg.Connecti
     assert abs(cosine - pages[0][1]) < 1e-6
     # A query without an answer.
     assert table.execute("SELECT * FROM clip_find('photo', 'tax return form')").fetchall() == []
-    # What the call set is set back.
+    # The call restores the settings that it changed.
     assert value(table, "SHOW hnsw.ef_search") == "40" and value(table, "SHOW search_path") == '"$user", public'
 
 
@@ -230,7 +230,7 @@ def test_find_takes_more_candidates_from_the_index_than_ef_search(table: psycopg
 
 
 def test_find_by_a_photo_finds_what_shows_the_same(table: psycopg.Connection, formula: Formula) -> None:
-    """The word that two photos share most, by the lower of its two relevances."""
+    """Finds the word that two photos share most, by the lower of its two relevances."""
     names, vectors = zip(
         *table.execute("SELECT name, embedding::text FROM photo WHERE embedding IS NOT NULL").fetchall(), strict=True
     )
@@ -252,7 +252,7 @@ def test_find_by_a_photo_finds_what_shows_the_same(table: psycopg.Connection, fo
         if name in found:
             assert abs(found[name][1] - relevance) < TOLERANCE, name
             assert abs(found[name][0] - support.vector(text) @ query) < 1e-5
-    # Copies show the same, other subjects do not.
+    # Copies show the same subject; other photos don't.
     rows = table.execute(
         "SELECT name FROM clip_find('photo', %b::bytea) AS f JOIN photo ON photo.id = f.id::bigint WHERE name NOT LIKE 'mixed%%'",
         (photo.read_bytes(),),

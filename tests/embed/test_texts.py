@@ -1,4 +1,5 @@
-"""Texts of any length: their beginning decides, a cancel is seen, memory stays bounded, and none ends the server."""
+"""Texts of any length: only their beginning counts, a cancel is noticed, memory stays bounded, and none crashes the
+server."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ def backend(db: psycopg.Connection) -> int:
 
 
 def status(pid: int, key: str) -> int:
-    """A line of /proc/PID/status, in kilobytes where it is a size."""
+    """A value of /proc/PID/status; sizes are in kilobytes."""
     lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
@@ -35,7 +36,7 @@ def status(pid: int, key: str) -> int:
 def limit_memory(pid: int, most: str) -> None:
     """Sets the soft limit of a backend's address space, as the server's own user."""
     owner = pathlib.Path(f"/proc/{pid}").stat()
-    # Both ids have to be the process's (man 2 prlimit).
+    # Both the real and the effective user id must be the process's (man 2 prlimit).
     command = ["prlimit", f"--pid={pid}", f"--as={most}:"]
     subprocess.run(command, check=True, user=owner.st_uid, group=owner.st_gid, extra_groups=[])
 
@@ -52,14 +53,14 @@ def test_sixteen_megabytes_have_the_vector_of_their_beginning(db: psycopg.Connec
     short = value(db, "SELECT clip_embed_text(repeat(%s, %s))::text", unit, 20_000 // len(unit.encode()))
     assert long == short
     assert took < 8, f"{took} s"  # 0.2 s; 14 s where all of it is tokenized
-    # The text itself, and what PostgreSQL copies of it, in 16 MB each.
+    # The text itself and PostgreSQL's copies of it, 16 MB each.
     assert status(pid, "VmHWM") - before < 130 * 1024, f"{status(pid, 'VmHWM') - before} kB more"
 
 
 def test_a_cancel_is_seen_between_texts_and_labels(db: psycopg.Connection) -> None:
     db.execute("SET client_min_messages = error")
     embed_one(db, "text", "a cat")
-    # Each takes minutes on any machine.
+    # Each call takes minutes on any machine.
     statements = [
         "SELECT clip_embed_texts(array_agg(CASE WHEN n <= 20 THEN repeat('x, ', 5000000 + n) ELSE 'photo number ' || n END))"
         " FROM generate_series(1, 300000) n",
@@ -79,7 +80,7 @@ def test_a_cancel_is_seen_between_texts_and_labels(db: psycopg.Connection) -> No
 
 
 def test_a_text_that_is_cut_warns_each_time(db: psycopg.Connection) -> None:
-    """It is not taken from what the connection remembers."""
+    """The warning doesn't depend on whether the connection remembers the text."""
     heard: list[str] = []
     db.add_notice_handler(lambda diag: heard.append(diag.message_primary))
     for _ in range(2):
@@ -142,7 +143,7 @@ def test_an_ordinary_role_makes_no_more_threads_than_it_may(database: support.Da
         db.execute(f"CREATE ROLE {role} LOGIN")
         try:
             with database.connect(user=role) as theirs:
-                # Before the library is loaded any name may be set; what was set is dropped then.
+                # Before the library is loaded, any setting is accepted; loading then discards these.
                 theirs.execute("SET clip_search.max_threads = 256")
                 theirs.execute("SET clip_search.threads = 256")
                 embed_one(theirs, "text", "a cat")
@@ -151,11 +152,11 @@ def test_an_ordinary_role_makes_no_more_threads_than_it_may(database: support.Da
                 cores = len(os.sched_getaffinity(0))
                 threads = status(backend(theirs), "Threads")
                 assert threads <= cores + 1, f"{threads} threads on {cores} cores"
-            # A superuser decides, in both directions.
+            # A superuser can raise and lower the limit.
             for most, threads in ((1, 1), (3, 3)):
                 db.execute(f"SET clip_search.max_threads = {most}; SET clip_search.threads = 256")
                 embed_one(db, "text", "a cat")
-                # One more looks for interrupts.
+                # One additional thread checks for interrupts.
                 assert status(backend(db), "Threads") <= threads + 1
         finally:
             db.execute(f"DROP ROLE {role}")

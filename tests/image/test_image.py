@@ -1,5 +1,6 @@
-"""The image of `make image`, run by podman: the README's first five minutes, the worker, health, a read-only root, and a volume of the
-version before. IMAGE names it; the server is reached by psql inside, so that no port is taken.
+"""The image of `make image`, run by podman: the README's first five minutes, the worker, the health check, a
+read-only root, and a volume of the previous version. IMAGE names it; the tests use psql inside the container, so
+that no port is needed.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ def podman(*arguments: str, input: str | None = None, code: int | None = 0) -> s
     return done.stdout + done.stderr
 
 
-# By runc, without a network; within what a session may set that has no rights over limits, and without systemd, which podman would
-# repeat the health check by.
+# Runs the container with runc, without a network, with limits that an unprivileged session may set, and without
+# systemd, which podman would use to repeat the health check.
 RUN = (
     *("--runtime", "runc", "--network", "none", "--health-interval=disable"),
     *("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"),
@@ -43,7 +44,7 @@ class Container:
         podman("run", "-d", "--name", self.name, *RUN, *mounts, *options, image, *command)
 
     def ready(self) -> Container:
-        """By its health check, as an orchestrator would."""
+        """Waits until its health check succeeds, as an orchestrator would."""
         deadline = time.monotonic() + 180
         while subprocess.run(["podman", "healthcheck", "run", self.name], capture_output=True).returncode != 0:
             assert time.monotonic() < deadline, podman("logs", self.name)
@@ -89,7 +90,7 @@ def shape(output: str) -> list[str]:
 def test_the_first_five_minutes_of_the_readme(container: Container) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```sql\n(.*?)```\n(?:```\n(.*?)```\n)?", readme, re.DOTALL)
-    # The extension is there: the README creates it, with IF NOT EXISTS or not.
+    # The extension already exists: the README's CREATE EXTENSION works with and without IF NOT EXISTS.
     create = next(block for block, _ in blocks if "CREATE EXTENSION" in block)
     assert container.value("SELECT extversion FROM pg_extension WHERE extname = 'clip_search'", "gallery") == CURRENT
     started = readme.index("## Getting started")
@@ -125,7 +126,7 @@ def test_what_the_image_says_and_holds() -> None:
     labels = podman("image", "inspect", IMAGE, "--format", "{{json .Labels}}")
     assert f'"org.opencontainers.image.version":"{CURRENT}"' in labels.replace(" ", "")
     assert '"org.opencontainers.image.title":"clip_search"' in labels.replace(" ", "")
-    # Nothing of the build, and no package lists.
+    # No build tools, and no package lists.
     look = "ls -d /packages/* /clip_search /var/lib/apt/lists/* 2>/dev/null; command -v cargo gcc pg_config; echo end"
     command = ["podman", "run", "--rm", *RUN, "--entrypoint", "sh", IMAGE, "-c", look]
     assert subprocess.run(command, capture_output=True, text=True).stdout == "end\n"
@@ -149,7 +150,7 @@ def test_with_a_read_only_root_as_its_own_user() -> None:
 
 @pytest.fixture(scope="module")
 def old_image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """This image with the library and the SQL of the version before."""
+    """This image with the library and the SQL of the previous version."""
     assert BUILT.exists(), "scripts/releases.sh builds it"
     context, tag = tmp_path_factory.mktemp("old"), f"localhost/clip_search:{OLD}-test"
     subprocess.run(["cp", "-a", str(BUILT / "usr"), str(context)], check=True)
@@ -169,7 +170,7 @@ def test_a_volume_of_the_version_before(old_image: str) -> None:
     try:
         old = Container(*options, image=old_image)
         try:
-            # OCI's format, in which podman builds by itself, has no health check.
+            # OCI's image format, podman's default, has no health check.
             deadline = time.monotonic() + 180
             while "accepting" not in podman("exec", old.name, "pg_isready", "-h", "127.0.0.1", code=None):
                 assert time.monotonic() < deadline, podman("logs", old.name)

@@ -14,7 +14,7 @@ from servers import Server
 from support import embed_one, value, vector
 
 PHOTOS = support.ROOT / "examples" / "gallery" / "photos"
-# Three views of one subject, which are one group, and others that are alone.
+# Views of one subject, which form one group, and photos that stay alone.
 NAMES = ("cat.jpg", "cat.jpg", "espresso.jpg", "rocket.jpg")
 
 SCHEMA = """
@@ -39,8 +39,8 @@ SELECT clip_watch('note', 'body', cluster => 'cluster_id', mode => 'queued', ind
 CREATE TABLE scan (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, data bytea);
 SELECT clip_watch('scan', 'data', on_error => 'skip');
 """
-# All that the extension and its users have stored; a row's place and transaction are those of the old files if nothing
-# has been rewritten.
+# Everything that the extension and its users have stored; a row that was not rewritten keeps its place and transaction
+# in the old files.
 STORED = (
     "SELECT t::text FROM clip_search.collection t ORDER BY 1",
     "SELECT t::text FROM clip_search.cluster t ORDER BY 1",
@@ -64,7 +64,7 @@ def bindir(variable: str) -> pathlib.Path:
 
 
 def nearest(db: psycopg.Connection, text: str) -> list[tuple[str, float]]:
-    """By the HNSW index, which must serve it."""
+    """Searches with the HNSW index, which the plan must use."""
     query = (
         "SELECT title, 1 - (embedding OPERATOR(pgv.<=>) clip_embed_text(%s)) FROM photo "
         "ORDER BY embedding OPERATOR(pgv.<=>) clip_embed_text(%s) LIMIT 3"
@@ -81,9 +81,9 @@ def insert(db: psycopg.Connection, name: str) -> None:
 
 @pytest.fixture
 def upgraded(request: pytest.FixtureRequest):
-    """The old server with photos in it, and the new one that pg_upgrade will fill; both stopped at the end."""
-    # Checksums are the default from 18 on, and both must agree.
-    # The row that waits is to wait until both have been compared.
+    """The old server with photos in it, and the new server to be upgraded; both are stopped at the end."""
+    # Checksums are on by default since 18, and both servers must agree.
+    # The worker is off, so that the queued row waits until both servers have been compared.
     settings = {"clip_search.worker": "off"}
     servers = [Server(bindir(variable), settings, "--data-checksums") for variable in ("OLD_PG_CONFIG", "PG_CONFIG")]
     yield servers
@@ -100,8 +100,8 @@ def command(old: Server, new: Server, mode: str) -> str:
 
 @pytest.fixture(scope="session")
 def possible() -> None:
-    """Skips where the two servers can't upgrade anything. 15.20 stores the option pg_attver with every column, which
-    servers older than it don't know: 18.6 ends at the first table, with or without an extension."""
+    """Skips if these two servers can't upgrade any database. 15.20 stores the option pg_attver with every column,
+    which older servers don't know: 18.6 fails at the first table, with or without an extension."""
     old, new = (
         Server(bindir(variable), {"shared_preload_libraries": ""}, "--data-checksums")
         for variable in ("OLD_PG_CONFIG", "PG_CONFIG")
@@ -133,11 +133,11 @@ def test_pg_upgrade_keeps_vectors_and_clusters(upgraded: list[Server], mode: str
         db.execute(SCHEMA)
         for name in NAMES:
             insert(db, name)
-        db.execute("DELETE FROM photo WHERE title = 'rocket.jpg'")  # a hole, and a group without a member's row
+        db.execute("DELETE FROM photo WHERE title = 'rocket.jpg'")  # a gap, and a group without a member's row
         group = value(db, "SELECT DISTINCT cluster_id FROM photo WHERE title = 'cat.jpg'")
         db.execute("INSERT INTO note (body) VALUES ('a steam locomotive'), ('an old guitar')")
         db.execute("CALL clip_backfill('note')")
-        db.execute("INSERT INTO note (body) VALUES ('the ocean at night')")  # still to be embedded
+        db.execute("INSERT INTO note (body) VALUES ('the ocean at night')")  # not embedded yet
         db.execute("INSERT INTO scan (data) VALUES ('no image'), (%s)", ((PHOTOS / "cat.jpg").read_bytes(),))
         stored = [db.execute(query).fetchall() for query in STORED]
         assert all(
@@ -155,10 +155,10 @@ def test_pg_upgrade_keeps_vectors_and_clusters(upgraded: list[Server], mode: str
     new.start()
     with new.connect() as db:
         assert [db.execute(query).fetchall() for query in STORED] == stored
-        # The same vectors of new calls, the same ranking by the index as it was.
+        # New calls give the same vectors, and the index the same ranking.
         assert (embed_one(db, "text", "a sleepy cat") == text).all()
         assert nearest(db, "a sleepy cat") == found
-        # A look-alike joins the group from before; another photo founds one of a new number.
+        # A look-alike joins the existing group; another photo gets a group with a new number.
         last = value(db, "SELECT last_value FROM clip_search.cluster_id_seq")
         size = value(db, "SELECT size FROM clip_search.cluster WHERE id = %s", group)
         insert(db, "cat.jpg")
@@ -172,7 +172,7 @@ def test_pg_upgrade_keeps_vectors_and_clusters(upgraded: list[Server], mode: str
         assert len(rows) == 5
         for title, kept, computed in rows:
             assert (vector(kept) == vector(computed)).all(), title
-        # What was watched is: the row that waited, a new one, and one that failed and is mended.
+        # The watches still work: on the queued row, a new one, and a failed one that is corrected.
         db.execute("INSERT INTO note (body) VALUES ('chocolate cake with cherries')")
         db.execute("CALL clip_backfill('note')")
         for body, embedding in db.execute("SELECT body, embedding::text FROM note").fetchall():
@@ -180,7 +180,7 @@ def test_pg_upgrade_keeps_vectors_and_clusters(upgraded: list[Server], mode: str
         db.execute("UPDATE scan SET data = %s WHERE embedding IS NULL", ((PHOTOS / "clock.jpg").read_bytes(),))
         watched = "SELECT relation::text, rows, embedded, pending, failed, active FROM clip_search.watch ORDER BY 1"
         assert db.execute(watched).fetchall() == [("note", 4, 4, 0, 0, True), ("scan", 2, 2, 0, 0, True)]
-        # pgvector's and this extension's own updates are as possible as before.
+        # pgvector and this extension can still be updated.
         db.execute("ALTER EXTENSION vector UPDATE")
         db.execute("ALTER EXTENSION clip_search UPDATE")
         assert nearest(db, "a sleepy cat")[0][0] == "cat.jpg"

@@ -18,7 +18,7 @@ from servers import Server, private_megabytes, server
 from support import embed_one, value
 
 PHOTO = (support.ROOT / "examples" / "gallery" / "photos" / "cat.jpg").read_bytes()
-# Measured: 20 MB for both towers of photo-mini, mapped; 170 MB without, and laid out 60.
+# Measured: 20 MB for both towers of photo-mini if mapped; 170 MB if not, and 60 MB when laid out.
 MAPPED_MB = 45
 
 
@@ -34,7 +34,7 @@ def cache(own: Server) -> pathlib.Path:
 
 
 def embed(own: Server, times: int = 1) -> tuple[np.ndarray, np.ndarray, float]:
-    """A text's and a photo's vector in a new connection, and its private memory in megabytes."""
+    """A text's and a photo's vector from a new connection, and its private memory in megabytes."""
     with own.connect() as db:
         for _ in range(times):
             found = embed_one(db, "text", "a cat"), embed_one(db, "image", PHOTO)
@@ -68,7 +68,7 @@ def test_what_is_removed_or_damaged_in_use_does_no_harm(own: Server, cache: path
     with own.connect() as db:
         text, image = embed_one(db, "text", "a cat"), embed_one(db, "image", PHOTO)
         own.run("rm", "-rf", str(cache))
-        # On past the run at which the weights are laid out, from a file that is gone now.
+        # Continue past the run at which the weights are laid out, from a file that is now deleted.
         for number in range(30):
             embed_one(db, "text", f"cat number {number}")
             assert float(embed_one(db, "image", PHOTO) @ image) > 0.999999
@@ -114,7 +114,7 @@ class Message(NamedTuple):
 
 
 def told(db: psycopg.Connection) -> list[Message]:
-    """The messages that the connection gets from now on. A diagnostic is readable only inside its handler."""
+    """Collects the messages that the connection gets from now on. A diagnostic is readable only inside its handler."""
     found: list[Message] = []
     db.add_notice_handler(lambda said: found.append(Message(*(getattr(said, name) for name in Message._fields))))
     return found
@@ -139,7 +139,7 @@ def test_a_directory_that_others_can_write_to_is_not_used(own: Server, mode: str
 
 
 def test_a_planted_graph_is_not_used(own: Server) -> None:
-    """In a directory like /tmp, under the right names, by another user: root, who hands it to nobody."""
+    """A graph that another user, root, has planted under the right name in a directory like /tmp."""
     folder, text = own.folder / "sticky", "a cat"
     own.run("mkdir", "-m", "1777", str(folder))
     own.run("chmod", "1777", str(folder))
@@ -196,7 +196,7 @@ def make_list(own: Server, name: str, count: int) -> pathlib.Path:
 
 
 def prepare(own: Server, path: pathlib.Path, timeout: int = 0) -> list[str]:
-    """Prepares the words of a list in a new connection; returns what it says before it embeds words."""
+    """Prepares the words of a list in a new connection; returns its messages up to the embedding of words."""
     with own.connect() as db:
         messages = told(db)
         db.execute(f"LOAD 'clip_search'; SET clip_search.words = '{path}'")
@@ -252,7 +252,7 @@ def test_tags_by_a_list_of_the_connections_own_are_announced(own: Server) -> Non
         assert len(said) == 1 and "ALTER DATABASE" in said[0].message_hint
         db.execute("CREATE ROLE tagging; GRANT SELECT, INSERT ON photo TO tagging")
     with own.connect() as db:
-        # This role may not see the setting, and can't change it.
+        # This role can neither see nor change the setting.
         db.execute("SET ROLE tagging")
         db.execute("INSERT INTO photo SELECT 4, data FROM photo WHERE id = 1")
         assert db.execute("SELECT count(DISTINCT tags) FROM photo WHERE id IN (1, 4)").fetchone() == (1,)

@@ -1,5 +1,5 @@
-"""clip_check_model never fails: each layout that the libraries export, and whatever is broken, gets rows and a verdict; and
-clip-embed check prints the same.
+"""clip_check_model never fails: every layout that the libraries export, and every broken one, gets rows and a
+verdict; clip-embed check prints the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import support
 LAYOUTS = support.FIXTURES / "layouts"
 NAMES = sorted(path.name for path in LAYOUTS.iterdir() if path.is_dir())
 PROGRAM = support.ROOT / "target" / "release" / "clip-embed"
-# Rows whose values are measured.
+# Rows whose values are measurements.
 MEASURED = ("speed here", "red, green, blue: texts by images")
 
 
@@ -36,7 +36,7 @@ def check(db: psycopg.Connection, model: object) -> dict[str, str]:
 
 
 def altered(server_folder: support.ServerFolder, layout: str, name: str, **files: object) -> pathlib.Path:
-    """A copy of a layout with other files: a dictionary is merged into the JSON there, None removes it."""
+    """A copy of a layout with changed files: a dictionary is merged into the JSON file, None removes the file."""
     target = server_folder.add(LAYOUTS / layout, name, copy=True)
     for file, content in files.items():
         path = target / file.replace("__", "/").replace("_json", ".json")
@@ -81,7 +81,7 @@ def test_what_is_guessed_is_said(db, server_folder) -> None:
     assert found["preprocessing"].startswith("squashed to 32×32, bicubic, mean [0.5, 0.5, 0.5]")
     assert found["preprocessing"].endswith(", a guess")
     assert "SigLIP's preprocessing is used" in found["verdict"] and "logit scale and bias" in found["verdict"]
-    # A guess that would be wrong for the family is none.
+    # No guess is made where it would be wrong for the model family.
     chinese = altered(
         server_folder,
         "xenova-split",
@@ -131,7 +131,7 @@ def test_what_is_missing_is_said_with_the_way_out(db, server_folder) -> None:
 
 
 def test_clips_own_two_files_are_a_tokenizer(db, server_folder, clip_mini) -> None:
-    """The ids are those of the tokenizer.json that transformers makes of them."""
+    """The ids equal those of the tokenizer.json that transformers makes of the two files."""
     two = server_folder.add(support.FIXTURES / "clip-mini", "check-two-files", copy=True)
     content = json.loads((two / "tokenizer.json").read_text())
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"]]

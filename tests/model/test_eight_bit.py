@@ -1,4 +1,5 @@
-"""Eight-bit forms that the extension makes itself, on a model with channels a hundred times as strong as others."""
+"""Eight-bit forms made by the extension itself, of a model with some channels a hundred times as strong as the
+others."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ STRONG = 100
 
 
 def make_uneven(directory: pathlib.Path) -> None:
-    """As trained towers are: two channels of each layer norm are a hundred times as strong, and what reads them weaker."""
+    """As in trained towers, two channels of each layer norm are a hundred times as strong, and the weights that read
+    them weaker."""
     for path in (directory / "onnx").glob("*_model.onnx"):
         model = onnx.load(path)
         weights = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -79,7 +81,7 @@ def test_vectors_are_near_float32(db: psycopg.Connection) -> None:
 
 
 def test_the_strong_channels_matter(uneven: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """Without balance they would ruin the vectors: the test above is hard."""
+    """Without balancing, these channels would ruin the vectors: this shows that the test above is hard."""
     source = uneven / "onnx" / "vision_model.onnx"
     plain = tmp_path / "plain.onnx"
     quantize_dynamic(source, plain, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
@@ -151,7 +153,7 @@ def test_a_watch_records_the_precision(db: psycopg.Connection) -> None:
 
 
 def test_a_tower_without_an_eight_bit_form_runs_in_float32(db: psycopg.Connection) -> None:
-    """photo-mini's image tower is made of convolutions; that is remarked once a connection."""
+    """photo-mini's image tower consists of convolutions; a message says so once per connection."""
     notices: list[tuple[str, str | None]] = []
     db.add_notice_handler(lambda notice: notices.append((notice.message_primary, notice.message_detail)))
     exact = embed_one(db, "image", PHOTOS[0].read_bytes(), "photo-mini")

@@ -1,7 +1,7 @@
-"""Files that are missing, broken or of another kind: the right SQLSTATE, and the connection stays usable.
+"""Missing files, broken files and files of another kind: the right SQLSTATE, and the connection stays usable.
 
-Every test has a connection of its own, since a process loads ONNX Runtime once. A missing or too old
-library made other users of the same loader hang for good (pykeio/ort#560), so each call has a time limit.
+Every test has a connection of its own, since a process loads ONNX Runtime only once. With a missing or too old
+library, other users of the same loader hung forever (pykeio/ort#560), so each call has a time limit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ UNDEFINED_OBJECT = "42704"
 
 @pytest.fixture
 def db(database: support.Database) -> Iterator[psycopg.Connection]:
-    """A fresh connection; a call that hangs ends with 57014."""
+    """A new connection; a call that hangs ends with 57014."""
     with database.connect() as connection:
         connection.execute("SELECT clip_version()")
         connection.execute("SET statement_timeout = '60s'")
@@ -38,13 +38,13 @@ def db(database: support.Database) -> Iterator[psycopg.Connection]:
 
 @pytest.fixture(scope="module")
 def libraries(server_folder: support.ServerFolder) -> dict[str, str]:
-    """Files that clip_search.onnxruntime must not accept."""
+    """Files that clip_search.onnxruntime must refuse."""
     folder = server_folder.path / "libraries"
     server_folder.open(folder)
     (folder / "text.so").write_text("this is no library\n")
     (folder / "empty.so").write_bytes(b"")
     source = folder / "old.c"
-    # The first symbol that a user of ONNX Runtime asks for, and its two functions: onnxruntime_c_api.h.
+    # The first symbol that a program looks up in ONNX Runtime, and the two functions behind it: onnxruntime_c_api.h.
     source.write_text(
         "typedef struct { const void *(*api)(unsigned); const char *(*version)(void); } Base;\n"
         "static const void *api(unsigned version) { (void)version; return 0; }\n"
@@ -62,7 +62,7 @@ def libraries(server_folder: support.ServerFolder) -> dict[str, str]:
         "directory": str(folder),
         "text": str(folder / "text.so"),
         "empty": str(folder / "empty.so"),
-        "another library": "$libdir/vector.so",  # a good library, but not this one
+        "another library": "$libdir/vector.so",  # a working library, but not this one
         "too old": str(folder / "old.so"),
     }
 
@@ -81,7 +81,7 @@ def libraries(server_folder: support.ServerFolder) -> dict[str, str]:
 def test_a_wrong_runtime_library_is_named_and_can_be_put_right(
     db: psycopg.Connection, libraries: dict[str, str], which: str, state: str, word: str
 ) -> None:
-    """Twice the same error, then the right path in the same connection: nothing of the failure stays."""
+    """Twice the same error, then the right path in the same connection: the failure leaves nothing behind."""
     db.execute(f"SET clip_search.onnxruntime = '{libraries[which]}'")
     for query, argument in (
         ("SELECT clip_embed_text(%s)", "a cat"),
@@ -98,7 +98,7 @@ def test_a_wrong_runtime_library_is_named_and_can_be_put_right(
 
 
 def test_the_extension_is_created_without_the_library(empty_database: support.Database) -> None:
-    """A missing runtime must not get in the way of CREATE EXTENSION (lanterndata/lantern_extras#14)."""
+    """A missing runtime must not make CREATE EXTENSION fail (lanterndata/lantern_extras#14)."""
     with empty_database.connect() as db:
         db.execute("SET client_min_messages = warning")
         db.execute("SET clip_search.onnxruntime = '/nonexistent.so'")
@@ -193,7 +193,7 @@ DAMAGES = {
 def test_a_broken_model_is_named_and_can_be_put_right(
     db: psycopg.Connection, clip_mini, server_folder: support.ServerFolder, damage: str
 ) -> None:
-    """Twice the same error; another model works; and once the files are right, so does this one."""
+    """Twice the same error; another model works; and once the files are corrected, so does this one."""
     break_it, query, state, word = DAMAGES[damage]
     item = PHOTO if query is IMAGE_QUERY else "a cat"
     what = "image" if query is IMAGE_QUERY else "text"
@@ -215,7 +215,7 @@ def test_a_broken_model_is_named_and_can_be_put_right(
 def test_a_model_of_the_same_name_in_another_path_is_another(
     db: psycopg.Connection, server_folder: support.ServerFolder
 ) -> None:
-    """A connection that has one loaded loads the other."""
+    """A connection that has loaded one of them loads the other."""
     other = support.make_clip("clip-mini-other", "--miniature", "--seed", "7")
     paths = [
         server_folder.add(source, f"{place}/same") for place, source in (("a", FIXTURES / "clip-mini"), ("b", other))
@@ -256,7 +256,7 @@ def test_an_empty_directory_is_no_model(db: psycopg.Connection, clip_mini, serve
 def test_a_name_stays_inside_the_model_path(
     db: psycopg.Connection, clip_mini, server_folder: support.ServerFolder, name: str
 ) -> None:
-    """A model's name comes from any user; a path would let it read files as the server."""
+    """Any user can choose a model's name; a path would let that user read files as the server."""
     db.execute(f"SET clip_search.model_path = '{server_folder.path}'")
     state, text = sqlstate(db, "SELECT clip_embed_text('a cat', %s)", name)
     assert state == UNDEFINED_OBJECT and "is not a model name" in text, (state, text)
@@ -277,7 +277,7 @@ def test_an_unknown_name_lists_the_models(
 
 
 def test_a_bad_element_is_named_by_its_place(db: psycopg.Connection) -> None:
-    """NULL elements count, so that the place is the one in the caller's array."""
+    """NULL elements count, so the position is that in the caller's array."""
     state, text = sqlstate(db, "SELECT clip_embed_images(ARRAY[%s, NULL, 'no image'::bytea, %s])", PHOTO, PHOTO)
     assert state == "22023" and "element 3 of the array" in text, (state, text)
     state, text = sqlstate(db, "SELECT clip_embed_texts(ARRAY['a', NULL, 'b', ''])")
@@ -289,7 +289,8 @@ def test_a_bad_element_is_named_by_its_place(db: psycopg.Connection) -> None:
 
 
 def test_no_argument_that_is_null_is_an_internal_error(db: psycopg.Connection) -> None:
-    """Of functions that are called on NULL: each argument in turn, the others as they are by default or should be."""
+    """For functions that are called on NULL: each argument in turn is NULL, the others have their default or a valid
+    value."""
     functions = db.execute(
         "SELECT p.oid::regprocedure::text, quote_ident(n.nspname) || '.' || quote_ident(p.proname), p.prokind, p.proargnames, p.pronargs, "
         "p.pronargs - p.pronargdefaults, ARRAY(SELECT format_type(t, NULL) FROM unnest(p.proargtypes) t) "
@@ -311,7 +312,7 @@ def test_no_argument_that_is_null_is_an_internal_error(db: psycopg.Connection) -
             ]
             call = f"{name}({', '.join(given)})"
             statement = f"CALL {call}" if kind == "p" else f"SELECT * FROM {call}"
-            # Procedures end transactions, which they can't here: what comes before that is what is looked at.
+            # Procedures end transactions, which fails here: the test covers the code before that.
             with db.transaction(force_rollback=True):
                 try:
                     db.execute(statement)

@@ -1,4 +1,4 @@
-"""Exports that the libraries' own code wrote: each gets a verdict, and has the vectors of the library's own pipeline.
+"""Exports written by the libraries' own code: each gets a verdict, and gives the vectors of the library's own pipeline.
 
 tests/fixtures/exporters makes them, with towers of one layer and random weights that react to their input.
 """
@@ -18,7 +18,7 @@ import pytest
 import support
 
 EXPORTS = support.FIXTURES / "exports"
-# Random weights know no colours.
+# With random weights, colours have no meaning.
 PATCHES = "quantized-patches"
 COLOURS = (
     "it does not tell red, green and blue squares apart; a correctly exported CLIP does: "
@@ -27,7 +27,7 @@ COLOURS = (
 
 
 def cases() -> dict[str, dict]:
-    """What a user calls each model -> what it must return."""
+    """Name of each model for users -> its expected results."""
     found = {}
     for file in sorted(EXPORTS.glob("*/expected*.json")):
         name, content = file.parent.name, json.loads(file.read_text(encoding="utf-8"))
@@ -47,7 +47,7 @@ ACCEPTED = [name for name, content in CASES.items() if "dimensions" in content]
 
 @pytest.fixture(scope="module")
 def folder(server_folder: support.ServerFolder) -> pathlib.Path:
-    """The models, where the server can read them; one has links to blobs, as in the hub's cache."""
+    """A folder of the models that the server can read; one model consists of links to blobs, as in the hub's cache."""
     for source in sorted(path for path in EXPORTS.iterdir() if path.is_dir()):
         target = server_folder.add(source, f"exports/{source.name}")
         content = source / "expected.json"
@@ -69,7 +69,7 @@ def db(database: support.Database, folder: pathlib.Path) -> Iterator[psycopg.Con
         connection.execute("SELECT clip_version()")
         connection.execute("SELECT set_config('clip_search.model_path', %s, false)", (str(folder),))
         connection.execute("SET client_min_messages = error")
-        # Towers of 32 pixels: every photo would be decoded at a part of its size.
+        # The towers take 32 pixels: every photo would be decoded at a fraction of its size.
         connection.execute("SET clip_search.exact_jpeg = on")
         yield connection
 
@@ -98,7 +98,7 @@ def test_each_gets_a_verdict(db: psycopg.Connection, folder: pathlib.Path, name:
     assert "image tower:" not in verdict and "text tower:" not in verdict
     if "texts" not in expected or "images" not in expected:
         return
-    # Nothing is found fault with but what is known; never a scale of 100 in silence.
+    # Only known problems are reported; a scale of 100 is never assumed silently.
     if "scale" in expected:
         numbers = [float(number) for number in re.findall(r"-?\d+\.\d+", found["probabilities"])]
         wanted = [expected["scale"]] if expected["bias"] is None else [expected["scale"], -expected["bias"]]
@@ -111,7 +111,8 @@ def test_each_gets_a_verdict(db: psycopg.Connection, folder: pathlib.Path, name:
 
 
 def test_a_graph_that_is_wrong_on_two_threads_runs_on_one(db: psycopg.Connection) -> None:
-    """ONNX Runtime's ConvInteger: on two threads, 4 of this tower's 6,272 numbers are wrong; the least cosine is 0.998."""
+    """In ONNX Runtime's ConvInteger on two threads, 4 of this tower's 6,272 numbers are wrong; the lowest cosine is
+    0.998."""
     files = [(support.FIXTURES / "images" / entry["image"]).read_bytes() for entry in CASES[PATCHES]["images"]]
     one, two = [], []
     try:
@@ -139,7 +140,7 @@ def test_the_speed_says_how_many_threads_ran(db: psycopg.Connection) -> None:
         ("xenova-clip", 1): "image N ms, text N ms, on one thread",
         ("xenova-clip:quantized", 1): "image N ms, text N ms, on one thread",
         ("xenova-clip", 2): "image N ms, text N ms, on 2 threads",
-        # Patches by ConvInteger, words without.
+        # The image tower uses ConvInteger, the text tower doesn't.
         ("xenova-clip:quantized", 2): "image N ms on one thread, text N ms on 2 threads",
     }
 

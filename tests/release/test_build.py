@@ -1,4 +1,5 @@
-"""The build compiles no library twice: the extension, clip-embed and the unit tests use the same compiled dependencies."""
+"""The build compiles no library twice: the extension, clip-embed and the unit tests share their compiled
+dependencies."""
 
 from __future__ import annotations
 
@@ -12,13 +13,13 @@ import support
 
 
 def libraries(*command: str) -> dict[str, dict[int, str]]:
-    """The files that each library is compiled to by a command of cargo, by the library's id and kind. A file is known by its
-    inode: what is asked for by name gets a link in target/release."""
+    """The files to which a cargo command compiles each library, by the library's id and kind. A file is identified
+    by its inode, since a directly requested target gets a link in target/release."""
     config = os.environ.get("PG_CONFIG") or "pg_config"
     version = subprocess.run([config, "--version"], capture_output=True, text=True, check=True).stdout
     major = re.match(r"PostgreSQL (\d+)", version)[1]
     formats = [name for name in ("heic", "avif", "jxl") if os.environ.get(name.upper()) != "0"]
-    # As scripts/lib/common.sh has it.
+    # The same value as in scripts/lib/common.sh.
     formats += ["remote"] * (os.environ.get("REMOTE", "0") != "0")
     selection = ["--workspace", "--no-default-features", "--features", " ".join([f"pg{major}", *formats])]
     done = subprocess.run(
@@ -43,7 +44,7 @@ def libraries(*command: str) -> dict[str, dict[int, str]]:
 
 
 def test_no_library_is_compiled_twice() -> None:
-    # As cargo-pgrx calls it (scripts/build.sh), and as scripts/test.sh does.
+    # The commands of cargo-pgrx (scripts/build.sh) and of scripts/test.sh.
     built = libraries("cargo", "build", "--lib", "--bins")
     tested = libraries("cargo", "test", "--no-run")
     shared = built.keys() & tested.keys()
@@ -58,11 +59,12 @@ def test_no_library_is_compiled_twice() -> None:
 
 
 def test_the_sql_of_watches_comes_after_the_functions_that_it_calls() -> None:
-    """pgrx orders the extension's SQL by what is required; otherwise by chance, which changes from build to build."""
+    """pgrx orders the extension's SQL by its `requires`; without them, the order is random and changes from build to
+    build."""
     sql = re.sub(r"--[^\n]*|COMMENT ON [^;]*;", "", (support.ROOT / "sql/watch.sql").read_text())
     required = re.search(r'sql/watch\.sql",.*?requires = \[(.*?)\]', (support.ROOT / "src/lib.rs").read_text(), re.S)[1]
     names = {path.rsplit("::", 1)[-1] for path in re.findall(r"[\w:]+", required)}
-    # Of those in the schema clip_search; others are called by what they are defined with, or in PL/pgSQL.
+    # Only functions of the schema clip_search; the others are called in their own definitions or in PL/pgSQL.
     written = "".join(path.read_text() for path in (support.ROOT / "src").rglob("*.rs"))
     module = r"mod clip_search \{(.*?)\n\}"
     defined = {

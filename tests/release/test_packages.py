@@ -1,4 +1,4 @@
-"""What packages say of the project: META.json for PGXN, and the licences in Debian's packages."""
+"""The packages' descriptions of the project: META.json for PGXN, and the licences in Debian's packages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_pgxns_description_is_this_version() -> None:
         re.findall(r"'(\w+)'", re.search(r"^requires = .*$", control, re.MULTILINE)[0])
     )
     assert (support.ROOT / provided["docfile"]).exists()
-    # Those of the fields that PGXN indexes.
+    # The fields that PGXN indexes.
     assert {"name", "abstract", "maintainer", "provides", "meta-spec", "tags"} <= META.keys()
     supported = re.findall(r"^pg(\d+) =", (support.ROOT / "Cargo.toml").read_text(), re.MULTILINE)
     assert META["prereqs"]["runtime"]["requires"]["PostgreSQL"] == f"{min(map(int, supported))}.0.0"

@@ -1,4 +1,4 @@
-"""scripts/rooms.py finds what it is there to find, in trees made up for it, and finds nothing in this one."""
+"""scripts/rooms.py finds the violations in trees written for this test, and none in this repository."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_this_tree_has_no_lapse() -> None:
 
 
 def test_a_tree_without_a_lapse(tmp_path: pathlib.Path) -> None:
-    """Re-exports, inline modules, strings, comments and tests make no circle."""
+    """Re-exports, inline modules, strings, comments and tests don't count as circles."""
     write(
         tmp_path,
         lib=LIB,
@@ -69,7 +69,7 @@ def test_a_room_that_uses_one_above(tmp_path: pathlib.Path, below: str, line: in
 
 
 def test_a_circle_is_named_step_by_step(tmp_path: pathlib.Path) -> None:
-    """Through a re-export: what `rows` takes from the room's door comes from `queue`."""
+    """The circle goes through a re-export: an item that `rows` imports from the room's mod.rs comes from `queue`."""
     write(
         tmp_path,
         lib=LIB,
@@ -91,7 +91,7 @@ def test_a_circle_is_named_step_by_step(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_child_may_use_its_parents_type(tmp_path: pathlib.Path) -> None:
-    """Methods of one type in several files; a sibling by way of the parent is a circle all the same."""
+    """Methods of one type may be in several files; using a sibling through the parent is still a circle."""
     write(
         tmp_path,
         lib=LIB,

@@ -1,7 +1,8 @@
-"""ALTER EXTENSION UPDATE from every version of the CHANGELOG, and what DROP EXTENSION leaves: nothing.
+"""ALTER EXTENSION UPDATE from every version of the CHANGELOG; and DROP EXTENSION leaves nothing.
 
-sql/clip_search--A--B.sql, which the build installs as it is, updates version A to B. With a release, the SQL that it
-installed goes into tests/fixtures/releases, and its commit into the list there, from which scripts/releases.sh builds it.
+sql/clip_search--A--B.sql, which the build installs unchanged, updates version A to B. With each release, its
+installed SQL is added to tests/fixtures/releases, and its commit to the list there, from which scripts/releases.sh
+builds it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ CURRENT = re.search(r'^version = "(.*)"', (support.ROOT / "Cargo.toml").read_tex
 
 
 def released(changelog: str) -> list[str]:
-    """The versions that somebody may have: headings with a date, or with nothing."""
+    """The versions that users may have: CHANGELOG headings without "unreleased"."""
     headings = re.findall(r"^## \[?([^\s\]]+)\]?(.*)$", changelog, re.MULTILINE)
     return [version for version, rest in headings if "unreleased" not in rest]
 
@@ -60,12 +61,12 @@ def test_every_released_version_can_be_updated(database: support.Database) -> No
         assert version == CURRENT or (RELEASES / f"clip_search--{version}.sql").exists(), "its SQL is the test below's"
 
 
-# ---------------------------------------------------------------- updates, tried
+# ---------------------------------------------------------------- updates, run
 
 
 @pytest.fixture
 def copy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Copy]:
-    # Programs may look for libpq relative to where they are.
+    # Programs may look for libpq relative to their own place.
     monkeypatch.setenv("LD_LIBRARY_PATH", str(config("libdir")))
     folder = pathlib.Path(os.environ["PGHOST"]) / f"copy-{os.getpid()}"
     try:
@@ -74,7 +75,7 @@ def copy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Copy]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-# What belongs to the extension, each with its definition, rights and comment, and no oid.
+# All objects of the extension, each with its definition, rights and comment, but without oids.
 MEMBERS = """
     WITH member AS (
         SELECT d.classid, d.objid FROM pg_depend d JOIN pg_extension e ON d.refobjid = e.oid
@@ -118,7 +119,7 @@ STORED = ("clip_search.collection", "clip_search.cluster", "clip_search.failure"
 
 
 def stored(db: psycopg.Connection) -> list[list[tuple]]:
-    # Collections have owners since 0.3.0.
+    # Collections have had owners since 0.3.0.
     return [db.execute(f"SELECT to_jsonb(t) - 'owner' FROM {table} t ORDER BY 1").fetchall() for table in STORED]
 
 
@@ -134,7 +135,7 @@ CAT, ROCKET = (
 
 
 def fill(db: psycopg.Connection) -> None:
-    """What an installation has: groups, watched tables of both kinds, a row that failed and one that is put off."""
+    """The data of an installation: groups, watched tables in both modes, a failed row and a postponed row."""
     db.execute("CREATE TABLE note (id bigint PRIMARY KEY, body text)")
     db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id')")
     db.execute("INSERT INTO note VALUES (1, 'a cat'), (2, 'a steam locomotive'), (3, NULL)")
@@ -143,12 +144,12 @@ def fill(db: psycopg.Connection) -> None:
     db.execute("INSERT INTO photo VALUES (1, %b), (2, %b), (3, 'no image')", (CAT, ROCKET))
     db.execute("SELECT clip_create_collection('own', 0.5, model => 'photo-mini')")
     db.execute("SELECT clip_assign_cluster(embedding, 'own') FROM note")
-    # One that came to be by its first assignment, and the one without a name.
+    # One collection was created by its first assignment; the other is the default collection.
     db.execute("SELECT clip_assign_cluster(embedding, 'loose'), clip_assign_cluster(embedding) FROM note")
 
 
 def check_works(db: psycopg.Connection, number: int) -> None:
-    """Everything that reads and writes what is stored. `number` is one that no row has."""
+    """Runs everything that reads and writes stored data. `number` is an id that no row has."""
     db.execute("INSERT INTO note VALUES (%s, 'a cat')", (number,))
     db.execute("INSERT INTO photo VALUES (%s, %b)", (number, CAT))
     for table, kind, source in (("note", "text", "body"), ("photo", "image", "data")):
@@ -178,12 +179,12 @@ def check_works(db: psycopg.Connection, number: int) -> None:
     assert value(db, "SELECT sum(moved) FROM clip_recluster('note')") is None
 
 
-# Beyond 432 clusters, codes are stored and searched.
+# With more than 432 clusters, codes are stored and searched.
 MANY = 700
 
 
 def fill_many(db: psycopg.Connection) -> list[int]:
-    """So many clusters of one member each; their ids."""
+    """Creates many clusters of one member each; returns their ids."""
     rows = np.random.default_rng(3).standard_normal((MANY, 512))
     db.execute("CREATE TABLE many (n int PRIMARY KEY, embedding vector(512))")
     with db.cursor().copy("COPY many FROM STDIN") as copy:
@@ -196,7 +197,7 @@ def fill_many(db: psycopg.Connection) -> list[int]:
 
 
 def check_many(db: psycopg.Connection, ids: list[int]) -> None:
-    """Each vector finds its cluster by the code that is stored."""
+    """Checks that each vector finds its cluster by the stored code."""
     with db.transaction(force_rollback=True):
         found = [
             value(db, "SELECT clip_assign_cluster(embedding, 'many') FROM many WHERE n = %s", n) for n in range(MANY)
@@ -209,7 +210,7 @@ def until_true(db: psycopg.Connection, query: str) -> None:
 
 
 def updated(db: psycopg.Connection) -> None:
-    """Collections have owners afterwards, and are open as they were, which a NOTICE says."""
+    """Checks that collections have owners after the update and are still open to everyone, as a NOTICE says."""
     told: list[str] = []
     db.add_notice_handler(lambda notice: told.append(f"{notice.message_primary} {notice.message_hint}"))
     role = f"clip_role_{os.getpid()}"
@@ -239,7 +240,7 @@ def updated(db: psycopg.Connection) -> None:
         )
     db.execute("SELECT clip_grant_collection('own', 'PUBLIC')")
     db.execute(f"ALTER TABLE note OWNER TO {owner}; DROP OWNED BY {role}; DROP ROLE {role}")
-    # What a dropped or changed owner leaves is brought in line by a call.
+    # One call repairs what a dropped or changed owner leaves.
     db.execute("SELECT clip_alter_collection('note', owner => %s)", (owner,))
     assert value(db, "SELECT extversion FROM pg_extension WHERE extname = 'clip_search'") == CURRENT
 
@@ -247,7 +248,7 @@ def updated(db: psycopg.Connection) -> None:
 @pytest.mark.parametrize("version", released((support.ROOT / "CHANGELOG.md").read_text()))
 @pytest.mark.parametrize("schema", ["public", "Ours"])
 def test_update_gives_what_create_does(copy: Copy, version: str, schema: str) -> None:
-    """Of the SQL that a version has installed, in a schema that has had objects in wait for it."""
+    """Uses each version's installed SQL, in a schema where objects lay in wait for the extension."""
     shutil.copy(RELEASES / f"clip_search--{version}.sql", copy.extension)
     made = Server(copy.bindir, {})
     try:
@@ -261,7 +262,7 @@ def test_update_gives_what_create_does(copy: Copy, version: str, schema: str) ->
             assert len(created) > 90
             db.execute("DROP EXTENSION clip_search")
             if schema != "public":
-                # 0.1.0 takes it; a later version has to be none the worse.
+                # 0.1.0 uses this function; later versions must not be affected by it.
                 db.execute(
                     f'CREATE FUNCTION "{schema}".vector_norm(public.vector) RETURNS float8 LANGUAGE sql AS $$ SELECT 0.5::float8 $$'
                 )
@@ -269,7 +270,7 @@ def test_update_gives_what_create_does(copy: Copy, version: str, schema: str) ->
             assert members(db) != created
             fill(db)
             before = stored(db), settings(db)
-        # A session of the old version's, whose plans are of before, and one that comes later.
+        # A session of the old version, whose plans are from before the update, and a new session.
         with made.connect() as db:
             db.execute(f'SET client_min_messages = warning; SET search_path = "{schema}", public')
             if schema == "public":
@@ -290,7 +291,7 @@ def test_update_gives_what_create_does(copy: Copy, version: str, schema: str) ->
         made.remove()
 
 
-# The last release; `make matrix` tries all of them. Building one takes a minute or two.
+# Only the last release; `make matrix` tries all of them. Building one takes a minute or two.
 EARLIER = released((support.ROOT / "CHANGELOG.md").read_text())
 if os.environ.get("RELEASES") != "all":
     EARLIER = EARLIER[:1]
@@ -298,7 +299,8 @@ if os.environ.get("RELEASES") != "all":
 
 @pytest.mark.parametrize("version", EARLIER)
 def test_an_earlier_build_is_updated(copy: Copy, version: str) -> None:
-    """The version's own library writes, with its worker; then a package with the new one comes, first without the update."""
+    """The version's own library and its worker write data; then a package installs the new library, at first without
+    the update."""
     sharedir, libraries = config("sharedir"), config("pkglibdir")
     major = re.search(
         r"\d+", subprocess.run([os.environ["PG_CONFIG"], "--version"], capture_output=True, text=True).stdout
@@ -349,7 +351,7 @@ def test_an_earlier_build_is_updated(copy: Copy, version: str) -> None:
             check_many(db, ids)
             found = members(db)
             check_works(db, 30)
-            # The row that was put off is still there, and mended.
+            # The postponed row is still there, and gets corrected.
             assert [key for (key,) in db.execute("SELECT key[1] FROM clip_search.pending")] == ["2"]
             db.execute("UPDATE later SET data = %b WHERE id = 2", (CAT,))
             until_true(db, embedded.format(3))
@@ -363,11 +365,12 @@ def test_an_earlier_build_is_updated(copy: Copy, version: str) -> None:
         made.remove()
 
 
-# ---------------------------------------------------------------- the end
+# ---------------------------------------------------------------- DROP EXTENSION
 
 
 def catalogue(db: psycopg.Connection) -> dict[str, int]:
-    """How many rows each system table has that is this database's alone, and the shared ones for it."""
+    """The number of rows in each system table: all rows of this database's own, and those of shared ones that
+    concern it."""
     tables = db.execute(
         "SELECT relname FROM pg_class WHERE relnamespace = 'pg_catalog'::regnamespace AND relkind = 'r' AND NOT relisshared "
         "AND relname NOT IN ('pg_statistic', 'pg_statistic_ext_data', 'pg_largeobject')"
@@ -403,7 +406,7 @@ def test_drop_extension_leaves_no_trace(empty_database: support.Database) -> Non
         assert state == "2BP01" and "note" in text
         db.execute("DROP EXTENSION clip_search CASCADE")
         assert catalogue(db) == before
-        # The user's rows are the user's.
+        # The user's own rows stay.
         assert value(db, "SELECT count(*) FROM note WHERE embedding IS NOT NULL AND cluster_id IS NOT NULL") == 2
     with empty_database.connect() as db:
         assert value(db, "SELECT count(*) FROM pg_settings WHERE name LIKE 'clip_search.%'") == 0

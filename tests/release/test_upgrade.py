@@ -1,5 +1,5 @@
-"""docs/upgrade.md, rehearsed: an earlier version of the extension and of ONNX Runtime on a primary with a standby, which
-become the present ones in the page's order while clients write to the one and search on the other.
+"""A rehearsal of docs/upgrade.md: an earlier version of the extension and of ONNX Runtime, on a primary with a
+standby, is upgraded in the page's order while clients write to the primary and search on the standby.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from support import sqlstate, until, value
 PAGE = (DOCS / "upgrade.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"<!-- run: (\w+) -->\n *```sql\n(.*?)```", PAGE, re.DOTALL)
 CURRENT = re.search(r'^version = "(.*)"', (support.ROOT / "Cargo.toml").read_text(), re.MULTILINE)[1]
-# The last release, whose library and SQL scripts/releases.sh has built.
+# The last release; scripts/releases.sh has built its library and SQL.
 OLD = "0.2.0"
 OLD_RUNTIME = support.ROOT / "target" / "releases" / "onnxruntime-1.23.2" / "libonnxruntime.so"
 RUNTIME = "1.24.4"
@@ -36,7 +36,7 @@ SEARCH = "SELECT id FROM photo ORDER BY embedding <=> clip_embed_text('a cat') L
 
 
 class Traffic:
-    """A client that does the same again and again, and connects again when its server goes away."""
+    """A client that repeats the same work, and reconnects when its server goes down."""
 
     def __init__(self, server: Server | Standby, work: Callable[[psycopg.Connection], object]):
         self.server, self.work = server, work
@@ -55,7 +55,7 @@ class Traffic:
                         self.work(db)
                         self.done += 1
             except (psycopg.OperationalError, psycopg.errors.AdminShutdown):
-                # An outage, however many attempts fall into it.
+                # Counts as one outage, however many attempts fail during it.
                 self.cut += up
                 up = False
                 time.sleep(0.1)
@@ -64,7 +64,7 @@ class Traffic:
                 return
 
     def goes_on(self) -> None:
-        """Waits for a few more rounds, by connections of now."""
+        """Waits until the client has done a few more rounds, on connections opened from now on."""
         wanted = self.done + 5
         until(lambda: self.done >= wanted or self.wrong, f"five rounds ({self.wrong})")
         assert not self.wrong
@@ -83,7 +83,7 @@ def built() -> tuple[pathlib.Path, pathlib.Path]:
 
 @pytest.fixture
 def installations(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Copy, Copy]]:
-    """Of the old version, for the primary and for the standby."""
+    """Two installations of the old version: the primary's and the standby's."""
     share, library = built()
     if not library.exists() or not OLD_RUNTIME.exists():
         pytest.skip(f"{OLD} is not built: its commit is not in the history here (scripts/releases.sh)")
@@ -117,7 +117,7 @@ def search(db: psycopg.Connection) -> None:
 
 
 def run(where: str, block: str, db: psycopg.Connection) -> list:
-    """The page's block, and what its last statement returns."""
+    """Runs a block of the page, and returns the rows of its last statement."""
     assert where in dict(BLOCKS) and block
     rows: list = []
     for statement in filter(str.strip, re.sub(r"^ +", "", block, flags=re.MULTILINE).split(";\n")):
@@ -138,7 +138,7 @@ def fill(db: psycopg.Connection) -> None:
 @pytest.mark.parametrize("preload", [True, False], ids=["preloaded", "not preloaded"])
 def test_the_page(installations: tuple[Copy, Copy], preload: bool, tmp_path_factory: pytest.TempPathFactory) -> None:
     of_primary, of_standby = installations
-    # The launcher needs the library in the postmaster, so without it the worker's table is left to the end.
+    # The launcher only runs if the postmaster loads the library; without it, the worker's table comes last.
     settings = {"clip_search.preload": "photo-mini"} if preload else {"shared_preload_libraries": ""}
     primary = Server(of_primary.bindir, {**settings, "wal_retrieve_retry_interval": "100ms"})
     traffic: list[Traffic] = []
@@ -174,7 +174,7 @@ def test_the_page(installations: tuple[Copy, Copy], preload: bool, tmp_path_fact
         for client in traffic:
             client.goes_on()
 
-        # Step 3: the primary, with the SQL of before.
+        # Step 3: the primary, with the old SQL.
         upgrade(of_primary)
         traffic[0].goes_on()
         if preload:
@@ -198,10 +198,10 @@ def test_the_page(installations: tuple[Copy, Copy], preload: bool, tmp_path_fact
             assert all(active for _, active, *_ in run("primary", blocks[3], db))
         with standby.connect() as db:
             standby.catch_up(db)
-            # New in SQL, and in its library.
+            # This needs the new SQL and the new library.
             assert value(db, "SELECT vector_dims(clip_embed_text_for('photo', 'a cat'))") == 512
 
-        # The other ONNX Runtime: beside the old one, tried by one connection, then for all.
+        # Another ONNX Runtime: installed beside the old one, tried in one connection, then used by all.
         beside = primary.folder / f"libonnxruntime.so.{RUNTIME}"
         primary.run("cp", str(config("pkglibdir") / "clip_search" / "libonnxruntime.so"), str(beside))
         path = re.search(r"'(/usr/lib/onnxruntime/[^']*)'", blocks[4])[1]
@@ -249,7 +249,8 @@ def test_the_page(installations: tuple[Copy, Copy], preload: bool, tmp_path_fact
 
 
 def test_in_the_wrong_order(installations: tuple[Copy, Copy]) -> None:
-    """The database before the standby's library: searches work there, new functions are not found."""
+    """If the database is updated before the standby's library, searches still work there, but new functions are not
+    found."""
     of_primary, of_standby = installations
     primary = Server(of_primary.bindir, {"clip_search.preload": "photo-mini"})
     standby = None

@@ -1,4 +1,4 @@
-"""A role that means harm."""
+"""An attacker's role."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import support
 
 @pytest.fixture
 def eve(database: support.Database) -> Iterator[str]:
-    """An ordinary role with a schema, and in it functions that note who runs them."""
+    """An ordinary role with a schema, whose functions record which role runs them."""
     name = f"clip_role_{uuid.uuid4().hex[:10]}"
     with database.connect() as db:
         db.execute(sql.SQL("CREATE ROLE {0} LOGIN; CREATE SCHEMA {0} AUTHORIZATION {0}").format(sql.Identifier(name)))

@@ -1,8 +1,8 @@
 """A backend whose address space is nearly used up, as `ulimit -v` and vm.overcommit_memory = 2 leave it: every function
 fails with an error and leaves the connection usable. An abort would take the whole server down.
 
-Of image formats that this test's libraries write, tests/embed/test_image_limits.py does the same, and of long texts
-tests/embed/test_texts.py."""
+tests/embed/test_image_limits.py does the same for image formats that this test's libraries write, and
+tests/embed/test_texts.py for long texts."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ import pytest
 import support
 from support import value
 
-# What PostgreSQL, the extension and ONNX Runtime report. XX000, which stands for a fault of the extension, is none of them.
+# Errors that PostgreSQL, the extension and ONNX Runtime raise. XX000 is not among them: it would be a bug in the
+# extension.
 EXPECTED = {"53200", "54000", "58P01", "58030", "55000"}
-# Megabytes beside what the process has when the call begins.
+# Megabytes beyond what the process has when the call begins.
 ROOMS = (0, 1, 3, 8, 20)
 STORED = sorted(
     path
@@ -54,7 +55,7 @@ CALLS = {
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[support.Database]:
     made = support.Database()
-    # Few words: all of them take half a minute to embed.
+    # Only 1,000 words: embedding all of them takes half a minute.
     words = tmp_path_factory.mktemp("words") / "few.txt"
     everyday = (support.ROOT / "models" / "words" / "everyday.txt").read_text(encoding="utf-8").splitlines()
     words.write_text("\n".join(everyday[:1000]) + "\n")
@@ -70,14 +71,14 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[support.Databas
             INSERT INTO member SELECT n, (SELECT array_agg(random() - 0.5) FROM generate_series(1, 512) WHERE n > 0)::vector
             FROM generate_series(1, 1500) n""")
         db.execute("SELECT clip_create_collection('short', 0.3, members => 'member')")
-        # The words of clip_tags are in the cache from now on.
+        # From now on the cache holds the words of clip_tags.
         db.execute("SELECT clip_tags(v) FROM one")
     yield made
     made.drop()
 
 
 def limit(db: psycopg.Connection, room: int) -> None:
-    """By the server's user: a process of another one needs a capability that containers lack."""
+    """Runs as the server's user: changing another user's process needs a capability that containers lack."""
     pid = db.info.backend_pid
     status = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
     size = next(int(line.split()[1]) for line in status if line.startswith("VmSize:"))
@@ -105,7 +106,7 @@ def test_a_function_without_memory_fails_and_lives(filled: support.Database, nam
             db.execute("SET client_min_messages = error; SET jit = off")
             db.execute("SELECT clip_embed_text('load the model')")
             if name == "precision int8":
-                # Made anew each time.
+                # A new cache folder each time, so that the eight-bit form is made again.
                 folder = f"{value(db, 'SHOW data_directory')}/memory-{db.info.backend_pid}"
                 db.execute(f"SET clip_search.cache_path = '{folder}'; SET clip_search.precision = 'int8'")
             call_with_little_memory(db, CALLS[name], room)

@@ -1,9 +1,9 @@
-"""Two owners' watched tables beside a role that means harm, while processes are killed and tables renamed.
+"""Two owners' watched tables beside a malicious role, while processes are killed and tables renamed.
 
-Half a minute runs with the other tests, an hour with `make soak-hostile` (HOSTILE=seconds: another time). At the end, of
-what alice and bob have committed, nothing is lost, nothing is embedded twice, and nothing has crossed: no row has another
-text's vector, no table that is not watched has any, no cluster counts rows that are not in it, and no code of eve's has
-run with rights that are not hers.
+The test takes half a minute with the other tests, an hour with `make soak-hostile` (HOSTILE=seconds: another time). At
+the end, nothing that alice and bob have committed is lost, embedded twice or mixed up: no row has another text's
+vector, no unwatched table has any vector, no cluster counts rows that are not in it, and no code of eve's has run with
+another role's rights.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from support import embed_one, value, vector
 
 SECONDS = float(os.environ.get("HOSTILE") or 30)
 SEED = int(os.environ.get("SEED") or 0)
-# An hour leaves more to recover after a kill, on a machine that may be busy: 12 minutes of it once took over 120 s.
+# After an hour, a kill leaves more to recover, and the machine may be busy: after 12 minutes it once took over 120 s.
 PATIENCE = 120.0 if SECONDS < 600 else 600.0
 OWNERS = ("alice", "bob")
 SUBJECTS = ("a sleepy cat", "a steam locomotive", "chocolate cake with cherries", "the ocean at night", "an old guitar")
 
-# The server was killed or is not up yet, the connection was ended, or a statement cancelled.
+# The server was killed or isn't up yet, the connection was ended, or a statement was cancelled.
 ENDED = {"57P01", "57P02", "57P03", "57014", "08006", "08003", "08001", None}
-# What a client that uses these isolation levels and renames tables has to expect.
+# Errors that a client of these isolation levels must expect while tables are renamed.
 EXPECTED = {"40001", "42P01", "55P03", *ENDED}
 
 TABLES = """
     CREATE TABLE {table} (id bigint NOT NULL, kind int NOT NULL DEFAULT 0, body text, versions int NOT NULL DEFAULT 1,
                           writes int NOT NULL DEFAULT 0, embedding vector(512), cluster_id bigint, PRIMARY KEY (id, kind)) {rest}"""
-# How often a row was given an embedding, and how often its text was another than before.
+# Counts how often a row was given an embedding, and how often its text changed.
 COUNT = """
     CREATE FUNCTION count_writes() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
@@ -49,7 +49,7 @@ COUNT = """
         RETURN NEW;
     END $$"""
 
-# Whoever runs this shows in eve.seen; a superuser would make her one.
+# eve.seen records each role that runs this; a superuser would make eve one.
 EVIL = """
     CREATE SCHEMA eve AUTHORIZATION eve;
     SET ROLE eve;
@@ -86,7 +86,7 @@ EVIL = """
 
 
 class Storm:
-    """Threads of one server, each with what it must not see."""
+    """Threads that use one server, and the errors that they must not get."""
 
     def __init__(self, made: Server):
         self.made = made
@@ -94,7 +94,7 @@ class Storm:
         self.threads: list[threading.Thread] = []
         self.errors: list[BaseException] = []
         self.done: collections.Counter[str] = collections.Counter()
-        # By owner and id: the text that was committed, or those that may have been.
+        # By owner and id: the committed text, or the texts that may have been committed.
         self.known: dict[tuple[str, str, int], set[str | None]] = {}
         self.lock = threading.Lock()
 
@@ -119,7 +119,7 @@ class Storm:
         seed: int,
         expected: set = EXPECTED,
     ) -> None:
-        """Does the turn again and again in a session of that user, until the storm is over."""
+        """Repeats the turn in a session of that user until the storm is over."""
 
         def run() -> None:
             rng = random.Random(1000 * SEED + seed)
@@ -157,7 +157,7 @@ class Storm:
 
 
 def writer(storm: Storm, owner: str, table: str, number: int) -> Callable[[psycopg.Connection, random.Random], None]:
-    """Inserts, edits, moves and deletes rows of its own; only this thread writes them."""
+    """Inserts, edits, moves and deletes rows that only this thread writes."""
     serial = [0]
     known = storm.known
 
@@ -178,7 +178,7 @@ def writer(storm: Storm, owner: str, table: str, number: int) -> Callable[[psyco
             with db.transaction():
                 db.execute(f"SET TRANSACTION ISOLATION LEVEL {level}")
                 if what == "upsert":
-                    # Not ON CONFLICT: the row may be in either of two tables whose names are swapped.
+                    # Not ON CONFLICT: two tables swap their names, and the row may be in either.
                     done = db.execute(f"UPDATE {table} SET body = %s WHERE id = %s", (body, id)).rowcount
                     if not done and table == "doc":
                         done = db.execute("UPDATE doc_next SET body = %s WHERE id = %s", (body, id)).rowcount
@@ -208,14 +208,14 @@ def writer(storm: Storm, owner: str, table: str, number: int) -> Callable[[psyco
 
 
 def swap(db: psycopg.Connection, rng: random.Random) -> None:
-    """The usual way to put a table in another's place, in one transaction or three."""
+    """The usual way to replace one table by another, in one transaction or three."""
     steps = (
         "ALTER TABLE doc RENAME TO doc_old",
         "ALTER TABLE doc_next RENAME TO doc",
         "ALTER TABLE doc_old RENAME TO doc_next",
     )
     if value(db, "SELECT to_regclass('doc_old') IS NOT NULL"):
-        # A kill came in the middle.
+        # A kill interrupted the last swap.
         db.execute(steps[1] if value(db, "SELECT to_regclass('doc') IS NULL") else steps[2])
         return
     with db.transaction() if rng.random() < 0.5 else contextlib.nullcontext():
@@ -225,7 +225,7 @@ def swap(db: psycopg.Connection, rng: random.Random) -> None:
 
 
 def quiet(db: psycopg.Connection, rng: random.Random) -> None:
-    """Nobody else uses this table, so nothing may hold it up; what TRUNCATE and DELETE leave is exact at once."""
+    """Nobody else uses this table: nothing may block it, and its counts are exact right after a TRUNCATE or DELETE."""
     db.execute("SET lock_timeout = '4s'")
     db.execute(
         "INSERT INTO quiet (id, body) SELECT n, 'an old guitar ' || n % 3 FROM generate_series(1, 5) n ON CONFLICT DO NOTHING"
@@ -251,7 +251,7 @@ def maintain(db: psycopg.Connection, rng: random.Random) -> None:
             "INSERT INTO scratch (id, body) SELECT (random() * 1e9)::bigint, 'an old guitar' FROM generate_series(1, 20) ON CONFLICT DO NOTHING",
         )
     )
-    # doc may be the table that is not watched just now.
+    # At this moment, doc may be the table that is not watched.
     with contextlib.suppress(psycopg.errors.UndefinedObject, psycopg.errors.UndefinedTable):
         db.execute(what)
     time.sleep(rng.random())
@@ -275,14 +275,15 @@ def attack(db: psycopg.Connection, rng: random.Random) -> None:
             db.execute("SET LOCAL statement_timeout = '10s'")
             db.execute(*call)
     if own:
-        # Most of these numbers are others' clusters, which must not lose a member by it. Of her own, some have other members.
+        # Most of these ids are other owners' clusters, which must not lose a member. Some of eve's own have other
+        # members.
         cluster, hers = rng.randrange(1, 200), "SELECT count(*) FROM clip_search.cluster WHERE id = %s"
         before = value(db, hers, cluster)
         try:
             db.execute("SELECT clip_leave_cluster(%s, %s::vector)", (cluster, own[0]))
         except psycopg.errors.InvalidParameterValue:
             assert before or value(db, hers, cluster), f"eve learns that cluster {cluster} has other members"
-    # An open transaction that has tried, and has written what is hers.
+    # A transaction that stays open after it has tried, and has written eve's own rows.
     with db.transaction():
         db.execute(
             "INSERT INTO eve.plain (id, body) VALUES ((random() * 1e9)::bigint, 'a sleepy cat') ON CONFLICT DO NOTHING"
@@ -302,7 +303,7 @@ def feed(db: psycopg.Connection, rng: random.Random) -> None:
 
 
 def look(db: psycopg.Connection, rng: random.Random) -> None:
-    """What an administrator reads, and runs at night."""
+    """The queries of an administrator, and the nightly jobs."""
     for query in (
         "SELECT * FROM clip_search.watch",
         "SELECT * FROM clip_search.collection",
@@ -393,7 +394,7 @@ def prepare(db: psycopg.Connection) -> None:
 
 
 def check(storm: Storm, db: psycopg.Connection) -> None:
-    """What is left of it all."""
+    """Checks what is left after the storm."""
     vectors: dict[str, np.ndarray] = {}
     for owner in OWNERS:
         watched = {
@@ -459,7 +460,7 @@ def test_nothing_is_lost_doubled_or_crossed(bindir: pathlib.Path) -> None:
                 number += 1
                 storm.spawn("writing", owner, writer(storm, owner, table, number), number)
             storm.spawn("swapping", owner, swap, number)
-            # No lock_timeout among what it may see: 55P03 would be somebody else's doing.
+            # No 55P03 (lock_timeout) in the errors allowed here: another role would have caused it.
             storm.spawn("quiet", owner, quiet, number, ENDED)
             storm.spawn("maintaining", owner, maintain, number)
         storm.spawn("attacking", "eve", attack, 101)
@@ -479,7 +480,7 @@ def test_nothing_is_lost_doubled_or_crossed(bindir: pathlib.Path) -> None:
                         while value(mine, "SELECT to_regclass('doc_old') IS NOT NULL"):
                             swap(mine, random.Random(1))
             mine = "SELECT count(*) FROM clip_search.watch_queue q JOIN clip_search.watch_setting w ON w.id = q.watch WHERE w.relation IN (SELECT oid FROM pg_class WHERE relowner IN ('alice'::regrole, 'bob'::regrole))"
-            # As long as it takes, while it becomes fewer: an hour on a busy machine has left 47,000.
+            # Waits as long as the number of rows falls: an hour on a busy machine once left 47,000.
             least, deadline = value(db, mine), time.monotonic() + PATIENCE
             while left := value(db, mine):
                 if left < least:

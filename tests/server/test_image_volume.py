@@ -1,5 +1,6 @@
-"""An extension in a directory of its own, as an image volume of CloudNativePG has it: models and ONNX Runtime are found beside the
-library. Before PostgreSQL 18, which has extension_control_path, control file and SQL are in the server's directories.
+"""An extension in a directory of its own, like an image volume of CloudNativePG: models and ONNX Runtime are found
+beside the library. Before PostgreSQL 18, which introduced extension_control_path, the control file and the SQL are in
+the server's directories.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def readable(folder: pathlib.Path) -> None:
 
 @pytest.fixture
 def volume(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Copy, pathlib.Path]]:
-    """A server without anything of clip_search in its own directories, and the volume that has it."""
+    """A server without any file of clip_search in its own directories, and the volume that holds the extension."""
     monkeypatch.setenv("LD_LIBRARY_PATH", str(config("libdir")))
     folder = pathlib.Path(os.environ["PGHOST"]) / f"volume-{os.getpid()}"
     try:
@@ -67,7 +68,7 @@ def test_models_and_runtime_are_found_beside_the_library(volume: tuple[Copy, pat
             assert value(db, "SELECT path FROM clip_models()") == str(
                 place / "share" / "clip_search" / "models" / "photo-mini"
             )
-            # A path that names other directories is taken as it is.
+            # A path that names other directories is used unchanged.
             db.execute("SET clip_search.model_path = '/nowhere'")
             state, text = sqlstate(db, "SELECT clip_embed_text('a cat')")
             assert state == "42704" and str(place) not in text

@@ -1,4 +1,5 @@
-"""What `make valgrind` runs under memcheck gives the same on an ordinary server, so that its expected output is never out of date."""
+"""The SQL that `make valgrind` runs under memcheck gives the same output on an ordinary server, so its expected output
+is never outdated."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ def models(server_folder: support.ServerFolder) -> pathlib.Path:
 
 @pytest.fixture
 def regress(bindir: pathlib.Path, tmp_path: pathlib.Path) -> Iterator[Callable[[Server, list[str]], str]]:
-    """Runs tests of tests/valgrind/sql; the differences."""
+    """Runs tests of tests/valgrind/sql; yields a function that returns the differences."""
     config = os.environ.get("PG_CONFIG") or "pg_config"
     pgxs = subprocess.run([config, "--pgxs"], capture_output=True, text=True, check=True).stdout.strip()
     program = pathlib.Path(pgxs).parent.parent / "test" / "regress" / "pg_regress"
@@ -51,7 +52,7 @@ def regress(bindir: pathlib.Path, tmp_path: pathlib.Path) -> Iterator[Callable[[
         if done.returncode == 0:
             return ""
         if place := os.environ.get("REGRESS_RESULTS"):
-            # To be looked at, and taken over.
+            # Keep the results, so that they can be reviewed and become the expected output.
             shutil.copytree(tmp_path / "results", place, dirs_exist_ok=True)
         return differences.read_text() if differences.exists() else done.stdout + done.stderr
 

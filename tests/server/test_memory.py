@@ -1,6 +1,6 @@
-"""One connection's memory over many calls, good ones and bad ones.
+"""One connection's memory over many calls, successful and failing.
 
-A short run here; `make soak` makes a hundred thousand calls.
+This is a short run; `make soak` makes a hundred thousand calls.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from support import value
 
 PHOTOS = [path.read_bytes() for path in sorted((support.ROOT / "examples" / "gallery" / "photos").glob("*.jpg"))]
 CALLS = 100_000 if os.environ.get("SOAK") else 3_000
-# Bytes that a call may leave behind, on average over the second half: a page here and there, no image, text or vector (2 kB).
+# Bytes that a call may leave behind, on average over the second half: a page now and then, but no image, text or vector
+# (2 kB).
 LEAK = 100 if os.environ.get("SOAK") else 300
 
 
@@ -26,7 +27,7 @@ def anonymous_megabytes(db: psycopg.Connection) -> float:
 
 
 def test_memory_does_not_grow_with_calls(database: support.Database) -> None:
-    """Images whole and broken, texts new and remembered, arrays, labels, thumbnails, clusters joined and left."""
+    """Whole and broken images, new and remembered texts, arrays, labels, thumbnails, clusters joined and left."""
     with database.connect() as db:
 
         def call(number: int) -> None:
@@ -61,7 +62,7 @@ def test_memory_does_not_grow_with_calls(database: support.Database) -> None:
             else:
                 db.execute("SELECT clip_embed_text(%s)", (f"text number {number % 5000}",))
 
-        # The memos are full by then, the towers laid out, and the plans made.
+        # By then the memos are full, the towers laid out and the plans made.
         settled = CALLS // 2
         for number in range(settled):
             call(number)

@@ -1,7 +1,8 @@
-"""A superuser's job in a background worker of another sort: logical replication's, as of pg_cron's, which run others' statements.
+"""A superuser's job in another kind of background worker: a logical replication worker, which like pg_cron's runs
+others' statements.
 
-Code of a table's owner that runs there must not reach the job's cursors and connections, and clip_search.worker_timeout is
-not meant for it.
+A table owner's code that runs in it must not reach the job's cursors and connections, and clip_search.worker_timeout
+must not apply to it.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def test_a_job_of_logical_replication(made: Server) -> None:
                 " WITH (slot_name = 'jobs', create_slot = false, copy_data = false)"
             )
             source.execute("INSERT INTO job VALUES (1)")
-            # Three rows change their group, at 0.8 s each: longer than worker_timeout.
+            # Three rows change their group and take 0.8 s each: together longer than worker_timeout.
             until(lambda: value(db, "SELECT count(*) FROM job") == 1, "the job's end", patience=90)
         seen = {what for (what,) in db.execute("SELECT what FROM eve.seen")}
         assert seen == {"dblink: 42501", "cursor: 55000"}

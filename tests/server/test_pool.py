@@ -1,5 +1,5 @@
-"""PgBouncer in transaction mode before the server: settings, the memo of texts and preloaded models, with more clients than
-connections. Skipped where pgbouncer (the package of that name) isn't installed."""
+"""PgBouncer in transaction mode in front of the server: settings, the memo of texts and preloaded models, with more
+clients than connections. Skipped where pgbouncer (the package of that name) isn't installed."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_clients_share_connections_texts_and_the_model(made: Server, clients: li
             pids.add(pid)
         return pids
 
-    # Transactions at once have a connection each; what takes a millisecond might find the first one free every time.
+    # Concurrent transactions each have a connection; one after another, short ones might all get the first.
     pids = set()
     with contextlib.ExitStack() as stack:
         for db in clients[:CONNECTIONS]:
@@ -63,7 +63,7 @@ def test_clients_share_connections_texts_and_the_model(made: Server, clients: li
         hits, runs, loads = db.execute(
             "SELECT sum(memo_hits)::int, sum(runs)::int, sum(loads)::int FROM clip_stats()"
         ).fetchone()
-    # Once by each of them, and once here.
+    # Each connection embeds it once, and this session once more.
     assert (hits, runs) == (5 * CLIENTS, CONNECTIONS + 1), "each connection remembers what any client asked"
     assert loads == 0, "the model is the server's"
     assert max(private_megabytes(db) for db in clients) < 60
@@ -76,13 +76,13 @@ def test_settings_are_a_transactions_a_roles_or_everybodys(made: Server, clients
         first.execute("SET LOCAL clip_search.truncate_text = off")
         assert value(first, show) == "off" and {value(db, show) for db in others} == {"on"}
     assert {value(db, show) for db in clients} == {"on"}
-    # A session's setting is left to whoever gets the connection next, as every setting of PostgreSQL is.
+    # A session's setting stays for the next client that gets the connection, as all PostgreSQL settings do.
     first.execute("SET clip_search.truncate_text = off")
     assert "off" in [value(db, show) for db in clients]
     for db in clients:
         with db.transaction():
             db.execute("RESET clip_search.truncate_text")
-    # A role's holds for new connections, which the pool makes when the old ones are gone.
+    # A role's setting applies to new connections, which the pool makes after the old ones have ended.
     with made.connect() as db:
         try:
             db.execute("ALTER ROLE postgres SET clip_search.truncate_text = off")

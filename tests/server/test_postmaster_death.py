@@ -1,4 +1,4 @@
-"""A postmaster that is killed takes the launcher and the workers with it, so that the server can start again."""
+"""When the postmaster is killed, the launcher and the workers end too, so that the server can start again."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def exists(process: int) -> bool:
 
 
 def starts(made: Server) -> bool:
-    """Starts it, unless something of the killed server is still there."""
+    """Starts the server, unless a process of the killed server still exists."""
     try:
         made.start()
         return True
     except AssertionError:
         log = made.messages()
-        # A process that nobody has waited for keeps its number, and PostgreSQL takes it for a server.
+        # A process that nobody has waited for keeps its number, and PostgreSQL takes it for a running server.
         assert "pre-existing shared memory block" in log or "already exists" in log, log
         return False
 
@@ -37,7 +37,7 @@ def test_launcher_and_worker_end_with_the_postmaster(bindir: pathlib.Path) -> No
             db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
             db.execute("SELECT clip_watch('note', 'body', mode => 'queued')")
             db.execute("INSERT INTO note SELECT n, 'cat ' || n FROM generate_series(1, 5) n")
-            # A worker of a watched database stays, with an empty queue.
+            # The worker of a watched database stays, with an empty queue.
             until(lambda: len(value(db, PROCESSES)) == 2, "launcher and worker")
             until(lambda: value(db, "SELECT count(*) FROM note WHERE embedding IS NULL") == 0, "embeddings")
             processes = value(db, PROCESSES)
@@ -45,7 +45,7 @@ def test_launcher_and_worker_end_with_the_postmaster(bindir: pathlib.Path) -> No
         os.kill(killed, signal.SIGKILL)
         for process in [killed, *processes]:
             until(lambda process=process: not exists(process), f"end of process {process}")
-        # PostgreSQL's own processes may take a moment longer.
+        # PostgreSQL's own processes may take a moment longer to end.
         until(lambda: starts(made), "start of the server")
         with made.connect() as db:
             assert value(db, "SELECT count(*) FROM note WHERE embedding IS NOT NULL") == 5

@@ -1,4 +1,4 @@
-"""Models loaded by the postmaster: what connections gain, and that whatever is unsafe is not done."""
+"""Models loaded by the postmaster: what connections gain, and that nothing unsafe is preloaded."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_connection_has_the_model_at_once(preloaded: Server) -> None:
         embed_one(db, "image", PHOTO)
         private = private_megabytes(db)
         assert private < PRIVATE_MB, f"{private:.1f} MB are the connection's own"
-        # No pool for inference; the second looks for interrupts.
+        # Inference has no thread pool. The second thread checks for interrupts.
         assert threads(value(db, "SELECT pg_backend_pid()")) == 2
 
 
@@ -64,7 +64,7 @@ def test_parallel_workers_share_it(preloaded: Server) -> None:
         for name in ("min_parallel_table_scan_size", "parallel_setup_cost", "parallel_tuple_cost"):
             db.execute(f"SET {name} = 0")
         db.execute("SET parallel_leader_participation = off")
-        # Which process embeds, and what it has of its own by then.
+        # Returns the process that embeds and its private memory at that moment.
         db.execute("""
             CREATE FUNCTION whose(vector) RETURNS int[] LANGUAGE plpgsql PARALLEL SAFE COST 10000 AS $$
             BEGIN
@@ -78,7 +78,7 @@ def test_parallel_workers_share_it(preloaded: Server) -> None:
 
 
 def test_it_survives_a_killed_backend(preloaded: Server) -> None:
-    """SIGKILL makes the postmaster restart all of its children; the models are its own and stay."""
+    """SIGKILL makes the postmaster restart all of its children; the models belong to the postmaster and stay."""
     with preloaded.connect() as db:
         embed_one(db, "text", "a cat")
         before = preloaded.postmaster
@@ -124,7 +124,7 @@ def test_it_stops_and_starts(preloaded: Server) -> None:
     ids=["unknown model", "no library"],
 )
 def test_what_fails_is_not_preloaded(bindir: pathlib.Path, settings: dict[str, str], reason: str) -> None:
-    """The server comes up, the log says why, and a connection does what it can by itself."""
+    """The server starts, the log gives the reason, and each connection loads for itself what it can."""
     with server(bindir, **settings) as made:
         log = made.messages()
         assert "nothing is preloaded" in log and reason in log
@@ -148,7 +148,7 @@ __attribute__((constructor)) static void start(void) {
 def test_a_library_that_starts_a_thread_is_not_preloaded(
     bindir: pathlib.Path, server_folder: support.ServerFolder
 ) -> None:
-    """As ONNX Runtime 1.30 and 1.32 do. Here another library does it, which the runtime's copy is linked to."""
+    """ONNX Runtime 1.30 and 1.32 do that. Here, a copy of the runtime is linked to another library that does it."""
     folder = server_folder.path / "threaded"
     folder.mkdir(exist_ok=True)
     config = os.environ.get("PG_CONFIG") or "pg_config"
@@ -157,7 +157,7 @@ def test_a_library_that_starts_a_thread_is_not_preloaded(
     (folder / "threaded.c").write_text(THREADED)
     (folder / "libonnxruntime.so.1").symlink_to(runtime)  # its soname
     wrapper = folder / "threaded.so"
-    # It hands every symbol on to the real library, which it needs.
+    # The link resolves every symbol from the real library, which it depends on.
     link = ["-Wl,--no-as-needed", str(runtime), f"-Wl,-rpath,{folder}"]
     source = str(folder / "threaded.c")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(wrapper), source, "-pthread", *link], check=True)

@@ -1,4 +1,4 @@
-"""Who reads rows, counts and clusters of others' tables: policies, views, partitions and locked tables."""
+"""Readers of rows, counts and clusters of others' tables: policies, views, partitions and locked tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from support import sqlstate, value
 
 
 def test_policies_are_not_run_without_consent(database: support.Database, eve: str, plain_role: str) -> None:
-    """Of a reader whom they apply to; a reader who names the table agrees to run them, and sees what they show."""
+    """A policy that applies to a reader runs only if the reader names the table, which counts as consent."""
     with database.connect(user=eve) as db:
         db.execute("SET client_min_messages = warning")
         db.execute(f"SELECT clip_create_collection('eve', 0.9, members => '{eve}.t', labels => 'tags')")
@@ -41,7 +41,7 @@ def test_policies_are_not_run_without_consent(database: support.Database, eve: s
         assert sorted(assets) == ["1", "2", "3"]
         assert db.execute("SELECT * FROM clip_duplicates('eve', 0.99" + members + ")").fetchall() == [("1", "3", 1.0)]
     with database.connect(user=eve) as db:
-        # Its policies are not for the owner, who sees all.
+        # The table's policies don't apply to the owner, who sees all rows.
         assert len(db.execute("SELECT * FROM clip_duplicates('eve')").fetchall()) == 4
         assert value(db, "SELECT rows FROM clip_search.watch") == 6
         assert {role for (role,) in db.execute(f"SELECT role FROM {eve}.ran WHERE inside = 'policy'")} == {plain_role}
@@ -50,7 +50,7 @@ def test_policies_are_not_run_without_consent(database: support.Database, eve: s
     with database.connect(user=plain_role) as db:
         assert len(db.execute("SELECT * FROM clip_duplicates('eve')").fetchall()) == 4
         assert value(db, "SELECT rows FROM clip_search.watch") == 6
-    # FORCE: not even the owner sees all rows, so nothing is regrouped and nothing counted.
+    # With FORCE, even the owner doesn't see all rows, so clip_search regroups and counts nothing.
     with database.connect(user=eve) as db:
         db.execute(f"ALTER TABLE {eve}.t FORCE ROW LEVEL SECURITY")
         assert value(db, "SELECT rows FROM clip_search.watch") is None
@@ -63,7 +63,7 @@ def test_policies_are_not_run_without_consent(database: support.Database, eve: s
 
 
 def test_a_view_of_members_is_read_by_consent_only(database: support.Database, eve: str, plain_role: str) -> None:
-    """It may show each reader other rows, by current_user, as policies do."""
+    """A view may show each reader other rows, by current_user, as policies do."""
     with database.connect(user=eve) as db:
         db.execute(f"""
             CREATE VIEW {eve}.v AS SELECT id, embedding, cluster_id FROM {eve}.t WHERE current_user = '{eve}' OR id < 3;
@@ -117,7 +117,7 @@ def test_counts_are_for_those_who_may_read(database: support.Database, eve: str,
         assert db.execute(
             "SELECT * FROM clip_search.count_rows('pg_authid', ARRAY['rolname'], 'oid', NULL, NULL)"
         ).fetchone() == (None, None, None)
-        # The owner's code does not run.
+        # Counting doesn't run the owner's code.
         owner.execute(f"""CREATE FUNCTION {eve}.fails() RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$
             BEGIN IF current_query() LIKE '%watch%' THEN RAISE EXCEPTION 'no'; END IF; RETURN 1; END $$""")
         owner.execute(f"CREATE INDEX ON {eve}.t ((id + {eve}.fails()))")
@@ -138,7 +138,7 @@ def test_a_locked_table_holds_up_no_reader(database: support.Database, eve: str,
 
 
 def test_partitions_are_counted(database: support.Database, eve: str) -> None:
-    """Their columns may have other numbers than those of the partitioned table."""
+    """A partition's columns may have other numbers than the partitioned table's."""
     with database.connect(user=eve) as db:
         db.execute("SET client_min_messages = warning")
         db.execute(f"""
@@ -156,7 +156,7 @@ def test_partitions_are_counted(database: support.Database, eve: str) -> None:
 
 
 def test_views_are_security_barriers(database: support.Database, eve: str) -> None:
-    """A cheap function in a reader's WHERE sees no row that the view hides."""
+    """A cheap function in a reader's WHERE never sees a row that the view hides."""
     with database.connect() as db:
         db.execute("CREATE TABLE kept (id text PRIMARY KEY, data bytea)")
         db.execute("SET client_min_messages = warning")

@@ -1,4 +1,4 @@
-"""Nobody's code runs with another's rights: tables that the caller did not name are planned and run as their owner."""
+"""Nobody's code runs with another role's rights: tables not named by the caller are planned and run as their owner."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def test_a_table_s_code_runs_as_its_owner(database: support.Database, eve: str, 
     with database.connect(user=eve) as db:
         asserts = value(db, "SHOW debug_assertions") == "on"
         if kind == "a domain" and asserts and db.info.server_version >= 180000:
-            # lookup_type_cache, typcache.c, as of 18.6; with no extension. Without assertions nothing comes of it.
+            # It is in lookup_type_cache (typcache.c), as of 18.6, with or without extensions. It is harmless where
+            # assertions are off.
             pytest.skip("an assertion of PostgreSQL 18 fails where a domain's check ends a subtransaction")
         db.execute(f"SELECT clip_create_collection('eve', 0.9, members => '{eve}.t', labels => 'tags')")
         db.execute("SET client_min_messages = warning")
@@ -52,14 +53,14 @@ def test_a_table_s_code_runs_as_its_owner(database: support.Database, eve: str, 
             admin.execute(call)
             roles = {role for (role,) in admin.execute(f"SELECT role FROM {eve}.ran")}
             assert roles <= {eve}, call
-            # The view counts rows without SQL.
+            # The view counts rows without running SQL.
             assert not roles or not call.endswith("clip_search.watch")
             ran |= roles
             assert not value(admin, "SELECT rolsuper FROM pg_roles WHERE rolname = %s", eve)
-        # The view counts what is there.
+        # The counts in the view are right.
         assert admin.execute("SELECT rows, embedded, pending FROM clip_search.watch").fetchone() == (6, 0, 6)
         assert value(admin, f"SELECT count(DISTINCT cluster_id) FROM {eve}.t") == 2
-    # Otherwise the test would not see what it is about. Policies are not run for an owner, nor a domain's check for
+    # Without this, the test would prove nothing. Policies don't apply to an owner, and a domain's check doesn't run for
     # columns that nobody writes.
     assert ran == {eve} or kind in ("a policy", "a domain")
 
@@ -86,7 +87,7 @@ def test_nothing_is_left_in_the_session(database: support.Database, eve: str) ->
                 admin.execute("SELECT name, setting FROM pg_settings WHERE name <> 'transaction_read_only'").fetchall()
             )
 
-        # All libraries are loaded, with their settings.
+        # Load all libraries first, with their settings.
         admin.execute(
             "SET client_min_messages = warning; SELECT clip_version(), vector_norm('[1]'); DO $$ BEGIN END $$"
         )
@@ -109,7 +110,7 @@ def test_nothing_is_left_in_the_session(database: support.Database, eve: str) ->
         "PERFORM pg_advisory_unlock(4712)",
         "SET CONSTRAINTS ALL IMMEDIATE",
         "PERFORM setseed(0.5)",
-        # A descriptor of the caller's.
+        # A large-object descriptor of the caller.
         "PERFORM loread(0, 10)",
         "PERFORM lo_close(0)",
         "PERFORM lo_open(lo_create(0), 262144)",
@@ -121,7 +122,7 @@ def test_nothing_is_left_in_the_session(database: support.Database, eve: str) ->
         "CREATE TEMP TABLE bait (i int)",
         "EXECUTE 'DECLARE bait CURSOR WITH HOLD FOR SELECT 1'",
         "EXECUTE 'DISCARD ALL'",
-        # What the session's own calls would find.
+        # Objects that the session's own calls would find later.
         "CREATE FUNCTION pg_temp.bait(int) RETURNS int LANGUAGE sql RETURN 1",
         "CREATE PROCEDURE pg_temp.bait() LANGUAGE sql AS 'SELECT 1'",
         "PERFORM set_config('search_path', 'pg_temp', true); CREATE FUNCTION bait(int) RETURNS int LANGUAGE sql RETURN 1",
@@ -141,7 +142,7 @@ def test_what_would_outlast_the_call_is_refused(database: support.Database, eve:
     with database.connect() as admin:
         admin.execute("SET client_min_messages = warning")
         admin.execute("SELECT pg_advisory_lock(4712)")
-        # Descriptors last as long as a transaction.
+        # Descriptors last until the transaction ends.
         admin.execute("BEGIN")
         secret = value(admin, "SELECT lo_from_bytea(0, 'secret')")
         assert value(admin, "SELECT lo_open(%s, 262144)", secret) == 0
@@ -154,16 +155,16 @@ def test_what_would_outlast_the_call_is_refused(database: support.Database, eve:
         ), text
         assert value(admin, "SELECT loread(0, 10)") == b"secret"
         admin.execute("ROLLBACK")
-        # The session's own lock is there, and no other.
+        # The session still holds its own lock, and no other.
         assert admin.execute(
             "SELECT objid::int FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
         ).fetchall() == [(4712,)]
-        # Outside, the caller's own are nobody's concern.
+        # Outside the function, the caller may use its own objects.
         assert value(admin, "SELECT pg_advisory_unlock(4712)")
 
 
 def test_the_caller_s_connections_are_out_of_reach(database: support.Database, eve: str) -> None:
-    """dblink's are found by name, whoever has opened them: one of a superuser's would make eve one."""
+    """dblink finds connections by name, whoever opened them: a superuser's connection would make eve a superuser."""
     with database.connect() as admin:
         if not value(admin, "SELECT count(*) FROM pg_available_extensions WHERE name = 'dblink'"):
             pytest.skip("the server has no dblink")
@@ -186,7 +187,7 @@ def test_the_caller_s_connections_are_out_of_reach(database: support.Database, e
             state, text = sqlstate(admin, "SELECT * FROM clip_recluster('eve')")
             assert state == "42501" and "connections of dblink" in text, text
             assert value(admin, f"SELECT rolsuper FROM pg_roles WHERE rolname = '{eve}'") is False
-            # The caller's own use goes on.
+            # The caller can still use its own connection.
             assert value(admin, "SELECT n FROM dblink('open', 'SELECT 1') AS d (n int)") == 1
         finally:
             admin.execute("DROP EXTENSION dblink CASCADE")
@@ -207,9 +208,10 @@ def test_locks_for_the_transaction_are_allowed(database: support.Database, eve: 
 def test_another_table_that_takes_the_name_is_not_planned(
     database: support.Database, eve: str, plain_role: str
 ) -> None:
-    """A schema is renamed without a lock on its tables, so eve's table can have the name between look-up and planning.
+    """A schema can be renamed without a lock on its tables, so eve's table can take the name between look-up and
+    planning.
 
-    A lock on the view that the query reads first holds the caller up at that moment.
+    A lock on the view that the query reads first stops the caller at exactly that moment.
     """
     with database.connect() as admin:
         admin.execute("SET client_min_messages = warning")
@@ -248,7 +250,7 @@ def test_another_table_that_takes_the_name_is_not_planned(
                 ran = db.execute(f"SELECT role, inside FROM {eve}.ran").fetchall()
                 assert {role for role, _ in ran} <= {eve}, "eve's code ran with the rights of another table's owner"
                 assert [state for state, _ in found] == ["55006"], found
-                # Afterwards all is as before.
+                # Afterwards everything is as before.
                 assert len(caller.execute("SELECT * FROM clip_clusters('swapped', 1)").fetchall()) == 1
     finally:
         with database.connect() as admin:
@@ -257,7 +259,7 @@ def test_another_table_that_takes_the_name_is_not_planned(
 
 
 def test_a_stranger_s_collection_is_not_used_to_embed_again(database: support.Database, eve: str) -> None:
-    """clip_reembed fills a collection of a name that anybody can guess: nobody else may create it. In a database from before
+    """clip_reembed fills a collection whose name anybody can guess: nobody else may create it. In a database older than
     0.3.0, somebody may have."""
     with database.connect() as admin, database.connect(user=eve) as db:
         admin.execute("SET client_min_messages = warning")
@@ -287,7 +289,7 @@ def test_a_stranger_s_collection_is_not_used_to_embed_again(database: support.Da
             assert value(admin, "SELECT count(embedding) FROM kept WHERE cluster_id IS NOT NULL") == 1
             assert db.execute("SELECT name, threshold FROM clip_search.collection").fetchall() == [(name, 0.5)]
             assert value(db, "SELECT count(*) FROM clip_search.cluster") == 0
-            # A column of that name is somebody's as well.
+            # A column of that name may be the user's own, too.
             admin.execute(f"ALTER TABLE kept ADD {name} vector(512) DEFAULT array_fill(1, ARRAY[512])::vector")
             admin.execute("CALL clip_reembed('kept', 'photo-mini')")
             assert value(admin, f"SELECT vector_dims({name}) FROM kept") == 512
@@ -298,7 +300,7 @@ def test_a_stranger_s_collection_is_not_used_to_embed_again(database: support.Da
 
 
 def test_an_owner_s_own_session_is_as_free_as_before(database: support.Database, eve: str) -> None:
-    """Nothing is restricted where the owner itself calls: deferred triggers and temporary tables work."""
+    """Nothing is restricted when the owner calls: deferred triggers and temporary tables work."""
     with database.connect(user=eve) as db:
         db.execute("SET client_min_messages = warning")
         db.execute(f"SELECT clip_create_collection('eve', 0.9, members => '{eve}.t')")
@@ -313,11 +315,11 @@ def test_an_owner_s_own_session_is_as_free_as_before(database: support.Database,
 
 
 def test_a_caller_s_cursors_are_out_of_reach(database: support.Database, eve: str) -> None:
-    """PL/pgSQL fetches, closes and opens cursors of the session in a security-restricted operation, too."""
+    """Even in a security-restricted operation, PL/pgSQL can fetch from, close and open the session's cursors."""
     with database.connect(user=eve) as db:
         major, minor = divmod(db.info.server_version, 10000)
         if minor < {15: 14, 16: 10, 17: 6}.get(major, 0):
-            # pg_cursor, portalmem.c: a cursor has no text before its query is planned, with no extension, either.
+            # In pg_cursor (portalmem.c), a cursor has no text until its query is planned, with or without extensions.
             pytest.skip("pg_cursors crashes older servers while a cursor is being planned")
         db.execute("SET client_min_messages = warning")
         db.execute(f"""

@@ -1,4 +1,4 @@
-"""As a part of a server: cancelling, roles, schemas, dump and restore."""
+"""The extension within a server: cancelling, roles, schemas, dump and restore."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from support import embed_one, sqlstate, value, vector_text
 PHOTO = (support.ROOT / "examples" / "gallery" / "photos" / "cat.jpg").read_bytes()
 INSUFFICIENT_PRIVILEGE = "42501"
 QUERY_CANCELED = "57014"
-# What a backend may compute until it has seen a cancel: more than any of these needs where interrupts are served between two
-# items (photo-mini takes 20 ms for an image), far less than the query, which takes minutes on any machine.
+# CPU seconds that a backend may spend before it notices a cancel: ample where interrupts are checked between two items
+# (photo-mini takes 20 ms for an image), and far less than the query, which takes minutes on any machine.
 SOON = 3.0
 
 
@@ -35,11 +35,11 @@ def db(database: support.Database):
 # ---------------------------------------------------------------- cancelling
 
 LONG_QUERIES = {
-    # array_fill would be computed by the planner, when the message Bind is processed; a cancel that comes then is
-    # forgotten before the message Execute is read.
+    # The planner would compute array_fill while it processes the message Bind; a cancel that arrives then is forgotten
+    # before the message Execute is read.
     "one array of images": "SELECT clip_embed_images(array_agg(%(photo)s::bytea)) FROM generate_series(1, 10000)",
     "many calls": (
-        # Each a file of its own: an image that was seen before is not computed again.
+        # Each image is a different file: an image that was seen before isn't computed again.
         "SELECT count(clip_embed_image(%(photo)s::bytea || int4send(n))) FROM generate_series(1, 100000) n"
     ),
     "one array of texts": ("SELECT clip_embed_texts(array_agg('cat number ' || n)) FROM generate_series(1, 200000) n"),
@@ -61,7 +61,7 @@ def test_a_timeout_ends_a_long_query_and_the_connection_goes_on(db: psycopg.Conn
     db.execute("RESET statement_timeout")
     assert support.close(embed_one(db, "image", PHOTO), before_image)
     assert support.close(embed_one(db, "text", "a cat"), before_text)
-    # Nothing is remembered for it yet, so this one is computed.
+    # This session remembers nothing for it yet, so the embedding is computed.
     assert embed_one(db, "text", "not asked for before").shape == (512,)
 
 
@@ -72,7 +72,7 @@ def test_another_session_can_cancel(database: support.Database, db: psycopg.Conn
         query = LONG_QUERIES["one array of images"].replace("%(photo)s", "%s")
         thread = threading.Thread(target=lambda: found.append(sqlstate(busy, query, PHOTO)), daemon=True)
         thread.start()
-        # A backend that is still idle would not be cancelled; the photo has a way to go first on a busy machine.
+        # A cancel doesn't reach a backend that is still idle, and on a busy machine the photo takes a while to arrive.
         pid = busy.info.backend_pid
         support.until(lambda: support.is_running(db, pid), "the query's beginning")
         time.sleep(0.3)
@@ -90,7 +90,7 @@ def test_another_session_can_cancel(database: support.Database, db: psycopg.Conn
 def test_a_plain_role_embeds_and_groups_through_a_trigger(
     database: support.Database, db: psycopg.Connection, plain_role: str
 ) -> None:
-    """Everyone may use the functions; the tables behind them change through the functions only."""
+    """Every role may use the functions, but only the functions may change the tables behind them."""
     with database.connect(user=plain_role) as mine:
         mine.execute(sql.SQL("SET search_path = {}, public").format(sql.Identifier(plain_role)))
         mine.execute("""
@@ -128,7 +128,7 @@ PROTECTED = ("model_path", "onnxruntime", "max_image_pixels", "max_image_bytes",
 
 
 def test_a_plain_role_cannot_point_the_server_at_files(database: support.Database, plain_role: str) -> None:
-    """A library path would run code as the server's user; a model path reads files as that user."""
+    """A library path would run code as the server's user; a model path would read files as that user."""
     with database.connect(user=plain_role) as mine:
         mine.execute("SELECT clip_version()")
         for name in PROTECTED:
@@ -152,7 +152,8 @@ def test_a_plain_role_cannot_point_the_server_at_files(database: support.Databas
 def test_a_setting_made_before_the_library_is_loaded_has_no_more_rights(
     database: support.Database, plain_role: str
 ) -> None:
-    """Until then PostgreSQL takes any value for a name that it doesn't know; loading has to check it."""
+    """Until the library is loaded, PostgreSQL accepts any value for a setting that it doesn't know; loading has to
+    check it."""
     with database.connect(user=plain_role) as mine:
         for name in PROTECTED:
             mine.execute(f"SET clip_search.{name} = '1'")
@@ -163,7 +164,7 @@ def test_a_setting_made_before_the_library_is_loaded_has_no_more_rights(
 def test_other_objects_of_the_same_name_are_not_used(
     database: support.Database, db: psycopg.Connection, plain_role: str
 ) -> None:
-    """clip_assign_cluster runs as its owner, so no function or operator of the caller's may get in."""
+    """clip_assign_cluster runs as its owner, so it must not call any function or operator of the caller."""
     role = sql.Identifier(plain_role)
     with database.connect(user=plain_role) as mine:
         mine.execute(sql.SQL("SET search_path = {}, pg_catalog, public").format(role))
@@ -211,7 +212,8 @@ CREATE OPERATOR ext.> (FUNCTION = ext.trap, LEFTARG = numeric, RIGHTARG = int);
 
 
 def test_what_is_in_its_schema_does_not_get_into_its_views(empty_database: support.Database) -> None:
-    """Whoever may create objects there waits for the superuser to create the extension, and for others to read."""
+    """A role that may create objects in that schema can wait for a superuser to create the extension, and for others to
+    read."""
     with empty_database.connect() as db:
         db.execute(TRAPS)
         db.execute("CREATE EXTENSION clip_search SCHEMA ext")
@@ -233,7 +235,8 @@ def test_a_type_that_hides_pgvectors_is_refused(empty_database: support.Database
 
 
 def test_it_works_in_another_schema_with_an_empty_search_path(empty_database: support.Database) -> None:
-    """As in a restricted session, a generated column under pg_restore, or a SECURITY DEFINER function."""
+    """A restricted session, a generated column under pg_restore, or a SECURITY DEFINER function has an empty
+    search_path."""
     with empty_database.connect() as db:
         db.execute('CREATE SCHEMA "its Own"')
         db.execute('CREATE EXTENSION vector SCHEMA "its Own"')
@@ -259,7 +262,7 @@ def test_it_works_in_another_schema_with_an_empty_search_path(empty_database: su
 
 
 def test_dropping_and_creating_again_in_one_connection(empty_database: support.Database) -> None:
-    """The type of vector then has another oid; one kept from before would be a crash or a wrong type."""
+    """After that, the type vector has another oid; a remembered one would be a crash or a wrong type."""
     with empty_database.connect() as db:
         db.execute("SET client_min_messages = warning")
         for _ in range(3):
@@ -277,7 +280,8 @@ def test_dropping_and_creating_again_in_one_connection(empty_database: support.D
 def test_a_dump_keeps_clusters_and_the_id_sequence(
     empty_database: support.Database, pg_program, tmp_path, form: str
 ) -> None:
-    """Restored, the photos keep their groups, nothing is embedded or counted again, and new ids follow the old ones."""
+    """After a restore, the photos keep their groups, nothing is embedded or counted again, and new ids follow the old
+    ones."""
     with empty_database.connect() as db:
         db.execute("SET client_min_messages = warning")
         db.execute("CREATE EXTENSION clip_search CASCADE")

@@ -1,5 +1,5 @@
-"""One table over three servers by postgres_fdw, with the statements of docs/shards.md: what goes to the shards, what comes
-back, and groups that stay whole whichever shard a photo arrives at."""
+"""One table over three servers by postgres_fdw, with the statements of docs/shards.md: what goes to the shards, what
+comes back, and groups that stay whole whichever shard a photo goes to."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from shard_servers import PHOTOS, SHARDS, Shards, blocks, shown
 from support import embed_one, in_parallel, sqlstate, until, value, vector, vector_text
 
 RANDOM_ROWS = 3000
-# One that is down, or goes down while it is asked.
+# The SQLSTATEs of a shard that is down, or goes down during a query.
 DOWN = {"08001", "08006", "57P01", "57P02", "57P03"}
 
 
@@ -41,7 +41,8 @@ def shards(bindir: pathlib.Path, sharedir: pathlib.Path) -> Iterator[Shards]:
 
 @pytest.fixture(scope="module")
 def filled(shards: Shards) -> Iterator[psycopg.Connection]:
-    """The gallery's photos by way of the coordinator, and random vectors besides, so that indexes are worth while."""
+    """Inserts the gallery's photos through the coordinator, and random vectors as well, so that the planner uses
+    indexes."""
     for shard in shards.shards:
         with shard.connect() as there:
             there.execute("SELECT clip_reset_stats()")  # clip_watch has asked the model for its dimension
@@ -49,7 +50,7 @@ def filled(shards: Shards) -> Iterator[psycopg.Connection]:
         for photo in PHOTOS:
             db.execute("INSERT INTO photo (title, data) VALUES (%s, %b)", (photo.stem, photo.read_bytes()))
         rows = np.random.default_rng(1).standard_normal((RANDOM_ROWS, 512)).astype(np.float32)
-        # Not grouped, and not from a file: written by the shards' owners.
+        # These rows have no group and no photo, so the shards' owners write them.
         db.execute("CREATE TABLE loaded (LIKE photo)")
         with db.cursor().copy("COPY loaded (id, embedding) FROM STDIN") as copy:
             for n, row in enumerate(rows):
@@ -74,7 +75,7 @@ def test_rows_are_embedded_where_they_are_stored(shards: Shards, filled: psycopg
         "SELECT tableoid::regclass::text, count(*) FROM photo WHERE title IS NOT NULL GROUP BY 1"
     ).fetchall()
     assert len(by_shard) == SHARDS and sum(count for _, count in by_shard) == len(PHOTOS)
-    # The coordinator has not embedded a photo; each shard has its own.
+    # The coordinator has embedded no photo; each shard has embedded its own.
     assert value(filled, "SELECT coalesce(sum(images), 0) FROM clip_stats()") == 0
     for n, shard in enumerate(shards.shards):
         with shard.connect() as there:
@@ -92,10 +93,10 @@ def test_ordering_and_limits_go_to_the_shards(shards: Shards, filled: psycopg.Co
     assert "InitPlan 1" in text and "Merge Append" in text
     named = plan(filled, "SELECT id FROM photo ORDER BY embedding <=> clip_embed_text('a cat', 'photo-mini') LIMIT 10")
     assert named.count("ORDER BY (embedding OPERATOR(public.<=>) '[…]'") == SHARDS, named
-    # What the page warns of.
+    # The page warns of this plan.
     bare = plan(filled, "SELECT id FROM photo ORDER BY embedding <=> clip_embed_text('a cat') LIMIT 10")
     assert "ORDER BY" not in bare, bare
-    # The function's own plan: a limit for each shard, all asked at once.
+    # The plan inside the function: a limit for each shard, and all shards queried at once.
     filled.execute(
         "LOAD 'auto_explain'; SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on"
     )
@@ -115,7 +116,7 @@ def test_ordering_and_limits_go_to_the_shards(shards: Shards, filled: psycopg.Co
     assert value(filled, "SELECT srvoptions::text FROM pg_foreign_server WHERE srvname = 'shard_0'").count(
         "cursor_tuple_fraction=0.001"
     )
-    # And the shard's, of what it is sent: its index.
+    # The shard's plan for the query that it receives uses its index.
     with shards.shards[0].connect() as there:
         there.execute("LOAD 'clip_search'")
         query = (
@@ -159,7 +160,7 @@ def test_groups_span_the_shards(filled: psycopg.Connection) -> None:
     subjects = {re.sub("-(mirrored|cropped)$", "", photo.stem) for photo in PHOTOS}
     assert len(groups) == len(subjects) and sum(size for size, _ in groups) == len(PHOTOS)
     assert any(len(tables) > 1 for _, tables in groups), "subjects lie on several shards"
-    # They follow: a photo that goes, comes back, or becomes another.
+    # The sizes follow when a photo is deleted, restored or replaced.
     size = "SELECT size FROM clip_search.cluster WHERE id = (SELECT cluster_id FROM photo WHERE title = 'cat')"
     before = value(filled, size)
     gone = filled.execute("DELETE FROM photo WHERE title = 'cat-cropped' RETURNING data").fetchone()[0]
@@ -195,8 +196,8 @@ def variants(subject: int, count: int, seed: int) -> np.ndarray:
 
 
 def test_one_subject_is_one_group_over_all_shards(shards: Shards, filled: psycopg.Connection) -> None:
-    """Sixteen sessions insert by way of the coordinator, a quarter of the transactions is rolled back, and a shard, the
-    coordinator with the groups, and another shard are stopped as by a crash meanwhile, one after the other, and started
+    """Sixteen sessions insert through the coordinator and roll a quarter of the transactions back. Meanwhile a shard,
+    the coordinator with the groups, and another shard are stopped one after the other, as by a crash, and started
     again."""
     subjects, each, sessions = 100, 16, 16
     shards.create("item", watched=False)
@@ -206,7 +207,7 @@ def test_one_subject_is_one_group_over_all_shards(shards: Shards, filled: psycop
     rows = [(n, *row) for n, row in enumerate(rows)]
     done, errors = threading.Event(), collections.Counter()
     crashes = (shards.shards[1], shards.coordinator, shards.shards[2])
-    # Set as soon as that server is down. On a fast machine the sessions would otherwise be done before.
+    # Set as soon as that server is down. Otherwise, the sessions could finish first on a fast machine.
     gone = [threading.Event() for _ in crashes]
     written = [0] * sessions
 
@@ -236,7 +237,8 @@ def test_one_subject_is_one_group_over_all_shards(shards: Shards, filled: psycop
                             mine = mine[len(done_with) :]
                             written[number] += len(done_with)
             except psycopg.errors.UniqueViolation:
-                # A shard has committed although another, or the answer, was lost: there is no commit in two phases.
+                # A shard has committed although another shard or the answer was lost: postgres_fdw has no two-phase
+                # commit.
                 errors["there already"] += 1
                 unsure = True
             except psycopg.Rollback:
@@ -267,15 +269,15 @@ def test_one_subject_is_one_group_over_all_shards(shards: Shards, filled: psycop
             of[rows[id][1]].add(cluster)
         assert all(len(clusters) == 1 for clusters in of.values()), of
         assert len(set.union(*of.values())) == subjects
-        # At most what was on its way when a server went down is counted wrong.
+        # Only the rows in flight when a server went down may be miscounted.
         stored = collections.Counter(cluster for _, cluster, _ in found)
         counted = dict(db.execute("SELECT id, size FROM clip_search.cluster WHERE collection = 'item'").fetchall())
         assert sum(abs(counted.get(id, 0) - stored[id]) for id in counted.keys() | stored.keys()) <= 5 * sessions * len(
             crashes
         )
-        # The page's statement mends that.
+        # The page's statement repairs that.
         assert db.execute(shown("FROM clip_recluster").replace("photo", "item")).fetchall() == []
-        # What it writes, it writes to the shards.
+        # clip_recluster writes its changes to the shards.
         before = db.execute("SELECT id, cluster_id FROM item ORDER BY id").fetchall()
         db.execute("UPDATE item SET cluster_id = NULL WHERE id % 7 = 0")
         changed = db.execute("SELECT sum(moved) FROM clip_recluster('item')").fetchone()[0]
@@ -308,7 +310,7 @@ def test_a_shard_that_is_down(shards: Shards, filled: psycopg.Connection) -> Non
             assert len(rows) == 10 and warned == ["photo_2 does not answer: its photos are left out"]
             there = {id for (id,) in db.execute("SELECT id FROM photo_0 UNION ALL SELECT id FROM photo_1")}
             assert {id for (id,) in rows} <= there
-            # Rows of the other shards can still be written.
+            # Rows on the other shards are still writable.
             near = value(db, "SELECT id FROM photo_0 LIMIT 1")
             db.execute("UPDATE photo SET title = title WHERE id = %s", (near,))
     finally:

@@ -1,4 +1,4 @@
-"""A streaming standby: what reads there, and what is refused."""
+"""A streaming standby: the reads that work there, and what is refused."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_it_reads_groups(db: psycopg.Connection) -> None:
     groups = value(db, "SELECT clip_cluster_groups('photo')")
     assert sorted(len(group["assets"]) for group in groups) == [3, 3]
     assert all(group["representative_thumbnail"] for group in groups)
-    # Mirrored copies are within 0.95, and the demo's cropped ones are not.
+    # Mirrored copies are within 0.95; the demo's cropped copies are not.
     assert value(db, "SELECT count(*) FROM clip_duplicates('photo', 0.95)") >= 1
     label = "SELECT label FROM photo, clip_classify(embedding, '{cat, rocket}') WHERE title = 'cat' LIMIT 1"
     assert value(db, label) == "cat"
@@ -142,14 +142,14 @@ def test_it_has_figures_and_a_cache_of_its_own(standby: Standby, db: psycopg.Con
 
 
 def test_promoted_it_groups_on(primary: Server) -> None:
-    """One of its own, since this ends its life as a standby."""
+    """Uses a standby of its own, since promotion ends its life as one."""
     with running(Standby(primary, "promoted")) as standby, standby.connect() as db:
         standby.catch_up(db)
         standby.promote()
         before = value(db, "SELECT cluster_id FROM photo WHERE title = 'cat'")
         assert value(db, "SELECT clip_assign_cluster(embedding, 'photo') FROM photo WHERE title = 'cat'") == before
         assert sqlstate(db, "SELECT clip_create_collection('photo')")[0] == "42710"
-        # A worker of its own starts.
+        # The promoted server starts its own worker.
         db.execute("INSERT INTO note VALUES (2, 'a rocket')")
         deadline = time.monotonic() + 60
         while value(db, "SELECT embedding IS NULL FROM note WHERE id = 2"):

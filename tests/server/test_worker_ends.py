@@ -1,4 +1,5 @@
-"""Rows on which a worker, or the server, has ended: they come after all others, and rest after the second time."""
+"""Rows during which a worker, or the server, has crashed: they are tried after all others, and rest after the second
+crash."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ def test_they_come_last(bindir: pathlib.Path) -> None:
             db.execute(f"SELECT clip_watch('{table}', 'body', mode => 'queued')")
             db.execute(f"INSERT INTO {table} SELECT n, 'cat ' || n FROM generate_series(1, 10) n")
             db.execute(f"CREATE TRIGGER a BEFORE UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION note_turn()")
-        # What a worker leaves that ends while it embeds a row. The row is due before all others.
+        # The state that a worker leaves if it crashes while it embeds a row. This row is due before all others.
         db.execute("""
             UPDATE clip_search.watch_queue SET attempts = 1, due = now() - interval '20 seconds'
             WHERE key = '{1}' AND watch = (SELECT id FROM clip_search.watch_setting WHERE relation = 'first'::regclass)""")

@@ -1,7 +1,7 @@
 """A connection whose watched tables are dropped after each test, and a server that preloads the extension.
 
-A module whose tests need a background worker says so by SERVER, clip_search's settings of a server of its own; its `db` is then
-a connection to that one.
+A test module that needs a background worker defines SERVER, the clip_search settings of a server of its own; its `db`
+is then a connection to that server.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def db(request: pytest.FixtureRequest) -> Iterator[psycopg.Connection]:
 
 @pytest.fixture
 def with_clip(database: support.Database, db: psycopg.Connection, clip_mini: pathlib.Path):
-    """A second model in every session of the database."""
+    """Makes a second model available to every session of the database."""
     path = f"$system:{clip_mini.parent}"
     db.execute(f"ALTER DATABASE {database.name} SET clip_search.model_path = '{path}'")
     db.execute(f"SET clip_search.model_path = '{path}'")

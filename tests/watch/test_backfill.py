@@ -1,5 +1,5 @@
-"""clip_backfill returns when the rows that were there are done; what has failed is tried again by kind; searches know
-the model of a watched column."""
+"""clip_backfill returns when all rows that existed at its start are done; failed rows are retried by kind of error;
+searches know the model of a watched column."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def test_rows_that_the_worker_has_in_hand_are_waited_for(preloaded):
             db.execute("INSERT INTO early SELECT i, 'thing ' || i FROM generate_series(1, 40) i")
             db.execute("CALL clip_backfill('early')")
             assert value(db, "SELECT count(embedding) FROM early") == 40, turn
-            # Who did them does not matter to the total. The worker may have finished some before the call.
+            # The total counts these rows whoever embedded them. The worker may have finished some before the call.
             waited = [text for text in said if " embedded in " in text].pop()
             assert int(re.search(r"(\d+) rows? embedded", waited)[1]) <= 40, waited
             db.execute("DROP TABLE early")
 
 
 def test_the_total_counts_what_others_have_done(database, db):
-    """Another session has 4 of 10 rows in hand when it is called, of which one fails."""
+    """At the time of the call, another session holds 4 of 10 rows, and one of these fails."""
     notes(db, ", mode => 'queued', on_error => 'skip'")
     db.execute("INSERT INTO note SELECT n, 'thing ' || n FROM generate_series(1, 10) n")
     db.execute("UPDATE note SET body = '' WHERE id = 2")
@@ -149,7 +149,7 @@ def test_failures_are_tried_again_by_kind(db):
 
 
 def test_sources_are_compared_by_their_bytes(database, db):
-    """A text that its collation takes for equal to what is being embedded is another text."""
+    """A text that its collation considers equal to the one being embedded is still a different text."""
     create = "CREATE COLLATION IF NOT EXISTS punctuation_blind (provider = icu, locale = 'und-u-ka-shifted', deterministic = false)"
     try:
         db.execute(create)
@@ -164,7 +164,7 @@ def test_sources_are_compared_by_their_bytes(database, db):
     with database.connect() as other:
         thread = threading.Thread(target=lambda: other.execute("CALL clip_backfill('note', 64)"))
         thread.start()
-        # It has read the rows, and embeds them.
+        # By now it has read the rows and is embedding them.
         until(
             lambda: (
                 value(
@@ -208,7 +208,7 @@ def test_a_query_is_embedded_by_the_columns_model(db, clip_mini, plain_role, dat
         state, text = sqlstate(other, "SELECT clip_embed_text_for('note', 'a cat')")
         assert state == "42501" and "GRANT SELECT" in text
         db.execute(f"GRANT SELECT (id) ON note TO {plain_role}")
-        # Now it is the model that his session does not find.
+        # The role may read the table now, but its session doesn't find the model.
         assert sqlstate(other, "SELECT clip_embed_text_for('note', 'a cat')")[0] == "42704"
 
 
@@ -240,7 +240,7 @@ def test_reembed_says_what_searches_need(db):
 
 
 def test_what_waits_and_what_was_done_is_told_as_it_is(db):
-    """A row that is written twice waits once; a deleted row, or one that got another key, was embedded by nobody."""
+    """A row written twice waits once; a row that was deleted or got another key counts as embedded by nobody."""
     db.execute("CREATE TABLE photo (id int PRIMARY KEY, data bytea)")
     db.execute("SELECT clip_watch('photo', 'data', mode => 'queued')")
     db.execute(
@@ -264,7 +264,7 @@ def test_what_waits_and_what_was_done_is_told_as_it_is(db):
     assert value(db, "SELECT count(*) FROM clip_search.pending") == 0
     db.execute("CALL clip_backfill('photo')")
     assert re.fullmatch(r"clip_search: 0 rows embedded in [0-9.]+ s", said[-1]), said
-    # Rows that have their embedding.
+    # These rows already have their embedding.
     db.execute("SELECT clip_watch('photo', tags => 'tags')")
     db.execute("CALL clip_backfill('photo')")
     assert re.fullmatch(r"clip_search: 2 rows tagged in [0-9.]+ s", said[-1]), said
@@ -275,7 +275,7 @@ def test_what_waits_and_what_was_done_is_told_as_it_is(db):
 
 
 def test_backfill_commits_and_goes_on(database: support.Database, db: psycopg.Connection) -> None:
-    """Several at once, one of them cancelled: all rows are embedded, once."""
+    """Several calls run at once and one is cancelled: every row is embedded exactly once."""
     db.execute("CREATE TABLE note (id int PRIMARY KEY, body text, writes int DEFAULT 0)")
     db.execute("INSERT INTO note SELECT n, 'text number ' || n FROM generate_series(1, 300) n")
     db.execute("INSERT INTO note VALUES (301, NULL), (302, ''), (303, 'another text')")
@@ -285,7 +285,7 @@ def test_backfill_commits_and_goes_on(database: support.Database, db: psycopg.Co
         CREATE TRIGGER count_writes BEFORE UPDATE ON note FOR EACH ROW EXECUTE FUNCTION count_writes()""")
     assert db.execute("SELECT rows, embedded, pending, failed FROM clip_search.watch").fetchone() == (303, 0, 302, 0)
 
-    # It can't come to the end before it is cancelled.
+    # This lock keeps the call from ending before it is cancelled.
     holder = database.connect(autocommit=False)
     holder.execute("SELECT FROM note WHERE id = 299 FOR UPDATE")
     with database.connect() as first:
@@ -343,7 +343,7 @@ def test_a_row_that_is_changed_while_it_fails_is_not_listed_for_ever(
     work = "SELECT failed FROM clip_search.watch_queue q, clip_search.backfill_batch(q.watch, ARRAY[q.id])"
     with database.connect() as other:
         with other.transaction():
-            assert value(other, work) == 1  # listed, and not yet committed
+            assert value(other, work) == 1  # listed as failed, but not yet committed
             pid = value(db, "SELECT pg_backend_pid()")
             writer = threading.Thread(target=db.execute, args=(meanwhile,))
             writer.start()
@@ -365,7 +365,7 @@ def test_a_row_that_is_changed_while_it_fails_is_not_listed_for_ever(
 
 
 def test_backfill_groups_what_is_embedded_already(db: psycopg.Connection) -> None:
-    """Without a look at the source, as these show, which nobody could have made from it."""
+    """Backfill doesn't read the source: nobody could have made these embeddings from it."""
     db.execute("CREATE TABLE note (id int PRIMARY KEY, body text, embedding vector(512))")
     db.execute(
         "INSERT INTO note SELECT n, 'same', clip_embed_text(w) FROM unnest(%s::text[]) WITH ORDINALITY AS u (w, n)",

@@ -1,4 +1,5 @@
-"""Columns, tables and triggers that a watch works with, or refuses when it is made: never at somebody's INSERT."""
+"""Columns, tables and triggers that a watch supports, and those that clip_watch itself refuses: an INSERT never fails
+later for them."""
 
 from __future__ import annotations
 
@@ -107,14 +108,14 @@ def test_a_not_null_column_works_where_every_row_has_an_embedding(db):
     db.execute("INSERT INTO note (id, body) VALUES (1, 'a cat')")
     db.execute("UPDATE note SET body = 'a dog'")
     assert value(db, "SELECT count(embedding) FROM note") == 1
-    # A second call may not make it one that fails later.
+    # A second call may not turn it into a watch that fails later.
     assert sqlstate(db, "SELECT clip_watch('note', mode => 'queued')")[0] == "55000"
     assert sqlstate(db, "SELECT clip_watch('note', on_error => 'skip')")[0] == "55000"
 
 
 @pytest.mark.parametrize("mode", ["immediate", "queued"])
 def test_sources_may_be_domains(db, mode):
-    """Of an image, of a text, and of a domain."""
+    """Domains over an image, over a text, and over another domain."""
     photo = PHOTOS["cat"]
     db.execute("CREATE DOMAIN caption AS text CHECK (value <> 'no')")
     db.execute("CREATE DOMAIN short_caption AS caption")
@@ -180,7 +181,8 @@ def test_another_trigger_that_does_the_same_is_named(db, source):
 
 
 def check_half(db: psycopg.Connection, model: str) -> int:
-    """Every row has its text's embedding, rounded to 16 bits, and the clusters are the sums of what is stored."""
+    """Checks that every row has its text's embedding, rounded to 16 bits, and that the clusters are the sums of the
+    stored vectors."""
     members = collections.defaultdict(list)
     rows = db.execute(
         "SELECT embedding::text, clip_embed_text(body, %s)::text, cluster_id, pg_column_size(embedding) FROM note",
@@ -189,8 +191,8 @@ def check_half(db: psycopg.Connection, model: str) -> int:
     for embedding, expected, cluster, size in rows:
         assert size == 8 + 2 * 512
         stored, exact = vector(embedding), vector(expected)
-        # To the nearest of the numbers that 16 bits can hold, half of whose distance is 2**-11; 1e-6 for graphs that round in
-        # other places as they are batched.
+        # Rounded to the nearest number that 16 bits can hold: the error is at most 2**-11. The 1e-6 allows for graphs
+        # that round differently with another batch size.
         assert np.allclose(stored, exact, rtol=2**-11, atol=1e-6)
         members[cluster].append(stored / np.linalg.norm(stored.astype(np.float64)))
     found = db.execute("SELECT id, size, centroid::text FROM clip_search.cluster WHERE collection = 'note'").fetchall()
@@ -202,8 +204,8 @@ def check_half(db: psycopg.Connection, model: str) -> int:
 
 
 def test_a_column_of_halfvec(database: support.Database, db: psycopg.Connection, clip_mini) -> None:
-    """In half the space: written by the trigger and by clip_backfill, grouped by what is stored, indexed, and the same of
-    another model."""
+    """A halfvec column takes half the space: written by the trigger and by clip_backfill, grouped by the stored values,
+    indexed, and re-embedded by another model."""
     db.execute(f"SET clip_search.model_path = '$system:{clip_mini.parent}'")
     db.execute("CREATE TABLE note (id int PRIMARY KEY, body text, embedding halfvec(512))")
     db.execute("INSERT INTO note VALUES (901, 'a sleepy cat'), (902, 'a very sleepy cat')")
@@ -249,7 +251,7 @@ def test_a_column_of_halfvec(database: support.Database, db: psycopg.Connection,
 def test_a_column_that_has_become_another_type_is_not_misread(
     db: psycopg.Connection, column: str, kind: str, wanted: str
 ) -> None:
-    """Values are read and written by their bytes, so their type is looked at."""
+    """Values are read and written as raw bytes, so their type is checked."""
     notes(db)
     fill(db, 5)
     before = db.execute("SELECT id, body::text, embedding::text, cluster_id::text FROM note ORDER BY id").fetchall()

@@ -1,4 +1,4 @@
-"""What the extension keeps of a watched table goes with the table, whichever command drops it."""
+"""When a watched table is dropped, by whichever command, everything that the extension stores about it is deleted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEPT = """
 
 @pytest.fixture
 def owner(database, db) -> str:
-    """A role with a schema in which a watched table has groups, a queued row and a failed one."""
+    """A role with a schema whose watched table has groups, a queued row and a failed row."""
     name = f"clip_test_{uuid.uuid4().hex[:12]}"
     db.execute(f"CREATE ROLE {name} LOGIN")
     db.execute(f"CREATE SCHEMA {name} AUTHORIZATION {name}")
@@ -60,7 +60,7 @@ def test_nothing_is_left_in_any_isolation_level(database, db, owner, level):
     with database.connect(owner, autocommit=False) as own:
         own.execute(f"SET TRANSACTION ISOLATION LEVEL {level}")
         own.execute("SELECT 1")
-        # Queued after the snapshot was taken.
+        # This row was queued after the snapshot was taken.
         db.execute(f"INSERT INTO {owner}.photo VALUES (3, 'not an image either', 'a car')")
         own.execute(f"DROP TABLE {owner}.photo")
     assert kept(db) == (0, 0, 0, 0, 0)
@@ -84,7 +84,7 @@ def test_a_collection_that_somebody_else_has_in_hand_is_not_waited_for(database,
         assert value(db, "SELECT count(*) FROM clip_search.watch") == 0
         assert value(db, "SELECT count(*) FROM clip_search.pending") == 0
         other.rollback()
-    # The next clip_watch finds it.
+    # The next clip_watch removes it.
     db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
     db.execute("SELECT clip_watch('note', 'body')")
     assert value(db, "SELECT array_agg(relation::text) FROM clip_search.watch_setting") == ["note"]

@@ -12,13 +12,14 @@ import support
 from support import sqlstate, value
 from watched import PHOTOS
 
-# In UTF-8 and in SQL_ASCII, which takes any bytes, all of it works; elsewhere each call says why it does not.
+# Everything works in UTF-8, and in SQL_ASCII, which accepts any bytes; in other encodings, each call says why it
+# doesn't work.
 NAMES = {"UTF8": "写真ü", "SQL_ASCII": "写真ü", "LATIN1": "münchen", "WIN1252": "photo–é", "EUC_JP": "写真"}
 
 
 @contextlib.contextmanager
 def encoded(database: support.Database, name: str, encoding: str) -> Iterator[psycopg.Connection]:
-    """A database of an encoding, with the extension."""
+    """A database in the given encoding, with the extension."""
     with database.connect() as db:
         db.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING {encoding} LOCALE 'C'")
     try:
@@ -45,7 +46,8 @@ def test_texts_of_another_encoding_are_not_misread(database: support.Database, e
             assert db.execute(
                 "SELECT convert_to(key[1] || ' ' || sqlstate, 'SQL_ASCII') FROM clip_search.failure"
             ).fetchall() == [(b"1 0A000",)]
-        # Of UTF-8 an SQL_ASCII database knows nothing and takes any bytes; LATIN1 is what these two would be there.
+        # An SQL_ASCII database knows nothing of UTF-8 and accepts any bytes, so there the valid text is é in UTF-8, and
+        # the broken one é in LATIN1.
         e_acute, broken = ("E'caf\\xc3\\xa9'", "E'caf\\xe9'") if encoding == "SQL_ASCII" else ("'cafe'", "E'caf\\xe9'")
         for call in (
             "clip_embed_text({})",
@@ -62,7 +64,7 @@ def test_texts_of_another_encoding_are_not_misread(database: support.Database, e
             assert state == "0A000" and text.startswith(f"text is not UTF-8\nThe database's encoding is {encoding}"), (
                 call
             )
-        # Keys are texts, too.
+        # Keys can be texts, too.
         db.execute("CREATE TABLE photo (id text PRIMARY KEY, data bytea)")
         db.execute("SELECT clip_watch('photo', 'data', on_error => 'skip')")
         db.execute("INSERT INTO photo VALUES ('a', 'no photo')")
@@ -114,7 +116,7 @@ def test_names_beyond_ascii(database: support.Database, encoding: str) -> None:
                 db.execute(call)
             else:
                 assert sqlstate(db, call)[0] == "0A000", what
-        # No model, mode or role has such a name, whatever the encoding.
+        # No model, mode or column has such a name, in any encoding.
         for call in (
             f"SELECT clip_embed_text('a', '{word}')",
             f"SELECT clip_watch('plain', 'data', mode => '{word}')",
@@ -129,9 +131,10 @@ def test_names_beyond_ascii(database: support.Database, encoding: str) -> None:
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "EUC_JP"])
 def test_values_beyond_ascii(database: support.Database, encoding: str, server_folder: support.ServerFolder) -> None:
-    """Keys, keywords and words of a list: read as UTF-8, or an error of the right class, and no other row is in the way."""
+    """Keys, keywords and words of a list are read as UTF-8. If that fails, the error has the right class and affects no
+    other row."""
     name = f"clip_values_{encoding.lower()}"
-    # A byte sequence that the database takes, and that is no UTF-8.
+    # A byte sequence that the database accepts but that isn't valid UTF-8.
     bad = {"LATIN1": "E'm\\xfcnchen'", "SQL_ASCII": "E'm\\xfcnchen'", "EUC_JP": "E'\\xbc\\xcc\\xbf\\xbf'"}[encoding]
     with encoded(database, name, encoding) as db:
         db.execute("CREATE TABLE photo (id text PRIMARY KEY, data bytea, keywords text[])")
@@ -149,7 +152,7 @@ def test_values_beyond_ascii(database: support.Database, encoding: str, server_f
             db.execute(report)
         assert value(db, "SELECT bool_and(tags @> '{cat}' OR array_to_string(tags, ' ') LIKE '%cat%') FROM photo")
         db.execute(f"UPDATE photo SET keywords = ARRAY[{bad}]")
-        # Keywords come back as they are stored; JSON can't have them.
+        # Keywords come back as stored; JSON can't contain them.
         assert value(db, f"SELECT labels = ARRAY[{bad}] FROM clip_clusters('photo')")
         state, text = sqlstate(db, reports[2])
         assert state == "0A000" and "UTF-8" in text
@@ -159,7 +162,7 @@ def test_values_beyond_ascii(database: support.Database, encoding: str, server_f
         for report in (reports[0], *reports[2:4]):
             state, text = sqlstate(db, report)
             assert state == "0A000" and "UTF-8" in text, report
-        # A list of words in another script.
+        # A word list beyond ASCII.
         path = server_folder.path / f"{name}.txt"
         path.write_text("\n".join(["Kätzchen", *(f"word {n}" for n in range(600))]) + "\n", encoding="utf-8")
         path.chmod(0o644)

@@ -1,4 +1,4 @@
-"""What a table, or a collection, has from before: groups, members, names of columns."""
+"""What a table or a collection already has when a watch is made: groups, members, column names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from watched import WORDS, check, fill, notes
 
 
 def notices(db: psycopg.Connection) -> list[str]:
-    """Collects the notices of a connection from here on: message, detail and hint."""
+    """Collects a connection's notices from now on: message, detail and hint."""
     found: list[str] = []
     db.execute("SET client_min_messages = notice")
     db.add_notice_handler(
@@ -28,7 +28,7 @@ def watch_again(db: psycopg.Connection, rest: str = "") -> None:
     db.execute(f"SELECT clip_watch('note', 'body', cluster => 'cluster_id', existing => 'keep'{rest})")
 
 
-# ---------------------------------------------------------------- groups that rows name
+# ---------------------------------------------------------------- groups that rows refer to
 
 
 @pytest.mark.parametrize("mode", ["immediate", "queued"])
@@ -141,7 +141,7 @@ def test_a_collection_goes_with_its_members_table_after_clip_unwatch(db):
     assert value(db, LEFT) > 5
     db.execute("DROP TABLE note")
     assert value(db, LEFT) == 0
-    # A new one of that name inherits nothing.
+    # A new table of that name inherits nothing.
     notes(db)
     assert value(db, "SELECT threshold FROM clip_search.collection_setting") is None
 
@@ -167,7 +167,7 @@ def test_a_dangling_collection_is_not_dumped(db):
         "FROM pg_extension WHERE extname = 'clip_search'",
     )
     assert value(db, f"SELECT count(*) FROM (SELECT FROM clip_search.collection_setting {condition}) s") == 0
-    # What is left is removed by the next clip_watch.
+    # The next clip_watch removes what is left.
     notes(db)
     assert value(db, "SELECT array_agg(name) FROM clip_search.collection_setting") == ["note"]
 
@@ -184,7 +184,7 @@ def test_a_collection_that_a_watch_uses_is_not_dropped(db):
     assert value(db, LEFT) == 0
 
 
-# ---------------------------------------------------------------- what is said
+# ---------------------------------------------------------------- notices and errors
 
 
 def test_unwatch_says_that_it_drops_nothing(db):
@@ -250,7 +250,7 @@ def test_rows_that_are_listed_as_failed_are_not_called_missing(db):
 def test_members_equally_near_are_told_by_their_keys(db):
     db.execute("CREATE TABLE note (id text PRIMARY KEY, body text, embedding vector(3), cluster_id bigint)")
     db.execute("SELECT clip_create_collection('near', threshold => 0.5, members => 'note')")
-    # Cosines to the centroid that differ by 2e-8 at most, the last key's being the highest.
+    # Their cosines to the centroid differ by at most 2e-8; the last key's is the highest.
     db.execute(
         "INSERT INTO note (id, embedding, cluster_id) SELECT id, v::vector, clip_assign_cluster(v::vector, 'near') "
         "FROM (VALUES ('c', '[1,0.0003,0]'), ('a', '[1,-0.00031,0]'), ('b', '[1,0,0]')) n (id, v)"
@@ -261,7 +261,7 @@ def test_members_equally_near_are_told_by_their_keys(db):
 
 
 def test_errors_carry_no_backtrace(bindir, monkeypatch):
-    """An error that PostgreSQL raises inside a function: pgrx would add the backtrace of passing it on."""
+    """PostgreSQL raises this error inside a function: pgrx would add the backtrace of where it passed the error on."""
     monkeypatch.setenv("RUST_BACKTRACE", "1")
     monkeypatch.delenv("RUST_LIB_BACKTRACE", raising=False)
     with server(bindir) as made, made.connect() as db:
@@ -296,7 +296,7 @@ def test_unwatch_names_the_collection_that_stays_every_time(db):
 
 
 def test_a_renamed_column_is_not_made_a_second_time(db):
-    """The watch goes on with the column under its new name, and with the groups."""
+    """The watch continues with the column under its new name, and with the groups."""
     db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
     db.execute("SELECT clip_watch('note', 'body', cluster => 'g')")
     db.execute("INSERT INTO note SELECT n, (%s::text[])[1 + n %% 3] FROM generate_series(1, 6) n", (list(WORDS),))

@@ -1,4 +1,4 @@
-"""One owner's tables neither stop nor starve the worker for the others, and leave nothing behind in it.
+"""One owner's tables neither block nor starve the worker for other owners, and leave nothing behind in it.
 
 These tests start a server of their own that preloads the extension.
 """
@@ -32,7 +32,8 @@ def as_role(preloaded: Server, role: str) -> psycopg.Connection:
 
 
 def watched(preloaded: Server, table: str, trigger: str | None = None) -> psycopg.Connection:
-    """A table that its owner watches in queued mode; `trigger` is run when an embedding is written."""
+    """A table that its owner watches in queued mode; `trigger` is the code of a trigger that fires when an embedding is
+    written."""
     role = table.split(".")[0]
     owner = as_role(preloaded, role)
     owner.execute(f"CREATE TABLE {table} (id int PRIMARY KEY, body text)")
@@ -55,7 +56,7 @@ def embedded(db: psycopg.Connection, table: str) -> int:
 
 
 def test_a_table_whose_trigger_is_slow_holds_others_up_by_one_row(preloaded, db):
-    # A sequence is advanced at once, whether or not the batch has been committed.
+    # A sequence advances at once, whether or not the batch commits.
     db.execute("CREATE SEQUENCE eve.begun; GRANT ALL ON SEQUENCE eve.begun TO eve")
     begun = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM eve.begun"
     slow = "PERFORM nextval('eve.begun'); PERFORM pg_sleep(1);"
@@ -68,19 +69,20 @@ def test_a_table_whose_trigger_is_slow_holds_others_up_by_one_row(preloaded, db)
             bob.execute("INSERT INTO bob.quick VALUES (%s, 'a dog')", (row,))
             until(lambda row=row: embedded(db, "bob.quick") == row + 1, "bob's row")
             between.append(value(db, begun) - before)
-        # The row in hand has begun before; the next may begin before bob's is seen here.
+        # The row in hand has already begun; the next may begin before the test sees bob's.
         assert max(between) <= 2, between
-        # What was done of a batch that was cut short is kept, and no attempt is held against the rest.
+        # When a batch is cut short, its finished rows are kept, and no attempt counts against the others.
         assert embedded(db, "eve.slow") >= 1
         pending = "SELECT max(attempts), count(*) FILTER (WHERE attempts > 0) FROM clip_search.pending WHERE relation = 'eve.slow'::regclass"
         most, tried = db.execute(pending).fetchone()
-        # Two at most are in hand, since a batch is of so many as take two seconds; the first was of sixteen.
+        # At most two rows are in hand, since a batch has as many rows as take two seconds; only the first batch had
+        # sixteen.
         assert most <= 1 and tried <= 4, (most, tried)
         assert value(db, "SELECT count(*) FROM clip_search.failure WHERE relation = 'eve.slow'::regclass") == 0
 
 
 def test_time_is_shared_by_owner_not_by_table(preloaded, db):
-    # Four tables of eve's take no more of the worker than bob's one.
+    # Four tables of eve's take no more of the worker's time than one of bob's.
     trigger = "PERFORM pg_sleep(0.3);"
     tables = [f"eve.t{i}" for i in range(4)]
     connections = [watched(preloaded, table, trigger) for table in [*tables, "bob.quick"]]
@@ -103,7 +105,7 @@ def test_time_is_shared_by_owner_not_by_table(preloaded, db):
 
 
 def test_shares_are_of_time_and_not_of_batches(preloaded, db):
-    """A row of eve's takes 4 s, a batch of bob's half a second."""
+    """One of eve's rows takes 4 s, one of bob's batches half a second."""
     with watched(preloaded, "eve.slow", "PERFORM pg_sleep(4);") as eve:
         with watched(preloaded, "bob.quick", "PERFORM pg_sleep(0.1);") as bob:
             eve.execute("INSERT INTO eve.slow SELECT g, 'a cat' FROM generate_series(1, 60) g")
@@ -112,7 +114,7 @@ def test_shares_are_of_time_and_not_of_batches(preloaded, db):
             began, before = time.monotonic(), embedded(db, "eve.slow")
             until(lambda: embedded(db, "bob.quick") == 80, "bob's rows", patience=120)
             of_eve, whole = 4 * (embedded(db, "eve.slow") - before), time.monotonic() - began
-    # Half of the time is eve's, give or take a row; by turns, it would be eight ninths.
+    # Eve gets half of the time, give or take a row; if batches took turns, she would get eight ninths.
     assert of_eve <= 0.6 * whole + 4, (of_eve, whole)
     db.execute("DROP TABLE eve.slow")
 
@@ -130,7 +132,7 @@ def test_a_trigger_that_swallows_the_cancel_ends_the_process_and_others_go_on(pr
         bob.execute("INSERT INTO bob.quick SELECT g, 'a dog' FROM generate_series(1, 5) g")
         until(lambda: embedded(db, "bob.quick") == 5, "bob's rows")
         until(lambda: workers(db) not in ([], [first]), "another worker")
-        # Twice, and the row rests for a minute; then the attempts are used up.
+        # Two attempts with a minute's rest in between, then the attempts are used up.
         query = "SELECT attempts, due > now() + interval '30 seconds' FROM clip_search.pending WHERE relation = 'eve.slow'::regclass"
         until(lambda: db.execute(query).fetchone() == (2, True), "the second attempt")
         until(lambda: "took longer than clip_search.worker_timeout and ignored the cancel" in preloaded.messages())
@@ -141,12 +143,12 @@ def test_a_trigger_that_swallows_the_cancel_ends_the_process_and_others_go_on(pr
         db.execute("UPDATE clip_search.watch_queue SET due = now()")
         listed = "SELECT sqlstate FROM clip_search.failure WHERE relation = 'eve.slow'::regclass"
         until(lambda: db.execute(listed).fetchall() == [("57P02",)], "the failure")
-        # Nothing keeps the database from being renamed or dropped.
+        # Nothing blocks a rename or DROP of the database.
         assert value(db, "SELECT count(*) FROM clip_search.pending") == 0
 
 
 def test_code_that_cannot_be_interrupted_holds_up_its_owner_only(preloaded, db):
-    """strpos does not look for interrupts, so no timeout and no SIGTERM ends it: this takes some 40 s."""
+    """strpos doesn't check for interrupts, so no timeout and no SIGTERM ends it: this call takes some 40 s."""
     db.execute("ALTER SYSTEM SET clip_search.worker_timeout = '1s'")
     db.execute("SELECT pg_reload_conf()")
     never = "PERFORM strpos(repeat('a', 400000), 'b' || repeat('a', 100000));"
@@ -159,11 +161,11 @@ def test_code_that_cannot_be_interrupted_holds_up_its_owner_only(preloaded, db):
         bob.execute("INSERT INTO bob.quick SELECT g, 'a dog' FROM generate_series(1, 5) g")
         until(lambda: embedded(db, "bob.quick") == 5, "bob's rows")
         waited = time.monotonic() - began
-        # The limit, 2 s to clean up, 1 s of patience, the launcher's 5 s between two looks, and a process's start.
+        # The limit, 2 s to clean up, 1 s of patience, 5 s between two checks of the launcher, and a process's start.
         assert waited < 1 + 2 + 1 + 5 + 6, waited
         assert stuck in workers(db) and len(workers(db)) == 2
         assert "can't be ended" in preloaded.messages()
-        # What else she has queued waits, or it could hold the next worker as well.
+        # Eve's other queued rows wait; otherwise they could block the next worker as well.
         eve.execute("CREATE TABLE eve.other (id int PRIMARY KEY, body text)")
         eve.execute("SELECT clip_watch('eve.other', 'body', mode => 'queued')")
         eve.execute("INSERT INTO eve.other VALUES (1, 'a cat')")
@@ -174,7 +176,7 @@ def test_code_that_cannot_be_interrupted_holds_up_its_owner_only(preloaded, db):
             assert time.monotonic() - began < 5
         assert stuck in workers(db), "the code ended too soon for the test to show anything"
         assert embedded(db, "eve.other") == 0
-        # When the code comes back, the process ends, and nobody is left out any more.
+        # When the code returns, the process ends, and no owner is skipped any more.
         until(lambda: stuck not in workers(db), "the end of the first worker", 300)
         until(lambda: embedded(db, "eve.other") == 1, "her other row", 60)
         assert embedded(db, "eve.slow") == 0

@@ -1,4 +1,4 @@
-"""Arguments that say nothing sensible are refused with the way out, and what a call leaves behind is named."""
+"""Arguments that make no sense are refused with a hint to the right call, and a call names what it leaves behind."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_settings_of_the_collection_may_be_reset_with_the_grouping(db: psycopg.C
     assert value(db, "SELECT cluster FROM clip_search.watch") is None
     query = "SELECT threshold, labels::text, key::text FROM clip_search.collection_setting WHERE name = 'note'"
     assert db.execute(query).fetchone() == (None, None, "id")
-    # Without grouping there is nothing to reset.
+    # Without groups there is nothing to reset.
     state, text = sqlstate(db, "SELECT clip_watch('note', reset => '{labels}')")
     assert state == "22023" and "cluster => " in text
 
@@ -77,7 +77,7 @@ def test_a_collection_that_no_watch_keeps_is_named(db: psycopg.Connection) -> No
         "not grouped any more" in text and "clip_drop_collection('note')" in text and "DROP COLUMN cluster_id" in text
         for text in said
     ), said
-    # Another column needs another collection, or the old one's name once it is gone.
+    # Another column needs another collection, or the old collection's name after that has been dropped.
     state, text = sqlstate(db, "SELECT clip_watch('note', cluster => 'other')")
     assert state == "42710" and "collection => " in text and "clip_drop_collection('note')" in text
     db.execute("SELECT clip_watch('note', cluster => 'other', collection => 'others')")
@@ -92,7 +92,7 @@ def test_a_collection_that_no_watch_keeps_is_named(db: psycopg.Connection) -> No
 
 
 def test_the_way_out_is_one(db: psycopg.Connection) -> None:
-    """What the hint says works as it stands."""
+    """The statement in the hint works unchanged."""
     notes(db)
     fill(db)
     db.execute("SELECT clip_watch('note', reset => '{cluster}')")
@@ -104,7 +104,7 @@ def test_the_way_out_is_one(db: psycopg.Connection) -> None:
 
 
 def test_unwatch_drops_only_a_collection_that_it_created(db: psycopg.Connection) -> None:
-    """One that somebody made is not the watch's because a former one was."""
+    """A collection that somebody made doesn't belong to the watch just because an earlier one did."""
     notes(db)
     db.execute("SELECT clip_watch('note', reset => '{cluster}')")
     db.execute("SELECT clip_create_collection('mine')")
@@ -115,8 +115,8 @@ def test_unwatch_drops_only_a_collection_that_it_created(db: psycopg.Connection)
 
 
 def test_a_changed_mind_mixes_nothing(db: psycopg.Connection) -> None:
-    """Five changes of source, text and weight: the view shows at each moment how many vectors are of which making, and at
-    the end every vector is what the last watch makes."""
+    """Five changes of source, text and weight: the view always shows how many vectors each definition of the watch has
+    made, and at the end every vector matches the last one."""
     db.execute("CREATE TABLE note (id int PRIMARY KEY, data bytea, body text, title text)")
     for number, (name, photo) in enumerate(PHOTOS.items(), 1):
         db.execute("INSERT INTO note VALUES (%s, %b, %s, %s)", (number, photo, name, f"a picture of a {name}"))
@@ -140,13 +140,13 @@ def test_a_changed_mind_mixes_nothing(db: psycopg.Connection) -> None:
         rows, embedded, pending, outdated, models = db.execute(counts).fetchone()
         assert (rows, embedded, pending, outdated) == (3, 3, 3, 3) and sum(models.values()) == 3, change
         if number % 2 == 0:
-            # A row that is written now is of the new making; the others still count as outdated.
+            # A row written now uses the new definition; the others still count as outdated.
             db.execute(
                 "UPDATE note SET data = data || '\\x00'::bytea WHERE id = 1; UPDATE note SET title = title || '.', body = body || '.' WHERE id = 1"
             )
             assert value(db, f"SELECT embedding <=> {wanted} FROM note WHERE id = 1") < 1e-5
             assert value(db, "SELECT pending FROM clip_search.watch") >= 2
-        # Changed again before the backfill for the last but one.
+        # The third change gets no backfill: the next change comes first.
         if number != 2:
             db.execute("CALL clip_backfill('note')")
             assert db.execute(counts).fetchone()[1:4] == (3, 0, 0)

@@ -12,7 +12,7 @@ LEVELS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 
 
 def later(database, level: str) -> psycopg.Connection:
-    """A transaction whose snapshot is taken; what others do from here on it does not see, but in READ COMMITTED."""
+    """A transaction that already has its snapshot: except in READ COMMITTED, it sees no later changes of others."""
     connection = database.connect(autocommit=False)
     connection.execute(f"SET TRANSACTION ISOLATION LEVEL {level}")
     connection.execute("SELECT 1")

@@ -1,7 +1,7 @@
-"""Whatever is killed, every committed row is embedded, or listed as pending or failed; once.
+"""Whatever is killed, every committed row is embedded exactly once, or listed as pending or failed.
 
-Each harm is done once with the other tests, 200 of them with `make soak-kill` (KILLS=n: another number). Errors that the going
-down of a server does not explain fail, and so does an internal error in the server's log.
+Each kind of harm is done once with the other tests, 200 of them with `make soak-kill` (KILLS=n: another number). The
+test fails on any error that a server's shutdown doesn't explain, and on any internal error in the server's log.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from servers import Server, server
 from support import embed_one, value, vector
 
 PATIENCE = 120.0
-# What a session may be told where the server goes down and comes back: nothing at all, and these.
+# Errors that a session may see while the server goes down and comes back; None is a lost connection.
 OUTAGE = {None, "08001", "08006", "57P01", "57P02", "57P03"}
 SUBJECTS = ("a sleepy cat", "a steam locomotive", "chocolate cake with cherries", "the ocean at night", "an old guitar")
-# Rows that no queue and no list knows of, and that have no embedding.
+# Rows without an embedding that neither the queue nor the list of failures has.
 LOST = """
     SELECT count(*) FROM {table} t WHERE body IS NOT NULL AND embedding IS NULL
     AND NOT EXISTS (SELECT FROM clip_search.watch_queue q WHERE q.watch = {watch} AND q.key = ARRAY[t.id::text])
@@ -39,7 +39,7 @@ LOST = """
 
 @contextlib.contextmanager
 def outages() -> Iterator[None]:
-    """Lets the errors pass that a server's going down explains, and no others."""
+    """Ignores the errors that a server's shutdown explains, and no others."""
     try:
         yield
     except psycopg.Error as error:
@@ -48,13 +48,13 @@ def outages() -> Iterator[None]:
 
 
 class Writers:
-    """Sessions that insert, edit and delete rows of their own until they are stopped, and know what was committed."""
+    """Sessions that insert, edit and delete their own rows until they are stopped, and remember what was committed."""
 
     def __init__(self, made: Server, table: str, count: int = 3):
         self.made, self.table = made, table
         self.stop = threading.Event()
         self.known: list[dict[int, str | None]] = [{} for _ in range(count)]
-        # What was under way when the connection went: either may be.
+        # Changes in flight when the connection was lost: the row may have either value.
         self.doubt: list[dict[int, set[str | None]]] = [{} for _ in range(count)]
         self.writes: list[collections.Counter[int]] = [collections.Counter() for _ in range(count)]
         self.errors: list[BaseException] = []
@@ -108,7 +108,7 @@ def processes(db: psycopg.Connection, kind: str) -> list[int]:
 
 
 def limited(made: Server, pid: int, what: str, limit: int) -> None:
-    """Lets a process have no more than that for a moment; by the server's user, who may."""
+    """Sets a resource limit of a process for a moment; as the server's user, who is allowed to."""
     for soft in (str(limit), "unlimited"):
         try:
             made.run("prlimit", f"--pid={pid}", f"--{what}={soft}:")
@@ -122,7 +122,7 @@ def limited(made: Server, pid: int, what: str, limit: int) -> None:
 
 
 def hurt(made: Server, db: psycopg.Connection, what: str, model: pathlib.Path) -> None:
-    """Does one thing that must not happen."""
+    """Does one kind of harm."""
     if what in ("clip_search worker", "clip_search launcher", "client backend"):
         for pid in processes(db, what)[:1]:
             os.kill(pid, signal.SIGKILL)
@@ -133,13 +133,13 @@ def hurt(made: Server, db: psycopg.Connection, what: str, model: pathlib.Path) -
         for pid in processes(db, "clip_search worker"):
             os.kill(pid, signal.SIGINT)
     elif what == "memory":
-        # Not a byte more than it has.
+        # The process gets no byte more than it has.
         for pid in processes(db, "clip_search worker"):
             with contextlib.suppress(FileNotFoundError):
                 pages = int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[0])
                 limited(made, pid, "as", pages * resource.getpagesize())
     elif what == "disk":
-        # No file may grow: what PostgreSQL sees is a write that fails.
+        # No file may grow, so PostgreSQL sees a failing write.
         for pid in processes(db, "clip_search worker"):
             limited(made, pid, "fsize", 0)
     elif what == "model gone":
@@ -174,9 +174,9 @@ HARMS = (
     "terminate",
     "cancel",
 )
-# Each of them once; 200 with `make soak-kill`.
+# Each kind of harm once; 200 with `make soak-kill`.
 KILLS = int(os.environ.get("KILLS") or len(HARMS))
-# Errors of the extension's own making, which no harm excuses.
+# Internal errors of the extension, which no harm excuses.
 INTERNAL = re.compile(r"^.*\b(XX\d\d\d|panicked)\b.*$", re.MULTILINE)
 
 
@@ -193,7 +193,7 @@ def test_nothing_is_lost_or_done_twice(bindir: pathlib.Path) -> None:
         with made.connect() as db:
             db.execute("SET client_min_messages = warning")
             db.execute(f"ALTER SYSTEM SET clip_search.model_path = '$system:{models}'")
-            # With the SQLSTATE of each message.
+            # Each log line includes the SQLSTATE.
             db.execute("ALTER SYSTEM SET log_line_prefix = '%m [%p] %e '")
             db.execute("SELECT pg_reload_conf()")
         with made.reconnect() as db:
@@ -229,7 +229,7 @@ def test_nothing_is_lost_or_done_twice(bindir: pathlib.Path) -> None:
         for each in writers:
             each.end()
 
-        # In peace, all of it is done.
+        # Once nothing is killed any more, everything gets done.
         deadline = time.monotonic() + PATIENCE
         while True:
             with outages(), made.reconnect() as db:
@@ -243,7 +243,7 @@ def test_nothing_is_lost_or_done_twice(bindir: pathlib.Path) -> None:
                 "SELECT relation::text, key[1]::int, sqlstate, message FROM clip_search.failure"
             ).fetchall()
             for table, _, state, message in failed:
-                # Attempts that the kills ended, no others.
+                # Only attempts that a kill ended are listed.
                 assert state in ("57P02",), (table, state, message)
             for each in writers:
                 rows = {
@@ -273,7 +273,7 @@ def test_nothing_is_lost_or_done_twice(bindir: pathlib.Path) -> None:
                         sizes[cluster] = sizes.get(cluster, 0) + 1
                 query = "SELECT id, size FROM clip_search.cluster WHERE collection = %s"
                 assert dict(db.execute(query, (each.table,)).fetchall()) == sizes
-                # A row that was written once was given an embedding once.
+                # A row that was written once was embedded once.
                 made_of = dict(
                     db.execute(
                         "SELECT id, count(*) FROM embedding_made WHERE tab = %s GROUP BY 1", (each.table,)

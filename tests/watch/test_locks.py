@@ -30,7 +30,7 @@ def test_an_application_never_ends_in_a_deadlock(database, db, call):
     def act() -> None:
         with database.connect() as other:
             other.execute("SET client_min_messages = error")
-            # As soon as anybody waits for what waits for him he would be told.
+            # The session whose wait closes a cycle of waits gets a deadlock error after this time.
             other.execute("SET deadlock_timeout = '100ms'")
             try:
                 other.execute(CALLS[call])

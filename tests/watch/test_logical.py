@@ -1,4 +1,5 @@
-"""Logical replication: a subscriber gets embeddings and group ids as they are, embeds nothing itself, and is searched."""
+"""Logical replication: a subscriber receives embeddings and group ids unchanged, embeds nothing itself, and can be
+searched."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ def servers(bindir: pathlib.Path) -> Iterator[list[Server]]:
             with one.connect() as db:
                 db.execute("SET client_min_messages = warning; CREATE EXTENSION clip_search CASCADE")
                 db.execute(TABLE)
-                # Watched on both sides, as a schema that is copied is.
+                # The table is watched on both sides, as in a copied schema.
                 db.execute(WATCH)
         yield made
     finally:
@@ -55,7 +56,7 @@ def test_a_subscriber_gets_what_is_stored(servers: list[Server]) -> None:
         db.execute(
             f"CREATE SUBSCRIPTION photos CONNECTION 'host={publisher.folder} user=postgres dbname=postgres' PUBLICATION photos"
         )
-        # What was there, and what comes after.
+        # The rows from before the subscription, then new ones.
         wait(db, "SELECT count(*) FROM photo", 3)
         for n, photo in enumerate(PHOTOS[3:], 3):
             there.execute(
@@ -68,12 +69,12 @@ def test_a_subscriber_gets_what_is_stored(servers: list[Server]) -> None:
         there.execute("DELETE FROM photo WHERE id = 1")
         wait(db, "SELECT count(*) FROM photo", len(PHOTOS) - 1)
         assert value(db, rows) == value(there, rows)
-        # Nothing was embedded or grouped a second time.
+        # The subscriber embedded and grouped nothing itself.
         assert value(db, "SELECT coalesce(sum(images), 0) FROM clip_stats()") == 0
         assert value(db, "SELECT count(*) FROM clip_search.cluster") == 0
         progress = "SELECT rows, embedded, pending, failed FROM clip_search.watch"
         assert db.execute(progress).fetchone() == there.execute(progress).fetchone()
-        # And it is searched there, by the same vectors.
+        # The subscriber can be searched, with the same vectors.
         query = "SELECT id FROM photo ORDER BY embedding <=> clip_embed_text('a cup of coffee') LIMIT 3"
         assert db.execute(query).fetchall() == there.execute(query).fetchall()
         assert support.close(embed_one(db, "text", "a cat"), embed_one(there, "text", "a cat"))
@@ -81,16 +82,16 @@ def test_a_subscriber_gets_what_is_stored(servers: list[Server]) -> None:
 
 
 def test_after_it_is_cut_off_it_embeds_itself(servers: list[Server]) -> None:
-    """As when a major version is left behind by logical replication."""
+    """As in an upgrade to a new major version by logical replication."""
     _, subscriber = servers
     with subscriber.connect() as db:
-        # Numbers of sequences are not replicated, so groups are counted from the rows.
+        # Sequence values are not replicated, so the next group id is computed from the rows.
         assert value(db, "SELECT count(*) FROM clip_recluster('photo')") > 0
         before = value(db, "SELECT count(*) FROM clip_search.cluster")
         db.execute("INSERT INTO photo (id, title, data) VALUES (100, 'again', %b)", (PHOTOS[2].read_bytes(),))
         assert value(db, "SELECT count(DISTINCT cluster_id) FROM photo WHERE id IN (2, 100)") == 1
         assert value(db, "SELECT count(*) FROM clip_search.cluster") == before
-        # A group that is founded gets a number that is in no row.
+        # A new group gets a number that no row has.
         taken = value(db, "SELECT array_agg(DISTINCT cluster_id) FROM photo")
         found = "INSERT INTO photo (id, title, data) VALUES (%s, 'new', %b) RETURNING cluster_id"
         for n in range(200, 200 + max(taken)):

@@ -1,4 +1,4 @@
-"""Groups of a partitioned table are its rows' whatever happens to a single partition."""
+"""A partitioned table's groups match its rows, whatever happens to a single partition."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from watched import WORDS, check
 
 @pytest.fixture
 def parts(db: psycopg.Connection) -> psycopg.Connection:
-    """Two partitions, one of them of two, with ten rows each; and rows that failed."""
-    # Detached ones of the test before.
+    """Two partitions, one of them with two partitions of its own, with ten rows each, and rows that failed."""
+    # Drop the partitions that the previous test detached.
     for (name,) in db.execute(
         "SELECT oid::regclass::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')"
     ):
@@ -76,7 +76,7 @@ def test_what_is_undone_was_not(parts):
             parts.execute(command)
             raise ZeroDivisionError
         assert check(parts, "note WHERE body <> ''", collection="note") == 30
-    # One after another in one transaction: the second is of a partition alone.
+    # Two truncations in one transaction; the second is of one partition only.
     with parts.transaction():
         parts.execute("TRUNCATE note")
         fill(parts, "note", 1)
@@ -150,7 +150,7 @@ def test_nothing_is_left_when_the_watch_ends(parts):
 
 
 def test_somebody_elses_table_takes_nothing_out(parts, database: support.Database, plain_role: str):
-    """A trigger that looks like ours, on a table that was never a partition."""
+    """A trigger that looks like the extension's, on a table that was never a partition."""
     watch = value(parts, "SELECT id FROM clip_search.watch_setting")
     with database.connect(plain_role) as other:
         other.execute("SET client_min_messages = warning")
@@ -171,7 +171,7 @@ DDL = "CREATE TABLE bystander (i int); ALTER TABLE bystander ADD j int; CREATE T
 
 
 def test_other_roles_ddl_does_not_wait(parts, database: support.Database, plain_role: str):
-    """The event trigger fires for every table of the database, and locks those of its own command only."""
+    """The event trigger fires for every table of the database, but locks only the tables of its own command."""
     with database.connect(autocommit=False) as busy, database.connect(plain_role) as other:
         other.execute("SET lock_timeout = '60s'; SET client_min_messages = warning")
         for command in ("TRUNCATE low", "LOCK TABLE note"):
@@ -182,7 +182,7 @@ def test_other_roles_ddl_does_not_wait(parts, database: support.Database, plain_
 
 
 def test_partitions_are_altered_side_by_side(parts, database: support.Database):
-    """As pg_restore --jobs does: an ALTER TABLE of a partition locks no other."""
+    """pg_restore --jobs does that: ALTER TABLE of one partition locks no other."""
     with database.connect(autocommit=False) as one, database.connect(autocommit=False) as another:
         for db, table in ((one, "low"), (another, "high")):
             db.execute("SET lock_timeout = '2s'")
@@ -195,7 +195,7 @@ def test_partitions_are_altered_side_by_side(parts, database: support.Database):
 def test_ddl_works_on_an_old_snapshot(parts, database: support.Database):
     with database.connect(autocommit=False) as other:
         other.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        # Takes the snapshot, and no lock on a table.
+        # This takes the snapshot, but no lock on a table.
         other.execute("SELECT 1")
         parts.execute("ALTER TABLE note DETACH PARTITION low")
         other.execute(DDL)
@@ -204,7 +204,8 @@ def test_ddl_works_on_an_old_snapshot(parts, database: support.Database):
 
 
 def test_an_owners_code_does_not_run_in_other_roles_ddl(db, database: support.Database, plain_role: str):
-    """An owner whose watch is not live while a partition is attached leaves it unsettled, with a trigger that fails."""
+    """The watch is not live while its owner attaches a partition, so the partition stays unsettled, with a trigger that
+    fails."""
     with database.connect(plain_role) as owner:
         owner.execute("SET client_min_messages = warning")
         owner.execute("CREATE TABLE mine (id int PRIMARY KEY, body text) PARTITION BY RANGE (id)")
@@ -225,7 +226,7 @@ def test_an_owners_code_does_not_run_in_other_roles_ddl(db, database: support.Da
         for _, definition in definitions:
             owner.execute(definition)
         db.execute(DDL)
-        # The owner's next command settles it, and has what the owner wrote.
+        # The owner's next command settles the partition, including the rows that the owner wrote.
         assert sqlstate(owner, "CREATE TABLE mine_3 PARTITION OF mine FOR VALUES FROM (300) TO (400)")[0] == "P0001"
         owner.execute("DROP TRIGGER harm ON mine_2")
         owner.execute("CREATE TABLE mine_3 PARTITION OF mine FOR VALUES FROM (300) TO (400)")
@@ -260,14 +261,14 @@ def pending(db: psycopg.Connection) -> int:
 
 
 def test_a_failed_row_that_moves_stays_listed(parts: psycopg.Connection) -> None:
-    """It has the same source, so embedding it again would fail again."""
+    """The row has the same source, so embedding it again would fail again."""
     before = parts.execute("SELECT sqlstate, message, attempts FROM clip_search.failure WHERE key = '{51}'").fetchall()
     for to in (152, 252, 52):
         parts.execute("UPDATE note SET id = %s WHERE body = '' AND id NOT IN (151, 251)", (to,))
         assert sorted(failures(parts)) == sorted(["151", "251", str(to)]) and pending(parts) == 0
     after = parts.execute("SELECT sqlstate, message, attempts FROM clip_search.failure WHERE key = '{52}'").fetchall()
     assert before == after and len(before) == 1
-    # Two by one statement; one that gets a source on its way; one whose move is undone.
+    # One statement moves two rows; another row gets a valid source while it moves; the last move is rolled back.
     parts.execute("UPDATE note SET id = 305 - id WHERE id IN (52, 251)")
     assert failures(parts) == ["151", "253", "54"] and pending(parts) == 0
     parts.execute("UPDATE note SET id = 152, body = %s WHERE id = 54", (WORDS[0],))

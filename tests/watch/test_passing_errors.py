@@ -1,4 +1,4 @@
-"""Errors that usually pass by themselves, such as another session's lock, when they don't; and what the lists say of errors."""
+"""Temporary errors, such as another session's lock, that don't go away; and what the lists show of errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SERVER = {"model": "photo-mini", "worker_retry_delay": "10ms", "worker_attempts"
 
 
 def queued(db: psycopg.Connection, body: str) -> None:
-    """A table with one row and a trigger with this body."""
+    """A watched table with one row and a trigger with this body."""
     db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
     db.execute("SELECT clip_watch('note', 'body', mode => 'queued')")
     db.execute(f"CREATE OR REPLACE FUNCTION note_body() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} END $$")
@@ -37,7 +37,7 @@ def test_the_worker_says_why_a_row_waits(db: psycopg.Connection) -> None:
     queued(db, "RAISE EXCEPTION 'somebody has it' USING ERRCODE = '55P03';")
     db.execute("INSERT INTO note VALUES (1, 'a cat')")
     query = "SELECT sqlstate, message FROM clip_search.pending WHERE attempts >= 3"
-    # More attempts than clip_search.worker_attempts: the row is not at fault.
+    # More attempts than clip_search.worker_attempts, since the row is not at fault.
     until(lambda: db.execute(query).fetchone() == ("55P03", "somebody has it"), "the third attempt")
     assert failure(db) is None
     db.execute("DROP TRIGGER a ON note")
@@ -62,7 +62,7 @@ def test_the_list_names_the_error_of_a_whole_attempt(
 
 
 def test_messages_are_stored_in_part(db: psycopg.Connection) -> None:
-    """An owner's trigger could fill others' dumps."""
+    """Stored whole, messages from an owner's trigger could fill other owners' dumps."""
     queued(db, "RAISE EXCEPTION '%', repeat('é', 1000000) USING DETAIL = repeat('x', 1000000);")
     db.execute("INSERT INTO note VALUES (1, 'a cat')")
     until(lambda: failure(db) is not None, "failure")

@@ -1,4 +1,4 @@
-"""Row-level security that applies to a table's owner, too: a row that a policy hides is no deleted one."""
+"""Row-level security that also applies to a table's owner: a row that a policy hides is not a deleted row."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def preloaded(bindir: pathlib.Path) -> Iterator[Server]:
 
 @pytest.fixture
 def owner(preloaded: Server) -> Iterator[psycopg.Connection]:
-    """The owner of a watched table, of whose rows the policy shows the even ones."""
+    """The owner of a watched table whose policy shows only the even rows."""
     with psycopg.connect(host=str(preloaded.folder), user="owner", dbname="postgres", autocommit=True) as db:
         db.execute("SET client_min_messages = warning")
         db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
@@ -47,7 +47,7 @@ def test_the_worker_says_that_a_policy_is_in_its_way(preloaded: Server, owner: p
                 or "row-level security" in preloaded.messages()
             )
         )
-        # Neither is forgotten.
+        # Both rows are still queued or listed.
         known = "SELECT count(DISTINCT key) FROM (SELECT key FROM clip_search.watch_queue UNION ALL SELECT key FROM clip_search.watch_failure) AS k"
         assert value(db, known) == 2
         assert value(db, "SELECT count(*) FROM owner.note WHERE embedding IS NOT NULL") == 0
@@ -70,7 +70,7 @@ def test_nor_are_hidden_rows_left_out_of_the_clusters(owner: psycopg.Connection)
 
 @pytest.fixture
 def reader(preloaded: Server, owner: psycopg.Connection) -> Iterator[psycopg.Connection]:
-    """A role that may read and write the owner's table, as far as its policies allow."""
+    """A role that may read and write the owner's table as far as its policies allow."""
     with preloaded.connect() as admin:
         admin.execute("CREATE ROLE reader LOGIN")
         admin.execute(
@@ -88,7 +88,7 @@ BROKEN = r"'\x00'::bytea"
 def test_force_stops_each_call_before_it_does_anything(
     owner: psycopg.Connection, preloaded: Server, clip_mini: pathlib.Path
 ) -> None:
-    """A call that sees some of the rows only would take the others for done, or for deleted."""
+    """A call that sees only some of the rows would take the others for done, or for deleted."""
     with preloaded.connect() as admin:
         admin.execute(f"ALTER SYSTEM SET clip_search.model_path = '$system:{clip_mini.parent}'")
         admin.execute("SELECT pg_reload_conf()")
@@ -104,7 +104,7 @@ def test_force_stops_each_call_before_it_does_anything(
     with preloaded.connect() as admin:
         before = admin.execute(state).fetchone()
         assert before[0] == 2
-        # A superuser's call runs as the owner, too.
+        # A superuser's call also runs as the owner.
         for connection in (owner, admin):
             for call in (
                 "CALL clip_backfill('owner.note')",
@@ -113,7 +113,7 @@ def test_force_stops_each_call_before_it_does_anything(
                 code, text = sqlstate(connection, call)
                 assert code in ("42501", "55000") and ("row-level security" in text or "policies" in text), (call, text)
                 assert admin.execute(state).fetchone() == before, call
-            # clip_retry leaves the rows listed, and the list says why.
+            # clip_retry leaves the rows in the list, which says why.
             try:
                 assert value(connection, "SELECT clip_retry('owner.note')") == 0
             except psycopg.errors.InsufficientPrivilege as error:
@@ -121,14 +121,14 @@ def test_force_stops_each_call_before_it_does_anything(
             assert admin.execute(state).fetchone()[0] == before[0]
         columns = "SELECT count(*) FROM pg_attribute WHERE attrelid = 'owner.note'::regclass AND attnum > 0 AND NOT attisdropped"
         assert value(admin, columns) == 4, "clip_watch has left no column"
-        # clip_reembed stops when it fills its column, which clip_unwatch removes.
+        # clip_reembed stops while it fills its column; clip_unwatch removes that column.
         code, text = sqlstate(owner, "CALL clip_reembed('owner.note', 'clip-mini')")
         assert code == "42501" and "row-level security" in text, text
         beside = value(admin, "SELECT embedding::text FROM clip_search.watch_setting WHERE replaces IS NOT NULL")
         owner.execute("SELECT clip_unwatch('note', %s)", (beside,))
         assert admin.execute(state).fetchone()[2] == before[2] and value(admin, columns) == 4
     owner.execute("ALTER TABLE note NO FORCE ROW LEVEL SECURITY")
-    # A policy that does not apply to the owner hides nothing from what runs as the owner.
+    # A policy that doesn't apply to the owner hides nothing from code that runs as the owner.
     assert value(owner, "SELECT clip_retry('note')") == 0
     owner.execute("CALL clip_backfill('note')")
     with preloaded.connect() as admin:
@@ -138,7 +138,7 @@ def test_force_stops_each_call_before_it_does_anything(
 def test_a_writer_need_not_see_the_row(
     owner: psycopg.Connection, reader: psycopg.Connection, preloaded: Server
 ) -> None:
-    """The triggers have the row from PostgreSQL, not from a query that a policy could filter."""
+    """The triggers get the row from PostgreSQL, not from a query that a policy could filter."""
     owner.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id')")
     owner.execute("ALTER TABLE note ENABLE ROW LEVEL SECURITY")
     owner.execute("CREATE POLICY writes ON note FOR INSERT TO reader WITH CHECK (true)")
@@ -150,14 +150,14 @@ def test_a_writer_need_not_see_the_row(
     assert value(owner, "SELECT count(*) FROM note WHERE embedding IS NOT NULL AND cluster_id IS NOT NULL") == 3
     sizes = "SELECT array_agg(size ORDER BY size) FROM clip_search.cluster"
     assert value(owner, sizes) == [1, 2]
-    # Of the collection the writer sees nothing, nor of what is listed of others' rows.
+    # The writer sees nothing of the collection, nor of the lists of other roles' rows.
     for view in ("cluster", "collection", "failure", "pending"):
         assert value(reader, f"SELECT count(*) FROM clip_search.{view}") == 0
     assert reader.execute("SELECT rows, embedded, pending FROM clip_search.watch").fetchall() == [(None, None, None)]
     with preloaded.connect() as admin:
         admin.execute("ALTER ROLE reader BYPASSRLS")
         assert reader.execute("SELECT rows, pending FROM clip_search.watch").fetchall() == [(3, 0)]
-        # It sees every row of the table, and is still not its owner.
+        # It sees every row of the table, but still isn't the owner.
         assert value(reader, "SELECT count(*) FROM clip_search.cluster") == 0
         assert sqlstate(reader, "SELECT * FROM clip_recluster('note')")[0] == "42501"
         assert sqlstate(reader, "CALL clip_backfill('note')")[0] == "42501"
@@ -165,7 +165,8 @@ def test_a_writer_need_not_see_the_row(
 
 
 def test_a_leaky_condition_sees_nothing_of_hidden_lists(owner: psycopg.Connection, reader: psycopg.Connection) -> None:
-    """A function that is cheap and not leakproof is run first where a view is no barrier."""
+    """Without a security barrier, PostgreSQL would run a cheap function that isn't leakproof before the view's own
+    condition."""
     owner.execute("ALTER TABLE note ADD photo bytea")
     owner.execute("SELECT clip_watch('note', 'photo', on_error => 'skip')")
     owner.execute(f"INSERT INTO note (id, photo) VALUES (4711, {BROKEN})")

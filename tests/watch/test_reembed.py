@@ -15,7 +15,8 @@ from watched import WORDS, check, notes
 def test_reembed_swaps_when_it_is_complete(
     database: support.Database, db: psycopg.Connection, clip_mini, plain_role: str
 ) -> None:
-    """Until then the old column serves, and writers keep both true; afterwards nothing is left of the way there."""
+    """Until the swap, searches use the old column, and writers keep both columns in sync; afterwards no trace of the
+    process is left."""
     db.execute(f"ALTER DATABASE {database.name} SET clip_search.model_path = '$system:{clip_mini.parent}'")
     db.execute(f"SET clip_search.model_path = '$system:{clip_mini.parent}'")
     notes(db, watch=", index => true, threshold => 0.9, on_error => 'skip'")
@@ -38,7 +39,7 @@ def test_reembed_swaps_when_it_is_complete(
     def reembed() -> tuple[str | None, str]:
         return sqlstate(mine, "CALL clip_reembed('note', 'clip-mini', batch => 2)")
 
-    # It can't come to the end before it is cancelled.
+    # This lock keeps the call from ending before it is cancelled.
     mine, holder = database.connect(), database.connect()
     db.execute("""
         CREATE OR REPLACE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -68,7 +69,7 @@ def test_reembed_swaps_when_it_is_complete(
     state, text = sqlstate(db, "CALL clip_reembed('note', 'photo-mini:none')")
     assert state == "55000" and "clip_unwatch" in text
 
-    # Readers and writers meanwhile.
+    # Readers and writers work during the re-embedding.
     stop = threading.Event()
 
     def reader() -> set[int]:

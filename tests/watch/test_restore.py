@@ -1,4 +1,4 @@
-"""Whichever way a database is dumped and restored, its watches are the same afterwards, and nothing is embedded again."""
+"""However a database is dumped and restored, its watches are the same afterwards, and nothing is embedded again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STATE = (
 
 
 def make(db: psycopg.Connection) -> None:
-    """Watches in both modes, a partitioned table, rows that wait, that failed, and that hold another text's vector."""
+    """Watches in both modes, a partitioned table, queued rows, failed rows, and rows with another text's vector."""
     db.execute("SET client_min_messages = warning")
     db.execute("CREATE EXTENSION clip_search CASCADE")
     db.execute("CREATE TABLE author (id int PRIMARY KEY)")
@@ -101,8 +101,8 @@ def test_watches_survive(empty_database: support.Database, pg_program, tmp_path:
 
 
 def test_a_parallel_restore_may_load_partitions_after_the_triggers(empty_database: support.Database) -> None:
-    """pg_restore --jobs waits for the data of a trigger's own table, which a partitioned table has not; it empties the
-    tables that it has created before it loads them."""
+    """pg_restore --jobs waits for the data of a trigger's own table, but a partitioned table has no data of its own. It
+    empties the tables that it has created before it loads them."""
     with empty_database.connect() as db:
         make(db)
         before = state(db)
@@ -111,7 +111,7 @@ def test_a_parallel_restore_may_load_partitions_after_the_triggers(empty_databas
         trigger = value(
             db, "SELECT tgname FROM pg_trigger WHERE tgrelid = 'low'::regclass AND tgname LIKE 'zz_clip_partition_%'"
         )
-        # It is restored after the data of its own table.
+        # pg_restore creates this trigger after it has loaded the trigger's own table.
         db.execute(f"ALTER TABLE low DISABLE TRIGGER {trigger}")
         with empty_database.connect() as restore:
             restore.execute("SET application_name = 'pg_restore'")
@@ -121,12 +121,12 @@ def test_a_parallel_restore_may_load_partitions_after_the_triggers(empty_databas
                     for row in rows:
                         copy.write_row(row)
             assert state(db) == before
-            # Rows for a table that was there before are embedded and grouped, whoever loads them.
+            # Rows for a table that existed before the restore are embedded and grouped, whoever loads them.
             restore.execute("INSERT INTO low (id, body) VALUES (2, %s)", (WORDS[0],))
             assert value(db, "SELECT embedding IS NOT NULL AND cluster_id IS NOT NULL FROM note WHERE id = 2")
             assert value(db, "SELECT sum(size) FROM clip_search.cluster WHERE collection = 'note'") == 11
 
-            # The partitions that the dump knows are not noted twice.
+            # Partitions that the dump already knows are not recorded twice.
             noted = db.execute("DELETE FROM clip_search.watch_partition RETURNING watch, relation::text").fetchall()
             assert len(noted) == 3
             restore.execute("ALTER TABLE low ALTER author SET STATISTICS 50")
@@ -136,7 +136,7 @@ def test_a_parallel_restore_may_load_partitions_after_the_triggers(empty_databas
 
 
 def test_only_the_owner_loads_past_the_triggers(database: support.Database, plain_role: str) -> None:
-    """Any role may call itself pg_restore."""
+    """Any role can set application_name to pg_restore."""
     with database.connect() as db, database.connect(plain_role) as writer:
         db.execute("SET client_min_messages = warning")
         db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
@@ -159,7 +159,7 @@ STALE = "SELECT count(*) FROM pg_trigger WHERE tgfoid = 'clip_watch_row()'::regp
 def test_a_table_restored_alone_takes_writes_again(
     empty_database: support.Database, pg_program, tmp_path: pathlib.Path, call: str, part: list[str]
 ) -> None:
-    """Its triggers come with it, its watch does not; the number of that watch may be another table's by then."""
+    """Its triggers are restored with it, but its watch isn't; by then, another table may have that watch's number."""
     file = tmp_path / "dump"
     said: list[str] = []
     with empty_database.connect() as db:
@@ -175,7 +175,7 @@ def test_a_table_restored_alone_takes_writes_again(
         db.execute("DROP TABLE note")
         run(pg_program("psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", empty_database.name, "-f", file)
         assert value(db, STALE) == triggers and value(db, "SELECT count(*) FROM clip_search.watch") == 0
-        # The number is that of another table now.
+        # The number now belongs to another table's watch.
         db.execute("CREATE TABLE other (id int PRIMARY KEY, body text)")
         number = value(db, "SELECT tgargs FROM pg_trigger WHERE tgrelid = 'low'::regclass AND tgargs <> '' LIMIT 1")
         db.execute("SELECT setval('clip_search.watch_id_seq', %s, false)", (int(bytes(number).rstrip(b"\0")),))
@@ -204,8 +204,8 @@ def test_a_table_restored_alone_takes_writes_again(
 
 @pytest.mark.parametrize("schema", ["public", "its Own"])
 def test_a_dump_keeps_what_is_watched(empty_database: support.Database, pg_program, tmp_path, schema: str) -> None:
-    """Restored in one go, nothing is embedded again (a row shows that, whose embedding is not its source's), what is
-    queued and what failed is still listed, and the triggers work."""
+    """Restored in one go, nothing is embedded again (a row whose embedding is not its source's proves it), queued and
+    failed rows are still listed, and the triggers work."""
     with empty_database.connect() as db:
         db.execute("SET client_min_messages = warning")
         if schema != "public":
@@ -272,7 +272,7 @@ def test_a_dump_keeps_what_is_watched(empty_database: support.Database, pg_progr
             db.execute("SET client_min_messages = error")
             db.execute("CALL clip_backfill('later')")
             assert value(db, "SELECT embedding IS NOT NULL FROM later")
-            # The extension's end: it says what hangs on it, and CASCADE leaves the tables, and nothing else.
+            # DROP EXTENSION lists what depends on it; CASCADE keeps the tables and nothing else.
             state, text = sqlstate(db, "DROP EXTENSION clip_search")
             assert state == "2BP01" and 'trigger zz_clip_watch_1 on table app."The notes"' in text
             db.execute("DROP EXTENSION clip_search CASCADE")

@@ -1,4 +1,4 @@
-"""A second call of clip_watch changes what it names and nothing else, and clip_unwatch drops only what it is told to."""
+"""A second call of clip_watch changes only what it names, and clip_unwatch drops only what it is told to drop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GROUPING = (
 
 
 def messages(db: psycopg.Connection) -> list[tuple[str, str, str]]:
-    """Collects the notices of a connection from here on: severity, message and hint."""
+    """Collects a connection's notices from now on: severity, message and hint."""
     found: list[tuple[str, str, str]] = []
     db.execute("SET client_min_messages = notice")
     db.add_notice_handler(lambda diag: found.append((diag.severity, diag.message_primary, diag.message_hint or "")))
@@ -25,7 +25,7 @@ def messages(db: psycopg.Connection) -> list[tuple[str, str, str]]:
 
 @pytest.fixture
 def rich(db: psycopg.Connection) -> psycopg.Connection:
-    """A watch of which every argument has been given."""
+    """A watch with every argument set."""
     db.execute("CREATE TABLE note (id int PRIMARY KEY, name text UNIQUE, words text[], image bytea, body text)")
     db.execute(
         "SELECT clip_watch('note', 'image', cluster => 'cluster_id', on_error => 'skip', mode => 'queued', text_source => 'body', "
@@ -107,10 +107,10 @@ def test_another_weight_or_source_makes_the_vectors_outdated(db):
         mean = 0.1 * embed_one(db, "image", photo) + 0.9 * embed_one(db, "text", name)
         stored = vector(value(db, "SELECT embedding::text FROM note WHERE id = %s", number))
         assert close(stored, mean / (mean @ mean) ** 0.5)
-    # The old vectors have left their groups.
+    # The old vectors are no longer in their groups.
     assert value(db, "SELECT sum(size) FROM clip_search.cluster WHERE collection = 'note'") == 3
     assert value(db, "SELECT count(*) FROM note n JOIN clip_search.cluster c ON c.id = n.cluster_id") == 3
-    # Another text column.
+    # The watch gets another text column.
     db.execute("ALTER TABLE note ADD COLUMN title text DEFAULT 'a title'")
     db.execute("SELECT clip_watch('note', text_source => 'title')")
     assert db.execute(SETTING).fetchone()[:3] == ("image", "title", 0.9)
@@ -118,7 +118,7 @@ def test_another_weight_or_source_makes_the_vectors_outdated(db):
 
 
 def test_every_option_can_be_taken_back(rich):
-    """To what a first call without it gives."""
+    """Resetting an option gives the same watch as a first call without that option."""
     taken = {
         "text_source": ("text_source", None),
         "mode": ("mode", "immediate"),
@@ -138,7 +138,7 @@ def test_every_option_can_be_taken_back(rich):
         rich.execute(f"SELECT clip_watch('note', reset => '{{{option}}}')")
         after = dict(zip(before, rich.execute(query).fetchone(), strict=True))
         assert after == before | {column: wanted}, option
-    # Rows are no longer grouped, and can be again.
+    # Rows are no longer grouped, and can be grouped again.
     groups = "SELECT coalesce(sum(size), 0)::int FROM clip_search.cluster"
     before = value(rich, groups)
     rich.execute("INSERT INTO note (id, image) VALUES (99, %b)", (PHOTOS["cat"],))
@@ -170,7 +170,7 @@ def test_the_view_counts_the_models_of_vectors(db):
     assert value(db, models)["photo-mini"] >= 1
     db.execute("CALL clip_backfill('note')")
     assert value(db, models) == {"photo-mini": 4}
-    # Of another source, by the same model.
+    # The vectors are now of another source, but of the same model.
     db.execute("ALTER TABLE note ADD COLUMN title text DEFAULT 'a title'")
     db.execute("SELECT clip_watch('note', 'title')")
     assert db.execute("SELECT outdated, models FROM clip_search.watch").fetchone() == (4, {"photo-mini": 4})
@@ -187,7 +187,7 @@ def test_unwatch_keeps_all_that_it_is_not_told_to_drop(db):
     assert value(db, "SELECT count(*) FROM pg_indexes WHERE tablename = 'note'") == 2
     assert value(db, "SELECT sum(size) FROM clip_search.cluster WHERE collection = 'note'") == 5
     assert value(db, "SELECT count(*) FROM pg_trigger WHERE tgrelid = 'note'::regclass AND NOT tgisinternal") == 0
-    # And back, on the caller's word.
+    # Watch the column again; existing => 'keep' vouches for its vectors.
     db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', existing => 'keep')")
     assert db.execute("SELECT embedded, pending, outdated FROM clip_search.watch").fetchone() == (5, 0, 0)
     fill_more = "INSERT INTO note (id, body) SELECT id + 10, body FROM note"
@@ -216,7 +216,7 @@ def test_a_deprecated_argument_goes_on_working_with_a_notice(db, keep, columns):
     assert value(db, "SELECT count(*) FROM information_schema.columns WHERE table_name = 'note'") == columns
 
 
-# ---------------------------------------------------------------- vectors from before
+# ---------------------------------------------------------------- vectors from before the watch
 
 
 @pytest.mark.parametrize("mode", ["immediate", "queued"])
@@ -244,7 +244,7 @@ def test_vectors_from_before_are_taken_over_on_the_callers_word(db):
     assert value(db, "SELECT outdated FROM clip_search.watch") == 0
     texts = value(db, "SELECT sum(texts) FROM clip_models()")
     db.execute("CALL clip_backfill('note')")
-    # Grouped, not embedded.
+    # These vectors are grouped, not embedded again.
     assert value(db, "SELECT sum(texts) FROM clip_models()") == texts
     assert db.execute("SELECT id, embedding::text FROM note ORDER BY 1").fetchall() == before
     assert check(db, "note") == 5
@@ -270,7 +270,7 @@ def test_a_source_that_cannot_be_read_leaves_no_vector_from_before(db):
 
 
 def test_rows_that_change_groups_are_counted_once(db):
-    """Vectors of another source, in groups; then the watch's own."""
+    """First vectors of another source, in groups; then the watch's own vectors."""
     notes(db)
     fill(db, 20)
     db.execute("SELECT clip_unwatch('note')")

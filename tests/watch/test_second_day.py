@@ -1,4 +1,5 @@
-"""What comes up once a table has been watched for a while: more databases, more sessions, and other people's settings."""
+"""Situations that arise once a table has been watched for a while: more databases, more sessions, and other users'
+settings."""
 
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ from watched import PHOTOS, check, drained, fill, notes, workers
 
 
 def test_databases_take_turns_at_the_worker(bindir: pathlib.Path) -> None:
-    """Of three places one is the launcher's and one that of logical replication: three databases share the third, whether
-    or not anything is left to do in the one that has it. A row that is tried again in an hour keeps nobody waiting."""
+    """Of three worker slots, one is the launcher's and one is logical replication's; three databases share
+    the third, whether or not the database that holds it has work left. A row that is due in an hour keeps no other
+    database waiting."""
     names = ("one", "two", "three")
     made = Server(
         bindir,
@@ -47,7 +49,7 @@ def test_databases_take_turns_at_the_worker(bindir: pathlib.Path) -> None:
                     "INSERT INTO note SELECT n, 'text number ' || n FROM generate_series(%s::int, %s) n",
                     (turn * 100, turn * 100 + 20),
                 )
-                # It fails, and rests.
+                # This row fails, and rests.
                 other.execute("INSERT INTO note VALUES (%s, 'not now')", (turn * 100 + 50,))
             for name, other in others.items():
                 until(
@@ -69,7 +71,7 @@ def test_databases_take_turns_at_the_worker(bindir: pathlib.Path) -> None:
 
 
 def test_the_worker_has_its_own_timeouts(bindir: pathlib.Path) -> None:
-    """A database may have such for the sake of its sessions."""
+    """A database may have timeouts set for its sessions."""
     with server(bindir, preload="photo-mini") as made:
         with made.connect() as db:
             db.execute("SET client_min_messages = warning")
@@ -78,7 +80,7 @@ def test_the_worker_has_its_own_timeouts(bindir: pathlib.Path) -> None:
             db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
             for name in names:
                 db.execute(f"ALTER DATABASE postgres SET {name} = '50ms'")
-            # The trigger makes each transaction of the worker's longer than that.
+            # The trigger makes each of the worker's transactions last longer than that timeout.
             db.execute(
                 "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.2); RETURN NEW; END'"
             )
@@ -92,7 +94,7 @@ def test_the_worker_has_its_own_timeouts(bindir: pathlib.Path) -> None:
 
 
 def test_sessions_share_a_reembedding(database: support.Database, db: psycopg.Connection, with_clip) -> None:
-    """None of them fails, whichever is the one that puts the column in its place."""
+    """No session fails, whichever of them swaps the column in."""
     notes(db)
     db.execute("INSERT INTO note (id, body) SELECT n, 'text number ' || n % 40 FROM generate_series(1, 200) n")
     for model in ("clip-mini", "photo-mini", "clip-mini"):
@@ -106,7 +108,7 @@ def test_sessions_share_a_reembedding(database: support.Database, db: psycopg.Co
                     return error.diag.message_primary
                 return None
 
-        # One that comes when all is done is told so.
+        # A session that starts after the swap gets this error.
         assert set(in_parallel([session] * 4)) <= {None, f'column "embedding" holds vectors of model "{model}" already'}
         assert value(db, "SELECT model FROM clip_search.watch") == model
         for id, body, embedding in db.execute("SELECT id, body, embedding::text FROM note").fetchall():
@@ -168,7 +170,7 @@ def test_what_a_swap_keeps(db: psycopg.Connection, with_clip) -> None:
 
 
 def test_strings_of_the_old_kind(empty_database: support.Database) -> None:
-    """A database may have standard_conforming_strings off, where a backslash in a literal means something."""
+    """A database may set standard_conforming_strings to off, where a backslash in a literal is an escape."""
     with empty_database.connect() as db:
         db.execute(f"ALTER DATABASE {empty_database.name} SET standard_conforming_strings = off")
         db.execute(f"ALTER DATABASE {empty_database.name} SET client_min_messages = warning")
@@ -200,7 +202,7 @@ def test_procedures_inside_a_transaction(db: psycopg.Connection, with_clip) -> N
         with db.transaction(force_rollback=True):
             state, text = sqlstate(db, f"CALL {call}")
             assert state == "25001" and text.startswith(f"{call.split('(')[0]}() can't run inside a transaction block")
-        # Several statements that are sent as one are a transaction, too.
+        # Several statements sent in one message are a transaction, too.
         assert sqlstate(db, f"SELECT 1; CALL {call}")[0] == "25001"
     assert value(db, "SELECT count(*) FROM clip_search.watch") == 1
     db.execute("CALL clip_backfill('note')")
@@ -208,7 +210,7 @@ def test_procedures_inside_a_transaction(db: psycopg.Connection, with_clip) -> N
 
 
 def test_progress_of_a_table_that_is_dropped(db: psycopg.Connection) -> None:
-    """Whether the view clip_search.watch asks for it, before it leaves the table out, is the planner's choice."""
+    """The planner may have the view clip_search.watch ask for a table's progress before it filters the table out."""
     notes(db)
     found = db.execute(
         "SELECT rows, embedded, open FROM clip_search.watch_progress(4000000000, NULL, 'body', 'embedding', NULL, NULL)"
@@ -226,7 +228,7 @@ def test_progress_of_a_table_that_is_being_dropped(database: support.Database, d
         looks.execute("SET statement_timeout = '60s'")
         with drops.transaction():
             drops.execute("DROP TABLE note")
-            # It doesn't wait for the table.
+            # The query doesn't wait for the table.
             query = "SELECT rows, embedded, pending FROM clip_search.watch"
             assert looks.execute(query).fetchall() == [(None, None, None)]
     assert db.execute("SELECT * FROM clip_search.watch").fetchall() == []
@@ -242,10 +244,10 @@ def test_an_oid_of_no_table(db: psycopg.Connection, call: str) -> None:
 
 
 def test_a_key_that_is_too_long_to_be_noted(database: support.Database, db: psycopg.Connection) -> None:
-    """An index takes 2,704 bytes, of which the list's needs some for the watch's number: a key that the table's index has
-    room for may be too long for it. It matters only where the row is to be noted."""
+    """An index entry takes 2,704 bytes, and the index of the list needs some of them for the watch's number: a key that
+    fits into the table's own index may be too long for the list. That matters only if the row must be listed."""
     notes(db, key="id text PRIMARY KEY", watch=", on_error => 'skip'")
-    # PostgreSQL compresses keys, so this one is of noise.
+    # PostgreSQL compresses keys, so this one is noise.
     key = value(db, "SELECT substr(string_agg(md5(n::text), ''), 1, 2680) FROM generate_series(1, 90) n")
     db.execute("INSERT INTO note (id, body) VALUES (%s, 'a cat')", (key,))
     assert check(db, "note") == 1
@@ -284,8 +286,8 @@ def test_the_trigger_function_out_of_place(db: psycopg.Connection) -> None:
 
 
 def test_the_owner_of_a_database_dumps_it(empty_database: support.Database, pg_program, tmp_path: pathlib.Path) -> None:
-    """Who is no superuser could dump all that he owns before the extension was there, and can afterwards; others can't read
-    the extension's tables."""
+    """An owner who isn't a superuser could dump the whole database before the extension was created, and still can;
+    other roles can't read the extension's tables."""
     name, owner = empty_database.name, f"{empty_database.name}_owner"
     with empty_database.connect() as db:
         db.execute("SET client_min_messages = warning")
@@ -314,7 +316,7 @@ def test_the_owner_of_a_database_dumps_it(empty_database: support.Database, pg_p
         with restored.connect() as db:
             assert check(db, "note WHERE body <> ''", collection="note") == 5
             assert value(db, "SELECT key FROM clip_search.failure") == ["6"]
-            # What CREATE EXTENSION grants is not repeated in a dump, and is there.
+            # A dump doesn't repeat CREATE EXTENSION's own grants, and they are restored.
             assert value(db, "SELECT has_table_privilege('pg_database_owner', 'clip_search.watch_queue', 'SELECT')")
     finally:
         restored.drop()
@@ -324,7 +326,7 @@ def test_the_owner_of_a_database_dumps_it(empty_database: support.Database, pg_p
 
 
 def test_a_search_during_a_reembedding_uses_the_old_column(db: psycopg.Connection, with_clip) -> None:
-    """From clip_reembed's start to its end, or after it was cancelled, the table has a second column of embeddings."""
+    """From the start of clip_reembed to its end, or after it was cancelled, the table has a second embedding column."""
     db.execute("CREATE TABLE photo (id int PRIMARY KEY, data bytea) PARTITION BY RANGE (id)")
     db.execute("CREATE TABLE low PARTITION OF photo FOR VALUES FROM (0) TO (100)")
     db.execute("SELECT clip_watch('photo', 'data')")
@@ -335,10 +337,10 @@ def test_a_search_during_a_reembedding_uses_the_old_column(db: psycopg.Connectio
     model = value(db, "SELECT name FROM clip_models() WHERE name <> 'photo-mini' LIMIT 1")
     db.execute("SELECT clip_search.reembed_begin('photo', %s, NULL)", (model,))
     assert value(db, "SELECT count(*) FROM clip_search.watch") == 2
-    # The model is the old column's, whatever the session's is.
+    # The search uses the old column's model, whatever the session's model is.
     db.execute("SELECT set_config('clip_search.model', %s, false)", (model,))
     assert [db.execute(find, (table,)).fetchall() for table in ("photo", "low")] == found
-    # A column of the user's own is as ambiguous as before.
+    # A second vector column of the user's own is as ambiguous as before.
     db.execute("ALTER TABLE photo ADD mine vector(512)")
     state, text = sqlstate(db, "SELECT * FROM clip_find('photo', 'a cat')")
     assert state == "42P08" and "It has 2 of type" in text

@@ -1,4 +1,4 @@
-"""Two tables that change places by RENAME: each keeps its own rows' embeddings, whatever is at work on them."""
+"""Two tables swap their names by RENAME: each keeps its own rows' embeddings, whatever is running on them."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_schemas_that_change_places(preloaded, db):
     ids=["backfill", "reembed", "retry", "unwatch", "watch"],
 )
 def test_while_a_session_is_at_work(preloaded, db, swap, work):
-    """The swap is under way as the call begins, so it waits for the table, and must find the same one."""
+    """The swap is in progress when the call begins: the call waits for the table, and must then find the same one."""
     pair(db)
     db.execute("INSERT INTO photo SELECT g, 'a cat ' || g FROM generate_series(1, 20) g")
     oid = value(db, "SELECT 'photo'::regclass::oid")
@@ -117,7 +117,7 @@ def test_while_groups_are_made_again(preloaded, db, swap):
     pair(db, rest=", cluster => 'cluster_id'")
     db.execute("INSERT INTO photo SELECT g, 'a cat ' || g FROM generate_series(1, 20) g")
     db.execute("CALL clip_backfill('photo')")
-    # Of another group than its own, each, so that there is something to move.
+    # No row has a group any more, so clip_recluster has rows to move.
     db.execute("UPDATE photo SET cluster_id = NULL")
     with preloaded.connect() as other:
         swapping = threading.Thread(target=run, args=(other, swap.format(1.5)))
@@ -131,7 +131,7 @@ def test_while_groups_are_made_again(preloaded, db, swap):
 
 
 def test_to_and_fro_for_some_seconds(preloaded, db):
-    """Renames all the time, while rows are written, embedded and backfilled."""
+    """Renames the tables all the time while rows are written, embedded and backfilled."""
     pair(db, rest=", cluster => 'cluster_id'")
     oid, other_oid = (value(db, f"SELECT '{name}'::regclass::oid") for name in ("photo", "photo_new"))
     stop = threading.Event()
@@ -163,7 +163,7 @@ def test_to_and_fro_for_some_seconds(preloaded, db):
     began, row = time.monotonic(), 100
     while time.monotonic() < began + 8 or (row <= 110 and time.monotonic() < began + PATIENCE):
         with db.transaction():
-            # Under a lock the name is this table's.
+            # Under a lock, the name stays this table's.
             name = value(db, "SELECT relname FROM pg_class WHERE oid = %s", oid)
             try:
                 with db.transaction():

@@ -1,4 +1,4 @@
-"""clip_watch(…, tags => 'tags'): the column has the tags of its row's embedding, whatever writes the row."""
+"""clip_watch(…, tags => 'tags'): the column always has the tags of its row's embedding, however the row is written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support import sqlstate, value
 from watched import PHOTOS
 
 MOST = 10
-# What the column must contain, by functions that know nothing of watches.
+# The expected tags, by functions that know nothing of watches.
 WANTED = f"ARRAY(SELECT tag FROM clip_tags(embedding, {MOST}, %s) WHERE relevance >= 0.5)"
 COUNTS = "SELECT rows, embedded, pending, failed FROM clip_search.watch WHERE relation = 'photo'::regclass"
 
@@ -28,7 +28,7 @@ def put(db: psycopg.Connection, *names: str, first: int = 1) -> None:
 
 
 def check(db: psycopg.Connection, rows: int, model: str = "photo-mini") -> None:
-    """Each row with an embedding has its tags, any other has none."""
+    """Checks that each row with an embedding has its tags, and any other row none."""
     query = f"SELECT count(*), count(embedding), count(tags), count(*) FILTER (WHERE embedding IS NOT NULL AND tags = {WANTED}) FROM photo"
     counts = db.execute(query, (model,)).fetchone()
     assert counts[0] == rows and counts[1] == counts[2] == counts[3], counts
@@ -57,7 +57,7 @@ def test_whatever_writes_a_row(db: psycopg.Connection, mode: str) -> None:
     put(db, "cat", "rocket", "pagoda")
     done()
     check(db, 3)
-    # By other means than the functions': a cat's words are a cat's, and a rocket's are not.
+    # Independently of the extension's functions: a cat's tags are a cat's, and a rocket's are not.
     tags = dict(db.execute("SELECT id, tags FROM photo").fetchall())
     assert any("cat" in tag.split() for tag in tags[1]) and not any("cat" in tag.split() for tag in tags[2])
     assert any("missile" in tag for tag in tags[2])
@@ -71,7 +71,7 @@ def test_whatever_writes_a_row(db: psycopg.Connection, mode: str) -> None:
     )
     done()
     assert value(db, "SELECT tags FROM photo WHERE id = 1") == tags[2]
-    # No photo, no tags; an unrelated change leaves them.
+    # Without a photo there are no tags; an unrelated change leaves the tags as they are.
     db.execute("UPDATE photo SET data = NULL WHERE id = 2")
     db.execute("UPDATE photo SET caption = 'x' WHERE id = 3")
     done()
@@ -88,7 +88,7 @@ def test_what_is_written_by_hand(db: psycopg.Connection) -> None:
     # The tags follow the embedding.
     db.execute("UPDATE photo SET embedding = (SELECT embedding FROM photo WHERE id = 2) WHERE id = 1")
     check(db, 2)
-    # Somebody's own tags stay until the photo changes; whoever empties them gets them again.
+    # Tags written by hand stay until the photo changes; emptying them brings the watch's tags back.
     db.execute("UPDATE photo SET tags = '{mine}' WHERE id = 1")
     db.execute("UPDATE photo SET caption = 'x' WHERE id = 1")
     assert value(db, "SELECT tags FROM photo WHERE id = 1") == ["mine"]
@@ -131,7 +131,7 @@ def test_files_that_cannot_be_read(db: psycopg.Connection) -> None:
     assert db.execute(COUNTS).fetchone() == (1, 0, 0, 1)
     db.execute("UPDATE photo SET data = %b", (PHOTOS["cat"],))
     check(db, 1)
-    # A retry makes them, too.
+    # A retry sets the tags, too.
     db.execute("INSERT INTO photo VALUES (2, %b)", (PHOTOS["cat"][:2000],))
     assert db.execute(COUNTS).fetchone() == (2, 1, 0, 1)
     with support.system_settings(db, allow_truncated_images="on"):
@@ -163,7 +163,7 @@ def test_another_model_has_other_tags(db: psycopg.Connection, with_clip) -> None
 def test_partitions(db: psycopg.Connection) -> None:
     photos(db, ", cluster => 'cluster_id'", "PARTITION BY RANGE (id)")
     db.execute("CREATE TABLE photo_1 PARTITION OF photo FOR VALUES FROM (0) TO (10)")
-    # One whose columns have other numbers.
+    # A partition whose columns have other numbers.
     db.execute(
         "CREATE TABLE photo_2 (tags text[], extra int, data bytea, caption text, id int NOT NULL, cluster_id bigint, embedding vector(512))"
     )
@@ -180,7 +180,7 @@ def test_partitions(db: psycopg.Connection) -> None:
 
 
 def test_an_image_and_a_text(db: psycopg.Connection) -> None:
-    """Tags are those of the stored vector, in half precision as well."""
+    """Tags are those of the stored vector, also in half precision."""
     db.execute("CREATE TABLE photo (id int PRIMARY KEY, data bytea, caption text, embedding halfvec(512))")
     db.execute("SELECT clip_watch('photo', 'data', text_source => 'caption', text_weight => 0.4, tags => 'tags')")
     db.execute(
@@ -219,7 +219,7 @@ def test_nobodys_keywords_are_overwritten_in_silence(db: psycopg.Connection) -> 
     assert state == "55000" and "contains values already" in text and "existing => 'keep'" in text
     db.execute("SELECT clip_watch('photo', 'data', tags => 'words', existing => 'keep')")
     assert value(db, "SELECT words FROM photo") == ["mine"]
-    # A column of one watch is no other's.
+    # Two watches can't share a tags column.
     state, text = sqlstate(
         db, "SELECT clip_watch('photo', 'data', embedding => 'other', tags => 'words', existing => 'keep')"
     )
@@ -242,7 +242,7 @@ def test_a_second_call_reset_and_unwatch(db: psycopg.Connection) -> None:
     db.execute("SELECT clip_watch('photo', tags => 'tags', existing => 'keep')")
     db.execute("CALL clip_backfill('photo')")
     check(db, 2)
-    # Kept, and with the word dropped.
+    # clip_unwatch keeps the tags.
     db.execute("SELECT clip_unwatch('photo')")
     check(db, 2)
     db.execute("SELECT clip_watch('photo', 'data', cluster => 'cluster_id', tags => 'tags', existing => 'keep')")
@@ -268,7 +268,7 @@ def test_groups_are_described_by_tags_where_they_have_no_keywords(db: psycopg.Co
     assert found[0] <= of_cat and found[1] <= of_rocket and all(found)
     groups = value(db, "SELECT clip_cluster_groups('photo')")
     assert all(set(asset["keywords"]) in (of_cat, of_rocket) for group in groups for asset in group["assets"])
-    # Keywords come first, member by member.
+    # Keywords come first, for each member.
     db.execute("SELECT clip_watch('photo', labels => 'keywords')")
     db.execute("UPDATE photo SET keywords = CASE WHEN id < 3 THEN '{pet}'::text[] ELSE '{}' END")
     found = [set(row[0]) for row in db.execute(labels)]
@@ -276,7 +276,7 @@ def test_groups_are_described_by_tags_where_they_have_no_keywords(db: psycopg.Co
 
 
 def test_rights_are_the_owners(database: support.Database, db: psycopg.Connection, plain_role: str) -> None:
-    """A role that may insert only has its rows tagged with the owner's watch, and can't watch."""
+    """A role that may only INSERT has its rows tagged by the owner's watch, but can't watch the table."""
     photos(db)
     db.execute(f"GRANT INSERT ON photo TO {plain_role}")
     try:
@@ -316,7 +316,7 @@ def test_a_dump_has_the_tags_and_the_watch(
 
 
 def test_another_list_of_words(db: psycopg.Connection, server_folder: support.ServerFolder) -> None:
-    """Existing tags stay; emptying them has them made of the new list."""
+    """Existing tags stay; emptied tags are made from the new list."""
     photos(db)
     put(db, "cat")
     path = server_folder.path / "words.txt"

@@ -1,4 +1,4 @@
-"""The background worker keeps the column of tags; nobody else is there to do it."""
+"""The background worker keeps the tags column up to date; no other process does it here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_the_worker_tags(db: psycopg.Connection) -> None:
     wanted = "ARRAY(SELECT tag FROM clip_tags(embedding, 10) WHERE relevance >= 0.5)"
     ready = f"SELECT count(*) = {len(PHOTOS)} FROM photo WHERE tags = {wanted} AND cluster_id IS NOT NULL"
     until(lambda: drained(db) and value(db, ready), "the worker's tags")
-    # Rows that lack tags only are not embedded again, and stay in their groups.
+    # Rows that lack only tags are not embedded again, and stay in their groups.
     before = db.execute("SELECT id, embedding::text, cluster_id FROM photo ORDER BY id").fetchall()
     db.execute("SELECT clip_watch('photo', reset => '{tags}')")
     db.execute("UPDATE photo SET tags = NULL")
@@ -32,7 +32,7 @@ def test_the_worker_tags(db: psycopg.Connection) -> None:
 def test_words_that_cannot_be_had_are_no_rows_fault(
     db: psycopg.Connection, server_folder: support.ServerFolder
 ) -> None:
-    """The worker rests, and works when the list can be read again."""
+    """The worker rests, and resumes when the word list can be read again."""
     db.execute("CREATE TABLE photo (id int PRIMARY KEY, data bytea)")
     db.execute("SELECT clip_watch('photo', 'data', mode => 'queued', tags => 'tags')")
     with support.system_settings(db, words="/nonexistent/words.txt"):

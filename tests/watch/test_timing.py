@@ -1,4 +1,5 @@
-"""When the worker begins: at once after a commit, later and later after failures, and with no more rows at a time than it may."""
+"""When the worker starts: at once after a commit, with growing delays after failures, and with no more rows at a time
+than allowed."""
 
 from __future__ import annotations
 
@@ -17,15 +18,15 @@ SERVER = {"worker_retry_delay": f"{DELAY * 1000:.0f}ms"}
 
 
 def test_a_commit_wakes_the_worker(db: psycopg.Connection) -> None:
-    """Within half a second. Without being woken it looks once a second, so that a row written soon after its last look would
-    wait for most of that. A busy machine may delay most of the rows, but not all."""
+    """Within half a second. Without the wake-up, the worker looks once a second, so a row written soon after its last
+    look would wait for most of that second. A busy machine may delay most of the rows, but not all."""
     db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
     db.execute("SELECT clip_watch('note', 'body', mode => 'queued')")
     db.execute("INSERT INTO note VALUES (0, 'a text')")
     until(lambda: drained(db))
     took = []
     for id in range(1, 10):
-        # At another moment each time, early in the second for which the worker waits.
+        # Each row is written at another moment, early in the second for which the worker waits.
         time.sleep(0.04 + 0.02 * id)
         start = time.monotonic()
         db.execute("INSERT INTO note VALUES (%s, 'a text')", (id,))
@@ -40,8 +41,8 @@ def test_each_failure_doubles_the_delay(db: psycopg.Connection) -> None:
     with system_settings(db, worker_attempts="5"):
         db.execute("CREATE TABLE photo (id int PRIMARY KEY, body text)")
         db.execute("SELECT clip_watch('photo', 'body', mode => 'queued')")
-        # An error that may pass: one of the table's own trigger. What is wrong with the source itself is listed at once.
-        # A sequence keeps the moment of the last attempt, though that is undone.
+        # The table's own trigger raises an error that may pass. An error of the source itself would be listed at once.
+        # A sequence keeps the time of the last attempt although the attempt is rolled back.
         db.execute("""
             CREATE SEQUENCE attempt;
             CREATE OR REPLACE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -51,7 +52,7 @@ def test_each_failure_doubles_the_delay(db: psycopg.Connection) -> None:
             END $$;
             CREATE TRIGGER wait BEFORE UPDATE ON photo FOR EACH ROW EXECUTE FUNCTION wait()""")
         db.execute("INSERT INTO photo VALUES (1, 'a cat')")
-        # When the row is tried again after so many attempts; the last value that was seen counts.
+        # When the row is due after each number of attempts; the last value seen counts.
         due: dict[int, float] = {}
         deadline = time.monotonic() + 60
         while value(db, "SELECT count(*) FROM clip_search.failure") == 0:
@@ -64,19 +65,19 @@ def test_each_failure_doubles_the_delay(db: psycopg.Connection) -> None:
             time.sleep(0.005)
         assert {1, 2, 3, 4} <= due.keys(), due
         for attempts in (1, 2, 3):
-            # It is tried when it is due, or later on a busy machine, and the delay after that is twice the one before; were it four
-            # times that, the last would be 13 s.
+            # It is tried when it is due, or later on a busy machine, and each delay is twice the one before; if delays
+            # grew fourfold, the last would be 13 s.
             delay = DELAY * 2**attempts
             assert 0.95 * delay <= due[attempts + 1] - due[attempts] < 2 * delay + 5, due
         assert value(db, "SELECT attempts FROM clip_search.failure") == 5
-        # The last attempt's own transaction lists it.
+        # The transaction of the last attempt itself lists the row.
         listed = "SELECT extract(epoch FROM failed_at) * 1000 <= last_value FROM clip_search.failure, attempt"
         assert value(db, listed)
         db.execute("DROP SEQUENCE attempt")
 
 
 def test_what_was_changed_meanwhile_is_not_written(preloaded: Server, db: psycopg.Connection) -> None:
-    """A row's text changes after the worker has embedded it, and before it has written the embedding."""
+    """A row's text changes after the worker has embedded it and before it writes the embedding."""
     with preloaded.connect() as holder:
         db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
         db.execute("SELECT clip_watch('note', 'body', mode => 'queued')")
@@ -110,7 +111,7 @@ def test_no_more_rows_than_a_batch_are_claimed(preloaded: Server, db: psycopg.Co
                 db, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 77 AND NOT granted"
             )
         )
-        # Claims are committed before the work begins.
+        # The worker commits its claims before it begins the work.
         assert value(db, "SELECT count(*) FROM clip_search.watch_queue WHERE attempts > 0") == 3
         assert value(db, "SELECT count(*) FROM clip_search.watch_queue WHERE attempts = 0") == 17
         holder.execute("SELECT pg_advisory_unlock(77)")

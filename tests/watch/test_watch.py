@@ -1,7 +1,7 @@
-"""Columns that are kept true: whatever is done to a watched table, its rows have the embedding of their source.
+"""Embeddings kept in sync: whatever is done to a watched table, its rows have the embedding of their source.
 
-The oracle for embeddings is clip_embed_image and clip_embed_text (whose own is onnxruntime, tests/embed/test_parity.py), for
-clusters the sum of their members in numpy.
+The oracle for embeddings is clip_embed_image and clip_embed_text (whose own oracle is onnxruntime,
+tests/embed/test_parity.py), for clusters the sum of their members in numpy.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def test_only_a_changed_source_is_embedded(db: psycopg.Connection) -> None:
     "conflict", ["DO NOTHING", "DO UPDATE SET body = excluded.body", "DO UPDATE SET title = 'again'"]
 )
 def test_on_conflict(db: psycopg.Connection, conflict: str) -> None:
-    """A row that is not inserted after all is in no cluster, in a transaction with savepoints as well."""
+    """A row that ON CONFLICT doesn't insert is in no cluster, also in a transaction with savepoints."""
     notes(db)
     fill(db, 5)
     insert = (
@@ -85,15 +85,15 @@ def test_on_conflict(db: psycopg.Connection, conflict: str) -> None:
             db.execute("DELETE FROM note WHERE id = 8")
         db.execute("UPDATE note SET body = 'an old guitar' WHERE id = 8")
         db.execute(insert)
-        # Counts what is there, so nothing may be left over from the rows that conflicted.
+        # clip_recluster counts the members, so the conflicting rows must have left nothing behind.
         db.execute("SELECT * FROM clip_recluster('note')")
         check(db, "note")
     check(db, "note")
 
 
 def test_triggers_that_fire_for_a_subscription_stay_so(db: psycopg.Connection) -> None:
-    """What logical replication applies fires only triggers that are enabled for it, by hand; another call of clip_watch creates
-    the triggers again."""
+    """Changes that logical replication applies fire only triggers that somebody has enabled for that; a second call of
+    clip_watch creates the triggers again."""
     notes(db)
     names = [
         row[0] for row in db.execute("SELECT tgname FROM pg_trigger WHERE tgrelid = 'note'::regclass ORDER BY tgname")
@@ -130,7 +130,8 @@ def test_triggers_of_a_partitioned_table_that_fire_for_a_subscription_stay_so(db
 
 
 def test_other_triggers(db: psycopg.Connection) -> None:
-    """One that changes the source comes before; one that turns a deletion into an update, or drops a row, is respected."""
+    """A trigger that changes the source comes first; one that turns a deletion into an update, or drops a row, is
+    respected."""
     notes(db)
     db.execute("""
         CREATE FUNCTION tidy() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -149,7 +150,7 @@ def test_other_triggers(db: psycopg.Connection) -> None:
     db.execute("DELETE FROM note WHERE id = 1")
     db.execute("UPDATE note SET body = 'drop me' WHERE id = 2")
     assert check(db, "note") == 6
-    # One that comes after and drops the row undoes what was done for it.
+    # A trigger that fires later and drops the row undoes what was done for it.
     db.execute("DROP TRIGGER tidy ON note")
     db.execute("INSERT INTO note (id, body) VALUES (8, 'drop me')")
     db.execute("UPDATE note SET body = 'drop me' WHERE id = 3")
@@ -157,7 +158,7 @@ def test_other_triggers(db: psycopg.Connection) -> None:
 
 
 def test_a_partitioned_table(db: psycopg.Connection) -> None:
-    """Rows move between partitions with their embedding and cluster, whether their source changes with it or not."""
+    """Rows move between partitions with their embedding and cluster, whether or not their source changes too."""
     notes(
         db, rest="PARTITION BY RANGE (id)", key="id int, tag text DEFAULT 'it''s a \"key\"{,}\\', PRIMARY KEY (id, tag)"
     )
@@ -180,7 +181,7 @@ def test_a_partitioned_table(db: psycopg.Connection) -> None:
         "INSERT INTO note (id, body) VALUES (50, 'a steam locomotive') ON CONFLICT (id, tag) DO UPDATE SET body = 'a sleepy cat'"
     )
     assert check(db, "note") == 9
-    # Large texts are stored out of line, images the more.
+    # Large texts are stored out of line, and images even more so.
     db.execute("UPDATE note SET body = repeat(md5(id::text) || ' ', 500)")
     with db.transaction():
         db.execute("UPDATE note SET id = id + 100 WHERE id < 100")
@@ -240,8 +241,8 @@ def test_odd_names_keys_and_row_security(database: support.Database, db: psycopg
 
 
 def test_nobody_elses_functions_are_run(database: support.Database, db: psycopg.Connection, plain_role: str) -> None:
-    """Operators, functions and temporary tables of the caller's that are called like PostgreSQL's or the extension's:
-    whatever runs with more rights than the caller's takes none of them, and nothing else is put off its way."""
+    """The caller has operators, functions and temporary tables named like PostgreSQL's or the extension's: code that
+    runs with more rights than the caller's uses none of them, and all other code still works."""
     role = sql.Identifier(plain_role)
     with database.connect(user=plain_role) as mine:
         mine.execute("SET client_min_messages = warning")
@@ -306,7 +307,7 @@ def test_nobody_elses_functions_are_run(database: support.Database, db: psycopg.
         mine.execute("CALL clip_backfill('note')")
         check(db, f"{plain_role}.note", collection="trapped")
         mine.execute("SELECT clip_unwatch('note', drop_columns => true)")
-        # Others' collections, and tables that are not one's own.
+        # Other roles' collections, and tables of another owner.
         db.execute("SELECT clip_assign_cluster(clip_embed_text('a cat'), 'theirs')")
         state, text = sqlstate(mine, "SELECT clip_watch('note', 'body', collection => 'theirs', cluster => 'c')")
         assert state == "42501" and "theirs" in text
@@ -352,7 +353,7 @@ def test_errors_are_raised_or_skipped(db: psycopg.Connection) -> None:
     failed = "SELECT key, sqlstate, message, attempts FROM clip_search.failure ORDER BY key"
     assert db.execute(failed).fetchall() == [(["1"], "22023", "not an image", 1), (["4"], "22023", "not an image", 1)]
     assert db.execute("SELECT rows, embedded, pending, failed FROM clip_search.watch").fetchone() == (4, 1, 0, 2)
-    # Rolled back, deleted, mended, renamed: the list follows.
+    # The list follows when a failed row is rolled back, deleted, corrected or renamed.
     with db.transaction(force_rollback=True):
         db.execute("INSERT INTO photo VALUES (5, 'no')")
         assert value(db, "SELECT count(*) FROM clip_search.failure") == 3
@@ -366,7 +367,7 @@ def test_errors_are_raised_or_skipped(db: psycopg.Connection) -> None:
     db.execute("DELETE FROM photo WHERE id = 40")
     assert db.execute(failed).fetchall() == []
     assert db.execute("SELECT rows, embedded, pending, failed FROM clip_search.watch").fetchone() == (3, 2, 0, 0)
-    # What was a failure because of a setting is none after it.
+    # A failure caused by a setting is gone once the setting is.
     db.execute("SET clip_search.max_image_pixels = 100")
     db.execute("INSERT INTO photo VALUES (6, %s)", (PHOTOS["pagoda"],))
     assert value(db, "SELECT sqlstate FROM clip_search.failure") == "54000"
@@ -391,7 +392,8 @@ def test_one_model_a_column(db: psycopg.Connection, clip_mini) -> None:
 
 
 def test_sessions_at_once(database: support.Database, db: psycopg.Connection) -> None:
-    """Rows of the same few texts are written, rewritten, moved and deleted by many; clusters end as their members."""
+    """Many sessions write, rewrite, move and delete rows of the same few texts; in the end, the clusters match their
+    members."""
     notes(db, key="id int PRIMARY KEY", rest="PARTITION BY HASH (id)")
     for n in range(3):
         db.execute(f"CREATE TABLE note_{n} PARTITION OF note FOR VALUES WITH (MODULUS 3, REMAINDER {n})")
@@ -401,8 +403,9 @@ def test_sessions_at_once(database: support.Database, db: psycopg.Connection) ->
         with database.connect() as mine:
             for _ in range(25):
                 id, word = int(rng.integers(12)), WORDS[rng.integers(5)]
-                # Rows in the order of their ids, so that none waits for another in a circle, whatever the clusters are.
-                # PostgreSQL's own answer to a DELETE that waits for a row while it moves to another partition.
+                # Each session handles rows in the order of their ids, so that waits can't form a cycle, whatever the
+                # clusters are.
+                # PostgreSQL's own error for a DELETE that waits for a row while the row moves to another partition.
                 moved = contextlib.suppress(psycopg.errors.SerializationFailure)
                 with moved, mine.transaction(force_rollback=bool(rng.integers(5) == 0)):
                     mine.execute(
@@ -423,7 +426,7 @@ def test_sessions_at_once(database: support.Database, db: psycopg.Connection) ->
 
 
 def test_progress_can_be_read_where_queries_run_in_parallel(db) -> None:
-    """What counts the rows can't run in a parallel query, and may not keep others from it."""
+    """The function that counts the rows can't run in a parallel query, and must not keep others from running in one."""
     db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
     db.execute("SELECT clip_watch('note', 'body')")
     db.execute("INSERT INTO note VALUES (1, 'a sleepy cat'), (2, NULL)")

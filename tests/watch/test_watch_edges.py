@@ -1,4 +1,4 @@
-"""Watched tables under statements that come up once a year, and settings that are easily got wrong."""
+"""Watched tables under rare statements, and settings that are easy to get wrong."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from watched import PHOTOS, check, fill, notes
 
 
 def test_a_batch_of_null_is_refused(db: psycopg.Connection) -> None:
-    """It was taken for an entry of the queue without end."""
+    """NULL used to be taken for an entry of the queue, again and again."""
     notes(db)
     db.execute("SET statement_timeout = '60s'")
     for call in ("CALL clip_backfill('note', NULL)", "CALL clip_reembed('note', 'clip-mini', batch => NULL)"):
@@ -24,8 +24,8 @@ def test_a_batch_of_null_is_refused(db: psycopg.Connection) -> None:
 
 
 def test_the_view_runs_nobodys_policies(database: support.Database, db: psycopg.Connection, plain_role: str) -> None:
-    """Whoever looks at clip_search.watch lends his rights to no policy of somebody else's table, and is not kept from the
-    rest by a table that he can't get at."""
+    """A reader of clip_search.watch runs no policy of another role's table, and a table that the reader may not read
+    doesn't hide the others."""
     with database.connect(user=plain_role) as mine:
         mine.execute("SET client_min_messages = warning")
         mine.execute(
@@ -78,7 +78,7 @@ def test_a_failure_is_known_by_its_key_in_every_time_zone(db: psycopg.Connection
     db.execute("UPDATE note SET body = 'a cat' WHERE id = 1")
     db.execute("DELETE FROM note WHERE id = 2")
     assert failures(db) == []
-    # clip_backfill, too, and with the session's time zone in the table's own triggers.
+    # clip_backfill does the same, and the table's own triggers run with the session's time zone.
     db.execute(
         "ALTER TABLE note DISABLE TRIGGER USER; INSERT INTO note (id, at, body) VALUES (3, '2024-01-01 00:00+00', ''); ALTER TABLE note ENABLE TRIGGER USER"
     )
@@ -99,7 +99,7 @@ def test_a_failure_is_known_by_its_key_in_every_time_zone(db: psycopg.Connection
 
 
 def test_failures_are_forgotten_whatever_the_settings_are_by_then(db: psycopg.Connection) -> None:
-    """Those listed while errors were skipped, and those of clip_backfill on a table that raises them."""
+    """Failures listed while errors were skipped, and failures of clip_backfill on a table that raises errors."""
     db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
     db.execute("INSERT INTO note SELECT n, '' FROM generate_series(1, 4) n")
     db.execute("SELECT clip_watch('note', 'body')")
@@ -118,7 +118,7 @@ def test_failures_are_forgotten_whatever_the_settings_are_by_then(db: psycopg.Co
 
 @pytest.mark.parametrize("column", ["embedding", "cluster_id"])
 def test_a_column_that_was_dropped_is_made_and_filled_anew(db: psycopg.Connection, column: str) -> None:
-    """Its rows are in no cluster by then, so none is counted twice."""
+    """By then its rows are in no cluster, so none is counted twice."""
     notes(db)
     fill(db)
     db.execute(f"ALTER TABLE note DROP COLUMN {column}")
@@ -158,7 +158,7 @@ def test_what_is_set_to_null_by_hand_leaves_its_cluster(db: psycopg.Connection, 
 
 
 def test_an_embedding_written_by_hand_changes_the_group(db: psycopg.Connection) -> None:
-    """The groups are the sums of what their members' column has, whoever wrote it."""
+    """The groups are the sums of the vectors in their members' column, whoever wrote them."""
     key = "id int, part int, PRIMARY KEY (id, part)"
     notes(db, key=key, rest="PARTITION BY LIST (part)")
     db.execute(
@@ -180,7 +180,7 @@ def test_an_embedding_written_by_hand_changes_the_group(db: psycopg.Connection) 
         assert len(sums) == len(found) and all(row[3] < 1e-5 for row in sums)
         return found
 
-    # Written, rolled back, written while the row moves to another partition, and written as it was.
+    # Written, rolled back, written while the row moves to another partition, and written unchanged.
     with db.transaction(force_rollback=True):
         db.execute("UPDATE note SET embedding = clip_embed_text('a red rocket') WHERE id <= 2")
         assert groups() == {cat: 3, rocket: 7}
@@ -190,7 +190,7 @@ def test_an_embedding_written_by_hand_changes_the_group(db: psycopg.Connection) 
     assert value(db, "SELECT array_agg(cluster_id ORDER BY id) FROM note WHERE id <= 3") == [rocket, rocket, cat]
     db.execute("UPDATE note SET embedding = embedding, title = 'x'")
     assert groups() == {cat: 3, rocket: 7}
-    # A row that is suppressed afterwards has joined nothing.
+    # An update that a later trigger suppresses puts the row into no group.
     db.execute(
         "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; SET client_min_messages = error;"
         "CREATE TRIGGER zzzz BEFORE UPDATE ON note_1 FOR EACH ROW EXECUTE FUNCTION no()"
@@ -205,7 +205,7 @@ def test_an_embedding_written_by_hand_changes_the_group(db: psycopg.Connection) 
 
 
 def test_a_name_that_is_too_long(db: psycopg.Connection) -> None:
-    """PostgreSQL would cut it, and nothing would be found by it."""
+    """PostgreSQL would truncate the name, and nothing would be found by it."""
     db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
     for argument in ("embedding", "cluster"):
         state, text = sqlstate(db, f"SELECT clip_watch('note', 'body', {argument} => repeat('é', 32))")
@@ -214,7 +214,8 @@ def test_a_name_that_is_too_long(db: psycopg.Connection) -> None:
 
 
 def test_another_key(db: psycopg.Connection) -> None:
-    """What is listed by a former key is listed by the new one once clip_watch knows it; groups name their members by it."""
+    """Once clip_watch knows the new key, failures listed by the old key are listed by the new one, and groups name
+    their members by it."""
     notes(db, ", on_error => 'skip'", key="id int PRIMARY KEY, other uuid NOT NULL DEFAULT gen_random_uuid()")
     db.execute("INSERT INTO note (id, body) VALUES (1, ''), (2, 'a cat'), (3, 'a cat')")
     db.execute("ALTER TABLE note DROP CONSTRAINT note_pkey, ADD PRIMARY KEY (other)")
@@ -237,7 +238,7 @@ def test_another_key(db: psycopg.Connection) -> None:
 
 
 def test_arguments_of_clusters(db: psycopg.Connection) -> None:
-    """No column is overwritten that has another use, and no argument passed over in silence."""
+    """No column that has another use is overwritten, and no argument is silently ignored."""
     db.execute("CREATE TABLE note (id bigint PRIMARY KEY, body text, title text)")
     state, text = sqlstate(db, "SELECT clip_watch('note', 'body', cluster => 'id')")
     assert state == "22023" and "part of its key" in text
@@ -257,14 +258,14 @@ def test_arguments_of_clusters(db: psycopg.Connection) -> None:
 
 
 def test_a_dump_of_the_schema_alone_can_be_watched_again(empty_database: support.Database, pg_program) -> None:
-    """It has the triggers, and not what they are of."""
+    """Such a dump has the triggers, but not the watches that they belong to."""
     with empty_database.connect() as db:
         db.execute("CREATE EXTENSION clip_search CASCADE")
         for table in ("one", "two", "three"):
             db.execute(f"CREATE TABLE {table} (id int PRIMARY KEY, body text) PARTITION BY LIST (id)")
             db.execute(f"CREATE TABLE {table}_default PARTITION OF {table} DEFAULT")
             db.execute(f"SELECT clip_watch('{table}', 'body', cluster => 'cluster_id')")
-        # What a dump without the rows of the extension's tables leaves.
+        # The state after restoring a dump without the rows of the extension's tables.
         db.execute(
             "TRUNCATE clip_search.watch_setting, clip_search.collection_setting; ALTER SEQUENCE clip_search.watch_id_seq RESTART"
         )
@@ -282,7 +283,7 @@ def test_a_dump_of_the_schema_alone_can_be_watched_again(empty_database: support
 
 
 def test_two_columns_of_a_partitioned_table(db: psycopg.Connection) -> None:
-    """A row that moves keeps both of its embeddings, whichever mode they are in."""
+    """A row that moves keeps both of its embeddings, whichever modes the watches have."""
     db.execute("CREATE TABLE note (id int PRIMARY KEY, body text, data bytea) PARTITION BY RANGE (id)")
     db.execute("CREATE TABLE low PARTITION OF note FOR VALUES FROM (0) TO (100)")
     db.execute("CREATE TABLE high PARTITION OF note FOR VALUES FROM (100) TO (200)")
@@ -330,7 +331,8 @@ def test_a_publication_for_all_tables_stops_nobody(db: psycopg.Connection) -> No
 
 
 def test_unwatch_waits_for_nobody_who_works_on_the_queue(database: support.Database, db: psycopg.Connection) -> None:
-    """Whoever does has entries, and waits for the table: after ALTER TABLE in the same transaction it was a deadlock."""
+    """That session holds queue entries and waits for the table: after ALTER TABLE in the same transaction, this was a
+    deadlock."""
     notes(db, ", mode => 'queued'")
     fill(db, 5)
     with database.connect() as worker, worker.transaction():
@@ -339,7 +341,7 @@ def test_unwatch_waits_for_nobody_who_works_on_the_queue(database: support.Datab
             db.execute("SET LOCAL lock_timeout = '60s'")
             db.execute("ALTER TABLE note ADD tags text[]")
             db.execute("SELECT clip_unwatch('note', drop_columns => true)")
-    # What it had in hand is for no watch, and does not stay.
+    # The entries that the worker held belong to no watch any more, and are gone.
     db.execute("SELECT clip_watch('note', 'title', 'title_embedding')")
     assert value(db, "SELECT count(*) FROM clip_search.watch_queue") == 0
 
@@ -369,7 +371,7 @@ def test_a_dump_leaves_out_what_is_of_dropped_tables(
     db.execute("CREATE TABLE stays (id int PRIMARY KEY, body text)")
     db.execute("SELECT clip_watch('stays', 'body', mode => 'queued', on_error => 'skip')")
     db.execute("INSERT INTO stays VALUES (1, 'a cat')")
-    # As another session's hold on the collection would have it.
+    # The state that a drop leaves while another session holds a lock on the collection.
     db.execute("ALTER EVENT TRIGGER clip_search_drop DISABLE")
     db.execute("DROP TABLE note")
     db.execute("ALTER EVENT TRIGGER clip_search_drop ENABLE")

@@ -1,4 +1,4 @@
-"""The background worker: what is queued is embedded, once, whatever happens to server and worker.
+"""The background worker embeds queued rows exactly once, whatever happens to the server and the worker.
 
 These tests start a server of their own that preloads the extension.
 """
@@ -40,7 +40,7 @@ def notes(db: psycopg.Connection, rest: str = "") -> None:
 
 
 def check(db: psycopg.Connection, table: str = "note") -> None:
-    """Every row has the embedding of its text; the clusters have as many members as there are rows in them."""
+    """Checks that every row has the embedding of its text, and that each cluster's size is the number of its rows."""
     known: dict[str, np.ndarray] = {}
     sizes: dict[int, int] = {}
     for body, embedding, cluster in db.execute(
@@ -82,7 +82,7 @@ def test_the_worker_embeds_what_is_queued(db: psycopg.Connection) -> None:
         }
     assert len(workers(db)) == 1
 
-    # Edited, nulled, renamed and deleted, before and after it is done.
+    # Rows edited, set to NULL, renamed and deleted, before and after the worker has done them.
     db.execute("UPDATE note SET body = 'another text ' || id WHERE id <= 20")
     assert (
         value(db, "SELECT count(*) FROM note WHERE id <= 20 AND embedding IS NOT NULL AND body NOT LIKE 'another%'")
@@ -163,9 +163,9 @@ def test_poison_rows_back_off_and_are_listed(preloaded: Server, db: psycopg.Conn
     listed = db.execute(
         "SELECT key, sqlstate, message, attempts FROM clip_search.failure ORDER BY key[1]::int"
     ).fetchall()
-    # No attempt will read it, so it is listed at once.
+    # No further attempt could read the image, so it is listed at once.
     assert listed == [([str(n)], "22023", "not an image", 1) for n in (5, 10, 15, 20)]
-    # A trigger's error may have passed by the next attempt.
+    # A trigger's error may be gone at the next attempt.
     db.execute(
         "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not now'; END $$"
     )
@@ -183,7 +183,7 @@ def test_poison_rows_back_off_and_are_listed(preloaded: Server, db: psycopg.Conn
     assert value(db, "SELECT count(*) FROM clip_search.failure") == 3
     assert value(db, "SELECT clip_retry('photo')") == 3
     until(lambda: value(db, "SELECT count(*) FROM clip_search.failure") == 3)
-    # A trigger of the table's that fails is a failure of the row.
+    # An error in the table's own trigger is a failure of the row.
     db.execute(
         "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not today' USING ERRCODE = 'P0042'; END $$"
     )
@@ -198,7 +198,7 @@ def test_poison_rows_back_off_and_are_listed(preloaded: Server, db: psycopg.Conn
 
 
 def test_a_table_whose_triggers_take_forever_is_put_off(db: psycopg.Connection) -> None:
-    """Its rows wait, others' do not, and in the end they are listed."""
+    """Its rows wait without delaying other tables' rows, and in the end they are listed."""
     with system_settings(db, worker_timeout="300ms", worker_attempts="2"):
         db.execute("CREATE TABLE photo (id int PRIMARY KEY, body text)")
         db.execute("SELECT clip_watch('photo', 'body', mode => 'queued')")
@@ -219,8 +219,8 @@ def test_a_table_whose_triggers_take_forever_is_put_off(db: psycopg.Connection) 
 
 
 def test_writers_never_wait_for_the_worker_for_long(preloaded: Server, db: psycopg.Connection) -> None:
-    """A session alone with the worker: rows that fail and are mended, in any order, renamed, deleted, truncated. It is in
-    no deadlock, and in the end all is as it should be."""
+    """One session beside the worker: rows that fail and are corrected in any order, renamed, deleted, truncated. The
+    session is never in a deadlock, and at the end all rows are right."""
     with system_settings(db, worker_attempts="1"):
         notes(db)
         rng, end, longest = random.Random(3), time.monotonic() + 8, 0.0
@@ -251,12 +251,12 @@ def test_writers_never_wait_for_the_worker_for_long(preloaded: Server, db: psyco
         assert failed == {id for (id,) in db.execute("SELECT id FROM note WHERE body = ''")}
         db.execute("DELETE FROM note WHERE body = ''")
         check(db)
-        # One takes milliseconds; who waits for a batch, or is in a deadlock, waits for longer.
+        # A statement normally takes milliseconds; one that waits for a whole batch or is in a deadlock takes longer.
         assert longest < 15, f"a statement took {longest:.1f} s"
 
 
 def test_databases_are_looked_into_at_the_start(preloaded: Server) -> None:
-    """Also when the first has a worker that stays."""
+    """The worker also reaches the others when the first database has a worker that stays."""
     names = ("one", "two", "three")
     with preloaded.connect() as db:
         for name in names:
@@ -278,7 +278,7 @@ def test_databases_are_looked_into_at_the_start(preloaded: Server) -> None:
 
 
 def test_a_model_that_is_not_there_is_waited_for(preloaded: Server, db: psycopg.Connection) -> None:
-    """It is no fault of the rows: they stay queued, and other tables are served."""
+    """The rows are not at fault: they stay queued, and the worker serves other tables meanwhile."""
     models = preloaded.folder / "models"
     preloaded.run("mkdir", str(models))
     source = support.FIXTURES / "clip-mini"
@@ -291,7 +291,7 @@ def test_a_model_that_is_not_there_is_waited_for(preloaded: Server, db: psycopg.
         db.execute("INSERT INTO photo VALUES (1, 'a cat')")
         until(lambda: drained(db))
         preloaded.run("mv", str(models / "clip-mini"), str(models / "gone"))
-        # The worker has the model in memory; another does not.
+        # This worker has the model in memory; another one doesn't.
         os.kill(workers(db)[0], signal.SIGTERM)
         db.execute("INSERT INTO photo VALUES (2, 'a dog')")
         notes(db)
@@ -314,7 +314,7 @@ def test_reload_terminate_drop_and_create(preloaded: Server, db: psycopg.Connect
         until(lambda: drained(db))
         check(db)
 
-    # Terminated by hand it comes back.
+    # A worker that was terminated by hand comes back.
     old = workers(db)
     assert value(db, "SELECT pg_terminate_backend(%s, 10000)", old[0]) is True
     db.execute("INSERT INTO note VALUES (200, 'a text')")
@@ -322,8 +322,8 @@ def test_reload_terminate_drop_and_create(preloaded: Server, db: psycopg.Connect
     assert workers(db) != old
     check(db)
 
-    # Without anything to watch it ends, and begins again when there is something: one that ended in peace is not put off for five
-    # seconds, though a busy machine may need some of three attempts to show it.
+    # A worker without watched tables ends, and starts again when there is one: after a normal end there is no delay of
+    # five seconds, though a busy machine may need up to three attempts to show that.
     took: list[float] = []
     while not took or (min(took) >= 4 and len(took) < 3):
         db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', mode => 'immediate')")
@@ -353,7 +353,7 @@ def test_reload_terminate_drop_and_create(preloaded: Server, db: psycopg.Connect
 
 
 def test_databases_can_be_dropped_copied_and_renamed(preloaded: Server, db: psycopg.Connection) -> None:
-    """While its worker is idle, and while it is busy."""
+    """Both while the database's worker is idle, and while it is busy."""
     for busy in (False, True):
         name = f"other_{busy}".lower()
         db.execute(f"CREATE DATABASE {name}")
@@ -371,12 +371,13 @@ def test_databases_can_be_dropped_copied_and_renamed(preloaded: Server, db: psyc
             db.execute("DROP DATABASE copy")
             db.execute(f"ALTER DATABASE {name} RENAME TO renamed")
             name = "renamed"
-        # PostgreSQL gives up after five seconds of waiting for the worker.
+        # DROP DATABASE fails if the worker hasn't left after five seconds.
         db.execute(f"DROP DATABASE {name}")
 
 
 def test_it_goes_on_after_a_restart(preloaded: Server) -> None:
-    """What was queued when the server went down, by whatever mode: in the midst of it, before a row that a session holds up."""
+    """Rows that were queued when the server went down, in whichever shutdown mode: in the middle of a batch, before a
+    row that a session has locked."""
     with preloaded.connect() as first:
         notes(first)
         first.execute("""
@@ -404,8 +405,8 @@ def test_it_goes_on_after_a_restart(preloaded: Server) -> None:
 
 
 def test_it_has_the_owners_rights_only(preloaded: Server, db: psycopg.Connection) -> None:
-    """The worker connects as superuser. Whatever a table's owner has attached to it runs as the owner, and can neither
-    change that nor put anything off to a moment when it is no longer so."""
+    """The worker connects as a superuser. Code that a table's owner has attached to the table runs as the owner, and
+    can neither change that nor defer anything until it is no longer so."""
     db.execute("CREATE ROLE mallory LOGIN; CREATE SCHEMA mallory AUTHORIZATION mallory")
     with psycopg.connect(host=str(preloaded.folder), user="mallory", dbname="postgres", autocommit=True) as mallory:
         mallory.execute("SET search_path = mallory, public")
@@ -451,20 +452,20 @@ def test_it_has_the_owners_rights_only(preloaded: Server, db: psycopg.Connection
         assert set(failed) == {1, 2, 3, 4, 6, 7}, failed
         assert value(mallory, "SELECT count(*) FROM loot WHERE embedding IS NOT NULL") == 2
 
-        # Put off to the end of the transaction: refused, since it would run as the worker.
+        # Deferred to the end of the transaction: refused, since it would run as the worker.
         mallory.execute("""
             DROP TRIGGER attack ON loot;
             CREATE CONSTRAINT TRIGGER later AFTER UPDATE ON loot DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION attack();
             INSERT INTO loot VALUES (100, 'a text', 'ALTER ROLE mallory SUPERUSER')""")
         until(lambda: value(mallory, "SELECT count(*) FROM clip_search.failure WHERE key = '{100}'") == 1)
         assert value(db, "SELECT rolsuper FROM pg_roles WHERE rolname = 'mallory'") is False
-        # What the superuser does to his table is no better.
+        # The owner's code gains no rights from a superuser's calls for the table either.
         db.execute("CALL clip_backfill('mallory.loot')")
         db.execute("SELECT clip_retry('mallory.loot')")
         until(lambda: drained(db))
         assert {who for (who,) in mallory.execute("SELECT DISTINCT who FROM seen")} == {"mallory"}
 
-        # Others' tables.
+        # Tables of other owners.
         notes(db)
         db.execute("GRANT ALL ON note TO mallory")
         for query in (

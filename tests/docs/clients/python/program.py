@@ -1,4 +1,4 @@
-"""What every client's program does (../README.md), for the three in Python."""
+"""The program that every client's folder has (../README.md), for the three clients in Python."""
 
 import pathlib
 import sys
@@ -11,7 +11,7 @@ def show(*fields: object) -> None:
 
 
 def example() -> dict:
-    """The page's block, run as a module is."""
+    """The page's block, executed like a module."""
     path = pathlib.Path(sys.argv[2])
     names: dict = {"__name__": "photos.models"}
     exec(compile(path.read_text(encoding="utf-8"), "docs/clients.md", "exec"), names)

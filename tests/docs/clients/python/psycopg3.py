@@ -10,7 +10,7 @@ page = program.example()
 with psycopg.connect(autocommit=True) as db:
     names = ("add", "search", "similar", "groups")
     program.run(*(functools.partial(page[name], db) for name in names), lambda error: error.sqlstate)
-    # What the other clients have no function for.
+    # The part for which the other clients have no function.
     with db.transaction(force_rollback=True):
         clock = (pathlib.Path(sys.argv[1]) / "clock.jpg").read_bytes()
         page["add_many"](db, [("clock", clock), ("clock again", clock)])
