@@ -90,7 +90,7 @@ def embed_many(db: psycopg.Connection, what: str, items: Sequence, *model: str) 
     return [vector(row[0]) for row in rows]
 
 
-def sqlstate(db: psycopg.Connection, query: str, *arguments: object) -> tuple[str | None, str]:
+def raised_error(db: psycopg.Connection, query: str, *arguments: object) -> tuple[str | None, str]:
     """The SQLSTATE and the full text of the error that a query must raise."""
     try:
         rows = db.execute(query, arguments or None)
@@ -263,7 +263,7 @@ class ServerFolder:
         shutil.rmtree(self.path)
 
 
-def close(a: np.ndarray, b: np.ndarray) -> bool:
+def same_embedding(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether two embeddings are of the same item and model. Graphs round differently with another batch size or
     another layout of their weights."""
     return a.shape == b.shape and bool(np.allclose(a, b, atol=1e-6))

@@ -8,7 +8,7 @@ import numpy as np
 import psycopg
 
 import support
-from support import close, embed_one, value, vector
+from support import embed_one, same_embedding, value, vector
 
 PHOTOS = {
     name: (support.ROOT / "examples" / "gallery" / "photos" / f"{name}.jpg").read_bytes()
@@ -35,7 +35,7 @@ def check(
             continue
         if body not in known:
             known[body] = embed_one(db, "text", body)
-        assert embedding is not None and close(vector(embedding), known[body]), body
+        assert embedding is not None and same_embedding(vector(embedding), known[body]), body
         members[cluster].append(known[body].astype(np.float64))
     name = collection or table
     found = db.execute(

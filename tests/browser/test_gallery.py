@@ -91,7 +91,7 @@ def test_its_sql_wraps(gallery: pathlib.Path, open_page) -> None:
             assert wide <= shown, (screen[0], code.inner_text())
 
 
-def test_a_query_finds_nothing_rightly(gallery: pathlib.Path, database: str, open_page) -> None:
+def test_a_query_without_an_answer_shows_no_results(gallery: pathlib.Path, database: str, open_page) -> None:
     """Tested where clip_search has relevance; elsewhere the page doesn't mention it."""
     with psycopg.connect(dbname=database) as db:
         [(has_relevance,)] = db.execute("SELECT count(*) > 0 FROM pg_proc WHERE proname = 'clip_relevance'").fetchall()

@@ -14,7 +14,7 @@ import psycopg
 import support
 from citus_servers import PORT, Citus
 from servers import Server
-from support import embed_one, sqlstate, value, vector, vector_text
+from support import embed_one, raised_error, value, vector, vector_text
 
 PHOTOS = sorted((support.ROOT / "examples" / "gallery" / "photos").glob("*.jpg"))
 RANDOM_ROWS = 4000
@@ -37,7 +37,7 @@ def check_embedded_by_workers(citus: Citus, count: int) -> None:
 
 
 def refused(db: psycopg.Connection, query: str, *parts: str) -> None:
-    state, text = sqlstate(db, query)
+    state, text = raised_error(db, query)
     assert state == "0A000" and all(part in text for part in parts), (state, text)
     assert text.count("\n") >= 2, f"no DETAIL, or no HINT: {text}"
 
@@ -81,13 +81,13 @@ def test_rows_are_embedded_by_the_worker_that_stores_them(citus: Citus, db: psyc
     before = citus.images()
     for photo in PHOTOS[::10]:
         found = vector(value(db, "SELECT embedding::text FROM photo WHERE title = %s", photo.stem))
-        assert support.close(found, embed_one(db, "image", photo.read_bytes()))
+        assert support.same_embedding(found, embed_one(db, "image", photo.read_bytes()))
     # Another photo changes the embedding; another title doesn't.
     db.execute("UPDATE photo SET data = %b WHERE title = 'cat'", (PHOTOS[-1].read_bytes(),))
     db.execute("UPDATE photo SET title = 'was a cat' WHERE title = 'cat'")
     assert sum(citus.images()[1:]) == sum(before[1:]) + 1
     found = vector(value(db, "SELECT embedding::text FROM photo WHERE title = 'was a cat'"))
-    assert support.close(found, embed_one(db, "image", PHOTOS[-1].read_bytes()))
+    assert support.same_embedding(found, embed_one(db, "image", PHOTOS[-1].read_bytes()))
     cat = next(photo for photo in PHOTOS if photo.stem == "cat").read_bytes()
     with citus.workers[1].connect() as there:
         there.execute("UPDATE photo SET title = 'cat', data = %b WHERE title = 'was a cat'", (cat,))
@@ -137,7 +137,7 @@ def test_another_role_owns_its_tables(citus: Citus, db: psycopg.Connection) -> N
     with citus.coordinator.connect() as his:
         his.execute("SET SESSION AUTHORIZATION bert")
         assert value(his, "SELECT count(*) FROM clip_search.failure") == 0
-        state, text = sqlstate(his, "SELECT clip_group('hers.photo')")
+        state, text = raised_error(his, "SELECT clip_group('hers.photo')")
         assert state == "42501", (state, text)
     # A trigger with settings is refused on another role's table.
     db.execute("GRANT USAGE ON SCHEMA hers TO bert; GRANT TRIGGER ON hers.photo TO bert")
@@ -147,7 +147,7 @@ def test_another_role_owns_its_tables(citus: Citus, db: psycopg.Connection) -> N
     with next(worker for worker in citus.workers if str(worker.folder) == node).connect() as there:
         there.execute("SET ROLE bert")
         query = f"CREATE TRIGGER t BEFORE INSERT ON {shard} FOR EACH ROW EXECUTE FUNCTION clip_watch_row('1', '{{}}')"
-        state, text = sqlstate(there, query)
+        state, text = raised_error(there, query)
         assert state == "42501" and "must be owner" in text, (state, text)
     db.execute("DROP SCHEMA hers CASCADE; DROP ROLE anna; DROP ROLE bert")
 
@@ -293,7 +293,7 @@ def test_recluster_writes_members_by_key(citus: Citus, db: psycopg.Connection) -
     db.execute("SELECT clip_alter_collection('photo', threshold => 1)")
     with citus.workers[0].connect() as there:
         gone = value(there, "DELETE FROM photo WHERE id = (SELECT min(id) FROM photo) RETURNING data")
-    state, text = sqlstate(db, "SELECT * FROM clip_recluster('photo')")
+    state, text = raised_error(db, "SELECT * FROM clip_recluster('photo')")
     assert state == "55000" and "clip_group" in text, (state, text)
     assert value(db, "SELECT clip_group('photo')") == 1
     changes = db.execute("SELECT * FROM clip_recluster('photo')").fetchall()
@@ -342,19 +342,19 @@ def test_what_does_not_work_says_so(citus: Citus, db: psycopg.Connection) -> Non
         "SELECT clip_leave_cluster(cluster_id, embedding) FROM photo",
     ):
         refused(db, query, "was called on a worker of Citus", "coordinator")
-    state, text = sqlstate(db, "UPDATE photo SET cluster_id = clip_assign_cluster(embedding, 'photo')")
+    state, text = raised_error(db, "UPDATE photo SET cluster_id = clip_assign_cluster(embedding, 'photo')")
     assert state == "0A000" and "VOLATILE" in text
     # Tables that Citus doesn't know work as before; reference tables don't.
     db.execute("CREATE TABLE here (id bigint PRIMARY KEY, data bytea)")
     db.execute("SELECT clip_watch('here', 'data', cluster => 'cluster_id')")
     db.execute("INSERT INTO here (id, data) VALUES (1, %b)", (PHOTOS[0].read_bytes(),))
     assert value(db, "SELECT count(*) FROM here WHERE embedding IS NOT NULL AND cluster_id IS NOT NULL") == 1
-    state, text = sqlstate(db, "SELECT create_distributed_table('here', 'id')")
+    state, text = raised_error(db, "SELECT create_distributed_table('here', 'id')")
     assert "has triggers" in text
     # If triggers are allowed, Citus inserts the rows into the shards.
     with db.transaction(force_rollback=True):
         db.execute("SET LOCAL citus.enable_unsafe_triggers = on")
-        _, text = sqlstate(db, "SELECT create_distributed_table('here', 'id')")
+        _, text = raised_error(db, "SELECT create_distributed_table('here', 'id')")
     assert "a trigger of clip_watch is on a table that is not watched" in text
     db.execute("SELECT clip_unwatch('here'); SELECT create_distributed_table('here', 'id'); DROP TABLE here")
     db.execute(
@@ -443,7 +443,7 @@ def test_a_worker_that_is_down(citus: Citus) -> None:
     citus.workers[1].stop("immediate")
     try:
         with citus.coordinator.connect() as db:
-            state, text = sqlstate(db, citus.blocks["search"])
+            state, text = raised_error(db, citus.blocks["search"])
             assert state in {"08006", "08001", "57P01", "57P03"} and str(citus.workers[1].folder) in text, (state, text)
     finally:
         citus.workers[1].start()

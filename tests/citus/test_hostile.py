@@ -12,7 +12,7 @@ import pytest
 
 from citus_servers import Citus
 from servers import Server
-from support import sqlstate, value
+from support import raised_error, value
 
 
 def as_role(server: Server, role: str) -> psycopg.Connection:
@@ -123,7 +123,7 @@ def test_a_table_whose_name_ends_like_a_shards_is_none(
             hers.execute(
                 f"CREATE TRIGGER {when} {when} TRUNCATE ON common.mine_{shard} EXECUTE FUNCTION clip_watch_row('{id}')"
             )
-        state, text = sqlstate(hers, f"TRUNCATE common.mine_{shard}")
+        state, text = raised_error(hers, f"TRUNCATE common.mine_{shard}")
         assert state == "55000" and "not watched" in text, (state, text)
         hers.execute(f"DROP TABLE common.mine_{shard}")
     assert sizes(db, "kept") == 5 and progress(olga, "common.kept") == (6, 5, 0, 1)
@@ -180,7 +180,7 @@ def test_default_privileges_are_not_for_departures(
             app.execute("DELETE FROM granted.photo WHERE id = 1")
             for query in (f"SELECT * FROM {table}", f"DELETE FROM {table}", f"TRUNCATE {table}",
                           f"INSERT INTO {table} (id, departed_id) VALUES (1, gen_random_uuid())"):  # fmt: skip
-                assert sqlstate(app, query)[0] == "42501"
+                assert raised_error(app, query)[0] == "42501"
         assert value(olga, "SELECT clip_group('granted.photo')") == 1 and sizes(olga, "granted") == 1
 
 
@@ -254,14 +254,14 @@ def test_a_transaction_uses_shards_as_one_role(db: psycopg.Connection, olga: psy
     with distributed(olga, "common.owned", columns=columns):
         olga.execute("INSERT INTO common.owned VALUES (1, 'a cat', clip_embed_text('a cat', 'photo-mini'), 5)")
         call = "SELECT clip_watch('common.owned', 'title', model => 'photo-mini', cluster => 'cluster_id', collection => 'owned')"
-        state, text = sqlstate(db, call)
+        state, text = raised_error(db, call)
         assert state == "0A000" and "belongs to olga" in text and "SET ROLE olga" in text, (state, text)
         db.execute("SET client_min_messages = warning")
         db.execute("SET ROLE olga")
         db.execute(call)
         db.execute("RESET ROLE")
         assert value(db, "SELECT clip_group('common.owned')") == 1
-        state, text = sqlstate(db, "TRUNCATE common.owned")
+        state, text = raised_error(db, "TRUNCATE common.owned")
         assert state == "0A000" and "belongs to olga" in text and "SET ROLE olga" in text, (state, text)
         db.execute("DELETE FROM common.owned")
         assert value(db, "SELECT clip_group('common.owned')") == 1 and sizes(db, "owned") == 0
@@ -281,7 +281,7 @@ def test_a_shard_is_not_watched_by_itself(citus: Citus, olga: psycopg.Connection
             node, shard = db.execute(query).fetchone()
         with as_role(next(worker for worker in citus.workers if str(worker.folder) == node), "olga") as there:
             for call in ("clip_watch({}, 'title')", "clip_unwatch({})"):
-                state, text = sqlstate(there, "SELECT " + call.format(f"'common.whole_{shard}'"))
+                state, text = raised_error(there, "SELECT " + call.format(f"'common.whole_{shard}'"))
                 assert state == "0A000" and "is a shard of common.whole" in text, (state, text)
         olga.execute("INSERT INTO common.whole VALUES (1, 'a cat'), (2, 'a dog'), (3, 'a car')")
         assert value(olga, "SELECT clip_group('common.whole')") == 3

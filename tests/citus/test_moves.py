@@ -10,7 +10,7 @@ import pytest
 
 import support
 from citus_servers import PORT, Citus
-from support import sqlstate, until, value
+from support import raised_error, until, value
 
 PHOTOS = sorted((support.ROOT / "examples" / "gallery" / "photos").glob("*.jpg"))
 
@@ -134,7 +134,7 @@ def test_a_table_that_citus_takes_over_stays_watched(citus: Citus, db: psycopg.C
     assert counts(db, "kept", "kept") == (18, 17, 17, 17) and sizes_match(db, "kept", "kept")
     assert value(db, "SELECT clip_retry('kept')") == 0
     assert len(db.execute("SELECT * FROM clip_clusters('kept', 1)").fetchall()) > 3
-    state, text = sqlstate(db, "SELECT clip_watch('kept', 'data', mode => 'queued')")
+    state, text = raised_error(db, "SELECT clip_watch('kept', 'data', mode => 'queued')")
     assert state == "0A000" and "undistribute_table" in text, (state, text)
     db.execute("TRUNCATE kept")
     assert counts(db, "kept", "kept") == (0, 0, 0, 0)

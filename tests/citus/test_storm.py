@@ -258,7 +258,7 @@ def test_everything_is_exact_after_a_storm(citus: Citus, mode: str) -> None:
             photo = expected[id]
             assert (photo is None) == (text is None) == (cluster is None), (id, photo, cluster)
             if photo is not None:
-                assert support.close(vector(text), right[photo]), (id, photo)
+                assert support.same_embedding(vector(text), right[photo]), (id, photo)
                 groups[PHOTOS[photo].stem.split("-")[0]].add(cluster)
                 members[cluster].append(right[photo].astype(np.float64))
         # Only the three photos of a subject are alike.

@@ -121,7 +121,7 @@ def test_a_list_with_ids(database: support.Database, folder: pathlib.Path, tmp_p
         psql(pg_program, database, f"\\copy ids FROM '{output}' (FORMAT binary)")
         assert db.execute("SELECT id FROM ids").fetchall() == [(7,)]
         # clip-embed reports the server's error message.
-        state, text = support.sqlstate(db, "SELECT clip_embed_image(%b)", b"no image")
+        state, text = support.raised_error(db, "SELECT clip_embed_image(%b)", b"no image")
         assert (state, text.splitlines()[0]) == ("22023", why["9"])
     # Only the files that were repaired are retried; the list may come through a pipe.
     shutil.copy(PHOTOS / "cat.jpg", folder / "nowhere.jpg")

@@ -31,7 +31,7 @@ from grouping import (
 )
 
 import support
-from support import in_parallel, sqlstate, value, vector_text
+from support import in_parallel, raised_error, value, vector_text
 
 PHOTOS = support.ROOT / "examples" / "gallery" / "photos"
 
@@ -178,7 +178,7 @@ def test_members_leave_and_the_last_takes_the_cluster_along(db: psycopg.Connecti
         size, centroid, _ = clusters(db, collection)[id]
         assert size == 50 - gone
         assert np.abs(centroid - unit(np.mean(rows[gone:].astype(np.float64), axis=0))).max() < 1e-5
-    state, text = sqlstate(db, LEAVE, id, vector_text(direction(26)))
+    state, text = raised_error(db, LEAVE, id, vector_text(direction(26)))
     assert state == "22023" and f"not a member of cluster {id}" in text
     value(db, LEAVE, id, vector_text(rows[-1]))
     assert not clusters(db, collection)

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 import support
-from support import sqlstate, value
+from support import raised_error, value
 
 # A key column's type, and the key of its row n.
 KINDS = {
@@ -140,7 +140,7 @@ def test_a_foreign_key_holds(db, kind: str, values: list[str]) -> None:
         if db.info.server_version >= 180000 and kind in ("text", "varchar(9)"):
             # There, both columns must have a collation, or neither. A column of the table's own type accepts the keys.
             with db.transaction(force_rollback=True):
-                state, said = sqlstate(db, create.format("clip_key"))
+                state, said = raised_error(db, create.format("clip_key"))
             assert state == "XX000" and "not both collatable" in said
             db.execute(create.format(kind))
         else:
@@ -150,7 +150,7 @@ def test_a_foreign_key_holds(db, kind: str, values: list[str]) -> None:
         db.execute("DELETE FROM parent WHERE id::text = %s", (first,))
         db.execute("UPDATE parent SET id = %s", (third,))
         assert db.execute("SELECT id::text FROM child").fetchall() == [(third,)]
-        assert sqlstate(db, f"UPDATE child SET id = '{first}'")[0] == "23503"
+        assert raised_error(db, f"UPDATE child SET id = '{first}'")[0] == "23503"
 
 
 @pytest.mark.parametrize("kind", ["integer", "numeric"])

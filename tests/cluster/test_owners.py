@@ -11,7 +11,7 @@ import pytest
 from psycopg import sql
 
 import support
-from support import sqlstate, value
+from support import raised_error, value
 
 
 class Roles:
@@ -91,7 +91,7 @@ def test_a_stranger_sees_and_changes_nothing(database: support.Database, roles: 
             "SELECT * FROM clip_duplicates('pets')",
             "SELECT * FROM clip_clusters('pets', 1)",
         ):
-            state, text = sqlstate(db, call)
+            state, text = raised_error(db, call)
             assert state == "42501" and 'permission denied for collection "pets"' in text, call
         # Ids can be guessed, so another owner's cluster looks the same as a missing one.
         for number in (cluster, 1 << 40):
@@ -103,7 +103,7 @@ def test_a_stranger_sees_and_changes_nothing(database: support.Database, roles: 
             "SELECT clip_revoke_collection('pets', 'PUBLIC')",
             "SELECT clip_create_collection('pets')",
         ):
-            state, text = sqlstate(db, call)
+            state, text = raised_error(db, call)
             assert state == "42501" and "must be owner" in text, call
         for table in (
             "collection_setting",
@@ -114,8 +114,10 @@ def test_a_stranger_sees_and_changes_nothing(database: support.Database, roles: 
             "collection_owner",
             "collection_visible",
         ):
-            assert sqlstate(db, f"SELECT * FROM clip_search.{table}")[0] == "42501"
-        assert sqlstate(db, "SELECT clip_create_collection('mine', members => %s)", "pg_catalog.pg_am")[0] == "42501"
+            assert raised_error(db, f"SELECT * FROM clip_search.{table}")[0] == "42501"
+        assert (
+            raised_error(db, "SELECT clip_create_collection('mine', members => %s)", "pg_catalog.pg_am")[0] == "42501"
+        )
     with as_role(database, bob) as db:
         assert db.execute("SELECT id, size FROM clip_search.cluster ORDER BY 1").fetchall() == before
 
@@ -133,7 +135,7 @@ def test_a_stranger_s_open_transaction_holds_up_nobody(database: support.Databas
             "SELECT clip_drop_collection('diary')",
         ):
             stranger.execute("SAVEPOINT before")
-            assert sqlstate(stranger, call)[0] == "42501"
+            assert raised_error(stranger, call)[0] == "42501"
             stranger.execute("ROLLBACK TO before")
         assert value(stranger, "SELECT clip_leave_cluster(%s, clip_embed_text('my bank account'))", cluster) is False
         assert stranger.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
@@ -193,7 +195,7 @@ def test_each_privilege_is_granted_and_revoked_by_itself(database: support.Datab
         # A grant on the collection gives no right to read its members.
         owner.execute("SELECT clip_grant_collection('pets', %s, 'select')", (app,))
         owner.execute(f"REVOKE SELECT ON {bob}.pets FROM {app}")
-        state, text = sqlstate(db, "SELECT * FROM clip_clusters('pets')")
+        state, text = raised_error(db, "SELECT * FROM clip_clusters('pets')")
         assert state == "42501" and "permission denied for table" in text
         owner.execute(f"GRANT SELECT (id, embedding, cluster_id, tags) ON {bob}.pets TO {app}")
         assert len(db.execute("SELECT * FROM clip_clusters('pets')").fetchall()) == 2
@@ -204,7 +206,7 @@ def test_each_privilege_is_granted_and_revoked_by_itself(database: support.Datab
             ("SELECT clip_grant_collection('pets', NULL)", "22004"),
             ("SELECT clip_has_collection_privilege('none', 'select')", "42704"),
         ):
-            assert sqlstate(owner, call)[0] == state, call
+            assert raised_error(owner, call)[0] == state, call
 
 
 def test_default_is_open_until_it_is_closed(database: support.Database, roles: Roles) -> None:
@@ -221,17 +223,17 @@ def test_default_is_open_until_it_is_closed(database: support.Database, roles: R
             "SELECT clip_create_collection('default')",
             "SELECT clip_drop_collection('default')",
         ):
-            assert sqlstate(other, call)[0] == "42501"
+            assert raised_error(other, call)[0] == "42501"
         # A grant to one role doesn't close the collection to others.
         admin.execute("SELECT clip_grant_collection('default', %s)", (bob,))
         assert value(other, "SELECT clip_assign_cluster('[1,0,0]')") == cluster
         admin.execute("SELECT clip_revoke_collection('default', 'PUBLIC')")
-        assert sqlstate(other, "SELECT clip_assign_cluster('[1,0,0]')")[0] == "42501"
+        assert raised_error(other, "SELECT clip_assign_cluster('[1,0,0]')")[0] == "42501"
         assert names(other) == set()
         assert value(db, "SELECT clip_assign_cluster('[1,0,0]')") == cluster
         # It stays closed after it was dropped with its clusters.
         admin.execute("SELECT clip_drop_collection('default')")
-        assert sqlstate(other, "SELECT clip_assign_cluster('[1,0,0]')")[0] == "42501"
+        assert raised_error(other, "SELECT clip_assign_cluster('[1,0,0]')")[0] == "42501"
         admin.execute("SELECT clip_grant_collection('default', 'PUBLIC')")
         assert value(other, "SELECT clip_assign_cluster('[1,0,0]')") > 0
 
@@ -250,8 +252,8 @@ def test_a_collection_belongs_to_the_role_that_assigns_first(database: support.D
     with as_role(database, bob) as db, as_role(database, eve) as other:
         cluster = value(db, "SELECT clip_assign_cluster('[1,0,0]', 'loose')")
         assert value(db, "SELECT owner FROM clip_search.collection WHERE name = 'loose'") == bob
-        assert sqlstate(other, "SELECT clip_assign_cluster('[1,0,0]', 'loose')")[0] == "42501"
-        assert sqlstate(other, "SELECT clip_create_collection('loose')")[0] == "42501"
+        assert raised_error(other, "SELECT clip_assign_cluster('[1,0,0]', 'loose')")[0] == "42501"
+        assert raised_error(other, "SELECT clip_create_collection('loose')")[0] == "42501"
         db.execute("SELECT clip_grant_collection('loose', %s, 'assign')", (eve,))
         assert value(other, "SELECT clip_assign_cluster('[1,0,0]', 'loose')") == cluster
         # Giving a collection settings keeps its owner and its grants.
@@ -260,7 +262,7 @@ def test_a_collection_belongs_to_the_role_that_assigns_first(database: support.D
         assert value(other, "SELECT clip_assign_cluster('[1,0,0]', 'loose')") == cluster
         db.execute("SELECT clip_drop_collection('loose')")
         assert value(other, "SELECT clip_assign_cluster('[1,0,0]', 'loose')") != cluster
-        assert sqlstate(db, "SELECT clip_assign_cluster('[1,0,0]', 'loose')")[0] == "42501"
+        assert raised_error(db, "SELECT clip_assign_cluster('[1,0,0]', 'loose')")[0] == "42501"
 
 
 def test_nobody_waits_for_a_collection_that_is_being_made(database: support.Database, roles: Roles) -> None:
@@ -276,12 +278,12 @@ def test_nobody_waits_for_a_collection_that_is_being_made(database: support.Data
         cluster = value(first, "SELECT clip_assign_cluster('[1,0,0]', 'new')")
         assert value(second, "SELECT clip_assign_cluster('[1,0,0]', 'new')") == cluster
         # Another role's assignment would create a second owner.
-        state, text = sqlstate(other, "SELECT clip_assign_cluster('[1,0,0]', 'new')")
+        state, text = raised_error(other, "SELECT clip_assign_cluster('[1,0,0]', 'new')")
         assert state == "42501" and "just now making it" in text
         # The second session wrote a row of its own: if the first rolls back, the collection still has an owner.
         first.rollback()
         second.commit()
-        assert sqlstate(other, "SELECT clip_assign_cluster('[1,0,0]', 'new')")[0] == "42501"
+        assert raised_error(other, "SELECT clip_assign_cluster('[1,0,0]', 'new')")[0] == "42501"
         assert value(first, "SELECT owner FROM clip_search.collection WHERE name = 'new'") == bob
         assert value(first, "SELECT clip_assign_cluster('[1,0,0]', 'new')") == cluster
 
@@ -297,12 +299,12 @@ def test_alter_changes_what_it_names(database: support.Database, roles: Roles) -
         assert value(db, shown) == before
         db.execute("SELECT clip_alter_collection('pets', threshold => 0.75, model => 'photo-mini')")
         assert value(db, shown) == before | {"threshold": 0.75, "model": "photo-mini"}
-        assert sqlstate(db, "SELECT clip_alter_collection('pets', labels => 'id')")[0] == "42804"
-        assert sqlstate(db, "SELECT clip_alter_collection('pets', threshold => 1.5)")[0] == "22023"
-        assert sqlstate(db, "SELECT clip_alter_collection('none', threshold => 0.5)")[0] == "42704"
-        assert sqlstate(db, "SELECT clip_alter_collection('pets', owner => 'postgres')")[0] == "42501"
+        assert raised_error(db, "SELECT clip_alter_collection('pets', labels => 'id')")[0] == "42804"
+        assert raised_error(db, "SELECT clip_alter_collection('pets', threshold => 1.5)")[0] == "22023"
+        assert raised_error(db, "SELECT clip_alter_collection('none', threshold => 0.5)")[0] == "42704"
+        assert raised_error(db, "SELECT clip_alter_collection('pets', owner => 'postgres')")[0] == "42501"
         # The collection belongs to the owner of the members' table.
-        assert sqlstate(db, "SELECT clip_alter_collection('pets', owner => %s)", team)[0] == "55000"
+        assert raised_error(db, "SELECT clip_alter_collection('pets', owner => %s)", team)[0] == "55000"
         admin.execute(f"GRANT USAGE, CREATE ON SCHEMA {bob} TO {team}")
         db.execute(f"ALTER TABLE {bob}.pets OWNER TO {team}")
         assert value(db, "SELECT owner::text FROM clip_search.collection WHERE name = 'pets'") == team
@@ -310,14 +312,14 @@ def test_alter_changes_what_it_names(database: support.Database, roles: Roles) -
         db.execute("SET client_min_messages = warning")
         assert len(db.execute("SELECT * FROM clip_clusters('pets')").fetchall()) == 2
         db.execute("SELECT * FROM clip_recluster('pets')")
-        assert sqlstate(db, "SELECT clip_alter_collection('loose', key => 'id')")[0] == "42704"
+        assert raised_error(db, "SELECT clip_alter_collection('loose', key => 'id')")[0] == "42704"
         db.execute("SELECT clip_assign_cluster('[1,0,0]', 'loose')")
         db.execute("SELECT clip_alter_collection('loose', threshold => 0.3)")
         assert db.execute("SELECT threshold, owner FROM clip_search.collection WHERE name = 'loose'").fetchone() == (
             0.3,
             bob,
         )
-        assert sqlstate(db, "SELECT clip_alter_collection('loose', key => 'id')")[0] == "55000"
+        assert raised_error(db, "SELECT clip_alter_collection('loose', key => 'id')")[0] == "55000"
 
 
 def test_a_dropped_role_s_collections_are_the_database_owner_s(database: support.Database, roles: Roles) -> None:
@@ -334,7 +336,7 @@ def test_a_dropped_role_s_collections_are_the_database_owner_s(database: support
             "loose": owner,
         }
         assert names(db) == {"left"}
-        assert sqlstate(db, "SELECT clip_assign_cluster('[1,0,0]', 'loose')")[0] == "42501"
+        assert raised_error(db, "SELECT clip_assign_cluster('[1,0,0]', 'loose')")[0] == "42501"
         admin.execute("SELECT clip_alter_collection('left', owner => %s)", (eve,))
         db.execute("SELECT clip_drop_collection('left')")
 
@@ -351,9 +353,9 @@ def test_a_collection_follows_its_table(database: support.Database, roles: Roles
             admin.execute(change)
             now = change.split()[-1]
             assert value(admin, owner) == now
-            assert sqlstate(db, "SELECT clip_drop_collection('pets')")[0] == "42501"
-            assert sqlstate(db, "SELECT * FROM clip_recluster('pets')")[0] == "42501"
-            assert sqlstate(db, "SELECT clip_assign_cluster('[1,0,0]', 'pets')")[0] == "42501"
+            assert raised_error(db, "SELECT clip_drop_collection('pets')")[0] == "42501"
+            assert raised_error(db, "SELECT * FROM clip_recluster('pets')")[0] == "42501"
+            assert raised_error(db, "SELECT clip_assign_cluster('[1,0,0]', 'pets')")[0] == "42501"
             assert names(db) == set()
         admin.execute(f"REASSIGN OWNED BY {eve} TO {alice}; GRANT USAGE ON SCHEMA {bob} TO {alice}")
         new.execute("SET client_min_messages = warning")
@@ -425,7 +427,7 @@ def test_every_writer_of_a_watched_table_joins(database: support.Database, roles
         other.execute(f"DELETE FROM {bob}.note WHERE id = 1")
         assert names(other) == set()
         assert db.execute("SELECT size FROM clip_search.cluster").fetchall() == [(2,)]
-        assert sqlstate(other, "SELECT clip_assign_cluster(clip_embed_text('a cat'), 'note')")[0] == "42501"
+        assert raised_error(other, "SELECT clip_assign_cluster(clip_embed_text('a cat'), 'note')")[0] == "42501"
         other.execute(f"TRUNCATE {bob}.note")
         assert value(db, "SELECT count(*) FROM clip_search.cluster") == 0
 
@@ -438,7 +440,7 @@ def test_a_name_that_others_have_is_refused_at_once(database: support.Database, 
         db.execute("SET statement_timeout = '60s'")
         for call in ("clip_create_collection('pictures')", "clip_assign_cluster('[1,2,3]', 'pictures')"):
             stranger.execute(f"SELECT {call}")
-            state, text = sqlstate(db, watch)
+            state, text = raised_error(db, watch)
             assert state == "42501" and "just now making it" in text, call
             stranger.rollback()
         # The error doesn't reveal what the other owner's collection holds.
@@ -458,7 +460,7 @@ def test_watch_takes_no_collection_of_others(database: support.Database, roles: 
         other.execute(f"CREATE TABLE {eve}.note (id int PRIMARY KEY, body text)")
         for name in ("loose", "settled", "default"):
             call = f"SELECT clip_watch('{eve}.note', 'body', cluster => 'cluster_id', collection => '{name}')"
-            assert sqlstate(other, call)[0] == "42501", name
+            assert raised_error(other, call)[0] == "42501", name
         assert value(db, "SELECT count(*) FROM clip_search.collection WHERE owner::text = %s", bob) == 2
 
 

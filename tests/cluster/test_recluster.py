@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 import support
-from support import sqlstate, value, vector, vector_text
+from support import raised_error, value, vector, vector_text
 
 DIMENSIONS = 64
 
@@ -221,7 +221,7 @@ def test_a_rollback_or_a_cancel_leaves_all_as_it_was(database: support.Database,
 
     thread = threading.Thread(target=cancel)
     thread.start()
-    state, _ = sqlstate(db, "SELECT * FROM clip_recluster('c')")
+    state, _ = raised_error(db, "SELECT * FROM clip_recluster('c')")
     computed.append(support.cpu_seconds(pid))
     thread.join()
     assert state == "57014"
@@ -238,11 +238,11 @@ def test_rights_are_the_collection_s_and_the_table_owner_s(
     rows, _ = blobs(3, 4, seed=9)
     fill(db, rows, assign=True)
     with database.connect(user=plain_role) as mine:
-        assert sqlstate(mine, "SELECT * FROM clip_recluster('c')")[0] == "42501"
-        assert sqlstate(mine, "SELECT * FROM clip_duplicates('c')")[0] == "42501"
+        assert raised_error(mine, "SELECT * FROM clip_recluster('c')")[0] == "42501"
+        assert raised_error(mine, "SELECT * FROM clip_duplicates('c')")[0] == "42501"
         # Rights to the table give no right to the collection.
         db.execute(f"GRANT SELECT, UPDATE ON member TO {plain_role}")
-        assert sqlstate(mine, "SELECT * FROM clip_recluster('c')")[0] == "42501"
+        assert raised_error(mine, "SELECT * FROM clip_recluster('c')")[0] == "42501"
         db.execute(
             f"REVOKE ALL ON member FROM {plain_role}; SELECT clip_grant_collection('c', '{plain_role}', 'recluster')"
         )
@@ -258,7 +258,7 @@ def test_rights_are_the_collection_s_and_the_table_owner_s(
         db.execute("ALTER TABLE member ENABLE ROW LEVEL SECURITY; CREATE POLICY few ON member USING (id < 5)")
         assert mine.execute("SELECT * FROM clip_recluster('c')").fetchall() == []
         db.execute("ALTER TABLE member FORCE ROW LEVEL SECURITY")
-        state, text = sqlstate(mine, "SELECT * FROM clip_recluster('c')")
+        state, text = raised_error(mine, "SELECT * FROM clip_recluster('c')")
         assert state == "42501" and "row-level security" in text
         assert value(mine, "SHOW row_security") == "on"
         db.execute("ALTER TABLE member OWNER TO CURRENT_USER")

@@ -143,7 +143,7 @@ def test_vectors_of_another_model_are_refused(layouts, server_folder) -> None:
     for name in ("one", "other"):
         server_folder.add(LAYOUTS / "xenova-split", f"mixed-{name}")
     query = "SELECT count(*) FROM clip_classify(clip_embed_image(%s, 'mixed-one'), '{cat}', model => 'mixed-other')"
-    state, text = support.sqlstate(layouts, query, image("cat.png"))
+    state, text = support.raised_error(layouts, query, image("cat.png"))
     assert state == "22000" and "mixed-one" in text and "mixed-other" in text
     assert value(layouts, query.replace("mixed-other", "mixed-one"), image("cat.png")) == 1
 

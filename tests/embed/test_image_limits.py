@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import support
-from support import sqlstate, value
+from support import raised_error, value
 
 PHOTO = next((support.ROOT / "examples" / "gallery" / "photos").glob("*.jpg")).read_bytes()
 CANCELLED = "57014"
@@ -63,7 +63,7 @@ def test_scans_are_bounded(database: support.Database) -> None:
     assert len(bomb) < 3_000_000
     with database.connect() as db:
         computed = support.cpu_seconds(db.info.backend_pid)
-        state, text = sqlstate(db, "SELECT clip_embed_image(%b)", bomb)
+        state, text = raised_error(db, "SELECT clip_embed_image(%b)", bomb)
         assert (state, support.cpu_seconds(db.info.backend_pid) - computed < 1) == (TOO_LARGE, True), text
         assert "too many scans" in text and "10000×10000" in text
 

@@ -100,7 +100,7 @@ def test_terms_of_another_model_are_refused(db: psycopg.Connection, server_folde
         f"clip_query('{{c}}', vectors => ARRAY[{first}], model => 'query-second')",
     ]
     for call in mixed:
-        state, text = support.sqlstate(db, f"SELECT {call}")
+        state, text = support.raised_error(db, f"SELECT {call}")
         assert state == "22000" and "query-first" in text and "query-second" in text, text
     assert value(db, f"SELECT clip_query('{{c}}', vectors => ARRAY[{first}], model => 'query-first') IS NOT NULL")
 
@@ -193,7 +193,7 @@ def test_what_decides_about_an_image_is_part_of_its_memo(things: support.Databas
             assert counts(db)[1] == before + runs, change
         # A limit that refuses the file refuses it even if its vector is already known.
         db.execute("SET clip_search.max_image_bytes = 100")
-        assert support.sqlstate(db, "SELECT clip_embed_image(%b)", PHOTO)[0] == "54000"
+        assert support.raised_error(db, "SELECT clip_embed_image(%b)", PHOTO)[0] == "54000"
         db.execute("RESET clip_search.max_image_bytes")
         assert embed() == first
 
@@ -236,7 +236,9 @@ def test_a_parameter_of_a_function_is_no_constant(things: support.Database) -> N
             vector(row[0]) for row in db.execute("SELECT v::text FROM each(%b::bytea[]) AS v", ([PHOTO, OTHER, PHOTO],))
         ]
         wanted = [support.embed_one(db, "image", photo) for photo in (PHOTO, OTHER, PHOTO)]
-        assert all(support.close(a, b) for a, b in zip(found, wanted, strict=True)) and not support.close(*found[:2])
+        assert all(
+            support.same_embedding(a, b) for a, b in zip(found, wanted, strict=True)
+        ) and not support.same_embedding(*found[:2])
         db.execute("DROP FUNCTION each")
 
 

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 import support
-from support import sqlstate, value, vector_text
+from support import raised_error, value, vector_text
 
 WORDS = support.ROOT / "models" / "words" / "everyday.txt"
 PHOTOS = sorted((support.ROOT / "examples" / "gallery" / "photos").glob("*.jpg"))
@@ -151,7 +151,7 @@ def test_none_of_these_has_what_the_best_label_leaves(
             assert abs(rows[label] - probability * most) < 1e-9
         assert (most > 0.5) == (name == "cat")
     query = "SELECT * FROM clip_classify_or_none(%s::vector, '{cat,other}', 'other')"
-    assert sqlstate(listed, query, photo)[0] == "22023"
+    assert raised_error(listed, query, photo)[0] == "22023"
 
 
 def test_explanation_names_what_both_have_in_common(
@@ -258,18 +258,18 @@ def test_find_by_a_photo_finds_what_shows_the_same(table: psycopg.Connection, fo
         (photo.read_bytes(),),
     )
     assert {name for (name,) in rows} == {"cat", "cat-cropped", "cat-mirrored"}
-    assert sqlstate(table, "SELECT * FROM clip_find('photo', 'no image'::bytea)")[0] == "22023"
+    assert raised_error(table, "SELECT * FROM clip_find('photo', 'no image'::bytea)")[0] == "22023"
 
 
 def test_find_has_the_callers_rights_and_no_others(table: psycopg.Connection, plain_role: str) -> None:
     call = "SELECT count(*) FROM clip_find('public.photo', 'a cat', 1000, 0)"
     table.execute(f"SET ROLE {plain_role}")
     try:
-        code, message = sqlstate(table, call)
+        code, message = raised_error(table, call)
         assert code == "42501" and "photo" in message
         table.execute("RESET ROLE")
         table.execute(f"GRANT SELECT (id) ON photo TO {plain_role}; SET ROLE {plain_role}")
-        assert sqlstate(table, call)[0] == "42501", "the embedding's column is not granted"
+        assert raised_error(table, call)[0] == "42501", "the embedding's column is not granted"
         table.execute("RESET ROLE")
         table.execute(f"GRANT SELECT ON photo TO {plain_role}; ALTER TABLE photo ENABLE ROW LEVEL SECURITY")
         table.execute(f"CREATE POLICY few ON photo TO {plain_role} USING (id < 5); SET ROLE {plain_role}")
@@ -280,7 +280,7 @@ def test_find_has_the_callers_rights_and_no_others(table: psycopg.Connection, pl
 
 def test_find_says_what_it_needs(table: psycopg.Connection) -> None:
     def code(arguments: str) -> str | None:
-        return sqlstate(table, f"SELECT * FROM clip_find({arguments})")[0]
+        return raised_error(table, f"SELECT * FROM clip_find({arguments})")[0]
 
     assert code("'photo', 'a cat', 0") == code("'photo', 'a cat', candidates => 20000") == "22023"
     assert code("'photo', 'a cat', after_id => 'x'") == code("'photo', NULL") == "22004"
@@ -315,14 +315,14 @@ def test_a_list_that_is_unusable_is_an_error(
 ) -> None:
     query, photo = "SELECT clip_relevance(%s::vector, 'a cat')", vector_text(photos["cat"])
     db.execute("SET clip_search.words = '/nonexistent/words.txt'")
-    assert sqlstate(db, query, photo)[0] == "58P01"
+    assert raised_error(db, query, photo)[0] == "58P01"
     short = tmp_path / "short.txt"
     short.write_text("dog\ncat\n")
     for folder in tmp_path.parents[:2]:
         folder.chmod(0o755)
     tmp_path.chmod(0o755)
     db.execute("SELECT set_config('clip_search.words', %s, false)", (str(short),))
-    assert sqlstate(db, query, photo)[0] == "22023"
-    assert sqlstate(db, "SELECT clip_relevance('[1,2]', 'a cat')")[0] == "22023"
+    assert raised_error(db, query, photo)[0] == "22023"
+    assert raised_error(db, "SELECT clip_relevance('[1,2]', 'a cat')")[0] == "22023"
     db.execute("RESET clip_search.words")
     assert value(db, "SELECT clip_relevance(NULL, 'a cat') IS NULL AND clip_relevance('[1]', NULL) IS NULL")

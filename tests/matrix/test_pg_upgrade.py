@@ -176,7 +176,7 @@ def test_pg_upgrade_keeps_vectors_and_clusters(upgraded: list[Server], mode: str
         db.execute("INSERT INTO note (body) VALUES ('chocolate cake with cherries')")
         db.execute("CALL clip_backfill('note')")
         for body, embedding in db.execute("SELECT body, embedding::text FROM note").fetchall():
-            assert support.close(vector(embedding), embed_one(db, "text", body)), body
+            assert support.same_embedding(vector(embedding), embed_one(db, "text", body)), body
         db.execute("UPDATE scan SET data = %s WHERE embedding IS NULL", ((PHOTOS / "clock.jpg").read_bytes(),))
         watched = "SELECT relation::text, rows, embedded, pending, failed, active FROM clip_search.watch ORDER BY 1"
         assert db.execute(watched).fetchall() == [("note", 4, 4, 0, 0, True), ("scan", 2, 2, 0, 0, True)]

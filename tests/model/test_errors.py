@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 import support
-from support import FIXTURES, embed_one, sqlstate, value
+from support import FIXTURES, embed_one, raised_error, value
 
 PHOTO = (FIXTURES / "images" / "cat.png").read_bytes()
 CONFIG_FILE_ERROR = "F0000"
@@ -87,7 +87,7 @@ def test_a_wrong_runtime_library_is_named_and_can_be_put_right(
         ("SELECT clip_embed_text(%s)", "a cat"),
         ("SELECT clip_embed_image(%s)", PHOTO),
     ) * 2:
-        found, text = sqlstate(db, query, argument)
+        found, text = raised_error(db, query, argument)
         assert (found, word in text) == (state, True), (found, text)
         assert libraries[which].removeprefix("$libdir/") in text and "clip_search.onnxruntime" in text
     assert value(db, "SELECT clip_version()").endswith("(ONNX Runtime not loaded yet)")
@@ -202,12 +202,12 @@ def test_a_broken_model_is_named_and_can_be_put_right(
         break_it(model)
         db.execute(f"SET clip_search.model_path = '{server_folder.path}'")
         for _ in range(2):
-            found, text = sqlstate(db, query, item, "broken")
+            found, text = raised_error(db, query, item, "broken")
             assert (found, word in text) == (state, True), (found, text)
         expected = embed_one(db, what, item, "clip-mini")
         shutil.rmtree(model)
         server_folder.add(FIXTURES / "clip-mini", name="broken", copy=True)
-        assert support.close(embed_one(db, what, item, "broken"), expected)
+        assert support.same_embedding(embed_one(db, what, item, "broken"), expected)
     finally:
         shutil.rmtree(model, ignore_errors=True)
 
@@ -226,13 +226,13 @@ def test_a_model_of_the_same_name_in_another_path_is_another(
     for path in (paths[0], paths[1], paths[0]):
         db.execute(f"SET clip_search.model_path = '$system:{path.parent}'")
         found.append(embed_one(db, "text", "a cat", "same"))
-    assert support.close(found[0], found[2]) and not support.close(found[0], found[1])
+    assert support.same_embedding(found[0], found[2]) and not support.same_embedding(found[0], found[1])
 
 
 def test_an_empty_directory_is_no_model(db: psycopg.Connection, clip_mini, server_folder: support.ServerFolder) -> None:
     server_folder.open(server_folder.path / "nothing")
     db.execute(f"SET clip_search.model_path = '{server_folder.path}'")
-    state, text = sqlstate(db, "SELECT clip_embed_text('a cat', 'nothing')")
+    state, text = raised_error(db, "SELECT clip_embed_text('a cat', 'nothing')")
     assert state == UNDEFINED_FILE and "no ONNX file" in text and str(server_folder.path) in text
     assert value(db, "SELECT count(*) FROM clip_models() WHERE name = 'nothing'") == 0
     assert embed_one(db, "text", "a cat", "clip-mini").shape == (512,)
@@ -258,10 +258,10 @@ def test_a_name_stays_inside_the_model_path(
 ) -> None:
     """Any user can choose a model's name; a path would let that user read files as the server."""
     db.execute(f"SET clip_search.model_path = '{server_folder.path}'")
-    state, text = sqlstate(db, "SELECT clip_embed_text('a cat', %s)", name)
+    state, text = raised_error(db, "SELECT clip_embed_text('a cat', %s)", name)
     assert state == UNDEFINED_OBJECT and "is not a model name" in text, (state, text)
     db.execute("SELECT set_config('clip_search.model', %s, false)", (name,))
-    assert sqlstate(db, "SELECT clip_embed_image(%s)", PHOTO)[0] == UNDEFINED_OBJECT
+    assert raised_error(db, "SELECT clip_embed_image(%s)", PHOTO)[0] == UNDEFINED_OBJECT
     assert embed_one(db, "text", "a cat", "clip-mini").shape == (512,)
 
 
@@ -269,7 +269,7 @@ def test_an_unknown_name_lists_the_models(
     db: psycopg.Connection, clip_mini, server_folder: support.ServerFolder
 ) -> None:
     db.execute(f"SET clip_search.model_path = '$system:/nonexistent:{server_folder.path}'")
-    state, text = sqlstate(db, "SELECT clip_embed_text('a cat', 'clip')")
+    state, text = raised_error(db, "SELECT clip_embed_text('a cat', 'clip')")
     assert state == UNDEFINED_OBJECT and "clip-mini" in text and "photo-mini" in text
 
 
@@ -278,9 +278,9 @@ def test_an_unknown_name_lists_the_models(
 
 def test_a_bad_element_is_named_by_its_place(db: psycopg.Connection) -> None:
     """NULL elements count, so the position is that in the caller's array."""
-    state, text = sqlstate(db, "SELECT clip_embed_images(ARRAY[%s, NULL, 'no image'::bytea, %s])", PHOTO, PHOTO)
+    state, text = raised_error(db, "SELECT clip_embed_images(ARRAY[%s, NULL, 'no image'::bytea, %s])", PHOTO, PHOTO)
     assert state == "22023" and "element 3 of the array" in text, (state, text)
-    state, text = sqlstate(db, "SELECT clip_embed_texts(ARRAY['a', NULL, 'b', ''])")
+    state, text = raised_error(db, "SELECT clip_embed_texts(ARRAY['a', NULL, 'b', ''])")
     assert state == "22023" and "element 4 of the array" in text, (state, text)
     assert embed_one(db, "text", "b").shape == (512,)
 
@@ -320,7 +320,7 @@ def test_no_argument_that_is_null_is_an_internal_error(db: psycopg.Connection) -
                     assert error.sqlstate and not error.sqlstate.startswith("XX"), (shown, statement, error)
                     refused += error.sqlstate == "22004"
     assert refused > 10
-    assert sqlstate(db, "SELECT clip_watch('nulls', 'body', embedding => NULL)")[1].startswith(
+    assert raised_error(db, "SELECT clip_watch('nulls', 'body', embedding => NULL)")[1].startswith(
         'argument "embedding" is NULL'
     )
-    assert sqlstate(db, "SELECT clip_watch('nulls')")[1].startswith("table public.nulls is not watched yet")
+    assert raised_error(db, "SELECT clip_watch('nulls')")[1].startswith("table public.nulls is not watched yet")

@@ -79,7 +79,7 @@ def cosines(found: list[np.ndarray], wanted: list[dict], label: str) -> dict[str
     return {entry[label]: float(vector @ np.array(entry["embedding"], np.float32)) for vector, entry in pairs}
 
 
-def test_there_are_sixty() -> None:
+def test_no_export_is_missing() -> None:
     assert len(CASES) >= 60
 
 

@@ -53,7 +53,7 @@ MUTATIONS = [
         "src/pg/owners_table.rs",
         'set(c"row_security", c"off");',
         'if !is_own {\n            set(c"row_security", c"off");\n        }',
-        "tests/watch/test_policies.py::test_nor_are_hidden_rows_left_out_of_the_clusters",
+        "tests/watch/test_policies.py::test_hidden_rows_stay_in_clusters",
     ),
     Mutation(
         "owners get no shares of the worker's time",

@@ -9,7 +9,7 @@ from mutants.glue import MUTATIONS
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
-def test_it_applies(mutation) -> None:
+def test_a_mutation_applies_and_names_a_test(mutation) -> None:
     assert (support.ROOT / mutation.file).read_text().count(mutation.old) == 1
     assert mutation.old != mutation.new
     file, _, name = mutation.test.partition("::")

@@ -155,7 +155,7 @@ def check_works(db: psycopg.Connection, number: int) -> None:
     for table, kind, source in (("note", "text", "body"), ("photo", "image", "data")):
         for content, embedding in db.execute(f"SELECT {source}, embedding::text FROM {table}").fetchall():
             assert (embedding is None) == (content is None or content == b"no image")
-            assert embedding is None or support.close(vector(embedding), embed_one(db, kind, content)), content
+            assert embedding is None or support.same_embedding(vector(embedding), embed_one(db, kind, content)), content
     assert value(db, "SELECT count(DISTINCT cluster_id) FROM note WHERE body = 'a cat'") == 1
     assert value(db, 'SELECT count(DISTINCT "group") FROM photo WHERE data = %b', CAT) == 1
     own = value(db, "SELECT clip_assign_cluster(embedding, 'own') FROM note WHERE id = 1")
@@ -236,7 +236,8 @@ def updated(db: psycopg.Connection) -> None:
                 assert value(other, "SELECT clip_leave_cluster(%s, embedding) FROM note WHERE id = 1", cluster)
         db.execute("SELECT clip_revoke_collection('own', 'PUBLIC')")
         assert (
-            support.sqlstate(other, "SELECT clip_assign_cluster(embedding, 'own') FROM note WHERE id = 1")[0] == "42501"
+            support.raised_error(other, "SELECT clip_assign_cluster(embedding, 'own') FROM note WHERE id = 1")[0]
+            == "42501"
         )
     db.execute("SELECT clip_grant_collection('own', 'PUBLIC')")
     db.execute(f"ALTER TABLE note OWNER TO {owner}; DROP OWNED BY {role}; DROP ROLE {role}")
@@ -402,7 +403,7 @@ def test_drop_extension_leaves_no_trace(empty_database: support.Database) -> Non
             "pg_depend",
             "pg_type",
         }
-        state, text = support.sqlstate(db, "DROP EXTENSION clip_search")
+        state, text = support.raised_error(db, "DROP EXTENSION clip_search")
         assert state == "2BP01" and "note" in text
         db.execute("DROP EXTENSION clip_search CASCADE")
         assert catalogue(db) == before

@@ -20,7 +20,7 @@ import support
 from installation import Copy, config
 from pages import DOCS
 from servers import Server, Standby
-from support import sqlstate, until, value
+from support import raised_error, until, value
 
 PAGE = (DOCS / "upgrade.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"<!-- run: (\w+) -->\n *```sql\n(.*?)```", PAGE, re.DOTALL)
@@ -269,7 +269,7 @@ def test_in_the_wrong_order(installations: tuple[Copy, Copy]) -> None:
         with standby.connect() as db:
             standby.catch_up(db)
             search(db)
-            state, text = sqlstate(db, "SELECT clip_embed_text_for('photo', 'a cat')")
+            state, text = raised_error(db, "SELECT clip_embed_text_for('photo', 'a cat')")
             assert state == "42883" and "could not find function" in text
     finally:
         if standby is not None:

@@ -15,7 +15,7 @@ import pytest
 import support
 from installation import Copy, config
 from servers import Server
-from support import sqlstate, value
+from support import raised_error, value
 
 CAT = (support.ROOT / "examples" / "gallery" / "photos" / "cat.jpg").read_bytes()
 
@@ -70,7 +70,7 @@ def test_models_and_runtime_are_found_beside_the_library(volume: tuple[Copy, pat
             )
             # A path that names other directories is used unchanged.
             db.execute("SET clip_search.model_path = '/nowhere'")
-            state, text = sqlstate(db, "SELECT clip_embed_text('a cat')")
+            state, text = raised_error(db, "SELECT clip_embed_text('a cat')")
             assert state == "42704" and str(place) not in text
     finally:
         made.remove()

@@ -13,7 +13,7 @@ import pytest
 
 from pooler import Connect, pgbouncer, program
 from servers import Server, private_megabytes, server
-from support import close, embed_one, in_parallel, value, vector
+from support import embed_one, in_parallel, same_embedding, value, vector
 
 CLIENTS, CONNECTIONS = 20, 2
 
@@ -47,7 +47,7 @@ def test_clients_share_connections_texts_and_the_model(made: Server, clients: li
         pids = set()
         for _ in range(times):
             pid, found = db.execute("SELECT pg_backend_pid(), clip_embed_text('the same words')::text").fetchone()
-            assert close(vector(found), expected)
+            assert same_embedding(vector(found), expected)
             pids.add(pid)
         return pids
 

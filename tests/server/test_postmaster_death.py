@@ -51,7 +51,7 @@ def test_launcher_and_worker_end_with_the_postmaster(bindir: pathlib.Path) -> No
             assert value(db, "SELECT count(*) FROM note WHERE embedding IS NOT NULL") == 5
 
 
-def test_a_worker_with_a_full_queue_does_so_too(bindir: pathlib.Path) -> None:
+def test_a_busy_worker_ends_with_the_postmaster(bindir: pathlib.Path) -> None:
     with server(bindir, preload="photo-mini", model="photo-mini", worker_batch="1") as made:
         with made.connect() as db:
             db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")

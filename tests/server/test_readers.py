@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import support
-from support import sqlstate, value
+from support import raised_error, value
 
 
 def test_policies_are_not_run_without_consent(database: support.Database, eve: str, plain_role: str) -> None:
@@ -25,10 +25,10 @@ def test_policies_are_not_run_without_consent(database: support.Database, eve: s
     )
     with database.connect(user=plain_role) as db:
         for call in reading:
-            state, text = sqlstate(db, call.format(""))
+            state, text = raised_error(db, call.format(""))
             assert state == "42501" and "row by row" in text and "members =>" in text, call
         assert db.execute("SELECT rows, pending FROM clip_search.watch").fetchone() == (None, None)
-        assert sqlstate(db, "SELECT * FROM clip_clusters('eve', 1, members => 'pg_class')")[0] == "22023"
+        assert raised_error(db, "SELECT * FROM clip_clusters('eve', 1, members => 'pg_class')")[0] == "22023"
         members = f", members => '{eve}.t'"
         shown = {r for (r,) in db.execute("SELECT representative FROM clip_clusters('eve', 1" + members + ")")}
         assert shown <= {"1", "2", "3"} and len(shown) == 2
@@ -56,9 +56,9 @@ def test_policies_are_not_run_without_consent(database: support.Database, eve: s
         assert value(db, "SELECT rows FROM clip_search.watch") is None
     with database.connect() as admin, database.connect(user=eve) as db:
         for connection in (admin, db):
-            state, text = sqlstate(connection, "SELECT * FROM clip_recluster('eve')")
+            state, text = raised_error(connection, "SELECT * FROM clip_recluster('eve')")
             assert state == "42501" and "row-level security" in text
-        assert sqlstate(db, "SELECT * FROM clip_duplicates('eve')")[0] == "42501"
+        assert raised_error(db, "SELECT * FROM clip_duplicates('eve')")[0] == "42501"
         assert db.execute(f"SELECT * FROM clip_duplicates('eve', members => '{eve}.t')").fetchall() == [("1", "3", 1.0)]
 
 
@@ -71,7 +71,7 @@ def test_a_view_of_members_is_read_by_consent_only(database: support.Database, e
             SELECT clip_create_collection('eve', members => '{eve}.v', key => 'id');
             SELECT clip_grant_collection('eve', 'PUBLIC')""")
     with database.connect(user=plain_role) as db:
-        state, text = sqlstate(db, "SELECT * FROM clip_duplicates('eve', 0.1)")
+        state, text = raised_error(db, "SELECT * FROM clip_duplicates('eve', 0.1)")
         assert state == "42501" and "members =>" in text
         assert len(db.execute(f"SELECT * FROM clip_duplicates('eve', 0.1, members => '{eve}.v')").fetchall()) == 1
 
@@ -83,7 +83,7 @@ def test_a_partition_of_another_owner_is_refused(database: support.Database, eve
             CREATE TABLE {eve}.part PARTITION OF {eve}.parts FOR VALUES FROM (0) TO (10);
             INSERT INTO {eve}.parts VALUES (1, '[1,0,0]'), (2, '[1,0,0]');
             ALTER TABLE {eve}.parts OWNER TO {eve}; ALTER TABLE {eve}.part OWNER TO {plain_role}""")
-        assert sqlstate(admin, f"SELECT clip_create_collection('eve', members => '{eve}.parts')")[0] == "42501"
+        assert raised_error(admin, f"SELECT clip_create_collection('eve', members => '{eve}.parts')")[0] == "42501"
         admin.execute(
             f"ALTER TABLE {eve}.part OWNER TO {eve}; SELECT clip_create_collection('eve', members => '{eve}.parts')"
         )
@@ -91,7 +91,7 @@ def test_a_partition_of_another_owner_is_refused(database: support.Database, eve
         assert len(admin.execute("SELECT * FROM clip_recluster('eve')").fetchall()) == 1
         admin.execute(f"ALTER TABLE {eve}.part OWNER TO {plain_role}")
         for call in ("SELECT * FROM clip_recluster('eve')", "SELECT * FROM clip_duplicates('eve')"):
-            state, text = sqlstate(admin, call)
+            state, text = raised_error(admin, call)
             assert state == "42501" and "another role" in text
         admin.execute(f"ALTER TABLE {eve}.part OWNER TO {eve}")
 

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 import support
-from support import sqlstate, value
+from support import raised_error, value
 
 HOSTILE = {
     "an index expression": "CREATE INDEX ON {0}.t ((id + {0}.evil(1, 'index')))",
@@ -147,7 +147,7 @@ def test_what_would_outlast_the_call_is_refused(database: support.Database, eve:
         secret = value(admin, "SELECT lo_from_bytea(0, 'secret')")
         assert value(admin, "SELECT lo_open(%s, 262144)", secret) == 0
         admin.execute("SAVEPOINT before")
-        state, text = sqlstate(admin, "SELECT * FROM clip_recluster('eve')")
+        state, text = raised_error(admin, "SELECT * FROM clip_recluster('eve')")
         assert (
             state in ("42501", "0A000", "25001", "2D000")
             and admin.execute("ROLLBACK TO SAVEPOINT before")
@@ -184,7 +184,7 @@ def test_the_caller_s_connections_are_out_of_reach(database: support.Database, e
                 ),
                 (info.host, info.port, info.dbname, info.user),
             )
-            state, text = sqlstate(admin, "SELECT * FROM clip_recluster('eve')")
+            state, text = raised_error(admin, "SELECT * FROM clip_recluster('eve')")
             assert state == "42501" and "connections of dblink" in text, text
             assert value(admin, f"SELECT rolsuper FROM pg_roles WHERE rolname = '{eve}'") is False
             # The caller can still use its own connection.
@@ -239,7 +239,7 @@ def test_another_table_that_takes_the_name_is_not_planned(
             ):
                 blocker.execute("ALTER VIEW clip_search.cluster SET (security_barrier = true)")
                 found: list[tuple[str | None, str]] = []
-                thread = threading.Thread(target=lambda: found.append(sqlstate(caller, call)))
+                thread = threading.Thread(target=lambda: found.append(raised_error(caller, call)))
                 thread.start()
                 waits = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s"
                 support.until(lambda: value(other, waits, caller.info.backend_pid), "the wait for the view")
@@ -275,7 +275,7 @@ def test_a_stranger_s_collection_is_not_used_to_embed_again(database: support.Da
                 f"SELECT clip_assign_cluster('{[1.0] * 512}'::vector, '{name}')",
                 f"SELECT clip_watch('{eve}.taken', 'body', cluster => 'g', collection => '{name}')",
             ):
-                state, text = sqlstate(db, call)
+                state, text = raised_error(db, call)
                 assert state == "42939" and "Use another name" in text, call
             db.execute(f"DROP TABLE {eve}.taken")
             assert value(admin, "SELECT count(*) FROM clip_search.collection_setting WHERE name <> 'kept'") == 0
@@ -310,7 +310,7 @@ def test_an_owner_s_own_session_is_as_free_as_before(database: support.Database,
         assert value(db, f"SELECT count(*) FROM {eve}.ran") == 6
         db.execute(f"UPDATE {eve}.t SET cluster_id = NULL")
     with database.connect() as admin:
-        state, text = sqlstate(admin, "SELECT * FROM clip_recluster('eve')")
+        state, text = raised_error(admin, "SELECT * FROM clip_recluster('eve')")
         assert state == "42501" and "deferred trigger" in text
 
 

@@ -11,7 +11,7 @@ import pytest
 from psycopg import sql
 
 import support
-from support import embed_one, sqlstate, value, vector_text
+from support import embed_one, raised_error, value, vector_text
 
 PHOTO = (support.ROOT / "examples" / "gallery" / "photos" / "cat.jpg").read_bytes()
 INSUFFICIENT_PRIVILEGE = "42501"
@@ -59,8 +59,8 @@ def test_a_timeout_ends_a_long_query_and_the_connection_goes_on(db: psycopg.Conn
     assert time.monotonic() - start > 0.15
     assert support.cpu_seconds(pid) - computed < SOON
     db.execute("RESET statement_timeout")
-    assert support.close(embed_one(db, "image", PHOTO), before_image)
-    assert support.close(embed_one(db, "text", "a cat"), before_text)
+    assert support.same_embedding(embed_one(db, "image", PHOTO), before_image)
+    assert support.same_embedding(embed_one(db, "text", "a cat"), before_text)
     # This session remembers nothing for it yet, so the embedding is computed.
     assert embed_one(db, "text", "not asked for before").shape == (512,)
 
@@ -70,7 +70,7 @@ def test_another_session_can_cancel(database: support.Database, db: psycopg.Conn
         embed_one(busy, "image", PHOTO)
         found: list = []
         query = LONG_QUERIES["one array of images"].replace("%(photo)s", "%s")
-        thread = threading.Thread(target=lambda: found.append(sqlstate(busy, query, PHOTO)), daemon=True)
+        thread = threading.Thread(target=lambda: found.append(raised_error(busy, query, PHOTO)), daemon=True)
         thread.start()
         # A cancel doesn't reach a backend that is still idle, and on a busy machine the photo takes a while to arrive.
         pid = busy.info.backend_pid
@@ -119,7 +119,7 @@ def test_a_plain_role_embeds_and_groups_through_a_trigger(
             "SELECT nextval('clip_search.cluster_id_seq')",
             "CREATE TABLE clip_search.mine ()",
         ):
-            state, text = sqlstate(mine, query)
+            state, text = raised_error(mine, query)
             assert state == INSUFFICIENT_PRIVILEGE, (query, state, text)
     assert value(db, "SELECT size FROM clip_search.cluster WHERE collection = 'plain'") == 3
 
@@ -136,9 +136,9 @@ def test_a_plain_role_cannot_point_the_server_at_files(database: support.Databas
                 f"SET clip_search.{name} = '1'",
                 f"SELECT set_config('clip_search.{name}', '1', false)",
             ):
-                state, text = sqlstate(mine, query)
+                state, text = raised_error(mine, query)
                 assert state == INSUFFICIENT_PRIVILEGE, (query, state, text)
-            state, _ = sqlstate(mine, f"ALTER ROLE CURRENT_USER SET clip_search.{name} = '1'")
+            state, _ = raised_error(mine, f"ALTER ROLE CURRENT_USER SET clip_search.{name} = '1'")
             assert state == INSUFFICIENT_PRIVILEGE
         for name, other in (
             ("model", "x"),
@@ -185,7 +185,7 @@ def test_other_objects_of_the_same_name_are_not_used(
                 CREATE TEMPORARY TABLE cluster (id bigint);
                 """)
         )
-        assert sqlstate(mine, "SELECT 'a'::text = 'a'::text")[1].startswith("trapped")  # the traps do work
+        assert raised_error(mine, "SELECT 'a'::text = 'a'::text")[1].startswith("trapped")  # the traps do work
         ids = [value(mine, "SELECT clip_assign_cluster(%s, 'trap')", axis(1.0)) for _ in range(3)]
         assert len(set(ids)) == 1
         assert embed_one(mine, "text", "a cat").shape == (512,)
@@ -227,7 +227,7 @@ def test_a_type_that_hides_pgvectors_is_refused(empty_database: support.Database
     with empty_database.connect() as db:
         db.execute("CREATE SCHEMA pgv; CREATE EXTENSION vector SCHEMA pgv; CREATE SCHEMA ext")
         db.execute("CREATE DOMAIN ext.vector AS bytea")
-        state, text = sqlstate(db, "CREATE EXTENSION clip_search SCHEMA ext")
+        state, text = raised_error(db, "CREATE EXTENSION clip_search SCHEMA ext")
         assert state == "42710" and "type ext.vector hides pgvector's type pgv.vector" in text, (state, text)
 
 

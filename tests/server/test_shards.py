@@ -19,7 +19,7 @@ import pytest
 
 import support
 from shard_servers import PHOTOS, SHARDS, Shards, blocks, shown
-from support import embed_one, in_parallel, sqlstate, until, value, vector, vector_text
+from support import embed_one, in_parallel, raised_error, until, value, vector, vector_text
 
 RANDOM_ROWS = 3000
 # The SQLSTATEs of a shard that is down, or goes down during a query.
@@ -82,7 +82,7 @@ def test_rows_are_embedded_where_they_are_stored(shards: Shards, filled: psycopg
             assert value(there, "SELECT sum(images) FROM clip_stats()") == dict(by_shard)[f"photo_{n}"]
     for photo in PHOTOS[:3]:
         found = vector(value(filled, "SELECT embedding::text FROM photo WHERE title = %s", photo.stem))
-        assert support.close(found, embed_one(filled, "image", photo.read_bytes()))
+        assert support.same_embedding(found, embed_one(filled, "image", photo.read_bytes()))
 
 
 def test_ordering_and_limits_go_to_the_shards(shards: Shards, filled: psycopg.Connection) -> None:
@@ -302,7 +302,7 @@ def test_a_shard_that_is_down(shards: Shards, filled: psycopg.Connection) -> Non
     try:
         with shards.coordinator.connect() as db:
             for query in ("SELECT * FROM photo_nearest(clip_embed_text('a cat'), 3)", "SELECT count(*) FROM photo"):
-                state, text = sqlstate(db, query)
+                state, text = raised_error(db, query)
                 assert state in DOWN and "shard_2" in text, (state, text)
             warned: list[str] = []
             db.add_notice_handler(lambda notice: warned.append(str(notice.message_primary)))

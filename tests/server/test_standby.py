@@ -13,7 +13,7 @@ import pytest
 
 import support
 from servers import Server, Standby, server
-from support import embed_one, sqlstate, value, vector
+from support import embed_one, raised_error, value, vector
 
 PHOTOS = support.ROOT / "examples" / "gallery" / "photos"
 READ_ONLY = "25006"
@@ -130,7 +130,7 @@ def test_it_shows_watches(standby: Standby, db: psycopg.Connection) -> None:
     ],
 )
 def test_it_refuses_to_write(db: psycopg.Connection, statement: str) -> None:
-    assert sqlstate(db, statement)[0] == READ_ONLY
+    assert raised_error(db, statement)[0] == READ_ONLY
 
 
 def test_it_has_figures_and_a_cache_of_its_own(standby: Standby, db: psycopg.Connection) -> None:
@@ -141,14 +141,14 @@ def test_it_has_figures_and_a_cache_of_its_own(standby: Standby, db: psycopg.Con
     assert standby.cache.exists()
 
 
-def test_promoted_it_groups_on(primary: Server) -> None:
+def test_a_promoted_standby_keeps_grouping(primary: Server) -> None:
     """Uses a standby of its own, since promotion ends its life as one."""
     with running(Standby(primary, "promoted")) as standby, standby.connect() as db:
         standby.catch_up(db)
         standby.promote()
         before = value(db, "SELECT cluster_id FROM photo WHERE title = 'cat'")
         assert value(db, "SELECT clip_assign_cluster(embedding, 'photo') FROM photo WHERE title = 'cat'") == before
-        assert sqlstate(db, "SELECT clip_create_collection('photo')")[0] == "42710"
+        assert raised_error(db, "SELECT clip_create_collection('photo')")[0] == "42710"
         # The promoted server starts its own worker.
         db.execute("INSERT INTO note VALUES (2, 'a rocket')")
         deadline = time.monotonic() + 60

@@ -12,7 +12,7 @@ import pytest
 
 import support
 from servers import server
-from support import close, embed_one, in_parallel, sqlstate, until, value, vector
+from support import embed_one, in_parallel, raised_error, same_embedding, until, value, vector
 from watched import PHOTOS, WORDS, check, notes
 
 
@@ -145,7 +145,7 @@ def test_failures_are_tried_again_by_kind(db):
     assert value(db, "SELECT array_agg(key[1] ORDER BY key) FROM clip_search.pending") == ["1", "5", "6"]
     assert value(db, "SELECT clip_retry('note')") == 3
     assert value(db, "SELECT count(*) FROM clip_search.failure") == 0
-    assert sqlstate(db, "SELECT clip_retry('note', sqlstate => '0A0')")[0] == "22023"
+    assert raised_error(db, "SELECT clip_retry('note', sqlstate => '0A0')")[0] == "22023"
 
 
 def test_sources_are_compared_by_their_bytes(database, db):
@@ -181,7 +181,7 @@ def test_sources_are_compared_by_their_bytes(database, db):
     images = {photo: embed_one(db, "image", photo) for photo in photos}
     for image, stored in db.execute("SELECT image, embedding::text FROM note"):
         mean = images[image] + text
-        assert close(vector(stored), mean / (mean @ mean) ** 0.5)
+        assert same_embedding(vector(stored), mean / (mean @ mean) ** 0.5)
 
 
 # ---------------------------------------------------------------- the column's model
@@ -195,21 +195,21 @@ def test_a_query_is_embedded_by_the_columns_model(db, clip_mini, plain_role, dat
     )
     notes(db, f", model => '{clip_mini.name}'")
     expected = embed_one(db, "text", "a cat", clip_mini.name)
-    assert close(vector(value(db, "SELECT clip_embed_text_for('note', 'a cat')::text")), expected)
-    assert close(
+    assert same_embedding(vector(value(db, "SELECT clip_embed_text_for('note', 'a cat')::text")), expected)
+    assert same_embedding(
         vector(value(db, "SELECT clip_embed_image_for('note', %b)::text", PHOTOS["cat"])),
         embed_one(db, "image", PHOTOS["cat"], clip_mini.name),
     )
     assert value(db, "SELECT clip_embed_text_for('note', NULL)") is None
-    assert sqlstate(db, "SELECT clip_embed_text_for('pg_class', 'a cat')")[0] == "42704"
-    assert sqlstate(db, "SELECT clip_embed_text_for(NULL, 'a cat')")[0] == "22004"
-    assert sqlstate(db, "SELECT clip_embed_text_for('note', 'a cat', 'body')")[0] == "42704"
+    assert raised_error(db, "SELECT clip_embed_text_for('pg_class', 'a cat')")[0] == "42704"
+    assert raised_error(db, "SELECT clip_embed_text_for(NULL, 'a cat')")[0] == "22004"
+    assert raised_error(db, "SELECT clip_embed_text_for('note', 'a cat', 'body')")[0] == "42704"
     with database.connect(plain_role) as other:
-        state, text = sqlstate(other, "SELECT clip_embed_text_for('note', 'a cat')")
+        state, text = raised_error(other, "SELECT clip_embed_text_for('note', 'a cat')")
         assert state == "42501" and "GRANT SELECT" in text
         db.execute(f"GRANT SELECT (id) ON note TO {plain_role}")
         # The role may read the table now, but its session doesn't find the model.
-        assert sqlstate(other, "SELECT clip_embed_text_for('note', 'a cat')")[0] == "42704"
+        assert raised_error(other, "SELECT clip_embed_text_for('note', 'a cat')")[0] == "42704"
 
 
 def test_reembed_with_a_missing_model_changes_nothing(db):
@@ -233,7 +233,7 @@ def test_reembed_says_what_searches_need(db):
     assert any(
         "clip_embed_text_for" in hint and "SET clip_search.model = 'photo-mini+photo-mini'" in hint for hint in hints
     ), hints
-    assert close(
+    assert same_embedding(
         vector(value(db, "SELECT embedding::text FROM note")),
         vector(value(db, "SELECT clip_embed_text_for('note', 'a cat')::text")),
     )
@@ -292,7 +292,7 @@ def test_backfill_commits_and_goes_on(database: support.Database, db: psycopg.Co
         pid = first.info.backend_pid
         found: list = []
         thread = threading.Thread(
-            target=lambda: found.append(sqlstate(first, "CALL clip_backfill('note', batch => 4)"))
+            target=lambda: found.append(raised_error(first, "CALL clip_backfill('note', batch => 4)"))
         )
         thread.start()
         until(lambda: value(db, "SELECT embedded FROM clip_search.watch") >= 8, "the first rows")

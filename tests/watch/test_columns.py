@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 import support
-from support import sqlstate, value, vector
+from support import raised_error, value, vector
 from watched import PHOTOS, check, fill, notes
 
 REFUSED = {
@@ -95,7 +95,7 @@ def test_refused_when_the_watch_is_made(db, case):
     create, arguments, state = REFUSED[case]
     for statement in create.split("; "):
         db.execute(statement)
-    found, text = sqlstate(db, f"SELECT clip_watch('note', 'body'{', ' + arguments if arguments else ''})")
+    found, text = raised_error(db, f"SELECT clip_watch('note', 'body'{', ' + arguments if arguments else ''})")
     assert found == state, text
     assert value(db, "SELECT count(*) FROM clip_search.watch_setting") == 0
 
@@ -109,8 +109,8 @@ def test_a_not_null_column_works_where_every_row_has_an_embedding(db):
     db.execute("UPDATE note SET body = 'a dog'")
     assert value(db, "SELECT count(embedding) FROM note") == 1
     # A second call may not turn it into a watch that fails later.
-    assert sqlstate(db, "SELECT clip_watch('note', mode => 'queued')")[0] == "55000"
-    assert sqlstate(db, "SELECT clip_watch('note', on_error => 'skip')")[0] == "55000"
+    assert raised_error(db, "SELECT clip_watch('note', mode => 'queued')")[0] == "55000"
+    assert raised_error(db, "SELECT clip_watch('note', on_error => 'skip')")[0] == "55000"
 
 
 @pytest.mark.parametrize("mode", ["immediate", "queued"])
@@ -267,7 +267,7 @@ def test_a_column_that_has_become_another_type_is_not_misread(
         "DELETE FROM note WHERE id = 1",
         "TRUNCATE note",
     ):
-        state, text = sqlstate(db, statement)
+        state, text = raised_error(db, statement)
         assert state == "42804" and f'column "{column}" of watched table public.note is of type {wanted}' in text, text
         assert text.count("\n") == 2, "a DETAIL and a HINT"
     back = {"body": "convert_from(body, 'UTF8')", "embedding": "embedding::vector", "cluster_id": "cluster_id::bigint"}[
@@ -286,7 +286,7 @@ def test_a_column_that_has_become_too_short(db: psycopg.Connection) -> None:
     notes(db, watch=", on_error => 'skip'")
     fill(db, 5)
     db.execute("ALTER TABLE note ALTER embedding TYPE vector(3) USING NULL")
-    state, text = sqlstate(db, "INSERT INTO note (id, body) VALUES (6, 'a tree')")
+    state, text = raised_error(db, "INSERT INTO note (id, body) VALUES (6, 'a tree')")
     assert state == "22000" and "different vector dimensions 3 and 512" in text and "CALL clip_backfill" in text, text
     db.execute("ALTER TABLE note ALTER embedding TYPE vector(512) USING NULL")
     db.execute("UPDATE note SET cluster_id = NULL")

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 import support
-from support import sqlstate, value
+from support import raised_error, value
 from watched import PHOTOS
 
 # Everything works in UTF-8, and in SQL_ASCII, which accepts any bytes; in other encodings, each call says why it
@@ -38,7 +38,7 @@ def test_texts_of_another_encoding_are_not_misread(database: support.Database, e
     with encoded(database, name, encoding) as db:
         db.execute("CREATE TABLE note (id text PRIMARY KEY, body text)")
         if encoding == "LATIN1":
-            state, text = sqlstate(db, "SELECT clip_watch('note', 'body')")
+            state, text = raised_error(db, "SELECT clip_watch('note', 'body')")
             assert state == "0A000" and "LATIN1" in text
         else:
             db.execute("SELECT clip_watch('note', 'body', on_error => 'skip')")
@@ -60,7 +60,7 @@ def test_texts_of_another_encoding_are_not_misread(database: support.Database, e
             "clip_classify(clip_embed_text('a cat'), ARRAY['a dog'], ARRAY[{} || ' {{}}'])",
         ):
             assert value(db, f"SELECT count(*) FROM (SELECT {call.format(e_acute)}) AS found") > 0
-            state, text = sqlstate(db, f"SELECT {call.format(broken)}")
+            state, text = raised_error(db, f"SELECT {call.format(broken)}")
             assert state == "0A000" and text.startswith(f"text is not UTF-8\nThe database's encoding is {encoding}"), (
                 call
             )
@@ -68,7 +68,7 @@ def test_texts_of_another_encoding_are_not_misread(database: support.Database, e
         db.execute("CREATE TABLE photo (id text PRIMARY KEY, data bytea)")
         db.execute("SELECT clip_watch('photo', 'data', on_error => 'skip')")
         db.execute("INSERT INTO photo VALUES ('a', 'no photo')")
-        state, text = sqlstate(db, "INSERT INTO photo VALUES (E'\\xe9', 'no photo')")
+        state, text = raised_error(db, "INSERT INTO photo VALUES (E'\\xe9', 'no photo')")
         assert state == "0A000" and text.startswith("key is not UTF-8")
         db.execute("INSERT INTO photo VALUES (E'\\xe9', %b)", (PHOTOS["cat"],))
 
@@ -111,11 +111,11 @@ def test_names_beyond_ascii(database: support.Database, encoding: str) -> None:
         }
         for what, call in calls.items():
             if what == "find by a model":
-                assert sqlstate(db, call)[0] == ("42704" if works else "0A000")
+                assert raised_error(db, call)[0] == ("42704" if works else "0A000")
             elif works or what == "insert":
                 db.execute(call)
             else:
-                assert sqlstate(db, call)[0] == "0A000", what
+                assert raised_error(db, call)[0] == "0A000", what
         # No model, mode or column has such a name, in any encoding.
         for call in (
             f"SELECT clip_embed_text('a', '{word}')",
@@ -126,7 +126,7 @@ def test_names_beyond_ascii(database: support.Database, encoding: str) -> None:
             f"SELECT clip_prepare_words('{word}')",
             f"SELECT clip_tags(clip_embed_text('a'), 3, '{word}')",
         ):
-            assert sqlstate(db, call)[0] in (("42704", "22023", "42703") if works else ("0A000",)), call
+            assert raised_error(db, call)[0] in (("42704", "22023", "42703") if works else ("0A000",)), call
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "EUC_JP"])
@@ -154,13 +154,13 @@ def test_values_beyond_ascii(database: support.Database, encoding: str, server_f
         db.execute(f"UPDATE photo SET keywords = ARRAY[{bad}]")
         # Keywords come back as stored; JSON can't contain them.
         assert value(db, f"SELECT labels = ARRAY[{bad}] FROM clip_clusters('photo')")
-        state, text = sqlstate(db, reports[2])
+        state, text = raised_error(db, reports[2])
         assert state == "0A000" and "UTF-8" in text
         db.execute("UPDATE photo SET keywords = '{pet}'")
         db.execute(f"INSERT INTO photo VALUES ({bad}, decode('{PHOTOS['cat'].hex()}', 'hex'), '{{pet}}')")
         db.execute("DELETE FROM photo WHERE id = 'b'")
         for report in (reports[0], *reports[2:4]):
-            state, text = sqlstate(db, report)
+            state, text = raised_error(db, report)
             assert state == "0A000" and "UTF-8" in text, report
         # A word list beyond ASCII.
         path = server_folder.path / f"{name}.txt"
@@ -171,5 +171,5 @@ def test_values_beyond_ascii(database: support.Database, encoding: str, server_f
         if encoding == "SQL_ASCII":
             assert value(db, call) == 5
         else:
-            state, text = sqlstate(db, call)
+            state, text = raised_error(db, call)
             assert state == "0A000" and encoding in text

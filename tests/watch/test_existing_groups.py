@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from servers import Server, server
-from support import sqlstate, until, value
+from support import raised_error, until, value
 from watched import WORDS, check, fill, notes
 
 
@@ -84,7 +84,7 @@ def test_a_trigger_that_keeps_rows_from_being_updated_is_named(db):
         "CREATE OR REPLACE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; "
         "CREATE TRIGGER keep BEFORE UPDATE ON note FOR EACH ROW EXECUTE FUNCTION keep()"
     )
-    state, text = sqlstate(db, "SELECT clip_watch('note', 'body', cluster => 'cluster_id', existing => 'keep')")
+    state, text = raised_error(db, "SELECT clip_watch('note', 'body', cluster => 'cluster_id', existing => 'keep')")
     assert state == "27000" and "trigger" in text
 
 
@@ -175,7 +175,7 @@ def test_a_dangling_collection_is_not_dumped(db):
 def test_a_collection_that_a_watch_uses_is_not_dropped(db):
     notes(db)
     fill(db, 5)
-    state, text = sqlstate(db, "SELECT clip_drop_collection('note')")
+    state, text = raised_error(db, "SELECT clip_drop_collection('note')")
     assert state == "2BP01"
     assert text.startswith('collection "note" is used by the watch of public.note') and "clip_unwatch" in text
     assert check(db, "note") == 5
@@ -206,7 +206,7 @@ def test_a_generated_embedding_is_refused_with_the_way_out(db):
     db.execute(
         "CREATE TABLE note (id int PRIMARY KEY, body text, embedding vector GENERATED ALWAYS AS (made(body)) STORED)"
     )
-    state, text = sqlstate(db, "SELECT clip_watch('note', 'body')")
+    state, text = raised_error(db, "SELECT clip_watch('note', 'body')")
     assert state == "42804"
     assert "ALTER TABLE public.note ALTER COLUMN embedding DROP EXPRESSION" in text and "existing => 'keep'" in text
     db.execute("ALTER TABLE note ALTER COLUMN embedding DROP EXPRESSION")
@@ -218,18 +218,18 @@ def test_a_generated_embedding_is_refused_with_the_way_out(db):
 @pytest.mark.parametrize("argument", ["text_source", "key", "labels", "image"])
 def test_an_empty_name_is_refused_with_the_way_out(db, argument):
     notes(db)
-    state, text = sqlstate(db, f"SELECT clip_watch('note', {argument} => '')")
+    state, text = raised_error(db, f"SELECT clip_watch('note', {argument} => '')")
     assert state == "42703"
     assert f"To watch the table without {argument}, call clip_watch(…, reset => '{{{argument}}}')." in text
 
 
 def test_a_table_that_is_not_watched_needs_a_source(db):
     db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
-    state, text = sqlstate(db, "SELECT clip_watch('note')")
+    state, text = raised_error(db, "SELECT clip_watch('note')")
     assert state == "22004"
     assert text.startswith("table public.note is not watched yet") and "source => " in text
     db.execute("SELECT clip_watch('note', 'body')")
-    state, text = sqlstate(db, "SELECT clip_watch('note', embedding => 'other')")
+    state, text = raised_error(db, "SELECT clip_watch('note', embedding => 'other')")
     assert state == "22004" and text.startswith('column "other" of public.note is not watched yet')
 
 
@@ -304,13 +304,13 @@ def test_a_renamed_column_is_not_made_a_second_time(db):
     before = db.execute(groups).fetchall()
     db.execute("ALTER TABLE note RENAME embedding TO e")
     for call in ("clip_clusters", "clip_cluster_groups", "clip_duplicates", "clip_recluster"):
-        state, text = sqlstate(db, f"SELECT * FROM {call}('note')")
+        state, text = raised_error(db, f"SELECT * FROM {call}('note')")
         assert state == "42703" and 'collection "note"' in text and '"embedding"' in text, text
         assert "RENAME COLUMN" in text and "existing => 'keep'" in text, text
     for column, now in (("embedding", "e"), ("g", "h")):
         if column == "g":
             db.execute("ALTER TABLE note RENAME g TO h")
-        state, text = sqlstate(db, "SELECT clip_watch('note', 'body'%s)" % (", 'e'" if column == "g" else ""))
+        state, text = raised_error(db, "SELECT clip_watch('note', 'body'%s)" % (", 'e'" if column == "g" else ""))
         assert state == "42703" and f'no column "{column}"' in text and f'"{now}" is of its type' in text, text
         way_out = text.split("\n")[-1].split(" goes on")[0]
         assert value(db, "SELECT count(*) FROM pg_attribute WHERE attrelid = 'note'::regclass AND attnum > 0") == 4

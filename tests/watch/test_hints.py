@@ -6,7 +6,7 @@ import psycopg
 import pytest
 
 import support
-from support import sqlstate, value
+from support import raised_error, value
 from watched import PHOTOS, fill, notes
 
 
@@ -25,12 +25,12 @@ def columns(db: psycopg.Connection) -> set[str]:
 @pytest.mark.parametrize("state", ["", "2", "220", "22p02", "22-23", "ééé", "ab", "220233"])
 def test_what_is_no_sqlstate_is_refused(db: psycopg.Connection, state: str) -> None:
     notes(db)
-    found, text = sqlstate(db, "SELECT clip_retry('note', sqlstate => %s)", state)
+    found, text = raised_error(db, "SELECT clip_retry('note', sqlstate => %s)", state)
     assert found == "22023" and "clip_search.failure" in text
 
 
 @pytest.mark.parametrize("state", ["22", "22023", "0A", "XX000", "P0001"])
-def test_a_sqlstate_or_a_class_of_them_is_not(db: psycopg.Connection, state: str) -> None:
+def test_a_valid_sqlstate_or_class_is_accepted(db: psycopg.Connection, state: str) -> None:
     notes(db)
     assert value(db, "SELECT clip_retry('note', sqlstate => %s)", state) == 0
 
@@ -48,7 +48,7 @@ def test_a_sqlstate_or_a_class_of_them_is_not(db: psycopg.Connection, state: str
 )
 def test_pages_and_cuts(db: psycopg.Connection, arguments: str, state: str, part: str) -> None:
     notes(db)
-    found, text = sqlstate(db, f"SELECT * FROM clip_find('note', 'a cat', {arguments})")
+    found, text = raised_error(db, f"SELECT * FROM clip_find('note', 'a cat', {arguments})")
     assert found == state and part in text
     if "given" in part:
         assert "last row of the page before" in text
@@ -64,7 +64,7 @@ def test_settings_of_the_collection_may_be_reset_with_the_grouping(db: psycopg.C
     query = "SELECT threshold, labels::text, key::text FROM clip_search.collection_setting WHERE name = 'note'"
     assert db.execute(query).fetchone() == (None, None, "id")
     # Without groups there is nothing to reset.
-    state, text = sqlstate(db, "SELECT clip_watch('note', reset => '{labels}')")
+    state, text = raised_error(db, "SELECT clip_watch('note', reset => '{labels}')")
     assert state == "22023" and "cluster => " in text
 
 
@@ -78,7 +78,7 @@ def test_a_collection_that_no_watch_keeps_is_named(db: psycopg.Connection) -> No
         for text in said
     ), said
     # Another column needs another collection, or the old collection's name after that has been dropped.
-    state, text = sqlstate(db, "SELECT clip_watch('note', cluster => 'other')")
+    state, text = raised_error(db, "SELECT clip_watch('note', cluster => 'other')")
     assert state == "42710" and "collection => " in text and "clip_drop_collection('note')" in text
     db.execute("SELECT clip_watch('note', cluster => 'other', collection => 'others')")
     db.execute("CALL clip_backfill('note')")
@@ -156,7 +156,7 @@ def test_a_changed_mind_mixes_nothing(db: psycopg.Connection) -> None:
 def test_a_weight_needs_both_sources(db: psycopg.Connection) -> None:
     db.execute("CREATE TABLE photo (id int PRIMARY KEY, data bytea, body text)")
     for source in ("data", "body"):
-        state, text = sqlstate(db, f"SELECT clip_watch('photo', '{source}', text_weight => 0.3)")
+        state, text = raised_error(db, f"SELECT clip_watch('photo', '{source}', text_weight => 0.3)")
         assert state == "22023" and "share of a text beside an image" in text
     db.execute("SELECT clip_watch('photo', 'data', text_source => 'body', text_weight => 0.3)")
     db.execute("SELECT clip_watch('photo', text_weight => 0.4)")
@@ -172,24 +172,24 @@ def test_refusals_name_the_way_out(database: support.Database, db: psycopg.Conne
             "CALL clip_backfill('note')",
             "SELECT clip_create_collection('x', members => 'note')",
         ):
-            state, text = sqlstate(other, call)
+            state, text = raised_error(other, call)
             assert (
                 state == "42501" and "must be owner of table public.note" in text and "It belongs to postgres" in text
             ), text
         db.execute(f"SELECT clip_grant_collection('note', '{plain_role}', 'select')")
-        state, text = sqlstate(other, "SELECT * FROM clip_clusters('note')")
+        state, text = raised_error(other, "SELECT * FROM clip_clusters('note')")
         assert (
             state == "42501" and f"GRANT SELECT (embedding, cluster_id, id) ON public.note TO {plain_role}." in text
         ), text
         db.execute(f"GRANT SELECT ON note TO {plain_role}")
         db.execute("ALTER TABLE note ENABLE ROW LEVEL SECURITY")
-        state, text = sqlstate(other, "SELECT * FROM clip_clusters('note')")
+        state, text = raised_error(other, "SELECT * FROM clip_clusters('note')")
         assert f"public.note decides row by row what {plain_role} sees" in text
-    state, text = sqlstate(db, "SELECT * FROM clip_clusters('note', members => 'seen')")
+    state, text = raised_error(db, "SELECT * FROM clip_clusters('note', members => 'seen')")
     assert state == "22023" and "members => 'public.note', or leave the argument out" in text, text
-    state, text = sqlstate(db, "SELECT clip_watch('note', text_source => 'title', text_weight => 0)")
+    state, text = raised_error(db, "SELECT clip_watch('note', text_source => 'title', text_weight => 0)")
     assert state == "22023" and "leave text_source out" in text
-    state, text = sqlstate(db, "CALL clip_reembed('note', 'photo-mini')")
+    state, text = raised_error(db, "CALL clip_reembed('note', 'photo-mini')")
     way_out = text.split("this one: ")[1]
     assert state == "22023" and "existing => 'replace'" in way_out, text
     for statement in way_out.rstrip(";").split("; "):

@@ -7,7 +7,7 @@ import threading
 import psycopg
 import pytest
 
-from support import sqlstate, until, value
+from support import raised_error, until, value
 from watched import notes
 
 CALLS = {
@@ -59,7 +59,7 @@ def test_it_gives_up_by_lock_timeout(database, db, call):
     with database.connect(autocommit=False) as application:
         application.execute("LOCK TABLE note IN ACCESS SHARE MODE")
         db.execute("SET lock_timeout = '200ms'")
-        state, _ = sqlstate(db, CALLS[call])
+        state, _ = raised_error(db, CALLS[call])
         assert state == "55P03"
         db.execute("RESET lock_timeout")
         application.rollback()
@@ -79,4 +79,4 @@ def test_others_may_not_lock_a_table_by_calling_it(database, db, plain_role):
     notes(db)
     with database.connect(plain_role) as other:
         for call in CALLS.values():
-            assert sqlstate(other, call)[0] == "42501"
+            assert raised_error(other, call)[0] == "42501"

@@ -6,7 +6,7 @@ import psycopg
 import pytest
 
 import support
-from support import sqlstate, value
+from support import raised_error, value
 from watched import WORDS, check
 
 
@@ -70,7 +70,7 @@ def test_rows_leave_their_groups(parts, command, left, failed):
     parts.execute("DROP TABLE IF EXISTS low, high CASCADE")
 
 
-def test_what_is_undone_was_not(parts):
+def test_rolled_back_truncate_and_detach(parts):
     for command in ("TRUNCATE low", "TRUNCATE note", "ALTER TABLE note DETACH PARTITION low"):
         with pytest.raises(ZeroDivisionError), parts.transaction():
             parts.execute(command)
@@ -161,8 +161,8 @@ def test_somebody_elses_table_takes_nothing_out(parts, database: support.Databas
             "INSERT INTO fake SELECT c, 'x', clip_embed_text(%s), c FROM generate_series(1, 9) c", (WORDS[0],)
         )
         other.execute("ALTER TABLE fake ADD more int")
-        assert sqlstate(other, "TRUNCATE fake")[0] == "55000"
-        assert sqlstate(other, "SELECT clip_search.settle_partitions('{1}')")[0] == "42501"
+        assert raised_error(other, "TRUNCATE fake")[0] == "55000"
+        assert raised_error(other, "SELECT clip_search.settle_partitions('{1}')")[0] == "42501"
         other.execute("DROP TABLE fake")
     assert check(parts, "note WHERE body <> ''", collection="note") == 30
 
@@ -227,7 +227,7 @@ def test_an_owners_code_does_not_run_in_other_roles_ddl(db, database: support.Da
             owner.execute(definition)
         db.execute(DDL)
         # The owner's next command settles the partition, including the rows that the owner wrote.
-        assert sqlstate(owner, "CREATE TABLE mine_3 PARTITION OF mine FOR VALUES FROM (300) TO (400)")[0] == "P0001"
+        assert raised_error(owner, "CREATE TABLE mine_3 PARTITION OF mine FOR VALUES FROM (300) TO (400)")[0] == "P0001"
         owner.execute("DROP TRIGGER harm ON mine_2")
         owner.execute("CREATE TABLE mine_3 PARTITION OF mine FOR VALUES FROM (300) TO (400)")
         assert value(owner, "SELECT count(*) FROM mine_2 WHERE cluster_id IS NULL") == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from support import sqlstate, system_settings, until, value
+from support import raised_error, system_settings, until, value
 
 SERVER = {"model": "photo-mini", "worker_retry_delay": "10ms", "worker_attempts": "2", "worker_timeout": "1s"}
 
@@ -72,5 +72,5 @@ def test_messages_are_stored_in_part(db: psycopg.Connection) -> None:
 
 def test_the_steps_of_a_backfill_name_a_null(db: psycopg.Connection) -> None:
     for call in ("backfill_failed(ARRAY[NULL]::bigint[])", "backfill_batch(5, ARRAY[1, NULL]::bigint[])"):
-        state, text = sqlstate(db, f"SELECT clip_search.{call}")
+        state, text = raised_error(db, f"SELECT clip_search.{call}")
         assert state == "22004" and "contains NULL" in text

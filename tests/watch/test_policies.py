@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from servers import Server, server
-from support import sqlstate, until, value
+from support import raised_error, until, value
 from watched import drained
 
 
@@ -57,12 +57,12 @@ def test_the_worker_says_that_a_policy_is_in_its_way(preloaded: Server, owner: p
         until(lambda: value(db, "SELECT count(*) FROM owner.note WHERE embedding IS NOT NULL") == 2)
 
 
-def test_nor_are_hidden_rows_left_out_of_the_clusters(owner: psycopg.Connection) -> None:
+def test_hidden_rows_stay_in_clusters(owner: psycopg.Connection) -> None:
     owner.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id')")
     owner.execute("INSERT INTO note VALUES (1, 'a cat'), (2, 'a dog'), (3, 'a train')")
     before = owner.execute("SELECT id, cluster_id FROM note ORDER BY id").fetchall()
     owner.execute(HIDE)
-    state, text = sqlstate(owner, "SELECT * FROM clip_recluster('note')")
+    state, text = raised_error(owner, "SELECT * FROM clip_recluster('note')")
     assert state == "42501" and "row-level security" in text, text
     owner.execute("ALTER TABLE note NO FORCE ROW LEVEL SECURITY")
     assert owner.execute("SELECT id, cluster_id FROM note ORDER BY id").fetchall() == before
@@ -110,7 +110,7 @@ def test_force_stops_each_call_before_it_does_anything(
                 "CALL clip_backfill('owner.note')",
                 "SELECT clip_watch('owner.note', 'body', embedding => 'other', existing => 'replace')",
             ):
-                code, text = sqlstate(connection, call)
+                code, text = raised_error(connection, call)
                 assert code in ("42501", "55000") and ("row-level security" in text or "policies" in text), (call, text)
                 assert admin.execute(state).fetchone() == before, call
             # clip_retry leaves the rows in the list, which says why.
@@ -122,7 +122,7 @@ def test_force_stops_each_call_before_it_does_anything(
         columns = "SELECT count(*) FROM pg_attribute WHERE attrelid = 'owner.note'::regclass AND attnum > 0 AND NOT attisdropped"
         assert value(admin, columns) == 4, "clip_watch has left no column"
         # clip_reembed stops while it fills its column; clip_unwatch removes that column.
-        code, text = sqlstate(owner, "CALL clip_reembed('owner.note', 'clip-mini')")
+        code, text = raised_error(owner, "CALL clip_reembed('owner.note', 'clip-mini')")
         assert code == "42501" and "row-level security" in text, text
         beside = value(admin, "SELECT embedding::text FROM clip_search.watch_setting WHERE replaces IS NOT NULL")
         owner.execute("SELECT clip_unwatch('note', %s)", (beside,))
@@ -159,9 +159,9 @@ def test_a_writer_need_not_see_the_row(
         assert reader.execute("SELECT rows, pending FROM clip_search.watch").fetchall() == [(3, 0)]
         # It sees every row of the table, but still isn't the owner.
         assert value(reader, "SELECT count(*) FROM clip_search.cluster") == 0
-        assert sqlstate(reader, "SELECT * FROM clip_recluster('note')")[0] == "42501"
-        assert sqlstate(reader, "CALL clip_backfill('note')")[0] == "42501"
-        assert sqlstate(reader, "SELECT clip_retry('note')")[0] == "42501"
+        assert raised_error(reader, "SELECT * FROM clip_recluster('note')")[0] == "42501"
+        assert raised_error(reader, "CALL clip_backfill('note')")[0] == "42501"
+        assert raised_error(reader, "SELECT clip_retry('note')")[0] == "42501"
 
 
 def test_a_leaky_condition_sees_nothing_of_hidden_lists(owner: psycopg.Connection, reader: psycopg.Connection) -> None:

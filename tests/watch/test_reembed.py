@@ -8,7 +8,7 @@ import time
 import psycopg
 
 import support
-from support import close, embed_one, in_parallel, sqlstate, until, value, vector
+from support import embed_one, in_parallel, raised_error, same_embedding, until, value, vector
 from watched import WORDS, check, notes
 
 
@@ -28,16 +28,16 @@ def test_reembed_swaps_when_it_is_complete(
     )
     db.execute(f"GRANT SELECT (embedding) ON note TO {plain_role}")
     db.execute("CREATE VIEW show AS SELECT embedding FROM note")
-    state, text = sqlstate(db, "CALL clip_reembed('note', 'clip-mini')")
+    state, text = raised_error(db, "CALL clip_reembed('note', 'clip-mini')")
     assert state == "2BP01" and "view public.show" in text
     db.execute("DROP VIEW show")
-    state, text = sqlstate(db, "CALL clip_reembed('note', 'photo-mini')")
+    state, text = raised_error(db, "CALL clip_reembed('note', 'photo-mini')")
     assert state == "22023" and "already" in text
-    assert sqlstate(db, "CALL clip_reembed('note', 'nope')")[0] == "42704"
+    assert raised_error(db, "CALL clip_reembed('note', 'nope')")[0] == "42704"
 
     # A cancel leaves both columns in sync, and the next call continues.
     def reembed() -> tuple[str | None, str]:
-        return sqlstate(mine, "CALL clip_reembed('note', 'clip-mini', batch => 2)")
+        return raised_error(mine, "CALL clip_reembed('note', 'clip-mini', batch => 2)")
 
     # This lock keeps the call from ending before it is cancelled.
     mine, holder = database.connect(), database.connect()
@@ -65,8 +65,8 @@ def test_reembed_swaps_when_it_is_complete(
     for id, body, embedding in db.execute(
         f"SELECT id, body, {shadow}::text FROM note WHERE {shadow} IS NOT NULL"
     ).fetchall():
-        assert close(vector(embedding), embed_one(db, "text", body, "clip-mini")), id
-    state, text = sqlstate(db, "CALL clip_reembed('note', 'photo-mini:none')")
+        assert same_embedding(vector(embedding), embed_one(db, "text", body, "clip-mini")), id
+    state, text = raised_error(db, "CALL clip_reembed('note', 'photo-mini:none')")
     assert state == "55000" and "clip_unwatch" in text
 
     # Readers and writers work during the re-embedding.
@@ -104,7 +104,7 @@ def test_reembed_swaps_when_it_is_complete(
     dimensions = value(db, "SELECT vector_dims(clip_embed_text('x', 'clip-mini'))")
     assert seen <= {512, dimensions} and 512 in seen and written > 0
     for id, body, embedding in db.execute("SELECT id, body, embedding::text FROM note WHERE body <> ''").fetchall():
-        assert embedding is not None and close(vector(embedding), embed_one(db, "text", body, "clip-mini")), id
+        assert embedding is not None and same_embedding(vector(embedding), embed_one(db, "text", body, "clip-mini")), id
     members = dict(
         db.execute("SELECT cluster_id, count(*) FROM note WHERE embedding IS NOT NULL GROUP BY 1").fetchall()
     )

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 import support
-from support import sqlstate, value
+from support import raised_error, value
 from watched import WORDS, check
 
 STATE = (
@@ -180,13 +180,13 @@ def test_a_table_restored_alone_takes_writes_again(
         number = value(db, "SELECT tgargs FROM pg_trigger WHERE tgrelid = 'low'::regclass AND tgargs <> '' LIMIT 1")
         db.execute("SELECT setval('clip_search.watch_id_seq', %s, false)", (int(bytes(number).rstrip(b"\0")),))
         db.execute("SELECT clip_watch('other', 'body')")
-        state_of, text = support.sqlstate(db, "INSERT INTO note VALUES (2, 'a cat')")
+        state_of, text = support.raised_error(db, "INSERT INTO note VALUES (2, 'a cat')")
         assert state_of == "55000" and "clip_watch" in text and "clip_unwatch" in text
         db.execute("SET client_min_messages = notice")
         db.add_notice_handler(lambda diag: said.append(diag.message_primary or ""))
         if call == "unwatch":
             db.execute("SELECT clip_unwatch('note')")
-            assert support.sqlstate(db, "SELECT clip_unwatch('note')")[0] == "42704"
+            assert support.raised_error(db, "SELECT clip_unwatch('note')")[0] == "42704"
         else:
             db.execute("SELECT clip_watch('note', 'body', cluster => 'g')")
         told = [text for text in said if text.startswith("triggers zz_clip")]
@@ -273,7 +273,7 @@ def test_a_dump_keeps_what_is_watched(empty_database: support.Database, pg_progr
             db.execute("CALL clip_backfill('later')")
             assert value(db, "SELECT embedding IS NOT NULL FROM later")
             # DROP EXTENSION lists what depends on it; CASCADE keeps the tables and nothing else.
-            state, text = sqlstate(db, "DROP EXTENSION clip_search")
+            state, text = raised_error(db, "DROP EXTENSION clip_search")
             assert state == "2BP01" and 'trigger zz_clip_watch_1 on table app."The notes"' in text
             db.execute("DROP EXTENSION clip_search CASCADE")
             assert value(db, "SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal") == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from support import close, embed_one, sqlstate, value, vector
+from support import embed_one, raised_error, same_embedding, value, vector
 from watched import PHOTOS, check, fill, notes
 
 SETTING = """SELECT source, text_source, text_weight, embedding, cluster, model, collection, mode, on_error
@@ -83,7 +83,7 @@ def test_defaults_are_those_of_a_first_call(db):
 )
 def test_what_cannot_be_changed_is_refused_with_the_way_out(rich, argument, state, way_out):
     before = rich.execute(SETTING).fetchone(), rich.execute(GROUPING).fetchone()
-    found, text = sqlstate(rich, f"SELECT clip_watch('note', {argument})")
+    found, text = raised_error(rich, f"SELECT clip_watch('note', {argument})")
     assert found == state and way_out in text
     assert (rich.execute(SETTING).fetchone(), rich.execute(GROUPING).fetchone()) == before
 
@@ -106,7 +106,7 @@ def test_another_weight_or_source_makes_the_vectors_outdated(db):
     for number, (name, photo) in enumerate(PHOTOS.items()):
         mean = 0.1 * embed_one(db, "image", photo) + 0.9 * embed_one(db, "text", name)
         stored = vector(value(db, "SELECT embedding::text FROM note WHERE id = %s", number))
-        assert close(stored, mean / (mean @ mean) ** 0.5)
+        assert same_embedding(stored, mean / (mean @ mean) ** 0.5)
     # The old vectors are no longer in their groups.
     assert value(db, "SELECT sum(size) FROM clip_search.cluster WHERE collection = 'note'") == 3
     assert value(db, "SELECT count(*) FROM note n JOIN clip_search.cluster c ON c.id = n.cluster_id") == 3
@@ -250,7 +250,7 @@ def test_vectors_from_before_are_taken_over_on_the_callers_word(db):
     assert check(db, "note") == 5
 
 
-def test_he_may_say_so_later(db):
+def test_existing_keep_in_a_second_call(db):
     db.execute("CREATE TABLE note (id int PRIMARY KEY, body text, embedding vector(512))")
     db.execute("INSERT INTO note SELECT i, 'thing ' || i, clip_embed_text('thing ' || i) FROM generate_series(1, 5) i")
     db.execute("SELECT clip_watch('note', 'body')")

@@ -12,7 +12,7 @@ import pytest
 
 import support
 from servers import Server, server
-from support import close, embed_one, in_parallel, sqlstate, until, value, vector
+from support import embed_one, in_parallel, raised_error, same_embedding, until, value, vector
 from watched import PHOTOS, check, drained, fill, notes, workers
 
 
@@ -112,7 +112,7 @@ def test_sessions_share_a_reembedding(database: support.Database, db: psycopg.Co
         assert set(in_parallel([session] * 4)) <= {None, f'column "embedding" holds vectors of model "{model}" already'}
         assert value(db, "SELECT model FROM clip_search.watch") == model
         for id, body, embedding in db.execute("SELECT id, body, embedding::text FROM note").fetchall():
-            assert embedding is not None and close(vector(embedding), embed_one(db, "text", body, model)), id
+            assert embedding is not None and same_embedding(vector(embedding), embed_one(db, "text", body, model)), id
         members = dict(db.execute("SELECT cluster_id, count(*) FROM note GROUP BY 1").fetchall())
         assert (
             dict(db.execute("SELECT id, size FROM clip_search.cluster WHERE collection = 'note'").fetchall()) == members
@@ -129,7 +129,7 @@ def test_a_reembedding_that_is_given_up_meanwhile(
     found: list[tuple[str | None, str]] = []
     with database.connect() as calls:
         thread = threading.Thread(
-            target=lambda: found.append(sqlstate(calls, "CALL clip_reembed('note', 'clip-mini', batch => 1)"))
+            target=lambda: found.append(raised_error(calls, "CALL clip_reembed('note', 'clip-mini', batch => 1)"))
         )
         thread.start()
         embedded = "SELECT coalesce(max(embedded), 0) FROM clip_search.watch WHERE replaces = 'embedding'"
@@ -144,7 +144,7 @@ def test_a_reembedding_that_is_given_up_meanwhile(
 def test_a_batch_below_one_makes_nothing(db: psycopg.Connection, with_clip) -> None:
     notes(db)
     for call in ("CALL clip_reembed('note', 'clip-mini', batch => 0)", "CALL clip_backfill('note', 0)"):
-        assert sqlstate(db, call) == ("22023", "batch 0 is not at least 1")
+        assert raised_error(db, call) == ("22023", "batch 0 is not at least 1")
     assert value(db, "SELECT count(*) FROM clip_search.watch") == 1
 
 
@@ -200,10 +200,10 @@ def test_procedures_inside_a_transaction(db: psycopg.Connection, with_clip) -> N
     db.execute("ALTER TABLE note ENABLE TRIGGER ALL")
     for call in ("clip_backfill('note')", "clip_reembed('note', 'clip-mini')"):
         with db.transaction(force_rollback=True):
-            state, text = sqlstate(db, f"CALL {call}")
+            state, text = raised_error(db, f"CALL {call}")
             assert state == "25001" and text.startswith(f"{call.split('(')[0]}() can't run inside a transaction block")
         # Several statements sent in one message are a transaction, too.
-        assert sqlstate(db, f"SELECT 1; CALL {call}")[0] == "25001"
+        assert raised_error(db, f"SELECT 1; CALL {call}")[0] == "25001"
     assert value(db, "SELECT count(*) FROM clip_search.watch") == 1
     db.execute("CALL clip_backfill('note')")
     assert check(db, "note") == 3
@@ -239,8 +239,8 @@ def test_progress_of_a_table_that_is_being_dropped(database: support.Database, d
     ["clip_watch({}, 'body')", "clip_unwatch({})", "clip_retry({})", "clip_create_collection('x', members => {})"],
 )
 def test_an_oid_of_no_table(db: psycopg.Connection, call: str) -> None:
-    assert sqlstate(db, f"SELECT {call.format(4000000000)}") == ("42P01", "there is no table with oid 4000000000")
-    assert sqlstate(db, "CALL clip_backfill(4000000000)")[0] == "42P01"
+    assert raised_error(db, f"SELECT {call.format(4000000000)}") == ("42P01", "there is no table with oid 4000000000")
+    assert raised_error(db, "CALL clip_backfill(4000000000)")[0] == "42P01"
 
 
 def test_a_key_that_is_too_long_to_be_noted(database: support.Database, db: psycopg.Connection) -> None:
@@ -251,14 +251,14 @@ def test_a_key_that_is_too_long_to_be_noted(database: support.Database, db: psyc
     key = value(db, "SELECT substr(string_agg(md5(n::text), ''), 1, 2680) FROM generate_series(1, 90) n")
     db.execute("INSERT INTO note (id, body) VALUES (%s, 'a cat')", (key,))
     assert check(db, "note") == 1
-    state, text = sqlstate(db, "INSERT INTO note (id, body) VALUES (%s, '')", f"x{key[1:]}")
+    state, text = raised_error(db, "INSERT INTO note (id, body) VALUES (%s, '')", f"x{key[1:]}")
     assert state == "54000" and text.startswith(
         "a key of public.note is too long to be noted\nAs a text it has 2684 bytes"
     )
     db.execute(
         "ALTER TABLE note DISABLE TRIGGER ALL; UPDATE note SET embedding = NULL; ALTER TABLE note ENABLE TRIGGER ALL"
     )
-    backfilled = sqlstate(db, "CALL clip_backfill('note')")
+    backfilled = raised_error(db, "CALL clip_backfill('note')")
     assert backfilled[0] == state and backfilled[1].split("\n")[0] == text.split("\n")[0]
     db.execute("INSERT INTO note (id, body) VALUES (%s, '')", (key[:2600],))
     assert value(db, "SELECT key FROM clip_search.failure") == [key[:2600]]
@@ -266,7 +266,7 @@ def test_a_key_that_is_too_long_to_be_noted(database: support.Database, db: psyc
 
 def test_a_key_that_two_rows_may_have_for_a_while(db: psycopg.Connection) -> None:
     db.execute("CREATE TABLE note (id int PRIMARY KEY DEFERRABLE, body text)")
-    state, text = sqlstate(db, "SELECT clip_watch('note', 'body')")
+    state, text = raised_error(db, "SELECT clip_watch('note', 'body')")
     assert state == "55000" and "the primary key of public.note is deferrable" in text
     db.execute("ALTER TABLE note ADD other int NOT NULL UNIQUE; SELECT clip_watch('note', 'body')")
 
@@ -274,12 +274,12 @@ def test_a_key_that_two_rows_may_have_for_a_while(db: psycopg.Connection) -> Non
 def test_the_trigger_function_out_of_place(db: psycopg.Connection) -> None:
     notes(db)
     fill(db, 4)
-    assert sqlstate(db, "SELECT clip_watch_row()")[0] in ("39P01", "0A000")
+    assert raised_error(db, "SELECT clip_watch_row()")[0] in ("39P01", "0A000")
     watch = value(db, "SELECT substring(tgname FROM '[0-9]+') FROM pg_trigger WHERE tgrelid = 'note'::regclass LIMIT 1")
     db.execute(
         f"CREATE TRIGGER mine AFTER INSERT ON note FOR EACH STATEMENT EXECUTE FUNCTION clip_watch_row('{watch}')"
     )
-    state, text = sqlstate(db, "INSERT INTO note (id, body) VALUES (99, 'a cat')")
+    state, text = raised_error(db, "INSERT INTO note (id, body) VALUES (99, 'a cat')")
     assert state == "39P01" and "for a statement by TRUNCATE only" in text
     db.execute("DROP TRIGGER mine ON note")
     assert check(db, "note") == 4
@@ -342,7 +342,7 @@ def test_a_search_during_a_reembedding_uses_the_old_column(db: psycopg.Connectio
     assert [db.execute(find, (table,)).fetchall() for table in ("photo", "low")] == found
     # A second vector column of the user's own is as ambiguous as before.
     db.execute("ALTER TABLE photo ADD mine vector(512)")
-    state, text = sqlstate(db, "SELECT * FROM clip_find('photo', 'a cat')")
+    state, text = raised_error(db, "SELECT * FROM clip_find('photo', 'a cat')")
     assert state == "42P08" and "It has 2 of type" in text
 
 
@@ -353,7 +353,7 @@ def test_what_depends_on_a_column_is_told_of_before_any_work(db: psycopg.Connect
     db.execute("CREATE INDEX bare ON photo (id) WHERE embedding IS NULL")
     db.execute("CREATE INDEX half ON photo USING hnsw ((embedding::halfvec(512)) halfvec_cosine_ops)")
     model = value(db, "SELECT name FROM clip_models() WHERE name <> 'photo-mini' LIMIT 1")
-    state, text = sqlstate(db, "SELECT clip_search.reembed_begin('photo', %s, NULL)", model)
+    state, text = raised_error(db, "SELECT clip_search.reembed_begin('photo', %s, NULL)", model)
     assert state == "2BP01"
     for name, definition in (
         ("index public.bare:", "WHERE (embedding IS NULL)"),

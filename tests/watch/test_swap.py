@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from servers import server
-from support import PATIENCE, close, embed_one, until, value, vector
+from support import PATIENCE, embed_one, same_embedding, until, value, vector
 
 IN_ONE = (
     "BEGIN; ALTER TABLE photo RENAME TO photo_old; ALTER TABLE photo_new RENAME TO photo; SELECT pg_sleep({0}); COMMIT"
@@ -48,7 +48,7 @@ def run(db: psycopg.Connection, statements: str) -> None:
 
 def check(db: psycopg.Connection, watched: str, other: str) -> None:
     rows = db.execute(f"SELECT body, embedding::text FROM {watched}").fetchall()
-    assert all(text is not None and close(vector(text), embed_one(db, "text", body)) for body, text in rows)
+    assert all(text is not None and same_embedding(vector(text), embed_one(db, "text", body)) for body, text in rows)
     assert value(db, f"SELECT count(embedding) FROM {other}") == 0, "written into a table that is not watched"
     assert value(db, "SELECT count(*) FROM clip_search.failure") == 0
 

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 import support
-from support import sqlstate, value
+from support import raised_error, value
 from watched import PHOTOS
 
 MOST = 10
@@ -188,7 +188,7 @@ def test_an_image_and_a_text(db: psycopg.Connection) -> None:
     )
     query = WANTED.replace("embedding", "embedding::vector")
     assert value(db, f"SELECT bool_and(tags = {query}) FROM photo", "photo-mini")
-    state, text = sqlstate(db, "SELECT clip_watch('photo', 'caption', embedding => 'other', tags => 'other_tags')")
+    state, text = raised_error(db, "SELECT clip_watch('photo', 'caption', embedding => 'other', tags => 'other_tags')")
     assert state == "0A000" and "texts alone" in text
 
 
@@ -207,7 +207,7 @@ REFUSED = {
 def test_refused_when_the_watch_is_made(db: psycopg.Connection, case: str) -> None:
     column, arguments, state, part = REFUSED[case]
     db.execute(f"CREATE TABLE photo (id int PRIMARY KEY, data bytea, caption text, {column})")
-    found, text = sqlstate(db, f"SELECT clip_watch('photo', 'data', {arguments})")
+    found, text = raised_error(db, f"SELECT clip_watch('photo', 'data', {arguments})")
     assert found == state and part in text, text
     assert value(db, "SELECT count(*) FROM clip_search.watch_setting") == 0
 
@@ -215,12 +215,12 @@ def test_refused_when_the_watch_is_made(db: psycopg.Connection, case: str) -> No
 def test_nobodys_keywords_are_overwritten_in_silence(db: psycopg.Connection) -> None:
     db.execute("CREATE TABLE photo (id int PRIMARY KEY, data bytea, words text[])")
     db.execute("INSERT INTO photo VALUES (1, %b, '{mine}')", (PHOTOS["cat"],))
-    state, text = sqlstate(db, "SELECT clip_watch('photo', 'data', tags => 'words')")
+    state, text = raised_error(db, "SELECT clip_watch('photo', 'data', tags => 'words')")
     assert state == "55000" and "contains values already" in text and "existing => 'keep'" in text
     db.execute("SELECT clip_watch('photo', 'data', tags => 'words', existing => 'keep')")
     assert value(db, "SELECT words FROM photo") == ["mine"]
     # Two watches can't share a tags column.
-    state, text = sqlstate(
+    state, text = raised_error(
         db, "SELECT clip_watch('photo', 'data', embedding => 'other', tags => 'words', existing => 'keep')"
     )
     assert state == "22023" and '"embedding"' in text
@@ -231,7 +231,7 @@ def test_a_second_call_reset_and_unwatch(db: psycopg.Connection) -> None:
     put(db, "cat")
     db.execute("SELECT clip_watch('photo', on_error => 'skip')")
     assert value(db, "SELECT tags FROM clip_search.watch") == "tags"
-    state, text = sqlstate(db, "SELECT clip_watch('photo', tags => 'others')")
+    state, text = raised_error(db, "SELECT clip_watch('photo', tags => 'others')")
     assert state == "55000" and "reset => '{tags}'" in text
     said = messages(db)
     db.execute("SELECT clip_watch('photo', reset => '{tags}')")
@@ -282,7 +282,7 @@ def test_rights_are_the_owners(database: support.Database, db: psycopg.Connectio
     try:
         with database.connect(user=plain_role) as other:
             other.execute("INSERT INTO photo (id, data) VALUES (1, %b)", (PHOTOS["cat"],))
-            assert sqlstate(other, "SELECT clip_watch('photo', tags => 'others')")[0] == "42501"
+            assert raised_error(other, "SELECT clip_watch('photo', tags => 'others')")[0] == "42501"
         check(db, 1)
     finally:
         db.execute(f"REVOKE ALL ON photo FROM {plain_role}")

@@ -8,7 +8,7 @@ import time
 import psycopg
 
 from servers import Server
-from support import close, embed_one, system_settings, until, value, vector
+from support import embed_one, same_embedding, system_settings, until, value, vector
 from watched import drained
 
 DELAY = 0.2
@@ -93,7 +93,7 @@ def test_what_was_changed_meanwhile_is_not_written(preloaded: Server, db: psycop
         holder.execute("SELECT pg_advisory_unlock(77)")
         until(lambda: drained(db))
     stored = vector(value(db, "SELECT embedding::text FROM note WHERE id = 2"))
-    assert close(stored, embed_one(db, "text", "a steam locomotive"))
+    assert same_embedding(stored, embed_one(db, "text", "a steam locomotive"))
 
 
 def test_no_more_rows_than_a_batch_are_claimed(preloaded: Server, db: psycopg.Connection) -> None:

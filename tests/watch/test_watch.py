@@ -14,7 +14,7 @@ import pytest
 from psycopg import sql
 
 import support
-from support import close, embed_one, in_parallel, sqlstate, value, vector
+from support import embed_one, in_parallel, raised_error, same_embedding, value, vector
 from watched import PHOTOS, WORDS, check, fill, notes
 
 
@@ -287,7 +287,7 @@ def test_nobody_elses_functions_are_run(database: support.Database, db: psycopg.
             "collection_setting",
         ):
             mine.execute(f"CREATE TEMPORARY TABLE {table} (id bigint)")
-        assert sqlstate(mine, "SELECT 1 = 1")[1].startswith("trapped")  # the traps do work
+        assert raised_error(mine, "SELECT 1 = 1")[1].startswith("trapped")  # the traps do work
         mine.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
         mine.execute("INSERT INTO note VALUES (0, 'a cat'), (-1, '')")
         mine.execute(
@@ -309,15 +309,15 @@ def test_nobody_elses_functions_are_run(database: support.Database, db: psycopg.
         mine.execute("SELECT clip_unwatch('note', drop_columns => true)")
         # Other roles' collections, and tables of another owner.
         db.execute("SELECT clip_assign_cluster(clip_embed_text('a cat'), 'theirs')")
-        state, text = sqlstate(mine, "SELECT clip_watch('note', 'body', collection => 'theirs', cluster => 'c')")
+        state, text = raised_error(mine, "SELECT clip_watch('note', 'body', collection => 'theirs', cluster => 'c')")
         assert state == "42501" and "theirs" in text
         db.execute("CREATE TABLE public.theirs (id int PRIMARY KEY, body text)")
         db.execute(f"GRANT ALL ON public.theirs TO {plain_role}")
-        state, text = sqlstate(mine, "SELECT clip_watch('public.theirs', 'body')")
+        state, text = raised_error(mine, "SELECT clip_watch('public.theirs', 'body')")
         assert state == "42501" and "must be owner" in text
         db.execute("DROP TABLE public.theirs")
         db.execute(f"ALTER TABLE {plain_role}.note FORCE ROW LEVEL SECURITY, ENABLE ROW LEVEL SECURITY")
-        state, text = sqlstate(mine, "SELECT clip_watch('note', 'body', mode => 'queued')")
+        state, text = raised_error(mine, "SELECT clip_watch('note', 'body', mode => 'queued')")
         assert state == "55000" and "policies" in text
         mine.execute("SELECT clip_watch('note', 'body')")
 
@@ -338,15 +338,20 @@ def test_image_and_text_are_averaged(db: psycopg.Connection) -> None:
     found = {id: vector(v) for id, v in db.execute("SELECT id, embedding::text FROM photo")}
     mean = 0.75 * image.astype(np.float64) + 0.25 * text
     assert np.abs(found[1] - mean / np.linalg.norm(mean)).max() < 1e-6
-    assert close(found[2], image) and close(found[3], text) and found[4] is None and close(found[5], image)
+    assert (
+        same_embedding(found[2], image)
+        and same_embedding(found[3], text)
+        and found[4] is None
+        and same_embedding(found[5], image)
+    )
     db.execute("UPDATE photo SET caption = NULL WHERE id = 1")
-    assert close(vector(value(db, "SELECT embedding::text FROM photo WHERE id = 1")), image)
+    assert same_embedding(vector(value(db, "SELECT embedding::text FROM photo WHERE id = 1")), image)
 
 
 def test_errors_are_raised_or_skipped(db: psycopg.Connection) -> None:
     db.execute("CREATE TABLE photo (id int PRIMARY KEY, data bytea)")
     db.execute("SELECT clip_watch('photo', 'data', cluster => 'cluster_id')")
-    state, text = sqlstate(db, "INSERT INTO photo VALUES (1, 'not an image')")
+    state, text = raised_error(db, "INSERT INTO photo VALUES (1, 'not an image')")
     assert state == "22023" and text.startswith("not an image")
     db.execute("SELECT clip_watch('photo', 'data', cluster => 'cluster_id', on_error => 'skip')")
     db.execute("INSERT INTO photo VALUES (1, 'not an image'), (2, %s), (3, NULL), (4, 'nor this')", (PHOTOS["cat"],))
@@ -381,12 +386,12 @@ def test_one_model_a_column(db: psycopg.Connection, clip_mini) -> None:
     notes(db)
     fill(db, 5)
     db.execute(f"SET clip_search.model_path = '$system:{clip_mini.parent}'")
-    state, text = sqlstate(db, "SELECT clip_watch('note', 'body', cluster => 'cluster_id', model => 'clip-mini')")
+    state, text = raised_error(db, "SELECT clip_watch('note', 'body', cluster => 'cluster_id', model => 'clip-mini')")
     assert state == "55000" and "clip_reembed" in text
-    state, text = sqlstate(db, "UPDATE note SET embedding = clip_embed_text(body, 'clip-mini')")
+    state, text = raised_error(db, "UPDATE note SET embedding = clip_embed_text(body, 'clip-mini')")
     assert state in ("22000", "22023"), text
     db.execute("ALTER TABLE note DROP COLUMN embedding CASCADE; ALTER TABLE note ADD embedding vector")
-    state, text = sqlstate(db, "UPDATE note SET embedding = clip_embed_text(body, 'clip-mini')")
+    state, text = raised_error(db, "UPDATE note SET embedding = clip_embed_text(body, 'clip-mini')")
     assert state == "22000" and "clip_reembed" in text
     db.execute("UPDATE note SET embedding = clip_embed_text(body)")
 

@@ -9,7 +9,7 @@ import pytest
 from psycopg import sql
 
 import support
-from support import sqlstate, value
+from support import raised_error, value
 from watched import PHOTOS, check, fill, notes
 
 
@@ -18,7 +18,7 @@ def test_a_batch_of_null_is_refused(db: psycopg.Connection) -> None:
     notes(db)
     db.execute("SET statement_timeout = '60s'")
     for call in ("CALL clip_backfill('note', NULL)", "CALL clip_reembed('note', 'clip-mini', batch => NULL)"):
-        state, text = sqlstate(db, call)
+        state, text = raised_error(db, call)
         assert state == "22004" and text.startswith('argument "batch" is NULL')
     db.execute("RESET statement_timeout")
 
@@ -52,7 +52,9 @@ def test_the_view_runs_nobodys_policies(database: support.Database, db: psycopg.
             oid = value(db, "SELECT %s::regclass::oid", table)
             with database.connect(user=other) as theirs:
                 if grant:
-                    assert sqlstate(theirs, f"SELECT * FROM {table}")[1] == f"trapped as {other}"  # the trap does work
+                    assert (
+                        raised_error(theirs, f"SELECT * FROM {table}")[1] == f"trapped as {other}"
+                    )  # the trap does work
                 found = theirs.execute(
                     "SELECT relation::oid, rows, embedded, pending FROM clip_search.watch ORDER BY rows"
                 ).fetchall()
@@ -208,7 +210,7 @@ def test_a_name_that_is_too_long(db: psycopg.Connection) -> None:
     """PostgreSQL would truncate the name, and nothing would be found by it."""
     db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
     for argument in ("embedding", "cluster"):
-        state, text = sqlstate(db, f"SELECT clip_watch('note', 'body', {argument} => repeat('é', 32))")
+        state, text = raised_error(db, f"SELECT clip_watch('note', 'body', {argument} => repeat('é', 32))")
         assert state == "42622" and text.startswith('column name "éé') and "has 64 bytes" in text
     db.execute("SELECT clip_watch('note', 'body', cluster => repeat('é', 31) || 'x')")
 
@@ -240,13 +242,13 @@ def test_another_key(db: psycopg.Connection) -> None:
 def test_arguments_of_clusters(db: psycopg.Connection) -> None:
     """No column that has another use is overwritten, and no argument is silently ignored."""
     db.execute("CREATE TABLE note (id bigint PRIMARY KEY, body text, title text)")
-    state, text = sqlstate(db, "SELECT clip_watch('note', 'body', cluster => 'id')")
+    state, text = raised_error(db, "SELECT clip_watch('note', 'body', cluster => 'id')")
     assert state == "22023" and "part of its key" in text
     for argument in ("threshold => 0.9", "collection => 'x'"):
-        state, text = sqlstate(db, f"SELECT clip_watch('note', 'body', {argument})")
+        state, text = raised_error(db, f"SELECT clip_watch('note', 'body', {argument})")
         assert state == "22023" and text.startswith(argument.split()[0])
     db.execute("SELECT clip_watch('note', 'body', cluster => 'cluster_id', threshold => 0.9)")
-    state, text = sqlstate(
+    state, text = raised_error(
         db, "SELECT clip_watch('note', 'title', 'other', cluster => 'cluster_id', collection => 'x')"
     )
     assert state == "22023" and 'clusters of column "embedding"' in text

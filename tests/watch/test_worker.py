@@ -17,7 +17,7 @@ import psycopg
 
 import support
 from servers import Server
-from support import embed_one, sqlstate, system_settings, until, value, vector
+from support import embed_one, raised_error, system_settings, until, value, vector
 from watched import drained, workers
 
 PHOTOS = support.ROOT / "examples" / "gallery" / "photos"
@@ -477,16 +477,16 @@ def test_it_has_the_owners_rights_only(preloaded: Server, db: psycopg.Connection
             "DELETE FROM clip_search.watch_queue",
             "INSERT INTO clip_search.watch_failure VALUES (1, '{1}', now(), '00000', '')",
         ):
-            state, text = sqlstate(mallory, query)
+            state, text = raised_error(mallory, query)
             assert state in ("42501", "22023"), (query, state, text)
         watch = value(db, "SELECT id FROM clip_search.watch_setting WHERE relation = 'note'::regclass")
-        assert sqlstate(mallory, f"SELECT clip_search.backfill_claim({watch}, 0, 1000, 1)")[0] == "42501"
+        assert raised_error(mallory, f"SELECT clip_search.backfill_claim({watch}, 0, 1000, 1)")[0] == "42501"
         assert value(mallory, f"SELECT clip_search.backfill_claim({watch} + 1, 0, 1000, 1)") == []
-        assert sqlstate(mallory, f"SELECT * FROM clip_search.backfill_batch({watch}, '{{1}}')")[0] == "42501"
+        assert raised_error(mallory, f"SELECT * FROM clip_search.backfill_batch({watch}, '{{1}}')")[0] == "42501"
         mallory.execute(
             f"CREATE TRIGGER fake BEFORE INSERT ON seen FOR EACH ROW EXECUTE FUNCTION public.clip_watch_row('{watch}')"
         )
-        state, text = sqlstate(mallory, "INSERT INTO seen VALUES ('x')")
+        state, text = raised_error(mallory, "INSERT INTO seen VALUES ('x')")
         assert state == "55000" and "not watched" in text
         assert value(mallory, "SELECT count(*) FROM clip_search.pending WHERE relation = 'public.note'::regclass") == 0
     db.execute("DROP OWNED BY mallory CASCADE; DROP ROLE mallory")
