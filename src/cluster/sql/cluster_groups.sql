@@ -4,7 +4,7 @@ SELECT coalesce(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
            'representative_thumbnail', {thumbnail}, 'labels', coalesce(pg_catalog.to_jsonb({words}), '[]'::jsonb),
            'assets', (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
                                  'id', m.key, 'cosine', m.cosine, 'keywords', coalesce(pg_catalog.to_jsonb(m.labels), '[]'::jsonb))
-                             ORDER BY pg_catalog.round(m.cosine OPERATOR(pg_catalog.*) 1000000::float8) DESC, m.key_value)
+                             ORDER BY m.millionths_off, m.key_value)
                       FROM member m WHERE m.id OPERATOR(pg_catalog.=) c.id))
        ORDER BY c.size DESC, c.id), '[]'::jsonb)
 FROM cluster c JOIN grouped g ON g.id OPERATOR(pg_catalog.=) c.id
