@@ -321,8 +321,8 @@ pub fn claim(watch: i64, count: i64, next: Next) -> SqlResult<Vec<i64>> {
         let mut found = match next {
             Next::Between(after, last) => find(&format!("id > {after} AND id <= {last}"), "id")?,
             Next::Due => {
-                let first = find(&format!("due <= pg_catalog.clock_timestamp() AND {UNSUSPECTED}"), "due, id")?;
-                if first.is_empty() { find("due <= pg_catalog.clock_timestamp()", "due, id")? } else { first }
+                let first = find(&format!("due <= {NOW} AND {UNSUSPECTED}"), "due, id")?;
+                if first.is_empty() { find(&format!("due <= {NOW}"), "due, id")? } else { first }
             }
         };
         let Some(&(_, attempts, unended)) = found.first() else { return Ok(Vec::new()) };
@@ -341,18 +341,27 @@ pub fn claim(watch: i64, count: i64, next: Next) -> SqlResult<Vec<i64>> {
     })
 }
 
+/// The current time, evaluated once for a statement: an index scan can stop at it, as it can't at a volatile function.
+const NOW: &str = "(SELECT pg_catalog.clock_timestamp())";
+
 /// A condition for entries that have not ended a worker or the server. The other entries come last, because their rows
 /// may be the cause, until they have been due for a minute.
 const UNSUSPECTED: &str = "(q.attempts = 0 OR q.sqlstate IS NOT NULL \
      OR q.due <= pg_catalog.clock_timestamp() - '1 minute'::pg_catalog.interval)";
 
 /// The watches with due entries, and whether these include entries that have not ended a worker.
+///
+/// The first entry of each watch is looked up in the index. As EXISTS, the planner expected a due entry soon and scanned the
+/// table: with 190,000 entries of two watches, 14 other watches took 1.2 s each round; this takes 1 ms.
 pub fn due(watches: &[i64]) -> SqlResult<Vec<(i64, bool)>> {
     as_extension(|client| {
-        let due =
-            "SELECT FROM clip_search.watch_queue q WHERE q.watch = w.id AND q.due <= pg_catalog.clock_timestamp()";
-        let query =
-            format!("SELECT w.id, EXISTS ({due} AND {UNSUSPECTED}) FROM unnest($1) AS w (id) WHERE EXISTS ({due})");
+        let query = format!(
+            "SELECT w.id, (SELECT true FROM clip_search.watch_queue q WHERE q.watch = w.id AND q.due <= {NOW} AND {UNSUSPECTED} \
+                 ORDER BY q.due LIMIT 1) IS NOT NULL \
+             FROM unnest($1) AS w (id), \
+                 LATERAL (SELECT q.due FROM clip_search.watch_queue q WHERE q.watch = w.id ORDER BY q.due LIMIT 1) AS n \
+             WHERE n.due <= pg_catalog.clock_timestamp()"
+        );
         let rows = client.update(&query, None, &[watches.to_vec().into()]).map_err(spi)?;
         rows.map(|row| Ok((get(&row, 1)?.unwrap_or_default(), get(&row, 2)?.unwrap_or_default()))).collect()
     })

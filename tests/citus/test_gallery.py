@@ -46,12 +46,13 @@ def gallery(citus: Citus) -> Iterator[subprocess.CompletedProcess]:
 
 def test_the_gallery_is_right(citus: Citus, gallery: subprocess.CompletedProcess) -> None:
     assert gallery.stderr == ""
-    assert "30 photos in 4 shards on 3 workers" in gallery.stdout
+    # The shards lie where those of the tables before do, some of which were moved.
+    assert re.search("30 photos in 4 shards on [23] workers", gallery.stdout)
     assert "10 of 10 queries found their photo first; 30 photos form 10 groups" in gallery.stdout
     assert gallery.stdout.count("✓") == 10 and "✗" not in gallery.stdout
     coordinator, *workers = gallery.embedded
     # clip_watch embeds a picture to learn the model's dimensions.
-    assert coordinator <= 2 and sum(workers) == 30 and min(workers) > 0, gallery.embedded
+    assert coordinator <= 2 and sum(workers) == 30 and sorted(workers)[-2] > 0, gallery.embedded
     with citus.coordinator.connect() as db:
         titles = [title for (title,) in db.execute("SELECT title FROM gallery.search('something hot to drink', 1)")]
     assert len(titles) == 1 and titles[0].startswith("Espresso")

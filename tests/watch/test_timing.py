@@ -117,3 +117,29 @@ def test_no_more_rows_than_a_batch_are_claimed(preloaded: Server, db: psycopg.Co
         holder.execute("SELECT pg_advisory_unlock(77)")
         until(lambda: drained(db))
     assert value(db, "SELECT count(*) FROM note WHERE embedding IS NOT NULL") == 20
+
+
+def test_a_long_queue_is_not_read_each_round(db: psycopg.Connection) -> None:
+    """Each round asks every watch of the database for its first due entry. Watches without entries once had the whole queue
+    read, so that each round of 16 rows took a second with 190,000 entries."""
+    for number in range(8):
+        db.execute(f"CREATE TABLE idle_{number} (id int PRIMARY KEY, body text)")
+        db.execute(f"SELECT clip_watch('idle_{number}', 'body', mode => 'queued')")
+    db.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
+    db.execute("SELECT clip_watch('note', 'body', mode => 'queued')")
+    entries = 40_000
+    db.execute("INSERT INTO note SELECT n, 'text ' || n %% 5 FROM generate_series(1, %s) n", (entries,))
+    db.execute("ANALYZE clip_search.watch_queue")
+    read = "SELECT seq_tup_read FROM pg_stat_all_tables WHERE relid = 'clip_search.watch_queue'::regclass"
+    embedded = "SELECT count(embedding) FROM note"
+    before, rows, start = value(db, read), value(db, embedded), time.monotonic()
+    until(lambda: value(db, embedded) >= rows + 640, "640 rows were not embedded")
+    seconds = time.monotonic() - start
+    # A worker reports its statistics at its end.
+    pids = value(
+        db,
+        "SELECT array_agg(pg_terminate_backend(pid)::int * pid) FROM pg_stat_activity WHERE backend_type = 'clip_search worker'",
+    )
+    until(lambda: value(db, "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY (%s)", pids) == 0)
+    # NOTIFY clip_search says once a second how many are queued, for which they are counted.
+    assert value(db, read) - before < entries * (seconds + 4), seconds
